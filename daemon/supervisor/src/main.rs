@@ -1,2 +1,100 @@
-//! stub
-fn main(){}
+//! `enisled`: the supervisor. It holds the API, the tenants and their placement; V8 is in its workers alone.
+#![forbid(unsafe_code)]
+#![deny(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing, clippy::panic)]
+#![cfg_attr(test, allow(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing, clippy::panic, reason = "tests"))]
+
+mod api;
+mod config;
+mod daemon;
+mod events;
+mod places;
+mod policy;
+mod pool;
+mod process;
+mod quota;
+mod resident;
+mod server;
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::Context;
+use clap::Parser;
+use tokio::signal::unix::{SignalKind, signal};
+
+use crate::config::Config;
+use crate::daemon::Daemon;
+use crate::events::What;
+
+/// Runs untrusted JavaScript for many tenants, each on an island of its own.
+#[derive(Debug, Parser)]
+#[command(name = "enisled", version)]
+struct Arguments {
+    /// The Unix socket of the API.
+    #[arg(long, env = "ENISLE_SOCKET", value_name = "PATH")]
+    socket: Option<PathBuf>,
+    /// Where tenants' policies are kept.
+    #[arg(long, value_name = "DIR")]
+    state_dir: Option<PathBuf>,
+    /// The configuration file.
+    #[arg(long, value_name = "FILE")]
+    config: Option<PathBuf>,
+    /// Check the configuration and exit.
+    #[arg(long)]
+    check_config: bool,
+    /// Print the configuration with every value that holds, and exit.
+    #[arg(long)]
+    print_config: bool,
+}
+
+fn main() -> anyhow::Result<()> {
+    let arguments = Arguments::parse();
+    let filter = tracing_subscriber::EnvFilter::try_from_env("ENISLE_LOG").unwrap_or_else(|_| "info".into());
+    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).init();
+    let config = Config::load(arguments.config.clone().or_else(places::config).as_deref())?;
+    if arguments.print_config {
+        let text = toml::to_string(&config)?;
+        return Ok(std::io::Write::write_all(&mut std::io::stdout(), text.as_bytes())?);
+    }
+    if arguments.check_config {
+        return Ok(());
+    }
+    // Two threads: the daemon moves bytes, the work is in the workers.
+    tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?.block_on(run(arguments, config))
+}
+
+async fn run(arguments: Arguments, config: Config) -> anyhow::Result<()> {
+    let program = config.workers.program.clone().map_or_else(places::worker_program, Ok)?;
+    let state_dir = arguments.state_dir.unwrap_or_else(places::state_dir);
+    let socket = arguments.socket.unwrap_or_else(places::socket);
+    let api = config.api.clone();
+    // First, so that a second daemon on the same socket fails before it does anything.
+    let bound = server::bind(&socket)?;
+    let daemon = Arc::new(Daemon::set_up(config, program, &state_dir).await.context("enisled cannot start")?);
+    tracing::info!(socket = %socket.display(), state = %state_dir.display(), "enisled listens");
+    daemon.events.tell(What::Started { version: env!("CARGO_PKG_VERSION") });
+
+    let mut terminate = signal(SignalKind::terminate())?;
+    let mut interrupt = signal(SignalKind::interrupt())?;
+    let housekeeping = Arc::clone(&daemon);
+    let housekeeping = tokio::spawn(async move { housekeeping.retire_idle().await });
+    server::serve(bound, api::router(Arc::clone(&daemon)), &api, async {
+        tokio::select! {
+            _ = terminate.recv() => {}
+            _ = interrupt.recv() => {}
+        }
+    })
+    .await;
+
+    housekeeping.abort();
+    tokio::select! {
+        () = daemon.drain(Duration::from_secs(api.drain_secs)) => {}
+        // Asked twice: at once.
+        _ = terminate.recv() => {}
+        _ = interrupt.recv() => {}
+    }
+    daemon.pool.end().await;
+    tracing::info!("enisled has ended");
+    Ok(())
+}

@@ -23,7 +23,7 @@ const PACKAGES: &[&str] =
 const LLVM: &str = "/usr/lib/llvm-22";
 /// ICU's data file, which the `v8` crate leaves out, as the crate that carries it for the same ICU (78).
 const ICU_CRATE: (&str, &str) = ("deno_core_icudata", "0.78");
-const BINDGEN: &str = "0.73";
+const BINDGEN: &str = "~0.73";
 /// Groups whose members collide when they are compiled as one unit.
 const UNITY_SPLIT: &str =
     "v8_base_without_compiler:0,v8_base_without_compiler:37,v8_base_without_compiler:60,v8_initializers:7";

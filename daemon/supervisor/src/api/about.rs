@@ -1,0 +1,81 @@
+//! `HEAD /_ping`, `GET /v1/version`, `GET /v1/info`: what this daemon is and what this machine gives it.
+
+use std::sync::Arc;
+
+use axum::Json;
+use axum::extract::State;
+use enisle_wire::Outcome;
+use serde_json::{Value, json};
+
+use super::{API_VERSION, camel_case};
+use crate::daemon::Daemon;
+
+pub(crate) async fn ping() -> &'static str {
+    "enisled\n"
+}
+
+pub(crate) async fn version(State(daemon): State<Arc<Daemon>>) -> Json<Value> {
+    let workers = daemon.pool.list();
+    Json(json!({
+        "enisled": env!("CARGO_PKG_VERSION"),
+        "api": API_VERSION,
+        "wire": enisle_wire::VERSION,
+        // Known once a worker has started: the daemon itself does not contain V8.
+        "v8": workers.first().map(|listed| &listed.worker.v8),
+    }))
+}
+
+pub(crate) async fn info(State(daemon): State<Arc<Daemon>>) -> Json<Value> {
+    let layers: Vec<_> = daemon
+        .posture
+        .findings
+        .iter()
+        .map(|finding| {
+            json!({
+                "layer": finding.layer.name(),
+                "on": finding.on,
+                "detail": finding.detail,
+                "protects": finding.layer.protects(),
+                "remedy": if finding.on { None } else { Some(finding.layer.remedy()) },
+            })
+        })
+        .collect();
+    let capacity = daemon.pool.capacity;
+    let workers = daemon.pool.list();
+    Json(json!({
+        "posture": {
+            "layers": layers,
+            "keys": daemon.posture.keys,
+            "shareWithoutKeys": capacity.share_without_keys,
+            "consequence": consequence(&daemon),
+        },
+        "capacity": {
+            "tenantsPerProcess": capacity.tenants_per_process(),
+            "maxProcesses": daemon.pool.max_workers,
+        },
+        "counts": {
+            "workers": workers.len(),
+            "residents": workers.iter().map(|listed| listed.tenants.len()).sum::<usize>(),
+            "tenants": daemon.all_tenants().len(),
+            "inFlight": daemon.in_flight(),
+        },
+        "defaults": camel_case(serde_json::to_value(&daemon.config.defaults).unwrap_or_default()),
+        "outcomes": Outcome::ALL.map(Outcome::as_str),
+        "uptimeMs": u64::try_from(daemon.started.elapsed().as_millis()).unwrap_or(u64::MAX),
+        "draining": daemon.is_draining(),
+    }))
+}
+
+/// What the posture means for where tenants live, in a sentence.
+fn consequence(daemon: &Daemon) -> String {
+    let capacity = daemon.pool.capacity;
+    match (capacity.keys, capacity.share_without_keys) {
+        (0, false) => "no protection keys: every tenant has a process of its own".to_owned(),
+        (0, true) => format!(
+            "no protection keys, and the configuration accepts it (share_without_keys): up to {} tenants share a process, \
+             kept apart by cages alone",
+            capacity.tenants_per_process()
+        ),
+        _ => format!("up to {} tenants share a process, each in a cage of its own", capacity.tenants_per_process()),
+    }
+}

@@ -1,0 +1,66 @@
+//! `GET /v1/events`: what happened, one JSON object a line; with `?follow=1` also what happens next.
+
+use std::sync::Arc;
+
+use axum::body::{Body, Bytes};
+use axum::extract::{Query, State};
+use axum::http::header;
+use axum::response::{IntoResponse, Response};
+use http_body_util::StreamBody;
+use hyper::body::Frame;
+use serde::Deserialize;
+use tokio::sync::broadcast::error::RecvError;
+
+use super::peer::Peer;
+use super::problem::Problem;
+use crate::daemon::Daemon;
+use crate::events::Event;
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct Wanted {
+    #[serde(default)]
+    follow: u8,
+}
+
+pub(crate) async fn list(
+    State(daemon): State<Arc<Daemon>>,
+    peer: Peer,
+    wanted: Result<Query<Wanted>, axum::extract::rejection::QueryRejection>,
+) -> Result<Response, Problem> {
+    peer.operate(&daemon)?;
+    let Query(wanted) = wanted.map_err(|error| Problem::bad_request(format!("{error}; the one parameter is follow=1")))?;
+    let (past, next) = daemon.events.follow();
+    let past: Vec<u8> = past.iter().flat_map(line).collect();
+    let body = if wanted.follow == 0 {
+        Body::from(past)
+    } else {
+        let begin = (Some(Bytes::from(past)), next, daemon);
+        Body::new(StreamBody::new(futures_stream(begin)))
+    };
+    Ok(([(header::CONTENT_TYPE, "application/x-ndjson")], body).into_response())
+}
+
+fn line(event: &Event) -> Vec<u8> {
+    let mut line = serde_json::to_vec(event).unwrap_or_default();
+    line.push(b'\n');
+    line
+}
+
+type Follower = (Option<Bytes>, tokio::sync::broadcast::Receiver<Event>, Arc<Daemon>);
+
+/// The past as one piece, then an event a piece, until the daemon ends. A follower that is too slow is told how many
+/// events it missed.
+fn futures_stream(begin: Follower) -> impl futures_util::Stream<Item = Result<Frame<Bytes>, std::convert::Infallible>> {
+    futures_util::stream::unfold(begin, |(past, mut next, daemon)| async move {
+        let piece = match past {
+            Some(past) if !past.is_empty() => past,
+            _ => match next.recv().await {
+                Ok(event) => line(&event).into(),
+                Err(RecvError::Lagged(missed)) => format!("{{\"event\":\"missed\",\"count\":{missed}}}\n").into(),
+                Err(RecvError::Closed) => return None,
+            },
+        };
+        Some((Ok(Frame::data(piece)), (None, next, daemon)))
+    })
+}

@@ -1,0 +1,324 @@
+//! `POST /v1/tenants/{tenant}/load`: a script runs once, in a fresh isolate, and is forgotten.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use axum::Json;
+use axum::body::{Body, Bytes};
+use axum::extract::{Path, State};
+use base64::Engine;
+use enisle_wire::tenant::{Code, LogLine, Module, ModuleKind, Run, RunId, ScriptError, ToTenant};
+use enisle_wire::{MAX_ARGS_BYTES, MAX_ENV_BYTES, MAX_MODULES, MAX_NAME_BYTES, MAX_TO_TENANT_BYTES, Outcome, encode};
+use http_body_util::{BodyExt, LengthLimitError, Limited};
+use serde::{Deserialize, Serialize};
+use serde_json::value::RawValue;
+
+use super::peer::Peer;
+use super::problem::Problem;
+use super::tenants::{micros_as_ms, too_many};
+use crate::config::Api;
+use crate::daemon::{Daemon, Report};
+use crate::policy::{Policy, TenantName, Wish};
+use crate::resident::Job;
+
+/// 64 MiB of modules as JSON: escapes lengthen source somewhat, base64 lengthens data by a third.
+const MAX_BODY_BYTES: usize = 96 << 20;
+/// Parsing more than this is done off the threads that serve connections.
+const PARSE_INLINE_BYTES: usize = 256 << 10;
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "camelCase")]
+pub(crate) struct LoadRequest {
+    code: Option<String>,
+    main_module: Option<String>,
+    modules: Option<BTreeMap<String, ModuleSpec>>,
+    env: Option<Box<RawValue>>,
+    entrypoint: Option<String>,
+    method: Option<String>,
+    args: Option<Box<RawValue>>,
+    props: Option<Box<RawValue>>,
+    #[serde(default)]
+    limits: Wish,
+    #[serde(default)]
+    global_outbound: Option<serde_json::Value>,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(untagged, expecting = "a module is a string, or an object with exactly one of js, json, text, data")]
+enum ModuleSpec {
+    ByName(String),
+    Kind(ModuleByKind),
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "camelCase")]
+struct ModuleByKind {
+    js: Option<String>,
+    json: Option<Box<serde_json::Value>>,
+    text: Option<String>,
+    /// Base64.
+    data: Option<String>,
+}
+
+/// A whole body, within its cap.
+pub(super) struct RawBody(pub(super) Bytes);
+
+/// Reads a body that has to be whole within the configured time, and no larger than `cap`.
+pub(super) async fn read_body(body: Body, cap: usize, api: &Api) -> Result<RawBody, Problem> {
+    let collected = tokio::time::timeout(Duration::from_secs(api.read_secs), Limited::new(body, cap).collect()).await;
+    match collected {
+        Err(_) => Err(Problem::too_slow(format!("the body did not arrive within {} s", api.read_secs))),
+        Ok(Err(error)) if error.is::<LengthLimitError>() => {
+            Err(Problem::too_large(format!("the body is larger than {cap} bytes")))
+        }
+        Ok(Err(error)) => Err(Problem::bad_request(format!("the body ended early: {error}"))),
+        Ok(Ok(body)) => Ok(RawBody(body.to_bytes())),
+    }
+}
+
+pub(crate) async fn load(
+    State(daemon): State<Arc<Daemon>>,
+    peer: Peer,
+    Path(name): Path<String>,
+    body: Body,
+) -> Result<Json<Answer>, Problem> {
+    let name: TenantName = name.parse()?;
+    peer.act_for(&name, &daemon)?;
+    let tenant = daemon.tenant(&name).ok_or_else(too_many)?;
+    let RawBody(bytes) = read_body(body, MAX_BODY_BYTES, &daemon.config.api).await?;
+    let (id, policy) = (daemon.next_run_id(), tenant.policy());
+    let job = if bytes.len() <= PARSE_INLINE_BYTES {
+        parse(&bytes, id, &policy)?
+    } else {
+        let parsed = tokio::task::spawn_blocking(move || parse(&bytes, id, &policy)).await;
+        parsed.map_err(|_| Problem::internal("parsing was interrupted"))??
+    };
+    let report = daemon.run(&tenant, job).await?;
+    Ok(Json(answer(report)))
+}
+
+/// From bytes to a job that can be sent, or to what is wrong with them.
+fn parse(bytes: &[u8], id: RunId, policy: &Policy) -> Result<Job, Problem> {
+    let request: LoadRequest = serde_json::from_slice(bytes).map_err(|error| Problem::bad_request(error.to_string()))?;
+    if request.global_outbound.is_some() {
+        return Err(Problem::bad_request("globalOutbound can only be null: scripts have no network"));
+    }
+    let code = code(request.code, request.main_module, request.modules, policy, &request.limits)?;
+    let limits = request.limits.under(&policy.limits);
+    let run = Run {
+        id,
+        code,
+        entrypoint: name("entrypoint", request.entrypoint.as_deref().unwrap_or("default"))?,
+        method: request.method.map(|method| name("method", &method)).transpose()?,
+        args: json("args", request.args, "[]", '[', "an array", MAX_ARGS_BYTES)?,
+        env: json("env", request.env, "{}", '{', "an object", MAX_ENV_BYTES)?,
+        props: json("props", request.props, "{}", '{', "an object", MAX_ARGS_BYTES)?,
+        limits,
+        allow_eval: policy.allow_eval,
+    };
+    let frame = encode(&ToTenant::Run(Box::new(run)), MAX_TO_TENANT_BYTES).map_err(|error| Problem::too_large(error.to_string()))?;
+    Ok(Job { id, limits, frame: frame.into() })
+}
+
+fn name(what: &str, name: &str) -> Result<String, Problem> {
+    if name.is_empty() || name.len() > MAX_NAME_BYTES || name.chars().any(char::is_control) {
+        return Err(Problem::bad_request(format!(
+            "{what} is {:?}; it has to have 1 to {MAX_NAME_BYTES} bytes and no control characters",
+            name.chars().take(100).collect::<String>()
+        )));
+    }
+    Ok(name.to_owned())
+}
+
+/// One JSON value, passed on as the client wrote it.
+fn json(what: &str, value: Option<Box<RawValue>>, otherwise: &str, first: char, kind: &str, cap: usize) -> Result<String, Problem> {
+    let Some(value) = value else { return Ok(otherwise.to_owned()) };
+    let text = value.get();
+    if text.len() > cap {
+        return Err(Problem::too_large(format!("{what} has {} bytes; the most is {cap}", text.len())));
+    }
+    if !text.starts_with(first) {
+        return Err(Problem::bad_request(format!("{what} has to be {kind}")));
+    }
+    Ok(text.to_owned())
+}
+
+fn code(
+    short: Option<String>,
+    main: Option<String>,
+    modules: Option<BTreeMap<String, ModuleSpec>>,
+    policy: &Policy,
+    wish: &Wish,
+) -> Result<Code, Problem> {
+    let cap = wish.code_bytes.unwrap_or(u32::MAX).min(policy.limits.code_bytes) as usize;
+    let too_large = |bytes: usize| Problem::too_large(format!("the code has {bytes} bytes; the most is {cap} (limits.codeBytes)"));
+    match (short, main, modules) {
+        (Some(source), None, None) if source.len() > cap => Err(too_large(source.len())),
+        (Some(source), None, None) => Ok(Code::Short(source)),
+        (None, Some(main), Some(specs)) => {
+            if specs.len() > MAX_MODULES {
+                return Err(Problem::too_large(format!("there are {} modules; the most is {MAX_MODULES}", specs.len())));
+            }
+            let modules = specs.into_iter().map(|(name, spec)| module(name, spec)).collect::<Result<Vec<_>, _>>()?;
+            match modules.iter().find(|module| module.name == main).map(|module| module.kind) {
+                Some(ModuleKind::Js) => {}
+                Some(_) => return Err(Problem::bad_request(format!("the main module {main:?} is not JavaScript"))),
+                None => return Err(Problem::bad_request(format!("mainModule is {main:?}, and modules has no such name"))),
+            }
+            let bytes = modules.iter().map(|module| module.body.len()).sum();
+            if bytes > cap { Err(too_large(bytes)) } else { Ok(Code::Modules { main, modules }) }
+        }
+        (Some(_), _, _) => Err(Problem::bad_request("give either code, or mainModule and modules, not both")),
+        (None, Some(_), None) => Err(Problem::bad_request("mainModule needs modules beside it")),
+        (None, None, Some(_)) => Err(Problem::bad_request("modules needs mainModule beside it: the name of the first to run")),
+        (None, None, None) => Err(Problem::bad_request("there is no script: give code, or mainModule and modules")),
+    }
+}
+
+fn module(name_given: String, spec: ModuleSpec) -> Result<Module, Problem> {
+    let name = name("the name of a module", &name_given)?;
+    let one_of = || Problem::bad_request(format!("module {name:?} has to have exactly one of js, json, text, data"));
+    let (kind, body) = match spec {
+        ModuleSpec::ByName(source) => (kind_by_ending(&name)?, source.into_bytes()),
+        ModuleSpec::Kind(ModuleByKind { js: Some(source), json: None, text: None, data: None }) => {
+            (ModuleKind::Js, source.into_bytes())
+        }
+        ModuleSpec::Kind(ModuleByKind { js: None, json: Some(value), text: None, data: None }) => {
+            (ModuleKind::Json, value.to_string().into_bytes())
+        }
+        ModuleSpec::Kind(ModuleByKind { js: None, json: None, text: Some(text), data: None }) => {
+            (ModuleKind::Text, text.into_bytes())
+        }
+        ModuleSpec::Kind(ModuleByKind { js: None, json: None, text: None, data: Some(data) }) => {
+            let bytes = base64::engine::general_purpose::STANDARD.decode(data);
+            let bytes = bytes.map_err(|error| Problem::bad_request(format!("the data of module {name:?} is not base64: {error}")))?;
+            (ModuleKind::Data, bytes)
+        }
+        ModuleSpec::Kind(_) => return Err(one_of()),
+    };
+    Ok(Module { name, kind, body })
+}
+
+/// The kind of a module that was given as a string.
+fn kind_by_ending(name: &str) -> Result<ModuleKind, Problem> {
+    match name.rsplit_once('.').map(|(_, ending)| ending) {
+        Some("js" | "mjs") => Ok(ModuleKind::Js),
+        Some("json") => Ok(ModuleKind::Json),
+        Some("txt") => Ok(ModuleKind::Text),
+        Some("ts" | "tsx" | "jsx") => Err(Problem::bad_request(format!(
+            "module {name:?}: TypeScript and JSX are not run; compile it to JavaScript first"
+        ))),
+        Some("wasm") => Err(Problem::bad_request(format!("module {name:?}: WebAssembly is not run"))),
+        _ => Err(Problem::bad_request(format!(
+            "module {name:?} is a string, so its name has to end in .js, .mjs, .json or .txt; or say its kind: {{\"js\": …}}"
+        ))),
+    }
+}
+
+/// What a run came to.
+#[derive(Debug, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub(crate) struct Answer {
+    id: String,
+    outcome: Outcome,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    result: Option<Box<RawValue>>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    error: Option<ScriptError>,
+    logs: Vec<Line>,
+    truncated: bool,
+    usage: Usage,
+    cordon: &'static str,
+}
+
+#[derive(Debug, Serialize)]
+#[serde(rename_all = "camelCase")]
+struct Line {
+    t_ms: u32,
+    level: enisle_wire::tenant::Level,
+    text: String,
+}
+
+#[derive(Debug, Serialize)]
+#[serde(rename_all = "camelCase")]
+struct Usage {
+    cpu_ms: f64,
+    wall_ms: f64,
+    startup_us: u64,
+    queued_us: u64,
+    peak_heap_bytes: u64,
+}
+
+fn answer(report: Report) -> Answer {
+    let Report { id, finished, level } = report;
+    let usage = Usage {
+        cpu_ms: micros_as_ms(finished.usage.cpu_us),
+        wall_ms: micros_as_ms(finished.usage.wall_us),
+        startup_us: finished.usage.startup_us,
+        queued_us: u64::try_from(finished.queued.as_micros()).unwrap_or(u64::MAX),
+        peak_heap_bytes: finished.usage.peak_heap_bytes,
+    };
+    let logs = finished.logs.into_iter().map(|LogLine { t_ms, level, text }| Line { t_ms, level, text }).collect();
+    Answer {
+        id: id.to_string(),
+        outcome: finished.outcome,
+        result: finished.result,
+        error: finished.error,
+        logs,
+        truncated: finished.truncated,
+        usage,
+        cordon: level.as_str(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn parsed(body: &str) -> Result<Job, String> {
+        parse(body.as_bytes(), RunId(1), &Policy::default())
+            .map_err(|problem| serde_json::to_value(problem).unwrap()["detail"].as_str().unwrap_or_default().to_owned())
+    }
+
+    #[test]
+    fn what_is_wrong_with_a_request_is_said() {
+        for (body, word) in [
+            ("", "EOF"),
+            ("[]", "LoadRequest"),
+            ("{}", "no script"),
+            (r#"{"code": "1", "cod": 2}"#, "cod"),
+            (r#"{"code": "1", "mainModule": "a.js"}"#, "not both"),
+            (r#"{"mainModule": "a.js", "modules": {"b.js": ""}}"#, "no such name"),
+            (r#"{"mainModule": "a.json", "modules": {"a.json": "1"}}"#, "not JavaScript"),
+            (r#"{"mainModule": "a.js", "modules": {"a.js": {"js": "", "text": ""}}}"#, "exactly one"),
+            (r#"{"mainModule": "a.js", "modules": {"a.js": 3}}"#, "a module is a string"),
+            (r#"{"mainModule": "a.ts", "modules": {"a.ts": ""}}"#, "TypeScript"),
+            (r#"{"mainModule": "a\u0000.js", "modules": {"a\u0000.js": ""}}"#, "control characters"),
+            (r#"{"mainModule": "a.js", "modules": {"a.js": "", "b": {"data": "?"}}}"#, "base64"),
+            (r#"{"code": "1", "args": {}}"#, "args has to be an array"),
+            (r#"{"code": "1", "env": []}"#, "env has to be an object"),
+            (r#"{"code": "1", "globalOutbound": "x"}"#, "no network"),
+            (r#"{"code": "1", "limits": {"cpu": 1}}"#, "cpu"),
+            (r#"{"code": "1", "limits": {"cpuMs": -1}}"#, "-1"),
+            ("{\"code\": \"\\ud800\"}", "surrogate"),
+        ] {
+            let detail = parsed(body).expect_err(body);
+            assert!(detail.contains(word), "{body} -> {detail}");
+        }
+    }
+
+    #[test]
+    fn bytes_that_are_not_utf8_are_refused() {
+        assert!(parse(b"{\"code\": \"\xff\"}", RunId(1), &Policy::default()).is_err());
+    }
+
+    #[test]
+    fn a_request_as_in_the_documentation_is_taken() {
+        let body = r#"{ "mainModule": "main.js",
+            "modules": { "main.js": "export default {}", "d.txt": "t", "j": {"json": [1]}, "b": {"data": "AAE="} },
+            "env": { "factor": 2 }, "method": "run", "args": [{ "n": 21 }], "globalOutbound": null,
+            "limits": { "cpuMs": 50, "wallMs": 10000, "memoryMb": 64, "subRequests": 50 } }"#;
+        assert_eq!(parsed(body).map(|job| job.limits.cpu_ms), Ok(50));
+    }
+}

@@ -1,0 +1,97 @@
+//! Who is calling (`SO_PEERCRED`, so the kernel says it), and what the policy lets them do.
+
+use std::convert::Infallible;
+
+use axum::extract::FromRequestParts;
+use axum::http::request::Parts;
+
+use super::problem::Problem;
+use crate::config::Peer as Rule;
+use crate::daemon::Daemon;
+use crate::events::What;
+use crate::policy::TenantName;
+
+/// The process at the other end of a connection.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Peer {
+    pub(crate) uid: u32,
+}
+
+impl<S: Sync> FromRequestParts<S> for Peer {
+    type Rejection = Infallible;
+
+    async fn from_request_parts(parts: &mut Parts, _: &S) -> Result<Self, Infallible> {
+        // The server puts it into every request; a request without it is nobody's.
+        Ok(parts.extensions.get().copied().unwrap_or(Self { uid: u32::MAX }))
+    }
+}
+
+impl Peer {
+    fn is_owner(self) -> bool {
+        self.uid == 0 || self.uid == nix::unistd::geteuid().as_raw()
+    }
+
+    fn rules(self, rules: &[Rule]) -> impl Iterator<Item = &Rule> {
+        rules.iter().filter(move |rule| rule.uid == self.uid)
+    }
+
+    fn may_act_for(self, tenant: &TenantName, rules: &[Rule]) -> bool {
+        let matches = |pattern: &String| match pattern.strip_suffix('*') {
+            Some(beginning) => tenant.as_str().starts_with(beginning),
+            None => tenant.as_str() == pattern,
+        };
+        self.is_owner() || self.rules(rules).any(|rule| rule.tenants.iter().any(matches))
+    }
+
+    fn may_operate(self, rules: &[Rule]) -> bool {
+        self.is_owner() || self.rules(rules).any(|rule| rule.operate)
+    }
+
+    /// Asks to act for a tenant.
+    pub(crate) fn act_for(self, tenant: &TenantName, daemon: &Daemon) -> Result<(), Problem> {
+        if self.may_act_for(tenant, &daemon.config.peers) {
+            return Ok(());
+        }
+        Err(self.denied(daemon, format!("act for tenant {tenant}"), "tenants = [\"…\"]"))
+    }
+
+    /// Asks to operate the daemon.
+    pub(crate) fn operate(self, daemon: &Daemon) -> Result<(), Problem> {
+        if self.may_operate(&daemon.config.peers) {
+            return Ok(());
+        }
+        Err(self.denied(daemon, "operate the daemon".to_owned(), "operate = true"))
+    }
+
+    fn denied(self, daemon: &Daemon, what: String, grant: &str) -> Problem {
+        let uid = self.uid;
+        let detail = format!("uid {uid} may not {what}; an operator grants it in enisled.toml with [[peers]] uid = {uid}, {grant}");
+        daemon.events.tell(What::Denied { uid, what });
+        Problem::forbidden(detail)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn rules() -> Vec<Rule> {
+        vec![Rule { uid: 4_000_000, tenants: vec!["acme-*".into(), "solo".into()], operate: false }]
+    }
+
+    #[test]
+    fn a_peer_acts_for_the_tenants_that_its_rules_name_and_no_others() {
+        let peer = Peer { uid: 4_000_000 };
+        for (name, allowed) in [("acme-1", true), ("solo", true), ("solo2", false), ("acme", false)] {
+            assert_eq!(peer.may_act_for(&name.parse().unwrap(), &rules()), allowed, "{name}");
+        }
+        assert!(!peer.may_operate(&rules()));
+    }
+
+    #[test]
+    fn a_peer_without_rules_may_nothing_and_root_everything() {
+        let name = "acme-1".parse().unwrap();
+        assert!(!Peer { uid: 4_000_001 }.may_act_for(&name, &rules()));
+        assert!(Peer { uid: 0 }.may_act_for(&name, &[]) && Peer { uid: 0 }.may_operate(&[]));
+    }
+}

@@ -1,0 +1,76 @@
+//! `GET /v1/tenants`, `GET` and `PUT /v1/tenants/{tenant}`: who there is, and what they may do.
+
+use std::sync::Arc;
+
+use axum::Json;
+use axum::body::Body;
+use axum::extract::{Path, State};
+use serde_json::{Value, json};
+
+use super::camel_case;
+use super::load::{RawBody, read_body};
+use super::peer::Peer;
+use super::problem::Problem;
+use crate::daemon::{Daemon, Tenant};
+use crate::policy::{Policy, TenantName};
+
+/// A policy is a few hundred bytes.
+const MAX_POLICY_BYTES: usize = 64 * 1024;
+
+pub(crate) async fn list(State(daemon): State<Arc<Daemon>>, peer: Peer) -> Result<Json<Value>, Problem> {
+    peer.operate(&daemon)?;
+    Ok(Json(daemon.all_tenants().iter().map(|tenant| show_tenant(tenant)).collect()))
+}
+
+pub(crate) async fn show(State(daemon): State<Arc<Daemon>>, peer: Peer, Path(name): Path<String>) -> Result<Json<Value>, Problem> {
+    let name: TenantName = name.parse()?;
+    peer.act_for(&name, &daemon)?;
+    let tenant = daemon.known_tenant(&name);
+    let tenant = tenant.ok_or_else(|| Problem::not_found(format!("tenant {name} has no policy and has run nothing yet")))?;
+    Ok(Json(show_tenant(&tenant)))
+}
+
+pub(crate) async fn put(
+    State(daemon): State<Arc<Daemon>>,
+    peer: Peer,
+    Path(name): Path<String>,
+    body: Body,
+) -> Result<Json<Value>, Problem> {
+    let name: TenantName = name.parse()?;
+    peer.operate(&daemon)?;
+    let RawBody(bytes) = read_body(body, MAX_POLICY_BYTES, &daemon.config.api).await?;
+    let policy: Policy = serde_json::from_slice(&bytes).map_err(|error| Problem::bad_request(error.to_string()))?;
+    policy.check(daemon.config.workers.max_memory_mb).map_err(|error| Problem::bad_request(error.to_string()))?;
+    let tenant = daemon.tenant(&name).ok_or_else(too_many)?;
+    daemon.set_policy(&tenant, policy, peer.uid)?;
+    Ok(Json(show_tenant(&tenant)))
+}
+
+pub(super) fn too_many() -> Problem {
+    Problem::unavailable("the daemon knows as many tenants as it can; restart it to forget those without a policy")
+}
+
+fn show_tenant(tenant: &Tenant) -> Value {
+    let residence = tenant.residence();
+    let usage = tenant.usage();
+    json!({
+        "name": tenant.name,
+        "policy": camel_case(serde_json::to_value(tenant.policy()).unwrap_or_default()),
+        "inFlight": tenant.in_flight(),
+        "resident": residence.map(|resident| json!({
+            "worker": resident.worker.id,
+            "pid": resident.worker.pid.as_raw(),
+            "cordon": resident.worker.level.as_str(),
+            "warm": resident.is_idle(),
+            "unusedMs": u64::try_from(resident.unused_for().as_millis()).unwrap_or(u64::MAX),
+        })),
+        "usage": { "runs": usage.runs, "cpuMs": micros_as_ms(usage.cpu_us), "outcomes": usage.outcomes },
+    })
+}
+
+/// Milliseconds with three decimals.
+pub(super) fn micros_as_ms(micros: u64) -> f64 {
+    #[expect(clippy::cast_precision_loss, reason = "2^53 microseconds are 285 years")]
+    let micros = micros as f64;
+    micros / 1000.0
+}

@@ -1,0 +1,38 @@
+//! `GET /v1/workers`: the processes.
+
+use std::sync::Arc;
+
+use axum::Json;
+use axum::extract::State;
+use serde_json::{Value, json};
+
+use super::peer::Peer;
+use super::problem::Problem;
+use crate::daemon::Daemon;
+use crate::pool::Listed;
+
+pub(crate) async fn list(State(daemon): State<Arc<Daemon>>, peer: Peer) -> Result<Json<Value>, Problem> {
+    peer.operate(&daemon)?;
+    Ok(Json(daemon.pool.list().iter().map(show).collect()))
+}
+
+fn show(listed: &Listed) -> Value {
+    let pid = listed.worker.pid.as_raw();
+    json!({
+        "id": listed.worker.id,
+        "pid": pid,
+        "cordon": listed.worker.level.as_str(),
+        "tenants": listed.tenants,
+        "placesUsed": listed.places_used,
+        "rssBytes": rss_bytes(pid),
+        "ageMs": u64::try_from(listed.worker.started_at.elapsed().as_millis()).unwrap_or(u64::MAX),
+        "v8": listed.worker.v8,
+    })
+}
+
+/// Resident memory, by the kernel's word (`VmRSS`, proc_pid_status(5)); nothing if the process has just ended.
+fn rss_bytes(pid: i32) -> Option<u64> {
+    let status = std::fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
+    let kib = status.lines().find_map(|line| line.strip_prefix("VmRSS:"))?.trim().strip_suffix(" kB")?;
+    kib.trim().parse::<u64>().ok()?.checked_mul(1024)
+}

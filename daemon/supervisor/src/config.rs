@@ -1,0 +1,188 @@
+//! The configuration file: every key optional, unknown keys an error.
+
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
+
+use enisle_hardening::{Layer, LayerSet};
+use serde::{Deserialize, Serialize};
+
+use crate::policy::Policy;
+
+/// What `enisled.toml` may hold. The values here are the defaults.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub(crate) struct Config {
+    /// Layers that have to be there, or the daemon does not start (names as in `enisle doctor`).
+    pub(crate) required: Vec<String>,
+    pub(crate) workers: Workers,
+    /// The policy of tenants that have none of their own.
+    pub(crate) defaults: Policy,
+    pub(crate) peers: Vec<Peer>,
+    pub(crate) api: Api,
+}
+
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub(crate) struct Workers {
+    /// The worker program; beside `enisled` if not given.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) program: Option<PathBuf>,
+    /// Most worker processes.
+    pub(crate) max: usize,
+    /// The most memory that a policy may grant to a tenant, in MiB; what the process may commit is computed from it.
+    pub(crate) max_memory_mb: u32,
+    /// A tenant that has run nothing for so long moves out, in seconds.
+    pub(crate) idle_secs: u64,
+    /// Accept tenants side by side in one process with cages alone, on a machine without protection keys.
+    pub(crate) share_without_keys: bool,
+    /// As root: workers run under this uid and the ones after it, one each.
+    pub(crate) uid_base: u32,
+}
+
+/// Who may do what. Root and the daemon's own uid may do everything.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct Peer {
+    pub(crate) uid: u32,
+    /// Tenants that this uid may act for: names, or beginnings of names followed by `*`.
+    #[serde(default)]
+    pub(crate) tenants: Vec<String>,
+    /// Policies, workers and events of all tenants.
+    #[serde(default)]
+    pub(crate) operate: bool,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub(crate) struct Api {
+    /// Most open connections; further ones wait.
+    pub(crate) connections: usize,
+    /// A request's head and body have to arrive within so many seconds, each.
+    pub(crate) read_secs: u64,
+    /// A client that takes nothing of an answer for so many seconds is cut off.
+    pub(crate) write_secs: u64,
+    /// At the end runs in flight have so many seconds to finish.
+    pub(crate) drain_secs: u64,
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        Self {
+            // What every machine has that can run the daemon at all.
+            required: [Layer::Rlimits, Layer::Capabilities, Layer::NoNewPrivileges, Layer::Seccomp]
+                .map(|layer| layer.name().to_owned())
+                .to_vec(),
+            workers: Workers::default(),
+            defaults: Policy::default(),
+            peers: Vec::new(),
+            api: Api::default(),
+        }
+    }
+}
+
+impl Default for Workers {
+    fn default() -> Self {
+        Self {
+            program: None,
+            max: 64,
+            max_memory_mb: 256,
+            idle_secs: 300,
+            share_without_keys: false,
+            // Behind the ranges that systemd and container managers hand out (systemd's UIDS-GIDS.md).
+            uid_base: 1_900_000_000,
+        }
+    }
+}
+
+impl Default for Api {
+    fn default() -> Self {
+        Self { connections: 1024, read_secs: 30, write_secs: 30, drain_secs: 10 }
+    }
+}
+
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum ConfigError {
+    #[error("{path} cannot be read: {error}")]
+    Read { path: PathBuf, error: io::Error },
+    #[error("{path}: {error}")]
+    Parse { path: PathBuf, error: toml::de::Error },
+    #[error("{path}: {error}")]
+    Layer { path: PathBuf, error: enisle_hardening::layers::UnknownLayer },
+    #[error("{path}: {error}")]
+    Policy { path: PathBuf, error: crate::policy::PolicyError },
+    #[error("{path}: {key} must not be 0")]
+    Zero { path: PathBuf, key: &'static str },
+}
+
+impl Config {
+    /// Reads `path`, or the defaults if it is not given.
+    pub(crate) fn load(path: Option<&Path>) -> Result<Self, ConfigError> {
+        let Some(path) = path else { return Ok(Self::default()) };
+        let text = fs::read_to_string(path).map_err(|error| ConfigError::Read { path: path.to_owned(), error })?;
+        let config: Self = toml::from_str(&text).map_err(|error| ConfigError::Parse { path: path.to_owned(), error })?;
+        config.check(path)?;
+        Ok(config)
+    }
+
+    fn check(&self, path: &Path) -> Result<(), ConfigError> {
+        let path = || path.to_owned();
+        self.required_layers().map_err(|error| ConfigError::Layer { path: path(), error })?;
+        self.defaults
+            .check(self.workers.max_memory_mb)
+            .map_err(|error| ConfigError::Policy { path: path(), error })?;
+        for (key, value) in [
+            ("workers.max", self.workers.max as u64),
+            ("api.connections", self.api.connections as u64),
+            ("api.read_secs", self.api.read_secs),
+            ("api.write_secs", self.api.write_secs),
+        ] {
+            if value == 0 {
+                return Err(ConfigError::Zero { path: path(), key });
+            }
+        }
+        Ok(())
+    }
+
+    pub(crate) fn required_layers(&self) -> Result<LayerSet, enisle_hardening::layers::UnknownLayer> {
+        self.required.iter().map(|name| name.parse::<Layer>()).collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn parse(text: &str) -> Result<Config, String> {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        fs::write(file.path(), text).unwrap();
+        Config::load(Some(file.path())).map_err(|error| error.to_string())
+    }
+
+    #[test]
+    fn an_empty_file_is_the_defaults() {
+        assert_eq!(parse(""), Ok(Config::default()));
+    }
+
+    #[test]
+    fn an_unknown_key_is_refused_with_its_line_and_the_known_ones() {
+        let error = parse("[workers]\nmaximum = 3\n").unwrap_err();
+        assert!(error.contains("line 2") && error.contains("maximum") && error.contains("max_memory_mb"), "{error}");
+    }
+
+    #[test]
+    fn an_unknown_layer_is_refused() {
+        assert!(parse("required = [\"apparmor\"]").unwrap_err().contains("no layer"));
+    }
+
+    #[test]
+    fn what_is_printed_is_read_back() {
+        let config = Config { peers: vec![Peer { uid: 7, tenants: vec!["a-*".into()], operate: false }], ..Config::default() };
+        assert_eq!(parse(&toml::to_string(&config).unwrap()), Ok(config));
+    }
+
+    #[test]
+    fn a_default_policy_over_the_ceiling_is_refused() {
+        assert!(parse("[workers]\nmax_memory_mb = 64\n[defaults.limits]\nmemory_mb = 65\n").unwrap_err().contains("memory"));
+    }
+}

@@ -1,0 +1,289 @@
+//! What a tenant may do: its policy, set by an operator, kept in the state folder; and a request's wishes under it.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::io::{self, Write};
+use std::path::{Path, PathBuf};
+use std::str::FromStr;
+
+use enisle_wire::MAX_CODE_BYTES;
+use enisle_wire::tenant::Limits as WireLimits;
+use serde::{Deserialize, Serialize};
+
+/// A tenant's name: what a path of the API, a line of a log and a file of the state folder can carry without escaping.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize)]
+pub(crate) struct TenantName(String);
+
+const MAX_NAME_BYTES: usize = 64;
+
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("a tenant's name has 1 to {MAX_NAME_BYTES} of the characters A-Z a-z 0-9 . _ - and begins with a letter or digit")]
+pub(crate) struct BadName;
+
+impl FromStr for TenantName {
+    type Err = BadName;
+
+    fn from_str(name: &str) -> Result<Self, BadName> {
+        let ordinary = name.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"._-".contains(&byte));
+        let begins_well = name.bytes().next().is_some_and(|byte| byte.is_ascii_alphanumeric());
+        if ordinary && begins_well && name.len() <= MAX_NAME_BYTES { Ok(Self(name.to_owned())) } else { Err(BadName) }
+    }
+}
+
+impl std::fmt::Display for TenantName {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl TenantName {
+    pub(crate) fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+/// A tenant's policy. In the configuration file keys are `snake_case`, in the API `camelCase`; both are read.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub(crate) struct Policy {
+    pub(crate) limits: Limits,
+    pub(crate) quota: Quota,
+    /// `eval` and `new Function` work.
+    #[serde(alias = "allowEval")]
+    pub(crate) allow_eval: bool,
+}
+
+/// What one run may use.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub(crate) struct Limits {
+    #[serde(alias = "cpuMs")]
+    pub(crate) cpu_ms: u32,
+    #[serde(alias = "wallMs")]
+    pub(crate) wall_ms: u32,
+    /// For the heap, and once more for array buffers.
+    #[serde(alias = "memoryMb")]
+    pub(crate) memory_mb: u32,
+    #[serde(alias = "outputBytes")]
+    pub(crate) output_bytes: u32,
+    #[serde(alias = "logBytes")]
+    pub(crate) log_bytes: u32,
+    #[serde(alias = "logLines")]
+    pub(crate) log_lines: u32,
+    pub(crate) timers: u32,
+    /// All modules together.
+    #[serde(alias = "codeBytes")]
+    pub(crate) code_bytes: u32,
+    /// Accepted for the sake of Dynamic Workers' code; nothing makes requests yet.
+    #[serde(alias = "subRequests")]
+    pub(crate) sub_requests: u32,
+}
+
+/// What a tenant may ask for.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub(crate) struct Quota {
+    /// Runs that are queued or running.
+    #[serde(alias = "inFlight")]
+    pub(crate) in_flight: u32,
+    /// Runs a second, over time.
+    #[serde(alias = "perSecond")]
+    pub(crate) per_second: u32,
+    /// Runs at once after a pause.
+    pub(crate) burst: u32,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self {
+            cpu_ms: 1000,
+            wall_ms: 10_000,
+            memory_mb: 128,
+            output_bytes: 1 << 20,
+            log_bytes: 256 << 10,
+            log_lines: 1000,
+            timers: 1000,
+            code_bytes: MAX_CODE_BYTES as u32,
+            sub_requests: 50,
+        }
+    }
+}
+
+impl Default for Quota {
+    fn default() -> Self {
+        Self { in_flight: 64, per_second: 1000, burst: 2000 }
+    }
+}
+
+/// Five minutes of CPU time and an hour of patience: what Dynamic Workers allow at most, and what a connection outlives.
+const MAX_CPU_MS: u32 = 300_000;
+const MAX_WALL_MS: u32 = 3_600_000;
+/// V8 does not start in less.
+const MIN_MEMORY_MB: u32 = 8;
+
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{key} is {value}, which is not between {least} and {most}")]
+pub(crate) struct PolicyError {
+    key: &'static str,
+    value: u32,
+    least: u32,
+    most: u32,
+}
+
+impl Policy {
+    /// Whether every value is one that the daemon can hold to.
+    pub(crate) fn check(&self, max_memory_mb: u32) -> Result<(), PolicyError> {
+        let (limits, quota) = (&self.limits, &self.quota);
+        for (key, value, least, most) in [
+            ("cpuMs", limits.cpu_ms, 1, MAX_CPU_MS),
+            ("wallMs", limits.wall_ms, 1, MAX_WALL_MS),
+            ("memoryMb", limits.memory_mb, MIN_MEMORY_MB, max_memory_mb),
+            ("outputBytes", limits.output_bytes, 1, enisle_wire::MAX_OUTPUT_BYTES as u32),
+            ("logBytes", limits.log_bytes, 0, 8 << 20),
+            ("logLines", limits.log_lines, 0, 100_000),
+            ("timers", limits.timers, 0, 100_000),
+            ("codeBytes", limits.code_bytes, 1, MAX_CODE_BYTES as u32),
+            ("inFlight", quota.in_flight, 1, 10_000),
+            ("perSecond", quota.per_second, 1, 1_000_000),
+            ("burst", quota.burst, 1, 1_000_000),
+        ] {
+            if value < least || value > most {
+                return Err(PolicyError { key, value, least, most });
+            }
+        }
+        Ok(())
+    }
+}
+
+/// The limits that a request names; the lower of request and policy holds.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "camelCase")]
+pub(crate) struct Wish {
+    cpu_ms: Option<u32>,
+    wall_ms: Option<u32>,
+    memory_mb: Option<u32>,
+    output_bytes: Option<u32>,
+    log_bytes: Option<u32>,
+    log_lines: Option<u32>,
+    timers: Option<u32>,
+    pub(crate) code_bytes: Option<u32>,
+    /// See [`Limits::sub_requests`].
+    #[expect(dead_code, reason = "accepted and without effect until something makes requests")]
+    sub_requests: Option<u32>,
+}
+
+impl Wish {
+    /// The limits of one run.
+    pub(crate) fn under(&self, policy: &Limits) -> WireLimits {
+        let lower = |wish: Option<u32>, policy: u32| wish.map_or(policy, |wish| wish.min(policy));
+        WireLimits {
+            cpu_ms: lower(self.cpu_ms, policy.cpu_ms).max(1),
+            wall_ms: lower(self.wall_ms, policy.wall_ms).max(1),
+            memory_mb: lower(self.memory_mb, policy.memory_mb).max(MIN_MEMORY_MB.min(policy.memory_mb)),
+            output_bytes: lower(self.output_bytes, policy.output_bytes),
+            log_bytes: lower(self.log_bytes, policy.log_bytes),
+            log_lines: lower(self.log_lines, policy.log_lines),
+            timers: lower(self.timers, policy.timers),
+        }
+    }
+}
+
+/// The policies that operators have set, a file each.
+#[derive(Debug)]
+pub(crate) struct Store {
+    dir: PathBuf,
+}
+
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum StoreError {
+    #[error("{0} cannot be used for the daemon's state: {1}")]
+    Folder(PathBuf, io::Error),
+    #[error("the policy could not be written to {0}: {1}")]
+    Write(PathBuf, io::Error),
+}
+
+impl Store {
+    /// Opens the state folder and reads every policy in it. A file that is no policy is moved aside and told of.
+    pub(crate) fn open(state_dir: &Path, max_memory_mb: u32) -> Result<(Self, BTreeMap<TenantName, Policy>), StoreError> {
+        let dir = state_dir.join("tenants");
+        let folder = |error| StoreError::Folder(dir.clone(), error);
+        fs::create_dir_all(&dir).map_err(folder)?;
+        let mut policies = BTreeMap::new();
+        for entry in fs::read_dir(&dir).map_err(folder)? {
+            let path = entry.map_err(folder)?.path();
+            if path.extension().is_none_or(|extension| extension != "json") {
+                continue;
+            }
+            match read_policy(&path, max_memory_mb) {
+                Ok((name, policy)) => drop(policies.insert(name, policy)),
+                Err(why) => {
+                    let aside = path.with_extension("broken");
+                    tracing::error!(file = %path.display(), %why, "a policy cannot be read; moved aside, the tenant has the default");
+                    fs::rename(&path, &aside).map_err(folder)?;
+                }
+            }
+        }
+        Ok((Self { dir }, policies))
+    }
+
+    /// Writes one policy, whole or not at all.
+    pub(crate) fn put(&self, name: &TenantName, policy: &Policy) -> Result<(), StoreError> {
+        let path = self.dir.join(format!("{name}.json"));
+        let write = || {
+            let mut file = tempfile_in(&self.dir)?;
+            file.1.write_all(&serde_json::to_vec_pretty(policy)?)?;
+            file.1.sync_all()?;
+            fs::rename(&file.0, &path)
+        };
+        write().map_err(|error| StoreError::Write(path.clone(), error))
+    }
+}
+
+fn tempfile_in(dir: &Path) -> io::Result<(PathBuf, fs::File)> {
+    let path = dir.join(".new");
+    Ok((path.clone(), fs::File::create(path)?))
+}
+
+fn read_policy(path: &Path, max_memory_mb: u32) -> Result<(TenantName, Policy), String> {
+    let name = path.file_stem().and_then(|stem| stem.to_str()).unwrap_or_default();
+    let name = name.parse().map_err(|error: BadName| error.to_string())?;
+    let text = fs::read_to_string(path).map_err(|error| error.to_string())?;
+    let policy: Policy = serde_json::from_str(&text).map_err(|error| error.to_string())?;
+    policy.check(max_memory_mb).map_err(|error| error.to_string())?;
+    Ok((name, policy))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_that_could_be_paths_are_refused() {
+        for bad in ["", ".", "..", "../x", "a/b", "a b", "-a", "a\0", "ä", &"a".repeat(65)] {
+            assert_eq!(bad.parse::<TenantName>(), Err(BadName), "{bad:?}");
+        }
+        assert!("acme-1.prod_x".parse::<TenantName>().is_ok());
+    }
+
+    #[test]
+    fn the_lower_of_two_limits_wins() {
+        let policy = Limits { cpu_ms: 100, wall_ms: 500, ..Limits::default() };
+        let wish = Wish { cpu_ms: Some(50), wall_ms: Some(900), ..Wish::default() };
+        let limits = wish.under(&policy);
+        assert_eq!((limits.cpu_ms, limits.wall_ms, limits.timers), (50, 500, policy.timers));
+    }
+
+    #[test]
+    fn a_policy_survives_a_restart_and_a_broken_one_is_moved_aside() {
+        let dir = tempfile::tempdir().unwrap();
+        let (store, none) = Store::open(dir.path(), 256).unwrap();
+        assert!(none.is_empty());
+        let name: TenantName = "a".parse().unwrap();
+        let policy = Policy { allow_eval: true, ..Policy::default() };
+        store.put(&name, &policy).unwrap();
+        fs::write(dir.path().join("tenants/b.json"), "{\"limits\": 3}").unwrap();
+        let (_, read) = Store::open(dir.path(), 256).unwrap();
+        assert_eq!(read, BTreeMap::from([(name, policy)]));
+        assert!(dir.path().join("tenants/b.broken").exists());
+    }
+}

@@ -1,0 +1,484 @@
+//! One worker process: started, verified from outside, spoken to on its control channel, and buried.
+//!
+//! ```text
+//! start ─▶ (clone, exec, Start) ─▶ Ready? ─▶ verified? ─▶ living ─▶ dying ─▶ dead
+//!             └─ refused, late, or not what it should be ─▶ killed before it has a tenant
+//! ```
+//! One task owns the process: only it writes to the control channel, kills, and collects.
+
+use std::collections::HashMap;
+use std::ffi::CString;
+use std::fs::File;
+use std::io;
+use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::fs::MetadataExt;
+use std::os::unix::net::UnixStream as StdUnixStream;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use enisle_cordon::Level;
+use enisle_hardening::jail::Plan;
+use enisle_hardening::spawn::{self, Spawn, SpawnError, Started};
+use enisle_hardening::verify::{self, Expected};
+use enisle_hardening::{Layer, LayerSet, fds};
+use enisle_wire::control::{Admit, FromWorker, OverrunCause, Role, Session, Slot, Start, ToWorker};
+use enisle_wire::frame::{HEADER_BYTES, body_len};
+use enisle_wire::tenant::RunId;
+use enisle_wire::{FrameError, MAX_FROM_WORKER_BYTES, MAX_TO_WORKER_BYTES, decode, encode};
+use nix::sys::signal::{Signal, kill};
+use nix::sys::wait::{Id, WaitPidFlag, WaitStatus, waitid};
+use nix::unistd::Pid;
+use serde::de::DeserializeOwned;
+use tokio::io::unix::AsyncFd;
+use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader, Interest};
+use tokio::net::UnixStream;
+use tokio::sync::{mpsc, watch};
+
+use crate::events::{Events, What};
+
+/// From `exec` to `Ready`: the jail and V8 take some 20 ms; a machine may be busy.
+const START_TIMEOUT: Duration = Duration::from_secs(20);
+/// What a worker may print before the rest is dropped; V8's last words are a few lines.
+const STDERR_LINES: usize = 100;
+const STDERR_LINE_BYTES: u64 = 1024;
+
+/// What every worker of this daemon has in common.
+#[derive(Debug)]
+pub(crate) struct Blueprint {
+    pub(crate) program: File,
+    pub(crate) layers: LayerSet,
+    pub(crate) tenants_per_process: u32,
+    pub(crate) data_bytes: u64,
+    /// As root: the first uid of workers. Otherwise they keep the daemon's.
+    pub(crate) uid_base: Option<u32>,
+    next_id: AtomicU64,
+    spawner: std::sync::mpsc::Sender<SpawnJob>,
+}
+
+type SpawnJob = Box<dyn FnOnce() + Send>;
+
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum StartError {
+    #[error(transparent)]
+    Spawn(#[from] SpawnError),
+    #[error("the worker's channels could not be made: {0}")]
+    Channels(io::Error),
+    #[error("the worker says: {0}")]
+    Failed(String),
+    #[error("the worker did not get ready: {0}")]
+    NotReady(String),
+    #[error("the worker is not what it should be: {}", .0.join("; "))]
+    Rejected(Vec<String>),
+}
+
+impl Blueprint {
+    pub(crate) fn new(program: File, layers: LayerSet, tenants: u32, data_bytes: u64, uid_base: u32) -> io::Result<Self> {
+        // The kernel ties a worker's parent-death signal to the thread that cloned it, so that has to be a thread that
+        // lives as long as the daemon.
+        let (spawner, jobs) = std::sync::mpsc::channel::<SpawnJob>();
+        std::thread::Builder::new().name("spawner".to_owned()).spawn(move || jobs.iter().for_each(|job| job()))?;
+        let uid_base = nix::unistd::geteuid().is_root().then_some(uid_base);
+        Ok(Self {
+            program,
+            layers,
+            tenants_per_process: tenants,
+            data_bytes,
+            uid_base,
+            next_id: AtomicU64::new(1),
+            spawner,
+        })
+    }
+
+    fn plan(&self) -> Plan {
+        Plan::for_tenants(self.layers, self.data_bytes, self.tenants_per_process)
+    }
+
+    /// The uid and gid that worker `id` has outside.
+    fn ids(&self, id: u64) -> (u32, u32) {
+        match self.uid_base {
+            // Enough that no two live workers meet.
+            Some(base) => {
+                let uid = base.saturating_add(u32::try_from(id % 60_000).unwrap_or(0));
+                (uid, uid)
+            }
+            None => (nix::unistd::geteuid().as_raw(), nix::unistd::getegid().as_raw()),
+        }
+    }
+
+    async fn spawn(self: &Arc<Self>, id: u64, control: OwnedFd, stderr: OwnedFd) -> Result<Started, StartError> {
+        let (send, receive) = tokio::sync::oneshot::channel();
+        let this = Arc::clone(self);
+        let job = Box::new(move || {
+            let (uid, gid) = this.ids(id);
+            let arguments = [c"enisle-worker".to_owned(), CString::new(id.to_string()).unwrap_or_default()];
+            let namespaces = this.layers.has(Layer::Namespaces);
+            let program = this.program.as_fd();
+            let result = spawn::spawn(Spawn { program, arguments: &arguments, control, stderr, namespaces, uid, gid });
+            let _ = send.send(result);
+        });
+        let gone = || StartError::NotReady("the spawner thread is gone".to_owned());
+        self.spawner.send(job).map_err(|_| gone())?;
+        Ok(receive.await.map_err(|_| gone())??)
+    }
+}
+
+/// A worker that was started and says that it is ready; not yet verified.
+struct Newborn {
+    id: u64,
+    started: Started,
+    control: UnixStream,
+    session: Session,
+    control_inode: u64,
+    stderr_inode: u64,
+}
+
+impl Newborn {
+    async fn start(blueprint: &Arc<Blueprint>, role: Role, snapshot: Option<&OwnedFd>) -> Result<Self, StartError> {
+        let id = blueprint.next_id.fetch_add(1, Ordering::Relaxed);
+        let (ours, theirs) = StdUnixStream::pair().map_err(StartError::Channels)?;
+        let (stderr_read, stderr_write) = nix::unistd::pipe2(nix::fcntl::OFlag::O_CLOEXEC)
+            .map_err(|error| StartError::Channels(error.into()))?;
+        let inode = |fd: &OwnedFd| Ok::<_, io::Error>(File::from(fd.try_clone()?).metadata()?.ino());
+        let theirs = OwnedFd::from(theirs);
+        let control_inode = inode(&theirs).map_err(StartError::Channels)?;
+        let stderr_inode = inode(&stderr_write).map_err(StartError::Channels)?;
+        ours.set_nonblocking(true).map_err(StartError::Channels)?;
+        let control = UnixStream::from_std(ours).map_err(StartError::Channels)?;
+        let started = blueprint.spawn(id, theirs, stderr_write).await?;
+        tokio::spawn(log_stderr(id, stderr_read));
+        let mut newborn = Self { id, started, control, session: Session::new(role), control_inode, stderr_inode };
+        let start = Start {
+            version: enisle_wire::VERSION,
+            role,
+            layers: blueprint.layers.bits(),
+            data_bytes: blueprint.data_bytes,
+            max_tenants: blueprint.tenants_per_process,
+        };
+        match newborn.say(&ToWorker::Start(start), snapshot).await {
+            Ok(()) => Ok(newborn),
+            Err(error) => {
+                newborn.bury();
+                Err(StartError::NotReady(error.to_string()))
+            }
+        }
+    }
+
+    async fn say(&mut self, frame: &ToWorker, descriptor: Option<&OwnedFd>) -> Result<(), FrameError> {
+        send(&mut self.control, frame, descriptor).await
+    }
+
+    /// The first frame that the worker says, if it comes in time and in order.
+    async fn first_word(&mut self) -> Result<FromWorker, StartError> {
+        let word = tokio::time::timeout(START_TIMEOUT, read_frame::<FromWorker>(&mut self.control, MAX_FROM_WORKER_BYTES))
+            .await
+            .map_err(|_| StartError::NotReady(format!("it said nothing for {} s", START_TIMEOUT.as_secs())))?
+            .map_err(|error| StartError::NotReady(error.to_string()))?;
+        self.session.accept(&word).map_err(|violation| StartError::NotReady(violation.to_string()))?;
+        match word {
+            FromWorker::Failed(why) => Err(StartError::Failed(why)),
+            word => Ok(word),
+        }
+    }
+
+    /// Kills and collects the process.
+    fn bury(&self) {
+        let _ = kill(self.started.pid, Signal::SIGKILL);
+        let _ = nix::sys::wait::waitpid(self.started.pid, None);
+    }
+}
+
+/// Has a jailed worker make the startup snapshot, and waits for its end.
+pub(crate) async fn make_snapshot(blueprint: &Arc<Blueprint>) -> Result<Vec<u8>, StartError> {
+    let mut maker = Newborn::start(blueprint, Role::Maker, None).await?;
+    let word = maker.first_word().await;
+    maker.bury();
+    match word? {
+        FromWorker::Snapshot(bytes) => Ok(bytes),
+        _ => Err(StartError::NotReady("it made no snapshot".to_owned())),
+    }
+}
+
+/// What the process's owner is told to do.
+#[derive(Debug)]
+enum Command {
+    Admit { admit: Admit, channel: OwnedFd },
+    Cancel { slot: Slot, run: RunId },
+    Retire { slot: Slot },
+    Kill(String),
+}
+
+/// A run that its worker could not end; the process was killed for it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Overrun {
+    pub(crate) run: RunId,
+    pub(crate) cause: OverrunCause,
+}
+
+/// A living worker process, as the rest of the daemon holds it.
+#[derive(Debug)]
+pub(crate) struct Worker {
+    pub(crate) id: u64,
+    pub(crate) pid: Pid,
+    pub(crate) level: Level,
+    pub(crate) started_at: Instant,
+    pub(crate) v8: String,
+    commands: mpsc::UnboundedSender<Command>,
+    overruns: Mutex<HashMap<Slot, Overrun>>,
+    /// Why it died, once it has.
+    died: watch::Receiver<Option<String>>,
+}
+
+impl Worker {
+    /// Starts a host and verifies it.
+    pub(crate) async fn start(
+        blueprint: &Arc<Blueprint>,
+        level: Level,
+        snapshot: &OwnedFd,
+        events: &Arc<Events>,
+    ) -> Result<Arc<Self>, StartError> {
+        let mut newborn = Newborn::start(blueprint, Role::Host, Some(snapshot)).await?;
+        let ready = match newborn.first_word().await {
+            Ok(FromWorker::Ready(ready)) => ready,
+            Ok(_) => {
+                newborn.bury();
+                return Err(StartError::NotReady("its first word was not Ready".to_owned()));
+            }
+            Err(error) => {
+                newborn.bury();
+                return Err(error);
+            }
+        };
+        let findings = inspect(blueprint, &newborn);
+        if !findings.is_empty() {
+            newborn.bury();
+            let (worker, pid) = (newborn.id, newborn.started.pid.as_raw());
+            events.tell(What::WorkerRejected { worker, pid, findings: findings.clone() });
+            return Err(StartError::Rejected(findings));
+        }
+        let (commands, receive) = mpsc::unbounded_channel();
+        let (death, died) = watch::channel(None);
+        let worker = Arc::new(Self {
+            id: newborn.id,
+            pid: newborn.started.pid,
+            level,
+            started_at: Instant::now(),
+            v8: ready.v8,
+            commands,
+            overruns: Mutex::default(),
+            died,
+        });
+        events.tell(What::WorkerStarted { worker: worker.id, pid: worker.pid.as_raw(), level: level.as_str() });
+        let owner = Owner { worker: Arc::clone(&worker), control: newborn.control, session: newborn.session, events: Arc::clone(events) };
+        tokio::spawn(owner.own(newborn.started, receive, death));
+        Ok(worker)
+    }
+
+    /// A closed channel of commands means that the process is dead; its residents hear of that by themselves.
+    fn command(&self, command: Command) {
+        let _ = self.commands.send(command);
+    }
+
+    pub(crate) fn admit(&self, admit: Admit, channel: OwnedFd) {
+        self.command(Command::Admit { admit, channel });
+    }
+
+    pub(crate) fn cancel(&self, slot: Slot, run: RunId) {
+        self.command(Command::Cancel { slot, run });
+    }
+
+    pub(crate) fn retire(&self, slot: Slot) {
+        self.command(Command::Retire { slot });
+    }
+
+    pub(crate) fn kill(&self, why: impl Into<String>) {
+        self.command(Command::Kill(why.into()));
+    }
+
+    pub(crate) fn overrun(&self, slot: Slot) -> Option<Overrun> {
+        self.overruns.lock().unwrap_or_else(PoisonError::into_inner).get(&slot).copied()
+    }
+
+    pub(crate) fn is_dead(&self) -> bool {
+        self.died.borrow().is_some()
+    }
+
+    /// Waits for the death; says why.
+    pub(crate) async fn death(&self) -> String {
+        let mut died = self.died.clone();
+        match died.wait_for(Option::is_some).await {
+            Ok(why) => why.clone().unwrap_or_default(),
+            Err(_) => "its owner is gone".to_owned(),
+        }
+    }
+}
+
+/// What is wrong with a worker, seen from outside.
+fn inspect(blueprint: &Blueprint, newborn: &Newborn) -> Vec<String> {
+    let (uid, gid) = blueprint.ids(newborn.id);
+    let plan = blueprint.plan();
+    let expected = Expected {
+        plan: &plan,
+        program: &blueprint.program,
+        uid,
+        gid,
+        control_inode: newborn.control_inode,
+        stderr_inode: newborn.stderr_inode,
+    };
+    match verify::verify(newborn.started.pid, &expected) {
+        Ok(findings) => findings.iter().map(ToString::to_string).collect(),
+        Err(error) => vec![format!("it cannot be inspected: {error}")],
+    }
+}
+
+/// The task that owns a process.
+struct Owner {
+    worker: Arc<Worker>,
+    control: UnixStream,
+    session: Session,
+    events: Arc<Events>,
+}
+
+impl Owner {
+    async fn own(mut self, started: Started, mut commands: mpsc::UnboundedReceiver<Command>, death: watch::Sender<Option<String>>) {
+        let why = match AsyncFd::with_interest(started.pidfd, Interest::READABLE) {
+            Ok(pidfd) => {
+                let why = self.live(&pidfd, &mut commands).await;
+                let _ = kill(started.pid, Signal::SIGKILL);
+                let _ = pidfd.readable().await;
+                match waitid(Id::PIDFd(pidfd.as_fd()), WaitPidFlag::WEXITED) {
+                    Ok(status) => why.unwrap_or_else(|| obituary(status)),
+                    Err(error) => why.unwrap_or_else(|| format!("it was lost: {error}")),
+                }
+            }
+            Err(error) => {
+                let _ = kill(started.pid, Signal::SIGKILL);
+                format!("it cannot be watched: {error}")
+            }
+        };
+        death.send_replace(Some(why));
+    }
+
+    /// Until the process ends by itself (`None`) or is to be killed (with the reason).
+    async fn live(&mut self, pidfd: &AsyncFd<OwnedFd>, commands: &mut mpsc::UnboundedReceiver<Command>) -> Option<String> {
+        let (mut reader, mut unread) = ([0; 4096], Vec::new());
+        loop {
+            tokio::select! {
+                _ = pidfd.readable() => return None,
+                command = commands.recv() => {
+                    if let Err(why) = self.obey(command?).await {
+                        return Some(why);
+                    }
+                }
+                got = self.control.read(&mut reader) => {
+                    match got {
+                        // The end of the channel: the process is ending too; wait for that.
+                        Ok(0) | Err(_) => {
+                            let _ = tokio::time::timeout(Duration::from_secs(1), pidfd.readable()).await;
+                            return None;
+                        }
+                        Ok(got) => unread.extend(reader.iter().take(got)),
+                    }
+                    if let Err(what) = self.hear(&mut unread) {
+                        let (worker, pid) = (self.worker.id, self.worker.pid.as_raw());
+                        self.events.tell(What::ProtocolViolation { worker, pid, what: what.clone() });
+                        return Some(format!("it broke the protocol: {what}"));
+                    }
+                }
+            }
+        }
+    }
+
+    async fn obey(&mut self, command: Command) -> Result<(), String> {
+        let (frame, channel) = match command {
+            Command::Kill(why) => return Err(why),
+            Command::Cancel { slot, run } => (ToWorker::Cancel { slot, run }, None),
+            Command::Retire { slot } => (ToWorker::Retire { slot }, None),
+            Command::Admit { admit, channel } => {
+                self.session.admit(admit.slot);
+                (ToWorker::Admit(admit), Some(channel))
+            }
+        };
+        let sent = tokio::time::timeout(START_TIMEOUT, send(&mut self.control, &frame, channel.as_ref())).await;
+        match sent {
+            Ok(Ok(())) => Ok(()),
+            Ok(Err(error)) => Err(format!("its control channel failed: {error}")),
+            Err(_) => Err("it does not read its control channel".to_owned()),
+        }
+    }
+
+    /// Every whole frame in `unread`.
+    fn hear(&mut self, unread: &mut Vec<u8>) -> Result<(), String> {
+        while let Some(header) = unread.first_chunk::<HEADER_BYTES>() {
+            let end = HEADER_BYTES + body_len(*header, MAX_TO_WORKER_BYTES).map_err(|error| error.to_string())?;
+            let Some(body) = unread.get(HEADER_BYTES..end) else { break };
+            let frame: FromWorker = decode(body).map_err(|error| error.to_string())?;
+            unread.drain(..end);
+            self.session.accept(&frame).map_err(|violation| violation.to_string())?;
+            if let FromWorker::Overrun { slot, run, cause } = frame {
+                self.worker.overruns.lock().unwrap_or_else(PoisonError::into_inner).insert(slot, Overrun { run, cause });
+                // Ends this process by itself: the one way to stop code that V8 does not interrupt.
+                self.worker.kill(format!("{run} did not end when it was told to ({cause:?})"));
+            }
+        }
+        Ok(())
+    }
+}
+
+fn obituary(status: WaitStatus) -> String {
+    match status {
+        WaitStatus::Exited(_, code) => format!("it exited with {code}"),
+        WaitStatus::Signaled(_, Signal::SIGSYS, _) => "its filter killed it for a forbidden system call (SIGSYS)".to_owned(),
+        WaitStatus::Signaled(_, signal, _) => format!("it was ended by {signal}"),
+        other => format!("it ended as {other:?}"),
+    }
+}
+
+async fn send(control: &mut UnixStream, frame: &ToWorker, descriptor: Option<&OwnedFd>) -> Result<(), FrameError> {
+    let bytes = encode(frame, MAX_TO_WORKER_BYTES)?;
+    let sent = match descriptor {
+        None => 0,
+        Some(descriptor) => {
+            control.async_io(Interest::WRITABLE, || fds::send_with(control.as_fd(), &bytes, descriptor.as_fd())).await?
+        }
+    };
+    control.write_all(bytes.get(sent..).unwrap_or_default()).await?;
+    Ok(())
+}
+
+/// Reads one frame; no descriptor can come with it, because none is received for.
+pub(crate) async fn read_frame<T: DeserializeOwned>(channel: &mut (impl AsyncReadExt + Unpin), cap: usize) -> Result<T, FrameError> {
+    let mut header = [0; HEADER_BYTES];
+    closed(channel.read_exact(&mut header).await)?;
+    let mut body = vec![0; body_len(header, cap)?];
+    closed(channel.read_exact(&mut body).await)?;
+    decode(&body)
+}
+
+fn closed<T>(result: io::Result<T>) -> Result<T, FrameError> {
+    result.map_err(|error| match error.kind() {
+        io::ErrorKind::UnexpectedEof | io::ErrorKind::ConnectionReset => FrameError::Closed,
+        _ => FrameError::Io(error),
+    })
+}
+
+/// Passes on what a worker prints: V8's last words, bounded and escaped.
+async fn log_stderr(worker: u64, pipe: OwnedFd) {
+    let Ok(pipe) = tokio::net::unix::pipe::Receiver::from_owned_fd(pipe) else { return };
+    let mut lines = BufReader::new(pipe);
+    for _ in 0..STDERR_LINES {
+        let mut line = Vec::new();
+        match (&mut lines).take(STDERR_LINE_BYTES).read_until(b'\n', &mut line).await {
+            Ok(0) | Err(_) => return,
+            Ok(_) => {
+                let text = String::from_utf8_lossy(&line).trim().escape_debug().to_string();
+                if !text.is_empty() {
+                    tracing::warn!(worker, text, "a worker printed");
+                }
+            }
+        }
+    }
+    tracing::warn!(worker, "a worker prints too much; the rest is dropped");
+    // Keep the pipe drained, or the worker would block on it.
+    let _ = tokio::io::copy(&mut lines, &mut tokio::io::sink()).await;
+}

@@ -1,0 +1,157 @@
+//! The Unix socket: bound without stealing it from a living daemon, served with a bound on everything.
+
+use std::fs;
+use std::future::Future;
+use std::io;
+use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
+use std::path::{Path, PathBuf};
+use std::pin::pin;
+use std::sync::Arc;
+use std::time::Duration;
+
+use axum::Router;
+use hyper::server::conn::http1;
+use hyper_util::rt::{TokioIo, TokioTimer};
+use hyper_util::service::TowerToHyperService;
+use nix::fcntl::{Flock, FlockArg};
+use tokio::net::{UnixListener, UnixStream};
+use tokio::sync::Semaphore;
+use tokio_io_timeout::TimeoutStream;
+use tower::ServiceExt;
+
+use crate::api::peer::Peer;
+use crate::config::Api;
+
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum BindError {
+    #[error("another enisled is running on {0}; stop it, or give this one another --socket")]
+    Taken(PathBuf),
+    #[error("{0} is in the way: it is not a socket")]
+    NotASocket(PathBuf),
+    #[error("{0}: {1}")]
+    Io(PathBuf, io::Error),
+    #[error("{0} is too long for a Unix socket (107 bytes at most)")]
+    TooLong(PathBuf),
+}
+
+/// The listening socket, and the lock that says whose it is. Dropping it removes the socket.
+#[derive(Debug)]
+pub(crate) struct Bound {
+    listener: UnixListener,
+    path: PathBuf,
+    _lock: Flock<fs::File>,
+}
+
+/// Longest path that a socket address holds, without its final zero (unix(7)).
+const MAX_PATH_BYTES: usize = 107;
+
+/// Binds `path`. A socket that a dead daemon left behind is replaced; the lock beside it tells dead from alive.
+pub(crate) fn bind(path: &Path) -> Result<Bound, BindError> {
+    let failed = |error| BindError::Io(path.to_owned(), error);
+    if path.as_os_str().len() > MAX_PATH_BYTES {
+        return Err(BindError::TooLong(path.to_owned()));
+    }
+    if let Some(dir) = path.parent() {
+        fs::DirBuilder::new().recursive(true).mode(0o755).create(dir).map_err(failed)?;
+    }
+    let mut lock_path = path.as_os_str().to_owned();
+    lock_path.push(".lock");
+    let lock_file = fs::File::options().create(true).truncate(false).write(true).open(&lock_path).map_err(failed)?;
+    let lock = Flock::lock(lock_file, FlockArg::LockExclusiveNonblock).map_err(|_| BindError::Taken(path.to_owned()))?;
+    match fs::symlink_metadata(path) {
+        Ok(found) if std::os::unix::fs::FileTypeExt::is_socket(&found.file_type()) => fs::remove_file(path).map_err(failed)?,
+        Ok(_) => return Err(BindError::NotASocket(path.to_owned())),
+        Err(_) => {}
+    }
+    let listener = UnixListener::bind(path).map_err(failed)?;
+    // Whoever may connect is decided by the file; what they may do then, by the policy.
+    fs::set_permissions(path, fs::Permissions::from_mode(0o660)).map_err(failed)?;
+    if let Ok(Some(group)) = nix::unistd::Group::from_name("enisle") {
+        let _ = nix::unistd::chown(path, None, Some(group.gid));
+    }
+    Ok(Bound { listener, path: path.to_owned(), _lock: lock })
+}
+
+impl Drop for Bound {
+    fn drop(&mut self) {
+        let _ = fs::remove_file(&self.path);
+    }
+}
+
+/// Accepts and serves until `shutdown`; then takes no more, and removes the socket.
+pub(crate) async fn serve(bound: Bound, router: Router, api: &Api, shutdown: impl Future<Output = ()>) {
+    let mut shutdown = pin!(shutdown);
+    let places = Arc::new(Semaphore::new(api.connections));
+    loop {
+        let accepted = async {
+            // A connection over the bound waits in the kernel's queue until one ends.
+            let place = Arc::clone(&places).acquire_owned().await;
+            (bound.listener.accept().await, place)
+        };
+        let (accepted, place) = tokio::select! {
+            accepted = accepted => accepted,
+            () = &mut shutdown => return,
+        };
+        match accepted {
+            Ok((stream, _)) => {
+                let (router, api) = (router.clone(), api.clone());
+                tokio::spawn(async move {
+                    serve_connection(stream, router, &api).await;
+                    drop(place);
+                });
+            }
+            // Out of descriptors, most likely: others have to end first.
+            Err(error) => {
+                tracing::warn!(%error, "a connection could not be accepted");
+                tokio::time::sleep(Duration::from_millis(50)).await;
+            }
+        }
+    }
+}
+
+async fn serve_connection(stream: UnixStream, router: Router, api: &Api) {
+    let Ok(credentials) = stream.peer_cred() else { return };
+    let peer = Peer { uid: credentials.uid() };
+    // A client that never reads must not keep an answer in memory for ever.
+    let mut stream = TimeoutStream::new(stream);
+    stream.set_write_timeout(Some(Duration::from_secs(api.write_secs)));
+    let service = router.map_request(move |mut request: hyper::Request<hyper::body::Incoming>| {
+        request.extensions_mut().insert(peer);
+        request
+    });
+    let served = http1::Builder::new()
+        .timer(TokioTimer::new())
+        .header_read_timeout(Duration::from_secs(api.read_secs))
+        .max_headers(64)
+        .max_buf_size(64 * 1024)
+        .serve_connection(TokioIo::new(Box::pin(stream)), TowerToHyperService::new(service))
+        .await;
+    if let Err(error) = served {
+        tracing::debug!(%error, uid = peer.uid, "a connection ended early");
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_living_daemons_socket_is_not_taken_and_a_dead_ones_is() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("s");
+        let first = bind(&path).unwrap();
+        assert!(matches!(bind(&path), Err(BindError::Taken(_))));
+        // As after kill -9: the file stays, the lock goes.
+        let Bound { .. } = &first;
+        let file = path.clone();
+        drop(first);
+        drop(std::os::unix::net::UnixListener::bind(&file).unwrap());
+        assert!(bind(&path).is_ok());
+    }
+
+    #[tokio::test]
+    async fn a_file_that_is_no_socket_is_left_alone() {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        assert!(matches!(bind(file.path()), Err(BindError::NotASocket(_))));
+    }
+}

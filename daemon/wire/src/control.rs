@@ -1,0 +1,186 @@
+//! The control channel: one per worker process, spoken by its main thread.
+//!
+//! ```text
+//!   supervisor ── Start ──▶ worker   (jail, V8, seccomp)
+//!   supervisor ◀─ Ready ─── worker
+//!   supervisor ── Admit + descriptor, Retire, Cancel ──▶ worker
+//!   supervisor ◀─ Retired, Overrun ─── worker
+//! ```
+//!
+//! A maker (the worker that makes the startup snapshot) answers `Start` with `Snapshot` and exits.
+
+use serde::{Deserialize, Serialize};
+
+use crate::tenant::RunId;
+
+/// A place for one tenant in one worker process; never used twice in the life of the process.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct Slot(pub u32);
+
+/// From the supervisor to a worker's main thread.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub enum ToWorker {
+    /// The first word; with a host's comes the descriptor of the snapshot.
+    Start(Start),
+    /// A tenant moves in; with it comes the descriptor of its channel.
+    Admit(Admit),
+    /// End this run if it is still that tenant's.
+    Cancel { slot: Slot, run: RunId },
+    /// A tenant moves out, whatever it is doing.
+    Retire { slot: Slot },
+}
+
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Start {
+    pub version: u16,
+    pub role: Role,
+    /// The jail's layers, as bits of `hardening::LayerSet`.
+    pub layers: u32,
+    /// Most committed private memory (`RLIMIT_DATA`).
+    pub data_bytes: u64,
+    pub max_tenants: u32,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Role {
+    /// Makes the startup snapshot and exits.
+    Maker,
+    /// Hosts tenants.
+    Host,
+}
+
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Admit {
+    pub slot: Slot,
+    /// The heap limit of the isolate that is warmed; a run with a lower one gets a fresh one.
+    pub memory_mb: u32,
+}
+
+/// From a worker's main thread to the supervisor.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub enum FromWorker {
+    Ready(Ready),
+    Snapshot(Vec<u8>),
+    /// A tenant's thread and cage are gone.
+    Retired { slot: Slot },
+    /// A run was told to end and did not: only the end of the process stops it.
+    Overrun { slot: Slot, run: RunId, cause: OverrunCause },
+    /// Start-up failed; the sentence is for the operator.
+    Failed(String),
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Ready {
+    pub v8: String,
+    /// Keys that tenants of this process can have.
+    pub keys: u32,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub enum OverrunCause {
+    Cpu,
+    Wall,
+    Memory,
+    Canceled,
+}
+
+/// A frame came out of order.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum Violation {
+    #[error("{0} before the worker was ready")]
+    TooEarly(&'static str),
+    #[error("{0} from a worker that is ready already")]
+    TooLate(&'static str),
+    #[error("{frame} for slot {slot}, which this worker does not hold")]
+    NotHeld { frame: &'static str, slot: u32 },
+}
+
+/// The supervisor's view of one control channel.
+#[derive(Debug)]
+pub struct Session {
+    role: Role,
+    ready: bool,
+    held: std::collections::BTreeSet<Slot>,
+}
+
+impl Session {
+    #[must_use]
+    pub fn new(role: Role) -> Self {
+        Self { role, ready: false, held: std::collections::BTreeSet::new() }
+    }
+
+    /// `Admit` goes out.
+    pub fn admit(&mut self, slot: Slot) {
+        self.held.insert(slot);
+    }
+
+    /// A frame came in.
+    ///
+    /// # Errors
+    /// It was not that worker's turn: it is to be killed.
+    pub fn accept(&mut self, frame: &FromWorker) -> Result<(), Violation> {
+        match frame {
+            FromWorker::Failed(_) if self.ready => Err(Violation::TooLate("Failed")),
+            FromWorker::Failed(_) => Ok(()),
+            FromWorker::Snapshot(_) if self.role == Role::Host => Err(Violation::TooLate("Snapshot")),
+            FromWorker::Ready(_) if self.role == Role::Maker => Err(Violation::TooLate("Ready")),
+            FromWorker::Ready(_) | FromWorker::Snapshot(_) if self.ready => Err(Violation::TooLate("Ready")),
+            FromWorker::Ready(_) | FromWorker::Snapshot(_) => {
+                self.ready = true;
+                Ok(())
+            }
+            FromWorker::Retired { slot } => {
+                self.expect_held("Retired", *slot)?;
+                self.held.remove(slot);
+                Ok(())
+            }
+            FromWorker::Overrun { slot, .. } => self.expect_held("Overrun", *slot),
+        }
+    }
+
+    fn expect_held(&self, frame: &'static str, slot: Slot) -> Result<(), Violation> {
+        if !self.ready {
+            Err(Violation::TooEarly(frame))
+        } else if self.held.contains(&slot) {
+            Ok(())
+        } else {
+            Err(Violation::NotHeld { frame, slot: slot.0 })
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn ready() -> FromWorker {
+        FromWorker::Ready(Ready { v8: "15".into(), keys: 12 })
+    }
+
+    #[test]
+    fn a_worker_speaks_only_for_the_tenants_that_it_holds() {
+        let mut session = Session::new(Role::Host);
+        assert_eq!(session.accept(&ready()), Ok(()));
+        session.admit(Slot(3));
+        let other = FromWorker::Retired { slot: Slot(4) };
+        assert_eq!(session.accept(&other), Err(Violation::NotHeld { frame: "Retired", slot: 4 }));
+        assert_eq!(session.accept(&FromWorker::Retired { slot: Slot(3) }), Ok(()));
+        assert!(session.accept(&FromWorker::Retired { slot: Slot(3) }).is_err());
+    }
+
+    #[test]
+    fn nothing_is_believed_before_ready_and_ready_only_once() {
+        let mut session = Session::new(Role::Host);
+        session.admit(Slot(1));
+        assert!(session.accept(&FromWorker::Retired { slot: Slot(1) }).is_err());
+        assert_eq!(session.accept(&ready()), Ok(()));
+        assert!(session.accept(&ready()).is_err());
+    }
+
+    #[test]
+    fn a_host_makes_no_snapshot_and_a_maker_hosts_nobody() {
+        assert!(Session::new(Role::Host).accept(&FromWorker::Snapshot(vec![])).is_err());
+        assert!(Session::new(Role::Maker).accept(&ready()).is_err());
+        assert_eq!(Session::new(Role::Maker).accept(&FromWorker::Snapshot(vec![])), Ok(()));
+    }
+}

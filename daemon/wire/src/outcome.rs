@@ -1,0 +1,72 @@
+//! How a run ended: the one word for it in the API, the logs, the events and the command line.
+
+use serde::{Deserialize, Serialize};
+
+/// How a run ended. Names follow workerd's `outcome.capnp` where it has one.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub enum Outcome {
+    /// The entry point's value is the result.
+    Ok,
+    /// The script threw, did not compile, or returned what JSON cannot carry.
+    Exception,
+    /// `limits.cpuMs` of its thread's CPU time were used up.
+    ExceededCpu,
+    /// `limits.wallMs` passed.
+    ExceededWall,
+    /// `limits.memoryMb` of heap or of buffers were not enough.
+    ExceededMemory,
+    /// The result was larger than `limits.outputBytes`.
+    ExceededOutput,
+    /// The client went away or asked for an end.
+    Canceled,
+    /// The worker process died and the run could not be run again.
+    WorkerLost,
+    /// Cordon or quota forbade it.
+    Refused,
+    /// A layer stopped an attack.
+    Violation,
+    /// Our own fault.
+    InternalError,
+}
+
+impl Outcome {
+    /// Every outcome, in the order of the enum.
+    pub const ALL: [Self; 11] = [
+        Self::Ok,
+        Self::Exception,
+        Self::ExceededCpu,
+        Self::ExceededWall,
+        Self::ExceededMemory,
+        Self::ExceededOutput,
+        Self::Canceled,
+        Self::WorkerLost,
+        Self::Refused,
+        Self::Violation,
+        Self::InternalError,
+    ];
+
+    /// The word that the API uses.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Ok => "ok",
+            Self::Exception => "exception",
+            Self::ExceededCpu => "exceededCpu",
+            Self::ExceededWall => "exceededWall",
+            Self::ExceededMemory => "exceededMemory",
+            Self::ExceededOutput => "exceededOutput",
+            Self::Canceled => "canceled",
+            Self::WorkerLost => "workerLost",
+            Self::Refused => "refused",
+            Self::Violation => "violation",
+            Self::InternalError => "internalError",
+        }
+    }
+}
+
+impl std::fmt::Display for Outcome {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(self.as_str())
+    }
+}

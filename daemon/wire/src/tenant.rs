@@ -1,0 +1,318 @@
+//! The tenant channel: the supervisor sends runs, the tenant's thread sends what they did.
+//!
+//! ```text
+//!             ┌── Ready ◀──┐
+//!   (admitted)│            │ Done
+//!        ┌────▼───┐   ┌────┴────┐
+//!  ─────▶│warming │   │ running │── Log* ──▶
+//!        └────┬───┘   └────▲────┘
+//!             │ Ready      │ the supervisor sent Run
+//!        ┌────▼───┐        │
+//!        │  idle  ├────────┘
+//!        └────────┘
+//! ```
+//!
+//! The supervisor may send a `Run` while the thread still warms an isolate (it waits in the socket), but never a
+//! second one before `Done`. Closing the channel retires the tenant.
+
+use serde::{Deserialize, Serialize};
+
+use crate::Outcome;
+
+/// Names a run, unique in the life of a supervisor.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct RunId(pub u64);
+
+impl std::fmt::Display for RunId {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "run_{:012x}", self.0)
+    }
+}
+
+/// From the supervisor to a tenant's thread.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub enum ToTenant {
+    Run(Box<Run>),
+}
+
+/// One run of one script.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Run {
+    pub id: RunId,
+    pub code: Code,
+    /// The export that is the entry point.
+    pub entrypoint: String,
+    /// The method to call; an entry point that is a function needs none.
+    pub method: Option<String>,
+    /// JSON: an array.
+    pub args: String,
+    /// JSON.
+    pub env: String,
+    /// JSON, handed over as `ctx.props`.
+    pub props: String,
+    pub limits: Limits,
+    /// `eval` and `new Function` work.
+    pub allow_eval: bool,
+}
+
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub enum Code {
+    /// One file: an ES module, or one expression that is a function.
+    Short(String),
+    Modules { main: String, modules: Vec<Module> },
+}
+
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Module {
+    pub name: String,
+    pub kind: ModuleKind,
+    /// Source, text, JSON or bytes, by `kind`.
+    pub body: Vec<u8>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub enum ModuleKind {
+    Js,
+    Json,
+    Text,
+    Data,
+}
+
+/// What a run may use. The supervisor has already taken the lower of policy and request.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Limits {
+    pub cpu_ms: u32,
+    pub wall_ms: u32,
+    /// For the V8 heap, and once more for array buffers.
+    pub memory_mb: u32,
+    pub output_bytes: u32,
+    pub log_bytes: u32,
+    pub log_lines: u32,
+    /// Timers pending at one time.
+    pub timers: u32,
+}
+
+/// From a tenant's thread to the supervisor.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub enum FromTenant {
+    /// An isolate is warm: the next run starts at once.
+    Ready,
+    Log(Vec<LogLine>),
+    Done(Box<Done>),
+    /// V8 could not go on and ends the process: the last thing that this process says.
+    Aborting { id: RunId },
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LogLine {
+    /// Since the run began.
+    pub t_ms: u32,
+    pub level: Level,
+    pub text: String,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Level {
+    Debug,
+    Log,
+    Info,
+    Warn,
+    Error,
+}
+
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Done {
+    pub id: RunId,
+    pub outcome: Outcome,
+    /// JSON, with [`Outcome::Ok`].
+    pub result: Option<String>,
+    pub error: Option<ScriptError>,
+    /// Log lines were dropped.
+    pub truncated: bool,
+    pub usage: Usage,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ScriptError {
+    pub name: String,
+    pub message: String,
+    /// Positions in the tenant's own files.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub stack: Option<String>,
+}
+
+/// What a run used, by the worker's own word: metering, never evidence.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Usage {
+    pub cpu_us: u64,
+    pub wall_us: u64,
+    /// From the arrival of the run to the call of the entry point.
+    pub startup_us: u64,
+    pub peak_heap_bytes: u64,
+}
+
+/// A frame came out of order.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum Violation {
+    #[error("Ready was said twice without a run between")]
+    ReadyTwice,
+    #[error("{frame} for {claimed}, but the run is {actual:?}")]
+    WrongRun { frame: &'static str, claimed: RunId, actual: Option<RunId> },
+    #[error("a log without a run")]
+    LogWithoutRun,
+    #[error("more than {0} bytes of log in one run")]
+    LogFlood(u64),
+}
+
+/// What a line is counted as beside its text: its time, level and length.
+const LINE_OVERHEAD_BYTES: u64 = 16;
+
+/// The supervisor's view of one tenant channel: whose turn it is.
+#[derive(Debug, Default)]
+pub struct Session {
+    warm: bool,
+    running: Option<RunId>,
+    log_bytes: u64,
+    log_cap: u64,
+}
+
+impl Session {
+    /// The thread has a warm isolate and no run.
+    #[must_use]
+    pub fn is_idle(&self) -> bool {
+        self.warm && self.running.is_none()
+    }
+
+    #[must_use]
+    pub fn running(&self) -> Option<RunId> {
+        self.running
+    }
+
+    /// A `Run` goes out. False if one is out already: then it must not be sent.
+    #[must_use]
+    pub fn start(&mut self, run: RunId, limits: &Limits) -> bool {
+        if self.running.is_some() {
+            return false;
+        }
+        self.running = Some(run);
+        self.log_bytes = 0;
+        self.log_cap = u64::from(limits.log_bytes) + u64::from(limits.log_lines) * LINE_OVERHEAD_BYTES;
+        true
+    }
+
+    /// A frame came in.
+    ///
+    /// # Errors
+    /// It was not that peer's turn: the worker is to be killed.
+    pub fn accept(&mut self, frame: &FromTenant) -> Result<(), Violation> {
+        match frame {
+            FromTenant::Ready if self.warm => Err(Violation::ReadyTwice),
+            FromTenant::Ready => {
+                self.warm = true;
+                Ok(())
+            }
+            FromTenant::Log(lines) => {
+                if self.running.is_none() {
+                    return Err(Violation::LogWithoutRun);
+                }
+                let bytes = lines.iter().fold(0_u64, |sum, line| sum.saturating_add(line.text.len() as u64 + LINE_OVERHEAD_BYTES));
+                self.log_bytes = self.log_bytes.saturating_add(bytes);
+                if self.log_bytes > self.log_cap { Err(Violation::LogFlood(self.log_cap)) } else { Ok(()) }
+            }
+            FromTenant::Done(done) => {
+                self.expect("Done", done.id)?;
+                self.running = None;
+                self.warm = false;
+                Ok(())
+            }
+            FromTenant::Aborting { id } => self.expect("Aborting", *id),
+        }
+    }
+
+    fn expect(&self, frame: &'static str, claimed: RunId) -> Result<(), Violation> {
+        if self.running == Some(claimed) {
+            Ok(())
+        } else {
+            Err(Violation::WrongRun { frame, claimed, actual: self.running })
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    const LIMITS: Limits = Limits {
+        cpu_ms: 1,
+        wall_ms: 1,
+        memory_mb: 1,
+        output_bytes: 1,
+        log_bytes: 100,
+        log_lines: 10,
+        timers: 1,
+    };
+
+    fn start(session: &mut Session, id: u64) -> bool {
+        session.start(RunId(id), &LIMITS)
+    }
+
+    fn done(id: u64) -> FromTenant {
+        FromTenant::Done(Box::new(Done {
+            id: RunId(id),
+            outcome: Outcome::Ok,
+            result: None,
+            error: None,
+            truncated: false,
+            usage: Usage::default(),
+        }))
+    }
+
+    #[test]
+    fn a_second_run_waits_for_the_end_of_the_first() {
+        let mut session = Session::default();
+        assert!(start(&mut session, 1));
+        assert!(!start(&mut session, 2));
+        assert_eq!(session.accept(&done(1)), Ok(()));
+        assert!(start(&mut session, 2));
+    }
+
+    #[test]
+    fn an_end_for_another_run_is_a_violation() {
+        let mut session = Session::default();
+        assert!(start(&mut session, 1));
+        assert!(matches!(session.accept(&done(2)), Err(Violation::WrongRun { .. })));
+    }
+
+    #[test]
+    fn an_end_without_a_run_is_a_violation() {
+        assert!(matches!(Session::default().accept(&done(2)), Err(Violation::WrongRun { .. })));
+    }
+
+    #[test]
+    fn a_log_flood_is_a_violation() {
+        let mut session = Session::default();
+        assert!(start(&mut session, 1));
+        let line = LogLine { t_ms: 0, level: Level::Log, text: "x".repeat(10_000) };
+        assert!(matches!(session.accept(&FromTenant::Log(vec![line])), Err(Violation::LogFlood(_))));
+    }
+
+    proptest! {
+        /// Whatever order frames come in, at most one `Done` is believed for each run.
+        #[test]
+        fn each_run_ends_at_most_once(steps in proptest::collection::vec((0_u8..4, 0_u64..4), 0..200)) {
+            let mut session = Session::default();
+            let (mut started, mut ended) = (0, 0);
+            for (step, id) in steps {
+                match step {
+                    0 => started += u32::from(start(&mut session, id)),
+                    1 => ended += u32::from(session.accept(&done(id)).is_ok()),
+                    2 => drop(session.accept(&FromTenant::Ready)),
+                    _ => drop(session.accept(&FromTenant::Aborting { id: RunId(id) })),
+                }
+                prop_assert!(ended <= started && started <= ended + 1);
+            }
+        }
+    }
+}

@@ -1,0 +1,68 @@
+//! The control channel, seen from the worker: frames, each with the descriptor that came along.
+
+use std::collections::VecDeque;
+use std::error::Error;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::unix::net::UnixStream;
+
+use enisle_hardening::fds;
+use enisle_wire::control::{FromWorker, Start, ToWorker};
+use enisle_wire::frame::{HEADER_BYTES, body_len};
+use enisle_wire::{MAX_FROM_WORKER_BYTES, MAX_TO_WORKER_BYTES, decode, write_frame};
+
+#[derive(Debug)]
+pub(crate) struct Control {
+    channel: UnixStream,
+    buffer: Vec<u8>,
+    descriptors: VecDeque<OwnedFd>,
+}
+
+impl Control {
+    pub(crate) fn new(channel: UnixStream) -> Self {
+        Self { channel, buffer: Vec::new(), descriptors: VecDeque::new() }
+    }
+
+    pub(crate) fn as_fd(&self) -> BorrowedFd<'_> {
+        self.channel.as_fd()
+    }
+
+    pub(crate) fn say(&mut self, frame: &FromWorker) -> Result<(), Box<dyn Error>> {
+        Ok(write_frame(&mut self.channel, frame, MAX_FROM_WORKER_BYTES)?)
+    }
+
+    /// The first frame.
+    pub(crate) fn start(&mut self) -> Result<Start, Box<dyn Error>> {
+        loop {
+            match self.buffered()? {
+                Some(ToWorker::Start(start)) => return Ok(start),
+                Some(_) => return Err("the first word was not Start".into()),
+                None if self.receive()? => {}
+                None => return Err("the daemon went away before it said anything".into()),
+            }
+        }
+    }
+
+    /// The oldest descriptor that has come and was not taken.
+    pub(crate) fn take_descriptor(&mut self) -> Option<OwnedFd> {
+        self.descriptors.pop_front()
+    }
+
+    /// Receives once, blocking. False at the end of the channel.
+    pub(crate) fn receive(&mut self) -> Result<bool, Box<dyn Error>> {
+        let mut bytes = [0; 4096];
+        let (got, descriptors) = fds::receive(self.channel.as_fd(), &mut bytes)?;
+        self.buffer.extend(bytes.iter().take(got));
+        self.descriptors.extend(descriptors);
+        Ok(got > 0)
+    }
+
+    /// The next frame that has arrived whole.
+    pub(crate) fn buffered(&mut self) -> Result<Option<ToWorker>, Box<dyn Error>> {
+        let Some(header) = self.buffer.first_chunk::<HEADER_BYTES>() else { return Ok(None) };
+        let end = HEADER_BYTES + body_len(*header, MAX_TO_WORKER_BYTES)?;
+        let Some(body) = self.buffer.get(HEADER_BYTES..end) else { return Ok(None) };
+        let frame = decode(body)?;
+        self.buffer.drain(..end);
+        Ok(Some(frame))
+    }
+}

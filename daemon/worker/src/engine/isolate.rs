@@ -1,0 +1,120 @@
+//! An isolate at rest: made from the snapshot, with its context, entered only while a run is in it.
+//!
+//! V8 keeps a stack of entered isolates per thread. Isolates at rest are not on it, so the next one can be made before
+//! the last one is disposed of, in any order; that keeps the cage's shared parts alive between runs.
+
+use std::fmt;
+use std::mem::ManuallyDrop;
+
+use super::{modules, natives, quota, run};
+
+/// The bytes of the startup snapshot: mapped once per process, read-only, never unmapped.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Snapshot(pub(crate) &'static [u8]);
+
+/// The functions that the runtime in the snapshot hands to us.
+pub(super) struct Runtime {
+    pub(super) invoke: v8::Global<v8::Function>,
+    pub(super) fire_timer: v8::Global<v8::Function>,
+    pub(super) describe: v8::Global<v8::Function>,
+    pub(super) worker_entrypoint: v8::Global<v8::Value>,
+}
+
+/// A warm isolate at rest.
+pub(crate) struct Resting {
+    /// Dropped by hand: V8 wants it entered exactly once at that moment.
+    isolate: ManuallyDrop<v8::OwnedIsolate>,
+    pub(super) context: v8::Global<v8::Context>,
+    pub(super) runtime: Runtime,
+    pub(crate) memory_mb: u32,
+}
+
+impl fmt::Debug for Resting {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Resting").field("memory_mb", &self.memory_mb).finish_non_exhaustive()
+    }
+}
+
+/// The snapshot does not hold what this worker looks for in it: it was made by another build.
+#[derive(Debug, thiserror::Error)]
+#[error("the startup snapshot lacks {0}: it was made by another build of the worker")]
+pub(crate) struct SnapshotMismatch(&'static str);
+
+impl Resting {
+    /// Makes an isolate in this thread's cage. Takes one to two milliseconds, which is why it is done ahead of a run.
+    pub(crate) fn new(snapshot: Snapshot, memory_mb: u32) -> Result<Self, SnapshotMismatch> {
+        let params = v8::CreateParams::default()
+            .snapshot_blob(v8::StartupData::from(snapshot.0))
+            .external_references(natives::external_references().into())
+            .heap_limits(0, (memory_mb as usize) << 20)
+            .allow_atomics_wait(false);
+        let mut isolate = v8::Isolate::new(params);
+        quota::adopt(&isolate);
+        isolate.set_microtasks_policy(v8::MicrotasksPolicy::Explicit);
+        isolate.set_promise_reject_callback(natives::promise_rejected);
+        isolate.set_host_import_module_dynamically_callback(modules::import_dynamically);
+        isolate.set_allow_wasm_code_generation_callback(natives::no_wasm);
+        isolate.set_oom_error_handler(run::out_of_memory);
+        let parts = {
+            v8::scope!(let scope, &mut isolate);
+            let context = v8::Context::new(scope, v8::ContextOptions::default());
+            let scope = &mut v8::ContextScope::new(scope, context);
+            runtime_of(scope).map(|runtime| (v8::Global::new(scope, context), runtime))
+        };
+        // SAFETY: `v8::Isolate::new` has entered it once, and no scope is open.
+        unsafe { isolate.exit() };
+        let isolate = ManuallyDrop::new(isolate);
+        match parts {
+            Ok((context, runtime)) => Ok(Self { isolate, context, runtime, memory_mb }),
+            Err(mismatch) => {
+                dispose(isolate);
+                Err(mismatch)
+            }
+        }
+    }
+
+    /// Enters the isolate for the length of `work`.
+    pub(super) fn entered<T>(&mut self, work: impl FnOnce(&mut v8::OwnedIsolate) -> T) -> T {
+        // SAFETY: this thread made the isolate, and it is at rest; the exit below matches.
+        unsafe { self.isolate.enter() };
+        let result = work(&mut self.isolate);
+        // SAFETY: `work` has closed its scopes when it returns; a panic in it ends the process.
+        unsafe { self.isolate.exit() };
+        result
+    }
+}
+
+impl Drop for Resting {
+    fn drop(&mut self) {
+        // SAFETY: taken once, here; the value is not used again.
+        dispose(ManuallyDrop::new(unsafe { ManuallyDrop::take(&mut self.isolate) }));
+    }
+}
+
+fn dispose(isolate: ManuallyDrop<v8::OwnedIsolate>) {
+    // SAFETY: the isolate is at rest, and its own Drop exits it again.
+    unsafe { isolate.enter() };
+    drop(ManuallyDrop::into_inner(isolate));
+}
+
+fn runtime_of(scope: &mut v8::PinScope<'_, '_>) -> Result<Runtime, SnapshotMismatch> {
+    let api: v8::Local<'_, v8::Object> = scope
+        .get_context_data_from_snapshot_once(super::snapshot::RUNTIME_INDEX)
+        .map_err(|_| SnapshotMismatch("the runtime"))?;
+    let value = |name: &'static str| {
+        let key = v8::String::new(scope, name).ok_or(SnapshotMismatch(name))?;
+        api.get(scope, key.into()).ok_or(SnapshotMismatch(name)).map(|value| (value, name))
+    };
+    let (invoke, fire_timer) = (value("invoke")?, value("fireTimer")?);
+    let (describe, worker_entrypoint) = (value("describe")?, value("WorkerEntrypoint")?);
+    let function = |(value, name): (v8::Local<'_, v8::Value>, _)| {
+        let function = value.try_cast::<v8::Function>().map_err(|_| SnapshotMismatch(name))?;
+        Ok(v8::Global::new(scope, function))
+    };
+    Ok(Runtime {
+        invoke: function(invoke)?,
+        fire_timer: function(fire_timer)?,
+        describe: function(describe)?,
+        worker_entrypoint: v8::Global::new(scope, worker_entrypoint.0),
+    })
+}

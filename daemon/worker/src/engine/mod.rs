@@ -1,0 +1,84 @@
+//! The V8 edge: the only part of the worker with `unsafe`.
+//!
+//! | module | owns |
+//! |---|---|
+//! | [`cage`] | one isolate group per tenant thread, tagged with its key |
+//! | [`quota`] | the bytes of array buffers that a tenant may hold |
+//! | [`isolate`] | an isolate at rest: made from the snapshot, warm, entered only for one run |
+//! | [`modules`] | a script's modules: compiled, linked and imported by exact name |
+//! | [`natives`] | the functions that the runtime (`runtime/*.js`) calls |
+//! | [`run`] | one run, from its frame to its end |
+//! | [`snapshot`] | making the startup snapshot |
+
+pub(crate) mod cage;
+pub(crate) mod isolate;
+mod modules;
+mod natives;
+mod quota;
+pub(crate) mod run;
+pub(crate) mod snapshot;
+
+use nix::sys::signal::{SaFlags, SigAction, SigHandler, SigSet, Signal, sigaction};
+
+/// What V8 is told before it starts. Frozen afterwards (`--freeze-flags-after-init` is V8's default).
+///
+/// * `single-threaded`: a pool thread of V8's would work on all tenants' heaps, with no tenant's key.
+/// * `sandbox-prohibit-insecure-mode`: too little address space for whole cages ends the process instead of silently
+///   making do with cages that have no guard regions.
+/// * `no-wasm-native-module-cache`: that cache is shared by all cages of the process.
+/// * `no-memory-pool`: pages that were a tenant's go back to the kernel, not to a pool.
+/// * `stack-size` (KiB): V8's own default on this architecture, a quarter of a tenant thread's stack.
+const FLAGS: &str = "--single-threaded --sandbox-prohibit-insecure-mode --no-wasm-native-module-cache \
+                     --no-memory-pool --stack-size=984";
+
+/// Starts V8 on the calling thread, which has to be the ancestor of every thread that will enter an isolate: V8's key
+/// for JIT pages is inherited. Returns V8's version.
+pub(crate) fn start() -> &'static str {
+    v8::V8::set_flags_from_string(FLAGS);
+    // The root is empty: without this V8 finds no /dev/urandom and seeds itself from the clock.
+    v8::V8::set_entropy_source(fill_random);
+    v8::V8::initialize_platform(v8::new_single_threaded_default_platform(false).make_shared());
+    v8::V8::initialize();
+    v8::V8::get_version()
+}
+
+/// The signals whose handlers std or V8 installed go back to their defaults: a fault ends the process.
+pub(crate) fn reset_signal_handlers() -> nix::Result<()> {
+    let default = SigAction::new(SigHandler::SigDfl, SaFlags::empty(), SigSet::empty());
+    for signal in [Signal::SIGSEGV, Signal::SIGBUS] {
+        // SAFETY: the default action runs no code of ours.
+        unsafe { sigaction(signal, &default) }?;
+    }
+    Ok(())
+}
+
+/// Fills `bytes` from the kernel. False if it cannot; V8 then ends the process.
+pub(crate) fn fill_random(bytes: &mut [u8]) -> bool {
+    let mut rest = bytes;
+    while !rest.is_empty() {
+        // SAFETY: `rest` is writable for its length.
+        let got = unsafe { libc::getrandom(rest.as_mut_ptr().cast(), rest.len(), 0) };
+        match usize::try_from(got) {
+            Ok(got) if got > 0 => rest = rest.split_at_mut(got).1,
+            _ => return false,
+        }
+    }
+    true
+}
+
+/// Ends every thread of the process at once, running nothing. For places that V8 must not return from.
+fn exit_now(code: libc::c_int) -> ! {
+    // SAFETY: _exit has no preconditions.
+    unsafe { libc::_exit(code) }
+}
+
+/// `text` of a value as a string, at most `cap` bytes of it, and whether that was all.
+fn bounded_text(scope: &v8::Isolate, text: v8::Local<'_, v8::String>, cap: usize) -> (String, bool) {
+    // A UTF-16 unit takes three bytes at most, so this never allocates more than the cap asks for.
+    let mut bytes = vec![0; cap.min(text.length().saturating_mul(3))];
+    let mut taken = 0;
+    let flags = v8::WriteFlags::kReplaceInvalidUtf8;
+    let written = text.write_utf8_v2(scope, &mut bytes, flags, Some(&mut taken));
+    bytes.truncate(written);
+    (String::from_utf8_lossy(&bytes).into_owned(), taken == text.length())
+}

@@ -1,0 +1,249 @@
+//! A script's modules: compiled, linked and imported by exact name, from what came with the run and nothing else.
+
+use std::collections::HashMap;
+
+use enisle_wire::tenant::{Code, Module, ModuleKind};
+
+use super::quota;
+use super::run::RunState;
+
+/// What `import { WorkerEntrypoint } from …` may name; the first is what Dynamic Workers' code says.
+const BUILT_IN: [&str; 2] = ["cloudflare:workers", "enisle:workers"];
+
+/// The name that the short form's one module has.
+pub(super) const SHORT_NAME: &str = "main.js";
+
+/// The modules of one run.
+#[derive(Debug)]
+pub(super) struct Modules {
+    sources: HashMap<String, Module>,
+    compiled: HashMap<String, v8::Global<v8::Module>>,
+}
+
+impl Modules {
+    /// Takes a run's code apart. Returns the main module's name with them.
+    pub(super) fn new(code: Code) -> (Self, String) {
+        let (main, modules) = match code {
+            Code::Modules { main, modules } => (main, modules),
+            Code::Short(source) => {
+                let main = Module { name: SHORT_NAME.to_owned(), kind: ModuleKind::Js, body: source.into_bytes() };
+                (SHORT_NAME.to_owned(), vec![main])
+            }
+        };
+        let sources = modules.into_iter().map(|module| (module.name.clone(), module)).collect();
+        (Self { sources, compiled: HashMap::new() }, main)
+    }
+
+    /// The name under which a module was compiled.
+    fn name_of(&self, module: &v8::Global<v8::Module>) -> Option<&str> {
+        self.compiled.iter().find(|(_, known)| *known == module).map(|(name, _)| name.as_str())
+    }
+
+    /// Replaces the short form's source, which turned out to be an expression, by a module that exports it.
+    pub(super) fn wrap_expression(&mut self) {
+        self.compiled.remove(SHORT_NAME);
+        if let Some(module) = self.sources.get_mut(SHORT_NAME) {
+            let text = String::from_utf8_lossy(&module.body).into_owned();
+            let expression = text.trim_end().trim_end_matches(';');
+            module.body = format!("export default (\n{expression}\n)").into_bytes();
+        }
+    }
+}
+
+/// Throws an error of the kind that `make` makes. Always `None`, for callbacks that return so.
+fn throw<T>(
+    scope: &v8::PinScope<'_, '_>,
+    make: for<'s> fn(&v8::PinScope<'s, '_>, v8::Local<'_, v8::String>) -> v8::Local<'s, v8::Value>,
+    text: &str,
+) -> Option<T> {
+    let text = v8::String::new(scope, text)?;
+    let error = make(scope, text);
+    scope.throw_exception(error);
+    None
+}
+
+/// Compiles the module `name`, once. `line_offset` moves the positions that errors show.
+///
+/// `None` means that an exception is pending.
+pub(super) fn compile<'s>(
+    scope: &mut v8::PinScope<'s, '_>,
+    name: &str,
+    line_offset: i32,
+) -> Option<v8::Local<'s, v8::Module>> {
+    let state = scope.get_slot::<RunState>()?;
+    if let Some(known) = state.modules.compiled.get(name) {
+        let known = known.clone();
+        return Some(v8::Local::new(scope, known));
+    }
+    let module = if BUILT_IN.contains(&name) && !state.modules.sources.contains_key(name) {
+        synthetic(scope, name, "WorkerEntrypoint", evaluate_built_in)?
+    } else {
+        let source = state.modules.sources.get(name)?;
+        match source.kind {
+            ModuleKind::Js => {
+                // The source moves into V8's heap; a module is compiled once, so nobody asks for it again.
+                let text = v8::String::new_from_utf8(scope, &source.body, v8::NewStringType::Normal)
+                    .or_else(|| throw(scope, v8::Exception::range_error, "the module is longer than a string can be"))?;
+                let resource = v8::String::new(scope, name)?.into();
+                let origin = v8::ScriptOrigin::new(scope, resource, line_offset, 0, false, 0, None, false, false, true, None);
+                let mut source = v8::script_compiler::Source::new(text, Some(&origin));
+                v8::script_compiler::compile_module(scope, &mut source)?
+            }
+            ModuleKind::Json | ModuleKind::Text | ModuleKind::Data => synthetic(scope, name, "default", evaluate_data)?,
+        }
+    };
+    let global = v8::Global::new(scope, module);
+    scope.get_slot_mut::<RunState>()?.modules.compiled.insert(name.to_owned(), global);
+    Some(module)
+}
+
+fn synthetic<'s>(
+    scope: &mut v8::PinScope<'s, '_>,
+    name: &str,
+    export: &str,
+    steps: impl v8::MapFnTo<v8::SyntheticModuleEvaluationSteps<'s>>,
+) -> Option<v8::Local<'s, v8::Module>> {
+    let name = v8::String::new(scope, name)?;
+    let export = v8::String::new(scope, export)?;
+    Some(v8::Module::create_synthetic_module(scope, name, &[export], steps))
+}
+
+/// Answers V8's question for the module behind one `import`.
+fn lookup<'s>(
+    scope: &mut v8::PinScope<'s, '_>,
+    importer: &str,
+    specifier: &str,
+    attribute: Option<String>,
+) -> Option<v8::Local<'s, v8::Module>> {
+    let state = scope.get_slot::<RunState>()?;
+    let kind = state.modules.sources.get(specifier).map(|module| module.kind);
+    if kind.is_none() && !BUILT_IN.contains(&specifier) {
+        let near = ["./", "/"].iter().find_map(|prefix| {
+            let bare = specifier.strip_prefix(prefix)?;
+            state.modules.sources.contains_key(bare).then(|| format!("; there is one named {bare:?}"))
+        });
+        let text = format!(
+            "{importer} imports {specifier:?}, and no module has that name: modules are imported by their exact name{}",
+            near.unwrap_or_default()
+        );
+        return throw(scope, v8::Exception::error, &text);
+    }
+    match attribute {
+        None => {}
+        Some(word) if word == "json" && kind == Some(ModuleKind::Json) => {}
+        Some(word) => {
+            let text = format!("{importer} imports {specifier:?} with type {word:?}, which it is not");
+            return throw(scope, v8::Exception::type_error, &text);
+        }
+    }
+    compile(scope, specifier, 0)
+}
+
+/// The `type` among import attributes, which come as `step` entries each.
+fn type_attribute(scope: &v8::PinScope<'_, '_>, attributes: v8::Local<'_, v8::FixedArray>, step: usize) -> Option<String> {
+    (0..attributes.length()).step_by(step).find_map(|at| {
+        let text = |index| -> Option<String> {
+            let value = attributes.get(scope, index)?.try_cast::<v8::Value>().ok()?;
+            Some(value.to_rust_string_lossy(scope))
+        };
+        (text(at)? == "type").then(|| text(at + 1))?
+    })
+}
+
+/// Links a module to what it imports.
+pub(super) fn resolve<'s>(
+    context: v8::Local<'s, v8::Context>,
+    specifier: v8::Local<'s, v8::String>,
+    attributes: v8::Local<'s, v8::FixedArray>,
+    referrer: v8::Local<'s, v8::Module>,
+) -> Option<v8::Local<'s, v8::Module>> {
+    v8::callback_scope!(unsafe scope, context);
+    let specifier = specifier.to_rust_string_lossy(scope);
+    let attribute = type_attribute(scope, attributes, 3);
+    let referrer = v8::Global::new(scope, referrer);
+    let importer = scope.get_slot::<RunState>()?.modules.name_of(&referrer).unwrap_or("a module").to_owned();
+    lookup(scope, &importer, &specifier, attribute)
+}
+
+/// `import(…)`: a promise of the module's namespace.
+pub(super) fn import_dynamically<'s>(
+    scope: &mut v8::PinScope<'s, '_>,
+    _options: v8::Local<'s, v8::Data>,
+    resource: v8::Local<'s, v8::Value>,
+    specifier: v8::Local<'s, v8::String>,
+    attributes: v8::Local<'s, v8::FixedArray>,
+) -> Option<v8::Local<'s, v8::Promise>> {
+    let importer = resource.to_rust_string_lossy(scope);
+    let specifier = specifier.to_rust_string_lossy(scope);
+    let attribute = type_attribute(scope, attributes, 2);
+    let resolver = v8::PromiseResolver::new(scope)?;
+    v8::tc_scope!(let caught, scope);
+    let promise = (|| {
+        let module = lookup(caught, &importer, &specifier, attribute)?;
+        evaluated_namespace(caught, module)
+    })();
+    if promise.is_none() {
+        if caught.has_terminated() {
+            return None;
+        }
+        let exception = caught.exception()?;
+        resolver.reject(caught, exception);
+        return Some(resolver.get_promise(caught));
+    }
+    promise
+}
+
+/// Links and evaluates; the promise is of the namespace, and waits for top-level `await`.
+fn evaluated_namespace<'s>(
+    scope: &mut v8::PinScope<'s, '_>,
+    module: v8::Local<'s, v8::Module>,
+) -> Option<v8::Local<'s, v8::Promise>> {
+    module.instantiate_module(scope, resolve)?;
+    let evaluated = module.evaluate(scope)?.try_cast::<v8::Promise>().ok()?;
+    let namespace = module.get_module_namespace();
+    let handler = v8::Function::builder(return_data).data(namespace).build(scope)?;
+    evaluated.then(scope, handler)
+}
+
+fn return_data<'s>(_: &mut v8::PinScope<'s, '_>, args: v8::FunctionCallbackArguments<'s>, mut rv: v8::ReturnValue<'s>) {
+    rv.set(args.data());
+}
+
+/// Gives a JSON, text or data module its one export.
+fn evaluate_data<'s>(context: v8::Local<'s, v8::Context>, module: v8::Local<'s, v8::Module>) -> Option<v8::Local<'s, v8::Value>> {
+    v8::callback_scope!(unsafe scope, context);
+    let global = v8::Global::new(scope, module);
+    let state = scope.get_slot::<RunState>()?;
+    let name = state.modules.name_of(&global)?.to_owned();
+    let source = state.modules.sources.get(&name)?;
+    let value: v8::Local<'_, v8::Value> = match source.kind {
+        ModuleKind::Data => {
+            let bytes = source.body.clone();
+            // V8 ends the process if a buffer that the host makes is refused, so the question comes first.
+            if bytes.len() > quota::left() {
+                let text = format!("{name} does not fit the run's memory (limits.memoryMb)");
+                return throw(scope, v8::Exception::range_error, &text);
+            }
+            let store = v8::ArrayBuffer::new_backing_store(scope, bytes.len()).make_shared();
+            store.iter().zip(bytes).for_each(|(place, byte)| place.set(byte));
+            v8::ArrayBuffer::with_backing_store(scope, &store).into()
+        }
+        ModuleKind::Json | ModuleKind::Text | ModuleKind::Js => {
+            let kind = source.kind;
+            let text = v8::String::new_from_utf8(scope, &source.body, v8::NewStringType::Normal)?;
+            if kind == ModuleKind::Json { v8::json::parse(scope, text)? } else { text.into() }
+        }
+    };
+    let export = v8::String::new(scope, "default")?;
+    module.set_synthetic_module_export(scope, export, value)?;
+    Some(v8::undefined(scope).into())
+}
+
+fn evaluate_built_in<'s>(context: v8::Local<'s, v8::Context>, module: v8::Local<'s, v8::Module>) -> Option<v8::Local<'s, v8::Value>> {
+    v8::callback_scope!(unsafe scope, context);
+    let class = scope.get_slot::<RunState>()?.worker_entrypoint.clone();
+    let class = v8::Local::new(scope, class);
+    let export = v8::String::new(scope, "WorkerEntrypoint")?;
+    module.set_synthetic_module_export(scope, export, class)?;
+    Some(v8::undefined(scope).into())
+}

@@ -1,0 +1,281 @@
+//! The functions that the runtime calls, and V8's own questions to its embedder.
+//!
+//! A native reads all its arguments before it does anything, never calls back into the script, and never keeps a pointer
+//! into V8's memory. None of them has more authority than the script: it can print, ask for a timer, and compute.
+
+use std::collections::HashSet;
+use std::time::{Duration, Instant};
+
+use enisle_wire::tenant::Level;
+use v8::MapFnTo;
+
+use super::run::RunState;
+use super::{bounded_text, fill_random, quota};
+
+/// A native with its name in the runtime.
+macro_rules! natives {
+    ($($name:literal => $function:ident),* $(,)?) => {
+        /// The addresses of all natives: part of a snapshot, so the order is the same in every process of this build.
+        pub(super) fn external_references() -> Vec<v8::ExternalReference> {
+            vec![$(v8::ExternalReference { function: $function.map_fn_to() }),*]
+        }
+
+        /// The object that the runtime is called with.
+        pub(super) fn object<'s>(scope: &mut v8::PinScope<'s, '_>) -> Option<v8::Local<'s, v8::Object>> {
+            let object = v8::Object::new(scope);
+            $(
+                let name = v8::String::new(scope, $name)?;
+                let function = v8::Function::builder($function)
+                    .constructor_behavior(v8::ConstructorBehavior::Throw)
+                    .build(scope)?;
+                object.set(scope, name.into(), function.into())?;
+            )*
+            Some(object)
+        }
+    };
+}
+
+natives! {
+    "print" => print,
+    "timerStart" => timer_start,
+    "timerAgain" => timer_again,
+    "timerStop" => timer_stop,
+    "microtask" => microtask,
+    "encodeUtf8" => encode_utf8,
+    "decodeUtf8" => decode_utf8,
+    "random" => random,
+}
+
+/// The timers of one run. Their callbacks are the runtime's; here are their deadlines, and their number.
+#[derive(Debug, Default)]
+pub(super) struct Timers {
+    queue: std::collections::BinaryHeap<std::cmp::Reverse<(Instant, u32)>>,
+    live: HashSet<u32>,
+    last: u32,
+    limit: usize,
+}
+
+/// The longest delay of a timer; longer than any run may take.
+const MAX_DELAY: Duration = Duration::from_secs(24 * 60 * 60);
+
+impl Timers {
+    pub(super) fn new(limit: u32) -> Self {
+        Self { limit: limit as usize, ..Self::default() }
+    }
+
+    fn start(&mut self, delay: Duration) -> Option<u32> {
+        if self.live.len() >= self.limit {
+            return None;
+        }
+        self.last = self.last.wrapping_add(1);
+        self.live.insert(self.last);
+        self.schedule(self.last, delay);
+        Some(self.last)
+    }
+
+    fn schedule(&mut self, id: u32, delay: Duration) {
+        self.queue.push(std::cmp::Reverse((Instant::now() + delay.min(MAX_DELAY), id)));
+        // Stopped timers stay queued until they are due: a loop of starts and stops must not grow the queue.
+        if self.queue.len() > 2 * self.live.len() + 64 {
+            let live = &self.live;
+            self.queue.retain(|std::cmp::Reverse((_, id))| live.contains(id));
+        }
+    }
+
+    /// When the next timer is due.
+    pub(super) fn next_due(&mut self) -> Option<Instant> {
+        while let Some(std::cmp::Reverse((due, id))) = self.queue.peek() {
+            if self.live.contains(id) {
+                return Some(*due);
+            }
+            self.queue.pop();
+        }
+        None
+    }
+
+    /// Takes a timer that is due. It counts as stopped unless the runtime starts it again while it fires.
+    pub(super) fn take_due(&mut self, now: Instant) -> Option<u32> {
+        if self.next_due()? > now {
+            return None;
+        }
+        let std::cmp::Reverse((_, id)) = self.queue.pop()?;
+        self.live.remove(&id);
+        Some(id)
+    }
+}
+
+
+fn throw_range_error(scope: &mut v8::PinScope<'_, '_>, text: &str) {
+    if let Some(text) = v8::String::new(scope, text) {
+        let error = v8::Exception::range_error(scope, text);
+        scope.throw_exception(error);
+    }
+}
+
+fn throw_type_error(scope: &mut v8::PinScope<'_, '_>, text: &str) {
+    if let Some(text) = v8::String::new(scope, text) {
+        let error = v8::Exception::type_error(scope, text);
+        scope.throw_exception(error);
+    }
+}
+
+fn print<'s>(scope: &mut v8::PinScope<'s, '_>, args: v8::FunctionCallbackArguments<'s>, _: v8::ReturnValue<'s>) {
+    let level = match args.get(0).uint32_value(scope) {
+        Some(0) => Level::Debug,
+        Some(2) => Level::Info,
+        Some(3) => Level::Warn,
+        Some(4) => Level::Error,
+        _ => Level::Log,
+    };
+    let Ok(text) = args.get(1).try_cast::<v8::String>() else { return };
+    let Some(room) = scope.get_slot_mut::<RunState>().and_then(|state| state.log.room()) else { return };
+    let (text, whole) = bounded_text(scope, text, room);
+    if let Some(state) = scope.get_slot_mut::<RunState>() {
+        state.log.line(level, text, whole);
+    }
+}
+
+/// The delay in the second or first argument, in ms.
+fn delay(scope: &mut v8::PinScope<'_, '_>, value: v8::Local<'_, v8::Value>) -> Duration {
+    let ms = value.number_value(scope).unwrap_or(1.0);
+    Duration::try_from_secs_f64(ms / 1000.0).unwrap_or(MAX_DELAY)
+}
+
+fn timer_start<'s>(scope: &mut v8::PinScope<'s, '_>, args: v8::FunctionCallbackArguments<'s>, mut rv: v8::ReturnValue<'s>) {
+    let delay = delay(scope, args.get(0));
+    let Some(state) = scope.get_slot_mut::<RunState>() else { return };
+    let limit = state.timers.limit;
+    match state.timers.start(delay) {
+        Some(id) => rv.set_uint32(id),
+        None => throw_range_error(scope, &format!("{limit} timers are pending, which is this run's limit (limits.timers)")),
+    }
+}
+
+fn timer_again<'s>(scope: &mut v8::PinScope<'s, '_>, args: v8::FunctionCallbackArguments<'s>, _: v8::ReturnValue<'s>) {
+    let (id, delay) = (args.get(0).uint32_value(scope), delay(scope, args.get(1)));
+    if let (Some(id), Some(state)) = (id, scope.get_slot_mut::<RunState>()) {
+        state.timers.live.insert(id);
+        state.timers.schedule(id, delay);
+    }
+}
+
+fn timer_stop<'s>(scope: &mut v8::PinScope<'s, '_>, args: v8::FunctionCallbackArguments<'s>, _: v8::ReturnValue<'s>) {
+    let id = args.get(0).uint32_value(scope);
+    if let (Some(id), Some(state)) = (id, scope.get_slot_mut::<RunState>()) {
+        state.timers.live.remove(&id);
+    }
+}
+
+fn microtask<'s>(scope: &mut v8::PinScope<'s, '_>, args: v8::FunctionCallbackArguments<'s>, _: v8::ReturnValue<'s>) {
+    if let Ok(function) = args.get(0).try_cast::<v8::Function>() {
+        scope.enqueue_microtask(function);
+    }
+}
+
+fn encode_utf8<'s>(scope: &mut v8::PinScope<'s, '_>, args: v8::FunctionCallbackArguments<'s>, mut rv: v8::ReturnValue<'s>) {
+    let Ok(text) = args.get(0).try_cast::<v8::String>() else { return };
+    let bytes = text.utf8_length(scope);
+    // V8 ends the process if a buffer that the host makes is refused, so the question comes first.
+    if bytes > quota::left() {
+        return throw_range_error(scope, "the encoded text does not fit the run's memory (limits.memoryMb)");
+    }
+    let store = v8::ArrayBuffer::new_backing_store(scope, bytes).make_shared();
+    let mut rest = vec![0; bytes];
+    text.write_utf8_v2(scope, &mut rest, v8::WriteFlags::kReplaceInvalidUtf8, None);
+    store.iter().zip(rest).for_each(|(place, byte)| place.set(byte));
+    let buffer = v8::ArrayBuffer::with_backing_store(scope, &store);
+    if let Some(view) = v8::Uint8Array::new(scope, buffer, 0, bytes) {
+        rv.set(view.into());
+    }
+}
+
+fn decode_utf8<'s>(scope: &mut v8::PinScope<'s, '_>, args: v8::FunctionCallbackArguments<'s>, mut rv: v8::ReturnValue<'s>) {
+    let Ok(view) = args.get(0).try_cast::<v8::Uint8Array>() else { return };
+    let (fatal, keep_bom) = (args.get(1).is_true(), args.get(2).is_true());
+    let mut bytes = vec![0; view.byte_length()];
+    let copied = view.copy_contents(&mut bytes);
+    bytes.truncate(copied);
+    if fatal && std::str::from_utf8(&bytes).is_err() {
+        return throw_type_error(scope, "the bytes are not UTF-8");
+    }
+    let text = if keep_bom { &bytes[..] } else { bytes.strip_prefix("\u{feff}".as_bytes()).unwrap_or(&bytes) };
+    match v8::String::new_from_utf8(scope, text, v8::NewStringType::Normal) {
+        Some(text) => rv.set(text.into()),
+        None => throw_range_error(scope, "the text is longer than a string can be"),
+    }
+}
+
+fn random<'s>(scope: &mut v8::PinScope<'s, '_>, args: v8::FunctionCallbackArguments<'s>, _: v8::ReturnValue<'s>) {
+    let Ok(view) = args.get(0).try_cast::<v8::Uint8Array>() else { return };
+    let (offset, length) = (view.byte_offset(), view.byte_length());
+    let Some(store) = view.buffer(scope).map(|buffer| buffer.get_backing_store()) else { return };
+    let mut bytes = vec![0; length];
+    if !fill_random(&mut bytes) {
+        return throw_type_error(scope, "the kernel gave no random bytes");
+    }
+    // The store is only as long as it is now: a buffer that was shrunk meanwhile takes fewer bytes.
+    store.iter().skip(offset).zip(bytes).for_each(|(place, byte)| place.set(byte));
+}
+
+const MAX_REJECTIONS: usize = 100;
+
+/// V8 tells of a rejection that nobody handles, and again if somebody does later.
+pub(super) unsafe extern "C" fn promise_rejected(message: v8::PromiseRejectMessage<'_>) {
+    v8::callback_scope!(unsafe scope, &message);
+    v8::scope!(let scope, scope);
+    let promise = v8::Global::new(scope, message.get_promise());
+    let value = message.get_value().map(|value| v8::Global::new(scope, value));
+    let Some(state) = scope.get_slot_mut::<RunState>() else { return };
+    match message.get_event() {
+        // Handles lie outside the heap limit, so their number is bounded; nobody reads a thousand of the same warning.
+        v8::PromiseRejectEvent::PromiseRejectWithNoHandler if state.rejections.len() < MAX_REJECTIONS => {
+            state.rejections.push((promise, value));
+        }
+        v8::PromiseRejectEvent::PromiseRejectWithNoHandler => {}
+        v8::PromiseRejectEvent::PromiseHandlerAddedAfterReject => state.rejections.retain(|(known, _)| *known != promise),
+        v8::PromiseRejectEvent::PromiseRejectAfterResolved | v8::PromiseRejectEvent::PromiseResolveAfterResolved => {}
+    }
+}
+
+/// WebAssembly is not part of this version; its global is gone from the snapshot, and this stands behind that.
+pub(super) unsafe extern "C" fn no_wasm(_: v8::Local<'_, v8::Context>, _: v8::Local<'_, v8::String>) -> bool {
+    false
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn timers_are_due_in_order_and_stopped_ones_never() {
+        let mut timers = Timers::new(10);
+        let late = timers.start(Duration::from_secs(60)).unwrap();
+        let early = timers.start(Duration::ZERO).unwrap();
+        let stopped = timers.start(Duration::ZERO).unwrap();
+        timers.live.remove(&stopped);
+        let now = Instant::now() + Duration::from_secs(1);
+        assert_eq!(timers.take_due(now), Some(early));
+        assert_eq!(timers.take_due(now), None);
+        assert_eq!(timers.take_due(now + Duration::from_secs(61)), Some(late));
+        assert_eq!(timers.next_due(), None);
+    }
+
+    #[test]
+    fn the_limit_counts_pending_timers_only() {
+        let mut timers = Timers::new(1);
+        let first = timers.start(Duration::ZERO).unwrap();
+        assert_eq!(timers.start(Duration::ZERO), None);
+        timers.live.remove(&first);
+        assert!(timers.start(Duration::ZERO).is_some());
+    }
+
+    #[test]
+    fn starting_and_stopping_does_not_grow_the_queue() {
+        let mut timers = Timers::new(1);
+        for _ in 0..10_000 {
+            let id = timers.start(MAX_DELAY).unwrap();
+            timers.live.remove(&id);
+        }
+        assert!(timers.queue.len() < 100);
+    }
+}

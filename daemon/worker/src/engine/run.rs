@@ -1,0 +1,507 @@
+//! One run, from its frame to its end.
+//!
+//! ```text
+//! compile main ─▶ link ─▶ evaluate ─▶ (wait) ─▶ call the entry point ─▶ (wait) ─▶ result as JSON
+//!
+//! (wait): drain microtasks; if the promise is still pending, sleep until the next timer is due, fire it, again
+//! ```
+//!
+//! The watchdog may end a run at any point of this: every call into V8 can return "terminated", and the cause that the
+//! watchdog noted decides the outcome.
+
+use std::cell::RefCell;
+use std::os::fd::{AsRawFd, RawFd};
+use std::os::unix::net::UnixStream;
+use std::time::{Duration, Instant, SystemTime};
+
+use enisle_wire::tenant::{Done, FromTenant, Level, Limits, LogLine, Run, RunId, ScriptError, Usage};
+use enisle_wire::{MAX_FROM_TENANT_BYTES, Outcome, encode, write_frame};
+
+use super::isolate::Resting;
+use super::modules::{self, Modules, SHORT_NAME};
+use super::natives::Timers;
+use super::snapshot::RUNTIME_NAME;
+use super::{bounded_text, cage, exit_now, quota};
+use crate::watchdog::{Cause, Watched};
+
+/// The most of an error that is passed on, each of message and stack.
+const MAX_ERROR_BYTES: usize = 32 * 1024;
+
+/// How the process ends when V8 has no memory left and says so.
+const OUT_OF_MEMORY_EXIT: i32 = 86;
+
+/// What natives and callbacks find in the isolate while a run is in it.
+#[derive(Debug)]
+pub(super) struct RunState {
+    pub(super) log: Log,
+    pub(super) timers: Timers,
+    pub(super) modules: Modules,
+    pub(super) rejections: Vec<(v8::Global<v8::Promise>, Option<v8::Global<v8::Value>>)>,
+    pub(super) worker_entrypoint: v8::Global<v8::Value>,
+}
+
+/// The console of one run: lines up to its limits, sent on in batches.
+#[derive(Debug)]
+pub(super) struct Log {
+    channel: UnixStream,
+    started: Instant,
+    pending: Vec<LogLine>,
+    pending_bytes: usize,
+    bytes_left: usize,
+    lines_left: u32,
+    truncated: bool,
+}
+
+/// Lines are sent on at the latest when this much waits.
+const LOG_BATCH_BYTES: usize = 8 * 1024;
+
+impl Log {
+    fn new(channel: UnixStream, started: Instant, limits: &Limits) -> Self {
+        Self {
+            channel,
+            started,
+            pending: Vec::new(),
+            pending_bytes: 0,
+            bytes_left: limits.log_bytes as usize,
+            lines_left: limits.log_lines,
+            truncated: false,
+        }
+    }
+
+    /// Bytes that the next line may have; none when lines are only counted as dropped any more.
+    pub(super) fn room(&mut self) -> Option<usize> {
+        if self.bytes_left == 0 || self.lines_left == 0 {
+            self.truncated = true;
+            return None;
+        }
+        Some(self.bytes_left)
+    }
+
+    pub(super) fn line(&mut self, level: Level, text: String, whole: bool) {
+        self.truncated |= !whole;
+        self.bytes_left = if whole { self.bytes_left.saturating_sub(text.len()) } else { 0 };
+        self.lines_left = self.lines_left.saturating_sub(1);
+        self.pending_bytes += text.len();
+        let t_ms = u32::try_from(self.started.elapsed().as_millis()).unwrap_or(u32::MAX);
+        self.pending.push(LogLine { t_ms, level, text });
+        if self.pending_bytes >= LOG_BATCH_BYTES {
+            self.flush();
+        }
+    }
+
+    fn flush(&mut self) {
+        if !self.pending.is_empty() {
+            self.pending_bytes = 0;
+            let batch = FromTenant::Log(std::mem::take(&mut self.pending));
+            // A supervisor that is gone is noticed where the end of the run is written.
+            let _ = write_frame(&mut &self.channel, &batch, MAX_FROM_TENANT_BYTES);
+        }
+    }
+}
+
+thread_local! {
+    /// What this thread says if V8 runs out of memory: prepared, because saying it must not allocate.
+    static LAST_WORDS: RefCell<Option<(RawFd, Vec<u8>)>> = const { RefCell::new(None) };
+}
+
+/// V8 cannot go on: tell whose run it was, and end the process.
+pub(super) unsafe extern "C" fn out_of_memory(_: *const std::ffi::c_char, _: &v8::OomDetails) {
+    LAST_WORDS.with(|words| {
+        if let Ok(words) = words.try_borrow()
+            && let Some((channel, frame)) = words.as_ref()
+        {
+            // SAFETY: the descriptor is open as long as its tenant's thread, which is this one.
+            let channel = unsafe { std::os::fd::BorrowedFd::borrow_raw(*channel) };
+            let _ = nix::unistd::write(channel, frame);
+        }
+    });
+    exit_now(OUT_OF_MEMORY_EXIT);
+}
+
+/// V8 is near a heap limit. Ends the run, and gives V8 the room that it needs to get there: the next allocation may be
+/// one of the largest that there are, and refusing it would end the process with everybody in it.
+unsafe extern "C" fn near_heap_limit(data: *mut std::ffi::c_void, current: usize, _initial: usize) -> usize {
+    // A refused array buffer makes V8 ask here too, when it has collected garbage in vain; that is no full heap.
+    if quota::take_refused() {
+        return current;
+    }
+    // SAFETY: `data` is the `Watched` that `execute` keeps alive until it has taken this callback away.
+    let watched = unsafe { &*data.cast::<Watched>() };
+    watched.end(Cause::Memory);
+    current.saturating_add(LARGEST_ALLOCATION)
+}
+
+/// Somewhat over the largest single object of V8's heap: a two-byte string of full length, or a large array of doubles.
+const LARGEST_ALLOCATION: usize = 1280 << 20;
+
+/// Why a run ended, as far as the script knows.
+enum Ended {
+    Result(String),
+    Failed(ScriptError),
+    TooLarge(usize),
+    /// The watchdog's cause decides.
+    Terminated,
+}
+
+/// Executes one run in a warm isolate. `arrived` is when its frame had been read.
+pub(crate) fn execute(resting: &mut Resting, run: Run, watched: &Watched, channel: &UnixStream, arrived: Instant) -> Done {
+    let (id, limits) = (run.id, run.limits);
+    let cpu_before = watched.clock().now();
+    let Ok(log_channel) = channel.try_clone() else { return internal_error(id, "no descriptor is left for the log") };
+    remember_last_words(channel, id);
+    quota::set_limit((limits.memory_mb as usize) << 20);
+
+    let entry = (run.entrypoint, run.method, run.args, run.env, run.props);
+    let (modules, main) = Modules::new(run.code);
+    let state = RunState {
+        log: Log::new(log_channel, arrived, &limits),
+        timers: Timers::new(limits.timers),
+        modules,
+        rejections: Vec::new(),
+        worker_entrypoint: resting.runtime.worker_entrypoint.clone(),
+    };
+    let context = resting.context.clone();
+    let invoke = resting.runtime.invoke.clone();
+    let fire_timer = resting.runtime.fire_timer.clone();
+    let describe = resting.runtime.describe.clone();
+
+    let mut startup = Duration::ZERO;
+    let (ended, heap, log) = resting.entered(|isolate| {
+        isolate.set_slot(state);
+        let data = std::ptr::from_ref(watched).cast_mut().cast();
+        isolate.add_near_heap_limit_callback(near_heap_limit, data);
+        watched.arm(id, &limits, isolate.thread_safe_handle());
+        let ended = {
+            v8::scope!(let scope, isolate);
+            let context = v8::Local::new(scope, &context);
+            context.set_allow_generation_from_strings(run.allow_eval);
+            let scope = &mut v8::ContextScope::new(scope, context);
+            let mut script = Script { watched, fire_timer, describe, invoke };
+            script.run(scope, &main, &entry, limits.output_bytes as usize, || startup = arrived.elapsed())
+        };
+        let statistics = isolate.get_heap_statistics();
+        let heap = statistics.total_heap_size() + quota::used();
+        isolate.remove_near_heap_limit_callback(near_heap_limit, 0);
+        let log = isolate.remove_slot::<RunState>().map(|state| state.log);
+        (ended, heap, log)
+    });
+    let cause = watched.disarm();
+    LAST_WORDS.set(None);
+
+    let (outcome, result, error) = conclude(ended, cause, &limits);
+    let truncated = log.is_some_and(|mut log| {
+        log.flush();
+        log.truncated
+    });
+    let micros = |duration: Duration| u64::try_from(duration.as_micros()).unwrap_or(u64::MAX);
+    let usage = Usage {
+        cpu_us: micros(watched.clock().now().saturating_sub(cpu_before)),
+        wall_us: micros(arrived.elapsed()),
+        startup_us: micros(startup),
+        peak_heap_bytes: heap as u64,
+    };
+    Done { id, outcome, result, error, truncated, usage }
+}
+
+/// From how the script ended and what the watchdog says to the outcome, with a sentence that says what to do.
+fn conclude(ended: Ended, cause: Option<Cause>, limits: &Limits) -> (Outcome, Option<String>, Option<ScriptError>) {
+    let error = |name: &str, message: String| Some(ScriptError { name: name.to_owned(), message, stack: None });
+    match (cause, ended) {
+        (Some(Cause::Cpu), _) => {
+            let message = format!("the run used its {} ms of CPU time (limits.cpuMs)", limits.cpu_ms);
+            (Outcome::ExceededCpu, None, error("LimitError", message))
+        }
+        (Some(Cause::Wall), _) => {
+            let message = format!("the run took longer than {} ms (limits.wallMs)", limits.wall_ms);
+            (Outcome::ExceededWall, None, error("LimitError", message))
+        }
+        (Some(Cause::Memory), _) => {
+            let message = format!("the run needed more than {} MiB of heap (limits.memoryMb)", limits.memory_mb);
+            (Outcome::ExceededMemory, None, error("LimitError", message))
+        }
+        (Some(Cause::Canceled), _) => (Outcome::Canceled, None, error("Canceled", "the run was canceled".to_owned())),
+        (None, Ended::Result(json)) => (Outcome::Ok, Some(json), None),
+        (None, Ended::Failed(failed)) => (Outcome::Exception, None, Some(failed)),
+        (None, Ended::TooLarge(bytes)) => {
+            let message = format!("the result has {bytes} bytes, more than {} (limits.outputBytes)", limits.output_bytes);
+            (Outcome::ExceededOutput, None, error("LimitError", message))
+        }
+        // V8 was told to end by nobody that we know of.
+        (None, Ended::Terminated) => {
+            (Outcome::InternalError, None, error("InternalError", "the run was ended without a cause".to_owned()))
+        }
+    }
+}
+
+fn internal_error(id: RunId, message: &str) -> Done {
+    let error = ScriptError { name: "InternalError".to_owned(), message: message.to_owned(), stack: None };
+    let usage = Usage::default();
+    Done { id, outcome: Outcome::InternalError, result: None, error: Some(error), truncated: false, usage }
+}
+
+fn remember_last_words(channel: &UnixStream, id: RunId) {
+    let frame = encode(&FromTenant::Aborting { id }, MAX_FROM_TENANT_BYTES).unwrap_or_default();
+    LAST_WORDS.set(Some((channel.as_raw_fd(), frame)));
+}
+
+/// Entry point, method, args, env, props.
+type Entry = (String, Option<String>, String, String, String);
+
+/// A script inside its isolate.
+struct Script<'a> {
+    watched: &'a Watched,
+    fire_timer: v8::Global<v8::Function>,
+    describe: v8::Global<v8::Function>,
+    invoke: v8::Global<v8::Function>,
+}
+
+impl Script<'_> {
+    fn run(
+        &mut self,
+        scope: &mut v8::PinScope<'_, '_>,
+        main: &str,
+        entry: &Entry,
+        output_cap: usize,
+        starting: impl FnOnce(),
+    ) -> Ended {
+        cage::set_clock(SystemTime::now());
+        let exports = match self.exports(scope, main) {
+            Ok(exports) => exports,
+            Err(ended) => return ended,
+        };
+        starting();
+        let promise = match self.call_entry(scope, exports, entry) {
+            Ok(promise) => promise,
+            Err(ended) => return ended,
+        };
+        let value = match self.settled(scope, promise) {
+            Ok(value) => value,
+            Err(ended) => return ended,
+        };
+        let Ok(json) = value.try_cast::<v8::String>() else { return Ended::Terminated };
+        let bytes = json.utf8_length(scope);
+        if bytes > output_cap {
+            return Ended::TooLarge(bytes);
+        }
+        Ended::Result(bounded_text(scope, json, output_cap).0)
+    }
+
+    /// The main module, evaluated; what it exports.
+    fn exports<'s>(&mut self, scope: &mut v8::PinScope<'s, '_>, main: &str) -> Result<v8::Local<'s, v8::Value>, Ended> {
+        let exports = self.evaluate(scope, main, 0)?;
+        if main != SHORT_NAME || !is_empty_namespace(scope, exports) {
+            return Ok(exports);
+        }
+        // The short form may be an expression: it has run as a module that exports nothing. Now as one that exports it.
+        let Some(state) = scope.get_slot_mut::<RunState>() else { return Err(Ended::Terminated) };
+        state.modules.wrap_expression();
+        self.evaluate(scope, main, -1)
+    }
+
+    fn evaluate<'s>(
+        &mut self,
+        scope: &mut v8::PinScope<'s, '_>,
+        name: &str,
+        line_offset: i32,
+    ) -> Result<v8::Local<'s, v8::Value>, Ended> {
+        let module;
+        let evaluated = {
+            v8::tc_scope!(let caught, scope);
+            let attempt = (|| {
+                let module = modules::compile(caught, name, line_offset)?;
+                module.instantiate_module(caught, modules::resolve)?;
+                Some((module, module.evaluate(caught)?))
+            })();
+            match attempt {
+                Some((found, value)) => {
+                    module = found;
+                    value.try_cast::<v8::Promise>().ok()
+                }
+                None => {
+                    let position = caught.message().map(|message| position(caught, message));
+                    let exception = caught.exception();
+                    caught.reset();
+                    return Err(self.failed(caught, exception, position));
+                }
+            }
+        };
+        let Some(promise) = evaluated else { return Err(Ended::Terminated) };
+        self.settled(scope, promise)?;
+        Ok(module.get_module_namespace())
+    }
+
+    fn call_entry<'s>(
+        &mut self,
+        scope: &mut v8::PinScope<'s, '_>,
+        exports: v8::Local<'s, v8::Value>,
+        (entrypoint, method, args, env, props): &Entry,
+    ) -> Result<v8::Local<'s, v8::Promise>, Ended> {
+        v8::tc_scope!(let caught, scope);
+        let called = (|| {
+            let text = |text: &str| Some(v8::String::new_from_utf8(caught, text.as_bytes(), v8::NewStringType::Normal)?.into());
+            let method = match method {
+                Some(method) => text(method)?,
+                None => v8::undefined(caught).into(),
+            };
+            let arguments = [exports, text(entrypoint)?, method, text(args)?, text(env)?, text(props)?];
+            let undefined = v8::undefined(caught).into();
+            let invoke = v8::Local::new(caught, &self.invoke);
+            invoke.call(caught, undefined, &arguments)?.try_cast::<v8::Promise>().ok()
+        })();
+        match called {
+            Some(promise) => Ok(promise),
+            None => {
+                let exception = caught.exception();
+                caught.reset();
+                Err(self.failed(caught, exception, None))
+            }
+        }
+    }
+
+    /// Drives the event loop until `promise` is settled.
+    fn settled<'s>(
+        &mut self,
+        scope: &mut v8::PinScope<'s, '_>,
+        promise: v8::Local<'s, v8::Promise>,
+    ) -> Result<v8::Local<'s, v8::Value>, Ended> {
+        promise.mark_as_handled();
+        loop {
+            scope.perform_microtask_checkpoint();
+            if self.watched.cause().is_some() {
+                return Err(Ended::Terminated);
+            }
+            self.report_rejections(scope);
+            match promise.state() {
+                v8::PromiseState::Fulfilled => return Ok(promise.result(scope)),
+                v8::PromiseState::Rejected => {
+                    let reason = promise.result(scope);
+                    return Err(self.failed(scope, Some(reason), None));
+                }
+                v8::PromiseState::Pending => self.turn(scope)?,
+            }
+        }
+    }
+
+    /// Waits for the next timer and fires all that are due.
+    fn turn(&mut self, scope: &mut v8::PinScope<'_, '_>) -> Result<(), Ended> {
+        let state = scope.get_slot_mut::<RunState>().ok_or(Ended::Terminated)?;
+        state.log.flush();
+        let Some(due) = state.timers.next_due() else {
+            let message = "a promise that the run waits for never settled, and no timer is left that could settle it";
+            return Err(Ended::Failed(ScriptError { name: "Error".to_owned(), message: message.to_owned(), stack: None }));
+        };
+        if self.watched.sleep_until(due).is_some() {
+            return Err(Ended::Terminated);
+        }
+        let now = Instant::now();
+        cage::set_clock(SystemTime::now());
+        if let Some(id) = scope.get_slot_mut::<RunState>().and_then(|state| state.timers.take_due(now)) {
+            v8::tc_scope!(let caught, scope);
+            let fire = v8::Local::new(caught, &self.fire_timer);
+            let undefined = v8::undefined(caught).into();
+            let id = v8::Integer::new_from_unsigned(caught, id).into();
+            // A callback that throws ends the run, as an uncaught exception does.
+            if fire.call(caught, undefined, &[id]).is_none() {
+                let exception = caught.exception();
+                caught.reset();
+                return Err(self.failed(caught, exception, None));
+            }
+        }
+        Ok(())
+    }
+
+    /// Rejections that nobody has handled by the end of a turn become lines of the log.
+    fn report_rejections(&mut self, scope: &mut v8::PinScope<'_, '_>) {
+        let Some(state) = scope.get_slot_mut::<RunState>() else { return };
+        for (_, reason) in std::mem::take(&mut state.rejections) {
+            let reason = reason.map(|reason| v8::Local::new(scope, reason));
+            let Ended::Failed(error) = self.failed(scope, reason, None) else { return };
+            let text = format!("Uncaught (in promise) {}", error.stack.unwrap_or(error.message));
+            if let Some(state) = scope.get_slot_mut::<RunState>()
+                && let Some(room) = state.log.room()
+            {
+                let end = text.floor_char_boundary(room);
+                let whole = end == text.len();
+                state.log.line(Level::Error, text[..end].to_owned(), whole);
+            }
+        }
+    }
+
+    /// What was thrown, described by the runtime. `position` is where, for errors that have no stack of their own.
+    fn failed(
+        &mut self,
+        scope: &mut v8::PinScope<'_, '_>,
+        exception: Option<v8::Local<'_, v8::Value>>,
+        position: Option<String>,
+    ) -> Ended {
+        if self.watched.cause().is_some() {
+            return Ended::Terminated;
+        }
+        let Some(exception) = exception else { return Ended::Terminated };
+        v8::tc_scope!(let caught, scope);
+        let described = (|| {
+            let describe = v8::Local::new(caught, &self.describe);
+            let undefined = v8::undefined(caught).into();
+            let parts = describe.call(caught, undefined, &[exception])?.try_cast::<v8::Array>().ok()?;
+            let part = |index| {
+                let text = parts.get_index(caught, index)?.try_cast::<v8::String>().ok()?;
+                Some(bounded_text(caught, text, MAX_ERROR_BYTES).0)
+            };
+            Some((part(0)?, part(1)?, part(2)?))
+        })();
+        match described {
+            Some((name, message, stack)) => {
+                let stack = clean_stack(&stack, position.as_deref());
+                Ended::Failed(ScriptError { name, message, stack: Some(stack) })
+            }
+            None if self.watched.cause().is_some() => Ended::Terminated,
+            None => Ended::Failed(ScriptError {
+                name: "Error".to_owned(),
+                message: "the script threw something that cannot be described".to_owned(),
+                stack: None,
+            }),
+        }
+    }
+}
+
+fn is_empty_namespace(scope: &mut v8::PinScope<'_, '_>, namespace: v8::Local<'_, v8::Value>) -> bool {
+    namespace
+        .try_cast::<v8::Object>()
+        .ok()
+        .and_then(|namespace| namespace.get_own_property_names(scope, v8::GetPropertyNamesArgs::default()))
+        .is_some_and(|names| names.length() == 0)
+}
+
+/// `file:line:column` of a compile error.
+fn position(scope: &v8::PinScope<'_, '_>, message: v8::Local<'_, v8::Message>) -> String {
+    let file = message.get_script_resource_name(scope).map(|name| name.to_rust_string_lossy(scope));
+    let line = message.get_line_number(scope).unwrap_or(0);
+    format!("{}:{line}:{}", file.unwrap_or_default(), message.get_start_column() + 1)
+}
+
+/// A stack in the tenant's own files: without the runtime's frames, and with the position of a compile error.
+fn clean_stack(stack: &str, position: Option<&str>) -> String {
+    let mut lines: Vec<_> = stack.lines().filter(|line| !line.contains(RUNTIME_NAME)).map(str::to_owned).collect();
+    if let Some(position) = position
+        && !lines.iter().any(|line| line.trim_start().starts_with("at "))
+    {
+        lines.push(format!("    at {position}"));
+    }
+    lines.join("\n")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_runtime_does_not_show_in_a_stack() {
+        let stack = "Error: x\n    at run (main.js:1:2)\n    at invoke (enisle:runtime:3:4)";
+        assert_eq!(clean_stack(stack, None), "Error: x\n    at run (main.js:1:2)");
+    }
+
+    #[test]
+    fn a_compile_error_gets_its_position() {
+        assert_eq!(clean_stack("SyntaxError: bad", Some("a.js:2:3")), "SyntaxError: bad\n    at a.js:2:3");
+    }
+}

@@ -1,0 +1,73 @@
+//! Making the startup snapshot: a context with the runtime in it, as bytes that every tenant's isolates begin from.
+//!
+//! Done once per start of the supervisor, in a jailed worker that holds no tenant, so that a snapshot always fits the
+//! build that reads it and no file has to be trusted.
+
+use super::natives;
+
+/// Where the runtime's object is in the context's data.
+pub(super) const RUNTIME_INDEX: usize = 0;
+
+/// The runtime as one function of the natives; each part is a file with a purpose of its own.
+const RUNTIME: &str = concat!(
+    "(function (native) {\n\"use strict\";\n",
+    include_str!("../runtime/primordials.js"),
+    include_str!("../runtime/inspect.js"),
+    include_str!("../runtime/console.js"),
+    include_str!("../runtime/timers.js"),
+    include_str!("../runtime/web.js"),
+    include_str!("../runtime/entry.js"),
+    "\n})"
+);
+
+/// The name of the runtime's file; lines of a stack that mention it are cut from what tenants see.
+pub(super) const RUNTIME_NAME: &str = "enisle:runtime";
+
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum SnapshotError {
+    #[error("the runtime does not run: {0}")]
+    Runtime(String),
+    #[error("V8 made no snapshot")]
+    Blob,
+}
+
+/// Makes the snapshot on the calling thread, in V8's default group, where no tenant ever is.
+pub(crate) fn make() -> Result<Vec<u8>, SnapshotError> {
+    let mut isolate = v8::Isolate::snapshot_creator(Some(natives::external_references().into()), None);
+    let made = {
+        v8::scope!(let scope, &mut isolate);
+        let context = v8::Context::new(scope, v8::ContextOptions::default());
+        let scope = &mut v8::ContextScope::new(scope, context);
+        let made = install_runtime(scope);
+        scope.set_default_context(context);
+        made
+    };
+    // Also after a failure: a snapshot creator that is dropped without this is a panic.
+    let blob = isolate.create_blob(v8::FunctionCodeHandling::Keep);
+    made?;
+    Ok(blob.ok_or(SnapshotError::Blob)?.to_vec())
+}
+
+fn install_runtime(scope: &mut v8::PinScope<'_, '_>) -> Result<(), SnapshotError> {
+    v8::tc_scope!(let scope, scope);
+    let api = (|| {
+        let source = v8::String::new(scope, RUNTIME)?;
+        let name = v8::String::new(scope, RUNTIME_NAME)?.into();
+        let origin = v8::ScriptOrigin::new(scope, name, 0, 0, false, 0, None, false, false, false, None);
+        let function = v8::Script::compile(scope, source, Some(&origin))?.run(scope)?.try_cast::<v8::Function>().ok()?;
+        let natives = natives::object(scope)?;
+        let undefined = v8::undefined(scope).into();
+        function.call(scope, undefined, &[natives.into()])?.try_cast::<v8::Object>().ok()
+    })();
+    let Some(api) = api else {
+        let why = scope.message().map(|message| {
+            let line = message.get_line_number(scope).unwrap_or(0);
+            format!("{} (line {line})", message.get(scope).to_rust_string_lossy(scope))
+        });
+        return Err(SnapshotError::Runtime(why.unwrap_or_else(|| "no message".to_owned())));
+    };
+    let context = scope.get_current_context();
+    let index = scope.add_context_data(context, api);
+    debug_assert_eq!(index, RUNTIME_INDEX, "the first datum of a context has index 0");
+    Ok(())
+}

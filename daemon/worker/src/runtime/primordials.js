@@ -1,0 +1,100 @@
+// The language's own functions, taken before any tenant's code can replace them. The runtime calls nothing else:
+// a tenant that poisons a prototype gets its own surprises, never ours. Spreading and for-of are avoided throughout,
+// for they ask Symbol.iterator, which a tenant can replace.
+const { apply, construct, ownKeys, getPrototypeOf, defineProperty } = Reflect;
+const uncurry = (fn) => (self, a, b, c) => apply(fn, self, [a, b, c]);
+
+const ObjectPrototype = Object.prototype;
+const ErrorPrototype = Error.prototype;
+const isArray = Array.isArray;
+const isInteger = Number.isInteger;
+const isFinite = Number.isFinite;
+const isView = ArrayBuffer.isView;
+const parseJson = JSON.parse;
+const stringifyJson = JSON.stringify;
+const descriptorOf = Object.getOwnPropertyDescriptor;
+const createObject = Object.create;
+const freeze = Object.freeze;
+const dateNow = Date.now;
+const fromCharCode = String.fromCharCode;
+const toStr = String;
+const toNum = Number;
+
+const hasOwn = uncurry(ObjectPrototype.hasOwnProperty);
+const tagOf = uncurry(ObjectPrototype.toString);
+const sourceOf = uncurry(Function.prototype.toString);
+const symbolText = uncurry(Symbol.prototype.toString);
+const bigintText = uncurry(BigInt.prototype.toString);
+const slice = uncurry(String.prototype.slice);
+const startsWith = uncurry(String.prototype.startsWith);
+const indexOf = uncurry(String.prototype.indexOf);
+const charCodeAt = uncurry(String.prototype.charCodeAt);
+const codePointAt = uncurry(String.prototype.codePointAt);
+const replaceAll = uncurry(String.prototype.replaceAll);
+const repeat = uncurry(String.prototype.repeat);
+const padStart = uncurry(String.prototype.padStart);
+const dateText = uncurry(Date.prototype.toISOString);
+const dateValue = uncurry(Date.prototype.getTime);
+const regexpText = uncurry(RegExp.prototype.toString);
+const regexpSource = uncurry(descriptorOf(RegExp.prototype, "source").get);
+const regexpFlags = uncurry(descriptorOf(RegExp.prototype, "flags").get);
+const mapForEach = uncurry(Map.prototype.forEach);
+const mapGet = uncurry(Map.prototype.get);
+const mapSet = uncurry(Map.prototype.set);
+const mapHas = uncurry(Map.prototype.has);
+const mapDelete = uncurry(Map.prototype.delete);
+const mapSize = uncurry(descriptorOf(Map.prototype, "size").get);
+const setForEach = uncurry(Set.prototype.forEach);
+const setAdd = uncurry(Set.prototype.add);
+const setHas = uncurry(Set.prototype.has);
+const setDelete = uncurry(Set.prototype.delete);
+const setSize = uncurry(descriptorOf(Set.prototype, "size").get);
+const bufferSlice = uncurry(ArrayBuffer.prototype.slice);
+const bufferLength = uncurry(descriptorOf(ArrayBuffer.prototype, "byteLength").get);
+const TypedArrayPrototype = getPrototypeOf(Uint8Array.prototype);
+const viewName = uncurry(descriptorOf(TypedArrayPrototype, Symbol.toStringTag).get);
+const viewBuffer = uncurry(descriptorOf(TypedArrayPrototype, "buffer").get);
+const viewOffset = uncurry(descriptorOf(TypedArrayPrototype, "byteOffset").get);
+const viewBytes = uncurry(descriptorOf(TypedArrayPrototype, "byteLength").get);
+const viewLength = uncurry(descriptorOf(TypedArrayPrototype, "length").get);
+const bytesSubarray = uncurry(Uint8Array.prototype.subarray);
+const dataViewBuffer = uncurry(descriptorOf(DataView.prototype, "buffer").get);
+const dataViewOffset = uncurry(descriptorOf(DataView.prototype, "byteOffset").get);
+const dataViewBytes = uncurry(descriptorOf(DataView.prototype, "byteLength").get);
+const viewConstructors = {
+  __proto__: null, Int8Array, Uint8Array, Uint8ClampedArray, Int16Array, Uint16Array, Int32Array, Uint32Array,
+  BigInt64Array, BigUint64Array, Float32Array, Float64Array,
+};
+const errorConstructors = { __proto__: null, Error, EvalError, RangeError, ReferenceError, SyntaxError, TypeError, URIError };
+
+// True when `read(value)` does not throw: the brand check of a built-in, which no tenant can fake.
+const brand = (read) => (value) => {
+  try {
+    read(value);
+    return true;
+  } catch {
+    return false;
+  }
+};
+const isMap = brand(mapSize);
+const isSet = brand(setSize);
+const isDate = brand(dateValue);
+const isRegExp = brand(regexpSource);
+const isBuffer = brand(bufferLength);
+const isError = (value) => tagOf(value) === "[object Error]" || isPrototypeInChain(ErrorPrototype, value);
+function isPrototypeInChain(prototype, value) {
+  for (let p = getPrototypeOf(value); p !== null; p = getPrototypeOf(p)) if (p === prototype) return true;
+  return false;
+}
+
+// Adds to the end without looking at setters that a tenant may have put on Array.prototype.
+function push(array, value) {
+  defineProperty(array, array.length, { __proto__: null, value, writable: true, enumerable: true, configurable: true });
+}
+function isPlain(value) {
+  const prototype = getPrototypeOf(value);
+  return prototype === null || prototype === ObjectPrototype;
+}
+function define(target, name, value) {
+  defineProperty(target, name, { __proto__: null, value, writable: true, enumerable: false, configurable: true });
+}

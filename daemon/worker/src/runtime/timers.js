@@ -1,0 +1,41 @@
+// Timers: the deadlines live outside, where they are counted against the run's limit; the callbacks live here.
+const timers = new Map();
+
+function startTimer(callback, delay, args, again) {
+  if (typeof callback !== "function") throw new TypeError("a timer needs a function to call");
+  const number = toNum(delay);
+  const ms = number >= 1 ? number : 1;
+  const id = native.timerStart(ms);
+  mapSet(timers, id, { __proto__: null, callback, args, ms, again });
+  return id;
+}
+
+function stopTimer(id) {
+  if (typeof id === "number" && mapDelete(timers, id)) native.timerStop(id);
+}
+
+// Called from outside when a deadline has passed.
+function fireTimer(id) {
+  const timer = mapGet(timers, id);
+  if (timer === undefined) return;
+  if (timer.again) native.timerAgain(id, timer.ms);
+  else mapDelete(timers, id);
+  apply(timer.callback, undefined, timer.args);
+}
+
+define(globalThis, "setTimeout", function setTimeout(callback, delay, ...args) {
+  return startTimer(callback, delay, args, false);
+});
+define(globalThis, "setInterval", function setInterval(callback, delay, ...args) {
+  return startTimer(callback, delay, args, true);
+});
+define(globalThis, "clearTimeout", function clearTimeout(id) {
+  stopTimer(id);
+});
+define(globalThis, "clearInterval", function clearInterval(id) {
+  stopTimer(id);
+});
+define(globalThis, "queueMicrotask", function queueMicrotask(callback) {
+  if (typeof callback !== "function") throw new TypeError("queueMicrotask needs a function to call");
+  native.microtask(callback);
+});

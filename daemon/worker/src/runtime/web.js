@@ -1,0 +1,210 @@
+// The small part of the web platform that needs no network: structuredClone, text, base64, randomness, performance.
+
+class DataCloneError extends Error {
+  constructor(message) {
+    super(message);
+    define(this, "name", "DataCloneError");
+  }
+}
+
+// In the tenant's own heap, under its own limits, rather than through V8's serializer, whose buffer is neither.
+function clone(value, seen) {
+  if (typeof value === "function" || typeof value === "symbol") {
+    throw new DataCloneError(`${inspect(value, 1, new Set())} could not be cloned`);
+  }
+  if (typeof value !== "object" || value === null) return value;
+  if (mapHas(seen, value)) return mapGet(seen, value);
+  const remember = (copy) => {
+    mapSet(seen, value, copy);
+    return copy;
+  };
+  if (isArray(value)) {
+    const copy = remember([]);
+    copy.length = value.length;
+    return cloneProperties(value, copy, seen);
+  }
+  if (isDate(value)) return remember(new Date(dateValue(value)));
+  if (isRegExp(value)) return remember(new RegExp(regexpSource(value), regexpFlags(value)));
+  if (isMap(value)) {
+    const copy = remember(new Map());
+    mapForEach(value, (v, k) => mapSet(copy, clone(k, seen), clone(v, seen)));
+    return copy;
+  }
+  if (isSet(value)) {
+    const copy = remember(new Set());
+    setForEach(value, (v) => setAdd(copy, clone(v, seen)));
+    return copy;
+  }
+  if (isBuffer(value)) return remember(bufferSlice(value, 0));
+  if (isView(value)) {
+    const name = viewName(value);
+    if (name === undefined) {
+      return remember(new DataView(clone(dataViewBuffer(value), seen), dataViewOffset(value), dataViewBytes(value)));
+    }
+    const buffer = clone(viewBuffer(value), seen);
+    return remember(new viewConstructors[name](buffer, viewOffset(value), viewLength(value)));
+  }
+  if (isError(value)) {
+    const [name, message, stack] = [value.name, value.message, value.stack];
+    const copy = remember(construct(errorConstructors[name] ?? Error, [typeof message === "string" ? message : ""]));
+    if (typeof stack === "string") define(copy, "stack", stack);
+    if (hasOwn(value, "cause")) define(copy, "cause", clone(value.cause, seen));
+    return copy;
+  }
+  const tag = tagOf(value);
+  if (tag === "[object Promise]" || tag === "[object WeakMap]" || tag === "[object WeakSet]" || tag === "[object WeakRef]") {
+    throw new DataCloneError(`${slice(tag, 8, -1)} could not be cloned`);
+  }
+  return cloneProperties(value, remember({}), seen);
+}
+
+function cloneProperties(value, copy, seen) {
+  const keys = ownKeys(value);
+  for (let i = 0; i < keys.length; i++) {
+    if (typeof keys[i] !== "string") continue;
+    const own = descriptorOf(value, keys[i]);
+    if (own === undefined || !own.enumerable) continue;
+    const copied = { __proto__: null, value: clone(value[keys[i]], seen), writable: true, enumerable: true, configurable: true };
+    defineProperty(copy, keys[i], copied);
+  }
+  return copy;
+}
+
+define(globalThis, "structuredClone", function structuredClone(value, options) {
+  if (arguments.length === 0) throw new TypeError("structuredClone needs a value");
+  if (options !== undefined && options.transfer !== undefined) throw new DataCloneError("transfer is not supported: nothing here to transfer to");
+  return clone(value, new Map());
+});
+
+class TextEncoder {
+  get encoding() {
+    return "utf-8";
+  }
+  encode(text = "") {
+    return native.encodeUtf8(toStr(text));
+  }
+}
+
+class TextDecoder {
+  #fatal;
+  #ignoreBom;
+  constructor(label = "utf-8", options = {}) {
+    const known = ["utf-8", "utf8", "unicode-1-1-utf-8"];
+    let found = false;
+    for (let i = 0; i < known.length; i++) found ||= known[i] === toStr(label).toLowerCase();
+    if (!found) throw new RangeError(`TextDecoder knows utf-8 only, not ${toStr(label)}`);
+    this.#fatal = Boolean(options?.fatal);
+    this.#ignoreBom = Boolean(options?.ignoreBOM);
+  }
+  get encoding() {
+    return "utf-8";
+  }
+  get fatal() {
+    return this.#fatal;
+  }
+  get ignoreBOM() {
+    return this.#ignoreBom;
+  }
+  decode(input = new Uint8Array(0), options = {}) {
+    if (options?.stream) throw new TypeError("TextDecoder does not decode in pieces here; give it all bytes at once");
+    return native.decodeUtf8(bytesOf(input), this.#fatal, this.#ignoreBom);
+  }
+}
+
+function bytesOf(input) {
+  if (isBuffer(input)) return new Uint8Array(input);
+  if (!isView(input)) throw new TypeError("expected an ArrayBuffer or a view of one");
+  return viewName(input) === undefined
+    ? new Uint8Array(dataViewBuffer(input), dataViewOffset(input), dataViewBytes(input))
+    : new Uint8Array(viewBuffer(input), viewOffset(input), viewBytes(input));
+}
+
+const BASE64 = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
+
+function btoa(text) {
+  text = toStr(text);
+  let out = "";
+  for (let i = 0; i < text.length; i += 3) {
+    const codes = [charCodeAt(text, i), charCodeAt(text, i + 1), charCodeAt(text, i + 2)];
+    if (codes[0] > 255 || codes[1] > 255 || codes[2] > 255) throw new RangeError("btoa takes characters up to U+00FF only");
+    const bits = (codes[0] << 16) | ((codes[1] || 0) << 8) | (codes[2] || 0);
+    out += BASE64[bits >> 18] + BASE64[(bits >> 12) & 63];
+    out += i + 1 < text.length ? BASE64[(bits >> 6) & 63] : "=";
+    out += i + 2 < text.length ? BASE64[bits & 63] : "=";
+  }
+  return out;
+}
+
+function atob(text) {
+  const source = toStr(text);
+  let out = "";
+  let bits = 0;
+  let count = 0;
+  let digits = 0;
+  let padding = 0;
+  for (let i = 0; i < source.length; i++) {
+    const c = source[i];
+    if (c === " " || c === "\n" || c === "\t" || c === "\r" || c === "\f") continue;
+    if (c === "=") {
+      padding++;
+      continue;
+    }
+    const digit = indexOf(BASE64, c);
+    if (digit < 0 || padding > 0) throw new RangeError("atob was given text that is not base64");
+    bits = (bits << 6) | digit;
+    count += 6;
+    digits++;
+    if (count >= 8) {
+      count -= 8;
+      out += fromCharCode((bits >> count) & 255);
+      bits &= (1 << count) - 1;
+    }
+  }
+  if (digits % 4 === 1 || padding > 2 || (padding > 0 && (digits + padding) % 4 !== 0)) {
+    throw new RangeError("atob was given text that is not base64");
+  }
+  return out;
+}
+
+const crypto = {};
+define(crypto, "getRandomValues", function getRandomValues(view) {
+  const name = isView(view) ? viewName(view) : undefined;
+  if (name === undefined || startsWith(name, "Float")) throw new TypeError("getRandomValues needs a typed array of integers");
+  if (viewBytes(view) > 65536) throw new RangeError("getRandomValues fills 65536 bytes at most");
+  native.random(bytesOf(view));
+  return view;
+});
+define(crypto, "randomUUID", function randomUUID() {
+  const bytes = new Uint8Array(16);
+  native.random(bytes);
+  bytes[6] = (bytes[6] & 15) | 64;
+  bytes[8] = (bytes[8] & 63) | 128;
+  let text = "";
+  for (let i = 0; i < 16; i++) {
+    if (i === 4 || i === 6 || i === 8 || i === 10) text += "-";
+    text += BASE16[bytes[i] >> 4] + BASE16[bytes[i] & 15];
+  }
+  return text;
+});
+const BASE16 = "0123456789abcdef";
+
+// The clock stands still while code runs: it is that of the last event, as Date's is.
+let timeOrigin = 0;
+const performance = {};
+define(performance, "now", function now() {
+  return dateNow() - timeOrigin;
+});
+defineProperty(performance, "timeOrigin", { __proto__: null, get: () => timeOrigin, enumerable: false, configurable: true });
+
+define(globalThis, "TextEncoder", TextEncoder);
+define(globalThis, "TextDecoder", TextDecoder);
+define(globalThis, "atob", atob);
+define(globalThis, "btoa", btoa);
+define(globalThis, "crypto", crypto);
+define(globalThis, "performance", performance);
+define(globalThis, "self", globalThis);
+
+// No second thread to share with, no code but the tenant's own modules.
+delete globalThis.SharedArrayBuffer;
+delete globalThis.Atomics;
+delete globalThis.WebAssembly;

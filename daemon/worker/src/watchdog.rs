@@ -1,0 +1,234 @@
+//! Limits of time: the worker's main thread watches every tenant's clock, and ends runs that are over.
+//!
+//! A thread cannot use CPU time faster than time passes, so the earliest moment at which a run can be over is known when
+//! it begins. The watchdog sleeps until the earliest of those moments, looks, and sleeps again; a run that begins
+//! wakes it only if its own moment is earlier. Short runs cost it nothing.
+//!
+//! ```text
+//! Watched:  idle ── arm ──▶ armed ── end(cause) ──▶ ending ── disarm ──▶ idle
+//!                             └───────────── disarm ──────────────────────▲
+//! ```
+//! `arm` and `disarm` belong to the tenant's thread, `end` to the watchdog, the control channel and V8's heap callback.
+
+use std::os::fd::{AsFd, BorrowedFd};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use enisle_hardening::thread::CpuClock;
+use enisle_wire::control::{OverrunCause, Slot};
+use enisle_wire::tenant::{Limits, RunId};
+use nix::sys::eventfd::{EfdFlags, EventFd};
+
+/// How long a run may take to notice that it was ended. V8 notices at the next loop or call; what does not notice in
+/// this time is one of its own long operations, and only the end of the process stops it.
+const GRACE: Duration = Duration::from_millis(50);
+/// After a memory limit V8 may first collect a heap that is full.
+const MEMORY_GRACE: Duration = Duration::from_millis(1000);
+
+/// Why a run was ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Cause {
+    Cpu,
+    Wall,
+    Memory,
+    Canceled,
+}
+
+impl From<Cause> for OverrunCause {
+    fn from(cause: Cause) -> Self {
+        match cause {
+            Cause::Cpu => Self::Cpu,
+            Cause::Wall => Self::Wall,
+            Cause::Memory => Self::Memory,
+            Cause::Canceled => Self::Canceled,
+        }
+    }
+}
+
+/// The run that is in a tenant's thread.
+#[derive(Debug)]
+struct Armed {
+    run: RunId,
+    cpu_deadline: Duration,
+    wall_deadline: Instant,
+    handle: v8::IsolateHandle,
+    /// Why and when it was ended.
+    ended: Option<(Cause, Instant)>,
+    reported: bool,
+}
+
+/// One tenant's thread, as the watchdog sees it.
+#[derive(Debug)]
+pub(crate) struct Watched {
+    slot: Slot,
+    clock: CpuClock,
+    armed: Mutex<Option<Armed>>,
+    ended: Condvar,
+    retiring: AtomicBool,
+    alarm: Arc<Alarm>,
+}
+
+/// What wakes the watchdog, and when it will wake by itself.
+#[derive(Debug)]
+pub(crate) struct Alarm {
+    event: EventFd,
+    epoch: Instant,
+    /// Microseconds after `epoch`.
+    wakes_at: AtomicU64,
+}
+
+impl Alarm {
+    pub(crate) fn new() -> nix::Result<Self> {
+        let event = EventFd::from_flags(EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK)?;
+        Ok(Self { event, epoch: Instant::now(), wakes_at: AtomicU64::new(u64::MAX) })
+    }
+
+    pub(crate) fn as_fd(&self) -> BorrowedFd<'_> {
+        self.event.as_fd()
+    }
+
+    fn micros(&self, at: Instant) -> u64 {
+        u64::try_from(at.saturating_duration_since(self.epoch).as_micros()).unwrap_or(u64::MAX)
+    }
+
+    /// The watchdog is about to sleep until `at`.
+    pub(crate) fn will_wake(&self, at: Option<Instant>) {
+        self.wakes_at.store(at.map_or(u64::MAX, |at| self.micros(at)), Ordering::SeqCst);
+    }
+
+    /// Makes sure that the watchdog is awake at `at`.
+    fn by(&self, at: Instant) {
+        if self.micros(at) < self.wakes_at.load(Ordering::SeqCst) {
+            self.ring();
+        }
+    }
+
+    /// Wakes the watchdog now.
+    pub(crate) fn ring(&self) {
+        let _ = self.event.write(1);
+    }
+
+    /// Takes the wake-ups that have come.
+    pub(crate) fn clear(&self) {
+        let _ = self.event.read();
+    }
+}
+
+impl Watched {
+    /// For the calling thread.
+    pub(crate) fn new(slot: Slot, clock: CpuClock, alarm: Arc<Alarm>) -> Self {
+        let (armed, ended) = (Mutex::new(None), Condvar::new());
+        Self { slot, clock, armed, ended, retiring: AtomicBool::new(false), alarm }
+    }
+
+    pub(crate) fn slot(&self) -> Slot {
+        self.slot
+    }
+
+    pub(crate) fn clock(&self) -> CpuClock {
+        self.clock
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Option<Armed>> {
+        self.armed.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// A run begins on this thread.
+    pub(crate) fn arm(&self, run: RunId, limits: &Limits, handle: v8::IsolateHandle) {
+        let (cpu, wall) = (Duration::from_millis(limits.cpu_ms.into()), Duration::from_millis(limits.wall_ms.into()));
+        let now = Instant::now();
+        let armed = Armed {
+            run,
+            cpu_deadline: self.clock.now() + cpu,
+            wall_deadline: now + wall,
+            handle,
+            ended: None,
+            reported: false,
+        };
+        *self.lock() = Some(armed);
+        if self.retiring.load(Ordering::SeqCst) {
+            self.end(Cause::Canceled);
+        }
+        self.alarm.by(now + cpu.min(wall));
+    }
+
+    /// The run has left its isolate. Says why it was ended, if it was.
+    pub(crate) fn disarm(&self) -> Option<Cause> {
+        self.lock().take()?.ended.map(|(cause, _)| cause)
+    }
+
+    /// Why the present run was ended, if it was.
+    pub(crate) fn cause(&self) -> Option<Cause> {
+        self.lock().as_ref()?.ended.map(|(cause, _)| cause)
+    }
+
+    /// Ends the present run. The first cause counts.
+    pub(crate) fn end(&self, cause: Cause) {
+        let mut armed = self.lock();
+        if let Some(armed) = armed.as_mut()
+            && armed.ended.is_none()
+        {
+            let now = Instant::now();
+            armed.ended = Some((cause, now));
+            armed.handle.terminate_execution();
+            self.ended.notify_all();
+            self.alarm.by(now + GRACE);
+        }
+    }
+
+    /// Ends `run` if it is still this tenant's.
+    pub(crate) fn cancel(&self, run: RunId) {
+        if self.lock().as_ref().is_some_and(|armed| armed.run == run) {
+            self.end(Cause::Canceled);
+        }
+    }
+
+    /// The tenant moves out: its present run and any later one are ended.
+    pub(crate) fn retire(&self) {
+        self.retiring.store(true, Ordering::SeqCst);
+        self.end(Cause::Canceled);
+    }
+
+    /// Sleeps outside V8 until `due`, or until the run is ended; says why in that case.
+    pub(crate) fn sleep_until(&self, due: Instant) -> Option<Cause> {
+        let mut armed = self.lock();
+        loop {
+            let cause = armed.as_ref()?.ended.map(|(cause, _)| cause);
+            let now = Instant::now();
+            if cause.is_some() || now >= due {
+                return cause;
+            }
+            let waited = self.ended.wait_timeout(armed, due - now);
+            armed = waited.unwrap_or_else(PoisonError::into_inner).0;
+        }
+    }
+
+    /// Looks at the clocks. Returns a run that does not obey, and when to look again.
+    pub(crate) fn check(&self, now: Instant) -> (Option<(RunId, Cause)>, Option<Instant>) {
+        let mut guard = self.lock();
+        let Some(armed) = guard.as_mut() else { return (None, None) };
+        if armed.ended.is_none() {
+            let cpu_left = armed.cpu_deadline.saturating_sub(self.clock.now());
+            let wall_left = armed.wall_deadline.saturating_duration_since(now);
+            let cause = match (cpu_left.is_zero(), wall_left.is_zero()) {
+                (true, _) => Cause::Cpu,
+                (_, true) => Cause::Wall,
+                (false, false) => return (None, Some(now + cpu_left.min(wall_left))),
+            };
+            drop(guard);
+            self.end(cause);
+            return (None, Some(now + GRACE));
+        }
+        let Some((cause, since)) = armed.ended else { return (None, None) };
+        let patience = since + if cause == Cause::Memory { MEMORY_GRACE } else { GRACE };
+        if armed.reported {
+            (None, None)
+        } else if now >= patience {
+            armed.reported = true;
+            (Some((armed.run, cause)), None)
+        } else {
+            (None, Some(patience))
+        }
+    }
+}

@@ -1,0 +1,138 @@
+//! The steps that a worker takes before V8 starts: one step, one why, one error.
+//!
+//! The order matters and is the order of [`enter`]: what needs a capability comes before capabilities go, what the next
+//! step could undo comes after it. The filter ([`crate::seccomp`]) comes last, when V8 has started.
+
+mod landlock;
+mod limits;
+mod privileges;
+mod root;
+mod speculation;
+
+use std::io;
+
+use crate::layers::{Layer, LayerSet};
+use crate::spawn::CONTROL_FD;
+
+/// How tight the jail is; the steps themselves have no settings.
+#[derive(Debug, Clone, Copy)]
+pub struct Plan {
+    pub layers: LayerSet,
+    /// Most committed private memory of the process (`RLIMIT_DATA`).
+    pub data_bytes: u64,
+    /// Most open descriptors.
+    pub descriptors: u64,
+    /// Most threads.
+    pub threads: u64,
+}
+
+/// The step that failed.
+#[derive(Debug, thiserror::Error)]
+pub enum JailError {
+    #[error("the environment is not empty: it holds {0:?}")]
+    Environment(std::ffi::OsString),
+    #[error("inherited descriptors could not be closed: {0}")]
+    CloseRange(io::Error),
+    #[error("this process is not the first of a pid namespace: it was not started in namespaces of its own")]
+    NotFirst,
+    #[error("the host's mounts could not be made private: {0}")]
+    MakePrivate(nix::Error),
+    #[error("an empty file system could not be mounted: {0}")]
+    MountEmpty(nix::Error),
+    #[error("the empty file system could not become the root: {0}")]
+    PivotRoot(nix::Error),
+    #[error("the host's file system could not be detached: {0}")]
+    Detach(nix::Error),
+    #[error("the empty root could not be made read-only: {0}")]
+    ReadOnly(nix::Error),
+    #[error("the host's name could not be hidden: {0}")]
+    HostName(io::Error),
+    #[error("the limit {0} could not be set: {1}")]
+    Rlimit(&'static str, nix::Error),
+    #[error("speculation control {0} could not be forced: {1}")]
+    Speculation(&'static str, io::Error),
+    #[error("Landlock could not be enforced: {0}")]
+    Landlock(String),
+    #[error("the capability set {0} could not be emptied: {1}")]
+    Capabilities(&'static str, caps::errors::CapsError),
+    #[error("capabilities could be regained (securebits): {0}")]
+    SecureBits(io::Error),
+    #[error("no_new_privs could not be set: {0}")]
+    NoNewPrivileges(nix::Error),
+    #[error("the process could not be made undumpable: {0}")]
+    Dumpable(nix::Error),
+    #[error("the parent-death signal could not be set: {0}")]
+    ParentDeath(nix::Error),
+}
+
+/// Takes on every layer of `plan` but the filter. To be called while the process has one thread.
+///
+/// # Errors
+/// The first step that failed; the process is then to exit, for half a jail is none.
+pub fn enter(plan: &Plan) -> Result<(), JailError> {
+    // An environment carries secrets of whoever started the daemon, and settings of libc.
+    if let Some((name, _)) = std::env::vars_os().next() {
+        return Err(JailError::Environment(name));
+    }
+    close_inherited()?;
+    let on = |layer| plan.layers.has(layer);
+    if on(Layer::Namespaces) {
+        // The namespaces were made by the clone; being process 1 shows that they are there.
+        if std::process::id() != 1 {
+            return Err(JailError::NotFirst);
+        }
+        privileges::forbid_user_namespaces();
+        privileges::hide_host_name().map_err(JailError::HostName)?;
+    }
+    if on(Layer::EmptyRoot) {
+        root::enter_empty()?;
+    }
+    if on(Layer::Rlimits) {
+        limits::set(plan)?;
+    }
+    if on(Layer::Speculation) {
+        speculation::force_off()?;
+    }
+    if on(Layer::NoNewPrivileges) {
+        nix::sys::prctl::set_no_new_privs().map_err(JailError::NoNewPrivileges)?;
+    }
+    if on(Layer::Landlock) {
+        landlock::grant_nothing(on(Layer::NoNewPrivileges))?;
+    }
+    if on(Layer::Capabilities) {
+        privileges::drop_capabilities()?;
+    }
+    if on(Layer::NotDumpable) {
+        nix::sys::prctl::set_dumpable(false).map_err(JailError::Dumpable)?;
+    }
+    // Last: the kernel clears this signal whenever credentials change.
+    if on(Layer::ParentDeath) {
+        nix::sys::prctl::set_pdeathsig(nix::sys::signal::Signal::SIGKILL).map_err(JailError::ParentDeath)?;
+    }
+    Ok(())
+}
+
+/// Nothing but 0, 1, 2 and the control channel crosses into the jail.
+fn close_inherited() -> Result<(), JailError> {
+    let first = CONTROL_FD.cast_unsigned() + 1;
+    // SAFETY: close_range takes three numbers; this early no Rust value owns a descriptor above the control channel's.
+    let result = unsafe { libc::syscall(libc::SYS_close_range, first, u32::MAX, 0) };
+    if result == 0 { Ok(()) } else { Err(JailError::CloseRange(io::Error::last_os_error())) }
+}
+
+impl Plan {
+    /// The jail of a worker that holds up to `tenants`. Supervisor and worker both compute it, so that what one builds is
+    /// what the other verifies.
+    #[must_use]
+    pub fn for_tenants(layers: LayerSet, data_bytes: u64, tenants: u32) -> Self {
+        let tenants = u64::from(tenants);
+        Self {
+            layers,
+            data_bytes,
+            // 0, 1, 2, control, alarm; per tenant its channel and, while it runs, one more for its log; some in reserve.
+            descriptors: 16 + 2 * tenants,
+            // The main thread and a thread a tenant; a thread that has just ended still counts for a moment.
+            threads: 4 + 2 * tenants,
+        }
+    }
+}

@@ -1,0 +1,47 @@
+//! Capabilities: a worker is uid 0 of its own user namespace and can do nothing there.
+
+use std::fs;
+use std::io;
+
+use caps::CapSet;
+
+use super::JailError;
+
+/// `SECBIT_NOROOT`, `SECBIT_NO_SETUID_FIXUP`, `SECBIT_NO_CAP_AMBIENT_RAISE`, each with its lock (linux/securebits.h):
+/// uid 0 means nothing any more, and no exec gives a capability back. `KEEP_CAPS` stays off, locked.
+const SECURE_BITS: libc::c_ulong = 0b1110_1111;
+
+pub(super) fn drop_capabilities() -> Result<(), JailError> {
+    // The bounding set and the securebits take CAP_SETPCAP, so they go first. An ordinary user without a namespace of
+    // its own has no such capability, and nothing in any other set either.
+    if caps::has_cap(None, CapSet::Effective, caps::Capability::CAP_SETPCAP).unwrap_or(false) {
+        caps::clear(None, CapSet::Bounding).map_err(|error| JailError::Capabilities("bounding", error))?;
+        // SAFETY: PR_SET_SECUREBITS takes a number.
+        if unsafe { libc::prctl(libc::PR_SET_SECUREBITS, SECURE_BITS, 0, 0, 0) } != 0 {
+            return Err(JailError::SecureBits(io::Error::last_os_error()));
+        }
+    }
+    for (name, set) in [
+        ("ambient", CapSet::Ambient),
+        ("effective", CapSet::Effective),
+        ("permitted", CapSet::Permitted),
+        ("inheritable", CapSet::Inheritable),
+    ] {
+        caps::clear(None, set).map_err(|error| JailError::Capabilities(name, error))?;
+    }
+    Ok(())
+}
+
+/// A nested user namespace would give every capability back inside it. The filter refuses to make one; this is the
+/// layer behind it, for as long as the host's `/proc` is still there. Where `/proc` is read-only the filter stands alone.
+pub(super) fn forbid_user_namespaces() {
+    let _ = fs::write("/proc/sys/user/max_user_namespaces", "0");
+}
+
+/// `uname` tells the host's name otherwise.
+pub(super) fn hide_host_name() -> io::Result<()> {
+    let name = b"enisle";
+    // SAFETY: `name` is readable for the length given.
+    let result = unsafe { libc::sethostname(name.as_ptr().cast(), name.len()) };
+    if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+}

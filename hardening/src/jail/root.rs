@@ -1,0 +1,25 @@
+//! An empty, read-only root: there is no path left to name.
+
+use nix::mount::{MntFlags, MsFlags, mount, umount2};
+
+use super::JailError;
+
+/// A folder that every Linux has, to mount on; it is in our own mount namespace, so nobody else sees it covered.
+const MOUNT_POINT: &str = "/proc";
+
+pub(super) fn enter_empty() -> Result<(), JailError> {
+    let nothing: Option<&str> = None;
+    // What we mount must not travel to the host, nor the host's later mounts to us.
+    mount(nothing, "/", nothing, MsFlags::MS_REC | MsFlags::MS_PRIVATE, nothing).map_err(JailError::MakePrivate)?;
+    let locked = MsFlags::MS_NOSUID | MsFlags::MS_NODEV | MsFlags::MS_NOEXEC;
+    // One page and one inode: not even the root has room.
+    mount(Some("enisle"), MOUNT_POINT, Some("tmpfs"), locked, Some("size=4096,nr_inodes=1,mode=0555"))
+        .map_err(JailError::MountEmpty)?;
+    nix::unistd::chdir(MOUNT_POINT).map_err(JailError::PivotRoot)?;
+    // pivot_root(".", ".") stacks the old root on the new one, so no folder for it is needed; see pivot_root(2), NOTES.
+    nix::unistd::pivot_root(".", ".").map_err(JailError::PivotRoot)?;
+    umount2(".", MntFlags::MNT_DETACH).map_err(JailError::Detach)?;
+    nix::unistd::chdir("/").map_err(JailError::PivotRoot)?;
+    let read_only = MsFlags::MS_REMOUNT | MsFlags::MS_BIND | MsFlags::MS_RDONLY | locked;
+    mount(nothing, "/", nothing, read_only, nothing).map_err(JailError::ReadOnly)
+}

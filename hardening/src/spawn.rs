@@ -1,0 +1,259 @@
+//! A new process in namespaces of its own: `clone3`, then `execveat`, nothing between that could allocate.
+//!
+//! ```text
+//! supervisor                               child
+//!   clone3(NEWUSER|NEWNS|NEWPID|…) ───────▶ waits for one byte
+//!   writes uid_map, gid_map                   │
+//!   sends the byte ─────────────────────────▶ becomes uid 0 of its namespace (= an unprivileged uid outside)
+//!   waits for the end of the pipe             puts descriptors 0, 1, 2, 3 in place, the rest close-on-exec
+//!     end of file: it is executing ◀───────── execveat(worker, empty environment)
+//!     four bytes: the errno that stopped it
+//! ```
+//!
+//! The parent is a process with many threads, so the child between `clone3` and `execveat` makes raw system calls on
+//! values prepared before, and nothing else.
+
+use std::ffi::CString;
+use std::fs;
+use std::io::{self, Read, Write};
+use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
+use std::os::unix::net::UnixStream;
+use std::ptr;
+
+use nix::unistd::Pid;
+
+/// The descriptor of a worker's control channel.
+pub const CONTROL_FD: RawFd = 3;
+
+/// Every namespace that a worker gets of its own, with its file in `/proc/PID/ns`.
+pub const NAMESPACES: [(&str, libc::c_int); 7] = [
+    ("user", libc::CLONE_NEWUSER),
+    ("mnt", libc::CLONE_NEWNS),
+    ("pid", libc::CLONE_NEWPID),
+    ("net", libc::CLONE_NEWNET),
+    ("ipc", libc::CLONE_NEWIPC),
+    ("uts", libc::CLONE_NEWUTS),
+    ("cgroup", libc::CLONE_NEWCGROUP),
+];
+
+/// What to start.
+#[derive(Debug)]
+pub struct Spawn<'a> {
+    /// The program, opened: its path need not be reachable for the worker's uid.
+    pub program: BorrowedFd<'a>,
+    pub arguments: &'a [CString],
+    /// Becomes [`CONTROL_FD`].
+    pub control: OwnedFd,
+    /// Becomes standard error.
+    pub stderr: OwnedFd,
+    pub namespaces: bool,
+    /// The uid and gid outside; only root can choose another than its own.
+    pub uid: u32,
+    pub gid: u32,
+}
+
+/// A started worker. Dropping it leaves the process alone; the pidfd names it without races.
+#[derive(Debug)]
+pub struct Started {
+    pub pid: Pid,
+    pub pidfd: OwnedFd,
+}
+
+/// Why a worker did not start.
+#[derive(Debug, thiserror::Error)]
+pub enum SpawnError {
+    #[error("a descriptor for the worker could not be prepared: {0}")]
+    Descriptors(io::Error),
+    #[error("the kernel refuses a process in namespaces of its own (clone3): {0}")]
+    Clone(io::Error),
+    #[error("the worker's uid and gid could not be mapped: {0}")]
+    Map(io::Error),
+    #[error("the worker did not get as far as executing its program: {0}")]
+    Exec(io::Error),
+}
+
+/// Starts a worker. To be called from a thread that lives as long as the daemon: the worker's parent-death signal is
+/// tied to the thread that cloned it.
+///
+/// # Errors
+/// [`SpawnError`] names the step; no process is left behind.
+pub fn spawn(spawn: Spawn<'_>) -> Result<Started, SpawnError> {
+    // All sources stand above the targets 0..=3, so that putting one in place never overwrites another.
+    let null = fs::OpenOptions::new().read(true).write(true).open("/dev/null").map_err(SpawnError::Descriptors)?;
+    let null = above(null.as_raw_fd())?;
+    let control = above(spawn.control.as_raw_fd())?;
+    let stderr = above(spawn.stderr.as_raw_fd())?;
+    let program = above(spawn.program.as_raw_fd())?;
+    let (mut ours, theirs) = UnixStream::pair().map_err(SpawnError::Descriptors)?;
+    let sync = above(theirs.as_raw_fd())?;
+    drop(theirs);
+
+    let mut argv: Vec<*const libc::c_char> = spawn.arguments.iter().map(|argument| argument.as_ptr()).collect();
+    argv.push(ptr::null());
+    let child = Child {
+        null: null.as_raw_fd(),
+        control: control.as_raw_fd(),
+        stderr: stderr.as_raw_fd(),
+        program: program.as_raw_fd(),
+        sync: sync.as_raw_fd(),
+        argv: argv.as_ptr(),
+        namespaces: spawn.namespaces,
+        change_ids: nix::unistd::geteuid().is_root(),
+        uid: spawn.uid,
+        gid: spawn.gid,
+    };
+
+    let mut pidfd: RawFd = -1;
+    let mut flags = libc::CLONE_PIDFD;
+    if spawn.namespaces {
+        flags |= NAMESPACES.iter().fold(0, |all, (_, flag)| all | flag);
+    }
+    let mut args = libc::clone_args {
+        flags: u64::from(flags.cast_unsigned()),
+        pidfd: ptr::from_mut(&mut pidfd) as u64,
+        child_tid: 0,
+        parent_tid: 0,
+        exit_signal: u64::from(libc::SIGCHLD.cast_unsigned()),
+        stack: 0,
+        stack_size: 0,
+        tls: 0,
+        set_tid: 0,
+        set_tid_size: 0,
+        cgroup: 0,
+    };
+    // SAFETY: `args` is a valid clone_args of the size given, without CLONE_VM: the child runs on a copy of this memory
+    // and calls only `Child::run`, which makes nothing but raw system calls.
+    let pid = unsafe { libc::syscall(libc::SYS_clone3, ptr::from_mut(&mut args), size_of::<libc::clone_args>()) };
+    match pid {
+        -1 => return Err(SpawnError::Clone(io::Error::last_os_error())),
+        0 => child.run(),
+        _ => {}
+    }
+    let pid = Pid::from_raw(i32::try_from(pid).unwrap_or(i32::MAX));
+    // SAFETY: CLONE_PIDFD made the kernel store a new descriptor there, which nobody else owns.
+    let started = Started { pid, pidfd: unsafe { OwnedFd::from_raw_fd(pidfd) } };
+    drop(sync);
+
+    release(&mut ours, pid, &spawn).inspect_err(|_| started.reap())?;
+    let mut errno = [0; 4];
+    match ours.read_exact(&mut errno) {
+        // The end of the pipe: close-on-exec closed it, the worker's program runs.
+        Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => Ok(started),
+        result => {
+            started.reap();
+            Err(SpawnError::Exec(result.err().unwrap_or_else(|| io::Error::from_raw_os_error(i32::from_ne_bytes(errno)))))
+        }
+    }
+}
+
+impl Started {
+    /// Kills the process and collects it.
+    fn reap(&self) {
+        let _ = nix::sys::signal::kill(self.pid, nix::sys::signal::Signal::SIGKILL);
+        let _ = nix::sys::wait::waitpid(self.pid, None);
+    }
+}
+
+/// Maps the child's uid 0 to its uid outside and lets it go on.
+fn release(ours: &mut UnixStream, pid: Pid, spawn: &Spawn<'_>) -> Result<(), SpawnError> {
+    if spawn.namespaces {
+        let write = |file: &str, text: String| fs::write(format!("/proc/{pid}/{file}"), text).map_err(SpawnError::Map);
+        // Without root a gid map needs setgroups switched off; with root the child first drops root's own groups.
+        if !nix::unistd::geteuid().is_root() {
+            write("setgroups", "deny".to_owned())?;
+        }
+        write("uid_map", format!("0 {} 1", spawn.uid))?;
+        write("gid_map", format!("0 {} 1", spawn.gid))?;
+    }
+    ours.write_all(&[1]).map_err(SpawnError::Map)
+}
+
+/// A close-on-exec copy of `fd` at 10 or above.
+fn above(fd: RawFd) -> Result<OwnedFd, SpawnError> {
+    // SAFETY: F_DUPFD_CLOEXEC takes any number as its descriptor and an integer argument; it touches no memory.
+    let copy = unsafe { libc::fcntl(fd, libc::F_DUPFD_CLOEXEC, 10) };
+    if copy < 0 {
+        return Err(SpawnError::Descriptors(io::Error::last_os_error()));
+    }
+    // SAFETY: fcntl has just made this descriptor; nobody else owns it.
+    Ok(unsafe { OwnedFd::from_raw_fd(copy) })
+}
+
+/// All that the child needs, prepared before the clone: plain numbers and one pointer to prepared memory.
+struct Child {
+    null: RawFd,
+    control: RawFd,
+    stderr: RawFd,
+    program: RawFd,
+    sync: RawFd,
+    argv: *const *const libc::c_char,
+    namespaces: bool,
+    change_ids: bool,
+    uid: u32,
+    gid: u32,
+}
+
+impl Child {
+    /// Raw system calls only: other threads of the parent may have held any lock at the moment of the clone.
+    fn run(&self) -> ! {
+        let error = match self.become_worker() {
+            Ok(never) => match never {},
+            Err(errno) => errno,
+        };
+        let bytes = error.to_ne_bytes();
+        // SAFETY: `bytes` is readable for its length.
+        unsafe { libc::write(self.sync, bytes.as_ptr().cast(), bytes.len()) };
+        // SAFETY: _exit ends the process without running anything of the parent's.
+        unsafe { libc::_exit(111) }
+    }
+
+    fn become_worker(&self) -> Result<std::convert::Infallible, i32> {
+        let mut go = 0_u8;
+        // SAFETY: `go` is writable for one byte.
+        let got = unsafe { libc::read(self.sync, ptr::from_mut(&mut go).cast(), 1) };
+        if got != 1 {
+            return Err(libc::ECANCELED);
+        }
+        if self.change_ids {
+            // Inside the namespace the worker is its uid 0, which is an ordinary uid outside.
+            let (uid, gid) = if self.namespaces { (0, 0) } else { (self.uid, self.gid) };
+            // SAFETY: setgroups reads no list when its length is 0.
+            check(unsafe { libc::syscall(libc::SYS_setgroups, 0, ptr::null::<libc::gid_t>()) })?;
+            // SAFETY: setresgid takes three numbers.
+            check(unsafe { libc::syscall(libc::SYS_setresgid, gid, gid, gid) })?;
+            // SAFETY: setresuid takes three numbers.
+            check(unsafe { libc::syscall(libc::SYS_setresuid, uid, uid, uid) })?;
+        }
+        for (source, target) in [(self.null, 0), (self.null, 1), (self.stderr, 2), (self.control, CONTROL_FD)] {
+            // SAFETY: dup2 takes two numbers.
+            check(unsafe { libc::syscall(libc::SYS_dup2, source, target) })?;
+        }
+        let rest = CONTROL_FD + 1;
+        // SAFETY: close_range takes three numbers; with CLOEXEC it closes nothing before the exec.
+        check(unsafe { libc::syscall(libc::SYS_close_range, rest, u32::MAX, libc::CLOSE_RANGE_CLOEXEC) })?;
+        let empty_mask = 0_u64;
+        // SAFETY: the mask is eight readable bytes, as the kernel's sigset is; the old one is not asked for.
+        check(unsafe {
+            libc::syscall(libc::SYS_rt_sigprocmask, libc::SIG_SETMASK, ptr::from_ref(&empty_mask), ptr::null::<u64>(), 8)
+        })?;
+        let environment = [ptr::null::<libc::c_char>()];
+        // SAFETY: the path is an empty string, `argv` and `environment` end in null; all outlive the call.
+        let failed = unsafe {
+            libc::syscall(
+                libc::SYS_execveat,
+                self.program,
+                c"".as_ptr(),
+                self.argv,
+                environment.as_ptr(),
+                libc::AT_EMPTY_PATH,
+            )
+        };
+        check(failed)?;
+        Err(libc::ENOEXEC)
+    }
+}
+
+/// The errno of a raw system call that failed.
+fn check(result: libc::c_long) -> Result<(), i32> {
+    if result == -1 { Err(nix::errno::Errno::last_raw()) } else { Ok(()) }
+}

@@ -1,0 +1,216 @@
+//! What the supervisor reads about a worker, from outside, before it trusts it with a tenant.
+//!
+//! A worker says on its control channel that it is jailed; nothing here believes that. Everything is read from `/proc`,
+//! which the worker cannot write. Three things the kernel does not show: Landlock, the dumpable flag and the
+//! parent-death signal; they rest on the worker's start-up code, which has run no tenant's code before.
+
+use std::fs::{self, File};
+use std::io;
+use std::os::fd::AsFd;
+use std::os::unix::fs::MetadataExt;
+
+use nix::unistd::Pid;
+
+use crate::jail::Plan;
+use crate::layers::Layer;
+use crate::spawn::NAMESPACES;
+
+/// What a worker is expected to be.
+#[derive(Debug)]
+pub struct Expected<'a> {
+    pub plan: &'a Plan,
+    /// The program that it was started from.
+    pub program: &'a File,
+    /// The uid and gid outside.
+    pub uid: u32,
+    pub gid: u32,
+    /// The inode of the worker's end of the control channel.
+    pub control_inode: u64,
+    /// The inode of the pipe that is its standard error.
+    pub stderr_inode: u64,
+}
+
+/// One thing that is not what it should be.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Finding {
+    pub layer: Layer,
+    pub what: String,
+}
+
+impl std::fmt::Display for Finding {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{}: {}", self.layer, self.what)
+    }
+}
+
+/// Reads a worker's state and compares.
+///
+/// # Errors
+/// `/proc` of that process could not be read: it has died, or it is not ours to see. Both mean that it is not verified.
+pub fn verify(pid: Pid, expected: &Expected<'_>) -> io::Result<Vec<Finding>> {
+    let mut findings = Findings { expected, list: Vec::new() };
+    let proc = format!("/proc/{pid}");
+    let status = fs::read_to_string(format!("{proc}/status"))?;
+    findings.identity(&status, &fs::metadata(format!("{proc}/exe"))?)?;
+    findings.privileges(&status);
+    findings.speculation(&status);
+    findings.limits(&fs::read_to_string(format!("{proc}/limits"))?);
+    findings.namespaces(&proc)?;
+    findings.root(&fs::read_to_string(format!("{proc}/mountinfo"))?);
+    findings.descriptors(&proc)?;
+    findings.environment(&fs::read(format!("{proc}/environ"))?);
+    for thread in fs::read_dir(format!("{proc}/task"))? {
+        findings.filter(&fs::read_to_string(thread?.path().join("status"))?);
+    }
+    Ok(findings.list)
+}
+
+struct Findings<'a> {
+    expected: &'a Expected<'a>,
+    list: Vec<Finding>,
+}
+
+impl Findings<'_> {
+    /// Notes `what` unless `holds`, if `layer` is one that this worker should have.
+    fn expect(&mut self, layer: Layer, holds: bool, what: impl FnOnce() -> String) {
+        if !holds && self.expected.plan.layers.has(layer) {
+            self.list.push(Finding { layer, what: what() });
+        }
+    }
+
+    fn identity(&mut self, status: &str, exe: &fs::Metadata) -> io::Result<()> {
+        let program = File::from(self.expected.program.as_fd().try_clone_to_owned()?).metadata()?;
+        self.expect(Layer::NoNewPrivileges, (exe.dev(), exe.ino()) == (program.dev(), program.ino()), || {
+            "it executes another program than the worker's".to_owned()
+        });
+        for (name, id) in [("Uid", self.expected.uid), ("Gid", self.expected.gid)] {
+            let found = field(status, name).to_owned();
+            let all = found.split_whitespace().all(|word| word == id.to_string());
+            self.expect(Layer::Capabilities, all, || format!("{name} is {found}, expected {id}"));
+        }
+        Ok(())
+    }
+
+    fn privileges(&mut self, status: &str) {
+        for set in ["CapInh", "CapPrm", "CapEff", "CapAmb"] {
+            let bits = field(status, set).to_owned();
+            self.expect(Layer::Capabilities, is_zero(&bits), || format!("{set} is {bits}"));
+        }
+        // An ordinary user without a namespace cannot empty the bounding set; no_new_privs makes it moot.
+        if self.expected.plan.layers.has(Layer::Namespaces) || nix::unistd::geteuid().is_root() {
+            let bits = field(status, "CapBnd").to_owned();
+            self.expect(Layer::Capabilities, is_zero(&bits), || format!("CapBnd is {bits}"));
+        }
+        self.expect(Layer::NoNewPrivileges, field(status, "NoNewPrivs") == "1", || "no_new_privs is off".to_owned());
+    }
+
+    fn filter(&mut self, status: &str) {
+        let (mode, filters) = (field(status, "Seccomp").to_owned(), field(status, "Seccomp_filters").to_owned());
+        let enough = filters.parse::<usize>().is_ok_and(|count| count >= crate::seccomp::FILTERS);
+        self.expect(Layer::Seccomp, mode == "2" && enough, || {
+            format!("thread {} has seccomp mode {mode} with {filters} filters", field(status, "Pid"))
+        });
+    }
+
+    fn speculation(&mut self, status: &str) {
+        // "thread vulnerable" and "conditional enabled" are what an unforced process shows.
+        for (name, wanted) in [
+            ("Speculation_Store_Bypass", ["not vulnerable", "mitigated", "globally"]),
+            ("SpeculationIndirectBranch", ["not affected", "disabled", "always"]),
+        ] {
+            let state = field(status, name).to_owned();
+            let held = state.is_empty() || state == "unknown" || wanted.iter().any(|word| state.contains(word));
+            self.expect(Layer::Speculation, held, || format!("{name} is {state:?}"));
+        }
+    }
+
+    fn limits(&mut self, limits: &str) {
+        let plan = self.expected.plan;
+        for (name, wanted) in [
+            ("Max core file size", 0),
+            ("Max file size", 0),
+            ("Max open files", plan.descriptors),
+            ("Max processes", plan.threads),
+            ("Max data size", plan.data_bytes),
+        ] {
+            let hard = limits.lines().find_map(|line| line.strip_prefix(name)?.split_whitespace().nth(1)).unwrap_or("?");
+            self.expect(Layer::Rlimits, hard == wanted.to_string(), || format!("{name} is {hard}, expected {wanted}"));
+        }
+    }
+
+    fn namespaces(&mut self, proc: &str) -> io::Result<()> {
+        for (name, _) in NAMESPACES {
+            let theirs = fs::read_link(format!("{proc}/ns/{name}"))?;
+            let ours = fs::read_link(format!("/proc/self/ns/{name}"))?;
+            self.expect(Layer::Namespaces, theirs != ours, || format!("it shares the {name} namespace with the daemon"));
+        }
+        Ok(())
+    }
+
+    fn root(&mut self, mountinfo: &str) {
+        let mut mounts = mountinfo.lines();
+        let empty = match (mounts.next(), mounts.next()) {
+            (Some(only), None) => {
+                let fields: Vec<_> = only.split_whitespace().collect();
+                let read_only = fields.get(5).is_some_and(|options| options.split(',').any(|option| option == "ro"));
+                fields.get(4) == Some(&"/") && only.contains(" - tmpfs enisle ") && read_only
+            }
+            _ => false,
+        };
+        self.expect(Layer::EmptyRoot, empty, || {
+            format!("its mounts are not one empty read-only file system but {} lines", mountinfo.lines().count())
+        });
+    }
+
+    /// Exactly: null, null, our pipe, our socket, and the event descriptor that wakes its watchdog.
+    fn descriptors(&mut self, proc: &str) -> io::Result<()> {
+        let socket = format!("socket:[{}]", self.expected.control_inode);
+        let pipe = format!("pipe:[{}]", self.expected.stderr_inode);
+        for entry in fs::read_dir(format!("{proc}/fd"))? {
+            let entry = entry?;
+            let number = entry.file_name().to_string_lossy().into_owned();
+            let target = fs::read_link(entry.path())?.to_string_lossy().into_owned();
+            let allowed = match number.as_str() {
+                "0" | "1" => target == "/dev/null",
+                "2" => target == pipe,
+                "3" => target == socket,
+                _ => target == "anon_inode:[eventfd]",
+            };
+            self.expect(Layer::Rlimits, allowed, || format!("descriptor {number} is {target}"));
+        }
+        Ok(())
+    }
+
+    fn environment(&mut self, environ: &[u8]) {
+        self.expect(Layer::NoNewPrivileges, environ.is_empty(), || "its environment is not empty".to_owned());
+    }
+}
+
+/// The value of one line of `/proc/PID/status`; empty where this kernel has no such line.
+fn field<'a>(status: &'a str, name: &str) -> &'a str {
+    status.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(':')).unwrap_or("").trim()
+}
+
+fn is_zero(bits: &str) -> bool {
+    u64::from_str_radix(bits, 16) == Ok(0)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_field_is_read_whole_and_not_by_its_prefix() {
+        let status = "Seccomp:\t2\nSeccomp_filters:\t3\n";
+        assert_eq!(field(status, "Seccomp"), "2");
+        assert_eq!(field(status, "Seccomp_filters"), "3");
+        assert_eq!(field(status, "Sec"), "");
+    }
+
+    #[test]
+    fn a_capability_set_is_zero_only_as_a_number() {
+        assert!(is_zero("0000000000000000"));
+        assert!(!is_zero("0000000000000001"));
+        assert!(!is_zero(""));
+    }
+}
