@@ -144,8 +144,15 @@ fn seccomp() -> (bool, String) {
 
 fn speculation() -> (bool, String) {
     let status = fs::read_to_string("/proc/self/status").unwrap_or_default();
-    let state: Vec<_> = status.lines().filter(|line| line.starts_with("Speculation")).map(|line| line.replace('\t', " ")).collect();
-    if state.is_empty() { (false, "this kernel shows no speculation controls".to_owned()) } else { (true, format!("daemon itself: {}", state.join(", "))) }
+    let states: Vec<_> = status.lines().filter_map(|line| line.strip_prefix("Speculation")?.split_once(":\t")).collect();
+    // Left on for every process of the machine, and no process can choose.
+    let exposed = states.iter().any(|(_, state)| matches!(*state, "vulnerable" | "always enabled"));
+    let detail = states.iter().map(|(name, state)| format!("{} {state}", name.trim_start_matches('_'))).collect::<Vec<_>>();
+    match states.len() {
+        0 => (false, "this kernel shows no speculation controls".to_owned()),
+        _ if exposed => (false, format!("decided for the whole machine: {}", detail.join(", "))),
+        _ => (true, format!("daemon itself: {}", detail.join(", "))),
+    }
 }
 
 #[cfg(test)]

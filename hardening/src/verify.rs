@@ -113,14 +113,12 @@ impl Findings<'_> {
     }
 
     fn speculation(&mut self, status: &str) {
-        // "thread vulnerable" and "conditional enabled" are what an unforced process shows.
-        for (name, wanted) in [
-            ("Speculation_Store_Bypass", ["not vulnerable", "mitigated", "globally"]),
-            ("SpeculationIndirectBranch", ["not affected", "disabled", "always"]),
-        ] {
+        // "thread …" and "conditional …" are processes that can choose; only the forced choice cannot be taken back.
+        // Every other word is one about the whole machine, which the posture tells.
+        for name in ["Speculation_Store_Bypass", "SpeculationIndirectBranch"] {
             let state = field(status, name).to_owned();
-            let held = state.is_empty() || state == "unknown" || wanted.iter().any(|word| state.contains(word));
-            self.expect(Layer::Speculation, held, || format!("{name} is {state:?}"));
+            let can_choose = state.starts_with("thread ") || state.starts_with("conditional ");
+            self.expect(Layer::Speculation, !can_choose || state.contains(" force "), || format!("{name} is {state:?}"));
         }
     }
 

@@ -168,7 +168,6 @@ pub(crate) struct Wish {
     timers: Option<u32>,
     pub(crate) code_bytes: Option<u32>,
     /// See [`Limits::sub_requests`].
-    #[expect(dead_code, reason = "accepted and without effect until something makes requests")]
     sub_requests: Option<u32>,
 }
 

@@ -172,8 +172,12 @@ impl Newborn {
     async fn first_word(&mut self) -> Result<FromWorker, StartError> {
         let word = tokio::time::timeout(START_TIMEOUT, read_frame::<FromWorker>(&mut self.control, MAX_FROM_WORKER_BYTES))
             .await
-            .map_err(|_| StartError::NotReady(format!("it said nothing for {} s", START_TIMEOUT.as_secs())))?
-            .map_err(|error| StartError::NotReady(error.to_string()))?;
+            .map_err(|_| StartError::NotReady(format!("it said nothing for {} s", START_TIMEOUT.as_secs())))?;
+        let word = match word {
+            Ok(word) => word,
+            Err(FrameError::Closed) => return Err(StartError::NotReady(self.ended().await.unwrap_or_else(|| "it hung up".to_owned()))),
+            Err(error) => return Err(StartError::NotReady(error.to_string())),
+        };
         self.session.accept(&word).map_err(|violation| StartError::NotReady(violation.to_string()))?;
         match word {
             FromWorker::Failed(why) => Err(StartError::Failed(why)),
@@ -185,6 +189,18 @@ impl Newborn {
     fn bury(&self) {
         let _ = kill(self.started.pid, Signal::SIGKILL);
         let _ = nix::sys::wait::waitpid(self.started.pid, None);
+    }
+
+    /// How it ended, if it has ended by itself; collects it then.
+    async fn ended(&self) -> Option<String> {
+        for _ in 0..100 {
+            match nix::sys::wait::waitpid(self.started.pid, Some(WaitPidFlag::WNOHANG)) {
+                Ok(WaitStatus::StillAlive) => tokio::time::sleep(Duration::from_millis(5)).await,
+                Ok(status) => return Some(obituary(status)),
+                Err(_) => return None,
+            }
+        }
+        None
     }
 }
 
@@ -341,6 +357,7 @@ struct Owner {
 
 impl Owner {
     async fn own(mut self, started: Started, mut commands: mpsc::UnboundedReceiver<Command>, death: watch::Sender<Option<String>>) {
+        #[expect(deprecated, reason = "its unsoundness needs a type that lies about its descriptor; OwnedFd does not")]
         let why = match AsyncFd::with_interest(started.pidfd, Interest::READABLE) {
             Ok(pidfd) => {
                 let why = self.live(&pidfd, &mut commands).await;

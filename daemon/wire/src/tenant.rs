@@ -138,7 +138,6 @@ pub struct ScriptError {
     pub name: String,
     pub message: String,
     /// Positions in the tenant's own files.
-    #[serde(skip_serializing_if = "Option::is_none")]
     pub stack: Option<String>,
 }
 

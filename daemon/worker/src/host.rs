@@ -28,9 +28,8 @@ pub(crate) fn map_snapshot(descriptor: OwnedFd) -> Result<&'static [u8], Box<dyn
 }
 
 /// Serves until the supervisor closes the channel.
-pub(crate) fn serve(control: &mut Control, snapshot: Snapshot, keys: Vec<Key>) -> Result<(), Box<dyn Error>> {
-    let alarm = Arc::new(Alarm::new()?);
-    let mut host = Host { tenants: BTreeMap::new(), keys, snapshot, alarm };
+pub(crate) fn serve(control: &mut Control, snapshot: Snapshot, keys: Vec<Key>, alarm: Alarm) -> Result<(), Box<dyn Error>> {
+    let mut host = Host { tenants: BTreeMap::new(), keys, snapshot, alarm: Arc::new(alarm) };
     loop {
         let next_look = host.round(control)?;
         host.alarm.will_wake(next_look);

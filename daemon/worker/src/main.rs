@@ -22,8 +22,10 @@ use enisle_wire::control::{FromWorker, Ready, Role, Start};
 
 use crate::control::Control;
 use crate::engine::isolate::Snapshot;
+use crate::watchdog::Alarm;
 
 fn main() -> ExitCode {
+    enisle_hardening::thread::share_one_arena();
     let Some(channel) = fds::control_channel() else { return ExitCode::FAILURE };
     let mut control = Control::new(channel);
     match run(&mut control) {
@@ -49,6 +51,9 @@ fn run(control: &mut Control) -> Result<(), Box<dyn std::error::Error>> {
     engine::reset_signal_handlers()?;
     let most = start.max_tenants as usize;
     let keys = if layers.has(Layer::Keys) { mpk::take(most) } else { Vec::new() };
+    let alarm = Alarm::new()?;
+    // With the first thread libc takes a signal for itself; the filter lets nobody change handlers.
+    std::thread::spawn(|| {}).join().map_err(|_| "a thread could not be started")?;
     if layers.has(Layer::Seccomp) {
         seccomp::install()?;
     }
@@ -62,7 +67,7 @@ fn run(control: &mut Control) -> Result<(), Box<dyn std::error::Error>> {
             let snapshot = snapshot.ok_or("no snapshot came with the start")?;
             let ready = Ready { v8: v8.to_owned(), keys: u32::try_from(keys.len())? };
             control.say(&FromWorker::Ready(ready))?;
-            host::serve(control, Snapshot(snapshot), keys)
+            host::serve(control, Snapshot(snapshot), keys, alarm)
         }
     }
 }

@@ -47,7 +47,7 @@ impl Tenant {
                 let watched = Arc::new(Watched::new(slot, clock, thread_alarm));
                 if send.send(Arc::clone(&watched)).is_ok() {
                     // An error here is a channel that was closed: the tenant has moved out.
-                    let _ = live(&watched, &channel, key, snapshot, memory_mb);
+                    let _ = live(&watched, &Arc::new(channel), key, snapshot, memory_mb);
                 }
             }
             thread_finished.store(true, Ordering::SeqCst);
@@ -70,7 +70,7 @@ impl Tenant {
 /// The life of a tenant's thread.
 fn live(
     watched: &Watched,
-    channel: &UnixStream,
+    channel: &Arc<UnixStream>,
     key: Option<Key>,
     snapshot: Snapshot,
     memory_mb: u32,
@@ -78,10 +78,10 @@ fn live(
     let _signal_stack = SignalStack::install()?;
     let _cage = Cage::new(key);
     let mut warm = Resting::new(snapshot, memory_mb)?;
-    let say = |frame: &FromTenant| write_frame(&mut &*channel, frame, MAX_FROM_TENANT_BYTES);
+    let say = |frame: &FromTenant| write_frame(&mut &**channel, frame, MAX_FROM_TENANT_BYTES);
     loop {
         say(&FromTenant::Ready)?;
-        let ToTenant::Run(run) = read_frame(&mut &*channel, MAX_TO_TENANT_BYTES)?;
+        let ToTenant::Run(run) = read_frame(&mut &**channel, MAX_TO_TENANT_BYTES)?;
         let arrived = Instant::now();
         let memory_mb = run.limits.memory_mb;
         // A heap limit is fixed when an isolate is made. The one that is warm has the limit of the run before.

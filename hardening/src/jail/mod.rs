@@ -129,8 +129,8 @@ impl Plan {
         Self {
             layers,
             data_bytes,
-            // 0, 1, 2, control, alarm; per tenant its channel and, while it runs, one more for its log; some in reserve.
-            descriptors: 16 + 2 * tenants,
+            // 0, 1, 2, control, alarm; per tenant its channel; some in reserve.
+            descriptors: 16 + tenants,
             // The main thread and a thread a tenant; a thread that has just ended still counts for a moment.
             threads: 4 + 2 * tenants,
         }

@@ -24,17 +24,19 @@ pub(super) fn force_off() -> Result<(), JailError> {
         match error.raw_os_error() {
             // ENODEV: this processor has no such control; ENXIO: it is fixed for the whole machine, on or off.
             Some(libc::ENODEV | libc::ENXIO) => {}
-            // EPERM: it was forced off before, by whoever started us.
-            Some(libc::EPERM) if already_off(control) => {}
+            // EPERM: forced off before, by whoever started us; or left on for the whole machine, and then no process can
+            // choose. The posture tells which.
+            Some(libc::EPERM) if !controllable(control) => {}
             _ => return Err(JailError::Speculation(name, error)),
         }
     }
     Ok(())
 }
 
-fn already_off(control: libc::c_int) -> bool {
+/// Whether this process could choose, and has not been forced yet.
+fn controllable(control: libc::c_int) -> bool {
     // SAFETY: PR_GET_SPECULATION_CTRL takes numbers only.
     let state = unsafe { libc::prctl(libc::PR_GET_SPECULATION_CTRL, control, 0, 0, 0) };
-    let off = libc::PR_SPEC_FORCE_DISABLE | libc::PR_SPEC_DISABLE;
-    state >= 0 && state.cast_unsigned() & off != 0
+    let state = u32::try_from(state).unwrap_or(0);
+    state & libc::PR_SPEC_PRCTL != 0 && state & libc::PR_SPEC_FORCE_DISABLE == 0
 }

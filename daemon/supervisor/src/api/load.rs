@@ -225,11 +225,19 @@ pub(crate) struct Answer {
     #[serde(skip_serializing_if = "Option::is_none")]
     result: Option<Box<RawValue>>,
     #[serde(skip_serializing_if = "Option::is_none")]
-    error: Option<ScriptError>,
+    error: Option<Failure>,
     logs: Vec<Line>,
     truncated: bool,
     usage: Usage,
     cordon: &'static str,
+}
+
+#[derive(Debug, Serialize)]
+struct Failure {
+    name: String,
+    message: String,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    stack: Option<String>,
 }
 
 #[derive(Debug, Serialize)]
@@ -264,7 +272,7 @@ fn answer(report: Report) -> Answer {
         id: id.to_string(),
         outcome: finished.outcome,
         result: finished.result,
-        error: finished.error,
+        error: finished.error.map(|ScriptError { name, message, stack }| Failure { name, message, stack }),
         logs,
         truncated: finished.truncated,
         usage,

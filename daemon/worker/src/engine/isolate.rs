@@ -59,6 +59,7 @@ impl Resting {
             v8::scope!(let scope, &mut isolate);
             let context = v8::Context::new(scope, v8::ContextOptions::default());
             let scope = &mut v8::ContextScope::new(scope, context);
+            remove_globals(scope, context);
             runtime_of(scope).map(|runtime| (v8::Global::new(scope, context), runtime))
         };
         // SAFETY: `v8::Isolate::new` has entered it once, and no scope is open.
@@ -95,6 +96,19 @@ fn dispose(isolate: ManuallyDrop<v8::OwnedIsolate>) {
     // SAFETY: the isolate is at rest, and its own Drop exits it again.
     unsafe { isolate.enter() };
     drop(ManuallyDrop::into_inner(isolate));
+}
+
+/// No second thread to share with, and no code but JavaScript. Removed here rather than in the snapshot, because V8 looks
+/// for them when it restores a context.
+const NOT_FOR_TENANTS: [&str; 3] = ["SharedArrayBuffer", "Atomics", "WebAssembly"];
+
+fn remove_globals(scope: &mut v8::PinScope<'_, '_>, context: v8::Local<'_, v8::Context>) {
+    let global = context.global(scope);
+    for name in NOT_FOR_TENANTS {
+        if let Some(name) = v8::String::new(scope, name) {
+            global.delete(scope, name.into());
+        }
+    }
 }
 
 fn runtime_of(scope: &mut v8::PinScope<'_, '_>) -> Result<Runtime, SnapshotMismatch> {

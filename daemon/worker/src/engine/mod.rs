@@ -31,6 +31,12 @@ use nix::sys::signal::{SaFlags, SigAction, SigHandler, SigSet, Signal, sigaction
 const FLAGS: &str = "--single-threaded --sandbox-prohibit-insecure-mode --no-wasm-native-module-cache \
                      --no-memory-pool --stack-size=984";
 
+unsafe extern "C" {
+    /// `absl::base_internal::NumCPUs()`, in the archive.
+    #[link_name = "_ZN4absl13base_internal7NumCPUsEv"]
+    fn count_processors() -> std::ffi::c_int;
+}
+
 /// Starts V8 on the calling thread, which has to be the ancestor of every thread that will enter an isolate: V8's key
 /// for JIT pages is inherited. Returns V8's version.
 pub(crate) fn start() -> &'static str {
@@ -39,6 +45,10 @@ pub(crate) fn start() -> &'static str {
     v8::V8::set_entropy_source(fill_random);
     v8::V8::initialize_platform(v8::new_single_threaded_default_platform(false).make_shared());
     v8::V8::initialize();
+    // V8's locks ask how many processors there are when two threads first want one, by then behind the filter. The
+    // answer is kept, so it is asked for now.
+    // SAFETY: the function takes nothing and may be called at any time.
+    unsafe { count_processors() };
     v8::V8::get_version()
 }
 

@@ -12,6 +12,7 @@
 use std::cell::RefCell;
 use std::os::fd::{AsRawFd, RawFd};
 use std::os::unix::net::UnixStream;
+use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
 use enisle_wire::tenant::{Done, FromTenant, Level, Limits, LogLine, Run, RunId, ScriptError, Usage};
@@ -43,7 +44,7 @@ pub(super) struct RunState {
 /// The console of one run: lines up to its limits, sent on in batches.
 #[derive(Debug)]
 pub(super) struct Log {
-    channel: UnixStream,
+    channel: Arc<UnixStream>,
     started: Instant,
     pending: Vec<LogLine>,
     pending_bytes: usize,
@@ -56,7 +57,7 @@ pub(super) struct Log {
 const LOG_BATCH_BYTES: usize = 8 * 1024;
 
 impl Log {
-    fn new(channel: UnixStream, started: Instant, limits: &Limits) -> Self {
+    fn new(channel: Arc<UnixStream>, started: Instant, limits: &Limits) -> Self {
         Self {
             channel,
             started,
@@ -94,7 +95,7 @@ impl Log {
             self.pending_bytes = 0;
             let batch = FromTenant::Log(std::mem::take(&mut self.pending));
             // A supervisor that is gone is noticed where the end of the run is written.
-            let _ = write_frame(&mut &self.channel, &batch, MAX_FROM_TENANT_BYTES);
+            let _ = write_frame(&mut &*self.channel, &batch, MAX_FROM_TENANT_BYTES);
         }
     }
 }
@@ -144,17 +145,16 @@ enum Ended {
 }
 
 /// Executes one run in a warm isolate. `arrived` is when its frame had been read.
-pub(crate) fn execute(resting: &mut Resting, run: Run, watched: &Watched, channel: &UnixStream, arrived: Instant) -> Done {
+pub(crate) fn execute(resting: &mut Resting, run: Run, watched: &Watched, channel: &Arc<UnixStream>, arrived: Instant) -> Done {
     let (id, limits) = (run.id, run.limits);
     let cpu_before = watched.clock().now();
-    let Ok(log_channel) = channel.try_clone() else { return internal_error(id, "no descriptor is left for the log") };
     remember_last_words(channel, id);
     quota::set_limit((limits.memory_mb as usize) << 20);
 
     let entry = (run.entrypoint, run.method, run.args, run.env, run.props);
     let (modules, main) = Modules::new(run.code);
     let state = RunState {
-        log: Log::new(log_channel, arrived, &limits),
+        log: Log::new(Arc::clone(channel), arrived, &limits),
         timers: Timers::new(limits.timers),
         modules,
         rejections: Vec::new(),
@@ -231,12 +231,6 @@ fn conclude(ended: Ended, cause: Option<Cause>, limits: &Limits) -> (Outcome, Op
             (Outcome::InternalError, None, error("InternalError", "the run was ended without a cause".to_owned()))
         }
     }
-}
-
-fn internal_error(id: RunId, message: &str) -> Done {
-    let error = ScriptError { name: "InternalError".to_owned(), message: message.to_owned(), stack: None };
-    let usage = Usage::default();
-    Done { id, outcome: Outcome::InternalError, result: None, error: Some(error), truncated: false, usage }
 }
 
 fn remember_last_words(channel: &UnixStream, id: RunId) {
@@ -476,7 +470,8 @@ fn is_empty_namespace(scope: &mut v8::PinScope<'_, '_>, namespace: v8::Local<'_,
 fn position(scope: &v8::PinScope<'_, '_>, message: v8::Local<'_, v8::Message>) -> String {
     let file = message.get_script_resource_name(scope).map(|name| name.to_rust_string_lossy(scope));
     let line = message.get_line_number(scope).unwrap_or(0);
-    format!("{}:{line}:{}", file.unwrap_or_default(), message.get_start_column() + 1)
+    // Errors of linking have no column: V8 says -1.
+    format!("{}:{line}:{}", file.unwrap_or_default(), message.get_start_column().wrapping_add(1))
 }
 
 /// A stack in the tenant's own files: without the runtime's frames, and with the position of a compile error.

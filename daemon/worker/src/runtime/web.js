@@ -203,8 +203,3 @@ define(globalThis, "btoa", btoa);
 define(globalThis, "crypto", crypto);
 define(globalThis, "performance", performance);
 define(globalThis, "self", globalThis);
-
-// No second thread to share with, no code but the tenant's own modules.
-delete globalThis.SharedArrayBuffer;
-delete globalThis.Atomics;
-delete globalThis.WebAssembly;
