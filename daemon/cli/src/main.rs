@@ -1,2 +1,159 @@
-//! stub
-fn main(){}
+//! `enisle`: the command line. Everything goes through the daemon's socket; nothing here runs JavaScript.
+//!
+//! Exit codes: 0 the script ended well; 1 it failed by itself; 2 the command was wrong; 3 the daemon refused or is not
+//! there; 4 a limit ended the script; 5 a layer stopped an attack; 70 our own fault.
+#![forbid(unsafe_code)]
+#![allow(clippy::print_stdout, clippy::print_stderr, reason = "a command line tool talks to its terminal")]
+
+/// Prints a line; a reader that has gone away ends the program quietly, as it ends `cat`.
+macro_rules! outln {
+    ($($text:tt)*) => {
+        if std::io::Write::write_fmt(&mut std::io::stdout(), format_args!("{}\n", format_args!($($text)*))).is_err() {
+            std::process::exit(0);
+        }
+    };
+}
+
+mod client;
+mod doctor;
+mod run;
+mod show;
+mod standalone;
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use clap::{CommandFactory, Parser, Subcommand};
+
+use crate::client::{Client, ClientError};
+
+/// Runs untrusted JavaScript, each tenant on an island of its own.
+#[derive(Debug, Parser)]
+#[command(name = "enisle", version)]
+struct Arguments {
+    /// The daemon's socket.
+    #[arg(long, env = "ENISLE_SOCKET", global = true, value_name = "PATH")]
+    socket: Option<PathBuf>,
+    /// JSON, for machines.
+    #[arg(long, global = true)]
+    json: bool,
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Run one file.
+    Run(run::RunFile),
+    /// Send a load request as the API takes it, from a file or from standard input (`-`).
+    Load(run::LoadRequest),
+    /// The worker processes and who lives in them.
+    Ps,
+    /// One tenant: policy, where it lives, what it used.
+    Inspect {
+        /// The tenant's name.
+        tenant: String,
+    },
+    /// What happened; with `-f` also what happens next.
+    Events {
+        /// Go on until interrupted.
+        #[arg(short, long)]
+        follow: bool,
+    },
+    /// What this machine offers, layer by layer, and how to get what is missing.
+    Doctor,
+    /// Print a completion script.
+    Completions {
+        /// The shell that it is for.
+        shell: clap_complete::Shell,
+    },
+}
+
+/// Why a command did not do its work.
+#[derive(Debug, thiserror::Error)]
+enum Failure {
+    #[error(transparent)]
+    Client(#[from] ClientError),
+    #[error("{0}")]
+    Usage(String),
+    #[error("{0}")]
+    Standalone(String),
+}
+
+impl Failure {
+    fn exit_code(&self) -> u8 {
+        match self {
+            Self::Usage(_) => 2,
+            Self::Client(ClientError::Problem { status: 400..=402 | 404..=428, .. }) => 2,
+            Self::Client(ClientError::Problem { .. } | ClientError::Unreachable { .. }) => 3,
+            Self::Client(ClientError::Broken(_)) | Self::Standalone(_) => 70,
+        }
+    }
+}
+
+fn main() -> ExitCode {
+    let arguments = Arguments::parse();
+    let runtime = match tokio::runtime::Builder::new_current_thread().enable_all().build() {
+        Ok(runtime) => runtime,
+        Err(error) => {
+            eprintln!("enisle: {error}");
+            return ExitCode::from(70);
+        }
+    };
+    match runtime.block_on(act(arguments)) {
+        Ok(code) => ExitCode::from(code),
+        Err(failure) => {
+            eprintln!("enisle: {failure}");
+            ExitCode::from(failure.exit_code())
+        }
+    }
+}
+
+async fn act(arguments: Arguments) -> Result<u8, Failure> {
+    let client = Client::new(arguments.socket.unwrap_or_else(client::default_socket));
+    let json = arguments.json;
+    match arguments.command {
+        Command::Run(command) => run::file(command, client, json).await,
+        Command::Load(command) => run::request(command, client, json).await,
+        Command::Ps => {
+            show::workers(&client.get("/v1/workers").await?, json);
+            Ok(0)
+        }
+        Command::Inspect { tenant } => {
+            show::value(&client.get(&format!("/v1/tenants/{}", client::segment(&tenant)?)).await?, json);
+            Ok(0)
+        }
+        Command::Events { follow } => {
+            let path = if follow { "/v1/events?follow=1" } else { "/v1/events" };
+            client.lines(path, |line| show::event(line, json)).await?;
+            Ok(0)
+        }
+        Command::Doctor => {
+            doctor::examine(&client, json).await;
+            Ok(0)
+        }
+        Command::Completions { shell } => {
+            clap_complete::generate(shell, &mut Arguments::command(), "enisle", &mut std::io::stdout());
+            Ok(0)
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        Arguments::command().debug_assert();
+    }
+
+    #[test]
+    fn what_went_wrong_decides_the_exit_code() {
+        let problem = |status| Failure::Client(ClientError::Problem { status, detail: String::new() });
+        assert_eq!(problem(400).exit_code(), 2);
+        assert_eq!(problem(403).exit_code(), 3);
+        assert_eq!(problem(429).exit_code(), 3);
+        assert_eq!(problem(503).exit_code(), 3);
+    }
+}

@@ -22,7 +22,7 @@ use enisle_hardening::jail::Plan;
 use enisle_hardening::spawn::{self, Spawn, SpawnError, Started};
 use enisle_hardening::verify::{self, Expected};
 use enisle_hardening::{Layer, LayerSet, fds};
-use enisle_wire::control::{Admit, FromWorker, OverrunCause, Role, Session, Slot, Start, ToWorker};
+use enisle_wire::control::{Admit, GAVE_UP_EXIT, OUT_OF_MEMORY_EXIT, FromWorker, OverrunCause, Role, Session, Slot, Start, ToWorker};
 use enisle_wire::frame::{HEADER_BYTES, body_len};
 use enisle_wire::tenant::RunId;
 use enisle_wire::{FrameError, MAX_FROM_WORKER_BYTES, MAX_TO_WORKER_BYTES, decode, encode};
@@ -444,6 +444,8 @@ impl Owner {
 
 fn obituary(status: WaitStatus) -> String {
     match status {
+        WaitStatus::Exited(_, OUT_OF_MEMORY_EXIT) => "V8 ran out of memory".to_owned(),
+        WaitStatus::Exited(_, GAVE_UP_EXIT) => "V8 gave up".to_owned(),
         WaitStatus::Exited(_, code) => format!("it exited with {code}"),
         WaitStatus::Signaled(_, Signal::SIGSYS, _) => "its filter killed it for a forbidden system call (SIGSYS)".to_owned(),
         WaitStatus::Signaled(_, signal, _) => format!("it was ended by {signal}"),

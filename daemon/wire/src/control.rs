@@ -13,6 +13,11 @@ use serde::{Deserialize, Serialize};
 
 use crate::tenant::RunId;
 
+/// How a worker exits when V8 has no memory left.
+pub const OUT_OF_MEMORY_EXIT: i32 = 86;
+/// How a worker exits when V8 gives up for another reason.
+pub const GAVE_UP_EXIT: i32 = 87;
+
 /// A place for one tenant in one worker process; never used twice in the life of the process.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 pub struct Slot(pub u32);

@@ -48,7 +48,7 @@ fn run(control: &mut Control) -> Result<(), Box<dyn std::error::Error>> {
     let layers = LayerSet::from_bits(start.layers);
     jail::enter(&plan(&start, layers))?;
     let v8 = engine::start();
-    engine::reset_signal_handlers()?;
+    engine::set_signal_handlers()?;
     let most = start.max_tenants as usize;
     let keys = if layers.has(Layer::Keys) { mpk::take(most) } else { Vec::new() };
     let alarm = Alarm::new()?;

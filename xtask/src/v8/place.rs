@@ -19,6 +19,14 @@ pub(crate) const PATCH: &str = include_str!("../../v8/tenant.patch");
 pub(crate) const ARGS: &str = include_str!("../../v8/args.gn");
 pub(crate) const UNITY: &str = include_str!("../../v8/unity.py");
 
+/// The link that `.cargo/config.toml` names, and what a build says while it is not there.
+const LINK: &str = "there is no V8 archive yet; build one (about an hour, resumable) with: cargo xtask v8 build; or point at \
+                    one with: cargo xtask v8 use DIR";
+
+fn link() -> PathBuf {
+    root().join(".v8").join(LINK)
+}
+
 /// A folder that holds an archive, and how it was found.
 #[derive(Debug)]
 pub(crate) struct Archive {
@@ -41,11 +49,11 @@ fn places() -> Vec<Archive> {
     let mut places = Vec::new();
     // Cargo sets the variable to this checkout's link when the user has not; only the user's own counts here.
     if let Some(dir) = env::var_os("RUSTY_V8_ARCHIVE").map(PathBuf::from)
-        && dir != root().join(".v8")
+        && dir != link()
     {
         places.push(Archive { dir, because: "RUSTY_V8_ARCHIVE" });
     }
-    places.push(Archive { dir: root().join(".v8"), because: "cargo xtask v8 use" });
+    places.push(Archive { dir: link(), because: "cargo xtask v8 use" });
     places.push(Archive { dir: root().join("../shared/v8"), because: "the shared folder beside this checkout" });
     places.push(Archive { dir: cache_dir().join("out"), because: "cargo xtask v8 build" });
     places
@@ -78,7 +86,8 @@ pub(crate) fn use_dir(dir: &Path) -> Result<()> {
     if !holds_archive(&dir) {
         bail!("{} does not hold both files of an archive: {ARCHIVE} and {BINDINGS}", dir.display());
     }
-    let link = root().join(".v8");
+    let link = link();
+    fs::create_dir_all(root().join(".v8"))?;
     match fs::symlink_metadata(&link) {
         Ok(found) if found.is_symlink() => fs::remove_file(&link)?,
         Ok(_) => bail!("{} is in the way and is not a link of ours; move it away first", link.display()),
@@ -93,7 +102,8 @@ pub(crate) fn status() -> Result<()> {
     println!("wanted   v8 {VERSION}, patch {}", &hex(&Sha256::digest(PATCH))[..12]);
     for place in places() {
         let state = if holds_archive(&place.dir) { "present" } else { "absent " };
-        println!("{state}  {}  ({})", place.dir.display(), place.because);
+        let shown = if place.dir == link() { root().join(".v8") } else { place.dir };
+        println!("{state}  {}  ({})", shown.display(), place.because);
     }
     let found = or_explain()?;
     println!("used     {}  ({})", found.dir.display(), found.because);
@@ -112,6 +122,12 @@ mod tests {
     fn the_version_is_the_one_that_the_workspace_pins() {
         let manifest = fs::read_to_string(root().join("Cargo.toml")).unwrap();
         assert!(manifest.contains(&format!("v8 = {{ version = \"={VERSION}\"")));
+    }
+
+    #[test]
+    fn the_link_is_the_one_that_the_cargo_configuration_names() {
+        let config = fs::read_to_string(root().join(".cargo/config.toml")).unwrap();
+        assert!(config.contains(&format!("\".v8/{LINK}\"")));
     }
 
     #[test]

@@ -52,12 +52,19 @@ pub(crate) fn start() -> &'static str {
     v8::V8::get_version()
 }
 
-/// The signals whose handlers std or V8 installed go back to their defaults: a fault ends the process.
-pub(crate) fn reset_signal_handlers() -> nix::Result<()> {
-    let default = SigAction::new(SigHandler::SigDfl, SaFlags::empty(), SigSet::empty());
+/// What happens at a signal: a fault ends the process (std has a handler for those); V8 giving up first tells whose run it
+/// was. To be called before the filter, which lets nobody change handlers.
+pub(crate) fn set_signal_handlers() -> nix::Result<()> {
+    let fault = SigAction::new(SigHandler::SigDfl, SaFlags::empty(), SigSet::empty());
     for signal in [Signal::SIGSEGV, Signal::SIGBUS] {
         // SAFETY: the default action runs no code of ours.
-        unsafe { sigaction(signal, &default) }?;
+        unsafe { sigaction(signal, &fault) }?;
+    }
+    // V8 gives up by a breakpoint or an undefined instruction, libc by SIGABRT.
+    let gave_up = SigAction::new(SigHandler::Handler(run::gave_up), SaFlags::SA_ONSTACK, SigSet::empty());
+    for signal in [Signal::SIGTRAP, Signal::SIGILL, Signal::SIGABRT] {
+        // SAFETY: the handler makes one write from prepared memory and ends the process.
+        unsafe { sigaction(signal, &gave_up) }?;
     }
     Ok(())
 }

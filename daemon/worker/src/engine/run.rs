@@ -15,6 +15,7 @@ use std::os::unix::net::UnixStream;
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
+use enisle_wire::control::{GAVE_UP_EXIT, OUT_OF_MEMORY_EXIT};
 use enisle_wire::tenant::{Done, FromTenant, Level, Limits, LogLine, Run, RunId, ScriptError, Usage};
 use enisle_wire::{MAX_FROM_TENANT_BYTES, Outcome, encode, write_frame};
 
@@ -27,9 +28,6 @@ use crate::watchdog::{Cause, Watched};
 
 /// The most of an error that is passed on, each of message and stack.
 const MAX_ERROR_BYTES: usize = 32 * 1024;
-
-/// How the process ends when V8 has no memory left and says so.
-const OUT_OF_MEMORY_EXIT: i32 = 86;
 
 /// What natives and callbacks find in the isolate while a run is in it.
 #[derive(Debug)]
@@ -107,6 +105,17 @@ thread_local! {
 
 /// V8 cannot go on: tell whose run it was, and end the process.
 pub(super) unsafe extern "C" fn out_of_memory(_: *const std::ffi::c_char, _: &v8::OomDetails) {
+    say_last_words();
+    exit_now(OUT_OF_MEMORY_EXIT);
+}
+
+/// V8 has given up, by a check of its own: among others that no array is larger than one may be.
+pub(super) extern "C" fn gave_up(_signal: std::ffi::c_int) {
+    say_last_words();
+    exit_now(GAVE_UP_EXIT);
+}
+
+fn say_last_words() {
     LAST_WORDS.with(|words| {
         if let Ok(words) = words.try_borrow()
             && let Some((channel, frame)) = words.as_ref()
@@ -116,7 +125,6 @@ pub(super) unsafe extern "C" fn out_of_memory(_: *const std::ffi::c_char, _: &v8
             let _ = nix::unistd::write(channel, frame);
         }
     });
-    exit_now(OUT_OF_MEMORY_EXIT);
 }
 
 /// V8 is near a heap limit. Ends the run, and gives V8 the room that it needs to get there: the next allocation may be

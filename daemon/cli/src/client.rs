@@ -1,0 +1,112 @@
+//! HTTP/1.1 over the daemon's Unix socket.
+
+use std::env;
+use std::path::PathBuf;
+
+use http_body_util::{BodyExt, Full};
+use hyper::body::{Bytes, Incoming};
+use hyper::{Method, Request, Response, StatusCode};
+use hyper_util::rt::TokioIo;
+use serde_json::Value;
+use tokio::net::UnixStream;
+
+use crate::Failure;
+
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum ClientError {
+    #[error("there is no daemon on {socket} ({error}); start one with `enisled`, or use `enisle run --standalone`")]
+    Unreachable { socket: String, error: std::io::Error },
+    #[error("the daemon says {status}: {detail}")]
+    Problem { status: u16, detail: String },
+    #[error("the daemon's answer is broken: {0}")]
+    Broken(String),
+}
+
+#[derive(Debug)]
+pub(crate) struct Client {
+    pub(crate) socket: PathBuf,
+}
+
+/// Where the daemon listens when nobody says; the daemon decides the same (`places.rs`).
+pub(crate) fn default_socket() -> PathBuf {
+    if nix::unistd::geteuid().is_root() {
+        return PathBuf::from("/run/enisle/enisled.sock");
+    }
+    let session = env::var_os("XDG_RUNTIME_DIR").filter(|dir| !dir.is_empty()).map(|dir| PathBuf::from(dir).join("enisle"));
+    session.unwrap_or_else(|| env::temp_dir().join(format!("enisle-{}", nix::unistd::geteuid()))).join("enisled.sock")
+}
+
+/// A tenant's name as a segment of a path. The daemon says what a name may be; this keeps it one segment.
+pub(crate) fn segment(name: &str) -> Result<&str, Failure> {
+    if name.is_empty() || name.chars().any(|c| !c.is_ascii_graphic() || "/?#%".contains(c)) {
+        return Err(Failure::Usage(format!("{name:?} cannot be a tenant's name")));
+    }
+    Ok(name)
+}
+
+impl Client {
+    pub(crate) fn new(socket: PathBuf) -> Self {
+        Self { socket }
+    }
+
+    async fn send(&self, method: Method, path: &str, body: Vec<u8>) -> Result<Response<Incoming>, ClientError> {
+        let broken = |error: hyper::Error| ClientError::Broken(error.to_string());
+        let stream = UnixStream::connect(&self.socket)
+            .await
+            .map_err(|error| ClientError::Unreachable { socket: self.socket.display().to_string(), error })?;
+        let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream)).await.map_err(broken)?;
+        tokio::spawn(connection);
+        let request = Request::builder()
+            .method(method)
+            .uri(path)
+            .header("host", "enisle")
+            .header("content-type", "application/json")
+            .body(Full::new(Bytes::from(body)))
+            .map_err(|error| ClientError::Broken(error.to_string()))?;
+        let response = sender.send_request(request).await.map_err(broken)?;
+        if response.status().is_success() { Ok(response) } else { Err(problem(response).await) }
+    }
+
+    pub(crate) async fn get(&self, path: &str) -> Result<Value, ClientError> {
+        parse(self.send(Method::GET, path, Vec::new()).await?).await
+    }
+
+    pub(crate) async fn post(&self, path: &str, body: Vec<u8>) -> Result<Value, ClientError> {
+        parse(self.send(Method::POST, path, body).await?).await
+    }
+
+    /// Calls `each` with every line of the answer, as it comes.
+    pub(crate) async fn lines(&self, path: &str, mut each: impl FnMut(&str)) -> Result<(), ClientError> {
+        let mut body = self.send(Method::GET, path, Vec::new()).await?.into_body();
+        let mut unread = Vec::new();
+        while let Some(frame) = body.frame().await {
+            let frame = frame.map_err(|error| ClientError::Broken(error.to_string()))?;
+            unread.extend_from_slice(frame.data_ref().map_or(&[][..], |data| data));
+            while let Some(end) = unread.iter().position(|byte| *byte == b'\n') {
+                let line: Vec<u8> = unread.drain(..=end).collect();
+                each(String::from_utf8_lossy(&line).trim_end());
+            }
+        }
+        Ok(())
+    }
+}
+
+async fn body_of(response: Response<Incoming>) -> Result<Bytes, ClientError> {
+    let collected = response.into_body().collect().await;
+    Ok(collected.map_err(|error| ClientError::Broken(error.to_string()))?.to_bytes())
+}
+
+async fn parse(response: Response<Incoming>) -> Result<Value, ClientError> {
+    serde_json::from_slice(&body_of(response).await?).map_err(|error| ClientError::Broken(error.to_string()))
+}
+
+async fn problem(response: Response<Incoming>) -> ClientError {
+    let status: StatusCode = response.status();
+    match parse(response).await {
+        Ok(problem) => {
+            let detail = problem["detail"].as_str().unwrap_or("no detail").to_owned();
+            ClientError::Problem { status: status.as_u16(), detail }
+        }
+        Err(error) => ClientError::Problem { status: status.as_u16(), detail: error.to_string() },
+    }
+}

@@ -1,0 +1,41 @@
+//! `enisle doctor`: the posture of this machine, a line a layer, and what the running daemon makes of it.
+
+use enisle_hardening::Posture;
+use serde_json::{Value, json};
+
+use crate::client::Client;
+
+pub(crate) async fn examine(client: &Client, as_json: bool) {
+    let posture = Posture::probe();
+    let daemon = client.get("/v1/info").await.ok();
+    if as_json {
+        outln!("{}", as_value(&posture, daemon));
+        return;
+    }
+    for finding in &posture.findings {
+        let state = if finding.on { "on " } else { "OFF" };
+        outln!("{state}  {:<18} against {}", finding.layer.name(), finding.layer.protects());
+        if !finding.detail.is_empty() {
+            outln!("     {:<18} found: {}", "", finding.detail);
+        }
+        if !finding.on {
+            outln!("     {:<18} to get it: {}", "", finding.layer.remedy());
+        }
+    }
+    match daemon {
+        Some(info) => {
+            let consequence = info["posture"]["consequence"].as_str().unwrap_or("?");
+            outln!("daemon on {}: {consequence}", client.socket.display());
+        }
+        None => outln!("no daemon answers on {}", client.socket.display()),
+    }
+}
+
+fn as_value(posture: &Posture, daemon: Option<Value>) -> Value {
+    let layers: Vec<_> = posture
+        .findings
+        .iter()
+        .map(|finding| json!({ "layer": finding.layer.name(), "on": finding.on, "detail": finding.detail }))
+        .collect();
+    json!({ "layers": layers, "keys": posture.keys, "daemon": daemon })
+}

@@ -1,0 +1,155 @@
+//! `enisle run FILE` and `enisle load -`: a script goes in, its console and its result come out.
+
+use std::io::Read;
+use std::path::{Path, PathBuf};
+
+use clap::Args;
+use serde_json::{Map, Value, json};
+
+use crate::client::{Client, segment};
+use crate::standalone::Private;
+use crate::{Failure, show};
+
+#[derive(Debug, Args)]
+pub(crate) struct RunFile {
+    /// A JavaScript file: a module, or one function expression.
+    file: PathBuf,
+    /// On whose behalf.
+    #[arg(long, default_value = "default")]
+    tenant: String,
+    /// One entry of `env`; the value is JSON if it parses as JSON, otherwise text.
+    #[arg(long = "env", value_name = "K=V")]
+    env: Vec<String>,
+    /// One argument, as JSON.
+    #[arg(long = "arg", value_name = "JSON")]
+    args: Vec<String>,
+    /// The export to call.
+    #[arg(long, value_name = "NAME")]
+    entrypoint: Option<String>,
+    /// The method to call.
+    #[arg(long, value_name = "NAME")]
+    method: Option<String>,
+    #[arg(long, value_name = "N")]
+    cpu_ms: Option<u32>,
+    #[arg(long, value_name = "N")]
+    wall_ms: Option<u32>,
+    #[arg(long, value_name = "N")]
+    memory_mb: Option<u32>,
+    /// Start a private daemon for this one run.
+    #[arg(long)]
+    standalone: bool,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct LoadRequest {
+    /// The request: a file, or `-`.
+    file: PathBuf,
+    /// On whose behalf.
+    #[arg(long, default_value = "default")]
+    tenant: String,
+    /// Start a private daemon for this one run.
+    #[arg(long)]
+    standalone: bool,
+}
+
+pub(crate) async fn file(command: RunFile, client: Client, as_json: bool) -> Result<u8, Failure> {
+    let source = read(&command.file)?;
+    // The file's own name, so that errors show it.
+    let name = command.file.file_name().map_or_else(|| "main.js".to_owned(), |name| name.to_string_lossy().into_owned());
+    let mut request = json!({ "args": arguments(&command.args)?, "env": environment(&command.env)?, "limits": limits(&command) });
+    if is_module(&source) {
+        request["mainModule"] = json!(name);
+        request["modules"] = json!({ name: { "js": source } });
+    } else {
+        request["code"] = json!(source);
+    }
+    for (key, value) in [("entrypoint", &command.entrypoint), ("method", &command.method)] {
+        if let Some(value) = value {
+            request[key] = json!(value);
+        }
+    }
+    send(&request.to_string(), &command.tenant, command.standalone, client, as_json).await
+}
+
+/// A guess that only decides under which name errors show the file: the daemon takes both forms as `code`.
+fn is_module(source: &str) -> bool {
+    source.lines().any(|line| line.starts_with("export ") || line.starts_with("export{"))
+}
+
+pub(crate) async fn request(command: LoadRequest, client: Client, as_json: bool) -> Result<u8, Failure> {
+    let request = read(&command.file)?;
+    send(&request, &command.tenant, command.standalone, client, as_json).await
+}
+
+async fn send(request: &str, tenant: &str, standalone: bool, client: Client, as_json: bool) -> Result<u8, Failure> {
+    let path = format!("/v1/tenants/{}/load", segment(tenant)?);
+    let body = request.as_bytes().to_vec();
+    let answer = if standalone {
+        let private = Private::start().await.map_err(Failure::Standalone)?;
+        private.client().post(&path, body).await?
+    } else {
+        client.post(&path, body).await?
+    };
+    show::answer(&answer, as_json);
+    Ok(exit_code(answer["outcome"].as_str().unwrap_or_default()))
+}
+
+fn exit_code(outcome: &str) -> u8 {
+    match outcome {
+        "ok" => 0,
+        "exception" | "canceled" => 1,
+        "refused" => 3,
+        "exceededCpu" | "exceededWall" | "exceededMemory" | "exceededOutput" => 4,
+        "violation" => 5,
+        _ => 70,
+    }
+}
+
+fn read(file: &Path) -> Result<String, Failure> {
+    let mut text = String::new();
+    let read = if file == Path::new("-") {
+        std::io::stdin().read_to_string(&mut text).map(drop)
+    } else {
+        std::fs::read_to_string(file).map(|read| text = read)
+    };
+    read.map_err(|error| Failure::Usage(format!("{} cannot be read: {error}", file.display())))?;
+    Ok(text)
+}
+
+fn arguments(args: &[String]) -> Result<Vec<Value>, Failure> {
+    let parse = |text: &String| {
+        serde_json::from_str(text).map_err(|error| Failure::Usage(format!("--arg {text}: {error}; text needs quotes: '\"text\"'")))
+    };
+    args.iter().map(parse).collect()
+}
+
+fn environment(entries: &[String]) -> Result<Map<String, Value>, Failure> {
+    let parse = |entry: &String| {
+        let (key, value) = entry.split_once('=').ok_or_else(|| Failure::Usage(format!("--env {entry}: it has to be K=V")))?;
+        let value = serde_json::from_str(value).unwrap_or_else(|_| Value::from(value));
+        Ok((key.to_owned(), value))
+    };
+    entries.iter().map(parse).collect()
+}
+
+fn limits(command: &RunFile) -> Value {
+    let limits = [("cpuMs", command.cpu_ms), ("wallMs", command.wall_ms), ("memoryMb", command.memory_mb)];
+    limits.into_iter().filter_map(|(key, limit)| Some((key.to_owned(), Value::from(limit?)))).collect::<Map<_, _>>().into()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn values_of_env_are_json_where_they_can_be() {
+        let env = environment(&["a=1".into(), "b=x=y".into(), "c={\"d\":2}".into()]).unwrap();
+        assert_eq!(Value::from(env), json!({"a": 1, "b": "x=y", "c": {"d": 2}}));
+    }
+
+    #[test]
+    fn every_outcome_has_its_exit_code() {
+        let codes = ["ok", "exception", "refused", "exceededMemory", "violation", "workerLost"].map(exit_code);
+        assert_eq!(codes, [0, 1, 3, 4, 5, 70]);
+    }
+}
