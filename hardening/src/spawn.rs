@@ -16,10 +16,11 @@
 use std::ffi::CString;
 use std::fs;
 use std::io::{self, Read, Write};
-use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 use std::os::unix::net::UnixStream;
 use std::ptr;
 
+use nix::sys::wait::{Id, WaitPidFlag, WaitStatus, waitid};
 use nix::unistd::Pid;
 
 /// The descriptor of a worker's control channel.
@@ -52,11 +53,13 @@ pub struct Spawn<'a> {
     pub gid: u32,
 }
 
-/// A started worker. Dropping it leaves the process alone; the pidfd names it without races.
+/// A started worker. Dropping it before it was collected kills and collects the process, so none is left behind however
+/// its owner ends. The pidfd names it without races.
 #[derive(Debug)]
 pub struct Started {
     pub pid: Pid,
-    pub pidfd: OwnedFd,
+    pidfd: OwnedFd,
+    collected: bool,
 }
 
 /// Why a worker did not start.
@@ -96,6 +99,7 @@ pub fn spawn(spawn: Spawn<'_>) -> Result<Started, SpawnError> {
         stderr: stderr.as_raw_fd(),
         program: program.as_raw_fd(),
         sync: sync.as_raw_fd(),
+        parents: ours.as_raw_fd(),
         argv: argv.as_ptr(),
         namespaces: spawn.namespaces,
         change_ids: nix::unistd::geteuid().is_root(),
@@ -131,26 +135,62 @@ pub fn spawn(spawn: Spawn<'_>) -> Result<Started, SpawnError> {
     }
     let pid = Pid::from_raw(i32::try_from(pid).unwrap_or(i32::MAX));
     // SAFETY: CLONE_PIDFD made the kernel store a new descriptor there, which nobody else owns.
-    let started = Started { pid, pidfd: unsafe { OwnedFd::from_raw_fd(pidfd) } };
+    let started = Started { pid, pidfd: unsafe { OwnedFd::from_raw_fd(pidfd) }, collected: false };
     drop(sync);
 
-    release(&mut ours, pid, &spawn).inspect_err(|_| started.reap())?;
+    release(&mut ours, pid, &spawn)?;
     let mut errno = [0; 4];
     match ours.read_exact(&mut errno) {
         // The end of the pipe: close-on-exec closed it, the worker's program runs.
         Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => Ok(started),
-        result => {
-            started.reap();
-            Err(SpawnError::Exec(result.err().unwrap_or_else(|| io::Error::from_raw_os_error(i32::from_ne_bytes(errno)))))
-        }
+        result => Err(SpawnError::Exec(result.err().unwrap_or_else(|| io::Error::from_raw_os_error(i32::from_ne_bytes(errno))))),
     }
 }
 
 impl Started {
-    /// Kills the process and collects it.
-    fn reap(&self) {
-        let _ = nix::sys::signal::kill(self.pid, nix::sys::signal::Signal::SIGKILL);
-        let _ = nix::sys::wait::waitpid(self.pid, None);
+    /// For waiting: readable once the process has ended.
+    #[must_use]
+    pub fn pidfd(&self) -> BorrowedFd<'_> {
+        self.pidfd.as_fd()
+    }
+
+    /// Kills the process; nothing if it has ended.
+    pub fn kill(&self) {
+        // SAFETY: the descriptor is this process's pidfd; no further information goes with the signal.
+        unsafe { libc::syscall(libc::SYS_pidfd_send_signal, self.pidfd.as_raw_fd(), libc::SIGKILL, ptr::null::<libc::siginfo_t>(), 0) };
+    }
+
+    /// How it ended, once it has; collects it then.
+    pub fn try_collect(&mut self) -> Option<WaitStatus> {
+        self.wait(WaitPidFlag::WEXITED | WaitPidFlag::WNOHANG)
+    }
+
+    /// Waits for its end and collects it.
+    pub fn collect(&mut self) -> Option<WaitStatus> {
+        self.wait(WaitPidFlag::WEXITED)
+    }
+
+    fn wait(&mut self, flags: WaitPidFlag) -> Option<WaitStatus> {
+        match waitid(Id::PIDFd(self.pidfd.as_fd()), flags) {
+            Ok(WaitStatus::StillAlive) | Err(nix::Error::EINTR) => None,
+            Ok(status) => {
+                self.collected = true;
+                Some(status)
+            }
+            Err(_) => {
+                self.collected = true;
+                None
+            }
+        }
+    }
+}
+
+impl Drop for Started {
+    fn drop(&mut self) {
+        self.kill();
+        while !self.collected {
+            self.collect();
+        }
     }
 }
 
@@ -186,6 +226,8 @@ struct Child {
     stderr: RawFd,
     program: RawFd,
     sync: RawFd,
+    /// The parent's end of `sync`, which the child must not hold: it waits for its end.
+    parents: RawFd,
     argv: *const *const libc::c_char,
     namespaces: bool,
     change_ids: bool,
@@ -208,6 +250,8 @@ impl Child {
     }
 
     fn become_worker(&self) -> Result<std::convert::Infallible, i32> {
+        // SAFETY: closing a number touches no memory.
+        check(unsafe { libc::syscall(libc::SYS_close, self.parents) })?;
         let mut go = 0_u8;
         // SAFETY: `go` is writable for one byte.
         let got = unsafe { libc::read(self.sync, ptr::from_mut(&mut go).cast(), 1) };

@@ -1,1 +1,259 @@
-//! stub
+//! What the tests share: a daemon of their own, a client for its socket, and what the machine has to have.
+#![forbid(unsafe_code)]
+#![allow(clippy::print_stderr, reason = "a skipped test says why")]
+
+use std::fs;
+use std::io::{Read, Write};
+use std::os::unix::net::UnixStream;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::sync::OnceLock;
+use std::time::{Duration, Instant};
+
+use serde_json::{Value, json};
+use tempfile::TempDir;
+
+/// Longer than anything here takes on a machine that is doing other things as well.
+pub const PATIENCE: Duration = Duration::from_secs(60);
+
+/// The folder with `enisled`, `enisle-worker` and `enisle`, built once for all tests of this process.
+pub fn programs() -> &'static Path {
+    static PROGRAMS: OnceLock<PathBuf> = OnceLock::new();
+    PROGRAMS.get_or_init(|| {
+        // target/PROFILE/deps/suite-… → target/PROFILE
+        let test = std::env::current_exe().expect("a test has a path");
+        let dir = test.ancestors().nth(2).expect("tests live in target/PROFILE/deps").to_path_buf();
+        let mut cargo = Command::new(env!("CARGO"));
+        cargo.args(["build", "--quiet", "-p", "enisle-worker", "-p", "enisle-supervisor", "-p", "enisle-cli", "-p", "enisle-tests", "--bins"]);
+        if dir.ends_with("release") {
+            cargo.arg("--release");
+        }
+        let target = dir.parent().expect("a profile is a folder in the target folder");
+        let status = cargo.arg("--target-dir").arg(target).status().expect("cargo runs");
+        assert!(status.success(), "the programs under test do not build");
+        dir
+    })
+}
+
+/// Whether a test can run that needs `feature` (`pku`, `userns`, `landlock`, `seccomp`, `root`). If it cannot, it says
+/// so; with the feature named in `ENISLE_REQUIRE` it fails instead.
+pub fn has(feature: &str, present: bool) -> bool {
+    let required = std::env::var("ENISLE_REQUIRE").unwrap_or_default();
+    assert!(present || !required.split(',').any(|name| name == feature), "ENISLE_REQUIRE names {feature}, and this machine lacks it");
+    if !present {
+        eprintln!("skipped: this machine has no {feature}");
+    }
+    present
+}
+
+/// A daemon on a socket of its own; it ends with the test.
+#[derive(Debug)]
+pub struct Daemon {
+    process: Child,
+    pub folder: TempDir,
+}
+
+/// Tenants share a process also on machines without keys: what most tests need.
+pub const SHARING: &str = "[workers]\nshare_without_keys = true\n";
+
+impl Daemon {
+    /// Starts a daemon and waits until it answers.
+    pub fn start(config: &str) -> Self {
+        let folder = tempfile::Builder::new().prefix("enisle-test-").tempdir().expect("a folder");
+        Self::start_in(folder, config)
+    }
+
+    /// Starts a daemon in a folder that an earlier one may have used.
+    pub fn start_in(folder: TempDir, config: &str) -> Self {
+        // Readable for tests that run a client as another user.
+        let open = std::os::unix::fs::PermissionsExt::from_mode(0o755);
+        fs::set_permissions(folder.path(), open).expect("the folder is ours");
+        fs::write(folder.path().join("enisled.toml"), config).expect("the configuration is written");
+        let mut daemon = Self { process: Self::command(folder.path(), &folder.path().join("s")).spawn().expect("enisled runs"), folder };
+        let begun = Instant::now();
+        while !daemon.answers() {
+            let ended = daemon.process.try_wait().expect("the daemon is our child");
+            assert!(ended.is_none(), "enisled ended: {}", daemon.log());
+            assert!(begun.elapsed() < PATIENCE, "enisled does not answer: {}", daemon.log());
+            std::thread::yield_now();
+        }
+        daemon
+    }
+
+    /// The command that starts a daemon in `folder`, on `socket`.
+    pub fn command(folder: &Path, socket: &Path) -> Command {
+        let log = fs::File::create(folder.join("log")).expect("a log file");
+        let mut command = Command::new(programs().join("enisled"));
+        command.arg("--socket").arg(socket).arg("--state-dir").arg(folder.join("state"));
+        command.arg("--config").arg(folder.join("enisled.toml"));
+        command.env_remove("ENISLE_SOCKET").env("ENISLE_LOG", "info").stdin(Stdio::null()).stderr(log);
+        command
+    }
+
+    pub fn socket(&self) -> PathBuf {
+        self.folder.path().join("s")
+    }
+
+    pub fn pid(&self) -> i32 {
+        i32::try_from(self.process.id()).expect("a pid")
+    }
+
+    pub fn log(&self) -> String {
+        fs::read_to_string(self.folder.path().join("log")).unwrap_or_default()
+    }
+
+    fn answers(&self) -> bool {
+        UnixStream::connect(self.socket()).is_ok() && self.try_request("GET", "/_ping", b"").is_ok()
+    }
+
+    /// Kills the daemon as nothing may, and gives its folder back.
+    pub fn kill_hard(mut self) -> TempDir {
+        self.process.kill().expect("the daemon is our child");
+        self.process.wait().expect("the daemon is our child");
+        std::mem::replace(&mut self.folder, tempfile::tempdir().expect("a folder"))
+    }
+
+    /// Asks the daemon to end, without waiting for it.
+    pub fn terminate(&self) {
+        nix::sys::signal::kill(nix::unistd::Pid::from_raw(self.pid()), nix::sys::signal::Signal::SIGTERM).expect("it is ours");
+    }
+
+    /// Waits for the daemon's end; its exit code.
+    pub fn exit_code(&mut self) -> Option<i32> {
+        self.process.wait().expect("the daemon is our child").code()
+    }
+
+    /// One request, one answer.
+    pub fn request(&self, method: &str, path: &str, body: &[u8]) -> Answer {
+        self.try_request(method, path, body).unwrap_or_else(|error| panic!("{method} {path}: {error}\n{}", self.log()))
+    }
+
+    fn try_request(&self, method: &str, path: &str, body: &[u8]) -> std::io::Result<Answer> {
+        let mut stream = UnixStream::connect(self.socket())?;
+        stream.set_read_timeout(Some(PATIENCE))?;
+        let head = format!("{method} {path} HTTP/1.1\r\nhost: d\r\nconnection: close\r\ncontent-length: {}\r\n\r\n", body.len());
+        stream.write_all(head.as_bytes())?;
+        // A daemon that refuses early may stop reading; its answer is what counts.
+        let _ = stream.write_all(body);
+        Answer::read(&mut stream)
+    }
+
+    pub fn get(&self, path: &str) -> Value {
+        self.request("GET", path, b"").json()
+    }
+
+    /// `load` for a tenant.
+    pub fn load(&self, tenant: &str, request: &Value) -> Answer {
+        self.request("POST", &format!("/v1/tenants/{tenant}/load"), request.to_string().as_bytes())
+    }
+
+    /// Runs one function expression for a tenant; what the run came to.
+    pub fn run(&self, tenant: &str, code: &str) -> Value {
+        self.load(tenant, &json!({ "code": code })).ok()
+    }
+
+    /// Waits until `ready` says so of the state that `path` shows.
+    pub fn wait_for(&self, path: &str, ready: impl Fn(&Value) -> bool) -> Value {
+        let begun = Instant::now();
+        loop {
+            let state = self.get(path);
+            if ready(&state) {
+                return state;
+            }
+            assert!(begun.elapsed() < PATIENCE, "{path} never became what was awaited: {state}\n{}", self.log());
+            std::thread::yield_now();
+        }
+    }
+
+    /// Every event so far.
+    pub fn events(&self) -> Vec<Value> {
+        let answer = self.request("GET", "/v1/events", b"");
+        answer.body.split(|byte| *byte == b'\n').filter_map(|line| serde_json::from_slice(line).ok()).collect()
+    }
+
+    /// The worker that a tenant lives in.
+    pub fn worker_of(&self, tenant: &str) -> i32 {
+        let state = self.get(&format!("/v1/tenants/{tenant}"));
+        let pid = state["resident"]["pid"].as_i64().unwrap_or_else(|| panic!("{tenant} lives nowhere: {state}"));
+        i32::try_from(pid).expect("a pid")
+    }
+}
+
+impl Drop for Daemon {
+    fn drop(&mut self) {
+        let _ = self.process.kill();
+        let _ = self.process.wait();
+        if std::thread::panicking() {
+            eprintln!("what the daemon said:\n{}", self.log());
+        }
+    }
+}
+
+/// An answer of the daemon's.
+#[derive(Debug)]
+pub struct Answer {
+    pub status: u16,
+    pub head: String,
+    pub body: Vec<u8>,
+}
+
+impl Answer {
+    /// Reads an answer to the end of the connection.
+    pub fn read(stream: &mut UnixStream) -> std::io::Result<Self> {
+        let mut bytes = Vec::new();
+        stream.read_to_end(&mut bytes)?;
+        let end = bytes.windows(4).position(|window| window == b"\r\n\r\n");
+        let end = end.ok_or_else(|| std::io::Error::other("the connection was closed without an answer"))?;
+        let head = String::from_utf8_lossy(&bytes[..end]).into_owned();
+        let status = head.split(' ').nth(1).and_then(|word| word.parse().ok()).unwrap_or(0);
+        let raw = bytes.split_off(end + 4);
+        let chunked = head.to_ascii_lowercase().contains("transfer-encoding: chunked");
+        Ok(Self { status, body: if chunked { dechunk(&raw) } else { raw }, head })
+    }
+
+    pub fn json(&self) -> Value {
+        serde_json::from_slice(&self.body).unwrap_or_else(|error| panic!("{error}: {self:?}"))
+    }
+
+    /// The body of a 200.
+    pub fn ok(&self) -> Value {
+        assert_eq!(self.status, 200, "{}", String::from_utf8_lossy(&self.body));
+        self.json()
+    }
+
+    /// The detail of a problem with this status.
+    pub fn problem(&self, status: u16) -> String {
+        assert_eq!(self.status, status, "{}", String::from_utf8_lossy(&self.body));
+        assert!(self.head.to_ascii_lowercase().contains("content-type: application/problem+json"), "{}", self.head);
+        self.json()["detail"].as_str().expect("a problem has a detail").to_owned()
+    }
+}
+
+fn dechunk(mut raw: &[u8]) -> Vec<u8> {
+    let mut body = Vec::new();
+    while let Some(end) = raw.windows(2).position(|window| window == b"\r\n") {
+        let size = usize::from_str_radix(&String::from_utf8_lossy(&raw[..end]), 16).unwrap_or(0);
+        let start = end + 2;
+        if size == 0 || raw.len() < start + size + 2 {
+            break;
+        }
+        body.extend_from_slice(&raw[start..start + size]);
+        raw = &raw[start + size + 2..];
+    }
+    body
+}
+
+/// Whether a process is there.
+pub fn is_alive(pid: i32) -> bool {
+    // A zombie is dead: nobody has collected it yet.
+    fs::read_to_string(format!("/proc/{pid}/stat")).is_ok_and(|stat| !stat.contains(") Z "))
+}
+
+/// Waits until `done` says so.
+pub fn wait_until(what: &str, done: impl Fn() -> bool) {
+    let begun = Instant::now();
+    while !done() {
+        assert!(begun.elapsed() < PATIENCE, "{what} did not come about");
+        std::thread::yield_now();
+    }
+}

@@ -60,6 +60,8 @@ pub(crate) struct Api {
     pub(crate) connections: usize,
     /// A request's head and body have to arrive within so many seconds, each.
     pub(crate) read_secs: u64,
+    /// Bodies that are read, waiting or running, all clients together, in MiB; further ones wait.
+    pub(crate) body_mb: usize,
     /// A client that takes nothing of an answer for so many seconds is cut off.
     pub(crate) write_secs: u64,
     /// At the end runs in flight have so many seconds to finish.
@@ -97,7 +99,7 @@ impl Default for Workers {
 
 impl Default for Api {
     fn default() -> Self {
-        Self { connections: 1024, read_secs: 30, write_secs: 30, drain_secs: 10 }
+        Self { connections: 1024, body_mb: 1024, read_secs: 30, write_secs: 30, drain_secs: 10 }
     }
 }
 
@@ -111,6 +113,10 @@ pub(crate) enum ConfigError {
     Layer { path: PathBuf, error: enisle_hardening::layers::UnknownLayer },
     #[error("{path}: {error}")]
     Policy { path: PathBuf, error: crate::policy::PolicyError },
+    #[error("{path}: workers.max_memory_mb is {most}; it has to be between 8 and 1024")]
+    Memory { path: PathBuf, most: u32 },
+    #[error("{path}: api.body_mb has to be at least 256: a body of the largest size, read and encoded")]
+    Bodies { path: PathBuf },
     #[error("{path}: {key} must not be 0")]
     Zero { path: PathBuf, key: &'static str },
 }
@@ -140,6 +146,14 @@ impl Config {
             if value == 0 {
                 return Err(ConfigError::Zero { path: path(), key });
             }
+        }
+        // Heap, buffers and one largest allocation of a tenant have to fit the 4 GiB of its cage.
+        let most = self.workers.max_memory_mb;
+        if !(8..=1024).contains(&most) {
+            return Err(ConfigError::Memory { path: path(), most });
+        }
+        if self.api.body_mb < 256 {
+            return Err(ConfigError::Bodies { path: path() });
         }
         Ok(())
     }

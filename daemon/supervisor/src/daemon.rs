@@ -10,7 +10,7 @@ use enisle_cordon::{Capacity, Level};
 use enisle_hardening::{Layer, LayerSet, Posture};
 use enisle_wire::Outcome;
 use enisle_wire::tenant::RunId;
-use tokio::sync::Notify;
+use tokio::sync::{Notify, Semaphore};
 
 use crate::config::Config;
 use crate::events::{Events, What};
@@ -18,7 +18,7 @@ use crate::policy::{Policy, Store, StoreError, TenantName};
 use crate::pool::{AdmitError, Pool};
 use crate::process::{Blueprint, StartError, make_snapshot};
 use crate::quota::{Account, OverQuota};
-use crate::resident::{Ended, Finished, Job, Resident};
+use crate::resident::{Ended, Finished, Job, Lost, Resident, Visit};
 
 /// Cages that fit a process: 47 bits of address space, 1376 GiB each (measured: 93).
 const CAGES_PER_PROCESS: usize = 90;
@@ -31,6 +31,8 @@ const WORKER_BASE_MB: u64 = 2048;
 #[derive(Debug)]
 pub(crate) struct Daemon {
     pub(crate) config: Config,
+    /// Bodies and the runs made of them, in MiB, all clients together.
+    pub(crate) body_mb: Arc<Semaphore>,
     pub(crate) posture: Posture,
     pub(crate) events: Arc<Events>,
     pub(crate) pool: Pool,
@@ -53,6 +55,8 @@ pub(crate) struct Tenant {
     /// Its last run was lost with its worker: until a run ends, it lives alone, so that it takes nobody with it.
     suspect: AtomicBool,
     usage: Mutex<Usage>,
+    /// An operator has set its policy.
+    has_policy: AtomicBool,
 }
 
 /// What a tenant's runs came to since the daemon started.
@@ -123,14 +127,21 @@ impl Daemon {
         // Heap and buffers of every tenant at the most that a policy may grant.
         let data_mb = WORKER_BASE_MB + u64::from(tenants_per_process) * 2 * u64::from(config.workers.max_memory_mb);
         let layers = jail_layers(&posture);
-        let blueprint = Blueprint::new(file, layers, tenants_per_process, data_mb << 20, config.workers.uid_base);
+        let keys_wanted = if capacity.keys == 0 { 0 } else { tenants_per_process };
+        let blueprint = Blueprint::new(file, layers, tenants_per_process, keys_wanted, data_mb << 20, config.workers.uid_base);
         let blueprint = Arc::new(blueprint.map_err(SetupError::Thread)?);
         let snapshot = seal(&make_snapshot(&blueprint).await?).map_err(SetupError::Seal)?;
         let events = Arc::new(Events::new());
         let pool = Pool::new(blueprint, capacity, config.workers.max, snapshot, Arc::clone(&events));
         let now = Instant::now();
-        let tenants = policies.into_iter().map(|(name, policy)| (name.clone(), Arc::new(Tenant::new(name, policy, now)))).collect();
+        let tenants = policies.into_iter().map(|(name, policy)| {
+            let tenant = Tenant::new(name.clone(), policy, now);
+            tenant.has_policy.store(true, Ordering::Relaxed);
+            (name, Arc::new(tenant))
+        });
+        let tenants = tenants.collect();
         Ok(Self {
+            body_mb: Arc::new(Semaphore::new(config.api.body_mb)),
             config,
             posture,
             events,
@@ -149,11 +160,15 @@ impl Daemon {
         self.tenants.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// The tenant of that name, known from now on. `None` when the daemon knows too many.
+    /// The tenant of that name, known from now on. `None` when the daemon knows too many; those that have no policy of
+    /// their own, live nowhere and run nothing are forgotten first.
     pub(crate) fn tenant(&self, name: &TenantName) -> Option<Arc<Tenant>> {
         let mut tenants = self.tenants();
         if let Some(tenant) = tenants.get(name) {
             return Some(Arc::clone(tenant));
+        }
+        if tenants.len() >= MAX_TENANTS {
+            tenants.retain(|_, tenant| tenant.is_worth_remembering());
         }
         if tenants.len() >= MAX_TENANTS {
             return None;
@@ -174,6 +189,7 @@ impl Daemon {
     /// Sets and keeps a tenant's policy. It holds from the next run on.
     pub(crate) fn set_policy(&self, tenant: &Tenant, policy: Policy, by_uid: u32) -> Result<(), StoreError> {
         self.store.put(&tenant.name, &policy)?;
+        tenant.has_policy.store(true, Ordering::Relaxed);
         *tenant.policy.lock().unwrap_or_else(PoisonError::into_inner) = policy;
         self.events.tell(What::PolicyChanged { tenant: tenant.name.to_string(), by_uid });
         Ok(())
@@ -187,50 +203,64 @@ impl Daemon {
         self.in_flight.load(Ordering::SeqCst)
     }
 
-    /// One run, from quota to report. Dropping the future cancels it.
+    /// A place in a tenant's quota for one run, held until its end. Taken before a body is read, so that bodies count too.
+    pub(crate) fn begin(self: &Arc<Self>, tenant: &Arc<Tenant>) -> Result<InFlight, RunError> {
+        InFlight::begin(self, tenant)
+    }
+
+    /// One run, to its report. Dropping the future cancels it.
     ///
-    /// A run whose worker dies is begun once more, in a process of its own: no run has an effect outside its worker yet.
-    pub(crate) async fn run(&self, tenant: &Arc<Tenant>, job: Job) -> Result<Report, RunError> {
-        let _in_flight = InFlight::begin(self, tenant)?;
+    /// A run whose worker dies under it is begun once more: no run has an effect outside its worker yet.
+    pub(crate) async fn run(&self, in_flight: &InFlight, job: Job) -> Result<Report, RunError> {
+        let tenant = &in_flight.tenant;
         let id = job.id;
-        for attempt in [1, 2] {
+        let mut begun = 0;
+        loop {
             let resident = self.home(tenant, job.limits.memory_mb).await?;
             let level = resident.worker.level;
             match resident.run(job.clone()).await {
                 Ended::Done(finished) => {
-                    tenant.suspect.store(false, Ordering::SeqCst);
+                    tenant.suspect.store(finished.took_worker, Ordering::SeqCst);
                     self.note(tenant, id, &finished);
                     return Ok(Report { id, finished: *finished, level });
                 }
-                Ended::Lost(reason) => {
-                    tenant.suspect.store(true, Ordering::SeqCst);
-                    self.pool.bury_dead();
-                    if attempt == 2 {
-                        let finished = lost(&reason);
+                // The worker died before it came to this run, which therefore is the first still.
+                Ended::NotBegun => {}
+                Ended::Lost(Lost { why, anothers_doing }) => {
+                    begun += 1;
+                    if !anothers_doing {
+                        tenant.suspect.store(true, Ordering::SeqCst);
+                    }
+                    if begun == 2 {
+                        let finished = lost(&why);
                         self.note(tenant, id, &finished);
                         return Ok(Report { id, finished, level });
                     }
-                    self.events.tell(What::Retried { tenant: tenant.name.to_string(), run: id.to_string(), reason });
+                    self.events.tell(What::Retried { tenant: tenant.name.to_string(), run: id.to_string(), reason: why });
                 }
             }
+            self.pool.bury_dead();
         }
-        Err(RunError::Draining)
     }
 
-    /// The tenant's home; a new one if it has none or has lost it.
-    async fn home(&self, tenant: &Tenant, memory_mb: u32) -> Result<Arc<Resident>, AdmitError> {
+    /// The tenant's home; a new one if it has none, has lost it, or has to live alone from now on.
+    async fn home(&self, tenant: &Tenant, memory_mb: u32) -> Result<Visit, AdmitError> {
         let mut home = tenant.home.lock().await;
-        let suspect = tenant.suspect.load(Ordering::SeqCst);
-        if let Some(resident) = home.as_ref().filter(|resident| resident.is_usable()) {
-            if !suspect || resident.worker.level == Level::Solo {
-                return Ok(Arc::clone(resident));
+        loop {
+            let suspect = tenant.suspect.load(Ordering::SeqCst);
+            if let Some(resident) = home.take() {
+                if suspect && resident.worker.level == Level::Shared && !resident.worker.is_dead() {
+                    // Never in two homes at once: what still runs there ends first. Others wait for the lock meanwhile.
+                    resident.close_when_unused().await;
+                    self.pool.leave(&resident, "it has to live alone");
+                } else if let Some(visit) = resident.visit() {
+                    *home = Some(resident);
+                    return Ok(visit);
+                }
             }
+            let level = if suspect { Level::Solo } else { Level::Shared };
+            *home = Some(self.pool.admit(&tenant.name, level, memory_mb).await?);
         }
-        *home = None;
-        let level = if suspect { Level::Solo } else { Level::Shared };
-        let resident = self.pool.admit(&tenant.name, level, memory_mb).await?;
-        *home = Some(Arc::clone(&resident));
-        Ok(resident)
     }
 
     /// Adds a run to its tenant's account, and tells of an end that an operator may want to know.
@@ -253,15 +283,7 @@ impl Daemon {
         loop {
             rounds.tick().await;
             self.pool.bury_dead();
-            for (name, resident) in self.pool.idle(idle) {
-                let Some(tenant) = self.known_tenant(&name) else { continue };
-                // A run that is just being begun holds the lock or finds the home gone and gets a new one.
-                let Ok(mut home) = tenant.home.try_lock() else { continue };
-                if resident.is_idle() && home.as_ref().is_some_and(|home| Arc::ptr_eq(home, &resident)) {
-                    *home = None;
-                    self.pool.leave(&resident, "idle");
-                }
-            }
+            self.pool.retire_idle(idle);
         }
     }
 
@@ -298,7 +320,12 @@ impl Tenant {
             home: tokio::sync::Mutex::default(),
             suspect: AtomicBool::new(false),
             usage: Mutex::default(),
+            has_policy: AtomicBool::new(false),
         }
+    }
+
+    fn is_worth_remembering(&self) -> bool {
+        self.has_policy.load(Ordering::Relaxed) || self.in_flight() > 0 || self.home.try_lock().is_ok_and(|home| home.is_some())
     }
 
     pub(crate) fn policy(&self) -> Policy {
@@ -315,29 +342,30 @@ impl Tenant {
 
     /// Where it lives now: the worker, whether it is warm, and how far out.
     pub(crate) fn residence(&self) -> Option<Arc<Resident>> {
-        self.home.try_lock().ok()?.as_ref().filter(|resident| resident.is_usable()).cloned()
+        self.home.try_lock().ok()?.as_ref().filter(|resident| !resident.worker.is_dead() && !resident.is_closed()).cloned()
     }
 }
 
 /// A run's place in its tenant's quota and in the daemon's count, given back when it is over in whatever way.
-struct InFlight<'a> {
-    daemon: &'a Daemon,
-    tenant: &'a Tenant,
+#[derive(Debug)]
+pub(crate) struct InFlight {
+    daemon: Arc<Daemon>,
+    tenant: Arc<Tenant>,
 }
 
-impl<'a> InFlight<'a> {
-    fn begin(daemon: &'a Daemon, tenant: &'a Tenant) -> Result<Self, RunError> {
+impl InFlight {
+    fn begin(daemon: &Arc<Daemon>, tenant: &Arc<Tenant>) -> Result<Self, RunError> {
         if daemon.is_draining() {
             return Err(RunError::Draining);
         }
         let quota = tenant.policy().quota;
         tenant.account.lock().unwrap_or_else(PoisonError::into_inner).begin(&quota, Instant::now())?;
         daemon.in_flight.fetch_add(1, Ordering::SeqCst);
-        Ok(Self { daemon, tenant })
+        Ok(Self { daemon: Arc::clone(daemon), tenant: Arc::clone(tenant) })
     }
 }
 
-impl Drop for InFlight<'_> {
+impl Drop for InFlight {
     fn drop(&mut self) {
         self.tenant.account.lock().unwrap_or_else(PoisonError::into_inner).end();
         if self.daemon.in_flight.fetch_sub(1, Ordering::SeqCst) == 1 {
@@ -357,14 +385,21 @@ fn lost(reason: &str) -> Finished {
         truncated: true,
         usage: Usage::default(),
         queued: Duration::ZERO,
+        took_worker: true,
     }
 }
 
 /// The layers that workers take on here: all that the machine has.
 fn jail_layers(posture: &Posture) -> LayerSet {
     let layers = posture.layers();
+    if layers.has(Layer::Namespaces) {
+        return layers;
+    }
     // Without a mount namespace of its own a worker must not touch the mounts.
-    if layers.has(Layer::Namespaces) { layers } else { layers.without(Layer::EmptyRoot) }
+    let layers = layers.without(Layer::EmptyRoot);
+    // An ordinary user cannot look into an undumpable process that is in no namespace of theirs, and a worker that cannot
+    // be verified gets no tenant: being able to look is worth more.
+    if nix::unistd::geteuid().is_root() { layers } else { layers.without(Layer::NotDumpable) }
 }
 
 /// The snapshot in memory that nobody can change any more.

@@ -42,15 +42,26 @@ pub(crate) enum What {
     Denied { uid: u32, what: String },
 }
 
+/// More than that in a second are only counted.
+const LOGGED_PER_SECOND: u32 = 50;
+
+#[derive(Debug, Default)]
+struct Window {
+    second: u64,
+    logged: u32,
+    dropped: u64,
+}
+
 #[derive(Debug)]
 pub(crate) struct Events {
+    logged: Mutex<Window>,
     kept: Mutex<(u64, VecDeque<Event>)>,
     followers: broadcast::Sender<Event>,
 }
 
 impl Events {
     pub(crate) fn new() -> Self {
-        Self { kept: Mutex::default(), followers: broadcast::Sender::new(KEPT) }
+        Self { logged: Mutex::default(), kept: Mutex::default(), followers: broadcast::Sender::new(KEPT) }
     }
 
     fn lock(&self) -> MutexGuard<'_, (u64, VecDeque<Event>)> {
@@ -62,13 +73,35 @@ impl Events {
         let mut kept = self.lock();
         kept.0 += 1;
         let event = Event { seq: kept.0, unix_ms: u64::try_from(since.as_millis()).unwrap_or(u64::MAX), what };
-        tracing::info!(event = %serde_json::to_string(&event.what).unwrap_or_default(), "event");
         if kept.1.len() == KEPT {
             kept.1.pop_front();
         }
         kept.1.push_back(event.clone());
         // Under the lock, so that a follower sees every event once: it subscribes under the same lock.
-        let _ = self.followers.send(event);
+        let _ = self.followers.send(event.clone());
+        drop(kept);
+        self.log(&event);
+    }
+
+    /// Into the log as well, but only so many a second: tenants can cause events at will.
+    fn log(&self, event: &Event) {
+        let second = event.unix_ms / 1000;
+        let (logged, dropped) = {
+            let mut window = self.logged.lock().unwrap_or_else(PoisonError::into_inner);
+            if window.second != second {
+                *window = Window { second, logged: 0, dropped: window.dropped };
+            }
+            window.logged += 1;
+            if window.logged > LOGGED_PER_SECOND {
+                window.dropped += 1;
+                return;
+            }
+            (window.logged, std::mem::take(&mut window.dropped))
+        };
+        if dropped > 0 && logged == 1 {
+            tracing::warn!(dropped, "events were not logged, for there were too many; /v1/events has the last ones");
+        }
+        tracing::info!(event = %serde_json::to_string(&event.what).unwrap_or_default(), "event");
     }
 
     /// What is remembered, and what comes next.

@@ -91,7 +91,7 @@ async fn run(arguments: Arguments, config: Config) -> anyhow::Result<()> {
     let mut interrupt = signal(SignalKind::interrupt())?;
     let housekeeping = Arc::clone(&daemon);
     let housekeeping = tokio::spawn(async move { housekeeping.retire_idle().await });
-    server::serve(bound, api::router(Arc::clone(&daemon)), &api, async {
+    let connections = server::serve(bound, api::router(Arc::clone(&daemon)), &api, async {
         tokio::select! {
             _ = terminate.recv() => {}
             _ = interrupt.recv() => {}
@@ -100,8 +100,13 @@ async fn run(arguments: Arguments, config: Config) -> anyhow::Result<()> {
     .await;
 
     housekeeping.abort();
+    let ending = async {
+        daemon.drain(Duration::from_secs(api.drain_secs)).await;
+        // The last answers are on their way; a client that does not take them is not waited for.
+        let _ = tokio::time::timeout(Duration::from_secs(1), connections.shutdown()).await;
+    };
     tokio::select! {
-        () = daemon.drain(Duration::from_secs(api.drain_secs)) => {}
+        () = ending => {}
         // Asked twice: at once.
         _ = terminate.recv() => {}
         _ = interrupt.recv() => {}

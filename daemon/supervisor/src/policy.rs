@@ -5,6 +5,7 @@ use std::fs;
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
+use std::sync::{Mutex, PoisonError};
 
 use enisle_wire::MAX_CODE_BYTES;
 use enisle_wire::tenant::Limits as WireLimits;
@@ -191,6 +192,8 @@ impl Wish {
 #[derive(Debug)]
 pub(crate) struct Store {
     dir: PathBuf,
+    /// One writer at a time: the file that is written and then renamed has one name.
+    writing: Mutex<()>,
 }
 
 #[derive(Debug, thiserror::Error)]
@@ -222,32 +225,31 @@ impl Store {
                 }
             }
         }
-        Ok((Self { dir }, policies))
+        Ok((Self { dir, writing: Mutex::default() }, policies))
     }
 
     /// Writes one policy, whole or not at all.
     pub(crate) fn put(&self, name: &TenantName, policy: &Policy) -> Result<(), StoreError> {
+        let _writing = self.writing.lock().unwrap_or_else(PoisonError::into_inner);
         let path = self.dir.join(format!("{name}.json"));
         let write = || {
-            let mut file = tempfile_in(&self.dir)?;
-            file.1.write_all(&serde_json::to_vec_pretty(policy)?)?;
-            file.1.sync_all()?;
-            fs::rename(&file.0, &path)
+            let new = self.dir.join(".new");
+            let mut file = fs::File::create(&new)?;
+            file.write_all(&serde_json::to_vec_pretty(policy)?)?;
+            file.sync_all()?;
+            fs::rename(&new, &path)
         };
         write().map_err(|error| StoreError::Write(path.clone(), error))
     }
-}
-
-fn tempfile_in(dir: &Path) -> io::Result<(PathBuf, fs::File)> {
-    let path = dir.join(".new");
-    Ok((path.clone(), fs::File::create(path)?))
 }
 
 fn read_policy(path: &Path, max_memory_mb: u32) -> Result<(TenantName, Policy), String> {
     let name = path.file_stem().and_then(|stem| stem.to_str()).unwrap_or_default();
     let name = name.parse().map_err(|error: BadName| error.to_string())?;
     let text = fs::read_to_string(path).map_err(|error| error.to_string())?;
-    let policy: Policy = serde_json::from_str(&text).map_err(|error| error.to_string())?;
+    let mut policy: Policy = serde_json::from_str(&text).map_err(|error| error.to_string())?;
+    // The operator may have lowered the ceiling since; that is no reason to forget the rest.
+    policy.limits.memory_mb = policy.limits.memory_mb.min(max_memory_mb);
     policy.check(max_memory_mb).map_err(|error| error.to_string())?;
     Ok((name, policy))
 }

@@ -83,7 +83,7 @@ impl Pool {
         let reserved = loop {
             match self.reserve(tenant, level) {
                 Some(reserved) => break reserved,
-                None if self.make_room().await => {}
+                None if self.make_room() => {}
                 None => return Err(AdmitError::Full(self.max_workers)),
             }
         };
@@ -151,7 +151,7 @@ impl Pool {
             let tenants = entry.residents.values().map(|(tenant, _)| tenant.to_string()).collect();
             let events = Arc::clone(&self.events);
             tokio::spawn(async move {
-                let reason = worker.death().await;
+                let reason = worker.death().await.to_string();
                 events.tell(What::WorkerDied { worker: worker.id, pid: worker.pid.as_raw(), reason, tenants });
             });
         }
@@ -173,18 +173,21 @@ impl Pool {
         }
     }
 
-    /// The residents that have run nothing for `idle`.
-    pub(crate) fn idle(&self, idle: Duration) -> Vec<(TenantName, Arc<Resident>)> {
-        let guard = self.lock();
-        let residents = guard.1.values().flat_map(|entry| entry.residents.values());
-        residents
-            .filter_map(|(tenant, resident)| Some((tenant.clone(), Arc::clone(resident.as_ref()?))))
-            .filter(|(_, resident)| resident.is_idle() && resident.unused_for() >= idle)
-            .collect()
+    /// Lets the residents move out that have run nothing for `idle`.
+    pub(crate) fn retire_idle(&self, idle: Duration) {
+        let residents: Vec<_> = {
+            let guard = self.lock();
+            guard.1.values().flat_map(|entry| entry.residents.values()).filter_map(|(_, resident)| resident.clone()).collect()
+        };
+        for resident in residents {
+            if resident.is_idle() && resident.unused_for() >= idle && resident.close() {
+                self.leave(&resident, "idle");
+            }
+        }
     }
 
     /// Ends the process whose tenants are all idle and that was unused for longest. False if every one is busy.
-    async fn make_room(&self) -> bool {
+    fn make_room(&self) -> bool {
         let victim = {
             let guard = self.lock();
             let all_idle = |entry: &&Entry| {
@@ -198,7 +201,8 @@ impl Pool {
         };
         match victim {
             Some(residents) if !residents.is_empty() => {
-                for resident in &residents {
+                // One that somebody has come into meanwhile stays, and its process with it.
+                for resident in residents.iter().filter(|resident| resident.close()) {
                     self.leave(resident, "its process was needed for another tenant");
                 }
                 true

@@ -14,7 +14,7 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::fs::MetadataExt;
 use std::os::unix::net::UnixStream as StdUnixStream;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
 use enisle_cordon::Level;
@@ -26,8 +26,8 @@ use enisle_wire::control::{Admit, GAVE_UP_EXIT, OUT_OF_MEMORY_EXIT, FromWorker, 
 use enisle_wire::frame::{HEADER_BYTES, body_len};
 use enisle_wire::tenant::RunId;
 use enisle_wire::{FrameError, MAX_FROM_WORKER_BYTES, MAX_TO_WORKER_BYTES, decode, encode};
-use nix::sys::signal::{Signal, kill};
-use nix::sys::wait::{Id, WaitPidFlag, WaitStatus, waitid};
+use nix::sys::signal::Signal;
+use nix::sys::wait::WaitStatus;
 use nix::unistd::Pid;
 use serde::de::DeserializeOwned;
 use tokio::io::unix::AsyncFd;
@@ -50,6 +50,8 @@ pub(crate) struct Blueprint {
     pub(crate) layers: LayerSet,
     pub(crate) tenants_per_process: u32,
     pub(crate) data_bytes: u64,
+    /// Keys that a worker has to have: one for each tenant, where tenants share by keys.
+    pub(crate) keys_wanted: u32,
     /// As root: the first uid of workers. Otherwise they keep the daemon's.
     pub(crate) uid_base: Option<u32>,
     next_id: AtomicU64,
@@ -73,7 +75,7 @@ pub(crate) enum StartError {
 }
 
 impl Blueprint {
-    pub(crate) fn new(program: File, layers: LayerSet, tenants: u32, data_bytes: u64, uid_base: u32) -> io::Result<Self> {
+    pub(crate) fn new(program: File, layers: LayerSet, tenants: u32, keys_wanted: u32, data_bytes: u64, uid_base: u32) -> io::Result<Self> {
         // The kernel ties a worker's parent-death signal to the thread that cloned it, so that has to be a thread that
         // lives as long as the daemon.
         let (spawner, jobs) = std::sync::mpsc::channel::<SpawnJob>();
@@ -84,6 +86,7 @@ impl Blueprint {
             layers,
             tenants_per_process: tenants,
             data_bytes,
+            keys_wanted,
             uid_base,
             next_id: AtomicU64::new(1),
             spawner,
@@ -155,13 +158,8 @@ impl Newborn {
             data_bytes: blueprint.data_bytes,
             max_tenants: blueprint.tenants_per_process,
         };
-        match newborn.say(&ToWorker::Start(start), snapshot).await {
-            Ok(()) => Ok(newborn),
-            Err(error) => {
-                newborn.bury();
-                Err(StartError::NotReady(error.to_string()))
-            }
-        }
+        newborn.say(&ToWorker::Start(start), snapshot).await.map_err(|error| StartError::NotReady(error.to_string()))?;
+        Ok(newborn)
     }
 
     async fn say(&mut self, frame: &ToWorker, descriptor: Option<&OwnedFd>) -> Result<(), FrameError> {
@@ -185,19 +183,12 @@ impl Newborn {
         }
     }
 
-    /// Kills and collects the process.
-    fn bury(&self) {
-        let _ = kill(self.started.pid, Signal::SIGKILL);
-        let _ = nix::sys::wait::waitpid(self.started.pid, None);
-    }
-
-    /// How it ended, if it has ended by itself; collects it then.
-    async fn ended(&self) -> Option<String> {
+    /// How it ended, if it has ended by itself.
+    async fn ended(&mut self) -> Option<String> {
         for _ in 0..100 {
-            match nix::sys::wait::waitpid(self.started.pid, Some(WaitPidFlag::WNOHANG)) {
-                Ok(WaitStatus::StillAlive) => tokio::time::sleep(Duration::from_millis(5)).await,
-                Ok(status) => return Some(obituary(status)),
-                Err(_) => return None,
+            match self.started.try_collect() {
+                Some(status) => return Some(Death::from(status).to_string()),
+                None => tokio::time::sleep(Duration::from_millis(5)).await,
             }
         }
         None
@@ -207,9 +198,7 @@ impl Newborn {
 /// Has a jailed worker make the startup snapshot, and waits for its end.
 pub(crate) async fn make_snapshot(blueprint: &Arc<Blueprint>) -> Result<Vec<u8>, StartError> {
     let mut maker = Newborn::start(blueprint, Role::Maker, None).await?;
-    let word = maker.first_word().await;
-    maker.bury();
-    match word? {
+    match maker.first_word().await? {
         FromWorker::Snapshot(bytes) => Ok(bytes),
         _ => Err(StartError::NotReady("it made no snapshot".to_owned())),
     }
@@ -241,8 +230,12 @@ pub(crate) struct Worker {
     pub(crate) v8: String,
     commands: mpsc::UnboundedSender<Command>,
     overruns: Mutex<HashMap<Slot, Overrun>>,
+    /// Whose run ended the process, where that is known.
+    culprit: OnceLock<Slot>,
+    /// It never holds more than one tenant, so what happens to it is that tenant's doing.
+    pub(crate) holds_one: bool,
     /// Why it died, once it has.
-    died: watch::Receiver<Option<String>>,
+    died: watch::Receiver<Option<Death>>,
 }
 
 impl Worker {
@@ -254,20 +247,14 @@ impl Worker {
         events: &Arc<Events>,
     ) -> Result<Arc<Self>, StartError> {
         let mut newborn = Newborn::start(blueprint, Role::Host, Some(snapshot)).await?;
-        let ready = match newborn.first_word().await {
-            Ok(FromWorker::Ready(ready)) => ready,
-            Ok(_) => {
-                newborn.bury();
-                return Err(StartError::NotReady("its first word was not Ready".to_owned()));
-            }
-            Err(error) => {
-                newborn.bury();
-                return Err(error);
-            }
+        let FromWorker::Ready(ready) = newborn.first_word().await? else {
+            return Err(StartError::NotReady("its first word was not Ready".to_owned()));
         };
-        let findings = inspect(blueprint, &newborn);
+        let mut findings = inspect(blueprint, &newborn);
+        if ready.keys < blueprint.keys_wanted {
+            findings.push(format!("keys: it took {} of the {} that its tenants need", ready.keys, blueprint.keys_wanted));
+        }
         if !findings.is_empty() {
-            newborn.bury();
             let (worker, pid) = (newborn.id, newborn.started.pid.as_raw());
             events.tell(What::WorkerRejected { worker, pid, findings: findings.clone() });
             return Err(StartError::Rejected(findings));
@@ -282,6 +269,8 @@ impl Worker {
             v8: ready.v8,
             commands,
             overruns: Mutex::default(),
+            culprit: OnceLock::new(),
+            holds_one: level == Level::Solo || blueprint.tenants_per_process == 1,
             died,
         });
         events.tell(What::WorkerStarted { worker: worker.id, pid: worker.pid.as_raw(), level: level.as_str() });
@@ -319,12 +308,63 @@ impl Worker {
         self.died.borrow().is_some()
     }
 
+    /// A run of that place ended the process.
+    pub(crate) fn blame(&self, slot: Slot) {
+        let _ = self.culprit.set(slot);
+    }
+
+    /// The process ended, and it was another tenant's doing.
+    pub(crate) fn blames_another(&self, slot: Slot) -> bool {
+        self.culprit.get().is_some_and(|culprit| *culprit != slot)
+    }
+
     /// Waits for the death; says why.
-    pub(crate) async fn death(&self) -> String {
+    pub(crate) async fn death(&self) -> Death {
         let mut died = self.died.clone();
         match died.wait_for(Option::is_some).await {
-            Ok(why) => why.clone().unwrap_or_default(),
-            Err(_) => "its owner is gone".to_owned(),
+            Ok(why) => why.clone().unwrap_or(Death::Unknown),
+            Err(_) => Death::Unknown,
+        }
+    }
+}
+
+/// How a worker process ended.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Death {
+    /// We killed it, for this reason.
+    Killed(String),
+    /// Its filter did, for a system call that no worker makes.
+    Filter,
+    OutOfMemory,
+    GaveUp,
+    Exited(i32),
+    Signaled(Signal),
+    Unknown,
+}
+
+impl From<WaitStatus> for Death {
+    fn from(status: WaitStatus) -> Self {
+        match status {
+            WaitStatus::Exited(_, OUT_OF_MEMORY_EXIT) => Self::OutOfMemory,
+            WaitStatus::Exited(_, GAVE_UP_EXIT) => Self::GaveUp,
+            WaitStatus::Exited(_, code) => Self::Exited(code),
+            WaitStatus::Signaled(_, Signal::SIGSYS, _) => Self::Filter,
+            WaitStatus::Signaled(_, signal, _) => Self::Signaled(signal),
+            _ => Self::Unknown,
+        }
+    }
+}
+
+impl std::fmt::Display for Death {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Killed(why) => f.write_str(why),
+            Self::Filter => f.write_str("its filter killed it for a forbidden system call (SIGSYS)"),
+            Self::OutOfMemory => f.write_str("V8 ran out of memory"),
+            Self::GaveUp => f.write_str("V8 gave up"),
+            Self::Exited(code) => write!(f, "it exited with {code}"),
+            Self::Signaled(signal) => write!(f, "it was ended by {signal}"),
+            Self::Unknown => f.write_str("it was lost"),
         }
     }
 }
@@ -356,23 +396,18 @@ struct Owner {
 }
 
 impl Owner {
-    async fn own(mut self, started: Started, mut commands: mpsc::UnboundedReceiver<Command>, death: watch::Sender<Option<String>>) {
-        #[expect(deprecated, reason = "its unsoundness needs a type that lies about its descriptor; OwnedFd does not")]
-        let why = match AsyncFd::with_interest(started.pidfd, Interest::READABLE) {
+    async fn own(mut self, mut started: Started, mut commands: mpsc::UnboundedReceiver<Command>, death: watch::Sender<Option<Death>>) {
+        let why = match watch_process(&started) {
             Ok(pidfd) => {
-                let why = self.live(&pidfd, &mut commands).await;
-                let _ = kill(started.pid, Signal::SIGKILL);
+                let killed = self.live(&pidfd, &mut commands).await;
+                started.kill();
                 let _ = pidfd.readable().await;
-                match waitid(Id::PIDFd(pidfd.as_fd()), WaitPidFlag::WEXITED) {
-                    Ok(status) => why.unwrap_or_else(|| obituary(status)),
-                    Err(error) => why.unwrap_or_else(|| format!("it was lost: {error}")),
-                }
+                let ended = started.collect().map_or(Death::Unknown, Death::from);
+                killed.map_or(ended, Death::Killed)
             }
-            Err(error) => {
-                let _ = kill(started.pid, Signal::SIGKILL);
-                format!("it cannot be watched: {error}")
-            }
+            Err(error) => Death::Killed(format!("it cannot be watched: {error}")),
         };
+        drop(started);
         death.send_replace(Some(why));
     }
 
@@ -433,6 +468,7 @@ impl Owner {
             unread.drain(..end);
             self.session.accept(&frame).map_err(|violation| violation.to_string())?;
             if let FromWorker::Overrun { slot, run, cause } = frame {
+                self.worker.blame(slot);
                 self.worker.overruns.lock().unwrap_or_else(PoisonError::into_inner).insert(slot, Overrun { run, cause });
                 // Ends this process by itself: the one way to stop code that V8 does not interrupt.
                 self.worker.kill(format!("{run} did not end when it was told to ({cause:?})"));
@@ -442,15 +478,11 @@ impl Owner {
     }
 }
 
-fn obituary(status: WaitStatus) -> String {
-    match status {
-        WaitStatus::Exited(_, OUT_OF_MEMORY_EXIT) => "V8 ran out of memory".to_owned(),
-        WaitStatus::Exited(_, GAVE_UP_EXIT) => "V8 gave up".to_owned(),
-        WaitStatus::Exited(_, code) => format!("it exited with {code}"),
-        WaitStatus::Signaled(_, Signal::SIGSYS, _) => "its filter killed it for a forbidden system call (SIGSYS)".to_owned(),
-        WaitStatus::Signaled(_, signal, _) => format!("it was ended by {signal}"),
-        other => format!("it ended as {other:?}"),
-    }
+/// A descriptor that is readable once the process has ended.
+fn watch_process(started: &Started) -> io::Result<AsyncFd<OwnedFd>> {
+    let pidfd = started.pidfd().try_clone_to_owned()?;
+    #[expect(deprecated, reason = "its unsoundness needs a type that lies about its descriptor; OwnedFd does not")]
+    AsyncFd::with_interest(pidfd, Interest::READABLE)
 }
 
 async fn send(control: &mut UnixStream, frame: &ToWorker, descriptor: Option<&OwnedFd>) -> Result<(), FrameError> {

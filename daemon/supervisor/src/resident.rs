@@ -6,7 +6,7 @@
 //! ```
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use enisle_wire::control::{OverrunCause, Slot};
@@ -16,11 +16,11 @@ use serde_json::value::RawValue;
 use tokio::io::AsyncWriteExt;
 use tokio::net::UnixStream;
 use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf};
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::{Notify, mpsc, oneshot};
 
 use crate::events::{Events, What};
 use crate::policy::TenantName;
-use crate::process::{Worker, read_frame};
+use crate::process::{Death, Worker, read_frame};
 
 /// After a run's wall limit, its own watchdog's grace and the warming of an isolate, the process is no longer believed.
 const BACKSTOP: Duration = Duration::from_secs(5);
@@ -38,8 +38,17 @@ pub(crate) struct Job {
 #[derive(Debug)]
 pub(crate) enum Ended {
     Done(Box<Finished>),
-    /// The worker died under it, for no fault that is known to be this run's.
-    Lost(String),
+    /// The worker died under it.
+    Lost(Lost),
+    /// The resident was gone before the run began.
+    NotBegun,
+}
+
+#[derive(Debug)]
+pub(crate) struct Lost {
+    pub(crate) why: String,
+    /// It is known to be another tenant's doing.
+    pub(crate) anothers_doing: bool,
 }
 
 #[derive(Debug)]
@@ -51,6 +60,8 @@ pub(crate) struct Finished {
     pub(crate) truncated: bool,
     pub(crate) usage: Usage,
     pub(crate) queued: Duration,
+    /// The run ended its process.
+    pub(crate) took_worker: bool,
 }
 
 struct Ticket {
@@ -66,11 +77,38 @@ pub(crate) struct Resident {
     pub(crate) slot: Slot,
     tickets: mpsc::UnboundedSender<Ticket>,
     state: Arc<State>,
+    /// Runs that are here or on their way; [`CLOSED`] once the tenant moves out.
+    users: AtomicUsize,
+    unused: Notify,
+}
+
+/// No user comes in any more.
+const CLOSED: usize = usize::MAX;
+
+/// Somebody's right to run here; the tenant does not move out meanwhile.
+#[derive(Debug)]
+pub(crate) struct Visit(Arc<Resident>);
+
+impl std::ops::Deref for Visit {
+    type Target = Resident;
+
+    fn deref(&self) -> &Resident {
+        &self.0
+    }
+}
+
+impl Drop for Visit {
+    fn drop(&mut self) {
+        self.0.state.touch();
+        if self.0.users.fetch_sub(1, Ordering::SeqCst) == 1 {
+            self.0.unused.notify_waiters();
+        }
+    }
 }
 
 #[derive(Debug)]
 struct State {
-    idle: AtomicBool,
+    warm: AtomicBool,
     /// Milliseconds after `epoch` at which it was last used.
     used_ms: AtomicU64,
     epoch: Instant,
@@ -101,7 +139,7 @@ impl Resident {
     /// Begins to speak on `channel`, whose other end goes to the worker with the admission.
     pub(crate) fn new(tenant: TenantName, worker: Arc<Worker>, slot: Slot, channel: UnixStream, events: Arc<Events>) -> Arc<Self> {
         let (tickets, receive) = mpsc::unbounded_channel();
-        let state = Arc::new(State { idle: AtomicBool::new(false), used_ms: AtomicU64::new(0), epoch: Instant::now() });
+        let state = Arc::new(State { warm: AtomicBool::new(false), used_ms: AtomicU64::new(0), epoch: Instant::now() });
         let (read, write) = channel.into_split();
         let speaker = Speaker {
             tenant,
@@ -110,43 +148,66 @@ impl Resident {
             read: FrameReader::spawn(read),
             write,
             session: Session::default(),
+            logs: Vec::new(),
             state: Arc::clone(&state),
             events,
         };
         tokio::spawn(speaker.speak(receive));
-        Arc::new(Self { worker, slot, tickets, state })
+        Arc::new(Self { worker, slot, tickets, state, users: AtomicUsize::new(0), unused: Notify::new() })
+    }
+
+    /// Comes in. `None` once the tenant is moving out, or its worker is dead.
+    pub(crate) fn visit(self: &Arc<Self>) -> Option<Visit> {
+        if self.tickets.is_closed() || self.worker.is_dead() {
+            return None;
+        }
+        let come_in = |users| if users == CLOSED { None } else { Some(users + 1) };
+        self.users.fetch_update(Ordering::SeqCst, Ordering::SeqCst, come_in).ok()?;
+        self.state.touch();
+        Some(Visit(Arc::clone(self)))
+    }
+
+    /// Lets nobody in any more, if nobody is in.
+    pub(crate) fn close(&self) -> bool {
+        self.users.compare_exchange(0, CLOSED, Ordering::SeqCst, Ordering::SeqCst).is_ok()
+    }
+
+    /// The tenant is moving out.
+    pub(crate) fn is_closed(&self) -> bool {
+        self.users.load(Ordering::SeqCst) == CLOSED
+    }
+
+    /// Waits until nobody is in, and lets nobody in any more. Whoever calls this keeps others from coming in meanwhile.
+    pub(crate) async fn close_when_unused(&self) {
+        loop {
+            let unused = self.unused.notified();
+            if self.close() || self.is_closed() || self.worker.is_dead() {
+                return;
+            }
+            unused.await;
+        }
     }
 
     /// Runs one job. Dropping the future cancels it.
     pub(crate) async fn run(&self, job: Job) -> Ended {
         let mut guard = CancelOnDrop { resident: self, run: Some(job.id) };
         let (reply, answer) = oneshot::channel();
-        self.state.touch();
         let sent = self.tickets.send(Ticket { job, at: Instant::now(), reply });
         let ended = match sent {
-            Ok(()) => answer.await.ok(),
-            Err(_) => None,
+            Ok(()) => answer.await.unwrap_or(Ended::NotBegun),
+            Err(_) => Ended::NotBegun,
         };
         guard.run = None;
-        self.state.touch();
-        match ended {
-            Some(ended) => ended,
-            None => Ended::Lost(self.worker.death().await),
-        }
+        ended
     }
 
-    /// A warm isolate waits and no run does.
+    /// A warm isolate waits and no run is here or on its way.
     pub(crate) fn is_idle(&self) -> bool {
-        self.state.idle.load(Ordering::Relaxed)
+        self.state.warm.load(Ordering::Relaxed) && matches!(self.users.load(Ordering::SeqCst), 0 | CLOSED)
     }
 
     pub(crate) fn unused_for(&self) -> Duration {
         self.state.epoch.elapsed().saturating_sub(Duration::from_millis(self.state.used_ms.load(Ordering::Relaxed)))
-    }
-
-    /// False once its worker is dead or its channel is closed.
-    pub(crate) fn is_usable(&self) -> bool {
-        !self.tickets.is_closed() && !self.worker.is_dead()
     }
 }
 
@@ -178,6 +239,8 @@ struct Speaker {
     read: FrameReader,
     write: OwnedWriteHalf,
     session: Session,
+    /// What the present run has printed so far.
+    logs: Vec<LogLine>,
     state: Arc<State>,
     events: Arc<Events>,
 }
@@ -186,16 +249,16 @@ struct Speaker {
 enum Stop {
     /// The channel is closed: the worker has died, or is about to.
     Closed,
-    /// V8 has no memory left; the process ends with these words.
-    Aborted,
+    /// V8 cannot go on; the process ends with these words.
+    Aborted { certain: bool },
     Violation(String),
 }
 
 impl Speaker {
     async fn speak(mut self, mut tickets: mpsc::UnboundedReceiver<Ticket>) {
-        loop {
-            self.state.idle.store(self.session.is_idle() && tickets.is_empty(), Ordering::Relaxed);
-            let stop = tokio::select! {
+        let stop = loop {
+            self.state.warm.store(self.session.is_idle(), Ordering::Relaxed);
+            let done = tokio::select! {
                 ticket = tickets.recv() => match ticket {
                     // Nobody holds the resident any more: the thread may end.
                     None => {
@@ -203,24 +266,25 @@ impl Speaker {
                         return;
                     }
                     // Its client has gone while it waited.
-                    Some(ticket) if ticket.reply.is_closed() => continue,
-                    Some(ticket) => self.carry_out(ticket).await.err(),
+                    Some(ticket) if ticket.reply.is_closed() => Ok(()),
+                    Some(ticket) => self.carry_out(ticket).await,
                 },
-                frame = self.read.0.recv() => self.between_runs(frame).err(),
+                frame = self.read.0.recv() => self.accept(frame).map(drop),
             };
-            match stop {
-                None => {}
-                Some(Stop::Closed | Stop::Aborted) => {
-                    self.death().await;
-                    return;
-                }
-                Some(Stop::Violation(what)) => return self.denounce(&what),
+            if let Err(stop) = done {
+                break stop;
             }
+        };
+        // Those who still wait have not begun: a ticket that is dropped says so.
+        tickets.close();
+        match stop {
+            Stop::Closed | Stop::Aborted { .. } => drop(self.death().await),
+            Stop::Violation(what) => self.denounce(&what),
         }
     }
 
     /// Waits for the worker's end. A thread that closes its channel unasked, in a process that lives on, ends the process.
-    async fn death(&self) -> String {
+    async fn death(&self) -> Death {
         match tokio::time::timeout(Duration::from_secs(1), self.worker.death()).await {
             Ok(why) => why,
             Err(_) => {
@@ -247,120 +311,128 @@ impl Speaker {
         }
     }
 
-    fn between_runs(&mut self, frame: Option<Result<FromTenant, enisle_wire::FrameError>>) -> Result<(), Stop> {
-        self.accept(frame).map(drop)
-    }
-
-    /// Sends one run and reads until its end. The ticket is answered in every case but a lost worker, where dropping it
-    /// is the answer.
+    /// Sends one run, reads until its end, and answers the ticket.
     async fn carry_out(&mut self, ticket: Ticket) -> Result<(), Stop> {
         let Ticket { job, at, reply } = ticket;
-        self.state.idle.store(false, Ordering::Relaxed);
         if !self.session.start(job.id, &job.limits) {
             return Err(Stop::Violation("a run was begun during another".to_owned()));
         }
+        self.logs.clear();
+        let (queued, mut sent) = (at.elapsed(), 0);
         let patience = Duration::from_millis(job.limits.wall_ms.into()) + BACKSTOP;
-        let queued = at.elapsed();
-        let ended = match tokio::time::timeout(patience, self.exchange(&job)).await {
-            Ok(ended) => ended,
+        let exchanged = match tokio::time::timeout(patience, self.exchange(&job, &mut sent)).await {
+            Ok(exchanged) => exchanged,
             Err(_) => {
+                self.worker.blame(self.slot);
                 self.worker.kill(format!("{} neither ended nor was ended by its watchdog", job.id));
                 Err(Stop::Closed)
             }
         };
-        match ended {
-            Ok((done, logs)) => {
-                let finished = self.finished(done, logs, queued, &job.limits)?;
+        let stop = match exchanged.and_then(|done| self.finished(done, queued, &job.limits)) {
+            Ok(finished) => {
                 let _ = reply.send(Ended::Done(Box::new(finished)));
-                Ok(())
+                return Ok(());
             }
-            Err(stop) => {
-                if let Stop::Violation(what) = &stop {
-                    self.denounce(what);
-                }
-                let why = self.death().await;
-                let overrun = self.worker.overrun(self.slot).filter(|overrun| overrun.run == job.id);
-                let ended = match (overrun, stop) {
-                    (Some(overrun), _) => Ended::Done(Box::new(overran(overrun.cause, queued, &job.limits, at.elapsed()))),
-                    (None, Stop::Aborted) => Ended::Done(Box::new(aborted(queued, &job.limits, at.elapsed()))),
-                    (None, Stop::Closed | Stop::Violation(_)) => Ended::Lost(why),
-                };
-                let _ = reply.send(ended);
-                Err(Stop::Closed)
+            Err(stop) => stop,
+        };
+        // Nothing of it has reached the worker: it did not begin.
+        if sent == 0 {
+            return Err(stop);
+        }
+        if let Stop::Violation(what) = &stop {
+            self.worker.blame(self.slot);
+            self.denounce(what);
+        }
+        let death = self.death().await;
+        let _ = reply.send(self.last_report(&stop, &death, &job, queued, at.elapsed()));
+        Err(Stop::Closed)
+    }
+
+    /// What became of a run whose worker died: its own doing, another's, or nobody knows.
+    fn last_report(&mut self, stop: &Stop, death: &Death, job: &Job, queued: Duration, wall: Duration) -> Ended {
+        let alone = self.worker.holds_one;
+        let overrun = self.worker.overrun(self.slot).filter(|overrun| overrun.run == job.id);
+        let cause = match (overrun, stop) {
+            (Some(overrun), _) => Some(overran(overrun.cause, &job.limits)),
+            (None, Stop::Violation(what)) => Some((Outcome::Violation, format!("its worker broke the protocol: {what}"))),
+            // V8 gave up, and it is this run's doing: it was over its limit, or there was nobody else.
+            (None, Stop::Aborted { certain }) if *certain || alone => {
+                let message = format!("the run needed far more than {} MiB at once (limits.memoryMb)", job.limits.memory_mb);
+                Some((Outcome::ExceededMemory, message))
             }
+            (None, _) if alone && *death == Death::Filter => {
+                Some((Outcome::Violation, "the filter stopped a system call that no script needs".to_owned()))
+            }
+            (None, Stop::Aborted { .. } | Stop::Closed) => None,
+        };
+        if cause.is_some() || matches!(stop, Stop::Aborted { .. }) {
+            self.worker.blame(self.slot);
+        }
+        match cause {
+            None => Ended::Lost(Lost { why: death.to_string(), anothers_doing: self.worker.blames_another(self.slot) }),
+            Some((outcome, message)) => Ended::Done(Box::new(Finished {
+                outcome,
+                result: None,
+                error: Some(ScriptError { name: "LimitError".to_owned(), message, stack: None }),
+                logs: std::mem::take(&mut self.logs),
+                truncated: true,
+                usage: Usage { wall_us: u64::try_from(wall.as_micros()).unwrap_or(u64::MAX), ..Usage::default() },
+                queued,
+                took_worker: true,
+            })),
         }
     }
 
-    async fn exchange(&mut self, job: &Job) -> Result<(Done, Vec<LogLine>), Stop> {
-        let mut logs = Vec::new();
-        let mut sent = 0;
+    /// `sent` counts the bytes of the run that went out.
+    async fn exchange(&mut self, job: &Job, sent: &mut usize) -> Result<Done, Stop> {
         loop {
             tokio::select! {
                 // Reading first: a thread that writes must never wait for one that writes.
                 biased;
                 frame = self.read.0.recv() => match self.accept(frame)? {
                     FromTenant::Ready => {}
-                    FromTenant::Log(lines) => logs.extend(lines),
-                    FromTenant::Done(done) => return Ok((*done, logs)),
-                    FromTenant::Aborting { .. } => return Err(Stop::Aborted),
+                    FromTenant::Log(lines) => self.logs.extend(lines),
+                    FromTenant::Done(done) => return Ok(*done),
+                    FromTenant::Aborting { certain, .. } => return Err(Stop::Aborted { certain }),
                 },
-                wrote = self.write.write(job.frame.get(sent..).unwrap_or_default()), if sent < job.frame.len() => match wrote {
+                wrote = self.write.write(job.frame.get(*sent..).unwrap_or_default()), if *sent < job.frame.len() => match wrote {
                     Ok(0) | Err(_) => return Err(Stop::Closed),
-                    Ok(wrote) => sent += wrote,
+                    Ok(wrote) => *sent += wrote,
                 },
             }
         }
     }
 
     /// Checks what the worker says of the run: its result has to be JSON, within the limit.
-    fn finished(&self, done: Done, logs: Vec<LogLine>, queued: Duration, limits: &Limits) -> Result<Finished, Stop> {
+    fn finished(&mut self, done: Done, queued: Duration, limits: &Limits) -> Result<Finished, Stop> {
+        let refuse = |what: String| Err(Stop::Violation(what));
         let result = match done.result {
             Some(text) if text.len() > limits.output_bytes as usize => {
-                return self.refuse(format!("a result of {} bytes, over its limit", text.len()));
+                return refuse(format!("a result of {} bytes, over its limit", text.len()));
             }
             Some(text) => match RawValue::from_string(text) {
                 Ok(json) => Some(json),
-                Err(error) => return self.refuse(format!("a result that is not JSON: {error}")),
+                Err(error) => return refuse(format!("a result that is not JSON: {error}")),
             },
             None => None,
         };
         if result.is_some() != (done.outcome == Outcome::Ok) {
-            return self.refuse(format!("outcome {} and a result do not go together", done.outcome));
+            return refuse(format!("outcome {} and a result do not go together", done.outcome));
         }
         let Done { outcome, error, truncated, usage, .. } = done;
-        Ok(Finished { outcome, result, error, logs, truncated, usage, queued })
+        let logs = std::mem::take(&mut self.logs);
+        Ok(Finished { outcome, result, error, logs, truncated, usage, queued, took_worker: false })
     }
-
-    fn refuse<T>(&self, what: String) -> Result<T, Stop> {
-        Err(Stop::Violation(what))
-    }
-}
-
-fn limit_error(message: String) -> Option<ScriptError> {
-    Some(ScriptError { name: "LimitError".to_owned(), message, stack: None })
-}
-
-fn without_result(outcome: Outcome, error: Option<ScriptError>, queued: Duration, wall: Duration) -> Finished {
-    let wall_us = u64::try_from(wall.as_micros()).unwrap_or(u64::MAX);
-    let usage = Usage { wall_us, ..Usage::default() };
-    Finished { outcome, result: None, error, logs: Vec::new(), truncated: true, usage, queued }
 }
 
 /// A run that V8 could not interrupt: its process was killed for it.
-fn overran(cause: OverrunCause, queued: Duration, limits: &Limits, wall: Duration) -> Finished {
-    let (outcome, message) = match cause {
+fn overran(cause: OverrunCause, limits: &Limits) -> (Outcome, String) {
+    match cause {
         OverrunCause::Cpu => (Outcome::ExceededCpu, format!("the run used its {} ms of CPU time (limits.cpuMs)", limits.cpu_ms)),
         OverrunCause::Wall => (Outcome::ExceededWall, format!("the run took longer than {} ms (limits.wallMs)", limits.wall_ms)),
         OverrunCause::Memory => {
             (Outcome::ExceededMemory, format!("the run needed more than {} MiB (limits.memoryMb)", limits.memory_mb))
         }
         OverrunCause::Canceled => (Outcome::Canceled, "the run was canceled".to_owned()),
-    };
-    without_result(outcome, limit_error(message), queued, wall)
-}
-
-/// A run that took all of V8's memory at once, so that V8 gave up.
-fn aborted(queued: Duration, limits: &Limits, wall: Duration) -> Finished {
-    let message = format!("the run needed far more than {} MiB at once (limits.memoryMb)", limits.memory_mb);
-    without_result(Outcome::ExceededMemory, limit_error(message), queued, wall)
+    }
 }

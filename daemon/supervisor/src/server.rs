@@ -3,7 +3,7 @@
 use std::fs;
 use std::future::Future;
 use std::io;
-use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::pin::pin;
 use std::sync::Arc;
@@ -12,6 +12,7 @@ use std::time::Duration;
 use axum::Router;
 use hyper::server::conn::http1;
 use hyper_util::rt::{TokioIo, TokioTimer};
+use hyper_util::server::graceful::{GracefulShutdown, Watcher};
 use hyper_util::service::TowerToHyperService;
 use nix::fcntl::{Flock, FlockArg};
 use tokio::net::{UnixListener, UnixStream};
@@ -30,6 +31,8 @@ pub(crate) enum BindError {
     NotASocket(PathBuf),
     #[error("{0}: {1}")]
     Io(PathBuf, io::Error),
+    #[error("{0} is no safe place for the socket: others may write there; choose another --socket")]
+    Unsafe(PathBuf),
     #[error("{0} is too long for a Unix socket (107 bytes at most)")]
     TooLong(PathBuf),
 }
@@ -53,6 +56,13 @@ pub(crate) fn bind(path: &Path) -> Result<Bound, BindError> {
     }
     if let Some(dir) = path.parent() {
         fs::DirBuilder::new().recursive(true).mode(0o755).create(dir).map_err(failed)?;
+        let found = fs::metadata(dir).map_err(failed)?;
+        let ours = found.uid() == 0 || found.uid() == nix::unistd::geteuid().as_raw();
+        // Whoever else may write there could put another socket in the place of ours; a sticky folder keeps them from it.
+        let (writable, sticky) = (found.mode() & 0o022 != 0, found.mode() & 0o1000 != 0);
+        if !ours || (writable && !sticky) {
+            return Err(BindError::Unsafe(dir.to_owned()));
+        }
     }
     let mut lock_path = path.as_os_str().to_owned();
     lock_path.push(".lock");
@@ -78,8 +88,10 @@ impl Drop for Bound {
     }
 }
 
-/// Accepts and serves until `shutdown`; then takes no more, and removes the socket.
-pub(crate) async fn serve(bound: Bound, router: Router, api: &Api, shutdown: impl Future<Output = ()>) {
+/// Accepts and serves until `shutdown`; then takes no more, and removes the socket. What is returned ends the connections
+/// that are still open, each after its answer.
+pub(crate) async fn serve(bound: Bound, router: Router, api: &Api, shutdown: impl Future<Output = ()>) -> GracefulShutdown {
+    let connections = GracefulShutdown::new();
     let mut shutdown = pin!(shutdown);
     let places = Arc::new(Semaphore::new(api.connections));
     loop {
@@ -90,13 +102,13 @@ pub(crate) async fn serve(bound: Bound, router: Router, api: &Api, shutdown: imp
         };
         let (accepted, place) = tokio::select! {
             accepted = accepted => accepted,
-            () = &mut shutdown => return,
+            () = &mut shutdown => return connections,
         };
         match accepted {
             Ok((stream, _)) => {
-                let (router, api) = (router.clone(), api.clone());
+                let (router, api, watcher) = (router.clone(), api.clone(), connections.watcher());
                 tokio::spawn(async move {
-                    serve_connection(stream, router, &api).await;
+                    serve_connection(stream, router, &api, watcher).await;
                     drop(place);
                 });
             }
@@ -109,7 +121,7 @@ pub(crate) async fn serve(bound: Bound, router: Router, api: &Api, shutdown: imp
     }
 }
 
-async fn serve_connection(stream: UnixStream, router: Router, api: &Api) {
+async fn serve_connection(stream: UnixStream, router: Router, api: &Api, watcher: Watcher) {
     let Ok(credentials) = stream.peer_cred() else { return };
     let peer = Peer { uid: credentials.uid() };
     // A client that never reads must not keep an answer in memory for ever.
@@ -119,14 +131,13 @@ async fn serve_connection(stream: UnixStream, router: Router, api: &Api) {
         request.extensions_mut().insert(peer);
         request
     });
-    let served = http1::Builder::new()
+    let connection = http1::Builder::new()
         .timer(TokioTimer::new())
         .header_read_timeout(Duration::from_secs(api.read_secs))
         .max_headers(64)
         .max_buf_size(64 * 1024)
-        .serve_connection(TokioIo::new(Box::pin(stream)), TowerToHyperService::new(service))
-        .await;
-    if let Err(error) = served {
+        .serve_connection(TokioIo::new(Box::pin(stream)), TowerToHyperService::new(service));
+    if let Err(error) = watcher.watch(connection).await {
         tracing::debug!(%error, uid = peer.uid, "a connection ended early");
     }
 }

@@ -99,8 +99,9 @@ pub enum FromTenant {
     Ready,
     Log(Vec<LogLine>),
     Done(Box<Done>),
-    /// V8 could not go on and ends the process: the last thing that this process says.
-    Aborting { id: RunId },
+    /// V8 could not go on and ends the process: the last thing that this process says. It is `certain` that the run is the
+    /// reason if the run was over its own heap limit; otherwise a neighbour may have taken the memory.
+    Aborting { id: RunId, certain: bool },
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -225,7 +226,7 @@ impl Session {
                 self.warm = false;
                 Ok(())
             }
-            FromTenant::Aborting { id } => self.expect("Aborting", *id),
+            FromTenant::Aborting { id, .. } => self.expect("Aborting", *id),
         }
     }
 
@@ -308,7 +309,7 @@ mod tests {
                     0 => started += u32::from(start(&mut session, id)),
                     1 => ended += u32::from(session.accept(&done(id)).is_ok()),
                     2 => drop(session.accept(&FromTenant::Ready)),
-                    _ => drop(session.accept(&FromTenant::Aborting { id: RunId(id) })),
+                    _ => drop(session.accept(&FromTenant::Aborting { id: RunId(id), certain: true })),
                 }
                 prop_assert!(ended <= started && started <= ended + 1);
             }

@@ -69,7 +69,7 @@ impl Tenant {
 
 /// The life of a tenant's thread.
 fn live(
-    watched: &Watched,
+    watched: &Arc<Watched>,
     channel: &Arc<UnixStream>,
     key: Option<Key>,
     snapshot: Snapshot,

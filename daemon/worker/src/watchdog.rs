@@ -58,12 +58,19 @@ struct Armed {
     reported: bool,
 }
 
+#[derive(Debug, Default)]
+struct State {
+    armed: Option<Armed>,
+    /// The last run that was canceled: it may still be on its way to this thread.
+    canceled: Option<RunId>,
+}
+
 /// One tenant's thread, as the watchdog sees it.
 #[derive(Debug)]
 pub(crate) struct Watched {
     slot: Slot,
     clock: CpuClock,
-    armed: Mutex<Option<Armed>>,
+    state: Mutex<State>,
     ended: Condvar,
     retiring: AtomicBool,
     alarm: Arc<Alarm>,
@@ -118,8 +125,8 @@ impl Alarm {
 impl Watched {
     /// For the calling thread.
     pub(crate) fn new(slot: Slot, clock: CpuClock, alarm: Arc<Alarm>) -> Self {
-        let (armed, ended) = (Mutex::new(None), Condvar::new());
-        Self { slot, clock, armed, ended, retiring: AtomicBool::new(false), alarm }
+        let (state, ended) = (Mutex::default(), Condvar::new());
+        Self { slot, clock, state, ended, retiring: AtomicBool::new(false), alarm }
     }
 
     pub(crate) fn slot(&self) -> Slot {
@@ -130,15 +137,15 @@ impl Watched {
         self.clock
     }
 
-    fn lock(&self) -> MutexGuard<'_, Option<Armed>> {
-        self.armed.lock().unwrap_or_else(PoisonError::into_inner)
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// A run begins on this thread.
     pub(crate) fn arm(&self, run: RunId, limits: &Limits, handle: v8::IsolateHandle) {
         let (cpu, wall) = (Duration::from_millis(limits.cpu_ms.into()), Duration::from_millis(limits.wall_ms.into()));
         let now = Instant::now();
-        let armed = Armed {
+        let mut armed = Armed {
             run,
             cpu_deadline: self.clock.now() + cpu,
             wall_deadline: now + wall,
@@ -146,29 +153,35 @@ impl Watched {
             ended: None,
             reported: false,
         };
-        *self.lock() = Some(armed);
-        if self.retiring.load(Ordering::SeqCst) {
-            self.end(Cause::Canceled);
+        let mut state = self.lock();
+        if state.canceled == Some(run) || self.retiring.load(Ordering::SeqCst) {
+            self.end_now(&mut armed, Cause::Canceled);
         }
+        state.armed = Some(armed);
+        drop(state);
         self.alarm.by(now + cpu.min(wall));
     }
 
     /// The run has left its isolate. Says why it was ended, if it was.
     pub(crate) fn disarm(&self) -> Option<Cause> {
-        self.lock().take()?.ended.map(|(cause, _)| cause)
+        self.lock().armed.take()?.ended.map(|(cause, _)| cause)
     }
 
     /// Why the present run was ended, if it was.
     pub(crate) fn cause(&self) -> Option<Cause> {
-        self.lock().as_ref()?.ended.map(|(cause, _)| cause)
+        self.lock().armed.as_ref()?.ended.map(|(cause, _)| cause)
     }
 
     /// Ends the present run. The first cause counts.
     pub(crate) fn end(&self, cause: Cause) {
-        let mut armed = self.lock();
-        if let Some(armed) = armed.as_mut()
-            && armed.ended.is_none()
-        {
+        if let Some(armed) = self.lock().armed.as_mut() {
+            self.end_now(armed, cause);
+        }
+    }
+
+    /// Ends the run that the caller holds the lock of, so that it is this run and no later one.
+    fn end_now(&self, armed: &mut Armed, cause: Cause) {
+        if armed.ended.is_none() {
             let now = Instant::now();
             armed.ended = Some((cause, now));
             armed.handle.terminate_execution();
@@ -177,10 +190,12 @@ impl Watched {
         }
     }
 
-    /// Ends `run` if it is still this tenant's.
+    /// Ends `run`, now or when it comes.
     pub(crate) fn cancel(&self, run: RunId) {
-        if self.lock().as_ref().is_some_and(|armed| armed.run == run) {
-            self.end(Cause::Canceled);
+        let mut state = self.lock();
+        state.canceled = Some(run);
+        if let Some(armed) = state.armed.as_mut().filter(|armed| armed.run == run) {
+            self.end_now(armed, Cause::Canceled);
         }
     }
 
@@ -192,43 +207,47 @@ impl Watched {
 
     /// Sleeps outside V8 until `due`, or until the run is ended; says why in that case.
     pub(crate) fn sleep_until(&self, due: Instant) -> Option<Cause> {
-        let mut armed = self.lock();
+        let mut state = self.lock();
         loop {
-            let cause = armed.as_ref()?.ended.map(|(cause, _)| cause);
+            let cause = state.armed.as_ref()?.ended.map(|(cause, _)| cause);
             let now = Instant::now();
             if cause.is_some() || now >= due {
                 return cause;
             }
-            let waited = self.ended.wait_timeout(armed, due - now);
-            armed = waited.unwrap_or_else(PoisonError::into_inner).0;
+            let waited = self.ended.wait_timeout(state, due - now);
+            state = waited.unwrap_or_else(PoisonError::into_inner).0;
         }
     }
 
     /// Looks at the clocks. Returns a run that does not obey, and when to look again.
     pub(crate) fn check(&self, now: Instant) -> (Option<(RunId, Cause)>, Option<Instant>) {
-        let mut guard = self.lock();
-        let Some(armed) = guard.as_mut() else { return (None, None) };
-        if armed.ended.is_none() {
-            let cpu_left = armed.cpu_deadline.saturating_sub(self.clock.now());
+        let mut state = self.lock();
+        let Some(armed) = state.armed.as_mut() else { return (None, None) };
+        let cpu_used = self.clock.now();
+        let Some((cause, since)) = armed.ended else {
+            let cpu_left = armed.cpu_deadline.saturating_sub(cpu_used);
             let wall_left = armed.wall_deadline.saturating_duration_since(now);
             let cause = match (cpu_left.is_zero(), wall_left.is_zero()) {
                 (true, _) => Cause::Cpu,
                 (_, true) => Cause::Wall,
                 (false, false) => return (None, Some(now + cpu_left.min(wall_left))),
             };
-            drop(guard);
-            self.end(cause);
+            self.end_now(armed, cause);
             return (None, Some(now + GRACE));
-        }
-        let Some((cause, since)) = armed.ended else { return (None, None) };
-        let patience = since + if cause == Cause::Memory { MEMORY_GRACE } else { GRACE };
+        };
+        // A full heap takes longer to leave, but not longer than the run's other limits allow.
+        let patience = match cause {
+            Cause::Memory => (since + MEMORY_GRACE).min(armed.wall_deadline.max(since) + GRACE),
+            Cause::Cpu | Cause::Wall | Cause::Canceled => since + GRACE,
+        };
+        let over = now >= patience || (cause == Cause::Memory && cpu_used >= armed.cpu_deadline + GRACE);
         if armed.reported {
             (None, None)
-        } else if now >= patience {
+        } else if over {
             armed.reported = true;
             (Some((armed.run, cause)), None)
         } else {
-            (None, Some(patience))
+            (None, Some(patience.min(now + GRACE)))
         }
     }
 }

@@ -131,8 +131,9 @@ impl Plan {
             data_bytes,
             // 0, 1, 2, control, alarm; per tenant its channel; some in reserve.
             descriptors: 16 + tenants,
-            // The main thread and a thread a tenant; a thread that has just ended still counts for a moment.
-            threads: 4 + 2 * tenants,
+            // The main thread and a thread a tenant; a thread that has just ended still counts for a moment. Without a user
+            // namespace everything that the same user runs counts too, and a bound would be on somebody else.
+            threads: if layers.has(Layer::Namespaces) { 4 + 2 * tenants } else { 1 << 16 },
         }
     }
 }

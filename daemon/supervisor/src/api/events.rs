@@ -14,7 +14,7 @@ use tokio::sync::broadcast::error::RecvError;
 use super::peer::Peer;
 use super::problem::Problem;
 use crate::daemon::Daemon;
-use crate::events::Event;
+use crate::events::{Event, What};
 
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -35,8 +35,7 @@ pub(crate) async fn list(
     let body = if wanted.follow == 0 {
         Body::from(past)
     } else {
-        let begin = (Some(Bytes::from(past)), next, daemon);
-        Body::new(StreamBody::new(futures_stream(begin)))
+        Body::new(StreamBody::new(stream(Some((Some(Bytes::from(past)), next)))))
     };
     Ok(([(header::CONTENT_TYPE, "application/x-ndjson")], body).into_response())
 }
@@ -47,20 +46,21 @@ fn line(event: &Event) -> Vec<u8> {
     line
 }
 
-type Follower = (Option<Bytes>, tokio::sync::broadcast::Receiver<Event>, Arc<Daemon>);
+type Follower = Option<(Option<Bytes>, tokio::sync::broadcast::Receiver<Event>)>;
 
 /// The past as one piece, then an event a piece, until the daemon ends. A follower that is too slow is told how many
 /// events it missed.
-fn futures_stream(begin: Follower) -> impl futures_util::Stream<Item = Result<Frame<Bytes>, std::convert::Infallible>> {
-    futures_util::stream::unfold(begin, |(past, mut next, daemon)| async move {
-        let piece = match past {
-            Some(past) if !past.is_empty() => past,
+fn stream(begin: Follower) -> impl futures_util::Stream<Item = Result<Frame<Bytes>, std::convert::Infallible>> {
+    futures_util::stream::unfold(begin, |follower| async move {
+        let (past, mut next) = follower?;
+        let (piece, last) = match past {
+            Some(past) if !past.is_empty() => (past, false),
             _ => match next.recv().await {
-                Ok(event) => line(&event).into(),
-                Err(RecvError::Lagged(missed)) => format!("{{\"event\":\"missed\",\"count\":{missed}}}\n").into(),
+                Ok(event) => (line(&event).into(), matches!(event.what, What::Draining)),
+                Err(RecvError::Lagged(missed)) => (format!("{{\"event\":\"missed\",\"count\":{missed}}}\n").into(), false),
                 Err(RecvError::Closed) => return None,
             },
         };
-        Some((Ok(Frame::data(piece)), (None, next, daemon)))
+        Some((Ok(Frame::data(piece)), (!last).then_some((None, next))))
     })
 }

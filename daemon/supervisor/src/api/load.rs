@@ -11,8 +11,11 @@ use base64::Engine;
 use enisle_wire::tenant::{Code, LogLine, Module, ModuleKind, Run, RunId, ScriptError, ToTenant};
 use enisle_wire::{MAX_ARGS_BYTES, MAX_ENV_BYTES, MAX_MODULES, MAX_NAME_BYTES, MAX_TO_TENANT_BYTES, Outcome, encode};
 use http_body_util::{BodyExt, LengthLimitError, Limited};
-use serde::{Deserialize, Serialize};
+use serde::de::value::MapAccessDeserializer;
+use serde::de::{MapAccess, Visitor};
+use serde::{Deserialize, Deserializer, Serialize};
 use serde_json::value::RawValue;
+use tokio::sync::OwnedSemaphorePermit;
 
 use super::peer::Peer;
 use super::problem::Problem;
@@ -44,18 +47,46 @@ pub(crate) struct LoadRequest {
     global_outbound: Option<serde_json::Value>,
 }
 
-#[derive(Debug, Deserialize)]
-#[serde(untagged, expecting = "a module is a string, or an object with exactly one of js, json, text, data")]
+#[derive(Debug)]
 enum ModuleSpec {
     ByName(String),
     Kind(ModuleByKind),
+}
+
+/// By hand, because serde's untagged enums copy everything that they look at, and cannot keep JSON as it was written.
+impl<'de> Deserialize<'de> for ModuleSpec {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Spec;
+
+        impl<'de> Visitor<'de> for Spec {
+            type Value = ModuleSpec;
+
+            fn expecting(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+                f.write_str("a module: a string, or an object with exactly one of js, json, text, data")
+            }
+
+            fn visit_str<E>(self, source: &str) -> Result<ModuleSpec, E> {
+                Ok(ModuleSpec::ByName(source.to_owned()))
+            }
+
+            fn visit_string<E>(self, source: String) -> Result<ModuleSpec, E> {
+                Ok(ModuleSpec::ByName(source))
+            }
+
+            fn visit_map<A: MapAccess<'de>>(self, map: A) -> Result<ModuleSpec, A::Error> {
+                ModuleByKind::deserialize(MapAccessDeserializer::new(map)).map(ModuleSpec::Kind)
+            }
+        }
+
+        deserializer.deserialize_any(Spec)
+    }
 }
 
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields, rename_all = "camelCase")]
 struct ModuleByKind {
     js: Option<String>,
-    json: Option<Box<serde_json::Value>>,
+    json: Option<Box<RawValue>>,
     text: Option<String>,
     /// Base64.
     data: Option<String>,
@@ -86,6 +117,9 @@ pub(crate) async fn load(
     let name: TenantName = name.parse()?;
     peer.act_for(&name, &daemon)?;
     let tenant = daemon.tenant(&name).ok_or_else(too_many)?;
+    // Both are held until the run has ended: a body lives on as the frame that is sent, and perhaps sent again.
+    let in_flight = daemon.begin(&tenant)?;
+    let _memory = reserve(hyper::body::Body::size_hint(&body).upper(), &daemon).await?;
     let RawBody(bytes) = read_body(body, MAX_BODY_BYTES, &daemon.config.api).await?;
     let (id, policy) = (daemon.next_run_id(), tenant.policy());
     let job = if bytes.len() <= PARSE_INLINE_BYTES {
@@ -94,8 +128,22 @@ pub(crate) async fn load(
         let parsed = tokio::task::spawn_blocking(move || parse(&bytes, id, &policy)).await;
         parsed.map_err(|_| Problem::internal("parsing was interrupted"))??
     };
-    let report = daemon.run(&tenant, job).await?;
+    let report = daemon.run(&in_flight, job).await?;
     Ok(Json(answer(report)))
+}
+
+/// Room for a body and for the run that is made of it. Small ones are not counted: the number of connections bounds them.
+async fn reserve(announced: Option<u64>, daemon: &Daemon) -> Result<Option<OwnedSemaphorePermit>, Problem> {
+    let announced = announced.unwrap_or(u64::MAX).min(MAX_BODY_BYTES as u64);
+    if announced <= PARSE_INLINE_BYTES as u64 {
+        return Ok(None);
+    }
+    let mb = u32::try_from(announced.div_ceil(1 << 20)).unwrap_or(u32::MAX).saturating_mul(2);
+    let waited = tokio::time::timeout(Duration::from_secs(daemon.config.api.read_secs), Arc::clone(&daemon.body_mb).acquire_many_owned(mb));
+    match waited.await {
+        Ok(Ok(permit)) => Ok(Some(permit)),
+        _ => Err(Problem::unavailable("too many large requests at one time (api.body_mb)")),
+    }
 }
 
 /// From bytes to a job that can be sent, or to what is wrong with them.
@@ -185,7 +233,7 @@ fn module(name_given: String, spec: ModuleSpec) -> Result<Module, Problem> {
             (ModuleKind::Js, source.into_bytes())
         }
         ModuleSpec::Kind(ModuleByKind { js: None, json: Some(value), text: None, data: None }) => {
-            (ModuleKind::Json, value.to_string().into_bytes())
+            (ModuleKind::Json, value.get().as_bytes().to_vec())
         }
         ModuleSpec::Kind(ModuleByKind { js: None, json: None, text: Some(text), data: None }) => {
             (ModuleKind::Text, text.into_bytes())
@@ -300,7 +348,7 @@ mod tests {
             (r#"{"mainModule": "a.js", "modules": {"b.js": ""}}"#, "no such name"),
             (r#"{"mainModule": "a.json", "modules": {"a.json": "1"}}"#, "not JavaScript"),
             (r#"{"mainModule": "a.js", "modules": {"a.js": {"js": "", "text": ""}}}"#, "exactly one"),
-            (r#"{"mainModule": "a.js", "modules": {"a.js": 3}}"#, "a module is a string"),
+            (r#"{"mainModule": "a.js", "modules": {"a.js": 3}}"#, "a module: a string"),
             (r#"{"mainModule": "a.ts", "modules": {"a.ts": ""}}"#, "TypeScript"),
             (r#"{"mainModule": "a\u0000.js", "modules": {"a\u0000.js": ""}}"#, "control characters"),
             (r#"{"mainModule": "a.js", "modules": {"a.js": "", "b": {"data": "?"}}}"#, "base64"),

@@ -42,7 +42,10 @@ pub(crate) async fn put(
     let policy: Policy = serde_json::from_slice(&bytes).map_err(|error| Problem::bad_request(error.to_string()))?;
     policy.check(daemon.config.workers.max_memory_mb).map_err(|error| Problem::bad_request(error.to_string()))?;
     let tenant = daemon.tenant(&name).ok_or_else(too_many)?;
-    daemon.set_policy(&tenant, policy, peer.uid)?;
+    let (keeper, whose) = (Arc::clone(&daemon), Arc::clone(&tenant));
+    // Writing it waits for the disk.
+    let kept = tokio::task::spawn_blocking(move || keeper.set_policy(&whose, policy, peer.uid)).await;
+    kept.map_err(|_| Problem::internal("writing the policy was interrupted"))??;
     Ok(Json(show_tenant(&tenant)))
 }
 

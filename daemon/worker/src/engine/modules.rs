@@ -1,6 +1,7 @@
 //! A script's modules: compiled, linked and imported by exact name, from what came with the run and nothing else.
 
 use std::collections::HashMap;
+use std::num::NonZeroI32;
 
 use enisle_wire::tenant::{Code, Module, ModuleKind};
 
@@ -18,6 +19,8 @@ pub(super) const SHORT_NAME: &str = "main.js";
 pub(super) struct Modules {
     sources: HashMap<String, Module>,
     compiled: HashMap<String, v8::Global<v8::Module>>,
+    /// The names of compiled modules by V8's hash of them, which is not unique.
+    names: HashMap<NonZeroI32, Vec<(v8::Global<v8::Module>, String)>>,
 }
 
 impl Modules {
@@ -31,22 +34,28 @@ impl Modules {
             }
         };
         let sources = modules.into_iter().map(|module| (module.name.clone(), module)).collect();
-        (Self { sources, compiled: HashMap::new() }, main)
+        (Self { sources, compiled: HashMap::new(), names: HashMap::new() }, main)
     }
 
     /// The name under which a module was compiled.
-    fn name_of(&self, module: &v8::Global<v8::Module>) -> Option<&str> {
-        self.compiled.iter().find(|(_, known)| *known == module).map(|(name, _)| name.as_str())
+    fn name_of(&self, hash: NonZeroI32, module: &v8::Global<v8::Module>) -> Option<&str> {
+        self.names.get(&hash)?.iter().find(|(known, _)| known == module).map(|(_, name)| name.as_str())
     }
 
     /// Replaces the short form's source, which turned out to be an expression, by a module that exports it.
-    pub(super) fn wrap_expression(&mut self) {
-        self.compiled.remove(SHORT_NAME);
+    /// Returns what was compiled before.
+    pub(super) fn wrap_expression(&mut self) -> Option<v8::Global<v8::Module>> {
         if let Some(module) = self.sources.get_mut(SHORT_NAME) {
             let text = String::from_utf8_lossy(&module.body).into_owned();
             let expression = text.trim_end().trim_end_matches(';');
             module.body = format!("export default (\n{expression}\n)").into_bytes();
         }
+        self.compiled.remove(SHORT_NAME)
+    }
+
+    /// It was no expression after all.
+    pub(super) fn unwrap_expression(&mut self, statement: v8::Global<v8::Module>) {
+        self.compiled.insert(SHORT_NAME.to_owned(), statement);
     }
 }
 
@@ -93,7 +102,9 @@ pub(super) fn compile<'s>(
         }
     };
     let global = v8::Global::new(scope, module);
-    scope.get_slot_mut::<RunState>()?.modules.compiled.insert(name.to_owned(), global);
+    let modules = &mut scope.get_slot_mut::<RunState>()?.modules;
+    modules.names.entry(module.get_identity_hash()).or_default().push((global.clone(), name.to_owned()));
+    modules.compiled.insert(name.to_owned(), global);
     Some(module)
 }
 
@@ -160,8 +171,14 @@ pub(super) fn resolve<'s>(
     v8::callback_scope!(unsafe scope, context);
     let specifier = specifier.to_rust_string_lossy(scope);
     let attribute = type_attribute(scope, attributes, 3);
+    let hash = referrer.get_identity_hash();
     let referrer = v8::Global::new(scope, referrer);
-    let importer = scope.get_slot::<RunState>()?.modules.name_of(&referrer).unwrap_or("a module").to_owned();
+    let state = scope.get_slot::<RunState>()?;
+    // Linking runs no code of the script's, so V8 does not notice there that the run was ended.
+    if state.watched.cause().is_some() {
+        return throw(scope, v8::Exception::error, "the run was ended");
+    }
+    let importer = state.modules.name_of(hash, &referrer).unwrap_or("a module").to_owned();
     lookup(scope, &importer, &specifier, attribute)
 }
 
@@ -212,9 +229,9 @@ fn return_data<'s>(_: &mut v8::PinScope<'s, '_>, args: v8::FunctionCallbackArgum
 /// Gives a JSON, text or data module its one export.
 fn evaluate_data<'s>(context: v8::Local<'s, v8::Context>, module: v8::Local<'s, v8::Module>) -> Option<v8::Local<'s, v8::Value>> {
     v8::callback_scope!(unsafe scope, context);
-    let global = v8::Global::new(scope, module);
+    let (hash, global) = (module.get_identity_hash(), v8::Global::new(scope, module));
     let state = scope.get_slot::<RunState>()?;
-    let name = state.modules.name_of(&global)?.to_owned();
+    let name = state.modules.name_of(hash, &global)?.to_owned();
     let source = state.modules.sources.get(&name)?;
     let value: v8::Local<'_, v8::Value> = match source.kind {
         ModuleKind::Data => {

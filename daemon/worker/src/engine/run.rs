@@ -16,11 +16,11 @@ use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
 use enisle_wire::control::{GAVE_UP_EXIT, OUT_OF_MEMORY_EXIT};
-use enisle_wire::tenant::{Done, FromTenant, Level, Limits, LogLine, Run, RunId, ScriptError, Usage};
+use enisle_wire::tenant::{Code, Done, FromTenant, Level, Limits, LogLine, Run, RunId, ScriptError, Usage};
 use enisle_wire::{MAX_FROM_TENANT_BYTES, Outcome, encode, write_frame};
 
 use super::isolate::Resting;
-use super::modules::{self, Modules, SHORT_NAME};
+use super::modules::{self, Modules};
 use super::natives::Timers;
 use super::snapshot::RUNTIME_NAME;
 use super::{bounded_text, cage, exit_now, quota};
@@ -37,6 +37,7 @@ pub(super) struct RunState {
     pub(super) modules: Modules,
     pub(super) rejections: Vec<(v8::Global<v8::Promise>, Option<v8::Global<v8::Value>>)>,
     pub(super) worker_entrypoint: v8::Global<v8::Value>,
+    pub(super) watched: Arc<Watched>,
 }
 
 /// The console of one run: lines up to its limits, sent on in batches.
@@ -98,9 +99,18 @@ impl Log {
     }
 }
 
+#[derive(Debug)]
+struct LastWords {
+    channel: RawFd,
+    /// The frame when the run is over its own heap limit, and when it may not be.
+    certain: Vec<u8>,
+    uncertain: Vec<u8>,
+    over_its_limit: bool,
+}
+
 thread_local! {
-    /// What this thread says if V8 runs out of memory: prepared, because saying it must not allocate.
-    static LAST_WORDS: RefCell<Option<(RawFd, Vec<u8>)>> = const { RefCell::new(None) };
+    /// What this thread says if V8 cannot go on: prepared, because saying it must not allocate.
+    static LAST_WORDS: RefCell<Option<LastWords>> = const { RefCell::new(None) };
 }
 
 /// V8 cannot go on: tell whose run it was, and end the process.
@@ -118,26 +128,42 @@ pub(super) extern "C" fn gave_up(_signal: std::ffi::c_int) {
 fn say_last_words() {
     LAST_WORDS.with(|words| {
         if let Ok(words) = words.try_borrow()
-            && let Some((channel, frame)) = words.as_ref()
+            && let Some(words) = words.as_ref()
         {
             // SAFETY: the descriptor is open as long as its tenant's thread, which is this one.
-            let channel = unsafe { std::os::fd::BorrowedFd::borrow_raw(*channel) };
-            let _ = nix::unistd::write(channel, frame);
+            let channel = unsafe { std::os::fd::BorrowedFd::borrow_raw(words.channel) };
+            let _ = nix::unistd::write(channel, if words.over_its_limit { &words.certain } else { &words.uncertain });
         }
     });
 }
 
 /// V8 is near a heap limit. Ends the run, and gives V8 the room that it needs to get there: the next allocation may be
 /// one of the largest that there are, and refusing it would end the process with everybody in it.
-unsafe extern "C" fn near_heap_limit(data: *mut std::ffi::c_void, current: usize, _initial: usize) -> usize {
+unsafe extern "C" fn near_heap_limit(data: *mut std::ffi::c_void, current: usize, initial: usize) -> usize {
+    // SAFETY: `data` is the `HeapWatch` that `execute` keeps alive until it has taken this callback away.
+    let watch = unsafe { &*data.cast::<HeapWatch<'_>>() };
+    // SAFETY: V8 calls this on the isolate's own thread; what comes out is not dropped as an owner.
+    let mut isolate = unsafe { v8::Isolate::from_raw_isolate_ptr(watch.isolate) };
     // A refused array buffer makes V8 ask here too, when it has collected garbage in vain; that is no full heap.
-    if quota::take_refused() {
+    if quota::take_refused() && isolate.get_heap_statistics().used_heap_size() < initial / 2 {
         return current;
     }
-    // SAFETY: `data` is the `Watched` that `execute` keeps alive until it has taken this callback away.
-    let watched = unsafe { &*data.cast::<Watched>() };
-    watched.end(Cause::Memory);
-    current.saturating_add(LARGEST_ALLOCATION)
+    watch.watched.end(Cause::Memory);
+    LAST_WORDS.with(|words| {
+        if let Ok(mut words) = words.try_borrow_mut()
+            && let Some(words) = words.as_mut()
+        {
+            words.over_its_limit = true;
+        }
+    });
+    // Once: a run that fills that as well is not on its way out.
+    initial.saturating_add(LARGEST_ALLOCATION)
+}
+
+/// What the callback at the heap limit needs to know.
+struct HeapWatch<'a> {
+    watched: &'a Watched,
+    isolate: v8::UnsafeRawIsolatePtr,
 }
 
 /// Somewhat over the largest single object of V8's heap: a two-byte string of full length, or a large array of doubles.
@@ -153,13 +179,14 @@ enum Ended {
 }
 
 /// Executes one run in a warm isolate. `arrived` is when its frame had been read.
-pub(crate) fn execute(resting: &mut Resting, run: Run, watched: &Watched, channel: &Arc<UnixStream>, arrived: Instant) -> Done {
+pub(crate) fn execute(resting: &mut Resting, run: Run, watched: &Arc<Watched>, channel: &Arc<UnixStream>, arrived: Instant) -> Done {
     let (id, limits) = (run.id, run.limits);
     let cpu_before = watched.clock().now();
     remember_last_words(channel, id);
     quota::set_limit((limits.memory_mb as usize) << 20);
 
     let entry = (run.entrypoint, run.method, run.args, run.env, run.props);
+    let short = matches!(run.code, Code::Short(_));
     let (modules, main) = Modules::new(run.code);
     let state = RunState {
         log: Log::new(Arc::clone(channel), arrived, &limits),
@@ -167,6 +194,7 @@ pub(crate) fn execute(resting: &mut Resting, run: Run, watched: &Watched, channe
         modules,
         rejections: Vec::new(),
         worker_entrypoint: resting.runtime.worker_entrypoint.clone(),
+        watched: Arc::clone(watched),
     };
     let context = resting.context.clone();
     let invoke = resting.runtime.invoke.clone();
@@ -176,15 +204,16 @@ pub(crate) fn execute(resting: &mut Resting, run: Run, watched: &Watched, channe
     let mut startup = Duration::ZERO;
     let (ended, heap, log) = resting.entered(|isolate| {
         isolate.set_slot(state);
-        let data = std::ptr::from_ref(watched).cast_mut().cast();
-        isolate.add_near_heap_limit_callback(near_heap_limit, data);
+        // SAFETY: the pointer is used only while the isolate lives, by the callback below.
+        let watch = HeapWatch { watched, isolate: unsafe { isolate.as_raw_isolate_ptr() } };
+        isolate.add_near_heap_limit_callback(near_heap_limit, std::ptr::from_ref(&watch).cast_mut().cast());
         watched.arm(id, &limits, isolate.thread_safe_handle());
         let ended = {
             v8::scope!(let scope, isolate);
             let context = v8::Local::new(scope, &context);
             context.set_allow_generation_from_strings(run.allow_eval);
             let scope = &mut v8::ContextScope::new(scope, context);
-            let mut script = Script { watched, fire_timer, describe, invoke };
+            let mut script = Script { watched, short, fire_timer, describe, invoke };
             script.run(scope, &main, &entry, limits.output_bytes as usize, || startup = arrived.elapsed())
         };
         let statistics = isolate.get_heap_statistics();
@@ -242,8 +271,9 @@ fn conclude(ended: Ended, cause: Option<Cause>, limits: &Limits) -> (Outcome, Op
 }
 
 fn remember_last_words(channel: &UnixStream, id: RunId) {
-    let frame = encode(&FromTenant::Aborting { id }, MAX_FROM_TENANT_BYTES).unwrap_or_default();
-    LAST_WORDS.set(Some((channel.as_raw_fd(), frame)));
+    let frame = |certain| encode(&FromTenant::Aborting { id, certain }, MAX_FROM_TENANT_BYTES).unwrap_or_default();
+    let (certain, uncertain) = (frame(true), frame(false));
+    LAST_WORDS.set(Some(LastWords { channel: channel.as_raw_fd(), certain, uncertain, over_its_limit: false }));
 }
 
 /// Entry point, method, args, env, props.
@@ -252,6 +282,8 @@ type Entry = (String, Option<String>, String, String, String);
 /// A script inside its isolate.
 struct Script<'a> {
     watched: &'a Watched,
+    /// The code came as one file, which may be an expression.
+    short: bool,
     fire_timer: v8::Global<v8::Function>,
     describe: v8::Global<v8::Function>,
     invoke: v8::Global<v8::Function>,
@@ -288,48 +320,57 @@ impl Script<'_> {
         Ended::Result(bounded_text(scope, json, output_cap).0)
     }
 
-    /// The main module, evaluated; what it exports.
+    /// The main module, evaluated once; what it exports.
     fn exports<'s>(&mut self, scope: &mut v8::PinScope<'s, '_>, main: &str) -> Result<v8::Local<'s, v8::Value>, Ended> {
-        let exports = self.evaluate(scope, main, 0)?;
-        if main != SHORT_NAME || !is_empty_namespace(scope, exports) {
-            return Ok(exports);
+        let mut module = self.linked(scope, main, 0)?;
+        if self.short && exports_nothing(scope, module) {
+            // The short form may be an expression. As one it exports itself; if it is none it stays what it was.
+            let Some(state) = scope.get_slot_mut::<RunState>() else { return Err(Ended::Terminated) };
+            let statement = state.modules.wrap_expression();
+            match self.linked(scope, main, -1) {
+                Ok(expression) => module = expression,
+                Err(Ended::Terminated) => return Err(Ended::Terminated),
+                Err(_) => {
+                    if let (Some(statement), Some(state)) = (statement, scope.get_slot_mut::<RunState>()) {
+                        state.modules.unwrap_expression(statement);
+                    }
+                }
+            }
         }
-        // The short form may be an expression: it has run as a module that exports nothing. Now as one that exports it.
-        let Some(state) = scope.get_slot_mut::<RunState>() else { return Err(Ended::Terminated) };
-        state.modules.wrap_expression();
-        self.evaluate(scope, main, -1)
+        let promise = {
+            v8::tc_scope!(let caught, scope);
+            match module.evaluate(caught).and_then(|value| value.try_cast::<v8::Promise>().ok()) {
+                Some(promise) => promise,
+                None => {
+                    let exception = caught.exception();
+                    caught.reset();
+                    return Err(self.failed(caught, exception, None));
+                }
+            }
+        };
+        self.settled(scope, promise)?;
+        Ok(module.get_module_namespace())
     }
 
-    fn evaluate<'s>(
+    /// A module compiled and linked to what it imports, not yet evaluated.
+    fn linked<'s>(
         &mut self,
         scope: &mut v8::PinScope<'s, '_>,
         name: &str,
         line_offset: i32,
-    ) -> Result<v8::Local<'s, v8::Value>, Ended> {
-        let module;
-        let evaluated = {
-            v8::tc_scope!(let caught, scope);
-            let attempt = (|| {
-                let module = modules::compile(caught, name, line_offset)?;
-                module.instantiate_module(caught, modules::resolve)?;
-                Some((module, module.evaluate(caught)?))
-            })();
-            match attempt {
-                Some((found, value)) => {
-                    module = found;
-                    value.try_cast::<v8::Promise>().ok()
-                }
-                None => {
-                    let position = caught.message().map(|message| position(caught, message));
-                    let exception = caught.exception();
-                    caught.reset();
-                    return Err(self.failed(caught, exception, position));
-                }
+    ) -> Result<v8::Local<'s, v8::Module>, Ended> {
+        v8::tc_scope!(let caught, scope);
+        let linked = modules::compile(caught, name, line_offset)
+            .and_then(|module| module.instantiate_module(caught, modules::resolve).map(|_| module));
+        match linked {
+            Some(module) => Ok(module),
+            None => {
+                let position = caught.message().map(|message| position(caught, message));
+                let exception = caught.exception();
+                caught.reset();
+                Err(self.failed(caught, exception, position))
             }
-        };
-        let Some(promise) = evaluated else { return Err(Ended::Terminated) };
-        self.settled(scope, promise)?;
-        Ok(module.get_module_namespace())
+        }
     }
 
     fn call_entry<'s>(
@@ -466,12 +507,14 @@ impl Script<'_> {
     }
 }
 
-fn is_empty_namespace(scope: &mut v8::PinScope<'_, '_>, namespace: v8::Local<'_, v8::Value>) -> bool {
-    namespace
-        .try_cast::<v8::Object>()
-        .ok()
-        .and_then(|namespace| namespace.get_own_property_names(scope, v8::GetPropertyNamesArgs::default()))
-        .is_some_and(|names| names.length() == 0)
+/// Whether a linked module exports nothing. Names only: before evaluation there are no values to ask for.
+fn exports_nothing(scope: &mut v8::PinScope<'_, '_>, module: v8::Local<'_, v8::Module>) -> bool {
+    let names = v8::GetPropertyNamesArgs {
+        property_filter: v8::PropertyFilter::SKIP_SYMBOLS,
+        ..v8::GetPropertyNamesArgs::default()
+    };
+    let namespace = module.get_module_namespace().try_cast::<v8::Object>().ok();
+    namespace.and_then(|namespace| namespace.get_own_property_names(scope, names)).is_some_and(|names| names.length() == 0)
 }
 
 /// `file:line:column` of a compile error.

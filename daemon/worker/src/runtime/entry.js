@@ -132,8 +132,8 @@ function plainObject(value, depth) {
   if (isSet(value)) throw new ResultError("a Set (use Array.from)");
   if (isBuffer(value) || isView(value)) throw new ResultError("binary data (encode it, for example with btoa)");
   if (isError(value)) {
-    const [name, message] = describe(value);
-    return { __proto__: null, name, message };
+    const described = describe(value);
+    return { __proto__: null, name: described[0], message: described[1] };
   }
   if (tagOf(value) === "[object Promise]") throw new ResultError("a promise (await it)");
   const copy = createObject(null);

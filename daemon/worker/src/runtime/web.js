@@ -45,7 +45,9 @@ function clone(value, seen) {
     return remember(new viewConstructors[name](buffer, viewOffset(value), viewLength(value)));
   }
   if (isError(value)) {
-    const [name, message, stack] = [value.name, value.message, value.stack];
+    const name = value.name;
+    const message = value.message;
+    const stack = value.stack;
     const copy = remember(construct(errorConstructors[name] ?? Error, [typeof message === "string" ? message : ""]));
     if (typeof stack === "string") define(copy, "stack", stack);
     if (hasOwn(value, "cause")) define(copy, "cause", clone(value.cause, seen));

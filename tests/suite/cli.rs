@@ -1,0 +1,90 @@
+//! The command line as a user types it.
+
+use std::fs;
+use std::process::{Command, Output, Stdio};
+
+use enisle_tests::{Daemon, SHARING, programs};
+use serde_json::Value;
+
+fn enisle(daemon: &Daemon, arguments: &[&str], input: &str) -> Output {
+    let mut child = Command::new(programs().join("enisle"))
+        .args(arguments)
+        .env("ENISLE_SOCKET", daemon.socket())
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .expect("enisle runs");
+    std::io::Write::write_all(&mut child.stdin.take().expect("a pipe"), input.as_bytes()).expect("it reads");
+    child.wait_with_output().expect("it ends")
+}
+
+fn text(bytes: &[u8]) -> String {
+    String::from_utf8_lossy(bytes).into_owned()
+}
+
+#[test]
+fn a_file_runs_with_its_console_and_its_result() {
+    let daemon = Daemon::start(SHARING);
+    let file = daemon.folder.path().join("hello.js");
+    fs::write(&file, "export default { run(name, env) { console.log('hello', name); return { n: env.n + 1 } } }").expect("a script");
+    let file = file.to_str().expect("a path");
+    let out = enisle(&daemon, &["run", file, "--arg", "\"you\"", "--env", "n=1"], "");
+    assert_eq!((out.status.code(), text(&out.stderr).trim()), (Some(0), "hello you"));
+    assert_eq!(serde_json::from_slice::<Value>(&out.stdout).expect("JSON"), serde_json::json!({ "n": 2 }));
+    let json: Value = serde_json::from_slice(&enisle(&daemon, &["run", file, "--json"], "").stdout).expect("JSON");
+    assert_eq!(json["logs"][0]["text"], "hello undefined");
+}
+
+#[test]
+fn what_happened_decides_the_exit_code() {
+    let daemon = Daemon::start(SHARING);
+    for (request, code) in [
+        (r#"{"code": "() => 1"}"#, 0),
+        (r#"{"code": "() => { throw 1 }"}"#, 1),
+        (r#"{"cod": "() => 1"}"#, 2),
+        (r#"{"code": "() => { for (;;); }", "limits": {"cpuMs": 20}}"#, 4),
+    ] {
+        assert_eq!(enisle(&daemon, &["load", "-"], request).status.code(), Some(code), "{request}");
+    }
+    assert_eq!(enisle(&daemon, &["run"], "").status.code(), Some(2));
+    assert_eq!(enisle(&daemon, &["run", "/no/such/file.js"], "").status.code(), Some(2));
+    let nowhere = enisle(&daemon, &["--socket", "/no/such/socket", "ps"], "");
+    assert!(nowhere.status.code() == Some(3) && text(&nowhere.stderr).contains("start one with `enisled`"));
+}
+
+#[test]
+fn a_script_cannot_drive_the_terminal() {
+    let daemon = Daemon::start(SHARING);
+    let out = enisle(&daemon, &["load", "-"], r#"{"code": "() => { console.log('\u001b[2J'); return '\u001b]0;x\u0007' }"}"#);
+    assert!(!out.stdout.contains(&0x1b) && !out.stderr.contains(&0x1b), "{out:?}");
+}
+
+#[test]
+fn the_state_of_the_daemon_can_be_looked_at() {
+    let daemon = Daemon::start(SHARING);
+    daemon.run("acme", "() => 1");
+    assert!(text(&enisle(&daemon, &["ps"], "").stdout).contains("acme"));
+    assert!(text(&enisle(&daemon, &["inspect", "acme"], "").stdout).contains("\"runs\": 1"));
+    assert!(text(&enisle(&daemon, &["events"], "").stdout).contains("admitted"));
+    let doctor: Value = serde_json::from_slice(&enisle(&daemon, &["doctor", "--json"], "").stdout).expect("JSON");
+    assert_eq!(doctor["layers"].as_array().map(Vec::len), Some(enisle_hardening::Layer::ALL.len()));
+    assert!(text(&enisle(&daemon, &["completions", "bash"], "").stdout).contains("complete"));
+}
+
+#[test]
+fn standalone_needs_no_daemon_and_leaves_none() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let file = folder.path().join("s.js");
+    fs::write(&file, "() => 6 * 7").expect("a script");
+    let out = Command::new(programs().join("enisle"))
+        .args(["run", "--standalone"])
+        .arg(&file)
+        .env("TMPDIR", folder.path())
+        .env_remove("ENISLE_SOCKET")
+        .output()
+        .expect("enisle runs");
+    assert_eq!((out.status.code(), text(&out.stdout).trim()), (Some(0), "42"), "{}", text(&out.stderr));
+    let left: Vec<_> = fs::read_dir(folder.path()).expect("a folder").map(|entry| entry.expect("an entry").file_name()).collect();
+    assert_eq!(left, ["s.js"]);
+}

@@ -1,0 +1,110 @@
+//! What the kernel says of a worker that runs, and what becomes of workers that are not what they should be.
+//!
+//! That each layer stops its attack, and that the attack succeeds without the layer, is in `hardening/tests/layers.rs`.
+
+use std::fs;
+
+use enisle_hardening::spawn::NAMESPACES;
+use enisle_hardening::{Layer, Posture};
+use enisle_tests::{Daemon, SHARING, has, programs};
+use serde_json::json;
+
+fn machine_has(layer: Layer) -> bool {
+    let name = match layer {
+        Layer::Namespaces => "userns",
+        Layer::Keys => "pku",
+        other => other.name(),
+    };
+    has(name, Posture::probe().layers().has(layer))
+}
+
+#[test]
+fn the_kernel_confirms_that_a_worker_is_confined() {
+    let daemon = Daemon::start(SHARING);
+    daemon.run("t", "() => 1");
+    let proc = format!("/proc/{}", daemon.worker_of("t"));
+    for thread in fs::read_dir(format!("{proc}/task")).expect("the worker is there") {
+        let status = fs::read_to_string(thread.expect("a thread").path().join("status")).expect("the worker is there");
+        for line in ["CapEff:\t0000000000000000", "CapBnd:\t0000000000000000", "NoNewPrivs:\t1", "Seccomp:\t2", "Seccomp_filters:\t2"] {
+            assert!(status.contains(line), "{line} is not in\n{status}");
+        }
+    }
+    if machine_has(Layer::Namespaces) {
+        let mounts = fs::read_to_string(format!("{proc}/mountinfo")).expect("the worker is there");
+        assert_eq!(mounts.lines().count(), 1, "{mounts}");
+        assert_eq!(fs::read_dir(format!("{proc}/root/")).expect("the root is there").count(), 0);
+        for (name, _) in NAMESPACES {
+            let theirs = fs::read_link(format!("{proc}/ns/{name}")).expect("the worker is there");
+            assert_ne!(theirs, fs::read_link(format!("/proc/self/ns/{name}")).expect("we are here"), "{name}");
+        }
+    }
+    assert!(fs::read(format!("{proc}/environ")).expect("the worker is there").is_empty());
+}
+
+#[test]
+fn a_layer_that_is_required_and_missing_keeps_the_daemon_from_starting() {
+    let missing = Posture::probe().findings.into_iter().find(|finding| !finding.on);
+    let Some(missing) = missing else {
+        eprintln!("skipped: this machine lacks no layer");
+        return;
+    };
+    let folder = tempfile::tempdir().expect("a folder");
+    fs::write(folder.path().join("enisled.toml"), format!("required = [\"{}\"]\n", missing.layer)).expect("a configuration");
+    let status = Daemon::command(folder.path(), &folder.path().join("s")).status().expect("enisled runs");
+    let said = fs::read_to_string(folder.path().join("log")).expect("a log");
+    assert!(!status.success() && said.contains(missing.layer.name()) && said.contains("requires"), "{said}");
+}
+
+/// A daemon whose workers are the rogue of that name; what the first load for it is answered with, and the daemon.
+fn with_rogue(name: &str) -> (Daemon, String) {
+    let folder = tempfile::Builder::new().prefix("enisle-rogue-").tempdir().expect("a folder");
+    let program = folder.path().join(name);
+    fs::copy(programs().join("rogue-worker"), &program).expect("the rogue is built");
+    let daemon = Daemon::start_in(folder, &format!("[workers]\nprogram = {:?}\n", program.display().to_string()));
+    let answer = daemon.load("t", &json!({ "code": "() => 1", "limits": { "wallMs": 100 } }));
+    (daemon, String::from_utf8_lossy(&answer.body).into_owned())
+}
+
+fn assert_rejected(name: &str, finding: &str) {
+    let (daemon, answer) = with_rogue(name);
+    assert!(answer.contains("not what it should be") && answer.contains(finding), "{name}: {answer}");
+    let events = daemon.events();
+    assert!(events.iter().any(|event| event["event"] == "workerRejected"), "{name}: {events:?}");
+    assert!(!events.iter().any(|event| event["event"] == "admitted"), "{name} was given a tenant: {events:?}");
+    assert_eq!(daemon.get("/v1/workers"), json!([]));
+}
+
+#[test]
+fn a_worker_that_left_out_a_step_never_gets_a_tenant() {
+    for (layer, finding) in [
+        (Layer::EmptyRoot, "mounts are not one empty"),
+        (Layer::Rlimits, "Max core file size"),
+        (Layer::Capabilities, "CapEff"),
+        (Layer::Seccomp, "seccomp mode 0"),
+        (Layer::Speculation, "Speculation"),
+    ] {
+        if machine_has(layer) {
+            assert_rejected(&format!("rogue-without-{layer}"), finding);
+        }
+    }
+}
+
+#[test]
+fn a_worker_that_keeps_a_descriptor_never_gets_a_tenant() {
+    assert_rejected("rogue-with-descriptor", "/etc/passwd");
+}
+
+#[test]
+fn a_worker_that_breaks_the_protocol_is_killed_and_told_of() {
+    for (name, word) in [
+        ("rogue-says-noise", "frame of"),
+        ("rogue-says-ready-twice", "Ready"),
+        ("rogue-says-another-tenant", "slot 7"),
+        ("rogue-says-too-much", "4294967295"),
+    ] {
+        let (daemon, answer) = with_rogue(name);
+        let events = format!("{:?}", daemon.events());
+        assert!(answer.contains(word) || (events.contains("protocolViolation") && events.contains(word)), "{name}: {answer} {events}");
+        assert_eq!(daemon.request("GET", "/_ping", b"").status, 200);
+    }
+}

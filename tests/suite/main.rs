@@ -1,0 +1,17 @@
+//! The integration tests: real processes, one socket each.
+//!
+//! | module | what it is about |
+//! |---|---|
+//! | [`scripts`] | what a script can be and do, and what comes back |
+//! | [`requests`] | bad input, rights, quotas, policies, events |
+//! | [`hostile`] | scripts that want too much: each ends with its outcome, and its neighbours go on |
+//! | [`lifecycle`] | death and recovery, drain, sockets |
+//! | [`confinement`] | what the kernel says of a worker, and workers that are not what they should be |
+//! | [`cli`] | the command line as a user types it |
+
+mod cli;
+mod confinement;
+mod hostile;
+mod lifecycle;
+mod requests;
+mod scripts;
