@@ -32,8 +32,8 @@ fn a_file_runs_with_its_console_and_its_result() {
     let out = enisle(&daemon, &["run", file, "--arg", "\"you\"", "--env", "n=1"], "");
     assert_eq!((out.status.code(), text(&out.stderr).trim()), (Some(0), "hello you"));
     assert_eq!(serde_json::from_slice::<Value>(&out.stdout).expect("JSON"), serde_json::json!({ "n": 2 }));
-    let json: Value = serde_json::from_slice(&enisle(&daemon, &["run", file, "--json"], "").stdout).expect("JSON");
-    assert_eq!(json["logs"][0]["text"], "hello undefined");
+    let json: Value = serde_json::from_slice(&enisle(&daemon, &["run", file, "--arg", "7", "--json"], "").stdout).expect("JSON");
+    assert_eq!(json["logs"][0]["text"], "hello 7");
 }
 
 #[test]

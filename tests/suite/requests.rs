@@ -18,7 +18,7 @@ fn bad_input_is_answered_with_what_was_wrong_and_harms_nobody() {
         ("POST", LOAD, &b"{"[..], 400, "EOF"),
         ("POST", LOAD, b"{\"code\": \"() => 1\", \"colour\": 1}", 400, "unknown field `colour`"),
         ("POST", LOAD, b"{\"mainModule\": \"x.js\", \"modules\": {}}", 400, "no such name"),
-        ("POST", LOAD, b"{\"code\": \"\xff\"}", 400, "UTF-8"),
+        ("POST", LOAD, b"{\"code\": \"\xff\"}", 400, "unicode"),
         ("POST", LOAD, b"{\"mainModule\": \"a\\u0000.js\", \"modules\": {\"a\\u0000.js\": \"\"}}", 400, "control characters"),
         ("POST", LOAD, b"{\"code\": \"() => 1\", \"env\": 3}", 400, "env has to be an object"),
         ("POST", "/v1/tenants/..%2Fetc/load", b"{}", 400, "a tenant's name"),

@@ -52,8 +52,7 @@ fn run(control: &mut Control) -> Result<(), Box<dyn std::error::Error>> {
     let most = start.max_tenants as usize;
     let keys = if layers.has(Layer::Keys) { mpk::take(most) } else { Vec::new() };
     let alarm = Alarm::new()?;
-    // With the first thread libc takes a signal for itself; the filter lets nobody change handlers.
-    std::thread::spawn(|| {}).join().map_err(|_| "a thread could not be started")?;
+    engine::warm_up()?;
     if layers.has(Layer::Seccomp) {
         seccomp::install()?;
     }

@@ -23,6 +23,10 @@ use nix::sys::eventfd::{EfdFlags, EventFd};
 /// How long a run may take to notice that it was ended. V8 notices at the next loop or call; what does not notice in
 /// this time is one of its own long operations, and only the end of the process stops it.
 const GRACE: Duration = Duration::from_millis(50);
+/// Of that, how long it has to have run: a thread that waits for a processor cannot notice anything.
+const GRACE_CPU: Duration = Duration::from_millis(25);
+/// However busy the machine is, no longer than that.
+const LAST_GRACE: Duration = Duration::from_millis(500);
 /// After a memory limit V8 may first collect a heap that is full.
 const MEMORY_GRACE: Duration = Duration::from_millis(1000);
 
@@ -53,8 +57,8 @@ struct Armed {
     cpu_deadline: Duration,
     wall_deadline: Instant,
     handle: v8::IsolateHandle,
-    /// Why and when it was ended.
-    ended: Option<(Cause, Instant)>,
+    /// Why it was ended, when, and how much CPU time its thread had used then.
+    ended: Option<(Cause, Instant, Duration)>,
     reported: bool,
 }
 
@@ -164,12 +168,12 @@ impl Watched {
 
     /// The run has left its isolate. Says why it was ended, if it was.
     pub(crate) fn disarm(&self) -> Option<Cause> {
-        self.lock().armed.take()?.ended.map(|(cause, _)| cause)
+        self.lock().armed.take()?.ended.map(|(cause, ..)| cause)
     }
 
     /// Why the present run was ended, if it was.
     pub(crate) fn cause(&self) -> Option<Cause> {
-        self.lock().armed.as_ref()?.ended.map(|(cause, _)| cause)
+        self.lock().armed.as_ref()?.ended.map(|(cause, ..)| cause)
     }
 
     /// Ends the present run. The first cause counts.
@@ -183,7 +187,7 @@ impl Watched {
     fn end_now(&self, armed: &mut Armed, cause: Cause) {
         if armed.ended.is_none() {
             let now = Instant::now();
-            armed.ended = Some((cause, now));
+            armed.ended = Some((cause, now, self.clock.now()));
             armed.handle.terminate_execution();
             self.ended.notify_all();
             self.alarm.by(now + GRACE);
@@ -209,7 +213,7 @@ impl Watched {
     pub(crate) fn sleep_until(&self, due: Instant) -> Option<Cause> {
         let mut state = self.lock();
         loop {
-            let cause = state.armed.as_ref()?.ended.map(|(cause, _)| cause);
+            let cause = state.armed.as_ref()?.ended.map(|(cause, ..)| cause);
             let now = Instant::now();
             if cause.is_some() || now >= due {
                 return cause;
@@ -224,7 +228,7 @@ impl Watched {
         let mut state = self.lock();
         let Some(armed) = state.armed.as_mut() else { return (None, None) };
         let cpu_used = self.clock.now();
-        let Some((cause, since)) = armed.ended else {
+        let Some((cause, since, cpu_then)) = armed.ended else {
             let cpu_left = armed.cpu_deadline.saturating_sub(cpu_used);
             let wall_left = armed.wall_deadline.saturating_duration_since(now);
             let cause = match (cpu_left.is_zero(), wall_left.is_zero()) {
@@ -240,14 +244,15 @@ impl Watched {
             Cause::Memory => (since + MEMORY_GRACE).min(armed.wall_deadline.max(since) + GRACE),
             Cause::Cpu | Cause::Wall | Cause::Canceled => since + GRACE,
         };
-        let over = now >= patience || (cause == Cause::Memory && cpu_used >= armed.cpu_deadline + GRACE);
+        let unheard = cpu_used.saturating_sub(cpu_then) >= GRACE_CPU || now >= patience + LAST_GRACE;
+        let over = (now >= patience && unheard) || (cause == Cause::Memory && cpu_used >= armed.cpu_deadline + GRACE);
         if armed.reported {
             (None, None)
         } else if over {
             armed.reported = true;
             (Some((armed.run, cause)), None)
         } else {
-            (None, Some(patience.min(now + GRACE)))
+            (None, Some(patience.clamp(now + Duration::from_millis(5), now + GRACE)))
         }
     }
 }

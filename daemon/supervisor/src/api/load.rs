@@ -10,7 +10,7 @@ use axum::extract::{Path, State};
 use base64::Engine;
 use enisle_wire::tenant::{Code, LogLine, Module, ModuleKind, Run, RunId, ScriptError, ToTenant};
 use enisle_wire::{MAX_ARGS_BYTES, MAX_ENV_BYTES, MAX_MODULES, MAX_NAME_BYTES, MAX_TO_TENANT_BYTES, Outcome, encode};
-use http_body_util::{BodyExt, LengthLimitError, Limited};
+use http_body_util::BodyExt;
 use serde::de::value::MapAccessDeserializer;
 use serde::de::{MapAccess, Visitor};
 use serde::{Deserialize, Deserializer, Serialize};
@@ -21,7 +21,7 @@ use super::peer::Peer;
 use super::problem::Problem;
 use super::tenants::{micros_as_ms, too_many};
 use crate::config::Api;
-use crate::daemon::{Daemon, Report};
+use crate::daemon::{Daemon, InFlight, Report, Tenant};
 use crate::policy::{Policy, TenantName, Wish};
 use crate::resident::Job;
 
@@ -97,14 +97,36 @@ pub(super) struct RawBody(pub(super) Bytes);
 
 /// Reads a body that has to be whole within the configured time, and no larger than `cap`.
 pub(super) async fn read_body(body: Body, cap: usize, api: &Api) -> Result<RawBody, Problem> {
-    let collected = tokio::time::timeout(Duration::from_secs(api.read_secs), Limited::new(body, cap).collect()).await;
-    match collected {
+    match tokio::time::timeout(Duration::from_secs(api.read_secs), collect(body, cap)).await {
+        Ok(collected) => collected,
         Err(_) => Err(Problem::too_slow(format!("the body did not arrive within {} s", api.read_secs))),
-        Ok(Err(error)) if error.is::<LengthLimitError>() => {
-            Err(Problem::too_large(format!("the body is larger than {cap} bytes")))
+    }
+}
+
+async fn collect(mut body: Body, cap: usize) -> Result<RawBody, Problem> {
+    let mut bytes = Vec::new();
+    while let Some(frame) = body.frame().await {
+        let frame = frame.map_err(|error| Problem::bad_request(format!("the body ended early: {error}")))?;
+        let data = frame.data_ref().map_or(&[][..], |data| data);
+        if bytes.len() + data.len() > cap {
+            drop(bytes);
+            discard(body).await;
+            return Err(Problem::too_large(format!("the body is larger than {cap} bytes")));
         }
-        Ok(Err(error)) => Err(Problem::bad_request(format!("the body ended early: {error}"))),
-        Ok(Ok(body)) => Ok(RawBody(body.to_bytes())),
+        bytes.extend_from_slice(data);
+    }
+    Ok(RawBody(bytes.into()))
+}
+
+/// Reads on without keeping anything, within reason: a connection that is closed with unread bytes is reset, and a client
+/// whose connection is reset never reads why.
+async fn discard(mut body: Body) {
+    let mut left = MAX_BODY_BYTES;
+    while let Some(Ok(frame)) = body.frame().await {
+        left = left.saturating_sub(frame.data_ref().map_or(0, Bytes::len));
+        if left == 0 {
+            return;
+        }
     }
 }
 
@@ -114,12 +136,15 @@ pub(crate) async fn load(
     Path(name): Path<String>,
     body: Body,
 ) -> Result<Json<Answer>, Problem> {
-    let name: TenantName = name.parse()?;
-    peer.act_for(&name, &daemon)?;
-    let tenant = daemon.tenant(&name).ok_or_else(too_many)?;
-    // Both are held until the run has ended: a body lives on as the frame that is sent, and perhaps sent again.
-    let in_flight = daemon.begin(&tenant)?;
-    let _memory = reserve(hyper::body::Body::size_hint(&body).upper(), &daemon).await?;
+    let announced = hyper::body::Body::size_hint(&body).upper();
+    let admitted = match admit(&name, announced, peer, &daemon).await {
+        Ok(admitted) => admitted,
+        Err(problem) => {
+            let _ = tokio::time::timeout(Duration::from_secs(daemon.config.api.read_secs), discard(body)).await;
+            return Err(problem);
+        }
+    };
+    let Admitted { tenant, in_flight, _memory } = admitted;
     let RawBody(bytes) = read_body(body, MAX_BODY_BYTES, &daemon.config.api).await?;
     let (id, policy) = (daemon.next_run_id(), tenant.policy());
     let job = if bytes.len() <= PARSE_INLINE_BYTES {
@@ -130,6 +155,23 @@ pub(crate) async fn load(
     };
     let report = daemon.run(&in_flight, job).await?;
     Ok(Json(answer(report)))
+}
+
+/// What a load holds from before its body is read until its run has ended.
+struct Admitted {
+    tenant: Arc<Tenant>,
+    in_flight: InFlight,
+    /// A body lives on as the frame that is sent, and perhaps sent again.
+    _memory: Option<OwnedSemaphorePermit>,
+}
+
+async fn admit(name: &str, announced: Option<u64>, peer: Peer, daemon: &Arc<Daemon>) -> Result<Admitted, Problem> {
+    let name: TenantName = name.parse()?;
+    peer.act_for(&name, daemon)?;
+    let tenant = daemon.tenant(&name).ok_or_else(too_many)?;
+    let in_flight = daemon.begin(&tenant)?;
+    let _memory = reserve(announced, daemon).await?;
+    Ok(Admitted { tenant, in_flight, _memory })
 }
 
 /// Room for a body and for the run that is made of it. Small ones are not counted: the number of connections bounds them.

@@ -52,6 +52,28 @@ pub(crate) fn start() -> &'static str {
     v8::V8::get_version()
 }
 
+/// Everything that V8 and its ICU look up in files when they first need it, needed once while there is no filter yet.
+const WARM_UP: &str = r"new Date(2020, 1, 1).toString(); new Date(5).toLocaleString(); new Intl.DateTimeFormat().format(0);
+    (1234.5).toLocaleString(); 'ab'.localeCompare('ac'); '\u00e9'.normalize('NFD'); /\p{L}/u.test('x'); new Intl.Collator()";
+
+/// Runs [`WARM_UP`] on a thread of its own, in V8's default group, where no tenant ever is. That libc takes a signal for
+/// itself with the first thread is part of it: the filter lets nobody change handlers.
+pub(crate) fn warm_up() -> Result<(), &'static str> {
+    std::thread::spawn(|| {
+        let isolate = &mut v8::Isolate::new(v8::CreateParams::default());
+        v8::scope!(let scope, isolate);
+        let context = v8::Context::new(scope, v8::ContextOptions::default());
+        let scope = &mut v8::ContextScope::new(scope, context);
+        let script = v8::String::new(scope, WARM_UP).and_then(|source| v8::Script::compile(scope, source, None));
+        script.and_then(|script| script.run(scope)).is_some()
+    })
+    .join()
+    .ok()
+    .filter(|ran| *ran)
+    .map(drop)
+    .ok_or("V8's first script failed")
+}
+
 /// What happens at a signal: a fault ends the process (std has a handler for those); V8 giving up first tells whose run it
 /// was. To be called before the filter, which lets nobody change handlers.
 pub(crate) fn set_signal_handlers() -> nix::Result<()> {
