@@ -35,6 +35,9 @@ unsafe extern "C" {
     /// `absl::base_internal::NumCPUs()`, in the archive.
     #[link_name = "_ZN4absl13base_internal7NumCPUsEv"]
     fn count_processors() -> std::ffi::c_int;
+    /// `absl::base_internal::NominalCPUFrequency()`, in the archive. Where no file says it, it is measured in some ms.
+    #[link_name = "_ZN4absl13base_internal19NominalCPUFrequencyEv"]
+    fn processor_frequency() -> f64;
 }
 
 /// Starts V8 on the calling thread, which has to be the ancestor of every thread that will enter an isolate: V8's key
@@ -45,10 +48,12 @@ pub(crate) fn start() -> &'static str {
     v8::V8::set_entropy_source(fill_random);
     v8::V8::initialize_platform(v8::new_single_threaded_default_platform(false).make_shared());
     v8::V8::initialize();
-    // V8's locks ask how many processors there are when two threads first want one, by then behind the filter. The
-    // answer is kept, so it is asked for now.
+    // V8's locks ask how many processors there are, and how fast, when two threads first want the same one: by then
+    // behind the filter. The answers are kept, so they are asked for now.
     // SAFETY: the function takes nothing and may be called at any time.
     unsafe { count_processors() };
+    // SAFETY: as above.
+    unsafe { processor_frequency() };
     v8::V8::get_version()
 }
 
