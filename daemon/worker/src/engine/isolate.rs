@@ -74,6 +74,26 @@ impl Resting {
         }
     }
 
+    /// Compiles and evaluates a module that imports nothing, and calls its default export: the engine alone.
+    pub(crate) fn call_default_export(&mut self, script: &str) -> Option<()> {
+        let context = self.context.clone();
+        self.entered(|isolate| {
+            v8::scope!(let scope, isolate);
+            let context = v8::Local::new(scope, &context);
+            let scope = &mut v8::ContextScope::new(scope, context);
+            let (source, name) = (v8::String::new(scope, script)?, v8::String::new(scope, "main.js")?);
+            let origin = v8::ScriptOrigin::new(scope, name.into(), 0, 0, false, 0, None, false, false, true, None);
+            let mut source = v8::script_compiler::Source::new(source, Some(&origin));
+            let module = v8::script_compiler::compile_module(scope, &mut source)?;
+            module.instantiate_module(scope, modules::resolve)?;
+            module.evaluate(scope)?;
+            let key = v8::String::new(scope, "default")?.into();
+            let entry = module.get_module_namespace().try_cast::<v8::Object>().ok()?.get(scope, key)?;
+            let undefined = v8::undefined(scope).into();
+            entry.try_cast::<v8::Function>().ok()?.call(scope, undefined, &[]).map(drop)
+        })
+    }
+
     /// Enters the isolate for the length of `work`.
     pub(super) fn entered<T>(&mut self, work: impl FnOnce(&mut v8::OwnedIsolate) -> T) -> T {
         // SAFETY: this thread made the isolate, and it is at rest; the exit below matches.

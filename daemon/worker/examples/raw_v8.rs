@@ -1,0 +1,12 @@
+//! The bare engine in a plain loop, for `cargo xtask bench load`: `raw_v8 SCRIPT TURNS` prints two numbers a turn, in ns:
+//! isolate + context + compile + run, and the same with dispose.
+#![allow(clippy::print_stdout, reason = "its output is what it is for")]
+
+fn main() -> Result<(), Box<dyn std::error::Error>> {
+    let mut arguments = std::env::args().skip(1);
+    let (script, turns) = (arguments.next().ok_or("no script")?, arguments.next().ok_or("no number of turns")?.parse()?);
+    for turn in enisle_worker::raw::measure(&script, turns)? {
+        println!("{} {}", turn.run.as_nanos(), turn.whole.as_nanos());
+    }
+    Ok(())
+}

@@ -1,0 +1,49 @@
+//! The bare engine in a plain loop: what `cargo xtask bench load` compares the daemon with.
+//!
+//! The same flags, the same snapshot, the same kind of cage, the same script; no jail, no channel, no limits. What it
+//! measures is what a program would pay that embeds V8 by itself and makes an isolate when a request comes.
+
+use std::time::{Duration, Instant};
+
+use crate::engine::cage::Cage;
+use crate::engine::isolate::{Resting, Snapshot};
+use crate::engine::{self, snapshot};
+
+/// One turn of the loop.
+#[derive(Debug, Clone, Copy)]
+pub struct Turn {
+    /// Isolate, context, compile, run.
+    pub run: Duration,
+    /// The same and disposing of the isolate.
+    pub whole: Duration,
+}
+
+/// Runs `script`, a module with a function as its default export, `turns` times.
+///
+/// # Errors
+/// The engine does not start, or the script does not run.
+pub fn measure(script: &str, turns: usize) -> Result<Vec<Turn>, Box<dyn std::error::Error>> {
+    engine::start();
+    engine::warm_up()?;
+    let snapshot = Box::leak(snapshot::make()?.into_boxed_slice());
+    let script = script.to_owned();
+    let thread = std::thread::Builder::new().stack_size(4 << 20).spawn(move || {
+        let _cage = Cage::new(None);
+        let snapshot = Snapshot(snapshot);
+        // One isolate stays, so that the cage's shared parts do: the loop is not charged for building them.
+        let stays = Resting::new(snapshot, 128).map_err(|error| error.to_string())?;
+        let turns = (0..turns).map(|_| turn(snapshot, &script)).collect::<Result<Vec<_>, _>>();
+        drop(stays);
+        turns
+    })?;
+    Ok(thread.join().map_err(|_| "the loop panicked")??)
+}
+
+fn turn(snapshot: Snapshot, script: &str) -> Result<Turn, String> {
+    let begun = Instant::now();
+    let mut isolate = Resting::new(snapshot, 128).map_err(|error| error.to_string())?;
+    isolate.call_default_export(script).ok_or("the script does not run")?;
+    let run = begun.elapsed();
+    drop(isolate);
+    Ok(Turn { run, whole: begun.elapsed() })
+}

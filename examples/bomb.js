@@ -1,0 +1,5 @@
+// Hostile: it takes memory until there is none.
+() => {
+  const hoard = [];
+  for (;;) hoard.push(new Array(1000).fill("mine"));
+}

@@ -1,0 +1,6 @@
+// What a language model writes in code mode: one function expression.
+async () => {
+  const prices = [3, 1, 4, 1, 5, 9, 2, 6];
+  await new Promise((done) => setTimeout(done, 5));
+  return { total: prices.reduce((sum, price) => sum + price, 0), highest: Math.max(...prices) };
+}

@@ -1,0 +1,4 @@
+// Hostile: it never ends by itself.
+() => {
+  for (;;);
+}

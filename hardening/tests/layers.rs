@@ -1,0 +1,432 @@
+//! Every layer, attacked with it on and with it off.
+//!
+//! The test starts itself again as a worker would be started, with one layer alone (and what that layer needs), and
+//! attacks what this layer is for: the attack has to fail. Then once more with no layer at all: the same attack has to
+//! succeed, or the first result meant nothing. Layers overlap on purpose, so each is tried by itself.
+#![allow(clippy::print_stdout, clippy::print_stderr, reason = "a test runner of its own")]
+
+use std::ffi::CString;
+use std::fs::File;
+use std::io::{self, Read, Write};
+use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::fs::PermissionsExt;
+use std::os::unix::net::{SocketAddr, UnixListener, UnixStream};
+use std::os::linux::net::SocketAddrExt;
+use std::process::ExitCode;
+
+use enisle_hardening::jail::{self, Plan};
+use enisle_hardening::spawn::{Spawn, Started, spawn};
+use enisle_hardening::{Layer, LayerSet, Posture, fds, seccomp};
+use nix::sys::wait::WaitStatus;
+
+/// An attack, and the layer that has to stop it.
+struct Case {
+    name: &'static str,
+    layer: Layer,
+    /// Layers that the one under test cannot do without.
+    needs: &'static [Layer],
+    attack: fn(&Target) -> io::Result<()>,
+    /// Only root can arrange it.
+    root: bool,
+}
+
+/// What the attacker is told before it enters the jail.
+struct Target {
+    abstract_name: String,
+    setuid_program: String,
+}
+
+const NS: &[Layer] = &[Layer::Namespaces];
+
+const CASES: &[Case] = &[
+    Case { name: "connect to a socket of the host", layer: Layer::Namespaces, needs: &[], attack: connect_abstract, root: false },
+    Case { name: "see another process", layer: Layer::Namespaces, needs: &[], attack: see_another_process, root: false },
+    Case { name: "learn the host's name", layer: Layer::Namespaces, needs: &[], attack: learn_host_name, root: false },
+    Case { name: "read a file of the host", layer: Layer::EmptyRoot, needs: NS, attack: read_a_file, root: false },
+    Case { name: "write a file", layer: Layer::EmptyRoot, needs: NS, attack: write_a_file, root: false },
+    Case { name: "open descriptors without end", layer: Layer::Rlimits, needs: &[], attack: open_without_end, root: false },
+    Case { name: "grow a file", layer: Layer::Rlimits, needs: &[], attack: grow_a_file, root: false },
+    Case { name: "take memory without end", layer: Layer::Rlimits, needs: &[], attack: take_memory, root: false },
+    Case { name: "multiply", layer: Layer::Rlimits, needs: NS, attack: multiply, root: false },
+    Case { name: "read a file past the empty root", layer: Layer::Landlock, needs: &[Layer::NoNewPrivileges], attack: read_a_file, root: false },
+    Case { name: "connect to an abstract socket past the namespace", layer: Layer::Landlock, needs: &[Layer::NoNewPrivileges], attack: connect_abstract, root: false },
+    Case { name: "rename the machine in its own namespace", layer: Layer::Capabilities, needs: NS, attack: rename_machine, root: false },
+    Case { name: "mount in its own namespace", layer: Layer::Capabilities, needs: NS, attack: mount_something, root: false },
+    Case { name: "become root by a setuid program", layer: Layer::NoNewPrivileges, needs: &[], attack: become_root, root: true },
+    Case { name: "read the memory of a process of the same user", layer: Layer::NotDumpable, needs: &[], attack: read_memory_of_parent, root: true },
+    Case { name: "open a file", layer: Layer::Seccomp, needs: &[], attack: read_a_file, root: false },
+    Case { name: "make a socket", layer: Layer::Seccomp, needs: &[], attack: make_a_socket, root: false },
+    Case { name: "start a process", layer: Layer::Seccomp, needs: &[], attack: start_a_process, root: false },
+    Case { name: "execute a program", layer: Layer::Seccomp, needs: &[], attack: execute_a_program, root: true },
+    Case { name: "map executable memory", layer: Layer::Seccomp, needs: &[], attack: map_executable, root: false },
+    Case { name: "make memory execute-only, which strips a key", layer: Layer::Seccomp, needs: &[], attack: make_execute_only, root: false },
+    Case { name: "map shared memory", layer: Layer::Seccomp, needs: &[], attack: map_shared, root: false },
+    Case { name: "make a memory file", layer: Layer::Seccomp, needs: &[], attack: make_memfd, root: false },
+    Case { name: "read memory by process_vm_readv", layer: Layer::Seccomp, needs: &[], attack: process_vm_readv, root: false },
+    Case { name: "use the 32-bit system calls", layer: Layer::Seccomp, needs: &[], attack: thirty_two_bit_call, root: false },
+    Case { name: "change a signal handler", layer: Layer::Seccomp, needs: &[], attack: change_handler, root: false },
+    Case { name: "make a nested user namespace", layer: Layer::Seccomp, needs: &[], attack: nested_namespace, root: false },
+    Case { name: "allocate a protection key", layer: Layer::Seccomp, needs: &[], attack: allocate_key, root: false },
+    Case { name: "send a signal to a thread", layer: Layer::Seccomp, needs: &[], attack: signal_a_thread, root: false },
+    Case { name: "make the process dumpable again", layer: Layer::Seccomp, needs: &[], attack: dumpable_again, root: false },
+    Case { name: "send a descriptor", layer: Layer::Seccomp, needs: &[], attack: send_a_descriptor, root: false },
+];
+
+fn main() -> ExitCode {
+    let arguments: Vec<_> = std::env::args().collect();
+    let words: Vec<_> = arguments.iter().map(String::as_str).collect();
+    let layers = |bits: &str| LayerSet::from_bits(bits.parse().unwrap_or(0));
+    match words.as_slice() {
+        [_, "attack", index, bits, name, program] => {
+            let target = Target { abstract_name: (*name).to_owned(), setuid_program: (*program).to_owned() };
+            attack(index.parse().unwrap_or(usize::MAX), layers(bits), &target)
+        }
+        [_, "wait", bits] => wait(layers(bits)),
+        _ => run_all(),
+    }
+}
+
+fn plan(layers: LayerSet) -> Plan {
+    Plan { layers, data_bytes: 64 << 20, descriptors: 20, threads: 8 }
+}
+
+/// Inside the jail: says that it is there, and waits for something that never comes.
+fn wait(layers: LayerSet) -> ExitCode {
+    let Some(mut channel) = fds::control_channel() else { return ExitCode::FAILURE };
+    if jail::enter(&plan(layers)).is_ok() && channel.write_all(&[0]).is_ok() {
+        let _ = channel.read(&mut [0]);
+    }
+    ExitCode::SUCCESS
+}
+
+/// Inside the jail: one byte on the channel says whether the attack succeeded; the errno follows.
+fn attack(index: usize, layers: LayerSet, target: &Target) -> ExitCode {
+    let (Some(case), Some(mut channel)) = (CASES.get(index), fds::control_channel()) else { return ExitCode::FAILURE };
+    if let Err(error) = jail::enter(&plan(layers)) {
+        let _ = write!(channel, "E{error}");
+        return ExitCode::FAILURE;
+    }
+    if layers.has(Layer::Seccomp)
+        && let Err(error) = seccomp::install()
+    {
+        let _ = write!(channel, "E{error}");
+        return ExitCode::FAILURE;
+    }
+    let said = match (case.attack)(target) {
+        Ok(()) => "S".to_owned(),
+        Err(error) => format!("F{error}"),
+    };
+    let _ = channel.write_all(said.as_bytes());
+    ExitCode::SUCCESS
+}
+
+/// What became of an attack.
+#[derive(Debug, PartialEq, Eq)]
+enum Verdict {
+    Succeeded,
+    Blocked(String),
+    Broken(String),
+}
+
+fn run_all() -> ExitCode {
+    let posture = Posture::probe();
+    let required = std::env::var("ENISLE_REQUIRE").unwrap_or_default();
+    let target = prepare();
+    let (mut passed, mut failed, mut skipped) = (0, 0, 0);
+    for (index, case) in CASES.iter().enumerate() {
+        let label = format!("{:<18} {}", case.layer, case.name);
+        let missing = std::iter::once(&case.layer).chain(case.needs).find(|layer| !posture.layers().has(**layer));
+        if let Some(layer) = missing {
+            let name = if *layer == Layer::Namespaces || *layer == Layer::EmptyRoot { "userns" } else { layer.name() };
+            let forced = required.split(',').any(|word| word == name);
+            println!("{label}: {}: this machine has no {layer}", if forced { "FAILED" } else { "skipped" });
+            if forced { failed += 1 } else { skipped += 1 }
+            continue;
+        }
+        if case.root && !nix::unistd::geteuid().is_root() {
+            println!("{label}: skipped: only root can arrange it");
+            skipped += 1;
+            continue;
+        }
+        let with: LayerSet = case.needs.iter().copied().chain([case.layer]).collect();
+        let without: LayerSet = case.needs.iter().copied().collect();
+        let (on, off) = (try_attack(index, with, &target), try_attack(index, without, &target));
+        if matches!(on, Verdict::Blocked(_)) && off == Verdict::Succeeded {
+            println!("{label}: blocked with it, succeeds without it");
+            passed += 1;
+        } else {
+            println!("{label}: FAILED: with the layer {on:?}, without it {off:?}");
+            failed += 1;
+        }
+    }
+    for (die, layer) in [(true, LayerSet::NONE.with(Layer::ParentDeath)), (false, LayerSet::NONE)] {
+        let dies = dies_with_its_parent(layer);
+        println!("{:<18} outlive the daemon: {}", Layer::ParentDeath, if dies == die { "as it should be" } else { "FAILED" });
+        if dies == die { passed += 1 } else { failed += 1 }
+    }
+    clean_up(&target);
+    println!("\n{passed} passed, {failed} failed, {skipped} skipped");
+    if failed == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+}
+
+/// A socket of the host, and a program that makes whoever executes it root.
+fn prepare() -> Target {
+    let abstract_name = format!("enisle-layers-{}", std::process::id());
+    let address = SocketAddr::from_abstract_name(&abstract_name).expect("a name");
+    let listener = UnixListener::bind_addr(&address).expect("a socket of the host");
+    std::thread::spawn(move || listener.incoming().for_each(drop));
+    let program = std::env::temp_dir().join(format!("enisle-layers-{}", std::process::id()));
+    std::fs::copy("/usr/bin/id", &program).expect("a program");
+    std::fs::set_permissions(&program, std::fs::Permissions::from_mode(0o4755)).expect("it is ours");
+    Target { abstract_name, setuid_program: program.to_string_lossy().into_owned() }
+}
+
+/// Leaves nothing behind, least of all a program that makes root of whoever runs it.
+fn clean_up(target: &Target) {
+    let _ = std::fs::remove_file(&target.setuid_program);
+    for entry in std::fs::read_dir(std::env::temp_dir()).into_iter().flatten().flatten() {
+        if entry.file_name().to_string_lossy().starts_with("enisle-layers-") {
+            let _ = std::fs::remove_file(entry.path());
+        }
+    }
+}
+
+fn start(arguments: &[String], layers: LayerSet) -> (Started, UnixStream) {
+    let program = File::open(std::env::current_exe().expect("a path")).expect("this program");
+    let (ours, theirs) = UnixStream::pair().expect("a channel");
+    let stderr = OwnedFd::from(File::options().write(true).open("/dev/null").expect("/dev/null"));
+    let arguments: Vec<_> = arguments.iter().map(|text| CString::new(text.as_str()).expect("no zero")).collect();
+    let root = nix::unistd::geteuid().is_root();
+    // As root the attacker is an ordinary user, as a worker is.
+    let uid = if root { 1_899_999_999 } else { nix::unistd::geteuid().as_raw() };
+    let gid = if root { uid } else { nix::unistd::getegid().as_raw() };
+    let namespaces = layers.has(Layer::Namespaces);
+    let request =
+        Spawn { program: program.as_fd(), arguments: &arguments, control: theirs.into(), stderr, namespaces, uid, gid };
+    (spawn(request).expect("the attacker starts"), ours)
+}
+
+fn try_attack(index: usize, layers: LayerSet, target: &Target) -> Verdict {
+    let arguments = ["layers", "attack", &index.to_string(), &layers.bits().to_string(), &target.abstract_name, &target.setuid_program];
+    let (mut attacker, mut channel) = start(&arguments.map(str::to_owned), layers);
+    let mut said = String::new();
+    let read = channel.read_to_string(&mut said);
+    match (attacker.collect(), said.split_at_checked(1)) {
+        (Some(WaitStatus::Signaled(_, signal, _)), _) => Verdict::Blocked(signal.to_string()),
+        (_, Some(("S", _))) => Verdict::Succeeded,
+        (_, Some(("F", why))) => Verdict::Blocked(why.to_owned()),
+        (status, _) => Verdict::Broken(format!("{status:?} {said:?} {read:?}")),
+    }
+}
+
+/// Starts a process from a thread that ends at once, and says whether the process ended with it.
+fn dies_with_its_parent(layers: LayerSet) -> bool {
+    // Waits for a byte that never comes: it ends only by its parent's death, or by the end of the channel.
+    let started = std::thread::spawn(move || {
+        let arguments = ["layers", "wait", &layers.bits().to_string()];
+        let (attacker, mut channel) = start(&arguments.map(str::to_owned), layers);
+        // It is in its jail, with its signal set, when it says so.
+        channel.read_exact(&mut [0]).expect("it is ready");
+        (attacker, channel)
+    });
+    let (mut attacker, mut channel) = started.join().expect("the thread ends");
+    channel.set_read_timeout(Some(std::time::Duration::from_secs(2))).expect("a timeout");
+    // The end of the channel comes with its death; a time-out means that it lives.
+    let dead = channel.read(&mut [0]).is_ok_and(|got| got == 0);
+    drop(channel);
+    attacker.kill();
+    attacker.collect();
+    dead
+}
+
+fn errno<T: PartialOrd + Default>(result: T) -> io::Result<T> {
+    if result < T::default() { Err(io::Error::last_os_error()) } else { Ok(result) }
+}
+
+fn connect_abstract(target: &Target) -> io::Result<()> {
+    UnixStream::connect_addr(&SocketAddr::from_abstract_name(&target.abstract_name)?).map(drop)
+}
+
+fn see_another_process(_: &Target) -> io::Result<()> {
+    // SAFETY: getppid has no preconditions.
+    let parent = unsafe { libc::getppid() };
+    if parent == 0 { Err(io::Error::other("it has no parent that it could name")) } else { Ok(()) }
+}
+
+fn learn_host_name(_: &Target) -> io::Result<()> {
+    let name = nix::sys::utsname::uname()?;
+    if name.nodename() == "enisle" { Err(io::Error::other("it is called enisle")) } else { Ok(()) }
+}
+
+fn read_a_file(_: &Target) -> io::Result<()> {
+    File::open("/etc/passwd")?.read_exact(&mut [0])
+}
+
+fn write_a_file(_: &Target) -> io::Result<()> {
+    File::create(format!("/tmp/enisle-layers-{}", std::process::id()))?.write_all(b"x")
+}
+
+fn open_without_end(_: &Target) -> io::Result<()> {
+    let kept: Result<Vec<_>, _> = (0..100).map(|_| io::stderr().as_fd().try_clone_to_owned()).collect();
+    kept.map(drop)
+}
+
+fn grow_a_file(_: &Target) -> io::Result<()> {
+    // Over the limit the kernel sends SIGXFSZ, which ends the process.
+    File::create(format!("/tmp/enisle-layers-{}", std::process::id()))?.write_all(&[0; 4096])
+}
+
+fn take_memory(_: &Target) -> io::Result<()> {
+    let (bytes, flags) = (128 << 20, libc::MAP_PRIVATE | libc::MAP_ANONYMOUS);
+    // SAFETY: an anonymous mapping at an address of the kernel's choice touches no other memory.
+    let memory = unsafe { libc::mmap(std::ptr::null_mut(), bytes, libc::PROT_READ | libc::PROT_WRITE, flags, -1, 0) };
+    if memory == libc::MAP_FAILED { Err(io::Error::last_os_error()) } else { Ok(()) }
+}
+
+fn multiply(_: &Target) -> io::Result<()> {
+    for _ in 0..20 {
+        // SAFETY: the child makes one system call and ends with the namespace.
+        if errno(unsafe { libc::fork() })? == 0 {
+            // SAFETY: pause has no preconditions.
+            unsafe { libc::pause() };
+        }
+    }
+    Ok(())
+}
+
+fn rename_machine(_: &Target) -> io::Result<()> {
+    // SAFETY: the name is readable for its length.
+    errno(unsafe { libc::sethostname(c"other".as_ptr(), 5) }).map(drop)
+}
+
+fn mount_something(_: &Target) -> io::Result<()> {
+    let nothing: Option<&str> = None;
+    Ok(nix::mount::mount(Some("none"), "/proc", Some("tmpfs"), nix::mount::MsFlags::empty(), nothing)?)
+}
+
+fn become_root(target: &Target) -> io::Result<()> {
+    let out = std::process::Command::new(&target.setuid_program).arg("-u").output()?;
+    if out.stdout == b"0\n" { Ok(()) } else { Err(io::Error::other(String::from_utf8_lossy(&out.stdout).into_owned())) }
+}
+
+fn read_memory_of_parent(_: &Target) -> io::Result<()> {
+    let secret = 42_u64;
+    // SAFETY: the child only reads a file and ends.
+    if errno(unsafe { libc::fork() })? == 0 {
+        // SAFETY: getppid has no preconditions.
+        let parent = unsafe { libc::getppid() };
+        let read = File::open(format!("/proc/{parent}/mem"))
+            .and_then(|memory| std::os::unix::fs::FileExt::read_exact_at(&memory, &mut [0; 8], std::ptr::from_ref(&secret) as u64));
+        // SAFETY: _exit has no preconditions.
+        unsafe { libc::_exit(i32::from(read.is_err())) };
+    }
+    match nix::sys::wait::wait()? {
+        WaitStatus::Exited(_, 0) => Ok(()),
+        other => Err(io::Error::other(format!("{other:?}"))),
+    }
+}
+
+fn make_a_socket(_: &Target) -> io::Result<()> {
+    // SAFETY: socket takes three numbers.
+    errno(unsafe { libc::socket(libc::AF_INET, libc::SOCK_STREAM, 0) }).map(drop)
+}
+
+fn start_a_process(_: &Target) -> io::Result<()> {
+    // SAFETY: the child ends at once.
+    if errno(unsafe { libc::fork() })? == 0 {
+        // SAFETY: _exit has no preconditions.
+        unsafe { libc::_exit(0) };
+    }
+    Ok(())
+}
+
+fn execute_a_program(_: &Target) -> io::Result<()> {
+    // It has to come back to say that it succeeded, so it is told by the file that does not exist.
+    let (program, arguments) = (c"/no/such/program", [std::ptr::null()]);
+    // SAFETY: the path is a C string, the list ends in null.
+    unsafe { libc::execv(program.as_ptr(), arguments.as_ptr()) };
+    match io::Error::last_os_error().raw_os_error() {
+        Some(libc::ENOENT) => Ok(()),
+        _ => Err(io::Error::last_os_error()),
+    }
+}
+
+fn map(protection: i32, flags: i32) -> io::Result<*mut libc::c_void> {
+    // SAFETY: an anonymous mapping at an address of the kernel's choice touches no other memory.
+    let memory = unsafe { libc::mmap(std::ptr::null_mut(), 4096, protection, flags | libc::MAP_ANONYMOUS, -1, 0) };
+    if memory == libc::MAP_FAILED { Err(io::Error::last_os_error()) } else { Ok(memory) }
+}
+
+fn map_executable(_: &Target) -> io::Result<()> {
+    map(libc::PROT_READ | libc::PROT_EXEC, libc::MAP_PRIVATE).map(drop)
+}
+
+fn make_execute_only(_: &Target) -> io::Result<()> {
+    let page = map(libc::PROT_READ, libc::MAP_PRIVATE)?;
+    // SAFETY: the page was mapped above and holds nothing.
+    errno(unsafe { libc::mprotect(page, 4096, libc::PROT_EXEC) }).map(drop)
+}
+
+fn map_shared(_: &Target) -> io::Result<()> {
+    map(libc::PROT_READ, libc::MAP_SHARED).map(drop)
+}
+
+fn make_memfd(_: &Target) -> io::Result<()> {
+    // SAFETY: the name is a C string.
+    errno(unsafe { libc::memfd_create(c"x".as_ptr(), 0) }).map(drop)
+}
+
+fn process_vm_readv(_: &Target) -> io::Result<()> {
+    let (from, mut to) = ([1_u8], [0_u8]);
+    let local = libc::iovec { iov_base: to.as_mut_ptr().cast(), iov_len: 1 };
+    let remote = libc::iovec { iov_base: from.as_ptr().cast_mut().cast(), iov_len: 1 };
+    let this = i32::try_from(std::process::id()).unwrap_or(0);
+    // SAFETY: both vectors name one byte each of live memory of this process.
+    errno(unsafe { libc::process_vm_readv(this, &raw const local, 1, &raw const remote, 1, 0) }).map(drop)
+}
+
+fn thirty_two_bit_call(_: &Target) -> io::Result<()> {
+    let result: i32;
+    // SAFETY: system call 20 of the 32-bit table is getpid, which takes nothing; r8 to r11 are clobbered by int 0x80.
+    unsafe {
+        std::arch::asm!("int 0x80", inlateout("eax") 20 => result, out("r8") _, out("r9") _, out("r10") _, out("r11") _);
+    }
+    if result > 0 { Ok(()) } else { Err(io::Error::from_raw_os_error(-result)) }
+}
+
+fn change_handler(_: &Target) -> io::Result<()> {
+    let default = nix::sys::signal::SigAction::new(
+        nix::sys::signal::SigHandler::SigDfl,
+        nix::sys::signal::SaFlags::empty(),
+        nix::sys::signal::SigSet::empty(),
+    );
+    // SAFETY: the default action runs no code of ours.
+    unsafe { nix::sys::signal::sigaction(nix::sys::signal::Signal::SIGUSR1, &default) }?;
+    Ok(())
+}
+
+fn nested_namespace(_: &Target) -> io::Result<()> {
+    Ok(nix::sched::unshare(nix::sched::CloneFlags::CLONE_NEWUSER)?)
+}
+
+fn allocate_key(_: &Target) -> io::Result<()> {
+    // SAFETY: pkey_alloc takes two numbers. A machine without keys answers EINVAL or ENOSPC, which is an answer.
+    let result = unsafe { libc::syscall(libc::SYS_pkey_alloc, 0, 0) };
+    let refused = io::Error::last_os_error();
+    if result >= 0 || matches!(refused.raw_os_error(), Some(libc::EINVAL | libc::ENOSPC | libc::ENOSYS)) { Ok(()) } else { Err(refused) }
+}
+
+fn signal_a_thread(_: &Target) -> io::Result<()> {
+    let this = i32::try_from(std::process::id()).unwrap_or(0);
+    // SAFETY: signal 0 only asks whether it could be sent.
+    errno(unsafe { libc::syscall(libc::SYS_tgkill, this, this, 0) }).map(drop)
+}
+
+fn dumpable_again(_: &Target) -> io::Result<()> {
+    Ok(nix::sys::prctl::set_dumpable(true)?)
+}
+
+fn send_a_descriptor(_: &Target) -> io::Result<()> {
+    let (ours, _theirs) = UnixStream::pair()?;
+    fds::send_with(ours.as_fd(), b"x", ours.as_fd()).map(drop)
+}
