@@ -10,7 +10,10 @@ const PROGRAMS: [&str; 2] = ["allow", "refuse"];
 
 fn main() -> Result<(), Box<dyn Error>> {
     println!("cargo::rerun-if-changed={POLICY}");
-    let programs = seccompiler::compile_from_json(fs::File::open(POLICY)?, env::var("CARGO_CFG_TARGET_ARCH")?.as_str().try_into()?)?;
+    let programs = seccompiler::compile_from_json(
+        fs::File::open(POLICY)?,
+        env::var("CARGO_CFG_TARGET_ARCH")?.as_str().try_into()?,
+    )?;
     if programs.len() != PROGRAMS.len() {
         return Err(format!("{POLICY} has to hold exactly the programs {PROGRAMS:?}").into());
     }
@@ -22,7 +25,11 @@ fn main() -> Result<(), Box<dyn Error>> {
         }
         writeln!(code, "const {}: &[sock_filter] = &[", name.to_uppercase())?;
         for step in program {
-            writeln!(code, "    sock_filter {{ code: {}, jt: {}, jf: {}, k: {} }},", step.code, step.jt, step.jf, step.k)?;
+            writeln!(
+                code,
+                "    sock_filter {{ code: {}, jt: {}, jf: {}, k: {} }},",
+                step.code, step.jt, step.jf, step.k
+            )?;
         }
         writeln!(code, "];")?;
     }

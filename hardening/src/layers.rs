@@ -82,7 +82,9 @@ impl Layer {
             Self::Speculation => "boot without mitigations=off; a processor that is not affected needs nothing",
             Self::Landlock => "a kernel of 5.13 or later with CONFIG_SECURITY_LANDLOCK and landlock in lsm=",
             Self::Seccomp => "a kernel with CONFIG_SECCOMP_FILTER",
-            Self::Keys => "a processor and a kernel with memory protection keys (ospke in /proc/cpuinfo); until then one tenant a process",
+            Self::Keys => {
+                "a processor and a kernel with memory protection keys (ospke in /proc/cpuinfo); until then one tenant a process"
+            }
             Self::Rlimits | Self::Capabilities | Self::NoNewPrivileges | Self::NotDumpable | Self::ParentDeath => {
                 "every supported kernel has it"
             }

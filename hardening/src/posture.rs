@@ -39,7 +39,9 @@ impl Posture {
                     Layer::Landlock => landlock(),
                     Layer::Seccomp => seccomp(),
                     Layer::Speculation => speculation(),
-                    Layer::Keys if keys > 0 => (true, format!("{keys} keys; cages are tagged, threads not yet confined by them")),
+                    Layer::Keys if keys > 0 => {
+                        (true, format!("{keys} keys; cages are tagged, threads not yet confined by them"))
+                    }
                     Layer::Keys => (false, "this processor or kernel has no memory protection keys".to_owned()),
                     Layer::Rlimits
                     | Layer::Capabilities
@@ -139,15 +141,21 @@ fn seccomp() -> (bool, String) {
     let kill = libc::SECCOMP_RET_KILL_PROCESS;
     // SAFETY: the argument points to a readable u32.
     let result = unsafe { libc::syscall(libc::SYS_seccomp, SECCOMP_GET_ACTION_AVAIL, 0, ptr::from_ref(&kill)) };
-    if result == 0 { (true, "default action: kill the process".to_owned()) } else { (false, io::Error::last_os_error().to_string()) }
+    if result == 0 {
+        (true, "default action: kill the process".to_owned())
+    } else {
+        (false, io::Error::last_os_error().to_string())
+    }
 }
 
 fn speculation() -> (bool, String) {
     let status = fs::read_to_string("/proc/self/status").unwrap_or_default();
-    let states: Vec<_> = status.lines().filter_map(|line| line.strip_prefix("Speculation")?.split_once(":\t")).collect();
+    let states: Vec<_> =
+        status.lines().filter_map(|line| line.strip_prefix("Speculation")?.split_once(":\t")).collect();
     // Left on for every process of the machine, and no process can choose.
     let exposed = states.iter().any(|(_, state)| matches!(*state, "vulnerable" | "always enabled"));
-    let detail = states.iter().map(|(name, state)| format!("{} {state}", name.trim_start_matches('_'))).collect::<Vec<_>>();
+    let detail =
+        states.iter().map(|(name, state)| format!("{} {state}", name.trim_start_matches('_'))).collect::<Vec<_>>();
     match states.len() {
         0 => (false, "this kernel shows no speculation controls".to_owned()),
         _ if exposed => (false, format!("decided for the whole machine: {}", detail.join(", "))),

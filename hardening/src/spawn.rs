@@ -143,7 +143,9 @@ pub fn spawn(spawn: Spawn<'_>) -> Result<Started, SpawnError> {
     match ours.read_exact(&mut errno) {
         // The end of the pipe: close-on-exec closed it, the worker's program runs.
         Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => Ok(started),
-        result => Err(SpawnError::Exec(result.err().unwrap_or_else(|| io::Error::from_raw_os_error(i32::from_ne_bytes(errno))))),
+        result => Err(SpawnError::Exec(
+            result.err().unwrap_or_else(|| io::Error::from_raw_os_error(i32::from_ne_bytes(errno))),
+        )),
     }
 }
 
@@ -157,7 +159,15 @@ impl Started {
     /// Kills the process; nothing if it has ended.
     pub fn kill(&self) {
         // SAFETY: the descriptor is this process's pidfd; no further information goes with the signal.
-        unsafe { libc::syscall(libc::SYS_pidfd_send_signal, self.pidfd.as_raw_fd(), libc::SIGKILL, ptr::null::<libc::siginfo_t>(), 0) };
+        unsafe {
+            libc::syscall(
+                libc::SYS_pidfd_send_signal,
+                self.pidfd.as_raw_fd(),
+                libc::SIGKILL,
+                ptr::null::<libc::siginfo_t>(),
+                0,
+            )
+        };
     }
 
     /// How it ended, once it has; collects it then.
@@ -278,7 +288,13 @@ impl Child {
         let empty_mask = 0_u64;
         // SAFETY: the mask is eight readable bytes, as the kernel's sigset is; the old one is not asked for.
         check(unsafe {
-            libc::syscall(libc::SYS_rt_sigprocmask, libc::SIG_SETMASK, ptr::from_ref(&empty_mask), ptr::null::<u64>(), 8)
+            libc::syscall(
+                libc::SYS_rt_sigprocmask,
+                libc::SIG_SETMASK,
+                ptr::from_ref(&empty_mask),
+                ptr::null::<u64>(),
+                8,
+            )
         })?;
         let environment = [ptr::null::<libc::c_char>()];
         // SAFETY: the path is an empty string, `argv` and `environment` end in null; all outlive the call.

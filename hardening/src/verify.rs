@@ -118,7 +118,9 @@ impl Findings<'_> {
         for name in ["Speculation_Store_Bypass", "SpeculationIndirectBranch"] {
             let state = field(status, name).to_owned();
             let can_choose = state.starts_with("thread ") || state.starts_with("conditional ");
-            self.expect(Layer::Speculation, !can_choose || state.contains(" force "), || format!("{name} is {state:?}"));
+            self.expect(Layer::Speculation, !can_choose || state.contains(" force "), || {
+                format!("{name} is {state:?}")
+            });
         }
     }
 
@@ -131,7 +133,8 @@ impl Findings<'_> {
             ("Max processes", plan.threads),
             ("Max data size", plan.data_bytes),
         ] {
-            let hard = limits.lines().find_map(|line| line.strip_prefix(name)?.split_whitespace().nth(1)).unwrap_or("?");
+            let hard =
+                limits.lines().find_map(|line| line.strip_prefix(name)?.split_whitespace().nth(1)).unwrap_or("?");
             self.expect(Layer::Rlimits, hard == wanted.to_string(), || format!("{name} is {hard}, expected {wanted}"));
         }
     }
@@ -140,7 +143,9 @@ impl Findings<'_> {
         for (name, _) in NAMESPACES {
             let theirs = fs::read_link(format!("{proc}/ns/{name}"))?;
             let ours = fs::read_link(format!("/proc/self/ns/{name}"))?;
-            self.expect(Layer::Namespaces, theirs != ours, || format!("it shares the {name} namespace with the daemon"));
+            self.expect(Layer::Namespaces, theirs != ours, || {
+                format!("it shares the {name} namespace with the daemon")
+            });
         }
         Ok(())
     }

@@ -9,9 +9,9 @@ use std::ffi::CString;
 use std::fs::File;
 use std::io::{self, Read, Write};
 use std::os::fd::{AsFd, OwnedFd};
+use std::os::linux::net::SocketAddrExt;
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::{SocketAddr, UnixListener, UnixStream};
-use std::os::linux::net::SocketAddrExt;
 use std::process::ExitCode;
 
 use enisle_hardening::jail::{self, Plan};
@@ -39,36 +39,120 @@ struct Target {
 const NS: &[Layer] = &[Layer::Namespaces];
 
 const CASES: &[Case] = &[
-    Case { name: "connect to a socket of the host", layer: Layer::Namespaces, needs: &[], attack: connect_abstract, root: false },
-    Case { name: "see another process", layer: Layer::Namespaces, needs: &[], attack: see_another_process, root: false },
+    Case {
+        name: "connect to a socket of the host",
+        layer: Layer::Namespaces,
+        needs: &[],
+        attack: connect_abstract,
+        root: false,
+    },
+    Case {
+        name: "see another process",
+        layer: Layer::Namespaces,
+        needs: &[],
+        attack: see_another_process,
+        root: false,
+    },
     Case { name: "learn the host's name", layer: Layer::Namespaces, needs: &[], attack: learn_host_name, root: false },
     Case { name: "read a file of the host", layer: Layer::EmptyRoot, needs: NS, attack: read_a_file, root: false },
     Case { name: "write a file", layer: Layer::EmptyRoot, needs: NS, attack: write_a_file, root: false },
-    Case { name: "open descriptors without end", layer: Layer::Rlimits, needs: &[], attack: open_without_end, root: false },
+    Case {
+        name: "open descriptors without end",
+        layer: Layer::Rlimits,
+        needs: &[],
+        attack: open_without_end,
+        root: false,
+    },
     Case { name: "grow a file", layer: Layer::Rlimits, needs: &[], attack: grow_a_file, root: false },
     Case { name: "take memory without end", layer: Layer::Rlimits, needs: &[], attack: take_memory, root: false },
     Case { name: "multiply", layer: Layer::Rlimits, needs: NS, attack: multiply, root: false },
-    Case { name: "read a file past the empty root", layer: Layer::Landlock, needs: &[Layer::NoNewPrivileges], attack: read_a_file, root: false },
-    Case { name: "connect to an abstract socket past the namespace", layer: Layer::Landlock, needs: &[Layer::NoNewPrivileges], attack: connect_abstract, root: false },
-    Case { name: "rename the machine in its own namespace", layer: Layer::Capabilities, needs: NS, attack: rename_machine, root: false },
-    Case { name: "mount in its own namespace", layer: Layer::Capabilities, needs: NS, attack: mount_something, root: false },
-    Case { name: "become root by a setuid program", layer: Layer::NoNewPrivileges, needs: &[], attack: become_root, root: true },
-    Case { name: "read the memory of a process of the same user", layer: Layer::NotDumpable, needs: &[], attack: read_memory_of_parent, root: true },
+    Case {
+        name: "read a file past the empty root",
+        layer: Layer::Landlock,
+        needs: &[Layer::NoNewPrivileges],
+        attack: read_a_file,
+        root: false,
+    },
+    Case {
+        name: "connect to an abstract socket past the namespace",
+        layer: Layer::Landlock,
+        needs: &[Layer::NoNewPrivileges],
+        attack: connect_abstract,
+        root: false,
+    },
+    Case {
+        name: "rename the machine in its own namespace",
+        layer: Layer::Capabilities,
+        needs: NS,
+        attack: rename_machine,
+        root: false,
+    },
+    Case {
+        name: "mount in its own namespace",
+        layer: Layer::Capabilities,
+        needs: NS,
+        attack: mount_something,
+        root: false,
+    },
+    Case {
+        name: "become root by a setuid program",
+        layer: Layer::NoNewPrivileges,
+        needs: &[],
+        attack: become_root,
+        root: true,
+    },
+    Case {
+        name: "read the memory of a process of the same user",
+        layer: Layer::NotDumpable,
+        needs: &[],
+        attack: read_memory_of_parent,
+        root: true,
+    },
     Case { name: "open a file", layer: Layer::Seccomp, needs: &[], attack: read_a_file, root: false },
     Case { name: "make a socket", layer: Layer::Seccomp, needs: &[], attack: make_a_socket, root: false },
     Case { name: "start a process", layer: Layer::Seccomp, needs: &[], attack: start_a_process, root: false },
     Case { name: "execute a program", layer: Layer::Seccomp, needs: &[], attack: execute_a_program, root: true },
     Case { name: "map executable memory", layer: Layer::Seccomp, needs: &[], attack: map_executable, root: false },
-    Case { name: "make memory execute-only, which strips a key", layer: Layer::Seccomp, needs: &[], attack: make_execute_only, root: false },
+    Case {
+        name: "make memory execute-only, which strips a key",
+        layer: Layer::Seccomp,
+        needs: &[],
+        attack: make_execute_only,
+        root: false,
+    },
     Case { name: "map shared memory", layer: Layer::Seccomp, needs: &[], attack: map_shared, root: false },
     Case { name: "make a memory file", layer: Layer::Seccomp, needs: &[], attack: make_memfd, root: false },
-    Case { name: "read memory by process_vm_readv", layer: Layer::Seccomp, needs: &[], attack: process_vm_readv, root: false },
-    Case { name: "use the 32-bit system calls", layer: Layer::Seccomp, needs: &[], attack: thirty_two_bit_call, root: false },
+    Case {
+        name: "read memory by process_vm_readv",
+        layer: Layer::Seccomp,
+        needs: &[],
+        attack: process_vm_readv,
+        root: false,
+    },
+    Case {
+        name: "use the 32-bit system calls",
+        layer: Layer::Seccomp,
+        needs: &[],
+        attack: thirty_two_bit_call,
+        root: false,
+    },
     Case { name: "change a signal handler", layer: Layer::Seccomp, needs: &[], attack: change_handler, root: false },
-    Case { name: "make a nested user namespace", layer: Layer::Seccomp, needs: &[], attack: nested_namespace, root: false },
+    Case {
+        name: "make a nested user namespace",
+        layer: Layer::Seccomp,
+        needs: &[],
+        attack: nested_namespace,
+        root: false,
+    },
     Case { name: "allocate a protection key", layer: Layer::Seccomp, needs: &[], attack: allocate_key, root: false },
     Case { name: "send a signal to a thread", layer: Layer::Seccomp, needs: &[], attack: signal_a_thread, root: false },
-    Case { name: "make the process dumpable again", layer: Layer::Seccomp, needs: &[], attack: dumpable_again, root: false },
+    Case {
+        name: "make the process dumpable again",
+        layer: Layer::Seccomp,
+        needs: &[],
+        attack: dumpable_again,
+        root: false,
+    },
     Case { name: "send a descriptor", layer: Layer::Seccomp, needs: &[], attack: send_a_descriptor, root: false },
 ];
 
@@ -140,7 +224,11 @@ fn run_all() -> ExitCode {
             let name = if *layer == Layer::Namespaces || *layer == Layer::EmptyRoot { "userns" } else { layer.name() };
             let forced = required.split(',').any(|word| word == name);
             println!("{label}: {}: this machine has no {layer}", if forced { "FAILED" } else { "skipped" });
-            if forced { failed += 1 } else { skipped += 1 }
+            if forced {
+                failed += 1
+            } else {
+                skipped += 1
+            }
             continue;
         }
         if case.root && !nix::unistd::geteuid().is_root() {
@@ -161,7 +249,11 @@ fn run_all() -> ExitCode {
     }
     for (die, layer) in [(true, LayerSet::NONE.with(Layer::ParentDeath)), (false, LayerSet::NONE)] {
         let dies = dies_with_its_parent(layer);
-        println!("{:<18} outlive the daemon: {}", Layer::ParentDeath, if dies == die { "as it should be" } else { "FAILED" });
+        println!(
+            "{:<18} outlive the daemon: {}",
+            Layer::ParentDeath,
+            if dies == die { "as it should be" } else { "FAILED" }
+        );
         if dies == die { passed += 1 } else { failed += 1 }
     }
     clean_up(&target);
@@ -207,7 +299,14 @@ fn start(arguments: &[String], layers: LayerSet) -> (Started, UnixStream) {
 }
 
 fn try_attack(index: usize, layers: LayerSet, target: &Target) -> Verdict {
-    let arguments = ["layers", "attack", &index.to_string(), &layers.bits().to_string(), &target.abstract_name, &target.setuid_program];
+    let arguments = [
+        "layers",
+        "attack",
+        &index.to_string(),
+        &layers.bits().to_string(),
+        &target.abstract_name,
+        &target.setuid_program,
+    ];
     let (mut attacker, mut channel) = start(&arguments.map(str::to_owned), layers);
     let mut said = String::new();
     let read = channel.read_to_string(&mut said);
@@ -315,8 +414,9 @@ fn read_memory_of_parent(_: &Target) -> io::Result<()> {
     if errno(unsafe { libc::fork() })? == 0 {
         // SAFETY: getppid has no preconditions.
         let parent = unsafe { libc::getppid() };
-        let read = File::open(format!("/proc/{parent}/mem"))
-            .and_then(|memory| std::os::unix::fs::FileExt::read_exact_at(&memory, &mut [0; 8], std::ptr::from_ref(&secret) as u64));
+        let read = File::open(format!("/proc/{parent}/mem")).and_then(|memory| {
+            std::os::unix::fs::FileExt::read_exact_at(&memory, &mut [0; 8], std::ptr::from_ref(&secret) as u64)
+        });
         // SAFETY: _exit has no preconditions.
         unsafe { libc::_exit(i32::from(read.is_err())) };
     }
@@ -413,7 +513,11 @@ fn allocate_key(_: &Target) -> io::Result<()> {
     // SAFETY: pkey_alloc takes two numbers. A machine without keys answers EINVAL or ENOSPC, which is an answer.
     let result = unsafe { libc::syscall(libc::SYS_pkey_alloc, 0, 0) };
     let refused = io::Error::last_os_error();
-    if result >= 0 || matches!(refused.raw_os_error(), Some(libc::EINVAL | libc::ENOSPC | libc::ENOSYS)) { Ok(()) } else { Err(refused) }
+    if result >= 0 || matches!(refused.raw_os_error(), Some(libc::EINVAL | libc::ENOSPC | libc::ENOSYS)) {
+        Ok(())
+    } else {
+        Err(refused)
+    }
 }
 
 fn signal_a_thread(_: &Target) -> io::Result<()> {

@@ -24,7 +24,19 @@ pub fn programs() -> &'static Path {
         let test = std::env::current_exe().expect("a test has a path");
         let dir = test.ancestors().nth(2).expect("tests live in target/PROFILE/deps").to_path_buf();
         let mut cargo = Command::new(env!("CARGO"));
-        cargo.args(["build", "--quiet", "-p", "enisle-worker", "-p", "enisle-supervisor", "-p", "enisle-cli", "-p", "enisle-tests", "--bins"]);
+        cargo.args([
+            "build",
+            "--quiet",
+            "-p",
+            "enisle-worker",
+            "-p",
+            "enisle-supervisor",
+            "-p",
+            "enisle-cli",
+            "-p",
+            "enisle-tests",
+            "--bins",
+        ]);
         if dir.ends_with("release") {
             cargo.arg("--release");
         }
@@ -39,7 +51,10 @@ pub fn programs() -> &'static Path {
 /// so; with the feature named in `ENISLE_REQUIRE` it fails instead.
 pub fn has(feature: &str, present: bool) -> bool {
     let required = std::env::var("ENISLE_REQUIRE").unwrap_or_default();
-    assert!(present || !required.split(',').any(|name| name == feature), "ENISLE_REQUIRE names {feature}, and this machine lacks it");
+    assert!(
+        present || !required.split(',').any(|name| name == feature),
+        "ENISLE_REQUIRE names {feature}, and this machine lacks it"
+    );
     if !present {
         eprintln!("skipped: this machine has no {feature}");
     }
@@ -69,7 +84,10 @@ impl Daemon {
         let open = std::os::unix::fs::PermissionsExt::from_mode(0o755);
         fs::set_permissions(folder.path(), open).expect("the folder is ours");
         fs::write(folder.path().join("enisled.toml"), config).expect("the configuration is written");
-        let mut daemon = Self { process: Self::command(folder.path(), &folder.path().join("s")).spawn().expect("enisled runs"), folder };
+        let mut daemon = Self {
+            process: Self::command(folder.path(), &folder.path().join("s")).spawn().expect("enisled runs"),
+            folder,
+        };
         let begun = Instant::now();
         while !daemon.answers() {
             let ended = daemon.process.try_wait().expect("the daemon is our child");
@@ -115,7 +133,8 @@ impl Daemon {
 
     /// Asks the daemon to end, without waiting for it.
     pub fn terminate(&self) {
-        nix::sys::signal::kill(nix::unistd::Pid::from_raw(self.pid()), nix::sys::signal::Signal::SIGTERM).expect("it is ours");
+        nix::sys::signal::kill(nix::unistd::Pid::from_raw(self.pid()), nix::sys::signal::Signal::SIGTERM)
+            .expect("it is ours");
     }
 
     /// Waits for the daemon's end; its exit code.
@@ -131,7 +150,10 @@ impl Daemon {
     fn try_request(&self, method: &str, path: &str, body: &[u8]) -> std::io::Result<Answer> {
         let mut stream = UnixStream::connect(self.socket())?;
         stream.set_read_timeout(Some(PATIENCE))?;
-        let head = format!("{method} {path} HTTP/1.1\r\nhost: d\r\nconnection: close\r\ncontent-length: {}\r\n\r\n", body.len());
+        let head = format!(
+            "{method} {path} HTTP/1.1\r\nhost: d\r\nconnection: close\r\ncontent-length: {}\r\n\r\n",
+            body.len()
+        );
         stream.write_all(head.as_bytes())?;
         // A daemon that refuses early may stop reading; its answer is what counts.
         let _ = stream.write_all(body);

@@ -27,12 +27,14 @@ fn text(bytes: &[u8]) -> String {
 fn a_file_runs_with_its_console_and_its_result() {
     let daemon = Daemon::start(SHARING);
     let file = daemon.folder.path().join("hello.js");
-    fs::write(&file, "export default { run(name, env) { console.log('hello', name); return { n: env.n + 1 } } }").expect("a script");
+    fs::write(&file, "export default { run(name, env) { console.log('hello', name); return { n: env.n + 1 } } }")
+        .expect("a script");
     let file = file.to_str().expect("a path");
     let out = enisle(&daemon, &["run", file, "--arg", "\"you\"", "--env", "n=1"], "");
     assert_eq!((out.status.code(), text(&out.stderr).trim()), (Some(0), "hello you"));
     assert_eq!(serde_json::from_slice::<Value>(&out.stdout).expect("JSON"), serde_json::json!({ "n": 2 }));
-    let json: Value = serde_json::from_slice(&enisle(&daemon, &["run", file, "--arg", "7", "--json"], "").stdout).expect("JSON");
+    let json: Value =
+        serde_json::from_slice(&enisle(&daemon, &["run", file, "--arg", "7", "--json"], "").stdout).expect("JSON");
     assert_eq!(json["logs"][0]["text"], "hello 7");
 }
 
@@ -56,7 +58,8 @@ fn what_happened_decides_the_exit_code() {
 #[test]
 fn a_script_cannot_drive_the_terminal() {
     let daemon = Daemon::start(SHARING);
-    let out = enisle(&daemon, &["load", "-"], r#"{"code": "() => { console.log('\u001b[2J'); return '\u001b]0;x\u0007' }"}"#);
+    let out =
+        enisle(&daemon, &["load", "-"], r#"{"code": "() => { console.log('\u001b[2J'); return '\u001b]0;x\u0007' }"}"#);
     assert!(!out.stdout.contains(&0x1b) && !out.stderr.contains(&0x1b), "{out:?}");
 }
 
@@ -85,6 +88,7 @@ fn standalone_needs_no_daemon_and_leaves_none() {
         .output()
         .expect("enisle runs");
     assert_eq!((out.status.code(), text(&out.stdout).trim()), (Some(0), "42"), "{}", text(&out.stderr));
-    let left: Vec<_> = fs::read_dir(folder.path()).expect("a folder").map(|entry| entry.expect("an entry").file_name()).collect();
+    let left: Vec<_> =
+        fs::read_dir(folder.path()).expect("a folder").map(|entry| entry.expect("an entry").file_name()).collect();
     assert_eq!(left, ["s.js"]);
 }

@@ -25,7 +25,13 @@ fn the_kernel_confirms_that_a_worker_is_confined() {
     let proc = format!("/proc/{}", daemon.worker_of("t"));
     for thread in fs::read_dir(format!("{proc}/task")).expect("the worker is there") {
         let status = fs::read_to_string(thread.expect("a thread").path().join("status")).expect("the worker is there");
-        for line in ["CapEff:\t0000000000000000", "CapBnd:\t0000000000000000", "NoNewPrivs:\t1", "Seccomp:\t2", "Seccomp_filters:\t2"] {
+        for line in [
+            "CapEff:\t0000000000000000",
+            "CapBnd:\t0000000000000000",
+            "NoNewPrivs:\t1",
+            "Seccomp:\t2",
+            "Seccomp_filters:\t2",
+        ] {
             assert!(status.contains(line), "{line} is not in\n{status}");
         }
     }
@@ -49,7 +55,8 @@ fn a_layer_that_is_required_and_missing_keeps_the_daemon_from_starting() {
         return;
     };
     let folder = tempfile::tempdir().expect("a folder");
-    fs::write(folder.path().join("enisled.toml"), format!("required = [\"{}\"]\n", missing.layer)).expect("a configuration");
+    fs::write(folder.path().join("enisled.toml"), format!("required = [\"{}\"]\n", missing.layer))
+        .expect("a configuration");
     let status = Daemon::command(folder.path(), &folder.path().join("s")).status().expect("enisled runs");
     let said = fs::read_to_string(folder.path().join("log")).expect("a log");
     assert!(!status.success() && said.contains(missing.layer.name()) && said.contains("requires"), "{said}");
@@ -104,7 +111,10 @@ fn a_worker_that_breaks_the_protocol_is_killed_and_told_of() {
     ] {
         let (daemon, answer) = with_rogue(name);
         let events = format!("{:?}", daemon.events());
-        assert!(answer.contains(word) || (events.contains("protocolViolation") && events.contains(word)), "{name}: {answer} {events}");
+        assert!(
+            answer.contains(word) || (events.contains("protocolViolation") && events.contains(word)),
+            "{name}: {answer} {events}"
+        );
         assert_eq!(daemon.request("GET", "/_ping", b"").status, 200);
     }
 }

@@ -55,100 +55,147 @@ impl Drop for SetOnDrop<'_> {
 
 #[test]
 fn spinning_in_every_form_ends_at_the_cpu_limit() {
-    run_corpus(100, &[
-        ("() => { for (;;); }", CPU, true),
-        ("() => { while (true) { try { for (;;); } catch {} finally { } } }", CPU, true),
-        ("async () => { for (;;) await null; }", CPU, true),
-        ("() => { (function f() { Promise.resolve().then(f) })(); return new Promise(() => {}) }", CPU, true),
-        ("() => { (function f() { queueMicrotask(f) })(); return new Promise(() => {}) }", CPU, true),
-        ("() => /^(a+)+$/.test('a'.repeat(50) + 'b')", CPU, true),
-        ("() => [3, 1, 2].sort(() => { for (;;); })", CPU, true),
-        ("() => ({ get x() { for (;;); } }).x", CPU, true),
-        ("() => new Proxy({}, { get() { for (;;); } }).x", CPU, true),
-        ("() => JSON.parse('[1, 2]', () => { for (;;); })", CPU, true),
-        ("() => JSON.stringify({ toJSON() { for (;;); } })", CPU, true),
-        ("() => ({ toJSON() { for (;;); } })", CPU, true),
-        ("() => ({ then() { for (;;); } })", CPU, true),
-        ("() => { throw { get message() { for (;;); }, get stack() { for (;;); } } }", &["exceededCpu", "exception"], true),
-        ("() => { throw Object.defineProperty(new Error(), 'stack', { get() { for (;;); } }) }", CPU, true),
-        ("() => { for (;;) try { (function f() { f() })() } catch {} }", CPU, true),
-        ("for (;;);", CPU, true),
-        ("await (async () => { for (;;) await 0 })(); export default 1", CPU, true),
-        ("function* g() { for (;;) yield }; for (const x of g());", CPU, true),
-        ("() => { setTimeout(() => { for (;;); }, 1); return new Promise(() => {}) }", CPU, true),
-        ("() => { const p = new Proxy(function () {}, { apply() { for (;;); } }); p() }", CPU, true),
-        ("() => { let b = 3n; for (;;) b = b * b % (2n ** 4096n) + 1n }", CPU, true),
-        ("() => { console.log({ get [Symbol.toStringTag]() { for (;;); } }) }", CPU, true),
-    ]);
+    run_corpus(
+        100,
+        &[
+            ("() => { for (;;); }", CPU, true),
+            ("() => { while (true) { try { for (;;); } catch {} finally { } } }", CPU, true),
+            ("async () => { for (;;) await null; }", CPU, true),
+            ("() => { (function f() { Promise.resolve().then(f) })(); return new Promise(() => {}) }", CPU, true),
+            ("() => { (function f() { queueMicrotask(f) })(); return new Promise(() => {}) }", CPU, true),
+            ("() => /^(a+)+$/.test('a'.repeat(50) + 'b')", CPU, true),
+            ("() => [3, 1, 2].sort(() => { for (;;); })", CPU, true),
+            ("() => ({ get x() { for (;;); } }).x", CPU, true),
+            ("() => new Proxy({}, { get() { for (;;); } }).x", CPU, true),
+            ("() => JSON.parse('[1, 2]', () => { for (;;); })", CPU, true),
+            ("() => JSON.stringify({ toJSON() { for (;;); } })", CPU, true),
+            ("() => ({ toJSON() { for (;;); } })", CPU, true),
+            ("() => ({ then() { for (;;); } })", CPU, true),
+            (
+                "() => { throw { get message() { for (;;); }, get stack() { for (;;); } } }",
+                &["exceededCpu", "exception"],
+                true,
+            ),
+            ("() => { throw Object.defineProperty(new Error(), 'stack', { get() { for (;;); } }) }", CPU, true),
+            ("() => { for (;;) try { (function f() { f() })() } catch {} }", CPU, true),
+            ("for (;;);", CPU, true),
+            ("await (async () => { for (;;) await 0 })(); export default 1", CPU, true),
+            ("function* g() { for (;;) yield }; for (const x of g());", CPU, true),
+            ("() => { setTimeout(() => { for (;;); }, 1); return new Promise(() => {}) }", CPU, true),
+            ("() => { const p = new Proxy(function () {}, { apply() { for (;;); } }); p() }", CPU, true),
+            ("() => { let b = 3n; for (;;) b = b * b % (2n ** 4096n) + 1n }", CPU, true),
+            ("() => { console.log({ get [Symbol.toStringTag]() { for (;;); } }) }", CPU, true),
+        ],
+    );
 }
 
 #[test]
 fn work_that_v8_does_not_interrupt_ends_all_the_same() {
-    run_corpus(200, &[
-        // Not interrupted: the watchdog reports it, and the process is ended.
-        ("() => Array.prototype.indexOf.call({ length: 2 ** 53 - 1 }, 1)", CPU, false),
-        ("() => Array.prototype.includes.call({ length: 2 ** 53 - 1 }, 1)", CPU, false),
-        ("() => { const a = new Float64Array(7e6); for (;;) a.sort() }", CPU, false),
-        ("() => { let x = 2n ** 30000000n; return (x * x).toString().length }", EITHER, false),
-        ("() => { const s = 'ab'.repeat(1e8); return s.replaceAll('a', 'bb').length }", EITHER, false),
-    ]);
+    run_corpus(
+        200,
+        &[
+            // Not interrupted: the watchdog reports it, and the process is ended.
+            ("() => Array.prototype.indexOf.call({ length: 2 ** 53 - 1 }, 1)", CPU, false),
+            ("() => Array.prototype.includes.call({ length: 2 ** 53 - 1 }, 1)", CPU, false),
+            ("() => { const a = new Float64Array(7e6); for (;;) a.sort() }", CPU, false),
+            ("() => { let x = 2n ** 30000000n; return (x * x).toString().length }", EITHER, false),
+            ("() => { const s = 'ab'.repeat(1e8); return s.replaceAll('a', 'bb').length }", EITHER, false),
+        ],
+    );
 }
 
 #[test]
 fn memory_in_every_form_ends_at_the_memory_limit() {
-    run_corpus(5000, &[
-        ("() => { const a = []; for (;;) a.push(new Array(1000).fill(1)) }", MEMORY, true),
-        ("() => { const a = []; for (;;) a.push({ a }) }", MEMORY, true),
-        ("() => { const a = []; for (let i = 0; ; i++) a.push(() => i) }", MEMORY, true),
-        ("() => { let s = 'x'; const keep = []; for (let i = 0; ; i++) keep.push((s + i).repeat(1000).split('').join('-')) }", MEMORY, true),
-        ("() => { let o = {}; for (;;) o = { o } }", MEMORY, true),
-        ("() => { const m = new Map(); for (let i = 0; ; i++) m.set(i, [i]) }", EITHER, false),
-        ("() => { const a = []; for (;;) a.push(new Uint8Array(1e6).fill(1)) }", ERROR, true),
-        ("() => { const a = []; for (;;) a.push(new ArrayBuffer(0, { maxByteLength: 1e6 })) }", ERROR, true),
-        ("() => new ArrayBuffer(2 ** 34)", ERROR, true),
-        ("() => new ArrayBuffer(8, { maxByteLength: 2 ** 34 })", ERROR, true),
-        ("() => { const a = new ArrayBuffer(8, { maxByteLength: 6e7 }); a.resize(6e7); return new ArrayBuffer(6e7) }", ERROR, true),
-        ("() => { const a = []; for (;;) a.push(a.at(-1)?.slice(0) ?? new ArrayBuffer(1e6)) }", ERROR, true),
-        ("() => { const a = []; for (;;) a.push(structuredClone(new Uint8Array(1e6))) }", ERROR, true),
-        ("() => { const a = []; for (;;) a.push(new TextEncoder().encode('x'.repeat(1e6))) }", ERROR, true),
-        ("() => 'x'.repeat(2 ** 30)", ERROR, true),
-        ("() => new Array(2 ** 32 - 2).join('x')", ERROR, true),
-        ("() => { for (;;) setTimeout(() => {}, 1e6) }", ERROR, true),
-        ("() => { for (;;) Promise.reject(1) }", EITHER, false),
-        ("() => { const a = [new Uint8Array(8)]; try { for (;;) a.push(new ArrayBuffer(1e5)) } catch {} ; return a[0].buffer.byteLength }", &["ok"], true),
-        // V8 gives up here; the run is told so, and the neighbour's is run again.
-        ("() => 'x'.repeat(5e8).split('').length", EITHER, false),
-        ("() => new Array(1e9).fill(0).length", EITHER, false),
-    ]);
+    run_corpus(
+        5000,
+        &[
+            ("() => { const a = []; for (;;) a.push(new Array(1000).fill(1)) }", MEMORY, true),
+            ("() => { const a = []; for (;;) a.push({ a }) }", MEMORY, true),
+            ("() => { const a = []; for (let i = 0; ; i++) a.push(() => i) }", MEMORY, true),
+            (
+                "() => { let s = 'x'; const keep = []; for (let i = 0; ; i++) keep.push((s + i).repeat(1000).split('').join('-')) }",
+                MEMORY,
+                true,
+            ),
+            ("() => { let o = {}; for (;;) o = { o } }", MEMORY, true),
+            ("() => { const m = new Map(); for (let i = 0; ; i++) m.set(i, [i]) }", EITHER, false),
+            ("() => { const a = []; for (;;) a.push(new Uint8Array(1e6).fill(1)) }", ERROR, true),
+            ("() => { const a = []; for (;;) a.push(new ArrayBuffer(0, { maxByteLength: 1e6 })) }", ERROR, true),
+            ("() => new ArrayBuffer(2 ** 34)", ERROR, true),
+            ("() => new ArrayBuffer(8, { maxByteLength: 2 ** 34 })", ERROR, true),
+            (
+                "() => { const a = new ArrayBuffer(8, { maxByteLength: 6e7 }); a.resize(6e7); return new ArrayBuffer(6e7) }",
+                ERROR,
+                true,
+            ),
+            ("() => { const a = []; for (;;) a.push(a.at(-1)?.slice(0) ?? new ArrayBuffer(1e6)) }", ERROR, true),
+            ("() => { const a = []; for (;;) a.push(structuredClone(new Uint8Array(1e6))) }", ERROR, true),
+            ("() => { const a = []; for (;;) a.push(new TextEncoder().encode('x'.repeat(1e6))) }", ERROR, true),
+            ("() => 'x'.repeat(2 ** 30)", ERROR, true),
+            ("() => new Array(2 ** 32 - 2).join('x')", ERROR, true),
+            ("() => { for (;;) setTimeout(() => {}, 1e6) }", ERROR, true),
+            ("() => { for (;;) Promise.reject(1) }", EITHER, false),
+            (
+                "() => { const a = [new Uint8Array(8)]; try { for (;;) a.push(new ArrayBuffer(1e5)) } catch {} ; return a[0].buffer.byteLength }",
+                &["ok"],
+                true,
+            ),
+            // V8 gives up here; the run is told so, and the neighbour's is run again.
+            ("() => 'x'.repeat(5e8).split('').length", EITHER, false),
+            ("() => new Array(1e9).fill(0).length", EITHER, false),
+        ],
+    );
 }
 
 #[test]
 fn depth_in_every_form_is_an_error_of_the_scripts() {
-    run_corpus(1000, &[
-        ("() => { (function f() { f() })() }", ERROR, true),
-        ("() => { let o = {}; for (let i = 0; i < 1e5; i++) o = { o }; return o }", ERROR, true),
-        ("() => { let o = []; for (let i = 0; i < 1e5; i++) o = [o]; return structuredClone(o).length }", ERROR, true),
-        ("() => { let o = []; for (let i = 0; i < 1e5; i++) o = [o]; return JSON.stringify(o).length }", &["ok", "exception"], true),
-        ("() => JSON.parse('['.repeat(1e5) + ']'.repeat(1e5)).length", &["ok", "exception"], true),
-        ("() => { let p = {}; for (let i = 0; i < 1e5; i++) p = new Proxy(p, {}); return p.x }", ERROR, true),
-        ("() => new RegExp('('.repeat(1e5) + ')'.repeat(1e5)).source.length", ERROR, true),
-        ("() => { let a = []; a[0] = a; return a.flat(Infinity).length }", &["exception", "exceededMemory", "exceededCpu"], true),
-        ("() => { const a = []; a.toString = () => `${a}`; return `${a}` }", ERROR, true),
-        ("() => { let o = {}; for (let i = 0; i < 1e5; i++) o = { o }; console.log(o); return 1 }", &["ok"], true),
-    ]);
+    run_corpus(
+        1000,
+        &[
+            ("() => { (function f() { f() })() }", ERROR, true),
+            ("() => { let o = {}; for (let i = 0; i < 1e5; i++) o = { o }; return o }", ERROR, true),
+            (
+                "() => { let o = []; for (let i = 0; i < 1e5; i++) o = [o]; return structuredClone(o).length }",
+                ERROR,
+                true,
+            ),
+            (
+                "() => { let o = []; for (let i = 0; i < 1e5; i++) o = [o]; return JSON.stringify(o).length }",
+                &["ok", "exception"],
+                true,
+            ),
+            ("() => JSON.parse('['.repeat(1e5) + ']'.repeat(1e5)).length", &["ok", "exception"], true),
+            ("() => { let p = {}; for (let i = 0; i < 1e5; i++) p = new Proxy(p, {}); return p.x }", ERROR, true),
+            ("() => new RegExp('('.repeat(1e5) + ')'.repeat(1e5)).source.length", ERROR, true),
+            (
+                "() => { let a = []; a[0] = a; return a.flat(Infinity).length }",
+                &["exception", "exceededMemory", "exceededCpu"],
+                true,
+            ),
+            ("() => { const a = []; a.toString = () => `${a}`; return `${a}` }", ERROR, true),
+            ("() => { let o = {}; for (let i = 0; i < 1e5; i++) o = { o }; console.log(o); return 1 }", &["ok"], true),
+        ],
+    );
 }
 
 /// The open issues of isolated-vm that users know, by their numbers there.
 #[test]
 fn what_broke_isolated_vm_does_not_break_us() {
-    run_corpus(2000, &[
-        ("() => [...'.'.repeat(1e9)]", ERROR, true),               // #107
-        ("() => [...'.'.repeat(5e8)].length", EITHER, false),      // #107, at the longest string that V8 makes
-        ("() => { const a = []; for (;;) a.push(new Array(1e6)) }", EITHER, true), // #527: below the limit, then over it
-        ("() => { let b = 10n ** 1000000n; for (;;) b = b * 10n ** 1000000n }", EITHER, false), // #202
-        ("() => { const s = []; for (;;) s.push('x'.repeat(1e5) + Math.random()).toString() }", EITHER, true), // #460
-        ("() => { let o = {}; const top = o; for (let i = 0; i < 1e6; i++) o = o.o = {}; return top }", EITHER, true), // #296
-    ]);
+    run_corpus(
+        2000,
+        &[
+            ("() => [...'.'.repeat(1e9)]", ERROR, true),          // #107
+            ("() => [...'.'.repeat(5e8)].length", EITHER, false), // #107, at the longest string that V8 makes
+            ("() => { const a = []; for (;;) a.push(new Array(1e6)) }", EITHER, true), // #527: below the limit, then over it
+            ("() => { let b = 10n ** 1000000n; for (;;) b = b * 10n ** 1000000n }", EITHER, false), // #202
+            ("() => { const s = []; for (;;) s.push('x'.repeat(1e5) + Math.random()).toString() }", EITHER, true), // #460
+            (
+                "() => { let o = {}; const top = o; for (let i = 0; i < 1e6; i++) o = o.o = {}; return top }",
+                EITHER,
+                true,
+            ), // #296
+        ],
+    );
 }
 
 #[test]
@@ -156,18 +203,34 @@ fn output_and_logs_are_cut_at_their_limits() {
     let daemon = Daemon::start(SHARING);
     let run = |code: &str, limits: Value| daemon.load("t", &json!({ "code": code, "limits": limits })).ok();
     let long = run("() => 'x'.repeat(1000)", json!({ "outputBytes": 1000 }));
-    assert!(long["outcome"] == "exceededOutput" && long["error"]["message"].as_str().is_some_and(|m| m.contains("1002 bytes")), "{long}");
-    let flood = run("() => { for (let i = 0; i < 1e5; i++) console.log('line', i); return 'done' }", json!({ "logLines": 7 }));
-    assert_eq!((&flood["result"], flood["logs"].as_array().map(Vec::len), &flood["truncated"]), (&json!("done"), Some(7), &json!(true)));
-    let wide = run("() => { console.log('y'.repeat(5e8)); console.log('z') }", json!({ "logBytes": 100, "cpuMs": 1000 }));
-    assert_eq!((wide["logs"][0]["text"].as_str().map(str::len), &wide["truncated"]), (Some(100), &json!(true)), "{wide}");
+    assert!(
+        long["outcome"] == "exceededOutput"
+            && long["error"]["message"].as_str().is_some_and(|m| m.contains("1002 bytes")),
+        "{long}"
+    );
+    let flood =
+        run("() => { for (let i = 0; i < 1e5; i++) console.log('line', i); return 'done' }", json!({ "logLines": 7 }));
+    assert_eq!(
+        (&flood["result"], flood["logs"].as_array().map(Vec::len), &flood["truncated"]),
+        (&json!("done"), Some(7), &json!(true))
+    );
+    let wide =
+        run("() => { console.log('y'.repeat(5e8)); console.log('z') }", json!({ "logBytes": 100, "cpuMs": 1000 }));
+    assert_eq!(
+        (wide["logs"][0]["text"].as_str().map(str::len), &wide["truncated"]),
+        (Some(100), &json!(true)),
+        "{wide}"
+    );
     let code = run("() => 1", json!({}));
     assert_eq!(code["outcome"], "ok");
     let problem = daemon.load("t", &json!({ "code": "() => 12345", "limits": { "codeBytes": 10 } })).problem(413);
     assert!(problem.contains("limits.codeBytes"), "{problem}");
     let waits = run("() => new Promise((r) => setTimeout(r, 60000))", json!({ "wallMs": 50 }));
     assert_eq!(waits["outcome"], "exceededWall", "{waits}");
-    let timers = run("() => { const ids = []; for (let i = 0; i < 4; i++) ids.push(setTimeout(() => {}, 1e6)); }", json!({ "timers": 3 }));
+    let timers = run(
+        "() => { const ids = []; for (let i = 0; i < 4; i++) ids.push(setTimeout(() => {}, 1e6)); }",
+        json!({ "timers": 3 }),
+    );
     assert!(timers["error"]["message"].as_str().is_some_and(|m| m.contains("limits.timers")), "{timers}");
 }
 
@@ -175,11 +238,23 @@ fn output_and_logs_are_cut_at_their_limits() {
 fn without_its_limit_the_same_script_goes_on() {
     // The other half of every limit's test: what ended it was the limit.
     let daemon = Daemon::start(SHARING);
-    let run = |code: &str, limits: Value| daemon.load("t", &json!({ "code": code, "limits": limits })).ok()["outcome"].clone();
+    let run = |code: &str, limits: Value| {
+        daemon.load("t", &json!({ "code": code, "limits": limits })).ok()["outcome"].clone()
+    };
     let spin = "() => { let n = 0; for (let i = 0; i < 2e8; i++) n += i; return n }";
-    assert_eq!((run(spin, json!({ "cpuMs": 5 })), run(spin, json!({ "cpuMs": 1000 }))), (json!("exceededCpu"), json!("ok")));
-    let heap = "() => { const a = []; for (let i = 0; i < 40; i++) a.push(new Array(131072).fill(i)); return a.length }";
-    assert_eq!((run(heap, json!({ "memoryMb": 8 })), run(heap, json!({ "memoryMb": 128 }))), (json!("exceededMemory"), json!("ok")));
+    assert_eq!(
+        (run(spin, json!({ "cpuMs": 5 })), run(spin, json!({ "cpuMs": 1000 }))),
+        (json!("exceededCpu"), json!("ok"))
+    );
+    let heap =
+        "() => { const a = []; for (let i = 0; i < 40; i++) a.push(new Array(131072).fill(i)); return a.length }";
+    assert_eq!(
+        (run(heap, json!({ "memoryMb": 8 })), run(heap, json!({ "memoryMb": 128 }))),
+        (json!("exceededMemory"), json!("ok"))
+    );
     let buffer = "() => new Uint8Array(5e7).length";
-    assert_eq!((run(buffer, json!({ "memoryMb": 32 })), run(buffer, json!({ "memoryMb": 64 }))), (json!("exception"), json!("ok")));
+    assert_eq!(
+        (run(buffer, json!({ "memoryMb": 32 })), run(buffer, json!({ "memoryMb": 64 }))),
+        (json!("exception"), json!("ok"))
+    );
 }

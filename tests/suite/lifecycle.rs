@@ -22,12 +22,20 @@ fn a_run_whose_worker_is_killed_is_run_again_elsewhere() {
     std::thread::scope(|scope| {
         let run = scope.spawn(|| daemon.run("t", WAITS));
         let beside = scope.spawn(|| daemon.run("neighbour", WAITS));
-        daemon.wait_for("/v1/tenants", |all| all.as_array().is_some_and(|all| all.iter().filter(|t| t["inFlight"] == 1 && t["resident"]["warm"] == false).count() == 2));
+        daemon.wait_for("/v1/tenants", |all| {
+            all.as_array().is_some_and(|all| {
+                all.iter().filter(|t| t["inFlight"] == 1 && t["resident"]["warm"] == false).count() == 2
+            })
+        });
         assert_eq!(daemon.worker_of("t"), worker, "both share a process");
         kill_worker(worker);
         for run in [run, beside] {
             let run = run.join().expect("the run is answered");
-            assert_eq!((&run["outcome"], &run["result"], &run["cordon"]), (&json!("ok"), &json!("done"), &json!("solo")), "{run}");
+            assert_eq!(
+                (&run["outcome"], &run["result"], &run["cordon"]),
+                (&json!("ok"), &json!("done"), &json!("solo")),
+                "{run}"
+            );
         }
     });
     assert!(!is_alive(worker));
@@ -44,7 +52,9 @@ fn a_run_whose_worker_is_killed_twice_is_lost_and_the_next_one_works() {
         let mut last = 0;
         for _ in 0..2 {
             let tenant = daemon.wait_for("/v1/tenants/t", |tenant| {
-                tenant["resident"]["pid"].as_i64().is_some_and(|pid| pid != last && is_alive(i32::try_from(pid).unwrap_or(0)))
+                tenant["resident"]["pid"]
+                    .as_i64()
+                    .is_some_and(|pid| pid != last && is_alive(i32::try_from(pid).unwrap_or(0)))
             });
             last = tenant["resident"]["pid"].as_i64().expect("it lives somewhere");
             kill_worker(i32::try_from(last).expect("a pid"));
@@ -99,8 +109,12 @@ fn runs_that_do_not_finish_end_with_the_daemon() {
     let mut daemon = Daemon::start(&format!("{SHARING}[api]\ndrain_secs = 1\n"));
     let mut client = UnixStream::connect(daemon.socket()).expect("the daemon listens");
     let body = json!({ "code": "() => new Promise((r) => setTimeout(r, 9000))" }).to_string();
-    std::io::Write::write_all(&mut client, format!("POST /v1/tenants/t/load HTTP/1.1\r\nhost: d\r\ncontent-length: {}\r\n\r\n{body}", body.len()).as_bytes())
-        .expect("it reads");
+    std::io::Write::write_all(
+        &mut client,
+        format!("POST /v1/tenants/t/load HTTP/1.1\r\nhost: d\r\ncontent-length: {}\r\n\r\n{body}", body.len())
+            .as_bytes(),
+    )
+    .expect("it reads");
     let worker = daemon.wait_for("/v1/tenants/t", |tenant| tenant["resident"]["pid"].is_i64());
     let worker = i32::try_from(worker["resident"]["pid"].as_i64().unwrap_or(0)).expect("a pid");
     daemon.terminate();
@@ -149,8 +163,15 @@ fn a_machine_full_of_busy_tenants_refuses_the_next_one() {
     let capacity = daemon.get("/v1/info")["capacity"]["tenantsPerProcess"].as_u64().unwrap_or(1);
     std::thread::scope(|scope| {
         let busy = json!({ "code": "() => new Promise((r) => setTimeout(r, 2000))" });
-        let runs: Vec<_> = (0..capacity).map(|n| { let (daemon, busy) = (&daemon, busy.clone()); scope.spawn(move || daemon.load(&format!("t{n}"), &busy).ok()) }).collect();
-        daemon.wait_for("/v1/info", |info| info["counts"]["inFlight"] == capacity && info["counts"]["residents"] == capacity);
+        let runs: Vec<_> = (0..capacity)
+            .map(|n| {
+                let (daemon, busy) = (&daemon, busy.clone());
+                scope.spawn(move || daemon.load(&format!("t{n}"), &busy).ok())
+            })
+            .collect();
+        daemon.wait_for("/v1/info", |info| {
+            info["counts"]["inFlight"] == capacity && info["counts"]["residents"] == capacity
+        });
         let problem = daemon.load("one-too-many", &json!({ "code": "() => 1" })).problem(503);
         assert!(problem.contains("workers.max"), "{problem}");
         for run in runs {

@@ -19,7 +19,13 @@ fn bad_input_is_answered_with_what_was_wrong_and_harms_nobody() {
         ("POST", LOAD, b"{\"code\": \"() => 1\", \"colour\": 1}", 400, "unknown field `colour`"),
         ("POST", LOAD, b"{\"mainModule\": \"x.js\", \"modules\": {}}", 400, "no such name"),
         ("POST", LOAD, b"{\"code\": \"\xff\"}", 400, "unicode"),
-        ("POST", LOAD, b"{\"mainModule\": \"a\\u0000.js\", \"modules\": {\"a\\u0000.js\": \"\"}}", 400, "control characters"),
+        (
+            "POST",
+            LOAD,
+            b"{\"mainModule\": \"a\\u0000.js\", \"modules\": {\"a\\u0000.js\": \"\"}}",
+            400,
+            "control characters",
+        ),
         ("POST", LOAD, b"{\"code\": \"() => 1\", \"env\": 3}", 400, "env has to be an object"),
         ("POST", "/v1/tenants/..%2Fetc/load", b"{}", 400, "a tenant's name"),
         ("POST", "/v1/tenants/a%00b/load", b"{}", 400, "a tenant's name"),
@@ -85,7 +91,8 @@ fn a_client_that_goes_away_cancels_its_run() {
     let daemon = Daemon::start(SHARING);
     let mut client = UnixStream::connect(daemon.socket()).expect("the daemon listens");
     let body = json!({ "code": "() => new Promise((r) => setTimeout(r, 9000))" }).to_string();
-    write!(client, "POST {LOAD} HTTP/1.1\r\nhost: d\r\ncontent-length: {}\r\n\r\n{body}", body.len()).expect("it reads");
+    write!(client, "POST {LOAD} HTTP/1.1\r\nhost: d\r\ncontent-length: {}\r\n\r\n{body}", body.len())
+        .expect("it reads");
     daemon.wait_for("/v1/tenants/t", |tenant| tenant["inFlight"] == 1 && tenant["resident"].is_object());
     drop(client);
     // The next run has the thread at once: its wall limit is far below what the first would have taken.
@@ -109,10 +116,14 @@ fn over_its_quota_a_tenant_is_told_when_to_come_back() {
 #[test]
 fn a_policy_holds_at_once_and_after_a_restart() {
     let daemon = Daemon::start(SHARING);
-    let put = daemon.request("PUT", "/v1/tenants/t", br#"{"limits": {"cpuMs": 50, "wallMs": 5000, "memoryMb": 32}}"#).ok();
+    let put =
+        daemon.request("PUT", "/v1/tenants/t", br#"{"limits": {"cpuMs": 50, "wallMs": 5000, "memoryMb": 32}}"#).ok();
     assert_eq!(put["policy"]["limits"]["cpuMs"], 50);
     let run = daemon.load("t", &json!({ "code": "() => { for (;;); }", "limits": { "cpuMs": 4000 } })).ok();
-    assert!(run["outcome"] == "exceededCpu" && run["error"]["message"].as_str().is_some_and(|m| m.contains(" 50 ms")), "{run}");
+    assert!(
+        run["outcome"] == "exceededCpu" && run["error"]["message"].as_str().is_some_and(|m| m.contains(" 50 ms")),
+        "{run}"
+    );
     let daemon = Daemon::start_in(daemon.kill_hard(), SHARING);
     assert_eq!(daemon.get("/v1/tenants/t")["policy"]["limits"]["memoryMb"], 32);
 }
@@ -144,10 +155,17 @@ fn the_daemon_says_what_it_is() {
     daemon.run("t", "() => 1");
     assert!(daemon.get("/v1/version")["v8"].as_str().is_some_and(|v8| v8.starts_with("15.2.124")));
     let info = daemon.get("/v1/info");
-    assert!(info["posture"]["layers"].as_array().is_some_and(|layers| layers.iter().any(|l| l["layer"] == "seccomp" && l["on"] == true)));
+    assert!(
+        info["posture"]["layers"]
+            .as_array()
+            .is_some_and(|layers| layers.iter().any(|l| l["layer"] == "seccomp" && l["on"] == true))
+    );
     assert_eq!((&info["counts"]["workers"], &info["counts"]["residents"]), (&json!(1), &json!(1)));
     let workers = daemon.get("/v1/workers");
-    assert!(workers[0]["rssBytes"].as_u64().is_some_and(|rss| rss > 1 << 20) && workers[0]["tenants"] == json!(["t"]), "{workers}");
+    assert!(
+        workers[0]["rssBytes"].as_u64().is_some_and(|rss| rss > 1 << 20) && workers[0]["tenants"] == json!(["t"]),
+        "{workers}"
+    );
 }
 
 #[test]
@@ -167,13 +185,23 @@ fn a_peer_without_rights_is_refused_and_one_with_them_is_not() {
         // As this test runs from a folder that others may not enter, the program is copied out of it.
         let program = daemon.folder.path().join("enisle");
         std::fs::copy(programs().join("enisle"), &program).expect("the program is there");
-        let out = Command::new(program).args(arguments).arg("--socket").arg(daemon.socket()).uid(uid).gid(uid).current_dir("/").output();
+        let out = Command::new(program)
+            .args(arguments)
+            .arg("--socket")
+            .arg(daemon.socket())
+            .uid(uid)
+            .gid(uid)
+            .current_dir("/")
+            .output();
         let out = out.expect("enisle runs");
         (out.status.code(), String::from_utf8_lossy(&out.stderr).into_owned())
     };
     let script = script.to_str().expect("a path");
     let (code, said) = run(STRANGER, &["run", script]);
-    assert!(code == Some(3) && said.contains("may not act for tenant default") && said.contains("[[peers]]"), "{code:?} {said}");
+    assert!(
+        code == Some(3) && said.contains("may not act for tenant default") && said.contains("[[peers]]"),
+        "{code:?} {said}"
+    );
     assert_eq!(run(GUEST, &["run", "--tenant", "guest-1", script]).0, Some(0));
     assert_eq!(run(GUEST, &["run", "--tenant", "host", script]).0, Some(3));
     assert_eq!(run(GUEST, &["ps"]).0, Some(3));

@@ -17,7 +17,10 @@ fn a_load_as_documented_returns_its_result() {
     );
     let run = answer.ok();
     assert_eq!((&run["outcome"], &run["result"], &run["cordon"]), (&json!("ok"), &json!(42), &json!("shared")));
-    assert!(run["usage"]["cpuMs"].as_f64().is_some_and(|ms| ms > 0.0) && run["id"].as_str().is_some_and(|id| id.starts_with("run_")));
+    assert!(
+        run["usage"]["cpuMs"].as_f64().is_some_and(|ms| ms > 0.0)
+            && run["id"].as_str().is_some_and(|id| id.starts_with("run_"))
+    );
 }
 
 #[test]
@@ -68,7 +71,13 @@ fn a_cycle_of_modules_runs() {
 #[test]
 fn an_import_of_anything_else_is_an_error_that_names_it() {
     let daemon = Daemon::start(SHARING);
-    for import in ["import 'fs'", "import './main.js'", "import 'https://x/y.js'", "import 'data:text/javascript,1'", "import '__proto__'"] {
+    for import in [
+        "import 'fs'",
+        "import './main.js'",
+        "import 'https://x/y.js'",
+        "import 'data:text/javascript,1'",
+        "import '__proto__'",
+    ] {
         let run = daemon.run("t", &format!("{import}; export default () => 1"));
         assert_eq!(run["outcome"], "exception", "{import}");
         assert!(run["error"]["message"].as_str().is_some_and(|message| message.contains("main.js imports")), "{run}");
@@ -110,7 +119,12 @@ fn the_console_is_kept_in_order_with_levels() {
         "t",
         "async () => { console.log('a', 1, { b: [2] }); console.warn('w'); await null; console.error('%s is %d', 'x', 4.7); console.debug(new Map([[1, 2]])); }",
     );
-    let lines: Vec<_> = run["logs"].as_array().expect("logs").iter().map(|line| (line["level"].clone(), line["text"].clone())).collect();
+    let lines: Vec<_> = run["logs"]
+        .as_array()
+        .expect("logs")
+        .iter()
+        .map(|line| (line["level"].clone(), line["text"].clone()))
+        .collect();
     let expected = [("log", "a 1 { b: [2] }"), ("warn", "w"), ("error", "x is 4"), ("debug", "Map(1) { 1 => 2 }")];
     assert_eq!(lines, expected.map(|(level, text)| (json!(level), json!(text))));
     assert_eq!(run["truncated"], false);
@@ -127,7 +141,10 @@ fn an_error_has_a_stack_in_the_tenants_own_files() {
     assert!(stack.contains("lib.js:2:9") && stack.contains("app/main.js:2:"), "{stack}");
     assert!(!stack.contains("enisle:") && !stack.contains("/home") && !stack.contains("0x"), "{stack}");
     let error = daemon.run("t", "export default {\n  run() { retur 1 }\n}")["error"].clone();
-    assert!(error["name"] == "SyntaxError" && error["stack"].as_str().is_some_and(|stack| stack.contains("main.js:2:")), "{error}");
+    assert!(
+        error["name"] == "SyntaxError" && error["stack"].as_str().is_some_and(|stack| stack.contains("main.js:2:")),
+        "{error}"
+    );
     let error = daemon.run("t", "async () => {\n  throw new Error('at line two')\n}")["error"].clone();
     assert!(error["stack"].as_str().is_some_and(|stack| stack.contains("main.js:2:")), "{error}");
 }
@@ -137,7 +154,10 @@ fn a_rejection_that_nobody_handles_is_a_line_of_the_log() {
     let daemon = Daemon::start(SHARING);
     let run = daemon.run("t", "async () => { Promise.reject(new Error('lost')); const late = Promise.reject(1); late.catch(() => {}); return 'ok' }");
     assert_eq!((&run["outcome"], run["logs"].as_array().map(Vec::len)), (&json!("ok"), Some(1)), "{run}");
-    assert!(run["logs"][0]["text"].as_str().is_some_and(|text| text.starts_with("Uncaught (in promise) Error: lost")), "{run}");
+    assert!(
+        run["logs"][0]["text"].as_str().is_some_and(|text| text.starts_with("Uncaught (in promise) Error: lost")),
+        "{run}"
+    );
 }
 
 #[test]
@@ -154,7 +174,10 @@ fn a_result_that_json_cannot_carry_is_an_error_that_says_where() {
     ] {
         let run = daemon.run("t", &format!("() => {value}"));
         let message = run["error"]["message"].as_str().unwrap_or_default().to_owned();
-        assert!(run["outcome"] == "exception" && message.contains(&format!("{at} is")) && message.contains(what), "{value}: {run}");
+        assert!(
+            run["outcome"] == "exception" && message.contains(&format!("{at} is")) && message.contains(what),
+            "{value}: {run}"
+        );
     }
     let run = daemon.run("t", "() => ({ date: new Date(0), gone: undefined, nested: { toJSON() { return [1] } } })");
     assert_eq!(run["result"], json!({ "date": "1970-01-01T00:00:00.000Z", "nested": [1] }));
@@ -184,13 +207,26 @@ fn what_the_platform_offers_works_and_the_rest_is_gone() {
                 structuredClone({ a: new Date(5), m: new Map([[1, new Uint8Array([7])]]) }).m.get(1)[0],
                 [typeof WebAssembly, typeof SharedArrayBuffer, typeof Atomics, typeof fetch, typeof process, typeof require]]",
     );
-    assert_eq!(run["result"], json!(["žluť 🐎", "aGk=", "hi", 36, 7, ["undefined", "undefined", "undefined", "undefined", "undefined", "undefined"]]), "{run}");
+    assert_eq!(
+        run["result"],
+        json!([
+            "žluť 🐎",
+            "aGk=",
+            "hi",
+            36,
+            7,
+            ["undefined", "undefined", "undefined", "undefined", "undefined", "undefined"]
+        ]),
+        "{run}"
+    );
 }
 
 #[test]
 fn code_from_strings_runs_only_where_the_policy_allows_it() {
     let daemon = Daemon::start(SHARING);
-    for code in ["() => eval('1')", "() => new Function('return 1')()", "() => (async () => {}).constructor('return 1')()"] {
+    for code in
+        ["() => eval('1')", "() => new Function('return 1')()", "() => (async () => {}).constructor('return 1')()"]
+    {
         let run = daemon.run("no", code);
         assert!(run["error"]["name"] == "EvalError", "{code}: {run}");
     }

@@ -2,6 +2,10 @@
 #![forbid(unsafe_code)]
 #![allow(clippy::print_stdout, reason = "a command line tool talks to its terminal")]
 
+mod bench;
+mod demo;
+mod http;
+mod test;
 mod v8;
 
 use std::path::{Path, PathBuf};
@@ -13,6 +17,13 @@ use clap::Parser;
 #[derive(Debug, Parser)]
 #[command(name = "cargo xtask", about = "Build, try, test and measure enisle")]
 enum Task {
+    /// Find or build V8, build everything, and run the scripts in `examples/` on a private daemon.
+    Demo,
+    /// Check the style and run every test.
+    Test(test::Options),
+    /// Measure.
+    #[command(subcommand)]
+    Bench(bench::Bench),
     /// The V8 archive: where it is, building it, checking it.
     #[command(subcommand)]
     V8(v8::V8),
@@ -20,6 +31,9 @@ enum Task {
 
 fn main() -> Result<()> {
     match Task::parse() {
+        Task::Demo => demo::run(),
+        Task::Test(options) => test::run(&options),
+        Task::Bench(bench) => bench::run(bench),
         Task::V8(command) => v8::run(command),
     }
 }
@@ -27,6 +41,20 @@ fn main() -> Result<()> {
 /// The checkout.
 fn root() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).parent().map(Path::to_path_buf).unwrap_or_default()
+}
+
+/// Cargo in this checkout, with the V8 archive that was found.
+fn cargo(archive: &v8::Archive) -> Command {
+    let mut cargo = Command::new(env!("CARGO"));
+    cargo.current_dir(root()).env("RUSTY_V8_ARCHIVE", &archive.dir);
+    cargo
+}
+
+/// Builds the release and returns the folder with its programs.
+fn build_release(archive: &v8::Archive) -> Result<PathBuf> {
+    println!("building the release (V8 from {}, {})", archive.dir.display(), archive.because);
+    check(cargo(archive).args(["build", "--release", "--quiet", "--workspace", "--bins", "--examples"]))?;
+    Ok(root().join("target/release"))
 }
 
 /// Runs a command to its end; a failure names it.

@@ -32,7 +32,8 @@ pub(crate) fn default_socket() -> PathBuf {
     if nix::unistd::geteuid().is_root() {
         return PathBuf::from("/run/enisle/enisled.sock");
     }
-    let session = env::var_os("XDG_RUNTIME_DIR").filter(|dir| !dir.is_empty()).map(|dir| PathBuf::from(dir).join("enisle"));
+    let session =
+        env::var_os("XDG_RUNTIME_DIR").filter(|dir| !dir.is_empty()).map(|dir| PathBuf::from(dir).join("enisle"));
     session.unwrap_or_else(|| env::temp_dir().join(format!("enisle-{}", nix::unistd::geteuid()))).join("enisled.sock")
 }
 
@@ -54,7 +55,8 @@ impl Client {
         let stream = UnixStream::connect(&self.socket)
             .await
             .map_err(|error| ClientError::Unreachable { socket: self.socket.display().to_string(), error })?;
-        let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream)).await.map_err(broken)?;
+        let (mut sender, connection) =
+            hyper::client::conn::http1::handshake(TokioIo::new(stream)).await.map_err(broken)?;
         tokio::spawn(connection);
         let request = Request::builder()
             .method(method)

@@ -55,8 +55,10 @@ pub(crate) struct LoadRequest {
 pub(crate) async fn file(command: RunFile, client: Client, as_json: bool) -> Result<u8, Failure> {
     let source = read(&command.file)?;
     // The file's own name, so that errors show it.
-    let name = command.file.file_name().map_or_else(|| "main.js".to_owned(), |name| name.to_string_lossy().into_owned());
-    let mut request = json!({ "args": arguments(&command.args)?, "env": environment(&command.env)?, "limits": limits(&command) });
+    let name =
+        command.file.file_name().map_or_else(|| "main.js".to_owned(), |name| name.to_string_lossy().into_owned());
+    let mut request =
+        json!({ "args": arguments(&command.args)?, "env": environment(&command.env)?, "limits": limits(&command) });
     if is_module(&source) {
         request["mainModule"] = json!(name);
         request["modules"] = json!({ name: { "js": source } });
@@ -118,14 +120,16 @@ fn read(file: &Path) -> Result<String, Failure> {
 
 fn arguments(args: &[String]) -> Result<Vec<Value>, Failure> {
     let parse = |text: &String| {
-        serde_json::from_str(text).map_err(|error| Failure::Usage(format!("--arg {text}: {error}; text needs quotes: '\"text\"'")))
+        serde_json::from_str(text)
+            .map_err(|error| Failure::Usage(format!("--arg {text}: {error}; text needs quotes: '\"text\"'")))
     };
     args.iter().map(parse).collect()
 }
 
 fn environment(entries: &[String]) -> Result<Map<String, Value>, Failure> {
     let parse = |entry: &String| {
-        let (key, value) = entry.split_once('=').ok_or_else(|| Failure::Usage(format!("--env {entry}: it has to be K=V")))?;
+        let (key, value) =
+            entry.split_once('=').ok_or_else(|| Failure::Usage(format!("--env {entry}: it has to be K=V")))?;
         let value = serde_json::from_str(value).unwrap_or_else(|_| Value::from(value));
         Ok((key.to_owned(), value))
     };
@@ -134,7 +138,11 @@ fn environment(entries: &[String]) -> Result<Map<String, Value>, Failure> {
 
 fn limits(command: &RunFile) -> Value {
     let limits = [("cpuMs", command.cpu_ms), ("wallMs", command.wall_ms), ("memoryMb", command.memory_mb)];
-    limits.into_iter().filter_map(|(key, limit)| Some((key.to_owned(), Value::from(limit?)))).collect::<Map<_, _>>().into()
+    limits
+        .into_iter()
+        .filter_map(|(key, limit)| Some((key.to_owned(), Value::from(limit?))))
+        .collect::<Map<_, _>>()
+        .into()
 }
 
 #[cfg(test)]

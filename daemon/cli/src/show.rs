@@ -39,8 +39,16 @@ pub(crate) fn answer(answer: &Value, as_json: bool) {
     }
     if let Some(error) = answer.get("error") {
         let stack = error["stack"].as_str().unwrap_or_default();
-        let line = format!("{}: {}", error["name"].as_str().unwrap_or_default(), error["message"].as_str().unwrap_or_default());
-        eprintln!("{}: {}", answer["outcome"].as_str().unwrap_or_default(), safe(if stack.is_empty() { &line } else { stack }));
+        let line = format!(
+            "{}: {}",
+            error["name"].as_str().unwrap_or_default(),
+            error["message"].as_str().unwrap_or_default()
+        );
+        eprintln!(
+            "{}: {}",
+            answer["outcome"].as_str().unwrap_or_default(),
+            safe(if stack.is_empty() { &line } else { stack })
+        );
     }
     if let Some(result) = answer.get("result") {
         value(result, false);
@@ -64,7 +72,8 @@ pub(crate) fn workers(workers: &Value, as_json: bool) {
 
 /// One line of the events: the JSON itself, or its parts in a row.
 pub(crate) fn event(line: &str, as_json: bool) {
-    let Ok(Value::Object(mut event)) = serde_json::from_str(line) else { outln!("{}", safe(line));
+    let Ok(Value::Object(mut event)) = serde_json::from_str(line) else {
+        outln!("{}", safe(line));
         return;
     };
     if as_json {
@@ -74,7 +83,10 @@ pub(crate) fn event(line: &str, as_json: bool) {
     let seq = event.remove("seq").unwrap_or_default();
     event.remove("unixMs");
     let name = event.remove("event").unwrap_or_default();
-    let parts: Vec<_> = event.iter().map(|(key, value)| format!("{key}={}", value.as_str().map_or_else(|| value.to_string(), str::to_owned))).collect();
+    let parts: Vec<_> = event
+        .iter()
+        .map(|(key, value)| format!("{key}={}", value.as_str().map_or_else(|| value.to_string(), str::to_owned)))
+        .collect();
     outln!("{seq:>6} {:<18} {}", name.as_str().unwrap_or_default(), safe(&parts.join(" ")));
 }
 

@@ -126,7 +126,8 @@ impl Config {
     pub(crate) fn load(path: Option<&Path>) -> Result<Self, ConfigError> {
         let Some(path) = path else { return Ok(Self::default()) };
         let text = fs::read_to_string(path).map_err(|error| ConfigError::Read { path: path.to_owned(), error })?;
-        let config: Self = toml::from_str(&text).map_err(|error| ConfigError::Parse { path: path.to_owned(), error })?;
+        let config: Self =
+            toml::from_str(&text).map_err(|error| ConfigError::Parse { path: path.to_owned(), error })?;
         config.check(path)?;
         Ok(config)
     }
@@ -134,9 +135,7 @@ impl Config {
     fn check(&self, path: &Path) -> Result<(), ConfigError> {
         let path = || path.to_owned();
         self.required_layers().map_err(|error| ConfigError::Layer { path: path(), error })?;
-        self.defaults
-            .check(self.workers.max_memory_mb)
-            .map_err(|error| ConfigError::Policy { path: path(), error })?;
+        self.defaults.check(self.workers.max_memory_mb).map_err(|error| ConfigError::Policy { path: path(), error })?;
         for (key, value) in [
             ("workers.max", self.workers.max as u64),
             ("api.connections", self.api.connections as u64),
@@ -191,12 +190,15 @@ mod tests {
 
     #[test]
     fn what_is_printed_is_read_back() {
-        let config = Config { peers: vec![Peer { uid: 7, tenants: vec!["a-*".into()], operate: false }], ..Config::default() };
+        let config =
+            Config { peers: vec![Peer { uid: 7, tenants: vec!["a-*".into()], operate: false }], ..Config::default() };
         assert_eq!(parse(&toml::to_string(&config).unwrap()), Ok(config));
     }
 
     #[test]
     fn a_default_policy_over_the_ceiling_is_refused() {
-        assert!(parse("[workers]\nmax_memory_mb = 64\n[defaults.limits]\nmemory_mb = 65\n").unwrap_err().contains("memory"));
+        assert!(
+            parse("[workers]\nmax_memory_mb = 64\n[defaults.limits]\nmemory_mb = 65\n").unwrap_err().contains("memory")
+        );
     }
 }

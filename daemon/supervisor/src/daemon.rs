@@ -106,7 +106,11 @@ pub(crate) struct Report {
 
 impl Daemon {
     /// Probes the machine, has the snapshot made in a jailed worker, and is ready to admit.
-    pub(crate) async fn set_up(config: Config, program: std::path::PathBuf, state_dir: &std::path::Path) -> Result<Self, SetupError> {
+    pub(crate) async fn set_up(
+        config: Config,
+        program: std::path::PathBuf,
+        state_dir: &std::path::Path,
+    ) -> Result<Self, SetupError> {
         let posture = Posture::probe();
         let missing: Vec<_> = posture
             .missing(config.required_layers()?)
@@ -128,7 +132,8 @@ impl Daemon {
         let data_mb = WORKER_BASE_MB + u64::from(tenants_per_process) * 2 * u64::from(config.workers.max_memory_mb);
         let layers = jail_layers(&posture);
         let keys_wanted = if capacity.keys == 0 { 0 } else { tenants_per_process };
-        let blueprint = Blueprint::new(file, layers, tenants_per_process, keys_wanted, data_mb << 20, config.workers.uid_base);
+        let blueprint =
+            Blueprint::new(file, layers, tenants_per_process, keys_wanted, data_mb << 20, config.workers.uid_base);
         let blueprint = Arc::new(blueprint.map_err(SetupError::Thread)?);
         let snapshot = seal(&make_snapshot(&blueprint).await?).map_err(SetupError::Seal)?;
         let events = Arc::new(Events::new());
@@ -236,7 +241,11 @@ impl Daemon {
                         self.note(tenant, id, &finished);
                         return Ok(Report { id, finished, level });
                     }
-                    self.events.tell(What::Retried { tenant: tenant.name.to_string(), run: id.to_string(), reason: why });
+                    self.events.tell(What::Retried {
+                        tenant: tenant.name.to_string(),
+                        run: id.to_string(),
+                        reason: why,
+                    });
                 }
             }
             self.pool.bury_dead();
@@ -325,7 +334,9 @@ impl Tenant {
     }
 
     fn is_worth_remembering(&self) -> bool {
-        self.has_policy.load(Ordering::Relaxed) || self.in_flight() > 0 || self.home.try_lock().is_ok_and(|home| home.is_some())
+        self.has_policy.load(Ordering::Relaxed)
+            || self.in_flight() > 0
+            || self.home.try_lock().is_ok_and(|home| home.is_some())
     }
 
     pub(crate) fn policy(&self) -> Policy {
@@ -342,7 +353,12 @@ impl Tenant {
 
     /// Where it lives now: the worker, whether it is warm, and how far out.
     pub(crate) fn residence(&self) -> Option<Arc<Resident>> {
-        self.home.try_lock().ok()?.as_ref().filter(|resident| !resident.worker.is_dead() && !resident.is_closed()).cloned()
+        self.home
+            .try_lock()
+            .ok()?
+            .as_ref()
+            .filter(|resident| !resident.worker.is_dead() && !resident.is_closed())
+            .cloned()
     }
 }
 

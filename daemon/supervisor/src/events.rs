@@ -23,23 +23,68 @@ pub(crate) struct Event {
 #[derive(Debug, Clone, Serialize)]
 #[serde(tag = "event", rename_all = "camelCase", rename_all_fields = "camelCase")]
 pub(crate) enum What {
-    Started { version: &'static str },
+    Started {
+        version: &'static str,
+    },
     Draining,
-    WorkerStarted { worker: u64, pid: i32, level: &'static str },
+    WorkerStarted {
+        worker: u64,
+        pid: i32,
+        level: &'static str,
+    },
     /// A worker was not what it should be, and was killed before it had a tenant.
-    WorkerRejected { worker: u64, pid: i32, findings: Vec<String> },
-    WorkerDied { worker: u64, pid: i32, reason: String, tenants: Vec<String> },
-    WorkerRetired { worker: u64, pid: i32 },
-    Admitted { tenant: String, worker: u64, level: &'static str, reason: &'static str },
-    Retired { tenant: String, worker: u64, reason: &'static str },
+    WorkerRejected {
+        worker: u64,
+        pid: i32,
+        findings: Vec<String>,
+    },
+    WorkerDied {
+        worker: u64,
+        pid: i32,
+        reason: String,
+        tenants: Vec<String>,
+    },
+    WorkerRetired {
+        worker: u64,
+        pid: i32,
+    },
+    Admitted {
+        tenant: String,
+        worker: u64,
+        level: &'static str,
+        reason: &'static str,
+    },
+    Retired {
+        tenant: String,
+        worker: u64,
+        reason: &'static str,
+    },
     /// A run was begun again after its worker died.
-    Retried { tenant: String, run: String, reason: String },
+    Retried {
+        tenant: String,
+        run: String,
+        reason: String,
+    },
     /// A run ended otherwise than well or by its own exception.
-    RunEnded { tenant: String, run: String, outcome: &'static str },
+    RunEnded {
+        tenant: String,
+        run: String,
+        outcome: &'static str,
+    },
     /// A worker broke the protocol.
-    ProtocolViolation { worker: u64, pid: i32, what: String },
-    PolicyChanged { tenant: String, by_uid: u32 },
-    Denied { uid: u32, what: String },
+    ProtocolViolation {
+        worker: u64,
+        pid: i32,
+        what: String,
+    },
+    PolicyChanged {
+        tenant: String,
+        by_uid: u32,
+    },
+    Denied {
+        uid: u32,
+        what: String,
+    },
 }
 
 /// More than that in a second are only counted.

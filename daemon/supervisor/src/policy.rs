@@ -18,7 +18,9 @@ pub(crate) struct TenantName(String);
 const MAX_NAME_BYTES: usize = 64;
 
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("a tenant's name has 1 to {MAX_NAME_BYTES} of the characters A-Z a-z 0-9 . _ - and begins with a letter or digit")]
+#[error(
+    "a tenant's name has 1 to {MAX_NAME_BYTES} of the characters A-Z a-z 0-9 . _ - and begins with a letter or digit"
+)]
 pub(crate) struct BadName;
 
 impl FromStr for TenantName {
@@ -206,7 +208,10 @@ pub(crate) enum StoreError {
 
 impl Store {
     /// Opens the state folder and reads every policy in it. A file that is no policy is moved aside and told of.
-    pub(crate) fn open(state_dir: &Path, max_memory_mb: u32) -> Result<(Self, BTreeMap<TenantName, Policy>), StoreError> {
+    pub(crate) fn open(
+        state_dir: &Path,
+        max_memory_mb: u32,
+    ) -> Result<(Self, BTreeMap<TenantName, Policy>), StoreError> {
         let dir = state_dir.join("tenants");
         let folder = |error| StoreError::Folder(dir.clone(), error);
         fs::create_dir_all(&dir).map_err(folder)?;

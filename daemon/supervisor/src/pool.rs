@@ -21,7 +21,9 @@ use crate::resident::Resident;
 
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum AdmitError {
-    #[error("every one of the {0} worker processes that the configuration allows (workers.max) is taken by a busy tenant")]
+    #[error(
+        "every one of the {0} worker processes that the configuration allows (workers.max) is taken by a busy tenant"
+    )]
     Full(usize),
     #[error("a worker process could not be started: {0}")]
     Start(#[from] StartError),
@@ -79,7 +81,12 @@ impl Pool {
     }
 
     /// Gives a tenant a home. It says by itself when it is warm; runs may be sent before.
-    pub(crate) async fn admit(&self, tenant: &TenantName, level: Level, memory_mb: u32) -> Result<Arc<Resident>, AdmitError> {
+    pub(crate) async fn admit(
+        &self,
+        tenant: &TenantName,
+        level: Level,
+        memory_mb: u32,
+    ) -> Result<Arc<Resident>, AdmitError> {
         let reserved = loop {
             match self.reserve(tenant, level) {
                 Some(reserved) => break reserved,
@@ -108,7 +115,12 @@ impl Pool {
             Level::Shared => "first run, or back after idleness",
             Level::Solo => "its last run was lost with its worker",
         };
-        self.events.tell(What::Admitted { tenant: tenant.to_string(), worker: worker.id, level: level.as_str(), reason });
+        self.events.tell(What::Admitted {
+            tenant: tenant.to_string(),
+            worker: worker.id,
+            level: level.as_str(),
+            reason,
+        });
         Ok(resident)
     }
 
@@ -160,7 +172,10 @@ impl Pool {
     /// A tenant has left its place. A process that nobody lives in any more, and that has spent a place, is ended.
     pub(crate) fn leave(&self, resident: &Resident, reason: &'static str) {
         let mut guard = self.lock();
-        let found = guard.1.iter_mut().find(|(_, entry)| entry.worker.get().is_some_and(|worker| worker.id == resident.worker.id));
+        let found = guard
+            .1
+            .iter_mut()
+            .find(|(_, entry)| entry.worker.get().is_some_and(|worker| worker.id == resident.worker.id));
         let Some((id, entry)) = found else { return };
         let id = *id;
         if let Some((tenant, _)) = entry.residents.remove(&resident.slot) {
@@ -177,7 +192,12 @@ impl Pool {
     pub(crate) fn retire_idle(&self, idle: Duration) {
         let residents: Vec<_> = {
             let guard = self.lock();
-            guard.1.values().flat_map(|entry| entry.residents.values()).filter_map(|(_, resident)| resident.clone()).collect()
+            guard
+                .1
+                .values()
+                .flat_map(|entry| entry.residents.values())
+                .filter_map(|(_, resident)| resident.clone())
+                .collect()
         };
         for resident in residents {
             if resident.is_idle() && resident.unused_for() >= idle && resident.close() {
@@ -191,13 +211,17 @@ impl Pool {
         let victim = {
             let guard = self.lock();
             let all_idle = |entry: &&Entry| {
-                entry.residents.values().all(|(_, resident)| resident.as_ref().is_some_and(|resident| resident.is_idle()))
+                entry
+                    .residents
+                    .values()
+                    .all(|(_, resident)| resident.as_ref().is_some_and(|resident| resident.is_idle()))
             };
             let unused_for = |entry: &Entry| {
                 entry.residents.values().filter_map(|(_, resident)| Some(resident.as_ref()?.unused_for())).min()
             };
             let oldest = guard.1.values().filter(all_idle).max_by_key(|entry| unused_for(entry));
-            oldest.map(|entry| entry.residents.values().filter_map(|(_, resident)| resident.clone()).collect::<Vec<_>>())
+            oldest
+                .map(|entry| entry.residents.values().filter_map(|(_, resident)| resident.clone()).collect::<Vec<_>>())
         };
         match victim {
             Some(residents) if !residents.is_empty() => {

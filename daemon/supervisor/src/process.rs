@@ -22,7 +22,9 @@ use enisle_hardening::jail::Plan;
 use enisle_hardening::spawn::{self, Spawn, SpawnError, Started};
 use enisle_hardening::verify::{self, Expected};
 use enisle_hardening::{Layer, LayerSet, fds};
-use enisle_wire::control::{Admit, GAVE_UP_EXIT, OUT_OF_MEMORY_EXIT, FromWorker, OverrunCause, Role, Session, Slot, Start, ToWorker};
+use enisle_wire::control::{
+    Admit, FromWorker, GAVE_UP_EXIT, OUT_OF_MEMORY_EXIT, OverrunCause, Role, Session, Slot, Start, ToWorker,
+};
 use enisle_wire::frame::{HEADER_BYTES, body_len};
 use enisle_wire::tenant::RunId;
 use enisle_wire::{FrameError, MAX_FROM_WORKER_BYTES, MAX_TO_WORKER_BYTES, decode, encode};
@@ -75,7 +77,14 @@ pub(crate) enum StartError {
 }
 
 impl Blueprint {
-    pub(crate) fn new(program: File, layers: LayerSet, tenants: u32, keys_wanted: u32, data_bytes: u64, uid_base: u32) -> io::Result<Self> {
+    pub(crate) fn new(
+        program: File,
+        layers: LayerSet,
+        tenants: u32,
+        keys_wanted: u32,
+        data_bytes: u64,
+        uid_base: u32,
+    ) -> io::Result<Self> {
         // The kernel ties a worker's parent-death signal to the thread that cloned it, so that has to be a thread that
         // lives as long as the daemon.
         let (spawner, jobs) = std::sync::mpsc::channel::<SpawnJob>();
@@ -140,8 +149,8 @@ impl Newborn {
     async fn start(blueprint: &Arc<Blueprint>, role: Role, snapshot: Option<&OwnedFd>) -> Result<Self, StartError> {
         let id = blueprint.next_id.fetch_add(1, Ordering::Relaxed);
         let (ours, theirs) = StdUnixStream::pair().map_err(StartError::Channels)?;
-        let (stderr_read, stderr_write) = nix::unistd::pipe2(nix::fcntl::OFlag::O_CLOEXEC)
-            .map_err(|error| StartError::Channels(error.into()))?;
+        let (stderr_read, stderr_write) =
+            nix::unistd::pipe2(nix::fcntl::OFlag::O_CLOEXEC).map_err(|error| StartError::Channels(error.into()))?;
         let inode = |fd: &OwnedFd| Ok::<_, io::Error>(File::from(fd.try_clone()?).metadata()?.ino());
         let theirs = OwnedFd::from(theirs);
         let control_inode = inode(&theirs).map_err(StartError::Channels)?;
@@ -158,7 +167,10 @@ impl Newborn {
             data_bytes: blueprint.data_bytes,
             max_tenants: blueprint.tenants_per_process,
         };
-        newborn.say(&ToWorker::Start(start), snapshot).await.map_err(|error| StartError::NotReady(error.to_string()))?;
+        newborn
+            .say(&ToWorker::Start(start), snapshot)
+            .await
+            .map_err(|error| StartError::NotReady(error.to_string()))?;
         Ok(newborn)
     }
 
@@ -168,12 +180,15 @@ impl Newborn {
 
     /// The first frame that the worker says, if it comes in time and in order.
     async fn first_word(&mut self) -> Result<FromWorker, StartError> {
-        let word = tokio::time::timeout(START_TIMEOUT, read_frame::<FromWorker>(&mut self.control, MAX_FROM_WORKER_BYTES))
-            .await
-            .map_err(|_| StartError::NotReady(format!("it said nothing for {} s", START_TIMEOUT.as_secs())))?;
+        let word =
+            tokio::time::timeout(START_TIMEOUT, read_frame::<FromWorker>(&mut self.control, MAX_FROM_WORKER_BYTES))
+                .await
+                .map_err(|_| StartError::NotReady(format!("it said nothing for {} s", START_TIMEOUT.as_secs())))?;
         let word = match word {
             Ok(word) => word,
-            Err(FrameError::Closed) => return Err(StartError::NotReady(self.ended().await.unwrap_or_else(|| "it hung up".to_owned()))),
+            Err(FrameError::Closed) => {
+                return Err(StartError::NotReady(self.ended().await.unwrap_or_else(|| "it hung up".to_owned())));
+            }
             Err(error) => return Err(StartError::NotReady(error.to_string())),
         };
         self.session.accept(&word).map_err(|violation| StartError::NotReady(violation.to_string()))?;
@@ -252,7 +267,8 @@ impl Worker {
         };
         let mut findings = inspect(blueprint, &newborn);
         if ready.keys < blueprint.keys_wanted {
-            findings.push(format!("keys: it took {} of the {} that its tenants need", ready.keys, blueprint.keys_wanted));
+            findings
+                .push(format!("keys: it took {} of the {} that its tenants need", ready.keys, blueprint.keys_wanted));
         }
         if !findings.is_empty() {
             let (worker, pid) = (newborn.id, newborn.started.pid.as_raw());
@@ -274,7 +290,12 @@ impl Worker {
             died,
         });
         events.tell(What::WorkerStarted { worker: worker.id, pid: worker.pid.as_raw(), level: level.as_str() });
-        let owner = Owner { worker: Arc::clone(&worker), control: newborn.control, session: newborn.session, events: Arc::clone(events) };
+        let owner = Owner {
+            worker: Arc::clone(&worker),
+            control: newborn.control,
+            session: newborn.session,
+            events: Arc::clone(events),
+        };
         tokio::spawn(owner.own(newborn.started, receive, death));
         Ok(worker)
     }
@@ -396,7 +417,12 @@ struct Owner {
 }
 
 impl Owner {
-    async fn own(mut self, mut started: Started, mut commands: mpsc::UnboundedReceiver<Command>, death: watch::Sender<Option<Death>>) {
+    async fn own(
+        mut self,
+        mut started: Started,
+        mut commands: mpsc::UnboundedReceiver<Command>,
+        death: watch::Sender<Option<Death>>,
+    ) {
         let why = match watch_process(&started) {
             Ok(pidfd) => {
                 let killed = self.live(&pidfd, &mut commands).await;
@@ -412,7 +438,11 @@ impl Owner {
     }
 
     /// Until the process ends by itself (`None`) or is to be killed (with the reason).
-    async fn live(&mut self, pidfd: &AsyncFd<OwnedFd>, commands: &mut mpsc::UnboundedReceiver<Command>) -> Option<String> {
+    async fn live(
+        &mut self,
+        pidfd: &AsyncFd<OwnedFd>,
+        commands: &mut mpsc::UnboundedReceiver<Command>,
+    ) -> Option<String> {
         let (mut reader, mut unread) = ([0; 4096], Vec::new());
         loop {
             tokio::select! {
@@ -469,7 +499,11 @@ impl Owner {
             self.session.accept(&frame).map_err(|violation| violation.to_string())?;
             if let FromWorker::Overrun { slot, run, cause } = frame {
                 self.worker.blame(slot);
-                self.worker.overruns.lock().unwrap_or_else(PoisonError::into_inner).insert(slot, Overrun { run, cause });
+                self.worker
+                    .overruns
+                    .lock()
+                    .unwrap_or_else(PoisonError::into_inner)
+                    .insert(slot, Overrun { run, cause });
                 // Ends this process by itself: the one way to stop code that V8 does not interrupt.
                 self.worker.kill(format!("{run} did not end when it was told to ({cause:?})"));
             }
@@ -498,7 +532,10 @@ async fn send(control: &mut UnixStream, frame: &ToWorker, descriptor: Option<&Ow
 }
 
 /// Reads one frame; no descriptor can come with it, because none is received for.
-pub(crate) async fn read_frame<T: DeserializeOwned>(channel: &mut (impl AsyncReadExt + Unpin), cap: usize) -> Result<T, FrameError> {
+pub(crate) async fn read_frame<T: DeserializeOwned>(
+    channel: &mut (impl AsyncReadExt + Unpin),
+    cap: usize,
+) -> Result<T, FrameError> {
     let mut header = [0; HEADER_BYTES];
     closed(channel.read_exact(&mut header).await)?;
     let mut body = vec![0; body_len(header, cap)?];

@@ -137,7 +137,13 @@ impl Drop for CancelOnDrop<'_> {
 
 impl Resident {
     /// Begins to speak on `channel`, whose other end goes to the worker with the admission.
-    pub(crate) fn new(tenant: TenantName, worker: Arc<Worker>, slot: Slot, channel: UnixStream, events: Arc<Events>) -> Arc<Self> {
+    pub(crate) fn new(
+        tenant: TenantName,
+        worker: Arc<Worker>,
+        slot: Slot,
+        channel: UnixStream,
+        events: Arc<Events>,
+    ) -> Arc<Self> {
         let (tickets, receive) = mpsc::unbounded_channel();
         let state = Arc::new(State { warm: AtomicBool::new(false), used_ms: AtomicU64::new(0), epoch: Instant::now() });
         let (read, write) = channel.into_split();
@@ -250,7 +256,9 @@ enum Stop {
     /// The channel is closed: the worker has died, or is about to.
     Closed,
     /// V8 cannot go on; the process ends with these words.
-    Aborted { certain: bool },
+    Aborted {
+        certain: bool,
+    },
     Violation(String),
 }
 
@@ -296,7 +304,11 @@ impl Speaker {
 
     fn denounce(&self, what: &str) {
         let what = format!("as tenant {}: {what}", self.tenant);
-        self.events.tell(What::ProtocolViolation { worker: self.worker.id, pid: self.worker.pid.as_raw(), what: what.clone() });
+        self.events.tell(What::ProtocolViolation {
+            worker: self.worker.id,
+            pid: self.worker.pid.as_raw(),
+            what: what.clone(),
+        });
         self.worker.kill(format!("it broke the protocol {what}"));
     }
 
@@ -354,10 +366,13 @@ impl Speaker {
         let overrun = self.worker.overrun(self.slot).filter(|overrun| overrun.run == job.id);
         let cause = match (overrun, stop) {
             (Some(overrun), _) => Some(overran(overrun.cause, &job.limits)),
-            (None, Stop::Violation(what)) => Some((Outcome::Violation, format!("its worker broke the protocol: {what}"))),
+            (None, Stop::Violation(what)) => {
+                Some((Outcome::Violation, format!("its worker broke the protocol: {what}")))
+            }
             // V8 gave up, and it is this run's doing: it was over its limit, or there was nobody else.
             (None, Stop::Aborted { certain }) if *certain || alone => {
-                let message = format!("the run needed far more than {} MiB at once (limits.memoryMb)", job.limits.memory_mb);
+                let message =
+                    format!("the run needed far more than {} MiB at once (limits.memoryMb)", job.limits.memory_mb);
                 Some((Outcome::ExceededMemory, message))
             }
             (None, _) if alone && *death == Death::Filter => {
@@ -428,8 +443,12 @@ impl Speaker {
 /// A run that V8 could not interrupt: its process was killed for it.
 fn overran(cause: OverrunCause, limits: &Limits) -> (Outcome, String) {
     match cause {
-        OverrunCause::Cpu => (Outcome::ExceededCpu, format!("the run used its {} ms of CPU time (limits.cpuMs)", limits.cpu_ms)),
-        OverrunCause::Wall => (Outcome::ExceededWall, format!("the run took longer than {} ms (limits.wallMs)", limits.wall_ms)),
+        OverrunCause::Cpu => {
+            (Outcome::ExceededCpu, format!("the run used its {} ms of CPU time (limits.cpuMs)", limits.cpu_ms))
+        }
+        OverrunCause::Wall => {
+            (Outcome::ExceededWall, format!("the run took longer than {} ms (limits.wallMs)", limits.wall_ms))
+        }
         OverrunCause::Memory => {
             (Outcome::ExceededMemory, format!("the run needed more than {} MiB (limits.memoryMb)", limits.memory_mb))
         }

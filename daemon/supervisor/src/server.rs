@@ -67,9 +67,12 @@ pub(crate) fn bind(path: &Path) -> Result<Bound, BindError> {
     let mut lock_path = path.as_os_str().to_owned();
     lock_path.push(".lock");
     let lock_file = fs::File::options().create(true).truncate(false).write(true).open(&lock_path).map_err(failed)?;
-    let lock = Flock::lock(lock_file, FlockArg::LockExclusiveNonblock).map_err(|_| BindError::Taken(path.to_owned()))?;
+    let lock =
+        Flock::lock(lock_file, FlockArg::LockExclusiveNonblock).map_err(|_| BindError::Taken(path.to_owned()))?;
     match fs::symlink_metadata(path) {
-        Ok(found) if std::os::unix::fs::FileTypeExt::is_socket(&found.file_type()) => fs::remove_file(path).map_err(failed)?,
+        Ok(found) if std::os::unix::fs::FileTypeExt::is_socket(&found.file_type()) => {
+            fs::remove_file(path).map_err(failed)?
+        }
         Ok(_) => return Err(BindError::NotASocket(path.to_owned())),
         Err(_) => {}
     }
@@ -90,7 +93,12 @@ impl Drop for Bound {
 
 /// Accepts and serves until `shutdown`; then takes no more, and removes the socket. What is returned ends the connections
 /// that are still open, each after its answer.
-pub(crate) async fn serve(bound: Bound, router: Router, api: &Api, shutdown: impl Future<Output = ()>) -> GracefulShutdown {
+pub(crate) async fn serve(
+    bound: Bound,
+    router: Router,
+    api: &Api,
+    shutdown: impl Future<Output = ()>,
+) -> GracefulShutdown {
     let connections = GracefulShutdown::new();
     let mut shutdown = pin!(shutdown);
     let places = Arc::new(Semaphore::new(api.connections));

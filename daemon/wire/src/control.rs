@@ -67,9 +67,15 @@ pub enum FromWorker {
     Ready(Ready),
     Snapshot(Vec<u8>),
     /// A tenant's thread and cage are gone.
-    Retired { slot: Slot },
+    Retired {
+        slot: Slot,
+    },
     /// A run was told to end and did not: only the end of the process stops it.
-    Overrun { slot: Slot, run: RunId, cause: OverrunCause },
+    Overrun {
+        slot: Slot,
+        run: RunId,
+        cause: OverrunCause,
+    },
     /// Start-up failed; the sentence is for the operator.
     Failed(String),
 }

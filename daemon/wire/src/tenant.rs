@@ -59,7 +59,10 @@ pub struct Run {
 pub enum Code {
     /// One file: an ES module, or one expression that is a function.
     Short(String),
-    Modules { main: String, modules: Vec<Module> },
+    Modules {
+        main: String,
+        modules: Vec<Module>,
+    },
 }
 
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -101,7 +104,10 @@ pub enum FromTenant {
     Done(Box<Done>),
     /// V8 could not go on and ends the process: the last thing that this process says. It is `certain` that the run is the
     /// reason if the run was over its own heap limit; otherwise a neighbour may have taken the memory.
-    Aborting { id: RunId, certain: bool },
+    Aborting {
+        id: RunId,
+        certain: bool,
+    },
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -216,7 +222,9 @@ impl Session {
                 if self.running.is_none() {
                     return Err(Violation::LogWithoutRun);
                 }
-                let bytes = lines.iter().fold(0_u64, |sum, line| sum.saturating_add(line.text.len() as u64 + LINE_OVERHEAD_BYTES));
+                let bytes = lines
+                    .iter()
+                    .fold(0_u64, |sum, line| sum.saturating_add(line.text.len() as u64 + LINE_OVERHEAD_BYTES));
                 self.log_bytes = self.log_bytes.saturating_add(bytes);
                 if self.log_bytes > self.log_cap { Err(Violation::LogFlood(self.log_cap)) } else { Ok(()) }
             }
@@ -244,15 +252,8 @@ mod tests {
     use super::*;
     use proptest::prelude::*;
 
-    const LIMITS: Limits = Limits {
-        cpu_ms: 1,
-        wall_ms: 1,
-        memory_mb: 1,
-        output_bytes: 1,
-        log_bytes: 100,
-        log_lines: 10,
-        timers: 1,
-    };
+    const LIMITS: Limits =
+        Limits { cpu_ms: 1, wall_ms: 1, memory_mb: 1, output_bytes: 1, log_bytes: 100, log_lines: 10, timers: 1 };
 
     fn start(session: &mut Session, id: u64) -> bool {
         session.start(RunId(id), &LIMITS)

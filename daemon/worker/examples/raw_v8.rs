@@ -4,7 +4,8 @@
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {
     let mut arguments = std::env::args().skip(1);
-    let (script, turns) = (arguments.next().ok_or("no script")?, arguments.next().ok_or("no number of turns")?.parse()?);
+    let (script, turns) =
+        (arguments.next().ok_or("no script")?, arguments.next().ok_or("no number of turns")?.parse()?);
     for turn in enisle_worker::raw::measure(&script, turns)? {
         println!("{} {}", turn.run.as_nanos(), turn.whole.as_nanos());
     }

@@ -28,7 +28,12 @@ pub(crate) fn map_snapshot(descriptor: OwnedFd) -> Result<&'static [u8], Box<dyn
 }
 
 /// Serves until the supervisor closes the channel.
-pub(crate) fn serve(control: &mut Control, snapshot: Snapshot, keys: Vec<Key>, alarm: Alarm) -> Result<(), Box<dyn Error>> {
+pub(crate) fn serve(
+    control: &mut Control,
+    snapshot: Snapshot,
+    keys: Vec<Key>,
+    alarm: Alarm,
+) -> Result<(), Box<dyn Error>> {
     let mut host = Host { tenants: BTreeMap::new(), keys, snapshot, alarm: Arc::new(alarm) };
     loop {
         let next_look = host.round(control)?;
@@ -62,7 +67,8 @@ impl Host {
             let left = until.saturating_duration_since(Instant::now()).as_micros().div_ceil(1000);
             PollTimeout::try_from(left).unwrap_or(PollTimeout::MAX)
         });
-        let mut sources = [PollFd::new(control.as_fd(), PollFlags::POLLIN), PollFd::new(self.alarm.as_fd(), PollFlags::POLLIN)];
+        let mut sources =
+            [PollFd::new(control.as_fd(), PollFlags::POLLIN), PollFd::new(self.alarm.as_fd(), PollFlags::POLLIN)];
         match poll(&mut sources, timeout) {
             Ok(_) | Err(nix::Error::EINTR) => Ok(sources[0].any().unwrap_or(false)),
             Err(error) => Err(error.into()),

@@ -36,23 +36,30 @@ pub(crate) struct Tenant {
 
 impl Tenant {
     /// Starts the thread. It says `Ready` on its own channel.
-    pub(crate) fn admit(admit: &Admit, channel: UnixStream, key: Option<Key>, snapshot: Snapshot, alarm: &Arc<Alarm>) -> io::Result<Self> {
+    pub(crate) fn admit(
+        admit: &Admit,
+        channel: UnixStream,
+        key: Option<Key>,
+        snapshot: Snapshot,
+        alarm: &Arc<Alarm>,
+    ) -> io::Result<Self> {
         let (slot, memory_mb) = (admit.slot, admit.memory_mb);
         let finished = Arc::new(AtomicBool::new(false));
         let (send, receive) = std::sync::mpsc::sync_channel(1);
         let (thread_finished, thread_alarm) = (Arc::clone(&finished), Arc::clone(alarm));
-        let thread = thread::Builder::new().name(format!("tenant-{}", slot.0)).stack_size(STACK_BYTES).spawn(move || {
-            let alarm = Arc::clone(&thread_alarm);
-            if let Ok(clock) = CpuClock::of_this_thread() {
-                let watched = Arc::new(Watched::new(slot, clock, thread_alarm));
-                if send.send(Arc::clone(&watched)).is_ok() {
-                    // An error here is a channel that was closed: the tenant has moved out.
-                    let _ = live(&watched, &Arc::new(channel), key, snapshot, memory_mb);
+        let thread =
+            thread::Builder::new().name(format!("tenant-{}", slot.0)).stack_size(STACK_BYTES).spawn(move || {
+                let alarm = Arc::clone(&thread_alarm);
+                if let Ok(clock) = CpuClock::of_this_thread() {
+                    let watched = Arc::new(Watched::new(slot, clock, thread_alarm));
+                    if send.send(Arc::clone(&watched)).is_ok() {
+                        // An error here is a channel that was closed: the tenant has moved out.
+                        let _ = live(&watched, &Arc::new(channel), key, snapshot, memory_mb);
+                    }
                 }
-            }
-            thread_finished.store(true, Ordering::SeqCst);
-            alarm.ring();
-        })?;
+                thread_finished.store(true, Ordering::SeqCst);
+                alarm.ring();
+            })?;
         let watched = receive.recv().map_err(|_| io::Error::other("the tenant's thread has no clock"))?;
         Ok(Self { watched, finished, thread })
     }

@@ -127,7 +127,13 @@ fn gn(recipe: &Recipe) -> Result<()> {
         command
     };
     check(apt_get().arg("update"))?;
-    check(apt_get().current_dir(apt.join("debs")).args(["download", "generate-ninja", "libc6", "libgcc-s1", "libstdc++6"]))?;
+    check(apt_get().current_dir(apt.join("debs")).args([
+        "download",
+        "generate-ninja",
+        "libc6",
+        "libgcc-s1",
+        "libstdc++6",
+    ]))?;
     for deb in fs::read_dir(apt.join("debs"))? {
         check(Command::new("dpkg-deb").arg("-x").arg(deb?.path()).arg(recipe.path("sid")))?;
     }
@@ -180,7 +186,9 @@ fn icu_data(recipe: &Recipe) -> Result<()> {
     let manifest = fetch.join("Cargo.toml");
     fs::write(
         &manifest,
-        format!("[package]\nname = \"fetch\"\nedition = \"2024\"\n[dependencies]\n{name} = \"{version}\"\n[workspace]\n"),
+        format!(
+            "[package]\nname = \"fetch\"\nedition = \"2024\"\n[dependencies]\n{name} = \"{version}\"\n[workspace]\n"
+        ),
     )?;
     let found = crate_folder(&manifest, name)?;
     let data = output(Command::new("find").arg(&found).args(["-name", "icudtl*.dat"]))?;
@@ -210,7 +218,10 @@ fn clang_folder(recipe: &Recipe) -> Result<()> {
 
 fn chromium_flags(recipe: &Recipe) -> Result<()> {
     let src = recipe.src();
-    drop_lines(&src.join("build/config/compiler/BUILD.gn"), &["-fdiagnostics-show-inlining-chain", "-fno-lifetime-dse"])?;
+    drop_lines(
+        &src.join("build/config/compiler/BUILD.gn"),
+        &["-fdiagnostics-show-inlining-chain", "-fno-lifetime-dse"],
+    )?;
     drop_lines(&src.join("build/config/sanitizers/sanitizers.gni"), &["-fsanitize-ignore-for-ubsan-feature="])?;
     // Without that flag V8 takes the array-bounds and return traps for a UBSan build, and mksnapshot does not link.
     let macros = src.join("v8/src/base/macros.h");
@@ -341,14 +352,9 @@ fn bindings(recipe: &Recipe) -> Result<()> {
     for pattern in [".*GCType", ".*GCCallbackFlags"] {
         command.args(["--bitfield-enum", pattern]);
     }
-    for item in [
-        "v8__.*",
-        "cppgc__.*",
-        "RustObj",
-        "memory_span_t",
-        "const_memory_span_t",
-        "ExternalConstOneByteStringResource",
-    ] {
+    for item in
+        ["v8__.*", "cppgc__.*", "RustObj", "memory_span_t", "const_memory_span_t", "ExternalConstOneByteStringResource"]
+    {
         command.args(["--allowlist-item", item]);
     }
     for item in ["cppgc.*Visitor", "RustObj.*Trace"] {
@@ -357,10 +363,11 @@ fn bindings(recipe: &Recipe) -> Result<()> {
     command.args(["--", "-x", "c++", "-std=c++20", "-nostdinc++", "-Iv8/include", "-I."]);
     command.args(["-isystembuildtools/third_party/libc++", "-isystemthird_party/libc++/src/include"]);
     command.arg("-isystemthird_party/libc++abi/src/include").arg(format!("-isystem{LLVM}/lib/clang/22/include"));
-    let unwanted = ["-fmodule", "-fno-implicit-module", "-Xclang", "DUSE_LIBCXX_MODULES", "-nostdinc++", "-isystem", "libc++"];
-    command.args(defines.split('\0').filter(|define| {
-        !define.is_empty() && !unwanted.iter().any(|word| define.contains(word))
-    }));
+    let unwanted =
+        ["-fmodule", "-fno-implicit-module", "-Xclang", "DUSE_LIBCXX_MODULES", "-nostdinc++", "-isystem", "libc++"];
+    command.args(
+        defines.split('\0').filter(|define| !define.is_empty() && !unwanted.iter().any(|word| define.contains(word))),
+    );
     check(&mut command)
 }
 

@@ -29,7 +29,8 @@ pub(crate) async fn list(
     wanted: Result<Query<Wanted>, axum::extract::rejection::QueryRejection>,
 ) -> Result<Response, Problem> {
     peer.operate(&daemon)?;
-    let Query(wanted) = wanted.map_err(|error| Problem::bad_request(format!("{error}; the one parameter is follow=1")))?;
+    let Query(wanted) =
+        wanted.map_err(|error| Problem::bad_request(format!("{error}; the one parameter is follow=1")))?;
     let (past, next) = daemon.events.follow();
     let past: Vec<u8> = past.iter().flat_map(line).collect();
     let body = if wanted.follow == 0 {
@@ -57,7 +58,9 @@ fn stream(begin: Follower) -> impl futures_util::Stream<Item = Result<Frame<Byte
             Some(past) if !past.is_empty() => (past, false),
             _ => match next.recv().await {
                 Ok(event) => (line(&event).into(), matches!(event.what, What::Draining)),
-                Err(RecvError::Lagged(missed)) => (format!("{{\"event\":\"missed\",\"count\":{missed}}}\n").into(), false),
+                Err(RecvError::Lagged(missed)) => {
+                    (format!("{{\"event\":\"missed\",\"count\":{missed}}}\n").into(), false)
+                }
                 Err(RecvError::Closed) => return None,
             },
         };

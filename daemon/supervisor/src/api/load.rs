@@ -181,7 +181,10 @@ async fn reserve(announced: Option<u64>, daemon: &Daemon) -> Result<Option<Owned
         return Ok(None);
     }
     let mb = u32::try_from(announced.div_ceil(1 << 20)).unwrap_or(u32::MAX).saturating_mul(2);
-    let waited = tokio::time::timeout(Duration::from_secs(daemon.config.api.read_secs), Arc::clone(&daemon.body_mb).acquire_many_owned(mb));
+    let waited = tokio::time::timeout(
+        Duration::from_secs(daemon.config.api.read_secs),
+        Arc::clone(&daemon.body_mb).acquire_many_owned(mb),
+    );
     match waited.await {
         Ok(Ok(permit)) => Ok(Some(permit)),
         _ => Err(Problem::unavailable("too many large requests at one time (api.body_mb)")),
@@ -190,7 +193,8 @@ async fn reserve(announced: Option<u64>, daemon: &Daemon) -> Result<Option<Owned
 
 /// From bytes to a job that can be sent, or to what is wrong with them.
 fn parse(bytes: &[u8], id: RunId, policy: &Policy) -> Result<Job, Problem> {
-    let request: LoadRequest = serde_json::from_slice(bytes).map_err(|error| Problem::bad_request(error.to_string()))?;
+    let request: LoadRequest =
+        serde_json::from_slice(bytes).map_err(|error| Problem::bad_request(error.to_string()))?;
     if request.global_outbound.is_some() {
         return Err(Problem::bad_request("globalOutbound can only be null: scripts have no network"));
     }
@@ -207,7 +211,8 @@ fn parse(bytes: &[u8], id: RunId, policy: &Policy) -> Result<Job, Problem> {
         limits,
         allow_eval: policy.allow_eval,
     };
-    let frame = encode(&ToTenant::Run(Box::new(run)), MAX_TO_TENANT_BYTES).map_err(|error| Problem::too_large(error.to_string()))?;
+    let frame = encode(&ToTenant::Run(Box::new(run)), MAX_TO_TENANT_BYTES)
+        .map_err(|error| Problem::too_large(error.to_string()))?;
     Ok(Job { id, limits, frame: frame.into() })
 }
 
@@ -222,7 +227,14 @@ fn name(what: &str, name: &str) -> Result<String, Problem> {
 }
 
 /// One JSON value, passed on as the client wrote it.
-fn json(what: &str, value: Option<Box<RawValue>>, otherwise: &str, first: char, kind: &str, cap: usize) -> Result<String, Problem> {
+fn json(
+    what: &str,
+    value: Option<Box<RawValue>>,
+    otherwise: &str,
+    first: char,
+    kind: &str,
+    cap: usize,
+) -> Result<String, Problem> {
     let Some(value) = value else { return Ok(otherwise.to_owned()) };
     let text = value.get();
     if text.len() > cap {
@@ -242,26 +254,34 @@ fn code(
     wish: &Wish,
 ) -> Result<Code, Problem> {
     let cap = wish.code_bytes.unwrap_or(u32::MAX).min(policy.limits.code_bytes) as usize;
-    let too_large = |bytes: usize| Problem::too_large(format!("the code has {bytes} bytes; the most is {cap} (limits.codeBytes)"));
+    let too_large =
+        |bytes: usize| Problem::too_large(format!("the code has {bytes} bytes; the most is {cap} (limits.codeBytes)"));
     match (short, main, modules) {
         (Some(source), None, None) if source.len() > cap => Err(too_large(source.len())),
         (Some(source), None, None) => Ok(Code::Short(source)),
         (None, Some(main), Some(specs)) => {
             if specs.len() > MAX_MODULES {
-                return Err(Problem::too_large(format!("there are {} modules; the most is {MAX_MODULES}", specs.len())));
+                return Err(Problem::too_large(format!(
+                    "there are {} modules; the most is {MAX_MODULES}",
+                    specs.len()
+                )));
             }
             let modules = specs.into_iter().map(|(name, spec)| module(name, spec)).collect::<Result<Vec<_>, _>>()?;
             match modules.iter().find(|module| module.name == main).map(|module| module.kind) {
                 Some(ModuleKind::Js) => {}
                 Some(_) => return Err(Problem::bad_request(format!("the main module {main:?} is not JavaScript"))),
-                None => return Err(Problem::bad_request(format!("mainModule is {main:?}, and modules has no such name"))),
+                None => {
+                    return Err(Problem::bad_request(format!("mainModule is {main:?}, and modules has no such name")));
+                }
             }
             let bytes = modules.iter().map(|module| module.body.len()).sum();
             if bytes > cap { Err(too_large(bytes)) } else { Ok(Code::Modules { main, modules }) }
         }
         (Some(_), _, _) => Err(Problem::bad_request("give either code, or mainModule and modules, not both")),
         (None, Some(_), None) => Err(Problem::bad_request("mainModule needs modules beside it")),
-        (None, None, Some(_)) => Err(Problem::bad_request("modules needs mainModule beside it: the name of the first to run")),
+        (None, None, Some(_)) => {
+            Err(Problem::bad_request("modules needs mainModule beside it: the name of the first to run"))
+        }
         (None, None, None) => Err(Problem::bad_request("there is no script: give code, or mainModule and modules")),
     }
 }
@@ -282,7 +302,8 @@ fn module(name_given: String, spec: ModuleSpec) -> Result<Module, Problem> {
         }
         ModuleSpec::Kind(ModuleByKind { js: None, json: None, text: None, data: Some(data) }) => {
             let bytes = base64::engine::general_purpose::STANDARD.decode(data);
-            let bytes = bytes.map_err(|error| Problem::bad_request(format!("the data of module {name:?} is not base64: {error}")))?;
+            let bytes = bytes
+                .map_err(|error| Problem::bad_request(format!("the data of module {name:?} is not base64: {error}")))?;
             (ModuleKind::Data, bytes)
         }
         ModuleSpec::Kind(_) => return Err(one_of()),

@@ -56,7 +56,9 @@ async fn name_version(mut response: Response) -> Response {
 fn camel_case(value: serde_json::Value) -> serde_json::Value {
     use serde_json::Value;
     match value {
-        Value::Object(fields) => Value::Object(fields.into_iter().map(|(key, value)| (camel(&key), camel_case(value))).collect()),
+        Value::Object(fields) => {
+            Value::Object(fields.into_iter().map(|(key, value)| (camel(&key), camel_case(value))).collect())
+        }
         Value::Array(items) => Value::Array(items.into_iter().map(camel_case).collect()),
         other => other,
     }

@@ -65,7 +65,9 @@ impl Peer {
 
     fn denied(self, daemon: &Daemon, what: String, grant: &str) -> Problem {
         let uid = self.uid;
-        let detail = format!("uid {uid} may not {what}; an operator grants it in enisled.toml with [[peers]] uid = {uid}, {grant}");
+        let detail = format!(
+            "uid {uid} may not {what}; an operator grants it in enisled.toml with [[peers]] uid = {uid}, {grant}"
+        );
         daemon.events.tell(What::Denied { uid, what });
         Problem::forbidden(detail)
     }

@@ -22,11 +22,16 @@ pub(crate) async fn list(State(daemon): State<Arc<Daemon>>, peer: Peer) -> Resul
     Ok(Json(daemon.all_tenants().iter().map(|tenant| show_tenant(tenant)).collect()))
 }
 
-pub(crate) async fn show(State(daemon): State<Arc<Daemon>>, peer: Peer, Path(name): Path<String>) -> Result<Json<Value>, Problem> {
+pub(crate) async fn show(
+    State(daemon): State<Arc<Daemon>>,
+    peer: Peer,
+    Path(name): Path<String>,
+) -> Result<Json<Value>, Problem> {
     let name: TenantName = name.parse()?;
     peer.act_for(&name, &daemon)?;
     let tenant = daemon.known_tenant(&name);
-    let tenant = tenant.ok_or_else(|| Problem::not_found(format!("tenant {name} has no policy and has run nothing yet")))?;
+    let tenant =
+        tenant.ok_or_else(|| Problem::not_found(format!("tenant {name} has no policy and has run nothing yet")))?;
     Ok(Json(show_tenant(&tenant)))
 }
 

@@ -91,10 +91,12 @@ pub(super) fn compile<'s>(
         match source.kind {
             ModuleKind::Js => {
                 // The source moves into V8's heap; a module is compiled once, so nobody asks for it again.
-                let text = v8::String::new_from_utf8(scope, &source.body, v8::NewStringType::Normal)
-                    .or_else(|| throw(scope, v8::Exception::range_error, "the module is longer than a string can be"))?;
+                let text = v8::String::new_from_utf8(scope, &source.body, v8::NewStringType::Normal).or_else(|| {
+                    throw(scope, v8::Exception::range_error, "the module is longer than a string can be")
+                })?;
                 let resource = v8::String::new(scope, name)?.into();
-                let origin = v8::ScriptOrigin::new(scope, resource, line_offset, 0, false, 0, None, false, false, true, None);
+                let origin =
+                    v8::ScriptOrigin::new(scope, resource, line_offset, 0, false, 0, None, false, false, true, None);
                 let mut source = v8::script_compiler::Source::new(text, Some(&origin));
                 v8::script_compiler::compile_module(scope, &mut source)?
             }
@@ -151,7 +153,11 @@ fn lookup<'s>(
 }
 
 /// The `type` among import attributes, which come as `step` entries each.
-fn type_attribute(scope: &v8::PinScope<'_, '_>, attributes: v8::Local<'_, v8::FixedArray>, step: usize) -> Option<String> {
+fn type_attribute(
+    scope: &v8::PinScope<'_, '_>,
+    attributes: v8::Local<'_, v8::FixedArray>,
+    step: usize,
+) -> Option<String> {
     (0..attributes.length()).step_by(step).find_map(|at| {
         let text = |index| -> Option<String> {
             let value = attributes.get(scope, index)?.try_cast::<v8::Value>().ok()?;
@@ -227,7 +233,10 @@ fn return_data<'s>(_: &mut v8::PinScope<'s, '_>, args: v8::FunctionCallbackArgum
 }
 
 /// Gives a JSON, text or data module its one export.
-fn evaluate_data<'s>(context: v8::Local<'s, v8::Context>, module: v8::Local<'s, v8::Module>) -> Option<v8::Local<'s, v8::Value>> {
+fn evaluate_data<'s>(
+    context: v8::Local<'s, v8::Context>,
+    module: v8::Local<'s, v8::Module>,
+) -> Option<v8::Local<'s, v8::Value>> {
     v8::callback_scope!(unsafe scope, context);
     let (hash, global) = (module.get_identity_hash(), v8::Global::new(scope, module));
     let state = scope.get_slot::<RunState>()?;
@@ -256,7 +265,10 @@ fn evaluate_data<'s>(context: v8::Local<'s, v8::Context>, module: v8::Local<'s, 
     Some(v8::undefined(scope).into())
 }
 
-fn evaluate_built_in<'s>(context: v8::Local<'s, v8::Context>, module: v8::Local<'s, v8::Module>) -> Option<v8::Local<'s, v8::Value>> {
+fn evaluate_built_in<'s>(
+    context: v8::Local<'s, v8::Context>,
+    module: v8::Local<'s, v8::Module>,
+) -> Option<v8::Local<'s, v8::Value>> {
     v8::callback_scope!(unsafe scope, context);
     let class = scope.get_slot::<RunState>()?.worker_entrypoint.clone();
     let class = v8::Local::new(scope, class);

@@ -104,7 +104,6 @@ impl Timers {
     }
 }
 
-
 fn throw_range_error(scope: &mut v8::PinScope<'_, '_>, text: &str) {
     if let Some(text) = v8::String::new(scope, text) {
         let error = v8::Exception::range_error(scope, text);
@@ -141,13 +140,19 @@ fn delay(scope: &mut v8::PinScope<'_, '_>, value: v8::Local<'_, v8::Value>) -> D
     Duration::try_from_secs_f64(ms / 1000.0).unwrap_or(MAX_DELAY)
 }
 
-fn timer_start<'s>(scope: &mut v8::PinScope<'s, '_>, args: v8::FunctionCallbackArguments<'s>, mut rv: v8::ReturnValue<'s>) {
+fn timer_start<'s>(
+    scope: &mut v8::PinScope<'s, '_>,
+    args: v8::FunctionCallbackArguments<'s>,
+    mut rv: v8::ReturnValue<'s>,
+) {
     let delay = delay(scope, args.get(0));
     let Some(state) = scope.get_slot_mut::<RunState>() else { return };
     let limit = state.timers.limit;
     match state.timers.start(delay) {
         Some(id) => rv.set_uint32(id),
-        None => throw_range_error(scope, &format!("{limit} timers are pending, which is this run's limit (limits.timers)")),
+        None => {
+            throw_range_error(scope, &format!("{limit} timers are pending, which is this run's limit (limits.timers)"))
+        }
     }
 }
 
@@ -172,7 +177,11 @@ fn microtask<'s>(scope: &mut v8::PinScope<'s, '_>, args: v8::FunctionCallbackArg
     }
 }
 
-fn encode_utf8<'s>(scope: &mut v8::PinScope<'s, '_>, args: v8::FunctionCallbackArguments<'s>, mut rv: v8::ReturnValue<'s>) {
+fn encode_utf8<'s>(
+    scope: &mut v8::PinScope<'s, '_>,
+    args: v8::FunctionCallbackArguments<'s>,
+    mut rv: v8::ReturnValue<'s>,
+) {
     let Ok(text) = args.get(0).try_cast::<v8::String>() else { return };
     let bytes = text.utf8_length(scope);
     // V8 ends the process if a buffer that the host makes is refused, so the question comes first.
@@ -189,7 +198,11 @@ fn encode_utf8<'s>(scope: &mut v8::PinScope<'s, '_>, args: v8::FunctionCallbackA
     }
 }
 
-fn decode_utf8<'s>(scope: &mut v8::PinScope<'s, '_>, args: v8::FunctionCallbackArguments<'s>, mut rv: v8::ReturnValue<'s>) {
+fn decode_utf8<'s>(
+    scope: &mut v8::PinScope<'s, '_>,
+    args: v8::FunctionCallbackArguments<'s>,
+    mut rv: v8::ReturnValue<'s>,
+) {
     let Ok(view) = args.get(0).try_cast::<v8::Uint8Array>() else { return };
     let (fatal, keep_bom) = (args.get(1).is_true(), args.get(2).is_true());
     let mut bytes = vec![0; view.byte_length()];
@@ -232,7 +245,9 @@ pub(super) unsafe extern "C" fn promise_rejected(message: v8::PromiseRejectMessa
             state.rejections.push((promise, value));
         }
         v8::PromiseRejectEvent::PromiseRejectWithNoHandler => {}
-        v8::PromiseRejectEvent::PromiseHandlerAddedAfterReject => state.rejections.retain(|(known, _)| *known != promise),
+        v8::PromiseRejectEvent::PromiseHandlerAddedAfterReject => {
+            state.rejections.retain(|(known, _)| *known != promise)
+        }
         v8::PromiseRejectEvent::PromiseRejectAfterResolved | v8::PromiseRejectEvent::PromiseResolveAfterResolved => {}
     }
 }

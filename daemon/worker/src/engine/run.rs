@@ -179,7 +179,13 @@ enum Ended {
 }
 
 /// Executes one run in a warm isolate. `arrived` is when its frame had been read.
-pub(crate) fn execute(resting: &mut Resting, run: Run, watched: &Arc<Watched>, channel: &Arc<UnixStream>, arrived: Instant) -> Done {
+pub(crate) fn execute(
+    resting: &mut Resting,
+    run: Run,
+    watched: &Arc<Watched>,
+    channel: &Arc<UnixStream>,
+    arrived: Instant,
+) -> Done {
     let (id, limits) = (run.id, run.limits);
     let cpu_before = watched.clock().now();
     remember_last_words(channel, id);
@@ -260,7 +266,8 @@ fn conclude(ended: Ended, cause: Option<Cause>, limits: &Limits) -> (Outcome, Op
         (None, Ended::Result(json)) => (Outcome::Ok, Some(json), None),
         (None, Ended::Failed(failed)) => (Outcome::Exception, None, Some(failed)),
         (None, Ended::TooLarge(bytes)) => {
-            let message = format!("the result has {bytes} bytes, more than {} (limits.outputBytes)", limits.output_bytes);
+            let message =
+                format!("the result has {bytes} bytes, more than {} (limits.outputBytes)", limits.output_bytes);
             (Outcome::ExceededOutput, None, error("LimitError", message))
         }
         // V8 was told to end by nobody that we know of.
@@ -381,7 +388,9 @@ impl Script<'_> {
     ) -> Result<v8::Local<'s, v8::Promise>, Ended> {
         v8::tc_scope!(let caught, scope);
         let called = (|| {
-            let text = |text: &str| Some(v8::String::new_from_utf8(caught, text.as_bytes(), v8::NewStringType::Normal)?.into());
+            let text = |text: &str| {
+                Some(v8::String::new_from_utf8(caught, text.as_bytes(), v8::NewStringType::Normal)?.into())
+            };
             let method = match method {
                 Some(method) => text(method)?,
                 None => v8::undefined(caught).into(),
@@ -431,7 +440,11 @@ impl Script<'_> {
         state.log.flush();
         let Some(due) = state.timers.next_due() else {
             let message = "a promise that the run waits for never settled, and no timer is left that could settle it";
-            return Err(Ended::Failed(ScriptError { name: "Error".to_owned(), message: message.to_owned(), stack: None }));
+            return Err(Ended::Failed(ScriptError {
+                name: "Error".to_owned(),
+                message: message.to_owned(),
+                stack: None,
+            }));
         };
         if self.watched.sleep_until(due).is_some() {
             return Err(Ended::Terminated);
@@ -514,7 +527,9 @@ fn exports_nothing(scope: &mut v8::PinScope<'_, '_>, module: v8::Local<'_, v8::M
         ..v8::GetPropertyNamesArgs::default()
     };
     let namespace = module.get_module_namespace().try_cast::<v8::Object>().ok();
-    namespace.and_then(|namespace| namespace.get_own_property_names(scope, names)).is_some_and(|names| names.length() == 0)
+    namespace
+        .and_then(|namespace| namespace.get_own_property_names(scope, names))
+        .is_some_and(|names| names.length() == 0)
 }
 
 /// `file:line:column` of a compile error.

@@ -54,7 +54,8 @@ fn install_runtime(scope: &mut v8::PinScope<'_, '_>) -> Result<(), SnapshotError
         let source = v8::String::new(scope, RUNTIME)?;
         let name = v8::String::new(scope, RUNTIME_NAME)?.into();
         let origin = v8::ScriptOrigin::new(scope, name, 0, 0, false, 0, None, false, false, false, None);
-        let function = v8::Script::compile(scope, source, Some(&origin))?.run(scope)?.try_cast::<v8::Function>().ok()?;
+        let function =
+            v8::Script::compile(scope, source, Some(&origin))?.run(scope)?.try_cast::<v8::Function>().ok()?;
         let natives = natives::object(scope)?;
         let undefined = v8::undefined(scope).into();
         function.call(scope, undefined, &[natives.into()])?.try_cast::<v8::Object>().ok()

@@ -1,0 +1,242 @@
+//! `cargo xtask bench load`: what `load()` costs, beside the bare engine and, if it is there, workerd's Worker Loader.
+
+use std::fs;
+use std::path::Path;
+use std::process::Command;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, ensure};
+use serde_json::{Value, json};
+
+use super::peers::Workerd;
+use super::sample::{Sample, micros};
+use crate::http::{Connection, Private};
+use crate::{build_release, output, v8};
+
+/// The trivial script, in every row the same.
+const SCRIPT: &str = "export default () => 42";
+const TURNS: usize = 400;
+const CLIENTS: usize = 8;
+/// Tenants that the clients take turns for.
+const TENANTS: usize = 24;
+/// Between two sequential runs: longer than disposing of an isolate and warming the next one takes.
+const PAUSE: Duration = Duration::from_millis(8);
+
+pub(crate) fn run(peers: Option<&Path>, seconds: u64) -> Result<()> {
+    let programs = build_release(&v8::or_explain()?)?;
+    // Rounds of raw, enisle, raw, …: the speed of a shared machine drifts, and the ratio is what counts.
+    let mut raw = raw_v8(&programs, TURNS / 2)?;
+    let daemon = Private::start(&programs, CONFIG)?;
+    let mut connection = daemon.connect()?;
+    let info = connection.get("/v1/info")?;
+    println!("\n{}", info["posture"]["consequence"].as_str().unwrap_or("?"));
+    println!("{CLIENTS} clients, {TENANTS} tenants, script: {SCRIPT}\n");
+    println!("{:<58} {:>8} {:>8} {:>8}", "", "p50 µs", "p99 µs", "runs/s");
+
+    let warm = sequential(&mut connection, Some(PAUSE))?;
+    let back_to_back = sequential(&mut connection, None)?;
+    raw.extend(raw_v8(&programs, TURNS / 2)?);
+    let raw_run = Sample::new(raw.iter().map(|turn| turn.0).collect());
+    let raw_whole = Sample::new(raw.iter().map(|turn| turn.1).collect());
+    row("raw V8: isolate + context + compile + run", &raw_run, None);
+    row("raw V8: the same and dispose, one thread", &raw_whole, Some(1.0 / raw_whole.percentile(50).as_secs_f64()));
+    row("load(), one client, tenant warm (a pause between runs)", &warm, None);
+    row("load(), one client, back to back", &back_to_back, Some(1.0 / back_to_back.percentile(50).as_secs_f64()));
+    let (many, rate) = throughput(seconds, |client| {
+        let mut connection = daemon.connect()?;
+        let mut turn = client;
+        Ok(move || {
+            turn += CLIENTS;
+            connection.load(&format!("t{}", turn % TENANTS), &body()).map(drop)
+        })
+    })?;
+    row(&format!("load(), {CLIENTS} clients, {TENANTS} tenants"), &many, Some(rate));
+
+    let peer_rate = peers.map(|peers| workerd(peers, seconds)).transpose()?;
+    println!();
+    let ratio = warm.percentile(50).as_secs_f64() / raw_run.percentile(50).as_secs_f64();
+    verdict("load(), tenant warm, p50 over raw V8's", ratio, "at most 0.5", ratio <= 0.5);
+    match peer_rate {
+        Some(peer_rate) => {
+            let ratio = rate / peer_rate;
+            verdict("runs a second over workerd's Worker Loader", ratio, "at least 5", ratio >= 5.0);
+        }
+        None => println!("workerd was not measured: npm install workerd in a folder, and --peers FOLDER"),
+    }
+    drop(connection);
+    drop(daemon);
+    memory(&programs)?;
+    hostile(&programs)
+}
+
+/// Tenants share processes also on a machine without keys: the memory of a tenant is measured as it is with keys.
+const CONFIG: &str = "[workers]\nshare_without_keys = true\n[defaults.quota]\nper_second = 1000000\nburst = 1000000\n";
+
+fn body() -> Vec<u8> {
+    json!({ "code": SCRIPT }).to_string().into_bytes()
+}
+
+fn row(what: &str, sample: &Sample, rate: Option<f64>) {
+    let rate = rate.map_or_else(String::new, |rate| format!("{rate:.0}"));
+    println!("{what:<58} {:>8} {:>8} {rate:>8}", micros(sample.percentile(50)), micros(sample.percentile(99)));
+}
+
+fn verdict(what: &str, figure: f64, wanted: &str, holds: bool) {
+    println!("{what:<58} {figure:>8.2}   {wanted}: {}", if holds { "holds" } else { "DOES NOT HOLD" });
+}
+
+/// Turns of the bare engine: run, and run with dispose.
+fn raw_v8(programs: &Path, turns: usize) -> Result<Vec<(Duration, Duration)>> {
+    let printed = output(Command::new(programs.join("examples/raw_v8")).arg(SCRIPT).arg(turns.to_string()))?;
+    let nanos = |text: &str| text.parse().map(Duration::from_nanos);
+    printed
+        .lines()
+        .map(|line| {
+            let (run, whole) = line.split_once(' ').context("two numbers a line")?;
+            Ok((nanos(run)?, nanos(whole)?))
+        })
+        .collect()
+}
+
+fn sequential(connection: &mut Connection, pause: Option<Duration>) -> Result<Sample> {
+    let mut durations = Vec::with_capacity(TURNS);
+    for turn in 0..TURNS + 10 {
+        std::thread::sleep(pause.unwrap_or_default());
+        let begun = Instant::now();
+        let run = connection.load("sequential", &body())?;
+        // The first ones find the daemon cold.
+        if turn >= 10 {
+            durations.push(begun.elapsed());
+        }
+        ensure!(run["result"] == 42, "{run}");
+    }
+    Ok(Sample::new(durations))
+}
+
+/// Clients without pause; every request's duration, and requests a second. `client` prepares one and warms it up.
+fn throughput<F>(seconds: u64, client: impl Fn(usize) -> Result<F> + Sync) -> Result<(Sample, f64)>
+where
+    F: FnMut() -> Result<()>,
+{
+    let (over, client) = (AtomicBool::new(false), &client);
+    let begun = Instant::now();
+    let durations: Result<Vec<Vec<Duration>>> = std::thread::scope(|scope| {
+        let clients: Vec<_> = (0..CLIENTS)
+            .map(|number| {
+                let over = &over;
+                scope.spawn(move || {
+                    let mut request = client(number)?;
+                    let mut durations = Vec::new();
+                    while !over.load(Ordering::Relaxed) {
+                        let begun = Instant::now();
+                        request()?;
+                        durations.push(begun.elapsed());
+                    }
+                    Ok(durations)
+                })
+            })
+            .collect();
+        std::thread::sleep(Duration::from_secs(seconds));
+        over.store(true, Ordering::Relaxed);
+        clients.into_iter().map(|client| client.join().map_err(|_| anyhow::anyhow!("a client panicked"))?).collect()
+    });
+    let elapsed = begun.elapsed().as_secs_f64();
+    let sample = Sample::new(durations?.into_iter().flatten().collect());
+    #[expect(clippy::cast_precision_loss, reason = "a few thousand requests")]
+    let rate = sample.len() as f64 / elapsed;
+    Ok((sample, rate))
+}
+
+/// The same load on workerd; requests a second.
+fn workerd(peers: &Path, seconds: u64) -> Result<f64> {
+    let workerd = Workerd::start(peers)?;
+    let (sample, rate) = throughput(seconds, |_| {
+        let mut connection = workerd.connect()?;
+        Ok(move || connection.request("GET", "/", b"").map(drop))
+    })?;
+    row(&format!("workerd Worker Loader, {CLIENTS} clients"), &sample, Some(rate));
+    Ok(rate)
+}
+
+/// Private memory of all workers with 1, 10, 50 and 100 idle tenants, each with a warm isolate.
+fn memory(programs: &Path) -> Result<()> {
+    let daemon = Private::start(programs, CONFIG)?;
+    let mut connection = daemon.connect()?;
+    let mut points: Vec<(usize, f64)> = Vec::new();
+    let mut admitted = 0;
+    println!("\n{:<58} {:>8} {:>8} {:>8}", "idle tenants, each with a warm isolate", "tenants", "MiB", "workers");
+    for tenants in [1, 10, 50, 100] {
+        while admitted < tenants {
+            connection.load(&format!("m{admitted}"), &body())?;
+            admitted += 1;
+        }
+        let workers = await_warm(&mut connection)?;
+        let private: f64 = workers.iter().map(|pid| private_mib(*pid)).sum::<Result<f64>>()?;
+        println!("{:<58} {tenants:>8} {private:>8.1} {:>8}", "private memory of all workers", workers.len());
+        points.push((tenants, private));
+    }
+    let (Some(first), Some(last)) = (points.first(), points.last()) else { return Ok(()) };
+    #[expect(clippy::cast_precision_loss, reason = "a hundred tenants")]
+    let extra = (last.1 - first.1) / (last.0 - first.0) as f64;
+    verdict("MiB private per extra idle tenant, processes included", extra, "at most 2.5", extra <= 2.5);
+    Ok(())
+}
+
+/// Waits until every tenant is warm; the workers' pids.
+fn await_warm(connection: &mut Connection) -> Result<Vec<u64>> {
+    loop {
+        let tenants = connection.get("/v1/tenants")?;
+        if tenants.as_array().into_iter().flatten().all(|tenant| tenant["resident"]["warm"] == true) {
+            let workers = connection.get("/v1/workers")?;
+            return Ok(workers.as_array().into_iter().flatten().filter_map(|worker| worker["pid"].as_u64()).collect());
+        }
+        std::thread::sleep(Duration::from_millis(10));
+    }
+}
+
+/// `Private_Clean` and `Private_Dirty` of a process (proc_pid_smaps(5)).
+fn private_mib(pid: u64) -> Result<f64> {
+    let rollup = fs::read_to_string(format!("/proc/{pid}/smaps_rollup"))
+        .with_context(|| format!("reading the memory of {pid}"))?;
+    let kib: f64 = rollup
+        .lines()
+        .filter(|line| line.starts_with("Private_Clean") || line.starts_with("Private_Dirty"))
+        .filter_map(|line| line.split_whitespace().nth(1)?.parse::<f64>().ok())
+        .sum();
+    Ok(kib / 1024.0)
+}
+
+/// Hostile scripts: how long after its limit each one ended.
+fn hostile(programs: &Path) -> Result<()> {
+    let daemon = Private::start(programs, CONFIG)?;
+    let mut connection = daemon.connect()?;
+    println!(
+        "\n{:<58} {:>8} {:>8} {:>8}",
+        "hostile scripts: ms from the limit to the answer", "limit", "worst", "runs"
+    );
+    for (what, code, limit) in [
+        ("a loop", "() => { for (;;); }", "cpuMs"),
+        ("microtasks", "async () => { for (;;) await 0 }", "cpuMs"),
+        ("a regular expression", "() => /^(a+)+$/.test('a'.repeat(50) + 'b')", "cpuMs"),
+        ("a comparison in sort", "() => [2, 1].sort(() => { for (;;); })", "cpuMs"),
+        ("an array method that V8 does not interrupt", "() => [].indexOf.call({ length: 2 ** 53 - 1 }, 1)", "cpuMs"),
+        ("a promise that never settles", "() => new Promise((r) => setTimeout(r, 1e6))", "wallMs"),
+    ] {
+        let mut late = Vec::new();
+        for _ in 0..5 {
+            connection.load("hostile", &body())?;
+            std::thread::sleep(PAUSE);
+            let request = json!({ "code": code, "limits": { limit: 100 } }).to_string();
+            let begun = Instant::now();
+            let run: Value = connection.load("hostile", request.as_bytes())?;
+            ensure!(run["outcome"].as_str().is_some_and(|outcome| outcome.starts_with("exceeded")), "{code}: {run}");
+            late.push(begun.elapsed().saturating_sub(Duration::from_millis(100)));
+        }
+        let late = Sample::new(late);
+        let worst = late.max().as_secs_f64() * 1e3;
+        let holds = if worst <= 100.0 { "" } else { "   over limit + 100 ms" };
+        println!("{what:<58} {:>8} {worst:>8.0} {:>8}{holds}", 100, late.len());
+    }
+    Ok(())
+}
