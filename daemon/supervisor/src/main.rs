@@ -79,8 +79,9 @@ fn start(arguments: Arguments) -> anyhow::Result<()> {
     if arguments.check_config {
         return Ok(());
     }
-    // Two threads: the daemon moves bytes, the work is in the workers.
-    tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?.block_on(run(arguments, config))
+    // One thread: the daemon moves bytes, the work is in the workers, and what stays on a thread need not be handed over.
+    // Parsing of large bodies and waiting for the disk are done elsewhere.
+    tokio::runtime::Builder::new_current_thread().enable_all().build()?.block_on(run(arguments, config))
 }
 
 async fn run(arguments: Arguments, config: Config) -> anyhow::Result<()> {

@@ -84,7 +84,7 @@ fn live(
 ) -> Result<(), Box<dyn std::error::Error>> {
     let _signal_stack = SignalStack::install()?;
     let _cage = Cage::new(key);
-    let mut warm = Resting::new(snapshot, memory_mb)?;
+    let mut warm = Resting::warm(snapshot, memory_mb)?;
     let say = |frame: &FromTenant| write_frame(&mut &**channel, frame, MAX_FROM_TENANT_BYTES);
     loop {
         say(&FromTenant::Ready)?;
@@ -93,12 +93,12 @@ fn live(
         let memory_mb = run.limits.memory_mb;
         // A heap limit is fixed when an isolate is made. The one that is warm has the limit of the run before.
         if warm.memory_mb != memory_mb {
-            warm = Resting::new(snapshot, memory_mb)?;
+            warm = Resting::warm(snapshot, memory_mb)?;
         }
         let done = execute(&mut warm, *run, watched, channel, arrived);
         say(&FromTenant::Done(Box::new(done)))?;
         // The next one first: a cage whose last isolate goes would build its shared parts anew.
-        let next = Resting::new(snapshot, memory_mb)?;
+        let next = Resting::warm(snapshot, memory_mb)?;
         drop(std::mem::replace(&mut warm, next));
     }
 }

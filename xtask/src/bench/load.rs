@@ -21,7 +21,7 @@ const CLIENTS: usize = 8;
 /// Tenants that the clients take turns for.
 const TENANTS: usize = 24;
 /// Between two sequential runs: longer than disposing of an isolate and warming the next one takes.
-const PAUSE: Duration = Duration::from_millis(8);
+const PAUSE: Duration = Duration::from_millis(3);
 
 pub(crate) fn run(peers: Option<&Path>, seconds: u64) -> Result<()> {
     let programs = build_release(&v8::or_explain()?)?;

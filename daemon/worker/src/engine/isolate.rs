@@ -74,6 +74,31 @@ impl Resting {
         }
     }
 
+    /// An isolate that has already run something: what V8 prepares when it first compiles and calls is prepared, and the
+    /// pages that a run touches first are there. `None` if not even that runs.
+    pub(crate) fn warm(snapshot: Snapshot, memory_mb: u32) -> Result<Self, SnapshotMismatch> {
+        let mut isolate = Self::new(snapshot, memory_mb)?;
+        isolate.prime().ok_or(SnapshotMismatch("a runtime that runs"))?;
+        Ok(isolate)
+    }
+
+    fn prime(&mut self) -> Option<()> {
+        let (context, invoke) = (self.context.clone(), self.runtime.invoke.clone());
+        self.entered(|isolate| {
+            v8::scope!(let scope, isolate);
+            let context = v8::Local::new(scope, &context);
+            let scope = &mut v8::ContextScope::new(scope, context);
+            let exports = evaluate(scope, "export default () => 0")?;
+            let text = |text: &str| v8::String::new(scope, text).map(Into::into);
+            let undefined = v8::undefined(scope).into();
+            let arguments = [exports.into(), text("default")?, undefined, text("[0]")?, text("{}")?, text("{}")?];
+            let invoke = v8::Local::new(scope, &invoke);
+            invoke.call(scope, undefined, &arguments)?;
+            scope.perform_microtask_checkpoint();
+            Some(())
+        })
+    }
+
     /// Compiles and evaluates a module that imports nothing, and calls its default export: the engine alone.
     pub(crate) fn call_default_export(&mut self, script: &str) -> Option<()> {
         let context = self.context.clone();
@@ -81,14 +106,9 @@ impl Resting {
             v8::scope!(let scope, isolate);
             let context = v8::Local::new(scope, &context);
             let scope = &mut v8::ContextScope::new(scope, context);
-            let (source, name) = (v8::String::new(scope, script)?, v8::String::new(scope, "main.js")?);
-            let origin = v8::ScriptOrigin::new(scope, name.into(), 0, 0, false, 0, None, false, false, true, None);
-            let mut source = v8::script_compiler::Source::new(source, Some(&origin));
-            let module = v8::script_compiler::compile_module(scope, &mut source)?;
-            module.instantiate_module(scope, modules::resolve)?;
-            module.evaluate(scope)?;
+            let exports = evaluate(scope, script)?;
             let key = v8::String::new(scope, "default")?.into();
-            let entry = module.get_module_namespace().try_cast::<v8::Object>().ok()?.get(scope, key)?;
+            let entry = exports.get(scope, key)?;
             let undefined = v8::undefined(scope).into();
             entry.try_cast::<v8::Function>().ok()?.call(scope, undefined, &[]).map(drop)
         })
@@ -103,6 +123,17 @@ impl Resting {
         unsafe { self.isolate.exit() };
         result
     }
+}
+
+/// What a module that imports nothing exports.
+fn evaluate<'s>(scope: &mut v8::PinScope<'s, '_>, source: &str) -> Option<v8::Local<'s, v8::Object>> {
+    let (source, name) = (v8::String::new(scope, source)?, v8::String::new(scope, "main.js")?);
+    let origin = v8::ScriptOrigin::new(scope, name.into(), 0, 0, false, 0, None, false, false, true, None);
+    let mut source = v8::script_compiler::Source::new(source, Some(&origin));
+    let module = v8::script_compiler::compile_module(scope, &mut source)?;
+    module.instantiate_module(scope, modules::resolve)?;
+    module.evaluate(scope)?;
+    module.get_module_namespace().try_cast::<v8::Object>().ok()
 }
 
 impl Drop for Resting {

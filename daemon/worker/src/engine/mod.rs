@@ -26,10 +26,9 @@ use nix::sys::signal::{SaFlags, SigAction, SigHandler, SigSet, Signal, sigaction
 /// * `sandbox-prohibit-insecure-mode`: too little address space for whole cages ends the process instead of silently
 ///   making do with cages that have no guard regions.
 /// * `no-wasm-native-module-cache`: that cache is shared by all cages of the process.
-/// * `no-memory-pool`: pages that were a tenant's go back to the kernel, not to a pool.
 /// * `stack-size` (KiB): V8's own default on this architecture, a quarter of a tenant thread's stack.
 const FLAGS: &str = "--single-threaded --sandbox-prohibit-insecure-mode --no-wasm-native-module-cache \
-                     --no-memory-pool --stack-size=984";
+                     --stack-size=984";
 
 unsafe extern "C" {
     /// `absl::base_internal::NumCPUs()`, in the archive.

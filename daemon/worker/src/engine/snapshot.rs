@@ -48,6 +48,34 @@ pub(crate) fn make() -> Result<Vec<u8>, SnapshotError> {
     Ok(blob.ok_or(SnapshotError::Blob)?.to_vec())
 }
 
+/// What a run does, done once: V8 compiles a function when it is first called, and a snapshot keeps what is compiled. It
+/// leaves no trace in the runtime's own state.
+const EXERCISE: &str = "(async (invoke, describe, WorkerEntrypoint) => {
+    class Entry extends WorkerEntrypoint { run(x) { return { x, list: [1, 'a', null, true, undefined], env: this.env } } }
+    const modules = [{ default: { async run() { console.log('a', 1, { b: [2] }); return { c: 3 } } } },
+                     { default: () => 4 }, { default: Entry }, { default: async () => new Date(5) }];
+    for (const module of modules) await invoke(module, 'default', undefined, '[1]', '{\"e\":1}', '{}');
+    for (const wrong of [{ default: 1 }, {}, { default: () => 5n }, { default: { run() { throw new TypeError('x') } } }])
+      await invoke(wrong, 'default', undefined, '[]', '{}', '{}').catch(describe);
+    structuredClone({ a: [1, new Map(), new Set(), new Date(0)] });
+    atob(btoa('exercise'));
+    return 'done';
+})";
+
+fn exercise(scope: &mut v8::PinScope<'_, '_>, api: v8::Local<'_, v8::Object>) -> Option<()> {
+    let source = v8::String::new(scope, EXERCISE)?;
+    let function = v8::Script::compile(scope, source, None)?.run(scope)?.try_cast::<v8::Function>().ok()?;
+    let mut arguments = Vec::new();
+    for name in ["invoke", "describe", "WorkerEntrypoint"] {
+        let name = v8::String::new(scope, name)?.into();
+        arguments.push(api.get(scope, name)?);
+    }
+    let undefined = v8::undefined(scope).into();
+    let promise = function.call(scope, undefined, &arguments)?.try_cast::<v8::Promise>().ok()?;
+    scope.perform_microtask_checkpoint();
+    (promise.state() == v8::PromiseState::Fulfilled).then_some(())
+}
+
 fn install_runtime(scope: &mut v8::PinScope<'_, '_>) -> Result<(), SnapshotError> {
     v8::tc_scope!(let scope, scope);
     let api = (|| {
@@ -67,6 +95,7 @@ fn install_runtime(scope: &mut v8::PinScope<'_, '_>) -> Result<(), SnapshotError
         });
         return Err(SnapshotError::Runtime(why.unwrap_or_else(|| "no message".to_owned())));
     };
+    exercise(scope, api).ok_or_else(|| SnapshotError::Runtime("its exercise failed".to_owned()))?;
     let context = scope.get_current_context();
     let index = scope.add_context_data(context, api);
     debug_assert_eq!(index, RUNTIME_INDEX, "the first datum of a context has index 0");

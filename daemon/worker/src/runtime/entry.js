@@ -10,12 +10,12 @@ class WorkerEntrypoint {
 // `exports` is the main module's namespace.
 async function invoke(exports, entrypoint, method, argsJson, envJson, propsJson) {
   timeOrigin = dateNow();
-  const args = parseJson(argsJson);
-  const env = parseJson(envJson);
-  const ctx = { props: parseJson(propsJson) };
+  const args = argsJson === "[]" ? [] : parseJson(argsJson);
+  const env = envJson === "{}" ? {} : parseJson(envJson);
+  const ctx = { props: propsJson === "{}" ? {} : parseJson(propsJson) };
   const entry = find(exports, entrypoint);
   let value;
-  if (typeof entry === "function" && !startsWith(sourceOf(entry), "class")) {
+  if (typeof entry === "function" && !isClass(entry)) {
     if (method !== undefined) throw new TypeError(`the entry point ${entrypoint} is a function, so it has no method ${method}; leave method out`);
     value = apply(entry, undefined, withContext(args, env, ctx));
   } else if (typeof entry === "function") {

@@ -12,7 +12,7 @@ function inspect(value, depth, seen) {
     case "bigint":
       return bigintText(value) + "n";
     case "function":
-      return startsWith(sourceOf(value), "class") ? `[class ${ownName(value)}]` : `[function ${ownName(value)}]`;
+      return isClass(value) ? `[class ${ownName(value)}]` : `[function ${ownName(value)}]`;
     case "object":
       break;
     default:

@@ -22,7 +22,6 @@ const toNum = Number;
 
 const hasOwn = uncurry(ObjectPrototype.hasOwnProperty);
 const tagOf = uncurry(ObjectPrototype.toString);
-const sourceOf = uncurry(Function.prototype.toString);
 const symbolText = uncurry(Symbol.prototype.toString);
 const bigintText = uncurry(BigInt.prototype.toString);
 const slice = uncurry(String.prototype.slice);
@@ -85,6 +84,12 @@ const isError = (value) => tagOf(value) === "[object Error]" || isPrototypeInCha
 function isPrototypeInChain(prototype, value) {
   for (let p = getPrototypeOf(value); p !== null; p = getPrototypeOf(p)) if (p === prototype) return true;
   return false;
+}
+
+// Only a class has a prototype that cannot be replaced.
+function isClass(fn) {
+  const prototype = descriptorOf(fn, "prototype");
+  return prototype !== undefined && !prototype.writable;
 }
 
 // Adds to the end without looking at setters that a tenant may have put on Array.prototype.
