@@ -9,6 +9,8 @@
 //! | [`confinement`] | what the kernel says of a worker, and workers that are not what they should be |
 //! | [`cli`] | the command line as a user types it |
 
+#![allow(clippy::print_stderr, reason = "a skipped test says why")]
+
 mod cli;
 mod confinement;
 mod hostile;

@@ -7,8 +7,8 @@ use std::path::{Path, PathBuf};
 use std::str::FromStr;
 use std::sync::{Mutex, PoisonError};
 
-use enisle_wire::MAX_CODE_BYTES;
 use enisle_wire::tenant::Limits as WireLimits;
+use enisle_wire::{MAX_CODE_BYTES, MAX_OUTPUT_BYTES};
 use serde::{Deserialize, Serialize};
 
 /// A tenant's name: what a path of the API, a line of a log and a file of the state folder can carry without escaping.
@@ -106,7 +106,7 @@ impl Default for Limits {
             log_bytes: 256 << 10,
             log_lines: 1000,
             timers: 1000,
-            code_bytes: MAX_CODE_BYTES as u32,
+            code_bytes: MOST_CODE_BYTES,
             sub_requests: 50,
         }
     }
@@ -117,6 +117,11 @@ impl Default for Quota {
         Self { in_flight: 64, per_second: 1000, burst: 2000 }
     }
 }
+
+/// The frames' bounds, as policies count.
+const MOST_CODE_BYTES: u32 = 64 << 20;
+const MOST_OUTPUT_BYTES: u32 = 16 << 20;
+const _: () = assert!(MOST_CODE_BYTES as usize == MAX_CODE_BYTES && MOST_OUTPUT_BYTES as usize == MAX_OUTPUT_BYTES);
 
 /// Five minutes of CPU time and an hour of patience: what Dynamic Workers allow at most, and what a connection outlives.
 const MAX_CPU_MS: u32 = 300_000;
@@ -141,11 +146,11 @@ impl Policy {
             ("cpuMs", limits.cpu_ms, 1, MAX_CPU_MS),
             ("wallMs", limits.wall_ms, 1, MAX_WALL_MS),
             ("memoryMb", limits.memory_mb, MIN_MEMORY_MB, max_memory_mb),
-            ("outputBytes", limits.output_bytes, 1, enisle_wire::MAX_OUTPUT_BYTES as u32),
+            ("outputBytes", limits.output_bytes, 1, MOST_OUTPUT_BYTES),
             ("logBytes", limits.log_bytes, 0, 8 << 20),
             ("logLines", limits.log_lines, 0, 100_000),
             ("timers", limits.timers, 0, 100_000),
-            ("codeBytes", limits.code_bytes, 1, MAX_CODE_BYTES as u32),
+            ("codeBytes", limits.code_bytes, 1, MOST_CODE_BYTES),
             ("inFlight", quota.in_flight, 1, 10_000),
             ("perSecond", quota.per_second, 1, 1_000_000),
             ("burst", quota.burst, 1, 1_000_000),

@@ -95,8 +95,8 @@ impl Pool {
             }
         };
         // Until the tenant has moved in, a failure or a client that goes away gives the place up again.
-        let mut reservation = Reservation { pool: self, entry: reserved.0, slot: reserved.1, kept: false };
-        let (entry, slot, cell) = reserved;
+        let mut reservation = Reservation { pool: self, entry: reserved.entry, slot: reserved.slot, kept: false };
+        let Place { entry, slot, worker: cell } = reserved;
         let start = || async {
             let worker = Worker::start(&self.blueprint, level, &self.snapshot, &self.events).await?;
             Ok::<_, StartError>(worker)
@@ -125,7 +125,7 @@ impl Pool {
     }
 
     /// Takes a place, if there is one. The process behind it may still have to be started.
-    fn reserve(&self, tenant: &TenantName, level: Level) -> Option<(u64, Slot, Arc<OnceCell<Arc<Worker>>>)> {
+    fn reserve(&self, tenant: &TenantName, level: Level) -> Option<Place> {
         self.bury_dead();
         let mut guard = self.lock();
         let (next, entries) = &mut *guard;
@@ -152,7 +152,7 @@ impl Pool {
         let slot = Slot(entry.places_used);
         entry.places_used += 1;
         entry.residents.insert(slot, (tenant.clone(), None));
-        Some((id, slot, Arc::clone(&entry.worker)))
+        Some(Place { entry: id, slot, worker: Arc::clone(&entry.worker) })
     }
 
     /// Forgets dead workers, and tells of each.
@@ -257,6 +257,13 @@ impl Pool {
             worker.death().await;
         }
     }
+}
+
+/// A place that was taken, in a process that may still have to be started.
+struct Place {
+    entry: u64,
+    slot: Slot,
+    worker: Arc<OnceCell<Arc<Worker>>>,
 }
 
 /// A place that was taken and is given up again unless the tenant moves in.

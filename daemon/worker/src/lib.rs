@@ -29,6 +29,7 @@ use crate::watchdog::Alarm;
 #[must_use]
 pub fn main() -> ExitCode {
     enisle_hardening::thread::share_one_arena();
+    enisle_hardening::thread::schedule_as_batch();
     let Some(channel) = fds::control_channel() else { return ExitCode::FAILURE };
     let mut control = Control::new(channel);
     match run(&mut control) {
