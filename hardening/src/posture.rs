@@ -6,7 +6,7 @@ use std::ptr;
 
 use crate::layers::{Layer, LayerSet};
 use crate::mpk;
-use crate::spawn::NAMESPACES;
+use crate::spawn::{NAMESPACES, clone_args};
 
 /// One layer on this machine.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -70,19 +70,7 @@ impl Posture {
 /// Makes a child in every namespace, which mounts an empty file system as a worker would.
 fn probe_namespaces() -> (bool, String) {
     let flags = NAMESPACES.iter().fold(0, |all, (_, flag)| all | flag);
-    let mut args = libc::clone_args {
-        flags: u64::from(flags.cast_unsigned()),
-        pidfd: 0,
-        child_tid: 0,
-        parent_tid: 0,
-        exit_signal: u64::from(libc::SIGCHLD.cast_unsigned()),
-        stack: 0,
-        stack_size: 0,
-        tls: 0,
-        set_tid: 0,
-        set_tid_size: 0,
-        cgroup: 0,
-    };
+    let mut args = clone_args(flags, 0);
     // SAFETY: a valid clone_args of the size given, without CLONE_VM; the child makes raw system calls and exits.
     let pid = unsafe { libc::syscall(libc::SYS_clone3, ptr::from_mut(&mut args), size_of::<libc::clone_args>()) };
     if pid == 0 {

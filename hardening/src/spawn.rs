@@ -112,19 +112,7 @@ pub fn spawn(spawn: Spawn<'_>) -> Result<Started, SpawnError> {
     if spawn.namespaces {
         flags |= NAMESPACES.iter().fold(0, |all, (_, flag)| all | flag);
     }
-    let mut args = libc::clone_args {
-        flags: u64::from(flags.cast_unsigned()),
-        pidfd: ptr::from_mut(&mut pidfd) as u64,
-        child_tid: 0,
-        parent_tid: 0,
-        exit_signal: u64::from(libc::SIGCHLD.cast_unsigned()),
-        stack: 0,
-        stack_size: 0,
-        tls: 0,
-        set_tid: 0,
-        set_tid_size: 0,
-        cgroup: 0,
-    };
+    let mut args = clone_args(flags, ptr::from_mut(&mut pidfd) as u64);
     // SAFETY: `args` is a valid clone_args of the size given, without CLONE_VM: the child runs on a copy of this memory
     // and calls only `Child::run`, which makes nothing but raw system calls.
     let pid = unsafe { libc::syscall(libc::SYS_clone3, ptr::from_mut(&mut args), size_of::<libc::clone_args>()) };
@@ -146,6 +134,23 @@ pub fn spawn(spawn: Spawn<'_>) -> Result<Started, SpawnError> {
         result => Err(SpawnError::Exec(
             result.err().unwrap_or_else(|| io::Error::from_raw_os_error(i32::from_ne_bytes(errno))),
         )),
+    }
+}
+
+/// Arguments of `clone3` for a process, not a thread, that tells of its end by SIGCHLD.
+pub(crate) fn clone_args(flags: libc::c_int, pidfd: u64) -> libc::clone_args {
+    libc::clone_args {
+        flags: u64::from(flags.cast_unsigned()),
+        pidfd,
+        child_tid: 0,
+        parent_tid: 0,
+        exit_signal: u64::from(libc::SIGCHLD.cast_unsigned()),
+        stack: 0,
+        stack_size: 0,
+        tls: 0,
+        set_tid: 0,
+        set_tid_size: 0,
+        cgroup: 0,
     }
 }
 

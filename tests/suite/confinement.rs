@@ -38,7 +38,7 @@ fn the_kernel_confirms_that_a_worker_is_confined() {
     if machine_has(Layer::Namespaces) {
         let mounts = fs::read_to_string(format!("{proc}/mountinfo")).expect("the worker is there");
         assert_eq!(mounts.lines().count(), 1, "{mounts}");
-        assert_eq!(fs::read_dir(format!("{proc}/root/")).expect("the root is there").count(), 0);
+        assert_eq!(fs::read_dir(format!("{proc}/root")).expect("the root is there").count(), 0);
         for (name, _) in NAMESPACES {
             let theirs = fs::read_link(format!("{proc}/ns/{name}")).expect("the worker is there");
             assert_ne!(theirs, fs::read_link(format!("/proc/self/ns/{name}")).expect("we are here"), "{name}");

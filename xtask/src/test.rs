@@ -22,7 +22,7 @@ pub(crate) fn run(options: &Options) -> Result<()> {
         check(cargo(&archive).args(["fmt", "--all", "--check"]))?;
         check(cargo(&archive).args(["clippy", "--quiet", "--workspace", "--all-targets", "--", "-D", "warnings"]))?;
     }
-    check(cargo(&archive).args(["test", "--workspace"]))?;
+    check(cargo(&archive).args(["test", "--workspace", "--no-fail-fast"]))?;
     if options.slow {
         v8::run(v8::V8::Verify)?;
     }

@@ -388,7 +388,7 @@ impl Speaker {
             Some((outcome, message)) => Ended::Done(Box::new(Finished {
                 outcome,
                 result: None,
-                error: Some(ScriptError { name: "LimitError".to_owned(), message, stack: None }),
+                error: Some(ScriptError { name: error_name(outcome).to_owned(), message, stack: None }),
                 logs: std::mem::take(&mut self.logs),
                 truncated: true,
                 usage: Usage { wall_us: u64::try_from(wall.as_micros()).unwrap_or(u64::MAX), ..Usage::default() },
@@ -437,6 +437,15 @@ impl Speaker {
         let Done { outcome, error, truncated, usage, .. } = done;
         let logs = std::mem::take(&mut self.logs);
         Ok(Finished { outcome, result, error, logs, truncated, usage, queued, took_worker: false })
+    }
+}
+
+/// The name of the error that goes with an outcome that the script did not choose.
+fn error_name(outcome: Outcome) -> &'static str {
+    match outcome {
+        Outcome::Violation => "Violation",
+        Outcome::Canceled => "Canceled",
+        _ => "LimitError",
     }
 }
 

@@ -113,7 +113,7 @@ fn gn(recipe: &Recipe) -> Result<()> {
     }
     let keyring = "/usr/share/keyrings/debian-archive-keyring.gpg";
     let list = apt.join("sources.list");
-    fs::write(&list, format!("deb [signed-by={keyring}] http://deb.debian.org/debian sid main\n"))?;
+    fs::write(&list, format!("deb [signed-by={keyring}] {} sid main\n", debian_mirror()?))?;
     let options = [
         format!("Dir::Etc::sourcelist={}", list.display()),
         "Dir::Etc::sourceparts=-".to_owned(),
@@ -138,6 +138,19 @@ fn gn(recipe: &Recipe) -> Result<()> {
         check(Command::new("dpkg-deb").arg("-x").arg(deb?.path()).arg(recipe.path("sid")))?;
     }
     output(&mut gn_command(recipe, &["--version"])?).map(drop)
+}
+
+/// The mirror of Debian that this machine uses.
+fn debian_mirror() -> Result<String> {
+    let format = "$(REPO_URI) $(ORIGIN) $(CODENAME)";
+    let targets = output(Command::new("apt-get").args(["indextargets", "--format", format, "Created-By: Packages"]))?;
+    let is_release =
+        |line: &&str| line.contains(" Debian ") && !line.ends_with("-security") && !line.ends_with("-updates");
+    let line = targets
+        .lines()
+        .find(is_release)
+        .context("apt knows no mirror of Debian; is this Debian 12, after apt-get update?")?;
+    Ok(line.split(' ').next().unwrap_or_default().to_owned())
 }
 
 fn gn_command(recipe: &Recipe, args: &[&str]) -> Result<Command> {

@@ -420,7 +420,7 @@ mod tests {
             (r#"{"code": "1", "globalOutbound": "x"}"#, "no network"),
             (r#"{"code": "1", "limits": {"cpu": 1}}"#, "cpu"),
             (r#"{"code": "1", "limits": {"cpuMs": -1}}"#, "-1"),
-            ("{\"code\": \"\\ud800\"}", "surrogate"),
+            ("{\"code\": \"\\ud800\"}", "hex escape"),
         ] {
             let detail = parsed(body).expect_err(body);
             assert!(detail.contains(word), "{body} -> {detail}");
