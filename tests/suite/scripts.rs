@@ -35,6 +35,9 @@ fn short_code_is_a_module_or_a_function() {
         ("// what a model writes\nasync () => {\n  return 6\n}", json!(6)),
         ("function named() { return 7 }\nexport { named as default }", json!(7)),
         ("() => undefined", Value::Null),
+        ("async function () { return 8 }", json!(8)),
+        ("function () { return 9 }", json!(9)),
+        ("{ run() { return 10 } }", json!(10)),
     ] {
         assert_eq!(daemon.run("t", code)["result"], result, "{code}");
     }
@@ -66,6 +69,43 @@ fn a_cycle_of_modules_runs() {
     let modules = json!({ "a.js": "import { b } from 'b.js'; export const a = 1; export default () => b()",
                           "b.js": "import { a } from 'a.js'; export const b = () => a + 1" });
     assert_eq!(daemon.load("t", &json!({ "mainModule": "a.js", "modules": modules })).ok()["result"], 2);
+}
+
+#[test]
+fn a_module_may_import_itself_and_its_importer_while_it_is_evaluated() {
+    let daemon = Daemon::start(SHARING);
+    let load = |modules: Value| daemon.load("t", &json!({ "mainModule": "m.js", "modules": modules })).ok();
+    let itself = load(json!({ "m.js": "let own; import('m.js').then((m) => own = m); export const a = 1; \
+                                       export default async () => { await null; return own.a }" }));
+    assert_eq!(itself["result"], 1, "{itself}");
+    let back = load(
+        json!({ "m.js": "import 'b.js'; export const a = 2; export default () => globalThis.seen.then((m) => m.a)",
+                            "b.js": "globalThis.seen = import('m.js')" }),
+    );
+    assert_eq!(back["result"], 2, "{back}");
+    // Waiting for oneself never ends, and says so; it takes nobody with it.
+    let waits = load(json!({ "m.js": "await import('m.js'); export default () => 1" }));
+    assert!(
+        waits["outcome"] == "exception"
+            && waits["error"]["message"].as_str().is_some_and(|m| m.contains("never settled")),
+        "{waits}"
+    );
+    assert!(!daemon.events().iter().any(|event| event["event"] == "workerDied"));
+}
+
+#[test]
+fn what_a_microtask_or_a_timer_throws_ends_the_run_as_an_exception() {
+    let daemon = Daemon::start(SHARING);
+    for code in [
+        "async () => { queueMicrotask(() => { throw new Error('here') }); await 0; return 1 }",
+        "async () => { queueMicrotask(() => { null.x }); await 0; return 1 }",
+        "async () => { queueMicrotask(() => { (function f() { f() })() }); await 0; return 1 }",
+        "() => new Promise((done) => { setTimeout(() => { throw new Error('here') }, 1); setTimeout(done, 50) })",
+    ] {
+        let run = daemon.run("t", code);
+        assert!(run["outcome"] == "exception" && run["cordon"] == "shared", "{code}: {run}");
+    }
+    assert!(!daemon.events().iter().any(|event| event["event"] == "workerDied"));
 }
 
 #[test]
@@ -179,6 +219,12 @@ fn a_result_that_json_cannot_carry_is_an_error_that_says_where() {
             "{value}: {run}"
         );
     }
+    let boxed = daemon.run(
+        "t",
+        "() => [new Number(5), new String('ab'), new Boolean(false), { a: 1, toJSON() { return this } }, \
+                                        { toJSON(key) { return key } }, { [Symbol.toStringTag]: 'Error', a: 1 }]",
+    );
+    assert_eq!(boxed["result"], json!([5, "ab", false, { "a": 1 }, "4", { "a": 1 }]), "{boxed}");
     let run = daemon.run("t", "() => ({ date: new Date(0), gone: undefined, nested: { toJSON() { return [1] } } })");
     assert_eq!(run["result"], json!({ "date": "1970-01-01T00:00:00.000Z", "nested": [1] }));
 }

@@ -24,6 +24,8 @@ use crate::resident::{Ended, Finished, Job, Lost, Resident, Visit};
 const CAGES_PER_PROCESS: usize = 90;
 /// Tenants that the daemon remembers at one time. More names than that are refused: each costs memory.
 const MAX_TENANTS: usize = 100_000;
+/// How long a tenant lives alone after a run of its ended a worker process.
+const ALONE_AFTER_TAKING_A_WORKER: Duration = Duration::from_secs(600);
 /// Private memory that a worker may commit beside its tenants' own: V8, and one largest allocation on the way to an
 /// `exceededMemory`.
 const WORKER_BASE_MB: u64 = 2048;
@@ -54,6 +56,8 @@ pub(crate) struct Tenant {
     home: tokio::sync::Mutex<Option<Arc<Resident>>>,
     /// Its last run was lost with its worker: until a run ends, it lives alone, so that it takes nobody with it.
     suspect: AtomicBool,
+    /// A run of its ended a worker: until then it lives alone, whatever its later runs do.
+    alone_until: Mutex<Option<Instant>>,
     usage: Mutex<Usage>,
     /// An operator has set its policy.
     has_policy: AtomicBool,
@@ -219,21 +223,24 @@ impl Daemon {
     pub(crate) async fn run(&self, in_flight: &InFlight, job: Job) -> Result<Report, RunError> {
         let tenant = &in_flight.tenant;
         let id = job.id;
-        let mut begun = 0;
+        let (mut begun, mut in_company) = (0, 0);
         loop {
             let resident = self.home(tenant, job.limits.memory_mb).await?;
             let level = resident.worker.level;
             match resident.run(job.clone()).await {
                 Ended::Done(finished) => {
-                    tenant.suspect.store(finished.took_worker, Ordering::SeqCst);
+                    tenant.note_end(finished.took_worker);
                     self.note(tenant, id, &finished);
                     return Ok(Report { id, finished: *finished, level });
                 }
                 // The worker died before it came to this run, which therefore is the first still.
                 Ended::NotBegun => {}
                 Ended::Lost(Lost { why, anothers_doing }) => {
-                    begun += 1;
-                    if !anothers_doing {
+                    // What another tenant did is not held against this run. Twice in bad company, it lives alone; there
+                    // nobody else can take its worker.
+                    begun += u32::from(!anothers_doing);
+                    in_company += u32::from(anothers_doing);
+                    if !anothers_doing || in_company == 2 {
                         tenant.suspect.store(true, Ordering::SeqCst);
                     }
                     if begun == 2 {
@@ -256,7 +263,7 @@ impl Daemon {
     async fn home(&self, tenant: &Tenant, memory_mb: u32) -> Result<Visit, AdmitError> {
         let mut home = tenant.home.lock().await;
         loop {
-            let suspect = tenant.suspect.load(Ordering::SeqCst);
+            let suspect = tenant.lives_alone(Instant::now());
             if let Some(resident) = home.take() {
                 if suspect && resident.worker.level == Level::Shared && !resident.worker.is_dead() {
                     // Never in two homes at once: what still runs there ends first. Others wait for the lock meanwhile.
@@ -328,9 +335,24 @@ impl Tenant {
             account,
             home: tokio::sync::Mutex::default(),
             suspect: AtomicBool::new(false),
+            alone_until: Mutex::default(),
             usage: Mutex::default(),
             has_policy: AtomicBool::new(false),
         }
+    }
+
+    /// A run has ended, perhaps with its worker.
+    fn note_end(&self, took_worker: bool) {
+        self.suspect.store(false, Ordering::SeqCst);
+        if took_worker {
+            let until = Instant::now() + ALONE_AFTER_TAKING_A_WORKER;
+            *self.alone_until.lock().unwrap_or_else(PoisonError::into_inner) = Some(until);
+        }
+    }
+
+    fn lives_alone(&self, now: Instant) -> bool {
+        let until = *self.alone_until.lock().unwrap_or_else(PoisonError::into_inner);
+        self.suspect.load(Ordering::SeqCst) || until.is_some_and(|until| now < until)
     }
 
     fn is_worth_remembering(&self) -> bool {

@@ -180,6 +180,18 @@ pub(crate) struct Wish {
 }
 
 impl Wish {
+    /// Whether every limit is one that a run can have; one that is over the policy's is no error, the lower one holds.
+    pub(crate) fn check(&self) -> Result<(), PolicyError> {
+        for (key, value, least) in
+            [("cpuMs", self.cpu_ms, 1), ("wallMs", self.wall_ms, 1), ("memoryMb", self.memory_mb, MIN_MEMORY_MB)]
+        {
+            if let Some(value) = value.filter(|value| *value < least) {
+                return Err(PolicyError { key, value, least, most: u32::MAX });
+            }
+        }
+        Ok(())
+    }
+
     /// The limits of one run.
     pub(crate) fn under(&self, policy: &Limits) -> WireLimits {
         let lower = |wish: Option<u32>, policy: u32| wish.map_or(policy, |wish| wish.min(policy));

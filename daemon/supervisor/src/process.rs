@@ -42,7 +42,7 @@ use crate::events::{Events, What};
 /// From `exec` to `Ready`: the jail and V8 take some 20 ms; a machine may be busy.
 const START_TIMEOUT: Duration = Duration::from_secs(20);
 /// What a worker may print before the rest is dropped; V8's last words are a few lines.
-const STDERR_LINES: usize = 100;
+const STDERR_LINES: usize = 6;
 const STDERR_LINE_BYTES: u64 = 1024;
 
 /// What every worker of this daemon has in common.
@@ -550,7 +550,8 @@ fn closed<T>(result: io::Result<T>) -> Result<T, FrameError> {
     })
 }
 
-/// Passes on what a worker prints: V8's last words, bounded and escaped.
+/// Passes on how what a worker prints begins: V8's last words, bounded and escaped. What follows are addresses, which help
+/// nobody and are dropped.
 async fn log_stderr(worker: u64, pipe: OwnedFd) {
     let Ok(pipe) = tokio::net::unix::pipe::Receiver::from_owned_fd(pipe) else { return };
     let mut lines = BufReader::new(pipe);
@@ -566,7 +567,6 @@ async fn log_stderr(worker: u64, pipe: OwnedFd) {
             }
         }
     }
-    tracing::warn!(worker, "a worker prints too much; the rest is dropped");
     // Keep the pipe drained, or the worker would block on it.
     let _ = tokio::io::copy(&mut lines, &mut tokio::io::sink()).await;
 }

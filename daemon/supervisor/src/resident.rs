@@ -371,8 +371,10 @@ impl Speaker {
             }
             // V8 gave up, and it is this run's doing: it was over its limit, or there was nobody else.
             (None, Stop::Aborted { certain }) if *certain || alone => {
-                let message =
-                    format!("the run needed far more than {} MiB at once (limits.memoryMb)", job.limits.memory_mb);
+                let mb = job.limits.memory_mb;
+                let message = format!(
+                    "V8 gave up on the run: it needed more at once than V8 has, or than {mb} MiB allow (limits.memoryMb)"
+                );
                 Some((Outcome::ExceededMemory, message))
             }
             (None, _) if alone && *death == Death::Filter => {
@@ -391,7 +393,7 @@ impl Speaker {
                 error: Some(ScriptError { name: error_name(outcome).to_owned(), message, stack: None }),
                 logs: std::mem::take(&mut self.logs),
                 truncated: true,
-                usage: Usage { wall_us: u64::try_from(wall.as_micros()).unwrap_or(u64::MAX), ..Usage::default() },
+                usage: last_usage(outcome, &job.limits, wall),
                 queued,
                 took_worker: true,
             })),
@@ -438,6 +440,12 @@ impl Speaker {
         let logs = std::mem::take(&mut self.logs);
         Ok(Finished { outcome, result, error, logs, truncated, usage, queued, took_worker: false })
     }
+}
+
+/// What a run used whose worker died: by the supervisor's own clock, and by the limit that it went over.
+fn last_usage(outcome: Outcome, limits: &Limits, wall: Duration) -> Usage {
+    let cpu_us = if outcome == Outcome::ExceededCpu { u64::from(limits.cpu_ms) * 1000 } else { 0 };
+    Usage { wall_us: u64::try_from(wall.as_micros()).unwrap_or(u64::MAX), cpu_us, ..Usage::default() }
 }
 
 /// The name of the error that goes with an outcome that the script did not choose.

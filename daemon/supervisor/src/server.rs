@@ -1,12 +1,13 @@
 //! The Unix socket: bound without stealing it from a living daemon, served with a bound on everything.
 
+use std::collections::HashMap;
 use std::fs;
 use std::future::Future;
 use std::io;
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::pin::pin;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use axum::Router;
@@ -102,6 +103,7 @@ pub(crate) async fn serve(
     let connections = GracefulShutdown::new();
     let mut shutdown = pin!(shutdown);
     let places = Arc::new(Semaphore::new(api.connections));
+    let shares = Arc::default();
     loop {
         let accepted = async {
             // A connection over the bound waits in the kernel's queue until one ends.
@@ -114,16 +116,53 @@ pub(crate) async fn serve(
         };
         match accepted {
             Ok((stream, _)) => {
+                let Some(turn) = Share::take(&shares, &stream, api.connections) else { continue };
                 let (router, api, watcher) = (router.clone(), api.clone(), connections.watcher());
                 tokio::spawn(async move {
                     serve_connection(stream, router, &api, watcher).await;
-                    drop(place);
+                    drop((turn, place));
                 });
             }
             // Out of descriptors, most likely: others have to end first.
             Err(error) => {
                 tracing::warn!(%error, "a connection could not be accepted");
                 tokio::time::sleep(Duration::from_millis(50)).await;
+            }
+        }
+    }
+}
+
+/// Connections by uid.
+type Shares = Arc<Mutex<HashMap<u32, usize>>>;
+
+/// One connection's part of its uid's share. No uid gets more than three quarters of all connections, so
+/// that there is always one left for somebody else; what is over that is closed at once.
+struct Share {
+    shares: Shares,
+    uid: u32,
+}
+
+impl Share {
+    fn take(shares: &Shares, stream: &UnixStream, connections: usize) -> Option<Self> {
+        let uid = stream.peer_cred().ok()?.uid();
+        let mut held = shares.lock().unwrap_or_else(PoisonError::into_inner);
+        let count = held.entry(uid).or_default();
+        if *count >= (connections - connections / 4).max(1) {
+            return None;
+        }
+        *count += 1;
+        drop(held);
+        Some(Self { shares: Arc::clone(shares), uid })
+    }
+}
+
+impl Drop for Share {
+    fn drop(&mut self) {
+        let mut held = self.shares.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(count) = held.get_mut(&self.uid) {
+            *count -= 1;
+            if *count == 0 {
+                held.remove(&self.uid);
             }
         }
     }

@@ -12,7 +12,7 @@ use enisle_wire::tenant::{Code, LogLine, Module, ModuleKind, Run, RunId, ScriptE
 use enisle_wire::{MAX_ARGS_BYTES, MAX_ENV_BYTES, MAX_MODULES, MAX_NAME_BYTES, MAX_TO_TENANT_BYTES, Outcome, encode};
 use http_body_util::BodyExt;
 use serde::de::value::MapAccessDeserializer;
-use serde::de::{MapAccess, Visitor};
+use serde::de::{DeserializeOwned, MapAccess, Visitor};
 use serde::{Deserialize, Deserializer, Serialize};
 use serde_json::value::RawValue;
 use tokio::sync::OwnedSemaphorePermit;
@@ -35,7 +35,7 @@ const PARSE_INLINE_BYTES: usize = 256 << 10;
 pub(crate) struct LoadRequest {
     code: Option<String>,
     main_module: Option<String>,
-    modules: Option<BTreeMap<String, ModuleSpec>>,
+    modules: Option<Modules>,
     env: Option<Box<RawValue>>,
     entrypoint: Option<String>,
     method: Option<String>,
@@ -45,6 +45,37 @@ pub(crate) struct LoadRequest {
     limits: Wish,
     #[serde(default)]
     global_outbound: Option<serde_json::Value>,
+}
+
+/// Modules by name; a name that stands twice is an error, not whichever came last.
+#[derive(Debug)]
+struct Modules(BTreeMap<String, ModuleSpec>);
+
+impl<'de> Deserialize<'de> for Modules {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct ByName;
+
+        impl<'de> Visitor<'de> for ByName {
+            type Value = Modules;
+
+            fn expecting(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+                f.write_str("modules: an object, names to modules")
+            }
+
+            fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Modules, A::Error> {
+                let mut modules = BTreeMap::new();
+                while let Some(name) = map.next_key::<String>()? {
+                    if modules.contains_key(&name) {
+                        return Err(serde::de::Error::custom(format_args!("module {name:?} stands twice")));
+                    }
+                    modules.insert(name, map.next_value()?);
+                }
+                Ok(Modules(modules))
+            }
+        }
+
+        deserializer.deserialize_map(ByName)
+    }
 }
 
 #[derive(Debug)]
@@ -191,14 +222,23 @@ async fn reserve(announced: Option<u64>, daemon: &Daemon) -> Result<Option<Owned
     }
 }
 
+/// A JSON object. (Serde would take an array for a struct as well, its fields in order.)
+pub(super) fn object<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, Problem> {
+    match bytes.trim_ascii_start().first() {
+        Some(b'{') | None => serde_json::from_slice(bytes).map_err(|error| Problem::bad_request(error.to_string())),
+        Some(_) => Err(Problem::bad_request("the body has to be a JSON object")),
+    }
+}
+
 /// From bytes to a job that can be sent, or to what is wrong with them.
 fn parse(bytes: &[u8], id: RunId, policy: &Policy) -> Result<Job, Problem> {
-    let request: LoadRequest =
-        serde_json::from_slice(bytes).map_err(|error| Problem::bad_request(error.to_string()))?;
+    let request: LoadRequest = object(bytes)?;
+    request.limits.check().map_err(|error| Problem::bad_request(format!("limits.{error}")))?;
     if request.global_outbound.is_some() {
         return Err(Problem::bad_request("globalOutbound can only be null: scripts have no network"));
     }
-    let code = code(request.code, request.main_module, request.modules, policy, &request.limits)?;
+    let code =
+        code(request.code, request.main_module, request.modules.map(|modules| modules.0), policy, &request.limits)?;
     let limits = request.limits.under(&policy.limits);
     let run = Run {
         id,
@@ -404,7 +444,7 @@ mod tests {
     fn what_is_wrong_with_a_request_is_said() {
         for (body, word) in [
             ("", "EOF"),
-            ("[]", "LoadRequest"),
+            ("[]", "JSON object"),
             ("{}", "no script"),
             (r#"{"code": "1", "cod": 2}"#, "cod"),
             (r#"{"code": "1", "mainModule": "a.js"}"#, "not both"),
@@ -420,6 +460,9 @@ mod tests {
             (r#"{"code": "1", "globalOutbound": "x"}"#, "no network"),
             (r#"{"code": "1", "limits": {"cpu": 1}}"#, "cpu"),
             (r#"{"code": "1", "limits": {"cpuMs": -1}}"#, "-1"),
+            (r#"{"code": "1", "limits": {"cpuMs": 0}}"#, "limits.cpuMs is 0"),
+            (r#"{"code": "1", "limits": {"memoryMb": 4}}"#, "limits.memoryMb is 4"),
+            (r#"{"mainModule": "a.js", "modules": {"a.js": "", "a.js": ""}}"#, "stands twice"),
             ("{\"code\": \"\\ud800\"}", "hex escape"),
         ] {
             let detail = parsed(body).expect_err(body);

@@ -8,7 +8,7 @@ use axum::extract::{Path, State};
 use serde_json::{Value, json};
 
 use super::camel_case;
-use super::load::{RawBody, read_body};
+use super::load::{RawBody, object, read_body};
 use super::peer::Peer;
 use super::problem::Problem;
 use crate::daemon::{Daemon, Tenant};
@@ -44,7 +44,7 @@ pub(crate) async fn put(
     let name: TenantName = name.parse()?;
     peer.operate(&daemon)?;
     let RawBody(bytes) = read_body(body, MAX_POLICY_BYTES, &daemon.config.api).await?;
-    let policy: Policy = serde_json::from_slice(&bytes).map_err(|error| Problem::bad_request(error.to_string()))?;
+    let policy: Policy = object(&bytes)?;
     policy.check(daemon.config.workers.max_memory_mb).map_err(|error| Problem::bad_request(error.to_string()))?;
     let tenant = daemon.tenant(&name).ok_or_else(too_many)?;
     let (keeper, whose) = (Arc::clone(&daemon), Arc::clone(&tenant));

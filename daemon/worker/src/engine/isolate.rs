@@ -51,6 +51,8 @@ impl Resting {
         let mut isolate = v8::Isolate::new(params);
         quota::adopt(&isolate);
         isolate.set_microtasks_policy(v8::MicrotasksPolicy::Explicit);
+        // Without a listener V8 prints what nobody caught, to a standard output that a worker does not have.
+        isolate.add_message_listener(natives::uncaught);
         isolate.set_promise_reject_callback(natives::promise_rejected);
         isolate.set_host_import_module_dynamically_callback(modules::import_dynamically);
         isolate.set_allow_wasm_code_generation_callback(natives::no_wasm);

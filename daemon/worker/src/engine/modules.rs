@@ -196,24 +196,37 @@ pub(super) fn import_dynamically<'s>(
     specifier: v8::Local<'s, v8::String>,
     attributes: v8::Local<'s, v8::FixedArray>,
 ) -> Option<v8::Local<'s, v8::Promise>> {
-    let importer = resource.to_rust_string_lossy(scope);
-    let specifier = specifier.to_rust_string_lossy(scope);
-    let attribute = type_attribute(scope, attributes, 2);
+    let attribute = match type_attribute(scope, attributes, 2) {
+        Some(word) => v8::String::new(scope, &word)?.into(),
+        None => v8::undefined(scope).into(),
+    };
+    // Not now: a module that is being evaluated may import itself, and V8 ends the process if it is evaluated twice at a
+    // time. A job of its own runs when the present one is over, as the language has it.
+    let what = v8::Array::new_with_elements(scope, &[resource, specifier.into(), attribute]);
+    let later = v8::Function::builder(import_later).data(what.into()).build(scope)?;
     let resolver = v8::PromiseResolver::new(scope)?;
-    v8::tc_scope!(let caught, scope);
-    let promise = (|| {
-        let module = lookup(caught, &importer, &specifier, attribute)?;
-        evaluated_namespace(caught, module)
-    })();
-    if promise.is_none() {
-        if caught.has_terminated() {
-            return None;
-        }
-        let exception = caught.exception()?;
-        resolver.reject(caught, exception);
-        return Some(resolver.get_promise(caught));
+    let now = v8::undefined(scope).into();
+    resolver.resolve(scope, now)?;
+    resolver.get_promise(scope).then(scope, later)
+}
+
+/// The job behind `import(…)`. What it throws rejects the promise that the script holds.
+fn import_later<'s>(
+    scope: &mut v8::PinScope<'s, '_>,
+    args: v8::FunctionCallbackArguments<'s>,
+    mut rv: v8::ReturnValue<'s>,
+) {
+    let Ok(what) = args.data().try_cast::<v8::Array>() else { return };
+    let text = |index| -> Option<String> {
+        let value = what.get_index(scope, index)?;
+        (!value.is_undefined()).then(|| value.to_rust_string_lossy(scope))
+    };
+    let (importer, specifier, attribute) = (text(0).unwrap_or_default(), text(1).unwrap_or_default(), text(2));
+    if let Some(module) = lookup(scope, &importer, &specifier, attribute)
+        && let Some(promise) = evaluated_namespace(scope, module)
+    {
+        rv.set(promise.into());
     }
-    promise
 }
 
 /// Links and evaluates; the promise is of the namespace, and waits for top-level `await`.
@@ -257,12 +270,28 @@ fn evaluate_data<'s>(
         ModuleKind::Json | ModuleKind::Text | ModuleKind::Js => {
             let kind = source.kind;
             let text = v8::String::new_from_utf8(scope, &source.body, v8::NewStringType::Normal)?;
-            if kind == ModuleKind::Json { v8::json::parse(scope, text)? } else { text.into() }
+            if kind == ModuleKind::Json { parse_json(scope, &name, text)? } else { text.into() }
         }
     };
     let export = v8::String::new(scope, "default")?;
     module.set_synthetic_module_export(scope, export, value)?;
     Some(v8::undefined(scope).into())
+}
+
+/// Parses a JSON module; an error names it.
+fn parse_json<'s>(
+    scope: &mut v8::PinScope<'s, '_>,
+    name: &str,
+    text: v8::Local<'s, v8::String>,
+) -> Option<v8::Local<'s, v8::Value>> {
+    let problem = {
+        v8::tc_scope!(let caught, scope);
+        if let Some(value) = v8::json::parse(caught, text) {
+            return Some(value);
+        }
+        caught.exception().map(|exception| exception.to_rust_string_lossy(caught)).unwrap_or_default()
+    };
+    throw(scope, v8::Exception::syntax_error, &format!("the module {name} is no JSON: {problem}"))
 }
 
 fn evaluate_built_in<'s>(

@@ -252,6 +252,15 @@ pub(super) unsafe extern "C" fn promise_rejected(message: v8::PromiseRejectMessa
     }
 }
 
+/// V8 tells of an exception that nothing on the stack could catch: one that a microtask threw.
+pub(super) unsafe extern "C" fn uncaught(message: v8::Local<'_, v8::Message>, exception: v8::Local<'_, v8::Value>) {
+    v8::callback_scope!(unsafe scope, message);
+    let exception = v8::Global::new(scope, exception);
+    if let Some(state) = scope.get_slot_mut::<RunState>() {
+        state.uncaught.get_or_insert(exception);
+    }
+}
+
 /// WebAssembly is not part of this version; its global is gone from the snapshot, and this stands behind that.
 pub(super) unsafe extern "C" fn no_wasm(_: v8::Local<'_, v8::Context>, _: v8::Local<'_, v8::String>) -> bool {
     false

@@ -3,7 +3,7 @@
 //! V8 has no such limit: backing stores lie outside the heap, and the archive's patch installs V8's own allocator of the
 //! cage. So the limit is put in front of that allocator, by giving its object (and the cage's page allocator, which serves
 //! resizable buffers) a copy of its virtual table in which allocating and freeing go through the functions below. The
-//! archive is pinned to one V8, the layout of the two tables was read from it, and `tests/limits` fails if a buffer over
+//! archive is pinned to one V8, the layout of the two tables was read from it, and `tests/suite/hostile.rs` fails if a buffer over
 //! the limit is ever granted.
 //!
 //! One tenant is one thread, and V8 runs single-threaded, so the account is thread-local. A refused allocation is a

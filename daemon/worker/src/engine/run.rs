@@ -38,6 +38,8 @@ pub(super) struct RunState {
     pub(super) rejections: Vec<(v8::Global<v8::Promise>, Option<v8::Global<v8::Value>>)>,
     pub(super) worker_entrypoint: v8::Global<v8::Value>,
     pub(super) watched: Arc<Watched>,
+    /// What a microtask threw that nobody could catch: it ends the run, as what a timer throws does.
+    pub(super) uncaught: Option<v8::Global<v8::Value>>,
 }
 
 /// The console of one run: lines up to its limits, sent on in batches.
@@ -201,6 +203,7 @@ pub(crate) fn execute(
         rejections: Vec::new(),
         worker_entrypoint: resting.runtime.worker_entrypoint.clone(),
         watched: Arc::clone(watched),
+        uncaught: None,
     };
     let context = resting.context.clone();
     let invoke = resting.runtime.invoke.clone();
@@ -329,21 +332,14 @@ impl Script<'_> {
 
     /// The main module, evaluated once; what it exports.
     fn exports<'s>(&mut self, scope: &mut v8::PinScope<'s, '_>, main: &str) -> Result<v8::Local<'s, v8::Value>, Ended> {
-        let mut module = self.linked(scope, main, 0)?;
-        if self.short && exports_nothing(scope, module) {
-            // The short form may be an expression. As one it exports itself; if it is none it stays what it was.
-            let Some(state) = scope.get_slot_mut::<RunState>() else { return Err(Ended::Terminated) };
-            let statement = state.modules.wrap_expression();
-            match self.linked(scope, main, -1) {
-                Ok(expression) => module = expression,
-                Err(Ended::Terminated) => return Err(Ended::Terminated),
-                Err(_) => {
-                    if let (Some(statement), Some(state)) = (statement, scope.get_slot_mut::<RunState>()) {
-                        state.modules.unwrap_expression(statement);
-                    }
-                }
-            }
-        }
+        let first = self.linked(scope, main, 0);
+        // The short form may be an expression: as a module it exports nothing, or does not even compile.
+        let perhaps = match &first {
+            Ok(module) => exports_nothing(scope, *module),
+            Err(Ended::Failed(_)) => true,
+            Err(_) => false,
+        };
+        let module = if self.short && perhaps { self.as_expression(scope, main, first)? } else { first? };
         let promise = {
             v8::tc_scope!(let caught, scope);
             match module.evaluate(caught).and_then(|value| value.try_cast::<v8::Promise>().ok()) {
@@ -359,6 +355,25 @@ impl Script<'_> {
         Ok(module.get_module_namespace())
     }
 
+    /// The short form as a module that exports the one expression that it is; if it is none, what it was `before`.
+    fn as_expression<'s>(
+        &mut self,
+        scope: &mut v8::PinScope<'s, '_>,
+        main: &str,
+        before: Result<v8::Local<'s, v8::Module>, Ended>,
+    ) -> Result<v8::Local<'s, v8::Module>, Ended> {
+        let Some(state) = scope.get_slot_mut::<RunState>() else { return Err(Ended::Terminated) };
+        let statement = state.modules.wrap_expression();
+        match self.linked(scope, main, -1) {
+            Err(Ended::Failed(_)) => {}
+            other => return other,
+        }
+        if let (Some(statement), Some(state)) = (statement, scope.get_slot_mut::<RunState>()) {
+            state.modules.unwrap_expression(statement);
+        }
+        before
+    }
+
     /// A module compiled and linked to what it imports, not yet evaluated.
     fn linked<'s>(
         &mut self,
@@ -372,7 +387,7 @@ impl Script<'_> {
         match linked {
             Some(module) => Ok(module),
             None => {
-                let position = caught.message().map(|message| position(caught, message));
+                let position = caught.message().and_then(|message| position(caught, message));
                 let exception = caught.exception();
                 caught.reset();
                 Err(self.failed(caught, exception, position))
@@ -421,6 +436,10 @@ impl Script<'_> {
             scope.perform_microtask_checkpoint();
             if self.watched.cause().is_some() {
                 return Err(Ended::Terminated);
+            }
+            if let Some(thrown) = scope.get_slot_mut::<RunState>().and_then(|state| state.uncaught.take()) {
+                let thrown = v8::Local::new(scope, thrown);
+                return Err(self.failed(scope, Some(thrown), None));
             }
             self.report_rejections(scope);
             match promise.state() {
@@ -533,11 +552,11 @@ fn exports_nothing(scope: &mut v8::PinScope<'_, '_>, module: v8::Local<'_, v8::M
 }
 
 /// `file:line:column` of a compile error.
-fn position(scope: &v8::PinScope<'_, '_>, message: v8::Local<'_, v8::Message>) -> String {
-    let file = message.get_script_resource_name(scope).map(|name| name.to_rust_string_lossy(scope));
+fn position(scope: &v8::PinScope<'_, '_>, message: v8::Local<'_, v8::Message>) -> Option<String> {
+    // Errors of linking have no position of their own.
+    let file = message.get_script_resource_name(scope).filter(|name| name.is_string())?;
     let line = message.get_line_number(scope).unwrap_or(0);
-    // Errors of linking have no column: V8 says -1.
-    format!("{}:{line}:{}", file.unwrap_or_default(), message.get_start_column().wrapping_add(1))
+    Some(format!("{}:{line}:{}", file.to_rust_string_lossy(scope), message.get_start_column().wrapping_add(1)))
 }
 
 /// A stack in the tenant's own files: without the runtime's frames, and with the position of a compile error.

@@ -24,7 +24,7 @@ async function invoke(exports, entrypoint, method, argsJson, envJson, propsJson)
   } else {
     value = apply(findMethod(entry, entrypoint, method), entry, withContext(args, env, ctx));
   }
-  const json = stringifyJson(plain(await value, 0));
+  const json = stringifyJson(plain(await value, "", 0));
   return json === undefined ? "null" : json;
 }
 
@@ -89,7 +89,13 @@ class ResultError extends TypeError {
 const open = new Set();
 
 // A copy of `value` that JSON carries whole, each getter asked once; an error that says where where it cannot.
-function plain(value, depth) {
+function plain(value, key, depth) {
+  if (typeof value === "object" && value !== null) {
+    // Once, as JSON.stringify does: what it returns is not asked again.
+    const toJson = value.toJSON;
+    if (typeof toJson === "function") value = apply(toJson, value, [key]);
+  }
+  value = unboxed(value);
   switch (typeof value) {
     case "string":
     case "boolean":
@@ -118,8 +124,6 @@ function plain(value, depth) {
 }
 
 function plainObject(value, depth) {
-  const toJson = value.toJSON;
-  if (typeof toJson === "function") return plain(apply(toJson, value, []), depth + 1);
   if (isArray(value)) {
     const copy = [];
     for (let i = 0; i < value.length; i++) {
@@ -135,12 +139,14 @@ function plainObject(value, depth) {
     const described = describe(value);
     return { __proto__: null, name: described[0], message: described[1] };
   }
-  if (tagOf(value) === "[object Promise]") throw new ResultError("a promise (await it)");
+  if (isPrototypeInChain(PromisePrototype, value)) throw new ResultError("a promise (await it)");
   const copy = createObject(null);
   const keys = ownKeys(value);
   for (let i = 0; i < keys.length; i++) {
     const own = typeof keys[i] === "string" ? descriptorOf(value, keys[i]) : undefined;
     if (own === undefined || !own.enumerable) continue;
+    // It has had its say, and JSON does not carry it.
+    if (keys[i] === "toJSON" && typeof own.value === "function") continue;
     const item = step(value, keys[i], isIdentifier(keys[i]) ? `.${keys[i]}` : `[${stringifyJson(keys[i])}]`, depth);
     defineProperty(copy, keys[i], { __proto__: null, value: item, writable: true, enumerable: true, configurable: true });
   }
@@ -149,7 +155,7 @@ function plainObject(value, depth) {
 
 function step(holder, key, path, depth) {
   try {
-    return plain(holder[key], depth + 1);
+    return plain(holder[key], toStr(key), depth + 1);
   } catch (error) {
     if (ResultError.is(error)) error.under(path);
     throw error;

@@ -140,7 +140,7 @@ function describe(error) {
   const name = read("name", "Error");
   const message = read("message", "");
   const head = message === "" ? name : `${name}: ${message}`;
-  let stack = read("stack", head);
+  let stack = withoutRuntime(read("stack", head));
   let cause;
   try {
     cause = hasOwn(error, "cause") ? error.cause : undefined;
@@ -153,9 +153,22 @@ function describe(error) {
   return [name, message, stack];
 }
 
+// The lines of a stack that are the script's own.
+function withoutRuntime(stack) {
+  let text = "";
+  for (let start = 0; start <= stack.length; ) {
+    const end = indexOf(stack, "\n", start);
+    const line = slice(stack, start, end < 0 ? stack.length : end);
+    if (indexOf(line, "enisle:runtime") < 0) text += (start === 0 ? "" : "\n") + line;
+    if (end < 0) break;
+    start = end + 1;
+  }
+  return text;
+}
+
 function causeText(cause) {
   try {
-    return typeof cause.stack === "string" ? cause.stack : toStr(cause.message);
+    return typeof cause.stack === "string" ? withoutRuntime(cause.stack) : toStr(cause.message);
   } catch {
     return "an error that throws when looked at";
   }

@@ -6,6 +6,7 @@ const uncurry = (fn) => (self, a, b, c) => apply(fn, self, [a, b, c]);
 
 const ObjectPrototype = Object.prototype;
 const ErrorPrototype = Error.prototype;
+const PromisePrototype = Promise.prototype;
 const isArray = Array.isArray;
 const isInteger = Number.isInteger;
 const isFinite = Number.isFinite;
@@ -31,6 +32,7 @@ const charCodeAt = uncurry(String.prototype.charCodeAt);
 const codePointAt = uncurry(String.prototype.codePointAt);
 const replaceAll = uncurry(String.prototype.replaceAll);
 const repeat = uncurry(String.prototype.repeat);
+const lowerCase = uncurry(String.prototype.toLowerCase);
 const padStart = uncurry(String.prototype.padStart);
 const dateText = uncurry(Date.prototype.toISOString);
 const dateValue = uncurry(Date.prototype.getTime);
@@ -50,6 +52,7 @@ const setDelete = uncurry(Set.prototype.delete);
 const setSize = uncurry(descriptorOf(Set.prototype, "size").get);
 const bufferSlice = uncurry(ArrayBuffer.prototype.slice);
 const bufferLength = uncurry(descriptorOf(ArrayBuffer.prototype, "byteLength").get);
+const isDetached = uncurry(descriptorOf(ArrayBuffer.prototype, "detached").get);
 const TypedArrayPrototype = getPrototypeOf(Uint8Array.prototype);
 const viewName = uncurry(descriptorOf(TypedArrayPrototype, Symbol.toStringTag).get);
 const viewBuffer = uncurry(descriptorOf(TypedArrayPrototype, "buffer").get);
@@ -60,9 +63,13 @@ const bytesSubarray = uncurry(Uint8Array.prototype.subarray);
 const dataViewBuffer = uncurry(descriptorOf(DataView.prototype, "buffer").get);
 const dataViewOffset = uncurry(descriptorOf(DataView.prototype, "byteOffset").get);
 const dataViewBytes = uncurry(descriptorOf(DataView.prototype, "byteLength").get);
+const numberValue = uncurry(Number.prototype.valueOf);
+const stringValue = uncurry(String.prototype.valueOf);
+const booleanValue = uncurry(Boolean.prototype.valueOf);
+const bigintValue = uncurry(BigInt.prototype.valueOf);
 const viewConstructors = {
   __proto__: null, Int8Array, Uint8Array, Uint8ClampedArray, Int16Array, Uint16Array, Int32Array, Uint32Array,
-  BigInt64Array, BigUint64Array, Float32Array, Float64Array,
+  BigInt64Array, BigUint64Array, Float16Array: globalThis.Float16Array, Float32Array, Float64Array,
 };
 const errorConstructors = { __proto__: null, Error, EvalError, RangeError, ReferenceError, SyntaxError, TypeError, URIError };
 
@@ -80,7 +87,19 @@ const isSet = brand(setSize);
 const isDate = brand(dateValue);
 const isRegExp = brand(regexpSource);
 const isBuffer = brand(bufferLength);
-const isError = (value) => tagOf(value) === "[object Error]" || isPrototypeInChain(ErrorPrototype, value);
+const isNumberObject = brand(numberValue);
+const isStringObject = brand(stringValue);
+const isBooleanObject = brand(booleanValue);
+const isBigintObject = brand(bigintValue);
+// The primitive in an object that boxes one.
+function unboxed(value) {
+  if (typeof value !== "object" || value === null || isArray(value) || isPlain(value)) return value;
+  if (isNumberObject(value)) return numberValue(value);
+  if (isStringObject(value)) return stringValue(value);
+  if (isBooleanObject(value)) return booleanValue(value);
+  return isBigintObject(value) ? bigintValue(value) : value;
+}
+const isError = (value) => isPrototypeInChain(ErrorPrototype, value);
 function isPrototypeInChain(prototype, value) {
   for (let p = getPrototypeOf(value); p !== null; p = getPrototypeOf(p)) if (p === prototype) return true;
   return false;

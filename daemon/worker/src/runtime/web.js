@@ -14,6 +14,8 @@ function clone(value, seen) {
   }
   if (typeof value !== "object" || value === null) return value;
   if (mapHas(seen, value)) return mapGet(seen, value);
+  const primitive = unboxed(value);
+  if (primitive !== value) return mapSet(seen, value, Object(primitive)) && mapGet(seen, value);
   const remember = (copy) => {
     mapSet(seen, value, copy);
     return copy;
@@ -35,7 +37,10 @@ function clone(value, seen) {
     setForEach(value, (v) => setAdd(copy, clone(v, seen)));
     return copy;
   }
-  if (isBuffer(value)) return remember(bufferSlice(value, 0));
+  if (isBuffer(value)) {
+    if (isDetached(value)) throw new DataCloneError("a detached ArrayBuffer could not be cloned");
+    return remember(bufferSlice(value, 0));
+  }
   if (isView(value)) {
     const name = viewName(value);
     if (name === undefined) {
@@ -74,7 +79,7 @@ function cloneProperties(value, copy, seen) {
 
 define(globalThis, "structuredClone", function structuredClone(value, options) {
   if (arguments.length === 0) throw new TypeError("structuredClone needs a value");
-  if (options !== undefined && options.transfer !== undefined) throw new DataCloneError("transfer is not supported: nothing here to transfer to");
+  if (options?.transfer?.length > 0) throw new DataCloneError("transfer is not supported: nothing here to transfer to");
   return clone(value, new Map());
 });
 
@@ -93,7 +98,7 @@ class TextDecoder {
   constructor(label = "utf-8", options = {}) {
     const known = ["utf-8", "utf8", "unicode-1-1-utf-8"];
     let found = false;
-    for (let i = 0; i < known.length; i++) found ||= known[i] === toStr(label).toLowerCase();
+    for (let i = 0; i < known.length; i++) found ||= known[i] === lowerCase(toStr(label));
     if (!found) throw new RangeError(`TextDecoder knows utf-8 only, not ${toStr(label)}`);
     this.#fatal = Boolean(options?.fatal);
     this.#ignoreBom = Boolean(options?.ignoreBOM);
