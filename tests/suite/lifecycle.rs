@@ -12,7 +12,7 @@ fn kill_worker(pid: i32) {
     kill(Pid::from_raw(pid), Signal::SIGKILL).expect("the worker is there");
 }
 
-const WAITS: &str = "() => new Promise((r) => setTimeout(() => r('done'), 300))";
+const WAITS: &str = "() => new Promise((r) => setTimeout(() => r('done'), 2000))";
 
 #[test]
 fn a_run_whose_worker_is_killed_is_run_again_elsewhere() {
