@@ -7,7 +7,7 @@
 
 use std::io;
 use std::os::unix::net::UnixStream;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::{self, JoinHandle};
 use std::time::Instant;
@@ -22,6 +22,11 @@ use crate::engine::cage::Cage;
 use crate::engine::isolate::{Resting, Snapshot};
 use crate::engine::run::execute;
 use crate::watchdog::{Alarm, Watched};
+
+/// One thread of a process makes and disposes of isolates at a time. Both are mostly system calls that change the address
+/// space, which the kernel lets one thread do anyway; threads that queue here do not get in each other's way there. No
+/// script runs meanwhile in the thread that has its turn, so no tenant can hold it up.
+static BUILDING: Mutex<()> = Mutex::new(());
 
 /// V8 takes 984 KiB of it (`--stack-size`) and throws a `RangeError` then; the rest is for native code on top of that.
 const STACK_BYTES: usize = 4 << 20;
@@ -97,6 +102,7 @@ fn live(
         }
         let done = execute(&mut warm, *run, watched, channel, arrived);
         say(&FromTenant::Done(Box::new(done)))?;
+        let _turn = BUILDING.lock().unwrap_or_else(PoisonError::into_inner);
         // The next one first: a cage whose last isolate goes would build its shared parts anew.
         let next = Resting::warm(snapshot, memory_mb)?;
         drop(std::mem::replace(&mut warm, next));
