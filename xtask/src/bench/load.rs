@@ -17,6 +17,7 @@ use crate::{build_release, output, v8};
 /// The trivial script, in every row the same.
 const SCRIPT: &str = "export default () => 42";
 const TURNS: usize = 400;
+const ROUNDS: usize = 5;
 const CLIENTS: usize = 8;
 /// Tenants that the clients take turns for.
 const TENANTS: usize = 24;
@@ -25,8 +26,6 @@ const PAUSE: Duration = Duration::from_millis(3);
 
 pub(crate) fn run(peers: Option<&Path>, seconds: u64) -> Result<()> {
     let programs = build_release(&v8::or_explain()?)?;
-    // Rounds of raw, enisle, raw, …: the speed of a shared machine drifts, and the ratio is what counts.
-    let mut raw = raw_v8(&programs, TURNS / 2)?;
     let daemon = Private::start(&programs, CONFIG)?;
     let mut connection = daemon.connect()?;
     let info = connection.get("/v1/info")?;
@@ -34,9 +33,14 @@ pub(crate) fn run(peers: Option<&Path>, seconds: u64) -> Result<()> {
     println!("{CLIENTS} clients, {TENANTS} tenants, script: {SCRIPT}\n");
     println!("{:<58} {:>8} {:>8} {:>8}", "", "p50 µs", "p99 µs", "runs/s");
 
-    let warm = sequential(&mut connection, Some(PAUSE))?;
-    let back_to_back = sequential(&mut connection, None)?;
-    raw.extend(raw_v8(&programs, TURNS / 2)?);
+    // Rounds of raw, enisle, raw, …: the speed of a shared machine drifts, and the ratio is what counts.
+    let (mut raw, mut warm, mut back_to_back) = (Vec::new(), Vec::new(), Vec::new());
+    for _ in 0..ROUNDS {
+        raw.extend(raw_v8(&programs, TURNS / ROUNDS)?);
+        warm.extend(sequential(&mut connection, Some(PAUSE))?);
+        back_to_back.extend(sequential(&mut connection, None)?);
+    }
+    let (warm, back_to_back) = (Sample::new(warm), Sample::new(back_to_back));
     let raw_run = Sample::new(raw.iter().map(|turn| turn.0).collect());
     let raw_whole = Sample::new(raw.iter().map(|turn| turn.1).collect());
     row("raw V8: isolate + context + compile + run", &raw_run, None);
@@ -99,19 +103,20 @@ fn raw_v8(programs: &Path, turns: usize) -> Result<Vec<(Duration, Duration)>> {
         .collect()
 }
 
-fn sequential(connection: &mut Connection, pause: Option<Duration>) -> Result<Sample> {
-    let mut durations = Vec::with_capacity(TURNS);
-    for turn in 0..TURNS + 10 {
+/// One client's runs of one round.
+fn sequential(connection: &mut Connection, pause: Option<Duration>) -> Result<Vec<Duration>> {
+    let mut durations = Vec::with_capacity(TURNS / ROUNDS);
+    for turn in 0..TURNS / ROUNDS + 10 {
         std::thread::sleep(pause.unwrap_or_default());
         let begun = Instant::now();
         let run = connection.load("sequential", &body())?;
-        // The first ones find the daemon cold.
+        // The first ones find the daemon cold, or still at what came before.
         if turn >= 10 {
             durations.push(begun.elapsed());
         }
         ensure!(run["result"] == 42, "{run}");
     }
-    Ok(Sample::new(durations))
+    Ok(durations)
 }
 
 /// Clients without pause; every request's duration, and requests a second. `client` prepares one and warms it up.
