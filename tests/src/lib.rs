@@ -193,11 +193,15 @@ impl Daemon {
         answer.body.split(|byte| *byte == b'\n').filter_map(|line| serde_json::from_slice(line).ok()).collect()
     }
 
+    /// The worker that a tenant lives in, if it lives anywhere at the moment.
+    pub fn home_of(&self, tenant: &str) -> Option<i32> {
+        let pid = self.get(&format!("/v1/tenants/{tenant}"))["resident"]["pid"].as_i64()?;
+        i32::try_from(pid).ok()
+    }
+
     /// The worker that a tenant lives in.
     pub fn worker_of(&self, tenant: &str) -> i32 {
-        let state = self.get(&format!("/v1/tenants/{tenant}"));
-        let pid = state["resident"]["pid"].as_i64().unwrap_or_else(|| panic!("{tenant} lives nowhere: {state}"));
-        i32::try_from(pid).expect("a pid")
+        self.home_of(tenant).unwrap_or_else(|| panic!("{tenant} lives nowhere"))
     }
 }
 

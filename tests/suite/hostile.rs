@@ -33,7 +33,7 @@ fn run_corpus(cpu_ms: u32, cases: &[Case]) {
         for (code, outcomes, survives) in cases {
             assert_eq!(daemon.run("hostile", "() => 1")["outcome"], "ok");
             let before = daemon.worker_of("hostile");
-            together += u32::from(daemon.worker_of("neighbour") == before);
+            together += u32::from(daemon.home_of("neighbour") == Some(before));
             let limits = json!({ "cpuMs": cpu_ms, "wallMs": 20000, "memoryMb": 64 });
             let run = daemon.load("hostile", &json!({ "code": code, "limits": limits })).ok();
             let outcome = run["outcome"].as_str().unwrap_or_default();

@@ -24,6 +24,8 @@ use crate::resident::{Ended, Finished, Job, Lost, Resident, Visit};
 const CAGES_PER_PROCESS: usize = 90;
 /// Tenants that the daemon remembers at one time. More names than that are refused: each costs memory.
 const MAX_TENANTS: usize = 100_000;
+/// So many workers may die before they come to one and the same run.
+const MOST_NOT_BEGUN: u32 = 10;
 /// How long a tenant lives alone after a run of its ended a worker process.
 const ALONE_AFTER_TAKING_A_WORKER: Duration = Duration::from_secs(600);
 /// Private memory that a worker may commit beside its tenants' own: V8, and one largest allocation on the way to an
@@ -223,7 +225,7 @@ impl Daemon {
     pub(crate) async fn run(&self, in_flight: &InFlight, job: Job) -> Result<Report, RunError> {
         let tenant = &in_flight.tenant;
         let id = job.id;
-        let (mut begun, mut in_company) = (0, 0);
+        let (mut begun, mut in_company, mut not_begun) = (0, 0, 0);
         loop {
             let resident = self.home(tenant, job.limits.memory_mb).await?;
             let level = resident.worker.level;
@@ -233,8 +235,13 @@ impl Daemon {
                     self.note(tenant, id, &finished);
                     return Ok(Report { id, finished: *finished, level });
                 }
-                // The worker died before it came to this run, which therefore is the first still.
-                Ended::NotBegun => {}
+                // The worker died before it came to this run, which is not held against it; but not for ever.
+                Ended::NotBegun if not_begun < MOST_NOT_BEGUN => not_begun += 1,
+                Ended::NotBegun => {
+                    let finished = lost("no worker lived long enough to begin it");
+                    self.note(tenant, id, &finished);
+                    return Ok(Report { id, finished, level });
+                }
                 Ended::Lost(Lost { why, anothers_doing }) => {
                     // What another tenant did is not held against this run. Twice in bad company, it lives alone; there
                     // nobody else can take its worker.

@@ -434,6 +434,11 @@ impl Owner {
             Err(error) => Death::Killed(format!("it cannot be watched: {error}")),
         };
         drop(started);
+        // What its tenants' threads said last may still be unread, and says whose doing it was: every task that has
+        // something to read runs before the death is told.
+        for _ in 0..4 {
+            tokio::task::yield_now().await;
+        }
         death.send_replace(Some(why));
     }
 

@@ -410,7 +410,10 @@ impl Speaker {
                     FromTenant::Ready => {}
                     FromTenant::Log(lines) => self.logs.extend(lines),
                     FromTenant::Done(done) => return Ok(*done),
-                    FromTenant::Aborting { certain, .. } => return Err(Stop::Aborted { certain }),
+                    FromTenant::Aborting { certain, .. } => {
+                        self.worker.blame(self.slot);
+                        return Err(Stop::Aborted { certain });
+                    }
                 },
                 wrote = self.write.write(job.frame.get(*sent..).unwrap_or_default()), if *sent < job.frame.len() => match wrote {
                     Ok(0) | Err(_) => return Err(Stop::Closed),
