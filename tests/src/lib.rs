@@ -84,10 +84,13 @@ impl Daemon {
         let open = std::os::unix::fs::PermissionsExt::from_mode(0o755);
         fs::set_permissions(folder.path(), open).expect("the folder is ours");
         fs::write(folder.path().join("enisled.toml"), config).expect("the configuration is written");
-        let mut daemon = Self {
-            process: Self::command(folder.path(), &folder.path().join("s")).spawn().expect("enisled runs"),
-            folder,
-        };
+        let process = Self::command(folder.path(), &folder.path().join("s")).spawn().expect("enisled runs");
+        Self::await_answer(process, folder)
+    }
+
+    /// Waits until a daemon answers that was started on the socket `s` of `folder`.
+    pub fn await_answer(process: Child, folder: TempDir) -> Self {
+        let mut daemon = Self { process, folder };
         let begun = Instant::now();
         while !daemon.answers() {
             let ended = daemon.process.try_wait().expect("the daemon is our child");

@@ -3,6 +3,8 @@
 //! That each layer stops its attack, and that the attack succeeds without the layer, is in `hardening/tests/layers.rs`.
 
 use std::fs;
+use std::os::unix::process::CommandExt;
+use std::process::Command;
 
 use enisle_hardening::spawn::NAMESPACES;
 use enisle_hardening::{Layer, Posture};
@@ -45,6 +47,78 @@ fn the_kernel_confirms_that_a_worker_is_confined() {
         }
     }
     assert!(fs::read(format!("{proc}/environ")).expect("the worker is there").is_empty());
+}
+
+/// A daemon that runs as an ordinary user; `through` is what executes it, if not the test itself.
+fn as_ordinary_user(through: &[&str]) -> Daemon {
+    const USER: u32 = 4_000_003;
+    let folder = tempfile::Builder::new().prefix("enisle-user-").tempdir().expect("a folder");
+    let open = std::os::unix::fs::PermissionsExt::from_mode(0o755);
+    fs::set_permissions(folder.path(), open).expect("the folder is ours");
+    // Copies, because the folder that they were built in may be closed to others.
+    for program in ["enisled", "enisle-worker", "without-userns"] {
+        fs::copy(programs().join(program), folder.path().join(program)).expect("the program is built");
+    }
+    let id = |raw| Some(nix::unistd::Uid::from_raw(raw));
+    nix::unistd::chown(folder.path(), id(USER), None).expect("root may give a folder away");
+    // Inside the namespace that allows no further ones, this test's uid is the one that stands for all unmapped ones.
+    let rule = "[[peers]]\nuid = 65534\ntenants = [\"*\"]\noperate = true\n";
+    fs::write(folder.path().join("enisled.toml"), rule).expect("a configuration");
+    let words: Vec<_> = through.iter().chain(&["enisled"]).map(|program| folder.path().join(program)).collect();
+    let log = fs::File::create(folder.path().join("log")).expect("a log");
+    let process = Command::new(&words[0])
+        .args(&words[1..])
+        .arg("--socket")
+        .arg(folder.path().join("s"))
+        .arg("--state-dir")
+        .arg(folder.path().join("state"))
+        .arg("--config")
+        .arg(folder.path().join("enisled.toml"))
+        .env_clear()
+        .env("HOME", folder.path())
+        .uid(USER)
+        .gid(USER)
+        .current_dir("/")
+        .stderr(log)
+        .spawn()
+        .expect("enisled runs");
+    Daemon::await_answer(process, folder)
+}
+
+#[test]
+fn an_ordinary_user_has_the_same_jail_as_root() {
+    if !has("root", nix::unistd::geteuid().is_root()) || !machine_has(Layer::Namespaces) {
+        return;
+    }
+    let daemon = as_ordinary_user(&[]);
+    assert_eq!(daemon.run("t", "() => 1")["result"], 1);
+    let status = fs::read_to_string(format!("/proc/{}/status", daemon.worker_of("t"))).expect("the worker is there");
+    for line in
+        ["CapEff:\t0000000000000000", "CapBnd:\t0000000000000000", "NoNewPrivs:\t1", "Seccomp:\t2", "Uid:\t4000003"]
+    {
+        assert!(status.contains(line), "{line} is not in\n{status}");
+    }
+    assert!(status.lines().any(|line| line.starts_with("NSpid:") && line.ends_with("\t1")), "{status}");
+}
+
+#[test]
+fn without_user_namespaces_an_ordinary_user_keeps_the_other_layers() {
+    if !has("root", nix::unistd::geteuid().is_root()) || !machine_has(Layer::Namespaces) {
+        return;
+    }
+    let daemon = as_ordinary_user(&["without-userns"]);
+    let info = daemon.get("/v1/info");
+    let is_on = |name: &str| {
+        info["posture"]["layers"]
+            .as_array()
+            .is_some_and(|all| all.iter().any(|l| l["layer"] == name && l["on"] == true))
+    };
+    assert!(!is_on("namespaces") && is_on("seccomp") && is_on("landlock"), "{info}");
+    assert_eq!(daemon.run("t", "() => 1")["result"], 1);
+    let status = fs::read_to_string(format!("/proc/{}/status", daemon.worker_of("t"))).expect("the worker is there");
+    for line in ["CapEff:\t0000000000000000", "NoNewPrivs:\t1", "Seccomp:\t2"] {
+        assert!(status.contains(line), "{line} is not in\n{status}");
+    }
 }
 
 #[test]

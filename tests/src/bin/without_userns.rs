@@ -1,0 +1,20 @@
+//! Executes a program in a user namespace that allows no further ones: a machine without them, as an ordinary user sees it.
+#![forbid(unsafe_code)]
+
+use std::error::Error;
+use std::fs;
+use std::os::unix::process::CommandExt;
+use std::process::Command;
+
+fn main() -> Result<(), Box<dyn Error>> {
+    let (uid, gid) = (nix::unistd::geteuid(), nix::unistd::getegid());
+    let mut arguments = std::env::args_os().skip(1);
+    let program = arguments.next().ok_or("no program")?;
+    nix::sched::unshare(nix::sched::CloneFlags::CLONE_NEWUSER)?;
+    fs::write("/proc/self/setgroups", "deny")?;
+    fs::write("/proc/self/uid_map", format!("{uid} {uid} 1"))?;
+    fs::write("/proc/self/gid_map", format!("{gid} {gid} 1"))?;
+    // The capabilities of this namespace last until the exec; then it is an ordinary user again.
+    fs::write("/proc/sys/user/max_user_namespaces", "0")?;
+    Err(Command::new(program).args(arguments).exec().into())
+}
