@@ -113,7 +113,7 @@ impl Pool {
         reservation.kept = true;
         let reason = match level {
             Level::Shared => "first run, or back after idleness",
-            Level::Solo => "its last run was lost with its worker",
+            Level::Solo => "a run of it was lost with its worker, or ended one",
         };
         self.events.tell(What::Admitted {
             tenant: tenant.to_string(),
@@ -226,10 +226,11 @@ impl Pool {
         match victim {
             Some(residents) if !residents.is_empty() => {
                 // One that somebody has come into meanwhile stays, and its process with it.
-                for resident in residents.iter().filter(|resident| resident.close()) {
+                let closed: Vec<_> = residents.iter().filter(|resident| resident.close()).collect();
+                for resident in &closed {
                     self.leave(resident, "its process was needed for another tenant");
                 }
-                true
+                !closed.is_empty()
             }
             _ => false,
         }
@@ -282,9 +283,15 @@ impl Drop for Reservation<'_> {
         let mut guard = self.pool.lock();
         let Some(entry) = guard.1.get_mut(&self.entry) else { return };
         entry.residents.remove(&self.slot);
-        // A process that never came to be is forgotten; one that lives on in an empty entry serves the next tenant.
-        if entry.residents.is_empty() && entry.worker.get().is_none() {
-            guard.1.remove(&self.entry);
+        if !entry.residents.is_empty() {
+            return;
+        }
+        // A process that never came to be is forgotten; one that did has spent a place on nobody, and is ended.
+        let worker = entry.worker.get().cloned();
+        guard.1.remove(&self.entry);
+        if let Some(worker) = worker {
+            self.pool.events.tell(What::WorkerRetired { worker: worker.id, pid: worker.pid.as_raw() });
+            worker.kill("nobody lives in it any more");
         }
     }
 }
