@@ -9,13 +9,16 @@ use nix::sys::socket::{ControlMessage, ControlMessageOwned, MsgFlags, recvmsg, s
 
 use crate::spawn::CONTROL_FD;
 
-/// Sends `bytes` with one descriptor on their first byte. Returns how many bytes went out; the descriptor goes with
-/// them if it is not none of them.
+/// The most descriptors that come with one frame: a start's snapshot and its page for faults.
+pub const MOST_DESCRIPTORS: usize = 2;
+
+/// Sends `bytes` with descriptors on their first byte. Returns how many bytes went out; the descriptors go with them if it
+/// is not none of them.
 ///
 /// # Errors
 /// The socket's own.
-pub fn send_with(socket: BorrowedFd<'_>, bytes: &[u8], descriptor: BorrowedFd<'_>) -> io::Result<usize> {
-    let descriptors = [descriptor.as_raw_fd()];
+pub fn send_with(socket: BorrowedFd<'_>, bytes: &[u8], descriptors: &[BorrowedFd<'_>]) -> io::Result<usize> {
+    let descriptors: Vec<_> = descriptors.iter().map(AsRawFd::as_raw_fd).collect();
     let rights = [ControlMessage::ScmRights(&descriptors)];
     Ok(sendmsg::<()>(socket.as_raw_fd(), &[IoSlice::new(bytes)], &rights, MsgFlags::MSG_NOSIGNAL, None)?)
 }
@@ -23,9 +26,9 @@ pub fn send_with(socket: BorrowedFd<'_>, bytes: &[u8], descriptor: BorrowedFd<'_
 /// Receives into `buffer`, and the descriptors that came along, close-on-exec.
 ///
 /// # Errors
-/// The socket's own, or more descriptors came than the one that a frame may carry.
+/// The socket's own, or more descriptors came than a frame may carry.
 pub fn receive(socket: BorrowedFd<'_>, buffer: &mut [u8]) -> io::Result<(usize, Vec<OwnedFd>)> {
-    let mut space = nix::cmsg_space!([RawFd; 1]);
+    let mut space = nix::cmsg_space!([RawFd; MOST_DESCRIPTORS]);
     let mut slices = [IoSliceMut::new(buffer)];
     let message = recvmsg::<()>(socket.as_raw_fd(), &mut slices, Some(&mut space), MsgFlags::MSG_CMSG_CLOEXEC)?;
     let mut descriptors = Vec::new();

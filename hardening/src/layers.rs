@@ -17,11 +17,12 @@ pub enum Layer {
     NotDumpable,
     ParentDeath,
     Seccomp,
+    ThreadFilter,
     Keys,
 }
 
 impl Layer {
-    pub const ALL: [Self; 11] = [
+    pub const ALL: [Self; 12] = [
         Self::Namespaces,
         Self::EmptyRoot,
         Self::Rlimits,
@@ -32,6 +33,7 @@ impl Layer {
         Self::NotDumpable,
         Self::ParentDeath,
         Self::Seccomp,
+        Self::ThreadFilter,
         Self::Keys,
     ];
 
@@ -49,6 +51,7 @@ impl Layer {
             Self::NotDumpable => "not-dumpable",
             Self::ParentDeath => "parent-death",
             Self::Seccomp => "seccomp",
+            Self::ThreadFilter => "thread-filter",
             Self::Keys => "keys",
         }
     }
@@ -67,7 +70,12 @@ impl Layer {
             Self::NotDumpable => "ptrace and /proc/PID/mem from a process of the same user, and core dumps",
             Self::ParentDeath => "workers that outlive the daemon",
             Self::Seccomp => "every system call that V8 does not need",
-            Self::Keys => "tenants of one process reading each other's heaps",
+            Self::ThreadFilter => {
+                "a tenant's thread unmapping, retagging or aliasing a neighbour's memory, speaking on its channel, making code"
+            }
+            Self::Keys => {
+                "a tenant's thread reading or writing a neighbour's memory, short of executing code of its own"
+            }
         }
     }
 
@@ -81,9 +89,10 @@ impl Layer {
             }
             Self::Speculation => "boot without mitigations=off; a processor that is not affected needs nothing",
             Self::Landlock => "a kernel of 5.13 or later with CONFIG_SECURITY_LANDLOCK and landlock in lsm=",
-            Self::Seccomp => "a kernel with CONFIG_SECCOMP_FILTER",
+            Self::Seccomp | Self::ThreadFilter => "a kernel with CONFIG_SECCOMP_FILTER",
             Self::Keys => {
-                "a processor and a kernel with memory protection keys (ospke in /proc/cpuinfo); until then one tenant a process"
+                "a processor and a kernel of 6.12 or later with memory protection keys (ospke in /proc/cpuinfo); until then one \
+                 tenant a process"
             }
             Self::Rlimits | Self::Capabilities | Self::NoNewPrivileges | Self::NotDumpable | Self::ParentDeath => {
                 "every supported kernel has it"

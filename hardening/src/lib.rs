@@ -7,20 +7,26 @@
 //! | [`spawn`] | a new process in namespaces of its own, by `clone3` and `execveat` |
 //! | [`fds`] | descriptors over a socket |
 //! | [`jail`] | the steps that a worker takes before V8 starts |
-//! | [`seccomp`] | the filter that it takes on after V8 has started, from `policy/worker.json` |
+//! | [`seccomp`] | the filters that it takes on after V8 has started, and those of a tenant's thread, from `policy/` |
 //! | [`verify`] | what the supervisor reads about a worker before it trusts it with a tenant |
-//! | [`mpk`] | memory protection keys |
-//! | [`thread`] | a tenant thread's clock and signal stack |
+//! | [`islands`] | where in a worker's address space each tenant lives |
+//! | [`mpk`] | memory protection keys, and which of them a thread has open |
+//! | [`tags`] | the oracle: whether every page of every island carries the key that it should |
+//! | [`fault`] | signals that end a worker, and the record of the first one |
+//! | [`thread`] | a tenant's thread: its stack, its clock |
 //!
 //! This crate and the worker's V8 edge are the only ones with `unsafe`.
 
+pub mod fault;
 pub mod fds;
+pub mod islands;
 pub mod jail;
 pub mod layers;
 pub mod mpk;
 pub mod posture;
 pub mod seccomp;
 pub mod spawn;
+pub mod tags;
 pub mod thread;
 pub mod verify;
 

@@ -21,7 +21,7 @@ pub struct Finding {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Posture {
     pub findings: Vec<Finding>,
-    /// Protection keys that a process can take.
+    /// Protection keys that a process can take and rely on.
     pub keys: usize,
 }
 
@@ -30,6 +30,7 @@ impl Posture {
     #[must_use]
     pub fn probe() -> Self {
         let keys = mpk::available();
+        let faults = keys > 0 && mpk::delivers_faults();
         let namespaces = probe_namespaces();
         let findings = Layer::ALL
             .into_iter()
@@ -37,11 +38,19 @@ impl Posture {
                 let (on, detail) = match layer {
                     Layer::Namespaces | Layer::EmptyRoot => namespaces.clone(),
                     Layer::Landlock => landlock(),
-                    Layer::Seccomp => seccomp(),
+                    Layer::Seccomp | Layer::ThreadFilter => seccomp(),
                     Layer::Speculation => speculation(),
-                    Layer::Keys if keys > 0 => {
-                        (true, format!("{keys} keys; cages are tagged, threads not yet confined by them"))
+                    Layer::Keys if mpk::tenants_of(keys) > 0 && faults => (
+                        true,
+                        format!(
+                            "{keys} keys, for {} tenants a process; native code in a tenant's thread can open any of them",
+                            mpk::tenants_of(keys)
+                        ),
+                    ),
+                    Layer::Keys if keys > 0 && !faults => {
+                        (false, "this kernel does not deliver faults on a closed key to their handler".to_owned())
                     }
+                    Layer::Keys if keys > 0 => (false, format!("only {keys} keys are left")),
                     Layer::Keys => (false, "this processor or kernel has no memory protection keys".to_owned()),
                     Layer::Rlimits
                     | Layer::Capabilities
@@ -52,7 +61,7 @@ impl Posture {
                 Finding { layer, on, detail }
             })
             .collect();
-        Self { findings, keys }
+        Self { findings, keys: if faults { keys } else { 0 } }
     }
 
     /// The layers that are there.
@@ -130,7 +139,7 @@ fn seccomp() -> (bool, String) {
     // SAFETY: the argument points to a readable u32.
     let result = unsafe { libc::syscall(libc::SYS_seccomp, SECCOMP_GET_ACTION_AVAIL, 0, ptr::from_ref(&kill)) };
     if result == 0 {
-        (true, "default action: kill the process".to_owned())
+        (true, "every call that is not listed ends the process".to_owned())
     } else {
         (false, io::Error::last_os_error().to_string())
     }

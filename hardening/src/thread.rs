@@ -1,8 +1,14 @@
-//! A tenant thread's own clock and signal stack.
+//! A tenant's thread: the stack that it runs on, and its clock.
 
+use std::ffi::CString;
 use std::io;
+use std::ops::Range;
 use std::ptr;
 use std::time::Duration;
+
+use memmap2::{MmapOptions, MmapRaw};
+
+use crate::mpk::{Key, KeyError};
 
 /// The CPU time of one thread, readable from another.
 #[derive(Debug, Clone, Copy)]
@@ -51,50 +57,103 @@ pub fn schedule_as_batch() {
 
 /// Usable bytes of a signal stack: a frame with AVX-512 and AMX state takes about 11 KiB, a handler of ours little more.
 const SIGNAL_STACK_BYTES: usize = 64 * 1024;
-const GUARD_BYTES: usize = 4096;
+const PAGE_BYTES: usize = 4096;
 
-/// A signal stack of the calling thread's own, with a guard page below, so that a handler runs when the thread's own
-/// stack is used up. It has to be dropped on the thread that made it.
+/// A thread on a stack of its caller's choice, with a signal stack of its own.
 #[derive(Debug)]
-pub struct SignalStack {
-    base: *mut libc::c_void,
+pub struct Thread {
+    thread: libc::pthread_t,
+    signal_stack: MmapRaw,
 }
 
-impl SignalStack {
-    /// # Errors
-    /// No memory, or the kernel refused the stack.
-    pub fn install() -> io::Result<Self> {
-        let bytes = GUARD_BYTES + SIGNAL_STACK_BYTES;
-        let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS;
-        // SAFETY: an anonymous mapping at an address of the kernel's choice touches no other memory.
-        let base = unsafe { libc::mmap(ptr::null_mut(), bytes, libc::PROT_NONE, flags, -1, 0) };
-        if base == libc::MAP_FAILED {
+/// What a thread begins with.
+struct Beginning {
+    name: CString,
+    body: Box<dyn FnOnce() + Send>,
+    signal_stack: Range<usize>,
+}
+
+/// Starts a thread on `stack`, whose lowest page becomes its guard. libc keeps the thread's own data in the highest pages.
+/// The signal stack lies elsewhere, on pages without a key, for handlers run with every key closed; it is the thread's for
+/// its whole life.
+///
+/// # Safety
+/// `stack` is mapped readable and writable, in whole pages, and nobody else uses it until the thread has been joined.
+///
+/// # Errors
+/// No memory, or the kernel starts no thread.
+pub unsafe fn spawn(name: CString, stack: &Range<usize>, body: Box<dyn FnOnce() + Send>) -> io::Result<Thread> {
+    let signal_stack = MmapOptions::new().len(PAGE_BYTES + SIGNAL_STACK_BYTES).map_anon()?;
+    let signal_stack = MmapRaw::from(signal_stack);
+    for guard in [stack.start, signal_stack.as_mut_ptr() as usize] {
+        // SAFETY: the page is the lowest of memory that this function was given or has made, and is not in use yet.
+        if unsafe { libc::mprotect(guard as *mut libc::c_void, PAGE_BYTES, libc::PROT_NONE) } != 0 {
             return Err(io::Error::last_os_error());
         }
-        let stack = Self { base };
-        // SAFETY: GUARD_BYTES is inside the mapping.
-        let usable = unsafe { base.byte_add(GUARD_BYTES) };
-        // SAFETY: the range is the rest of the mapping made above.
-        if unsafe { libc::mprotect(usable, SIGNAL_STACK_BYTES, libc::PROT_READ | libc::PROT_WRITE) } != 0 {
-            return Err(io::Error::last_os_error());
-        }
-        let new = libc::stack_t { ss_sp: usable, ss_flags: 0, ss_size: SIGNAL_STACK_BYTES };
-        // SAFETY: `new` names memory that stays mapped until this value is dropped on the same thread.
-        if unsafe { libc::sigaltstack(&raw const new, ptr::null_mut()) } != 0 {
-            return Err(io::Error::last_os_error());
-        }
-        Ok(stack)
+    }
+    let usable = signal_stack.as_mut_ptr() as usize + PAGE_BYTES;
+    let beginning = Box::new(Beginning { name, body, signal_stack: usable..usable + SIGNAL_STACK_BYTES });
+    let check = |errno| if errno == 0 { Ok(()) } else { Err(io::Error::from_raw_os_error(errno)) };
+
+    let mut attributes = std::mem::MaybeUninit::<libc::pthread_attr_t>::uninit();
+    // SAFETY: the attributes are writable.
+    check(unsafe { libc::pthread_attr_init(attributes.as_mut_ptr()) })?;
+    // SAFETY: initialised by the call above.
+    let mut attributes = unsafe { attributes.assume_init() };
+    let (base, bytes) = (stack.start as *mut libc::c_void, stack.end - stack.start);
+    // SAFETY: the attributes are valid; the memory is the caller's to give.
+    check(unsafe { libc::pthread_attr_setstack(&raw mut attributes, base, bytes) })?;
+    let (mut thread, beginning) = (0, Box::into_raw(beginning));
+    // SAFETY: the attributes are valid; `begin` takes the box that it is given, once.
+    let started = unsafe { libc::pthread_create(&raw mut thread, &raw const attributes, begin, beginning.cast()) };
+    // SAFETY: the attributes are valid and not used again.
+    unsafe { libc::pthread_attr_destroy(&raw mut attributes) };
+    if started != 0 {
+        // SAFETY: no thread has taken the box.
+        drop(unsafe { Box::from_raw(beginning) });
+        return Err(io::Error::from_raw_os_error(started));
+    }
+    Ok(Thread { thread, signal_stack })
+}
+
+extern "C" fn begin(beginning: *mut libc::c_void) -> *mut libc::c_void {
+    // SAFETY: `spawn` passes the box on to this thread alone.
+    let Beginning { name, body, signal_stack } = *unsafe { Box::from_raw(beginning.cast::<Beginning>()) };
+    // By the thread itself: for another one libc goes through a file. A name too long is cut.
+    // SAFETY: the name is a C string.
+    unsafe { libc::prctl(libc::PR_SET_NAME, name.as_ptr()) };
+    drop(name);
+    let (base, bytes) = (signal_stack.start as *mut libc::c_void, signal_stack.len());
+    let new = libc::stack_t { ss_sp: base, ss_flags: 0, ss_size: bytes };
+    // SAFETY: `new` names memory that stays mapped until the thread has been joined.
+    if unsafe { libc::sigaltstack(&raw const new, ptr::null_mut()) } == 0 {
+        body();
+    }
+    ptr::null_mut()
+}
+
+impl Thread {
+    /// Waits for its end and gives its signal stack back.
+    pub fn join(self) {
+        let Self { thread, signal_stack } = self;
+        // SAFETY: `thread` was started joinable and this value, the only one, joins it once.
+        unsafe { libc::pthread_join(thread, ptr::null_mut()) };
+        drop(signal_stack);
     }
 }
 
-impl Drop for SignalStack {
-    fn drop(&mut self) {
-        let off = libc::stack_t { ss_sp: ptr::null_mut(), ss_flags: libc::SS_DISABLE, ss_size: 0 };
-        // SAFETY: disabling names no memory; this thread does not run on the stack, or its Drop would not run.
-        unsafe { libc::sigaltstack(&raw const off, ptr::null_mut()) };
-        // SAFETY: the mapping is this value's own and no stack any more.
-        unsafe { libc::munmap(self.base, GUARD_BYTES + SIGNAL_STACK_BYTES) };
-    }
+/// Tags what lies below the caller's frame on `stack`, the stack of the calling thread, which has `key` open. The pages of
+/// the caller's frame, and libc's data above them, stay without a key: handlers need them.
+///
+/// # Errors
+/// The kernel's.
+pub fn tag_stack(stack: &Range<usize>, key: &Key) -> Result<(), KeyError> {
+    let here = ptr::from_ref(&stack) as usize;
+    // This call's own frames may reach into the page below.
+    let end = (here & !(PAGE_BYTES - 1)) - PAGE_BYTES;
+    let below = stack.start + PAGE_BYTES..end;
+    // SAFETY: the pages are the rest of this thread's own stack, readable and writable as before, and the key is open.
+    unsafe { key.tag(&below, libc::PROT_READ | libc::PROT_WRITE) }
 }
 
 #[cfg(test)]
@@ -111,16 +170,14 @@ mod tests {
     }
 
     #[test]
-    fn a_signal_stack_is_installed_and_removed() {
-        let current = || {
-            let mut stack = libc::stack_t { ss_sp: ptr::null_mut(), ss_flags: 0, ss_size: 0 };
-            // SAFETY: `stack` is writable.
-            unsafe { libc::sigaltstack(ptr::null(), &raw mut stack) };
-            (stack.ss_flags, stack.ss_size)
-        };
-        let stack = SignalStack::install().unwrap();
-        assert_eq!(current(), (0, SIGNAL_STACK_BYTES));
-        drop(stack);
-        assert_eq!(current().0, libc::SS_DISABLE);
+    fn a_thread_runs_on_the_stack_that_it_was_given() {
+        let map = MmapRaw::from(MmapOptions::new().len(1 << 20).map_anon().unwrap());
+        let stack = map.as_mut_ptr() as usize..map.as_mut_ptr() as usize + map.len();
+        let (send, receive) = std::sync::mpsc::channel();
+        let body = Box::new(move || send.send(ptr::from_ref(&send) as usize).unwrap());
+        // SAFETY: the memory was mapped above and is kept until the join.
+        let thread = unsafe { spawn(c"given".to_owned(), &stack, body) }.unwrap();
+        assert!(stack.contains(&receive.recv().unwrap()));
+        thread.join();
     }
 }

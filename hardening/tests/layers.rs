@@ -532,5 +532,5 @@ fn dumpable_again(_: &Target) -> io::Result<()> {
 
 fn send_a_descriptor(_: &Target) -> io::Result<()> {
     let (ours, _theirs) = UnixStream::pair()?;
-    fds::send_with(ours.as_fd(), b"x", ours.as_fd()).map(drop)
+    fds::send_with(ours.as_fd(), b"x", &[ours.as_fd()]).map(drop)
 }

@@ -34,10 +34,24 @@ pub(crate) struct Workers {
     pub(crate) max_memory_mb: u32,
     /// A tenant that has run nothing for so long moves out, in seconds.
     pub(crate) idle_secs: u64,
+    /// Memory protection keys: `auto` uses them where the machine has them, `require` does not start without them, `off`
+    /// does without.
+    pub(crate) keys: Keys,
+    /// A worker process that is older takes no new tenants, and ends when its tenants are idle, in seconds.
+    pub(crate) max_age_secs: u64,
     /// Accept tenants side by side in one process with cages alone, on a machine without protection keys.
     pub(crate) share_without_keys: bool,
     /// As root: workers run under this uid and the ones after it, one each.
     pub(crate) uid_base: u32,
+}
+
+/// What to do about memory protection keys.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub(crate) enum Keys {
+    Auto,
+    Require,
+    Off,
 }
 
 /// Who may do what. Root and the daemon's own uid may do everything.
@@ -90,6 +104,8 @@ impl Default for Workers {
             max: 64,
             max_memory_mb: 256,
             idle_secs: 300,
+            keys: Keys::Auto,
+            max_age_secs: 24 * 60 * 60,
             share_without_keys: false,
             // Behind the ranges that systemd and container managers hand out (systemd's UIDS-GIDS.md).
             uid_base: 1_900_000_000,
@@ -138,6 +154,7 @@ impl Config {
         self.defaults.check(self.workers.max_memory_mb).map_err(|error| ConfigError::Policy { path: path(), error })?;
         for (key, value) in [
             ("workers.max", self.workers.max as u64),
+            ("workers.max_age_secs", self.workers.max_age_secs),
             ("api.connections", self.api.connections as u64),
             ("api.read_secs", self.api.read_secs),
             ("api.write_secs", self.api.write_secs),
@@ -158,7 +175,8 @@ impl Config {
     }
 
     pub(crate) fn required_layers(&self) -> Result<LayerSet, enisle_hardening::layers::UnknownLayer> {
-        self.required.iter().map(|name| name.parse::<Layer>()).collect()
+        let required: LayerSet = self.required.iter().map(|name| name.parse::<Layer>()).collect::<Result<_, _>>()?;
+        Ok(if self.workers.keys == Keys::Require { required.with(Layer::Keys) } else { required })
     }
 }
 
@@ -181,6 +199,14 @@ mod tests {
     fn an_unknown_key_is_refused_with_its_line_and_the_known_ones() {
         let error = parse("[workers]\nmaximum = 3\n").unwrap_err();
         assert!(error.contains("line 2") && error.contains("maximum") && error.contains("max_memory_mb"), "{error}");
+    }
+
+    #[test]
+    fn required_keys_are_a_required_layer() {
+        let config = parse("[workers]\nkeys = \"require\"\n").unwrap();
+        assert!(config.required_layers().unwrap().has(Layer::Keys));
+        assert!(!Config::default().required_layers().unwrap().has(Layer::Keys));
+        assert!(parse("[workers]\nkeys = \"on\"\n").unwrap_err().contains("require"));
     }
 
     #[test]

@@ -7,12 +7,12 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use enisle_cordon::{Capacity, Level};
-use enisle_hardening::{Layer, LayerSet, Posture};
+use enisle_hardening::{Layer, LayerSet, Posture, mpk};
 use enisle_wire::Outcome;
 use enisle_wire::tenant::RunId;
 use tokio::sync::{Notify, Semaphore};
 
-use crate::config::Config;
+use crate::config::{Config, Keys};
 use crate::events::{Events, What};
 use crate::policy::{Policy, Store, StoreError, TenantName};
 use crate::pool::{AdmitError, Pool};
@@ -126,8 +126,7 @@ impl Daemon {
             return Err(SetupError::Posture(missing.join("; ")));
         }
         let capacity = Capacity {
-            // V8 takes one key for its JIT pages.
-            keys: posture.keys.saturating_sub(1),
+            keys: if config.workers.keys == Keys::Off { 0 } else { mpk::tenants_of(posture.keys) },
             cages: CAGES_PER_PROCESS,
             share_without_keys: config.workers.share_without_keys,
         };
@@ -137,9 +136,8 @@ impl Daemon {
         // Heap and buffers of every tenant at the most that a policy may grant.
         let data_mb = WORKER_BASE_MB + u64::from(tenants_per_process) * 2 * u64::from(config.workers.max_memory_mb);
         let layers = jail_layers(&posture);
-        let keys_wanted = if capacity.keys == 0 { 0 } else { tenants_per_process };
-        let blueprint =
-            Blueprint::new(file, layers, tenants_per_process, keys_wanted, data_mb << 20, config.workers.uid_base);
+        let layers = if capacity.keys == 0 { layers.without(Layer::Keys) } else { layers };
+        let blueprint = Blueprint::new(file, layers, tenants_per_process, data_mb << 20, config.workers.uid_base);
         let blueprint = Arc::new(blueprint.map_err(SetupError::Thread)?);
         let snapshot = seal(&make_snapshot(&blueprint).await?).map_err(SetupError::Seal)?;
         let events = Arc::new(Events::new());
@@ -299,14 +297,19 @@ impl Daemon {
         }
     }
 
-    /// Lets idle tenants move out, for as long as the daemon lives.
-    pub(crate) async fn retire_idle(&self) {
-        let idle = Duration::from_secs(self.config.workers.idle_secs);
-        let mut rounds = tokio::time::interval(idle.clamp(Duration::from_millis(500), Duration::from_secs(10)));
+    /// Lets idle tenants move out, ends old workers, and looks at the keys of one worker after the other, for as long as
+    /// the daemon lives.
+    pub(crate) async fn keep_house(&self) {
+        let workers = &self.config.workers;
+        let (idle, age) = (Duration::from_secs(workers.idle_secs), Duration::from_secs(workers.max_age_secs));
+        let pause = idle.min(age).clamp(Duration::from_millis(500), Duration::from_secs(10));
+        let mut rounds = tokio::time::interval(pause);
         loop {
             rounds.tick().await;
             self.pool.bury_dead();
             self.pool.retire_idle(idle);
+            self.pool.retire_old(age);
+            self.pool.inspect_next().await;
         }
     }
 

@@ -77,6 +77,34 @@ pub(crate) enum What {
         pid: i32,
         what: String,
     },
+    /// A layer stopped an attack; the worker has ended. Who and what is the worker's record: an allegation, if the attacker
+    /// could execute code of its own.
+    Violation {
+        worker: u64,
+        pid: i32,
+        /// On whose thread it was.
+        tenant: Option<String>,
+        layer: &'static str,
+        what: String,
+        address: Option<String>,
+        /// Whose island the address is on, if it is another's.
+        victim: Option<String>,
+        pc: String,
+    },
+    /// A worker crashed by itself.
+    Crashed {
+        worker: u64,
+        pid: i32,
+        tenant: Option<String>,
+        what: String,
+        pc: String,
+    },
+    /// Pages of a worker did not carry the key that they should; it was ended.
+    Mistagged {
+        worker: u64,
+        pid: i32,
+        findings: Vec<String>,
+    },
     PolicyChanged {
         tenant: String,
         by_uid: u32,

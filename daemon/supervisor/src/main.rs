@@ -17,6 +17,7 @@ mod process;
 mod quota;
 mod resident;
 mod server;
+mod violation;
 
 use std::io::IsTerminal;
 use std::path::PathBuf;
@@ -98,7 +99,7 @@ async fn run(arguments: Arguments, config: Config) -> anyhow::Result<()> {
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
     let housekeeping = Arc::clone(&daemon);
-    let housekeeping = tokio::spawn(async move { housekeeping.retire_idle().await });
+    let housekeeping = tokio::spawn(async move { housekeeping.keep_house().await });
     let connections = server::serve(bound, api::router(Arc::clone(&daemon)), &api, async {
         tokio::select! {
             _ = terminate.recv() => {}

@@ -6,6 +6,7 @@
 use std::collections::BTreeMap;
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream as StdUnixStream;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -36,6 +37,8 @@ pub(crate) enum AdmitError {
 struct Entry {
     level: Level,
     places_used: u32,
+    /// Too old: nobody comes in any more.
+    closing: bool,
     residents: BTreeMap<Slot, (TenantName, Option<Arc<Resident>>)>,
     /// Set once its process is ready; whoever comes first starts it, whoever comes meanwhile waits.
     worker: Arc<OnceCell<Arc<Worker>>>,
@@ -55,6 +58,8 @@ pub(crate) struct Pool {
     snapshot: OwnedFd,
     events: Arc<Events>,
     entries: Mutex<(u64, BTreeMap<u64, Entry>)>,
+    /// The worker whose keys were looked at last.
+    inspected: AtomicU64,
 }
 
 /// One worker, for `GET /v1/workers`.
@@ -73,7 +78,15 @@ impl Pool {
         snapshot: OwnedFd,
         events: Arc<Events>,
     ) -> Self {
-        Self { blueprint, capacity, max_workers, snapshot, events, entries: Mutex::default() }
+        Self {
+            blueprint,
+            capacity,
+            max_workers,
+            snapshot,
+            events,
+            entries: Mutex::default(),
+            inspected: AtomicU64::new(0),
+        }
     }
 
     fn lock(&self) -> MutexGuard<'_, (u64, BTreeMap<u64, Entry>)> {
@@ -105,7 +118,7 @@ impl Pool {
         let (ours, theirs) = StdUnixStream::pair().map_err(AdmitError::Channel)?;
         ours.set_nonblocking(true).map_err(AdmitError::Channel)?;
         let ours = UnixStream::from_std(ours).map_err(AdmitError::Channel)?;
-        worker.admit(Admit { slot, memory_mb }, theirs.into());
+        worker.admit(tenant, Admit { slot, memory_mb }, theirs.into());
         let resident = Resident::new(tenant.clone(), Arc::clone(&worker), slot, ours, Arc::clone(&self.events));
         if let Some(entry) = self.lock().1.get_mut(&entry) {
             entry.residents.insert(slot, (tenant.clone(), Some(Arc::clone(&resident))));
@@ -131,6 +144,7 @@ impl Pool {
         let (next, entries) = &mut *guard;
         let processes: Vec<_> = entries
             .iter()
+            .filter(|(_, entry)| !entry.closing)
             .map(|(id, entry)| Process {
                 id: *id,
                 level: entry.level,
@@ -138,12 +152,15 @@ impl Pool {
                 places_used: entry.places_used as usize,
             })
             .collect();
-        let id = match place(level, &processes, self.capacity, self.max_workers) {
+        // Those that take nobody in are there all the same.
+        let most = self.max_workers.saturating_sub(entries.len() - processes.len());
+        let id = match place(level, &processes, self.capacity, most) {
             Placement::Into(id) => id,
             Placement::Full => return None,
             Placement::New(level) => {
                 *next += 1;
-                let entry = Entry { level, places_used: 0, residents: BTreeMap::new(), worker: Arc::default() };
+                let (closing, residents) = (false, BTreeMap::new());
+                let entry = Entry { level, places_used: 0, closing, residents, worker: Arc::default() };
                 entries.insert(*next, entry);
                 *next
             }
@@ -190,19 +207,51 @@ impl Pool {
 
     /// Lets the residents move out that have run nothing for `idle`.
     pub(crate) fn retire_idle(&self, idle: Duration) {
+        self.move_out(|_| true, idle, "idle");
+    }
+
+    /// Takes nobody into workers older than `age` any more, and lets their residents move out as soon as they are idle: what
+    /// an attacker has learnt of a process's memory is worth nothing in the next one.
+    pub(crate) fn retire_old(&self, age: Duration) {
+        for entry in self.lock().1.values_mut() {
+            entry.closing |= entry.worker.get().is_some_and(|worker| worker.started_at.elapsed() >= age);
+        }
+        self.move_out(|entry| entry.closing, Duration::ZERO, "its process is old");
+    }
+
+    fn move_out(&self, whose: impl Fn(&Entry) -> bool, idle: Duration, reason: &'static str) {
         let residents: Vec<_> = {
             let guard = self.lock();
-            guard
-                .1
-                .values()
-                .flat_map(|entry| entry.residents.values())
-                .filter_map(|(_, resident)| resident.clone())
-                .collect()
+            let entries = guard.1.values().filter(|entry| whose(entry));
+            entries.flat_map(|entry| entry.residents.values()).filter_map(|(_, resident)| resident.clone()).collect()
         };
         for resident in residents {
             if resident.is_idle() && resident.unused_for() >= idle && resident.close() {
-                self.leave(&resident, "idle");
+                self.leave(&resident, reason);
             }
+        }
+    }
+
+    /// Looks at the keys of one worker, each time the next one. One whose pages do not carry the keys that they should is
+    /// ended: its tenants are not kept apart.
+    pub(crate) async fn inspect_next(&self) {
+        let worker = {
+            let guard = self.lock();
+            let after = self.inspected.load(Ordering::Relaxed);
+            let next = guard.1.range(after + 1..).chain(guard.1.iter()).find_map(|(id, entry)| {
+                let worker = entry.worker.get().filter(|worker| !worker.is_dead())?;
+                Some((*id, Arc::clone(worker)))
+            });
+            let Some((id, worker)) = next else { return };
+            self.inspected.store(id, Ordering::Relaxed);
+            worker
+        };
+        let looked_at = Arc::clone(&worker);
+        let findings = tokio::task::spawn_blocking(move || looked_at.mistagged()).await.unwrap_or_default();
+        if !findings.is_empty() {
+            let pid = worker.pid.as_raw();
+            worker.kill(format!("its pages do not carry the keys that they should: {}", findings.join("; ")));
+            self.events.tell(What::Mistagged { worker: worker.id, pid, findings });
         }
     }
 

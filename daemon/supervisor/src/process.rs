@@ -6,20 +6,23 @@
 //! ```
 //! One task owns the process: only it writes to the control channel, kills, and collects.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::ffi::CString;
 use std::fs::File;
-use std::io;
-use std::os::fd::{AsFd, OwnedFd};
+use std::io::{self, Read};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::MetadataExt;
 use std::os::unix::net::UnixStream as StdUnixStream;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
 use enisle_cordon::Level;
+use enisle_hardening::fault::{FAULT_EXIT, Fault, FaultPage};
+use enisle_hardening::islands::Zone;
 use enisle_hardening::jail::Plan;
 use enisle_hardening::spawn::{self, Spawn, SpawnError, Started};
+use enisle_hardening::tags::{self, Tags};
 use enisle_hardening::verify::{self, Expected};
 use enisle_hardening::{Layer, LayerSet, fds};
 use enisle_wire::control::{
@@ -38,6 +41,8 @@ use tokio::net::UnixStream;
 use tokio::sync::{mpsc, watch};
 
 use crate::events::{Events, What};
+use crate::policy::TenantName;
+use crate::violation::{self, Attack};
 
 /// From `exec` to `Ready`: the jail and V8 take some 20 ms; a machine may be busy.
 const START_TIMEOUT: Duration = Duration::from_secs(20);
@@ -52,8 +57,6 @@ pub(crate) struct Blueprint {
     pub(crate) layers: LayerSet,
     pub(crate) tenants_per_process: u32,
     pub(crate) data_bytes: u64,
-    /// Keys that a worker has to have: one for each tenant, where tenants share by keys.
-    pub(crate) keys_wanted: u32,
     /// As root: the first uid of workers. Otherwise they keep the daemon's.
     pub(crate) uid_base: Option<u32>,
     next_id: AtomicU64,
@@ -81,7 +84,6 @@ impl Blueprint {
         program: File,
         layers: LayerSet,
         tenants: u32,
-        keys_wanted: u32,
         data_bytes: u64,
         uid_base: u32,
     ) -> io::Result<Self> {
@@ -95,15 +97,15 @@ impl Blueprint {
             layers,
             tenants_per_process: tenants,
             data_bytes,
-            keys_wanted,
             uid_base,
             next_id: AtomicU64::new(1),
             spawner,
         })
     }
 
-    fn plan(&self) -> Plan {
-        Plan::for_tenants(self.layers, self.data_bytes, self.tenants_per_process)
+    /// Tenants that a process of this level may ever hold.
+    fn places(&self, level: Level) -> u32 {
+        if level == Level::Solo { 1 } else { self.tenants_per_process }
     }
 
     /// The uid and gid that worker `id` has outside.
@@ -138,6 +140,9 @@ impl Blueprint {
 /// A worker that was started and says that it is ready; not yet verified.
 struct Newborn {
     id: u64,
+    plan: Plan,
+    zone: Zone,
+    faults: FaultPage,
     started: Started,
     control: UnixStream,
     session: Session,
@@ -146,7 +151,15 @@ struct Newborn {
 }
 
 impl Newborn {
-    async fn start(blueprint: &Arc<Blueprint>, role: Role, snapshot: Option<&OwnedFd>) -> Result<Self, StartError> {
+    async fn start(
+        blueprint: &Arc<Blueprint>,
+        role: Role,
+        places: u32,
+        snapshot: Option<&OwnedFd>,
+    ) -> Result<Self, StartError> {
+        let faults = FaultPage::new().map_err(StartError::Channels)?;
+        let zone = Zone::place(places as usize, random);
+        let plan = Plan::for_tenants(blueprint.layers, blueprint.data_bytes, places);
         let id = blueprint.next_id.fetch_add(1, Ordering::Relaxed);
         let (ours, theirs) = StdUnixStream::pair().map_err(StartError::Channels)?;
         let (stderr_read, stderr_write) =
@@ -159,23 +172,22 @@ impl Newborn {
         let control = UnixStream::from_std(ours).map_err(StartError::Channels)?;
         let started = blueprint.spawn(id, theirs, stderr_write).await?;
         tokio::spawn(log_stderr(id, stderr_read));
-        let mut newborn = Self { id, started, control, session: Session::new(role), control_inode, stderr_inode };
         let start = Start {
             version: enisle_wire::VERSION,
             role,
             layers: blueprint.layers.bits(),
             data_bytes: blueprint.data_bytes,
-            max_tenants: blueprint.tenants_per_process,
+            max_tenants: places,
+            zone: zone.parts(),
         };
-        newborn
-            .say(&ToWorker::Start(start), snapshot)
+        let session = Session::new(role);
+        let mut newborn = Self { id, plan, zone, faults, started, control, session, control_inode, stderr_inode };
+        let descriptors: Vec<_> =
+            std::iter::once(newborn.faults.descriptor()).chain(snapshot.map(AsFd::as_fd)).collect();
+        send(&mut newborn.control, &ToWorker::Start(start), &descriptors)
             .await
             .map_err(|error| StartError::NotReady(error.to_string()))?;
         Ok(newborn)
-    }
-
-    async fn say(&mut self, frame: &ToWorker, descriptor: Option<&OwnedFd>) -> Result<(), FrameError> {
-        send(&mut self.control, frame, descriptor).await
     }
 
     /// The first frame that the worker says, if it comes in time and in order.
@@ -202,7 +214,7 @@ impl Newborn {
     async fn ended(&mut self) -> Option<String> {
         for _ in 0..100 {
             match self.started.try_collect() {
-                Some(status) => return Some(Death::from(status).to_string()),
+                Some(status) => return Some(Death::of(status, &self.faults).to_string()),
                 None => tokio::time::sleep(Duration::from_millis(5)).await,
             }
         }
@@ -212,7 +224,7 @@ impl Newborn {
 
 /// Has a jailed worker make the startup snapshot, and waits for its end.
 pub(crate) async fn make_snapshot(blueprint: &Arc<Blueprint>) -> Result<Vec<u8>, StartError> {
-    let mut maker = Newborn::start(blueprint, Role::Maker, None).await?;
+    let mut maker = Newborn::start(blueprint, Role::Maker, 1, None).await?;
     match maker.first_word().await? {
         FromWorker::Snapshot(bytes) => Ok(bytes),
         _ => Err(StartError::NotReady("it made no snapshot".to_owned())),
@@ -249,6 +261,16 @@ pub(crate) struct Worker {
     culprit: OnceLock<Slot>,
     /// It never holds more than one tenant, so what happens to it is that tenant's doing.
     pub(crate) holds_one: bool,
+    /// Which key each page of its islands should carry; none where the layer is off.
+    tags: Option<Tags>,
+    zone: Zone,
+    /// Everybody who was ever admitted.
+    tenants: Mutex<BTreeMap<Slot, TenantName>>,
+    /// Tenants whose thread has said that it is confined.
+    confined: AtomicUsize,
+    /// Tenants whose thread has ended.
+    gone: AtomicUsize,
+    thread_filter: bool,
     /// Why it died, once it has.
     died: watch::Receiver<Option<Death>>,
 }
@@ -261,14 +283,15 @@ impl Worker {
         snapshot: &OwnedFd,
         events: &Arc<Events>,
     ) -> Result<Arc<Self>, StartError> {
-        let mut newborn = Newborn::start(blueprint, Role::Host, Some(snapshot)).await?;
+        let mut newborn = Newborn::start(blueprint, Role::Host, blueprint.places(level), Some(snapshot)).await?;
         let FromWorker::Ready(ready) = newborn.first_word().await? else {
             return Err(StartError::NotReady("its first word was not Ready".to_owned()));
         };
         let mut findings = inspect(blueprint, &newborn);
-        if ready.keys < blueprint.keys_wanted {
-            findings
-                .push(format!("keys: it took {} of the {} that its tenants need", ready.keys, blueprint.keys_wanted));
+        let zone = newborn.zone.clone();
+        let tags = ready.keys.map(|keys| Tags { zone: zone.clone(), keys: keys.tenants, jit: keys.jit });
+        if blueprint.layers.has(Layer::Keys) {
+            findings.extend(untagged(newborn.started.pid, tags.as_ref()).map(|what| format!("keys: {what}")));
         }
         if !findings.is_empty() {
             let (worker, pid) = (newborn.id, newborn.started.pid.as_raw());
@@ -286,7 +309,13 @@ impl Worker {
             commands,
             overruns: Mutex::default(),
             culprit: OnceLock::new(),
-            holds_one: level == Level::Solo || blueprint.tenants_per_process == 1,
+            holds_one: blueprint.places(level) == 1,
+            tags,
+            zone,
+            tenants: Mutex::default(),
+            confined: AtomicUsize::new(0),
+            gone: AtomicUsize::new(0),
+            thread_filter: blueprint.layers.has(Layer::ThreadFilter),
             died,
         });
         events.tell(What::WorkerStarted { worker: worker.id, pid: worker.pid.as_raw(), level: level.as_str() });
@@ -294,6 +323,7 @@ impl Worker {
             worker: Arc::clone(&worker),
             control: newborn.control,
             session: newborn.session,
+            faults: newborn.faults,
             events: Arc::clone(events),
         };
         tokio::spawn(owner.own(newborn.started, receive, death));
@@ -305,7 +335,8 @@ impl Worker {
         let _ = self.commands.send(command);
     }
 
-    pub(crate) fn admit(&self, admit: Admit, channel: OwnedFd) {
+    pub(crate) fn admit(&self, tenant: &TenantName, admit: Admit, channel: OwnedFd) {
+        self.tenants.lock().unwrap_or_else(PoisonError::into_inner).insert(admit.slot, tenant.clone());
         self.command(Command::Admit { admit, channel });
     }
 
@@ -327,6 +358,45 @@ impl Worker {
 
     pub(crate) fn is_dead(&self) -> bool {
         self.died.borrow().is_some()
+    }
+
+    /// Who lives, or lived, in that place.
+    pub(crate) fn tenant_in(&self, slot: Slot) -> Option<TenantName> {
+        self.tenants.lock().unwrap_or_else(PoisonError::into_inner).get(&slot).cloned()
+    }
+
+    /// A tenant's thread says for the first time that it is ready: one more has to run under filters of its own, by the
+    /// kernel's word.
+    pub(crate) fn check_confinement(&self) -> Result<(), String> {
+        let said = self.confined.fetch_add(1, Ordering::SeqCst) + 1;
+        if !self.thread_filter {
+            return Ok(());
+        }
+        match verify::confined_threads(self.pid) {
+            // Whoever has moved out since no longer has a thread.
+            Ok(found) if found + self.gone() >= said => Ok(()),
+            Ok(found) => Err(format!("{said} tenants' threads say that they are confined, and {found} are")),
+            // It has died, which is told elsewhere.
+            Err(_) => Ok(()),
+        }
+    }
+
+    fn gone(&self) -> usize {
+        self.gone.load(Ordering::SeqCst)
+    }
+
+    /// The attack that a fault in this process was, if it was one.
+    pub(crate) fn attack(&self, fault: &Fault) -> Option<Attack> {
+        violation::attack(fault, &self.zone)
+    }
+
+    /// What the oracle finds: the pages of its islands that do not carry the key that they should, in words.
+    pub(crate) fn mistagged(&self) -> Vec<String> {
+        let Some(tags) = &self.tags else { return Vec::new() };
+        match tags::inspect(self.pid, tags) {
+            Ok(seen) => seen.mistagged.iter().map(ToString::to_string).collect(),
+            Err(_) => Vec::new(),
+        }
     }
 
     /// A run of that place ended the process.
@@ -354,8 +424,10 @@ impl Worker {
 pub(crate) enum Death {
     /// We killed it, for this reason.
     Killed(String),
-    /// Its filter did, for a system call that no worker makes.
+    /// Its filter did, for a system call that no worker makes, without a record of whose it was.
     Filter,
+    /// A fault, as the worker recorded it.
+    Fault(Fault),
     OutOfMemory,
     GaveUp,
     Exited(i32),
@@ -363,10 +435,11 @@ pub(crate) enum Death {
     Unknown,
 }
 
-impl From<WaitStatus> for Death {
-    fn from(status: WaitStatus) -> Self {
+impl Death {
+    fn of(status: WaitStatus, faults: &FaultPage) -> Self {
         match status {
             WaitStatus::Exited(_, OUT_OF_MEMORY_EXIT) => Self::OutOfMemory,
+            WaitStatus::Exited(_, FAULT_EXIT) => faults.read().map_or(Self::Exited(FAULT_EXIT), Self::Fault),
             WaitStatus::Exited(_, GAVE_UP_EXIT) => Self::GaveUp,
             WaitStatus::Exited(_, code) => Self::Exited(code),
             WaitStatus::Signaled(_, Signal::SIGSYS, _) => Self::Filter,
@@ -381,6 +454,7 @@ impl std::fmt::Display for Death {
         match self {
             Self::Killed(why) => f.write_str(why),
             Self::Filter => f.write_str("its filter killed it for a forbidden system call (SIGSYS)"),
+            Self::Fault(fault) => f.write_str(&violation::describe(fault)),
             Self::OutOfMemory => f.write_str("V8 ran out of memory"),
             Self::GaveUp => f.write_str("V8 gave up"),
             Self::Exited(code) => write!(f, "it exited with {code}"),
@@ -393,9 +467,8 @@ impl std::fmt::Display for Death {
 /// What is wrong with a worker, seen from outside.
 fn inspect(blueprint: &Blueprint, newborn: &Newborn) -> Vec<String> {
     let (uid, gid) = blueprint.ids(newborn.id);
-    let plan = blueprint.plan();
     let expected = Expected {
-        plan: &plan,
+        plan: &newborn.plan,
         program: &blueprint.program,
         uid,
         gid,
@@ -408,11 +481,40 @@ fn inspect(blueprint: &Blueprint, newborn: &Newborn) -> Vec<String> {
     }
 }
 
+/// What is wrong with the keys of a worker that should have some: every island has to be there, tagged with a key of its own.
+fn untagged(pid: Pid, tags: Option<&Tags>) -> impl Iterator<Item = String> {
+    let check = || {
+        let Some(tags) = tags else { return vec!["it took none".to_owned()] };
+        let (places, mut distinct) = (tags.zone.islands().count(), tags.keys.clone());
+        distinct.extend([0, tags.jit]);
+        distinct.sort_unstable();
+        distinct.dedup();
+        if tags.keys.len() != places || distinct.len() != places + 2 {
+            return vec![format!("its keys {:?} are not one for each of {places} places", tags.keys)];
+        }
+        match tags::inspect(pid, tags) {
+            // At the least every sandbox is mapped.
+            Ok(seen) if seen.mappings < places => vec![format!("only {} mappings are on its islands", seen.mappings)],
+            Ok(seen) => seen.mistagged.iter().map(ToString::to_string).collect(),
+            Err(error) => vec![format!("its mappings cannot be read: {error}")],
+        }
+    };
+    check().into_iter()
+}
+
+fn random() -> u64 {
+    let mut bytes = [0; 8];
+    // The kernel's generator is ready long before a daemon starts; if it says nothing, the place is merely predictable.
+    let _ = File::open("/dev/urandom").and_then(|mut file| file.read_exact(&mut bytes));
+    u64::from_ne_bytes(bytes)
+}
+
 /// The task that owns a process.
 struct Owner {
     worker: Arc<Worker>,
     control: UnixStream,
     session: Session,
+    faults: FaultPage,
     events: Arc<Events>,
 }
 
@@ -428,8 +530,14 @@ impl Owner {
                 let killed = self.live(&pidfd, &mut commands).await;
                 started.kill();
                 let _ = pidfd.readable().await;
-                let ended = started.collect().map_or(Death::Unknown, Death::from);
-                killed.map_or(ended, Death::Killed)
+                let ended = started.collect().map_or(Death::Unknown, |status| Death::of(status, &self.faults));
+                self.attribute(&ended);
+                match (killed, ended) {
+                    // It had ended by itself before it was killed.
+                    (_, fault @ Death::Fault(_)) => fault,
+                    (Some(why), _) => Death::Killed(why),
+                    (None, ended) => ended,
+                }
             }
             Err(error) => Death::Killed(format!("it cannot be watched: {error}")),
         };
@@ -440,6 +548,27 @@ impl Owner {
             tokio::task::yield_now().await;
         }
         death.send_replace(Some(why));
+    }
+
+    /// Puts a fault on the account of the tenant on whose thread it was, and tells of it.
+    fn attribute(&self, ended: &Death) {
+        let Death::Fault(fault) = ended else { return };
+        let slot = fault.place.map(Slot);
+        let tenant = slot.and_then(|slot| self.worker.tenant_in(slot));
+        if let (Some(slot), Some(_)) = (slot, &tenant) {
+            self.worker.blame(slot);
+        }
+        let (worker, pid) = (self.worker.id, self.worker.pid.as_raw());
+        let (tenant, what) = (tenant.map(|tenant| tenant.to_string()), violation::describe(fault));
+        let pc = format!("{:#x}", fault.pc);
+        self.events.tell(match self.worker.attack(fault) {
+            Some(Attack { layer, address, victim }) => {
+                let address = address.map(|address| format!("{address:#x}"));
+                let victim = victim.and_then(|slot| self.worker.tenant_in(slot)).map(|tenant| tenant.to_string());
+                What::Violation { worker, pid, tenant, layer, what, address, victim, pc }
+            }
+            None => What::Crashed { worker, pid, tenant, what, pc },
+        });
     }
 
     /// Until the process ends by itself (`None`) or is to be killed (with the reason).
@@ -486,7 +615,11 @@ impl Owner {
                 (ToWorker::Admit(admit), Some(channel))
             }
         };
-        let sent = tokio::time::timeout(START_TIMEOUT, send(&mut self.control, &frame, channel.as_ref())).await;
+        let sent = tokio::time::timeout(
+            START_TIMEOUT,
+            send(&mut self.control, &frame, &channel.iter().map(AsFd::as_fd).collect::<Vec<_>>()),
+        )
+        .await;
         match sent {
             Ok(Ok(())) => Ok(()),
             Ok(Err(error)) => Err(format!("its control channel failed: {error}")),
@@ -502,6 +635,9 @@ impl Owner {
             let frame: FromWorker = decode(body).map_err(|error| error.to_string())?;
             unread.drain(..end);
             self.session.accept(&frame).map_err(|violation| violation.to_string())?;
+            if let FromWorker::Retired { .. } = frame {
+                self.worker.gone.fetch_add(1, Ordering::SeqCst);
+            }
             if let FromWorker::Overrun { slot, run, cause } = frame {
                 self.worker.blame(slot);
                 self.worker
@@ -524,13 +660,12 @@ fn watch_process(started: &Started) -> io::Result<AsyncFd<OwnedFd>> {
     AsyncFd::with_interest(pidfd, Interest::READABLE)
 }
 
-async fn send(control: &mut UnixStream, frame: &ToWorker, descriptor: Option<&OwnedFd>) -> Result<(), FrameError> {
+async fn send(control: &mut UnixStream, frame: &ToWorker, descriptors: &[BorrowedFd<'_>]) -> Result<(), FrameError> {
     let bytes = encode(frame, MAX_TO_WORKER_BYTES)?;
-    let sent = match descriptor {
-        None => 0,
-        Some(descriptor) => {
-            control.async_io(Interest::WRITABLE, || fds::send_with(control.as_fd(), &bytes, descriptor.as_fd())).await?
-        }
+    let sent = if descriptors.is_empty() {
+        0
+    } else {
+        control.async_io(Interest::WRITABLE, || fds::send_with(control.as_fd(), &bytes, descriptors)).await?
     };
     control.write_all(bytes.get(sent..).unwrap_or_default()).await?;
     Ok(())

@@ -156,6 +156,7 @@ impl Resident {
             session: Session::default(),
             logs: Vec::new(),
             state: Arc::clone(&state),
+            confined: false,
             events,
         };
         tokio::spawn(speaker.speak(receive));
@@ -248,6 +249,8 @@ struct Speaker {
     /// What the present run has printed so far.
     logs: Vec<LogLine>,
     state: Arc<State>,
+    /// The thread has said that it is ready, and was believed.
+    confined: bool,
     events: Arc<Events>,
 }
 
@@ -316,10 +319,14 @@ impl Speaker {
         match frame {
             None | Some(Err(enisle_wire::FrameError::Closed | enisle_wire::FrameError::Io(_))) => Err(Stop::Closed),
             Some(Err(error)) => Err(Stop::Violation(error.to_string())),
-            Some(Ok(frame)) => match self.session.accept(&frame) {
-                Ok(()) => Ok(frame),
-                Err(violation) => Err(Stop::Violation(violation.to_string())),
-            },
+            Some(Ok(frame)) => {
+                self.session.accept(&frame).map_err(|violation| Stop::Violation(violation.to_string()))?;
+                if !self.confined {
+                    self.worker.check_confinement().map_err(Stop::Violation)?;
+                    self.confined = true;
+                }
+                Ok(frame)
+            }
         }
     }
 
@@ -377,6 +384,7 @@ impl Speaker {
                 );
                 Some((Outcome::ExceededMemory, message))
             }
+            (None, _) if self.attacked(death) => Some((Outcome::Violation, format!("a layer stopped it: {death}"))),
             (None, _) if alone && *death == Death::Filter => {
                 Some((Outcome::Violation, "the filter stopped a system call that no script needs".to_owned()))
             }
@@ -398,6 +406,11 @@ impl Speaker {
                 took_worker: true,
             })),
         }
+    }
+
+    /// The worker ended because a layer stopped this tenant's thread.
+    fn attacked(&self, death: &Death) -> bool {
+        matches!(death, Death::Fault(fault) if fault.place == Some(self.slot.0) && self.worker.attack(fault).is_some())
     }
 
     /// `sent` counts the bytes of the run that went out.

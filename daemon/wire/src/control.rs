@@ -15,7 +15,7 @@ use crate::tenant::RunId;
 
 /// How a worker exits when V8 has no memory left.
 pub const OUT_OF_MEMORY_EXIT: i32 = 86;
-/// How a worker exits when V8 gives up for another reason.
+/// How a worker exits when V8 gives up for another reason. How it exits after a fault: `hardening::fault::FAULT_EXIT`.
 pub const GAVE_UP_EXIT: i32 = 87;
 
 /// A place for one tenant in one worker process; never used twice in the life of the process.
@@ -25,7 +25,7 @@ pub struct Slot(pub u32);
 /// From the supervisor to a worker's main thread.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub enum ToWorker {
-    /// The first word; with a host's comes the descriptor of the snapshot.
+    /// The first word; with it come the descriptor of the page for faults and, for a host, that of the snapshot.
     Start(Start),
     /// A tenant moves in; with it comes the descriptor of its channel.
     Admit(Admit),
@@ -44,6 +44,9 @@ pub struct Start {
     /// Most committed private memory (`RLIMIT_DATA`).
     pub data_bytes: u64,
     pub max_tenants: u32,
+    /// Where the tenants' islands are, as `hardening::islands::Zone::parts` has it. The supervisor chooses, so that it
+    /// knows where to look without the worker's word.
+    pub zone: Vec<u64>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -83,8 +86,16 @@ pub enum FromWorker {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Ready {
     pub v8: String,
-    /// Keys that tenants of this process can have.
-    pub keys: u32,
+    /// The protection keys of this process; none where the layer is off.
+    pub keys: Option<Keys>,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Keys {
+    /// V8's, for JIT pages.
+    pub jit: u8,
+    /// One for each place, in order.
+    pub tenants: Vec<u8>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -165,7 +176,7 @@ mod tests {
     use super::*;
 
     fn ready() -> FromWorker {
-        FromWorker::Ready(Ready { v8: "15".into(), keys: 12 })
+        FromWorker::Ready(Ready { v8: "15".into(), keys: None })
     }
 
     #[test]

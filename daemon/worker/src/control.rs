@@ -2,32 +2,42 @@
 
 use std::collections::VecDeque;
 use std::error::Error;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::UnixStream;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use enisle_hardening::fds;
 use enisle_wire::control::{FromWorker, Start, ToWorker};
 use enisle_wire::frame::{HEADER_BYTES, body_len};
-use enisle_wire::{MAX_FROM_WORKER_BYTES, MAX_TO_WORKER_BYTES, decode, write_frame};
+use enisle_wire::{FrameError, MAX_FROM_WORKER_BYTES, MAX_TO_WORKER_BYTES, decode, write_frame};
 
+/// The half that speaks, whole frames from any of the worker's own threads.
+#[derive(Debug, Clone)]
+pub(crate) struct Speaker(Arc<Mutex<Arc<UnixStream>>>);
+
+impl Speaker {
+    pub(crate) fn say(&self, frame: &FromWorker) -> Result<(), FrameError> {
+        let channel = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        write_frame(&mut &**channel, frame, MAX_FROM_WORKER_BYTES)
+    }
+}
+
+/// The half that listens.
 #[derive(Debug)]
 pub(crate) struct Control {
-    channel: UnixStream,
+    channel: Arc<UnixStream>,
     buffer: Vec<u8>,
     descriptors: VecDeque<OwnedFd>,
 }
 
 impl Control {
     pub(crate) fn new(channel: UnixStream) -> Self {
-        Self { channel, buffer: Vec::new(), descriptors: VecDeque::new() }
+        Self { channel: Arc::new(channel), buffer: Vec::new(), descriptors: VecDeque::new() }
     }
 
-    pub(crate) fn as_fd(&self) -> BorrowedFd<'_> {
-        self.channel.as_fd()
-    }
-
-    pub(crate) fn say(&mut self, frame: &FromWorker) -> Result<(), Box<dyn Error>> {
-        Ok(write_frame(&mut self.channel, frame, MAX_FROM_WORKER_BYTES)?)
+    /// For whoever speaks; there is to be one per process, for two would write into each other's frames.
+    pub(crate) fn speaker(&self) -> Speaker {
+        Speaker(Arc::new(Mutex::new(Arc::clone(&self.channel))))
     }
 
     /// The first frame.

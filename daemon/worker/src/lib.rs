@@ -3,9 +3,10 @@
 //! 1. The first frame on descriptor 3 says what to be ([`enisle_wire::control::Start`]).
 //! 2. The jail (`enisle_hardening::jail`), while there is one thread.
 //! 3. V8, on the main thread, which never enters an isolate afterwards.
-//! 4. The filter (`enisle_hardening::seccomp`): from here on nothing can be opened, started or reached.
-//! 5. As *maker*: the startup snapshot, and the end. As *host*: tenants, one thread each ([`tenant`]), while this thread
-//!    answers the control channel and watches their clocks ([`watchdog`]).
+//! 4. As *host*: protection keys, and a cage for every tenant that may come, each with its key.
+//! 5. The filter (`enisle_hardening::seccomp`): from here on nothing can be opened, started or reached.
+//! 6. As *maker*: the startup snapshot, and the end. As *host*: tenants, one thread each ([`tenant`]), which takes on a filter
+//!    of its own, while this thread answers the control channel and another watches their clocks ([`watchdog`]).
 
 mod control;
 mod engine;
@@ -15,14 +16,20 @@ mod tenant;
 mod watchdog;
 
 use std::process::ExitCode;
+use std::sync::Arc;
 
+use enisle_hardening::islands::Zone;
 use enisle_hardening::jail::{self, Plan};
-use enisle_hardening::{Layer, LayerSet, fds, mpk, seccomp};
+use enisle_hardening::mpk::pkru::Pkru;
+use enisle_hardening::mpk::{Key, KeyRing};
+use enisle_hardening::{Layer, LayerSet, fault, fds, seccomp};
 use enisle_wire::VERSION;
-use enisle_wire::control::{FromWorker, Ready, Role, Start};
+use enisle_wire::control::{FromWorker, Keys, Ready, Role};
 
 use crate::control::Control;
+use crate::engine::cage::Cage;
 use crate::engine::isolate::Snapshot;
+use crate::tenant::Surroundings;
 use crate::watchdog::Alarm;
 
 /// The whole program.
@@ -36,7 +43,7 @@ pub fn main() -> ExitCode {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             // The sentence goes to the supervisor, which shows it to the operator.
-            let _ = control.say(&FromWorker::Failed(error.to_string()));
+            let _ = control.speaker().say(&FromWorker::Failed(error.to_string()));
             ExitCode::FAILURE
         }
     }
@@ -47,35 +54,50 @@ fn run(control: &mut Control) -> Result<(), Box<dyn std::error::Error>> {
     if start.version != VERSION {
         return Err(format!("the daemon speaks version {} of the wire, this worker {VERSION}", start.version).into());
     }
-    // Mapped while descriptors can still be mapped; the mapping needs no descriptor afterwards.
+    // Mapped while descriptors can still be mapped; the mappings need no descriptor afterwards.
+    fault::share(control.take_descriptor().ok_or("no page for faults came with the start")?)?;
     let snapshot = control.take_descriptor().map(host::map_snapshot).transpose()?;
     let layers = LayerSet::from_bits(start.layers);
-    jail::enter(&plan(&start, layers))?;
-    let v8 = engine::start();
+    let zone = Zone::from_parts(&start.zone).ok_or("the zone has no place in this machine's address space")?;
+    jail::enter(&Plan::for_tenants(layers, start.data_bytes, start.max_tenants))?;
+    let v8 = engine::start(&zone)?;
     engine::set_signal_handlers()?;
-    let most = start.max_tenants as usize;
-    let keys = if layers.has(Layer::Keys) { mpk::take(most) } else { Vec::new() };
-    let alarm = Alarm::new()?;
     engine::warm_up()?;
-    if layers.has(Layer::Seccomp) {
-        seccomp::install()?;
+    let speaker = control.speaker();
+    if start.role == Role::Maker {
+        seccomp_if(layers)?;
+        // A thread of its own: V8 asks for the bounds of the stack, which for a main thread are in a file.
+        let made = std::thread::spawn(engine::snapshot::make).join().map_err(|_| "making the snapshot panicked")?;
+        return Ok(speaker.say(&FromWorker::Snapshot(made?))?);
     }
-    match start.role {
-        Role::Maker => {
-            // A thread of its own: V8 asks for the bounds of the stack, which for a main thread are in a file.
-            let made = std::thread::spawn(engine::snapshot::make).join().map_err(|_| "making the snapshot panicked")?;
-            control.say(&FromWorker::Snapshot(made?))
+    let keys = if layers.has(Layer::Keys) { Some(KeyRing::take(zone.islands().count())?.split()) } else { None };
+    let told = keys
+        .as_ref()
+        .map(|(jit, _, tenants)| Keys { jit: jit.number(), tenants: tenants.iter().map(Key::number).collect() });
+    let keys = match keys {
+        Some((jit, record, tenants)) => {
+            fault::guard(&record)?;
+            Some((&*Box::leak(Box::new(jit)), tenants))
         }
-        Role::Host => {
-            let snapshot = snapshot.ok_or("no snapshot came with the start")?;
-            let ready = Ready { v8: v8.to_owned(), keys: u32::try_from(keys.len())? };
-            control.say(&FromWorker::Ready(ready))?;
-            host::serve(control, Snapshot(snapshot), keys, alarm)
-        }
+        None => None,
+    };
+    let jit = keys.as_ref().map(|(jit, _)| *jit);
+    let cages = Cage::build_all(&zone, keys)?;
+    // No tenant's key is open to any thread but its own from here on.
+    if let Some(jit) = jit {
+        Pkru::CLOSED.open_for_reading(jit).install();
     }
+    seccomp_if(layers)?;
+    let surroundings = Surroundings {
+        snapshot: Snapshot(snapshot.ok_or("no snapshot came with the start")?),
+        zone,
+        thread_filter: layers.has(Layer::ThreadFilter),
+        alarm: Arc::new(Alarm::new()),
+    };
+    speaker.say(&FromWorker::Ready(Ready { v8: v8.to_owned(), keys: told }))?;
+    host::serve(control, speaker, surroundings, cages)
 }
 
-/// The jail of a worker with these settings; the supervisor computes the same to verify it.
-fn plan(start: &Start, layers: LayerSet) -> Plan {
-    Plan::for_tenants(layers, start.data_bytes, start.max_tenants)
+fn seccomp_if(layers: LayerSet) -> Result<(), seccomp::SeccompError> {
+    if layers.has(Layer::Seccomp) { seccomp::install() } else { Ok(()) }
 }

@@ -5,6 +5,8 @@
 
 use std::time::{Duration, Instant};
 
+use enisle_hardening::islands::Zone;
+
 use crate::engine::cage::Cage;
 use crate::engine::isolate::{Resting, Snapshot};
 use crate::engine::{self, snapshot};
@@ -23,12 +25,14 @@ pub struct Turn {
 /// # Errors
 /// The engine does not start, or the script does not run.
 pub fn measure(script: &str, turns: usize) -> Result<Vec<Turn>, Box<dyn std::error::Error>> {
-    engine::start();
+    let zone = Zone::place(1, || 0);
+    engine::start(&zone)?;
     engine::warm_up()?;
     let snapshot = Box::leak(snapshot::make()?.into_boxed_slice());
     let script = script.to_owned();
+    let cage = Cage::build_all(&zone, None)?.pop().ok_or("no cage")?;
     let thread = std::thread::Builder::new().stack_size(4 << 20).spawn(move || {
-        let _cage = Cage::new(None);
+        let _cage = cage.enter().map_err(|error| error.to_string())?;
         let snapshot = Snapshot(snapshot);
         // One isolate stays, so that the cage's shared parts do: the loop is not charged for building them.
         let stays = Resting::new(snapshot, 128).map_err(|error| error.to_string())?;

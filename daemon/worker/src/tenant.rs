@@ -1,42 +1,51 @@
 //! One tenant: one thread, one cage, one key, one channel.
 //!
 //! ```text
-//! admit ─▶ cage ─▶ warm ─▶ Ready ─▶ wait for Run ─▶ execute ─▶ Done ─▶ warm the next ─▶ dispose of the last ─▶ Ready …
+//! admit ─▶ enter the cage ─▶ warm ─▶ lock down ─▶ Ready ─▶ wait for Run ─▶ execute ─▶ Done ─▶ warm the next ─▶ dispose of the last ─▶ Ready …
 //!                                      └─ channel closed ─▶ dispose, give the cage back, end
 //! ```
 
-use std::io;
+use std::ffi::CString;
+use std::ops::Range;
+use std::os::fd::AsFd;
 use std::os::unix::net::UnixStream;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::thread::{self, JoinHandle};
 use std::time::Instant;
 
-use enisle_hardening::mpk::Key;
-use enisle_hardening::thread::{CpuClock, SignalStack};
+use enisle_hardening::islands::Zone;
+use enisle_hardening::thread::{self, CpuClock, Thread};
 use enisle_wire::control::Admit;
 use enisle_wire::tenant::{FromTenant, ToTenant};
 use enisle_wire::{MAX_FROM_TENANT_BYTES, MAX_TO_TENANT_BYTES, read_frame, write_frame};
 
-use crate::engine::cage::Cage;
+use crate::engine::cage::{Cage, unmap_stack};
 use crate::engine::isolate::{Resting, Snapshot};
 use crate::engine::run::execute;
 use crate::watchdog::{Alarm, Watched};
+
+/// What every tenant's thread of a process needs to know.
+#[derive(Debug)]
+pub(crate) struct Surroundings {
+    pub(crate) snapshot: Snapshot,
+    pub(crate) zone: Zone,
+    /// The layer is on.
+    pub(crate) thread_filter: bool,
+    pub(crate) alarm: Arc<Alarm>,
+}
 
 /// One thread of a process makes and disposes of isolates at a time. Both are mostly system calls that change the address
 /// space, which the kernel lets one thread do anyway; threads that queue here do not get in each other's way there. No
 /// script runs meanwhile in the thread that has its turn, so no tenant can hold it up.
 static BUILDING: Mutex<()> = Mutex::new(());
 
-/// V8 takes 984 KiB of it (`--stack-size`) and throws a `RangeError` then; the rest is for native code on top of that.
-const STACK_BYTES: usize = 4 << 20;
-
-/// A tenant's thread, as the main thread holds it.
+/// A tenant's thread, as the worker's own threads hold it.
 #[derive(Debug)]
 pub(crate) struct Tenant {
     pub(crate) watched: Arc<Watched>,
     finished: Arc<AtomicBool>,
-    thread: JoinHandle<()>,
+    thread: Thread,
+    stack: Range<usize>,
 }
 
 impl Tenant {
@@ -44,29 +53,30 @@ impl Tenant {
     pub(crate) fn admit(
         admit: &Admit,
         channel: UnixStream,
-        key: Option<Key>,
-        snapshot: Snapshot,
-        alarm: &Arc<Alarm>,
-    ) -> io::Result<Self> {
+        cage: Cage,
+        surroundings: &Arc<Surroundings>,
+    ) -> Result<Self, Box<dyn std::error::Error>> {
         let (slot, memory_mb) = (admit.slot, admit.memory_mb);
         let finished = Arc::new(AtomicBool::new(false));
         let (send, receive) = std::sync::mpsc::sync_channel(1);
-        let (thread_finished, thread_alarm) = (Arc::clone(&finished), Arc::clone(alarm));
-        let thread =
-            thread::Builder::new().name(format!("tenant-{}", slot.0)).stack_size(STACK_BYTES).spawn(move || {
-                let alarm = Arc::clone(&thread_alarm);
-                if let Ok(clock) = CpuClock::of_this_thread() {
-                    let watched = Arc::new(Watched::new(slot, clock, thread_alarm));
-                    if send.send(Arc::clone(&watched)).is_ok() {
-                        // An error here is a channel that was closed: the tenant has moved out.
-                        let _ = live(&watched, &Arc::new(channel), key, snapshot, memory_mb);
-                    }
+        let (thread_finished, surroundings) = (Arc::clone(&finished), Arc::clone(surroundings));
+        let stack = cage.map_stack()?;
+        let body = Box::new(move || {
+            if let Ok(clock) = CpuClock::of_this_thread() {
+                let watched = Arc::new(Watched::new(slot, clock, Arc::clone(&surroundings.alarm)));
+                if send.send(Arc::clone(&watched)).is_ok() {
+                    // An error here is a channel that was closed: the tenant has moved out.
+                    let _ = live(&watched, &Arc::new(channel), cage, &surroundings, memory_mb);
                 }
-                thread_finished.store(true, Ordering::SeqCst);
-                alarm.ring();
-            })?;
-        let watched = receive.recv().map_err(|_| io::Error::other("the tenant's thread has no clock"))?;
-        Ok(Self { watched, finished, thread })
+            }
+            thread_finished.store(true, Ordering::SeqCst);
+            surroundings.alarm.ring();
+        });
+        let name = CString::new(format!("tenant-{}", slot.0))?;
+        // SAFETY: the cage has mapped the stack for this thread alone; `join` gives it back when the thread has ended.
+        let thread = unsafe { thread::spawn(name, &stack, body) }?;
+        let watched = receive.recv().map_err(|_| "the tenant's thread has no clock")?;
+        Ok(Self { watched, finished, thread, stack })
     }
 
     pub(crate) fn is_finished(&self) -> bool {
@@ -75,7 +85,8 @@ impl Tenant {
 
     /// Collects a finished thread.
     pub(crate) fn join(self) {
-        let _ = self.thread.join();
+        self.thread.join();
+        unmap_stack(&self.stack);
     }
 }
 
@@ -83,13 +94,17 @@ impl Tenant {
 fn live(
     watched: &Arc<Watched>,
     channel: &Arc<UnixStream>,
-    key: Option<Key>,
-    snapshot: Snapshot,
+    cage: Cage,
+    surroundings: &Surroundings,
     memory_mb: u32,
 ) -> Result<(), Box<dyn std::error::Error>> {
-    let _signal_stack = SignalStack::install()?;
-    let _cage = Cage::new(key);
+    let snapshot = surroundings.snapshot;
+    let cage = cage.enter()?;
     let mut warm = Resting::warm(snapshot, memory_mb)?;
+    // The cage's code range is there now; nothing that comes makes memory executable.
+    if surroundings.thread_filter {
+        cage.lock_down(&surroundings.zone, channel.as_fd())?;
+    }
     let say = |frame: &FromTenant| write_frame(&mut &**channel, frame, MAX_FROM_TENANT_BYTES);
     loop {
         say(&FromTenant::Ready)?;

@@ -1,4 +1,4 @@
-//! Limits of time: the worker's main thread watches every tenant's clock, and ends runs that are over.
+//! Limits of time: one thread of the worker watches every tenant's clock, and ends runs that are over.
 //!
 //! A thread cannot use CPU time faster than time passes, so the earliest moment at which a run can be over is known when
 //! it begins. The watchdog sleeps until the earliest of those moments, looks, and sleeps again; a run that begins
@@ -10,7 +10,6 @@
 //! ```
 //! `arm` and `disarm` belong to the tenant's thread, `end` to the watchdog, the control channel and V8's heap callback.
 
-use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
@@ -18,7 +17,6 @@ use std::time::{Duration, Instant};
 use enisle_hardening::thread::CpuClock;
 use enisle_wire::control::{OverrunCause, Slot};
 use enisle_wire::tenant::{Limits, RunId};
-use nix::sys::eventfd::{EfdFlags, EventFd};
 
 /// How long a run may take to notice that it was ended. V8 notices at the next loop or call; what does not notice in
 /// this time is one of its own long operations, and only the end of the process stops it.
@@ -80,32 +78,41 @@ pub(crate) struct Watched {
     alarm: Arc<Alarm>,
 }
 
-/// What wakes the watchdog, and when it will wake by itself.
+/// What wakes the watchdog, and when it will wake by itself. In memory that all threads share, with a futex behind it: a
+/// tenant's thread has no descriptor but its own channel.
 #[derive(Debug)]
 pub(crate) struct Alarm {
-    event: EventFd,
     epoch: Instant,
     /// Microseconds after `epoch`.
     wakes_at: AtomicU64,
+    rung: Mutex<bool>,
+    bell: Condvar,
 }
 
 impl Alarm {
-    pub(crate) fn new() -> nix::Result<Self> {
-        let event = EventFd::from_flags(EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK)?;
-        Ok(Self { event, epoch: Instant::now(), wakes_at: AtomicU64::new(u64::MAX) })
-    }
-
-    pub(crate) fn as_fd(&self) -> BorrowedFd<'_> {
-        self.event.as_fd()
+    pub(crate) fn new() -> Self {
+        let (rung, bell) = (Mutex::new(false), Condvar::new());
+        Self { epoch: Instant::now(), wakes_at: AtomicU64::new(u64::MAX), rung, bell }
     }
 
     fn micros(&self, at: Instant) -> u64 {
         u64::try_from(at.saturating_duration_since(self.epoch).as_micros()).unwrap_or(u64::MAX)
     }
 
-    /// The watchdog is about to sleep until `at`.
-    pub(crate) fn will_wake(&self, at: Option<Instant>) {
-        self.wakes_at.store(at.map_or(u64::MAX, |at| self.micros(at)), Ordering::SeqCst);
+    /// Sleeps until it is rung, or until `until`.
+    pub(crate) fn sleep(&self, until: Option<Instant>) {
+        self.wakes_at.store(until.map_or(u64::MAX, |until| self.micros(until)), Ordering::SeqCst);
+        let mut rung = self.rung.lock().unwrap_or_else(PoisonError::into_inner);
+        while !*rung {
+            rung = match until.map(|until| until.saturating_duration_since(Instant::now())) {
+                None => self.bell.wait(rung).unwrap_or_else(PoisonError::into_inner),
+                Some(Duration::ZERO) => break,
+                Some(left) => self.bell.wait_timeout(rung, left).unwrap_or_else(PoisonError::into_inner).0,
+            };
+        }
+        *rung = false;
+        // Awake: whoever begins a run before the next sleep rings, so that no deadline is missed.
+        self.wakes_at.store(u64::MAX, Ordering::SeqCst);
     }
 
     /// Makes sure that the watchdog is awake at `at`.
@@ -117,12 +124,8 @@ impl Alarm {
 
     /// Wakes the watchdog now.
     pub(crate) fn ring(&self) {
-        let _ = self.event.write(1);
-    }
-
-    /// Takes the wake-ups that have come.
-    pub(crate) fn clear(&self) {
-        let _ = self.event.read();
+        *self.rung.lock().unwrap_or_else(PoisonError::into_inner) = true;
+        self.bell.notify_one();
     }
 }
 

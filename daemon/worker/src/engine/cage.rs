@@ -1,11 +1,23 @@
-//! One cage: a V8 isolate group that belongs to one tenant's thread for its whole life.
+//! One cage: a V8 isolate group on an island of its own, which belongs to one tenant's thread for its whole life.
+//!
+//! ```text
+//! main thread: build_all ─▶ Cage (nobody's)          every cage of the process, before the first tenant
+//! tenant's thread:          Cage ─▶ enter ─▶ Entered ─▶ lock_down     its key open, its mappings at home, its filter on
+//! ```
 
 use std::ffi::c_int;
+use std::io;
 use std::marker::PhantomData;
+use std::ops::Range;
+use std::os::fd::BorrowedFd;
 
-use enisle_hardening::mpk::Key;
+use enisle_hardening::islands::{Island, Zone};
+use enisle_hardening::mpk::pkru::Pkru;
+use enisle_hardening::mpk::{Key, KeyError};
+use enisle_hardening::{fault, seccomp, thread};
 
-use super::quota;
+use super::memory::{self, Home};
+use super::{confinement, quota};
 
 /// `v8::IsolateGroup`, opaque.
 #[repr(C)]
@@ -18,41 +30,127 @@ unsafe extern "C" {
     fn v8_tenant_group_new(pkey: c_int) -> *mut Group;
     fn v8_tenant_group_delete(group: *mut Group);
     fn v8_tenant_set_group(group: *mut Group);
+    fn v8_tenant_group_sandbox(group: *mut Group, base: *mut usize, bytes: *mut usize);
     fn v8_tenant_set_clock_ms(ms: f64);
 }
 
 /// No key: pages keep the default one.
 const NO_KEY: c_int = -1;
 
+/// Why a cage could not be made.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum CageError {
+    #[error("V8 put a sandbox at {0:x?} instead of on its island")]
+    Elsewhere(Range<usize>),
+    #[error("the stack of a tenant's thread could not be mapped: {0}")]
+    Stack(io::Error),
+    #[error(transparent)]
+    Key(#[from] KeyError),
+}
+
+/// A cage that no thread has entered yet.
+#[derive(Debug)]
+pub(crate) struct Cage {
+    group: *mut Group,
+    place: u32,
+    island: Island,
+    keys: Option<Keys>,
+    home: Home,
+}
+
+/// The keys that a tenant's thread has open beside key 0: its own, which is its alone, and V8's for JIT pages.
+#[derive(Debug)]
+struct Keys {
+    own: Key,
+    jit: &'static Key,
+}
+
+// SAFETY: V8 lets any one thread at a time use an isolate group, and only `enter`, which takes the cage, uses it.
+unsafe impl Send for Cage {}
+
+impl Cage {
+    /// Makes every cage of the process, each tagged with its key from its first page on. The keys are spent with them.
+    pub(crate) fn build_all(zone: &Zone, keys: Option<(&'static Key, Vec<Key>)>) -> Result<Vec<Self>, CageError> {
+        let (jit, mut own) = match keys {
+            Some((jit, own)) => (Some(jit), own.into_iter().map(Some).collect()),
+            None => (None, Vec::new()),
+        };
+        own.resize_with(zone.islands().count(), || None);
+        let build = |((place, island), own): ((u32, Island), Option<Key>)| {
+            Self::build(place, island, own.zip(jit).map(|(own, jit)| Keys { own, jit }))
+        };
+        (0..).zip(zone.islands()).zip(own).map(build).collect()
+    }
+
+    fn build(place: u32, island: Island, keys: Option<Keys>) -> Result<Self, CageError> {
+        let key = keys.as_ref().map(|keys| keys.own.number());
+        let mut random = [0; 8];
+        super::fill_random(&mut random);
+        memory::move_to(Some(Home::new(island, key, u64::from_ne_bytes(random))));
+        // SAFETY: V8 is initialised; it ends the process if it cannot reserve.
+        let group = unsafe { v8_tenant_group_new(key.map_or(NO_KEY, c_int::from)) };
+        let Some(home) = memory::move_to(None) else { unreachable!("the thread has moved there above") };
+        let (mut base, mut bytes) = (0, 0);
+        // SAFETY: `group` is live, the results are writable.
+        unsafe { v8_tenant_group_sandbox(group, &raw mut base, &raw mut bytes) };
+        if (base..base + bytes) != island.sandbox() {
+            return Err(CageError::Elsewhere(base..base + bytes));
+        }
+        Ok(Self { group, place, island, keys, home })
+    }
+
+    /// Maps the stack for the thread that will enter.
+    pub(crate) fn map_stack(&self) -> Result<Range<usize>, CageError> {
+        memory::map_stack(&self.home).map_err(CageError::Stack)
+    }
+
+    /// Makes the calling thread the tenant's: opens its key and no other, tags its stack, and sends what V8 maps and makes
+    /// from now on to this cage. To be called once per thread, near the bottom of its stack.
+    pub(crate) fn enter(self) -> Result<Entered, CageError> {
+        fault::thread_of(self.place);
+        if let Some(Keys { own, jit }) = &self.keys {
+            let pkru = Pkru::CLOSED.open(own).open_for_reading(jit);
+            pkru.install();
+            confinement::expect(pkru);
+            thread::tag_stack(&self.island.stack(), own)?;
+        }
+        memory::move_to(Some(self.home));
+        // SAFETY: `group` is live; this thread is in no other cage.
+        unsafe { v8_tenant_set_group(self.group) };
+        quota::reset();
+        Ok(Entered { cage: self, _thread: PhantomData })
+    }
+}
+
+/// The stack of a thread that has ended, given back.
+pub(crate) fn unmap_stack(stack: &Range<usize>) {
+    memory::unmap(stack);
+}
+
 /// The cage of the calling thread. While it lives, every isolate that this thread makes is in it.
 ///
 /// Not `Send`: one tenant is one thread is one cage. It has to outlive the isolates in it, which is why a tenant's
 /// thread drops them first.
 #[derive(Debug)]
-pub(crate) struct Cage {
-    group: *mut Group,
+pub(crate) struct Entered {
+    cage: Cage,
     _thread: PhantomData<*const ()>,
 }
 
-impl Cage {
-    /// Reserves a cage of address space, tagged with `key` from its first page on. The key is spent with it.
-    pub(crate) fn new(key: Option<Key>) -> Self {
-        let number = key.as_ref().map_or(NO_KEY, Key::number);
-        // SAFETY: V8 is initialised before any tenant thread exists; V8 ends the process if it cannot reserve.
-        let group = unsafe { v8_tenant_group_new(number) };
-        // SAFETY: `group` is live; this thread has no other cage.
-        unsafe { v8_tenant_set_group(group) };
-        quota::reset();
-        Self { group, _thread: PhantomData }
+impl Entered {
+    /// Takes on the thread's own filter, for good. No tenant's code runs before.
+    pub(crate) fn lock_down(&self, zone: &Zone, channel: BorrowedFd<'_>) -> Result<(), seccomp::SeccompError> {
+        let keys = self.cage.keys.as_ref().map(|keys| [keys.own.number(), keys.jit.number()]);
+        seccomp::confine(&seccomp::Own { zone, island: self.cage.island, keys, channel })
     }
 }
 
-impl Drop for Cage {
+impl Drop for Entered {
     fn drop(&mut self) {
         // SAFETY: null takes this thread's group away; no isolate is being made.
         unsafe { v8_tenant_set_group(std::ptr::null_mut()) };
         // SAFETY: `group` came from v8_tenant_group_new and is dropped once; V8 unmaps it with the last isolate.
-        unsafe { v8_tenant_group_delete(self.group) };
+        unsafe { v8_tenant_group_delete(self.cage.group) };
     }
 }
 

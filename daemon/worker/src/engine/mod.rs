@@ -2,7 +2,9 @@
 //!
 //! | module | owns |
 //! |---|---|
-//! | [`cage`] | one isolate group per tenant thread, tagged with its key |
+//! | [`cage`] | one isolate group per tenant thread, on its island, tagged with its key |
+//! | [`memory`] | where V8's mappings go |
+//! | [`confinement`] | whether a tenant's thread still has the keys open that it should |
 //! | [`quota`] | the bytes of array buffers that a tenant may hold |
 //! | [`isolate`] | an isolate at rest: made from the snapshot, warm, entered only for one run |
 //! | [`modules`] | a script's modules: compiled, linked and imported by exact name |
@@ -11,14 +13,18 @@
 //! | [`snapshot`] | making the startup snapshot |
 
 pub(crate) mod cage;
+mod confinement;
 pub(crate) mod isolate;
+mod memory;
 mod modules;
 mod natives;
 mod quota;
 pub(crate) mod run;
 pub(crate) mod snapshot;
 
-use nix::sys::signal::{SaFlags, SigAction, SigHandler, SigSet, Signal, sigaction};
+use std::io;
+
+use enisle_hardening::islands::Zone;
 
 /// What V8 is told before it starts. Frozen afterwards (`--freeze-flags-after-init` is V8's default).
 ///
@@ -40,8 +46,9 @@ unsafe extern "C" {
 }
 
 /// Starts V8 on the calling thread, which has to be the ancestor of every thread that will enter an isolate: V8's key
-/// for JIT pages is inherited. Returns V8's version.
-pub(crate) fn start() -> &'static str {
+/// for JIT pages is inherited. V8 puts nothing into `zone`. Returns V8's version.
+pub(crate) fn start(zone: &Zone) -> io::Result<&'static str> {
+    let _reserved = memory::Reserved::new(zone.range())?;
     v8::V8::set_flags_from_string(FLAGS);
     // The root is empty: without this V8 finds no /dev/urandom and seeds itself from the clock.
     v8::V8::set_entropy_source(fill_random);
@@ -53,7 +60,7 @@ pub(crate) fn start() -> &'static str {
     unsafe { count_processors() };
     // SAFETY: as above.
     unsafe { processor_frequency() };
-    v8::V8::get_version()
+    Ok(v8::V8::get_version())
 }
 
 /// Everything that V8 and its ICU look up in files when they first need it, needed once while there is no filter yet.
@@ -78,21 +85,10 @@ pub(crate) fn warm_up() -> Result<(), &'static str> {
     .ok_or("V8's first script failed")
 }
 
-/// What happens at a signal: a fault ends the process (std has a handler for those); V8 giving up first tells whose run it
-/// was. To be called before the filter, which lets nobody change handlers.
-pub(crate) fn set_signal_handlers() -> nix::Result<()> {
-    let fault = SigAction::new(SigHandler::SigDfl, SaFlags::empty(), SigSet::empty());
-    for signal in [Signal::SIGSEGV, Signal::SIGBUS] {
-        // SAFETY: the default action runs no code of ours.
-        unsafe { sigaction(signal, &fault) }?;
-    }
-    // V8 gives up by a breakpoint or an undefined instruction, libc by SIGABRT.
-    let gave_up = SigAction::new(SigHandler::Handler(run::gave_up), SaFlags::SA_ONSTACK, SigSet::empty());
-    for signal in [Signal::SIGTRAP, Signal::SIGILL, Signal::SIGABRT] {
-        // SAFETY: the handler makes one write from prepared memory and ends the process.
-        unsafe { sigaction(signal, &gave_up) }?;
-    }
-    Ok(())
+/// Takes over the signals of a fault. V8 giving up, by a breakpoint or an undefined instruction, and libc, by SIGABRT, first
+/// tell whose run it was. To be called before the filter, which lets nobody change handlers.
+pub(crate) fn set_signal_handlers() -> io::Result<()> {
+    enisle_hardening::fault::handle(run::gave_up)
 }
 
 /// Fills `bytes` from the kernel. False if it cannot; V8 then ends the process.

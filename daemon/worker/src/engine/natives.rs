@@ -17,7 +17,7 @@ macro_rules! natives {
     ($($name:literal => $function:ident),* $(,)?) => {
         /// The addresses of all natives: part of a snapshot, so the order is the same in every process of this build.
         pub(super) fn external_references() -> Vec<v8::ExternalReference> {
-            vec![$(v8::ExternalReference { function: $function.map_fn_to() }),*]
+            vec![$(v8::ExternalReference { function: edged::$function.map_fn_to() }),*]
         }
 
         /// The object that the runtime is called with.
@@ -25,12 +25,29 @@ macro_rules! natives {
             let object = v8::Object::new(scope);
             $(
                 let name = v8::String::new(scope, $name)?;
-                let function = v8::Function::builder($function)
+                let function = v8::Function::builder(edged::$function)
                     .constructor_behavior(v8::ConstructorBehavior::Throw)
                     .build(scope)?;
                 object.set(scope, name.into(), function.into())?;
             )*
             Some(object)
+        }
+
+        /// The natives as V8 calls them: with a look at the thread's keys on either side.
+        mod edged {
+            use super::super::confinement::edge;
+
+            $(
+                pub(super) fn $function<'s>(
+                    scope: &mut v8::PinScope<'s, '_>,
+                    args: v8::FunctionCallbackArguments<'s>,
+                    result: v8::ReturnValue<'s>,
+                ) {
+                    edge();
+                    super::$function(scope, args, result);
+                    edge();
+                }
+            )*
         }
     };
 }

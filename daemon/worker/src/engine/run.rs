@@ -121,8 +121,8 @@ pub(super) unsafe extern "C" fn out_of_memory(_: *const std::ffi::c_char, _: &v8
     exit_now(OUT_OF_MEMORY_EXIT);
 }
 
-/// V8 has given up, by a check of its own: among others that no array is larger than one may be.
-pub(super) extern "C" fn gave_up(_signal: std::ffi::c_int) {
+/// V8 has given up, by a check of its own: among others that no array is larger than one may be. Runs in a handler.
+pub(super) extern "C" fn gave_up() {
     say_last_words();
     exit_now(GAVE_UP_EXIT);
 }

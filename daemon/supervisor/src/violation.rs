@@ -1,0 +1,92 @@
+//! What a fault in a worker means: an attack that a layer stopped, or a crash.
+
+use enisle_hardening::Layer;
+use enisle_hardening::fault::{Fault, Kind};
+use enisle_hardening::islands::Zone;
+use enisle_wire::control::Slot;
+
+/// A layer stopped something that no script does by accident.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Attack {
+    /// As in `enisle doctor`, or `v8-sandbox`.
+    pub(crate) layer: &'static str,
+    pub(crate) address: Option<u64>,
+    /// The place on whose island the address is, if that is another's.
+    pub(crate) victim: Option<Slot>,
+}
+
+/// Whether a fault is an attack.
+///
+/// A closed key and a refused system call are. An address on somebody else's island is, mapped or not: V8's guards keep
+/// every honest access on its own. Any other bad address is a crash, and so is V8 giving up.
+pub(crate) fn attack(fault: &Fault, zone: &Zone) -> Option<Attack> {
+    let victim = |address: u64| {
+        let address = usize::try_from(address).ok()?;
+        let place = zone.islands().position(|island| island.range().contains(&address))?;
+        let place = u32::try_from(place).ok().filter(|place| Some(*place) != fault.place)?;
+        Some(Slot(place))
+    };
+    match fault.kind {
+        Kind::ClosedKey { address, .. } => {
+            Some(Attack { layer: Layer::Keys.name(), address: Some(address), victim: victim(address) })
+        }
+        Kind::Refused { .. } => {
+            let layer = if fault.place.is_some() { Layer::ThreadFilter } else { Layer::Seccomp };
+            Some(Attack { layer: layer.name(), address: None, victim: None })
+        }
+        Kind::Access { address } => {
+            let victim = victim(address).filter(|_| fault.place.is_some())?;
+            Some(Attack { layer: "v8-sandbox", address: Some(address), victim: Some(victim) })
+        }
+        Kind::GaveUp => None,
+    }
+}
+
+/// In words, for logs and errors. Addresses of the worker are for operators only; see the events.
+pub(crate) fn describe(fault: &Fault) -> String {
+    match fault.kind {
+        Kind::ClosedKey { key, .. } => {
+            format!("its thread reached for memory with protection key {key}, which is closed to it")
+        }
+        Kind::Refused { call } => format!("its thread made system call {call}, which the filter refuses"),
+        Kind::Access { .. } => format!("its thread reached for memory that is not there (signal {})", fault.signal),
+        Kind::GaveUp => format!("V8 gave up (signal {})", fault.signal),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn fault(place: Option<u32>, kind: Kind) -> Fault {
+        Fault { signal: 11, code: 4, place, pc: 0, kind }
+    }
+
+    fn address_on(zone: &Zone, place: usize) -> u64 {
+        zone.island(place).map_or(0, |island| island.sandbox().start as u64)
+    }
+
+    #[test]
+    fn a_closed_key_names_the_one_whose_island_it_was() {
+        let zone = Zone::place(3, || 1);
+        let kind = Kind::ClosedKey { address: address_on(&zone, 2), key: 5 };
+        let attack = attack(&fault(Some(0), kind), &zone);
+        assert_eq!(attack.map(|attack| (attack.layer, attack.victim)), Some(("keys", Some(Slot(2)))));
+    }
+
+    #[test]
+    fn a_bad_address_on_ones_own_island_is_a_crash_and_on_anothers_an_attack() {
+        let zone = Zone::place(2, || 1);
+        let at = |place| attack(&fault(Some(0), Kind::Access { address: address_on(&zone, place) }), &zone);
+        assert_eq!(at(0), None);
+        assert_eq!(at(1).map(|attack| attack.layer), Some("v8-sandbox"));
+        assert_eq!(attack(&fault(Some(0), Kind::Access { address: 8 }), &zone), None);
+    }
+
+    #[test]
+    fn the_workers_own_threads_attack_nobody_by_crashing() {
+        let zone = Zone::place(1, || 1);
+        assert_eq!(attack(&fault(None, Kind::Access { address: address_on(&zone, 0) }), &zone), None);
+        assert_eq!(attack(&fault(None, Kind::GaveUp), &zone), None);
+    }
+}

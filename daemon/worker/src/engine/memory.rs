@@ -1,0 +1,206 @@
+//! Where V8's mappings go: `mmap` as V8 finds it.
+//!
+//! V8 asks libc for address space by name, and the linker takes the name from here. What a tenant's thread asks for is
+//! put on its island and tagged with its key; for every other thread this is the system call and nothing else. libc's own
+//! `malloc` does not come this way, for it does not call itself by name; what it hands out is shared by all tenants of the
+//! process and carries no key.
+//!
+//! So every mapping of V8's for a tenant is tagged, whichever part of V8 makes it: pointer tables of each isolate, the code
+//! range, the trusted range. Pages that V8 replaces (`MAP_FIXED`, which drops a key) are tagged again. The patch in
+//! `xtask/v8` tags sandbox and trusted range by itself; there this is the second layer.
+
+use std::cell::Cell;
+use std::ffi::c_void;
+use std::io;
+use std::ops::Range;
+
+use enisle_hardening::islands::Island;
+use libc::{c_int, off_t, size_t};
+
+/// From which size on a mapping is V8's sandbox: nothing else is nearly as large.
+const SANDBOX_FROM: usize = 1 << 40;
+/// Where the search goes on when a place is taken.
+const STEP: usize = 1 << 30;
+/// V8 keeps the lowest addresses unmapped, by mapping them itself.
+const LOW: usize = 1 << 33;
+const PAGE: usize = 4096;
+
+/// The island that a thread's mappings go to.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Home {
+    island: Island,
+    key: Option<u8>,
+    /// Where in the window the next mapping is tried. It only moves on, so what was unmapped is not reused soon.
+    next: usize,
+}
+
+thread_local! {
+    static HOME: Cell<Option<Home>> = const { Cell::new(None) };
+}
+
+impl Home {
+    /// `random` decides where in the window mappings begin.
+    pub(super) fn new(island: Island, key: Option<u8>, random: u64) -> Self {
+        let window = island.window();
+        let start = usize::try_from(random).unwrap_or(0) % (window.len() / 2);
+        Self { island, key, next: window.start + start / PAGE * PAGE }
+    }
+}
+
+/// From now on this thread's mappings go to that island; to nowhere in particular with `None`. Returns where they went.
+pub(super) fn move_to(home: Option<Home>) -> Option<Home> {
+    HOME.replace(home)
+}
+
+/// Maps the stack of an island's thread: its lower part with the key, its head without.
+pub(super) fn map_stack(home: &Home) -> io::Result<Range<usize>> {
+    let (stack, head) = (home.island.stack(), home.island.stack_head());
+    let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_STACK | libc::MAP_FIXED_NOREPLACE;
+    let protection = libc::PROT_READ | libc::PROT_WRITE;
+    // SAFETY: with NOREPLACE the mapping touches no other one.
+    let mapped = unsafe { system_call(stack.start as *mut c_void, stack.len(), protection, flags, -1, 0) };
+    if mapped as usize != stack.start {
+        return Err(io::Error::last_os_error());
+    }
+    match home.key {
+        // SAFETY: the pages were mapped above, and nobody knows of them yet.
+        Some(key) if !unsafe { tag(stack.start, head.start - stack.start, protection, key) } => {
+            Err(io::Error::last_os_error())
+        }
+        _ => Ok(stack),
+    }
+}
+
+/// Gives the stack of a thread back that has ended.
+pub(super) fn unmap(pages: &Range<usize>) {
+    // SAFETY: the pages are a stack that `map_stack` mapped, and its thread has been joined.
+    unsafe { libc::munmap(pages.start as *mut c_void, pages.len()) };
+}
+
+/// Keeps a range of addresses free while V8 chooses places of its own; dropping it gives the range back.
+#[derive(Debug)]
+pub(super) struct Reserved(Range<usize>);
+
+impl Reserved {
+    pub(super) fn new(range: Range<usize>) -> io::Result<Self> {
+        let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE | libc::MAP_FIXED_NOREPLACE;
+        // SAFETY: with NOREPLACE the mapping touches no other one.
+        let at = unsafe { system_call(range.start as *mut c_void, range.len(), libc::PROT_NONE, flags, -1, 0) };
+        if at as usize == range.start { Ok(Self(range)) } else { Err(io::Error::last_os_error()) }
+    }
+}
+
+impl Drop for Reserved {
+    fn drop(&mut self) {
+        // SAFETY: the range was mapped by `new`, and nobody uses it.
+        unsafe { libc::munmap(self.0.start as *mut c_void, self.0.len()) };
+    }
+}
+
+/// `mmap(2)`.
+///
+/// # Safety
+/// As the system call's.
+#[unsafe(no_mangle)]
+pub(super) unsafe extern "C" fn mmap(
+    hint: *mut c_void,
+    bytes: size_t,
+    protection: c_int,
+    flags: c_int,
+    fd: c_int,
+    offset: off_t,
+) -> *mut c_void {
+    let Some(mut home) = HOME.get() else {
+        // SAFETY: the caller's.
+        return unsafe { system_call(hint, bytes, protection, flags, fd, offset) };
+    };
+    let chosen = flags & (libc::MAP_FIXED | libc::MAP_FIXED_NOREPLACE) != 0;
+    let low = (1..LOW).contains(&(hint as usize));
+    let mapped = if chosen || low {
+        // SAFETY: the caller's.
+        unsafe { system_call(hint, bytes, protection, flags, fd, offset) }
+    } else {
+        let place = |at: usize| {
+            let flags = flags | libc::MAP_FIXED_NOREPLACE;
+            // SAFETY: the caller asks for a mapping at any place; with NOREPLACE this one touches no other.
+            unsafe { system_call(at as *mut c_void, bytes, protection, flags, fd, offset) }
+        };
+        let mapped = if bytes >= SANDBOX_FROM { place(home.island.sandbox().start) } else { home.search(bytes, place) };
+        HOME.set(Some(home));
+        mapped
+    };
+    // Elsewhere V8 replaces pages that all tenants of the process share.
+    let at_home = home.island.range().contains(&(mapped as usize));
+    match home.key {
+        // SAFETY: the pages were mapped just now, for a thread that has the key open.
+        Some(key) if at_home && !unsafe { tag(mapped as usize, bytes, protection, key) } => {
+            // SAFETY: as above; nobody has seen them yet.
+            unsafe { libc::munmap(mapped, bytes) };
+            libc::MAP_FAILED
+        }
+        _ => mapped,
+    }
+}
+
+/// `mmap` under its other name, which is the same where addresses have 64 bits.
+///
+/// # Safety
+/// As the system call's.
+#[unsafe(no_mangle)]
+pub(super) unsafe extern "C" fn mmap64(
+    hint: *mut c_void,
+    bytes: size_t,
+    protection: c_int,
+    flags: c_int,
+    fd: c_int,
+    offset: off_t,
+) -> *mut c_void {
+    // SAFETY: the caller's.
+    unsafe { mmap(hint, bytes, protection, flags, fd, offset) }
+}
+
+impl Home {
+    /// Tries places in the window, once around, until one is free.
+    fn search(&mut self, bytes: usize, place: impl Fn(usize) -> *mut c_void) -> *mut c_void {
+        let window = self.island.window();
+        let bytes = bytes.next_multiple_of(PAGE);
+        for _ in 0..=window.len() / STEP {
+            if self.next + bytes > window.end {
+                self.next = window.start;
+            }
+            let mapped = place(self.next);
+            if mapped != libc::MAP_FAILED {
+                self.next += bytes;
+                return mapped;
+            }
+            if nix::errno::Errno::last() != nix::errno::Errno::EEXIST {
+                break;
+            }
+            self.next += STEP;
+        }
+        libc::MAP_FAILED
+    }
+}
+
+/// # Safety
+/// As `mmap(2)`.
+unsafe fn system_call(
+    hint: *mut c_void,
+    bytes: size_t,
+    protection: c_int,
+    flags: c_int,
+    fd: c_int,
+    offset: off_t,
+) -> *mut c_void {
+    // SAFETY: the caller's. A failure is -1, which is MAP_FAILED, with the reason in errno.
+    let mapped = unsafe { libc::syscall(libc::SYS_mmap, hint, bytes, protection, flags, fd, offset) };
+    mapped as *mut c_void
+}
+
+/// # Safety
+/// The pages are mapped with this protection, and every thread that uses them has the key open.
+unsafe fn tag(start: usize, bytes: usize, protection: c_int, key: u8) -> bool {
+    // SAFETY: the caller's.
+    let result = unsafe { libc::syscall(libc::SYS_pkey_mprotect, start, bytes, protection, c_int::from(key)) };
+    result == 0
+}

@@ -1,0 +1,317 @@
+//! Signals that end a worker, and the record of the first one, for the supervisor to read when the process is gone.
+//!
+//! ```text
+//! fault in a thread ─▶ handler, on the thread's own signal stack, every key but 0 closed
+//!                        ├─ writes one record to the page that the supervisor shares (the first fault wins)
+//!                        └─ last words (V8 gave up) or nothing, then _exit: a handler never returns
+//! ```
+//!
+//! The page carries a key of its own, which no thread has open; only the handler opens it, for the length of the record.
+//! So a script that can write anywhere but cannot execute cannot put its crash on somebody else's account. One that can
+//! execute can: what the supervisor reads is an allegation, and [`FaultPage::read`] checks it as one.
+//!
+//! Handlers are also the answer of the filter ([`crate::seccomp`] traps instead of killing, so that there is a record);
+//! where a handler cannot run, because the signal is blocked or the stack is gone, the kernel kills the process.
+//! V8's own handler for WebAssembly is never installed: it would take a closed key for an index out of bounds.
+
+use std::cell::Cell;
+use std::fs::File;
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::ptr;
+use std::sync::atomic::{AtomicI32, AtomicPtr, AtomicU32, AtomicU64, Ordering};
+
+use memmap2::MmapRaw;
+use nix::fcntl::{FcntlArg, SealFlag, fcntl};
+use nix::sys::memfd::{MFdFlags, memfd_create};
+
+use crate::mpk::Key;
+use crate::mpk::pkru::Pkru;
+
+/// How a worker exits after a fault that has been recorded.
+pub const FAULT_EXIT: i32 = 88;
+
+/// `si_code` of a load or store by a closed key (`sigaction(2)`).
+pub const SEGV_PKUERR: i32 = 4;
+
+const PAGE_BYTES: usize = 4096;
+const SIGNALS: [libc::c_int; 6] =
+    [libc::SIGSEGV, libc::SIGBUS, libc::SIGILL, libc::SIGTRAP, libc::SIGSYS, libc::SIGABRT];
+
+/// What is at the start of the page. Atomics, because the other side may write at any time.
+#[repr(C)]
+#[derive(Debug)]
+struct Raw {
+    state: AtomicU32,
+    signal: AtomicI32,
+    code: AtomicI32,
+    key: AtomicU32,
+    place: AtomicU32,
+    call: AtomicI32,
+    address: AtomicU64,
+    pc: AtomicU64,
+}
+
+const EMPTY: u32 = 0;
+const WRITING: u32 = 1;
+const WRITTEN: u32 = 2;
+/// The thread of no tenant.
+const NOBODY: u32 = u32::MAX;
+
+/// A fault, as the worker alleges it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Fault {
+    pub signal: libc::c_int,
+    pub code: libc::c_int,
+    /// Of the tenant whose thread it was; none for the worker's own threads.
+    pub place: Option<u32>,
+    pub pc: u64,
+    pub kind: Kind,
+}
+
+/// What kind of fault it was.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Kind {
+    /// A load or store at `address`, whose pages carry `key`, which was closed.
+    ClosedKey { address: u64, key: u32 },
+    /// A system call that the filter does not let through.
+    Refused { call: libc::c_int },
+    /// A load or store where nothing is, or that the page does not allow.
+    Access { address: u64 },
+    /// V8 or libc has given up.
+    GaveUp,
+}
+
+/// The supervisor's side: a page that nobody can resize, shared with one worker.
+#[derive(Debug)]
+pub struct FaultPage {
+    memory: OwnedFd,
+    map: MmapRaw,
+}
+
+impl FaultPage {
+    /// # Errors
+    /// The kernel has no memory for it.
+    pub fn new() -> io::Result<Self> {
+        let memory = memfd_create(c"enisle-fault", MFdFlags::MFD_CLOEXEC | MFdFlags::MFD_ALLOW_SEALING)?;
+        let file = File::from(memory.try_clone()?);
+        file.set_len(PAGE_BYTES as u64)?;
+        // A page that is cut off ends whoever reads it, and that would be the supervisor.
+        fcntl(&memory, FcntlArg::F_ADD_SEALS(SealFlag::F_SEAL_SHRINK | SealFlag::F_SEAL_GROW | SealFlag::F_SEAL_SEAL))?;
+        Ok(Self { map: MmapRaw::map_raw(&file)?, memory })
+    }
+
+    /// For the worker.
+    #[must_use]
+    pub fn descriptor(&self) -> BorrowedFd<'_> {
+        self.memory.as_fd()
+    }
+
+    /// The fault that ended the worker, if one was recorded and says something that a fault can say.
+    #[must_use]
+    pub fn read(&self) -> Option<Fault> {
+        // SAFETY: the map is a page, larger than `Raw` and aligned for it, and lives as long as `self`; every field is an
+        // atomic, which any bytes are, and which may change at any time.
+        let raw = unsafe { &*self.map.as_ptr().cast::<Raw>() };
+        if raw.state.load(Ordering::Acquire) != WRITTEN {
+            return None;
+        }
+        let (signal, code) = (raw.signal.load(Ordering::Relaxed), raw.code.load(Ordering::Relaxed));
+        let address = raw.address.load(Ordering::Relaxed);
+        let kind = match signal {
+            libc::SIGSEGV if code == SEGV_PKUERR => Kind::ClosedKey { address, key: raw.key.load(Ordering::Relaxed) },
+            libc::SIGSEGV | libc::SIGBUS => Kind::Access { address },
+            libc::SIGSYS => Kind::Refused { call: raw.call.load(Ordering::Relaxed) },
+            libc::SIGILL | libc::SIGTRAP | libc::SIGABRT => Kind::GaveUp,
+            _ => return None,
+        };
+        let place = raw.place.load(Ordering::Relaxed);
+        let place = (place != NOBODY).then_some(place);
+        Some(Fault { signal, code, place, pc: raw.pc.load(Ordering::Relaxed), kind })
+    }
+}
+
+static PAGE: AtomicPtr<Raw> = AtomicPtr::new(ptr::null_mut());
+/// What the handler sets its keys to while it writes; 0 where there are none.
+static WRITER: AtomicU32 = AtomicU32::new(0);
+/// What to do when V8 gives up: say so on the tenant's channel, and exit.
+static LAST_WORDS: AtomicPtr<libc::c_void> = AtomicPtr::new(ptr::null_mut());
+
+thread_local! {
+    static PLACE: Cell<u32> = const { Cell::new(NOBODY) };
+}
+
+/// Whose thread this is from now on.
+pub fn thread_of(place: u32) {
+    PLACE.set(place);
+}
+
+/// The worker's side: maps the page. To be called while descriptors can still be mapped.
+///
+/// # Errors
+/// The descriptor is no page.
+pub fn share(page: OwnedFd) -> io::Result<()> {
+    let map = MmapRaw::map_raw(&File::from(page))?;
+    if map.len() < PAGE_BYTES {
+        return Err(io::Error::new(io::ErrorKind::InvalidInput, "the page for faults is too small"));
+    }
+    PAGE.store(map.as_mut_ptr().cast(), Ordering::Release);
+    // For the life of the process.
+    std::mem::forget(map);
+    Ok(())
+}
+
+/// Gives the page a key of its own, which is never open but in a handler.
+///
+/// # Errors
+/// The kernel's.
+pub fn guard(key: &Key) -> Result<(), crate::mpk::KeyError> {
+    let page = PAGE.load(Ordering::Acquire) as usize;
+    // SAFETY: `share` mapped the page, and only the handler touches it, which opens the key.
+    unsafe { key.tag(&(page..page + PAGE_BYTES), libc::PROT_READ | libc::PROT_WRITE) }?;
+    WRITER.store(Pkru::CLOSED.open(key).bits(), Ordering::Release);
+    Ok(())
+}
+
+/// Takes over every signal that a fault can raise. To be called before the filter, which lets nobody change handlers.
+/// `last_words` runs in a handler when V8 or libc has given up; it may do what a handler may.
+///
+/// # Errors
+/// The kernel's.
+pub fn handle(last_words: extern "C" fn()) -> io::Result<()> {
+    LAST_WORDS.store(last_words as *mut libc::c_void, Ordering::Release);
+    for signal in SIGNALS {
+        // SAFETY: all-zero is a valid sigaction: no flags, an empty mask.
+        let mut action: libc::sigaction = unsafe { std::mem::zeroed() };
+        action.sa_sigaction = on_fault as *const () as usize;
+        action.sa_flags = libc::SA_SIGINFO | libc::SA_ONSTACK;
+        // SAFETY: the handler is async-signal-safe: atomics, one thread-local without a destructor, system calls.
+        if unsafe { libc::sigaction(signal, &raw const action, ptr::null_mut()) } != 0 {
+            return Err(io::Error::last_os_error());
+        }
+    }
+    Ok(())
+}
+
+extern "C" fn on_fault(signal: libc::c_int, info: *const Info, context: *const libc::c_void) {
+    record(signal, info, context);
+    if matches!(signal, libc::SIGILL | libc::SIGTRAP | libc::SIGABRT) {
+        let last_words = LAST_WORDS.load(Ordering::Acquire);
+        if !last_words.is_null() {
+            // SAFETY: `handle` stored a function of this type, and nothing else is ever stored.
+            let last_words = unsafe { std::mem::transmute::<*mut libc::c_void, extern "C" fn()>(last_words) };
+            last_words();
+        }
+    }
+    // SAFETY: _exit has no preconditions.
+    unsafe { libc::_exit(FAULT_EXIT) };
+}
+
+fn record(signal: libc::c_int, info: *const Info, context: *const libc::c_void) {
+    let page = PAGE.load(Ordering::Acquire);
+    if page.is_null() {
+        return;
+    }
+    let writer = WRITER.load(Ordering::Acquire);
+    if writer != 0 {
+        Pkru::from_bits(writer).install();
+    }
+    // SAFETY: `share` mapped it for the life of the process, and its key is open now.
+    let raw = unsafe { &*page };
+    if raw.state.compare_exchange(EMPTY, WRITING, Ordering::AcqRel, Ordering::Relaxed).is_err() {
+        return;
+    }
+    // SAFETY: the kernel passes a valid siginfo, which is larger than what is named of it.
+    let info = unsafe { &*info };
+    raw.signal.store(signal, Ordering::Relaxed);
+    raw.code.store(info.code, Ordering::Relaxed);
+    raw.address.store(info.address, Ordering::Relaxed);
+    raw.key.store(info.key, Ordering::Relaxed);
+    raw.call.store(info.call, Ordering::Relaxed);
+    raw.place.store(PLACE.get(), Ordering::Relaxed);
+    raw.pc.store(program_counter(context), Ordering::Relaxed);
+    raw.state.store(WRITTEN, Ordering::Release);
+}
+
+/// The kernel's `siginfo_t` (asm-generic/siginfo.h) with the fields of a fault, some of which libc does not name. Which of
+/// them mean something is up to the signal.
+#[repr(C)]
+pub(crate) struct Info {
+    signal: libc::c_int,
+    errno: libc::c_int,
+    pub(crate) code: libc::c_int,
+    _padding: libc::c_int,
+    /// `si_addr`, `si_call_addr`.
+    address: u64,
+    /// `si_syscall`.
+    call: libc::c_int,
+    /// `si_arch`.
+    architecture: u32,
+    /// `si_pkey`.
+    pub(crate) key: u32,
+}
+
+#[cfg(target_arch = "x86_64")]
+fn program_counter(context: *const libc::c_void) -> u64 {
+    // SAFETY: with SA_SIGINFO the third argument is a valid ucontext.
+    let registers = unsafe { &(*context.cast::<libc::ucontext_t>()).uc_mcontext.gregs };
+    registers.get(usize::try_from(libc::REG_RIP).unwrap_or(0)).map_or(0, |pc| pc.cast_unsigned())
+}
+
+#[cfg(not(target_arch = "x86_64"))]
+fn program_counter(_: *const libc::c_void) -> u64 {
+    0
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn page_with(write: impl Fn(&Raw)) -> FaultPage {
+        let page = FaultPage::new().unwrap();
+        // SAFETY: as in `read`.
+        write(unsafe { &*page.map.as_ptr().cast::<Raw>() });
+        page
+    }
+
+    #[test]
+    fn a_page_that_nobody_wrote_or_that_was_left_half_written_says_nothing() {
+        assert_eq!(page_with(|_| {}).read(), None);
+        assert_eq!(page_with(|raw| raw.state.store(WRITING, Ordering::Release)).read(), None);
+    }
+
+    #[test]
+    fn a_record_of_a_signal_that_no_fault_raises_is_not_believed() {
+        let page = page_with(|raw| {
+            raw.signal.store(libc::SIGTERM, Ordering::Relaxed);
+            raw.state.store(WRITTEN, Ordering::Release);
+        });
+        assert_eq!(page.read(), None);
+    }
+
+    #[test]
+    fn a_closed_key_is_told_from_another_fault_by_its_code() {
+        let fault = |code| {
+            page_with(|raw| {
+                raw.signal.store(libc::SIGSEGV, Ordering::Relaxed);
+                raw.code.store(code, Ordering::Relaxed);
+                raw.key.store(7, Ordering::Relaxed);
+                raw.address.store(0x1000, Ordering::Relaxed);
+                raw.place.store(NOBODY, Ordering::Relaxed);
+                raw.state.store(WRITTEN, Ordering::Release);
+            })
+            .read()
+            .unwrap()
+        };
+        assert_eq!(fault(SEGV_PKUERR).kind, Kind::ClosedKey { address: 0x1000, key: 7 });
+        assert_eq!(fault(1).kind, Kind::Access { address: 0x1000 });
+        assert_eq!(fault(1).place, None);
+    }
+
+    #[test]
+    fn nobody_can_resize_the_page() {
+        let page = FaultPage::new().unwrap();
+        let file = File::from(page.descriptor().try_clone_to_owned().unwrap());
+        assert!(file.set_len(0).is_err());
+    }
+}

@@ -1,0 +1,168 @@
+//! Where in a worker's address space each tenant lives: one zone, cut into islands of equal size, one a place.
+//!
+//! ```text
+//! zone ─┬─ island 0 ─┬─ island 1 ─┬─ … ─┐
+//!       │ gap │ stack │ window │ … │ V8's sandbox of the tenant (1376 GiB, guards of its own included) │
+//! ```
+//!
+//! The stack is that of the tenant's thread; the window takes what V8 maps for the tenant outside its sandbox (trusted
+//! range, pointer tables, code range). Everything on an island carries the tenant's key, with two exceptions: pages of the
+//! window may carry V8's key for JIT pages, and the head of the stack, where libc keeps a thread's own data, none. Because all
+//! islands are known before the first tenant moves in and lie side by side, "not on anybody else's island" is two
+//! comparisons in a filter, and one look at `smaps` from outside checks them all.
+//!
+//! The gap in front of every island is longer than the longest range that the filter lets a thread name, so that a range
+//! that begins on one island never reaches what is mapped on the next.
+//!
+//! The numbers: 47 bits of address space hold 64 islands of 2 TiB; V8 reserves 1376 GiB for a sandbox (the patch's
+//! `v8_tenant_group_sandbox`), aligned to 4 GiB.
+
+use std::ops::Range;
+
+const GIB: usize = 1 << 30;
+
+/// From one island to the next.
+pub const ISLAND_BYTES: usize = 2048 * GIB;
+/// In front of every island: nothing is ever mapped there.
+pub const GAP_BYTES: usize = 64 * GIB;
+/// V8 takes 984 KiB of a thread's stack (`--stack-size`) and throws a `RangeError` then; the rest is for native code on top.
+const STACK_BYTES: usize = 4 << 20;
+/// The highest part of a stack: thread-local variables, and the frames in which a thread begins.
+const STACK_HEAD_BYTES: usize = 64 << 10;
+/// For stack and window. An isolate's pointer tables take 1.4 GiB of it while it lives.
+const WINDOW_BYTES: usize = 256 * GIB;
+/// What V8 reserves for a sandbox; the longest range that a thread may name, and only by its own start.
+pub const SANDBOX_BYTES: usize = 1376 * GIB;
+/// Sandboxes, and so cages, begin at a multiple of this.
+const SANDBOX_ALIGNMENT: usize = 4 * GIB;
+/// The zone begins within these bounds: above the program and its heap as PIE puts them low, below where the kernel
+/// places mappings of its own choice.
+const LOWEST: usize = 4096 * GIB;
+const HIGHEST: usize = 64 * 1024 * GIB;
+
+/// All islands of a process.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Zone {
+    base: usize,
+    /// Where each sandbox begins.
+    sandboxes: Vec<usize>,
+}
+
+/// One island.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Island {
+    base: usize,
+    sandbox: usize,
+}
+
+impl Zone {
+    /// A zone of `count` islands at a place that `random` decides, and with sandboxes at places that it decides.
+    #[must_use]
+    pub fn place(count: usize, mut random: impl FnMut() -> u64) -> Self {
+        let mut below = |bound: usize| usize::try_from(random() % bound.max(1) as u64).unwrap_or(0);
+        let room = HIGHEST - LOWEST - count * ISLAND_BYTES;
+        let base = LOWEST + below(room / SANDBOX_ALIGNMENT) * SANDBOX_ALIGNMENT;
+        // One step less: V8 asks for its alignment on top and gives the rest back.
+        let slack = (ISLAND_BYTES - GAP_BYTES - WINDOW_BYTES - SANDBOX_BYTES) / SANDBOX_ALIGNMENT - 1;
+        let sandbox = |island: usize, steps: usize| {
+            base + island * ISLAND_BYTES + GAP_BYTES + WINDOW_BYTES + steps * SANDBOX_ALIGNMENT
+        };
+        let sandboxes = (0..count).map(|island| sandbox(island, below(slack))).collect();
+        Self { base, sandboxes }
+    }
+
+    /// The zone that [`Self::parts`] described.
+    #[must_use]
+    pub fn from_parts(parts: &[u64]) -> Option<Self> {
+        let mut parts = parts.iter().map(|part| usize::try_from(*part).ok());
+        let base = parts.next()??;
+        Some(Self { base, sandboxes: parts.collect::<Option<_>>()? })
+    }
+
+    /// Where it begins, and where each sandbox does: for the wire.
+    #[must_use]
+    pub fn parts(&self) -> Vec<u64> {
+        std::iter::once(self.base).chain(self.sandboxes.iter().copied()).map(|part| part as u64).collect()
+    }
+
+    /// From the gap of the first island to the end of the last.
+    #[must_use]
+    pub fn range(&self) -> Range<usize> {
+        self.base..self.base + self.sandboxes.len() * ISLAND_BYTES
+    }
+
+    #[must_use]
+    pub fn island(&self, place: usize) -> Option<Island> {
+        let sandbox = *self.sandboxes.get(place)?;
+        Some(Island { base: self.base + place * ISLAND_BYTES, sandbox })
+    }
+
+    pub fn islands(&self) -> impl Iterator<Item = Island> {
+        (0..self.sandboxes.len()).filter_map(|place| self.island(place))
+    }
+}
+
+impl Island {
+    /// All of it, the gap included.
+    #[must_use]
+    pub fn range(self) -> Range<usize> {
+        self.base..self.base + ISLAND_BYTES
+    }
+
+    /// The stack of the tenant's thread.
+    #[must_use]
+    pub fn stack(self) -> Range<usize> {
+        self.base + GAP_BYTES..self.base + GAP_BYTES + STACK_BYTES
+    }
+
+    /// The part of the stack that has no key.
+    #[must_use]
+    pub fn stack_head(self) -> Range<usize> {
+        self.stack().end - STACK_HEAD_BYTES..self.stack().end
+    }
+
+    /// Where everything but stack and sandbox goes.
+    #[must_use]
+    pub fn window(self) -> Range<usize> {
+        self.base + GAP_BYTES + GIB..self.base + GAP_BYTES + WINDOW_BYTES
+    }
+
+    /// V8's sandbox, guards included.
+    #[must_use]
+    pub fn sandbox(self) -> Range<usize> {
+        self.sandbox..self.sandbox + SANDBOX_BYTES
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    proptest! {
+        /// Whatever the random numbers are: nothing overlaps, nothing leaves the zone, and no gap is shorter than the
+        /// longest range that a filter lets a thread name.
+        #[test]
+        fn islands_never_touch(count in 1_usize..16, seed in any::<u64>()) {
+            let mut state = seed;
+            let zone = Zone::place(count, || {
+                state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+                state
+            });
+            let (mut end_before, mut seen) = (zone.range().start, 0);
+            for island in zone.islands() {
+                prop_assert_eq!(island.range().start, end_before);
+                prop_assert!(island.stack().start - island.range().start >= GAP_BYTES);
+                prop_assert!(island.stack().end <= island.window().start);
+                prop_assert!(island.window().end <= island.sandbox().start);
+                prop_assert!(island.sandbox().end <= island.range().end);
+                prop_assert_eq!(island.sandbox().start % SANDBOX_ALIGNMENT, 0);
+                end_before = island.range().end;
+                seen += 1;
+            }
+            prop_assert_eq!((seen, end_before), (count, zone.range().end));
+            prop_assert!(zone.range().end <= 1 << 47);
+            prop_assert_eq!(Zone::from_parts(&zone.parts()), Some(zone));
+        }
+    }
+}

@@ -1,0 +1,110 @@
+//! PKRU: two bits a key, in a register of the thread that unprivileged code can write.
+//!
+//! Every value is built from [`Pkru::CLOSED`], so a key that nobody names is closed. There is one place that writes the
+//! register, [`Pkru::install`].
+
+use super::Key;
+
+/// Which keys a thread may use (Intel SDM, volume 3A, 4.6.2: bit 2k disables access by key k, bit 2k+1 disables writes).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Pkru(u32);
+
+const ACCESS_DISABLED: u32 = 0b01;
+const WRITE_DISABLED: u32 = 0b10;
+const BOTH: u32 = 0b11;
+
+impl Pkru {
+    /// Key 0 open, everything else closed.
+    pub const CLOSED: Self = Self(0xffff_fffc);
+    /// What the kernel starts every signal handler with (`init_pkru_value`, arch/x86/mm/pkeys.c).
+    pub const OF_A_HANDLER: Self = Self(0x5555_5554);
+
+    /// The same with `key` open.
+    #[must_use]
+    pub fn open(self, key: &Key) -> Self {
+        Self(self.0 & !(BOTH << key.shift()))
+    }
+
+    /// The same with `key` readable, as V8 keeps its JIT pages while it does not write code.
+    #[must_use]
+    pub fn open_for_reading(self, key: &Key) -> Self {
+        Self(self.open(key).0 | WRITE_DISABLED << key.shift())
+    }
+
+    /// What the register of the calling thread holds.
+    #[must_use]
+    pub fn current() -> Self {
+        let value: u32;
+        // SAFETY: RDPKRU reads a register; ECX has to be 0 and EDX is overwritten. Whoever asks has keys, so the
+        // instruction exists.
+        unsafe { std::arch::asm!("rdpkru", in("ecx") 0, out("eax") value, out("edx") _, options(nomem, nostack)) };
+        Self(value)
+    }
+
+    /// Whether a load by `key` passes.
+    #[must_use]
+    pub fn reads(self, key: &Key) -> bool {
+        self.0 >> key.shift() & ACCESS_DISABLED == 0
+    }
+
+    /// Keys beside 0 whose pages can be read with this value.
+    #[must_use]
+    pub fn readable(self) -> u32 {
+        (1..16).filter(|key| self.0 >> (2 * key) & ACCESS_DISABLED == 0).fold(0, |set, key| set | 1 << key)
+    }
+
+    /// Writes the register. The one gate: whatever jumps to its WRPKRU with a value of its own runs into the comparison
+    /// behind it, with the value that the caller's frame wanted, and from there into an illegal instruction
+    /// (the pattern of ERIM, USENIX Security '19).
+    #[inline(never)]
+    pub fn install(self) {
+        // SAFETY: WRPKRU takes EAX, and ECX and EDX as 0. It is no barrier for the compiler, hence no `nomem`: loads and
+        // stores stay on their side of it.
+        unsafe {
+            std::arch::asm!(
+                "wrpkru",
+                "cmp eax, {wanted:e}",
+                "je 2f",
+                "ud2",
+                "2:",
+                wanted = in(reg) self.0,
+                in("eax") self.0,
+                in("ecx") 0,
+                in("edx") 0,
+                options(nostack),
+            );
+        };
+    }
+
+    /// What [`Self::bits`] said.
+    #[must_use]
+    pub(crate) fn from_bits(bits: u32) -> Self {
+        Self(bits)
+    }
+
+    /// For records and messages.
+    #[must_use]
+    pub fn bits(self) -> u32 {
+        self.0
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::enabled::key_for_tests;
+    use super::*;
+
+    #[test]
+    fn a_value_opens_what_it_names_and_nothing_else() {
+        let (own, jit, other) = (key_for_tests(3), key_for_tests(1), key_for_tests(9));
+        let value = Pkru::CLOSED.open(&own).open_for_reading(&jit);
+        assert_eq!(value.bits(), 0xffff_ff38);
+        assert!(value.reads(&own) && value.reads(&jit) && !value.reads(&other));
+        assert_eq!(value.readable(), 0b1010);
+    }
+
+    #[test]
+    fn a_handler_starts_with_every_key_closed_but_0() {
+        assert_eq!(Pkru::OF_A_HANDLER.readable(), 0);
+    }
+}

@@ -1,0 +1,27 @@
+//! The four system calls.
+
+use std::ops::Range;
+
+/// `pkey_alloc(2)` without restrictions: open for the calling thread until it says otherwise.
+pub(super) fn alloc() -> Option<u8> {
+    // SAFETY: pkey_alloc takes two numbers: no flags, no access disabled.
+    let key = unsafe { libc::syscall(libc::SYS_pkey_alloc, 0, 0) };
+    u8::try_from(key).ok()
+}
+
+/// `pkey_free(2)`; only for counting, on keys that have tagged nothing.
+pub(super) fn free(key: u8) {
+    // SAFETY: pkey_free takes a number.
+    unsafe { libc::syscall(libc::SYS_pkey_free, libc::c_int::from(key)) };
+}
+
+/// `pkey_mprotect(2)`.
+///
+/// # Safety
+/// As `mprotect(2)`: nobody relies on another protection of `pages`, and whoever uses them has `key` open.
+pub(super) unsafe fn tag(pages: &Range<usize>, protection: libc::c_int, key: u8) -> Result<(), i32> {
+    let (start, bytes) = (pages.start, pages.end - pages.start);
+    // SAFETY: the caller's.
+    let result = unsafe { libc::syscall(libc::SYS_pkey_mprotect, start, bytes, protection, libc::c_int::from(key)) };
+    if result == 0 { Ok(()) } else { Err(nix::errno::Errno::last_raw()) }
+}

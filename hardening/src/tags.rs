@@ -1,0 +1,196 @@
+//! The oracle: does every page of every island carry the key that it should? Read from outside the process.
+//!
+//! `ProtectionKey:` in `/proc/PID/smaps` (`proc_pid_smaps(5)`) is the kernel's own word for each mapping, whatever the worker
+//! believes it has tagged. Used by tests after storms of allocations, and now and then on workers in production.
+
+use std::fs::File;
+use std::io::{self, BufRead, BufReader};
+use std::ops::Range;
+
+use nix::unistd::Pid;
+
+use crate::islands::Zone;
+
+/// What a worker's islands should look like.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Tags {
+    pub zone: Zone,
+    /// The key of each island, in order.
+    pub keys: Vec<u8>,
+    /// V8's key for JIT pages, which may be in any island's window.
+    pub jit: u8,
+}
+
+/// One mapping with the wrong key.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Mistagged {
+    pub pages: Range<usize>,
+    pub key: u8,
+    /// On this island; none for a tenant's key outside every island.
+    pub place: Option<usize>,
+}
+
+impl std::fmt::Display for Mistagged {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let Range { start, end } = self.pages;
+        match self.place {
+            Some(place) => write!(f, "{start:x}-{end:x} on island {place} carries key {}", self.key),
+            None => write!(f, "{start:x}-{end:x} is on no island and carries key {}, a tenant's", self.key),
+        }
+    }
+}
+
+/// What the oracle saw.
+#[derive(Debug, Default, Clone, PartialEq, Eq)]
+pub struct Seen {
+    /// Mappings on islands, right and wrong ones.
+    pub mappings: usize,
+    pub mistagged: Vec<Mistagged>,
+}
+
+/// Looks at a process.
+///
+/// # Errors
+/// It cannot be looked at: it has died, or it is not ours.
+pub fn inspect(pid: Pid, tags: &Tags) -> io::Result<Seen> {
+    compare(BufReader::new(File::open(format!("/proc/{pid}/smaps"))?), tags)
+}
+
+/// Compares the text of an `smaps` file.
+///
+/// # Errors
+/// Reading failed.
+pub fn compare(smaps: impl BufRead, tags: &Tags) -> io::Result<Seen> {
+    let mut seen = Seen::default();
+    for mapping in mappings(smaps) {
+        let Mapping { pages, key } = mapping?;
+        let zone = tags.zone.range();
+        if pages.end <= zone.start || pages.start >= zone.end {
+            if tags.keys.contains(&key) {
+                seen.mistagged.push(Mistagged { pages, key, place: None });
+            }
+            continue;
+        }
+        seen.mappings += 1;
+        let home = tags.zone.islands().zip(&tags.keys).enumerate().find(|(_, (island, _))| {
+            let island = island.range();
+            island.start <= pages.start && pages.end <= island.end
+        });
+        let right = home.is_some_and(|(_, (island, own))| {
+            let within = |range: Range<usize>| range.start <= pages.start && pages.end <= range.end;
+            key == *own || (key == tags.jit && within(island.window())) || (key == 0 && within(island.stack_head()))
+        });
+        if !right {
+            seen.mistagged.push(Mistagged { pages, key, place: home.map(|(place, _)| place) });
+        }
+    }
+    Ok(seen)
+}
+
+/// One mapping of a process, with its key.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Mapping {
+    pub pages: Range<usize>,
+    pub key: u8,
+}
+
+/// The mappings in an `smaps` file. A kernel without keys prints none, and every mapping then has key 0.
+pub fn mappings(smaps: impl BufRead) -> impl Iterator<Item = io::Result<Mapping>> {
+    let mut lines = smaps.lines();
+    let mut next: Option<Mapping> = None;
+    std::iter::from_fn(move || {
+        loop {
+            let line = match lines.next() {
+                None => return next.take().map(Ok),
+                Some(Err(error)) => return Some(Err(error)),
+                Some(Ok(line)) => line,
+            };
+            if let Some(pages) = heading(&line) {
+                if let Some(complete) = next.replace(Mapping { pages, key: 0 }) {
+                    return Some(Ok(complete));
+                }
+            } else if let (Some(key), Some(mapping)) = (line.strip_prefix("ProtectionKey:"), next.as_mut()) {
+                mapping.key = key.trim().parse().unwrap_or(u8::MAX);
+            }
+        }
+    })
+}
+
+/// `start-end perms …` in hexadecimal; every other line has a word and a colon first.
+fn heading(line: &str) -> Option<Range<usize>> {
+    let (start, end) = line.split_whitespace().next()?.split_once('-')?;
+    let address = |text| usize::from_str_radix(text, 16).ok();
+    Some(address(start)?..address(end)?)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn tags() -> Tags {
+        Tags { zone: Zone::place(2, || 0), keys: vec![3, 4], jit: 1 }
+    }
+
+    fn smaps(mappings: &[(Range<usize>, u8)]) -> String {
+        let line = |(pages, key): &(Range<usize>, u8)| {
+            format!("{:x}-{:x} rw-p 00000000 00:00 0 \nSize: 4 kB\nProtectionKey: {key:8}\n", pages.start, pages.end)
+        };
+        mappings.iter().map(line).collect()
+    }
+
+    fn page(start: usize) -> Range<usize> {
+        start..start + 4096
+    }
+
+    #[test]
+    fn a_page_with_its_tenants_key_is_right_and_with_any_other_wrong() {
+        let tags = tags();
+        let sandbox = tags.zone.island(1).unwrap().sandbox();
+        let seen = |key| compare(smaps(&[(page(sandbox.start), key)]).as_bytes(), &tags).unwrap();
+        assert_eq!(seen(4), Seen { mappings: 1, mistagged: vec![] });
+        for wrong in [0, 1, 3] {
+            assert_eq!(seen(wrong).mistagged.len(), 1, "key {wrong}");
+            assert_eq!(seen(wrong).mistagged[0].place, Some(1));
+        }
+    }
+
+    #[test]
+    fn the_jit_key_is_right_in_a_window_only() {
+        let tags = tags();
+        let island = tags.zone.island(0).unwrap();
+        let text = smaps(&[(page(island.window().start), 1), (page(island.sandbox().start), 1)]);
+        let seen = compare(text.as_bytes(), &tags).unwrap();
+        assert_eq!(seen.mistagged.iter().map(|wrong| wrong.pages.start).collect::<Vec<_>>(), [island.sandbox().start]);
+    }
+
+    #[test]
+    fn no_key_is_right_in_the_head_of_a_stack_only() {
+        let tags = tags();
+        let island = tags.zone.island(0).unwrap();
+        let text =
+            smaps(&[(page(island.stack().start), 0), (island.stack_head(), 0), (page(island.window().start), 0)]);
+        let seen = compare(text.as_bytes(), &tags).unwrap();
+        let wrong: Vec<_> = seen.mistagged.iter().map(|wrong| wrong.pages.start).collect();
+        assert_eq!(wrong, [island.stack().start, island.window().start]);
+    }
+
+    #[test]
+    fn a_mapping_across_two_islands_is_wrong_whatever_its_key() {
+        let tags = tags();
+        let border = tags.zone.island(1).unwrap().range().start;
+        let seen = compare(smaps(&[(border - 4096..border + 4096, 3)]).as_bytes(), &tags).unwrap();
+        assert_eq!(seen.mistagged.len(), 1);
+    }
+
+    #[test]
+    fn a_tenants_key_outside_the_islands_is_wrong() {
+        let seen = compare(smaps(&[(page(0x1000), 4), (page(0x8000), 0)]).as_bytes(), &tags()).unwrap();
+        assert_eq!(seen, Seen { mappings: 0, mistagged: vec![Mistagged { pages: page(0x1000), key: 4, place: None }] });
+    }
+
+    #[test]
+    fn our_own_mappings_are_read() {
+        let own = mappings(BufReader::new(File::open("/proc/self/smaps").unwrap()));
+        assert!(own.filter(Result::is_ok).count() > 10);
+    }
+}
