@@ -6,8 +6,9 @@
 //! ```
 //!
 //! The stack is that of the tenant's thread; the window takes what V8 maps for the tenant outside its sandbox (trusted
-//! range, pointer tables, code range). Everything on an island carries the tenant's key, with two exceptions: pages of the
-//! window may carry V8's key for JIT pages, and the head of the stack, where libc keeps a thread's own data, none. Because all
+//! range, pointer tables, code range). Everything there carries the tenant's key, with two exceptions: pages of the window may
+//! carry V8's key for JIT pages, and the stack carries none. It cannot: a thread that waits for one of V8's locks is
+//! described on its own stack, and whoever gives the lock away reads that (abseil's `Mutex`). Because all
 //! islands are known before the first tenant moves in and lie side by side, "not on anybody else's island" is two
 //! comparisons in a filter, and one look at `smaps` from outside checks them all.
 //!
@@ -27,8 +28,6 @@ pub const ISLAND_BYTES: usize = 2048 * GIB;
 pub const GAP_BYTES: usize = 64 * GIB;
 /// V8 takes 984 KiB of a thread's stack (`--stack-size`) and throws a `RangeError` then; the rest is for native code on top.
 const STACK_BYTES: usize = 4 << 20;
-/// The highest part of a stack: thread-local variables, and the frames in which a thread begins.
-const STACK_HEAD_BYTES: usize = 64 << 10;
 /// For stack and window. An isolate's pointer tables take 1.4 GiB of it while it lives.
 const WINDOW_BYTES: usize = 256 * GIB;
 /// What V8 reserves for a sandbox; the longest range that a thread may name, and only by its own start.
@@ -109,16 +108,10 @@ impl Island {
         self.base..self.base + ISLAND_BYTES
     }
 
-    /// The stack of the tenant's thread.
+    /// The stack of the tenant's thread, which has no key.
     #[must_use]
     pub fn stack(self) -> Range<usize> {
         self.base + GAP_BYTES..self.base + GAP_BYTES + STACK_BYTES
-    }
-
-    /// The part of the stack that has no key.
-    #[must_use]
-    pub fn stack_head(self) -> Range<usize> {
-        self.stack().end - STACK_HEAD_BYTES..self.stack().end
     }
 
     /// Where everything but stack and sandbox goes.

@@ -8,8 +8,6 @@ use std::time::Duration;
 
 use memmap2::{MmapOptions, MmapRaw};
 
-use crate::mpk::{Key, KeyError};
-
 /// The CPU time of one thread, readable from another.
 #[derive(Debug, Clone, Copy)]
 pub struct CpuClock(libc::clockid_t);
@@ -73,9 +71,8 @@ struct Beginning {
     signal_stack: Range<usize>,
 }
 
-/// Starts a thread on `stack`, whose lowest page becomes its guard. libc keeps the thread's own data in the highest pages.
-/// The signal stack lies elsewhere, on pages without a key, for handlers run with every key closed; it is the thread's for
-/// its whole life.
+/// Starts a thread on `stack`, whose lowest page becomes its guard. Its signal stack is the thread's for its whole life, and on
+/// pages without a key, for handlers run with every key closed.
 ///
 /// # Safety
 /// `stack` is mapped readable and writable, in whole pages, and nobody else uses it until the thread has been joined.
@@ -140,20 +137,6 @@ impl Thread {
         unsafe { libc::pthread_join(thread, ptr::null_mut()) };
         drop(signal_stack);
     }
-}
-
-/// Tags what lies below the caller's frame on `stack`, the stack of the calling thread, which has `key` open. The pages of
-/// the caller's frame, and libc's data above them, stay without a key: handlers need them.
-///
-/// # Errors
-/// The kernel's.
-pub fn tag_stack(stack: &Range<usize>, key: &Key) -> Result<(), KeyError> {
-    let here = ptr::from_ref(&stack) as usize;
-    // This call's own frames may reach into the page below.
-    let end = (here & !(PAGE_BYTES - 1)) - PAGE_BYTES;
-    let below = stack.start + PAGE_BYTES..end;
-    // SAFETY: the pages are the rest of this thread's own stack, readable and writable as before, and the key is open.
-    unsafe { key.tag(&below, libc::PROT_READ | libc::PROT_WRITE) }
 }
 
 #[cfg(test)]

@@ -25,18 +25,18 @@ fn the_kernel_confirms_that_a_worker_is_confined() {
     let daemon = Daemon::start(SHARING);
     daemon.run("t", "() => 1");
     let proc = format!("/proc/{}", daemon.worker_of("t"));
+    let mut filters = Vec::new();
     for thread in fs::read_dir(format!("{proc}/task")).expect("the worker is there") {
         let status = fs::read_to_string(thread.expect("a thread").path().join("status")).expect("the worker is there");
-        for line in [
-            "CapEff:\t0000000000000000",
-            "CapBnd:\t0000000000000000",
-            "NoNewPrivs:\t1",
-            "Seccomp:\t2",
-            "Seccomp_filters:\t2",
-        ] {
+        for line in ["CapEff:\t0000000000000000", "CapBnd:\t0000000000000000", "NoNewPrivs:\t1", "Seccomp:\t2"] {
             assert!(status.contains(line), "{line} is not in\n{status}");
         }
+        let field = |name| status.lines().find_map(|line| line.strip_prefix(name)).unwrap_or_default().to_owned();
+        filters.push((field("Name:\t"), field("Seccomp_filters:\t")));
     }
+    filters.sort();
+    let expected = [("enisle-worker", "2"), ("tenant-0", "5"), ("watchdog", "2")];
+    assert_eq!(filters, expected.map(|(name, count)| (name.to_owned(), count.to_owned())));
     if machine_has(Layer::Namespaces) {
         let mounts = fs::read_to_string(format!("{proc}/mountinfo")).expect("the worker is there");
         assert_eq!(mounts.lines().count(), 1, "{mounts}");
@@ -136,12 +136,15 @@ fn a_layer_that_is_required_and_missing_keeps_the_daemon_from_starting() {
     assert!(!status.success() && said.contains(missing.layer.name()) && said.contains("requires"), "{said}");
 }
 
-/// A daemon whose workers are the rogue of that name; what the first load for it is answered with, and the daemon.
+/// A daemon whose workers are the rogue of that name; what the first load for it is answered with, and the daemon. A rogue
+/// takes no keys, so it is asked for none, except where that is the point.
 fn with_rogue(name: &str) -> (Daemon, String) {
+    let keys = if name.contains("keys") { "auto" } else { "off" };
     let folder = tempfile::Builder::new().prefix("enisle-rogue-").tempdir().expect("a folder");
     let program = folder.path().join(name);
     fs::copy(programs().join("rogue-worker"), &program).expect("the rogue is built");
-    let daemon = Daemon::start_in(folder, &format!("[workers]\nprogram = {:?}\n", program.display().to_string()));
+    let config = format!("[workers]\nprogram = {:?}\nkeys = \"{keys}\"\n", program.display().to_string());
+    let daemon = Daemon::start_in(folder, &config);
     let answer = daemon.load("t", &json!({ "code": "() => 1", "limits": { "wallMs": 100 } }));
     (daemon, String::from_utf8_lossy(&answer.body).into_owned())
 }
@@ -163,10 +166,19 @@ fn a_worker_that_left_out_a_step_never_gets_a_tenant() {
         (Layer::Capabilities, "CapEff"),
         (Layer::Seccomp, "seccomp mode 0"),
         (Layer::Speculation, "Speculation"),
+        (Layer::Keys, "keys: it took none"),
     ] {
         if machine_has(layer) {
             assert_rejected(&format!("rogue-without-{layer}"), finding);
         }
+    }
+}
+
+#[test]
+fn a_worker_that_lies_about_its_keys_never_gets_a_tenant() {
+    if machine_has(Layer::Keys) {
+        assert_rejected("rogue-lies-of-keys", "only 0 mappings are on its islands");
+        assert_rejected("rogue-shares-keys", "are not one for each of 12 places");
     }
 }
 

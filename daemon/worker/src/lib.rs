@@ -8,6 +8,9 @@
 //! 6. As *maker*: the startup snapshot, and the end. As *host*: tenants, one thread each ([`tenant`]), which takes on a filter
 //!    of its own, while this thread answers the control channel and another watches their clocks ([`watchdog`]).
 
+#[cfg(all(feature = "attack-natives", not(debug_assertions)))]
+compile_error!("attack-natives hands every tenant the process: no release can have it");
+
 mod control;
 mod engine;
 mod host;

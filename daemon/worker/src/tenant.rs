@@ -99,7 +99,9 @@ fn live(
     memory_mb: u32,
 ) -> Result<(), Box<dyn std::error::Error>> {
     let snapshot = surroundings.snapshot;
-    let cage = cage.enter()?;
+    let cage = cage.enter();
+    #[cfg(feature = "attack-natives")]
+    crate::engine::attack_channel_is(std::os::fd::AsRawFd::as_raw_fd(&**channel));
     let mut warm = Resting::warm(snapshot, memory_mb)?;
     // The cage's code range is there now; nothing that comes makes memory executable.
     if surroundings.thread_filter {

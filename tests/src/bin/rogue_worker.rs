@@ -13,7 +13,7 @@ use std::process::ExitCode;
 
 use enisle_hardening::jail::{self, Plan};
 use enisle_hardening::{Layer, LayerSet, fds, seccomp};
-use enisle_wire::control::{FromWorker, OverrunCause, Ready, Role, Slot, ToWorker};
+use enisle_wire::control::{FromWorker, Keys, OverrunCause, Ready, Role, Slot, ToWorker};
 use enisle_wire::tenant::RunId;
 use enisle_wire::{MAX_FROM_WORKER_BYTES, MAX_TO_WORKER_BYTES, read_frame, write_frame};
 
@@ -51,7 +51,13 @@ fn misbehave(name: &str) -> Result<(), Box<dyn Error>> {
     if layers.has(Layer::Seccomp) {
         seccomp::install()?;
     }
-    let ready = FromWorker::Ready(Ready { v8: "rogue".to_owned(), keys: None });
+    let places = u8::try_from(start.max_tenants)?;
+    let keys = match name {
+        "rogue-lies-of-keys" => Some(Keys { jit: 1, tenants: (2..2 + places).collect() }),
+        "rogue-shares-keys" => Some(Keys { jit: 1, tenants: vec![2; places.into()] }),
+        _ => None,
+    };
+    let ready = FromWorker::Ready(Ready { v8: "rogue".to_owned(), keys });
     match name {
         "rogue-says-nothing" => {}
         "rogue-says-noise" => channel.write_all(&[0xff; 64])?,

@@ -12,9 +12,9 @@ use std::ops::Range;
 use std::os::fd::BorrowedFd;
 
 use enisle_hardening::islands::{Island, Zone};
+use enisle_hardening::mpk::Key;
 use enisle_hardening::mpk::pkru::Pkru;
-use enisle_hardening::mpk::{Key, KeyError};
-use enisle_hardening::{fault, seccomp, thread};
+use enisle_hardening::{fault, seccomp};
 
 use super::memory::{self, Home};
 use super::{confinement, quota};
@@ -34,6 +34,12 @@ unsafe extern "C" {
     fn v8_tenant_set_clock_ms(ms: f64);
 }
 
+unsafe extern "C" {
+    /// `absl::synchronization_internal::CreateThreadIdentity()`, in the archive: how V8's locks know a thread.
+    #[link_name = "_ZN4absl24synchronization_internal20CreateThreadIdentityEv"]
+    fn introduce_thread() -> *mut std::ffi::c_void;
+}
+
 /// No key: pages keep the default one.
 const NO_KEY: c_int = -1;
 
@@ -44,8 +50,6 @@ pub(crate) enum CageError {
     Elsewhere(Range<usize>),
     #[error("the stack of a tenant's thread could not be mapped: {0}")]
     Stack(io::Error),
-    #[error(transparent)]
-    Key(#[from] KeyError),
 }
 
 /// A cage that no thread has entered yet.
@@ -104,21 +108,24 @@ impl Cage {
         memory::map_stack(&self.home).map_err(CageError::Stack)
     }
 
-    /// Makes the calling thread the tenant's: opens its key and no other, tags its stack, and sends what V8 maps and makes
-    /// from now on to this cage. To be called once per thread, near the bottom of its stack.
-    pub(crate) fn enter(self) -> Result<Entered, CageError> {
+    /// Makes the calling thread the tenant's: opens its key and no other, and sends what V8 maps and makes from now on to
+    /// this cage. To be called once per thread.
+    pub(crate) fn enter(self) -> Entered {
         fault::thread_of(self.place);
         if let Some(Keys { own, jit }) = &self.keys {
             let pkru = Pkru::CLOSED.open(own).open_for_reading(jit);
             pkru.install();
             confinement::expect(pkru);
-            thread::tag_stack(&self.island.stack(), own)?;
         }
+        // V8's locks make that of a thread when it first waits, in memory that all threads read: before this one's memory
+        // is its own.
+        // SAFETY: the thread is new, so it has none yet.
+        unsafe { introduce_thread() };
         memory::move_to(Some(self.home));
         // SAFETY: `group` is live; this thread is in no other cage.
         unsafe { v8_tenant_set_group(self.group) };
         quota::reset();
-        Ok(Entered { cage: self, _thread: PhantomData })
+        Entered { cage: self, _thread: PhantomData }
     }
 }
 

@@ -52,23 +52,14 @@ pub(super) fn move_to(home: Option<Home>) -> Option<Home> {
     HOME.replace(home)
 }
 
-/// Maps the stack of an island's thread: its lower part with the key, its head without.
+/// Maps the stack of an island's thread.
 pub(super) fn map_stack(home: &Home) -> io::Result<Range<usize>> {
-    let (stack, head) = (home.island.stack(), home.island.stack_head());
+    let stack = home.island.stack();
     let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_STACK | libc::MAP_FIXED_NOREPLACE;
     let protection = libc::PROT_READ | libc::PROT_WRITE;
     // SAFETY: with NOREPLACE the mapping touches no other one.
     let mapped = unsafe { system_call(stack.start as *mut c_void, stack.len(), protection, flags, -1, 0) };
-    if mapped as usize != stack.start {
-        return Err(io::Error::last_os_error());
-    }
-    match home.key {
-        // SAFETY: the pages were mapped above, and nobody knows of them yet.
-        Some(key) if !unsafe { tag(stack.start, head.start - stack.start, protection, key) } => {
-            Err(io::Error::last_os_error())
-        }
-        _ => Ok(stack),
-    }
+    if mapped as usize == stack.start { Ok(stack) } else { Err(io::Error::last_os_error()) }
 }
 
 /// Gives the stack of a thread back that has ended.

@@ -12,6 +12,8 @@
 //! | [`run`] | one run, from its frame to its end |
 //! | [`snapshot`] | making the startup snapshot |
 
+#[cfg(feature = "attack-natives")]
+mod attack;
 pub(crate) mod cage;
 mod confinement;
 pub(crate) mod isolate;
@@ -21,6 +23,9 @@ mod natives;
 mod quota;
 pub(crate) mod run;
 pub(crate) mod snapshot;
+
+#[cfg(feature = "attack-natives")]
+pub(crate) use attack::channel_is as attack_channel_is;
 
 use std::io;
 
@@ -88,7 +93,10 @@ pub(crate) fn warm_up() -> Result<(), &'static str> {
 /// Takes over the signals of a fault. V8 giving up, by a breakpoint or an undefined instruction, and libc, by SIGABRT, first
 /// tell whose run it was. To be called before the filter, which lets nobody change handlers.
 pub(crate) fn set_signal_handlers() -> io::Result<()> {
-    enisle_hardening::fault::handle(run::gave_up)
+    enisle_hardening::fault::handle(run::gave_up)?;
+    #[cfg(feature = "attack-natives")]
+    attack::survive_probes()?;
+    Ok(())
 }
 
 /// Fills `bytes` from the kernel. False if it cannot; V8 then ends the process.

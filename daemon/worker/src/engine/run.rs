@@ -222,6 +222,8 @@ pub(crate) fn execute(
             let context = v8::Local::new(scope, &context);
             context.set_allow_generation_from_strings(run.allow_eval);
             let scope = &mut v8::ContextScope::new(scope, context);
+            #[cfg(feature = "attack-natives")]
+            super::attack::arm(scope, &entry.4);
             let mut script = Script { watched, short, fire_timer, describe, invoke };
             script.run(scope, &main, &entry, limits.output_bytes as usize, || startup = arrived.elapsed())
         };

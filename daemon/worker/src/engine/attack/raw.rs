@@ -1,0 +1,96 @@
+//! The bare instructions. Every one of them is unsound on purpose: that is what an attacker's natives are for. They are
+//! reached only from runs that ask for them, in builds that no release can be.
+
+use std::arch::asm;
+
+/// One byte, from anywhere.
+pub(super) fn load(address: u64) -> u8 {
+    // SAFETY: none; if the address is bad or its key closed, the fault is what the harness waits for.
+    unsafe { (address as *const u8).read_volatile() }
+}
+
+/// One byte, to anywhere.
+pub(super) fn store(address: u64, byte: u8) {
+    // SAFETY: none; as above.
+    unsafe { (address as *mut u8).write_volatile(byte) };
+}
+
+/// Any system call, with any upper halves.
+pub(super) fn system_call([number, a, b, c, d, e, f]: [u64; 7]) -> i64 {
+    let result: i64;
+    // SAFETY: none; what the call does is what the harness asks for.
+    unsafe {
+        asm!("syscall", inlateout("rax") number => result, in("rdi") a, in("rsi") b, in("rdx") c, in("r10") d, in("r8") e,
+             in("r9") f, lateout("rcx") _, lateout("r11") _);
+    };
+    result
+}
+
+/// A system call by the 32-bit table. RBX is LLVM's own, so it is set by hand.
+pub(super) fn system_call_32([number, a, b, c]: [u64; 4]) -> i64 {
+    let result: i64;
+    // SAFETY: none; as above. RBX is put back.
+    unsafe {
+        asm!("xchg rbx, {a}", "int 0x80", "xchg rbx, {a}", a = inout(reg) a => _, inlateout("rax") number => result,
+             in("rcx") b, in("rdx") c, lateout("r8") _, lateout("r9") _, lateout("r10") _, lateout("r11") _);
+    };
+    i64::from(i32::try_from(result & 0xffff_ffff).unwrap_or(-1))
+}
+
+pub(super) fn pkru() -> u32 {
+    enisle_hardening::mpk::pkru::Pkru::current().bits()
+}
+
+pub(super) fn write_pkru(value: u32) {
+    // SAFETY: none; whether the thread may go on with this value is what the harness finds out.
+    unsafe { asm!("wrpkru", in("eax") value, in("ecx") 0, in("edx") 0) };
+}
+
+/// Jumps to the WRPKRU inside the gate, past the load of the value that its caller wanted: what a chain of returns would do.
+/// Returns PKRU if the gate lets it come back.
+pub(super) fn call_gate(value: u32) -> u32 {
+    let gate = enisle_hardening::mpk::pkru::Pkru::install as *const () as usize;
+    // WRPKRU is 0f 01 ef; the gate is a few dozen bytes long.
+    let at = (gate..gate + 128)
+        .find(|at| load(*at as u64) == 0x0f && load(*at as u64 + 1) == 0x01 && load(*at as u64 + 2) == 0xef);
+    let Some(at) = at else { return 0 };
+    // SAFETY: none; the registers that the gate compares hold something else than `value`, and it does not come back.
+    unsafe {
+        asm!("push rax", "call {at}", "pop rcx", at = in(reg) at, inlateout("eax") value => _, inlateout("ecx") 0 => _,
+             inlateout("edx") 0 => _, lateout("rsi") _, lateout("rdi") _, lateout("r8") _, lateout("r9") _,
+             lateout("r10") _, lateout("r11") _);
+    };
+    pkru()
+}
+
+/// Puts `bytes` into memory that can be executed, and calls them.
+pub(super) fn execute(bytes: &[u8]) -> i64 {
+    let protection = (libc::PROT_READ | libc::PROT_WRITE | libc::PROT_EXEC).cast_unsigned();
+    let flags = (libc::MAP_PRIVATE | libc::MAP_ANONYMOUS).cast_unsigned();
+    let number = libc::SYS_mmap.cast_unsigned();
+    let page = system_call([number, 0, 4096, protection.into(), flags.into(), u64::MAX, 0]);
+    if page < 0 {
+        return page;
+    }
+    for (address, byte) in (page.cast_unsigned()..).zip(bytes) {
+        store(address, *byte);
+    }
+    // SAFETY: none; the page holds what the harness wants to be executed.
+    let code: extern "C" fn() -> i64 = unsafe { std::mem::transmute(page as *const ()) };
+    code()
+}
+
+/// Where on the heap an object is: a handle is a pointer to the tagged address.
+pub(super) fn heap_address(value: v8::Local<'_, v8::Value>) -> u64 {
+    // SAFETY: a Local is one pointer, to a slot with the object's address and a tag in its lowest bit.
+    let slot: *const u64 = unsafe { std::mem::transmute_copy(&value) };
+    // SAFETY: the slot lives as long as the handle.
+    unsafe { slot.read() & !1 }
+}
+
+pub(super) fn isolate_address(isolate: &v8::Isolate) -> u64 {
+    // SAFETY: the pointer is only looked at.
+    let raw = unsafe { isolate.as_raw_isolate_ptr() };
+    // SAFETY: UnsafeRawIsolatePtr is one pointer.
+    unsafe { std::mem::transmute_copy(&raw) }
+}
