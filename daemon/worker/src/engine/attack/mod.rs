@@ -30,6 +30,8 @@ pub(super) fn arm(scope: &mut Scope<'_, '_>, props: &str) {
     if !props.contains("\"attack\":true") {
         return;
     }
+    // A WebAssembly memory reserves more than any tenant may have.
+    super::quota::set_limit(usize::MAX);
     let object = v8::Object::new(scope);
     macro_rules! natives {
         ($($name:literal => $function:path),* $(,)?) => {$(

@@ -1,0 +1,267 @@
+//! Rows of the catalogue that are looked at from outside, by the kernel's word, and not attacked by a script.
+
+use std::collections::BTreeMap;
+use std::fs::{self, File};
+use std::io::Read;
+use std::os::unix::fs::FileExt;
+
+use enisle_hardening::mpk::pkru::Pkru;
+use enisle_hardening::seccomp;
+use serde_json::json;
+
+use crate::Bench;
+use crate::rig::{Ran, Rig};
+
+/// How a row is looked at. The text of an error is what was found.
+#[derive(Debug)]
+pub(crate) enum Check {
+    Look(fn(&Bench) -> Result<String, String>),
+    /// Another part of the tests holds it.
+    NamesAnother(&'static str),
+    /// It is left, for this reason; what can be said about it.
+    Residual(&'static str, fn(&Bench) -> Result<String, String>),
+}
+
+fn text(error: impl std::fmt::Display) -> String {
+    error.to_string()
+}
+
+/// A worker with an attacker, a victim with its secrets planted, and one more.
+fn scene(bench: &Bench) -> Result<(Rig, serde_json::Value), String> {
+    bench.scene(bench.layers).map_err(text)
+}
+
+/// M04: every copy of the victim's secret, wherever in the process, and whether a neighbour could read it there.
+pub(crate) fn readable_is_documented(bench: &Bench) -> Result<String, String> {
+    if !nix::unistd::geteuid().is_root() {
+        return Ok("only root may look into a worker; not looked at".to_owned());
+    }
+    let (rig, scene) = scene(bench)?;
+    let canary = hex(scene["canary"].as_str().unwrap_or_default());
+    let tags = rig.tags.clone().ok_or("no keys")?;
+    let mut places: BTreeMap<&str, usize> = BTreeMap::new();
+    for (address, key) in rig.find(&canary).map_err(text)? {
+        let island = rig.zone.islands().position(|island| island.range().contains(&address));
+        // SECURITY.md lists what a neighbour can read: the stack, and what malloc hands out.
+        let place = match (island, key) {
+            (Some(1), key) if key == tags.keys[1] => "closed to neighbours",
+            (Some(1), 0) if rig.zone.island(1).is_some_and(|island| island.stack().contains(&address)) => "the stack",
+            (None, 0) => "malloc's memory",
+            _ => {
+                return Err(format!(
+                    "a secret of the victim is at {address:#x} with key {key}, which no document lists"
+                ));
+            }
+        };
+        *places.entry(place).or_default() += 1;
+    }
+    if places.contains_key("closed to neighbours") {
+        Ok(format!("copies of one secret: {places:?}"))
+    } else {
+        Err(format!("the secret was not found at all, so nothing was looked at: {places:?}"))
+    }
+}
+
+/// M07: the PKRU of every thread, read by `ptrace` from its extended state.
+pub(crate) fn keys_of_every_thread(bench: &Bench) -> Result<String, String> {
+    let (rig, _) = scene(bench)?;
+    let tags = rig.tags.clone().ok_or("no keys")?;
+    let mut seen = Vec::new();
+    for thread in fs::read_dir(format!("/proc/{}/task", rig.pid())).map_err(text)? {
+        let path = thread.map_err(text)?.path();
+        let name = fs::read_to_string(path.join("comm")).map_err(text)?.trim().to_owned();
+        let id = path.file_name().and_then(|id| id.to_str()?.parse().ok()).ok_or("no thread id")?;
+        let pkru = Pkru::of_thread(id).map_err(text)?.bits();
+        let readable: Vec<_> = (1..16).filter(|key| pkru >> (2 * key) & 1 == 0).collect();
+        let mut allowed = vec![tags.jit];
+        if let Some(place) = name.strip_prefix("tenant-").and_then(|place| place.parse::<usize>().ok()) {
+            allowed.push(tags.keys[place]);
+        }
+        allowed.sort_unstable();
+        if readable != allowed {
+            return Err(format!("thread {name} can read keys {readable:?}, expected {allowed:?}"));
+        }
+        seen.push(name);
+    }
+    if seen.len() < 4 { Err(format!("only threads {seen:?} were seen")) } else { Ok(format!("{} threads", seen.len())) }
+}
+
+/// M09: what in the program writes PKRU, at any offset, aligned or not: WRPKRU, and XRSTOR with a mask that may include it.
+pub(crate) fn instructions_that_write_pkru(bench: &Bench) -> Result<String, String> {
+    /// The gate's one copy and those of V8, which opens its JIT key; in a debug build of the pinned archive.
+    const WRPKRU_KNOWN: usize = 12;
+    let mut program = Vec::new();
+    File::open(&bench.production_worker).and_then(|mut file| file.read_to_end(&mut program)).map_err(text)?;
+    let executable = executable_parts(&program).ok_or("the worker is no ELF file that can be read")?;
+    let count = |needle: &dyn Fn(&[u8]) -> bool| {
+        executable.iter().map(|part| part.windows(4).filter(|window| needle(window)).count()).sum::<usize>()
+    };
+    let wrpkru = count(&|window| window[..3] == [0x0f, 0x01, 0xef]);
+    // /5 with a memory operand, with or without REX.W in front.
+    let xrstor = count(&|window| window[..2] == [0x0f, 0xae] && window[2] >> 3 & 7 == 5 && window[2] < 0xc0);
+    let found = format!("WRPKRU {wrpkru} times, XRSTOR {xrstor} times");
+    if (1..=WRPKRU_KNOWN).contains(&wrpkru) { Ok(found) } else { Err(format!("{found}; {WRPKRU_KNOWN} are known")) }
+}
+
+/// The bytes of an ELF file that are mapped executable.
+fn executable_parts(program: &[u8]) -> Option<Vec<&[u8]>> {
+    let word = |at: usize| usize::try_from(u64::from_le_bytes(program.get(at..at + 8)?.try_into().ok()?)).ok();
+    let half = |at: usize| Some(usize::from(u16::from_le_bytes(program.get(at..at + 2)?.try_into().ok()?)));
+    let (headers, size, count) = (word(32)?, half(54)?, half(56)?);
+    let mut parts = Vec::new();
+    for header in (0..count).map(|index| headers + index * size) {
+        let (kind, flags) = (program.get(header)?, program.get(header + 4)?);
+        if *kind == 1 && flags & 1 != 0 {
+            let (offset, bytes) = (word(header + 8)?, word(header + 32)?);
+            parts.push(program.get(offset..offset + bytes)?);
+        }
+    }
+    Some(parts)
+}
+
+/// M10: native code that a script has V8 write, with WRPKRU inside a constant, found from outside.
+pub(crate) fn sprayed_constants(bench: &Bench) -> Result<String, String> {
+    let (mut rig, _) = scene(bench)?;
+    let spray = "() => { const spray = (x) => { let y = x; for (let i = 0; i < 100; i++) y = (y ^ 0x10ef010f) + 0x3cef010f | 0; return y };
+        let sum = 0; for (let i = 0; i < 200000; i++) sum = sum + spray(i) | 0; console.log('1'); return new Promise((r) => setTimeout(r, 60000)) }";
+    rig.send(0, spray, &json!(null)).map_err(text)?;
+    rig.next_line(0).ok_or("the script did not get there")?;
+    let memory = File::open(format!("/proc/{}/mem", rig.pid())).map_err(text)?;
+    let (mut found, tags) = (0, rig.tags.clone().ok_or("no keys")?);
+    let island = rig.zone.island(0).ok_or("no island")?;
+    for mapping in rig.mappings().map_err(text)? {
+        if mapping.key == tags.jit && island.window().contains(&mapping.pages.start) {
+            let mut bytes = vec![0; mapping.pages.len().min(64 << 20)];
+            let read = memory.read_at(&mut bytes, mapping.pages.start as u64).unwrap_or(0);
+            found += bytes[..read].windows(3).filter(|window| *window == [0x0f, 0x01, 0xef]).count();
+        }
+    }
+    Ok(format!("{found} copies of WRPKRU in compiled code"))
+}
+
+/// M33: whatever a script makes the worker do, its thread's PKRU is what it was.
+pub(crate) fn keys_hold_whatever_is_called(bench: &Bench) -> Result<String, String> {
+    let (mut rig, _) = scene(bench)?;
+    let script = "async () => {
+        const before = attack.pkru(), wrong = [], calls = [
+            () => console.log('x'), () => structuredClone({ a: [new Date(), new Map([[1, 2]])] }), () => btoa('x'),
+            () => { throw new Error('x') }, () => console.log({ get a() { throw 1 } }), () => setTimeout(() => {}, 0),
+            () => queueMicrotask(() => {}), () => new TextEncoder().encode('x'), () => new TextDecoder().decode(new Uint8Array(3)),
+            () => structuredClone(() => {}), () => setTimeout('x'), () => console.log(Symbol('x')), () => import('nowhere'),
+            () => crypto.getRandomValues(new Uint8Array(8)), () => crypto.randomUUID(), () => new ArrayBuffer(1e12), () => 'x'.repeat(2 ** 30),
+            () => JSON.parse('{'), () => new Function('1'), () => [].reduce(), () => (function f() { f() })(),
+            () => new ArrayBuffer(8, { maxByteLength: 1 << 20 }).resize(1 << 19),
+        ];
+        for (let round = 0; round < 50; round++) for (const call of calls) {
+            try { const got = call(); if (got instanceof Promise) await got.catch(() => {}); } catch {}
+            if (attack.pkru() !== before) wrong.push(String(call));
+            if (round % 10 === 0) { await new Promise((r) => setTimeout(r, 0)); if (attack.pkru() !== before) wrong.push('a timer'); }
+        }
+        return wrong }";
+    match rig.run(0, script, &json!(null)) {
+        Ran::Returned(wrong) if wrong == json!([]) => Ok("1,100 calls".to_owned()),
+        other => Err(format!("{other:?}")),
+    }
+}
+
+/// M35: a worker that crashes hard is not dumped.
+pub(crate) fn no_dump(bench: &Bench) -> Result<String, String> {
+    let (mut rig, _) = scene(bench)?;
+    let limits = fs::read_to_string(format!("/proc/{}/limits", rig.pid())).map_err(text)?;
+    let core = limits.lines().find(|line| line.starts_with("Max core file size")).unwrap_or_default().to_owned();
+    if core.split_whitespace().filter(|word| *word == "0").count() != 2 {
+        return Err(core);
+    }
+    let _ = rig.run(0, "() => attack.syscall32(20n)", &json!(null));
+    match rig.end().status {
+        Some(nix::sys::wait::WaitStatus::Signaled(_, signal, false)) => Ok(format!("ended by {signal}, not dumped")),
+        other => Err(format!("{other:?}")),
+    }
+}
+
+/// S05: how many programs each thread runs under.
+pub(crate) fn filters_of_every_thread(bench: &Bench) -> Result<String, String> {
+    let (rig, _) = scene(bench)?;
+    let confined = enisle_hardening::verify::confined_threads(nix::unistd::Pid::from_raw(rig.pid())).map_err(text)?;
+    let mut others = 0;
+    for thread in fs::read_dir(format!("/proc/{}/task", rig.pid())).map_err(text)? {
+        let status = fs::read_to_string(thread.map_err(text)?.path().join("status")).map_err(text)?;
+        if !status.contains("Seccomp:\t2") {
+            return Err(format!("a thread runs without a filter:\n{status}"));
+        }
+        others += usize::from(status.contains(&format!("Seccomp_filters:\t{}\n", seccomp::FILTERS)));
+    }
+    if (confined, others) == (3, 2) {
+        Ok(format!(
+            "3 tenants under {} programs, 2 threads of the worker's under {}",
+            seccomp::TENANT_FILTERS,
+            seccomp::FILTERS
+        ))
+    } else {
+        Err(format!("{confined} tenants' threads and {others} others"))
+    }
+}
+
+const POLICIES: [&str; 2] =
+    [include_str!("../../hardening/policy/worker.json"), include_str!("../../hardening/policy/tenant.json")];
+
+/// S11: what the policies answer with.
+pub(crate) fn no_user_notification(_: &Bench) -> Result<String, String> {
+    for policy in POLICIES {
+        let policy: serde_json::Value = serde_json::from_str(policy).map_err(text)?;
+        for (name, program) in policy.as_object().ok_or("a policy is an object")? {
+            for action in ["mismatch_action", "match_action"] {
+                let known = [json!("allow"), json!("trap"), json!({ "errno": 38 })];
+                if !known.contains(&program[action]) {
+                    return Err(format!("{name}.{action} is {}", program[action]));
+                }
+            }
+        }
+    }
+    Ok("allow, trap, errno".to_owned())
+}
+
+/// N03: the table of descriptors.
+pub(crate) fn descriptors(bench: &Bench) -> Result<String, String> {
+    let (rig, _) = scene(bench)?;
+    let mut found = Vec::new();
+    for entry in fs::read_dir(format!("/proc/{}/fd", rig.pid())).map_err(text)? {
+        let path = entry.map_err(text)?.path();
+        let target = fs::read_link(&path).map_err(text)?.to_string_lossy().into_owned();
+        found.push(target.split(':').next().unwrap_or_default().to_owned());
+    }
+    found.sort();
+    // 0 to 2 (the harness gives /dev/null for the pipe), the control channel, three tenants' channels.
+    let expected = ["/dev/null", "/dev/null", "/dev/null", "socket", "socket", "socket", "socket"];
+    if found == expected { Ok(format!("{} descriptors", found.len())) } else { Err(format!("{found:?}")) }
+}
+
+/// N09: what is in the memory that `/proc` shows.
+pub(crate) fn environment(bench: &Bench) -> Result<String, String> {
+    let (rig, _) = scene(bench)?;
+    let read = |file: &str| fs::read(format!("/proc/{}/{file}", rig.pid())).map_err(text);
+    let (environ, arguments) = (read("environ")?, read("cmdline")?);
+    if environ.is_empty() && arguments == b"enisle-worker\0" {
+        Ok("no environment, one argument".to_owned())
+    } else {
+        Err(format!("{} bytes of environment, arguments {}", environ.len(), String::from_utf8_lossy(&arguments)))
+    }
+}
+
+/// N12: the calls of the kernel's that a tenant's thread can reach.
+pub(crate) fn number_of_calls(_: &Bench) -> Result<String, String> {
+    /// Firecracker's threads have 27 to 50.
+    const MOST: usize = 35;
+    let policy: serde_json::Value = serde_json::from_str(POLICIES[1]).map_err(text)?;
+    let rules = policy["tenant"]["filter"].as_array().ok_or("a policy has rules")?;
+    let calls: std::collections::BTreeSet<_> = rules.iter().filter_map(|rule| rule["syscall"].as_str()).collect();
+    if (1..=MOST).contains(&calls.len()) {
+        Ok(format!("{} calls", calls.len()))
+    } else {
+        Err(format!("{} calls", calls.len()))
+    }
+}
+
+fn hex(digits: &str) -> Vec<u8> {
+    (0..digits.len() / 2).filter_map(|at| u8::from_str_radix(digits.get(2 * at..2 * at + 2)?, 16).ok()).collect()
+}

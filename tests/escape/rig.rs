@@ -1,0 +1,277 @@
+//! One worker in a vice: started as the supervisor starts it, with the layers that a case asks for, and spoken to directly.
+
+use std::fs::File;
+use std::io::{self, Read, Write};
+use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::fs::FileExt;
+use std::os::unix::net::UnixStream;
+use std::time::Duration;
+
+use enisle_hardening::fault::{Fault, FaultPage};
+use enisle_hardening::islands::Zone;
+use enisle_hardening::spawn::{Spawn, Started, spawn};
+use enisle_hardening::tags::{self, Mapping, Tags};
+use enisle_hardening::{LayerSet, fds};
+use enisle_wire::control::{Admit, FromWorker, Role, Slot, Start, ToWorker};
+use enisle_wire::tenant::{Code, FromTenant, Limits, Run, RunId, ToTenant};
+use enisle_wire::{
+    MAX_FROM_TENANT_BYTES, MAX_FROM_WORKER_BYTES, MAX_TO_TENANT_BYTES, MAX_TO_WORKER_BYTES, encode, read_frame,
+    write_frame,
+};
+use nix::sys::wait::WaitStatus;
+use serde_json::{Value, json};
+
+/// Longer than anything here takes.
+const PATIENCE: Duration = Duration::from_secs(20);
+/// Committed memory: plenty.
+const DATA_BYTES: u64 = 8 << 30;
+
+/// What every worker of a run of the harness has in common.
+#[derive(Debug)]
+pub(crate) struct Workshop {
+    program: File,
+    snapshot: OwnedFd,
+}
+
+/// A worker with its tenants.
+#[derive(Debug)]
+pub(crate) struct Rig {
+    started: Option<Started>,
+    control: UnixStream,
+    pub(crate) zone: Zone,
+    pub(crate) tags: Option<Tags>,
+    faults: FaultPage,
+    channels: Vec<UnixStream>,
+    runs: u64,
+}
+
+/// What became of a run.
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) enum Ran {
+    Returned(Value),
+    /// It threw.
+    Threw(String),
+    /// The worker ended under it.
+    Gone,
+}
+
+/// How a worker ended.
+#[derive(Debug)]
+pub(crate) struct End {
+    pub(crate) status: Option<WaitStatus>,
+    pub(crate) fault: Option<Fault>,
+}
+
+impl Workshop {
+    /// Opens the worker program and has it make the snapshot.
+    pub(crate) fn open(program: &std::path::Path, layers: LayerSet) -> io::Result<Self> {
+        let null = || File::open("/dev/null").map(OwnedFd::from);
+        let mut workshop = Self { program: File::open(program)?, snapshot: null()? };
+        let mut rig = workshop.start_as(Role::Maker, layers, 1, None)?;
+        let word: FromWorker = read_frame(&mut rig.control, MAX_FROM_WORKER_BYTES).map_err(io::Error::other)?;
+        let FromWorker::Snapshot(bytes) = word else { return Err(io::Error::other(format!("{word:?}"))) };
+        let memory = nix::sys::memfd::memfd_create(c"snapshot", nix::sys::memfd::MFdFlags::MFD_CLOEXEC)?;
+        File::from(memory.try_clone()?).write_all(&bytes)?;
+        workshop.snapshot = memory;
+        Ok(workshop)
+    }
+
+    /// A host with `places` places, ready.
+    pub(crate) fn start(&self, layers: LayerSet, places: u32) -> io::Result<Rig> {
+        let mut rig = self.start_as(Role::Host, layers, places, Some(&self.snapshot))?;
+        match read_frame(&mut rig.control, MAX_FROM_WORKER_BYTES).map_err(io::Error::other)? {
+            FromWorker::Ready(ready) => {
+                let zone = rig.zone.clone();
+                rig.tags = ready.keys.map(|keys| Tags { zone, keys: keys.tenants, jit: keys.jit });
+                Ok(rig)
+            }
+            other => Err(io::Error::other(format!("{other:?}"))),
+        }
+    }
+
+    fn start_as(&self, role: Role, layers: LayerSet, places: u32, snapshot: Option<&OwnedFd>) -> io::Result<Rig> {
+        let (mut control, theirs) = UnixStream::pair()?;
+        control.set_read_timeout(Some(PATIENCE))?;
+        let root = nix::unistd::geteuid().is_root();
+        // An unprivileged uid, as the supervisor gives one to each worker.
+        let (uid, gid) = if root {
+            (1_900_100_000, 1_900_100_000)
+        } else {
+            (nix::unistd::geteuid().as_raw(), nix::unistd::getegid().as_raw())
+        };
+        let started = spawn(Spawn {
+            program: self.program.as_fd(),
+            arguments: &[c"enisle-worker".to_owned()],
+            control: theirs.into(),
+            stderr: File::options().write(true).open("/dev/null")?.into(),
+            namespaces: layers.has(enisle_hardening::Layer::Namespaces),
+            uid,
+            gid,
+        })
+        .map_err(io::Error::other)?;
+        let faults = FaultPage::new()?;
+        let mut random = File::open("/dev/urandom")?;
+        let zone = Zone::place(places as usize, || {
+            let mut bytes = [0; 8];
+            random.read_exact(&mut bytes).expect("the kernel has random numbers");
+            u64::from_ne_bytes(bytes)
+        });
+        let (layers, zone_parts) = (layers.bits(), zone.parts());
+        let start = Start {
+            version: enisle_wire::VERSION,
+            role,
+            layers,
+            data_bytes: DATA_BYTES,
+            max_tenants: places,
+            zone: zone_parts,
+        };
+        let bytes = encode(&ToWorker::Start(start), MAX_TO_WORKER_BYTES).map_err(io::Error::other)?;
+        let descriptors: Vec<_> = std::iter::once(faults.descriptor()).chain(snapshot.map(AsFd::as_fd)).collect();
+        let sent = fds::send_with(control.as_fd(), &bytes, &descriptors)?;
+        control.write_all(&bytes[sent..])?;
+        Ok(Rig { started: Some(started), control, zone, tags: None, faults, channels: Vec::new(), runs: 0 })
+    }
+}
+
+impl Rig {
+    pub(crate) fn pid(&self) -> i32 {
+        self.started.as_ref().expect("it has not ended").pid.as_raw()
+    }
+
+    /// One more tenant, in the next place; waits until its thread is ready.
+    pub(crate) fn admit(&mut self) -> io::Result<usize> {
+        let place = self.channels.len();
+        let (mut ours, theirs) = UnixStream::pair()?;
+        ours.set_read_timeout(Some(PATIENCE))?;
+        let slot = Slot(u32::try_from(place).map_err(io::Error::other)?);
+        let bytes =
+            encode(&ToWorker::Admit(Admit { slot, memory_mb: 128 }), MAX_TO_WORKER_BYTES).map_err(io::Error::other)?;
+        let sent = fds::send_with(self.control.as_fd(), &bytes, &[theirs.as_fd()])?;
+        self.control.write_all(&bytes[sent..])?;
+        drop(theirs);
+        match read_frame(&mut ours, MAX_FROM_TENANT_BYTES).map_err(io::Error::other)? {
+            FromTenant::Ready => {}
+            other => return Err(io::Error::other(format!("{other:?}"))),
+        }
+        self.channels.push(ours);
+        Ok(place)
+    }
+
+    /// Sends a run: one function expression, with an argument.
+    pub(crate) fn send(&mut self, place: usize, code: &str, argument: &Value) -> io::Result<()> {
+        self.runs += 1;
+        let run = Run {
+            id: RunId(self.runs),
+            code: Code::Short(code.to_owned()),
+            entrypoint: "default".to_owned(),
+            method: None,
+            args: json!([argument]).to_string(),
+            env: "{}".to_owned(),
+            props: "{\"attack\":true}".to_owned(),
+            limits: Limits {
+                cpu_ms: 60_000,
+                wall_ms: 120_000,
+                memory_mb: 128,
+                output_bytes: 1 << 20,
+                log_bytes: 1 << 20,
+                log_lines: 10_000,
+                timers: 1000,
+            },
+            allow_eval: false,
+        };
+        write_frame(&mut self.channels[place], &ToTenant::Run(Box::new(run)), MAX_TO_TENANT_BYTES)
+            .map_err(io::Error::other)
+    }
+
+    /// Reads on until the run has ended.
+    pub(crate) fn end_of_run(&mut self, place: usize) -> Ran {
+        loop {
+            match read_frame(&mut self.channels[place], MAX_FROM_TENANT_BYTES) {
+                Ok(FromTenant::Done(done)) => {
+                    return match (done.result, done.error) {
+                        (Some(result), _) => Ran::Returned(serde_json::from_str(&result).unwrap_or(Value::Null)),
+                        (None, error) => {
+                            Ran::Threw(format!("{}: {:?}", done.outcome, error.map(|error| error.message)))
+                        }
+                    };
+                }
+                Ok(_) => {}
+                Err(_) => return Ran::Gone,
+            }
+        }
+    }
+
+    /// Reads on until the run prints a line of JSON.
+    pub(crate) fn next_line(&mut self, place: usize) -> Option<Value> {
+        loop {
+            match read_frame(&mut self.channels[place], MAX_FROM_TENANT_BYTES) {
+                Ok(FromTenant::Log(lines)) => {
+                    return lines.first().and_then(|line| serde_json::from_str(&line.text).ok());
+                }
+                Ok(FromTenant::Ready) => {}
+                _ => return None,
+            }
+        }
+    }
+
+    pub(crate) fn run(&mut self, place: usize, code: &str, argument: &Value) -> Ran {
+        match self.send(place, code, argument) {
+            Ok(()) => self.end_of_run(place),
+            Err(_) => Ran::Gone,
+        }
+    }
+
+    /// Whether a tenant in that place still gets an answer.
+    pub(crate) fn answers(&mut self, place: usize) -> bool {
+        self.run(place, "() => 'alive'", &Value::Null) == Ran::Returned(json!("alive"))
+    }
+
+    /// Waits for the end of the worker.
+    pub(crate) fn end(mut self) -> End {
+        let mut started = self.started.take().expect("it has not ended");
+        let status = started.collect();
+        End { status, fault: self.faults.read() }
+    }
+
+    pub(crate) fn mappings(&self) -> io::Result<Vec<Mapping>> {
+        tags::mappings(io::BufReader::new(File::open(format!("/proc/{}/smaps", self.pid()))?)).collect()
+    }
+
+    /// Every place in the process where those bytes are, with the key of the page: what `/proc/PID/mem` shows to root.
+    pub(crate) fn find(&self, needle: &[u8]) -> io::Result<Vec<(usize, u8)>> {
+        let memory = File::open(format!("/proc/{}/mem", self.pid()))?;
+        let mut found = Vec::new();
+        for (pages, key, resident) in self.resident()? {
+            if !resident {
+                continue;
+            }
+            let mut bytes = vec![0; pages.len().min(256 << 20)];
+            // What cannot be read holds nothing.
+            let Ok(read) = memory.read_at(&mut bytes, pages.start as u64) else { continue };
+            let hits = bytes[..read].windows(needle.len()).enumerate().filter(|(_, window)| *window == needle);
+            found.extend(hits.map(|(offset, _)| (pages.start + offset, key)));
+        }
+        Ok(found)
+    }
+
+    /// Mappings with whether anything of them is in memory.
+    fn resident(&self) -> io::Result<Vec<(std::ops::Range<usize>, u8, bool)>> {
+        let text = std::fs::read_to_string(format!("/proc/{}/smaps", self.pid()))?;
+        let keys = tags::mappings(text.as_bytes()).collect::<io::Result<Vec<_>>>()?;
+        let resident = text.lines().filter_map(|line| line.strip_prefix("Rss:")).map(|rss| rss.trim() != "0 kB");
+        Ok(keys.into_iter().zip(resident).map(|(mapping, resident)| (mapping.pages, mapping.key, resident)).collect())
+    }
+
+    /// Pages on a tenant's island, outside its stack, that hold something: what there is to attack.
+    pub(crate) fn targets(&self, place: usize) -> io::Result<Vec<usize>> {
+        let island = self.zone.island(place).expect("a place of this worker");
+        let (range, stack) = (island.range(), island.stack());
+        let on_island = |pages: &std::ops::Range<usize>| range.contains(&pages.start) && !stack.contains(&pages.start);
+        let own = self.tags.as_ref().map_or(0, |tags| tags.keys[place]);
+        let resident =
+            self.resident()?.into_iter().filter(|(pages, key, there)| *there && *key == own && on_island(pages));
+        Ok(resident
+            .flat_map(|(pages, ..)| [pages.start, pages.start + pages.len() / 2 / 4096 * 4096, pages.end - 4096])
+            .collect())
+    }
+}
