@@ -74,13 +74,14 @@ pub fn confine(own: &Own<'_>) -> Result<(), SeccompError> {
     Ok(())
 }
 
-/// BPF instructions of the programs that a tenant's thread runs under: `allow`, `refuse`, `tenant`, `own`, `mute`.
+/// Every program that a tenant's thread runs under, by its name: for tests, and to see how long they are.
 ///
 /// # Errors
 /// The rules of `own` cannot be compiled.
-pub fn instructions(own: &Own<'_>) -> Result<[usize; 5], seccompiler::BackendError> {
+pub fn programs(own: &Own<'_>) -> Result<[(&'static str, BpfProgram); 5], seccompiler::BackendError> {
     let [own, mute] = own.programs()?;
-    Ok([ALLOW.len(), REFUSE.len(), TENANT.len(), own.len(), mute.len()])
+    let fixed = |name, program: &[sock_filter]| (name, program.to_vec());
+    Ok([fixed("allow", ALLOW), fixed("refuse", REFUSE), fixed("tenant", TENANT), ("own", own), ("mute", mute)])
 }
 
 /// Calls that name a range of addresses: its start is argument 0, its length argument 1.

@@ -10,7 +10,7 @@ use enisle_hardening::seccomp;
 use serde_json::json;
 
 use crate::Bench;
-use crate::rig::{Ran, Rig};
+use enisle_tests::rig::{Ran, Rig};
 
 /// How a row is looked at. The text of an error is what was found.
 #[derive(Debug)]
@@ -202,7 +202,7 @@ pub(crate) fn filters_of_every_thread(bench: &Bench) -> Result<String, String> {
     }
 }
 
-const POLICIES: [&str; 2] =
+pub(crate) const POLICIES: [&str; 2] =
     [include_str!("../../hardening/policy/worker.json"), include_str!("../../hardening/policy/tenant.json")];
 
 /// S11: what the policies answer with.

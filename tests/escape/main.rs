@@ -3,14 +3,16 @@
 //! A worker built with natives for attackers (`attack-natives`, which no release can have) is started for every case as the
 //! supervisor would start it: an attacker, a victim that has planted secrets, and a bystander. With every layer on the attack
 //! has to end as the catalogue says; with the layers that stop it switched off it has to succeed, or the first result meant
-//! nothing. `--rounds N` sets how often memory is allocated, freed and attacked (1,000), `--json FILE` writes the table.
+//! nothing. `--rounds N` sets how often memory is allocated, freed and attacked (300), `--soak SECONDS` how long a whole daemon
+//! is attacked (5), `--only ID` picks rows, `--json FILE` writes the table.
 #![forbid(unsafe_code)]
 #![allow(clippy::print_stdout, clippy::print_stderr, reason = "a test runner of its own")]
 
 mod cases;
 mod checks;
-mod rig;
 mod rounds;
+mod soak;
+mod usage;
 
 use std::io;
 use std::path::PathBuf;
@@ -24,7 +26,7 @@ use serde_json::{Value, json};
 
 use cases::{Attack, CASES, Case, Control, Expected, Kind};
 use checks::Check;
-use rig::{End, Ran, Rig, Workshop};
+use enisle_tests::rig::{End, Ran, Rig, Workshop};
 
 /// What the cases work with.
 pub(crate) struct Bench {
@@ -51,10 +53,15 @@ const VICTIM: &str = "(s) => {
 }";
 
 impl Bench {
+    /// A worker of that many places, with nobody in it.
+    pub(crate) fn start(&self, layers: LayerSet, places: u32) -> io::Result<Rig> {
+        self.workshop.start(layers, places)
+    }
+
     /// An attacker in place 0, a victim in place 1 that is in the middle of a run, a bystander in place 2; and what an
     /// attacker is told.
     pub(crate) fn scene(&self, layers: LayerSet) -> io::Result<(Rig, Value)> {
-        let mut rig = self.workshop.start(layers, 3)?;
+        let mut rig = self.start(layers, 3)?;
         for _ in 0..3 {
             rig.admit()?;
         }
@@ -212,7 +219,8 @@ fn build() -> (PathBuf, PathBuf) {
 fn main() -> ExitCode {
     let arguments: Vec<_> = std::env::args().skip(1).collect();
     let after = |name: &str| arguments.iter().skip_while(|word| *word != name).nth(1).cloned();
-    let rounds = after("--rounds").and_then(|number| number.parse().ok()).unwrap_or(1000);
+    let rounds = after("--rounds").and_then(|number| number.parse().ok()).unwrap_or(300);
+    let seconds = after("--soak").and_then(|number| number.parse().ok()).unwrap_or(5);
     let only = after("--only");
     let posture = Posture::probe();
     if !enisle_tests::has("pku", posture.layers().has(Layer::Keys))
@@ -246,6 +254,15 @@ fn main() -> ExitCode {
             println!("{} {id:<16} {title:<72} {with}", if as_expected { ' ' } else { '!' });
             rows.push(Row { id, title, with, without: String::new(), as_expected, residual: false });
         }
+    }
+    if only.as_deref().is_none_or(|only| only == "soak") {
+        let title = "twelve tenants in a process, one of them attacking without pause";
+        let (as_expected, with) = match soak::run(&program, seconds) {
+            Ok(found) => (true, format!("holds: {found}")),
+            Err(found) => (false, format!("DOES NOT HOLD: {found}")),
+        };
+        println!("{} {:<16} {title:<72} {with}", if as_expected { ' ' } else { '!' }, "soak");
+        rows.push(Row { id: "soak", title, with, without: String::new(), as_expected, residual: false });
     }
     if let Some(file) = after("--json") {
         std::fs::write(file, as_json(&rows)).expect("the table is written");

@@ -3,7 +3,7 @@
 use serde_json::{Value, json};
 
 use crate::Bench;
-use crate::rig::Ran;
+use enisle_tests::rig::Ran;
 
 /// Every kind of memory that V8 takes and gives back for a tenant.
 const STORM: &str = "(s) => {

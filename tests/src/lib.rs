@@ -2,6 +2,8 @@
 #![forbid(unsafe_code)]
 #![allow(clippy::print_stderr, reason = "a skipped test says why")]
 
+pub mod rig;
+
 use std::fs;
 use std::io::{Read, Write};
 use std::os::unix::net::UnixStream;

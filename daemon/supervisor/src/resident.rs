@@ -322,7 +322,11 @@ impl Speaker {
             Some(Ok(frame)) => {
                 self.session.accept(&frame).map_err(|violation| Stop::Violation(violation.to_string()))?;
                 if !self.confined {
-                    self.worker.check_confinement().map_err(Stop::Violation)?;
+                    // Also a worker that is dying has fewer threads than it had: how it ended then says whose doing it was.
+                    self.worker.check_confinement().map_err(|why| {
+                        self.worker.kill(why);
+                        Stop::Closed
+                    })?;
                     self.confined = true;
                 }
                 Ok(frame)

@@ -1,5 +1,6 @@
 //! `cargo xtask bench`: one run, one table. Machines are shared and noisy, so what counts are ratios within a run.
 
+mod keys;
 mod load;
 mod peers;
 mod sample;
@@ -11,6 +12,12 @@ use clap::Subcommand;
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum Bench {
+    /// What protection keys and the filter of a tenant's thread cost: runs a second of one worker, on against off.
+    Keys {
+        /// Rounds of half a second each, on and off in turn.
+        #[arg(long, default_value_t = 40)]
+        rounds: usize,
+    },
     /// `load()` through the socket against raw V8 in a loop, memory per idle tenant, hostile scripts against their limits.
     Load {
         /// A folder in which `npm install workerd` was done: the same script through its Worker Loader, in the same run.
@@ -24,6 +31,7 @@ pub(crate) enum Bench {
 
 pub(crate) fn run(bench: Bench) -> Result<()> {
     match bench {
+        Bench::Keys { rounds } => keys::run(rounds),
         Bench::Load { peers, seconds } => load::run(peers.as_deref(), seconds),
     }
 }

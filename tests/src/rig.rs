@@ -28,26 +28,33 @@ const DATA_BYTES: u64 = 8 << 30;
 
 /// What every worker of a run of the harness has in common.
 #[derive(Debug)]
-pub(crate) struct Workshop {
+pub struct Workshop {
     program: File,
     snapshot: OwnedFd,
 }
 
 /// A worker with its tenants.
 #[derive(Debug)]
-pub(crate) struct Rig {
+pub struct Rig {
     started: Option<Started>,
     control: UnixStream,
-    pub(crate) zone: Zone,
-    pub(crate) tags: Option<Tags>,
+    pub zone: Zone,
+    pub tags: Option<Tags>,
     faults: FaultPage,
-    channels: Vec<UnixStream>,
+    tenants: Vec<Tenant>,
+    admitted: usize,
+}
+
+/// The supervisor's end of a tenant's channel.
+#[derive(Debug)]
+pub struct Tenant {
+    channel: UnixStream,
     runs: u64,
 }
 
 /// What became of a run.
 #[derive(Debug, Clone, PartialEq)]
-pub(crate) enum Ran {
+pub enum Ran {
     Returned(Value),
     /// It threw.
     Threw(String),
@@ -57,14 +64,14 @@ pub(crate) enum Ran {
 
 /// How a worker ended.
 #[derive(Debug)]
-pub(crate) struct End {
-    pub(crate) status: Option<WaitStatus>,
-    pub(crate) fault: Option<Fault>,
+pub struct End {
+    pub status: Option<WaitStatus>,
+    pub fault: Option<Fault>,
 }
 
 impl Workshop {
     /// Opens the worker program and has it make the snapshot.
-    pub(crate) fn open(program: &std::path::Path, layers: LayerSet) -> io::Result<Self> {
+    pub fn open(program: &std::path::Path, layers: LayerSet) -> io::Result<Self> {
         let null = || File::open("/dev/null").map(OwnedFd::from);
         let mut workshop = Self { program: File::open(program)?, snapshot: null()? };
         let mut rig = workshop.start_as(Role::Maker, layers, 1, None)?;
@@ -77,7 +84,7 @@ impl Workshop {
     }
 
     /// A host with `places` places, ready.
-    pub(crate) fn start(&self, layers: LayerSet, places: u32) -> io::Result<Rig> {
+    pub fn start(&self, layers: LayerSet, places: u32) -> io::Result<Rig> {
         let mut rig = self.start_as(Role::Host, layers, places, Some(&self.snapshot))?;
         match read_frame(&mut rig.control, MAX_FROM_WORKER_BYTES).map_err(io::Error::other)? {
             FromWorker::Ready(ready) => {
@@ -129,18 +136,23 @@ impl Workshop {
         let descriptors: Vec<_> = std::iter::once(faults.descriptor()).chain(snapshot.map(AsFd::as_fd)).collect();
         let sent = fds::send_with(control.as_fd(), &bytes, &descriptors)?;
         control.write_all(&bytes[sent..])?;
-        Ok(Rig { started: Some(started), control, zone, tags: None, faults, channels: Vec::new(), runs: 0 })
+        Ok(Rig { started: Some(started), control, zone, tags: None, faults, tenants: Vec::new(), admitted: 0 })
     }
 }
 
 impl Rig {
-    pub(crate) fn pid(&self) -> i32 {
+    /// The worker's process.
+    ///
+    /// # Panics
+    /// It has ended.
+    #[must_use]
+    pub fn pid(&self) -> i32 {
         self.started.as_ref().expect("it has not ended").pid.as_raw()
     }
 
     /// One more tenant, in the next place; waits until its thread is ready.
-    pub(crate) fn admit(&mut self) -> io::Result<usize> {
-        let place = self.channels.len();
+    pub fn admit(&mut self) -> io::Result<usize> {
+        let place = self.tenants.len();
         let (mut ours, theirs) = UnixStream::pair()?;
         ours.set_read_timeout(Some(PATIENCE))?;
         let slot = Slot(u32::try_from(place).map_err(io::Error::other)?);
@@ -153,92 +165,63 @@ impl Rig {
             FromTenant::Ready => {}
             other => return Err(io::Error::other(format!("{other:?}"))),
         }
-        self.channels.push(ours);
+        self.tenants.push(Tenant { channel: ours, runs: 0 });
+        self.admitted += 1;
         Ok(place)
     }
 
-    /// Sends a run: one function expression, with an argument.
-    pub(crate) fn send(&mut self, place: usize, code: &str, argument: &Value) -> io::Result<()> {
-        self.runs += 1;
-        let run = Run {
-            id: RunId(self.runs),
-            code: Code::Short(code.to_owned()),
-            entrypoint: "default".to_owned(),
-            method: None,
-            args: json!([argument]).to_string(),
-            env: "{}".to_owned(),
-            props: "{\"attack\":true}".to_owned(),
-            limits: Limits {
-                cpu_ms: 60_000,
-                wall_ms: 120_000,
-                memory_mb: 128,
-                output_bytes: 1 << 20,
-                log_bytes: 1 << 20,
-                log_lines: 10_000,
-                timers: 1000,
-            },
-            allow_eval: false,
-        };
-        write_frame(&mut self.channels[place], &ToTenant::Run(Box::new(run)), MAX_TO_TENANT_BYTES)
-            .map_err(io::Error::other)
-    }
-
-    /// Reads on until the run has ended.
-    pub(crate) fn end_of_run(&mut self, place: usize) -> Ran {
-        loop {
-            match read_frame(&mut self.channels[place], MAX_FROM_TENANT_BYTES) {
-                Ok(FromTenant::Done(done)) => {
-                    return match (done.result, done.error) {
-                        (Some(result), _) => Ran::Returned(serde_json::from_str(&result).unwrap_or(Value::Null)),
-                        (None, error) => {
-                            Ran::Threw(format!("{}: {:?}", done.outcome, error.map(|error| error.message)))
-                        }
-                    };
-                }
-                Ok(_) => {}
-                Err(_) => return Ran::Gone,
-            }
+    /// Lets every tenant move out, and waits until the worker says that their threads have ended.
+    pub fn move_out(&mut self) {
+        self.tenants.clear();
+        let mut left = std::mem::take(&mut self.admitted);
+        while left > 0 && read_frame::<FromWorker>(&mut self.control, MAX_FROM_WORKER_BYTES).is_ok() {
+            left -= 1;
         }
     }
 
-    /// Reads on until the run prints a line of JSON.
-    pub(crate) fn next_line(&mut self, place: usize) -> Option<Value> {
-        loop {
-            match read_frame(&mut self.channels[place], MAX_FROM_TENANT_BYTES) {
-                Ok(FromTenant::Log(lines)) => {
-                    return lines.first().and_then(|line| serde_json::from_str(&line.text).ok());
-                }
-                Ok(FromTenant::Ready) => {}
-                _ => return None,
-            }
-        }
+    /// See [`Tenant::send`].
+    pub fn send(&mut self, place: usize, code: &str, argument: &Value) -> io::Result<()> {
+        self.tenants[place].send(code, argument)
     }
 
-    pub(crate) fn run(&mut self, place: usize, code: &str, argument: &Value) -> Ran {
-        match self.send(place, code, argument) {
-            Ok(()) => self.end_of_run(place),
-            Err(_) => Ran::Gone,
-        }
+    /// See [`Tenant::end_of_run`].
+    pub fn end_of_run(&mut self, place: usize) -> Ran {
+        self.tenants[place].end_of_run()
+    }
+
+    /// See [`Tenant::next_line`].
+    pub fn next_line(&mut self, place: usize) -> Option<Value> {
+        self.tenants[place].next_line()
+    }
+
+    /// See [`Tenant::run`].
+    pub fn run(&mut self, place: usize, code: &str, argument: &Value) -> Ran {
+        self.tenants[place].run(code, argument)
+    }
+
+    /// Everybody who was admitted, for speaking with several at a time.
+    pub fn tenants(&mut self) -> &mut [Tenant] {
+        &mut self.tenants
     }
 
     /// Whether a tenant in that place still gets an answer.
-    pub(crate) fn answers(&mut self, place: usize) -> bool {
+    pub fn answers(&mut self, place: usize) -> bool {
         self.run(place, "() => 'alive'", &Value::Null) == Ran::Returned(json!("alive"))
     }
 
     /// Waits for the end of the worker.
-    pub(crate) fn end(mut self) -> End {
+    pub fn end(mut self) -> End {
         let mut started = self.started.take().expect("it has not ended");
         let status = started.collect();
         End { status, fault: self.faults.read() }
     }
 
-    pub(crate) fn mappings(&self) -> io::Result<Vec<Mapping>> {
+    pub fn mappings(&self) -> io::Result<Vec<Mapping>> {
         tags::mappings(io::BufReader::new(File::open(format!("/proc/{}/smaps", self.pid()))?)).collect()
     }
 
     /// Every place in the process where those bytes are, with the key of the page: what `/proc/PID/mem` shows to root.
-    pub(crate) fn find(&self, needle: &[u8]) -> io::Result<Vec<(usize, u8)>> {
+    pub fn find(&self, needle: &[u8]) -> io::Result<Vec<(usize, u8)>> {
         let memory = File::open(format!("/proc/{}/mem", self.pid()))?;
         let mut found = Vec::new();
         for (pages, key, resident) in self.resident()? {
@@ -263,7 +246,7 @@ impl Rig {
     }
 
     /// Pages on a tenant's island, outside its stack, that hold something: what there is to attack.
-    pub(crate) fn targets(&self, place: usize) -> io::Result<Vec<usize>> {
+    pub fn targets(&self, place: usize) -> io::Result<Vec<usize>> {
         let island = self.zone.island(place).expect("a place of this worker");
         let (range, stack) = (island.range(), island.stack());
         let on_island = |pages: &std::ops::Range<usize>| range.contains(&pages.start) && !stack.contains(&pages.start);
@@ -273,5 +256,70 @@ impl Rig {
         Ok(resident
             .flat_map(|(pages, ..)| [pages.start, pages.start + pages.len() / 2 / 4096 * 4096, pages.end - 4096])
             .collect())
+    }
+}
+
+impl Tenant {
+    /// Sends a run: one function expression, with an argument.
+    pub fn send(&mut self, code: &str, argument: &Value) -> io::Result<()> {
+        self.runs += 1;
+        let run = Run {
+            id: RunId(self.runs),
+            code: Code::Short(code.to_owned()),
+            entrypoint: "default".to_owned(),
+            method: None,
+            args: json!([argument]).to_string(),
+            env: "{}".to_owned(),
+            props: "{\"attack\":true}".to_owned(),
+            limits: Limits {
+                cpu_ms: 60_000,
+                wall_ms: 120_000,
+                memory_mb: 128,
+                output_bytes: 1 << 20,
+                log_bytes: 1 << 20,
+                log_lines: 10_000,
+                timers: 1000,
+            },
+            allow_eval: false,
+        };
+        write_frame(&mut self.channel, &ToTenant::Run(Box::new(run)), MAX_TO_TENANT_BYTES).map_err(io::Error::other)
+    }
+
+    /// Reads on until the run has ended.
+    pub fn end_of_run(&mut self) -> Ran {
+        loop {
+            match read_frame(&mut self.channel, MAX_FROM_TENANT_BYTES) {
+                Ok(FromTenant::Done(done)) => {
+                    return match (done.result, done.error) {
+                        (Some(result), _) => Ran::Returned(serde_json::from_str(&result).unwrap_or(Value::Null)),
+                        (None, error) => {
+                            Ran::Threw(format!("{}: {:?}", done.outcome, error.map(|error| error.message)))
+                        }
+                    };
+                }
+                Ok(_) => {}
+                Err(_) => return Ran::Gone,
+            }
+        }
+    }
+
+    /// Reads on until the run prints a line of JSON.
+    pub fn next_line(&mut self) -> Option<Value> {
+        loop {
+            match read_frame(&mut self.channel, MAX_FROM_TENANT_BYTES) {
+                Ok(FromTenant::Log(lines)) => {
+                    return lines.first().and_then(|line| serde_json::from_str(&line.text).ok());
+                }
+                Ok(FromTenant::Ready) => {}
+                _ => return None,
+            }
+        }
+    }
+
+    pub fn run(&mut self, code: &str, argument: &Value) -> Ran {
+        match self.send(code, argument) {
+            Ok(()) => self.end_of_run(),
+            Err(_) => Ran::Gone,
+        }
     }
 }

@@ -1,0 +1,101 @@
+//! The whole daemon under attack: eleven tenants work, a twelfth attacks from the same process without pause.
+//!
+//! Every attack ends the process, and the tenant that made it lives alone afterwards; so each comes from a tenant of its own.
+//! None of the others may have a run that fails, and each attack has to be told of with who did what to whom.
+
+use std::path::Path;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+use enisle_tests::Daemon;
+use serde_json::{Value, json};
+
+/// From an attacker's stack to the islands of its neighbours: reads, writes, unmaps, retags, and noise on its channel.
+const ATTACKS: [&str; 5] = [
+    "for (const at of near) attack.read(at, 1n)",
+    "for (const at of near) attack.write(at, 1n)",
+    "for (const at of near) attack.syscall(11n, at, 4096n)",
+    "for (const at of near) attack.syscall(329n, at, 4096n, 3n, 0n)",
+    "attack.syscall(44n, attack.self()[0], attack.self()[1], 64n, 0x4000n, 0n, 0n)",
+];
+
+const NEAR: &str = "const island = 2n ** 41n, mine = attack.self()[1] & ~4095n;
+    // The cage of a neighbour begins somewhere in the upper part of its island; its window is 1 GiB behind its stack.
+    const near = [1n, -1n].map((k) => mine + k * island + (1n << 40n)).filter((at) => attack.probe(at) > 0);";
+
+pub(crate) fn run(worker: &Path, seconds: u64) -> Result<String, String> {
+    let config = format!(
+        "[workers]\nprogram = {:?}\n[defaults.quota]\nper_second = 1000000\nburst = 1000000\n",
+        worker.display().to_string()
+    );
+    let daemon = Daemon::start(&config);
+    let (over, done) = (AtomicBool::new(false), AtomicU64::new(0));
+    let names: Vec<_> = (0..11).map(|index| format!("worker-{index}")).collect();
+    let (mut attacks, mut unexpected) = (0_usize, Vec::new());
+    let failed = std::thread::scope(|scope| {
+        let clients: Vec<_> = names
+            .iter()
+            .map(|name| {
+                let (daemon, over, done) = (&daemon, &over, &done);
+                scope.spawn(move || {
+                    while !over.load(Ordering::SeqCst) {
+                        let run =
+                            daemon.run(name, "() => { let s = 0; for (let i = 0; i < 1e5; i++) s += i; return s }");
+                        if run["outcome"] != "ok" || run["result"] != json!(4_999_950_000_u64) {
+                            return Some(run);
+                        }
+                        done.fetch_add(1, Ordering::SeqCst);
+                    }
+                    None
+                })
+            })
+            .collect();
+        let begun = Instant::now();
+        while begun.elapsed() < Duration::from_secs(seconds) && clients.iter().all(|client| !client.is_finished()) {
+            let (tenant, kind) = (format!("attacker-{attacks}"), attacks % ATTACKS.len());
+            let code = format!("() => {{ {NEAR} {}; return 'went on' }}", ATTACKS[kind]);
+            let run = daemon.load(&tenant, &json!({ "code": code, "props": { "attack": true } })).ok();
+            // Two attackers in a row may meet in one process, and the second then loses its worker to the first.
+            if run["outcome"] != "violation" {
+                unexpected.push(run);
+            }
+            attacks += 1;
+        }
+        over.store(true, Ordering::SeqCst);
+        clients.into_iter().filter_map(|client| client.join().expect("a client does not panic")).collect::<Vec<_>>()
+    });
+    if let Some(run) = failed.first() {
+        return Err(format!("a run of a neighbour failed: {run}"));
+    }
+    if let Some(run) = unexpected.first() {
+        return Err(format!("{} of {attacks} attacks did not end as violations: {run}", unexpected.len()));
+    }
+    judge(&daemon.events(), attacks, done.load(Ordering::SeqCst))
+}
+
+/// What was told: at least one attack on a neighbour's memory by name, with address, layer and key.
+fn judge(events: &[Value], attacks: usize, done: u64) -> Result<String, String> {
+    let told: Vec<_> = events.iter().filter(|event| event["event"] == "violation").collect();
+    let complete = |event: &&&Value| {
+        event["layer"] == "keys"
+            && event["victim"].is_string()
+            && event["address"].as_str().is_some_and(|address| address.starts_with("0x"))
+            && event["tenant"].as_str().is_some_and(|tenant| tenant.starts_with("attacker-"))
+    };
+    let named = told.iter().filter(complete).count();
+    let filtered = told.iter().filter(|event| event["layer"] == "thread-filter").count();
+    let wrong =
+        told.iter().find(|event| !event["tenant"].as_str().is_some_and(|tenant| tenant.starts_with("attacker-")));
+    let protocol = events.iter().filter(|event| event["event"] == "protocolViolation").count();
+    let retried = events.iter().filter(|event| event["event"] == "retried").count();
+    match wrong {
+        Some(wrong) => Err(format!("an attack was put on another's account: {wrong}")),
+        None if named == 0 || filtered == 0 || protocol == 0 => Err(format!(
+            "of {attacks} attacks {named} were told of with their victim, {filtered} by the filter, {protocol} by protocol"
+        )),
+        None => Ok(format!(
+            "{attacks} attacks, {done} runs of the others and none failed ({retried} begun again); \
+             of the last events {named} name the victim, {filtered} the filter"
+        )),
+    }
+}

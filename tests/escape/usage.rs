@@ -1,0 +1,158 @@
+//! Rules of the filters that nothing uses: every system call of a worker is seen by `ptrace` while it starts tenants and runs
+//! a bit of everything, and each rule has to have let one through, or to be named below with its reason.
+
+use std::collections::BTreeSet;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use enisle_tests::rig::Rig;
+use nix::sys::ptrace;
+use nix::sys::signal::Signal;
+use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
+use nix::unistd::Pid;
+use serde_json::{Value, json};
+
+use crate::Bench;
+use crate::checks::POLICIES;
+
+/// What only happens now and then, and what a machine may need that this one does not: by call and, where it matters, value.
+const RARE: &[(&str, &str)] = &[
+    ("write", "last words, from a handler"),
+    ("tgkill", "abort"),
+    ("exit_group", "the end of the process, from a handler"),
+    ("restart_syscall", "the kernel's own, after a stop"),
+    ("gettimeofday", "clocks that the vDSO cannot read"),
+    ("clock_getres", "clocks that the vDSO cannot read"),
+    ("clock_nanosleep", "back-off of a lock that several threads want"),
+    ("sched_yield", "a lock that several threads want"),
+    ("sched_getparam", "a lock that several threads want"),
+    ("sched_getscheduler", "a lock that several threads want"),
+    ("prctl 1398164801", "kernels with CONFIG_ANON_VMA_NAME, where V8 checks that it could name its mappings"),
+    ("brk", "malloc, until its heap has no room to grow"),
+    ("mremap", "realloc of large blocks"),
+    ("mprotect 7", "V8's code range where there are no keys"),
+    ("pkey_mprotect 3", "a mapping of V8's that is ready to use"),
+    ("futex 9", "a wait with a deadline on some versions of libc and std"),
+    ("futex 0", "a lock that several threads want"),
+];
+
+/// A run that takes and gives back memory of every kind, waits, prints, fails.
+const WORK: &str = "async () => {
+    const kept = [];
+    for (let i = 0; i < 30; i++) {
+        const r = new ArrayBuffer(4096, { maxByteLength: 1 << 22 });
+        r.resize(1 << 22); r.resize(0); r.resize(1 << 16);
+        kept.push(r.transfer(1 << 17), 'x'.repeat(1 << 20) + i, Array.from({ length: 30000 }, (_, k) => ({ k })));
+        if (kept.length > 12) kept.splice(0, 8);
+        if (i % 10 === 0) await new Promise((resolve) => setTimeout(resolve, 2));
+    }
+    const text = JSON.stringify(Array.from({ length: 200000 }, (_, k) => k));
+    console.log(text.length, new Date().toLocaleString(), /(a+)+b/.test('aaaaaaaaaaaaaaaaaaaac'), 3n ** 5000n > 1n);
+    crypto.getRandomValues(new Uint8Array(8));
+    const hot = (x) => { let y = 0; for (let i = 0; i < 1e6; i++) y = (y + x * i) | 0; return y };
+    for (let i = 0; i < 20; i++) hot(i);
+    return text.length;
+}";
+
+/// A system call of a thread: whether a tenant's, its number, its arguments.
+type Seen = BTreeSet<(bool, u64, [u64; 6])>;
+
+pub(crate) fn unused_rules(bench: &Bench) -> Result<String, String> {
+    let mut rig = bench.start(bench.layers, 3).map_err(|error| error.to_string())?;
+    let seen = watch(&mut rig).map_err(|error| error.to_string())?;
+    let (mut unused, mut rules) = (Vec::new(), 0);
+    for (policy, name) in POLICIES.iter().zip(["allow", "tenant"]) {
+        let policy: Value = serde_json::from_str(policy).map_err(|error| error.to_string())?;
+        for rule in policy[name]["filter"].as_array().ok_or("a policy has rules")? {
+            rules += 1;
+            let used = seen.iter().any(|(tenant, number, args)| {
+                // A tenant's thread is under both lists, once it is confined.
+                (*tenant || name == "allow") && matches(rule, *number, args)
+            });
+            let call = rule["syscall"].as_str().unwrap_or_default();
+            let of = rule["args"]
+                .as_array()
+                .into_iter()
+                .flatten()
+                .map(|arg| format!("{call} {}", arg["val"]))
+                .collect::<Vec<_>>();
+            let rare = RARE.iter().any(|(rare, _)| *rare == call || of.iter().any(|of| of == rare));
+            if !used && !rare {
+                unused.push(format!("{name}: {call} {of:?}"));
+            }
+        }
+    }
+    if unused.is_empty() {
+        Ok(format!("{} different calls seen; all of {rules} rules are used or known to be rare", seen.len()))
+    } else {
+        Err(format!("nothing uses {}", unused.join("; ")))
+    }
+}
+
+fn matches(rule: &Value, number: u64, args: &[u64; 6]) -> bool {
+    let named = rule["syscall"].as_str().and_then(crate::cases::number_of);
+    let condition = |condition: &Value| {
+        let width = if condition["type"] == "dword" { 0xffff_ffff } else { u64::MAX };
+        let mask = condition["op"]["masked_eq"].as_u64().unwrap_or(width) & width;
+        let index = condition["index"].as_u64().and_then(|index| usize::try_from(index).ok()).unwrap_or(0);
+        args.get(index).is_some_and(|arg| Some(arg & mask) == condition["val"].as_u64())
+    };
+    named == Some(number) && rule["args"].as_array().is_none_or(|conditions| conditions.iter().all(condition))
+}
+
+/// Traces every thread of the worker, those included that it starts, while tenants move in, work and move out.
+fn watch(rig: &mut Rig) -> nix::Result<Seen> {
+    let worker = Pid::from_raw(rig.pid());
+    let options = ptrace::Options::PTRACE_O_TRACESYSGOOD | ptrace::Options::PTRACE_O_TRACECLONE;
+    for thread in std::fs::read_dir(format!("/proc/{worker}/task")).into_iter().flatten().flatten() {
+        if let Ok(thread) = thread.file_name().to_string_lossy().parse() {
+            ptrace::seize(Pid::from_raw(thread), options)?;
+            ptrace::interrupt(Pid::from_raw(thread))?;
+        }
+    }
+    let over = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            for _ in 0..3 {
+                let _ = rig.admit();
+            }
+            for _ in 0..2 {
+                for tenant in rig.tenants() {
+                    let _ = tenant.send(WORK, &json!(null));
+                }
+                for tenant in rig.tenants() {
+                    let _ = tenant.end_of_run();
+                }
+            }
+            rig.move_out();
+            over.store(true, Ordering::SeqCst);
+        });
+        let mut seen = Seen::new();
+        while !over.load(Ordering::SeqCst) {
+            match waitpid(None::<Pid>, Some(WaitPidFlag::__WALL | WaitPidFlag::WNOHANG)) {
+                Ok(WaitStatus::StillAlive) | Err(nix::Error::EINTR) => std::thread::yield_now(),
+                Ok(WaitStatus::PtraceSyscall(thread)) => {
+                    if let Ok(registers) = ptrace::getregs(thread) {
+                        let r = registers;
+                        seen.insert((is_tenants(worker, thread), r.orig_rax, [r.rdi, r.rsi, r.rdx, r.r10, r.r8, r.r9]));
+                    }
+                    let _ = ptrace::syscall(thread, None);
+                }
+                Ok(WaitStatus::PtraceEvent(thread, ..)) => drop(ptrace::syscall(thread, None)),
+                Ok(WaitStatus::Stopped(thread, signal)) => {
+                    let signal = (signal != Signal::SIGTRAP && signal != Signal::SIGSTOP).then_some(signal);
+                    let _ = ptrace::syscall(thread, signal);
+                }
+                Ok(_) => {}
+                Err(_) => break,
+            }
+        }
+        // A process whose threads are traced is gone only when its tracer has collected each of them.
+        nix::sys::signal::kill(worker, Signal::SIGKILL)?;
+        while waitpid(None::<Pid>, Some(WaitPidFlag::__WALL)).is_ok() {}
+        Ok(seen)
+    })
+}
+
+fn is_tenants(worker: Pid, thread: Pid) -> bool {
+    std::fs::read_to_string(format!("/proc/{worker}/task/{thread}/comm")).is_ok_and(|name| name.starts_with("tenant-"))
+}

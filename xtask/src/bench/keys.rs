@@ -1,0 +1,114 @@
+//! `cargo xtask bench keys`: what keys and the filter of a tenant's thread cost, on against off in the same run.
+//!
+//! Two workers of twelve tenants each, spoken to directly, so that nothing but a worker is measured: one with every layer, one
+//! without keys and without the thread's own filter. They take turns, for the speed of a shared machine drifts; a pair of
+//! neighbouring rounds is compared, and the median of all pairs counts.
+
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+use anyhow::{Result, ensure};
+use enisle_hardening::islands::Zone;
+use enisle_hardening::seccomp::{Own, programs};
+use enisle_hardening::{Layer, Posture};
+use enisle_tests::rig::{Ran, Rig, Workshop};
+use serde_json::Value;
+
+use crate::{build_release, v8};
+
+/// The trivial script, in every row the same.
+const SCRIPT: &str = "() => 42";
+const TENANTS: u32 = 12;
+/// Tenants that have a run at the same time: two for each of the two processors that the figures are for.
+const AT_ONCE: usize = 4;
+const ROUND: Duration = Duration::from_millis(500);
+
+pub(crate) fn run(rounds: usize) -> Result<()> {
+    let programs = build_release(&v8::or_explain()?)?;
+    let posture = Posture::probe();
+    ensure!(posture.layers().has(Layer::Keys), "this machine has no protection keys");
+    let workshop = Workshop::open(&programs.join("enisle-worker"), posture.layers())?;
+    let on = posture.layers();
+    let mut on = start(&workshop, on)?;
+    let mut off = start(&workshop, posture.layers().without(Layer::Keys).without(Layer::ThreadFilter))?;
+    for rig in [&mut on, &mut off] {
+        runs_a_second(rig)?;
+    }
+    let (mut rates, mut ratios) = ([Vec::new(), Vec::new()], Vec::new());
+    for round in 0..rounds {
+        // Who goes first takes turns as well.
+        let (with, without) = if round % 2 == 0 {
+            let with = runs_a_second(&mut on)?;
+            (with, runs_a_second(&mut off)?)
+        } else {
+            let without = runs_a_second(&mut off)?;
+            (runs_a_second(&mut on)?, without)
+        };
+        rates[0].push(with);
+        rates[1].push(without);
+        ratios.push(with / without);
+    }
+    println!("\n{TENANTS} tenants in one worker, {AT_ONCE} runs at a time, script: {SCRIPT}\n");
+    let [with, without] = rates.map(median);
+    println!("runs a second, every layer (median)                  {with:>8.0}");
+    println!("runs a second, no keys, no filter of the thread's    {without:>8.0}");
+    let cost = (1.0 - median(ratios)) * 100.0;
+    let verdict = if cost <= 2.0 { "holds" } else { "DOES NOT HOLD" };
+    println!("cost, median over {rounds} pairs of rounds             {cost:>8.2} %  at most 2: {verdict}");
+    filters()
+}
+
+fn start(workshop: &Workshop, layers: enisle_hardening::LayerSet) -> Result<Rig> {
+    let mut rig = workshop.start(layers, TENANTS)?;
+    for _ in 0..TENANTS {
+        rig.admit()?;
+    }
+    Ok(rig)
+}
+
+fn runs_a_second(rig: &mut Rig) -> Result<f64> {
+    let (over, runs, begun) = (AtomicBool::new(false), AtomicU64::new(0), Instant::now());
+    let failed = std::thread::scope(|scope| {
+        let share = TENANTS as usize / AT_ONCE;
+        let clients: Vec<_> = rig
+            .tenants()
+            .chunks_mut(share)
+            .map(|tenants| {
+                scope.spawn(|| {
+                    // A client's tenants take turns, so that there is always one whose isolate is warm.
+                    while !over.load(Ordering::Relaxed) {
+                        for tenant in tenants.iter_mut() {
+                            if tenant.run(SCRIPT, &Value::Null) != Ran::Returned(42.into()) {
+                                return true;
+                            }
+                            runs.fetch_add(1, Ordering::Relaxed);
+                        }
+                    }
+                    false
+                })
+            })
+            .collect();
+        std::thread::sleep(ROUND);
+        over.store(true, Ordering::Relaxed);
+        clients.into_iter().any(|client| client.join().unwrap_or(true))
+    });
+    ensure!(!failed, "a run failed");
+    #[expect(clippy::cast_precision_loss, reason = "a count of some thousands")]
+    Ok(runs.load(Ordering::Relaxed) as f64 / begun.elapsed().as_secs_f64())
+}
+
+fn median(mut figures: Vec<f64>) -> f64 {
+    figures.sort_by(f64::total_cmp);
+    figures.get(figures.len() / 2).copied().unwrap_or(f64::NAN)
+}
+
+/// How long the filters are that a tenant's thread runs under.
+fn filters() -> Result<()> {
+    let zone = Zone::place(TENANTS as usize, || 0);
+    let island = zone.island(5).ok_or_else(|| anyhow::anyhow!("no such island"))?;
+    let (channel, _) = std::os::unix::net::UnixStream::pair()?;
+    let own = Own { zone: &zone, island, keys: Some([2, 1]), channel: std::os::fd::AsFd::as_fd(&channel) };
+    let lengths: Vec<_> = programs(&own)?.iter().map(|(name, program)| format!("{name} {}", program.len())).collect();
+    println!("\nBPF instructions: {}; the kernel takes 4096 a program", lengths.join(", "));
+    Ok(())
+}
