@@ -247,7 +247,7 @@ pub(crate) const CASES: &[Case] = &[
         "words([0x7fff000000000006n], 64); return call('seccomp', 1n, 0n, words([1n, O + 64n])) === 0n"),
     attack("M30", "strip the key by the 32-bit table", Expected::Killed, FILTERS, "return attack.syscall32(20n) > 0n"),
     attack("M31 map", "map memory to write and execute", Expected::Trapped, FILTERS, "return attack.execute('b82a000000c3') === 42n"),
-    attack("M31 protect", "make one's own page executable", Expected::Trapped, THREAD, "return call('mprotect', O & ~4095n, 4096n, 5n) === 0n"),
+    attack("M31 protect", "make one's own page executable", Expected::Trapped, FILTERS, "return call('mprotect', O & ~4095n, 4096n, 5n) === 0n"),
     attack("M32", "have the kernel merge pages", Expected::Trapped, FILTERS,
         "const got = call('madvise', O & ~4095n, 4096n, 12n); return got === 0n || (got === -22n && 'this kernel merges no pages')"),
     check("M33", "nothing restores PKRU from memory that a tenant can write", Check::Look(checks::keys_hold_whatever_is_called)),

@@ -50,6 +50,7 @@ pub(crate) fn run(worker: &Path, seconds: u64) -> Result<String, String> {
                 })
             })
             .collect();
+        let guard = SetOnDrop(&over);
         let begun = Instant::now();
         while begun.elapsed() < Duration::from_secs(seconds) && clients.iter().all(|client| !client.is_finished()) {
             let (tenant, kind) = (format!("attacker-{attacks}"), attacks % ATTACKS.len());
@@ -61,7 +62,7 @@ pub(crate) fn run(worker: &Path, seconds: u64) -> Result<String, String> {
             }
             attacks += 1;
         }
-        over.store(true, Ordering::SeqCst);
+        drop(guard);
         clients.into_iter().filter_map(|client| client.join().expect("a client does not panic")).collect::<Vec<_>>()
     });
     if let Some(run) = failed.first() {
@@ -71,6 +72,15 @@ pub(crate) fn run(worker: &Path, seconds: u64) -> Result<String, String> {
         return Err(format!("{} of {attacks} attacks did not end as violations: {run}", unexpected.len()));
     }
     judge(&daemon.events(), attacks, done.load(Ordering::SeqCst))
+}
+
+/// However the attacks end, the clients do.
+struct SetOnDrop<'a>(&'a AtomicBool);
+
+impl Drop for SetOnDrop<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::SeqCst);
+    }
 }
 
 /// What was told: at least one attack on a neighbour's memory by name, with address, layer and key.

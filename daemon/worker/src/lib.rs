@@ -63,7 +63,7 @@ fn run(control: &mut Control) -> Result<(), Box<dyn std::error::Error>> {
     let layers = LayerSet::from_bits(start.layers);
     let zone = Zone::from_parts(&start.zone).ok_or("the zone has no place in this machine's address space")?;
     jail::enter(&Plan::for_tenants(layers, start.data_bytes, start.max_tenants))?;
-    let v8 = engine::start(&zone)?;
+    let (v8, reserved) = engine::start(&zone)?;
     engine::set_signal_handlers()?;
     engine::warm_up()?;
     let speaker = control.speaker();
@@ -85,7 +85,7 @@ fn run(control: &mut Control) -> Result<(), Box<dyn std::error::Error>> {
         None => None,
     };
     let jit = keys.as_ref().map(|(jit, _)| *jit);
-    let cages = Cage::build_all(&zone, keys)?;
+    let cages = Cage::build_all(&zone, reserved, keys)?;
     // No tenant's key is open to any thread but its own from here on.
     if let Some(jit) = jit {
         Pkru::CLOSED.open_for_reading(jit).install();

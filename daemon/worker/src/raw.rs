@@ -26,11 +26,11 @@ pub struct Turn {
 /// The engine does not start, or the script does not run.
 pub fn measure(script: &str, turns: usize) -> Result<Vec<Turn>, Box<dyn std::error::Error>> {
     let zone = Zone::place(1, || 0);
-    engine::start(&zone)?;
+    let (_, reserved) = engine::start(&zone)?;
     engine::warm_up()?;
     let snapshot = Box::leak(snapshot::make()?.into_boxed_slice());
     let script = script.to_owned();
-    let cage = Cage::build_all(&zone, None)?.pop().ok_or("no cage")?;
+    let cage = Cage::build_all(&zone, reserved, None)?.pop().ok_or("no cage")?;
     let thread = std::thread::Builder::new().stack_size(4 << 20).spawn(move || {
         let _cage = cage.enter();
         let snapshot = Snapshot(snapshot);

@@ -17,7 +17,7 @@ use enisle_hardening::mpk::pkru::Pkru;
 use enisle_hardening::{fault, seccomp};
 
 use super::memory::{self, Home};
-use super::{confinement, quota};
+use super::{Reserved, confinement, quota};
 
 /// `v8::IsolateGroup`, opaque.
 #[repr(C)]
@@ -73,8 +73,14 @@ struct Keys {
 unsafe impl Send for Cage {}
 
 impl Cage {
-    /// Makes every cage of the process, each tagged with its key from its first page on. The keys are spent with them.
-    pub(crate) fn build_all(zone: &Zone, keys: Option<(&'static Key, Vec<Key>)>) -> Result<Vec<Self>, CageError> {
+    /// Makes every cage of the process, each tagged with its key from its first page on. The keys are spent with them. The zone
+    /// was `reserved` until now; no other thread may ask for memory meanwhile.
+    pub(crate) fn build_all(
+        zone: &Zone,
+        reserved: Reserved,
+        keys: Option<(&'static Key, Vec<Key>)>,
+    ) -> Result<Vec<Self>, CageError> {
+        drop(reserved);
         let (jit, mut own) = match keys {
             Some((jit, own)) => (Some(jit), own.into_iter().map(Some).collect()),
             None => (None, Vec::new()),

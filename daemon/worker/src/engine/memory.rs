@@ -70,7 +70,7 @@ pub(super) fn unmap(pages: &Range<usize>) {
 
 /// Keeps a range of addresses free while V8 chooses places of its own; dropping it gives the range back.
 #[derive(Debug)]
-pub(super) struct Reserved(Range<usize>);
+pub(crate) struct Reserved(Range<usize>);
 
 impl Reserved {
     pub(super) fn new(range: Range<usize>) -> io::Result<Self> {

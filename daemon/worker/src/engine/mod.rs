@@ -31,6 +31,8 @@ use std::io;
 
 use enisle_hardening::islands::Zone;
 
+pub(crate) use memory::Reserved;
+
 /// What V8 is told before it starts. Frozen afterwards (`--freeze-flags-after-init` is V8's default).
 ///
 /// * `single-threaded`: a pool thread of V8's would work on all tenants' heaps, with no tenant's key.
@@ -51,9 +53,9 @@ unsafe extern "C" {
 }
 
 /// Starts V8 on the calling thread, which has to be the ancestor of every thread that will enter an isolate: V8's key
-/// for JIT pages is inherited. V8 puts nothing into `zone`. Returns V8's version.
-pub(crate) fn start(zone: &Zone) -> io::Result<&'static str> {
-    let _reserved = memory::Reserved::new(zone.range())?;
+/// for JIT pages is inherited. V8 puts nothing into `zone` as long as what is returned lives, beside V8's version.
+pub(crate) fn start(zone: &Zone) -> io::Result<(&'static str, Reserved)> {
+    let reserved = Reserved::new(zone.range())?;
     v8::V8::set_flags_from_string(FLAGS);
     // The root is empty: without this V8 finds no /dev/urandom and seeds itself from the clock.
     v8::V8::set_entropy_source(fill_random);
@@ -65,7 +67,7 @@ pub(crate) fn start(zone: &Zone) -> io::Result<&'static str> {
     unsafe { count_processors() };
     // SAFETY: as above.
     unsafe { processor_frequency() };
-    Ok(v8::V8::get_version())
+    Ok((v8::V8::get_version(), reserved))
 }
 
 /// Everything that V8 and its ICU look up in files when they first need it, needed once while there is no filter yet.
