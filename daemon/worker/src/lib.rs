@@ -35,6 +35,9 @@ use crate::engine::isolate::Snapshot;
 use crate::tenant::Surroundings;
 use crate::watchdog::Alarm;
 
+#[global_allocator]
+static HEAP: engine::heap::Heap = engine::heap::Heap;
+
 /// The whole program.
 #[must_use]
 pub fn main() -> ExitCode {

@@ -32,7 +32,7 @@ pub fn measure(script: &str, turns: usize) -> Result<Vec<Turn>, Box<dyn std::err
     let script = script.to_owned();
     let cage = Cage::build_all(&zone, reserved, None)?.pop().ok_or("no cage")?;
     let thread = std::thread::Builder::new().stack_size(4 << 20).spawn(move || {
-        let _cage = cage.enter();
+        let _cage = cage.enter().map_err(|error| error.to_string())?;
         let snapshot = Snapshot(snapshot);
         // One isolate stays, so that the cage's shared parts do: the loop is not charged for building them.
         let stays = Resting::new(snapshot, 128).map_err(|error| error.to_string())?;

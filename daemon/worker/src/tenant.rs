@@ -6,20 +6,20 @@
 //! ```
 
 use std::ffi::CString;
-use std::ops::Range;
 use std::os::fd::AsFd;
 use std::os::unix::net::UnixStream;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Instant;
 
-use enisle_hardening::islands::Zone;
+use enisle_hardening::islands::{Island, Zone};
 use enisle_hardening::thread::{self, CpuClock, Thread};
 use enisle_wire::control::Admit;
 use enisle_wire::tenant::{FromTenant, ToTenant};
 use enisle_wire::{MAX_FROM_TENANT_BYTES, MAX_TO_TENANT_BYTES, read_frame, write_frame};
 
-use crate::engine::cage::{Cage, unmap_stack};
+use crate::engine::cage::{Cage, sweep};
+use crate::engine::heap;
 use crate::engine::isolate::{Resting, Snapshot};
 use crate::engine::run::execute;
 use crate::watchdog::{Alarm, Watched};
@@ -45,7 +45,7 @@ pub(crate) struct Tenant {
     pub(crate) watched: Arc<Watched>,
     finished: Arc<AtomicBool>,
     thread: Thread,
-    stack: Range<usize>,
+    island: Island,
 }
 
 impl Tenant {
@@ -60,7 +60,7 @@ impl Tenant {
         let finished = Arc::new(AtomicBool::new(false));
         let (send, receive) = std::sync::mpsc::sync_channel(1);
         let (thread_finished, surroundings) = (Arc::clone(&finished), Arc::clone(surroundings));
-        let stack = cage.map_stack()?;
+        let (stack, island) = (cage.map_stack()?, cage.island());
         let body = Box::new(move || {
             if let Ok(clock) = CpuClock::of_this_thread() {
                 let watched = Arc::new(Watched::new(slot, clock, Arc::clone(&surroundings.alarm)));
@@ -76,17 +76,17 @@ impl Tenant {
         // SAFETY: the cage has mapped the stack for this thread alone; `join` gives it back when the thread has ended.
         let thread = unsafe { thread::spawn(name, &stack, body) }?;
         let watched = receive.recv().map_err(|_| "the tenant's thread has no clock")?;
-        Ok(Self { watched, finished, thread, stack })
+        Ok(Self { watched, finished, thread, island })
     }
 
     pub(crate) fn is_finished(&self) -> bool {
         self.finished.load(Ordering::SeqCst)
     }
 
-    /// Collects a finished thread.
+    /// Collects a finished thread, and gives its island back.
     pub(crate) fn join(self) {
         self.thread.join();
-        unmap_stack(&self.stack);
+        sweep(self.island);
     }
 }
 
@@ -99,7 +99,7 @@ fn live(
     memory_mb: u32,
 ) -> Result<(), Box<dyn std::error::Error>> {
     let snapshot = surroundings.snapshot;
-    let cage = cage.enter();
+    let cage = cage.enter()?;
     #[cfg(feature = "attack-natives")]
     crate::engine::attack_channel_is(std::os::fd::AsRawFd::as_raw_fd(&**channel));
     let mut warm = Resting::warm(snapshot, memory_mb)?;
@@ -110,15 +110,15 @@ fn live(
     let say = |frame: &FromTenant| write_frame(&mut &**channel, frame, MAX_FROM_TENANT_BYTES);
     loop {
         say(&FromTenant::Ready)?;
-        let ToTenant::Run(run) = read_frame(&mut &**channel, MAX_TO_TENANT_BYTES)?;
+        let run = heap::private(|| read_frame(&mut &**channel, MAX_TO_TENANT_BYTES));
+        let ToTenant::Run(run) = run?;
         let arrived = Instant::now();
         let memory_mb = run.limits.memory_mb;
         // A heap limit is fixed when an isolate is made. The one that is warm has the limit of the run before.
         if warm.memory_mb != memory_mb {
             warm = Resting::warm(snapshot, memory_mb)?;
         }
-        let done = execute(&mut warm, *run, watched, channel, arrived);
-        say(&FromTenant::Done(Box::new(done)))?;
+        heap::private(|| say(&FromTenant::Done(Box::new(execute(&mut warm, *run, watched, channel, arrived)))))?;
         let _turn = BUILDING.lock().unwrap_or_else(PoisonError::into_inner);
         // The next one first: a cage whose last isolate goes would build its shared parts anew.
         let next = Resting::warm(snapshot, memory_mb)?;

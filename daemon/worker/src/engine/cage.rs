@@ -17,7 +17,7 @@ use enisle_hardening::mpk::pkru::Pkru;
 use enisle_hardening::{fault, seccomp};
 
 use super::memory::{self, Home};
-use super::{Reserved, confinement, quota};
+use super::{Reserved, confinement, heap, quota};
 
 /// `v8::IsolateGroup`, opaque.
 #[repr(C)]
@@ -50,6 +50,8 @@ pub(crate) enum CageError {
     Elsewhere(Range<usize>),
     #[error("the stack of a tenant's thread could not be mapped: {0}")]
     Stack(io::Error),
+    #[error("there is no memory for a tenant's heap")]
+    Heap,
 }
 
 /// A cage that no thread has entered yet.
@@ -81,6 +83,7 @@ impl Cage {
         keys: Option<(&'static Key, Vec<Key>)>,
     ) -> Result<Vec<Self>, CageError> {
         drop(reserved);
+        heap::islands_are_in(zone);
         let (jit, mut own) = match keys {
             Some((jit, own)) => (Some(jit), own.into_iter().map(Some).collect()),
             None => (None, Vec::new()),
@@ -109,6 +112,10 @@ impl Cage {
         Ok(Self { group, place, island, keys, home })
     }
 
+    pub(crate) fn island(&self) -> Island {
+        self.island
+    }
+
     /// Maps the stack for the thread that will enter.
     pub(crate) fn map_stack(&self) -> Result<Range<usize>, CageError> {
         memory::map_stack(&self.home).map_err(CageError::Stack)
@@ -116,7 +123,7 @@ impl Cage {
 
     /// Makes the calling thread the tenant's: opens its key and no other, and sends what V8 maps and makes from now on to
     /// this cage. To be called once per thread.
-    pub(crate) fn enter(self) -> Entered {
+    pub(crate) fn enter(self) -> Result<Entered, CageError> {
         fault::thread_of(self.place);
         if let Some(Keys { own, jit }) = &self.keys {
             let pkru = Pkru::CLOSED.open(own).open_for_reading(jit);
@@ -131,13 +138,14 @@ impl Cage {
         // SAFETY: `group` is live; this thread is in no other cage.
         unsafe { v8_tenant_set_group(self.group) };
         quota::reset();
-        Entered { cage: self, _thread: PhantomData }
+        let entered = Entered { cage: self, _thread: PhantomData };
+        if heap::open() { Ok(entered) } else { Err(CageError::Heap) }
     }
 }
 
-/// The stack of a thread that has ended, given back.
-pub(crate) fn unmap_stack(stack: &Range<usize>) {
-    memory::unmap(stack);
+/// Gives everything back that is still mapped on the island of a thread that has ended: its stack, its heap.
+pub(crate) fn sweep(island: Island) {
+    memory::sweep(island);
 }
 
 /// The cage of the calling thread. While it lives, every isolate that this thread makes is in it.

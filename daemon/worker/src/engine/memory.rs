@@ -62,10 +62,11 @@ pub(super) fn map_stack(home: &Home) -> io::Result<Range<usize>> {
     if mapped as usize == stack.start { Ok(stack) } else { Err(io::Error::last_os_error()) }
 }
 
-/// Gives the stack of a thread back that has ended.
-pub(super) fn unmap(pages: &Range<usize>) {
-    // SAFETY: the pages are a stack that `map_stack` mapped, and its thread has been joined.
-    unsafe { libc::munmap(pages.start as *mut c_void, pages.len()) };
+/// Unmaps whatever is left on an island.
+pub(super) fn sweep(island: Island) {
+    let range = island.range();
+    // SAFETY: the thread that lived there has been joined, and its isolates, cage and heap with it.
+    unsafe { libc::munmap(range.start as *mut c_void, range.len()) };
 }
 
 /// Keeps a range of addresses free while V8 chooses places of its own; dropping it gives the range back.

@@ -4,6 +4,7 @@
 //! |---|---|
 //! | [`cage`] | one isolate group per tenant thread, on its island, tagged with its key |
 //! | [`memory`] | where V8's mappings go |
+//! | [`heap`] | what Rust allocates for a tenant, on its island |
 //! | [`confinement`] | whether a tenant's thread still has the keys open that it should |
 //! | [`quota`] | the bytes of array buffers that a tenant may hold |
 //! | [`isolate`] | an isolate at rest: made from the snapshot, warm, entered only for one run |
@@ -16,6 +17,7 @@
 mod attack;
 pub(crate) mod cage;
 mod confinement;
+pub(crate) mod heap;
 pub(crate) mod isolate;
 mod memory;
 mod modules;

@@ -23,7 +23,7 @@ use super::isolate::Resting;
 use super::modules::{self, Modules};
 use super::natives::Timers;
 use super::snapshot::RUNTIME_NAME;
-use super::{bounded_text, cage, exit_now, quota};
+use super::{bounded_text, cage, exit_now, heap, quota};
 use crate::watchdog::{Cause, Watched};
 
 /// The most of an error that is passed on, each of message and stack.
@@ -284,7 +284,8 @@ fn conclude(ended: Ended, cause: Option<Cause>, limits: &Limits) -> (Outcome, Op
 
 fn remember_last_words(channel: &UnixStream, id: RunId) {
     let frame = |certain| encode(&FromTenant::Aborting { id, certain }, MAX_FROM_TENANT_BYTES).unwrap_or_default();
-    let (certain, uncertain) = (frame(true), frame(false));
+    // A handler reads them, with every key closed.
+    let (certain, uncertain) = heap::shared(|| (frame(true), frame(false)));
     LAST_WORDS.set(Some(LastWords { channel: channel.as_raw_fd(), certain, uncertain, over_its_limit: false }));
 }
 

@@ -136,7 +136,8 @@ fn forge_sigreturn<'s>(scope: &mut Scope<'s, '_>, args: Args<'s>, result: v8::Re
 /// `thread(address)`: starts a thread, which reads one byte there. The byte, or -1 if there is no thread.
 fn start_thread<'s>(scope: &mut Scope<'s, '_>, args: Args<'s>, mut result: v8::ReturnValue<'s>) {
     let [address] = words(scope, &args);
-    let thread = std::thread::Builder::new().spawn(move || i32::from(raw::load(address)));
+    // What starts a thread is freed by that thread.
+    let thread = super::heap::shared(|| std::thread::Builder::new().spawn(move || i32::from(raw::load(address))));
     result.set_int32(thread.ok().and_then(|thread| thread.join().ok()).unwrap_or(-1));
 }
 
