@@ -7,9 +7,10 @@
 //! ```
 //!
 //! The page carries a key of its own, which no thread has open; only the handler opens it, for the length of the record. Which
-//! thread is whose stands there too, by the kernel's number of the thread, and what the handler goes by is read-only. So a
-//! script that can write anywhere but cannot execute cannot put its crash on somebody else's account. One that can execute
-//! can: what the supervisor reads is an allegation, and [`FaultPage::read`] checks it as one.
+//! thread is whose stands there too, by the kernel's number of the thread, and what the handler goes by is read-only
+//! ([`crate::sealed`]). So a script that can write anywhere but cannot execute cannot forge a record. It can still make another
+//! thread stumble, over that one's stack or isolate, which carry no key; and one that can execute can write what it likes.
+//! What the supervisor reads is an allegation, and [`FaultPage::read`] checks it as one.
 //!
 //! Handlers are also the answer of the filter ([`crate::seccomp`] traps instead of killing, so that there is a record);
 //! where a handler cannot run, because the signal is blocked or the stack is gone, the kernel kills the process.
@@ -19,7 +20,7 @@ use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::ptr;
-use std::sync::atomic::{AtomicI32, AtomicPtr, AtomicU32, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicI32, AtomicU32, AtomicU64, Ordering};
 
 use memmap2::MmapRaw;
 use nix::fcntl::{FcntlArg, SealFlag, fcntl};
@@ -27,12 +28,16 @@ use nix::sys::memfd::{MFdFlags, memfd_create};
 
 use crate::mpk::Key;
 use crate::mpk::pkru::Pkru;
+use crate::sealed::{MOST_PLACES, SEALED};
 
 /// How a worker exits after a fault that has been recorded.
 pub const FAULT_EXIT: i32 = 88;
 
 /// `si_code` of a load or store by a closed key (`sigaction(2)`).
 pub const SEGV_PKUERR: i32 = 4;
+
+/// In place of a `si_code`, which the kernel never gives to SIGABRT: the worker itself found wrong keys.
+const WRONG_KEYS: libc::c_int = i32::MIN;
 
 const PAGE_BYTES: usize = 4096;
 const SIGNALS: [libc::c_int; 6] =
@@ -54,8 +59,6 @@ struct Raw {
     threads: [AtomicI32; MOST_PLACES],
 }
 
-/// Places that a process can have, at the most.
-const MOST_PLACES: usize = 64;
 const EMPTY: u32 = 0;
 const WRITING: u32 = 1;
 const WRITTEN: u32 = 2;
@@ -82,6 +85,8 @@ pub enum Kind {
     Refused { call: libc::c_int },
     /// A load or store where nothing is, or that the page does not allow.
     Access { address: u64 },
+    /// The thread had other keys open than its own.
+    WrongKeys,
     /// V8 or libc has given up.
     GaveUp,
 }
@@ -126,6 +131,7 @@ impl FaultPage {
             libc::SIGSEGV if code == SEGV_PKUERR => Kind::ClosedKey { address, key: raw.key.load(Ordering::Relaxed) },
             libc::SIGSEGV | libc::SIGBUS => Kind::Access { address },
             libc::SIGSYS => Kind::Refused { call: raw.call.load(Ordering::Relaxed) },
+            libc::SIGABRT if code == WRONG_KEYS => Kind::WrongKeys,
             libc::SIGILL | libc::SIGTRAP | libc::SIGABRT => Kind::GaveUp,
             _ => return None,
         };
@@ -135,63 +141,38 @@ impl FaultPage {
     }
 }
 
-/// What the handler goes by: a page of its own, read-only once [`seal`] was called.
-#[repr(C, align(4096))]
-struct Settings {
-    page: AtomicPtr<Raw>,
-    /// What the handler sets its keys to while it writes; 0 where there are none.
-    writer: AtomicU32,
-    /// What to do when V8 gives up: say so on the tenant's channel, and exit.
-    last_words: AtomicPtr<libc::c_void>,
-}
+/// What stands for the thread of a place that was given up: no number of a thread, so nobody can take it again.
+const SPENT: i32 = -1;
 
-static SETTINGS: Settings = Settings {
-    page: AtomicPtr::new(ptr::null_mut()),
-    writer: AtomicU32::new(0),
-    last_words: AtomicPtr::new(ptr::null_mut()),
-};
-
-/// From now on the calling thread is that of `place`. To be called before any code of a tenant runs in it.
-pub fn thread_of(place: u32) {
-    note(place, nix::unistd::gettid().as_raw());
+/// From now on the calling thread is that of `place`, and it has only key 0 and the record's open, which it is to change next.
+/// False if somebody is or was there already. To be called before any code of a tenant runs in the thread.
+#[must_use]
+pub fn thread_of(place: u32) -> bool {
+    let this = nix::unistd::gettid().as_raw();
+    let known = open_page().zip(usize::try_from(place).ok()).and_then(|(raw, place)| raw.threads.get(place));
+    known.is_some_and(|known| known.compare_exchange(0, this, Ordering::AcqRel, Ordering::Relaxed).is_ok())
 }
 
 /// The thread of `place` is about to end: the kernel may give its number to another one. To be called by that thread, when no
 /// code of a tenant runs in it any more.
 pub fn thread_leaves(place: u32) {
-    note(place, 0);
-}
-
-fn note(place: u32, thread: libc::pid_t) {
-    let before = Pkru::current_if(SETTINGS.writer.load(Ordering::Acquire));
-    if let (Some(raw), Ok(place)) = (open_page(), usize::try_from(place))
-        && let Some(known) = raw.threads.get(place)
-    {
-        known.store(thread, Ordering::Release);
+    let place = usize::try_from(place).unwrap_or(usize::MAX);
+    if let Some(known) = open_page().and_then(|raw| raw.threads.get(place)) {
+        known.store(SPENT, Ordering::Release);
     }
-    if let Some(before) = before {
-        before.install();
+    // Its own key once more, for what is freed at the end of a thread: by the sealed page, never by a value from the stack.
+    if let Some(pkru) = crate::sealed::pkru_of(place) {
+        pkru.install();
     }
-}
-
-/// Makes what the handler goes by read-only. To be called when everything else here has been, and before any tenant's thread.
-///
-/// # Errors
-/// The kernel's.
-pub fn seal() -> io::Result<()> {
-    let page = ptr::from_ref(&SETTINGS).cast_mut().cast();
-    // SAFETY: the settings fill whole pages and nothing else is in them; nobody stores to them any more.
-    let result = unsafe { libc::mprotect(page, size_of::<Settings>(), libc::PROT_READ) };
-    if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
 }
 
 /// The page, with its key open. The key stays open: whoever is not about to exit closes it again.
 fn open_page() -> Option<&'static Raw> {
-    let page = SETTINGS.page.load(Ordering::Acquire);
+    let page = SEALED.fault_page.load(Ordering::Acquire).cast::<Raw>();
     if page.is_null() {
         return None;
     }
-    let writer = SETTINGS.writer.load(Ordering::Acquire);
+    let writer = SEALED.writer.load(Ordering::Acquire);
     if writer != 0 {
         Pkru::from_bits(writer).install();
     }
@@ -208,7 +189,7 @@ pub fn share(page: OwnedFd) -> io::Result<()> {
     if map.len() < PAGE_BYTES {
         return Err(io::Error::new(io::ErrorKind::InvalidInput, "the page for faults is too small"));
     }
-    SETTINGS.page.store(map.as_mut_ptr().cast(), Ordering::Release);
+    SEALED.fault_page.store(map.as_mut_ptr().cast(), Ordering::Release);
     // For the life of the process.
     std::mem::forget(map);
     Ok(())
@@ -219,10 +200,10 @@ pub fn share(page: OwnedFd) -> io::Result<()> {
 /// # Errors
 /// The kernel's.
 pub fn guard(key: &Key) -> Result<(), crate::mpk::KeyError> {
-    let page = SETTINGS.page.load(Ordering::Acquire) as usize;
+    let page = SEALED.fault_page.load(Ordering::Acquire) as usize;
     // SAFETY: `share` mapped the page, and only the handler touches it, which opens the key.
     unsafe { key.tag(&(page..page + PAGE_BYTES), libc::PROT_READ | libc::PROT_WRITE) }?;
-    SETTINGS.writer.store(Pkru::CLOSED.open(key).bits(), Ordering::Release);
+    SEALED.writer.store(Pkru::CLOSED.open(key).bits(), Ordering::Release);
     Ok(())
 }
 
@@ -232,7 +213,7 @@ pub fn guard(key: &Key) -> Result<(), crate::mpk::KeyError> {
 /// # Errors
 /// The kernel's.
 pub fn handle(last_words: extern "C" fn()) -> io::Result<()> {
-    SETTINGS.last_words.store(last_words as *mut libc::c_void, Ordering::Release);
+    SEALED.last_words.store(last_words as *mut libc::c_void, Ordering::Release);
     for signal in SIGNALS {
         // SAFETY: all-zero is a valid sigaction: no flags, an empty mask.
         let mut action: libc::sigaction = unsafe { std::mem::zeroed() };
@@ -249,7 +230,7 @@ pub fn handle(last_words: extern "C" fn()) -> io::Result<()> {
 extern "C" fn on_fault(signal: libc::c_int, info: *const Info, context: *const libc::c_void) {
     record(signal, info, context);
     if matches!(signal, libc::SIGILL | libc::SIGTRAP | libc::SIGABRT) {
-        let last_words = SETTINGS.last_words.load(Ordering::Acquire);
+        let last_words = SEALED.last_words.load(Ordering::Acquire);
         if !last_words.is_null() {
             // SAFETY: `handle` stored a function of this type, and nothing else is ever stored.
             let last_words = unsafe { std::mem::transmute::<*mut libc::c_void, extern "C" fn()>(last_words) };
@@ -260,21 +241,39 @@ extern "C" fn on_fault(signal: libc::c_int, info: *const Info, context: *const l
     unsafe { libc::_exit(FAULT_EXIT) };
 }
 
+/// The calling thread has other keys open than it should: puts that on record and ends the process.
+pub fn wrong_keys() -> ! {
+    let info = Info { code: WRONG_KEYS, ..Info::default() };
+    record(libc::SIGABRT, &raw const info, ptr::null());
+    // SAFETY: _exit has no preconditions.
+    unsafe { libc::_exit(FAULT_EXIT) };
+}
+
+/// How often a thread that comes second looks whether the first one has written its record: some 10 ms.
+const PATIENCE: u32 = 1 << 20;
+
 fn record(signal: libc::c_int, info: *const Info, context: *const libc::c_void) {
     let Some(raw) = open_page() else { return };
+    // SAFETY: gettid has no preconditions.
+    let this = unsafe { libc::gettid() };
+    let place = raw.threads.iter().position(|thread| thread.load(Ordering::Acquire) == this);
     if raw.state.compare_exchange(EMPTY, WRITING, Ordering::AcqRel, Ordering::Relaxed).is_err() {
+        // Whoever comes second must not end the process under the first one's hands.
+        for _ in 0..PATIENCE {
+            if raw.state.load(Ordering::Acquire) == WRITTEN {
+                return;
+            }
+            std::hint::spin_loop();
+        }
         return;
     }
-    // SAFETY: the kernel passes a valid siginfo, which is larger than what is named of it.
+    // SAFETY: the kernel, or `wrong_keys`, passes a valid siginfo, which is larger than what is named of it.
     let info = unsafe { &*info };
     raw.signal.store(signal, Ordering::Relaxed);
     raw.code.store(info.code, Ordering::Relaxed);
     raw.address.store(info.address, Ordering::Relaxed);
     raw.key.store(info.key, Ordering::Relaxed);
     raw.call.store(info.call, Ordering::Relaxed);
-    // SAFETY: gettid has no preconditions.
-    let this = unsafe { libc::gettid() };
-    let place = raw.threads.iter().position(|thread| thread.load(Ordering::Acquire) == this);
     raw.place.store(place.and_then(|place| u32::try_from(place).ok()).unwrap_or(NOBODY), Ordering::Relaxed);
     raw.pc.store(program_counter(context), Ordering::Relaxed);
     raw.state.store(WRITTEN, Ordering::Release);
@@ -283,6 +282,7 @@ fn record(signal: libc::c_int, info: *const Info, context: *const libc::c_void) 
 /// The kernel's `siginfo_t` (asm-generic/siginfo.h) with the fields of a fault, some of which libc does not name. Which of
 /// them mean something is up to the signal.
 #[repr(C)]
+#[derive(Default)]
 pub(crate) struct Info {
     signal: libc::c_int,
     errno: libc::c_int,
@@ -300,6 +300,9 @@ pub(crate) struct Info {
 
 #[cfg(target_arch = "x86_64")]
 fn program_counter(context: *const libc::c_void) -> u64 {
+    if context.is_null() {
+        return 0;
+    }
     // SAFETY: with SA_SIGINFO the third argument is a valid ucontext.
     let registers = unsafe { &(*context.cast::<libc::ucontext_t>()).uc_mcontext.gregs };
     registers.get(usize::try_from(libc::REG_RIP).unwrap_or(0)).map_or(0, |pc| pc.cast_unsigned())

@@ -79,6 +79,29 @@ impl Layer {
         }
     }
 
+    /// What it means that it is missing.
+    #[must_use]
+    pub fn without(self) -> &'static str {
+        match self {
+            Self::Namespaces => {
+                "workers see the host's processes, networks and names, and only the filter keeps them from using them"
+            }
+            Self::EmptyRoot => "the host's files are in sight of workers, behind Landlock and the filter",
+            Self::Rlimits => "a worker can take what its user may take",
+            Self::Speculation => "tenants may learn what other processes of the machine leave in its predictors",
+            Self::Landlock => "a hole in the filter would reach whatever the empty root leaves",
+            Self::Capabilities => "a hole in the filter would reach what root may do in the worker's namespaces",
+            Self::NoNewPrivileges => "a hole in the filter would reach setuid programs",
+            Self::NotDumpable => "processes of the same user can read a worker's memory",
+            Self::ParentDeath => "a worker may outlive a daemon that was killed",
+            Self::Seccomp => "the whole of the kernel is open to native code in a worker",
+            Self::ThreadFilter => {
+                "native code in a tenant's thread can unmap, retag and replace its neighbours' memory"
+            }
+            Self::Keys => "one tenant a process, unless share_without_keys accepts cages alone",
+        }
+    }
+
     /// How to get it where it is missing.
     #[must_use]
     pub fn remedy(self) -> &'static str {

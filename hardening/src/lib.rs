@@ -12,6 +12,7 @@
 //! | [`islands`] | where in a worker's address space each tenant lives |
 //! | [`mpk`] | memory protection keys, and which of them a thread has open |
 //! | [`tags`] | the oracle: whether every page of every island carries the key that it should |
+//! | [`sealed`] | what later threads go by, in a page that is read-only before the first tenant |
 //! | [`fault`] | signals that end a worker, and the record of the first one |
 //! | [`thread`] | a tenant's thread: its stack, its clock |
 //!
@@ -24,6 +25,7 @@ pub mod jail;
 pub mod layers;
 pub mod mpk;
 pub mod posture;
+pub mod sealed;
 pub mod seccomp;
 pub mod spawn;
 pub mod tags;

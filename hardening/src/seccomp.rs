@@ -57,8 +57,8 @@ pub fn install() -> Result<(), SeccompError> {
 pub struct Own<'a> {
     pub zone: &'a Zone,
     pub island: Island,
-    /// Its own key and V8's for JIT pages; none where there are no keys.
-    pub keys: Option<[u8; 2]>,
+    /// Its own key and V8's for JIT pages, where there are some.
+    pub keys: &'a [u8],
     pub channel: BorrowedFd<'a>,
 }
 
@@ -94,7 +94,7 @@ const RANGES: [libc::c_long; 6] = [
     libc::SYS_mremap,
 ];
 /// Calls whose argument 0 is a descriptor, other than `write`.
-const DESCRIPTORS: [libc::c_long; 4] = [libc::SYS_recvfrom, libc::SYS_sendto, libc::SYS_close, libc::SYS_fcntl];
+const DESCRIPTORS: [libc::c_long; 2] = [libc::SYS_recvfrom, libc::SYS_sendto];
 
 impl Own<'_> {
     /// `own` and `mute`. Rules of one call are alternatives, conditions of one rule all have to hold.
@@ -104,12 +104,18 @@ impl Own<'_> {
             rules.insert(call, self.ranges()?);
         }
         rules.entry(libc::SYS_mremap).or_default().push(too_long(2)?);
-        let foreign_key: Vec<_> = match self.keys {
-            Some(keys) => keys.iter().map(|key| int(3, Op::Ne, u64::from(*key))).collect::<Result<_, _>>()?,
-            // -1 leaves the key as it is, which is all that V8 could want without one.
-            None => vec![int(3, Op::Ne, u64::from(u32::MAX))?],
-        };
+        let mut foreign_key: Vec<_> =
+            self.keys.iter().map(|key| int(3, Op::Ne, u64::from(*key))).collect::<Result<_, _>>()?;
+        // -1 leaves the key as it is, which is all that V8 could want without one.
+        if foreign_key.is_empty() {
+            foreign_key.push(int(3, Op::Ne, u64::from(u32::MAX))?);
+        }
         rules.entry(libc::SYS_pkey_mprotect).or_default().push(Rule::new(foreign_key)?);
+
+        // PR_SET_VMA names a range by its arguments 2 and 3.
+        let mut named = self.others_islands(2)?;
+        named.push(too_long(3)?);
+        rules.insert(libc::SYS_prctl, named);
 
         let channel = u64::from(self.channel.as_raw_fd().cast_unsigned());
         for call in DESCRIPTORS {
@@ -129,19 +135,21 @@ impl Own<'_> {
         Ok([compile(rules, SeccompAction::Trap)?, compile(muted, errno)?])
     }
 
+    /// Argument `index` is an address on anybody else's island.
+    fn others_islands(&self, index: u8) -> Result<Vec<Rule>, seccompiler::BackendError> {
+        let (zone, own) = (self.zone.range(), self.island.range());
+        let others = [zone.start..own.start, own.end..zone.end].into_iter().filter(|others| !others.is_empty());
+        let within = |range: Range<usize>| {
+            Rule::new(vec![long(index, Op::Ge, range.start as u64)?, long(index, Op::Lt, range.end as u64)?])
+        };
+        others.map(within).collect()
+    }
+
     /// What no call may name: an address on anybody else's island, and a range that is long enough to reach from outside
     /// into one, other than the thread's own sandbox.
     fn ranges(&self) -> Result<Vec<Rule>, seccompiler::BackendError> {
-        let (zone, own, sandbox) = (self.zone.range(), self.island.range(), self.island.sandbox());
-        let within = |range: Range<usize>| {
-            Rule::new(vec![long(0, Op::Ge, range.start as u64)?, long(0, Op::Lt, range.end as u64)?])
-        };
-        let mut rules = Vec::new();
-        for others in [zone.start..own.start, own.end..zone.end] {
-            if !others.is_empty() {
-                rules.push(within(others)?);
-            }
-        }
+        let sandbox = self.island.sandbox();
+        let mut rules = self.others_islands(0)?;
         rules.push(Rule::new(vec![long(1, Op::Ge, GAP_BYTES as u64)?, long(0, Op::Ne, sandbox.start as u64)?])?);
         rules.push(Rule::new(vec![long(1, Op::Gt, sandbox.len() as u64)?])?);
         Ok(rules)

@@ -6,6 +6,7 @@
 use std::fs::File;
 use std::io::{self, BufRead, BufReader};
 use std::ops::Range;
+use std::time::Duration;
 
 use nix::unistd::Pid;
 
@@ -45,7 +46,32 @@ impl std::fmt::Display for Mistagged {
 pub struct Seen {
     /// Mappings on islands, right and wrong ones.
     pub mappings: usize,
+    /// How many of all are wrong.
+    pub wrong: usize,
+    /// The first of them.
     pub mistagged: Vec<Mistagged>,
+}
+
+/// A process can have tens of thousands of wrong mappings; so many are told of.
+const MOST_TOLD: usize = 8;
+
+impl Seen {
+    fn add(&mut self, wrong: Mistagged) {
+        self.wrong += 1;
+        if self.mistagged.len() < MOST_TOLD {
+            self.mistagged.push(wrong);
+        }
+    }
+
+    /// What is wrong, in a few words.
+    #[must_use]
+    pub fn findings(&self) -> Vec<String> {
+        let mut findings: Vec<_> = self.mistagged.iter().map(ToString::to_string).collect();
+        if self.wrong > findings.len() {
+            findings.push(format!("and {} more", self.wrong - findings.len()));
+        }
+        findings
+    }
 }
 
 /// Looks at a process.
@@ -54,6 +80,33 @@ pub struct Seen {
 /// It cannot be looked at: it has died, or it is not ours.
 pub fn inspect(pid: Pid, tags: &Tags) -> io::Result<Seen> {
     compare(BufReader::new(File::open(format!("/proc/{pid}/smaps"))?), tags)
+}
+
+/// Between two looks at something that is wrong.
+const PAUSE: Duration = Duration::from_millis(20);
+
+/// Looks at a process in which tenants run. A page is mapped and tagged by two system calls, and a look may come between
+/// them; so what is wrong is looked at twice more, and counts if something is wrong every time.
+///
+/// # Errors
+/// As [`inspect`]'s.
+pub fn inspect_running(pid: Pid, tags: &Tags) -> io::Result<Seen> {
+    let mut seen = inspect(pid, tags)?;
+    for _ in 0..2 {
+        if seen.wrong == 0 {
+            break;
+        }
+        std::thread::sleep(PAUSE);
+        let next = inspect(pid, tags)?;
+        let still = |wrong: &Mistagged| {
+            let overlaps =
+                |other: &Mistagged| wrong.pages.start < other.pages.end && other.pages.start < wrong.pages.end;
+            next.wrong > next.mistagged.len() || next.mistagged.iter().any(overlaps)
+        };
+        let mistagged: Vec<_> = seen.mistagged.into_iter().filter(still).collect();
+        seen = Seen { mappings: next.mappings, wrong: if mistagged.is_empty() { 0 } else { next.wrong }, mistagged };
+    }
+    Ok(seen)
 }
 
 /// Compares the text of an `smaps` file.
@@ -67,7 +120,7 @@ pub fn compare(smaps: impl BufRead, tags: &Tags) -> io::Result<Seen> {
         let zone = tags.zone.range();
         if pages.end <= zone.start || pages.start >= zone.end {
             if tags.keys.contains(&key) {
-                seen.mistagged.push(Mistagged { pages, key, place: None });
+                seen.add(Mistagged { pages, key, place: None });
             }
             continue;
         }
@@ -81,7 +134,7 @@ pub fn compare(smaps: impl BufRead, tags: &Tags) -> io::Result<Seen> {
             key == *own || (key == tags.jit && within(island.window())) || (key == 0 && within(island.stack()))
         });
         if !right {
-            seen.mistagged.push(Mistagged { pages, key, place: home.map(|(place, _)| place) });
+            seen.add(Mistagged { pages, key, place: home.map(|(place, _)| place) });
         }
     }
     Ok(seen)
@@ -147,7 +200,7 @@ mod tests {
         let tags = tags();
         let sandbox = tags.zone.island(1).unwrap().sandbox();
         let seen = |key| compare(smaps(&[(page(sandbox.start), key)]).as_bytes(), &tags).unwrap();
-        assert_eq!(seen(4), Seen { mappings: 1, mistagged: vec![] });
+        assert_eq!(seen(4), Seen { mappings: 1, ..Seen::default() });
         for wrong in [0, 1, 3] {
             assert_eq!(seen(wrong).mistagged.len(), 1, "key {wrong}");
             assert_eq!(seen(wrong).mistagged[0].place, Some(1));
@@ -184,7 +237,16 @@ mod tests {
     #[test]
     fn a_tenants_key_outside_the_islands_is_wrong() {
         let seen = compare(smaps(&[(page(0x1000), 4), (page(0x8000), 0)]).as_bytes(), &tags()).unwrap();
-        assert_eq!(seen, Seen { mappings: 0, mistagged: vec![Mistagged { pages: page(0x1000), key: 4, place: None }] });
+        let wrong = Mistagged { pages: page(0x1000), key: 4, place: None };
+        assert_eq!(seen, Seen { mappings: 0, wrong: 1, mistagged: vec![wrong] });
+    }
+
+    #[test]
+    fn of_many_wrong_mappings_a_few_are_told_of() {
+        let many: Vec<_> = (0..1000).map(|index| (page(0x10_0000 + index * 8192), 4)).collect();
+        let seen = compare(smaps(&many).as_bytes(), &tags()).unwrap();
+        assert_eq!((seen.wrong, seen.findings().len()), (1000, MOST_TOLD + 1));
+        assert!(seen.findings().last().unwrap().contains("992 more"));
     }
 
     #[test]

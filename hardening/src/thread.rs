@@ -53,7 +53,7 @@ pub fn schedule_as_batch() {
     unsafe { libc::sched_setscheduler(0, libc::SCHED_BATCH, &raw const parameters) };
 }
 
-/// Usable bytes of a signal stack: a frame with AVX-512 and AMX state takes about 11 KiB, a handler of ours little more.
+/// Usable bytes of a signal stack, beside the frame that the kernel puts there.
 const SIGNAL_STACK_BYTES: usize = 64 * 1024;
 const PAGE_BYTES: usize = 4096;
 
@@ -80,7 +80,11 @@ struct Beginning {
 /// # Errors
 /// No memory, or the kernel starts no thread.
 pub unsafe fn spawn(name: CString, stack: &Range<usize>, body: Box<dyn FnOnce() + Send>) -> io::Result<Thread> {
-    let signal_stack = MmapOptions::new().len(PAGE_BYTES + SIGNAL_STACK_BYTES).map_anon()?;
+    // The frame grows with the processor's registers: AVX-512 and AMX alone take 11 KiB.
+    // SAFETY: getauxval has no preconditions.
+    let frame = usize::try_from(unsafe { libc::getauxval(libc::AT_MINSIGSTKSZ) }).unwrap_or(0);
+    let signal_bytes = SIGNAL_STACK_BYTES + frame.next_multiple_of(PAGE_BYTES);
+    let signal_stack = MmapOptions::new().len(PAGE_BYTES + signal_bytes).map_anon()?;
     let signal_stack = MmapRaw::from(signal_stack);
     for guard in [stack.start, signal_stack.as_mut_ptr() as usize] {
         // SAFETY: the page is the lowest of memory that this function was given or has made, and is not in use yet.
@@ -89,7 +93,7 @@ pub unsafe fn spawn(name: CString, stack: &Range<usize>, body: Box<dyn FnOnce() 
         }
     }
     let usable = signal_stack.as_mut_ptr() as usize + PAGE_BYTES;
-    let beginning = Box::new(Beginning { name, body, signal_stack: usable..usable + SIGNAL_STACK_BYTES });
+    let beginning = Box::new(Beginning { name, body, signal_stack: usable..usable + signal_bytes });
     let check = |errno| if errno == 0 { Ok(()) } else { Err(io::Error::from_raw_os_error(errno)) };
 
     let mut attributes = std::mem::MaybeUninit::<libc::pthread_attr_t>::uninit();

@@ -44,10 +44,11 @@ const VICTIM: &str = "(s) => {
     const buffer = bytes(4096).buffer, resizable = new ArrayBuffer(4096, { maxByteLength: 1 << 20 });
     new Uint8Array(resizable).set(bytes(4096)); resizable.resize(1 << 16); resizable.resize(8192);
     const string = JSON.parse(JSON.stringify(s.canary)), object = { secret: string, n: 1.5 }, array = [1.1, 2.2, 3.3];
+    const planted = attack.plant(s.canary);
     globalThis.kept = [buffer, resizable, string, object, array];
     const [channel, stack, isolate, thread] = attack.self();
     const text = (o) => Object.fromEntries(Object.entries(o).map(([k, v]) => [k, String(v)]));
-    console.log(JSON.stringify(text({ channel, stack, isolate, thread, buffer: attack.address(buffer), resizable: attack.address(resizable),
+    console.log(JSON.stringify(text({ channel, stack, isolate, thread, planted, buffer: attack.address(buffer), resizable: attack.address(resizable),
         string: attack.address(string), object: attack.address(object), array: attack.address(array) })));
     return new Promise((resolve) => setTimeout(resolve, 3600000));
 }";
@@ -169,8 +170,11 @@ fn judge(expected: Expected, ran: &Ran, end: Option<&End>, bystander: bool) -> (
             (Some(FaultKind::ClosedKey { key, .. }), _) => {
                 (format!("closed key {key}"), expected == Expected::ClosedKey && place(end) == Some(0))
             }
-            (Some(FaultKind::GaveUp), _) => {
-                ("aborted".to_owned(), expected == Expected::Aborted && place(end) == Some(0))
+            (Some(FaultKind::WrongKeys), _) => {
+                ("ended by itself: wrong keys".to_owned(), expected == Expected::Aborted && place(end) == Some(0))
+            }
+            (Some(FaultKind::Access { .. }), _) => {
+                ("not writable".to_owned(), expected == Expected::NotWritable && place(end) == Some(0))
             }
             (None, Some(WaitStatus::Signaled(_, Signal::SIGSYS, _))) => {
                 ("killed: SIGSYS".to_owned(), expected == Expected::Killed)
@@ -187,6 +191,7 @@ fn look(bench: &Bench, case: &Case, check: &Check) -> Row {
             Ok(found) => (format!("holds: {found}"), true, false),
             Err(found) => (format!("DOES NOT HOLD: {found}"), false, false),
         },
+        Check::NotHere(why) => (format!("not exercised: {why}"), true, false),
         Check::NamesAnother(which) => (format!("held by {which}"), true, false),
         Check::Residual(why, look) => match look(bench) {
             Ok(found) => (format!("residual: {why} ({found})"), true, true),

@@ -10,12 +10,13 @@ use std::time::{Duration, Instant};
 use enisle_tests::Daemon;
 use serde_json::{Value, json};
 
-/// From an attacker's stack to the islands of its neighbours: reads, writes, unmaps, retags, and noise on its channel.
-const ATTACKS: [&str; 5] = [
+/// From an attacker's stack to the islands of its neighbours: reads, writes, unmaps, retags; other keys; noise on its channel.
+const ATTACKS: [&str; 6] = [
     "for (const at of near) attack.read(at, 1n)",
     "for (const at of near) attack.write(at, 1n)",
     "for (const at of near) attack.syscall(11n, at, 4096n)",
     "for (const at of near) attack.syscall(329n, at, 4096n, 3n, 0n)",
+    "attack.wrpkru(0n); console.log('with every key')",
     "attack.syscall(44n, attack.self()[0], attack.self()[1], 64n, 0x4000n, 0n, 0n)",
 ];
 
@@ -31,7 +32,7 @@ pub(crate) fn run(worker: &Path, seconds: u64) -> Result<String, String> {
     let daemon = Daemon::start(&config);
     let (over, done) = (AtomicBool::new(false), AtomicU64::new(0));
     let names: Vec<_> = (0..11).map(|index| format!("worker-{index}")).collect();
-    let (mut attacks, mut unexpected) = (0_usize, Vec::new());
+    let (mut attacks, mut neighbours, mut unexpected) = (0_usize, 0, Vec::new());
     let failed = std::thread::scope(|scope| {
         let clients: Vec<_> = names
             .iter()
@@ -55,6 +56,7 @@ pub(crate) fn run(worker: &Path, seconds: u64) -> Result<String, String> {
         while begun.elapsed() < Duration::from_secs(seconds) && clients.iter().all(|client| !client.is_finished()) {
             let (tenant, kind) = (format!("attacker-{attacks}"), attacks % ATTACKS.len());
             let code = format!("() => {{ {NEAR} {}; return 'went on' }}", ATTACKS[kind]);
+            neighbours += gathered(&daemon);
             let run = daemon.load(&tenant, &json!({ "code": code, "props": { "attack": true } })).ok();
             // Two attackers in a row may meet in one process, and the second then loses its worker to the first.
             if run["outcome"] != "violation" {
@@ -71,7 +73,31 @@ pub(crate) fn run(worker: &Path, seconds: u64) -> Result<String, String> {
     if let Some(run) = unexpected.first() {
         return Err(format!("{} of {attacks} attacks did not end as violations: {run}", unexpected.len()));
     }
-    judge(&daemon.events(), attacks, done.load(Ordering::SeqCst))
+    // An attacker comes into the fullest process.
+    if neighbours < 3 * attacks {
+        return Err(format!("{neighbours} neighbours in {attacks} attacks: they were not in one process"));
+    }
+    let found = judge(&daemon.events(), attacks, done.load(Ordering::SeqCst))?;
+    Ok(format!("{found}; {} neighbours on average when an attacker came", neighbours / attacks.max(1)))
+}
+
+/// Waits until most of the others are back in one process, for a while; how many are.
+fn gathered(daemon: &Daemon) -> usize {
+    let begun = Instant::now();
+    loop {
+        let most = most_in_one(daemon);
+        if most >= 10 || begun.elapsed() > Duration::from_secs(1) {
+            return most;
+        }
+        std::thread::yield_now();
+    }
+}
+
+/// Tenants of the fullest process that takes somebody in.
+fn most_in_one(daemon: &Daemon) -> usize {
+    let workers = daemon.get("/v1/workers");
+    let shared = workers.as_array().into_iter().flatten().filter(|worker| worker["cordon"] == "shared");
+    shared.filter_map(|worker| worker["tenants"].as_array().map(Vec::len)).max().unwrap_or(0)
 }
 
 /// However the attacks end, the clients do.

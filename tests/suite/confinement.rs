@@ -204,3 +204,43 @@ fn a_worker_that_breaks_the_protocol_is_killed_and_told_of() {
         assert_eq!(daemon.request("GET", "/_ping", b"").status, 200);
     }
 }
+
+#[test]
+fn with_keys_off_every_tenant_has_a_process_of_its_own_and_the_posture_says_so() {
+    let daemon = Daemon::start("[workers]\nkeys = \"off\"\n");
+    assert_eq!((&daemon.run("a", "() => 1")["result"], &daemon.run("b", "() => 2")["result"]), (&json!(1), &json!(2)));
+    assert_ne!(daemon.worker_of("a"), daemon.worker_of("b"));
+    let info = daemon.get("/v1/info");
+    let layers = info["posture"]["layers"].as_array().expect("layers");
+    let keys = layers.iter().find(|layer| layer["layer"] == "keys").expect("the layer is named");
+    assert_eq!(keys["on"], false, "{keys}");
+    assert!(keys["consequence"].as_str().is_some_and(|text| text.contains("one tenant a process")), "{keys}");
+    assert!(info["posture"]["consequence"].as_str().is_some_and(|text| text.contains("process of its own")), "{info}");
+}
+
+#[test]
+fn with_keys_every_page_of_every_tenant_carries_its_own() {
+    if !machine_has(Layer::Keys) {
+        return;
+    }
+    let daemon = Daemon::start("");
+    for tenant in ["a", "b", "c"] {
+        daemon.run(tenant, "() => new ArrayBuffer(1 << 20).byteLength");
+    }
+    let worker = daemon.worker_of("a");
+    assert_eq!((daemon.worker_of("b"), daemon.worker_of("c")), (worker, worker), "keys let them share");
+    let smaps = fs::read_to_string(format!("/proc/{worker}/smaps")).expect("the worker is there");
+    let mut dirty = std::collections::BTreeMap::new();
+    let mut kib = 0;
+    for line in smaps.lines() {
+        let number = |text: &str| text.trim().trim_end_matches(" kB").parse::<u64>().unwrap_or(0);
+        if let Some(rest) = line.strip_prefix("Private_Dirty:") {
+            kib = number(rest);
+        } else if let Some(rest) = line.strip_prefix("ProtectionKey:") {
+            *dirty.entry(number(rest)).or_insert(0) += kib;
+        }
+    }
+    // Three tenants with a heap each, beside the default key and V8's.
+    let tenants = dirty.iter().filter(|(key, kib)| **key > 1 && **kib > 500).count();
+    assert_eq!(tenants, 3, "KiB by key: {dirty:?}");
+}

@@ -178,3 +178,24 @@ fn a_machine_full_of_busy_tenants_refuses_the_next_one() {
         }
     });
 }
+
+#[test]
+fn a_worker_that_is_old_is_left_also_by_a_tenant_that_never_rests() {
+    let daemon = Daemon::start("[workers]\nmax_age_secs = 1\n");
+    daemon.run("t", "() => 1");
+    let first = daemon.worker_of("t");
+    // Two clients, so that the tenant has a run at every moment.
+    let waits = "() => new Promise((r) => setTimeout(() => r('done'), 50))";
+    std::thread::scope(|scope| {
+        for _ in 0..2 {
+            scope.spawn(|| {
+                while daemon.home_of("t").is_none_or(|worker| worker == first) {
+                    let run = daemon.run("t", waits);
+                    assert_eq!(run["result"], "done", "{run}");
+                }
+            });
+        }
+    });
+    wait_until("the end of the old worker", || !is_alive(first));
+    assert!(daemon.events().iter().any(|event| event["reason"] == "its process is old"));
+}

@@ -19,6 +19,7 @@ pub(crate) async fn examine(client: &Client, as_json: bool) {
             outln!("     {:<18} found: {}", "", finding.detail);
         }
         if !finding.on {
+            outln!("     {:<18} so: {}", "", finding.layer.without());
             outln!("     {:<18} to get it: {}", "", finding.layer.remedy());
         }
     }
@@ -35,7 +36,10 @@ fn as_value(posture: &Posture, daemon: Option<Value>) -> Value {
     let layers: Vec<_> = posture
         .findings
         .iter()
-        .map(|finding| json!({ "layer": finding.layer.name(), "on": finding.on, "detail": finding.detail }))
+        .map(|finding| {
+            json!({ "layer": finding.layer.name(), "on": finding.on, "detail": finding.detail,
+                "consequence": (!finding.on).then(|| finding.layer.without()) })
+        })
         .collect();
     json!({ "layers": layers, "keys": posture.keys, "daemon": daemon })
 }

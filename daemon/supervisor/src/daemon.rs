@@ -38,6 +38,8 @@ pub(crate) struct Daemon {
     /// Bodies and the runs made of them, in MiB, all clients together.
     pub(crate) body_mb: Arc<Semaphore>,
     pub(crate) posture: Posture,
+    /// What workers take on: what the machine has, less what the configuration does without.
+    pub(crate) layers: LayerSet,
     pub(crate) events: Arc<Events>,
     pub(crate) pool: Pool,
     pub(crate) started: Instant,
@@ -153,6 +155,7 @@ impl Daemon {
             body_mb: Arc::new(Semaphore::new(config.api.body_mb)),
             config,
             posture,
+            layers,
             events,
             pool,
             started: now,
@@ -268,9 +271,20 @@ impl Daemon {
     async fn home(&self, tenant: &Tenant, memory_mb: u32) -> Result<Visit, AdmitError> {
         let mut home = tenant.home.lock().await;
         loop {
+            if let Some(resident) = home.as_ref()
+                && resident.worker.is_dead()
+                && resident.worker.blames(resident.slot)
+            {
+                // Also where no run of its was in it any more.
+                tenant.live_alone();
+            }
             let suspect = tenant.lives_alone(Instant::now());
             if let Some(resident) = home.take() {
-                if suspect && resident.worker.level == Level::Shared && !resident.worker.is_dead() {
+                let old = resident.worker.started_at.elapsed() >= Duration::from_secs(self.config.workers.max_age_secs);
+                if old && !resident.worker.is_dead() {
+                    resident.close_when_unused().await;
+                    self.pool.leave(&resident, "its process is old");
+                } else if suspect && resident.worker.level == Level::Shared && !resident.worker.is_dead() {
                     // Never in two homes at once: what still runs there ends first. Others wait for the lock meanwhile.
                     resident.close_when_unused().await;
                     self.pool.leave(&resident, "it has to live alone");
@@ -355,9 +369,14 @@ impl Tenant {
     fn note_end(&self, took_worker: bool) {
         self.suspect.store(false, Ordering::SeqCst);
         if took_worker {
-            let until = Instant::now() + ALONE_AFTER_TAKING_A_WORKER;
-            *self.alone_until.lock().unwrap_or_else(PoisonError::into_inner) = Some(until);
+            self.live_alone();
         }
+    }
+
+    /// It has ended a worker.
+    fn live_alone(&self) {
+        let until = Instant::now() + ALONE_AFTER_TAKING_A_WORKER;
+        *self.alone_until.lock().unwrap_or_else(PoisonError::into_inner) = Some(until);
     }
 
     fn lives_alone(&self, now: Instant) -> bool {

@@ -152,9 +152,8 @@ impl Pool {
                 places_used: entry.places_used as usize,
             })
             .collect();
-        // Those that take nobody in are there all the same.
-        let most = self.max_workers.saturating_sub(entries.len() - processes.len());
-        let id = match place(level, &processes, self.capacity, most) {
+        // Those that are too old are on their way out, and do not keep others from coming.
+        let id = match place(level, &processes, self.capacity, self.max_workers) {
             Placement::Into(id) => id,
             Placement::Full => return None,
             Placement::New(level) => {
@@ -250,7 +249,7 @@ impl Pool {
         let findings = tokio::task::spawn_blocking(move || looked_at.mistagged()).await.unwrap_or_default();
         if !findings.is_empty() {
             let pid = worker.pid.as_raw();
-            worker.kill(format!("its pages do not carry the keys that they should: {}", findings.join("; ")));
+            worker.kill("its pages do not carry the keys that they should");
             self.events.tell(What::Mistagged { worker: worker.id, pid, findings });
         }
     }

@@ -6,15 +6,15 @@
 //! ```
 //! One task owns the process: only it writes to the control channel, kills, and collects.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::ffi::CString;
 use std::fs::File;
 use std::io::{self, Read};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::MetadataExt;
 use std::os::unix::net::UnixStream as StdUnixStream;
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
 use enisle_cordon::Level;
@@ -46,6 +46,8 @@ use crate::violation::{self, Attack};
 
 /// From `exec` to `Ready`: the jail and V8 take some 20 ms; a machine may be busy.
 const START_TIMEOUT: Duration = Duration::from_secs(20);
+/// For as long the threads of a worker may be other than what was said of them, because one is just ending.
+const CONFINEMENT_TIMEOUT: Duration = Duration::from_secs(2);
 /// What a worker may print before the rest is dropped; V8's last words are a few lines.
 const STDERR_LINES: usize = 6;
 const STDERR_LINE_BYTES: u64 = 1024;
@@ -266,10 +268,8 @@ pub(crate) struct Worker {
     zone: Zone,
     /// Everybody who was ever admitted.
     tenants: Mutex<BTreeMap<Slot, TenantName>>,
-    /// Tenants whose thread has said that it is confined.
-    confined: AtomicUsize,
-    /// Tenants whose thread has ended.
-    gone: AtomicUsize,
+    /// Those whose thread has said that it is ready, and has not ended.
+    confined: Mutex<BTreeSet<Slot>>,
     thread_filter: bool,
     /// Why it died, once it has.
     died: watch::Receiver<Option<Death>>,
@@ -313,8 +313,7 @@ impl Worker {
             tags,
             zone,
             tenants: Mutex::default(),
-            confined: AtomicUsize::new(0),
-            gone: AtomicUsize::new(0),
+            confined: Mutex::default(),
             thread_filter: blueprint.layers.has(Layer::ThreadFilter),
             died,
         });
@@ -365,24 +364,30 @@ impl Worker {
         self.tenants.lock().unwrap_or_else(PoisonError::into_inner).get(&slot).cloned()
     }
 
-    /// A tenant's thread says for the first time that it is ready: one more has to run under filters of its own, by the
-    /// kernel's word.
-    pub(crate) fn check_confinement(&self) -> Result<(), String> {
-        let said = self.confined.fetch_add(1, Ordering::SeqCst) + 1;
+    /// A tenant's thread says for the first time that it is ready: it has to run under filters of its own, by the kernel's
+    /// word. Threads come and go meanwhile, so what does not add up is looked at again for a while.
+    pub(crate) async fn check_confinement(&self, slot: Slot) -> Result<(), String> {
+        self.confined().insert(slot);
         if !self.thread_filter {
             return Ok(());
         }
-        match verify::confined_threads(self.pid) {
-            // Whoever has moved out since no longer has a thread.
-            Ok(found) if found + self.gone() >= said => Ok(()),
-            Ok(found) => Err(format!("{said} tenants' threads say that they are confined, and {found} are")),
-            // It has died, which is told elsewhere.
-            Err(_) => Ok(()),
+        let begun = Instant::now();
+        loop {
+            let (found, said) = (verify::confined_threads(self.pid), self.confined().len());
+            match found {
+                Ok(found) if found >= said => return Ok(()),
+                _ if self.is_dead() => return Err("it has died".to_owned()),
+                _ if begun.elapsed() < CONFINEMENT_TIMEOUT => tokio::time::sleep(Duration::from_millis(10)).await,
+                Ok(found) => {
+                    return Err(format!("{said} tenants' threads say that they are confined, and {found} are"));
+                }
+                Err(error) => return Err(format!("its threads cannot be looked at: {error}")),
+            }
         }
     }
 
-    fn gone(&self) -> usize {
-        self.gone.load(Ordering::SeqCst)
+    fn confined(&self) -> MutexGuard<'_, BTreeSet<Slot>> {
+        self.confined.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// The attack that a fault in this process was, if it was one.
@@ -390,18 +395,21 @@ impl Worker {
         violation::attack(fault, &self.zone)
     }
 
-    /// What the oracle finds: the pages of its islands that do not carry the key that they should, in words.
+    /// What the oracle finds: pages of its islands that do not carry the key that they should, in words. May take some 50 ms.
     pub(crate) fn mistagged(&self) -> Vec<String> {
         let Some(tags) = &self.tags else { return Vec::new() };
-        match tags::inspect(self.pid, tags) {
-            Ok(seen) => seen.mistagged.iter().map(ToString::to_string).collect(),
-            Err(_) => Vec::new(),
-        }
+        // A process that cannot be looked at has ended, which is told elsewhere.
+        tags::inspect_running(self.pid, tags).map(|seen| seen.findings()).unwrap_or_default()
     }
 
     /// A run of that place ended the process.
     pub(crate) fn blame(&self, slot: Slot) {
         let _ = self.culprit.set(slot);
+    }
+
+    /// The process ended, and it was that place's doing.
+    pub(crate) fn blames(&self, slot: Slot) -> bool {
+        self.culprit.get() == Some(&slot)
     }
 
     /// The process ended, and it was another tenant's doing.
@@ -439,8 +447,8 @@ impl Death {
     fn of(status: WaitStatus, faults: &FaultPage) -> Self {
         match status {
             WaitStatus::Exited(_, OUT_OF_MEMORY_EXIT) => Self::OutOfMemory,
-            WaitStatus::Exited(_, FAULT_EXIT) => faults.read().map_or(Self::Exited(FAULT_EXIT), Self::Fault),
-            WaitStatus::Exited(_, GAVE_UP_EXIT) => Self::GaveUp,
+            WaitStatus::Exited(_, code @ FAULT_EXIT) => faults.read().map_or(Self::Exited(code), Self::Fault),
+            WaitStatus::Exited(_, GAVE_UP_EXIT) => faults.read().map_or(Self::GaveUp, Self::Fault),
             WaitStatus::Exited(_, code) => Self::Exited(code),
             WaitStatus::Signaled(_, Signal::SIGSYS, _) => Self::Filter,
             WaitStatus::Signaled(_, signal, _) => Self::Signaled(signal),
@@ -495,7 +503,7 @@ fn untagged(pid: Pid, tags: Option<&Tags>) -> impl Iterator<Item = String> {
         match tags::inspect(pid, tags) {
             // At the least every sandbox is mapped.
             Ok(seen) if seen.mappings < places => vec![format!("only {} mappings are on its islands", seen.mappings)],
-            Ok(seen) => seen.mistagged.iter().map(ToString::to_string).collect(),
+            Ok(seen) => seen.findings(),
             Err(error) => vec![format!("its mappings cannot be read: {error}")],
         }
     };
@@ -635,8 +643,8 @@ impl Owner {
             let frame: FromWorker = decode(body).map_err(|error| error.to_string())?;
             unread.drain(..end);
             self.session.accept(&frame).map_err(|violation| violation.to_string())?;
-            if let FromWorker::Retired { .. } = frame {
-                self.worker.gone.fetch_add(1, Ordering::SeqCst);
+            if let FromWorker::Retired { slot } = &frame {
+                self.worker.confined().remove(slot);
             }
             if let FromWorker::Overrun { slot, run, cause } = frame {
                 self.worker.blame(slot);

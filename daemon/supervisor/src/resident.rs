@@ -280,7 +280,7 @@ impl Speaker {
                     Some(ticket) if ticket.reply.is_closed() => Ok(()),
                     Some(ticket) => self.carry_out(ticket).await,
                 },
-                frame = self.read.0.recv() => self.accept(frame).map(drop),
+                frame = self.read.0.recv() => self.accept_first(frame).await.map(drop),
             };
             if let Err(stop) = done {
                 break stop;
@@ -319,19 +319,29 @@ impl Speaker {
         match frame {
             None | Some(Err(enisle_wire::FrameError::Closed | enisle_wire::FrameError::Io(_))) => Err(Stop::Closed),
             Some(Err(error)) => Err(Stop::Violation(error.to_string())),
-            Some(Ok(frame)) => {
-                self.session.accept(&frame).map_err(|violation| Stop::Violation(violation.to_string()))?;
-                if !self.confined {
-                    // Also a worker that is dying has fewer threads than it had: how it ended then says whose doing it was.
-                    self.worker.check_confinement().map_err(|why| {
-                        self.worker.kill(why);
-                        Stop::Closed
-                    })?;
-                    self.confined = true;
-                }
-                Ok(frame)
-            }
+            Some(Ok(frame)) => match self.session.accept(&frame) {
+                Ok(()) => Ok(frame),
+                Err(violation) => Err(Stop::Violation(violation.to_string())),
+            },
         }
+    }
+
+    /// The next frame; with the first one the thread's filters are looked at. Not to be abandoned half-way: what was read
+    /// would be lost.
+    async fn accept_first(
+        &mut self,
+        frame: Option<Result<FromTenant, enisle_wire::FrameError>>,
+    ) -> Result<FromTenant, Stop> {
+        let frame = self.accept(frame)?;
+        if !self.confined {
+            // Also a worker that is dying has fewer threads than it had: how it ended then says whose doing it was.
+            if let Err(why) = self.worker.check_confinement(self.slot).await {
+                self.worker.kill(why);
+                return Err(Stop::Closed);
+            }
+            self.confined = true;
+        }
+        Ok(frame)
     }
 
     /// Sends one run, reads until its end, and answers the ticket.
@@ -423,7 +433,7 @@ impl Speaker {
             tokio::select! {
                 // Reading first: a thread that writes must never wait for one that writes.
                 biased;
-                frame = self.read.0.recv() => match self.accept(frame)? {
+                frame = self.read.0.recv() => match self.accept_first(frame).await? {
                     FromTenant::Ready => {}
                     FromTenant::Log(lines) => self.logs.extend(lines),
                     FromTenant::Done(done) => return Ok(*done),

@@ -17,7 +17,7 @@ pub(crate) struct Attack {
 
 /// Whether a fault is an attack.
 ///
-/// A closed key and a refused system call are. An address on somebody else's island is, mapped or not: V8's guards keep
+/// A closed key, one that is open and should not be, and a refused system call are. An address on somebody else's island is, mapped or not: V8's guards keep
 /// every honest access on its own. Any other bad address is a crash, and so is V8 giving up.
 pub(crate) fn attack(fault: &Fault, zone: &Zone) -> Option<Attack> {
     let victim = |address: u64| {
@@ -38,6 +38,7 @@ pub(crate) fn attack(fault: &Fault, zone: &Zone) -> Option<Attack> {
             let victim = victim(address).filter(|_| fault.place.is_some())?;
             Some(Attack { layer: "v8-sandbox", address: Some(address), victim: Some(victim) })
         }
+        Kind::WrongKeys => Some(Attack { layer: Layer::Keys.name(), address: None, victim: None }),
         Kind::GaveUp => None,
     }
 }
@@ -50,6 +51,7 @@ pub(crate) fn describe(fault: &Fault) -> String {
         }
         Kind::Refused { call } => format!("its thread made system call {call}, which the filter refuses"),
         Kind::Access { .. } => format!("its thread reached for memory that is not there (signal {})", fault.signal),
+        Kind::WrongKeys => "its thread had other protection keys open than its own".to_owned(),
         Kind::GaveUp => format!("V8 gave up (signal {})", fault.signal),
     }
 }

@@ -25,7 +25,7 @@ use enisle_hardening::islands::Zone;
 use enisle_hardening::jail::{self, Plan};
 use enisle_hardening::mpk::pkru::Pkru;
 use enisle_hardening::mpk::{Key, KeyRing};
-use enisle_hardening::{Layer, LayerSet, fault, fds, seccomp};
+use enisle_hardening::{Layer, LayerSet, fault, fds, mpk, sealed, seccomp};
 use enisle_wire::VERSION;
 use enisle_wire::control::{FromWorker, Keys, Ready, Role};
 
@@ -76,28 +76,25 @@ fn run(control: &mut Control) -> Result<(), Box<dyn std::error::Error>> {
         let made = std::thread::spawn(engine::snapshot::make).join().map_err(|_| "making the snapshot panicked")?;
         return Ok(speaker.say(&FromWorker::Snapshot(made?))?);
     }
-    let keys = if layers.has(Layer::Keys) { Some(KeyRing::take(zone.islands().count())?.split()) } else { None };
-    let told = keys
-        .as_ref()
-        .map(|(jit, _, tenants)| Keys { jit: jit.number(), tenants: tenants.iter().map(Key::number).collect() });
-    let keys = match keys {
-        Some((jit, record, tenants)) => {
-            fault::guard(&record)?;
-            Some((&*Box::leak(Box::new(jit)), tenants))
-        }
-        None => None,
+    let told = if layers.has(Layer::Keys) {
+        let (jit, record, tenants) = KeyRing::take(zone.islands().count())?.split();
+        let told = Keys { jit, tenants: tenants.iter().map(Key::number).collect() };
+        fault::guard(&record)?;
+        sealed::assign(&zone, Some(jit), tenants);
+        Some(told)
+    } else {
+        sealed::assign(&zone, mpk::jit_key(), Vec::new());
+        None
     };
-    let jit = keys.as_ref().map(|(jit, _)| *jit);
-    let cages = Cage::build_all(&zone, reserved, keys)?;
+    let cages = Cage::build_all(reserved)?;
     // No tenant's key is open to any thread but its own from here on.
-    if let Some(jit) = jit {
-        Pkru::CLOSED.open_for_reading(jit).install();
+    if let Some(told) = &told {
+        Pkru::of_nobody(told.jit).install();
     }
-    fault::seal()?;
+    sealed::seal()?;
     seccomp_if(layers)?;
     let surroundings = Surroundings {
         snapshot: Snapshot(snapshot.ok_or("no snapshot came with the start")?),
-        zone,
         thread_filter: layers.has(Layer::ThreadFilter),
         alarm: Arc::new(Alarm::new()),
     };

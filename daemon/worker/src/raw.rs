@@ -6,6 +6,7 @@
 use std::time::{Duration, Instant};
 
 use enisle_hardening::islands::Zone;
+use enisle_hardening::{mpk, sealed};
 
 use crate::engine::cage::Cage;
 use crate::engine::isolate::{Resting, Snapshot};
@@ -30,7 +31,8 @@ pub fn measure(script: &str, turns: usize) -> Result<Vec<Turn>, Box<dyn std::err
     engine::warm_up()?;
     let snapshot = Box::leak(snapshot::make()?.into_boxed_slice());
     let script = script.to_owned();
-    let cage = Cage::build_all(&zone, reserved, None)?.pop().ok_or("no cage")?;
+    sealed::assign(&zone, mpk::jit_key(), Vec::new());
+    let cage = Cage::build_all(reserved)?.pop().ok_or("no cage")?;
     let thread = std::thread::Builder::new().stack_size(4 << 20).spawn(move || {
         let _cage = cage.enter().map_err(|error| error.to_string())?;
         let snapshot = Snapshot(snapshot);

@@ -12,7 +12,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Instant;
 
-use enisle_hardening::islands::{Island, Zone};
+use enisle_hardening::islands::Island;
 use enisle_hardening::thread::{self, CpuClock, Thread};
 use enisle_wire::control::Admit;
 use enisle_wire::tenant::{FromTenant, ToTenant};
@@ -28,7 +28,6 @@ use crate::watchdog::{Alarm, Watched};
 #[derive(Debug)]
 pub(crate) struct Surroundings {
     pub(crate) snapshot: Snapshot,
-    pub(crate) zone: Zone,
     /// The layer is on.
     pub(crate) thread_filter: bool,
     pub(crate) alarm: Arc<Alarm>,
@@ -45,6 +44,8 @@ pub(crate) struct Tenant {
     pub(crate) watched: Arc<Watched>,
     finished: Arc<AtomicBool>,
     thread: Thread,
+    /// Held until the thread has ended, which may not close it: whoever could would wait for the number to be another's.
+    _channel: Arc<UnixStream>,
     island: Island,
 }
 
@@ -60,13 +61,15 @@ impl Tenant {
         let finished = Arc::new(AtomicBool::new(false));
         let (send, receive) = std::sync::mpsc::sync_channel(1);
         let (thread_finished, surroundings) = (Arc::clone(&finished), Arc::clone(surroundings));
+        let channel = Arc::new(channel);
+        let threads_channel = Arc::clone(&channel);
         let (stack, island) = (cage.map_stack()?, cage.island());
         let body = Box::new(move || {
             if let Ok(clock) = CpuClock::of_this_thread() {
                 let watched = Arc::new(Watched::new(slot, clock, Arc::clone(&surroundings.alarm)));
                 if send.send(Arc::clone(&watched)).is_ok() {
                     // An error here is a channel that was closed: the tenant has moved out.
-                    let _ = live(&watched, &Arc::new(channel), cage, &surroundings, memory_mb);
+                    let _ = live(&watched, &threads_channel, cage, &surroundings, memory_mb);
                 }
             }
             thread_finished.store(true, Ordering::SeqCst);
@@ -76,7 +79,7 @@ impl Tenant {
         // SAFETY: the cage has mapped the stack for this thread alone; `join` gives it back when the thread has ended.
         let thread = unsafe { thread::spawn(name, &stack, body) }?;
         let watched = receive.recv().map_err(|_| "the tenant's thread has no clock")?;
-        Ok(Self { watched, finished, thread, island })
+        Ok(Self { watched, finished, thread, _channel: channel, island })
     }
 
     pub(crate) fn is_finished(&self) -> bool {
@@ -105,7 +108,7 @@ fn live(
     let mut warm = Resting::warm(snapshot, memory_mb)?;
     // The cage's code range is there now; nothing that comes makes memory executable.
     if surroundings.thread_filter {
-        cage.lock_down(&surroundings.zone, channel.as_fd())?;
+        cage.lock_down(channel.as_fd())?;
     }
     let say = |frame: &FromTenant| write_frame(&mut &**channel, frame, MAX_FROM_TENANT_BYTES);
     loop {

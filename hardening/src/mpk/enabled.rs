@@ -17,11 +17,6 @@ impl Key {
         self.0
     }
 
-    /// Where its two bits are in PKRU.
-    pub(super) fn shift(&self) -> u32 {
-        2 * u32::from(self.0)
-    }
-
     /// Tags `pages` and gives them `protection`.
     ///
     /// # Safety
@@ -39,7 +34,7 @@ impl Key {
 /// The keys of one worker process.
 #[derive(Debug)]
 pub struct KeyRing {
-    jit: Key,
+    jit: u8,
     record: Key,
     tenants: Vec<Key>,
 }
@@ -51,13 +46,7 @@ impl KeyRing {
     /// # Errors
     /// There are too few, or V8 has none.
     pub fn take(tenants: usize) -> Result<Self, KeyError> {
-        // A thread starts with every key closed, and `pkey_alloc` opens the one that it hands out: whatever is open now is
-        // the key that V8 has taken.
-        let jit = Pkru::current().readable();
-        if jit.count_ones() != 1 {
-            return Err(KeyError::NoJitKey);
-        }
-        let jit = Key(u8::try_from(jit.trailing_zeros()).unwrap_or(0));
+        let jit = jit_key().ok_or(KeyError::NoJitKey)?;
         let wanted = tenants + 1;
         let mut keys: Vec<_> = std::iter::from_fn(|| sys::alloc().map(Key)).take(wanted).collect();
         let taken = keys.len();
@@ -69,9 +58,22 @@ impl KeyRing {
 
     /// V8's key, the fault record's, the tenants'.
     #[must_use]
-    pub fn split(self) -> (Key, Key, Vec<Key>) {
+    pub fn split(self) -> (u8, Key, Vec<Key>) {
         (self.jit, self.record, self.tenants)
     }
+}
+
+/// The key that V8 has taken, on the main thread and before anybody else takes one. V8 takes one wherever there are some,
+/// whatever we do with the rest.
+#[must_use]
+pub fn jit_key() -> Option<u8> {
+    // OSPKE, CPUID leaf 7: without it the register cannot be read.
+    if std::arch::x86_64::__cpuid_count(7, 0).ecx & 1 << 4 == 0 {
+        return None;
+    }
+    // A thread starts with every key closed, and `pkey_alloc` opens the one that it hands out: whatever is open now is V8's.
+    let open = Pkru::current().readable();
+    (open.count_ones() == 1).then(|| u8::try_from(open.trailing_zeros()).unwrap_or(0))
 }
 
 /// How many keys a fresh process could take, V8's included.

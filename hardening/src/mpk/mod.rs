@@ -20,12 +20,12 @@ pub mod pkru;
 #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
 mod sys;
 #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
-pub use enabled::{Key, KeyRing, available, delivers_faults};
+pub use enabled::{Key, KeyRing, available, delivers_faults, jit_key};
 
 #[cfg(not(all(target_arch = "x86_64", target_os = "linux")))]
 mod disabled;
 #[cfg(not(all(target_arch = "x86_64", target_os = "linux")))]
-pub use disabled::{Key, KeyRing, available, delivers_faults, pkru};
+pub use disabled::{Key, KeyRing, available, delivers_faults, jit_key, pkru};
 
 /// Keys beside key 0 that the processor knows.
 pub const PROCESSOR_KEYS: usize = 15;

@@ -31,12 +31,15 @@ pub(crate) async fn info(State(daemon): State<Arc<Daemon>>) -> Json<Value> {
         .findings
         .iter()
         .map(|finding| {
+            let on = daemon.layers.has(finding.layer);
+            let (here, layer) = (finding.on, finding.layer);
             json!({
-                "layer": finding.layer.name(),
-                "on": finding.on,
-                "detail": finding.detail,
-                "protects": finding.layer.protects(),
-                "remedy": if finding.on { None } else { Some(finding.layer.remedy()) },
+                "layer": layer.name(),
+                "on": on,
+                "detail": if here && !on { "this machine has it, and the daemon does without" } else { &finding.detail },
+                "protects": layer.protects(),
+                "consequence": (!on).then(|| layer.without()),
+                "remedy": (!here).then(|| layer.remedy()),
             })
         })
         .collect();
@@ -76,6 +79,9 @@ fn consequence(daemon: &Daemon) -> String {
              kept apart by cages alone",
             capacity.tenants_per_process()
         ),
-        _ => format!("up to {} tenants share a process, each in a cage of its own", capacity.tenants_per_process()),
+        _ => format!(
+            "up to {} tenants share a process, each in a cage with a protection key of its own",
+            capacity.tenants_per_process()
+        ),
     }
 }

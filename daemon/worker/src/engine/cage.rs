@@ -11,10 +11,8 @@ use std::marker::PhantomData;
 use std::ops::Range;
 use std::os::fd::BorrowedFd;
 
-use enisle_hardening::islands::{Island, Zone};
-use enisle_hardening::mpk::Key;
-use enisle_hardening::mpk::pkru::Pkru;
-use enisle_hardening::{fault, seccomp};
+use enisle_hardening::islands::Island;
+use enisle_hardening::{fault, sealed, seccomp};
 
 use super::memory::{self, Home};
 use super::{Reserved, confinement, heap, quota};
@@ -52,51 +50,37 @@ pub(crate) enum CageError {
     Stack(io::Error),
     #[error("there is no memory for a tenant's heap")]
     Heap,
+    #[error("somebody is in that place, or was")]
+    Taken,
+    #[error(transparent)]
+    Filter(#[from] seccomp::SeccompError),
 }
 
 /// A cage that no thread has entered yet.
+///
+/// Which keys its thread gets is not in here but in `enisle_hardening::sealed`, by the place: this is memory that every
+/// tenant of the process may be able to write one day.
 #[derive(Debug)]
 pub(crate) struct Cage {
     group: *mut Group,
     place: u32,
     island: Island,
-    keys: Option<Keys>,
     home: Home,
-}
-
-/// The keys that a tenant's thread has open beside key 0: its own, which is its alone, and V8's for JIT pages.
-#[derive(Debug)]
-struct Keys {
-    own: Key,
-    jit: &'static Key,
 }
 
 // SAFETY: V8 lets any one thread at a time use an isolate group, and only `enter`, which takes the cage, uses it.
 unsafe impl Send for Cage {}
 
 impl Cage {
-    /// Makes every cage of the process, each tagged with its key from its first page on. The keys are spent with them. The zone
-    /// was `reserved` until now; no other thread may ask for memory meanwhile.
-    pub(crate) fn build_all(
-        zone: &Zone,
-        reserved: Reserved,
-        keys: Option<(&'static Key, Vec<Key>)>,
-    ) -> Result<Vec<Self>, CageError> {
+    /// Makes every cage of the process, each tagged with the key of its place from its first page on. The zone was `reserved`
+    /// until now, and is assigned; no other thread may ask for memory meanwhile.
+    pub(crate) fn build_all(reserved: Reserved) -> Result<Vec<Self>, CageError> {
         drop(reserved);
-        heap::islands_are_in(zone);
-        let (jit, mut own) = match keys {
-            Some((jit, own)) => (Some(jit), own.into_iter().map(Some).collect()),
-            None => (None, Vec::new()),
-        };
-        own.resize_with(zone.islands().count(), || None);
-        let build = |((place, island), own): ((u32, Island), Option<Key>)| {
-            Self::build(place, island, own.zip(jit).map(|(own, jit)| Keys { own, jit }))
-        };
-        (0..).zip(zone.islands()).zip(own).map(build).collect()
+        (0..).zip(sealed::zone().islands()).map(|(place, island)| Self::build(place, island)).collect()
     }
 
-    fn build(place: u32, island: Island, keys: Option<Keys>) -> Result<Self, CageError> {
-        let key = keys.as_ref().map(|keys| keys.own.number());
+    fn build(place: u32, island: Island) -> Result<Self, CageError> {
+        let key = sealed::key_of(place as usize);
         let mut random = [0; 8];
         super::fill_random(&mut random);
         memory::move_to(Some(Home::new(island, key, u64::from_ne_bytes(random))));
@@ -109,7 +93,7 @@ impl Cage {
         if (base..base + bytes) != island.sandbox() {
             return Err(CageError::Elsewhere(base..base + bytes));
         }
-        Ok(Self { group, place, island, keys, home })
+        Ok(Self { group, place, island, home })
     }
 
     pub(crate) fn island(&self) -> Island {
@@ -124,9 +108,10 @@ impl Cage {
     /// Makes the calling thread the tenant's: opens its key and no other, and sends what V8 maps and makes from now on to
     /// this cage. To be called once per thread.
     pub(crate) fn enter(self) -> Result<Entered, CageError> {
-        fault::thread_of(self.place);
-        if let Some(Keys { own, jit }) = &self.keys {
-            let pkru = Pkru::CLOSED.open(own).open_for_reading(jit);
+        if !fault::thread_of(self.place) {
+            return Err(CageError::Taken);
+        }
+        if let Some(pkru) = sealed::pkru_of(self.place as usize) {
             pkru.install();
             confinement::expect(pkru);
         }
@@ -160,9 +145,11 @@ pub(crate) struct Entered {
 
 impl Entered {
     /// Takes on the thread's own filter, for good. No tenant's code runs before.
-    pub(crate) fn lock_down(&self, zone: &Zone, channel: BorrowedFd<'_>) -> Result<(), seccomp::SeccompError> {
-        let keys = self.cage.keys.as_ref().map(|keys| [keys.own.number(), keys.jit.number()]);
-        seccomp::confine(&seccomp::Own { zone, island: self.cage.island, keys, channel })
+    pub(crate) fn lock_down(&self, channel: BorrowedFd<'_>) -> Result<(), CageError> {
+        let (zone, place) = (sealed::zone(), self.cage.place as usize);
+        let island = zone.island(place).ok_or(CageError::Taken)?;
+        let keys: Vec<_> = sealed::key_of(place).into_iter().chain(sealed::jit_key()).collect();
+        Ok(seccomp::confine(&seccomp::Own { zone: &zone, island, keys: &keys, channel })?)
     }
 }
 

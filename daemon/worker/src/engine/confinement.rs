@@ -2,7 +2,7 @@
 //!
 //! Nothing that a tenant can reach opens a key, and nothing of ours does after [`super::cage::Cage::enter`]; V8 opens its
 //! JIT key for writing while it writes code, never while it calls. So the register is one and the same at every edge. Debug
-//! builds look each time, release builds once in a while; a register that is wrong ends the process.
+//! builds look each time, release builds once in a while; a register that is wrong is put on record and ends the process.
 
 use std::cell::Cell;
 
@@ -28,7 +28,6 @@ pub(super) fn edge() {
     let edges = EDGES.get().wrapping_add(1);
     EDGES.set(edges);
     if (cfg!(debug_assertions) || edges.is_multiple_of(SAMPLED)) && Pkru::current() != expected {
-        // The record says which thread, and where; a panic would run code of ours with a register that is not ours.
-        std::process::abort();
+        enisle_hardening::fault::wrong_keys();
     }
 }

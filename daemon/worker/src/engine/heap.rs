@@ -8,10 +8,9 @@
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::cell::Cell;
 use std::ptr;
-use std::sync::atomic::{AtomicUsize, Ordering};
 
 use dlmalloc::Dlmalloc;
-use enisle_hardening::islands::Zone;
+use enisle_hardening::sealed;
 
 use super::memory;
 
@@ -31,19 +30,9 @@ thread_local! {
     static PRIVATE: Cell<bool> = const { Cell::new(false) };
 }
 
-/// The zone of the process: an address in it is from the heap of the thread that it belongs to.
-static ZONE: [AtomicUsize; 2] = [AtomicUsize::new(0), AtomicUsize::new(0)];
-
-/// Where islands are. To be called before the first tenant.
-pub(super) fn islands_are_in(zone: &Zone) {
-    let range = zone.range();
-    ZONE[0].store(range.start, Ordering::Relaxed);
-    ZONE[1].store(range.end, Ordering::Relaxed);
-}
-
+/// An address on an island is from the heap of the thread that lives there.
 fn on_an_island(memory: *mut u8) -> bool {
-    let address = memory as usize;
-    ZONE[0].load(Ordering::Relaxed) <= address && address < ZONE[1].load(Ordering::Relaxed)
+    sealed::is_in_zone(memory as usize)
 }
 
 /// Gives the calling thread a heap on its island, where its mappings go by now. False if there is no memory for it.

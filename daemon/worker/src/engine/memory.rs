@@ -102,36 +102,36 @@ pub(super) unsafe extern "C" fn mmap(
     fd: c_int,
     offset: off_t,
 ) -> *mut c_void {
-    let Some(mut home) = HOME.get() else {
+    let Some(home) = HOME.get() else {
         // SAFETY: the caller's.
         return unsafe { system_call(hint, bytes, protection, flags, fd, offset) };
     };
     let chosen = flags & (libc::MAP_FIXED | libc::MAP_FIXED_NOREPLACE) != 0;
-    let low = (1..LOW).contains(&(hint as usize));
-    let mapped = if chosen || low {
-        // SAFETY: the caller's.
-        unsafe { system_call(hint, bytes, protection, flags, fd, offset) }
-    } else {
-        let place = |at: usize| {
-            let flags = flags | libc::MAP_FIXED_NOREPLACE;
-            // SAFETY: the caller asks for a mapping at any place; with NOREPLACE this one touches no other.
-            unsafe { system_call(at as *mut c_void, bytes, protection, flags, fd, offset) }
-        };
-        let mapped = if bytes >= SANDBOX_FROM { place(home.island.sandbox().start) } else { home.search(bytes, place) };
-        HOME.set(Some(home));
-        mapped
-    };
+    let at_home =
+        if chosen { home.island.range().contains(&(hint as usize)) } else { !(1..LOW).contains(&(hint as usize)) };
     // Elsewhere V8 replaces pages that all tenants of the process share.
-    let at_home = home.island.range().contains(&(mapped as usize));
-    match home.key {
-        // SAFETY: the pages were mapped just now, for a thread that has the key open.
-        Some(key) if at_home && !unsafe { tag(mapped as usize, bytes, protection, key) } => {
-            // SAFETY: as above; nobody has seen them yet.
-            unsafe { libc::munmap(mapped, bytes) };
-            libc::MAP_FAILED
-        }
-        _ => mapped,
+    let Some(key) = home.key.filter(|_| at_home) else {
+        return if chosen || !at_home {
+            // SAFETY: the caller's.
+            unsafe { system_call(hint, bytes, protection, flags, fd, offset) }
+        } else {
+            home.place(bytes, protection, flags, fd, offset)
+        };
+    };
+    // Nobody can use a page before it has its key.
+    let mapped = if chosen {
+        // SAFETY: the caller's.
+        unsafe { system_call(hint, bytes, libc::PROT_NONE, flags, fd, offset) }
+    } else {
+        home.place(bytes, libc::PROT_NONE, flags, fd, offset)
+    };
+    // SAFETY: the pages were mapped just now, for a thread that has the key open.
+    if mapped != libc::MAP_FAILED && !unsafe { tag(mapped as usize, bytes, protection, key) } {
+        // SAFETY: as above; nobody has seen them yet.
+        unsafe { libc::munmap(mapped, bytes) };
+        return libc::MAP_FAILED;
     }
+    mapped
 }
 
 /// `mmap` under its other name, which is the same where addresses have 64 bits.
@@ -152,6 +152,19 @@ pub(super) unsafe extern "C" fn mmap64(
 }
 
 impl Home {
+    /// Maps where V8 leaves the choice: a sandbox in its place, everything else in the window. Remembers where it got to.
+    fn place(mut self, bytes: size_t, protection: c_int, flags: c_int, fd: c_int, offset: off_t) -> *mut c_void {
+        let try_at = |at: usize| {
+            let flags = flags | libc::MAP_FIXED_NOREPLACE;
+            // SAFETY: whoever asks for a mapping at any place takes this one; with NOREPLACE it touches no other.
+            unsafe { system_call(at as *mut c_void, bytes, protection, flags, fd, offset) }
+        };
+        let mapped =
+            if bytes >= SANDBOX_FROM { try_at(self.island.sandbox().start) } else { self.search(bytes, try_at) };
+        HOME.set(Some(self));
+        mapped
+    }
+
     /// Tries places in the window, once around, until one is free.
     fn search(&mut self, bytes: usize, place: impl Fn(usize) -> *mut c_void) -> *mut c_void {
         let window = self.island.window();

@@ -174,6 +174,7 @@ pub(super) fn resolve<'s>(
     attributes: v8::Local<'s, v8::FixedArray>,
     referrer: v8::Local<'s, v8::Module>,
 ) -> Option<v8::Local<'s, v8::Module>> {
+    super::confinement::edge();
     v8::callback_scope!(unsafe scope, context);
     let specifier = specifier.to_rust_string_lossy(scope);
     let attribute = type_attribute(scope, attributes, 3);
@@ -196,6 +197,7 @@ pub(super) fn import_dynamically<'s>(
     specifier: v8::Local<'s, v8::String>,
     attributes: v8::Local<'s, v8::FixedArray>,
 ) -> Option<v8::Local<'s, v8::Promise>> {
+    super::confinement::edge();
     let attribute = match type_attribute(scope, attributes, 2) {
         Some(word) => v8::String::new(scope, &word)?.into(),
         None => v8::undefined(scope).into(),

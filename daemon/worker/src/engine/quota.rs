@@ -233,6 +233,7 @@ unsafe extern "C" fn allocate_uninitialized_counted(this: Object, bytes: usize) 
 }
 
 fn charged(bytes: usize, allocate: impl FnOnce() -> *mut c_void) -> *mut c_void {
+    super::confinement::edge();
     if !charge(bytes) {
         return std::ptr::null_mut();
     }

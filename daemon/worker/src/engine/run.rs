@@ -23,7 +23,7 @@ use super::isolate::Resting;
 use super::modules::{self, Modules};
 use super::natives::Timers;
 use super::snapshot::RUNTIME_NAME;
-use super::{bounded_text, cage, exit_now, heap, quota};
+use super::{bounded_text, cage, confinement, exit_now, heap, quota};
 use crate::watchdog::{Cause, Watched};
 
 /// The most of an error that is passed on, each of message and stack.
@@ -142,6 +142,7 @@ fn say_last_words() {
 /// V8 is near a heap limit. Ends the run, and gives V8 the room that it needs to get there: the next allocation may be
 /// one of the largest that there are, and refusing it would end the process with everybody in it.
 unsafe extern "C" fn near_heap_limit(data: *mut std::ffi::c_void, current: usize, initial: usize) -> usize {
+    confinement::edge();
     // SAFETY: `data` is the `HeapWatch` that `execute` keeps alive until it has taken this callback away.
     let watch = unsafe { &*data.cast::<HeapWatch<'_>>() };
     // SAFETY: V8 calls this on the isolate's own thread; what comes out is not dropped as an owner.
@@ -437,6 +438,7 @@ impl Script<'_> {
         promise.mark_as_handled();
         loop {
             scope.perform_microtask_checkpoint();
+            confinement::edge();
             if self.watched.cause().is_some() {
                 return Err(Ended::Terminated);
             }

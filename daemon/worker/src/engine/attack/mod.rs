@@ -45,7 +45,7 @@ pub(super) fn arm(scope: &mut Scope<'_, '_>, props: &str) {
         "read" => read, "write" => write, "probe" => probe_load, "probeWrite" => probe_store,
         "syscall" => syscall, "syscall32" => syscall_32, "pkru" => pkru, "wrpkru" => write_pkru,
         "sigreturn" => forge_sigreturn, "thread" => start_thread, "execute" => execute, "address" => address,
-        "plant" => plant, "self" => about_self, "callGate" => call_gate,
+        "plant" => plant, "self" => about_self, "sealed" => sealed_page, "callGate" => call_gate,
     }
     let context = scope.get_current_context();
     let global = context.global(scope);
@@ -182,4 +182,9 @@ fn about_self<'s>(scope: &mut Scope<'s, '_>, _: Args<'s>, mut result: v8::Return
     let facts: Vec<v8::Local<'_, v8::Value>> =
         facts.iter().map(|fact| v8::BigInt::new_from_i64(scope, *fact).into()).collect();
     result.set(v8::Array::new_with_elements(scope, &facts).into());
+}
+
+/// `sealed()`: where the page is that says which keys a thread gets.
+fn sealed_page<'s>(scope: &mut Scope<'s, '_>, _: Args<'s>, result: v8::ReturnValue<'s>) {
+    return_word(scope, result, (enisle_hardening::sealed::address() as u64).cast_signed());
 }
