@@ -183,6 +183,9 @@ pub(crate) const CASES: &[Case] = &[
         "return attack.read(at(s.victim.table), 8n).length === 16"),
     attack("M02 rust", "read what the worker keeps for the victim: code, env, results", Expected::ClosedKey, KEYS,
         "return attack.read(at(s.victim.planted), 8n) === s.canary"),
+    behind("M02 island", "read any page of the victim's island that holds something", &[], KEYS,
+        "for (const page of s.victim.pages) if (attack.probe(at(page)) !== s.victim.key || attack.probeWrite(at(page)) !== s.victim.key) return true;
+        return s.victim.pages.length + ' pages are closed'"),
     attack("M02 write", "write into a buffer of the victim", Expected::ClosedKey, KEYS,
         "attack.write(V, 0x58n); return attack.read(V, 1n) === '58'"),
     attack("M02 write tables", "write into V8's tables of the victim's isolate", Expected::ClosedKey, KEYS,

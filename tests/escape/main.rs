@@ -74,6 +74,8 @@ impl Bench {
         let table = table.ok_or_else(|| io::Error::other("nothing of the victim's is in its window"))?;
         let key = |place: usize| rig.tags.as_ref().map_or(0, |tags| tags.keys[place]);
         victim["table"] = json!(table.to_string());
+        let pages: Vec<_> = rig.targets(1)?.iter().map(ToString::to_string).collect();
+        victim["pages"] = json!(pages);
         victim["key"] = json!(key(1));
         let canary: String = CANARY.bytes().take(8).map(|byte| format!("{byte:02x}")).collect();
         let pkru =

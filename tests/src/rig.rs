@@ -269,7 +269,8 @@ impl Tenant {
             entrypoint: "default".to_owned(),
             method: None,
             args: json!([argument]).to_string(),
-            env: "{}".to_owned(),
+            // Where a tenant keeps its secrets.
+            env: if argument.is_object() { argument.to_string() } else { "{}".to_owned() },
             props: "{\"attack\":true}".to_owned(),
             limits: Limits {
                 cpu_ms: 60_000,

@@ -298,3 +298,53 @@ fn a_script_that_poisons_the_language_gets_a_plain_answer() {
     assert!(["ok", "exception"].contains(&run["outcome"].as_str().unwrap_or_default()), "{run}");
     assert_eq!(daemon.run("t", "() => 'next'")["result"], "next");
 }
+
+#[test]
+fn no_clock_moves_while_code_runs_and_all_move_with_an_event() {
+    let daemon = Daemon::start(SHARING);
+    let run = daemon.run(
+        "t",
+        "async () => {
+           const format = new Intl.DateTimeFormat('en', { fractionalSecondDigits: 3, second: 'numeric', minute: 'numeric' });
+           const clocks = { now: () => Date.now(), object: () => new Date().getTime(), text: () => Date(), intl: () => format.format(),
+             parts: () => JSON.stringify(format.formatToParts()), locale: () => new Date().toLocaleTimeString('en', { fractionalSecondDigits: 3 }),
+             performance: () => performance.now() };
+           const read = () => Object.values(clocks).map((clock) => clock());
+           const before = read();
+           for (let i = 0; i < 2e7; i++);
+           await null;
+           const still = read().map((value, i) => value === before[i]);
+           await new Promise((resolve) => setTimeout(resolve, 20));
+           const moved = read().map((value, i) => value !== before[i]);
+           // A text of whole seconds may well be the same.
+           moved[2] = true;
+           return { still, moved };
+         }",
+    );
+    assert_eq!(run["result"]["still"], json!([true, true, true, true, true, true, true]), "{run}");
+    assert_eq!(run["result"]["moved"], json!([true, true, true, true, true, true, true]), "{run}");
+}
+
+#[test]
+fn nothing_is_there_that_makes_a_clock_of_its_own() {
+    let daemon = Daemon::start(SHARING);
+    let run = daemon.run(
+        "t",
+        "() => [typeof SharedArrayBuffer, typeof Atomics, typeof WebAssembly, typeof Worker, typeof MessageChannel, typeof Temporal,
+                typeof performance.mark, typeof performance.timeOrigin, typeof ShadowRealm, typeof gc, typeof Intl.DateTimeFormat]",
+    );
+    let expected = json!([
+        "undefined",
+        "undefined",
+        "undefined",
+        "undefined",
+        "undefined",
+        "undefined",
+        "undefined",
+        "number",
+        "undefined",
+        "undefined",
+        "function"
+    ]);
+    assert_eq!(run["result"], expected, "{run}");
+}

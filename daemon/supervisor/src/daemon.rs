@@ -12,11 +12,11 @@ use enisle_wire::Outcome;
 use enisle_wire::tenant::RunId;
 use tokio::sync::{Notify, Semaphore};
 
+use crate::birth::{Blueprint, StartError, make_snapshot};
 use crate::config::{Config, Keys};
 use crate::events::{Events, What};
 use crate::policy::{Policy, Store, StoreError, TenantName};
 use crate::pool::{AdmitError, Pool};
-use crate::process::{Blueprint, StartError, make_snapshot};
 use crate::quota::{Account, OverQuota};
 use crate::resident::{Ended, Finished, Job, Lost, Resident, Visit};
 

@@ -7,8 +7,11 @@
 )]
 
 mod api;
+mod birth;
+mod channel;
 mod config;
 mod daemon;
+mod death;
 mod events;
 mod places;
 mod policy;

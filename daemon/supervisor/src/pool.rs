@@ -15,9 +15,10 @@ use enisle_wire::control::{Admit, Slot};
 use tokio::net::UnixStream;
 use tokio::sync::OnceCell;
 
+use crate::birth::{Blueprint, StartError};
 use crate::events::{Events, What};
 use crate::policy::TenantName;
-use crate::process::{Blueprint, StartError, Worker};
+use crate::process::Worker;
 use crate::resident::Resident;
 
 #[derive(Debug, thiserror::Error)]

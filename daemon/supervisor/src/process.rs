@@ -7,231 +7,37 @@
 //! One task owns the process: only it writes to the control channel, kills, and collects.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
-use std::ffi::CString;
-use std::fs::File;
-use std::io::{self, Read};
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::os::unix::fs::MetadataExt;
-use std::os::unix::net::UnixStream as StdUnixStream;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::io;
+use std::os::fd::{AsFd, OwnedFd};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
 use enisle_cordon::Level;
-use enisle_hardening::fault::{FAULT_EXIT, Fault, FaultPage};
+use enisle_hardening::Layer;
+use enisle_hardening::fault::{Fault, FaultPage};
 use enisle_hardening::islands::Zone;
-use enisle_hardening::jail::Plan;
-use enisle_hardening::spawn::{self, Spawn, SpawnError, Started};
+use enisle_hardening::spawn::Started;
 use enisle_hardening::tags::{self, Tags};
-use enisle_hardening::verify::{self, Expected};
-use enisle_hardening::{Layer, LayerSet, fds};
-use enisle_wire::control::{
-    Admit, FromWorker, GAVE_UP_EXIT, OUT_OF_MEMORY_EXIT, OverrunCause, Role, Session, Slot, Start, ToWorker,
-};
+use enisle_hardening::verify;
+use enisle_wire::control::{Admit, FromWorker, OverrunCause, Role, Session, Slot, ToWorker};
 use enisle_wire::frame::{HEADER_BYTES, body_len};
 use enisle_wire::tenant::RunId;
-use enisle_wire::{FrameError, MAX_FROM_WORKER_BYTES, MAX_TO_WORKER_BYTES, decode, encode};
-use nix::sys::signal::Signal;
-use nix::sys::wait::WaitStatus;
+use enisle_wire::{MAX_TO_WORKER_BYTES, decode};
 use nix::unistd::Pid;
-use serde::de::DeserializeOwned;
 use tokio::io::unix::AsyncFd;
-use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader, Interest};
+use tokio::io::{AsyncReadExt, Interest};
 use tokio::net::UnixStream;
 use tokio::sync::{mpsc, watch};
 
+use crate::birth::{Blueprint, Newborn, START_TIMEOUT, StartError, inspect, untagged};
+use crate::channel::send;
+use crate::death::Death;
 use crate::events::{Events, What};
 use crate::policy::TenantName;
 use crate::violation::{self, Attack};
 
-/// From `exec` to `Ready`: the jail and V8 take some 20 ms; a machine may be busy.
-const START_TIMEOUT: Duration = Duration::from_secs(20);
 /// For as long the threads of a worker may be other than what was said of them, because one is just ending.
 const CONFINEMENT_TIMEOUT: Duration = Duration::from_secs(2);
-/// What a worker may print before the rest is dropped; V8's last words are a few lines.
-const STDERR_LINES: usize = 6;
-const STDERR_LINE_BYTES: u64 = 1024;
-
-/// What every worker of this daemon has in common.
-#[derive(Debug)]
-pub(crate) struct Blueprint {
-    pub(crate) program: File,
-    pub(crate) layers: LayerSet,
-    pub(crate) tenants_per_process: u32,
-    pub(crate) data_bytes: u64,
-    /// As root: the first uid of workers. Otherwise they keep the daemon's.
-    pub(crate) uid_base: Option<u32>,
-    next_id: AtomicU64,
-    spawner: std::sync::mpsc::Sender<SpawnJob>,
-}
-
-type SpawnJob = Box<dyn FnOnce() + Send>;
-
-#[derive(Debug, thiserror::Error)]
-pub(crate) enum StartError {
-    #[error(transparent)]
-    Spawn(#[from] SpawnError),
-    #[error("the worker's channels could not be made: {0}")]
-    Channels(io::Error),
-    #[error("the worker says: {0}")]
-    Failed(String),
-    #[error("the worker did not get ready: {0}")]
-    NotReady(String),
-    #[error("the worker is not what it should be: {}", .0.join("; "))]
-    Rejected(Vec<String>),
-}
-
-impl Blueprint {
-    pub(crate) fn new(
-        program: File,
-        layers: LayerSet,
-        tenants: u32,
-        data_bytes: u64,
-        uid_base: u32,
-    ) -> io::Result<Self> {
-        // The kernel ties a worker's parent-death signal to the thread that cloned it, so that has to be a thread that
-        // lives as long as the daemon.
-        let (spawner, jobs) = std::sync::mpsc::channel::<SpawnJob>();
-        std::thread::Builder::new().name("spawner".to_owned()).spawn(move || jobs.iter().for_each(|job| job()))?;
-        let uid_base = nix::unistd::geteuid().is_root().then_some(uid_base);
-        Ok(Self {
-            program,
-            layers,
-            tenants_per_process: tenants,
-            data_bytes,
-            uid_base,
-            next_id: AtomicU64::new(1),
-            spawner,
-        })
-    }
-
-    /// Tenants that a process of this level may ever hold.
-    fn places(&self, level: Level) -> u32 {
-        if level == Level::Solo { 1 } else { self.tenants_per_process }
-    }
-
-    /// The uid and gid that worker `id` has outside.
-    fn ids(&self, id: u64) -> (u32, u32) {
-        match self.uid_base {
-            // Enough that no two live workers meet.
-            Some(base) => {
-                let uid = base.saturating_add(u32::try_from(id % 60_000).unwrap_or(0));
-                (uid, uid)
-            }
-            None => (nix::unistd::geteuid().as_raw(), nix::unistd::getegid().as_raw()),
-        }
-    }
-
-    async fn spawn(self: &Arc<Self>, id: u64, control: OwnedFd, stderr: OwnedFd) -> Result<Started, StartError> {
-        let (send, receive) = tokio::sync::oneshot::channel();
-        let this = Arc::clone(self);
-        let job = Box::new(move || {
-            let (uid, gid) = this.ids(id);
-            let arguments = [c"enisle-worker".to_owned(), CString::new(id.to_string()).unwrap_or_default()];
-            let namespaces = this.layers.has(Layer::Namespaces);
-            let program = this.program.as_fd();
-            let result = spawn::spawn(Spawn { program, arguments: &arguments, control, stderr, namespaces, uid, gid });
-            let _ = send.send(result);
-        });
-        let gone = || StartError::NotReady("the spawner thread is gone".to_owned());
-        self.spawner.send(job).map_err(|_| gone())?;
-        Ok(receive.await.map_err(|_| gone())??)
-    }
-}
-
-/// A worker that was started and says that it is ready; not yet verified.
-struct Newborn {
-    id: u64,
-    plan: Plan,
-    zone: Zone,
-    faults: FaultPage,
-    started: Started,
-    control: UnixStream,
-    session: Session,
-    control_inode: u64,
-    stderr_inode: u64,
-}
-
-impl Newborn {
-    async fn start(
-        blueprint: &Arc<Blueprint>,
-        role: Role,
-        places: u32,
-        snapshot: Option<&OwnedFd>,
-    ) -> Result<Self, StartError> {
-        let faults = FaultPage::new().map_err(StartError::Channels)?;
-        let zone = Zone::place(places as usize, random);
-        let plan = Plan::for_tenants(blueprint.layers, blueprint.data_bytes, places);
-        let id = blueprint.next_id.fetch_add(1, Ordering::Relaxed);
-        let (ours, theirs) = StdUnixStream::pair().map_err(StartError::Channels)?;
-        let (stderr_read, stderr_write) =
-            nix::unistd::pipe2(nix::fcntl::OFlag::O_CLOEXEC).map_err(|error| StartError::Channels(error.into()))?;
-        let inode = |fd: &OwnedFd| Ok::<_, io::Error>(File::from(fd.try_clone()?).metadata()?.ino());
-        let theirs = OwnedFd::from(theirs);
-        let control_inode = inode(&theirs).map_err(StartError::Channels)?;
-        let stderr_inode = inode(&stderr_write).map_err(StartError::Channels)?;
-        ours.set_nonblocking(true).map_err(StartError::Channels)?;
-        let control = UnixStream::from_std(ours).map_err(StartError::Channels)?;
-        let started = blueprint.spawn(id, theirs, stderr_write).await?;
-        tokio::spawn(log_stderr(id, stderr_read));
-        let start = Start {
-            version: enisle_wire::VERSION,
-            role,
-            layers: blueprint.layers.bits(),
-            data_bytes: blueprint.data_bytes,
-            max_tenants: places,
-            zone: zone.parts(),
-        };
-        let session = Session::new(role);
-        let mut newborn = Self { id, plan, zone, faults, started, control, session, control_inode, stderr_inode };
-        let descriptors: Vec<_> =
-            std::iter::once(newborn.faults.descriptor()).chain(snapshot.map(AsFd::as_fd)).collect();
-        send(&mut newborn.control, &ToWorker::Start(start), &descriptors)
-            .await
-            .map_err(|error| StartError::NotReady(error.to_string()))?;
-        Ok(newborn)
-    }
-
-    /// The first frame that the worker says, if it comes in time and in order.
-    async fn first_word(&mut self) -> Result<FromWorker, StartError> {
-        let word =
-            tokio::time::timeout(START_TIMEOUT, read_frame::<FromWorker>(&mut self.control, MAX_FROM_WORKER_BYTES))
-                .await
-                .map_err(|_| StartError::NotReady(format!("it said nothing for {} s", START_TIMEOUT.as_secs())))?;
-        let word = match word {
-            Ok(word) => word,
-            Err(FrameError::Closed) => {
-                return Err(StartError::NotReady(self.ended().await.unwrap_or_else(|| "it hung up".to_owned())));
-            }
-            Err(error) => return Err(StartError::NotReady(error.to_string())),
-        };
-        self.session.accept(&word).map_err(|violation| StartError::NotReady(violation.to_string()))?;
-        match word {
-            FromWorker::Failed(why) => Err(StartError::Failed(why)),
-            word => Ok(word),
-        }
-    }
-
-    /// How it ended, if it has ended by itself.
-    async fn ended(&mut self) -> Option<String> {
-        for _ in 0..100 {
-            match self.started.try_collect() {
-                Some(status) => return Some(Death::of(status, &self.faults).to_string()),
-                None => tokio::time::sleep(Duration::from_millis(5)).await,
-            }
-        }
-        None
-    }
-}
-
-/// Has a jailed worker make the startup snapshot, and waits for its end.
-pub(crate) async fn make_snapshot(blueprint: &Arc<Blueprint>) -> Result<Vec<u8>, StartError> {
-    let mut maker = Newborn::start(blueprint, Role::Maker, 1, None).await?;
-    match maker.first_word().await? {
-        FromWorker::Snapshot(bytes) => Ok(bytes),
-        _ => Err(StartError::NotReady("it made no snapshot".to_owned())),
-    }
-}
 
 /// What the process's owner is told to do.
 #[derive(Debug)]
@@ -427,96 +233,6 @@ impl Worker {
     }
 }
 
-/// How a worker process ended.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) enum Death {
-    /// We killed it, for this reason.
-    Killed(String),
-    /// Its filter did, for a system call that no worker makes, without a record of whose it was.
-    Filter,
-    /// A fault, as the worker recorded it.
-    Fault(Fault),
-    OutOfMemory,
-    GaveUp,
-    Exited(i32),
-    Signaled(Signal),
-    Unknown,
-}
-
-impl Death {
-    fn of(status: WaitStatus, faults: &FaultPage) -> Self {
-        match status {
-            WaitStatus::Exited(_, OUT_OF_MEMORY_EXIT) => Self::OutOfMemory,
-            WaitStatus::Exited(_, code @ FAULT_EXIT) => faults.read().map_or(Self::Exited(code), Self::Fault),
-            WaitStatus::Exited(_, GAVE_UP_EXIT) => faults.read().map_or(Self::GaveUp, Self::Fault),
-            WaitStatus::Exited(_, code) => Self::Exited(code),
-            WaitStatus::Signaled(_, Signal::SIGSYS, _) => Self::Filter,
-            WaitStatus::Signaled(_, signal, _) => Self::Signaled(signal),
-            _ => Self::Unknown,
-        }
-    }
-}
-
-impl std::fmt::Display for Death {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        match self {
-            Self::Killed(why) => f.write_str(why),
-            Self::Filter => f.write_str("its filter killed it for a forbidden system call (SIGSYS)"),
-            Self::Fault(fault) => f.write_str(&violation::describe(fault)),
-            Self::OutOfMemory => f.write_str("V8 ran out of memory"),
-            Self::GaveUp => f.write_str("V8 gave up"),
-            Self::Exited(code) => write!(f, "it exited with {code}"),
-            Self::Signaled(signal) => write!(f, "it was ended by {signal}"),
-            Self::Unknown => f.write_str("it was lost"),
-        }
-    }
-}
-
-/// What is wrong with a worker, seen from outside.
-fn inspect(blueprint: &Blueprint, newborn: &Newborn) -> Vec<String> {
-    let (uid, gid) = blueprint.ids(newborn.id);
-    let expected = Expected {
-        plan: &newborn.plan,
-        program: &blueprint.program,
-        uid,
-        gid,
-        control_inode: newborn.control_inode,
-        stderr_inode: newborn.stderr_inode,
-    };
-    match verify::verify(newborn.started.pid, &expected) {
-        Ok(findings) => findings.iter().map(ToString::to_string).collect(),
-        Err(error) => vec![format!("it cannot be inspected: {error}")],
-    }
-}
-
-/// What is wrong with the keys of a worker that should have some: every island has to be there, tagged with a key of its own.
-fn untagged(pid: Pid, tags: Option<&Tags>) -> impl Iterator<Item = String> {
-    let check = || {
-        let Some(tags) = tags else { return vec!["it took none".to_owned()] };
-        let (places, mut distinct) = (tags.zone.islands().count(), tags.keys.clone());
-        distinct.extend([0, tags.jit]);
-        distinct.sort_unstable();
-        distinct.dedup();
-        if tags.keys.len() != places || distinct.len() != places + 2 {
-            return vec![format!("its keys {:?} are not one for each of {places} places", tags.keys)];
-        }
-        match tags::inspect(pid, tags) {
-            // At the least every sandbox is mapped.
-            Ok(seen) if seen.mappings < places => vec![format!("only {} mappings are on its islands", seen.mappings)],
-            Ok(seen) => seen.findings(),
-            Err(error) => vec![format!("its mappings cannot be read: {error}")],
-        }
-    };
-    check().into_iter()
-}
-
-fn random() -> u64 {
-    let mut bytes = [0; 8];
-    // The kernel's generator is ready long before a daemon starts; if it says nothing, the place is merely predictable.
-    let _ = File::open("/dev/urandom").and_then(|mut file| file.read_exact(&mut bytes));
-    u64::from_ne_bytes(bytes)
-}
-
 /// The task that owns a process.
 struct Owner {
     worker: Arc<Worker>,
@@ -666,55 +382,4 @@ fn watch_process(started: &Started) -> io::Result<AsyncFd<OwnedFd>> {
     let pidfd = started.pidfd().try_clone_to_owned()?;
     #[expect(deprecated, reason = "its unsoundness needs a type that lies about its descriptor; OwnedFd does not")]
     AsyncFd::with_interest(pidfd, Interest::READABLE)
-}
-
-async fn send(control: &mut UnixStream, frame: &ToWorker, descriptors: &[BorrowedFd<'_>]) -> Result<(), FrameError> {
-    let bytes = encode(frame, MAX_TO_WORKER_BYTES)?;
-    let sent = if descriptors.is_empty() {
-        0
-    } else {
-        control.async_io(Interest::WRITABLE, || fds::send_with(control.as_fd(), &bytes, descriptors)).await?
-    };
-    control.write_all(bytes.get(sent..).unwrap_or_default()).await?;
-    Ok(())
-}
-
-/// Reads one frame; no descriptor can come with it, because none is received for.
-pub(crate) async fn read_frame<T: DeserializeOwned>(
-    channel: &mut (impl AsyncReadExt + Unpin),
-    cap: usize,
-) -> Result<T, FrameError> {
-    let mut header = [0; HEADER_BYTES];
-    closed(channel.read_exact(&mut header).await)?;
-    let mut body = vec![0; body_len(header, cap)?];
-    closed(channel.read_exact(&mut body).await)?;
-    decode(&body)
-}
-
-fn closed<T>(result: io::Result<T>) -> Result<T, FrameError> {
-    result.map_err(|error| match error.kind() {
-        io::ErrorKind::UnexpectedEof | io::ErrorKind::ConnectionReset => FrameError::Closed,
-        _ => FrameError::Io(error),
-    })
-}
-
-/// Passes on how what a worker prints begins: V8's last words, bounded and escaped. What follows are addresses, which help
-/// nobody and are dropped.
-async fn log_stderr(worker: u64, pipe: OwnedFd) {
-    let Ok(pipe) = tokio::net::unix::pipe::Receiver::from_owned_fd(pipe) else { return };
-    let mut lines = BufReader::new(pipe);
-    for _ in 0..STDERR_LINES {
-        let mut line = Vec::new();
-        match (&mut lines).take(STDERR_LINE_BYTES).read_until(b'\n', &mut line).await {
-            Ok(0) | Err(_) => return,
-            Ok(_) => {
-                let text = String::from_utf8_lossy(&line).trim().escape_debug().to_string();
-                if !text.is_empty() {
-                    tracing::warn!(worker, text, "a worker printed");
-                }
-            }
-        }
-    }
-    // Keep the pipe drained, or the worker would block on it.
-    let _ = tokio::io::copy(&mut lines, &mut tokio::io::sink()).await;
 }

@@ -18,9 +18,11 @@ use tokio::net::UnixStream;
 use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf};
 use tokio::sync::{Notify, mpsc, oneshot};
 
+use crate::channel::read_frame;
+use crate::death::Death;
 use crate::events::{Events, What};
 use crate::policy::TenantName;
-use crate::process::{Death, Worker, read_frame};
+use crate::process::Worker;
 
 /// After a run's wall limit, its own watchdog's grace and the warming of an isolate, the process is no longer believed.
 const BACKSTOP: Duration = Duration::from_secs(5);

@@ -2,29 +2,17 @@
 
 use std::collections::BTreeMap;
 use std::error::Error;
-use std::fs::File;
-use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
 
 use enisle_wire::FrameError;
 use enisle_wire::control::{Admit, FromWorker, Slot, ToWorker};
-use memmap2::Mmap;
 
 use crate::control::{Control, Speaker};
 use crate::engine::cage::Cage;
 use crate::tenant::{Surroundings, Tenant};
 use crate::watchdog::Alarm;
-
-/// Maps the snapshot for the life of the process.
-pub(crate) fn map_snapshot(descriptor: OwnedFd) -> Result<&'static [u8], Box<dyn Error>> {
-    let file = File::from(descriptor);
-    // SAFETY: the supervisor has sealed the memfd against writing and resizing before it sent it, so the bytes never
-    // change under the map.
-    let map = unsafe { Mmap::map(&file) }?;
-    Ok(Box::leak(Box::new(map)))
-}
 
 /// Serves until the supervisor closes the channel.
 pub(crate) fn serve(

@@ -62,7 +62,7 @@ fn run(control: &mut Control) -> Result<(), Box<dyn std::error::Error>> {
     }
     // Mapped while descriptors can still be mapped; the mappings need no descriptor afterwards.
     fault::share(control.take_descriptor().ok_or("no page for faults came with the start")?)?;
-    let snapshot = control.take_descriptor().map(host::map_snapshot).transpose()?;
+    let snapshot = control.take_descriptor().map(engine::snapshot::map).transpose()?;
     let layers = LayerSet::from_bits(start.layers);
     let zone = Zone::from_parts(&start.zone).ok_or("the zone has no place in this machine's address space")?;
     jail::enter(&Plan::for_tenants(layers, start.data_bytes, start.max_tenants))?;

@@ -5,8 +5,9 @@
 
 use std::time::{Duration, Instant};
 
+use enisle_hardening::fault::FaultPage;
 use enisle_hardening::islands::Zone;
-use enisle_hardening::{mpk, sealed};
+use enisle_hardening::{fault, mpk, sealed};
 
 use crate::engine::cage::Cage;
 use crate::engine::isolate::{Resting, Snapshot};
@@ -31,6 +32,8 @@ pub fn measure(script: &str, turns: usize) -> Result<Vec<Turn>, Box<dyn std::err
     engine::warm_up()?;
     let snapshot = Box::leak(snapshot::make()?.into_boxed_slice());
     let script = script.to_owned();
+    // Where it is noted which place is taken.
+    fault::share(FaultPage::new()?.descriptor().try_clone_to_owned()?)?;
     sealed::assign(&zone, mpk::jit_key(), Vec::new());
     let cage = Cage::build_all(reserved)?.pop().ok_or("no cage")?;
     let thread = std::thread::Builder::new().stack_size(4 << 20).spawn(move || {

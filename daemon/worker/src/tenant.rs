@@ -13,7 +13,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Instant;
 
 use enisle_hardening::islands::Island;
-use enisle_hardening::thread::{self, CpuClock, Thread};
+use enisle_hardening::thread::{CpuClock, Thread};
 use enisle_wire::control::Admit;
 use enisle_wire::tenant::{FromTenant, ToTenant};
 use enisle_wire::{MAX_FROM_TENANT_BYTES, MAX_TO_TENANT_BYTES, read_frame, write_frame};
@@ -63,8 +63,8 @@ impl Tenant {
         let (thread_finished, surroundings) = (Arc::clone(&finished), Arc::clone(surroundings));
         let channel = Arc::new(channel);
         let threads_channel = Arc::clone(&channel);
-        let (stack, island) = (cage.map_stack()?, cage.island());
-        let body = Box::new(move || {
+        let (name, island) = (CString::new(format!("tenant-{}", slot.0))?, cage.island());
+        let thread = cage.start_thread(name, move |cage| {
             if let Ok(clock) = CpuClock::of_this_thread() {
                 let watched = Arc::new(Watched::new(slot, clock, Arc::clone(&surroundings.alarm)));
                 if send.send(Arc::clone(&watched)).is_ok() {
@@ -74,10 +74,7 @@ impl Tenant {
             }
             thread_finished.store(true, Ordering::SeqCst);
             surroundings.alarm.ring();
-        });
-        let name = CString::new(format!("tenant-{}", slot.0))?;
-        // SAFETY: the cage has mapped the stack for this thread alone; `join` gives it back when the thread has ended.
-        let thread = unsafe { thread::spawn(name, &stack, body) }?;
+        })?;
         let watched = receive.recv().map_err(|_| "the tenant's thread has no clock")?;
         Ok(Self { watched, finished, thread, _channel: channel, island })
     }

@@ -5,13 +5,14 @@
 //! tenant's thread:          Cage ─▶ enter ─▶ Entered ─▶ lock_down     its key open, its mappings at home, its filter on
 //! ```
 
-use std::ffi::c_int;
+use std::ffi::{CString, c_int};
 use std::io;
 use std::marker::PhantomData;
 use std::ops::Range;
 use std::os::fd::BorrowedFd;
 
 use enisle_hardening::islands::Island;
+use enisle_hardening::thread::{self, Thread};
 use enisle_hardening::{fault, sealed, seccomp};
 
 use super::memory::{self, Home};
@@ -46,8 +47,8 @@ const NO_KEY: c_int = -1;
 pub(crate) enum CageError {
     #[error("V8 put a sandbox at {0:x?} instead of on its island")]
     Elsewhere(Range<usize>),
-    #[error("the stack of a tenant's thread could not be mapped: {0}")]
-    Stack(io::Error),
+    #[error("a tenant's thread could not be started: {0}")]
+    Thread(io::Error),
     #[error("there is no memory for a tenant's heap")]
     Heap,
     #[error("somebody is in that place, or was")]
@@ -100,9 +101,15 @@ impl Cage {
         self.island
     }
 
-    /// Maps the stack for the thread that will enter.
-    pub(crate) fn map_stack(&self) -> Result<Range<usize>, CageError> {
-        memory::map_stack(&self.home).map_err(CageError::Stack)
+    /// Starts a thread on this island's stack, to enter the cage. [`sweep`] gives the stack back when it has been joined.
+    pub(crate) fn start_thread(
+        self,
+        name: CString,
+        body: impl FnOnce(Self) + Send + 'static,
+    ) -> Result<Thread, CageError> {
+        let stack = memory::map_stack(&self.home).map_err(CageError::Thread)?;
+        // SAFETY: the stack was mapped for this thread alone, and stays until it has been joined.
+        unsafe { thread::spawn(name, &stack, Box::new(move || body(self))) }.map_err(CageError::Thread)
     }
 
     /// Makes the calling thread the tenant's: opens its key and no other, and sends what V8 maps and makes from now on to

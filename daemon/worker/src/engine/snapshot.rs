@@ -1,7 +1,13 @@
-//! Making the startup snapshot: a context with the runtime in it, as bytes that every tenant's isolates begin from.
+//! Making and mapping the startup snapshot: a context with the runtime in it, as bytes that every tenant's isolates begin from.
 //!
 //! Done once per start of the supervisor, in a jailed worker that holds no tenant, so that a snapshot always fits the
 //! build that reads it and no file has to be trusted.
+
+use std::fs::File;
+use std::io;
+use std::os::fd::OwnedFd;
+
+use memmap2::Mmap;
 
 use super::natives;
 
@@ -29,6 +35,15 @@ pub(crate) enum SnapshotError {
     Runtime(String),
     #[error("V8 made no snapshot")]
     Blob,
+}
+
+/// Maps the snapshot for the life of the process.
+pub(crate) fn map(descriptor: OwnedFd) -> io::Result<&'static [u8]> {
+    let file = File::from(descriptor);
+    // SAFETY: the supervisor has sealed the memfd against writing and resizing before it sent it, so the bytes never
+    // change under the map.
+    let map = unsafe { Mmap::map(&file) }?;
+    Ok(Box::leak(Box::new(map)))
 }
 
 /// Makes the snapshot on the calling thread, in V8's default group, where no tenant ever is.
