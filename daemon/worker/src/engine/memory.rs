@@ -21,8 +21,9 @@ use libc::{c_int, off_t, size_t};
 const SANDBOX_FROM: usize = 1 << 40;
 /// Where the search goes on when a place is taken.
 const STEP: usize = 1 << 30;
-/// V8 keeps the lowest addresses unmapped, by mapping them itself.
-const LOW: usize = 1 << 33;
+/// V8 keeps the lowest addresses unmapped by mapping them itself, from 1 MiB at the most on (v8/src/sandbox/sandbox.cc). Any
+/// other hint is a wish that may be disregarded, however low: V8's are random.
+const LOW: usize = 2 << 20;
 const PAGE: usize = 4096;
 
 /// The island that a thread's mappings go to.
