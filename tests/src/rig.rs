@@ -245,14 +245,15 @@ impl Rig {
         Ok(keys.into_iter().zip(resident).map(|(mapping, resident)| (mapping.pages, mapping.key, resident)).collect())
     }
 
-    /// Pages on a tenant's island, outside its stack, that hold something: what there is to attack.
+    /// Pages on a tenant's island that hold something, outside its stack and its code: what there is to attack, whatever key
+    /// they carry.
     pub fn targets(&self, place: usize) -> io::Result<Vec<usize>> {
         let island = self.zone.island(place).expect("a place of this worker");
         let (range, stack) = (island.range(), island.stack());
         let on_island = |pages: &std::ops::Range<usize>| range.contains(&pages.start) && !stack.contains(&pages.start);
-        let own = self.tags.as_ref().map_or(0, |tags| tags.keys[place]);
+        let code = self.tags.as_ref().map(|tags| tags.jit);
         let resident =
-            self.resident()?.into_iter().filter(|(pages, key, there)| *there && *key == own && on_island(pages));
+            self.resident()?.into_iter().filter(|(pages, key, there)| *there && Some(*key) != code && on_island(pages));
         Ok(resident
             .flat_map(|(pages, ..)| [pages.start, pages.start + pages.len() / 2 / 4096 * 4096, pages.end - 4096])
             .collect())
