@@ -115,6 +115,8 @@ impl Host {
         let cage = self.cages.remove(&admit.slot).ok_or("Admit named a place that is spent")?;
         let tenant = Tenant::admit(admit, UnixStream::from(channel), cage, &self.surroundings)?;
         self.shared.tenants().insert(admit.slot, tenant);
+        // Its thread may have ended already, when there was nobody yet to collect.
+        self.shared.alarm.ring();
         Ok(())
     }
 }
