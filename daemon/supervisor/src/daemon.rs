@@ -279,20 +279,28 @@ impl Daemon {
                 tenant.live_alone();
             }
             let suspect = tenant.lives_alone(Instant::now());
-            if let Some(resident) = home.take() {
-                let old = resident.worker.started_at.elapsed() >= Duration::from_secs(self.config.workers.max_age_secs);
-                if old && !resident.worker.is_dead() {
-                    resident.close_when_unused().await;
-                    self.pool.leave(&resident, "its process is old");
-                } else if suspect && resident.worker.level == Level::Shared && !resident.worker.is_dead() {
+            // It stays its home until it has left: a client that goes away while it waits changes nothing.
+            if let Some(resident) = home.clone() {
+                let worker = &resident.worker;
+                let old = worker.started_at.elapsed() >= Duration::from_secs(self.config.workers.max_age_secs);
+                let leaves = match worker.level {
+                    _ if worker.is_dead() => None,
+                    _ if old => Some("its process is old"),
+                    Level::Shared if suspect => Some("it has to live alone"),
+                    Level::Shared | Level::Solo => None,
+                };
+                if let Some(reason) = leaves {
+                    if old {
+                        self.pool.close(worker);
+                    }
                     // Never in two homes at once: what still runs there ends first. Others wait for the lock meanwhile.
                     resident.close_when_unused().await;
-                    self.pool.leave(&resident, "it has to live alone");
+                    self.pool.leave(&resident, reason);
                 } else if let Some(visit) = resident.visit() {
-                    *home = Some(resident);
                     return Ok(visit);
                 }
             }
+            *home = None;
             let level = if suspect { Level::Solo } else { Level::Shared };
             *home = Some(self.pool.admit(&tenant.name, level, memory_mb).await?);
         }

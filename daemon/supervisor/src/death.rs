@@ -31,6 +31,10 @@ impl Death {
             WaitStatus::Exited(_, GAVE_UP_EXIT) => faults.read().map_or(Self::GaveUp, Self::Fault),
             WaitStatus::Exited(_, code) => Self::Exited(code),
             WaitStatus::Signaled(_, Signal::SIGSYS, _) => Self::Filter,
+            // It may have been killed between its record and its end.
+            WaitStatus::Signaled(_, signal @ Signal::SIGKILL, _) => {
+                faults.read().map_or(Self::Signaled(signal), Self::Fault)
+            }
             WaitStatus::Signaled(_, signal, _) => Self::Signaled(signal),
             _ => Self::Unknown,
         }

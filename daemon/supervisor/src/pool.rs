@@ -153,8 +153,9 @@ impl Pool {
                 places_used: entry.places_used as usize,
             })
             .collect();
-        // Those that are too old are on their way out, and do not keep others from coming.
-        let id = match place(level, &processes, self.capacity, self.max_workers) {
+        // Those that take nobody in are there all the same.
+        let most = self.max_workers.saturating_sub(entries.len() - processes.len());
+        let id = match place(level, &processes, self.capacity, most) {
             Placement::Into(id) => id,
             Placement::Full => return None,
             Placement::New(level) => {
@@ -208,6 +209,13 @@ impl Pool {
     /// Lets the residents move out that have run nothing for `idle`.
     pub(crate) fn retire_idle(&self, idle: Duration) {
         self.move_out(|_| true, idle, "idle");
+    }
+
+    /// Takes nobody into that worker any more.
+    pub(crate) fn close(&self, worker: &Worker) {
+        for entry in self.lock().1.values_mut() {
+            entry.closing |= entry.worker.get().is_some_and(|known| known.id == worker.id);
+        }
     }
 
     /// Takes nobody into workers older than `age` any more, and lets their residents move out as soon as they are idle: what

@@ -4,8 +4,8 @@
 //! thread has key 0, its own key and V8's key for JIT pages; a key of another tenant is closed to it at all times.
 //!
 //! ```text
-//! main thread:  V8 starts (takes its JIT key) ─▶ KeyRing::take ─▶ cages are tagged ─▶ close_all ─▶ filter: no more keys
-//! tenant thread:                                 starts with all closed ─▶ confine(its key) ─▶ filter ─▶ tenant's code
+//! main thread:  V8 starts (takes its JIT key) ─▶ KeyRing::take ─▶ cages are tagged ─▶ Pkru::of_nobody ─▶ filter: no more keys
+//! tenant thread:                                 starts with all closed ─▶ sealed::pkru_of(its place) ─▶ filter ─▶ tenant's code
 //! ```
 //!
 //! Keys are taken before the filter is there, and never freed: a freed key that is allocated again opens old pages.
