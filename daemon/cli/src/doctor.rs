@@ -27,6 +27,12 @@ pub(crate) async fn examine(client: &Client, as_json: bool) {
         Some(info) => {
             let consequence = info["posture"]["consequence"].as_str().unwrap_or("?");
             outln!("daemon on {}: {consequence}", client.socket.display());
+            // The daemon may do without what the machine has, or see less of it than we do.
+            for layer in info["posture"]["layers"].as_array().into_iter().flatten().filter(|layer| layer["on"] == false)
+            {
+                let text = |key: &str| layer[key].as_str().unwrap_or("?");
+                outln!("its workers are without {}: {}", text("layer"), text("consequence"));
+            }
         }
         None => outln!("no daemon answers on {}", client.socket.display()),
     }
