@@ -21,8 +21,8 @@ const ATTACKS: [&str; 6] = [
 ];
 
 const NEAR: &str = "const island = 2n ** 41n, mine = attack.self()[1] & ~4095n;
-    // The cage of a neighbour begins somewhere in the upper part of its island; its window is 1 GiB behind its stack.
-    const near = [1n, -1n].map((k) => mine + k * island + (1n << 40n)).filter((at) => attack.probe(at) > 0);";
+    // The place before was taken earlier, so somebody lives there. The cage of a neighbour begins somewhere in the upper part of its island; its window is 1 GiB behind its stack.
+    const near = [-1n, 1n].map((k) => mine + k * island + (1n << 40n)).filter((at) => attack.probe(at) > 0);";
 
 pub(crate) fn run(worker: &Path, seconds: u64) -> Result<String, String> {
     let config = format!(
@@ -53,7 +53,9 @@ pub(crate) fn run(worker: &Path, seconds: u64) -> Result<String, String> {
             .collect();
         let guard = SetOnDrop(&over);
         let begun = Instant::now();
-        while begun.elapsed() < Duration::from_secs(seconds) && clients.iter().all(|client| !client.is_finished()) {
+        // Each attack at least once, however slow the machine is.
+        let goes_on = |attacks: usize| begun.elapsed() < Duration::from_secs(seconds) || attacks < ATTACKS.len();
+        while goes_on(attacks) && clients.iter().all(|client| !client.is_finished()) {
             let (tenant, kind) = (format!("attacker-{attacks}"), attacks % ATTACKS.len());
             let code = format!("() => {{ {NEAR} {}; return 'went on' }}", ATTACKS[kind]);
             neighbours += gathered(&daemon);
