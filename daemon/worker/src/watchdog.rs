@@ -25,8 +25,10 @@ const GRACE: Duration = Duration::from_millis(50);
 const GRACE_CPU: Duration = Duration::from_millis(25);
 /// However busy the machine is, no longer than that.
 const LAST_GRACE: Duration = Duration::from_millis(500);
-/// After a memory limit V8 may first collect a heap that is full.
+/// After a memory limit V8 may first collect a heap that is full: so long of the thread's own time.
 const MEMORY_GRACE: Duration = Duration::from_millis(1000);
+/// However busy the machine is, no longer than that on top.
+const LAST_MEMORY_GRACE: Duration = Duration::from_secs(4);
 
 /// Why a run was ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -247,7 +249,12 @@ impl Watched {
             Cause::Memory => (since + MEMORY_GRACE).min(armed.wall_deadline.max(since) + GRACE),
             Cause::Cpu | Cause::Wall | Cause::Canceled => since + GRACE,
         };
-        let unheard = cpu_used.saturating_sub(cpu_then) >= GRACE_CPU || now >= patience + LAST_GRACE;
+        // Once its time is over, a full heap is no excuse any more.
+        let (least, longest) = match cause {
+            Cause::Memory if now < armed.wall_deadline => (MEMORY_GRACE, LAST_MEMORY_GRACE),
+            _ => (GRACE_CPU, LAST_GRACE),
+        };
+        let unheard = cpu_used.saturating_sub(cpu_then) >= least || now >= patience + longest;
         let over = (now >= patience && unheard) || (cause == Cause::Memory && cpu_used >= armed.cpu_deadline + GRACE);
         if armed.reported {
             (None, None)

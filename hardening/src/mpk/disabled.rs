@@ -66,7 +66,6 @@ pub mod pkru {
 
     impl Pkru {
         pub const CLOSED: Self = Self(());
-        pub const OF_A_HANDLER: Self = Self(());
 
         #[must_use]
         pub fn open(self, key: &Key) -> Self {

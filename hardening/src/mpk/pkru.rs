@@ -20,8 +20,6 @@ const BOTH: u32 = 0b11;
 impl Pkru {
     /// Key 0 open, everything else closed.
     pub const CLOSED: Self = Self(0xffff_fffc);
-    /// What the kernel starts every signal handler with (`init_pkru_value`, arch/x86/mm/pkeys.c).
-    pub const OF_A_HANDLER: Self = Self(0x5555_5554);
 
     /// For the worker's own threads: key 0, and V8's key for JIT pages for reading.
     #[must_use]
@@ -53,12 +51,6 @@ impl Pkru {
         // instruction exists.
         unsafe { std::arch::asm!("rdpkru", in("ecx") 0, out("eax") value, out("edx") _, options(nomem, nostack)) };
         Self(value)
-    }
-
-    /// Whether a load by `key` passes.
-    #[must_use]
-    pub fn reads(self, key: &Key) -> bool {
-        self.0 >> (2 * u32::from(key.number())) & ACCESS_DISABLED == 0
     }
 
     /// Keys beside 0 whose pages can be read with this value.
@@ -142,15 +134,9 @@ mod tests {
 
     #[test]
     fn a_value_opens_what_it_names_and_nothing_else() {
-        let (own, jit, other) = (key_for_tests(3), key_for_tests(1), key_for_tests(9));
+        let (own, jit) = (key_for_tests(3), key_for_tests(1));
         let value = Pkru::CLOSED.open(&own).open_number_for_reading(jit.number());
         assert_eq!(value.bits(), 0xffff_ff38);
-        assert!(value.reads(&own) && value.reads(&jit) && !value.reads(&other));
         assert_eq!(value.readable(), 0b1010);
-    }
-
-    #[test]
-    fn a_handler_starts_with_every_key_closed_but_0() {
-        assert_eq!(Pkru::OF_A_HANDLER.readable(), 0);
     }
 }
