@@ -6,8 +6,11 @@ use std::path::Path;
 use std::{env, fs};
 
 /// Each file, with exactly the programs that it has to hold.
-const POLICIES: [(&str, &[&str]); 2] =
-    [("policy/worker.json", &["allow", "refuse"]), ("policy/tenant.json", &["tenant"])];
+const POLICIES: [(&str, &[&str]); 3] = [
+    ("policy/worker.json", &["allow", "refuse"]),
+    ("policy/tenant.json", &["tenant"]),
+    ("policy/sealed.json", &["sealed"]),
+];
 
 fn main() -> Result<(), Box<dyn Error>> {
     let mut code = String::new();

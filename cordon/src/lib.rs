@@ -1,177 +1,142 @@
 //! How far out a tenant lives, and beside whom: pure policy over values.
 //!
-//! No I/O, no clock, no threads: whoever asks passes what is known, and gets an answer with its reason. This version
-//! knows two levels, `shared` and `solo`; scoring by behaviour and the levels further out come later.
+//! No I/O, no clock, no threads: whoever asks passes what is known and what time it is, and gets an answer with its
+//! reasons as data.
+//!
+//! ```text
+//! Sample ─ Shape::look ─▶ Signal ─ decide ─▶ Decision { Stay, Move, Expel } ─ (the daemon moves the tenant) ─ place ─▶ Placement
+//!
+//!            score ≥ 60            ≥ 90, with evidence        ≥ 180
+//!   shared ───────────▶ solo ───────────▶ sealed ───────────▶ expelled ── only an operator lifts that
+//!      ▲                 │ ▲                │
+//!      └─ a day clean ───┘ └─── and again ──┘      (and the score below 20)
+//! ```
+//!
+//! | module | owns |
+//! |---|---|
+//! | [`signal`] | what counts against a tenant: who measured it, its weight, its half-life |
+//! | [`rules`] | the numbers: thresholds, weights and times, with the defaults |
+//! | [`score`] | what was counted and what is left of it |
+//! | [`mod@decide`] | from a score to a level, with hysteresis, suspicion and an operator's word |
+//! | [`shape`] | what a tenant's thread looks like while it runs, in windows |
+//! | [`mod@place`] | which process a tenant goes to: who may be beside whom |
+//! | [`audit`] | a chain of hashed lines |
 #![forbid(unsafe_code)]
+#![deny(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing, clippy::panic)]
+#![cfg_attr(
+    test,
+    allow(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing, clippy::panic, reason = "tests")
+)]
+
+pub mod audit;
+pub mod decide;
+pub mod place;
+pub mod rules;
+pub mod score;
+pub mod shape;
+pub mod signal;
 
 use serde::{Deserialize, Serialize};
 
-/// The most tenants that one process may hold, however many keys there are.
-///
-/// 15 keys, less one that V8 takes for JIT pages, less two in reserve.
-pub const MAX_TENANTS_PER_PROCESS: usize = 12;
+pub use decide::{Circumstances, Decision, Order, Reason, Seen, Standing, Trust, decide};
+pub use place::{Bounds, Capacity, Case, MAX_TENANTS_PER_PROCESS, Placement, Process, Traits, place};
+pub use rules::Rules;
+pub use shape::{Sample, Shape};
+pub use signal::{Kind, Signal, Source};
 
 /// How far out a tenant lives.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Level {
     /// A process with other tenants.
+    #[default]
     Shared,
     /// A process of its own.
     Solo,
+    /// A process of its own that makes no code: no JIT, no WebAssembly, nothing becomes executable; lower limits, no secrets.
+    Sealed,
+    /// Not run at all.
+    Expelled,
 }
 
 impl Level {
+    pub const ALL: [Self; 4] = [Self::Shared, Self::Solo, Self::Sealed, Self::Expelled];
+
     #[must_use]
     pub fn as_str(self) -> &'static str {
         match self {
             Self::Shared => "shared",
             Self::Solo => "solo",
+            Self::Sealed => "sealed",
+            Self::Expelled => "expelled",
+        }
+    }
+
+    /// It has a process of its own.
+    #[must_use]
+    pub fn is_alone(self) -> bool {
+        matches!(self, Self::Solo | Self::Sealed)
+    }
+
+    /// One step back in.
+    #[must_use]
+    pub fn inward(self) -> Self {
+        match self {
+            Self::Shared | Self::Solo => Self::Shared,
+            Self::Sealed => Self::Solo,
+            Self::Expelled => Self::Sealed,
         }
     }
 }
 
-/// What the machine offers for keeping tenants of one process apart.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Capacity {
-    /// Keys that tenants of one process can have.
-    pub keys: usize,
-    /// Cages that fit one process.
-    pub cages: usize,
-    /// The operator accepts tenants side by side with cages alone, without keys.
-    pub share_without_keys: bool,
-}
-
-impl Capacity {
-    /// Tenants that one process may hold: the fewest of keys, cages and [`MAX_TENANTS_PER_PROCESS`], and one where
-    /// there is nothing to keep two apart.
-    #[must_use]
-    pub fn tenants_per_process(self) -> usize {
-        let apart = if self.share_without_keys && self.keys == 0 { MAX_TENANTS_PER_PROCESS } else { self.keys };
-        apart.min(self.cages).clamp(1, MAX_TENANTS_PER_PROCESS)
+impl std::fmt::Display for Level {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.pad(self.as_str())
     }
 }
 
-/// A worker process, as far as placement is concerned.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Process<Id> {
-    pub id: Id,
-    pub level: Level,
-    /// Tenants that it holds now.
-    pub residents: usize,
-    /// Places that were ever used: a cage and a key are never handed on, so a place is spent for good.
-    pub places_used: usize,
+impl std::str::FromStr for Level {
+    type Err = UnknownLevel;
+
+    fn from_str(word: &str) -> Result<Self, UnknownLevel> {
+        Self::ALL.into_iter().find(|level| level.as_str() == word).ok_or_else(|| UnknownLevel(word.to_owned()))
+    }
 }
 
-/// Where a tenant goes.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Placement<Id> {
-    /// Into this process.
-    Into(Id),
-    /// Into a new process of this level.
-    New(Level),
-    /// Nowhere: there are as many processes as there may be.
-    Full,
-}
+/// A word that names no level.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("there is no cordon {0:?}; it is one of shared, solo, sealed, expelled")]
+pub struct UnknownLevel(String);
 
-/// Places one tenant.
-///
-/// A `solo` tenant always gets a process that nobody was in before it. A `shared` one joins the fullest process that
-/// still has an unused place, so that processes fill up and empty ones can end.
-pub fn place<Id: Copy + Ord>(
-    level: Level,
-    processes: &[Process<Id>],
-    capacity: Capacity,
-    max_processes: usize,
-) -> Placement<Id> {
-    let fits = |process: &&Process<Id>| match level {
-        Level::Shared => process.level == Level::Shared && process.places_used < capacity.tenants_per_process(),
-        // A spare process that was started ahead is as good as a new one.
-        Level::Solo => process.level == Level::Solo && process.places_used == 0,
-    };
-    match processes.iter().filter(fits).max_by_key(|process| (process.residents, std::cmp::Reverse(process.id))) {
-        Some(process) => Placement::Into(process.id),
-        None if processes.len() >= max_processes => Placement::Full,
-        None => Placement::New(level),
+/// A moment, in milliseconds after 1970.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct Time(pub u64);
+
+impl Time {
+    /// Milliseconds from `earlier` to here; none if it is not earlier.
+    #[must_use]
+    pub fn since(self, earlier: Self) -> u64 {
+        self.0.saturating_sub(earlier.0)
+    }
+
+    #[must_use]
+    pub fn plus(self, ms: u64) -> Self {
+        Self(self.0.saturating_add(ms))
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use proptest::prelude::*;
-
-    const TWELVE: Capacity = Capacity { keys: 14, cages: 90, share_without_keys: false };
-    const NO_KEYS: Capacity = Capacity { keys: 0, ..TWELVE };
 
     #[test]
-    fn without_keys_a_process_holds_one_tenant() {
-        assert_eq!(NO_KEYS.tenants_per_process(), 1);
-    }
-
-    #[test]
-    fn without_keys_an_operator_may_choose_to_share() {
-        assert_eq!(Capacity { share_without_keys: true, ..NO_KEYS }.tenants_per_process(), MAX_TENANTS_PER_PROCESS);
-    }
-
-    #[test]
-    fn few_keys_are_the_bound_even_where_sharing_without_keys_is_allowed() {
-        assert_eq!(Capacity { keys: 3, cages: 90, share_without_keys: true }.tenants_per_process(), 3);
-    }
-
-    #[test]
-    fn many_keys_do_not_raise_the_bound_over_twelve() {
-        assert_eq!(TWELVE.tenants_per_process(), 12);
-    }
-
-    #[test]
-    fn a_spent_place_is_not_used_again() {
-        let spent = Process { id: 1, level: Level::Shared, residents: 0, places_used: 12 };
-        assert_eq!(place(Level::Shared, &[spent], TWELVE, 8), Placement::New(Level::Shared));
-    }
-
-    #[test]
-    fn a_solo_tenant_never_joins_a_shared_process() {
-        let empty = Process { id: 1, level: Level::Shared, residents: 0, places_used: 0 };
-        assert_eq!(place(Level::Solo, &[empty], TWELVE, 8), Placement::New(Level::Solo));
-    }
-
-    #[test]
-    fn the_bound_on_processes_holds() {
-        let full = Process { id: 1, level: Level::Solo, residents: 1, places_used: 1 };
-        assert_eq!(place(Level::Shared, &[full], TWELVE, 1), Placement::Full);
-    }
-
-    proptest! {
-        /// Whoever comes in whatever order, nobody shares without the means to be kept apart, and no place is reused.
-        #[test]
-        fn placement_never_overfills(
-            levels in proptest::collection::vec(prop_oneof![Just(Level::Shared), Just(Level::Solo)], 0..100),
-            keys in 0_usize..20,
-            max_processes in 1_usize..20,
-        ) {
-            let capacity = Capacity { keys, cages: 90, share_without_keys: false };
-            let mut processes: Vec<Process<usize>> = Vec::new();
-            for level in levels {
-                let id = match place(level, &processes, capacity, max_processes) {
-                    Placement::Into(id) => id,
-                    Placement::New(level) => {
-                        processes.push(Process { id: processes.len(), level, residents: 0, places_used: 0 });
-                        processes.len() - 1
-                    }
-                    Placement::Full => {
-                        prop_assert!(processes.len() >= max_processes);
-                        continue;
-                    }
-                };
-                prop_assert_eq!(processes[id].level, level);
-                processes[id].residents += 1;
-                processes[id].places_used += 1;
-            }
-            for process in processes {
-                let bound = if process.level == Level::Solo { 1 } else { capacity.tenants_per_process() };
-                prop_assert!(process.places_used <= bound);
-            }
+    fn every_level_is_read_back_and_the_order_is_outward() {
+        for level in Level::ALL {
+            assert_eq!(level.as_str().parse(), Ok(level));
+            assert!(level.inward() <= level);
         }
+        assert!("out".parse::<Level>().unwrap_err().to_string().contains("sealed"));
+        assert!(Level::ALL.is_sorted());
     }
 }

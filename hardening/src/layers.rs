@@ -19,10 +19,13 @@ pub enum Layer {
     Seccomp,
     ThreadFilter,
     Keys,
+    /// Of sealed workers alone, as is the next one.
+    DenyWriteExecute,
+    SealedFilter,
 }
 
 impl Layer {
-    pub const ALL: [Self; 12] = [
+    pub const ALL: [Self; 14] = [
         Self::Namespaces,
         Self::EmptyRoot,
         Self::Rlimits,
@@ -35,6 +38,8 @@ impl Layer {
         Self::Seccomp,
         Self::ThreadFilter,
         Self::Keys,
+        Self::DenyWriteExecute,
+        Self::SealedFilter,
     ];
 
     /// The word in `required = [...]`, in `doctor` and in the API.
@@ -53,6 +58,8 @@ impl Layer {
             Self::Seccomp => "seccomp",
             Self::ThreadFilter => "thread-filter",
             Self::Keys => "keys",
+            Self::DenyWriteExecute => "deny-write-execute",
+            Self::SealedFilter => "sealed-filter",
         }
     }
 
@@ -75,6 +82,10 @@ impl Layer {
             }
             Self::Keys => {
                 "a tenant's thread reading or writing a neighbour's memory, short of executing code of its own"
+            }
+            Self::DenyWriteExecute => "a sealed tenant making code: memory that was written never becomes executable",
+            Self::SealedFilter => {
+                "a sealed worker asking for executable memory at all, or returning from a forged signal"
             }
         }
     }
@@ -99,6 +110,8 @@ impl Layer {
                 "native code in a tenant's thread can unmap, retag and replace its neighbours' memory"
             }
             Self::Keys => "one tenant a process, unless share_without_keys accepts cages alone",
+            Self::DenyWriteExecute => "only the filter keeps a sealed tenant from making code",
+            Self::SealedFilter => "only the kernel's own switch keeps a sealed tenant from making code",
         }
     }
 
@@ -112,7 +125,8 @@ impl Layer {
             }
             Self::Speculation => "boot without mitigations=off; a processor that is not affected needs nothing",
             Self::Landlock => "a kernel of 5.13 or later with CONFIG_SECURITY_LANDLOCK and landlock in lsm=",
-            Self::Seccomp | Self::ThreadFilter => "a kernel with CONFIG_SECCOMP_FILTER",
+            Self::Seccomp | Self::ThreadFilter | Self::SealedFilter => "a kernel with CONFIG_SECCOMP_FILTER",
+            Self::DenyWriteExecute => "a kernel of 6.3 or later (PR_SET_MDWE)",
             Self::Keys => {
                 "a processor and a kernel of 6.12 or later with memory protection keys (ospke in /proc/cpuinfo); until then one \
                  tenant a process"
@@ -172,6 +186,12 @@ impl LayerSet {
     #[must_use]
     pub fn with(self, layer: Layer) -> Self {
         Self(self.0 | layer.bit())
+    }
+
+    /// Those of a worker that is not sealed.
+    #[must_use]
+    pub fn unsealed(self) -> Self {
+        self.without(Layer::DenyWriteExecute).without(Layer::SealedFilter)
     }
 
     /// For the `Start` frame.

@@ -38,7 +38,8 @@ impl Posture {
                 let (on, detail) = match layer {
                     Layer::Namespaces | Layer::EmptyRoot => namespaces.clone(),
                     Layer::Landlock => landlock(),
-                    Layer::Seccomp | Layer::ThreadFilter => seccomp(),
+                    Layer::Seccomp | Layer::ThreadFilter | Layer::SealedFilter => seccomp(),
+                    Layer::DenyWriteExecute => deny_write_execute(),
                     Layer::Speculation => speculation(),
                     Layer::Keys if mpk::tenants_of(keys) > 0 && faults => (
                         true,
@@ -114,6 +115,13 @@ fn mount_and_exit() -> ! {
     let code = if mounted == 0 { 0 } else { nix::errno::Errno::last_raw() };
     // SAFETY: _exit ends the process without running anything of the parent's.
     unsafe { libc::_exit(code) }
+}
+
+/// Asks only: what this process has set, which an older kernel does not know.
+fn deny_write_execute() -> (bool, String) {
+    // SAFETY: the request takes no pointer.
+    let result = unsafe { libc::prctl(libc::PR_GET_MDWE, 0, 0, 0, 0) };
+    if result >= 0 { (true, String::new()) } else { (false, "this kernel does not know PR_SET_MDWE".to_owned()) }
 }
 
 fn landlock() -> (bool, String) {

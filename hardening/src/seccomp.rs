@@ -9,6 +9,7 @@
 //! | `refuse` | the same | `ENOSYS` for what libc probes |
 //! | `tenant` | a tenant's thread, before any of its code | trap what is not listed: a shorter list, without new filters, threads, signal handlers, executable memory |
 //! | `own` ([`Own`]) | the same | trap what names anybody else's island, key, descriptor or thread |
+//! | `sealed` | every thread of a sealed worker | trap what asks for executable memory, or returns from a signal |
 //! | `mute` ([`Own`]) | the same | `EBADF` for standard error, where V8 prints before it gives up |
 //!
 //! The kernel runs them all and takes the strictest answer. *Trap* raises SIGSYS in the thread, whose handler records whose
@@ -25,13 +26,14 @@ use seccompiler::{
 };
 
 use crate::islands::{GAP_BYTES, Island, Zone};
+use crate::layers::{Layer, LayerSet};
 
 include!(concat!(env!("OUT_DIR"), "/policy.rs"));
 
 /// Programs that every thread of a filtered worker runs under, for [`crate::verify`].
 pub const FILTERS: usize = 2;
-/// Those and a tenant thread's own.
-pub const TENANT_FILTERS: usize = FILTERS + 3;
+/// What a tenant's thread runs under beside those.
+pub const THREAD_FILTERS: usize = 3;
 
 /// The filter could not be installed.
 #[derive(Debug, thiserror::Error)]
@@ -50,6 +52,20 @@ pub fn install() -> Result<(), SeccompError> {
         apply_filter_all_threads(program).map_err(|error| SeccompError { name, error })?;
     }
     Ok(())
+}
+
+/// Filters every thread of a sealed worker, on top of [`install`], for good.
+///
+/// # Errors
+/// The kernel refused; the process is then to exit.
+pub fn seal() -> Result<(), SeccompError> {
+    apply_filter_all_threads(SEALED).map_err(|error| SeccompError { name: "sealed", error })
+}
+
+/// How many programs every thread of a worker with these layers runs under.
+#[must_use]
+pub fn filters_of(layers: LayerSet) -> usize {
+    FILTERS + usize::from(layers.has(Layer::SealedFilter))
 }
 
 /// What a tenant's thread may name.
@@ -74,14 +90,21 @@ pub fn confine(own: &Own<'_>) -> Result<(), SeccompError> {
     Ok(())
 }
 
-/// Every program that a tenant's thread runs under, by its name: for tests, and to see how long they are.
+/// Every program that a tenant's thread may run under, by its name: for tests, and to see how long they are.
 ///
 /// # Errors
 /// The rules of `own` cannot be compiled.
-pub fn programs(own: &Own<'_>) -> Result<[(&'static str, BpfProgram); 5], seccompiler::BackendError> {
+pub fn programs(own: &Own<'_>) -> Result<[(&'static str, BpfProgram); 6], seccompiler::BackendError> {
     let [own, mute] = own.programs()?;
     let fixed = |name, program: &[sock_filter]| (name, program.to_vec());
-    Ok([fixed("allow", ALLOW), fixed("refuse", REFUSE), fixed("tenant", TENANT), ("own", own), ("mute", mute)])
+    Ok([
+        fixed("allow", ALLOW),
+        fixed("refuse", REFUSE),
+        fixed("tenant", TENANT),
+        ("own", own),
+        ("mute", mute),
+        fixed("sealed", SEALED),
+    ])
 }
 
 /// Calls that name a range of addresses: its start is argument 0, its length argument 1.

@@ -1,7 +1,7 @@
 //! What the supervisor reads about a worker, from outside, before it trusts it with a tenant.
 //!
 //! A worker says on its control channel that it is jailed; nothing here believes that. Everything is read from `/proc`,
-//! which the worker cannot write. Three things the kernel does not show: Landlock, the dumpable flag and the
+//! which the worker cannot write. That a sealed worker makes no code is seen by what is executable in it. Three things the kernel does not show: Landlock, the dumpable flag and the
 //! parent-death signal; they rest on the worker's start-up code, which has run no tenant's code before.
 
 use std::fs::{self, File};
@@ -12,7 +12,7 @@ use std::os::unix::fs::MetadataExt;
 use nix::unistd::Pid;
 
 use crate::jail::Plan;
-use crate::layers::Layer;
+use crate::layers::{Layer, LayerSet};
 use crate::spawn::NAMESPACES;
 
 /// What a worker is expected to be.
@@ -59,6 +59,7 @@ pub fn verify(pid: Pid, expected: &Expected<'_>) -> io::Result<Vec<Finding>> {
     findings.root(&fs::read_to_string(format!("{proc}/mountinfo"))?);
     findings.descriptors(&proc)?;
     findings.environment(&fs::read(format!("{proc}/environ"))?);
+    findings.code(&fs::read_to_string(format!("{proc}/maps"))?);
     for thread in fs::read_dir(format!("{proc}/task"))? {
         findings.filter(&fs::read_to_string(thread?.path().join("status"))?);
     }
@@ -69,12 +70,13 @@ pub fn verify(pid: Pid, expected: &Expected<'_>) -> io::Result<Vec<Finding>> {
 ///
 /// # Errors
 /// `/proc` of that process could not be read.
-pub fn confined_threads(pid: Pid) -> io::Result<usize> {
+pub fn confined_threads(pid: Pid, layers: LayerSet) -> io::Result<usize> {
+    let own = crate::seccomp::filters_of(layers) + crate::seccomp::THREAD_FILTERS;
     let mut confined = 0;
     for thread in fs::read_dir(format!("/proc/{pid}/task"))? {
         // A thread that has just ended is none.
         let Ok(status) = fs::read_to_string(thread?.path().join("status")) else { continue };
-        confined += usize::from(filters(&status) >= crate::seccomp::TENANT_FILTERS);
+        confined += usize::from(filters(&status) >= own);
     }
     Ok(confined)
 }
@@ -124,9 +126,11 @@ impl Findings<'_> {
 
     fn filter(&mut self, status: &str) {
         let (mode, filters) = (field(status, "Seccomp").to_owned(), filters(status));
-        self.expect(Layer::Seccomp, mode == "2" && filters >= crate::seccomp::FILTERS, || {
-            format!("thread {} has seccomp mode {mode} with {filters} filters", field(status, "Pid"))
-        });
+        let thread = field(status, "Pid").to_owned();
+        let says = || format!("thread {thread} has seccomp mode {mode} with {filters} filters");
+        self.expect(Layer::Seccomp, mode == "2" && filters >= crate::seccomp::FILTERS, says);
+        let wanted = crate::seccomp::filters_of(self.expected.plan.layers);
+        self.expect(Layer::SealedFilter, mode == "2" && filters >= wanted, says);
     }
 
     fn speculation(&mut self, status: &str) {
@@ -201,6 +205,13 @@ impl Findings<'_> {
         Ok(())
     }
 
+    /// In a sealed worker only the program, its libraries and the kernel's own page are executable.
+    fn code(&mut self, maps: &str) {
+        for line in maps.lines() {
+            self.expect(Layer::DenyWriteExecute, !is_made_code(line), || format!("it has made code: {line}"));
+        }
+    }
+
     fn environment(&mut self, environ: &[u8]) {
         self.expect(Layer::NoNewPrivileges, environ.is_empty(), || "its environment is not empty".to_owned());
     }
@@ -209,6 +220,14 @@ impl Findings<'_> {
 /// The value of one line of `/proc/PID/status`; empty where this kernel has no such line.
 fn field<'a>(status: &'a str, name: &str) -> &'a str {
     status.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(':')).unwrap_or("").trim()
+}
+
+/// Whether a line of `/proc/PID/maps` is executable memory that no file is behind, or that can be written too.
+fn is_made_code(line: &str) -> bool {
+    let mut fields = line.split_whitespace();
+    let (protection, inode) = (fields.nth(1).unwrap_or_default(), fields.nth(2).unwrap_or_default());
+    let kernels = matches!(fields.next(), Some("[vdso]" | "[vsyscall]"));
+    protection.contains('x') && (protection.contains('w') || (inode == "0" && !kernels))
 }
 
 fn is_zero(bits: &str) -> bool {
@@ -225,6 +244,16 @@ mod tests {
         assert_eq!(field(status, "Seccomp"), "2");
         assert_eq!(field(status, "Seccomp_filters"), "3");
         assert_eq!(field(status, "Sec"), "");
+    }
+
+    #[test]
+    fn code_that_was_made_is_told_from_code_that_was_loaded() {
+        assert!(is_made_code("7f00-7f10 rwxp 00000000 00:00 0 "));
+        assert!(is_made_code("7f00-7f10 r-xp 00000000 00:00 0 [anon:v8]"));
+        assert!(is_made_code("7f00-7f10 rwxp 00000000 08:01 77 /worker"));
+        assert!(!is_made_code("7f00-7f10 r-xp 00000000 08:01 77 /worker"));
+        assert!(!is_made_code("7f00-7f10 r-xp 00000000 00:00 0 [vdso]"));
+        assert!(!is_made_code("7f00-7f10 rw-p 00000000 00:00 0 "));
     }
 
     #[test]

@@ -154,6 +154,35 @@ const CASES: &[Case] = &[
         root: false,
     },
     Case { name: "send a descriptor", layer: Layer::Seccomp, needs: &[], attack: send_a_descriptor, root: false },
+    Case {
+        name: "make what was written executable",
+        layer: Layer::DenyWriteExecute,
+        needs: &[],
+        attack: make_executable,
+        root: false,
+    },
+    Case {
+        name: "map memory that is writable and executable",
+        layer: Layer::DenyWriteExecute,
+        needs: &[],
+        attack: map_write_execute,
+        root: false,
+    },
+    Case {
+        name: "make what was written executable, past the kernel's switch",
+        layer: Layer::SealedFilter,
+        needs: &[],
+        attack: make_executable,
+        root: false,
+    },
+    Case {
+        name: "make the range for code that V8 has elsewhere",
+        layer: Layer::SealedFilter,
+        needs: &[Layer::Seccomp],
+        attack: make_code_range,
+        root: false,
+    },
+    Case { name: "map code", layer: Layer::SealedFilter, needs: &[], attack: map_executable, root: false },
 ];
 
 fn main() -> ExitCode {
@@ -190,9 +219,9 @@ fn attack(index: usize, layers: LayerSet, target: &Target) -> ExitCode {
         let _ = write!(channel, "E{error}");
         return ExitCode::FAILURE;
     }
-    if layers.has(Layer::Seccomp)
-        && let Err(error) = seccomp::install()
-    {
+    let sealed = if layers.has(Layer::SealedFilter) { seccomp::seal() } else { Ok(()) };
+    let filtered = if layers.has(Layer::Seccomp) { seccomp::install() } else { Ok(()) };
+    if let Err(error) = sealed.and(filtered) {
         let _ = write!(channel, "E{error}");
         return ExitCode::FAILURE;
     }
@@ -465,6 +494,23 @@ fn make_execute_only(_: &Target) -> io::Result<()> {
     let page = map(libc::PROT_READ, libc::MAP_PRIVATE)?;
     // SAFETY: the page was mapped above and holds nothing.
     errno(unsafe { libc::mprotect(page, 4096, libc::PROT_EXEC) }).map(drop)
+}
+
+fn make_executable(_: &Target) -> io::Result<()> {
+    let page = map(libc::PROT_READ | libc::PROT_WRITE, libc::MAP_PRIVATE)?;
+    // SAFETY: the page was mapped above and holds nothing.
+    errno(unsafe { libc::mprotect(page, 4096, libc::PROT_READ | libc::PROT_EXEC) }).map(drop)
+}
+
+fn map_write_execute(_: &Target) -> io::Result<()> {
+    map(libc::PROT_READ | libc::PROT_WRITE | libc::PROT_EXEC, libc::MAP_PRIVATE).map(drop)
+}
+
+/// All three at once: the one kind of executable memory that the ordinary filter allows.
+fn make_code_range(_: &Target) -> io::Result<()> {
+    let page = map(libc::PROT_NONE, libc::MAP_PRIVATE)?;
+    // SAFETY: the page was mapped above and holds nothing.
+    errno(unsafe { libc::mprotect(page, 4096, libc::PROT_READ | libc::PROT_WRITE | libc::PROT_EXEC) }).map(drop)
 }
 
 fn map_shared(_: &Target) -> io::Result<()> {

@@ -184,7 +184,8 @@ pub(crate) fn no_dump(bench: &Bench) -> Result<String, String> {
 /// S05: how many programs each thread runs under.
 pub(crate) fn filters_of_every_thread(bench: &Bench) -> Result<String, String> {
     let (rig, _) = scene(bench)?;
-    let confined = enisle_hardening::verify::confined_threads(nix::unistd::Pid::from_raw(rig.pid())).map_err(text)?;
+    let confined = enisle_hardening::verify::confined_threads(nix::unistd::Pid::from_raw(rig.pid()), bench.layers)
+        .map_err(text)?;
     let mut others = 0;
     for thread in fs::read_dir(format!("/proc/{}/task", rig.pid())).map_err(text)? {
         let status = fs::read_to_string(thread.map_err(text)?.path().join("status")).map_err(text)?;
@@ -196,7 +197,7 @@ pub(crate) fn filters_of_every_thread(bench: &Bench) -> Result<String, String> {
     if (confined, others) == (3, 2) {
         Ok(format!(
             "3 tenants under {} programs, 2 threads of the worker's under {}",
-            seccomp::TENANT_FILTERS,
+            seccomp::FILTERS + seccomp::THREAD_FILTERS,
             seccomp::FILTERS
         ))
     } else {
@@ -204,8 +205,11 @@ pub(crate) fn filters_of_every_thread(bench: &Bench) -> Result<String, String> {
     }
 }
 
-pub(crate) const POLICIES: [&str; 2] =
-    [include_str!("../../hardening/policy/worker.json"), include_str!("../../hardening/policy/tenant.json")];
+pub(crate) const POLICIES: [&str; 3] = [
+    include_str!("../../hardening/policy/worker.json"),
+    include_str!("../../hardening/policy/tenant.json"),
+    include_str!("../../hardening/policy/sealed.json"),
+];
 
 /// S11: what the policies answer with.
 pub(crate) fn no_user_notification(_: &Bench) -> Result<String, String> {

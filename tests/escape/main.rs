@@ -237,7 +237,7 @@ fn main() -> ExitCode {
         return ExitCode::SUCCESS;
     }
     let (program, production_worker) = build();
-    let layers = posture.layers();
+    let layers = posture.layers().unsealed();
     let workshop = Workshop::open(&program, layers).expect("the worker starts");
     let bench = Bench { workshop, layers, production_worker };
 

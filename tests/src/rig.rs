@@ -11,7 +11,7 @@ use enisle_hardening::fault::{Fault, FaultPage};
 use enisle_hardening::islands::Zone;
 use enisle_hardening::spawn::{Spawn, Started, spawn};
 use enisle_hardening::tags::{self, Mapping, Tags};
-use enisle_hardening::{LayerSet, fds};
+use enisle_hardening::{Layer, LayerSet, fds};
 use enisle_wire::control::{Admit, FromWorker, Role, Slot, Start, ToWorker};
 use enisle_wire::tenant::{Code, FromTenant, Limits, Run, RunId, ToTenant};
 use enisle_wire::{
@@ -123,13 +123,14 @@ impl Workshop {
             random.read_exact(&mut bytes).expect("the kernel has random numbers");
             u64::from_ne_bytes(bytes)
         });
-        let (layers, zone_parts) = (layers.bits(), zone.parts());
+        let zone_parts = zone.parts();
         let start = Start {
             version: enisle_wire::VERSION,
             role,
-            layers,
+            layers: layers.bits(),
             data_bytes: DATA_BYTES,
             max_tenants: places,
+            jitless: layers.has(Layer::DenyWriteExecute),
             zone: zone_parts,
         };
         let bytes = encode(&ToWorker::Start(start), MAX_TO_WORKER_BYTES).map_err(io::Error::other)?;

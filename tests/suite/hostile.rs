@@ -18,7 +18,11 @@ const EITHER: &[&str] = &["exceededCpu", "exceededMemory", "exception"];
 /// Runs every case for one tenant while another, in the same process, runs without pause. No run of the other may fail.
 fn run_corpus(cpu_ms: u32, cases: &[Case]) {
     // The machine's speed decides nothing: only the limit that a corpus is about is near.
-    let daemon = Daemon::start(&format!("{SHARING}[defaults.limits]\ncpu_ms = 60000\nwall_ms = 120000\n"));
+    // Nor does a cordon: a tenant that moves has another worker, and what is asked here is whether its worker lives on.
+    let unmoved = ["busy", "paging", "computeOnly"]
+        .map(|signal| format!("[cordon.rules.signals.{signal}]\npoints = 0\nhalf_life_secs = 1\nmost = 0\n"));
+    let limits = "[defaults.limits]\ncpu_ms = 60000\nwall_ms = 120000\n";
+    let daemon = Daemon::start(&format!("{SHARING}{limits}{}", unmoved.concat()));
     assert_eq!(daemon.run("neighbour", "() => 1")["result"], 1);
     let (over, answered) = (AtomicBool::new(false), AtomicU32::new(0));
     std::thread::scope(|scope| {

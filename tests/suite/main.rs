@@ -13,6 +13,7 @@
 
 mod cli;
 mod confinement;
+mod cordon;
 mod hostile;
 mod lifecycle;
 mod requests;

@@ -37,7 +37,10 @@ const STDERR_LINE_BYTES: u64 = 1024;
 #[derive(Debug)]
 pub(crate) struct Blueprint {
     pub(crate) program: File,
+    /// Of workers that are not sealed.
     pub(crate) layers: LayerSet,
+    /// What sealed ones take on beside those.
+    pub(crate) sealing: LayerSet,
     pub(crate) tenants_per_process: u32,
     pub(crate) data_bytes: u64,
     /// As root: the first uid of workers. Otherwise they keep the daemon's.
@@ -70,6 +73,7 @@ impl Blueprint {
         data_bytes: u64,
         uid_base: u32,
     ) -> io::Result<Self> {
+        let (layers, sealing) = (layers.unsealed(), layers);
         // The kernel ties a worker's parent-death signal to the thread that cloned it, so that has to be a thread that
         // lives as long as the daemon.
         let (spawner, jobs) = std::sync::mpsc::channel::<SpawnJob>();
@@ -78,6 +82,7 @@ impl Blueprint {
         Ok(Self {
             program,
             layers,
+            sealing,
             tenants_per_process: tenants,
             data_bytes,
             uid_base,
@@ -88,7 +93,12 @@ impl Blueprint {
 
     /// Tenants that a process of this level may ever hold.
     pub(crate) fn places(&self, level: Level) -> u32 {
-        if level == Level::Solo { 1 } else { self.tenants_per_process }
+        if level.is_alone() { 1 } else { self.tenants_per_process }
+    }
+
+    /// What a worker of this level takes on.
+    pub(crate) fn layers_of(&self, level: Level) -> LayerSet {
+        if level == Level::Sealed { self.sealing } else { self.layers }
     }
 
     /// The uid and gid that worker `id` has outside.
@@ -137,12 +147,14 @@ impl Newborn {
     pub(crate) async fn start(
         blueprint: &Arc<Blueprint>,
         role: Role,
-        places: u32,
+        level: Level,
         snapshot: Option<&OwnedFd>,
     ) -> Result<Self, StartError> {
+        let places = if role == Role::Maker { 1 } else { blueprint.places(level) };
+        let layers = blueprint.layers_of(level);
         let faults = FaultPage::new().map_err(StartError::Channels)?;
         let zone = Zone::place(places as usize, random);
-        let plan = Plan::for_tenants(blueprint.layers, blueprint.data_bytes, places);
+        let plan = Plan::for_tenants(layers, blueprint.data_bytes, places);
         let id = blueprint.next_id.fetch_add(1, Ordering::Relaxed);
         let (ours, theirs) = StdUnixStream::pair().map_err(StartError::Channels)?;
         let (stderr_read, stderr_write) =
@@ -158,9 +170,10 @@ impl Newborn {
         let start = Start {
             version: enisle_wire::VERSION,
             role,
-            layers: blueprint.layers.bits(),
+            layers: layers.bits(),
             data_bytes: blueprint.data_bytes,
             max_tenants: places,
+            jitless: level == Level::Sealed,
             zone: zone.parts(),
         };
         let session = Session::new(role);
@@ -207,7 +220,7 @@ impl Newborn {
 
 /// Has a jailed worker make the startup snapshot, and waits for its end.
 pub(crate) async fn make_snapshot(blueprint: &Arc<Blueprint>) -> Result<Vec<u8>, StartError> {
-    let mut maker = Newborn::start(blueprint, Role::Maker, 1, None).await?;
+    let mut maker = Newborn::start(blueprint, Role::Maker, Level::Shared, None).await?;
     match maker.first_word().await? {
         FromWorker::Snapshot(bytes) => Ok(bytes),
         _ => Err(StartError::NotReady("it made no snapshot".to_owned())),

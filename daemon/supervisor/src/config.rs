@@ -4,10 +4,11 @@ use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 
+use enisle_cordon::Rules;
 use enisle_hardening::{Layer, LayerSet};
 use serde::{Deserialize, Serialize};
 
-use crate::policy::Policy;
+use crate::policy::{Limits, Policy};
 
 /// What `enisled.toml` may hold. The values here are the defaults.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -16,6 +17,7 @@ pub(crate) struct Config {
     /// Layers that have to be there, or the daemon does not start (names as in `enisle doctor`).
     pub(crate) required: Vec<String>,
     pub(crate) workers: Workers,
+    pub(crate) cordon: Cordon,
     /// The policy of tenants that have none of their own.
     pub(crate) defaults: Policy,
     pub(crate) peers: Vec<Peer>,
@@ -54,6 +56,58 @@ pub(crate) enum Keys {
     Off,
 }
 
+/// How risky tenants are kept apart.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub(crate) struct Cordon {
+    /// Most processes that are one tenant's own; further tenants that need one wait, and are refused.
+    pub(crate) max_alone: usize,
+    /// So long they wait, in seconds.
+    pub(crate) queue_secs: u64,
+    /// A run that does not end for so long in the home that its tenant is leaving is begun again in the new one, in seconds.
+    pub(crate) drain_secs: u64,
+    /// The oldest version of V8 that has no known hole (`15.2` is before `15.2.7`). An older one counts against every tenant
+    /// that is not trusted.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) v8_at_least: Option<String>,
+    /// What a run of a sealed tenant may use at the most.
+    pub(crate) sealed: SealedLimits,
+    /// Thresholds, weights, times: `enisle_cordon::Rules`.
+    pub(crate) rules: Rules,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub(crate) struct SealedLimits {
+    pub(crate) cpu_ms: u32,
+    pub(crate) wall_ms: u32,
+    pub(crate) memory_mb: u32,
+    pub(crate) timers: u32,
+}
+
+impl SealedLimits {
+    /// The lower of these and a policy's.
+    pub(crate) fn lower(self, limits: Limits) -> Limits {
+        Limits {
+            cpu_ms: limits.cpu_ms.min(self.cpu_ms),
+            wall_ms: limits.wall_ms.min(self.wall_ms),
+            memory_mb: limits.memory_mb.min(self.memory_mb),
+            timers: limits.timers.min(self.timers),
+            ..limits
+        }
+    }
+}
+
+impl Cordon {
+    /// Whether a version of V8 is older than it has to be.
+    pub(crate) fn is_outdated(&self, v8: &str) -> bool {
+        let parts = |version: &str| -> Vec<u32> {
+            version.split('.').map_while(|part| part.split('-').next()?.parse().ok()).collect()
+        };
+        self.v8_at_least.as_deref().is_some_and(|least| parts(v8) < parts(least))
+    }
+}
+
 /// Who may do what. Root and the daemon's own uid may do everything.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -90,6 +144,7 @@ impl Default for Config {
                 .map(|layer| layer.name().to_owned())
                 .to_vec(),
             workers: Workers::default(),
+            cordon: Cordon::default(),
             defaults: Policy::default(),
             peers: Vec::new(),
             api: Api::default(),
@@ -113,6 +168,26 @@ impl Default for Workers {
     }
 }
 
+impl Default for Cordon {
+    fn default() -> Self {
+        Self {
+            // Half of all processes: the tenants that behave keep the other half.
+            max_alone: 32,
+            queue_secs: 5,
+            drain_secs: 10,
+            v8_at_least: None,
+            sealed: SealedLimits::default(),
+            rules: Rules::default(),
+        }
+    }
+}
+
+impl Default for SealedLimits {
+    fn default() -> Self {
+        Self { cpu_ms: 250, wall_ms: 5000, memory_mb: 64, timers: 100 }
+    }
+}
+
 impl Default for Api {
     fn default() -> Self {
         Self { connections: 1024, body_mb: 1024, read_secs: 30, write_secs: 30, drain_secs: 10 }
@@ -133,6 +208,10 @@ pub(crate) enum ConfigError {
     Memory { path: PathBuf, most: u32 },
     #[error("{path}: api.body_mb has to be at least 256: a body of the largest size, read and encoded")]
     Bodies { path: PathBuf },
+    #[error("{path}: cordon.rules: {error}")]
+    Rules { path: PathBuf, error: enisle_cordon::rules::RulesError },
+    #[error("{path}: cordon.sealed.memory_mb is {most}; V8 does not start in less than 8")]
+    SealedMemory { path: PathBuf, most: u32 },
     #[error("{path}: {key} must not be 0")]
     Zero { path: PathBuf, key: &'static str },
 }
@@ -152,9 +231,16 @@ impl Config {
         let path = || path.to_owned();
         self.required_layers().map_err(|error| ConfigError::Layer { path: path(), error })?;
         self.defaults.check(self.workers.max_memory_mb).map_err(|error| ConfigError::Policy { path: path(), error })?;
+        self.cordon.rules.check().map_err(|error| ConfigError::Rules { path: path(), error })?;
+        if self.cordon.sealed.memory_mb < 8 {
+            return Err(ConfigError::SealedMemory { path: path(), most: self.cordon.sealed.memory_mb });
+        }
         for (key, value) in [
             ("workers.max", self.workers.max as u64),
             ("workers.max_age_secs", self.workers.max_age_secs),
+            ("cordon.drain_secs", self.cordon.drain_secs),
+            ("cordon.sealed.cpu_ms", self.cordon.sealed.cpu_ms.into()),
+            ("cordon.sealed.wall_ms", self.cordon.sealed.wall_ms.into()),
             ("api.connections", self.api.connections as u64),
             ("api.read_secs", self.api.read_secs),
             ("api.write_secs", self.api.write_secs),

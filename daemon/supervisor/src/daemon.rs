@@ -6,19 +6,23 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use enisle_cordon::{Capacity, Level};
+use enisle_cordon::{Bounds, Capacity, Level, Reason, Seen, Signal};
 use enisle_hardening::{Layer, LayerSet, Posture, mpk};
 use enisle_wire::Outcome;
 use enisle_wire::tenant::RunId;
-use tokio::sync::{Notify, Semaphore};
+use tokio::sync::{Notify, Semaphore, mpsc};
 
 use crate::birth::{Blueprint, StartError, make_snapshot};
 use crate::config::{Config, Keys};
 use crate::events::{Events, What};
-use crate::policy::{Policy, Store, StoreError, TenantName};
+use crate::job::Job;
+use crate::policy::{Limits, Policy, Store, StoreError, TenantName};
 use crate::pool::{AdmitError, Pool};
-use crate::quota::{Account, OverQuota};
-use crate::resident::{Ended, Finished, Job, Lost, Resident, Visit};
+use crate::quota::OverQuota;
+use crate::record::{RecordError, Recorder};
+use crate::resident::{Ended, Finished, Lost, Visit};
+use crate::tenant::Tenant;
+use crate::warden::Warden;
 
 /// Cages that fit a process: 47 bits of address space, 1376 GiB each (measured: 93).
 const CAGES_PER_PROCESS: usize = 90;
@@ -26,8 +30,6 @@ const CAGES_PER_PROCESS: usize = 90;
 const MAX_TENANTS: usize = 100_000;
 /// So many workers may die before they come to one and the same run.
 const MOST_NOT_BEGUN: u32 = 10;
-/// How long a tenant lives alone after a run of its ended a worker process.
-const ALONE_AFTER_TAKING_A_WORKER: Duration = Duration::from_secs(600);
 /// Private memory that a worker may commit beside its tenants' own: V8, and one largest allocation on the way to an
 /// `exceededMemory`.
 const WORKER_BASE_MB: u64 = 2048;
@@ -41,6 +43,7 @@ pub(crate) struct Daemon {
     /// What workers take on: what the machine has, less what the configuration does without.
     pub(crate) layers: LayerSet,
     pub(crate) events: Arc<Events>,
+    pub(crate) warden: Arc<Warden>,
     pub(crate) pool: Pool,
     pub(crate) started: Instant,
     store: Store,
@@ -49,30 +52,8 @@ pub(crate) struct Daemon {
     in_flight: AtomicU64,
     drained: Notify,
     draining: AtomicBool,
-}
-
-/// One tenant, known to the daemon since it started.
-#[derive(Debug)]
-pub(crate) struct Tenant {
-    pub(crate) name: TenantName,
-    policy: Mutex<Policy>,
-    account: Mutex<Account>,
-    home: tokio::sync::Mutex<Option<Arc<Resident>>>,
-    /// Its last run was lost with its worker: until a run ends, it lives alone, so that it takes nobody with it.
-    suspect: AtomicBool,
-    /// A run of its ended a worker: until then it lives alone, whatever its later runs do.
-    alone_until: Mutex<Option<Instant>>,
-    usage: Mutex<Usage>,
-    /// An operator has set its policy.
-    has_policy: AtomicBool,
-}
-
-/// What a tenant's runs came to since the daemon started.
-#[derive(Debug, Clone, Default)]
-pub(crate) struct Usage {
-    pub(crate) runs: u64,
-    pub(crate) cpu_us: u64,
-    pub(crate) outcomes: BTreeMap<&'static str, u64>,
+    /// Tenants that may have to live elsewhere.
+    moves: Mutex<Option<mpsc::UnboundedReceiver<Arc<Tenant>>>>,
 }
 
 #[derive(Debug, thiserror::Error)]
@@ -88,6 +69,8 @@ pub(crate) enum SetupError {
     #[error("the first worker cannot hold a tenant: {0}")]
     Store(#[from] StoreError),
     #[error(transparent)]
+    Record(#[from] RecordError),
+    #[error(transparent)]
     Layer(#[from] enisle_hardening::layers::UnknownLayer),
     #[error("a thread could not be started: {0}")]
     Thread(std::io::Error),
@@ -102,6 +85,11 @@ pub(crate) enum RunError {
     Admit(#[from] AdmitError),
     #[error("the daemon is ending and takes no new runs")]
     Draining,
+    #[error(
+        "tenant {tenant} is expelled and not run any more: {why}; an operator lifts that with \
+         `enisle cordon {tenant} --lift --reason …` (DELETE /v1/tenants/{tenant}/cordon?reason=…)"
+    )]
+    Expelled { tenant: TenantName, why: String },
 }
 
 /// A run's end, with where it was.
@@ -143,20 +131,35 @@ impl Daemon {
         let blueprint = Arc::new(blueprint.map_err(SetupError::Thread)?);
         let snapshot = seal(&make_snapshot(&blueprint).await?).map_err(SetupError::Seal)?;
         let events = Arc::new(Events::new());
-        let pool = Pool::new(blueprint, capacity, config.workers.max, snapshot, Arc::clone(&events));
+        let (recorder, kept) = Recorder::open(state_dir)?;
+        for what in kept.broken {
+            tracing::error!(%what, "what was kept is broken");
+            events.tell(What::RecordBroken { what });
+        }
+        let (warden, moves) = Warden::new(Arc::clone(&events), config.cordon.rules.clone(), recorder);
+        let bounds = Bounds { processes: config.workers.max, alone: config.cordon.max_alone };
+        let queue = Duration::from_secs(config.cordon.queue_secs);
+        let pool = Pool::new(blueprint, capacity, bounds, queue, snapshot, Arc::clone(&warden));
+        let mut standings = kept.standings;
         let now = Instant::now();
-        let tenants = policies.into_iter().map(|(name, policy)| {
-            let tenant = Tenant::new(name.clone(), policy, now);
+        let mut tenants = BTreeMap::new();
+        for (name, policy) in policies {
+            let standing = standings.remove(&name).unwrap_or_else(Warden::newcomer);
+            let tenant = Tenant::new(name.clone(), policy, standing, now);
             tenant.has_policy.store(true, Ordering::Relaxed);
-            (name, Arc::new(tenant))
-        });
-        let tenants = tenants.collect();
+            tenants.insert(name, Arc::new(tenant));
+        }
+        for (name, standing) in standings {
+            let tenant = Tenant::new(name.clone(), config.defaults.clone(), standing, now);
+            tenants.insert(name, Arc::new(tenant));
+        }
         Ok(Self {
             body_mb: Arc::new(Semaphore::new(config.api.body_mb)),
             config,
             posture,
             layers,
             events,
+            warden,
             pool,
             started: now,
             store,
@@ -165,6 +168,7 @@ impl Daemon {
             in_flight: AtomicU64::new(0),
             drained: Notify::new(),
             draining: AtomicBool::new(false),
+            moves: Mutex::new(Some(moves)),
         })
     }
 
@@ -185,7 +189,8 @@ impl Daemon {
         if tenants.len() >= MAX_TENANTS {
             return None;
         }
-        let tenant = Arc::new(Tenant::new(name.clone(), self.config.defaults.clone(), Instant::now()));
+        let tenant =
+            Arc::new(Tenant::new(name.clone(), self.config.defaults.clone(), Warden::newcomer(), Instant::now()));
         tenants.insert(name.clone(), Arc::clone(&tenant));
         Some(tenant)
     }
@@ -201,8 +206,7 @@ impl Daemon {
     /// Sets and keeps a tenant's policy. It holds from the next run on.
     pub(crate) fn set_policy(&self, tenant: &Tenant, policy: Policy, by_uid: u32) -> Result<(), StoreError> {
         self.store.put(&tenant.name, &policy)?;
-        tenant.has_policy.store(true, Ordering::Relaxed);
-        *tenant.policy.lock().unwrap_or_else(PoisonError::into_inner) = policy;
+        tenant.set_policy(policy);
         self.events.tell(What::PolicyChanged { tenant: tenant.name.to_string(), by_uid });
         Ok(())
     }
@@ -228,11 +232,20 @@ impl Daemon {
         let id = job.id;
         let (mut begun, mut in_company, mut not_begun) = (0, 0, 0);
         loop {
-            let resident = self.home(tenant, job.limits.memory_mb).await?;
+            let resident = self.home(tenant, &job).await?;
             let level = resident.worker.level;
-            match resident.run(job.clone()).await {
+            let fitted = if level == Level::Sealed { self.sealed(&job, tenant).await } else { job.clone() };
+            let ended = resident.run(fitted).await;
+            // What comes from a home that the tenant has left does not count, whatever it says.
+            if !tenant.accepts(resident.token) && !matches!(ended, Ended::NotBegun) {
+                tenant.usage().fenced += 1;
+                let (tenant, run) = (tenant.name.to_string(), id.to_string());
+                self.events.tell(What::Fenced { tenant, run, token: resident.token });
+                continue;
+            }
+            match ended {
                 Ended::Done(finished) => {
-                    tenant.note_end(finished.took_worker);
+                    tenant.note_end();
                     self.note(tenant, id, &finished);
                     return Ok(Report { id, finished: *finished, level });
                 }
@@ -249,10 +262,11 @@ impl Daemon {
                     begun += u32::from(!anothers_doing);
                     in_company += u32::from(anothers_doing);
                     if !anothers_doing || in_company == 2 {
-                        tenant.suspect.store(true, Ordering::SeqCst);
+                        tenant.retry_alone();
                     }
                     if begun == 2 {
                         let finished = lost(&why);
+                        tenant.note_end();
                         self.note(tenant, id, &finished);
                         return Ok(Report { id, finished, level });
                     }
@@ -267,52 +281,69 @@ impl Daemon {
         }
     }
 
-    /// The tenant's home; a new one if it has none, has lost it, or has to live alone from now on.
-    async fn home(&self, tenant: &Tenant, memory_mb: u32) -> Result<Visit, AdmitError> {
+    /// The tenant's home; a new one if it has none, has lost it, or its process is old. Where it has to live elsewhere, it is
+    /// moved meanwhile (`rehome`); only one that must not be beside others waits for that.
+    async fn home(&self, tenant: &Arc<Tenant>, job: &Job) -> Result<Visit, RunError> {
         let mut home = tenant.home.lock().await;
         loop {
-            if let Some(resident) = home.as_ref()
-                && resident.worker.is_dead()
-                && resident.worker.blames(resident.slot)
-            {
-                // Also where no run of its was in it any more.
-                tenant.live_alone();
+            let level = tenant.wanted_level();
+            if level == Level::Expelled {
+                return Err(RunError::Expelled { tenant: tenant.name.clone(), why: why_expelled(tenant) });
             }
-            let suspect = tenant.lives_alone(Instant::now());
             // It stays its home until it has left: a client that goes away while it waits changes nothing.
-            if let Some(resident) = home.clone() {
+            if let Some(resident) = home.clone().filter(|resident| resident.is_open()) {
                 let worker = &resident.worker;
-                let old = worker.started_at.elapsed() >= Duration::from_secs(self.config.workers.max_age_secs);
-                let leaves = match worker.level {
-                    _ if worker.is_dead() => None,
-                    _ if old => Some("its process is old"),
-                    Level::Shared if suspect => Some("it has to live alone"),
-                    Level::Shared | Level::Solo => None,
-                };
-                if let Some(reason) = leaves {
-                    if old {
-                        self.pool.close(worker);
-                    }
-                    // Never in two homes at once: what still runs there ends first. Others wait for the lock meanwhile.
+                if worker.started_at.elapsed() >= Duration::from_secs(self.config.workers.max_age_secs) {
+                    self.pool.close(worker);
+                    // What still runs there ends first. Others wait for the lock meanwhile.
                     resident.close_when_unused().await;
-                    self.pool.leave(&resident, reason);
+                    self.pool.leave(&resident, "its process is old");
                 } else if let Some(visit) = resident.visit() {
+                    if worker.level != level {
+                        self.warden.ask_for_move(tenant);
+                    }
                     return Ok(visit);
                 }
             }
             *home = None;
-            let level = if suspect { Level::Solo } else { Level::Shared };
-            *home = Some(self.pool.admit(&tenant.name, level, memory_mb).await?);
+            let memory_mb = job.limits.memory_mb.min(self.limits_at(tenant, level).memory_mb);
+            *home = Some(self.pool.admit(tenant, level, memory_mb).await?);
         }
     }
 
+    /// What a tenant's runs may use at that level: the lower of its policy's and the level's.
+    pub(crate) fn limits_at(&self, tenant: &Tenant, level: Level) -> Limits {
+        let limits = tenant.policy().limits;
+        if level == Level::Sealed { self.config.cordon.sealed.lower(limits) } else { limits }
+    }
+
+    /// A run as a sealed home gets it: lower limits, no secrets, no code from strings.
+    async fn sealed(&self, job: &Job, tenant: &Tenant) -> Job {
+        let (limits, secrets) = (self.limits_at(tenant, Level::Sealed), tenant.policy().secrets);
+        let job = job.clone();
+        // It may be large.
+        let sealed = tokio::task::spawn_blocking(move || job.sealed(&limits, &secrets)).await;
+        sealed.unwrap_or_else(|_| Job::nothing())
+    }
+
     /// Adds a run to its tenant's account, and tells of an end that an operator may want to know.
-    fn note(&self, tenant: &Tenant, run: RunId, finished: &Finished) {
-        let mut usage = tenant.usage.lock().unwrap_or_else(PoisonError::into_inner);
+    fn note(&self, tenant: &Arc<Tenant>, run: RunId, finished: &Finished) {
+        let mut usage = tenant.usage();
         usage.runs += 1;
         usage.cpu_us = usage.cpu_us.saturating_add(finished.usage.cpu_us);
         *usage.outcomes.entry(finished.outcome.as_str()).or_default() += 1;
         drop(usage);
+        let advice = &finished.advice;
+        let said = [
+            (advice.imports > 0, Signal::DeniedImport),
+            (advice.code > 0, Signal::DeniedCode),
+            (advice.timers > 0, Signal::TimerFlood),
+            (finished.outcome == Outcome::ExceededMemory, Signal::NearMemory),
+        ];
+        let said: Vec<_> = said.iter().filter(|(said, _)| *said).map(|(_, signal)| Seen::certain(*signal)).collect();
+        if !said.is_empty() {
+            self.warden.saw(tenant, &said);
+        }
         if !matches!(finished.outcome, Outcome::Ok | Outcome::Exception) {
             let outcome = finished.outcome.as_str();
             self.events.tell(What::RunEnded { tenant: tenant.name.to_string(), run: run.to_string(), outcome });
@@ -321,7 +352,7 @@ impl Daemon {
 
     /// Lets idle tenants move out, ends old workers, and looks at the keys of one worker after the other, for as long as
     /// the daemon lives.
-    pub(crate) async fn keep_house(&self) {
+    pub(crate) async fn keep_house(self: &Arc<Self>) {
         let workers = &self.config.workers;
         let (idle, age) = (Duration::from_secs(workers.idle_secs), Duration::from_secs(workers.max_age_secs));
         let pause = idle.min(age).clamp(Duration::from_millis(500), Duration::from_secs(10));
@@ -331,7 +362,51 @@ impl Daemon {
             self.pool.bury_dead();
             self.pool.retire_idle(idle);
             self.pool.retire_old(age);
+            self.look_after_tenants();
             self.pool.inspect_next().await;
+        }
+    }
+
+    /// Points halve, suspicions end; whoever lives elsewhere than it has to is moved.
+    fn look_after_tenants(&self) {
+        let workers = self.pool.list();
+        let engine = workers.first().map_or("", |listed| &listed.worker.v8);
+        if !engine.is_empty() {
+            self.warden.note_engine(self.config.cordon.is_outdated(engine));
+        }
+        for tenant in self.all_tenants() {
+            self.warden.look_after(&tenant);
+            if tenant.residence().is_some_and(|home| home.worker.level != tenant.wanted_level()) {
+                self.warden.ask_for_move(&tenant);
+            }
+        }
+    }
+
+    /// Looks at every running tenant's thread, a window at a time, for as long as the daemon lives: while a run goes on, not
+    /// when it has ended.
+    pub(crate) async fn watch(&self) {
+        let rules = &self.config.cordon.rules.shape;
+        let mut windows = tokio::time::interval(Duration::from_millis(rules.window_ms));
+        windows.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        loop {
+            windows.tick().await;
+            for (tenant, resident) in self.pool.busy() {
+                let seen: Vec<_> = resident.look(rules).into_iter().map(Seen::certain).collect();
+                if !seen.is_empty() {
+                    self.warden.saw(&tenant, &seen);
+                }
+            }
+        }
+    }
+
+    /// Moves tenants that have to live elsewhere, for as long as the daemon lives.
+    pub(crate) async fn move_tenants(self: &Arc<Self>) {
+        let Some(mut moves) = self.moves.lock().unwrap_or_else(PoisonError::into_inner).take() else { return };
+        while let Some(tenant) = moves.recv().await {
+            if !tenant.moving.load(Ordering::SeqCst) {
+                let daemon = Arc::clone(self);
+                tokio::spawn(async move { daemon.rehome(&tenant).await });
+            }
         }
     }
 
@@ -353,71 +428,14 @@ impl Daemon {
         }
     }
 
+    /// What has changed since the last round, at the end of the daemon.
+    pub(crate) fn write_down(&self) {
+        self.all_tenants().iter().for_each(|tenant| self.warden.look_after(tenant));
+        self.warden.recorder.close();
+    }
+
     pub(crate) fn is_draining(&self) -> bool {
         self.draining.load(Ordering::SeqCst)
-    }
-}
-
-impl Tenant {
-    fn new(name: TenantName, policy: Policy, now: Instant) -> Self {
-        let account = Mutex::new(Account::new(&policy.quota, now));
-        Self {
-            name,
-            policy: Mutex::new(policy),
-            account,
-            home: tokio::sync::Mutex::default(),
-            suspect: AtomicBool::new(false),
-            alone_until: Mutex::default(),
-            usage: Mutex::default(),
-            has_policy: AtomicBool::new(false),
-        }
-    }
-
-    /// A run has ended, perhaps with its worker.
-    fn note_end(&self, took_worker: bool) {
-        self.suspect.store(false, Ordering::SeqCst);
-        if took_worker {
-            self.live_alone();
-        }
-    }
-
-    /// It has ended a worker.
-    fn live_alone(&self) {
-        let until = Instant::now() + ALONE_AFTER_TAKING_A_WORKER;
-        *self.alone_until.lock().unwrap_or_else(PoisonError::into_inner) = Some(until);
-    }
-
-    fn lives_alone(&self, now: Instant) -> bool {
-        let until = *self.alone_until.lock().unwrap_or_else(PoisonError::into_inner);
-        self.suspect.load(Ordering::SeqCst) || until.is_some_and(|until| now < until)
-    }
-
-    fn is_worth_remembering(&self) -> bool {
-        self.has_policy.load(Ordering::Relaxed)
-            || self.in_flight() > 0
-            || self.home.try_lock().is_ok_and(|home| home.is_some())
-    }
-
-    pub(crate) fn policy(&self) -> Policy {
-        self.policy.lock().unwrap_or_else(PoisonError::into_inner).clone()
-    }
-
-    pub(crate) fn usage(&self) -> Usage {
-        self.usage.lock().unwrap_or_else(PoisonError::into_inner).clone()
-    }
-
-    pub(crate) fn in_flight(&self) -> u32 {
-        self.account.lock().unwrap_or_else(PoisonError::into_inner).in_flight()
-    }
-
-    /// Where it lives now: the worker, whether it is warm, and how far out.
-    pub(crate) fn residence(&self) -> Option<Arc<Resident>> {
-        self.home
-            .try_lock()
-            .ok()?
-            .as_ref()
-            .filter(|resident| !resident.worker.is_dead() && !resident.is_closed())
-            .cloned()
     }
 }
 
@@ -450,7 +468,7 @@ impl Drop for InFlight {
 }
 
 fn lost(reason: &str) -> Finished {
-    use enisle_wire::tenant::{ScriptError, Usage};
+    use enisle_wire::tenant::{Advice, ScriptError, Usage};
     let message = format!("the worker process died twice under this run; the last time {reason}");
     Finished {
         outcome: Outcome::WorkerLost,
@@ -460,8 +478,21 @@ fn lost(reason: &str) -> Finished {
         truncated: true,
         usage: Usage::default(),
         queued: Duration::ZERO,
-        took_worker: true,
+        advice: Advice::default(),
     }
+}
+
+/// Why a tenant is expelled, from the last thing that was decided about it.
+fn why_expelled(tenant: &Tenant) -> String {
+    let standing = tenant.standing();
+    let reasons = standing.history().last().map(|past| past.reasons.as_slice()).unwrap_or_default();
+    let in_words = |reason: &Reason| match reason {
+        Reason::Order { reason, by_uid } => Some(format!("uid {by_uid} said so ({reason})")),
+        Reason::Score { score, threshold } => Some(format!("its score reached {score:.0} of {threshold:.0}")),
+        Reason::Signal { signal, count, .. } => Some(format!("{signal:?} {count} times")),
+        Reason::Suspected { .. } | Reason::Lifted { .. } | Reason::Clean { .. } | Reason::Unsuspected => None,
+    };
+    reasons.iter().filter_map(in_words).collect::<Vec<_>>().join(", ")
 }
 
 /// The layers that workers take on here: all that the machine has.

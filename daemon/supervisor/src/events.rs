@@ -4,6 +4,7 @@ use std::collections::VecDeque;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{SystemTime, UNIX_EPOCH};
 
+use enisle_cordon::{Level, Reason};
 use serde::Serialize;
 use tokio::sync::broadcast;
 
@@ -104,6 +105,44 @@ pub(crate) enum What {
         worker: u64,
         pid: i32,
         findings: Vec<String>,
+    },
+    /// A tenant has to live further out, or may come in again; each reason with its numbers.
+    Cordoned {
+        tenant: String,
+        from: Level,
+        to: Level,
+        reasons: Vec<Reason>,
+    },
+    /// A tenant's runs go to its new home from now on.
+    Rehomed {
+        tenant: String,
+        worker: u64,
+        level: &'static str,
+        token: u64,
+    },
+    /// The old home is empty.
+    Drained {
+        tenant: String,
+        worker: u64,
+        /// Runs did not end in time, and were begun again in the new home.
+        fenced: bool,
+        ms: u64,
+    },
+    /// There was no room for a tenant that has to live alone. It is refused until there is.
+    NoRoom {
+        tenant: String,
+        level: &'static str,
+        reason: String,
+    },
+    /// The end of a run came from a home that its tenant has left: discarded, and the run begun again.
+    Fenced {
+        tenant: String,
+        run: String,
+        token: u64,
+    },
+    /// Something that was kept could not be read at the start.
+    RecordBroken {
+        what: String,
     },
     PolicyChanged {
         tenant: String,

@@ -13,14 +13,20 @@ mod config;
 mod daemon;
 mod death;
 mod events;
+mod job;
+mod meter;
 mod places;
 mod policy;
 mod pool;
 mod process;
 mod quota;
+mod record;
+mod rehome;
 mod resident;
 mod server;
+mod tenant;
 mod violation;
+mod warden;
 
 use std::io::IsTerminal;
 use std::path::PathBuf;
@@ -49,6 +55,9 @@ struct Arguments {
     /// The configuration file.
     #[arg(long, value_name = "FILE")]
     config: Option<PathBuf>,
+    /// Read a database of standings and exit: what the daemon has a process of its own do before it opens one.
+    #[arg(long, value_name = "FILE", hide = true)]
+    examine: Option<PathBuf>,
     /// Check the configuration and exit.
     #[arg(long)]
     check_config: bool,
@@ -69,6 +78,9 @@ fn main() -> ExitCode {
 }
 
 fn start(arguments: Arguments) -> anyhow::Result<()> {
+    if let Some(database) = &arguments.examine {
+        return Ok(record::examine(database)?);
+    }
     let filter = tracing_subscriber::EnvFilter::try_from_env("ENISLE_LOG").unwrap_or_else(|_| "info".into());
     tracing_subscriber::fmt()
         .with_env_filter(filter)
@@ -101,8 +113,13 @@ async fn run(arguments: Arguments, config: Config) -> anyhow::Result<()> {
 
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
-    let housekeeping = Arc::clone(&daemon);
-    let housekeeping = tokio::spawn(async move { housekeeping.keep_house().await });
+    let housekeeping = [Arc::clone(&daemon), Arc::clone(&daemon), Arc::clone(&daemon)];
+    let [keeper, watcher, mover] = housekeeping;
+    let housekeeping = [
+        tokio::spawn(async move { keeper.keep_house().await }),
+        tokio::spawn(async move { watcher.watch().await }),
+        tokio::spawn(async move { mover.move_tenants().await }),
+    ];
     let connections = server::serve(bound, api::router(Arc::clone(&daemon)), &api, async {
         tokio::select! {
             _ = terminate.recv() => {}
@@ -111,7 +128,7 @@ async fn run(arguments: Arguments, config: Config) -> anyhow::Result<()> {
     })
     .await;
 
-    housekeeping.abort();
+    housekeeping.iter().for_each(tokio::task::JoinHandle::abort);
     let ending = async {
         daemon.drain(Duration::from_secs(api.drain_secs)).await;
         // The last answers are on their way; a client that does not take them is not waited for.
@@ -124,6 +141,7 @@ async fn run(arguments: Arguments, config: Config) -> anyhow::Result<()> {
         _ = interrupt.recv() => {}
     }
     daemon.pool.end().await;
+    daemon.write_down();
     tracing::info!("enisled has ended");
     Ok(())
 }

@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 use std::str::FromStr;
 use std::sync::{Mutex, PoisonError};
 
+use enisle_cordon::Trust;
 use enisle_wire::tenant::Limits as WireLimits;
 use enisle_wire::{MAX_CODE_BYTES, MAX_OUTPUT_BYTES};
 use serde::{Deserialize, Serialize};
@@ -51,6 +52,13 @@ impl TenantName {
 pub(crate) struct Policy {
     pub(crate) limits: Limits,
     pub(crate) quota: Quota,
+    /// Whose it is: tenants that hold secrets share a process with nobody else's.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) owner: Option<String>,
+    /// How well its code is known: `trusted`, `standard`, `untrusted`. Only the like share a process.
+    pub(crate) trust: Trust,
+    /// Entries of `env` that are secrets. A sealed tenant does not get them.
+    pub(crate) secrets: Vec<String>,
     /// `eval` and `new Function` work.
     #[serde(alias = "allowEval")]
     pub(crate) allow_eval: bool,
@@ -160,6 +168,21 @@ impl Policy {
             }
         }
         Ok(())
+    }
+}
+
+impl Limits {
+    /// The lower of these and of what a run has already.
+    pub(crate) fn under(&self, run: WireLimits) -> WireLimits {
+        WireLimits {
+            cpu_ms: run.cpu_ms.min(self.cpu_ms),
+            wall_ms: run.wall_ms.min(self.wall_ms),
+            memory_mb: run.memory_mb.min(self.memory_mb),
+            output_bytes: run.output_bytes.min(self.output_bytes),
+            log_bytes: run.log_bytes.min(self.log_bytes),
+            log_lines: run.log_lines.min(self.log_lines),
+            timers: run.timers.min(self.timers),
+        }
     }
 }
 

@@ -8,18 +8,22 @@ use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream as StdUnixStream;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-use enisle_cordon::{Capacity, Level, Placement, Process, place};
+use enisle_cordon::{Bounds, Capacity, Level, Placement, Process, place};
 use enisle_wire::control::{Admit, Slot};
 use tokio::net::UnixStream;
-use tokio::sync::OnceCell;
+use tokio::sync::{Notify, OnceCell};
 
 use crate::birth::{Blueprint, StartError};
-use crate::events::{Events, What};
-use crate::policy::TenantName;
+use crate::events::What;
 use crate::process::Worker;
 use crate::resident::Resident;
+use crate::tenant::Tenant;
+use crate::warden::{self, Warden};
+
+/// How often somebody who waits for room looks for tenants that have become idle.
+const LOOK_FOR_ROOM: Duration = Duration::from_millis(100);
 
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum AdmitError {
@@ -27,6 +31,10 @@ pub(crate) enum AdmitError {
         "every one of the {0} worker processes that the configuration allows (workers.max) is taken by a busy tenant"
     )]
     Full(usize),
+    #[error(
+        "as many tenants live alone as may (cordon.max_alone is {0}), each busy, and this one is not put beside others instead"
+    )]
+    FullAlone(usize),
     #[error("a worker process could not be started: {0}")]
     Start(#[from] StartError),
     #[error("a channel for the tenant could not be made: {0}")]
@@ -40,7 +48,7 @@ struct Entry {
     places_used: u32,
     /// Too old: nobody comes in any more.
     closing: bool,
-    residents: BTreeMap<Slot, (TenantName, Option<Arc<Resident>>)>,
+    residents: BTreeMap<Slot, (Arc<Tenant>, Option<Arc<Resident>>)>,
     /// Set once its process is ready; whoever comes first starts it, whoever comes meanwhile waits.
     worker: Arc<OnceCell<Arc<Worker>>>,
 }
@@ -55,9 +63,13 @@ impl Entry {
 pub(crate) struct Pool {
     blueprint: Arc<Blueprint>,
     pub(crate) capacity: Capacity,
-    pub(crate) max_workers: usize,
+    pub(crate) bounds: Bounds,
+    /// A tenant that has to live alone waits so long for room.
+    queue: Duration,
     snapshot: OwnedFd,
-    events: Arc<Events>,
+    warden: Arc<Warden>,
+    /// Somebody has left.
+    room: Notify,
     entries: Mutex<(u64, BTreeMap<u64, Entry>)>,
     /// The worker whose keys were looked at last.
     inspected: AtomicU64,
@@ -75,16 +87,19 @@ impl Pool {
     pub(crate) fn new(
         blueprint: Arc<Blueprint>,
         capacity: Capacity,
-        max_workers: usize,
+        bounds: Bounds,
+        queue: Duration,
         snapshot: OwnedFd,
-        events: Arc<Events>,
+        warden: Arc<Warden>,
     ) -> Self {
         Self {
             blueprint,
             capacity,
-            max_workers,
+            bounds,
+            queue,
             snapshot,
-            events,
+            warden,
+            room: Notify::new(),
             entries: Mutex::default(),
             inspected: AtomicU64::new(0),
         }
@@ -94,25 +109,35 @@ impl Pool {
         self.entries.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Gives a tenant a home. It says by itself when it is warm; runs may be sent before.
+    /// Gives a tenant a home. It says by itself when it is warm; runs may be sent before. One that has to live alone waits a
+    /// while where there is no room, and is never put beside others for want of it.
     pub(crate) async fn admit(
         &self,
-        tenant: &TenantName,
+        tenant: &Arc<Tenant>,
         level: Level,
         memory_mb: u32,
     ) -> Result<Arc<Resident>, AdmitError> {
+        let until = Instant::now() + if level.is_alone() { self.queue } else { Duration::ZERO };
         let reserved = loop {
-            match self.reserve(tenant, level) {
-                Some(reserved) => break reserved,
-                None if self.make_room() => {}
-                None => return Err(AdmitError::Full(self.max_workers)),
+            let room = self.room.notified();
+            let error = match self.reserve(tenant, level) {
+                Ok(reserved) => break reserved,
+                Err(AdmitError::Full(_)) if self.make_room(|_| true) => continue,
+                Err(AdmitError::FullAlone(_)) if self.make_room(Level::is_alone) => continue,
+                Err(error) => error,
+            };
+            let left = until.saturating_duration_since(Instant::now());
+            // A tenant that has become idle makes no noise, so it is looked for now and then.
+            let _ = tokio::time::timeout(left.min(LOOK_FOR_ROOM), room).await;
+            if left.is_zero() {
+                return Err(error);
             }
         };
         // Until the tenant has moved in, a failure or a client that goes away gives the place up again.
         let mut reservation = Reservation { pool: self, entry: reserved.entry, slot: reserved.slot, kept: false };
         let Place { entry, slot, worker: cell } = reserved;
         let start = || async {
-            let worker = Worker::start(&self.blueprint, level, &self.snapshot, &self.events).await?;
+            let worker = Worker::start(&self.blueprint, level, &self.snapshot, &self.warden).await?;
             Ok::<_, StartError>(worker)
         };
         let worker = Arc::clone(cell.get_or_try_init(start).await?);
@@ -120,17 +145,18 @@ impl Pool {
         ours.set_nonblocking(true).map_err(AdmitError::Channel)?;
         let ours = UnixStream::from_std(ours).map_err(AdmitError::Channel)?;
         worker.admit(tenant, Admit { slot, memory_mb }, theirs.into());
-        let resident = Resident::new(tenant.clone(), Arc::clone(&worker), slot, ours, Arc::clone(&self.events));
+        let resident = Resident::new(Arc::clone(tenant), Arc::clone(&worker), slot, ours, Arc::clone(&self.warden));
         if let Some(entry) = self.lock().1.get_mut(&entry) {
-            entry.residents.insert(slot, (tenant.clone(), Some(Arc::clone(&resident))));
+            entry.residents.insert(slot, (Arc::clone(tenant), Some(Arc::clone(&resident))));
         }
         reservation.kept = true;
         let reason = match level {
             Level::Shared => "first run, or back after idleness",
-            Level::Solo => "a run of it was lost with its worker, or ended one",
+            Level::Solo => "it has to live alone",
+            Level::Sealed | Level::Expelled => "it has to live sealed",
         };
-        self.events.tell(What::Admitted {
-            tenant: tenant.to_string(),
+        self.warden.events.tell(What::Admitted {
+            tenant: tenant.name.to_string(),
             worker: worker.id,
             level: level.as_str(),
             reason,
@@ -139,8 +165,10 @@ impl Pool {
     }
 
     /// Takes a place, if there is one. The process behind it may still have to be started.
-    fn reserve(&self, tenant: &TenantName, level: Level) -> Option<Place> {
+    fn reserve(&self, tenant: &Arc<Tenant>, level: Level) -> Result<Place, AdmitError> {
         self.bury_dead();
+        let (outdated, now) = (self.warden.engine_is_outdated(), warden::now());
+        let traits = |tenant: &Tenant| tenant.traits(outdated, &self.warden.rules, now);
         let mut guard = self.lock();
         let (next, entries) = &mut *guard;
         let processes: Vec<_> = entries
@@ -149,15 +177,26 @@ impl Pool {
             .map(|(id, entry)| Process {
                 id: *id,
                 level: entry.level,
-                residents: entry.residents.len(),
+                residents: entry.residents.values().map(|(tenant, _)| traits(tenant)).collect(),
+                busy: entry
+                    .residents
+                    .values()
+                    .flat_map(|(_, resident)| resident)
+                    .filter(|known| known.is_used())
+                    .count(),
                 places_used: entry.places_used as usize,
             })
             .collect();
         // Those that take nobody in are there all the same.
-        let most = self.max_workers.saturating_sub(entries.len() - processes.len());
-        let id = match place(level, &processes, self.capacity, most) {
+        let closing =
+            |alone: bool| entries.values().filter(|entry| entry.closing && (!alone || entry.level.is_alone())).count();
+        let Bounds { processes: most, alone } = self.bounds;
+        let bounds =
+            Bounds { processes: most.saturating_sub(closing(false)), alone: alone.saturating_sub(closing(true)) };
+        let id = match place(&traits(tenant), level, &processes, self.capacity, bounds) {
             Placement::Into(id) => id,
-            Placement::Full => return None,
+            Placement::Full | Placement::Refused => return Err(AdmitError::Full(most)),
+            Placement::FullAlone => return Err(AdmitError::FullAlone(alone)),
             Placement::New(level) => {
                 *next += 1;
                 let (closing, residents) = (false, BTreeMap::new());
@@ -166,11 +205,11 @@ impl Pool {
                 *next
             }
         };
-        let entry = entries.get_mut(&id)?;
+        let entry = entries.get_mut(&id).ok_or(AdmitError::Full(most))?;
         let slot = Slot(entry.places_used);
         entry.places_used += 1;
-        entry.residents.insert(slot, (tenant.clone(), None));
-        Some(Place { entry: id, slot, worker: Arc::clone(&entry.worker) })
+        entry.residents.insert(slot, (Arc::clone(tenant), None));
+        Ok(Place { entry: id, slot, worker: Arc::clone(&entry.worker) })
     }
 
     /// Forgets dead workers, and tells of each.
@@ -178,8 +217,9 @@ impl Pool {
         let dead: Vec<_> = self.lock().1.extract_if(.., |_, entry| entry.is_dead()).collect();
         for (_, entry) in dead {
             let Some(worker) = entry.worker.get().cloned() else { continue };
-            let tenants = entry.residents.values().map(|(tenant, _)| tenant.to_string()).collect();
-            let events = Arc::clone(&self.events);
+            self.room.notify_waiters();
+            let tenants = entry.residents.values().map(|(tenant, _)| tenant.name.to_string()).collect();
+            let events = Arc::clone(&self.warden.events);
             tokio::spawn(async move {
                 let reason = worker.death().await.to_string();
                 events.tell(What::WorkerDied { worker: worker.id, pid: worker.pid.as_raw(), reason, tenants });
@@ -189,6 +229,7 @@ impl Pool {
 
     /// A tenant has left its place. A process that nobody lives in any more, and that has spent a place, is ended.
     pub(crate) fn leave(&self, resident: &Resident, reason: &'static str) {
+        resident.leave();
         let mut guard = self.lock();
         let found = guard
             .1
@@ -197,13 +238,19 @@ impl Pool {
         let Some((id, entry)) = found else { return };
         let id = *id;
         if let Some((tenant, _)) = entry.residents.remove(&resident.slot) {
-            self.events.tell(What::Retired { tenant: tenant.to_string(), worker: resident.worker.id, reason });
+            self.warden.events.tell(What::Retired {
+                tenant: tenant.name.to_string(),
+                worker: resident.worker.id,
+                reason,
+            });
         }
         if entry.residents.is_empty() {
             guard.1.remove(&id);
-            self.events.tell(What::WorkerRetired { worker: resident.worker.id, pid: resident.worker.pid.as_raw() });
+            let (worker, pid) = (resident.worker.id, resident.worker.pid.as_raw());
+            self.warden.events.tell(What::WorkerRetired { worker, pid });
             resident.worker.kill("nobody lives in it any more");
         }
+        self.room.notify_waiters();
     }
 
     /// Lets the residents move out that have run nothing for `idle`.
@@ -259,12 +306,24 @@ impl Pool {
         if !findings.is_empty() {
             let pid = worker.pid.as_raw();
             worker.kill("its pages do not carry the keys that they should");
-            self.events.tell(What::Mistagged { worker: worker.id, pid, findings });
+            self.warden.events.tell(What::Mistagged { worker: worker.id, pid, findings });
         }
     }
 
-    /// Ends the process whose tenants are all idle and that was unused for longest. False if every one is busy.
-    fn make_room(&self) -> bool {
+    /// Those whose tenants have a run here or on its way, with their homes.
+    pub(crate) fn busy(&self) -> Vec<(Arc<Tenant>, Arc<Resident>)> {
+        let guard = self.lock();
+        let residents = guard.1.values().flat_map(|entry| entry.residents.values());
+        let busy = residents.filter_map(|(tenant, resident)| {
+            let resident = resident.as_ref().filter(|resident| resident.is_used())?;
+            Some((Arc::clone(tenant), Arc::clone(resident)))
+        });
+        busy.collect()
+    }
+
+    /// Ends the process, among those of a wanted level, whose tenants are all idle and that was unused for longest. False if
+    /// every one is busy.
+    fn make_room(&self, wanted: impl Fn(Level) -> bool) -> bool {
         let victim = {
             let guard = self.lock();
             let all_idle = |entry: &&Entry| {
@@ -276,7 +335,8 @@ impl Pool {
             let unused_for = |entry: &Entry| {
                 entry.residents.values().filter_map(|(_, resident)| Some(resident.as_ref()?.unused_for())).min()
             };
-            let oldest = guard.1.values().filter(all_idle).max_by_key(|entry| unused_for(entry));
+            let candidates = guard.1.values().filter(|entry| wanted(entry.level));
+            let oldest = candidates.filter(all_idle).max_by_key(|entry| unused_for(entry));
             oldest
                 .map(|entry| entry.residents.values().filter_map(|(_, resident)| resident.clone()).collect::<Vec<_>>())
         };
@@ -301,7 +361,7 @@ impl Pool {
             .values()
             .filter_map(|entry| {
                 let worker = Arc::clone(entry.worker.get()?);
-                let tenants = entry.residents.values().map(|(tenant, _)| tenant.to_string()).collect();
+                let tenants = entry.residents.values().map(|(tenant, _)| tenant.name.to_string()).collect();
                 Some(Listed { worker, places_used: entry.places_used, tenants })
             })
             .collect()
@@ -347,7 +407,7 @@ impl Drop for Reservation<'_> {
         let worker = entry.worker.get().cloned();
         guard.1.remove(&self.entry);
         if let Some(worker) = worker {
-            self.pool.events.tell(What::WorkerRetired { worker: worker.id, pid: worker.pid.as_raw() });
+            self.pool.warden.events.tell(What::WorkerRetired { worker: worker.id, pid: worker.pid.as_raw() });
             worker.kill("nobody lives in it any more");
         }
     }

@@ -12,13 +12,13 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
-use enisle_cordon::Level;
-use enisle_hardening::Layer;
+use enisle_cordon::{Level, Seen, Signal};
 use enisle_hardening::fault::{Fault, FaultPage};
 use enisle_hardening::islands::Zone;
 use enisle_hardening::spawn::Started;
 use enisle_hardening::tags::{self, Tags};
 use enisle_hardening::verify;
+use enisle_hardening::{Layer, LayerSet};
 use enisle_wire::control::{Admit, FromWorker, OverrunCause, Role, Session, Slot, ToWorker};
 use enisle_wire::frame::{HEADER_BYTES, body_len};
 use enisle_wire::tenant::RunId;
@@ -32,9 +32,11 @@ use tokio::sync::{mpsc, watch};
 use crate::birth::{Blueprint, Newborn, START_TIMEOUT, StartError, inspect, untagged};
 use crate::channel::send;
 use crate::death::Death;
-use crate::events::{Events, What};
-use crate::policy::TenantName;
+use crate::events::What;
+use crate::meter;
+use crate::tenant::Tenant;
 use crate::violation::{self, Attack};
+use crate::warden::Warden;
 
 /// For as long the threads of a worker may be other than what was said of them, because one is just ending.
 const CONFINEMENT_TIMEOUT: Duration = Duration::from_secs(2);
@@ -65,18 +67,20 @@ pub(crate) struct Worker {
     pub(crate) v8: String,
     commands: mpsc::UnboundedSender<Command>,
     overruns: Mutex<HashMap<Slot, Overrun>>,
-    /// Whose run ended the process, where that is known.
-    culprit: OnceLock<Slot>,
+    /// Whose run ended the process, and how, where that is known.
+    culprit: OnceLock<(Slot, Signal)>,
+    /// It was killed for something that its tenants did, whoever of them.
+    misbehaved: OnceLock<Signal>,
     /// It never holds more than one tenant, so what happens to it is that tenant's doing.
     pub(crate) holds_one: bool,
     /// Which key each page of its islands should carry; none where the layer is off.
     tags: Option<Tags>,
     zone: Zone,
     /// Everybody who was ever admitted.
-    tenants: Mutex<BTreeMap<Slot, TenantName>>,
+    tenants: Mutex<BTreeMap<Slot, Arc<Tenant>>>,
     /// Those whose thread has said that it is ready, and has not ended.
     confined: Mutex<BTreeSet<Slot>>,
-    thread_filter: bool,
+    layers: LayerSet,
     /// Why it died, once it has.
     died: watch::Receiver<Option<Death>>,
 }
@@ -87,16 +91,18 @@ impl Worker {
         blueprint: &Arc<Blueprint>,
         level: Level,
         snapshot: &OwnedFd,
-        events: &Arc<Events>,
+        warden: &Arc<Warden>,
     ) -> Result<Arc<Self>, StartError> {
-        let mut newborn = Newborn::start(blueprint, Role::Host, blueprint.places(level), Some(snapshot)).await?;
+        let events = &warden.events;
+        let layers = blueprint.layers_of(level);
+        let mut newborn = Newborn::start(blueprint, Role::Host, level, Some(snapshot)).await?;
         let FromWorker::Ready(ready) = newborn.first_word().await? else {
             return Err(StartError::NotReady("its first word was not Ready".to_owned()));
         };
         let mut findings = inspect(blueprint, &newborn);
         let zone = newborn.zone.clone();
         let tags = ready.keys.map(|keys| Tags { zone: zone.clone(), keys: keys.tenants, jit: keys.jit });
-        if blueprint.layers.has(Layer::Keys) {
+        if layers.has(Layer::Keys) {
             findings.extend(untagged(newborn.started.pid, tags.as_ref()).map(|what| format!("keys: {what}")));
         }
         if !findings.is_empty() {
@@ -115,12 +121,13 @@ impl Worker {
             commands,
             overruns: Mutex::default(),
             culprit: OnceLock::new(),
+            misbehaved: OnceLock::new(),
             holds_one: blueprint.places(level) == 1,
             tags,
             zone,
             tenants: Mutex::default(),
             confined: Mutex::default(),
-            thread_filter: blueprint.layers.has(Layer::ThreadFilter),
+            layers,
             died,
         });
         events.tell(What::WorkerStarted { worker: worker.id, pid: worker.pid.as_raw(), level: level.as_str() });
@@ -129,7 +136,7 @@ impl Worker {
             control: newborn.control,
             session: newborn.session,
             faults: newborn.faults,
-            events: Arc::clone(events),
+            warden: Arc::clone(warden),
         };
         tokio::spawn(owner.own(newborn.started, receive, death));
         Ok(worker)
@@ -140,8 +147,8 @@ impl Worker {
         let _ = self.commands.send(command);
     }
 
-    pub(crate) fn admit(&self, tenant: &TenantName, admit: Admit, channel: OwnedFd) {
-        self.tenants.lock().unwrap_or_else(PoisonError::into_inner).insert(admit.slot, tenant.clone());
+    pub(crate) fn admit(&self, tenant: &Arc<Tenant>, admit: Admit, channel: OwnedFd) {
+        self.tenants().insert(admit.slot, Arc::clone(tenant));
         self.command(Command::Admit { admit, channel });
     }
 
@@ -165,21 +172,36 @@ impl Worker {
         self.died.borrow().is_some()
     }
 
+    fn tenants(&self) -> MutexGuard<'_, BTreeMap<Slot, Arc<Tenant>>> {
+        self.tenants.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     /// Who lives, or lived, in that place.
-    pub(crate) fn tenant_in(&self, slot: Slot) -> Option<TenantName> {
-        self.tenants.lock().unwrap_or_else(PoisonError::into_inner).get(&slot).cloned()
+    pub(crate) fn tenant_in(&self, slot: Slot) -> Option<Arc<Tenant>> {
+        self.tenants().get(&slot).cloned()
+    }
+
+    /// Nobody but one tenant was ever here: whatever happens here is its doing.
+    fn was_one_tenants(&self) -> bool {
+        self.holds_one || self.tenants().len() == 1
+    }
+
+    /// Those whose threads are here, but for the one in that place.
+    fn others(&self, but: Option<Slot>) -> Vec<Arc<Tenant>> {
+        let here = self.confined().clone();
+        here.into_iter().filter(|slot| Some(*slot) != but).filter_map(|slot| self.tenant_in(slot)).collect()
     }
 
     /// A tenant's thread says for the first time that it is ready: it has to run under filters of its own, by the kernel's
     /// word. Threads come and go meanwhile, so what does not add up is looked at again for a while.
     pub(crate) async fn check_confinement(&self, slot: Slot) -> Result<(), String> {
         self.confined().insert(slot);
-        if !self.thread_filter {
+        if !self.layers.has(Layer::ThreadFilter) {
             return Ok(());
         }
         let begun = Instant::now();
         loop {
-            let (found, said) = (verify::confined_threads(self.pid), self.confined().len());
+            let (found, said) = (verify::confined_threads(self.pid, self.layers), self.confined().len());
             match found {
                 Ok(found) if found >= said => return Ok(()),
                 _ if self.is_dead() => return Err("it has died".to_owned()),
@@ -190,6 +212,11 @@ impl Worker {
                 Err(error) => return Err(format!("its threads cannot be looked at: {error}")),
             }
         }
+    }
+
+    /// The kernel's number of a tenant's thread, by the name that it got before any of the tenant's code.
+    pub(crate) fn thread_of(&self, slot: Slot) -> Option<Pid> {
+        meter::thread_named(self.pid, &format!("tenant-{}", slot.0))
     }
 
     fn confined(&self) -> MutexGuard<'_, BTreeSet<Slot>> {
@@ -209,18 +236,13 @@ impl Worker {
     }
 
     /// A run of that place ended the process.
-    pub(crate) fn blame(&self, slot: Slot) {
-        let _ = self.culprit.set(slot);
-    }
-
-    /// The process ended, and it was that place's doing.
-    pub(crate) fn blames(&self, slot: Slot) -> bool {
-        self.culprit.get() == Some(&slot)
+    pub(crate) fn blame(&self, slot: Slot, signal: Signal) {
+        let _ = self.culprit.set((slot, signal));
     }
 
     /// The process ended, and it was another tenant's doing.
     pub(crate) fn blames_another(&self, slot: Slot) -> bool {
-        self.culprit.get().is_some_and(|culprit| *culprit != slot)
+        self.culprit.get().is_some_and(|(culprit, _)| *culprit != slot)
     }
 
     /// Waits for the death; says why.
@@ -239,7 +261,7 @@ struct Owner {
     control: UnixStream,
     session: Session,
     faults: FaultPage,
-    events: Arc<Events>,
+    warden: Arc<Warden>,
 }
 
 impl Owner {
@@ -271,6 +293,7 @@ impl Owner {
         for _ in 0..4 {
             tokio::task::yield_now().await;
         }
+        self.account(&why);
         death.send_replace(Some(why));
     }
 
@@ -280,19 +303,62 @@ impl Owner {
         let slot = fault.place.map(Slot);
         let tenant = slot.and_then(|slot| self.worker.tenant_in(slot));
         if let (Some(slot), Some(_)) = (slot, &tenant) {
-            self.worker.blame(slot);
+            self.worker.blame(slot, violation::signal(fault, &self.worker.zone));
         }
         let (worker, pid) = (self.worker.id, self.worker.pid.as_raw());
-        let (tenant, what) = (tenant.map(|tenant| tenant.to_string()), violation::describe(fault));
+        let (tenant, what) = (tenant.map(|tenant| tenant.name.to_string()), violation::describe(fault));
         let pc = format!("{:#x}", fault.pc);
-        self.events.tell(match self.worker.attack(fault) {
+        self.warden.events.tell(match self.worker.attack(fault) {
             Some(Attack { layer, address, victim }) => {
                 let address = address.map(|address| format!("{address:#x}"));
-                let victim = victim.and_then(|slot| self.worker.tenant_in(slot)).map(|tenant| tenant.to_string());
+                let victim = victim.and_then(|slot| self.worker.tenant_in(slot));
+                let victim = victim.map(|tenant| tenant.name.to_string());
                 What::Violation { worker, pid, tenant, layer, what, address, victim, pc }
             }
             None => What::Crashed { worker, pid, tenant, what, pc },
         });
+    }
+
+    /// Puts the death on the accounts of those who were there: of the one whose doing it was, or of all a little.
+    ///
+    /// A neighbour that can write anywhere can make a thread stumble, so only of a process that was never anybody else's it
+    /// is certain.
+    fn account(&self, why: &Death) {
+        let worker = &self.worker;
+        let alone = worker.was_one_tenants();
+        let seen = |signal| if alone { Seen::certain(signal) } else { Seen::in_company(signal) };
+        // What the kernel put on record goes before what was said.
+        let recorded = match why {
+            Death::Fault(fault) => fault.place.map(|place| (Slot(place), violation::signal(fault, &worker.zone))),
+            _ => None,
+        };
+        let said = worker.culprit.get().map(|(slot, signal)| match (signal, why) {
+            (Signal::OutOfMemory, Death::GaveUp) => (*slot, Signal::EngineAbort),
+            (signal, _) => (*slot, *signal),
+        });
+        if let Some((slot, signal)) = recorded.or(said) {
+            if let Some(culprit) = worker.tenant_in(slot) {
+                self.warden.saw_death(&culprit, seen(signal), &worker.others(Some(slot)));
+            }
+            return;
+        }
+        let signal = match why {
+            Death::Killed(_) => match worker.misbehaved.get() {
+                Some(signal) => *signal,
+                None => return,
+            },
+            Death::Filter => Signal::RefusedCall,
+            Death::OutOfMemory => Signal::OutOfMemory,
+            Death::GaveUp => Signal::EngineAbort,
+            // Whoever may send that signal is outside, the kernel's own choice in want of memory included.
+            Death::Signaled(signal) if *signal == nix::sys::signal::Signal::SIGKILL => Signal::Unattributed,
+            Death::Fault(_) | Death::Exited(_) | Death::Signaled(_) | Death::Unknown => Signal::Crash,
+        };
+        match worker.others(None).as_slice() {
+            [] => {}
+            [only] if alone => self.warden.saw(only, &[Seen::certain(signal)]),
+            several => self.warden.saw_unexplained_death(several),
+        }
     }
 
     /// Until the process ends by itself (`None`) or is to be killed (with the reason).
@@ -321,7 +387,8 @@ impl Owner {
                     }
                     if let Err(what) = self.hear(&mut unread) {
                         let (worker, pid) = (self.worker.id, self.worker.pid.as_raw());
-                        self.events.tell(What::ProtocolViolation { worker, pid, what: what.clone() });
+                        self.warden.events.tell(What::ProtocolViolation { worker, pid, what: what.clone() });
+                        let _ = self.worker.misbehaved.set(Signal::Protocol);
                         return Some(format!("it broke the protocol: {what}"));
                     }
                 }
@@ -363,7 +430,7 @@ impl Owner {
                 self.worker.confined().remove(slot);
             }
             if let FromWorker::Overrun { slot, run, cause } = frame {
-                self.worker.blame(slot);
+                self.worker.blame(slot, Signal::HardKill);
                 self.worker
                     .overruns
                     .lock()

@@ -2,39 +2,37 @@
 //!
 //! ```text
 //! warming ─▶ idle ─▶ running ─▶ warming …
-//!    └────────┴─────────┴─▶ gone (channel closed, protocol broken, or nobody holds the resident any more)
+//!    └────────┴─────────┴─▶ gone (channel closed, protocol broken, the tenant leaves, or nobody holds the resident any more)
 //! ```
+//!
+//! Who leaves lets the run that is under way end; runs that wait go to the next home.
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
+use enisle_cordon::{Shape, Signal, shape};
 use enisle_wire::control::{OverrunCause, Slot};
-use enisle_wire::tenant::{Done, FromTenant, Limits, LogLine, RunId, ScriptError, Session, Usage};
+use enisle_wire::tenant::{Advice, Done, FromTenant, Limits, LogLine, RunId, ScriptError, Session, Usage};
 use enisle_wire::{MAX_FROM_TENANT_BYTES, Outcome};
+use nix::unistd::Pid;
 use serde_json::value::RawValue;
 use tokio::io::AsyncWriteExt;
 use tokio::net::UnixStream;
 use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf};
-use tokio::sync::{Notify, mpsc, oneshot};
+use tokio::sync::{Notify, mpsc, oneshot, watch};
 
 use crate::channel::read_frame;
 use crate::death::Death;
-use crate::events::{Events, What};
-use crate::policy::TenantName;
+use crate::events::What;
+use crate::job::Job;
+use crate::meter::Meter;
 use crate::process::Worker;
+use crate::tenant::Tenant;
+use crate::warden::Warden;
 
 /// After a run's wall limit, its own watchdog's grace and the warming of an isolate, the process is no longer believed.
 const BACKSTOP: Duration = Duration::from_secs(5);
-
-/// A run on its way to a worker: encoded once, sent again if the worker dies.
-#[derive(Debug, Clone)]
-pub(crate) struct Job {
-    pub(crate) id: RunId,
-    pub(crate) limits: Limits,
-    /// The `Run` frame.
-    pub(crate) frame: Arc<[u8]>,
-}
 
 /// How a job ended.
 #[derive(Debug)]
@@ -62,8 +60,8 @@ pub(crate) struct Finished {
     pub(crate) truncated: bool,
     pub(crate) usage: Usage,
     pub(crate) queued: Duration,
-    /// The run ended its process.
-    pub(crate) took_worker: bool,
+    /// The worker's word: it weighs little.
+    pub(crate) advice: Advice,
 }
 
 struct Ticket {
@@ -77,11 +75,16 @@ struct Ticket {
 pub(crate) struct Resident {
     pub(crate) worker: Arc<Worker>,
     pub(crate) slot: Slot,
+    /// The number of this home of the tenant's; see [`Tenant::fence`].
+    pub(crate) token: u64,
     tickets: mpsc::UnboundedSender<Ticket>,
     state: Arc<State>,
     /// Runs that are here or on their way; [`CLOSED`] once the tenant moves out.
     users: AtomicUsize,
     unused: Notify,
+    /// The tenant's thread, once it is known.
+    thread: OnceLock<Pid>,
+    shape: Mutex<Shape>,
 }
 
 /// No user comes in any more.
@@ -111,12 +114,29 @@ impl Drop for Visit {
 #[derive(Debug)]
 struct State {
     warm: AtomicBool,
+    phase: watch::Sender<Phase>,
+    leaves: watch::Sender<bool>,
+    meter: Meter,
     /// Milliseconds after `epoch` at which it was last used.
     used_ms: AtomicU64,
     epoch: Instant,
 }
 
+/// How far a home has come.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Phase {
+    Starting,
+    /// Its thread is locked down and has an isolate.
+    Ready,
+    Gone,
+}
+
 impl State {
+    fn gone(&self) {
+        self.warm.store(false, Ordering::Relaxed);
+        self.phase.send_replace(Phase::Gone);
+    }
+
     fn touch(&self) {
         let now = u64::try_from(self.epoch.elapsed().as_millis()).unwrap_or(u64::MAX);
         self.used_ms.store(now, Ordering::Relaxed);
@@ -140,14 +160,22 @@ impl Drop for CancelOnDrop<'_> {
 impl Resident {
     /// Begins to speak on `channel`, whose other end goes to the worker with the admission.
     pub(crate) fn new(
-        tenant: TenantName,
+        tenant: Arc<Tenant>,
         worker: Arc<Worker>,
         slot: Slot,
         channel: UnixStream,
-        events: Arc<Events>,
+        warden: Arc<Warden>,
     ) -> Arc<Self> {
+        let token = tenant.next_token();
         let (tickets, receive) = mpsc::unbounded_channel();
-        let state = Arc::new(State { warm: AtomicBool::new(false), used_ms: AtomicU64::new(0), epoch: Instant::now() });
+        let state = Arc::new(State {
+            warm: AtomicBool::new(false),
+            phase: watch::Sender::new(Phase::Starting),
+            leaves: watch::Sender::new(false),
+            meter: Meter::default(),
+            used_ms: AtomicU64::new(0),
+            epoch: Instant::now(),
+        });
         let (read, write) = channel.into_split();
         let speaker = Speaker {
             tenant,
@@ -159,15 +187,25 @@ impl Resident {
             logs: Vec::new(),
             state: Arc::clone(&state),
             confined: false,
-            events,
+            warden,
         };
         tokio::spawn(speaker.speak(receive));
-        Arc::new(Self { worker, slot, tickets, state, users: AtomicUsize::new(0), unused: Notify::new() })
+        Arc::new(Self {
+            worker,
+            slot,
+            token,
+            tickets,
+            state,
+            users: AtomicUsize::new(0),
+            unused: Notify::new(),
+            thread: OnceLock::new(),
+            shape: Mutex::default(),
+        })
     }
 
     /// Comes in. `None` once the tenant is moving out, or its worker is dead.
     pub(crate) fn visit(self: &Arc<Self>) -> Option<Visit> {
-        if self.tickets.is_closed() || self.worker.is_dead() {
+        if !self.is_open() {
             return None;
         }
         let come_in = |users| if users == CLOSED { None } else { Some(users + 1) };
@@ -179,6 +217,39 @@ impl Resident {
     /// Lets nobody in any more, if nobody is in.
     pub(crate) fn close(&self) -> bool {
         self.users.compare_exchange(0, CLOSED, Ordering::SeqCst, Ordering::SeqCst).is_ok()
+    }
+
+    /// Runs may come.
+    pub(crate) fn is_open(&self) -> bool {
+        !self.tickets.is_closed() && !self.worker.is_dead() && !self.is_closed() && !*self.state.leaves.borrow()
+    }
+
+    /// The tenant leaves: its thread ends after the run that it is at, and runs that wait go elsewhere.
+    pub(crate) fn leave(&self) {
+        self.state.leaves.send_replace(true);
+    }
+
+    /// Waits until the thread is locked down and has an isolate. False if that never comes.
+    pub(crate) async fn is_ready(&self) -> bool {
+        let mut phase = self.state.phase.subscribe();
+        let decided = phase.wait_for(|phase| *phase != Phase::Starting).await;
+        decided.is_ok_and(|phase| *phase == Phase::Ready)
+    }
+
+    /// A run is here or on its way.
+    pub(crate) fn is_used(&self) -> bool {
+        !matches!(self.users.load(Ordering::SeqCst), 0 | CLOSED)
+    }
+
+    /// Looks at the thread's last window.
+    pub(crate) fn look(&self, rules: &shape::ShapeRules) -> Vec<Signal> {
+        let thread = self.thread.get().copied().or_else(|| {
+            let thread = self.worker.thread_of(self.slot)?;
+            Some(*self.thread.get_or_init(|| thread))
+        });
+        let sample = thread.and_then(|thread| self.state.meter.sample(self.worker.pid, thread));
+        let mut shape = self.shape.lock().unwrap_or_else(PoisonError::into_inner);
+        sample.map(|sample| shape.look(sample, rules)).unwrap_or_default()
     }
 
     /// The tenant is moving out.
@@ -193,7 +264,10 @@ impl Resident {
             if self.close() || self.is_closed() || self.worker.is_dead() {
                 return;
             }
-            unused.await;
+            tokio::select! {
+                () = unused => {}
+                _ = self.worker.death() => {}
+            }
         }
     }
 
@@ -242,7 +316,7 @@ impl FrameReader {
 
 /// The task that speaks with one tenant's thread.
 struct Speaker {
-    tenant: TenantName,
+    tenant: Arc<Tenant>,
     worker: Arc<Worker>,
     slot: Slot,
     read: FrameReader,
@@ -253,7 +327,7 @@ struct Speaker {
     state: Arc<State>,
     /// The thread has said that it is ready, and was believed.
     confined: bool,
-    events: Arc<Events>,
+    warden: Arc<Warden>,
 }
 
 /// Why a speaker stops.
@@ -267,16 +341,28 @@ enum Stop {
     Violation(String),
 }
 
+/// Waits until it is told to leave.
+async fn told(leaves: &mut watch::Receiver<bool>) {
+    let _ = leaves.wait_for(|leaves| *leaves).await;
+}
+
 impl Speaker {
     async fn speak(mut self, mut tickets: mpsc::UnboundedReceiver<Ticket>) {
+        let mut leaves = self.state.leaves.subscribe();
         let stop = loop {
             self.state.warm.store(self.session.is_idle(), Ordering::Relaxed);
             let done = tokio::select! {
+                biased;
+                // Tickets that wait are dropped, which says that they have not begun.
+                () = told(&mut leaves) => {
+                    self.worker.retire(self.slot);
+                    return self.state.gone();
+                }
                 ticket = tickets.recv() => match ticket {
                     // Nobody holds the resident any more: the thread may end.
                     None => {
                         self.worker.retire(self.slot);
-                        return;
+                        return self.state.gone();
                     }
                     // Its client has gone while it waited.
                     Some(ticket) if ticket.reply.is_closed() => Ok(()),
@@ -294,6 +380,7 @@ impl Speaker {
             Stop::Closed | Stop::Aborted { .. } => drop(self.death().await),
             Stop::Violation(what) => self.denounce(&what),
         }
+        self.state.gone();
     }
 
     /// Waits for the worker's end. A thread that closes its channel unasked, in a process that lives on, ends the process.
@@ -301,15 +388,16 @@ impl Speaker {
         match tokio::time::timeout(Duration::from_secs(1), self.worker.death()).await {
             Ok(why) => why,
             Err(_) => {
-                self.worker.kill(format!("the thread of tenant {} ended by itself", self.tenant));
+                self.worker.kill(format!("the thread of tenant {} ended by itself", self.tenant.name));
                 self.worker.death().await
             }
         }
     }
 
     fn denounce(&self, what: &str) {
-        let what = format!("as tenant {}: {what}", self.tenant);
-        self.events.tell(What::ProtocolViolation {
+        let what = format!("as tenant {}: {what}", self.tenant.name);
+        self.worker.blame(self.slot, Signal::Protocol);
+        self.warden.events.tell(What::ProtocolViolation {
             worker: self.worker.id,
             pid: self.worker.pid.as_raw(),
             what: what.clone(),
@@ -342,6 +430,7 @@ impl Speaker {
                 return Err(Stop::Closed);
             }
             self.confined = true;
+            self.state.phase.send_replace(Phase::Ready);
         }
         Ok(frame)
     }
@@ -353,12 +442,14 @@ impl Speaker {
             return Err(Stop::Violation("a run was begun during another".to_owned()));
         }
         self.logs.clear();
+        self.state.meter.run_begins(false);
+        self.tenant.usage().begun += 1;
         let (queued, mut sent) = (at.elapsed(), 0);
         let patience = Duration::from_millis(job.limits.wall_ms.into()) + BACKSTOP;
         let exchanged = match tokio::time::timeout(patience, self.exchange(&job, &mut sent)).await {
             Ok(exchanged) => exchanged,
             Err(_) => {
-                self.worker.blame(self.slot);
+                self.worker.blame(self.slot, Signal::HardKill);
                 self.worker.kill(format!("{} neither ended nor was ended by its watchdog", job.id));
                 Err(Stop::Closed)
             }
@@ -375,7 +466,6 @@ impl Speaker {
             return Err(stop);
         }
         if let Stop::Violation(what) = &stop {
-            self.worker.blame(self.slot);
             self.denounce(what);
         }
         let death = self.death().await;
@@ -406,9 +496,6 @@ impl Speaker {
             }
             (None, Stop::Aborted { .. } | Stop::Closed) => None,
         };
-        if cause.is_some() || matches!(stop, Stop::Aborted { .. }) {
-            self.worker.blame(self.slot);
-        }
         match cause {
             None => Ended::Lost(Lost { why: death.to_string(), anothers_doing: self.worker.blames_another(self.slot) }),
             Some((outcome, message)) => Ended::Done(Box::new(Finished {
@@ -419,7 +506,7 @@ impl Speaker {
                 truncated: true,
                 usage: last_usage(outcome, &job.limits, wall),
                 queued,
-                took_worker: true,
+                advice: Advice::default(),
             })),
         }
     }
@@ -437,10 +524,14 @@ impl Speaker {
                 biased;
                 frame = self.read.0.recv() => match self.accept_first(frame).await? {
                     FromTenant::Ready => {}
-                    FromTenant::Log(lines) => self.logs.extend(lines),
+                    FromTenant::Log(lines) => {
+                        let bytes = lines.iter().map(|line| line.text.len()).sum();
+                        self.state.meter.message(bytes, bytes);
+                        self.logs.extend(lines);
+                    }
                     FromTenant::Done(done) => return Ok(*done),
                     FromTenant::Aborting { certain, .. } => {
-                        self.worker.blame(self.slot);
+                        self.worker.blame(self.slot, Signal::OutOfMemory);
                         return Err(Stop::Aborted { certain });
                     }
                 },
@@ -468,9 +559,9 @@ impl Speaker {
         if result.is_some() != (done.outcome == Outcome::Ok) {
             return refuse(format!("outcome {} and a result do not go together", done.outcome));
         }
-        let Done { outcome, error, truncated, usage, .. } = done;
+        let Done { outcome, error, truncated, usage, advice, .. } = done;
         let logs = std::mem::take(&mut self.logs);
-        Ok(Finished { outcome, result, error, logs, truncated, usage, queued, took_worker: false })
+        Ok(Finished { outcome, result, error, logs, truncated, usage, queued, advice })
     }
 }
 

@@ -1,5 +1,6 @@
 //! What a fault in a worker means: an attack that a layer stopped, or a crash.
 
+use enisle_cordon::Signal;
 use enisle_hardening::Layer;
 use enisle_hardening::fault::{Fault, Kind};
 use enisle_hardening::islands::Zone;
@@ -40,6 +41,17 @@ pub(crate) fn attack(fault: &Fault, zone: &Zone) -> Option<Attack> {
         }
         Kind::WrongKeys => Some(Attack { layer: Layer::Keys.name(), address: None, victim: None }),
         Kind::GaveUp => None,
+    }
+}
+
+/// What a fault counts as.
+pub(crate) fn signal(fault: &Fault, zone: &Zone) -> Signal {
+    match (attack(fault, zone), fault.kind) {
+        (Some(_), Kind::Refused { .. }) => Signal::RefusedCall,
+        (Some(_), Kind::ClosedKey { .. } | Kind::WrongKeys) => Signal::ClosedKey,
+        (Some(_), Kind::Access { .. }) => Signal::ForeignAddress,
+        (_, Kind::GaveUp) => Signal::EngineAbort,
+        (None, _) => Signal::Crash,
     }
 }
 

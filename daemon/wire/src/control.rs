@@ -44,6 +44,8 @@ pub struct Start {
     /// Most committed private memory (`RLIMIT_DATA`).
     pub data_bytes: u64,
     pub max_tenants: u32,
+    /// The engine makes no machine code: interpreter only, no WebAssembly.
+    pub jitless: bool,
     /// Where the tenants' islands are, as `hardening::islands::Zone::parts` has it. The supervisor chooses, so that it
     /// knows where to look without the worker's word.
     pub zone: Vec<u64>,

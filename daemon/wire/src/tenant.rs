@@ -138,6 +138,7 @@ pub struct Done {
     /// Log lines were dropped.
     pub truncated: bool,
     pub usage: Usage,
+    pub advice: Advice,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -156,6 +157,17 @@ pub struct Usage {
     /// From the arrival of the run to the call of the entry point.
     pub startup_us: u64,
     pub peak_heap_bytes: u64,
+}
+
+/// What a script asked for in vain, by the worker's own word: it counts a little, and never much.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Advice {
+    /// Imports of modules that are not there.
+    pub imports: u32,
+    /// Code from strings, where it is not allowed.
+    pub code: u32,
+    /// Timers over the limit.
+    pub timers: u32,
 }
 
 /// A frame came out of order.
@@ -267,6 +279,7 @@ mod tests {
             error: None,
             truncated: false,
             usage: Usage::default(),
+            advice: Advice::default(),
         }))
     }
 

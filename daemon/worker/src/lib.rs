@@ -66,7 +66,7 @@ fn run(control: &mut Control) -> Result<(), Box<dyn std::error::Error>> {
     let layers = LayerSet::from_bits(start.layers);
     let zone = Zone::from_parts(&start.zone).ok_or("the zone has no place in this machine's address space")?;
     jail::enter(&Plan::for_tenants(layers, start.data_bytes, start.max_tenants))?;
-    let (v8, reserved) = engine::start(&zone)?;
+    let (v8, reserved) = engine::start(&zone, start.jitless)?;
     engine::set_signal_handlers()?;
     engine::warm_up()?;
     let speaker = control.speaker();
@@ -103,5 +103,8 @@ fn run(control: &mut Control) -> Result<(), Box<dyn std::error::Error>> {
 }
 
 fn seccomp_if(layers: LayerSet) -> Result<(), seccomp::SeccompError> {
+    if layers.has(Layer::SealedFilter) {
+        seccomp::seal()?;
+    }
     if layers.has(Layer::Seccomp) { seccomp::install() } else { Ok(()) }
 }

@@ -61,6 +61,8 @@ pub enum JailError {
     NoNewPrivileges(nix::Error),
     #[error("the process could not be made undumpable: {0}")]
     Dumpable(nix::Error),
+    #[error("memory that was written could still become executable: {0}")]
+    DenyWriteExecute(io::Error),
     #[error("the parent-death signal could not be set: {0}")]
     ParentDeath(nix::Error),
 }
@@ -104,6 +106,9 @@ pub fn enter(plan: &Plan) -> Result<(), JailError> {
     }
     if on(Layer::NotDumpable) {
         nix::sys::prctl::set_dumpable(false).map_err(JailError::Dumpable)?;
+    }
+    if on(Layer::DenyWriteExecute) {
+        privileges::deny_write_execute().map_err(JailError::DenyWriteExecute)?;
     }
     // Last: the kernel clears this signal whenever credentials change.
     if on(Layer::ParentDeath) {

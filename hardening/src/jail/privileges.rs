@@ -45,3 +45,12 @@ pub(super) fn hide_host_name() -> io::Result<()> {
     let result = unsafe { libc::sethostname(name.as_ptr().cast(), name.len()) };
     if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
 }
+
+/// No page that is or was writable becomes executable, and none that is executable becomes writable, for good
+/// (PR_SET_MDWE(2const)).
+pub(super) fn deny_write_execute() -> io::Result<()> {
+    let refuse = libc::c_ulong::from(libc::PR_MDWE_REFUSE_EXEC_GAIN);
+    // SAFETY: the request takes numbers only.
+    let result = unsafe { libc::prctl(libc::PR_SET_MDWE, refuse, 0, 0, 0) };
+    if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+}

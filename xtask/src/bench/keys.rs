@@ -27,10 +27,10 @@ pub(crate) fn run(rounds: usize) -> Result<()> {
     let programs = build_release(&v8::or_explain()?)?;
     let posture = Posture::probe();
     ensure!(posture.layers().has(Layer::Keys), "this machine has no protection keys");
-    let workshop = Workshop::open(&programs.join("enisle-worker"), posture.layers())?;
-    let on = posture.layers();
+    let workshop = Workshop::open(&programs.join("enisle-worker"), posture.layers().unsealed())?;
+    let on = posture.layers().unsealed();
     let mut on = start(&workshop, on)?;
-    let mut off = start(&workshop, posture.layers().without(Layer::Keys).without(Layer::ThreadFilter))?;
+    let mut off = start(&workshop, posture.layers().unsealed().without(Layer::Keys).without(Layer::ThreadFilter))?;
     for rig in [&mut on, &mut off] {
         runs_a_second(rig)?;
     }

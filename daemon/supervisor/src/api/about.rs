@@ -54,7 +54,8 @@ pub(crate) async fn info(State(daemon): State<Arc<Daemon>>) -> Json<Value> {
         },
         "capacity": {
             "tenantsPerProcess": capacity.tenants_per_process(),
-            "maxProcesses": daemon.pool.max_workers,
+            "maxProcesses": daemon.pool.bounds.processes,
+            "maxAlone": daemon.pool.bounds.alone,
         },
         "counts": {
             "workers": workers.len(),

@@ -21,9 +21,10 @@ use super::peer::Peer;
 use super::problem::Problem;
 use super::tenants::{micros_as_ms, too_many};
 use crate::config::Api;
-use crate::daemon::{Daemon, InFlight, Report, Tenant};
+use crate::daemon::{Daemon, InFlight, Report};
+use crate::job::Job;
 use crate::policy::{Policy, TenantName, Wish};
-use crate::resident::Job;
+use crate::tenant::Tenant;
 
 /// 64 MiB of modules as JSON: escapes lengthen source somewhat, base64 lengthens data by a third.
 const MAX_BODY_BYTES: usize = 96 << 20;

@@ -5,12 +5,14 @@
 //! | [`about`] | `HEAD /_ping`, `GET /v1/version`, `GET /v1/info` |
 //! | [`load`] | `POST /v1/tenants/{tenant}/load` |
 //! | [`tenants`] | `GET /v1/tenants`, `GET`, `PUT /v1/tenants/{tenant}` |
+//! | [`cordon`] | `PUT`, `DELETE /v1/tenants/{tenant}/cordon`, `GET /v1/audit` |
 //! | [`workers`] | `GET /v1/workers` |
 //! | [`events`] | `GET /v1/events` |
 //! | [`problem`] | every error, as RFC 9457 |
 //! | [`peer`] | who is calling, and what the policy lets them do |
 
 mod about;
+mod cordon;
 mod events;
 mod load;
 pub(crate) mod peer;
@@ -38,6 +40,8 @@ pub(crate) fn router(daemon: Arc<Daemon>) -> Router {
         .route("/v1/info", get(about::info))
         .route("/v1/tenants", get(tenants::list))
         .route("/v1/tenants/{tenant}", get(tenants::show).put(tenants::put))
+        .route("/v1/tenants/{tenant}/cordon", axum::routing::put(cordon::put).delete(cordon::lift))
+        .route("/v1/audit", get(cordon::audit))
         .route("/v1/tenants/{tenant}/load", post(load::load))
         .route("/v1/workers", get(workers::list))
         .route("/v1/events", get(events::list))

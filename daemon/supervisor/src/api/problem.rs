@@ -73,6 +73,9 @@ impl From<RunError> for Problem {
             }
             RunError::Admit(error) => Self::unavailable(error.to_string()),
             RunError::Draining => Self::unavailable(error.to_string()),
+            RunError::Expelled { .. } => {
+                Self::new(StatusCode::FORBIDDEN, "expelled", "The tenant is expelled", error.to_string())
+            }
         }
     }
 }

@@ -11,15 +11,17 @@ use super::camel_case;
 use super::load::{RawBody, object, read_body};
 use super::peer::Peer;
 use super::problem::Problem;
-use crate::daemon::{Daemon, Tenant};
+use crate::daemon::Daemon;
 use crate::policy::{Policy, TenantName};
+use crate::tenant::Tenant;
+use crate::warden;
 
 /// A policy is a few hundred bytes.
 const MAX_POLICY_BYTES: usize = 64 * 1024;
 
 pub(crate) async fn list(State(daemon): State<Arc<Daemon>>, peer: Peer) -> Result<Json<Value>, Problem> {
     peer.operate(&daemon)?;
-    Ok(Json(daemon.all_tenants().iter().map(|tenant| show_tenant(tenant)).collect()))
+    Ok(Json(daemon.all_tenants().iter().map(|tenant| show_tenant(tenant, &daemon)).collect()))
 }
 
 pub(crate) async fn show(
@@ -32,7 +34,7 @@ pub(crate) async fn show(
     let tenant = daemon.known_tenant(&name);
     let tenant =
         tenant.ok_or_else(|| Problem::not_found(format!("tenant {name} has no policy and has run nothing yet")))?;
-    Ok(Json(show_tenant(&tenant)))
+    Ok(Json(show_tenant(&tenant, &daemon)))
 }
 
 pub(crate) async fn put(
@@ -51,20 +53,54 @@ pub(crate) async fn put(
     // Writing it waits for the disk.
     let kept = tokio::task::spawn_blocking(move || keeper.set_policy(&whose, policy, peer.uid)).await;
     kept.map_err(|_| Problem::internal("writing the policy was interrupted"))??;
-    Ok(Json(show_tenant(&tenant)))
+    Ok(Json(show_tenant(&tenant, &daemon)))
 }
 
 pub(super) fn too_many() -> Problem {
     Problem::unavailable("the daemon knows as many tenants as it can; restart it to forget those without a policy")
 }
 
-fn show_tenant(tenant: &Tenant) -> Value {
+/// Where it has to live, and why: the score, what it is made of, and how it came to this.
+fn show_cordon(tenant: &Tenant, daemon: &Daemon) -> Value {
+    let (rules, now) = (&daemon.config.cordon.rules, warden::now());
+    let around = tenant.circumstances(daemon.warden.engine_is_outdated());
+    let standing = tenant.standing();
+    let contributions = standing.contributions(around, rules, now);
+    let tenths = |points: f64| (points * 10.0).round() / 10.0;
+    let signals: Vec<_> = contributions
+        .iter()
+        .map(|known| {
+            let weight = rules.weight(known.signal);
+            json!({
+                "signal": known.signal, "source": known.source, "points": tenths(known.points), "weight": weight.points,
+                "halfLifeSecs": weight.half_life_secs, "count": known.count, "ageMs": known.age_ms,
+                "certain": known.certain,
+            })
+        })
+        .collect();
+    json!({
+        "level": standing.level(),
+        "sinceUnixMs": standing.since(),
+        "score": tenths(enisle_cordon::score::total(&contributions, rules)),
+        "thresholds": { "watch": rules.watch, "solo": rules.solo, "sealed": rules.sealed, "expelled": rules.expelled },
+        "signals": signals,
+        "suspectedUntilUnixMs": standing.suspected_until(),
+        "order": standing.order().map(|order| json!({
+            "level": order.level, "reason": order.reason, "byUid": order.by_uid, "unixMs": order.at,
+        })),
+        "firstSeenUnixMs": standing.first_seen(),
+        "history": standing.history(),
+    })
+}
+
+pub(super) fn show_tenant(tenant: &Tenant, daemon: &Daemon) -> Value {
     let residence = tenant.residence();
-    let usage = tenant.usage();
+    let usage = tenant.usage().clone();
     json!({
         "name": tenant.name,
         "policy": camel_case(serde_json::to_value(tenant.policy()).unwrap_or_default()),
         "inFlight": tenant.in_flight(),
+        "cordon": show_cordon(tenant, daemon),
         "resident": residence.map(|resident| json!({
             "worker": resident.worker.id,
             "pid": resident.worker.pid.as_raw(),
@@ -72,7 +108,7 @@ fn show_tenant(tenant: &Tenant) -> Value {
             "warm": resident.is_idle(),
             "unusedMs": u64::try_from(resident.unused_for().as_millis()).unwrap_or(u64::MAX),
         })),
-        "usage": { "runs": usage.runs, "cpuMs": micros_as_ms(usage.cpu_us), "outcomes": usage.outcomes },
+        "usage": { "runs": usage.runs, "begun": usage.begun, "fenced": usage.fenced, "cpuMs": micros_as_ms(usage.cpu_us), "outcomes": usage.outcomes },
     })
 }
 

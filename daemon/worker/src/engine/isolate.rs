@@ -56,6 +56,7 @@ impl Resting {
         isolate.set_promise_reject_callback(natives::promise_rejected);
         isolate.set_host_import_module_dynamically_callback(modules::import_dynamically);
         isolate.set_allow_wasm_code_generation_callback(natives::no_wasm);
+        isolate.set_modify_code_generation_from_strings_callback(natives::no_code_from_strings);
         isolate.set_oom_error_handler(run::out_of_memory);
         let parts = {
             v8::scope!(let scope, &mut isolate);

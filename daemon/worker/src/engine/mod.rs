@@ -45,6 +45,9 @@ pub(crate) use memory::Reserved;
 const FLAGS: &str = "--single-threaded --sandbox-prohibit-insecure-mode --no-wasm-native-module-cache \
                      --stack-size=984";
 
+/// Of a sealed worker: the interpreter alone, also for regular expressions, and no range for code is ever asked for.
+const JITLESS_FLAGS: &str = "--jitless";
+
 unsafe extern "C" {
     /// `absl::base_internal::NumCPUs()`, in the archive.
     #[link_name = "_ZN4absl13base_internal7NumCPUsEv"]
@@ -56,9 +59,12 @@ unsafe extern "C" {
 
 /// Starts V8 on the calling thread, which has to be the ancestor of every thread that will enter an isolate: V8's key
 /// for JIT pages is inherited. V8 puts nothing into `zone` as long as what is returned lives, beside V8's version.
-pub(crate) fn start(zone: &Zone) -> io::Result<(&'static str, Reserved)> {
+pub(crate) fn start(zone: &Zone, jitless: bool) -> io::Result<(&'static str, Reserved)> {
     let reserved = Reserved::new(zone.range())?;
     v8::V8::set_flags_from_string(FLAGS);
+    if jitless {
+        v8::V8::set_flags_from_string(JITLESS_FLAGS);
+    }
     // The root is empty: without this V8 finds no /dev/urandom and seeds itself from the clock.
     v8::V8::set_entropy_source(fill_random);
     v8::V8::initialize_platform(v8::new_single_threaded_default_platform(false).make_shared());

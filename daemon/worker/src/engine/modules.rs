@@ -131,6 +131,10 @@ fn lookup<'s>(
     let state = scope.get_slot::<RunState>()?;
     let kind = state.modules.sources.get(specifier).map(|module| module.kind);
     if kind.is_none() && !BUILT_IN.contains(&specifier) {
+        if let Some(state) = scope.get_slot_mut::<RunState>() {
+            state.advice.imports = state.advice.imports.saturating_add(1);
+        }
+        let state = scope.get_slot::<RunState>()?;
         let near = ["./", "/"].iter().find_map(|prefix| {
             let bare = specifier.strip_prefix(prefix)?;
             state.modules.sources.contains_key(bare).then(|| format!("; there is one named {bare:?}"))

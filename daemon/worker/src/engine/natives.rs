@@ -168,6 +168,7 @@ fn timer_start<'s>(
     match state.timers.start(delay) {
         Some(id) => rv.set_uint32(id),
         None => {
+            state.advice.timers = state.advice.timers.saturating_add(1);
             throw_range_error(scope, &format!("{limit} timers are pending, which is this run's limit (limits.timers)"))
         }
     }
@@ -284,6 +285,19 @@ pub(super) unsafe extern "C" fn uncaught(message: v8::Local<'_, v8::Message>, ex
 pub(super) unsafe extern "C" fn no_wasm(_: v8::Local<'_, v8::Context>, _: v8::Local<'_, v8::String>) -> bool {
     super::confinement::edge();
     cfg!(feature = "attack-natives")
+}
+
+/// Code from strings, in a context that does not allow it: refused, and counted.
+pub(super) fn no_code_from_strings<'s>(
+    scope: &mut v8::PinScope<'s, '_>,
+    _: v8::Local<'s, v8::Value>,
+    _: bool,
+) -> v8::ModifyCodeGenerationFromStringsResult<'s> {
+    super::confinement::edge();
+    if let Some(state) = scope.get_slot_mut::<RunState>() {
+        state.advice.code = state.advice.code.saturating_add(1);
+    }
+    v8::ModifyCodeGenerationFromStringsResult { codegen_allowed: false, modified_source: None }
 }
 
 #[cfg(test)]

@@ -16,7 +16,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
 use enisle_wire::control::{GAVE_UP_EXIT, OUT_OF_MEMORY_EXIT};
-use enisle_wire::tenant::{Code, Done, FromTenant, Level, Limits, LogLine, Run, RunId, ScriptError, Usage};
+use enisle_wire::tenant::{Advice, Code, Done, FromTenant, Level, Limits, LogLine, Run, RunId, ScriptError, Usage};
 use enisle_wire::{MAX_FROM_TENANT_BYTES, Outcome, encode, write_frame};
 
 use super::isolate::Resting;
@@ -40,6 +40,8 @@ pub(super) struct RunState {
     pub(super) watched: Arc<Watched>,
     /// What a microtask threw that nobody could catch: it ends the run, as what a timer throws does.
     pub(super) uncaught: Option<v8::Global<v8::Value>>,
+    /// What was asked for in vain.
+    pub(super) advice: Advice,
 }
 
 /// The console of one run: lines up to its limits, sent on in batches.
@@ -205,6 +207,7 @@ pub(crate) fn execute(
         worker_entrypoint: resting.runtime.worker_entrypoint.clone(),
         watched: Arc::clone(watched),
         uncaught: None,
+        advice: Advice::default(),
     };
     let context = resting.context.clone();
     let invoke = resting.runtime.invoke.clone();
@@ -212,7 +215,7 @@ pub(crate) fn execute(
     let describe = resting.runtime.describe.clone();
 
     let mut startup = Duration::ZERO;
-    let (ended, heap, log) = resting.entered(|isolate| {
+    let (ended, heap, state) = resting.entered(|isolate| {
         isolate.set_slot(state);
         // SAFETY: the pointer is used only while the isolate lives, by the callback below.
         let watch = HeapWatch { watched, isolate: unsafe { isolate.as_raw_isolate_ptr() } };
@@ -231,16 +234,16 @@ pub(crate) fn execute(
         let statistics = isolate.get_heap_statistics();
         let heap = statistics.total_heap_size() + quota::used();
         isolate.remove_near_heap_limit_callback(near_heap_limit, 0);
-        let log = isolate.remove_slot::<RunState>().map(|state| state.log);
-        (ended, heap, log)
+        (ended, heap, isolate.remove_slot::<RunState>())
     });
     let cause = watched.disarm();
     LAST_WORDS.set(None);
 
     let (outcome, result, error) = conclude(ended, cause, &limits);
-    let truncated = log.is_some_and(|mut log| {
-        log.flush();
-        log.truncated
+    let advice = state.as_ref().map(|state| state.advice).unwrap_or_default();
+    let truncated = state.is_some_and(|mut state| {
+        state.log.flush();
+        state.log.truncated
     });
     let micros = |duration: Duration| u64::try_from(duration.as_micros()).unwrap_or(u64::MAX);
     let usage = Usage {
@@ -249,7 +252,7 @@ pub(crate) fn execute(
         startup_us: micros(startup),
         peak_heap_bytes: heap as u64,
     };
-    Done { id, outcome, result, error, truncated, usage }
+    Done { id, outcome, result, error, truncated, usage, advice }
 }
 
 /// From how the script ended and what the watchdog says to the outcome, with a sentence that says what to do.

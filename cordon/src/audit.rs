@@ -1,0 +1,176 @@
+//! A chain of lines: each carries the hash of the one before it and its own, so that a line that was changed, taken out or put
+//! in is found. That lines are missing at the end is found by comparing with the last hash that the daemon knows.
+//!
+//! ```text
+//! {"seq":2,"prev":"<hash of line 1>","unixMs":…,"entry":{…},"hash":"<SHA-256 of all before this key>"}
+//! ```
+
+use serde::{Deserialize, Serialize};
+use sha2::{Digest, Sha256};
+
+/// The last line of a chain.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Head {
+    /// Its number; lines count from 1.
+    pub seq: u64,
+    pub hash: String,
+}
+
+impl Default for Head {
+    /// Before the first line.
+    fn default() -> Self {
+        Self { seq: 0, hash: "0".repeat(64) }
+    }
+}
+
+/// What is wrong with a chain, and where.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum Broken {
+    #[error("line {0} is no line of an audit log")]
+    Malformed(usize),
+    #[error("line {line} (number {seq}) was changed: its hash does not fit")]
+    Changed { line: usize, seq: u64 },
+    #[error("line {line} has number {found}, where {expected} was expected: lines are missing or were put in")]
+    Gap { line: usize, found: u64, expected: u64 },
+    #[error("line {line} (number {seq}) does not continue the line before it")]
+    Unchained { line: usize, seq: u64 },
+}
+
+#[derive(Serialize)]
+#[serde(rename_all = "camelCase")]
+struct Body<'a, E> {
+    seq: u64,
+    prev: &'a str,
+    unix_ms: u64,
+    entry: &'a E,
+}
+
+#[derive(Deserialize)]
+struct Link {
+    seq: u64,
+    prev: String,
+    hash: String,
+}
+
+const HASH_KEY: &str = ",\"hash\":\"";
+
+fn hash(text: &str) -> String {
+    Sha256::digest(text).iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+/// The next line of a chain (without its end of line), and the chain's head with it.
+///
+/// # Errors
+/// `entry` is not JSON.
+pub fn append<E: Serialize>(head: &Head, unix_ms: u64, entry: &E) -> Result<(String, Head), serde_json::Error> {
+    let seq = head.seq + 1;
+    let mut line = serde_json::to_string(&Body { seq, prev: &head.hash, unix_ms, entry })?;
+    line.pop();
+    let hash = hash(&line);
+    line.push_str(HASH_KEY);
+    line.push_str(&hash);
+    line.push_str("\"}");
+    Ok((line, Head { seq, hash }))
+}
+
+/// Reads a chain line by line. It begins with whatever line comes first: older files may have been put away.
+#[derive(Debug, Default)]
+pub struct Verifier {
+    head: Option<Head>,
+    lines: usize,
+}
+
+impl Verifier {
+    /// The next line.
+    ///
+    /// # Errors
+    /// It does not belong there.
+    pub fn read(&mut self, text: &str) -> Result<(), Broken> {
+        self.lines += 1;
+        let line = self.lines;
+        let link: Link = serde_json::from_str(text).map_err(|_| Broken::Malformed(line))?;
+        let seq = link.seq;
+        let body = text.rsplit_once(HASH_KEY).map(|(body, _)| body).ok_or(Broken::Malformed(line))?;
+        if hash(body) != link.hash {
+            return Err(Broken::Changed { line, seq });
+        }
+        let begin = Head::default();
+        if let Some(last) = self.head.as_ref().or_else(|| (seq == 1).then_some(&begin)) {
+            let expected = last.seq + 1;
+            if seq != expected {
+                return Err(Broken::Gap { line, found: seq, expected });
+            }
+            if link.prev != last.hash {
+                return Err(Broken::Unchained { line, seq });
+            }
+        }
+        self.head = Some(Head { seq, hash: link.hash });
+        Ok(())
+    }
+
+    /// The last line read.
+    #[must_use]
+    pub fn head(&self) -> Option<&Head> {
+        self.head.as_ref()
+    }
+
+    #[must_use]
+    pub fn lines(&self) -> usize {
+        self.lines
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn chain(entries: &[String]) -> Vec<String> {
+        let mut head = Head::default();
+        let lines = entries.iter().map(|entry| {
+            let (line, next) = append(&head, 7, entry).unwrap();
+            head = next;
+            line
+        });
+        lines.collect()
+    }
+
+    fn read(lines: &[String]) -> Result<(), Broken> {
+        let mut verifier = Verifier::default();
+        lines.iter().try_for_each(|line| verifier.read(line))
+    }
+
+    proptest! {
+        #[test]
+        fn a_chain_is_whole_and_no_change_of_it_is(
+            entries in proptest::collection::vec(".{0,30}", 3..8),
+            at in 0_usize..100,
+            byte in 0_usize..1000,
+        ) {
+            let lines = chain(&entries);
+            prop_assert_eq!(read(&lines), Ok(()));
+            let at = at % lines.len();
+            let mut removed = lines.clone();
+            removed.remove(at);
+            // Without its first or its last line a chain is a shorter chain.
+            prop_assert_eq!(read(&removed).is_ok(), at == 0 || at + 1 == lines.len());
+            let mut swapped = lines.clone();
+            swapped.swap(at, (at + 1) % lines.len());
+            prop_assert!(read(&swapped).is_err());
+            let mut changed = lines.clone();
+            let mut bytes = changed[at].clone().into_bytes();
+            let byte = byte % bytes.len();
+            bytes[byte] ^= 1;
+            if let Ok(text) = String::from_utf8(bytes) {
+                changed[at] = text;
+                prop_assert!(read(&changed).is_err());
+            }
+        }
+    }
+
+    #[test]
+    fn an_entry_that_looks_like_a_hash_is_no_hash() {
+        let lines = chain(&["x\",\"hash\":\"y".to_owned()]);
+        assert_eq!(read(&lines), Ok(()));
+    }
+}

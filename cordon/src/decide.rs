@@ -1,0 +1,390 @@
+//! From what was seen to where a tenant lives.
+//!
+//! A level has three causes, and the furthest out counts: what the tenant has *earned* by its score, with hysteresis; a
+//! *suspicion* for some minutes, where it is not certain whose doing it was; and an operator's *order*.
+//!
+//! Outward at once, inward a level at a time after a clean time. From `expelled` only an operator leads back.
+
+use serde::{Deserialize, Serialize};
+
+use crate::rules::Rules;
+use crate::score::{Contribution, Score, total};
+use crate::signal::{Kind, Signal, Source};
+use crate::{Level, Time};
+
+/// How well a tenant is known, by its policy.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Trust {
+    /// The operator vouches for its code. It is never beside anybody else.
+    Trusted,
+    #[default]
+    Standard,
+    /// Nobody vouches for it: free accounts, what a model wrote.
+    Untrusted,
+}
+
+/// One signal, as it was seen.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Seen {
+    pub signal: Signal,
+    /// Nobody else was there who could have caused it.
+    pub certain: bool,
+}
+
+impl Seen {
+    #[must_use]
+    pub fn certain(signal: Signal) -> Self {
+        Self { signal, certain: true }
+    }
+
+    /// It happened in a process with others in it.
+    #[must_use]
+    pub fn in_company(signal: Signal) -> Self {
+        Self { signal, certain: !signal.takes_worker() }
+    }
+}
+
+/// What is so, whatever the tenant does.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Circumstances {
+    pub trust: Trust,
+    /// The engine is older than the operator says it has to be.
+    pub outdated_engine: bool,
+}
+
+/// An operator's word: at least so far out, until it is lifted.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Order {
+    pub level: Level,
+    pub reason: String,
+    pub by_uid: u32,
+    pub at: Time,
+}
+
+/// Why a tenant moved.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(tag = "because", rename_all = "camelCase", rename_all_fields = "camelCase")]
+pub enum Reason {
+    /// Its score has reached a threshold.
+    Score { score: f64, threshold: f64 },
+    /// What the score is made of.
+    Signal { signal: Signal, source: Source, points: f64, count: u32, age_ms: u64 },
+    /// It may have ended a process that others were in.
+    Suspected { until: Time },
+    /// An operator said so.
+    Order { reason: String, by_uid: u32 },
+    /// An operator has forgiven it.
+    Lifted { reason: String, by_uid: u32 },
+    /// Nothing has counted against it for so long.
+    Clean { for_ms: u64, score: f64 },
+    /// The suspicion is over.
+    Unsuspected,
+}
+
+/// What to do.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Decision {
+    Stay,
+    Move { from: Level, to: Level, reasons: Vec<Reason> },
+    Expel { from: Level, reasons: Vec<Reason> },
+}
+
+/// A move that was made.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Past {
+    pub at: Time,
+    pub from: Level,
+    pub to: Level,
+    pub reasons: Vec<Reason>,
+}
+
+/// Moves that are remembered with a tenant; the audit log has all of them.
+const REMEMBERED: usize = 20;
+
+/// How a tenant stands: all that is kept of it, also over restarts.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Standing {
+    score: Score,
+    /// Where it lives, or has to.
+    level: Level,
+    /// By its score alone.
+    earned: Level,
+    since: Time,
+    /// When something last counted that was its own doing.
+    marked: Time,
+    suspected_until: Time,
+    order: Option<Order>,
+    first_seen: Time,
+    /// The latest moment at which anything was decided: time does not go back.
+    latest: Time,
+    history: Vec<Past>,
+}
+
+impl Standing {
+    /// Of a tenant that nobody has seen before.
+    #[must_use]
+    pub fn new(now: Time) -> Self {
+        Self {
+            score: Score::default(),
+            level: Level::Shared,
+            earned: Level::Shared,
+            since: now,
+            marked: now,
+            suspected_until: Time::default(),
+            order: None,
+            first_seen: now,
+            latest: now,
+            history: Vec::new(),
+        }
+    }
+
+    #[must_use]
+    pub fn level(&self) -> Level {
+        self.level
+    }
+
+    /// Since when it is there.
+    #[must_use]
+    pub fn since(&self) -> Time {
+        self.since
+    }
+
+    #[must_use]
+    pub fn order(&self) -> Option<&Order> {
+        self.order.as_ref()
+    }
+
+    #[must_use]
+    pub fn first_seen(&self) -> Time {
+        self.first_seen
+    }
+
+    /// The end of a suspicion that still holds.
+    #[must_use]
+    pub fn suspected_until(&self) -> Option<Time> {
+        (self.suspected_until > self.latest).then_some(self.suspected_until)
+    }
+
+    #[must_use]
+    pub fn history(&self) -> &[Past] {
+        &self.history
+    }
+
+    /// Nothing is known of it but that it is there: it may be forgotten.
+    #[must_use]
+    pub fn is_blank(&self) -> bool {
+        self.score.is_empty() && self.level == Level::Shared && self.order.is_none() && self.history.is_empty()
+    }
+
+    /// The score, signal by signal, the heaviest first.
+    #[must_use]
+    pub fn contributions(&self, circumstances: Circumstances, rules: &Rules, now: Time) -> Vec<Contribution> {
+        let now = now.max(self.latest);
+        let mut list: Vec<_> = self.score.contributions(rules, now).collect();
+        let known = circumstances.trust == Trust::Trusted;
+        let new = now.since(self.first_seen) < rules.new_for_secs.saturating_mul(1000);
+        for (signal, holds) in [
+            (Signal::New, new && !known),
+            (Signal::Untrusted, circumstances.trust == Trust::Untrusted),
+            (Signal::OutdatedEngine, circumstances.outdated_engine && !known),
+        ] {
+            if holds {
+                let (points, source) = (rules.weight(signal).points, signal.source());
+                list.push(Contribution { signal, source, certain: true, points, count: 1, age_ms: 0 });
+            }
+        }
+        list.sort_by(|one, other| other.points.total_cmp(&one.points));
+        list
+    }
+
+    /// The score now.
+    #[must_use]
+    pub fn score(&self, circumstances: Circumstances, rules: &Rules, now: Time) -> f64 {
+        total(&self.contributions(circumstances, rules, now), rules)
+    }
+
+    /// An operator's word. It holds until it is lifted, and is never further in than what the score says.
+    pub fn command(&mut self, order: Order, circumstances: Circumstances, rules: &Rules, now: Time) -> Decision {
+        self.order = Some(order);
+        decide(self, &[], circumstances, rules, now)
+    }
+
+    /// An operator forgives everything: order, score and suspicion.
+    pub fn forgive(&mut self, reason: String, by_uid: u32, now: Time) -> Decision {
+        let now = now.max(self.latest);
+        self.latest = now;
+        self.score = Score::default();
+        self.order = None;
+        self.earned = Level::Shared;
+        self.suspected_until = Time::default();
+        self.settle(Level::Shared, vec![Reason::Lifted { reason, by_uid }], now)
+    }
+
+    /// Puts the tenant on a level, and remembers why.
+    fn settle(&mut self, to: Level, reasons: Vec<Reason>, now: Time) -> Decision {
+        let from = self.level;
+        if to == from {
+            return Decision::Stay;
+        }
+        self.level = to;
+        self.since = now;
+        if self.history.len() == REMEMBERED {
+            self.history.remove(0);
+        }
+        self.history.push(Past { at: now, from, to, reasons: reasons.clone() });
+        if to == Level::Expelled { Decision::Expel { from, reasons } } else { Decision::Move { from, to, reasons } }
+    }
+}
+
+/// Takes in what was seen, and says where the tenant has to live from now on.
+pub fn decide(
+    standing: &mut Standing,
+    seen: &[Seen],
+    circumstances: Circumstances,
+    rules: &Rules,
+    now: Time,
+) -> Decision {
+    let now = now.max(standing.latest);
+    standing.latest = now;
+    for Seen { signal, certain } in seen {
+        standing.score.add(*signal, *certain, rules, now);
+        if matches!(signal.kind(), Kind::Evidence | Kind::Nuisance) {
+            standing.marked = now;
+        }
+        if !certain && signal.takes_worker() {
+            // Twice as long each time, and never longer than a clean time takes.
+            let times = standing.score.doubtful().saturating_sub(1).min(16);
+            let secs = rules.suspicion_secs.saturating_mul(1 << times).min(rules.back_after_secs);
+            standing.suspected_until = standing.suspected_until.max(now.plus(secs.saturating_mul(1000)));
+        }
+    }
+    standing.score.tidy(rules, now);
+    let contributions = standing.contributions(circumstances, rules, now);
+    let score = total(&contributions, rules);
+
+    let (by_score, threshold) = [
+        (Level::Expelled, rules.expelled),
+        (Level::Sealed, rules.sealed),
+        (Level::Solo, rules.solo),
+        (Level::Shared, 0.0),
+    ]
+    .into_iter()
+    .find(|(_, threshold)| score >= *threshold)
+    .unwrap_or((Level::Shared, 0.0));
+    let mut reasons = Vec::new();
+    let clean_for = now.since(standing.marked.max(standing.since));
+    if by_score > standing.earned {
+        standing.earned = by_score;
+        reasons.push(Reason::Score { score, threshold });
+        reasons.extend(contributions.iter().filter(|known| known.points >= 1.0).map(|known| Reason::Signal {
+            signal: known.signal,
+            source: known.source,
+            points: known.points,
+            count: known.count,
+            age_ms: known.age_ms,
+        }));
+    } else if (Level::Solo..Level::Expelled).contains(&standing.earned)
+        && score < rules.back_below
+        && clean_for >= rules.back_after_secs.saturating_mul(1000)
+    {
+        standing.earned = standing.earned.inward();
+        reasons.push(Reason::Clean { for_ms: clean_for, score });
+    }
+    let suspected = standing.suspected_until > now;
+    let suspicion = if suspected { Level::Solo } else { Level::Shared };
+    let ordered = standing.order.as_ref().map_or(Level::Shared, |order| order.level);
+    let to = standing.earned.max(suspicion).max(ordered);
+    if reasons.is_empty() && to != standing.level {
+        reasons.push(match &standing.order {
+            Some(order) if ordered == to => Reason::Order { reason: order.reason.clone(), by_uid: order.by_uid },
+            _ if suspected => Reason::Suspected { until: standing.suspected_until },
+            _ => Reason::Unsuspected,
+        });
+    }
+    standing.settle(to, reasons, now)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const START: Time = Time(1_700_000_000_000);
+    const DAY: u64 = 24 * 3600 * 1000;
+    const KNOWN: Circumstances = Circumstances { trust: Trust::Trusted, outdated_engine: false };
+
+    fn see(standing: &mut Standing, seen: Seen, after_ms: u64) -> Decision {
+        decide(standing, &[seen], KNOWN, &Rules::default(), START.plus(after_ms))
+    }
+
+    fn look(standing: &mut Standing, after_ms: u64) -> Decision {
+        decide(standing, &[], KNOWN, &Rules::default(), START.plus(after_ms))
+    }
+
+    #[test]
+    fn a_violation_seals_and_a_second_one_expels_for_good() {
+        let mut standing = Standing::new(START);
+        let first = see(&mut standing, Seen::certain(Signal::RefusedCall), 0);
+        assert!(matches!(&first, Decision::Move { to: Level::Sealed, reasons, .. } if reasons.len() >= 2), "{first:?}");
+        assert!(matches!(see(&mut standing, Seen::certain(Signal::RefusedCall), 1), Decision::Expel { .. }));
+        assert_eq!(look(&mut standing, 1000 * DAY), Decision::Stay);
+        assert_eq!(standing.level(), Level::Expelled);
+        assert!(matches!(standing.forgive("paid".into(), 0, START), Decision::Move { to: Level::Shared, .. }));
+    }
+
+    #[test]
+    fn in_company_a_violation_is_a_suspicion_that_ends() {
+        let mut standing = Standing::new(START);
+        let first = see(&mut standing, Seen::in_company(Signal::ClosedKey), 0);
+        assert!(matches!(first, Decision::Move { to: Level::Solo, .. }), "{first:?}");
+        assert!(standing.score(KNOWN, &Rules::default(), START) < Rules::default().solo);
+        assert_eq!(look(&mut standing, 599_999), Decision::Stay);
+        assert!(matches!(look(&mut standing, 600_000), Decision::Move { to: Level::Shared, .. }));
+    }
+
+    #[test]
+    fn alone_the_same_violation_is_certain() {
+        let mut standing = Standing::new(START);
+        see(&mut standing, Seen::in_company(Signal::ClosedKey), 0);
+        let second = see(&mut standing, Seen::certain(Signal::ClosedKey), 1000);
+        assert!(matches!(second, Decision::Move { from: Level::Solo, to: Level::Sealed, .. }), "{second:?}");
+    }
+
+    #[test]
+    fn back_in_a_level_at_a_time_and_each_after_a_clean_day() {
+        let mut standing = Standing::new(START);
+        see(&mut standing, Seen::certain(Signal::HardKill), 0);
+        see(&mut standing, Seen::certain(Signal::HardKill), 0);
+        assert_eq!(standing.level(), Level::Solo);
+        assert_eq!(look(&mut standing, DAY), Decision::Stay, "clean, but its score is 40");
+        assert!(matches!(look(&mut standing, 3 * DAY), Decision::Move { to: Level::Shared, .. }));
+        let mut sealed = Standing::new(START);
+        see(&mut sealed, Seen::certain(Signal::ClosedKey), 0);
+        assert_eq!(look(&mut sealed, 60 * DAY), Decision::Stay, "its score is 25");
+        assert!(matches!(look(&mut sealed, 90 * DAY), Decision::Move { to: Level::Solo, .. }));
+        assert_eq!(look(&mut sealed, 90 * DAY + 1), Decision::Stay);
+        assert!(matches!(look(&mut sealed, 91 * DAY), Decision::Move { to: Level::Shared, .. }));
+    }
+
+    #[test]
+    fn an_order_holds_whatever_the_score_says_and_never_holds_a_tenant_in() {
+        let mut standing = Standing::new(START);
+        let order = |level| Order { level, reason: "looks odd".into(), by_uid: 0, at: START };
+        let rules = Rules::default();
+        let ordered = standing.command(order(Level::Solo), KNOWN, &rules, START);
+        assert!(matches!(&ordered, Decision::Move { to: Level::Solo, reasons, .. }
+            if matches!(reasons.as_slice(), [Reason::Order { reason, .. }] if reason == "looks odd")));
+        assert_eq!(look(&mut standing, 100 * DAY), Decision::Stay);
+        let further = see(&mut standing, Seen::certain(Signal::Protocol), 100 * DAY);
+        assert!(matches!(further, Decision::Move { to: Level::Sealed, .. }));
+    }
+
+    #[test]
+    fn everything_is_read_back() {
+        let mut standing = Standing::new(START);
+        see(&mut standing, Seen::in_company(Signal::ClosedKey), 5);
+        see(&mut standing, Seen::certain(Signal::Busy), 6);
+        let text = serde_json::to_string(&standing).unwrap();
+        assert_eq!(serde_json::from_str::<Standing>(&text).unwrap(), standing);
+    }
+}

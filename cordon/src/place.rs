@@ -1,0 +1,239 @@
+//! Which process a tenant goes to.
+//!
+//! Keys and cages keep two tenants of a process apart; placement decides whom that has to hold for. Tenants share a process
+//! only with their like: of the same trust, watched with watched, suspects of one death with those of the same half of it;
+//! and one that holds secrets only with unwatched tenants of its own owner.
+
+use crate::Level;
+use crate::decide::Trust;
+
+/// The most tenants that one process may hold, however many keys there are.
+///
+/// 15 keys, less one that V8 takes for JIT pages, less two in reserve.
+pub const MAX_TENANTS_PER_PROCESS: usize = 12;
+
+/// What the machine offers for keeping tenants of one process apart.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Capacity {
+    /// Keys that tenants of one process can have.
+    pub keys: usize,
+    /// Cages that fit one process.
+    pub cages: usize,
+    /// The operator accepts tenants side by side with cages alone, without keys.
+    pub share_without_keys: bool,
+}
+
+impl Capacity {
+    /// Tenants that one process may hold: the fewest of keys, cages and [`MAX_TENANTS_PER_PROCESS`], and one where
+    /// there is nothing to keep two apart.
+    #[must_use]
+    pub fn tenants_per_process(self) -> usize {
+        let apart = if self.share_without_keys && self.keys == 0 { MAX_TENANTS_PER_PROCESS } else { self.keys };
+        apart.min(self.cages).clamp(1, MAX_TENANTS_PER_PROCESS)
+    }
+}
+
+/// How many processes there may be.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Bounds {
+    pub processes: usize,
+    /// Of those, how many may be somebody's own.
+    pub alone: usize,
+}
+
+/// The half of a process's tenants that were there when it died, and nobody knows whose doing it was.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Case {
+    /// Which death.
+    pub death: u64,
+    /// Which half.
+    pub half: u8,
+}
+
+/// What decides whom a tenant may be beside.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Traits {
+    /// Whose it is, if that was said.
+    pub owner: Option<String>,
+    pub trust: Trust,
+    pub holds_secrets: bool,
+    /// Its score is over the threshold for that.
+    pub watched: bool,
+    pub case: Option<Case>,
+}
+
+impl Traits {
+    /// Whether the two may be in one process.
+    #[must_use]
+    pub fn may_share_with(&self, other: &Self) -> bool {
+        let same_owner = self.owner.is_some() && self.owner == other.owner;
+        let secrets = self.holds_secrets || other.holds_secrets;
+        self.trust == other.trust
+            && self.watched == other.watched
+            && self.case == other.case
+            && (!secrets || (same_owner && !self.watched))
+    }
+}
+
+/// A worker process, as far as placement is concerned.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Process<Id> {
+    pub id: Id,
+    pub level: Level,
+    /// Tenants that it holds now.
+    pub residents: Vec<Traits>,
+    /// Of them, how many run something at the moment.
+    pub busy: usize,
+    /// Places that were ever used: a cage and a key are never handed on, so a place is spent for good.
+    pub places_used: usize,
+}
+
+/// Where a tenant goes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Placement<Id> {
+    /// Into this process.
+    Into(Id),
+    /// Into a new process of this level.
+    New(Level),
+    /// Nowhere: there are as many processes as there may be.
+    Full,
+    /// Nowhere: as many tenants live alone as may.
+    FullAlone,
+    /// Nowhere: it is expelled.
+    Refused,
+}
+
+/// So many busy tenants are no reason to look for another process.
+const BUSY_TOGETHER: usize = 4;
+
+/// Places one tenant.
+///
+/// One that lives alone always gets a process that nobody was in before it. One that shares joins, among those that are
+/// not too busy, the fullest process that it may be in and that still has an unused place, so that processes fill up and empty
+/// ones can end.
+pub fn place<Id: Copy + Ord>(
+    tenant: &Traits,
+    level: Level,
+    processes: &[Process<Id>],
+    capacity: Capacity,
+    bounds: Bounds,
+) -> Placement<Id> {
+    let fits = |process: &&Process<Id>| match level {
+        Level::Shared => {
+            process.level == Level::Shared
+                && process.places_used < capacity.tenants_per_process()
+                && process.residents.iter().all(|resident| tenant.may_share_with(resident))
+        }
+        // A spare process that was started ahead is as good as a new one.
+        Level::Solo | Level::Sealed => process.level == level && process.places_used == 0,
+        Level::Expelled => false,
+    };
+    let preferred = |process: &&Process<Id>| {
+        (std::cmp::Reverse(process.busy / BUSY_TOGETHER), process.residents.len(), std::cmp::Reverse(process.id))
+    };
+    let alone = processes.iter().filter(|process| process.level.is_alone()).count();
+    match processes.iter().filter(fits).max_by_key(preferred) {
+        _ if level == Level::Expelled => Placement::Refused,
+        Some(process) => Placement::Into(process.id),
+        None if level.is_alone() && alone >= bounds.alone => Placement::FullAlone,
+        None if processes.len() >= bounds.processes => Placement::Full,
+        None => Placement::New(level),
+    }
+}
+
+/// Splits those who were in a process that died, and nobody knows why. Each half stays together, away from everybody else; who
+/// is the only one of a half lives alone (`None`). If a half dies again, it is split again: after a few deaths the one whose
+/// doing it is is alone.
+#[must_use]
+pub fn bisect(suspects: usize, death: u64) -> Vec<Option<Case>> {
+    let first = suspects.div_ceil(2);
+    (0..suspects)
+        .map(|index| {
+            let (half, size) = if index < first { (0, first) } else { (1, suspects - first) };
+            (size > 1).then_some(Case { death, half })
+        })
+        .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const TWELVE: Capacity = Capacity { keys: 14, cages: 90, share_without_keys: false };
+    const NO_KEYS: Capacity = Capacity { keys: 0, ..TWELVE };
+    const EIGHT: Bounds = Bounds { processes: 8, alone: 4 };
+
+    fn process(id: u32, level: Level, residents: Vec<Traits>) -> Process<u32> {
+        let places_used = residents.len();
+        Process { id, level, residents, busy: 0, places_used }
+    }
+
+    #[test]
+    fn without_keys_a_process_holds_one_tenant_unless_an_operator_chooses_to_share() {
+        assert_eq!(NO_KEYS.tenants_per_process(), 1);
+        assert_eq!(Capacity { share_without_keys: true, ..NO_KEYS }.tenants_per_process(), MAX_TENANTS_PER_PROCESS);
+        assert_eq!(Capacity { keys: 3, cages: 90, share_without_keys: true }.tenants_per_process(), 3);
+        assert_eq!(TWELVE.tenants_per_process(), 12);
+    }
+
+    #[test]
+    fn a_spent_place_is_not_used_again() {
+        let spent = Process { places_used: 12, ..process(1, Level::Shared, Vec::new()) };
+        assert_eq!(place(&Traits::default(), Level::Shared, &[spent], TWELVE, EIGHT), Placement::New(Level::Shared));
+    }
+
+    #[test]
+    fn a_tenant_of_its_own_never_joins_a_process_that_was_anybodys() {
+        let used = Process { places_used: 1, ..process(2, Level::Solo, Vec::new()) };
+        let processes = [process(1, Level::Shared, Vec::new()), used];
+        assert_eq!(place(&Traits::default(), Level::Solo, &processes, TWELVE, EIGHT), Placement::New(Level::Solo));
+        assert_eq!(place(&Traits::default(), Level::Sealed, &processes, TWELVE, EIGHT), Placement::New(Level::Sealed));
+    }
+
+    #[test]
+    fn the_bounds_hold_and_a_risky_tenant_is_never_beside_another_for_want_of_room() {
+        let full = [process(1, Level::Solo, vec![Traits::default()])];
+        let one = Bounds { processes: 1, alone: 1 };
+        assert_eq!(place(&Traits::default(), Level::Shared, &full, TWELVE, one), Placement::Full);
+        let shared = process(2, Level::Shared, vec![Traits::default()]);
+        let both = [full[0].clone(), shared];
+        let bounds = Bounds { processes: 9, alone: 1 };
+        assert_eq!(place(&Traits::default(), Level::Sealed, &both, TWELVE, bounds), Placement::FullAlone);
+        assert_eq!(place(&Traits::default(), Level::Expelled, &both, TWELVE, bounds), Placement::Refused);
+    }
+
+    #[test]
+    fn secrets_stay_with_their_owner() {
+        let holder =
+            |owner: Option<&str>| Traits { owner: owner.map(str::to_owned), holds_secrets: true, ..Traits::default() };
+        assert!(holder(Some("a")).may_share_with(&holder(Some("a"))));
+        assert!(!holder(Some("a")).may_share_with(&holder(Some("b"))));
+        assert!(!holder(None).may_share_with(&holder(None)), "nobody said whose they are");
+        assert!(!holder(Some("a")).may_share_with(&Traits::default()));
+        assert!(!Traits::default().may_share_with(&holder(Some("a"))));
+    }
+
+    #[test]
+    fn the_fuller_process_is_preferred_unless_it_is_busy() {
+        let three = process(1, Level::Shared, vec![Traits::default(); 3]);
+        let one = process(2, Level::Shared, vec![Traits::default()]);
+        let busy = Process { busy: 4, residents: vec![Traits::default(); 5], places_used: 5, ..three.clone() };
+        let tenant = Traits::default();
+        assert_eq!(place(&tenant, Level::Shared, &[one.clone(), three], TWELVE, EIGHT), Placement::Into(1));
+        assert_eq!(place(&tenant, Level::Shared, &[one, busy], TWELVE, EIGHT), Placement::Into(2));
+    }
+
+    #[test]
+    fn whoever_it_was_is_alone_after_a_few_deaths() {
+        let (mut suspects, mut deaths) = (12, 0);
+        while suspects > 1 {
+            let cases = bisect(suspects, deaths);
+            assert_eq!(cases.len(), suspects);
+            let together = cases.iter().filter(|case| case.is_some() && **case == cases[0]).count();
+            suspects = together.max(1);
+            deaths += 1;
+        }
+        assert_eq!(deaths, 4);
+        assert_eq!(bisect(2, 1), [None, None]);
+    }
+}

@@ -1,0 +1,214 @@
+//! The numbers: thresholds, weights, half-lives, times. All of them are configuration; these are the defaults, and why.
+
+use std::collections::BTreeMap;
+
+use serde::{Deserialize, Serialize};
+
+use crate::shape::ShapeRules;
+use crate::signal::{Kind, Signal};
+
+const MINUTE: u64 = 60;
+const HOUR: u64 = 60 * MINUTE;
+const DAY: u64 = 24 * HOUR;
+
+/// How much one signal counts.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Weight {
+    /// Points each time.
+    pub points: f64,
+    /// After so long half of them are left.
+    pub half_life_secs: u64,
+    /// The most that this signal alone can amount to.
+    pub most: f64,
+}
+
+/// How scores become decisions.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Rules {
+    /// From this score on a tenant is watched: it shares a process only with others that are.
+    pub watch: f64,
+    /// From this score on it lives alone.
+    pub solo: f64,
+    /// From this score on it lives sealed. Only evidence gets it there.
+    pub sealed: f64,
+    /// From this score on it is not run any more.
+    pub expelled: f64,
+    /// It comes back in, a level at a time, when its score is below this ...
+    pub back_below: f64,
+    /// ... and nothing has counted against it for so long.
+    pub back_after_secs: u64,
+    /// Whoever took a process that others were in lives alone for so long, whatever its score; twice as long each further time.
+    pub suspicion_secs: u64,
+    /// What the worker's own word amounts to, all of it together.
+    pub advisory_most: f64,
+    /// What happened beside a tenant amounts to, all of it together.
+    pub share_most: f64,
+    /// What everything but evidence amounts to, all of it together: below `sealed`.
+    pub nuisance_most: f64,
+    /// Known for less than that is new.
+    pub new_for_secs: u64,
+    /// Weights that differ from the defaults, by signal.
+    pub signals: BTreeMap<Signal, Weight>,
+    pub shape: ShapeRules,
+}
+
+impl Default for Rules {
+    fn default() -> Self {
+        Self {
+            watch: 30.0,
+            solo: 60.0,
+            sealed: 90.0,
+            // One violation seals (100 points), a second one within weeks expels.
+            expelled: 180.0,
+            back_below: 20.0,
+            back_after_secs: DAY,
+            suspicion_secs: 10 * MINUTE,
+            advisory_most: 15.0,
+            share_most: 15.0,
+            nuisance_most: 85.0,
+            new_for_secs: DAY,
+            signals: BTreeMap::new(),
+            shape: ShapeRules::default(),
+        }
+    }
+}
+
+/// Why rules cannot be used.
+#[derive(Debug, Clone, PartialEq, thiserror::Error)]
+pub enum RulesError {
+    #[error("the thresholds have to rise: back_below {0}, watch {1}, solo {2}, sealed {3}, expelled {4}")]
+    Thresholds(f64, f64, f64, f64, f64),
+    #[error("{0} is {1}; it has to be a number between 0 and {2}")]
+    Range(&'static str, f64, f64),
+    #[error("the weight of {0:?} has to be positive numbers, and most at least points")]
+    Weight(Signal),
+    #[error("shape.window_ms is {0}; it has to be between 100 and 60000")]
+    Window(u64),
+}
+
+impl Rules {
+    /// The weight of a signal: the configured one, or the default.
+    #[must_use]
+    pub fn weight(&self, signal: Signal) -> Weight {
+        self.signals.get(&signal).copied().unwrap_or_else(|| default_weight(signal))
+    }
+
+    /// Whether the rules mean what their names say.
+    ///
+    /// # Errors
+    /// What is wrong, by the key's name.
+    pub fn check(&self) -> Result<(), RulesError> {
+        let Self { back_below, watch, solo, sealed, expelled, .. } = *self;
+        let thresholds = [0.0, back_below, watch, solo, sealed, expelled];
+        if !thresholds.iter().all(|value| value.is_finite()) || !thresholds.is_sorted_by(|lower, higher| lower < higher)
+        {
+            return Err(RulesError::Thresholds(back_below, watch, solo, sealed, expelled));
+        }
+        for (name, value, most) in [
+            ("advisory_most", self.advisory_most, solo),
+            ("share_most", self.share_most, solo),
+            ("nuisance_most", self.nuisance_most, sealed),
+        ] {
+            if !(0.0..most).contains(&value) {
+                return Err(RulesError::Range(name, value, most));
+            }
+        }
+        for (signal, weight) in &self.signals {
+            let numbers = weight.points.is_finite() && weight.most.is_finite();
+            if !numbers || weight.points < 0.0 || weight.most < weight.points || weight.half_life_secs == 0 {
+                return Err(RulesError::Weight(*signal));
+            }
+        }
+        if !(100..=60_000).contains(&self.shape.window_ms) {
+            return Err(RulesError::Window(self.shape.window_ms));
+        }
+        Ok(())
+    }
+
+    /// What counts whole, and never by chance or by a neighbour's doing: for weights that may seal.
+    #[must_use]
+    pub fn most_of_kind(&self, kind: Kind) -> f64 {
+        match kind {
+            Kind::Evidence => f64::MAX,
+            Kind::Nuisance | Kind::Prior => self.nuisance_most,
+            Kind::Advisory => self.advisory_most,
+            Kind::Share => self.share_most,
+        }
+    }
+}
+
+/// The defaults. Where a number differs from the catalogue's proposal, the comment says why.
+#[must_use]
+pub fn default_weight(signal: Signal) -> Weight {
+    let (points, half_life_secs, most) = match signal {
+        Signal::RefusedCall | Signal::ClosedKey | Signal::Protocol => (100.0, 30 * DAY, 300.0),
+        Signal::ForeignAddress => (80.0, 30 * DAY, 240.0),
+        // A buggy engine is a buggy engine: crashes alone seal, and never expel.
+        Signal::Crash => (60.0, 7 * DAY, 120.0),
+        // V8 also gives up on arrays that are too long, which is a bug of the script's: it never seals.
+        Signal::EngineAbort => (60.0, 7 * DAY, 80.0),
+        // Proposed were 25 and 30. But each makes all neighbours begin again, so the second one within hours is enough.
+        Signal::OutOfMemory => (40.0, 6 * HOUR, 80.0),
+        Signal::HardKill => (40.0, 24 * HOUR, 80.0),
+        // Proposed was 15 for ten seconds with a half-life of an hour: too slow for a spinner, too long for a busy hour. A
+        // window is a second, counted from the second in a row on, so that four seconds of it are enough.
+        Signal::Busy | Signal::Paging => (20.0, 10 * MINUTE, 70.0),
+        Signal::ComputeOnly => (10.0, 2 * HOUR, 40.0),
+        Signal::Mispredictions => (20.0, 2 * HOUR, 80.0),
+        Signal::RemoteTiming => (5.0, HOUR, 30.0),
+        Signal::LongLived => (5.0, 2 * HOUR, 20.0),
+        Signal::LogFlood | Signal::TimerFlood => (4.0, HOUR, 20.0),
+        Signal::DeniedEgress => (8.0, DAY, 40.0),
+        Signal::NearMemory => (5.0, 6 * HOUR, 15.0),
+        Signal::DeniedImport => (5.0, DAY, 15.0),
+        Signal::DeniedCode => (3.0, 6 * HOUR, 15.0),
+        // Proposed were 10 to 25. But whoever attacks chooses its neighbours to some degree: theirs is a hint, no more.
+        Signal::CoTenant => (5.0, 30 * DAY, 15.0),
+        Signal::Unattributed => (5.0, 7 * DAY, 15.0),
+        Signal::New | Signal::Untrusted => (10.0, DAY, 10.0),
+        Signal::OutdatedEngine => (20.0, DAY, 20.0),
+    };
+    Weight { points, half_life_secs, most }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_defaults_are_rules() {
+        assert_eq!(Rules::default().check(), Ok(()));
+        let weights = Signal::ALL.map(|signal| (signal, default_weight(signal))).into();
+        assert_eq!(Rules { signals: weights, ..Rules::default() }.check(), Ok(()));
+    }
+
+    #[test]
+    fn rules_that_contradict_themselves_are_refused() {
+        let error = |rules: Rules| rules.check().unwrap_err().to_string();
+        assert!(error(Rules { solo: 95.0, ..Rules::default() }).contains("rise"));
+        assert!(error(Rules { watch: f64::NAN, ..Rules::default() }).contains("rise"));
+        assert!(error(Rules { share_most: 60.0, ..Rules::default() }).contains("share_most"));
+        let weight = Weight { points: 5.0, half_life_secs: 0, most: 5.0 };
+        assert!(error(Rules { signals: [(Signal::Busy, weight)].into(), ..Rules::default() }).contains("Busy"));
+    }
+
+    #[test]
+    fn nothing_before_its_first_deed_cordons_a_tenant() {
+        let priors: f64 = Signal::ALL
+            .into_iter()
+            .filter(|signal| signal.kind() == Kind::Prior)
+            .map(|signal| default_weight(signal).most)
+            .sum();
+        assert!(priors < Rules::default().solo);
+    }
+
+    #[test]
+    fn a_weight_is_set_by_the_name_of_its_signal() {
+        let rules: Rules = toml::from_str("[signals.refusedCall]\npoints = 1\nhalf_life_secs = 2\nmost = 3\n").unwrap();
+        assert!((rules.weight(Signal::RefusedCall).points - 1.0).abs() < f64::EPSILON);
+        assert_eq!(rules.weight(Signal::Crash), default_weight(Signal::Crash));
+        assert!(toml::from_str::<Rules>("[signals.refused]\npoints = 1\n").is_err());
+    }
+}

@@ -1,0 +1,336 @@
+//! What a tenant's thread looks like while it runs, in windows of a second: from the kernel's clocks and counters and from the
+//! supervisor's own count of messages.
+//!
+//! The detector of Cloudflare's that was beaten in 2026 looked when an invocation had ended, and divided by what input and
+//! output inflate. Here a window is judged while a run goes on, and computing is judged by itself: talking does not hide it.
+
+use serde::{Deserialize, Serialize};
+
+use crate::Time;
+use crate::signal::Signal;
+
+/// What makes a window one that counts.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct ShapeRules {
+    pub window_ms: u64,
+    /// A window is busy if the thread ran for this part of the time in which it did not wait for a processor ...
+    pub busy_share: f64,
+    /// ... and for this part of all time: one that only waits has done nothing ...
+    pub busy_least: f64,
+    /// ... and each run took at least so much of it: many short runs are a busy service, not a spinner.
+    pub busy_ms_per_run: u64,
+    /// It counts from so many busy windows in a row on.
+    pub streak: u32,
+    /// Page faults of a window that count, beyond what its runs need.
+    pub faults: u64,
+    /// What a run needs: making and disposing of an isolate, and some garbage.
+    pub faults_per_run: u64,
+    /// Of the last sixty windows so many busy ones, with fewer messages than windows, are a minute of computing.
+    pub compute_windows: u32,
+    /// Messages of a window from which on their rhythm is looked at.
+    pub messages: u64,
+    /// They are small up to so many bytes on average,
+    pub message_bytes: u64,
+    /// and regular if the times between them deviate by less than this part of their mean.
+    pub regular: f64,
+    /// Console output of a window that counts.
+    pub log_bytes: u64,
+    /// Mispredicted branches in a thousand instructions that count, from three windows in a row on.
+    pub mispredictions: f64,
+    /// An isolate that has lived so long ...
+    pub long_lived_secs: u64,
+    /// ... and was called so often an hour.
+    pub long_lived_calls: u64,
+}
+
+impl Default for ShapeRules {
+    fn default() -> Self {
+        Self {
+            window_ms: 1000,
+            busy_share: 0.8,
+            busy_least: 0.1,
+            busy_ms_per_run: 50,
+            streak: 2,
+            faults: 10_000,
+            faults_per_run: 512,
+            compute_windows: 45,
+            messages: 50,
+            message_bytes: 256,
+            regular: 0.3,
+            log_bytes: 1 << 20,
+            mispredictions: 25.0,
+            long_lived_secs: 3600,
+            long_lived_calls: 36_000,
+        }
+    }
+}
+
+/// Messages of a tenant's thread since it was admitted.
+#[derive(Debug, Clone, Copy, Default, PartialEq)]
+pub struct Messages {
+    pub count: u64,
+    pub bytes: u64,
+    /// The sum of the times between them, and of their squares, in milliseconds.
+    pub gaps_ms: f64,
+    pub gaps_ms2: f64,
+}
+
+/// What was counted of one thread up to a moment. Every number only grows as long as it is the same thread.
+#[derive(Debug, Clone, Copy, Default, PartialEq)]
+pub struct Sample {
+    pub at: Time,
+    /// On a processor, and waiting for one (`/proc/PID/task/TID/schedstat`).
+    pub ran_ms: u64,
+    pub waited_ms: u64,
+    /// Minor page faults (`/proc/PID/task/TID/stat`).
+    pub faults: u64,
+    /// Runs begun.
+    pub runs: u64,
+    pub messages: Messages,
+    /// Of those, console output.
+    pub log_bytes: u64,
+    /// By the processor's counters, where there are some.
+    pub instructions: u64,
+    pub mispredictions: u64,
+    /// How long its oldest isolate has lived, and how often that was called.
+    pub isolate_ms: u64,
+    pub isolate_calls: u64,
+}
+
+/// The last windows of one thread.
+#[derive(Debug, Clone, Default)]
+pub struct Shape {
+    last: Option<Sample>,
+    busy: u32,
+    paging: u32,
+    regular: u32,
+    mispredicting: u32,
+    /// The last sixty windows: whether each was busy, the newest in the lowest bit, and how many there are.
+    minute: u64,
+    windows: u32,
+    minute_messages: u64,
+    /// When a long life was last told of.
+    told_long_lived_ms: u64,
+}
+
+const MINUTE_WINDOWS: u32 = 60;
+const HOUR_MS: u64 = 3_600_000;
+
+impl Shape {
+    /// Looks at one more window. Nothing comes of the first sample, nor of one that is too near to the last. After a pause
+    /// everything begins anew.
+    pub fn look(&mut self, sample: Sample, rules: &ShapeRules) -> Vec<Signal> {
+        let Some(last) = self.last else {
+            self.last = Some(sample);
+            return Vec::new();
+        };
+        let elapsed = sample.at.since(last.at);
+        if elapsed < rules.window_ms / 2 {
+            return Vec::new();
+        }
+        self.last = Some(sample);
+        if elapsed > rules.window_ms.saturating_mul(3) {
+            *self = Self { last: self.last, told_long_lived_ms: self.told_long_lived_ms, ..Self::default() };
+            return Vec::new();
+        }
+        let mut signals = Vec::new();
+        let runs = sample.runs.saturating_sub(last.runs);
+
+        let busy = is_busy(&last, &sample, elapsed, runs, rules);
+        if streak(&mut self.busy, busy) >= rules.streak {
+            signals.push(Signal::Busy);
+        }
+        let faults = sample.faults.saturating_sub(last.faults);
+        let paging = faults.saturating_sub(runs.saturating_mul(rules.faults_per_run)) >= rules.faults;
+        if streak(&mut self.paging, paging) >= rules.streak {
+            signals.push(Signal::Paging);
+        }
+        if streak(&mut self.regular, is_regular(&last.messages, &sample.messages, rules)) >= 3 {
+            signals.push(Signal::RemoteTiming);
+        }
+        if streak(&mut self.mispredicting, mispredicts(&last, &sample, rules)) >= 3 {
+            signals.push(Signal::Mispredictions);
+        }
+        if sample.log_bytes.saturating_sub(last.log_bytes) >= rules.log_bytes {
+            signals.push(Signal::LogFlood);
+        }
+        self.minute = self.minute << 1 | u64::from(busy);
+        self.windows += 1;
+        self.minute_messages += sample.messages.count.saturating_sub(last.messages.count);
+        if self.windows == MINUTE_WINDOWS {
+            let quiet = self.minute_messages < u64::from(MINUTE_WINDOWS);
+            if quiet && self.minute.count_ones() >= rules.compute_windows {
+                signals.push(Signal::ComputeOnly);
+            }
+            (self.minute, self.windows, self.minute_messages) = (0, 0, 0);
+        }
+        if self.lives_long(&sample, rules) {
+            signals.push(Signal::LongLived);
+        }
+        signals
+    }
+
+    /// Once an hour, of an isolate that lives long and is called much.
+    fn lives_long(&mut self, sample: &Sample, rules: &ShapeRules) -> bool {
+        let due = sample.isolate_ms >= self.told_long_lived_ms.saturating_add(HOUR_MS)
+            || (self.told_long_lived_ms == 0 && sample.isolate_ms >= rules.long_lived_secs.saturating_mul(1000));
+        let calls_an_hour = sample.isolate_calls.saturating_mul(HOUR_MS) / sample.isolate_ms.max(1);
+        let lives_long = due
+            && sample.isolate_ms >= rules.long_lived_secs.saturating_mul(1000)
+            && calls_an_hour >= rules.long_lived_calls;
+        if lives_long {
+            self.told_long_lived_ms = sample.isolate_ms;
+        } else if sample.isolate_ms < self.told_long_lived_ms {
+            // Another isolate.
+            self.told_long_lived_ms = 0;
+        }
+        lives_long
+    }
+}
+
+/// Counts on while `holds`, and begins anew when it does not.
+fn streak(count: &mut u32, holds: bool) -> u32 {
+    *count = if holds { count.saturating_add(1) } else { 0 };
+    *count
+}
+
+#[expect(clippy::cast_precision_loss, reason = "milliseconds and counts of one window")]
+fn is_busy(last: &Sample, sample: &Sample, elapsed: u64, runs: u64, rules: &ShapeRules) -> bool {
+    let ran = sample.ran_ms.saturating_sub(last.ran_ms);
+    let waited = sample.waited_ms.saturating_sub(last.waited_ms).min(elapsed);
+    // Of the time in which it could have run: a neighbour that takes the processors makes nobody else look busy.
+    let could = elapsed.saturating_sub(waited).max(1) as f64;
+    ran as f64 >= rules.busy_share * could
+        && ran as f64 >= rules.busy_least * elapsed as f64
+        && ran >= rules.busy_ms_per_run.saturating_mul(runs)
+}
+
+#[expect(clippy::cast_precision_loss, reason = "counts of one window")]
+fn is_regular(last: &Messages, now: &Messages, rules: &ShapeRules) -> bool {
+    let count = now.count.saturating_sub(last.count);
+    let bytes = now.bytes.saturating_sub(last.bytes);
+    if count < rules.messages.max(2) || bytes > count.saturating_mul(rules.message_bytes) {
+        return false;
+    }
+    let mean = (now.gaps_ms - last.gaps_ms) / count as f64;
+    let variance = (now.gaps_ms2 - last.gaps_ms2) / count as f64 - mean * mean;
+    mean > 0.0 && variance.max(0.0).sqrt() < rules.regular * mean
+}
+
+#[expect(clippy::cast_precision_loss, reason = "counts of one window")]
+fn mispredicts(last: &Sample, sample: &Sample, rules: &ShapeRules) -> bool {
+    let instructions = sample.instructions.saturating_sub(last.instructions);
+    let mispredictions = sample.mispredictions.saturating_sub(last.mispredictions);
+    // A million instructions are a millisecond: less says nothing.
+    instructions >= 1_000_000 && mispredictions as f64 * 1000.0 >= rules.mispredictions * instructions as f64
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Samples a second apart, each made from the one before.
+    fn watch(windows: usize, next: impl Fn(Sample) -> Sample) -> Vec<Vec<Signal>> {
+        let (mut shape, mut sample, rules) = (Shape::default(), Sample::default(), ShapeRules::default());
+        shape.look(sample, &rules);
+        (0..windows)
+            .map(|_| {
+                sample = Sample { at: sample.at.plus(1000), ..next(sample) };
+                shape.look(sample, &rules)
+            })
+            .collect()
+    }
+
+    fn count(windows: &[Vec<Signal>], signal: Signal) -> usize {
+        windows.iter().flatten().filter(|seen| **seen == signal).count()
+    }
+
+    #[test]
+    fn a_spinner_is_seen_from_the_second_window_on_and_a_busy_service_never() {
+        let spinner = watch(5, |last| Sample { ran_ms: last.ran_ms + 990, runs: last.runs + 1, ..last });
+        assert_eq!(spinner.iter().map(Vec::len).collect::<Vec<_>>(), [0, 1, 1, 1, 1]);
+        let service = watch(5, |last| Sample { ran_ms: last.ran_ms + 990, runs: last.runs + 400, ..last });
+        assert_eq!(count(&service, Signal::Busy), 0);
+    }
+
+    #[test]
+    fn a_spinner_is_seen_on_a_busy_machine_and_whom_it_keeps_waiting_is_not() {
+        let spinner = watch(3, |last| Sample { ran_ms: last.ran_ms + 300, waited_ms: last.waited_ms + 700, ..last });
+        assert_eq!(count(&spinner, Signal::Busy), 2);
+        let waits = watch(9, |last| Sample {
+            ran_ms: last.ran_ms + 100,
+            waited_ms: last.waited_ms + 700,
+            runs: last.runs + 10,
+            ..last
+        });
+        assert_eq!(count(&waits, Signal::Busy), 0);
+    }
+
+    #[test]
+    fn talking_does_not_hide_computing_and_silence_is_told_apart() {
+        let messages = |last: Sample, count| Messages { count: last.messages.count + count, ..last.messages };
+        let silent = watch(60, |last| Sample { ran_ms: last.ran_ms + 990, ..last });
+        assert_eq!((count(&silent, Signal::Busy), count(&silent, Signal::ComputeOnly)), (59, 1));
+        let talks = watch(60, |last| Sample { ran_ms: last.ran_ms + 990, messages: messages(last, 40), ..last });
+        assert_eq!((count(&talks, Signal::Busy), count(&talks, Signal::ComputeOnly)), (59, 0));
+    }
+
+    #[test]
+    fn a_memory_bomb_is_seen_and_many_isolates_are_not() {
+        let bomb = watch(3, |last| Sample { faults: last.faults + 30_000, runs: last.runs + 2, ..last });
+        assert_eq!(count(&bomb, Signal::Paging), 2);
+        let isolates = watch(3, |last| Sample { faults: last.faults + 44_000, runs: last.runs + 400, ..last });
+        assert_eq!(count(&isolates, Signal::Paging), 0);
+    }
+
+    #[test]
+    fn a_clock_of_messages_is_regular_and_a_conversation_is_not() {
+        let with_gaps = |windows, gap: fn(u64) -> f64| {
+            watch(windows, |last| {
+                let mut messages = last.messages;
+                for n in 0..100 {
+                    let gap = gap(n);
+                    messages.count += 1;
+                    messages.bytes += 40;
+                    messages.gaps_ms += gap;
+                    messages.gaps_ms2 += gap * gap;
+                }
+                Sample { messages, ..last }
+            })
+        };
+        assert_eq!(count(&with_gaps(5, |_| 10.0), Signal::RemoteTiming), 3);
+        assert_eq!(count(&with_gaps(5, |n| if n % 10 == 0 { 91.0 } else { 1.0 }), Signal::RemoteTiming), 0);
+    }
+
+    #[test]
+    fn counters_count_from_the_third_window_on() {
+        let windows = watch(4, |last| Sample {
+            instructions: last.instructions + 2_000_000_000,
+            mispredictions: last.mispredictions + 60_000_000,
+            ..last
+        });
+        assert_eq!(count(&windows, Signal::Mispredictions), 2);
+    }
+
+    #[test]
+    fn a_long_life_is_told_once_an_hour() {
+        let windows = watch(9000, |last| Sample {
+            isolate_ms: last.isolate_ms + 1000,
+            isolate_calls: last.isolate_calls + 20,
+            ..last
+        });
+        assert_eq!(count(&windows, Signal::LongLived), 2);
+    }
+
+    #[test]
+    fn a_pause_begins_everything_anew() {
+        let (mut shape, rules) = (Shape::default(), ShapeRules::default());
+        let at = |at, ran_ms| Sample { at: Time(at), ran_ms, ..Sample::default() };
+        assert!(shape.look(at(0, 0), &rules).is_empty());
+        assert!(shape.look(at(1000, 1000), &rules).is_empty());
+        assert!(shape.look(at(9000, 9000), &rules).is_empty());
+        assert!(shape.look(at(10_000, 10_000), &rules).is_empty());
+        assert_eq!(shape.look(at(11_000, 11_000), &rules), [Signal::Busy]);
+    }
+}

@@ -1,0 +1,92 @@
+//! `PUT`, `DELETE /v1/tenants/{tenant}/cordon`: an operator's word; `GET /v1/audit`: where every decision is written down.
+
+use std::sync::Arc;
+
+use axum::Json;
+use axum::body::Body;
+use axum::extract::rejection::QueryRejection;
+use axum::extract::{Path, Query, State};
+use enisle_cordon::Level;
+use serde::Deserialize;
+use serde_json::{Value, json};
+
+use super::load::{RawBody, object, read_body};
+use super::peer::Peer;
+use super::problem::Problem;
+use super::tenants::{show_tenant, too_many};
+use crate::daemon::Daemon;
+use crate::policy::TenantName;
+
+/// A level and a sentence.
+const MAX_ORDER_BYTES: usize = 4096;
+/// What is written down with every decision.
+const MAX_REASON_BYTES: usize = 1024;
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Order {
+    level: String,
+    reason: String,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct Lift {
+    reason: Option<String>,
+}
+
+fn reason(text: &str) -> Result<String, Problem> {
+    match text.trim() {
+        "" => Err(Problem::bad_request("reason must not be empty: it is written to the audit log")),
+        text if text.len() > MAX_REASON_BYTES => {
+            Err(Problem::too_large(format!("reason has {} bytes; the most is {MAX_REASON_BYTES}", text.len())))
+        }
+        text => Ok(text.to_owned()),
+    }
+}
+
+pub(crate) async fn put(
+    State(daemon): State<Arc<Daemon>>,
+    peer: Peer,
+    Path(name): Path<String>,
+    body: Body,
+) -> Result<Json<Value>, Problem> {
+    let name: TenantName = name.parse()?;
+    peer.operate(&daemon)?;
+    let RawBody(bytes) = read_body(body, MAX_ORDER_BYTES, &daemon.config.api).await?;
+    let order: Order = object(&bytes)?;
+    let reason = reason(&order.reason)?;
+    let level: Level = order.level.parse().map_err(|error| Problem::bad_request(format!("level: {error}")))?;
+    if level == Level::Shared {
+        return Err(Problem::bad_request(
+            "an order keeps a tenant out, so level is one of solo, sealed, expelled; to let it in again, lift the order \
+             (DELETE, or enisle cordon TENANT --lift)",
+        ));
+    }
+    let tenant = daemon.tenant(&name).ok_or_else(too_many)?;
+    daemon.warden.command(&tenant, level, reason, peer.uid);
+    Ok(Json(show_tenant(&tenant, &daemon)))
+}
+
+pub(crate) async fn lift(
+    State(daemon): State<Arc<Daemon>>,
+    peer: Peer,
+    Path(name): Path<String>,
+    lift: Result<Query<Lift>, QueryRejection>,
+) -> Result<Json<Value>, Problem> {
+    let name: TenantName = name.parse()?;
+    peer.operate(&daemon)?;
+    let Query(lift) = lift.map_err(|error| Problem::bad_request(format!("{error}; the one parameter is reason")))?;
+    let reason = reason(&lift.reason.unwrap_or_default())?;
+    let tenant = daemon.known_tenant(&name);
+    let tenant = tenant.ok_or_else(|| Problem::not_found(format!("nothing is known of tenant {name}")))?;
+    daemon.warden.forgive(&tenant, reason, peer.uid);
+    Ok(Json(show_tenant(&tenant, &daemon)))
+}
+
+/// The folder of the log, and its last line that is on the disk: what `enisle audit verify` compares with.
+pub(crate) async fn audit(State(daemon): State<Arc<Daemon>>, peer: Peer) -> Result<Json<Value>, Problem> {
+    peer.operate(&daemon)?;
+    let (folder, head) = (daemon.warden.recorder.folder().display().to_string(), daemon.warden.recorder.head());
+    Ok(Json(json!({ "folder": folder, "seq": head.seq, "hash": head.hash })))
+}

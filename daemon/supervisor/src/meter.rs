@@ -1,0 +1,126 @@
+//! What is counted of a tenant while it runs: by the supervisor on its channel, by the kernel on its thread.
+
+use std::fs;
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::Instant;
+
+use enisle_cordon::Sample;
+use enisle_cordon::shape::Messages;
+use nix::unistd::Pid;
+
+use crate::warden;
+
+/// The supervisor's own counts for one home of a tenant.
+#[derive(Debug, Default)]
+pub(crate) struct Meter(Mutex<Counts>);
+
+#[derive(Debug, Default)]
+struct Counts {
+    runs: u64,
+    messages: Messages,
+    log_bytes: u64,
+    last_message: Option<Instant>,
+    /// Since when scripts have been kept warm here, and how often they were called.
+    kept_since: Option<Instant>,
+    kept_calls: u64,
+}
+
+impl Meter {
+    fn lock(&self) -> MutexGuard<'_, Counts> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// A run goes out. The first message of a run is compared with none before it.
+    pub(crate) fn run_begins(&self, keeps_isolate: bool) {
+        let mut counts = self.lock();
+        counts.runs += 1;
+        counts.last_message = None;
+        if keeps_isolate {
+            counts.kept_since.get_or_insert_with(Instant::now);
+            counts.kept_calls += 1;
+        }
+    }
+
+    /// The thread has said something of a run; `log_bytes` of it are console output.
+    pub(crate) fn message(&self, bytes: usize, log_bytes: usize) {
+        let (now, mut counts) = (Instant::now(), self.lock());
+        counts.messages.count += 1;
+        counts.messages.bytes += bytes as u64;
+        counts.log_bytes += log_bytes as u64;
+        if let Some(last) = counts.last_message.replace(now) {
+            let gap = (now - last).as_secs_f64() * 1e3;
+            counts.messages.gaps_ms += gap;
+            counts.messages.gaps_ms2 += gap * gap;
+        }
+    }
+
+    /// All counts of one moment, with the kernel's of that thread. `None` once the thread has ended.
+    pub(crate) fn sample(&self, process: Pid, thread: Pid) -> Option<Sample> {
+        let kernels = of_thread(process, thread)?;
+        let counts = self.lock();
+        let isolate_ms = counts.kept_since.map_or(0, |since| since.elapsed().as_millis());
+        Some(Sample {
+            at: warden::now(),
+            runs: counts.runs,
+            messages: counts.messages,
+            log_bytes: counts.log_bytes,
+            isolate_ms: u64::try_from(isolate_ms).unwrap_or(u64::MAX),
+            isolate_calls: counts.kept_calls,
+            ..kernels
+        })
+    }
+}
+
+/// The thread of that name, among those of a process.
+pub(crate) fn thread_named(process: Pid, name: &str) -> Option<Pid> {
+    let threads = fs::read_dir(format!("/proc/{process}/task")).ok()?;
+    threads.filter_map(Result::ok).find_map(|thread| {
+        let known = fs::read_to_string(thread.path().join("comm")).ok()?;
+        (known.trim_end() == name).then(|| thread.file_name().to_str()?.parse().ok().map(Pid::from_raw)).flatten()
+    })
+}
+
+/// Time on a processor and waiting for one (sched-stats.rst: nanoseconds), and page faults (proc_pid_stat(5), field 10).
+fn of_thread(process: Pid, thread: Pid) -> Option<Sample> {
+    let read = |file| fs::read_to_string(format!("/proc/{process}/task/{thread}/{file}")).ok();
+    let (schedstat, stat) = (read("schedstat")?, read("stat")?);
+    let mut times = schedstat.split_whitespace().map(|word| word.parse::<u64>().unwrap_or(0) / 1_000_000);
+    let (ran_ms, waited_ms) = (times.next()?, times.next()?);
+    // The name of a thread, in parentheses, may hold anything.
+    let (_, fields) = stat.rsplit_once(')')?;
+    let faults = fields.split_whitespace().nth(7)?.parse().ok()?;
+    Some(Sample { ran_ms, waited_ms, faults, ..Sample::default() })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_thread_is_found_by_its_name_and_its_work_is_seen() {
+        let (process, done) = (nix::unistd::getpid(), std::sync::atomic::AtomicBool::new(false));
+        std::thread::scope(|scope| {
+            let finished = &done;
+            let spins = move || while !finished.load(std::sync::atomic::Ordering::Relaxed) {};
+            std::thread::Builder::new().name("tenant-99".to_owned()).spawn_scoped(scope, spins).unwrap();
+            let thread = std::iter::repeat_with(|| thread_named(process, "tenant-99")).find_map(|found| found).unwrap();
+            let meter = Meter::default();
+            while meter.sample(process, thread).unwrap().ran_ms < 5 {}
+            done.store(true, std::sync::atomic::Ordering::Relaxed);
+        });
+        assert_eq!(thread_named(process, "tenant-99"), None);
+    }
+
+    #[test]
+    fn gaps_are_counted_within_a_run_and_not_between_two() {
+        let meter = Meter::default();
+        for _ in 0..2 {
+            meter.run_begins(false);
+            meter.message(10, 0);
+        }
+        assert!(meter.lock().messages.gaps_ms < f64::EPSILON);
+        meter.message(10, 4);
+        let counts = meter.lock();
+        assert!(counts.messages.gaps_ms > 0.0 && counts.messages.count == 3 && counts.log_bytes == 4);
+    }
+}

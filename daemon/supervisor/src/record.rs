@@ -1,0 +1,498 @@
+//! What outlives the daemon: how every tenant stands, and the audit log of every decision.
+//!
+//! One thread writes both, in the order in which it is told, so that nobody who decides waits for the disk. Standings are in an
+//! embedded database whose commits are whole or not at all; the log is a chain of lines (`enisle_cordon::audit`), each on the disk
+//! before the next. What cannot be read at the start is told of and moved aside, never overwritten.
+
+use std::collections::BTreeMap;
+use std::fs::{self, File, OpenOptions};
+use std::io::{self, BufRead, BufReader, Write};
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+use std::process::Stdio;
+use std::sync::{Arc, Mutex, PoisonError, mpsc};
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use enisle_cordon::audit::{Head, Verifier, append};
+use enisle_cordon::{Level, Reason, Standing};
+use redb::{Database, ReadableDatabase, ReadableTable, TableDefinition};
+use serde::Serialize;
+
+use crate::policy::TenantName;
+
+const STANDINGS: TableDefinition<'_, &str, &[u8]> = TableDefinition::new("standings");
+/// A file of the audit log that is larger is put away under the number of its first line.
+const ROTATE_BYTES: u64 = 8 << 20;
+const CURRENT: &str = "audit.jsonl";
+const DATABASE: &str = "standings.redb";
+
+/// One line of the audit log.
+#[derive(Debug, Clone, Serialize)]
+#[serde(tag = "decision", rename_all = "camelCase", rename_all_fields = "camelCase")]
+pub(crate) enum Entry {
+    /// A tenant has to live elsewhere from now on.
+    Moved {
+        tenant: String,
+        from: Level,
+        to: Level,
+        reasons: Vec<Reason>,
+    },
+    /// An operator's word, whether it moved the tenant or not.
+    Ordered {
+        tenant: String,
+        level: Level,
+        reason: String,
+        by_uid: u32,
+    },
+    Lifted {
+        tenant: String,
+        reason: String,
+        by_uid: u32,
+    },
+    /// Something that was kept could not be read.
+    Broken {
+        what: String,
+    },
+}
+
+enum Note {
+    /// How a tenant stands now; `None` when there is nothing to remember.
+    Standing(TenantName, Option<Standing>),
+    Decided(Entry),
+}
+
+/// What was kept, as it was read at the start.
+#[derive(Debug, Default)]
+pub(crate) struct Kept {
+    pub(crate) standings: BTreeMap<TenantName, Standing>,
+    /// What could not be read, and where it is now.
+    pub(crate) broken: Vec<String>,
+}
+
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum RecordError {
+    #[error("{0} cannot be used for the daemon's records: {1}")]
+    Folder(PathBuf, io::Error),
+    #[error("the database of standings {0} can be neither opened nor made: {1}")]
+    Database(PathBuf, redb::Error),
+    #[error("the thread that keeps records could not be started: {0}")]
+    Thread(io::Error),
+}
+
+/// The thread that writes, as the rest of the daemon holds it.
+#[derive(Debug)]
+pub(crate) struct Recorder {
+    notes: Mutex<Option<mpsc::Sender<Note>>>,
+    thread: Mutex<Option<std::thread::JoinHandle<()>>>,
+    head: Arc<Mutex<Head>>,
+    folder: PathBuf,
+}
+
+impl Recorder {
+    /// Reads what was kept, and begins to keep.
+    pub(crate) fn open(state_dir: &Path) -> Result<(Self, Kept), RecordError> {
+        Self::open_with(state_dir, examine_apart)
+    }
+
+    fn open_with(state_dir: &Path, examine: impl Fn(&Path) -> Result<(), String>) -> Result<(Self, Kept), RecordError> {
+        let folder = state_dir.join("audit");
+        let made = fs::DirBuilder::new().recursive(true).mode(0o700).create(&folder);
+        made.map_err(|error| RecordError::Folder(folder.clone(), error))?;
+        let mut kept = Kept::default();
+        let database = open_database(&state_dir.join(DATABASE), examine, &mut kept)?;
+        let mut log = Log::open(&folder, &mut kept).map_err(|error| RecordError::Folder(folder.clone(), error))?;
+        let head = Arc::new(Mutex::new(log.head.clone()));
+        let (notes, receive) = mpsc::channel();
+        let shown = Arc::clone(&head);
+        let writer = move || {
+            while let Ok(first) = receive.recv() {
+                write(&database, &mut log, std::iter::once(first).chain(receive.try_iter()));
+                *shown.lock().unwrap_or_else(PoisonError::into_inner) = log.head.clone();
+            }
+        };
+        let thread = std::thread::Builder::new().name("recorder".to_owned()).spawn(writer);
+        let thread = Mutex::new(Some(thread.map_err(RecordError::Thread)?));
+        let recorder = Self { notes: Mutex::new(Some(notes)), thread, head, folder };
+        for what in &kept.broken {
+            recorder.decided(Entry::Broken { what: what.clone() });
+        }
+        Ok((recorder, kept))
+    }
+
+    fn note(&self, note: Note) {
+        let notes = self.notes.lock().unwrap_or_else(PoisonError::into_inner);
+        // None once the daemon has ended.
+        if let Some(notes) = notes.as_ref() {
+            let _ = notes.send(note);
+        }
+    }
+
+    pub(crate) fn stands(&self, tenant: &TenantName, standing: &Standing) {
+        let worth = (!standing.is_blank()).then(|| standing.clone());
+        self.note(Note::Standing(tenant.clone(), worth));
+    }
+
+    pub(crate) fn decided(&self, entry: Entry) {
+        self.note(Note::Decided(entry));
+    }
+
+    /// The last line of the audit log that is on the disk.
+    pub(crate) fn head(&self) -> Head {
+        self.head.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Where the audit log is.
+    pub(crate) fn folder(&self) -> &Path {
+        &self.folder
+    }
+
+    /// Writes what is left.
+    pub(crate) fn close(&self) {
+        drop(self.notes.lock().unwrap_or_else(PoisonError::into_inner).take());
+        let thread = self.thread.lock().unwrap_or_else(PoisonError::into_inner).take();
+        if let Some(thread) = thread {
+            let _ = thread.join();
+        }
+    }
+}
+
+/// Opens the database and reads it. One that cannot be read is moved aside, and a new one begun.
+fn open_database(
+    path: &Path,
+    examine: impl Fn(&Path) -> Result<(), String>,
+    kept: &mut Kept,
+) -> Result<Database, RecordError> {
+    let failed = |error: redb::Error| RecordError::Database(path.to_owned(), error);
+    let examined = if path.exists() { examine(path) } else { Ok(()) };
+    let opened = match examined.and_then(|()| read_database(path, kept).map_err(|error| error.to_string())) {
+        Ok(database) => return Ok(database),
+        Err(error) => error,
+    };
+    kept.standings.clear();
+    let aside = aside(path);
+    fs::rename(path, &aside).map_err(|error| RecordError::Folder(path.to_owned(), error))?;
+    kept.broken.push(format!(
+        "the database of standings could not be read ({opened}); it is now {}, and every tenant begins anew",
+        aside.display()
+    ));
+    read_database(path, kept).map_err(failed)
+}
+
+/// Reads a database as the daemon would, in a process of its own: the database's code panics at some kinds of damage, which is
+/// the end of whoever asked.
+fn examine_apart(path: &Path) -> Result<(), String> {
+    let program = std::env::current_exe().map_err(|error| error.to_string())?;
+    let mut command = std::process::Command::new(program);
+    command.arg("--examine").arg(path).stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped());
+    let ended = command.output().map_err(|error| error.to_string())?;
+    if ended.status.success() {
+        return Ok(());
+    }
+    let said = String::from_utf8_lossy(&ended.stderr).trim().escape_debug().to_string();
+    Err(format!("{}: {said}", ended.status))
+}
+
+/// What the process of its own does: reads everything, and changes nothing.
+pub(crate) fn examine(path: &Path) -> Result<(), redb::Error> {
+    let mut database = Database::open(path)?;
+    database.check_integrity()?;
+    match database.begin_read()?.open_table(STANDINGS) {
+        Ok(table) => table.iter()?.try_for_each(|row| row.map(drop)).map_err(redb::Error::from),
+        Err(redb::TableError::TableDoesNotExist(_)) => Ok(()),
+        Err(error) => Err(error.into()),
+    }
+}
+
+fn read_database(path: &Path, kept: &mut Kept) -> Result<Database, redb::Error> {
+    let mut database = Database::create(path)?;
+    if !database.check_integrity()? {
+        tracing::warn!(file = %path.display(), "the database of standings was not closed well, and was repaired");
+    }
+    let writing = database.begin_write()?;
+    let mut unreadable = Vec::new();
+    {
+        let mut table = writing.open_table(STANDINGS)?;
+        for row in table.iter()? {
+            let (name, value) = row?;
+            match (name.value().parse::<TenantName>(), serde_json::from_slice(value.value())) {
+                (Ok(name), Ok(standing)) => drop(kept.standings.insert(name, standing)),
+                _ => unreadable.push((name.value().to_owned(), value.value().to_vec())),
+            }
+        }
+        for (name, _) in &unreadable {
+            table.remove(name.as_str())?;
+        }
+    }
+    for (name, value) in unreadable {
+        let file = aside(&path.with_file_name("standing.json"));
+        let saved = fs::write(&file, &value).map(|()| file.display().to_string());
+        let saved = saved.unwrap_or_else(|error| format!("lost: {error}"));
+        kept.broken
+            .push(format!("the standing of {name:?} could not be read; it begins anew (what was there: {saved})"));
+    }
+    writing.commit()?;
+    Ok(database)
+}
+
+/// A name beside `path` that nothing has yet.
+fn aside(path: &Path) -> PathBuf {
+    let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
+    let free = (0_u32..).map(|n| path.with_file_name(format!("{name}.broken-{}-{n}", unix_ms())));
+    free.into_iter().find(|path| !path.exists()).unwrap_or_else(|| path.with_extension("broken"))
+}
+
+fn unix_ms() -> u64 {
+    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
+}
+
+/// The writer's work: every line of the log in order, and then each tenant's last standing in one commit.
+fn write(database: &Database, log: &mut Log, notes: impl Iterator<Item = Note>) {
+    let mut standings = BTreeMap::new();
+    for note in notes {
+        match note {
+            Note::Standing(tenant, standing) => drop(standings.insert(tenant, standing)),
+            Note::Decided(entry) => {
+                if let Err(error) = log.append(&entry) {
+                    tracing::error!(%error, ?entry, "a decision could not be written to the audit log");
+                }
+            }
+        }
+    }
+    if let Err(error) = commit(database, &standings) {
+        tracing::error!(%error, tenants = standings.len(), "how tenants stand could not be written; it is lost with a restart");
+    }
+}
+
+fn commit(database: &Database, standings: &BTreeMap<TenantName, Option<Standing>>) -> Result<(), redb::Error> {
+    if standings.is_empty() {
+        return Ok(());
+    }
+    let writing = database.begin_write()?;
+    {
+        let mut table = writing.open_table(STANDINGS)?;
+        for (tenant, standing) in standings {
+            match standing {
+                Some(standing) => {
+                    let value = serde_json::to_vec(standing).map_err(|error| redb::Error::Io(error.into()))?;
+                    table.insert(tenant.as_str(), value.as_slice())?;
+                }
+                None => drop(table.remove(tenant.as_str())?),
+            }
+        }
+    }
+    Ok(writing.commit()?)
+}
+
+/// The audit log's present file.
+struct Log {
+    folder: PathBuf,
+    file: File,
+    bytes: u64,
+    /// The number of the file's first line.
+    first: u64,
+    head: Head,
+}
+
+impl Log {
+    /// Goes on where the last line ends. A file whose chain is broken is put aside as it is, and the chain goes on in a new one.
+    fn open(folder: &Path, kept: &mut Kept) -> io::Result<Self> {
+        let path = folder.join(CURRENT);
+        let (mut head, mut first) = (rotated(folder)?, None);
+        if path.exists() {
+            let mut verifier = Verifier::default();
+            let broken = BufReader::new(File::open(&path)?).lines().find_map(|line| match line {
+                Ok(line) => {
+                    let read = verifier.read(&line).map_err(|broken| broken.to_string()).err();
+                    first = first.or_else(|| verifier.head().map(|head| head.seq));
+                    read
+                }
+                Err(error) => Some(error.to_string()),
+            });
+            head = verifier.head().cloned().unwrap_or(head);
+            if let Some(broken) = broken {
+                let aside = aside(&path);
+                fs::rename(&path, &aside)?;
+                first = None;
+                kept.broken.push(format!("the audit log is broken: {broken}; the file is now {}", aside.display()));
+            }
+        }
+        let first = first.unwrap_or(head.seq + 1);
+        let file = OpenOptions::new().create(true).append(true).mode(0o600).open(&path)?;
+        let bytes = file.metadata()?.len();
+        Ok(Self { folder: folder.to_owned(), file, bytes, first, head })
+    }
+
+    fn append(&mut self, entry: &Entry) -> io::Result<()> {
+        if self.bytes >= ROTATE_BYTES {
+            let away = self.folder.join(format!("audit-{:012}.jsonl", self.first));
+            fs::rename(self.folder.join(CURRENT), away)?;
+            self.file = OpenOptions::new().create(true).append(true).mode(0o600).open(self.folder.join(CURRENT))?;
+            (self.bytes, self.first) = (0, self.head.seq + 1);
+        }
+        let (mut line, head) = append(&self.head, unix_ms(), entry)?;
+        line.push('\n');
+        self.file.write_all(line.as_bytes())?;
+        self.file.sync_data()?;
+        self.bytes += line.len() as u64;
+        self.head = head;
+        Ok(())
+    }
+}
+
+/// The last line of the newest file that was put away.
+fn rotated(folder: &Path) -> io::Result<Head> {
+    let names = fs::read_dir(folder)?.filter_map(|entry| entry.ok()?.file_name().into_string().ok());
+    let newest = names.filter(|name| name.starts_with("audit-") && name.ends_with(".jsonl")).max();
+    let Some(newest) = newest else { return Ok(Head::default()) };
+    let mut verifier = Verifier::default();
+    for line in BufReader::new(File::open(folder.join(newest))?).lines() {
+        // What is broken in it, `enisle audit verify` says; here it is only gone on from.
+        let _ = verifier.read(&line?);
+    }
+    Ok(verifier.head().cloned().unwrap_or_default())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use enisle_cordon::{Circumstances, Rules, Seen, Signal, Time, decide};
+
+    /// How a tenant stands, by the database alone.
+    fn standing_of(database: &Database, tenant: &str) -> Option<Standing> {
+        let table = database.begin_read().ok()?.open_table(STANDINGS).ok()?;
+        let value = table.get(tenant).ok()??;
+        serde_json::from_slice(value.value()).ok()
+    }
+
+    fn sealed() -> Standing {
+        let mut standing = Standing::new(Time(5));
+        let seen = [Seen::certain(Signal::RefusedCall)];
+        decide(&mut standing, &seen, Circumstances::default(), &Rules::default(), Time(6));
+        standing
+    }
+
+    /// In tests panics are caught.
+    fn examine_here(path: &Path) -> Result<(), String> {
+        let examined = std::panic::catch_unwind(|| examine(path).map_err(|error| error.to_string()));
+        examined.unwrap_or_else(|_| Err("it panicked".to_owned()))
+    }
+
+    fn entry(level: Level) -> Entry {
+        Entry::Ordered { tenant: "t".into(), level, reason: "why".into(), by_uid: 0 }
+    }
+
+    fn lines(folder: &Path) -> Vec<String> {
+        fs::read_to_string(folder.join("audit").join(CURRENT)).unwrap().lines().map(str::to_owned).collect()
+    }
+
+    #[test]
+    fn standings_and_the_chain_survive_a_restart() {
+        let dir = tempfile::tempdir().unwrap();
+        let name: TenantName = "t".parse().unwrap();
+        for round in 0..2 {
+            let (recorder, kept) = Recorder::open_with(dir.path(), examine_here).unwrap();
+            assert_eq!((kept.standings.len(), kept.broken.len()), (round, 0));
+            recorder.stands(&name, &sealed());
+            recorder.decided(entry(Level::Solo));
+            recorder.close();
+            assert_eq!(recorder.head().seq, round as u64 + 1);
+        }
+        let mut verifier = Verifier::default();
+        lines(dir.path()).iter().for_each(|line| verifier.read(line).unwrap());
+        assert_eq!(verifier.lines(), 2);
+        let database = Database::open(dir.path().join("standings.redb")).unwrap();
+        assert_eq!(standing_of(&database, "t"), Some(sealed()));
+    }
+
+    #[test]
+    fn a_blank_standing_is_forgotten() {
+        let dir = tempfile::tempdir().unwrap();
+        let name: TenantName = "t".parse().unwrap();
+        let (recorder, _) = Recorder::open_with(dir.path(), examine_here).unwrap();
+        recorder.stands(&name, &sealed());
+        recorder.stands(&name, &Standing::new(Time(1)));
+        recorder.close();
+        assert!(Recorder::open_with(dir.path(), examine_here).unwrap().1.standings.is_empty());
+    }
+
+    #[test]
+    fn a_database_that_is_broken_anywhere_is_told_of_and_moved_aside_or_read_as_it_was() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("standings.redb");
+        let (recorder, _) = Recorder::open_with(dir.path(), examine_here).unwrap();
+        recorder.stands(&"t".parse().unwrap(), &sealed());
+        recorder.close();
+        drop(recorder);
+        let whole = fs::read(&path).unwrap();
+        for at in (0..whole.len()).step_by((whole.len() / 40).max(1)).chain([0, 9, 64, 200]) {
+            let mut bytes = whole.clone();
+            let end = (at + 64).min(bytes.len());
+            bytes[at..end].iter_mut().for_each(|byte| *byte ^= 0xa5);
+            fs::write(&path, &bytes).unwrap();
+            let mut kept = Kept::default();
+            drop(open_database(&path, examine_here, &mut kept).unwrap());
+            let as_it_was = kept.standings.values().next() == Some(&sealed());
+            assert!(as_it_was || kept.broken.len() == 1, "byte {at}: {kept:?}");
+        }
+        fs::write(&path, b"no database at all").unwrap();
+        let mut kept = Kept::default();
+        drop(open_database(&path, examine_here, &mut kept).unwrap());
+        assert_eq!(kept.broken.len(), 1);
+    }
+
+    #[test]
+    fn a_standing_that_cannot_be_read_is_put_aside_and_the_others_are_kept() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join(DATABASE);
+        let (recorder, _) = Recorder::open_with(dir.path(), examine_here).unwrap();
+        recorder.stands(&"t".parse().unwrap(), &sealed());
+        recorder.close();
+        {
+            let database = Database::open(&path).unwrap();
+            let writing = database.begin_write().unwrap();
+            writing.open_table(STANDINGS).unwrap().insert("u", b"{}".as_slice()).unwrap();
+            writing.commit().unwrap();
+        }
+        for broken in [1, 0] {
+            let mut kept = Kept::default();
+            drop(open_database(&path, examine_here, &mut kept).unwrap());
+            assert_eq!((kept.standings.len(), kept.broken.len()), (1, broken));
+        }
+    }
+
+    #[test]
+    fn a_log_that_was_changed_is_put_aside_and_its_chain_goes_on() {
+        let dir = tempfile::tempdir().unwrap();
+        let (recorder, _) = Recorder::open_with(dir.path(), examine_here).unwrap();
+        for level in [Level::Solo, Level::Sealed, Level::Expelled] {
+            recorder.decided(entry(level));
+        }
+        recorder.close();
+        let path = dir.path().join("audit").join(CURRENT);
+        let forged = fs::read_to_string(&path).unwrap().replace("\"level\":\"sealed\"", "\"level\":\"shared\"");
+        fs::write(&path, forged).unwrap();
+        let (recorder, kept) = Recorder::open_with(dir.path(), examine_here).unwrap();
+        assert!(kept.broken.first().is_some_and(|broken| broken.contains("line 2")), "{kept:?}");
+        recorder.close();
+        // The next line continues the last one that could be believed.
+        assert!(lines(dir.path())[0].starts_with("{\"seq\":2,"));
+    }
+
+    #[test]
+    fn a_large_file_is_put_away_under_its_first_number() {
+        let dir = tempfile::tempdir().unwrap();
+        let folder = dir.path().join("audit");
+        let (recorder, _) = Recorder::open_with(dir.path(), examine_here).unwrap();
+        let long = Entry::Broken { what: "x".repeat(1 << 20) };
+        (0..10).for_each(|_| recorder.decided(long.clone()));
+        recorder.close();
+        let away = folder.join("audit-000000000001.jsonl");
+        let mut verifier = Verifier::default();
+        for file in [away, folder.join(CURRENT)] {
+            fs::read_to_string(file).unwrap().lines().for_each(|line| verifier.read(line).unwrap());
+        }
+        assert_eq!(verifier.lines(), 10);
+        assert_eq!(Recorder::open_with(dir.path(), examine_here).unwrap().0.head().seq, 10);
+    }
+}

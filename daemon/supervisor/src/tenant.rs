@@ -1,0 +1,179 @@
+//! One tenant, as the daemon knows it: its policy, what it may start, where it lives, and how it stands.
+
+use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use enisle_cordon::{Case, Circumstances, Level, Rules, Standing, Time, Traits};
+
+use crate::policy::{Policy, TenantName};
+use crate::quota::Account;
+use crate::resident::Resident;
+
+/// One tenant, known to the daemon since it started, or for longer.
+#[derive(Debug)]
+pub(crate) struct Tenant {
+    pub(crate) name: TenantName,
+    policy: Mutex<Policy>,
+    pub(crate) account: Mutex<Account>,
+    /// Where its runs go. Who holds the lock keeps them from going anywhere.
+    pub(crate) home: tokio::sync::Mutex<Option<Arc<Resident>>>,
+    standing: Mutex<Standing>,
+    /// It was in a process that died, and nobody knows whose doing it was.
+    suspicion: Mutex<Option<Suspicion>>,
+    /// A run of its was lost with its worker: until a run ends, it lives alone, so that it takes nobody with it.
+    retries_alone: AtomicBool,
+    usage: Mutex<Usage>,
+    /// An operator has set its policy.
+    pub(crate) has_policy: AtomicBool,
+    /// Somebody is moving it.
+    pub(crate) moving: AtomicBool,
+    /// How it stands has changed since it was written down.
+    pub(crate) unwritten: AtomicBool,
+    /// Homes are numbered; what comes from one with a lower number than this is too late. See [`Tenant::fence`].
+    lease: AtomicU64,
+    homes: AtomicU64,
+}
+
+/// For how long, and with whom of the others it may be meanwhile: with nobody (`None`), or with those of its half.
+#[derive(Debug, Clone, Copy)]
+struct Suspicion {
+    case: Option<Case>,
+    until: Instant,
+}
+
+/// What a tenant's runs came to since the daemon started.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Usage {
+    /// Runs that have ended, each counted once.
+    pub(crate) runs: u64,
+    /// Runs that went out to a worker, each time that they did.
+    pub(crate) begun: u64,
+    /// Ends that came from a home that the tenant had left: discarded.
+    pub(crate) fenced: u64,
+    pub(crate) cpu_us: u64,
+    pub(crate) outcomes: BTreeMap<&'static str, u64>,
+}
+
+impl Tenant {
+    pub(crate) fn new(name: TenantName, policy: Policy, standing: Standing, now: Instant) -> Self {
+        let account = Mutex::new(Account::new(&policy.quota, now));
+        Self {
+            name,
+            policy: Mutex::new(policy),
+            account,
+            home: tokio::sync::Mutex::default(),
+            standing: Mutex::new(standing),
+            suspicion: Mutex::default(),
+            retries_alone: AtomicBool::new(false),
+            usage: Mutex::default(),
+            has_policy: AtomicBool::new(false),
+            moving: AtomicBool::new(false),
+            unwritten: AtomicBool::new(false),
+            lease: AtomicU64::new(0),
+            homes: AtomicU64::new(0),
+        }
+    }
+
+    pub(crate) fn policy(&self) -> Policy {
+        self.policy.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    pub(crate) fn set_policy(&self, policy: Policy) {
+        self.has_policy.store(true, Ordering::Relaxed);
+        *self.policy.lock().unwrap_or_else(PoisonError::into_inner) = policy;
+    }
+
+    pub(crate) fn usage(&self) -> MutexGuard<'_, Usage> {
+        self.usage.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(crate) fn standing(&self) -> MutexGuard<'_, Standing> {
+        self.standing.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(crate) fn in_flight(&self) -> u32 {
+        self.account.lock().unwrap_or_else(PoisonError::into_inner).in_flight()
+    }
+
+    /// What is so of it, whatever it does.
+    pub(crate) fn circumstances(&self, outdated_engine: bool) -> Circumstances {
+        let trust = self.policy.lock().unwrap_or_else(PoisonError::into_inner).trust;
+        Circumstances { trust, outdated_engine }
+    }
+
+    /// A run has ended: it need not be alone for that any more.
+    pub(crate) fn note_end(&self) {
+        self.retries_alone.store(false, Ordering::SeqCst);
+    }
+
+    /// Its run was lost; the next attempt is alone.
+    pub(crate) fn retry_alone(&self) {
+        self.retries_alone.store(true, Ordering::SeqCst);
+    }
+
+    /// It was in a process that died for nobody knows what.
+    pub(crate) fn suspect(&self, case: Option<Case>, secs: u64) {
+        let until = Instant::now() + Duration::from_secs(secs);
+        *self.suspicion.lock().unwrap_or_else(PoisonError::into_inner) = Some(Suspicion { case, until });
+    }
+
+    fn suspicion(&self) -> Option<Suspicion> {
+        let mut suspicion = self.suspicion.lock().unwrap_or_else(PoisonError::into_inner);
+        if suspicion.is_some_and(|suspicion| suspicion.until <= Instant::now()) {
+            *suspicion = None;
+        }
+        *suspicion
+    }
+
+    /// How far out it has to live at the moment.
+    pub(crate) fn wanted_level(&self) -> Level {
+        let alone = self.retries_alone.load(Ordering::SeqCst)
+            || self.suspicion().is_some_and(|suspicion| suspicion.case.is_none());
+        self.standing().level().max(if alone { Level::Solo } else { Level::Shared })
+    }
+
+    /// Whom it may be beside.
+    pub(crate) fn traits(&self, outdated_engine: bool, rules: &Rules, now: Time) -> Traits {
+        let circumstances = self.circumstances(outdated_engine);
+        let score = self.standing().score(circumstances, rules, now);
+        let case = self.suspicion().and_then(|suspicion| suspicion.case);
+        let policy = self.policy.lock().unwrap_or_else(PoisonError::into_inner);
+        Traits {
+            owner: policy.owner.clone(),
+            trust: policy.trust,
+            holds_secrets: !policy.secrets.is_empty(),
+            watched: score >= rules.watch,
+            case,
+        }
+    }
+
+    /// The number of its next home.
+    pub(crate) fn next_token(&self) -> u64 {
+        self.homes.fetch_add(1, Ordering::SeqCst) + 1
+    }
+
+    /// From now on nothing is taken from homes before this one.
+    pub(crate) fn fence(&self, token: u64) {
+        self.lease.fetch_max(token, Ordering::SeqCst);
+    }
+
+    /// Whether what comes from that home still counts.
+    pub(crate) fn accepts(&self, token: u64) -> bool {
+        token >= self.lease.load(Ordering::SeqCst)
+    }
+
+    pub(crate) fn is_worth_remembering(&self) -> bool {
+        self.has_policy.load(Ordering::Relaxed)
+            || self.in_flight() > 0
+            || self.moving.load(Ordering::SeqCst)
+            || self.home.try_lock().map_or(true, |home| home.as_ref().is_some_and(|home| home.is_open()))
+            || !self.standing().is_blank()
+    }
+
+    /// Where it lives now.
+    pub(crate) fn residence(&self) -> Option<Arc<Resident>> {
+        self.home.try_lock().ok()?.as_ref().filter(|resident| resident.is_open()).cloned()
+    }
+}

@@ -1,0 +1,138 @@
+//! Who watches: takes what was seen of tenants, has the pure engine decide, writes it down, tells of it, and asks for the move.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use enisle_cordon::place::bisect;
+use enisle_cordon::{Decision, Kind, Level, Order, Rules, Seen, Signal, Standing, Time, decide};
+use tokio::sync::mpsc;
+
+use crate::events::{Events, What};
+use crate::record::{Entry, Recorder};
+use crate::tenant::Tenant;
+
+#[derive(Debug)]
+pub(crate) struct Warden {
+    pub(crate) events: Arc<Events>,
+    pub(crate) rules: Rules,
+    pub(crate) recorder: Recorder,
+    /// V8 is older than the operator says it has to be.
+    outdated_engine: AtomicBool,
+    /// Tenants that have to live elsewhere.
+    moves: mpsc::UnboundedSender<Arc<Tenant>>,
+    deaths: AtomicU64,
+}
+
+/// The wall clock; the engine sees to it that it does not go back.
+pub(crate) fn now() -> Time {
+    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    Time(u64::try_from(since.as_millis()).unwrap_or(u64::MAX))
+}
+
+impl Warden {
+    pub(crate) fn new(
+        events: Arc<Events>,
+        rules: Rules,
+        recorder: Recorder,
+    ) -> (Arc<Self>, mpsc::UnboundedReceiver<Arc<Tenant>>) {
+        let (moves, asked) = mpsc::unbounded_channel();
+        let outdated_engine = AtomicBool::new(false);
+        let warden = Self { events, rules, recorder, outdated_engine, moves, deaths: AtomicU64::new(0) };
+        (Arc::new(warden), asked)
+    }
+
+    pub(crate) fn engine_is_outdated(&self) -> bool {
+        self.outdated_engine.load(Ordering::Relaxed)
+    }
+
+    pub(crate) fn note_engine(&self, outdated: bool) {
+        self.outdated_engine.store(outdated, Ordering::Relaxed);
+    }
+
+    /// Something was seen of a tenant.
+    pub(crate) fn saw(&self, tenant: &Arc<Tenant>, seen: &[Seen]) {
+        let around = tenant.circumstances(self.engine_is_outdated());
+        let decision = decide(&mut tenant.standing(), seen, around, &self.rules, now());
+        // Evidence is on the disk before anything else happens; the rest with the next round.
+        if seen.iter().any(|seen| seen.signal.kind() == Kind::Evidence) {
+            self.recorder.stands(&tenant.name, &tenant.standing());
+        } else if !seen.is_empty() {
+            tenant.unwritten.store(true, Ordering::Relaxed);
+        }
+        self.carry_out(tenant, decision);
+    }
+
+    /// Time has passed: points have halved, a suspicion may be over. Writes down what has changed.
+    pub(crate) fn look_after(&self, tenant: &Arc<Tenant>) {
+        if tenant.standing().is_blank() && !tenant.unwritten.load(Ordering::Relaxed) {
+            return;
+        }
+        self.saw(tenant, &[]);
+        if tenant.unwritten.swap(false, Ordering::Relaxed) {
+            self.recorder.stands(&tenant.name, &tenant.standing());
+        }
+    }
+
+    /// An operator's word.
+    pub(crate) fn command(&self, tenant: &Arc<Tenant>, level: Level, reason: String, by_uid: u32) {
+        let name = tenant.name.to_string();
+        self.recorder.decided(Entry::Ordered { tenant: name, level, reason: reason.clone(), by_uid });
+        let around = tenant.circumstances(self.engine_is_outdated());
+        let order = Order { level, reason, by_uid, at: now() };
+        let decision = tenant.standing().command(order, around, &self.rules, now());
+        self.recorder.stands(&tenant.name, &tenant.standing());
+        self.carry_out(tenant, decision);
+    }
+
+    /// An operator forgives: order, score, suspicion.
+    pub(crate) fn forgive(&self, tenant: &Arc<Tenant>, reason: String, by_uid: u32) {
+        let name = tenant.name.to_string();
+        self.recorder.decided(Entry::Lifted { tenant: name, reason: reason.clone(), by_uid });
+        let decision = tenant.standing().forgive(reason, by_uid, now());
+        self.recorder.stands(&tenant.name, &tenant.standing());
+        self.carry_out(tenant, decision);
+    }
+
+    fn carry_out(&self, tenant: &Arc<Tenant>, decision: Decision) {
+        let (from, to, reasons) = match decision {
+            Decision::Stay => return,
+            Decision::Move { from, to, reasons } => (from, to, reasons),
+            Decision::Expel { from, reasons } => (from, Level::Expelled, reasons),
+        };
+        self.recorder.stands(&tenant.name, &tenant.standing());
+        let name = tenant.name.to_string();
+        self.events.tell(What::Cordoned { tenant: name.clone(), from, to, reasons: reasons.clone() });
+        self.recorder.decided(Entry::Moved { tenant: name, from, to, reasons });
+        self.ask_for_move(tenant);
+    }
+
+    /// It may have to live elsewhere; whoever moves tenants looks.
+    pub(crate) fn ask_for_move(&self, tenant: &Arc<Tenant>) {
+        let _ = self.moves.send(Arc::clone(tenant));
+    }
+
+    /// A process died by something that one of its tenants did, or seems to have done. The others get their small share.
+    pub(crate) fn saw_death(&self, culprit: &Arc<Tenant>, seen: Seen, others: &[Arc<Tenant>]) {
+        self.saw(culprit, &[seen]);
+        if seen.signal.kind() == Kind::Evidence {
+            for other in others {
+                self.saw(other, &[Seen::certain(Signal::CoTenant)]);
+            }
+        }
+    }
+
+    /// A process died, and nobody knows whose doing it was: its tenants are split.
+    pub(crate) fn saw_unexplained_death(&self, tenants: &[Arc<Tenant>]) {
+        let death = self.deaths.fetch_add(1, Ordering::Relaxed);
+        for (tenant, case) in tenants.iter().zip(bisect(tenants.len(), death)) {
+            tenant.suspect(case, self.rules.suspicion_secs);
+            self.saw(tenant, &[Seen::certain(Signal::Unattributed)]);
+        }
+    }
+
+    /// How a tenant stands that was never seen before.
+    pub(crate) fn newcomer() -> Standing {
+        Standing::new(now())
+    }
+}

@@ -1,0 +1,349 @@
+//! Cordons: who is moved, why, what a level means, and that a move loses nothing.
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+
+use enisle_tests::{Daemon, SHARING, is_alive, wait_until};
+use serde_json::{Value, json};
+
+/// V8 does not interrupt this, so it takes its worker with it.
+const HARD_KILL: &str = "() => Array.prototype.indexOf.call({ length: 2 ** 53 - 1 }, 1)";
+const SPIN: &str = "() => { for (;;); }";
+
+fn order(daemon: &Daemon, tenant: &str, level: &str) -> Value {
+    let body = json!({ "level": level, "reason": "a test" }).to_string();
+    daemon.request("PUT", &format!("/v1/tenants/{tenant}/cordon"), body.as_bytes()).ok()
+}
+
+fn cordon_of(daemon: &Daemon, tenant: &str) -> Value {
+    daemon.get(&format!("/v1/tenants/{tenant}"))["cordon"].clone()
+}
+
+fn lives(daemon: &Daemon, tenant: &str, level: &str) -> Value {
+    daemon.wait_for(&format!("/v1/tenants/{tenant}"), |tenant| tenant["resident"]["cordon"] == level)
+}
+
+fn events(daemon: &Daemon, event: &str, tenant: &str) -> Vec<Value> {
+    daemon.events().into_iter().filter(|known| known["event"] == event && known["tenant"] == tenant).collect()
+}
+
+struct SetOnDrop<'a>(&'a AtomicBool);
+
+impl Drop for SetOnDrop<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::SeqCst);
+    }
+}
+
+#[test]
+fn an_operator_moves_a_tenant_out_and_lets_it_in_again() {
+    let daemon = Daemon::start(SHARING);
+    daemon.run("neighbour", "() => 1");
+    assert_eq!(daemon.run("t", "() => 1")["cordon"], "shared");
+    let shared = daemon.worker_of("t");
+    assert_eq!(order(&daemon, "t", "solo")["cordon"]["order"]["reason"], "a test");
+    lives(&daemon, "t", "solo");
+    assert_ne!(daemon.worker_of("t"), shared);
+    assert!(is_alive(shared), "its neighbour lives on there");
+    assert_eq!(daemon.run("t", "() => 2")["cordon"], "solo");
+    let lifted = daemon.request("DELETE", "/v1/tenants/t/cordon?reason=fine", b"").ok();
+    assert_eq!(lifted["cordon"]["level"], "shared");
+    lives(&daemon, "t", "shared");
+    assert_eq!(daemon.run("t", "() => 3")["cordon"], "shared");
+    let history = cordon_of(&daemon, "t")["history"].clone();
+    let steps: Vec<_> = history.as_array().expect("a list").iter().map(|past| past["to"].clone()).collect();
+    assert_eq!(steps, ["solo", "shared"]);
+}
+
+#[test]
+fn orders_that_make_no_sense_are_refused_with_what_would() {
+    let daemon = Daemon::start(SHARING);
+    let put = |body: &str| daemon.request("PUT", "/v1/tenants/t/cordon", body.as_bytes()).problem(400);
+    assert!(put(r#"{"level": "shared", "reason": "x"}"#).contains("lift"));
+    assert!(put(r#"{"level": "out", "reason": "x"}"#).contains("sealed"));
+    assert!(put(r#"{"level": "solo", "reason": " "}"#).contains("audit log"));
+    assert!(put(r#"{"level": "solo"}"#).contains("reason"));
+    assert!(daemon.request("DELETE", "/v1/tenants/t/cordon?reason=x", b"").problem(404).contains("t"));
+    daemon.run("t", "() => 1");
+    assert!(daemon.request("DELETE", "/v1/tenants/t/cordon", b"").problem(400).contains("reason"));
+}
+
+#[test]
+fn a_sealed_tenant_runs_without_a_compiler_without_secrets_and_with_less() {
+    let daemon = Daemon::start(SHARING);
+    let policy = json!({ "secrets": ["KEY"], "allowEval": true, "limits": { "memoryMb": 128, "cpuMs": 2000 } });
+    daemon.request("PUT", "/v1/tenants/t", policy.to_string().as_bytes()).ok();
+    let env = json!({ "KEY": "x", "word": "hi" });
+    let names = json!({ "code": "(_, env) => Object.keys(env)", "args": [0], "env": env });
+    assert_eq!(daemon.load("t", &names).ok()["result"], json!(["KEY", "word"]));
+    order(&daemon, "t", "sealed");
+    lives(&daemon, "t", "sealed");
+    let run = daemon.load("t", &names).ok();
+    assert_eq!((&run["result"], &run["cordon"]), (&json!(["word"]), &json!("sealed")), "{run}");
+    // The language is whole, regular expressions and large loops included; only machine code is missing.
+    let work = "() => { let n = 0; for (let i = 0; i < 1e5; i++) n += /a+b/.test('aab') ? 1 : 0; return [n, typeof WebAssembly] }";
+    let run = daemon.run("t", work);
+    assert_eq!(run["result"], json!([100_000, "undefined"]), "{run}");
+    let eval = daemon.run("t", "() => { try { return eval('1') } catch (error) { return error.name } }");
+    assert_eq!(eval["result"], "EvalError", "{eval}");
+    let spin = daemon.load("t", &json!({ "code": SPIN, "limits": { "cpuMs": 2000 } })).ok();
+    assert!(spin["error"]["message"].as_str().is_some_and(|message| message.contains("250 ms")), "{spin}");
+    assert_no_code(daemon.worker_of("t"));
+    let ordinary = daemon.run("other", "() => 1");
+    assert_eq!(ordinary["cordon"], "shared");
+    assert!(makes_code(daemon.worker_of("other")), "an ordinary worker compiles, or this proves nothing");
+}
+
+/// Executable memory that no file is behind, as the kernel shows it.
+fn makes_code(pid: i32) -> bool {
+    let maps = fs::read_to_string(format!("/proc/{pid}/maps")).expect("it lives");
+    maps.lines().any(|line| {
+        let fields: Vec<_> = line.split_whitespace().collect();
+        fields[1].contains('x') && fields[4] == "0" && fields.get(5).is_none_or(|name| !name.starts_with("[v"))
+    })
+}
+
+fn assert_no_code(pid: i32) {
+    assert!(!makes_code(pid));
+    // One filter more than an ordinary worker has.
+    let status = fs::read_to_string(format!("/proc/{pid}/status")).expect("it lives");
+    assert!(status.contains("Seccomp_filters:\t3"), "{status}");
+}
+
+#[test]
+fn an_expelled_tenant_is_refused_and_told_how_that_is_lifted() {
+    let daemon = Daemon::start(SHARING);
+    daemon.run("neighbour", "() => 1");
+    daemon.run("t", "() => 1");
+    std::thread::scope(|scope| {
+        let run = scope.spawn(|| {
+            daemon.load("t", &json!({ "code": "() => new Promise((r) => setTimeout(r, 9000))" })).problem(403)
+        });
+        daemon.wait_for("/v1/tenants/t", |tenant| tenant["inFlight"] == 1);
+        order(&daemon, "t", "expelled");
+        let problem = run.join().expect("the run is answered");
+        assert!(problem.contains("a test") && problem.contains("enisle cordon t --lift"), "{problem}");
+    });
+    let answer = daemon.load("t", &json!({ "code": "() => 1" }));
+    assert_eq!(answer.json()["type"], "urn:enisle:problem:expelled");
+    assert_eq!(daemon.run("neighbour", "() => 2")["result"], 2, "whoever lived beside it lives on");
+    daemon.request("DELETE", "/v1/tenants/t/cordon?reason=sorry", b"").ok();
+    assert_eq!(daemon.run("t", "() => 3")["result"], 3);
+}
+
+#[test]
+fn a_spinner_is_alone_after_some_seconds_and_its_score_says_why() {
+    let daemon = Daemon::start(SHARING);
+    daemon.run("neighbour", "() => 1");
+    daemon.run("t", "() => 1");
+    let shared = daemon.worker_of("t");
+    // While a run goes on: one of them is enough.
+    let spin = json!({ "code": SPIN, "limits": { "cpuMs": 60000, "wallMs": 60000 } });
+    let policy = json!({ "limits": { "cpuMs": 60000, "wallMs": 60000 } }).to_string();
+    daemon.request("PUT", "/v1/tenants/t", policy.as_bytes()).ok();
+    std::thread::scope(|scope| {
+        let run = scope.spawn(|| daemon.load("t", &spin));
+        let cordon = daemon.wait_for("/v1/tenants/t", |tenant| tenant["cordon"]["level"] == "solo")["cordon"].clone();
+        let busy = cordon["signals"].as_array().expect("a list").iter().find(|known| known["signal"] == "busy");
+        let busy = busy.unwrap_or_else(|| panic!("{cordon}"));
+        assert_eq!((&busy["source"], &busy["certain"]), (&json!("kernel"), &json!(true)));
+        lives(&daemon, "t", "solo");
+        order(&daemon, "t", "expelled");
+        run.join().expect("the run is answered").problem(403);
+    });
+    assert_eq!(daemon.worker_of("neighbour"), shared, "the neighbour has not moved");
+    assert!(cordon_of(&daemon, "neighbour")["score"].as_f64().is_some_and(|score| score < 30.0));
+}
+
+#[test]
+fn a_memory_bomb_is_alone_after_some_seconds() {
+    let daemon = Daemon::start(SHARING);
+    daemon.run("neighbour", "() => 1");
+    daemon.run("t", "() => 1");
+    let bomb = "() => { const a = []; for (let i = 0; ; i++) a.push({ i, s: 'x' + i }) }";
+    let done = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            while !done.load(Ordering::SeqCst) {
+                let run = daemon.load("t", &json!({ "code": bomb, "limits": { "memoryMb": 64 } })).ok();
+                assert!(run["outcome"].as_str().is_some_and(|outcome| outcome.starts_with("exceeded")), "{run}");
+            }
+        });
+        let _guard = SetOnDrop(&done);
+        lives(&daemon, "t", "solo");
+    });
+    assert_eq!(cordon_of(&daemon, "neighbour")["level"], "shared");
+}
+
+#[test]
+fn who_takes_a_worker_is_suspected_in_company_and_judged_alone() {
+    let daemon = Daemon::start(SHARING);
+    daemon.run("neighbour", "() => 1");
+    daemon.run("t", "() => 1");
+    let hard_kill = json!({ "code": HARD_KILL, "limits": { "cpuMs": 20 } });
+    assert_eq!(daemon.load("t", &hard_kill).ok()["outcome"], "exceededCpu");
+    let cordon = cordon_of(&daemon, "t");
+    assert_eq!((&cordon["level"], &cordon["signals"][0]["certain"]), (&json!("solo"), &json!(false)), "{cordon}");
+    assert!(cordon["score"].as_f64().is_some_and(|score| score < 60.0) && cordon["suspectedUntilUnixMs"].is_u64());
+    for _ in 0..2 {
+        assert_eq!(daemon.load("t", &hard_kill).ok()["cordon"], "solo");
+    }
+    let cordon = cordon_of(&daemon, "t");
+    assert!(cordon["score"].as_f64().is_some_and(|score| (60.0..90.0).contains(&score)), "{cordon}");
+    assert_eq!(cordon["level"], "solo", "a nuisance is never sealed");
+    assert_eq!(daemon.run("neighbour", "() => 2")["cordon"], "shared");
+}
+
+#[test]
+fn a_tenant_moves_under_load_and_no_run_is_lost_or_run_twice() {
+    let daemon = Daemon::start(&format!("{SHARING}[defaults.quota]\nper_second = 100000\nburst = 100000\n"));
+    let (done, asked) = (AtomicBool::new(false), [AtomicU64::new(0), AtomicU64::new(0)]);
+    for tenant in ["mover", "neighbour"] {
+        daemon.run(tenant, "() => 1");
+    }
+    std::thread::scope(|scope| {
+        for (tenant, asked) in ["mover", "neighbour"].iter().zip(&asked) {
+            for _ in 0..4 {
+                let (daemon, done) = (&daemon, &done);
+                scope.spawn(move || {
+                    while !done.load(Ordering::SeqCst) {
+                        let number = asked.fetch_add(1, Ordering::SeqCst);
+                        let run = daemon.load(tenant, &json!({ "code": "(n) => n", "args": [number] })).ok();
+                        assert_eq!((&run["outcome"], &run["result"]), (&json!("ok"), &json!(number)), "{run}");
+                    }
+                });
+            }
+        }
+        let _guard = SetOnDrop(&done);
+        for level in ["solo", "sealed"] {
+            order(&daemon, "mover", level);
+            lives(&daemon, "mover", level);
+            let begun = asked[0].load(Ordering::SeqCst);
+            wait_until("some runs", || asked[0].load(Ordering::SeqCst) > begun + 20);
+        }
+        daemon.request("DELETE", "/v1/tenants/mover/cordon?reason=x", b"").ok();
+        lives(&daemon, "mover", "shared");
+    });
+    for (tenant, asked) in ["mover", "neighbour"].iter().zip(asked) {
+        let usage = daemon.get(&format!("/v1/tenants/{tenant}"))["usage"].clone();
+        // The clients' own count, against what went out to workers and what came to an end.
+        let asked = asked.into_inner() + 1;
+        assert_eq!((usage["begun"].as_u64(), usage["runs"].as_u64()), (Some(asked), Some(asked)), "{tenant}: {usage}");
+    }
+    assert_eq!(events(&daemon, "rehomed", "mover").len(), 3);
+    assert!(events(&daemon, "drained", "mover").iter().all(|drained| drained["fenced"] == false));
+}
+
+#[test]
+fn a_run_that_does_not_end_is_fenced_and_begun_again_in_the_new_home() {
+    let daemon = Daemon::start(&format!("{SHARING}[cordon]\ndrain_secs = 1\n"));
+    let once = "() => new Promise((r) => setTimeout(() => r('done'), 4000))";
+    std::thread::scope(|scope| {
+        let run = scope.spawn(|| daemon.run("t", once));
+        daemon.wait_for("/v1/tenants/t", |tenant| tenant["usage"]["begun"] == 1);
+        order(&daemon, "t", "solo");
+        let run = run.join().expect("the run is answered");
+        assert_eq!((&run["result"], &run["cordon"]), (&json!("done"), &json!("solo")), "{run}");
+    });
+    let usage = daemon.get("/v1/tenants/t")["usage"].clone();
+    let counts = (usage["begun"].as_u64(), usage["runs"].as_u64(), usage["fenced"].as_u64());
+    assert_eq!(counts, (Some(2), Some(1), Some(1)), "one end of two counts");
+    assert_eq!(events(&daemon, "fenced", "t").len(), 1);
+}
+
+#[test]
+fn risky_tenants_are_refused_where_there_is_no_room_and_never_put_beside_others() {
+    let daemon = Daemon::start(&format!("{SHARING}[cordon]\nmax_alone = 1\nqueue_secs = 1\n"));
+    for tenant in ["a", "b", "c"] {
+        daemon.run(tenant, "() => 1");
+    }
+    order(&daemon, "a", "solo");
+    lives(&daemon, "a", "solo");
+    std::thread::scope(|scope| {
+        let waits = "() => new Promise((r) => setTimeout(() => r('done'), 6000))";
+        let busy = scope.spawn(|| daemon.run("a", waits));
+        daemon.wait_for("/v1/tenants/a", |tenant| tenant["inFlight"] == 1);
+        order(&daemon, "b", "sealed");
+        let told = || !events(&daemon, "noRoom", "b").is_empty();
+        wait_until("that there is no room", told);
+        let problem = daemon.load("b", &json!({ "code": "() => 1" })).problem(503);
+        assert!(problem.contains("cordon.max_alone"), "{problem}");
+        assert_eq!(daemon.run("c", "() => 2")["cordon"], "shared");
+        assert_eq!(busy.join().expect("the run is answered")["result"], "done");
+    });
+    // Idle, the one makes room for the other.
+    assert_eq!(daemon.run("b", "() => 3")["cordon"], "sealed");
+    let workers = daemon.get("/v1/workers");
+    let alone = workers.as_array().expect("a list").iter().filter(|worker| worker["cordon"] != "shared");
+    assert!(alone.clone().count() <= 1 && alone.clone().all(|worker| worker["tenants"].as_array().unwrap().len() <= 1));
+}
+
+#[test]
+fn how_a_tenant_stands_survives_a_daemon_that_was_killed() {
+    let daemon = Daemon::start(SHARING);
+    daemon.run("t", "() => 1");
+    order(&daemon, "t", "sealed");
+    order(&daemon, "u", "expelled");
+    lives(&daemon, "t", "sealed");
+    let written = |daemon: &Daemon| daemon.get("/v1/audit")["seq"].as_u64().is_some_and(|seq| seq >= 4);
+    wait_until("the audit log", || written(&daemon));
+    let folder = daemon.kill_hard();
+    let daemon = Daemon::start_in(folder, SHARING);
+    assert_eq!(daemon.run("t", "() => 2")["cordon"], "sealed");
+    assert!(daemon.load("u", &json!({ "code": "() => 1" })).problem(403).contains("expelled"));
+}
+
+#[test]
+fn a_database_that_is_broken_is_told_of_and_kept_aside() {
+    let daemon = Daemon::start(SHARING);
+    order(&daemon, "t", "sealed");
+    let folder = daemon.kill_hard();
+    let path = folder.path().join("state/standings.redb");
+    let mut bytes = fs::read(&path).expect("the database is there");
+    // Its beginning still says what it is.
+    bytes.iter_mut().skip(64).for_each(|byte| *byte = 0xa5);
+    fs::write(&path, &bytes).expect("it is ours");
+    let daemon = Daemon::start_in(folder, SHARING);
+    let broken: Vec<_> = daemon.events().into_iter().filter(|event| event["event"] == "recordBroken").collect();
+    assert!(broken.len() == 1 && broken[0]["what"].as_str().is_some_and(|what| what.contains("standings.redb.broken")));
+    let names = fs::read_dir(daemon.folder.path().join("state")).expect("a folder");
+    let names: BTreeSet<_> = names.map(|entry| entry.expect("an entry").file_name().into_string().unwrap()).collect();
+    assert!(names.iter().any(|name| name.starts_with("standings.redb.broken")), "{names:?}");
+    assert_eq!(daemon.run("t", "() => 1")["result"], 1);
+}
+
+#[test]
+fn tenants_with_secrets_and_tenants_of_other_trust_live_apart() {
+    let daemon = Daemon::start(SHARING);
+    for (tenant, policy) in [
+        ("plain", json!({})),
+        ("other", json!({})),
+        ("acme-1", json!({ "owner": "acme", "secrets": ["KEY"] })),
+        ("acme-2", json!({ "owner": "acme" })),
+        ("known", json!({ "trust": "trusted" })),
+    ] {
+        daemon.request("PUT", &format!("/v1/tenants/{tenant}"), policy.to_string().as_bytes()).ok();
+        assert_eq!(daemon.run(tenant, "() => 1")["cordon"], "shared");
+    }
+    let home = |tenant: &str| daemon.worker_of(tenant);
+    assert_eq!(home("plain"), home("other"));
+    assert!(home("acme-1") != home("plain") && home("known") != home("plain") && home("known") != home("acme-1"));
+    // The owner's other tenant came to where there was room first; it may be beside either.
+    assert!([home("plain"), home("acme-1")].contains(&home("acme-2")));
+}
+
+#[test]
+fn the_workers_own_word_counts_a_little_and_moves_nobody() {
+    let daemon = Daemon::start(SHARING);
+    for _ in 0..20 {
+        daemon.run("t", "() => import('node:fs')");
+        daemon.run("t", "() => eval('1')");
+    }
+    let cordon = cordon_of(&daemon, "t");
+    let signals: Vec<_> =
+        cordon["signals"].as_array().expect("a list").iter().map(|known| known["signal"].clone()).collect();
+    assert!(signals.contains(&json!("deniedImport")) && signals.contains(&json!("deniedCode")), "{cordon}");
+    assert!(cordon["score"].as_f64().is_some_and(|score| score > 10.0 && score < 30.0), "{cordon}");
+    assert_eq!(cordon["level"], "shared");
+}
