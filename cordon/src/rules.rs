@@ -41,6 +41,8 @@ pub struct Rules {
     pub back_after_secs: u64,
     /// Whoever took a process that others were in lives alone for so long, whatever its score; twice as long each further time.
     pub suspicion_secs: u64,
+    /// Those who were in a process that died for nobody knows what are kept in halves for so long.
+    pub unexplained_secs: u64,
     /// What the worker's own word amounts to, all of it together.
     pub advisory_most: f64,
     /// What happened beside a tenant amounts to, all of it together.
@@ -65,6 +67,8 @@ impl Default for Rules {
             back_below: 20.0,
             back_after_secs: DAY,
             suspicion_secs: 10 * MINUTE,
+            // Long enough for one that does it again; short, for it can be done to others.
+            unexplained_secs: HOUR,
             advisory_most: 15.0,
             share_most: 15.0,
             nuisance_most: 85.0,

@@ -96,21 +96,22 @@ impl Score {
 
 /// What contributions come to.
 ///
-/// Evidence that is certain counts whole. Everything else of a tenant's own, the worker's word within its bound, stays
-/// below `sealed`. What others may have caused (a share, and what happened in company) counts only up to just below `solo`:
-/// nobody can push a neighbour over it.
+/// Evidence that is certain counts whole. Everything else of a tenant's own stays below `sealed`. What others may have caused (a
+/// share, and what happened in company) and what only the worker says count up to just below `solo`: nobody can push a
+/// neighbour over it, and no worker its tenant.
 #[must_use]
 pub fn total(contributions: &[Contribution], rules: &Rules) -> f64 {
     let sum = |wanted: &dyn Fn(&Contribution) -> bool| -> f64 {
         contributions.iter().filter(|known| wanted(known)).map(|known| known.points).sum()
     };
     let of = |kind: Kind| sum(&|known| known.certain && known.signal.kind() == kind);
-    let nuisance = of(Kind::Nuisance) + of(Kind::Prior) + of(Kind::Advisory).min(rules.advisory_most);
-    let own = of(Kind::Evidence) + nuisance.min(rules.nuisance_most);
+    let own = of(Kind::Evidence) + (of(Kind::Nuisance) + of(Kind::Prior)).min(rules.nuisance_most);
     if own >= rules.solo {
         return own;
     }
-    let others = sum(&|known| !known.certain) + of(Kind::Share).min(rules.share_most);
+    let others = sum(&|known| !known.certain)
+        + of(Kind::Share).min(rules.share_most)
+        + of(Kind::Advisory).min(rules.advisory_most);
     (own + others).min(own.max(rules.solo - 1.0))
 }
 

@@ -26,8 +26,9 @@ pub struct ShapeRules {
     pub faults: u64,
     /// What a run needs: making and disposing of an isolate, and some garbage.
     pub faults_per_run: u64,
-    /// Of the last sixty windows so many busy ones, with fewer messages than windows, are a minute of computing.
-    pub compute_windows: u32,
+    /// Sixty windows in which the thread ran for this part of the time in which it could count as busy by themselves, however
+    /// the work was spread; with fewer messages than windows also as a minute of computing.
+    pub minute_share: f64,
     /// Messages of a window from which on their rhythm is looked at.
     pub messages: u64,
     /// They are small up to so many bytes on average,
@@ -54,7 +55,7 @@ impl Default for ShapeRules {
             streak: 2,
             faults: 10_000,
             faults_per_run: 512,
-            compute_windows: 45,
+            minute_share: 0.5,
             messages: 50,
             message_bytes: 256,
             regular: 0.3,
@@ -106,10 +107,9 @@ pub struct Shape {
     paging: u32,
     regular: u32,
     mispredicting: u32,
-    /// The last sixty windows: whether each was busy, the newest in the lowest bit, and how many there are.
-    minute: u64,
+    /// Where the present minute began, and how many windows it has.
+    minute: Option<Sample>,
     windows: u32,
-    minute_messages: u64,
     /// When a long life was last told of.
     told_long_lived_ms: u64,
 }
@@ -155,20 +155,31 @@ impl Shape {
         if sample.log_bytes.saturating_sub(last.log_bytes) >= rules.log_bytes {
             signals.push(Signal::LogFlood);
         }
-        self.minute = self.minute << 1 | u64::from(busy);
-        self.windows += 1;
-        self.minute_messages += sample.messages.count.saturating_sub(last.messages.count);
-        if self.windows == MINUTE_WINDOWS {
-            let quiet = self.minute_messages < u64::from(MINUTE_WINDOWS);
-            if quiet && self.minute.count_ones() >= rules.compute_windows {
-                signals.push(Signal::ComputeOnly);
-            }
-            (self.minute, self.windows, self.minute_messages) = (0, 0, 0);
-        }
+        self.look_at_minute(&last, &sample, rules, &mut signals);
         if self.lives_long(&sample, rules) {
             signals.push(Signal::LongLived);
         }
         signals
+    }
+
+    /// Work that is spread so that no window is busy is seen over a minute.
+    fn look_at_minute(&mut self, last: &Sample, sample: &Sample, rules: &ShapeRules, signals: &mut Vec<Signal>) {
+        let begin = *self.minute.get_or_insert(*last);
+        self.windows += 1;
+        if self.windows < MINUTE_WINDOWS {
+            return;
+        }
+        let (runs, elapsed) = (sample.runs.saturating_sub(begin.runs), sample.at.since(begin.at));
+        let rules = &ShapeRules { busy_share: rules.minute_share, ..*rules };
+        if is_busy(&begin, sample, elapsed, runs, rules) {
+            if !signals.contains(&Signal::Busy) {
+                signals.push(Signal::Busy);
+            }
+            if sample.messages.count.saturating_sub(begin.messages.count) < u64::from(MINUTE_WINDOWS) {
+                signals.push(Signal::ComputeOnly);
+            }
+        }
+        (self.minute, self.windows) = (None, 0);
     }
 
     /// Once an hour, of an isolate that lives long and is called much.
@@ -274,6 +285,17 @@ mod tests {
         assert_eq!((count(&silent, Signal::Busy), count(&silent, Signal::ComputeOnly)), (59, 1));
         let talks = watch(60, |last| Sample { ran_ms: last.ran_ms + 990, messages: messages(last, 40), ..last });
         assert_eq!((count(&talks, Signal::Busy), count(&talks, Signal::ComputeOnly)), (59, 0));
+    }
+
+    #[test]
+    fn work_that_is_spread_is_seen_after_a_minute() {
+        let halves = watch(120, |last| {
+            let (second, ran_ms) = (last.at.0 / 1000, last.ran_ms);
+            Sample { ran_ms: ran_ms + if second.is_multiple_of(2) { 950 } else { 150 }, ..last }
+        });
+        assert_eq!((count(&halves, Signal::Busy), count(&halves, Signal::ComputeOnly)), (2, 2));
+        let modest = watch(120, |last| Sample { ran_ms: last.ran_ms + 400, ..last });
+        assert_eq!(modest.iter().flatten().count(), 0);
     }
 
     #[test]

@@ -10,6 +10,7 @@
 
 mod cases;
 mod checks;
+mod cordons;
 mod rounds;
 mod soak;
 mod usage;
@@ -271,6 +272,19 @@ fn main() -> ExitCode {
         println!("{} {:<16} {title:<72} {with}", if as_expected { ' ' } else { '!' }, "soak");
         rows.push(Row { id: "soak", title, with, without: String::new(), as_expected, residual: false });
     }
+    if only.as_deref().is_none_or(|only| only == "cordons") {
+        for (title, result) in [
+            ("who probes system calls or cages is moved out, sealed, expelled", cordons::probes(&program)),
+            ("who is made to stumble by a neighbour is not pushed out", cordons::pushes(&program)),
+        ] {
+            let (as_expected, with) = match result {
+                Ok(found) => (true, format!("holds: {found}")),
+                Err(found) => (false, format!("DOES NOT HOLD: {found}")),
+            };
+            println!("{} {:<16} {title:<72} {with}", if as_expected { ' ' } else { '!' }, "cordons");
+            rows.push(Row { id: "cordons", title, with, without: String::new(), as_expected, residual: false });
+        }
+    }
     if let Some(file) = after("--json") {
         std::fs::write(file, as_json(&rows)).expect("the table is written");
     }
@@ -291,7 +305,8 @@ fn as_json(rows: &[Row]) -> String {
 /// At most one row of ten may be residual.
 fn conclude(rows: &[Row]) -> ExitCode {
     let number = |row: &Row| row.id.split(' ').next().unwrap_or_default();
-    let catalogue: std::collections::BTreeSet<_> = rows.iter().map(number).filter(|id| *id != "soak").collect();
+    let catalogue: std::collections::BTreeSet<_> =
+        rows.iter().map(number).filter(|id| !matches!(*id, "soak" | "cordons")).collect();
     let residual: std::collections::BTreeSet<_> = rows.iter().filter(|row| row.residual).map(number).collect();
     let not_shown = rows.iter().filter(|row| row.without.starts_with("not shown") && !row.residual).count();
     let failed = rows.iter().filter(|row| !row.as_expected).count();

@@ -68,7 +68,7 @@ fn the_state_of_the_daemon_can_be_looked_at() {
     let daemon = Daemon::start(SHARING);
     daemon.run("acme", "() => 1");
     assert!(text(&enisle(&daemon, &["ps"], "").stdout).contains("acme"));
-    assert!(text(&enisle(&daemon, &["inspect", "acme"], "").stdout).contains("\"runs\": 1"));
+    assert!(text(&enisle(&daemon, &["inspect", "acme"], "").stdout).contains("runs 1,"));
     assert!(text(&enisle(&daemon, &["events"], "").stdout).contains("admitted"));
     let doctor: Value = serde_json::from_slice(&enisle(&daemon, &["doctor", "--json"], "").stdout).expect("JSON");
     assert_eq!(doctor["layers"].as_array().map(Vec::len), Some(enisle_hardening::Layer::ALL.len()));
@@ -91,4 +91,43 @@ fn standalone_needs_no_daemon_and_leaves_none() {
     let left: Vec<_> =
         fs::read_dir(folder.path()).expect("a folder").map(|entry| entry.expect("an entry").file_name()).collect();
     assert_eq!(left, ["s.js"]);
+}
+
+#[test]
+fn cordons_and_the_audit_log_from_the_command_line() {
+    let daemon = Daemon::start(SHARING);
+    let socket = daemon.socket();
+    let enisle = |arguments: &[&str]| {
+        let out = Command::new(programs().join("enisle"))
+            .args(arguments)
+            .env("ENISLE_SOCKET", &socket)
+            .output()
+            .expect("enisle runs");
+        let said = String::from_utf8_lossy(&out.stdout).into_owned() + &String::from_utf8_lossy(&out.stderr);
+        (out.status.code().unwrap_or(-1), said)
+    };
+    daemon.run("t", "() => 1");
+    assert_eq!(enisle(&["cordon", "t", "sealed", "--reason", "looks & smells"]).0, 0);
+    let (code, inspected) = enisle(&["inspect", "t"]);
+    assert!(code == 0 && inspected.contains("t: sealed") && inspected.contains("looks & smells"), "{inspected}");
+    assert_eq!(enisle(&["cordon", "t", "--lift", "--reason", "was fine & well"]).0, 0);
+    assert!(enisle(&["inspect", "t"]).1.contains("lifted it: was fine & well"));
+    assert_eq!(enisle(&["cordon", "t", "--reason", "x"]).0, 2, "neither a level nor --lift");
+    assert_eq!(enisle(&["cordon", "t", "solo"]).0, 2, "no reason");
+    assert_eq!(enisle(&["cordon", "t", "shared", "--reason", "x"]).0, 2);
+    assert!(enisle(&["events"]).1.contains("cordoned"));
+    // Two orders and the two moves that came of them.
+    enisle_tests::wait_until("the audit log", || daemon.get("/v1/audit")["seq"] == 4);
+    let (code, verified) = enisle(&["audit", "verify"]);
+    assert!(code == 0 && verified.starts_with("4 lines in 1 files are whole"), "{verified}");
+
+    let file = daemon.folder.path().join("state/audit/audit.jsonl");
+    let lines = std::fs::read_to_string(&file).expect("a log");
+    let shorter: Vec<_> = lines.lines().take(3).collect();
+    std::fs::write(&file, shorter.join("\n") + "\n").expect("it is ours");
+    let (code, verified) = enisle(&["audit", "verify"]);
+    assert!(code == 1 && verified.contains("missing at the end"), "{verified}");
+    std::fs::write(&file, lines.replace("looks", "seems")).expect("it is ours");
+    let (code, verified) = enisle(&["audit", "verify", &file.parent().expect("a folder").to_string_lossy()]);
+    assert!(code == 1 && verified.contains("line 1") && verified.contains("changed"), "{verified}");
 }

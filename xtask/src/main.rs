@@ -5,6 +5,7 @@
 mod bench;
 mod demo;
 mod http;
+mod sim;
 mod test;
 mod v8;
 
@@ -24,6 +25,9 @@ enum Task {
     /// Measure.
     #[command(subcommand)]
     Bench(bench::Bench),
+    /// Weeks of many tenants in seconds, through the engine that decides about cordons.
+    #[command(subcommand)]
+    Sim(sim::Sim),
     /// The V8 archive: where it is, building it, checking it.
     #[command(subcommand)]
     V8(v8::V8),
@@ -45,6 +49,7 @@ fn run(task: Task) -> Result<()> {
         Task::Demo => demo::run(),
         Task::Test(options) => test::run(&options),
         Task::Bench(bench) => bench::run(bench),
+        Task::Sim(sim) => sim::run(&sim),
         Task::V8(command) => v8::run(command),
     }
 }

@@ -45,6 +45,15 @@ pub(crate) fn segment(name: &str) -> Result<&str, Failure> {
     Ok(name)
 }
 
+/// Text as the value of a parameter (RFC 3986, section 2.1).
+pub(crate) fn encoded(text: &str) -> String {
+    let byte = |byte: u8| match byte {
+        b'a'..=b'z' | b'A'..=b'Z' | b'0'..=b'9' | b'-' | b'.' | b'_' | b'~' => char::from(byte).to_string(),
+        _ => format!("%{byte:02X}"),
+    };
+    text.bytes().map(byte).collect()
+}
+
 impl Client {
     pub(crate) fn new(socket: PathBuf) -> Self {
         Self { socket }
@@ -75,6 +84,14 @@ impl Client {
 
     pub(crate) async fn post(&self, path: &str, body: Vec<u8>) -> Result<Value, ClientError> {
         parse(self.send(Method::POST, path, body).await?).await
+    }
+
+    pub(crate) async fn put(&self, path: &str, body: Vec<u8>) -> Result<Value, ClientError> {
+        parse(self.send(Method::PUT, path, body).await?).await
+    }
+
+    pub(crate) async fn delete(&self, path: &str) -> Result<Value, ClientError> {
+        parse(self.send(Method::DELETE, path, Vec::new()).await?).await
     }
 
     /// Calls `each` with every line of the answer, as it comes.

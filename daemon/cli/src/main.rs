@@ -14,7 +14,9 @@ macro_rules! outln {
     };
 }
 
+mod audit;
 mod client;
+mod cordon;
 mod doctor;
 mod run;
 mod show;
@@ -49,11 +51,16 @@ enum Command {
     Load(run::LoadRequest),
     /// The worker processes and who lives in them.
     Ps,
-    /// One tenant: policy, where it lives, what it used.
+    /// One tenant: how far out it lives and why, its policy, what it used.
     Inspect {
         /// The tenant's name.
         tenant: String,
     },
+    /// Keep a tenant further out, or let it in again.
+    Cordon(cordon::Change),
+    /// The log of every decision.
+    #[command(subcommand)]
+    Audit(audit::Audit),
     /// What happened; with `-f` also what happens next.
     Events {
         /// Go on until interrupted.
@@ -78,6 +85,8 @@ enum Failure {
     Usage(String),
     #[error("{0}")]
     Standalone(String),
+    #[error("{0}")]
+    Broken(String),
 }
 
 impl Failure {
@@ -86,6 +95,7 @@ impl Failure {
             Self::Usage(_) => 2,
             Self::Client(ClientError::Problem { status: 400..=402 | 404..=428, .. }) => 2,
             Self::Client(ClientError::Problem { .. } | ClientError::Unreachable { .. }) => 3,
+            Self::Broken(_) => 1,
             Self::Client(ClientError::Broken(_)) | Self::Standalone(_) => 70,
         }
     }
@@ -120,9 +130,11 @@ async fn act(arguments: Arguments) -> Result<u8, Failure> {
             Ok(0)
         }
         Command::Inspect { tenant } => {
-            show::value(&client.get(&format!("/v1/tenants/{}", client::segment(&tenant)?)).await?, json);
+            cordon::inspect(&client.get(&format!("/v1/tenants/{}", client::segment(&tenant)?)).await?, json);
             Ok(0)
         }
+        Command::Cordon(change) => cordon::change(change, &client, json).await,
+        Command::Audit(audit::Audit::Verify { folder }) => audit::verify(folder, &client, json).await,
         Command::Events { follow } => {
             let path = if follow { "/v1/events?follow=1" } else { "/v1/events" };
             client.lines(path, |line| show::event(line, json)).await?;

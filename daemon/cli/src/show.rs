@@ -11,7 +11,7 @@ pub(crate) fn value(value: &Value, as_json: bool) {
 }
 
 /// `text` without control characters but line ends and tabs.
-fn safe(text: &str) -> String {
+pub(crate) fn safe(text: &str) -> String {
     let mut out = String::with_capacity(text.len());
     for c in text.chars() {
         if c.is_control() && !matches!(c, '\n' | '\t') {

@@ -237,14 +237,20 @@ impl Daemon {
             let fitted = if level == Level::Sealed { self.sealed(&job, tenant).await } else { job.clone() };
             let ended = resident.run(fitted).await;
             // What comes from a home that the tenant has left does not count, whatever it says.
-            if !tenant.accepts(resident.token) && !matches!(ended, Ended::NotBegun) {
+            let own_word = match &ended {
+                Ended::NotBegun => true,
+                // A run that had to leave the old home was canceled by us.
+                Ended::Judged(finished) => finished.outcome != Outcome::Canceled,
+                Ended::Done(_) | Ended::Lost(_) => false,
+            };
+            if !own_word && !tenant.accepts(resident.token) {
                 tenant.usage().fenced += 1;
                 let (tenant, run) = (tenant.name.to_string(), id.to_string());
                 self.events.tell(What::Fenced { tenant, run, token: resident.token });
                 continue;
             }
             match ended {
-                Ended::Done(finished) => {
+                Ended::Done(finished) | Ended::Judged(finished) => {
                     tenant.note_end();
                     self.note(tenant, id, &finished);
                     return Ok(Report { id, finished: *finished, level });

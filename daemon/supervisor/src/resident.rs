@@ -37,7 +37,10 @@ const BACKSTOP: Duration = Duration::from_secs(5);
 /// How a job ended.
 #[derive(Debug)]
 pub(crate) enum Ended {
+    /// By the worker's word.
     Done(Box<Finished>),
+    /// By the supervisor's own judgement, from how the process ended.
+    Judged(Box<Finished>),
     /// The worker died under it.
     Lost(Lost),
     /// The resident was gone before the run began.
@@ -498,7 +501,7 @@ impl Speaker {
         };
         match cause {
             None => Ended::Lost(Lost { why: death.to_string(), anothers_doing: self.worker.blames_another(self.slot) }),
-            Some((outcome, message)) => Ended::Done(Box::new(Finished {
+            Some((outcome, message)) => Ended::Judged(Box::new(Finished {
                 outcome,
                 result: None,
                 error: Some(ScriptError { name: error_name(outcome).to_owned(), message, stack: None }),

@@ -126,7 +126,7 @@ impl Warden {
     pub(crate) fn saw_unexplained_death(&self, tenants: &[Arc<Tenant>]) {
         let death = self.deaths.fetch_add(1, Ordering::Relaxed);
         for (tenant, case) in tenants.iter().zip(bisect(tenants.len(), death)) {
-            tenant.suspect(case, self.rules.suspicion_secs);
+            tenant.suspect(case, self.rules.unexplained_secs);
             self.saw(tenant, &[Seen::certain(Signal::Unattributed)]);
         }
     }

@@ -1,0 +1,108 @@
+//! Cordons end to end, against tenants with native code: whoever probes is moved, and who is made to stumble is not moved for
+//! good.
+
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use enisle_tests::Daemon;
+use serde_json::{Value, json};
+
+/// A second is enough for a suspicion here, so that its end can be seen.
+fn config(worker: &Path) -> String {
+    let worker = worker.display().to_string();
+    format!("[workers]\nprogram = {worker:?}\n[cordon.rules]\nsuspicion_secs = 1\nunexplained_secs = 1\n")
+}
+
+fn attack(daemon: &Daemon, tenant: &str, code: &str) -> Value {
+    daemon.load(tenant, &json!({ "code": code, "props": { "attack": true } })).ok()
+}
+
+fn tenant(daemon: &Daemon, name: &str) -> Value {
+    daemon.get(&format!("/v1/tenants/{name}"))
+}
+
+/// Waits until a tenant has a home of that level, ready for runs, or is expelled; how long that took.
+fn until(daemon: &Daemon, name: &str, level: &str, begun: Instant) -> Duration {
+    daemon.wait_for(&format!("/v1/tenants/{name}"), |tenant| {
+        tenant["cordon"]["level"] == level && (level == "expelled" || tenant["resident"]["cordon"] == level)
+    });
+    begun.elapsed()
+}
+
+const SYSTEM_CALL: &str = "() => { attack.syscall(57n); return 'went on' }";
+const ANOTHER_CAGE: &str = "() => { const mine = attack.self()[1] & ~4095n;
+    for (const k of [-1n, 1n]) { const at = mine + k * 2n ** 41n + (1n << 40n); if (attack.probe(at) > 0) attack.read(at, 1n) }
+    attack.syscall(57n); return 'went on' }";
+
+/// A tenant that probes is out of company at once, sealed when it does it again, and expelled the third time.
+pub(crate) fn probes(worker: &Path) -> Result<String, String> {
+    let mut slowest = Duration::ZERO;
+    for code in [SYSTEM_CALL, ANOTHER_CAGE] {
+        let daemon = Daemon::start(&config(worker));
+        for name in ["neighbour", "prober"] {
+            daemon.run(name, "() => 1");
+        }
+        if daemon.worker_of("neighbour") != daemon.worker_of("prober") {
+            return Err("they were not in one process".to_owned());
+        }
+        for level in ["solo", "sealed", "expelled"] {
+            let begun = Instant::now();
+            let run = attack(&daemon, "prober", code);
+            if run["outcome"] != "violation" {
+                return Err(format!("on its way to {level}: {run}"));
+            }
+            slowest = slowest.max(until(&daemon, "prober", level, begun));
+        }
+        let refused = daemon.load("prober", &json!({ "code": "() => 1" })).problem(403);
+        if !refused.contains("--lift") {
+            return Err(refused);
+        }
+        let neighbour = tenant(&daemon, "neighbour");
+        let score = neighbour["cordon"]["score"].as_f64().unwrap_or(f64::MAX);
+        if neighbour["cordon"]["level"] != "shared" || score >= 30.0 {
+            return Err(format!("the neighbour was moved too: {neighbour}"));
+        }
+    }
+    Ok(format!("solo, sealed, expelled; from the attack to a new home {} ms at the most", slowest.as_millis()))
+}
+
+/// Overwrites the stack of whoever lives beside the caller, who stumbles over it with the next run.
+const PUSH: &str = "() => { let written = 0; const mine = attack.self()[1] & ~4095n;
+    for (const k of [-1n, 1n]) for (let at = mine + k * 2n ** 41n; attack.probe(at) === -1; at++) { attack.write(at, 0x41n); written++ }
+    return written }";
+
+/// An attacker makes its neighbour's thread stumble, again and again: the neighbour's score stays below the cordon, and when
+/// the suspicion is over it is back in company.
+pub(crate) fn pushes(worker: &Path) -> Result<String, String> {
+    let daemon = Daemon::start(&config(worker));
+    let (mut most, mut stumbles) = (0.0_f64, 0);
+    for round in 0..3 {
+        let pusher = format!("pusher-{round}");
+        for name in ["neighbour", &pusher] {
+            daemon.run(name, "() => 1");
+        }
+        until(&daemon, "neighbour", "shared", Instant::now());
+        daemon.run(&pusher, "() => 1");
+        if daemon.worker_of("neighbour") != daemon.worker_of(&pusher) {
+            return Err(format!("round {round}: they were not in one process"));
+        }
+        let pushed = attack(&daemon, &pusher, PUSH);
+        if pushed["result"].as_u64().is_none_or(|written| written == 0) {
+            return Err(format!("nothing was overwritten: {pushed}"));
+        }
+        let run = daemon.run("neighbour", "() => 'still here'");
+        if run["result"] != "still here" {
+            return Err(format!("the neighbour's run failed: {run}"));
+        }
+        let cordon = &tenant(&daemon, "neighbour")["cordon"];
+        let doubtful = |known: &Value| known["certain"] == false || known["signal"] == "unattributed";
+        stumbles += usize::from(cordon["signals"].as_array().is_some_and(|signals| signals.iter().any(doubtful)));
+        most = most.max(cordon["score"].as_f64().unwrap_or(f64::MAX));
+    }
+    until(&daemon, "neighbour", "shared", Instant::now());
+    match (stumbles, most < 60.0) {
+        (0, _) => Err("the neighbour never stumbled, so nothing was tried".to_owned()),
+        (_, false) => Err(format!("the neighbour's score reached {most}")),
+        _ => Ok(format!("on record in {stumbles} of 3 rounds; its score reached {most}, and it is back in company")),
+    }
+}

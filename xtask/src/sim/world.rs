@@ -1,0 +1,354 @@
+//! The simulated machine: tenants, processes, a clock, and the engine.
+
+use std::cmp::Reverse;
+use std::collections::{BTreeMap, BTreeSet, BinaryHeap};
+
+use enisle_cordon::place::bisect;
+use enisle_cordon::{
+    Bounds, Capacity, Case, Circumstances, Decision, Level, Placement, Process, Rules, Sample, Seen, Shape, Signal,
+    Standing, Time, Traits, decide, place,
+};
+use fastrand::Rng;
+
+use super::behaviour::{Act, BURST, DRAWN, KINDS, Kind, Label, policy};
+
+pub(super) const DAY: u64 = 24 * 3600 * 1000;
+const START: Time = Time(1_700_000_000_000);
+/// As on a machine with fifteen keys.
+const CAPACITY: Capacity = Capacity { keys: 14, cages: 90, share_without_keys: false };
+
+pub(super) struct Tenant {
+    pub(super) kind: &'static Kind,
+    standing: Standing,
+    traits: Traits,
+    around: Circumstances,
+    home: u32,
+    /// Alone until its process's death is explained, or in half of those who were there.
+    suspected: Option<(Option<Case>, Time)>,
+    pub(super) first_act: Option<Time>,
+    /// When it was first out of company by a decision, after it had acted.
+    pub(super) cordoned: Option<Time>,
+    /// It has ended a process itself.
+    pub(super) took: bool,
+    pub(super) worst: Level,
+    pub(super) most_score: f64,
+}
+
+#[derive(Debug, Default)]
+struct Home {
+    level: Level,
+    residents: BTreeSet<usize>,
+    places_used: usize,
+}
+
+/// What a simulation came to.
+#[derive(Debug, Default)]
+pub(super) struct Tally {
+    pub(super) decisions: usize,
+    /// At the end of every day: processes, of them alone, and tenants that deserve one.
+    pub(super) days: Vec<(usize, usize, usize)>,
+    /// Hours that some hostile tenant, after its first act, was beside a benign one: summed over the benign ones.
+    pub(super) exposed_hours: f64,
+}
+
+pub(super) struct World<'a> {
+    rules: &'a Rules,
+    rng: Rng,
+    pub(super) now: Time,
+    pub(super) tenants: Vec<Tenant>,
+    homes: BTreeMap<u32, Home>,
+    next_home: u32,
+    deaths: u64,
+    due: BinaryHeap<Reverse<(Time, usize, usize)>>,
+    pub(super) tally: Tally,
+}
+
+impl<'a> World<'a> {
+    /// So many tenants in the proportions of [`KINDS`], each in a home.
+    pub(super) fn new(tenants: usize, rules: &'a Rules, seed: u64) -> Self {
+        let mut world = World {
+            rules,
+            rng: Rng::with_seed(seed),
+            now: START,
+            tenants: Vec::new(),
+            homes: BTreeMap::new(),
+            next_home: 0,
+            deaths: 0,
+            due: BinaryHeap::new(),
+            tally: Tally::default(),
+        };
+        let mut kinds: Vec<_> =
+            KINDS.iter().flat_map(|kind| std::iter::repeat_n(kind, (kind.of_10k * tenants).div_ceil(10_000))).collect();
+        world.rng.shuffle(&mut kinds);
+        for (index, kind) in kinds.into_iter().take(tenants).enumerate() {
+            let (trust, owner) = policy(index);
+            let (holds_secrets, around) = (owner.is_some(), Circumstances { trust, outdated_engine: false });
+            let traits = Traits { owner, trust, holds_secrets, ..Traits::default() };
+            world.tenants.push(Tenant {
+                kind,
+                standing: Standing::new(START),
+                traits,
+                around,
+                home: u32::MAX,
+                suspected: None,
+                first_act: None,
+                cordoned: None,
+                took: false,
+                worst: Level::Shared,
+                most_score: 0.0,
+            });
+            for act in 0..kind.acts.len() {
+                world.schedule(index, act);
+            }
+        }
+        world.settle_everybody();
+        world
+    }
+
+    /// Lets so many days pass.
+    pub(super) fn run(&mut self, days: u64) {
+        for day in 1..=days {
+            let end = START.plus(day * DAY);
+            while let Some(Reverse((at, tenant, act))) = self.due.pop() {
+                if at >= end {
+                    self.due.push(Reverse((at, tenant, act)));
+                    break;
+                }
+                self.now = at;
+                self.perform(tenant, act);
+            }
+            self.now = end;
+            for tenant in 0..self.tenants.len() {
+                self.see(tenant, &[]);
+            }
+            // Workers that are a day old are left.
+            self.settle_everybody();
+            self.count_day();
+        }
+    }
+
+    /// The next time that a tenant does that: by chance, at its rate.
+    fn schedule(&mut self, tenant: usize, act: usize) {
+        let rate = self.tenants[tenant].kind.acts[act].0;
+        let days = -(1.0 - self.rng.f64()).ln() / rate;
+        #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "some days in milliseconds")]
+        let pause = (days * DAY as f64) as u64;
+        self.due.push(Reverse((self.now.plus(pause), tenant, act)));
+    }
+
+    fn perform(&mut self, tenant: usize, index: usize) {
+        self.schedule(tenant, index);
+        let (label, act) = (self.tenants[tenant].kind.label, self.tenants[tenant].kind.acts[index].1);
+        if self.tenants[tenant].standing.level() == Level::Expelled {
+            return;
+        }
+        if label != Label::Benign {
+            self.tenants[tenant].first_act.get_or_insert(self.now);
+        }
+        match act {
+            Act::Compute { secs, share, messages } => {
+                let secs = if secs == DRAWN { self.burst() } else { secs };
+                self.work(tenant, secs, |last| Sample {
+                    #[expect(
+                        clippy::cast_possible_truncation,
+                        clippy::cast_sign_loss,
+                        reason = "milliseconds of a second"
+                    )]
+                    ran_ms: last.ran_ms + (share * 1000.0) as u64,
+                    messages: enisle_cordon::shape::Messages { count: last.messages.count + messages, ..last.messages },
+                    ..last
+                });
+            }
+            Act::Page { secs } => self.work(tenant, secs, |last| Sample { faults: last.faults + 40_000, ..last }),
+            Act::Take(signal) => {
+                self.tenants[tenant].took = true;
+                self.take(tenant, signal);
+            }
+            Act::TakeUnseen(signal) => {
+                self.tenants[tenant].took = true;
+                self.take_unseen(tenant, signal);
+            }
+            Act::Push => {
+                let beside = self.beside(tenant);
+                if !beside.is_empty() {
+                    let victim = beside[self.rng.usize(..beside.len())];
+                    self.take(victim, Signal::ClosedKey);
+                }
+            }
+            Act::Say(signal) => self.see(tenant, &[Seen::certain(signal)]),
+        }
+    }
+
+    /// The length of a benign burst: log-normal, by Box and Muller.
+    fn burst(&mut self) -> f64 {
+        let (one, two) = (1.0 - self.rng.f64(), self.rng.f64());
+        let normal = (-2.0 * one.ln()).sqrt() * (std::f64::consts::TAU * two).cos();
+        BURST.0 * (BURST.1 * normal).exp()
+    }
+
+    /// Windows of a second, until the work is done or the tenant has been moved and gone on to the end.
+    fn work(&mut self, tenant: usize, secs: f64, next: impl Fn(Sample) -> Sample) {
+        let begun = self.now;
+        let (mut shape, mut sample) = (Shape::default(), Sample { at: self.now, ..Sample::default() });
+        shape.look(sample, &self.rules.shape);
+        #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "some thousand seconds")]
+        for _ in 0..secs as u64 {
+            self.now = self.now.plus(1000);
+            sample = Sample { at: self.now, ..next(sample) };
+            let seen: Vec<_> = shape.look(sample, &self.rules.shape).into_iter().map(Seen::certain).collect();
+            if !seen.is_empty() {
+                self.see(tenant, &seen);
+            }
+        }
+        // Others act meanwhile, at times of their own.
+        self.now = begun;
+    }
+
+    fn beside(&self, tenant: usize) -> Vec<usize> {
+        let home = self.homes.get(&self.tenants[tenant].home);
+        home.into_iter().flat_map(|home| &home.residents).copied().filter(|other| *other != tenant).collect()
+    }
+
+    /// A tenant ends its process; everybody there needs another one.
+    fn take(&mut self, tenant: usize, signal: Signal) {
+        let alone = self.homes.get(&self.tenants[tenant].home).is_none_or(|home| home.places_used <= 1);
+        let others = self.beside(tenant);
+        self.homes.remove(&self.tenants[tenant].home);
+        self.see(tenant, &[if alone { Seen::certain(signal) } else { Seen::in_company(signal) }]);
+        for other in &others {
+            if signal.kind() == enisle_cordon::Kind::Evidence {
+                self.see(*other, &[Seen::certain(Signal::CoTenant)]);
+            }
+            self.settle(*other);
+        }
+        self.settle(tenant);
+    }
+
+    fn take_unseen(&mut self, tenant: usize, signal: Signal) {
+        let mut there = self.beside(tenant);
+        there.push(tenant);
+        there.sort_unstable();
+        let alone = self.homes.get(&self.tenants[tenant].home).is_none_or(|home| home.places_used <= 1);
+        if alone {
+            return self.take(tenant, signal);
+        }
+        self.homes.remove(&self.tenants[tenant].home);
+        self.deaths += 1;
+        let until = self.now.plus(self.rules.unexplained_secs * 1000);
+        for (who, case) in there.iter().zip(bisect(there.len(), self.deaths)) {
+            self.tenants[*who].suspected = Some((case, until));
+            self.see(*who, &[Seen::certain(Signal::Unattributed)]);
+            self.settle(*who);
+        }
+    }
+
+    /// The engine is told, and what it decides is done.
+    fn see(&mut self, index: usize, seen: &[Seen]) {
+        let (now, rules) = (self.now, self.rules);
+        let tenant = &mut self.tenants[index];
+        let decision = decide(&mut tenant.standing, seen, tenant.around, rules, now);
+        if !seen.is_empty() {
+            let score = tenant.standing.score(tenant.around, rules, now);
+            tenant.most_score = tenant.most_score.max(score);
+            tenant.traits.watched = score >= rules.watch;
+        }
+        if decision == Decision::Stay {
+            return;
+        }
+        self.tally.decisions += 1;
+        let level = tenant.standing.level();
+        tenant.worst = tenant.worst.max(level);
+        if level > Level::Shared && tenant.first_act.is_some() {
+            tenant.cordoned.get_or_insert(now);
+        }
+        self.settle(index);
+    }
+
+    fn wanted(&mut self, index: usize) -> Level {
+        let now = self.now;
+        let tenant = &mut self.tenants[index];
+        if tenant.suspected.is_some_and(|(_, until)| until <= now) {
+            tenant.suspected = None;
+        }
+        tenant.traits.case = tenant.suspected.and_then(|(case, _)| case);
+        let alone = tenant.suspected.is_some_and(|(case, _)| case.is_none());
+        tenant.standing.level().max(if alone { Level::Solo } else { Level::Shared })
+    }
+
+    /// Gives a tenant the home that it has to have, if it has another.
+    fn settle(&mut self, index: usize) {
+        let level = self.wanted(index);
+        let home = self.tenants[index].home;
+        if let Some(present) = self.homes.get_mut(&home) {
+            if present.level == level {
+                return;
+            }
+            present.residents.remove(&index);
+            self.expose(home);
+            if self.homes.get(&home).is_some_and(|home| home.residents.is_empty()) {
+                self.homes.remove(&home);
+            }
+        }
+        // One that lives alone joins nobody, and nobody joins a process whose places are spent.
+        let open = |home: &&Home| {
+            level == Level::Shared && home.level == level && home.places_used < CAPACITY.tenants_per_process()
+        };
+        let process = |(id, home): (&u32, &Home)| {
+            let residents = home.residents.iter().map(|who| self.tenants[*who].traits.clone()).collect();
+            Process { id: *id, level, residents, busy: 0, places_used: home.places_used }
+        };
+        let processes: Vec<_> = self.homes.iter().filter(|(_, home)| open(home)).map(process).collect();
+        let bounds = Bounds { processes: usize::MAX, alone: usize::MAX };
+        let id = match place(&self.tenants[index].traits, level, &processes, CAPACITY, bounds) {
+            Placement::Into(id) => id,
+            Placement::New(level) => {
+                self.next_home += 1;
+                self.homes.insert(self.next_home, Home { level, ..Home::default() });
+                self.next_home
+            }
+            Placement::Full | Placement::FullAlone | Placement::Refused => u32::MAX,
+        };
+        self.tenants[index].home = id;
+        if let Some(home) = self.homes.get_mut(&id) {
+            home.residents.insert(index);
+            home.places_used += 1;
+        }
+    }
+
+    /// Everybody moves into new processes, as they do once a day.
+    fn settle_everybody(&mut self) {
+        let ids: Vec<_> = self.homes.keys().copied().collect();
+        ids.into_iter().for_each(|home| self.expose(home));
+        self.homes.clear();
+        // Like beside like, so that the search for a place is short.
+        let mut order: Vec<_> = (0..self.tenants.len()).collect();
+        self.rng.shuffle(&mut order);
+        for index in order {
+            self.settle(index);
+        }
+    }
+
+    /// Counts how long benign tenants have been beside a hostile one that had begun to act, at the end of that.
+    fn expose(&mut self, home: u32) {
+        let Some(home) = self.homes.get(&home) else { return };
+        let acted = home.residents.iter().filter_map(|who| {
+            let tenant = &self.tenants[*who];
+            (tenant.kind.label == Label::Hostile).then_some(tenant.first_act?)
+        });
+        let Some(since) = acted.min() else { return };
+        let benign = home.residents.iter().filter(|who| self.tenants[**who].kind.label == Label::Benign).count();
+        #[expect(clippy::cast_precision_loss, reason = "hours of some weeks")]
+        let hours = self.now.since(since).min(DAY) as f64 / 3_600_000.0 * benign as f64;
+        self.tally.exposed_hours += hours;
+    }
+
+    fn count_day(&mut self) {
+        let alone = self.homes.values().filter(|home| home.level.is_alone()).count();
+        let deserving = self.tenants.iter().filter(|tenant| {
+            let acted = tenant.kind.label != Label::Benign && tenant.first_act.is_some();
+            acted && tenant.standing.level() != Level::Expelled
+        });
+        let deserving = deserving.count();
+        self.tally.days.push((self.homes.len(), alone, deserving));
+    }
+}
