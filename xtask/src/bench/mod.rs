@@ -1,5 +1,6 @@
 //! `cargo xtask bench`: one run, one table. Machines are shared and noisy, so what counts are ratios within a run.
 
+mod cordon;
 mod keys;
 mod load;
 mod peers;
@@ -12,6 +13,12 @@ use clap::Subcommand;
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum Bench {
+    /// How soon a tenant that misbehaves is out of company, and moves under load.
+    Cordon {
+        /// Moves under load.
+        #[arg(long, default_value_t = 12)]
+        moves: usize,
+    },
     /// What protection keys and the filter of a tenant's thread cost: runs a second of one worker, on against off.
     Keys {
         /// Rounds of half a second each, on and off in turn.
@@ -31,6 +38,7 @@ pub(crate) enum Bench {
 
 pub(crate) fn run(bench: Bench) -> Result<()> {
     match bench {
+        Bench::Cordon { moves } => cordon::run(moves),
         Bench::Keys { rounds } => keys::run(rounds),
         Bench::Load { peers, seconds } => load::run(peers.as_deref(), seconds),
     }
