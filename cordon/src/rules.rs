@@ -157,8 +157,8 @@ pub fn default_weight(signal: Signal) -> Weight {
         Signal::OutOfMemory => (40.0, 6 * HOUR, 80.0),
         Signal::HardKill => (40.0, 24 * HOUR, 80.0),
         // Proposed was 15 for ten seconds with a half-life of an hour: too slow for a spinner, too long for a busy hour. A
-        // window is a second, counted from the second in a row on, so that four seconds of it are enough.
-        Signal::Busy | Signal::Paging => (20.0, 10 * MINUTE, 70.0),
+        // window is half a second, counted from the fourth in a row on, so that four seconds of it are enough.
+        Signal::Busy | Signal::Paging => (12.0, 10 * MINUTE, 70.0),
         Signal::ComputeOnly => (10.0, 2 * HOUR, 40.0),
         Signal::Mispredictions => (20.0, 2 * HOUR, 80.0),
         Signal::RemoteTiming => (5.0, HOUR, 30.0),

@@ -1,4 +1,4 @@
-//! What a tenant's thread looks like while it runs, in windows of a second: from the kernel's clocks and counters and from the
+//! What a tenant's thread looks like while it runs, in windows of half a second: from the kernel's clocks and counters and from the
 //! supervisor's own count of messages.
 //!
 //! The detector of Cloudflare's that was beaten in 2026 looked when an invocation had ended, and divided by what input and
@@ -26,8 +26,8 @@ pub struct ShapeRules {
     pub faults: u64,
     /// What a run needs: making and disposing of an isolate, and some garbage.
     pub faults_per_run: u64,
-    /// Sixty windows in which the thread ran for this part of the time in which it could count as busy by themselves, however
-    /// the work was spread; with fewer messages than windows also as a minute of computing.
+    /// A minute in which the thread ran for this part of the time in which it could count as busy by itself, however
+    /// the work was spread; with fewer messages than seconds also as a minute of computing.
     pub minute_share: f64,
     /// Messages of a window from which on their rhythm is looked at.
     pub messages: u64,
@@ -48,18 +48,18 @@ pub struct ShapeRules {
 impl Default for ShapeRules {
     fn default() -> Self {
         Self {
-            window_ms: 1000,
+            window_ms: 500,
             busy_share: 0.8,
             busy_least: 0.1,
             busy_ms_per_run: 50,
-            streak: 2,
-            faults: 10_000,
+            streak: 4,
+            faults: 5_000,
             faults_per_run: 512,
             minute_share: 0.5,
-            messages: 50,
+            messages: 25,
             message_bytes: 256,
             regular: 0.3,
-            log_bytes: 1 << 20,
+            log_bytes: 512 << 10,
             mispredictions: 25.0,
             long_lived_secs: 3600,
             long_lived_calls: 36_000,
@@ -107,14 +107,14 @@ pub struct Shape {
     paging: u32,
     regular: u32,
     mispredicting: u32,
-    /// Where the present minute began, and how many windows it has.
+    /// Where the present minute began.
     minute: Option<Sample>,
-    windows: u32,
     /// When a long life was last told of.
     told_long_lived_ms: u64,
 }
 
-const MINUTE_WINDOWS: u32 = 60;
+const MINUTE_MS: u64 = 60_000;
+const MINUTE_SECS: u64 = 60;
 const HOUR_MS: u64 = 3_600_000;
 
 impl Shape {
@@ -165,21 +165,20 @@ impl Shape {
     /// Work that is spread so that no window is busy is seen over a minute.
     fn look_at_minute(&mut self, last: &Sample, sample: &Sample, rules: &ShapeRules, signals: &mut Vec<Signal>) {
         let begin = *self.minute.get_or_insert(*last);
-        self.windows += 1;
-        if self.windows < MINUTE_WINDOWS {
+        let (runs, elapsed) = (sample.runs.saturating_sub(begin.runs), sample.at.since(begin.at));
+        if elapsed < MINUTE_MS {
             return;
         }
-        let (runs, elapsed) = (sample.runs.saturating_sub(begin.runs), sample.at.since(begin.at));
         let rules = &ShapeRules { busy_share: rules.minute_share, ..*rules };
         if is_busy(&begin, sample, elapsed, runs, rules) {
             if !signals.contains(&Signal::Busy) {
                 signals.push(Signal::Busy);
             }
-            if sample.messages.count.saturating_sub(begin.messages.count) < u64::from(MINUTE_WINDOWS) {
+            if sample.messages.count.saturating_sub(begin.messages.count) < MINUTE_SECS {
                 signals.push(Signal::ComputeOnly);
             }
         }
-        (self.minute, self.windows) = (None, 0);
+        self.minute = None;
     }
 
     /// Once an hour, of an isolate that lives long and is called much.
@@ -241,9 +240,14 @@ fn mispredicts(last: &Sample, sample: &Sample, rules: &ShapeRules) -> bool {
 mod tests {
     use super::*;
 
+    /// Windows of a second, which are easier to count.
+    fn seconds() -> ShapeRules {
+        ShapeRules { window_ms: 1000, streak: 2, faults: 10_000, ..ShapeRules::default() }
+    }
+
     /// Samples a second apart, each made from the one before.
     fn watch(windows: usize, next: impl Fn(Sample) -> Sample) -> Vec<Vec<Signal>> {
-        let (mut shape, mut sample, rules) = (Shape::default(), Sample::default(), ShapeRules::default());
+        let (mut shape, mut sample, rules) = (Shape::default(), Sample::default(), seconds());
         shape.look(sample, &rules);
         (0..windows)
             .map(|_| {
@@ -347,7 +351,7 @@ mod tests {
 
     #[test]
     fn a_pause_begins_everything_anew() {
-        let (mut shape, rules) = (Shape::default(), ShapeRules::default());
+        let (mut shape, rules) = (Shape::default(), seconds());
         let at = |at, ran_ms| Sample { at: Time(at), ran_ms, ..Sample::default() };
         assert!(shape.look(at(0, 0), &rules).is_empty());
         assert!(shape.look(at(1000, 1000), &rules).is_empty());

@@ -148,18 +148,22 @@ impl<'a> World<'a> {
         match act {
             Act::Compute { secs, share, messages } => {
                 let secs = if secs == DRAWN { self.burst() } else { secs };
+                let window_ms = self.rules.shape.window_ms;
                 self.work(tenant, secs, |last| Sample {
                     #[expect(
                         clippy::cast_possible_truncation,
                         clippy::cast_sign_loss,
                         reason = "milliseconds of a second"
                     )]
-                    ran_ms: last.ran_ms + (share * 1000.0) as u64,
-                    messages: enisle_cordon::shape::Messages { count: last.messages.count + messages, ..last.messages },
+                    ran_ms: last.ran_ms + (share * window_ms as f64) as u64,
+                    messages: enisle_cordon::shape::Messages {
+                        count: last.messages.count + messages * window_ms / 1000,
+                        ..last.messages
+                    },
                     ..last
                 });
             }
-            Act::Page { secs } => self.work(tenant, secs, |last| Sample { faults: last.faults + 40_000, ..last }),
+            Act::Page { secs } => self.work(tenant, secs, |last| Sample { faults: last.faults + 20_000, ..last }),
             Act::Take(signal) => {
                 self.tenants[tenant].took = true;
                 self.take(tenant, signal);
@@ -186,14 +190,14 @@ impl<'a> World<'a> {
         BURST.0 * (BURST.1 * normal).exp()
     }
 
-    /// Windows of a second, until the work is done or the tenant has been moved and gone on to the end.
+    /// Windows, until the work is done or the tenant has been moved and gone on to the end.
     fn work(&mut self, tenant: usize, secs: f64, next: impl Fn(Sample) -> Sample) {
         let begun = self.now;
         let (mut shape, mut sample) = (Shape::default(), Sample { at: self.now, ..Sample::default() });
         shape.look(sample, &self.rules.shape);
         #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "some thousand seconds")]
-        for _ in 0..secs as u64 {
-            self.now = self.now.plus(1000);
+        for _ in 0..(secs * 1000.0) as u64 / self.rules.shape.window_ms {
+            self.now = self.now.plus(self.rules.shape.window_ms);
             sample = Sample { at: self.now, ..next(sample) };
             let seen: Vec<_> = shape.look(sample, &self.rules.shape).into_iter().map(Seen::certain).collect();
             if !seen.is_empty() {
