@@ -284,6 +284,7 @@ impl Tenant {
                 timers: 1000,
             },
             allow_eval: false,
+            keep: None,
         };
         write_frame(&mut self.channel, &ToTenant::Run(Box::new(run)), MAX_TO_TENANT_BYTES).map_err(io::Error::other)
     }

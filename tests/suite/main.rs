@@ -15,6 +15,7 @@ mod cli;
 mod confinement;
 mod cordon;
 mod hostile;
+mod kept;
 mod lifecycle;
 mod requests;
 mod scripts;

@@ -3,8 +3,8 @@
 use std::sync::Arc;
 
 use enisle_wire::frame::HEADER_BYTES;
-use enisle_wire::tenant::{Limits, RunId, ToTenant};
-use enisle_wire::{MAX_TO_TENANT_BYTES, decode, encode};
+use enisle_wire::tenant::{Limits, Run, RunId, ToTenant};
+use enisle_wire::{FrameError, MAX_TO_TENANT_BYTES, decode, encode};
 use serde_json::value::RawValue;
 
 use crate::policy;
@@ -13,11 +13,23 @@ use crate::policy;
 pub(crate) struct Job {
     pub(crate) id: RunId,
     pub(crate) limits: Limits,
+    /// Its isolate stays.
+    pub(crate) keeps: bool,
     /// The `Run` frame.
     pub(crate) frame: Arc<[u8]>,
 }
 
 impl Job {
+    /// Encodes a run.
+    ///
+    /// # Errors
+    /// It is larger than any run may be.
+    pub(crate) fn new(run: Run) -> Result<Self, FrameError> {
+        let (id, limits, keeps) = (run.id, run.limits, run.keep.is_some());
+        let frame = encode(&ToTenant::Run(Box::new(run)), MAX_TO_TENANT_BYTES)?;
+        Ok(Self { id, limits, keeps, frame: frame.into() })
+    }
+
     /// The same run as a sealed worker gets it: under lower limits, without the entries of `env` that are secrets, without code
     /// from strings.
     pub(crate) fn sealed(&self, limits: &policy::Limits, secrets: &[String]) -> Self {
@@ -28,7 +40,7 @@ impl Job {
         run.env = without(&run.env, secrets);
         let limits = run.limits;
         match encode(&ToTenant::Run(run), MAX_TO_TENANT_BYTES) {
-            Ok(frame) => Self { id: self.id, limits, frame: frame.into() },
+            Ok(frame) => Self { id: self.id, limits, keeps: self.keeps, frame: frame.into() },
             Err(_) => Self::nothing(),
         }
     }
@@ -36,7 +48,7 @@ impl Job {
     /// A run that no worker takes: what became of it is told as of one that was lost.
     pub(crate) fn nothing() -> Self {
         let limits = policy::Wish::default().under(&policy::Limits::default());
-        Self { id: RunId(0), limits, frame: Arc::from([]) }
+        Self { id: RunId(0), limits, keeps: false, frame: Arc::from([]) }
     }
 }
 

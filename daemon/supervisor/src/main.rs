@@ -23,6 +23,7 @@ mod quota;
 mod record;
 mod rehome;
 mod resident;
+mod script;
 mod server;
 mod tenant;
 mod violation;

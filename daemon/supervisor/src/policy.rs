@@ -215,6 +215,12 @@ impl Wish {
         Ok(())
     }
 
+    /// A policy whose limits are these where they are lower.
+    pub(crate) fn as_policy(&self, policy: &Limits) -> Limits {
+        let WireLimits { cpu_ms, wall_ms, memory_mb, output_bytes, log_bytes, log_lines, timers } = self.under(policy);
+        Limits { cpu_ms, wall_ms, memory_mb, output_bytes, log_bytes, log_lines, timers, ..policy.clone() }
+    }
+
     /// The limits of one run.
     pub(crate) fn under(&self, policy: &Limits) -> WireLimits {
         let lower = |wish: Option<u32>, policy: u32| wish.map_or(policy, |wish| wish.min(policy));

@@ -445,7 +445,7 @@ impl Speaker {
             return Err(Stop::Violation("a run was begun during another".to_owned()));
         }
         self.logs.clear();
-        self.state.meter.run_begins(false);
+        self.state.meter.run_begins(job.keeps);
         self.tenant.usage().begun += 1;
         let (queued, mut sent) = (at.elapsed(), 0);
         let patience = Duration::from_millis(job.limits.wall_ms.into()) + BACKSTOP;

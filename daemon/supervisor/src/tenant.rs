@@ -10,6 +10,7 @@ use enisle_cordon::{Case, Circumstances, Level, Rules, Standing, Time, Traits};
 use crate::policy::{Policy, TenantName};
 use crate::quota::Account;
 use crate::resident::Resident;
+use crate::script::Scripts;
 
 /// One tenant, known to the daemon since it started, or for longer.
 #[derive(Debug)]
@@ -25,6 +26,7 @@ pub(crate) struct Tenant {
     /// A run of its was lost with its worker: until a run ends, it lives alone, so that it takes nobody with it.
     retries_alone: AtomicBool,
     usage: Mutex<Usage>,
+    scripts: Mutex<Scripts>,
     /// An operator has set its policy.
     pub(crate) has_policy: AtomicBool,
     /// Somebody is moving it.
@@ -68,6 +70,7 @@ impl Tenant {
             suspicion: Mutex::default(),
             retries_alone: AtomicBool::new(false),
             usage: Mutex::default(),
+            scripts: Mutex::default(),
             has_policy: AtomicBool::new(false),
             moving: AtomicBool::new(false),
             unwritten: AtomicBool::new(false),
@@ -87,6 +90,10 @@ impl Tenant {
 
     pub(crate) fn usage(&self) -> MutexGuard<'_, Usage> {
         self.usage.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(crate) fn scripts(&self) -> MutexGuard<'_, Scripts> {
+        self.scripts.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     pub(crate) fn standing(&self) -> MutexGuard<'_, Standing> {
@@ -170,6 +177,7 @@ impl Tenant {
             || self.moving.load(Ordering::SeqCst)
             || self.home.try_lock().map_or(true, |home| home.as_ref().is_some_and(|home| home.is_open()))
             || !self.standing().is_blank()
+            || !self.scripts().is_empty()
     }
 
     /// Where it lives now.

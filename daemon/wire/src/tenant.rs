@@ -53,6 +53,9 @@ pub struct Run {
     pub limits: Limits,
     /// `eval` and `new Function` work.
     pub allow_eval: bool,
+    /// The script's isolate stays for the next run with the same number, if there is room. The code comes with every run all
+    /// the same, so any home can make the isolate anew.
+    pub keep: Option<u64>,
 }
 
 #[derive(Debug, Clone, Serialize, Deserialize)]

@@ -4,6 +4,12 @@
 //! admit ─▶ enter the cage ─▶ warm ─▶ lock down ─▶ Ready ─▶ wait for Run ─▶ execute ─▶ Done ─▶ warm the next ─▶ dispose of the last ─▶ Ready …
 //!                                      └─ channel closed ─▶ dispose, give the cage back, end
 //! ```
+//!
+//! The isolate of a script that is kept goes to the shelf instead, and the script's next run is executed there.
+//!
+//! ```text
+//! Run(keep) ─▶ on the shelf? ─▶ execute there ─▶ Done ─▶ back on the shelf ─▶ Ready
+//! ```
 
 use std::ffi::CString;
 use std::os::fd::AsFd;
@@ -21,6 +27,7 @@ use enisle_wire::{MAX_FROM_TENANT_BYTES, MAX_TO_TENANT_BYTES, read_frame, write_
 use crate::engine::cage::{Cage, sweep};
 use crate::engine::heap;
 use crate::engine::isolate::{Resting, Snapshot};
+use crate::engine::kept::{Kept, Shelf};
 use crate::engine::run::execute;
 use crate::watchdog::{Alarm, Watched};
 
@@ -108,20 +115,39 @@ fn live(
         cage.lock_down(channel.as_fd())?;
     }
     let say = |frame: &FromTenant| write_frame(&mut &**channel, frame, MAX_FROM_TENANT_BYTES);
+    let mut shelf = Shelf::default();
     loop {
         say(&FromTenant::Ready)?;
         let run = heap::private(|| read_frame(&mut &**channel, MAX_TO_TENANT_BYTES));
         let ToTenant::Run(run) = run?;
         let arrived = Instant::now();
-        let memory_mb = run.limits.memory_mb;
+        let (memory_mb, key) = (run.limits.memory_mb, run.keep);
+        if let Some((key, mut kept)) = key.and_then(|key| Some((key, shelf.take(key, memory_mb)?))) {
+            let Kept { resting, evaluated, .. } = &mut kept;
+            heap::private(|| {
+                say(&FromTenant::Done(Box::new(execute(resting, evaluated, *run, watched, channel, arrived))))
+            })?;
+            let _turn = BUILDING.lock().unwrap_or_else(PoisonError::into_inner);
+            if let Kept { resting, evaluated: Some(evaluated), .. } = kept {
+                shelf.put(key, resting, evaluated);
+            }
+            continue;
+        }
         // A heap limit is fixed when an isolate is made. The one that is warm has the limit of the run before.
         if warm.memory_mb != memory_mb {
             warm = Resting::warm(snapshot, memory_mb)?;
         }
-        heap::private(|| say(&FromTenant::Done(Box::new(execute(&mut warm, *run, watched, channel, arrived)))))?;
+        let mut evaluated = None;
+        heap::private(|| {
+            say(&FromTenant::Done(Box::new(execute(&mut warm, &mut evaluated, *run, watched, channel, arrived))))
+        })?;
         let _turn = BUILDING.lock().unwrap_or_else(PoisonError::into_inner);
         // The next one first: a cage whose last isolate goes would build its shared parts anew.
         let next = Resting::warm(snapshot, memory_mb)?;
-        drop(std::mem::replace(&mut warm, next));
+        let last = std::mem::replace(&mut warm, next);
+        match (key, evaluated) {
+            (Some(key), Some(evaluated)) => shelf.put(key, last, evaluated),
+            _ => drop(last),
+        }
     }
 }

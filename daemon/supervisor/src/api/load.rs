@@ -8,8 +8,9 @@ use axum::Json;
 use axum::body::{Body, Bytes};
 use axum::extract::{Path, State};
 use base64::Engine;
-use enisle_wire::tenant::{Code, LogLine, Module, ModuleKind, Run, RunId, ScriptError, ToTenant};
-use enisle_wire::{MAX_ARGS_BYTES, MAX_ENV_BYTES, MAX_MODULES, MAX_NAME_BYTES, MAX_TO_TENANT_BYTES, Outcome, encode};
+use enisle_cordon::{Seen, Signal};
+use enisle_wire::tenant::{Code, LogLine, Module, ModuleKind, Run, RunId, ScriptError};
+use enisle_wire::{MAX_ARGS_BYTES, MAX_ENV_BYTES, MAX_MODULES, MAX_NAME_BYTES, Outcome};
 use http_body_util::BodyExt;
 use serde::de::value::MapAccessDeserializer;
 use serde::de::{DeserializeOwned, MapAccess, Visitor};
@@ -26,10 +27,12 @@ use crate::job::Job;
 use crate::policy::{Policy, TenantName, Wish};
 use crate::tenant::Tenant;
 
+/// What is said of a network that nothing grants.
+const NO_NETWORK: &str = "globalOutbound can only be null: scripts have no network";
 /// 64 MiB of modules as JSON: escapes lengthen source somewhat, base64 lengthens data by a third.
-const MAX_BODY_BYTES: usize = 96 << 20;
+pub(super) const MAX_BODY_BYTES: usize = 96 << 20;
 /// Parsing more than this is done off the threads that serve connections.
-const PARSE_INLINE_BYTES: usize = 256 << 10;
+pub(super) const PARSE_INLINE_BYTES: usize = 256 << 10;
 
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields, rename_all = "camelCase")]
@@ -50,7 +53,7 @@ pub(crate) struct LoadRequest {
 
 /// Modules by name; a name that stands twice is an error, not whichever came last.
 #[derive(Debug)]
-struct Modules(BTreeMap<String, ModuleSpec>);
+pub(super) struct Modules(pub(super) BTreeMap<String, ModuleSpec>);
 
 impl<'de> Deserialize<'de> for Modules {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
@@ -80,7 +83,7 @@ impl<'de> Deserialize<'de> for Modules {
 }
 
 #[derive(Debug)]
-enum ModuleSpec {
+pub(super) enum ModuleSpec {
     ByName(String),
     Kind(ModuleByKind),
 }
@@ -116,7 +119,7 @@ impl<'de> Deserialize<'de> for ModuleSpec {
 
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields, rename_all = "camelCase")]
-struct ModuleByKind {
+pub(super) struct ModuleByKind {
     js: Option<String>,
     json: Option<Box<RawValue>>,
     text: Option<String>,
@@ -152,7 +155,7 @@ async fn collect(mut body: Body, cap: usize) -> Result<RawBody, Problem> {
 
 /// Reads on without keeping anything, within reason: a connection that is closed with unread bytes is reset, and a client
 /// whose connection is reset never reads why.
-async fn discard(mut body: Body) {
+pub(super) async fn discard(mut body: Body) {
     let mut left = MAX_BODY_BYTES;
     while let Some(Ok(frame)) = body.frame().await {
         left = left.saturating_sub(frame.data_ref().map_or(0, Bytes::len));
@@ -180,24 +183,36 @@ pub(crate) async fn load(
     let RawBody(bytes) = read_body(body, MAX_BODY_BYTES, &daemon.config.api).await?;
     let (id, policy) = (daemon.next_run_id(), tenant.policy());
     let job = if bytes.len() <= PARSE_INLINE_BYTES {
-        parse(&bytes, id, &policy)?
+        parse(&bytes, id, &policy)
     } else {
         let parsed = tokio::task::spawn_blocking(move || parse(&bytes, id, &policy)).await;
-        parsed.map_err(|_| Problem::internal("parsing was interrupted"))??
+        parsed.map_err(|_| Problem::internal("parsing was interrupted"))?
     };
+    let job = job.map_err(|problem| if problem.is(NO_NETWORK) { no_network(&daemon, &tenant) } else { problem })?;
     let report = daemon.run(&in_flight, job).await?;
     Ok(Json(answer(report)))
 }
 
+/// A network that the policy does not grant was asked for.
+pub(super) fn no_network(daemon: &Daemon, tenant: &Arc<Tenant>) -> Problem {
+    daemon.warden.saw(tenant, &[Seen::certain(Signal::DeniedEgress)]);
+    Problem::bad_request(NO_NETWORK)
+}
+
 /// What a load holds from before its body is read until its run has ended.
-struct Admitted {
-    tenant: Arc<Tenant>,
-    in_flight: InFlight,
+pub(super) struct Admitted {
+    pub(super) tenant: Arc<Tenant>,
+    pub(super) in_flight: InFlight,
     /// A body lives on as the frame that is sent, and perhaps sent again.
     _memory: Option<OwnedSemaphorePermit>,
 }
 
-async fn admit(name: &str, announced: Option<u64>, peer: Peer, daemon: &Arc<Daemon>) -> Result<Admitted, Problem> {
+pub(super) async fn admit(
+    name: &str,
+    announced: Option<u64>,
+    peer: Peer,
+    daemon: &Arc<Daemon>,
+) -> Result<Admitted, Problem> {
     let name: TenantName = name.parse()?;
     peer.act_for(&name, daemon)?;
     let tenant = daemon.tenant(&name).ok_or_else(too_many)?;
@@ -207,7 +222,7 @@ async fn admit(name: &str, announced: Option<u64>, peer: Peer, daemon: &Arc<Daem
 }
 
 /// Room for a body and for the run that is made of it. Small ones are not counted: the number of connections bounds them.
-async fn reserve(announced: Option<u64>, daemon: &Daemon) -> Result<Option<OwnedSemaphorePermit>, Problem> {
+pub(super) async fn reserve(announced: Option<u64>, daemon: &Daemon) -> Result<Option<OwnedSemaphorePermit>, Problem> {
     let announced = announced.unwrap_or(u64::MAX).min(MAX_BODY_BYTES as u64);
     if announced <= PARSE_INLINE_BYTES as u64 {
         return Ok(None);
@@ -236,7 +251,7 @@ fn parse(bytes: &[u8], id: RunId, policy: &Policy) -> Result<Job, Problem> {
     let request: LoadRequest = object(bytes)?;
     request.limits.check().map_err(|error| Problem::bad_request(format!("limits.{error}")))?;
     if request.global_outbound.is_some() {
-        return Err(Problem::bad_request("globalOutbound can only be null: scripts have no network"));
+        return Err(Problem::bad_request(NO_NETWORK));
     }
     let code =
         code(request.code, request.main_module, request.modules.map(|modules| modules.0), policy, &request.limits)?;
@@ -251,13 +266,12 @@ fn parse(bytes: &[u8], id: RunId, policy: &Policy) -> Result<Job, Problem> {
         props: json("props", request.props, "{}", '{', "an object", MAX_ARGS_BYTES)?,
         limits,
         allow_eval: policy.allow_eval,
+        keep: None,
     };
-    let frame = encode(&ToTenant::Run(Box::new(run)), MAX_TO_TENANT_BYTES)
-        .map_err(|error| Problem::too_large(error.to_string()))?;
-    Ok(Job { id, limits, frame: frame.into() })
+    Job::new(run).map_err(|error| Problem::too_large(error.to_string()))
 }
 
-fn name(what: &str, name: &str) -> Result<String, Problem> {
+pub(super) fn name(what: &str, name: &str) -> Result<String, Problem> {
     if name.is_empty() || name.len() > MAX_NAME_BYTES || name.chars().any(char::is_control) {
         return Err(Problem::bad_request(format!(
             "{what} is {:?}; it has to have 1 to {MAX_NAME_BYTES} bytes and no control characters",
@@ -268,7 +282,7 @@ fn name(what: &str, name: &str) -> Result<String, Problem> {
 }
 
 /// One JSON value, passed on as the client wrote it.
-fn json(
+pub(super) fn json(
     what: &str,
     value: Option<Box<RawValue>>,
     otherwise: &str,
@@ -287,7 +301,7 @@ fn json(
     Ok(text.to_owned())
 }
 
-fn code(
+pub(super) fn code(
     short: Option<String>,
     main: Option<String>,
     modules: Option<BTreeMap<String, ModuleSpec>>,
@@ -410,7 +424,7 @@ struct Usage {
     peak_heap_bytes: u64,
 }
 
-fn answer(report: Report) -> Answer {
+pub(super) fn answer(report: Report) -> Answer {
     let Report { id, finished, level } = report;
     let usage = Usage {
         cpu_ms: micros_as_ms(finished.usage.cpu_us),

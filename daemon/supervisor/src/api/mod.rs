@@ -4,6 +4,7 @@
 //! |---|---|
 //! | [`about`] | `HEAD /_ping`, `GET /v1/version`, `GET /v1/info` |
 //! | [`load`] | `POST /v1/tenants/{tenant}/load` |
+//! | [`scripts`] | `PUT`, `GET`, `DELETE /v1/tenants/{tenant}/scripts/{id}`, `POST …/run` |
 //! | [`tenants`] | `GET /v1/tenants`, `GET`, `PUT /v1/tenants/{tenant}` |
 //! | [`cordon`] | `PUT`, `DELETE /v1/tenants/{tenant}/cordon`, `GET /v1/audit` |
 //! | [`workers`] | `GET /v1/workers` |
@@ -17,6 +18,7 @@ mod events;
 mod load;
 pub(crate) mod peer;
 pub(crate) mod problem;
+mod scripts;
 mod tenants;
 mod workers;
 
@@ -42,6 +44,8 @@ pub(crate) fn router(daemon: Arc<Daemon>) -> Router {
         .route("/v1/tenants/{tenant}", get(tenants::show).put(tenants::put))
         .route("/v1/tenants/{tenant}/cordon", axum::routing::put(cordon::put).delete(cordon::lift))
         .route("/v1/audit", get(cordon::audit))
+        .route("/v1/tenants/{tenant}/scripts/{id}", get(scripts::show_one).put(scripts::put).delete(scripts::forget))
+        .route("/v1/tenants/{tenant}/scripts/{id}/run", post(scripts::run))
         .route("/v1/tenants/{tenant}/load", post(load::load))
         .route("/v1/workers", get(workers::list))
         .route("/v1/events", get(events::list))

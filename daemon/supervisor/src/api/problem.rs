@@ -30,6 +30,15 @@ impl Problem {
         Self::new(StatusCode::BAD_REQUEST, "bad-request", "The request is not right", detail)
     }
 
+    /// It says exactly that.
+    pub(crate) fn is(&self, detail: &str) -> bool {
+        self.detail == detail
+    }
+
+    pub(crate) fn conflict(detail: impl Into<String>) -> Self {
+        Self::new(StatusCode::CONFLICT, "conflict", "It is something else already", detail)
+    }
+
     pub(crate) fn forbidden(detail: impl Into<String>) -> Self {
         Self::new(StatusCode::FORBIDDEN, "forbidden", "This peer may not do that", detail)
     }

@@ -8,6 +8,7 @@
 //! | [`confinement`] | whether a tenant's thread still has the keys open that it should |
 //! | [`quota`] | the bytes of array buffers that a tenant may hold |
 //! | [`isolate`] | an isolate at rest: made from the snapshot, warm, entered only for one run |
+//! | [`kept`] | isolates that stay between the runs of a script |
 //! | [`modules`] | a script's modules: compiled, linked and imported by exact name |
 //! | [`natives`] | the functions that the runtime (`runtime/*.js`) calls |
 //! | [`run`] | one run, from its frame to its end |
@@ -19,6 +20,7 @@ pub(crate) mod cage;
 mod confinement;
 pub(crate) mod heap;
 pub(crate) mod isolate;
+pub(crate) mod kept;
 mod memory;
 mod modules;
 mod natives;

@@ -80,6 +80,15 @@ impl Timers {
         Self { limit: limit as usize, ..Self::default() }
     }
 
+    /// Later timers have higher numbers than that.
+    pub(super) fn go_on_from(&mut self, last: u32) {
+        self.last = last;
+    }
+
+    pub(super) fn last(&self) -> u32 {
+        self.last
+    }
+
     fn start(&mut self, delay: Duration) -> Option<u32> {
         if self.live.len() >= self.limit {
             return None;

@@ -183,25 +183,49 @@ enum Ended {
     Terminated,
 }
 
-/// Executes one run in a warm isolate. `arrived` is when its frame had been read.
+/// What stays of a script whose isolate is kept: it has been evaluated, and is only called from then on.
+#[derive(Debug)]
+pub(crate) struct Evaluated {
+    modules: Modules,
+    exports: v8::Global<v8::Value>,
+    /// Numbers of timers go on, so that an old one never names a new one.
+    last_timer: u32,
+    /// Heap, when the last run had ended.
+    pub(super) heap_bytes: usize,
+}
+
+/// Executes one run in a warm isolate, or in one in which its script has been `evaluated`. `arrived` is when its frame had been
+/// read. Afterwards `evaluated` is what the next run of the script can go on from, if this one asked for that and ended by
+/// itself.
 pub(crate) fn execute(
     resting: &mut Resting,
+    evaluated: &mut Option<Evaluated>,
     run: Run,
     watched: &Arc<Watched>,
     channel: &Arc<UnixStream>,
     arrived: Instant,
 ) -> Done {
-    let (id, limits) = (run.id, run.limits);
+    let (id, limits, keeps) = (run.id, run.limits, run.keep.is_some());
     let cpu_before = watched.clock().now();
     remember_last_words(channel, id);
     quota::set_limit((limits.memory_mb as usize) << 20);
 
     let entry = (run.entrypoint, run.method, run.args, run.env, run.props);
     let short = matches!(run.code, Code::Short(_));
-    let (modules, main) = Modules::new(run.code);
+    let mut timers = Timers::new(limits.timers);
+    let (modules, main, exports) = match evaluated.take() {
+        Some(known) => {
+            timers.go_on_from(known.last_timer);
+            (known.modules, String::new(), Some(known.exports))
+        }
+        None => {
+            let (modules, main) = Modules::new(run.code);
+            (modules, main, None)
+        }
+    };
     let state = RunState {
         log: Log::new(Arc::clone(channel), arrived, &limits),
-        timers: Timers::new(limits.timers),
+        timers,
         modules,
         rejections: Vec::new(),
         worker_entrypoint: resting.runtime.worker_entrypoint.clone(),
@@ -214,7 +238,7 @@ pub(crate) fn execute(
     let fire_timer = resting.runtime.fire_timer.clone();
     let describe = resting.runtime.describe.clone();
 
-    let mut startup = Duration::ZERO;
+    let (mut startup, mut exports_after) = (Duration::ZERO, None);
     let (ended, heap, state) = resting.entered(|isolate| {
         isolate.set_slot(state);
         // SAFETY: the pointer is used only while the isolate lives, by the callback below.
@@ -228,8 +252,11 @@ pub(crate) fn execute(
             let scope = &mut v8::ContextScope::new(scope, context);
             #[cfg(feature = "attack-natives")]
             super::attack::arm(scope, &entry.4);
-            let mut script = Script { watched, short, fire_timer, describe, invoke };
-            script.run(scope, &main, &entry, limits.output_bytes as usize, || startup = arrived.elapsed())
+            let mut script = Script { watched, short, fire_timer, describe, invoke, exports };
+            let output_cap = limits.output_bytes as usize;
+            let ended = script.run(scope, &main, &entry, output_cap, || startup = arrived.elapsed());
+            exports_after = script.exports;
+            ended
         };
         let statistics = isolate.get_heap_statistics();
         let heap = statistics.total_heap_size() + quota::used();
@@ -240,11 +267,18 @@ pub(crate) fn execute(
     LAST_WORDS.set(None);
 
     let (outcome, result, error) = conclude(ended, cause, &limits);
-    let advice = state.as_ref().map(|state| state.advice).unwrap_or_default();
-    let truncated = state.is_some_and(|mut state| {
-        state.log.flush();
-        state.log.truncated
-    });
+    let (advice, truncated) = match state {
+        Some(mut state) => {
+            state.log.flush();
+            let told = (state.advice, state.log.truncated);
+            if let (true, None, Some(exports)) = (keeps, cause, exports_after) {
+                let last_timer = state.timers.last();
+                *evaluated = Some(Evaluated { modules: state.modules, exports, last_timer, heap_bytes: heap });
+            }
+            told
+        }
+        None => (Advice::default(), true),
+    };
     let micros = |duration: Duration| u64::try_from(duration.as_micros()).unwrap_or(u64::MAX);
     let usage = Usage {
         cpu_us: micros(watched.clock().now().saturating_sub(cpu_before)),
@@ -304,6 +338,8 @@ struct Script<'a> {
     fire_timer: v8::Global<v8::Function>,
     describe: v8::Global<v8::Function>,
     invoke: v8::Global<v8::Function>,
+    /// Of the main module, once it has been evaluated.
+    exports: Option<v8::Global<v8::Value>>,
 }
 
 impl Script<'_> {
@@ -316,10 +352,14 @@ impl Script<'_> {
         starting: impl FnOnce(),
     ) -> Ended {
         cage::set_clock(SystemTime::now());
-        let exports = match self.exports(scope, main) {
-            Ok(exports) => exports,
-            Err(ended) => return ended,
+        let exports = match &self.exports {
+            Some(exports) => v8::Local::new(scope, exports),
+            None => match self.exports(scope, main) {
+                Ok(exports) => exports,
+                Err(ended) => return ended,
+            },
         };
+        self.exports = Some(v8::Global::new(scope, exports));
         starting();
         let promise = match self.call_entry(scope, exports, entry) {
             Ok(promise) => promise,

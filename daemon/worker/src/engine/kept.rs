@@ -1,0 +1,42 @@
+//! Isolates that stay between the runs of a script: the most recently used first out of reach of the budget.
+
+use super::isolate::Resting;
+use super::run::Evaluated;
+
+/// So many scripts of one tenant stay at one time.
+const MOST: usize = 8;
+
+/// One script's isolate, at rest.
+#[derive(Debug)]
+pub(crate) struct Kept {
+    key: u64,
+    /// Before the isolate, which it points into.
+    pub(crate) evaluated: Option<Evaluated>,
+    pub(crate) resting: Resting,
+}
+
+/// The isolates of one tenant that stay, the least recently used first.
+#[derive(Debug, Default)]
+pub(crate) struct Shelf(Vec<Kept>);
+
+impl Shelf {
+    /// Takes a script's isolate from the shelf, if it is there and has that heap limit.
+    pub(crate) fn take(&mut self, key: u64, memory_mb: u32) -> Option<Kept> {
+        let at = self.0.iter().position(|kept| kept.key == key)?;
+        let kept = self.0.remove(at);
+        (kept.resting.memory_mb == memory_mb).then_some(kept)
+    }
+
+    /// Puts an isolate on the shelf, and disposes of those that do not fit the tenant's memory beside it.
+    pub(crate) fn put(&mut self, key: u64, resting: Resting, evaluated: Evaluated) {
+        let budget = (resting.memory_mb as usize) << 20;
+        self.0.push(Kept { key, evaluated: Some(evaluated), resting });
+        while self.0.len() > MOST || (self.0.len() > 1 && self.bytes() > budget) {
+            self.0.remove(0);
+        }
+    }
+
+    fn bytes(&self) -> usize {
+        self.0.iter().filter_map(|kept| kept.evaluated.as_ref()).map(|evaluated| evaluated.heap_bytes).sum()
+    }
+}
