@@ -70,10 +70,19 @@ pub(crate) struct Cordon {
     /// that is not trusted.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) v8_at_least: Option<String>,
+    /// The processor's counters of mispredicted branches: `auto` uses them where they are there, `off` does not.
+    pub(crate) counters: Counters,
     /// What a run of a sealed tenant may use at the most.
     pub(crate) sealed: SealedLimits,
     /// Thresholds, weights, times: `enisle_cordon::Rules`.
     pub(crate) rules: Rules,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub(crate) enum Counters {
+    Auto,
+    Off,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -176,6 +185,7 @@ impl Default for Cordon {
             queue_secs: 5,
             drain_secs: 10,
             v8_at_least: None,
+            counters: Counters::Auto,
             sealed: SealedLimits::default(),
             rules: Rules::default(),
         }
@@ -293,6 +303,23 @@ mod tests {
         assert!(config.required_layers().unwrap().has(Layer::Keys));
         assert!(!Config::default().required_layers().unwrap().has(Layer::Keys));
         assert!(parse("[workers]\nkeys = \"on\"\n").unwrap_err().contains("require"));
+    }
+
+    #[test]
+    fn rules_of_cordons_are_read_and_checked() {
+        let config =
+            parse("[cordon]\nv8_at_least = \"15.2\"\n[cordon.rules]\nsolo = 50\n[cordon.rules.shape]\nstreak = 9\n");
+        let cordon = config.unwrap().cordon;
+        assert!((cordon.rules.solo - 50.0).abs() < 1e-9 && cordon.rules.shape.streak == 9);
+        for (v8, outdated) in
+            [("15.1.9", true), ("15.2", false), ("15.2.0.7-rusty", false), ("14.9", true), ("16.0", false)]
+        {
+            assert_eq!(cordon.is_outdated(v8), outdated, "{v8}");
+        }
+        assert!(
+            parse("[cordon.rules]\nsolo = 95\n").unwrap_err().contains("cordon.rules: the thresholds have to rise")
+        );
+        assert!(parse("[cordon.rules.signals.crush]\npoints = 1\n").unwrap_err().contains("crush"));
     }
 
     #[test]

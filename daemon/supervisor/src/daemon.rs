@@ -13,7 +13,8 @@ use enisle_wire::tenant::RunId;
 use tokio::sync::{Notify, Semaphore, mpsc};
 
 use crate::birth::{Blueprint, StartError, make_snapshot};
-use crate::config::{Config, Keys};
+use crate::config::{Config, Counters, Keys};
+use crate::counters;
 use crate::events::{Events, What};
 use crate::job::Job;
 use crate::policy::{Limits, Policy, Store, StoreError, TenantName};
@@ -44,6 +45,8 @@ pub(crate) struct Daemon {
     pub(crate) layers: LayerSet,
     pub(crate) events: Arc<Events>,
     pub(crate) warden: Arc<Warden>,
+    /// Whether the processor's counters are used; why not otherwise.
+    pub(crate) counters: Result<(), String>,
     pub(crate) pool: Pool,
     pub(crate) started: Instant,
     store: Store,
@@ -138,6 +141,12 @@ impl Daemon {
         }
         let (warden, moves) = Warden::new(Arc::clone(&events), config.cordon.rules.clone(), recorder);
         let bounds = Bounds { processes: config.workers.max, alone: config.cordon.max_alone };
+        let counters = match config.cordon.counters {
+            Counters::Auto => counters::probe(),
+            Counters::Off => {
+                Err("the configuration does without the processor's counters (cordon.counters)".to_owned())
+            }
+        };
         let queue = Duration::from_secs(config.cordon.queue_secs);
         let pool = Pool::new(blueprint, capacity, bounds, queue, snapshot, Arc::clone(&warden));
         let mut standings = kept.standings;
@@ -160,6 +169,7 @@ impl Daemon {
             layers,
             events,
             warden,
+            counters,
             pool,
             started: now,
             store,
@@ -391,13 +401,13 @@ impl Daemon {
     /// Looks at every running tenant's thread, a window at a time, for as long as the daemon lives: while a run goes on, not
     /// when it has ended.
     pub(crate) async fn watch(&self) {
-        let rules = &self.config.cordon.rules.shape;
+        let (rules, counters) = (&self.config.cordon.rules.shape, self.counters.is_ok());
         let mut windows = tokio::time::interval(Duration::from_millis(rules.window_ms));
         windows.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         loop {
             windows.tick().await;
             for (tenant, resident) in self.pool.busy() {
-                let seen: Vec<_> = resident.look(rules).into_iter().map(Seen::certain).collect();
+                let seen: Vec<_> = resident.look(rules, counters).into_iter().map(Seen::certain).collect();
                 if !seen.is_empty() {
                     self.warden.saw(&tenant, &seen);
                 }

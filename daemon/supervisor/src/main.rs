@@ -10,6 +10,7 @@ mod api;
 mod birth;
 mod channel;
 mod config;
+mod counters;
 mod daemon;
 mod death;
 mod events;

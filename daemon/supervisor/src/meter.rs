@@ -55,7 +55,12 @@ impl Meter {
     }
 
     /// All counts of one moment, with the kernel's of that thread. `None` once the thread has ended.
-    pub(crate) fn sample(&self, process: Pid, thread: Pid) -> Option<Sample> {
+    pub(crate) fn sample(
+        &self,
+        process: Pid,
+        thread: Pid,
+        (instructions, mispredictions): (u64, u64),
+    ) -> Option<Sample> {
         let kernels = of_thread(process, thread)?;
         let counts = self.lock();
         let isolate_ms = counts.kept_since.map_or(0, |since| since.elapsed().as_millis());
@@ -66,6 +71,8 @@ impl Meter {
             log_bytes: counts.log_bytes,
             isolate_ms: u64::try_from(isolate_ms).unwrap_or(u64::MAX),
             isolate_calls: counts.kept_calls,
+            instructions,
+            mispredictions,
             ..kernels
         })
     }
@@ -105,10 +112,11 @@ mod tests {
             std::thread::Builder::new().name("tenant-99".to_owned()).spawn_scoped(scope, spins).unwrap();
             let thread = std::iter::repeat_with(|| thread_named(process, "tenant-99")).find_map(|found| found).unwrap();
             let meter = Meter::default();
-            while meter.sample(process, thread).unwrap().ran_ms < 5 {}
+            while meter.sample(process, thread, (0, 0)).unwrap().ran_ms < 5 {}
             done.store(true, std::sync::atomic::Ordering::Relaxed);
         });
-        assert_eq!(thread_named(process, "tenant-99"), None);
+        // The kernel takes its time to forget a thread.
+        while thread_named(process, "tenant-99").is_some() {}
     }
 
     #[test]

@@ -23,6 +23,7 @@ use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf};
 use tokio::sync::{Notify, mpsc, oneshot, watch};
 
 use crate::channel::read_frame;
+use crate::counters::Counters;
 use crate::death::Death;
 use crate::events::What;
 use crate::job::Job;
@@ -85,8 +86,9 @@ pub(crate) struct Resident {
     /// Runs that are here or on their way; [`CLOSED`] once the tenant moves out.
     users: AtomicUsize,
     unused: Notify,
-    /// The tenant's thread, once it is known.
+    /// The tenant's thread, once it is known, and what the processor counts of it.
     thread: OnceLock<Pid>,
+    counters: Mutex<Option<Counters>>,
     shape: Mutex<Shape>,
 }
 
@@ -202,6 +204,7 @@ impl Resident {
             users: AtomicUsize::new(0),
             unused: Notify::new(),
             thread: OnceLock::new(),
+            counters: Mutex::default(),
             shape: Mutex::default(),
         })
     }
@@ -244,13 +247,17 @@ impl Resident {
         !matches!(self.users.load(Ordering::SeqCst), 0 | CLOSED)
     }
 
-    /// Looks at the thread's last window.
-    pub(crate) fn look(&self, rules: &shape::ShapeRules) -> Vec<Signal> {
+    /// Looks at the thread's last window; with the processor's counters, if they are there.
+    pub(crate) fn look(&self, rules: &shape::ShapeRules, with_counters: bool) -> Vec<Signal> {
         let thread = self.thread.get().copied().or_else(|| {
             let thread = self.worker.thread_of(self.slot)?;
+            let mut counters = self.counters.lock().unwrap_or_else(PoisonError::into_inner);
+            *counters = with_counters.then(|| Counters::of(thread).ok()).flatten();
             Some(*self.thread.get_or_init(|| thread))
         });
-        let sample = thread.and_then(|thread| self.state.meter.sample(self.worker.pid, thread));
+        let mut counters = self.counters.lock().unwrap_or_else(PoisonError::into_inner);
+        let counted = counters.as_mut().and_then(|counters| counters.read().ok()).unwrap_or_default();
+        let sample = thread.and_then(|thread| self.state.meter.sample(self.worker.pid, thread, counted));
         let mut shape = self.shape.lock().unwrap_or_else(PoisonError::into_inner);
         sample.map(|sample| shape.look(sample, rules)).unwrap_or_default()
     }

@@ -52,6 +52,7 @@ pub(crate) async fn info(State(daemon): State<Arc<Daemon>>) -> Json<Value> {
             "shareWithoutKeys": capacity.share_without_keys,
             "consequence": consequence(&daemon),
         },
+        "counters": { "on": daemon.counters.is_ok(), "detail": daemon.counters.as_ref().err() },
         "capacity": {
             "tenantsPerProcess": capacity.tenants_per_process(),
             "maxProcesses": daemon.pool.bounds.processes,

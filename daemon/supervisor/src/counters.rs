@@ -1,0 +1,76 @@
+//! The processor's own counters of a tenant's thread: instructions and mispredicted branches, in user mode.
+//!
+//! Optional: many virtual machines have none, and the kernel may forbid them (`perf_event_paranoid`). Where they are not there,
+//! nothing is counted and nothing is said but in `GET /v1/info`.
+
+use std::io;
+
+use nix::unistd::Pid;
+use perf_event::events::{Event, Hardware};
+use perf_event::{Builder, Counter};
+
+/// Two counters of one thread.
+#[derive(Debug)]
+pub(crate) struct Counters {
+    instructions: Counter,
+    mispredictions: Counter,
+}
+
+impl Counters {
+    /// Begins to count for a thread.
+    pub(crate) fn of(thread: Pid) -> io::Result<Self> {
+        Self::counting(thread, Hardware::INSTRUCTIONS, Hardware::BRANCH_MISSES)
+    }
+
+    fn counting(thread: Pid, one: impl Event, other: impl Event) -> io::Result<Self> {
+        let (instructions, mispredictions) = (begin(thread, one)?, begin(thread, other)?);
+        Ok(Self { instructions, mispredictions })
+    }
+
+    /// Instructions and mispredictions so far.
+    pub(crate) fn read(&mut self) -> io::Result<(u64, u64)> {
+        Ok((self.instructions.read()?, self.mispredictions.read()?))
+    }
+}
+
+fn begin(thread: Pid, event: impl Event) -> io::Result<Counter> {
+    let mut counter = Builder::new(event).observe_pid(thread.as_raw()).build()?;
+    counter.enable()?;
+    Ok(counter)
+}
+
+/// Whether this machine has them and lets this process use them; why not otherwise.
+pub(crate) fn probe() -> Result<(), String> {
+    let counted = Counters::of(nix::unistd::gettid()).and_then(|mut counters| counters.read());
+    counted.map(drop).map_err(|error| format!("the processor's counters cannot be used here: {error}"))
+}
+
+#[cfg(test)]
+mod tests {
+    use perf_event::events::Software;
+
+    use super::*;
+
+    #[test]
+    fn another_thread_is_counted() {
+        // Software events are there also where the processor's are not; the kernel may still forbid both.
+        let (send, receive) = std::sync::mpsc::channel();
+        let done = std::sync::atomic::AtomicBool::new(false);
+        let counted = std::thread::scope(|scope| {
+            let finished = &done;
+            scope.spawn(move || {
+                send.send(nix::unistd::gettid()).unwrap();
+                while !finished.load(std::sync::atomic::Ordering::Relaxed) {}
+            });
+            let thread = receive.recv().unwrap();
+            let counters = Counters::counting(thread, Software::TASK_CLOCK, Software::PAGE_FAULTS);
+            let counted = counters.and_then(|mut counters| {
+                while counters.read()?.0 == 0 {}
+                counters.read()
+            });
+            done.store(true, std::sync::atomic::Ordering::Relaxed);
+            counted
+        });
+        assert!(counted.map_or_else(|error| error.raw_os_error().is_some(), |(clock, _)| clock > 0));
+    }
+}
