@@ -159,6 +159,7 @@ pub fn default_weight(signal: Signal) -> Weight {
         // Proposed was 15 for ten seconds with a half-life of an hour: too slow for a spinner, too long for a busy hour. A
         // window is half a second, counted from the fourth in a row on, so that four seconds of it are enough.
         Signal::Busy | Signal::Paging => (12.0, 10 * MINUTE, 70.0),
+        Signal::Resident => (20.0, HOUR, 60.0),
         Signal::ComputeOnly => (10.0, 2 * HOUR, 40.0),
         Signal::Mispredictions => (20.0, 2 * HOUR, 80.0),
         Signal::RemoteTiming => (5.0, HOUR, 30.0),

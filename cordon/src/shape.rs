@@ -37,6 +37,10 @@ pub struct ShapeRules {
     pub regular: f64,
     /// Console output of a window that counts.
     pub log_bytes: u64,
+    /// Resident memory counts beyond so many times the tenant's `memoryMb` (heap, buffers, isolates that are kept) ...
+    pub resident_times: f64,
+    /// ... and so many MiB.
+    pub resident_spare_mb: u64,
     /// Mispredicted branches in a thousand instructions that count, from three windows in a row on.
     pub mispredictions: f64,
     /// An isolate that has lived so long ...
@@ -60,6 +64,8 @@ impl Default for ShapeRules {
             message_bytes: 256,
             regular: 0.3,
             log_bytes: 512 << 10,
+            resident_times: 3.0,
+            resident_spare_mb: 128,
             mispredictions: 25.0,
             long_lived_secs: 3600,
             long_lived_calls: 36_000,
@@ -75,6 +81,16 @@ pub struct Messages {
     /// The sum of the times between them, and of their squares, in milliseconds.
     pub gaps_ms: f64,
     pub gaps_ms2: f64,
+}
+
+impl ShapeRules {
+    /// The most resident memory that a tenant's limits explain, in bytes.
+    #[must_use]
+    pub fn most_resident(&self, memory_mb: u32) -> u64 {
+        #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "some thousand MiB")]
+        let mb = (f64::from(memory_mb) * self.resident_times.max(0.0)) as u64;
+        mb.saturating_add(self.resident_spare_mb).saturating_mul(1 << 20)
+    }
 }
 
 /// What was counted of one thread up to a moment. Every number only grows as long as it is the same thread.

@@ -61,6 +61,8 @@ pub enum Signal {
     ComputeOnly,
     /// A window of page faults far beyond what its runs need.
     Paging,
+    /// More resident memory on its island than its limits explain.
+    Resident,
     /// E10: mispredicted branches beyond the usual, by the processor's counters.
     Mispredictions,
     /// E11: many small messages at regular times, the shape of a clock made of messages.
@@ -92,7 +94,7 @@ pub enum Signal {
 }
 
 impl Signal {
-    pub const ALL: [Self; 25] = [
+    pub const ALL: [Self; 26] = [
         Self::RefusedCall,
         Self::ClosedKey,
         Self::ForeignAddress,
@@ -104,6 +106,7 @@ impl Signal {
         Self::Busy,
         Self::ComputeOnly,
         Self::Paging,
+        Self::Resident,
         Self::Mispredictions,
         Self::RemoteTiming,
         Self::LongLived,
@@ -132,6 +135,7 @@ impl Signal {
             | Self::Busy
             | Self::ComputeOnly
             | Self::Paging
+            | Self::Resident
             | Self::Mispredictions => Source::Kernel,
             Self::Protocol
             | Self::HardKill
@@ -157,6 +161,7 @@ impl Signal {
             | Self::Busy
             | Self::ComputeOnly
             | Self::Paging
+            | Self::Resident
             | Self::Mispredictions
             | Self::RemoteTiming
             | Self::LongLived

@@ -116,7 +116,7 @@ pub fn inspect_running(pid: Pid, tags: &Tags) -> io::Result<Seen> {
 pub fn compare(smaps: impl BufRead, tags: &Tags) -> io::Result<Seen> {
     let mut seen = Seen::default();
     for mapping in mappings(smaps) {
-        let Mapping { pages, key } = mapping?;
+        let Mapping { pages, key, .. } = mapping?;
         let zone = tags.zone.range();
         if pages.end <= zone.start || pages.start >= zone.end {
             if tags.keys.contains(&key) {
@@ -140,11 +140,32 @@ pub fn compare(smaps: impl BufRead, tags: &Tags) -> io::Result<Seen> {
     Ok(seen)
 }
 
+/// How many bytes of each island are in memory, in order.
+///
+/// # Errors
+/// As [`inspect`]'s.
+pub fn resident(pid: Pid, zone: &Zone) -> io::Result<Vec<u64>> {
+    sum_resident(BufReader::new(File::open(format!("/proc/{pid}/smaps"))?), zone)
+}
+
+fn sum_resident(smaps: impl BufRead, zone: &Zone) -> io::Result<Vec<u64>> {
+    let mut islands: Vec<_> = zone.islands().map(|island| (island.range(), 0)).collect();
+    for mapping in mappings(smaps) {
+        let Mapping { pages, resident, .. } = mapping?;
+        if let Some((_, sum)) = islands.iter_mut().find(|(range, _)| range.contains(&pages.start)) {
+            *sum += resident;
+        }
+    }
+    Ok(islands.into_iter().map(|(_, sum)| sum).collect())
+}
+
 /// One mapping of a process, with its key.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Mapping {
     pub pages: Range<usize>,
     pub key: u8,
+    /// Bytes of it that are in memory.
+    pub resident: u64,
 }
 
 /// The mappings in an `smaps` file. A kernel without keys prints none, and every mapping then has key 0.
@@ -159,11 +180,14 @@ pub fn mappings(smaps: impl BufRead) -> impl Iterator<Item = io::Result<Mapping>
                 Some(Ok(line)) => line,
             };
             if let Some(pages) = heading(&line) {
-                if let Some(complete) = next.replace(Mapping { pages, key: 0 }) {
+                if let Some(complete) = next.replace(Mapping { pages, key: 0, resident: 0 }) {
                     return Some(Ok(complete));
                 }
             } else if let (Some(key), Some(mapping)) = (line.strip_prefix("ProtectionKey:"), next.as_mut()) {
                 mapping.key = key.trim().parse().unwrap_or(u8::MAX);
+            } else if let (Some(resident), Some(mapping)) = (line.strip_prefix("Rss:"), next.as_mut()) {
+                let kib: u64 = resident.trim().trim_end_matches(" kB").parse().unwrap_or(0);
+                mapping.resident = kib.saturating_mul(1024);
             }
         }
     })
@@ -239,6 +263,16 @@ mod tests {
         let seen = compare(smaps(&[(page(0x1000), 4), (page(0x8000), 0)]).as_bytes(), &tags()).unwrap();
         let wrong = Mistagged { pages: page(0x1000), key: 4, place: None };
         assert_eq!(seen, Seen { mappings: 0, wrong: 1, mistagged: vec![wrong] });
+    }
+
+    #[test]
+    fn what_is_resident_is_added_up_by_island() {
+        let zone = tags().zone;
+        let at = |place| zone.island(place).unwrap().sandbox().start;
+        let line =
+            |start: usize| format!("{start:x}-{:x} rw-p 0 00:00 0 \nRss: 12 kB\nProtectionKey: 3\n", start + 65536);
+        let text = [line(at(1)), line(at(1) + 65536), line(0x1000)].concat();
+        assert_eq!(sum_resident(text.as_bytes(), &zone).unwrap(), [0, 24 * 1024]);
     }
 
     #[test]

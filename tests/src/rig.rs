@@ -225,10 +225,7 @@ impl Rig {
     pub fn find(&self, needle: &[u8]) -> io::Result<Vec<(usize, u8)>> {
         let memory = File::open(format!("/proc/{}/mem", self.pid()))?;
         let mut found = Vec::new();
-        for (pages, key, resident) in self.resident()? {
-            if !resident {
-                continue;
-            }
+        for Mapping { pages, key, .. } in self.resident()? {
             let mut bytes = vec![0; pages.len().min(256 << 20)];
             // What cannot be read holds nothing.
             let Ok(read) = memory.read_at(&mut bytes, pages.start as u64) else { continue };
@@ -238,12 +235,9 @@ impl Rig {
         Ok(found)
     }
 
-    /// Mappings with whether anything of them is in memory.
-    fn resident(&self) -> io::Result<Vec<(std::ops::Range<usize>, u8, bool)>> {
-        let text = std::fs::read_to_string(format!("/proc/{}/smaps", self.pid()))?;
-        let keys = tags::mappings(text.as_bytes()).collect::<io::Result<Vec<_>>>()?;
-        let resident = text.lines().filter_map(|line| line.strip_prefix("Rss:")).map(|rss| rss.trim() != "0 kB");
-        Ok(keys.into_iter().zip(resident).map(|(mapping, resident)| (mapping.pages, mapping.key, resident)).collect())
+    /// Mappings of which anything is in memory.
+    fn resident(&self) -> io::Result<Vec<Mapping>> {
+        Ok(self.mappings()?.into_iter().filter(|mapping| mapping.resident > 0).collect())
     }
 
     /// Pages on a tenant's island that hold something, outside its stack and its code: what there is to attack, whatever key
@@ -253,10 +247,10 @@ impl Rig {
         let (range, stack) = (island.range(), island.stack());
         let on_island = |pages: &std::ops::Range<usize>| range.contains(&pages.start) && !stack.contains(&pages.start);
         let code = self.tags.as_ref().map(|tags| tags.jit);
-        let resident =
-            self.resident()?.into_iter().filter(|(pages, key, there)| *there && Some(*key) != code && on_island(pages));
+        let resident = self.resident()?.into_iter().filter(|known| Some(known.key) != code && on_island(&known.pages));
         Ok(resident
-            .flat_map(|(pages, ..)| [pages.start, pages.start + pages.len() / 2 / 4096 * 4096, pages.end - 4096])
+            .map(|known| known.pages)
+            .flat_map(|pages| [pages.start, pages.start + pages.len() / 2 / 4096 * 4096, pages.end - 4096])
             .collect())
     }
 }

@@ -347,3 +347,52 @@ fn the_workers_own_word_counts_a_little_and_moves_nobody() {
     assert!(cordon["score"].as_f64().is_some_and(|score| score > 10.0 && score < 30.0), "{cordon}");
     assert_eq!(cordon["level"], "shared");
 }
+
+#[test]
+fn memory_that_no_limit_explains_is_seen_while_a_run_goes_on() {
+    let rules = "[cordon.rules.shape]\nresident_times = 0.1\nresident_spare_mb = 16\n";
+    let daemon = Daemon::start(&format!("{SHARING}{rules}"));
+    let holds = "() => { const a = new Uint8Array(6e7).fill(1); return new Promise((r) => setTimeout(() => r(a.length), 8000)) }";
+    std::thread::scope(|scope| {
+        let run = scope.spawn(|| daemon.run("t", holds));
+        scope.spawn(|| daemon.run("modest", "() => new Promise((r) => setTimeout(r, 8000))"));
+        daemon.wait_for("/v1/tenants/t", |tenant| {
+            let signals = tenant["cordon"]["signals"].as_array();
+            signals.is_some_and(|signals| signals.iter().any(|known| known["signal"] == "resident"))
+        });
+        let modest = cordon_of(&daemon, "modest").to_string();
+        assert!(!modest.contains("resident"), "{modest}");
+        assert_eq!(run.join().expect("the run is answered")["result"], 60_000_000);
+    });
+}
+
+#[test]
+fn messages_at_regular_times_and_floods_of_them_are_seen() {
+    let daemon = Daemon::start(SHARING);
+    let signals = |tenant: &str| cordon_of(&daemon, tenant)["signals"].to_string();
+    let ticks =
+        "async () => { for (let i = 0; i < 900; i++) { console.log(i); await new Promise((r) => setTimeout(r, 5)) } }";
+    let floods = "async () => { for (let i = 0; i < 100; i++) { console.log('x'.repeat(7e4)); await new Promise((r) => setTimeout(r, 5)) } }";
+    let limits = json!({ "logLines": 1000, "logBytes": 8 << 20 });
+    let policy = json!({ "limits": limits }).to_string();
+    for tenant in ["ticks", "floods"] {
+        daemon.request("PUT", &format!("/v1/tenants/{tenant}"), policy.as_bytes()).ok();
+    }
+    // As often as it takes: other tests want the processors too, and what waits is not regular.
+    wait_until("the rhythm to be seen", || {
+        daemon.load("ticks", &json!({ "code": ticks, "limits": limits })).ok();
+        signals("ticks").contains("remoteTiming")
+    });
+    wait_until("the flood to be seen", || {
+        daemon.load("floods", &json!({ "code": floods, "limits": limits })).ok();
+        signals("floods").contains("logFlood")
+    });
+}
+
+#[test]
+fn a_network_that_nothing_grants_is_denied_and_counted() {
+    let daemon = Daemon::start(SHARING);
+    let problem = daemon.load("t", &json!({ "code": "() => 1", "globalOutbound": {} })).problem(400);
+    assert!(problem.contains("no network"), "{problem}");
+    assert!(cordon_of(&daemon, "t")["signals"].to_string().contains("deniedEgress"));
+}

@@ -1,6 +1,7 @@
 //! The daemon as a whole: its tenants, and a run from its admission to its answer.
 
 use std::collections::BTreeMap;
+use std::collections::btree_map::Entry;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -21,7 +22,7 @@ use crate::policy::{Limits, Policy, Store, StoreError, TenantName};
 use crate::pool::{AdmitError, Pool};
 use crate::quota::OverQuota;
 use crate::record::{RecordError, Recorder};
-use crate::resident::{Ended, Finished, Lost, Visit};
+use crate::resident::{Ended, Finished, Lost, Resident, Visit};
 use crate::tenant::Tenant;
 use crate::warden::Warden;
 
@@ -29,6 +30,8 @@ use crate::warden::Warden;
 const CAGES_PER_PROCESS: usize = 90;
 /// Tenants that the daemon remembers at one time. More names than that are refused: each costs memory.
 const MAX_TENANTS: usize = 100_000;
+/// Memory is looked at with one window of so many: reading a process's mappings takes some milliseconds.
+const LOOKS_AT_MEMORY: u32 = 6;
 /// So many workers may die before they come to one and the same run.
 const MOST_NOT_BEGUN: u32 = 10;
 /// Private memory that a worker may commit beside its tenants' own: V8, and one largest allocation on the way to an
@@ -404,13 +407,40 @@ impl Daemon {
         let (rules, counters) = (&self.config.cordon.rules.shape, self.counters.is_ok());
         let mut windows = tokio::time::interval(Duration::from_millis(rules.window_ms));
         windows.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        let mut count = 0;
         loop {
             windows.tick().await;
-            for (tenant, resident) in self.pool.busy() {
+            let busy = self.pool.busy();
+            for (tenant, resident) in &busy {
                 let seen: Vec<_> = resident.look(rules, counters).into_iter().map(Seen::certain).collect();
                 if !seen.is_empty() {
-                    self.warden.saw(&tenant, &seen);
+                    self.warden.saw(tenant, &seen);
                 }
+            }
+            count = (count + 1) % LOOKS_AT_MEMORY;
+            if count == 0 {
+                self.look_at_memory(busy).await;
+            }
+        }
+    }
+
+    /// Compares what is in memory of running tenants' islands with what their limits explain.
+    async fn look_at_memory(&self, busy: Vec<(Arc<Tenant>, Arc<Resident>)>) {
+        let mut workers: BTreeMap<u64, Vec<u64>> = BTreeMap::new();
+        for (tenant, resident) in busy {
+            let worker = &resident.worker;
+            let islands = match workers.entry(worker.id) {
+                Entry::Occupied(known) => known.into_mut(),
+                Entry::Vacant(unknown) => {
+                    let looked_at = Arc::clone(worker);
+                    let looked = tokio::task::spawn_blocking(move || looked_at.resident_bytes()).await;
+                    unknown.insert(looked.unwrap_or_default())
+                }
+            };
+            let bytes = islands.get(resident.slot.0 as usize);
+            let most = self.config.cordon.rules.shape.most_resident(self.limits_at(&tenant, worker.level).memory_mb);
+            if bytes.is_some_and(|bytes| *bytes > most) {
+                self.warden.saw(&tenant, &[Seen::certain(Signal::Resident)]);
             }
         }
     }

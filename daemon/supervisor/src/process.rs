@@ -235,6 +235,11 @@ impl Worker {
         tags::inspect_running(self.pid, tags).map(|seen| seen.findings()).unwrap_or_default()
     }
 
+    /// How much of each place's island is in memory, by the kernel's word. May take some ms.
+    pub(crate) fn resident_bytes(&self) -> Vec<u64> {
+        tags::resident(self.pid, &self.zone).unwrap_or_default()
+    }
+
     /// A run of that place ended the process.
     pub(crate) fn blame(&self, slot: Slot, signal: Signal) {
         let _ = self.culprit.set((slot, signal));
