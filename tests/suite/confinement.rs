@@ -139,18 +139,31 @@ fn a_layer_that_is_required_and_missing_keeps_the_daemon_from_starting() {
 /// A daemon whose workers are the rogue of that name; what the first load for it is answered with, and the daemon. A rogue
 /// takes no keys, so it is asked for none, except where that is the point.
 fn with_rogue(name: &str) -> (Daemon, String) {
+    with_rogue_at(name, None)
+}
+
+/// The same, for a tenant of that level.
+fn with_rogue_at(name: &str, level: Option<&str>) -> (Daemon, String) {
     let keys = if name.contains("keys") { "auto" } else { "off" };
     let folder = tempfile::Builder::new().prefix("enisle-rogue-").tempdir().expect("a folder");
     let program = folder.path().join(name);
     fs::copy(programs().join("rogue-worker"), &program).expect("the rogue is built");
     let config = format!("[workers]\nprogram = {:?}\nkeys = \"{keys}\"\n", program.display().to_string());
     let daemon = Daemon::start_in(folder, &config);
+    if let Some(level) = level {
+        let order = json!({ "level": level, "reason": "a test" }).to_string();
+        daemon.request("PUT", "/v1/tenants/t/cordon", order.as_bytes()).ok();
+    }
     let answer = daemon.load("t", &json!({ "code": "() => 1", "limits": { "wallMs": 100 } }));
     (daemon, String::from_utf8_lossy(&answer.body).into_owned())
 }
 
 fn assert_rejected(name: &str, finding: &str) {
-    let (daemon, answer) = with_rogue(name);
+    assert_rejected_at(name, None, finding);
+}
+
+fn assert_rejected_at(name: &str, level: Option<&str>, finding: &str) {
+    let (daemon, answer) = with_rogue_at(name, level);
     assert!(answer.contains("not what it should be") && answer.contains(finding), "{name}: {answer}");
     let events = daemon.events();
     assert!(events.iter().any(|event| event["event"] == "workerRejected"), "{name}: {events:?}");
@@ -171,6 +184,15 @@ fn a_worker_that_left_out_a_step_never_gets_a_tenant() {
         if machine_has(layer) {
             assert_rejected(&format!("rogue-without-{layer}"), finding);
         }
+    }
+}
+
+#[test]
+fn a_sealed_worker_is_looked_at_like_every_other_and_for_its_seals() {
+    if machine_has(Layer::SealedFilter) {
+        assert_rejected_at("rogue-without-sealed-filter", Some("sealed"), "with 2 filters");
+        assert_rejected_at("rogue-without-capabilities", Some("sealed"), "CapEff");
+        assert_rejected_at("rogue-without-capabilities", Some("solo"), "CapEff");
     }
 }
 

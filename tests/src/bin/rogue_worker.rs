@@ -48,6 +48,9 @@ fn misbehave(name: &str) -> Result<(), Box<dyn Error>> {
         // The jail closes what it finds, so this one stays out of it altogether.
         layers = LayerSet::NONE;
     }
+    if layers.has(Layer::SealedFilter) {
+        seccomp::seal()?;
+    }
     if layers.has(Layer::Seccomp) {
         seccomp::install()?;
     }
