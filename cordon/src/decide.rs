@@ -1,7 +1,7 @@
 //! From what was seen to where a tenant lives.
 //!
 //! A level has three causes, and the furthest out counts: what the tenant has *earned* by its score, with hysteresis; a
-//! *suspicion* for some minutes, where it is not certain whose doing it was; and an operator's *order*.
+//! *suspicion* for some minutes, of whoever has ended a process or may have; and an operator's *order*.
 //!
 //! Outward at once, inward a level at a time after a clean time. From `expelled` only an operator leads back.
 
@@ -70,7 +70,7 @@ pub enum Reason {
     Score { score: f64, threshold: f64 },
     /// What the score is made of.
     Signal { signal: Signal, source: Source, points: f64, count: u32, age_ms: u64 },
-    /// It may have ended a process that others were in.
+    /// It has ended a process, or may have, and is kept away from others for a while.
     Suspected { until: Time },
     /// An operator said so.
     Order { reason: String, by_uid: u32 },
@@ -252,9 +252,10 @@ pub fn decide(
         if matches!(signal.kind(), Kind::Evidence | Kind::Nuisance) {
             standing.marked = now;
         }
-        if !certain && signal.takes_worker() {
+        // Also where it was alone: the next process might have been one with others in it.
+        if signal.takes_worker() {
             // Twice as long each time, and never longer than a clean time takes.
-            let times = standing.score.doubtful().saturating_sub(1).min(16);
+            let times = standing.score.processes_taken().saturating_sub(1).min(16);
             let secs = rules.suspicion_secs.saturating_mul(1 << times).min(rules.back_after_secs);
             standing.suspected_until = standing.suspected_until.max(now.plus(secs.saturating_mul(1000)));
         }
@@ -339,6 +340,14 @@ mod tests {
         assert!(matches!(first, Decision::Move { to: Level::Solo, .. }), "{first:?}");
         assert!(standing.score(KNOWN, &Rules::default(), START) < Rules::default().solo);
         assert_eq!(look(&mut standing, 599_999), Decision::Stay);
+        assert!(matches!(look(&mut standing, 600_000), Decision::Move { to: Level::Shared, .. }));
+    }
+
+    #[test]
+    fn who_ends_a_process_is_kept_from_others_also_if_nobody_was_there() {
+        let mut standing = Standing::new(START);
+        see(&mut standing, Seen::certain(Signal::HardKill), 0);
+        assert_eq!(standing.level(), Level::Solo);
         assert!(matches!(look(&mut standing, 600_000), Decision::Move { to: Level::Shared, .. }));
     }
 

@@ -39,7 +39,7 @@ pub struct Rules {
     pub back_below: f64,
     /// ... and nothing has counted against it for so long.
     pub back_after_secs: u64,
-    /// Whoever took a process that others were in lives alone for so long, whatever its score; twice as long each further time.
+    /// Whoever took a process along, or may have, lives alone for so long, whatever its score; twice as long each further time.
     pub suspicion_secs: u64,
     /// Those who were in a process that died for nobody knows what are kept in halves for so long.
     pub unexplained_secs: u64,

@@ -76,10 +76,10 @@ impl Score {
         self.0.is_empty()
     }
 
-    /// How often a signal was counted that may have been a neighbour's doing.
-    pub(crate) fn doubtful(&self) -> u32 {
-        let doubtful = self.0.iter().filter(|entry| !entry.certain && entry.signal.takes_worker());
-        doubtful.fold(0, |sum, entry| sum.saturating_add(entry.count))
+    /// How many processes it has ended, or may have.
+    pub(crate) fn processes_taken(&self) -> u32 {
+        let taken = self.0.iter().filter(|entry| entry.signal.takes_worker());
+        taken.fold(0, |sum, entry| sum.saturating_add(entry.count))
     }
 
     pub(crate) fn contributions(&self, rules: &Rules, now: Time) -> impl Iterator<Item = Contribution> {

@@ -79,7 +79,7 @@ fn describe(tenant: &Value, now: SystemTime) -> Vec<String> {
     }
     if let Some(until) = cordon["suspectedUntilUnixMs"].as_u64() {
         lines.push(format!(
-            "  suspected for {} more: it may have ended a process that others were in",
+            "  suspected for {} more: it has ended a process, or may have",
             age(until.saturating_sub(now_ms))
         ));
     }

@@ -26,6 +26,7 @@ mod rehome;
 mod resident;
 mod script;
 mod server;
+mod speaker;
 mod tenant;
 mod violation;
 mod warden;

@@ -6,7 +6,7 @@
 use std::fmt;
 use std::mem::ManuallyDrop;
 
-use super::{modules, natives, quota, run};
+use super::{last_words, modules, natives, quota};
 
 /// The bytes of the startup snapshot: mapped once per process, read-only, never unmapped.
 #[derive(Debug, Clone, Copy)]
@@ -57,7 +57,7 @@ impl Resting {
         isolate.set_host_import_module_dynamically_callback(modules::import_dynamically);
         isolate.set_allow_wasm_code_generation_callback(natives::no_wasm);
         isolate.set_modify_code_generation_from_strings_callback(natives::no_code_from_strings);
-        isolate.set_oom_error_handler(run::out_of_memory);
+        isolate.set_oom_error_handler(last_words::out_of_memory);
         let parts = {
             v8::scope!(let scope, &mut isolate);
             let context = v8::Context::new(scope, v8::ContextOptions::default());

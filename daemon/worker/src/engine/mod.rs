@@ -8,6 +8,8 @@
 //! | [`confinement`] | whether a tenant's thread still has the keys open that it should |
 //! | [`quota`] | the bytes of array buffers that a tenant may hold |
 //! | [`isolate`] | an isolate at rest: made from the snapshot, warm, entered only for one run |
+//! | [`last_words`] | what is said when V8 cannot go on |
+//! | [`log`] | the console of one run |
 //! | [`kept`] | isolates that stay between the runs of a script |
 //! | [`modules`] | a script's modules: compiled, linked and imported by exact name |
 //! | [`natives`] | the functions that the runtime (`runtime/*.js`) calls |
@@ -21,6 +23,8 @@ mod confinement;
 pub(crate) mod heap;
 pub(crate) mod isolate;
 pub(crate) mod kept;
+mod last_words;
+mod log;
 mod memory;
 mod modules;
 mod natives;
@@ -105,7 +109,7 @@ pub(crate) fn warm_up() -> Result<(), &'static str> {
 /// Takes over the signals of a fault. V8 giving up, by a breakpoint or an undefined instruction, and libc, by SIGABRT, first
 /// tell whose run it was. To be called before the filter, which lets nobody change handlers.
 pub(crate) fn set_signal_handlers() -> io::Result<()> {
-    enisle_hardening::fault::handle(run::gave_up)?;
+    enisle_hardening::fault::handle(last_words::gave_up)?;
     #[cfg(feature = "attack-natives")]
     attack::survive_probes()?;
     Ok(())

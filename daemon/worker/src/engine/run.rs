@@ -9,21 +9,20 @@
 //! The watchdog may end a run at any point of this: every call into V8 can return "terminated", and the cause that the
 //! watchdog noted decides the outcome.
 
-use std::cell::RefCell;
-use std::os::fd::{AsRawFd, RawFd};
 use std::os::unix::net::UnixStream;
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
-use enisle_wire::control::{GAVE_UP_EXIT, OUT_OF_MEMORY_EXIT};
-use enisle_wire::tenant::{Advice, Code, Done, FromTenant, Level, Limits, LogLine, Run, RunId, ScriptError, Usage};
-use enisle_wire::{MAX_FROM_TENANT_BYTES, Outcome, encode, write_frame};
+use enisle_wire::Outcome;
+use enisle_wire::tenant::{Advice, Code, Done, Level, Limits, Run, ScriptError, Usage};
 
 use super::isolate::Resting;
+use super::last_words::{HeapWatch, forget_last_words, near_heap_limit, remember_last_words};
+use super::log::Log;
 use super::modules::{self, Modules};
 use super::natives::Timers;
 use super::snapshot::RUNTIME_NAME;
-use super::{bounded_text, cage, confinement, exit_now, heap, quota};
+use super::{bounded_text, cage, confinement, quota};
 use crate::watchdog::{Cause, Watched};
 
 /// The most of an error that is passed on, each of message and stack.
@@ -43,136 +42,6 @@ pub(super) struct RunState {
     /// What was asked for in vain.
     pub(super) advice: Advice,
 }
-
-/// The console of one run: lines up to its limits, sent on in batches.
-#[derive(Debug)]
-pub(super) struct Log {
-    channel: Arc<UnixStream>,
-    started: Instant,
-    pending: Vec<LogLine>,
-    pending_bytes: usize,
-    bytes_left: usize,
-    lines_left: u32,
-    truncated: bool,
-}
-
-/// Lines are sent on at the latest when this much waits.
-const LOG_BATCH_BYTES: usize = 8 * 1024;
-
-impl Log {
-    fn new(channel: Arc<UnixStream>, started: Instant, limits: &Limits) -> Self {
-        Self {
-            channel,
-            started,
-            pending: Vec::new(),
-            pending_bytes: 0,
-            bytes_left: limits.log_bytes as usize,
-            lines_left: limits.log_lines,
-            truncated: false,
-        }
-    }
-
-    /// Bytes that the next line may have; none when lines are only counted as dropped any more.
-    pub(super) fn room(&mut self) -> Option<usize> {
-        if self.bytes_left == 0 || self.lines_left == 0 {
-            self.truncated = true;
-            return None;
-        }
-        Some(self.bytes_left)
-    }
-
-    pub(super) fn line(&mut self, level: Level, text: String, whole: bool) {
-        self.truncated |= !whole;
-        self.bytes_left = if whole { self.bytes_left.saturating_sub(text.len()) } else { 0 };
-        self.lines_left = self.lines_left.saturating_sub(1);
-        self.pending_bytes += text.len();
-        let t_ms = u32::try_from(self.started.elapsed().as_millis()).unwrap_or(u32::MAX);
-        self.pending.push(LogLine { t_ms, level, text });
-        if self.pending_bytes >= LOG_BATCH_BYTES {
-            self.flush();
-        }
-    }
-
-    fn flush(&mut self) {
-        if !self.pending.is_empty() {
-            self.pending_bytes = 0;
-            let batch = FromTenant::Log(std::mem::take(&mut self.pending));
-            // A supervisor that is gone is noticed where the end of the run is written.
-            let _ = write_frame(&mut &*self.channel, &batch, MAX_FROM_TENANT_BYTES);
-        }
-    }
-}
-
-#[derive(Debug)]
-struct LastWords {
-    channel: RawFd,
-    /// The frame when the run is over its own heap limit, and when it may not be.
-    certain: Vec<u8>,
-    uncertain: Vec<u8>,
-    over_its_limit: bool,
-}
-
-thread_local! {
-    /// What this thread says if V8 cannot go on: prepared, because saying it must not allocate.
-    static LAST_WORDS: RefCell<Option<LastWords>> = const { RefCell::new(None) };
-}
-
-/// V8 cannot go on: tell whose run it was, and end the process.
-pub(super) unsafe extern "C" fn out_of_memory(_: *const std::ffi::c_char, _: &v8::OomDetails) {
-    say_last_words();
-    exit_now(OUT_OF_MEMORY_EXIT);
-}
-
-/// V8 has given up, by a check of its own: among others that no array is larger than one may be. Runs in a handler.
-pub(super) extern "C" fn gave_up() {
-    say_last_words();
-    exit_now(GAVE_UP_EXIT);
-}
-
-fn say_last_words() {
-    LAST_WORDS.with(|words| {
-        if let Ok(words) = words.try_borrow()
-            && let Some(words) = words.as_ref()
-        {
-            // SAFETY: the descriptor is open as long as its tenant's thread, which is this one.
-            let channel = unsafe { std::os::fd::BorrowedFd::borrow_raw(words.channel) };
-            let _ = nix::unistd::write(channel, if words.over_its_limit { &words.certain } else { &words.uncertain });
-        }
-    });
-}
-
-/// V8 is near a heap limit. Ends the run, and gives V8 the room that it needs to get there: the next allocation may be
-/// one of the largest that there are, and refusing it would end the process with everybody in it.
-unsafe extern "C" fn near_heap_limit(data: *mut std::ffi::c_void, current: usize, initial: usize) -> usize {
-    confinement::edge();
-    // SAFETY: `data` is the `HeapWatch` that `execute` keeps alive until it has taken this callback away.
-    let watch = unsafe { &*data.cast::<HeapWatch<'_>>() };
-    // SAFETY: V8 calls this on the isolate's own thread; what comes out is not dropped as an owner.
-    let mut isolate = unsafe { v8::Isolate::from_raw_isolate_ptr(watch.isolate) };
-    // A refused array buffer makes V8 ask here too, when it has collected garbage in vain; that is no full heap.
-    if quota::take_refused() && isolate.get_heap_statistics().used_heap_size() < initial / 2 {
-        return current;
-    }
-    watch.watched.end(Cause::Memory);
-    LAST_WORDS.with(|words| {
-        if let Ok(mut words) = words.try_borrow_mut()
-            && let Some(words) = words.as_mut()
-        {
-            words.over_its_limit = true;
-        }
-    });
-    // Once: a run that fills that as well is not on its way out.
-    initial.saturating_add(LARGEST_ALLOCATION)
-}
-
-/// What the callback at the heap limit needs to know.
-struct HeapWatch<'a> {
-    watched: &'a Watched,
-    isolate: v8::UnsafeRawIsolatePtr,
-}
-
-/// Somewhat over the largest single object of V8's heap: a two-byte string of full length, or a large array of doubles.
-const LARGEST_ALLOCATION: usize = 1280 << 20;
 
 /// Why a run ended, as far as the script knows.
 enum Ended {
@@ -264,7 +133,7 @@ pub(crate) fn execute(
         (ended, heap, isolate.remove_slot::<RunState>())
     });
     let cause = watched.disarm();
-    LAST_WORDS.set(None);
+    forget_last_words();
 
     let (outcome, result, error) = conclude(ended, cause, &limits);
     let (advice, truncated) = match state {
@@ -318,13 +187,6 @@ fn conclude(ended: Ended, cause: Option<Cause>, limits: &Limits) -> (Outcome, Op
             (Outcome::InternalError, None, error("InternalError", "the run was ended without a cause".to_owned()))
         }
     }
-}
-
-fn remember_last_words(channel: &UnixStream, id: RunId) {
-    let frame = |certain| encode(&FromTenant::Aborting { id, certain }, MAX_FROM_TENANT_BYTES).unwrap_or_default();
-    // A handler reads them, with every key closed.
-    let (certain, uncertain) = heap::shared(|| (frame(true), frame(false)));
-    LAST_WORDS.set(Some(LastWords { channel: channel.as_raw_fd(), certain, uncertain, over_its_limit: false }));
 }
 
 /// Entry point, method, args, env, props.

@@ -1,0 +1,97 @@
+//! What a run says when V8 cannot go on: whose it was, before the process ends; and what is done at the heap limit, so that it
+//! does not come to that.
+
+use std::cell::RefCell;
+use std::os::fd::{AsRawFd, RawFd};
+use std::os::unix::net::UnixStream;
+
+use enisle_wire::control::{GAVE_UP_EXIT, OUT_OF_MEMORY_EXIT};
+use enisle_wire::tenant::{FromTenant, RunId};
+use enisle_wire::{MAX_FROM_TENANT_BYTES, encode};
+
+use super::{confinement, exit_now, heap, quota};
+use crate::watchdog::{Cause, Watched};
+
+#[derive(Debug)]
+struct LastWords {
+    channel: RawFd,
+    /// The frame when the run is over its own heap limit, and when it may not be.
+    certain: Vec<u8>,
+    uncertain: Vec<u8>,
+    over_its_limit: bool,
+}
+
+thread_local! {
+    /// What this thread says if V8 cannot go on: prepared, because saying it must not allocate.
+    static LAST_WORDS: RefCell<Option<LastWords>> = const { RefCell::new(None) };
+}
+
+/// V8 cannot go on: tell whose run it was, and end the process.
+pub(super) unsafe extern "C" fn out_of_memory(_: *const std::ffi::c_char, _: &v8::OomDetails) {
+    say_last_words();
+    exit_now(OUT_OF_MEMORY_EXIT);
+}
+
+/// V8 has given up, by a check of its own: among others that no array is larger than one may be. Runs in a handler.
+pub(super) extern "C" fn gave_up() {
+    say_last_words();
+    exit_now(GAVE_UP_EXIT);
+}
+
+fn say_last_words() {
+    LAST_WORDS.with(|words| {
+        if let Ok(words) = words.try_borrow()
+            && let Some(words) = words.as_ref()
+        {
+            // SAFETY: the descriptor is open as long as its tenant's thread, which is this one.
+            let channel = unsafe { std::os::fd::BorrowedFd::borrow_raw(words.channel) };
+            let _ = nix::unistd::write(channel, if words.over_its_limit { &words.certain } else { &words.uncertain });
+        }
+    });
+}
+
+/// V8 is near a heap limit. Ends the run, and gives V8 the room that it needs to get there: the next allocation may be
+/// one of the largest that there are, and refusing it would end the process with everybody in it.
+pub(super) unsafe extern "C" fn near_heap_limit(data: *mut std::ffi::c_void, current: usize, initial: usize) -> usize {
+    confinement::edge();
+    // SAFETY: `data` is the `HeapWatch` that `execute` keeps alive until it has taken this callback away.
+    let watch = unsafe { &*data.cast::<HeapWatch<'_>>() };
+    // SAFETY: V8 calls this on the isolate's own thread; what comes out is not dropped as an owner.
+    let mut isolate = unsafe { v8::Isolate::from_raw_isolate_ptr(watch.isolate) };
+    // A refused array buffer makes V8 ask here too, when it has collected garbage in vain; that is no full heap.
+    if quota::take_refused() && isolate.get_heap_statistics().used_heap_size() < initial / 2 {
+        return current;
+    }
+    watch.watched.end(Cause::Memory);
+    LAST_WORDS.with(|words| {
+        if let Ok(mut words) = words.try_borrow_mut()
+            && let Some(words) = words.as_mut()
+        {
+            words.over_its_limit = true;
+        }
+    });
+    // Once: a run that fills that as well is not on its way out.
+    initial.saturating_add(LARGEST_ALLOCATION)
+}
+
+/// What the callback at the heap limit needs to know.
+pub(super) struct HeapWatch<'a> {
+    pub(super) watched: &'a Watched,
+    pub(super) isolate: v8::UnsafeRawIsolatePtr,
+}
+
+/// Somewhat over the largest single object of V8's heap: a two-byte string of full length, or a large array of doubles.
+const LARGEST_ALLOCATION: usize = 1280 << 20;
+
+/// Prepares what this thread says if V8 cannot go on with a run.
+pub(super) fn remember_last_words(channel: &UnixStream, id: RunId) {
+    let frame = |certain| encode(&FromTenant::Aborting { id, certain }, MAX_FROM_TENANT_BYTES).unwrap_or_default();
+    // A handler reads them, with every key closed.
+    let (certain, uncertain) = heap::shared(|| (frame(true), frame(false)));
+    LAST_WORDS.set(Some(LastWords { channel: channel.as_raw_fd(), certain, uncertain, over_its_limit: false }));
+}
+
+/// The run is over.
+pub(super) fn forget_last_words() {
+    LAST_WORDS.set(None);
+}
