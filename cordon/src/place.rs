@@ -75,6 +75,19 @@ impl Traits {
     }
 }
 
+impl Traits {
+    /// Whether this one of two that are in one process already has to go: the one that holds secrets from those that are not its
+    /// owner's, the one that is watched from secrets. That one is watched and the other is not is no reason by itself, or a
+    /// tenant could drive its neighbours out by what it does.
+    #[must_use]
+    pub fn must_leave(&self, other: &Self) -> bool {
+        let same_owner = self.owner.is_some() && self.owner == other.owner;
+        self.trust != other.trust
+            || (self.holds_secrets && !same_owner)
+            || (self.watched && (self.holds_secrets || other.holds_secrets))
+    }
+}
+
 /// A worker process, as far as placement is concerned.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Process<Id> {
@@ -211,6 +224,18 @@ mod tests {
         assert!(!holder(None).may_share_with(&holder(None)), "nobody said whose they are");
         assert!(!holder(Some("a")).may_share_with(&Traits::default()));
         assert!(!Traits::default().may_share_with(&holder(Some("a"))));
+    }
+
+    #[test]
+    fn of_two_that_may_not_be_together_any_more_one_leaves() {
+        let plain = Traits::default();
+        let watched = Traits { watched: true, ..Traits::default() };
+        let holder = Traits { owner: Some("a".into()), holds_secrets: true, ..Traits::default() };
+        assert!(!plain.must_leave(&watched) && !watched.must_leave(&plain), "that alone drives nobody out");
+        assert!(watched.must_leave(&holder) && holder.must_leave(&watched));
+        assert!(holder.must_leave(&plain) && !plain.must_leave(&holder));
+        let sibling = Traits { owner: Some("a".into()), watched: true, ..Traits::default() };
+        assert!(sibling.must_leave(&holder) && !holder.must_leave(&sibling));
     }
 
     #[test]

@@ -334,6 +334,23 @@ fn tenants_with_secrets_and_tenants_of_other_trust_live_apart() {
 }
 
 #[test]
+fn a_tenant_that_gets_secrets_does_not_stay_beside_others() {
+    let daemon = Daemon::start(SHARING);
+    for tenant in ["plain", "holder"] {
+        daemon.run(tenant, "() => 1");
+    }
+    let shared = daemon.worker_of("plain");
+    assert_eq!(daemon.worker_of("holder"), shared);
+    let policy = json!({ "owner": "acme", "secrets": ["KEY"] }).to_string();
+    daemon.request("PUT", "/v1/tenants/holder", policy.as_bytes()).ok();
+    wait_until("that they live apart", || match (daemon.home_of("plain"), daemon.home_of("holder")) {
+        (Some(plain), Some(holder)) => plain != holder,
+        _ => false,
+    });
+    assert_eq!(daemon.run("holder", "() => 2")["cordon"], "shared");
+}
+
+#[test]
 fn the_workers_own_word_counts_a_little_and_moves_nobody() {
     let daemon = Daemon::start(SHARING);
     for _ in 0..20 {

@@ -220,6 +220,7 @@ impl Daemon {
     pub(crate) fn set_policy(&self, tenant: &Tenant, policy: Policy, by_uid: u32) -> Result<(), StoreError> {
         self.store.put(&tenant.name, &policy)?;
         tenant.set_policy(policy);
+        tenant.unwritten.store(true, Ordering::Relaxed);
         self.events.tell(What::PolicyChanged { tenant: tenant.name.to_string(), by_uid });
         Ok(())
     }
@@ -381,24 +382,34 @@ impl Daemon {
             self.pool.bury_dead();
             self.pool.retire_idle(idle);
             self.pool.retire_old(age);
-            self.look_after_tenants();
+            self.look_after_tenants().await;
             self.pool.inspect_next().await;
         }
     }
 
     /// Points halve, suspicions end; whoever lives elsewhere than it has to is moved.
-    fn look_after_tenants(&self) {
+    async fn look_after_tenants(&self) {
         let workers = self.pool.list();
         let engine = workers.first().map_or("", |listed| &listed.worker.v8);
         if !engine.is_empty() {
             self.warden.note_engine(self.config.cordon.is_outdated(engine));
         }
-        for tenant in self.all_tenants() {
+        for (count, tenant) in self.all_tenants().into_iter().enumerate() {
             self.warden.look_after(&tenant);
-            if tenant.residence().is_some_and(|home| home.worker.level != tenant.wanted_level()) {
+            if self.is_misplaced(&tenant, tenant.residence()) {
                 self.warden.ask_for_move(&tenant);
             }
+            // There may be a hundred thousand of them, and others want their turn.
+            if count % 256 == 255 {
+                tokio::task::yield_now().await;
+            }
         }
+    }
+
+    /// It lives at another level than it has to, or beside somebody whom it may not be beside any more: a policy was changed,
+    /// or a score has grown.
+    pub(crate) fn is_misplaced(&self, tenant: &Tenant, home: Option<Arc<Resident>>) -> bool {
+        home.is_some_and(|home| home.worker.level != tenant.wanted_level() || self.pool.is_among_others(tenant, &home))
     }
 
     /// Looks at every running tenant's thread, a window at a time, for as long as the daemon lives: while a run goes on, not

@@ -310,6 +310,19 @@ impl Pool {
         }
     }
 
+    /// Somebody is in that home's process from whom the tenant has to go.
+    pub(crate) fn is_among_others(&self, tenant: &Tenant, home: &Resident) -> bool {
+        let (outdated, now) = (self.warden.engine_is_outdated(), warden::now());
+        let traits = |tenant: &Tenant| tenant.traits(outdated, &self.warden.rules, now);
+        let guard = self.lock();
+        let entry = guard.1.values().find(|entry| entry.worker.get().is_some_and(|worker| worker.id == home.worker.id));
+        let own = traits(tenant);
+        entry.is_some_and(|entry| {
+            let others = entry.residents.iter().filter(|(slot, _)| **slot != home.slot);
+            others.map(|(_, (other, _))| traits(other)).any(|other| own.must_leave(&other))
+        })
+    }
+
     /// Those whose tenants have a run here or on its way, with their homes.
     pub(crate) fn busy(&self) -> Vec<(Arc<Tenant>, Arc<Resident>)> {
         let guard = self.lock();

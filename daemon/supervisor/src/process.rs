@@ -362,7 +362,7 @@ impl Owner {
         match worker.others(None).as_slice() {
             [] => {}
             [only] if alone => self.warden.saw(only, &[Seen::certain(signal)]),
-            several => self.warden.saw_unexplained_death(several),
+            several => self.warden.saw_unexplained_death(several, signal),
         }
     }
 

@@ -127,8 +127,10 @@ impl Recorder {
         }
     }
 
-    pub(crate) fn stands(&self, tenant: &TenantName, standing: &Standing) {
-        let worth = (!standing.is_blank()).then(|| standing.clone());
+    /// How a tenant stands from now on; forgotten if there is nothing to remember, unless it is `known` by a policy: then since
+    /// when is worth something.
+    pub(crate) fn stands(&self, tenant: &TenantName, standing: &Standing, known: bool) {
+        let worth = (known || !standing.is_blank()).then(|| standing.clone());
         self.note(Note::Standing(tenant.clone(), worth));
     }
 
@@ -393,7 +395,7 @@ mod tests {
         for round in 0..2 {
             let (recorder, kept) = Recorder::open_with(dir.path(), examine_here).unwrap();
             assert_eq!((kept.standings.len(), kept.broken.len()), (round, 0));
-            recorder.stands(&name, &sealed());
+            recorder.stands(&name, &sealed(), false);
             recorder.decided(entry(Level::Solo));
             recorder.close();
             assert_eq!(recorder.head().seq, round as u64 + 1);
@@ -410,8 +412,8 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let name: TenantName = "t".parse().unwrap();
         let (recorder, _) = Recorder::open_with(dir.path(), examine_here).unwrap();
-        recorder.stands(&name, &sealed());
-        recorder.stands(&name, &Standing::new(Time(1)));
+        recorder.stands(&name, &sealed(), false);
+        recorder.stands(&name, &Standing::new(Time(1)), false);
         recorder.close();
         assert!(Recorder::open_with(dir.path(), examine_here).unwrap().1.standings.is_empty());
     }
@@ -421,7 +423,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("standings.redb");
         let (recorder, _) = Recorder::open_with(dir.path(), examine_here).unwrap();
-        recorder.stands(&"t".parse().unwrap(), &sealed());
+        recorder.stands(&"t".parse().unwrap(), &sealed(), false);
         recorder.close();
         drop(recorder);
         let whole = fs::read(&path).unwrap();
@@ -446,7 +448,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join(DATABASE);
         let (recorder, _) = Recorder::open_with(dir.path(), examine_here).unwrap();
-        recorder.stands(&"t".parse().unwrap(), &sealed());
+        recorder.stands(&"t".parse().unwrap(), &sealed(), false);
         recorder.close();
         {
             let database = Database::open(&path).unwrap();

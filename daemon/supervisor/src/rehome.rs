@@ -27,7 +27,8 @@ impl Daemon {
             let moved = self.move_once(tenant).await;
             tenant.moving.store(false, Ordering::SeqCst);
             // It may have had to go further meanwhile, and whoever said so found it moving.
-            if !moved || !needs_move(tenant).await {
+            let home = tenant.home.lock().await.clone().filter(|home| home.is_open());
+            if !moved || !self.is_misplaced(tenant, home) {
                 return;
             }
         }
@@ -43,7 +44,7 @@ impl Daemon {
             return true;
         }
         let alive = old.as_ref().filter(|old| old.is_open());
-        if alive.is_some_and(|old| old.worker.level == to)
+        if alive.is_some_and(|old| !self.is_misplaced(tenant, Some(Arc::clone(old))))
             || (alive.is_none() && (old.is_none() || to == Level::Shared))
         {
             return false;
@@ -124,11 +125,4 @@ impl Daemon {
         old.worker.retire(old.slot);
         self.pool.leave(old, reason);
     }
-}
-
-/// Whether a tenant lives elsewhere than it has to.
-async fn needs_move(tenant: &Tenant) -> bool {
-    let home = tenant.home.lock().await.clone();
-    let to = tenant.wanted_level();
-    home.is_some_and(|home| home.is_open() && home.worker.level != to)
 }

@@ -56,7 +56,7 @@ impl Warden {
         let decision = decide(&mut tenant.standing(), seen, around, &self.rules, now());
         // Evidence is on the disk before anything else happens; the rest with the next round.
         if seen.iter().any(|seen| seen.signal.kind() == Kind::Evidence) {
-            self.recorder.stands(&tenant.name, &tenant.standing());
+            self.write_down(tenant);
         } else if !seen.is_empty() {
             tenant.unwritten.store(true, Ordering::Relaxed);
         }
@@ -70,8 +70,12 @@ impl Warden {
         }
         self.saw(tenant, &[]);
         if tenant.unwritten.swap(false, Ordering::Relaxed) {
-            self.recorder.stands(&tenant.name, &tenant.standing());
+            self.write_down(tenant);
         }
+    }
+
+    fn write_down(&self, tenant: &Tenant) {
+        self.recorder.stands(&tenant.name, &tenant.standing(), tenant.has_policy.load(Ordering::Relaxed));
     }
 
     /// An operator's word.
@@ -81,7 +85,7 @@ impl Warden {
         let around = tenant.circumstances(self.engine_is_outdated());
         let order = Order { level, reason, by_uid, at: now() };
         let decision = tenant.standing().command(order, around, &self.rules, now());
-        self.recorder.stands(&tenant.name, &tenant.standing());
+        self.write_down(tenant);
         self.carry_out(tenant, decision);
     }
 
@@ -90,7 +94,7 @@ impl Warden {
         let name = tenant.name.to_string();
         self.recorder.decided(Entry::Lifted { tenant: name, reason: reason.clone(), by_uid });
         let decision = tenant.standing().forgive(reason, by_uid, now());
-        self.recorder.stands(&tenant.name, &tenant.standing());
+        self.write_down(tenant);
         self.carry_out(tenant, decision);
     }
 
@@ -100,7 +104,7 @@ impl Warden {
             Decision::Move { from, to, reasons } => (from, to, reasons),
             Decision::Expel { from, reasons } => (from, Level::Expelled, reasons),
         };
-        self.recorder.stands(&tenant.name, &tenant.standing());
+        self.write_down(tenant);
         let name = tenant.name.to_string();
         self.events.tell(What::Cordoned { tenant: name.clone(), from, to, reasons: reasons.clone() });
         self.recorder.decided(Entry::Moved { tenant: name, from, to, reasons });
@@ -122,10 +126,12 @@ impl Warden {
         }
     }
 
-    /// A process died, and nobody knows whose doing it was: its tenants are split.
-    pub(crate) fn saw_unexplained_death(&self, tenants: &[Arc<Tenant>]) {
+    /// A process died, and nobody knows whose doing it was: its tenants are split. One that broke the protocol was taken over as
+    /// a whole; of those each is alone for a while.
+    pub(crate) fn saw_unexplained_death(&self, tenants: &[Arc<Tenant>], signal: Signal) {
         let death = self.deaths.fetch_add(1, Ordering::Relaxed);
         for (tenant, case) in tenants.iter().zip(bisect(tenants.len(), death)) {
+            let case = case.filter(|_| signal != Signal::Protocol);
             tenant.suspect(case, self.rules.unexplained_secs);
             self.saw(tenant, &[Seen::certain(Signal::Unattributed)]);
         }
