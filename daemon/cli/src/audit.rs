@@ -1,12 +1,12 @@
 //! `enisle audit verify`: reads the log of decisions from its files, and compares its end with what the daemon knows.
 
-use std::fs::{self, File};
-use std::io::{BufRead, BufReader};
+use std::collections::BTreeMap;
+use std::fs;
 use std::path::{Path, PathBuf};
 
 use clap::Subcommand;
 use enisle_cordon::audit::{Head, Verifier};
-use serde_json::{Value, json};
+use serde_json::json;
 
 use crate::Failure;
 use crate::client::Client;
@@ -30,11 +30,13 @@ pub(crate) async fn verify(folder: Option<PathBuf>, client: &Client, as_json: bo
     };
     let its_own = daemon.as_ref().and_then(|daemon| daemon["folder"].as_str()).map(PathBuf::from);
     let folder = folder.or_else(|| its_own.clone()).unwrap_or_default();
-    let (verifier, files) = read(&folder)?;
+    let chain = read(&folder)?;
     let known = daemon.filter(|_| its_own.as_deref().is_some_and(|own| same(own, &folder)));
     if let Some(known) = &known {
-        compare(known, &verifier, &folder)?;
+        let text = known["hash"].as_str().unwrap_or_default().to_owned();
+        compare(&Head { seq: known["seq"].as_u64().unwrap_or(0), hash: text }, &chain, &folder)?;
     }
+    let Chain { verifier, files, .. } = &chain;
     let head = verifier.head().cloned().unwrap_or_default();
     if as_json {
         outln!(
@@ -55,43 +57,59 @@ fn same(one: &Path, other: &Path) -> bool {
 }
 
 /// Every file of the log, the oldest first; the present one is last, as its name is the first in no order.
-fn read(folder: &Path) -> Result<(Verifier, usize), Failure> {
+fn read(folder: &Path) -> Result<Chain, Failure> {
     let failed =
         |path: &Path, error: std::io::Error| Failure::Usage(format!("{} cannot be read: {error}", path.display()));
     let entries = fs::read_dir(folder).map_err(|error| failed(folder, error))?;
     let mut names: Vec<_> = entries.filter_map(|entry| entry.ok()?.file_name().into_string().ok()).collect();
     if let Some(aside) = names.iter().find(|name| name.contains(".broken-")) {
         return Err(Failure::Broken(format!(
-            "{} was found broken and put aside by the daemon; the log is whole only without it",
+            "the daemon found {} broken and put it aside: look at it, then take it away",
             folder.join(aside).display()
         )));
     }
     names.retain(|name| name.starts_with("audit") && name.ends_with(".jsonl"));
     names.sort_by_key(|name| (name == "audit.jsonl", name.clone()));
-    let mut verifier = Verifier::default();
+    let mut chain = Chain { files: names.len(), ..Chain::default() };
     for name in &names {
         let path = folder.join(name);
-        for line in BufReader::new(File::open(&path).map_err(|error| failed(&path, error))?).lines() {
-            let line = line.map_err(|error| failed(&path, error))?;
-            verifier.read(&line).map_err(|broken| Failure::Broken(format!("{}: {broken}", path.display())))?;
+        // What is no text is no line either, and is found as such.
+        let bytes = fs::read(&path).map_err(|error| failed(&path, error))?;
+        for line in String::from_utf8_lossy(&bytes).lines() {
+            let read = chain.verifier.read(line);
+            read.map_err(|broken| Failure::Broken(format!("{}: {broken}", path.display())))?;
+            if let Some(Head { seq, hash }) = chain.verifier.head() {
+                chain.hashes.insert(*seq, hash.clone());
+            }
         }
     }
-    Ok((verifier, names.len()))
+    if chain.files == 0 {
+        return Err(Failure::Usage(format!("{} holds no audit log", folder.display())));
+    }
+    Ok(chain)
+}
+
+/// What was read.
+#[derive(Debug, Default)]
+struct Chain {
+    verifier: Verifier,
+    files: usize,
+    /// The hash of each line, by its number.
+    hashes: BTreeMap<u64, String>,
 }
 
 /// The daemon's last line has to be among those read.
-fn compare(known: &Value, verifier: &Verifier, folder: &Path) -> Result<(), Failure> {
-    let known =
-        Head { seq: known["seq"].as_u64().unwrap_or(0), hash: known["hash"].as_str().unwrap_or_default().to_owned() };
-    let found = verifier.head().cloned().unwrap_or_default();
-    let whole = if found.seq == known.seq { found.hash == known.hash } else { found.seq > known.seq };
-    if whole {
+fn compare(known: &Head, read: &Chain, folder: &Path) -> Result<(), Failure> {
+    if known.seq == 0 || read.hashes.get(&known.seq) == Some(&known.hash) {
         return Ok(());
     }
-    Err(Failure::Broken(format!(
-        "{}: the last line is number {}, and the daemon has written up to number {}: lines are missing at the end",
-        folder.display(),
-        found.seq,
-        known.seq
-    )))
+    let last = read.verifier.head().map_or(0, |head| head.seq);
+    Err(Failure::Broken(match last < known.seq {
+        true => format!(
+            "{}: the last line is number {last}, and the daemon has written up to number {}: lines are missing at the end",
+            folder.display(),
+            known.seq
+        ),
+        false => format!("{}: line {} is another one than the daemon has written", folder.display(), known.seq),
+    }))
 }

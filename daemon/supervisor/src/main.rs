@@ -7,6 +7,7 @@
 )]
 
 mod api;
+mod audit_log;
 mod birth;
 mod channel;
 mod config;
@@ -70,7 +71,11 @@ struct Arguments {
 }
 
 fn main() -> ExitCode {
-    match start(Arguments::parse()) {
+    let arguments = Arguments::parse();
+    if let Some(database) = &arguments.examine {
+        return examine(database);
+    }
+    match start(arguments) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             // One sentence; a backtrace helps nobody who set something wrong.
@@ -80,10 +85,14 @@ fn main() -> ExitCode {
     }
 }
 
+/// The process that reads a database before the daemon does says what is wrong with it by how it ends.
+fn examine(database: &std::path::Path) -> ExitCode {
+    let Err(error) = record::examine(database) else { return ExitCode::SUCCESS };
+    let _ = std::io::Write::write_all(&mut std::io::stderr(), format!("{error}\n").as_bytes());
+    if record::is_damage(&error) { ExitCode::from(record::BROKEN_EXIT) } else { ExitCode::FAILURE }
+}
+
 fn start(arguments: Arguments) -> anyhow::Result<()> {
-    if let Some(database) = &arguments.examine {
-        return Ok(record::examine(database)?);
-    }
     let filter = tracing_subscriber::EnvFilter::try_from_env("ENISLE_LOG").unwrap_or_else(|_| "info".into());
     tracing_subscriber::fmt()
         .with_env_filter(filter)

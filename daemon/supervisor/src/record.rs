@@ -5,29 +5,31 @@
 //! before the next. What cannot be read at the start is told of and moved aside, never overwritten.
 
 use std::collections::BTreeMap;
-use std::fs::{self, File, OpenOptions};
-use std::io::{self, BufRead, BufReader, Write};
-use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::fs::{self, File};
+use std::io;
+use std::os::unix::fs::DirBuilderExt;
+use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::sync::{Arc, Mutex, PoisonError, mpsc};
 use std::time::{SystemTime, UNIX_EPOCH};
 
-use enisle_cordon::audit::{Head, Verifier, append};
-use enisle_cordon::{Level, Reason, Standing};
+use enisle_cordon::audit::Head;
+use enisle_cordon::{Circumstances, Level, Order, Reason, Rules, Standing, Time};
+use nix::fcntl::{Flock, FlockArg};
 use redb::{Database, ReadableDatabase, ReadableTable, TableDefinition};
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
+use crate::audit_log::{CURRENT, Log, put_away};
 use crate::policy::TenantName;
 
 const STANDINGS: TableDefinition<'_, &str, &[u8]> = TableDefinition::new("standings");
-/// A file of the audit log that is larger is put away under the number of its first line.
-const ROTATE_BYTES: u64 = 8 << 20;
-const CURRENT: &str = "audit.jsonl";
+/// What was written last, with every commit: that lines are missing at the end of the audit log is found by it.
+const HEAD: TableDefinition<'_, (), (u64, &str)> = TableDefinition::new("audit-head");
 const DATABASE: &str = "standings.redb";
 
 /// One line of the audit log.
-#[derive(Debug, Clone, Serialize)]
+#[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(tag = "decision", rename_all = "camelCase", rename_all_fields = "camelCase")]
 pub(crate) enum Entry {
     /// A tenant has to live elsewhere from now on.
@@ -49,6 +51,12 @@ pub(crate) enum Entry {
         reason: String,
         by_uid: u32,
     },
+    /// It is kept from others for a while: a process that it was in died, and nobody knows whose doing it was.
+    Apart {
+        tenant: String,
+        alone: bool,
+        for_secs: u64,
+    },
     /// Something that was kept could not be read.
     Broken {
         what: String,
@@ -65,6 +73,10 @@ enum Note {
 #[derive(Debug, Default)]
 pub(crate) struct Kept {
     pub(crate) standings: BTreeMap<TenantName, Standing>,
+    /// The last line of the audit log that was written.
+    head: Option<Head>,
+    /// The standings could not be read at all.
+    lost: bool,
     /// What could not be read, and where it is now.
     pub(crate) broken: Vec<String>,
 }
@@ -75,6 +87,10 @@ pub(crate) enum RecordError {
     Folder(PathBuf, io::Error),
     #[error("the database of standings {0} can be neither opened nor made: {1}")]
     Database(PathBuf, redb::Error),
+    #[error("another enisled keeps its records in {0}; give this one another --state-dir")]
+    Taken(PathBuf),
+    #[error("the database of standings {0} could not be examined ({1}); nothing was changed, try again")]
+    Unexamined(PathBuf, String),
     #[error("the thread that keeps records could not be started: {0}")]
     Thread(io::Error),
 }
@@ -86,6 +102,8 @@ pub(crate) struct Recorder {
     thread: Mutex<Option<std::thread::JoinHandle<()>>>,
     head: Arc<Mutex<Head>>,
     folder: PathBuf,
+    /// Nobody else writes there.
+    _lock: Flock<File>,
 }
 
 impl Recorder {
@@ -94,25 +112,39 @@ impl Recorder {
         Self::open_with(state_dir, examine_apart)
     }
 
-    fn open_with(state_dir: &Path, examine: impl Fn(&Path) -> Result<(), String>) -> Result<(Self, Kept), RecordError> {
+    fn open_with(state_dir: &Path, examine: impl Fn(&Path) -> Result<(), Damage>) -> Result<(Self, Kept), RecordError> {
+        let lock = lock(state_dir)?;
         let folder = state_dir.join("audit");
         let made = fs::DirBuilder::new().recursive(true).mode(0o700).create(&folder);
         made.map_err(|error| RecordError::Folder(folder.clone(), error))?;
         let mut kept = Kept::default();
         let database = open_database(&state_dir.join(DATABASE), examine, &mut kept)?;
-        let mut log = Log::open(&folder, &mut kept).map_err(|error| RecordError::Folder(folder.clone(), error))?;
+        let opened = Log::open(&folder, &mut kept.broken);
+        let mut log = opened.map_err(|error| RecordError::Folder(folder.clone(), error))?;
+        if let Some(known) = kept.head.take().filter(|known| known.seq > log.head.seq) {
+            kept.broken.push(format!(
+                "the audit log ends with line {}, and line {} was written: lines are missing at its end",
+                log.head.seq, known.seq
+            ));
+            log.head = known;
+        }
+        if kept.lost {
+            rebuild(&folder, &mut kept).map_err(|error| RecordError::Folder(folder.clone(), error))?;
+        }
         let head = Arc::new(Mutex::new(log.head.clone()));
         let (notes, receive) = mpsc::channel();
         let shown = Arc::clone(&head);
         let writer = move || {
+            // What could not be committed is tried again with what comes next.
+            let mut standings = BTreeMap::new();
             while let Ok(first) = receive.recv() {
-                write(&database, &mut log, std::iter::once(first).chain(receive.try_iter()));
+                write(&database, &mut log, &mut standings, std::iter::once(first).chain(receive.try_iter()));
                 *shown.lock().unwrap_or_else(PoisonError::into_inner) = log.head.clone();
             }
         };
         let thread = std::thread::Builder::new().name("recorder".to_owned()).spawn(writer);
         let thread = Mutex::new(Some(thread.map_err(RecordError::Thread)?));
-        let recorder = Self { notes: Mutex::new(Some(notes)), thread, head, folder };
+        let recorder = Self { notes: Mutex::new(Some(notes)), thread, head, folder, _lock: lock };
         for what in &kept.broken {
             recorder.decided(Entry::Broken { what: what.clone() });
         }
@@ -122,8 +154,10 @@ impl Recorder {
     fn note(&self, note: Note) {
         let notes = self.notes.lock().unwrap_or_else(PoisonError::into_inner);
         // None once the daemon has ended.
-        if let Some(notes) = notes.as_ref() {
-            let _ = notes.send(note);
+        if let Some(notes) = notes.as_ref()
+            && notes.send(note).is_err()
+        {
+            tracing::error!("the thread that keeps records has ended: nothing is written down any more");
         }
     }
 
@@ -158,23 +192,61 @@ impl Recorder {
     }
 }
 
+/// Takes the state folder for this daemon alone.
+fn lock(state_dir: &Path) -> Result<Flock<File>, RecordError> {
+    let path = state_dir.join("lock");
+    let file = File::options().create(true).truncate(false).write(true).open(&path);
+    let file = file.map_err(|error| RecordError::Folder(path, error))?;
+    Flock::lock(file, FlockArg::LockExclusiveNonblock).map_err(|_| RecordError::Taken(state_dir.to_owned()))
+}
+
+/// How far out tenants lived when the database was lost, by the audit log: it is an order until an operator lifts it.
+fn rebuild(folder: &Path, kept: &mut Kept) -> io::Result<()> {
+    let mut levels: BTreeMap<TenantName, Level> = BTreeMap::new();
+    for file in put_away(folder)?.into_iter().chain([folder.join(CURRENT)]).filter(|file| file.exists()) {
+        for line in String::from_utf8_lossy(&fs::read(file)?).lines() {
+            let Ok(Line { entry: Entry::Moved { tenant, to, .. } }) = serde_json::from_str(line) else { continue };
+            if let Ok(tenant) = tenant.parse() {
+                levels.insert(tenant, to);
+            }
+        }
+    }
+    let at = Time(unix_ms());
+    for (tenant, level) in levels.into_iter().filter(|(_, level)| *level > Level::Shared) {
+        let mut standing = Standing::new(at);
+        let reason = "as it was when the database of standings was lost".to_owned();
+        let order = Order { level, reason, by_uid: nix::unistd::geteuid().as_raw(), at };
+        standing.command(order, Circumstances::default(), &Rules::default(), at);
+        kept.standings.insert(tenant, standing);
+    }
+    Ok(())
+}
+
+/// Of a line of the audit log, what it is about.
+#[derive(Deserialize)]
+struct Line {
+    entry: Entry,
+}
+
 /// Opens the database and reads it. One that cannot be read is moved aside, and a new one begun.
 fn open_database(
     path: &Path,
-    examine: impl Fn(&Path) -> Result<(), String>,
+    examine: impl Fn(&Path) -> Result<(), Damage>,
     kept: &mut Kept,
 ) -> Result<Database, RecordError> {
     let failed = |error: redb::Error| RecordError::Database(path.to_owned(), error);
     let examined = if path.exists() { examine(path) } else { Ok(()) };
-    let opened = match examined.and_then(|()| read_database(path, kept).map_err(|error| error.to_string())) {
-        Ok(database) => return Ok(database),
-        Err(error) => error,
+    let opened = match examined {
+        Ok(()) => return read_database(path, kept).map_err(failed),
+        Err(Damage::Broken(what)) => what,
+        // It may be as whole as ever: nothing is touched.
+        Err(Damage::Unknown(what)) => return Err(RecordError::Unexamined(path.to_owned(), what)),
     };
-    kept.standings.clear();
+    *kept = Kept { lost: true, ..Kept::default() };
     let aside = aside(path);
     fs::rename(path, &aside).map_err(|error| RecordError::Folder(path.to_owned(), error))?;
     kept.broken.push(format!(
-        "the database of standings could not be read ({opened}); it is now {}, and every tenant begins anew",
+        "the database of standings could not be read ({opened}); it is now {}, and tenants stand as the audit log says",
         aside.display()
     ));
     read_database(path, kept).map_err(failed)
@@ -182,16 +254,41 @@ fn open_database(
 
 /// Reads a database as the daemon would, in a process of its own: the database's code panics at some kinds of damage, which is
 /// the end of whoever asked.
-fn examine_apart(path: &Path) -> Result<(), String> {
-    let program = std::env::current_exe().map_err(|error| error.to_string())?;
+fn examine_apart(path: &Path) -> Result<(), Damage> {
+    let unknown = |error: io::Error| Damage::Unknown(error.to_string());
+    let program = std::env::current_exe().map_err(unknown)?;
     let mut command = std::process::Command::new(program);
     command.arg("--examine").arg(path).stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped());
-    let ended = command.output().map_err(|error| error.to_string())?;
-    if ended.status.success() {
-        return Ok(());
-    }
+    let ended = command.output().map_err(unknown)?;
     let said = String::from_utf8_lossy(&ended.stderr).trim().escape_debug().to_string();
-    Err(format!("{}: {said}", ended.status))
+    match ended.status.code() {
+        Some(0) => Ok(()),
+        // A panic, which in a release is an abort; any other signal is somebody else's doing.
+        Some(code) if code == i32::from(BROKEN_EXIT) || code == 101 => Err(Damage::Broken(said)),
+        None if ended.status.signal() == Some(nix::sys::signal::Signal::SIGABRT as i32) => Err(Damage::Broken(said)),
+        _ => Err(Damage::Unknown(format!("{}: {said}", ended.status))),
+    }
+}
+
+/// How the process that examines a database ends if that is broken.
+pub(crate) const BROKEN_EXIT: u8 = 3;
+
+/// What is wrong with a database.
+#[derive(Debug)]
+enum Damage {
+    /// It is damaged.
+    Broken(String),
+    /// That could not be found out.
+    Unknown(String),
+}
+
+/// Whether an error of the database's says that the file is damaged, and not that it cannot be had at the moment.
+pub(crate) fn is_damage(error: &redb::Error) -> bool {
+    match error {
+        redb::Error::Io(error) => matches!(error.kind(), io::ErrorKind::InvalidData | io::ErrorKind::UnexpectedEof),
+        redb::Error::DatabaseAlreadyOpen => false,
+        _ => true,
+    }
 }
 
 /// What the process of its own does: reads everything, and changes nothing.
@@ -212,6 +309,10 @@ fn read_database(path: &Path, kept: &mut Kept) -> Result<Database, redb::Error> 
     }
     let writing = database.begin_write()?;
     let mut unreadable = Vec::new();
+    kept.head = writing.open_table(HEAD)?.get(())?.map(|head| {
+        let (seq, hash) = head.value();
+        Head { seq, hash: hash.to_owned() }
+    });
     {
         let mut table = writing.open_table(STANDINGS)?;
         for row in table.iter()? {
@@ -237,20 +338,24 @@ fn read_database(path: &Path, kept: &mut Kept) -> Result<Database, redb::Error> 
 }
 
 /// A name beside `path` that nothing has yet.
-fn aside(path: &Path) -> PathBuf {
+pub(crate) fn aside(path: &Path) -> PathBuf {
     let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
     let free = (0_u32..).map(|n| path.with_file_name(format!("{name}.broken-{}-{n}", unix_ms())));
     free.into_iter().find(|path| !path.exists()).unwrap_or_else(|| path.with_extension("broken"))
 }
 
-fn unix_ms() -> u64 {
+pub(crate) fn unix_ms() -> u64 {
     let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
     u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
 }
 
 /// The writer's work: every line of the log in order, and then each tenant's last standing in one commit.
-fn write(database: &Database, log: &mut Log, notes: impl Iterator<Item = Note>) {
-    let mut standings = BTreeMap::new();
+fn write(
+    database: &Database,
+    log: &mut Log,
+    standings: &mut BTreeMap<TenantName, Option<Standing>>,
+    notes: impl Iterator<Item = Note>,
+) {
     for note in notes {
         match note {
             Note::Standing(tenant, standing) => drop(standings.insert(tenant, standing)),
@@ -261,16 +366,21 @@ fn write(database: &Database, log: &mut Log, notes: impl Iterator<Item = Note>) 
             }
         }
     }
-    if let Err(error) = commit(database, &standings) {
-        tracing::error!(%error, tenants = standings.len(), "how tenants stand could not be written; it is lost with a restart");
+    match commit(database, standings, &log.head) {
+        Ok(()) => standings.clear(),
+        Err(error) => {
+            tracing::error!(%error, tenants = standings.len(), "how tenants stand could not be written; it is tried again");
+        }
     }
 }
 
-fn commit(database: &Database, standings: &BTreeMap<TenantName, Option<Standing>>) -> Result<(), redb::Error> {
-    if standings.is_empty() {
-        return Ok(());
-    }
+fn commit(
+    database: &Database,
+    standings: &BTreeMap<TenantName, Option<Standing>>,
+    head: &Head,
+) -> Result<(), redb::Error> {
     let writing = database.begin_write()?;
+    writing.open_table(HEAD)?.insert((), (head.seq, head.hash.as_str()))?;
     {
         let mut table = writing.open_table(STANDINGS)?;
         for (tenant, standing) in standings {
@@ -286,79 +396,11 @@ fn commit(database: &Database, standings: &BTreeMap<TenantName, Option<Standing>
     Ok(writing.commit()?)
 }
 
-/// The audit log's present file.
-struct Log {
-    folder: PathBuf,
-    file: File,
-    bytes: u64,
-    /// The number of the file's first line.
-    first: u64,
-    head: Head,
-}
-
-impl Log {
-    /// Goes on where the last line ends. A file whose chain is broken is put aside as it is, and the chain goes on in a new one.
-    fn open(folder: &Path, kept: &mut Kept) -> io::Result<Self> {
-        let path = folder.join(CURRENT);
-        let (mut head, mut first) = (rotated(folder)?, None);
-        if path.exists() {
-            let mut verifier = Verifier::default();
-            let broken = BufReader::new(File::open(&path)?).lines().find_map(|line| match line {
-                Ok(line) => {
-                    let read = verifier.read(&line).map_err(|broken| broken.to_string()).err();
-                    first = first.or_else(|| verifier.head().map(|head| head.seq));
-                    read
-                }
-                Err(error) => Some(error.to_string()),
-            });
-            head = verifier.head().cloned().unwrap_or(head);
-            if let Some(broken) = broken {
-                let aside = aside(&path);
-                fs::rename(&path, &aside)?;
-                first = None;
-                kept.broken.push(format!("the audit log is broken: {broken}; the file is now {}", aside.display()));
-            }
-        }
-        let first = first.unwrap_or(head.seq + 1);
-        let file = OpenOptions::new().create(true).append(true).mode(0o600).open(&path)?;
-        let bytes = file.metadata()?.len();
-        Ok(Self { folder: folder.to_owned(), file, bytes, first, head })
-    }
-
-    fn append(&mut self, entry: &Entry) -> io::Result<()> {
-        if self.bytes >= ROTATE_BYTES {
-            let away = self.folder.join(format!("audit-{:012}.jsonl", self.first));
-            fs::rename(self.folder.join(CURRENT), away)?;
-            self.file = OpenOptions::new().create(true).append(true).mode(0o600).open(self.folder.join(CURRENT))?;
-            (self.bytes, self.first) = (0, self.head.seq + 1);
-        }
-        let (mut line, head) = append(&self.head, unix_ms(), entry)?;
-        line.push('\n');
-        self.file.write_all(line.as_bytes())?;
-        self.file.sync_data()?;
-        self.bytes += line.len() as u64;
-        self.head = head;
-        Ok(())
-    }
-}
-
-/// The last line of the newest file that was put away.
-fn rotated(folder: &Path) -> io::Result<Head> {
-    let names = fs::read_dir(folder)?.filter_map(|entry| entry.ok()?.file_name().into_string().ok());
-    let newest = names.filter(|name| name.starts_with("audit-") && name.ends_with(".jsonl")).max();
-    let Some(newest) = newest else { return Ok(Head::default()) };
-    let mut verifier = Verifier::default();
-    for line in BufReader::new(File::open(folder.join(newest))?).lines() {
-        // What is broken in it, `enisle audit verify` says; here it is only gone on from.
-        let _ = verifier.read(&line?);
-    }
-    Ok(verifier.head().cloned().unwrap_or_default())
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-    use enisle_cordon::{Circumstances, Rules, Seen, Signal, Time, decide};
+    use enisle_cordon::audit::Verifier;
+    use enisle_cordon::{Seen, Signal, decide};
 
     /// How a tenant stands, by the database alone.
     fn standing_of(database: &Database, tenant: &str) -> Option<Standing> {
@@ -375,9 +417,13 @@ mod tests {
     }
 
     /// In tests panics are caught.
-    fn examine_here(path: &Path) -> Result<(), String> {
-        let examined = std::panic::catch_unwind(|| examine(path).map_err(|error| error.to_string()));
-        examined.unwrap_or_else(|_| Err("it panicked".to_owned()))
+    fn examine_here(path: &Path) -> Result<(), Damage> {
+        let damage = |error: redb::Error| match is_damage(&error) {
+            true => Damage::Broken(error.to_string()),
+            false => Damage::Unknown(error.to_string()),
+        };
+        let examined = std::panic::catch_unwind(|| examine(path).map_err(damage));
+        examined.unwrap_or_else(|_| Err(Damage::Broken("it panicked".to_owned())))
     }
 
     fn entry(level: Level) -> Entry {
@@ -415,6 +461,7 @@ mod tests {
         recorder.stands(&name, &sealed(), false);
         recorder.stands(&name, &Standing::new(Time(1)), false);
         recorder.close();
+        drop(recorder);
         assert!(Recorder::open_with(dir.path(), examine_here).unwrap().1.standings.is_empty());
     }
 
@@ -471,6 +518,7 @@ mod tests {
             recorder.decided(entry(level));
         }
         recorder.close();
+        drop(recorder);
         let path = dir.path().join("audit").join(CURRENT);
         let forged = fs::read_to_string(&path).unwrap().replace("\"level\":\"sealed\"", "\"level\":\"shared\"");
         fs::write(&path, forged).unwrap();
@@ -489,6 +537,7 @@ mod tests {
         let long = Entry::Broken { what: "x".repeat(1 << 20) };
         (0..10).for_each(|_| recorder.decided(long.clone()));
         recorder.close();
+        drop(recorder);
         let away = folder.join("audit-000000000001.jsonl");
         let mut verifier = Verifier::default();
         for file in [away, folder.join(CURRENT)] {
@@ -496,5 +545,55 @@ mod tests {
         }
         assert_eq!(verifier.lines(), 10);
         assert_eq!(Recorder::open_with(dir.path(), examine_here).unwrap().0.head().seq, 10);
+    }
+
+    #[test]
+    fn what_a_crash_leaves_is_cut_off_and_what_is_missing_is_told_of() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("audit").join(CURRENT);
+        let open = || Recorder::open_with(dir.path(), examine_here).unwrap();
+        let (recorder, _) = open();
+        for level in [Level::Solo, Level::Sealed] {
+            recorder.decided(entry(level));
+        }
+        recorder.close();
+        drop(recorder);
+        let whole = fs::read_to_string(&path).unwrap();
+        fs::write(&path, whole.clone() + "{\"seq\":3,\"pr").unwrap();
+        let (recorder, kept) = open();
+        assert!(matches!(kept.broken.as_slice(), [torn] if torn.contains("half written")), "{kept:?}");
+        recorder.close();
+        drop(recorder);
+        // That it was so is the third line.
+        let mut verifier = Verifier::default();
+        lines(dir.path()).iter().for_each(|line| verifier.read(line).unwrap());
+        assert_eq!(verifier.lines(), 3);
+        let first = whole.lines().next().unwrap().to_owned() + "\n";
+        fs::write(&path, first).unwrap();
+        let (recorder, kept) = open();
+        assert!(matches!(kept.broken.as_slice(), [missing] if missing.contains("missing at its end")), "{kept:?}");
+        recorder.close();
+    }
+
+    #[test]
+    fn tenants_stay_out_also_when_the_database_is_lost() {
+        let dir = tempfile::tempdir().unwrap();
+        let (recorder, _) = Recorder::open_with(dir.path(), examine_here).unwrap();
+        for (tenant, to) in [("a", Level::Expelled), ("b", Level::Solo), ("b", Level::Shared)] {
+            recorder.decided(Entry::Moved { tenant: tenant.into(), from: Level::Shared, to, reasons: Vec::new() });
+        }
+        recorder.close();
+        drop(recorder);
+        fs::write(dir.path().join(DATABASE), b"no database at all").unwrap();
+        let (_, kept) = Recorder::open_with(dir.path(), examine_here).unwrap();
+        let levels: Vec<_> = kept.standings.iter().map(|(name, known)| (name.to_string(), known.level())).collect();
+        assert_eq!(levels, [("a".to_owned(), Level::Expelled)]);
+    }
+
+    #[test]
+    fn a_state_folder_is_one_daemons() {
+        let dir = tempfile::tempdir().unwrap();
+        let _first = Recorder::open_with(dir.path(), examine_here).unwrap();
+        assert!(matches!(Recorder::open_with(dir.path(), examine_here), Err(RecordError::Taken(_))));
     }
 }

@@ -54,7 +54,7 @@ impl Warden {
     pub(crate) fn saw(&self, tenant: &Arc<Tenant>, seen: &[Seen]) {
         let around = tenant.circumstances(self.engine_is_outdated());
         let decision = decide(&mut tenant.standing(), seen, around, &self.rules, now());
-        // Evidence is on the disk before anything else happens; the rest with the next round.
+        // Evidence is written down now, the rest with the next round.
         if seen.iter().any(|seen| seen.signal.kind() == Kind::Evidence) {
             self.write_down(tenant);
         } else if !seen.is_empty() {

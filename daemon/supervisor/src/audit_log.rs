@@ -1,0 +1,120 @@
+//! The audit log on the disk: a chain of lines (`enisle_cordon::audit`) in files that only grow.
+//!
+//! A line is on the disk before the next one is written. What a crash has left half written at the end is cut off and kept
+//! beside it; anything else that does not fit was not done by a crash, and the file is put aside as it is.
+
+use std::fs::{self, File, OpenOptions};
+use std::io::{self, Write};
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::{Path, PathBuf};
+
+use enisle_cordon::audit::{Head, Verifier, append};
+use serde::Serialize;
+
+use crate::record::{aside, unix_ms};
+
+/// A file of the audit log that is larger is put away under the number of its first line.
+const ROTATE_BYTES: u64 = 8 << 20;
+pub(crate) const CURRENT: &str = "audit.jsonl";
+
+/// The log's present file.
+pub(crate) struct Log {
+    folder: PathBuf,
+    file: File,
+    bytes: u64,
+    /// The number of the file's first line.
+    first: u64,
+    pub(crate) head: Head,
+}
+
+impl Log {
+    /// Goes on where the last line ends; what is wrong with what is there goes to `complaints`.
+    pub(crate) fn open(folder: &Path, complaints: &mut Vec<String>) -> io::Result<Self> {
+        let path = folder.join(CURRENT);
+        let (mut head, mut first) = (last_put_away(folder)?, None);
+        let bytes = if path.exists() { fs::read(&path)? } else { Vec::new() };
+        let (whole, torn) = split_torn(&bytes);
+        if !torn.is_empty() {
+            let kept = path.with_file_name(format!("audit.torn-{}", unix_ms()));
+            fs::write(&kept, torn)?;
+            OpenOptions::new().write(true).open(&path)?.set_len(whole.len() as u64)?;
+            complaints.push(format!(
+                "the last line of the audit log was half written, as a crash leaves it; it is now {}",
+                kept.display()
+            ));
+        }
+        let mut verifier = Verifier::default();
+        let broken = whole.split_inclusive(|byte| *byte == b'\n').find_map(|line| {
+            let line = std::str::from_utf8(line).map(str::trim_end).map_err(|error| error.to_string());
+            let read = line.and_then(|line| verifier.read(line).map_err(|broken| broken.to_string()));
+            first = first.or_else(|| verifier.head().map(|head| head.seq));
+            read.err()
+        });
+        head = verifier.head().cloned().unwrap_or(head);
+        if let Some(broken) = broken {
+            let aside = aside(&path);
+            fs::rename(&path, &aside)?;
+            first = None;
+            complaints.push(format!("the audit log is broken: {broken}; the file is now {}", aside.display()));
+        }
+        let first = first.unwrap_or(head.seq + 1);
+        let file = OpenOptions::new().create(true).append(true).mode(0o600).open(&path)?;
+        let bytes = file.metadata()?.len();
+        Ok(Self { folder: folder.to_owned(), file, bytes, first, head })
+    }
+
+    /// One more line. After a failure the file is as it was.
+    pub(crate) fn append<E: Serialize>(&mut self, entry: &E) -> io::Result<()> {
+        if self.bytes >= ROTATE_BYTES {
+            self.put_away()?;
+        }
+        let (mut line, head) = append(&self.head, unix_ms(), entry)?;
+        line.push('\n');
+        let written = self.file.write_all(line.as_bytes()).and_then(|()| self.file.sync_data());
+        if let Err(error) = written {
+            // Half a line would swallow the next one.
+            self.file.set_len(self.bytes)?;
+            return Err(error);
+        }
+        self.bytes += line.len() as u64;
+        self.head = head;
+        Ok(())
+    }
+
+    fn put_away(&mut self) -> io::Result<()> {
+        let mut away = self.folder.join(format!("audit-{:012}.jsonl", self.first));
+        if away.exists() {
+            away = aside(&away);
+        }
+        let current = self.folder.join(CURRENT);
+        fs::rename(&current, away)?;
+        self.file = OpenOptions::new().create(true).append(true).mode(0o600).open(current)?;
+        (self.bytes, self.first) = (0, self.head.seq + 1);
+        Ok(())
+    }
+}
+
+/// Whole lines, and what a crash has left behind them. A last line that lacks only its end was not yet believed by anybody.
+fn split_torn(bytes: &[u8]) -> (&[u8], &[u8]) {
+    let end = bytes.iter().rposition(|byte| *byte == b'\n').map_or(0, |at| at + 1);
+    bytes.split_at(end)
+}
+
+/// The files that were put away, the oldest first.
+pub(crate) fn put_away(folder: &Path) -> io::Result<Vec<PathBuf>> {
+    let names = fs::read_dir(folder)?.filter_map(|entry| entry.ok()?.file_name().into_string().ok());
+    let mut names: Vec<_> = names.filter(|name| name.starts_with("audit-") && name.ends_with(".jsonl")).collect();
+    names.sort();
+    Ok(names.into_iter().map(|name| folder.join(name)).collect())
+}
+
+/// The last line of the newest file that was put away. What is broken in it, `enisle audit verify` says; here it is only gone
+/// on from.
+fn last_put_away(folder: &Path) -> io::Result<Head> {
+    let Some(newest) = put_away(folder)?.pop() else { return Ok(Head::default()) };
+    let mut verifier = Verifier::default();
+    for line in String::from_utf8_lossy(&fs::read(newest)?).lines() {
+        let _ = verifier.read(line);
+    }
+    Ok(verifier.head().cloned().unwrap_or_default())
+}
