@@ -83,6 +83,11 @@ fn describe(tenant: &Value, now: SystemTime) -> Vec<String> {
             age(until.saturating_sub(now_ms))
         ));
     }
+    if let Some(apart) = cordon["keptApart"].as_object() {
+        let with = if apart["alone"] == true { "alone" } else { "with half of those who were there" };
+        let left = age(apart["forMs"].as_u64().unwrap_or(0));
+        lines.push(format!("  kept {with} for {left} more: a process that it was in died, and nobody knows why"));
+    }
     let signals = cordon["signals"].as_array().map(Vec::as_slice).unwrap_or_default();
     if !signals.is_empty() {
         lines.push(format!(

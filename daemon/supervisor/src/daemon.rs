@@ -20,6 +20,7 @@ use crate::events::{Events, What};
 use crate::job::Job;
 use crate::policy::{Limits, Policy, Store, StoreError, TenantName};
 use crate::pool::{AdmitError, Pool};
+use crate::process::Worker;
 use crate::quota::OverQuota;
 use crate::record::{RecordError, Recorder};
 use crate::resident::{Ended, Finished, Lost, Resident, Visit};
@@ -143,15 +144,16 @@ impl Daemon {
             events.tell(What::RecordBroken { what });
         }
         let (warden, moves) = Warden::new(Arc::clone(&events), config.cordon.rules.clone(), recorder);
-        let bounds = Bounds { processes: config.workers.max, alone: config.cordon.max_alone };
+        // One process is left for those who share.
+        let alone = config.cordon.max_alone.min(config.workers.max.saturating_sub(1).max(1));
+        let bounds = Bounds { processes: config.workers.max, alone };
         let counters = match config.cordon.counters {
             Counters::Auto => counters::probe(),
             Counters::Off => {
                 Err("the configuration does without the processor's counters (cordon.counters)".to_owned())
             }
         };
-        let queue = Duration::from_secs(config.cordon.queue_secs);
-        let pool = Pool::new(blueprint, capacity, bounds, queue, snapshot, Arc::clone(&warden));
+        let pool = Pool::new(blueprint, capacity, bounds, snapshot, Arc::clone(&warden));
         let mut standings = kept.standings;
         let now = Instant::now();
         let mut tenants = BTreeMap::new();
@@ -245,8 +247,9 @@ impl Daemon {
         let tenant = &in_flight.tenant;
         let id = job.id;
         let (mut begun, mut in_company, mut not_begun) = (0, 0, 0);
+        let until = Instant::now() + Duration::from_secs(self.config.cordon.queue_secs);
         loop {
-            let resident = self.home(tenant, &job).await?;
+            let resident = self.home(tenant, &job, until).await?;
             let level = resident.worker.level;
             let fitted = if level == Level::Sealed { self.sealed(&job, tenant).await } else { job.clone() };
             let ended = resident.run(fitted).await;
@@ -257,8 +260,14 @@ impl Daemon {
                 Ended::Judged(finished) => finished.outcome != Outcome::Canceled,
                 Ended::Done(_) | Ended::Lost(_) => false,
             };
-            if !own_word && !tenant.accepts(resident.token) {
-                tenant.usage().fenced += 1;
+            if !own_word && resident.is_fenced() {
+                {
+                    let mut usage = tenant.usage();
+                    usage.fenced += 1;
+                    if let Ended::Done(finished) | Ended::Judged(finished) = &ended {
+                        usage.cpu_us = usage.cpu_us.saturating_add(finished.usage.cpu_us);
+                    }
+                }
                 let (tenant, run) = (tenant.name.to_string(), id.to_string());
                 self.events.tell(What::Fenced { tenant, run, token: resident.token });
                 continue;
@@ -303,7 +312,9 @@ impl Daemon {
 
     /// The tenant's home; a new one if it has none, has lost it, or its process is old. Where it has to live elsewhere, it is
     /// moved meanwhile (`rehome`); only one that must not be beside others waits for that.
-    async fn home(&self, tenant: &Arc<Tenant>, job: &Job) -> Result<Visit, RunError> {
+    ///
+    /// Where there is no room for one that has to live alone, it waits `until` then.
+    async fn home(&self, tenant: &Arc<Tenant>, job: &Job, until: Instant) -> Result<Visit, RunError> {
         let mut home = tenant.home.lock().await;
         loop {
             let level = tenant.wanted_level();
@@ -311,23 +322,22 @@ impl Daemon {
                 return Err(RunError::Expelled { tenant: tenant.name.clone(), why: why_expelled(tenant) });
             }
             // It stays its home until it has left: a client that goes away while it waits changes nothing.
-            if let Some(resident) = home.clone().filter(|resident| resident.is_open()) {
-                let worker = &resident.worker;
-                if worker.started_at.elapsed() >= Duration::from_secs(self.config.workers.max_age_secs) {
-                    self.pool.close(worker);
-                    // What still runs there ends first. Others wait for the lock meanwhile.
-                    resident.close_when_unused().await;
-                    self.pool.leave(&resident, "its process is old");
-                } else if let Some(visit) = resident.visit() {
-                    if worker.level != level {
-                        self.warden.ask_for_move(tenant);
-                    }
-                    return Ok(visit);
+            if let Some(visit) = home.as_ref().and_then(Resident::visit) {
+                if visit.worker.level != level || self.is_old(&visit.worker) {
+                    self.warden.ask_for_move(tenant);
                 }
+                return Ok(visit);
             }
             *home = None;
             let memory_mb = job.limits.memory_mb.min(self.limits_at(tenant, level).memory_mb);
-            *home = Some(self.pool.admit(tenant, level, memory_mb).await?);
+            let admitted = match self.pool.admit(tenant, level, memory_mb, until).await {
+                // That it lives alone was for its own sake, or is not its own doing: it is not refused for that.
+                Err(AdmitError::FullAlone(_)) if tenant.standing().level() == Level::Shared => {
+                    self.pool.admit(tenant, Level::Shared, memory_mb, until).await
+                }
+                admitted => admitted,
+            };
+            *home = Some(admitted?);
         }
     }
 
@@ -409,7 +419,16 @@ impl Daemon {
     /// It lives at another level than it has to, or beside somebody whom it may not be beside any more: a policy was changed,
     /// or a score has grown.
     pub(crate) fn is_misplaced(&self, tenant: &Tenant, home: Option<Arc<Resident>>) -> bool {
-        home.is_some_and(|home| home.worker.level != tenant.wanted_level() || self.pool.is_among_others(tenant, &home))
+        home.is_some_and(|home| {
+            home.worker.level != tenant.wanted_level()
+                || self.is_old(&home.worker)
+                || self.pool.is_among_others(tenant, &home)
+        })
+    }
+
+    /// What an attacker has learnt of a process's memory is worth nothing in the next one.
+    pub(crate) fn is_old(&self, worker: &Worker) -> bool {
+        worker.started_at.elapsed() >= Duration::from_secs(self.config.workers.max_age_secs)
     }
 
     /// Looks at every running tenant's thread, a window at a time, for as long as the daemon lives: while a run goes on, not

@@ -113,6 +113,13 @@ pub(crate) enum What {
         to: Level,
         reasons: Vec<Reason>,
     },
+    /// A process died, and nobody knows whose doing it was: this one of its tenants is kept from others for a while, alone or with
+    /// half of those who were there.
+    KeptApart {
+        tenant: String,
+        alone: bool,
+        for_secs: u64,
+    },
     /// A tenant's runs go to its new home from now on.
     Rehomed {
         tenant: String,

@@ -64,8 +64,6 @@ pub(crate) struct Pool {
     blueprint: Arc<Blueprint>,
     pub(crate) capacity: Capacity,
     pub(crate) bounds: Bounds,
-    /// A tenant that has to live alone waits so long for room.
-    queue: Duration,
     snapshot: OwnedFd,
     warden: Arc<Warden>,
     /// Somebody has left.
@@ -88,7 +86,6 @@ impl Pool {
         blueprint: Arc<Blueprint>,
         capacity: Capacity,
         bounds: Bounds,
-        queue: Duration,
         snapshot: OwnedFd,
         warden: Arc<Warden>,
     ) -> Self {
@@ -96,7 +93,6 @@ impl Pool {
             blueprint,
             capacity,
             bounds,
-            queue,
             snapshot,
             warden,
             room: Notify::new(),
@@ -109,15 +105,15 @@ impl Pool {
         self.entries.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Gives a tenant a home. It says by itself when it is warm; runs may be sent before. One that has to live alone waits a
-    /// while where there is no room, and is never put beside others for want of it.
+    /// Gives a tenant a home. It says by itself when it is warm; runs may be sent before. One that has to live alone waits for
+    /// room, `until` then, and is never put beside others for want of it.
     pub(crate) async fn admit(
         &self,
         tenant: &Arc<Tenant>,
         level: Level,
         memory_mb: u32,
+        until: Instant,
     ) -> Result<Arc<Resident>, AdmitError> {
-        let until = Instant::now() + if level.is_alone() { self.queue } else { Duration::ZERO };
         let reserved = loop {
             let room = self.room.notified();
             let error = match self.reserve(tenant, level) {
@@ -127,11 +123,11 @@ impl Pool {
                 Err(error) => error,
             };
             let left = until.saturating_duration_since(Instant::now());
-            // A tenant that has become idle makes no noise, so it is looked for now and then.
-            let _ = tokio::time::timeout(left.min(LOOK_FOR_ROOM), room).await;
-            if left.is_zero() {
+            if left.is_zero() || !level.is_alone() {
                 return Err(error);
             }
+            // A tenant that has become idle makes no noise, so it is looked for now and then.
+            let _ = tokio::time::timeout(left.min(LOOK_FOR_ROOM), room).await;
         };
         // Until the tenant has moved in, a failure or a client that goes away gives the place up again.
         let mut reservation = Reservation { pool: self, entry: reserved.entry, slot: reserved.slot, kept: false };

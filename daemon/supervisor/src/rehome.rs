@@ -6,8 +6,8 @@
 //! ```
 //!
 //! No request is in two homes: one that waits in the old home goes to the new one, one that has begun ends where it is. If that
-//! takes too long, the old home is fenced: whatever still comes from it is discarded ([`Tenant::accepts`]), and the run begins
-//! again in the new home.
+//! takes too long on the way out, the old home is fenced: whatever still comes from it is discarded ([`Resident::is_fenced`]), and
+//! the run begins again in the new home. On the way in there is time.
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -15,6 +15,7 @@ use std::time::{Duration, Instant};
 
 use enisle_cordon::Level;
 
+use crate::birth::START_TIMEOUT;
 use crate::daemon::Daemon;
 use crate::events::What;
 use crate::resident::Resident;
@@ -38,34 +39,41 @@ impl Daemon {
     async fn move_once(self: &Arc<Self>, tenant: &Arc<Tenant>) -> bool {
         let old = tenant.home.lock().await.clone();
         let to = tenant.wanted_level();
+        let alive = old.as_ref().filter(|old| old.is_open());
         if to == Level::Expelled {
             let Some(old) = tenant.home.lock().await.take() else { return false };
-            self.abandon(tenant, &old, "it is expelled");
+            self.abandon(&old, "it is expelled");
             return true;
         }
-        let alive = old.as_ref().filter(|old| old.is_open());
         if alive.is_some_and(|old| !self.is_misplaced(tenant, Some(Arc::clone(old))))
             || (alive.is_none() && (old.is_none() || to == Level::Shared))
         {
             return false;
         }
+        if let Some(old) = alive.filter(|old| self.is_old(&old.worker)) {
+            self.pool.close(&old.worker);
+        }
         let memory_mb = self.limits_at(tenant, to).memory_mb;
-        let admitted = self.pool.admit(tenant, to, memory_mb).await;
-        let new = match admitted {
+        // Whoever has to be further out does not wait where it is.
+        let outward = alive.is_some_and(|old| old.worker.level < to);
+        let new = match self.pool.admit(tenant, to, memory_mb, Instant::now()).await {
             Ok(new) => new,
             Err(error) => {
-                let (tenant_name, level, reason) = (tenant.name.to_string(), to.as_str(), error.to_string());
-                self.events.tell(What::NoRoom { tenant: tenant_name, level, reason });
-                // Inward there is time; outward it must not stay where it is.
-                if let Some(old) = old.filter(|old| old.worker.level < to) {
-                    self.leave_home(tenant, &old).await;
-                    self.drain_home(tenant, &old).await;
+                let (name, level, reason) = (tenant.name.to_string(), to.as_str(), error.to_string());
+                self.events.tell(What::NoRoom { tenant: name, level, reason });
+                if let Some(old) = old.filter(|_| outward) {
+                    let mut home = tenant.home.lock().await;
+                    if home.as_ref().is_some_and(|home| Arc::ptr_eq(home, &old)) {
+                        *home = None;
+                    }
+                    self.drain_home(tenant, old, true);
                 }
                 return false;
             }
         };
-        if !new.is_ready().await {
-            // It died on the way; the next run, or the next round, tries again.
+        if !tokio::time::timeout(START_TIMEOUT, new.is_ready()).await.is_ok_and(|ready| ready) {
+            // It died on the way, or says nothing; the next run, or the next round, tries again.
+            self.abandon(&new, "it did not get ready");
             self.pool.bury_dead();
             return false;
         }
@@ -89,40 +97,46 @@ impl Daemon {
         let (worker, token) = (new.worker.id, new.token);
         self.events.tell(What::Rehomed { tenant: tenant.name.to_string(), worker, level: to.as_str(), token });
         if let Some(old) = old.filter(|old| old.is_open()) {
-            old.leave();
-            self.drain_home(tenant, &old).await;
+            self.drain_home(tenant, old, outward);
         }
         true
     }
 
-    /// Lets no run go there any more.
-    async fn leave_home(&self, tenant: &Tenant, old: &Arc<Resident>) {
-        let mut home = tenant.home.lock().await;
-        if home.as_ref().is_some_and(|home| Arc::ptr_eq(home, old)) {
-            *home = None;
-        }
+    /// Lets the run that is under way in a home end that its tenant has left: for a bounded time, if there is `haste`; then the
+    /// home is fenced and ended.
+    fn drain_home(self: &Arc<Self>, tenant: &Tenant, old: Arc<Resident>, haste: bool) {
         old.leave();
+        let (daemon, name, begun) = (Arc::clone(self), tenant.name.to_string(), Instant::now());
+        let reason = if self.is_old(&old.worker) { "its process is old" } else { "it lives elsewhere now" };
+        tokio::spawn(async move {
+            let patience = Duration::from_secs(daemon.config.cordon.drain_secs);
+            let drained = if haste {
+                tokio::time::timeout(patience, old.close_when_unused()).await.is_ok()
+            } else {
+                old.close_when_unused().await;
+                true
+            };
+            if drained {
+                daemon.pool.leave(&old, reason);
+            } else {
+                daemon.abandon(&old, reason);
+            }
+            let ms = u64::try_from(begun.elapsed().as_millis()).unwrap_or(u64::MAX);
+            daemon.events.tell(What::Drained { tenant: name, worker: old.worker.id, fenced: !drained, ms });
+        });
     }
 
-    /// Waits for the run that is under way in the old home, for a bounded time; then fences and ends it.
-    async fn drain_home(&self, tenant: &Tenant, old: &Arc<Resident>) {
-        let (begun, patience) = (Instant::now(), Duration::from_secs(self.config.cordon.drain_secs));
-        let drained = tokio::time::timeout(patience, old.close_when_unused()).await.is_ok();
-        if drained {
-            tenant.fence(old.token + 1);
-            self.pool.leave(old, "it lives elsewhere now");
-        } else {
-            self.abandon(tenant, old, "it lives elsewhere now");
-        }
-        let (worker, ms) = (old.worker.id, begun.elapsed().as_millis());
-        let ms = u64::try_from(ms).unwrap_or(u64::MAX);
-        self.events.tell(What::Drained { tenant: tenant.name.to_string(), worker, fenced: !drained, ms });
-    }
-
-    /// Ends a home at once: nothing is taken from it any more, and what runs there is ended.
-    fn abandon(&self, tenant: &Tenant, old: &Arc<Resident>, reason: &'static str) {
-        tenant.fence(old.token + 1);
+    /// Ends a home at once: nothing is taken from it any more, and what runs there is ended. A worker that does not obey is
+    /// ended as a whole.
+    fn abandon(self: &Arc<Self>, old: &Arc<Resident>, reason: &'static str) {
+        old.fence();
         old.worker.retire(old.slot);
         self.pool.leave(old, reason);
+        let old = Arc::clone(old);
+        tokio::spawn(async move {
+            if tokio::time::timeout(START_TIMEOUT, old.close_when_unused()).await.is_err() {
+                old.worker.kill("a tenant that was told to leave did not");
+            }
+        });
     }
 }

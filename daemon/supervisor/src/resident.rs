@@ -69,13 +69,15 @@ pub(crate) struct Ticket {
 pub(crate) struct Resident {
     pub(crate) worker: Arc<Worker>,
     pub(crate) slot: Slot,
-    /// The number of this home of the tenant's; see [`Tenant::fence`].
+    /// The number of this home among the tenant's.
     pub(crate) token: u64,
     tickets: mpsc::UnboundedSender<Ticket>,
     state: Arc<State>,
     /// Runs that are here or on their way; [`CLOSED`] once the tenant moves out.
     users: AtomicUsize,
     unused: Notify,
+    /// What comes from here does not count any more.
+    fenced: AtomicBool,
     /// The tenant's thread, once it is known, and what the processor counts of it.
     thread: OnceLock<Pid>,
     counters: Mutex<Option<Counters>>,
@@ -183,6 +185,7 @@ impl Resident {
             state,
             users: AtomicUsize::new(0),
             unused: Notify::new(),
+            fenced: AtomicBool::new(false),
             thread: OnceLock::new(),
             counters: Mutex::default(),
             shape: Mutex::default(),
@@ -213,6 +216,16 @@ impl Resident {
     /// The tenant leaves: its thread ends after the run that it is at, and runs that wait go elsewhere.
     pub(crate) fn leave(&self) {
         self.state.leaves.send_replace(true);
+    }
+
+    /// From now on nothing is taken from here, whatever still comes.
+    pub(crate) fn fence(&self) {
+        self.leave();
+        self.fenced.store(true, Ordering::SeqCst);
+    }
+
+    pub(crate) fn is_fenced(&self) -> bool {
+        self.fenced.load(Ordering::SeqCst)
     }
 
     /// Waits until the thread is locked down and has an isolate. False if that never comes.

@@ -33,8 +33,7 @@ pub(crate) struct Tenant {
     pub(crate) moving: AtomicBool,
     /// How it stands has changed since it was written down.
     pub(crate) unwritten: AtomicBool,
-    /// Homes are numbered; what comes from one with a lower number than this is too late. See [`Tenant::fence`].
-    lease: AtomicU64,
+    /// How many homes it has had.
     homes: AtomicU64,
 }
 
@@ -74,7 +73,6 @@ impl Tenant {
             has_policy: AtomicBool::new(false),
             moving: AtomicBool::new(false),
             unwritten: AtomicBool::new(false),
-            lease: AtomicU64::new(0),
             homes: AtomicU64::new(0),
         }
     }
@@ -126,6 +124,18 @@ impl Tenant {
         *self.suspicion.lock().unwrap_or_else(PoisonError::into_inner) = Some(Suspicion { case, until });
     }
 
+    /// An operator has lifted everything.
+    pub(crate) fn clear_suspicion(&self) {
+        *self.suspicion.lock().unwrap_or_else(PoisonError::into_inner) = None;
+        self.note_end();
+    }
+
+    /// It is kept from others because of a death that nobody can explain: alone or not, and for how much longer.
+    pub(crate) fn kept_apart(&self) -> Option<(bool, Duration)> {
+        let suspicion = self.suspicion()?;
+        Some((suspicion.case.is_none(), suspicion.until.saturating_duration_since(Instant::now())))
+    }
+
     fn suspicion(&self) -> Option<Suspicion> {
         let mut suspicion = self.suspicion.lock().unwrap_or_else(PoisonError::into_inner);
         if suspicion.is_some_and(|suspicion| suspicion.until <= Instant::now()) {
@@ -159,16 +169,6 @@ impl Tenant {
     /// The number of its next home.
     pub(crate) fn next_token(&self) -> u64 {
         self.homes.fetch_add(1, Ordering::SeqCst) + 1
-    }
-
-    /// From now on nothing is taken from homes before this one.
-    pub(crate) fn fence(&self, token: u64) {
-        self.lease.fetch_max(token, Ordering::SeqCst);
-    }
-
-    /// Whether what comes from that home still counts.
-    pub(crate) fn accepts(&self, token: u64) -> bool {
-        token >= self.lease.load(Ordering::SeqCst)
     }
 
     pub(crate) fn is_worth_remembering(&self) -> bool {

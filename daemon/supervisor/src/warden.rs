@@ -94,8 +94,10 @@ impl Warden {
         let name = tenant.name.to_string();
         self.recorder.decided(Entry::Lifted { tenant: name, reason: reason.clone(), by_uid });
         let decision = tenant.standing().forgive(reason, by_uid, now());
+        tenant.clear_suspicion();
         self.write_down(tenant);
         self.carry_out(tenant, decision);
+        self.ask_for_move(tenant);
     }
 
     fn carry_out(&self, tenant: &Arc<Tenant>, decision: Decision) {
@@ -132,7 +134,11 @@ impl Warden {
         let death = self.deaths.fetch_add(1, Ordering::Relaxed);
         for (tenant, case) in tenants.iter().zip(bisect(tenants.len(), death)) {
             let case = case.filter(|_| signal != Signal::Protocol);
-            tenant.suspect(case, self.rules.unexplained_secs);
+            let for_secs = self.rules.unexplained_secs;
+            tenant.suspect(case, for_secs);
+            let (name, alone) = (tenant.name.to_string(), case.is_none());
+            self.events.tell(What::KeptApart { tenant: name.clone(), alone, for_secs });
+            self.recorder.decided(Entry::Apart { tenant: name, alone, for_secs });
             self.saw(tenant, &[Seen::certain(Signal::Unattributed)]);
         }
     }
