@@ -177,6 +177,13 @@ impl Standing {
         self.score.is_empty() && self.level == Level::Shared && self.order.is_none() && self.history.is_empty()
     }
 
+    /// What is known of it is no more than a few points: where there is no room to remember everybody, it may be forgotten.
+    #[must_use]
+    pub fn is_slight(&self, rules: &Rules, now: Time) -> bool {
+        let points: f64 = self.score.contributions(rules, now.max(self.latest)).map(|known| known.points).sum();
+        self.level == Level::Shared && self.order.is_none() && self.history.is_empty() && points < rules.watch
+    }
+
     /// The score, signal by signal, the heaviest first.
     #[must_use]
     pub fn contributions(&self, circumstances: Circumstances, rules: &Rules, now: Time) -> Vec<Contribution> {
@@ -196,6 +203,12 @@ impl Standing {
         }
         list.sort_by(|one, other| other.points.total_cmp(&one.points));
         list
+    }
+
+    /// It may have attacked somebody in company, or may have been made to look so.
+    #[must_use]
+    pub fn is_doubtful(&self) -> bool {
+        self.score.has_doubtful_evidence()
     }
 
     /// The score now.
@@ -254,9 +267,9 @@ pub fn decide(
         }
         // Also where it was alone: the next process might have been one with others in it.
         if signal.takes_worker() {
-            // Twice as long each time, and never longer than a clean time takes.
-            let times = standing.score.processes_taken().saturating_sub(1).min(16);
-            let secs = rules.suspicion_secs.saturating_mul(1 << times).min(rules.back_after_secs);
+            // Six times as long each time, and never longer than a clean time takes.
+            let times = standing.score.processes_taken().saturating_sub(1).min(8);
+            let secs = rules.suspicion_secs.saturating_mul(6_u64.pow(times)).min(rules.back_after_secs);
             standing.suspected_until = standing.suspected_until.max(now.plus(secs.saturating_mul(1000)));
         }
     }

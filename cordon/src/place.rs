@@ -59,6 +59,8 @@ pub struct Traits {
     pub holds_secrets: bool,
     /// Its score is over the threshold for that.
     pub watched: bool,
+    /// It may have attacked somebody in company. Two of those are never together: each would be the other's excuse.
+    pub doubtful: bool,
     pub case: Option<Case>,
 }
 
@@ -71,6 +73,7 @@ impl Traits {
         self.trust == other.trust
             && self.watched == other.watched
             && self.case == other.case
+            && !(self.doubtful && other.doubtful)
             && (!secrets || (same_owner && !self.watched))
     }
 }
@@ -224,6 +227,13 @@ mod tests {
         assert!(!holder(None).may_share_with(&holder(None)), "nobody said whose they are");
         assert!(!holder(Some("a")).may_share_with(&Traits::default()));
         assert!(!Traits::default().may_share_with(&holder(Some("a"))));
+    }
+
+    #[test]
+    fn two_suspects_are_never_each_others_excuse() {
+        let suspect = Traits { watched: true, doubtful: true, ..Traits::default() };
+        assert!(!suspect.may_share_with(&suspect));
+        assert!(suspect.may_share_with(&Traits { watched: true, ..Traits::default() }));
     }
 
     #[test]

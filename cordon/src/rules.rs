@@ -39,7 +39,7 @@ pub struct Rules {
     pub back_below: f64,
     /// ... and nothing has counted against it for so long.
     pub back_after_secs: u64,
-    /// Whoever took a process along, or may have, lives alone for so long, whatever its score; twice as long each further time.
+    /// Whoever took a process along, or may have, lives alone for so long, whatever its score; six times as long each further time.
     pub suspicion_secs: u64,
     /// Those who were in a process that died for nobody knows what are kept in halves for so long.
     pub unexplained_secs: u64,
@@ -90,6 +90,10 @@ pub enum RulesError {
     Weight(Signal),
     #[error("shape.window_ms is {0}; it has to be between 100 and 60000")]
     Window(u64),
+    #[error("{0} is {1} seconds; the most is a year")]
+    Time(&'static str, u64),
+    #[error("shape: streak has to be at least 1, shares between 0 and 1, and every other number positive")]
+    Shape,
 }
 
 impl Rules {
@@ -124,6 +128,24 @@ impl Rules {
             if !numbers || weight.points < 0.0 || weight.most < weight.points || weight.half_life_secs == 0 {
                 return Err(RulesError::Weight(*signal));
             }
+        }
+        for (name, secs) in [
+            ("back_after_secs", self.back_after_secs),
+            ("suspicion_secs", self.suspicion_secs),
+            ("unexplained_secs", self.unexplained_secs),
+            ("new_for_secs", self.new_for_secs),
+        ] {
+            if secs > 366 * DAY {
+                return Err(RulesError::Time(name, secs));
+            }
+        }
+        let shape = &self.shape;
+        let share = |part: f64| (0.0..=1.0).contains(&part);
+        let positive = |number: f64| number.is_finite() && number > 0.0;
+        let shares = share(shape.busy_share) && share(shape.busy_least) && share(shape.minute_share);
+        let numbers = positive(shape.regular) && positive(shape.mispredictions) && positive(shape.resident_times);
+        if shape.streak == 0 || !shares || !numbers {
+            return Err(RulesError::Shape);
         }
         if !(100..=60_000).contains(&self.shape.window_ms) {
             return Err(RulesError::Window(self.shape.window_ms));
@@ -165,7 +187,8 @@ pub fn default_weight(signal: Signal) -> Weight {
         Signal::RemoteTiming => (5.0, HOUR, 30.0),
         Signal::LongLived => (5.0, 2 * HOUR, 20.0),
         Signal::LogFlood | Signal::TimerFlood => (4.0, HOUR, 20.0),
-        Signal::DeniedEgress => (8.0, DAY, 40.0),
+        // A field of a request says so, not the script.
+        Signal::DeniedEgress => (8.0, DAY, 20.0),
         Signal::NearMemory => (5.0, 6 * HOUR, 15.0),
         Signal::DeniedImport => (5.0, DAY, 15.0),
         Signal::DeniedCode => (3.0, 6 * HOUR, 15.0),

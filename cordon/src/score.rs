@@ -76,6 +76,10 @@ impl Score {
         self.0.is_empty()
     }
 
+    pub(crate) fn has_doubtful_evidence(&self) -> bool {
+        self.0.iter().any(|entry| !entry.certain && entry.signal.kind() == Kind::Evidence)
+    }
+
     /// How many processes it has ended, or may have.
     pub(crate) fn processes_taken(&self) -> u32 {
         let taken = self.0.iter().filter(|entry| entry.signal.takes_worker());

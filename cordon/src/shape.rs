@@ -22,12 +22,13 @@ pub struct ShapeRules {
     pub busy_ms_per_run: u64,
     /// It counts from so many busy windows in a row on.
     pub streak: u32,
-    /// Page faults of a window that count, beyond what its runs need.
+    /// Page faults of a window that count, beyond what its isolates need.
     pub faults: u64,
-    /// What a run needs: making and disposing of an isolate, and some garbage.
-    pub faults_per_run: u64,
-    /// A minute in which the thread ran for this part of the time in which it could count as busy by itself, however
-    /// the work was spread; with fewer messages than seconds also as a minute of computing.
+    /// What an isolate needs: making and disposing of it, and some garbage.
+    pub faults_per_isolate: u64,
+    /// A minute in which the thread ran for this part of the time in which it could, and for half of that part of all time, counts
+    /// as busy by itself, however the work was spread and however short the runs were; with fewer messages than seconds also as
+    /// a minute of computing.
     pub minute_share: f64,
     /// Messages of a window from which on their rhythm is looked at.
     pub messages: u64,
@@ -58,7 +59,7 @@ impl Default for ShapeRules {
             busy_ms_per_run: 50,
             streak: 4,
             faults: 5_000,
-            faults_per_run: 512,
+            faults_per_isolate: 512,
             minute_share: 0.5,
             messages: 25,
             message_bytes: 256,
@@ -104,6 +105,8 @@ pub struct Sample {
     pub faults: u64,
     /// Runs begun.
     pub runs: u64,
+    /// Of those, how many were to have an isolate made for them.
+    pub isolates: u64,
     pub messages: Messages,
     /// Of those, console output.
     pub log_bytes: u64,
@@ -135,7 +138,7 @@ const HOUR_MS: u64 = 3_600_000;
 
 impl Shape {
     /// Looks at one more window. Nothing comes of the first sample, nor of one that is too near to the last. After a pause
-    /// everything begins anew.
+    /// windows in a row begin anew.
     pub fn look(&mut self, sample: Sample, rules: &ShapeRules) -> Vec<Signal> {
         let Some(last) = self.last else {
             self.last = Some(sample);
@@ -146,11 +149,13 @@ impl Shape {
             return Vec::new();
         }
         self.last = Some(sample);
-        if elapsed > rules.window_ms.saturating_mul(3) {
-            *self = Self { last: self.last, told_long_lived_ms: self.told_long_lived_ms, ..Self::default() };
-            return Vec::new();
-        }
         let mut signals = Vec::new();
+        // A pause ends what goes by windows in a row, and not what goes by the minute.
+        if elapsed > rules.window_ms.saturating_mul(3) {
+            (self.busy, self.paging, self.regular, self.mispredicting) = (0, 0, 0, 0);
+            self.look_at_minute(&last, &sample, rules, &mut signals);
+            return signals;
+        }
         let runs = sample.runs.saturating_sub(last.runs);
 
         let busy = is_busy(&last, &sample, elapsed, runs, rules);
@@ -158,7 +163,8 @@ impl Shape {
             signals.push(Signal::Busy);
         }
         let faults = sample.faults.saturating_sub(last.faults);
-        let paging = faults.saturating_sub(runs.saturating_mul(rules.faults_per_run)) >= rules.faults;
+        let isolates = sample.isolates.saturating_sub(last.isolates);
+        let paging = faults.saturating_sub(isolates.saturating_mul(rules.faults_per_isolate)) >= rules.faults;
         if streak(&mut self.paging, paging) >= rules.streak {
             signals.push(Signal::Paging);
         }
@@ -181,12 +187,13 @@ impl Shape {
     /// Work that is spread so that no window is busy is seen over a minute.
     fn look_at_minute(&mut self, last: &Sample, sample: &Sample, rules: &ShapeRules, signals: &mut Vec<Signal>) {
         let begin = *self.minute.get_or_insert(*last);
-        let (runs, elapsed) = (sample.runs.saturating_sub(begin.runs), sample.at.since(begin.at));
+        let elapsed = sample.at.since(begin.at);
         if elapsed < MINUTE_MS {
             return;
         }
-        let rules = &ShapeRules { busy_share: rules.minute_share, ..*rules };
-        if is_busy(&begin, sample, elapsed, runs, rules) {
+        // However short its runs are: who takes half a processor for a minute is better off alone, and so are the others.
+        let rules = &ShapeRules { busy_share: rules.minute_share, busy_least: rules.minute_share / 2.0, ..*rules };
+        if is_busy(&begin, sample, elapsed, 0, rules) {
             if !signals.contains(&Signal::Busy) {
                 signals.push(Signal::Busy);
             }
@@ -316,14 +323,28 @@ mod tests {
         assert_eq!((count(&halves, Signal::Busy), count(&halves, Signal::ComputeOnly)), (2, 2));
         let modest = watch(120, |last| Sample { ran_ms: last.ran_ms + 400, ..last });
         assert_eq!(modest.iter().flatten().count(), 0);
+        // In short runs, and with pauses that end every streak.
+        let short = watch(120, |last| Sample { ran_ms: last.ran_ms + 900, runs: last.runs + 30, ..last });
+        assert_eq!(count(&short, Signal::Busy), 2);
+        let (mut shape, mut sample, mut busy, rules) = (Shape::default(), Sample::default(), 0, seconds());
+        for second in 0..240_u64 {
+            // Seen only while something runs: four seconds of eight.
+            let runs = second % 8 < 4;
+            sample.ran_ms += if runs { 1000 } else { 0 };
+            sample.at = Time(second * 1000);
+            busy += if runs { count(&[shape.look(sample, &rules)], Signal::Busy) } else { 0 };
+        }
+        assert!(busy > 60, "by windows in a row, and by the minute: {busy}");
     }
 
     #[test]
     fn a_memory_bomb_is_seen_and_many_isolates_are_not() {
-        let bomb = watch(3, |last| Sample { faults: last.faults + 30_000, runs: last.runs + 2, ..last });
+        let bomb = watch(3, |last| Sample { faults: last.faults + 30_000, isolates: last.isolates + 2, ..last });
         assert_eq!(count(&bomb, Signal::Paging), 2);
-        let isolates = watch(3, |last| Sample { faults: last.faults + 44_000, runs: last.runs + 400, ..last });
+        let made = |last: Sample| Sample { faults: last.faults + 44_000, runs: last.runs + 400, ..last };
+        let isolates = watch(3, |last| Sample { isolates: last.isolates + 400, ..made(last) });
         assert_eq!(count(&isolates, Signal::Paging), 0);
+        assert_eq!(count(&watch(3, made), Signal::Paging), 2, "runs that need no isolate are no excuse");
     }
 
     #[test]

@@ -201,11 +201,14 @@ fn traits() -> impl Strategy<Value = Traits> {
     let owner = proptest::option::of(proptest::sample::select(vec!["a".to_owned(), "b".to_owned()]));
     let trust = prop_oneof![Just(Trust::Trusted), Just(Trust::Standard), Just(Trust::Untrusted)];
     let case = proptest::option::of((0_u64..2, 0_u8..2).prop_map(|(death, half)| enisle_cordon::Case { death, half }));
-    (owner, trust, any::<bool>(), any::<bool>(), case).prop_map(|(owner, trust, holds_secrets, watched, case)| Traits {
+    let doubtful = any::<bool>();
+    let parts = (owner, trust, any::<bool>(), any::<bool>(), doubtful, case);
+    parts.prop_map(|(owner, trust, holds_secrets, watched, doubtful, case)| Traits {
         owner,
         trust,
         holds_secrets,
         watched,
+        doubtful,
         case,
     })
 }

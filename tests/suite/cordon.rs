@@ -280,6 +280,43 @@ fn risky_tenants_are_refused_where_there_is_no_room_and_never_put_beside_others(
 }
 
 #[test]
+fn an_innocent_run_is_not_refused_because_the_risky_ones_have_no_room() {
+    let daemon = Daemon::start(&format!("{SHARING}[cordon]\nmax_alone = 1\nqueue_secs = 1\n"));
+    for tenant in ["a", "innocent", "killer-0", "killer-1", "killer-2"] {
+        daemon.run(tenant, "() => 1");
+    }
+    order(&daemon, "a", "solo");
+    lives(&daemon, "a", "solo");
+    std::thread::scope(|scope| {
+        let busy = scope.spawn(|| daemon.run("a", "() => new Promise((r) => setTimeout(() => r('done'), 8000))"));
+        daemon.wait_for("/v1/tenants/a", |tenant| tenant["inFlight"] == 1);
+        let innocent =
+            scope.spawn(|| daemon.run("innocent", "() => new Promise((r) => setTimeout(() => r('done'), 1500))"));
+        for killer in 0..3 {
+            daemon.wait_for("/v1/tenants/innocent", |tenant| tenant["resident"]["warm"] == false);
+            daemon.load(&format!("killer-{killer}"), &json!({ "code": HARD_KILL, "limits": { "cpuMs": 20 } })).ok();
+        }
+        assert_eq!(innocent.join().expect("the run is answered")["result"], "done");
+        assert_eq!(busy.join().expect("the run is answered")["result"], "done");
+    });
+}
+
+#[test]
+fn an_expelled_tenant_ends_also_where_it_is_leaving() {
+    let daemon = Daemon::start(SHARING);
+    let long = json!({ "code": "() => new Promise((r) => setTimeout(r, 9500))" });
+    std::thread::scope(|scope| {
+        let run = scope.spawn(|| daemon.load("t", &long));
+        daemon.wait_for("/v1/tenants/t", |tenant| tenant["usage"]["begun"] == 1);
+        order(&daemon, "t", "solo");
+        lives(&daemon, "t", "solo");
+        assert!(events(&daemon, "drained", "t").is_empty(), "its run is still in the old home");
+        order(&daemon, "t", "expelled");
+        assert!(run.join().expect("the run is answered").problem(403).contains("expelled"));
+    });
+}
+
+#[test]
 fn how_a_tenant_stands_survives_a_daemon_that_was_killed() {
     let daemon = Daemon::start(SHARING);
     daemon.run("t", "() => 1");

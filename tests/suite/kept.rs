@@ -110,3 +110,20 @@ fn timers_of_an_earlier_run_do_not_fire_in_a_later_one() {
     put(&daemon, "a", &json!({ "code": code }));
     assert_eq!((0..4).map(|_| run(&daemon, "a", &json!({}))["result"].clone()).collect::<Vec<_>>(), [0, 0, 0, 0]);
 }
+
+#[test]
+fn what_is_forgotten_gives_its_memory_back_and_what_is_kept_leaves_room() {
+    let daemon = Daemon::start(SHARING);
+    let code = "const keep = []; export default (mb) => { keep.push(new Uint8Array(mb << 20)); return keep.length }";
+    put(&daemon, "a", &json!({ "code": code }));
+    assert_eq!(run(&daemon, "a", &json!({ "args": [50] }))["result"], 1);
+    let load = json!({ "code": "(mb) => new Uint8Array(mb << 20).length >> 20", "args": [70] });
+    assert_eq!(daemon.load("t", &load).ok()["result"], 70, "half of 128 MiB are left to a run");
+    assert_eq!(run(&daemon, "a", &json!({ "args": [50] }))["result"], 2, "and it was kept");
+    // Now it keeps more than half, and goes when another run needs room.
+    assert_eq!(daemon.load("t", &load).ok()["result"], 70);
+    assert_eq!(run(&daemon, "a", &json!({ "args": [50] }))["result"], 1);
+    assert_eq!(daemon.request("DELETE", "/v1/tenants/t/scripts/a", b"").status, 204);
+    let all = json!({ "code": "(mb) => new Uint8Array(mb << 20).length >> 20", "args": [120] });
+    assert_eq!(daemon.load("t", &all).ok()["result"], 120, "a script that is deleted keeps nothing");
+}

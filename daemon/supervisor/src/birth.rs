@@ -42,7 +42,7 @@ pub(crate) struct Blueprint {
     /// What sealed ones take on beside those.
     pub(crate) sealing: LayerSet,
     pub(crate) tenants_per_process: u32,
-    pub(crate) data_bytes: u64,
+    pub(crate) memory: Memory,
     /// As root: the first uid of workers. Otherwise they keep the daemon's.
     pub(crate) uid_base: Option<u32>,
     next_id: AtomicU64,
@@ -50,6 +50,16 @@ pub(crate) struct Blueprint {
 }
 
 type SpawnJob = Box<dyn FnOnce() + Send>;
+
+/// Private memory that a worker may commit (`RLIMIT_DATA`), in MiB.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Memory {
+    /// For V8 itself, and one largest allocation on the way to an `exceededMemory`.
+    pub(crate) base_mb: u64,
+    /// For heap and buffers of each tenant: the most that a policy may grant, and what a sealed one has.
+    pub(crate) tenant_mb: u64,
+    pub(crate) sealed_mb: u64,
+}
 
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum StartError {
@@ -70,7 +80,7 @@ impl Blueprint {
         program: File,
         layers: LayerSet,
         tenants: u32,
-        data_bytes: u64,
+        memory: Memory,
         uid_base: u32,
     ) -> io::Result<Self> {
         let (layers, sealing) = (layers.unsealed(), layers);
@@ -84,7 +94,7 @@ impl Blueprint {
             layers,
             sealing,
             tenants_per_process: tenants,
-            data_bytes,
+            memory,
             uid_base,
             next_id: AtomicU64::new(1),
             spawner,
@@ -94,6 +104,13 @@ impl Blueprint {
     /// Tenants that a process of this level may ever hold.
     pub(crate) fn places(&self, level: Level) -> u32 {
         if level.is_alone() { 1 } else { self.tenants_per_process }
+    }
+
+    /// What a worker of this level may commit.
+    fn data_bytes(&self, level: Level) -> u64 {
+        let Memory { base_mb, tenant_mb, sealed_mb } = self.memory;
+        let each = if level == Level::Sealed { sealed_mb } else { tenant_mb };
+        (base_mb + u64::from(self.places(level)) * 2 * each) << 20
     }
 
     /// What a worker of this level takes on.
@@ -154,7 +171,7 @@ impl Newborn {
         let layers = blueprint.layers_of(level);
         let faults = FaultPage::new().map_err(StartError::Channels)?;
         let zone = Zone::place(places as usize, random);
-        let plan = Plan::for_tenants(layers, blueprint.data_bytes, places);
+        let plan = Plan::for_tenants(layers, blueprint.data_bytes(level), places);
         let id = blueprint.next_id.fetch_add(1, Ordering::Relaxed);
         let (ours, theirs) = StdUnixStream::pair().map_err(StartError::Channels)?;
         let (stderr_read, stderr_write) =
@@ -171,7 +188,7 @@ impl Newborn {
             version: enisle_wire::VERSION,
             role,
             layers: layers.bits(),
-            data_bytes: blueprint.data_bytes,
+            data_bytes: blueprint.data_bytes(level),
             max_tenants: places,
             jitless: level == Level::Sealed,
             zone: zone.parts(),

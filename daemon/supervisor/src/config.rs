@@ -139,6 +139,8 @@ pub(crate) struct Api {
     pub(crate) read_secs: u64,
     /// Bodies that are read, waiting or running, all clients together, in MiB; further ones wait.
     pub(crate) body_mb: usize,
+    /// Registered scripts, all tenants together, in MiB.
+    pub(crate) script_mb: usize,
     /// A client that takes nothing of an answer for so many seconds is cut off.
     pub(crate) write_secs: u64,
     /// At the end runs in flight have so many seconds to finish.
@@ -200,7 +202,7 @@ impl Default for SealedLimits {
 
 impl Default for Api {
     fn default() -> Self {
-        Self { connections: 1024, body_mb: 1024, read_secs: 30, write_secs: 30, drain_secs: 10 }
+        Self { connections: 1024, body_mb: 1024, script_mb: 512, read_secs: 30, write_secs: 30, drain_secs: 10 }
     }
 }
 
@@ -222,6 +224,8 @@ pub(crate) enum ConfigError {
     Rules { path: PathBuf, error: enisle_cordon::rules::RulesError },
     #[error("{path}: cordon.sealed.memory_mb is {most}; V8 does not start in less than 8")]
     SealedMemory { path: PathBuf, most: u32 },
+    #[error("{path}: {key} is {value}; the most is {most}")]
+    TooLarge { path: PathBuf, key: &'static str, value: u64, most: u64 },
     #[error("{path}: {key} must not be 0")]
     Zero { path: PathBuf, key: &'static str },
 }
@@ -257,6 +261,16 @@ impl Config {
         ] {
             if value == 0 {
                 return Err(ConfigError::Zero { path: path(), key });
+            }
+        }
+        const HOUR: u64 = 3600;
+        for (key, value, most) in [
+            ("cordon.queue_secs", self.cordon.queue_secs, HOUR),
+            ("cordon.drain_secs", self.cordon.drain_secs, HOUR),
+            ("api.script_mb", self.api.script_mb as u64, 1 << 20),
+        ] {
+            if value > most {
+                return Err(ConfigError::TooLarge { path: path(), key, value, most });
             }
         }
         // Heap, buffers and one largest allocation of a tenant have to fit the 4 GiB of its cage.

@@ -13,7 +13,7 @@ use enisle_wire::Outcome;
 use enisle_wire::tenant::RunId;
 use tokio::sync::{Notify, Semaphore, mpsc};
 
-use crate::birth::{Blueprint, StartError, make_snapshot};
+use crate::birth::{Blueprint, Memory, StartError, make_snapshot};
 use crate::config::{Config, Counters, Keys};
 use crate::counters;
 use crate::events::{Events, What};
@@ -24,8 +24,9 @@ use crate::process::Worker;
 use crate::quota::OverQuota;
 use crate::record::{RecordError, Recorder};
 use crate::resident::{Ended, Finished, Lost, Resident, Visit};
+use crate::script;
 use crate::tenant::Tenant;
-use crate::warden::Warden;
+use crate::warden::{self, Warden};
 
 /// Cages that fit a process: 47 bits of address space, 1376 GiB each (measured: 93).
 const CAGES_PER_PROCESS: usize = 90;
@@ -35,6 +36,10 @@ const MAX_TENANTS: usize = 100_000;
 const LOOKS_AT_MEMORY: u32 = 6;
 /// So many workers may die before they come to one and the same run.
 const MOST_NOT_BEGUN: u32 = 10;
+/// How often tenants are forgotten for want of room.
+const FORGET_EVERY: Duration = Duration::from_secs(1);
+/// So often a run is begun again because its tenant was moved while it ran.
+const MOST_FENCED: u32 = 10;
 /// Private memory that a worker may commit beside its tenants' own: V8, and one largest allocation on the way to an
 /// `exceededMemory`.
 const WORKER_BASE_MB: u64 = 2048;
@@ -44,6 +49,8 @@ pub(crate) struct Daemon {
     pub(crate) config: Config,
     /// Bodies and the runs made of them, in MiB, all clients together.
     pub(crate) body_mb: Arc<Semaphore>,
+    /// What registered scripts may have, all tenants together, in pieces of [`script::PIECE`].
+    pub(crate) script_memory: Arc<Semaphore>,
     pub(crate) posture: Posture,
     /// What workers take on: what the machine has, less what the configuration does without.
     pub(crate) layers: LayerSet,
@@ -59,6 +66,8 @@ pub(crate) struct Daemon {
     in_flight: AtomicU64,
     drained: Notify,
     draining: AtomicBool,
+    /// When tenants were last forgotten for want of room.
+    forgot_at: Pacer,
     /// Tenants that may have to live elsewhere.
     moves: Mutex<Option<mpsc::UnboundedReceiver<Arc<Tenant>>>>,
 }
@@ -130,11 +139,14 @@ impl Daemon {
         let (store, policies) = Store::open(state_dir, config.workers.max_memory_mb)?;
         let file = std::fs::File::open(&program).map_err(|error| SetupError::Program(program, error))?;
         let tenants_per_process = u32::try_from(capacity.tenants_per_process()).unwrap_or(1);
-        // Heap and buffers of every tenant at the most that a policy may grant.
-        let data_mb = WORKER_BASE_MB + u64::from(tenants_per_process) * 2 * u64::from(config.workers.max_memory_mb);
+        let memory = Memory {
+            base_mb: WORKER_BASE_MB,
+            tenant_mb: config.workers.max_memory_mb.into(),
+            sealed_mb: config.cordon.sealed.memory_mb.into(),
+        };
         let layers = jail_layers(&posture);
         let layers = if capacity.keys == 0 { layers.without(Layer::Keys) } else { layers };
-        let blueprint = Blueprint::new(file, layers, tenants_per_process, data_mb << 20, config.workers.uid_base);
+        let blueprint = Blueprint::new(file, layers, tenants_per_process, memory, config.workers.uid_base);
         let blueprint = Arc::new(blueprint.map_err(SetupError::Thread)?);
         let snapshot = seal(&make_snapshot(&blueprint).await?).map_err(SetupError::Seal)?;
         let events = Arc::new(Events::new());
@@ -169,6 +181,7 @@ impl Daemon {
         }
         Ok(Self {
             body_mb: Arc::new(Semaphore::new(config.api.body_mb)),
+            script_memory: Arc::new(Semaphore::new(config.api.script_mb * ((1 << 20) / script::PIECE))),
             config,
             posture,
             layers,
@@ -183,6 +196,7 @@ impl Daemon {
             in_flight: AtomicU64::new(0),
             drained: Notify::new(),
             draining: AtomicBool::new(false),
+            forgot_at: Pacer::default(),
             moves: Mutex::new(Some(moves)),
         })
     }
@@ -198,8 +212,16 @@ impl Daemon {
         if let Some(tenant) = tenants.get(name) {
             return Some(Arc::clone(tenant));
         }
-        if tenants.len() >= MAX_TENANTS {
-            tenants.retain(|_, tenant| tenant.is_worth_remembering());
+        // Looking at all of them takes a while, so it is done now and then, and makes room for many.
+        if tenants.len() >= MAX_TENANTS && self.forgot_at.has_passed(FORGET_EVERY) {
+            let (rules, now) = (&self.config.cordon.rules, warden::now());
+            tenants.retain(|_, tenant| {
+                let keeps = tenant.is_worth_remembering(|standing| !standing.is_slight(rules, now));
+                if !keeps {
+                    self.warden.recorder.forget(&tenant.name);
+                }
+                keeps
+            });
         }
         if tenants.len() >= MAX_TENANTS {
             return None;
@@ -246,7 +268,7 @@ impl Daemon {
     pub(crate) async fn run(&self, in_flight: &InFlight, job: Job) -> Result<Report, RunError> {
         let tenant = &in_flight.tenant;
         let id = job.id;
-        let (mut begun, mut in_company, mut not_begun) = (0, 0, 0);
+        let (mut begun, mut in_company, mut not_begun, mut fenced) = (0, 0, 0, 0);
         let until = Instant::now() + Duration::from_secs(self.config.cordon.queue_secs);
         loop {
             let resident = self.home(tenant, &job, until).await?;
@@ -270,7 +292,13 @@ impl Daemon {
                 }
                 let (tenant, run) = (tenant.name.to_string(), id.to_string());
                 self.events.tell(What::Fenced { tenant, run, token: resident.token });
-                continue;
+                fenced += 1;
+                if fenced < MOST_FENCED {
+                    continue;
+                }
+                let finished = lost("its tenant was moved again and again");
+                self.note(&in_flight.tenant, id, &finished);
+                return Ok(Report { id, finished, level });
             }
             match ended {
                 Ended::Done(finished) | Ended::Judged(finished) => {
@@ -515,6 +543,22 @@ impl Daemon {
     }
 }
 
+/// Lets something happen only so often.
+#[derive(Debug, Default)]
+struct Pacer(Mutex<Option<Instant>>);
+
+impl Pacer {
+    /// True, and the time begins anew, if so much has passed since it was last true.
+    fn has_passed(&self, pause: Duration) -> bool {
+        let mut last = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let passed = last.is_none_or(|last| last.elapsed() >= pause);
+        if passed {
+            *last = Some(Instant::now());
+        }
+        passed
+    }
+}
+
 /// A run's place in its tenant's quota and in the daemon's count, given back when it is over in whatever way.
 #[derive(Debug)]
 pub(crate) struct InFlight {
@@ -526,6 +570,9 @@ impl InFlight {
     fn begin(daemon: &Arc<Daemon>, tenant: &Arc<Tenant>) -> Result<Self, RunError> {
         if daemon.is_draining() {
             return Err(RunError::Draining);
+        }
+        if tenant.wanted_level() == Level::Expelled {
+            return Err(RunError::Expelled { tenant: tenant.name.clone(), why: why_expelled(tenant) });
         }
         let quota = tenant.policy().quota;
         tenant.account.lock().unwrap_or_else(PoisonError::into_inner).begin(&quota, Instant::now())?;

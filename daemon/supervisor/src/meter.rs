@@ -1,14 +1,13 @@
 //! What is counted of a tenant while it runs: by the supervisor on its channel, by the kernel on its thread.
 
 use std::fs;
+use std::sync::LazyLock;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
 
-use enisle_cordon::Sample;
 use enisle_cordon::shape::Messages;
+use enisle_cordon::{Sample, Time};
 use nix::unistd::Pid;
-
-use crate::warden;
 
 /// The supervisor's own counts for one home of a tenant.
 #[derive(Debug, Default)]
@@ -17,6 +16,7 @@ pub(crate) struct Meter(Mutex<Counts>);
 #[derive(Debug, Default)]
 struct Counts {
     runs: u64,
+    isolates: u64,
     messages: Messages,
     log_bytes: u64,
     last_message: Option<Instant>,
@@ -34,6 +34,7 @@ impl Meter {
     pub(crate) fn run_begins(&self, keeps_isolate: bool) {
         let mut counts = self.lock();
         counts.runs += 1;
+        counts.isolates += u64::from(!keeps_isolate);
         counts.last_message = None;
         if keeps_isolate {
             counts.kept_since.get_or_insert_with(Instant::now);
@@ -65,8 +66,9 @@ impl Meter {
         let counts = self.lock();
         let isolate_ms = counts.kept_since.map_or(0, |since| since.elapsed().as_millis());
         Some(Sample {
-            at: warden::now(),
+            at: monotonic(),
             runs: counts.runs,
+            isolates: counts.isolates,
             messages: counts.messages,
             log_bytes: counts.log_bytes,
             isolate_ms: u64::try_from(isolate_ms).unwrap_or(u64::MAX),
@@ -76,6 +78,12 @@ impl Meter {
             ..kernels
         })
     }
+}
+
+/// Milliseconds since the daemon's first look: windows are no business of the wall clock's, which may be set.
+fn monotonic() -> Time {
+    static EPOCH: LazyLock<Instant> = LazyLock::new(Instant::now);
+    Time(u64::try_from(EPOCH.elapsed().as_millis()).unwrap_or(u64::MAX))
 }
 
 /// The thread of that name, among those of a process.

@@ -10,7 +10,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use enisle_cordon::{Bounds, Capacity, Level, Placement, Process, place};
+use enisle_cordon::{Bounds, Capacity, Level, Placement, Process, Signal, place};
 use enisle_wire::control::{Admit, Slot};
 use tokio::net::UnixStream;
 use tokio::sync::{Notify, OnceCell};
@@ -226,6 +226,7 @@ impl Pool {
     /// A tenant has left its place. A process that nobody lives in any more, and that has spent a place, is ended.
     pub(crate) fn leave(&self, resident: &Resident, reason: &'static str) {
         resident.leave();
+        resident.worker.has_left(resident.slot);
         let mut guard = self.lock();
         let found = guard
             .1
@@ -301,6 +302,7 @@ impl Pool {
         let findings = tokio::task::spawn_blocking(move || looked_at.mistagged()).await.unwrap_or_default();
         if !findings.is_empty() {
             let pid = worker.pid.as_raw();
+            worker.misbehaves(Signal::ClosedKey);
             worker.kill("its pages do not carry the keys that they should");
             self.warden.events.tell(What::Mistagged { worker: worker.id, pid, findings });
         }

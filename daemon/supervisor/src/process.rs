@@ -240,6 +240,16 @@ impl Worker {
         tags::resident(self.pid, &self.zone).unwrap_or_default()
     }
 
+    /// The tenant of that place has left.
+    pub(crate) fn has_left(&self, slot: Slot) {
+        self.confined().remove(&slot);
+    }
+
+    /// It is to be killed for something that one of its tenants did, whoever that was.
+    pub(crate) fn misbehaves(&self, signal: Signal) {
+        let _ = self.misbehaved.set(signal);
+    }
+
     /// A run of that place ended the process.
     pub(crate) fn blame(&self, slot: Slot, signal: Signal) {
         let _ = self.culprit.set((slot, signal));
@@ -342,7 +352,9 @@ impl Owner {
             (signal, _) => (*slot, *signal),
         });
         if let Some((slot, signal)) = recorded.or(said) {
-            if let Some(culprit) = worker.tenant_in(slot) {
+            // Of those who are here: one that has left, or has not run anything yet, has done nothing.
+            let here = worker.confined().contains(&slot);
+            if let Some(culprit) = worker.tenant_in(slot).filter(|_| here) {
                 self.warden.saw_death(&culprit, seen(signal), &worker.others(Some(slot)));
             }
             return;
@@ -393,7 +405,7 @@ impl Owner {
                     if let Err(what) = self.hear(&mut unread) {
                         let (worker, pid) = (self.worker.id, self.worker.pid.as_raw());
                         self.warden.events.tell(What::ProtocolViolation { worker, pid, what: what.clone() });
-                        let _ = self.worker.misbehaved.set(Signal::Protocol);
+                        self.worker.misbehaves(Signal::Protocol);
                         return Some(format!("it broke the protocol: {what}"));
                     }
                 }
@@ -416,11 +428,13 @@ impl Owner {
             send(&mut self.control, &frame, &channel.iter().map(AsFd::as_fd).collect::<Vec<_>>()),
         )
         .await;
-        match sent {
-            Ok(Ok(())) => Ok(()),
-            Ok(Err(error)) => Err(format!("its control channel failed: {error}")),
-            Err(_) => Err("it does not read its control channel".to_owned()),
-        }
+        let why = match sent {
+            Ok(Ok(())) => return Ok(()),
+            Ok(Err(error)) => format!("its control channel failed: {error}"),
+            Err(_) => "it does not read its control channel".to_owned(),
+        };
+        self.worker.misbehaves(Signal::Protocol);
+        Err(why)
     }
 
     /// Every whole frame in `unread`.

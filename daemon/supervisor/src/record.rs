@@ -168,6 +168,11 @@ impl Recorder {
         self.note(Note::Standing(tenant.clone(), worth));
     }
 
+    /// Nothing is known of a tenant any more.
+    pub(crate) fn forget(&self, tenant: &TenantName) {
+        self.note(Note::Standing(tenant.clone(), None));
+    }
+
     pub(crate) fn decided(&self, entry: Entry) {
         self.note(Note::Decided(entry));
     }

@@ -41,9 +41,10 @@ impl Daemon {
         let to = tenant.wanted_level();
         let alive = old.as_ref().filter(|old| old.is_open());
         if to == Level::Expelled {
-            let Some(old) = tenant.home.lock().await.take() else { return false };
-            self.abandon(&old, "it is expelled");
-            return true;
+            let present = tenant.home.lock().await.take();
+            let homes: Vec<_> = tenant.take_draining().into_iter().chain(present).collect();
+            homes.iter().for_each(|home| self.abandon(home, "it is expelled"));
+            return !homes.is_empty();
         }
         if alive.is_some_and(|old| !self.is_misplaced(tenant, Some(Arc::clone(old))))
             || (alive.is_none() && (old.is_none() || to == Level::Shared))
@@ -106,6 +107,7 @@ impl Daemon {
     /// home is fenced and ended.
     fn drain_home(self: &Arc<Self>, tenant: &Tenant, old: Arc<Resident>, haste: bool) {
         old.leave();
+        tenant.drains(&old);
         let (daemon, name, begun) = (Arc::clone(self), tenant.name.to_string(), Instant::now());
         let reason = if self.is_old(&old.worker) { "its process is old" } else { "it lives elsewhere now" };
         tokio::spawn(async move {

@@ -57,6 +57,13 @@ pub(crate) struct Finished {
     pub(crate) advice: Advice,
 }
 
+/// What the task behind a home is asked for, in turn.
+pub(crate) enum Ask {
+    Run(Ticket),
+    /// Dispose of the isolate of that script.
+    Forget(u64),
+}
+
 /// A run that waits for its turn.
 pub(crate) struct Ticket {
     pub(crate) job: Job,
@@ -71,7 +78,7 @@ pub(crate) struct Resident {
     pub(crate) slot: Slot,
     /// The number of this home among the tenant's.
     pub(crate) token: u64,
-    tickets: mpsc::UnboundedSender<Ticket>,
+    tickets: mpsc::UnboundedSender<Ask>,
     state: Arc<State>,
     /// Runs that are here or on their way; [`CLOSED`] once the tenant moves out.
     users: AtomicUsize,
@@ -203,6 +210,11 @@ impl Resident {
         Some(Visit(Arc::clone(self)))
     }
 
+    /// The isolate of that script is not needed any more, if it is here.
+    pub(crate) fn forget(&self, key: u64) {
+        let _ = self.tickets.send(Ask::Forget(key));
+    }
+
     /// Lets nobody in any more, if nobody is in.
     pub(crate) fn close(&self) -> bool {
         self.users.compare_exchange(0, CLOSED, Ordering::SeqCst, Ordering::SeqCst).is_ok()
@@ -278,7 +290,7 @@ impl Resident {
     pub(crate) async fn run(&self, job: Job) -> Ended {
         let mut guard = CancelOnDrop { resident: self, run: Some(job.id) };
         let (reply, answer) = oneshot::channel();
-        let sent = self.tickets.send(Ticket { job, at: Instant::now(), reply });
+        let sent = self.tickets.send(Ask::Run(Ticket { job, at: Instant::now(), reply }));
         let ended = match sent {
             Ok(()) => answer.await.unwrap_or(Ended::NotBegun),
             Err(_) => Ended::NotBegun,

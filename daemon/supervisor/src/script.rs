@@ -8,6 +8,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use enisle_wire::tenant::Code;
 use sha2::{Digest, Sha256};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use crate::policy::Wish;
 
@@ -30,6 +31,8 @@ pub(crate) struct Script {
     pub(crate) bytes: usize,
     digest: [u8; 32],
     pub(crate) runs: AtomicU64,
+    /// Its part of what all scripts together may have.
+    _memory: OwnedSemaphorePermit,
 }
 
 /// What is registered, before it has a version.
@@ -41,16 +44,23 @@ pub(crate) struct Draft {
     /// Of the request, whose bytes decide whether it is the same again.
     pub(crate) digest: [u8; 32],
     pub(crate) bytes: usize,
+    memory: OwnedSemaphorePermit,
 }
 
+/// Scripts take their memory in pieces of that size.
+pub(crate) const PIECE: usize = 1024;
+
 impl Draft {
-    pub(crate) fn new(request: &[u8], code: Code, env: String, limits: Wish) -> Self {
+    /// `None` if all scripts together would have more than `budget` (in pieces) has left.
+    pub(crate) fn new(request: &[u8], code: Code, env: String, limits: Wish, budget: &Arc<Semaphore>) -> Option<Self> {
         let code_bytes = match &code {
             Code::Short(source) => source.len(),
             Code::Modules { modules, .. } => modules.iter().map(|module| module.name.len() + module.body.len()).sum(),
         };
         let bytes = code_bytes + env.len();
-        Self { code, env, limits, digest: Sha256::digest(request).into(), bytes }
+        let pieces = u32::try_from(bytes.div_ceil(PIECE)).ok()?.max(1);
+        let memory = Arc::clone(budget).try_acquire_many_owned(pieces).ok()?;
+        Some(Self { code, env, limits, digest: Sha256::digest(request).into(), bytes, memory })
     }
 }
 
@@ -84,9 +94,19 @@ impl Scripts {
         if others + draft.bytes > MOST_BYTES {
             return Err(RegisterError::TooLarge(others + draft.bytes));
         }
-        let Draft { code, env, limits, digest, bytes } = draft;
+        let Draft { code, env, limits, digest, bytes, memory } = draft;
         let (key, version) = (NEXT_KEY.fetch_add(1, Ordering::Relaxed), known.map_or(1, |known| known.version + 1));
-        let script = Arc::new(Script { key, version, code, env, limits, bytes, digest, runs: AtomicU64::new(0) });
+        let script = Arc::new(Script {
+            key,
+            version,
+            code,
+            env,
+            limits,
+            bytes,
+            digest,
+            runs: AtomicU64::new(0),
+            _memory: memory,
+        });
         self.0.insert(id.to_owned(), Arc::clone(&script));
         Ok(script)
     }
@@ -95,8 +115,8 @@ impl Scripts {
         self.0.get(id).cloned()
     }
 
-    pub(crate) fn remove(&mut self, id: &str) -> bool {
-        self.0.remove(id).is_some()
+    pub(crate) fn remove(&mut self, id: &str) -> Option<Arc<Script>> {
+        self.0.remove(id)
     }
 
     pub(crate) fn is_empty(&self) -> bool {
@@ -109,7 +129,9 @@ mod tests {
     use super::*;
 
     fn draft(source: &str) -> Draft {
-        Draft::new(source.as_bytes(), Code::Short(source.to_owned()), "{}".to_owned(), Wish::default())
+        let budget = Arc::new(Semaphore::new(1 << 20));
+        Draft::new(source.as_bytes(), Code::Short(source.to_owned()), "{}".to_owned(), Wish::default(), &budget)
+            .unwrap()
     }
 
     #[test]
@@ -120,6 +142,19 @@ mod tests {
         assert_eq!(scripts.register("a", draft("2"), false).unwrap_err(), RegisterError::Other("a".into()));
         let second = scripts.register("a", draft("2"), true).unwrap();
         assert!(second.version == 2 && second.key != first.key);
+    }
+
+    #[test]
+    fn all_scripts_together_have_a_budget_that_they_give_back() {
+        let budget = Arc::new(Semaphore::new(3));
+        let draft = |bytes: usize| {
+            let source = "x".repeat(bytes);
+            Draft::new(b"", Code::Short(source), String::new(), Wish::default(), &budget)
+        };
+        let (first, second) = (draft(2 * PIECE), draft(2 * PIECE));
+        assert!(first.is_some() && second.is_none());
+        drop(first);
+        assert!(draft(2 * PIECE).is_some());
     }
 
     #[test]

@@ -11,8 +11,8 @@ use std::time::Duration;
 
 use enisle_cordon::Signal;
 use enisle_wire::control::{OverrunCause, Slot};
-use enisle_wire::tenant::{Advice, Done, FromTenant, Limits, LogLine, ScriptError, Session, Usage};
-use enisle_wire::{MAX_FROM_TENANT_BYTES, Outcome};
+use enisle_wire::tenant::{Advice, Done, FromTenant, Limits, LogLine, ScriptError, Session, ToTenant, Usage};
+use enisle_wire::{MAX_FROM_TENANT_BYTES, MAX_TO_TENANT_BYTES, Outcome, encode};
 use serde_json::value::RawValue;
 use tokio::io::AsyncWriteExt;
 use tokio::net::UnixStream;
@@ -24,7 +24,7 @@ use crate::death::Death;
 use crate::events::What;
 use crate::job::Job;
 use crate::process::Worker;
-use crate::resident::{Ended, Finished, Lost, Phase, State, Ticket};
+use crate::resident::{Ask, Ended, Finished, Lost, Phase, State, Ticket};
 use crate::tenant::Tenant;
 use crate::warden::Warden;
 
@@ -97,7 +97,7 @@ impl Speaker {
         Self { tenant, worker, slot, read, write, session, logs: Vec::new(), state, confined: false, warden }
     }
 
-    pub(crate) async fn speak(mut self, mut tickets: mpsc::UnboundedReceiver<Ticket>) {
+    pub(crate) async fn speak(mut self, mut tickets: mpsc::UnboundedReceiver<Ask>) {
         let mut leaves = self.state.leaves.subscribe();
         let stop = loop {
             self.state.warm.store(self.session.is_idle(), Ordering::Relaxed);
@@ -115,8 +115,9 @@ impl Speaker {
                         return self.state.gone();
                     }
                     // Its client has gone while it waited.
-                    Some(ticket) if ticket.reply.is_closed() => Ok(()),
-                    Some(ticket) => self.carry_out(ticket).await,
+                    Some(Ask::Run(ticket)) if ticket.reply.is_closed() => Ok(()),
+                    Some(Ask::Run(ticket)) => self.carry_out(ticket).await,
+                    Some(Ask::Forget(key)) => self.forget(key).await,
                 },
                 frame = self.read.0.recv() => self.accept_first(frame).await.map(drop),
             };
@@ -138,6 +139,7 @@ impl Speaker {
         match tokio::time::timeout(Duration::from_secs(1), self.worker.death()).await {
             Ok(why) => why,
             Err(_) => {
+                self.worker.blame(self.slot, Signal::Protocol);
                 self.worker.kill(format!("the thread of tenant {} ended by itself", self.tenant.name));
                 self.worker.death().await
             }
@@ -176,6 +178,7 @@ impl Speaker {
         if !self.confined {
             // Also a worker that is dying has fewer threads than it had: how it ended then says whose doing it was.
             if let Err(why) = self.worker.check_confinement(self.slot).await {
+                self.worker.misbehaves(Signal::Protocol);
                 self.worker.kill(why);
                 return Err(Stop::Closed);
             }
@@ -183,6 +186,17 @@ impl Speaker {
             self.state.phase.send_replace(Phase::Ready);
         }
         Ok(frame)
+    }
+
+    /// A few bytes, to a thread that waits for them or is about to; one that does not take them for as long as a run may last is
+    /// ended.
+    async fn forget(&mut self, key: u64) -> Result<(), Stop> {
+        let frame = encode(&ToTenant::Forget(key), MAX_TO_TENANT_BYTES).unwrap_or_default();
+        match tokio::time::timeout(BACKSTOP, self.write.write_all(&frame)).await {
+            Ok(Ok(())) => Ok(()),
+            Ok(Err(_)) => Err(Stop::Closed),
+            Err(_) => Err(Stop::Violation("it does not read its channel".to_owned())),
+        }
     }
 
     /// Sends one run, reads until its end, and answers the ticket.

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::{Duration, Instant};
 
 use enisle_cordon::{Case, Circumstances, Level, Rules, Standing, Time, Traits};
@@ -35,6 +35,8 @@ pub(crate) struct Tenant {
     pub(crate) unwritten: AtomicBool,
     /// How many homes it has had.
     homes: AtomicU64,
+    /// Those that it has left and in which a run has yet to end.
+    draining: Mutex<Vec<Weak<Resident>>>,
 }
 
 /// For how long, and with whom of the others it may be meanwhile: with nobody (`None`), or with those of its half.
@@ -74,6 +76,7 @@ impl Tenant {
             moving: AtomicBool::new(false),
             unwritten: AtomicBool::new(false),
             homes: AtomicU64::new(0),
+            draining: Mutex::default(),
         }
     }
 
@@ -154,7 +157,9 @@ impl Tenant {
     /// Whom it may be beside.
     pub(crate) fn traits(&self, outdated_engine: bool, rules: &Rules, now: Time) -> Traits {
         let circumstances = self.circumstances(outdated_engine);
-        let score = self.standing().score(circumstances, rules, now);
+        let standing = self.standing();
+        let (score, doubtful) = (standing.score(circumstances, rules, now), standing.is_doubtful());
+        drop(standing);
         let case = self.suspicion().and_then(|suspicion| suspicion.case);
         let policy = self.policy.lock().unwrap_or_else(PoisonError::into_inner);
         Traits {
@@ -162,8 +167,22 @@ impl Tenant {
             trust: policy.trust,
             holds_secrets: !policy.secrets.is_empty(),
             watched: score >= rules.watch,
+            doubtful,
             case,
         }
+    }
+
+    /// A run has yet to end in a home that it has left.
+    pub(crate) fn drains(&self, home: &Arc<Resident>) {
+        let mut draining = self.draining.lock().unwrap_or_else(PoisonError::into_inner);
+        draining.retain(|home| home.strong_count() > 0);
+        draining.push(Arc::downgrade(home));
+    }
+
+    /// The homes that it has left and that are still there.
+    pub(crate) fn take_draining(&self) -> Vec<Arc<Resident>> {
+        let draining = std::mem::take(&mut *self.draining.lock().unwrap_or_else(PoisonError::into_inner));
+        draining.iter().filter_map(Weak::upgrade).collect()
     }
 
     /// The number of its next home.
@@ -171,13 +190,14 @@ impl Tenant {
         self.homes.fetch_add(1, Ordering::SeqCst) + 1
     }
 
-    pub(crate) fn is_worth_remembering(&self) -> bool {
+    /// Whether it has to be remembered; if nothing else says so, by how it stands.
+    pub(crate) fn is_worth_remembering(&self, standing_is: impl Fn(&Standing) -> bool) -> bool {
         self.has_policy.load(Ordering::Relaxed)
             || self.in_flight() > 0
             || self.moving.load(Ordering::SeqCst)
             || self.home.try_lock().map_or(true, |home| home.as_ref().is_some_and(|home| home.is_open()))
-            || !self.standing().is_blank()
             || !self.scripts().is_empty()
+            || standing_is(&self.standing())
     }
 
     /// Where it lives now.

@@ -128,12 +128,12 @@ impl Warden {
         }
     }
 
-    /// A process died, and nobody knows whose doing it was: its tenants are split. One that broke the protocol was taken over as
-    /// a whole; of those each is alone for a while.
+    /// A process died, and nobody knows whose doing it was: its tenants are split. One that broke the protocol, or whose pages did
+    /// not carry their keys, was taken over as a whole; of those each is alone for a while.
     pub(crate) fn saw_unexplained_death(&self, tenants: &[Arc<Tenant>], signal: Signal) {
         let death = self.deaths.fetch_add(1, Ordering::Relaxed);
         for (tenant, case) in tenants.iter().zip(bisect(tenants.len(), death)) {
-            let case = case.filter(|_| signal != Signal::Protocol);
+            let case = case.filter(|_| !matches!(signal, Signal::Protocol | Signal::ClosedKey));
             let for_secs = self.rules.unexplained_secs;
             tenant.suspect(case, for_secs);
             let (name, alone) = (tenant.name.to_string(), case.is_none());

@@ -33,6 +33,8 @@ impl std::fmt::Display for RunId {
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub enum ToTenant {
     Run(Box<Run>),
+    /// The isolate that is kept for runs with that number is not needed any more.
+    Forget(u64),
 }
 
 /// One run of one script.

@@ -22,7 +22,7 @@ use enisle_hardening::islands::Island;
 use enisle_hardening::thread::{CpuClock, Thread};
 use enisle_wire::control::Admit;
 use enisle_wire::tenant::{FromTenant, ToTenant};
-use enisle_wire::{MAX_FROM_TENANT_BYTES, MAX_TO_TENANT_BYTES, read_frame, write_frame};
+use enisle_wire::{FrameError, MAX_FROM_TENANT_BYTES, MAX_TO_TENANT_BYTES, read_frame, write_frame};
 
 use crate::engine::cage::{Cage, sweep};
 use crate::engine::heap;
@@ -116,13 +116,20 @@ fn live(
     }
     let say = |frame: &FromTenant| write_frame(&mut &**channel, frame, MAX_FROM_TENANT_BYTES);
     let mut shelf = Shelf::default();
+    let next_run = |shelf: &mut Shelf| loop {
+        match heap::private(|| read_frame(&mut &**channel, MAX_TO_TENANT_BYTES))? {
+            ToTenant::Run(run) => return Ok::<_, FrameError>(run),
+            ToTenant::Forget(key) => shelf.forget(key),
+        }
+    };
     loop {
         say(&FromTenant::Ready)?;
-        let run = heap::private(|| read_frame(&mut &**channel, MAX_TO_TENANT_BYTES));
-        let ToTenant::Run(run) = run?;
+        let run = next_run(&mut shelf)?;
         let arrived = Instant::now();
         let (memory_mb, key) = (run.limits.memory_mb, run.keep);
-        if let Some((key, mut kept)) = key.and_then(|key| Some((key, shelf.take(key, memory_mb)?))) {
+        let kept = key.and_then(|key| Some((key, shelf.take(key, memory_mb)?)));
+        shelf.make_room_for_buffers(memory_mb);
+        if let Some((key, mut kept)) = kept {
             let Kept { resting, evaluated, .. } = &mut kept;
             heap::private(|| {
                 say(&FromTenant::Done(Box::new(execute(resting, evaluated, *run, watched, channel, arrived))))

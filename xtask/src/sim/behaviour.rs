@@ -19,12 +19,14 @@ pub(super) enum Label {
 /// One thing that a tenant does.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub(super) enum Act {
-    /// Computes for so many seconds, of each so much, with so many messages a second.
-    Compute { secs: f64, share: f64, messages: u64 },
+    /// Computes for so many seconds, of each so much, with so many messages and runs a second.
+    Compute { secs: f64, share: f64, messages: u64, runs: u64 },
     /// Fills memory for so many seconds.
     Page { secs: f64 },
     /// Ends its process.
     Take(Signal),
+    /// Ends its process, but only where others are in it.
+    TakeInCompany(Signal),
     /// Ends its process in a way that leaves no record of whose doing it was.
     TakeUnseen(Signal),
     /// Makes a neighbour's thread stumble, so that the neighbour is the one on record.
@@ -46,16 +48,16 @@ pub(super) struct Kind {
 /// Stands for a length that is drawn.
 pub(super) const DRAWN: f64 = 0.0;
 
-/// Median and spread (sigma of the logarithm) of a benign burst, in seconds: most are short, one in ten thousand is over four.
-pub(super) const BURST: (f64, f64) = (0.3, 0.65);
+/// Median and spread (sigma of the logarithm) of a benign burst, in seconds: most are short, one in a hundred thousand is over four.
+pub(super) const BURST: (f64, f64) = (0.3, 0.6);
 /// A burst whose length is drawn from [`BURST`].
-const SOME_WORK: Act = Act::Compute { secs: DRAWN, share: 1.0, messages: 0 };
+const SOME_WORK: Act = Act::Compute { secs: DRAWN, share: 1.0, messages: 0, runs: 0 };
 
 pub(super) const KINDS: &[Kind] = &[
     Kind {
         name: "service",
         label: Label::Benign,
-        of_10k: 5500,
+        of_10k: 5160,
         acts: &[(2.0, SOME_WORK), (0.05, Act::Say(Signal::LogFlood))],
     },
     Kind {
@@ -80,14 +82,21 @@ pub(super) const KINDS: &[Kind] = &[
     Kind {
         name: "accident-prone service",
         label: Label::Benign,
-        of_10k: 200,
+        of_10k: 40,
         acts: &[(0.011, Act::Take(Signal::HardKill))],
+    },
+    // Two fifths of a processor in a thousand short runs a second, for half an hour at a time.
+    Kind {
+        name: "busy service",
+        label: Label::Benign,
+        of_10k: 500,
+        acts: &[(4.0, Act::Compute { secs: 1800.0, share: 0.4, messages: 10, runs: 1000 })],
     },
     Kind {
         name: "batch computing",
         label: Label::Noisy,
         of_10k: 150,
-        acts: &[(6.0, Act::Compute { secs: 60.0, share: 1.0, messages: 1 })],
+        acts: &[(6.0, Act::Compute { secs: 60.0, share: 1.0, messages: 1, runs: 0 })],
     },
     Kind { name: "memory bombs", label: Label::Noisy, of_10k: 80, acts: &[(4.0, Act::Page { secs: 20.0 })] },
     Kind {
@@ -116,20 +125,33 @@ pub(super) const KINDS: &[Kind] = &[
         name: "Spectre, silent",
         label: Label::Hostile,
         of_10k: 8,
-        acts: &[(3.0, Act::Compute { secs: 1800.0, share: 1.0, messages: 0 })],
+        acts: &[(3.0, Act::Compute { secs: 1800.0, share: 1.0, messages: 0, runs: 0 })],
     },
     Kind {
         name: "Spectre, behind messages",
         label: Label::Hostile,
         of_10k: 8,
-        acts: &[(3.0, Act::Compute { secs: 1800.0, share: 0.95, messages: 100 })],
+        acts: &[(3.0, Act::Compute { secs: 1800.0, share: 0.95, messages: 100, runs: 0 })],
     },
     Kind {
         name: "Spectre, at two thirds",
         label: Label::Hostile,
         of_10k: 8,
-        acts: &[(3.0, Act::Compute { secs: 3600.0, share: 0.66, messages: 100 })],
+        acts: &[(3.0, Act::Compute { secs: 3600.0, share: 0.66, messages: 100, runs: 0 })],
     },
+    Kind {
+        name: "Spectre, in short runs",
+        label: Label::Hostile,
+        of_10k: 8,
+        acts: &[(3.0, Act::Compute { secs: 3600.0, share: 0.92, messages: 60, runs: 30 })],
+    },
+    Kind {
+        name: "attacks only in company",
+        label: Label::Hostile,
+        of_10k: 8,
+        acts: &[(12.0, Act::TakeInCompany(Signal::ClosedKey))],
+    },
+    // It uses up one exploit a day, and is never on record itself: it is not found.
     Kind { name: "pushes neighbours", label: Label::Hostile, of_10k: 1, acts: &[(1.0, Act::Push)] },
 ];
 

@@ -13,7 +13,7 @@ use anyhow::{Result, ensure};
 use clap::{Args, Subcommand};
 use enisle_cordon::{Level, Rules};
 
-use behaviour::{KINDS, Label};
+use behaviour::{KINDS, Kind, Label};
 use world::{Tenant, World};
 
 #[derive(Debug, Subcommand)]
@@ -101,9 +101,16 @@ fn verdict(world: &World<'_>) -> bool {
     let acted = of(Label::Hostile).filter(|tenant| tenant.first_act.is_some()).count();
     let found = of(Label::Hostile).filter(|tenant| tenant.cordoned.is_some()).count();
     let benign = of(Label::Benign).count();
-    // One that has ended a process is not falsely alone for ten minutes.
-    let wrong = of(Label::Benign).filter(|tenant| tenant.worst > Level::Shared && !tenant.took).count();
+    let wrong = of(Label::Benign).filter(|tenant| tenant.worst > Level::Shared).count();
+    // Of those, how many had ended a process by accident: ten minutes alone.
     let accidents = of(Label::Benign).filter(|tenant| tenant.worst > Level::Shared && tenant.took).count();
+    let slowest = |kinds: &[&str]| {
+        let delays = world.tenants.iter().filter(|tenant| kinds.contains(&tenant.kind.name)).filter_map(delay_secs);
+        delays.max().unwrap_or(0) as f64
+    };
+    let hard =
+        slowest(&["probes system calls", "probes cages", "crashes V8", "forges frames", "hard kills and aborts"]);
+    let soft = slowest(&["batch computing", "memory bombs", "Spectre, silent", "Spectre, behind messages"]);
     let detection = 100.0 * found as f64 / acted.max(1) as f64;
     let false_positives = 100.0 * wrong as f64 / benign.max(1) as f64;
     // Alone against deserving, with the shared ones on both sides.
@@ -113,13 +120,20 @@ fn verdict(world: &World<'_>) -> bool {
     let mut holds = true;
     for (what, figure, wanted, met) in [
         ("hostile tenants cordoned, % of those that acted", detection, "at least 99", detection >= 99.0),
-        ("benign tenants that ended no process, cordoned, %", false_positives, "at most 0.6", false_positives <= 0.6),
+        ("benign tenants cordoned, %", false_positives, "at most 0.6", false_positives <= 0.6),
+        ("slowest cordon after a hard signal, s", hard, "at most 1", hard <= 1.0),
+        ("slowest cordon of who computes or pages without end, s", soft, "at most 5", soft <= 5.0),
         ("processes over (deserving + shared), worst day", processes, "at most 1.2", processes <= 1.2),
     ] {
         println!("{what:<58} {figure:>8.2}   {wanted}: {}", if met { "holds" } else { "DOES NOT HOLD" });
         holds &= met;
     }
-    println!("{:<58} {accidents:>8}", "benign tenants suspected for a process that they did end");
+    println!("{:<58} {accidents:>8}", "of the benign ones: had ended a process by accident");
+    let found =
+        |kind: &Kind| world.tenants.iter().any(|tenant| tenant.kind.name == kind.name && tenant.cordoned.is_some());
+    let missed: Vec<_> =
+        KINDS.iter().filter(|kind| kind.label == Label::Hostile && !found(kind)).map(|kind| kind.name).collect();
+    println!("{:<58} {:>8}", "hostile kinds that are not found", missed.join(", "));
     println!("{:<58} {pushed:>8.2}", "highest score of a benign tenant");
     holds
 }

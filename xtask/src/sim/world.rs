@@ -146,18 +146,17 @@ impl<'a> World<'a> {
             self.tenants[tenant].first_act.get_or_insert(self.now);
         }
         match act {
-            Act::Compute { secs, share, messages } => {
+            Act::Compute { secs, share, messages, runs } => {
                 let secs = if secs == DRAWN { self.burst() } else { secs };
                 let window_ms = self.rules.shape.window_ms;
+                let portion = |of_a_second: u64| of_a_second * window_ms / 1000;
+                #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "milliseconds of a second")]
+                let ran_ms = portion((share * 1000.0) as u64);
                 self.work(tenant, secs, |last| Sample {
-                    #[expect(
-                        clippy::cast_possible_truncation,
-                        clippy::cast_sign_loss,
-                        reason = "milliseconds of a second"
-                    )]
-                    ran_ms: last.ran_ms + (share * window_ms as f64) as u64,
+                    runs: last.runs + portion(runs),
+                    ran_ms: last.ran_ms + ran_ms,
                     messages: enisle_cordon::shape::Messages {
-                        count: last.messages.count + messages * window_ms / 1000,
+                        count: last.messages.count + portion(messages),
                         ..last.messages
                     },
                     ..last
@@ -167,6 +166,12 @@ impl<'a> World<'a> {
             Act::Take(signal) => {
                 self.tenants[tenant].took = true;
                 self.take(tenant, signal);
+            }
+            Act::TakeInCompany(signal) => {
+                if !self.beside(tenant).is_empty() {
+                    self.tenants[tenant].took = true;
+                    self.take(tenant, signal);
+                }
             }
             Act::TakeUnseen(signal) => {
                 self.tenants[tenant].took = true;
@@ -255,6 +260,7 @@ impl<'a> World<'a> {
             let score = tenant.standing.score(tenant.around, rules, now);
             tenant.most_score = tenant.most_score.max(score);
             tenant.traits.watched = score >= rules.watch;
+            tenant.traits.doubtful = tenant.standing.is_doubtful();
         }
         if decision == Decision::Stay {
             return;

@@ -14,6 +14,7 @@ use enisle_wire::{MAX_ARGS_BYTES, MAX_ENV_BYTES};
 use serde::Deserialize;
 use serde_json::value::RawValue;
 use serde_json::{Value, json};
+use tokio::sync::Semaphore;
 
 use super::load::{
     Admitted, Answer, MAX_BODY_BYTES, Modules, PARSE_INLINE_BYTES, RawBody, admit, answer, code, discard,
@@ -109,24 +110,33 @@ pub(crate) async fn put(
     let Query(wanted) =
         wanted.map_err(|error| Problem::bad_request(format!("{error}; the one parameter is replace=1")))?;
     let tenant = daemon.tenant(&name).ok_or_else(too_many)?;
+    // As a run: within the quota, and not for one that is expelled.
+    let _in_flight = daemon.begin(&tenant)?;
     let _memory = reserve(hyper::body::Body::size_hint(&body).upper(), &daemon).await?;
     let RawBody(bytes) = read_body(body, MAX_BODY_BYTES, &daemon.config.api).await?;
-    let policy = tenant.policy();
+    let (policy, budget) = (tenant.policy(), Arc::clone(&daemon.script_memory));
     let draft = if bytes.len() <= PARSE_INLINE_BYTES {
-        draft(&bytes, &policy)?
+        draft(&bytes, &policy, &budget)?
     } else {
-        let drafted = tokio::task::spawn_blocking(move || draft(&bytes, &policy)).await;
+        let drafted = tokio::task::spawn_blocking(move || draft(&bytes, &policy, &budget)).await;
         drafted.map_err(|_| Problem::internal("parsing was interrupted"))??
     };
     let draft = draft.ok_or_else(|| no_network(&daemon, &tenant))?;
-    let known = tenant.scripts().get(&id).map(|known| known.key);
+    let known = tenant.scripts().get(&id);
     let script = tenant.scripts().register(&id, draft, wanted.replace != 0)?;
-    let status = if known == Some(script.key) { StatusCode::OK } else { StatusCode::CREATED };
+    let status = match known {
+        Some(known) if known.key == script.key => StatusCode::OK,
+        Some(replaced) => {
+            forget_isolate(&tenant, replaced.key).await;
+            StatusCode::CREATED
+        }
+        None => StatusCode::CREATED,
+    };
     Ok((status, Json(show(&id, &script))))
 }
 
 /// `None` if it asks for a network.
-fn draft(bytes: &[u8], policy: &Policy) -> Result<Option<Draft>, Problem> {
+fn draft(bytes: &[u8], policy: &Policy, budget: &Arc<Semaphore>) -> Result<Option<Draft>, Problem> {
     let request: ScriptRequest = object(bytes)?;
     request.limits.check().map_err(|error| Problem::bad_request(format!("limits.{error}")))?;
     if request.global_outbound.is_some() {
@@ -135,7 +145,10 @@ fn draft(bytes: &[u8], policy: &Policy) -> Result<Option<Draft>, Problem> {
     let modules = request.modules.map(|modules| modules.0);
     let code = code(request.code, request.main_module, modules, policy, &request.limits)?;
     let env = value("env", request.env, "{}", '{', "an object", MAX_ENV_BYTES)?;
-    Ok(Some(Draft::new(bytes, code, env, request.limits)))
+    let draft = Draft::new(bytes, code, env, request.limits, budget);
+    let full =
+        || Problem::unavailable("all registered scripts together have as much memory as they may (api.script_mb)");
+    draft.map(Some).ok_or_else(full)
 }
 
 pub(crate) async fn show_one(
@@ -157,8 +170,19 @@ pub(crate) async fn forget(
     let name: TenantName = name.parse()?;
     peer.act_for(&name, &daemon)?;
     let (tenant, _) = find(&daemon, &name, &id)?;
-    tenant.scripts().remove(&id);
+    let removed = tenant.scripts().remove(&id);
+    if let Some(removed) = removed {
+        forget_isolate(&tenant, removed.key).await;
+    }
     Ok(StatusCode::NO_CONTENT)
+}
+
+/// Has the isolate of a version disposed of that is not registered any more, if it is kept anywhere.
+async fn forget_isolate(tenant: &Tenant, key: u64) {
+    let home = tenant.home.lock().await.clone();
+    if let Some(home) = home {
+        home.forget(key);
+    }
 }
 
 pub(crate) async fn run(

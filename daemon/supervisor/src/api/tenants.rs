@@ -57,7 +57,7 @@ pub(crate) async fn put(
 }
 
 pub(super) fn too_many() -> Problem {
-    Problem::unavailable("the daemon knows as many tenants as it can; restart it to forget those without a policy")
+    Problem::unavailable("the daemon knows as many tenants as it can, and none of them can be forgotten")
 }
 
 /// Where it has to live, and why: the score, what it is made of, and how it came to this.

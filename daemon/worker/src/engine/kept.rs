@@ -1,6 +1,7 @@
-//! Isolates that stay between the runs of a script: the most recently used first out of reach of the budget.
+//! Isolates that stay between the runs of a script, within a tenant's memory; the least recently used go first.
 
 use super::isolate::Resting;
+use super::quota;
 use super::run::Evaluated;
 
 /// So many scripts of one tenant stay at one time.
@@ -32,6 +33,19 @@ impl Shelf {
         let budget = (resting.memory_mb as usize) << 20;
         self.0.push(Kept { key, evaluated: Some(evaluated), resting });
         while self.0.len() > MOST || (self.0.len() > 1 && self.bytes() > budget) {
+            self.0.remove(0);
+        }
+    }
+
+    /// Disposes of a script's isolate.
+    pub(crate) fn forget(&mut self, key: u64) {
+        self.0.retain(|kept| kept.key != key);
+    }
+
+    /// Buffers are counted for all isolates of a tenant together. Those that are kept leave a run half of them at the least.
+    pub(crate) fn make_room_for_buffers(&mut self, memory_mb: u32) {
+        let half = (memory_mb as usize) << 19;
+        while !self.0.is_empty() && quota::used() > half {
             self.0.remove(0);
         }
     }

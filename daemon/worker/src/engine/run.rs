@@ -128,7 +128,7 @@ pub(crate) fn execute(
             ended
         };
         let statistics = isolate.get_heap_statistics();
-        let heap = statistics.total_heap_size() + quota::used();
+        let heap = statistics.total_heap_size();
         isolate.remove_near_heap_limit_callback(near_heap_limit, 0);
         (ended, heap, isolate.remove_slot::<RunState>())
     });
@@ -153,7 +153,7 @@ pub(crate) fn execute(
         cpu_us: micros(watched.clock().now().saturating_sub(cpu_before)),
         wall_us: micros(arrived.elapsed()),
         startup_us: micros(startup),
-        peak_heap_bytes: heap as u64,
+        peak_heap_bytes: (heap + quota::used()) as u64,
     };
     Done { id, outcome, result, error, truncated, usage, advice }
 }
