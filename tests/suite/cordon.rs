@@ -292,11 +292,12 @@ fn an_innocent_run_is_not_refused_because_the_risky_ones_have_no_room() {
         daemon.wait_for("/v1/tenants/a", |tenant| tenant["inFlight"] == 1);
         let innocent =
             scope.spawn(|| daemon.run("innocent", "() => new Promise((r) => setTimeout(() => r('done'), 1500))"));
+        daemon.wait_for("/v1/tenants/innocent", |tenant| tenant["usage"]["begun"] == 2);
         for killer in 0..3 {
-            daemon.wait_for("/v1/tenants/innocent", |tenant| tenant["resident"]["warm"] == false);
             daemon.load(&format!("killer-{killer}"), &json!({ "code": HARD_KILL, "limits": { "cpuMs": 20 } })).ok();
         }
         assert_eq!(innocent.join().expect("the run is answered")["result"], "done");
+        assert!(!events(&daemon, "retried", "innocent").is_empty(), "nobody was in its way");
         assert_eq!(busy.join().expect("the run is answered")["result"], "done");
     });
 }

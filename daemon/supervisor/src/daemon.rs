@@ -351,7 +351,8 @@ impl Daemon {
             }
             // It stays its home until it has left: a client that goes away while it waits changes nothing.
             if let Some(visit) = home.as_ref().and_then(Resident::visit) {
-                if visit.worker.level != level || self.is_old(&visit.worker) {
+                // Further in there is time, and whoever is alone for its own sake need not be.
+                if visit.worker.level < tenant.standing().level() || self.is_old(&visit.worker) {
                     self.warden.ask_for_move(tenant);
                 }
                 return Ok(visit);

@@ -55,14 +55,15 @@ impl Daemon {
             self.pool.close(&old.worker);
         }
         let memory_mb = self.limits_at(tenant, to).memory_mb;
-        // Whoever has to be further out does not wait where it is.
         let outward = alive.is_some_and(|old| old.worker.level < to);
         let new = match self.pool.admit(tenant, to, memory_mb, Instant::now()).await {
             Ok(new) => new,
             Err(error) => {
                 let (name, level, reason) = (tenant.name.to_string(), to.as_str(), error.to_string());
                 self.events.tell(What::NoRoom { tenant: name, level, reason });
-                if let Some(old) = old.filter(|_| outward) {
+                // Whoever has to be further out does not wait where it is; for whom it would only be better, it may.
+                let has_to = old.as_ref().is_some_and(|old| old.worker.level < tenant.standing().level());
+                if let Some(old) = old.filter(|_| outward && has_to) {
                     let mut home = tenant.home.lock().await;
                     if home.as_ref().is_some_and(|home| Arc::ptr_eq(home, &old)) {
                         *home = None;
