@@ -451,3 +451,21 @@ fn a_network_that_nothing_grants_is_denied_and_counted() {
     assert!(problem.contains("no network"), "{problem}");
     assert!(cordon_of(&daemon, "t")["signals"].to_string().contains("deniedEgress"));
 }
+
+#[test]
+fn an_outdated_engine_counts_against_whoever_is_not_trusted() {
+    let signals = |daemon: &Daemon, tenant: &str| {
+        daemon.run(tenant, "() => 1");
+        cordon_of(daemon, tenant)["signals"].to_string()
+    };
+    let daemon = Daemon::start(&format!("{SHARING}[cordon]\nv8_at_least = \"999.1\"\n"));
+    daemon.request("PUT", "/v1/tenants/known", br#"{"trust": "trusted"}"#).ok();
+    daemon.request("PUT", "/v1/tenants/unknown", br#"{"trust": "untrusted"}"#).ok();
+    assert!(signals(&daemon, "t").contains("outdatedEngine"));
+    assert!(!signals(&daemon, "known").contains("outdatedEngine"));
+    let unknown = signals(&daemon, "unknown");
+    assert!(unknown.contains("untrusted") && unknown.contains("new"), "{unknown}");
+    assert_eq!(cordon_of(&daemon, "unknown")["level"], "shared", "what it is moves nobody, only what it does");
+    let daemon = Daemon::start(&format!("{SHARING}[cordon]\nv8_at_least = \"1.0\"\n"));
+    assert!(!signals(&daemon, "t").contains("outdatedEngine"));
+}

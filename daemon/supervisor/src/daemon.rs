@@ -155,7 +155,7 @@ impl Daemon {
             tracing::error!(%what, "what was kept is broken");
             events.tell(What::RecordBroken { what });
         }
-        let (warden, moves) = Warden::new(Arc::clone(&events), config.cordon.rules.clone(), recorder);
+        let (warden, moves) = Warden::new(Arc::clone(&events), config.cordon.clone(), recorder);
         // One process is left for those who share.
         let alone = config.cordon.max_alone.min(config.workers.max.saturating_sub(1).max(1));
         let bounds = Bounds { processes: config.workers.max, alone };
@@ -428,11 +428,6 @@ impl Daemon {
 
     /// Points halve, suspicions end; whoever lives elsewhere than it has to is moved.
     async fn look_after_tenants(&self) {
-        let workers = self.pool.list();
-        let engine = workers.first().map_or("", |listed| &listed.worker.v8);
-        if !engine.is_empty() {
-            self.warden.note_engine(self.config.cordon.is_outdated(engine));
-        }
         for (count, tenant) in self.all_tenants().into_iter().enumerate() {
             self.warden.look_after(&tenant);
             if self.is_misplaced(&tenant, tenant.residence()) {

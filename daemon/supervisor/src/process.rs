@@ -110,6 +110,7 @@ impl Worker {
             events.tell(What::WorkerRejected { worker, pid, findings: findings.clone() });
             return Err(StartError::Rejected(findings));
         }
+        warden.note_engine(&ready.v8);
         let (commands, receive) = mpsc::unbounded_channel();
         let (death, died) = watch::channel(None);
         let worker = Arc::new(Self {

@@ -8,6 +8,7 @@ use enisle_cordon::place::bisect;
 use enisle_cordon::{Decision, Kind, Level, Order, Rules, Seen, Signal, Standing, Time, decide};
 use tokio::sync::mpsc;
 
+use crate::config::Cordon;
 use crate::events::{Events, What};
 use crate::record::{Entry, Recorder};
 use crate::tenant::Tenant;
@@ -17,6 +18,8 @@ pub(crate) struct Warden {
     pub(crate) events: Arc<Events>,
     pub(crate) rules: Rules,
     pub(crate) recorder: Recorder,
+    /// Which V8 is old enough to count.
+    engine: Cordon,
     /// V8 is older than the operator says it has to be.
     outdated_engine: AtomicBool,
     /// Tenants that have to live elsewhere.
@@ -33,12 +36,13 @@ pub(crate) fn now() -> Time {
 impl Warden {
     pub(crate) fn new(
         events: Arc<Events>,
-        rules: Rules,
+        cordon: Cordon,
         recorder: Recorder,
     ) -> (Arc<Self>, mpsc::UnboundedReceiver<Arc<Tenant>>) {
         let (moves, asked) = mpsc::unbounded_channel();
         let outdated_engine = AtomicBool::new(false);
-        let warden = Self { events, rules, recorder, outdated_engine, moves, deaths: AtomicU64::new(0) };
+        let (rules, engine) = (cordon.rules.clone(), cordon);
+        let warden = Self { events, rules, recorder, engine, outdated_engine, moves, deaths: AtomicU64::new(0) };
         (Arc::new(warden), asked)
     }
 
@@ -46,8 +50,9 @@ impl Warden {
         self.outdated_engine.load(Ordering::Relaxed)
     }
 
-    pub(crate) fn note_engine(&self, outdated: bool) {
-        self.outdated_engine.store(outdated, Ordering::Relaxed);
+    /// A worker has started, with that version of V8.
+    pub(crate) fn note_engine(&self, v8: &str) {
+        self.outdated_engine.store(self.engine.is_outdated(v8), Ordering::Relaxed);
     }
 
     /// Something was seen of a tenant.
