@@ -86,6 +86,7 @@ impl Traits {
     pub fn must_leave(&self, other: &Self) -> bool {
         let same_owner = self.owner.is_some() && self.owner == other.owner;
         self.trust != other.trust
+            || (self.case.is_some() && self.case != other.case)
             || (self.holds_secrets && !same_owner)
             || (self.watched && (self.holds_secrets || other.holds_secrets))
     }
@@ -244,6 +245,8 @@ mod tests {
         assert!(!plain.must_leave(&watched) && !watched.must_leave(&plain), "that alone drives nobody out");
         assert!(watched.must_leave(&holder) && holder.must_leave(&watched));
         assert!(holder.must_leave(&plain) && !plain.must_leave(&holder));
+        let suspect = Traits { case: Some(Case { death: 1, half: 0 }), ..Traits::default() };
+        assert!(suspect.must_leave(&plain) && !plain.must_leave(&suspect) && !suspect.must_leave(&suspect));
         let sibling = Traits { owner: Some("a".into()), watched: true, ..Traits::default() };
         assert!(sibling.must_leave(&holder) && !holder.must_leave(&sibling));
     }

@@ -28,8 +28,9 @@ pub(crate) struct Log {
 }
 
 impl Log {
-    /// Goes on where the last line ends; what is wrong with what is there goes to `complaints`.
-    pub(crate) fn open(folder: &Path, complaints: &mut Vec<String>) -> io::Result<Self> {
+    /// Goes on where the last line ends, which has to be the one that is `known`, if any is, or a later one. What is wrong with
+    /// what is there goes to `complaints`.
+    pub(crate) fn open(folder: &Path, known: Option<Head>, complaints: &mut Vec<String>) -> io::Result<Self> {
         let path = folder.join(CURRENT);
         let (mut head, mut first) = (last_put_away(folder)?, None);
         let bytes = if path.exists() { fs::read(&path)? } else { Vec::new() };
@@ -48,14 +49,27 @@ impl Log {
             let line = std::str::from_utf8(line).map(str::trim_end).map_err(|error| error.to_string());
             let read = line.and_then(|line| verifier.read(line).map_err(|broken| broken.to_string()));
             first = first.or_else(|| verifier.head().map(|head| head.seq));
-            read.err()
+            let other =
+                |head: &&Head| known.as_ref().is_some_and(|known| head.seq == known.seq && head.hash != known.hash);
+            let other =
+                verifier.head().filter(other).map(|head| format!("line {} is not the one that was written", head.seq));
+            read.err().or(other)
         });
         head = verifier.head().cloned().unwrap_or(head);
-        if let Some(broken) = broken {
-            let aside = aside(&path);
-            fs::rename(&path, &aside)?;
+        let missing = known.as_ref().filter(|known| known.seq > head.seq).map(|known| {
+            format!("it ends with line {}, and line {} was written: lines are missing at its end", head.seq, known.seq)
+        });
+        if let Some(broken) = broken.or(missing) {
+            let mut kept = String::new();
+            if path.exists() {
+                let aside = aside(&path);
+                fs::rename(&path, &aside)?;
+                kept = format!("; the file is now {}", aside.display());
+            }
             first = None;
-            complaints.push(format!("the audit log is broken: {broken}; the file is now {}", aside.display()));
+            complaints.push(format!("the audit log is broken: {broken}{kept}"));
+            // Numbers go on from what is known to have been written.
+            head = known.filter(|known| known.seq >= head.seq).unwrap_or(head);
         }
         let first = first.unwrap_or(head.seq + 1);
         let file = OpenOptions::new().create(true).append(true).mode(0o600).open(&path)?;
@@ -66,7 +80,7 @@ impl Log {
     /// One more line. After a failure the file is as it was.
     pub(crate) fn append<E: Serialize>(&mut self, entry: &E) -> io::Result<()> {
         if self.bytes >= ROTATE_BYTES {
-            self.put_away()?;
+            self.rotate()?;
         }
         let (mut line, head) = append(&self.head, unix_ms(), entry)?;
         line.push('\n');
@@ -81,14 +95,22 @@ impl Log {
         Ok(())
     }
 
-    fn put_away(&mut self) -> io::Result<()> {
+    fn rotate(&mut self) -> io::Result<()> {
         let mut away = self.folder.join(format!("audit-{:012}.jsonl", self.first));
         if away.exists() {
             away = aside(&away);
         }
         let current = self.folder.join(CURRENT);
-        fs::rename(&current, away)?;
-        self.file = OpenOptions::new().create(true).append(true).mode(0o600).open(current)?;
+        fs::rename(&current, &away)?;
+        match OpenOptions::new().create(true).append(true).mode(0o600).open(&current) {
+            Ok(file) => self.file = file,
+            Err(error) => {
+                // Under its old name it is written on.
+                fs::rename(&away, &current)?;
+                return Err(error);
+            }
+        }
+        File::open(&self.folder)?.sync_all()?;
         (self.bytes, self.first) = (0, self.head.seq + 1);
         Ok(())
     }
@@ -100,8 +122,14 @@ fn split_torn(bytes: &[u8]) -> (&[u8], &[u8]) {
     bytes.split_at(end)
 }
 
+/// Every file of the log's, those that were put aside too, in no order.
+pub(crate) fn every_file(folder: &Path) -> io::Result<Vec<PathBuf>> {
+    let names = fs::read_dir(folder)?.filter_map(|entry| entry.ok()?.file_name().into_string().ok());
+    Ok(names.filter(|name| name.starts_with("audit")).map(|name| folder.join(name)).collect())
+}
+
 /// The files that were put away, the oldest first.
-pub(crate) fn put_away(folder: &Path) -> io::Result<Vec<PathBuf>> {
+fn put_away(folder: &Path) -> io::Result<Vec<PathBuf>> {
     let names = fs::read_dir(folder)?.filter_map(|entry| entry.ok()?.file_name().into_string().ok());
     let mut names: Vec<_> = names.filter(|name| name.starts_with("audit-") && name.ends_with(".jsonl")).collect();
     names.sort();

@@ -25,7 +25,7 @@ use crate::quota::OverQuota;
 use crate::record::{RecordError, Recorder};
 use crate::resident::{Ended, Finished, Lost, Resident, Visit};
 use crate::script;
-use crate::tenant::Tenant;
+use crate::tenant::{Pacer, Tenant};
 use crate::warden::{self, Warden};
 
 /// Cages that fit a process: 47 bits of address space, 1376 GiB each (measured: 93).
@@ -36,6 +36,8 @@ const MAX_TENANTS: usize = 100_000;
 const LOOKS_AT_MEMORY: u32 = 6;
 /// So many workers may die before they come to one and the same run.
 const MOST_NOT_BEGUN: u32 = 10;
+/// How often the runs of a tenant that lives where it should not ask for its move.
+const RUNS_ASK_EVERY: Duration = Duration::from_millis(200);
 /// How often tenants are forgotten for want of room.
 const FORGET_EVERY: Duration = Duration::from_secs(1);
 /// So often a run is begun again because its tenant was moved while it ran.
@@ -265,7 +267,7 @@ impl Daemon {
     /// One run, to its report. Dropping the future cancels it.
     ///
     /// A run whose worker dies under it is begun once more: no run has an effect outside its worker yet.
-    pub(crate) async fn run(&self, in_flight: &InFlight, job: Job) -> Result<Report, RunError> {
+    pub(crate) async fn run(self: &Arc<Self>, in_flight: &InFlight, job: Job) -> Result<Report, RunError> {
         let tenant = &in_flight.tenant;
         let id = job.id;
         let (mut begun, mut in_company, mut not_begun, mut fenced) = (0, 0, 0, 0);
@@ -342,7 +344,7 @@ impl Daemon {
     /// moved meanwhile (`rehome`); only one that must not be beside others waits for that.
     ///
     /// Where there is no room for one that has to live alone, it waits `until` then.
-    async fn home(&self, tenant: &Arc<Tenant>, job: &Job, until: Instant) -> Result<Visit, RunError> {
+    async fn home(self: &Arc<Self>, tenant: &Arc<Tenant>, job: &Job, until: Instant) -> Result<Visit, RunError> {
         let mut home = tenant.home.lock().await;
         loop {
             let level = tenant.wanted_level();
@@ -350,9 +352,16 @@ impl Daemon {
                 return Err(RunError::Expelled { tenant: tenant.name.clone(), why: why_expelled(tenant) });
             }
             // It stays its home until it has left: a client that goes away while it waits changes nothing.
+            // Secrets are nowhere where somebody else has come, or was before they were there.
+            if tenant.holds_secrets()
+                && let Some(present) = home.take_if(|home| self.pool.is_among_others(tenant, home))
+            {
+                self.drain_home(tenant, present, true);
+            }
             if let Some(visit) = home.as_ref().and_then(Resident::visit) {
                 // Further in there is time, and whoever is alone for its own sake need not be.
-                if visit.worker.level < tenant.standing().level() || self.is_old(&visit.worker) {
+                let leaves = visit.worker.level < tenant.standing().level() || self.is_old(&visit.worker);
+                if leaves && tenant.runs_asked.has_passed(RUNS_ASK_EVERY) {
                     self.warden.ask_for_move(tenant);
                 }
                 return Ok(visit);
@@ -361,7 +370,9 @@ impl Daemon {
             let memory_mb = job.limits.memory_mb.min(self.limits_at(tenant, level).memory_mb);
             let admitted = match self.pool.admit(tenant, level, memory_mb, until).await {
                 // That it lives alone was for its own sake, or is not its own doing: it is not refused for that.
-                Err(AdmitError::FullAlone(_)) if tenant.standing().level() == Level::Shared => {
+                Err(AdmitError::Full(_) | AdmitError::FullAlone(_))
+                    if level.is_alone() && tenant.standing().level() == Level::Shared =>
+                {
                     self.pool.admit(tenant, Level::Shared, memory_mb, until).await
                 }
                 admitted => admitted,
@@ -457,11 +468,11 @@ impl Daemon {
 
     /// Looks at every running tenant's thread, a window at a time, for as long as the daemon lives: while a run goes on, not
     /// when it has ended.
-    pub(crate) async fn watch(&self) {
+    pub(crate) async fn watch(self: &Arc<Self>) {
         let (rules, counters) = (&self.config.cordon.rules.shape, self.counters.is_ok());
         let mut windows = tokio::time::interval(Duration::from_millis(rules.window_ms));
         windows.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
-        let mut count = 0;
+        let (mut count, mut looking) = (0, None);
         loop {
             windows.tick().await;
             let busy = self.pool.busy();
@@ -473,7 +484,11 @@ impl Daemon {
             }
             count = (count + 1) % LOOKS_AT_MEMORY;
             if count == 0 {
-                self.look_at_memory(busy).await;
+                // It takes its time, and windows do not wait for it.
+                if looking.as_ref().is_none_or(tokio::task::JoinHandle::is_finished) {
+                    let daemon = Arc::clone(self);
+                    looking = Some(tokio::spawn(async move { daemon.look_at_memory(busy).await }));
+                }
             }
         }
     }
@@ -503,10 +518,8 @@ impl Daemon {
     pub(crate) async fn move_tenants(self: &Arc<Self>) {
         let Some(mut moves) = self.moves.lock().unwrap_or_else(PoisonError::into_inner).take() else { return };
         while let Some(tenant) = moves.recv().await {
-            if !tenant.moving.load(Ordering::SeqCst) {
-                let daemon = Arc::clone(self);
-                tokio::spawn(async move { daemon.rehome(&tenant).await });
-            }
+            let daemon = Arc::clone(self);
+            tokio::spawn(async move { daemon.rehome(&tenant).await });
         }
     }
 
@@ -536,22 +549,6 @@ impl Daemon {
 
     pub(crate) fn is_draining(&self) -> bool {
         self.draining.load(Ordering::SeqCst)
-    }
-}
-
-/// Lets something happen only so often.
-#[derive(Debug, Default)]
-struct Pacer(Mutex<Option<Instant>>);
-
-impl Pacer {
-    /// True, and the time begins anew, if so much has passed since it was last true.
-    fn has_passed(&self, pause: Duration) -> bool {
-        let mut last = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        let passed = last.is_none_or(|last| last.elapsed() >= pause);
-        if passed {
-            *last = Some(Instant::now());
-        }
-        passed
     }
 }
 

@@ -13,8 +13,8 @@ use crate::policy;
 pub(crate) struct Job {
     pub(crate) id: RunId,
     pub(crate) limits: Limits,
-    /// Its isolate stays.
-    pub(crate) keeps: bool,
+    /// Its isolate stays, for runs with that number.
+    pub(crate) keeps: Option<u64>,
     /// The `Run` frame.
     pub(crate) frame: Arc<[u8]>,
 }
@@ -25,7 +25,7 @@ impl Job {
     /// # Errors
     /// It is larger than any run may be.
     pub(crate) fn new(run: Run) -> Result<Self, FrameError> {
-        let (id, limits, keeps) = (run.id, run.limits, run.keep.is_some());
+        let (id, limits, keeps) = (run.id, run.limits, run.keep);
         let frame = encode(&ToTenant::Run(Box::new(run)), MAX_TO_TENANT_BYTES)?;
         Ok(Self { id, limits, keeps, frame: frame.into() })
     }
@@ -48,7 +48,7 @@ impl Job {
     /// A run that no worker takes: what became of it is told as of one that was lost.
     pub(crate) fn nothing() -> Self {
         let limits = policy::Wish::default().under(&policy::Limits::default());
-        Self { id: RunId(0), limits, keeps: false, frame: Arc::from([]) }
+        Self { id: RunId(0), limits, keeps: None, frame: Arc::from([]) }
     }
 }
 

@@ -1,5 +1,6 @@
 //! What is counted of a tenant while it runs: by the supervisor on its channel, by the kernel on its thread.
 
+use std::collections::VecDeque;
 use std::fs;
 use std::sync::LazyLock;
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -23,7 +24,12 @@ struct Counts {
     /// Since when scripts have been kept warm here, and how often they were called.
     kept_since: Option<Instant>,
     kept_calls: u64,
+    /// The scripts whose isolates are there, as far as can be told from here, the last one last.
+    kept: VecDeque<u64>,
 }
+
+/// So many isolates stay (`engine::kept` in the worker).
+const KEPT: usize = 8;
 
 impl Meter {
     fn lock(&self) -> MutexGuard<'_, Counts> {
@@ -31,12 +37,18 @@ impl Meter {
     }
 
     /// A run goes out. The first message of a run is compared with none before it.
-    pub(crate) fn run_begins(&self, keeps_isolate: bool) {
+    pub(crate) fn run_begins(&self, keeps: Option<u64>) {
         let mut counts = self.lock();
         counts.runs += 1;
-        counts.isolates += u64::from(!keeps_isolate);
         counts.last_message = None;
-        if keeps_isolate {
+        let known = keeps.and_then(|key| counts.kept.iter().position(|kept| *kept == key));
+        counts.isolates += u64::from(known.is_none());
+        if let Some(key) = keeps {
+            known.and_then(|at| counts.kept.remove(at));
+            counts.kept.push_back(key);
+            if counts.kept.len() > KEPT {
+                counts.kept.pop_front();
+            }
             counts.kept_since.get_or_insert_with(Instant::now);
             counts.kept_calls += 1;
         }
@@ -128,10 +140,24 @@ mod tests {
     }
 
     #[test]
+    fn a_run_needs_an_isolate_unless_its_script_was_among_the_last_ones() {
+        let meter = Meter::default();
+        let isolates = || meter.lock().isolates;
+        (0..8).for_each(|key| meter.run_begins(Some(key)));
+        (0..8).for_each(|key| meter.run_begins(Some(key)));
+        assert_eq!(isolates(), 8);
+        // One more than there is room for, in turn: none is ever there.
+        (0..9).cycle().take(18).for_each(|key| meter.run_begins(Some(key + 100)));
+        assert_eq!(isolates(), 26);
+        meter.run_begins(None);
+        assert_eq!(isolates(), 27);
+    }
+
+    #[test]
     fn gaps_are_counted_within_a_run_and_not_between_two() {
         let meter = Meter::default();
         for _ in 0..2 {
-            meter.run_begins(false);
+            meter.run_begins(None);
             meter.message(10, 0);
         }
         assert!(meter.lock().messages.gaps_ms < f64::EPSILON);

@@ -235,6 +235,7 @@ impl Pool {
         let Some((id, entry)) = found else { return };
         let id = *id;
         if let Some((tenant, _)) = entry.residents.remove(&resident.slot) {
+            tenant.has_left(resident);
             self.warden.events.tell(What::Retired {
                 tenant: tenant.name.to_string(),
                 worker: resident.worker.id,

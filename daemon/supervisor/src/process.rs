@@ -80,6 +80,8 @@ pub(crate) struct Worker {
     tenants: Mutex<BTreeMap<Slot, Arc<Tenant>>>,
     /// Those whose thread has said that it is ready, and has not ended.
     confined: Mutex<BTreeSet<Slot>>,
+    /// When tenants left.
+    left: Mutex<BTreeMap<Slot, Instant>>,
     layers: LayerSet,
     /// Why it died, once it has.
     died: watch::Receiver<Option<Death>>,
@@ -128,6 +130,7 @@ impl Worker {
             zone,
             tenants: Mutex::default(),
             confined: Mutex::default(),
+            left: Mutex::default(),
             layers,
             died,
         });
@@ -190,7 +193,10 @@ impl Worker {
     /// Those whose threads are here, but for the one in that place.
     fn others(&self, but: Option<Slot>) -> Vec<Arc<Tenant>> {
         let here = self.confined().clone();
-        here.into_iter().filter(|slot| Some(*slot) != but).filter_map(|slot| self.tenant_in(slot)).collect()
+        here.into_iter()
+            .filter(|slot| Some(*slot) != but && self.is_here(*slot))
+            .filter_map(|slot| self.tenant_in(slot))
+            .collect()
     }
 
     /// A tenant's thread says for the first time that it is ready: it has to run under filters of its own, by the kernel's
@@ -241,9 +247,15 @@ impl Worker {
         tags::resident(self.pid, &self.zone).unwrap_or_default()
     }
 
-    /// The tenant of that place has left.
+    /// The tenant of that place has left; what it was at may still be ending.
     pub(crate) fn has_left(&self, slot: Slot) {
-        self.confined().remove(&slot);
+        self.left.lock().unwrap_or_else(PoisonError::into_inner).insert(slot, Instant::now());
+    }
+
+    /// A tenant has run something there, and has not left for long.
+    fn is_here(&self, slot: Slot) -> bool {
+        let left = self.left.lock().unwrap_or_else(PoisonError::into_inner).get(&slot).copied();
+        self.confined().contains(&slot) && left.is_none_or(|left| left.elapsed() < 2 * START_TIMEOUT)
     }
 
     /// It is to be killed for something that one of its tenants did, whoever that was.
@@ -311,6 +323,8 @@ impl Owner {
         }
         self.account(&why);
         death.send_replace(Some(why));
+        // A tenant holds its home, which holds the process, which is gone.
+        self.worker.tenants().clear();
     }
 
     /// Puts a fault on the account of the tenant on whose thread it was, and tells of it.
@@ -354,8 +368,7 @@ impl Owner {
         });
         if let Some((slot, signal)) = recorded.or(said) {
             // Of those who are here: one that has left, or has not run anything yet, has done nothing.
-            let here = worker.confined().contains(&slot);
-            if let Some(culprit) = worker.tenant_in(slot).filter(|_| here) {
+            if let Some(culprit) = worker.tenant_in(slot).filter(|_| worker.is_here(slot)) {
                 self.warden.saw_death(&culprit, seen(signal), &worker.others(Some(slot)));
             }
             return;

@@ -14,13 +14,13 @@ use std::process::Stdio;
 use std::sync::{Arc, Mutex, PoisonError, mpsc};
 use std::time::{SystemTime, UNIX_EPOCH};
 
-use enisle_cordon::audit::Head;
+use enisle_cordon::audit::{Head, Verifier};
 use enisle_cordon::{Circumstances, Level, Order, Reason, Rules, Standing, Time};
 use nix::fcntl::{Flock, FlockArg};
 use redb::{Database, ReadableDatabase, ReadableTable, TableDefinition};
 use serde::{Deserialize, Serialize};
 
-use crate::audit_log::{CURRENT, Log, put_away};
+use crate::audit_log::{Log, every_file};
 use crate::policy::TenantName;
 
 const STANDINGS: TableDefinition<'_, &str, &[u8]> = TableDefinition::new("standings");
@@ -119,14 +119,13 @@ impl Recorder {
         made.map_err(|error| RecordError::Folder(folder.clone(), error))?;
         let mut kept = Kept::default();
         let database = open_database(&state_dir.join(DATABASE), examine, &mut kept)?;
-        let opened = Log::open(&folder, &mut kept.broken);
+        let known = kept.head.take();
+        let fresh = known.is_none();
+        let opened = Log::open(&folder, known, &mut kept.broken);
         let mut log = opened.map_err(|error| RecordError::Folder(folder.clone(), error))?;
-        if let Some(known) = kept.head.take().filter(|known| known.seq > log.head.seq) {
-            kept.broken.push(format!(
-                "the audit log ends with line {}, and line {} was written: lines are missing at its end",
-                log.head.seq, known.seq
-            ));
-            log.head = known;
+        if fresh && log.head.seq > 0 && !kept.lost {
+            kept.broken.push("the database of standings is gone; tenants stand as the audit log says".to_owned());
+            kept.lost = true;
         }
         if kept.lost {
             rebuild(&folder, &mut kept).map_err(|error| RecordError::Folder(folder.clone(), error))?;
@@ -145,6 +144,11 @@ impl Recorder {
         let thread = std::thread::Builder::new().name("recorder".to_owned()).spawn(writer);
         let thread = Mutex::new(Some(thread.map_err(RecordError::Thread)?));
         let recorder = Self { notes: Mutex::new(Some(notes)), thread, head, folder, _lock: lock };
+        if kept.lost {
+            for (tenant, standing) in &kept.standings {
+                recorder.stands(tenant, standing, false);
+            }
+        }
         for what in &kept.broken {
             recorder.decided(Entry::Broken { what: what.clone() });
         }
@@ -207,14 +211,22 @@ fn lock(state_dir: &Path) -> Result<Flock<File>, RecordError> {
 
 /// How far out tenants lived when the database was lost, by the audit log: it is an order until an operator lifts it.
 fn rebuild(folder: &Path, kept: &mut Kept) -> io::Result<()> {
-    let mut levels: BTreeMap<TenantName, Level> = BTreeMap::new();
-    for file in put_away(folder)?.into_iter().chain([folder.join(CURRENT)]).filter(|file| file.exists()) {
-        for line in String::from_utf8_lossy(&fs::read(file)?).lines() {
-            let Ok(Line { entry: Entry::Moved { tenant, to, .. } }) = serde_json::from_str(line) else { continue };
-            if let Ok(tenant) = tenant.parse() {
-                levels.insert(tenant, to);
+    let mut moves = Vec::new();
+    for file in every_file(folder)? {
+        for text in String::from_utf8_lossy(&fs::read(file)?).lines() {
+            if let Ok(Line { seq, entry: Entry::Moved { tenant, to, .. } }) = serde_json::from_str(text)
+                && let Ok(tenant) = tenant.parse::<TenantName>()
+            {
+                moves.push((seq, tenant, to, Verifier::default().read(text).is_ok()));
             }
         }
+    }
+    moves.sort();
+    let mut levels: BTreeMap<TenantName, Level> = BTreeMap::new();
+    for (_, tenant, to, whole) in moves {
+        let level = levels.entry(tenant).or_default();
+        // A line that was changed may have been changed to let somebody in.
+        *level = if whole { to } else { to.max(*level) };
     }
     let at = Time(unix_ms());
     for (tenant, level) in levels.into_iter().filter(|(_, level)| *level > Level::Shared) {
@@ -230,6 +242,7 @@ fn rebuild(folder: &Path, kept: &mut Kept) -> io::Result<()> {
 /// Of a line of the audit log, what it is about.
 #[derive(Deserialize)]
 struct Line {
+    seq: u64,
     entry: Entry,
 }
 
@@ -296,7 +309,7 @@ pub(crate) fn is_damage(error: &redb::Error) -> bool {
     }
 }
 
-/// What the process of its own does: reads everything, and changes nothing.
+/// What the process of its own does: reads everything, and changes no standing.
 pub(crate) fn examine(path: &Path) -> Result<(), redb::Error> {
     let mut database = Database::open(path)?;
     database.check_integrity()?;
@@ -404,8 +417,9 @@ fn commit(
 #[cfg(test)]
 mod tests {
     use super::*;
-    use enisle_cordon::audit::Verifier;
     use enisle_cordon::{Seen, Signal, decide};
+
+    use crate::audit_log::CURRENT;
 
     /// How a tenant stands, by the database alone.
     fn standing_of(database: &Database, tenant: &str) -> Option<Standing> {
@@ -584,12 +598,28 @@ mod tests {
     fn tenants_stay_out_also_when_the_database_is_lost() {
         let dir = tempfile::tempdir().unwrap();
         let (recorder, _) = Recorder::open_with(dir.path(), examine_here).unwrap();
-        for (tenant, to) in [("a", Level::Expelled), ("b", Level::Solo), ("b", Level::Shared)] {
+        for (tenant, to) in [("a", Level::Solo), ("a", Level::Expelled), ("b", Level::Solo), ("b", Level::Shared)] {
             recorder.decided(Entry::Moved { tenant: tenant.into(), from: Level::Shared, to, reasons: Vec::new() });
         }
         recorder.close();
         drop(recorder);
         fs::write(dir.path().join(DATABASE), b"no database at all").unwrap();
+        // Broken, and read again; broken together with a byte of the log; and gone.
+        for round in 0..4 {
+            let log = dir.path().join("audit").join(CURRENT);
+            match round {
+                2 => {
+                    fs::write(dir.path().join(DATABASE), b"no database at all").unwrap();
+                    let forged = fs::read_to_string(&log).unwrap().replace("\"from\":\"shared\"", "\"from\":\"solo\"");
+                    fs::write(&log, forged).unwrap();
+                }
+                3 => fs::remove_file(dir.path().join(DATABASE)).unwrap(),
+                _ => {}
+            }
+            let (recorder, kept) = Recorder::open_with(dir.path(), examine_here).unwrap();
+            assert_eq!(kept.standings.values().next().map(Standing::level), Some(Level::Expelled), "round {round}");
+            recorder.close();
+        }
         let (_, kept) = Recorder::open_with(dir.path(), examine_here).unwrap();
         let levels: Vec<_> = kept.standings.iter().map(|(name, known)| (name.to_string(), known.level())).collect();
         assert_eq!(levels, [("a".to_owned(), Level::Expelled)]);

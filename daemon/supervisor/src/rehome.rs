@@ -13,7 +13,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
-use enisle_cordon::Level;
+use enisle_cordon::{Level, Signal};
 
 use crate::birth::START_TIMEOUT;
 use crate::daemon::Daemon;
@@ -21,35 +21,37 @@ use crate::events::What;
 use crate::resident::Resident;
 use crate::tenant::Tenant;
 
+/// A tenant without room is told of so often.
+const TELL_OF_NO_ROOM_EVERY: Duration = Duration::from_secs(10);
+
 impl Daemon {
-    /// Puts a tenant where it has to live, if it lives anywhere else; once at a time for each tenant.
+    /// Puts a tenant where it has to live, if it lives anywhere else; once at a time for each tenant. Whoever asks while it is
+    /// moving is not forgotten.
     pub(crate) async fn rehome(self: &Arc<Self>, tenant: &Arc<Tenant>) {
-        while !tenant.moving.swap(true, Ordering::SeqCst) {
-            let moved = self.move_once(tenant).await;
-            tenant.moving.store(false, Ordering::SeqCst);
-            // It may have had to go further meanwhile, and whoever said so found it moving.
-            let home = tenant.home.lock().await.clone().filter(|home| home.is_open());
-            if !moved || !self.is_misplaced(tenant, home) {
-                return;
+        tenant.asked_to_move.store(true, Ordering::SeqCst);
+        while tenant.asked_to_move.load(Ordering::SeqCst) && !tenant.moving.swap(true, Ordering::SeqCst) {
+            while tenant.asked_to_move.swap(false, Ordering::SeqCst) {
+                self.move_once(tenant).await;
             }
+            tenant.moving.store(false, Ordering::SeqCst);
         }
     }
 
-    /// False if it is where it has to be, or there is no room.
-    async fn move_once(self: &Arc<Self>, tenant: &Arc<Tenant>) -> bool {
+    async fn move_once(self: &Arc<Self>, tenant: &Arc<Tenant>) {
+        if tenant.wanted_level() == Level::Expelled {
+            // Those that it is leaving first: for the present one a run may be waiting.
+            tenant.take_draining().iter().for_each(|home| self.abandon(home, "it is expelled"));
+            let present = tenant.home.lock().await.take();
+            present.iter().for_each(|home| self.abandon(home, "it is expelled"));
+            return;
+        }
         let old = tenant.home.lock().await.clone();
         let to = tenant.wanted_level();
         let alive = old.as_ref().filter(|old| old.is_open());
-        if to == Level::Expelled {
-            let present = tenant.home.lock().await.take();
-            let homes: Vec<_> = tenant.take_draining().into_iter().chain(present).collect();
-            homes.iter().for_each(|home| self.abandon(home, "it is expelled"));
-            return !homes.is_empty();
-        }
         if alive.is_some_and(|old| !self.is_misplaced(tenant, Some(Arc::clone(old))))
             || (alive.is_none() && (old.is_none() || to == Level::Shared))
         {
-            return false;
+            return;
         }
         if let Some(old) = alive.filter(|old| self.is_old(&old.worker)) {
             self.pool.close(&old.worker);
@@ -59,25 +61,18 @@ impl Daemon {
         let new = match self.pool.admit(tenant, to, memory_mb, Instant::now()).await {
             Ok(new) => new,
             Err(error) => {
-                let (name, level, reason) = (tenant.name.to_string(), to.as_str(), error.to_string());
-                self.events.tell(What::NoRoom { tenant: name, level, reason });
-                // Whoever has to be further out does not wait where it is; for whom it would only be better, it may.
-                let has_to = old.as_ref().is_some_and(|old| old.worker.level < tenant.standing().level());
-                if let Some(old) = old.filter(|_| outward && has_to) {
-                    let mut home = tenant.home.lock().await;
-                    if home.as_ref().is_some_and(|home| Arc::ptr_eq(home, &old)) {
-                        *home = None;
-                    }
-                    self.drain_home(tenant, old, true);
+                if tenant.no_room_told.has_passed(TELL_OF_NO_ROOM_EVERY) {
+                    let (name, level, reason) = (tenant.name.to_string(), to.as_str(), error.to_string());
+                    self.events.tell(What::NoRoom { tenant: name, level, reason });
                 }
-                return false;
+                return self.without_room(tenant, old, outward).await;
             }
         };
         if !tokio::time::timeout(START_TIMEOUT, new.is_ready()).await.is_ok_and(|ready| ready) {
             // It died on the way, or says nothing; the next run, or the next round, tries again.
             self.abandon(&new, "it did not get ready");
             self.pool.bury_dead();
-            return false;
+            return;
         }
         {
             let mut home = tenant.home.lock().await;
@@ -92,7 +87,8 @@ impl Daemon {
                 if new.close() {
                     self.pool.leave(&new, "it was not needed");
                 }
-                return true;
+                tenant.asked_to_move.store(true, Ordering::SeqCst);
+                return;
             }
             *home = Some(Arc::clone(&new));
         }
@@ -101,12 +97,33 @@ impl Daemon {
         if let Some(old) = old.filter(|old| old.is_open()) {
             self.drain_home(tenant, old, outward);
         }
-        true
+    }
+
+    /// There is no other home. Who has to be further out, or away from others, does not wait where it is; for whom it would only
+    /// be better, it may. A process that is too old is left before there is another one: its tenants' runs wait meanwhile.
+    async fn without_room(self: &Arc<Self>, tenant: &Arc<Tenant>, old: Option<Arc<Resident>>, outward: bool) {
+        let Some(old) = old.filter(|old| old.is_open()) else { return };
+        let has_to = outward && old.worker.level < tenant.standing().level();
+        let too_old = self.is_old(&old.worker);
+        if !has_to && !too_old && !self.pool.is_among_others(tenant, &old) {
+            return;
+        }
+        let mut home = tenant.home.lock().await;
+        if !home.as_ref().is_some_and(|home| Arc::ptr_eq(home, &old)) {
+            return;
+        }
+        if too_old {
+            old.close_when_unused().await;
+            self.pool.leave(&old, "its process is old");
+        } else {
+            self.drain_home(tenant, old, true);
+        }
+        *home = None;
     }
 
     /// Lets the run that is under way in a home end that its tenant has left: for a bounded time, if there is `haste`; then the
     /// home is fenced and ended.
-    fn drain_home(self: &Arc<Self>, tenant: &Tenant, old: Arc<Resident>, haste: bool) {
+    pub(crate) fn drain_home(self: &Arc<Self>, tenant: &Tenant, old: Arc<Resident>, haste: bool) {
         old.leave();
         tenant.drains(&old);
         let (daemon, name, begun) = (Arc::clone(self), tenant.name.to_string(), Instant::now());
@@ -138,6 +155,7 @@ impl Daemon {
         let old = Arc::clone(old);
         tokio::spawn(async move {
             if tokio::time::timeout(START_TIMEOUT, old.close_when_unused()).await.is_err() {
+                old.worker.blame(old.slot, Signal::HardKill);
                 old.worker.kill("a tenant that was told to leave did not");
             }
         });

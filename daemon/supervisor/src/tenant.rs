@@ -29,8 +29,12 @@ pub(crate) struct Tenant {
     scripts: Mutex<Scripts>,
     /// An operator has set its policy.
     pub(crate) has_policy: AtomicBool,
-    /// Somebody is moving it.
+    /// Somebody is moving it, and somebody has asked for that since.
     pub(crate) moving: AtomicBool,
+    pub(crate) asked_to_move: AtomicBool,
+    /// When its runs last asked for a move, and when it was last told that there is no room for one.
+    pub(crate) runs_asked: Pacer,
+    pub(crate) no_room_told: Pacer,
     /// How it stands has changed since it was written down.
     pub(crate) unwritten: AtomicBool,
     /// How many homes it has had.
@@ -44,6 +48,22 @@ pub(crate) struct Tenant {
 struct Suspicion {
     case: Option<Case>,
     until: Instant,
+}
+
+/// Lets something happen only so often.
+#[derive(Debug, Default)]
+pub(crate) struct Pacer(Mutex<Option<Instant>>);
+
+impl Pacer {
+    /// True, and the time begins anew, if so much has passed since it was last true.
+    pub(crate) fn has_passed(&self, pause: Duration) -> bool {
+        let mut last = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let passed = last.is_none_or(|last| last.elapsed() >= pause);
+        if passed {
+            *last = Some(Instant::now());
+        }
+        passed
+    }
 }
 
 /// What a tenant's runs came to since the daemon started.
@@ -74,6 +94,9 @@ impl Tenant {
             scripts: Mutex::default(),
             has_policy: AtomicBool::new(false),
             moving: AtomicBool::new(false),
+            asked_to_move: AtomicBool::new(false),
+            runs_asked: Pacer::default(),
+            no_room_told: Pacer::default(),
             unwritten: AtomicBool::new(false),
             homes: AtomicU64::new(0),
             draining: Mutex::default(),
@@ -185,6 +208,21 @@ impl Tenant {
         draining.iter().filter_map(Weak::upgrade).collect()
     }
 
+    /// It does not live there any more.
+    pub(crate) fn has_left(&self, home: &Resident) {
+        // Whoever holds the lock looks whether the home is open.
+        if let Ok(mut present) = self.home.try_lock()
+            && present.as_deref().is_some_and(|present| std::ptr::eq(present, home))
+        {
+            *present = None;
+        }
+    }
+
+    /// Whether it has secrets that nobody may be beside.
+    pub(crate) fn holds_secrets(&self) -> bool {
+        !self.policy.lock().unwrap_or_else(PoisonError::into_inner).secrets.is_empty()
+    }
+
     /// The number of its next home.
     pub(crate) fn next_token(&self) -> u64 {
         self.homes.fetch_add(1, Ordering::SeqCst) + 1
@@ -197,6 +235,7 @@ impl Tenant {
             || self.moving.load(Ordering::SeqCst)
             || self.home.try_lock().map_or(true, |home| home.as_ref().is_some_and(|home| home.is_open()))
             || !self.scripts().is_empty()
+            || self.suspicion().is_some()
             || standing_is(&self.standing())
     }
 

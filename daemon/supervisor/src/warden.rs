@@ -144,6 +144,7 @@ impl Warden {
             let (name, alone) = (tenant.name.to_string(), case.is_none());
             self.events.tell(What::KeptApart { tenant: name.clone(), alone, for_secs });
             self.recorder.decided(Entry::Apart { tenant: name, alone, for_secs });
+            self.ask_for_move(tenant);
             self.saw(tenant, &[Seen::certain(Signal::Unattributed)]);
         }
     }

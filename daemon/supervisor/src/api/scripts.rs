@@ -127,7 +127,7 @@ pub(crate) async fn put(
     let status = match known {
         Some(known) if known.key == script.key => StatusCode::OK,
         Some(replaced) => {
-            forget_isolate(&tenant, replaced.key).await;
+            forget_isolate(&tenant, replaced.key);
             StatusCode::CREATED
         }
         None => StatusCode::CREATED,
@@ -172,17 +172,21 @@ pub(crate) async fn forget(
     let (tenant, _) = find(&daemon, &name, &id)?;
     let removed = tenant.scripts().remove(&id);
     if let Some(removed) = removed {
-        forget_isolate(&tenant, removed.key).await;
+        forget_isolate(&tenant, removed.key);
     }
     Ok(StatusCode::NO_CONTENT)
 }
 
 /// Has the isolate of a version disposed of that is not registered any more, if it is kept anywhere.
-async fn forget_isolate(tenant: &Tenant, key: u64) {
-    let home = tenant.home.lock().await.clone();
-    if let Some(home) = home {
-        home.forget(key);
-    }
+fn forget_isolate(tenant: &Arc<Tenant>, key: u64) {
+    let tenant = Arc::clone(tenant);
+    // Whether the client waits for it or not.
+    tokio::spawn(async move {
+        let home = tenant.home.lock().await.clone();
+        if let Some(home) = home {
+            home.forget(key);
+        }
+    });
 }
 
 pub(crate) async fn run(
@@ -200,9 +204,9 @@ pub(crate) async fn run(
         }
     };
     let Admitted { tenant, in_flight, .. } = &admitted;
-    let (_, script) = find(&daemon, &tenant.name, &id)?;
     // Arguments, and names of no length to speak of.
     let RawBody(bytes) = read_body(body, 2 * MAX_ARGS_BYTES + (1 << 20), &daemon.config.api).await?;
+    let (_, script) = find(&daemon, &tenant.name, &id)?;
     let (run, policy, running) = (daemon.next_run_id(), tenant.policy(), Arc::clone(&script));
     let job = if bytes.len() + script.bytes <= PARSE_INLINE_BYTES {
         job(&bytes, run, &running, &policy)?
@@ -212,6 +216,9 @@ pub(crate) async fn run(
     };
     let report = daemon.run(in_flight, job).await?;
     script.runs.fetch_add(1, Ordering::Relaxed);
+    if tenant.scripts().get(&id).is_none_or(|present| present.key != script.key) {
+        forget_isolate(tenant, script.key);
+    }
     Ok(Json(answer(report)))
 }
 

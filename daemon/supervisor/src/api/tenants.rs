@@ -53,6 +53,8 @@ pub(crate) async fn put(
     // Writing it waits for the disk.
     let kept = tokio::task::spawn_blocking(move || keeper.set_policy(&whose, policy, peer.uid)).await;
     kept.map_err(|_| Problem::internal("writing the policy was interrupted"))??;
+    // It may not be beside others any more.
+    daemon.warden.ask_for_move(&tenant);
     Ok(Json(show_tenant(&tenant, &daemon)))
 }
 
