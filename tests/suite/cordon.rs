@@ -389,6 +389,25 @@ fn a_tenant_that_gets_secrets_does_not_stay_beside_others() {
 }
 
 #[test]
+fn secrets_are_beside_nobody_also_where_there_is_no_room() {
+    let daemon = Daemon::start("[workers]\nshare_without_keys = true\nmax = 1\n");
+    for tenant in ["plain", "holder"] {
+        daemon.run(tenant, "() => 1");
+    }
+    std::thread::scope(|scope| {
+        let busy = scope.spawn(|| daemon.run("plain", "() => new Promise((r) => setTimeout(() => r('done'), 3000))"));
+        daemon.wait_for("/v1/tenants/plain", |tenant| tenant["inFlight"] == 1);
+        let policy = json!({ "owner": "acme", "secrets": ["KEY"] }).to_string();
+        daemon.request("PUT", "/v1/tenants/holder", policy.as_bytes()).ok();
+        let refused =
+            daemon.load("holder", &json!({ "code": "(_, env) => env.KEY", "env": { "KEY": "x" } })).problem(503);
+        assert!(refused.contains("workers.max"), "{refused}");
+        assert_eq!(busy.join().expect("the run is answered")["result"], "done");
+    });
+    assert_eq!(daemon.run("holder", "() => 'alone now'")["result"], "alone now");
+}
+
+#[test]
 fn the_workers_own_word_counts_a_little_and_moves_nobody() {
     let daemon = Daemon::start(SHARING);
     for _ in 0..20 {
