@@ -404,6 +404,7 @@ fn secrets_are_beside_nobody_also_where_there_is_no_room() {
         assert!(refused.contains("workers.max"), "{refused}");
         assert_eq!(busy.join().expect("the run is answered")["result"], "done");
     });
+    daemon.wait_for("/v1/tenants/plain", |tenant| tenant["resident"]["warm"] == true);
     assert_eq!(daemon.run("holder", "() => 'alone now'")["result"], "alone now");
 }
 
