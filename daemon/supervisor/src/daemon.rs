@@ -103,6 +103,8 @@ pub(crate) enum RunError {
     Admit(#[from] AdmitError),
     #[error("the daemon is ending and takes no new runs")]
     Draining,
+    #[error("the run could not be made ready for a sealed worker")]
+    Unsealable,
     #[error(
         "tenant {tenant} is expelled and not run any more: {why}; an operator lifts that with \
          `enisle cordon {tenant} --lift --reason …` (DELETE /v1/tenants/{tenant}/cordon?reason=…)"
@@ -275,7 +277,7 @@ impl Daemon {
         loop {
             let resident = self.home(tenant, &job, until).await?;
             let level = resident.worker.level;
-            let fitted = if level == Level::Sealed { self.sealed(&job, tenant).await } else { job.clone() };
+            let fitted = if level == Level::Sealed { self.sealed(&job, tenant).await? } else { job.clone() };
             let ended = resident.run(fitted).await;
             // What comes from a home that the tenant has left does not count, whatever it says.
             let own_word = match &ended {
@@ -351,8 +353,7 @@ impl Daemon {
             if level == Level::Expelled {
                 return Err(RunError::Expelled { tenant: tenant.name.clone(), why: why_expelled(tenant) });
             }
-            // It stays its home until it has left: a client that goes away while it waits changes nothing.
-            // Secrets are nowhere where somebody else has come, or was before they were there.
+            // Secrets are nowhere where somebody else is whom they are not for.
             if tenant.holds_secrets()
                 && let Some(present) = home.take_if(|home| self.pool.is_among_others(tenant, home))
             {
@@ -388,12 +389,12 @@ impl Daemon {
     }
 
     /// A run as a sealed home gets it: lower limits, no secrets, no code from strings.
-    async fn sealed(&self, job: &Job, tenant: &Tenant) -> Job {
+    async fn sealed(&self, job: &Job, tenant: &Tenant) -> Result<Job, RunError> {
         let (limits, secrets) = (self.limits_at(tenant, Level::Sealed), tenant.policy().secrets);
         let job = job.clone();
         // It may be large.
         let sealed = tokio::task::spawn_blocking(move || job.sealed(&limits, &secrets)).await;
-        sealed.unwrap_or_else(|_| Job::nothing())
+        sealed.ok().flatten().ok_or(RunError::Unsealable)
     }
 
     /// Adds a run to its tenant's account, and tells of an end that an operator may want to know.

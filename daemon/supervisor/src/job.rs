@@ -32,23 +32,14 @@ impl Job {
 
     /// The same run as a sealed worker gets it: under lower limits, without the entries of `env` that are secrets, without code
     /// from strings.
-    pub(crate) fn sealed(&self, limits: &policy::Limits, secrets: &[String]) -> Self {
+    /// `None` if it is no run at all, which nobody makes.
+    pub(crate) fn sealed(&self, limits: &policy::Limits, secrets: &[String]) -> Option<Self> {
         let body = self.frame.get(HEADER_BYTES..).unwrap_or_default();
-        let Ok(ToTenant::Run(mut run)) = decode(body) else { return Self::nothing() };
+        let Ok(ToTenant::Run(mut run)) = decode(body) else { return None };
         run.limits = limits.under(self.limits);
         run.allow_eval = false;
         run.env = without(&run.env, secrets);
-        let limits = run.limits;
-        match encode(&ToTenant::Run(run), MAX_TO_TENANT_BYTES) {
-            Ok(frame) => Self { id: self.id, limits, keeps: self.keeps, frame: frame.into() },
-            Err(_) => Self::nothing(),
-        }
-    }
-
-    /// A run that no worker takes: what became of it is told as of one that was lost.
-    pub(crate) fn nothing() -> Self {
-        let limits = policy::Wish::default().under(&policy::Limits::default());
-        Self { id: RunId(0), limits, keeps: None, frame: Arc::from([]) }
+        Self::new(*run).ok()
     }
 }
 

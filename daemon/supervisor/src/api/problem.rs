@@ -82,6 +82,7 @@ impl From<RunError> for Problem {
             }
             RunError::Admit(error) => Self::unavailable(error.to_string()),
             RunError::Draining => Self::unavailable(error.to_string()),
+            RunError::Unsealable => Self::internal(error.to_string()),
             RunError::Expelled { .. } => {
                 Self::new(StatusCode::FORBIDDEN, "expelled", "The tenant is expelled", error.to_string())
             }
