@@ -55,7 +55,8 @@ pub(crate) fn bind(path: &Path) -> Result<Bound, BindError> {
     if path.as_os_str().len() > MAX_PATH_BYTES {
         return Err(BindError::TooLong(path.to_owned()));
     }
-    if let Some(dir) = path.parent() {
+    // A name alone is in the present folder.
+    if let Some(dir) = path.parent().map(|dir| if dir.as_os_str().is_empty() { Path::new(".") } else { dir }) {
         fs::DirBuilder::new().recursive(true).mode(0o755).create(dir).map_err(failed)?;
         let found = fs::metadata(dir).map_err(failed)?;
         let ours = found.uid() == 0 || found.uid() == nix::unistd::geteuid().as_raw();
