@@ -155,7 +155,7 @@ async fn collect(mut body: Body, cap: usize) -> Result<RawBody, Problem> {
 
 /// Reads on without keeping anything, within reason: a connection that is closed with unread bytes is reset, and a client
 /// whose connection is reset never reads why.
-pub(super) async fn discard(mut body: Body) {
+async fn discard(mut body: Body) {
     let mut left = MAX_BODY_BYTES;
     while let Some(Ok(frame)) = body.frame().await {
         left = left.saturating_sub(frame.data_ref().map_or(0, Bytes::len));
@@ -171,14 +171,7 @@ pub(crate) async fn load(
     Path(name): Path<String>,
     body: Body,
 ) -> Result<Json<Answer>, Problem> {
-    let announced = hyper::body::Body::size_hint(&body).upper();
-    let admitted = match admit(&name, announced, peer, &daemon).await {
-        Ok(admitted) => admitted,
-        Err(problem) => {
-            let _ = tokio::time::timeout(Duration::from_secs(daemon.config.api.read_secs), discard(body)).await;
-            return Err(problem);
-        }
-    };
+    let (admitted, body) = admit_with(body, &name, peer, &daemon).await?;
     let Admitted { tenant, in_flight, _memory } = admitted;
     let RawBody(bytes) = read_body(body, MAX_BODY_BYTES, &daemon.config.api).await?;
     let (id, policy) = (daemon.next_run_id(), tenant.policy());
@@ -207,18 +200,30 @@ pub(super) struct Admitted {
     _memory: Option<OwnedSemaphorePermit>,
 }
 
-pub(super) async fn admit(
-    name: &str,
-    announced: Option<u64>,
-    peer: Peer,
-    daemon: &Arc<Daemon>,
-) -> Result<Admitted, Problem> {
+async fn admit(name: &str, announced: Option<u64>, peer: Peer, daemon: &Arc<Daemon>) -> Result<Admitted, Problem> {
     let name: TenantName = name.parse()?;
     peer.act_for(&name, daemon)?;
     let tenant = daemon.tenant(&name).ok_or_else(too_many)?;
     let in_flight = daemon.begin(&tenant)?;
     let _memory = reserve(announced, daemon).await?;
     Ok(Admitted { tenant, in_flight, _memory })
+}
+
+/// Admits a run before its body is read; the body of one that is refused is read all the same, and forgotten.
+pub(super) async fn admit_with(
+    body: Body,
+    name: &str,
+    peer: Peer,
+    daemon: &Arc<Daemon>,
+) -> Result<(Admitted, Body), Problem> {
+    let announced = hyper::body::Body::size_hint(&body).upper();
+    match admit(name, announced, peer, daemon).await {
+        Ok(admitted) => Ok((admitted, body)),
+        Err(problem) => {
+            let _ = tokio::time::timeout(Duration::from_secs(daemon.config.api.read_secs), discard(body)).await;
+            Err(problem)
+        }
+    }
 }
 
 /// Room for a body and for the run that is made of it. Small ones are not counted: the number of connections bounds them.

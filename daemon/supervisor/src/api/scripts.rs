@@ -2,7 +2,6 @@
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::time::Duration;
 
 use axum::Json;
 use axum::body::Body;
@@ -17,8 +16,8 @@ use serde_json::{Value, json};
 use tokio::sync::Semaphore;
 
 use super::load::{
-    Admitted, Answer, MAX_BODY_BYTES, Modules, PARSE_INLINE_BYTES, RawBody, admit, answer, code, discard,
-    json as value, name, no_network, object, read_body, reserve,
+    Admitted, Answer, MAX_BODY_BYTES, Modules, PARSE_INLINE_BYTES, RawBody, admit_with, answer, code, json as value,
+    name, no_network, object, read_body, reserve,
 };
 use super::peer::Peer;
 use super::problem::Problem;
@@ -195,14 +194,7 @@ pub(crate) async fn run(
     Path((name, id)): Path<(String, String)>,
     body: Body,
 ) -> Result<Json<Answer>, Problem> {
-    let announced = hyper::body::Body::size_hint(&body).upper();
-    let admitted = match admit(&name, announced, peer, &daemon).await {
-        Ok(admitted) => admitted,
-        Err(problem) => {
-            let _ = tokio::time::timeout(Duration::from_secs(daemon.config.api.read_secs), discard(body)).await;
-            return Err(problem);
-        }
-    };
+    let (admitted, body) = admit_with(body, &name, peer, &daemon).await?;
     let Admitted { tenant, in_flight, .. } = &admitted;
     // Arguments, and names of no length to speak of.
     let RawBody(bytes) = read_body(body, 2 * MAX_ARGS_BYTES + (1 << 20), &daemon.config.api).await?;
