@@ -1,7 +1,6 @@
 //! The daemon as a whole: its tenants, and a run from its admission to its answer.
 
 use std::collections::BTreeMap;
-use std::collections::btree_map::Entry;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -20,7 +19,6 @@ use crate::events::{Events, What};
 use crate::job::Job;
 use crate::policy::{Limits, Policy, Store, StoreError, TenantName};
 use crate::pool::{AdmitError, Pool};
-use crate::process::Worker;
 use crate::quota::OverQuota;
 use crate::record::{RecordError, Recorder};
 use crate::resident::{Ended, Finished, Lost, Resident, Visit};
@@ -32,8 +30,6 @@ use crate::warden::{self, Warden};
 const CAGES_PER_PROCESS: usize = 90;
 /// Tenants that the daemon remembers at one time. More names than that are refused: each costs memory.
 const MAX_TENANTS: usize = 100_000;
-/// Memory is looked at with one window of so many: reading a process's mappings takes some milliseconds.
-const LOOKS_AT_MEMORY: u32 = 6;
 /// So many workers may die before they come to one and the same run.
 const MOST_NOT_BEGUN: u32 = 10;
 /// How often the runs of a tenant that lives where it should not ask for its move.
@@ -71,7 +67,7 @@ pub(crate) struct Daemon {
     /// When tenants were last forgotten for want of room.
     forgot_at: Pacer,
     /// Tenants that may have to live elsewhere.
-    moves: Mutex<Option<mpsc::UnboundedReceiver<Arc<Tenant>>>>,
+    pub(crate) moves: Mutex<Option<mpsc::UnboundedReceiver<Arc<Tenant>>>>,
 }
 
 #[derive(Debug, thiserror::Error)]
@@ -418,109 +414,6 @@ impl Daemon {
         if !matches!(finished.outcome, Outcome::Ok | Outcome::Exception) {
             let outcome = finished.outcome.as_str();
             self.events.tell(What::RunEnded { tenant: tenant.name.to_string(), run: run.to_string(), outcome });
-        }
-    }
-
-    /// Lets idle tenants move out, ends old workers, and looks at the keys of one worker after the other, for as long as
-    /// the daemon lives.
-    pub(crate) async fn keep_house(self: &Arc<Self>) {
-        let workers = &self.config.workers;
-        let (idle, age) = (Duration::from_secs(workers.idle_secs), Duration::from_secs(workers.max_age_secs));
-        let pause = idle.min(age).clamp(Duration::from_millis(500), Duration::from_secs(10));
-        let mut rounds = tokio::time::interval(pause);
-        loop {
-            rounds.tick().await;
-            self.pool.bury_dead();
-            self.pool.retire_idle(idle);
-            self.pool.retire_old(age);
-            self.look_after_tenants().await;
-            self.pool.inspect_next().await;
-        }
-    }
-
-    /// Points halve, suspicions end; whoever lives elsewhere than it has to is moved.
-    async fn look_after_tenants(&self) {
-        for (count, tenant) in self.all_tenants().into_iter().enumerate() {
-            self.warden.look_after(&tenant);
-            if self.is_misplaced(&tenant, tenant.residence()) {
-                self.warden.ask_for_move(&tenant);
-            }
-            // There may be a hundred thousand of them, and others want their turn.
-            if count % 256 == 255 {
-                tokio::task::yield_now().await;
-            }
-        }
-    }
-
-    /// It lives at another level than it has to, or beside somebody whom it may not be beside any more: a policy was changed,
-    /// or a score has grown.
-    pub(crate) fn is_misplaced(&self, tenant: &Tenant, home: Option<Arc<Resident>>) -> bool {
-        home.is_some_and(|home| {
-            home.worker.level != tenant.wanted_level()
-                || self.is_old(&home.worker)
-                || self.pool.is_among_others(tenant, &home)
-        })
-    }
-
-    /// What an attacker has learnt of a process's memory is worth nothing in the next one.
-    pub(crate) fn is_old(&self, worker: &Worker) -> bool {
-        worker.started_at.elapsed() >= Duration::from_secs(self.config.workers.max_age_secs)
-    }
-
-    /// Looks at every running tenant's thread, a window at a time, for as long as the daemon lives: while a run goes on, not
-    /// when it has ended.
-    pub(crate) async fn watch(self: &Arc<Self>) {
-        let (rules, counters) = (&self.config.cordon.rules.shape, self.counters.is_ok());
-        let mut windows = tokio::time::interval(Duration::from_millis(rules.window_ms));
-        windows.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
-        let (mut count, mut looking) = (0, None);
-        loop {
-            windows.tick().await;
-            let busy = self.pool.busy();
-            for (tenant, resident) in &busy {
-                let seen: Vec<_> = resident.look(rules, counters).into_iter().map(Seen::certain).collect();
-                if !seen.is_empty() {
-                    self.warden.saw(tenant, &seen);
-                }
-            }
-            count = (count + 1) % LOOKS_AT_MEMORY;
-            if count == 0 {
-                // It takes its time, and windows do not wait for it.
-                if looking.as_ref().is_none_or(tokio::task::JoinHandle::is_finished) {
-                    let daemon = Arc::clone(self);
-                    looking = Some(tokio::spawn(async move { daemon.look_at_memory(busy).await }));
-                }
-            }
-        }
-    }
-
-    /// Compares what is in memory of running tenants' islands with what their limits explain.
-    async fn look_at_memory(&self, busy: Vec<(Arc<Tenant>, Arc<Resident>)>) {
-        let mut workers: BTreeMap<u64, Vec<u64>> = BTreeMap::new();
-        for (tenant, resident) in busy {
-            let worker = &resident.worker;
-            let islands = match workers.entry(worker.id) {
-                Entry::Occupied(known) => known.into_mut(),
-                Entry::Vacant(unknown) => {
-                    let looked_at = Arc::clone(worker);
-                    let looked = tokio::task::spawn_blocking(move || looked_at.resident_bytes()).await;
-                    unknown.insert(looked.unwrap_or_default())
-                }
-            };
-            let bytes = islands.get(resident.slot.0 as usize);
-            let most = self.config.cordon.rules.shape.most_resident(self.limits_at(&tenant, worker.level).memory_mb);
-            if bytes.is_some_and(|bytes| *bytes > most) {
-                self.warden.saw(&tenant, &[Seen::certain(Signal::Resident)]);
-            }
-        }
-    }
-
-    /// Moves tenants that have to live elsewhere, for as long as the daemon lives.
-    pub(crate) async fn move_tenants(self: &Arc<Self>) {
-        let Some(mut moves) = self.moves.lock().unwrap_or_else(PoisonError::into_inner).take() else { return };
-        while let Some(tenant) = moves.recv().await {
-            let daemon = Arc::clone(self);
-            tokio::spawn(async move { daemon.rehome(&tenant).await });
         }
     }
 

@@ -15,6 +15,7 @@ mod counters;
 mod daemon;
 mod death;
 mod events;
+mod housekeeping;
 mod job;
 mod meter;
 mod places;

@@ -1,0 +1,121 @@
+//! What goes on for as long as the daemon lives: rooms are tidied, tenants watched while they run, and moved.
+
+use std::collections::BTreeMap;
+use std::collections::btree_map::Entry;
+use std::sync::{Arc, PoisonError};
+use std::time::Duration;
+
+use enisle_cordon::{Seen, Signal};
+
+use crate::daemon::Daemon;
+use crate::process::Worker;
+use crate::resident::Resident;
+use crate::tenant::Tenant;
+
+/// Memory is looked at with one window of so many: reading a process's mappings takes some milliseconds.
+const LOOKS_AT_MEMORY: u32 = 6;
+
+impl Daemon {
+    /// Lets idle tenants move out, ends old workers, and looks at the keys of one worker after the other, for as long as
+    /// the daemon lives.
+    pub(crate) async fn keep_house(self: &Arc<Self>) {
+        let workers = &self.config.workers;
+        let (idle, age) = (Duration::from_secs(workers.idle_secs), Duration::from_secs(workers.max_age_secs));
+        let pause = idle.min(age).clamp(Duration::from_millis(500), Duration::from_secs(10));
+        let mut rounds = tokio::time::interval(pause);
+        loop {
+            rounds.tick().await;
+            self.pool.bury_dead();
+            self.pool.retire_idle(idle);
+            self.pool.retire_old(age);
+            self.look_after_tenants().await;
+            self.pool.inspect_next().await;
+        }
+    }
+
+    /// Points halve, suspicions end; whoever lives elsewhere than it has to is moved.
+    async fn look_after_tenants(&self) {
+        for (count, tenant) in self.all_tenants().into_iter().enumerate() {
+            self.warden.look_after(&tenant);
+            if self.is_misplaced(&tenant, tenant.residence()) {
+                self.warden.ask_for_move(&tenant);
+            }
+            // There may be a hundred thousand of them, and others want their turn.
+            if count % 256 == 255 {
+                tokio::task::yield_now().await;
+            }
+        }
+    }
+
+    /// It lives at another level than it has to, or beside somebody whom it may not be beside any more: a policy was changed,
+    /// or a score has grown.
+    pub(crate) fn is_misplaced(&self, tenant: &Tenant, home: Option<Arc<Resident>>) -> bool {
+        home.is_some_and(|home| {
+            home.worker.level != tenant.wanted_level()
+                || self.is_old(&home.worker)
+                || self.pool.is_among_others(tenant, &home)
+        })
+    }
+
+    /// What an attacker has learnt of a process's memory is worth nothing in the next one.
+    pub(crate) fn is_old(&self, worker: &Worker) -> bool {
+        worker.started_at.elapsed() >= Duration::from_secs(self.config.workers.max_age_secs)
+    }
+
+    /// Looks at every running tenant's thread, a window at a time, for as long as the daemon lives: while a run goes on, not
+    /// when it has ended.
+    pub(crate) async fn watch(self: &Arc<Self>) {
+        let (rules, counters) = (&self.config.cordon.rules.shape, self.counters.is_ok());
+        let mut windows = tokio::time::interval(Duration::from_millis(rules.window_ms));
+        windows.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        let (mut count, mut looking) = (0, None);
+        loop {
+            windows.tick().await;
+            let busy = self.pool.busy();
+            for (tenant, resident) in &busy {
+                let seen: Vec<_> = resident.look(rules, counters).into_iter().map(Seen::certain).collect();
+                if !seen.is_empty() {
+                    self.warden.saw(tenant, &seen);
+                }
+            }
+            count = (count + 1) % LOOKS_AT_MEMORY;
+            if count == 0 {
+                // It takes its time, and windows do not wait for it.
+                if looking.as_ref().is_none_or(tokio::task::JoinHandle::is_finished) {
+                    let daemon = Arc::clone(self);
+                    looking = Some(tokio::spawn(async move { daemon.look_at_memory(busy).await }));
+                }
+            }
+        }
+    }
+
+    /// Compares what is in memory of running tenants' islands with what their limits explain.
+    async fn look_at_memory(&self, busy: Vec<(Arc<Tenant>, Arc<Resident>)>) {
+        let mut workers: BTreeMap<u64, Vec<u64>> = BTreeMap::new();
+        for (tenant, resident) in busy {
+            let worker = &resident.worker;
+            let islands = match workers.entry(worker.id) {
+                Entry::Occupied(known) => known.into_mut(),
+                Entry::Vacant(unknown) => {
+                    let looked_at = Arc::clone(worker);
+                    let looked = tokio::task::spawn_blocking(move || looked_at.resident_bytes()).await;
+                    unknown.insert(looked.unwrap_or_default())
+                }
+            };
+            let bytes = islands.get(resident.slot.0 as usize);
+            let most = self.config.cordon.rules.shape.most_resident(self.limits_at(&tenant, worker.level).memory_mb);
+            if bytes.is_some_and(|bytes| *bytes > most) {
+                self.warden.saw(&tenant, &[Seen::certain(Signal::Resident)]);
+            }
+        }
+    }
+
+    /// Moves tenants that have to live elsewhere, for as long as the daemon lives.
+    pub(crate) async fn move_tenants(self: &Arc<Self>) {
+        let Some(mut moves) = self.moves.lock().unwrap_or_else(PoisonError::into_inner).take() else { return };
+        while let Some(tenant) = moves.recv().await {
+            let daemon = Arc::clone(self);
+            tokio::spawn(async move { daemon.rehome(&tenant).await });
+        }
+    }
+}
