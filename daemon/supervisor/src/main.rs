@@ -29,6 +29,7 @@ mod resident;
 mod script;
 mod server;
 mod speaker;
+mod standings;
 mod tenant;
 mod violation;
 mod warden;
@@ -88,9 +89,9 @@ fn main() -> ExitCode {
 
 /// The process that reads a database before the daemon does says what is wrong with it by how it ends.
 fn examine(database: &std::path::Path) -> ExitCode {
-    let Err(error) = record::examine(database) else { return ExitCode::SUCCESS };
+    let Err(error) = standings::examine(database) else { return ExitCode::SUCCESS };
     let _ = std::io::Write::write_all(&mut std::io::stderr(), format!("{error}\n").as_bytes());
-    if record::is_damage(&error) { ExitCode::from(record::BROKEN_EXIT) } else { ExitCode::FAILURE }
+    if standings::is_damage(&error) { ExitCode::from(standings::BROKEN_EXIT) } else { ExitCode::FAILURE }
 }
 
 fn start(arguments: Arguments) -> anyhow::Result<()> {
