@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use serde::{Deserialize, Serialize};
 
 use crate::shape::ShapeRules;
-use crate::signal::{Kind, Signal};
+use crate::signal::Signal;
 
 const MINUTE: u64 = 60;
 const HOUR: u64 = 60 * MINUTE;
@@ -152,17 +152,6 @@ impl Rules {
         }
         Ok(())
     }
-
-    /// What counts whole, and never by chance or by a neighbour's doing: for weights that may seal.
-    #[must_use]
-    pub fn most_of_kind(&self, kind: Kind) -> f64 {
-        match kind {
-            Kind::Evidence => f64::MAX,
-            Kind::Nuisance | Kind::Prior => self.nuisance_most,
-            Kind::Advisory => self.advisory_most,
-            Kind::Share => self.share_most,
-        }
-    }
 }
 
 /// The defaults. Where a number differs from the catalogue's proposal, the comment says why.
@@ -204,6 +193,7 @@ pub fn default_weight(signal: Signal) -> Weight {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::signal::Kind;
 
     #[test]
     fn the_defaults_are_rules() {

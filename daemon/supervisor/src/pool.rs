@@ -164,7 +164,7 @@ impl Pool {
     fn reserve(&self, tenant: &Arc<Tenant>, level: Level) -> Result<Place, AdmitError> {
         self.bury_dead();
         let (outdated, now) = (self.warden.engine_is_outdated(), warden::now());
-        let traits = |tenant: &Tenant| tenant.traits(outdated, &self.warden.rules, now);
+        let traits = |tenant: &Tenant| tenant.traits(outdated, &self.warden.cordon.rules, now);
         let mut guard = self.lock();
         let (next, entries) = &mut *guard;
         let processes: Vec<_> = entries
@@ -312,7 +312,7 @@ impl Pool {
     /// Somebody is in that home's process from whom the tenant has to go.
     pub(crate) fn is_among_others(&self, tenant: &Tenant, home: &Resident) -> bool {
         let (outdated, now) = (self.warden.engine_is_outdated(), warden::now());
-        let traits = |tenant: &Tenant| tenant.traits(outdated, &self.warden.rules, now);
+        let traits = |tenant: &Tenant| tenant.traits(outdated, &self.warden.cordon.rules, now);
         let guard = self.lock();
         let entry = guard.1.values().find(|entry| entry.worker.get().is_some_and(|worker| worker.id == home.worker.id));
         let own = traits(tenant);

@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use enisle_cordon::place::bisect;
-use enisle_cordon::{Decision, Kind, Level, Order, Rules, Seen, Signal, Standing, Time, decide};
+use enisle_cordon::{Decision, Kind, Level, Order, Seen, Signal, Standing, Time, decide};
 use tokio::sync::mpsc;
 
 use crate::config::Cordon;
@@ -16,10 +16,8 @@ use crate::tenant::Tenant;
 #[derive(Debug)]
 pub(crate) struct Warden {
     pub(crate) events: Arc<Events>,
-    pub(crate) rules: Rules,
     pub(crate) recorder: Recorder,
-    /// Which V8 is old enough to count.
-    engine: Cordon,
+    pub(crate) cordon: Cordon,
     /// V8 is older than the operator says it has to be.
     outdated_engine: AtomicBool,
     /// Tenants that have to live elsewhere.
@@ -41,8 +39,7 @@ impl Warden {
     ) -> (Arc<Self>, mpsc::UnboundedReceiver<Arc<Tenant>>) {
         let (moves, asked) = mpsc::unbounded_channel();
         let outdated_engine = AtomicBool::new(false);
-        let (rules, engine) = (cordon.rules.clone(), cordon);
-        let warden = Self { events, rules, recorder, engine, outdated_engine, moves, deaths: AtomicU64::new(0) };
+        let warden = Self { events, cordon, recorder, outdated_engine, moves, deaths: AtomicU64::new(0) };
         (Arc::new(warden), asked)
     }
 
@@ -52,13 +49,13 @@ impl Warden {
 
     /// A worker has started, with that version of V8.
     pub(crate) fn note_engine(&self, v8: &str) {
-        self.outdated_engine.store(self.engine.is_outdated(v8), Ordering::Relaxed);
+        self.outdated_engine.store(self.cordon.is_outdated(v8), Ordering::Relaxed);
     }
 
     /// Something was seen of a tenant.
     pub(crate) fn saw(&self, tenant: &Arc<Tenant>, seen: &[Seen]) {
         let around = tenant.circumstances(self.engine_is_outdated());
-        let decision = decide(&mut tenant.standing(), seen, around, &self.rules, now());
+        let decision = decide(&mut tenant.standing(), seen, around, &self.cordon.rules, now());
         // Evidence is written down now, the rest with the next round.
         if seen.iter().any(|seen| seen.signal.kind() == Kind::Evidence) {
             self.write_down(tenant);
@@ -89,7 +86,7 @@ impl Warden {
         self.recorder.decided(Entry::Ordered { tenant: name, level, reason: reason.clone(), by_uid });
         let around = tenant.circumstances(self.engine_is_outdated());
         let order = Order { level, reason, by_uid, at: now() };
-        let decision = tenant.standing().command(order, around, &self.rules, now());
+        let decision = tenant.standing().command(order, around, &self.cordon.rules, now());
         self.write_down(tenant);
         self.carry_out(tenant, decision);
     }
@@ -139,7 +136,7 @@ impl Warden {
         let death = self.deaths.fetch_add(1, Ordering::Relaxed);
         for (tenant, case) in tenants.iter().zip(bisect(tenants.len(), death)) {
             let case = case.filter(|_| !matches!(signal, Signal::Protocol | Signal::ClosedKey));
-            let for_secs = self.rules.unexplained_secs;
+            let for_secs = self.cordon.rules.unexplained_secs;
             tenant.suspect(case, for_secs);
             let (name, alone) = (tenant.name.to_string(), case.is_none());
             self.events.tell(What::KeptApart { tenant: name.clone(), alone, for_secs });
