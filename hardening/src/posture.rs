@@ -23,6 +23,8 @@ pub struct Posture {
     pub findings: Vec<Finding>,
     /// Protection keys that a process can take and rely on.
     pub keys: usize,
+    /// Landlock also fences abstract sockets and signals (its interface 6, Linux 6.12).
+    pub landlock_scopes: bool,
 }
 
 impl Posture {
@@ -32,12 +34,20 @@ impl Posture {
         let keys = mpk::available();
         let faults = keys > 0 && mpk::delivers_faults();
         let namespaces = probe_namespaces();
+        let version = landlock_version();
+        let landlock_scopes = version.as_ref().is_ok_and(|version| *version >= LANDLOCK_WITH_SCOPES);
+        let landlock = match version {
+            Ok(version) if landlock_scopes => (true, format!("interface version {version}")),
+            Ok(version) => (true, format!("interface version {version}, without scopes")),
+            Err(error) => (false, error.to_string()),
+        };
         let findings = Layer::ALL
             .into_iter()
             .map(|layer| {
                 let (on, detail) = match layer {
-                    Layer::Namespaces | Layer::EmptyRoot => namespaces.clone(),
-                    Layer::Landlock => landlock(),
+                    Layer::Namespaces => namespaces.namespaces(),
+                    Layer::EmptyRoot => namespaces.empty_root(),
+                    Layer::Landlock => landlock.clone(),
                     Layer::Seccomp | Layer::ThreadFilter | Layer::SealedFilter => seccomp(),
                     Layer::DenyWriteExecute => deny_write_execute(),
                     Layer::Speculation => speculation(),
@@ -62,7 +72,7 @@ impl Posture {
                 Finding { layer, on, detail }
             })
             .collect();
-        Self { findings, keys: if faults { keys } else { 0 } }
+        Self { findings, keys: if faults { keys } else { 0 }, landlock_scopes }
     }
 
     /// The layers that are there.
@@ -77,8 +87,39 @@ impl Posture {
     }
 }
 
-/// Makes a child in every namespace, which mounts an empty file system as a worker would.
-fn probe_namespaces() -> (bool, String) {
+/// How far a child got that was made in every namespace.
+enum Probe {
+    /// It could not be made, or its file systems could not be mounted, for this reason.
+    NoNamespaces(String),
+    /// It could not exchange its root.
+    NoNewRoot(io::Error),
+    Complete,
+}
+
+impl Probe {
+    fn namespaces(&self) -> (bool, String) {
+        match self {
+            Self::NoNamespaces(why) => (false, why.clone()),
+            Self::NoNewRoot(_) | Self::Complete => (true, "user, mnt, pid, net, ipc, uts, cgroup".to_owned()),
+        }
+    }
+
+    fn empty_root(&self) -> (bool, String) {
+        match self {
+            Self::NoNamespaces(why) => (false, why.clone()),
+            Self::NoNewRoot(error) => (
+                false,
+                format!(
+                    "pivot_root: {error}; the root of this machine is the kernel's first file system (an initramfs)"
+                ),
+            ),
+            Self::Complete => (true, String::new()),
+        }
+    }
+}
+
+/// Makes a child in every namespace, which mounts an empty file system and makes it its root, as a worker does.
+fn probe_namespaces() -> Probe {
     let flags = NAMESPACES.iter().fold(0, |all, (_, flag)| all | flag);
     let mut args = clone_args(flags, 0);
     // SAFETY: a valid clone_args of the size given, without CLONE_VM; the child makes raw system calls and exits.
@@ -86,21 +127,28 @@ fn probe_namespaces() -> (bool, String) {
     if pid == 0 {
         mount_and_exit();
     }
-    let Ok(pid) = i32::try_from(pid) else { return (false, "no such process id".to_owned()) };
+    let Ok(pid) = i32::try_from(pid) else { return Probe::NoNamespaces("no such process id".to_owned()) };
     if pid < 0 {
-        return (false, format!("clone3 with all namespaces: {}", io::Error::last_os_error()));
+        return Probe::NoNamespaces(format!("clone3 with all namespaces: {}", io::Error::last_os_error()));
     }
     match nix::sys::wait::waitpid(nix::unistd::Pid::from_raw(pid), None) {
-        Ok(nix::sys::wait::WaitStatus::Exited(_, 0)) => (true, "user, mnt, pid, net, ipc, uts, cgroup".to_owned()),
-        Ok(nix::sys::wait::WaitStatus::Exited(_, errno)) => {
-            (false, format!("mounting in a user namespace: {}", io::Error::from_raw_os_error(errno)))
+        Ok(nix::sys::wait::WaitStatus::Exited(_, 0)) => Probe::Complete,
+        Ok(nix::sys::wait::WaitStatus::Exited(_, code)) if code & AT_THE_ROOT != 0 => {
+            Probe::NoNewRoot(io::Error::from_raw_os_error(code & !AT_THE_ROOT))
         }
-        Ok(other) => (false, format!("the probe ended as {other:?}")),
-        Err(error) => (false, format!("the probe was lost: {error}")),
+        Ok(nix::sys::wait::WaitStatus::Exited(_, errno)) => {
+            Probe::NoNamespaces(format!("mounting in a user namespace: {}", io::Error::from_raw_os_error(errno)))
+        }
+        Ok(other) => Probe::NoNamespaces(format!("the probe ended as {other:?}")),
+        Err(error) => Probe::NoNamespaces(format!("the probe was lost: {error}")),
     }
 }
 
-/// The child's part: the two mounts that security modules forbid to unprivileged namespaces.
+/// Set in the exit code of a child that mounted and could not exchange its root; the errno is in the other seven bits.
+const AT_THE_ROOT: libc::c_int = 0x80;
+
+/// The child's part: the two mounts that security modules forbid to unprivileged namespaces, and the exchange of the root,
+/// which the kernel forbids where the root is its first file system (pivot_root(2), EINVAL).
 fn mount_and_exit() -> ! {
     let null = ptr::null::<libc::c_char>();
     // SAFETY: source, type and data may be null for a change of propagation; the target is a C string.
@@ -112,9 +160,22 @@ fn mount_and_exit() -> ! {
     } else {
         private
     };
-    let code = if mounted == 0 { 0 } else { nix::errno::Errno::last_raw() };
+    let code = if mounted == 0 { exchange_root() } else { nix::errno::Errno::last_raw() };
     // SAFETY: _exit ends the process without running anything of the parent's.
     unsafe { libc::_exit(code) }
+}
+
+/// Makes what is mounted on `/proc` the root; the exit code.
+fn exchange_root() -> libc::c_int {
+    let here = c".".as_ptr();
+    // SAFETY: the path is a C string.
+    let moved = unsafe { libc::chdir(c"/proc".as_ptr()) } == 0;
+    // SAFETY: both paths are C strings.
+    if moved && unsafe { libc::syscall(libc::SYS_pivot_root, here, here) } == 0 {
+        0
+    } else {
+        AT_THE_ROOT | nix::errno::Errno::last_raw()
+    }
 }
 
 /// Asks only: what this process has set, which an older kernel does not know.
@@ -124,7 +185,10 @@ fn deny_write_execute() -> (bool, String) {
     if result >= 0 { (true, String::new()) } else { (false, "this kernel does not know PR_SET_MDWE".to_owned()) }
 }
 
-fn landlock() -> (bool, String) {
+/// The first version of Landlock's interface that fences abstract sockets and signals.
+const LANDLOCK_WITH_SCOPES: libc::c_long = 6;
+
+fn landlock_version() -> io::Result<libc::c_long> {
     const LANDLOCK_CREATE_RULESET_VERSION: libc::c_int = 1;
     // SAFETY: with the version flag the attribute is null and its size 0; see landlock_create_ruleset(2).
     let version = unsafe {
@@ -135,10 +199,7 @@ fn landlock() -> (bool, String) {
             LANDLOCK_CREATE_RULESET_VERSION,
         )
     };
-    match version {
-        1.. => (true, format!("interface version {version}{}", if version < 6 { ", without scopes" } else { "" })),
-        _ => (false, io::Error::last_os_error().to_string()),
-    }
+    if version > 0 { Ok(version) } else { Err(io::Error::last_os_error()) }
 }
 
 fn seccomp() -> (bool, String) {

@@ -276,6 +276,9 @@ impl Child {
         if self.change_ids {
             // Inside the namespace the worker is its uid 0, which is an ordinary uid outside.
             let (uid, gid) = if self.namespaces { (0, 0) } else { (self.uid, self.gid) };
+            if !self.namespaces {
+                empty_bounding_set()?;
+            }
             // SAFETY: setgroups reads no list when its length is 0.
             check(unsafe { libc::syscall(libc::SYS_setgroups, 0, ptr::null::<libc::gid_t>()) })?;
             // SAFETY: setresgid takes three numbers.
@@ -316,6 +319,21 @@ impl Child {
         check(failed)?;
         Err(libc::ENOEXEC)
     }
+}
+
+/// Outside a user namespace only root can empty the bounding set, so it is done before the child stops being root. Inside
+/// one the worker does it itself (`jail::privileges`).
+fn empty_bounding_set() -> Result<(), i32> {
+    for capability in 0_u64.. {
+        // SAFETY: PR_CAPBSET_DROP takes a number.
+        let dropped = unsafe { libc::syscall(libc::SYS_prctl, libc::PR_CAPBSET_DROP, capability, 0, 0, 0) };
+        match check(dropped) {
+            // There is no capability of this number, and so none above it (capabilities(7)).
+            Err(libc::EINVAL) => break,
+            dropped => dropped?,
+        }
+    }
+    Ok(())
 }
 
 /// The errno of a raw system call that failed.

@@ -134,14 +134,9 @@ impl Findings<'_> {
     }
 
     fn speculation(&mut self, status: &str) {
-        // "thread …" and "conditional …" are processes that can choose; only the forced choice cannot be taken back.
-        // Every other word is one about the whole machine, which the posture tells.
         for name in ["Speculation_Store_Bypass", "SpeculationIndirectBranch"] {
             let state = field(status, name).to_owned();
-            let can_choose = state.starts_with("thread ") || state.starts_with("conditional ");
-            self.expect(Layer::Speculation, !can_choose || state.contains(" force "), || {
-                format!("{name} is {state:?}")
-            });
+            self.expect(Layer::Speculation, !can_be_turned_on(&state), || format!("{name} is {state:?}"));
         }
     }
 
@@ -230,6 +225,14 @@ fn is_made_code(line: &str) -> bool {
     protection.contains('x') && (protection.contains('w') || (inode == "0" && !kernels))
 }
 
+/// Whether a process may choose to speculate, by the kernel's word for it. "thread …" and "conditional …" are processes that
+/// can choose; only a forced choice cannot be taken back. Every other word is about the whole machine, and the posture
+/// tells that (`Documentation/userspace-api/spec_ctrl.rst`, `arch/x86/kernel/cpu/bugs.c`).
+fn can_be_turned_on(state: &str) -> bool {
+    let can_choose = state.starts_with("thread ") || state.starts_with("conditional ");
+    can_choose && !state.contains(" force ")
+}
+
 fn is_zero(bits: &str) -> bool {
     u64::from_str_radix(bits, 16) == Ok(0)
 }
@@ -254,6 +257,16 @@ mod tests {
         assert!(!is_made_code("7f00-7f10 r-xp 00000000 08:01 77 /worker"));
         assert!(!is_made_code("7f00-7f10 r-xp 00000000 00:00 0 [vdso]"));
         assert!(!is_made_code("7f00-7f10 rw-p 00000000 00:00 0 "));
+    }
+
+    #[test]
+    fn only_a_forced_choice_about_speculation_is_for_good() {
+        for state in ["thread vulnerable", "thread mitigated", "conditional enabled", "conditional disabled"] {
+            assert!(can_be_turned_on(state), "{state}");
+        }
+        for state in ["thread force mitigated", "conditional force disabled", "not vulnerable", "always enabled"] {
+            assert!(!can_be_turned_on(state), "{state}");
+        }
     }
 
     #[test]

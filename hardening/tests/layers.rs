@@ -26,8 +26,22 @@ struct Case {
     /// Layers that the one under test cannot do without.
     needs: &'static [Layer],
     attack: fn(&Target) -> io::Result<()>,
-    /// Only root can arrange it.
-    root: bool,
+    takes: Takes,
+}
+
+/// What a machine must have beside the layer, or there is nothing to show.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Takes {
+    Nothing,
+    /// Only root can arrange the attack.
+    Root,
+    /// The same, on a machine where a process may read the memory of another one of its user (Yama's first level forbids
+    /// it).
+    RootThatMayTrace,
+    /// Landlock's scopes, which older kernels lack: there the attack succeeds, and the posture says so.
+    Scopes,
+    /// Without user namespaces the machine itself forbids the attack.
+    UserNamespaces,
 }
 
 /// What the attacker is told before it enters the jail.
@@ -44,145 +58,199 @@ const CASES: &[Case] = &[
         layer: Layer::Namespaces,
         needs: &[],
         attack: connect_abstract,
-        root: false,
+        takes: Takes::Nothing,
     },
     Case {
         name: "see another process",
         layer: Layer::Namespaces,
         needs: &[],
         attack: see_another_process,
-        root: false,
+        takes: Takes::Nothing,
     },
-    Case { name: "learn the host's name", layer: Layer::Namespaces, needs: &[], attack: learn_host_name, root: false },
-    Case { name: "read a file of the host", layer: Layer::EmptyRoot, needs: NS, attack: read_a_file, root: false },
-    Case { name: "write a file", layer: Layer::EmptyRoot, needs: NS, attack: write_a_file, root: false },
+    Case {
+        name: "learn the host's name",
+        layer: Layer::Namespaces,
+        needs: &[],
+        attack: learn_host_name,
+        takes: Takes::Nothing,
+    },
+    Case {
+        name: "read a file of the host",
+        layer: Layer::EmptyRoot,
+        needs: NS,
+        attack: read_a_file,
+        takes: Takes::Nothing,
+    },
+    Case { name: "write a file", layer: Layer::EmptyRoot, needs: NS, attack: write_a_file, takes: Takes::Nothing },
     Case {
         name: "open descriptors without end",
         layer: Layer::Rlimits,
         needs: &[],
         attack: open_without_end,
-        root: false,
+        takes: Takes::Nothing,
     },
-    Case { name: "grow a file", layer: Layer::Rlimits, needs: &[], attack: grow_a_file, root: false },
-    Case { name: "take memory without end", layer: Layer::Rlimits, needs: &[], attack: take_memory, root: false },
-    Case { name: "multiply", layer: Layer::Rlimits, needs: NS, attack: multiply, root: false },
+    Case { name: "grow a file", layer: Layer::Rlimits, needs: &[], attack: grow_a_file, takes: Takes::Nothing },
+    Case {
+        name: "take memory without end",
+        layer: Layer::Rlimits,
+        needs: &[],
+        attack: take_memory,
+        takes: Takes::Nothing,
+    },
+    Case { name: "multiply", layer: Layer::Rlimits, needs: NS, attack: multiply, takes: Takes::Nothing },
     Case {
         name: "read a file past the empty root",
         layer: Layer::Landlock,
         needs: &[Layer::NoNewPrivileges],
         attack: read_a_file,
-        root: false,
+        takes: Takes::Nothing,
     },
     Case {
         name: "connect to an abstract socket past the namespace",
         layer: Layer::Landlock,
         needs: &[Layer::NoNewPrivileges],
         attack: connect_abstract,
-        root: false,
+        takes: Takes::Scopes,
     },
     Case {
         name: "rename the machine in its own namespace",
         layer: Layer::Capabilities,
         needs: NS,
         attack: rename_machine,
-        root: false,
+        takes: Takes::Nothing,
     },
     Case {
         name: "mount in its own namespace",
         layer: Layer::Capabilities,
         needs: NS,
         attack: mount_something,
-        root: false,
+        takes: Takes::Nothing,
     },
     Case {
         name: "become root by a setuid program",
         layer: Layer::NoNewPrivileges,
         needs: &[],
         attack: become_root,
-        root: true,
+        takes: Takes::Root,
     },
     Case {
         name: "read the memory of a process of the same user",
         layer: Layer::NotDumpable,
         needs: &[],
         attack: read_memory_of_parent,
-        root: true,
+        takes: Takes::RootThatMayTrace,
     },
-    Case { name: "open a file", layer: Layer::Seccomp, needs: &[], attack: read_a_file, root: false },
-    Case { name: "make a socket", layer: Layer::Seccomp, needs: &[], attack: make_a_socket, root: false },
-    Case { name: "start a process", layer: Layer::Seccomp, needs: &[], attack: start_a_process, root: false },
-    Case { name: "execute a program", layer: Layer::Seccomp, needs: &[], attack: execute_a_program, root: true },
-    Case { name: "map executable memory", layer: Layer::Seccomp, needs: &[], attack: map_executable, root: false },
+    Case { name: "open a file", layer: Layer::Seccomp, needs: &[], attack: read_a_file, takes: Takes::Nothing },
+    Case { name: "make a socket", layer: Layer::Seccomp, needs: &[], attack: make_a_socket, takes: Takes::Nothing },
+    Case { name: "start a process", layer: Layer::Seccomp, needs: &[], attack: start_a_process, takes: Takes::Nothing },
+    Case {
+        name: "execute a program",
+        layer: Layer::Seccomp,
+        needs: &[],
+        attack: execute_a_program,
+        takes: Takes::Root,
+    },
+    Case {
+        name: "map executable memory",
+        layer: Layer::Seccomp,
+        needs: &[],
+        attack: map_executable,
+        takes: Takes::Nothing,
+    },
     Case {
         name: "make memory execute-only, which strips a key",
         layer: Layer::Seccomp,
         needs: &[],
         attack: make_execute_only,
-        root: false,
+        takes: Takes::Nothing,
     },
-    Case { name: "map shared memory", layer: Layer::Seccomp, needs: &[], attack: map_shared, root: false },
-    Case { name: "make a memory file", layer: Layer::Seccomp, needs: &[], attack: make_memfd, root: false },
+    Case { name: "map shared memory", layer: Layer::Seccomp, needs: &[], attack: map_shared, takes: Takes::Nothing },
+    Case { name: "make a memory file", layer: Layer::Seccomp, needs: &[], attack: make_memfd, takes: Takes::Nothing },
     Case {
         name: "read memory by process_vm_readv",
         layer: Layer::Seccomp,
         needs: &[],
         attack: process_vm_readv,
-        root: false,
+        takes: Takes::Nothing,
     },
     Case {
         name: "use the 32-bit system calls",
         layer: Layer::Seccomp,
         needs: &[],
         attack: thirty_two_bit_call,
-        root: false,
+        takes: Takes::Nothing,
     },
-    Case { name: "change a signal handler", layer: Layer::Seccomp, needs: &[], attack: change_handler, root: false },
+    Case {
+        name: "change a signal handler",
+        layer: Layer::Seccomp,
+        needs: &[],
+        attack: change_handler,
+        takes: Takes::Nothing,
+    },
     Case {
         name: "make a nested user namespace",
         layer: Layer::Seccomp,
         needs: &[],
         attack: nested_namespace,
-        root: false,
+        takes: Takes::UserNamespaces,
     },
-    Case { name: "allocate a protection key", layer: Layer::Seccomp, needs: &[], attack: allocate_key, root: false },
-    Case { name: "send a signal to a thread", layer: Layer::Seccomp, needs: &[], attack: signal_a_thread, root: false },
+    Case {
+        name: "allocate a protection key",
+        layer: Layer::Seccomp,
+        needs: &[],
+        attack: allocate_key,
+        takes: Takes::Nothing,
+    },
+    Case {
+        name: "send a signal to a thread",
+        layer: Layer::Seccomp,
+        needs: &[],
+        attack: signal_a_thread,
+        takes: Takes::Nothing,
+    },
     Case {
         name: "make the process dumpable again",
         layer: Layer::Seccomp,
         needs: &[],
         attack: dumpable_again,
-        root: false,
+        takes: Takes::Nothing,
     },
-    Case { name: "send a descriptor", layer: Layer::Seccomp, needs: &[], attack: send_a_descriptor, root: false },
+    Case {
+        name: "send a descriptor",
+        layer: Layer::Seccomp,
+        needs: &[],
+        attack: send_a_descriptor,
+        takes: Takes::Nothing,
+    },
     Case {
         name: "make what was written executable",
         layer: Layer::DenyWriteExecute,
         needs: &[],
         attack: make_executable,
-        root: false,
+        takes: Takes::Nothing,
     },
     Case {
         name: "map memory that is writable and executable",
         layer: Layer::DenyWriteExecute,
         needs: &[],
         attack: map_write_execute,
-        root: false,
+        takes: Takes::Nothing,
     },
     Case {
         name: "make what was written executable, past the kernel's switch",
         layer: Layer::SealedFilter,
         needs: &[],
         attack: make_executable,
-        root: false,
+        takes: Takes::Nothing,
     },
     Case {
         name: "make the range for code that V8 has elsewhere",
         layer: Layer::SealedFilter,
         needs: &[Layer::Seccomp],
         attack: make_code_range,
-        root: false,
+        takes: Takes::Nothing,
     },
-    Case { name: "map code", layer: Layer::SealedFilter, needs: &[], attack: map_executable, root: false },
+    Case { name: "map code", layer: Layer::SealedFilter, needs: &[], attack: map_executable, takes: Takes::Nothing },
 ];
 
 fn main() -> ExitCode {
@@ -260,15 +328,33 @@ fn run_all() -> ExitCode {
             }
             continue;
         }
-        if case.root && !nix::unistd::geteuid().is_root() {
-            println!("{label}: skipped: only root can arrange it");
+        let lacking = match case.takes {
+            Takes::Root | Takes::RootThatMayTrace if !nix::unistd::geteuid().is_root() => {
+                Some("only root can arrange it")
+            }
+            Takes::RootThatMayTrace if yama_forbids_tracing() => Some("this machine forbids it to everybody (Yama)"),
+            Takes::UserNamespaces if !posture.layers().has(Layer::Namespaces) => {
+                Some("this machine forbids it to everybody")
+            }
+            _ => None,
+        };
+        if let Some(why) = lacking {
+            println!("{label}: skipped: {why}");
             skipped += 1;
             continue;
         }
         let with: LayerSet = case.needs.iter().copied().chain([case.layer]).collect();
         let without: LayerSet = case.needs.iter().copied().collect();
         let (on, off) = (try_attack(index, with, &target), try_attack(index, without, &target));
-        if matches!(on, Verdict::Blocked(_)) && off == Verdict::Succeeded {
+        if case.takes == Takes::Scopes && !posture.landlock_scopes {
+            let detail = posture.findings.iter().find(|finding| finding.layer == Layer::Landlock);
+            let told = detail.is_some_and(|finding| finding.detail.contains("without scopes"));
+            println!(
+                "{label}: {}",
+                if told { "succeeds, as the posture says" } else { "FAILED: the posture hides it" }
+            );
+            if told { passed += 1 } else { failed += 1 }
+        } else if matches!(on, Verdict::Blocked(_)) && off == Verdict::Succeeded {
             println!("{label}: blocked with it, succeeds without it");
             passed += 1;
         } else {
@@ -288,6 +374,11 @@ fn run_all() -> ExitCode {
     clean_up(&target);
     println!("\n{passed} passed, {failed} failed, {skipped} skipped");
     if failed == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+}
+
+fn yama_forbids_tracing() -> bool {
+    let scope = std::fs::read_to_string("/proc/sys/kernel/yama/ptrace_scope").unwrap_or_default();
+    scope.trim().parse::<u32>().is_ok_and(|scope| scope > 0)
 }
 
 /// A socket of the host, and a program that makes whoever executes it root.

@@ -1,6 +1,6 @@
 //! Resource limits: the bounds that hold even for native code.
 
-use nix::sys::resource::{Resource, setrlimit};
+use nix::sys::resource::{Resource, getrlimit, setrlimit};
 
 use super::{JailError, Plan};
 
@@ -22,4 +22,10 @@ pub(super) fn set(plan: &Plan) -> Result<(), JailError> {
         setrlimit(resource, limit, limit).map_err(|error| JailError::Rlimit(name, error))?;
     }
     Ok(())
+}
+
+/// How many threads this user may have at the most. The kernel computes it from the machine's memory, and without a
+/// privilege it can only be lowered (setrlimit(2)).
+pub(super) fn hard_threads() -> u64 {
+    getrlimit(Resource::RLIMIT_NPROC).map_or(u64::MAX, |(_, hard)| hard)
 }

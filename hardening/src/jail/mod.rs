@@ -125,9 +125,12 @@ fn close_inherited() -> Result<(), JailError> {
     if result == 0 { Ok(()) } else { Err(JailError::CloseRange(io::Error::last_os_error())) }
 }
 
+/// More threads than a user has on any machine.
+const UNBOUNDED_THREADS: u64 = 1 << 16;
+
 impl Plan {
     /// The jail of a worker that holds up to `tenants`. Supervisor and worker both compute it, so that what one builds is
-    /// what the other verifies.
+    /// what the other verifies: the hard limit that it asks the kernel for is inherited.
     #[must_use]
     pub fn for_tenants(layers: LayerSet, data_bytes: u64, tenants: u32) -> Self {
         let tenants = u64::from(tenants);
@@ -138,7 +141,11 @@ impl Plan {
             descriptors: 16 + tenants,
             // The main thread and a thread a tenant; a thread that has just ended still counts for a moment. Without a user
             // namespace everything that the same user runs counts too, and a bound would be on somebody else.
-            threads: if layers.has(Layer::Namespaces) { 4 + 2 * tenants } else { 1 << 16 },
+            threads: if layers.has(Layer::Namespaces) {
+                4 + 2 * tenants
+            } else {
+                UNBOUNDED_THREADS.min(limits::hard_threads())
+            },
         }
     }
 }
