@@ -18,6 +18,8 @@ mod usage;
 use std::io;
 use std::path::PathBuf;
 use std::process::{Command, ExitCode};
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use enisle_hardening::fault::Kind as FaultKind;
 use enisle_hardening::{Layer, LayerSet, Posture};
@@ -114,6 +116,14 @@ struct Row {
     residual: bool,
 }
 
+impl Row {
+    fn print(&self) {
+        let mark = if self.as_expected { ' ' } else { '!' };
+        let Self { id, title, with, without, .. } = self;
+        println!("{mark} {id:<16} {title:<72} {with}{}{without}", if without.is_empty() { "" } else { "; " });
+    }
+}
+
 fn try_attack(bench: &Bench, case: &Case, attack: &Attack) -> Row {
     let aside = attack.aside.iter().fold(bench.layers, |set, layer| set.without(*layer));
     let (with, held) = match bench.attempt(attack, aside) {
@@ -190,10 +200,7 @@ fn judge(expected: Expected, ran: &Ran, end: Option<&End>, bystander: bool) -> (
 
 fn look(bench: &Bench, case: &Case, check: &Check) -> Row {
     let (with, as_expected, residual) = match check {
-        Check::Look(look) => match look(bench) {
-            Ok(found) => (format!("holds: {found}"), true, false),
-            Err(found) => (format!("DOES NOT HOLD: {found}"), false, false),
-        },
+        Check::Look(look) => return found(case.id, case.title, look(bench)),
         Check::NotHere(why) => (format!("not exercised: {why}"), true, false),
         Check::NamesAnother(which) => (format!("held by {which}"), true, false),
         Check::Residual(why, look) => match look(bench) {
@@ -204,9 +211,12 @@ fn look(bench: &Bench, case: &Case, check: &Check) -> Row {
     Row { id: case.id, title: case.title, with, without: String::new(), as_expected, residual }
 }
 
-/// Builds the worker with natives beside the programs under test.
+/// The worker with natives, built beside the programs under test, and the worker without.
 fn build() -> (PathBuf, PathBuf) {
     let dir = enisle_tests::programs();
+    if std::env::var_os(enisle_tests::PROGRAMS_VARIABLE).is_some() {
+        return (dir.join("enisle-worker-attack"), dir.join("enisle-worker"));
+    }
     let target = dir.parent().expect("a profile is a folder in the target folder");
     let mut cargo = Command::new(env!("CARGO"));
     cargo.args([
@@ -234,7 +244,6 @@ fn main() -> ExitCode {
     if !enisle_tests::has("pku", posture.layers().has(Layer::Keys))
         || !enisle_tests::has("userns", posture.layers().has(Layer::Namespaces))
     {
-        println!("0 passed, 0 failed, {} skipped", CASES.len());
         return ExitCode::SUCCESS;
     }
     let (program, production_worker) = build();
@@ -242,53 +251,79 @@ fn main() -> ExitCode {
     let workshop = Workshop::open(&program, layers).expect("the worker starts");
     let bench = Bench { workshop, layers, production_worker };
 
-    let wanted = |case: &&Case| only.as_ref().is_none_or(|only| case.id.starts_with(only.as_str()));
-    let mut rows = Vec::new();
-    for case in CASES.iter().filter(wanted) {
-        let row = match &case.kind {
-            Kind::Attack(attack) => try_attack(&bench, case, attack),
-            Kind::Check(check) => look(&bench, case, check),
-        };
-        let mark = if row.as_expected { ' ' } else { '!' };
-        println!("{mark} {:<16} {:<72} {}; {}", row.id, row.title, row.with, row.without);
-        rows.push(row);
+    let wanted = |id: &str| only.as_ref().is_none_or(|only| id.starts_with(only.as_str()));
+    let mut jobs: Vec<Job<'_>> = CASES
+        .iter()
+        .filter(|case| wanted(case.id))
+        .map(|case| -> Job<'_> {
+            Box::new(|| match &case.kind {
+                Kind::Attack(attack) => try_attack(&bench, case, attack),
+                Kind::Check(check) => look(&bench, case, check),
+            })
+        })
+        .collect();
+    if wanted("rounds") {
+        let title = "allocate, free, attack: every load and store of a neighbour's is trapped";
+        // The longest one comes first, or the others wait for it.
+        jobs.insert(0, Box::new(|| found("M03 rounds", title, rounds::trapped(&bench, rounds))));
+        let title = "the same without keys: nothing is trapped";
+        jobs.push(Box::new(|| found("M03 control", title, rounds::control(&bench))));
+        let title = "grown WebAssembly memories and compiled modules carry their tenant's key";
+        jobs.push(Box::new(|| found("M03 wasm", title, rounds::webassembly(&bench))));
     }
-    if only.as_deref().is_none_or(|only| only == "rounds") {
-        for (id, title, result) in rounds::run(&bench, rounds) {
-            let (as_expected, with) = match result {
-                Ok(found) => (true, format!("holds: {found}")),
-                Err(found) => (false, format!("DOES NOT HOLD: {found}")),
-            };
-            println!("{} {id:<16} {title:<72} {with}", if as_expected { ' ' } else { '!' });
-            rows.push(Row { id, title, with, without: String::new(), as_expected, residual: false });
+    let mut rows = side_by_side(&jobs);
+    // Each of these is a whole daemon with clients, which takes the whole machine.
+    let mut alone = |id, title, run: &dyn Fn() -> Result<String, String>| {
+        if wanted(id) {
+            let row = found(id, title, run());
+            row.print();
+            rows.push(row);
         }
-    }
-    if only.as_deref().is_none_or(|only| only == "soak") {
-        let title = "twelve tenants in a process, one of them attacking without pause";
-        let (as_expected, with) = match soak::run(&program, seconds) {
-            Ok(found) => (true, format!("holds: {found}")),
-            Err(found) => (false, format!("DOES NOT HOLD: {found}")),
-        };
-        println!("{} {:<16} {title:<72} {with}", if as_expected { ' ' } else { '!' }, "soak");
-        rows.push(Row { id: "soak", title, with, without: String::new(), as_expected, residual: false });
-    }
-    if only.as_deref().is_none_or(|only| only == "cordons") {
-        for (title, result) in [
-            ("who probes system calls or cages is moved out, sealed, expelled", cordons::probes(&program)),
-            ("who is made to stumble by a neighbour is not pushed out", cordons::pushes(&program)),
-        ] {
-            let (as_expected, with) = match result {
-                Ok(found) => (true, format!("holds: {found}")),
-                Err(found) => (false, format!("DOES NOT HOLD: {found}")),
-            };
-            println!("{} {:<16} {title:<72} {with}", if as_expected { ' ' } else { '!' }, "cordons");
-            rows.push(Row { id: "cordons", title, with, without: String::new(), as_expected, residual: false });
-        }
-    }
+    };
+    let title = "twelve tenants in a process, one of them attacking without pause";
+    alone("soak", title, &|| soak::run(&program, seconds));
+    let title = "who probes system calls or cages is moved out, sealed, expelled";
+    alone("cordons", title, &|| cordons::probes(&program));
+    alone("cordons", "who is made to stumble by a neighbour is not pushed out", &|| cordons::pushes(&program));
     if let Some(file) = after("--json") {
         std::fs::write(file, as_json(&rows)).expect("the table is written");
     }
     conclude(&rows)
+}
+
+/// What makes one row of the table, with workers of its own.
+type Job<'a> = Box<dyn Fn() -> Row + Sync + 'a>;
+
+/// Does the jobs, as many at a time as there are processors, and prints each row as it comes.
+fn side_by_side(jobs: &[Job<'_>]) -> Vec<Row> {
+    let next = AtomicUsize::new(0);
+    let rows = Mutex::new(Vec::new());
+    let threads = std::thread::available_parallelism().map_or(1, usize::from);
+    std::thread::scope(|scope| {
+        for _ in 0..threads {
+            scope.spawn(|| {
+                while let Some((index, job)) =
+                    Some(next.fetch_add(1, Ordering::Relaxed)).and_then(|index| Some((index, jobs.get(index)?)))
+                {
+                    let row = job();
+                    row.print();
+                    rows.lock().expect("no job panics while it holds the lock").push((index, row));
+                }
+            });
+        }
+    });
+    let mut rows = rows.into_inner().expect("every thread has ended");
+    rows.sort_by_key(|(index, _)| *index);
+    rows.into_iter().map(|(_, row)| row).collect()
+}
+
+/// The row of something that either holds or does not.
+fn found(id: &'static str, title: &'static str, result: Result<String, String>) -> Row {
+    let (as_expected, with) = match result {
+        Ok(found) => (true, format!("holds: {found}")),
+        Err(found) => (false, format!("DOES NOT HOLD: {found}")),
+    };
+    Row { id, title, with, without: String::new(), as_expected, residual: false }
 }
 
 fn as_json(rows: &[Row]) -> String {

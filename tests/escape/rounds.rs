@@ -44,23 +44,9 @@ const ATTACK: &str = "(s) => {
     return [trapped, gone, through];
 }";
 
-type Outcome = (&'static str, &'static str, Result<String, String>);
-
-pub(crate) fn run(bench: &Bench, rounds: usize) -> Vec<Outcome> {
-    vec![
-        (
-            "M03 rounds",
-            "allocate, free, attack: every load and store of a neighbour's is trapped",
-            trapped(bench, rounds),
-        ),
-        ("M03 control", "the same without keys: nothing is trapped", control(bench)),
-        ("M03 wasm", "grown WebAssembly memories and compiled modules carry their tenant's key", webassembly(bench)),
-    ]
-}
-
 /// Each round the victim has a new isolate, allocates and frees, and stays for a moment; the attacker tries what it named, and
 /// every mapping of its island that holds anything. The oracle looks every tenth time.
-fn trapped(bench: &Bench, rounds: usize) -> Result<String, String> {
+pub(crate) fn trapped(bench: &Bench, rounds: usize) -> Result<String, String> {
     let text = |error: std::io::Error| error.to_string();
     let mut rig = bench.scene(bench.layers).map_err(text)?.0;
     let tags = rig.tags.clone().ok_or("no keys")?;
@@ -105,7 +91,7 @@ fn trapped(bench: &Bench, rounds: usize) -> Result<String, String> {
     ))
 }
 
-fn control(bench: &Bench) -> Result<String, String> {
+pub(crate) fn control(bench: &Bench) -> Result<String, String> {
     let text = |error: std::io::Error| error.to_string();
     let mut rig = bench.scene(bench.layers.without(enisle_hardening::Layer::Keys)).map_err(text)?.0;
     rig.send(2, STORM, &json!({ "round": 0, "stay": 2000 })).map_err(text)?;
@@ -139,7 +125,7 @@ const WEBASSEMBLY: &str = "(s) => {
 
 /// Tenants have no WebAssembly, and their filter lets nothing become executable, so this runs without the filter and with the
 /// harness's worker: should it come, its memories and its code carry the right keys.
-fn webassembly(bench: &Bench) -> Result<String, String> {
+pub(crate) fn webassembly(bench: &Bench) -> Result<String, String> {
     let text = |error: std::io::Error| error.to_string();
     let layers = bench.layers.without(enisle_hardening::Layer::ThreadFilter);
     let mut rig = bench.scene(layers).map_err(text)?.0;

@@ -7,7 +7,7 @@ use std::path::Path;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
-use enisle_tests::Daemon;
+use enisle_tests::{Daemon, PATIENCE};
 use serde_json::{Value, json};
 
 /// From an attacker's stack to the islands of its neighbours: reads, writes, unmaps, retags; other keys; noise on its channel.
@@ -83,12 +83,15 @@ pub(crate) fn run(worker: &Path, seconds: u64) -> Result<String, String> {
     Ok(format!("{found}; {} neighbours on average when an attacker came", neighbours / attacks.max(1)))
 }
 
-/// Waits until most of the others are back in one process, for a while; how many are.
+/// An attacker comes into the fullest process; so many have to be there for it to have neighbours.
+const NEIGHBOURS: usize = 6;
+
+/// Waits until enough of the others are back in one process; how many are.
 fn gathered(daemon: &Daemon) -> usize {
     let begun = Instant::now();
     loop {
         let most = most_in_one(daemon);
-        if most >= 10 || begun.elapsed() > Duration::from_secs(1) {
+        if most >= NEIGHBOURS || begun.elapsed() > PATIENCE {
             return most;
         }
         std::thread::yield_now();

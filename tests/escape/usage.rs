@@ -99,6 +99,10 @@ fn matches(rule: &Value, number: u64, args: &[u64; 6]) -> bool {
     named == Some(number) && rule["args"].as_array().is_none_or(|conditions| conditions.iter().all(condition))
 }
 
+/// Every thread that is traced by, and every process that was started by, the calling thread: workers of other rows are not
+/// its own.
+const OWN: WaitPidFlag = WaitPidFlag::__WALL.union(WaitPidFlag::__WNOTHREAD);
+
 /// Traces every thread of the worker, those included that it starts, while tenants move in, work and move out.
 fn watch(rig: &mut Rig) -> nix::Result<Seen> {
     let worker = Pid::from_raw(rig.pid());
@@ -128,7 +132,7 @@ fn watch(rig: &mut Rig) -> nix::Result<Seen> {
         });
         let mut seen = Seen::new();
         while !over.load(Ordering::SeqCst) {
-            match waitpid(None::<Pid>, Some(WaitPidFlag::__WALL | WaitPidFlag::WNOHANG)) {
+            match waitpid(None::<Pid>, Some(OWN | WaitPidFlag::WNOHANG)) {
                 Ok(WaitStatus::StillAlive) | Err(nix::Error::EINTR) => std::thread::yield_now(),
                 Ok(WaitStatus::PtraceSyscall(thread)) => {
                     if let Ok(registers) = ptrace::getregs(thread) {
@@ -148,7 +152,7 @@ fn watch(rig: &mut Rig) -> nix::Result<Seen> {
         }
         // A process whose threads are traced is gone only when its tracer has collected each of them.
         nix::sys::signal::kill(worker, Signal::SIGKILL)?;
-        while waitpid(None::<Pid>, Some(WaitPidFlag::__WALL)).is_ok() {}
+        while waitpid(None::<Pid>, Some(OWN)).is_ok() {}
         Ok(seen)
     })
 }

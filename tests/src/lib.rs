@@ -18,10 +18,16 @@ use tempfile::TempDir;
 /// Longer than anything here takes on a machine that is doing other things as well.
 pub const PATIENCE: Duration = Duration::from_secs(60);
 
+/// Names the folder with the programs under test where nothing can be built: in the emulated machine.
+pub const PROGRAMS_VARIABLE: &str = "ENISLE_PROGRAMS";
+
 /// The folder with `enisled`, `enisle-worker` and `enisle`, built once for all tests of this process.
 pub fn programs() -> &'static Path {
     static PROGRAMS: OnceLock<PathBuf> = OnceLock::new();
     PROGRAMS.get_or_init(|| {
+        if let Some(folder) = std::env::var_os(PROGRAMS_VARIABLE) {
+            return PathBuf::from(folder);
+        }
         // target/PROFILE/deps/suite-… → target/PROFILE
         let test = std::env::current_exe().expect("a test has a path");
         let dir = test.ancestors().nth(2).expect("tests live in target/PROFILE/deps").to_path_buf();
@@ -50,15 +56,15 @@ pub fn programs() -> &'static Path {
 }
 
 /// Whether a test can run that needs `feature` (`pku`, `userns`, `landlock`, `seccomp`, `root`). If it cannot, it says
-/// so; with the feature named in `ENISLE_REQUIRE` it fails instead.
+/// so; with the feature named in `ENISLE_REQUIRE` it fails instead, and with it named in `ENISLE_ELSEWHERE` another
+/// machine of the same test command runs it.
 pub fn has(feature: &str, present: bool) -> bool {
-    let required = std::env::var("ENISLE_REQUIRE").unwrap_or_default();
-    assert!(
-        present || !required.split(',').any(|name| name == feature),
-        "ENISLE_REQUIRE names {feature}, and this machine lacks it"
-    );
-    if !present {
-        eprintln!("skipped: this machine has no {feature}");
+    let names = |variable| std::env::var(variable).unwrap_or_default().split(',').any(|name| name == feature);
+    assert!(present || !names("ENISLE_REQUIRE"), "ENISLE_REQUIRE names {feature}, and this machine lacks it");
+    match (present, names("ENISLE_ELSEWHERE")) {
+        (true, _) => {}
+        (false, true) => eprintln!("runs elsewhere: this machine has no {feature}"),
+        (false, false) => eprintln!("skipped: this machine has no {feature}"),
     }
     present
 }

@@ -229,8 +229,8 @@ impl Rig {
             let mut bytes = vec![0; pages.len().min(256 << 20)];
             // What cannot be read holds nothing.
             let Ok(read) = memory.read_at(&mut bytes, pages.start as u64) else { continue };
-            let hits = bytes[..read].windows(needle.len()).enumerate().filter(|(_, window)| *window == needle);
-            found.extend(hits.map(|(offset, _)| (pages.start + offset, key)));
+            let hits = memchr::memmem::find_iter(&bytes[..read], needle);
+            found.extend(hits.map(|offset| (pages.start + offset, key)));
         }
         Ok(found)
     }

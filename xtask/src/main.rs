@@ -3,11 +3,13 @@
 #![allow(clippy::print_stdout, reason = "a command line tool talks to its terminal")]
 
 mod bench;
+mod debian;
 mod demo;
 mod http;
 mod sim;
 mod test;
 mod v8;
+mod vm;
 
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode};
@@ -31,6 +33,9 @@ enum Task {
     /// The V8 archive: where it is, building it, checking it.
     #[command(subcommand)]
     V8(v8::V8),
+    /// A machine of our own, emulated: the attack harness in it, and machines of every posture.
+    #[command(subcommand)]
+    Vm(vm::Vm),
 }
 
 fn main() -> ExitCode {
@@ -51,6 +56,7 @@ fn run(task: Task) -> Result<()> {
         Task::Bench(bench) => bench::run(bench),
         Task::Sim(sim) => sim::run(&sim),
         Task::V8(command) => v8::run(command),
+        Task::Vm(command) => vm::run(command),
     }
 }
 

@@ -1,19 +1,24 @@
 //! `cargo xtask test`: style, every test, and that no release has the natives of the attack harness. What CI runs.
+//!
+//! A test that needs what this machine lacks runs in the emulated machine (`tests/vm`) instead, where nothing may be
+//! skipped. The closing table says what ran where and how long it took.
 
 use std::fs;
+use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, bail, ensure};
 use clap::Args;
+use enisle_hardening::{Layer, Posture};
 
-use crate::{cargo, check, root, v8};
+use crate::{cargo, check, root, v8, vm};
 
 #[derive(Debug, Args)]
 pub(crate) struct Options {
     /// Only the tests, no style checks and no release build.
     #[arg(long)]
     only_tests: bool,
-    /// Also the slow checks that CI runs nightly: ten thousand rounds and a minute of attacks, the archive's checksums and its
-    /// probe.
+    /// Also the slow checks that CI runs nightly: ten thousand rounds and a minute of attacks, every posture, the archive's
+    /// checksums and its probe.
     #[arg(long)]
     slow: bool,
 }
@@ -21,20 +26,96 @@ pub(crate) struct Options {
 pub(crate) fn run(options: &Options) -> Result<()> {
     let archive = v8::or_explain()?;
     println!("V8: {} ({})", archive.dir.display(), archive.because);
+    let lacking = lacking();
+    let mut parts = Parts::default();
     if !options.only_tests {
-        check(cargo(&archive).args(["fmt", "--all", "--check"]))?;
-        check(cargo(&archive).args(["clippy", "--quiet", "--workspace", "--all-targets", "--", "-D", "warnings"]))?;
+        parts.run("style: rustfmt, clippy", HERE, || style(&archive));
     }
-    check(cargo(&archive).args(["test", "--workspace", "--no-fail-fast"]))?;
+    parts.run("build: programs and tests", HERE, || vm::Programs::build(&archive).map(drop));
+    parts.run("tests", HERE, || tests(&archive, &lacking));
     if !options.only_tests {
-        no_release_has_natives(&archive)?;
+        parts.run("no release has the attack harness's natives", HERE, || no_release_has_natives(&archive));
+    }
+    let programs = vm::Programs::build(&archive);
+    let emulated = |what: fn(&vm::Programs) -> Result<()>| match &programs {
+        Ok(programs) => what(programs),
+        Err(error) => bail!("{error:#}"),
+    };
+    if !lacking.is_empty() {
+        let what = format!("attack harness, jail, confinement (here is no {})", lacking.join(", no "));
+        parts.run(&what, EMULATED, || emulated(vm::escape));
     }
     if options.slow {
-        let attacks = ["test", "-p", "enisle-tests", "--test", "escape", "--", "--rounds", "10000", "--soak", "60"];
-        check(cargo(&archive).args(attacks))?;
-        v8::run(v8::V8::Verify)?;
+        parts.run("every posture", EMULATED, || emulated(|programs| vm::matrix::run(programs, false)));
+        let attacks = ["test", "--profile", "harness", "-p", "enisle-tests", "--test", "escape", "--"];
+        let long = ["--rounds", "10000", "--soak", "60"];
+        parts.run("attack harness, ten thousand rounds", HERE, || check(cargo(&archive).args(attacks).args(long)));
+        parts.run("V8 archive", HERE, || v8::run(v8::V8::Verify));
+    } else {
+        parts.run("postures, the short list", EMULATED, || emulated(|programs| vm::matrix::run(programs, true)));
     }
-    Ok(())
+    parts.conclude()
+}
+
+const HERE: &str = "this machine";
+const EMULATED: &str = "emulated machine";
+
+/// The parts of the test command, each with its verdict and its time. One that fails does not keep the next from running.
+#[derive(Debug, Default)]
+struct Parts(Vec<(String, &'static str, Duration, Result<()>)>);
+
+impl Parts {
+    fn run(&mut self, what: &str, place: &'static str, part: impl FnOnce() -> Result<()>) {
+        println!("\n=== {what} ({place})");
+        let begun = Instant::now();
+        let result = part();
+        if let Err(error) = &result {
+            println!("error: {error:#}");
+        }
+        self.0.push((what.to_owned(), place, begun.elapsed(), result));
+    }
+
+    fn conclude(self) -> Result<()> {
+        let width = self.0.iter().map(|(what, ..)| what.len()).max().unwrap_or(0);
+        println!("\n{:<width$}  {:<16}  {:>6}", "part", "where", "s");
+        for (what, place, took, result) in &self.0 {
+            let verdict = if result.is_ok() { "passed" } else { "FAILED" };
+            println!("{what:<width$}  {place:<16}  {:>6}  {verdict}", took.as_secs());
+        }
+        let total: Duration = self.0.iter().map(|(_, _, took, _)| *took).sum();
+        println!("{:<width$}  {:<16}  {:>6}", "all", "", total.as_secs());
+        let failed = self.0.iter().filter(|(.., result)| result.is_err()).count();
+        println!("\n{} passed, {failed} failed", self.0.len() - failed);
+        ensure!(failed == 0, "{failed} of {} parts failed", self.0.len());
+        Ok(())
+    }
+}
+
+fn style(archive: &v8::Archive) -> Result<()> {
+    check(cargo(archive).args(["fmt", "--all", "--check"]))?;
+    check(cargo(archive).args(["clippy", "--quiet", "--workspace", "--all-targets", "--", "-D", "warnings"]))
+}
+
+/// What this machine lacks of what tests need: those tests run in the emulated machine.
+fn lacking() -> Vec<&'static str> {
+    let posture = Posture::probe();
+    let has = |feature: &str| match feature {
+        "root" => nix::unistd::geteuid().is_root(),
+        "pku" => posture.layers().has(Layer::Keys),
+        "userns" => posture.layers().has(Layer::Namespaces) && posture.layers().has(Layer::EmptyRoot),
+        "landlock" => posture.landlock_scopes,
+        layer => layer.parse().is_ok_and(|layer: Layer| posture.layers().has(layer)),
+    };
+    vm::FEATURES.iter().copied().filter(|feature| !has(feature)).collect()
+}
+
+/// Every test, with the programs that were just built. What this machine has is required, so nothing is skipped unseen.
+fn tests(archive: &v8::Archive, lacking: &[&str]) -> Result<()> {
+    let required: Vec<_> = vm::FEATURES.iter().copied().filter(|feature| !lacking.contains(feature)).collect();
+    let mut tests = cargo(archive);
+    tests.args(["test", "--profile", "harness", "--workspace", "--no-fail-fast"]);
+    tests.env("ENISLE_REQUIRE", required.join(",")).env("ENISLE_ELSEWHERE", lacking.join(","));
+    check(tests.env(enisle_tests::PROGRAMS_VARIABLE, root().join("target/harness")))
 }
 
 /// What every native of the attack harness has in its name.
@@ -56,7 +137,7 @@ fn no_release_has_natives(archive: &v8::Archive) -> Result<()> {
         let bytes = fs::read(root().join("target").join(program)).with_context(|| format!("reading {program}"))?;
         Ok(bytes.windows(NATIVE.len()).any(|window| window == NATIVE))
     };
-    ensure!(holds_natives("debug/enisle-worker-attack")?, "the harness's worker has no natives that could be found");
+    ensure!(holds_natives("harness/enisle-worker-attack")?, "the harness's worker has no natives that could be found");
     ensure!(!holds_natives("release/enisle-worker")?, "the release has natives to attack it with");
     println!("ok  no release has the natives of the attack harness");
     Ok(())

@@ -15,7 +15,7 @@ use anyhow::{Context, Result, bail};
 use sha2::{Digest, Sha256};
 
 use super::place::{ARCHIVE, ARGS, BINDINGS, PATCH, UNITY, cache_dir, hex};
-use crate::{check, output, root};
+use crate::{check, debian, output, root};
 
 /// Debian's packages that compile V8.
 const PACKAGES: &[&str] =
@@ -85,7 +85,7 @@ pub(crate) fn build(jobs: usize) -> Result<PathBuf> {
 }
 
 fn packages(_: &Recipe) -> Result<()> {
-    let missing: Vec<_> = PACKAGES.iter().filter(|name| !installed(name)).copied().collect();
+    let missing = debian::missing(PACKAGES);
     if missing.is_empty() {
         return Ok(());
     }
@@ -96,61 +96,14 @@ fn packages(_: &Recipe) -> Result<()> {
     check(Command::new("apt-get").args(["-qy", "install"]).args(&missing).env("DEBIAN_FRONTEND", "noninteractive"))
 }
 
-fn installed(package: &str) -> bool {
-    Command::new("dpkg-query")
-        .args(["-W", "-f", "${db:Status-Status}", package])
-        .stderr(Stdio::null())
-        .output()
-        .is_ok_and(|out| out.stdout == b"installed")
-}
-
 /// Debian 12's gn (2022) is too old for this source. Unstable's is not, but wants a newer libc: both are unpacked
 /// into the cache folder, with an apt state of their own so that the machine's is left alone.
 fn gn(recipe: &Recipe) -> Result<()> {
-    let apt = recipe.path("apt");
-    for dir in ["lists/partial", "archives/partial", "debs"] {
-        fs::create_dir_all(apt.join(dir))?;
-    }
-    let keyring = "/usr/share/keyrings/debian-archive-keyring.gpg";
-    let list = apt.join("sources.list");
-    fs::write(&list, format!("deb [signed-by={keyring}] {} sid main\n", debian_mirror()?))?;
-    let options = [
-        format!("Dir::Etc::sourcelist={}", list.display()),
-        "Dir::Etc::sourceparts=-".to_owned(),
-        format!("Dir::State::lists={}", apt.join("lists").display()),
-        format!("Dir::Cache={}", apt.display()),
-        "APT::Sandbox::User=root".to_owned(),
-    ];
-    let apt_get = || {
-        let mut command = Command::new("apt-get");
-        command.args(options.iter().flat_map(|option| ["-o", option])).arg("-q");
-        command
-    };
-    check(apt_get().arg("update"))?;
-    check(apt_get().current_dir(apt.join("debs")).args([
-        "download",
-        "generate-ninja",
-        "libc6",
-        "libgcc-s1",
-        "libstdc++6",
-    ]))?;
-    for deb in fs::read_dir(apt.join("debs"))? {
-        check(Command::new("dpkg-deb").arg("-x").arg(deb?.path()).arg(recipe.path("sid")))?;
+    let suite = debian::Suite::open("sid", &recipe.path("apt"))?;
+    for deb in suite.download(&["generate-ninja", "libc6", "libgcc-s1", "libstdc++6"])? {
+        check(Command::new("dpkg-deb").arg("-x").arg(deb).arg(recipe.path("sid")))?;
     }
     output(&mut gn_command(recipe, &["--version"])?).map(drop)
-}
-
-/// The mirror of Debian that this machine uses.
-fn debian_mirror() -> Result<String> {
-    let format = "$(REPO_URI) $(ORIGIN) $(CODENAME)";
-    let targets = output(Command::new("apt-get").args(["indextargets", "--format", format, "Created-By: Packages"]))?;
-    let is_release =
-        |line: &&str| line.contains(" Debian ") && !line.ends_with("-security") && !line.ends_with("-updates");
-    let line = targets
-        .lines()
-        .find(is_release)
-        .context("apt knows no mirror of Debian; is this Debian 12, after apt-get update?")?;
-    Ok(line.split(' ').next().unwrap_or_default().to_owned())
 }
 
 fn gn_command(recipe: &Recipe, args: &[&str]) -> Result<Command> {

@@ -1,0 +1,127 @@
+//! Looks whether this machine is what its maker says it is, and whether the daemon keeps its promises on it: what each
+//! machine of the matrix of postures runs.
+//!
+//! `posture [--off LAYER,LAYER…] [--refuses WORDS]`: `doctor` must report those layers as off and every other one as on.
+//! Then the daemon must either refuse to start with a sentence that holds WORDS, or start, report the same layers, and
+//! treat good and hostile scripts as its README says.
+#![forbid(unsafe_code)]
+#![allow(clippy::print_stdout, reason = "a check talks to its terminal")]
+
+use std::collections::BTreeSet;
+use std::process::{Command, ExitCode};
+
+use enisle_tests::{Daemon, programs};
+use serde_json::{Value, json};
+
+type Checked = Result<(), String>;
+
+fn main() -> ExitCode {
+    let arguments: Vec<_> = std::env::args().skip(1).collect();
+    let after = |name: &str| arguments.iter().skip_while(|word| *word != name).nth(1).cloned();
+    let off: BTreeSet<_> = after("--off").unwrap_or_default().split(',').map(str::to_owned).collect();
+    let off: BTreeSet<_> = off.into_iter().filter(|layer| !layer.is_empty()).collect();
+    let (passed, failed) = match after("--refuses") {
+        Some(words) => check(&[("doctor", &|| doctor(&off)), ("refusal", &|| refusal(&words))]),
+        None => running(&off),
+    };
+    println!("{passed} passed, {failed} failed");
+    if failed == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+}
+
+/// Everything that can be checked while a daemon runs.
+fn running(off: &BTreeSet<String>) -> (usize, usize) {
+    let daemon = Daemon::start("");
+    check(&[
+        ("doctor", &|| doctor(off)),
+        ("the daemon's posture", &|| same_layers(off, &daemon.get("/v1/info")["posture"]["layers"])),
+        ("runs", &|| runs(&daemon)),
+        ("company", &|| company(&daemon, !off.contains("keys"))),
+        ("hostile scripts", &|| hostile(&daemon)),
+        ("a sealed tenant", &|| sealed(&daemon)),
+    ])
+}
+
+fn check(checks: &[(&str, &dyn Fn() -> Checked)]) -> (usize, usize) {
+    let mut failed = 0;
+    for (name, check) in checks {
+        if let Err(found) = check() {
+            println!("{name}: {found}");
+            failed += 1;
+        }
+    }
+    (checks.len() - failed, failed)
+}
+
+/// Whether a list of layers has exactly those off.
+fn same_layers(off: &BTreeSet<String>, layers: &Value) -> Checked {
+    let layers = layers.as_array().ok_or("there is no list of layers")?;
+    let found = layers.iter().filter(|layer| layer["on"] == false).filter_map(|layer| layer["layer"].as_str());
+    let found: BTreeSet<_> = found.map(str::to_owned).collect();
+    if found == *off { Ok(()) } else { Err(format!("off are {found:?}, and should be {off:?}")) }
+}
+
+fn doctor(off: &BTreeSet<String>) -> Checked {
+    let out = Command::new(programs().join("enisle")).args(["--json", "doctor"]).output();
+    let out = out.map_err(|error| error.to_string())?;
+    let posture: Value = serde_json::from_slice(&out.stdout)
+        .map_err(|error| format!("{error}: {}", String::from_utf8_lossy(&out.stderr)))?;
+    same_layers(off, &posture["layers"])
+}
+
+/// The daemon ends by itself, and the last thing that it says holds `words`.
+fn refusal(words: &str) -> Checked {
+    let folder = tempfile::tempdir().map_err(|error| error.to_string())?;
+    std::fs::write(folder.path().join("enisled.toml"), "").map_err(|error| error.to_string())?;
+    let status =
+        Daemon::command(folder.path(), &folder.path().join("s")).status().map_err(|error| error.to_string())?;
+    let log = std::fs::read_to_string(folder.path().join("log")).map_err(|error| error.to_string())?;
+    let said = log.lines().next_back().unwrap_or_default();
+    if !status.success() && said.contains(words) {
+        Ok(())
+    } else {
+        Err(format!("it ended as {status} and said: {said}"))
+    }
+}
+
+fn runs(daemon: &Daemon) -> Checked {
+    let run = daemon.run("good", "(n, env) => [6 * 7, new Date(0).toISOString(), new Uint8Array(1 << 20).length]");
+    expect(&run, "result", &json!([42, "1970-01-01T00:00:00.000Z", 1 << 20]))
+}
+
+/// Tenants share a process where there are keys, and nowhere else.
+fn company(daemon: &Daemon, keys: bool) -> Checked {
+    for tenant in ["one", "other"] {
+        expect(&daemon.run(tenant, "() => 1"), "result", &json!(1))?;
+    }
+    let together = daemon.worker_of("one") == daemon.worker_of("other");
+    let shares = if together { "share a process" } else { "have a process each" };
+    if together == keys { Ok(()) } else { Err(format!("two tenants {shares}")) }
+}
+
+fn hostile(daemon: &Daemon) -> Checked {
+    for (code, outcome) in [
+        ("() => { for (;;); }", "exceededCpu"),
+        ("() => { const kept = []; for (;;) kept.push(new Array(100000).fill(1.5)); }", "exceededMemory"),
+        ("() => new Promise(() => {})", "exception"),
+        ("() => new Function('1')", "exception"),
+    ] {
+        let request = json!({ "code": code, "limits": { "cpuMs": 5000, "memoryMb": 16, "wallMs": 60_000 } });
+        let request =
+            if outcome == "exceededCpu" { json!({ "code": code, "limits": { "cpuMs": 50 } }) } else { request };
+        expect(&daemon.load("hostile", &request).ok(), "outcome", &json!(outcome))?;
+        expect(&daemon.run("good", "() => 'still here'"), "result", &json!("still here"))?;
+    }
+    Ok(())
+}
+
+fn sealed(daemon: &Daemon) -> Checked {
+    let order = json!({ "level": "sealed", "reason": "a check" }).to_string();
+    daemon.request("PUT", "/v1/tenants/sealed/cordon", order.as_bytes()).ok();
+    let run = daemon.run("sealed", "() => [1, 2, 3].map((n) => n * n)");
+    expect(&run, "result", &json!([1, 4, 9]))?;
+    expect(&run, "cordon", &json!("sealed"))
+}
+
+fn expect(run: &Value, field: &str, value: &Value) -> Checked {
+    if run[field] == *value { Ok(()) } else { Err(format!("{field} should be {value}: {run}")) }
+}

@@ -1,0 +1,171 @@
+//! The matrix of postures: machines that lack this or that, and what the daemon must do on each.
+//!
+//! A machine's kernel arguments and settings are what it is; the table says which layers that leaves. On each machine the
+//! program `posture` compares that with what `enisle doctor` and the daemon say, and tries what the daemon promises.
+//! Then every layer of the jail that is there is attacked with it on and off (`hardening/tests/layers.rs`), and the kernel
+//! is asked about a worker (`tests/suite/confinement.rs`).
+
+use std::time::{Duration, Instant};
+
+use anyhow::{Result, ensure};
+use enisle_vm::{Cgroups, Guest, Kernel, Machine};
+
+use super::{Programs, newer_kernel, shell};
+
+/// Which kernel a machine boots.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Boots {
+    /// The one that this machine has installed.
+    Installed,
+    /// That of Debian's newest release.
+    Newer,
+}
+
+/// A machine, and what it must be like.
+struct Posture {
+    name: &'static str,
+    boots: Boots,
+    machine: fn(Machine) -> Machine,
+    guest: fn() -> Guest,
+    /// The layers that it lacks, beside those of [`Posture::off`].
+    lacks: &'static [&'static str],
+    /// The daemon does not start, and says these words.
+    refuses: Option<&'static str>,
+    /// Tried by the test command too.
+    short: bool,
+}
+
+const ORDINARY_USER: u32 = 1000;
+
+const PLAIN: Posture = Posture {
+    name: "",
+    boots: Boots::Installed,
+    machine: |machine| machine,
+    guest: Guest::default,
+    lacks: &[],
+    refuses: None,
+    short: false,
+};
+
+const POSTURES: &[Posture] = &[
+    Posture { name: "everything that the installed kernel has", ..PLAIN },
+    Posture { name: "everything that a newer kernel has", boots: Boots::Newer, short: true, ..PLAIN },
+    Posture {
+        name: "no protection keys (nopku)",
+        machine: |machine| machine.kernel_argument("nopku"),
+        lacks: &["keys"],
+        ..PLAIN
+    },
+    Posture {
+        name: "no user namespaces, as root",
+        guest: || Guest { sysctls: vec![("user.max_user_namespaces", "0")], ..Guest::default() },
+        lacks: &["namespaces", "empty-root"],
+        short: true,
+        ..PLAIN
+    },
+    Posture {
+        name: "no user namespaces, as an ordinary user",
+        guest: || Guest { sysctls: vec![("user.max_user_namespaces", "0")], uid: ORDINARY_USER, ..Guest::default() },
+        lacks: &["namespaces", "empty-root"],
+        ..PLAIN
+    },
+    Posture {
+        name: "no Landlock (lsm=capability)",
+        machine: |machine| machine.kernel_argument("lsm=capability"),
+        lacks: &["landlock"],
+        ..PLAIN
+    },
+    Posture {
+        name: "one processor, 1 GiB of memory",
+        machine: |machine| machine.processors(1).memory_mib(1024),
+        ..PLAIN
+    },
+    Posture { name: "control groups version 1", guest: || Guest { cgroups: Cgroups::V1, ..Guest::default() }, ..PLAIN },
+    Posture {
+        name: "control groups, both versions",
+        guest: || Guest { cgroups: Cgroups::Hybrid, ..Guest::default() },
+        ..PLAIN
+    },
+    Posture {
+        name: "a root that cannot be exchanged (an initramfs)",
+        guest: || Guest { pivotable_root: false, ..Guest::default() },
+        lacks: &["empty-root"],
+        short: true,
+        ..PLAIN
+    },
+    Posture { name: "hidepid=2, as root", guest: || Guest { hidepid: true, ..Guest::default() }, ..PLAIN },
+    Posture {
+        name: "hidepid=2, as an ordinary user",
+        guest: || Guest { hidepid: true, uid: ORDINARY_USER, ..Guest::default() },
+        short: true,
+        ..PLAIN
+    },
+    Posture {
+        name: "vm.overcommit_memory=2",
+        guest: || Guest { sysctls: vec![("vm.overcommit_memory", "2")], ..Guest::default() },
+        ..PLAIN
+    },
+    Posture {
+        name: "kernel.yama.ptrace_scope=3",
+        guest: || Guest { sysctls: vec![("kernel.yama.ptrace_scope", "3")], ..Guest::default() },
+        ..PLAIN
+    },
+];
+
+impl Posture {
+    /// Every layer that is off. The emulated processor gives nobody a choice about speculation, and the switch against
+    /// written code came with Linux 6.3.
+    fn off(&self, kernel: &Kernel) -> Vec<&'static str> {
+        let mut off = vec!["speculation"];
+        let old = kernel.release.starts_with("6.1.");
+        off.extend(old.then_some("deny-write-execute"));
+        off.extend(self.lacks);
+        off
+    }
+
+    fn command(&self, kernel: &Kernel) -> String {
+        let posture = format!("posture --off {}", self.off(kernel).join(","));
+        match self.refuses {
+            Some(words) => format!("{posture} --refuses '{words}'"),
+            None => format!(
+                "{posture} && layers | grep -v 'succeeds without it' && suite --exact \
+                 confinement::the_kernel_confirms_that_a_worker_is_confined"
+            ),
+        }
+    }
+}
+
+/// Room for a slow host.
+const LIMIT: Duration = Duration::from_secs(300);
+
+pub(crate) fn run(programs: &Programs, short: bool) -> Result<()> {
+    let files = programs.some_files(|name| !matches!(name, "escape" | super::ATTACKER))?;
+    let (installed, newer) = (Kernel::installed()?, newer_kernel()?);
+    let (mut held, mut broken) = (0, 0);
+    println!("| machine | kernel | layers that are off | the daemon | s |\n|---|---|---|---|---|");
+    for posture in POSTURES.iter().filter(|posture| !short || posture.short) {
+        let kernel = if posture.boots == Boots::Newer { &newer } else { &installed };
+        let machine = Machine::with_files(kernel, &files, (posture.guest)(), &shell(&posture.command(kernel)));
+        let begun = Instant::now();
+        let report = (posture.machine)(machine).time_limit(LIMIT).run(|_| {});
+        let (verdict, said) = match &report {
+            Ok(report) if report.status == 0 && posture.refuses.is_some() => ("refuses, with a sentence", None),
+            Ok(report) if report.status == 0 => ("holds", None),
+            Ok(report) => ("**DOES NOT HOLD**", Some(report.output.clone())),
+            Err(error) => ("**DOES NOT HOLD**", Some(error.to_string())),
+        };
+        let off = posture.off(kernel).join(", ");
+        let seconds = begun.elapsed().as_secs();
+        println!("| {} | {} | {off} | {verdict} | {seconds} |", posture.name, kernel.release);
+        match said {
+            None => held += 1,
+            Some(said) => {
+                broken += 1;
+                println!("{said}");
+            }
+        }
+    }
+    println!("\n{held} passed, {broken} failed");
+    ensure!(broken == 0, "{broken} postures do not hold");
+    Ok(())
+}

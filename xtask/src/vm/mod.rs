@@ -1,0 +1,190 @@
+//! `cargo xtask vm`: the emulated machine (`tests/vm`) with the programs of this checkout in it.
+
+pub(crate) mod matrix;
+
+use std::collections::BTreeMap;
+use std::env;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::Duration;
+
+use anyhow::{Context, Result, bail, ensure};
+use clap::Subcommand;
+use enisle_vm::{Files, Guest, Kernel, Machine};
+
+use crate::{cargo, check, debian, output, root, v8};
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Vm {
+    /// Run the attack harness in the emulated machine, and the tests that need what this machine may lack.
+    Escape {
+        /// Arguments of the harness, such as `--only M14`; with any the other tests are left out.
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        arguments: Vec<String>,
+    },
+    /// Run the daemon on machines of every posture, and print the table.
+    Matrix {
+        /// Only the postures that the test command tries.
+        #[arg(long)]
+        short: bool,
+    },
+    /// Run a command in the emulated machine, with the programs of this checkout in its PATH.
+    Run {
+        /// A command for busybox's shell.
+        command: String,
+        /// Added to the kernel's command line.
+        #[arg(long)]
+        kernel_argument: Vec<String>,
+    },
+}
+
+pub(crate) fn run(command: Vm) -> Result<()> {
+    let programs = Programs::build(&v8::or_explain()?)?;
+    match command {
+        Vm::Escape { arguments } if arguments.is_empty() => escape(&programs),
+        Vm::Escape { arguments } => in_machine(&programs, &format!("escape {}", arguments.join(" "))),
+        Vm::Matrix { short } => matrix::run(&programs, short),
+        Vm::Run { command, kernel_argument } => {
+            let machine =
+                Machine::with_files(&Kernel::installed()?, &programs.files()?, Guest::default(), &shell(&command));
+            let machine = kernel_argument.iter().fold(machine, |machine, argument| machine.kernel_argument(argument));
+            let report = machine.time_limit(HARNESS_LIMIT).memory_mib(MEMORY_MIB).run(|line| println!("{line}"))?;
+            ensure!(report.status == 0, "the command ended with status {}", report.status);
+            Ok(())
+        }
+    }
+}
+
+/// The harness needs seconds where everything is quick, and gets plenty where it is not.
+const HARNESS_LIMIT: Duration = Duration::from_secs(40 * 60);
+const MEMORY_MIB: u32 = 4096;
+
+/// What the emulated machine has and this one may lack, by the words of `ENISLE_REQUIRE`: there no test may be skipped.
+pub(crate) const FEATURES: &[&str] = &["pku", "userns", "landlock", "seccomp", "root", "deny-write-execute"];
+
+/// The attack catalogue, every layer of the jail by itself, and what the kernel and the supervisor say of a worker.
+pub(crate) fn escape(programs: &Programs) -> Result<()> {
+    in_machine(programs, "layers && suite confinement:: && escape")
+}
+
+fn in_machine(programs: &Programs, command: &str) -> Result<()> {
+    let command = format!("export ENISLE_REQUIRE={}\n{}", FEATURES.join(","), shell(command));
+    let kernel = newer_kernel()?;
+    println!("the emulated machine boots Linux {}", kernel.release);
+    let report = Machine::with_files(&kernel, &programs.files()?, Guest::default(), &command)
+        .memory_mib(MEMORY_MIB)
+        .time_limit(HARNESS_LIMIT)
+        .run(|line| println!("{line}"))?;
+    let skipped: Vec<_> = report.output.lines().filter(|line| line.contains("skipped:")).collect();
+    println!("the emulated machine took {} s", report.elapsed.as_secs());
+    ensure!(report.status == 0, "a check failed in the emulated machine");
+    ensure!(skipped.is_empty(), "the emulated machine skipped checks:\n{}", skipped.join("\n"));
+    Ok(())
+}
+
+/// The command with the programs in its path.
+fn shell(command: &str) -> String {
+    format!(
+        "set -o pipefail\ncd /tmp\nexport {}={FOLDER} PATH=$PATH:{FOLDER}\n{command}",
+        enisle_tests::PROGRAMS_VARIABLE
+    )
+}
+
+/// Where the programs are in the machine.
+const FOLDER: &str = "/enisle";
+const PROGRAMS: &[&str] = &["enisle", "enisled", "enisle-worker", "rogue-worker", "without-userns", "posture"];
+const ATTACKER: &str = "enisle-worker-attack";
+const TESTS: &[&str] = &["escape", "suite", "layers"];
+
+/// The programs and tests of this checkout, built with the profile `harness`.
+#[derive(Debug)]
+pub(crate) struct Programs {
+    by_name: BTreeMap<String, PathBuf>,
+}
+
+impl Programs {
+    pub(crate) fn build(archive: &v8::Archive) -> Result<Self> {
+        let missing = debian::missing(enisle_vm::PACKAGES);
+        if !missing.is_empty() {
+            bail!("these packages are missing; install them first:\n  sudo apt-get install {}", missing.join(" "));
+        }
+        println!("building the programs for the emulated machine");
+        let profile = ["--quiet", "--profile", "harness"];
+        check(cargo(archive).arg("build").args(profile).args(["--workspace", "--bins"]))?;
+        build_attacker(archive, &profile)?;
+        let tests = ["--workspace", "--no-run", "--message-format", "json"];
+        let built = output(cargo(archive).arg("test").args(profile).args(tests))?;
+        let mut by_name = BTreeMap::new();
+        for line in built.lines() {
+            let message: serde_json::Value = serde_json::from_str(line).context("cargo speaks JSON")?;
+            let name = message["target"]["name"].as_str().filter(|name| TESTS.contains(name));
+            if let (Some(name), Some(path)) = (name, message["executable"].as_str()) {
+                by_name.insert(name.to_owned(), PathBuf::from(path));
+            }
+        }
+        let folder = root().join("target/harness");
+        by_name.extend(PROGRAMS.iter().chain([&ATTACKER]).map(|name| ((*name).to_owned(), folder.join(name))));
+        let expected = PROGRAMS.len() + TESTS.len() + 1;
+        ensure!(by_name.len() == expected, "cargo did not say where it put the tests: {by_name:?}");
+        Ok(Self { by_name })
+    }
+
+    /// Everything, for a machine that has room.
+    fn files(&self) -> Result<Files> {
+        self.some_files(|_| true)
+    }
+
+    /// The programs that `wanted` names.
+    fn some_files(&self, wanted: impl Fn(&str) -> bool) -> Result<Files> {
+        let mut files = Files::new()?;
+        // `layers` executes a program of the host's that it makes setuid.
+        files.program("/usr/bin/id", "/usr/bin/id")?;
+        for (name, path) in self.by_name.iter().filter(|(name, _)| wanted(name)) {
+            files.program(path, &format!("{FOLDER}/{name}"))?;
+        }
+        Ok(files)
+    }
+}
+
+/// Builds the worker that hands scripts the process, which no release can be.
+pub(crate) fn build_attacker(archive: &v8::Archive, profile: &[&str]) -> Result<()> {
+    let worker = ["-p", "enisle-worker", "--features", "attack-natives", "--bin", ATTACKER];
+    check(cargo(archive).arg("build").args(profile).args(worker))
+}
+
+/// The kernel of Debian's newest release: what this machine's own may lack. It is downloaded once.
+fn newer_kernel() -> Result<Kernel> {
+    let folder = cache_dir().join("kernel");
+    let boot = folder.join("boot");
+    if let Ok(kernel) = Kernel::newest_in(&boot) {
+        return Ok(kernel);
+    }
+    let suite = debian::Suite::open("stable", &folder.join("apt"))?;
+    let package = suite.dependencies("linux-image-amd64")?;
+    let package = package.iter().find(|name| name.starts_with("linux-image-")).context("Debian has no kernel")?;
+    let debs = suite.download(&[package])?;
+    let deb = debs.iter().find(|deb| deb.to_string_lossy().contains("linux-image-")).context("no kernel came")?;
+    unpack_boot(deb, &folder)?;
+    fs::remove_dir_all(folder.join("apt"))?;
+    Ok(Kernel::newest_in(&boot)?)
+}
+
+/// The kernel without its modules, of which the machine needs none.
+fn unpack_boot(deb: &Path, folder: &Path) -> Result<()> {
+    let mut unpack =
+        Command::new("dpkg-deb").arg("--fsys-tarfile").arg(deb).stdout(std::process::Stdio::piped()).spawn()?;
+    let archive = unpack.stdout.take().context("it has a standard output")?;
+    check(Command::new("tar").arg("-x").arg("-C").arg(folder).arg("./boot").stdin(archive))?;
+    ensure!(unpack.wait()?.success(), "{} could not be unpacked", deb.display());
+    Ok(())
+}
+
+/// Downloads that outlive a checkout.
+fn cache_dir() -> PathBuf {
+    env::var_os("XDG_CACHE_HOME")
+        .map(PathBuf::from)
+        .or_else(|| env::var_os("HOME").map(|home| PathBuf::from(home).join(".cache")))
+        .unwrap_or_else(|| root().join("target"))
+        .join("enisle")
+}
