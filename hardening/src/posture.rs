@@ -23,6 +23,8 @@ pub struct Posture {
     pub findings: Vec<Finding>,
     /// Protection keys that a process can take and rely on.
     pub keys: usize,
+    /// Settings of the machine that are no layer and that an operator has to know about.
+    pub notes: Vec<String>,
     /// Landlock also fences abstract sockets and signals (its interface 6, Linux 6.12).
     pub landlock_scopes: bool,
 }
@@ -72,7 +74,8 @@ impl Posture {
                 Finding { layer, on, detail }
             })
             .collect();
-        Self { findings, keys: if faults { keys } else { 0 }, landlock_scopes }
+        let notes = strict_overcommit().into_iter().collect();
+        Self { findings, keys: if faults { keys } else { 0 }, notes, landlock_scopes }
     }
 
     /// The layers that are there.
@@ -200,6 +203,22 @@ fn landlock_version() -> io::Result<libc::c_long> {
         )
     };
     if version > 0 { Ok(version) } else { Err(io::Error::last_os_error()) }
+}
+
+/// Where the kernel promises no memory that it does not have (`vm.overcommit_memory` is 2), V8's ranges for code count in
+/// full, used or not. The two figures are `Committed_AS` with one tenant and with each further one, measured.
+fn strict_overcommit() -> Option<String> {
+    let setting = fs::read_to_string("/proc/sys/vm/overcommit_memory").ok()?;
+    if setting.trim() != "2" {
+        return None;
+    }
+    let memory = fs::read_to_string("/proc/meminfo").ok()?;
+    let limit = memory.lines().find_map(|line| line.strip_prefix("CommitLimit:")).unwrap_or(" of unknown size");
+    Some(format!(
+        "vm.overcommit_memory is 2: a worker process takes some 700 MiB of the machine's commit limit ({}), and each of its \
+         tenants after the first 140 MiB; where the limit is reached, a process ends and its runs begin again",
+        limit.trim()
+    ))
 }
 
 fn seccomp() -> (bool, String) {

@@ -23,6 +23,9 @@ pub(crate) async fn examine(client: &Client, as_json: bool) {
             outln!("     {:<18} to get it: {}", "", finding.layer.remedy());
         }
     }
+    for note in &posture.notes {
+        outln!("note {note}");
+    }
     match daemon {
         Some(info) => {
             let consequence = info["posture"]["consequence"].as_str().unwrap_or("?");
@@ -47,5 +50,5 @@ fn as_value(posture: &Posture, daemon: Option<Value>) -> Value {
                 "consequence": (!finding.on).then(|| finding.layer.without()) })
         })
         .collect();
-    json!({ "layers": layers, "keys": posture.keys, "daemon": daemon })
+    json!({ "layers": layers, "keys": posture.keys, "notes": posture.notes, "daemon": daemon })
 }
