@@ -111,7 +111,8 @@ fn lacking() -> Vec<&'static str> {
 
 /// Every test, with the programs that were just built. What this machine has is required, so nothing is skipped unseen.
 fn tests(archive: &v8::Archive, lacking: &[&str]) -> Result<()> {
-    let required: Vec<_> = vm::FEATURES.iter().copied().filter(|feature| !lacking.contains(feature)).collect();
+    let here = vm::FEATURES.iter().copied().filter(|feature| !lacking.contains(feature));
+    let required: Vec<_> = here.chain(["emulator"]).collect();
     let mut tests = cargo(archive);
     tests.args(["test", "--profile", "harness", "--workspace", "--no-fail-fast"]);
     tests.env("ENISLE_REQUIRE", required.join(",")).env("ENISLE_ELSEWHERE", lacking.join(","));
