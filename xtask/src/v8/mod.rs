@@ -1,7 +1,8 @@
 //! `cargo xtask v8`: where the V8 archive is, how to point at one, how to build one, whether it is whole.
 //!
-//! The project needs a V8 with several cages in one process and with the patch in `xtask/v8`; nobody
-//! publishes such an archive. Everything that makes one is in this folder and in the package registries.
+//! The project needs a V8 with several cages in one process and with the patches in `v8`; nobody
+//! publishes such an archive. Everything that makes one is in this folder, in `v8` and in the
+//! package registries.
 
 mod build;
 mod place;

@@ -15,9 +15,40 @@ pub(crate) const VERSION: &str = "152.2.0";
 /// The file names that the `v8` crate's build script looks for with the sandbox feature.
 pub(crate) const ARCHIVE: &str = "librusty_v8_ptrcomp_sandbox_release_x86_64-unknown-linux-gnu.a.gz";
 pub(crate) const BINDINGS: &str = "src_binding_ptrcomp_sandbox_release_x86_64-unknown-linux-gnu.rs";
-pub(crate) const PATCH: &str = include_str!("../../v8/tenant.patch");
-pub(crate) const ARGS: &str = include_str!("../../v8/args.gn");
-pub(crate) const UNITY: &str = include_str!("../../v8/unity.py");
+pub(crate) const ARGS: &str = include_str!("../../../v8/args.gn");
+pub(crate) const UNITY: &str = include_str!("../../../v8/unity.py");
+pub(crate) const HOOKS: &str = include_str!("../../../v8/hooks.syms");
+
+/// One part of the patch: the name of its file and its text.
+pub(crate) struct Part {
+    pub(crate) name: String,
+    pub(crate) text: String,
+}
+
+/// The patch as a series, in the order in which its parts are applied: every file of `v8/patches`.
+pub(crate) fn patches() -> Result<Vec<Part>> {
+    let folder = root().join("v8/patches");
+    let mut parts = Vec::new();
+    for file in fs::read_dir(&folder).with_context(|| format!("reading {}", folder.display()))? {
+        let path = file?.path();
+        if path.extension().is_some_and(|extension| extension == "patch") {
+            let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
+            parts.push(Part { name, text: fs::read_to_string(&path)? });
+        }
+    }
+    parts.sort_by(|a, b| a.name.cmp(&b.name));
+    Ok(parts)
+}
+
+/// A hash of everything of ours that decides what the archive is.
+fn inputs() -> Result<String> {
+    let mut hash = Sha256::new();
+    for part in patches()? {
+        hash.update(format!("{}\0{}\0", part.name, part.text));
+    }
+    hash.update(format!("{VERSION}\0{ARGS}\0{UNITY}\0{HOOKS}"));
+    Ok(hex(&hash.finalize())[..12].to_owned())
+}
 
 /// The link that `.cargo/config.toml` names, and what a build says while it is not there.
 const LINK: &str = "there is no V8 archive yet; build one (about an hour, resumable) with: cargo xtask v8 build; or point at \
@@ -35,13 +66,12 @@ pub(crate) struct Archive {
 }
 
 /// The folder that `cargo xtask v8 build` works in, keyed by all that decides the result.
-pub(crate) fn cache_dir() -> PathBuf {
+pub(crate) fn cache_dir() -> Result<PathBuf> {
     let base = env::var_os("XDG_CACHE_HOME")
         .map(PathBuf::from)
         .or_else(|| env::var_os("HOME").map(|home| PathBuf::from(home).join(".cache")))
         .unwrap_or_else(|| root().join("target"));
-    let key = hex(&Sha256::digest(format!("{VERSION}\0{PATCH}\0{ARGS}\0{UNITY}")));
-    base.join("enisle/v8").join(format!("{VERSION}-{}", &key[..12]))
+    Ok(base.join("enisle/v8").join(format!("{VERSION}-{}", inputs()?)))
 }
 
 /// Every place that is looked at, in order.
@@ -54,8 +84,11 @@ fn places() -> Vec<Archive> {
         places.push(Archive { dir, because: "RUSTY_V8_ARCHIVE" });
     }
     places.push(Archive { dir: link(), because: "cargo xtask v8 use" });
+    places.push(Archive { dir: root().join("v8"), because: "the archive in this tree" });
     places.push(Archive { dir: root().join("../shared/v8"), because: "the shared folder beside this checkout" });
-    places.push(Archive { dir: cache_dir().join("out"), because: "cargo xtask v8 build" });
+    if let Ok(cache) = cache_dir() {
+        places.push(Archive { dir: cache.join("out"), because: "cargo xtask v8 build" });
+    }
     places
 }
 
@@ -99,7 +132,7 @@ pub(crate) fn use_dir(dir: &Path) -> Result<()> {
 }
 
 pub(crate) fn status() -> Result<()> {
-    println!("wanted   v8 {VERSION}, patch {}", &hex(&Sha256::digest(PATCH))[..12]);
+    println!("wanted   v8 {VERSION}, made from {}", inputs()?);
     for place in places() {
         let state = if holds_archive(&place.dir) { "present" } else { "absent " };
         let shown = if place.dir == link() { root().join(".v8") } else { place.dir };
@@ -122,6 +155,18 @@ mod tests {
     fn the_version_is_the_one_that_the_workspace_pins() {
         let manifest = fs::read_to_string(root().join("Cargo.toml")).unwrap();
         assert!(manifest.contains(&format!("v8 = {{ version = \"={VERSION}\"")));
+    }
+
+    #[test]
+    fn every_part_of_the_patch_says_what_it_is_for() {
+        let parts = patches().unwrap();
+        assert!(!parts.is_empty());
+        for part in parts {
+            let (head, _) = part.text.split_once("\n--- ").unwrap();
+            for heading in ["Does:", "Safe:", "Gains:", "Test:", "Needs:"] {
+                assert!(head.contains(heading), "{} has no {heading}", part.name);
+            }
+        }
     }
 
     #[test]
