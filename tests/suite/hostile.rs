@@ -127,6 +127,15 @@ fn memory_in_every_form_ends_at_the_memory_limit() {
                 true,
             ),
             ("() => { let o = {}; for (;;) o = { o } }", MEMORY, true),
+            // One string of a gigabyte: V8 admits the first large object of a young heap, whatever
+            // its size.
+            ("() => { const s = '\\u1234'.repeat(5.3e8); s.charCodeAt(5); return s.length }", MEMORY, false),
+            (
+                "() => { try { new ArrayBuffer(6e7); new ArrayBuffer(6e7) } catch {} \
+                 const s = '\\u1234'.repeat(5e7); return s.charCodeAt(5) }",
+                MEMORY,
+                true,
+            ),
             ("() => { const m = new Map(); for (let i = 0; ; i++) m.set(i, [i]) }", EITHER, false),
             ("() => { const a = []; for (;;) a.push(new Uint8Array(1e6).fill(1)) }", ERROR, true),
             ("() => { const a = []; for (;;) a.push(new ArrayBuffer(0, { maxByteLength: 1e6 })) }", ERROR, true),

@@ -45,13 +45,7 @@ const ACTS: &[Act] = &[
 ];
 
 pub(crate) fn run() -> Result<()> {
-    if v8::find().is_none() {
-        println!(
-            "There is no V8 archive yet, so one is built first: about an hour on two cores, once. It can be interrupted."
-        );
-        v8::run(v8::V8::Build { jobs: std::thread::available_parallelism().map_or(2, usize::from) })?;
-    }
-    let programs = build_release(&v8::or_explain()?)?;
+    let programs = build_release(&v8::find()?)?;
     let daemon = Private::start(&programs, "")?;
     let mut connection = daemon.connect()?;
     println!("\na private enisled listens on {}\n", daemon.socket().display());

@@ -1,4 +1,4 @@
-//! `cargo xtask`: what a newcomer and CI run. Needs no V8 itself, so that it can say how to get one.
+//! `cargo xtask`: what a newcomer and CI run. Needs no V8 itself, so that it can build one.
 #![forbid(unsafe_code)]
 #![allow(clippy::print_stdout, reason = "a command line tool talks to its terminal")]
 
@@ -11,6 +11,7 @@ mod test;
 mod v8;
 mod vm;
 
+use std::env;
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode};
 
@@ -20,7 +21,7 @@ use clap::Parser;
 #[derive(Debug, Parser)]
 #[command(name = "cargo xtask", about = "Build, try, test and measure enisle")]
 enum Task {
-    /// Find or build V8, build everything, and run the scripts in `examples/` on a private daemon.
+    /// Build everything, and run the scripts in `examples/` on a private daemon.
     Demo,
     /// Check the style and run every test.
     Test(test::Options),
@@ -30,7 +31,7 @@ enum Task {
     /// Weeks of many tenants in seconds, through the engine that decides about cordons.
     #[command(subcommand)]
     Sim(sim::Sim),
-    /// The V8 archive: where it is, building it, checking it.
+    /// The V8 archive: which one is used, building one, checking it.
     #[command(subcommand)]
     V8(v8::V8),
     /// A machine of our own, emulated: the attack harness in it, and machines of every posture.
@@ -63,6 +64,13 @@ fn run(task: Task) -> Result<()> {
 /// The checkout.
 fn root() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).parent().map(Path::to_path_buf).unwrap_or_default()
+}
+
+/// What is made or downloaded once and outlives a checkout.
+fn cache_dir() -> PathBuf {
+    let own = env::var_os("XDG_CACHE_HOME").map(PathBuf::from);
+    let home = || env::var_os("HOME").map(|home| PathBuf::from(home).join(".cache"));
+    own.or_else(home).unwrap_or_else(|| root().join("target")).join("enisle")
 }
 
 /// Cargo in this checkout, with the V8 archive that was found.

@@ -24,7 +24,7 @@ pub(crate) struct Options {
 }
 
 pub(crate) fn run(options: &Options) -> Result<()> {
-    let archive = v8::or_explain()?;
+    let archive = v8::find()?;
     println!("V8: {} ({})", archive.dir.display(), archive.because);
     let lacking = lacking();
     let mut parts = Parts::default();

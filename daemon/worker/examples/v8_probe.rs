@@ -3,7 +3,7 @@
 
 use std::ffi::{c_int, c_void};
 
-// What `xtask/v8/tenant.patch` adds to the archive.
+// What `v8/patches/01-tenant-groups.patch` adds to the archive.
 unsafe extern "C" {
     fn v8_tenant_group_new(pkey: c_int) -> *mut c_void;
     fn v8_tenant_set_group(group: *mut c_void);

@@ -20,7 +20,7 @@ const SOFT: Duration = Duration::from_secs(5);
 const HARD: Duration = Duration::from_secs(1);
 
 pub(crate) fn run(moves: usize) -> Result<()> {
-    let archive = v8::or_explain()?;
+    let archive = v8::find()?;
     let programs = build_release(&archive)?;
     let mut holds = true;
     println!("\n{:<66} {:>9} {:>9}", "from the beginning of it to a run in a home of one's own", "ms", "at most");

@@ -24,7 +24,7 @@ const AT_ONCE: usize = 4;
 const ROUND: Duration = Duration::from_millis(500);
 
 pub(crate) fn run(rounds: usize) -> Result<()> {
-    let programs = build_release(&v8::or_explain()?)?;
+    let programs = build_release(&v8::find()?)?;
     let posture = Posture::probe();
     ensure!(posture.layers().has(Layer::Keys), "this machine has no protection keys");
     let workshop = Workshop::open(&programs.join("enisle-worker"), posture.layers().unsealed())?;

@@ -25,7 +25,7 @@ const TENANTS: usize = 24;
 const PAUSE: Duration = Duration::from_millis(3);
 
 pub(crate) fn run(peers: Option<&Path>, seconds: u64) -> Result<()> {
-    let programs = build_release(&v8::or_explain()?)?;
+    let programs = build_release(&v8::find()?)?;
     let daemon = Private::start(&programs, CONFIG)?;
     let mut connection = daemon.connect()?;
     let info = connection.get("/v1/info")?;

@@ -14,12 +14,22 @@ use std::time::Instant;
 use anyhow::{Context, Result, bail};
 use sha2::{Digest, Sha256};
 
-use super::place::{ARCHIVE, ARGS, BINDINGS, PATCH, UNITY, cache_dir, hex};
+use super::place::{ARCHIVE, ARGS, BINDINGS, HOOKS, UNITY, build_dir, hex, patches};
 use crate::{check, debian, output, root};
 
-/// Debian's packages that compile V8.
-const PACKAGES: &[&str] =
-    &["clang-22", "lld-22", "libclang-22-dev", "libclang-rt-22-dev", "ninja-build", "python3", "patch", "gzip"];
+/// Debian's packages that compile V8; the last one has ICU's notices.
+const PACKAGES: &[&str] = &[
+    "clang-22",
+    "lld-22",
+    "libclang-22-dev",
+    "libclang-rt-22-dev",
+    "ninja-build",
+    "python3",
+    "patch",
+    "gzip",
+    "libicu-dev",
+];
+const NOTICES: &str = include_str!("../../../v8/notices.py");
 const LLVM: &str = "/usr/lib/llvm-22";
 /// ICU's data file, which the `v8` crate leaves out, as the crate that carries it for the same ICU (78).
 const ICU_CRATE: (&str, &str) = ("deno_core_icudata", "0.78");
@@ -37,12 +47,13 @@ const STEPS: &[Step] = &[
     ("ICU data", icu_data),
     ("clang folder", clang_folder),
     ("flags that only Chromium's clang knows", chromium_flags),
-    ("tenant patch", tenant_patch),
+    ("patches", apply_patches),
     ("gn gen", gn_gen),
     ("grouping of sources", unity),
     ("compile", compile),
     ("bindgen", bindgen),
     ("bindings", bindings),
+    ("notices", notices),
     ("archive and checksums", archive),
 ];
 
@@ -66,7 +77,7 @@ impl Recipe {
 
 /// Builds what is not built yet and returns the folder with the archive.
 pub(crate) fn build(jobs: usize) -> Result<PathBuf> {
-    let recipe = Recipe { dir: cache_dir(), jobs, started: Instant::now() };
+    let recipe = Recipe { dir: build_dir()?, jobs, started: Instant::now() };
     fs::create_dir_all(recipe.path("done"))?;
     println!("building V8 in {} (about an hour on two cores; safe to interrupt)", recipe.dir.display());
     for (index, (name, step)) in STEPS.iter().enumerate() {
@@ -81,7 +92,26 @@ pub(crate) fn build(jobs: usize) -> Result<PathBuf> {
         fs::write(&mark, "")?;
     }
     println!("done in {}", minutes(recipe.started.elapsed().as_secs()));
+    compare(&recipe.path("out"))?;
     Ok(recipe.path("out"))
+}
+
+/// Says how what was built differs from what is in the tree.
+fn compare(out: &Path) -> Result<()> {
+    let Ok(committed) = fs::read_to_string(root().join("v8/SHA256SUMS")) else { return Ok(()) };
+    let built = fs::read_to_string(out.join("SHA256SUMS"))?;
+    let missing = |sums: &str, from: &str| -> Vec<String> {
+        sums.lines()
+            .filter(|line| !from.contains(line))
+            .filter_map(|line| Some(line.split_once("  ")?.1.to_owned()))
+            .collect()
+    };
+    let (new, old) = (missing(&built, &committed), missing(&committed, &built));
+    match (new.is_empty(), old.is_empty()) {
+        (true, true) => println!("the same, byte for byte, as what v8/SHA256SUMS names"),
+        _ => println!("differs from v8/SHA256SUMS in: {}; only there: {}", new.join(" "), old.join(" ")),
+    }
+    Ok(())
 }
 
 fn packages(_: &Recipe) -> Result<()> {
@@ -228,10 +258,22 @@ fn replacement_for(line: &str) -> String {
     format!("{before}{}", after.strip_prefix(',').unwrap_or(after))
 }
 
-fn tenant_patch(recipe: &Recipe) -> Result<()> {
-    let patch = recipe.path("tenant.patch");
-    fs::write(&patch, PATCH)?;
-    check(Command::new("patch").args(["--forward", "-p1", "-d"]).arg(recipe.src()).arg("-i").arg(patch))
+/// Applies the series. Each part leaves a mark of its own: a part cannot be applied twice.
+fn apply_patches(recipe: &Recipe) -> Result<()> {
+    let folder = recipe.path("patches");
+    fs::create_dir_all(&folder)?;
+    for part in patches()? {
+        let mark = recipe.path("done").join(&part.name);
+        if mark.exists() {
+            continue;
+        }
+        let file = folder.join(&part.name);
+        fs::write(&file, part.text)?;
+        check(Command::new("patch").args(["--forward", "-p1", "-d"]).arg(recipe.src()).arg("-i").arg(file))
+            .with_context(|| format!("{} does not apply; its head says what it needs and what it is for", part.name))?;
+        fs::write(mark, "")?;
+    }
+    Ok(())
 }
 
 fn gn_gen(recipe: &Recipe) -> Result<()> {
@@ -337,18 +379,42 @@ fn bindings(recipe: &Recipe) -> Result<()> {
     check(&mut command)
 }
 
+/// Collects the notices of everything that the archive contains.
+fn notices(recipe: &Recipe) -> Result<()> {
+    let script = recipe.path("notices.py");
+    fs::write(&script, NOTICES)?;
+    let text = output(Command::new("python3").arg(script).arg(recipe.src()).arg(recipe.gn_out()))?;
+    fs::create_dir_all(recipe.path("out"))?;
+    fs::write(recipe.path("out/LICENSES"), text)?;
+    Ok(())
+}
+
 fn archive(recipe: &Recipe) -> Result<()> {
     let out = recipe.path("out");
-    fs::create_dir_all(&out)?;
-    let library = recipe.gn_out().join("obj/librusty_v8.a");
-    let packed = fs::File::create(out.join(ARCHIVE))?;
-    check(Command::new("gzip").args(["-9", "-n", "-c"]).arg(library).stdout(packed))?;
-    fs::write(out.join("tenant.patch"), PATCH)?;
+    fs::create_dir_all(out.join("patches"))?;
     fs::write(out.join("args.gn"), ARGS)?;
     fs::write(out.join("unity.py"), UNITY)?;
+    fs::write(out.join("hooks.syms"), HOOKS)?;
+    let mut names: Vec<_> =
+        ["LICENSES", "args.gn", "hooks.syms", ARCHIVE, BINDINGS, "unity.py"].map(str::to_owned).into();
+    for part in patches()? {
+        fs::write(out.join("patches").join(&part.name), part.text)?;
+        names.push(format!("patches/{}", part.name));
+    }
+    // From here on the archive asks the embedder first for what it wants of libc.
+    let library = recipe.path("librusty_v8.a");
+    check(
+        Command::new(format!("{LLVM}/bin/llvm-objcopy"))
+            .arg("--redefine-syms")
+            .arg(out.join("hooks.syms"))
+            .arg(recipe.gn_out().join("obj/librusty_v8.a"))
+            .arg(&library),
+    )?;
+    let packed = fs::File::create(out.join(ARCHIVE))?;
+    check(Command::new("gzip").args(["-9", "-n", "-c"]).arg(library).stdout(packed))?;
     let mut sums = String::new();
-    for name in ["args.gn", ARCHIVE, BINDINGS, "tenant.patch", "unity.py"] {
-        sums += &format!("{}  {name}\n", hex(&Sha256::digest(fs::read(out.join(name))?)));
+    for name in names {
+        sums += &format!("{}  {name}\n", hex(&Sha256::digest(fs::read(out.join(&name))?)));
     }
     fs::write(out.join("SHA256SUMS"), sums)?;
     Ok(())

@@ -1,28 +1,21 @@
-//! `cargo xtask v8`: where the V8 archive is, how to point at one, how to build one, whether it is whole.
+//! `cargo xtask v8`: which V8 archive a build uses, how to build one, whether it is whole.
 //!
-//! The project needs a V8 with several cages in one process and with the patch in `xtask/v8`; nobody
-//! publishes such an archive. Everything that makes one is in this folder and in the package registries.
+//! The project needs a V8 with several cages in one process and with the patches in `v8/patches`. Nobody publishes such an
+//! archive, so it is part of this tree (`v8/`). Everything that makes it is here, in `v8/` and in the package registries.
 
 mod build;
 mod place;
 mod verify;
 
-use std::path::PathBuf;
-
 use anyhow::Result;
 use clap::Subcommand;
 
-pub(crate) use place::{Archive, find, or_explain, use_dir};
+pub(crate) use place::{Archive, find};
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum V8 {
-    /// Say which archive a build would use and where others are.
+    /// Say which archive a build uses.
     Status,
-    /// Use the archive in DIR for every build of this checkout.
-    Use {
-        /// A folder with the archive and its bindings.
-        dir: PathBuf,
-    },
     /// Build the archive from the crate's source (about an hour on two cores; resumes where it was stopped).
     Build {
         /// Parallel compiler processes.
@@ -36,11 +29,11 @@ pub(crate) enum V8 {
 pub(crate) fn run(command: V8) -> Result<()> {
     match command {
         V8::Status => place::status(),
-        V8::Use { dir } => use_dir(&dir),
         V8::Build { jobs } => {
             let built = build::build(jobs)?;
-            use_dir(&built)
+            println!("builds use it with RUSTY_V8_ARCHIVE={0}; copied over v8/ it is the tree's", built.display());
+            Ok(())
         }
-        V8::Verify => verify::verify(&or_explain()?),
+        V8::Verify => verify::verify(&find()?),
     }
 }

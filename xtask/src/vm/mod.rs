@@ -3,7 +3,6 @@
 pub(crate) mod matrix;
 
 use std::collections::BTreeMap;
-use std::env;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -13,7 +12,7 @@ use anyhow::{Context, Result, bail, ensure};
 use clap::Subcommand;
 use enisle_vm::{Files, Guest, Kernel, Machine};
 
-use crate::{cargo, check, debian, output, root, v8};
+use crate::{cache_dir, cargo, check, debian, output, root, v8};
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum Vm {
@@ -40,7 +39,7 @@ pub(crate) enum Vm {
 }
 
 pub(crate) fn run(command: Vm) -> Result<()> {
-    let programs = Programs::build(&v8::or_explain()?)?;
+    let programs = Programs::build(&v8::find()?)?;
     match command {
         Vm::Escape { arguments } if arguments.is_empty() => escape(&programs),
         Vm::Escape { arguments } => in_machine(&programs, &format!("escape {}", arguments.join(" "))),
@@ -178,13 +177,4 @@ fn unpack_boot(deb: &Path, folder: &Path) -> Result<()> {
     check(Command::new("tar").arg("-x").arg("-C").arg(folder).arg("./boot").stdin(archive))?;
     ensure!(unpack.wait()?.success(), "{} could not be unpacked", deb.display());
     Ok(())
-}
-
-/// Downloads that outlive a checkout.
-fn cache_dir() -> PathBuf {
-    env::var_os("XDG_CACHE_HOME")
-        .map(PathBuf::from)
-        .or_else(|| env::var_os("HOME").map(|home| PathBuf::from(home).join(".cache")))
-        .unwrap_or_else(|| root().join("target"))
-        .join("enisle")
 }

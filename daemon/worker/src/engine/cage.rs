@@ -24,7 +24,7 @@ struct Group {
     _opaque: [u8; 0],
 }
 
-// What `xtask/v8/tenant.patch` adds to the archive's `binding.cc`.
+// What `v8/patches/01-tenant-groups.patch` adds to the archive's `binding.cc`.
 unsafe extern "C" {
     fn v8_tenant_group_new(pkey: c_int) -> *mut Group;
     fn v8_tenant_group_delete(group: *mut Group);

@@ -52,7 +52,7 @@ pub(super) fn open() -> bool {
 fn map(bytes: usize) -> *mut u8 {
     let (protection, flags) = (libc::PROT_READ | libc::PROT_WRITE, libc::MAP_PRIVATE | libc::MAP_ANONYMOUS);
     // SAFETY: a mapping at a place of the island's choice touches no other one.
-    let memory = unsafe { memory::mmap(ptr::null_mut(), bytes, protection, flags, -1, 0) };
+    let memory = unsafe { memory::v8_tenant_mmap(ptr::null_mut(), bytes, protection, flags, -1, 0) };
     if memory == libc::MAP_FAILED { ptr::null_mut() } else { memory.cast() }
 }
 

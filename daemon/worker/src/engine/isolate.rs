@@ -6,7 +6,7 @@
 use std::fmt;
 use std::mem::ManuallyDrop;
 
-use super::{last_words, modules, natives, quota};
+use super::{last_words, modules, natives};
 
 /// The bytes of the startup snapshot: mapped once per process, read-only, never unmapped.
 #[derive(Debug, Clone, Copy)]
@@ -49,7 +49,6 @@ impl Resting {
             .heap_limits(0, (memory_mb as usize) << 20)
             .allow_atomics_wait(false);
         let mut isolate = v8::Isolate::new(params);
-        quota::adopt(&isolate);
         isolate.set_microtasks_policy(v8::MicrotasksPolicy::Explicit);
         // Without a listener V8 prints what nobody caught, to a standard output that a worker does not have.
         isolate.add_message_listener(natives::uncaught);
@@ -62,7 +61,6 @@ impl Resting {
             v8::scope!(let scope, &mut isolate);
             let context = v8::Context::new(scope, v8::ContextOptions::default());
             let scope = &mut v8::ContextScope::new(scope, context);
-            remove_globals(scope, context);
             runtime_of(scope).map(|runtime| (v8::Global::new(scope, context), runtime))
         };
         // SAFETY: `v8::Isolate::new` has entered it once, and no scope is open.
@@ -150,24 +148,6 @@ fn dispose(isolate: ManuallyDrop<v8::OwnedIsolate>) {
     // SAFETY: the isolate is at rest, and its own Drop exits it again.
     unsafe { isolate.enter() };
     drop(ManuallyDrop::into_inner(isolate));
-}
-
-/// No second thread to share with, and no code but JavaScript. Removed here rather than in the snapshot, because V8 looks
-/// for them when it restores a context.
-const NOT_FOR_TENANTS: &[&str] = if cfg!(feature = "attack-natives") {
-    // The storms of the attack harness also go through WebAssembly's memories.
-    &["SharedArrayBuffer", "Atomics"]
-} else {
-    &["SharedArrayBuffer", "Atomics", "WebAssembly"]
-};
-
-fn remove_globals(scope: &mut v8::PinScope<'_, '_>, context: v8::Local<'_, v8::Context>) {
-    let global = context.global(scope);
-    for name in NOT_FOR_TENANTS {
-        if let Some(name) = v8::String::new(scope, name) {
-            global.delete(scope, name.into());
-        }
-    }
 }
 
 fn runtime_of(scope: &mut v8::PinScope<'_, '_>) -> Result<Runtime, SnapshotMismatch> {

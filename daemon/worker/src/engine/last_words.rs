@@ -58,8 +58,12 @@ pub(super) unsafe extern "C" fn near_heap_limit(data: *mut std::ffi::c_void, cur
     let watch = unsafe { &*data.cast::<HeapWatch<'_>>() };
     // SAFETY: V8 calls this on the isolate's own thread; what comes out is not dropped as an owner.
     let mut isolate = unsafe { v8::Isolate::from_raw_isolate_ptr(watch.isolate) };
-    // A refused array buffer makes V8 ask here too, when it has collected garbage in vain; that is no full heap.
-    if quota::take_refused() && isolate.get_heap_statistics().used_heap_size() < initial / 2 {
+    // SAFETY: the function takes nothing and reads a variable of this thread.
+    let for_an_object = unsafe { v8_tenant_wanted() } != 0;
+    // A refused array buffer makes V8 ask here too, when it has collected garbage in vain. That is
+    // not a full heap. An object that does not fit needs its room though, however empty the heap
+    // is: V8 ends the process otherwise.
+    if !for_an_object && quota::take_refused() && isolate.get_heap_statistics().used_heap_size() < initial / 2 {
         return current;
     }
     watch.watched.end(Cause::Memory);
@@ -72,6 +76,12 @@ pub(super) unsafe extern "C" fn near_heap_limit(data: *mut std::ffi::c_void, cur
     });
     // Once: a run that fills that as well is not on its way out.
     initial.saturating_add(LARGEST_ALLOCATION)
+}
+
+unsafe extern "C" {
+    /// The size of the object that V8 asks for room for, in the archive
+    /// (`v8/patches/14-large-objects.patch`).
+    fn v8_tenant_wanted() -> usize;
 }
 
 /// What the callback at the heap limit needs to know.

@@ -1,13 +1,14 @@
-//! Where V8's mappings go: `mmap` as V8 finds it.
+//! Where V8's mappings go.
 //!
-//! V8 asks libc for address space by name, and the linker takes the name from here. What a tenant's thread asks for is
-//! put on its island and tagged with its key; for every other thread this is the system call and nothing else. libc's own
-//! `malloc` does not come this way, for it does not call itself by name; what it hands out is shared by all tenants of the
-//! process and carries no key.
+//! The archive calls [`v8_tenant_mmap`] where it would call libc's `mmap`
+//! (`v8/patches/13-mapping-hook.patch`). A mapping of a tenant's thread is put on its island and
+//! tagged with its key. For every other thread this is the system call and nothing else. libc's own
+//! `malloc` does not come this way: its memory is shared by all tenants of the process and carries
+//! no key.
 //!
 //! So every mapping of V8's for a tenant is tagged, whichever part of V8 makes it: pointer tables of each isolate, the code
 //! range, the trusted range. Pages that V8 replaces (`MAP_FIXED`, which drops a key) are tagged again. The patch in
-//! `xtask/v8` tags sandbox and trusted range by itself; there this is the second layer.
+//! `v8/patches` tags sandbox and trusted range by itself; there this is the second layer.
 
 use std::cell::Cell;
 use std::ffi::c_void;
@@ -95,7 +96,7 @@ impl Drop for Reserved {
 /// # Safety
 /// As the system call's.
 #[unsafe(no_mangle)]
-pub(super) unsafe extern "C" fn mmap(
+pub(super) unsafe extern "C" fn v8_tenant_mmap(
     hint: *mut c_void,
     bytes: size_t,
     protection: c_int,
@@ -133,23 +134,6 @@ pub(super) unsafe extern "C" fn mmap(
         return libc::MAP_FAILED;
     }
     mapped
-}
-
-/// `mmap` under its other name, which is the same where addresses have 64 bits.
-///
-/// # Safety
-/// As the system call's.
-#[unsafe(no_mangle)]
-pub(super) unsafe extern "C" fn mmap64(
-    hint: *mut c_void,
-    bytes: size_t,
-    protection: c_int,
-    flags: c_int,
-    fd: c_int,
-    offset: off_t,
-) -> *mut c_void {
-    // SAFETY: the caller's.
-    unsafe { mmap(hint, bytes, protection, flags, fd, offset) }
 }
 
 impl Home {

@@ -5,6 +5,7 @@
 //! | [`cage`] | one isolate group per tenant thread, on its island, tagged with its key |
 //! | [`memory`] | where V8's mappings go |
 //! | [`heap`] | what Rust allocates for a tenant, on its island |
+//! | [`hooks`] | what V8, ICU and C++ allocate |
 //! | [`confinement`] | whether a tenant's thread still has the keys open that it should |
 //! | [`quota`] | the bytes of array buffers that a tenant may hold |
 //! | [`isolate`] | an isolate at rest: made from the snapshot, warm, entered only for one run |
@@ -21,6 +22,7 @@ mod attack;
 pub(crate) mod cage;
 mod confinement;
 pub(crate) mod heap;
+mod hooks;
 pub(crate) mod isolate;
 pub(crate) mod kept;
 mod last_words;
@@ -48,8 +50,13 @@ pub(crate) use memory::Reserved;
 ///   making do with cages that have no guard regions.
 /// * `no-wasm-native-module-cache`: that cache is shared by all cages of the process.
 /// * `stack-size` (KiB): V8's own default on this architecture, a quarter of a tenant thread's stack.
+/// * `concurrent-marking-max-worker-num`: 0 means as many as the platform has threads. That is
+///   none, so there are no tables for seven.
 const FLAGS: &str = "--single-threaded --sandbox-prohibit-insecure-mode --no-wasm-native-module-cache \
-                     --stack-size=984";
+                     --stack-size=984 --concurrent-marking-max-worker-num=0";
+
+/// No code but JavaScript. The storms of the attack harness also go through WebAssembly's memories.
+const WASM_FLAGS: &str = if cfg!(feature = "attack-natives") { "" } else { "--no-expose-wasm" };
 
 /// Of a sealed worker: the interpreter alone, also for regular expressions, and no range for code is ever asked for.
 const JITLESS_FLAGS: &str = "--jitless";
@@ -66,8 +73,10 @@ unsafe extern "C" {
 /// Starts V8 on the calling thread, which has to be the ancestor of every thread that will enter an isolate: V8's key
 /// for JIT pages is inherited. V8 puts nothing into `zone` as long as what is returned lives, beside V8's version.
 pub(crate) fn start(zone: &Zone, jitless: bool) -> io::Result<(&'static str, Reserved)> {
+    hooks::check()?;
     let reserved = Reserved::new(zone.range())?;
     v8::V8::set_flags_from_string(FLAGS);
+    v8::V8::set_flags_from_string(WASM_FLAGS);
     if jitless {
         v8::V8::set_flags_from_string(JITLESS_FLAGS);
     }
@@ -97,13 +106,15 @@ pub(crate) fn warm_up() -> Result<(), &'static str> {
         let context = v8::Context::new(scope, v8::ContextOptions::default());
         let scope = &mut v8::ContextScope::new(scope, context);
         let script = v8::String::new(scope, WARM_UP).and_then(|source| v8::Script::compile(scope, source, None));
-        script.and_then(|script| script.run(scope)).is_some()
+        script.and_then(|script| script.run(scope)).ok_or("V8's first script failed")?;
+        // Limits hold only if V8 asks for them.
+        let before = quota::used();
+        let buffer = v8::ArrayBuffer::new(scope, 1000);
+        let counted = quota::used() - before;
+        if buffer.byte_length() == counted { Ok(()) } else { Err("V8 does not count the bytes of buffers") }
     })
     .join()
-    .ok()
-    .filter(|ran| *ran)
-    .map(drop)
-    .ok_or("V8's first script failed")
+    .map_err(|_| "V8's first script panicked")?
 }
 
 /// Takes over the signals of a fault. V8 giving up, by a breakpoint or an undefined instruction, and libc, by SIGABRT, first

@@ -17,7 +17,11 @@ macro_rules! natives {
     ($($name:literal => $function:ident),* $(,)?) => {
         /// The addresses of all natives: part of a snapshot, so the order is the same in every process of this build.
         pub(super) fn external_references() -> Vec<v8::ExternalReference> {
-            vec![$(v8::ExternalReference { function: edged::$function.map_fn_to() }),*]
+            let source = &raw const super::snapshot::RUNTIME_SOURCE;
+            vec![
+                $(v8::ExternalReference { function: edged::$function.map_fn_to() },)*
+                v8::ExternalReference { pointer: source.cast_mut().cast() },
+            ]
         }
 
         /// The object that the runtime is called with.

@@ -26,6 +26,10 @@ const RUNTIME: &str = concat!(
     "\n})"
 );
 
+/// The source as V8 holds it: it stays where the program has it, and no isolate gets a copy of its
+/// own. ASCII alone, or it does not compile.
+pub(super) static RUNTIME_SOURCE: v8::OneByteConst = v8::String::create_external_onebyte_const(RUNTIME.as_bytes());
+
 /// The name of the runtime's file; lines of a stack that mention it are cut from what tenants see.
 pub(super) const RUNTIME_NAME: &str = "enisle:runtime";
 
@@ -54,6 +58,7 @@ pub(crate) fn make() -> Result<Vec<u8>, SnapshotError> {
         let context = v8::Context::new(scope, v8::ContextOptions::default());
         let scope = &mut v8::ContextScope::new(scope, context);
         let made = install_runtime(scope);
+        remove_globals(scope, context);
         scope.set_default_context(context);
         made
     };
@@ -91,10 +96,22 @@ fn exercise(scope: &mut v8::PinScope<'_, '_>, api: v8::Local<'_, v8::Object>) ->
     (promise.state() == v8::PromiseState::Fulfilled).then_some(())
 }
 
+/// No second thread to share with. Code of other languages is not even set up (`--no-expose-wasm`).
+const NOT_FOR_TENANTS: &[&str] = &["SharedArrayBuffer", "Atomics"];
+
+fn remove_globals(scope: &mut v8::PinScope<'_, '_>, context: v8::Local<'_, v8::Context>) {
+    let global = context.global(scope);
+    for name in NOT_FOR_TENANTS {
+        if let Some(name) = v8::String::new(scope, name) {
+            global.delete(scope, name.into());
+        }
+    }
+}
+
 fn install_runtime(scope: &mut v8::PinScope<'_, '_>) -> Result<(), SnapshotError> {
     v8::tc_scope!(let scope, scope);
     let api = (|| {
-        let source = v8::String::new(scope, RUNTIME)?;
+        let source = v8::String::new_from_onebyte_const(scope, &RUNTIME_SOURCE)?;
         let name = v8::String::new(scope, RUNTIME_NAME)?.into();
         let origin = v8::ScriptOrigin::new(scope, name, 0, 0, false, 0, None, false, false, false, None);
         let function =

@@ -6,7 +6,7 @@ const WIDTH = 100;
 function inspect(value, depth, seen) {
   switch (typeof value) {
     case "string":
-      return depth === 0 ? value : stringifyJson(value.length > 10000 ? slice(value, 0, 10000) + "…" : value);
+      return depth === 0 ? value : stringifyJson(value.length > 10000 ? slice(value, 0, 10000) + "\u2026" : value);
     case "symbol":
       return symbolText(value);
     case "bigint":
@@ -78,7 +78,7 @@ function arrayParts(value, depth, seen) {
     const own = descriptorOf(value, i);
     push(parts, own === undefined ? "" : inspectProperty(own, depth, seen));
   }
-  if (length > WIDTH) push(parts, `… ${length - WIDTH} more`);
+  if (length > WIDTH) push(parts, `\u2026 ${length - WIDTH} more`);
   return parts;
 }
 
@@ -87,7 +87,7 @@ function objectParts(value, depth, seen) {
   const keys = ownKeys(value);
   for (let i = 0; i < keys.length; i++) {
     if (parts.length === WIDTH) {
-      push(parts, `… ${keys.length - i} more`);
+      push(parts, `\u2026 ${keys.length - i} more`);
       break;
     }
     const own = descriptorOf(value, keys[i]);

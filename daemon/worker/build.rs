@@ -1,0 +1,49 @@
+//! Refuses to link a V8 archive that is not the one that was made: its checksum and that of its bindings are compared with
+//! `SHA256SUMS` beside them, before the first program is linked and whenever one of the files changes.
+
+use std::error::Error;
+use std::io::Write;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+
+/// The parts of `SHA256SUMS` that a program is made of.
+const LINKED: [&str; 2] = ["librusty_v8_", "src_binding_"];
+
+fn main() -> Result<(), Box<dyn Error>> {
+    println!("cargo::rerun-if-env-changed=RUSTY_V8_ARCHIVE");
+    let folder = std::env::var_os("RUSTY_V8_ARCHIVE").map(PathBuf::from).unwrap_or_default();
+    let sums = folder.join("SHA256SUMS");
+    println!("cargo::rerun-if-changed={}", sums.display());
+    let listed = std::fs::read_to_string(&sums).map_err(|error| {
+        format!("{}: {error}; RUSTY_V8_ARCHIVE must name a folder with a V8 archive and its SHA256SUMS", sums.display())
+    })?;
+    let linked: Vec<_> = listed
+        .lines()
+        .filter(|line| line.split_once("  ").is_some_and(|(_, name)| LINKED.iter().any(|part| name.starts_with(part))))
+        .collect();
+    if linked.len() != LINKED.len() {
+        return Err(format!("{} does not name the archive and its bindings", sums.display()).into());
+    }
+    for line in &linked {
+        println!("cargo::rerun-if-changed={}", folder.join(line.split("  ").nth(1).unwrap_or_default()).display());
+    }
+    compare(&folder, &linked.join("\n"))
+}
+
+fn compare(folder: &Path, sums: &str) -> Result<(), Box<dyn Error>> {
+    let mut check = Command::new("sha256sum")
+        .args(["--check", "--strict", "--quiet", "-"])
+        .current_dir(folder)
+        .stdin(Stdio::piped())
+        .spawn()?;
+    check.stdin.take().ok_or("a piped standard input")?.write_all(format!("{sums}\n").as_bytes())?;
+    if check.wait()?.success() {
+        return Ok(());
+    }
+    let what = folder.display();
+    Err(format!(
+        "the V8 archive in {what} is not the one that was made; get the files again (git checkout -- v8), or build an archive \
+         with: cargo xtask v8 build"
+    )
+    .into())
+}
