@@ -90,8 +90,7 @@ pub(super) fn compile<'s>(
         let source = state.modules.sources.get(name)?;
         match source.kind {
             ModuleKind::Js => {
-                // The source moves into V8's heap; a module is compiled once, so nobody asks for it again.
-                let text = v8::String::new_from_utf8(scope, &source.body, v8::NewStringType::Normal).or_else(|| {
+                let text = text_of(scope, &source.body).or_else(|| {
                     throw(scope, v8::Exception::range_error, "the module is longer than a string can be")
                 })?;
                 let resource = v8::String::new(scope, name)?.into();
@@ -108,6 +107,19 @@ pub(super) fn compile<'s>(
     modules.names.entry(module.get_identity_hash()).or_default().push((global.clone(), name.to_owned()));
     modules.compiled.insert(name.to_owned(), global);
     Some(module)
+}
+
+/// From this size on a text in ASCII stays outside V8's heap: there it would count against the heap's limit as often as the
+/// worker compiles it, and an expression is compiled twice.
+const OUTSIDE_FROM_BYTES: usize = 64 << 10;
+
+/// A module's text as a string of V8's. It is made once: a module is compiled once.
+fn text_of<'s>(scope: &v8::PinScope<'s, '_>, body: &[u8]) -> Option<v8::Local<'s, v8::String>> {
+    if body.len() >= OUTSIDE_FROM_BYTES && body.is_ascii() {
+        v8::String::new_external_onebyte(scope, body.into())
+    } else {
+        v8::String::new_from_utf8(scope, body, v8::NewStringType::Normal)
+    }
 }
 
 fn synthetic<'s>(
@@ -275,7 +287,7 @@ fn evaluate_data<'s>(
         }
         ModuleKind::Json | ModuleKind::Text | ModuleKind::Js => {
             let kind = source.kind;
-            let text = v8::String::new_from_utf8(scope, &source.body, v8::NewStringType::Normal)?;
+            let text = text_of(scope, &source.body)?;
             if kind == ModuleKind::Json { parse_json(scope, &name, text)? } else { text.into() }
         }
     };
