@@ -48,7 +48,8 @@ fn code_of_64_mib_runs_and_a_byte_more_is_refused() {
     let daemon = Daemon::start(SHARING);
     let code = |bytes: usize| format!("{{\"code\": \"() => 1//{}\"}}", "x".repeat(bytes - 9));
     let most = 64 << 20;
-    assert_eq!(daemon.request("POST", LOAD, code(most).as_bytes()).ok()["result"], 1);
+    let run = daemon.request("POST", LOAD, code(most).as_bytes()).ok();
+    assert_eq!(run["result"], 1, "{run}");
     let problem = daemon.request("POST", LOAD, code(most + 1).as_bytes()).problem(413);
     assert!(problem.contains("67108865 bytes") && problem.contains("67108864"), "{problem}");
     let problem = daemon.request("POST", LOAD, code(97 << 20).as_bytes()).problem(413);

@@ -118,6 +118,7 @@ mod count {
 }
 
 #[cfg(test)]
+#[allow(clippy::multiple_unsafe_ops_per_block, reason = "one chain of calls hands one address on")]
 mod tests {
     use std::hint::black_box;
 
