@@ -66,6 +66,11 @@ fn root() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).parent().map(Path::to_path_buf).unwrap_or_default()
 }
 
+/// Where Cargo puts what it builds.
+fn target() -> PathBuf {
+    env::var_os("CARGO_TARGET_DIR").map_or_else(|| root().join("target"), PathBuf::from)
+}
+
 /// What is made or downloaded once and outlives a checkout.
 fn cache_dir() -> PathBuf {
     let own = env::var_os("XDG_CACHE_HOME").map(PathBuf::from);
@@ -84,7 +89,7 @@ fn cargo(archive: &v8::Archive) -> Command {
 fn build_release(archive: &v8::Archive) -> Result<PathBuf> {
     println!("building the release (V8 from {}, {})", archive.dir.display(), archive.because);
     check(cargo(archive).args(["build", "--release", "--quiet", "--workspace", "--bins", "--examples"]))?;
-    Ok(root().join("target/release"))
+    Ok(target().join("release"))
 }
 
 /// Runs a command to its end; a failure names it.

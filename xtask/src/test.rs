@@ -10,7 +10,7 @@ use anyhow::{Context, Result, bail, ensure};
 use clap::Args;
 use enisle_hardening::{Layer, Posture};
 
-use crate::{cargo, check, root, v8, vm};
+use crate::{cargo, check, target, v8, vm};
 
 #[derive(Debug, Args)]
 pub(crate) struct Options {
@@ -116,7 +116,7 @@ fn tests(archive: &v8::Archive, lacking: &[&str]) -> Result<()> {
     let mut tests = cargo(archive);
     tests.args(["test", "--profile", "harness", "--workspace", "--no-fail-fast"]);
     tests.env("ENISLE_REQUIRE", required.join(",")).env("ENISLE_ELSEWHERE", lacking.join(","));
-    check(tests.env(enisle_tests::PROGRAMS_VARIABLE, root().join("target/harness")))
+    check(tests.env(enisle_tests::PROGRAMS_VARIABLE, target().join("harness")))
 }
 
 /// What every native of the attack harness has in its name.
@@ -135,7 +135,7 @@ fn no_release_has_natives(archive: &v8::Archive) -> Result<()> {
         "a release with attack-natives has to be refused:\n{said}"
     );
     let holds_natives = |program: &str| -> Result<bool> {
-        let bytes = fs::read(root().join("target").join(program)).with_context(|| format!("reading {program}"))?;
+        let bytes = fs::read(target().join(program)).with_context(|| format!("reading {program}"))?;
         Ok(bytes.windows(NATIVE.len()).any(|window| window == NATIVE))
     };
     ensure!(holds_natives("harness/enisle-worker-attack")?, "the harness's worker has no natives that could be found");

@@ -25,10 +25,10 @@ use enisle_wire::tenant::{FromTenant, ToTenant};
 use enisle_wire::{FrameError, MAX_FROM_TENANT_BYTES, MAX_TO_TENANT_BYTES, read_frame, write_frame};
 
 use crate::engine::cage::{Cage, sweep};
-use crate::engine::heap;
 use crate::engine::isolate::{Resting, Snapshot};
 use crate::engine::kept::{Kept, Shelf};
 use crate::engine::run::execute;
+use crate::engine::{give_back_freed_memory, heap};
 use crate::watchdog::{Alarm, Watched};
 
 /// What every tenant's thread of a process needs to know.
@@ -44,6 +44,9 @@ pub(crate) struct Surroundings {
 /// space, which the kernel lets one thread do anyway; threads that queue here do not get in each other's way there. No
 /// script runs meanwhile in the thread that has its turn, so no tenant can hold it up.
 static BUILDING: Mutex<()> = Mutex::new(());
+
+/// From this size on the memory of a run is worth the millisecond that giving it back takes. A trivial run has a tenth.
+const HEAVY_BYTES: u64 = 8 << 20;
 
 /// A tenant's thread, as the worker's own threads hold it.
 #[derive(Debug)]
@@ -145,8 +148,10 @@ fn live(
             warm = Resting::warm(snapshot, memory_mb)?;
         }
         let mut evaluated = None;
-        heap::private(|| {
-            say(&FromTenant::Done(Box::new(execute(&mut warm, &mut evaluated, *run, watched, channel, arrived))))
+        let peak_heap_bytes = heap::private(|| {
+            let done = execute(&mut warm, &mut evaluated, *run, watched, channel, arrived);
+            let peak_heap_bytes = done.usage.peak_heap_bytes;
+            say(&FromTenant::Done(Box::new(done))).map(|()| peak_heap_bytes)
         })?;
         let _turn = BUILDING.lock().unwrap_or_else(PoisonError::into_inner);
         // The next one first: a cage whose last isolate goes would build its shared parts anew.
@@ -155,6 +160,9 @@ fn live(
         match (key, evaluated) {
             (Some(key), Some(evaluated)) => shelf.put(key, last, evaluated),
             _ => drop(last),
+        }
+        if peak_heap_bytes >= HEAVY_BYTES {
+            give_back_freed_memory();
         }
     }
 }

@@ -30,6 +30,10 @@ pub(crate) enum Bench {
         /// A folder in which `npm install workerd` was done: the same script through its Worker Loader, in the same run.
         #[arg(long)]
         peers: Option<PathBuf>,
+        /// The folder with the release of another build (`target/release` of an older checkout): both in turns, and how
+        /// they compare.
+        #[arg(long)]
+        against: Option<PathBuf>,
         /// Seconds for each throughput.
         #[arg(long, default_value_t = 5)]
         seconds: u64,
@@ -40,6 +44,6 @@ pub(crate) fn run(bench: Bench) -> Result<()> {
     match bench {
         Bench::Cordon { moves } => cordon::run(moves),
         Bench::Keys { rounds } => keys::run(rounds),
-        Bench::Load { peers, seconds } => load::run(peers.as_deref(), seconds),
+        Bench::Load { peers, against, seconds } => load::run(peers.as_deref(), against.as_deref(), seconds),
     }
 }

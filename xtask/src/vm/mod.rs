@@ -12,7 +12,7 @@ use anyhow::{Context, Result, bail, ensure};
 use clap::Subcommand;
 use enisle_vm::{Files, Guest, Kernel, Machine};
 
-use crate::{cache_dir, cargo, check, debian, output, root, v8};
+use crate::{cache_dir, cargo, check, debian, output, target, v8};
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum Vm {
@@ -122,7 +122,7 @@ impl Programs {
                 by_name.insert(name.to_owned(), PathBuf::from(path));
             }
         }
-        let folder = root().join("target/harness");
+        let folder = target().join("harness");
         by_name.extend(PROGRAMS.iter().chain([&ATTACKER]).map(|name| ((*name).to_owned(), folder.join(name))));
         let expected = PROGRAMS.len() + TESTS.len() + 1;
         ensure!(by_name.len() == expected, "cargo did not say where it put the tests: {by_name:?}");
