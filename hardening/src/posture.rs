@@ -215,8 +215,8 @@ fn strict_overcommit() -> Option<String> {
     let memory = fs::read_to_string("/proc/meminfo").ok()?;
     let limit = memory.lines().find_map(|line| line.strip_prefix("CommitLimit:")).unwrap_or(" of unknown size");
     Some(format!(
-        "vm.overcommit_memory is 2: a worker process takes some 700 MiB of the machine's commit limit ({}), and each of its \
-         tenants after the first 140 MiB; where the limit is reached, a process ends and its runs begin again",
+        "vm.overcommit_memory is 2: a worker process takes some 700 MiB of the machine's commit limit ({}), and 140 MiB more \
+         for each further tenant; where the limit is reached, a process ends and its runs begin again",
         limit.trim()
     ))
 }

@@ -16,8 +16,9 @@ mod soak;
 mod usage;
 
 use std::io;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::PathBuf;
-use std::process::{Command, ExitCode};
+use std::process::ExitCode;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
@@ -217,21 +218,8 @@ fn build() -> (PathBuf, PathBuf) {
     if std::env::var_os(enisle_tests::PROGRAMS_VARIABLE).is_some() {
         return (dir.join("enisle-worker-attack"), dir.join("enisle-worker"));
     }
-    let target = dir.parent().expect("a profile is a folder in the target folder");
-    let mut cargo = Command::new(env!("CARGO"));
-    cargo.args([
-        "build",
-        "--quiet",
-        "-p",
-        "enisle-worker",
-        "--features",
-        "attack-natives",
-        "--bin",
-        "enisle-worker-attack",
-    ]);
-    let status = cargo.arg("--target-dir").arg(target).status().expect("cargo runs");
-    assert!(status.success(), "the worker with natives does not build");
-    (target.join("debug/enisle-worker-attack"), dir.join("enisle-worker"))
+    let attacker = ["-p", "enisle-worker", "--features", "attack-natives", "--bin", "enisle-worker-attack"];
+    (enisle_tests::build(dir, &attacker).join("enisle-worker-attack"), dir.join("enisle-worker"))
 }
 
 fn main() -> ExitCode {
@@ -302,10 +290,13 @@ fn side_by_side(jobs: &[Job<'_>]) -> Vec<Row> {
     std::thread::scope(|scope| {
         for _ in 0..threads {
             scope.spawn(|| {
-                while let Some((index, job)) =
-                    Some(next.fetch_add(1, Ordering::Relaxed)).and_then(|index| Some((index, jobs.get(index)?)))
-                {
-                    let row = job();
+                loop {
+                    let index = next.fetch_add(1, Ordering::Relaxed);
+                    let Some(job) = jobs.get(index) else { break };
+                    // A job that panics is a row that failed; the panic itself was printed.
+                    let row = catch_unwind(AssertUnwindSafe(job)).unwrap_or_else(|_| {
+                        found("panic", "a row of the table", Err("it panicked; see above".to_owned()))
+                    });
                     row.print();
                     rows.lock().expect("no job panics while it holds the lock").push((index, row));
                 }
@@ -351,6 +342,10 @@ fn conclude(rows: &[Row]) -> ExitCode {
         residual.len()
     );
     println!("{} passed, {failed} failed", rows.len() - failed);
+    if rows.is_empty() {
+        println!("no row has that id");
+        return ExitCode::FAILURE;
+    }
     let too_many = residual.len() * 10 > catalogue.len() && catalogue.len() > 10;
     if failed == 0 && !too_many { ExitCode::SUCCESS } else { ExitCode::FAILURE }
 }

@@ -31,28 +31,25 @@ pub fn programs() -> &'static Path {
         // target/PROFILE/deps/suite-… → target/PROFILE
         let test = std::env::current_exe().expect("a test has a path");
         let dir = test.ancestors().nth(2).expect("tests live in target/PROFILE/deps").to_path_buf();
-        let mut cargo = Command::new(env!("CARGO"));
-        cargo.args([
-            "build",
-            "--quiet",
-            "-p",
-            "enisle-worker",
-            "-p",
-            "enisle-supervisor",
-            "-p",
-            "enisle-cli",
-            "-p",
-            "enisle-tests",
-            "--bins",
-        ]);
-        if dir.ends_with("release") {
-            cargo.arg("--release");
-        }
-        let target = dir.parent().expect("a profile is a folder in the target folder");
-        let status = cargo.arg("--target-dir").arg(target).status().expect("cargo runs");
-        assert!(status.success(), "the programs under test do not build");
-        dir
+        let packages = ["enisle-worker", "enisle-supervisor", "enisle-cli", "enisle-tests"];
+        let packages: Vec<_> = packages.iter().flat_map(|package| ["-p", package]).chain(["--bins"]).collect();
+        build(&dir, &packages)
     })
+}
+
+/// Builds programs into the folder of a profile, with that profile; the folder.
+///
+/// # Panics
+/// They do not build.
+pub fn build(dir: &Path, what: &[&str]) -> PathBuf {
+    let target = dir.parent().expect("a profile is a folder in the target folder");
+    let profile = dir.file_name().expect("it has a name").to_string_lossy();
+    // Cargo's own name for the profile whose folder is `debug`.
+    let profile = if profile == "debug" { "dev" } else { &profile };
+    let mut cargo = Command::new(env!("CARGO"));
+    cargo.args(["build", "--quiet", "--profile", profile, "--target-dir"]).arg(target).args(what);
+    assert!(cargo.status().expect("cargo runs").success(), "the programs under test do not build");
+    dir.to_owned()
 }
 
 /// Whether a test can run that needs `feature` (`pku`, `userns`, `landlock`, `seccomp`, `root`). If it cannot, it says

@@ -30,12 +30,17 @@ impl Suite {
             "Dir::Etc::sourceparts=-".to_owned(),
             format!("Dir::State::lists={}", folder.join("lists").display()),
             format!("Dir::Cache={}", folder.display()),
+            // What this machine has installed is no candidate: the suite does not have it.
+            "Dir::State::status=/dev/null".to_owned(),
+            // A list that cannot be fetched is an error, not a warning.
+            "APT::Update::Error-Mode=any".to_owned(),
             // The folder is the caller's own, which apt's own user may not be able to enter.
             "APT::Sandbox::User=root".to_owned(),
         ];
         let opened = Self { folder: folder.to_owned(), options: options.into() };
-        check(opened.apt("apt-get").args(["-q", "update"]).stdout(std::process::Stdio::null()))
-            .with_context(|| format!("reading the package list of {suite}"))?;
+        check(opened.apt("apt-get").args(["-q", "update"]).stdout(std::process::Stdio::null())).with_context(|| {
+            format!("the package list of Debian's {suite} could not be fetched; is there a network?")
+        })?;
         Ok(opened)
     }
 

@@ -72,7 +72,7 @@ impl Files {
             }
             .map_err(file_error(path))?;
         }
-        cpio::newc::trailer(archive).map(drop).map_err(VmError::Emulator)
+        cpio::newc::trailer(archive).map(drop).map_err(VmError::Archive)
     }
 }
 

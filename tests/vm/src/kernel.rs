@@ -30,7 +30,7 @@ impl Kernel {
     /// The newest kernel in a folder laid out as `/boot` is.
     ///
     /// # Errors
-    /// The folder holds no kernel that can be read.
+    /// The folder holds no kernel.
     pub fn newest_in(boot: &Path) -> Result<Self, VmError> {
         let missing = || VmError::Missing { what: format!("a kernel, and {} holds none", boot.display()) };
         let names = fs::read_dir(boot).map_err(file_error(boot))?.flatten();

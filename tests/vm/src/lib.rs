@@ -45,10 +45,14 @@ pub const PACKAGES: &[&str] = &["qemu-system-x86", "linux-image-amd64", "busybox
 pub enum VmError {
     #[error("the emulated machine needs {what}; install it with: apt-get install {}", PACKAGES.join(" "))]
     Missing { what: String },
+    #[error("the kernel {release} has no initial file system (initrd) beside it, which an image needs")]
+    NoInitrd { release: String },
     #[error("{path} could not be read or written: {source}")]
     File { path: PathBuf, source: io::Error },
     #[error("the libraries of {program} could not be listed: {why}")]
     Libraries { program: PathBuf, why: String },
+    #[error("the archive of the machine's files could not be written: {0}")]
+    Archive(io::Error),
     #[error("qemu-system-x86_64 could not be run: {0}")]
     Emulator(io::Error),
     #[error("the emulated machine was ended after {} s, its time limit; it last printed:\n{tail}", limit.as_secs())]

@@ -12,6 +12,8 @@ use crate::guest::INIT;
 use crate::{Files, Guest, Kernel, VmError, file_error};
 
 const EMULATOR: &str = "qemu-system-x86_64";
+/// Starts the emulator so that it ends with the process that wanted it, however that ends (`setpriv(1)`, of util-linux).
+const LEASH: [&str; 3] = ["setpriv", "--pdeathsig", "KILL"];
 
 /// Lines of output that an error shows.
 const TAIL_LINES: usize = 30;
@@ -114,6 +116,8 @@ impl Machine {
         emulator.arg("-serial").arg("stdio");
         emulator.arg("-serial").arg(format!("file:{}", status.display()));
         let begun = Instant::now();
+        let complaints = folder.path().join("complaints");
+        emulator.stderr(File::create(&complaints).map_err(file_error(&complaints))?);
         let mut child = Running::start(&mut emulator)?;
         let mut output = String::new();
         let in_time = child.lines(begun + self.time_limit, |line| {
@@ -123,8 +127,13 @@ impl Machine {
         });
         drop(child);
         // What did not come is shown as nothing.
-        let console = fs::read(&console).map(|bytes| String::from_utf8_lossy(&bytes).into_owned()).unwrap_or_default();
-        let tail = || format!("{}\n--- the kernel:\n{}", last_lines(&output), last_lines(&console));
+        let text =
+            |path: &Path| fs::read(path).map(|bytes| String::from_utf8_lossy(&bytes).into_owned()).unwrap_or_default();
+        let (console, complaints) = (text(&console), text(&complaints));
+        let tail = || {
+            let (output, console) = (last_lines(&output), last_lines(&console));
+            format!("{output}\n--- the kernel:\n{console}\n--- the emulator:\n{complaints}")
+        };
         if !in_time {
             return Err(VmError::TimeLimit { limit: self.time_limit, tail: tail() });
         }
@@ -136,7 +145,13 @@ impl Machine {
     /// The emulator's command line, all but the serial ports.
     fn emulator(&self, folder: &Path) -> Result<Command, VmError> {
         let mut append = "console=ttyS0 panic=-1 loglevel=4".to_owned();
-        let mut emulator = Command::new(EMULATOR);
+        if !is_installed(EMULATOR) {
+            return Err(VmError::Missing { what: EMULATOR.to_owned() });
+        }
+        File::open(&self.kernel.image).map_err(file_error(&self.kernel.image))?;
+        let [leash, arguments @ ..] = LEASH;
+        let mut emulator = Command::new(leash);
+        emulator.args(arguments).arg(EMULATOR);
         emulator.args(["-nodefaults", "-no-user-config", "-display", "none", "-monitor", "none", "-no-reboot"]);
         emulator.args(["-accel", "tcg,thread=multi", "-cpu", "max"]);
         emulator.arg("-smp").arg(self.processors.to_string());
@@ -156,8 +171,8 @@ impl Machine {
             }
             Root::Image(image) => {
                 let initrd = self.kernel.initrd.as_ref();
-                let what = || format!("the initial file system of kernel {}", self.kernel.release);
-                emulator.arg("-initrd").arg(initrd.ok_or_else(|| VmError::Missing { what: what() })?);
+                let missing = || VmError::NoInitrd { release: self.kernel.release.clone() };
+                emulator.arg("-initrd").arg(initrd.ok_or_else(missing)?);
                 // A comma in a name begins the next option, so it is doubled.
                 let file = image.display().to_string().replace(',', ",,");
                 emulator.arg("-drive").arg(format!("file={file},format=raw,if=virtio,snapshot=on"));
@@ -179,13 +194,7 @@ struct Running(Child);
 impl Running {
     fn start(emulator: &mut Command) -> Result<Self, VmError> {
         emulator.stdin(Stdio::null()).stdout(Stdio::piped());
-        match emulator.spawn() {
-            Ok(child) => Ok(Self(child)),
-            Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
-                Err(VmError::Missing { what: EMULATOR.to_owned() })
-            }
-            Err(error) => Err(VmError::Emulator(error)),
-        }
+        emulator.spawn().map(Self).map_err(VmError::Emulator)
     }
 
     /// Reads lines until the machine is off; false if it was still on at `deadline`.
@@ -206,6 +215,8 @@ impl Running {
         });
         loop {
             match receiver.recv_timeout(deadline.saturating_duration_since(Instant::now())) {
+                // A machine that talks without end does not outlive its limit by doing so.
+                Ok(_) if Instant::now() > deadline => return false,
                 Ok(line) => on_line(&line),
                 Err(RecvTimeoutError::Timeout) => return false,
                 Err(RecvTimeoutError::Disconnected) => return true,
@@ -220,6 +231,11 @@ impl Drop for Running {
         let _ = self.0.kill();
         let _ = self.0.wait();
     }
+}
+
+fn is_installed(program: &str) -> bool {
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    std::env::split_paths(&path).any(|folder| folder.join(program).exists())
 }
 
 fn last_lines(text: &str) -> String {

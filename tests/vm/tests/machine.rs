@@ -16,8 +16,9 @@ fn kernel() -> Option<Kernel> {
 }
 
 fn machine(guest: Guest, command: &str) -> Option<Machine> {
-    let files = Files::new().expect("busybox is there, or there were no kernel");
-    kernel().map(|kernel| Machine::with_files(&kernel, &files, guest, command).memory_mib(512))
+    let kernel = kernel()?;
+    let files = Files::new().expect("there is a busybox where there is a kernel");
+    Some(Machine::with_files(&kernel, &files, guest, command).memory_mib(512))
 }
 
 #[test]
@@ -83,7 +84,8 @@ fn image(folder: &Path) -> std::path::PathBuf {
     let executable = std::os::unix::fs::PermissionsExt::from_mode(0o755);
     std::fs::set_permissions(root.join("init"), executable).expect("it is ours");
     let image = folder.join("image");
-    let made = Command::new("mke2fs").args(["-q", "-t", "ext4", "-d"]).arg(&root).arg(&image).arg("32M").status();
+    // Debian keeps it where an ordinary user's PATH does not look.
+    let made = Command::new("/sbin/mke2fs").args(["-q", "-t", "ext4", "-d"]).arg(&root).arg(&image).arg("32M").status();
     assert!(made.expect("mke2fs runs").success());
     image
 }

@@ -127,10 +127,22 @@ impl Posture {
     }
 
     fn command(&self, kernel: &Kernel) -> String {
+        let off = self.off(kernel);
+        let lacks_any = |layers: &[&str]| layers.iter().any(|layer| off.contains(layer));
+        // What this machine has must not be skipped by the tests that follow.
+        let has = super::FEATURES.iter().copied().filter(|feature| match *feature {
+            "pku" => !lacks_any(&["keys"]),
+            "userns" => !lacks_any(&["namespaces", "empty-root"]),
+            "root" => (self.guest)().uid == 0,
+            layer => !lacks_any(&[layer]),
+        });
+        // Where there are keys, one row of the catalogue shows that they hold.
+        let keys = if lacks_any(&["keys", "namespaces", "empty-root"]) { "" } else { "&& escape --only 'M02 write'" };
         format!(
-            "posture --off {} --without {} && layers | grep -v 'succeeds without it' && suite --exact \
-             confinement::the_kernel_confirms_that_a_worker_is_confined",
-            self.off(kernel).join(","),
+            "export ENISLE_REQUIRE={}\nposture --off {} --without {} && layers && suite --nocapture --exact \
+             confinement::the_kernel_confirms_that_a_worker_is_confined {keys}",
+            has.collect::<Vec<_>>().join(","),
+            off.join(","),
             self.without.join(",")
         )
     }
@@ -140,21 +152,21 @@ impl Posture {
 const LIMIT: Duration = Duration::from_secs(300);
 
 pub(crate) fn run(programs: &Programs, short: bool) -> Result<()> {
-    let files = programs.some_files(|name| !matches!(name, "escape" | super::ATTACKER))?;
-    let (installed, newer) = (Kernel::installed()?, newer_kernel()?);
+    let files = programs.files()?;
+    let installed = Kernel::installed()?;
     let (mut held, mut broken) = (0, 0);
     println!("| machine | kernel | layers that are off | the daemon | s |\n|---|---|---|---|---|");
     for posture in POSTURES.iter().filter(|posture| !short || posture.short) {
-        let kernel = if posture.boots == Boots::Newer { &newer } else { &installed };
-        let machine = Machine::with_files(kernel, &files, (posture.guest)(), &shell(&posture.command(kernel)));
+        let kernel = if posture.boots == Boots::Newer { newer_kernel()? } else { installed.clone() };
+        let machine = Machine::with_files(&kernel, &files, (posture.guest)(), &shell(&posture.command(&kernel)));
         let begun = Instant::now();
         let report = (posture.machine)(machine).time_limit(LIMIT).run(|_| {});
         let (verdict, said) = match &report {
-            Ok(report) if report.status == 0 => ("holds", None),
+            Ok(report) if report.status == 0 && !report.output.contains("running 0 tests") => ("holds", None),
             Ok(report) => ("**DOES NOT HOLD**", Some(report.output.clone())),
             Err(error) => ("**DOES NOT HOLD**", Some(error.to_string())),
         };
-        let off = posture.off(kernel).join(", ");
+        let off = posture.off(&kernel).join(", ");
         let seconds = begun.elapsed().as_secs();
         println!("| {} | {} | {off} | {verdict} | {seconds} |", posture.name, kernel.release);
         match said {
