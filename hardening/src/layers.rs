@@ -128,8 +128,8 @@ impl Layer {
             Self::Seccomp | Self::ThreadFilter | Self::SealedFilter => "a kernel with CONFIG_SECCOMP_FILTER",
             Self::DenyWriteExecute => "a kernel of 6.3 or later (PR_SET_MDWE)",
             Self::Keys => {
-                "a processor and a kernel of 6.12 or later with memory protection keys (ospke in /proc/cpuinfo); until then one \
-                 tenant a process"
+                "a processor with memory protection keys and a kernel that uses them (ospke in /proc/cpuinfo), and delivers faults \
+                 on a closed key to their handler; until then one tenant a process"
             }
             Self::Rlimits | Self::Capabilities | Self::NoNewPrivileges | Self::NotDumpable | Self::ParentDeath => {
                 "every supported kernel has it"
