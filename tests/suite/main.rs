@@ -7,6 +7,7 @@
 //! | [`hostile`] | scripts that want too much: each ends with its outcome, and its neighbours go on |
 //! | [`lifecycle`] | death and recovery, drain, sockets |
 //! | [`confinement`] | what the kernel says of a worker, and workers that are not what they should be |
+//! | [`surface`] | every property that a script finds |
 //! | [`cli`] | the command line as a user types it |
 
 #![allow(clippy::print_stderr, reason = "a skipped test says why")]
@@ -19,3 +20,4 @@ mod kept;
 mod lifecycle;
 mod requests;
 mod scripts;
+mod surface;

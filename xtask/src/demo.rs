@@ -78,6 +78,9 @@ fn perform(act: &Act, connection: &mut Connection) -> Result<()> {
         _ => {}
     }
     println!("    used      {} ms of CPU, {} ms in all\n", run["usage"]["cpuMs"], run["usage"]["wallMs"]);
+    // The one that looks for a way out says what it found: in a release too there must be nothing.
+    let found = run["result"]["found"].as_array().is_some_and(|found| !found.is_empty());
+    ensure!(!found, "{} found a way out: {}", act.file, run["result"]);
     ensure!(run["outcome"] == act.outcome, "{} ended as {}, not as {}", act.file, run["outcome"], act.outcome);
     Ok(())
 }

@@ -1,0 +1,31 @@
+//! What a script finds in its global object, property by property: `surface.txt`, in every kind of worker.
+//!
+//! A new V8 adds properties, and a patch or a flag may lose some (`v8/patches/05-features-in-snapshot.patch`) or bring one back
+//! that no tenant may have (`WebAssembly`). Either is a difference here, to be looked at before the list is changed.
+
+use std::collections::BTreeSet;
+
+use enisle_tests::{Daemon, SHARING};
+use serde_json::json;
+
+const SCRIPT: &str = include_str!("surface.js");
+const KNOWN: &str = include_str!("surface.txt");
+
+#[test]
+fn a_script_finds_what_is_known_and_nothing_else() {
+    let daemon = Daemon::start(SHARING);
+    let order = json!({ "level": "sealed", "reason": "a test" }).to_string();
+    daemon.request("PUT", "/v1/tenants/sealed/cordon", order.as_bytes()).ok();
+    let known: BTreeSet<_> = KNOWN.lines().collect();
+    for tenant in ["shared", "sealed"] {
+        let run = daemon.run(tenant, SCRIPT);
+        let found = run["result"].as_array().unwrap_or_else(|| panic!("{tenant}: {run}"));
+        let found: BTreeSet<_> = found.iter().filter_map(|line| line.as_str()).collect();
+        let (new, gone): (Vec<_>, Vec<_>) = (found.difference(&known).collect(), known.difference(&found).collect());
+        assert!(new.is_empty() && gone.is_empty(), "{tenant}: new are {new:?}, gone are {gone:?}");
+    }
+    for forbidden in ["WebAssembly", "SharedArrayBuffer", "Atomics", "fetch", "process", "require"] {
+        let path = format!("globalThis.{forbidden} ");
+        assert!(!KNOWN.lines().any(|line| line.starts_with(&path)), "{forbidden} is on the list");
+    }
+}
