@@ -47,7 +47,8 @@ pub(crate) fn run(options: &Options) -> Result<()> {
     } else if !lacking.is_empty() {
         parts.run(&format!("jail, confinement (here is no {lacks})"), EMULATED, || vm::layers(&programs));
     }
-    parts.run("postures", EMULATED, || vm::matrix::run(&programs, !options.slow));
+    let choice = if options.slow { vm::matrix::Choice::All } else { vm::matrix::Choice::Short };
+    parts.run("postures", EMULATED, || vm::matrix::run(&programs, choice));
     if options.slow {
         let place = if harness_here { HERE } else { EMULATED };
         parts.run("attack harness, ten thousand rounds", place, || {

@@ -25,8 +25,11 @@ pub(crate) enum Vm {
     /// Run the daemon on machines of every posture, and print the table.
     Matrix {
         /// Only the postures that the test command tries.
-        #[arg(long)]
+        #[arg(long, conflicts_with = "only")]
         short: bool,
+        /// Only the postures with this in their names.
+        #[arg(long)]
+        only: Option<String>,
     },
     /// Run a command in the emulated machine, with the programs of this checkout in its PATH.
     Run {
@@ -50,7 +53,9 @@ pub(crate) fn run(command: Vm) -> Result<()> {
             let quoted: Vec<_> = arguments.iter().map(|argument| quoted(argument)).collect();
             in_machine(&programs, &format!("escape {}", quoted.join(" ")))
         }
-        Vm::Matrix { short } => matrix::run(&programs, short),
+        Vm::Matrix { short: true, .. } => matrix::run(&programs, matrix::Choice::Short),
+        Vm::Matrix { only: Some(only), .. } => matrix::run(&programs, matrix::Choice::Named(&only)),
+        Vm::Matrix { .. } => matrix::run(&programs, matrix::Choice::All),
         Vm::Run { command, kernel_argument } => {
             let machine = Machine::with_files(&newer_kernel()?, &programs.files()?, Guest::default(), &shell(&command));
             let machine = kernel_argument.iter().fold(machine, |machine, argument| machine.kernel_argument(argument));
