@@ -1,5 +1,6 @@
-//! Refuses to link a V8 archive that is not the one that was made: its checksum and that of its bindings are compared with
-//! `SHA256SUMS` beside them, before the first program is linked and whenever one of the files changes.
+//! Refuses to link a V8 archive that is not the one that was made: its checksum and that of its
+//! bindings are compared with `SHA256SUMS` beside them, before the first program is linked and
+//! whenever one of the files changes.
 
 use std::error::Error;
 use std::io::Write;

@@ -121,7 +121,8 @@ impl Probe {
     }
 }
 
-/// Makes a child in every namespace, which mounts an empty file system and makes it its root, as a worker does.
+/// Makes a child in every namespace, which mounts an empty file system and makes it its root, as a
+/// worker does.
 fn probe_namespaces() -> Probe {
     let flags = NAMESPACES.iter().fold(0, |all, (_, flag)| all | flag);
     let mut args = clone_args(flags, 0);
@@ -147,11 +148,13 @@ fn probe_namespaces() -> Probe {
     }
 }
 
-/// Set in the exit code of a child that mounted and could not exchange its root; the errno is in the other seven bits.
+/// Set in the exit code of a child that mounted and could not exchange its root; the errno is in
+/// the other seven bits.
 const AT_THE_ROOT: libc::c_int = 0x80;
 
-/// The child's part: the two mounts that security modules forbid to unprivileged namespaces, and the exchange of the root,
-/// which the kernel forbids where the root is its first file system (pivot_root(2), EINVAL).
+/// The child's part: the two mounts that security modules forbid to unprivileged namespaces, and
+/// the exchange of the root, which the kernel forbids where the root is its first file system
+/// (pivot_root(2), EINVAL).
 fn mount_and_exit() -> ! {
     let null = ptr::null::<libc::c_char>();
     // SAFETY: source, type and data may be null for a change of propagation; the target is a C string.
@@ -205,8 +208,9 @@ fn landlock_version() -> io::Result<libc::c_long> {
     if version > 0 { Ok(version) } else { Err(io::Error::last_os_error()) }
 }
 
-/// Where the kernel promises no memory that it does not have (`vm.overcommit_memory` is 2), V8's ranges for code count in
-/// full, used or not. The two figures are `Committed_AS` with one tenant and with each further one, measured.
+/// Where the kernel promises no memory that it does not have (`vm.overcommit_memory` is 2), V8's
+/// ranges for code count in full, used or not. The two figures are `Committed_AS` with one tenant
+/// and with each further one, measured.
 fn strict_overcommit() -> Option<String> {
     let setting = fs::read_to_string("/proc/sys/vm/overcommit_memory").ok()?;
     if setting.trim() != "2" {

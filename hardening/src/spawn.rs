@@ -321,8 +321,8 @@ impl Child {
     }
 }
 
-/// Outside a user namespace only root can empty the bounding set, so it is done before the child stops being root. Inside
-/// one the worker does it itself (`jail::privileges`).
+/// Outside a user namespace only root can empty the bounding set, so it is done before the child
+/// stops being root. Inside one the worker does it itself (`jail::privileges`).
 fn empty_bounding_set() -> Result<(), i32> {
     for capability in 0_u64.. {
         // SAFETY: PR_CAPBSET_DROP takes a number.

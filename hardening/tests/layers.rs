@@ -35,10 +35,11 @@ enum Takes {
     Nothing,
     /// Only root can arrange the attack.
     Root,
-    /// The same, on a machine where a process may read the memory of another one of its user (Yama's first level forbids
-    /// it).
+    /// The same, on a machine where a process may read the memory of another one of its user
+    /// (Yama's first level forbids it).
     RootThatMayTrace,
-    /// Landlock's scopes, which older kernels lack: there the attack succeeds, and the posture says so.
+    /// Landlock's scopes, which older kernels lack: there the attack succeeds, and the posture says
+    /// so.
     Scopes,
     /// Without user namespaces the machine itself forbids the attack.
     UserNamespaces,

@@ -99,8 +99,8 @@ fn matches(rule: &Value, number: u64, args: &[u64; 6]) -> bool {
     named == Some(number) && rule["args"].as_array().is_none_or(|conditions| conditions.iter().all(condition))
 }
 
-/// Every thread that is traced by, and every process that was started by, the calling thread: workers of other rows are not
-/// its own.
+/// Every thread that is traced by, and every process that was started by, the calling thread:
+/// workers of other rows are not its own.
 const OWN: WaitPidFlag = WaitPidFlag::__WALL.union(WaitPidFlag::__WNOTHREAD);
 
 /// Traces every thread of the worker, those included that it starts, while tenants move in, work and move out.

@@ -18,7 +18,8 @@ use tempfile::TempDir;
 /// Longer than anything here takes on a machine that is doing other things as well.
 pub const PATIENCE: Duration = Duration::from_secs(60);
 
-/// Names the folder with the programs under test where nothing can be built: in the emulated machine.
+/// Names the folder with the programs under test where nothing can be built: in the emulated
+/// machine.
 pub const PROGRAMS_VARIABLE: &str = "ENISLE_PROGRAMS";
 
 /// The folder with `enisled`, `enisle-worker` and `enisle`, built once for all tests of this process.
@@ -52,9 +53,9 @@ pub fn build(dir: &Path, what: &[&str]) -> PathBuf {
     dir.to_owned()
 }
 
-/// Whether a test can run that needs `feature` (`pku`, `userns`, `landlock`, `seccomp`, `root`). If it cannot, it says
-/// so; with the feature named in `ENISLE_REQUIRE` it fails instead, and with it named in `ENISLE_ELSEWHERE` another
-/// machine of the same test command runs it.
+/// Whether a test can run that needs `feature` (`pku`, `userns`, `landlock`, `seccomp`, `root`). If
+/// it cannot, it says so; with the feature named in `ENISLE_REQUIRE` it fails instead, and with it
+/// named in `ENISLE_ELSEWHERE` another machine of the same test command runs it.
 pub fn has(feature: &str, present: bool) -> bool {
     let names = |variable| std::env::var(variable).unwrap_or_default().split(',').any(|name| name == feature);
     assert!(present || !names("ENISLE_REQUIRE"), "ENISLE_REQUIRE names {feature}, and this machine lacks it");

@@ -31,7 +31,8 @@ fn the_kernel_confirms_that_a_worker_is_confined() {
         for line in ["CapEff:\t0000000000000000", "NoNewPrivs:\t1", "Seccomp:\t2"] {
             assert!(status.contains(line), "{line} is not in\n{status}");
         }
-        // An ordinary user without a namespace cannot empty it, and has nothing to gain from it (no_new_privs).
+        // An ordinary user without a namespace cannot empty it, and has nothing to gain from it
+        // (no_new_privs).
         let emptied = nix::unistd::geteuid().is_root() || Posture::probe().layers().has(Layer::Namespaces);
         assert!(!emptied || status.contains("CapBnd:\t0000000000000000"), "{status}");
         let field = |name| status.lines().find_map(|line| line.strip_prefix(name)).unwrap_or_default().to_owned();

@@ -1,7 +1,9 @@
-//! What a script finds in its global object, property by property: `surface.txt`, in every kind of worker.
+//! What a script finds in its global object, property by property: `surface.txt`, in every kind of
+//! worker.
 //!
-//! A new V8 adds properties, and a patch or a flag may lose some (`v8/patches/05-features-in-snapshot.patch`) or bring one back
-//! that no tenant may have (`WebAssembly`). Either is a difference here, to be looked at before the list is changed.
+//! A new V8 adds properties, and a patch or a flag may lose some
+//! (`v8/patches/05-features-in-snapshot.patch`) or bring one back that no tenant may have
+//! (`WebAssembly`). Either is a difference here, to be looked at before the list is changed.
 
 use std::collections::BTreeSet;
 

@@ -1,4 +1,5 @@
-//! Packages of another Debian suite than the machine's, from the mirror that the machine uses, without touching its state.
+//! Packages of another Debian suite than the machine's, from the mirror that the machine uses,
+//! without touching its state.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -50,7 +51,8 @@ impl Suite {
         Ok(listed.lines().filter_map(|line| line.trim().strip_prefix("Depends: ").map(str::to_owned)).collect())
     }
 
-    /// Downloads packages, unless they are there, and returns the files of all packages that this folder has.
+    /// Downloads packages, unless they are there, and returns the files of all packages that this
+    /// folder has.
     pub(crate) fn download(&self, packages: &[&str]) -> Result<Vec<PathBuf>> {
         let debs = self.folder.join("debs");
         check(self.apt("apt-get").current_dir(&debs).args(["-q", "download"]).args(packages))?;

@@ -1,7 +1,7 @@
 //! `cargo xtask test`: style, every test, and that no release has the natives of the attack harness. What CI runs.
 //!
-//! A test that needs what this machine lacks runs in the emulated machine (`tests/vm`) instead, where nothing may be
-//! skipped. The closing table says what ran where and how long it took.
+//! A test that needs what this machine lacks runs in the emulated machine (`tests/vm`) instead,
+//! where nothing may be skipped. The closing table says what ran where and how long it took.
 
 use std::fs;
 use std::time::{Duration, Instant};
@@ -17,8 +17,8 @@ pub(crate) struct Options {
     /// Only the tests, no style checks and no release build.
     #[arg(long)]
     only_tests: bool,
-    /// Also the slow checks that CI runs nightly: ten thousand rounds and a minute of attacks, every posture, the archive's
-    /// checksums and its probe.
+    /// Also the slow checks that CI runs nightly: ten thousand rounds and a minute of attacks,
+    /// every posture, the archive's checksums and its probe.
     #[arg(long)]
     slow: bool,
 }
@@ -75,7 +75,8 @@ fn long_escape(archive: &v8::Archive) -> Result<()> {
 const HERE: &str = "this machine";
 const EMULATED: &str = "emulated machine";
 
-/// The parts of the test command, each with its verdict and its time. One that fails does not keep the next from running.
+/// The parts of the test command, each with its verdict and its time. One that fails does not keep
+/// the next from running.
 #[derive(Debug, Default)]
 struct Parts(Vec<(String, &'static str, Duration, bool)>);
 
@@ -126,7 +127,8 @@ fn lacking() -> Vec<&'static str> {
     vm::FEATURES.iter().copied().filter(|feature| !has(feature)).collect()
 }
 
-/// Every test, with the programs that were just built. What this machine has is required, so nothing is skipped unseen.
+/// Every test, with the programs that were just built. What this machine has is required, so
+/// nothing is skipped unseen.
 fn tests(archive: &v8::Archive, lacking: &[&str]) -> Result<()> {
     let here = vm::FEATURES.iter().copied().filter(|feature| !lacking.contains(feature));
     let required: Vec<_> = here.chain(["emulator"]).collect();

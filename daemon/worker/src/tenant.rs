@@ -40,12 +40,14 @@ pub(crate) struct Surroundings {
     pub(crate) alarm: Arc<Alarm>,
 }
 
-/// One thread of a process makes an isolate at a time; without this, eight clients get 4 to 7 % fewer runs (`cargo xtask bench
-/// load`, two processors). Making one takes the same time whatever a script has done. Disposing of one does not, so that is
-/// each thread's own: no tenant waits for what another one left.
+/// One thread of a process makes an isolate at a time; without this, eight clients get 4 to 7 %
+/// fewer runs (`cargo xtask bench load`, two processors). Making one takes the same time whatever a
+/// script has done. Disposing of one does not, so that is each thread's own: no tenant waits for
+/// what another one left.
 static MAKING: Mutex<()> = Mutex::new(());
 
-/// From this size on the memory of a run is worth the millisecond that giving it back takes. A trivial run has a tenth.
+/// From this size on the memory of a run is worth the millisecond that giving it back takes. A
+/// trivial run has a tenth.
 const HEAVY_BYTES: u64 = 8 << 20;
 
 /// A tenant's thread, as the worker's own threads hold it.

@@ -24,8 +24,8 @@ pub(super) fn set(plan: &Plan) -> Result<(), JailError> {
     Ok(())
 }
 
-/// How many threads this user may have at the most. The kernel computes it from the machine's memory, and without a
-/// privilege it can only be lowered (setrlimit(2)).
+/// How many threads this user may have at the most. The kernel computes it from the machine's
+/// memory, and without a privilege it can only be lowered (setrlimit(2)).
 pub(super) fn hard_threads() -> u64 {
     getrlimit(Resource::RLIMIT_NPROC).map_or(u64::MAX, |(_, hard)| hard)
 }

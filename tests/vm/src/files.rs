@@ -1,4 +1,5 @@
-//! The files that live in the machine's memory, and the archive (cpio, `newc`) that the kernel unpacks them from.
+//! The files that live in the machine's memory, and the archive (cpio, `newc`) that the kernel
+//! unpacks them from.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{self, File};
@@ -23,7 +24,8 @@ enum Content {
     Text(String),
 }
 
-/// What is in the machine, by its path there. All of it belongs to root and is executable; nothing depends on less.
+/// What is in the machine, by its path there. All of it belongs to root and is executable; nothing
+/// depends on less.
 #[derive(Debug, Clone)]
 pub struct Files(BTreeMap<PathBuf, Content>);
 
@@ -90,7 +92,8 @@ fn put(archive: &mut impl Write, path: &Path, mode: u32, content: &mut impl io::
     entry.finish().map(drop)
 }
 
-/// The libraries that the host's loader would load for a program, each at the path where the loader looks.
+/// The libraries that the host's loader would load for a program, each at the path where the loader
+/// looks.
 fn libraries(program: &Path) -> Result<Vec<PathBuf>, VmError> {
     let failed = |why: String| VmError::Libraries { program: program.to_owned(), why };
     fs::metadata(program).map_err(file_error(program))?;

@@ -20,7 +20,8 @@ pub struct Guest {
     pub sysctls: Vec<(&'static str, &'static str)>,
     /// `/proc` shows a process to its own user alone (`hidepid=2`).
     pub hidepid: bool,
-    /// The root can be exchanged by `pivot_root`. It cannot while the root is the kernel's first file system.
+    /// The root can be exchanged by `pivot_root`. It cannot while the root is the kernel's first
+    /// file system.
     pub pivotable_root: bool,
     /// Who runs the command: root, or an ordinary user with this id.
     pub uid: u32,

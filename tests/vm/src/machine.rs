@@ -12,7 +12,8 @@ use crate::guest::INIT;
 use crate::{Files, Guest, Kernel, VmError, file_error};
 
 const EMULATOR: &str = "qemu-system-x86_64";
-/// Starts the emulator so that it ends with the process that wanted it, however that ends (`setpriv(1)`, of util-linux).
+/// Starts the emulator so that it ends with the process that wanted it, however that ends
+/// (`setpriv(1)`, of util-linux).
 const LEASH: [&str; 3] = ["setpriv", "--pdeathsig", "KILL"];
 
 /// Lines of output that an error shows.
@@ -23,7 +24,8 @@ const TAIL_LINES: usize = 30;
 enum Root {
     /// Files in its memory; the first process is `init.sh`.
     Files { files: Files, guest: Box<Guest>, command: String },
-    /// A raw disk image with an init of its own. What the machine writes to it is dropped at the end.
+    /// A raw disk image with an init of its own. What the machine writes to it is dropped at the
+    /// end.
     Image(PathBuf),
 }
 
@@ -52,15 +54,16 @@ pub struct Report {
 }
 
 impl Machine {
-    /// A machine that holds `files` in its memory, is set up as `guest` says, and runs `command` with busybox's shell.
+    /// A machine that holds `files` in its memory, is set up as `guest` says, and runs `command`
+    /// with busybox's shell.
     #[must_use]
     pub fn with_files(kernel: &Kernel, files: &Files, guest: Guest, command: &str) -> Self {
         let root = Root::Files { files: files.clone(), guest: Box::new(guest), command: command.to_owned() };
         Self::new(kernel, root)
     }
 
-    /// A machine that boots from a raw disk image. Its init must print on the second serial port (`/dev/ttyS1`), write
-    /// an exit status to the third and power off.
+    /// A machine that boots from a raw disk image. Its init must print on the second serial port
+    /// (`/dev/ttyS1`), write an exit status to the third and power off.
     #[must_use]
     pub fn with_image(kernel: &Kernel, image: &Path) -> Self {
         Self::new(kernel, Root::Image(image.to_owned()))
@@ -103,10 +106,12 @@ impl Machine {
         self
     }
 
-    /// Boots the machine, hands each line that its command prints to `on_line`, and waits until it has powered off.
+    /// Boots the machine, hands each line that its command prints to `on_line`, and waits until it
+    /// has powered off.
     ///
     /// # Errors
-    /// The machine could not be made or started, was not done within its time limit, or ended without an exit status.
+    /// The machine could not be made or started, was not done within its time limit, or ended
+    /// without an exit status.
     pub fn run(&self, mut on_line: impl FnMut(&str)) -> Result<Report, VmError> {
         let folder =
             tempfile::Builder::new().prefix("enisle-vm-").tempdir().map_err(file_error("a temporary folder"))?;

@@ -8,7 +8,8 @@ use std::time::Duration;
 
 use enisle_vm::{Files, Guest, Kernel, Machine, VmError};
 
-/// The kernel that the machine boots here; none where the packages of [`enisle_vm::PACKAGES`] are not installed.
+/// The kernel that the machine boots here; none where the packages of [`enisle_vm::PACKAGES`] are
+/// not installed.
 fn kernel() -> Option<Kernel> {
     let emulator = Command::new("qemu-system-x86_64").arg("--version").output().is_ok();
     let kernel = Kernel::installed().ok().filter(|_| emulator && Files::new().is_ok());

@@ -83,8 +83,8 @@ fn loads(daemon: &Private, seconds: u64) -> Result<(Sample, f64)> {
     })
 }
 
-/// These programs against those of another build, in turns: the bare engine, and the daemon under load. `warm` is what a
-/// `load()` of a warm tenant took.
+/// These programs against those of another build, in turns: the bare engine, and the daemon under
+/// load. `warm` is what a `load()` of a warm tenant took.
 fn compare(programs: &Path, other: &Path, warm: f64, seconds: u64) -> Result<()> {
     let (mut engine, mut daemons, mut latency) = (Vec::new(), Vec::new(), Vec::new());
     for _ in 0..ROUNDS {
@@ -114,7 +114,8 @@ fn compare(programs: &Path, other: &Path, warm: f64, seconds: u64) -> Result<()>
     Ok(())
 }
 
-/// What a process holds for a tenant at rest, after one light run and after many that each filled their heap.
+/// What a process holds for a tenant at rest, after one light run and after many that each filled
+/// their heap.
 fn at_rest(programs: &Path) -> Result<()> {
     const RUNS: usize = 200;
     const FILL: &str =

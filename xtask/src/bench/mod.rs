@@ -30,8 +30,8 @@ pub(crate) enum Bench {
         /// A folder in which `npm install workerd` was done: the same script through its Worker Loader, in the same run.
         #[arg(long)]
         peers: Option<PathBuf>,
-        /// The folder with the release of another build (`target/release` of an older checkout): both in turns, and how
-        /// they compare.
+        /// The folder with the release of another build (`target/release` of an older checkout):
+        /// both in turns, and how they compare.
         #[arg(long)]
         against: Option<PathBuf>,
         /// Seconds for each throughput.

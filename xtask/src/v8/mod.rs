@@ -1,7 +1,8 @@
 //! `cargo xtask v8`: which V8 archive a build uses, how to build one, whether it is whole.
 //!
-//! The project needs a V8 with several cages in one process and with the patches in `v8/patches`. Nobody publishes such an
-//! archive, so it is part of this tree (`v8/`). Everything that makes it is here, in `v8/` and in the package registries.
+//! The project needs a V8 with several cages in one process and with the patches in `v8/patches`.
+//! Nobody publishes such an archive, so it is part of this tree (`v8/`). Everything that makes it
+//! is here, in `v8/` and in the package registries.
 
 mod build;
 mod place;

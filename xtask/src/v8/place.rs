@@ -1,4 +1,5 @@
-//! Which archive a build uses: the one in this tree, unless `RUSTY_V8_ARCHIVE` names another one; and what it is made from.
+//! Which archive a build uses: the one in this tree, unless `RUSTY_V8_ARCHIVE` names another one;
+//! and what it is made from.
 
 use std::env;
 use std::fs;

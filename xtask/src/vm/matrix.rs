@@ -1,9 +1,10 @@
 //! The matrix of postures: machines that lack this or that, and what the daemon must do on each.
 //!
-//! A machine's kernel arguments and settings are what it is; the table says which layers that leaves. On each machine the
-//! program `posture` compares that with what `enisle doctor` and the daemon say, and tries what the daemon promises.
-//! Then every layer of the jail that is there is attacked with it on and off (`hardening/tests/layers.rs`), and the kernel
-//! is asked about a worker (`tests/suite/confinement.rs`).
+//! A machine's kernel arguments and settings are what it is; the table says which layers that
+//! leaves. On each machine the program `posture` compares that with what `enisle doctor` and the
+//! daemon say, and tries what the daemon promises. Then every layer of the jail that is there is
+//! attacked with it on and off (`hardening/tests/layers.rs`), and the kernel is asked about a
+//! worker (`tests/suite/confinement.rs`).
 
 use std::time::{Duration, Instant};
 
@@ -117,8 +118,8 @@ const POSTURES: &[Posture] = &[
 ];
 
 impl Posture {
-    /// Every layer that is off. The emulated processor gives nobody a choice about speculation, and the switch against
-    /// written code came with Linux 6.3.
+    /// Every layer that is off. The emulated processor gives nobody a choice about speculation, and
+    /// the switch against written code came with Linux 6.3.
     fn off(&self, kernel: &Kernel) -> Vec<&'static str> {
         let mut off = vec!["speculation"];
         let old = kernel.release.starts_with("6.1.");

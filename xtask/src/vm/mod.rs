@@ -16,7 +16,8 @@ use crate::{cache_dir, cargo, check, debian, output, target, v8};
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum Vm {
-    /// Run the attack harness in the emulated machine, and the tests that need what this machine may lack.
+    /// Run the attack harness in the emulated machine, and the tests that need what this machine
+    /// may lack.
     Escape {
         /// Arguments of the harness, such as `--only M14`; with any the other tests are left out.
         #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
@@ -75,10 +76,12 @@ fn quoted(argument: &str) -> String {
 const HARNESS_LIMIT: Duration = Duration::from_secs(60 * 60);
 const MEMORY_MIB: u32 = 4096;
 
-/// What the emulated machine has and this one may lack, by the words of `ENISLE_REQUIRE`: there no test may be skipped.
+/// What the emulated machine has and this one may lack, by the words of `ENISLE_REQUIRE`: there no
+/// test may be skipped.
 pub(crate) const FEATURES: &[&str] = &["pku", "userns", "landlock", "seccomp", "root", "deny-write-execute"];
 
-/// Every layer of the jail by itself, what the kernel and the supervisor say of a worker, and the tests that need root.
+/// Every layer of the jail by itself, what the kernel and the supervisor say of a worker, and the
+/// tests that need root.
 const LAYERS: &str = "layers && suite --nocapture confinement:: requests::a_peer_without_rights";
 
 /// The attack catalogue, and what [`layers`] runs.
@@ -91,7 +94,8 @@ pub(crate) fn long_escape(programs: &Programs) -> Result<()> {
     in_machine(programs, "escape --rounds 10000 --soak 60")
 }
 
-/// What a machine with protection keys may lack all the same, for its kernel is old or its user is not root.
+/// What a machine with protection keys may lack all the same, for its kernel is old or its user is
+/// not root.
 pub(crate) fn layers(programs: &Programs) -> Result<()> {
     in_machine(programs, LAYERS)
 }
@@ -187,7 +191,8 @@ pub(crate) fn build_attacker(archive: &v8::Archive, profile: &[&str]) -> Result<
     check(cargo(archive).arg("build").args(profile).args(worker))
 }
 
-/// The release of Debian whose kernel has what this machine's own may lack: PR_SET_MDWE and Landlock's scopes.
+/// The release of Debian whose kernel has what this machine's own may lack: PR_SET_MDWE and
+/// Landlock's scopes.
 const NEWER_SUITE: &str = "trixie";
 
 /// The kernel of [`NEWER_SUITE`]. It is downloaded once.
@@ -197,7 +202,8 @@ fn newer_kernel() -> Result<Kernel> {
         return Ok(kernel);
     }
     fs::create_dir_all(cache_dir())?;
-    // Beside its place, so that it is moved there whole or not at all, however often this runs at the same time.
+    // Beside its place, so that it is moved there whole or not at all, however often this runs at
+    // the same time.
     let folder = tempfile::Builder::new().prefix("kernel-").tempdir_in(cache_dir())?;
     println!("fetching the kernel of Debian's {NEWER_SUITE} (100 MB, once)");
     let suite = debian::Suite::open(NEWER_SUITE, &folder.path().join("apt"))?;

@@ -109,8 +109,8 @@ pub(super) fn compile<'s>(
     Some(module)
 }
 
-/// From this size on a text in ASCII stays outside V8's heap: there it would count against the heap's limit as often as the
-/// worker compiles it, and an expression is compiled twice.
+/// From this size on a text in ASCII stays outside V8's heap: there it would count against the
+/// heap's limit as often as the worker compiles it, and an expression is compiled twice.
 const OUTSIDE_FROM_BYTES: usize = 64 << 10;
 
 /// A module's text as a string of V8's. It is made once: a module is compiled once.

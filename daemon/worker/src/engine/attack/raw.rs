@@ -55,8 +55,9 @@ pub(super) fn call_gate(value: u32) -> u32 {
         .find(|at| load(*at as u64) == 0x0f && load(*at as u64 + 1) == 0x01 && load(*at as u64 + 2) == 0xef);
     let Some(at) = at else { return 0 };
     let other = u64::from(!value);
-    // SAFETY: none; whichever register the compiler has the gate compare holds something else than `value`, and it does not
-    // come back. Who can choose that register as well passes, as `Pkru::install` says.
+    // SAFETY: none; whichever register the compiler has the gate compare holds something else than
+    // `value`, and it does not come back. Who can choose that register as well passes, as
+    // `Pkru::install` says.
     unsafe {
         asm!("push rax", "call r11", "pop rcx", inlateout("r11") at => _, inlateout("eax") value => _, inlateout("ecx") 0 => _,
              inlateout("edx") 0 => _, inlateout("rsi") other => _, inlateout("rdi") other => _, inlateout("r8") other => _,
