@@ -2,21 +2,60 @@
 //! isolates made, entered again and disposed of in every order, in two groups on two threads, with
 //! scripts that fill pointer tables; every result is the same. `v8_stress rest RUNS`: what a group
 //! still holds after runs that each filled their limit. `MORE_FLAGS` goes to V8.
-#![allow(
-    clippy::all,
-    clippy::pedantic,
-    clippy::print_stdout,
-    clippy::undocumented_unsafe_blocks,
-    clippy::multiple_unsafe_ops_per_block,
-    reason = "a throw-away program against the archive alone: every call of it is unsafe, and none takes input"
-)]
+#![allow(clippy::print_stdout, reason = "a program for a terminal")]
+
 use std::ffi::{c_int, c_void};
+
+// What `v8/patches` adds to the archive.
 unsafe extern "C" {
     fn v8_tenant_group_new(pkey: c_int) -> *mut c_void;
     fn v8_tenant_group_delete(group: *mut c_void);
     fn v8_tenant_set_group(group: *mut c_void);
     fn v8_tenant_trim(isolate: *mut c_void);
 }
+
+/// A group without a key, in which this thread's next isolates are made. Its isolates go before it.
+struct Group(*mut c_void);
+
+impl Group {
+    fn new() -> Self {
+        // SAFETY: V8 has started; -1 is no key.
+        let group = unsafe { v8_tenant_group_new(-1) };
+        // SAFETY: `group` was made just now, and lives until `drop` puts null in its place.
+        unsafe { v8_tenant_set_group(group) };
+        Self(group)
+    }
+}
+
+impl Drop for Group {
+    fn drop(&mut self) {
+        // SAFETY: null stands for V8's default group.
+        unsafe { v8_tenant_set_group(std::ptr::null_mut()) };
+        // SAFETY: the group is this value's own, and nothing refers to it any more.
+        unsafe { v8_tenant_group_delete(self.0) };
+    }
+}
+
+fn enter(isolate: &mut v8::OwnedIsolate) {
+    // SAFETY: it was made on this thread, and was exited before.
+    unsafe { isolate.enter() };
+}
+
+fn exit(isolate: &mut v8::OwnedIsolate) {
+    // SAFETY: it is the one that this thread has entered last.
+    unsafe { isolate.exit() };
+}
+
+/// Gives back what the pools of the isolate's group keep.
+fn trim(isolate: &v8::OwnedIsolate) {
+    // SAFETY: the pointer is handed to V8 while `isolate` lives.
+    let raw = unsafe { isolate.as_raw_isolate_ptr() };
+    // SAFETY: UnsafeRawIsolatePtr is one pointer to the C++ isolate.
+    let raw: *mut c_void = unsafe { std::mem::transmute_copy(&raw) };
+    // SAFETY: a live isolate of this thread.
+    unsafe { v8_tenant_trim(raw) };
+}
+
 const SCRIPT: &str = r#"
 (() => {
   const fs = [];
@@ -86,12 +125,11 @@ fn evaluate(isolate: &mut v8::OwnedIsolate, source: &str) -> String {
 /// A group with one isolate at rest, as a tenant has it, and runs in isolates of their own that
 /// fill 64 MB.
 fn rest(runs: usize) {
-    let group = unsafe { v8_tenant_group_new(-1) };
-    unsafe { v8_tenant_set_group(group) };
+    let group = Group::new();
     let new = || v8::Isolate::new(v8::CreateParams::default().heap_limits(0, 64 << 20));
     let mut stays = new();
     evaluate(&mut stays, "1");
-    unsafe { stays.exit() };
+    exit(&mut stays);
     let one = |source: &str| {
         let mut isolate = new();
         evaluate(&mut isolate, source);
@@ -99,8 +137,9 @@ fn rest(runs: usize) {
         private_kib()
     };
     let (first, light) = (one("1"), one("1"));
-    let heavy = (0..runs).map(|_| one(FILL)).last().unwrap();
+    let heavy = (0..runs).fold(light, |_, _| one(FILL));
     let after = one("1");
+    // SAFETY: malloc_trim has no preconditions.
     unsafe { libc::malloc_trim(0) };
     let without_libc = private_kib();
     println!(
@@ -108,19 +147,17 @@ fn rest(runs: usize) {
          {without_libc} when libc has given back what is free"
     );
     // An isolate that stays and has filled its limit itself.
-    unsafe { stays.enter() };
+    enter(&mut stays);
     evaluate(&mut stays, FILL);
     let full = private_kib();
     stays.low_memory_notification();
     let collected = private_kib();
-    let raw = unsafe { stays.as_raw_isolate_ptr() };
-    unsafe { v8_tenant_trim(std::mem::transmute_copy(&raw)) };
+    trim(&stays);
     let trimmed = private_kib();
     println!("an isolate that stays: {full} full, {collected} collected, {trimmed} trimmed");
     assert!(without_libc - light <= 2048, "a tenant at rest keeps more than 2 MiB");
     drop(stays);
-    unsafe { v8_tenant_set_group(std::ptr::null_mut()) };
-    unsafe { v8_tenant_group_delete(group) };
+    drop(group);
 }
 fn main() {
     let arguments: Vec<_> = std::env::args().collect();
@@ -150,8 +187,7 @@ fn main() {
                     };
                     let mut first = None;
                     for _ in 0..rounds {
-                        let group = unsafe { v8_tenant_group_new(-1) };
-                        unsafe { v8_tenant_set_group(group) };
+                        let group = Group::new();
                         let mut live: Vec<v8::OwnedIsolate> = Vec::new();
                         for _ in 0..12 {
                             if live.len() < 4 && random(3) > 0 || live.is_empty() {
@@ -161,24 +197,23 @@ fn main() {
                                 let mut isolate = v8::Isolate::new(params);
                                 let text = run(&mut isolate, random(2) == 0);
                                 assert_eq!(*first.get_or_insert_with(|| text.clone()), text);
-                                unsafe { isolate.exit() };
+                                exit(&mut isolate);
                                 live.push(isolate);
                             } else {
-                                let at = random(live.len() as u64) as usize;
+                                let at = usize::try_from(random(live.len() as u64)).unwrap();
                                 let mut isolate = live.remove(at);
-                                unsafe { isolate.enter() };
+                                enter(&mut isolate);
                                 if random(2) == 0 {
                                     assert_eq!(run(&mut isolate, true), *first.as_ref().unwrap());
                                 }
                                 drop(isolate);
                             }
                         }
-                        for isolate in live {
-                            unsafe { isolate.enter() };
+                        for mut isolate in live {
+                            enter(&mut isolate);
                             drop(isolate);
                         }
-                        unsafe { v8_tenant_set_group(std::ptr::null_mut()) };
-                        unsafe { v8_tenant_group_delete(group) };
+                        drop(group);
                     }
                     first.unwrap()
                 })
