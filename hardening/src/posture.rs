@@ -110,12 +110,12 @@ impl Probe {
     fn empty_root(&self) -> (bool, String) {
         match self {
             Self::NoNamespaces(why) => (false, why.clone()),
-            Self::NoNewRoot(error) => (
-                false,
-                format!(
-                    "pivot_root: {error}; the root of this machine is the kernel's first file system (an initramfs)"
-                ),
-            ),
+            // See pivot_root(2).
+            Self::NoNewRoot(error) if error.raw_os_error() == Some(libc::EINVAL) => {
+                let why = "the root of this machine is the kernel's first file system (an initramfs)";
+                (false, format!("pivot_root: {error}; {why}"))
+            }
+            Self::NoNewRoot(error) => (false, format!("pivot_root: {error}")),
             Self::Complete => (true, String::new()),
         }
     }

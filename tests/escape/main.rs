@@ -250,12 +250,18 @@ fn main() -> ExitCode {
             })
         })
         .collect();
-    if wanted("rounds") {
+    // Chosen together as `rounds`, or each by its id.
+    let chosen = |id: &str| wanted("rounds") || wanted(id);
+    if chosen("M03 rounds") {
         let title = "allocate, free, attack: every load and store of a neighbour's is trapped";
         // The longest one comes first, or the others wait for it.
         jobs.insert(0, Box::new(|| found("M03 rounds", title, rounds::trapped(&bench, rounds))));
+    }
+    if chosen("M03 control") {
         let title = "the same without keys: nothing is trapped";
         jobs.push(Box::new(|| found("M03 control", title, rounds::control(&bench))));
+    }
+    if chosen("M03 wasm") {
         let title = "grown WebAssembly memories and compiled modules carry their tenant's key";
         jobs.push(Box::new(|| found("M03 wasm", title, rounds::webassembly(&bench))));
     }

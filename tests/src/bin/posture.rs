@@ -1,9 +1,9 @@
 //! Looks whether this machine is what its maker says it is, and whether the daemon keeps its
 //! promises on it: what each machine of the matrix of postures runs.
 //!
-//! `posture [--off LAYER,LAYER…] [--without LAYER,LAYER…]`: `doctor` must report the layers of `--off` as off and every other
-//! one as on; the daemon must start, report the same layers and those of `--without` as off, and
-//! treat good and hostile scripts as its README says.
+//! `posture [--off LAYER,LAYER…] [--without LAYER,LAYER…]`: `doctor` must report the layers of
+//! `--off` as off and every other one as on; the daemon must start, report the same layers and
+//! those of `--without` as off, and treat good and hostile scripts as its README says.
 #![forbid(unsafe_code)]
 #![allow(clippy::print_stdout, reason = "a check talks to its terminal")]
 

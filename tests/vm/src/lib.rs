@@ -1,10 +1,10 @@
 //! A machine of the tests' own: emulated in software, so that it has every layer that the real
 //! machine may lack.
 //!
-//! `qemu-system-x86_64 -accel tcg -cpu max` has memory protection keys on any host. The machine boots a Debian kernel
-//! either into an archive of files that lives in its memory ([`Machine::with_files`]) or from a
-//! disk image with an init of its own ([`Machine::with_image`]). It has no network and no disk of
-//! the host.
+//! `qemu-system-x86_64 -accel tcg -cpu max` has memory protection keys on any host. The machine
+//! boots a Debian kernel either into an archive of files that lives in its memory
+//! ([`Machine::with_files`]) or from a disk image with an init of its own
+//! ([`Machine::with_image`]). It has no network and no disk of the host.
 //!
 //! The machine speaks through three serial ports: the kernel's console on the first, what the
 //! command prints on the second, the command's exit status on the third. It powers off by itself;
@@ -14,8 +14,10 @@
 //! use std::time::Duration;
 //! use enisle_vm::{Files, Guest, Kernel, Machine};
 //!
-//! let mut files = Files::new()?; files.program("target/harness/enisle", "/bin/enisle")?; let
-//! report = Machine::with_files(&Kernel::installed()?, &files, Guest::default(), "enisle doctor")
+//! let mut files = Files::new()?;
+//! files.program("target/harness/enisle", "/bin/enisle")?;
+//! let kernel = Kernel::installed()?;
+//! let report = Machine::with_files(&kernel, &files, Guest::default(), "enisle doctor")
 //!     .processors(2)
 //!     .memory_mib(1024)
 //!     .time_limit(Duration::from_secs(60))
