@@ -15,6 +15,7 @@ mod counters;
 mod daemon;
 mod death;
 mod events;
+mod files;
 mod housekeeping;
 mod job;
 mod meter;
@@ -73,6 +74,8 @@ struct Arguments {
 }
 
 fn main() -> ExitCode {
+    // Before anything is made: whatever sets no mode of its own is the daemon's alone.
+    nix::sys::stat::umask(nix::sys::stat::Mode::from_bits_truncate(0o077));
     let arguments = Arguments::parse();
     if let Some(database) = &arguments.examine {
         return examine(database);

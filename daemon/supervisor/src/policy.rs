@@ -12,6 +12,8 @@ use enisle_wire::tenant::Limits as WireLimits;
 use enisle_wire::{MAX_CODE_BYTES, MAX_OUTPUT_BYTES};
 use serde::{Deserialize, Serialize};
 
+use crate::files::{self, How};
+
 /// A tenant's name: what a path of the API, a line of a log and a file of the state folder can carry without escaping.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize)]
 pub(crate) struct TenantName(String);
@@ -260,7 +262,8 @@ impl Store {
     ) -> Result<(Self, BTreeMap<TenantName, Policy>), StoreError> {
         let dir = state_dir.join("tenants");
         let folder = |error| StoreError::Folder(dir.clone(), error);
-        fs::create_dir_all(&dir).map_err(folder)?;
+        files::make_folder(state_dir).map_err(|error| StoreError::Folder(state_dir.to_owned(), error))?;
+        files::make_folder(&dir).map_err(folder)?;
         let mut policies = BTreeMap::new();
         for entry in fs::read_dir(&dir).map_err(folder)? {
             let path = entry.map_err(folder)?.path();
@@ -285,7 +288,8 @@ impl Store {
         let path = self.dir.join(format!("{name}.json"));
         let write = || {
             let new = self.dir.join(".new");
-            let mut file = fs::File::create(&new)?;
+            files::remove_left_over(&new)?;
+            let mut file = files::open(&new, How::New)?;
             file.write_all(&serde_json::to_vec_pretty(policy)?)?;
             file.sync_all()?;
             fs::rename(&new, &path)
@@ -297,8 +301,8 @@ impl Store {
 fn read_policy(path: &Path, max_memory_mb: u32) -> Result<(TenantName, Policy), String> {
     let name = path.file_stem().and_then(|stem| stem.to_str()).unwrap_or_default();
     let name = name.parse().map_err(|error: BadName| error.to_string())?;
-    let text = fs::read_to_string(path).map_err(|error| error.to_string())?;
-    let mut policy: Policy = serde_json::from_str(&text).map_err(|error| error.to_string())?;
+    let text = files::read(path).map_err(|error| error.to_string())?;
+    let mut policy: Policy = serde_json::from_slice(&text).map_err(|error| error.to_string())?;
     // The operator may have lowered the ceiling since; that is no reason to forget the rest.
     policy.limits.memory_mb = policy.limits.memory_mb.min(max_memory_mb);
     policy.check(max_memory_mb).map_err(|error| error.to_string())?;
@@ -337,5 +341,22 @@ mod tests {
         let (_, read) = Store::open(dir.path(), 256).unwrap();
         assert_eq!(read, BTreeMap::from([(name, policy)]));
         assert!(dir.path().join("tenants/b.broken").exists());
+    }
+
+    #[test]
+    fn a_planted_link_is_neither_written_through_nor_read() {
+        let dir = tempfile::tempdir().unwrap();
+        let (store, _) = Store::open(dir.path(), 256).unwrap();
+        let (victim, tenants) = (dir.path().join("victim"), dir.path().join("tenants"));
+        fs::write(&victim, r#"{"allow_eval": true}"#).unwrap();
+        std::os::unix::fs::symlink(&victim, tenants.join(".new")).unwrap();
+        std::os::unix::fs::symlink(&victim, tenants.join("evil.json")).unwrap();
+        store.put(&"a".parse().unwrap(), &Policy::default()).unwrap();
+        assert_eq!(fs::read_to_string(&victim).unwrap(), r#"{"allow_eval": true}"#);
+        let (_, read) = Store::open(dir.path(), 256).unwrap();
+        assert_eq!(read.into_keys().collect::<Vec<_>>(), ["a".parse().unwrap()]);
+        // What a daemon that was killed has left is in nobody's way.
+        fs::write(tenants.join(".new"), "half").unwrap();
+        store.put(&"a".parse().unwrap(), &Policy::default()).unwrap();
     }
 }
