@@ -71,10 +71,10 @@ pub(crate) fn below(folder: &OwnedFd, path: &Path, how: How) -> io::Result<File>
         return Err(refused("it is not a file".to_owned()));
     }
     match judge(&found)? {
-        Others::MayNothing => {}
+        Others::Nothing => {}
         // Root may show what is root's; but what others write is not to be believed.
-        Others::MayRead if !is_ours(&found) => {}
-        Others::MayRead | Others::MayWrite if is_ours(&found) => close_to_others(&file, path, &found, 0o600)?,
+        Others::Read if !is_ours(&found) => {}
+        Others::Read | Others::Write if is_ours(&found) => close_to_others(&file, path, &found, 0o600)?,
         _ => return Err(refused(format!("others may write to it (mode {:o})", bits(&found)))),
     }
     Ok(File::from(file))
@@ -83,7 +83,7 @@ pub(crate) fn below(folder: &OwnedFd, path: &Path, how: How) -> io::Result<File>
 /// Opens a folder of what the daemon keeps.
 pub(crate) fn folder(path: &Path) -> io::Result<OwnedFd> {
     let (folder, found, others) = look(path)?;
-    if others == Others::MayRead && is_ours(&found) {
+    if others == Others::Read && is_ours(&found) {
         close_to_others(&folder, path, &found, 0o700)?;
     }
     Ok(folder)
@@ -131,9 +131,9 @@ pub(crate) fn parent(path: &Path) -> PathBuf {
 /// What others than the owner may do.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Others {
-    MayNothing,
-    MayRead,
-    MayWrite,
+    Nothing,
+    Read,
+    Write,
 }
 
 /// Opens a folder and refuses one that somebody else owns or may write to.
@@ -149,7 +149,7 @@ fn look(path: &Path) -> io::Result<(OwnedFd, FileStat, Others)> {
     })?;
     let found = fstat(&folder)?;
     let others = judge(&found)?;
-    if others == Others::MayWrite {
+    if others == Others::Write {
         return Err(refused(format!(
             "others may write to it (mode {:o}), so nothing in it can be believed; look at what is there, then `chmod go-w` it",
             bits(&found)
@@ -165,9 +165,9 @@ fn judge(found: &FileStat) -> io::Result<Others> {
         return Err(refused(format!("it belongs to uid {}, and the daemon runs as uid {us}", found.st_uid)));
     }
     Ok(match bits(found) {
-        mode if mode & 0o022 != 0 => Others::MayWrite,
-        mode if mode & 0o077 != 0 => Others::MayRead,
-        _ => Others::MayNothing,
+        mode if mode & 0o022 != 0 => Others::Write,
+        mode if mode & 0o077 != 0 => Others::Read,
+        _ => Others::Nothing,
     })
 }
 

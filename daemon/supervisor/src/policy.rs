@@ -133,10 +133,20 @@ const MOST_CODE_BYTES: u32 = 64 << 20;
 const MOST_OUTPUT_BYTES: u32 = 16 << 20;
 const _: () = assert!(MOST_CODE_BYTES as usize == MAX_CODE_BYTES && MOST_OUTPUT_BYTES as usize == MAX_OUTPUT_BYTES);
 
-/// Five minutes of CPU time and an hour of patience: what Dynamic Workers allow at most, and what a connection outlives.
-const MAX_CPU_MS: u32 = 300_000;
-const MAX_WALL_MS: u32 = 3_600_000;
-/// V8 does not start in less.
+/// The least and the most of each number of a policy, in the API and in the configuration (`ranges`). Five minutes of CPU time
+/// and an hour of patience are what Dynamic Workers allow at most, and what a connection outlives.
+pub(crate) const CPU_MS: (u32, u32) = (1, 300_000);
+pub(crate) const WALL_MS: (u32, u32) = (1, 3_600_000);
+/// V8 does not start in less. Heap, buffers and one largest allocation have to fit the 4 GiB of a cage.
+pub(crate) const MEMORY_MB: (u32, u32) = (MIN_MEMORY_MB, 1024);
+pub(crate) const OUTPUT_BYTES: (u32, u32) = (1, MOST_OUTPUT_BYTES);
+pub(crate) const LOG_BYTES: (u32, u32) = (0, 8 << 20);
+pub(crate) const LOG_LINES: (u32, u32) = (0, 100_000);
+pub(crate) const TIMERS: (u32, u32) = (0, 100_000);
+pub(crate) const CODE_BYTES: (u32, u32) = (1, MOST_CODE_BYTES);
+pub(crate) const SUB_REQUESTS: (u32, u32) = (0, 1_000_000);
+pub(crate) const IN_FLIGHT: (u32, u32) = (1, 10_000);
+pub(crate) const PER_SECOND: (u32, u32) = (1, 1_000_000);
 const MIN_MEMORY_MB: u32 = 8;
 
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -152,18 +162,19 @@ impl Policy {
     /// Whether every value is one that the daemon can hold to.
     pub(crate) fn check(&self, max_memory_mb: u32) -> Result<(), PolicyError> {
         let (limits, quota) = (&self.limits, &self.quota);
-        for (key, value, least, most) in [
-            ("cpuMs", limits.cpu_ms, 1, MAX_CPU_MS),
-            ("wallMs", limits.wall_ms, 1, MAX_WALL_MS),
-            ("memoryMb", limits.memory_mb, MIN_MEMORY_MB, max_memory_mb),
-            ("outputBytes", limits.output_bytes, 1, MOST_OUTPUT_BYTES),
-            ("logBytes", limits.log_bytes, 0, 8 << 20),
-            ("logLines", limits.log_lines, 0, 100_000),
-            ("timers", limits.timers, 0, 100_000),
-            ("codeBytes", limits.code_bytes, 1, MOST_CODE_BYTES),
-            ("inFlight", quota.in_flight, 1, 10_000),
-            ("perSecond", quota.per_second, 1, 1_000_000),
-            ("burst", quota.burst, 1, 1_000_000),
+        for (key, value, (least, most)) in [
+            ("cpuMs", limits.cpu_ms, CPU_MS),
+            ("wallMs", limits.wall_ms, WALL_MS),
+            ("memoryMb", limits.memory_mb, (MEMORY_MB.0, max_memory_mb)),
+            ("outputBytes", limits.output_bytes, OUTPUT_BYTES),
+            ("logBytes", limits.log_bytes, LOG_BYTES),
+            ("logLines", limits.log_lines, LOG_LINES),
+            ("timers", limits.timers, TIMERS),
+            ("codeBytes", limits.code_bytes, CODE_BYTES),
+            ("subRequests", limits.sub_requests, SUB_REQUESTS),
+            ("inFlight", quota.in_flight, IN_FLIGHT),
+            ("perSecond", quota.per_second, PER_SECOND),
+            ("burst", quota.burst, PER_SECOND),
         ] {
             if value < least || value > most {
                 return Err(PolicyError { key, value, least, most });

@@ -55,21 +55,27 @@ pub(crate) struct Bound {
 /// Longest path that a socket address holds, without its final zero (unix(7)).
 const MAX_PATH_BYTES: usize = 107;
 
+fn too_long(path: &Path) -> Result<(), BindError> {
+    if path.as_os_str().len() > MAX_PATH_BYTES { Err(BindError::TooLong(path.to_owned())) } else { Ok(()) }
+}
+
+/// Whether a socket could be bound there, without making anything.
+pub(crate) fn check_place(path: &Path) -> Result<(), BindError> {
+    too_long(path)?;
+    let dir = files::parent(path);
+    files::check_folder(&dir).map_err(|error| BindError::Folder(dir, error))
+}
+
 /// Binds `path`. A socket that a dead daemon left behind is replaced; the lock beside it tells dead from alive. All of it
 /// is done below one descriptor of the folder, so that nobody can exchange the folder meanwhile.
 pub(crate) fn bind(path: &Path) -> Result<Bound, BindError> {
     let failed = |error| BindError::Io(path.to_owned(), error);
-    let long = |path: &Path| path.as_os_str().len() > MAX_PATH_BYTES;
-    if long(path) {
-        return Err(BindError::TooLong(path.to_owned()));
-    }
+    too_long(path)?;
     let name = path.file_name().ok_or_else(|| BindError::NotASocket(path.to_owned()))?;
     let dir = files::parent(path);
     let folder = files::make_socket_folder(&dir).map_err(|error| BindError::Folder(dir, error))?;
     let below_folder = Path::new("/proc/self/fd").join(folder.as_raw_fd().to_string()).join(name);
-    if long(&below_folder) {
-        return Err(BindError::TooLong(path.to_owned()));
-    }
+    too_long(&below_folder)?;
     let mut lock_path = path.as_os_str().to_owned();
     lock_path.push(".lock");
     let lock_path = PathBuf::from(lock_path);
