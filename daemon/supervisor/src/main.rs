@@ -136,12 +136,18 @@ impl Places {
     }
 }
 
+fn check_program(path: &std::path::Path) -> anyhow::Result<()> {
+    let found =
+        std::fs::metadata(path).with_context(|| format!("the worker program {} cannot be used", path.display()))?;
+    let executable = found.is_file() && found.permissions().mode() & 0o111 != 0;
+    anyhow::ensure!(executable, "the worker program {} is not a program", path.display());
+    Ok(())
+}
+
 /// What a start would refuse, found without making, changing or taking anything: another daemon may be running.
 fn check_start(places: &Places, config: &Config) -> anyhow::Result<()> {
     daemon::probe(config)?;
-    let program = std::fs::metadata(&places.program);
-    let executable = program.is_ok_and(|found| found.is_file() && found.permissions().mode() & 0o111 != 0);
-    anyhow::ensure!(executable, "the worker program {} is not there, or not a program", places.program.display());
+    check_program(&places.program)?;
     server::check_place(&places.socket)?;
     for kept in [places.state_dir.clone(), places.state_dir.join("tenants"), places.state_dir.join("audit")] {
         let looked = files::check_folder(&kept);
@@ -152,6 +158,7 @@ fn check_start(places: &Places, config: &Config) -> anyhow::Result<()> {
 
 async fn run(arguments: Arguments, config: Config) -> anyhow::Result<()> {
     let Places { program, state_dir, socket } = Places::new(&arguments, &config)?;
+    check_program(&program)?;
     let api = config.api.clone();
     // First, so that a second daemon on the same socket fails before it does anything.
     let bound = server::bind(&socket)?;
