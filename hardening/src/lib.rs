@@ -15,6 +15,7 @@
 //! | [`sealed`] | what later threads go by, in a page that is read-only before the first tenant |
 //! | [`fault`] | signals that end a worker, and the record of the first one |
 //! | [`thread`] | a tenant's thread: its stack, its clock |
+//! | [`places`] | where daemon and command line find each other when nobody says |
 //!
 //! This crate and the worker's V8 edge are the only ones with `unsafe`.
 
@@ -25,6 +26,7 @@ pub mod islands;
 pub mod jail;
 pub mod layers;
 pub mod mpk;
+pub mod places;
 pub mod posture;
 pub mod sealed;
 pub mod seccomp;

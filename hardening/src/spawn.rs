@@ -3,8 +3,9 @@
 //! ```text
 //! supervisor                               child
 //!   clone3(NEWUSER|NEWNS|NEWPID|…) ───────▶ waits for one byte
-//!   writes uid_map, gid_map                   │
-//!   sends the byte ─────────────────────────▶ becomes uid 0 of its namespace (= an unprivileged uid outside)
+//!   writes uid_map, gid_map, oom_score_adj    │
+//!   sends the byte ─────────────────────────▶ steps back behind the daemon (nice)
+//!                                             becomes uid 0 of its namespace (= an unprivileged uid outside)
 //!   waits for the end of the pipe             puts descriptors 0, 1, 2, 3 in place, the rest close-on-exec
 //!     end of file: it is executing ◀───────── execveat(worker, empty environment)
 //!     four bytes: the errno that stopped it
@@ -36,6 +37,13 @@ pub const NAMESPACES: [(&str, libc::c_int); 7] = [
     ("uts", libc::CLONE_NEWUTS),
     ("cgroup", libc::CLONE_NEWCGROUP),
 ];
+
+/// A worker's `oom_score_adj` is at least this: where memory runs out, the kernel ends a worker, whose runs begin again
+/// elsewhere, and not the daemon, with which all workers end (proc_pid_oom_score_adj(5)).
+pub const OOM_SCORE: i32 = 500;
+
+/// How much nicer than the daemon a worker is: what it computes is not to keep the daemon from answering (sched(7)).
+pub const NICER: i32 = 5;
 
 /// What to start.
 #[derive(Debug)]
@@ -71,6 +79,8 @@ pub enum SpawnError {
     Clone(io::Error),
     #[error("the worker's uid and gid could not be mapped: {0}")]
     Map(io::Error),
+    #[error("the worker could not be made the first to go when memory runs out (oom_score_adj): {0}")]
+    OomScore(io::Error),
     #[error("the worker did not get as far as executing its program: {0}")]
     Exec(io::Error),
 }
@@ -105,6 +115,7 @@ pub fn spawn(spawn: Spawn<'_>) -> Result<Started, SpawnError> {
         change_ids: nix::unistd::geteuid().is_root(),
         uid: spawn.uid,
         gid: spawn.gid,
+        nice: own_nice() + NICER,
     };
 
     let mut pidfd: RawFd = -1;
@@ -220,7 +231,17 @@ fn release(ours: &mut UnixStream, pid: Pid, spawn: &Spawn<'_>) -> Result<(), Spa
         write("uid_map", format!("0 {} 1", spawn.uid))?;
         write("gid_map", format!("0 {} 1", spawn.gid))?;
     }
+    // Raising the score needs no right, and it survives the exec. On top of the daemon's own, which may be more than nothing.
+    let own = fs::read_to_string("/proc/self/oom_score_adj").ok().and_then(|score| score.trim().parse().ok());
+    let score = (own.unwrap_or(0) + OOM_SCORE).clamp(OOM_SCORE, 1000);
+    fs::write(format!("/proc/{pid}/oom_score_adj"), score.to_string()).map_err(SpawnError::OomScore)?;
     ours.write_all(&[1]).map_err(SpawnError::Map)
+}
+
+/// The nice value of this thread.
+fn own_nice() -> i32 {
+    // SAFETY: getpriority takes two numbers. It may return -1, which is a nice value or an error; either is next to none.
+    unsafe { libc::getpriority(libc::PRIO_PROCESS, 0) }
 }
 
 /// A close-on-exec copy of `fd` at 10 or above.
@@ -248,6 +269,7 @@ struct Child {
     change_ids: bool,
     uid: u32,
     gid: u32,
+    nice: i32,
 }
 
 impl Child {
@@ -273,6 +295,8 @@ impl Child {
         if got != 1 {
             return Err(libc::ECANCELED);
         }
+        // SAFETY: setpriority takes three numbers. Of more than 19 the kernel makes 19.
+        check(unsafe { libc::syscall(libc::SYS_setpriority, libc::PRIO_PROCESS, 0, self.nice) })?;
         if self.change_ids {
             // Inside the namespace the worker is its uid 0, which is an ordinary uid outside.
             let (uid, gid) = if self.namespaces { (0, 0) } else { (self.uid, self.gid) };

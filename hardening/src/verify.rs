@@ -11,9 +11,9 @@ use std::os::unix::fs::MetadataExt;
 
 use nix::unistd::Pid;
 
-use crate::jail::Plan;
+use crate::jail::{Plan, limits::core_bytes};
 use crate::layers::{Layer, LayerSet};
-use crate::spawn::NAMESPACES;
+use crate::spawn::{NAMESPACES, OOM_SCORE};
 
 /// What a worker is expected to be.
 #[derive(Debug)]
@@ -55,6 +55,7 @@ pub fn verify(pid: Pid, expected: &Expected<'_>) -> io::Result<Vec<Finding>> {
     findings.privileges(&status);
     findings.speculation(&status);
     findings.limits(&fs::read_to_string(format!("{proc}/limits"))?);
+    findings.oom_score(&fs::read_to_string(format!("{proc}/oom_score_adj"))?);
     findings.namespaces(&proc)?;
     findings.root(&fs::read_to_string(format!("{proc}/mountinfo"))?);
     findings.descriptors(&proc)?;
@@ -143,7 +144,7 @@ impl Findings<'_> {
     fn limits(&mut self, limits: &str) {
         let plan = self.expected.plan;
         for (name, wanted) in [
-            ("Max core file size", 0),
+            ("Max core file size", core_bytes()),
             ("Max file size", 0),
             ("Max open files", plan.descriptors),
             ("Max processes", plan.threads),
@@ -153,6 +154,13 @@ impl Findings<'_> {
                 limits.lines().find_map(|line| line.strip_prefix(name)?.split_whitespace().nth(1)).unwrap_or("?");
             self.expect(Layer::Rlimits, hard == wanted.to_string(), || format!("{name} is {hard}, expected {wanted}"));
         }
+    }
+
+    fn oom_score(&mut self, score: &str) {
+        let score = score.trim();
+        self.expect(Layer::Rlimits, score.parse::<i32>().is_ok_and(|score| score >= OOM_SCORE), || {
+            format!("oom_score_adj is {score}, expected at least {OOM_SCORE}")
+        });
     }
 
     fn namespaces(&mut self, proc: &str) -> io::Result<()> {
@@ -268,6 +276,19 @@ mod tests {
         for state in ["thread force mitigated", "conditional force disabled", "not vulnerable", "always enabled"] {
             assert!(!can_be_turned_on(state), "{state}");
         }
+    }
+
+    #[test]
+    fn a_worker_that_would_outlive_the_daemon_when_memory_runs_out_is_found() {
+        let plan = Plan::for_tenants(LayerSet::NONE.with(Layer::Rlimits), 1, 1);
+        let program = File::open("/proc/self/exe").unwrap();
+        let expected = Expected { plan: &plan, program: &program, uid: 0, gid: 0, control_inode: 0, stderr_inode: 0 };
+        let found = |score| {
+            let mut findings = Findings { expected: &expected, list: Vec::new() };
+            findings.oom_score(score);
+            findings.list.len()
+        };
+        assert_eq!(["500\n", "1000\n", "499\n", "0\n", "-1000\n", ""].map(found), [0, 0, 1, 1, 1, 1]);
     }
 
     #[test]

@@ -15,7 +15,7 @@ use std::os::unix::net::{SocketAddr, UnixListener, UnixStream};
 use std::process::ExitCode;
 
 use enisle_hardening::jail::{self, Plan};
-use enisle_hardening::spawn::{Spawn, Started, spawn};
+use enisle_hardening::spawn::{NICER, OOM_SCORE, Spawn, Started, spawn};
 use enisle_hardening::{Layer, LayerSet, Posture, fds, seccomp};
 use nix::sys::wait::WaitStatus;
 
@@ -264,6 +264,7 @@ fn main() -> ExitCode {
             attack(index.parse().unwrap_or(usize::MAX), layers(bits), &target)
         }
         [_, "wait", bits] => wait(layers(bits)),
+        [_, "keyring"] => leave_keyring(),
         _ => run_all(),
     }
 }
@@ -372,6 +373,22 @@ fn run_all() -> ExitCode {
         );
         if dies == die { passed += 1 } else { failed += 1 }
     }
+    for (what, holds) in [
+        ("reach the keys of the daemon's session", keys_are_left()),
+        ("compete with the daemon for memory and processors", steps_back()),
+    ] {
+        let verdict = match holds {
+            Some(true) => "as it should be",
+            Some(false) => "FAILED",
+            None => "skipped: this machine lets nobody have keys",
+        };
+        println!("{:<18} {what}: {verdict}", "every worker");
+        match holds {
+            Some(true) => passed += 1,
+            Some(false) => failed += 1,
+            None => skipped += 1,
+        }
+    }
     clean_up(&target);
     println!("\n{passed} passed, {failed} failed, {skipped} skipped");
     if failed == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE }
@@ -457,6 +474,55 @@ fn dies_with_its_parent(layers: LayerSet) -> bool {
     attacker.kill();
     attacker.collect();
     dead
+}
+
+/// The number of the session keyring; negative if there is none, or none can be had.
+fn session_keyring() -> i64 {
+    // SAFETY: KEYCTL_GET_KEYRING_ID takes two numbers.
+    unsafe { libc::syscall(libc::SYS_keyctl, libc::KEYCTL_GET_KEYRING_ID, libc::KEY_SPEC_SESSION_KEYRING, 0) }
+}
+
+/// Inside the jail: says which session keyring it has.
+fn leave_keyring() -> ExitCode {
+    let Some(mut channel) = fds::control_channel() else { return ExitCode::FAILURE };
+    match jail::enter(&plan(LayerSet::NONE)) {
+        Ok(()) if channel.write_all(&session_keyring().to_le_bytes()).is_ok() => ExitCode::SUCCESS,
+        _ => ExitCode::FAILURE,
+    }
+}
+
+/// Whether a worker has another session keyring than whoever started it.
+fn keys_are_left() -> Option<bool> {
+    // One of this test's own, so that there is one to inherit.
+    // SAFETY: KEYCTL_JOIN_SESSION_KEYRING takes a name, or null for a keyring without one.
+    let ours =
+        unsafe { libc::syscall(libc::SYS_keyctl, libc::KEYCTL_JOIN_SESSION_KEYRING, std::ptr::null::<libc::c_char>()) };
+    if ours < 0 {
+        return None;
+    }
+    let (mut worker, mut channel) = start(&["layers", "keyring"].map(str::to_owned), LayerSet::NONE);
+    let mut theirs = [0; 8];
+    channel.read_exact(&mut theirs).expect("it says which");
+    worker.collect();
+    Some(i64::from_le_bytes(theirs) != ours && session_keyring() == ours)
+}
+
+/// Whether the kernel would end a worker before whoever started it, and prefers the latter.
+fn steps_back() -> Option<bool> {
+    let arguments = ["layers", "wait", &LayerSet::NONE.bits().to_string()];
+    let (mut worker, mut channel) = start(&arguments.map(str::to_owned), LayerSet::NONE);
+    channel.read_exact(&mut [0]).expect("it is ready");
+    let read = |pid: &str| {
+        let score = std::fs::read_to_string(format!("/proc/{pid}/oom_score_adj")).expect("it lives");
+        let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).expect("it lives");
+        // The nineteenth field; the second one is a name in parentheses.
+        let nice = stat.rsplit(") ").next().and_then(|rest| rest.split(' ').nth(16)).expect("a nice value").to_owned();
+        (score.trim().parse::<i32>().expect("a number"), nice.parse::<i32>().expect("a number"))
+    };
+    let (ours, theirs) = (read("self"), read(&worker.pid.to_string()));
+    worker.kill();
+    worker.collect();
+    Some(theirs.0 == (ours.0 + OOM_SCORE).clamp(OOM_SCORE, 1000) && theirs.1 == (ours.1 + NICER).min(19))
 }
 
 fn errno<T: PartialOrd + Default>(result: T) -> io::Result<T> {

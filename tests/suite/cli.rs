@@ -64,6 +64,50 @@ fn a_script_cannot_drive_the_terminal() {
 }
 
 #[test]
+fn a_result_comes_through_whatever_it_is() {
+    let daemon = Daemon::start(SHARING);
+    let deep = r#"() => { let a = 'x'; for (let i = 0; i < 490; i++) a = [a]; return a }"#;
+    let whole = format!("{}\"x\"{}", "[".repeat(490), "]".repeat(490));
+    let numbers = r#"() => ({ z: 12345678901234567890, a: 1e300 })"#;
+    for (code, result) in [
+        (deep, whole.as_str()),
+        (r"() => '\ud800'", r#""\ud800""#),
+        (r"() => ({ '\udc00': 1 })", r#"{"\udc00":1}"#),
+        (numbers, r#"{"z":12345678901234567000,"a":1e+300}"#),
+    ] {
+        let request = serde_json::json!({ "code": code }).to_string();
+        let json = enisle(&daemon, &["load", "-", "--json"], &request);
+        assert_eq!(json.status.code(), Some(0), "{code}: {}", text(&json.stderr));
+        assert!(text(&json.stdout).contains(&format!("\"result\":{result},")), "{code}: {}", text(&json.stdout));
+        let shown = enisle(&daemon, &["load", "-"], &request);
+        assert_eq!(shown.status.code(), Some(0), "{code}: {}", text(&shown.stderr));
+        let without_blanks: String = text(&shown.stdout).split_ascii_whitespace().collect();
+        assert_eq!(without_blanks, result, "{code}");
+    }
+}
+
+#[test]
+fn nothing_of_a_script_changes_how_a_terminal_shows_the_rest() {
+    let daemon = Daemon::start(SHARING);
+    let marks = r"\u202e\u2066\u061c\u200f\u2028\ufeff\u{e0041}";
+    let code =
+        format!("() => {{ console.log('a{marks}'); const e = new Error('b{marks}'); e.name = 'c{marks}'; throw e }}");
+    let thrown = enisle(&daemon, &["load", "-"], &serde_json::json!({ "code": code }).to_string());
+    let returned = format!("() => ({{ 'd{marks}': 'e{marks}' }})");
+    let returned = enisle(&daemon, &["load", "-"], &serde_json::json!({ "code": returned }).to_string());
+    for (shown, letters) in [(text(&thrown.stderr), "abc"), (text(&returned.stdout), "de")] {
+        assert!(shown.is_ascii(), "{shown}");
+        for letter in letters.chars() {
+            assert!(shown.contains(&format!("{letter}\\u202e\\u2066")), "{letter}: {shown}");
+        }
+    }
+    // For whoever reads the result as JSON it is what it was.
+    let result: Value = serde_json::from_slice(&returned.stdout).expect("JSON");
+    let marks = "\u{202e}\u{2066}\u{61c}\u{200f}\u{2028}\u{feff}\u{e0041}";
+    assert_eq!(result, serde_json::json!({ format!("d{marks}"): format!("e{marks}") }));
+}
+
+#[test]
 fn the_state_of_the_daemon_can_be_looked_at() {
     let daemon = Daemon::start(SHARING);
     daemon.run("acme", "() => 1");

@@ -9,12 +9,14 @@
 //! | [`confinement`] | what the kernel says of a worker, and workers that are not what they should be |
 //! | [`surface`] | every property that a script finds |
 //! | [`cli`] | the command line as a user types it |
+//! | [`files`] | what the daemon keeps, and who else gets at it |
 
 #![allow(clippy::print_stderr, reason = "a skipped test says why")]
 
 mod cli;
 mod confinement;
 mod cordon;
+mod files;
 mod hostile;
 mod kept;
 mod lifecycle;

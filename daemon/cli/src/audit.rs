@@ -10,6 +10,7 @@ use serde_json::json;
 
 use crate::Failure;
 use crate::client::Client;
+use crate::show;
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum Audit {
@@ -24,7 +25,7 @@ pub(crate) enum Audit {
 pub(crate) async fn verify(folder: Option<PathBuf>, client: &Client, as_json: bool) -> Result<u8, Failure> {
     // Asked before the files are read: what is written meanwhile makes the chain longer, never shorter.
     let daemon = match (client.get("/v1/audit").await, &folder) {
-        (Ok(daemon), _) => Some(daemon),
+        (Ok(daemon), _) => Some(daemon.value()?),
         (Err(_), Some(_)) => None,
         (Err(error), None) => return Err(error.into()),
     };
@@ -39,9 +40,9 @@ pub(crate) async fn verify(folder: Option<PathBuf>, client: &Client, as_json: bo
     let Chain { verifier, files, .. } = &chain;
     let head = verifier.head().cloned().unwrap_or_default();
     if as_json {
-        outln!(
-            "{}",
-            json!({ "lines": verifier.lines(), "files": files, "seq": head.seq, "hash": head.hash, "compared": known.is_some() })
+        show::out(
+            &json!({ "lines": verifier.lines(), "files": files, "seq": head.seq, "hash": head.hash, "compared": known.is_some() })
+                .to_string(),
         );
         return Ok(0);
     }

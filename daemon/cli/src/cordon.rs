@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 
 use crate::Failure;
 use crate::client::{Client, encoded, segment};
-use crate::show::{self, safe};
+use crate::show::{self, one_line};
 
 #[derive(Debug, Args)]
 #[command(group = clap::ArgGroup::new("what").required(true))]
@@ -36,19 +36,16 @@ pub(crate) async fn change(change: Change, client: &Client, as_json: bool) -> Re
         None => client.delete(&format!("{path}?reason={}", encoded(&change.reason))).await?,
     };
     if as_json {
-        show::value(&tenant, true);
+        show::json(&tenant)?;
     } else {
-        outln!("{} is {} from now on", change.tenant, text(&tenant["cordon"]["level"]));
+        outln!("{} is {} from now on", change.tenant, text(&tenant.value()?["cordon"]["level"]));
     }
     Ok(0)
 }
 
-pub(crate) fn inspect(tenant: &Value, as_json: bool) {
-    if as_json {
-        return show::value(tenant, true);
-    }
+pub(crate) fn inspect(tenant: &Value) {
     for line in describe(tenant, SystemTime::now()) {
-        outln!("{}", safe(&line));
+        outln!("{}", one_line(&line));
     }
 }
 

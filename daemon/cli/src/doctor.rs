@@ -4,12 +4,13 @@ use enisle_hardening::Posture;
 use serde_json::{Value, json};
 
 use crate::client::Client;
+use crate::show;
 
 pub(crate) async fn examine(client: &Client, as_json: bool) {
     let posture = Posture::probe();
-    let daemon = client.get("/v1/info").await.ok();
+    let daemon = client.get("/v1/info").await.and_then(|info| info.value()).ok();
     if as_json {
-        outln!("{}", as_value(&posture, daemon));
+        show::out(&as_value(&posture, daemon).to_string());
         return;
     }
     for finding in &posture.findings {

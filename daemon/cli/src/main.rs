@@ -3,15 +3,15 @@
 //! Exit codes: 0 the script ended well; 1 it failed by itself; 2 the command was wrong; 3 the daemon refused or is not
 //! there; 4 a limit ended the script; 5 a layer stopped an attack; 70 our own fault.
 #![forbid(unsafe_code)]
-#![allow(clippy::print_stdout, clippy::print_stderr, reason = "a command line tool talks to its terminal")]
 
-/// Prints a line; a reader that has gone away ends the program quietly, as it ends `cat`.
+/// Prints a line for people: nothing in it drives the terminal or shows as something else ([`show::safe`]).
 macro_rules! outln {
-    ($($text:tt)*) => {
-        if std::io::Write::write_fmt(&mut std::io::stdout(), format_args!("{}\n", format_args!($($text)*))).is_err() {
-            std::process::exit(0);
-        }
-    };
+    ($($text:tt)*) => { crate::show::out(&crate::show::safe(&format!($($text)*))) };
+}
+
+/// The same on standard error.
+macro_rules! errln {
+    ($($text:tt)*) => { crate::show::err(&crate::show::safe(&format!($($text)*))) };
 }
 
 mod audit;
@@ -36,7 +36,10 @@ struct Arguments {
     /// The daemon's socket.
     #[arg(long, env = "ENISLE_SOCKET", global = true, value_name = "PATH")]
     socket: Option<PathBuf>,
-    /// JSON, for machines.
+    /// Whom to take for the daemon beside root and yourself: the uid that has the socket.
+    #[arg(long, env = "ENISLE_DAEMON_UID", global = true, value_name = "UID")]
+    daemon_uid: Option<u32>,
+    /// JSON, for machines: the daemon's own bytes.
     #[arg(long, global = true)]
     json: bool,
     #[command(subcommand)]
@@ -94,7 +97,9 @@ impl Failure {
         match self {
             Self::Usage(_) => 2,
             Self::Client(ClientError::Problem { status: 400..=402 | 404..=428, .. }) => 2,
-            Self::Client(ClientError::Problem { .. } | ClientError::Unreachable { .. }) => 3,
+            Self::Client(
+                ClientError::Problem { .. } | ClientError::Unreachable { .. } | ClientError::Stranger { .. },
+            ) => 3,
             Self::Broken(_) => 1,
             Self::Client(ClientError::Broken(_)) | Self::Standalone(_) => 70,
         }
@@ -106,31 +111,41 @@ fn main() -> ExitCode {
     let runtime = match tokio::runtime::Builder::new_current_thread().enable_all().build() {
         Ok(runtime) => runtime,
         Err(error) => {
-            eprintln!("enisle: {error}");
+            errln!("enisle: {error}");
             return ExitCode::from(70);
         }
     };
     match runtime.block_on(act(arguments)) {
         Ok(code) => ExitCode::from(code),
         Err(failure) => {
-            eprintln!("enisle: {failure}");
+            errln!("enisle: {failure}");
             ExitCode::from(failure.exit_code())
         }
     }
 }
 
 async fn act(arguments: Arguments) -> Result<u8, Failure> {
-    let client = Client::new(arguments.socket.unwrap_or_else(client::default_socket));
+    let client = Client::new(arguments.socket.unwrap_or_else(enisle_hardening::places::socket), arguments.daemon_uid);
     let json = arguments.json;
     match arguments.command {
         Command::Run(command) => run::file(command, client, json).await,
         Command::Load(command) => run::request(command, client, json).await,
         Command::Ps => {
-            show::workers(&client.get("/v1/workers").await?, json);
+            let workers = client.get("/v1/workers").await?;
+            if json {
+                show::json(&workers)?;
+            } else {
+                show::workers(&workers.value()?);
+            }
             Ok(0)
         }
         Command::Inspect { tenant } => {
-            cordon::inspect(&client.get(&format!("/v1/tenants/{}", client::segment(&tenant)?)).await?, json);
+            let tenant = client.get(&format!("/v1/tenants/{}", client::segment(&tenant)?)).await?;
+            if json {
+                show::json(&tenant)?;
+            } else {
+                cordon::inspect(&tenant.value()?);
+            }
             Ok(0)
         }
         Command::Cordon(change) => cordon::change(change, &client, json).await,

@@ -92,8 +92,13 @@ async fn send(request: &str, tenant: &str, standalone: bool, client: Client, as_
     } else {
         client.post(&path, body).await?
     };
-    show::answer(&answer, as_json);
-    Ok(exit_code(answer["outcome"].as_str().unwrap_or_default()))
+    let ran: show::Answer = answer.read()?;
+    if as_json {
+        show::json(&answer)?;
+    } else {
+        show::answer(&ran);
+    }
+    Ok(exit_code(&ran.outcome))
 }
 
 fn exit_code(outcome: &str) -> u8 {

@@ -1,65 +1,176 @@
-//! Answers for people, and the same for machines. Text of a tenant's is escaped: it must not drive the terminal.
+//! Answers for people, and the same for machines. What people see is escaped, all of it: text of a tenant's must not drive the
+//! terminal, nor show as something else than it is. Machines get the daemon's bytes.
 
+use std::io::Write;
+
+use serde::{Deserialize, Deserializer};
 use serde_json::Value;
+use serde_json::value::RawValue;
 
-pub(crate) fn value(value: &Value, as_json: bool) {
-    if as_json {
-        outln!("{value}");
-    } else {
-        outln!("{}", safe(&serde_json::to_string_pretty(value).unwrap_or_default()));
+use crate::client::{Body, ClientError};
+
+/// A line on standard output as it is; `outln!` is for people. A reader that has gone away ends the program quietly, as it ends
+/// `cat`.
+pub(crate) fn out(text: &str) {
+    let mut out = std::io::stdout().lock();
+    if out.write_all(text.as_bytes()).and_then(|()| out.write_all(b"\n")).is_err() {
+        std::process::exit(0);
     }
 }
 
-/// `text` without control characters but line ends and tabs.
+/// A line on standard error. Nobody may be there to read it.
+pub(crate) fn err(text: &str) {
+    let _ = std::io::stderr().lock().write_all(format!("{text}\n").as_bytes());
+}
+
+/// The daemon's answer, byte for byte.
+pub(crate) fn json(body: &Body) -> Result<(), ClientError> {
+    out(body.text()?);
+    Ok(())
+}
+
+/// `text` with every character escaped that is not shown as itself: control characters but line ends and tabs, and what
+/// changes the order of others, or hides. The escapes are those of JSON, so a result stays the JSON that it was.
 pub(crate) fn safe(text: &str) -> String {
     let mut out = String::with_capacity(text.len());
     for c in text.chars() {
-        if c.is_control() && !matches!(c, '\n' | '\t') {
-            out.extend(c.escape_default());
-        } else {
+        if matches!(c, '\n' | '\t') || !(c.is_control() || is_format(c)) {
             out.push(c);
+        } else {
+            out.extend(c.encode_utf16(&mut [0; 2]).iter().map(|unit| format!("\\u{unit:04x}")));
         }
     }
     out
 }
 
+/// [`safe`], where a line end would begin a line that nobody wrote.
+pub(crate) fn one_line(text: &str) -> String {
+    safe(text).replace('\n', "\\n")
+}
+
+/// Format characters (Unicode 17, general category Cf), separators of lines and paragraphs, and blanks that are letters.
+fn is_format(c: char) -> bool {
+    matches!(c,
+        '\u{ad}' | '\u{34f}' | '\u{600}'..='\u{605}' | '\u{61c}' | '\u{6dd}' | '\u{70f}' | '\u{890}'..='\u{891}' | '\u{8e2}'
+        | '\u{115f}'..='\u{1160}' | '\u{17b4}'..='\u{17b5}' | '\u{180b}'..='\u{180f}'
+        // Joiners and marks of direction; separators; embeddings, overrides and isolates; invisible operators.
+        | '\u{200b}'..='\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2060}'..='\u{206f}'
+        | '\u{3164}' | '\u{feff}' | '\u{ffa0}' | '\u{fff0}'..='\u{fffb}'
+        | '\u{110bd}' | '\u{110cd}' | '\u{13430}'..='\u{1343f}' | '\u{1bca0}'..='\u{1bca3}' | '\u{1d173}'..='\u{1d17a}'
+        // Tags, and variants of glyphs: text that is carried along unseen.
+        | '\u{e0000}'..='\u{e0fff}')
+}
+
+/// What a run came to. The result is whatever the script returned, and stays text.
+#[derive(Debug, Deserialize)]
+pub(crate) struct Answer {
+    pub(crate) outcome: String,
+    #[serde(default, deserialize_with = "present")]
+    result: Option<Box<RawValue>>,
+    error: Option<ScriptError>,
+    #[serde(default)]
+    logs: Vec<LogLine>,
+    #[serde(default)]
+    truncated: bool,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(default)]
+#[derive(Default)]
+struct ScriptError {
+    name: String,
+    message: String,
+    stack: Option<String>,
+}
+
+#[derive(Debug, Deserialize)]
+struct LogLine {
+    level: String,
+    text: String,
+}
+
+/// A result that is there, `null` as well.
+fn present<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<Box<RawValue>>, D::Error> {
+    Box::<RawValue>::deserialize(deserializer).map(Some)
+}
+
 /// A run: its console on standard error, its result on standard output.
-pub(crate) fn answer(answer: &Value, as_json: bool) {
-    if as_json {
-        outln!("{answer}");
-        return;
+pub(crate) fn answer(answer: &Answer) {
+    for LogLine { level, text } in &answer.logs {
+        errln!("{}{text}", if level == "log" { String::new() } else { format!("[{level}] ") });
     }
-    for line in answer["logs"].as_array().into_iter().flatten() {
-        let level = line["level"].as_str().unwrap_or("log");
-        let text = safe(line["text"].as_str().unwrap_or_default());
-        eprintln!("{}{text}", if level == "log" { String::new() } else { format!("[{level}] ") });
+    if answer.truncated {
+        errln!("(the log was cut: limits.logBytes, limits.logLines)");
     }
-    if answer["truncated"] == true {
-        eprintln!("(the log was cut: limits.logBytes, limits.logLines)");
+    if let Some(ScriptError { name, message, stack }) = &answer.error {
+        let stack = stack.as_deref().filter(|stack| !stack.is_empty());
+        errln!("{}: {}", answer.outcome, stack.map_or_else(|| format!("{name}: {message}"), str::to_owned));
     }
-    if let Some(error) = answer.get("error") {
-        let stack = error["stack"].as_str().unwrap_or_default();
-        let line = format!(
-            "{}: {}",
-            error["name"].as_str().unwrap_or_default(),
-            error["message"].as_str().unwrap_or_default()
-        );
-        eprintln!(
-            "{}: {}",
-            answer["outcome"].as_str().unwrap_or_default(),
-            safe(if stack.is_empty() { &line } else { stack })
-        );
-    }
-    if let Some(result) = answer.get("result") {
-        value(result, false);
+    if let Some(result) = &answer.result {
+        outln!("{}", pretty(result.get()).as_deref().unwrap_or_else(|| result.get()));
     }
 }
 
-pub(crate) fn workers(workers: &Value, as_json: bool) {
-    if as_json {
-        outln!("{workers}");
-        return;
+/// How much longer than the text itself a result may become by being indented: one that is deep would fill the terminal, or
+/// the disk, with blanks.
+const MOST_INDENTED: usize = 8;
+const SPARE_BYTES: usize = 4096;
+
+/// JSON with line ends and indentation, and nothing else changed: no number is rounded, no key moved, and depth and
+/// escapes are whatever they are. `None` if it would become much longer than it is.
+fn pretty(json: &str) -> Option<String> {
+    let most = json.len().saturating_mul(MOST_INDENTED).saturating_add(SPARE_BYTES);
+    let mut out = String::with_capacity(json.len());
+    let mut depth = 0_usize;
+    let (mut in_string, mut escaped) = (false, false);
+    let mut rest = json.chars().peekable();
+    let new_line = |out: &mut String, depth: usize| {
+        out.push('\n');
+        out.extend(std::iter::repeat_n(' ', 2 * depth));
+    };
+    while let Some(c) = rest.next() {
+        if in_string {
+            out.push(c);
+            in_string = escaped || c != '"';
+            escaped = c == '\\' && !escaped;
+            continue;
+        }
+        match c {
+            ' ' | '\t' | '\n' | '\r' => {}
+            '{' | '[' => {
+                out.push(c);
+                while rest.next_if(|next| next.is_ascii_whitespace()).is_some() {}
+                match rest.next_if(|next| matches!(next, '}' | ']')) {
+                    Some(end) => out.push(end),
+                    None => {
+                        depth += 1;
+                        new_line(&mut out, depth);
+                    }
+                }
+            }
+            '}' | ']' => {
+                depth = depth.saturating_sub(1);
+                new_line(&mut out, depth);
+                out.push(c);
+            }
+            ',' => {
+                out.push(c);
+                new_line(&mut out, depth);
+            }
+            ':' => out.push_str(": "),
+            _ => {
+                in_string = c == '"';
+                out.push(c);
+            }
+        }
+        if out.len() > most {
+            return None;
+        }
     }
+    Some(out)
+}
+
+pub(crate) fn workers(workers: &Value) {
     outln!("{:>4} {:>8} {:<7} {:>9} {:>7}  TENANTS", "ID", "PID", "CORDON", "RSS MiB", "AGE s");
     for worker in workers.as_array().into_iter().flatten() {
         let number = |key: &str| worker[key].as_u64().unwrap_or_default();
@@ -71,15 +182,14 @@ pub(crate) fn workers(workers: &Value, as_json: bool) {
 }
 
 /// One line of the events: the JSON itself, or its parts in a row.
-pub(crate) fn event(line: &str, as_json: bool) {
-    let Ok(Value::Object(mut event)) = serde_json::from_str(line) else {
-        outln!("{}", safe(line));
+pub(crate) fn event(text: &str, as_json: bool) {
+    if as_json {
+        return out(text);
+    }
+    let Ok(Value::Object(mut event)) = serde_json::from_str(text) else {
+        outln!("{}", one_line(text));
         return;
     };
-    if as_json {
-        outln!("{line}");
-        return;
-    }
     let seq = event.remove("seq").unwrap_or_default();
     event.remove("unixMs");
     let name = event.remove("event").unwrap_or_default();
@@ -87,7 +197,7 @@ pub(crate) fn event(line: &str, as_json: bool) {
         .iter()
         .map(|(key, value)| format!("{key}={}", value.as_str().map_or_else(|| value.to_string(), str::to_owned)))
         .collect();
-    outln!("{seq:>6} {:<18} {}", name.as_str().unwrap_or_default(), safe(&parts.join(" ")));
+    outln!("{seq:>6} {:<18} {}", name.as_str().unwrap_or_default(), one_line(&parts.join(" ")));
 }
 
 #[cfg(test)]
@@ -96,6 +206,53 @@ mod tests {
 
     #[test]
     fn a_script_cannot_drive_the_terminal() {
-        assert_eq!(safe("a\u{1b}[31mb\n\u{7}"), "a\\u{1b}[31mb\n\\u{7}");
+        assert_eq!(safe("a\u{1b}[31mb\n\u{7}\r\u{9b}"), "a\\u001b[31mb\n\\u0007\\u000d\\u009b");
+        assert_eq!(one_line("a\nb"), "a\\nb");
+    }
+
+    #[test]
+    fn nothing_that_is_not_shown_as_itself_reaches_the_terminal() {
+        let bidirectional = ['\u{200e}', '\u{200f}', '\u{61c}'].into_iter();
+        let bidirectional = bidirectional.chain('\u{202a}'..='\u{202e}').chain('\u{2066}'..='\u{2069}');
+        for c in bidirectional.chain(['\u{feff}', '\u{2028}', '\u{2029}', '\u{ad}', '\u{200b}', '\u{e0041}']) {
+            let shown = safe(&c.to_string());
+            assert!(shown.is_ascii(), "{shown}");
+            // It stays the same text for whoever reads it as JSON.
+            assert_eq!(serde_json::from_str::<String>(&format!("\"{shown}\"")).unwrap(), c.to_string());
+        }
+        let ordinary = "Grüße, 你好, עברית, \u{1f600} \t\n";
+        assert_eq!(safe(ordinary), ordinary);
+    }
+
+    #[test]
+    fn a_result_is_indented_and_otherwise_as_it_was() {
+        let (result, indented) = (
+            r#"{"z":1.10,"a":[1e999,{},[ ],"\ud800\"{[:,"],"a":null}"#,
+            "{\n  \"z\": 1.10,\n  \"a\": [\n    1e999,\n    {},\n    [],\n    \"\\ud800\\\"{[:,\"\n  ],\n  \"a\": null\n}",
+        );
+        assert_eq!(pretty(result).as_deref(), Some(indented));
+        for plain in ["1", "null", "\"a: b\"", "[]"] {
+            assert_eq!(pretty(plain).as_deref(), Some(plain));
+        }
+    }
+
+    #[test]
+    fn a_deep_result_is_shown_and_one_that_would_fill_the_disk_is_not_indented() {
+        let deep = "[".repeat(1000) + &"]".repeat(1000);
+        let wide = format!("{}{}1{}", "[".repeat(400), "1,".repeat(100_000), "]".repeat(400));
+        for result in [&deep, &wide] {
+            let answer = format!(r#"{{"outcome":"ok","result":{result}}}"#);
+            let answer: Answer = serde_json::from_str(&answer).unwrap();
+            assert_eq!(answer.result.unwrap().get(), result);
+        }
+        assert_eq!(pretty(&wide), None);
+    }
+
+    #[test]
+    fn a_result_of_null_is_a_result() {
+        let read = |text| serde_json::from_str::<Answer>(text).unwrap().result.map(|result| result.get().to_owned());
+        assert_eq!(read(r#"{"outcome":"ok","result":null}"#).as_deref(), Some("null"));
+        assert_eq!(read(r#"{"outcome":"exception"}"#), None);
+        assert_eq!(read(r#"{"outcome":"ok","result":"\ud800"}"#).as_deref(), Some(r#""\ud800""#));
     }
 }

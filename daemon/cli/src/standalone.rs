@@ -36,7 +36,7 @@ impl Private {
     }
 
     pub(crate) fn client(&self) -> Client {
-        Client::new(self.folder.path().join("enisled.sock"))
+        Client::new(self.folder.path().join("enisled.sock"), None)
     }
 
     async fn wait_until_ready(&mut self) -> Result<(), String> {

@@ -3,14 +3,14 @@
 //! A line is on the disk before the next one is written. What a crash has left half written at the end is cut off and kept
 //! beside it; anything else that does not fit was not done by a crash, and the file is put aside as it is.
 
-use std::fs::{self, File, OpenOptions};
+use std::fs::{self, File};
 use std::io::{self, Write};
-use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
 use enisle_cordon::audit::{Head, Verifier, append};
 use serde::Serialize;
 
+use crate::files::{self, How};
 use crate::record::{aside, unix_ms};
 
 /// A file of the audit log that is larger is put away under the number of its first line.
@@ -33,12 +33,12 @@ impl Log {
     pub(crate) fn open(folder: &Path, known: Option<Head>, complaints: &mut Vec<String>) -> io::Result<Self> {
         let path = folder.join(CURRENT);
         let (mut head, mut first) = (last_put_away(folder)?, None);
-        let bytes = if path.exists() { fs::read(&path)? } else { Vec::new() };
+        let bytes = if path.exists() { files::read(&path)? } else { Vec::new() };
         let (whole, torn) = split_torn(&bytes);
         if !torn.is_empty() {
             let kept = path.with_file_name(format!("audit.torn-{}", unix_ms()));
-            fs::write(&kept, torn)?;
-            OpenOptions::new().write(true).open(&path)?.set_len(whole.len() as u64)?;
+            files::open(&kept, How::New)?.write_all(torn)?;
+            files::open(&path, How::Change)?.set_len(whole.len() as u64)?;
             complaints.push(format!(
                 "the last line of the audit log was half written, as a crash leaves it; it is now {}",
                 kept.display()
@@ -72,7 +72,7 @@ impl Log {
             head = known.filter(|known| known.seq >= head.seq).unwrap_or(head);
         }
         let first = first.unwrap_or(head.seq + 1);
-        let file = OpenOptions::new().create(true).append(true).mode(0o600).open(&path)?;
+        let file = files::open(&path, How::Append)?;
         let bytes = file.metadata()?.len();
         Ok(Self { folder: folder.to_owned(), file, bytes, first, head })
     }
@@ -102,7 +102,7 @@ impl Log {
         }
         let current = self.folder.join(CURRENT);
         fs::rename(&current, &away)?;
-        match OpenOptions::new().create(true).append(true).mode(0o600).open(&current) {
+        match files::open(&current, How::Append) {
             Ok(file) => self.file = file,
             Err(error) => {
                 // Under its old name it is written on.
@@ -110,7 +110,7 @@ impl Log {
                 return Err(error);
             }
         }
-        File::open(&self.folder)?.sync_all()?;
+        File::from(files::folder(&self.folder)?).sync_all()?;
         (self.bytes, self.first) = (0, self.head.seq + 1);
         Ok(())
     }
@@ -141,7 +141,7 @@ fn put_away(folder: &Path) -> io::Result<Vec<PathBuf>> {
 fn last_put_away(folder: &Path) -> io::Result<Head> {
     let Some(newest) = put_away(folder)?.pop() else { return Ok(Head::default()) };
     let mut verifier = Verifier::default();
-    for line in String::from_utf8_lossy(&fs::read(newest)?).lines() {
+    for line in String::from_utf8_lossy(&files::read(&newest)?).lines() {
         let _ = verifier.read(line);
     }
     Ok(verifier.head().cloned().unwrap_or_default())

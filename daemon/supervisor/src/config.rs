@@ -221,18 +221,10 @@ pub(crate) enum ConfigError {
     Layer { path: PathBuf, error: enisle_hardening::layers::UnknownLayer },
     #[error("{path}: {error}")]
     Policy { path: PathBuf, error: crate::policy::PolicyError },
-    #[error("{path}: workers.max_memory_mb is {most}; it has to be between 8 and 1024")]
-    Memory { path: PathBuf, most: u32 },
-    #[error("{path}: api.body_mb has to be at least 256: a body of the largest size, read and encoded")]
-    Bodies { path: PathBuf },
     #[error("{path}: cordon.rules: {error}")]
     Rules { path: PathBuf, error: enisle_cordon::rules::RulesError },
-    #[error("{path}: cordon.sealed.memory_mb is {most}; V8 does not start in less than 8")]
-    SealedMemory { path: PathBuf, most: u32 },
-    #[error("{path}: {key} is {value}; the most is {most}")]
-    TooLarge { path: PathBuf, key: &'static str, value: u64, most: u64 },
-    #[error("{path}: {key} must not be 0")]
-    Zero { path: PathBuf, key: &'static str },
+    #[error("{path}: {error}")]
+    Range { path: PathBuf, error: crate::ranges::RangeError },
 }
 
 impl Config {
@@ -248,44 +240,10 @@ impl Config {
 
     fn check(&self, path: &Path) -> Result<(), ConfigError> {
         let path = || path.to_owned();
+        crate::ranges::check(self).map_err(|error| ConfigError::Range { path: path(), error })?;
         self.required_layers().map_err(|error| ConfigError::Layer { path: path(), error })?;
         self.defaults.check(self.workers.max_memory_mb).map_err(|error| ConfigError::Policy { path: path(), error })?;
         self.cordon.rules.check().map_err(|error| ConfigError::Rules { path: path(), error })?;
-        if self.cordon.sealed.memory_mb < 8 {
-            return Err(ConfigError::SealedMemory { path: path(), most: self.cordon.sealed.memory_mb });
-        }
-        for (key, value) in [
-            ("workers.max", self.workers.max as u64),
-            ("workers.max_age_secs", self.workers.max_age_secs),
-            ("cordon.drain_secs", self.cordon.drain_secs),
-            ("cordon.sealed.cpu_ms", self.cordon.sealed.cpu_ms.into()),
-            ("cordon.sealed.wall_ms", self.cordon.sealed.wall_ms.into()),
-            ("api.connections", self.api.connections as u64),
-            ("api.read_secs", self.api.read_secs),
-            ("api.write_secs", self.api.write_secs),
-        ] {
-            if value == 0 {
-                return Err(ConfigError::Zero { path: path(), key });
-            }
-        }
-        const HOUR: u64 = 3600;
-        for (key, value, most) in [
-            ("cordon.queue_secs", self.cordon.queue_secs, HOUR),
-            ("cordon.drain_secs", self.cordon.drain_secs, HOUR),
-            ("api.script_mb", self.api.script_mb as u64, 1 << 20),
-        ] {
-            if value > most {
-                return Err(ConfigError::TooLarge { path: path(), key, value, most });
-            }
-        }
-        // Heap, buffers and one largest allocation of a tenant have to fit the 4 GiB of its cage.
-        let most = self.workers.max_memory_mb;
-        if !(8..=1024).contains(&most) {
-            return Err(ConfigError::Memory { path: path(), most });
-        }
-        if self.api.body_mb < 256 {
-            return Err(ConfigError::Bodies { path: path() });
-        }
         Ok(())
     }
 

@@ -145,6 +145,16 @@ pub(crate) struct Report {
     pub(crate) level: Level,
 }
 
+/// What this machine has, unless it lacks what the configuration requires.
+pub(crate) fn probe(config: &Config) -> Result<Posture, SetupError> {
+    let posture = Posture::probe();
+    let missing: Vec<_> = posture
+        .missing(config.required_layers()?)
+        .map(|finding| format!("{} ({}); {}", finding.layer, finding.detail, finding.layer.remedy()))
+        .collect();
+    if missing.is_empty() { Ok(posture) } else { Err(SetupError::Posture(missing.join("; "))) }
+}
+
 impl Daemon {
     /// Probes the machine, has the snapshot made in a jailed worker, and is ready to admit.
     pub(crate) async fn set_up(
@@ -152,14 +162,7 @@ impl Daemon {
         program: std::path::PathBuf,
         state_dir: &std::path::Path,
     ) -> Result<Self, SetupError> {
-        let posture = Posture::probe();
-        let missing: Vec<_> = posture
-            .missing(config.required_layers()?)
-            .map(|finding| format!("{} ({}); {}", finding.layer, finding.detail, finding.layer.remedy()))
-            .collect();
-        if !missing.is_empty() {
-            return Err(SetupError::Posture(missing.join("; ")));
-        }
+        let posture = probe(&config)?;
         let capacity = Capacity {
             keys: if config.workers.keys == Keys::Off { 0 } else { mpk::tenants_of(posture.keys) },
             cages: CAGES_PER_PROCESS,

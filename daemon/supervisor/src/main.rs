@@ -15,6 +15,7 @@ mod counters;
 mod daemon;
 mod death;
 mod events;
+mod files;
 mod housekeeping;
 mod job;
 mod json_text;
@@ -24,6 +25,7 @@ mod policy;
 mod pool;
 mod process;
 mod quota;
+mod ranges;
 mod record;
 mod rehome;
 mod resident;
@@ -37,6 +39,7 @@ mod violation;
 mod warden;
 
 use std::io::IsTerminal;
+use std::os::unix::fs::PermissionsExt;
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::Arc;
@@ -67,7 +70,7 @@ struct Arguments {
     /// Read a database of standings and exit: what the daemon has a process of its own do before it opens one.
     #[arg(long, value_name = "FILE", hide = true)]
     examine: Option<PathBuf>,
-    /// Check the configuration and exit.
+    /// Check the configuration, and that this machine can start it, and exit.
     #[arg(long)]
     check_config: bool,
     /// Print the configuration with every value that holds, and exit.
@@ -76,6 +79,8 @@ struct Arguments {
 }
 
 fn main() -> ExitCode {
+    // Before anything is made: whatever sets no mode of its own is the daemon's alone.
+    nix::sys::stat::umask(nix::sys::stat::Mode::from_bits_truncate(0o077));
     let arguments = Arguments::parse();
     if let Some(database) = &arguments.examine {
         return examine(database);
@@ -111,17 +116,53 @@ fn start(arguments: Arguments) -> anyhow::Result<()> {
         return Ok(std::io::Write::write_all(&mut std::io::stdout(), text.as_bytes())?);
     }
     if arguments.check_config {
-        return Ok(());
+        return check_start(&Places::new(&arguments, &config)?, &config);
     }
     // One thread: the daemon moves bytes, the work is in the workers, and what stays on a thread need not be handed over.
     // Parsing of large bodies and waiting for the disk are done elsewhere.
     tokio::runtime::Builder::new_current_thread().enable_all().build()?.block_on(run(arguments, config))
 }
 
+/// Where what a start needs is.
+struct Places {
+    program: PathBuf,
+    state_dir: PathBuf,
+    socket: PathBuf,
+}
+
+impl Places {
+    fn new(arguments: &Arguments, config: &Config) -> std::io::Result<Self> {
+        Ok(Self {
+            program: config.workers.program.clone().map_or_else(places::worker_program, Ok)?,
+            state_dir: arguments.state_dir.clone().unwrap_or_else(places::state_dir),
+            socket: arguments.socket.clone().unwrap_or_else(places::socket),
+        })
+    }
+}
+
+fn check_program(path: &std::path::Path) -> anyhow::Result<()> {
+    let found =
+        std::fs::metadata(path).with_context(|| format!("the worker program {} cannot be used", path.display()))?;
+    let executable = found.is_file() && found.permissions().mode() & 0o111 != 0;
+    anyhow::ensure!(executable, "the worker program {} is not a program", path.display());
+    Ok(())
+}
+
+/// What a start would refuse, found without making, changing or taking anything: another daemon may be running.
+fn check_start(places: &Places, config: &Config) -> anyhow::Result<()> {
+    daemon::probe(config)?;
+    check_program(&places.program)?;
+    server::check_place(&places.socket)?;
+    for kept in [places.state_dir.clone(), places.state_dir.join("tenants"), places.state_dir.join("audit")] {
+        let looked = files::check_folder(&kept);
+        looked.with_context(|| format!("{} cannot be used for the daemon's state", kept.display()))?;
+    }
+    Ok(())
+}
+
 async fn run(arguments: Arguments, config: Config) -> anyhow::Result<()> {
-    let program = config.workers.program.clone().map_or_else(places::worker_program, Ok)?;
-    let state_dir = arguments.state_dir.unwrap_or_else(places::state_dir);
-    let socket = arguments.socket.unwrap_or_else(places::socket);
+    let Places { program, state_dir, socket } = Places::new(&arguments, &config)?;
+    check_program(&program)?;
     let (api, parts) = (config.api.clone(), Parts::new(&config.peers));
     // First, so that a second daemon on the same socket fails before it does anything.
     let bound = server::bind(&socket)?;

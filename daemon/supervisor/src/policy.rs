@@ -12,6 +12,8 @@ use enisle_wire::tenant::Limits as WireLimits;
 use enisle_wire::{MAX_CODE_BYTES, MAX_OUTPUT_BYTES};
 use serde::{Deserialize, Serialize};
 
+use crate::files::{self, How};
+
 /// A tenant's name: what a path of the API, a line of a log and a file of the state folder can carry without escaping.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize)]
 pub(crate) struct TenantName(String);
@@ -131,10 +133,20 @@ const MOST_CODE_BYTES: u32 = 64 << 20;
 const MOST_OUTPUT_BYTES: u32 = 16 << 20;
 const _: () = assert!(MOST_CODE_BYTES as usize == MAX_CODE_BYTES && MOST_OUTPUT_BYTES as usize == MAX_OUTPUT_BYTES);
 
-/// Five minutes of CPU time and an hour of patience: what Dynamic Workers allow at most, and what a connection outlives.
-const MAX_CPU_MS: u32 = 300_000;
-const MAX_WALL_MS: u32 = 3_600_000;
-/// V8 does not start in less.
+/// The least and the most of each number of a policy, in the API and in the configuration (`ranges`). Five minutes of CPU time
+/// and an hour of patience are what Dynamic Workers allow at most, and what a connection outlives.
+pub(crate) const CPU_MS: (u32, u32) = (1, 300_000);
+pub(crate) const WALL_MS: (u32, u32) = (1, 3_600_000);
+/// V8 does not start in less. Heap, buffers and one largest allocation have to fit the 4 GiB of a cage.
+pub(crate) const MEMORY_MB: (u32, u32) = (MIN_MEMORY_MB, 1024);
+pub(crate) const OUTPUT_BYTES: (u32, u32) = (1, MOST_OUTPUT_BYTES);
+pub(crate) const LOG_BYTES: (u32, u32) = (0, 8 << 20);
+pub(crate) const LOG_LINES: (u32, u32) = (0, 100_000);
+pub(crate) const TIMERS: (u32, u32) = (0, 100_000);
+pub(crate) const CODE_BYTES: (u32, u32) = (1, MOST_CODE_BYTES);
+pub(crate) const SUB_REQUESTS: (u32, u32) = (0, 1_000_000);
+pub(crate) const IN_FLIGHT: (u32, u32) = (1, 10_000);
+pub(crate) const PER_SECOND: (u32, u32) = (1, 1_000_000);
 const MIN_MEMORY_MB: u32 = 8;
 
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -150,18 +162,19 @@ impl Policy {
     /// Whether every value is one that the daemon can hold to.
     pub(crate) fn check(&self, max_memory_mb: u32) -> Result<(), PolicyError> {
         let (limits, quota) = (&self.limits, &self.quota);
-        for (key, value, least, most) in [
-            ("cpuMs", limits.cpu_ms, 1, MAX_CPU_MS),
-            ("wallMs", limits.wall_ms, 1, MAX_WALL_MS),
-            ("memoryMb", limits.memory_mb, MIN_MEMORY_MB, max_memory_mb),
-            ("outputBytes", limits.output_bytes, 1, MOST_OUTPUT_BYTES),
-            ("logBytes", limits.log_bytes, 0, 8 << 20),
-            ("logLines", limits.log_lines, 0, 100_000),
-            ("timers", limits.timers, 0, 100_000),
-            ("codeBytes", limits.code_bytes, 1, MOST_CODE_BYTES),
-            ("inFlight", quota.in_flight, 1, 10_000),
-            ("perSecond", quota.per_second, 1, 1_000_000),
-            ("burst", quota.burst, 1, 1_000_000),
+        for (key, value, (least, most)) in [
+            ("cpuMs", limits.cpu_ms, CPU_MS),
+            ("wallMs", limits.wall_ms, WALL_MS),
+            ("memoryMb", limits.memory_mb, (MEMORY_MB.0, max_memory_mb)),
+            ("outputBytes", limits.output_bytes, OUTPUT_BYTES),
+            ("logBytes", limits.log_bytes, LOG_BYTES),
+            ("logLines", limits.log_lines, LOG_LINES),
+            ("timers", limits.timers, TIMERS),
+            ("codeBytes", limits.code_bytes, CODE_BYTES),
+            ("subRequests", limits.sub_requests, SUB_REQUESTS),
+            ("inFlight", quota.in_flight, IN_FLIGHT),
+            ("perSecond", quota.per_second, PER_SECOND),
+            ("burst", quota.burst, PER_SECOND),
         ] {
             if value < least || value > most {
                 return Err(PolicyError { key, value, least, most });
@@ -260,7 +273,8 @@ impl Store {
     ) -> Result<(Self, BTreeMap<TenantName, Policy>), StoreError> {
         let dir = state_dir.join("tenants");
         let folder = |error| StoreError::Folder(dir.clone(), error);
-        fs::create_dir_all(&dir).map_err(folder)?;
+        files::make_folder(state_dir).map_err(|error| StoreError::Folder(state_dir.to_owned(), error))?;
+        files::make_folder(&dir).map_err(folder)?;
         let mut policies = BTreeMap::new();
         for entry in fs::read_dir(&dir).map_err(folder)? {
             let path = entry.map_err(folder)?.path();
@@ -285,7 +299,8 @@ impl Store {
         let path = self.dir.join(format!("{name}.json"));
         let write = || {
             let new = self.dir.join(".new");
-            let mut file = fs::File::create(&new)?;
+            files::remove_left_over(&new)?;
+            let mut file = files::open(&new, How::New)?;
             file.write_all(&serde_json::to_vec_pretty(policy)?)?;
             file.sync_all()?;
             fs::rename(&new, &path)
@@ -297,8 +312,8 @@ impl Store {
 fn read_policy(path: &Path, max_memory_mb: u32) -> Result<(TenantName, Policy), String> {
     let name = path.file_stem().and_then(|stem| stem.to_str()).unwrap_or_default();
     let name = name.parse().map_err(|error: BadName| error.to_string())?;
-    let text = fs::read_to_string(path).map_err(|error| error.to_string())?;
-    let mut policy: Policy = serde_json::from_str(&text).map_err(|error| error.to_string())?;
+    let text = files::read(path).map_err(|error| error.to_string())?;
+    let mut policy: Policy = serde_json::from_slice(&text).map_err(|error| error.to_string())?;
     // The operator may have lowered the ceiling since; that is no reason to forget the rest.
     policy.limits.memory_mb = policy.limits.memory_mb.min(max_memory_mb);
     policy.check(max_memory_mb).map_err(|error| error.to_string())?;
@@ -337,5 +352,22 @@ mod tests {
         let (_, read) = Store::open(dir.path(), 256).unwrap();
         assert_eq!(read, BTreeMap::from([(name, policy)]));
         assert!(dir.path().join("tenants/b.broken").exists());
+    }
+
+    #[test]
+    fn a_planted_link_is_neither_written_through_nor_read() {
+        let dir = tempfile::tempdir().unwrap();
+        let (store, _) = Store::open(dir.path(), 256).unwrap();
+        let (victim, tenants) = (dir.path().join("victim"), dir.path().join("tenants"));
+        fs::write(&victim, r#"{"allow_eval": true}"#).unwrap();
+        std::os::unix::fs::symlink(&victim, tenants.join(".new")).unwrap();
+        std::os::unix::fs::symlink(&victim, tenants.join("evil.json")).unwrap();
+        store.put(&"a".parse().unwrap(), &Policy::default()).unwrap();
+        assert_eq!(fs::read_to_string(&victim).unwrap(), r#"{"allow_eval": true}"#);
+        let (_, read) = Store::open(dir.path(), 256).unwrap();
+        assert_eq!(read.into_keys().collect::<Vec<_>>(), ["a".parse().unwrap()]);
+        // What a daemon that was killed has left is in nobody's way.
+        fs::write(tenants.join(".new"), "half").unwrap();
+        store.put(&"a".parse().unwrap(), &Policy::default()).unwrap();
     }
 }

@@ -5,9 +5,8 @@
 //! before the next. What cannot be read at the start is told of and moved aside, never overwritten.
 
 use std::collections::BTreeMap;
-use std::fs::{self, File};
+use std::fs::File;
 use std::io;
-use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError, mpsc};
 use std::time::{SystemTime, UNIX_EPOCH};
@@ -19,6 +18,7 @@ use redb::Database;
 use serde::{Deserialize, Serialize};
 
 use crate::audit_log::{Log, every_file};
+use crate::files::{self, How};
 use crate::policy::TenantName;
 use crate::standings::{DATABASE, Damage, commit, examine_apart, open_database};
 
@@ -109,8 +109,7 @@ impl Recorder {
     fn open_with(state_dir: &Path, examine: impl Fn(&Path) -> Result<(), Damage>) -> Result<(Self, Kept), RecordError> {
         let lock = lock(state_dir)?;
         let folder = state_dir.join("audit");
-        let made = fs::DirBuilder::new().recursive(true).mode(0o700).create(&folder);
-        made.map_err(|error| RecordError::Folder(folder.clone(), error))?;
+        files::make_folder(&folder).map_err(|error| RecordError::Folder(folder.clone(), error))?;
         let mut kept = Kept::default();
         let database = open_database(&state_dir.join(DATABASE), examine, &mut kept)?;
         let known = kept.head.take();
@@ -198,8 +197,7 @@ impl Recorder {
 /// Takes the state folder for this daemon alone.
 fn lock(state_dir: &Path) -> Result<Flock<File>, RecordError> {
     let path = state_dir.join("lock");
-    let file = File::options().create(true).truncate(false).write(true).open(&path);
-    let file = file.map_err(|error| RecordError::Folder(path, error))?;
+    let file = files::open(&path, How::Keep).map_err(|error| RecordError::Folder(path, error))?;
     Flock::lock(file, FlockArg::LockExclusiveNonblock).map_err(|_| RecordError::Taken(state_dir.to_owned()))
 }
 
@@ -207,7 +205,7 @@ fn lock(state_dir: &Path) -> Result<Flock<File>, RecordError> {
 fn rebuild(folder: &Path, kept: &mut Kept) -> io::Result<()> {
     let mut moves = Vec::new();
     for file in every_file(folder)? {
-        for text in String::from_utf8_lossy(&fs::read(file)?).lines() {
+        for text in String::from_utf8_lossy(&files::read(&file)?).lines() {
             if let Ok(Line { seq, entry: Entry::Moved { tenant, to, .. } }) = serde_json::from_str(text)
                 && let Ok(tenant) = tenant.parse::<TenantName>()
             {
@@ -280,6 +278,8 @@ fn write(
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::fs;
+
     use enisle_cordon::{Seen, Signal, decide};
 
     use redb::ReadableDatabase;

@@ -1,9 +1,10 @@
 //! The Unix socket: bound without stealing it from a living daemon, served with a bound on everything.
 
-use std::fs;
+use std::ffi::OsString;
+use std::fs::File;
 use std::future::Future;
 use std::io;
-use std::os::unix::fs::{DirBuilderExt, MetadataExt, PermissionsExt};
+use std::os::fd::{AsRawFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::pin::pin;
 use std::time::Duration;
@@ -14,7 +15,10 @@ use hyper::server::conn::http1;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::server::graceful::{GracefulShutdown, Watcher};
 use hyper_util::service::TowerToHyperService;
-use nix::fcntl::{Flock, FlockArg};
+use nix::errno::Errno;
+use nix::fcntl::{AtFlags, Flock, FlockArg};
+use nix::sys::stat::{FchmodatFlags, Mode, SFlag, fchmodat, fstatat};
+use nix::unistd::{UnlinkatFlags, fchownat, unlinkat};
 use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::watch;
 use tokio::time::{Instant, timeout_at};
@@ -24,6 +28,7 @@ use tower::ServiceExt;
 use crate::api::peer::Peer;
 use crate::api::problem::Problem;
 use crate::config::Api;
+use crate::files::{self, How};
 use crate::share::{Exhausted, Held, Parts, Supply};
 
 #[derive(Debug, thiserror::Error)]
@@ -34,8 +39,8 @@ pub(crate) enum BindError {
     NotASocket(PathBuf),
     #[error("{0}: {1}")]
     Io(PathBuf, io::Error),
-    #[error("{0} is no safe place for the socket: others may write there; choose another --socket")]
-    Unsafe(PathBuf),
+    #[error("{0} cannot be the folder of the socket: {1}; choose another --socket")]
+    Folder(PathBuf, io::Error),
     #[error("{0} is too long for a Unix socket (107 bytes at most)")]
     TooLong(PathBuf),
 }
@@ -44,54 +49,66 @@ pub(crate) enum BindError {
 #[derive(Debug)]
 pub(crate) struct Bound {
     listener: UnixListener,
-    path: PathBuf,
-    _lock: Flock<fs::File>,
+    folder: OwnedFd,
+    name: OsString,
+    _lock: Flock<File>,
 }
 
 /// Longest path that a socket address holds, without its final zero (unix(7)).
 const MAX_PATH_BYTES: usize = 107;
 
-/// Binds `path`. A socket that a dead daemon left behind is replaced; the lock beside it tells dead from alive.
+fn too_long(path: &Path) -> Result<(), BindError> {
+    if path.as_os_str().len() > MAX_PATH_BYTES { Err(BindError::TooLong(path.to_owned())) } else { Ok(()) }
+}
+
+/// Whether a socket could be bound there, without making anything.
+pub(crate) fn check_place(path: &Path) -> Result<(), BindError> {
+    too_long(path)?;
+    let dir = files::parent(path);
+    files::check_folder(&dir).map_err(|error| BindError::Folder(dir, error))
+}
+
+/// Binds `path`. A socket that a dead daemon left behind is replaced; the lock beside it tells dead from alive. All of it
+/// is done below one descriptor of the folder, so that nobody can exchange the folder meanwhile.
 pub(crate) fn bind(path: &Path) -> Result<Bound, BindError> {
     let failed = |error| BindError::Io(path.to_owned(), error);
-    if path.as_os_str().len() > MAX_PATH_BYTES {
-        return Err(BindError::TooLong(path.to_owned()));
-    }
-    // A name alone is in the present folder.
-    if let Some(dir) = path.parent().map(|dir| if dir.as_os_str().is_empty() { Path::new(".") } else { dir }) {
-        fs::DirBuilder::new().recursive(true).mode(0o755).create(dir).map_err(failed)?;
-        let found = fs::metadata(dir).map_err(failed)?;
-        let ours = found.uid() == 0 || found.uid() == nix::unistd::geteuid().as_raw();
-        // Whoever else may write there could put another socket in the place of ours; a sticky folder keeps them from it.
-        let (writable, sticky) = (found.mode() & 0o022 != 0, found.mode() & 0o1000 != 0);
-        if !ours || (writable && !sticky) {
-            return Err(BindError::Unsafe(dir.to_owned()));
-        }
-    }
+    too_long(path)?;
+    let name = path.file_name().ok_or_else(|| BindError::NotASocket(path.to_owned()))?;
+    let dir = files::parent(path);
+    let folder = files::make_socket_folder(&dir).map_err(|error| BindError::Folder(dir, error))?;
+    let below_folder = Path::new("/proc/self/fd").join(folder.as_raw_fd().to_string()).join(name);
+    too_long(&below_folder)?;
     let mut lock_path = path.as_os_str().to_owned();
     lock_path.push(".lock");
-    let lock_file = fs::File::options().create(true).truncate(false).write(true).open(&lock_path).map_err(failed)?;
-    let lock =
-        Flock::lock(lock_file, FlockArg::LockExclusiveNonblock).map_err(|_| BindError::Taken(path.to_owned()))?;
-    match fs::symlink_metadata(path) {
-        Ok(found) if std::os::unix::fs::FileTypeExt::is_socket(&found.file_type()) => {
-            fs::remove_file(path).map_err(failed)?
+    let lock_path = PathBuf::from(lock_path);
+    let lock_file =
+        files::below(&folder, &lock_path, How::Keep).map_err(|error| BindError::Io(lock_path.clone(), error))?;
+    let lock = Flock::lock(lock_file, FlockArg::LockExclusiveNonblock).map_err(|(_, errno)| match errno {
+        Errno::EWOULDBLOCK => BindError::Taken(path.to_owned()),
+        errno => BindError::Io(lock_path, errno.into()),
+    })?;
+    match fstatat(&folder, name, AtFlags::AT_SYMLINK_NOFOLLOW) {
+        Ok(found) if found.st_mode & SFlag::S_IFMT.bits() == SFlag::S_IFSOCK.bits() => {
+            unlinkat(&folder, name, UnlinkatFlags::NoRemoveDir).map_err(|errno| failed(errno.into()))?;
         }
         Ok(_) => return Err(BindError::NotASocket(path.to_owned())),
-        Err(_) => {}
+        Err(Errno::ENOENT) => {}
+        Err(errno) => return Err(failed(errno.into())),
     }
-    let listener = UnixListener::bind(path).map_err(failed)?;
+    // Until its mode is set, the umask keeps everybody else out.
+    let listener = UnixListener::bind(&below_folder).map_err(failed)?;
     // Whoever may connect is decided by the file; what they may do then, by the policy.
-    fs::set_permissions(path, fs::Permissions::from_mode(0o660)).map_err(failed)?;
+    fchmodat(&folder, name, Mode::from_bits_truncate(0o660), FchmodatFlags::FollowSymlink)
+        .map_err(|errno| failed(errno.into()))?;
     if let Ok(Some(group)) = nix::unistd::Group::from_name("enisle") {
-        let _ = nix::unistd::chown(path, None, Some(group.gid));
+        let _ = fchownat(&folder, name, None, Some(group.gid), AtFlags::AT_SYMLINK_NOFOLLOW);
     }
-    Ok(Bound { listener, path: path.to_owned(), _lock: lock })
+    Ok(Bound { listener, folder, name: name.to_owned(), _lock: lock })
 }
 
 impl Drop for Bound {
     fn drop(&mut self) {
-        let _ = fs::remove_file(&self.path);
+        let _ = unlinkat(&self.folder, self.name.as_os_str(), UnlinkatFlags::NoRemoveDir);
     }
 }
 
@@ -244,7 +261,28 @@ mod tests {
 
     #[tokio::test]
     async fn a_file_that_is_no_socket_is_left_alone() {
-        let file = tempfile::NamedTempFile::new().unwrap();
-        assert!(matches!(bind(file.path()), Err(BindError::NotASocket(_))));
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("s");
+        std::fs::write(&path, "whole").unwrap();
+        assert!(matches!(bind(&path), Err(BindError::NotASocket(_))));
+        assert_eq!(std::fs::read_to_string(&path).unwrap(), "whole");
+    }
+
+    #[tokio::test]
+    async fn a_folder_behind_a_link_is_refused_and_a_planted_lock_is_not_followed() {
+        let dir = tempfile::tempdir().unwrap();
+        let (folder, link) = (dir.path().join("folder"), dir.path().join("link"));
+        std::fs::create_dir(&folder).unwrap();
+        std::os::unix::fs::symlink(&folder, &link).unwrap();
+        assert!(matches!(bind(&link.join("s")), Err(BindError::Folder(..))));
+        std::os::unix::fs::symlink(dir.path().join("elsewhere"), folder.join("s.lock")).unwrap();
+        assert!(matches!(bind(&folder.join("s")), Err(BindError::Io(..))));
+        assert!(!dir.path().join("elsewhere").exists());
+    }
+
+    #[tokio::test]
+    async fn a_path_that_no_client_could_name_is_refused() {
+        let dir = tempfile::tempdir().unwrap();
+        assert!(matches!(bind(&dir.path().join("x".repeat(100))), Err(BindError::TooLong(_))));
     }
 }

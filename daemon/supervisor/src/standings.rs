@@ -4,15 +4,17 @@
 
 use std::collections::BTreeMap;
 use std::fs;
-use std::io;
+use std::io::{self, Write};
 use std::os::unix::process::ExitStatusExt;
 use std::path::Path;
 use std::process::Stdio;
 
 use enisle_cordon::Standing;
 use enisle_cordon::audit::Head;
+use redb::backends::FileBackend;
 use redb::{Database, ReadableDatabase, ReadableTable, TableDefinition};
 
+use crate::files::{self, How};
 use crate::policy::TenantName;
 use crate::record::{Kept, RecordError, aside};
 
@@ -86,7 +88,12 @@ pub(crate) fn is_damage(error: &redb::Error) -> bool {
 
 /// What the process of its own does: reads everything, and changes no standing.
 pub(crate) fn examine(path: &Path) -> Result<(), redb::Error> {
-    let mut database = Database::open(path)?;
+    let file = files::open(path, How::Change)?;
+    // An empty one would be made a database.
+    if file.metadata()?.len() == 0 {
+        return Err(io::Error::from(io::ErrorKind::UnexpectedEof).into());
+    }
+    let mut database = database_in(file)?;
     database.check_integrity()?;
     match database.begin_read()?.open_table(STANDINGS) {
         Ok(table) => table.iter()?.try_for_each(|row| row.map(drop)).map_err(redb::Error::from),
@@ -95,8 +102,12 @@ pub(crate) fn examine(path: &Path) -> Result<(), redb::Error> {
     }
 }
 
+fn database_in(file: fs::File) -> Result<Database, redb::Error> {
+    Ok(Database::builder().create_with_backend(FileBackend::new(file)?)?)
+}
+
 fn read_database(path: &Path, kept: &mut Kept) -> Result<Database, redb::Error> {
-    let mut database = Database::create(path)?;
+    let mut database = database_in(files::open(path, How::Keep)?)?;
     if !database.check_integrity()? {
         tracing::warn!(file = %path.display(), "the database of standings was not closed well, and was repaired");
     }
@@ -121,7 +132,8 @@ fn read_database(path: &Path, kept: &mut Kept) -> Result<Database, redb::Error> 
     }
     for (name, value) in unreadable {
         let file = aside(&path.with_file_name("standing.json"));
-        let saved = fs::write(&file, &value).map(|()| file.display().to_string());
+        let saved = files::open(&file, How::New).and_then(|mut kept| kept.write_all(&value));
+        let saved = saved.map(|()| file.display().to_string());
         let saved = saved.unwrap_or_else(|error| format!("lost: {error}"));
         kept.broken
             .push(format!("the standing of {name:?} could not be read; it begins anew (what was there: {saved})"));

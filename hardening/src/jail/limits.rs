@@ -6,8 +6,7 @@ use super::{JailError, Plan};
 
 pub(super) fn set(plan: &Plan) -> Result<(), JailError> {
     let limits = [
-        // No dump of anybody's heap, whatever core_pattern says.
-        ("RLIMIT_CORE", Resource::RLIMIT_CORE, 0),
+        ("RLIMIT_CORE", Resource::RLIMIT_CORE, core_bytes()),
         // No file can grow: there is none to write, and none can be made useful.
         ("RLIMIT_FSIZE", Resource::RLIMIT_FSIZE, 0),
         ("RLIMIT_NOFILE", Resource::RLIMIT_NOFILE, plan.descriptors),
@@ -22,6 +21,13 @@ pub(super) fn set(plan: &Plan) -> Result<(), JailError> {
         setrlimit(resource, limit, limit).map_err(|error| JailError::Rlimit(name, error))?;
     }
     Ok(())
+}
+
+/// No dump of anybody's heap, whatever core_pattern says. To a file none of one byte is written, as it would not hold a page;
+/// to a program (`core_pattern` with a pipe) the kernel writes whatever the limit, 0 included, unless that is 1
+/// (fs/coredump.c). Whoever starts the daemon with a hard limit of 0 gets that: raising it takes a privilege.
+pub(crate) fn core_bytes() -> u64 {
+    getrlimit(Resource::RLIMIT_CORE).map_or(1, |(_, hard)| hard.min(1))
 }
 
 /// How many threads this user may have at the most. The kernel computes it from the machine's

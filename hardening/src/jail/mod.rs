@@ -4,7 +4,7 @@
 //! step could undo comes after it. The filter ([`crate::seccomp`]) comes last, when V8 has started.
 
 mod landlock;
-mod limits;
+pub(crate) mod limits;
 mod privileges;
 mod root;
 mod speculation;
@@ -47,6 +47,8 @@ pub enum JailError {
     ReadOnly(nix::Error),
     #[error("the host's name could not be hidden: {0}")]
     HostName(io::Error),
+    #[error("the keyring of whoever started the daemon could not be left: {0}")]
+    Keyring(io::Error),
     #[error("the limit {0} could not be set: {1}")]
     Rlimit(&'static str, nix::Error),
     #[error("speculation control {0} could not be forced: {1}")]
@@ -77,6 +79,7 @@ pub fn enter(plan: &Plan) -> Result<(), JailError> {
         return Err(JailError::Environment(name));
     }
     close_inherited()?;
+    privileges::leave_session_keyring().map_err(JailError::Keyring)?;
     let on = |layer| plan.layers.has(layer);
     if on(Layer::Namespaces) {
         // The namespaces were made by the clone; being process 1 shows that they are there.

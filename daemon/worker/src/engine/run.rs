@@ -487,13 +487,28 @@ fn position(scope: &v8::PinScope<'_, '_>, message: v8::Local<'_, v8::Message>) -
 
 /// A stack in the tenant's own files: without the runtime's frames, and with the position of a compile error.
 fn clean_stack(stack: &str, position: Option<&str>) -> String {
-    let mut lines: Vec<_> = stack.lines().filter(|line| !line.contains(RUNTIME_NAME)).map(str::to_owned).collect();
+    let mut lines: Vec<_> = stack.lines().filter(|line| !is_of_runtime(line)).map(str::to_owned).collect();
     if let Some(position) = position
         && !lines.iter().any(|line| line.trim_start().starts_with("at "))
     {
         lines.push(format!("    at {position}"));
     }
     lines.join("\n")
+}
+
+/// Whether a line of a stack is a frame of the runtime's: its position is `enisle:runtime:LINE:COLUMN`, by itself or in
+/// parentheses at the end. What else has that name in it, a message or a longer name of a module, is the tenant's.
+fn is_of_runtime(line: &str) -> bool {
+    let Some(frame) = line.trim_start().strip_prefix("at ") else { return false };
+    let position = match frame.strip_suffix(')').and_then(|frame| frame.rsplit_once('(')) {
+        Some((_, position)) => position,
+        None => frame.strip_prefix("async ").unwrap_or(frame),
+    };
+    let numbers = position.strip_prefix(RUNTIME_NAME).and_then(|rest| rest.strip_prefix(':'));
+    let is_number = |text: &str| !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit());
+    numbers
+        .and_then(|numbers| numbers.split_once(':'))
+        .is_some_and(|(line, column)| is_number(line) && is_number(column))
 }
 
 #[cfg(test)]
@@ -504,6 +519,26 @@ mod tests {
     fn the_runtime_does_not_show_in_a_stack() {
         let stack = "Error: x\n    at run (main.js:1:2)\n    at invoke (enisle:runtime:3:4)";
         assert_eq!(clean_stack(stack, None), "Error: x\n    at run (main.js:1:2)");
+        for frame in
+            ["    at enisle:runtime:3:4", "    at async enisle:runtime:3:4", "    at async f (enisle:runtime:3:4)"]
+        {
+            assert_eq!(clean_stack(&format!("Error: x\n{frame}"), None), "Error: x");
+        }
+    }
+
+    #[test]
+    fn what_a_tenant_says_about_the_runtime_stays_in_its_stack() {
+        for stack in [
+            "Error: enisle:runtime is not my module",
+            "Error: see\nenisle:runtime:3:4",
+            "Error: x\n    at f (my-enisle:runtime:1:2)",
+            "Error: x\n    at f (enisle:runtime.js:1:2)",
+            "Error: x\n    at enisle:runtime (main.js:1:2)",
+            "Error: x\n    at f (enisle:runtime:1:1) (main.js:1:2)",
+            "Error: x\n    at f (a (enisle:runtime:1:1):3:4)",
+        ] {
+            assert_eq!(clean_stack(stack, None), stack);
+        }
     }
 
     #[test]

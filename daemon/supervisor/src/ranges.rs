@@ -1,0 +1,222 @@
+//! The range of every number of the configuration, in one table.
+//!
+//! The table is held against the configuration as it would be written to a file, so a number that is not in the table is an
+//! error too: no key can be added without saying between what it may be. Relations between numbers (thresholds that rise, a
+//! default under a ceiling) are the affair of whoever owns them.
+
+use toml::Value;
+
+use crate::config::Config;
+use crate::policy;
+
+const HOUR: u32 = 3600;
+const YEAR: u32 = 366 * 24 * HOUR;
+/// More of anything than one machine has processes, windows or messages for.
+const MANY: u32 = 1_000_000_000;
+/// The largest scores and weights; thresholds are around 100.
+const POINTS: f64 = 1_000_000.0;
+/// "More than nothing", of a number with a fraction.
+const LITTLE: f64 = 0.001;
+/// Uids that a worker may get beyond the first one (`Blueprint::ids`); the last uid of all is none.
+const UIDS: u32 = 60_000;
+
+/// A number: at least this, at most that. In a key `*` stands for any name; an array is as its elements.
+type Range = (&'static str, f64, f64);
+
+/// A range of whole numbers.
+const fn whole(key: &'static str, least: u32, most: u32) -> Range {
+    (key, least as f64, most as f64)
+}
+
+/// A range that a policy's number has in the API as well.
+const fn of_policy(key: &'static str, (least, most): (u32, u32)) -> Range {
+    whole(key, least, most)
+}
+
+const RANGES: &[Range] = &[
+    whole("workers.max", 1, 10_000),
+    of_policy("workers.max_memory_mb", policy::MEMORY_MB),
+    whole("workers.idle_secs", 0, YEAR),
+    whole("workers.max_age_secs", 1, YEAR),
+    // Not those of people and services, and room for the ones behind it.
+    whole("workers.uid_base", 1000, u32::MAX - 1 - UIDS),
+    whole("cordon.max_alone", 0, 10_000),
+    whole("cordon.queue_secs", 0, HOUR),
+    whole("cordon.drain_secs", 1, HOUR),
+    of_policy("cordon.sealed.cpu_ms", policy::CPU_MS),
+    of_policy("cordon.sealed.wall_ms", policy::WALL_MS),
+    of_policy("cordon.sealed.memory_mb", policy::MEMORY_MB),
+    of_policy("cordon.sealed.timers", policy::TIMERS),
+    ("cordon.rules.watch", LITTLE, POINTS),
+    ("cordon.rules.solo", LITTLE, POINTS),
+    ("cordon.rules.sealed", LITTLE, POINTS),
+    ("cordon.rules.expelled", LITTLE, POINTS),
+    ("cordon.rules.back_below", LITTLE, POINTS),
+    whole("cordon.rules.back_after_secs", 0, YEAR),
+    whole("cordon.rules.suspicion_secs", 0, YEAR),
+    whole("cordon.rules.unexplained_secs", 0, YEAR),
+    ("cordon.rules.advisory_most", 0.0, POINTS),
+    ("cordon.rules.share_most", 0.0, POINTS),
+    ("cordon.rules.nuisance_most", 0.0, POINTS),
+    whole("cordon.rules.new_for_secs", 0, YEAR),
+    ("cordon.rules.signals.*.points", 0.0, POINTS),
+    whole("cordon.rules.signals.*.half_life_secs", 1, YEAR),
+    ("cordon.rules.signals.*.most", 0.0, POINTS),
+    whole("cordon.rules.shape.window_ms", 100, 60_000),
+    ("cordon.rules.shape.busy_share", 0.0, 1.0),
+    ("cordon.rules.shape.busy_least", 0.0, 1.0),
+    whole("cordon.rules.shape.busy_ms_per_run", 0, HOUR * 1000),
+    whole("cordon.rules.shape.streak", 1, 1_000_000),
+    whole("cordon.rules.shape.faults", 0, MANY),
+    whole("cordon.rules.shape.faults_per_isolate", 0, MANY),
+    ("cordon.rules.shape.minute_share", 0.0, 1.0),
+    whole("cordon.rules.shape.messages", 0, MANY),
+    whole("cordon.rules.shape.message_bytes", 0, MANY),
+    ("cordon.rules.shape.regular", LITTLE, 1000.0),
+    whole("cordon.rules.shape.log_bytes", 0, MANY),
+    ("cordon.rules.shape.resident_times", LITTLE, 1000.0),
+    whole("cordon.rules.shape.resident_spare_mb", 0, 1 << 20),
+    ("cordon.rules.shape.mispredictions", LITTLE, 1000.0),
+    whole("cordon.rules.shape.long_lived_secs", 0, YEAR),
+    whole("cordon.rules.shape.long_lived_calls", 0, MANY),
+    of_policy("defaults.limits.cpu_ms", policy::CPU_MS),
+    of_policy("defaults.limits.wall_ms", policy::WALL_MS),
+    of_policy("defaults.limits.memory_mb", policy::MEMORY_MB),
+    of_policy("defaults.limits.output_bytes", policy::OUTPUT_BYTES),
+    of_policy("defaults.limits.log_bytes", policy::LOG_BYTES),
+    of_policy("defaults.limits.log_lines", policy::LOG_LINES),
+    of_policy("defaults.limits.timers", policy::TIMERS),
+    of_policy("defaults.limits.code_bytes", policy::CODE_BYTES),
+    of_policy("defaults.limits.sub_requests", policy::SUB_REQUESTS),
+    of_policy("defaults.quota.in_flight", policy::IN_FLIGHT),
+    of_policy("defaults.quota.per_second", policy::PER_SECOND),
+    of_policy("defaults.quota.burst", policy::PER_SECOND),
+    // The last one stands for "no uid".
+    whole("peers.uid", 0, u32::MAX - 1),
+    whole("api.connections", 1, 100_000),
+    whole("api.read_secs", 1, HOUR),
+    whole("api.write_secs", 1, HOUR),
+    whole("api.drain_secs", 0, HOUR),
+    whole("api.body_mb", 16, 1 << 20),
+    whole("api.script_mb", 1, 1 << 20),
+];
+
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum RangeError {
+    #[error("{key} is {value}; it must be between {least} and {most}")]
+    Outside { key: String, value: f64, least: f64, most: f64 },
+    #[error("{0} is a number without a range (ranges.rs): a defect of enisled's")]
+    Unknown(String),
+    #[error("the configuration cannot be written down: {0}")]
+    Unwritable(#[from] toml::ser::Error),
+}
+
+/// Whether every number of a configuration is in its range.
+pub(crate) fn check(config: &Config) -> Result<(), RangeError> {
+    for (key, value) in numbers(config)? {
+        let range = RANGES.iter().find(|(pattern, ..)| stands_for(pattern, &key));
+        let &(_, least, most) = range.ok_or_else(|| RangeError::Unknown(key.clone()))?;
+        // Also of what is not a number at all, which is in no range.
+        if !(least..=most).contains(&value) {
+            return Err(RangeError::Outside { key, value, least, most });
+        }
+    }
+    Ok(())
+}
+
+fn stands_for(pattern: &str, key: &str) -> bool {
+    let (mut pattern, mut key) = (pattern.split('.'), key.split('.'));
+    loop {
+        match (pattern.next(), key.next()) {
+            (None, None) => return true,
+            (Some("*"), Some(_)) => {}
+            (Some(expected), Some(found)) if expected == found => {}
+            _ => return false,
+        }
+    }
+}
+
+/// Every number of a configuration by its key.
+fn numbers(config: &Config) -> Result<Vec<(String, f64)>, toml::ser::Error> {
+    let (mut found, mut unseen) = (Vec::new(), vec![(String::new(), Value::try_from(config)?)]);
+    while let Some((key, value)) = unseen.pop() {
+        match value {
+            Value::Integer(number) => found.push((key, number as f64)),
+            Value::Float(number) => found.push((key, number)),
+            Value::Table(table) => unseen.extend(table.into_iter().map(|(name, value)| {
+                let below = if key.is_empty() { name } else { format!("{key}.{name}") };
+                (below, value)
+            })),
+            Value::Array(elements) => unseen.extend(elements.into_iter().map(|element| (key.clone(), element))),
+            Value::String(_) | Value::Boolean(_) | Value::Datetime(_) => {}
+        }
+    }
+    Ok(found)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The defaults, with one of everything that a file may have any number of.
+    fn whole_configuration() -> Config {
+        let text = "[[peers]]\nuid = 1000\n[cordon.rules.signals.busy]\npoints = 1\nhalf_life_secs = 1\nmost = 1\n";
+        toml::from_str(text).unwrap()
+    }
+
+    /// The configuration with one number changed; as text, because that is how numbers come.
+    fn with(key: &str, number: f64) -> Result<Config, String> {
+        let mut tree = Value::try_from(whole_configuration()).unwrap();
+        let mut at = &mut tree;
+        for name in key.replace('*', "busy").split('.') {
+            at = match at {
+                Value::Array(elements) => elements[0].get_mut(name).unwrap(),
+                table => table.get_mut(name).unwrap(),
+            };
+        }
+        *at = match at {
+            Value::Float(_) => Value::Float(number),
+            #[expect(clippy::cast_possible_truncation, reason = "whole numbers")]
+            _ => Value::Integer(number as i64),
+        };
+        toml::from_str(&toml::to_string(&tree).unwrap()).map_err(|error: toml::de::Error| error.to_string())
+    }
+
+    fn refusal(key: &str, number: f64) -> String {
+        with(key, number)
+            .and_then(|config| check(&config).map_err(|error| error.to_string()))
+            .map_or_else(|error| error, |()| panic!("{key} = {number} was accepted"))
+    }
+
+    #[test]
+    fn every_number_has_a_range_and_every_range_a_number() {
+        let numbers = numbers(&whole_configuration()).unwrap();
+        for (key, _) in &numbers {
+            assert!(RANGES.iter().any(|(pattern, ..)| stands_for(pattern, key)), "{key} has no range");
+        }
+        for (pattern, ..) in RANGES {
+            assert!(numbers.iter().any(|(key, _)| stands_for(pattern, key)), "{pattern} is no key");
+        }
+    }
+
+    #[test]
+    fn the_ends_of_a_range_are_in_it_and_what_is_beyond_them_is_refused_by_name() {
+        for &(key, least, most) in RANGES {
+            for end in [least, most] {
+                assert!(check(&with(key, end).unwrap()).is_ok(), "{key} = {end}");
+            }
+            let name = key.rsplit('.').next().unwrap();
+            for beyond in [least - 1.0, most + 1.0, 9e18] {
+                let refusal = refusal(key, beyond);
+                assert!(refusal.contains(name), "{key} = {beyond}: {refusal}");
+            }
+        }
+    }
+
+    #[test]
+    fn what_is_not_a_number_at_all_is_refused() {
+        for number in [f64::NAN, f64::INFINITY, f64::NEG_INFINITY] {
+            assert!(refusal("cordon.rules.solo", number).contains("cordon.rules.solo"));
+        }
+    }
+}

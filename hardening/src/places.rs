@@ -1,0 +1,97 @@
+//! Where the daemon and its command line find each other when nobody says: for root as the FHS has it, for an ordinary user
+//! as XDG has it. Both programs use this definition.
+//!
+//! No default is in a folder where other users may make files, such as `/tmp`: the one who makes it first would be the daemon.
+
+use std::env;
+use std::ffi::OsString;
+use std::path::PathBuf;
+
+/// Where to look: who asks, and with which environment.
+struct Asker<'a> {
+    root: bool,
+    variable: &'a dyn Fn(&str) -> Option<OsString>,
+}
+
+impl Asker<'_> {
+    /// A folder that a variable names. A relative path is not one (XDG Base Directory Specification).
+    fn named(&self, variable: &str) -> Option<PathBuf> {
+        (self.variable)(variable).map(PathBuf::from).filter(|path| path.is_absolute())
+    }
+
+    fn xdg(&self, variable: &str, below_home: &str) -> PathBuf {
+        let home = || self.named("HOME").unwrap_or_else(|| PathBuf::from("/")).join(below_home);
+        self.named(variable).unwrap_or_else(home)
+    }
+
+    fn state_dir(&self) -> PathBuf {
+        if self.root { "/var/lib/enisle".into() } else { self.xdg("XDG_STATE_HOME", ".local/state").join("enisle") }
+    }
+
+    fn socket(&self) -> PathBuf {
+        let folder = match self.root {
+            true => PathBuf::from("/run/enisle"),
+            // Without a session there is no such folder: cron, su, containers.
+            false => match self.named("XDG_RUNTIME_DIR") {
+                Some(session) => session.join("enisle"),
+                None => self.state_dir().join("run"),
+            },
+        };
+        folder.join("enisled.sock")
+    }
+
+    fn config(&self) -> PathBuf {
+        let folder = if self.root { "/etc".into() } else { self.xdg("XDG_CONFIG_HOME", ".config") };
+        folder.join("enisle/enisled.toml")
+    }
+}
+
+const ENVIRONMENT: &dyn Fn(&str) -> Option<OsString> = &|name| env::var_os(name);
+
+fn asker() -> Asker<'static> {
+    Asker { root: nix::unistd::geteuid().is_root(), variable: ENVIRONMENT }
+}
+
+/// The socket of the API.
+#[must_use]
+pub fn socket() -> PathBuf {
+    asker().socket()
+}
+
+/// What the daemon keeps.
+#[must_use]
+pub fn state_dir() -> PathBuf {
+    asker().state_dir()
+}
+
+/// The configuration file, whether it exists or not.
+#[must_use]
+pub fn config() -> PathBuf {
+    asker().config()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn socket_of(root: bool, variables: &[(&str, &str)]) -> PathBuf {
+        let variable = |name: &str| variables.iter().find(|(known, _)| *known == name).map(|(_, value)| value.into());
+        Asker { root, variable: &variable }.socket()
+    }
+
+    #[test]
+    fn no_default_is_where_others_may_make_it() {
+        let home = ("HOME", "/home/a");
+        assert_eq!(socket_of(true, &[home]).to_str(), Some("/run/enisle/enisled.sock"));
+        assert_eq!(
+            socket_of(false, &[home, ("XDG_RUNTIME_DIR", "/run/user/7")]).to_str(),
+            Some("/run/user/7/enisle/enisled.sock")
+        );
+        assert_eq!(socket_of(false, &[home]).to_str(), Some("/home/a/.local/state/enisle/run/enisled.sock"));
+        assert_eq!(
+            socket_of(false, &[home, ("XDG_STATE_HOME", "/s"), ("XDG_RUNTIME_DIR", "")]).to_str(),
+            Some("/s/enisle/run/enisled.sock")
+        );
+        assert_eq!(socket_of(false, &[home, ("XDG_STATE_HOME", "tmp")]), socket_of(false, &[home]));
+    }
+}
