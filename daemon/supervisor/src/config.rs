@@ -22,6 +22,21 @@ pub(crate) struct Config {
     pub(crate) defaults: Policy,
     pub(crate) peers: Vec<Peer>,
     pub(crate) api: Api,
+    pub(crate) audit: Audit,
+}
+
+/// The log of decisions and evidence.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub(crate) struct Audit {
+    /// What its files may have together, in MiB; over that the oldest are deleted.
+    pub(crate) keep_mb: u64,
+}
+
+impl Default for Audit {
+    fn default() -> Self {
+        Self { keep_mb: 256 }
+    }
 }
 
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -164,6 +179,7 @@ impl Default for Config {
             defaults: Policy::default(),
             peers: Vec::new(),
             api: Api::default(),
+            audit: Audit::default(),
         }
     }
 }
@@ -231,6 +247,10 @@ pub(crate) enum ConfigError {
     SealedMemory { path: PathBuf, most: u32 },
     #[error("{path}: {key} is {value}; the most is {most}")]
     TooLarge { path: PathBuf, key: &'static str, value: u64, most: u64 },
+    #[error(
+        "{path}: audit.keep_mb is {kept}; it has to be at least 16: the file that is written, and one that was put away"
+    )]
+    Audit { path: PathBuf, kept: u64 },
     #[error("{path}: {key} must not be 0")]
     Zero { path: PathBuf, key: &'static str },
 }
@@ -273,6 +293,7 @@ impl Config {
             ("cordon.queue_secs", self.cordon.queue_secs, HOUR),
             ("cordon.drain_secs", self.cordon.drain_secs, HOUR),
             ("api.script_mb", self.api.script_mb as u64, 1 << 20),
+            ("audit.keep_mb", self.audit.keep_mb, 1 << 20),
         ] {
             if value > most {
                 return Err(ConfigError::TooLarge { path: path(), key, value, most });
@@ -282,6 +303,9 @@ impl Config {
         let most = self.workers.max_memory_mb;
         if !(8..=1024).contains(&most) {
             return Err(ConfigError::Memory { path: path(), most });
+        }
+        if self.audit.keep_mb < 16 {
+            return Err(ConfigError::Audit { path: path(), kept: self.audit.keep_mb });
         }
         if self.api.body_mb < 256 {
             return Err(ConfigError::Bodies { path: path() });

@@ -418,7 +418,7 @@ impl Owner {
                     }
                     if let Err(what) = self.hear(&mut unread) {
                         let (worker, pid) = (self.worker.id, self.worker.pid.as_raw());
-                        self.warden.events.tell(What::ProtocolViolation { worker, pid, what: what.clone() });
+                        self.warden.events.tell(What::ProtocolViolation { worker, pid, tenant: None, what: what.clone() });
                         self.worker.misbehaves(Signal::Protocol);
                         return Some(format!("it broke the protocol: {what}"));
                     }

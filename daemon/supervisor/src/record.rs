@@ -55,6 +55,18 @@ pub(crate) enum Entry {
     Broken {
         what: String,
     },
+    /// An event that is evidence, and how many it stands for.
+    Seen {
+        count: u64,
+        event: serde_json::Value,
+    },
+    /// The oldest file was deleted, for the log had as many bytes as it may have (`audit.keep_mb`). The
+    /// line after `through`, whose hash this is, is the first one that is left. A file that was put
+    /// aside as broken has no such line.
+    Deleted {
+        file: String,
+        through: Option<Head>,
+    },
 }
 
 enum Note {
@@ -102,11 +114,15 @@ pub(crate) struct Recorder {
 
 impl Recorder {
     /// Reads what was kept, and begins to keep.
-    pub(crate) fn open(state_dir: &Path) -> Result<(Self, Kept), RecordError> {
-        Self::open_with(state_dir, examine_apart)
+    pub(crate) fn open(state_dir: &Path, keep_mb: u64) -> Result<(Self, Kept), RecordError> {
+        Self::open_keeping(state_dir, keep_mb << 20, examine_apart)
     }
 
-    fn open_with(state_dir: &Path, examine: impl Fn(&Path) -> Result<(), Damage>) -> Result<(Self, Kept), RecordError> {
+    fn open_keeping(
+        state_dir: &Path,
+        keep_bytes: u64,
+        examine: impl Fn(&Path) -> Result<(), Damage>,
+    ) -> Result<(Self, Kept), RecordError> {
         let lock = lock(state_dir)?;
         let folder = state_dir.join("audit");
         let made = fs::DirBuilder::new().recursive(true).mode(0o700).create(&folder);
@@ -115,7 +131,7 @@ impl Recorder {
         let database = open_database(&state_dir.join(DATABASE), examine, &mut kept)?;
         let known = kept.head.take();
         let fresh = known.is_none();
-        let opened = Log::open(&folder, known, &mut kept.broken);
+        let opened = Log::open(&folder, known, keep_bytes, &mut kept.broken);
         let mut log = opened.map_err(|error| RecordError::Folder(folder.clone(), error))?;
         if fresh && log.head.seq > 0 && !kept.lost {
             kept.broken.push("the database of standings is gone; tenants stand as the audit log says".to_owned());
@@ -286,6 +302,15 @@ mod tests {
 
     use crate::audit_log::CURRENT;
     use crate::standings::{STANDINGS, examine, is_damage};
+
+    impl Recorder {
+        fn open_with(
+            state_dir: &Path,
+            examine: impl Fn(&Path) -> Result<(), Damage>,
+        ) -> Result<(Self, Kept), RecordError> {
+            Self::open_keeping(state_dir, 1 << 30, examine)
+        }
+    }
 
     /// How a tenant stands, by the database alone.
     fn standing_of(database: &Database, tenant: &str) -> Option<Standing> {
