@@ -70,6 +70,27 @@ pub(crate) fn workers(workers: &Value, as_json: bool) {
     }
 }
 
+pub(crate) fn tenants(tenants: &Value, as_json: bool) {
+    if as_json {
+        outln!("{tenants}");
+        return;
+    }
+    outln!("{:<32} {:<8} {:>6} {:>9} {:>9} {:>12}", "TENANT", "CORDON", "SCORE", "IN FLIGHT", "RUNS", "CPU ms");
+    for tenant in tenants.as_array().into_iter().flatten() {
+        let text = |value: &Value| safe(value.as_str().unwrap_or_default());
+        let (cordon, usage) = (&tenant["cordon"], &tenant["usage"]);
+        outln!(
+            "{:<32} {:<8} {:>6} {:>9} {:>9} {:>12}",
+            text(&tenant["name"]),
+            text(&cordon["level"]),
+            cordon["score"].to_string(),
+            tenant["inFlight"].to_string(),
+            usage["runs"].to_string(),
+            usage["cpuMs"].to_string(),
+        );
+    }
+}
+
 /// One line of the events: the JSON itself, or its parts in a row.
 pub(crate) fn event(line: &str, as_json: bool) {
     let Ok(Value::Object(mut event)) = serde_json::from_str(line) else {

@@ -159,8 +159,6 @@ mod tests {
             log.line(format!("ordinary {n}\n").as_bytes(), MOST_ORDINARY_BYTES);
         }
         log.line(b"evidence\n", MOST_BYTES);
-        let lost = log.waiting.lost.load(Ordering::Relaxed);
-        assert!(lost > 0);
         let reader = std::thread::spawn(move || {
             let mut text = String::new();
             read.read_to_string(&mut text).map(|_| text)
@@ -168,9 +166,8 @@ mod tests {
         drop(log);
         let text = reader.join().unwrap().unwrap();
         let told = text.lines().filter_map(|line| line.rsplit_once("lost=")?.1.parse::<u64>().ok()).sum::<u64>();
-        assert_eq!(told, lost);
-        assert!(text.contains("\nevidence\n"));
-        assert_eq!(text.matches("ordinary").count() as u64 + lost, 100_000);
+        assert!(told > 0 && text.contains("\nevidence\n"));
+        assert_eq!(text.matches("ordinary").count() as u64 + told, 100_000);
     }
 
     #[test]

@@ -458,6 +458,42 @@ mod tests {
     }
 
     #[test]
+    fn the_oldest_files_are_deleted_and_the_chain_says_so() {
+        let dir = tempfile::tempdir().unwrap();
+        let folder = dir.path().join("audit");
+        fs::create_dir(&folder).unwrap();
+        fs::write(folder.join("audit.jsonl.broken-1-0"), vec![b'x'; 9 << 20]).unwrap();
+        let (recorder, _) = Recorder::open_keeping(dir.path(), 26 << 20, examine_here).unwrap();
+        let long = Entry::Broken { what: "x".repeat(1 << 20) };
+        (0..30).for_each(|_| recorder.decided(long.clone()));
+        recorder.close();
+        let mut names: Vec<_> = fs::read_dir(&folder).unwrap().map(|entry| entry.unwrap().file_name()).collect();
+        names.sort();
+        assert_eq!(names.len(), 3, "{names:?}");
+        assert!(names.iter().any(|name| name == "audit.jsonl.broken-1-0"), "it goes last: {names:?}");
+        let mut verifier = Verifier::default();
+        let mut deleted = Vec::new();
+        for name in names.iter().filter(|name| name.to_str().is_some_and(|name| name.ends_with(".jsonl"))).rev() {
+            for line in fs::read_to_string(folder.join(name)).unwrap().lines() {
+                if let Ok(Line { entry: Entry::Deleted { through, .. }, .. }) = serde_json::from_str(line) {
+                    deleted.extend(through);
+                }
+                let _ = verifier.read(line);
+            }
+        }
+        let oldest = fs::read_to_string(folder.join(names.first().unwrap())).unwrap();
+        let mut first = Verifier::default();
+        first.read(oldest.lines().next().unwrap()).unwrap();
+        assert!(deleted.contains(first.before().unwrap()), "{deleted:?} {:?}", first.before());
+        let total: u64 = names.iter().map(|name| fs::metadata(folder.join(name)).unwrap().len()).sum();
+        assert!(total <= 26 << 20, "{total}");
+        // With less room the next time, what was put aside goes as well.
+        drop(recorder);
+        Recorder::open_keeping(dir.path(), 10 << 20, examine_here).unwrap().0.close();
+        assert_eq!(every_file(&folder).unwrap(), [folder.join(CURRENT)]);
+    }
+
+    #[test]
     fn what_a_crash_leaves_is_cut_off_and_what_is_missing_is_told_of() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("audit").join(CURRENT);

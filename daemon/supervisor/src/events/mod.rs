@@ -237,7 +237,8 @@ mod tests {
     use super::*;
 
     fn events() -> Events {
-        let peer = |uid, tenants: &str| Peer { uid, tenants: vec![tenants.into()], operate: false };
+        let peer =
+            |uid, tenants: &str| Peer { uid, tenants: vec![tenants.into()], operate: false, share_percent: None };
         Events::new(vec![peer(7, "bad-*"), peer(8, "good-*")], None)
     }
 
