@@ -246,7 +246,7 @@ pub struct Answer {
 
 impl Answer {
     /// Reads an answer to the end of the connection.
-    pub fn read(stream: &mut UnixStream) -> std::io::Result<Self> {
+    pub fn read(stream: &mut impl Read) -> std::io::Result<Self> {
         let mut bytes = Vec::new();
         stream.read_to_end(&mut bytes)?;
         let end = bytes.windows(4).position(|window| window == b"\r\n\r\n");

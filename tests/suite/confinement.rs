@@ -248,6 +248,27 @@ fn a_worker_that_breaks_the_protocol_is_killed_and_told_of() {
 }
 
 #[test]
+fn a_worker_that_floods_its_tenants_channel_is_killed_and_told_of() {
+    for (how, word) in [
+        ("says-ready-again", "Ready was said twice"),
+        ("logs-nothing", "a log without a line"),
+        ("logs-in-small-frames", "bytes of log in one run"),
+        ("logs-too-many-lines", "does not decode"),
+        ("has-a-long-error", "an error of more than"),
+    ] {
+        let (daemon, answer) = with_rogue(&format!("rogue-tenant-{how}"));
+        assert!(answer.contains("\"outcome\":\"violation\"") && answer.contains(word), "{how}: {answer}");
+        let told = daemon.await_event("the violation", |event| event["event"] == "protocolViolation");
+        assert_eq!(told["tenant"], "t", "{told}");
+        // What an attack leaves is in the audit log, with its details.
+        let log = daemon.folder.path().join("state/audit/audit.jsonl");
+        enisle_tests::wait_until("the audit log", || {
+            fs::read_to_string(&log).is_ok_and(|log| log.contains("protocolViolation") && log.contains(word))
+        });
+    }
+}
+
+#[test]
 fn with_keys_off_every_tenant_has_a_process_of_its_own_and_the_posture_says_so() {
     let daemon = Daemon::start("[workers]\nkeys = \"off\"\n");
     assert_eq!((&daemon.run("a", "() => 1")["result"], &daemon.run("b", "() => 2")["result"]), (&json!(1), &json!(2)));
