@@ -76,6 +76,7 @@ pub fn append<E: Serialize>(head: &Head, unix_ms: u64, entry: &E) -> Result<(Str
 /// Reads a chain line by line. It begins with whatever line comes first: older files may have been put away.
 #[derive(Debug, Default)]
 pub struct Verifier {
+    before: Option<Head>,
     head: Option<Head>,
     lines: usize,
 }
@@ -104,8 +105,15 @@ impl Verifier {
                 return Err(Broken::Unchained { line, seq });
             }
         }
+        self.before.get_or_insert_with(|| Head { seq: seq.saturating_sub(1), hash: link.prev });
         self.head = Some(Head { seq, hash: link.hash });
         Ok(())
+    }
+
+    /// The line before the first one that was read, by that one's word.
+    #[must_use]
+    pub fn before(&self) -> Option<&Head> {
+        self.before.as_ref()
     }
 
     /// The last line read.

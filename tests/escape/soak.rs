@@ -101,7 +101,7 @@ fn gathered(daemon: &Daemon) -> usize {
 /// Tenants of the fullest process that takes somebody in.
 fn most_in_one(daemon: &Daemon) -> usize {
     let workers = daemon.get("/v1/workers");
-    let shared = workers.as_array().into_iter().flatten().filter(|worker| worker["cordon"] == "shared");
+    let shared = workers["workers"].as_array().into_iter().flatten().filter(|worker| worker["cordon"] == "shared");
     shared.filter_map(|worker| worker["tenants"].as_array().map(Vec::len)).max().unwrap_or(0)
 }
 

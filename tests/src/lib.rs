@@ -202,6 +202,18 @@ impl Daemon {
         answer.body.split(|byte| *byte == b'\n').filter_map(|line| serde_json::from_slice(line).ok()).collect()
     }
 
+    /// Waits for an event of which `is_it` says so. What anybody can cause is told once a second.
+    pub fn await_event(&self, what: &str, is_it: impl Fn(&Value) -> bool) -> Value {
+        let begun = Instant::now();
+        loop {
+            if let Some(event) = self.events().into_iter().find(&is_it) {
+                return event;
+            }
+            assert!(begun.elapsed() < PATIENCE, "{what} was never told of: {:?}", self.events());
+            std::thread::yield_now();
+        }
+    }
+
     /// The worker that a tenant lives in, if it lives anywhere at the moment.
     pub fn home_of(&self, tenant: &str) -> Option<i32> {
         let pid = self.get(&format!("/v1/tenants/{tenant}"))["resident"]["pid"].as_i64()?;
@@ -234,7 +246,7 @@ pub struct Answer {
 
 impl Answer {
     /// Reads an answer to the end of the connection.
-    pub fn read(stream: &mut UnixStream) -> std::io::Result<Self> {
+    pub fn read(stream: &mut impl Read) -> std::io::Result<Self> {
         let mut bytes = Vec::new();
         stream.read_to_end(&mut bytes)?;
         let end = bytes.windows(4).position(|window| window == b"\r\n\r\n");

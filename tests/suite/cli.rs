@@ -113,7 +113,7 @@ fn the_state_of_the_daemon_can_be_looked_at() {
     daemon.run("acme", "() => 1");
     assert!(text(&enisle(&daemon, &["ps"], "").stdout).contains("acme"));
     assert!(text(&enisle(&daemon, &["inspect", "acme"], "").stdout).contains("runs 1,"));
-    assert!(text(&enisle(&daemon, &["events"], "").stdout).contains("admitted"));
+    enisle_tests::wait_until("the event", || text(&enisle(&daemon, &["events"], "").stdout).contains("admitted"));
     let doctor: Value = serde_json::from_slice(&enisle(&daemon, &["doctor", "--json"], "").stdout).expect("JSON");
     assert_eq!(doctor["layers"].as_array().map(Vec::len), Some(enisle_hardening::Layer::ALL.len()));
     assert!(text(&enisle(&daemon, &["completions", "bash"], "").stdout).contains("complete"));

@@ -174,8 +174,8 @@ fn assert_rejected_at(name: &str, level: Option<&str>, finding: &str) {
     assert!(answer.contains("not what it should be") && answer.contains(finding), "{name}: {answer}");
     let events = daemon.events();
     assert!(events.iter().any(|event| event["event"] == "workerRejected"), "{name}: {events:?}");
-    assert!(!events.iter().any(|event| event["event"] == "admitted"), "{name} was given a tenant: {events:?}");
-    assert_eq!(daemon.get("/v1/workers"), json!([]));
+    assert_eq!(daemon.get("/v1/tenants/t")["usage"]["begun"], 0, "{name} was given a run: {events:?}");
+    assert_eq!(daemon.get("/v1/workers")["workers"], json!([]));
 }
 
 #[test]
@@ -244,6 +244,27 @@ fn a_worker_that_breaks_the_protocol_is_killed_and_told_of() {
             "{name}: {answer} {events}"
         );
         assert_eq!(daemon.request("GET", "/_ping", b"").status, 200);
+    }
+}
+
+#[test]
+fn a_worker_that_floods_its_tenants_channel_is_killed_and_told_of() {
+    for (how, word) in [
+        ("says-ready-again", "Ready was said twice"),
+        ("logs-nothing", "a log without a line"),
+        ("logs-in-small-frames", "bytes of log in one run"),
+        ("logs-too-many-lines", "does not decode"),
+        ("has-a-long-error", "an error of more than"),
+    ] {
+        let (daemon, answer) = with_rogue(&format!("rogue-tenant-{how}"));
+        assert!(answer.contains("\"outcome\":\"violation\"") && answer.contains(word), "{how}: {answer}");
+        let told = daemon.await_event("the violation", |event| event["event"] == "protocolViolation");
+        assert_eq!(told["tenant"], "t", "{told}");
+        // What an attack leaves is in the audit log, with its details.
+        let log = daemon.folder.path().join("state/audit/audit.jsonl");
+        enisle_tests::wait_until("the audit log", || {
+            fs::read_to_string(&log).is_ok_and(|log| log.contains("protocolViolation") && log.contains(word))
+        });
     }
 }
 

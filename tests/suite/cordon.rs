@@ -274,7 +274,7 @@ fn risky_tenants_are_refused_where_there_is_no_room_and_never_put_beside_others(
     });
     // Idle, the one makes room for the other.
     assert_eq!(daemon.run("b", "() => 3")["cordon"], "sealed");
-    let workers = daemon.get("/v1/workers");
+    let workers = daemon.get("/v1/workers")["workers"].clone();
     let alone = workers.as_array().expect("a list").iter().filter(|worker| worker["cordon"] != "shared");
     assert!(alone.clone().count() <= 1 && alone.clone().all(|worker| worker["tenants"].as_array().unwrap().len() <= 1));
 }

@@ -7,6 +7,7 @@
 //! | [`hostile`] | scripts that want too much: each ends with its outcome, and its neighbours go on |
 //! | [`lifecycle`] | death and recovery, drain, sockets |
 //! | [`confinement`] | what the kernel says of a worker, and workers that are not what they should be |
+//! | [`evidence`] | what is left of an attack whatever else happens, and what a peer is told |
 //! | [`surface`] | every property that a script finds |
 //! | [`cli`] | the command line as a user types it |
 //! | [`files`] | what the daemon keeps, and who else gets at it |
@@ -16,6 +17,7 @@
 mod cli;
 mod confinement;
 mod cordon;
+mod evidence;
 mod files;
 mod hostile;
 mod kept;

@@ -162,7 +162,7 @@ fn the_daemon_says_what_it_is() {
             .is_some_and(|layers| layers.iter().any(|l| l["layer"] == "seccomp" && l["on"] == true))
     );
     assert_eq!((&info["counts"]["workers"], &info["counts"]["residents"]), (&json!(1), &json!(1)));
-    let workers = daemon.get("/v1/workers");
+    let workers = daemon.get("/v1/workers")["workers"].clone();
     assert!(
         workers[0]["rssBytes"].as_u64().is_some_and(|rss| rss > 1 << 20) && workers[0]["tenants"] == json!(["t"]),
         "{workers}"
@@ -206,5 +206,6 @@ fn a_peer_without_rights_is_refused_and_one_with_them_is_not() {
     assert_eq!(run(GUEST, &["run", "--tenant", "guest-1", script]).0, Some(0));
     assert_eq!(run(GUEST, &["run", "--tenant", "host", script]).0, Some(3));
     assert_eq!(run(GUEST, &["ps"]).0, Some(3));
-    assert!(daemon.events().iter().any(|event| event["event"] == "denied" && event["uid"] == STRANGER));
+    let denied = daemon.await_event("the denial", |event| event["event"] == "denied" && event["uid"] == STRANGER);
+    assert_eq!(denied["what"], "act for tenant default", "{denied}");
 }

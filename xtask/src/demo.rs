@@ -99,7 +99,7 @@ fn layers(connection: &mut Connection) -> Result<()> {
     }
     println!("    {}", info["posture"]["consequence"].as_str().unwrap_or("?"));
     let workers = connection.get("/v1/workers")?;
-    let Some(pid) = workers[0]["pid"].as_u64() else { return Ok(()) };
+    let Some(pid) = workers["workers"][0]["pid"].as_u64() else { return Ok(()) };
     let status = fs::read_to_string(format!("/proc/{pid}/status"))?;
     println!("\nand what the kernel says of the worker (/proc/{pid}/status):");
     for name in ["Uid", "CapEff", "CapBnd", "NoNewPrivs", "Seccomp", "Seccomp_filters", "NSpid"] {

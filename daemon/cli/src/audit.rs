@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 
 use clap::Subcommand;
 use enisle_cordon::audit::{Head, Verifier};
+use serde::Deserialize;
 use serde_json::json;
 
 use crate::Failure;
@@ -82,8 +83,10 @@ fn read(folder: &Path) -> Result<Chain, Failure> {
             if let Some(Head { seq, hash }) = chain.verifier.head() {
                 chain.hashes.insert(*seq, hash.clone());
             }
+            chain.note(line);
         }
     }
+    chain.explain_beginning().map_err(|broken| Failure::Broken(format!("{}: {broken}", folder.display())))?;
     if chain.files == 0 {
         return Err(Failure::Usage(format!("{} holds no audit log", folder.display())));
     }
@@ -97,6 +100,49 @@ struct Chain {
     files: usize,
     /// The hash of each line, by its number.
     hashes: BTreeMap<u64, String>,
+    /// The last lines of files that were deleted, by the log's own word.
+    deleted: Vec<Head>,
+    /// The first line says that what was before could not be read.
+    begins_anew: bool,
+}
+
+/// Of a line, what explains why others are not there.
+#[derive(Deserialize)]
+#[serde(tag = "decision", rename_all = "camelCase")]
+enum Absence {
+    Deleted {
+        through: Option<Head>,
+    },
+    Broken {},
+    #[serde(other)]
+    None,
+}
+
+#[derive(Deserialize)]
+struct Line {
+    entry: Absence,
+}
+
+impl Chain {
+    fn note(&mut self, line: &str) {
+        match serde_json::from_str(line).map(|Line { entry }| entry) {
+            Ok(Absence::Deleted { through }) => self.deleted.extend(through),
+            Ok(Absence::Broken {}) if self.verifier.lines() == 1 => self.begins_anew = true,
+            _ => {}
+        }
+    }
+
+    /// Where the first lines are gone, a later one has to say so.
+    fn explain_beginning(&self) -> Result<(), String> {
+        match self.verifier.before() {
+            Some(before) if before.seq > 0 && !self.begins_anew && !self.deleted.contains(before) => Err(format!(
+                "the log begins with line {}, and no line says that those before it were deleted (audit.keep_mb): lines \
+                 are missing at the beginning",
+                before.seq + 1
+            )),
+            _ => Ok(()),
+        }
+    }
 }
 
 /// The daemon's last line has to be among those read.
@@ -113,4 +159,35 @@ fn compare(known: &Head, read: &Chain, folder: &Path) -> Result<(), Failure> {
         ),
         false => format!("{}: line {} is another one than the daemon has written", folder.display(), known.seq),
     }))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn write(folder: &Path, name: &str, head: &mut Head, entries: &[serde_json::Value]) {
+        let lines = entries.iter().map(|entry| {
+            let (line, next) = enisle_cordon::audit::append(head, 1, entry).unwrap();
+            *head = next;
+            line + "\n"
+        });
+        fs::write(folder.join(name), lines.collect::<String>()).unwrap();
+    }
+
+    #[test]
+    fn a_chain_may_begin_later_if_it_says_itself_what_was_deleted() {
+        let folder = tempfile::tempdir().unwrap();
+        let (mut head, ordered) = (Head::default(), json!({ "decision": "ordered", "tenant": "t" }));
+        write(folder.path(), "audit-000000000001.jsonl", &mut head, &[ordered.clone(), ordered.clone()]);
+        let through = head.clone();
+        write(folder.path(), "audit-000000000003.jsonl", &mut head, std::slice::from_ref(&ordered));
+        let deleted = json!({ "decision": "deleted", "file": "audit-000000000001.jsonl", "through": through });
+        write(folder.path(), "audit.jsonl", &mut head, &[deleted, ordered]);
+        assert!(read(folder.path()).is_ok());
+        fs::remove_file(folder.path().join("audit-000000000001.jsonl")).unwrap();
+        assert!(read(folder.path()).is_ok());
+        fs::remove_file(folder.path().join("audit-000000000003.jsonl")).unwrap();
+        let Err(Failure::Broken(broken)) = read(folder.path()) else { panic!("it was accepted") };
+        assert!(broken.contains("begins with line 4"), "{broken}");
+    }
 }

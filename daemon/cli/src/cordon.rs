@@ -54,17 +54,16 @@ fn describe(tenant: &Value, now: SystemTime) -> Vec<String> {
     let (cordon, thresholds) = (&tenant["cordon"], &tenant["cordon"]["thresholds"]);
     let now_ms = now.duration_since(UNIX_EPOCH).map_or(0, |since| u64::try_from(since.as_millis()).unwrap_or(u64::MAX));
     let ago = |at: &Value| age(now_ms.saturating_sub(at.as_u64().unwrap_or(now_ms)));
-    let mut lines = vec![format!(
-        "{}: {} for {}, score {} (watched from {}, solo {}, sealed {}, expelled {})",
-        text(&tenant["name"]),
-        text(&cordon["level"]),
-        ago(&cordon["sinceUnixMs"]),
-        cordon["score"],
-        thresholds["watch"],
-        thresholds["solo"],
-        thresholds["sealed"],
-        thresholds["expelled"],
-    )];
+    let mut first =
+        format!("{}: {} for {}", text(&tenant["name"]), text(&cordon["level"]), ago(&cordon["sinceUnixMs"]));
+    // Only operators are told.
+    if thresholds.is_object() {
+        first += &format!(
+            ", score {} (watched from {}, solo {}, sealed {}, expelled {})",
+            cordon["score"], thresholds["watch"], thresholds["solo"], thresholds["sealed"], thresholds["expelled"],
+        );
+    }
+    let mut lines = vec![first];
     if let Some(order) = cordon["order"].as_object() {
         lines.push(format!(
             "  ordered  {} by uid {} {} ago: {}",

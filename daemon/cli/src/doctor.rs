@@ -29,7 +29,8 @@ pub(crate) async fn examine(client: &Client, as_json: bool) {
     }
     match daemon {
         Some(info) => {
-            let consequence = info["posture"]["consequence"].as_str().unwrap_or("?");
+            let hidden = "what its workers are without is for operators ([[peers]] operate = true)";
+            let consequence = info["posture"]["consequence"].as_str().unwrap_or(hidden);
             outln!("daemon on {}: {consequence}", client.socket.display());
             // The daemon may do without what the machine has, or see less of it than we do.
             for layer in info["posture"]["layers"].as_array().into_iter().flatten().filter(|layer| layer["on"] == false)

@@ -26,6 +26,7 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::{CommandFactory, Parser, Subcommand};
+use serde_json::Value;
 
 use crate::client::{Client, ClientError};
 
@@ -54,6 +55,8 @@ enum Command {
     Load(run::LoadRequest),
     /// The worker processes and who lives in them.
     Ps,
+    /// Every tenant that the daemon knows, with its cordon and what it used.
+    Tenants,
     /// One tenant: how far out it lives and why, its policy, what it used.
     Inspect {
         /// The tenant's name.
@@ -131,12 +134,11 @@ async fn act(arguments: Arguments) -> Result<u8, Failure> {
         Command::Run(command) => run::file(command, client, json).await,
         Command::Load(command) => run::request(command, client, json).await,
         Command::Ps => {
-            let workers = client.get("/v1/workers").await?;
-            if json {
-                show::json(&workers)?;
-            } else {
-                show::workers(&workers.value()?);
-            }
+            show::workers(&pages(&client, "workers").await?, json);
+            Ok(0)
+        }
+        Command::Tenants => {
+            show::tenants(&pages(&client, "tenants").await?, json);
             Ok(0)
         }
         Command::Inspect { tenant } => {
@@ -163,6 +165,23 @@ async fn act(arguments: Arguments) -> Result<u8, Failure> {
             clap_complete::generate(shell, &mut Arguments::command(), "enisle", &mut std::io::stdout());
             Ok(0)
         }
+    }
+}
+
+/// A list of the daemon's, all its pages in one.
+async fn pages(client: &Client, name: &str) -> Result<Value, ClientError> {
+    let (mut all, mut path) = (Vec::new(), format!("/v1/{name}"));
+    loop {
+        let mut page = client.get(&path).await?.value()?;
+        if let Some(items) = page[name].as_array_mut() {
+            all.append(items);
+        }
+        let next = match &page["next"] {
+            Value::Null => return Ok(all.into()),
+            Value::String(name) => client::encoded(name.as_str()),
+            next => next.to_string(),
+        };
+        path = format!("/v1/{name}?after={next}");
     }
 }
 

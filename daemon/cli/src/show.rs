@@ -170,7 +170,11 @@ fn pretty(json: &str) -> Option<String> {
     Some(out)
 }
 
-pub(crate) fn workers(workers: &Value) {
+pub(crate) fn workers(workers: &Value, as_json: bool) {
+    if as_json {
+        outln!("{workers}");
+        return;
+    }
     outln!("{:>4} {:>8} {:<7} {:>9} {:>7}  TENANTS", "ID", "PID", "CORDON", "RSS MiB", "AGE s");
     for worker in workers.as_array().into_iter().flatten() {
         let number = |key: &str| worker[key].as_u64().unwrap_or_default();
@@ -178,6 +182,27 @@ pub(crate) fn workers(workers: &Value) {
         let (rss, age) = (number("rssBytes") >> 20, number("ageMs") / 1000);
         let cordon = worker["cordon"].as_str().unwrap_or_default();
         outln!("{:>4} {:>8} {cordon:<7} {rss:>9} {age:>7}  {}", number("id"), number("pid"), tenants.join(" "));
+    }
+}
+
+pub(crate) fn tenants(tenants: &Value, as_json: bool) {
+    if as_json {
+        outln!("{tenants}");
+        return;
+    }
+    outln!("{:<32} {:<8} {:>6} {:>9} {:>9} {:>12}", "TENANT", "CORDON", "SCORE", "IN FLIGHT", "RUNS", "CPU ms");
+    for tenant in tenants.as_array().into_iter().flatten() {
+        let text = |value: &Value| safe(value.as_str().unwrap_or_default());
+        let (cordon, usage) = (&tenant["cordon"], &tenant["usage"]);
+        outln!(
+            "{:<32} {:<8} {:>6} {:>9} {:>9} {:>12}",
+            text(&tenant["name"]),
+            text(&cordon["level"]),
+            cordon["score"].to_string(),
+            tenant["inFlight"].to_string(),
+            usage["runs"].to_string(),
+            usage["cpuMs"].to_string(),
+        );
     }
 }
 

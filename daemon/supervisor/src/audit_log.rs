@@ -2,6 +2,10 @@
 //!
 //! A line is on the disk before the next one is written. What a crash has left half written at the end is cut off and kept
 //! beside it; anything else that does not fit was not done by a crash, and the file is put aside as it is.
+//!
+//! All files together have a bound. Over it the oldest file that was put away is deleted, which is a
+//! line of the chain like any other, with the number and hash of the last line that went; files that
+//! were put aside go last.
 
 use std::fs::{self, File};
 use std::io::{self, Write};
@@ -11,7 +15,7 @@ use enisle_cordon::audit::{Head, Verifier, append};
 use serde::Serialize;
 
 use crate::files::{self, How};
-use crate::record::{aside, unix_ms};
+use crate::record::{Entry, aside, unix_ms};
 
 /// A file of the audit log that is larger is put away under the number of its first line.
 const ROTATE_BYTES: u64 = 8 << 20;
@@ -24,13 +28,20 @@ pub(crate) struct Log {
     bytes: u64,
     /// The number of the file's first line.
     first: u64,
+    /// The most that all files may have together.
+    keep_bytes: u64,
     pub(crate) head: Head,
 }
 
 impl Log {
     /// Goes on where the last line ends, which has to be the one that is `known`, if any is, or a later one. What is wrong with
     /// what is there goes to `complaints`.
-    pub(crate) fn open(folder: &Path, known: Option<Head>, complaints: &mut Vec<String>) -> io::Result<Self> {
+    pub(crate) fn open(
+        folder: &Path,
+        known: Option<Head>,
+        keep_bytes: u64,
+        complaints: &mut Vec<String>,
+    ) -> io::Result<Self> {
         let path = folder.join(CURRENT);
         let (mut head, mut first) = (last_put_away(folder)?, None);
         let bytes = if path.exists() { files::read(&path)? } else { Vec::new() };
@@ -74,14 +85,21 @@ impl Log {
         let first = first.unwrap_or(head.seq + 1);
         let file = files::open(&path, How::Append)?;
         let bytes = file.metadata()?.len();
-        Ok(Self { folder: folder.to_owned(), file, bytes, first, head })
+        let mut log = Self { folder: folder.to_owned(), file, bytes, first, keep_bytes, head };
+        log.prune();
+        Ok(log)
     }
 
     /// One more line. After a failure the file is as it was.
     pub(crate) fn append<E: Serialize>(&mut self, entry: &E) -> io::Result<()> {
         if self.bytes >= ROTATE_BYTES {
             self.rotate()?;
+            self.prune();
         }
+        self.write(entry)
+    }
+
+    fn write<E: Serialize>(&mut self, entry: &E) -> io::Result<()> {
         let (mut line, head) = append(&self.head, unix_ms(), entry)?;
         line.push('\n');
         let written = self.file.write_all(line.as_bytes()).and_then(|()| self.file.sync_data());
@@ -114,6 +132,41 @@ impl Log {
         (self.bytes, self.first) = (0, self.head.seq + 1);
         Ok(())
     }
+
+    /// That old files cannot be deleted keeps no line from being written.
+    fn prune(&mut self) {
+        if let Err(error) = self.delete_oldest() {
+            tracing::error!(%error, folder = %self.folder.display(), "old files of the audit log cannot be deleted");
+        }
+    }
+
+    /// Deletes the oldest files until the rest has no more bytes than it may, with room for the present
+    /// file to grow. What is deleted is written down first.
+    fn delete_oldest(&mut self) -> io::Result<()> {
+        let mut present = 0;
+        for file in every_file(&self.folder)? {
+            present += fs::metadata(&file)?.len();
+        }
+        let mut present = present.saturating_sub(self.bytes).saturating_add(ROTATE_BYTES.max(self.bytes));
+        let away = put_away(&self.folder)?;
+        let aside =
+            every_file(&self.folder)?.into_iter().filter(|file| !away.contains(file) && !file.ends_with(CURRENT));
+        let mut aside: Vec<_> =
+            aside.map(|file| Ok((fs::metadata(&file)?.modified()?, file))).collect::<io::Result<_>>()?;
+        aside.sort();
+        for file in away.iter().chain(aside.iter().map(|(_, file)| file)) {
+            if present <= self.keep_bytes {
+                break;
+            }
+            let bytes = fs::metadata(file)?.len();
+            let name = file.file_name().unwrap_or_default().to_string_lossy().into_owned();
+            let through = if away.contains(file) { last_line(file)? } else { None };
+            self.write(&Entry::Deleted { file: name, through })?;
+            fs::remove_file(file)?;
+            present = present.saturating_sub(bytes);
+        }
+        Ok(())
+    }
 }
 
 /// Whole lines, and what a crash has left behind them. A last line that lacks only its end was not yet believed by anybody.
@@ -140,9 +193,13 @@ fn put_away(folder: &Path) -> io::Result<Vec<PathBuf>> {
 /// on from.
 fn last_put_away(folder: &Path) -> io::Result<Head> {
     let Some(newest) = put_away(folder)?.pop() else { return Ok(Head::default()) };
+    Ok(last_line(&newest)?.unwrap_or_default())
+}
+
+fn last_line(file: &Path) -> io::Result<Option<Head>> {
     let mut verifier = Verifier::default();
-    for line in String::from_utf8_lossy(&files::read(&newest)?).lines() {
+    for line in String::from_utf8_lossy(&files::read(file)?).lines() {
         let _ = verifier.read(line);
     }
-    Ok(verifier.head().cloned().unwrap_or_default())
+    Ok(verifier.head().cloned())
 }

@@ -18,8 +18,8 @@ use enisle_hardening::spawn::{self, Spawn, SpawnError, Started};
 use enisle_hardening::tags::{self, Tags};
 use enisle_hardening::verify::{self, Expected};
 use enisle_hardening::{Layer, LayerSet};
+use enisle_wire::FrameError;
 use enisle_wire::control::{FromWorker, Role, Session, Start, ToWorker};
-use enisle_wire::{FrameError, MAX_FROM_WORKER_BYTES};
 use nix::unistd::Pid;
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, BufReader};
 use tokio::net::UnixStream;
@@ -206,7 +206,7 @@ impl Newborn {
     /// The first frame that the worker says, if it comes in time and in order.
     pub(crate) async fn first_word(&mut self) -> Result<FromWorker, StartError> {
         let word =
-            tokio::time::timeout(START_TIMEOUT, read_frame::<FromWorker>(&mut self.control, MAX_FROM_WORKER_BYTES))
+            tokio::time::timeout(START_TIMEOUT, read_frame::<FromWorker>(&mut self.control, self.session.most_bytes()))
                 .await
                 .map_err(|_| StartError::NotReady(format!("it said nothing for {} s", START_TIMEOUT.as_secs())))?;
         let word = match word {

@@ -22,6 +22,21 @@ pub(crate) struct Config {
     pub(crate) defaults: Policy,
     pub(crate) peers: Vec<Peer>,
     pub(crate) api: Api,
+    pub(crate) audit: Audit,
+}
+
+/// The log of decisions and evidence.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub(crate) struct Audit {
+    /// What its files may have together, in MiB; over that the oldest are deleted.
+    pub(crate) keep_mb: u64,
+}
+
+impl Default for Audit {
+    fn default() -> Self {
+        Self { keep_mb: 256 }
+    }
 }
 
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -164,6 +179,7 @@ impl Default for Config {
             defaults: Policy::default(),
             peers: Vec::new(),
             api: Api::default(),
+            audit: Audit::default(),
         }
     }
 }

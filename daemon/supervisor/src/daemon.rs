@@ -23,6 +23,7 @@ use crate::pool::{AdmitError, Pool};
 use crate::quota::OverQuota;
 use crate::record::{RecordError, Recorder};
 use crate::resident::{Ended, Finished, Lost, Resident, Visit};
+use crate::run_id::RunIds;
 use crate::share::{Exhausted, Held, Parts, Supply};
 use crate::tenant::Tenant;
 use crate::warden::{self, Warden};
@@ -33,6 +34,8 @@ const CAGES_PER_PROCESS: usize = 90;
 const MAX_TENANTS: u64 = 100_000;
 /// So many are looked at when there is no room for a new name.
 const FORGET_AMONG: usize = 64;
+/// Tenants that are looked at before others have their turn.
+pub(crate) const SOME_TENANTS: usize = 256;
 /// So many workers may die before they come to one and the same run.
 const MOST_NOT_BEGUN: u32 = 10;
 /// How often the runs of a tenant that lives where it should not ask for its move.
@@ -60,7 +63,7 @@ pub(crate) struct Daemon {
     pub(crate) started: Instant,
     store: Store,
     tenants: Mutex<BTreeMap<TenantName, Arc<Tenant>>>,
-    next_run: AtomicU64,
+    run_ids: RunIds,
     in_flight: AtomicU64,
     drained: Notify,
     draining: AtomicBool,
@@ -181,8 +184,9 @@ impl Daemon {
         let blueprint = Blueprint::new(file, layers, tenants_per_process, memory, config.workers.uid_base);
         let blueprint = Arc::new(blueprint.map_err(SetupError::Thread)?);
         let snapshot = seal(&make_snapshot(&blueprint).await?).map_err(SetupError::Seal)?;
-        let events = Arc::new(Events::new());
-        let (recorder, kept) = Recorder::open(state_dir)?;
+        let (recorder, kept) = Recorder::open(state_dir, config.audit.keep_mb)?;
+        let recorder = Arc::new(recorder);
+        let events = Arc::new(Events::new(config.peers.clone(), Some(Arc::clone(&recorder))));
         for what in kept.broken {
             tracing::error!(%what, "what was kept is broken");
             events.tell(What::RecordBroken { what });
@@ -228,7 +232,7 @@ impl Daemon {
             started: now,
             store,
             tenants: Mutex::new(tenants),
-            next_run: AtomicU64::new(1),
+            run_ids: RunIds::new(),
             in_flight: AtomicU64::new(0),
             drained: Notify::new(),
             draining: AtomicBool::new(false),
@@ -287,8 +291,19 @@ impl Daemon {
         self.tenants().get(name).cloned()
     }
 
-    pub(crate) fn all_tenants(&self) -> Vec<Arc<Tenant>> {
-        self.tenants().values().cloned().collect()
+    pub(crate) fn count_tenants(&self) -> usize {
+        self.tenants().len()
+    }
+
+    /// The next tenants by name, so many at the most.
+    pub(crate) fn tenants_after(&self, name: Option<&TenantName>, most: usize) -> Vec<Arc<Tenant>> {
+        let tenants = self.tenants();
+        let from = name.map_or(Bound::Unbounded, Bound::Excluded);
+        tenants
+            .range::<TenantName, _>((from, Bound::Unbounded))
+            .take(most)
+            .map(|(_, tenant)| Arc::clone(tenant))
+            .collect()
     }
 
     /// Sets and keeps a tenant's policy. It holds from the next run on.
@@ -301,7 +316,7 @@ impl Daemon {
     }
 
     pub(crate) fn next_run_id(&self) -> RunId {
-        RunId(self.next_run.fetch_add(1, Ordering::Relaxed))
+        self.run_ids.next()
     }
 
     pub(crate) fn in_flight(&self) -> u64 {
@@ -492,7 +507,13 @@ impl Daemon {
 
     /// What has changed since the last round, at the end of the daemon.
     pub(crate) fn write_down(&self) {
-        self.all_tenants().iter().for_each(|tenant| self.warden.look_after(tenant));
+        let mut last = None;
+        loop {
+            let some = self.tenants_after(last.as_ref(), SOME_TENANTS);
+            some.iter().for_each(|tenant| self.warden.look_after(tenant));
+            let Some(tenant) = some.last() else { break };
+            last = Some(tenant.name.clone());
+        }
         self.warden.recorder.close();
     }
 

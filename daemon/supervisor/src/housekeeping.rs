@@ -8,7 +8,7 @@ use std::time::Duration;
 use enisle_cordon::{Seen, Signal};
 use enisle_hardening::allocator;
 
-use crate::daemon::{Daemon, Supplies};
+use crate::daemon::{Daemon, SOME_TENANTS, Supplies};
 use crate::process::Worker;
 use crate::resident::Resident;
 use crate::tenant::Tenant;
@@ -51,15 +51,19 @@ impl Daemon {
 
     /// Points halve, suspicions end; whoever lives elsewhere than it has to is moved.
     async fn look_after_tenants(&self) {
-        for (count, tenant) in self.all_tenants().into_iter().enumerate() {
-            self.warden.look_after(&tenant);
-            if self.is_misplaced(&tenant, tenant.residence()) {
-                self.warden.ask_for_move(&tenant);
+        let mut last = None;
+        loop {
+            let some = self.tenants_after(last.as_ref(), SOME_TENANTS);
+            for tenant in &some {
+                self.warden.look_after(tenant);
+                if self.is_misplaced(tenant, tenant.residence()) {
+                    self.warden.ask_for_move(tenant);
+                }
             }
+            let Some(tenant) = some.last() else { return };
+            last = Some(tenant.name.clone());
             // There may be a hundred thousand of them, and others want their turn.
-            if count % 256 == 255 {
-                tokio::task::yield_now().await;
-            }
+            tokio::task::yield_now().await;
         }
     }
 

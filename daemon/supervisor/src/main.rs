@@ -19,6 +19,7 @@ mod files;
 mod housekeeping;
 mod job;
 mod json_text;
+mod logging;
 mod meter;
 mod places;
 mod policy;
@@ -29,6 +30,7 @@ mod ranges;
 mod record;
 mod rehome;
 mod resident;
+mod run_id;
 mod script;
 mod server;
 mod share;
@@ -38,7 +40,6 @@ mod tenant;
 mod violation;
 mod warden;
 
-use std::io::IsTerminal;
 use std::os::unix::fs::PermissionsExt;
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -85,14 +86,26 @@ fn main() -> ExitCode {
     if let Some(database) = &arguments.examine {
         return examine(database);
     }
-    match start(arguments) {
+    let log = match logging::start() {
+        Ok(log) => log,
+        Err(error) => {
+            let _ = std::io::Write::write_all(
+                &mut std::io::stderr(),
+                format!("no thread for the log: {error}\n").as_bytes(),
+            );
+            return ExitCode::FAILURE;
+        }
+    };
+    let code = match start(arguments) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             // One sentence; a backtrace helps nobody who set something wrong.
             tracing::error!("{error:#}");
             ExitCode::FAILURE
         }
-    }
+    };
+    log.flush();
+    code
 }
 
 /// The process that reads a database before the daemon does says what is wrong with it by how it ends.
@@ -104,12 +117,6 @@ fn examine(database: &std::path::Path) -> ExitCode {
 
 fn start(arguments: Arguments) -> anyhow::Result<()> {
     enisle_hardening::allocator::give_back_large_blocks();
-    let filter = tracing_subscriber::EnvFilter::try_from_env("ENISLE_LOG").unwrap_or_else(|_| "info".into());
-    tracing_subscriber::fmt()
-        .with_env_filter(filter)
-        .with_ansi(std::io::stderr().is_terminal())
-        .with_writer(std::io::stderr)
-        .init();
     let config = Config::load(arguments.config.clone().or_else(places::config).as_deref())?;
     if arguments.print_config {
         let text = toml::to_string(&config)?;
@@ -174,6 +181,8 @@ async fn run(arguments: Arguments, config: Config) -> anyhow::Result<()> {
     let mut interrupt = signal(SignalKind::interrupt())?;
     let housekeeping = [(); 4].map(|()| Arc::clone(&daemon));
     let [keeper, watcher, mover, giver] = housekeeping;
+    let events = Arc::clone(&daemon.events);
+    tokio::spawn(async move { events.count().await });
     let housekeeping = [
         tokio::spawn(async move { keeper.keep_house().await }),
         tokio::spawn(async move { watcher.watch().await }),
@@ -201,6 +210,7 @@ async fn run(arguments: Arguments, config: Config) -> anyhow::Result<()> {
         _ = interrupt.recv() => {}
     }
     daemon.pool.end().await;
+    daemon.events.tell_counted();
     daemon.write_down();
     tracing::info!("enisled has ended");
     Ok(())

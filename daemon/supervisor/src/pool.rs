@@ -406,6 +406,13 @@ impl Pool {
             .collect()
     }
 
+    /// How many workers there are, and how many tenants live in them.
+    pub(crate) fn counts(&self) -> (usize, usize) {
+        let guard = self.lock();
+        let started = guard.1.values().filter(|entry| entry.worker.get().is_some());
+        started.fold((0, 0), |(workers, tenants), entry| (workers + 1, tenants + entry.residents.len()))
+    }
+
     /// Ends every worker, at the end of the daemon.
     pub(crate) async fn end(&self) {
         let entries = std::mem::take(&mut self.lock().1);

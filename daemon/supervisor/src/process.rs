@@ -20,9 +20,9 @@ use enisle_hardening::tags::{self, Tags};
 use enisle_hardening::verify;
 use enisle_hardening::{Layer, LayerSet};
 use enisle_wire::control::{Admit, FromWorker, OverrunCause, Role, Session, Slot, ToWorker};
+use enisle_wire::decode;
 use enisle_wire::frame::{HEADER_BYTES, body_len};
 use enisle_wire::tenant::RunId;
-use enisle_wire::{MAX_TO_WORKER_BYTES, decode};
 use nix::unistd::Pid;
 use tokio::io::unix::AsyncFd;
 use tokio::io::{AsyncReadExt, Interest};
@@ -418,7 +418,7 @@ impl Owner {
                     }
                     if let Err(what) = self.hear(&mut unread) {
                         let (worker, pid) = (self.worker.id, self.worker.pid.as_raw());
-                        self.warden.events.tell(What::ProtocolViolation { worker, pid, what: what.clone() });
+                        self.warden.events.tell(What::ProtocolViolation { worker, pid, tenant: None, what: what.clone() });
                         self.worker.misbehaves(Signal::Protocol);
                         return Some(format!("it broke the protocol: {what}"));
                     }
@@ -454,7 +454,7 @@ impl Owner {
     /// Every whole frame in `unread`.
     fn hear(&mut self, unread: &mut Vec<u8>) -> Result<(), String> {
         while let Some(header) = unread.first_chunk::<HEADER_BYTES>() {
-            let end = HEADER_BYTES + body_len(*header, MAX_TO_WORKER_BYTES).map_err(|error| error.to_string())?;
+            let end = HEADER_BYTES + body_len(*header, self.session.most_bytes()).map_err(|error| error.to_string())?;
             let Some(body) = unread.get(HEADER_BYTES..end) else { break };
             let frame: FromWorker = decode(body).map_err(|error| error.to_string())?;
             unread.drain(..end);

@@ -55,6 +55,18 @@ pub(crate) enum Entry {
     Broken {
         what: String,
     },
+    /// An event that is evidence, and how many it stands for.
+    Seen {
+        count: u64,
+        event: serde_json::Value,
+    },
+    /// The oldest file was deleted, for the log had as many bytes as it may have (`audit.keep_mb`). The
+    /// line after `through`, whose hash this is, is the first one that is left. A file that was put
+    /// aside as broken has no such line.
+    Deleted {
+        file: String,
+        through: Option<Head>,
+    },
 }
 
 enum Note {
@@ -102,11 +114,15 @@ pub(crate) struct Recorder {
 
 impl Recorder {
     /// Reads what was kept, and begins to keep.
-    pub(crate) fn open(state_dir: &Path) -> Result<(Self, Kept), RecordError> {
-        Self::open_with(state_dir, examine_apart)
+    pub(crate) fn open(state_dir: &Path, keep_mb: u64) -> Result<(Self, Kept), RecordError> {
+        Self::open_keeping(state_dir, keep_mb << 20, examine_apart)
     }
 
-    fn open_with(state_dir: &Path, examine: impl Fn(&Path) -> Result<(), Damage>) -> Result<(Self, Kept), RecordError> {
+    fn open_keeping(
+        state_dir: &Path,
+        keep_bytes: u64,
+        examine: impl Fn(&Path) -> Result<(), Damage>,
+    ) -> Result<(Self, Kept), RecordError> {
         let lock = lock(state_dir)?;
         let folder = state_dir.join("audit");
         files::make_folder(&folder).map_err(|error| RecordError::Folder(folder.clone(), error))?;
@@ -114,7 +130,7 @@ impl Recorder {
         let database = open_database(&state_dir.join(DATABASE), examine, &mut kept)?;
         let known = kept.head.take();
         let fresh = known.is_none();
-        let opened = Log::open(&folder, known, &mut kept.broken);
+        let opened = Log::open(&folder, known, keep_bytes, &mut kept.broken);
         let mut log = opened.map_err(|error| RecordError::Folder(folder.clone(), error))?;
         if fresh && log.head.seq > 0 && !kept.lost {
             kept.broken.push("the database of standings is gone; tenants stand as the audit log says".to_owned());
@@ -287,6 +303,15 @@ mod tests {
     use crate::audit_log::CURRENT;
     use crate::standings::{STANDINGS, examine, is_damage};
 
+    impl Recorder {
+        fn open_with(
+            state_dir: &Path,
+            examine: impl Fn(&Path) -> Result<(), Damage>,
+        ) -> Result<(Self, Kept), RecordError> {
+            Self::open_keeping(state_dir, 1 << 30, examine)
+        }
+    }
+
     /// How a tenant stands, by the database alone.
     fn standing_of(database: &Database, tenant: &str) -> Option<Standing> {
         let table = database.begin_read().ok()?.open_table(STANDINGS).ok()?;
@@ -430,6 +455,42 @@ mod tests {
         }
         assert_eq!(verifier.lines(), 10);
         assert_eq!(Recorder::open_with(dir.path(), examine_here).unwrap().0.head().seq, 10);
+    }
+
+    #[test]
+    fn the_oldest_files_are_deleted_and_the_chain_says_so() {
+        let dir = tempfile::tempdir().unwrap();
+        let folder = dir.path().join("audit");
+        fs::create_dir(&folder).unwrap();
+        fs::write(folder.join("audit.jsonl.broken-1-0"), vec![b'x'; 9 << 20]).unwrap();
+        let (recorder, _) = Recorder::open_keeping(dir.path(), 26 << 20, examine_here).unwrap();
+        let long = Entry::Broken { what: "x".repeat(1 << 20) };
+        (0..30).for_each(|_| recorder.decided(long.clone()));
+        recorder.close();
+        let mut names: Vec<_> = fs::read_dir(&folder).unwrap().map(|entry| entry.unwrap().file_name()).collect();
+        names.sort();
+        assert_eq!(names.len(), 3, "{names:?}");
+        assert!(names.iter().any(|name| name == "audit.jsonl.broken-1-0"), "it goes last: {names:?}");
+        let mut verifier = Verifier::default();
+        let mut deleted = Vec::new();
+        for name in names.iter().filter(|name| name.to_str().is_some_and(|name| name.ends_with(".jsonl"))).rev() {
+            for line in fs::read_to_string(folder.join(name)).unwrap().lines() {
+                if let Ok(Line { entry: Entry::Deleted { through, .. }, .. }) = serde_json::from_str(line) {
+                    deleted.extend(through);
+                }
+                let _ = verifier.read(line);
+            }
+        }
+        let oldest = fs::read_to_string(folder.join(names.first().unwrap())).unwrap();
+        let mut first = Verifier::default();
+        first.read(oldest.lines().next().unwrap()).unwrap();
+        assert!(deleted.contains(first.before().unwrap()), "{deleted:?} {:?}", first.before());
+        let total: u64 = names.iter().map(|name| fs::metadata(folder.join(name)).unwrap().len()).sum();
+        assert!(total <= 26 << 20, "{total}");
+        // With less room the next time, what was put aside goes as well.
+        drop(recorder);
+        Recorder::open_keeping(dir.path(), 10 << 20, examine_here).unwrap().0.close();
+        assert_eq!(every_file(&folder).unwrap(), [folder.join(CURRENT)]);
     }
 
     #[test]

@@ -281,6 +281,7 @@ impl Speaker {
         self.warden.events.tell(What::ProtocolViolation {
             worker: self.worker.id,
             pid: self.worker.pid.as_raw(),
+            tenant: Some(self.tenant.name.to_string()),
             what: what.clone(),
         });
         self.worker.kill(format!("it broke the protocol {what}"));

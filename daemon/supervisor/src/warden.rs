@@ -1,7 +1,7 @@
 //! Who watches: takes what was seen of tenants, has the pure engine decide, writes it down, tells of it, and asks for the move.
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use enisle_cordon::place::bisect;
@@ -16,10 +16,12 @@ use crate::tenant::Tenant;
 #[derive(Debug)]
 pub(crate) struct Warden {
     pub(crate) events: Arc<Events>,
-    pub(crate) recorder: Recorder,
+    pub(crate) recorder: Arc<Recorder>,
     pub(crate) cordon: Cordon,
     /// V8 is older than the operator says it has to be.
     outdated_engine: AtomicBool,
+    /// The version of V8 of the last worker that started.
+    engine: Mutex<Option<String>>,
     /// Tenants that have to live elsewhere.
     moves: mpsc::UnboundedSender<Arc<Tenant>>,
     deaths: AtomicU64,
@@ -35,11 +37,12 @@ impl Warden {
     pub(crate) fn new(
         events: Arc<Events>,
         cordon: Cordon,
-        recorder: Recorder,
+        recorder: Arc<Recorder>,
     ) -> (Arc<Self>, mpsc::UnboundedReceiver<Arc<Tenant>>) {
         let (moves, asked) = mpsc::unbounded_channel();
         let outdated_engine = AtomicBool::new(false);
-        let warden = Self { events, cordon, recorder, outdated_engine, moves, deaths: AtomicU64::new(0) };
+        let (engine, deaths) = (Mutex::default(), AtomicU64::new(0));
+        let warden = Self { events, cordon, recorder, outdated_engine, engine, moves, deaths };
         (Arc::new(warden), asked)
     }
 
@@ -50,6 +53,12 @@ impl Warden {
     /// A worker has started, with that version of V8.
     pub(crate) fn note_engine(&self, v8: &str) {
         self.outdated_engine.store(self.cordon.is_outdated(v8), Ordering::Relaxed);
+        *self.engine.lock().unwrap_or_else(PoisonError::into_inner) = Some(v8.to_owned());
+    }
+
+    /// The version of V8, once a worker has started.
+    pub(crate) fn engine(&self) -> Option<String> {
+        self.engine.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     /// Something was seen of a tenant.
@@ -83,7 +92,8 @@ impl Warden {
     /// An operator's word.
     pub(crate) fn command(&self, tenant: &Arc<Tenant>, level: Level, reason: String, by_uid: u32) {
         let name = tenant.name.to_string();
-        self.recorder.decided(Entry::Ordered { tenant: name, level, reason: reason.clone(), by_uid });
+        self.recorder.decided(Entry::Ordered { tenant: name.clone(), level, reason: reason.clone(), by_uid });
+        self.events.tell(What::Ordered { tenant: name, level, reason: reason.clone(), by_uid });
         let around = tenant.circumstances(self.engine_is_outdated());
         let order = Order { level, reason, by_uid, at: now() };
         let decision = tenant.standing().command(order, around, &self.cordon.rules, now());
@@ -94,7 +104,8 @@ impl Warden {
     /// An operator forgives: order, score, suspicion.
     pub(crate) fn forgive(&self, tenant: &Arc<Tenant>, reason: String, by_uid: u32) {
         let name = tenant.name.to_string();
-        self.recorder.decided(Entry::Lifted { tenant: name, reason: reason.clone(), by_uid });
+        self.recorder.decided(Entry::Lifted { tenant: name.clone(), reason: reason.clone(), by_uid });
+        self.events.tell(What::Lifted { tenant: name, reason: reason.clone(), by_uid });
         let decision = tenant.standing().forgive(reason, by_uid, now());
         tenant.clear_suspicion();
         self.write_down(tenant);

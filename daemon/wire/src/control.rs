@@ -12,6 +12,7 @@
 use serde::{Deserialize, Serialize};
 
 use crate::tenant::RunId;
+use crate::{MAX_FROM_HOST_BYTES, MAX_FROM_WORKER_BYTES};
 
 /// How a worker exits when V8 has no memory left.
 pub const OUT_OF_MEMORY_EXIT: i32 = 86;
@@ -115,6 +116,8 @@ pub enum Violation {
     TooEarly(&'static str),
     #[error("{0} from a worker that is ready already")]
     TooLate(&'static str),
+    #[error("a version of V8 that is too long")]
+    LongReady,
     #[error("{frame} for slot {slot}, which this worker does not hold")]
     NotHeld { frame: &'static str, slot: u32 },
 }
@@ -133,6 +136,15 @@ impl Session {
         Self { role, ready: false, held: std::collections::BTreeSet::new() }
     }
 
+    /// The most that a frame of this worker may have: a host says nothing long.
+    #[must_use]
+    pub fn most_bytes(&self) -> usize {
+        match self.role {
+            Role::Maker => MAX_FROM_WORKER_BYTES,
+            Role::Host => MAX_FROM_HOST_BYTES,
+        }
+    }
+
     /// `Admit` goes out.
     pub fn admit(&mut self, slot: Slot) {
         self.held.insert(slot);
@@ -149,6 +161,8 @@ impl Session {
             FromWorker::Snapshot(_) if self.role == Role::Host => Err(Violation::TooLate("Snapshot")),
             FromWorker::Ready(_) if self.role == Role::Maker => Err(Violation::TooLate("Ready")),
             FromWorker::Ready(_) | FromWorker::Snapshot(_) if self.ready => Err(Violation::TooLate("Ready")),
+            // It is kept, and shown with every worker.
+            FromWorker::Ready(ready) if ready.v8.len() > 64 => Err(Violation::LongReady),
             FromWorker::Ready(_) | FromWorker::Snapshot(_) => {
                 self.ready = true;
                 Ok(())
@@ -190,6 +204,12 @@ mod tests {
         assert_eq!(session.accept(&other), Err(Violation::NotHeld { frame: "Retired", slot: 4 }));
         assert_eq!(session.accept(&FromWorker::Retired { slot: Slot(3) }), Ok(()));
         assert!(session.accept(&FromWorker::Retired { slot: Slot(3) }).is_err());
+    }
+
+    #[test]
+    fn a_version_that_is_none_is_refused() {
+        let ready = FromWorker::Ready(Ready { v8: "1".repeat(65), keys: None });
+        assert_eq!(Session::new(Role::Host).accept(&ready), Err(Violation::LongReady));
     }
 
     #[test]

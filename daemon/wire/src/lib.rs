@@ -42,9 +42,17 @@ pub const MAX_NAME_BYTES: usize = 4096;
 
 /// The largest part of a run, its code: all modules with their names, and room for the small fields.
 pub const MAX_TO_TENANT_BYTES: usize = MAX_CODE_BYTES + MAX_MODULES * 64 + 8 * MIB;
+/// Lines of the log in one frame.
+pub const MAX_LOG_LINES: usize = 1024;
+/// The name of an error that is passed on.
+pub const MAX_ERROR_NAME_BYTES: usize = 256;
+/// Message and stack of an error that is passed on, each.
+pub const MAX_ERROR_BYTES: usize = 32 * 1024;
 /// A result at its largest, with its error and usage.
 pub const MAX_FROM_TENANT_BYTES: usize = MAX_OUTPUT_BYTES + MIB;
 /// A startup snapshot (some 1 MiB) is the largest thing that a worker says on its control channel.
 pub const MAX_FROM_WORKER_BYTES: usize = 16 * MIB;
+/// What a worker that hosts tenants says there is small.
+pub const MAX_FROM_HOST_BYTES: usize = 4 * 1024;
 /// What the supervisor says on a control channel is small.
 pub const MAX_TO_WORKER_BYTES: usize = 64 * 1024;

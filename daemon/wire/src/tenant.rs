@@ -19,9 +19,10 @@
 //! The supervisor may send a run while the thread still warms an isolate (it waits in the socket), but
 //! never a second one before `Done`. Closing the channel retires the tenant.
 
-use serde::{Deserialize, Serialize};
+use serde::de::{SeqAccess, Visitor};
+use serde::{Deserialize, Deserializer, Serialize};
 
-use crate::Outcome;
+use crate::{MAX_ERROR_BYTES, MAX_ERROR_NAME_BYTES, MAX_LOG_LINES, Outcome};
 
 /// Names a run, unique in the life of a supervisor.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
@@ -129,7 +130,7 @@ pub enum FromTenant {
     Ready,
     /// There is no isolate of the script that the run would keep: its code, please.
     Needs(RunId),
-    Log(Vec<LogLine>),
+    Log(#[serde(deserialize_with = "few_lines")] Vec<LogLine>),
     Done(Box<Done>),
     /// V8 could not go on and ends the process: the last thing that this process says. It is `certain` that the run is the
     /// reason if the run was over its own heap limit; otherwise a neighbour may have taken the memory.
@@ -142,6 +143,33 @@ pub enum FromTenant {
 impl FromTenant {
     /// The first byte of an encoded `Done`, by which a large frame is known before it is read.
     pub const DONE_TAG: u8 = 3;
+}
+
+/// At most [`MAX_LOG_LINES`], found while they are read: a line without text is a few bytes in a frame, and
+/// many times as many in memory.
+fn few_lines<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<LogLine>, D::Error> {
+    struct Few;
+
+    impl<'de> Visitor<'de> for Few {
+        type Value = Vec<LogLine>;
+
+        fn expecting(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+            write!(f, "at most {MAX_LOG_LINES} lines")
+        }
+
+        fn visit_seq<A: SeqAccess<'de>>(self, mut lines: A) -> Result<Vec<LogLine>, A::Error> {
+            let mut read = Vec::new();
+            while let Some(line) = lines.next_element()? {
+                if read.len() == MAX_LOG_LINES {
+                    return Err(serde::de::Error::invalid_length(read.len() + 1, &self));
+                }
+                read.push(line);
+            }
+            Ok(read)
+        }
+    }
+
+    deserializer.deserialize_seq(Few)
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -183,6 +211,23 @@ pub struct ScriptError {
     pub stack: Option<String>,
 }
 
+impl ScriptError {
+    /// As much of an error as is passed on.
+    #[must_use]
+    pub fn bounded(mut self) -> Self {
+        let cut = |text: &mut String, most| text.truncate(text.floor_char_boundary(most));
+        cut(&mut self.name, MAX_ERROR_NAME_BYTES);
+        cut(&mut self.message, MAX_ERROR_BYTES);
+        self.stack.iter_mut().for_each(|stack| cut(stack, MAX_ERROR_BYTES));
+        self
+    }
+
+    fn is_bounded(&self) -> bool {
+        let stack = self.stack.as_ref().map_or(0, String::len);
+        self.name.len() <= MAX_ERROR_NAME_BYTES && self.message.len().max(stack) <= MAX_ERROR_BYTES
+    }
+}
+
 /// What a run used, by the worker's own word: metering, never evidence.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Usage {
@@ -215,12 +260,18 @@ pub enum Violation {
     LogWithoutRun,
     #[error("the code of {0} was asked for, which it has had")]
     NeedsTwice(RunId),
+    #[error("a log without a line")]
+    EmptyLog,
+    #[error("an error of more than {MAX_ERROR_NAME_BYTES} bytes of name, or {MAX_ERROR_BYTES} of message or stack")]
+    LongError,
     #[error("more than {0} bytes of log in one run")]
     LogFlood(u64),
 }
 
 /// What a line is counted as beside its text: its time, level and length.
 const LINE_OVERHEAD_BYTES: u64 = 16;
+/// What a frame of log is counted as beside its lines. Each line may be a frame of its own.
+const FRAME_OVERHEAD_BYTES: u64 = 16;
 
 /// The supervisor's view of one tenant channel: whose turn it is.
 #[derive(Debug, Default)]
@@ -254,7 +305,8 @@ impl Session {
         self.running = Some(run);
         self.may_need_code = !with_code;
         self.log_bytes = 0;
-        self.log_cap = u64::from(limits.log_bytes) + u64::from(limits.log_lines) * LINE_OVERHEAD_BYTES;
+        let lines = u64::from(limits.log_lines);
+        self.log_cap = u64::from(limits.log_bytes) + lines * (LINE_OVERHEAD_BYTES + FRAME_OVERHEAD_BYTES);
         true
     }
 
@@ -277,14 +329,20 @@ impl Session {
                 if self.running.is_none() {
                     return Err(Violation::LogWithoutRun);
                 }
-                let bytes = lines
-                    .iter()
-                    .fold(0_u64, |sum, line| sum.saturating_add(line.text.len() as u64 + LINE_OVERHEAD_BYTES));
+                if lines.is_empty() {
+                    return Err(Violation::EmptyLog);
+                }
+                let bytes = lines.iter().fold(FRAME_OVERHEAD_BYTES, |sum, line| {
+                    sum.saturating_add(line.text.len() as u64 + LINE_OVERHEAD_BYTES)
+                });
                 self.log_bytes = self.log_bytes.saturating_add(bytes);
                 if self.log_bytes > self.log_cap { Err(Violation::LogFlood(self.log_cap)) } else { Ok(()) }
             }
             FromTenant::Done(done) => {
                 self.expect("Done", done.id)?;
+                if done.error.as_ref().is_some_and(|error| !error.is_bounded()) {
+                    return Err(Violation::LongError);
+                }
                 self.running = None;
                 self.warm = false;
                 Ok(())
@@ -377,6 +435,52 @@ mod tests {
         assert!(start(&mut session, 1));
         let line = LogLine { t_ms: 0, level: Level::Log, text: "x".repeat(10_000) };
         assert!(matches!(session.accept(&FromTenant::Log(vec![line])), Err(Violation::LogFlood(_))));
+    }
+
+    fn line(text: &str) -> LogLine {
+        LogLine { t_ms: 0, level: Level::Log, text: text.to_owned() }
+    }
+
+    #[test]
+    fn a_log_without_a_line_is_a_violation_and_frames_count() {
+        let mut session = Session::default();
+        assert!(start(&mut session, 1));
+        assert_eq!(session.accept(&FromTenant::Log(Vec::new())), Err(Violation::EmptyLog));
+        // As many lines as there may be, each with its part of the text and in a frame of its own.
+        for _ in 0..LIMITS.log_lines {
+            assert_eq!(session.accept(&FromTenant::Log(vec![line("0123456789")])), Ok(()));
+        }
+        assert!(matches!(session.accept(&FromTenant::Log(vec![line("")])), Err(Violation::LogFlood(_))));
+    }
+
+    #[test]
+    fn a_frame_with_more_lines_than_a_worker_sends_at_once_does_not_decode() {
+        for (lines, fits) in [(MAX_LOG_LINES, true), (MAX_LOG_LINES + 1, false)] {
+            let frame = crate::encode(&FromTenant::Log(vec![line(""); lines]), 1 << 20).unwrap();
+            assert_eq!(crate::decode::<FromTenant>(&frame[crate::frame::HEADER_BYTES..]).is_ok(), fits);
+        }
+    }
+
+    #[test]
+    fn an_error_that_is_larger_than_a_worker_makes_them_is_a_violation() {
+        let error = |name, message, stack| {
+            let stack = Some("x".repeat(stack));
+            ScriptError { name: "x".repeat(name), message: "ä".repeat(message / 2), stack }
+        };
+        let (name, most) = (MAX_ERROR_NAME_BYTES, MAX_ERROR_BYTES);
+        for (error, fits) in [
+            (error(name, most, most), true),
+            (error(name + 1, 0, 0), false),
+            (error(0, most + 2, 0), false),
+            (error(0, 0, most + 1), false),
+            (error(name + 1, most + 99, most + 99).bounded(), true),
+        ] {
+            let mut session = Session::default();
+            assert!(start(&mut session, 1));
+            let FromTenant::Done(mut done) = done(1) else { unreachable!() };
+            done.error = Some(error);
+            assert_eq!(session.accept(&FromTenant::Done(done)).is_ok(), fits);
+        }
     }
 
     proptest! {

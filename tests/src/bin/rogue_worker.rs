@@ -1,21 +1,27 @@
 //! A worker that misbehaves, each in one way, for the tests of what the supervisor does about it.
 //!
 //! The name of the executable says how: `rogue-without-LAYER` leaves out one step of the jail and says that it is ready;
-//! `rogue-with-descriptor` keeps a descriptor; `rogue-says-…` breaks the protocol. As a maker every one of them hands out
+//! `rogue-with-descriptor` keeps a descriptor; `rogue-says-…` breaks the protocol on the control channel,
+//! and `rogue-tenant-…` on its tenant's, from a thread that is confined as a tenant's is. As a maker every one of them hands out
 //! an empty snapshot, which the supervisor has no reason to look into.
 #![forbid(unsafe_code)]
 
 use std::error::Error;
 use std::fs::File;
 use std::io::{Read, Write};
+use std::os::fd::AsFd;
 use std::os::unix::net::UnixStream;
 use std::process::ExitCode;
 
+use enisle_hardening::islands::Zone;
 use enisle_hardening::jail::{self, Plan};
 use enisle_hardening::{Layer, LayerSet, fds, seccomp};
-use enisle_wire::control::{FromWorker, Keys, OverrunCause, Ready, Role, Slot, ToWorker};
-use enisle_wire::tenant::RunId;
-use enisle_wire::{MAX_FROM_WORKER_BYTES, MAX_TO_WORKER_BYTES, read_frame, write_frame};
+use enisle_wire::control::{FromWorker, Keys, OverrunCause, Ready, Role, Slot, Start, ToWorker};
+use enisle_wire::tenant::{Advice, Done, FromTenant, Level, LogLine, RunId, ScriptError, ToTenant, Usage};
+use enisle_wire::{
+    MAX_ERROR_BYTES, MAX_FROM_TENANT_BYTES, MAX_FROM_WORKER_BYTES, MAX_LOG_LINES, MAX_TO_TENANT_BYTES,
+    MAX_TO_WORKER_BYTES, Outcome, read_frame, write_frame,
+};
 
 fn main() -> ExitCode {
     // Read before the jail: afterwards there is no /proc.
@@ -61,6 +67,10 @@ fn misbehave(name: &str) -> Result<(), Box<dyn Error>> {
         _ => None,
     };
     let ready = FromWorker::Ready(Ready { v8: "rogue".to_owned(), keys });
+    if let Some(how) = name.strip_prefix("rogue-tenant-") {
+        say(&ready)?;
+        return speak_for_tenant(how, &start, layers, &channel);
+    }
     match name {
         "rogue-says-nothing" => {}
         "rogue-says-noise" => channel.write_all(&[0xff; 64])?,
@@ -80,6 +90,51 @@ fn misbehave(name: &str) -> Result<(), Box<dyn Error>> {
     }
     wait_for_the_end(&mut channel);
     drop(kept);
+    Ok(())
+}
+
+/// Speaks for the first tenant that is admitted, once it has a run.
+fn speak_for_tenant(how: &str, start: &Start, layers: LayerSet, control: &UnixStream) -> Result<(), Box<dyn Error>> {
+    let descriptor = fds::receive(control.as_fd(), &mut [0; 4096])?.1.pop().ok_or("nobody was admitted")?;
+    let mut channel = UnixStream::from(descriptor);
+    if layers.has(Layer::ThreadFilter) {
+        let zone = Zone::from_parts(&start.zone).ok_or("no zone")?;
+        let island = zone.island(0).ok_or("no island")?;
+        seccomp::confine(&seccomp::Own { zone: &zone, island, keys: &[], channel: channel.as_fd() })?;
+    }
+    let say = |channel: &mut UnixStream, frame: &FromTenant| write_frame(channel, frame, MAX_FROM_TENANT_BYTES);
+    say(&mut channel, &FromTenant::Ready)?;
+    let ToTenant::Run(run) = read_frame(&mut channel, MAX_TO_TENANT_BYTES)? else { return Err("no run".into()) };
+    let line = || LogLine { t_ms: 0, level: Level::Log, text: String::new() };
+    match how {
+        "says-ready-again" => loop {
+            say(&mut channel, &FromTenant::Ready)?;
+        },
+        "logs-nothing" => loop {
+            say(&mut channel, &FromTenant::Log(Vec::new()))?;
+        },
+        "logs-in-small-frames" => loop {
+            say(&mut channel, &FromTenant::Log(vec![line()]))?;
+        },
+        "logs-too-many-lines" => say(&mut channel, &FromTenant::Log(vec![line(); MAX_LOG_LINES + 1]))?,
+        "has-a-long-error" => {
+            let error = ScriptError { name: "E".to_owned(), message: "x".repeat(MAX_ERROR_BYTES + 1), stack: None };
+            say(
+                &mut channel,
+                &FromTenant::Done(Box::new(Done {
+                    id: run.id,
+                    outcome: Outcome::Exception,
+                    result: None,
+                    error: Some(error),
+                    truncated: false,
+                    usage: Usage::default(),
+                    advice: Advice::default(),
+                })),
+            )?;
+        }
+        _ => return Err("no such rogue".into()),
+    }
+    wait_for_the_end(&mut channel);
     Ok(())
 }
 

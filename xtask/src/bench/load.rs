@@ -257,9 +257,14 @@ fn memory(programs: &Path) -> Result<()> {
 fn await_warm(connection: &mut Connection) -> Result<Vec<u64>> {
     loop {
         let tenants = connection.get("/v1/tenants")?;
-        if tenants.as_array().into_iter().flatten().all(|tenant| tenant["resident"]["warm"] == true) {
+        if tenants["tenants"].as_array().into_iter().flatten().all(|tenant| tenant["resident"]["warm"] == true) {
             let workers = connection.get("/v1/workers")?;
-            return Ok(workers.as_array().into_iter().flatten().filter_map(|worker| worker["pid"].as_u64()).collect());
+            return Ok(workers["workers"]
+                .as_array()
+                .into_iter()
+                .flatten()
+                .filter_map(|worker| worker["pid"].as_u64())
+                .collect());
         }
         std::thread::sleep(Duration::from_millis(10));
     }

@@ -5,8 +5,10 @@ use std::sync::Arc;
 use axum::Json;
 use axum::extract::State;
 use enisle_wire::Outcome;
-use serde_json::{Value, json};
+use serde_json::{Map, Value, json};
 
+use super::peer::Peer;
+use super::problem::Problem;
 use super::{API_VERSION, camel_case};
 use crate::daemon::Daemon;
 
@@ -14,18 +16,34 @@ pub(crate) async fn ping() -> &'static str {
     "enisled\n"
 }
 
-pub(crate) async fn version(State(daemon): State<Arc<Daemon>>) -> Json<Value> {
-    let workers = daemon.pool.list();
-    Json(json!({
+pub(crate) async fn version(State(daemon): State<Arc<Daemon>>, peer: Peer) -> Result<Json<Value>, Problem> {
+    peer.ask(&daemon)?;
+    Ok(Json(json!({
         "enisled": env!("CARGO_PKG_VERSION"),
         "api": API_VERSION,
         "wire": enisle_wire::VERSION,
         // Known once a worker has started: the daemon itself does not contain V8.
-        "v8": workers.first().map(|listed| &listed.worker.v8),
-    }))
+        "v8": daemon.warden.engine(),
+    })))
 }
 
-pub(crate) async fn info(State(daemon): State<Arc<Daemon>>) -> Json<Value> {
+/// What concerns everybody who may run something; how the machine is secured, and how full it is, is for
+/// operators.
+pub(crate) async fn info(State(daemon): State<Arc<Daemon>>, peer: Peer) -> Result<Json<Value>, Problem> {
+    peer.ask(&daemon)?;
+    let mut info = json!({
+        "defaults": camel_case(serde_json::to_value(&daemon.config.defaults).unwrap_or_default()),
+        "outcomes": Outcome::ALL.map(Outcome::as_str),
+        "uptimeMs": u64::try_from(daemon.started.elapsed().as_millis()).unwrap_or(u64::MAX),
+        "draining": daemon.is_draining(),
+    });
+    if let (true, Some(info)) = (peer.operates(&daemon), info.as_object_mut()) {
+        info.extend(for_operators(&daemon));
+    }
+    Ok(Json(info))
+}
+
+fn for_operators(daemon: &Daemon) -> Map<String, Value> {
     let layers: Vec<_> = daemon
         .posture
         .findings
@@ -44,31 +62,37 @@ pub(crate) async fn info(State(daemon): State<Arc<Daemon>>) -> Json<Value> {
         })
         .collect();
     let capacity = daemon.pool.capacity;
-    let workers = daemon.pool.list();
-    Json(json!({
-        "posture": {
-            "layers": layers,
-            "keys": daemon.posture.keys,
-            "shareWithoutKeys": capacity.share_without_keys,
-            "consequence": consequence(&daemon),
-        },
-        "counters": { "on": daemon.counters.is_ok(), "detail": daemon.counters.as_ref().err() },
-        "capacity": {
-            "tenantsPerProcess": capacity.tenants_per_process(),
-            "maxProcesses": daemon.pool.bounds.processes,
-            "maxAlone": daemon.pool.bounds.alone,
-        },
-        "counts": {
-            "workers": workers.len(),
-            "residents": workers.iter().map(|listed| listed.tenants.len()).sum::<usize>(),
-            "tenants": daemon.all_tenants().len(),
-            "inFlight": daemon.in_flight(),
-        },
-        "defaults": camel_case(serde_json::to_value(&daemon.config.defaults).unwrap_or_default()),
-        "outcomes": Outcome::ALL.map(Outcome::as_str),
-        "uptimeMs": u64::try_from(daemon.started.elapsed().as_millis()).unwrap_or(u64::MAX),
-        "draining": daemon.is_draining(),
-    }))
+    let (workers, residents) = daemon.pool.counts();
+    let parts = [
+        (
+            "posture",
+            json!({
+                "layers": layers,
+                "keys": daemon.posture.keys,
+                "shareWithoutKeys": capacity.share_without_keys,
+                "consequence": consequence(daemon),
+            }),
+        ),
+        ("counters", json!({ "on": daemon.counters.is_ok(), "detail": daemon.counters.as_ref().err() })),
+        (
+            "capacity",
+            json!({
+                "tenantsPerProcess": capacity.tenants_per_process(),
+                "maxProcesses": daemon.pool.bounds.processes,
+                "maxAlone": daemon.pool.bounds.alone,
+            }),
+        ),
+        (
+            "counts",
+            json!({
+                "workers": workers,
+                "residents": residents,
+                "tenants": daemon.count_tenants(),
+                "inFlight": daemon.in_flight(),
+            }),
+        ),
+    ];
+    parts.into_iter().map(|(name, part)| (name.to_owned(), part)).collect()
 }
 
 /// What the posture means for where tenants live, in a sentence.

@@ -48,16 +48,25 @@ struct Tail {
 #[derive(Debug, Serialize)]
 #[serde(rename_all = "camelCase")]
 struct Usage {
-    cpu_ms: f64,
-    wall_ms: f64,
+    cpu_ms: Millis,
+    wall_ms: Millis,
     startup_us: u64,
     queued_us: u64,
     peak_heap_bytes: u64,
 }
 
-/// The answer to a run, as a response.
-pub(super) fn answer(report: Report) -> Response {
-    let mut pieces = Pieces::new(report);
+/// Milliseconds, for operators with three decimals.
+#[derive(Debug, Serialize)]
+#[serde(untagged)]
+enum Millis {
+    Whole(u64),
+    Exact(f64),
+}
+
+/// The answer to a run, as a response. Whoever does not operate the daemon learns whole milliseconds: a
+/// finer figure is a clock.
+pub(super) fn answer(report: Report, operates: bool) -> Response {
+    let mut pieces = Pieces::new(report, operates);
     let first = pieces.by_ref().next().unwrap_or_default();
     let body = match pieces.by_ref().next() {
         None => Body::from(first),
@@ -98,14 +107,16 @@ enum Part {
 }
 
 impl Pieces {
-    fn new(Report { id, finished, level }: Report) -> Self {
+    fn new(Report { id, finished, level }: Report, operates: bool) -> Self {
+        let ms = |us: u64| if operates { Millis::Exact(micros_as_ms(us)) } else { Millis::Whole(us / 1000) };
+        let us = |us: u64| if operates { us } else { us / 1000 * 1000 };
         let held = finished.held.map(Arc::new);
         let result = finished.result.map(|json| owned(json, held.clone())).unwrap_or_default();
         let usage = Usage {
-            cpu_ms: micros_as_ms(finished.usage.cpu_us),
-            wall_ms: micros_as_ms(finished.usage.wall_us),
-            startup_us: finished.usage.startup_us,
-            queued_us: u64::try_from(finished.queued.as_micros()).unwrap_or(u64::MAX),
+            cpu_ms: ms(finished.usage.cpu_us),
+            wall_ms: ms(finished.usage.wall_us),
+            startup_us: us(finished.usage.startup_us),
+            queued_us: us(u64::try_from(finished.queued.as_micros()).unwrap_or(u64::MAX)),
             peak_heap_bytes: finished.usage.peak_heap_bytes,
         };
         let tail = Tail { truncated: finished.truncated, usage, cordon: level.as_str() };
@@ -257,6 +268,14 @@ mod tests {
     }
 
     #[test]
+    fn whoever_does_not_operate_the_daemon_learns_whole_milliseconds() {
+        let pieces: Vec<Bytes> = Pieces::new(report(Some("1"), &[]), false).collect();
+        let read: Value = serde_json::from_slice(&pieces.concat()).unwrap();
+        let expected = json!({"cpuMs": 1, "wallMs": 0, "startupUs": 0, "queuedUs": 0, "peakHeapBytes": 0});
+        assert_eq!(read["usage"], expected);
+    }
+
+    #[test]
     fn an_answer_is_the_same_however_many_pieces_it_has() {
         let long = "ä\u{1}\"\u{1f600}".repeat(20_000);
         let result = serde_json::to_string(&long).unwrap();
@@ -265,7 +284,7 @@ mod tests {
             (None, vec![String::new(), "x".to_owned()]),
             (Some(result.as_str()), vec![long.clone(), String::new(), long.clone()]),
         ] {
-            let pieces: Vec<Bytes> = Pieces::new(report(result, &lines)).collect();
+            let pieces: Vec<Bytes> = Pieces::new(report(result, &lines), true).collect();
             assert!(pieces.iter().all(|piece| piece.len() < 3 * PIECE_BYTES));
             let read: Value = serde_json::from_slice(&pieces.concat()).unwrap();
             let logs: Vec<_> = lines.iter().map(|text| json!({"tMs": 7, "level": "warn", "text": text})).collect();

@@ -1,5 +1,6 @@
 //! `GET /v1/events`: what happened, one JSON object a line; with `?follow=1` also what happens next.
 
+use std::convert::Infallible;
 use std::sync::Arc;
 
 use axum::Extension;
@@ -10,13 +11,16 @@ use axum::response::{IntoResponse, Response};
 use http_body_util::StreamBody;
 use hyper::body::Frame;
 use serde::Deserialize;
-use tokio::sync::broadcast::error::RecvError;
+use tokio::sync::watch;
 
 use super::peer::Peer;
 use super::problem::Problem;
 use crate::daemon::Daemon;
-use crate::events::{Event, What};
+use crate::events::{Cursor, Events, Read, What};
 use crate::server::Endless;
+
+/// Events that one piece of an answer has.
+const PIECE: usize = 128;
 
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -33,39 +37,55 @@ pub(crate) async fn list(
     peer.operate(&daemon)?;
     let Query(wanted) =
         wanted.map_err(|error| Problem::bad_request(format!("{error}; the one parameter is follow=1")))?;
-    let (past, next) = daemon.events.follow();
-    let past: Vec<u8> = past.iter().flat_map(line).collect();
+    let events = Arc::clone(&daemon.events);
+    let next = events.follow();
+    let until = (wanted.follow == 0).then(|| *next.borrow());
     let kind = [(header::CONTENT_TYPE, "application/x-ndjson")];
+    let body = Body::new(StreamBody::new(stream(Reader { events, cursor: Cursor::default(), next, until })));
     if wanted.follow == 0 {
-        return Ok((kind, past).into_response());
+        return Ok((kind, body).into_response());
     }
-    let body = Body::new(StreamBody::new(stream(Some((Some(Bytes::from(past)), next)))));
     Ok((Extension(Endless), kind, body).into_response())
 }
 
-fn line(event: &Event) -> Vec<u8> {
-    let mut line = serde_json::to_vec(event).unwrap_or_default();
-    line.push(b'\n');
-    line
+struct Reader {
+    events: Arc<Events>,
+    cursor: Cursor,
+    next: watch::Receiver<u64>,
+    /// The last event that is wanted, by one that does not follow.
+    until: Option<u64>,
 }
 
-type Follower = Option<(Option<Bytes>, tokio::sync::broadcast::Receiver<Event>)>;
-
-/// The past as one piece, then an event a piece, until the daemon ends. A follower that is too slow is told how many
-/// events it missed.
-fn stream(begin: Follower) -> impl futures_util::Stream<Item = Result<Frame<Bytes>, std::convert::Infallible>> {
-    futures_util::stream::unfold(begin, |follower| async move {
-        let (past, mut next) = follower?;
-        let (piece, last) = match past {
-            Some(past) if !past.is_empty() => (past, false),
-            _ => match next.recv().await {
-                Ok(event) => (line(&event).into(), matches!(event.what, What::Draining)),
-                Err(RecvError::Lagged(missed)) => {
-                    (format!("{{\"event\":\"missed\",\"count\":{missed}}}\n").into(), false)
-                }
-                Err(RecvError::Closed) => return None,
-            },
-        };
-        Some((Ok(Frame::data(piece)), (!last).then_some((None, next))))
+/// A piece after the other, for a follower until the daemon ends. What was forgotten before it was
+/// read is told with its number.
+fn stream(reader: Reader) -> impl futures_util::Stream<Item = Result<Frame<Bytes>, Infallible>> {
+    futures_util::stream::unfold(Some(reader), |reader| async move {
+        let mut reader = reader?;
+        loop {
+            if reader.until.is_some_and(|until| reader.cursor.seq >= until) {
+                return None;
+            }
+            // What comes after this is told again.
+            reader.next.mark_unchanged();
+            let read = reader.events.read(&mut reader.cursor, PIECE);
+            if !read.is_empty() {
+                let is_last = |read: &Read| matches!(read, Read::Event(event) if matches!(event.what, What::Draining));
+                let ends = reader.until.is_none() && read.iter().any(is_last);
+                let piece: Vec<u8> = read.iter().flat_map(line).collect();
+                return Some((Ok(Frame::data(piece.into())), (!ends).then_some(reader)));
+            }
+            reader.next.changed().await.ok()?;
+        }
     })
+}
+
+fn line(read: &Read) -> Vec<u8> {
+    let mut line = match read {
+        Read::Event(event) => serde_json::to_vec(event).unwrap_or_default(),
+        Read::Missed(class, count) => {
+            format!(r#"{{"event":"missed","class":"{}","count":{count}}}"#, class.as_str()).into()
+        }
+    };
+    line.push(b'\n');
+    line
 }

@@ -34,7 +34,8 @@ pub(crate) async fn load(
     let (id, policy) = (daemon.next_run_id(), tenant.policy());
     let made = work(body.bytes.len(), &daemon, move || parse(body, id, &policy, in_flight)).await;
     let job = made.map_err(|problem| if problem.is(NO_NETWORK) { no_network(&daemon, &tenant) } else { problem })?;
-    Ok(answer(daemon.run(job).await?))
+    let report = daemon.run(job).await.map_err(|error| peer.told(error, &daemon))?;
+    Ok(answer(report, peer.operates(&daemon)))
 }
 
 /// A network that the policy does not grant was asked for.
@@ -60,7 +61,7 @@ pub(super) async fn admit(
         let name: TenantName = name.parse()?;
         peer.act_for(&name, daemon)?;
         let tenant = daemon.tenant(&name, peer.uid)?;
-        let in_flight = daemon.begin(&tenant, peer.uid)?;
+        let in_flight = daemon.begin(&tenant, peer.uid).map_err(|error| peer.told(error, daemon))?;
         Ok(Admitted { tenant, in_flight })
     };
     match admitted() {

@@ -11,6 +11,7 @@
 //! | [`events`] | `GET /v1/events` |
 //! | [`body`], [`code`], [`answer`] | bodies, scripts in them, and answers of runs, each held once |
 //! | [`problem`] | every error, as RFC 9457 |
+//! | [`page`] | long lists, in pieces |
 //! | [`peer`] | who is calling, and what the policy lets them do |
 
 mod about;
@@ -20,6 +21,7 @@ mod code;
 mod cordon;
 mod events;
 mod load;
+mod page;
 pub(crate) mod peer;
 pub(crate) mod problem;
 mod scripts;

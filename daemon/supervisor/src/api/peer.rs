@@ -7,7 +7,7 @@ use axum::http::request::Parts;
 
 use super::problem::Problem;
 use crate::config::Peer as Rule;
-use crate::daemon::Daemon;
+use crate::daemon::{Daemon, RunError};
 use crate::events::What;
 use crate::policy::TenantName;
 
@@ -36,11 +36,12 @@ impl Peer {
     }
 
     fn may_act_for(self, tenant: &TenantName, rules: &[Rule]) -> bool {
-        let matches = |pattern: &String| match pattern.strip_suffix('*') {
-            Some(beginning) => tenant.as_str().starts_with(beginning),
-            None => tenant.as_str() == pattern,
-        };
+        let matches = |pattern: &String| covers(pattern, tenant.as_str());
         self.is_owner() || self.rules(rules).any(|rule| rule.tenants.iter().any(matches))
+    }
+
+    fn may_ask(self, rules: &[Rule]) -> bool {
+        self.is_owner() || self.rules(rules).next().is_some()
     }
 
     fn may_operate(self, rules: &[Rule]) -> bool {
@@ -53,6 +54,29 @@ impl Peer {
             return Ok(());
         }
         Err(self.denied(daemon, format!("act for tenant {tenant}"), "tenants = [\"…\"]"))
+    }
+
+    /// Asks what this daemon is, which anybody may whom a rule names.
+    pub(crate) fn ask(self, daemon: &Daemon) -> Result<(), Problem> {
+        if self.may_ask(&daemon.config.peers) {
+            return Ok(());
+        }
+        Err(self.denied(daemon, "ask what this daemon is".to_owned(), "tenants = [\"…\"]"))
+    }
+
+    /// Whether what it is shown is an operator's view.
+    pub(crate) fn operates(self, daemon: &Daemon) -> bool {
+        self.may_operate(&daemon.config.peers)
+    }
+
+    /// Why a run was not begun. Why a tenant is expelled is for operators.
+    pub(crate) fn told(self, error: RunError, daemon: &Daemon) -> Problem {
+        match error {
+            RunError::Expelled { tenant, .. } if !self.operates(daemon) => Problem::expelled(format!(
+                "tenant {tenant} is expelled and not run any more; an operator sees why, and may let it in again"
+            )),
+            error => error.into(),
+        }
     }
 
     /// Asks to operate the daemon.
@@ -70,6 +94,14 @@ impl Peer {
         );
         daemon.events.tell(What::Denied { uid, what });
         Problem::forbidden(detail)
+    }
+}
+
+/// Whether a rule's pattern, a name or the beginning of names followed by `*`, is of that tenant.
+pub(crate) fn covers(pattern: &str, tenant: &str) -> bool {
+    match pattern.strip_suffix('*') {
+        Some(beginning) => tenant.starts_with(beginning),
+        None => tenant == pattern,
     }
 }
 
@@ -92,13 +124,14 @@ mod tests {
         for (name, allowed) in [("acme-1", true), ("solo", true), ("solo2", false), ("acme", false)] {
             assert_eq!(peer.may_act_for(&name.parse().unwrap(), &rules()), allowed, "{name}");
         }
-        assert!(!peer.may_operate(&rules()));
+        assert!(!peer.may_operate(&rules()) && peer.may_ask(&rules()));
     }
 
     #[test]
     fn a_peer_without_rules_may_nothing_and_root_everything() {
         let name = "acme-1".parse().unwrap();
-        assert!(!Peer { uid: 4_000_001 }.may_act_for(&name, &rules()));
+        let stranger = Peer { uid: 4_000_001 };
+        assert!(!stranger.may_act_for(&name, &rules()) && !stranger.may_ask(&rules()));
         assert!(Peer { uid: 0 }.may_act_for(&name, &[]) && Peer { uid: 0 }.may_operate(&[]));
     }
 }

@@ -44,6 +44,10 @@ impl Problem {
         Self::new(StatusCode::FORBIDDEN, "forbidden", "This peer may not do that", detail)
     }
 
+    pub(crate) fn expelled(detail: impl Into<String>) -> Self {
+        Self::new(StatusCode::FORBIDDEN, "expelled", "The tenant is expelled", detail)
+    }
+
     pub(crate) fn not_found(detail: impl Into<String>) -> Self {
         Self::new(StatusCode::NOT_FOUND, "not-found", "There is no such thing", detail)
     }
@@ -84,9 +88,7 @@ impl From<RunError> for Problem {
             RunError::Admit(error) => Self::unavailable(error.to_string()),
             RunError::Draining | RunError::Answer { .. } => Self::unavailable(error.to_string()),
             RunError::Unsealable => Self::internal(error.to_string()),
-            RunError::Expelled { .. } => {
-                Self::new(StatusCode::FORBIDDEN, "expelled", "The tenant is expelled", error.to_string())
-            }
+            RunError::Expelled { .. } => Self::expelled(error.to_string()),
         }
     }
 }

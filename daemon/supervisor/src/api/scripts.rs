@@ -175,12 +175,12 @@ pub(crate) async fn run(
     let (run, policy, running) = (daemon.next_run_id(), tenant.policy(), Arc::clone(&script));
     let bytes = body.bytes.len();
     let made = move || job(body, run, &running, &policy, in_flight);
-    let report = daemon.run(work(bytes, &daemon, made).await?).await?;
+    let report = daemon.run(work(bytes, &daemon, made).await?).await.map_err(|error| peer.told(error, &daemon))?;
     script.runs.fetch_add(1, Ordering::Relaxed);
     if tenant.scripts().get(&id).is_none_or(|present| present.key != script.key) {
         forget_isolate(&tenant, script.key);
     }
-    Ok(answer(report))
+    Ok(answer(report, peer.operates(&daemon)))
 }
 
 fn job(

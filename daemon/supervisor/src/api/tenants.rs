@@ -4,12 +4,14 @@ use std::sync::Arc;
 
 use axum::Json;
 use axum::body::Body;
-use axum::extract::{Path, State};
+use axum::extract::rejection::QueryRejection;
+use axum::extract::{Path, Query, State};
 use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
 
 use super::body::{RawBody, read_body};
 use super::camel_case;
+use super::page::{Page, Wanted};
 use super::peer::Peer;
 use super::problem::Problem;
 use crate::daemon::Daemon;
@@ -20,9 +22,16 @@ use crate::warden;
 /// A policy is a few hundred bytes.
 const MAX_POLICY_BYTES: usize = 64 * 1024;
 
-pub(crate) async fn list(State(daemon): State<Arc<Daemon>>, peer: Peer) -> Result<Json<Value>, Problem> {
+pub(crate) async fn list(
+    State(daemon): State<Arc<Daemon>>,
+    peer: Peer,
+    wanted: Result<Query<Wanted>, QueryRejection>,
+) -> Result<Json<Value>, Problem> {
     peer.operate(&daemon)?;
-    Ok(Json(daemon.all_tenants().iter().map(|tenant| show_tenant(tenant, &daemon)).collect()))
+    let page = Page::of(wanted)?;
+    let after = page.after.as_deref().map(str::parse::<TenantName>).transpose()?;
+    let tenants = daemon.tenants_after(after.as_ref(), page.limit + 1);
+    Ok(Json(page.show("tenants", tenants, |tenant| tenant.name.clone(), |tenant| show_tenant(tenant, &daemon))))
 }
 
 pub(crate) async fn show(
@@ -35,7 +44,7 @@ pub(crate) async fn show(
     let tenant = daemon.known_tenant(&name);
     let tenant =
         tenant.ok_or_else(|| Problem::not_found(format!("tenant {name} has no policy and has run nothing yet")))?;
-    Ok(Json(show_tenant(&tenant, &daemon)))
+    Ok(Json(if peer.operates(&daemon) { show_tenant(&tenant, &daemon) } else { show_own(&tenant) }))
 }
 
 pub(crate) async fn put(
@@ -101,6 +110,21 @@ fn show_cordon(tenant: &Tenant, daemon: &Daemon) -> Value {
     })
 }
 
+/// What whoever acts for a tenant sees of it: nothing of others, of the machine, or of what would tell
+/// how to stay just below the next cordon.
+fn show_own(tenant: &Tenant) -> Value {
+    let usage = tenant.usage().clone();
+    let standing = tenant.standing();
+    json!({
+        "name": tenant.name,
+        "policy": camel_case(serde_json::to_value(tenant.policy()).unwrap_or_default()),
+        "inFlight": tenant.in_flight(),
+        "cordon": { "level": standing.level(), "sinceUnixMs": standing.since() },
+        "usage": { "runs": usage.runs, "cpuMs": usage.cpu_us / 1000, "outcomes": usage.outcomes },
+    })
+}
+
+/// The same for operators.
 pub(super) fn show_tenant(tenant: &Tenant, daemon: &Daemon) -> Value {
     let residence = tenant.residence();
     let usage = tenant.usage().clone();

@@ -3,17 +3,30 @@
 use std::sync::Arc;
 
 use axum::Json;
-use axum::extract::State;
+use axum::extract::rejection::QueryRejection;
+use axum::extract::{Query, State};
 use serde_json::{Value, json};
 
+use super::page::{Page, Wanted};
 use super::peer::Peer;
 use super::problem::Problem;
 use crate::daemon::Daemon;
 use crate::pool::Listed;
 
-pub(crate) async fn list(State(daemon): State<Arc<Daemon>>, peer: Peer) -> Result<Json<Value>, Problem> {
+pub(crate) async fn list(
+    State(daemon): State<Arc<Daemon>>,
+    peer: Peer,
+    wanted: Result<Query<Wanted>, QueryRejection>,
+) -> Result<Json<Value>, Problem> {
     peer.operate(&daemon)?;
-    Ok(Json(daemon.pool.list().iter().map(show).collect()))
+    let page = Page::of(wanted)?;
+    let after = page.after.as_deref().map(str::parse::<u64>).transpose();
+    let after = after.map_err(|error| Problem::bad_request(format!("after is no worker's id: {error}")))?;
+    let mut workers = daemon.pool.list();
+    workers.retain(|listed| after.is_none_or(|after| listed.worker.id > after));
+    workers.sort_unstable_by_key(|listed| listed.worker.id);
+    workers.truncate(page.limit + 1);
+    Ok(Json(page.show("workers", workers, |listed| listed.worker.id, show)))
 }
 
 fn show(listed: &Listed) -> Value {

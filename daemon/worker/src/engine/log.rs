@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use enisle_wire::tenant::{FromTenant, Level, Limits, LogLine};
-use enisle_wire::{MAX_FROM_TENANT_BYTES, write_frame};
+use enisle_wire::{MAX_FROM_TENANT_BYTES, MAX_LOG_LINES, write_frame};
 
 /// The console of one run: lines up to its limits, sent on in batches.
 #[derive(Debug)]
@@ -51,7 +51,7 @@ impl Log {
         self.pending_bytes += text.len();
         let t_ms = u32::try_from(self.started.elapsed().as_millis()).unwrap_or(u32::MAX);
         self.pending.push(LogLine { t_ms, level, text });
-        if self.pending_bytes >= LOG_BATCH_BYTES {
+        if self.pending_bytes >= LOG_BATCH_BYTES || self.pending.len() == MAX_LOG_LINES {
             self.flush();
         }
     }

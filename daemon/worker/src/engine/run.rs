@@ -13,8 +13,8 @@ use std::os::unix::net::UnixStream;
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
-use enisle_wire::Outcome;
 use enisle_wire::tenant::{Advice, Code, Done, Env, Input, Level, Limits, Run, ScriptError, Usage};
+use enisle_wire::{MAX_ERROR_BYTES, Outcome};
 
 use super::isolate::Resting;
 use super::last_words::{HeapWatch, forget_last_words, near_heap_limit, remember_last_words};
@@ -24,9 +24,6 @@ use super::natives::Timers;
 use super::snapshot::RUNTIME_NAME;
 use super::{bounded_text, cage, confinement, quota};
 use crate::watchdog::{Cause, Watched};
-
-/// The most of an error that is passed on, each of message and stack.
-const MAX_ERROR_BYTES: usize = 32 * 1024;
 
 /// What natives and callbacks find in the isolate while a run is in it.
 #[derive(Debug)]
@@ -192,7 +189,7 @@ fn conclude(ended: Ended, cause: Option<Cause>, limits: &Limits) -> (Outcome, Op
         }
         (Some(Cause::Canceled), _) => (Outcome::Canceled, None, error("Canceled", "the run was canceled".to_owned())),
         (None, Ended::Result(json)) => (Outcome::Ok, Some(json), None),
-        (None, Ended::Failed(failed)) => (Outcome::Exception, None, Some(failed)),
+        (None, Ended::Failed(failed)) => (Outcome::Exception, None, Some(failed.bounded())),
         (None, Ended::TooLarge(bytes)) => {
             let message =
                 format!("the result has {bytes} bytes, more than {} (limits.outputBytes)", limits.output_bytes);

@@ -1,0 +1,329 @@
+//! What happened, for operators: a bounded memory of events, whoever follows them, and the log.
+//!
+//! ```text
+//! tell ─▶ course ─────────────────────────────────────────▶ ring, log (so many lines a second)
+//!      ├▶ evidence ─▶ the first ones of a kind and source ─▶ ring, log, audit log
+//!      │                └ repetitions, counted ─ a second ─▶ the same, as one with a count
+//!      └▶ common ───▶ counted by kind and source ─ a second ▶ ring, log
+//! ```
+
+mod ring;
+mod tally;
+mod what;
+
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use tokio::sync::{Notify, watch};
+
+use self::ring::Ring;
+use self::tally::Tally;
+pub(crate) use self::what::{Class, Event, Source, What};
+use crate::api::peer::covers;
+use crate::config::Peer;
+use crate::logging;
+use crate::record::{Entry, Recorder, unix_ms};
+
+/// Events that are remembered, by class.
+const KEPT: [usize; 3] = [1024, 1024, 512];
+/// How often what was counted is told.
+const TOLD_EVERY: Duration = Duration::from_secs(1);
+/// Of one kind of evidence by one source so many a second are told one by one.
+const EVIDENCE_AT_ONCE: u64 = 4;
+/// Different events a second.
+const MOST_EVIDENCE: usize = 1024;
+const MOST_COMMON: usize = 64;
+/// Lines of the log a second about the course of things; more are only counted.
+const COURSE_LINES: u32 = 50;
+
+/// Whoever is behind a source: tenants belong to the uid that may act for them.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+enum Group {
+    Daemon,
+    /// Tenants that no rule names: root's and the daemon's own.
+    Owner,
+    Uid(u32),
+}
+
+#[derive(Debug)]
+struct Known {
+    seq: u64,
+    rings: [Ring; 3],
+    evidence: Tally,
+    common: Tally,
+    /// Lines about the course of things in this second, and those that were left out.
+    course_lines: u32,
+    course_dropped: u64,
+}
+
+#[derive(Debug)]
+pub(crate) struct Events {
+    known: Mutex<Known>,
+    /// The number of the last event.
+    last: watch::Sender<u64>,
+    /// A second has begun in which something is counted.
+    counting: Notify,
+    peers: Vec<Peer>,
+    recorder: Option<Arc<Recorder>>,
+}
+
+/// How far somebody has read.
+#[derive(Debug, Default)]
+pub(crate) struct Cursor {
+    pub(crate) seq: u64,
+    /// The last one of each class.
+    numbers: [u64; 3],
+}
+
+/// What a reader gets.
+#[derive(Debug)]
+pub(crate) enum Read {
+    Event(Event),
+    /// So many of a class are not remembered any more.
+    Missed(Class, u64),
+}
+
+impl Events {
+    /// Evidence is written down by the recorder.
+    pub(crate) fn new(peers: Vec<Peer>, recorder: Option<Arc<Recorder>>) -> Self {
+        let known = Known {
+            seq: 0,
+            rings: KEPT.map(Ring::new),
+            evidence: Tally::new(EVIDENCE_AT_ONCE, MOST_EVIDENCE),
+            common: Tally::new(0, MOST_COMMON),
+            course_lines: 0,
+            course_dropped: 0,
+        };
+        let (known, last, counting) = (Mutex::new(known), watch::Sender::new(0), Notify::new());
+        Self { known, last, counting, peers, recorder }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Known> {
+        self.known.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn group(&self, what: &What) -> Group {
+        match what.source() {
+            Source::Daemon => Group::Daemon,
+            Source::Uid(uid) => Group::Uid(uid),
+            Source::Tenant(tenant) => {
+                let of = self.peers.iter().find(|peer| peer.tenants.iter().any(|pattern| covers(pattern, &tenant)));
+                of.map_or(Group::Owner, |peer| Group::Uid(peer.uid))
+            }
+        }
+    }
+
+    pub(crate) fn tell(&self, what: What) {
+        // The last word to followers.
+        if matches!(what, What::Draining) {
+            self.tell_counted();
+        }
+        let group = self.group(&what);
+        let mut known = self.lock();
+        let now = match what.class() {
+            Class::Course => Some(what),
+            Class::Evidence => known.evidence.count(what, group),
+            Class::Common => known.common.count(what, group),
+        };
+        if let Some(what) = now {
+            self.push(&mut known, what, 1, group);
+        }
+        drop(known);
+        self.counting.notify_one();
+    }
+
+    fn push(&self, known: &mut Known, what: What, count: u64, group: Group) {
+        let class = what.class();
+        known.seq += 1;
+        let event = Event { seq: known.seq, unix_ms: unix_ms(), count, what };
+        let [evidence, course, common] = &mut known.rings;
+        let ring = match class {
+            Class::Evidence => evidence,
+            Class::Course => course,
+            Class::Common => common,
+        };
+        ring.push(event.clone(), group);
+        self.last.send_replace(event.seq);
+        let json = serde_json::to_string(&event).unwrap_or_default();
+        match class {
+            Class::Evidence => {
+                tracing::info!(target: logging::EVIDENCE, event = %json, "event");
+                self.write_down(&event);
+            }
+            Class::Course if known.course_lines >= COURSE_LINES => known.course_dropped += 1,
+            Class::Course => {
+                known.course_lines += 1;
+                tracing::info!(event = %json, "event");
+            }
+            // There are few of them.
+            Class::Common => tracing::info!(event = %json, "event"),
+        }
+    }
+
+    /// The audit log has the details of what an attack left.
+    fn write_down(&self, event: &Event) {
+        if let Some(recorder) = self.recorder.as_ref().filter(|_| event.what.is_audited()) {
+            let what = serde_json::to_value(&event.what).unwrap_or_default();
+            recorder.decided(Entry::Seen { count: event.count, event: what });
+        }
+    }
+
+    /// Tells what was counted in the second that is over.
+    pub(crate) fn tell_counted(&self) {
+        let mut known = self.lock();
+        for (class, (counted, others)) in
+            [(Class::Evidence, known.evidence.take()), (Class::Common, known.common.take())]
+        {
+            for (what, count) in counted {
+                let group = self.group(&what);
+                self.push(&mut known, what, count, group);
+            }
+            if others > 0 {
+                self.push(&mut known, What::Others { class }, others, Group::Daemon);
+            }
+        }
+        known.course_lines = 0;
+        let dropped = std::mem::take(&mut known.course_dropped);
+        drop(known);
+        if dropped > 0 {
+            tracing::warn!(
+                dropped,
+                "events of this second are not in the log, for there were too many; see /v1/events"
+            );
+        }
+    }
+
+    /// Tells once a second what was counted, for as long as the daemon lives.
+    pub(crate) async fn count(&self) {
+        loop {
+            self.counting.notified().await;
+            tokio::time::sleep(TOLD_EVERY).await;
+            self.tell_counted();
+        }
+    }
+
+    /// What comes next for a reader, so many events at the most, in the order in which they were
+    /// told.
+    pub(crate) fn read(&self, cursor: &mut Cursor, most: usize) -> Vec<Read> {
+        let known = self.lock();
+        let mut next: Vec<_> = Class::ALL
+            .into_iter()
+            .zip(&known.rings)
+            .enumerate()
+            .flat_map(|(place, (class, ring))| ring.after(cursor.seq).take(most).map(move |kept| (place, class, kept)))
+            .collect();
+        next.sort_unstable_by_key(|(_, _, kept)| kept.event.seq);
+        let mut read = Vec::new();
+        for (place, class, kept) in next.into_iter().take(most) {
+            let Some(number) = cursor.numbers.get_mut(place) else { continue };
+            if kept.number > *number + 1 {
+                read.push(Read::Missed(class, kept.number - *number - 1));
+            }
+            *number = kept.number;
+            cursor.seq = kept.event.seq;
+            read.push(Read::Event(kept.event.clone()));
+        }
+        read
+    }
+
+    /// The number of the last event, and each time that there is another one.
+    pub(crate) fn follow(&self) -> watch::Receiver<u64> {
+        self.last.subscribe()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn events() -> Events {
+        let peer =
+            |uid, tenants: &str| Peer { uid, tenants: vec![tenants.into()], operate: false, share_percent: None };
+        Events::new(vec![peer(7, "bad-*"), peer(8, "good-*")], None)
+    }
+
+    fn denied(uid: u32) -> What {
+        What::Denied { uid, what: "operate the daemon".to_owned() }
+    }
+
+    fn crashed(tenant: &str) -> What {
+        let (tenant, what, pc) = (Some(tenant.to_owned()), "it crashed".to_owned(), "0x0".to_owned());
+        What::Crashed { worker: 1, pid: 1, tenant, what, pc }
+    }
+
+    fn all(events: &Events) -> Vec<Event> {
+        let of = |read| match read {
+            Read::Event(event) => Some(event),
+            Read::Missed(..) => None,
+        };
+        events.read(&mut Cursor::default(), usize::MAX).into_iter().filter_map(of).collect()
+    }
+
+    #[test]
+    fn a_reader_sees_the_past_and_then_the_present_without_gap_or_repeat() {
+        let (events, mut cursor) = (events(), Cursor::default());
+        events.tell(What::Draining);
+        assert_eq!(events.read(&mut cursor, 9).len(), 1);
+        events.tell(What::Draining);
+        assert!(matches!(events.read(&mut cursor, 9).as_slice(), [Read::Event(Event { seq: 2, .. })]));
+        assert!(events.read(&mut cursor, 9).is_empty());
+    }
+
+    #[test]
+    fn no_flood_of_one_class_pushes_another_out_and_numbers_have_no_gaps() {
+        let events = events();
+        events.tell(crashed("good-1"));
+        events.tell(What::Started { version: "1" });
+        for n in 0..5000 {
+            events.tell(What::WorkerRetired { worker: n, pid: 1 });
+            events.tell(denied(5003));
+            if n % 100 == 0 {
+                events.tell_counted();
+            }
+        }
+        events.tell_counted();
+        let all = all(&events);
+        assert_eq!(all.iter().filter(|event| matches!(event.what, What::Crashed { .. })).count(), 1);
+        let denials: Vec<_> = all.iter().filter(|event| matches!(event.what, What::Denied { .. })).collect();
+        assert_eq!(denials.iter().map(|event| event.count).sum::<u64>(), 5000);
+        let mut cursor = Cursor::default();
+        let mut seen = 0;
+        loop {
+            let read = events.read(&mut cursor, 100);
+            if read.is_empty() {
+                break;
+            }
+            seen += read.into_iter().map(|read| if let Read::Missed(_, count) = read { count } else { 1 }).sum::<u64>();
+        }
+        assert_eq!(Some(seen), all.last().map(|event| event.seq));
+    }
+
+    #[test]
+    fn whoever_floods_evidence_pushes_out_its_own() {
+        let events = events();
+        events.tell(crashed("good-1"));
+        events.tell(What::PolicyChanged { tenant: "x".into(), by_uid: 0 });
+        for n in 0..5000 {
+            events.tell(crashed(&format!("bad-{n}")));
+            if n % 100 == 0 {
+                events.tell_counted();
+            }
+        }
+        let all = all(&events);
+        assert_eq!(all.len(), KEPT[0]);
+        let is_good = |event: &&Event| event.what.source() == Source::Tenant("good-1".into());
+        assert_eq!(all.iter().filter(is_good).count(), 1);
+        assert!(all.iter().any(|event| matches!(event.what, What::PolicyChanged { .. })));
+    }
+
+    #[test]
+    fn evidence_is_told_at_once_and_its_repetitions_with_a_count() {
+        let events = events();
+        for _ in 0..100 {
+            events.tell(crashed("bad-1"));
+        }
+        assert_eq!(all(&events).len(), 4);
+        events.tell_counted();
+        assert_eq!(all(&events).iter().map(|event| event.count).sum::<u64>(), 100);
+    }
+}

@@ -1,0 +1,110 @@
+//! Events that repeat each other within a second, counted instead of told one by one.
+
+use std::collections::HashMap;
+
+use super::Group;
+use super::what::{Key, What};
+
+/// What a second's events of one class came to.
+#[derive(Debug)]
+pub(super) struct Tally {
+    /// Repetitions that are told at once before the rest is counted.
+    direct: u64,
+    /// Most different events; one group has half of them at the most.
+    most: usize,
+    places: HashMap<Key, usize>,
+    counted: Vec<(What, u64)>,
+    by_group: HashMap<Group, usize>,
+    others: u64,
+}
+
+impl Tally {
+    pub(super) fn new(direct: u64, most: usize) -> Self {
+        let (places, by_group) = (HashMap::new(), HashMap::new());
+        Self { direct, most, places, counted: Vec::new(), by_group, others: 0 }
+    }
+
+    /// Counts an event. It is given back if it is to be told at once.
+    pub(super) fn count(&mut self, what: What, group: Group) -> Option<What> {
+        let key = what.key();
+        if let Some(known) = self.places.get(&key).and_then(|place| self.counted.get_mut(*place)) {
+            known.1 += 1;
+            if known.1 <= self.direct {
+                return Some(what);
+            }
+            // What is told later is the first that was not told at once.
+            if known.1 == self.direct + 1 {
+                known.0 = what;
+            }
+            return None;
+        }
+        let held = self.by_group.entry(group).or_default();
+        if self.counted.len() >= self.most || *held >= self.most.div_ceil(2) {
+            self.others += 1;
+            return None;
+        }
+        *held += 1;
+        self.places.insert(key, self.counted.len());
+        let now = (self.direct > 0).then(|| what.clone());
+        self.counted.push((what, 1));
+        now
+    }
+
+    /// What has yet to be told, in the order in which it began, and how many events were of no kind
+    /// that is in it. A new second begins.
+    pub(super) fn take(&mut self) -> (Vec<(What, u64)>, u64) {
+        let direct = self.direct;
+        let Self { counted, others, .. } = std::mem::replace(self, Self::new(direct, self.most));
+        let left = counted.into_iter().filter_map(|(what, count)| {
+            let left = count.saturating_sub(direct);
+            (left > 0).then_some((what, left))
+        });
+        (left.collect(), others)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn denied(uid: u32) -> What {
+        What::Denied { uid, what: "operate the daemon".to_owned() }
+    }
+
+    fn ended(tenant: &str) -> What {
+        What::RunEnded { tenant: tenant.to_owned(), run: "run_1".to_owned(), outcome: "exceededCpu" }
+    }
+
+    #[test]
+    fn repetitions_are_one_event_with_a_count() {
+        let mut tally = Tally::new(0, 8);
+        for _ in 0..1000 {
+            assert!(tally.count(denied(7), Group::Uid(7)).is_none());
+        }
+        tally.count(denied(8), Group::Uid(8));
+        let counts: Vec<_> = tally.take().0.iter().map(|(_, count)| *count).collect();
+        assert_eq!(counts, [1000, 1]);
+        assert!(tally.take().0.is_empty());
+    }
+
+    #[test]
+    fn the_first_ones_are_told_at_once_where_that_is_asked_for() {
+        let mut tally = Tally::new(4, 8);
+        let told = (0..10).filter(|_| tally.count(ended("t"), Group::Uid(7)).is_some()).count();
+        let (left, others) = tally.take();
+        assert_eq!((told, left.first().map(|(_, count)| *count), others), (4, Some(6), 0));
+        tally.count(ended("t"), Group::Uid(7));
+        assert!(tally.take().0.is_empty(), "what was told is not told again");
+    }
+
+    #[test]
+    fn nobody_has_more_than_half_of_the_places() {
+        let mut tally = Tally::new(0, 8);
+        for n in 0..100 {
+            tally.count(ended(&format!("t{n}")), Group::Uid(7));
+        }
+        tally.count(ended("another"), Group::Uid(8));
+        let (told, others) = tally.take();
+        assert_eq!((told.len(), others), (5, 96));
+    }
+}

@@ -1,0 +1,309 @@
+//! What an event says, and what kind of event it is.
+
+use enisle_cordon::{Level, Reason};
+use serde::Serialize;
+
+/// How an event is kept, told and logged. Each class has room of its own, so that a flood of one
+/// pushes nothing of another out.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub(crate) enum Class {
+    /// What an attack leaves, and what an operator ordered. It goes to the audit log as well.
+    Evidence,
+    /// The life of workers, tenants' homes and the daemon.
+    Course,
+    /// What anybody can cause at will: counted, and told once a second.
+    Common,
+}
+
+impl Class {
+    pub(crate) const ALL: [Self; 3] = [Self::Evidence, Self::Course, Self::Common];
+
+    pub(crate) fn as_str(self) -> &'static str {
+        match self {
+            Self::Evidence => "evidence",
+            Self::Course => "course",
+            Self::Common => "common",
+        }
+    }
+}
+
+#[derive(Debug, Clone, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub(crate) struct Event {
+    /// Counts from 1 without gaps. Of events that are not remembered any more a list says how many
+    /// they were.
+    pub(crate) seq: u64,
+    pub(crate) unix_ms: u64,
+    /// How many events this one stands for; the details are those of the first of them.
+    #[serde(skip_serializing_if = "is_one")]
+    pub(crate) count: u64,
+    #[serde(flatten)]
+    pub(crate) what: What,
+}
+
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde passes a reference")]
+fn is_one(count: &u64) -> bool {
+    *count == 1
+}
+
+#[derive(Debug, Clone, Serialize)]
+#[serde(tag = "event", rename_all = "camelCase", rename_all_fields = "camelCase")]
+pub(crate) enum What {
+    Started {
+        version: &'static str,
+    },
+    Draining,
+    WorkerStarted {
+        worker: u64,
+        pid: i32,
+        level: &'static str,
+    },
+    /// A worker was not what it should be, and was killed before it had a tenant.
+    WorkerRejected {
+        worker: u64,
+        pid: i32,
+        findings: Vec<String>,
+    },
+    WorkerDied {
+        worker: u64,
+        pid: i32,
+        reason: String,
+        tenants: Vec<String>,
+    },
+    WorkerRetired {
+        worker: u64,
+        pid: i32,
+    },
+    Admitted {
+        tenant: String,
+        worker: u64,
+        level: &'static str,
+        reason: &'static str,
+    },
+    Retired {
+        tenant: String,
+        worker: u64,
+        reason: &'static str,
+    },
+    /// A run was begun again after its worker died.
+    Retried {
+        tenant: String,
+        run: String,
+        reason: String,
+    },
+    /// A run ended otherwise than well or by its own exception.
+    RunEnded {
+        tenant: String,
+        run: String,
+        outcome: &'static str,
+    },
+    /// A worker broke the protocol.
+    ProtocolViolation {
+        worker: u64,
+        pid: i32,
+        /// On whose channel it was; none on the worker's own.
+        tenant: Option<String>,
+        what: String,
+    },
+    /// A layer stopped an attack; the worker has ended. Who and what is the worker's record: an allegation, if the attacker
+    /// could execute code of its own.
+    Violation {
+        worker: u64,
+        pid: i32,
+        /// On whose thread it was.
+        tenant: Option<String>,
+        layer: &'static str,
+        what: String,
+        address: Option<String>,
+        /// Whose island the address is on, if it is another's.
+        victim: Option<String>,
+        pc: String,
+    },
+    /// A worker crashed by itself.
+    Crashed {
+        worker: u64,
+        pid: i32,
+        tenant: Option<String>,
+        what: String,
+        pc: String,
+    },
+    /// Pages of a worker did not carry the key that they should; it was ended.
+    Mistagged {
+        worker: u64,
+        pid: i32,
+        findings: Vec<String>,
+    },
+    /// A tenant has to live further out, or may come in again; each reason with its numbers.
+    Cordoned {
+        tenant: String,
+        from: Level,
+        to: Level,
+        reasons: Vec<Reason>,
+    },
+    /// A process died, and nobody knows whose doing it was: this one of its tenants is kept from others for a while, alone or with
+    /// half of those who were there.
+    KeptApart {
+        tenant: String,
+        alone: bool,
+        for_secs: u64,
+    },
+    /// An operator ordered that a tenant lives at least that far out.
+    Ordered {
+        tenant: String,
+        level: Level,
+        reason: String,
+        by_uid: u32,
+    },
+    /// An operator let a tenant in again.
+    Lifted {
+        tenant: String,
+        reason: String,
+        by_uid: u32,
+    },
+    /// A tenant's runs go to its new home from now on.
+    Rehomed {
+        tenant: String,
+        worker: u64,
+        level: &'static str,
+        token: u64,
+    },
+    /// The old home is empty.
+    Drained {
+        tenant: String,
+        worker: u64,
+        /// Runs did not end in time, and were begun again in the new home.
+        fenced: bool,
+        ms: u64,
+    },
+    /// There was no room for a tenant that has to live alone. It is refused until there is.
+    NoRoom {
+        tenant: String,
+        level: &'static str,
+        reason: String,
+    },
+    /// The end of a run came from a home that its tenant has left: discarded, and the run begun again.
+    Fenced {
+        tenant: String,
+        run: String,
+        token: u64,
+    },
+    /// Something that was kept could not be read at the start.
+    RecordBroken {
+        what: String,
+    },
+    PolicyChanged {
+        tenant: String,
+        by_uid: u32,
+    },
+    Denied {
+        uid: u32,
+        what: String,
+    },
+    /// More different events of a class than are told one by one in a second.
+    Others {
+        class: Class,
+    },
+}
+
+/// Whose doing an event is, or may be.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub(crate) enum Source {
+    Daemon,
+    Uid(u32),
+    Tenant(String),
+}
+
+/// Events with the same key repeat each other.
+pub(super) type Key = (std::mem::Discriminant<What>, Source, String);
+
+impl What {
+    pub(crate) fn class(&self) -> Class {
+        match self {
+            Self::WorkerRejected { .. }
+            | Self::ProtocolViolation { .. }
+            | Self::Violation { .. }
+            | Self::Crashed { .. }
+            | Self::Mistagged { .. }
+            | Self::Cordoned { .. }
+            | Self::KeptApart { .. }
+            | Self::Ordered { .. }
+            | Self::Lifted { .. }
+            | Self::NoRoom { .. }
+            | Self::RecordBroken { .. }
+            | Self::PolicyChanged { .. } => Class::Evidence,
+            Self::Started { .. }
+            | Self::Draining
+            | Self::WorkerStarted { .. }
+            | Self::WorkerDied { .. }
+            | Self::WorkerRetired { .. }
+            | Self::Retried { .. }
+            | Self::Rehomed { .. }
+            | Self::Drained { .. }
+            | Self::Fenced { .. } => Class::Course,
+            Self::Admitted { .. } | Self::Retired { .. } | Self::RunEnded { .. } | Self::Denied { .. } => Class::Common,
+            Self::Others { class } => *class,
+        }
+    }
+
+    pub(crate) fn source(&self) -> Source {
+        match self {
+            Self::Denied { uid, .. } => Source::Uid(*uid),
+            Self::Ordered { by_uid, .. } | Self::Lifted { by_uid, .. } | Self::PolicyChanged { by_uid, .. } => {
+                Source::Uid(*by_uid)
+            }
+            Self::Admitted { tenant, .. }
+            | Self::Retired { tenant, .. }
+            | Self::Retried { tenant, .. }
+            | Self::RunEnded { tenant, .. }
+            | Self::Cordoned { tenant, .. }
+            | Self::KeptApart { tenant, .. }
+            | Self::Rehomed { tenant, .. }
+            | Self::Drained { tenant, .. }
+            | Self::NoRoom { tenant, .. }
+            | Self::Fenced { tenant, .. } => Source::Tenant(tenant.clone()),
+            Self::ProtocolViolation { tenant, .. } | Self::Violation { tenant, .. } | Self::Crashed { tenant, .. } => {
+                tenant.clone().map_or(Source::Daemon, Source::Tenant)
+            }
+            Self::Started { .. }
+            | Self::Draining
+            | Self::WorkerStarted { .. }
+            | Self::WorkerRejected { .. }
+            | Self::WorkerDied { .. }
+            | Self::WorkerRetired { .. }
+            | Self::Mistagged { .. }
+            | Self::RecordBroken { .. }
+            | Self::Others { .. } => Source::Daemon,
+        }
+    }
+
+    /// What makes two events of one kind and source different ones.
+    fn detail(&self) -> &str {
+        match self {
+            Self::RunEnded { outcome, .. } => outcome,
+            Self::Retired { reason, .. } => reason,
+            // Whom an operator's word is about.
+            Self::Ordered { tenant, .. } | Self::Lifted { tenant, .. } | Self::PolicyChanged { tenant, .. } => tenant,
+            Self::Cordoned { to, .. } => to.as_str(),
+            Self::Violation { layer, .. } => layer,
+            Self::RecordBroken { what } => what,
+            _ => "",
+        }
+    }
+
+    pub(super) fn key(&self) -> Key {
+        (std::mem::discriminant(self), self.source(), self.detail().to_owned())
+    }
+
+    /// The audit log has it as an event. Other evidence is there as the decision that it was.
+    pub(super) fn is_audited(&self) -> bool {
+        match self {
+            Self::Cordoned { .. }
+            | Self::KeptApart { .. }
+            | Self::Ordered { .. }
+            | Self::Lifted { .. }
+            | Self::RecordBroken { .. } => false,
+            what => what.class() == Class::Evidence,
+        }
+    }
+}

@@ -1,0 +1,184 @@
+//! The daemon's own log on standard error, written by a thread that nobody waits for.
+//!
+//! What waits to be written is bounded. A line over the bound is dropped and counted, and the count is
+//! told when lines can be written again. Ordinary lines may take a quarter of the room: however many
+//! there are, there is room for evidence and errors.
+
+use std::io::{self, IsTerminal, Write};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Arc, mpsc};
+use std::time::{Duration, Instant};
+
+use tracing::{Level, Metadata};
+use tracing_subscriber::fmt::MakeWriter;
+use tracing_subscriber::fmt::format::Writer;
+use tracing_subscriber::fmt::time::{FormatTime, SystemTime};
+
+/// The target of lines that must not be dropped for ordinary ones.
+pub(crate) const EVIDENCE: &str = "enisled::evidence";
+
+const MOST_BYTES: usize = 4 << 20;
+const MOST_ORDINARY_BYTES: usize = 1 << 20;
+/// What a line takes beside its text.
+const LINE_BYTES: usize = 64;
+/// How often it is told that lines were lost, and how long the end of the daemon waits for the log.
+const PAUSE: Duration = Duration::from_secs(1);
+
+enum Message {
+    Line(Vec<u8>),
+    Flush(mpsc::Sender<()>),
+}
+
+#[derive(Debug, Default)]
+struct Waiting {
+    bytes: AtomicUsize,
+    lost: AtomicU64,
+}
+
+/// Where lines are handed over.
+#[derive(Debug, Clone)]
+pub(crate) struct Log {
+    messages: mpsc::Sender<Message>,
+    waiting: Arc<Waiting>,
+}
+
+/// Begins to log, as `ENISLE_LOG` says.
+pub(crate) fn start() -> io::Result<Log> {
+    let log = start_on(io::stderr())?;
+    let filter = tracing_subscriber::EnvFilter::try_from_env("ENISLE_LOG").unwrap_or_else(|_| "info".into());
+    tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_ansi(io::stderr().is_terminal())
+        .with_writer(log.clone())
+        .init();
+    Ok(log)
+}
+
+fn start_on(out: impl Write + Send + 'static) -> io::Result<Log> {
+    let (messages, receive) = mpsc::channel();
+    let log = Log { messages, waiting: Arc::default() };
+    let waiting = Arc::clone(&log.waiting);
+    std::thread::Builder::new().name("log".to_owned()).spawn(move || write(out, &receive, &waiting))?;
+    Ok(log)
+}
+
+impl Log {
+    /// Waits until what was said is written, a second at the most.
+    pub(crate) fn flush(&self) {
+        let (done, wait) = mpsc::channel();
+        if self.messages.send(Message::Flush(done)).is_ok() {
+            let _ = wait.recv_timeout(PAUSE);
+        }
+    }
+
+    fn line(&self, text: &[u8], most: usize) {
+        let bytes = text.len() + LINE_BYTES;
+        let room = self.waiting.bytes.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |waiting| {
+            waiting.checked_add(bytes).filter(|waiting| *waiting <= most)
+        });
+        if room.is_err() || self.messages.send(Message::Line(text.to_vec())).is_err() {
+            self.waiting.lost.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+}
+
+fn write(mut out: impl Write, messages: &mpsc::Receiver<Message>, waiting: &Waiting) {
+    let mut told: Option<Instant> = None;
+    while let Ok(message) = messages.recv() {
+        let text = match message {
+            Message::Line(text) => text,
+            Message::Flush(done) => {
+                let _ = done.send(());
+                continue;
+            }
+        };
+        if out.write_all(&text).is_err() {
+            waiting.lost.fetch_add(1, Ordering::Relaxed);
+        }
+        let bytes = text.len() + LINE_BYTES;
+        let left = waiting.bytes.fetch_sub(bytes, Ordering::Relaxed) - bytes;
+        if left == 0 || told.is_none_or(|told| told.elapsed() >= PAUSE) {
+            let lost = waiting.lost.swap(0, Ordering::Relaxed);
+            if lost > 0 {
+                told = Some(Instant::now());
+                if out.write_all(lost_line(lost).as_bytes()).is_err() {
+                    waiting.lost.fetch_add(lost, Ordering::Relaxed);
+                }
+            }
+        }
+    }
+}
+
+fn lost_line(lost: u64) -> String {
+    let mut line = String::new();
+    let _ = SystemTime.format_time(&mut Writer::new(&mut line));
+    line + &format!("  WARN enisled::logging: lines of the log were lost, for nobody took them in time lost={lost}\n")
+}
+
+/// One line on its way.
+#[derive(Debug)]
+pub(crate) struct Line<'a> {
+    log: &'a Log,
+    most: usize,
+}
+
+impl Write for Line<'_> {
+    fn write(&mut self, text: &[u8]) -> io::Result<usize> {
+        self.log.line(text, self.most);
+        Ok(text.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+impl<'a> MakeWriter<'a> for Log {
+    type Writer = Line<'a>;
+
+    fn make_writer(&'a self) -> Line<'a> {
+        Line { log: self, most: MOST_ORDINARY_BYTES }
+    }
+
+    fn make_writer_for(&'a self, line: &Metadata<'_>) -> Line<'a> {
+        let matters = line.target() == EVIDENCE || *line.level() == Level::ERROR;
+        Line { log: self, most: if matters { MOST_BYTES } else { MOST_ORDINARY_BYTES } }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::io::Read;
+
+    #[test]
+    fn nobody_waits_for_a_reader_and_what_was_lost_is_told() {
+        let (mut read, write) = io::pipe().unwrap();
+        let log = start_on(write).unwrap();
+        for n in 0..100_000 {
+            log.line(format!("ordinary {n}\n").as_bytes(), MOST_ORDINARY_BYTES);
+        }
+        log.line(b"evidence\n", MOST_BYTES);
+        let reader = std::thread::spawn(move || {
+            let mut text = String::new();
+            read.read_to_string(&mut text).map(|_| text)
+        });
+        drop(log);
+        let text = reader.join().unwrap().unwrap();
+        let told = text.lines().filter_map(|line| line.rsplit_once("lost=")?.1.parse::<u64>().ok()).sum::<u64>();
+        assert!(told > 0 && text.contains("\nevidence\n"));
+        assert_eq!(text.matches("ordinary").count() as u64 + told, 100_000);
+    }
+
+    #[test]
+    fn what_was_said_is_written_before_the_end() {
+        let (mut read, write) = io::pipe().unwrap();
+        let log = start_on(write).unwrap();
+        log.line(b"the end\n", MOST_BYTES);
+        log.flush();
+        drop(log);
+        let mut text = String::new();
+        read.read_to_string(&mut text).unwrap();
+        assert_eq!(text, "the end\n");
+    }
+}
