@@ -19,6 +19,7 @@
 //!
 //! This crate and the worker's V8 edge are the only ones with `unsafe`.
 
+pub mod allocator;
 pub mod fault;
 pub mod fds;
 pub mod islands;

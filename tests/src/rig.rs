@@ -13,7 +13,7 @@ use enisle_hardening::spawn::{Spawn, Started, spawn};
 use enisle_hardening::tags::{self, Mapping, Tags};
 use enisle_hardening::{Layer, LayerSet, fds};
 use enisle_wire::control::{Admit, FromWorker, Role, Slot, Start, ToWorker};
-use enisle_wire::tenant::{Code, FromTenant, Limits, Run, RunId, ToTenant};
+use enisle_wire::tenant::{Code, Env, FromTenant, Input, Limits, Run, RunId, ToTenant};
 use enisle_wire::{
     MAX_FROM_TENANT_BYTES, MAX_FROM_WORKER_BYTES, MAX_TO_TENANT_BYTES, MAX_TO_WORKER_BYTES, encode, read_frame,
     write_frame,
@@ -261,13 +261,8 @@ impl Tenant {
         self.runs += 1;
         let run = Run {
             id: RunId(self.runs),
-            code: Code::Short(code.to_owned()),
             entrypoint: "default".to_owned(),
             method: None,
-            args: json!([argument]).to_string(),
-            // Where a tenant keeps its secrets.
-            env: if argument.is_object() { argument.to_string() } else { "{}".to_owned() },
-            props: "{\"attack\":true}".to_owned(),
             limits: Limits {
                 cpu_ms: 60_000,
                 wall_ms: 120_000,
@@ -280,7 +275,14 @@ impl Tenant {
             allow_eval: false,
             keep: None,
         };
-        write_frame(&mut self.channel, &ToTenant::Run(Box::new(run)), MAX_TO_TENANT_BYTES).map_err(io::Error::other)
+        let input = Input { args: json!([argument]).to_string(), props: "{\"attack\":true}".to_owned() };
+        // Where a tenant keeps its secrets.
+        let env = Env { json: if argument.is_object() { argument.to_string() } else { "{}".to_owned() } };
+        let code = Code::Short(code.to_owned());
+        for part in [ToTenant::Run(run), ToTenant::Input(input), ToTenant::Env(env), ToTenant::Code(code)] {
+            write_frame(&mut self.channel, &part, MAX_TO_TENANT_BYTES).map_err(io::Error::other)?;
+        }
+        Ok(())
     }
 
     /// Reads on until the run has ended.

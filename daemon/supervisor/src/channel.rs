@@ -32,11 +32,34 @@ pub(crate) async fn read_frame<T: DeserializeOwned>(
     channel: &mut (impl AsyncReadExt + Unpin),
     cap: usize,
 ) -> Result<T, FrameError> {
+    let len = read_len(channel, cap).await?;
+    read_body(channel, Vec::new(), len).await
+}
+
+/// Reads how long the next frame is.
+pub(crate) async fn read_len(channel: &mut (impl AsyncReadExt + Unpin), cap: usize) -> Result<usize, FrameError> {
     let mut header = [0; HEADER_BYTES];
     closed(channel.read_exact(&mut header).await)?;
-    let mut body = vec![0; body_len(header, cap)?];
-    closed(channel.read_exact(&mut body).await)?;
+    body_len(header, cap)
+}
+
+/// Reads the rest of a frame of that length, of which the `beginning` has been read.
+pub(crate) async fn read_body<T: DeserializeOwned>(
+    channel: &mut (impl AsyncReadExt + Unpin),
+    beginning: Vec<u8>,
+    len: usize,
+) -> Result<T, FrameError> {
+    let mut body = beginning;
+    let begun = body.len().min(len);
+    body.resize(len, 0);
+    closed(channel.read_exact(body.get_mut(begun..).unwrap_or_default()).await)?;
     decode(&body)
+}
+
+/// Reads so many bytes and keeps none.
+pub(crate) async fn skip(channel: &mut (impl AsyncReadExt + Unpin), len: usize) -> Result<(), FrameError> {
+    let skipped = tokio::io::copy(&mut channel.take(len as u64), &mut tokio::io::sink()).await?;
+    if skipped == len as u64 { Ok(()) } else { Err(FrameError::Closed) }
 }
 
 fn closed<T>(result: io::Result<T>) -> Result<T, FrameError> {

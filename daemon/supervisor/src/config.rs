@@ -128,20 +128,25 @@ pub(crate) struct Peer {
     /// Policies, workers and events of all tenants.
     #[serde(default)]
     pub(crate) operate: bool,
+    /// The most that this uid may hold of each thing that all clients share, in per cent of the whole; if it is not given,
+    /// half of what the others leave free ([`crate::share`]).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) share_percent: Option<u8>,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub(crate) struct Api {
-    /// Most open connections; further ones wait.
+    /// Most open connections; further ones are refused.
     pub(crate) connections: usize,
     /// A request's head and body have to arrive within so many seconds, each.
     pub(crate) read_secs: u64,
-    /// Bodies that are read, waiting or running, all clients together, in MiB; further ones wait.
+    /// Bodies that are read, waiting or running, and answers that are not taken yet, all clients together, in MiB.
     pub(crate) body_mb: usize,
     /// Registered scripts, all tenants together, in MiB.
     pub(crate) script_mb: usize,
-    /// A client that takes nothing of an answer for so many seconds is cut off.
+    /// An answer has to be taken within so many seconds, or its client is cut off; a follower of events, if it takes nothing
+    /// for so long.
     pub(crate) write_secs: u64,
     /// At the end runs in flight have so many seconds to finish.
     pub(crate) drain_secs: u64,
@@ -301,8 +306,10 @@ mod tests {
 
     #[test]
     fn what_is_printed_is_read_back() {
-        let config =
-            Config { peers: vec![Peer { uid: 7, tenants: vec!["a-*".into()], operate: false }], ..Config::default() };
+        let config = Config {
+            peers: vec![Peer { uid: 7, tenants: vec!["a-*".into()], operate: false, share_percent: Some(60) }],
+            ..Config::default()
+        };
         assert_eq!(parse(&toml::to_string(&config).unwrap()), Ok(config));
     }
 

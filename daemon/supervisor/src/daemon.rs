@@ -1,6 +1,7 @@
 //! The daemon as a whole: its tenants, and a run from its admission to its answer.
 
 use std::collections::BTreeMap;
+use std::ops::Bound;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -22,20 +23,20 @@ use crate::pool::{AdmitError, Pool};
 use crate::quota::OverQuota;
 use crate::record::{RecordError, Recorder};
 use crate::resident::{Ended, Finished, Lost, Resident, Visit};
-use crate::script;
-use crate::tenant::{Pacer, Tenant};
+use crate::share::{Exhausted, Held, Parts, Supply};
+use crate::tenant::Tenant;
 use crate::warden::{self, Warden};
 
 /// Cages that fit a process: 47 bits of address space, 1376 GiB each (measured: 93).
 const CAGES_PER_PROCESS: usize = 90;
 /// Tenants that the daemon remembers at one time. More names than that are refused: each costs memory.
-const MAX_TENANTS: usize = 100_000;
+const MAX_TENANTS: u64 = 100_000;
+/// So many are looked at when there is no room for a new name.
+const FORGET_AMONG: usize = 64;
 /// So many workers may die before they come to one and the same run.
 const MOST_NOT_BEGUN: u32 = 10;
 /// How often the runs of a tenant that lives where it should not ask for its move.
 const RUNS_ASK_EVERY: Duration = Duration::from_millis(200);
-/// How often tenants are forgotten for want of room.
-const FORGET_EVERY: Duration = Duration::from_secs(1);
 /// So often a run is begun again because its tenant was moved while it ran.
 const MOST_FENCED: u32 = 10;
 /// Private memory that a worker may commit beside its tenants' own: V8, and one largest allocation on the way to an
@@ -45,10 +46,9 @@ const WORKER_BASE_MB: u64 = 2048;
 #[derive(Debug)]
 pub(crate) struct Daemon {
     pub(crate) config: Config,
-    /// Bodies and the runs made of them, in MiB, all clients together.
-    pub(crate) body_mb: Arc<Semaphore>,
-    /// What registered scripts may have, all tenants together, in pieces of [`script::PIECE`].
-    pub(crate) script_memory: Arc<Semaphore>,
+    pub(crate) supplies: Supplies,
+    /// Whoever has it works on something large: one after the other.
+    pub(crate) large_work: Arc<Semaphore>,
     pub(crate) posture: Posture,
     /// What workers take on: what the machine has, less what the configuration does without.
     pub(crate) layers: LayerSet,
@@ -64,10 +64,37 @@ pub(crate) struct Daemon {
     in_flight: AtomicU64,
     drained: Notify,
     draining: AtomicBool,
-    /// When tenants were last forgotten for want of room.
-    forgot_at: Pacer,
+    /// Up to that name tenants were looked at when there was no room for a new one.
+    forgot_up_to: Mutex<Option<TenantName>>,
     /// Tenants that may have to live elsewhere.
     pub(crate) moves: Mutex<Option<mpsc::UnboundedReceiver<Arc<Tenant>>>>,
+}
+
+/// What all clients share, but for the homes, which are the pool's.
+#[derive(Debug)]
+pub(crate) struct Supplies {
+    /// Names of tenants.
+    names: Supply,
+    /// Bytes of bodies, of the runs made of them, and of their answers.
+    pub(crate) bodies: Supply,
+    /// Bytes of registered scripts.
+    pub(crate) scripts: Supply,
+}
+
+impl Supplies {
+    fn new(config: &Config) -> Self {
+        let parts = Parts::new(&config.peers);
+        let bytes = |mb: usize| (mb as u64) << 20;
+        Self {
+            names: Supply::new("the names of tenants", MAX_TENANTS, parts.clone()),
+            bodies: Supply::new(
+                "the bytes of requests and answers (api.body_mb)",
+                bytes(config.api.body_mb),
+                parts.clone(),
+            ),
+            scripts: Supply::new("the bytes of scripts (api.script_mb)", bytes(config.api.script_mb), parts),
+        }
+    }
 }
 
 #[derive(Debug, thiserror::Error)]
@@ -101,6 +128,8 @@ pub(crate) enum RunError {
     Draining,
     #[error("the run could not be made ready for a sealed worker")]
     Unsealable,
+    #[error("the run has ended, and its answer of {bytes} bytes was discarded: {why}")]
+    Answer { bytes: usize, why: Exhausted },
     #[error(
         "tenant {tenant} is expelled and not run any more: {why}; an operator lifts that with \
          `enisle cordon {tenant} --lift --reason …` (DELETE /v1/tenants/{tenant}/cordon?reason=…)"
@@ -168,23 +197,27 @@ impl Daemon {
                 Err("the configuration does without the processor's counters (cordon.counters)".to_owned())
             }
         };
-        let pool = Pool::new(blueprint, capacity, bounds, snapshot, Arc::clone(&warden));
+        let supplies = Supplies::new(&config);
+        let parts = Parts::new(&config.peers);
+        let pool = Pool::new(blueprint, capacity, bounds, parts, snapshot, Arc::clone(&warden));
         let mut standings = kept.standings;
         let now = Instant::now();
         let mut tenants = BTreeMap::new();
+        // Whoever made them first is not known any more.
+        let own_name = || supplies.names.take(nix::unistd::geteuid().as_raw(), 1).ok();
         for (name, policy) in policies {
             let standing = standings.remove(&name).unwrap_or_else(Warden::newcomer);
-            let tenant = Tenant::new(name.clone(), policy, standing, now);
+            let tenant = Tenant::new(name.clone(), policy, standing, own_name(), now);
             tenant.has_policy.store(true, Ordering::Relaxed);
             tenants.insert(name, Arc::new(tenant));
         }
         for (name, standing) in standings {
-            let tenant = Tenant::new(name.clone(), config.defaults.clone(), standing, now);
+            let tenant = Tenant::new(name.clone(), config.defaults.clone(), standing, own_name(), now);
             tenants.insert(name, Arc::new(tenant));
         }
         Ok(Self {
-            body_mb: Arc::new(Semaphore::new(config.api.body_mb)),
-            script_memory: Arc::new(Semaphore::new(config.api.script_mb * ((1 << 20) / script::PIECE))),
+            supplies,
+            large_work: Arc::new(Semaphore::new(1)),
             config,
             posture,
             layers,
@@ -199,7 +232,7 @@ impl Daemon {
             in_flight: AtomicU64::new(0),
             drained: Notify::new(),
             draining: AtomicBool::new(false),
-            forgot_at: Pacer::default(),
+            forgot_up_to: Mutex::default(),
             moves: Mutex::new(Some(moves)),
         })
     }
@@ -208,31 +241,46 @@ impl Daemon {
         self.tenants.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// The tenant of that name, known from now on. `None` when the daemon knows too many; those that have no policy of
-    /// their own, live nowhere and run nothing are forgotten first.
-    pub(crate) fn tenant(&self, name: &TenantName) -> Option<Arc<Tenant>> {
+    /// The tenant of that name, known from now on, for a uid that has room for one more name. Those that have no policy of
+    /// their own, live nowhere and run nothing are forgotten if it has none.
+    pub(crate) fn tenant(&self, name: &TenantName, uid: u32) -> Result<Arc<Tenant>, Exhausted> {
         let mut tenants = self.tenants();
         if let Some(tenant) = tenants.get(name) {
-            return Some(Arc::clone(tenant));
+            return Ok(Arc::clone(tenant));
         }
-        // Looking at all of them takes a while, so it is done now and then, and makes room for many.
-        if tenants.len() >= MAX_TENANTS && self.forgot_at.has_passed(FORGET_EVERY) {
-            let (rules, now) = (&self.config.cordon.rules, warden::now());
-            tenants.retain(|_, tenant| {
-                let keeps = tenant.is_worth_remembering(|standing| !standing.is_slight(rules, now));
-                if !keeps {
-                    self.warden.recorder.forget(&tenant.name);
-                }
-                keeps
-            });
-        }
-        if tenants.len() >= MAX_TENANTS {
-            return None;
-        }
-        let tenant =
-            Arc::new(Tenant::new(name.clone(), self.config.defaults.clone(), Warden::newcomer(), Instant::now()));
+        let taken = self.supplies.names.take(uid, 1).or_else(|_| {
+            self.forget_some(&mut tenants, uid);
+            self.supplies.names.take(uid, 1)
+        })?;
+        let policy = self.config.defaults.clone();
+        let tenant = Arc::new(Tenant::new(name.clone(), policy, Warden::newcomer(), Some(taken), Instant::now()));
         tenants.insert(name.clone(), Arc::clone(&tenant));
-        Some(tenant)
+        Ok(tenant)
+    }
+
+    /// Forgets those of a uid's tenants, and of those that were there at the start, that need not be remembered, among the
+    /// next few: looking at all of them would take too long.
+    fn forget_some(&self, tenants: &mut BTreeMap<TenantName, Arc<Tenant>>, uid: u32) {
+        let (rules, now) = (&self.config.cordon.rules, warden::now());
+        let mut up_to = self.forgot_up_to.lock().unwrap_or_else(PoisonError::into_inner);
+        let begin = up_to.as_ref().map_or(Bound::Unbounded, Bound::Excluded);
+        let mut next: Vec<_> = tenants.range::<TenantName, _>((begin, Bound::Unbounded)).take(FORGET_AMONG).collect();
+        if next.len() < FORGET_AMONG {
+            next.extend(tenants.iter().take(FORGET_AMONG - next.len()));
+        }
+        *up_to = next.last().map(|(name, _)| TenantName::clone(name));
+        let owner = nix::unistd::geteuid().as_raw();
+        let whose = |tenant: &Tenant| tenant.charged_to().is_none_or(|charged| charged == uid || charged == owner);
+        let forgotten: Vec<TenantName> = next
+            .into_iter()
+            .filter(|(_, tenant)| whose(tenant))
+            .filter(|(_, tenant)| !tenant.is_worth_remembering(|standing| !standing.is_slight(rules, now)))
+            .map(|(name, _)| name.clone())
+            .collect();
+        for name in forgotten {
+            tenants.remove(&name);
+            self.warden.recorder.forget(&name);
+        }
     }
 
     pub(crate) fn known_tenant(&self, name: &TenantName) -> Option<Arc<Tenant>> {
@@ -261,16 +309,16 @@ impl Daemon {
     }
 
     /// A place in a tenant's quota for one run, held until its end. Taken before a body is read, so that bodies count too.
-    pub(crate) fn begin(self: &Arc<Self>, tenant: &Arc<Tenant>) -> Result<InFlight, RunError> {
-        InFlight::begin(self, tenant)
+    pub(crate) fn begin(self: &Arc<Self>, tenant: &Arc<Tenant>, uid: u32) -> Result<InFlight, RunError> {
+        InFlight::begin(self, tenant, uid)
     }
 
     /// One run, to its report. Dropping the future cancels it.
     ///
     /// A run whose worker dies under it is begun once more: no run has an effect outside its worker yet.
-    pub(crate) async fn run(self: &Arc<Self>, in_flight: &InFlight, job: Job) -> Result<Report, RunError> {
-        let tenant = &in_flight.tenant;
-        let id = job.id;
+    pub(crate) async fn run(self: &Arc<Self>, job: Job) -> Result<Report, RunError> {
+        let tenant = &Arc::clone(&job.in_flight.tenant);
+        let id = job.run.id;
         let (mut begun, mut in_company, mut not_begun, mut fenced) = (0, 0, 0, 0);
         let until = Instant::now() + Duration::from_secs(self.config.cordon.queue_secs);
         loop {
@@ -280,7 +328,7 @@ impl Daemon {
             let ended = resident.run(fitted).await;
             // What comes from a home that the tenant has left does not count, whatever it says.
             let own_word = match &ended {
-                Ended::NotBegun => true,
+                Ended::NotBegun | Ended::Unanswered { .. } => true,
                 // A run that had to leave the old home was canceled by us.
                 Ended::Judged(finished) => finished.outcome != Outcome::Canceled,
                 Ended::Done(_) | Ended::Lost(_) => false,
@@ -293,14 +341,14 @@ impl Daemon {
                         usage.cpu_us = usage.cpu_us.saturating_add(finished.usage.cpu_us);
                     }
                 }
-                let (tenant, run) = (tenant.name.to_string(), id.to_string());
-                self.events.tell(What::Fenced { tenant, run, token: resident.token });
+                let (name, run) = (tenant.name.to_string(), id.to_string());
+                self.events.tell(What::Fenced { tenant: name, run, token: resident.token });
                 fenced += 1;
                 if fenced < MOST_FENCED {
                     continue;
                 }
                 let finished = lost("its tenant was moved again and again");
-                self.note(&in_flight.tenant, id, &finished);
+                self.note(tenant, id, &finished);
                 return Ok(Report { id, finished, level });
             }
             match ended {
@@ -308,6 +356,10 @@ impl Daemon {
                     tenant.note_end();
                     self.note(tenant, id, &finished);
                     return Ok(Report { id, finished: *finished, level });
+                }
+                Ended::Unanswered { bytes, why } => {
+                    tenant.note_end();
+                    return Err(RunError::Answer { bytes, why });
                 }
                 // The worker died before it came to this run, which is not held against it; but not for ever.
                 Ended::NotBegun if not_begun < MOST_NOT_BEGUN => not_begun += 1,
@@ -367,13 +419,13 @@ impl Daemon {
                 return Ok(visit);
             }
             *home = None;
-            let memory_mb = job.limits.memory_mb.min(self.limits_at(tenant, level).memory_mb);
-            let admitted = match self.pool.admit(tenant, level, memory_mb, until).await {
+            let memory_mb = job.run.limits.memory_mb.min(self.limits_at(tenant, level).memory_mb);
+            let admitted = match self.pool.admit(tenant, level, memory_mb, job.in_flight.uid, until).await {
                 // That it lives alone was for its own sake, or is not its own doing: it is not refused for that.
                 Err(AdmitError::Full(_) | AdmitError::FullAlone(_))
                     if level.is_alone() && tenant.standing().level() == Level::Shared =>
                 {
-                    self.pool.admit(tenant, Level::Shared, memory_mb, until).await
+                    self.pool.admit(tenant, Level::Shared, memory_mb, job.in_flight.uid, until).await
                 }
                 admitted => admitted,
             };
@@ -454,10 +506,12 @@ impl Daemon {
 pub(crate) struct InFlight {
     daemon: Arc<Daemon>,
     tenant: Arc<Tenant>,
+    /// Who asked for the run.
+    uid: u32,
 }
 
 impl InFlight {
-    fn begin(daemon: &Arc<Daemon>, tenant: &Arc<Tenant>) -> Result<Self, RunError> {
+    fn begin(daemon: &Arc<Daemon>, tenant: &Arc<Tenant>, uid: u32) -> Result<Self, RunError> {
         if daemon.is_draining() {
             return Err(RunError::Draining);
         }
@@ -467,7 +521,12 @@ impl InFlight {
         let quota = tenant.policy().quota;
         tenant.account.lock().unwrap_or_else(PoisonError::into_inner).begin(&quota, Instant::now())?;
         daemon.in_flight.fetch_add(1, Ordering::SeqCst);
-        Ok(Self { daemon: Arc::clone(daemon), tenant: Arc::clone(tenant) })
+        Ok(Self { daemon: Arc::clone(daemon), tenant: Arc::clone(tenant), uid })
+    }
+
+    /// Nothing yet of what the answer is going to be charged.
+    pub(crate) fn answer(&self) -> Held {
+        self.daemon.supplies.bodies.none(self.uid)
     }
 }
 
@@ -492,6 +551,7 @@ fn lost(reason: &str) -> Finished {
         usage: Usage::default(),
         queued: Duration::ZERO,
         advice: Advice::default(),
+        held: None,
     }
 }
 

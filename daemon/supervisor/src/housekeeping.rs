@@ -6,14 +6,18 @@ use std::sync::{Arc, PoisonError};
 use std::time::Duration;
 
 use enisle_cordon::{Seen, Signal};
+use enisle_hardening::allocator;
 
-use crate::daemon::Daemon;
+use crate::daemon::{Daemon, Supplies};
 use crate::process::Worker;
 use crate::resident::Resident;
 use crate::tenant::Tenant;
 
 /// Memory is looked at with one window of so many: reading a process's mappings takes some milliseconds.
 const LOOKS_AT_MEMORY: u32 = 6;
+
+/// How long the pages of a large request stay after it at the most.
+const GIVE_BACK_EVERY: Duration = Duration::from_secs(2);
 
 impl Daemon {
     /// Lets idle tenants move out, ends old workers, and looks at the keys of one worker after the other, for as long as
@@ -30,6 +34,18 @@ impl Daemon {
             self.pool.retire_old(age);
             self.look_after_tenants().await;
             self.pool.inspect_next().await;
+        }
+    }
+
+    /// Gives the pages of large requests back to the machine once they are over, for as long as the daemon lives.
+    pub(crate) async fn give_back_memory(self: &Arc<Self>) {
+        let mut rounds = tokio::time::interval(GIVE_BACK_EVERY);
+        loop {
+            rounds.tick().await;
+            let Supplies { bodies, scripts, .. } = &self.supplies;
+            if bodies.has_given_back_much() | scripts.has_given_back_much() {
+                let _ = tokio::task::spawn_blocking(allocator::give_back_freed_pages).await;
+            }
         }
     }
 

@@ -1,54 +1,66 @@
-//! A run on its way to a worker: encoded once, sent again if the worker dies, and changed for a home that gives less.
+//! A run on its way to a worker, in the parts that it is sent in: each encoded once, sent again if
+//! the worker dies, and held once however many runs share it.
 
 use std::sync::Arc;
 
+use axum::body::Bytes;
 use enisle_wire::frame::HEADER_BYTES;
-use enisle_wire::tenant::{Limits, Run, RunId, ToTenant};
+use enisle_wire::tenant::{Env, Run, ToTenant};
 use enisle_wire::{FrameError, MAX_TO_TENANT_BYTES, decode, encode};
-use serde_json::value::RawValue;
 
+use crate::daemon::InFlight;
+use crate::json_text::{entries, is_named};
 use crate::policy;
 
 #[derive(Debug, Clone)]
 pub(crate) struct Job {
-    pub(crate) id: RunId,
-    pub(crate) limits: Limits,
-    /// Its isolate stays, for runs with that number.
-    pub(crate) keeps: Option<u64>,
-    /// The `Run` frame.
-    pub(crate) frame: Arc<[u8]>,
+    pub(crate) run: Run,
+    /// The `Input` frame.
+    pub(crate) input: Bytes,
+    /// The `Env` frame.
+    pub(crate) env: Bytes,
+    /// The `Code` frame.
+    pub(crate) code: Bytes,
+    /// Given back when nothing of the run is left, whoever still waits for it.
+    pub(crate) in_flight: Arc<InFlight>,
 }
 
 impl Job {
-    /// Encodes a run.
-    ///
-    /// # Errors
-    /// It is larger than any run may be.
-    pub(crate) fn new(run: Run) -> Result<Self, FrameError> {
-        let (id, limits, keeps) = (run.id, run.limits, run.keep);
-        let frame = encode(&ToTenant::Run(Box::new(run)), MAX_TO_TENANT_BYTES)?;
-        Ok(Self { id, limits, keeps, frame: frame.into() })
+    /// What is sent at once, in order: all but the code of a run that may find it in the home.
+    pub(crate) fn parts(&self) -> Result<Vec<Bytes>, FrameError> {
+        let run = encode(&ToTenant::Run(self.run.clone()), MAX_TO_TENANT_BYTES)?;
+        let mut parts = vec![run.into(), self.input.clone(), self.env.clone()];
+        if self.run.keep.is_none() {
+            parts.push(self.code.clone());
+        }
+        Ok(parts)
     }
 
     /// The same run as a sealed worker gets it: under lower limits, without the entries of `env` that are secrets, without code
     /// from strings.
     /// `None` if it is no run at all, which nobody makes.
     pub(crate) fn sealed(&self, limits: &policy::Limits, secrets: &[String]) -> Option<Self> {
-        let body = self.frame.get(HEADER_BYTES..).unwrap_or_default();
-        let Ok(ToTenant::Run(mut run)) = decode(body) else { return None };
-        run.limits = limits.under(self.limits);
-        run.allow_eval = false;
-        run.env = without(&run.env, secrets);
-        Self::new(*run).ok()
+        let body = self.env.get(HEADER_BYTES..).unwrap_or_default();
+        let Ok(ToTenant::Env(Env { json })) = decode(body) else { return None };
+        let env = ToTenant::Env(Env { json: without(&json, secrets) });
+        let env = encode(&env, MAX_TO_TENANT_BYTES).ok()?.into();
+        let run = Run { limits: limits.under(self.run.limits), allow_eval: false, ..self.run.clone() };
+        Some(Self { run, env, ..self.clone() })
     }
 }
 
 /// A JSON object without some of its entries; the others as they were written. Nothing at all if it is none.
 fn without(env: &str, secrets: &[String]) -> String {
-    let entries = serde_json::from_str::<std::collections::BTreeMap<String, Box<RawValue>>>(env);
-    let Ok(mut entries) = entries else { return "{}".to_owned() };
-    entries.retain(|name, _| !secrets.contains(name));
-    serde_json::to_string(&entries).unwrap_or_else(|_| "{}".to_owned())
+    let mut kept = String::from("{");
+    let read = entries(env.as_bytes(), |name, value| {
+        if !secrets.iter().any(|secret| is_named(name, secret)) {
+            let comma = if kept.len() > 1 { "," } else { "" };
+            kept.extend([comma, name.get(), ":", value.get()]);
+        }
+        Ok(())
+    });
+    kept.push('}');
+    if read.is_ok() { kept } else { "{}".to_owned() }
 }
 
 #[cfg(test)]
@@ -58,7 +70,8 @@ mod tests {
     #[test]
     fn secrets_are_taken_out_and_nothing_else_is_changed() {
         let secrets = ["KEY".to_owned()];
-        assert_eq!(without(r#"{"KEY":"x","n":1.50,"o":{"KEY":2}}"#, &secrets), r#"{"n":1.50,"o":{"KEY":2}}"#);
+        let env = r#"{"KEY":"x","n":1.50,"\u004bEY":3,"o":{"KEY":2}}"#;
+        assert_eq!(without(env, &secrets), r#"{"n":1.50,"o":{"KEY":2}}"#);
         assert_eq!(without("no json", &secrets), "{}");
     }
 }

@@ -18,6 +18,7 @@ mod events;
 mod files;
 mod housekeeping;
 mod job;
+mod json_text;
 mod meter;
 mod places;
 mod policy;
@@ -30,6 +31,7 @@ mod rehome;
 mod resident;
 mod script;
 mod server;
+mod share;
 mod speaker;
 mod standings;
 mod tenant;
@@ -50,6 +52,7 @@ use tokio::signal::unix::{SignalKind, signal};
 use crate::config::Config;
 use crate::daemon::Daemon;
 use crate::events::What;
+use crate::share::Parts;
 
 /// Runs untrusted JavaScript for many tenants, each on an island of its own.
 #[derive(Debug, Parser)]
@@ -100,6 +103,7 @@ fn examine(database: &std::path::Path) -> ExitCode {
 }
 
 fn start(arguments: Arguments) -> anyhow::Result<()> {
+    enisle_hardening::allocator::give_back_large_blocks();
     let filter = tracing_subscriber::EnvFilter::try_from_env("ENISLE_LOG").unwrap_or_else(|_| "info".into());
     tracing_subscriber::fmt()
         .with_env_filter(filter)
@@ -160,7 +164,7 @@ fn check_start(places: &Places, config: &Config) -> anyhow::Result<()> {
 async fn run(arguments: Arguments, config: Config) -> anyhow::Result<()> {
     let Places { program, state_dir, socket } = Places::new(&arguments, &config)?;
     check_program(&program)?;
-    let api = config.api.clone();
+    let (api, parts) = (config.api.clone(), Parts::new(&config.peers));
     // First, so that a second daemon on the same socket fails before it does anything.
     let bound = server::bind(&socket)?;
     let daemon = Arc::new(Daemon::set_up(config, program, &state_dir).await.context("enisled cannot start")?);
@@ -169,14 +173,15 @@ async fn run(arguments: Arguments, config: Config) -> anyhow::Result<()> {
 
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
-    let housekeeping = [Arc::clone(&daemon), Arc::clone(&daemon), Arc::clone(&daemon)];
-    let [keeper, watcher, mover] = housekeeping;
+    let housekeeping = [(); 4].map(|()| Arc::clone(&daemon));
+    let [keeper, watcher, mover, giver] = housekeeping;
     let housekeeping = [
         tokio::spawn(async move { keeper.keep_house().await }),
         tokio::spawn(async move { watcher.watch().await }),
         tokio::spawn(async move { mover.move_tenants().await }),
+        tokio::spawn(async move { giver.give_back_memory().await }),
     ];
-    let connections = server::serve(bound, api::router(Arc::clone(&daemon)), &api, async {
+    let connections = server::serve(bound, api::router(Arc::clone(&daemon)), &api, parts, async {
         tokio::select! {
             _ = terminate.recv() => {}
             _ = interrupt.recv() => {}

@@ -1,6 +1,7 @@
 //! Which tenants live where: placement by `cordon`, admission, idleness, and what happens when a worker dies.
 //!
-//! A place in a worker is spent by the tenant that has it: cage and key are never handed on. A worker whose places are
+//! A worker is one uid's: tenants that different uids run never share one, so that what a uid has taken is
+//! counted in whole workers. A place in a worker is spent by the tenant that has it: cage and key are never handed on. A worker whose places are
 //! spent and whose tenants have left is ended.
 
 use std::collections::BTreeMap;
@@ -19,6 +20,7 @@ use crate::birth::{Blueprint, StartError};
 use crate::events::What;
 use crate::process::Worker;
 use crate::resident::Resident;
+use crate::share::{Held, Parts, Supply};
 use crate::tenant::Tenant;
 use crate::warden::{self, Warden};
 
@@ -28,11 +30,13 @@ const LOOK_FOR_ROOM: Duration = Duration::from_millis(100);
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum AdmitError {
     #[error(
-        "every one of the {0} worker processes that the configuration allows (workers.max) is taken by a busy tenant"
+        "every one of the {0} worker processes that are there for this uid is taken by a busy tenant (workers.max; a uid has half \
+         of what the others leave, or its share_percent in [[peers]])"
     )]
     Full(usize),
     #[error(
-        "as many tenants live alone as may (cordon.max_alone is {0}), each busy, and this one is not put beside others instead"
+        "as many tenants of this uid live alone as may ({0}; cordon.max_alone), each busy, and this one is not put beside others \
+         instead"
     )]
     FullAlone(usize),
     #[error("a worker process could not be started: {0}")]
@@ -44,6 +48,7 @@ pub(crate) enum AdmitError {
 /// A worker, living or about to.
 #[derive(Debug)]
 struct Entry {
+    uid: u32,
     level: Level,
     places_used: u32,
     /// Too old: nobody comes in any more.
@@ -51,6 +56,8 @@ struct Entry {
     residents: BTreeMap<Slot, (Arc<Tenant>, Option<Arc<Resident>>)>,
     /// Set once its process is ready; whoever comes first starts it, whoever comes meanwhile waits.
     worker: Arc<OnceCell<Arc<Worker>>>,
+    /// The uid's part of the homes; and of those for tenants who live alone, if it is one.
+    _held: (Held, Option<Held>),
 }
 
 impl Entry {
@@ -64,6 +71,8 @@ pub(crate) struct Pool {
     blueprint: Arc<Blueprint>,
     pub(crate) capacity: Capacity,
     pub(crate) bounds: Bounds,
+    homes: Supply,
+    homes_alone: Supply,
     snapshot: OwnedFd,
     warden: Arc<Warden>,
     /// Somebody has left.
@@ -86,6 +95,7 @@ impl Pool {
         blueprint: Arc<Blueprint>,
         capacity: Capacity,
         bounds: Bounds,
+        parts: Parts,
         snapshot: OwnedFd,
         warden: Arc<Warden>,
     ) -> Self {
@@ -93,6 +103,8 @@ impl Pool {
             blueprint,
             capacity,
             bounds,
+            homes: Supply::new("the worker processes (workers.max)", bounds.processes as u64, parts.clone()),
+            homes_alone: Supply::new("the homes alone (cordon.max_alone)", bounds.alone as u64, parts),
             snapshot,
             warden,
             room: Notify::new(),
@@ -105,21 +117,22 @@ impl Pool {
         self.entries.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Gives a tenant a home. It says by itself when it is warm; runs may be sent before. One that has to live alone waits for
+    /// Gives a tenant a home, on the account of a uid. It says by itself when it is warm; runs may be sent before. One that has to live alone waits for
     /// room, `until` then, and is never put beside others for want of it.
     pub(crate) async fn admit(
         &self,
         tenant: &Arc<Tenant>,
         level: Level,
         memory_mb: u32,
+        uid: u32,
         until: Instant,
     ) -> Result<Arc<Resident>, AdmitError> {
         let reserved = loop {
             let room = self.room.notified();
-            let error = match self.reserve(tenant, level) {
+            let error = match self.reserve(tenant, level, uid) {
                 Ok(reserved) => break reserved,
-                Err(AdmitError::Full(_)) if self.make_room(|_| true) => continue,
-                Err(AdmitError::FullAlone(_)) if self.make_room(Level::is_alone) => continue,
+                Err(AdmitError::Full(_)) if self.make_room(uid, &self.homes, |_| true) => continue,
+                Err(AdmitError::FullAlone(_)) if self.make_room(uid, &self.homes_alone, Level::is_alone) => continue,
                 Err(error) => error,
             };
             let left = until.saturating_duration_since(Instant::now());
@@ -141,7 +154,8 @@ impl Pool {
         ours.set_nonblocking(true).map_err(AdmitError::Channel)?;
         let ours = UnixStream::from_std(ours).map_err(AdmitError::Channel)?;
         worker.admit(tenant, Admit { slot, memory_mb }, theirs.into());
-        let resident = Resident::new(Arc::clone(tenant), Arc::clone(&worker), slot, ours, Arc::clone(&self.warden));
+        let resident =
+            Resident::new(Arc::clone(tenant), Arc::clone(&worker), slot, ours, uid, Arc::clone(&self.warden));
         if let Some(entry) = self.lock().1.get_mut(&entry) {
             entry.residents.insert(slot, (Arc::clone(tenant), Some(Arc::clone(&resident))));
         }
@@ -161,7 +175,7 @@ impl Pool {
     }
 
     /// Takes a place, if there is one. The process behind it may still have to be started.
-    fn reserve(&self, tenant: &Arc<Tenant>, level: Level) -> Result<Place, AdmitError> {
+    fn reserve(&self, tenant: &Arc<Tenant>, level: Level, uid: u32) -> Result<Place, AdmitError> {
         self.bury_dead();
         let (outdated, now) = (self.warden.engine_is_outdated(), warden::now());
         let traits = |tenant: &Tenant| tenant.traits(outdated, &self.warden.cordon.rules, now);
@@ -169,7 +183,7 @@ impl Pool {
         let (next, entries) = &mut *guard;
         let processes: Vec<_> = entries
             .iter()
-            .filter(|(_, entry)| !entry.closing)
+            .filter(|(_, entry)| entry.uid == uid && !entry.closing)
             .map(|(id, entry)| Process {
                 id: *id,
                 level: entry.level,
@@ -184,9 +198,12 @@ impl Pool {
             })
             .collect();
         // Those that take nobody in are there all the same.
-        let closing =
-            |alone: bool| entries.values().filter(|entry| entry.closing && (!alone || entry.level.is_alone())).count();
-        let Bounds { processes: most, alone } = self.bounds;
+        let closing = |alone: bool| {
+            let closing = entries.values().filter(|entry| entry.uid == uid && entry.closing);
+            closing.filter(|entry| !alone || entry.level.is_alone()).count()
+        };
+        let most = |supply: &Supply| usize::try_from(supply.most(uid)).unwrap_or(usize::MAX);
+        let (most, alone) = (most(&self.homes), most(&self.homes_alone));
         let bounds =
             Bounds { processes: most.saturating_sub(closing(false)), alone: alone.saturating_sub(closing(true)) };
         let id = match place(&traits(tenant), level, &processes, self.capacity, bounds) {
@@ -194,9 +211,12 @@ impl Pool {
             Placement::Full | Placement::Refused => return Err(AdmitError::Full(most)),
             Placement::FullAlone => return Err(AdmitError::FullAlone(alone)),
             Placement::New(level) => {
+                let home = self.homes.take(uid, 1).map_err(|_| AdmitError::Full(most))?;
+                let home_alone = level.is_alone().then(|| self.homes_alone.take(uid, 1)).transpose();
+                let _held = (home, home_alone.map_err(|_| AdmitError::FullAlone(alone))?);
                 *next += 1;
                 let (closing, residents) = (false, BTreeMap::new());
-                let entry = Entry { level, places_used: 0, closing, residents, worker: Arc::default() };
+                let entry = Entry { uid, level, places_used: 0, closing, residents, worker: Arc::default(), _held };
                 entries.insert(*next, entry);
                 *next
             }
@@ -333,9 +353,12 @@ impl Pool {
         busy.collect()
     }
 
-    /// Ends the process, among those of a wanted level, whose tenants are all idle and that was unused for longest. False if
-    /// every one is busy.
-    fn make_room(&self, wanted: impl Fn(Level) -> bool) -> bool {
+    /// Ends the process, among a uid's own of a wanted level, whose tenants are all idle and that was unused for longest; if
+    /// nothing is free, it may also be one of the uid that holds the most. False if every one is busy.
+    fn make_room(&self, uid: u32, supply: &Supply, wanted: impl Fn(Level) -> bool) -> bool {
+        let greediest = supply
+            .greediest()
+            .filter(|greediest| supply.free() == 0 && supply.held_by(*greediest) > supply.held_by(uid) + 1);
         let victim = {
             let guard = self.lock();
             let all_idle = |entry: &&Entry| {
@@ -347,7 +370,11 @@ impl Pool {
             let unused_for = |entry: &Entry| {
                 entry.residents.values().filter_map(|(_, resident)| Some(resident.as_ref()?.unused_for())).min()
             };
-            let candidates = guard.1.values().filter(|entry| wanted(entry.level));
+            let candidates = guard
+                .1
+                .values()
+                .filter(|entry| entry.uid == uid || Some(entry.uid) == greediest)
+                .filter(|entry| wanted(entry.level));
             let oldest = candidates.filter(all_idle).max_by_key(|entry| unused_for(entry));
             oldest
                 .map(|entry| entry.residents.values().filter_map(|(_, resident)| resident.clone()).collect::<Vec<_>>())

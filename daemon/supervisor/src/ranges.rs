@@ -95,6 +95,7 @@ const RANGES: &[Range] = &[
     of_policy("defaults.quota.burst", policy::PER_SECOND),
     // The last one stands for "no uid".
     whole("peers.uid", 0, u32::MAX - 1),
+    whole("peers.share_percent", 1, 100),
     whole("api.connections", 1, 100_000),
     whole("api.read_secs", 1, HOUR),
     whole("api.write_secs", 1, HOUR),
@@ -162,7 +163,7 @@ mod tests {
 
     /// The defaults, with one of everything that a file may have any number of.
     fn whole_configuration() -> Config {
-        let text = "[[peers]]\nuid = 1000\n[cordon.rules.signals.busy]\npoints = 1\nhalf_life_secs = 1\nmost = 1\n";
+        let text = "[[peers]]\nuid = 1000\nshare_percent = 50\n[cordon.rules.signals.busy]\npoints = 1\nhalf_life_secs = 1\nmost = 1\n";
         toml::from_str(text).unwrap()
     }
 

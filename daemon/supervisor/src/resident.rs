@@ -14,12 +14,13 @@ use enisle_wire::tenant::{Advice, LogLine, RunId, ScriptError, Usage};
 use nix::unistd::Pid;
 use serde_json::value::RawValue;
 use tokio::net::UnixStream;
-use tokio::sync::{Notify, mpsc, oneshot, watch};
+use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore, mpsc, oneshot, watch};
 
 use crate::counters::Counters;
 use crate::job::Job;
 use crate::meter::Meter;
 use crate::process::Worker;
+use crate::share::{Exhausted, Held};
 use crate::speaker::Speaker;
 use crate::tenant::Tenant;
 use crate::warden::Warden;
@@ -33,6 +34,8 @@ pub(crate) enum Ended {
     Judged(Box<Finished>),
     /// The worker died under it.
     Lost(Lost),
+    /// It ended, and there was no room for its answer.
+    Unanswered { bytes: usize, why: Exhausted },
     /// The resident was gone before the run began.
     NotBegun,
 }
@@ -55,6 +58,8 @@ pub(crate) struct Finished {
     pub(crate) queued: Duration,
     /// The worker's word: it weighs little.
     pub(crate) advice: Advice,
+    /// What result and log are charged, where they are of any size.
+    pub(crate) held: Option<Held>,
 }
 
 /// What the task behind a home is asked for, in turn.
@@ -64,11 +69,14 @@ pub(crate) enum Ask {
     Forget(u64),
 }
 
-/// A run that waits for its turn.
+/// A run whose turn it is.
 pub(crate) struct Ticket {
     pub(crate) job: Job,
+    /// When it began to wait.
     pub(crate) at: Instant,
     pub(crate) reply: oneshot::Sender<Ended>,
+    /// The next one's turn comes when this one is over.
+    pub(crate) _turn: OwnedSemaphorePermit,
 }
 
 /// A tenant's place in a worker, as the rest of the daemon holds it.
@@ -78,6 +86,8 @@ pub(crate) struct Resident {
     pub(crate) slot: Slot,
     /// The number of this home among the tenant's.
     pub(crate) token: u64,
+    /// On whose account it is here.
+    pub(crate) uid: u32,
     tickets: mpsc::UnboundedSender<Ask>,
     state: Arc<State>,
     /// Runs that are here or on their way; [`CLOSED`] once the tenant moves out.
@@ -120,6 +130,8 @@ impl Drop for Visit {
 pub(crate) struct State {
     pub(crate) warm: AtomicBool,
     pub(crate) phase: watch::Sender<Phase>,
+    /// One run at a time. Those that wait do so here, not in the queue of the task: who goes away waits no more.
+    pub(crate) turn: Arc<Semaphore>,
     pub(crate) leaves: watch::Sender<bool>,
     pub(crate) meter: Meter,
     /// Milliseconds after `epoch` at which it was last used.
@@ -140,6 +152,7 @@ impl State {
     /// Nothing comes from here any more.
     pub(crate) fn gone(&self) {
         self.warm.store(false, Ordering::Relaxed);
+        self.turn.close();
         self.phase.send_replace(Phase::Gone);
     }
 
@@ -170,6 +183,7 @@ impl Resident {
         worker: Arc<Worker>,
         slot: Slot,
         channel: UnixStream,
+        uid: u32,
         warden: Arc<Warden>,
     ) -> Arc<Self> {
         let token = tenant.next_token();
@@ -177,6 +191,7 @@ impl Resident {
         let state = Arc::new(State {
             warm: AtomicBool::new(false),
             phase: watch::Sender::new(Phase::Starting),
+            turn: Arc::new(Semaphore::new(1)),
             leaves: watch::Sender::new(false),
             meter: Meter::default(),
             used_ms: AtomicU64::new(0),
@@ -188,6 +203,7 @@ impl Resident {
             worker,
             slot,
             token,
+            uid,
             tickets,
             state,
             users: AtomicUsize::new(0),
@@ -227,6 +243,7 @@ impl Resident {
 
     /// The tenant leaves: its thread ends after the run that it is at, and runs that wait go elsewhere.
     pub(crate) fn leave(&self) {
+        self.state.turn.close();
         self.state.leaves.send_replace(true);
     }
 
@@ -288,9 +305,11 @@ impl Resident {
 
     /// Runs one job. Dropping the future cancels it.
     pub(crate) async fn run(&self, job: Job) -> Ended {
-        let mut guard = CancelOnDrop { resident: self, run: Some(job.id) };
+        let at = Instant::now();
+        let Ok(turn) = Arc::clone(&self.state.turn).acquire_owned().await else { return Ended::NotBegun };
+        let mut guard = CancelOnDrop { resident: self, run: Some(job.run.id) };
         let (reply, answer) = oneshot::channel();
-        let sent = self.tickets.send(Ask::Run(Ticket { job, at: Instant::now(), reply }));
+        let sent = self.tickets.send(Ask::Run(Ticket { job, at, reply, _turn: turn }));
         let ended = match sent {
             Ok(()) => answer.await.unwrap_or(Ended::NotBegun),
             Err(_) => Ended::NotBegun,

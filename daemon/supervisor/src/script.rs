@@ -1,14 +1,12 @@
 //! A script that a tenant has registered under an id: its code stays here, its isolate in whatever home the tenant has.
 //!
-//! The code goes along with every run, so a home that has no isolate of it makes one: moving a tenant moves its scripts.
+//! The code is encoded once, and goes along with a run whose home has no isolate of it: moving a tenant moves its scripts.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use enisle_wire::tenant::Code;
-use sha2::{Digest, Sha256};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use axum::body::Bytes;
 
 use crate::policy::Wish;
 
@@ -16,6 +14,8 @@ use crate::policy::Wish;
 pub(crate) const MOST_SCRIPTS: usize = 100;
 /// Bytes of all of them together: what one script may have at the most.
 pub(crate) const MOST_BYTES: usize = 64 << 20;
+/// What a script is charged beside its frames.
+pub(crate) const OVERHEAD_BYTES: u64 = 1024;
 
 /// One version of a script.
 #[derive(Debug)]
@@ -23,44 +23,27 @@ pub(crate) struct Script {
     /// No other version of any script of the daemon's has it: workers know isolates by it.
     pub(crate) key: u64,
     pub(crate) version: u64,
-    pub(crate) code: Code,
-    /// JSON.
-    pub(crate) env: String,
-    pub(crate) limits: Wish,
-    /// Of code and `env`.
-    pub(crate) bytes: usize,
-    digest: [u8; 32],
+    pub(crate) draft: Draft,
     pub(crate) runs: AtomicU64,
-    /// Its part of what all scripts together may have.
-    _memory: OwnedSemaphorePermit,
 }
 
-/// What is registered, before it has a version.
+/// What is registered, before it has a version. Its frames are charged to who registered it, for as
+/// long as it or a run of it is there.
 #[derive(Debug)]
 pub(crate) struct Draft {
-    pub(crate) code: Code,
-    pub(crate) env: String,
+    /// The `Code` frame.
+    pub(crate) code: Bytes,
+    /// The `Env` frame.
+    pub(crate) env: Bytes,
     pub(crate) limits: Wish,
     /// Of the request, whose bytes decide whether it is the same again.
     pub(crate) digest: [u8; 32],
-    pub(crate) bytes: usize,
-    memory: OwnedSemaphorePermit,
 }
 
-/// Scripts take their memory in pieces of that size.
-pub(crate) const PIECE: usize = 1024;
-
 impl Draft {
-    /// `None` if all scripts together would have more than `budget` (in pieces) has left.
-    pub(crate) fn new(request: &[u8], code: Code, env: String, limits: Wish, budget: &Arc<Semaphore>) -> Option<Self> {
-        let code_bytes = match &code {
-            Code::Short(source) => source.len(),
-            Code::Modules { modules, .. } => modules.iter().map(|module| module.name.len() + module.body.len()).sum(),
-        };
-        let bytes = code_bytes + env.len();
-        let pieces = u32::try_from(bytes.div_ceil(PIECE)).ok()?.max(1);
-        let memory = Arc::clone(budget).try_acquire_many_owned(pieces).ok()?;
-        Some(Self { code, env, limits, digest: Sha256::digest(request).into(), bytes, memory })
+    /// What it holds.
+    pub(crate) fn bytes(&self) -> usize {
+        self.code.len() + self.env.len()
     }
 }
 
@@ -85,28 +68,18 @@ impl Scripts {
     pub(crate) fn register(&mut self, id: &str, draft: Draft, replace: bool) -> Result<Arc<Script>, RegisterError> {
         let known = self.0.get(id);
         match known {
-            Some(known) if known.digest == draft.digest => return Ok(Arc::clone(known)),
+            Some(known) if known.draft.digest == draft.digest => return Ok(Arc::clone(known)),
             Some(_) if !replace => return Err(RegisterError::Other(id.to_owned())),
             None if self.0.len() >= MOST_SCRIPTS => return Err(RegisterError::TooMany),
             _ => {}
         }
-        let others: usize = self.0.iter().filter(|(other, _)| *other != id).map(|(_, script)| script.bytes).sum();
-        if others + draft.bytes > MOST_BYTES {
-            return Err(RegisterError::TooLarge(others + draft.bytes));
+        let others: usize =
+            self.0.iter().filter(|(other, _)| *other != id).map(|(_, script)| script.draft.bytes()).sum();
+        if others + draft.bytes() > MOST_BYTES {
+            return Err(RegisterError::TooLarge(others + draft.bytes()));
         }
-        let Draft { code, env, limits, digest, bytes, memory } = draft;
         let (key, version) = (NEXT_KEY.fetch_add(1, Ordering::Relaxed), known.map_or(1, |known| known.version + 1));
-        let script = Arc::new(Script {
-            key,
-            version,
-            code,
-            env,
-            limits,
-            bytes,
-            digest,
-            runs: AtomicU64::new(0),
-            _memory: memory,
-        });
+        let script = Arc::new(Script { key, version, draft, runs: AtomicU64::new(0) });
         self.0.insert(id.to_owned(), Arc::clone(&script));
         Ok(script)
     }
@@ -126,12 +99,13 @@ impl Scripts {
 
 #[cfg(test)]
 mod tests {
+    use sha2::{Digest, Sha256};
+
     use super::*;
 
     fn draft(source: &str) -> Draft {
-        let budget = Arc::new(Semaphore::new(1 << 20));
-        Draft::new(source.as_bytes(), Code::Short(source.to_owned()), "{}".to_owned(), Wish::default(), &budget)
-            .unwrap()
+        let digest = Sha256::digest(source).into();
+        Draft { code: source.to_owned().into(), env: Bytes::new(), limits: Wish::default(), digest }
     }
 
     #[test]
@@ -145,22 +119,9 @@ mod tests {
     }
 
     #[test]
-    fn all_scripts_together_have_a_budget_that_they_give_back() {
-        let budget = Arc::new(Semaphore::new(3));
-        let draft = |bytes: usize| {
-            let source = "x".repeat(bytes);
-            Draft::new(b"", Code::Short(source), String::new(), Wish::default(), &budget)
-        };
-        let (first, second) = (draft(2 * PIECE), draft(2 * PIECE));
-        assert!(first.is_some() && second.is_none());
-        drop(first);
-        assert!(draft(2 * PIECE).is_some());
-    }
-
-    #[test]
     fn scripts_are_bounded_in_number_and_bytes() {
         let mut scripts = Scripts::default();
-        let large = "x".repeat(MOST_BYTES / 2);
+        let large = "x".repeat(MOST_BYTES / 2 + 1);
         scripts.register("a", draft(&large), false).unwrap();
         assert!(matches!(scripts.register("b", draft(&large), false), Err(RegisterError::TooLarge(_))));
         scripts.register("a", draft("1"), true).unwrap();

@@ -1,6 +1,5 @@
 //! The Unix socket: bound without stealing it from a living daemon, served with a bound on everything.
 
-use std::collections::HashMap;
 use std::ffi::OsString;
 use std::fs::File;
 use std::future::Future;
@@ -8,10 +7,10 @@ use std::io;
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::pin::pin;
-use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use axum::Router;
+use axum::response::Response;
 use hyper::server::conn::http1;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::server::graceful::{GracefulShutdown, Watcher};
@@ -21,13 +20,16 @@ use nix::fcntl::{AtFlags, Flock, FlockArg};
 use nix::sys::stat::{FchmodatFlags, Mode, SFlag, fchmodat, fstatat};
 use nix::unistd::{UnlinkatFlags, fchownat, unlinkat};
 use tokio::net::{UnixListener, UnixStream};
-use tokio::sync::Semaphore;
+use tokio::sync::watch;
+use tokio::time::{Instant, timeout_at};
 use tokio_io_timeout::TimeoutStream;
 use tower::ServiceExt;
 
 use crate::api::peer::Peer;
+use crate::api::problem::Problem;
 use crate::config::Api;
 use crate::files::{self, How};
+use crate::share::{Exhausted, Held, Parts, Supply};
 
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum BindError {
@@ -117,29 +119,25 @@ pub(crate) async fn serve(
     bound: Bound,
     router: Router,
     api: &Api,
+    parts: Parts,
     shutdown: impl Future<Output = ()>,
 ) -> GracefulShutdown {
     let connections = GracefulShutdown::new();
     let mut shutdown = pin!(shutdown);
-    let places = Arc::new(Semaphore::new(api.connections));
-    let shares = Arc::default();
+    let places = Places::new(api.connections, parts);
     loop {
-        let accepted = async {
-            // A connection over the bound waits in the kernel's queue until one ends.
-            let place = Arc::clone(&places).acquire_owned().await;
-            (bound.listener.accept().await, place)
-        };
-        let (accepted, place) = tokio::select! {
-            accepted = accepted => accepted,
+        let accepted = tokio::select! {
+            accepted = bound.listener.accept() => accepted,
             () = &mut shutdown => return connections,
         };
         match accepted {
             Ok((stream, _)) => {
-                let Some(turn) = Share::take(&shares, &stream, api.connections) else { continue };
+                let Ok(uid) = stream.peer_cred().map(|credentials| credentials.uid()) else { continue };
+                let Some(place) = places.take(uid, &stream) else { continue };
                 let (router, api, watcher) = (router.clone(), api.clone(), connections.watcher());
                 tokio::spawn(async move {
-                    serve_connection(stream, router, &api, watcher).await;
-                    drop((turn, place));
+                    serve_connection(stream, Peer { uid }, router, &api, watcher).await;
+                    drop(place);
                 });
             }
             // Out of descriptors, most likely: others have to end first.
@@ -151,60 +149,96 @@ pub(crate) async fn serve(
     }
 }
 
-/// Connections by uid.
-type Shares = Arc<Mutex<HashMap<u32, usize>>>;
+/// Connections of all uids that no rule names.
+const STRANGERS: u64 = 8;
 
-/// One connection's part of its uid's share. No uid gets more than three quarters of all connections, so
-/// that there is always one left for somebody else; what is over that is closed at once.
-struct Share {
-    shares: Shares,
-    uid: u32,
+/// Places for connections. Those whom no rule names have a few of their own: they may do next to nothing, whatever
+/// they say, so nobody waits for them.
+struct Places {
+    parts: Parts,
+    known: Supply,
+    strangers: Supply,
 }
 
-impl Share {
-    fn take(shares: &Shares, stream: &UnixStream, connections: usize) -> Option<Self> {
-        let uid = stream.peer_cred().ok()?.uid();
-        let mut held = shares.lock().unwrap_or_else(PoisonError::into_inner);
-        let count = held.entry(uid).or_default();
-        if *count >= (connections - connections / 4).max(1) {
-            return None;
-        }
-        *count += 1;
-        drop(held);
-        Some(Self { shares: Arc::clone(shares), uid })
+impl Places {
+    fn new(connections: usize, parts: Parts) -> Self {
+        let supply = |whole| Supply::new("the connections (api.connections)", whole, parts.clone());
+        Self { known: supply(connections as u64), strangers: supply(STRANGERS), parts }
+    }
+
+    /// A place for one connection. One that is refused is told so, as far as it takes that without being waited for, and is
+    /// closed.
+    fn take(&self, uid: u32, stream: &UnixStream) -> Option<Held> {
+        let supply = if self.parts.knows(uid) { &self.known } else { &self.strangers };
+        supply.take(uid, 1).inspect_err(|exhausted| drop(stream.try_write(&refusal(exhausted)))).ok()
     }
 }
 
-impl Drop for Share {
-    fn drop(&mut self) {
-        let mut held = self.shares.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(count) = held.get_mut(&self.uid) {
-            *count -= 1;
-            if *count == 0 {
-                held.remove(&self.uid);
-            }
-        }
-    }
+/// The answer to a request that is not read.
+fn refusal(exhausted: &Exhausted) -> Vec<u8> {
+    let body = serde_json::to_vec(&Problem::from(exhausted.clone())).unwrap_or_default();
+    let head = format!(
+        "HTTP/1.1 503 Service Unavailable\r\nconnection: close\r\nretry-after: 1\r\n\
+         content-type: application/problem+json\r\ncontent-length: {}\r\n\r\n",
+        body.len()
+    );
+    [head.into_bytes(), body].concat()
 }
 
-async fn serve_connection(stream: UnixStream, router: Router, api: &Api, watcher: Watcher) {
-    let Ok(credentials) = stream.peer_cred() else { return };
-    let peer = Peer { uid: credentials.uid() };
-    // A client that never reads must not keep an answer in memory for ever.
+async fn serve_connection(stream: UnixStream, peer: Peer, router: Router, api: &Api, watcher: Watcher) {
+    // A follower takes as long as there are events; one that takes nothing is cut off.
     let mut stream = TimeoutStream::new(stream);
     stream.set_write_timeout(Some(Duration::from_secs(api.write_secs)));
-    let service = router.map_request(move |mut request: hyper::Request<hyper::body::Incoming>| {
-        request.extensions_mut().insert(peer);
-        request
-    });
+    // Any other answer has to be taken as a whole in that time, however slowly.
+    let (asked, mut until) = watch::channel(None);
+    let (answered, patience) = (asked.clone(), Duration::from_secs(api.write_secs));
+    let service = router
+        .map_request(move |mut request: hyper::Request<hyper::body::Incoming>| {
+            asked.send_replace(None);
+            request.extensions_mut().insert(peer);
+            request
+        })
+        .map_response(move |response: Response| {
+            if response.extensions().get::<Endless>().is_none() {
+                answered.send_replace(Some(Instant::now() + patience));
+            }
+            response
+        });
     let connection = http1::Builder::new()
         .timer(TokioTimer::new())
         .header_read_timeout(Duration::from_secs(api.read_secs))
         .max_headers(64)
         .max_buf_size(64 * 1024)
         .serve_connection(TokioIo::new(Box::pin(stream)), TowerToHyperService::new(service));
-    if let Err(error) = watcher.watch(connection).await {
-        tracing::debug!(%error, uid = peer.uid, "a connection ended early");
+    tokio::select! {
+        served = watcher.watch(connection) => {
+            if let Err(error) = served {
+                tracing::debug!(%error, uid = peer.uid, "a connection ended early");
+            }
+        }
+        () = passed(&mut until) => tracing::debug!(uid = peer.uid, "an answer was not taken in time"),
+    }
+}
+
+/// Marks an answer that goes on for as long as the client wants.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Endless;
+
+/// Waits until the time has passed that is set last.
+async fn passed(until: &mut watch::Receiver<Option<Instant>>) {
+    loop {
+        let set = *until.borrow_and_update();
+        let changed = match set {
+            Some(set) => match timeout_at(set, until.changed()).await {
+                Ok(changed) => changed,
+                Err(_) => return,
+            },
+            None => until.changed().await,
+        };
+        // Nobody can set it any more: the connection is ending by itself.
+        if changed.is_err() {
+            std::future::pending::<()>().await;
+        }
     }
 }
 

@@ -9,46 +9,173 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
+use axum::body::Bytes;
 use enisle_cordon::Signal;
 use enisle_wire::control::{OverrunCause, Slot};
 use enisle_wire::tenant::{Advice, Done, FromTenant, Limits, LogLine, ScriptError, Session, ToTenant, Usage};
-use enisle_wire::{MAX_FROM_TENANT_BYTES, MAX_TO_TENANT_BYTES, Outcome, encode};
+use enisle_wire::{FrameError, MAX_FROM_TENANT_BYTES, MAX_TO_TENANT_BYTES, Outcome, encode};
 use serde_json::value::RawValue;
-use tokio::io::AsyncWriteExt;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::UnixStream;
 use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf};
 use tokio::sync::{mpsc, watch};
+use tokio::time::{Instant, timeout_at};
 
-use crate::channel::read_frame;
+use crate::channel::{read_body, read_len, skip};
 use crate::death::Death;
 use crate::events::What;
 use crate::job::Job;
 use crate::process::Worker;
 use crate::resident::{Ask, Ended, Finished, Lost, Phase, State, Ticket};
+use crate::share::{Exhausted, Held};
 use crate::tenant::Tenant;
 use crate::warden::Warden;
 
 /// After a run's wall limit, its own watchdog's grace and the warming of an isolate, the process is no longer believed.
 const BACKSTOP: Duration = Duration::from_secs(5);
 
+/// A frame that is larger is announced before it is read, and charged for.
+const LARGE_BYTES: usize = 64 << 10;
+/// While it is decoded there are two of it.
+const COPIES: u64 = 2;
+/// So long an answer waits for room.
+const ROOM_PATIENCE: Duration = Duration::from_secs(5);
+/// What a line of the log holds beside its text.
+const LINE_BYTES: u64 = 64;
+/// Looking whether a longer result is JSON is done off the thread that serves connections.
+const INLINE_BYTES: usize = 256 << 10;
+
+/// What comes from a tenant's thread.
+#[derive(Debug)]
+enum Heard {
+    Frame(Result<FromTenant, FrameError>),
+    /// A large frame; whether it is read or skipped has to be said ([`FrameReader::decide`]).
+    Large {
+        bytes: usize,
+        is_end: bool,
+    },
+}
+
 /// Frames as they come, read by a task of its own so that a wait for one can be abandoned without losing half of it.
 #[derive(Debug)]
-struct FrameReader(mpsc::Receiver<Result<FromTenant, enisle_wire::FrameError>>);
+struct FrameReader {
+    heard: mpsc::Receiver<Heard>,
+    verdicts: mpsc::Sender<bool>,
+}
 
 impl FrameReader {
     fn spawn(mut channel: OwnedReadHalf) -> Self {
-        let (send, receive) = mpsc::channel(1);
+        let (send, heard) = mpsc::channel(1);
+        let (verdicts, mut decided) = mpsc::channel(1);
         tokio::spawn(async move {
             loop {
-                let frame = read_frame(&mut channel, MAX_FROM_TENANT_BYTES).await;
+                let frame = match Self::read(&mut channel, &send, &mut decided).await {
+                    Ok(None) => continue,
+                    Ok(Some(frame)) => Ok(frame),
+                    Err(error) => Err(error),
+                };
                 let last = frame.is_err();
-                if send.send(frame).await.is_err() || last {
+                if send.send(Heard::Frame(frame)).await.is_err() || last {
                     return;
                 }
             }
         });
-        Self(receive)
+        Self { heard, verdicts }
     }
+
+    /// The next frame; none if it was skipped.
+    async fn read(
+        channel: &mut OwnedReadHalf,
+        send: &mpsc::Sender<Heard>,
+        decided: &mut mpsc::Receiver<bool>,
+    ) -> Result<Option<FromTenant>, FrameError> {
+        let bytes = read_len(channel, MAX_FROM_TENANT_BYTES).await?;
+        if bytes <= LARGE_BYTES {
+            return read_body(channel, Vec::new(), bytes).await.map(Some);
+        }
+        let first = channel.read_u8().await?;
+        let large = Heard::Large { bytes, is_end: first == FromTenant::DONE_TAG };
+        if send.send(large).await.is_err() {
+            return Err(FrameError::Closed);
+        }
+        match decided.recv().await {
+            Some(true) => read_body(channel, vec![first], bytes).await.map(Some),
+            Some(false) => skip(channel, bytes - 1).await.map(|()| None),
+            None => Err(FrameError::Closed),
+        }
+    }
+
+    /// Has the large frame that was announced read, or skipped.
+    async fn decide(&self, read: bool) {
+        let _ = self.verdicts.send(read).await;
+    }
+}
+
+/// A run's parts on their way to the worker.
+struct Sending {
+    parts: std::vec::IntoIter<Bytes>,
+    /// What is left of the part that is being sent.
+    present: Bytes,
+    code: Bytes,
+    begun: bool,
+}
+
+impl Sending {
+    fn new(parts: Vec<Bytes>, code: Bytes) -> Self {
+        let mut parts = parts.into_iter();
+        Self { present: parts.next().unwrap_or_default(), parts, code, begun: false }
+    }
+
+    fn sent(&mut self, bytes: usize) {
+        self.begun |= bytes > 0;
+        let _ = self.present.split_to(bytes.min(self.present.len()));
+        if self.present.is_empty() {
+            self.present = self.parts.next().unwrap_or_default();
+        }
+    }
+
+    /// The worker has all that was sent, and needs the code too.
+    fn add_code(&mut self) {
+        self.present = std::mem::take(&mut self.code);
+    }
+}
+
+/// What a run has given so far.
+struct Gathered {
+    logs: Vec<LogLine>,
+    held: Held,
+    /// There was no room for some of the log.
+    truncated: bool,
+}
+
+impl Gathered {
+    fn add(&mut self, lines: Vec<LogLine>) {
+        let bytes = lines.iter().map(|line| line.text.len() as u64 + LINE_BYTES).sum();
+        match self.held.grow(bytes) {
+            Ok(()) => self.logs.extend(lines),
+            Err(_) => self.truncated = true,
+        }
+    }
+
+    fn log_bytes(&self) -> u64 {
+        self.logs.iter().map(|line| line.text.len() as u64 + LINE_BYTES).sum()
+    }
+}
+
+/// How far an exchange has come.
+enum Step {
+    Done(Done),
+    Large { bytes: usize, is_end: bool },
+}
+
+/// How an exchange ended.
+enum Exchanged {
+    Done(Done),
+    /// There was no room for the answer.
+    Skipped {
+        bytes: usize,
+        why: Exhausted,
+    },
 }
 
 /// The task that speaks with one tenant's thread.
@@ -59,8 +186,6 @@ pub(crate) struct Speaker {
     read: FrameReader,
     write: OwnedWriteHalf,
     session: Session,
-    /// What the present run has printed so far.
-    logs: Vec<LogLine>,
     state: Arc<State>,
     /// The thread has said that it is ready, and was believed.
     confined: bool,
@@ -94,7 +219,7 @@ impl Speaker {
     ) -> Self {
         let (read, write) = channel.into_split();
         let (read, session) = (FrameReader::spawn(read), Session::default());
-        Self { tenant, worker, slot, read, write, session, logs: Vec::new(), state, confined: false, warden }
+        Self { tenant, worker, slot, read, write, session, state, confined: false, warden }
     }
 
     pub(crate) async fn speak(mut self, mut tickets: mpsc::UnboundedReceiver<Ask>) {
@@ -119,7 +244,11 @@ impl Speaker {
                     Some(Ask::Run(ticket)) => self.carry_out(ticket).await,
                     Some(Ask::Forget(key)) => self.forget(key).await,
                 },
-                frame = self.read.0.recv() => self.accept_first(frame).await.map(drop),
+                heard = self.read.heard.recv() => match self.hear(heard).await {
+                    Ok(Ok(_)) => Ok(()),
+                    Ok(Err(_)) => Err(Stop::Violation("a large frame without a run".to_owned())),
+                    Err(stop) => Err(stop),
+                },
             };
             if let Err(stop) = done {
                 break stop;
@@ -157,9 +286,9 @@ impl Speaker {
         self.worker.kill(format!("it broke the protocol {what}"));
     }
 
-    fn accept(&mut self, frame: Option<Result<FromTenant, enisle_wire::FrameError>>) -> Result<FromTenant, Stop> {
+    fn accept(&mut self, frame: Option<Result<FromTenant, FrameError>>) -> Result<FromTenant, Stop> {
         match frame {
-            None | Some(Err(enisle_wire::FrameError::Closed | enisle_wire::FrameError::Io(_))) => Err(Stop::Closed),
+            None | Some(Err(FrameError::Closed | FrameError::Io(_))) => Err(Stop::Closed),
             Some(Err(error)) => Err(Stop::Violation(error.to_string())),
             Some(Ok(frame)) => match self.session.accept(&frame) {
                 Ok(()) => Ok(frame),
@@ -168,12 +297,18 @@ impl Speaker {
         }
     }
 
+    /// What comes next: a frame, or the announcement of a large one.
+    async fn hear(&mut self, heard: Option<Heard>) -> Result<Result<FromTenant, Step>, Stop> {
+        match heard {
+            Some(Heard::Large { bytes, is_end }) => Ok(Err(Step::Large { bytes, is_end })),
+            Some(Heard::Frame(frame)) => self.accept_first(Some(frame)).await.map(Ok),
+            None => self.accept_first(None).await.map(Ok),
+        }
+    }
+
     /// The next frame; with the first one the thread's filters are looked at. Not to be abandoned half-way: what was read
     /// would be lost.
-    async fn accept_first(
-        &mut self,
-        frame: Option<Result<FromTenant, enisle_wire::FrameError>>,
-    ) -> Result<FromTenant, Stop> {
+    async fn accept_first(&mut self, frame: Option<Result<FromTenant, FrameError>>) -> Result<FromTenant, Stop> {
         let frame = self.accept(frame)?;
         if !self.confined {
             // Also a worker that is dying has fewer threads than it had: how it ended then says whose doing it was.
@@ -201,54 +336,100 @@ impl Speaker {
 
     /// Sends one run, reads until its end, and answers the ticket.
     async fn carry_out(&mut self, ticket: Ticket) -> Result<(), Stop> {
-        let Ticket { job, at, reply } = ticket;
-        if !self.session.start(job.id, &job.limits) {
+        let Ticket { job, at, reply, _turn } = ticket;
+        let (id, limits) = (job.run.id, job.run.limits);
+        // A part that cannot be encoded was never a run: the ticket is dropped, which says that it has not begun.
+        let Ok(parts) = job.parts() else { return Ok(()) };
+        if !self.session.start(id, &limits, job.run.keep.is_none()) {
             return Err(Stop::Violation("a run was begun during another".to_owned()));
         }
-        self.logs.clear();
-        self.state.meter.run_begins(job.keeps);
+        self.state.meter.run_begins(job.run.keep);
         self.tenant.usage().begun += 1;
-        let (queued, mut sent) = (at.elapsed(), 0);
-        let patience = Duration::from_millis(job.limits.wall_ms.into()) + BACKSTOP;
-        let exchanged = match tokio::time::timeout(patience, self.exchange(&job, &mut sent)).await {
-            Ok(exchanged) => exchanged,
-            Err(_) => {
-                self.worker.blame(self.slot, Signal::HardKill);
-                self.worker.kill(format!("{} neither ended nor was ended by its watchdog", job.id));
-                Err(Stop::Closed)
-            }
-        };
-        let stop = match exchanged.and_then(|done| self.finished(done, queued, &job.limits)) {
-            Ok(finished) => {
-                let _ = reply.send(Ended::Done(Box::new(finished)));
+        let queued = at.elapsed();
+        let mut sending = Sending::new(parts, job.code.clone());
+        let mut gathered = Gathered { logs: Vec::new(), held: job.in_flight.answer(), truncated: false };
+        let exchanged = self.converse(&job, &mut sending, &mut gathered).await;
+        let stop = match exchanged {
+            Ok(Exchanged::Skipped { bytes, why }) => {
+                let _ = reply.send(Ended::Unanswered { bytes, why });
                 return Ok(());
             }
+            Ok(Exchanged::Done(done)) => match finished(done, gathered, queued, &limits).await {
+                Ok(finished) => {
+                    let _ = reply.send(Ended::Done(Box::new(finished)));
+                    return Ok(());
+                }
+                Err(what) => {
+                    gathered = Gathered { logs: Vec::new(), held: job.in_flight.answer(), truncated: true };
+                    Stop::Violation(what)
+                }
+            },
             Err(stop) => stop,
         };
         // Nothing of it has reached the worker: it did not begin.
-        if sent == 0 {
+        if !sending.begun {
             return Err(stop);
         }
         if let Stop::Violation(what) = &stop {
             self.denounce(what);
         }
         let death = self.death().await;
-        let _ = reply.send(self.last_report(&stop, &death, &job, queued, at.elapsed()));
+        let _ = reply.send(self.last_report(&stop, &death, &job, gathered, queued, at.elapsed()));
         Err(Stop::Closed)
     }
 
+    /// Sends a run and reads until its end, for as long as it may last. The time for which an answer waits for room is not
+    /// the run's.
+    async fn converse(&mut self, job: &Job, sending: &mut Sending, gathered: &mut Gathered) -> Result<Exchanged, Stop> {
+        let mut until = Instant::now() + Duration::from_millis(job.run.limits.wall_ms.into()) + BACKSTOP;
+        loop {
+            match timeout_at(until, self.exchange(sending, gathered)).await {
+                Ok(Ok(Step::Done(done))) => return Ok(Exchanged::Done(done)),
+                Ok(Ok(Step::Large { bytes, is_end })) => {
+                    let begun = Instant::now();
+                    let room = gathered.held.grow_within(COPIES * bytes as u64, ROOM_PATIENCE).await;
+                    until += begun.elapsed();
+                    self.read.decide(room.is_ok()).await;
+                    match room {
+                        Ok(()) => {}
+                        Err(why) if is_end => {
+                            self.session.skip_end();
+                            return Ok(Exchanged::Skipped { bytes, why });
+                        }
+                        Err(_) => gathered.truncated = true,
+                    }
+                }
+                Ok(Err(stop)) => return Err(stop),
+                Err(_) => {
+                    self.worker.blame(self.slot, Signal::HardKill);
+                    self.worker.kill(format!("{} neither ended nor was ended by its watchdog", job.run.id));
+                    return Err(Stop::Closed);
+                }
+            }
+        }
+    }
+
     /// What became of a run whose worker died: its own doing, another's, or nobody knows.
-    fn last_report(&mut self, stop: &Stop, death: &Death, job: &Job, queued: Duration, wall: Duration) -> Ended {
+    fn last_report(
+        &mut self,
+        stop: &Stop,
+        death: &Death,
+        job: &Job,
+        gathered: Gathered,
+        queued: Duration,
+        wall: Duration,
+    ) -> Ended {
+        let limits = &job.run.limits;
         let alone = self.worker.holds_one;
-        let overrun = self.worker.overrun(self.slot).filter(|overrun| overrun.run == job.id);
+        let overrun = self.worker.overrun(self.slot).filter(|overrun| overrun.run == job.run.id);
         let cause = match (overrun, stop) {
-            (Some(overrun), _) => Some(overran(overrun.cause, &job.limits)),
+            (Some(overrun), _) => Some(overran(overrun.cause, limits)),
             (None, Stop::Violation(what)) => {
                 Some((Outcome::Violation, format!("its worker broke the protocol: {what}")))
             }
             // V8 gave up, and it is this run's doing: it was over its limit, or there was nobody else.
             (None, Stop::Aborted { certain }) if *certain || alone => {
-                let mb = job.limits.memory_mb;
+                let mb = limits.memory_mb;
                 let message = format!(
                     "V8 gave up on the run: it needed more at once than V8 has, or than {mb} MiB allow (limits.memoryMb)"
                 );
@@ -266,11 +447,12 @@ impl Speaker {
                 outcome,
                 result: None,
                 error: Some(ScriptError { name: error_name(outcome).to_owned(), message, stack: None }),
-                logs: std::mem::take(&mut self.logs),
+                logs: gathered.logs,
                 truncated: true,
-                usage: last_usage(outcome, &job.limits, wall),
+                usage: last_usage(outcome, limits, wall),
                 queued,
                 advice: Advice::default(),
+                held: Some(gathered.held),
             })),
         }
     }
@@ -280,53 +462,62 @@ impl Speaker {
         matches!(death, Death::Fault(fault) if fault.place == Some(self.slot.0) && self.worker.attack(fault).is_some())
     }
 
-    /// `sent` counts the bytes of the run that went out.
-    async fn exchange(&mut self, job: &Job, sent: &mut usize) -> Result<Done, Stop> {
+    /// Sends what is left to send and reads what comes, until the run's end or a large frame.
+    async fn exchange(&mut self, sending: &mut Sending, gathered: &mut Gathered) -> Result<Step, Stop> {
         loop {
             tokio::select! {
                 // Reading first: a thread that writes must never wait for one that writes.
                 biased;
-                frame = self.read.0.recv() => match self.accept_first(frame).await? {
-                    FromTenant::Ready => {}
-                    FromTenant::Log(lines) => {
+                heard = self.read.heard.recv() => match self.hear(heard).await? {
+                    Err(large) => return Ok(large),
+                    Ok(FromTenant::Ready) => {}
+                    Ok(FromTenant::Needs(_)) if sending.present.is_empty() => sending.add_code(),
+                    Ok(FromTenant::Needs(_)) => {
+                        return Err(Stop::Violation("code was asked for before the run had come".to_owned()));
+                    }
+                    Ok(FromTenant::Log(lines)) => {
                         let bytes = lines.iter().map(|line| line.text.len()).sum();
                         self.state.meter.message(bytes, bytes);
-                        self.logs.extend(lines);
+                        gathered.add(lines);
                     }
-                    FromTenant::Done(done) => return Ok(*done),
-                    FromTenant::Aborting { certain, .. } => {
+                    Ok(FromTenant::Done(done)) => return Ok(Step::Done(*done)),
+                    Ok(FromTenant::Aborting { certain, .. }) => {
                         self.worker.blame(self.slot, Signal::OutOfMemory);
                         return Err(Stop::Aborted { certain });
                     }
                 },
-                wrote = self.write.write(job.frame.get(*sent..).unwrap_or_default()), if *sent < job.frame.len() => match wrote {
+                wrote = self.write.write(&sending.present), if !sending.present.is_empty() => match wrote {
                     Ok(0) | Err(_) => return Err(Stop::Closed),
-                    Ok(wrote) => *sent += wrote,
+                    Ok(wrote) => sending.sent(wrote),
                 },
             }
         }
     }
+}
 
-    /// Checks what the worker says of the run: its result has to be JSON, within the limit.
-    fn finished(&mut self, done: Done, queued: Duration, limits: &Limits) -> Result<Finished, Stop> {
-        let refuse = |what: String| Err(Stop::Violation(what));
-        let result = match done.result {
-            Some(text) if text.len() > limits.output_bytes as usize => {
-                return refuse(format!("a result of {} bytes, over its limit", text.len()));
-            }
-            Some(text) => match RawValue::from_string(text) {
-                Ok(json) => Some(json),
-                Err(error) => return refuse(format!("a result that is not JSON: {error}")),
-            },
-            None => None,
-        };
-        if result.is_some() != (done.outcome == Outcome::Ok) {
-            return refuse(format!("outcome {} and a result do not go together", done.outcome));
+/// Checks what the worker says of the run: its result has to be JSON, within the limit. If it is not, what is wrong.
+async fn finished(done: Done, gathered: Gathered, queued: Duration, limits: &Limits) -> Result<Finished, String> {
+    let result = match done.result {
+        Some(text) if text.len() > limits.output_bytes as usize => {
+            return Err(format!("a result of {} bytes, over its limit", text.len()));
         }
-        let Done { outcome, error, truncated, usage, advice, .. } = done;
-        let logs = std::mem::take(&mut self.logs);
-        Ok(Finished { outcome, result, error, logs, truncated, usage, queued, advice })
+        Some(text) if text.len() > INLINE_BYTES => {
+            let read = tokio::task::spawn_blocking(move || RawValue::from_string(text)).await;
+            Some(read.map_err(|error| error.to_string())?)
+        }
+        Some(text) => Some(RawValue::from_string(text)),
+        None => None,
+    };
+    let result = result.transpose().map_err(|error| format!("a result that is not JSON: {error}"))?;
+    if result.is_some() != (done.outcome == Outcome::Ok) {
+        return Err(format!("outcome {} and a result do not go together", done.outcome));
     }
+    let log_bytes = gathered.log_bytes();
+    let Gathered { logs, mut held, truncated: dropped } = gathered;
+    held.shrink_to(log_bytes + result.as_ref().map_or(0, |result| result.get().len() as u64));
+    let Done { outcome, error, truncated, usage, advice, .. } = done;
+    let (truncated, held) = (truncated || dropped, Some(held));
+    Ok(Finished { outcome, result, error, logs, truncated, usage, queued, advice, held })
 }
 
 /// What a run used whose worker died: by the supervisor's own clock, and by the limit that it went over.

@@ -11,6 +11,7 @@ use crate::policy::{Policy, TenantName};
 use crate::quota::Account;
 use crate::resident::Resident;
 use crate::script::Scripts;
+use crate::share::Held;
 
 /// One tenant, known to the daemon since it started, or for longer.
 #[derive(Debug)]
@@ -41,6 +42,8 @@ pub(crate) struct Tenant {
     homes: AtomicU64,
     /// Those that it has left and in which a run has yet to end.
     draining: Mutex<Vec<Weak<Resident>>>,
+    /// Its part of the names that there may be.
+    name_held: Option<Held>,
 }
 
 /// For how long, and with whom of the others it may be meanwhile: with nobody (`None`), or with those of its half.
@@ -80,7 +83,13 @@ pub(crate) struct Usage {
 }
 
 impl Tenant {
-    pub(crate) fn new(name: TenantName, policy: Policy, standing: Standing, now: Instant) -> Self {
+    pub(crate) fn new(
+        name: TenantName,
+        policy: Policy,
+        standing: Standing,
+        name_held: Option<Held>,
+        now: Instant,
+    ) -> Self {
         let account = Mutex::new(Account::new(&policy.quota, now));
         Self {
             name,
@@ -100,6 +109,7 @@ impl Tenant {
             unwritten: AtomicBool::new(false),
             homes: AtomicU64::new(0),
             draining: Mutex::default(),
+            name_held,
         }
     }
 
@@ -237,6 +247,11 @@ impl Tenant {
             || !self.scripts().is_empty()
             || self.suspicion().is_some()
             || standing_is(&self.standing())
+    }
+
+    /// The uid that its name is charged to.
+    pub(crate) fn charged_to(&self) -> Option<u32> {
+        self.name_held.as_ref().map(Held::uid)
     }
 
     /// Where it lives now.

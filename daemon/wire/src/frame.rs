@@ -39,14 +39,24 @@ pub fn body_len(header: [u8; HEADER_BYTES], cap: usize) -> Result<usize, FrameEr
 /// # Errors
 /// [`FrameError::TooLong`] if `message` does not fit `cap`: the sender's own mistake, found before sending.
 pub fn encode<T: Serialize>(message: &T, cap: usize) -> Result<Vec<u8>, FrameError> {
-    let mut bytes = postcard::to_extend(message, vec![0; HEADER_BYTES]).map_err(FrameError::Unencodable)?;
-    let len = bytes.len() - HEADER_BYTES;
+    append(Vec::new(), message, cap)
+}
+
+/// `message` as a frame behind the `frames` that are there.
+///
+/// # Errors
+/// As [`encode`].
+pub fn append<T: Serialize>(mut frames: Vec<u8>, message: &T, cap: usize) -> Result<Vec<u8>, FrameError> {
+    let before = frames.len();
+    frames.extend([0; HEADER_BYTES]);
+    let mut frames = postcard::to_extend(message, frames).map_err(FrameError::Unencodable)?;
+    let len = frames.len() - before - HEADER_BYTES;
     match u32::try_from(len) {
         Ok(header) if len <= cap => {
-            for (place, byte) in bytes.iter_mut().zip(header.to_le_bytes()) {
+            for (place, byte) in frames.iter_mut().skip(before).zip(header.to_le_bytes()) {
                 *place = byte;
             }
-            Ok(bytes)
+            Ok(frames)
         }
         _ => Err(FrameError::TooLong { len, cap }),
     }
@@ -118,6 +128,15 @@ mod tests {
         fn no_bytes_make_the_decoder_panic(bytes in proptest::collection::vec(any::<u8>(), 0..2048)) {
             drop(decode::<FromTenant>(&bytes));
             drop(read_frame::<crate::control::FromWorker>(&mut bytes.as_slice(), 1024));
+        }
+
+        #[test]
+        fn frames_behind_one_another_are_read_one_after_another(first in ".{0,20}", second in ".{0,20}") {
+            let frames = append(Vec::new(), &first, 100).and_then(|frames| append(frames, &second, 100));
+            let frames = frames.map_err(|e| TestCaseError::fail(e.to_string()))?;
+            let mut rest = frames.as_slice();
+            prop_assert_eq!(read_frame::<String>(&mut rest, 100).ok(), Some(first));
+            prop_assert_eq!(read_frame::<String>(&mut rest, 100).ok(), Some(second));
         }
 
         #[test]

@@ -19,11 +19,11 @@ pub mod frame;
 pub mod outcome;
 pub mod tenant;
 
-pub use frame::{FrameError, decode, encode, read_frame, write_frame};
+pub use frame::{FrameError, append, decode, encode, read_frame, write_frame};
 pub use outcome::Outcome;
 
 /// Bumped with every change of a frame; both sides come from one build, so there is nothing to negotiate.
-pub const VERSION: u16 = 2;
+pub const VERSION: u16 = 3;
 
 const MIB: usize = 1 << 20;
 
@@ -40,8 +40,8 @@ pub const MAX_MODULES: usize = 10_000;
 /// Bytes of a module's name; the longest path that Linux takes.
 pub const MAX_NAME_BYTES: usize = 4096;
 
-/// A run at its largest: code, names, `env`, `args`, `props`, and room for the small fields.
-pub const MAX_TO_TENANT_BYTES: usize = MAX_CODE_BYTES + MAX_ENV_BYTES + 2 * MAX_ARGS_BYTES + MAX_MODULES * 64 + 8 * MIB;
+/// The largest part of a run, its code: all modules with their names, and room for the small fields.
+pub const MAX_TO_TENANT_BYTES: usize = MAX_CODE_BYTES + MAX_MODULES * 64 + 8 * MIB;
 /// A result at its largest, with its error and usage.
 pub const MAX_FROM_TENANT_BYTES: usize = MAX_OUTPUT_BYTES + MIB;
 /// A startup snapshot (some 1 MiB) is the largest thing that a worker says on its control channel.

@@ -6,14 +6,18 @@
 //!        ┌────▼───┐   ┌────┴────┐
 //!  ─────▶│warming │   │ running │── Log* ──▶
 //!        └────┬───┘   └────▲────┘
-//!             │ Ready      │ the supervisor sent Run
+//!             │ Ready      │ the supervisor sent Run, Input, Env and Code
 //!        ┌────▼───┐        │
 //!        │  idle  ├────────┘
 //!        └────────┘
 //! ```
 //!
-//! The supervisor may send a `Run` while the thread still warms an isolate (it waits in the socket), but never a
-//! second one before `Done`. Closing the channel retires the tenant.
+//! A run comes in parts, each a frame, so that the supervisor holds what many runs share once: `Run`,
+//! `Input`, `Env`, `Code`, in that order. The code of a run that keeps its isolate is sent only when
+//! the thread says that it `Needs` it.
+//!
+//! The supervisor may send a run while the thread still warms an isolate (it waits in the socket), but
+//! never a second one before `Done`. Closing the channel retires the tenant.
 
 use serde::{Deserialize, Serialize};
 
@@ -30,52 +34,70 @@ impl std::fmt::Display for RunId {
 }
 
 /// From the supervisor to a tenant's thread.
+pub type ToTenant = ToTenantOf<String, Vec<u8>>;
+pub type Code = CodeOf<String, Vec<u8>>;
+pub type Module = ModuleOf<Vec<u8>>;
+pub type Input = InputOf<String>;
+pub type Env = EnvOf<String>;
+
+/// [`ToTenant`] with its texts and bodies in whatever form the sender has them: they are written as
+/// strings and bytes are.
 #[derive(Debug, Clone, Serialize, Deserialize)]
-pub enum ToTenant {
-    Run(Box<Run>),
+pub enum ToTenantOf<Text, Body> {
+    Run(Run),
+    Input(InputOf<Text>),
+    Env(EnvOf<Text>),
+    Code(CodeOf<Text, Body>),
     /// The isolate that is kept for runs with that number is not needed any more.
     Forget(u64),
 }
 
-/// One run of one script.
+/// One run of one script: what is small, and differs from run to run.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct Run {
     pub id: RunId,
-    pub code: Code,
     /// The export that is the entry point.
     pub entrypoint: String,
     /// The method to call; an entry point that is a function needs none.
     pub method: Option<String>,
-    /// JSON: an array.
-    pub args: String,
-    /// JSON.
-    pub env: String,
-    /// JSON, handed over as `ctx.props`.
-    pub props: String,
     pub limits: Limits,
     /// `eval` and `new Function` work.
     pub allow_eval: bool,
-    /// The script's isolate stays for the next run with the same number, if there is room. The code comes with every run all
-    /// the same, so any home can make the isolate anew.
+    /// The script's isolate stays for the next run with the same number, if there is room.
     pub keep: Option<u64>,
 }
 
+/// What a run is called with.
 #[derive(Debug, Clone, Serialize, Deserialize)]
-pub enum Code {
+pub struct InputOf<Text> {
+    /// JSON: an array.
+    pub args: Text,
+    /// JSON, handed over as `ctx.props`.
+    pub props: Text,
+}
+
+/// What a script is given beside its arguments.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct EnvOf<Text> {
+    pub json: Text,
+}
+
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub enum CodeOf<Text, Body> {
     /// One file: an ES module, or one expression that is a function.
-    Short(String),
+    Short(Text),
     Modules {
         main: String,
-        modules: Vec<Module>,
+        modules: Vec<ModuleOf<Body>>,
     },
 }
 
 #[derive(Debug, Clone, Serialize, Deserialize)]
-pub struct Module {
+pub struct ModuleOf<Body> {
     pub name: String,
     pub kind: ModuleKind,
     /// Source, text, JSON or bytes, by `kind`.
-    pub body: Vec<u8>,
+    pub body: Body,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -105,6 +127,8 @@ pub struct Limits {
 pub enum FromTenant {
     /// An isolate is warm: the next run starts at once.
     Ready,
+    /// There is no isolate of the script that the run would keep: its code, please.
+    Needs(RunId),
     Log(Vec<LogLine>),
     Done(Box<Done>),
     /// V8 could not go on and ends the process: the last thing that this process says. It is `certain` that the run is the
@@ -113,6 +137,11 @@ pub enum FromTenant {
         id: RunId,
         certain: bool,
     },
+}
+
+impl FromTenant {
+    /// The first byte of an encoded `Done`, by which a large frame is known before it is read.
+    pub const DONE_TAG: u8 = 3;
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -184,6 +213,8 @@ pub enum Violation {
     WrongRun { frame: &'static str, claimed: RunId, actual: Option<RunId> },
     #[error("a log without a run")]
     LogWithoutRun,
+    #[error("the code of {0} was asked for, which it has had")]
+    NeedsTwice(RunId),
     #[error("more than {0} bytes of log in one run")]
     LogFlood(u64),
 }
@@ -196,6 +227,8 @@ const LINE_OVERHEAD_BYTES: u64 = 16;
 pub struct Session {
     warm: bool,
     running: Option<RunId>,
+    /// The code of the run has not gone out.
+    may_need_code: bool,
     log_bytes: u64,
     log_cap: u64,
 }
@@ -212,13 +245,14 @@ impl Session {
         self.running
     }
 
-    /// A `Run` goes out. False if one is out already: then it must not be sent.
+    /// A run goes out, its code with it or not. False if one is out already: then it must not be sent.
     #[must_use]
-    pub fn start(&mut self, run: RunId, limits: &Limits) -> bool {
+    pub fn start(&mut self, run: RunId, limits: &Limits, with_code: bool) -> bool {
         if self.running.is_some() {
             return false;
         }
         self.running = Some(run);
+        self.may_need_code = !with_code;
         self.log_bytes = 0;
         self.log_cap = u64::from(limits.log_bytes) + u64::from(limits.log_lines) * LINE_OVERHEAD_BYTES;
         true
@@ -234,6 +268,10 @@ impl Session {
             FromTenant::Ready => {
                 self.warm = true;
                 Ok(())
+            }
+            FromTenant::Needs(id) => {
+                self.expect("Needs", *id)?;
+                if std::mem::take(&mut self.may_need_code) { Ok(()) } else { Err(Violation::NeedsTwice(*id)) }
             }
             FromTenant::Log(lines) => {
                 if self.running.is_none() {
@@ -255,6 +293,12 @@ impl Session {
         }
     }
 
+    /// The end of the run came, and was not read.
+    pub fn skip_end(&mut self) {
+        self.running = None;
+        self.warm = false;
+    }
+
     fn expect(&self, frame: &'static str, claimed: RunId) -> Result<(), Violation> {
         if self.running == Some(claimed) {
             Ok(())
@@ -273,7 +317,7 @@ mod tests {
         Limits { cpu_ms: 1, wall_ms: 1, memory_mb: 1, output_bytes: 1, log_bytes: 100, log_lines: 10, timers: 1 };
 
     fn start(session: &mut Session, id: u64) -> bool {
-        session.start(RunId(id), &LIMITS)
+        session.start(RunId(id), &LIMITS, false)
     }
 
     fn done(id: u64) -> FromTenant {
@@ -307,6 +351,24 @@ mod tests {
     #[test]
     fn an_end_without_a_run_is_a_violation() {
         assert!(matches!(Session::default().accept(&done(2)), Err(Violation::WrongRun { .. })));
+    }
+
+    #[test]
+    fn the_code_of_a_run_is_asked_for_once_and_only_if_it_was_not_sent() {
+        let (mut session, needs) = (Session::default(), FromTenant::Needs(RunId(1)));
+        assert!(start(&mut session, 1));
+        assert_eq!(session.accept(&needs), Ok(()));
+        assert_eq!(session.accept(&needs), Err(Violation::NeedsTwice(RunId(1))));
+        let mut session = Session::default();
+        assert!(session.start(RunId(1), &LIMITS, true));
+        assert_eq!(session.accept(&needs), Err(Violation::NeedsTwice(RunId(1))));
+        assert!(matches!(session.accept(&FromTenant::Needs(RunId(2))), Err(Violation::WrongRun { .. })));
+    }
+
+    #[test]
+    fn the_end_of_a_run_is_known_by_its_first_byte() {
+        let bytes = crate::encode(&done(1), 1000).unwrap_or_default();
+        assert_eq!(bytes.get(crate::frame::HEADER_BYTES), Some(&FromTenant::DONE_TAG));
     }
 
     #[test]

@@ -9,8 +9,10 @@
 //!
 //! ```text
 //! Run(keep) ─▶ on the shelf? ─▶ execute there ─▶ Done ─▶ back on the shelf ─▶ Ready
+//!                   └─ no: Needs ─▶ Code ─▶ execute in the warm one
 //! ```
 
+use std::error::Error;
 use std::ffi::CString;
 use std::os::fd::AsFd;
 use std::os::unix::net::UnixStream;
@@ -18,17 +20,18 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Instant;
 
+use enisle_hardening::allocator;
 use enisle_hardening::islands::Island;
 use enisle_hardening::thread::{CpuClock, Thread};
 use enisle_wire::control::Admit;
 use enisle_wire::tenant::{FromTenant, ToTenant};
-use enisle_wire::{FrameError, MAX_FROM_TENANT_BYTES, MAX_TO_TENANT_BYTES, read_frame, write_frame};
+use enisle_wire::{MAX_FROM_TENANT_BYTES, MAX_TO_TENANT_BYTES, read_frame, write_frame};
 
 use crate::engine::cage::{Cage, sweep};
+use crate::engine::heap;
 use crate::engine::isolate::{Resting, Snapshot};
 use crate::engine::kept::{Kept, Shelf};
-use crate::engine::run::execute;
-use crate::engine::{give_back_freed_memory, heap};
+use crate::engine::run::{Order, Source, execute};
 use crate::watchdog::{Alarm, Watched};
 
 /// What every tenant's thread of a process needs to know.
@@ -68,7 +71,7 @@ impl Tenant {
         channel: UnixStream,
         cage: Cage,
         surroundings: &Arc<Surroundings>,
-    ) -> Result<Self, Box<dyn std::error::Error>> {
+    ) -> Result<Self, Box<dyn Error>> {
         let (slot, memory_mb) = (admit.slot, admit.memory_mb);
         let finished = Arc::new(AtomicBool::new(false));
         let (send, receive) = std::sync::mpsc::sync_channel(1);
@@ -109,7 +112,7 @@ fn live(
     cage: Cage,
     surroundings: &Surroundings,
     memory_mb: u32,
-) -> Result<(), Box<dyn std::error::Error>> {
+) -> Result<(), Box<dyn Error>> {
     let snapshot = surroundings.snapshot;
     let cage = cage.enter()?;
     #[cfg(feature = "attack-natives")]
@@ -121,38 +124,54 @@ fn live(
     }
     let say = |frame: &FromTenant| write_frame(&mut &**channel, frame, MAX_FROM_TENANT_BYTES);
     let mut shelf = Shelf::default();
-    let next_run = |shelf: &mut Shelf| loop {
-        match heap::private(|| read_frame(&mut &**channel, MAX_TO_TENANT_BYTES))? {
-            ToTenant::Run(run) => return Ok::<_, FrameError>(run),
+    let listen = || heap::private(|| read_frame(&mut &**channel, MAX_TO_TENANT_BYTES));
+    let next_order = |shelf: &mut Shelf| loop {
+        match listen()? {
+            ToTenant::Run(run) => match (listen()?, listen()?) {
+                (ToTenant::Input(input), ToTenant::Env(env)) => {
+                    return Ok::<_, Box<dyn Error>>(Order { run, input, env });
+                }
+                _ => return Err("a run came without its input".into()),
+            },
             ToTenant::Forget(key) => shelf.forget(key),
+            _ => return Err("part of a run came without the run".into()),
         }
+    };
+    let next_code = || match listen()? {
+        ToTenant::Code(code) => Ok::<_, Box<dyn Error>>(code),
+        _ => Err("a run came without its code".into()),
     };
     loop {
         say(&FromTenant::Ready)?;
-        let run = next_run(&mut shelf)?;
-        let arrived = Instant::now();
-        let (memory_mb, key) = (run.limits.memory_mb, run.keep);
+        let order = next_order(&mut shelf)?;
+        let (memory_mb, key) = (order.run.limits.memory_mb, order.run.keep);
         let kept = key.and_then(|key| Some((key, shelf.take(key, memory_mb)?)));
         shelf.make_room_for_buffers(memory_mb);
-        if let Some((key, mut kept)) = kept {
-            let Kept { resting, evaluated, .. } = &mut kept;
-            heap::private(|| {
-                say(&FromTenant::Done(Box::new(execute(resting, evaluated, *run, watched, channel, arrived))))
+        if let Some((key, Kept { mut resting, evaluated, .. })) = kept {
+            let arrived = Instant::now();
+            let evaluated = heap::private(|| {
+                let source = Source::Evaluated(evaluated);
+                let (done, evaluated) = execute(&mut resting, source, order, watched, channel, arrived);
+                say(&FromTenant::Done(Box::new(done))).map(|()| evaluated)
             })?;
-            if let Kept { resting, evaluated: Some(evaluated), .. } = kept {
+            if let Some(evaluated) = evaluated {
                 shelf.put(key, resting, evaluated);
             }
             continue;
         }
+        if key.is_some() {
+            say(&FromTenant::Needs(order.run.id))?;
+        }
+        let source = Source::Code(next_code()?);
+        let arrived = Instant::now();
         // A heap limit is fixed when an isolate is made. The one that is warm has the limit of the run before.
         if warm.memory_mb != memory_mb {
             warm = Resting::warm(snapshot, memory_mb)?;
         }
-        let mut evaluated = None;
-        let peak_heap_bytes = heap::private(|| {
-            let done = execute(&mut warm, &mut evaluated, *run, watched, channel, arrived);
+        let (evaluated, peak_heap_bytes) = heap::private(|| {
+            let (done, evaluated) = execute(&mut warm, source, order, watched, channel, arrived);
             let peak_heap_bytes = done.usage.peak_heap_bytes;
-            say(&FromTenant::Done(Box::new(done))).map(|()| peak_heap_bytes)
+            say(&FromTenant::Done(Box::new(done))).map(|()| (evaluated, peak_heap_bytes))
         })?;
         // The next one first: a cage whose last isolate goes would build its shared parts anew.
         let next = {
@@ -165,7 +184,8 @@ fn live(
             _ => drop(last),
         }
         if peak_heap_bytes >= HEAVY_BYTES {
-            give_back_freed_memory();
+            // libc keeps the most that V8 and ICU ever had otherwise, some 2 MiB after a run that filled its heap.
+            allocator::give_back_freed_pages();
         }
     }
 }

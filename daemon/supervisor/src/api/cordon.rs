@@ -10,10 +10,10 @@ use enisle_cordon::Level;
 use serde::Deserialize;
 use serde_json::{Value, json};
 
-use super::load::{RawBody, object, read_body};
+use super::body::{RawBody, read_body};
 use super::peer::Peer;
 use super::problem::Problem;
-use super::tenants::{show_tenant, too_many};
+use super::tenants::{object, show_tenant};
 use crate::daemon::Daemon;
 use crate::policy::TenantName;
 
@@ -53,7 +53,7 @@ pub(crate) async fn put(
 ) -> Result<Json<Value>, Problem> {
     let name: TenantName = name.parse()?;
     peer.operate(&daemon)?;
-    let RawBody(bytes) = read_body(body, MAX_ORDER_BYTES, &daemon.config.api).await?;
+    let RawBody { bytes, held: _held } = read_body(body, MAX_ORDER_BYTES, peer.uid, &daemon).await?;
     let order: Order = object(&bytes)?;
     let reason = reason(&order.reason)?;
     let level: Level = order.level.parse().map_err(|error| Problem::bad_request(format!("level: {error}")))?;
@@ -63,7 +63,7 @@ pub(crate) async fn put(
              (DELETE, or enisle cordon TENANT --lift)",
         ));
     }
-    let tenant = daemon.tenant(&name).ok_or_else(too_many)?;
+    let tenant = daemon.tenant(&name, peer.uid)?;
     daemon.warden.command(&tenant, level, reason, peer.uid);
     Ok(Json(show_tenant(&tenant, &daemon)))
 }

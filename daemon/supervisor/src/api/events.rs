@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use axum::Extension;
 use axum::body::{Body, Bytes};
 use axum::extract::{Query, State};
 use axum::http::header;
@@ -15,6 +16,7 @@ use super::peer::Peer;
 use super::problem::Problem;
 use crate::daemon::Daemon;
 use crate::events::{Event, What};
+use crate::server::Endless;
 
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -33,12 +35,12 @@ pub(crate) async fn list(
         wanted.map_err(|error| Problem::bad_request(format!("{error}; the one parameter is follow=1")))?;
     let (past, next) = daemon.events.follow();
     let past: Vec<u8> = past.iter().flat_map(line).collect();
-    let body = if wanted.follow == 0 {
-        Body::from(past)
-    } else {
-        Body::new(StreamBody::new(stream(Some((Some(Bytes::from(past)), next)))))
-    };
-    Ok(([(header::CONTENT_TYPE, "application/x-ndjson")], body).into_response())
+    let kind = [(header::CONTENT_TYPE, "application/x-ndjson")];
+    if wanted.follow == 0 {
+        return Ok((kind, past).into_response());
+    }
+    let body = Body::new(StreamBody::new(stream(Some((Some(Bytes::from(past)), next)))));
+    Ok((Extension(Endless), kind, body).into_response())
 }
 
 fn line(event: &Event) -> Vec<u8> {

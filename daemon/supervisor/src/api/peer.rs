@@ -78,7 +78,12 @@ mod tests {
     use super::*;
 
     fn rules() -> Vec<Rule> {
-        vec![Rule { uid: 4_000_000, tenants: vec!["acme-*".into(), "solo".into()], operate: false }]
+        vec![Rule {
+            uid: 4_000_000,
+            tenants: vec!["acme-*".into(), "solo".into()],
+            operate: false,
+            share_percent: None,
+        }]
     }
 
     #[test]

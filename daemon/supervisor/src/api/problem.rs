@@ -6,6 +6,7 @@ use serde::Serialize;
 
 use crate::daemon::RunError;
 use crate::policy::{BadName, StoreError};
+use crate::share::Exhausted;
 
 /// What was wrong, what was expected, what to do.
 #[derive(Debug, Serialize)]
@@ -81,12 +82,18 @@ impl From<RunError> for Problem {
                 problem
             }
             RunError::Admit(error) => Self::unavailable(error.to_string()),
-            RunError::Draining => Self::unavailable(error.to_string()),
+            RunError::Draining | RunError::Answer { .. } => Self::unavailable(error.to_string()),
             RunError::Unsealable => Self::internal(error.to_string()),
             RunError::Expelled { .. } => {
                 Self::new(StatusCode::FORBIDDEN, "expelled", "The tenant is expelled", error.to_string())
             }
         }
+    }
+}
+
+impl From<Exhausted> for Problem {
+    fn from(error: Exhausted) -> Self {
+        Self::unavailable(error.to_string())
     }
 }
 

@@ -8,49 +8,26 @@ use axum::body::Body;
 use axum::extract::rejection::QueryRejection;
 use axum::extract::{Path, Query, State};
 use axum::http::StatusCode;
+use axum::response::Response;
+use enisle_wire::MAX_ARGS_BYTES;
 use enisle_wire::tenant::{Run, RunId};
-use enisle_wire::{MAX_ARGS_BYTES, MAX_ENV_BYTES};
 use serde::Deserialize;
-use serde_json::value::RawValue;
 use serde_json::{Value, json};
-use tokio::sync::Semaphore;
+use sha2::{Digest, Sha256};
 
-use super::load::{
-    Admitted, Answer, MAX_BODY_BYTES, Modules, PARSE_INLINE_BYTES, RawBody, admit_with, answer, code, json as value,
-    name, no_network, object, read_body, reserve,
-};
+use super::answer::answer;
+use super::body::{MAX_BODY_BYTES, RawBody, read_body, work};
+use super::code::{Frames, code, name, wish};
+use super::load::{Admitted, admit, no_network};
 use super::peer::Peer;
 use super::problem::Problem;
-use super::tenants::too_many;
-use crate::daemon::Daemon;
+use crate::daemon::{Daemon, InFlight};
 use crate::job::Job;
-use crate::policy::{Policy, TenantName, Wish};
-use crate::script::{Draft, RegisterError, Script};
+use crate::json_text::fields;
+use crate::policy::{Policy, TenantName};
+use crate::script::{Draft, OVERHEAD_BYTES, RegisterError, Script};
+use crate::share::{Supply, charged};
 use crate::tenant::Tenant;
-
-#[derive(Debug, Deserialize)]
-#[serde(deny_unknown_fields, rename_all = "camelCase")]
-struct ScriptRequest {
-    code: Option<String>,
-    main_module: Option<String>,
-    modules: Option<Modules>,
-    env: Option<Box<RawValue>>,
-    #[serde(default)]
-    limits: Wish,
-    #[serde(default)]
-    global_outbound: Option<Value>,
-}
-
-#[derive(Debug, Default, Deserialize)]
-#[serde(deny_unknown_fields, rename_all = "camelCase")]
-struct RunRequest {
-    entrypoint: Option<String>,
-    method: Option<String>,
-    args: Option<Box<RawValue>>,
-    props: Option<Box<RawValue>>,
-    #[serde(default)]
-    limits: Wish,
-}
 
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -79,7 +56,7 @@ fn show(id: &str, script: &Script) -> Value {
     json!({
         "id": id,
         "version": script.version,
-        "bytes": script.bytes,
+        "bytes": script.draft.bytes(),
         "runs": script.runs.load(Ordering::Relaxed),
     })
 }
@@ -103,24 +80,19 @@ pub(crate) async fn put(
     wanted: Result<Query<Wanted>, QueryRejection>,
     body: Body,
 ) -> Result<(StatusCode, Json<Value>), Problem> {
-    let name: TenantName = name.parse()?;
-    peer.act_for(&name, &daemon)?;
     let id = id_of(&id)?;
     let Query(wanted) =
         wanted.map_err(|error| Problem::bad_request(format!("{error}; the one parameter is replace=1")))?;
-    let tenant = daemon.tenant(&name).ok_or_else(too_many)?;
     // As a run: within the quota, and not for one that is expelled.
-    let _in_flight = daemon.begin(&tenant)?;
-    let _memory = reserve(hyper::body::Body::size_hint(&body).upper(), &daemon).await?;
-    let RawBody(bytes) = read_body(body, MAX_BODY_BYTES, &daemon.config.api).await?;
-    let (policy, budget) = (tenant.policy(), Arc::clone(&daemon.script_memory));
-    let draft = if bytes.len() <= PARSE_INLINE_BYTES {
-        draft(&bytes, &policy, &budget)?
-    } else {
-        let drafted = tokio::task::spawn_blocking(move || draft(&bytes, &policy, &budget)).await;
-        drafted.map_err(|_| Problem::internal("parsing was interrupted"))??
+    let (Admitted { tenant, in_flight }, body) = admit(body, &name, peer, &daemon).await?;
+    let body = read_body(body, MAX_BODY_BYTES, peer.uid, &daemon).await?;
+    let (policy, scripts) = (tenant.policy(), daemon.supplies.scripts.clone());
+    let bytes = body.bytes.len();
+    let drafted = move || {
+        let _in_flight = in_flight;
+        draft(body, &policy, &scripts)
     };
-    let draft = draft.ok_or_else(|| no_network(&daemon, &tenant))?;
+    let draft = work(bytes, &daemon, drafted).await?.ok_or_else(|| no_network(&daemon, &tenant))?;
     let known = tenant.scripts().get(&id);
     let script = tenant.scripts().register(&id, draft, wanted.replace != 0)?;
     let status = match known {
@@ -135,19 +107,21 @@ pub(crate) async fn put(
 }
 
 /// `None` if it asks for a network.
-fn draft(bytes: &[u8], policy: &Policy, budget: &Arc<Semaphore>) -> Result<Option<Draft>, Problem> {
-    let request: ScriptRequest = object(bytes)?;
-    request.limits.check().map_err(|error| Problem::bad_request(format!("limits.{error}")))?;
-    if request.global_outbound.is_some() {
+fn draft(RawBody { bytes, held }: RawBody, policy: &Policy, scripts: &Supply) -> Result<Option<Draft>, Problem> {
+    let known = ["code", "mainModule", "modules", "env", "limits", "globalOutbound"];
+    let [short, main, modules, env, limits, outbound] = fields(&bytes, known)?;
+    let limits = wish(limits)?;
+    if outbound.is_some() {
         return Ok(None);
     }
-    let modules = request.modules.map(|modules| modules.0);
-    let code = code(request.code, request.main_module, modules, policy, &request.limits)?;
-    let env = value("env", request.env, "{}", '{', "an object", MAX_ENV_BYTES)?;
-    let draft = Draft::new(bytes, code, env, request.limits, budget);
-    let full =
-        || Problem::unavailable("all registered scripts together have as much memory as they may (api.script_mb)");
-    draft.map(Some).ok_or_else(full)
+    let mut frames = Frames::default();
+    let env = frames.push_env(env)?;
+    let code = frames.push_code(code(short, main, modules, policy, &limits)?)?;
+    let (frames, digest) = (frames.into_bytes(), Sha256::digest(&bytes).into());
+    // What it is held for from now on is another thing, of which there is another supply.
+    let registered = scripts.take(held.uid(), frames.len() as u64 + OVERHEAD_BYTES)?;
+    let frames = charged(frames, registered);
+    Ok(Some(Draft { code: frames.slice(code), env: frames.slice(env), limits, digest }))
 }
 
 pub(crate) async fn show_one(
@@ -193,42 +167,48 @@ pub(crate) async fn run(
     peer: Peer,
     Path((name, id)): Path<(String, String)>,
     body: Body,
-) -> Result<Json<Answer>, Problem> {
-    let (admitted, body) = admit_with(body, &name, peer, &daemon).await?;
-    let Admitted { tenant, in_flight, .. } = &admitted;
+) -> Result<Response, Problem> {
+    let (Admitted { tenant, in_flight }, body) = admit(body, &name, peer, &daemon).await?;
     // Arguments, and names of no length to speak of.
-    let RawBody(bytes) = read_body(body, 2 * MAX_ARGS_BYTES + (1 << 20), &daemon.config.api).await?;
+    let body = read_body(body, 2 * MAX_ARGS_BYTES + (1 << 20), peer.uid, &daemon).await?;
     let (_, script) = find(&daemon, &tenant.name, &id)?;
     let (run, policy, running) = (daemon.next_run_id(), tenant.policy(), Arc::clone(&script));
-    let job = if bytes.len() + script.bytes <= PARSE_INLINE_BYTES {
-        job(&bytes, run, &running, &policy)?
-    } else {
-        let made = tokio::task::spawn_blocking(move || job(&bytes, run, &running, &policy)).await;
-        made.map_err(|_| Problem::internal("parsing was interrupted"))??
-    };
-    let report = daemon.run(in_flight, job).await?;
+    let bytes = body.bytes.len();
+    let made = move || job(body, run, &running, &policy, in_flight);
+    let report = daemon.run(work(bytes, &daemon, made).await?).await?;
     script.runs.fetch_add(1, Ordering::Relaxed);
     if tenant.scripts().get(&id).is_none_or(|present| present.key != script.key) {
-        forget_isolate(tenant, script.key);
+        forget_isolate(&tenant, script.key);
     }
-    Ok(Json(answer(report)))
+    Ok(answer(report))
 }
 
-fn job(bytes: &[u8], id: RunId, script: &Script, policy: &Policy) -> Result<Job, Problem> {
-    let request = if bytes.trim_ascii().is_empty() { RunRequest::default() } else { object::<RunRequest>(bytes)? };
-    request.limits.check().map_err(|error| Problem::bad_request(format!("limits.{error}")))?;
+fn job(
+    RawBody { mut bytes, held }: RawBody,
+    id: RunId,
+    script: &Script,
+    policy: &Policy,
+    in_flight: InFlight,
+) -> Result<Job, Problem> {
+    if bytes.trim_ascii().is_empty() {
+        bytes = b"{}".to_vec();
+    }
+    let known = ["entrypoint", "method", "args", "props", "limits"];
+    let [entrypoint, method, args, props, limits] = fields(&bytes, known)?;
+    let limits = wish(limits)?;
     // The lowest of three: the policy's, the script's, the run's.
     let run = Run {
         id,
-        code: script.code.clone(),
-        entrypoint: name("entrypoint", request.entrypoint.as_deref().unwrap_or("default"))?,
-        method: request.method.map(|method| name("method", &method)).transpose()?,
-        args: value("args", request.args, "[]", '[', "an array", MAX_ARGS_BYTES)?,
-        env: script.env.clone(),
-        props: value("props", request.props, "{}", '{', "an object", MAX_ARGS_BYTES)?,
-        limits: policy.limits.under(request.limits.under(&script.limits.as_policy(&policy.limits))),
+        entrypoint: name("entrypoint", entrypoint)?.unwrap_or_else(|| "default".to_owned()),
+        method: name("method", method)?,
+        limits: policy.limits.under(limits.under(&script.draft.limits.as_policy(&policy.limits))),
         allow_eval: policy.allow_eval,
         keep: Some(script.key),
     };
-    Job::new(run).map_err(|error| Problem::too_large(error.to_string()))
+    let mut frames = Frames::default();
+    frames.push_input(args, props)?;
+    let input = frames.into_bytes();
+    drop(bytes);
+    let (env, code) = (script.draft.env.clone(), script.draft.code.clone());
+    Ok(Job { run, input: charged(input, held), env, code, in_flight: Arc::new(in_flight) })
 }

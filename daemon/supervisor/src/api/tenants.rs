@@ -5,10 +5,11 @@ use std::sync::Arc;
 use axum::Json;
 use axum::body::Body;
 use axum::extract::{Path, State};
+use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
 
+use super::body::{RawBody, read_body};
 use super::camel_case;
-use super::load::{RawBody, object, read_body};
 use super::peer::Peer;
 use super::problem::Problem;
 use crate::daemon::Daemon;
@@ -45,10 +46,10 @@ pub(crate) async fn put(
 ) -> Result<Json<Value>, Problem> {
     let name: TenantName = name.parse()?;
     peer.operate(&daemon)?;
-    let RawBody(bytes) = read_body(body, MAX_POLICY_BYTES, &daemon.config.api).await?;
+    let RawBody { bytes, held: _held } = read_body(body, MAX_POLICY_BYTES, peer.uid, &daemon).await?;
     let policy: Policy = object(&bytes)?;
     policy.check(daemon.config.workers.max_memory_mb).map_err(|error| Problem::bad_request(error.to_string()))?;
-    let tenant = daemon.tenant(&name).ok_or_else(too_many)?;
+    let tenant = daemon.tenant(&name, peer.uid)?;
     let (keeper, whose) = (Arc::clone(&daemon), Arc::clone(&tenant));
     // Writing it waits for the disk.
     let kept = tokio::task::spawn_blocking(move || keeper.set_policy(&whose, policy, peer.uid)).await;
@@ -58,8 +59,12 @@ pub(crate) async fn put(
     Ok(Json(show_tenant(&tenant, &daemon)))
 }
 
-pub(super) fn too_many() -> Problem {
-    Problem::unavailable("the daemon knows as many tenants as it can, and none of them can be forgotten")
+/// A small thing from its JSON object. (Serde would take an array for a struct as well, its fields in order.)
+pub(super) fn object<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, Problem> {
+    match bytes.trim_ascii_start().first() {
+        Some(b'{') | None => serde_json::from_slice(bytes).map_err(|error| Problem::bad_request(error.to_string())),
+        Some(_) => Err(Problem::bad_request("the body has to be a JSON object")),
+    }
 }
 
 /// Where it has to live, and why: the score, what it is made of, and how it came to this.

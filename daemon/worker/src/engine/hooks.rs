@@ -32,13 +32,6 @@ pub(super) fn check() -> io::Result<()> {
     Err(io::Error::other(format!("this program was linked without V8's hooks: {}", missing.join(", "))))
 }
 
-/// Gives what V8 and ICU have freed back to the machine: libc keeps the most that it ever had
-/// otherwise, some 2 MiB after a run that filled its heap (malloc_trim(3)).
-pub(crate) fn give_back_freed_memory() {
-    // SAFETY: malloc_trim has no preconditions.
-    unsafe { libc::malloc_trim(0) };
-}
-
 /// # Safety
 /// As libc's.
 #[unsafe(no_mangle)]

@@ -12,7 +12,7 @@ const MOST: usize = 8;
 pub(crate) struct Kept {
     key: u64,
     /// Before the isolate, which it points into.
-    pub(crate) evaluated: Option<Evaluated>,
+    pub(crate) evaluated: Evaluated,
     pub(crate) resting: Resting,
 }
 
@@ -31,7 +31,7 @@ impl Shelf {
     /// Puts an isolate on the shelf, and disposes of those that do not fit the tenant's memory beside it.
     pub(crate) fn put(&mut self, key: u64, resting: Resting, evaluated: Evaluated) {
         let budget = (resting.memory_mb as usize) << 20;
-        self.0.push(Kept { key, evaluated: Some(evaluated), resting });
+        self.0.push(Kept { key, evaluated, resting });
         while self.0.len() > MOST || (self.0.len() > 1 && self.bytes() > budget) {
             self.0.remove(0);
         }
@@ -51,6 +51,6 @@ impl Shelf {
     }
 
     fn bytes(&self) -> usize {
-        self.0.iter().filter_map(|kept| kept.evaluated.as_ref()).map(|evaluated| evaluated.heap_bytes).sum()
+        self.0.iter().map(|kept| kept.evaluated.heap_bytes).sum()
     }
 }

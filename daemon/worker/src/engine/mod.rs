@@ -41,7 +41,6 @@ use std::io;
 
 use enisle_hardening::islands::Zone;
 
-pub(crate) use hooks::give_back_freed_memory;
 pub(crate) use memory::Reserved;
 
 /// What V8 is told before it starts. Frozen afterwards (`--freeze-flags-after-init` is V8's default).

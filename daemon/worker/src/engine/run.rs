@@ -14,7 +14,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
 use enisle_wire::Outcome;
-use enisle_wire::tenant::{Advice, Code, Done, Level, Limits, Run, ScriptError, Usage};
+use enisle_wire::tenant::{Advice, Code, Done, Env, Input, Level, Limits, Run, ScriptError, Usage};
 
 use super::isolate::Resting;
 use super::last_words::{HeapWatch, forget_last_words, near_heap_limit, remember_last_words};
@@ -63,32 +63,48 @@ pub(crate) struct Evaluated {
     pub(super) heap_bytes: usize,
 }
 
-/// Executes one run in a warm isolate, or in one in which its script has been `evaluated`. `arrived` is when its frame had been
-/// read. Afterwards `evaluated` is what the next run of the script can go on from, if this one asked for that and ended by
-/// itself.
+/// One run, without its code.
+#[derive(Debug)]
+pub(crate) struct Order {
+    pub(crate) run: Run,
+    pub(crate) input: Input,
+    pub(crate) env: Env,
+}
+
+/// What a run is a run of.
+#[derive(Debug)]
+pub(crate) enum Source {
+    /// In a warm isolate that nothing has run in.
+    Code(Code),
+    /// In the isolate that it was evaluated in.
+    Evaluated(Evaluated),
+}
+
+/// Executes one run. `arrived` is when all of it had been read. With its end comes what the next run
+/// of the script can go on from, if this one asked for that and ended by itself.
 pub(crate) fn execute(
     resting: &mut Resting,
-    evaluated: &mut Option<Evaluated>,
-    run: Run,
+    source: Source,
+    Order { run, input, env }: Order,
     watched: &Arc<Watched>,
     channel: &Arc<UnixStream>,
     arrived: Instant,
-) -> Done {
+) -> (Done, Option<Evaluated>) {
     let (id, limits, keeps) = (run.id, run.limits, run.keep.is_some());
     let cpu_before = watched.clock().now();
     remember_last_words(channel, id);
     quota::set_limit((limits.memory_mb as usize) << 20);
 
-    let entry = (run.entrypoint, run.method, run.args, run.env, run.props);
-    let short = matches!(run.code, Code::Short(_));
+    let entry = (run.entrypoint, run.method, input.args, env.json, input.props);
+    let short = matches!(source, Source::Code(Code::Short(_)));
     let mut timers = Timers::new(limits.timers);
-    let (modules, main, exports) = match evaluated.take() {
-        Some(known) => {
+    let (modules, main, exports) = match source {
+        Source::Evaluated(known) => {
             timers.go_on_from(known.last_timer);
             (known.modules, String::new(), Some(known.exports))
         }
-        None => {
-            let (modules, main) = Modules::new(run.code);
+        Source::Code(code) => {
+            let (modules, main) = Modules::new(code);
             (modules, main, None)
         }
     };
@@ -107,7 +123,7 @@ pub(crate) fn execute(
     let fire_timer = resting.runtime.fire_timer.clone();
     let describe = resting.runtime.describe.clone();
 
-    let (mut startup, mut exports_after) = (Duration::ZERO, None);
+    let (mut startup, mut exports_after, mut evaluated) = (Duration::ZERO, None, None);
     let (ended, heap, state) = resting.entered(|isolate| {
         isolate.set_slot(state);
         // SAFETY: the pointer is used only while the isolate lives, by the callback below.
@@ -142,7 +158,7 @@ pub(crate) fn execute(
             let told = (state.advice, state.log.truncated);
             if let (true, None, Some(exports)) = (keeps, cause, exports_after) {
                 let last_timer = state.timers.last();
-                *evaluated = Some(Evaluated { modules: state.modules, exports, last_timer, heap_bytes: heap });
+                evaluated = Some(Evaluated { modules: state.modules, exports, last_timer, heap_bytes: heap });
             }
             told
         }
@@ -155,7 +171,7 @@ pub(crate) fn execute(
         startup_us: micros(startup),
         peak_heap_bytes: (heap + quota::used()) as u64,
     };
-    Done { id, outcome, result, error, truncated, usage, advice }
+    (Done { id, outcome, result, error, truncated, usage, advice }, evaluated)
 }
 
 /// From how the script ended and what the watchdog says to the outcome, with a sentence that says what to do.

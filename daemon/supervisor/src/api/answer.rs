@@ -1,0 +1,284 @@
+//! The answer to a run, written piece by piece as the client takes it: it is held once, as the
+//! worker gave it, and charged until its last byte has gone out.
+
+use std::convert::Infallible;
+use std::ops::Range;
+use std::sync::Arc;
+
+use axum::body::{Body, Bytes};
+use axum::http::{HeaderValue, header};
+use axum::response::Response;
+use enisle_wire::Outcome;
+use enisle_wire::tenant::{Level, LogLine, ScriptError};
+use http_body_util::StreamBody;
+use hyper::body::Frame;
+use serde::Serialize;
+use serde_json::value::RawValue;
+
+use super::tenants::micros_as_ms;
+use crate::daemon::Report;
+use crate::share::Held;
+
+/// A piece has so many bytes, and a little more.
+const PIECE_BYTES: usize = 16 << 10;
+
+/// What stands before the result.
+#[derive(Debug, Serialize)]
+struct Head {
+    id: String,
+    outcome: Outcome,
+}
+
+#[derive(Debug, Serialize)]
+struct Failure<'a> {
+    name: &'a str,
+    message: &'a str,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    stack: Option<&'a str>,
+}
+
+/// What stands behind the log.
+#[derive(Debug, Serialize)]
+struct Tail {
+    truncated: bool,
+    usage: Usage,
+    cordon: &'static str,
+}
+
+#[derive(Debug, Serialize)]
+#[serde(rename_all = "camelCase")]
+struct Usage {
+    cpu_ms: f64,
+    wall_ms: f64,
+    startup_us: u64,
+    queued_us: u64,
+    peak_heap_bytes: u64,
+}
+
+/// The answer to a run, as a response.
+pub(super) fn answer(report: Report) -> Response {
+    let mut pieces = Pieces::new(report);
+    let first = pieces.by_ref().next().unwrap_or_default();
+    let body = match pieces.by_ref().next() {
+        None => Body::from(first),
+        second => {
+            let all = [Some(first), second].into_iter().flatten().chain(pieces);
+            let frames = all.map(|piece| Ok::<_, Infallible>(Frame::data(piece)));
+            Body::new(StreamBody::new(futures_util::stream::iter(frames)))
+        }
+    };
+    let mut response = Response::new(body);
+    response.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
+    response
+}
+
+/// An answer as JSON, in pieces of some [`PIECE_BYTES`].
+struct Pieces {
+    /// What is written and has not gone out.
+    written: Vec<u8>,
+    next: Part,
+    result: Bytes,
+    error: Option<ScriptError>,
+    logs: std::vec::IntoIter<LogLine>,
+    tail: Tail,
+    /// Of the log. The result has its own part of it.
+    _held: Option<Arc<Held>>,
+}
+
+/// What is written next.
+enum Part {
+    /// From that byte on.
+    Result(usize),
+    Error,
+    FirstLine,
+    /// A line of the log, from that byte of its text on.
+    Line(LogLine, usize),
+    NextLine,
+    End,
+}
+
+impl Pieces {
+    fn new(Report { id, finished, level }: Report) -> Self {
+        let held = finished.held.map(Arc::new);
+        let result = finished.result.map(|json| owned(json, held.clone())).unwrap_or_default();
+        let usage = Usage {
+            cpu_ms: micros_as_ms(finished.usage.cpu_us),
+            wall_ms: micros_as_ms(finished.usage.wall_us),
+            startup_us: finished.usage.startup_us,
+            queued_us: u64::try_from(finished.queued.as_micros()).unwrap_or(u64::MAX),
+            peak_heap_bytes: finished.usage.peak_heap_bytes,
+        };
+        let tail = Tail { truncated: finished.truncated, usage, cordon: level.as_str() };
+        let logs = finished.logs.into_iter();
+        let mut pieces =
+            Self { written: Vec::new(), next: Part::Error, result, error: finished.error, logs, tail, _held: held };
+        pieces.write(&Head { id: id.to_string(), outcome: finished.outcome });
+        pieces.written.pop();
+        if !pieces.result.is_empty() {
+            pieces.written.extend_from_slice(b",\"result\":");
+            pieces.next = Part::Result(0);
+        }
+        pieces
+    }
+
+    fn write(&mut self, value: &impl Serialize) {
+        // A vector takes everything, and nothing here fails to serialise.
+        let _ = serde_json::to_writer(&mut self.written, value);
+    }
+
+    /// Writes what comes next. False if that was all.
+    fn go_on(&mut self) -> bool {
+        self.next = match std::mem::replace(&mut self.next, Part::End) {
+            Part::Result(from) => {
+                let to = self.result.len().min(from + PIECE_BYTES);
+                self.written.extend_from_slice(self.result.get(from..to).unwrap_or_default());
+                if to < self.result.len() {
+                    Part::Result(to)
+                } else {
+                    self.result = Bytes::new();
+                    Part::Error
+                }
+            }
+            Part::Error => {
+                if let Some(ScriptError { name, message, stack }) = self.error.take() {
+                    self.written.extend_from_slice(b",\"error\":");
+                    self.write(&Failure { name: &name, message: &message, stack: stack.as_deref() });
+                }
+                self.written.extend_from_slice(b",\"logs\":[");
+                Part::FirstLine
+            }
+            Part::FirstLine => self.begin_line(),
+            Part::NextLine if self.logs.len() > 0 => {
+                self.written.push(b',');
+                self.begin_line()
+            }
+            Part::NextLine => {
+                self.end_log();
+                Part::End
+            }
+            Part::Line(line, from) => {
+                let piece = text_piece(&line.text, from);
+                let to = piece.end;
+                // A string in quotes, of which only what is between them goes out.
+                let quoted = serde_json::to_vec(line.text.get(piece).unwrap_or_default()).unwrap_or_default();
+                self.written.extend(quoted.get(1..quoted.len().saturating_sub(1)).unwrap_or_default());
+                if to < line.text.len() {
+                    Part::Line(line, to)
+                } else {
+                    self.written.extend_from_slice(b"\"}");
+                    Part::NextLine
+                }
+            }
+            Part::End => return false,
+        };
+        true
+    }
+
+    fn begin_line(&mut self) -> Part {
+        let Some(line) = self.logs.next() else {
+            self.end_log();
+            return Part::End;
+        };
+        #[derive(Serialize)]
+        #[serde(rename_all = "camelCase")]
+        struct Beginning {
+            t_ms: u32,
+            level: Level,
+        }
+        self.write(&Beginning { t_ms: line.t_ms, level: line.level });
+        self.written.pop();
+        self.written.extend_from_slice(b",\"text\":\"");
+        Part::Line(line, 0)
+    }
+
+    fn end_log(&mut self) {
+        self.written.extend_from_slice(b"],");
+        let tail = serde_json::to_vec(&self.tail).unwrap_or_default();
+        self.written.extend(tail.get(1..).unwrap_or_default());
+    }
+}
+
+/// Of a text, the next piece from that byte on, which ends where a character does.
+fn text_piece(text: &str, from: usize) -> Range<usize> {
+    // A character is six bytes of JSON at the most.
+    from..text.floor_char_boundary(text.len().min(from + PIECE_BYTES / 6))
+}
+
+impl Iterator for Pieces {
+    type Item = Bytes;
+
+    fn next(&mut self) -> Option<Bytes> {
+        while self.written.len() < PIECE_BYTES && self.go_on() {}
+        (!self.written.is_empty()).then(|| std::mem::take(&mut self.written).into())
+    }
+}
+
+/// The text of a result, with what is held for it.
+fn owned(json: Box<RawValue>, held: Option<Arc<Held>>) -> Bytes {
+    struct Owned {
+        json: Box<str>,
+        _held: Option<Arc<Held>>,
+    }
+
+    impl AsRef<[u8]> for Owned {
+        fn as_ref(&self) -> &[u8] {
+            self.json.as_bytes()
+        }
+    }
+
+    Bytes::from_owner(Owned { json: json.into(), _held: held })
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use enisle_wire::tenant::{Advice, RunId, Usage};
+    use serde_json::{Value, json};
+
+    use super::*;
+    use crate::resident::Finished;
+
+    fn report(result: Option<&str>, lines: &[String]) -> Report {
+        let line = |text: &String| LogLine { t_ms: 7, level: Level::Warn, text: text.clone() };
+        let error = ScriptError { name: "E".to_owned(), message: "\"m\"".to_owned(), stack: None };
+        let finished = Finished {
+            outcome: if result.is_some() { Outcome::Ok } else { Outcome::Exception },
+            result: result.map(|text| RawValue::from_string(text.to_owned()).unwrap()),
+            error: result.is_none().then_some(error),
+            logs: lines.iter().map(line).collect(),
+            truncated: false,
+            usage: Usage { cpu_us: 1500, ..Usage::default() },
+            queued: Duration::from_micros(3),
+            advice: Advice::default(),
+            held: None,
+        };
+        Report { id: RunId(5), finished, level: enisle_cordon::Level::Shared }
+    }
+
+    #[test]
+    fn an_answer_is_the_same_however_many_pieces_it_has() {
+        let long = "ä\u{1}\"\u{1f600}".repeat(20_000);
+        let result = serde_json::to_string(&long).unwrap();
+        for (result, lines) in [
+            (Some("42"), vec![]),
+            (None, vec![String::new(), "x".to_owned()]),
+            (Some(result.as_str()), vec![long.clone(), String::new(), long.clone()]),
+        ] {
+            let pieces: Vec<Bytes> = Pieces::new(report(result, &lines)).collect();
+            assert!(pieces.iter().all(|piece| piece.len() < 3 * PIECE_BYTES));
+            let read: Value = serde_json::from_slice(&pieces.concat()).unwrap();
+            let logs: Vec<_> = lines.iter().map(|text| json!({"tMs": 7, "level": "warn", "text": text})).collect();
+            let mut expected = json!({
+                "id": "run_000000000005", "outcome": if result.is_some() { "ok" } else { "exception" }, "logs": logs,
+                "truncated": false, "cordon": "shared",
+                "usage": {"cpuMs": 1.5, "wallMs": 0.0, "startupUs": 0, "queuedUs": 3, "peakHeapBytes": 0},
+            });
+            match result {
+                Some(result) => expected["result"] = serde_json::from_str(result).unwrap(),
+                None => expected["error"] = json!({"name": "E", "message": "\"m\""}),
+            }
+            assert_eq!(read, expected);
+        }
+    }
+}

@@ -1,0 +1,101 @@
+//! Bodies of requests: read within a cap and a time, and charged to who sends them as they arrive.
+
+use std::time::Duration;
+
+use axum::body::{Body, Bytes};
+use http_body_util::BodyExt;
+use hyper::body::Body as _;
+
+use super::problem::Problem;
+use crate::config::Api;
+use crate::daemon::Daemon;
+use crate::share::{Held, Supply};
+
+/// 64 MiB of modules as JSON: escapes lengthen source somewhat, base64 lengthens data by a third.
+pub(super) const MAX_BODY_BYTES: usize = 96 << 20;
+/// What takes longer than this is done off the thread that serves connections.
+const INLINE_BYTES: usize = 64 << 10;
+/// A body is charged for itself, and for what is made of it.
+const CHARGED_TIMES: u64 = 2;
+/// So long a body waits for room.
+const PATIENCE: Duration = Duration::from_secs(5);
+
+/// A whole body, within its cap, and what is held for it.
+pub(super) struct RawBody {
+    pub(super) bytes: Vec<u8>,
+    pub(super) held: Held,
+}
+
+/// Reads a body that has to be whole within the configured time, and no larger than `cap`. What is
+/// left of one that is refused is read all the same, and forgotten: a connection that is closed with
+/// unread bytes is reset, and a client whose connection is reset never reads why.
+pub(super) async fn read_body(mut body: Body, cap: usize, uid: u32, daemon: &Daemon) -> Result<RawBody, Problem> {
+    let Api { read_secs, .. } = daemon.config.api;
+    let patience = Duration::from_secs(read_secs);
+    let collected = tokio::time::timeout(patience, collect(&mut body, cap, uid, &daemon.supplies.bodies)).await;
+    match collected {
+        Ok(Ok(read)) => Ok(read),
+        Ok(Err(problem)) => {
+            discard(body, patience).await;
+            Err(problem)
+        }
+        Err(_) => Err(Problem::too_slow(format!("the body did not arrive within {read_secs} s"))),
+    }
+}
+
+async fn collect(body: &mut Body, cap: usize, uid: u32, bodies: &Supply) -> Result<RawBody, Problem> {
+    let most = usize::try_from(bodies.most_ever(uid) / CHARGED_TIMES).unwrap_or(usize::MAX);
+    let check = |bytes: u64| match bytes {
+        _ if bytes > cap as u64 => Err(Problem::too_large(format!("the body is larger than {cap} bytes"))),
+        _ if bytes > most as u64 => Err(Problem::too_large(format!(
+            "the body is larger than {most} bytes, which is half of what uid {uid} may hold of api.body_mb; an operator \
+             raises that, or grants a larger part with [[peers]] share_percent"
+        ))),
+        _ => Ok(()),
+    };
+    check(body.size_hint().lower())?;
+    let mut read = RawBody { bytes: Vec::new(), held: bodies.none(uid) };
+    while let Some(frame) = body.frame().await {
+        let frame = frame.map_err(|error| Problem::bad_request(format!("the body ended early: {error}")))?;
+        let data = frame.data_ref().map_or(&[][..], |data| data);
+        check((read.bytes.len() + data.len()) as u64)?;
+        read.held.grow_within(CHARGED_TIMES * data.len() as u64, PATIENCE).await?;
+        read.bytes.extend_from_slice(data);
+    }
+    Ok(read)
+}
+
+/// Reads on without keeping anything, within reason.
+pub(super) async fn discard(mut body: Body, patience: Duration) {
+    let reading = async {
+        let mut left = MAX_BODY_BYTES;
+        while let Some(Ok(frame)) = body.frame().await {
+            left = left.saturating_sub(frame.data_ref().map_or(0, Bytes::len));
+            if left == 0 {
+                return;
+            }
+        }
+    };
+    let _ = tokio::time::timeout(patience, reading).await;
+}
+
+/// Works on so many bytes: at once if they are few, off the thread that serves connections if they
+/// are not, one such work after the other. What the work holds it holds until it has ended, whether
+/// the client still waits or not.
+pub(super) async fn work<T: Send + 'static>(
+    bytes: usize,
+    daemon: &Daemon,
+    work: impl FnOnce() -> Result<T, Problem> + Send + 'static,
+) -> Result<T, Problem> {
+    if bytes <= INLINE_BYTES {
+        return work();
+    }
+    let interrupted = || Problem::internal("parsing was interrupted");
+    let turn = std::sync::Arc::clone(&daemon.large_work).acquire_owned().await.map_err(|_| interrupted())?;
+    let worked = move || {
+        let done = work();
+        drop(turn);
+        done
+    };
+    tokio::task::spawn_blocking(worked).await.map_err(|_| interrupted())?
+}

@@ -1,0 +1,319 @@
+//! JSON as a client wrote it, taken apart without a copy: what a request costs beside its own bytes
+//! is decided here, not by whoever wrote it.
+
+use std::fmt::{self, Write};
+
+use serde::de::{Deserialize, Deserializer, Error, MapAccess, Visitor};
+use serde::{Serialize, Serializer};
+use serde_json::value::RawValue;
+
+/// A name is shown with so many characters at the most.
+const SHOWN: usize = 100;
+
+/// What is wrong with an object.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum BadObject {
+    #[error("{0}")]
+    Syntax(serde_json::Error),
+    #[error("it has to be a JSON object")]
+    NotAnObject,
+    #[error("unknown field `{name}`, expected one of {}", quoted(.expected))]
+    Unknown { name: String, expected: Vec<&'static str> },
+    #[error("field `{0}` stands twice")]
+    Twice(&'static str),
+    #[error("{0}")]
+    Entry(String),
+}
+
+fn quoted(names: &[&str]) -> String {
+    names.iter().map(|name| format!("`{name}`")).collect::<Vec<_>>().join(", ")
+}
+
+/// Calls `each` with the name and the value of every entry of a JSON object, as they were written,
+/// until it says what is wrong.
+pub(crate) fn entries<'a>(
+    text: &'a [u8],
+    each: impl FnMut(&'a RawValue, &'a RawValue) -> Result<(), String>,
+) -> Result<(), BadObject> {
+    struct Entries<F> {
+        each: F,
+        wrong: Option<String>,
+    }
+
+    impl<'de, F: FnMut(&'de RawValue, &'de RawValue) -> Result<(), String>> Visitor<'de> for &mut Entries<F> {
+        type Value = ();
+
+        fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+            f.write_str("an object")
+        }
+
+        fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<(), A::Error> {
+            while let Some((name, value)) = map.next_entry::<Name<'de>, &RawValue>()? {
+                (self.each)(name.0, value).map_err(|wrong| {
+                    self.wrong = Some(wrong);
+                    A::Error::custom("")
+                })?;
+            }
+            Ok(())
+        }
+    }
+
+    // Of what is no object, the parser's complaint would show all of it.
+    match text.trim_ascii_start().first() {
+        Some(b'{') | None => {}
+        Some(_) => return Err(BadObject::NotAnObject),
+    }
+    let mut entries = Entries { each, wrong: None };
+    let mut deserializer = serde_json::Deserializer::from_slice(text);
+    let read = deserializer.deserialize_map(&mut entries).and_then(|()| deserializer.end());
+    match (read, entries.wrong) {
+        (Ok(()), _) => Ok(()),
+        (Err(_), Some(wrong)) => Err(BadObject::Entry(wrong)),
+        (Err(error), None) => Err(BadObject::Syntax(error)),
+    }
+}
+
+/// A name as it was written.
+struct Name<'a>(&'a RawValue);
+
+impl<'de> Deserialize<'de> for Name<'de> {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        <&RawValue>::deserialize(deserializer).map(Self)
+    }
+}
+
+/// The values of the fields of that name, as they were written; none for one that is not there, or
+/// is `null`. Every other field is an error.
+pub(crate) fn fields<'a, const N: usize>(
+    text: &'a [u8],
+    expected: [&'static str; N],
+) -> Result<[Option<&'a RawValue>; N], BadObject> {
+    let mut found = [None; N];
+    let (mut unknown, mut twice) = (None, None);
+    let read = entries(text, |name, value| {
+        let known = expected.iter().zip(&mut found).find(|(field, _)| is_named(name, field));
+        match known {
+            Some((field, Some(_))) => twice = Some(*field),
+            Some((_, place)) => {
+                *place = Some(value);
+                return Ok(());
+            }
+            None => unknown = Some(shown(name)),
+        }
+        Err(String::new())
+    });
+    if let Some(name) = unknown {
+        return Err(BadObject::Unknown { name, expected: expected.to_vec() });
+    }
+    if let Some(field) = twice {
+        return Err(BadObject::Twice(field));
+    }
+    read?;
+    Ok(found.map(|value| value.filter(|value| value.get() != "null")))
+}
+
+/// Whether a name, as it was written, is that one.
+pub(crate) fn is_named(written: &RawValue, name: &str) -> bool {
+    let text = written.get();
+    // The same, or the same with escapes: six characters for one at the most.
+    text.len() <= 6 * name.len() + 2 && Text::of(written).is_ok_and(|text| text.to_string() == name)
+}
+
+/// The beginning of a name.
+fn shown(written: &RawValue) -> String {
+    let text = written.get().trim_matches('"');
+    let mut shown: String = text.chars().take(SHOWN).collect();
+    if shown.len() < text.len() {
+        shown.push('…');
+    }
+    shown
+}
+
+/// A JSON string as it was written, which decodes to so many bytes.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Text<'a> {
+    /// Between its quotes.
+    written: &'a str,
+    bytes: usize,
+}
+
+/// Why a value is no text.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub(crate) enum BadText {
+    #[error("it has to be a string")]
+    NotAString,
+    #[error("it has half of a surrogate pair as a \\u escape, which is no character")]
+    LoneSurrogate,
+}
+
+impl<'a> Text<'a> {
+    pub(crate) fn of(value: &'a RawValue) -> Result<Self, BadText> {
+        let quoted = value.get().strip_prefix('"').and_then(|text| text.strip_suffix('"'));
+        let written = quoted.ok_or(BadText::NotAString)?;
+        let mut bytes = 0;
+        for piece in Pieces(written) {
+            bytes += piece?.len();
+        }
+        Ok(Self { written, bytes })
+    }
+
+    /// Of the text itself, not as it was written.
+    pub(crate) fn len(&self) -> usize {
+        self.bytes
+    }
+
+    /// The text itself, if it was written without escapes.
+    pub(crate) fn plain(&self) -> Option<&'a str> {
+        (self.bytes == self.written.len()).then_some(self.written)
+    }
+}
+
+impl fmt::Display for Text<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for piece in Pieces(self.written) {
+            match piece {
+                Ok(Piece::Plain(text)) => f.write_str(text)?,
+                Ok(Piece::Escaped(c)) => f.write_char(c)?,
+                Err(_) => return Err(fmt::Error),
+            }
+        }
+        Ok(())
+    }
+}
+
+impl Serialize for Text<'_> {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        match self.plain() {
+            Some(text) => serializer.serialize_str(text),
+            None => serializer.collect_str(self),
+        }
+    }
+}
+
+enum Piece<'a> {
+    Plain(&'a str),
+    Escaped(char),
+}
+
+impl Piece<'_> {
+    fn len(&self) -> usize {
+        match self {
+            Self::Plain(text) => text.len(),
+            Self::Escaped(c) => c.len_utf8(),
+        }
+    }
+}
+
+/// The inside of a JSON string that a parser has accepted, piece by piece (RFC 8259, section 7).
+struct Pieces<'a>(&'a str);
+
+impl<'a> Iterator for Pieces<'a> {
+    type Item = Result<Piece<'a>, BadText>;
+
+    fn next(&mut self) -> Option<Self::Item> {
+        let text = self.0;
+        if text.is_empty() {
+            return None;
+        }
+        let Some(escape) = text.strip_prefix('\\') else {
+            let (plain, rest) = text.split_at_checked(text.find('\\').unwrap_or(text.len()))?;
+            self.0 = rest;
+            return Some(Ok(Piece::Plain(plain)));
+        };
+        let (letter, rest) = escape.split_at_checked(1)?;
+        self.0 = rest;
+        let c = match letter {
+            "b" => '\u{8}',
+            "f" => '\u{c}',
+            "n" => '\n',
+            "r" => '\r',
+            "t" => '\t',
+            "u" => match self.code_point() {
+                Some(c) => c,
+                None => return Some(Err(BadText::LoneSurrogate)),
+            },
+            other => other.chars().next()?,
+        };
+        Some(Ok(Piece::Escaped(c)))
+    }
+}
+
+impl Pieces<'_> {
+    /// What stands behind `\u`; with the other half, if it is one of a surrogate pair.
+    fn code_point(&mut self) -> Option<char> {
+        let first = self.unit()?;
+        if !(0xd800..0xdc00).contains(&first) {
+            return char::from_u32(first.into());
+        }
+        self.0 = self.0.strip_prefix("\\u")?;
+        let second = self.unit()?;
+        char::decode_utf16([first, second]).next()?.ok()
+    }
+
+    fn unit(&mut self) -> Option<u16> {
+        let (digits, rest) = self.0.split_at_checked(4)?;
+        self.0 = rest;
+        u16::from_str_radix(digits, 16).ok()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn raw(text: &str) -> &RawValue {
+        serde_json::from_str(text).unwrap()
+    }
+
+    #[test]
+    fn fields_are_found_whatever_their_order_and_however_they_are_written() {
+        let [a, b, c] = fields(br#" {"b": [1, 2], "\u0061": "x", "c": null} "#, ["a", "b", "c"]).unwrap();
+        assert_eq!(a.map(RawValue::get), Some("\"x\""));
+        assert_eq!(b.map(RawValue::get), Some("[1, 2]"));
+        assert!(c.is_none());
+    }
+
+    #[test]
+    fn what_is_wrong_with_an_object_is_said_in_few_words() {
+        let long = format!("{{\"{}\": 1}}", "x".repeat(1 << 20));
+        for (text, word) in [
+            ("[]", "JSON object"),
+            ("\"x\"", "JSON object"),
+            ("", "EOF"),
+            ("{\"a\": 1} 2", "trailing"),
+            ("{\"b\": 1}", "unknown field `b`, expected one of `a`, `z`"),
+            ("{\"a\": 1, \"a\": 2}", "`a` stands twice"),
+            ("{\"a\": tru}", "expected"),
+            (&long, "…`, expected"),
+        ] {
+            let error = fields(text.as_bytes(), ["a", "z"]).unwrap_err().to_string();
+            assert!(error.contains(word) && error.len() < 300, "{text:.40} -> {error}");
+        }
+        assert!(fields(b"{\"a\": \"\xff\"}", ["a"]).is_err());
+    }
+
+    #[test]
+    fn half_a_surrogate_pair_is_no_text() {
+        for text in [r#""\ud800""#, r#""\ud800x""#, r#""\ud800\u0041""#, r#""\udc00""#, r#""\ud800\ud800""#] {
+            assert_eq!(Text::of(raw(text)).unwrap_err(), BadText::LoneSurrogate, "{text}");
+        }
+        assert_eq!(Text::of(raw("1")).unwrap_err(), BadText::NotAString);
+    }
+
+    proptest! {
+        /// As `serde_json` reads it, to the byte; and the same on its way to a worker.
+        #[test]
+        fn a_text_is_what_the_parser_says(text in "(\\PC|[\"\\\\/\n\r\t\u{8}\u{c}\u{0}\u{1f600}]){0,40}", ascii in any::<bool>()) {
+            let mut written = serde_json::to_string(&text).unwrap();
+            if ascii {
+                let escaped = |c: char| c.encode_utf16(&mut [0; 2]).iter().map(|unit| format!("\\u{unit:04x}")).collect::<String>();
+                written = written.chars().map(|c| if c.is_ascii() { c.to_string() } else { escaped(c) }).collect();
+            }
+            let read = Text::of(raw(&written)).unwrap();
+            prop_assert_eq!(read.to_string(), text.clone());
+            prop_assert_eq!(read.len(), text.len());
+            prop_assert_eq!(enisle_wire::encode(&read, 1000).unwrap(), enisle_wire::encode(&text, 1000).unwrap());
+        }
+    }
+}

@@ -1,0 +1,354 @@
+//! What all clients share, and how much of it each may have.
+//!
+//! A uid may hold half of what the others leave free: however many uids take all that they can,
+//! there is something left for the next one. Root and the daemon's own uid may hold all of it,
+//! unless `[[peers]]` names them; `share_percent` there says how much instead of half.
+
+use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use axum::body::Bytes;
+use tokio::sync::Notify;
+use tokio::time::{Instant, timeout_at};
+
+use crate::config::Peer;
+
+/// How much of a pool one uid may hold.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Part {
+    All,
+    Percent(u8),
+    HalfOfWhatIsFree,
+}
+
+impl Part {
+    /// The most that a uid may hold of `whole`, if all others together hold `others`.
+    fn of(self, whole: u64, others: u64) -> u64 {
+        let left = whole.saturating_sub(others);
+        match self {
+            Self::All => left,
+            Self::Percent(percent) => left.min(whole.saturating_mul(percent.into()) / 100),
+            Self::HalfOfWhatIsFree => left.div_ceil(2),
+        }
+    }
+}
+
+/// What the configuration says of each uid's part.
+#[derive(Debug, Clone)]
+pub(crate) struct Parts {
+    owner: u32,
+    named: BTreeMap<u32, Option<u8>>,
+}
+
+impl Parts {
+    pub(crate) fn new(peers: &[Peer]) -> Self {
+        let mut named = BTreeMap::new();
+        for peer in peers {
+            let share: &mut Option<u8> = named.entry(peer.uid).or_default();
+            *share = (*share).max(peer.share_percent);
+        }
+        Self { owner: nix::unistd::geteuid().as_raw(), named }
+    }
+
+    /// Whether a rule names that uid, or it needs none.
+    pub(crate) fn knows(&self, uid: u32) -> bool {
+        self.is_owner(uid) || self.named.contains_key(&uid)
+    }
+
+    fn is_owner(&self, uid: u32) -> bool {
+        uid == 0 || uid == self.owner
+    }
+
+    fn of(&self, uid: u32) -> Part {
+        match self.named.get(&uid) {
+            Some(Some(percent)) => Part::Percent(*percent),
+            None if self.is_owner(uid) => Part::All,
+            _ => Part::HalfOfWhatIsFree,
+        }
+    }
+}
+
+/// Units of something that all clients share: bytes, places, names.
+#[derive(Debug, Clone)]
+pub(crate) struct Supply(Arc<Inner>);
+
+#[derive(Debug)]
+struct Inner {
+    /// What the units are, with where the configuration says how many there are.
+    what: &'static str,
+    whole: u64,
+    parts: Parts,
+    held: Mutex<BTreeMap<u32, u64>>,
+    given_back: Notify,
+    /// Much was given back at one time since somebody asked.
+    much_given_back: AtomicBool,
+}
+
+/// So many units at one time are much: of bytes, a quarter of a MiB.
+const MUCH: u64 = 256 << 10;
+
+/// A uid holds as much as it may.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error(
+    "uid {uid} holds {held} of {what}, may hold {most} at this moment, and needs {wanted} more; it is given back as \
+     requests end, and an operator grants more with [[peers]] share_percent"
+)]
+pub(crate) struct Exhausted {
+    uid: u32,
+    what: &'static str,
+    held: u64,
+    most: u64,
+    wanted: u64,
+}
+
+impl Supply {
+    pub(crate) fn new(what: &'static str, whole: u64, parts: Parts) -> Self {
+        let (held, given_back, much_given_back) = (Mutex::default(), Notify::new(), AtomicBool::new(false));
+        Self(Arc::new(Inner { what, whole, parts, held, given_back, much_given_back }))
+    }
+
+    fn held(&self) -> MutexGuard<'_, BTreeMap<u32, u64>> {
+        self.0.held.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// How many units that uid may hold at this moment, with those that it does hold.
+    pub(crate) fn most(&self, uid: u32) -> u64 {
+        self.most_beside(uid, &self.held())
+    }
+
+    fn most_beside(&self, uid: u32, held: &BTreeMap<u32, u64>) -> u64 {
+        let others = held.iter().filter(|(other, _)| **other != uid).map(|(_, units)| units).sum();
+        self.0.parts.of(uid).of(self.0.whole, others)
+    }
+
+    /// What a uid may hold if nobody else holds anything.
+    pub(crate) fn most_ever(&self, uid: u32) -> u64 {
+        self.0.parts.of(uid).of(self.0.whole, 0)
+    }
+
+    pub(crate) fn held_by(&self, uid: u32) -> u64 {
+        self.held().get(&uid).copied().unwrap_or_default()
+    }
+
+    /// How much nobody holds.
+    pub(crate) fn free(&self) -> u64 {
+        self.0.whole.saturating_sub(self.held().values().sum())
+    }
+
+    /// The uid that holds the most.
+    pub(crate) fn greediest(&self) -> Option<u32> {
+        self.held().iter().max_by_key(|(_, units)| **units).map(|(uid, _)| *uid)
+    }
+
+    /// Takes units for a uid.
+    pub(crate) fn take(&self, uid: u32, units: u64) -> Result<Held, Exhausted> {
+        let mut held = self.none(uid);
+        held.grow(units)?;
+        Ok(held)
+    }
+
+    /// Whether much was given back at one time since this was asked last.
+    pub(crate) fn has_given_back_much(&self) -> bool {
+        self.0.much_given_back.swap(false, Ordering::Relaxed)
+    }
+
+    /// Nothing yet, to take more of.
+    pub(crate) fn none(&self, uid: u32) -> Held {
+        Held { pool: self.clone(), uid, units: 0 }
+    }
+
+    fn add(&self, uid: u32, units: u64) -> Result<(), Exhausted> {
+        let mut held = self.held();
+        let (most, has) = (self.most_beside(uid, &held), held.get(&uid).copied().unwrap_or_default());
+        if has.saturating_add(units) > most {
+            return Err(Exhausted { uid, what: self.0.what, held: has, most, wanted: units });
+        }
+        if units > 0 {
+            *held.entry(uid).or_default() += units;
+        }
+        Ok(())
+    }
+
+    fn give_back(&self, uid: u32, units: u64) {
+        if units == 0 {
+            return;
+        }
+        let mut held = self.held();
+        if let Some(has) = held.get_mut(&uid) {
+            *has = has.saturating_sub(units);
+            if *has == 0 {
+                held.remove(&uid);
+            }
+        }
+        drop(held);
+        if units >= MUCH {
+            self.0.much_given_back.store(true, Ordering::Relaxed);
+        }
+        self.0.given_back.notify_waiters();
+    }
+}
+
+/// Units that a uid holds. Dropping it gives them back.
+#[derive(Debug)]
+pub(crate) struct Held {
+    pool: Supply,
+    uid: u32,
+    units: u64,
+}
+
+impl Held {
+    /// Takes more.
+    pub(crate) fn grow(&mut self, by: u64) -> Result<(), Exhausted> {
+        self.pool.add(self.uid, by)?;
+        self.units += by;
+        Ok(())
+    }
+
+    /// Takes more; waits for it, so long at the most.
+    pub(crate) async fn grow_within(&mut self, by: u64, patience: Duration) -> Result<(), Exhausted> {
+        let until = Instant::now() + patience;
+        let pool = self.pool.clone();
+        loop {
+            let given_back = pool.0.given_back.notified();
+            let Err(exhausted) = self.grow(by) else { return Ok(()) };
+            // What is over its part with nothing beside it is so for ever.
+            let never = self.units.saturating_add(by) > pool.most_ever(self.uid);
+            if never || timeout_at(until, given_back).await.is_err() {
+                return Err(exhausted);
+            }
+        }
+    }
+
+    /// Gives back what is more than `units`.
+    pub(crate) fn shrink_to(&mut self, units: u64) {
+        let over = self.units.saturating_sub(units);
+        self.units -= over;
+        self.pool.give_back(self.uid, over);
+    }
+
+    #[cfg(test)]
+    fn units(&self) -> u64 {
+        self.units
+    }
+
+    pub(crate) fn uid(&self) -> u32 {
+        self.uid
+    }
+}
+
+/// Bytes that are charged for as long as anybody holds any of them.
+pub(crate) fn charged(mut bytes: Vec<u8>, mut held: Held) -> Bytes {
+    struct Charged {
+        bytes: Vec<u8>,
+        _held: Held,
+    }
+
+    impl AsRef<[u8]> for Charged {
+        fn as_ref(&self) -> &[u8] {
+            &self.bytes
+        }
+    }
+
+    bytes.shrink_to_fit();
+    held.shrink_to(bytes.len() as u64);
+    Bytes::from_owner(Charged { bytes, _held: held })
+}
+
+impl Drop for Held {
+    fn drop(&mut self) {
+        self.pool.give_back(self.uid, self.units);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn rule(uid: u32, share_percent: Option<u8>) -> Peer {
+        Peer { uid, tenants: Vec::new(), operate: false, share_percent }
+    }
+
+    fn pool(whole: u64, peers: &[Peer]) -> Supply {
+        let mut parts = Parts::new(peers);
+        parts.owner = 77;
+        Supply::new("units", whole, parts)
+    }
+
+    #[test]
+    fn a_uid_has_half_of_what_is_free_and_the_next_one_half_of_the_rest() {
+        let pool = pool(64, &[]);
+        let first = pool.take(1, 32).unwrap();
+        assert!(pool.take(1, 1).is_err());
+        let _second = pool.take(2, 16).unwrap();
+        assert!(pool.take(2, 1).is_err());
+        drop(first);
+        assert!(pool.take(2, 16).is_ok());
+    }
+
+    #[test]
+    fn the_owner_has_no_part_imposed_unless_a_rule_names_it() {
+        assert!(pool(10, &[]).take(0, 10).is_ok());
+        assert!(pool(10, &[]).take(77, 10).is_ok());
+        assert!(pool(10, &[rule(77, None)]).take(77, 6).is_err());
+        assert!(pool(10, &[rule(0, Some(20))]).take(0, 3).is_err());
+    }
+
+    #[test]
+    fn a_rule_may_set_another_part() {
+        let pool = pool(100, &[rule(5, Some(75)), rule(5, None)]);
+        assert!(pool.take(5, 76).is_err());
+        let _most = pool.take(5, 75).unwrap();
+    }
+
+    #[tokio::test]
+    async fn who_waits_gets_what_is_given_back() {
+        let pool = pool(64, &[]);
+        let first = pool.take(1, 32).unwrap();
+        let mut more = pool.none(1);
+        let waits = tokio::spawn(async move { more.grow_within(20, Duration::from_secs(60)).await.map(|()| more) });
+        tokio::task::yield_now().await;
+        drop(first);
+        assert_eq!(waits.await.unwrap().unwrap().units(), 20);
+        // More than it may ever have is not waited for.
+        assert!(pool.none(1).grow_within(33, Duration::from_secs(3600)).await.is_err());
+    }
+
+    #[test]
+    fn bytes_are_charged_until_the_last_slice_of_them_is_gone() {
+        let pool = pool(64, &[]);
+        let bytes = charged(vec![0; 10], pool.take(1, 20).unwrap());
+        let slice = bytes.slice(3..5);
+        drop(bytes);
+        assert_eq!(pool.held_by(1), 10);
+        drop(slice);
+        assert_eq!(pool.held_by(1), 0);
+    }
+
+    proptest! {
+        /// Whatever uids take and give back, nobody is over its part when it takes, the whole is
+        /// never exceeded, and one that holds nothing gets a unit as long as anything is free.
+        #[test]
+        fn somebody_else_always_gets_something(steps in proptest::collection::vec((0_u32..6, 0_u64..40, any::<bool>()), 1..200)) {
+            let pool = pool(100, &[rule(3, Some(30))]);
+            let mut held: Vec<Held> = Vec::new();
+            for (uid, units, gives_back) in steps {
+                let uid = uid + 1;
+                if gives_back {
+                    held.retain(|held| held.uid() != uid);
+                } else {
+                    held.extend(pool.take(uid, units).ok());
+                }
+                let total: u64 = held.iter().map(Held::units).sum();
+                prop_assert!(total <= 100);
+                prop_assert_eq!(total, (1..=6).map(|uid| pool.held_by(uid)).sum::<u64>());
+                prop_assert_eq!(pool.take(99, 1).is_ok(), total < 100);
+            }
+            drop(held);
+            prop_assert_eq!(pool.most_ever(1), 50);
+            prop_assert!(pool.greediest().is_none());
+        }
+    }
+}
