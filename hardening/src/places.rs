@@ -1,7 +1,8 @@
-//! Where the daemon and its command line find each other when nobody says: for root as the FHS has it, for an ordinary user
-//! as XDG has it. Both programs use this definition.
+//! Where the daemon and its command line find each other when nobody says: for root as the FHS has
+//! it, for an ordinary user as XDG has it. Both programs use this definition.
 //!
-//! No default is in a folder where other users may make files, such as `/tmp`: the one who makes it first would be the daemon.
+//! No default is in a folder where other users may make files, such as `/tmp`: the one who makes it
+//! first would be the daemon.
 
 use std::env;
 use std::ffi::OsString;
@@ -14,7 +15,8 @@ struct Asker<'a> {
 }
 
 impl Asker<'_> {
-    /// A folder that a variable names. A relative path is not one (XDG Base Directory Specification).
+    /// A folder that a variable names. A relative path is not one (XDG Base Directory
+    /// Specification).
     fn named(&self, variable: &str) -> Option<PathBuf> {
         (self.variable)(variable).map(PathBuf::from).filter(|path| path.is_absolute())
     }

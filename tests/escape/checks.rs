@@ -171,7 +171,8 @@ pub(crate) fn no_dump(bench: &Bench) -> Result<String, String> {
     let (mut rig, _) = scene(bench)?;
     let limits = fs::read_to_string(format!("/proc/{}/limits", rig.pid())).map_err(text)?;
     let core = limits.lines().find(|line| line.starts_with("Max core file size")).unwrap_or_default().to_owned();
-    // Of 1 byte, so that none goes to a program either; of 0 where the tests were started with that.
+    // Of 1 byte, so that none goes to a program either; of 0 where the tests were started with
+    // that.
     let bound: Vec<_> = core.split_whitespace().skip(4).take(2).collect();
     if !matches!(bound.as_slice(), ["1", "1"] | ["0", "0"]) {
         return Err(core);

@@ -1,4 +1,5 @@
-//! What the daemon keeps, and who else gets at it: nobody. And whom the command line takes for the daemon.
+//! What the daemon keeps, and who else gets at it: nobody. And whom the command line takes for the
+//! daemon.
 
 use std::fs;
 use std::io::{BufRead, BufReader, Read};
@@ -33,7 +34,8 @@ fn give(path: &Path, uid: u32) {
     nix::unistd::chown(path, Some(nix::unistd::Uid::from_raw(uid)), None).expect("root may give it away");
 }
 
-/// A daemon under a umask that keeps nothing from anybody, with a socket in a folder that it makes itself.
+/// A daemon under a umask that keeps nothing from anybody, with a socket in a folder that it makes
+/// itself.
 fn start_openly(folder: TempDir) -> Daemon {
     let daemon = Daemon::command(folder.path(), &folder.path().join("run/s"));
     let mut openly = Command::new("sh");
@@ -64,7 +66,8 @@ fn walk(path: &Path, found: &mut Vec<PathBuf>) {
     }
 }
 
-/// Nothing that the daemon has made gives others a right, but the socket, and its folder as root makes it.
+/// Nothing that the daemon has made gives others a right, but the socket, and its folder as root
+/// makes it.
 fn assert_closed(folder: &Path) {
     let mut found = Vec::new();
     walk(&folder.join("state"), &mut found);

@@ -1,4 +1,5 @@
-//! HTTP/1.1 over the daemon's Unix socket, with nobody but the daemon: whoever listens there is asked of the kernel first.
+//! HTTP/1.1 over the daemon's Unix socket, with nobody but the daemon: whoever listens there is
+//! asked of the kernel first.
 
 use std::path::PathBuf;
 
@@ -47,7 +48,8 @@ impl Body {
         serde_json::from_slice(&self.0).map_err(|error| ClientError::Broken(error.to_string()))
     }
 
-    /// An answer of the daemon's own. What a script returned is read as text: it may be deeper than a tree can be.
+    /// An answer of the daemon's own. What a script returned is read as text: it may be deeper than
+    /// a tree can be.
     pub(crate) fn value(&self) -> Result<Value, ClientError> {
         self.read()
     }
@@ -75,8 +77,8 @@ impl Client {
         Self { socket, daemon_uid }
     }
 
-    /// Connects, and goes on only if it is the daemon that listens: the place alone proves nothing, because others may have
-    /// made it.
+    /// Connects, and goes on only if it is the daemon that listens: the place alone proves nothing,
+    /// because others may have made it.
     async fn connect(&self) -> Result<UnixStream, ClientError> {
         let socket = || self.socket.display().to_string();
         let unreachable = |error| ClientError::Unreachable { socket: socket(), error };

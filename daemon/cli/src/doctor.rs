@@ -3,12 +3,15 @@
 use enisle_hardening::Posture;
 use serde_json::{Value, json};
 
-use crate::client::Client;
+use crate::client::{Client, ClientError};
 use crate::show;
 
 pub(crate) async fn examine(client: &Client, as_json: bool) {
     let posture = Posture::probe();
-    let daemon = client.get("/v1/info").await.and_then(|info| info.value()).ok();
+    let (daemon, why) = match client.get("/v1/info").await.and_then(|info| info.value()) {
+        Ok(info) => (Some(info), None),
+        Err(error) => (None, Some(error)),
+    };
     if as_json {
         show::out(&as_value(&posture, daemon).to_string());
         return;
@@ -39,7 +42,10 @@ pub(crate) async fn examine(client: &Client, as_json: bool) {
                 outln!("its workers are without {}: {}", text("layer"), text("consequence"));
             }
         }
-        None => outln!("no daemon answers on {}", client.socket.display()),
+        None => match why {
+            Some(why @ ClientError::Stranger { .. }) => outln!("{why}"),
+            _ => outln!("no daemon answers on {}", client.socket.display()),
+        },
     }
 }
 

@@ -4,7 +4,8 @@
 //! there; 4 a limit ended the script; 5 a layer stopped an attack; 70 our own fault.
 #![forbid(unsafe_code)]
 
-/// Prints a line for people: nothing in it drives the terminal or shows as something else ([`show::safe`]).
+/// Prints a line for people: nothing in it drives the terminal or shows as something else
+/// ([`show::safe`]).
 macro_rules! outln {
     ($($text:tt)*) => { crate::show::out(&crate::show::safe(&format!($($text)*))) };
 }

@@ -1,5 +1,6 @@
-//! Answers for people, and the same for machines. What people see is escaped, all of it: text of a tenant's must not drive the
-//! terminal, nor show as something else than it is. Machines get the daemon's bytes.
+//! Answers for people, and the same for machines. What people see is escaped, all of it: text of a
+//! tenant's must not drive the terminal, nor show as something else than it is. Machines get the
+//! daemon's bytes.
 
 use std::io::Write;
 
@@ -9,8 +10,8 @@ use serde_json::value::RawValue;
 
 use crate::client::{Body, ClientError};
 
-/// A line on standard output as it is; `outln!` is for people. A reader that has gone away ends the program quietly, as it ends
-/// `cat`.
+/// A line on standard output as it is; `outln!` is for people. A reader that has gone away ends the
+/// program quietly, as it ends `cat`.
 pub(crate) fn out(text: &str) {
     let mut out = std::io::stdout().lock();
     if out.write_all(text.as_bytes()).and_then(|()| out.write_all(b"\n")).is_err() {
@@ -29,8 +30,9 @@ pub(crate) fn json(body: &Body) -> Result<(), ClientError> {
     Ok(())
 }
 
-/// `text` with every character escaped that is not shown as itself: control characters but line ends and tabs, and what
-/// changes the order of others, or hides. The escapes are those of JSON, so a result stays the JSON that it was.
+/// `text` with every character escaped that is not shown as itself: control characters but line
+/// ends and tabs, and what changes the order of others, or hides. The escapes are those of JSON, so
+/// a result stays the JSON that it was.
 pub(crate) fn safe(text: &str) -> String {
     let mut out = String::with_capacity(text.len());
     for c in text.chars() {
@@ -48,12 +50,14 @@ pub(crate) fn one_line(text: &str) -> String {
     safe(text).replace('\n', "\\n")
 }
 
-/// Format characters (Unicode 17, general category Cf), separators of lines and paragraphs, and blanks that are letters.
+/// Format characters (Unicode 17, general category Cf), separators of lines and paragraphs, and
+/// blanks that are letters.
 fn is_format(c: char) -> bool {
     matches!(c,
         '\u{ad}' | '\u{34f}' | '\u{600}'..='\u{605}' | '\u{61c}' | '\u{6dd}' | '\u{70f}' | '\u{890}'..='\u{891}' | '\u{8e2}'
         | '\u{115f}'..='\u{1160}' | '\u{17b4}'..='\u{17b5}' | '\u{180b}'..='\u{180f}'
-        // Joiners and marks of direction; separators; embeddings, overrides and isolates; invisible operators.
+        // Joiners and marks of direction; separators; embeddings, overrides and isolates; invisible
+        // operators.
         | '\u{200b}'..='\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2060}'..='\u{206f}'
         | '\u{3164}' | '\u{feff}' | '\u{ffa0}' | '\u{fff0}'..='\u{fffb}'
         | '\u{110bd}' | '\u{110cd}' | '\u{13430}'..='\u{1343f}' | '\u{1bca0}'..='\u{1bca3}' | '\u{1d173}'..='\u{1d17a}'
@@ -111,13 +115,14 @@ pub(crate) fn answer(answer: &Answer) {
     }
 }
 
-/// How much longer than the text itself a result may become by being indented: one that is deep would fill the terminal, or
-/// the disk, with blanks.
+/// How much longer than the text itself a result may become by being indented: one that is deep
+/// would fill the terminal, or the disk, with blanks.
 const MOST_INDENTED: usize = 8;
 const SPARE_BYTES: usize = 4096;
 
-/// JSON with line ends and indentation, and nothing else changed: no number is rounded, no key moved, and depth and
-/// escapes are whatever they are. `None` if it would become much longer than it is.
+/// JSON with line ends and indentation, and nothing else changed: no number is rounded, no key
+/// moved, and depth and escapes are whatever they are. `None` if it would become much longer than
+/// it is.
 fn pretty(json: &str) -> Option<String> {
     let most = json.len().saturating_mul(MOST_INDENTED).saturating_add(SPARE_BYTES);
     let mut out = String::with_capacity(json.len());

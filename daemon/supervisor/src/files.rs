@@ -1,11 +1,13 @@
-//! Everything that the daemon keeps is opened here: for the daemon alone, and by nobody else's hand.
+//! Everything that the daemon keeps is opened here: for the daemon alone, and by nobody else's
+//! hand.
 //!
-//! A folder is opened by descriptor and never through a link. It belongs to root or to the daemon, and nobody else may write
-//! to it. A file is opened below that descriptor, never through a link either, and has the mode 0600. What is the daemon's and
-//! gives others rights (an older version made it so) is closed to them, which is reported; what is somebody else's is refused.
+//! A folder is opened by descriptor and never through a link. It belongs to root or to the daemon,
+//! and nobody else may write to it. A file is opened below that descriptor, never through a link
+//! either, and has the mode 0600. What is the daemon's and gives others rights (an older version
+//! made it so) is closed to them, which is reported; what is somebody else's is refused.
 //!
-//! The folder of the socket is the exception: others may enter it, or they could not connect. Its lock file is closed to them
-//! all the same, because `flock` needs no more than an open descriptor.
+//! The folder of the socket is the exception: others may enter it, or they could not connect. Its
+//! lock file is closed to them all the same, because `flock` needs no more than an open descriptor.
 
 use std::fs::{self, DirBuilder, File};
 use std::io::{self, Read};
@@ -56,8 +58,8 @@ pub(crate) fn read(path: &Path) -> io::Result<Vec<u8>> {
     Ok(bytes)
 }
 
-/// Opens the file that `path` names below its folder, which was opened before. The only place where the daemon opens what it
-/// keeps.
+/// Opens the file that `path` names below its folder, which was opened before. The only place where
+/// the daemon opens what it keeps.
 pub(crate) fn below(folder: &OwnedFd, path: &Path, how: How) -> io::Result<File> {
     let name = path.file_name().ok_or_else(|| refused("it has no name".to_owned()))?;
     // A pipe in the place of a file must not keep the daemon waiting.
@@ -95,9 +97,10 @@ pub(crate) fn make_folder(path: &Path) -> io::Result<OwnedFd> {
     folder(path)
 }
 
-/// Opens the folder of the socket, and makes it if it does not exist. What root makes, others may enter: the group of the
-/// socket has to get to it. Others' rights to an existing one are left as they are, unless they may write there: they could
-/// put a socket of theirs in the place of the daemon's, or make its lock file first.
+/// Opens the folder of the socket, and makes it if it does not exist. What root makes, others may
+/// enter: the group of the socket has to get to it. Others' rights to an existing one are left as
+/// they are, unless they may write there: they could put a socket of theirs in the place of the
+/// daemon's, or make its lock file first.
 pub(crate) fn make_socket_folder(path: &Path) -> io::Result<OwnedFd> {
     let missing: Vec<_> = path.ancestors().take_while(|path| !path.as_os_str().is_empty() && !path.exists()).collect();
     DirBuilder::new().recursive(true).mode(0o700).create(path)?;

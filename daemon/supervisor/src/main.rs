@@ -155,7 +155,8 @@ fn check_program(path: &std::path::Path) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// What a start would refuse, found without making, changing or taking anything: another daemon may be running.
+/// What a start would refuse, found without making, changing or taking anything: another daemon may
+/// be running.
 fn check_start(places: &Places, config: &Config) -> anyhow::Result<()> {
     daemon::probe(config)?;
     check_program(&places.program)?;

@@ -1,4 +1,5 @@
-//! Where things are when nobody says; what the command line has to know too is in `enisle_hardening::places`.
+//! Where things are when nobody says; what the command line has to know too is in
+//! `enisle_hardening::places`.
 
 use std::env;
 use std::io;

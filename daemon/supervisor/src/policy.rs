@@ -133,11 +133,13 @@ const MOST_CODE_BYTES: u32 = 64 << 20;
 const MOST_OUTPUT_BYTES: u32 = 16 << 20;
 const _: () = assert!(MOST_CODE_BYTES as usize == MAX_CODE_BYTES && MOST_OUTPUT_BYTES as usize == MAX_OUTPUT_BYTES);
 
-/// The least and the most of each number of a policy, in the API and in the configuration (`ranges`). Five minutes of CPU time
-/// and an hour of patience are what Dynamic Workers allow at most, and what a connection outlives.
+/// The least and the most of each number of a policy, in the API and in the configuration
+/// (`ranges`). Five minutes of CPU time and an hour of patience are what Dynamic Workers allow at
+/// most, and what a connection outlives.
 pub(crate) const CPU_MS: (u32, u32) = (1, 300_000);
 pub(crate) const WALL_MS: (u32, u32) = (1, 3_600_000);
-/// V8 does not start in less. Heap, buffers and one largest allocation have to fit the 4 GiB of a cage.
+/// V8 does not start in less. Heap, buffers and one largest allocation have to fit the 4 GiB of a
+/// cage.
 pub(crate) const MEMORY_MB: (u32, u32) = (MIN_MEMORY_MB, 1024);
 pub(crate) const OUTPUT_BYTES: (u32, u32) = (1, MOST_OUTPUT_BYTES);
 pub(crate) const LOG_BYTES: (u32, u32) = (0, 8 << 20);

@@ -1,8 +1,9 @@
 //! The range of every number of the configuration, in one table.
 //!
-//! The table is held against the configuration as it would be written to a file, so a number that is not in the table is an
-//! error too: no key can be added without saying between what it may be. Relations between numbers (thresholds that rise, a
-//! default under a ceiling) are the affair of whoever owns them.
+//! The table is held against the configuration as it would be written to a file, so a number that
+//! is not in the table is an error too: no key can be added without saying between what it may be.
+//! Relations between numbers (thresholds that rise, a default under a ceiling) are the affair of
+//! whoever owns them.
 
 use toml::Value;
 
@@ -20,7 +21,8 @@ const LITTLE: f64 = 0.001;
 /// Uids that a worker may get beyond the first one (`Blueprint::ids`); the last uid of all is none.
 const UIDS: u32 = 60_000;
 
-/// A number: at least this, at most that. In a key `*` stands for any name; an array is as its elements.
+/// A number: at least this, at most that. In a key `*` stands for any name; an array is as its
+/// elements.
 type Range = (&'static str, f64, f64);
 
 /// A range of whole numbers.

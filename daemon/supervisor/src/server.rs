@@ -68,8 +68,9 @@ pub(crate) fn check_place(path: &Path) -> Result<(), BindError> {
     files::check_folder(&dir).map_err(|error| BindError::Folder(dir, error))
 }
 
-/// Binds `path`. A socket that a dead daemon left behind is replaced; the lock beside it tells dead from alive. All of it
-/// is done below one descriptor of the folder, so that nobody can exchange the folder meanwhile.
+/// Binds `path`. A socket that a dead daemon left behind is replaced; the lock beside it tells dead
+/// from alive. All of it is done below one descriptor of the folder, so that nobody can exchange
+/// the folder meanwhile.
 pub(crate) fn bind(path: &Path) -> Result<Bound, BindError> {
     let failed = |error| BindError::Io(path.to_owned(), error);
     too_long(path)?;

@@ -23,9 +23,10 @@ pub(super) fn set(plan: &Plan) -> Result<(), JailError> {
     Ok(())
 }
 
-/// No dump of anybody's heap, whatever core_pattern says. To a file none of one byte is written, as it would not hold a page;
-/// to a program (`core_pattern` with a pipe) the kernel writes whatever the limit, 0 included, unless that is 1
-/// (fs/coredump.c). Whoever starts the daemon with a hard limit of 0 gets that: raising it takes a privilege.
+/// No dump of anybody's heap, whatever core_pattern says. To a file the kernel writes none that has
+/// less than a page. To a program (`core_pattern` with a pipe) it writes one whatever the limit, 0
+/// included, unless the limit is 1 (fs/coredump.c). Where the daemon was started with a hard limit
+/// of 0, that stays: raising it takes a privilege.
 pub(crate) fn core_bytes() -> u64 {
     getrlimit(Resource::RLIMIT_CORE).map_or(1, |(_, hard)| hard.min(1))
 }

@@ -38,8 +38,9 @@ pub(super) fn forbid_user_namespaces() {
     let _ = fs::write("/proc/sys/user/max_user_namespaces", "0");
 }
 
-/// The session keyring is inherited, with the keys of whoever started the daemon (session-keyring(7)). An empty one takes
-/// its place; the filter, which refuses every call about keys, is the layer behind it.
+/// The session keyring is inherited, with the keys of whoever started the daemon
+/// (session-keyring(7)). An empty one takes its place; the filter, which refuses every call about
+/// keys, is the layer behind it.
 pub(super) fn leave_session_keyring() -> io::Result<()> {
     let anonymous = std::ptr::null::<libc::c_char>();
     // SAFETY: KEYCTL_JOIN_SESSION_KEYRING takes a name, or null for a keyring without one.
@@ -49,8 +50,9 @@ pub(super) fn leave_session_keyring() -> io::Result<()> {
     }
     let error = io::Error::last_os_error();
     match error.raw_os_error() {
-        // A kernel without keys; a container manager's filter, which this process is under as well. EDQUOT: this user's
-        // quota of keys is used up, by whatever else it runs, and no reason to run nothing: the filter stands alone.
+        // A kernel without keys; a container manager's filter, which this process is under as well.
+        // EDQUOT: this user's quota of keys is used up, by whatever else it runs, and no reason to
+        // run nothing: the filter stands alone.
         Some(libc::ENOSYS | libc::EPERM | libc::EDQUOT) => Ok(()),
         _ => Err(error),
     }

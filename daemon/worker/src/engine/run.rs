@@ -493,8 +493,9 @@ fn clean_stack(stack: &str, position: Option<&str>) -> String {
     lines.join("\n")
 }
 
-/// Whether a line of a stack is a frame of the runtime's: its position is `enisle:runtime:LINE:COLUMN`, by itself or in
-/// parentheses at the end. What else has that name in it, a message or a longer name of a module, is the tenant's.
+/// Whether a line of a stack is a frame of the runtime's: its position is
+/// `enisle:runtime:LINE:COLUMN`, by itself or in parentheses at the end. What else has that name in
+/// it, a message or a longer name of a module, is the tenant's.
 fn is_of_runtime(line: &str) -> bool {
     let Some(frame) = line.trim_start().strip_prefix("at ") else { return false };
     let position = match frame.strip_suffix(')').and_then(|frame| frame.rsplit_once('(')) {
