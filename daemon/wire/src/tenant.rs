@@ -145,8 +145,8 @@ impl FromTenant {
     pub const DONE_TAG: u8 = 3;
 }
 
-/// At most [`MAX_LOG_LINES`], found while they are read: a line without text is a few bytes in a frame, and
-/// many times as many in memory.
+/// At most [`MAX_LOG_LINES`], found while they are read: a line without text is a few bytes in a
+/// frame, and many times as many in memory.
 fn few_lines<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<LogLine>, D::Error> {
     struct Few;
 
