@@ -199,7 +199,11 @@ fn last_put_away(folder: &Path) -> io::Result<Head> {
 fn last_line(file: &Path) -> io::Result<Option<Head>> {
     let mut verifier = Verifier::default();
     for line in String::from_utf8_lossy(&files::read(file)?).lines() {
-        let _ = verifier.read(line);
+        // Behind a line that is broken the chain is gone on from where it is whole again.
+        let mut anew = Verifier::default();
+        if verifier.read(line).is_err() && anew.read(line).is_ok() {
+            verifier = anew;
+        }
     }
     Ok(verifier.head().cloned())
 }
