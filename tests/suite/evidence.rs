@@ -20,7 +20,8 @@ fn with_guest() -> Option<Daemon> {
         // The socket's mode lets nobody else in; the policy is what is tested here.
         let open = std::os::unix::fs::PermissionsExt::from_mode(0o666);
         fs::set_permissions(daemon.socket(), open).expect("the socket is ours");
-        // As this test runs from a folder that others may not enter, the program is copied out of it.
+        // As this test runs from a folder that others may not enter, the program is copied out of
+        // it.
         fs::copy(programs().join("peer"), daemon.folder.path().join("peer")).expect("the program is there");
         daemon
     })

@@ -3,9 +3,9 @@
 //! A line is on the disk before the next one is written. What a crash has left half written at the end is cut off and kept
 //! beside it; anything else that does not fit was not done by a crash, and the file is put aside as it is.
 //!
-//! All files together have a bound. Over it the oldest file that was put away is deleted, which is a
-//! line of the chain like any other, with the number and hash of the last line that went; files that
-//! were put aside go last.
+//! All files together have a bound. Over it the oldest file that was put away is deleted, which is
+//! a line of the chain like any other, with the number and hash of the last line that went; files
+//! that were put aside go last.
 
 use std::fs::{self, File};
 use std::io::{self, Write};
@@ -140,8 +140,8 @@ impl Log {
         }
     }
 
-    /// Deletes the oldest files until the rest has no more bytes than it may, with room for the present
-    /// file to grow. What is deleted is written down first.
+    /// Deletes the oldest files until the rest has no more bytes than it may, with room for the
+    /// present file to grow. What is deleted is written down first.
     fn delete_oldest(&mut self) -> io::Result<()> {
         let mut present = 0;
         for file in every_file(&self.folder)? {
@@ -199,7 +199,11 @@ fn last_put_away(folder: &Path) -> io::Result<Head> {
 fn last_line(file: &Path) -> io::Result<Option<Head>> {
     let mut verifier = Verifier::default();
     for line in String::from_utf8_lossy(&files::read(file)?).lines() {
-        let _ = verifier.read(line);
+        // Behind a line that is broken the chain is gone on from where it is whole again.
+        let mut anew = Verifier::default();
+        if verifier.read(line).is_err() && anew.read(line).is_ok() {
+            verifier = anew;
+        }
     }
     Ok(verifier.head().cloned())
 }

@@ -1,8 +1,8 @@
 //! The daemon's own log on standard error, written by a thread that nobody waits for.
 //!
-//! What waits to be written is bounded. A line over the bound is dropped and counted, and the count is
-//! told when lines can be written again. Ordinary lines may take a quarter of the room: however many
-//! there are, there is room for evidence and errors.
+//! What waits to be written is bounded. A line over the bound is dropped and counted, and the count
+//! is told when lines can be written again. Ordinary lines may take a quarter of the room: however
+//! many there are, there is room for evidence and errors.
 
 use std::io::{self, IsTerminal, Write};
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};

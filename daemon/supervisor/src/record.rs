@@ -60,9 +60,9 @@ pub(crate) enum Entry {
         count: u64,
         event: serde_json::Value,
     },
-    /// The oldest file was deleted, for the log had as many bytes as it may have (`audit.keep_mb`). The
-    /// line after `through`, whose hash this is, is the first one that is left. A file that was put
-    /// aside as broken has no such line.
+    /// The oldest file was deleted, for the log had as many bytes as it may have (`audit.keep_mb`).
+    /// The line after `through`, whose hash this is, is the first one that is left. A file that was
+    /// put aside as broken has no such line.
     Deleted {
         file: String,
         through: Option<Head>,

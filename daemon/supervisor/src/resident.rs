@@ -64,7 +64,7 @@ pub(crate) struct Finished {
 
 /// What the task behind a home is asked for, in turn.
 pub(crate) enum Ask {
-    Run(Ticket),
+    Run(Box<Ticket>),
     /// Dispose of the isolate of that script.
     Forget(u64),
 }
@@ -309,7 +309,7 @@ impl Resident {
         let Ok(turn) = Arc::clone(&self.state.turn).acquire_owned().await else { return Ended::NotBegun };
         let mut guard = CancelOnDrop { resident: self, run: Some(job.run.id) };
         let (reply, answer) = oneshot::channel();
-        let sent = self.tickets.send(Ask::Run(Ticket { job, at, reply, _turn: turn }));
+        let sent = self.tickets.send(Ask::Run(Box::new(Ticket { job, at, reply, _turn: turn })));
         let ended = match sent {
             Ok(()) => answer.await.unwrap_or(Ended::NotBegun),
             Err(_) => Ended::NotBegun,

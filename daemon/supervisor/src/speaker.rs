@@ -241,7 +241,7 @@ impl Speaker {
                     }
                     // Its client has gone while it waited.
                     Some(Ask::Run(ticket)) if ticket.reply.is_closed() => Ok(()),
-                    Some(Ask::Run(ticket)) => self.carry_out(ticket).await,
+                    Some(Ask::Run(ticket)) => self.carry_out(*ticket).await,
                     Some(Ask::Forget(key)) => self.forget(key).await,
                 },
                 heard = self.read.heard.recv() => match self.hear(heard).await {

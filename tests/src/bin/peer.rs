@@ -1,5 +1,5 @@
-//! Passes standard input on to the socket that is named, and what comes back to standard output: for tests
-//! that are another user to the daemon, which knows who has connected.
+//! Passes standard input on to the socket that is named, and what comes back to standard output:
+//! for tests that are another user to the daemon, which knows who has connected.
 #![forbid(unsafe_code)]
 
 use std::io::{self, copy, stdin, stdout};

@@ -1,9 +1,10 @@
 //! A worker that misbehaves, each in one way, for the tests of what the supervisor does about it.
 //!
-//! The name of the executable says how: `rogue-without-LAYER` leaves out one step of the jail and says that it is ready;
-//! `rogue-with-descriptor` keeps a descriptor; `rogue-says-…` breaks the protocol on the control channel,
-//! and `rogue-tenant-…` on its tenant's, from a thread that is confined as a tenant's is. As a maker every one of them hands out
-//! an empty snapshot, which the supervisor has no reason to look into.
+//! The name of the executable says how: `rogue-without-LAYER` leaves out one step of the jail and
+//! says that it is ready; `rogue-with-descriptor` keeps a descriptor; `rogue-says-…` breaks the
+//! protocol on the control channel, and `rogue-tenant-…` on its tenant's, from a thread that is
+//! confined as a tenant's is. As a maker every one of them hands out an empty snapshot, which the
+//! supervisor has no reason to look into.
 #![forbid(unsafe_code)]
 
 use std::error::Error;

@@ -27,8 +27,8 @@ pub(crate) async fn version(State(daemon): State<Arc<Daemon>>, peer: Peer) -> Re
     })))
 }
 
-/// What concerns everybody who may run something; how the machine is secured, and how full it is, is for
-/// operators.
+/// What concerns everybody who may run something; how the machine is secured, and how full it is,
+/// is for operators.
 pub(crate) async fn info(State(daemon): State<Arc<Daemon>>, peer: Peer) -> Result<Json<Value>, Problem> {
     peer.ask(&daemon)?;
     let mut info = json!({

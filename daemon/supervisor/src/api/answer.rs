@@ -63,8 +63,8 @@ enum Millis {
     Exact(f64),
 }
 
-/// The answer to a run, as a response. Whoever does not operate the daemon learns whole milliseconds: a
-/// finer figure is a clock.
+/// The answer to a run, as a response. Whoever does not operate the daemon learns whole
+/// milliseconds: a finer figure is a clock.
 pub(super) fn answer(report: Report, operates: bool) -> Response {
     let mut pieces = Pieces::new(report, operates);
     let first = pieces.by_ref().next().unwrap_or_default();

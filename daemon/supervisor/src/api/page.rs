@@ -1,5 +1,5 @@
-//! Long lists, a page at a time: `?after=KEY&limit=N`. An answer that is not the last one says in `next`
-//! what `after` the following request has.
+//! Long lists, a page at a time: `?after=KEY&limit=N`. An answer that is not the last one says in
+//! `next` what `after` the following request has.
 
 use axum::extract::Query;
 use axum::extract::rejection::QueryRejection;

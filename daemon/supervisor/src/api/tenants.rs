@@ -110,8 +110,8 @@ fn show_cordon(tenant: &Tenant, daemon: &Daemon) -> Value {
     })
 }
 
-/// What whoever acts for a tenant sees of it: nothing of others, of the machine, or of what would tell
-/// how to stay just below the next cordon.
+/// What whoever acts for a tenant sees of it: nothing of others, of the machine, or of what would
+/// tell how to stay just below the next cordon.
 fn show_own(tenant: &Tenant) -> Value {
     let usage = tenant.usage().clone();
     let standing = tenant.standing();

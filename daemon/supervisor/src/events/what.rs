@@ -106,8 +106,8 @@ pub(crate) enum What {
         tenant: Option<String>,
         what: String,
     },
-    /// A layer stopped an attack; the worker has ended. Who and what is the worker's record: an allegation, if the attacker
-    /// could execute code of its own.
+    /// A layer stopped an attack; the worker has ended. Who and what is the worker's record: an
+    /// allegation, if the attacker could execute code of its own.
     Violation {
         worker: u64,
         pid: i32,
@@ -141,8 +141,8 @@ pub(crate) enum What {
         to: Level,
         reasons: Vec<Reason>,
     },
-    /// A process died, and nobody knows whose doing it was: this one of its tenants is kept from others for a while, alone or with
-    /// half of those who were there.
+    /// A process died, and nobody knows whose doing it was: this one of its tenants is kept from
+    /// others for a while, alone or with half of those who were there.
     KeptApart {
         tenant: String,
         alone: bool,
@@ -182,7 +182,8 @@ pub(crate) enum What {
         level: &'static str,
         reason: String,
     },
-    /// The end of a run came from a home that its tenant has left: discarded, and the run begun again.
+    /// The end of a run came from a home that its tenant has left: discarded, and the run begun
+    /// again.
     Fenced {
         tenant: String,
         run: String,
