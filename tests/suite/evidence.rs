@@ -22,7 +22,7 @@ fn with_guest() -> Option<Daemon> {
         fs::set_permissions(daemon.socket(), open).expect("the socket is ours");
         // As this test runs from a folder that others may not enter, the program is copied out of
         // it.
-        fs::copy(programs().join("peer"), daemon.folder.path().join("peer")).expect("the program is there");
+        fs::copy(programs().join("relay"), daemon.folder.path().join("relay")).expect("the program is there");
         daemon
     })
 }
@@ -35,7 +35,7 @@ fn request(method: &str, path: &str, body: &str, last: bool) -> String {
 
 /// What comes back when another user sends that.
 fn send_as(daemon: &Daemon, uid: u32, requests: &str) -> Vec<u8> {
-    let mut peer = Command::new(daemon.folder.path().join("peer"));
+    let mut peer = Command::new(daemon.folder.path().join("relay"));
     peer.arg(daemon.socket()).uid(uid).gid(uid).current_dir("/").stdin(Stdio::piped()).stdout(Stdio::piped());
     let mut peer = peer.spawn().expect("the program runs");
     let mut input = peer.stdin.take().expect("it is a pipe");

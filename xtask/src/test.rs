@@ -37,6 +37,8 @@ pub(crate) fn run(options: &Options) -> Result<()> {
     // Without them every further part would test what an earlier build has left.
     let Some(programs) = programs else { return parts.conclude() };
     parts.run("tests", HERE, || tests(&archive, &lacking));
+    let skipped = if lacking.contains(&"root") { " (skipped: not root)" } else { "" };
+    parts.run(&format!("attacks on the daemon{skipped}"), HERE, || attacks(&archive, &lacking, options.slow));
     if !options.only_tests {
         parts.run("no release has the attack harness's natives", HERE, || no_release_has_natives(&archive));
     }
@@ -134,8 +136,22 @@ fn tests(archive: &v8::Archive, lacking: &[&str]) -> Result<()> {
     let required: Vec<_> = here.chain(["emulator"]).collect();
     let mut tests = cargo(archive);
     tests.args(["test", "--profile", "harness", "--workspace", "--no-fail-fast"]);
-    tests.env("ENISLE_REQUIRE", required.join(",")).env("ENISLE_ELSEWHERE", lacking.join(","));
+    // The attacks on the daemon are a part by themselves: each of them takes the whole machine.
+    let elsewhere: Vec<_> = lacking.iter().copied().chain(["attacks"]).collect();
+    tests.env("ENISLE_REQUIRE", required.join(",")).env("ENISLE_ELSEWHERE", elsewhere.join(","));
     check(tests.env(enisle_tests::PROGRAMS_VARIABLE, target().join("harness")))
+}
+
+/// What clients and other users can do to the daemon. Without root there is nobody else to be: then
+/// the part says that it was skipped.
+fn attacks(archive: &v8::Archive, lacking: &[&str], slow: bool) -> Result<()> {
+    let mut attacks = cargo(archive);
+    attacks.args(["test", "--profile", "harness", "-p", "enisle-tests", "--test", "attacks", "--"]);
+    attacks.args(slow.then_some("--slow"));
+    if !lacking.contains(&"root") {
+        attacks.env("ENISLE_REQUIRE", "root");
+    }
+    check(attacks.env(enisle_tests::PROGRAMS_VARIABLE, target().join("harness")))
 }
 
 /// What every native of the attack harness has in its name.

@@ -1,17 +1,62 @@
-//! Passes standard input on to the socket that is named, and what comes back to standard output:
-//! for tests that are another user to the daemon, which knows who has connected.
+//! What only a process of another uid can do, for a test that runs as root.
+//!
+//! The kernel tells the daemon the uid of whoever called `connect`, and tells a client the uid of
+//! whoever called `listen` (unix(7), `SO_PEERCRED`). So a process of that uid makes the socket and
+//! hands it over, and the test uses it. Standard input is a Unix socket to the test; when the test
+//! closes it, or dies, this process ends.
+//!
+//! | call | on each byte that comes |
+//! |---|---|
+//! | `peer connect SOCKET` | connects, and hands the connection over |
+//! | `peer listen SOCKET` | listens on a new socket that all may use, and hands it over |
+//! | `peer lock FOLDER` | locks every file below the folder that it can open, says how many |
 #![forbid(unsafe_code)]
 
-use std::io::{self, copy, stdin, stdout};
-use std::net::Shutdown;
-use std::os::unix::net::UnixStream;
+use std::error::Error;
+use std::fs::{self, File};
+use std::io::{Read, Write};
+use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::fs::PermissionsExt;
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::path::Path;
 
-fn main() -> io::Result<()> {
-    let socket = std::env::args_os().nth(1).ok_or_else(|| io::Error::other("no socket is named"))?;
-    let stream = UnixStream::connect(socket)?;
-    let mut sending = stream.try_clone()?;
-    // An answer may be all that is read: then this ends with the program.
-    std::thread::spawn(move || copy(&mut stdin(), &mut sending));
-    copy(&mut &stream, &mut stdout())?;
-    stream.shutdown(Shutdown::Both)
+use enisle_hardening::fds;
+use nix::fcntl::{Flock, FlockArg};
+
+fn main() -> Result<(), Box<dyn Error>> {
+    let mut test = UnixStream::from(std::io::stdin().as_fd().try_clone_to_owned()?);
+    let arguments: Vec<_> = std::env::args().skip(1).collect();
+    let [call, place] = arguments.as_slice() else { return Err("a call and a path".into()) };
+    let place = Path::new(place);
+    let mut locks = Vec::new();
+    while test.read(&mut [0])? == 1 {
+        let socket: OwnedFd = match call.as_str() {
+            "connect" => UnixStream::connect(place)?.into(),
+            "listen" => {
+                let listener = UnixListener::bind(place)?;
+                fs::set_permissions(place, fs::Permissions::from_mode(0o666))?;
+                listener.into()
+            }
+            "lock" => {
+                lock(place, &mut locks);
+                test.write_all(&[u8::try_from(locks.len()).unwrap_or(u8::MAX)])?;
+                continue;
+            }
+            _ => return Err("no such call".into()),
+        };
+        fds::send_with(test.as_fd(), &[0], &[socket.as_fd()])?;
+    }
+    Ok(())
+}
+
+/// Takes every lock that can be had.
+fn lock(place: &Path, locks: &mut Vec<Flock<File>>) {
+    let Ok(entries) = fs::read_dir(place) else { return };
+    for path in entries.flatten().map(|entry| entry.path()) {
+        if path.is_dir() {
+            lock(&path, locks);
+        } else if let Ok(file) = File::open(&path) {
+            locks.extend(Flock::lock(file, FlockArg::LockExclusiveNonblock));
+        }
+    }
 }

@@ -1,5 +1,6 @@
 //! `cargo xtask bench`: one run, one table. Machines are shared and noisy, so what counts are ratios within a run.
 
+mod attacks;
 mod cordon;
 mod keys;
 mod load;
@@ -13,6 +14,13 @@ use clap::Subcommand;
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum Bench {
+    /// The attacks on the daemon, as root: pings within 100 ms (p99) and other uids' requests
+    /// within a second through each of them.
+    Attacks {
+        /// Only the cases whose ids begin so.
+        #[arg(long)]
+        only: Option<String>,
+    },
     /// How soon a tenant that misbehaves is out of company, and moves under load.
     Cordon {
         /// Moves under load.
@@ -42,6 +50,7 @@ pub(crate) enum Bench {
 
 pub(crate) fn run(bench: Bench) -> Result<()> {
     match bench {
+        Bench::Attacks { only } => attacks::run(only.as_deref()),
         Bench::Cordon { moves } => cordon::run(moves),
         Bench::Keys { rounds } => keys::run(rounds),
         Bench::Load { peers, against, seconds } => load::run(peers.as_deref(), against.as_deref(), seconds),

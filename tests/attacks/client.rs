@@ -1,0 +1,94 @@
+//! The command line: what a script returns or prints must not make it fail, or drive a terminal.
+
+use std::io::Write;
+use std::process::{Command, Output, Stdio};
+
+use enisle_tests::programs;
+use serde_json::json;
+
+use crate::ground::Ground;
+use crate::{Case, Options};
+
+pub(crate) const CASES: &[Case] = &[
+    Case { id: "S17 results", title: "results that the client cannot read", run: results },
+    Case { id: "S17 terminal", title: "text that turns a terminal's lines around", run: terminal },
+];
+
+fn enisle(ground: &Ground, arguments: &[&str], code: &str) -> Output {
+    let mut command = Command::new(programs().join("enisle"));
+    command.args(["load", "-"]).args(arguments).env("ENISLE_SOCKET", ground.daemon.socket());
+    let mut child =
+        command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().expect("the client runs");
+    let body = json!({ "code": code }).to_string();
+    child.stdin.take().expect("a pipe").write_all(body.as_bytes()).expect("it reads");
+    child.wait_with_output().expect("it ends")
+}
+
+/// Each is a result that the script may have, or an exception of the script's: 0 or 1, never 70.
+const RESULTS: &[(&str, &str)] = &[
+    ("a lone surrogate", "()=>'\\ud800'"),
+    ("a lone surrogate as a name", "()=>({['\\udfff']:1})"),
+    ("ninety levels", "()=>{let a=1;for(let i=0;i<90;i++)a=[a];return a}"),
+    ("two hundred levels", "()=>{let a=1;for(let i=0;i<200;i++)a=[a];return a}"),
+    ("five hundred levels", "()=>{let a=1;for(let i=0;i<499;i++)a={a};return a}"),
+    ("five thousand levels", "()=>{let a=1;for(let i=0;i<5000;i++)a=[a];return a}"),
+    ("a number too large", "()=>JSON.rawJSON('1e999999')"),
+    ("a long number", "()=>JSON.rawJSON('1'.repeat(100000))"),
+    ("a name twice", "()=>JSON.rawJSON('\"\\\\u0000\"')"),
+    ("a surrogate that is thrown", "()=>{throw new Error('\\ud800')}"),
+    ("a surrogate that is printed", "()=>{console.log('\\ud800')}"),
+    ("a name that is no text", "()=>{const e=new Error('x');e.name='\\udfff';throw e}"),
+];
+
+fn results(_: Options) -> Result<String, String> {
+    let ground = Ground::start("");
+    let mut failures = Vec::new();
+    for (what, code) in RESULTS {
+        for arguments in [&[][..], &["--json"]] {
+            let out = enisle(&ground, arguments, code);
+            if !matches!(out.status.code(), Some(0 | 1)) {
+                let said = String::from_utf8_lossy(&out.stderr);
+                failures.push(format!("{what} {arguments:?}: {:?} {:?}", out.status.code(), said.trim()));
+            } else if std::str::from_utf8(&out.stdout).is_err() {
+                failures.push(format!("{what} {arguments:?}: not UTF-8"));
+            }
+        }
+    }
+    if failures.is_empty() {
+        Ok(format!("{} results, as text and as JSON", RESULTS.len()))
+    } else {
+        Err(failures.join("; "))
+    }
+}
+
+/// Controls that reorder or hide text (Unicode's `Bidi_Control`), and others that draw nothing.
+const CONTROLS: &[u32] = &[
+    0x7, 0x1b, 0x7f, 0x9b, 0x61c, 0x200e, 0x200f, 0x202a, 0x202b, 0x202c, 0x202d, 0x202e, 0x2066, 0x2067, 0x2068,
+    0x2069,
+];
+
+fn terminal(_: Options) -> Result<String, String> {
+    let ground = Ground::start("");
+    let text = CONTROLS.iter().map(|control| format!("\\u{{{control:x}}}")).collect::<String>();
+    let mut raw: Vec<u32> = Vec::new();
+    for code in [
+        format!("()=>{{console.log('{text}');console.error('{text}')}}"),
+        format!("()=>{{throw new Error('{text}')}}"),
+        format!("()=>{{const e=new Error('x');e.name='{text}';e.stack='{text}';throw e}}"),
+        format!("()=>'{text}'"),
+        format!("()=>({{'{text}':1}})"),
+    ] {
+        let out = enisle(&ground, &[], &code);
+        let printed = String::from_utf8_lossy(&[out.stdout, out.stderr].concat()).into_owned();
+        raw.extend(CONTROLS.iter().filter(|control| {
+            let control = char::from_u32(**control);
+            control.is_some_and(|control| printed.contains(control))
+        }));
+    }
+    raw.sort_unstable();
+    raw.dedup();
+    if raw.is_empty() {
+        return Ok(format!("{} controls, all escaped", CONTROLS.len()));
+    }
+    Err(format!("printed as they were: {}", raw.iter().map(|c| format!("U+{c:04X}")).collect::<Vec<_>>().join(" ")))
+}

@@ -1,0 +1,107 @@
+//! Attacks on the daemon itself, over its socket: by a peer with few rights, by a user with none.
+//!
+//! Each case is a finding of an attacker's, or a neighbour of one: it attacks a real `enisled` as
+//! another uid, and looks at what the daemon lost by it. Where the defence can be configured away
+//! (`share_percent = 100`), the attack has to succeed then, or its failure meant nothing.
+//!
+//! | module | what is attacked |
+//! |---|---|
+//! | [`bodies`] | the supervisor's memory, by the worst body for every field of every request |
+//! | [`memory`] | the supervisor's memory, by what is kept: scripts, runs, answers |
+//! | [`pools`] | every pool that all clients share |
+//! | [`files`] | files, locks and sockets, by other local users |
+//! | [`evidence`] | events and logs |
+//! | [`thread`] | the one thread |
+//! | [`client`] | the command line, by a script |
+//! | [`numbers`] | the configuration |
+//!
+//! `--only ID` picks cases by the beginning of their ids, `--slow` sends every body at full size,
+//! `--bench` also holds the daemon to its figures, for which nothing else may run beside it.
+#![forbid(unsafe_code)]
+#![allow(clippy::print_stdout, clippy::print_stderr, reason = "a test runner of its own")]
+
+mod bodies;
+mod client;
+mod evidence;
+mod files;
+mod ground;
+mod memory;
+mod numbers;
+mod pools;
+mod thread;
+
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::process::ExitCode;
+use std::time::{Duration, Instant};
+
+/// How thorough, and how strict.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Options {
+    pub(crate) slow: bool,
+    pub(crate) bench: bool,
+}
+
+/// One attack: what it came to, if the daemon held; what it got, if not.
+pub(crate) struct Case {
+    id: &'static str,
+    title: &'static str,
+    run: fn(Options) -> Result<String, String>,
+}
+
+const MODULES: [&[Case]; 8] = [
+    bodies::CASES,
+    memory::CASES,
+    pools::CASES,
+    files::CASES,
+    evidence::CASES,
+    thread::CASES,
+    client::CASES,
+    numbers::CASES,
+];
+
+/// A daemon that hangs must not hang the test command.
+const LONGEST: Duration = Duration::from_secs(10 * 60);
+const LONGEST_SLOW: Duration = Duration::from_secs(90 * 60);
+
+fn main() -> ExitCode {
+    let arguments: Vec<_> = std::env::args().skip(1).collect();
+    let given = |name: &str| arguments.iter().any(|word| word == name);
+    let only = arguments.iter().skip_while(|word| *word != "--only").nth(1);
+    let options = Options { slow: given("--slow"), bench: given("--bench") };
+    let elsewhere = std::env::var("ENISLE_ELSEWHERE").unwrap_or_default();
+    if elsewhere.split(',').any(|name| name == "attacks") {
+        println!("runs elsewhere: attacks are a part of the test command by themselves");
+        return ExitCode::SUCCESS;
+    }
+    if !enisle_tests::has("root", nix::unistd::geteuid().is_root()) {
+        return ExitCode::SUCCESS;
+    }
+    let longest = if options.slow { LONGEST_SLOW } else { LONGEST };
+    std::thread::spawn(move || {
+        std::thread::sleep(longest);
+        eprintln!("the attacks took longer than {} s: given up", longest.as_secs());
+        // Daemons end with the process that started them.
+        std::process::exit(1);
+    });
+    let wanted = |case: &&Case| only.is_none_or(|only| case.id.starts_with(only.as_str()));
+    let cases: Vec<_> = MODULES.iter().copied().flatten().filter(wanted).collect();
+    let mut failed = 0;
+    for case in &cases {
+        let begun = Instant::now();
+        // Daemons are started on this thread, with which they end: one attack after the other.
+        let result = catch_unwind(AssertUnwindSafe(|| (case.run)(options)));
+        let result = result.unwrap_or_else(|_| Err("it panicked; see above".to_owned()));
+        failed += usize::from(result.is_err());
+        let (mark, verdict, said) = match result {
+            Ok(said) => (' ', "held", said),
+            Err(said) => ('!', "DID NOT HOLD", said),
+        };
+        let Case { id, title, .. } = case;
+        println!("{mark} {id:<18} {title} ({:.1} s)\n    {verdict}: {said}", begun.elapsed().as_secs_f64());
+    }
+    println!("{} passed, {failed} failed", cases.len() - failed);
+    if cases.is_empty() {
+        println!("no case has that id");
+    }
+    if failed == 0 && !cases.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+}

@@ -1,0 +1,220 @@
+//! What the supervisor keeps: registered scripts, runs of them, and answers that nobody takes.
+
+use std::io::Read;
+use std::os::unix::net::UnixStream;
+use std::time::{Duration, Instant};
+
+use serde_json::json;
+
+use crate::ground::{Ground, answered, probed, wait};
+use crate::{Case, Options};
+
+pub(crate) const CASES: &[Case] = &[
+    Case { id: "S2 runs", title: "many runs of a large registered script at one time", run: runs },
+    Case { id: "S2 abandoned", title: "runs of a large script whose clients have gone", run: abandoned },
+    Case { id: "S2 replaced", title: "versions of a script while runs of the old ones wait", run: replaced },
+    Case { id: "S11 deaf", title: "answers that nobody reads", run: |options| answers(options, false) },
+    Case { id: "S11 slow", title: "answers that are read very slowly", run: |options| answers(options, true) },
+    Case { id: "S12 modules", title: "scripts of ten thousand empty modules", run: modules },
+    Case { id: "S12 env", title: "scripts of nothing but limits and a name", run: tiny },
+];
+
+const MIB: usize = 1 << 20;
+const BACK: Duration = Duration::from_secs(10);
+
+/// Registers a script that sleeps, beside a text of that size.
+fn register(ground: &Ground, tenant: &str, id: &str, bytes: usize) -> Result<(), String> {
+    let source = "export default (ms)=>new Promise(r=>setTimeout(()=>r(1),ms))";
+    let modules = json!({ "m.js": source, "t": { "text": "x".repeat(bytes) } });
+    let body = json!({ "mainModule": "m.js", "modules": modules }).to_string();
+    let path = format!("/v1/tenants/{tenant}/scripts/{id}?replace=1");
+    ground.attacker.answered("PUT", &path, body.as_bytes()).map(drop)
+}
+
+fn begin(ground: &Ground, tenant: &str, ms: u64) -> Option<UnixStream> {
+    let body = json!({ "args": [ms] }).to_string();
+    ground.attacker.begin("POST", &format!("/v1/tenants/{tenant}/scripts/s/run"), body.as_bytes()).ok()
+}
+
+/// Before anything was registered, with a worker in place.
+fn before(ground: &Ground) -> Result<u64, String> {
+    ground.attacker.served("acme-1", "()=>1")?;
+    ground.victim.served("good-1", "()=>1")?;
+    ground.gauge().quiet(BACK);
+    ground.gauge().rss().ok_or_else(|| "the daemon died".to_owned())
+}
+
+/// The script as it is kept, once more while it is sent, and what a request may cost.
+fn allowed(before: u64, bytes: usize) -> u64 {
+    before + (2 * bytes / MIB) as u64 + 64
+}
+
+fn size(options: Options) -> usize {
+    if options.slow || options.bench { 60 * MIB } else { 24 * MIB }
+}
+
+fn runs(options: Options) -> Result<String, String> {
+    let ground = Ground::start("");
+    let (bytes, gauge) = (size(options), ground.gauge());
+    let before = before(&ground)?;
+    register(&ground, "acme-1", "s", bytes)?;
+    gauge.quiet(BACK);
+    gauge.reset();
+    let (good, pings) = probed(&ground, || {
+        let streams: Vec<_> = (0..64).filter_map(|_| begin(&ground, "acme-1", 100)).collect();
+        let mut answers = streams.into_iter().map(|mut stream| enisle_tests::Answer::read(&mut stream));
+        answers.by_ref().filter(|answer| answer.as_ref().is_ok_and(|answer| answer.status == 200)).count()
+    });
+    let peak = gauge.peak().ok_or("the daemon died")?;
+    let allowed = allowed(before, bytes);
+    let said = format!("{good} of 64 runs, peak {peak} MiB, {before} before, {allowed} allowed");
+    let pings = pings.verdict(options.bench);
+    if peak <= allowed && good > 0 { pings.map(|pings| format!("{said}; {pings}")) } else { Err(said) }
+}
+
+fn abandoned(options: Options) -> Result<String, String> {
+    let ground = Ground::start("");
+    let (bytes, gauge) = (size(options), ground.gauge());
+    let before = before(&ground)?;
+    register(&ground, "acme-1", "s", bytes)?;
+    gauge.quiet(BACK);
+    gauge.reset();
+    let in_flight = || ground.tenant("acme-1")["inFlight"].as_u64().unwrap_or_default();
+    let (sent, pings) = probed(&ground, || {
+        let head = begin(&ground, "acme-1", 9000);
+        wait(BACK, || in_flight() == 1);
+        let mut sent = 0;
+        for _ in 0..4 {
+            let streams: Vec<_> = (0..30).filter_map(|_| begin(&ground, "acme-1", 1)).collect();
+            // Each waits for the first one's end, or is refused.
+            let waiting = || streams.iter().filter(|stream| !answered(stream)).count() as u64;
+            wait(BACK, || in_flight() > waiting());
+            gauge.quiet(Duration::from_secs(5));
+            sent += streams.len();
+        }
+        drop(head);
+        sent
+    });
+    let idle = wait(BACK, || in_flight() == 0);
+    let peak = gauge.peak().ok_or("the daemon died")?;
+    let allowed = allowed(before, bytes);
+    let back = gauge.back_to(before + (bytes / MIB) as u64 + 24, BACK);
+    let said = format!("{sent} runs abandoned, peak {peak} MiB, {before} before, {allowed} allowed; then {back:?}");
+    let pings = pings.verdict(options.bench);
+    if !idle {
+        return Err(format!("{said}; runs of clients that have gone are still in flight"));
+    }
+    if peak <= allowed && back.is_ok() { pings.map(|pings| format!("{said}; {pings}")) } else { Err(said) }
+}
+
+/// A version that has been replaced is held by the runs that wait for it; then it counts.
+fn replaced(_: Options) -> Result<String, String> {
+    const BYTES: usize = 8 * MIB;
+    let ground = Ground::start("[api]\nscript_mb = 64\n");
+    let gauge = ground.gauge();
+    let before = before(&ground)?;
+    gauge.reset();
+    let mut held = Vec::new();
+    let mut versions = 0;
+    for round in 0..40 {
+        if register(&ground, "acme-1", "s", BYTES + round).is_err() {
+            break;
+        }
+        versions += 1;
+        held.extend(begin(&ground, "acme-1", 9000));
+        wait(Duration::from_secs(2), || {
+            ground.tenant("acme-1")["inFlight"].as_u64().unwrap_or_default() >= held.len() as u64
+        });
+    }
+    let peak = gauge.peak().ok_or("the daemon died")?;
+    // The pool for scripts, a request, and a frame that is being sent.
+    let allowed = before + 64 + 3 * (BYTES / MIB) as u64 + 32;
+    let said = format!("{versions} versions of 8 MiB, peak {peak} MiB, {before} before, {allowed} allowed");
+    if peak <= allowed { Ok(said) } else { Err(said) }
+}
+
+/// 2.6 MB of answer: control characters are six bytes each in JSON.
+const LOUD: &str =
+    "()=>{ for(let i=0;i<250;i++) console.log('\\u0001'.repeat(1000)); return '\\u0001'.repeat(170000) }";
+
+fn answers(options: Options, reading: bool) -> Result<String, String> {
+    const WRITE_SECS: u64 = 6;
+    let ground = Ground::start(&format!("[api]\nwrite_secs = {WRITE_SECS}\n"));
+    let gauge = ground.gauge();
+    let before = before(&ground)?;
+    gauge.reset();
+    let count = if options.slow { 700 } else { 250 };
+    let body = json!({ "code": LOUD }).to_string();
+    let ((served, held), pings) = probed(&ground, || {
+        let begin = |number: usize| {
+            let path = format!("/v1/tenants/acme-{}/load", number % 4);
+            ground.attacker.begin("POST", &path, body.as_bytes()).ok()
+        };
+        let held: Vec<_> = (0..count).filter_map(begin).collect();
+        // Each has an answer, or waits for room.
+        wait(Duration::from_secs(20), || held.iter().all(answered));
+        (ground.victim.served("good-1", LOUD), held)
+    });
+    let peak = gauge.peak().ok_or("the daemon died")?;
+    // A peer's half of the pool, and what the requests themselves may cost.
+    let allowed = before + 128 + 64;
+    // Somebody who takes a byte now and then must not keep the rest for ever.
+    let begun = Instant::now();
+    let mut streams = held;
+    let limit = Duration::from_secs(2 * WRITE_SECS) + BACK;
+    let back = loop {
+        let rss = gauge.rss().ok_or("the daemon died")?;
+        if rss <= before + 24 || begun.elapsed() > limit {
+            break rss;
+        }
+        for stream in streams.iter_mut().filter(|_| reading) {
+            let _ = stream.set_nonblocking(true);
+            // A whole buffer of the socket's, or the daemon cannot write anything new.
+            let _ = stream.read(&mut [0; 4096]);
+        }
+        std::thread::sleep(Duration::from_millis(100));
+    };
+    let said = format!(
+        "{count} answers of 2.6 MB, peak {peak} MiB, {before} before, {allowed} allowed; {back} MiB after {:.0} s; \
+         the victim meanwhile: {served:?}",
+        begun.elapsed().as_secs_f64()
+    );
+    let in_time = served.as_ref().is_ok_and(|took| !options.bench || *took <= Duration::from_secs(1));
+    let held = peak <= allowed && back <= before + 24 && in_time;
+    let pings = pings.verdict(options.bench);
+    if held { pings.map(|pings| format!("{said}; {pings}")) } else { Err(said) }
+}
+
+/// What registrations charge is what they cost: the pool is full before the memory is twice its size.
+fn fill(options: Options, body: &[u8], most: usize) -> Result<String, String> {
+    const SCRIPT_MB: u64 = 16;
+    let ground = Ground::start(&format!("[api]\nscript_mb = {SCRIPT_MB}\n"));
+    let gauge = ground.gauge();
+    let before = before(&ground)?;
+    let path = |number| format!("/v1/tenants/acme-{}/scripts/s{}", number / 100, number % 100);
+    let paths: Vec<_> = (0..most).map(path).collect();
+    let (got, pings) = probed(&ground, || ground.attacker.flood(2, "PUT", &paths, body, 201));
+    gauge.quiet(BACK);
+    let after = gauge.rss().ok_or("the daemon died")?;
+    // Names are bounded by their own pool, and cost some KiB each.
+    let allowed = before + 2 * SCRIPT_MB + 24;
+    let said = format!("{got} scripts in {SCRIPT_MB} MiB, {after} MiB, {before} before, {allowed} allowed");
+    let pings = pings.verdict(options.bench);
+    if after <= allowed { pings.map(|pings| format!("{said}; {pings}")) } else { Err(said) }
+}
+
+fn modules(options: Options) -> Result<String, String> {
+    const LETTERS: &[u8; 26] = b"abcdefghijklmnopqrstuvwxyz";
+    let letter = |number: usize, place: u32| char::from(LETTERS[number / 26_usize.pow(place) % 26]);
+    let mut body = r#"{"mainModule":"m.js","modules":{"m.js":"export default ()=>1""#.to_owned();
+    for n in 0..9_999 {
+        body.extend([',', '"', letter(n, 0), letter(n, 1), letter(n, 2)]);
+        body.push_str("\":{\"text\":\"\"}");
+    }
+    body.push_str("}}");
+    fill(options, body.as_bytes(), 500)
+}
+
+fn tiny(options: Options) -> Result<String, String> {
+    fill(options, br#"{"code":"1","env":{},"limits":{"cpuMs":1}}"#, 50_000)
+}

@@ -1,0 +1,324 @@
+//! Every pool that all clients share: one uid takes all that it can, then another one is served.
+//!
+//! With `share_percent = 100` the attacker has no share imposed on it. Then the pool has to be gone,
+//! or what the attacker did was no attack.
+
+use std::os::unix::net::UnixStream;
+use std::time::Duration;
+
+use enisle_tests::SHARING;
+use serde_json::json;
+
+use crate::ground::{Ground, Peer, answered, probed, wait};
+use crate::{Case, Options};
+
+pub(crate) const CASES: &[Case] = &[
+    Case { id: "S6a names", title: "a peer takes all names of tenants", run: |options| attack(&NAMES, options) },
+    Case { id: "S6b homes", title: "a peer takes all worker processes", run: |options| attack(&HOMES, options) },
+    Case { id: "S6c alone", title: "a peer takes all homes of one tenant", run: |options| attack(&ALONE, options) },
+    Case { id: "S6d announced", title: "bodies announced, and never sent", run: |options| attack(&ANNOUNCED, options) },
+    Case { id: "S6d arrived", title: "bodies sent up to the last byte", run: |options| attack(&ARRIVED, options) },
+    Case {
+        id: "S6d chunks",
+        title: "bodies of no announced length, never ended",
+        run: |options| attack(&CHUNKS, options),
+    },
+    Case { id: "S6e scripts", title: "a peer takes all memory for scripts", run: |options| attack(&SCRIPTS, options) },
+    Case { id: "S6e small", title: "the same with scripts of one byte", run: |options| attack(&SMALL, options) },
+    Case { id: "S6f connections", title: "a peer takes all connections", run: |options| attack(&CONNECTIONS, options) },
+    Case { id: "S6f two", title: "a peer and a user without rights take all connections", run: two_uids },
+    Case { id: "S6f stranger", title: "a user without rights has eight connections", run: stranger },
+    Case { id: "S6 percent", title: "a share of a quarter is a quarter", run: quarter },
+    Case { id: "S6 root", title: "root has no share imposed on it", run: root },
+    Case { id: "S6 processes", title: "tenants of different uids share no process", run: processes },
+];
+
+struct Pool {
+    config: &'static str,
+    /// Takes all that there is; what it got, and what must stay open for it.
+    take: fn(&Ground) -> Taken,
+    /// Whether the other peer is served.
+    serve: fn(&Ground) -> Result<Duration, String>,
+}
+
+struct Taken {
+    what: String,
+    _held: Vec<UnixStream>,
+}
+
+/// Before anybody's clients have timed out by themselves, the victim must have been served.
+const PATIENT: &str = "[api]\nread_secs = 120\nwrite_secs = 120\n";
+
+fn attack(pool: &Pool, options: Options) -> Result<String, String> {
+    let try_with = |share| {
+        let ground = Ground::with(pool.config, share);
+        let ((taken, served), pings) = probed(&ground, || ((pool.take)(&ground), (pool.serve)(&ground)));
+        (taken.what, served, pings)
+    };
+    let (taken, served, pings) = try_with(None);
+    let took = served.map_err(|refused| format!("the attacker has {taken}; the victim: {refused}"))?;
+    let said = format!("the attacker has {taken}; the victim is served in {:.3} s; ", took.as_secs_f64());
+    let pings = pings.verdict(options.bench).map_err(|pings| format!("{said}{pings}"))?;
+    if options.bench && took > Duration::from_secs(1) {
+        return Err(said);
+    }
+    match try_with(Some(100)) {
+        (taken, Err(refused), _) => Ok(format!("{said}{pings}; without shares it has {taken}, the victim: {refused}")),
+        (taken, Ok(_), _) => Err(format!("{said}but also where the attacker may have everything ({taken}): no attack")),
+    }
+}
+
+fn script(bytes: usize) -> Vec<u8> {
+    json!({ "code": format!("()=>1//{}", "x".repeat(bytes)) }).to_string().into_bytes()
+}
+
+/// As many as the daemon knows at the most.
+const MOST_NAMES: usize = 100_000;
+
+const NAMES: Pool = Pool {
+    config: SHARING,
+    take: |ground| {
+        let paths: Vec<_> = (0..MOST_NAMES).map(|n| format!("/v1/tenants/acme-{n}/scripts/s")).collect();
+        let got = ground.attacker.flood(4, "PUT", &paths, br#"{"code":"1"}"#, 201);
+        Taken { what: format!("{got} of {MOST_NAMES} names"), _held: Vec::new() }
+    },
+    serve: |ground| ground.victim.answered("PUT", "/v1/tenants/good-new/scripts/s", br#"{"code":"1"}"#),
+};
+
+/// Runs that last, and may: what a peer can hold a home with.
+const SLEEPS: &str = r#"{"code":"()=>new Promise(r=>setTimeout(r,100000))","limits":{"wallMs":110000}}"#;
+
+/// Begins a run for each tenant, and waits until each has a home or was refused one.
+fn take_homes(ground: &Ground, tenants: &[String]) -> Taken {
+    let run = |tenant: &String| {
+        let stream = ground.attacker.begin("POST", &format!("/v1/tenants/{tenant}/load"), SLEEPS.as_bytes());
+        stream.expect("the attacker may connect")
+    };
+    let held: Vec<_> = tenants.iter().map(run).collect();
+    let lives = |tenant: &String| ground.tenant(tenant)["resident"].is_object();
+    let settled = |(tenant, stream): (&String, &UnixStream)| answered(stream) || lives(tenant);
+    wait(Duration::from_secs(30), || tenants.iter().zip(&held).all(settled));
+    let got = tenants.iter().filter(|tenant| lives(tenant)).count();
+    Taken { what: format!("{got} homes of {} tenants", tenants.len()), _held: held }
+}
+
+fn names(beginning: &str, count: usize) -> Vec<String> {
+    (0..count).map(|n| format!("{beginning}{n}")).collect()
+}
+
+const HOMES: Pool = Pool {
+    config: "[workers]\nmax = 6\nkeys = \"off\"\n[defaults.limits]\nwall_ms = 120000\n",
+    take: |ground| take_homes(ground, &names("acme-", 9)),
+    serve: |ground| ground.victim.served("good-1", "()=>1"),
+};
+
+const ALONE: Pool = Pool {
+    config: "[workers]\nshare_without_keys = true\nmax = 16\n[cordon]\nmax_alone = 4\nqueue_secs = 2\n[defaults.limits]\nwall_ms = 120000\n",
+    take: |ground| {
+        // What they did to have to live alone does not matter here.
+        let tenants = names("acme-alone-", 7);
+        for tenant in tenants.iter().map(String::as_str).chain(["good-alone"]) {
+            let order = br#"{"level":"solo","reason":"as if it had misbehaved"}"#;
+            let answer = ground.root.ask("PUT", &format!("/v1/tenants/{tenant}/cordon"), order);
+            answer.expect("root may order that").ok();
+        }
+        take_homes(ground, &tenants)
+    },
+    serve: |ground| ground.victim.served("good-alone", "()=>1"),
+};
+
+const LARGE: usize = 30 << 20;
+
+/// A request of a size that counts.
+fn serve_large(ground: &Ground) -> Result<Duration, String> {
+    ground.victim.answered("POST", "/v1/tenants/good-1/load", &script(1 << 20))
+}
+
+fn hold(ground: &Ground, how_many: usize, request: impl Fn(&mut UnixStream, usize)) -> Vec<UnixStream> {
+    let hold = |number| {
+        let mut stream = ground.attacker.connect().expect("the attacker may connect");
+        // Of what the daemon does not want to read, the rest is not sent.
+        stream.set_write_timeout(Some(Duration::from_secs(1))).expect("a timeout");
+        request(&mut stream, number);
+        stream
+    };
+    let held: Vec<_> = (0..how_many).map(hold).collect();
+    // Those that were refused come again, as an attacker would.
+    held.into_iter()
+        .enumerate()
+        .map(|(number, stream)| if answered(&stream) { hold(how_many + number) } else { stream })
+        .collect()
+}
+
+fn open(held: &[UnixStream]) -> String {
+    let open = held.iter().filter(|stream| !answered(stream)).count();
+    format!("{open} of {} requests waiting", held.len())
+}
+
+const ANNOUNCED: Pool = Pool {
+    config: "[workers]\nshare_without_keys = true\n[api]\nbody_mb = 256\nread_secs = 120\n",
+    take: |ground| {
+        let held = hold(ground, 12, |stream, number| {
+            let path = format!("/v1/tenants/acme-{number}/load");
+            let _ = std::io::Write::write_all(
+                stream,
+                format!("POST {path} HTTP/1.1\r\nhost: d\r\ncontent-length: {}\r\n\r\n", 60 << 20).as_bytes(),
+            );
+        });
+        Taken { what: open(&held), _held: held }
+    },
+    serve: serve_large,
+};
+
+const ARRIVED: Pool = Pool {
+    config: ANNOUNCED.config,
+    take: |ground| {
+        let body = vec![b' '; LARGE];
+        let held = hold(ground, 12, |stream, number| {
+            let path = format!("/v1/tenants/acme-{number}/load");
+            let head = format!("POST {path} HTTP/1.1\r\nhost: d\r\ncontent-length: {}\r\n\r\n", LARGE + 1);
+            let _ = std::io::Write::write_all(stream, head.as_bytes());
+            let _ = std::io::Write::write_all(stream, &body);
+        });
+        Taken { what: open(&held), _held: held }
+    },
+    serve: serve_large,
+};
+
+const CHUNKS: Pool = Pool {
+    config: ANNOUNCED.config,
+    take: |ground| {
+        let body = vec![b' '; 1 << 20];
+        let held = hold(ground, 12, |stream, number| {
+            let path = format!("/v1/tenants/acme-{number}/scripts/s");
+            let head = format!("PUT {path} HTTP/1.1\r\nhost: d\r\ntransfer-encoding: chunked\r\n\r\n");
+            let _ = std::io::Write::write_all(stream, head.as_bytes());
+            for _ in 0..LARGE >> 20 {
+                let chunk = [b"100000\r\n", body.as_slice(), b"\r\n"].concat();
+                if std::io::Write::write_all(stream, &chunk).is_err() {
+                    break;
+                }
+            }
+        });
+        Taken { what: open(&held), _held: held }
+    },
+    serve: serve_large,
+};
+
+/// Registers scripts until the daemon takes no more; how many.
+fn register(peer: &Peer, beginning: &str, bytes: usize, most: usize) -> usize {
+    let body = script(bytes);
+    let put = |number: usize| {
+        let path = format!("/v1/tenants/{beginning}{}/scripts/s{}", number / 50, number % 50);
+        peer.ask("PUT", &path, &body).map_or(0, |answer| answer.status)
+    };
+    (0..most).take_while(|number| put(*number) == 201).count()
+}
+
+const SCRIPT_MB: usize = 64;
+const SCRIPT_CONFIG: &str = "[workers]\nshare_without_keys = true\n[api]\nscript_mb = 64\n";
+
+const SCRIPTS: Pool = Pool {
+    config: SCRIPT_CONFIG,
+    take: |ground| {
+        let got = register(&ground.attacker, "acme-", 1 << 20, 2 * SCRIPT_MB);
+        Taken { what: format!("{got} of {SCRIPT_MB} MiB for scripts"), _held: Vec::new() }
+    },
+    serve: |ground| ground.victim.answered("PUT", "/v1/tenants/good-1/scripts/s", &script(1 << 20)),
+};
+
+const SMALL: Pool = Pool {
+    // Every script has a cost that its bytes do not show.
+    config: "[workers]\nshare_without_keys = true\n[api]\nscript_mb = 4\n",
+    take: |ground| {
+        let path = |number| format!("/v1/tenants/acme-{}/scripts/s{}", number / 100, number % 100);
+        let paths: Vec<_> = (0..20_000).map(path).collect();
+        let got = ground.attacker.flood(2, "PUT", &paths, br#"{"code":"1"}"#, 201);
+        Taken { what: format!("{got} scripts in 4 MiB"), _held: Vec::new() }
+    },
+    serve: |ground| ground.victim.answered("PUT", "/v1/tenants/good-1/scripts/s", &script(512 << 10)),
+};
+
+const MOST_CONNECTIONS: usize = 64;
+const CONNECTION_CONFIG: &str = "[workers]\nshare_without_keys = true\n[api]\nconnections = 64\nread_secs = 120\n";
+
+/// Connections with half a head each; those that the daemon did not close.
+fn half_heads(peer: &Peer, how_many: usize) -> Vec<UnixStream> {
+    let open = |_| {
+        let mut stream = peer.connect().ok()?;
+        // Who is over its share may find the connection closed already.
+        let _ = std::io::Write::write_all(&mut stream, b"GET /v1");
+        Some(stream)
+    };
+    let mut held: Vec<_> = (0..how_many).map_while(open).collect();
+    // One more shows that the daemon has looked at all before it, unless it takes none any more.
+    wait(Duration::from_secs(2), || held.last().is_none_or(answered));
+    held.retain(|stream| !answered(stream));
+    held
+}
+
+const CONNECTIONS: Pool = Pool {
+    config: CONNECTION_CONFIG,
+    take: |ground| {
+        let held = half_heads(&ground.attacker, MOST_CONNECTIONS + 16);
+        Taken { what: format!("{} of {MOST_CONNECTIONS} connections", held.len()), _held: held }
+    },
+    serve: |ground| ground.victim.served("good-1", "()=>1"),
+};
+
+fn two_uids(_: Options) -> Result<String, String> {
+    let ground = Ground::with(CONNECTION_CONFIG, None);
+    let first = half_heads(&ground.attacker, MOST_CONNECTIONS);
+    let second = half_heads(&ground.stranger, MOST_CONNECTIONS);
+    let said = format!("the peer has {}, the user without rights {} connections", first.len(), second.len());
+    let took = ground.victim.served("good-1", "()=>1").map_err(|refused| format!("{said}; the victim: {refused}"))?;
+    Ok(format!("{said}; the victim is served in {:.3} s", took.as_secs_f64()))
+}
+
+/// What uids without rules may have together.
+const STRANGERS: usize = 8;
+
+fn stranger(_: Options) -> Result<String, String> {
+    let ground = Ground::start(PATIENT);
+    ground.victim.served("good-1", "()=>1")?;
+    // Whether a connection over the bound is closed or waits: what counts is what the daemon holds.
+    let descriptors = || std::fs::read_dir(format!("/proc/{}/fd", ground.daemon.pid())).map_or(0, Iterator::count);
+    let before = descriptors();
+    let held = half_heads(&ground.stranger, 200);
+    // Another uid without rules has a part of the same.
+    let another = Peer::call(ground.daemon.folder.path(), 5004, "connect", &ground.daemon.socket());
+    let more = half_heads(&another, 200);
+    ground.victim.served("good-1", "()=>1").map_err(|refused| format!("the victim: {refused}"))?;
+    let taken = descriptors().saturating_sub(before);
+    drop((held, more));
+    let said = format!("{taken} of 400 connections of two such users are held");
+    if taken <= STRANGERS { Ok(said) } else { Err(format!("{said}; {STRANGERS} together allowed")) }
+}
+
+fn quarter(_: Options) -> Result<String, String> {
+    let ground = Ground::with(SCRIPT_CONFIG, Some(25));
+    let got = register(&ground.attacker, "acme-", 1 << 20, SCRIPT_MB);
+    let said = format!("{got} of {SCRIPT_MB} MiB for scripts with share_percent = 25");
+    if (SCRIPT_MB / 8..=SCRIPT_MB / 4).contains(&got) { Ok(said) } else { Err(said) }
+}
+
+fn root(_: Options) -> Result<String, String> {
+    let ground = Ground::with(SCRIPT_CONFIG, None);
+    let got = register(&ground.root, "acme-", 1 << 20, SCRIPT_MB);
+    // And one that a rule names is held to it.
+    let limited = format!("{SCRIPT_CONFIG}[[peers]]\nuid = 0\ntenants = [\"*\"]\nshare_percent = 50\n");
+    let half = register(&Ground::with(&limited, None).root, "acme-", 1 << 20, SCRIPT_MB);
+    let said = format!("{got} of {SCRIPT_MB} MiB for scripts, {half} where a rule says half");
+    if got >= SCRIPT_MB * 9 / 10 && half <= SCRIPT_MB / 2 { Ok(said) } else { Err(said) }
+}
+
+fn processes(_: Options) -> Result<String, String> {
+    let ground = Ground::start("");
+    ground.attacker.served("acme-1", "()=>1")?;
+    ground.victim.served("good-1", "()=>1")?;
+    ground.attacker.served("acme-2", "()=>1")?;
+    let pid = |tenant| ground.tenant(tenant)["resident"]["pid"].as_i64();
+    let (one, two, other) = (pid("acme-1"), pid("acme-2"), pid("good-1"));
+    let said = format!("two tenants of the attacker's: {one:?}, {two:?}; the victim's: {other:?}");
+    if other.is_some() && one == two && other != one { Ok(said) } else { Err(said) }
+}
