@@ -31,7 +31,7 @@ const SECRET: &str = "MY_SECRET_TOKEN";
 /// The client as the victim types it.
 fn client(place: &Path, arguments: &[&str]) -> Child {
     let (script, home) = (place.join("s.js"), place.join("home"));
-    fs::write(&script, "(input, env) => env.key").expect("the folder is ours");
+    fs::write(&script, "(env) => env.key").expect("the folder is ours");
     fs::set_permissions(&script, fs::Permissions::from_mode(0o644)).expect("it is ours");
     let mut command = Command::new(copied(place, "enisle"));
     command.arg("run").arg(&script).args(["--env", &format!("key={SECRET}")]).args(arguments);

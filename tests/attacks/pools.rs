@@ -3,6 +3,7 @@
 //! With `share_percent = 100` the attacker has no share imposed on it. Then the pool has to be gone,
 //! or what the attacker did was no attack.
 
+use std::io::Write;
 use std::os::unix::net::UnixStream;
 use std::time::Duration;
 
@@ -35,6 +36,8 @@ pub(crate) const CASES: &[Case] = &[
 
 struct Pool {
     config: &'static str,
+    /// Whether the attack succeeds against a daemon of today's without shares.
+    control: bool,
     /// Takes all that there is; what it got, and what must stay open for it.
     take: fn(&Ground) -> Taken,
     /// Whether the other peer is served.
@@ -62,6 +65,9 @@ fn attack(pool: &Pool, options: Options) -> Result<String, String> {
     if options.bench && took > Duration::from_secs(1) {
         return Err(said);
     }
+    if !pool.control {
+        return Ok(format!("{said}{pings}"));
+    }
     match try_with(Some(100)) {
         (taken, Err(refused), _) => Ok(format!("{said}{pings}; without shares it has {taken}, the victim: {refused}")),
         (taken, Ok(_), _) => Err(format!("{said}but also where the attacker may have everything ({taken}): no attack")),
@@ -77,6 +83,7 @@ const MOST_NAMES: usize = 100_000;
 
 const NAMES: Pool = Pool {
     config: SHARING,
+    control: true,
     take: |ground| {
         let paths: Vec<_> = (0..MOST_NAMES).map(|n| format!("/v1/tenants/acme-{n}/scripts/s")).collect();
         let got = ground.attacker.flood(4, "PUT", &paths, br#"{"code":"1"}"#, 201);
@@ -108,12 +115,14 @@ fn names(beginning: &str, count: usize) -> Vec<String> {
 
 const HOMES: Pool = Pool {
     config: "[workers]\nmax = 6\nkeys = \"off\"\n[defaults.limits]\nwall_ms = 120000\n",
+    control: true,
     take: |ground| take_homes(ground, &names("acme-", 9)),
     serve: |ground| ground.victim.served("good-1", "()=>1"),
 };
 
 const ALONE: Pool = Pool {
     config: "[workers]\nshare_without_keys = true\nmax = 16\n[cordon]\nmax_alone = 4\nqueue_secs = 2\n[defaults.limits]\nwall_ms = 120000\n",
+    control: true,
     take: |ground| {
         // What they did to have to live alone does not matter here.
         let tenants = names("acme-alone-", 7);
@@ -127,27 +136,25 @@ const ALONE: Pool = Pool {
     serve: |ground| ground.victim.served("good-alone", "()=>1"),
 };
 
-const LARGE: usize = 30 << 20;
-
 /// A request of a size that counts.
 fn serve_large(ground: &Ground) -> Result<Duration, String> {
     ground.victim.answered("POST", "/v1/tenants/good-1/load", &script(1 << 20))
 }
 
-fn hold(ground: &Ground, how_many: usize, request: impl Fn(&mut UnixStream, usize)) -> Vec<UnixStream> {
-    let hold = |number| {
+/// Sends many requests at one time, each as far as the daemon reads it.
+fn hold(ground: &Ground, how_many: usize, request: impl Fn(&mut UnixStream, usize) + Sync) -> Vec<UnixStream> {
+    let hold = |number: usize| {
         let mut stream = ground.attacker.connect().expect("the attacker may connect");
         // Of what the daemon does not want to read, the rest is not sent.
         stream.set_write_timeout(Some(Duration::from_secs(1))).expect("a timeout");
         request(&mut stream, number);
         stream
     };
-    let held: Vec<_> = (0..how_many).map(hold).collect();
-    // Those that were refused come again, as an attacker would.
-    held.into_iter()
-        .enumerate()
-        .map(|(number, stream)| if answered(&stream) { hold(how_many + number) } else { stream })
-        .collect()
+    std::thread::scope(|scope| {
+        let hold = &hold;
+        let threads: Vec<_> = (0..how_many).map(|number| scope.spawn(move || hold(number))).collect();
+        threads.into_iter().map(|thread| thread.join().expect("it connects and writes")).collect()
+    })
 }
 
 fn open(held: &[UnixStream]) -> String {
@@ -157,28 +164,31 @@ fn open(held: &[UnixStream]) -> String {
 
 const ANNOUNCED: Pool = Pool {
     config: "[workers]\nshare_without_keys = true\n[api]\nbody_mb = 256\nread_secs = 120\n",
+    // What was only announced is not charged.
+    control: false,
     take: |ground| {
         let held = hold(ground, 12, |stream, number| {
             let path = format!("/v1/tenants/acme-{number}/load");
-            let _ = std::io::Write::write_all(
-                stream,
-                format!("POST {path} HTTP/1.1\r\nhost: d\r\ncontent-length: {}\r\n\r\n", 60 << 20).as_bytes(),
-            );
+            let head = format!("POST {path} HTTP/1.1\r\nhost: d\r\ncontent-length: {}\r\n\r\n", 60 << 20);
+            let _ = stream.write_all(head.as_bytes());
         });
         Taken { what: open(&held), _held: held }
     },
     serve: serve_large,
 };
 
+/// More bodies of a MiB than the pool has, so that what is left is less than one more needs.
+const ALMOST: usize = 150;
+
 const ARRIVED: Pool = Pool {
     config: ANNOUNCED.config,
+    control: true,
     take: |ground| {
-        let body = vec![b' '; LARGE];
-        let held = hold(ground, 12, |stream, number| {
+        let body = vec![b' '; 1 << 20];
+        let held = hold(ground, ALMOST, |stream, number| {
             let path = format!("/v1/tenants/acme-{number}/load");
-            let head = format!("POST {path} HTTP/1.1\r\nhost: d\r\ncontent-length: {}\r\n\r\n", LARGE + 1);
-            let _ = std::io::Write::write_all(stream, head.as_bytes());
-            let _ = std::io::Write::write_all(stream, &body);
+            let head = format!("POST {path} HTTP/1.1\r\nhost: d\r\ncontent-length: {}\r\n\r\n", body.len() + 1);
+            let _ = stream.write_all(head.as_bytes()).and_then(|()| stream.write_all(&body));
         });
         Taken { what: open(&held), _held: held }
     },
@@ -187,18 +197,14 @@ const ARRIVED: Pool = Pool {
 
 const CHUNKS: Pool = Pool {
     config: ANNOUNCED.config,
+    control: true,
     take: |ground| {
-        let body = vec![b' '; 1 << 20];
-        let held = hold(ground, 12, |stream, number| {
-            let path = format!("/v1/tenants/acme-{number}/scripts/s");
+        let chunk = [b"1000\r\n", [b' '; 0x1000].as_slice(), b"\r\n"].concat();
+        let chunks = chunk.repeat((1 << 20) / 0x1000);
+        let held = hold(ground, ALMOST, |stream, number| {
+            let path = format!("/v1/tenants/acme-{}/scripts/s{}", number / 50, number % 50);
             let head = format!("PUT {path} HTTP/1.1\r\nhost: d\r\ntransfer-encoding: chunked\r\n\r\n");
-            let _ = std::io::Write::write_all(stream, head.as_bytes());
-            for _ in 0..LARGE >> 20 {
-                let chunk = [b"100000\r\n", body.as_slice(), b"\r\n"].concat();
-                if std::io::Write::write_all(stream, &chunk).is_err() {
-                    break;
-                }
-            }
+            let _ = stream.write_all(head.as_bytes()).and_then(|()| stream.write_all(&chunks));
         });
         Taken { what: open(&held), _held: held }
     },
@@ -220,6 +226,7 @@ const SCRIPT_CONFIG: &str = "[workers]\nshare_without_keys = true\n[api]\nscript
 
 const SCRIPTS: Pool = Pool {
     config: SCRIPT_CONFIG,
+    control: true,
     take: |ground| {
         let got = register(&ground.attacker, "acme-", 1 << 20, 2 * SCRIPT_MB);
         Taken { what: format!("{got} of {SCRIPT_MB} MiB for scripts"), _held: Vec::new() }
@@ -230,9 +237,10 @@ const SCRIPTS: Pool = Pool {
 const SMALL: Pool = Pool {
     // Every script has a cost that its bytes do not show.
     config: "[workers]\nshare_without_keys = true\n[api]\nscript_mb = 4\n",
+    control: true,
     take: |ground| {
         let path = |number| format!("/v1/tenants/acme-{}/scripts/s{}", number / 100, number % 100);
-        let paths: Vec<_> = (0..20_000).map(path).collect();
+        let paths: Vec<_> = (0..40_000).map(path).collect();
         let got = ground.attacker.flood(2, "PUT", &paths, br#"{"code":"1"}"#, 201);
         Taken { what: format!("{got} scripts in 4 MiB"), _held: Vec::new() }
     },
@@ -247,7 +255,7 @@ fn half_heads(peer: &Peer, how_many: usize) -> Vec<UnixStream> {
     let open = |_| {
         let mut stream = peer.connect().ok()?;
         // Who is over its share may find the connection closed already.
-        let _ = std::io::Write::write_all(&mut stream, b"GET /v1");
+        let _ = stream.write_all(b"GET /v1");
         Some(stream)
     };
     let mut held: Vec<_> = (0..how_many).map_while(open).collect();
@@ -259,6 +267,7 @@ fn half_heads(peer: &Peer, how_many: usize) -> Vec<UnixStream> {
 
 const CONNECTIONS: Pool = Pool {
     config: CONNECTION_CONFIG,
+    control: true,
     take: |ground| {
         let held = half_heads(&ground.attacker, MOST_CONNECTIONS + 16);
         Taken { what: format!("{} of {MOST_CONNECTIONS} connections", held.len()), _held: held }
