@@ -2,8 +2,8 @@
 //! (`v8/patches/02-pointer-tables-kept.patch`).
 //!
 //! Handles of objects are indices into such a table, and lie in the cage: whoever can corrupt the
-//! cage points one at a segment that the isolate does not use, and V8 writes there. The next isolate
-//! must find nothing of that.
+//! cage points one at a segment that the isolate does not use, and V8 writes there. The next
+//! isolate must find nothing of that.
 //!
 //! ```text
 //! run     1        2        3
@@ -73,8 +73,8 @@ const LOOK: &str = "
     return { base: String(base), waits: pooled.includes(segment), used: used(), left: [word(entry), word(entry + 8n)].map(String) };
 }";
 
-/// What a tenant's isolate wrote into a waiting segment of a table is gone when the next one has the
-/// table, and is not without the clearing.
+/// What a tenant's isolate wrote into a waiting segment of a table is gone when the next one has
+/// the table, and is not without the clearing.
 pub(crate) fn cleared(bench: &Bench) -> Result<String, String> {
     let (left, found) = attack(&bench.workshop, bench)?;
     if found != json!({ "base": left["base"], "waits": true, "used": 0, "left": ["0", "0"] }) {
