@@ -10,6 +10,7 @@ use enisle_hardening::Layer::{
 };
 
 use crate::checks::{self, Check};
+use crate::tables;
 
 /// What has to become of an attack with every layer on.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -191,6 +192,7 @@ pub(crate) const CASES: &[Case] = &[
     attack("M02 write tables", "write into V8's tables of the victim's isolate", Expected::ClosedKey, KEYS,
         "attack.write(at(s.victim.table), 0x58n); return attack.read(at(s.victim.table), 1n) === '58'"),
     check("M03", "the same after the victim has freed, resized and allocated again", Check::NamesAnother("the rounds below, and the oracle in storms")),
+    check("M03 tables", "what a corrupted handle had V8 write into a pooled table is gone in the next isolate", Check::Look(tables::cleared)),
     check("M04", "what is readable of the victim's memory is on the documented list", Check::Look(checks::readable_is_documented)),
     residual("M05", "overwrite the victim's isolate", "isolate objects are malloc's, and carry no key; a process is the boundary",
         "attack.write(at(s.victim.isolate) + 64n, BigInt(parseInt(attack.read(at(s.victim.isolate) + 64n, 1n), 16))); return true"),

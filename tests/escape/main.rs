@@ -13,6 +13,7 @@ mod checks;
 mod cordons;
 mod rounds;
 mod soak;
+mod tables;
 mod usage;
 
 use std::io;
@@ -38,6 +39,8 @@ pub(crate) struct Bench {
     /// Everything that the machine has.
     pub(crate) layers: LayerSet,
     pub(crate) production_worker: PathBuf,
+    /// The worker with natives, which [`Bench::workshop`] starts.
+    pub(crate) attacker: PathBuf,
 }
 
 /// What is planted: its beginning is what attackers look for.
@@ -237,7 +240,7 @@ fn main() -> ExitCode {
     let (program, production_worker) = build();
     let layers = posture.layers().unsealed();
     let workshop = Workshop::open(&program, layers).expect("the worker starts");
-    let bench = Bench { workshop, layers, production_worker };
+    let bench = Bench { workshop, layers, production_worker, attacker: program.clone() };
 
     let wanted = |id: &str| only.as_ref().is_none_or(|only| id.starts_with(only.as_str()));
     let mut jobs: Vec<Job<'_>> = CASES

@@ -14,7 +14,7 @@ use std::time::Instant;
 use anyhow::{Context, Result, bail};
 use sha2::{Digest, Sha256};
 
-use super::place::{ARCHIVE, ARGS, BINDINGS, HOOKS, UNITY, build_dir, hex, patches};
+use super::place::{ARCHIVE, BINDINGS, HOOKS, Kind, UNITY, build_dir, hex, patches};
 use crate::{check, debian, output, root};
 
 /// Debian's packages that compile V8; the last one has ICU's notices.
@@ -58,6 +58,7 @@ const STEPS: &[Step] = &[
 ];
 
 struct Recipe {
+    kind: Kind,
     dir: PathBuf,
     jobs: usize,
     started: Instant,
@@ -76,8 +77,8 @@ impl Recipe {
 }
 
 /// Builds what is not built yet and returns the folder with the archive.
-pub(crate) fn build(jobs: usize) -> Result<PathBuf> {
-    let recipe = Recipe { dir: build_dir()?, jobs, started: Instant::now() };
+pub(crate) fn build(kind: Kind, jobs: usize) -> Result<PathBuf> {
+    let recipe = Recipe { kind, dir: build_dir(kind)?, jobs, started: Instant::now() };
     fs::create_dir_all(recipe.path("done"))?;
     println!("building V8 in {} (about an hour on two cores; safe to interrupt)", recipe.dir.display());
     for (index, (name, step)) in STEPS.iter().enumerate() {
@@ -92,7 +93,9 @@ pub(crate) fn build(jobs: usize) -> Result<PathBuf> {
         fs::write(&mark, "")?;
     }
     println!("done in {}", minutes(recipe.started.elapsed().as_secs()));
-    compare(&recipe.path("out"))?;
+    if kind == Kind::Release {
+        compare(&recipe.path("out"))?;
+    }
     Ok(recipe.path("out"))
 }
 
@@ -283,7 +286,7 @@ fn gn_gen(recipe: &Recipe) -> Result<()> {
     }
     fs::create_dir_all(&out)?;
     let clang = recipe.path("clang");
-    fs::write(out.join("args.gn"), ARGS.replace("@CLANG_BASE@", &clang.to_string_lossy()))?;
+    fs::write(out.join("args.gn"), recipe.kind.args().replace("@CLANG_BASE@", &clang.to_string_lossy()))?;
     let root = format!("--root={}", recipe.src().display());
     check(
         gn_command(recipe, &["gen", &root, "--script-executable=python3", "--ide=json"])?
@@ -392,7 +395,7 @@ fn notices(recipe: &Recipe) -> Result<()> {
 fn archive(recipe: &Recipe) -> Result<()> {
     let out = recipe.path("out");
     fs::create_dir_all(out.join("patches"))?;
-    fs::write(out.join("args.gn"), ARGS)?;
+    fs::write(out.join("args.gn"), recipe.kind.args())?;
     fs::write(out.join("unity.py"), UNITY)?;
     fs::write(out.join("hooks.syms"), HOOKS)?;
     let mut names: Vec<_> =

@@ -11,6 +11,7 @@ mod verify;
 use anyhow::Result;
 use clap::Subcommand;
 
+use place::Kind;
 pub(crate) use place::{Archive, find};
 
 #[derive(Debug, Subcommand)]
@@ -22,6 +23,9 @@ pub(crate) enum V8 {
         /// Parallel compiler processes.
         #[arg(long, default_value_t = std::thread::available_parallelism().map_or(2, usize::from))]
         jobs: usize,
+        /// One that checks V8's own assumptions, for tests. It stays in the cache folder.
+        #[arg(long)]
+        dchecks: bool,
     },
     /// Check the archive's checksums, then link and run a probe against it.
     Verify,
@@ -30,9 +34,17 @@ pub(crate) enum V8 {
 pub(crate) fn run(command: V8) -> Result<()> {
     match command {
         V8::Status => place::status(),
-        V8::Build { jobs } => {
-            let built = build::build(jobs)?;
+        V8::Build { jobs, dchecks: false } => {
+            let built = build::build(Kind::Release, jobs)?;
             println!("builds use it with RUSTY_V8_ARCHIVE={0}; copied over v8/ it is the tree's", built.display());
+            Ok(())
+        }
+        V8::Build { jobs, dchecks: true } => {
+            let built = build::build(Kind::Dchecks, jobs)?;
+            println!(
+                "builds use it with RUSTY_V8_ARCHIVE={0}; give them a CARGO_TARGET_DIR of their own",
+                built.display()
+            );
             Ok(())
         }
         V8::Verify => verify::verify(&find()?),

@@ -15,9 +15,30 @@ pub(crate) const VERSION: &str = "152.2.0";
 /// The file names that the `v8` crate's build script looks for with the sandbox feature.
 pub(crate) const ARCHIVE: &str = "librusty_v8_ptrcomp_sandbox_release_x86_64-unknown-linux-gnu.a.gz";
 pub(crate) const BINDINGS: &str = "src_binding_ptrcomp_sandbox_release_x86_64-unknown-linux-gnu.rs";
-pub(crate) const ARGS: &str = include_str!("../../../v8/args.gn");
+const ARGS: &str = include_str!("../../../v8/args.gn");
+const DCHECKS: &str = include_str!("../../../v8/dchecks.gn");
 pub(crate) const UNITY: &str = include_str!("../../../v8/unity.py");
 pub(crate) const HOOKS: &str = include_str!("../../../v8/hooks.syms");
+
+/// Which of the two archives: they differ in `args.gn` alone.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Kind {
+    /// The one in this tree.
+    Release,
+    /// V8 checks its own assumptions (DCHECK) and ends the process where one is wrong. For tests
+    /// only, slow, and never in this tree.
+    Dchecks,
+}
+
+impl Kind {
+    /// What `gn gen` is told.
+    pub(crate) fn args(self) -> String {
+        match self {
+            Self::Release => ARGS.to_owned(),
+            Self::Dchecks => format!("{ARGS}{DCHECKS}"),
+        }
+    }
+}
 
 /// One part of the patch: the name of its file and its text.
 pub(crate) struct Part {
@@ -41,12 +62,12 @@ pub(crate) fn patches() -> Result<Vec<Part>> {
 }
 
 /// A hash of everything of ours that decides what the archive is.
-fn inputs() -> Result<String> {
+fn inputs(kind: Kind) -> Result<String> {
     let mut hash = Sha256::new();
     for part in patches()? {
         hash.update(format!("{}\0{}\0", part.name, part.text));
     }
-    hash.update(format!("{VERSION}\0{ARGS}\0{UNITY}\0{HOOKS}"));
+    hash.update(format!("{VERSION}\0{}\0{UNITY}\0{HOOKS}", kind.args()));
     Ok(hex(&hash.finalize())[..12].to_owned())
 }
 
@@ -58,8 +79,12 @@ pub(crate) struct Archive {
 }
 
 /// The folder that `cargo xtask v8 build` works in, keyed by all that decides the result.
-pub(crate) fn build_dir() -> Result<PathBuf> {
-    Ok(cache_dir().join("v8").join(format!("{VERSION}-{}", inputs()?)))
+pub(crate) fn build_dir(kind: Kind) -> Result<PathBuf> {
+    let name = match kind {
+        Kind::Release => VERSION.to_owned(),
+        Kind::Dchecks => format!("{VERSION}-dchecks"),
+    };
+    Ok(cache_dir().join("v8").join(format!("{name}-{}", inputs(kind)?)))
 }
 
 /// The folder in this tree.
@@ -90,12 +115,14 @@ pub(crate) fn find() -> Result<Archive> {
 }
 
 pub(crate) fn status() -> Result<()> {
-    println!("wanted   v8 {VERSION}, made from {}", inputs()?);
+    println!("wanted   v8 {VERSION}, made from {}", inputs(Kind::Release)?);
     let found = find()?;
     println!("used     {}  ({})", found.dir.display(), found.because);
-    let built = build_dir()?.join("out");
-    if holds_archive(&built) {
-        println!("built    {}  (use it: RUSTY_V8_ARCHIVE={0})", built.display());
+    for (kind, label) in [(Kind::Release, "built   "), (Kind::Dchecks, "dchecks ")] {
+        let built = build_dir(kind)?.join("out");
+        if holds_archive(&built) {
+            println!("{label} {}  (use it: RUSTY_V8_ARCHIVE={0})", built.display());
+        }
     }
     Ok(())
 }
@@ -112,6 +139,13 @@ mod tests {
     fn the_version_is_the_one_that_the_workspace_pins() {
         let manifest = fs::read_to_string(root().join("Cargo.toml")).unwrap();
         assert!(manifest.contains(&format!("v8 = {{ version = \"={VERSION}\"")));
+    }
+
+    #[test]
+    fn a_build_with_dchecks_has_a_folder_of_its_own() {
+        assert_ne!(build_dir(Kind::Release).unwrap(), build_dir(Kind::Dchecks).unwrap());
+        assert!(Kind::Dchecks.args().starts_with(&Kind::Release.args()));
+        assert!(!Kind::Release.args().contains("dcheck"));
     }
 
     #[test]

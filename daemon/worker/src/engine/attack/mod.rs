@@ -45,7 +45,7 @@ pub(super) fn arm(scope: &mut Scope<'_, '_>, props: &str) {
         "read" => read, "write" => write, "probe" => probe_load, "probeWrite" => probe_store,
         "syscall" => syscall, "syscall32" => syscall_32, "pkru" => pkru, "wrpkru" => write_pkru,
         "sigreturn" => forge_sigreturn, "thread" => start_thread, "execute" => execute, "address" => address,
-        "plant" => plant, "self" => about_self, "sealed" => sealed_page, "callGate" => call_gate,
+        "object" => object_address, "plant" => plant, "self" => about_self, "sealed" => sealed_page, "callGate" => call_gate,
     }
     let context = scope.get_current_context();
     let global = context.global(scope);
@@ -160,6 +160,11 @@ fn address<'s>(scope: &mut Scope<'s, '_>, args: Args<'s>, result: v8::ReturnValu
         Err(_) => raw::heap_address(value),
     };
     return_word(scope, result, address.cast_signed());
+}
+
+/// `object(value)`: where on the heap an object is; of a buffer too, whose bytes are elsewhere.
+fn object_address<'s>(scope: &mut Scope<'s, '_>, args: Args<'s>, result: v8::ReturnValue<'s>) {
+    return_word(scope, result, raw::heap_address(args.get(0)).cast_signed());
 }
 
 /// `plant(text)`: puts the bytes on the worker's own heap, for good; where they are.
