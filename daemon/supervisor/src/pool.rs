@@ -358,7 +358,7 @@ impl Pool {
     fn make_room(&self, uid: u32, supply: &Supply, wanted: impl Fn(Level) -> bool) -> bool {
         let greediest = supply
             .greediest()
-            .filter(|greediest| supply.free() == 0 && supply.held_by(*greediest) > supply.held_by(uid) + 1);
+            .filter(|greediest| supply.free() == 0 && supply.held_by(*greediest) > supply.held_by(uid));
         let victim = {
             let guard = self.lock();
             let all_idle = |entry: &&Entry| {
