@@ -138,7 +138,7 @@ const LOUD: &str =
     "()=>{ for(let i=0;i<250;i++) console.log('\\u0001'.repeat(1000)); return '\\u0001'.repeat(170000) }";
 
 fn answers(options: Options, reading: bool) -> Result<String, String> {
-    const WRITE_SECS: u64 = 6;
+    const WRITE_SECS: u64 = 3;
     let ground = Ground::start(&format!("[api]\nwrite_secs = {WRITE_SECS}\n"));
     let gauge = ground.gauge();
     let before = before(&ground)?;
@@ -211,7 +211,7 @@ fn modules(options: Options) -> Result<String, String> {
         body.push_str("\":{\"text\":\"\"}");
     }
     body.push_str("}}");
-    fill(options, body.as_bytes(), 500, 16)
+    fill(options, body.as_bytes(), 300, 8)
 }
 
 fn tiny(options: Options) -> Result<String, String> {
