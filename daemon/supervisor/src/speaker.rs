@@ -120,8 +120,14 @@ struct Sending {
     begun: bool,
 }
 
+/// Parts that have less together are sent as one: each by itself would wake the worker up.
+const TOGETHER_BYTES: usize = 16 << 10;
+
 impl Sending {
-    fn new(parts: Vec<Bytes>, code: Bytes) -> Self {
+    fn new(mut parts: Vec<Bytes>, code: Bytes) -> Self {
+        if parts.iter().map(Bytes::len).sum::<usize>() <= TOGETHER_BYTES {
+            parts = vec![parts.concat().into()];
+        }
         let mut parts = parts.into_iter();
         Self { present: parts.next().unwrap_or_default(), parts, code, begun: false }
     }

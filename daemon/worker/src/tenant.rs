@@ -14,6 +14,7 @@
 
 use std::error::Error;
 use std::ffi::CString;
+use std::io::BufReader;
 use std::os::fd::AsFd;
 use std::os::unix::net::UnixStream;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -24,8 +25,8 @@ use enisle_hardening::allocator;
 use enisle_hardening::islands::Island;
 use enisle_hardening::thread::{CpuClock, Thread};
 use enisle_wire::control::Admit;
-use enisle_wire::tenant::{FromTenant, ToTenant};
-use enisle_wire::{MAX_FROM_TENANT_BYTES, MAX_TO_TENANT_BYTES, read_frame, write_frame};
+use enisle_wire::tenant::{Code, FromTenant, ToTenant};
+use enisle_wire::{FrameError, MAX_FROM_TENANT_BYTES, MAX_TO_TENANT_BYTES, read_frame, write_frame};
 
 use crate::engine::cage::{Cage, sweep};
 use crate::engine::heap;
@@ -52,6 +53,9 @@ static MAKING: Mutex<()> = Mutex::new(());
 /// From this size on the memory of a run is worth the millisecond that giving it back takes. A
 /// trivial run has a tenth.
 const HEAVY_BYTES: u64 = 8 << 20;
+
+/// The parts of a small run come with one call.
+const READ_AHEAD_BYTES: usize = 16 << 10;
 
 /// A tenant's thread, as the worker's own threads hold it.
 #[derive(Debug)]
@@ -105,6 +109,41 @@ impl Tenant {
     }
 }
 
+/// What the supervisor says to a tenant's thread.
+struct Incoming<'a>(BufReader<&'a UnixStream>);
+
+impl<'a> Incoming<'a> {
+    fn new(channel: &'a UnixStream) -> Self {
+        // What is read ahead is the tenant's as well.
+        Self(heap::private(|| BufReader::with_capacity(READ_AHEAD_BYTES, channel)))
+    }
+
+    fn next(&mut self) -> Result<ToTenant, FrameError> {
+        heap::private(|| read_frame(&mut self.0, MAX_TO_TENANT_BYTES))
+    }
+
+    /// The next run. What is to be forgotten meanwhile goes from the shelf.
+    fn order(&mut self, shelf: &mut Shelf) -> Result<Order, Box<dyn Error>> {
+        loop {
+            match self.next()? {
+                ToTenant::Run(run) => match (self.next()?, self.next()?) {
+                    (ToTenant::Input(input), ToTenant::Env(env)) => return Ok(Order { run, input, env }),
+                    _ => return Err("a run came without its input".into()),
+                },
+                ToTenant::Forget(key) => shelf.forget(key),
+                _ => return Err("part of a run came without the run".into()),
+            }
+        }
+    }
+
+    fn code(&mut self) -> Result<Code, Box<dyn Error>> {
+        match self.next()? {
+            ToTenant::Code(code) => Ok(code),
+            _ => Err("a run came without its code".into()),
+        }
+    }
+}
+
 /// The life of a tenant's thread.
 fn live(
     watched: &Arc<Watched>,
@@ -124,26 +163,10 @@ fn live(
     }
     let say = |frame: &FromTenant| write_frame(&mut &**channel, frame, MAX_FROM_TENANT_BYTES);
     let mut shelf = Shelf::default();
-    let listen = || heap::private(|| read_frame(&mut &**channel, MAX_TO_TENANT_BYTES));
-    let next_order = |shelf: &mut Shelf| loop {
-        match listen()? {
-            ToTenant::Run(run) => match (listen()?, listen()?) {
-                (ToTenant::Input(input), ToTenant::Env(env)) => {
-                    return Ok::<_, Box<dyn Error>>(Order { run, input, env });
-                }
-                _ => return Err("a run came without its input".into()),
-            },
-            ToTenant::Forget(key) => shelf.forget(key),
-            _ => return Err("part of a run came without the run".into()),
-        }
-    };
-    let next_code = || match listen()? {
-        ToTenant::Code(code) => Ok::<_, Box<dyn Error>>(code),
-        _ => Err("a run came without its code".into()),
-    };
+    let mut incoming = Incoming::new(channel);
     loop {
         say(&FromTenant::Ready)?;
-        let order = next_order(&mut shelf)?;
+        let order = incoming.order(&mut shelf)?;
         let (memory_mb, key) = (order.run.limits.memory_mb, order.run.keep);
         let kept = key.and_then(|key| Some((key, shelf.take(key, memory_mb)?)));
         shelf.make_room_for_buffers(memory_mb);
@@ -162,7 +185,7 @@ fn live(
         if key.is_some() {
             say(&FromTenant::Needs(order.run.id))?;
         }
-        let source = Source::Code(next_code()?);
+        let source = Source::Code(incoming.code()?);
         let arrived = Instant::now();
         // A heap limit is fixed when an isolate is made. The one that is warm has the limit of the run before.
         if warm.memory_mb != memory_mb {
