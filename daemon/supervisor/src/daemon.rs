@@ -10,21 +10,21 @@ use std::time::{Duration, Instant};
 use enisle_cordon::{Bounds, Capacity, Level, Reason, Seen, Signal};
 use enisle_hardening::{Layer, LayerSet, Posture, mpk};
 use enisle_wire::Outcome;
-use enisle_wire::tenant::RunId;
-use tokio::sync::{Notify, Semaphore, mpsc};
+use enisle_wire::tenant::{Limits as WireLimits, RunId};
+use tokio::sync::{Notify, mpsc};
 
 use crate::birth::{Blueprint, Memory, StartError, make_snapshot};
 use crate::config::{Config, Counters, Keys};
 use crate::counters;
 use crate::events::{Events, What};
-use crate::job::Job;
+use crate::job::{Job, Unsealable};
 use crate::policy::{Limits, Policy, Store, StoreError, TenantName};
 use crate::pool::{AdmitError, Pool};
 use crate::quota::OverQuota;
 use crate::record::{RecordError, Recorder};
 use crate::resident::{Ended, Finished, Lost, Resident, Visit};
 use crate::run_id::RunIds;
-use crate::share::{Exhausted, Held, Parts, Supply};
+use crate::share::{Exhausted, Held, Parts, Supply, Turns};
 use crate::tenant::Tenant;
 use crate::warden::{self, Warden};
 
@@ -50,8 +50,7 @@ const WORKER_BASE_MB: u64 = 2048;
 pub(crate) struct Daemon {
     pub(crate) config: Config,
     pub(crate) supplies: Supplies,
-    /// Whoever has it works on something large: one after the other.
-    pub(crate) large_work: Arc<Semaphore>,
+    pub(crate) large_work: Turns,
     pub(crate) posture: Posture,
     /// What workers take on: what the machine has, less what the configuration does without.
     pub(crate) layers: LayerSet,
@@ -129,8 +128,10 @@ pub(crate) enum RunError {
     Admit(#[from] AdmitError),
     #[error("the daemon is ending and takes no new runs")]
     Draining,
-    #[error("the run could not be made ready for a sealed worker")]
-    Unsealable,
+    #[error("the run could not be made ready for a sealed worker: {0}")]
+    Unsealable(#[from] Unsealable),
+    #[error("making the run ready was interrupted")]
+    Interrupted,
     #[error("the run has ended, and its answer of {bytes} bytes was discarded: {why}")]
     Answer { bytes: usize, why: Exhausted },
     #[error(
@@ -221,7 +222,7 @@ impl Daemon {
         }
         Ok(Self {
             supplies,
-            large_work: Arc::new(Semaphore::new(1)),
+            large_work: Turns::default(),
             config,
             posture,
             layers,
@@ -372,8 +373,9 @@ impl Daemon {
                     self.note(tenant, id, &finished);
                     return Ok(Report { id, finished: *finished, level });
                 }
-                Ended::Unanswered { bytes, why } => {
+                Ended::Unanswered { bytes, why, wall } => {
                     tenant.note_end();
+                    self.note(tenant, id, &unanswered(wall, &job.run.limits));
                     return Err(RunError::Answer { bytes, why });
                 }
                 // The worker died before it came to this run, which is not held against it; but not for ever.
@@ -458,9 +460,18 @@ impl Daemon {
     async fn sealed(&self, job: &Job, tenant: &Tenant) -> Result<Job, RunError> {
         let (limits, secrets) = (self.limits_at(tenant, Level::Sealed), tenant.policy().secrets);
         let job = job.clone();
-        // It may be large.
-        let sealed = tokio::task::spawn_blocking(move || job.sealed(&limits, &secrets)).await;
-        sealed.ok().flatten().ok_or(RunError::Unsealable)
+        if secrets.is_empty() {
+            return Ok(job.sealed(&limits, &secrets)?);
+        }
+        // An env may be large.
+        let uid = job.in_flight.uid;
+        let turn = self.large_work.turn(uid).await;
+        let sealed = tokio::task::spawn_blocking(move || {
+            let sealed = job.sealed(&limits, &secrets);
+            drop(turn);
+            sealed
+        });
+        Ok(sealed.await.map_err(|_| RunError::Interrupted)??)
     }
 
     /// Adds a run to its tenant's account, and tells of an end that an operator may want to know.
@@ -528,7 +539,7 @@ pub(crate) struct InFlight {
     daemon: Arc<Daemon>,
     tenant: Arc<Tenant>,
     /// Who asked for the run.
-    uid: u32,
+    pub(crate) uid: u32,
 }
 
 impl InFlight {
@@ -557,6 +568,23 @@ impl Drop for InFlight {
         if self.daemon.in_flight.fetch_sub(1, Ordering::SeqCst) == 1 {
             self.daemon.drained.notify_waiters();
         }
+    }
+}
+
+/// A run whose answer was not read: what it used is not known, and it counts as if it had computed all the time.
+fn unanswered(wall: Duration, limits: &WireLimits) -> Finished {
+    use enisle_wire::tenant::{Advice, Usage};
+    let wall_us = u64::try_from(wall.as_micros()).unwrap_or(u64::MAX);
+    Finished {
+        outcome: Outcome::ExceededOutput,
+        result: None,
+        error: None,
+        logs: Vec::new(),
+        truncated: true,
+        usage: Usage { wall_us, cpu_us: wall_us.min(u64::from(limits.cpu_ms) * 1000), ..Usage::default() },
+        queued: Duration::ZERO,
+        advice: Advice::default(),
+        held: None,
     }
 }
 

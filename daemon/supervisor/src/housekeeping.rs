@@ -19,6 +19,10 @@ const LOOKS_AT_MEMORY: u32 = 6;
 /// How long the pages of a large request stay after it at the most.
 const GIVE_BACK_EVERY: Duration = Duration::from_secs(2);
 
+/// With so many names it is worth looking now and then, whatever was asked.
+const MANY_NAMES: usize = 10_000;
+const ROUNDS_WITH_NAMES: u32 = 5;
+
 impl Daemon {
     /// Lets idle tenants move out, ends old workers, and looks at the keys of one worker after the other, for as long as
     /// the daemon lives.
@@ -39,11 +43,14 @@ impl Daemon {
 
     /// Gives the pages of large requests back to the machine once they are over, for as long as the daemon lives.
     pub(crate) async fn give_back_memory(self: &Arc<Self>) {
-        let mut rounds = tokio::time::interval(GIVE_BACK_EVERY);
+        let (mut rounds, mut rounds_left) = (tokio::time::interval(GIVE_BACK_EVERY), 0);
         loop {
             rounds.tick().await;
             let Supplies { bodies, scripts, .. } = &self.supplies;
-            if bodies.has_given_back_much() | scripts.has_given_back_much() {
+            // Many names leave many small things: notes for the records, events.
+            rounds_left = if rounds_left == 0 { ROUNDS_WITH_NAMES } else { rounds_left - 1 };
+            let names = rounds_left == 0 && self.count_tenants() > MANY_NAMES;
+            if bodies.has_given_back_much() | scripts.has_given_back_much() | names {
                 let _ = tokio::task::spawn_blocking(allocator::give_back_freed_pages).await;
             }
         }

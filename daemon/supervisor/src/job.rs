@@ -11,6 +11,7 @@ use enisle_wire::{FrameError, MAX_TO_TENANT_BYTES, decode, encode};
 use crate::daemon::InFlight;
 use crate::json_text::{entries, is_named};
 use crate::policy;
+use crate::share::{Exhausted, charged};
 
 #[derive(Debug, Clone)]
 pub(crate) struct Job {
@@ -37,16 +38,32 @@ impl Job {
     }
 
     /// The same run as a sealed worker gets it: under lower limits, without the entries of `env` that are secrets, without code
-    /// from strings.
-    /// `None` if it is no run at all, which nobody makes.
-    pub(crate) fn sealed(&self, limits: &policy::Limits, secrets: &[String]) -> Option<Self> {
+    /// from strings. An `env` of its own is charged to who asked for the run.
+    pub(crate) fn sealed(mut self, limits: &policy::Limits, secrets: &[String]) -> Result<Self, Unsealable> {
+        self.run.limits = limits.under(self.run.limits);
+        self.run.allow_eval = false;
+        if secrets.is_empty() {
+            return Ok(self);
+        }
+        let mut held = self.in_flight.answer();
+        held.grow(self.env.len() as u64)?;
         let body = self.env.get(HEADER_BYTES..).unwrap_or_default();
-        let Ok(ToTenant::Env(Env { json })) = decode(body) else { return None };
-        let env = ToTenant::Env(Env { json: without(&json, secrets) });
-        let env = encode(&env, MAX_TO_TENANT_BYTES).ok()?.into();
-        let run = Run { limits: limits.under(self.run.limits), allow_eval: false, ..self.run.clone() };
-        Some(Self { run, env, ..self.clone() })
+        let Ok(ToTenant::Env(Env { json })) = decode(body) else { return Err(Unsealable::NoEnv) };
+        let env = encode(&ToTenant::Env(Env { json: without(&json, secrets) }), MAX_TO_TENANT_BYTES)?;
+        self.env = charged(env, held);
+        Ok(self)
     }
+}
+
+/// Why a run could not be made ready for a sealed worker.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum Unsealable {
+    #[error(transparent)]
+    NoRoom(#[from] Exhausted),
+    #[error("its env is none")]
+    NoEnv,
+    #[error(transparent)]
+    Frame(#[from] FrameError),
 }
 
 /// A JSON object without some of its entries; the others as they were written. Nothing at all if it is none.

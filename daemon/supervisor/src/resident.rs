@@ -35,7 +35,7 @@ pub(crate) enum Ended {
     /// The worker died under it.
     Lost(Lost),
     /// It ended, and there was no room for its answer.
-    Unanswered { bytes: usize, why: Exhausted },
+    Unanswered { bytes: usize, why: Exhausted, wall: Duration },
     /// The resident was gone before the run began.
     NotBegun,
 }

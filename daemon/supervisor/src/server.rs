@@ -149,6 +149,9 @@ pub(crate) async fn serve(
     }
 }
 
+/// What a connection keeps unread at the most, and unsent: a head has to fit.
+const MAX_BUFFER_BYTES: usize = 16 << 10;
+
 /// Connections of all uids that no rule names.
 const STRANGERS: u64 = 8;
 
@@ -192,23 +195,25 @@ async fn serve_connection(stream: UnixStream, peer: Peer, router: Router, api: &
     // Any other answer has to be taken as a whole in that time, however slowly.
     let (asked, mut until) = watch::channel(None);
     let (answered, patience) = (asked.clone(), Duration::from_secs(api.write_secs));
-    let service = router
-        .map_request(move |mut request: hyper::Request<hyper::body::Incoming>| {
-            asked.send_replace(None);
-            request.extensions_mut().insert(peer);
-            request
-        })
-        .map_response(move |response: Response| {
+    let service = tower::service_fn(move |mut request: hyper::Request<hyper::body::Incoming>| {
+        asked.send_replace(None);
+        request.extensions_mut().insert(peer);
+        let (router, answered) = (router.clone(), answered.clone());
+        async move {
+            // Requests that came together are answered in turn with those of others.
+            tokio::task::yield_now().await;
+            let response = router.oneshot(request).await?;
             if response.extensions().get::<Endless>().is_none() {
                 answered.send_replace(Some(Instant::now() + patience));
             }
-            response
-        });
+            Ok::<Response, std::convert::Infallible>(response)
+        }
+    });
     let connection = http1::Builder::new()
         .timer(TokioTimer::new())
         .header_read_timeout(Duration::from_secs(api.read_secs))
         .max_headers(64)
-        .max_buf_size(64 * 1024)
+        .max_buf_size(MAX_BUFFER_BYTES)
         .serve_connection(TokioIo::new(Box::pin(stream)), TowerToHyperService::new(service));
     tokio::select! {
         served = watcher.watch(connection) => {

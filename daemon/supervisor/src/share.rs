@@ -10,7 +10,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use axum::body::Bytes;
-use tokio::sync::Notify;
+use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore};
 use tokio::time::{Instant, timeout_at};
 
 use crate::config::Peer;
@@ -228,14 +228,47 @@ impl Held {
         self.pool.give_back(self.uid, over);
     }
 
-    #[cfg(test)]
-    fn units(&self) -> u64 {
+    pub(crate) fn units(&self) -> u64 {
         self.units
     }
 
     pub(crate) fn uid(&self) -> u32 {
         self.uid
     }
+}
+
+/// Turns at large work: one after the other, and no uid has more than one in the queue, so that each waits for one of every
+/// other at the most.
+#[derive(Debug)]
+pub(crate) struct Turns {
+    all: Arc<Semaphore>,
+    of: Mutex<BTreeMap<u32, Arc<Semaphore>>>,
+}
+
+impl Default for Turns {
+    fn default() -> Self {
+        Self { all: Arc::new(Semaphore::new(1)), of: Mutex::default() }
+    }
+}
+
+impl Turns {
+    /// Waits for the turn of a uid; it is over when what is returned is dropped.
+    pub(crate) async fn turn(&self, uid: u32) -> Turn {
+        let own = {
+            let mut of = self.of.lock().unwrap_or_else(PoisonError::into_inner);
+            Arc::clone(of.entry(uid).or_insert_with(|| Arc::new(Semaphore::new(1))))
+        };
+        // Neither is ever closed.
+        let own = own.acquire_owned().await.ok();
+        Turn { _all: Arc::clone(&self.all).acquire_owned().await.ok(), _own: own }
+    }
+}
+
+/// Somebody's turn.
+#[derive(Debug)]
+pub(crate) struct Turn {
+    _all: Option<OwnedSemaphorePermit>,
+    _own: Option<OwnedSemaphorePermit>,
 }
 
 /// Bytes that are charged for as long as anybody holds any of them.
@@ -301,6 +334,28 @@ mod tests {
         let pool = pool(100, &[rule(5, Some(75)), rule(5, None)]);
         assert!(pool.take(5, 76).is_err());
         let _most = pool.take(5, 75).unwrap();
+    }
+
+    #[tokio::test]
+    async fn a_uid_waits_for_one_of_every_other() {
+        let turns = Arc::new(Turns::default());
+        let first = turns.turn(1).await;
+        let order = Arc::new(Mutex::new(Vec::new()));
+        let waits: Vec<_> = [1, 1, 2]
+            .map(|uid| {
+                let (turns, order) = (Arc::clone(&turns), Arc::clone(&order));
+                tokio::spawn(async move {
+                    let _turn = turns.turn(uid).await;
+                    order.lock().unwrap().push(uid);
+                })
+            })
+            .into();
+        tokio::task::yield_now().await;
+        drop(first);
+        for wait in waits {
+            wait.await.unwrap();
+        }
+        assert_eq!(*order.lock().unwrap(), [2, 1, 1]);
     }
 
     #[tokio::test]

@@ -358,12 +358,16 @@ impl Speaker {
         let exchanged = self.converse(&job, &mut sending, &mut gathered).await;
         let stop = match exchanged {
             Ok(Exchanged::Skipped { bytes, why }) => {
-                let _ = reply.send(Ended::Unanswered { bytes, why });
+                let _ = reply.send(Ended::Unanswered { bytes, why, wall: at.elapsed() });
                 return Ok(());
             }
             Ok(Exchanged::Done(done)) => match finished(done, gathered, queued, &limits).await {
-                Ok(finished) => {
+                Ok(Ok(finished)) => {
                     let _ = reply.send(Ended::Done(Box::new(finished)));
+                    return Ok(());
+                }
+                Ok(Err((bytes, why))) => {
+                    let _ = reply.send(Ended::Unanswered { bytes, why, wall: at.elapsed() });
                     return Ok(());
                 }
                 Err(what) => {
@@ -389,13 +393,16 @@ impl Speaker {
     /// the run's.
     async fn converse(&mut self, job: &Job, sending: &mut Sending, gathered: &mut Gathered) -> Result<Exchanged, Stop> {
         let mut until = Instant::now() + Duration::from_millis(job.run.limits.wall_ms.into()) + BACKSTOP;
+        // All waits for room together.
+        let mut patience = ROOM_PATIENCE;
         loop {
             match timeout_at(until, self.exchange(sending, gathered)).await {
                 Ok(Ok(Step::Done(done))) => return Ok(Exchanged::Done(done)),
                 Ok(Ok(Step::Large { bytes, is_end })) => {
                     let begun = Instant::now();
-                    let room = gathered.held.grow_within(COPIES * bytes as u64, ROOM_PATIENCE).await;
+                    let room = gathered.held.grow_within(COPIES * bytes as u64, patience).await;
                     until += begun.elapsed();
+                    patience = patience.saturating_sub(begun.elapsed());
                     self.read.decide(room.is_ok()).await;
                     match room {
                         Ok(()) => {}
@@ -502,8 +509,14 @@ impl Speaker {
     }
 }
 
-/// Checks what the worker says of the run: its result has to be JSON, within the limit. If it is not, what is wrong.
-async fn finished(done: Done, gathered: Gathered, queued: Duration, limits: &Limits) -> Result<Finished, String> {
+/// Checks what the worker says of the run: its result has to be JSON, within the limit. If it is not, what is wrong. What is
+/// small and was not charged before it was read is charged now; how large it is, if there is no room.
+async fn finished(
+    done: Done,
+    gathered: Gathered,
+    queued: Duration,
+    limits: &Limits,
+) -> Result<Result<Finished, (usize, Exhausted)>, String> {
     let result = match done.result {
         Some(text) if text.len() > limits.output_bytes as usize => {
             return Err(format!("a result of {} bytes, over its limit", text.len()));
@@ -521,10 +534,18 @@ async fn finished(done: Done, gathered: Gathered, queued: Duration, limits: &Lim
     }
     let log_bytes = gathered.log_bytes();
     let Gathered { logs, mut held, truncated: dropped } = gathered;
-    held.shrink_to(log_bytes + result.as_ref().map_or(0, |result| result.get().len() as u64));
     let Done { outcome, error, truncated, usage, advice, .. } = done;
+    let error_bytes = error
+        .as_ref()
+        .map_or(0, |error| error.name.len() + error.message.len() + error.stack.as_ref().map_or(0, String::len));
+    let bytes = error_bytes + result.as_ref().map_or(0, |result| result.get().len());
+    let needed = log_bytes + bytes as u64;
+    held.shrink_to(needed);
+    if let Err(why) = held.grow_within(needed - held.units().min(needed), ROOM_PATIENCE).await {
+        return Ok(Err((bytes, why)));
+    }
     let (truncated, held) = (truncated || dropped, Some(held));
-    Ok(Finished { outcome, result, error, logs, truncated, usage, queued, advice, held })
+    Ok(Ok(Finished { outcome, result, error, logs, truncated, usage, queued, advice, held }))
 }
 
 /// What a run used whose worker died: by the supervisor's own clock, and by the limit that it went over.

@@ -65,6 +65,9 @@ pub(crate) fn examine_apart(path: &Path) -> Result<(), Damage> {
     }
 }
 
+/// Standings are read once, and written in commits: what the database keeps of its pages is of little use.
+const CACHE_BYTES: usize = 8 << 20;
+
 /// How the process that examines a database ends if that is broken.
 pub(crate) const BROKEN_EXIT: u8 = 3;
 
@@ -103,7 +106,7 @@ pub(crate) fn examine(path: &Path) -> Result<(), redb::Error> {
 }
 
 fn database_in(file: fs::File) -> Result<Database, redb::Error> {
-    Ok(Database::builder().create_with_backend(FileBackend::new(file)?)?)
+    Ok(Database::builder().set_cache_size(CACHE_BYTES).create_with_backend(FileBackend::new(file)?)?)
 }
 
 fn read_database(path: &Path, kept: &mut Kept) -> Result<Database, redb::Error> {

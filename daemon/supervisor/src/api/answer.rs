@@ -29,14 +29,6 @@ struct Head {
     outcome: Outcome,
 }
 
-#[derive(Debug, Serialize)]
-struct Failure<'a> {
-    name: &'a str,
-    message: &'a str,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    stack: Option<&'a str>,
-}
-
 /// What stands behind the log.
 #[derive(Debug, Serialize)]
 struct Tail {
@@ -99,10 +91,12 @@ enum Part {
     /// From that byte on.
     Result(usize),
     Error,
+    Message(ScriptError),
+    Stack(Option<String>),
     FirstLine,
-    /// A line of the log, from that byte of its text on.
-    Line(LogLine, usize),
     NextLine,
+    /// A text from that byte on; and what follows it.
+    Text(String, usize, Box<Part>),
     End,
 }
 
@@ -150,39 +144,55 @@ impl Pieces {
                     Part::Error
                 }
             }
-            Part::Error => {
-                if let Some(ScriptError { name, message, stack }) = self.error.take() {
-                    self.written.extend_from_slice(b",\"error\":");
-                    self.write(&Failure { name: &name, message: &message, stack: stack.as_deref() });
+            Part::Error => match self.error.take() {
+                None => self.begin_log(),
+                Some(error) => {
+                    self.written.extend_from_slice(b",\"error\":{\"name\":\"");
+                    let name = error.name.clone();
+                    Part::Text(name, 0, Box::new(Part::Message(error)))
                 }
-                self.written.extend_from_slice(b",\"logs\":[");
-                Part::FirstLine
+            },
+            Part::Message(error) => {
+                self.written.extend_from_slice(b",\"message\":\"");
+                Part::Text(error.message, 0, Box::new(Part::Stack(error.stack)))
+            }
+            Part::Stack(Some(stack)) => {
+                self.written.extend_from_slice(b",\"stack\":\"");
+                Part::Text(stack, 0, Box::new(Part::Stack(None)))
+            }
+            Part::Stack(None) => {
+                self.written.push(b'}');
+                self.begin_log()
             }
             Part::FirstLine => self.begin_line(),
-            Part::NextLine if self.logs.len() > 0 => {
-                self.written.push(b',');
+            Part::NextLine => {
+                self.written.push(b'}');
+                if self.logs.len() > 0 {
+                    self.written.push(b',');
+                }
                 self.begin_line()
             }
-            Part::NextLine => {
-                self.end_log();
-                Part::End
-            }
-            Part::Line(line, from) => {
-                let piece = text_piece(&line.text, from);
+            Part::Text(text, from, then) => {
+                let piece = text_piece(&text, from);
                 let to = piece.end;
                 // A string in quotes, of which only what is between them goes out.
-                let quoted = serde_json::to_vec(line.text.get(piece).unwrap_or_default()).unwrap_or_default();
+                let quoted = serde_json::to_vec(text.get(piece).unwrap_or_default()).unwrap_or_default();
                 self.written.extend(quoted.get(1..quoted.len().saturating_sub(1)).unwrap_or_default());
-                if to < line.text.len() {
-                    Part::Line(line, to)
+                if to < text.len() {
+                    Part::Text(text, to, then)
                 } else {
-                    self.written.extend_from_slice(b"\"}");
-                    Part::NextLine
+                    self.written.push(b'"');
+                    *then
                 }
             }
             Part::End => return false,
         };
         true
+    }
+
+    fn begin_log(&mut self) -> Part {
+        self.written.extend_from_slice(b",\"logs\":[");
+        Part::FirstLine
     }
 
     fn begin_line(&mut self) -> Part {
@@ -199,7 +209,7 @@ impl Pieces {
         self.write(&Beginning { t_ms: line.t_ms, level: line.level });
         self.written.pop();
         self.written.extend_from_slice(b",\"text\":\"");
-        Part::Line(line, 0)
+        Part::Text(line.text, 0, Box::new(Part::NextLine))
     }
 
     fn end_log(&mut self) {
@@ -252,7 +262,7 @@ mod tests {
 
     fn report(result: Option<&str>, lines: &[String]) -> Report {
         let line = |text: &String| LogLine { t_ms: 7, level: Level::Warn, text: text.clone() };
-        let error = ScriptError { name: "E".to_owned(), message: "\"m\"".to_owned(), stack: None };
+        let error = ScriptError { name: "E".to_owned(), message: "\"m\"".repeat(20_000), stack: Some("s".to_owned()) };
         let finished = Finished {
             outcome: if result.is_some() { Outcome::Ok } else { Outcome::Exception },
             result: result.map(|text| RawValue::from_string(text.to_owned()).unwrap()),
@@ -295,7 +305,7 @@ mod tests {
             });
             match result {
                 Some(result) => expected["result"] = serde_json::from_str(result).unwrap(),
-                None => expected["error"] = json!({"name": "E", "message": "\"m\""}),
+                None => expected["error"] = json!({"name": "E", "message": "\"m\"".repeat(20_000), "stack": "s"}),
             }
             assert_eq!(read, expected);
         }

@@ -14,7 +14,7 @@ use crate::share::{Held, Supply};
 /// 64 MiB of modules as JSON: escapes lengthen source somewhat, base64 lengthens data by a third.
 pub(super) const MAX_BODY_BYTES: usize = 96 << 20;
 /// What takes longer than this is done off the thread that serves connections.
-const INLINE_BYTES: usize = 64 << 10;
+const INLINE_BYTES: usize = 16 << 10;
 /// A body is charged for itself, and for what is made of it.
 const CHARGED_TIMES: u64 = 2;
 /// So long a body waits for room.
@@ -79,11 +79,12 @@ pub(super) async fn discard(mut body: Body, patience: Duration) {
     let _ = tokio::time::timeout(patience, reading).await;
 }
 
-/// Works on so many bytes: at once if they are few, off the thread that serves connections if they
+/// Works on so many bytes of a uid's: at once if they are few, off the thread that serves connections if they
 /// are not, one such work after the other. What the work holds it holds until it has ended, whether
 /// the client still waits or not.
 pub(super) async fn work<T: Send + 'static>(
     bytes: usize,
+    uid: u32,
     daemon: &Daemon,
     work: impl FnOnce() -> Result<T, Problem> + Send + 'static,
 ) -> Result<T, Problem> {
@@ -91,7 +92,7 @@ pub(super) async fn work<T: Send + 'static>(
         return work();
     }
     let interrupted = || Problem::internal("parsing was interrupted");
-    let turn = std::sync::Arc::clone(&daemon.large_work).acquire_owned().await.map_err(|_| interrupted())?;
+    let turn = daemon.large_work.turn(uid).await;
     let worked = move || {
         let done = work();
         drop(turn);

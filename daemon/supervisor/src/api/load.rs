@@ -32,7 +32,7 @@ pub(crate) async fn load(
     let (Admitted { tenant, in_flight }, body) = admit(body, &name, peer, &daemon).await?;
     let body = read_body(body, MAX_BODY_BYTES, peer.uid, &daemon).await?;
     let (id, policy) = (daemon.next_run_id(), tenant.policy());
-    let made = work(body.bytes.len(), &daemon, move || parse(body, id, &policy, in_flight)).await;
+    let made = work(body.bytes.len(), peer.uid, &daemon, move || parse(body, id, &policy, in_flight)).await;
     let job = made.map_err(|problem| if problem.is(NO_NETWORK) { no_network(&daemon, &tenant) } else { problem })?;
     let report = daemon.run(job).await.map_err(|error| peer.told(error, &daemon))?;
     Ok(answer(report, peer.operates(&daemon)))

@@ -5,8 +5,12 @@ use axum::response::{IntoResponse, Response};
 use serde::Serialize;
 
 use crate::daemon::RunError;
+use crate::job::Unsealable;
 use crate::policy::{BadName, StoreError};
 use crate::share::Exhausted;
+
+/// Longer explanations are cut.
+const MOST_DETAIL_BYTES: usize = 2048;
 
 /// What was wrong, what was expected, what to do.
 #[derive(Debug, Serialize)]
@@ -24,7 +28,13 @@ pub(crate) struct Problem {
 impl Problem {
     fn new(status: StatusCode, kind: &str, title: &'static str, detail: impl Into<String>) -> Self {
         let kind = format!("urn:enisle:problem:{kind}");
-        Self { kind, title, status: status.as_u16(), detail: detail.into(), retry_after_secs: None }
+        let mut detail = detail.into();
+        // It may repeat what the client sent, which is the client's to keep.
+        if detail.len() > MOST_DETAIL_BYTES {
+            detail.truncate(detail.floor_char_boundary(MOST_DETAIL_BYTES));
+            detail.push('…');
+        }
+        Self { kind, title, status: status.as_u16(), detail, retry_after_secs: None }
     }
 
     pub(crate) fn bad_request(detail: impl Into<String>) -> Self {
@@ -86,8 +96,13 @@ impl From<RunError> for Problem {
                 problem
             }
             RunError::Admit(error) => Self::unavailable(error.to_string()),
-            RunError::Draining | RunError::Answer { .. } => Self::unavailable(error.to_string()),
-            RunError::Unsealable => Self::internal(error.to_string()),
+            RunError::Draining | RunError::Unsealable(Unsealable::NoRoom(_)) => Self::unavailable(error.to_string()),
+            // The run has ended: to try again would be to run it again.
+            RunError::Answer { .. } => {
+                let status = StatusCode::INSUFFICIENT_STORAGE;
+                Self::new(status, "no-room", "There is no room for the answer", error.to_string())
+            }
+            RunError::Unsealable(_) | RunError::Interrupted => Self::internal(error.to_string()),
             RunError::Expelled { .. } => Self::expelled(error.to_string()),
         }
     }

@@ -92,7 +92,7 @@ pub(crate) async fn put(
         let _in_flight = in_flight;
         draft(body, &policy, &scripts)
     };
-    let draft = work(bytes, &daemon, drafted).await?.ok_or_else(|| no_network(&daemon, &tenant))?;
+    let draft = work(bytes, peer.uid, &daemon, drafted).await?.ok_or_else(|| no_network(&daemon, &tenant))?;
     let known = tenant.scripts().get(&id);
     let script = tenant.scripts().register(&id, draft, wanted.replace != 0)?;
     let status = match known {
@@ -175,7 +175,8 @@ pub(crate) async fn run(
     let (run, policy, running) = (daemon.next_run_id(), tenant.policy(), Arc::clone(&script));
     let bytes = body.bytes.len();
     let made = move || job(body, run, &running, &policy, in_flight);
-    let report = daemon.run(work(bytes, &daemon, made).await?).await.map_err(|error| peer.told(error, &daemon))?;
+    let report =
+        daemon.run(work(bytes, peer.uid, &daemon, made).await?).await.map_err(|error| peer.told(error, &daemon))?;
     script.runs.fetch_add(1, Ordering::Relaxed);
     if tenant.scripts().get(&id).is_none_or(|present| present.key != script.key) {
         forget_isolate(&tenant, script.key);
