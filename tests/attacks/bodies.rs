@@ -312,7 +312,7 @@ impl<'a> Sweep<'a> {
         let patience = if self.kept < ENOUGH { BACK } else { Duration::ZERO };
         let back = gauge.back_to(self.before + STAYS_MIB, patience);
         self.sent += 1;
-        let grown = peak.unwrap_or(u64::MAX).saturating_sub(self.before);
+        let grown = peak.unwrap_or_default().saturating_sub(self.before);
         #[expect(clippy::cast_precision_loss, reason = "a ratio to look at")]
         let times = grown as f64 * MIB as f64 / size.max(MIB) as f64;
         if times > self.worst.0 {

@@ -189,6 +189,7 @@ impl Peer {
     pub(crate) fn ask_within(&self, time: Duration, method: &str, path: &str, body: &[&[u8]]) -> io::Result<Answer> {
         let mut stream = self.connect()?;
         stream.set_read_timeout(Some(time))?;
+        stream.set_write_timeout(Some(time))?;
         // A daemon that refuses early may stop reading; its answer is what counts.
         let _ = send(&mut stream, method, path, body);
         Answer::read(&mut stream)
@@ -211,7 +212,10 @@ impl Peer {
     pub(crate) fn answered(&self, method: &str, path: &str, body: &[u8]) -> Result<Duration, String> {
         let begun = Instant::now();
         let answer = self.ask_within(UNSERVED, method, path, &[body]);
-        let answer = answer.map_err(|error| format!("nothing within {UNSERVED:?} ({error})"))?;
+        let answer = answer.map_err(|error| format!("no answer after {:?} ({error})", begun.elapsed()))?;
+        if begun.elapsed() > UNSERVED {
+            return Err(format!("{} after {:?}", answer.status, begun.elapsed()));
+        }
         let text = String::from_utf8_lossy(&answer.body);
         let good = (200..300).contains(&answer.status) && (!text.contains("\"outcome\"") || text.contains("\"ok\""));
         let short: String = text.chars().take(160).collect();
