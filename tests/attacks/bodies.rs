@@ -1,8 +1,8 @@
 //! The worst body of the allowed size, for every field of every request.
 //!
-//! Nothing here is a list that somebody has to keep. The calls are read from the router, the fields
-//! from what the API answers to one that it does not know (`unknown field …, expected one of …`),
-//! at every depth. The supervisor may then have twice the body and 64 MiB, and must be back at its
+//! Nothing here is a list that must be kept. The calls are read from the router, the fields from
+//! what the API answers to one that it does not know (`unknown field …, expected one of …`), at
+//! every depth. The supervisor may then have twice the body and 64 MiB, and must be back at its
 //! size of before within ten seconds, whatever the client does.
 
 use std::collections::BTreeMap;
@@ -144,7 +144,7 @@ impl Body {
         std::iter::once(Place::new()).chain(inside).collect()
     }
 
-    /// What stands before and behind a value in that place, so that the request gets as far as it can.
+    /// What stands before and behind a value there, so that the request gets as far as it can.
     fn around(&self, place: &[String]) -> (String, String) {
         let Some(first) = place.first() else { return (String::new(), String::new()) };
         let top = self.objects.get(&Place::new()).map_or(&[][..], Vec::as_slice);
@@ -312,7 +312,7 @@ impl<'a> Sweep<'a> {
         let patience = if self.kept < ENOUGH { BACK } else { Duration::ZERO };
         let back = gauge.back_to(self.before + STAYS_MIB, patience);
         self.sent += 1;
-        let grown = peak.unwrap_or(u64::MAX).saturating_sub(self.before);
+        let grown = peak.unwrap_or_default().saturating_sub(self.before);
         #[expect(clippy::cast_precision_loss, reason = "a ratio to look at")]
         let times = grown as f64 * MIB as f64 / size.max(MIB) as f64;
         if times > self.worst.0 {

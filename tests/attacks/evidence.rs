@@ -78,7 +78,7 @@ fn ended(options: Options) -> Result<String, String> {
 }
 
 fn moved(options: Options) -> Result<String, String> {
-    // Every one of these is admitted, and asks for a network: what raises a score and moves tenants.
+    // Each is admitted and asks for a network, which raises the tenant's score.
     let next = std::cell::Cell::new(0);
     wash(options, |ground| {
         let body = br#"{"code":"1","globalOutbound":"x"}"#;

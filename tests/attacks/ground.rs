@@ -1,4 +1,4 @@
-//! Where attacks happen: a daemon on a leash, peers of several uids, and what is measured meanwhile.
+//! Where attacks happen: a daemon on a leash, peers of several uids, and measurements.
 
 use std::fs;
 use std::io::{self, IoSlice, Read, Write};
@@ -32,7 +32,7 @@ pub(crate) const UNSERVED: Duration = Duration::from_secs(15);
 /// What the daemon may commit: well above every bound that it is held to.
 const LEASH_MIB: u64 = 6144;
 
-/// The rules of every daemon here. `share` is what the attacker's shares are instead of the default.
+/// The rules of every daemon here. `share` is the attacker's `share_percent`, if it has one.
 fn peers(share: Option<u32>) -> String {
     let share = share.map_or_else(String::new, |percent| format!("share_percent = {percent}\n"));
     format!(
@@ -189,6 +189,7 @@ impl Peer {
     pub(crate) fn ask_within(&self, time: Duration, method: &str, path: &str, body: &[&[u8]]) -> io::Result<Answer> {
         let mut stream = self.connect()?;
         stream.set_read_timeout(Some(time))?;
+        stream.set_write_timeout(Some(time))?;
         // A daemon that refuses early may stop reading; its answer is what counts.
         let _ = send(&mut stream, method, path, body);
         Answer::read(&mut stream)
@@ -211,7 +212,10 @@ impl Peer {
     pub(crate) fn answered(&self, method: &str, path: &str, body: &[u8]) -> Result<Duration, String> {
         let begun = Instant::now();
         let answer = self.ask_within(UNSERVED, method, path, &[body]);
-        let answer = answer.map_err(|error| format!("nothing within {UNSERVED:?} ({error})"))?;
+        let answer = answer.map_err(|error| format!("no answer after {:?} ({error})", begun.elapsed()))?;
+        if begun.elapsed() > UNSERVED {
+            return Err(format!("{} after {:?}", answer.status, begun.elapsed()));
+        }
         let text = String::from_utf8_lossy(&answer.body);
         let good = (200..300).contains(&answer.status) && (!text.contains("\"outcome\"") || text.contains("\"ok\""));
         let short: String = text.chars().take(160).collect();
@@ -296,7 +300,7 @@ pub(crate) fn answered(stream: &UnixStream) -> bool {
     poll(&mut look, PollTimeout::ZERO).is_ok_and(|ready| ready > 0)
 }
 
-/// The memory and the processor's time of a process, as the kernel counts them (proc_pid_status(5)).
+/// The memory and the CPU time of a process, as the kernel counts them (proc_pid_status(5)).
 #[derive(Clone, Copy)]
 pub(crate) struct Gauge(i32);
 
@@ -330,7 +334,7 @@ impl Gauge {
         times.sum()
     }
 
-    /// Waits until the process does next to nothing: what was begun for clients that have gone is over.
+    /// Waits until the process is idle: work for clients that have gone is over.
     pub(crate) fn quiet(self, patience: Duration) -> bool {
         const WINDOW: Duration = Duration::from_millis(25);
         let begun = Instant::now();

@@ -185,7 +185,7 @@ fn answers(options: Options, reading: bool) -> Result<String, String> {
     if held { pings.map(|pings| format!("{said}; {pings}")) } else { Err(said) }
 }
 
-/// What registrations charge is what they cost: the pool is full before the memory is twice its size.
+/// What is charged is what it costs: the pool is full before the memory is twice its size.
 fn fill(options: Options, body: &[u8], most: usize, script_mb: u64) -> Result<String, String> {
     let ground = Ground::start(&format!("[api]\nscript_mb = {script_mb}\n"));
     let gauge = ground.gauge();

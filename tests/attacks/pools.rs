@@ -1,7 +1,7 @@
 //! Every pool that all clients share: one uid takes all that it can, then another one is served.
 //!
-//! With `share_percent = 100` the attacker has no share imposed on it. Then the pool has to be gone,
-//! or what the attacker did was no attack.
+//! With `share_percent = 100` the attacker may hold all of a pool. Then the pool must be gone, or
+//! what the attacker did was no attack.
 
 use std::io::Write;
 use std::os::unix::net::UnixStream;

@@ -2,15 +2,17 @@
 
 use std::time::{Duration, Instant};
 
+use enisle_tests::programs;
 use serde_json::json;
 
-use crate::ground::{Ground, probed};
+use crate::ground::{Ground, folder, probed};
 use crate::{Case, Options};
 
 pub(crate) const CASES: &[Case] = &[
     Case { id: "S10 info", title: "/v1/info by a user without rights, with many tenants", run: info },
     Case { id: "S10 lists", title: "lists of many tenants, by operators", run: lists },
     Case { id: "S10 errors", title: "errors that repeat what was sent", run: errors },
+    Case { id: "S16 workers", title: "workers that were taken over and flood their channels", run: workers },
     Case { id: "S10 pipelined", title: "pipelined requests of clients that never read", run: pipelined },
 ];
 
@@ -97,4 +99,41 @@ fn pipelined(options: Options) -> Result<String, String> {
     let said = format!("more than {sent} requests unread, peak {peak} MiB, {before} before");
     let pings = pings.verdict(options.bench).map_err(|pings| format!("{said}; {pings}"))?;
     if peak <= before + 64 { Ok(format!("{said}; {pings}")) } else { Err(format!("{said}; {pings}")) }
+}
+
+/// Native code in a worker can send what the worker's own code never would: every such frame ends
+/// the run as a violation, of which events tell, and the thread goes on.
+fn workers(options: Options) -> Result<String, String> {
+    const TENANTS: usize = 12;
+    let mut said = Vec::new();
+    for how in ["says-ready-again", "logs-nothing", "logs-in-small-frames", "logs-too-many-lines", "has-a-long-error"] {
+        let place = folder();
+        // It is told how by its name.
+        let rogue = place.path().join(format!("rogue-tenant-{how}"));
+        std::fs::copy(programs().join("rogue-worker"), &rogue).map_err(|error| error.to_string())?;
+        let config = format!("[workers]\nprogram = {rogue:?}\nkeys = \"off\"\n");
+        let ground = Ground::with(&config, None);
+        let gauge = ground.gauge();
+        let before = gauge.rss().ok_or("the daemon died")?;
+        gauge.reset();
+        let (caught, pings) = probed(&ground, || {
+            std::thread::scope(|scope| {
+                let run = |n: usize| ground.attacker.served(&format!("acme-{n}"), "()=>1");
+                let runs: Vec<_> = (0..TENANTS).map(|n| scope.spawn(move || run(n))).collect();
+                let answers = runs.into_iter().map(|run| run.join().expect("it only asks"));
+                answers.filter(|answer| answer.as_ref().is_err_and(|said| said.contains("violation"))).count()
+            })
+        });
+        let told = || ground.daemon.events().iter().filter(|event| event["event"] == "protocolViolation").count();
+        crate::ground::wait(Duration::from_secs(5), || told() >= TENANTS);
+        let peak = gauge.peak().ok_or("the daemon died")?;
+        let pings = pings.verdict(options.bench).map_err(|pings| format!("{how}: {pings}"))?;
+        let what = format!("{how}: {caught} of {TENANTS} runs, {} told, peak {peak} MiB, {pings}", told());
+        // Each channel may hold a frame of the largest size.
+        if caught < TENANTS || told() < TENANTS || peak > before + 17 * TENANTS as u64 + 64 {
+            return Err(what);
+        }
+        said.push(what);
+    }
+    Ok(said.join("; "))
 }

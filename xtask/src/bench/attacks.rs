@@ -1,4 +1,4 @@
-//! `cargo xtask bench attacks`: the attacks on the daemon, against the release, held to its figures.
+//! `cargo xtask bench attacks`: the attacks on the daemon, which is held to its figures.
 
 use anyhow::Result;
 
