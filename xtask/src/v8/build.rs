@@ -37,6 +37,9 @@ const BINDGEN: &str = "~0.73";
 /// Groups whose members collide when they are compiled as one unit.
 const UNITY_SPLIT: &str =
     "v8_base_without_compiler:0,v8_base_without_compiler:37,v8_base_without_compiler:60,v8_initializers:7";
+/// The same with DCHECKs, which bring a few sources of their own and so other groups.
+const UNITY_SPLIT_DCHECKS: &str = "v8_base_without_compiler:0,v8_base_without_compiler:37,v8_base_without_compiler:42,\
+    v8_base_without_compiler:54,v8_base_without_compiler:60,v8_initializers:7";
 
 type Step = (&'static str, fn(&Recipe) -> Result<()>);
 
@@ -298,7 +301,11 @@ fn gn_gen(recipe: &Recipe) -> Result<()> {
 fn unity(recipe: &Recipe) -> Result<()> {
     let script = recipe.path("unity.py");
     fs::write(&script, UNITY)?;
-    check(Command::new("python3").arg(script).arg(recipe.gn_out()).arg(UNITY_SPLIT))
+    let split = match recipe.kind {
+        Kind::Release => UNITY_SPLIT,
+        Kind::Dchecks => UNITY_SPLIT_DCHECKS,
+    };
+    check(Command::new("python3").arg(script).arg(recipe.gn_out()).arg(split))
 }
 
 /// Runs ninja and turns its `finished/total` into one progress line.
