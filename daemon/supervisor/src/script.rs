@@ -9,6 +9,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use axum::body::Bytes;
 
 use crate::policy::Wish;
+use crate::share::Held;
 
 /// Scripts that one tenant may register.
 pub(crate) const MOST_SCRIPTS: usize = 100;
@@ -38,6 +39,8 @@ pub(crate) struct Draft {
     pub(crate) limits: Wish,
     /// Of the request, whose bytes decide whether it is the same again.
     pub(crate) digest: [u8; 32],
+    /// What it is charged beside its frames.
+    pub(crate) _overhead: Held,
 }
 
 impl Draft {
@@ -102,10 +105,18 @@ mod tests {
     use sha2::{Digest, Sha256};
 
     use super::*;
+    use crate::share::{Parts, Supply};
 
     fn draft(source: &str) -> Draft {
         let digest = Sha256::digest(source).into();
-        Draft { code: source.to_owned().into(), env: Bytes::new(), limits: Wish::default(), digest }
+        let overhead = Supply::new("bytes", 1, Parts::new(&[])).none(0);
+        Draft {
+            code: source.to_owned().into(),
+            env: Bytes::new(),
+            limits: Wish::default(),
+            digest,
+            _overhead: overhead,
+        }
     }
 
     #[test]

@@ -119,9 +119,10 @@ fn draft(RawBody { bytes, held }: RawBody, policy: &Policy, scripts: &Supply) ->
     let code = frames.push_code(code(short, main, modules, policy, &limits)?)?;
     let (frames, digest) = (frames.into_bytes(), Sha256::digest(&bytes).into());
     // What it is held for from now on is another thing, of which there is another supply.
-    let registered = scripts.take(held.uid(), frames.len() as u64 + OVERHEAD_BYTES)?;
+    let overhead = scripts.take(held.uid(), OVERHEAD_BYTES)?;
+    let registered = scripts.take(held.uid(), frames.len() as u64)?;
     let frames = charged(frames, registered);
-    Ok(Some(Draft { code: frames.slice(code), env: frames.slice(env), limits, digest }))
+    Ok(Some(Draft { code: frames.slice(code), env: frames.slice(env), limits, digest, _overhead: overhead }))
 }
 
 pub(crate) async fn show_one(
