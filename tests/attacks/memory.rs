@@ -10,6 +10,8 @@ use crate::ground::{Ground, answered, probed, wait};
 use crate::{Case, Options};
 
 pub(crate) const CASES: &[Case] = &[
+    Case { id: "S11 errors", title: "errors that nobody reads", run: failing },
+    Case { id: "S2 sealed", title: "runs of a sealed tenant with a large env", run: sealed },
     Case { id: "S2 runs", title: "many runs of a large registered script at one time", run: runs },
     Case { id: "S2 abandoned", title: "runs of a large script whose clients have gone", run: abandoned },
     Case { id: "S2 replaced", title: "versions of a script while runs of the old ones wait", run: replaced },
@@ -136,6 +138,63 @@ fn replaced(_: Options) -> Result<String, String> {
 /// 2.6 MB of answer: control characters are six bytes each in JSON.
 const LOUD: &str =
     "()=>{ for(let i=0;i<250;i++) console.log('\\u0001'.repeat(1000)); return '\\u0001'.repeat(170000) }";
+
+/// 400 KB of answer, of an error that the worker tells in 64 KiB.
+const FAILING: &str =
+    "()=>{ const e = new Error('\\u0001'.repeat(32000)); e.stack = '\\u0001'.repeat(32000); throw e }";
+
+/// Errors are answers as well.
+fn failing(_: Options) -> Result<String, String> {
+    const POOL_MIB: u64 = 16;
+    let ground = Ground::start(&format!("[api]\nbody_mb = {POOL_MIB}\nwrite_secs = 3\n"));
+    let gauge = ground.gauge();
+    let before = before(&ground)?;
+    gauge.reset();
+    let body = json!({ "code": FAILING }).to_string();
+    let begin = |number: usize| {
+        let path = format!("/v1/tenants/acme-{}/load", number % 4);
+        ground.attacker.begin("POST", &path, body.as_bytes()).ok()
+    };
+    let held: Vec<_> = (0..400).filter_map(begin).collect();
+    wait(Duration::from_secs(20), || held.iter().all(answered));
+    let peak = gauge.peak().ok_or("the daemon died")?;
+    let allowed = before + POOL_MIB + 24;
+    let said = format!("{} errors of 400 KB unread, peak {peak} MiB, {before} before, {allowed} allowed", held.len());
+    if peak <= allowed { Ok(said) } else { Err(said) }
+}
+
+/// A sealed tenant's runs get an `env` of their own, without its secrets.
+fn sealed(_: Options) -> Result<String, String> {
+    const POOL_MIB: u64 = 32;
+    let ground = Ground::start(&format!("[api]\nbody_mb = {POOL_MIB}\n"));
+    let gauge = ground.gauge();
+    before(&ground)?;
+    let told = |answer: std::io::Result<enisle_tests::Answer>| answer.map(|answer| answer.status).unwrap_or_default();
+    for number in 0..4 {
+        let tenant = format!("acme-{number}");
+        let policy = told(ground.root.ask("PUT", &format!("/v1/tenants/{tenant}"), br#"{"secrets":["KEY"]}"#));
+        let order = br#"{"level":"sealed","reason":"a test"}"#;
+        let ordered = told(ground.root.ask("PUT", &format!("/v1/tenants/{tenant}/cordon"), order));
+        let code = "async()=>{ await new Promise(done => setTimeout(done, 4000)); return 1 }";
+        let script = json!({ "code": code, "env": { "KEY": "x", "pad": "y".repeat(1_000_000) } }).to_string();
+        let registered =
+            told(ground.attacker.ask("PUT", &format!("/v1/tenants/{tenant}/scripts/s"), script.as_bytes()));
+        if (policy, ordered, registered) != (200, 200, 201) {
+            return Err(format!("{tenant}: {policy}, {ordered}, {registered}"));
+        }
+    }
+    let before = gauge.rss().ok_or("the daemon died")?;
+    gauge.reset();
+    let begin = |number: usize| {
+        ground.attacker.begin("POST", &format!("/v1/tenants/acme-{}/scripts/s/run", number % 4), b"{}").ok()
+    };
+    let held: Vec<_> = (0..200).filter_map(begin).collect();
+    wait(Duration::from_secs(3), || held.iter().all(answered));
+    let peak = gauge.peak().ok_or("the daemon died")?;
+    let allowed = before + POOL_MIB + 24;
+    let said = format!("{} runs with an env of 1 MB, peak {peak} MiB, {before} before, {allowed} allowed", held.len());
+    if peak <= allowed { Ok(said) } else { Err(said) }
+}
 
 fn answers(options: Options, reading: bool) -> Result<String, String> {
     const WRITE_SECS: u64 = 3;

@@ -13,6 +13,7 @@ pub(crate) const CASES: &[Case] = &[
     Case { id: "S10 lists", title: "lists of many tenants, by operators", run: lists },
     Case { id: "S10 errors", title: "errors that repeat what was sent", run: errors },
     Case { id: "S16 workers", title: "workers that were taken over and flood their channels", run: workers },
+    Case { id: "S10 half", title: "pipelined requests on half of all connections", run: half },
     Case { id: "S10 pipelined", title: "pipelined requests of clients that never read", run: pipelined },
 ];
 
@@ -75,6 +76,38 @@ fn errors(options: Options) -> Result<String, String> {
     let said = format!("{told} of 24 errors told");
     let pings = pings.verdict(options.bench).map_err(|pings| format!("{said}; {pings}"))?;
     if told == 24 { Ok(format!("{said}; {pings}")) } else { Err(said) }
+}
+
+/// Every connection that one uid may have, each with as many requests at a time as fit.
+fn half(options: Options) -> Result<String, String> {
+    const CONNECTIONS: usize = 500;
+    const EACH: usize = 30;
+    let ground = Ground::start("");
+    ground.attacker.served("acme-1", "()=>1")?;
+    let mut said = Vec::new();
+    for (method, path, body, status) in [
+        ("GET", "/v1/tenants/acme-1", "", 200),
+        ("GET", "/v1/info", "", 200),
+        ("POST", "/v1/tenants/acme-1/load", "{}", 400),
+    ] {
+        let paths = vec![path.to_owned(); CONNECTIONS * EACH];
+        let (told, pings) = probed(&ground, || {
+            let streams: Vec<_> = (0..CONNECTIONS).filter_map(|_| ground.attacker.connect().ok()).collect();
+            let connected = streams.len();
+            drop(streams);
+            let told = ground.attacker.flood(connected, method, &paths, body.as_bytes(), status);
+            (connected, told)
+        });
+        let (connected, told) = told;
+        let what = format!("{path}: {told} of {} told on {connected} connections", paths.len());
+        let pings = pings.verdict(options.bench).map_err(|pings| format!("{what}; {pings}"))?;
+        // Of runs the quota lets only so many through.
+        if connected < CONNECTIONS || (status == 200 && told < paths.len() / 2) {
+            return Err(what);
+        }
+        said.push(format!("{what}; {pings}"));
+    }
+    Ok(said.join("; "))
 }
 
 fn pipelined(options: Options) -> Result<String, String> {
