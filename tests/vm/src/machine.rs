@@ -17,7 +17,7 @@ const EMULATOR: &str = "qemu-system-x86_64";
 const LEASH: [&str; 3] = ["setpriv", "--pdeathsig", "KILL"];
 
 /// Lines of output that an error shows.
-const TAIL_LINES: usize = 30;
+const TAIL_LINES: usize = 100;
 
 /// What the machine boots into.
 #[derive(Debug, Clone)]
