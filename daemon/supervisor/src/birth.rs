@@ -236,7 +236,23 @@ impl Newborn {
 }
 
 /// Has a jailed worker make the startup snapshot, and waits for its end.
+///
+/// Where the kernel has put a process's own mappings is random; seen once in some thousand starts, V8 finds no room for its
+/// cage beside them; another process has them elsewhere.
 pub(crate) async fn make_snapshot(blueprint: &Arc<Blueprint>) -> Result<Vec<u8>, StartError> {
+    for _ in 1..SNAPSHOT_TRIES {
+        match try_snapshot(blueprint).await {
+            Err(StartError::NotReady(why)) => tracing::warn!(%why, "the startup snapshot is tried again"),
+            other => return other,
+        }
+    }
+    try_snapshot(blueprint).await
+}
+
+/// So often a snapshot is tried at a start.
+const SNAPSHOT_TRIES: u32 = 3;
+
+async fn try_snapshot(blueprint: &Arc<Blueprint>) -> Result<Vec<u8>, StartError> {
     let mut maker = Newborn::start(blueprint, Role::Maker, Level::Shared, None).await?;
     match maker.first_word().await? {
         FromWorker::Snapshot(bytes) => Ok(bytes),
