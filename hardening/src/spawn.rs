@@ -43,9 +43,9 @@ pub const NAMESPACES: [(&str, libc::c_int); 7] = [
 /// (proc_pid_oom_score_adj(5)).
 pub const OOM_SCORE: i32 = 500;
 
-/// How much nicer than the daemon a worker is, so that the daemon's thread goes first where both want a
-/// processor (sched(7)). One step is a fifth less of it. With five, the slowest in a hundred of 8
-/// clients' runs on two busy cores took a quarter longer.
+/// How much nicer than the daemon a worker is, so that the daemon's thread goes first where both
+/// want a processor (sched(7)). One step is a fifth less of it. With five, the slowest in a hundred
+/// of 8 clients' runs on two busy cores took a quarter longer.
 pub const NICER: i32 = 1;
 
 /// What to start.

@@ -234,8 +234,8 @@ fn is_made_code(line: &str) -> bool {
 }
 
 /// Whether a process may choose to speculate, by the kernel's word for it. "thread …" and
-/// "conditional …" are processes that can choose; only a forced choice cannot be taken back. Every
-/// other word is about the whole machine, and the posture tells that
+/// "conditional …" are processes that can choose; only a forced choice cannot be taken back.
+/// Every other word is about the whole machine, and the posture tells that
 /// (`Documentation/userspace-api/spec_ctrl.rst`, `arch/x86/kernel/cpu/bugs.c`).
 fn can_be_turned_on(state: &str) -> bool {
     let can_choose = state.starts_with("thread ") || state.starts_with("conditional ");

@@ -237,8 +237,8 @@ impl Newborn {
 
 /// Has a jailed worker make the startup snapshot, and waits for its end.
 ///
-/// Where the kernel has put a process's own mappings is random; seen once in some thousand starts, V8 finds no room for its
-/// cage beside them; another process has them elsewhere.
+/// Where the kernel has put a process's own mappings is random; seen once in some thousand starts,
+/// V8 finds no room for its cage beside them; another process has them elsewhere.
 pub(crate) async fn make_snapshot(blueprint: &Arc<Blueprint>) -> Result<Vec<u8>, StartError> {
     for _ in 1..SNAPSHOT_TRIES {
         match try_snapshot(blueprint).await {

@@ -143,8 +143,8 @@ pub(crate) struct Peer {
     /// Policies, workers and events of all tenants.
     #[serde(default)]
     pub(crate) operate: bool,
-    /// The most that this uid may hold of each thing that all clients share, in per cent of the whole; if it is not given,
-    /// half of what the others leave free ([`crate::share`]).
+    /// The most that this uid may hold of each thing that all clients share, in per cent of the
+    /// whole; if it is not given, half of what the others leave free ([`crate::share`]).
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) share_percent: Option<u8>,
 }
@@ -156,12 +156,13 @@ pub(crate) struct Api {
     pub(crate) connections: usize,
     /// A request's head and body have to arrive within so many seconds, each.
     pub(crate) read_secs: u64,
-    /// Bodies that are read, waiting or running, and answers that are not taken yet, all clients together, in MiB.
+    /// Bodies that are read, waiting or running, and answers that are not taken yet, all clients
+    /// together, in MiB.
     pub(crate) body_mb: usize,
     /// Registered scripts, all tenants together, in MiB.
     pub(crate) script_mb: usize,
-    /// An answer has to be taken within so many seconds, or its client is cut off; a follower of events, if it takes nothing
-    /// for so long.
+    /// An answer has to be taken within so many seconds, or its client is cut off; a follower of
+    /// events, if it takes nothing for so long.
     pub(crate) write_secs: u64,
     /// At the end runs in flight have so many seconds to finish.
     pub(crate) drain_secs: u64,

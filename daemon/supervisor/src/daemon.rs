@@ -246,8 +246,8 @@ impl Daemon {
         self.tenants.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// The tenant of that name, known from now on, for a uid that has room for one more name. Those that have no policy of
-    /// their own, live nowhere and run nothing are forgotten if it has none.
+    /// The tenant of that name, known from now on, for a uid that has room for one more name. Those
+    /// that have no policy of their own, live nowhere and run nothing are forgotten if it has none.
     pub(crate) fn tenant(&self, name: &TenantName, uid: u32) -> Result<Arc<Tenant>, Exhausted> {
         let mut tenants = self.tenants();
         if let Some(tenant) = tenants.get(name) {
@@ -263,8 +263,8 @@ impl Daemon {
         Ok(tenant)
     }
 
-    /// Forgets those of a uid's tenants, and of those that were there at the start, that need not be remembered, among the
-    /// next few: looking at all of them would take too long.
+    /// Forgets those of a uid's tenants, and of those that were there at the start, that need not
+    /// be remembered, among the next few: looking at all of them would take too long.
     fn forget_some(&self, tenants: &mut BTreeMap<TenantName, Arc<Tenant>>, uid: u32) {
         let (rules, now) = (&self.config.cordon.rules, warden::now());
         let mut up_to = self.forgot_up_to.lock().unwrap_or_else(PoisonError::into_inner);
@@ -571,7 +571,8 @@ impl Drop for InFlight {
     }
 }
 
-/// A run whose answer was not read: what it used is not known, and it counts as if it had computed all the time.
+/// A run whose answer was not read: what it used is not known, and it counts as if it had computed
+/// all the time.
 fn unanswered(wall: Duration, limits: &WireLimits) -> Finished {
     use enisle_wire::tenant::{Advice, Usage};
     let wall_us = u64::try_from(wall.as_micros()).unwrap_or(u64::MAX);

@@ -41,7 +41,8 @@ impl Daemon {
         }
     }
 
-    /// Gives the pages of large requests back to the machine once they are over, for as long as the daemon lives.
+    /// Gives the pages of large requests back to the machine once they are over, for as long as the
+    /// daemon lives.
     pub(crate) async fn give_back_memory(self: &Arc<Self>) {
         let (mut rounds, mut rounds_left) = (tokio::time::interval(GIVE_BACK_EVERY), 0);
         loop {

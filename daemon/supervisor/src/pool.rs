@@ -1,8 +1,9 @@
 //! Which tenants live where: placement by `cordon`, admission, idleness, and what happens when a worker dies.
 //!
-//! A worker is one uid's: tenants that different uids run never share one, so that what a uid has taken is
-//! counted in whole workers. A place in a worker is spent by the tenant that has it: cage and key are never handed on. A worker whose places are
-//! spent and whose tenants have left is ended.
+//! A worker is one uid's: tenants that different uids run never share one, so that what a uid has
+//! taken is counted in whole workers. A place in a worker is spent by the tenant that has it: cage
+//! and key are never handed on. A worker whose places are spent and whose tenants have left is
+//! ended.
 
 use std::collections::BTreeMap;
 use std::os::fd::OwnedFd;
@@ -117,8 +118,9 @@ impl Pool {
         self.entries.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Gives a tenant a home, on the account of a uid. It says by itself when it is warm; runs may be sent before. One that has to live alone waits for
-    /// room, `until` then, and is never put beside others for want of it.
+    /// Gives a tenant a home, on the account of a uid. It says by itself when it is warm; runs may
+    /// be sent before. One that has to live alone waits for room, `until` then, and is never put
+    /// beside others for want of it.
     pub(crate) async fn admit(
         &self,
         tenant: &Arc<Tenant>,
@@ -353,8 +355,9 @@ impl Pool {
         busy.collect()
     }
 
-    /// Ends the process, among a uid's own of a wanted level, whose tenants are all idle and that was unused for longest; if
-    /// nothing is free, it may also be one of the uid that holds the most. False if every one is busy.
+    /// Ends the process, among a uid's own of a wanted level, whose tenants are all idle and that
+    /// was unused for longest; if nothing is free, it may also be one of the uid that holds the
+    /// most. False if every one is busy.
     fn make_room(&self, uid: u32, supply: &Supply, wanted: impl Fn(Level) -> bool) -> bool {
         let greediest = supply
             .greediest()

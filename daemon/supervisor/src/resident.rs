@@ -130,7 +130,8 @@ impl Drop for Visit {
 pub(crate) struct State {
     pub(crate) warm: AtomicBool,
     pub(crate) phase: watch::Sender<Phase>,
-    /// One run at a time. Those that wait do so here, not in the queue of the task: who goes away waits no more.
+    /// One run at a time. Those that wait do so here, not in the queue of the task: who goes away
+    /// waits no more.
     pub(crate) turn: Arc<Semaphore>,
     pub(crate) leaves: watch::Sender<bool>,
     pub(crate) meter: Meter,

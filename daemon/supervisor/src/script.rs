@@ -1,6 +1,7 @@
 //! A script that a tenant has registered under an id: its code stays here, its isolate in whatever home the tenant has.
 //!
-//! The code is encoded once, and goes along with a run whose home has no isolate of it: moving a tenant moves its scripts.
+//! The code is encoded once, and goes along with a run whose home has no isolate of it: moving a
+//! tenant moves its scripts.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;

@@ -155,8 +155,8 @@ const MAX_BUFFER_BYTES: usize = 16 << 10;
 /// Connections of all uids that no rule names.
 const STRANGERS: u64 = 8;
 
-/// Places for connections. Those whom no rule names have a few of their own: they may do next to nothing, whatever
-/// they say, so nobody waits for them.
+/// Places for connections. Those whom no rule names have a few of their own: they may do next to
+/// nothing, whatever they say, so nobody waits for them.
 struct Places {
     parts: Parts,
     known: Supply,
@@ -169,8 +169,8 @@ impl Places {
         Self { known: supply(connections as u64), strangers: supply(STRANGERS), parts }
     }
 
-    /// A place for one connection. One that is refused is told so, as far as it takes that without being waited for, and is
-    /// closed.
+    /// A place for one connection. One that is refused is told so, as far as it takes that without
+    /// being waited for, and is closed.
     fn take(&self, uid: u32, stream: &UnixStream) -> Option<Held> {
         let supply = if self.parts.knows(uid) { &self.known } else { &self.strangers };
         supply.take(uid, 1).inspect_err(|exhausted| drop(stream.try_write(&refusal(exhausted)))).ok()

@@ -237,8 +237,8 @@ impl Held {
     }
 }
 
-/// Turns at large work: one after the other, and no uid has more than one in the queue, so that each waits for one of every
-/// other at the most.
+/// Turns at large work: one after the other, and no uid has more than one in the queue, so that
+/// each waits for one of every other at the most.
 #[derive(Debug)]
 pub(crate) struct Turns {
     all: Arc<Semaphore>,

@@ -345,7 +345,8 @@ impl Speaker {
     async fn carry_out(&mut self, ticket: Ticket) -> Result<(), Stop> {
         let Ticket { job, at, reply, _turn } = ticket;
         let (id, limits) = (job.run.id, job.run.limits);
-        // A part that cannot be encoded was never a run: the ticket is dropped, which says that it has not begun.
+        // A part that cannot be encoded was never a run: the ticket is dropped, which says that it
+        // has not begun.
         let Ok(parts) = job.parts() else { return Ok(()) };
         if !self.session.start(id, &limits, job.run.keep.is_none()) {
             return Err(Stop::Violation("a run was begun during another".to_owned()));
@@ -389,8 +390,8 @@ impl Speaker {
         Err(Stop::Closed)
     }
 
-    /// Sends a run and reads until its end, for as long as it may last. The time for which an answer waits for room is not
-    /// the run's.
+    /// Sends a run and reads until its end, for as long as it may last. The time for which an
+    /// answer waits for room is not the run's.
     async fn converse(&mut self, job: &Job, sending: &mut Sending, gathered: &mut Gathered) -> Result<Exchanged, Stop> {
         let mut until = Instant::now() + Duration::from_millis(job.run.limits.wall_ms.into()) + BACKSTOP;
         // All waits for room together.
@@ -509,8 +510,9 @@ impl Speaker {
     }
 }
 
-/// Checks what the worker says of the run: its result has to be JSON, within the limit. If it is not, what is wrong. What is
-/// small and was not charged before it was read is charged now; how large it is, if there is no room.
+/// Checks what the worker says of the run: its result has to be JSON, within the limit. If it is
+/// not, what is wrong. What is small and was not charged before it was read is charged now; how
+/// large it is, if there is no room.
 async fn finished(
     done: Done,
     gathered: Gathered,

@@ -65,7 +65,8 @@ pub(crate) fn examine_apart(path: &Path) -> Result<(), Damage> {
     }
 }
 
-/// Standings are read once, and written in commits: what the database keeps of its pages is of little use.
+/// Standings are read once, and written in commits: what the database keeps of its pages is of
+/// little use.
 const CACHE_BYTES: usize = 8 << 20;
 
 /// How the process that examines a database ends if that is broken.

@@ -16,8 +16,8 @@
 //! `Input`, `Env`, `Code`, in that order. The code of a run that keeps its isolate is sent only when
 //! the thread says that it `Needs` it.
 //!
-//! The supervisor may send a run while the thread still warms an isolate (it waits in the socket), but
-//! never a second one before `Done`. Closing the channel retires the tenant.
+//! The supervisor may send a run while the thread still warms an isolate (it waits in the socket),
+//! but never a second one before `Done`. Closing the channel retires the tenant.
 
 use serde::de::{SeqAccess, Visitor};
 use serde::{Deserialize, Deserializer, Serialize};
@@ -296,7 +296,8 @@ impl Session {
         self.running
     }
 
-    /// A run goes out, its code with it or not. False if one is out already: then it must not be sent.
+    /// A run goes out, its code with it or not. False if one is out already: then it must not be
+    /// sent.
     #[must_use]
     pub fn start(&mut self, run: RunId, limits: &Limits, with_code: bool) -> bool {
         if self.running.is_some() {

@@ -207,7 +207,8 @@ fn live(
             _ => drop(last),
         }
         if peak_heap_bytes >= HEAVY_BYTES {
-            // libc keeps the most that V8 and ICU ever had otherwise, some 2 MiB after a run that filled its heap.
+            // libc keeps the most that V8 and ICU ever had otherwise, some 2 MiB after a run that
+            // filled its heap.
             allocator::give_back_freed_pages();
         }
     }

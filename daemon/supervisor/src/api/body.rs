@@ -27,8 +27,8 @@ pub(super) struct RawBody {
 }
 
 /// Reads a body that has to be whole within the configured time, and no larger than `cap`. What is
-/// left of one that is refused is read all the same, and forgotten: a connection that is closed with
-/// unread bytes is reset, and a client whose connection is reset never reads why.
+/// left of one that is refused is read all the same, and forgotten: a connection that is closed
+/// with unread bytes is reset, and a client whose connection is reset never reads why.
 pub(super) async fn read_body(mut body: Body, cap: usize, uid: u32, daemon: &Daemon) -> Result<RawBody, Problem> {
     let Api { read_secs, .. } = daemon.config.api;
     let patience = Duration::from_secs(read_secs);
@@ -79,9 +79,9 @@ pub(super) async fn discard(mut body: Body, patience: Duration) {
     let _ = tokio::time::timeout(patience, reading).await;
 }
 
-/// Works on so many bytes of a uid's: at once if they are few, off the thread that serves connections if they
-/// are not, one such work after the other. What the work holds it holds until it has ended, whether
-/// the client still waits or not.
+/// Works on so many bytes of a uid's: at once if they are few, off the thread that serves
+/// connections if they are not, one such work after the other. What the work holds it holds until
+/// it has ended, whether the client still waits or not.
 pub(super) async fn work<T: Send + 'static>(
     bytes: usize,
     uid: u32,

@@ -1,5 +1,5 @@
-//! The code of a request, from JSON to the frame that a worker gets, without a copy between: what is
-//! held is the body and the frame.
+//! The code of a request, from JSON to the frame that a worker gets, without a copy between: what
+//! is held is the body and the frame.
 
 use std::collections::BTreeSet;
 

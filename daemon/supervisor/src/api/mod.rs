@@ -9,7 +9,7 @@
 //! | [`cordon`] | `PUT`, `DELETE /v1/tenants/{tenant}/cordon`, `GET /v1/audit` |
 //! | [`workers`] | `GET /v1/workers` |
 //! | [`events`] | `GET /v1/events` |
-//! | [`body`], [`code`], [`answer`] | bodies, scripts in them, and answers of runs, each held once |
+//! | [`body`], [`code`], [`answer`] | bodies, scripts in them, answers, each held once |
 //! | [`problem`] | every error, as RFC 9457 |
 //! | [`page`] | long lists, in pieces |
 //! | [`peer`] | who is calling, and what the policy lets them do |

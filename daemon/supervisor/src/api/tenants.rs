@@ -68,7 +68,8 @@ pub(crate) async fn put(
     Ok(Json(show_tenant(&tenant, &daemon)))
 }
 
-/// A small thing from its JSON object. (Serde would take an array for a struct as well, its fields in order.)
+/// A small thing from its JSON object. (Serde would take an array for a struct as well, its fields
+/// in order.)
 pub(super) fn object<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, Problem> {
     match bytes.trim_ascii_start().first() {
         Some(b'{') | None => serde_json::from_slice(bytes).map_err(|error| Problem::bad_request(error.to_string())),

@@ -77,8 +77,8 @@ pub(crate) enum Source {
     Evaluated(Evaluated),
 }
 
-/// Executes one run. `arrived` is when all of it had been read. With its end comes what the next run
-/// of the script can go on from, if this one asked for that and ended by itself.
+/// Executes one run. `arrived` is when all of it had been read. With its end comes what the next
+/// run of the script can go on from, if this one asked for that and ended by itself.
 pub(crate) fn execute(
     resting: &mut Resting,
     source: Source,
