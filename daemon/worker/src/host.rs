@@ -4,15 +4,19 @@ use std::collections::BTreeMap;
 use std::error::Error;
 use std::os::unix::net::UnixStream;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use enisle_wire::FrameError;
 use enisle_wire::control::{Admit, FromWorker, Slot, ToWorker};
 
 use crate::control::{Control, Speaker};
 use crate::engine::cage::Cage;
+use crate::engine::memory;
 use crate::tenant::{Surroundings, Tenant};
 use crate::watchdog::Alarm;
+
+/// How often the pages of an oversized object are given back: V8 writes some two MiB in a millisecond.
+const OVERSIZED_EVERY: Duration = Duration::from_millis(1);
 
 /// Serves until the supervisor closes the channel.
 pub(crate) fn serve(
@@ -71,7 +75,8 @@ impl Shared {
             if let Some((run, cause)) = overrun {
                 self.speaker.say(&FromWorker::Overrun { slot: tenant.watched.slot(), run, cause: cause.into() })?;
             }
-            next = [next, look].into_iter().flatten().min();
+            let again = memory::trim_oversized(tenant.watched.slot().0).then(|| now + OVERSIZED_EVERY);
+            next = [next, look, again].into_iter().flatten().min();
         }
         let finished: Vec<_> = tenants.extract_if(.., |_, tenant| tenant.is_finished()).collect();
         drop(tenants);

@@ -29,10 +29,10 @@ use enisle_wire::tenant::{Code, FromTenant, ToTenant};
 use enisle_wire::{FrameError, MAX_FROM_TENANT_BYTES, MAX_TO_TENANT_BYTES, read_frame, write_frame};
 
 use crate::engine::cage::{Cage, sweep};
-use crate::engine::heap;
 use crate::engine::isolate::{Resting, Snapshot};
 use crate::engine::kept::{Kept, Shelf};
 use crate::engine::run::{Order, Source, execute};
+use crate::engine::{heap, memory};
 use crate::watchdog::{Alarm, Watched};
 
 /// What every tenant's thread of a process needs to know.
@@ -206,10 +206,12 @@ fn live(
             (Some(key), Some(evaluated)) => shelf.put(key, last, evaluated),
             _ => drop(last),
         }
+        memory::forget_oversized();
         if peak_heap_bytes >= HEAVY_BYTES {
             // libc keeps the most that V8 and ICU ever had otherwise, some 2 MiB after a run that
             // filled its heap.
             allocator::give_back_freed_pages();
+            heap::trim();
         }
     }
 }

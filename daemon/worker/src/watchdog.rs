@@ -199,6 +199,11 @@ impl Watched {
         }
     }
 
+    /// There is something that the watchdog has to look after.
+    pub(crate) fn look_now(&self) {
+        self.alarm.ring();
+    }
+
     /// Ends `run`, now or when it comes.
     pub(crate) fn cancel(&self, run: RunId) {
         let mut state = self.lock();

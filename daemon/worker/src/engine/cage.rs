@@ -129,7 +129,7 @@ impl Cage {
         memory::move_to(Some(self.home));
         // SAFETY: `group` is live; this thread is in no other cage.
         unsafe { v8_tenant_set_group(self.group) };
-        quota::reset();
+        quota::reset(self.place);
         let entered = Entered { cage: self, _thread: PhantomData };
         if heap::open() { Ok(entered) } else { Err(CageError::Heap) }
     }

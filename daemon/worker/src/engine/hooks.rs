@@ -1,14 +1,26 @@
 //! The memory of V8, ICU and the C++ library: the archive calls the functions below where it would
 //! call libc's (`v8/patches/15-memory-hooks.patch`).
 //!
-//! For now they pass everything on. Their invariant, once they do more: the address decides where
-//! memory goes back to, never the thread. The archive frees on one thread what it took on another,
-//! what it took before `main`, and what libc allocated for it.
+//! | who asks, on a tenant's thread | what for | from where |
+//! |---|---|---|
+//! | V8, `malloc` | zones (a parser's and compiler's notes), regular expression stacks, serialisers | the tenant's heap on its island ([`super::heap`]), behind its key |
+//! | C++, `operator new` | V8's containers and objects, and what V8 keeps for all isolates: the platform's task runners, caches of `Intl` | libc, on the tenant's account |
+//! | ICU | formatters, and caches for all threads | libc, on the tenant's account |
+//!
+//! The second and third may be of use to other threads later, and nothing tells which, so they
+//! cannot be on an island. Each such block has a head that says whose account it is on.
+//!
+//! The address decides where memory goes back to, never the thread. The archive frees on one
+//! thread what it took on another, what it took before `main`, and what libc allocated for it.
 
-use std::ffi::c_void;
+use std::ffi::{c_int, c_void};
 use std::io;
+use std::ptr;
 
 use libc::size_t;
+
+use super::heap::{self, Head};
+use super::{last_words, quota};
 
 /// All functions of ours that the archive knows, in the order of `v8/patches/16-hooks-seen.patch`.
 const HOOKS: [&str; 10] =
@@ -38,7 +50,7 @@ pub(super) fn check() -> io::Result<()> {
 unsafe extern "C" fn v8_tenant_malloc(bytes: size_t) -> *mut c_void {
     count::call("malloc");
     // SAFETY: the caller's.
-    unsafe { libc::malloc(bytes) }
+    heap::take(bytes, ALIGNMENT).unwrap_or_else(|| unsafe { libc::malloc(bytes) })
 }
 
 /// # Safety
@@ -46,8 +58,17 @@ unsafe extern "C" fn v8_tenant_malloc(bytes: size_t) -> *mut c_void {
 #[unsafe(no_mangle)]
 unsafe extern "C" fn v8_tenant_calloc(elements: size_t, bytes: size_t) -> *mut c_void {
     count::call("calloc");
-    // SAFETY: the caller's.
-    unsafe { libc::calloc(elements, bytes) }
+    let Some(whole) = elements.checked_mul(bytes) else { return ptr::null_mut() };
+    match heap::take(whole, ALIGNMENT) {
+        Some(block) if !block.is_null() => {
+            // SAFETY: the block has so many bytes.
+            unsafe { block.cast::<u8>().write_bytes(0, whole) };
+            block
+        }
+        Some(null) => null,
+        // SAFETY: the caller's.
+        None => unsafe { libc::calloc(elements, bytes) },
+    }
 }
 
 /// # Safety
@@ -55,8 +76,21 @@ unsafe extern "C" fn v8_tenant_calloc(elements: size_t, bytes: size_t) -> *mut c
 #[unsafe(no_mangle)]
 unsafe extern "C" fn v8_tenant_realloc(memory: *mut c_void, bytes: size_t) -> *mut c_void {
     count::call("realloc");
+    if memory.is_null() {
+        // SAFETY: as malloc's.
+        return unsafe { v8_tenant_malloc(bytes) };
+    }
     // SAFETY: the caller's.
-    unsafe { libc::realloc(memory, bytes) }
+    let Some(before) = (unsafe { heap::size(memory) }) else {
+        // SAFETY: the caller's: libc has allocated it.
+        return unsafe { libc::realloc(memory, bytes) };
+    };
+    let Some(block) = heap::take(bytes, ALIGNMENT).filter(|block| !block.is_null()) else { return ptr::null_mut() };
+    // SAFETY: both blocks are live, and have at least so many bytes.
+    unsafe { memory.cast::<u8>().copy_to_nonoverlapping(block.cast(), before.min(bytes)) };
+    // SAFETY: the caller does not use it any more.
+    unsafe { heap::give_back(memory) };
+    block
 }
 
 /// # Safety
@@ -65,7 +99,10 @@ unsafe extern "C" fn v8_tenant_realloc(memory: *mut c_void, bytes: size_t) -> *m
 unsafe extern "C" fn v8_tenant_free(memory: *mut c_void) {
     count::call("free");
     // SAFETY: the caller's.
-    unsafe { libc::free(memory) }
+    if !unsafe { heap::give_back(memory) } {
+        // SAFETY: the caller's: libc has allocated it.
+        unsafe { libc::free(memory) };
+    }
 }
 
 /// # Safety
@@ -74,7 +111,7 @@ unsafe extern "C" fn v8_tenant_free(memory: *mut c_void) {
 unsafe extern "C" fn v8_tenant_aligned_alloc(alignment: size_t, bytes: size_t) -> *mut c_void {
     count::call("aligned_alloc");
     // SAFETY: the caller's.
-    unsafe { libc::aligned_alloc(alignment, bytes) }
+    heap::take(bytes, alignment).unwrap_or_else(|| unsafe { libc::aligned_alloc(alignment, bytes) })
 }
 
 /// # Safety
@@ -83,7 +120,141 @@ unsafe extern "C" fn v8_tenant_aligned_alloc(alignment: size_t, bytes: size_t) -
 unsafe extern "C" fn v8_tenant_usable_size(memory: *mut c_void) -> size_t {
     count::call("usable_size");
     // SAFETY: the caller's.
-    unsafe { libc::malloc_usable_size(memory) }
+    unsafe { heap::size(memory) }.unwrap_or_else(|| unsafe { libc::malloc_usable_size(memory) })
+}
+
+/// As malloc has it: enough for everything that asks for no alignment of its own.
+const ALIGNMENT: usize = 16;
+
+/// A block of the process's, on the account of the tenant whose thread this is. The process ends
+/// where there is no memory: C++ without exceptions cannot be told.
+fn common(bytes: usize, alignment: usize) -> *mut c_void {
+    let before = Head::room(alignment);
+    let whole = bytes.saturating_add(before);
+    quota::take_native(whole);
+    let base = if alignment <= ALIGNMENT {
+        // SAFETY: malloc has no preconditions.
+        unsafe { libc::malloc(whole) }
+    } else {
+        // SAFETY: the alignment is a power of two, and the size a multiple of it.
+        unsafe { libc::aligned_alloc(alignment, whole.next_multiple_of(alignment)) }
+    };
+    if base.is_null() {
+        last_words::no_memory_left();
+    }
+    // SAFETY: `whole` bytes begin at `base`.
+    unsafe { Head::write(base.cast(), before, bytes, quota::place()) }
+}
+
+/// # Safety
+/// A live block of [`common`], or null.
+unsafe fn give_back_common(block: *mut c_void) {
+    if block.is_null() {
+        return;
+    }
+    // SAFETY: the caller's.
+    let (head, base) = unsafe { Head::of(block) };
+    quota::give_back_native_of(head.place, head.bytes + block as usize - base as usize);
+    // SAFETY: `common` got it from libc.
+    unsafe { libc::free(base.cast()) };
+}
+
+/// Operators new and delete, in the place of the archive's. What a pair of them does is the same,
+/// whether it is for arrays, says its size, or may fail, which it never does here.
+macro_rules! operators {
+    (new: $($new:ident)*; aligned: $($aligned:ident)*; delete: $($delete:ident)*) => {
+        $(
+            /// # Safety
+            /// As C++ has it.
+            #[unsafe(no_mangle)]
+            unsafe extern "C" fn $new(bytes: size_t) -> *mut c_void {
+                count::call("new");
+                common(bytes, ALIGNMENT)
+            }
+        )*
+        $(
+            /// # Safety
+            /// As C++ has it.
+            #[unsafe(no_mangle)]
+            unsafe extern "C" fn $aligned(bytes: size_t, alignment: size_t) -> *mut c_void {
+                count::call("new");
+                common(bytes, alignment)
+            }
+        )*
+        $(
+            /// # Safety
+            /// As C++ has it.
+            #[unsafe(no_mangle)]
+            unsafe extern "C" fn $delete(block: *mut c_void) {
+                count::call("delete");
+                // SAFETY: the caller's.
+                unsafe { give_back_common(block) };
+            }
+        )*
+    };
+}
+
+operators! {
+    new: _Znwm _Znam _ZnwmRKSt9nothrow_t _ZnamRKSt9nothrow_t;
+    aligned: _ZnwmSt11align_val_t _ZnamSt11align_val_t _ZnwmSt11align_val_tRKSt9nothrow_t
+        _ZnamSt11align_val_tRKSt9nothrow_t;
+    delete: _ZdlPv _ZdaPv _ZdlPvm _ZdaPvm _ZdlPvRKSt9nothrow_t _ZdaPvRKSt9nothrow_t
+        _ZdlPvSt11align_val_t _ZdaPvSt11align_val_t _ZdlPvmSt11align_val_t _ZdaPvmSt11align_val_t
+        _ZdlPvSt11align_val_tRKSt9nothrow_t _ZdaPvSt11align_val_tRKSt9nothrow_t
+}
+
+unsafe extern "C" fn icu_malloc(_: *const c_void, bytes: size_t) -> *mut c_void {
+    count::call("icu");
+    common(bytes, ALIGNMENT)
+}
+
+unsafe extern "C" fn icu_realloc(_: *const c_void, block: *mut c_void, bytes: size_t) -> *mut c_void {
+    let larger = common(bytes, ALIGNMENT);
+    if !block.is_null() {
+        // SAFETY: ICU's blocks are `common`'s.
+        let before = unsafe { Head::of(block) }.0.bytes;
+        // SAFETY: both blocks are live, and have at least so many bytes.
+        unsafe { block.cast::<u8>().copy_to_nonoverlapping(larger.cast(), before.min(bytes)) };
+        // SAFETY: ICU does not use it any more.
+        unsafe { give_back_common(block) };
+    }
+    larger
+}
+
+unsafe extern "C" fn icu_free(_: *const c_void, block: *mut c_void) {
+    // SAFETY: ICU's blocks are `common`'s.
+    unsafe { give_back_common(block) };
+}
+
+unsafe extern "C" {
+    /// ICU's, in the archive: what it allocates with. Only before it has allocated anything.
+    #[link_name = "u_setMemoryFunctions_78"]
+    fn set_memory_functions_of_icu(
+        context: *const c_void,
+        malloc: unsafe extern "C" fn(*const c_void, size_t) -> *mut c_void,
+        realloc: unsafe extern "C" fn(*const c_void, *mut c_void, size_t) -> *mut c_void,
+        free: unsafe extern "C" fn(*const c_void, *mut c_void),
+        error: *mut c_int,
+    );
+    /// `v8::internal::compiler::TypeCache::Get()`, in the archive.
+    #[link_name = "_ZN2v88internal8compiler9TypeCache3GetEv"]
+    fn make_type_cache() -> *const c_void;
+}
+
+/// ICU's memory from now on comes from here. To be called before V8 starts.
+pub(super) fn take_over_icu() -> io::Result<()> {
+    let mut error = 0;
+    // SAFETY: the functions keep malloc's contract, and ICU has not allocated anything yet.
+    unsafe { set_memory_functions_of_icu(ptr::null(), icu_malloc, icu_realloc, icu_free, &raw mut error) };
+    if error > 0 { Err(io::Error::other(format!("ICU refuses V8's hooks: error {error}"))) } else { Ok(()) }
+}
+
+/// Makes what all of V8 shares and asks `malloc` for when it first needs it: it may not be on the
+/// island of whoever comes first. Everything else of that kind is made with operator new. (The
+/// test that finds them: `nothing_of_the_process_is_on_an_island`.)
+pub(super) fn make_what_is_shared() {
+    // SAFETY: V8 has started; the function takes nothing.
+    unsafe { make_type_cache() };
 }
 
 #[cfg(not(test))]
@@ -95,15 +266,16 @@ mod count {
 mod count {
     use std::cell::Cell;
 
-    use super::HOOKS;
+    const NAMES: [&str; 9] =
+        ["malloc", "calloc", "realloc", "free", "aligned_alloc", "usable_size", "new", "delete", "icu"];
 
     thread_local! {
-        static CALLS: Cell<[u32; HOOKS.len()]> = const { Cell::new([0; HOOKS.len()]) };
+        static CALLS: Cell<[u32; NAMES.len()]> = const { Cell::new([0; NAMES.len()]) };
     }
 
     pub(super) fn call(name: &'static str) {
         let mut calls = CALLS.get();
-        for (count, hook) in calls.iter_mut().zip(HOOKS) {
+        for (count, hook) in calls.iter_mut().zip(NAMES) {
             *count += u32::from(hook == name);
         }
         CALLS.set(calls);
@@ -111,9 +283,9 @@ mod count {
 
     /// The hooks that this thread has called in `work`, each as often as it was.
     pub(super) fn calls(work: impl FnOnce()) -> Vec<(&'static str, u32)> {
-        CALLS.set([0; HOOKS.len()]);
+        CALLS.set([0; NAMES.len()]);
         work();
-        HOOKS.into_iter().zip(CALLS.get()).filter(|(_, count)| *count > 0).collect()
+        NAMES.into_iter().zip(CALLS.get()).filter(|(_, count)| *count > 0).collect()
     }
 }
 
@@ -157,10 +329,10 @@ mod tests {
         // SAFETY: each address is given back once, to the function that belongs to the one that it
         // came from.
         let called = count::calls(|| unsafe { delete(black_box(new(100))) });
-        assert_eq!(called, [("malloc", 1), ("free", 1)]);
+        assert_eq!(called, [("new", 1), ("delete", 1)]);
         // SAFETY: as above.
         let called = count::calls(|| unsafe { delete_aligned(black_box(new_aligned(100, 64)), 64) });
-        assert_eq!(called, [("free", 1), ("aligned_alloc", 1)]);
+        assert_eq!(called, [("new", 1), ("delete", 1)]);
     }
 
     #[test]
@@ -189,6 +361,6 @@ mod tests {
             drop(v8::new_single_threaded_default_platform(false));
         });
         let hooks: Vec<_> = called.iter().map(|(name, _)| *name).collect();
-        assert!(hooks.contains(&"malloc") && hooks.contains(&"free"), "{called:?}");
+        assert!(hooks.contains(&"new") && hooks.contains(&"delete"), "{called:?}");
     }
 }

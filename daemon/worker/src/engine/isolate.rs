@@ -115,6 +115,14 @@ impl Resting {
         })
     }
 
+    /// Collects garbage. Says how many bytes of heap are left.
+    pub(super) fn collect(&mut self) -> usize {
+        self.entered(|isolate| {
+            isolate.memory_pressure_notification(v8::MemoryPressureLevel::Critical);
+            isolate.get_heap_statistics().total_heap_size()
+        })
+    }
+
     /// Enters the isolate for the length of `work`.
     pub(super) fn entered<T>(&mut self, work: impl FnOnce(&mut v8::OwnedIsolate) -> T) -> T {
         // SAFETY: this thread made the isolate, and it is at rest; the exit below matches.

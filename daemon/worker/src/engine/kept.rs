@@ -28,12 +28,21 @@ impl Shelf {
         (kept.resting.memory_mb == memory_mb).then_some(kept)
     }
 
-    /// Puts an isolate on the shelf, and disposes of those that do not fit the tenant's memory beside it.
+    /// Puts an isolate on the shelf, and disposes of those that do not fit the tenant's memory: all
+    /// that the tenant holds is to be within the limit while nothing runs. The last one may first
+    /// collect its garbage.
     pub(crate) fn put(&mut self, key: u64, resting: Resting, evaluated: Evaluated) {
-        let budget = (resting.memory_mb as usize) << 20;
         self.0.push(Kept { key, evaluated, resting });
-        while self.0.len() > MOST || (self.0.len() > 1 && self.bytes() > budget) {
+        while self.0.len() > MOST || (self.0.len() > 1 && self.is_over()) {
             self.0.remove(0);
+        }
+        if self.is_over()
+            && let Some(last) = self.0.last_mut()
+        {
+            last.evaluated.heap_bytes = last.resting.collect();
+            if self.is_over() {
+                self.0.clear();
+            }
         }
     }
 
@@ -42,7 +51,8 @@ impl Shelf {
         self.0.retain(|kept| kept.key != key);
     }
 
-    /// Buffers are counted for all isolates of a tenant together. Those that are kept leave a run half of them at the least.
+    /// Buffers and native memory are counted for all isolates of a tenant together. Those that are
+    /// kept leave a run half of the limit at the least.
     pub(crate) fn make_room_for_buffers(&mut self, memory_mb: u32) {
         let half = (memory_mb as usize) << 19;
         while !self.0.is_empty() && quota::used() > half {
@@ -50,7 +60,7 @@ impl Shelf {
         }
     }
 
-    fn bytes(&self) -> usize {
-        self.0.iter().map(|kept| kept.evaluated.heap_bytes).sum()
+    fn is_over(&self) -> bool {
+        self.0.iter().map(|kept| kept.evaluated.heap_bytes).sum::<usize>() > quota::left()
     }
 }

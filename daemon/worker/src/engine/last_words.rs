@@ -9,7 +9,8 @@ use enisle_wire::control::{GAVE_UP_EXIT, OUT_OF_MEMORY_EXIT};
 use enisle_wire::tenant::{FromTenant, RunId};
 use enisle_wire::{MAX_FROM_TENANT_BYTES, encode};
 
-use super::{confinement, exit_now, heap, quota};
+use super::run::RunState;
+use super::{confinement, exit_now, heap, memory, quota};
 use crate::watchdog::{Cause, Watched};
 
 #[derive(Debug)]
@@ -66,7 +67,25 @@ pub(super) unsafe extern "C" fn near_heap_limit(data: *mut std::ffi::c_void, cur
     if !for_an_object && quota::take_refused() && isolate.get_heap_statistics().used_heap_size() < initial / 2 {
         return current;
     }
+    if quota::is_lifted() {
+        return initial.saturating_add(1280 << 20);
+    }
     watch.watched.end(Cause::Memory);
+    it_is_over_its_limit();
+    // Once: a run that fills that as well is not on its way out.
+    let room = quota::left().max(quota::SLACK);
+    quota::no_more();
+    // SAFETY: as above.
+    let wanted = unsafe { v8_tenant_wanted() };
+    if wanted <= room {
+        return initial.saturating_add(room);
+    }
+    memory::expect_oversized(wanted);
+    watch.watched.look_now();
+    initial.saturating_add(room).saturating_add(wanted)
+}
+
+fn it_is_over_its_limit() {
     LAST_WORDS.with(|words| {
         if let Ok(mut words) = words.try_borrow_mut()
             && let Some(words) = words.as_mut()
@@ -74,8 +93,35 @@ pub(super) unsafe extern "C" fn near_heap_limit(data: *mut std::ffi::c_void, cur
             words.over_its_limit = true;
         }
     });
-    // Once: a run that fills that as well is not on its way out.
-    initial.saturating_add(LARGEST_ALLOCATION)
+}
+
+/// V8 is at a point where a run may be looked at, and this one has asked for it because its native
+/// memory nears the limit: what dead objects hold goes, and if that is not enough, so does the run.
+pub(super) unsafe extern "C" fn look_at_memory(isolate: v8::UnsafeRawIsolatePtr, _: *mut std::ffi::c_void) {
+    // SAFETY: V8 calls this on the isolate's own thread; what comes out is not dropped as an owner.
+    let mut isolate = unsafe { v8::Isolate::from_raw_isolate_ptr(isolate) };
+    isolate.memory_pressure_notification(v8::MemoryPressureLevel::Critical);
+    if quota::is_over() {
+        it_is_over_its_limit();
+        quota::no_more();
+        if let Some(state) = isolate.get_slot::<RunState>() {
+            state.watched.end(Cause::Memory);
+        }
+    }
+}
+
+/// The tenant's native memory is so far over its limit that the run cannot be waited for.
+#[cold]
+pub(super) fn over_the_limit() -> ! {
+    it_is_over_its_limit();
+    no_memory_left()
+}
+
+/// The process has no memory left, whoever has it.
+#[cold]
+pub(super) fn no_memory_left() -> ! {
+    say_last_words();
+    exit_now(OUT_OF_MEMORY_EXIT);
 }
 
 unsafe extern "C" {
@@ -89,9 +135,6 @@ pub(super) struct HeapWatch<'a> {
     pub(super) watched: &'a Watched,
     pub(super) isolate: v8::UnsafeRawIsolatePtr,
 }
-
-/// Somewhat over the largest single object of V8's heap: a two-byte string of full length, or a large array of doubles.
-const LARGEST_ALLOCATION: usize = 1280 << 20;
 
 /// Prepares what this thread says if V8 cannot go on with a run.
 pub(super) fn remember_last_words(channel: &UnixStream, id: RunId) {

@@ -14,9 +14,13 @@ use std::cell::Cell;
 use std::ffi::c_void;
 use std::io;
 use std::ops::Range;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use enisle_hardening::islands::Island;
-use libc::{c_int, off_t, size_t};
+use enisle_hardening::sealed::{self, MOST_PLACES};
+use libc::{c_int, c_long, off_t, size_t};
+
+use super::quota;
 
 /// From which size on a mapping is V8's sandbox: nothing else is nearly as large.
 const SANDBOX_FROM: usize = 1 << 40;
@@ -52,6 +56,11 @@ impl Home {
 /// From now on this thread's mappings go to that island; to nowhere in particular with `None`. Returns where they went.
 pub(super) fn move_to(home: Option<Home>) -> Option<Home> {
     HOME.replace(home)
+}
+
+/// Whether an address is on the calling thread's island.
+pub(super) fn is_home(address: usize) -> bool {
+    HOME.get().is_some_and(|home| home.island.range().contains(&address))
 }
 
 /// Maps the stack of an island's thread.
@@ -170,6 +179,116 @@ impl Home {
         }
         libc::MAP_FAILED
     }
+}
+
+/// V8 commits pages with `mprotect`, which the program takes over from libc to learn where the object
+/// is that a run was ended for.
+///
+/// # Safety
+/// As the system call's.
+#[unsafe(no_mangle)]
+unsafe extern "C" fn mprotect(start: *mut c_void, bytes: size_t, protection: c_int) -> c_int {
+    // SAFETY: the caller's. A failure is -1, with the reason in errno.
+    let result = unsafe { libc::syscall(libc::SYS_mprotect, start, bytes, protection) };
+    committed(result, start as usize, bytes, protection)
+}
+
+/// As [`mprotect`].
+///
+/// # Safety
+/// As the system call's.
+#[unsafe(no_mangle)]
+unsafe extern "C" fn pkey_mprotect(start: *mut c_void, bytes: size_t, protection: c_int, key: c_int) -> c_int {
+    // SAFETY: the caller's. A failure is -1, with the reason in errno.
+    let result = unsafe { libc::syscall(libc::SYS_pkey_mprotect, start, bytes, protection, key) };
+    committed(result, start as usize, bytes, protection)
+}
+
+fn committed(result: c_long, start: usize, bytes: usize, protection: c_int) -> c_int {
+    if result == 0 && protection & libc::PROT_WRITE != 0 && bytes >= EXPECTED.get() {
+        oversized_is(start, bytes);
+    }
+    if result == 0 { 0 } else { -1 }
+}
+
+/// An object that is larger than its run's limit, which the run was ended for. V8 makes it all the
+/// same, and writes all of it before it looks whether it has to end: a string of a gigabyte, from
+/// parts that are few. Nobody will read it. So as long as the run lasts, the watchdog gives its
+/// pages back, all but the first ones, where V8's own notes are.
+///
+/// To the rest of V8 that is a tenant that writes zeros into its own sandbox, which V8's sandbox
+/// is there for.
+#[derive(Debug)]
+struct Oversized {
+    start: AtomicUsize,
+    /// 0 as long as it is only expected; [`NONE`] otherwise.
+    bytes: AtomicUsize,
+}
+
+const NONE: usize = usize::MAX;
+
+/// Pages at the beginning of an object that stay: the notes that V8 keeps in front of it.
+const STAY: usize = 1 << 20;
+
+static OVERSIZED: [Oversized; MOST_PLACES] =
+    [const { Oversized { start: AtomicUsize::new(0), bytes: AtomicUsize::new(NONE) } }; MOST_PLACES];
+
+thread_local! {
+    /// How large the object is that comes next, which nobody will read.
+    static EXPECTED: Cell<usize> = const { Cell::new(NONE) };
+}
+
+fn oversized(place: u32) -> Option<&'static Oversized> {
+    OVERSIZED.get(usize::try_from(place).ok()?)
+}
+
+/// An object of so many bytes comes next on this thread, or later in this run.
+pub(super) fn expect_oversized(bytes: usize) {
+    EXPECTED.set(bytes);
+    if let Some(object) = oversized(quota::place()) {
+        object.bytes.store(0, Ordering::Release);
+    }
+}
+
+fn oversized_is(start: usize, bytes: usize) {
+    let sandbox = HOME.get().map(|home| home.island.sandbox());
+    if sandbox.is_some_and(|sandbox| sandbox.contains(&start))
+        && let Some(object) = oversized(quota::place())
+    {
+        EXPECTED.set(NONE);
+        object.start.store(start, Ordering::Release);
+        object.bytes.store(bytes, Ordering::Release);
+    }
+}
+
+/// The run is over, and the object gone.
+pub(crate) fn forget_oversized() {
+    EXPECTED.set(NONE);
+    if let Some(object) = oversized(quota::place()) {
+        object.bytes.store(NONE, Ordering::Release);
+    }
+}
+
+/// Gives back the pages of the oversized object of a place. Says whether there is one, or may be one
+/// soon.
+pub(crate) fn trim_oversized(place: u32) -> bool {
+    let Some(object) = oversized(place) else { return false };
+    let bytes = object.bytes.load(Ordering::Acquire);
+    if bytes == NONE {
+        return false;
+    }
+    let start = object.start.load(Ordering::Acquire);
+    let sandbox = usize::try_from(place).ok().and_then(|place| sealed::zone().island(place)).map(Island::sandbox);
+    if let Some(sandbox) = sandbox
+        && bytes > STAY
+        && sandbox.contains(&start)
+        && bytes <= sandbox.end - start
+    {
+        // SAFETY: the pages are in the sandbox of the place. V8 puts up with whatever is written
+        // there, and reads nothing of this object before it ends the run.
+        unsafe { libc::madvise((start + STAY) as *mut c_void, bytes - STAY, libc::MADV_DONTNEED) };
+    }
+    true
 }
 
 /// # Safety

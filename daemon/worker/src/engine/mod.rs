@@ -7,7 +7,7 @@
 //! | [`heap`] | what Rust allocates for a tenant, on its island |
 //! | [`hooks`] | what V8, ICU and C++ allocate |
 //! | [`confinement`] | whether a tenant's thread still has the keys open that it should |
-//! | [`quota`] | the bytes of array buffers that a tenant may hold |
+//! | [`quota`] | what a tenant holds outside V8's heap: buffers, native memory |
 //! | [`isolate`] | an isolate at rest: made from the snapshot, warm, entered only for one run |
 //! | [`last_words`] | what is said when V8 cannot go on |
 //! | [`log`] | the console of one run |
@@ -27,7 +27,7 @@ pub(crate) mod isolate;
 pub(crate) mod kept;
 mod last_words;
 mod log;
-mod memory;
+pub(crate) mod memory;
 mod modules;
 mod natives;
 mod quota;
@@ -74,6 +74,7 @@ unsafe extern "C" {
 /// for JIT pages is inherited. V8 puts nothing into `zone` as long as what is returned lives, beside V8's version.
 pub(crate) fn start(zone: &Zone, jitless: bool) -> io::Result<(&'static str, Reserved)> {
     hooks::check()?;
+    hooks::take_over_icu()?;
     let reserved = Reserved::new(zone.range())?;
     v8::V8::set_flags_from_string(FLAGS);
     v8::V8::set_flags_from_string(WASM_FLAGS);
@@ -84,6 +85,7 @@ pub(crate) fn start(zone: &Zone, jitless: bool) -> io::Result<(&'static str, Res
     v8::V8::set_entropy_source(fill_random);
     v8::V8::initialize_platform(v8::new_single_threaded_default_platform(false).make_shared());
     v8::V8::initialize();
+    hooks::make_what_is_shared();
     // V8's locks ask how many processors there are, and how fast, when two threads first want the same one: by then
     // behind the filter. The answers are kept, so they are asked for now.
     // SAFETY: the function takes nothing and may be called at any time.
@@ -108,9 +110,9 @@ pub(crate) fn warm_up() -> Result<(), &'static str> {
         let script = v8::String::new(scope, WARM_UP).and_then(|source| v8::Script::compile(scope, source, None));
         script.and_then(|script| script.run(scope)).ok_or("V8's first script failed")?;
         // Limits hold only if V8 asks for them.
-        let before = quota::used();
+        let before = quota::buffers();
         let buffer = v8::ArrayBuffer::new(scope, 1000);
-        let counted = quota::used() - before;
+        let counted = quota::buffers() - before;
         if buffer.byte_length() == counted { Ok(()) } else { Err("V8 does not count the bytes of buffers") }
     })
     .join()

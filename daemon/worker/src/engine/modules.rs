@@ -1,7 +1,9 @@
 //! A script's modules: compiled, linked and imported by exact name, from what came with the run and nothing else.
 
 use std::collections::HashMap;
+use std::ffi::c_char;
 use std::num::NonZeroI32;
+use std::sync::Arc;
 
 use enisle_wire::tenant::{Code, Module, ModuleKind};
 
@@ -17,10 +19,20 @@ pub(super) const SHORT_NAME: &str = "main.js";
 /// The modules of one run.
 #[derive(Debug)]
 pub(super) struct Modules {
-    sources: HashMap<String, Module>,
+    sources: HashMap<String, Source>,
     compiled: HashMap<String, v8::Global<v8::Module>>,
     /// The names of compiled modules by V8's hash of them, which is not unique.
     names: HashMap<NonZeroI32, Vec<(v8::Global<v8::Module>, String)>>,
+}
+
+/// The source of one module.
+#[derive(Debug, Clone)]
+struct Source {
+    kind: ModuleKind,
+    /// V8 may hold it as well: large sources are there once.
+    body: Arc<[u8]>,
+    /// It is an expression, for a module that exports it.
+    expression: bool,
 }
 
 impl Modules {
@@ -33,7 +45,10 @@ impl Modules {
                 (SHORT_NAME.to_owned(), vec![main])
             }
         };
-        let sources = modules.into_iter().map(|module| (module.name.clone(), module)).collect();
+        let sources = modules
+            .into_iter()
+            .map(|Module { name, kind, body }| (name, Source { kind, body: body.into(), expression: false }))
+            .collect();
         (Self { sources, compiled: HashMap::new(), names: HashMap::new() }, main)
     }
 
@@ -42,13 +57,16 @@ impl Modules {
         self.names.get(&hash)?.iter().find(|(known, _)| known == module).map(|(_, name)| name.as_str())
     }
 
-    /// Replaces the short form's source, which turned out to be an expression, by a module that exports it.
-    /// Returns what was compiled before.
+    /// From now on the short form's source, which turned out to be an expression, stands for a module
+    /// that exports it. Returns what was compiled before.
     pub(super) fn wrap_expression(&mut self) -> Option<v8::Global<v8::Module>> {
-        if let Some(module) = self.sources.get_mut(SHORT_NAME) {
-            let text = String::from_utf8_lossy(&module.body).into_owned();
-            let expression = text.trim_end().trim_end_matches(';');
-            module.body = format!("export default (\n{expression}\n)").into_bytes();
+        if let Some(source) = self.sources.get_mut(SHORT_NAME) {
+            source.expression = true;
+            let of_no_use = |byte: &u8| byte.is_ascii_whitespace() || *byte == b';';
+            let end = source.body.iter().rposition(|byte| !of_no_use(byte)).map_or(0, |last| last + 1);
+            if end < source.body.len() {
+                source.body = source.body[..end].into();
+            }
         }
         self.compiled.remove(SHORT_NAME)
     }
@@ -87,10 +105,10 @@ pub(super) fn compile<'s>(
     let module = if BUILT_IN.contains(&name) && !state.modules.sources.contains_key(name) {
         synthetic(scope, name, "WorkerEntrypoint", evaluate_built_in)?
     } else {
-        let source = state.modules.sources.get(name)?;
+        let source = state.modules.sources.get(name)?.clone();
         match source.kind {
             ModuleKind::Js => {
-                let text = text_of(scope, &source.body).or_else(|| {
+                let text = source.text(scope).or_else(|| {
                     throw(scope, v8::Exception::range_error, "the module is longer than a string can be")
                 })?;
                 let resource = v8::String::new(scope, name)?.into();
@@ -114,11 +132,38 @@ pub(super) fn compile<'s>(
 const OUTSIDE_FROM_BYTES: usize = 64 << 10;
 
 /// A module's text as a string of V8's. It is made once: a module is compiled once.
-fn text_of<'s>(scope: &v8::PinScope<'s, '_>, body: &[u8]) -> Option<v8::Local<'s, v8::String>> {
-    if body.len() >= OUTSIDE_FROM_BYTES && body.is_ascii() {
-        v8::String::new_external_onebyte(scope, body.into())
-    } else {
-        v8::String::new_from_utf8(scope, body, v8::NewStringType::Normal)
+fn text_of<'s>(scope: &v8::PinScope<'s, '_>, body: &Arc<[u8]>) -> Option<v8::Local<'s, v8::String>> {
+    if body.len() < OUTSIDE_FROM_BYTES || !body.is_ascii() {
+        return v8::String::new_from_utf8(scope, body, v8::NewStringType::Normal);
+    }
+    let (bytes, length) = (Arc::into_raw(Arc::clone(body)), body.len());
+    // SAFETY: the bytes are ASCII, and live until `give_back`, which V8 calls once, gives up what was
+    // taken here.
+    let text = unsafe { v8::String::new_external_onebyte_raw(scope, bytes.cast_mut().cast(), length, give_back) };
+    if text.is_none() {
+        // SAFETY: V8 has not taken it.
+        drop(unsafe { Arc::from_raw(bytes) });
+    }
+    text
+}
+
+/// V8 has no use for a string any more that [`text_of`] made.
+unsafe extern "C" fn give_back(bytes: *mut c_char, length: usize) {
+    let bytes = std::ptr::slice_from_raw_parts(bytes.cast::<u8>(), length);
+    // SAFETY: pointer and length are those of `Arc::into_raw` there.
+    drop(unsafe { Arc::from_raw(bytes) });
+}
+
+impl Source {
+    /// What V8 compiles.
+    fn text<'s>(&self, scope: &mut v8::PinScope<'s, '_>) -> Option<v8::Local<'s, v8::String>> {
+        let text = text_of(scope, &self.body)?;
+        if !self.expression {
+            return Some(text);
+        }
+        let (before, after) = (v8::String::new(scope, "export default (\n")?, v8::String::new(scope, "\n)")?);
+        let begun = v8::String::concat(scope, before, text)?;
+        v8::String::concat(scope, begun, after)
     }
 }
 
@@ -275,14 +320,14 @@ fn evaluate_data<'s>(
     let source = state.modules.sources.get(&name)?;
     let value: v8::Local<'_, v8::Value> = match source.kind {
         ModuleKind::Data => {
-            let bytes = source.body.clone();
+            let bytes = Arc::clone(&source.body);
             // V8 ends the process if a buffer that the host makes is refused, so the question comes first.
             if bytes.len() > quota::left() {
                 let text = format!("{name} does not fit the run's memory (limits.memoryMb)");
                 return throw(scope, v8::Exception::range_error, &text);
             }
             let store = v8::ArrayBuffer::new_backing_store(scope, bytes.len()).make_shared();
-            store.iter().zip(bytes).for_each(|(place, byte)| place.set(byte));
+            store.iter().zip(bytes.iter()).for_each(|(place, byte)| place.set(*byte));
             v8::ArrayBuffer::with_backing_store(scope, &store).into()
         }
         ModuleKind::Json | ModuleKind::Text | ModuleKind::Js => {

@@ -220,9 +220,11 @@ fn encode_utf8<'s>(
         return throw_range_error(scope, "the encoded text does not fit the run's memory (limits.memoryMb)");
     }
     let store = v8::ArrayBuffer::new_backing_store(scope, bytes).make_shared();
-    let mut rest = vec![0; bytes];
-    text.write_utf8_v2(scope, &mut rest, v8::WriteFlags::kReplaceInvalidUtf8, None);
-    store.iter().zip(rest).for_each(|(place, byte)| place.set(byte));
+    if let Some(start) = store.data() {
+        // SAFETY: the store has so many bytes, and no script has it yet.
+        let bytes = unsafe { std::slice::from_raw_parts_mut(start.as_ptr().cast(), bytes) };
+        text.write_utf8_v2(scope, bytes, v8::WriteFlags::kReplaceInvalidUtf8, None);
+    }
     let buffer = v8::ArrayBuffer::with_backing_store(scope, &store);
     if let Some(view) = v8::Uint8Array::new(scope, buffer, 0, bytes) {
         rv.set(view.into());
@@ -236,6 +238,9 @@ fn decode_utf8<'s>(
 ) {
     let Ok(view) = args.get(0).try_cast::<v8::Uint8Array>() else { return };
     let (fatal, keep_bom) = (args.get(1).is_true(), args.get(2).is_true());
+    if view.byte_length() > quota::left() {
+        return throw_range_error(scope, "the bytes do not fit the run's memory twice (limits.memoryMb)");
+    }
     let mut bytes = vec![0; view.byte_length()];
     let copied = view.copy_contents(&mut bytes);
     bytes.truncate(copied);

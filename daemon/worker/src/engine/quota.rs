@@ -1,42 +1,159 @@
-//! How many bytes of array buffers a tenant may hold.
+//! What a tenant makes its process hold outside V8's heap: array buffers, and what V8, ICU, C++ and
+//! Rust allocate for it ("native" memory).
 //!
-//! V8 has no such limit: backing stores lie outside the heap. The archive's patch asks the
-//! functions below, whose names it knows, before it allocates one, and tells them when it frees it.
+//! V8 has no such limit. The archive's patches ask the functions below before they allocate a
+//! buffer, and [`super::heap`] and [`super::hooks`] tell what they take and give back. One tenant is
+//! one thread, so the account is thread-local.
 //!
-//! One tenant is one thread, and V8 runs single-threaded, so the account is thread-local. A refused allocation is a
-//! `RangeError` in the script.
+//! | over the limit | what happens |
+//! |---|---|
+//! | a buffer | V8 collects garbage, then the script gets a `RangeError` |
+//! | native memory | nothing can be refused: ICU writes to where memory should be. At the next look the run collects garbage, which frees what dead objects hold, and is ended if that was not enough |
+//! | native memory, by more than [`SLACK`], within one operation of V8's | the process ends, and it is known whose run it was |
 
 use std::cell::Cell;
+use std::ptr;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use enisle_hardening::sealed::MOST_PLACES;
+
+use super::last_words;
 
 /// V8 aborts where it cannot move an on-heap typed array of up to this size out of the heap
 /// (`v8_typed_array_max_size_in_heap`), so that much is always granted, and counted.
 const ALWAYS_GRANTED: usize = 64;
 
+/// What a tenant's isolates themselves take in native memory, before any script is in them: two at a
+/// time, some 0.7 MiB each.
+const OWN: usize = 2 << 20;
+
+/// How far a run gets over its limit, in native memory, until it notices that it was ended: some of
+/// V8's operations do not look.
+pub(super) const SLACK: usize = 24 << 20;
+
+/// Looks at less than this distance from the limit are not worth their garbage collection.
+const CLOSE: usize = 1 << 20;
+
+/// The place of a thread that is no tenant's.
+const NOBODY: u32 = u32::MAX;
+
 thread_local! {
-    static USED: Cell<usize> = const { Cell::new(0) };
+    static PLACE: Cell<u32> = const { Cell::new(NOBODY) };
+    static BUFFERS: Cell<usize> = const { Cell::new(0) };
+    static NATIVE: Cell<usize> = const { Cell::new(0) };
     static LIMIT: Cell<usize> = const { Cell::new(usize::MAX) };
     static REFUSED: Cell<bool> = const { Cell::new(false) };
+    /// From how many bytes on it is time to look.
+    static NEXT_LOOK: Cell<usize> = const { Cell::new(usize::MAX) };
+    /// From how many bytes on the process ends.
+    static LAST: Cell<usize> = const { Cell::new(usize::MAX) };
+    /// The run that is to look.
+    static RUN: Cell<*const v8::IsolateHandle> = const { Cell::new(ptr::null()) };
 }
 
+/// Native memory of each place that other threads have given back, until its own thread notices.
+static GIVEN_BACK: [AtomicUsize; MOST_PLACES] = [const { AtomicUsize::new(0) }; MOST_PLACES];
+
 /// A thread begins with a new cage.
-pub(super) fn reset() {
-    USED.set(0);
+pub(super) fn reset(place: u32) {
+    PLACE.set(place);
+    BUFFERS.set(0);
+    NATIVE.set(0);
     LIMIT.set(usize::MAX);
+    NEXT_LOOK.set(usize::MAX);
+    LAST.set(usize::MAX);
+}
+
+/// Whose thread this is.
+pub(super) fn place() -> u32 {
+    PLACE.get()
 }
 
 /// Sets the limit of this thread's tenant for what comes now.
 pub(super) fn set_limit(bytes: usize) {
-    LIMIT.set(bytes);
+    LIMIT.set(bytes.saturating_add(OWN));
     REFUSED.set(false);
+}
+
+/// A run, while native memory is held against the limit for it.
+#[derive(Debug)]
+pub(super) struct Held<'a>(std::marker::PhantomData<&'a v8::IsolateHandle>);
+
+/// From now on the run that `handle` is of looks at its native memory when it nears the limit.
+pub(super) fn hold(handle: &v8::IsolateHandle) -> Held<'_> {
+    let used = used();
+    RUN.set(handle);
+    LAST.set(used.max(LIMIT.get()).saturating_add(SLACK));
+    look_again(used);
+    Held(std::marker::PhantomData)
+}
+
+impl Drop for Held<'_> {
+    fn drop(&mut self) {
+        NEXT_LOOK.set(usize::MAX);
+        LAST.set(usize::MAX);
+        RUN.set(ptr::null());
+    }
+}
+
+/// Half way from here to the limit, and at last at the limit itself.
+fn look_again(used: usize) {
+    let left = LIMIT.get().saturating_sub(used);
+    NEXT_LOOK.set(if left < CLOSE { LIMIT.get() } else { used + left / 2 });
+}
+
+/// The run is over: it gets no more than [`SLACK`] until it notices.
+pub(super) fn no_more() {
+    NEXT_LOOK.set(usize::MAX);
+    LAST.set(used().saturating_add(SLACK));
+}
+
+/// No limit holds for this run: the attack harness shows what the limits are for.
+#[cfg(feature = "attack-natives")]
+pub(super) fn lift() {
+    LIMIT.set(usize::MAX);
+    NEXT_LOOK.set(usize::MAX);
+    LAST.set(usize::MAX);
+}
+
+/// Whether no limit holds for this run.
+pub(super) fn is_lifted() -> bool {
+    cfg!(feature = "attack-natives") && LIMIT.get() == usize::MAX
+}
+
+/// Whether the tenant holds more than its limit. If not, the next look is set.
+pub(super) fn is_over() -> bool {
+    let used = used();
+    let over = used > LIMIT.get();
+    if !over {
+        look_again(used);
+    }
+    over
 }
 
 /// Bytes that the tenant may still take.
 pub(super) fn left() -> usize {
-    LIMIT.get().saturating_sub(USED.get())
+    LIMIT.get().saturating_sub(used())
 }
 
 pub(super) fn used() -> usize {
-    USED.get()
+    BUFFERS.get().saturating_add(native())
+}
+
+/// Of buffers alone.
+pub(super) fn buffers() -> usize {
+    BUFFERS.get()
+}
+
+fn native() -> usize {
+    if let Some(given_back) = given_back(PLACE.get()) {
+        NATIVE.set(NATIVE.get().saturating_sub(given_back.swap(0, Ordering::Relaxed)));
+    }
+    NATIVE.get()
+}
+
+fn given_back(place: u32) -> Option<&'static AtomicUsize> {
+    GIVEN_BACK.get(usize::try_from(place).ok()?)
 }
 
 /// Whether an allocation was refused since the last call. V8 collects garbage before it believes a refusal, and then
@@ -45,18 +162,61 @@ pub(super) fn take_refused() -> bool {
     REFUSED.replace(false)
 }
 
+/// Counts native memory. It is never refused.
+#[inline]
+pub(super) fn take_native(bytes: usize) {
+    let native = NATIVE.get().saturating_add(bytes);
+    NATIVE.set(native);
+    if native.saturating_add(BUFFERS.get()) > NEXT_LOOK.get().min(LAST.get()) {
+        near_the_limit();
+    }
+}
+
+/// Native memory of this thread's own.
+#[inline]
+pub(super) fn give_back_native(bytes: usize) {
+    NATIVE.set(NATIVE.get().saturating_sub(bytes));
+}
+
+/// Native memory that may be another tenant's: caches of ICU's are the process's.
+#[inline]
+pub(super) fn give_back_native_of(place: u32, bytes: usize) {
+    if place == PLACE.get() {
+        give_back_native(bytes);
+    } else if let Some(given_back) = given_back(place) {
+        given_back.fetch_add(bytes, Ordering::Relaxed);
+    }
+}
+
+#[cold]
+fn near_the_limit() {
+    let used = used();
+    if used > LAST.get() {
+        last_words::over_the_limit();
+    }
+    if used <= NEXT_LOOK.get() {
+        return;
+    }
+    // One look at a time.
+    NEXT_LOOK.set(usize::MAX);
+    // SAFETY: null, or what the `Held` of this thread borrows.
+    if let Some(run) = unsafe { RUN.get().as_ref() } {
+        run.request_interrupt(last_words::look_at_memory, ptr::null_mut());
+    }
+}
+
 /// Takes `bytes` from the account, or refuses.
 fn charge(bytes: usize) -> bool {
     if bytes > left() && bytes > ALWAYS_GRANTED {
         REFUSED.set(true);
         return false;
     }
-    USED.set(USED.get().saturating_add(bytes));
+    BUFFERS.set(BUFFERS.get().saturating_add(bytes));
     true
 }
 
 fn refund(bytes: usize) {
-    USED.set(USED.get().saturating_sub(bytes));
+    BUFFERS.set(BUFFERS.get().saturating_sub(bytes));
 }
 
 /// V8 asks before it allocates a buffer, or reserves a resizable one, whole.
@@ -74,7 +234,7 @@ extern "C" fn v8_tenant_give_back(bytes: usize) {
 /// V8 asks this first and answers a larger request with a `RangeError` without collecting garbage for it.
 #[unsafe(no_mangle)]
 extern "C" fn v8_tenant_most() -> usize {
-    LIMIT.get().max(ALWAYS_GRANTED)
+    LIMIT.get().saturating_sub(OWN).max(ALWAYS_GRANTED)
 }
 
 #[cfg(test)]
@@ -83,9 +243,9 @@ mod tests {
 
     #[test]
     fn an_account_refuses_over_its_limit_and_grants_again_after_a_refund() {
-        reset();
+        reset(0);
         set_limit(1000);
-        assert!(charge(900));
+        assert!(charge(OWN + 900));
         assert!(!charge(200));
         assert!(take_refused() && !take_refused());
         refund(500);
@@ -94,10 +254,48 @@ mod tests {
 
     #[test]
     fn what_v8_cannot_do_without_is_granted_and_counted() {
-        reset();
+        reset(0);
         set_limit(10);
+        assert!(charge(OWN));
         assert!(charge(64));
-        assert_eq!(used(), 64);
+        assert_eq!(used(), OWN + 64);
         assert!(!charge(65));
+    }
+
+    #[test]
+    fn native_memory_counts_beside_buffers_and_is_never_refused() {
+        reset(1);
+        set_limit(1000);
+        take_native(OWN + 900);
+        assert!(!charge(200) && !is_over());
+        take_native(200);
+        assert!(is_over());
+        give_back_native_of(1, 300);
+        assert!(!is_over() && charge(200));
+    }
+
+    #[test]
+    fn what_another_thread_gives_back_comes_off_the_account_of_who_took_it() {
+        reset(2);
+        take_native(1000);
+        std::thread::spawn(|| give_back_native_of(2, 400)).join().unwrap();
+        assert_eq!(used(), 600);
+    }
+
+    #[test]
+    fn looks_come_closer_and_the_last_one_is_at_the_limit() {
+        reset(3);
+        set_limit(100 << 20);
+        let mut looks = Vec::new();
+        loop {
+            let used = NEXT_LOOK.get().min(LIMIT.get());
+            looks.push(used);
+            look_again(used);
+            if NEXT_LOOK.get() == used {
+                break;
+            }
+        }
+        assert_eq!(looks.last(), Some(&LIMIT.get()));
+        assert!(looks.len() < 16, "{looks:?}");
     }
 }

@@ -126,8 +126,14 @@ pub(crate) fn execute(
         // SAFETY: the pointer is used only while the isolate lives, by the callback below.
         let watch = HeapWatch { watched, isolate: unsafe { isolate.as_raw_isolate_ptr() } };
         isolate.add_near_heap_limit_callback(near_heap_limit, std::ptr::from_ref(&watch).cast_mut().cast());
-        watched.arm(id, &limits, isolate.thread_safe_handle());
-        let ended = {
+        let handle = isolate.thread_safe_handle();
+        watched.arm(id, &limits, handle.clone());
+        let _held = quota::hold(&handle);
+        let ended = if quota::is_over() {
+            // Its code and arguments alone are more.
+            watched.end(Cause::Memory);
+            Ended::Terminated
+        } else {
             v8::scope!(let scope, isolate);
             let context = v8::Local::new(scope, &context);
             context.set_allow_generation_from_strings(run.allow_eval);
@@ -184,7 +190,7 @@ fn conclude(ended: Ended, cause: Option<Cause>, limits: &Limits) -> (Outcome, Op
             (Outcome::ExceededWall, None, error("LimitError", message))
         }
         (Some(Cause::Memory), _) => {
-            let message = format!("the run needed more than {} MiB of heap (limits.memoryMb)", limits.memory_mb);
+            let message = format!("the run needed more than {} MiB of memory (limits.memoryMb)", limits.memory_mb);
             (Outcome::ExceededMemory, None, error("LimitError", message))
         }
         (Some(Cause::Canceled), _) => (Outcome::Canceled, None, error("Canceled", "the run was canceled".to_owned())),

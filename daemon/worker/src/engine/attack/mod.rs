@@ -31,7 +31,7 @@ pub(super) fn arm(scope: &mut Scope<'_, '_>, props: &str) {
         return;
     }
     // A WebAssembly memory reserves more than any tenant may have.
-    super::quota::set_limit(usize::MAX);
+    super::quota::lift();
     let object = v8::Object::new(scope);
     macro_rules! natives {
         ($($name:literal => $function:path),* $(,)?) => {$(
