@@ -61,6 +61,22 @@ const WASM_FLAGS: &str = if cfg!(feature = "attack-natives") { "" } else { "--no
 /// Of a sealed worker: the interpreter alone, also for regular expressions, and no range for code is ever asked for.
 const JITLESS_FLAGS: &str = "--jitless";
 
+/// Of the maker. V8's own snapshot has the hash seed that the archive was built with, which
+/// everybody knows, and names that collide under it can be computed. With this flag what is
+/// restored is hashed anew, with a random seed, which ours then has. Hosts restore ours as it is:
+/// hashing it anew for each isolate takes some 7 % of a turn.
+const MAKER_FLAGS: &str = "--rehash-snapshot";
+
+/// What V8 is started for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Purpose {
+    /// Making the startup snapshot.
+    Snapshot,
+    Tenants,
+    /// Tenants without a compiler.
+    SealedTenants,
+}
+
 unsafe extern "C" {
     /// `absl::base_internal::NumCPUs()`, in the archive.
     #[link_name = "_ZN4absl13base_internal7NumCPUsEv"]
@@ -72,14 +88,16 @@ unsafe extern "C" {
 
 /// Starts V8 on the calling thread, which has to be the ancestor of every thread that will enter an isolate: V8's key
 /// for JIT pages is inherited. V8 puts nothing into `zone` as long as what is returned lives, beside V8's version.
-pub(crate) fn start(zone: &Zone, jitless: bool) -> io::Result<(&'static str, Reserved)> {
+pub(crate) fn start(zone: &Zone, purpose: Purpose) -> io::Result<(&'static str, Reserved)> {
     hooks::check()?;
     let reserved = Reserved::new(zone.range())?;
     v8::V8::set_flags_from_string(FLAGS);
     v8::V8::set_flags_from_string(WASM_FLAGS);
-    if jitless {
-        v8::V8::set_flags_from_string(JITLESS_FLAGS);
-    }
+    v8::V8::set_flags_from_string(match purpose {
+        Purpose::Snapshot => MAKER_FLAGS,
+        Purpose::Tenants => "",
+        Purpose::SealedTenants => JITLESS_FLAGS,
+    });
     // The root is empty: without this V8 finds no /dev/urandom and seeds itself from the clock.
     v8::V8::set_entropy_source(fill_random);
     v8::V8::initialize_platform(v8::new_single_threaded_default_platform(false).make_shared());
