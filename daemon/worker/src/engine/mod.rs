@@ -3,6 +3,7 @@
 //! | module | owns |
 //! |---|---|
 //! | [`cage`] | one isolate group per tenant thread, on its island, tagged with its key |
+//! | [`clock`] | the time that a script sees |
 //! | [`memory`] | where V8's mappings go |
 //! | [`heap`] | what Rust allocates for a tenant, on its island |
 //! | [`hooks`] | what V8, ICU and C++ allocate |
@@ -16,10 +17,12 @@
 //! | [`natives`] | the functions that the runtime (`runtime/*.js`) calls |
 //! | [`run`] | one run, from its frame to its end |
 //! | [`snapshot`] | making the startup snapshot |
+//! | [`timers`] | when timers fire, and in which order |
 
 #[cfg(feature = "attack-natives")]
 mod attack;
 pub(crate) mod cage;
+pub(crate) mod clock;
 mod confinement;
 pub(crate) mod heap;
 mod hooks;
@@ -33,6 +36,7 @@ mod natives;
 mod quota;
 pub(crate) mod run;
 pub(crate) mod snapshot;
+mod timers;
 
 #[cfg(feature = "attack-natives")]
 pub(crate) use attack::channel_is as attack_channel_is;
@@ -54,6 +58,20 @@ pub(crate) use memory::Reserved;
 ///   none, so there are no tables for seven.
 const FLAGS: &str = "--single-threaded --sandbox-prohibit-insecure-mode --no-wasm-native-module-cache \
                      --stack-size=984 --concurrent-marking-max-worker-num=0";
+
+/// Garbage is collected when so much has been allocated, however long that took. A script sees a
+/// collection by its `WeakRef`s; V8's own schedule goes by how fast script and collector are, which
+/// is a clock that moves inside a turn. What each of these would measure (V8's heap/):
+///
+/// * `incremental-marking`: how many bytes a step marks goes by its duration (incremental-marking.cc).
+/// * `heap-growing-percent`: the next limit goes by both speeds (heap-controller.cc), at most to
+///   twice what is alive. Half more is what it was on average.
+/// * the semispaces: they shrink when little is allocated in a millisecond, and grow again
+///   (`Heap::ShouldResizeNewSpace`). One MiB is what a heap begins with.
+/// * `scavenger-updates-allocation-limit`: only when little is allocated in a millisecond
+///   (`Heap::RecomputeLimits`).
+const UNTIMED_FLAGS: &str = "--no-incremental-marking --heap-growing-percent=50 --min-semi-space-size=1 \
+                             --max-semi-space-size=1 --no-scavenger-updates-allocation-limit";
 
 /// No code but JavaScript. The storms of the attack harness also go through WebAssembly's memories.
 const WASM_FLAGS: &str = if cfg!(feature = "attack-natives") { "" } else { "--no-expose-wasm" };
@@ -93,6 +111,7 @@ pub(crate) fn start(zone: &Zone, purpose: Purpose) -> io::Result<(&'static str, 
     let reserved = Reserved::new(zone.range())?;
     v8::V8::set_flags_from_string(FLAGS);
     v8::V8::set_flags_from_string(WASM_FLAGS);
+    v8::V8::set_flags_from_string(UNTIMED_FLAGS);
     v8::V8::set_flags_from_string(match purpose {
         Purpose::Snapshot => MAKER_FLAGS,
         Purpose::Tenants => "",
