@@ -12,6 +12,7 @@
 //! | [`files`] | files, locks and sockets, by other local users |
 //! | [`evidence`] | events and logs |
 //! | [`thread`] | the one thread |
+//! | [`clock`] | the time, by a script |
 //! | [`client`] | the command line, by a script |
 //! | [`numbers`] | the configuration |
 //!
@@ -22,6 +23,7 @@
 
 mod bodies;
 mod client;
+mod clock;
 mod evidence;
 mod files;
 mod ground;
@@ -48,7 +50,7 @@ pub(crate) struct Case {
     run: fn(Options) -> Result<String, String>,
 }
 
-const MODULES: [&[Case]; 8] = [
+const MODULES: [&[Case]; 9] = [
     bodies::CASES,
     memory::CASES,
     pools::CASES,
@@ -56,6 +58,7 @@ const MODULES: [&[Case]; 8] = [
     evidence::CASES,
     thread::CASES,
     client::CASES,
+    clock::CASES,
     numbers::CASES,
 ];
 

@@ -215,16 +215,6 @@ fn look(bench: &Bench, case: &Case, check: &Check) -> Row {
     Row { id: case.id, title: case.title, with, without: String::new(), as_expected, residual }
 }
 
-/// The worker with natives, built beside the programs under test, and the worker without.
-fn build() -> (PathBuf, PathBuf) {
-    let dir = enisle_tests::programs();
-    if std::env::var_os(enisle_tests::PROGRAMS_VARIABLE).is_some() {
-        return (dir.join("enisle-worker-attack"), dir.join("enisle-worker"));
-    }
-    let attacker = ["-p", "enisle-worker", "--features", "attack-natives", "--bin", "enisle-worker-attack"];
-    (enisle_tests::build(dir, &attacker).join("enisle-worker-attack"), dir.join("enisle-worker"))
-}
-
 fn main() -> ExitCode {
     let arguments: Vec<_> = std::env::args().skip(1).collect();
     let after = |name: &str| arguments.iter().skip_while(|word| *word != name).nth(1).cloned();
@@ -237,7 +227,9 @@ fn main() -> ExitCode {
     {
         return ExitCode::SUCCESS;
     }
-    let (program, production_worker) = build();
+    // With natives, and without.
+    let (program, production_worker) =
+        (enisle_tests::attacking_worker(), enisle_tests::programs().join("enisle-worker"));
     let layers = posture.layers().unsealed();
     let workshop = Workshop::open(&program, layers).expect("the worker starts");
     let bench = Bench { workshop, layers, production_worker, attacker: program.clone() };

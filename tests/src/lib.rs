@@ -13,7 +13,7 @@ use std::sync::OnceLock;
 use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
-use tempfile::TempDir;
+use tempfile::{TempDir, TempPath};
 
 /// Longer than anything here takes on a machine that is doing other things as well.
 pub const PATIENCE: Duration = Duration::from_secs(60);
@@ -51,6 +51,40 @@ pub fn build(dir: &Path, what: &[&str]) -> PathBuf {
     cargo.args(["build", "--quiet", "--profile", profile, "--target-dir"]).arg(target).args(what);
     assert!(cargo.status().expect("cargo runs").success(), "the programs under test do not build");
     dir.to_owned()
+}
+
+/// The worker with the attack harness's natives, built beside the programs under test.
+pub fn attacking_worker() -> PathBuf {
+    let dir = programs();
+    if std::env::var_os(PROGRAMS_VARIABLE).is_none() {
+        build(dir, &["-p", "enisle-worker", "--features", "attack-natives", "--bin", "enisle-worker-attack"]);
+    }
+    dir.join("enisle-worker-attack")
+}
+
+/// A copy of a program in which texts are replaced by others, which are filled up with spaces: how a
+/// defence is switched off that is a flag of V8's.
+///
+/// # Panics
+/// A text is not there, or the other one is longer.
+pub fn altered(program: &Path, texts: &[(&str, &str)]) -> TempPath {
+    let mut bytes = fs::read(program).expect("the program is built");
+    for (text, other) in texts {
+        let at: Vec<_> = memchr::memmem::find_iter(&bytes, text).collect();
+        assert!(!at.is_empty(), "{text:?} is not in {}", program.display());
+        let other = format!("{other:<width$}", width = text.len());
+        assert_eq!(other.len(), text.len());
+        for at in at {
+            bytes[at..at + text.len()].copy_from_slice(other.as_bytes());
+        }
+    }
+    let mut copy = tempfile::Builder::new().prefix("enisle-altered-").tempfile().expect("a file");
+    copy.write_all(&bytes).expect("the copy is written");
+    // For the user that the worker runs as.
+    let open = std::os::unix::fs::PermissionsExt::from_mode(0o755);
+    copy.as_file().set_permissions(open).expect("it is ours");
+    // Closed: a file that is open for writing cannot be executed.
+    copy.into_temp_path()
 }
 
 /// Whether a test can run that needs `feature` (`pku`, `userns`, `landlock`, `seccomp`, `root`). If

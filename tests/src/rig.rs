@@ -260,7 +260,7 @@ impl Tenant {
     pub fn send(&mut self, code: &str, argument: &Value) -> io::Result<()> {
         self.runs += 1;
         let run = Run {
-            id: RunId(self.runs),
+            id: RunId(self.runs.into()),
             entrypoint: "default".to_owned(),
             method: None,
             limits: Limits {

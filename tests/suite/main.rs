@@ -8,6 +8,8 @@
 //! | [`lifecycle`] | death and recovery, drain, sockets |
 //! | [`confinement`] | what the kernel says of a worker, and workers that are not what they should be |
 //! | [`evidence`] | what is left of an attack whatever else happens, and what a peer is told |
+//! | [`clock`] | what a script can learn of the time |
+//! | [`hashes`] | names that collide |
 //! | [`surface`] | every property that a script finds |
 //! | [`cli`] | the command line as a user types it |
 //! | [`files`] | what the daemon keeps, and who else gets at it |
@@ -15,10 +17,12 @@
 #![allow(clippy::print_stderr, reason = "a skipped test says why")]
 
 mod cli;
+mod clock;
 mod confinement;
 mod cordon;
 mod evidence;
 mod files;
+mod hashes;
 mod hostile;
 mod kept;
 mod lifecycle;

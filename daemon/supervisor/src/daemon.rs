@@ -117,6 +117,8 @@ pub(crate) enum SetupError {
     Layer(#[from] enisle_hardening::layers::UnknownLayer),
     #[error("a thread could not be started: {0}")]
     Thread(std::io::Error),
+    #[error("the kernel's random numbers (/dev/urandom) cannot be read: {0}")]
+    Random(std::io::Error),
 }
 
 /// Why a run was not begun.
@@ -202,6 +204,7 @@ impl Daemon {
                 Err("the configuration does without the processor's counters (cordon.counters)".to_owned())
             }
         };
+        let run_ids = RunIds::open().map_err(SetupError::Random)?;
         let supplies = Supplies::new(&config);
         let parts = Parts::new(&config.peers);
         let pool = Pool::new(blueprint, capacity, bounds, parts, snapshot, Arc::clone(&warden));
@@ -233,7 +236,7 @@ impl Daemon {
             started: now,
             store,
             tenants: Mutex::new(tenants),
-            run_ids: RunIds::new(),
+            run_ids,
             in_flight: AtomicU64::new(0),
             drained: Notify::new(),
             draining: AtomicBool::new(false),

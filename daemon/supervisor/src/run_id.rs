@@ -1,42 +1,32 @@
-//! The names of runs: each one once, and none says how many others there were.
+//! The names of runs: each is 128 random bits, and says nothing of how many others there were.
 
-use std::hash::{BuildHasher, RandomState};
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::fs::File;
+use std::hash::{BuildHasher, Hasher, RandomState};
+use std::io::{self, Read};
 
 use enisle_wire::tenant::RunId;
 
-/// Half of a name, which has 48 bits.
-const HALF_BITS: u32 = 24;
-const HALF: u64 = (1 << HALF_BITS) - 1;
-/// A Feistel network of four rounds and more cannot be told from a random permutation if its rounds
-/// cannot (Luby and Rackoff, 1988).
-const ROUNDS: u64 = 6;
-
-/// A counter behind a permutation, whose key is drawn at the start.
+/// Where names come from. They are drawn so often that the file stays open.
 #[derive(Debug)]
-pub(crate) struct RunIds {
-    next: AtomicU64,
-    /// SipHash under a random key.
-    key: RandomState,
-}
+pub(crate) struct RunIds(File);
 
 impl RunIds {
-    pub(crate) fn new() -> Self {
-        Self { next: AtomicU64::new(0), key: RandomState::new() }
+    pub(crate) fn open() -> io::Result<Self> {
+        File::open("/dev/urandom").map(Self)
     }
 
     pub(crate) fn next(&self) -> RunId {
-        RunId(self.permute(self.next.fetch_add(1, Ordering::Relaxed)))
-    }
-
-    /// One to one over 48 bits: each round can be undone.
-    fn permute(&self, number: u64) -> u64 {
-        let (mut left, mut right) = ((number >> HALF_BITS) & HALF, number & HALF);
-        for round in 0..ROUNDS {
-            (left, right) = (right, left ^ (self.key.hash_one((round, right)) & HALF));
+        let mut bytes = [0; 16];
+        match (&self.0).read_exact(&mut bytes) {
+            Ok(()) => RunId(u128::from_ne_bytes(bytes)),
+            // The file does not fail. If it did, two of the standard library's own random numbers do.
+            Err(_) => RunId(u128::from(number()) << 64 | u128::from(number())),
         }
-        (left << HALF_BITS) | right
     }
+}
+
+fn number() -> u64 {
+    RandomState::new().build_hasher().finish()
 }
 
 #[cfg(test)]
@@ -45,13 +35,16 @@ mod tests {
     use std::collections::BTreeSet;
 
     #[test]
-    fn no_name_comes_twice_and_none_says_how_many_there_were() {
-        let (ids, others) = (RunIds::new(), RunIds::new());
-        let names: Vec<_> = (0..100_000).map(|_| ids.next().0).collect();
-        assert_eq!(names.iter().collect::<BTreeSet<_>>().len(), names.len());
-        assert!(names.iter().all(|name| *name < 1 << 48));
-        let steps: BTreeSet<_> = names.windows(2).map(|pair| pair[1].wrapping_sub(pair[0])).collect();
-        assert!(steps.len() > 99_000, "{} steps", steps.len());
-        assert_ne!(others.next().0, names[0], "the key is drawn anew");
+    fn no_name_comes_twice_and_each_bit_is_as_often_set_as_not() {
+        const NAMES: u32 = 10_000;
+        let ids = RunIds::open().unwrap();
+        let names: BTreeSet<_> = (0..NAMES).map(|_| ids.next().0).collect();
+        assert_eq!(names.len(), NAMES as usize);
+        for bit in 0..u128::BITS {
+            let set = names.iter().filter(|name| **name >> bit & 1 == 1).count();
+            // Ten standard deviations.
+            assert!(set.abs_diff(NAMES as usize / 2) < 500, "bit {bit}: {set}");
+        }
+        assert_ne!(number(), number());
     }
 }

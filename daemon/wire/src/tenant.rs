@@ -24,13 +24,13 @@ use serde::{Deserialize, Deserializer, Serialize};
 
 use crate::{MAX_ERROR_BYTES, MAX_ERROR_NAME_BYTES, MAX_LOG_LINES, Outcome};
 
-/// Names a run, unique in the life of a supervisor.
+/// Names a run: 128 random bits, never the same twice.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
-pub struct RunId(pub u64);
+pub struct RunId(pub u128);
 
 impl std::fmt::Display for RunId {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "run_{:012x}", self.0)
+        write!(f, "run_{:032x}", self.0)
     }
 }
 
@@ -375,11 +375,11 @@ mod tests {
     const LIMITS: Limits =
         Limits { cpu_ms: 1, wall_ms: 1, memory_mb: 1, output_bytes: 1, log_bytes: 100, log_lines: 10, timers: 1 };
 
-    fn start(session: &mut Session, id: u64) -> bool {
+    fn start(session: &mut Session, id: u128) -> bool {
         session.start(RunId(id), &LIMITS, false)
     }
 
-    fn done(id: u64) -> FromTenant {
+    fn done(id: u128) -> FromTenant {
         FromTenant::Done(Box::new(Done {
             id: RunId(id),
             outcome: Outcome::Ok,
@@ -488,7 +488,7 @@ mod tests {
     proptest! {
         /// Whatever order frames come in, at most one `Done` is believed for each run.
         #[test]
-        fn each_run_ends_at_most_once(steps in proptest::collection::vec((0_u8..4, 0_u64..4), 0..200)) {
+        fn each_run_ends_at_most_once(steps in proptest::collection::vec((0_u8..4, 0_u128..4), 0..200)) {
             let mut session = Session::default();
             let (mut started, mut ended) = (0, 0);
             for (step, id) in steps {

@@ -30,6 +30,7 @@ use enisle_wire::VERSION;
 use enisle_wire::control::{FromWorker, Keys, Ready, Role};
 
 use crate::control::Control;
+use crate::engine::Purpose;
 use crate::engine::cage::Cage;
 use crate::engine::isolate::Snapshot;
 use crate::tenant::Surroundings;
@@ -66,7 +67,12 @@ fn run(control: &mut Control) -> Result<(), Box<dyn std::error::Error>> {
     let layers = LayerSet::from_bits(start.layers);
     let zone = Zone::from_parts(&start.zone).ok_or("the zone has no place in this machine's address space")?;
     jail::enter(&Plan::for_tenants(layers, start.data_bytes, start.max_tenants))?;
-    let (v8, reserved) = engine::start(&zone, start.jitless)?;
+    let purpose = match (start.role, start.jitless) {
+        (Role::Maker, _) => Purpose::Snapshot,
+        (Role::Host, false) => Purpose::Tenants,
+        (Role::Host, true) => Purpose::SealedTenants,
+    };
+    let (v8, reserved) = engine::start(&zone, purpose)?;
     engine::set_signal_handlers()?;
     engine::warm_up()?;
     let speaker = control.speaker();

@@ -11,7 +11,7 @@ use enisle_hardening::{fault, mpk, sealed};
 
 use crate::engine::cage::Cage;
 use crate::engine::isolate::{Resting, Snapshot};
-use crate::engine::{self, snapshot};
+use crate::engine::{self, Purpose, snapshot};
 
 /// One turn of the loop.
 #[derive(Debug, Clone, Copy)]
@@ -28,7 +28,7 @@ pub struct Turn {
 /// The engine does not start, or the script does not run.
 pub fn measure(script: &str, turns: usize) -> Result<Vec<Turn>, Box<dyn std::error::Error>> {
     let zone = Zone::place(1, || 0);
-    let (_, reserved) = engine::start(&zone, false)?;
+    let (_, reserved) = engine::start(&zone, Purpose::Tenants)?;
     engine::warm_up()?;
     let snapshot = Box::leak(snapshot::make()?.into_boxed_slice());
     let script = script.to_owned();

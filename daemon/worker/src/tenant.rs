@@ -29,6 +29,7 @@ use enisle_wire::tenant::{Code, FromTenant, ToTenant};
 use enisle_wire::{FrameError, MAX_FROM_TENANT_BYTES, MAX_TO_TENANT_BYTES, read_frame, write_frame};
 
 use crate::engine::cage::{Cage, sweep};
+use crate::engine::clock::Clock;
 use crate::engine::isolate::{Resting, Snapshot};
 use crate::engine::kept::{Kept, Shelf};
 use crate::engine::run::{Order, Source, execute};
@@ -164,6 +165,7 @@ fn live(
     let say = |frame: &FromTenant| write_frame(&mut &**channel, frame, MAX_FROM_TENANT_BYTES);
     let mut shelf = Shelf::default();
     let mut incoming = Incoming::new(channel);
+    let mut clock = Clock::new();
     loop {
         say(&FromTenant::Ready)?;
         let order = incoming.order(&mut shelf)?;
@@ -174,12 +176,14 @@ fn live(
             let arrived = Instant::now();
             let evaluated = heap::private(|| {
                 let source = Source::Evaluated(evaluated);
-                let (done, evaluated) = execute(&mut resting, source, order, watched, channel, arrived);
+                let (done, evaluated) = execute(&mut resting, source, order, watched, channel, &mut clock, arrived);
                 say(&FromTenant::Done(Box::new(done))).map(|()| evaluated)
             })?;
-            if let Some(evaluated) = evaluated {
-                shelf.put(key, resting, evaluated);
+            match evaluated {
+                Some(evaluated) => shelf.put(key, resting, evaluated),
+                None => drop(resting),
             }
+            memory::forget_oversized();
             continue;
         }
         if key.is_some() {
@@ -192,7 +196,7 @@ fn live(
             warm = Resting::warm(snapshot, memory_mb)?;
         }
         let (evaluated, peak_heap_bytes) = heap::private(|| {
-            let (done, evaluated) = execute(&mut warm, source, order, watched, channel, arrived);
+            let (done, evaluated) = execute(&mut warm, source, order, watched, channel, &mut clock, arrived);
             let peak_heap_bytes = done.usage.peak_heap_bytes;
             say(&FromTenant::Done(Box::new(done))).map(|()| (evaluated, peak_heap_bytes))
         })?;

@@ -299,7 +299,7 @@ mod tests {
             let read: Value = serde_json::from_slice(&pieces.concat()).unwrap();
             let logs: Vec<_> = lines.iter().map(|text| json!({"tMs": 7, "level": "warn", "text": text})).collect();
             let mut expected = json!({
-                "id": "run_000000000005", "outcome": if result.is_some() { "ok" } else { "exception" }, "logs": logs,
+                "id": "run_00000000000000000000000000000005", "outcome": if result.is_some() { "ok" } else { "exception" }, "logs": logs,
                 "truncated": false, "cordon": "shared",
                 "usage": {"cpuMs": 1.5, "wallMs": 0.0, "startupUs": 0, "queuedUs": 3, "peakHeapBytes": 0},
             });

@@ -170,9 +170,11 @@ impl Drop for Entered {
     }
 }
 
-/// Sets what `Date` sees on this thread until the next call: the clock stands still while a tenant's code runs.
-pub(crate) fn set_clock(now: std::time::SystemTime) {
-    let since = now.duration_since(std::time::UNIX_EPOCH).unwrap_or_default();
+/// Sets what `Date` sees on this thread until the next call, in ms since 1970: the clock stands still
+/// while a tenant's code runs.
+pub(super) fn set_clock(ms: u64) {
+    #[expect(clippy::cast_precision_loss, reason = "exact for 280,000 years")]
+    let ms = ms as f64;
     // SAFETY: the call stores a number in a thread-local.
-    unsafe { v8_tenant_set_clock_ms((since.as_secs_f64() * 1000.0).floor()) };
+    unsafe { v8_tenant_set_clock_ms(ms) };
 }

@@ -2,7 +2,6 @@
 
 use std::os::unix::net::UnixStream;
 use std::sync::Arc;
-use std::time::Instant;
 
 use enisle_wire::tenant::{FromTenant, Level, Limits, LogLine};
 use enisle_wire::{MAX_FROM_TENANT_BYTES, MAX_LOG_LINES, write_frame};
@@ -11,7 +10,8 @@ use enisle_wire::{MAX_FROM_TENANT_BYTES, MAX_LOG_LINES, write_frame};
 #[derive(Debug)]
 pub(super) struct Log {
     channel: Arc<UnixStream>,
-    started: Instant,
+    /// Of the present turn, since the run began: a line says no more of the time than its script knows.
+    pub(super) t_ms: u32,
     pending: Vec<LogLine>,
     pending_bytes: usize,
     bytes_left: usize,
@@ -23,10 +23,10 @@ pub(super) struct Log {
 const LOG_BATCH_BYTES: usize = 8 * 1024;
 
 impl Log {
-    pub(super) fn new(channel: Arc<UnixStream>, started: Instant, limits: &Limits) -> Self {
+    pub(super) fn new(channel: Arc<UnixStream>, limits: &Limits) -> Self {
         Self {
             channel,
-            started,
+            t_ms: 0,
             pending: Vec::new(),
             pending_bytes: 0,
             bytes_left: limits.log_bytes as usize,
@@ -49,8 +49,7 @@ impl Log {
         self.bytes_left = if whole { self.bytes_left.saturating_sub(text.len()) } else { 0 };
         self.lines_left = self.lines_left.saturating_sub(1);
         self.pending_bytes += text.len();
-        let t_ms = u32::try_from(self.started.elapsed().as_millis()).unwrap_or(u32::MAX);
-        self.pending.push(LogLine { t_ms, level, text });
+        self.pending.push(LogLine { t_ms: self.t_ms, level, text });
         if self.pending_bytes >= LOG_BATCH_BYTES || self.pending.len() == MAX_LOG_LINES {
             self.flush();
         }

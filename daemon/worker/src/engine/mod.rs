@@ -3,6 +3,7 @@
 //! | module | owns |
 //! |---|---|
 //! | [`cage`] | one isolate group per tenant thread, on its island, tagged with its key |
+//! | [`clock`] | the time that a script sees |
 //! | [`memory`] | where V8's mappings go |
 //! | [`heap`] | what Rust allocates for a tenant, on its island |
 //! | [`hooks`] | what V8, ICU and C++ allocate |
@@ -16,10 +17,12 @@
 //! | [`natives`] | the functions that the runtime (`runtime/*.js`) calls |
 //! | [`run`] | one run, from its frame to its end |
 //! | [`snapshot`] | making the startup snapshot |
+//! | [`timers`] | when timers fire, and in which order |
 
 #[cfg(feature = "attack-natives")]
 mod attack;
 pub(crate) mod cage;
+pub(crate) mod clock;
 mod confinement;
 pub(crate) mod heap;
 mod hooks;
@@ -33,6 +36,7 @@ mod natives;
 mod quota;
 pub(crate) mod run;
 pub(crate) mod snapshot;
+mod timers;
 
 #[cfg(feature = "attack-natives")]
 pub(crate) use attack::channel_is as attack_channel_is;
@@ -55,11 +59,41 @@ pub(crate) use memory::Reserved;
 const FLAGS: &str = "--single-threaded --sandbox-prohibit-insecure-mode --no-wasm-native-module-cache \
                      --stack-size=984 --concurrent-marking-max-worker-num=0";
 
+/// Garbage is collected when so much has been allocated, however long that took. A script sees a
+/// collection by its `WeakRef`s; V8's own schedule goes by how fast script and collector are, which
+/// is a clock that moves inside a turn. What each of these would measure (V8's heap/):
+///
+/// * `incremental-marking`: how many bytes a step marks goes by its duration (incremental-marking.cc).
+/// * `heap-growing-percent`: the next limit goes by both speeds (heap-controller.cc), at most to
+///   twice what is alive. Half more is what it was on average.
+/// * the semispaces: they shrink when little is allocated in a millisecond, and grow again
+///   (`Heap::ShouldResizeNewSpace`). One MiB is what a heap begins with.
+/// * `scavenger-updates-allocation-limit`: only when little is allocated in a millisecond
+///   (`Heap::RecomputeLimits`).
+const UNTIMED_FLAGS: &str = "--no-incremental-marking --heap-growing-percent=50 --min-semi-space-size=1 \
+                             --max-semi-space-size=1 --no-scavenger-updates-allocation-limit";
+
 /// No code but JavaScript. The storms of the attack harness also go through WebAssembly's memories.
 const WASM_FLAGS: &str = if cfg!(feature = "attack-natives") { "" } else { "--no-expose-wasm" };
 
 /// Of a sealed worker: the interpreter alone, also for regular expressions, and no range for code is ever asked for.
 const JITLESS_FLAGS: &str = "--jitless";
+
+/// Of the maker. V8's own snapshot has the hash seed that the archive was built with, which
+/// everybody knows, and names that collide under it can be computed. With this flag what is
+/// restored is hashed anew, with a random seed, which ours then has. Hosts restore ours as it is:
+/// hashing it anew for each isolate takes some 7 % of a turn.
+const MAKER_FLAGS: &str = "--rehash-snapshot";
+
+/// What V8 is started for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Purpose {
+    /// Making the startup snapshot.
+    Snapshot,
+    Tenants,
+    /// Tenants without a compiler.
+    SealedTenants,
+}
 
 unsafe extern "C" {
     /// `absl::base_internal::NumCPUs()`, in the archive.
@@ -72,15 +106,18 @@ unsafe extern "C" {
 
 /// Starts V8 on the calling thread, which has to be the ancestor of every thread that will enter an isolate: V8's key
 /// for JIT pages is inherited. V8 puts nothing into `zone` as long as what is returned lives, beside V8's version.
-pub(crate) fn start(zone: &Zone, jitless: bool) -> io::Result<(&'static str, Reserved)> {
+pub(crate) fn start(zone: &Zone, purpose: Purpose) -> io::Result<(&'static str, Reserved)> {
     hooks::check()?;
     hooks::take_over_icu()?;
     let reserved = Reserved::new(zone.range())?;
     v8::V8::set_flags_from_string(FLAGS);
     v8::V8::set_flags_from_string(WASM_FLAGS);
-    if jitless {
-        v8::V8::set_flags_from_string(JITLESS_FLAGS);
-    }
+    v8::V8::set_flags_from_string(UNTIMED_FLAGS);
+    v8::V8::set_flags_from_string(match purpose {
+        Purpose::Snapshot => MAKER_FLAGS,
+        Purpose::Tenants => "",
+        Purpose::SealedTenants => JITLESS_FLAGS,
+    });
     // The root is empty: without this V8 finds no /dev/urandom and seeds itself from the clock.
     v8::V8::set_entropy_source(fill_random);
     v8::V8::initialize_platform(v8::new_single_threaded_default_platform(false).make_shared());

@@ -3,9 +3,6 @@
 //! A native reads all its arguments before it does anything, never calls back into the script, and never keeps a pointer
 //! into V8's memory. None of them has more authority than the script: it can print, ask for a timer, and compute.
 
-use std::collections::HashSet;
-use std::time::{Duration, Instant};
-
 use enisle_wire::tenant::Level;
 use v8::MapFnTo;
 
@@ -67,73 +64,6 @@ natives! {
     "random" => random,
 }
 
-/// The timers of one run. Their callbacks are the runtime's; here are their deadlines, and their number.
-#[derive(Debug, Default)]
-pub(super) struct Timers {
-    queue: std::collections::BinaryHeap<std::cmp::Reverse<(Instant, u32)>>,
-    live: HashSet<u32>,
-    last: u32,
-    limit: usize,
-}
-
-/// The longest delay of a timer; longer than any run may take.
-const MAX_DELAY: Duration = Duration::from_secs(24 * 60 * 60);
-
-impl Timers {
-    pub(super) fn new(limit: u32) -> Self {
-        Self { limit: limit as usize, ..Self::default() }
-    }
-
-    /// Later timers have higher numbers than that.
-    pub(super) fn go_on_from(&mut self, last: u32) {
-        self.last = last;
-    }
-
-    pub(super) fn last(&self) -> u32 {
-        self.last
-    }
-
-    fn start(&mut self, delay: Duration) -> Option<u32> {
-        if self.live.len() >= self.limit {
-            return None;
-        }
-        self.last = self.last.wrapping_add(1);
-        self.live.insert(self.last);
-        self.schedule(self.last, delay);
-        Some(self.last)
-    }
-
-    fn schedule(&mut self, id: u32, delay: Duration) {
-        self.queue.push(std::cmp::Reverse((Instant::now() + delay.min(MAX_DELAY), id)));
-        // Stopped timers stay queued until they are due: a loop of starts and stops must not grow the queue.
-        if self.queue.len() > 2 * self.live.len() + 64 {
-            let live = &self.live;
-            self.queue.retain(|std::cmp::Reverse((_, id))| live.contains(id));
-        }
-    }
-
-    /// When the next timer is due.
-    pub(super) fn next_due(&mut self) -> Option<Instant> {
-        while let Some(std::cmp::Reverse((due, id))) = self.queue.peek() {
-            if self.live.contains(id) {
-                return Some(*due);
-            }
-            self.queue.pop();
-        }
-        None
-    }
-
-    /// Takes a timer that is due. It counts as stopped unless the runtime starts it again while it fires.
-    pub(super) fn take_due(&mut self, now: Instant) -> Option<u32> {
-        if self.next_due()? > now {
-            return None;
-        }
-        let std::cmp::Reverse((_, id)) = self.queue.pop()?;
-        self.live.remove(&id);
-        Some(id)
-    }
-}
-
 fn throw_range_error(scope: &mut v8::PinScope<'_, '_>, text: &str) {
     if let Some(text) = v8::String::new(scope, text) {
         let error = v8::Exception::range_error(scope, text);
@@ -164,10 +94,9 @@ fn print<'s>(scope: &mut v8::PinScope<'s, '_>, args: v8::FunctionCallbackArgumen
     }
 }
 
-/// The delay in the second or first argument, in ms.
-fn delay(scope: &mut v8::PinScope<'_, '_>, value: v8::Local<'_, v8::Value>) -> Duration {
-    let ms = value.number_value(scope).unwrap_or(1.0);
-    Duration::try_from_secs_f64(ms / 1000.0).unwrap_or(MAX_DELAY)
+/// A delay in whole milliseconds, as the runtime has truncated it.
+fn delay_ms(scope: &mut v8::PinScope<'_, '_>, value: v8::Local<'_, v8::Value>) -> u32 {
+    value.uint32_value(scope).unwrap_or(1)
 }
 
 fn timer_start<'s>(
@@ -175,11 +104,11 @@ fn timer_start<'s>(
     args: v8::FunctionCallbackArguments<'s>,
     mut rv: v8::ReturnValue<'s>,
 ) {
-    let delay = delay(scope, args.get(0));
+    let delay_ms = delay_ms(scope, args.get(0));
     let Some(state) = scope.get_slot_mut::<RunState>() else { return };
-    let limit = state.timers.limit;
-    match state.timers.start(delay) {
-        Some(id) => rv.set_uint32(id),
+    let limit = state.timers.limit();
+    match state.timers.start(delay_ms) {
+        Some(number) => rv.set_uint32(number),
         None => {
             state.advice.timers = state.advice.timers.saturating_add(1);
             throw_range_error(scope, &format!("{limit} timers are pending, which is this run's limit (limits.timers)"))
@@ -188,17 +117,16 @@ fn timer_start<'s>(
 }
 
 fn timer_again<'s>(scope: &mut v8::PinScope<'s, '_>, args: v8::FunctionCallbackArguments<'s>, _: v8::ReturnValue<'s>) {
-    let (id, delay) = (args.get(0).uint32_value(scope), delay(scope, args.get(1)));
-    if let (Some(id), Some(state)) = (id, scope.get_slot_mut::<RunState>()) {
-        state.timers.live.insert(id);
-        state.timers.schedule(id, delay);
+    let (number, delay_ms) = (args.get(0).uint32_value(scope), delay_ms(scope, args.get(1)));
+    if let (Some(number), Some(state)) = (number, scope.get_slot_mut::<RunState>()) {
+        state.timers.again(number, delay_ms);
     }
 }
 
 fn timer_stop<'s>(scope: &mut v8::PinScope<'s, '_>, args: v8::FunctionCallbackArguments<'s>, _: v8::ReturnValue<'s>) {
-    let id = args.get(0).uint32_value(scope);
-    if let (Some(id), Some(state)) = (id, scope.get_slot_mut::<RunState>()) {
-        state.timers.live.remove(&id);
+    let number = args.get(0).uint32_value(scope);
+    if let (Some(number), Some(state)) = (number, scope.get_slot_mut::<RunState>()) {
+        state.timers.stop(number);
     }
 }
 
@@ -316,42 +244,4 @@ pub(super) fn no_code_from_strings<'s>(
         state.advice.code = state.advice.code.saturating_add(1);
     }
     v8::ModifyCodeGenerationFromStringsResult { codegen_allowed: false, modified_source: None }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn timers_are_due_in_order_and_stopped_ones_never() {
-        let mut timers = Timers::new(10);
-        let late = timers.start(Duration::from_secs(60)).unwrap();
-        let early = timers.start(Duration::ZERO).unwrap();
-        let stopped = timers.start(Duration::ZERO).unwrap();
-        timers.live.remove(&stopped);
-        let now = Instant::now() + Duration::from_secs(1);
-        assert_eq!(timers.take_due(now), Some(early));
-        assert_eq!(timers.take_due(now), None);
-        assert_eq!(timers.take_due(now + Duration::from_secs(61)), Some(late));
-        assert_eq!(timers.next_due(), None);
-    }
-
-    #[test]
-    fn the_limit_counts_pending_timers_only() {
-        let mut timers = Timers::new(1);
-        let first = timers.start(Duration::ZERO).unwrap();
-        assert_eq!(timers.start(Duration::ZERO), None);
-        timers.live.remove(&first);
-        assert!(timers.start(Duration::ZERO).is_some());
-    }
-
-    #[test]
-    fn starting_and_stopping_does_not_grow_the_queue() {
-        let mut timers = Timers::new(1);
-        for _ in 0..10_000 {
-            let id = timers.start(MAX_DELAY).unwrap();
-            timers.live.remove(&id);
-        }
-        assert!(timers.queue.len() < 100);
-    }
 }

@@ -11,18 +11,19 @@
 
 use std::os::unix::net::UnixStream;
 use std::sync::Arc;
-use std::time::{Duration, Instant, SystemTime};
+use std::time::{Duration, Instant};
 
 use enisle_wire::tenant::{Advice, Code, Done, Env, Input, Level, Limits, Run, ScriptError, Usage};
 use enisle_wire::{MAX_ERROR_BYTES, Outcome};
 
+use super::clock::Clock;
 use super::isolate::Resting;
 use super::last_words::{HeapWatch, forget_last_words, near_heap_limit, remember_last_words};
 use super::log::Log;
 use super::modules::{self, Modules};
-use super::natives::Timers;
 use super::snapshot::RUNTIME_NAME;
-use super::{bounded_text, cage, confinement, quota};
+use super::timers::Timers;
+use super::{bounded_text, confinement, quota};
 use crate::watchdog::{Cause, Watched};
 
 /// What natives and callbacks find in the isolate while a run is in it.
@@ -85,6 +86,7 @@ pub(crate) fn execute(
     Order { run, input, env }: Order,
     watched: &Arc<Watched>,
     channel: &Arc<UnixStream>,
+    clock: &mut Clock,
     arrived: Instant,
 ) -> (Done, Option<Evaluated>) {
     let (id, limits, keeps) = (run.id, run.limits, run.keep.is_some());
@@ -94,7 +96,8 @@ pub(crate) fn execute(
 
     let entry = (run.entrypoint, run.method, input.args, env.json, input.props);
     let short = matches!(source, Source::Code(Code::Short(_)));
-    let mut timers = Timers::new(limits.timers);
+    clock.begin_run();
+    let mut timers = Timers::new(limits.timers, clock.now_ms());
     let (modules, main, exports) = match source {
         Source::Evaluated(known) => {
             timers.go_on_from(known.last_timer);
@@ -106,7 +109,7 @@ pub(crate) fn execute(
         }
     };
     let state = RunState {
-        log: Log::new(Arc::clone(channel), arrived, &limits),
+        log: Log::new(Arc::clone(channel), &limits),
         timers,
         modules,
         rejections: Vec::new(),
@@ -139,8 +142,9 @@ pub(crate) fn execute(
             context.set_allow_generation_from_strings(run.allow_eval);
             let scope = &mut v8::ContextScope::new(scope, context);
             #[cfg(feature = "attack-natives")]
-            super::attack::arm(scope, &entry.4);
-            let mut script = Script { watched, short, fire_timer, describe, invoke, exports };
+            super::attack::arm(scope, &entry.4, clock.epoch());
+            let begun_ms = clock.now_ms();
+            let mut script = Script { watched, clock, begun_ms, short, fire_timer, describe, invoke, exports };
             let output_cap = limits.output_bytes as usize;
             let ended = script.run(scope, &main, &entry, output_cap, || startup = arrived.elapsed());
             exports_after = script.exports;
@@ -214,6 +218,9 @@ type Entry = (String, Option<String>, String, String, String);
 /// A script inside its isolate.
 struct Script<'a> {
     watched: &'a Watched,
+    clock: &'a mut Clock,
+    /// What the clock said when the run began.
+    begun_ms: u64,
     /// The code came as one file, which may be an expression.
     short: bool,
     fire_timer: v8::Global<v8::Function>,
@@ -232,7 +239,6 @@ impl Script<'_> {
         output_cap: usize,
         starting: impl FnOnce(),
     ) -> Ended {
-        cage::set_clock(SystemTime::now());
         let exports = match &self.exports {
             Some(exports) => v8::Local::new(scope, exports),
             None => match self.exports(scope, main) {
@@ -382,11 +388,11 @@ impl Script<'_> {
         }
     }
 
-    /// Waits for the next timer and fires all that are due.
+    /// Waits for the next timer and fires it.
     fn turn(&mut self, scope: &mut v8::PinScope<'_, '_>) -> Result<(), Ended> {
         let state = scope.get_slot_mut::<RunState>().ok_or(Ended::Terminated)?;
         state.log.flush();
-        let Some(due) = state.timers.next_due() else {
+        let Some(due) = state.timers.next() else {
             let message = "a promise that the run waits for never settled, and no timer is left that could settle it";
             return Err(Ended::Failed(ScriptError {
                 name: "Error".to_owned(),
@@ -394,18 +400,22 @@ impl Script<'_> {
                 stack: None,
             }));
         };
-        if self.watched.sleep_until(due).is_some() {
-            return Err(Ended::Terminated);
+        // Timers that are due by the clock as it stands take no new look at it.
+        if due.not_before_ms > self.clock.now_ms() {
+            let (until, lag) = self.clock.wait_for(due.not_before_ms);
+            if self.watched.sleep_until(until).is_some() {
+                return Err(Ended::Terminated);
+            }
+            self.clock.look(lag);
+            state.log.t_ms = u32::try_from(self.clock.now_ms() - self.begun_ms).unwrap_or(u32::MAX);
         }
-        let now = Instant::now();
-        cage::set_clock(SystemTime::now());
-        if let Some(id) = scope.get_slot_mut::<RunState>().and_then(|state| state.timers.take_due(now)) {
+        if let Some(number) = state.timers.fire(self.clock.now_ms()) {
             v8::tc_scope!(let caught, scope);
             let fire = v8::Local::new(caught, &self.fire_timer);
             let undefined = v8::undefined(caught).into();
-            let id = v8::Integer::new_from_unsigned(caught, id).into();
+            let number = v8::Integer::new_from_unsigned(caught, number).into();
             // A callback that throws ends the run, as an uncaught exception does.
-            if fire.call(caught, undefined, &[id]).is_none() {
+            if fire.call(caught, undefined, &[number]).is_none() {
                 let exception = caught.exception();
                 caught.reset();
                 return Err(self.failed(caught, exception, None));

@@ -3,7 +3,8 @@ const timers = new Map();
 
 function startTimer(callback, delay, args, again) {
   if (typeof callback !== "function") throw new TypeError("a timer needs a function to call");
-  const number = toNum(delay);
+  // Whole milliseconds, as the HTML standard has it: a `long`, and never less than one.
+  const number = toNum(delay) | 0;
   const ms = number >= 1 ? number : 1;
   const id = native.timerStart(ms);
   mapSet(timers, id, { __proto__: null, callback, args, ms, again });

@@ -10,11 +10,14 @@ mod raw;
 
 use std::cell::Cell;
 use std::os::fd::RawFd;
+use std::time::Instant;
 
 pub(super) use probe::survive_probes;
 
 thread_local! {
     static CHANNEL: Cell<RawFd> = const { Cell::new(-1) };
+    /// Where the clock of this run began.
+    static EPOCH: Cell<Option<Instant>> = const { Cell::new(None) };
 }
 
 /// The channel of this thread, for `attack.self()`.
@@ -26,7 +29,8 @@ type Args<'s> = v8::FunctionCallbackArguments<'s>;
 type Scope<'s, 'i> = v8::PinScope<'s, 'i>;
 
 /// Puts `attack` into the global object, if this run asks for it.
-pub(super) fn arm(scope: &mut Scope<'_, '_>, props: &str) {
+pub(super) fn arm(scope: &mut Scope<'_, '_>, props: &str, epoch: Instant) {
+    EPOCH.set(Some(epoch));
     if !props.contains("\"attack\":true") {
         return;
     }
@@ -46,6 +50,7 @@ pub(super) fn arm(scope: &mut Scope<'_, '_>, props: &str) {
         "syscall" => syscall, "syscall32" => syscall_32, "pkru" => pkru, "wrpkru" => write_pkru,
         "sigreturn" => forge_sigreturn, "thread" => start_thread, "execute" => execute, "address" => address,
         "object" => object_address, "plant" => plant, "self" => about_self, "sealed" => sealed_page, "callGate" => call_gate,
+        "thaw" => thaw,
     }
     let context = scope.get_current_context();
     let global = context.global(scope);
@@ -192,4 +197,11 @@ fn about_self<'s>(scope: &mut Scope<'s, '_>, _: Args<'s>, mut result: v8::Return
 /// `sealed()`: where the page is that says which keys a thread gets.
 fn sealed_page<'s>(scope: &mut Scope<'s, '_>, _: Args<'s>, result: v8::ReturnValue<'s>) {
     return_word(scope, result, (enisle_hardening::sealed::address() as u64).cast_signed());
+}
+
+/// `thaw()`: from now on this run's timers go by the real clock, as if the turn's did not stand still.
+fn thaw<'s>(scope: &mut Scope<'s, '_>, _: Args<'s>, _: v8::ReturnValue<'s>) {
+    if let Some(state) = scope.get_slot_mut::<super::run::RunState>() {
+        state.timers.moving_clock = EPOCH.get();
+    }
 }

@@ -1,0 +1,219 @@
+//! The time that a script sees: nothing that it can observe tells how long something took.
+//!
+//! The attacks are stopwatches: start something, do X, start something else, and see in which order
+//! they come. For every pair that is tried, what comes is the same for every X. Where the defence
+//! can be switched off, in a worker with the attack harness's natives, the same stopwatch goes.
+
+use enisle_tests::{Daemon, SHARING, altered, attacking_worker, programs};
+use serde_json::{Value, json};
+
+/// Nobody is moved for computing, and the limits are far.
+fn config(program: &std::path::Path) -> String {
+    let unmoved = ["busy", "paging", "computeOnly"]
+        .map(|signal| format!("[cordon.rules.signals.{signal}]\npoints = 0\nhalf_life_secs = 1\nmost = 0\n"));
+    let limits = "[defaults.limits]\ncpu_ms = 60000\nwall_ms = 120000\ntimers = 10000\nlog_lines = 100000\nlog_bytes = 8000000\n";
+    format!("{SHARING}program = {:?}\n{limits}{}", program.display().to_string(), unmoved.concat())
+}
+
+/// What can take its time, and what it has to be: nothing, long, or a load of lines that are in the
+/// cache or are not.
+const X: &str = "
+    const lines = new Uint8Array(1 << 14), others = new Uint8Array(1 << 22);
+    globalThis.sink = 0;
+    const touch = (bytes) => { let sum = 0; for (let i = 0; i < bytes.length; i += 64) sum += bytes[i]; sink += sum };
+    const spin = (n) => { let x = sink & 1; for (let i = 0; i < n; i++) x = Math.imul(x, 31) + i | 0; sink = x & 1 };
+    const KINDS = { nothing() {}, long() { spin(2e6) }, cached() { touch(lines); touch(lines) }, evicted() { touch(others); touch(lines) } };
+    const X = KINDS[kind];
+";
+
+/// Everything that can be waited for, alone and in a chain. Each says what comes and when the last
+/// of it has come; what it does at every step may take its time too.
+const WAITERS: &str = "
+    const waiters = {};
+    for (const ms of [0, 1, 1.9, 2, 3, 3.000350, 3.9, 5, -1, NaN, 2 ** 32 + 2]) {
+      waiters['timeout ' + ms] = (say, end) => setTimeout(() => { say(); end() }, ms);
+    }
+    for (const [ms, times] of [[1, 1], [1, 4], [2, 2], [2.5, 3]]) {
+      waiters['interval ' + [ms, times]] = (say, end) => { let n = 0;
+        const id = setInterval(() => { say(); if (++n === times) { clearInterval(id); end() } }, ms) };
+    }
+    for (const chain of [[1, 1], [1, 2], [2, 1], [1, 1, 1, 1], [3, 1]]) {
+      waiters['chain ' + chain] = (say, end) => { const next = (i) => setTimeout(() => { say(); i + 1 < chain.length ? next(i + 1) : end() }, chain[i]); next(0) };
+    }
+    waiters['interval in a timeout'] = (say, end) => setTimeout(() => { let n = 0; const id = setInterval(() => { say(); if (++n === 2) { clearInterval(id); end() } }, 1) }, 1);
+    waiters['timeouts of a timeout'] = (say, end) => setTimeout(() => { setTimeout(say, 2); setTimeout(() => { say(); }, 1); setTimeout(() => { say(); end() }, 3) }, 1);
+    waiters['stops another'] = (say, end) => { const other = setTimeout(say, 3); setTimeout(() => { clearTimeout(other); say(); end() }, 2) };
+    waiters['microtask'] = (say, end) => queueMicrotask(() => { say(); end() });
+    waiters['promises'] = async (say, end) => { for (let i = 0; i < 4; i++) { await null; say() } end() };
+    waiters['microtask of a timeout'] = (say, end) => setTimeout(() => queueMicrotask(() => { say(); end() }), 2);
+    waiters['timeout of a microtask'] = (say, end) => queueMicrotask(() => setTimeout(() => { say(); end() }, 2));
+    waiters['import'] = (say, end) => import('cloudflare:workers').then(() => { say(); end() });
+    waiters['sleep, then import'] = async (say, end) => { await new Promise((r) => setTimeout(r, 1)); say(); await import('cloudflare:workers'); say(); end() };
+    waiters['rejection'] = (say, end) => Promise.reject(1).catch(() => { say(); end() });
+    waiters['async iteration'] = async (say, end) => { for await (const _ of [1, 2]) say(); end() };
+    waiters['generator with sleeps'] = async (say, end) => { const g = (async function* () { for (let i = 0; i < 2; i++) { await new Promise((r) => setTimeout(r, 1)); yield i } })();
+      for await (const _ of g) say(); end() };
+    waiters['finalizers'] = (say, end) => { const registry = new FinalizationRegistry(say); for (let i = 0; i < 100; i++) registry.register({}, i);
+      setTimeout(() => { registry.unregister({}); end() }, 4) };
+    waiters['console'] = (say, end) => { console.log('line'); setTimeout(() => { say(); console.log('line'); end() }, 1) };
+";
+
+/// Tries every ordered pair of waiters with X between them, or X at every step of the first one.
+/// What came, pair by pair; and the lines of the log have the times of their turns.
+const PAIRS: &str = "
+    const came = {};
+    for (const a in waiters) {
+      await Promise.all(Object.keys(waiters).map((b) => new Promise((done) => {
+        const order = []; let left = 2;
+        const end = () => { if (--left === 0) { came[a + ' | ' + b] = order.join(''); done() } };
+        waiters[a](() => { order.push('a'); if (where === 'inside') X() }, end);
+        if (where === 'between') X();
+        waiters[b](() => order.push('b'), end);
+      })));
+    }
+    return came;
+";
+
+fn pairs(daemon: &Daemon, kind: &str, place: &str, moving: bool) -> Value {
+    let thaw = if moving { "attack.thaw();" } else { "" };
+    let code = format!("async (kind, where) => {{ {thaw}{X}{WAITERS}{PAIRS} }}");
+    let request = json!({ "code": code, "args": [kind, place], "props": { "attack": true } });
+    let run = daemon.load("t", &request).ok();
+    assert_eq!(run["outcome"], "ok", "{run}");
+    run["result"].clone()
+}
+
+/// The pairs that came in another order.
+fn differ(expected: &Value, came: &Value) -> Vec<String> {
+    let differ = expected.as_object().into_iter().flatten().filter(|(pair, order)| came[*pair] != **order);
+    differ.map(|(pair, order)| format!("{pair}: {order}, {}", came[pair])).collect()
+}
+
+#[test]
+fn no_order_of_two_events_tells_how_long_something_took() {
+    let daemon = Daemon::start(&config(&programs().join("enisle-worker")));
+    for place in ["between", "inside"] {
+        let expected = pairs(&daemon, "nothing", place, false);
+        let number = expected.as_object().map_or(0, serde_json::Map::len);
+        assert!(number > 900, "{number} pairs");
+        for kind in ["long", "cached", "evicted"] {
+            let differ = differ(&expected, &pairs(&daemon, kind, place, false));
+            assert!(differ.is_empty(), "{kind} {place}: {} of {number} pairs, {:?}", differ.len(), differ.first());
+        }
+    }
+}
+
+/// Two timers that are a stopwatch: the first one fires first if X took longer than a millisecond.
+const STOPWATCH: &str = "async (kind, moving) => {
+    const order = [];
+    if (moving) attack.thaw();
+    await new Promise((done) => { setTimeout(() => order.push('first'), 4); X(); setTimeout(() => { order.push('second'); setTimeout(done, 5) }, 2) });
+    return order.join();
+}";
+
+#[test]
+fn with_a_clock_that_moves_the_order_of_timers_tells() {
+    let daemon = Daemon::start(&config(&attacking_worker()));
+    let code = STOPWATCH.replacen('{', &format!("{{{X}"), 1);
+    let order = |kind: &str, moving: bool| {
+        let request = json!({ "code": code, "args": [kind, moving], "props": { "attack": true } });
+        daemon.load("t", &request).ok()["result"].clone()
+    };
+    // Not always: the machine may be slow between the two. The stopwatch needs one time of ten.
+    assert!((0..10).any(|_| order("nothing", true) == "second,first"));
+    assert_eq!(order("long", true), "first,second");
+    assert_eq!((order("nothing", false), order("long", false)), (json!("second,first"), json!("second,first")));
+    let [short, long] = ["nothing", "long"].map(|kind| pairs(&daemon, kind, "between", true));
+    assert!(!differ(&short, &long).is_empty(), "the search finds no stopwatch where there is one");
+}
+
+#[test]
+fn a_date_is_whole_never_goes_back_and_sees_every_delay_pass() {
+    let daemon = Daemon::start(&config(&programs().join("enisle-worker")));
+    let code = "async () => {
+        const wrong = [], start = Date.now(); let last = start;
+        const look = (least, what) => { const now = Date.now();
+            if (now % 1 || now < last || now - least < 0 || performance.now() % 1) wrong.push([what, least, last, now]); last = now; return now };
+        for (let ms = 0; ms < 12; ms++) { const from = look(0, 'a'); await new Promise((done) => setTimeout(done, ms + 0.9)); look(from + Math.max(1, ms), 'timeout') }
+        let tick = look(0, 'b');
+        await new Promise((done) => { let n = 0; const id = setInterval(() => { tick = look(tick + 3, 'interval'); if (++n === 5) { clearInterval(id); done() } }, 3) });
+        return [wrong, start, Date.now()] }";
+    let mut last = 0;
+    for _ in 0..20 {
+        let result = daemon.run("t", code)["result"].clone();
+        let (begun, ended) = (result[1].as_u64().unwrap_or(0), result[2].as_u64().unwrap_or(0));
+        assert!(result[0] == json!([]) && begun >= last && ended >= begun + 80, "{last} {result}");
+        last = ended;
+    }
+    let since = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap_or_default().as_millis();
+    assert!(u128::from(last) <= since && since - u128::from(last) < 60_000, "{last} {since}");
+}
+
+#[test]
+fn lines_of_the_log_have_the_time_of_their_turn() {
+    let daemon = Daemon::start(&config(&programs().join("enisle-worker")));
+    let code = format!(
+        "async (kind) => {{ {X} const begun = Date.now(), times = [];
+            for (let i = 0; i < 5; i++) {{ for (let j = 0; j < 5; j++) {{ console.log('line'); times.push(Date.now() - begun); X() }} await new Promise((r) => setTimeout(r, 3)) }}
+            return times }}"
+    );
+    let run = daemon.load("t", &json!({ "code": code, "args": ["long"] })).ok();
+    let times: Vec<_> = run["logs"].as_array().into_iter().flatten().map(|line| line["tMs"].clone()).collect();
+    assert_eq!(run["result"], json!(times), "{run}");
+    assert_eq!(times.len(), 25);
+}
+
+/// At which of its allocations a script sees that garbage was collected, four times in a row. What
+/// X does is the same for every length, and takes longer.
+const COLLECTIONS: &str = "async (length) => {
+    const text = 'a'.repeat(4e6) + 'b'; text.indexOf('c');
+    const X = () => { globalThis.found = text.indexOf('c', text.length - 1 - length) };
+    const seen = [];
+    for (let round = 0; round < 4; round++) {
+        let held = []; const refs = [];
+        for (let i = 0; i < 20000; i++) { const o = { i }; held.push(o); refs.push(new WeakRef(o)) }
+        for (let i = 0; i < 40; i++) { const x = []; for (let j = 0; j < 20000; j++) x.push({ j }) }
+        held = null;
+        await new Promise((done) => setTimeout(done, 1));
+        const kept = []; let first = -1;
+        for (let i = 0; i < 20000 && first < 0; i++) {
+            const x = []; for (let j = 0; j < 100; j++) x.push({ j });
+            if (kept.push(x) > 6000) kept.length = 0;
+            X();
+            if (!refs[i].deref()) first = i;
+        }
+        seen.push(first);
+        await new Promise((done) => setTimeout(done, 1));
+    }
+    return seen.join();
+}";
+
+/// As `engine/mod.rs` in the worker has them.
+const UNTIMED_FLAGS: &str = "--no-incremental-marking --heap-growing-percent=50 --min-semi-space-size=1 \
+                             --max-semi-space-size=1 --no-scavenger-updates-allocation-limit";
+
+fn collections(daemon: &Daemon, length: u32) -> Value {
+    let run = daemon.load("t", &json!({ "code": COLLECTIONS, "args": [length] })).ok();
+    assert_eq!(run["outcome"], "ok", "{run}");
+    run["result"].clone()
+}
+
+#[test]
+fn when_garbage_is_collected_tells_nothing_of_the_time() {
+    let worker = programs().join("enisle-worker");
+    let daemon = Daemon::start(&config(&worker));
+    // The first run of a tenant's may find other code compiled than later ones.
+    collections(&daemon, 0);
+    let expected = collections(&daemon, 0);
+    for length in [0, 1000, 100_000, 300_000, 0] {
+        assert_eq!(collections(&daemon, length), expected, "{length}");
+    }
+    drop(daemon);
+    // With V8's own schedule it differs from run to run, for what is measured does.
+    let own_schedule = altered(&worker, &[(UNTIMED_FLAGS, "")]);
+    let daemon = Daemon::start(&config(&own_schedule));
+    let mut seen: Vec<_> = (0..12).map(|run| collections(&daemon, run % 3 * 200_000).to_string()).collect();
+    seen.sort_unstable();
+    seen.dedup();
+    assert!(seen.len() > 1, "{seen:?}");
+}

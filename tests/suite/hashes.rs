@@ -1,0 +1,120 @@
+//! Names that collide: whoever knows V8's hash seed can compute any number of them, and a script
+//! that reads them from somebody's JSON is stalled. No two starts of the daemon have the same seed.
+
+use std::fs;
+use std::os::unix::fs::FileExt;
+use std::path::Path;
+
+use enisle_tests::{Daemon, SHARING, altered, has, programs};
+use serde_json::json;
+
+/// What V8 hashes names with (`HashSeed::Data` in V8's numbers/hash-seed.h): the seed, and three
+/// secrets that are made of it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+struct Seed {
+    seed: u64,
+    secrets: [u64; 3],
+}
+
+impl Seed {
+    /// Secrets are odd, each byte has four bits that are set, and any two differ in 32 bits
+    /// (`rapidhash_make_secret` in V8's third_party/rapidhash-v8/secret.h): nothing else in a
+    /// process is like that, but for the secrets that V8 has by default.
+    fn from_words(words: [u64; 4]) -> Option<Self> {
+        const BY_DEFAULT: u64 = 0x2d35_8dcc_aa6c_78a5;
+        let [seed, a, b, c] = words;
+        let balanced = |word: u64| word & 1 == 1 && word.to_le_bytes().iter().all(|byte| byte.count_ones() == 4);
+        let apart = |a: u64, b: u64| (a ^ b).count_ones() == 32;
+        (balanced(a) && balanced(b) && balanced(c) && apart(a, b) && apart(a, c) && apart(b, c) && a != BY_DEFAULT)
+            .then_some(Self { seed, secrets: [a, b, c] })
+    }
+
+    /// In the memory of a worker, as root sees it.
+    fn of_worker(pid: i32) -> Self {
+        let maps = fs::read_to_string(format!("/proc/{pid}/maps")).expect("the worker lives");
+        let memory = fs::File::open(format!("/proc/{pid}/mem")).expect("we are root");
+        let mut found: Vec<_> =
+            maps.lines().filter_map(mapped).flat_map(|(from, to)| seeds(&memory, from, to)).collect();
+        found.sort_unstable();
+        found.dedup();
+        assert_eq!(found.len(), 1, "{found:x?}");
+        found[0]
+    }
+
+    /// Names that all have the same hash, whatever the eight bytes are in which they differ. They
+    /// are multiplied by what the first eight are apart from the last secret: by zero
+    /// (`rapidhash` in V8's third_party/rapidhash-v8/rapidhash.h).
+    fn colliding(self, number: u64) -> Vec<String> {
+        let latin = |bytes: [u8; 8]| bytes.map(char::from).iter().collect::<String>();
+        // Names are compared from the front once their hashes are the same.
+        let name = |n: u64| {
+            format!(
+                "{}{}{}",
+                latin(self.secrets[2].to_le_bytes()),
+                latin(n.to_be_bytes().map(|b| b | 0x40)),
+                "x".repeat(16)
+            )
+        };
+        // Seven bits of each byte, so that nothing has to be escaped.
+        let digits = |n: u64| (0..8).fold(0, |word, digit| word | (n >> (5 * digit) & 0x1f) << (8 * digit));
+        (0..number).map(|n| name(digits(n))).collect()
+    }
+}
+
+/// A readable mapping that is not too large to be looked through.
+fn mapped(line: &str) -> Option<(u64, u64)> {
+    let (range, rest) = line.split_once(' ')?;
+    let (from, to) = range.split_once('-')?;
+    let (from, to) = (u64::from_str_radix(from, 16).ok()?, u64::from_str_radix(to, 16).ok()?);
+    (rest.starts_with('r') && to - from < 64 << 20).then_some((from, to))
+}
+
+fn seeds(memory: &fs::File, from: u64, to: u64) -> Vec<Seed> {
+    let mut bytes = vec![0; usize::try_from(to - from).expect("64 bits")];
+    // What cannot be read holds nothing.
+    let read = memory.read_at(&mut bytes, from).unwrap_or(0);
+    let words: Vec<_> =
+        bytes[..read].chunks_exact(8).map(|word| u64::from_le_bytes(word.try_into().expect("eight"))).collect();
+    words.windows(4).filter_map(|words| Seed::from_words(words.try_into().expect("four"))).collect()
+}
+
+fn start(worker: &Path) -> Daemon {
+    let daemon = Daemon::start(&format!("{SHARING}program = {:?}\n", worker.display().to_string()));
+    assert_eq!(daemon.run("t", "() => 1")["outcome"], "ok");
+    daemon
+}
+
+/// What becomes of a script that reads an object with those names, and has a quarter of a second.
+fn reads(daemon: &Daemon, names: &[String]) -> String {
+    let object: serde_json::Map<_, _> = names.iter().map(|name| (name.clone(), json!(1))).collect();
+    let code = "(text) => Object.keys(JSON.parse(text)).length";
+    let request = json!({ "code": code, "args": [json!(object).to_string()], "limits": { "cpuMs": 250 } });
+    let run = daemon.load("t", &request).ok();
+    assert!(run["outcome"] != "ok" || run["result"] == names.len(), "{run}");
+    run["outcome"].as_str().unwrap_or_default().to_owned()
+}
+
+/// Enough for seconds, if they collide, and a few milliseconds, if not.
+const NAMES: u64 = 30_000;
+
+#[test]
+fn names_that_collide_after_one_start_do_not_after_another() {
+    if !has("root", nix::unistd::geteuid().is_root()) {
+        return;
+    }
+    let worker = programs().join("enisle-worker");
+    let (first, second) = (start(&worker), start(&worker));
+    let [seed, other] = [&first, &second].map(|daemon| Seed::of_worker(daemon.worker_of("t")));
+    assert!(seed.seed != other.seed && seed.secrets != other.secrets, "{seed:x?}");
+    let names = seed.colliding(NAMES);
+    // Whoever knows the seed stalls the script: the names are what they are said to be.
+    assert_eq!(reads(&first, &names), "exceededCpu");
+    assert_eq!(reads(&second, &names), "ok");
+
+    // Without the defence every start has the seed of the archive.
+    let without = altered(&worker, &[("--rehash-snapshot", "")]);
+    let (first, second) = (start(&without), start(&without));
+    let [seed, same] = [&first, &second].map(|daemon| Seed::of_worker(daemon.worker_of("t")));
+    assert_eq!(seed, same);
+    assert_eq!(reads(&second, &seed.colliding(NAMES)), "exceededCpu");
+}
