@@ -115,20 +115,19 @@ pub enum Thread {
     Unknown,
 }
 
-/// How much of its bound a process had left.
+/// How much of its bound a process had left. Where there is no record, it had plenty: whoever ends a
+/// process honestly leaves one.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Room {
     Plenty,
     Pressed,
     Near,
-    Unknown,
 }
 
 impl Room {
-    /// From the bytes that a process could still commit, where they are known, and its bound.
+    /// From the bytes that a process could still commit, and its bound.
     #[must_use]
-    pub fn of(left: Option<u64>, bound: u64, rules: &MemoryRules) -> Self {
-        let Some(left) = left else { return Self::Unknown };
+    pub fn of(left: u64, bound: u64, rules: &MemoryRules) -> Self {
         let below = |percent: u32| u128::from(left) * 100 < u128::from(bound) * u128::from(percent);
         match (below(rules.near_percent), below(rules.pressed_percent)) {
             (true, _) => Self::Near,
@@ -148,6 +147,18 @@ pub enum Verdict {
     WantOfMemory,
     /// Those who were there are kept in halves; with points of a share, if a signal is given.
     Halves(Option<Signal>),
+}
+
+/// Why tenants are kept from others for a while without a decision about their standing.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub enum Because {
+    /// A process that they were in died, and nobody knows whose doing it was.
+    UnexplainedDeath,
+    /// It died for want of memory, and this one held most of it, or is among those who may have.
+    WantOfMemory,
+    /// It held more than its tenants explain, and this one seems to hold most of that.
+    UnexplainedMemory,
 }
 
 /// Whose doing it was.
@@ -188,7 +199,7 @@ pub fn holds_most(held: &[u64], unexplained: u64) -> Option<usize> {
 mod tests {
     use super::*;
 
-    const ROOMS: [Room; 4] = [Room::Plenty, Room::Pressed, Room::Near, Room::Unknown];
+    const ROOMS: [Room; 3] = [Room::Plenty, Room::Pressed, Room::Near];
     const HERE: Thread = Thread::Here;
 
     fn endings() -> Vec<Ending> {
@@ -202,7 +213,7 @@ mod tests {
         [attacks.as_slice(), &faults, &gave_up, &no_memory, &did, &silent].concat()
     }
 
-    /// One letter for each of plenty, pressed, near, unknown: C in company, M want of memory, H halves
+    /// One letter for each of plenty, pressed, near: C in company, M want of memory, H halves
     /// without points, P halves with points.
     fn row(ending: Ending, thread: Thread) -> String {
         let letter = |room| match blame(ending, thread, true, room) {
@@ -218,19 +229,19 @@ mod tests {
     #[test]
     fn the_table_holds() {
         for (ending, here, unknown) in [
-            (Ending::Attack(Signal::ClosedKey), "CCCC", "PPPP"),
-            (Ending::Attack(Signal::RefusedCall), "CCCC", "PPPP"),
-            (Ending::Attack(Signal::ForeignAddress), "CCCC", "PPPP"),
-            (Ending::Fault(Site::NullPage), "CMMM", "PMMM"),
-            (Ending::Fault(Site::Allocator), "HMMM", "HMMM"),
-            (Ending::Fault(Site::Elsewhere), "CCMC", "PPMP"),
-            (Ending::GaveUp { certain: false }, "CMMM", "PMMM"),
-            (Ending::GaveUp { certain: true }, "CCCC", "PPPP"),
-            (Ending::OutOfMemory { certain: false }, "CMMM", "PMMM"),
-            (Ending::OutOfMemory { certain: true }, "CCCC", "PPPP"),
-            (Ending::Did(Signal::Protocol), "CCCC", "PPPP"),
-            (Ending::Did(Signal::HardKill), "CCCC", "PPPP"),
-            (Ending::Silent(Signal::Unattributed), "PPPP", "PPPP"),
+            (Ending::Attack(Signal::ClosedKey), "CCC", "PPP"),
+            (Ending::Attack(Signal::RefusedCall), "CCC", "PPP"),
+            (Ending::Attack(Signal::ForeignAddress), "CCC", "PPP"),
+            (Ending::Fault(Site::NullPage), "CMM", "PMM"),
+            (Ending::Fault(Site::Allocator), "HMM", "HMM"),
+            (Ending::Fault(Site::Elsewhere), "CCM", "PPM"),
+            (Ending::GaveUp { certain: false }, "CMM", "PMM"),
+            (Ending::GaveUp { certain: true }, "CCC", "PPP"),
+            (Ending::OutOfMemory { certain: false }, "CMM", "PMM"),
+            (Ending::OutOfMemory { certain: true }, "CCC", "PPP"),
+            (Ending::Did(Signal::Protocol), "CCC", "PPP"),
+            (Ending::Did(Signal::HardKill), "CCC", "PPP"),
+            (Ending::Silent(Signal::Unattributed), "PPP", "PPP"),
         ] {
             assert_eq!((row(ending, HERE).as_str(), row(ending, Thread::Unknown).as_str()), (here, unknown), "{ending:?}");
         }
@@ -255,7 +266,7 @@ mod tests {
     #[test]
     fn less_room_never_makes_it_more_somebodys() {
         let worse = |ending, thread| {
-            let order = [Room::Plenty, Room::Pressed, Room::Near].map(|room| blame(ending, thread, true, room));
+            let order = ROOMS.map(|room| blame(ending, thread, true, room));
             let blamed = order.map(|verdict| u8::from(matches!(verdict, Verdict::Thread(_) | Verdict::Halves(Some(_)))));
             assert!(blamed.is_sorted_by(|more, less| more >= less), "{ending:?}: {order:?}");
         };
@@ -269,7 +280,7 @@ mod tests {
     fn how_near_the_bound_is_goes_by_per_cent_and_nought_is_never() {
         let rules = MemoryRules::default();
         let bound = 8 << 30;
-        let at = |percent: u64| Room::of(Some(bound / 100 * percent), bound, &rules);
+        let at = |percent: u64| Room::of(bound / 100 * percent, bound, &rules);
         assert_eq!([at(0), at(4), at(6), at(14), at(16)], [
             Room::Near,
             Room::Near,
@@ -277,9 +288,8 @@ mod tests {
             Room::Pressed,
             Room::Plenty
         ]);
-        assert_eq!(Room::of(None, bound, &rules), Room::Unknown);
         let off = MemoryRules { near_percent: 0, pressed_percent: 0, ..rules };
-        assert_eq!(Room::of(Some(0), bound, &off), Room::Plenty);
+        assert_eq!(Room::of(0, bound, &off), Room::Plenty);
     }
 
     #[test]

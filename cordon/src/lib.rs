@@ -40,7 +40,7 @@ pub mod signal;
 
 use serde::{Deserialize, Serialize};
 
-pub use blame::{Ending, MemoryRules, Room, Site, Verdict, blame};
+pub use blame::{Because, Ending, MemoryRules, Room, Site, Verdict, blame};
 pub use decide::{Circumstances, Decision, Order, Reason, Seen, Standing, Trust, decide};
 pub use place::{Bounds, Capacity, Case, MAX_TENANTS_PER_PROCESS, Placement, Process, Traits, place};
 pub use rules::Rules;

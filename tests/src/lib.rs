@@ -53,6 +53,19 @@ pub fn build(dir: &Path, what: &[&str]) -> PathBuf {
     dir.to_owned()
 }
 
+/// The worker with natives to attack it with (`attack-natives`), built if it is not there.
+pub fn attack_worker() -> PathBuf {
+    static WORKER: OnceLock<PathBuf> = OnceLock::new();
+    let worker = WORKER.get_or_init(|| {
+        let (dir, name) = (programs(), "enisle-worker-attack");
+        if std::env::var_os(PROGRAMS_VARIABLE).is_some() && dir.join(name).exists() {
+            return dir.join(name);
+        }
+        build(dir, &["-p", "enisle-worker", "--features", "attack-natives", "--bin", name]).join(name)
+    });
+    worker.clone()
+}
+
 /// Whether a test can run that needs `feature` (`pku`, `userns`, `landlock`, `seccomp`, `root`). If
 /// it cannot, it says so; with the feature named in `ENISLE_REQUIRE` it fails instead, and with it
 /// named in `ENISLE_ELSEWHERE` another machine of the same test command runs it.

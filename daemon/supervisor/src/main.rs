@@ -16,6 +16,7 @@ mod daemon;
 mod death;
 mod events;
 mod files;
+mod holdings;
 mod housekeeping;
 mod job;
 mod json_text;

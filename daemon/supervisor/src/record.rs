@@ -12,7 +12,7 @@ use std::sync::{Arc, Mutex, PoisonError, mpsc};
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use enisle_cordon::audit::{Head, Verifier};
-use enisle_cordon::{Circumstances, Level, Order, Reason, Rules, Standing, Time};
+use enisle_cordon::{Because, Circumstances, Level, Order, Reason, Rules, Standing, Time};
 use nix::fcntl::{Flock, FlockArg};
 use redb::Database;
 use serde::{Deserialize, Serialize};
@@ -45,10 +45,13 @@ pub(crate) enum Entry {
         reason: String,
         by_uid: u32,
     },
-    /// It is kept from others for a while: a process that it was in died, and nobody knows whose doing it was.
+    /// Tenants are kept from others for a while, each alone or together with its half: one line for all
+    /// whom one death, or one look at a worker, was about.
     Apart {
-        tenant: String,
-        alone: bool,
+        worker: u64,
+        because: Because,
+        alone: Vec<String>,
+        halves: Vec<Vec<String>>,
         for_secs: u64,
     },
     /// Something that was kept could not be read.

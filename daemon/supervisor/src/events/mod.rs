@@ -248,7 +248,7 @@ mod tests {
 
     fn crashed(tenant: &str) -> What {
         let (tenant, what, pc) = (Some(tenant.to_owned()), "it crashed".to_owned(), "0x0".to_owned());
-        What::Crashed { worker: 1, pid: 1, tenant, what, pc }
+        What::Crashed { worker: 1, pid: 1, uid: 7, tenant, what, pc, room_mb: 1, blame: "inCompany" }
     }
 
     fn all(events: &Events) -> Vec<Event> {

@@ -45,7 +45,7 @@ pub(super) fn arm(scope: &mut Scope<'_, '_>, props: &str) {
         "read" => read, "write" => write, "probe" => probe_load, "probeWrite" => probe_store,
         "syscall" => syscall, "syscall32" => syscall_32, "pkru" => pkru, "wrpkru" => write_pkru,
         "sigreturn" => forge_sigreturn, "thread" => start_thread, "execute" => execute, "address" => address,
-        "object" => object_address, "plant" => plant, "self" => about_self, "sealed" => sealed_page, "callGate" => call_gate,
+        "object" => object_address, "plant" => plant, "self" => about_self, "sealed" => sealed_page, "callGate" => call_gate, "hold" => hold, "leak" => leak,
     }
     let context = scope.get_current_context();
     let global = context.global(scope);
@@ -192,4 +192,17 @@ fn about_self<'s>(scope: &mut Scope<'s, '_>, _: Args<'s>, mut result: v8::Return
 /// `sealed()`: where the page is that says which keys a thread gets.
 fn sealed_page<'s>(scope: &mut Scope<'s, '_>, _: Args<'s>, result: v8::ReturnValue<'s>) {
     return_word(scope, result, (enisle_hardening::sealed::address() as u64).cast_signed());
+}
+
+/// `hold(bytes)`: commits so much on the island, past every limit of the tenant's and without touching it. False if the kernel
+/// refuses.
+fn hold<'s>(scope: &mut Scope<'s, '_>, args: Args<'s>, mut result: v8::ReturnValue<'s>) {
+    let [bytes] = words(scope, &args);
+    result.set_bool(raw::hold(usize::try_from(bytes).unwrap_or(usize::MAX)));
+}
+
+/// `leak(bytes)`: the same from libc's `malloc`, which belongs to all tenants, and touches it.
+fn leak<'s>(scope: &mut Scope<'s, '_>, args: Args<'s>, mut result: v8::ReturnValue<'s>) {
+    let [bytes] = words(scope, &args);
+    result.set_bool(raw::leak(usize::try_from(bytes).unwrap_or(usize::MAX)));
 }
