@@ -179,11 +179,9 @@ pub fn blame(ending: Ending, thread: Thread, company: bool, room: Room) -> Verdi
         Ending::Fault(Site::Allocator) => Verdict::Halves(None),
         Ending::Silent(signal) => Verdict::Halves(Some(signal)),
         // The process's own threads are everybody's.
-        _ if thread == Thread::Unknown => Verdict::Halves(Some(if matches!(ending, Ending::Attack(_)) {
-            Signal::Crash
-        } else {
-            signal
-        })),
+        _ if thread == Thread::Unknown => {
+            Verdict::Halves(Some(if matches!(ending, Ending::Attack(_)) { Signal::Crash } else { signal }))
+        }
         _ => Verdict::Thread(Seen::in_company(signal)),
     }
 }
@@ -243,7 +241,11 @@ mod tests {
             (Ending::Did(Signal::HardKill), "CCC", "PPP"),
             (Ending::Silent(Signal::Unattributed), "PPP", "PPP"),
         ] {
-            assert_eq!((row(ending, HERE).as_str(), row(ending, Thread::Unknown).as_str()), (here, unknown), "{ending:?}");
+            assert_eq!(
+                (row(ending, HERE).as_str(), row(ending, Thread::Unknown).as_str()),
+                (here, unknown),
+                "{ending:?}"
+            );
         }
     }
 
@@ -267,7 +269,8 @@ mod tests {
     fn less_room_never_makes_it_more_somebodys() {
         let worse = |ending, thread| {
             let order = ROOMS.map(|room| blame(ending, thread, true, room));
-            let blamed = order.map(|verdict| u8::from(matches!(verdict, Verdict::Thread(_) | Verdict::Halves(Some(_)))));
+            let blamed =
+                order.map(|verdict| u8::from(matches!(verdict, Verdict::Thread(_) | Verdict::Halves(Some(_)))));
             assert!(blamed.is_sorted_by(|more, less| more >= less), "{ending:?}: {order:?}");
         };
         endings().into_iter().for_each(|ending| {
@@ -281,13 +284,10 @@ mod tests {
         let rules = MemoryRules::default();
         let bound = 8 << 30;
         let at = |percent: u64| Room::of(bound / 100 * percent, bound, &rules);
-        assert_eq!([at(0), at(4), at(6), at(14), at(16)], [
-            Room::Near,
-            Room::Near,
-            Room::Pressed,
-            Room::Pressed,
-            Room::Plenty
-        ]);
+        assert_eq!(
+            [at(0), at(4), at(6), at(14), at(16)],
+            [Room::Near, Room::Near, Room::Pressed, Room::Pressed, Room::Plenty]
+        );
         let off = MemoryRules { near_percent: 0, pressed_percent: 0, ..rules };
         assert_eq!(Room::of(0, bound, &off), Room::Plenty);
     }

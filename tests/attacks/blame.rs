@@ -173,9 +173,12 @@ fn unexplained(_: Options) -> Result<String, String> {
     let gone = |ground: &Ground| {
         let apart = ground.tenant("a")["cordon"]["keptApart"]["alone"] == true;
         let workers = ground.daemon.get("/v1/workers");
-        apart && !workers["workers"].as_array().into_iter().flatten().any(|worker| {
-            worker["tenants"].as_array().is_some_and(|tenants| tenants.len() == 2)
-        })
+        apart
+            && !workers["workers"]
+                .as_array()
+                .into_iter()
+                .flatten()
+                .any(|worker| worker["tenants"].as_array().is_some_and(|tenants| tenants.len() == 2))
     };
     let (came, told, homes, same, _) = attempt("outside_mb = 64\noutside_tenant_mb = 16", &gone, PATIENCE)?;
     let said = format!("told {}; then they live {homes:?}", told.clone().unwrap_or_default());

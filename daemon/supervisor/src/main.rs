@@ -22,6 +22,7 @@ mod job;
 mod json_text;
 mod logging;
 mod meter;
+mod notes;
 mod places;
 mod policy;
 mod pool;

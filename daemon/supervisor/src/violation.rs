@@ -10,6 +10,9 @@ use enisle_wire::control::Slot;
 /// As the kernel numbers it, on every processor (signal(7)).
 const SIGABRT: i32 = nix::sys::signal::Signal::SIGABRT as i32;
 
+/// `si_code` of a fault of which the processor did not say where it was (sigaction(2)).
+const SI_KERNEL: i32 = 0x80;
+
 /// A layer stopped something that no script does by accident.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Attack {
@@ -60,7 +63,10 @@ pub(crate) fn ending(fault: &Fault, zone: &Zone, certain: bool) -> Ending {
         // V8 gives up by a breakpoint or an undefined instruction; libc, by this, over its heap.
         (_, Kind::GaveUp) if fault.signal == SIGABRT && !certain => Ending::Fault(Site::Allocator),
         (_, Kind::GaveUp) => Ending::GaveUp { certain },
-        (None, Kind::Access { address }) if address < NULL_PAGE_BYTES => Ending::Fault(Site::NullPage),
+        // Of an address that no processor has the kernel says 0 as well.
+        (None, Kind::Access { address }) if address < NULL_PAGE_BYTES && fault.code != SI_KERNEL => {
+            Ending::Fault(Site::NullPage)
+        }
         (None, _) => Ending::Fault(Site::Elsewhere),
     }
 }
@@ -122,6 +128,7 @@ mod tests {
         let site = |fault| ending(&fault, &zone, false);
         assert_eq!(site(at(8)), Ending::Fault(Site::NullPage));
         assert_eq!(site(at(NULL_PAGE_BYTES)), Ending::Fault(Site::Elsewhere));
+        assert_eq!(site(Fault { code: SI_KERNEL, ..at(0) }), Ending::Fault(Site::Elsewhere));
         assert_eq!(site(at(address_on(&zone, 0))), Ending::Fault(Site::Elsewhere));
         assert_eq!(site(at(address_on(&zone, 1))), Ending::Attack(Signal::ForeignAddress));
         assert_eq!(site(Fault { in_allocator: true, ..at(8) }), Ending::Fault(Site::Allocator));

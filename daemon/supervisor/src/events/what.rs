@@ -288,9 +288,7 @@ impl What {
             Self::ProtocolViolation { tenant, uid, .. }
             | Self::Violation { tenant, uid, .. }
             | Self::Crashed { tenant, uid, .. }
-            | Self::UnexplainedMemory { tenant, uid, .. } => {
-                tenant.clone().map_or(Source::Uid(*uid), Source::Tenant)
-            }
+            | Self::UnexplainedMemory { tenant, uid, .. } => tenant.clone().map_or(Source::Uid(*uid), Source::Tenant),
             Self::WorkerRejected { uid, .. } | Self::Mistagged { uid, .. } => Source::Uid(*uid),
             Self::Started { .. }
             | Self::Draining
