@@ -20,6 +20,7 @@
 //! | [`mod@decide`] | from a score to a level, with hysteresis, suspicion and an operator's word |
 //! | [`shape`] | what a tenant's thread looks like while it runs, in windows |
 //! | [`mod@place`] | which process a tenant goes to: who may be beside whom |
+//! | [`mod@blame`] | whose doing the death of a process was |
 //! | [`audit`] | a chain of hashed lines |
 #![forbid(unsafe_code)]
 #![deny(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing, clippy::panic)]
@@ -29,6 +30,7 @@
 )]
 
 pub mod audit;
+pub mod blame;
 pub mod decide;
 pub mod place;
 pub mod rules;
@@ -38,6 +40,7 @@ pub mod signal;
 
 use serde::{Deserialize, Serialize};
 
+pub use blame::{Because, Ending, MemoryRules, Room, Site, Verdict, blame};
 pub use decide::{Circumstances, Decision, Order, Reason, Seen, Standing, Trust, decide};
 pub use place::{Bounds, Capacity, Case, MAX_TENANTS_PER_PROCESS, Placement, Process, Traits, place};
 pub use rules::Rules;

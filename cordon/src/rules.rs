@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
+use crate::blame::MemoryRules;
 use crate::shape::ShapeRules;
 use crate::signal::Signal;
 
@@ -54,6 +55,7 @@ pub struct Rules {
     /// Weights that differ from the defaults, by signal.
     pub signals: BTreeMap<Signal, Weight>,
     pub shape: ShapeRules,
+    pub memory: MemoryRules,
 }
 
 impl Default for Rules {
@@ -75,6 +77,7 @@ impl Default for Rules {
             new_for_secs: DAY,
             signals: BTreeMap::new(),
             shape: ShapeRules::default(),
+            memory: MemoryRules::default(),
         }
     }
 }

@@ -38,6 +38,8 @@ pub const SEGV_PKUERR: i32 = 4;
 
 /// In place of a `si_code`, which the kernel never gives to SIGABRT: the worker itself found wrong keys.
 const WRONG_KEYS: libc::c_int = i32::MIN;
+/// The same: V8 ran out of memory, and raised no signal.
+const OUT_OF_MEMORY: libc::c_int = i32::MIN + 1;
 
 const PAGE_BYTES: usize = 4096;
 const SIGNALS: [libc::c_int; 6] =
@@ -55,6 +57,10 @@ struct Raw {
     call: AtomicI32,
     address: AtomicU64,
     pc: AtomicU64,
+    /// See [`Fault::room`].
+    room: AtomicU64,
+    /// 1 if `pc` was in the allocator.
+    in_allocator: AtomicU32,
     /// The thread of each place; 0 where nobody has come yet.
     threads: [AtomicI32; MOST_PLACES],
 }
@@ -74,6 +80,10 @@ pub struct Fault {
     pub place: Option<u32>,
     pub pc: u64,
     pub kind: Kind,
+    /// What the process could still have committed just then, in bytes ([`room`]).
+    pub room: u64,
+    /// It happened inside libc's allocator.
+    pub in_allocator: bool,
 }
 
 /// What kind of fault it was.
@@ -89,6 +99,8 @@ pub enum Kind {
     WrongKeys,
     /// V8 or libc has given up.
     GaveUp,
+    /// V8 was refused memory that it cannot do without.
+    OutOfMemory,
 }
 
 /// The supervisor's side: a page that nobody can resize, shared with one worker.
@@ -132,12 +144,15 @@ impl FaultPage {
             libc::SIGSEGV | libc::SIGBUS => Kind::Access { address },
             libc::SIGSYS => Kind::Refused { call: raw.call.load(Ordering::Relaxed) },
             libc::SIGABRT if code == WRONG_KEYS => Kind::WrongKeys,
+            libc::SIGABRT if code == OUT_OF_MEMORY => Kind::OutOfMemory,
             libc::SIGILL | libc::SIGTRAP | libc::SIGABRT => Kind::GaveUp,
             _ => return None,
         };
         let place = raw.place.load(Ordering::Relaxed);
         let place = (place != NOBODY).then_some(place);
-        Some(Fault { signal, code, place, pc: raw.pc.load(Ordering::Relaxed), kind })
+        let (pc, room) = (raw.pc.load(Ordering::Relaxed), raw.room.load(Ordering::Relaxed));
+        let in_allocator = raw.in_allocator.load(Ordering::Relaxed) == 1;
+        Some(Fault { signal, code, place, pc, kind, room, in_allocator })
     }
 }
 
@@ -249,6 +264,56 @@ pub fn wrong_keys() -> ! {
     unsafe { libc::_exit(FAULT_EXIT) };
 }
 
+/// V8 has run out of memory on the calling thread: puts that on record. The process must end next.
+pub fn out_of_memory() {
+    let info = Info { code: OUT_OF_MEMORY, ..Info::default() };
+    record(libc::SIGABRT, &raw const info, ptr::null());
+}
+
+/// How much [`room`] looks for: the filter of a tenant's thread lets no mapping be as long as
+/// [`crate::islands::GAP_BYTES`].
+const MOST_ROOM: usize = crate::islands::GAP_BYTES - LEAST_ROOM;
+const LEAST_ROOM: usize = 1 << 16;
+
+/// What the process may still commit (`RLIMIT_DATA`, or the machine's own limit), within 64 KiB. Found by
+/// asking for it: a handler can open no file in `/proc`, and a process that has ended has no memory
+/// that the supervisor could look at.
+fn room() -> usize {
+    let (mut found, mut step) = (0, (MOST_ROOM + LEAST_ROOM) / 2);
+    while step >= LEAST_ROOM {
+        if may_commit(found + step) {
+            found += step;
+        }
+        step /= 2;
+    }
+    found
+}
+
+fn may_commit(bytes: usize) -> bool {
+    let protection = libc::PROT_READ | libc::PROT_WRITE;
+    let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE;
+    // SAFETY: the kernel chooses a place where nothing is.
+    let at = unsafe { libc::mmap(ptr::null_mut(), bytes, protection, flags, -1, 0) };
+    if at == libc::MAP_FAILED {
+        return false;
+    }
+    // On another's island the filter would trap: it stays then, for the moment that is left.
+    if !crate::sealed::is_in_zone(at as usize) {
+        // SAFETY: it was mapped just now, and nobody uses it.
+        unsafe { libc::munmap(at, bytes) };
+    }
+    true
+}
+
+/// Whether an address is in the code of libc's allocator, whose functions lie side by side: `malloc` and
+/// those behind it that a program can name, and the ones before it that it cannot.
+fn is_in_allocator(pc: u64) -> bool {
+    const BEFORE: u64 = 12 << 10;
+    const BEHIND: u64 = 4 << 10;
+    let (first, last) = (libc::malloc as *const () as u64, libc::posix_memalign as *const () as u64);
+    (first.saturating_sub(BEFORE)..last.max(first) + BEHIND).contains(&pc)
+}
+
 /// How often a thread that comes second looks whether the first one has written its record: some 10 ms.
 const PATIENCE: u32 = 1 << 20;
 
@@ -275,7 +340,10 @@ fn record(signal: libc::c_int, info: *const Info, context: *const libc::c_void) 
     raw.key.store(info.key, Ordering::Relaxed);
     raw.call.store(info.call, Ordering::Relaxed);
     raw.place.store(place.and_then(|place| u32::try_from(place).ok()).unwrap_or(NOBODY), Ordering::Relaxed);
-    raw.pc.store(program_counter(context), Ordering::Relaxed);
+    let pc = program_counter(context);
+    raw.pc.store(pc, Ordering::Relaxed);
+    raw.in_allocator.store(is_in_allocator(pc).into(), Ordering::Relaxed);
+    raw.room.store(room() as u64, Ordering::Relaxed);
     raw.state.store(WRITTEN, Ordering::Release);
 }
 
@@ -356,6 +424,35 @@ mod tests {
         assert_eq!(fault(SEGV_PKUERR).kind, Kind::ClosedKey { address: 0x1000, key: 7 });
         assert_eq!(fault(1).kind, Kind::Access { address: 0x1000 });
         assert_eq!(fault(1).place, None);
+    }
+
+    #[test]
+    fn what_a_process_may_still_commit_is_found_within_its_bound() {
+        // A bound of the process's own, which other tests of this process must not meet.
+        // SAFETY: the child makes system calls only, and ends.
+        let child = unsafe { nix::unistd::fork() }.unwrap();
+        if child.is_child() {
+            let own = std::fs::read_to_string("/proc/self/statm").ok();
+            let pages = own.and_then(|own| own.split_whitespace().nth(5)?.parse::<u64>().ok()).unwrap_or(0);
+            let bound = pages * 4096 + (300 << 20);
+            let _ = nix::sys::resource::setrlimit(nix::sys::resource::Resource::RLIMIT_DATA, bound, bound);
+            let found = room() as u64 >> 20;
+            // SAFETY: _exit has no preconditions.
+            unsafe { libc::_exit(i32::from(!(290..=300).contains(&found))) };
+        }
+        let nix::unistd::ForkResult::Parent { child } = child else { return };
+        let ended = nix::sys::wait::waitpid(child, None).unwrap();
+        assert_eq!(ended, nix::sys::wait::WaitStatus::Exited(child, 0));
+    }
+
+    #[test]
+    fn the_allocator_is_told_from_other_code_of_libcs() {
+        for function in [libc::malloc as *const (), libc::free as *const (), libc::realloc as *const ()] {
+            assert!(is_in_allocator(function as u64));
+        }
+        for function in [libc::memcpy as *const (), libc::getpid as *const (), room as *const ()] {
+            assert!(!is_in_allocator(function as u64));
+        }
     }
 
     #[test]

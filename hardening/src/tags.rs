@@ -140,24 +140,58 @@ pub fn compare(smaps: impl BufRead, tags: &Tags) -> io::Result<Seen> {
     Ok(seen)
 }
 
-/// How many bytes of each island are in memory, in order.
+/// Bytes of some mappings.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Bytes {
+    /// In memory.
+    pub resident: u64,
+    /// Private and writable, in memory or not: what `RLIMIT_DATA` counts.
+    pub committed: u64,
+}
+
+/// What a process holds.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Held {
+    /// By island, in order.
+    pub islands: Vec<Bytes>,
+    /// Everywhere else.
+    pub outside: Bytes,
+}
+
+/// What a process holds, by whose island it is on.
 ///
 /// # Errors
 /// As [`inspect`]'s.
-pub fn resident(pid: Pid, zone: &Zone) -> io::Result<Vec<u64>> {
-    sum_resident(BufReader::new(File::open(format!("/proc/{pid}/smaps"))?), zone)
+pub fn held(pid: Pid, zone: &Zone) -> io::Result<Held> {
+    sum(BufReader::new(File::open(format!("/proc/{pid}/smaps"))?), zone)
 }
 
-fn sum_resident(smaps: impl BufRead, zone: &Zone) -> io::Result<Vec<u64>> {
-    let mut islands: Vec<_> = zone.islands().map(|island| (island.range(), 0)).collect();
+fn sum(smaps: impl BufRead, zone: &Zone) -> io::Result<Held> {
+    let ranges: Vec<_> = zone.islands().map(|island| island.range()).collect();
+    let mut held = Held { islands: vec![Bytes::default(); ranges.len()], outside: Bytes::default() };
     for mapping in mappings(smaps) {
-        let Mapping { pages, resident, .. } = mapping?;
-        if let Some((_, sum)) = islands.iter_mut().find(|(range, _)| range.contains(&pages.start)) {
-            *sum += resident;
-        }
+        let Mapping { pages, resident, is_data, .. } = mapping?;
+        let home = ranges.iter().position(|range| range.contains(&pages.start));
+        let bytes = home.and_then(|home| held.islands.get_mut(home)).unwrap_or(&mut held.outside);
+        bytes.resident += resident;
+        bytes.committed += if is_data { pages.len() as u64 } else { 0 };
     }
-    Ok(islands.into_iter().map(|(_, sum)| sum).collect())
+    Ok(held)
 }
+
+/// What a process has committed in all (`proc_pid_statm(5)`): cheap, unlike [`held`].
+///
+/// # Errors
+/// `/proc` of that process could not be read.
+pub fn committed(pid: Pid) -> io::Result<u64> {
+    let statm = std::fs::read_to_string(format!("/proc/{pid}/statm"))?;
+    let pages: Option<u64> = statm.split_whitespace().nth(5).and_then(|pages| pages.parse().ok());
+    let pages = pages.ok_or_else(|| io::Error::other("statm is not as it should be"))?;
+    Ok(pages.saturating_mul(PAGE_BYTES))
+}
+
+/// Of both processors that workers run on.
+const PAGE_BYTES: u64 = 4096;
 
 /// One mapping of a process, with its key.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -166,6 +200,8 @@ pub struct Mapping {
     pub key: u8,
     /// Bytes of it that are in memory.
     pub resident: u64,
+    /// It is private and writable.
+    pub is_data: bool,
 }
 
 /// The mappings in an `smaps` file. A kernel without keys prints none, and every mapping then has key 0.
@@ -179,8 +215,8 @@ pub fn mappings(smaps: impl BufRead) -> impl Iterator<Item = io::Result<Mapping>
                 Some(Err(error)) => return Some(Err(error)),
                 Some(Ok(line)) => line,
             };
-            if let Some(pages) = heading(&line) {
-                if let Some(complete) = next.replace(Mapping { pages, key: 0, resident: 0 }) {
+            if let Some((pages, is_data)) = heading(&line) {
+                if let Some(complete) = next.replace(Mapping { pages, key: 0, resident: 0, is_data }) {
                     return Some(Ok(complete));
                 }
             } else if let (Some(key), Some(mapping)) = (line.strip_prefix("ProtectionKey:"), next.as_mut()) {
@@ -194,10 +230,13 @@ pub fn mappings(smaps: impl BufRead) -> impl Iterator<Item = io::Result<Mapping>
 }
 
 /// `start-end perms …` in hexadecimal; every other line has a word and a colon first.
-fn heading(line: &str) -> Option<Range<usize>> {
-    let (start, end) = line.split_whitespace().next()?.split_once('-')?;
+fn heading(line: &str) -> Option<(Range<usize>, bool)> {
+    let mut words = line.split_whitespace();
+    let (start, end) = words.next()?.split_once('-')?;
     let address = |text| usize::from_str_radix(text, 16).ok();
-    Some(address(start)?..address(end)?)
+    let pages = address(start)?..address(end)?;
+    let permissions = words.next().unwrap_or_default().as_bytes();
+    Some((pages, matches!(permissions, [_, b'w', _, b'p'])))
 }
 
 #[cfg(test)]
@@ -266,13 +305,25 @@ mod tests {
     }
 
     #[test]
-    fn what_is_resident_is_added_up_by_island() {
+    fn what_is_held_is_added_up_by_island() {
         let zone = tags().zone;
         let at = |place| zone.island(place).unwrap().sandbox().start;
-        let line =
-            |start: usize| format!("{start:x}-{:x} rw-p 0 00:00 0 \nRss: 12 kB\nProtectionKey: 3\n", start + 65536);
-        let text = [line(at(1)), line(at(1) + 65536), line(0x1000)].concat();
-        assert_eq!(sum_resident(text.as_bytes(), &zone).unwrap(), [0, 24 * 1024]);
+        let line = |start: usize, permissions: &str| {
+            let end = start + 65536;
+            format!("{start:x}-{end:x} {permissions} 0 00:00 0 \nRss: 12 kB\nProtectionKey: 3\n")
+        };
+        let text = [line(at(1), "rw-p"), line(at(1) + 65536, "---p"), line(0x1000, "rwxp"), line(0x20000, "rw-s")];
+        let held = sum(text.concat().as_bytes(), &zone).unwrap();
+        let both = Bytes { resident: 24 * 1024, committed: 65536 };
+        assert_eq!(held, Held { islands: vec![Bytes::default(), both], outside: both });
+    }
+
+    #[test]
+    fn what_is_committed_is_the_kernels_word() {
+        let own = nix::unistd::getpid();
+        let summed = held(own, &tags().zone).unwrap().outside.committed;
+        let told = committed(own).unwrap();
+        assert!(told.abs_diff(summed) < 64 << 20, "{told} {summed}");
     }
 
     #[test]

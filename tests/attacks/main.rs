@@ -2,10 +2,11 @@
 //!
 //! Each case is a finding of an attacker's, or a neighbour of one: it attacks a real `enisled` as
 //! another uid, and looks at what the daemon lost by it. Where the defence can be configured away
-//! (`share_percent = 100`), the attack has to succeed then, or its failure meant nothing.
+//! (`share_percent = 100`, `near_percent = 0`), the attack has to succeed then, or its failure meant nothing.
 //!
 //! | module | what is attacked |
 //! |---|---|
+//! | [`blame`] | neighbours in one process, by memory that all of it share |
 //! | [`bodies`] | the supervisor's memory, by the worst body for every field of every request |
 //! | [`memory`] | the supervisor's memory, by what is kept: scripts, runs, answers |
 //! | [`pools`] | every pool that all clients share |
@@ -21,6 +22,7 @@
 #![forbid(unsafe_code)]
 #![allow(clippy::print_stdout, clippy::print_stderr, reason = "a test runner of its own")]
 
+mod blame;
 mod bodies;
 mod client;
 mod clock;
@@ -50,7 +52,8 @@ pub(crate) struct Case {
     run: fn(Options) -> Result<String, String>,
 }
 
-const MODULES: [&[Case]; 9] = [
+const MODULES: [&[Case]; 10] = [
+    blame::CASES,
     bodies::CASES,
     memory::CASES,
     pools::CASES,

@@ -228,8 +228,7 @@ fn main() -> ExitCode {
         return ExitCode::SUCCESS;
     }
     // With natives, and without.
-    let (program, production_worker) =
-        (enisle_tests::attacking_worker(), enisle_tests::programs().join("enisle-worker"));
+    let (program, production_worker) = (enisle_tests::attack_worker(), enisle_tests::programs().join("enisle-worker"));
     let layers = posture.layers().unsealed();
     let workshop = Workshop::open(&program, layers).expect("the worker starts");
     let bench = Bench { workshop, layers, production_worker, attacker: program.clone() };

@@ -53,15 +53,6 @@ pub fn build(dir: &Path, what: &[&str]) -> PathBuf {
     dir.to_owned()
 }
 
-/// The worker with the attack harness's natives, built beside the programs under test.
-pub fn attacking_worker() -> PathBuf {
-    let dir = programs();
-    if std::env::var_os(PROGRAMS_VARIABLE).is_none() {
-        build(dir, &["-p", "enisle-worker", "--features", "attack-natives", "--bin", "enisle-worker-attack"]);
-    }
-    dir.join("enisle-worker-attack")
-}
-
 /// A copy of a program in which texts are replaced by others, which are filled up with spaces: how a
 /// defence is switched off that is a flag of V8's.
 ///
@@ -85,6 +76,19 @@ pub fn altered(program: &Path, texts: &[(&str, &str)]) -> TempPath {
     copy.as_file().set_permissions(open).expect("it is ours");
     // Closed: a file that is open for writing cannot be executed.
     copy.into_temp_path()
+}
+
+/// The worker with natives to attack it with (`attack-natives`), built if it is not there.
+pub fn attack_worker() -> PathBuf {
+    static WORKER: OnceLock<PathBuf> = OnceLock::new();
+    let worker = WORKER.get_or_init(|| {
+        let (dir, name) = (programs(), "enisle-worker-attack");
+        if std::env::var_os(PROGRAMS_VARIABLE).is_some() && dir.join(name).exists() {
+            return dir.join(name);
+        }
+        build(dir, &["-p", "enisle-worker", "--features", "attack-natives", "--bin", name]).join(name)
+    });
+    worker.clone()
 }
 
 /// Whether a test can run that needs `feature` (`pku`, `userns`, `landlock`, `seccomp`, `root`). If

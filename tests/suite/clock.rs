@@ -4,7 +4,7 @@
 //! they come. For every pair that is tried, what comes is the same for every X. Where the defence
 //! can be switched off, in a worker with the attack harness's natives, the same stopwatch goes.
 
-use enisle_tests::{Daemon, SHARING, altered, attacking_worker, programs};
+use enisle_tests::{Daemon, SHARING, altered, attack_worker, programs};
 use serde_json::{Value, json};
 
 /// Nobody is moved for computing, and the limits are far.
@@ -113,7 +113,7 @@ const STOPWATCH: &str = "async (kind, moving) => {
 
 #[test]
 fn with_a_clock_that_moves_the_order_of_timers_tells() {
-    let daemon = Daemon::start(&config(&attacking_worker()));
+    let daemon = Daemon::start(&config(&attack_worker()));
     let code = STOPWATCH.replacen('{', &format!("{{{X}"), 1);
     let order = |kind: &str, moving: bool| {
         let request = json!({ "code": code, "args": [kind, moving], "props": { "attack": true } });

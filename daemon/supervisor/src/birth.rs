@@ -107,7 +107,7 @@ impl Blueprint {
     }
 
     /// What a worker of this level may commit.
-    fn data_bytes(&self, level: Level) -> u64 {
+    pub(crate) fn data_bytes(&self, level: Level) -> u64 {
         let Memory { base_mb, tenant_mb, sealed_mb } = self.memory;
         let each = if level == Level::Sealed { sealed_mb } else { tenant_mb };
         (base_mb + u64::from(self.places(level)) * 2 * each) << 20

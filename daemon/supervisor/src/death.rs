@@ -26,7 +26,7 @@ pub(crate) enum Death {
 impl Death {
     pub(crate) fn of(status: WaitStatus, faults: &FaultPage) -> Self {
         match status {
-            WaitStatus::Exited(_, OUT_OF_MEMORY_EXIT) => Self::OutOfMemory,
+            WaitStatus::Exited(_, OUT_OF_MEMORY_EXIT) => faults.read().map_or(Self::OutOfMemory, Self::Fault),
             WaitStatus::Exited(_, code @ FAULT_EXIT) => faults.read().map_or(Self::Exited(code), Self::Fault),
             WaitStatus::Exited(_, GAVE_UP_EXIT) => faults.read().map_or(Self::GaveUp, Self::Fault),
             WaitStatus::Exited(_, code) => Self::Exited(code),

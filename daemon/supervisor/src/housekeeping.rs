@@ -1,20 +1,24 @@
 //! What goes on for as long as the daemon lives: rooms are tidied, tenants watched while they run, and moved.
 
-use std::collections::BTreeMap;
-use std::collections::btree_map::Entry;
 use std::sync::{Arc, PoisonError};
 use std::time::Duration;
 
-use enisle_cordon::{Seen, Signal};
+use enisle_cordon::{Because, Seen, Signal};
 use enisle_hardening::allocator;
 
 use crate::daemon::{Daemon, SOME_TENANTS, Supplies};
+use crate::events::What;
+use crate::holdings::Unexplained;
+use crate::pool::Household;
 use crate::process::Worker;
 use crate::resident::Resident;
 use crate::tenant::Tenant;
 
-/// Memory is looked at with one window of so many: reading a process's mappings takes some milliseconds.
+/// Memory is looked at with one window of so many: reading a process's mappings takes some milliseconds. What grows fast is
+/// looked at with the next one.
 const LOOKS_AT_MEMORY: u32 = 6;
+/// What a run needs for a moment is no reason to move anybody.
+const LOOKS_BEFORE_ACTION: u32 = 2;
 
 /// How long the pages of a large request stay after it at the most.
 const GIVE_BACK_EVERY: Duration = Duration::from_secs(2);
@@ -76,11 +80,12 @@ impl Daemon {
     }
 
     /// It lives at another level than it has to, or beside somebody whom it may not be beside any more: a policy was changed,
-    /// or a score has grown.
+    /// or a score has grown. Or its process is too old, or holds too much.
     pub(crate) fn is_misplaced(&self, tenant: &Tenant, home: Option<Arc<Resident>>) -> bool {
         home.is_some_and(|home| {
             home.worker.level != tenant.wanted_level()
                 || self.is_old(&home.worker)
+                || home.worker.is_unwanted(home.slot)
                 || self.pool.is_among_others(tenant, &home)
         })
     }
@@ -96,7 +101,7 @@ impl Daemon {
         let (rules, counters) = (&self.config.cordon.rules.shape, self.counters.is_ok());
         let mut windows = tokio::time::interval(Duration::from_millis(rules.window_ms));
         windows.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
-        let (mut count, mut looking) = (0, None);
+        let (mut count, mut looking, mut in_turn) = (0, None, 0);
         loop {
             windows.tick().await;
             let busy = self.pool.busy();
@@ -107,35 +112,75 @@ impl Daemon {
                 }
             }
             count = (count + 1) % LOOKS_AT_MEMORY;
-            if count == 0 {
-                // It takes its time, and windows do not wait for it.
-                if looking.as_ref().is_none_or(tokio::task::JoinHandle::is_finished) {
+            // It takes its time, and windows do not wait for it.
+            if looking.as_ref().is_none_or(tokio::task::JoinHandle::is_finished) {
+                let households = self.to_be_looked_at(count == 0, &mut in_turn);
+                if !households.is_empty() {
                     let daemon = Arc::clone(self);
-                    looking = Some(tokio::spawn(async move { daemon.look_at_memory(busy).await }));
+                    looking = Some(tokio::spawn(async move { daemon.look_at_memory(households).await }));
                 }
             }
         }
     }
 
-    /// Compares what is in memory of running tenants' islands with what their limits explain.
-    async fn look_at_memory(&self, busy: Vec<(Arc<Tenant>, Arc<Resident>)>) {
-        let mut workers: BTreeMap<u64, Vec<u64>> = BTreeMap::new();
-        for (tenant, resident) in busy {
-            let worker = &resident.worker;
-            let islands = match workers.entry(worker.id) {
-                Entry::Occupied(known) => known.into_mut(),
-                Entry::Vacant(unknown) => {
-                    let looked_at = Arc::clone(worker);
-                    let looked = tokio::task::spawn_blocking(move || looked_at.resident_bytes()).await;
-                    unknown.insert(looked.unwrap_or_default())
+    /// The workers whose memory is looked at now: those that have grown; now and then every busy one, and of the idle ones one
+    /// in turn.
+    fn to_be_looked_at(&self, now_and_then: bool, in_turn: &mut u64) -> Vec<Household> {
+        let mut households = self.pool.households();
+        let idle = || households.iter().filter(|household| !household.busy).map(|household| household.worker.id);
+        let next = idle().filter(|id| *id > *in_turn).min().or_else(|| idle().min());
+        if now_and_then {
+            *in_turn = next.unwrap_or_default();
+        }
+        households.retain(|Household { worker, busy, .. }| {
+            (now_and_then && (*busy || worker.is_over() || Some(worker.id) == next)) || worker.has_grown()
+        });
+        households
+    }
+
+    /// Compares what processes hold with what their tenants explain: what is on an island with the limits of its tenant, what
+    /// is anywhere else with what a process needs.
+    async fn look_at_memory(&self, households: Vec<Household>) {
+        for Household { worker, tenants, .. } in households {
+            let looked_at = Arc::clone(&worker);
+            if tokio::task::spawn_blocking(move || looked_at.look_at_memory()).await.is_err() {
+                continue;
+            }
+            for (slot, tenant) in &tenants {
+                let limits = self.limits_at(tenant, worker.level);
+                let most = self.config.cordon.rules.shape.most_resident(limits.memory_mb);
+                if worker.resident_bytes(*slot) > most {
+                    self.warden.saw(tenant, &[Seen::certain(Signal::Resident)]);
                 }
-            };
-            let bytes = islands.get(resident.slot.0 as usize);
-            let most = self.config.cordon.rules.shape.most_resident(self.limits_at(&tenant, worker.level).memory_mb);
-            if bytes.is_some_and(|bytes| *bytes > most) {
-                self.warden.saw(&tenant, &[Seen::certain(Signal::Resident)]);
+            }
+            if let Some(found) = worker.unexplained().filter(|found| found.looks >= LOOKS_BEFORE_ACTION) {
+                self.empty(&worker, found);
             }
         }
+    }
+
+    /// A process holds more than its tenants explain: nobody comes in any more, and one tenant leaves with each look, whoever
+    /// seems to hold most of it first, and alone. What is left of it ends with the last one.
+    fn empty(&self, worker: &Worker, found: Unexplained) {
+        self.pool.close(worker);
+        let Some((tenant, holds_most)) = worker.send_one_away() else { return };
+        let (name, pid) = (tenant.name.to_string(), worker.pid.as_raw());
+        let (held_mb, most_mb) = (found.bytes >> 20, found.most >> 20);
+        self.events.tell(What::UnexplainedMemory {
+            worker: worker.id,
+            pid,
+            uid: worker.uid,
+            tenant: holds_most.then_some(name),
+            held_mb,
+            most_mb,
+        });
+        if worker.was_one_tenants() {
+            // Nobody else can have made it hold that.
+            self.warden.saw(&tenant, &[Seen::certain(Signal::Resident)]);
+        } else if holds_most {
+            self.warden.keep_apart(&[(Arc::clone(&tenant), None)], Because::UnexplainedMemory, worker.id);
+        }
+        self.warden.ask_for_move(&tenant);
     }
 
     /// Moves tenants that have to live elsewhere, for as long as the daemon lives.

@@ -1,6 +1,6 @@
 //! What is counted of a tenant while it runs: by the supervisor on its channel, by the kernel on its thread.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, VecDeque};
 use std::fs;
 use std::sync::LazyLock;
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -107,16 +107,30 @@ pub(crate) fn thread_named(process: Pid, name: &str) -> Option<Pid> {
     })
 }
 
+/// The page faults that every tenant's thread of a process has had since it began, by place.
+pub(crate) fn faults_of_tenants(process: Pid) -> BTreeMap<u32, u64> {
+    let threads = fs::read_dir(format!("/proc/{process}/task")).into_iter().flatten().filter_map(Result::ok);
+    let read = |thread: fs::DirEntry| {
+        let stat = fs::read_to_string(thread.path().join("stat")).ok()?;
+        // The worker names them before any of a tenant's code runs.
+        let place = stat.split_once("(tenant-")?.1.split_once(')')?.0.parse().ok()?;
+        Some((place, faults(&stat)?))
+    };
+    threads.filter_map(read).collect()
+}
+
+/// In the text of `/proc/PID/task/TID/stat`. The name of a thread, in parentheses, may hold anything.
+fn faults(stat: &str) -> Option<u64> {
+    stat.rsplit_once(')')?.1.split_whitespace().nth(7)?.parse().ok()
+}
+
 /// Time on a processor and waiting for one (sched-stats.rst: nanoseconds), and page faults (proc_pid_stat(5), field 10).
 fn of_thread(process: Pid, thread: Pid) -> Option<Sample> {
     let read = |file| fs::read_to_string(format!("/proc/{process}/task/{thread}/{file}")).ok();
     let (schedstat, stat) = (read("schedstat")?, read("stat")?);
     let mut times = schedstat.split_whitespace().map(|word| word.parse::<u64>().unwrap_or(0) / 1_000_000);
     let (ran_ms, waited_ms) = (times.next()?, times.next()?);
-    // The name of a thread, in parentheses, may hold anything.
-    let (_, fields) = stat.rsplit_once(')')?;
-    let faults = fields.split_whitespace().nth(7)?.parse().ok()?;
-    Some(Sample { ran_ms, waited_ms, faults, ..Sample::default() })
+    Some(Sample { ran_ms, waited_ms, faults: faults(&stat)?, ..Sample::default() })
 }
 
 #[cfg(test)]

@@ -91,6 +91,15 @@ pub(crate) struct Listed {
     pub(crate) tenants: Vec<String>,
 }
 
+/// A worker with those who live in it.
+#[derive(Debug)]
+pub(crate) struct Household {
+    pub(crate) worker: Arc<Worker>,
+    pub(crate) tenants: Vec<(Slot, Arc<Tenant>)>,
+    /// One of them has a run here or on its way.
+    pub(crate) busy: bool,
+}
+
 impl Pool {
     pub(crate) fn new(
         blueprint: Arc<Blueprint>,
@@ -148,7 +157,7 @@ impl Pool {
         let mut reservation = Reservation { pool: self, entry: reserved.entry, slot: reserved.slot, kept: false };
         let Place { entry, slot, worker: cell } = reserved;
         let start = || async {
-            let worker = Worker::start(&self.blueprint, level, &self.snapshot, &self.warden).await?;
+            let worker = Worker::start(&self.blueprint, level, uid, &self.snapshot, &self.warden).await?;
             Ok::<_, StartError>(worker)
         };
         let worker = Arc::clone(cell.get_or_try_init(start).await?);
@@ -291,7 +300,7 @@ impl Pool {
         for entry in self.lock().1.values_mut() {
             entry.closing |= entry.worker.get().is_some_and(|worker| worker.started_at.elapsed() >= age);
         }
-        self.move_out(|entry| entry.closing, Duration::ZERO, "its process is old");
+        self.move_out(|entry| entry.closing, Duration::ZERO, "its process takes nobody in any more");
     }
 
     fn move_out(&self, whose: impl Fn(&Entry) -> bool, idle: Duration, reason: &'static str) {
@@ -327,7 +336,7 @@ impl Pool {
             let pid = worker.pid.as_raw();
             worker.misbehaves(Signal::ClosedKey);
             worker.kill("its pages do not carry the keys that they should");
-            self.warden.events.tell(What::Mistagged { worker: worker.id, pid, findings });
+            self.warden.events.tell(What::Mistagged { worker: worker.id, pid, uid: worker.uid, findings });
         }
     }
 
@@ -353,6 +362,19 @@ impl Pool {
             Some((Arc::clone(tenant), Arc::clone(resident)))
         });
         busy.collect()
+    }
+
+    /// Every worker that somebody lives in.
+    pub(crate) fn households(&self) -> Vec<Household> {
+        let guard = self.lock();
+        let inhabited = guard.1.values().filter(|entry| !entry.residents.is_empty());
+        let household = |entry: &Entry| {
+            let worker = Arc::clone(entry.worker.get().filter(|worker| !worker.is_dead())?);
+            let tenants = entry.residents.iter().map(|(slot, (tenant, _))| (*slot, Arc::clone(tenant))).collect();
+            let busy = entry.residents.values().flat_map(|(_, resident)| resident).any(|resident| resident.is_used());
+            Some(Household { worker, tenants, busy })
+        };
+        inhabited.filter_map(household).collect()
     }
 
     /// Ends the process, among a uid's own of a wanted level, whose tenants are all idle and that

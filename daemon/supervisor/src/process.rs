@@ -12,7 +12,8 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
-use enisle_cordon::{Level, Seen, Signal};
+use enisle_cordon::blame::Thread;
+use enisle_cordon::{Because, Ending, Level, MemoryRules, Room, Signal, Verdict, blame};
 use enisle_hardening::fault::{Fault, FaultPage};
 use enisle_hardening::islands::Zone;
 use enisle_hardening::spawn::Started;
@@ -33,6 +34,7 @@ use crate::birth::{Blueprint, Newborn, START_TIMEOUT, StartError, inspect, untag
 use crate::channel::send;
 use crate::death::Death;
 use crate::events::What;
+use crate::holdings::{Holdings, Unexplained};
 use crate::meter;
 use crate::tenant::Tenant;
 use crate::violation::{self, Attack};
@@ -40,6 +42,9 @@ use crate::warden::Warden;
 
 /// For as long the threads of a worker may be other than what was said of them, because one is just ending.
 const CONFINEMENT_TIMEOUT: Duration = Duration::from_secs(2);
+
+/// A process that has committed such a part of its bound since it was looked at is looked at again.
+const LOOK_AFTER_PART: u64 = 32;
 
 /// What the process's owner is told to do.
 #[derive(Debug)]
@@ -57,18 +62,32 @@ pub(crate) struct Overrun {
     pub(crate) cause: OverrunCause,
 }
 
+/// On whom a death is put.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Put {
+    Tenant(Slot),
+    /// It is nobody's crime: all of them lost their runs to the others.
+    Nobody,
+}
+
 /// A living worker process, as the rest of the daemon holds it.
 #[derive(Debug)]
 pub(crate) struct Worker {
     pub(crate) id: u64,
     pub(crate) pid: Pid,
     pub(crate) level: Level,
+    /// Whose it is.
+    pub(crate) uid: u32,
     pub(crate) started_at: Instant,
     pub(crate) v8: String,
     commands: mpsc::UnboundedSender<Command>,
     overruns: Mutex<HashMap<Slot, Overrun>>,
-    /// Whose run ended the process, and how, where that is known.
+    /// For whose doing the process is ended, and what that was, where the supervisor saw it.
     culprit: OnceLock<(Slot, Signal)>,
+    /// Whose run V8 gave up on, by its thread's last words, and whether it was over its own limit.
+    gave_up: OnceLock<(Slot, bool)>,
+    /// On whom its death was put, once that is judged.
+    put: OnceLock<Put>,
     /// It was killed for something that its tenants did, whoever of them.
     misbehaved: OnceLock<Signal>,
     /// It never holds more than one tenant, so what happens to it is that tenant's doing.
@@ -76,6 +95,12 @@ pub(crate) struct Worker {
     /// Which key each page of its islands should carry; none where the layer is off.
     tags: Option<Tags>,
     zone: Zone,
+    /// What it may commit.
+    pub(crate) bound: u64,
+    rules: MemoryRules,
+    memory: Mutex<Holdings>,
+    /// Those that have to leave, because it holds more than they explain.
+    unwanted: Mutex<BTreeSet<Slot>>,
     /// Everybody who was ever admitted.
     tenants: Mutex<BTreeMap<Slot, Arc<Tenant>>>,
     /// Those whose thread has said that it is ready, and has not ended.
@@ -92,6 +117,7 @@ impl Worker {
     pub(crate) async fn start(
         blueprint: &Arc<Blueprint>,
         level: Level,
+        uid: u32,
         snapshot: &OwnedFd,
         warden: &Arc<Warden>,
     ) -> Result<Arc<Self>, StartError> {
@@ -109,9 +135,13 @@ impl Worker {
         }
         if !findings.is_empty() {
             let (worker, pid) = (newborn.id, newborn.started.pid.as_raw());
-            events.tell(What::WorkerRejected { worker, pid, findings: findings.clone() });
+            events.tell(What::WorkerRejected { worker, pid, uid, findings: findings.clone() });
             return Err(StartError::Rejected(findings));
         }
+        // Before its first tenant. A process that cannot be looked at has ended, which is told elsewhere.
+        let (pid, looked_at) = (newborn.started.pid, zone.clone());
+        let held = tokio::task::spawn_blocking(move || tags::held(pid, &looked_at)).await;
+        let memory = Mutex::new(Holdings::new(held.ok().and_then(Result::ok).unwrap_or_default()));
         warden.note_engine(&ready.v8);
         let (commands, receive) = mpsc::unbounded_channel();
         let (death, died) = watch::channel(None);
@@ -119,15 +149,22 @@ impl Worker {
             id: newborn.id,
             pid: newborn.started.pid,
             level,
+            uid,
             started_at: Instant::now(),
             v8: ready.v8,
             commands,
             overruns: Mutex::default(),
             culprit: OnceLock::new(),
+            gave_up: OnceLock::new(),
+            put: OnceLock::new(),
             misbehaved: OnceLock::new(),
             holds_one: blueprint.places(level) == 1,
             tags,
             zone,
+            bound: blueprint.data_bytes(level),
+            rules: warden.cordon.rules.memory.clone(),
+            memory,
+            unwanted: Mutex::default(),
             tenants: Mutex::default(),
             confined: Mutex::default(),
             left: Mutex::default(),
@@ -186,17 +223,20 @@ impl Worker {
     }
 
     /// Nobody but one tenant was ever here: whatever happens here is its doing.
-    fn was_one_tenants(&self) -> bool {
+    pub(crate) fn was_one_tenants(&self) -> bool {
         self.holds_one || self.tenants().len() == 1
+    }
+
+    /// The places of those whose threads are here.
+    fn present(&self) -> Vec<Slot> {
+        let confined = self.confined().clone();
+        confined.into_iter().filter(|slot| self.is_here(*slot) && self.tenant_in(*slot).is_some()).collect()
     }
 
     /// Those whose threads are here, but for the one in that place.
     fn others(&self, but: Option<Slot>) -> Vec<Arc<Tenant>> {
-        let here = self.confined().clone();
-        here.into_iter()
-            .filter(|slot| Some(*slot) != but && self.is_here(*slot))
-            .filter_map(|slot| self.tenant_in(slot))
-            .collect()
+        let here = self.present().into_iter().filter(|slot| Some(*slot) != but);
+        here.filter_map(|slot| self.tenant_in(slot)).collect()
     }
 
     /// A tenant's thread says for the first time that it is ready: it has to run under filters of its own, by the kernel's
@@ -242,9 +282,62 @@ impl Worker {
         tags::inspect_running(self.pid, tags).map(|seen| seen.findings()).unwrap_or_default()
     }
 
-    /// How much of each place's island is in memory, by the kernel's word. May take some ms.
-    pub(crate) fn resident_bytes(&self) -> Vec<u64> {
-        tags::resident(self.pid, &self.zone).unwrap_or_default()
+    fn memory(&self) -> MutexGuard<'_, Holdings> {
+        self.memory.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Looks at what the process holds, by the kernel's word. May take some ms.
+    pub(crate) fn look_at_memory(&self) {
+        let faults = meter::faults_of_tenants(self.pid).into_iter().map(|(place, faults)| (Slot(place), faults));
+        // A process that has ended cannot be looked at, or has no memory any more; what was seen last says how it stood.
+        if let Ok(held) = tags::held(self.pid, &self.zone)
+            && held.outside.committed > 0
+        {
+            self.memory().look(held, faults.collect());
+        }
+    }
+
+    /// It has committed so much more than at the last look that another one is due.
+    pub(crate) fn has_grown(&self) -> bool {
+        let now = tags::committed(self.pid).unwrap_or_default();
+        now > self.memory().committed() + self.bound / LOOK_AFTER_PART
+    }
+
+    /// What it had committed at the last look.
+    pub(crate) fn committed_bytes(&self) -> u64 {
+        self.memory().committed()
+    }
+
+    /// How much of a tenant's island was in memory at the last look.
+    pub(crate) fn resident_bytes(&self, slot: Slot) -> u64 {
+        self.memory().island(slot).resident
+    }
+
+    /// Whether the last look found more outside the islands than its tenants explain.
+    pub(crate) fn unexplained(&self) -> Option<Unexplained> {
+        let most = self.tenants().len();
+        self.memory().too_much(self.rules.most_outside(most))
+    }
+
+    /// The last look found too much.
+    pub(crate) fn is_over(&self) -> bool {
+        self.memory().is_over()
+    }
+
+    /// Has the next of its tenants leave, the one that holds most first. Whether it is known that the
+    /// rest is that tenant's.
+    pub(crate) fn send_one_away(&self) -> Option<(Arc<Tenant>, bool)> {
+        let mut unwanted = self.unwanted.lock().unwrap_or_else(PoisonError::into_inner);
+        let here: Vec<_> = self.present().into_iter().filter(|slot| !unwanted.contains(slot)).collect();
+        let largest = self.memory().largest_outside(&here);
+        let slot = largest.or_else(|| here.first().copied())?;
+        unwanted.insert(slot);
+        Some((self.tenant_in(slot)?, largest.is_some()))
+    }
+
+    /// The tenant of that place has to leave.
+    pub(crate) fn is_unwanted(&self, slot: Slot) -> bool {
+        self.unwanted.lock().unwrap_or_else(PoisonError::into_inner).contains(&slot)
     }
 
     /// The tenant of that place has left; what it was at may still be ending.
@@ -263,14 +356,19 @@ impl Worker {
         let _ = self.misbehaved.set(signal);
     }
 
-    /// A run of that place ended the process.
+    /// The process is ended for what the tenant of that place did.
     pub(crate) fn blame(&self, slot: Slot, signal: Signal) {
         let _ = self.culprit.set((slot, signal));
     }
 
-    /// The process ended, and it was another tenant's doing.
+    /// V8 gave up on a run of that place; whether the run was over its own limit.
+    pub(crate) fn gave_up(&self, slot: Slot, certain: bool) {
+        let _ = self.gave_up.set((slot, certain));
+    }
+
+    /// The process ended, and it was not this tenant's doing.
     pub(crate) fn blames_another(&self, slot: Slot) -> bool {
-        self.culprit.get().is_some_and(|(culprit, _)| *culprit != slot)
+        self.put.get().is_some_and(|put| *put != Put::Tenant(slot))
     }
 
     /// Waits for the death; says why.
@@ -305,7 +403,6 @@ impl Owner {
                 started.kill();
                 let _ = pidfd.readable().await;
                 let ended = started.collect().map_or(Death::Unknown, |status| Death::of(status, &self.faults));
-                self.attribute(&ended);
                 match (killed, ended) {
                     // It had ended by itself before it was killed.
                     (_, fault @ Death::Fault(_)) => fault,
@@ -327,15 +424,89 @@ impl Owner {
         self.worker.tenants().clear();
     }
 
-    /// Puts a fault on the account of the tenant on whose thread it was, and tells of it.
-    fn attribute(&self, ended: &Death) {
-        let Death::Fault(fault) = ended else { return };
-        let slot = fault.place.map(Slot);
-        let tenant = slot.and_then(|slot| self.worker.tenant_in(slot));
-        if let (Some(slot), Some(_)) = (slot, &tenant) {
-            self.worker.blame(slot, violation::signal(fault, &self.worker.zone));
+    /// How it ended, for whoever judges it, and on whose thread that was. What the kernel put on record goes before what
+    /// was said.
+    fn ending(&self, why: &Death) -> (Ending, Option<Slot>) {
+        let worker = &self.worker;
+        let words = worker.gave_up.get().copied();
+        if let Death::Fault(fault) = why {
+            let slot = fault.place.map(Slot);
+            let certain = words.is_some_and(|(speaker, certain)| certain && Some(speaker) == slot);
+            return (violation::ending(fault, &worker.zone, certain), slot);
         }
-        let (worker, pid) = (self.worker.id, self.worker.pid.as_raw());
+        if let Some((slot, signal)) = worker.culprit.get() {
+            return (Ending::Did(*signal), Some(*slot));
+        }
+        let silent = match (why, words) {
+            (Death::GaveUp, Some((slot, certain))) => return (Ending::GaveUp { certain }, Some(slot)),
+            (_, Some((slot, certain))) => return (Ending::OutOfMemory { certain }, Some(slot)),
+            (Death::Killed(_), None) => {
+                return (worker.misbehaved.get().map_or(Ending::Innocent, |signal| Ending::Silent(*signal)), None);
+            }
+            (Death::Filter, None) => Signal::RefusedCall,
+            (Death::OutOfMemory, None) => Signal::OutOfMemory,
+            (Death::GaveUp, None) => Signal::EngineAbort,
+            // Whoever may send that signal is outside, the kernel's own choice in want of memory included.
+            (Death::Signaled(signal), None) if *signal == nix::sys::signal::Signal::SIGKILL => Signal::Unattributed,
+            (Death::Fault(_) | Death::Exited(_) | Death::Signaled(_) | Death::Unknown, None) => Signal::Crash,
+        };
+        (Ending::Silent(silent), None)
+    }
+
+    /// Tells of the death, and puts it on the accounts of those who were there: of the one whose doing it was, of all a
+    /// little, or of nobody.
+    fn account(&self, why: &Death) {
+        let worker = &self.worker;
+        let (ending, slot) = self.ending(why);
+        let thread = match slot {
+            Some(slot) if worker.is_here(slot) && worker.tenant_in(slot).is_some() => Thread::Here,
+            Some(_) => Thread::Left,
+            None => Thread::Unknown,
+        };
+        let room = match why {
+            Death::Fault(fault) => Room::of(fault.room, worker.bound, &worker.rules),
+            _ => Room::Plenty,
+        };
+        let verdict = blame(ending, thread, !worker.was_one_tenants(), room);
+        if let Death::Fault(fault) = why {
+            self.tell(fault, verdict);
+        }
+        let here = worker.present();
+        match verdict {
+            Verdict::Nobody => {}
+            Verdict::Thread(seen) => {
+                // Of a process that was always one tenant's, whatever is not known is that tenant's.
+                let culprit = slot.filter(|_| thread == Thread::Here).or_else(|| here.first().copied());
+                let Some((slot, culprit)) = culprit.and_then(|slot| Some((slot, worker.tenant_in(slot)?))) else {
+                    return;
+                };
+                let _ = worker.put.set(Put::Tenant(slot));
+                self.warden.saw_death(&culprit, seen, &worker.others(Some(slot)));
+            }
+            Verdict::WantOfMemory => {
+                // Also one that has left: what it took outside its island is still there.
+                let ever: Vec<_> = worker.tenants().keys().copied().collect();
+                let largest = worker.memory().largest(&ever);
+                let _ = worker.put.set(largest.map_or(Put::Nobody, Put::Tenant));
+                match largest.and_then(|slot| worker.tenant_in(slot)) {
+                    Some(largest) => self.warden.keep_apart(&[(largest, None)], Because::WantOfMemory, worker.id),
+                    None => self.warden.halve(&worker.others(None), Because::WantOfMemory, worker.id),
+                }
+            }
+            Verdict::Halves(None) => {
+                let _ = worker.put.set(Put::Nobody);
+                self.warden.halve(&worker.others(None), Because::UnexplainedDeath, worker.id);
+            }
+            Verdict::Halves(Some(signal)) => {
+                self.warden.saw_unexplained_death(&worker.others(None), signal, worker.id);
+            }
+        }
+    }
+
+    /// Tells of a fault, on whose thread it was, and what follows from it.
+    fn tell(&self, fault: &Fault, verdict: Verdict) {
+        let (worker, pid, uid) = (self.worker.id, self.worker.pid.as_raw(), self.worker.uid);
+        let tenant = fault.place.and_then(|place| self.worker.tenant_in(Slot(place)));
         let (tenant, what) = (tenant.map(|tenant| tenant.name.to_string()), violation::describe(fault));
         let pc = format!("{:#x}", fault.pc);
         self.warden.events.tell(match self.worker.attack(fault) {
@@ -343,53 +514,13 @@ impl Owner {
                 let address = address.map(|address| format!("{address:#x}"));
                 let victim = victim.and_then(|slot| self.worker.tenant_in(slot));
                 let victim = victim.map(|tenant| tenant.name.to_string());
-                What::Violation { worker, pid, tenant, layer, what, address, victim, pc }
+                What::Violation { worker, pid, uid, tenant, layer, what, address, victim, pc }
             }
-            None => What::Crashed { worker, pid, tenant, what, pc },
-        });
-    }
-
-    /// Puts the death on the accounts of those who were there: of the one whose doing it was, or of all a little.
-    ///
-    /// A neighbour that can write anywhere can make a thread stumble, so only of a process that was never anybody else's it
-    /// is certain.
-    fn account(&self, why: &Death) {
-        let worker = &self.worker;
-        let alone = worker.was_one_tenants();
-        let seen = |signal| if alone { Seen::certain(signal) } else { Seen::in_company(signal) };
-        // What the kernel put on record goes before what was said.
-        let recorded = match why {
-            Death::Fault(fault) => fault.place.map(|place| (Slot(place), violation::signal(fault, &worker.zone))),
-            _ => None,
-        };
-        let said = worker.culprit.get().map(|(slot, signal)| match (signal, why) {
-            (Signal::OutOfMemory, Death::GaveUp) => (*slot, Signal::EngineAbort),
-            (signal, _) => (*slot, *signal),
-        });
-        if let Some((slot, signal)) = recorded.or(said) {
-            // Of those who are here: one that has left, or has not run anything yet, has done nothing.
-            if let Some(culprit) = worker.tenant_in(slot).filter(|_| worker.is_here(slot)) {
-                self.warden.saw_death(&culprit, seen(signal), &worker.others(Some(slot)));
+            None => {
+                let (room_mb, blame) = (fault.room >> 20, in_a_word(verdict));
+                What::Crashed { worker, pid, uid, tenant, what, pc, room_mb, blame }
             }
-            return;
-        }
-        let signal = match why {
-            Death::Killed(_) => match worker.misbehaved.get() {
-                Some(signal) => *signal,
-                None => return,
-            },
-            Death::Filter => Signal::RefusedCall,
-            Death::OutOfMemory => Signal::OutOfMemory,
-            Death::GaveUp => Signal::EngineAbort,
-            // Whoever may send that signal is outside, the kernel's own choice in want of memory included.
-            Death::Signaled(signal) if *signal == nix::sys::signal::Signal::SIGKILL => Signal::Unattributed,
-            Death::Fault(_) | Death::Exited(_) | Death::Signaled(_) | Death::Unknown => Signal::Crash,
-        };
-        match worker.others(None).as_slice() {
-            [] => {}
-            [only] if alone => self.warden.saw(only, &[Seen::certain(signal)]),
-            several => self.warden.saw_unexplained_death(several, signal),
-        }
+        });
     }
 
     /// Until the process ends by itself (`None`) or is to be killed (with the reason).
@@ -417,8 +548,9 @@ impl Owner {
                         Ok(got) => unread.extend(reader.iter().take(got)),
                     }
                     if let Err(what) = self.hear(&mut unread) {
-                        let (worker, pid) = (self.worker.id, self.worker.pid.as_raw());
-                        self.warden.events.tell(What::ProtocolViolation { worker, pid, tenant: None, what: what.clone() });
+                        let (worker, pid, uid) = (self.worker.id, self.worker.pid.as_raw(), self.worker.uid);
+                        let told = What::ProtocolViolation { worker, pid, uid, tenant: None, what: what.clone() };
+                        self.warden.events.tell(told);
                         self.worker.misbehaves(Signal::Protocol);
                         return Some(format!("it broke the protocol: {what}"));
                     }
@@ -482,4 +614,15 @@ fn watch_process(started: &Started) -> io::Result<AsyncFd<OwnedFd>> {
     let pidfd = started.pidfd().try_clone_to_owned()?;
     #[expect(deprecated, reason = "its unsoundness needs a type that lies about its descriptor; OwnedFd does not")]
     AsyncFd::with_interest(pidfd, Interest::READABLE)
+}
+
+/// What follows from a death, for an event.
+fn in_a_word(verdict: Verdict) -> &'static str {
+    match verdict {
+        Verdict::Nobody => "nobody",
+        Verdict::Thread(seen) if seen.certain => "certain",
+        Verdict::Thread(_) => "inCompany",
+        Verdict::WantOfMemory => "wantOfMemory",
+        Verdict::Halves(_) => "unknown",
+    }
 }

@@ -8,17 +8,18 @@ use std::collections::BTreeMap;
 use std::fs::File;
 use std::io;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, PoisonError, mpsc};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use enisle_cordon::audit::{Head, Verifier};
-use enisle_cordon::{Circumstances, Level, Order, Reason, Rules, Standing, Time};
+use enisle_cordon::{Because, Circumstances, Level, Order, Reason, Rules, Standing, Time};
 use nix::fcntl::{Flock, FlockArg};
 use redb::Database;
 use serde::{Deserialize, Serialize};
 
 use crate::audit_log::{Log, every_file};
 use crate::files::{self, How};
+use crate::notes::{Batch, Notes};
 use crate::policy::TenantName;
 use crate::standings::{DATABASE, Damage, commit, examine_apart, open_database};
 
@@ -45,10 +46,13 @@ pub(crate) enum Entry {
         reason: String,
         by_uid: u32,
     },
-    /// It is kept from others for a while: a process that it was in died, and nobody knows whose doing it was.
+    /// Tenants are kept from others for a while, each alone or together with its half: one line for all
+    /// whom one death, or one look at a worker, was about.
     Apart {
-        tenant: String,
-        alone: bool,
+        worker: u64,
+        because: Because,
+        alone: Vec<String>,
+        halves: Vec<Vec<String>>,
         for_secs: u64,
     },
     /// Something that was kept could not be read.
@@ -60,6 +64,10 @@ pub(crate) enum Entry {
         count: u64,
         event: serde_json::Value,
     },
+    /// So many lines of each kind are missing here: they came faster than they could be written.
+    Lost {
+        kinds: BTreeMap<String, u64>,
+    },
     /// The oldest file was deleted, for the log had as many bytes as it may have (`audit.keep_mb`).
     /// The line after `through`, whose hash this is, is the first one that is left. A file that was
     /// put aside as broken has no such line.
@@ -69,10 +77,21 @@ pub(crate) enum Entry {
     },
 }
 
-enum Note {
-    /// How a tenant stands now; `None` when there is nothing to remember.
-    Standing(TenantName, Option<Standing>),
-    Decided(Entry),
+impl Entry {
+    /// In a word: the name of the decision, or of the event.
+    pub(crate) fn kind(&self) -> String {
+        let name = match self {
+            Self::Seen { event, .. } => event.get("event").and_then(serde_json::Value::as_str).unwrap_or("seen"),
+            Self::Moved { .. } => "moved",
+            Self::Ordered { .. } => "ordered",
+            Self::Lifted { .. } => "lifted",
+            Self::Apart { .. } => "apart",
+            Self::Broken { .. } => "broken",
+            Self::Lost { .. } => "lost",
+            Self::Deleted { .. } => "deleted",
+        };
+        name.to_owned()
+    }
 }
 
 /// What was kept, as it was read at the start.
@@ -104,7 +123,7 @@ pub(crate) enum RecordError {
 /// The thread that writes, as the rest of the daemon holds it.
 #[derive(Debug)]
 pub(crate) struct Recorder {
-    notes: Mutex<Option<mpsc::Sender<Note>>>,
+    notes: Arc<Notes>,
     thread: Mutex<Option<std::thread::JoinHandle<()>>>,
     head: Arc<Mutex<Head>>,
     folder: PathBuf,
@@ -140,19 +159,19 @@ impl Recorder {
             rebuild(&folder, &mut kept).map_err(|error| RecordError::Folder(folder.clone(), error))?;
         }
         let head = Arc::new(Mutex::new(log.head.clone()));
-        let (notes, receive) = mpsc::channel();
-        let shown = Arc::clone(&head);
+        let notes = Arc::new(Notes::default());
+        let (shown, taken) = (Arc::clone(&head), CloseOnDrop(Arc::clone(&notes)));
         let writer = move || {
             // What could not be committed is tried again with what comes next.
             let mut standings = BTreeMap::new();
-            while let Ok(first) = receive.recv() {
-                write(&database, &mut log, &mut standings, std::iter::once(first).chain(receive.try_iter()));
+            while let Some(batch) = taken.0.take() {
+                write(&database, &mut log, &mut standings, batch);
                 *shown.lock().unwrap_or_else(PoisonError::into_inner) = log.head.clone();
             }
         };
         let thread = std::thread::Builder::new().name("recorder".to_owned()).spawn(writer);
         let thread = Mutex::new(Some(thread.map_err(RecordError::Thread)?));
-        let recorder = Self { notes: Mutex::new(Some(notes)), thread, head, folder, _lock: lock };
+        let recorder = Self { notes, thread, head, folder, _lock: lock };
         if kept.lost {
             for (tenant, standing) in &kept.standings {
                 recorder.stands(tenant, standing, false);
@@ -164,12 +183,10 @@ impl Recorder {
         Ok((recorder, kept))
     }
 
-    fn note(&self, note: Note) {
-        let notes = self.notes.lock().unwrap_or_else(PoisonError::into_inner);
-        // None once the daemon has ended.
-        if let Some(notes) = notes.as_ref()
-            && notes.send(note).is_err()
-        {
+    fn noted(&self, taken: bool) {
+        // Once the daemon has ended, nobody is waited for.
+        let ended = self.thread.lock().unwrap_or_else(PoisonError::into_inner).is_none();
+        if !taken && !ended {
             tracing::error!("the thread that keeps records has ended: nothing is written down any more");
         }
     }
@@ -178,16 +195,21 @@ impl Recorder {
     /// when is worth something.
     pub(crate) fn stands(&self, tenant: &TenantName, standing: &Standing, known: bool) {
         let worth = (known || !standing.is_blank()).then(|| standing.clone());
-        self.note(Note::Standing(tenant.clone(), worth));
+        self.noted(self.notes.stands(tenant.clone(), worth));
     }
 
     /// Nothing is known of a tenant any more.
     pub(crate) fn forget(&self, tenant: &TenantName) {
-        self.note(Note::Standing(tenant.clone(), None));
+        self.noted(self.notes.stands(tenant.clone(), None));
     }
 
     pub(crate) fn decided(&self, entry: Entry) {
-        self.note(Note::Decided(entry));
+        self.noted(self.notes.decided(entry));
+    }
+
+    /// How many lines of the audit log were lost since the start, because they came faster than the disk took them.
+    pub(crate) fn lost(&self) -> u64 {
+        self.notes.lost()
     }
 
     /// The last line of the audit log that is on the disk.
@@ -202,11 +224,20 @@ impl Recorder {
 
     /// Writes what is left.
     pub(crate) fn close(&self) {
-        drop(self.notes.lock().unwrap_or_else(PoisonError::into_inner).take());
         let thread = self.thread.lock().unwrap_or_else(PoisonError::into_inner).take();
+        self.notes.close();
         if let Some(thread) = thread {
             let _ = thread.join();
         }
+    }
+}
+
+/// Whatever ends the writer, whoever has something to note hears of it.
+struct CloseOnDrop(Arc<Notes>);
+
+impl Drop for CloseOnDrop {
+    fn drop(&mut self) {
+        self.0.close();
     }
 }
 
@@ -267,20 +298,11 @@ pub(crate) fn unix_ms() -> u64 {
 }
 
 /// The writer's work: every line of the log in order, and then each tenant's last standing in one commit.
-fn write(
-    database: &Database,
-    log: &mut Log,
-    standings: &mut BTreeMap<TenantName, Option<Standing>>,
-    notes: impl Iterator<Item = Note>,
-) {
-    for note in notes {
-        match note {
-            Note::Standing(tenant, standing) => drop(standings.insert(tenant, standing)),
-            Note::Decided(entry) => {
-                if let Err(error) = log.append(&entry) {
-                    tracing::error!(%error, ?entry, "a decision could not be written to the audit log");
-                }
-            }
+fn write(database: &Database, log: &mut Log, standings: &mut BTreeMap<TenantName, Option<Standing>>, batch: Batch) {
+    standings.extend(batch.standings);
+    for entry in batch.entries {
+        if let Err(error) = log.append(&entry) {
+            tracing::error!(%error, ?entry, "a decision could not be written to the audit log");
         }
     }
     match commit(database, standings, &log.head) {

@@ -287,6 +287,7 @@ impl Speaker {
         self.warden.events.tell(What::ProtocolViolation {
             worker: self.worker.id,
             pid: self.worker.pid.as_raw(),
+            uid: self.worker.uid,
             tenant: Some(self.tenant.name.to_string()),
             what: what.clone(),
         });
@@ -497,7 +498,7 @@ impl Speaker {
                     }
                     Ok(FromTenant::Done(done)) => return Ok(Step::Done(*done)),
                     Ok(FromTenant::Aborting { certain, .. }) => {
-                        self.worker.blame(self.slot, Signal::OutOfMemory);
+                        self.worker.gave_up(self.slot, certain);
                         return Err(Stop::Aborted { certain });
                     }
                 },

@@ -5,7 +5,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use enisle_cordon::place::bisect;
-use enisle_cordon::{Decision, Kind, Level, Order, Seen, Signal, Standing, Time, decide};
+use enisle_cordon::{Because, Case, Decision, Kind, Level, Order, Seen, Signal, Standing, Time, decide};
 use tokio::sync::mpsc;
 
 use crate::config::Cordon;
@@ -141,20 +141,45 @@ impl Warden {
         }
     }
 
-    /// A process died, and nobody knows whose doing it was: its tenants are split. One that broke the protocol, or whose pages did
-    /// not carry their keys, was taken over as a whole; of those each is alone for a while.
-    pub(crate) fn saw_unexplained_death(&self, tenants: &[Arc<Tenant>], signal: Signal) {
-        let death = self.deaths.fetch_add(1, Ordering::Relaxed);
-        for (tenant, case) in tenants.iter().zip(bisect(tenants.len(), death)) {
-            let case = case.filter(|_| !matches!(signal, Signal::Protocol | Signal::ClosedKey));
-            let for_secs = self.cordon.rules.unexplained_secs;
-            tenant.suspect(case, for_secs);
-            let (name, alone) = (tenant.name.to_string(), case.is_none());
-            self.events.tell(What::KeptApart { tenant: name.clone(), alone, for_secs });
-            self.recorder.decided(Entry::Apart { tenant: name, alone, for_secs });
-            self.ask_for_move(tenant);
+    /// A process died, and nobody knows whose doing it was: its tenants are split, and each gets a few points. One that broke
+    /// the protocol, or whose pages did not carry their keys, was taken over as a whole; of those each is alone for a while.
+    pub(crate) fn saw_unexplained_death(&self, tenants: &[Arc<Tenant>], signal: Signal, worker: u64) {
+        if matches!(signal, Signal::Protocol | Signal::ClosedKey) {
+            let alone: Vec<_> = tenants.iter().map(|tenant| (Arc::clone(tenant), None)).collect();
+            self.keep_apart(&alone, Because::UnexplainedDeath, worker);
+        } else {
+            self.halve(tenants, Because::UnexplainedDeath, worker);
+        }
+        for tenant in tenants {
             self.saw(tenant, &[Seen::certain(Signal::Unattributed)]);
         }
+    }
+
+    /// Keeps tenants in halves for a while, away from everybody else: it was one of them.
+    pub(crate) fn halve(&self, tenants: &[Arc<Tenant>], because: Because, worker: u64) {
+        let death = self.deaths.fetch_add(1, Ordering::Relaxed);
+        let halves = tenants.iter().cloned().zip(bisect(tenants.len(), death)).collect::<Vec<_>>();
+        self.keep_apart(&halves, because, worker);
+    }
+
+    /// Keeps tenants from others for a while, each alone or with those of its case. Their standings stay
+    /// as they are: it is not known that they did anything.
+    pub(crate) fn keep_apart(&self, tenants: &[(Arc<Tenant>, Option<Case>)], because: Because, worker: u64) {
+        if tenants.is_empty() {
+            return;
+        }
+        let for_secs = self.cordon.rules.unexplained_secs;
+        let (mut alone, mut halves) = (Vec::new(), [const { Vec::new() }; 2]);
+        for (tenant, case) in tenants {
+            tenant.suspect(*case, for_secs);
+            let name = tenant.name.to_string();
+            let group = case.and_then(|case| halves.get_mut(usize::from(case.half)));
+            group.unwrap_or(&mut alone).push(name.clone());
+            self.events.tell(What::KeptApart { tenant: name, alone: case.is_none(), because, for_secs });
+            self.ask_for_move(tenant);
+        }
+        let halves: Vec<_> = halves.into_iter().filter(|half| !half.is_empty()).collect();
+        self.recorder.decided(Entry::Apart { worker, because, alone, halves, for_secs });
     }
 
     /// How a tenant stands that was never seen before.

@@ -84,9 +84,11 @@ pub(crate) async fn lift(
     Ok(Json(show_tenant(&tenant, &daemon)))
 }
 
-/// The folder of the log, and its last line that is on the disk: what `enisle audit verify` compares with.
+/// The folder of the log, and its last line that is on the disk: what `enisle audit verify` compares with. And how many lines
+/// the disk was too slow for.
 pub(crate) async fn audit(State(daemon): State<Arc<Daemon>>, peer: Peer) -> Result<Json<Value>, Problem> {
     peer.operate(&daemon)?;
-    let (folder, head) = (daemon.warden.recorder.folder().display().to_string(), daemon.warden.recorder.head());
-    Ok(Json(json!({ "folder": folder, "seq": head.seq, "hash": head.hash })))
+    let recorder = &daemon.warden.recorder;
+    let (folder, head) = (recorder.folder().display().to_string(), recorder.head());
+    Ok(Json(json!({ "folder": folder, "seq": head.seq, "hash": head.hash, "lost": recorder.lost() })))
 }

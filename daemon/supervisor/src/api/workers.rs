@@ -38,6 +38,9 @@ fn show(listed: &Listed) -> Value {
         "tenants": listed.tenants,
         "placesUsed": listed.places_used,
         "rssBytes": rss_bytes(pid),
+        // At the last look at it; of so much that it may commit.
+        "committedBytes": listed.worker.committed_bytes(),
+        "boundBytes": listed.worker.bound,
         "ageMs": u64::try_from(listed.worker.started_at.elapsed().as_millis()).unwrap_or(u64::MAX),
         "v8": listed.worker.v8,
     })

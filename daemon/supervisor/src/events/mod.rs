@@ -248,7 +248,7 @@ mod tests {
 
     fn crashed(tenant: &str) -> What {
         let (tenant, what, pc) = (Some(tenant.to_owned()), "it crashed".to_owned(), "0x0".to_owned());
-        What::Crashed { worker: 1, pid: 1, tenant, what, pc }
+        What::Crashed { worker: 1, pid: 1, uid: 7, tenant, what, pc, room_mb: 1, blame: "inCompany" }
     }
 
     fn all(events: &Events) -> Vec<Event> {
@@ -325,5 +325,23 @@ mod tests {
         assert_eq!(all(&events).len(), 4);
         events.tell_counted();
         assert_eq!(all(&events).iter().map(|event| event.count).sum::<u64>(), 100);
+    }
+
+    #[test]
+    fn evidence_without_a_tenant_is_its_workers_uids_and_each_worker_is_told_of() {
+        let events = events();
+        events.tell(crashed("good-1"));
+        for n in 0..5000 {
+            let findings = vec!["a page without its key".to_owned()];
+            events.tell(What::Mistagged { worker: n, pid: 1, uid: 7, findings });
+            if n % 100 == 0 {
+                events.tell_counted();
+            }
+        }
+        events.tell(What::Mistagged { worker: 5000, pid: 1, uid: 8, findings: Vec::new() });
+        let all = all(&events);
+        let of = |source| all.iter().filter(|event| event.what.source() == source).count();
+        assert_eq!((of(Source::Uid(7)), of(Source::Uid(8)), of(Source::Tenant("good-1".into()))), (KEPT[0] - 2, 1, 1));
+        assert!(all.iter().all(|event| event.count == 1), "no two workers are one event");
     }
 }

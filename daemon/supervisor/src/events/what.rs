@@ -1,6 +1,6 @@
 //! What an event says, and what kind of event it is.
 
-use enisle_cordon::{Level, Reason};
+use enisle_cordon::{Because, Level, Reason};
 use serde::Serialize;
 
 /// How an event is kept, told and logged. Each class has room of its own, so that a flood of one
@@ -63,6 +63,7 @@ pub(crate) enum What {
     WorkerRejected {
         worker: u64,
         pid: i32,
+        uid: u32,
         findings: Vec<String>,
     },
     WorkerDied {
@@ -102,6 +103,7 @@ pub(crate) enum What {
     ProtocolViolation {
         worker: u64,
         pid: i32,
+        uid: u32,
         /// On whose channel it was; none on the worker's own.
         tenant: Option<String>,
         what: String,
@@ -111,6 +113,7 @@ pub(crate) enum What {
     Violation {
         worker: u64,
         pid: i32,
+        uid: u32,
         /// On whose thread it was.
         tenant: Option<String>,
         layer: &'static str,
@@ -124,14 +127,30 @@ pub(crate) enum What {
     Crashed {
         worker: u64,
         pid: i32,
+        uid: u32,
         tenant: Option<String>,
         what: String,
         pc: String,
+        /// What the worker could still have committed.
+        room_mb: u64,
+        /// What follows: `certain` or `inCompany` it counts against the tenant, otherwise not.
+        blame: &'static str,
+    },
+    /// A worker held more outside its tenants' islands than they explain: it takes nobody in, and its
+    /// tenants leave it one by one. This is the one that seems to hold most of it, if one does.
+    UnexplainedMemory {
+        worker: u64,
+        pid: i32,
+        uid: u32,
+        tenant: Option<String>,
+        held_mb: u64,
+        most_mb: u64,
     },
     /// Pages of a worker did not carry the key that they should; it was ended.
     Mistagged {
         worker: u64,
         pid: i32,
+        uid: u32,
         findings: Vec<String>,
     },
     /// A tenant has to live further out, or may come in again; each reason with its numbers.
@@ -141,11 +160,12 @@ pub(crate) enum What {
         to: Level,
         reasons: Vec<Reason>,
     },
-    /// A process died, and nobody knows whose doing it was: this one of its tenants is kept from
-    /// others for a while, alone or with half of those who were there.
+    /// A process died or held too much, and it is not known whose doing that was: this one of its
+    /// tenants is kept from others for a while, alone or with half of those who were there.
     KeptApart {
         tenant: String,
         alone: bool,
+        because: Because,
         for_secs: u64,
     },
     /// An operator ordered that a tenant lives at least that far out.
@@ -225,6 +245,7 @@ impl What {
             | Self::ProtocolViolation { .. }
             | Self::Violation { .. }
             | Self::Crashed { .. }
+            | Self::UnexplainedMemory { .. }
             | Self::Mistagged { .. }
             | Self::Cordoned { .. }
             | Self::KeptApart { .. }
@@ -263,37 +284,47 @@ impl What {
             | Self::Drained { tenant, .. }
             | Self::NoRoom { tenant, .. }
             | Self::Fenced { tenant, .. } => Source::Tenant(tenant.clone()),
-            Self::ProtocolViolation { tenant, .. } | Self::Violation { tenant, .. } | Self::Crashed { tenant, .. } => {
-                tenant.clone().map_or(Source::Daemon, Source::Tenant)
-            }
+            // A worker is one uid's, also where it is not known whose of its tenants' doing it was.
+            Self::ProtocolViolation { tenant, uid, .. }
+            | Self::Violation { tenant, uid, .. }
+            | Self::Crashed { tenant, uid, .. }
+            | Self::UnexplainedMemory { tenant, uid, .. } => tenant.clone().map_or(Source::Uid(*uid), Source::Tenant),
+            Self::WorkerRejected { uid, .. } | Self::Mistagged { uid, .. } => Source::Uid(*uid),
             Self::Started { .. }
             | Self::Draining
             | Self::WorkerStarted { .. }
-            | Self::WorkerRejected { .. }
             | Self::WorkerDied { .. }
             | Self::WorkerRetired { .. }
-            | Self::Mistagged { .. }
             | Self::RecordBroken { .. }
             | Self::Others { .. } => Source::Daemon,
         }
     }
 
     /// What makes two events of one kind and source different ones.
-    fn detail(&self) -> &str {
+    fn detail(&self) -> String {
         match self {
-            Self::RunEnded { outcome, .. } => outcome,
-            Self::Retired { reason, .. } => reason,
+            Self::RunEnded { outcome, .. } => (*outcome).to_owned(),
+            Self::Retired { reason, .. } => (*reason).to_owned(),
             // Whom an operator's word is about.
-            Self::Ordered { tenant, .. } | Self::Lifted { tenant, .. } | Self::PolicyChanged { tenant, .. } => tenant,
-            Self::Cordoned { to, .. } => to.as_str(),
-            Self::Violation { layer, .. } => layer,
-            Self::RecordBroken { what } => what,
-            _ => "",
+            Self::Ordered { tenant, .. } | Self::Lifted { tenant, .. } | Self::PolicyChanged { tenant, .. } => {
+                tenant.clone()
+            }
+            Self::Cordoned { to, .. } => to.as_str().to_owned(),
+            Self::Violation { layer, tenant: Some(_), .. } => (*layer).to_owned(),
+            Self::Violation { layer, worker, .. } => format!("{layer} {worker}"),
+            // Of a uid's workers each is told of.
+            Self::ProtocolViolation { tenant: None, worker, .. }
+            | Self::Crashed { tenant: None, worker, .. }
+            | Self::UnexplainedMemory { tenant: None, worker, .. }
+            | Self::WorkerRejected { worker, .. }
+            | Self::Mistagged { worker, .. } => worker.to_string(),
+            Self::RecordBroken { what } => what.clone(),
+            _ => String::new(),
         }
     }
 
     pub(super) fn key(&self) -> Key {
-        (std::mem::discriminant(self), self.source(), self.detail().to_owned())
+        (std::mem::discriminant(self), self.source(), self.detail())
     }
 
     /// The audit log has it as an event. Other evidence is there as the decision that it was.

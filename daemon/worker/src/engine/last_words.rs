@@ -29,6 +29,8 @@ thread_local! {
 
 /// V8 cannot go on: tell whose run it was, and end the process.
 pub(super) unsafe extern "C" fn out_of_memory(_: *const std::ffi::c_char, _: &v8::OomDetails) {
+    // What the process could still commit says whose want of memory it was.
+    enisle_hardening::fault::out_of_memory();
     say_last_words();
     exit_now(OUT_OF_MEMORY_EXIT);
 }

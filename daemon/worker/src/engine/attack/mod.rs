@@ -50,7 +50,7 @@ pub(super) fn arm(scope: &mut Scope<'_, '_>, props: &str, epoch: Instant) {
         "syscall" => syscall, "syscall32" => syscall_32, "pkru" => pkru, "wrpkru" => write_pkru,
         "sigreturn" => forge_sigreturn, "thread" => start_thread, "execute" => execute, "address" => address,
         "object" => object_address, "plant" => plant, "self" => about_self, "sealed" => sealed_page, "callGate" => call_gate,
-        "thaw" => thaw,
+        "thaw" => thaw, "hold" => hold, "leak" => leak,
     }
     let context = scope.get_current_context();
     let global = context.global(scope);
@@ -204,4 +204,17 @@ fn thaw<'s>(scope: &mut Scope<'s, '_>, _: Args<'s>, _: v8::ReturnValue<'s>) {
     if let Some(state) = scope.get_slot_mut::<super::run::RunState>() {
         state.timers.moving_clock = EPOCH.get();
     }
+}
+
+/// `hold(bytes)`: commits so much on the island, past every limit of the tenant's and without touching it. False if the kernel
+/// refuses.
+fn hold<'s>(scope: &mut Scope<'s, '_>, args: Args<'s>, mut result: v8::ReturnValue<'s>) {
+    let [bytes] = words(scope, &args);
+    result.set_bool(raw::hold(usize::try_from(bytes).unwrap_or(usize::MAX)));
+}
+
+/// `leak(bytes)`: the same from libc's `malloc`, which belongs to all tenants, and touches it.
+fn leak<'s>(scope: &mut Scope<'s, '_>, args: Args<'s>, mut result: v8::ReturnValue<'s>) {
+    let [bytes] = words(scope, &args);
+    result.set_bool(raw::leak(usize::try_from(bytes).unwrap_or(usize::MAX)));
 }

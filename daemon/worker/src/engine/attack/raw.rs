@@ -97,3 +97,25 @@ pub(super) fn isolate_address(isolate: &v8::Isolate) -> u64 {
     // SAFETY: UnsafeRawIsolatePtr is one pointer.
     unsafe { std::mem::transmute_copy(&raw) }
 }
+
+/// Maps so much where V8 would for this tenant, and keeps it.
+pub(super) fn hold(bytes: usize) -> bool {
+    let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE;
+    let protection = libc::PROT_READ | libc::PROT_WRITE;
+    // SAFETY: a mapping where nothing was touches nobody's.
+    let at = unsafe { super::super::memory::v8_tenant_mmap(std::ptr::null_mut(), bytes, protection, flags, -1, 0) };
+    at != libc::MAP_FAILED
+}
+
+/// Takes so much from libc, touches every page of it, and keeps it.
+pub(super) fn leak(bytes: usize) -> bool {
+    // SAFETY: malloc has no preconditions.
+    let at = unsafe { libc::malloc(bytes) }.cast::<u8>();
+    if at.is_null() {
+        return false;
+    }
+    for page in (0..bytes).step_by(4096) {
+        store(at as u64 + page as u64, 1);
+    }
+    true
+}

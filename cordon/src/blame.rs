@@ -1,0 +1,304 @@
+//! Whose doing the death of a process was.
+//!
+//! A function of what is known to what follows, with no process in sight. In a process that was
+//! never anybody else's, everything is its tenant's doing. In company, two things are nobody's
+//! crime until it is known whose it was: what happens for want of memory, because the tenants of a
+//! process share its bound and one can fill it for another, and what happens in the allocator,
+//! which they share as well.
+//!
+//! | in company | room left: plenty | pressed | near the bound |
+//! |---|---|---|---|
+//! | a layer stopped it, or the supervisor saw who did it | in company | in company | in company |
+//! | V8 gave up on a run that is over its own limit | in company | in company | in company |
+//! | V8 gave up on any other run, or ran out of memory | in company | want of memory | want of memory |
+//! | a fault at a null page | in company | want of memory | want of memory |
+//! | a fault in the allocator | halves | want of memory | want of memory |
+//! | any other fault | in company | in company | want of memory |
+//! | no record of whose it was | halves, with points | the same | the same |
+//!
+//! *In company*: the tenant whose thread it was is suspected, and its points stay below a cordon.
+//! *Want of memory*: nobody's standing changes, and who holds most lives alone for a while; if it
+//! is not known who does, all are kept in halves, without points.
+
+use serde::{Deserialize, Serialize};
+
+use crate::decide::Seen;
+use crate::signal::Signal;
+
+/// The memory of a worker process, and what of it is explained by its tenants.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct MemoryRules {
+    /// With less than so much of its bound left, in per cent, a process is near it; 0 for never.
+    pub near_percent: u32,
+    /// With less than so much left, something that a tenant may ask for can be refused: the base of
+    /// a process holds one largest allocation, and is a sixth of all where there are twelve tenants.
+    pub pressed_percent: u32,
+    /// Beside its tenants' islands a process may hold so much, in MiB, beyond what it began with ...
+    pub outside_mb: u64,
+    /// ... and so much for each tenant.
+    pub outside_tenant_mb: u64,
+}
+
+impl Default for MemoryRules {
+    fn default() -> Self {
+        Self { near_percent: 5, pressed_percent: 15, outside_mb: 256, outside_tenant_mb: 64 }
+    }
+}
+
+impl MemoryRules {
+    /// What a process may hold outside its tenants' islands beyond what it began with, in bytes.
+    #[must_use]
+    pub fn most_outside(&self, tenants: usize) -> u64 {
+        let each = self.outside_tenant_mb.saturating_mul(tenants as u64);
+        self.outside_mb.saturating_add(each).saturating_mul(1 << 20)
+    }
+}
+
+/// Where a fault was.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Site {
+    /// Below 64 KiB: a field of an object that is not there, as after a refused allocation.
+    NullPage,
+    /// In the code of the allocator, or in a check of its own.
+    Allocator,
+    Elsewhere,
+}
+
+/// Addresses below this are in the null page.
+pub const NULL_PAGE_BYTES: u64 = 64 << 10;
+
+/// How a process ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Ending {
+    /// A layer stopped something that no script does by accident.
+    Attack(Signal),
+    Fault(Site),
+    /// V8 gave up on a check of its own. `certain`: the run was over its own limit.
+    GaveUp {
+        certain: bool,
+    },
+    /// V8 was refused memory that it cannot do without.
+    OutOfMemory {
+        certain: bool,
+    },
+    /// It was ended for what the supervisor saw a tenant do.
+    Did(Signal),
+    /// It ended, or was ended, for something that left no record of whose it was.
+    Silent(Signal),
+    /// It was ended for nothing that a tenant did.
+    Innocent,
+}
+
+impl Ending {
+    /// What it counts as, if it counts.
+    #[must_use]
+    pub fn signal(self) -> Option<Signal> {
+        match self {
+            Self::Attack(signal) | Self::Did(signal) | Self::Silent(signal) => Some(signal),
+            Self::Fault(_) => Some(Signal::Crash),
+            Self::GaveUp { .. } => Some(Signal::EngineAbort),
+            Self::OutOfMemory { .. } => Some(Signal::OutOfMemory),
+            Self::Innocent => None,
+        }
+    }
+}
+
+/// On whose thread it was.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Thread {
+    /// A tenant's that lives there.
+    Here,
+    /// A tenant's that has left, or has not run anything yet: it has done nothing.
+    Left,
+    /// Nobody knows, or one of the process's own.
+    Unknown,
+}
+
+/// How much of its bound a process had left. Where there is no record, it had plenty: whoever ends a
+/// process honestly leaves one.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Room {
+    Plenty,
+    Pressed,
+    Near,
+}
+
+impl Room {
+    /// From the bytes that a process could still commit, and its bound.
+    #[must_use]
+    pub fn of(left: u64, bound: u64, rules: &MemoryRules) -> Self {
+        let below = |percent: u32| u128::from(left) * 100 < u128::from(bound) * u128::from(percent);
+        match (below(rules.near_percent), below(rules.pressed_percent)) {
+            (true, _) => Self::Near,
+            (false, true) => Self::Pressed,
+            (false, false) => Self::Plenty,
+        }
+    }
+}
+
+/// What follows.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Verdict {
+    Nobody,
+    /// It was the doing of the tenant whose thread it was; if that is not certain, perhaps not.
+    Thread(Seen),
+    /// Who holds most is looked at first ([`holds_most`]); nobody's standing changes.
+    WantOfMemory,
+    /// Those who were there are kept in halves; with points of a share, if a signal is given.
+    Halves(Option<Signal>),
+}
+
+/// Why tenants are kept from others for a while without a decision about their standing.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub enum Because {
+    /// A process that they were in died, and nobody knows whose doing it was.
+    UnexplainedDeath,
+    /// It died for want of memory, and this one held most of it, or is among those who may have.
+    WantOfMemory,
+    /// It held more than its tenants explain, and this one seems to hold most of that.
+    UnexplainedMemory,
+}
+
+/// Whose doing it was.
+#[must_use]
+pub fn blame(ending: Ending, thread: Thread, company: bool, room: Room) -> Verdict {
+    let Some(signal) = ending.signal() else { return Verdict::Nobody };
+    if thread == Thread::Left {
+        return Verdict::Nobody;
+    }
+    if !company {
+        return Verdict::Thread(Seen::certain(signal));
+    }
+    let pressed = room != Room::Plenty;
+    match ending {
+        Ending::Fault(Site::NullPage | Site::Allocator) if pressed => Verdict::WantOfMemory,
+        Ending::Fault(_) if room == Room::Near => Verdict::WantOfMemory,
+        Ending::GaveUp { certain: false } | Ending::OutOfMemory { certain: false } if pressed => Verdict::WantOfMemory,
+        Ending::Fault(Site::Allocator) => Verdict::Halves(None),
+        Ending::Silent(signal) => Verdict::Halves(Some(signal)),
+        // The process's own threads are everybody's.
+        _ if thread == Thread::Unknown => {
+            Verdict::Halves(Some(if matches!(ending, Ending::Attack(_)) { Signal::Crash } else { signal }))
+        }
+        _ => Verdict::Thread(Seen::in_company(signal)),
+    }
+}
+
+/// Who of some tenants holds most, if that explains more than is left unexplained.
+#[must_use]
+pub fn holds_most(held: &[u64], unexplained: u64) -> Option<usize> {
+    let (place, most) = held.iter().enumerate().max_by_key(|(place, held)| (**held, std::cmp::Reverse(*place)))?;
+    (*most > 0 && *most >= unexplained).then_some(place)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const ROOMS: [Room; 3] = [Room::Plenty, Room::Pressed, Room::Near];
+    const HERE: Thread = Thread::Here;
+
+    fn endings() -> Vec<Ending> {
+        let certain = [false, true];
+        let attacks = [Signal::RefusedCall, Signal::ClosedKey, Signal::ForeignAddress].map(Ending::Attack);
+        let faults = [Site::NullPage, Site::Allocator, Site::Elsewhere].map(Ending::Fault);
+        let gave_up = certain.map(|certain| Ending::GaveUp { certain });
+        let no_memory = certain.map(|certain| Ending::OutOfMemory { certain });
+        let did = [Signal::Protocol, Signal::HardKill].map(Ending::Did);
+        let silent = [Signal::RefusedCall, Signal::Unattributed, Signal::Crash].map(Ending::Silent);
+        [attacks.as_slice(), &faults, &gave_up, &no_memory, &did, &silent].concat()
+    }
+
+    /// One letter for each of plenty, pressed, near: C in company, M want of memory, H halves
+    /// without points, P halves with points.
+    fn row(ending: Ending, thread: Thread) -> String {
+        let letter = |room| match blame(ending, thread, true, room) {
+            Verdict::Thread(seen) if seen == Seen::in_company(ending.signal().unwrap()) => 'C',
+            Verdict::WantOfMemory => 'M',
+            Verdict::Halves(None) => 'H',
+            Verdict::Halves(Some(_)) => 'P',
+            other => panic!("{ending:?}: {other:?}"),
+        };
+        ROOMS.map(letter).iter().collect()
+    }
+
+    #[test]
+    fn the_table_holds() {
+        for (ending, here, unknown) in [
+            (Ending::Attack(Signal::ClosedKey), "CCC", "PPP"),
+            (Ending::Attack(Signal::RefusedCall), "CCC", "PPP"),
+            (Ending::Attack(Signal::ForeignAddress), "CCC", "PPP"),
+            (Ending::Fault(Site::NullPage), "CMM", "PMM"),
+            (Ending::Fault(Site::Allocator), "HMM", "HMM"),
+            (Ending::Fault(Site::Elsewhere), "CCM", "PPM"),
+            (Ending::GaveUp { certain: false }, "CMM", "PMM"),
+            (Ending::GaveUp { certain: true }, "CCC", "PPP"),
+            (Ending::OutOfMemory { certain: false }, "CMM", "PMM"),
+            (Ending::OutOfMemory { certain: true }, "CCC", "PPP"),
+            (Ending::Did(Signal::Protocol), "CCC", "PPP"),
+            (Ending::Did(Signal::HardKill), "CCC", "PPP"),
+            (Ending::Silent(Signal::Unattributed), "PPP", "PPP"),
+        ] {
+            assert_eq!(
+                (row(ending, HERE).as_str(), row(ending, Thread::Unknown).as_str()),
+                (here, unknown),
+                "{ending:?}"
+            );
+        }
+    }
+
+    #[test]
+    fn who_was_always_alone_did_it_for_certain() {
+        for (ending, room) in endings().into_iter().flat_map(|ending| ROOMS.map(|room| (ending, room))) {
+            let certain = Verdict::Thread(Seen::certain(ending.signal().unwrap()));
+            assert_eq!(blame(ending, HERE, false, room), certain, "{ending:?}, {room:?}");
+        }
+    }
+
+    #[test]
+    fn who_has_left_has_done_nothing_and_innocent_ends_are_nobodys() {
+        for (ending, room) in endings().into_iter().flat_map(|ending| ROOMS.map(|room| (ending, room))) {
+            assert_eq!(blame(ending, Thread::Left, true, room), Verdict::Nobody);
+            assert_eq!(blame(Ending::Innocent, HERE, true, room), Verdict::Nobody);
+        }
+    }
+
+    #[test]
+    fn less_room_never_makes_it_more_somebodys() {
+        let worse = |ending, thread| {
+            let order = ROOMS.map(|room| blame(ending, thread, true, room));
+            let blamed =
+                order.map(|verdict| u8::from(matches!(verdict, Verdict::Thread(_) | Verdict::Halves(Some(_)))));
+            assert!(blamed.is_sorted_by(|more, less| more >= less), "{ending:?}: {order:?}");
+        };
+        endings().into_iter().for_each(|ending| {
+            worse(ending, HERE);
+            worse(ending, Thread::Unknown);
+        });
+    }
+
+    #[test]
+    fn how_near_the_bound_is_goes_by_per_cent_and_nought_is_never() {
+        let rules = MemoryRules::default();
+        let bound = 8 << 30;
+        let at = |percent: u64| Room::of(bound / 100 * percent, bound, &rules);
+        assert_eq!(
+            [at(0), at(4), at(6), at(14), at(16)],
+            [Room::Near, Room::Near, Room::Pressed, Room::Pressed, Room::Plenty]
+        );
+        let off = MemoryRules { near_percent: 0, pressed_percent: 0, ..rules };
+        assert_eq!(Room::of(0, bound, &off), Room::Plenty);
+    }
+
+    #[test]
+    fn who_holds_most_is_first_unless_more_is_unexplained() {
+        assert_eq!(holds_most(&[1, 5, 3], 0), Some(1));
+        assert_eq!(holds_most(&[1, 5, 3], 5), Some(1));
+        assert_eq!(holds_most(&[1, 5, 3], 6), None);
+        assert_eq!(holds_most(&[4, 4], 0), Some(0));
+        assert_eq!(holds_most(&[0, 0], 0), None);
+        assert_eq!(holds_most(&[], 0), None);
+    }
+}

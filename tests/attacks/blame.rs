@@ -1,0 +1,195 @@
+//! Neighbours in one process: whoever fills what they share must not have another one blamed for it.
+//!
+//! A worker process is bounded as a whole (`RLIMIT_DATA`). The attacker takes memory until the bound
+//! is near; then its neighbour is refused some, and reaches for it all the same, as ICU does. The
+//! tenants' own limits hold the attacker well below that, so it has natives that go past them
+//! (`enisle-worker-attack`), and the neighbour one that reads where nothing is.
+
+use std::time::Duration;
+
+use enisle_tests::{attack_worker, is_alive};
+use serde_json::{Value, json};
+
+use crate::ground::{Ground, wait};
+use crate::{Case, Options};
+
+pub(crate) const CASES: &[Case] = &[
+    Case { id: "S5 island", title: "fill the bound from an island", run: |_| filled(&ISLAND) },
+    Case { id: "S5 malloc", title: "fill the bound with memory that all share", run: |_| filled(&MALLOC) },
+    Case { id: "S5 crash", title: "a crash with plenty of room is its thread's", run: crashed },
+    Case { id: "S5 unexplained", title: "memory that no tenant explains", run: unexplained },
+];
+
+/// Long enough for anything here.
+const PATIENCE: Duration = Duration::from_secs(30);
+
+/// A worker whose bound is some 2.3 GiB, with looks at its memory as often as they can be.
+fn config(memory: &str) -> String {
+    let worker = attack_worker().display().to_string();
+    format!(
+        "[workers]\nshare_without_keys = true\nmax_memory_mb = 16\nprogram = {worker:?}\n\
+         [defaults.limits]\nmemory_mb = 16\ncpu_ms = 20000\nwall_ms = 60000\n\
+         [cordon.rules.shape]\nwindow_ms = 100\n[cordon.rules.memory]\n{memory}\n{UNNOTICED}"
+    )
+}
+
+/// Whoever takes memory in haste is seen by that; the attack of S5 took it a bit at a time.
+const UNNOTICED: &str = "[cordon.rules.signals]\n\
+     busy = { points = 0, half_life_secs = 1, most = 0 }\n\
+     paging = { points = 0, half_life_secs = 1, most = 0 }\n";
+
+/// What the attacker takes memory with.
+struct Way {
+    take: &'static str,
+    /// How much of it there has to be left at the end, in bytes: the neighbour needs more.
+    least: u64,
+}
+
+const ISLAND: Way = Way { take: "hold", least: 1 << 20 };
+const MALLOC: Way = Way { take: "leak", least: 4 << 20 };
+
+/// The comparison of what is held with what is explained comes too late here: it would move the
+/// attacker before there is a crash.
+const LATE: &str = "outside_mb = 65536\n";
+
+/// The victim's run: what a library does that asks for memory and does not look whether it got any.
+const TRUSTING: &str = "() => { if (attack.leak(50_000_000n)) return 'got it'; return attack.read(8n, 1n) }";
+/// The same without want of memory.
+const STUMBLES: &str = "() => attack.read(8n, 1n)";
+
+fn run(ground: &Ground, tenant: &str, code: &str) -> Value {
+    let body = json!({ "code": code, "props": { "attack": true } }).to_string();
+    let answer = ground.root.ask_within(PATIENCE, "POST", &format!("/v1/tenants/{tenant}/load"), &[body.as_bytes()]);
+    answer.map_or(Value::Null, |answer| answer.json())
+}
+
+/// The process that both live in.
+fn shared(ground: &Ground) -> Result<i32, String> {
+    for tenant in ["a", "b"] {
+        run(ground, tenant, "() => 1");
+    }
+    let pid = |tenant: &str| ground.tenant(tenant)["resident"]["pid"].as_i64();
+    match (pid("a"), pid("b")) {
+        (Some(a), Some(b)) if a == b => i32::try_from(a).map_err(|error| error.to_string()),
+        pids => Err(format!("they are not in one process: {pids:?}")),
+    }
+}
+
+/// How a tenant stands: its score, how far out it has to live, whether it is suspected or kept apart.
+fn standing(ground: &Ground, tenant: &str) -> Value {
+    let cordon = &ground.tenant(tenant)["cordon"];
+    let signals: Vec<_> = cordon["signals"].as_array().into_iter().flatten().map(|known| &known["signal"]).collect();
+    json!({
+        "level": cordon["level"],
+        "score": cordon["score"].as_f64().unwrap_or_default().round(),
+        "signals": signals,
+        "suspected": !cordon["suspectedUntilUnixMs"].is_null(),
+        "apart": cordon["keptApart"]["alone"],
+    })
+}
+
+/// What became of the attack against a daemon with these rules.
+struct Outcome {
+    before: Value,
+    victim: Value,
+    attacker: Value,
+    served: Value,
+    crash: Value,
+}
+
+fn attack(way: &Way, memory: &str) -> Result<Outcome, String> {
+    let ground = Ground::with(&config(memory), None);
+    let pid = shared(&ground)?;
+    let before = standing(&ground, "b");
+    // In pieces that halve, until the bound is near.
+    let take = format!(
+        "() => {{ let step = 2 ** 30; while (step >= {}) if (!attack.{}(BigInt(step))) step /= 2; return 1 }}",
+        way.least, way.take
+    );
+    let taken = run(&ground, "a", &take);
+    if taken["outcome"] != "ok" || !is_alive(pid) {
+        return Err(format!("the attacker could not take the memory: {taken}"));
+    }
+    // What grows fast is looked at within a window.
+    let looked_at = || {
+        let workers = ground.daemon.get("/v1/workers");
+        let bytes = |worker: &Value, key: &str| worker[key].as_u64().unwrap_or_default();
+        let near = |worker: &Value| bytes(worker, "committedBytes") > bytes(worker, "boundBytes") / 100 * 95;
+        workers["workers"].as_array().is_some_and(|workers| workers.iter().any(near))
+    };
+    if !wait(PATIENCE, looked_at) {
+        return Err(format!("nobody saw that the bound is near: {}", ground.daemon.get("/v1/workers")));
+    }
+    let served = run(&ground, "b", TRUSTING);
+    let crash = || ground.daemon.events().into_iter().find(|event| event["event"] == "crashed");
+    if !wait(PATIENCE, || crash().is_some()) {
+        return Err(format!("the victim did not crash: {served}"));
+    }
+    let crash = crash().unwrap_or_default();
+    Ok(Outcome { before, victim: standing(&ground, "b"), attacker: standing(&ground, "a"), served, crash })
+}
+
+fn filled(way: &Way) -> Result<String, String> {
+    let Outcome { before, victim, attacker, served, crash } = attack(way, LATE)?;
+    let said = format!("the victim {before}, then {victim} and {}; the attacker {attacker}", served["outcome"]);
+    let held = victim == before && served["result"] == "got it" && attacker["apart"] == true;
+    if !held || crash["blame"] != "wantOfMemory" || crash["tenant"] != "b" {
+        return Err(format!("{said}; {crash}; {served}"));
+    }
+    let off = attack(way, &format!("{LATE}near_percent = 0\npressed_percent = 0"))?;
+    let blamed = off.victim["suspected"] == true && off.victim["signals"].to_string().contains("crash");
+    if !blamed || off.attacker["apart"] == true || off.attacker["level"] != "shared" {
+        return Err(format!("{said}; without the rule the victim is {}, the attacker {}", off.victim, off.attacker));
+    }
+    Ok(format!("{said}; without the rule the victim is {} and the attacker {}", off.victim, off.attacker))
+}
+
+/// Want of memory is no excuse where there is none.
+fn crashed(_: Options) -> Result<String, String> {
+    let ground = Ground::with(&config(""), None);
+    shared(&ground)?;
+    run(&ground, "b", STUMBLES);
+    let suspected = wait(PATIENCE, || standing(&ground, "b")["suspected"] == true);
+    let (b, a) = (standing(&ground, "b"), standing(&ground, "a"));
+    let said = format!("who stumbles {b}, its neighbour {a}");
+    let held = suspected && b["level"] == "solo" && a["level"] == "shared" && a["suspected"] == false;
+    if held { Ok(said) } else { Err(format!("{said}; {:?}", ground.daemon.events())) }
+}
+
+/// A process that holds more than its tenants explain is emptied before anybody is refused: who
+/// holds most of it first, and alone.
+fn unexplained(_: Options) -> Result<String, String> {
+    let leak = "() => attack.leak(300_000_000n)";
+    let attempt = |memory: &str, done: &dyn Fn(&Ground) -> bool, patience: Duration| {
+        let ground = Ground::with(&config(memory), None);
+        let pid = shared(&ground)?;
+        let before = standing(&ground, "b");
+        run(&ground, "a", leak);
+        let came = wait(patience, || done(&ground));
+        let told = ground.daemon.events().into_iter().find(|event| event["event"] == "unexplainedMemory");
+        let homes = ["a", "b"].map(|tenant| run(&ground, tenant, "() => 2")["cordon"].clone());
+        Ok::<_, String>((came, told, homes, before == standing(&ground, "b"), is_alive(pid)))
+    };
+    let gone = |ground: &Ground| {
+        let apart = ground.tenant("a")["cordon"]["keptApart"]["alone"] == true;
+        let workers = ground.daemon.get("/v1/workers");
+        apart
+            && !workers["workers"]
+                .as_array()
+                .into_iter()
+                .flatten()
+                .any(|worker| worker["tenants"].as_array().is_some_and(|tenants| tenants.len() == 2))
+    };
+    let (came, told, homes, same, _) = attempt("outside_mb = 64\noutside_tenant_mb = 16", &gone, PATIENCE)?;
+    let said = format!("told {}; then they live {homes:?}", told.clone().unwrap_or_default());
+    let named = told.as_ref().is_some_and(|told| told["tenant"] == "a");
+    if !came || !named || !same || homes != ["solo", "shared"] {
+        return Err(said);
+    }
+    let looked_at = |ground: &Ground| ground.tenant("a")["cordon"]["keptApart"]["alone"] == true;
+    let (came, told, homes, _, alive) = attempt("outside_mb = 4096", &looked_at, Duration::from_secs(3))?;
+    if came || told.is_some() || !alive || homes != ["shared", "shared"] {
+        return Err(format!("{said}; and with a bound that it does not reach {told:?}, {homes:?}"));
+    }
+    Ok(format!("{said}; with a bound that it does not reach nothing happens"))
+}
