@@ -19,6 +19,7 @@ pub(crate) const CASES: &[Case] = &[
     Case { id: "S11 slow", title: "answers that are read very slowly", run: |options| answers(options, true) },
     Case { id: "S12 modules", title: "scripts of ten thousand empty modules", run: modules },
     Case { id: "S12 env", title: "scripts of nothing but limits and a name", run: tiny },
+    Case { id: "S6a memory", title: "as many names as there may be, each with a script and a signal", run: names },
 ];
 
 const MIB: usize = 1 << 20;
@@ -259,6 +260,31 @@ fn fill(options: Options, body: &[u8], most: usize, script_mb: u64) -> Result<St
     let said = format!("{got} scripts in {script_mb} MiB, {after} MiB, {before} before, {allowed} allowed");
     let pings = pings.verdict(options.bench);
     if after <= allowed { pings.map(|pings| format!("{said}; {pings}")) } else { Err(said) }
+}
+
+/// Names that must be remembered, with what costs most that needs no process of a tenant's own.
+fn names(options: Options) -> Result<String, String> {
+    // What an attack may leave is 100 MiB all in all; of a quarter of the names, as much less.
+    let names = if options.slow || options.bench { 100_000 } else { 25_000 };
+    let ground = Ground::start("");
+    let gauge = ground.gauge();
+    let before = before(&ground)?;
+    let allowed = if names == 100_000 { 100 } else { before + 24 };
+    let paths = |end: &str| (0..names).map(|n| format!("/v1/tenants/acme-{n}/{end}")).collect::<Vec<_>>();
+    let ((known, marked), pings) = probed(&ground, || {
+        let known = ground.root.flood(4, "PUT", &paths("scripts/s"), br#"{"code":"1"}"#, 201);
+        // A network is asked for in vain, which counts against each.
+        let marked = ground.root.flood(4, "POST", &paths("load"), br#"{"code":"1","globalOutbound":"x"}"#, 400);
+        (known, marked)
+    });
+    // How they stand is written down once more within ten seconds.
+    gauge.quiet(BACK);
+    let left = gauge.back_to(allowed, Duration::from_secs(30));
+    let said = format!("{known} names, {marked} with a signal: {left:?} MiB, {before} before, {allowed} allowed");
+    let pings = pings.verdict(options.bench).map_err(|pings| format!("{said}; {pings}"))?;
+    // Two names are taken by those who measure.
+    let all = known + 2 >= names && marked >= known;
+    if all && left.is_ok() { Ok(format!("{said}; {pings}")) } else { Err(said) }
 }
 
 fn modules(options: Options) -> Result<String, String> {

@@ -149,6 +149,12 @@ impl Supply {
         Ok(held)
     }
 
+    /// Holds units for a uid that are there already, whatever its part is.
+    pub(crate) fn keep(&self, uid: u32, units: u64) -> Held {
+        *self.held().entry(uid).or_default() += units;
+        Held { pool: self.clone(), uid, units }
+    }
+
     /// Whether much was given back at one time since this was asked last.
     pub(crate) fn has_given_back_much(&self) -> bool {
         self.0.much_given_back.swap(false, Ordering::Relaxed)
@@ -334,6 +340,16 @@ mod tests {
         let pool = pool(100, &[rule(5, Some(75)), rule(5, None)]);
         assert!(pool.take(5, 76).is_err());
         let _most = pool.take(5, 75).unwrap();
+    }
+
+    #[test]
+    fn what_is_there_already_counts_whatever_the_part_is() {
+        let pool = pool(10, &[]);
+        let kept = pool.keep(1, 8);
+        assert!(pool.take(1, 1).is_err());
+        assert!(pool.take(2, 1).is_ok());
+        drop(kept);
+        assert!(pool.take(1, 5).is_ok());
     }
 
     #[tokio::test]
