@@ -227,7 +227,7 @@ impl Daemon {
         }
         Ok(Self {
             supplies,
-            large_work: Turns::default(),
+            large_work: Turns::new(1, 1),
             config,
             posture,
             layers,

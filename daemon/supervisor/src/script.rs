@@ -124,6 +124,11 @@ impl Scripts {
         Some(self.0.remove(place))
     }
 
+    /// Whether a version is one that is registered now.
+    pub(crate) fn has(&self, key: u64) -> bool {
+        self.0.iter().any(|script| script.key == key)
+    }
+
     pub(crate) fn is_empty(&self) -> bool {
         self.0.is_empty()
     }

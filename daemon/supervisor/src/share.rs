@@ -137,11 +137,6 @@ impl Supply {
         self.0.whole.saturating_sub(self.held().values().sum())
     }
 
-    /// The uid that holds the most.
-    pub(crate) fn greediest(&self) -> Option<u32> {
-        self.held().iter().max_by_key(|(_, units)| **units).map(|(uid, _)| *uid)
-    }
-
     /// Takes units for a uid.
     pub(crate) fn take(&self, uid: u32, units: u64) -> Result<Held, Exhausted> {
         let mut held = self.none(uid);
@@ -243,26 +238,25 @@ impl Held {
     }
 }
 
-/// Turns at large work: one after the other, and no uid has more than one in the queue, so that
-/// each waits for one of every other at the most.
+/// Turns at something that takes long: so many at one time, and no uid has more than its own few in
+/// the queue, so that each waits for those few of every other at the most.
 #[derive(Debug)]
 pub(crate) struct Turns {
     all: Arc<Semaphore>,
+    each: usize,
     of: Mutex<BTreeMap<u32, Arc<Semaphore>>>,
 }
 
-impl Default for Turns {
-    fn default() -> Self {
-        Self { all: Arc::new(Semaphore::new(1)), of: Mutex::default() }
-    }
-}
-
 impl Turns {
+    pub(crate) fn new(all: usize, each: usize) -> Self {
+        Self { all: Arc::new(Semaphore::new(all)), each, of: Mutex::default() }
+    }
+
     /// Waits for the turn of a uid; it is over when what is returned is dropped.
     pub(crate) async fn turn(&self, uid: u32) -> Turn {
         let own = {
             let mut of = self.of.lock().unwrap_or_else(PoisonError::into_inner);
-            Arc::clone(of.entry(uid).or_insert_with(|| Arc::new(Semaphore::new(1))))
+            Arc::clone(of.entry(uid).or_insert_with(|| Arc::new(Semaphore::new(self.each))))
         };
         // Neither is ever closed.
         let own = own.acquire_owned().await.ok();
@@ -354,7 +348,7 @@ mod tests {
 
     #[tokio::test]
     async fn a_uid_waits_for_one_of_every_other() {
-        let turns = Arc::new(Turns::default());
+        let turns = Arc::new(Turns::new(1, 1));
         let first = turns.turn(1).await;
         let order = Arc::new(Mutex::new(Vec::new()));
         let waits: Vec<_> = [1, 1, 2]
@@ -419,7 +413,7 @@ mod tests {
             }
             drop(held);
             prop_assert_eq!(pool.most_ever(1), 50);
-            prop_assert!(pool.greediest().is_none());
+            prop_assert_eq!(pool.free(), 100);
         }
     }
 }

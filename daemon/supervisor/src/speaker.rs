@@ -26,7 +26,7 @@ use crate::death::Death;
 use crate::events::What;
 use crate::job::Job;
 use crate::process::Worker;
-use crate::resident::{Ask, Ended, Finished, Lost, Phase, State, Ticket};
+use crate::resident::{Ended, Finished, Lost, Phase, State, Ticket};
 use crate::share::{Exhausted, Held};
 use crate::tenant::Tenant;
 use crate::warden::Warden;
@@ -228,8 +228,9 @@ impl Speaker {
         Self { tenant, worker, slot, read, write, session, state, confined: false, warden }
     }
 
-    pub(crate) async fn speak(mut self, mut tickets: mpsc::UnboundedReceiver<Ask>) {
+    pub(crate) async fn speak(mut self, mut tickets: mpsc::Receiver<Box<Ticket>>) {
         let mut leaves = self.state.leaves.subscribe();
+        let state = Arc::clone(&self.state);
         let stop = loop {
             self.state.warm.store(self.session.is_idle(), Ordering::Relaxed);
             let done = tokio::select! {
@@ -239,6 +240,7 @@ impl Speaker {
                     self.worker.retire(self.slot);
                     return self.state.gone();
                 }
+                () = state.scripts_changed.notified() => self.forget_replaced().await,
                 ticket = tickets.recv() => match ticket {
                     // Nobody holds the resident any more: the thread may end.
                     None => {
@@ -246,9 +248,8 @@ impl Speaker {
                         return self.state.gone();
                     }
                     // Its client has gone while it waited.
-                    Some(Ask::Run(ticket)) if ticket.reply.is_closed() => Ok(()),
-                    Some(Ask::Run(ticket)) => self.carry_out(*ticket).await,
-                    Some(Ask::Forget(key)) => self.forget(key).await,
+                    Some(ticket) if ticket.reply.is_closed() => Ok(()),
+                    Some(ticket) => self.carry_out(*ticket).await,
                 },
                 heard = self.read.heard.recv() => match self.hear(heard).await {
                     Ok(Ok(_)) => Ok(()),
@@ -328,6 +329,15 @@ impl Speaker {
             self.state.phase.send_replace(Phase::Ready);
         }
         Ok(frame)
+    }
+
+    /// Has the isolates disposed of whose scripts are not registered any more.
+    async fn forget_replaced(&mut self) -> Result<(), Stop> {
+        let forgotten = self.state.meter.forget_but(|key| self.tenant.scripts().has(key));
+        for key in forgotten {
+            self.forget(key).await?;
+        }
+        Ok(())
     }
 
     /// A few bytes, to a thread that waits for them or is about to; one that does not take them for as long as a run may last is

@@ -97,8 +97,8 @@ pub(crate) async fn put(
     let script = tenant.scripts().register(&id, draft, wanted.replace != 0)?;
     let status = match known {
         Some(known) if known.key == script.key => StatusCode::OK,
-        Some(replaced) => {
-            forget_isolate(&tenant, replaced.key);
+        Some(_) => {
+            forget_isolates(&tenant);
             StatusCode::CREATED
         }
         None => StatusCode::CREATED,
@@ -143,23 +143,18 @@ pub(crate) async fn forget(
     let name: TenantName = name.parse()?;
     peer.act_for(&name, &daemon)?;
     let (tenant, _) = find(&daemon, &name, &id)?;
-    let removed = tenant.scripts().remove(&id);
-    if let Some(removed) = removed {
-        forget_isolate(&tenant, removed.key);
+    if tenant.scripts().remove(&id).is_some() {
+        forget_isolates(&tenant);
     }
     Ok(StatusCode::NO_CONTENT)
 }
 
-/// Has the isolate of a version disposed of that is not registered any more, if it is kept anywhere.
-fn forget_isolate(tenant: &Arc<Tenant>, key: u64) {
-    let tenant = Arc::clone(tenant);
-    // Whether the client waits for it or not.
-    tokio::spawn(async move {
-        let home = tenant.home.lock().await.clone();
-        if let Some(home) = home {
-            home.forget(key);
-        }
-    });
+/// Has the isolates disposed of whose versions are not registered any more.
+fn forget_isolates(tenant: &Tenant) {
+    // Where the lock of its home is held, it is moving in or out, and keeps nothing.
+    if let Some(home) = tenant.residence() {
+        home.forget_replaced();
+    }
 }
 
 pub(crate) async fn run(
@@ -179,7 +174,7 @@ pub(crate) async fn run(
         daemon.run(work(bytes, peer.uid, &daemon, made).await?).await.map_err(|error| peer.told(error, &daemon))?;
     script.runs.fetch_add(1, Ordering::Relaxed);
     if tenant.scripts().get(&id).is_none_or(|present| present.key != script.key) {
-        forget_isolate(&tenant, script.key);
+        forget_isolates(&tenant);
     }
     Ok(answer(report, peer.operates(&daemon)))
 }
