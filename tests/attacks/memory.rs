@@ -11,6 +11,7 @@ use crate::{Case, Options};
 
 pub(crate) const CASES: &[Case] = &[
     Case { id: "S11 errors", title: "errors that nobody reads", run: failing },
+    Case { id: "S11 unanswered", title: "runs for whose answers there is no room", run: unanswered },
     Case { id: "S2 sealed", title: "runs of a sealed tenant with a large env", run: sealed },
     Case { id: "S2 runs", title: "many runs of a large registered script at one time", run: runs },
     Case { id: "S2 abandoned", title: "runs of a large script whose clients have gone", run: abandoned },
@@ -162,6 +163,30 @@ fn failing(_: Options) -> Result<String, String> {
     let allowed = before + POOL_MIB + 24;
     let said = format!("{} errors of 400 KB unread, peak {peak} MiB, {before} before, {allowed} allowed", held.len());
     if peak <= allowed { Ok(said) } else { Err(said) }
+}
+
+/// An answer that is discarded is no free run: it counts as one that computed all the time.
+fn unanswered(_: Options) -> Result<String, String> {
+    const RESULT: usize = 900_000;
+    let ground = Ground::start("[api]\nbody_mb = 16\nread_secs = 120\n");
+    before(&ground)?;
+    let cpu_ms = || ground.tenant("acme-1")["usage"]["cpuMs"].as_f64().unwrap_or_default();
+    let had = cpu_ms();
+    // The attacker's half, but for a MiB: a result is charged twice.
+    let held = ground.attacker.unfinished(57, 64 << 10);
+    let code = json!({ "code": format!("()=>'x'.repeat({RESULT})"), "limits": { "cpuMs": 700 } }).to_string();
+    let run = || ground.attacker.ask("POST", "/v1/tenants/acme-1/load", code.as_bytes());
+    let answer = run().map_err(|error| error.to_string())?;
+    let tenant = ground.tenant("acme-1");
+    let (status, outcomes, took) = (answer.status, tenant["usage"]["outcomes"].to_string(), cpu_ms() - had);
+    let told = || ground.daemon.events().iter().any(|event| event["outcome"] == "exceededOutput");
+    let told = wait(Duration::from_secs(5), told);
+    drop(held);
+    wait(BACK, || ground.root.ask("GET", "/v1/info", b"").is_ok_and(|info| info.json()["counts"]["inFlight"] == 0));
+    let after = run().map_err(|error| error.to_string())?.status;
+    let said = format!("{status}, outcomes {outcomes}, {took:.0} ms of CPU noted, told: {told}; later {after}");
+    let noted = outcomes.contains("\"exceededOutput\":1") && (took - 700.0).abs() < 1.0;
+    if status == 507 && noted && told && after == 200 { Ok(said) } else { Err(said) }
 }
 
 /// A sealed tenant's runs get an `env` of their own, without its secrets.

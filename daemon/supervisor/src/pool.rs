@@ -190,7 +190,7 @@ impl Pool {
             (Arc::clone(&self.blueprint), Arc::clone(&self.snapshot), Arc::clone(&self.warden));
         let (send, receive) = oneshot::channel();
         tokio::spawn(async move {
-            let started = Worker::start(&blueprint, level, &snapshot, &warden).await;
+            let started = Worker::start(&blueprint, level, uid, &snapshot, &warden).await;
             let until_dead = Some((turn, held));
             let _ = send.send(started.map(|worker| Fresh { worker: Some(worker), warden, until_dead }));
         });
@@ -262,7 +262,8 @@ impl Pool {
             let events = Arc::clone(&self.warden.events);
             tokio::spawn(async move {
                 let reason = worker.death().await.to_string();
-                events.tell(What::WorkerDied { worker: worker.id, pid: worker.pid.as_raw(), reason, tenants });
+                let (id, pid, uid) = (worker.id, worker.pid.as_raw(), worker.uid);
+                events.tell(What::WorkerDied { worker: id, pid, uid, reason, tenants });
             });
         }
     }
@@ -288,8 +289,7 @@ impl Pool {
         }
         if entry.residents.is_empty() {
             guard.1.remove(&id);
-            let (worker, pid) = (resident.worker.id, resident.worker.pid.as_raw());
-            self.warden.events.tell(What::WorkerRetired { worker, pid });
+            self.warden.events.tell(retired(&resident.worker));
             resident.worker.kill("nobody lives in it any more");
         }
         self.room.notify_waiters();
@@ -443,6 +443,10 @@ impl Pool {
     }
 }
 
+fn retired(worker: &Worker) -> What {
+    What::WorkerRetired { worker: worker.id, pid: worker.pid.as_raw(), uid: worker.uid }
+}
+
 /// A process that has started. One that nobody takes is ended; until then its uid has one turn and
 /// one part less.
 struct Fresh {
@@ -455,7 +459,7 @@ impl Drop for Fresh {
     fn drop(&mut self) {
         let Some(worker) = self.worker.take() else { return };
         let until_dead = self.until_dead.take();
-        self.warden.events.tell(What::WorkerRetired { worker: worker.id, pid: worker.pid.as_raw() });
+        self.warden.events.tell(retired(&worker));
         worker.kill("nobody waits for it any more");
         tokio::spawn(async move {
             worker.death().await;
@@ -495,7 +499,7 @@ impl Drop for Reservation<'_> {
         let worker = entry.worker.get().cloned();
         guard.1.remove(&self.entry);
         if let Some(worker) = worker {
-            self.pool.warden.events.tell(What::WorkerRetired { worker: worker.id, pid: worker.pid.as_raw() });
+            self.pool.warden.events.tell(retired(&worker));
             worker.kill("nobody lives in it any more");
         }
     }

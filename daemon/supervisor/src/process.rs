@@ -63,6 +63,8 @@ pub(crate) struct Worker {
     pub(crate) id: u64,
     pub(crate) pid: Pid,
     pub(crate) level: Level,
+    /// For whom it was started.
+    pub(crate) uid: u32,
     pub(crate) started_at: Instant,
     pub(crate) v8: String,
     commands: mpsc::UnboundedSender<Command>,
@@ -92,6 +94,7 @@ impl Worker {
     pub(crate) async fn start(
         blueprint: &Arc<Blueprint>,
         level: Level,
+        uid: u32,
         snapshot: &OwnedFd,
         warden: &Arc<Warden>,
     ) -> Result<Arc<Self>, StartError> {
@@ -119,6 +122,7 @@ impl Worker {
             id: newborn.id,
             pid: newborn.started.pid,
             level,
+            uid,
             started_at: Instant::now(),
             v8: ready.v8,
             commands,
@@ -134,7 +138,8 @@ impl Worker {
             layers,
             died,
         });
-        events.tell(What::WorkerStarted { worker: worker.id, pid: worker.pid.as_raw(), level: level.as_str() });
+        let (id, pid) = (worker.id, worker.pid.as_raw());
+        events.tell(What::WorkerStarted { worker: id, pid, uid, level: level.as_str() });
         let owner = Owner {
             worker: Arc::clone(&worker),
             control: newborn.control,

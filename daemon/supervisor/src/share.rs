@@ -38,7 +38,8 @@ impl Part {
 /// What the configuration says of each uid's part.
 #[derive(Debug, Clone)]
 pub(crate) struct Parts {
-    owner: u32,
+    /// None where it has a part as everybody has.
+    owner: Option<u32>,
     named: BTreeMap<u32, Option<u8>>,
 }
 
@@ -49,7 +50,17 @@ impl Parts {
             let share: &mut Option<u8> = named.entry(peer.uid).or_default();
             *share = (*share).max(peer.share_percent);
         }
-        Self { owner: nix::unistd::geteuid().as_raw(), named }
+        Self { owner: Some(nix::unistd::geteuid().as_raw()), named }
+    }
+
+    /// Half of what is free for everybody, whatever the rules say.
+    pub(crate) fn halves() -> Self {
+        Self { owner: None, named: BTreeMap::new() }
+    }
+
+    /// Root and the daemon's own uid have no more than others either.
+    pub(crate) fn without_owner(self) -> Self {
+        Self { owner: None, ..self }
     }
 
     /// Whether a rule names that uid, or it needs none.
@@ -58,7 +69,7 @@ impl Parts {
     }
 
     fn is_owner(&self, uid: u32) -> bool {
-        uid == 0 || uid == self.owner
+        self.owner.is_some_and(|owner| uid == 0 || uid == owner)
     }
 
     fn of(&self, uid: u32) -> Part {
@@ -306,7 +317,7 @@ mod tests {
 
     fn pool(whole: u64, peers: &[Peer]) -> Supply {
         let mut parts = Parts::new(peers);
-        parts.owner = 77;
+        parts.owner = Some(77);
         Supply::new("units", whole, parts)
     }
 
@@ -327,6 +338,15 @@ mod tests {
         assert!(pool(10, &[]).take(77, 10).is_ok());
         assert!(pool(10, &[rule(77, None)]).take(77, 6).is_err());
         assert!(pool(10, &[rule(0, Some(20))]).take(0, 3).is_err());
+    }
+
+    #[test]
+    fn halves_are_everybodys_whatever_the_rules_say() {
+        for parts in [Parts::halves(), Parts::new(&[]).without_owner()] {
+            assert!(Supply::new("units", 10, parts).take(0, 6).is_err());
+        }
+        let pool = Supply::new("units", 10, Parts::halves());
+        assert!(pool.take(5, 6).is_err());
     }
 
     #[test]
