@@ -114,7 +114,7 @@ pub struct Standing {
     /// When something last counted that was its own doing.
     marked: Time,
     suspected_until: Time,
-    order: Option<Order>,
+    order: Option<Box<Order>>,
     first_seen: Time,
     /// The latest moment at which anything was decided: time does not go back.
     latest: Time,
@@ -152,7 +152,7 @@ impl Standing {
 
     #[must_use]
     pub fn order(&self) -> Option<&Order> {
-        self.order.as_ref()
+        self.order.as_deref()
     }
 
     #[must_use]
@@ -219,7 +219,7 @@ impl Standing {
 
     /// An operator's word. It holds until it is lifted, and is never further in than what the score says.
     pub fn command(&mut self, order: Order, circumstances: Circumstances, rules: &Rules, now: Time) -> Decision {
-        self.order = Some(order);
+        self.order = Some(Box::new(order));
         decide(self, &[], circumstances, rules, now)
     }
 
@@ -310,7 +310,7 @@ pub fn decide(
     let ordered = standing.order.as_ref().map_or(Level::Shared, |order| order.level);
     let to = standing.earned.max(suspicion).max(ordered);
     if reasons.is_empty() && to != standing.level {
-        reasons.push(match &standing.order {
+        reasons.push(match standing.order() {
             Some(order) if ordered == to => Reason::Order { reason: order.reason.clone(), by_uid: order.by_uid },
             _ if suspected => Reason::Suspected { until: standing.suspected_until },
             _ => Reason::Unsuspected,

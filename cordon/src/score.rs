@@ -63,6 +63,8 @@ impl Score {
             entry.at = now;
             entry.count = entry.count.saturating_add(1);
         } else {
+            // Most have one, and there may be very many of them.
+            self.0.reserve_exact(1);
             self.0.push(Entry { signal, certain, points: weight.points, at: now, count: 1 });
         }
     }

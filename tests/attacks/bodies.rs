@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 use enisle_tests::Answer;
 use serde_json::Value;
 
-use crate::ground::{Ground, Peer, probed, send};
+use crate::ground::{Ground, Peer, UNSERVED, answered, probed, send, wait};
 use crate::{Case, Options};
 
 pub(crate) const CASES: &[Case] = &[
@@ -25,6 +25,8 @@ pub(crate) const CASES: &[Case] = &[
     },
     Case { id: "S1 largest", title: "the worst known bodies at full size, one at a time", run: largest },
     Case { id: "S1 together", title: "a peer's worst bodies, four at a time, waiting and hanging up", run: together },
+    Case { id: "S1 turns", title: "large work of one uid, and a request of another's", run: turns },
+    Case { id: "S1 details", title: "errors that repeat what was sent are cut", run: details },
     Case { id: "S1 queries", title: "the worst query for every call", run: queries },
 ];
 
@@ -519,6 +521,87 @@ fn together(options: Options) -> Result<String, String> {
     let in_time = served.as_ref().is_ok_and(|took| !options.bench || *took <= Duration::from_secs(1));
     let held = peak <= allowed && back.is_ok() && in_time && pings.verdict(options.bench).is_ok();
     if held { Ok(said) } else { Err(said) }
+}
+
+/// Large work is done one at a time, each uid in its turn: whoever comes later does not wait for all
+/// that another uid has sent.
+fn turns(_: Options) -> Result<String, String> {
+    const BODIES: usize = 12;
+    let ground = Ground::start("");
+    ground.victim.served("good-1", "()=>1")?;
+    let value = named("\"\"", 4 * MIB);
+    let body = [br#"{"code":"()=>1","env":"#, value.as_slice(), b"}"].concat();
+    let (mut before, mut after, mut served) = (0, 0, Ok(Duration::ZERO));
+    std::thread::scope(|scope| {
+        let begin = |number: usize| ground.attacker.begin("POST", &format!("/v1/tenants/acme-t{number}/load"), &body);
+        let sent: Vec<_> = (0..BODIES).map(|number| scope.spawn(move || begin(number))).collect();
+        let sent: Vec<_> = sent.into_iter().filter_map(|sent| sent.join().ok()?.ok()).collect();
+        let told = || sent.iter().filter(|stream| answered(stream)).count();
+        wait(UNSERVED, || told() > 0);
+        before = told();
+        let small = [br#"{"code":"()=>1//"#, "x".repeat(64 << 10).as_bytes(), br#""}"#].concat();
+        served = ground.victim.answered("POST", "/v1/tenants/good-1/load", &small);
+        after = told();
+    });
+    let said = format!("{before} of {BODIES} answered when the victim asked, {after} when it was told ({served:?})");
+    // One that is being worked at, one that has its turn already, and those that are on their way.
+    if served.is_ok() && before < BODIES / 2 && after <= before + 4 { Ok(said) } else { Err(said) }
+}
+
+/// Whatever an error repeats of a request, it is short.
+fn details(_: Options) -> Result<String, String> {
+    const MOST: usize = 2048 + '…'.len_utf8();
+    let ground = Ground::start("");
+    let long = "\u{e9}".repeat(7000);
+    let name = "n".repeat(7000);
+    let known = "x".repeat(1500);
+    let load = "/v1/tenants/acme-1/load".to_owned();
+    let mut requests = Vec::new();
+    for value in [&long, &name, &known] {
+        for field in ["entrypoint", "method", "mainModule", "code", "args", "env", "limits", "globalOutbound"] {
+            requests.push(("POST", load.clone(), format!("{{\"code\":\"1\",\"{field}\":\"{value}\"}}")));
+        }
+        requests.push(("POST", load.clone(), format!("{{\"{value}\":1}}")));
+        requests.push(("POST", load.clone(), format!("{{\"code\":\"1\",\"limits\":{{\"{value}\":1}}}}")));
+        requests.push(("POST", load.clone(), format!("{{\"mainModule\":\"{value}\",\"modules\":{{\"{value}\":3}}}}")));
+        requests.push((
+            "POST",
+            load.clone(),
+            format!("{{\"mainModule\":\"{value}\",\"modules\":{{\"{value}.x\":\"\"}}}}"),
+        ));
+        requests.push(("PUT", "/v1/tenants/acme-1".to_owned(), format!("{{\"{value}\":1}}")));
+        requests.push(("PUT", "/v1/tenants/acme-1".to_owned(), format!("{{\"trust\":\"{value}\"}}")));
+        let order = format!("{{\"level\":\"{}\",\"reason\":\"x\"}}", &value[..1500]);
+        requests.push(("PUT", "/v1/tenants/acme-1/cordon".to_owned(), order));
+    }
+    for value in [&name, &known] {
+        requests.push(("GET", format!("/v1/tenants/{value}"), String::new()));
+        requests.push(("GET", format!("/v1/tenants/acme-1/scripts/{value}"), String::new()));
+        requests.push(("PUT", format!("/v1/tenants/acme-1/scripts/{value}"), "{}".to_owned()));
+        requests.push(("GET", format!("/v1/events?{value}=1"), String::new()));
+        requests.push(("GET", format!("/v1/tenants?limit={value}"), String::new()));
+        requests.push(("GET", format!("/v1/workers?after={value}"), String::new()));
+        requests.push(("DELETE", format!("/v1/tenants/acme-1/cordon?{value}=1"), String::new()));
+    }
+    let (mut longest, mut cut) = (0, 0);
+    for (method, path, body) in &requests {
+        let answer =
+            ground.root.ask(method, path, body.as_bytes()).map_err(|error| format!("{method} {path}: {error}"))?;
+        if answer.status < 400 {
+            continue;
+        }
+        let problem: Value =
+            serde_json::from_slice(&answer.body).map_err(|error| format!("{method} {path}: {error}"))?;
+        let detail = problem["detail"].as_str().unwrap_or_default();
+        longest = longest.max(detail.len());
+        cut += usize::from(detail.ends_with('…'));
+        if detail.len() > MOST {
+            return Err(format!("{method} {path:.60}: {} bytes of detail", detail.len()));
+        }
+    }
+    let said = format!("{} requests, at most {longest} bytes of detail, {cut} cut", requests.len());
+    // Some would have been longer, or this has shown nothing.
+    if cut > 0 { Ok(said) } else { Err(said) }
 }
 
 /// A query is part of the head, which is bounded; every parameter that a call knows, as long as it

@@ -15,6 +15,8 @@ pub(crate) const CASES: &[Case] = &[
     Case { id: "S9 denied", title: "sixty thousand denials over the evidence", run: denied },
     Case { id: "S9 ended", title: "runs that end badly over the evidence", run: ended },
     Case { id: "S9 moved", title: "tenants that come and go over the evidence", run: moved },
+    Case { id: "S9 killed", title: "a peer that ends its own workers over another's evidence", run: killed },
+    Case { id: "S6 events", title: "a peer's events over another's", run: events },
     Case { id: "S9 counted", title: "what is denied is still counted", run: counted },
     Case { id: "S13 pipe", title: "a standard error that nobody reads", run: pipe },
 ];
@@ -54,11 +56,16 @@ fn wash(options: Options, flood: impl Fn(&Ground) -> String) -> Result<String, S
 
 /// The text of the audit log; what was decided is in it a moment later.
 fn audit(ground: &Ground) -> String {
+    read_audit(ground, "victim-y")
+}
+
+/// The text of the audit log, once a name is in it.
+fn read_audit(ground: &Ground, name: &str) -> String {
     let read = || {
         let files = fs::read_dir(ground.daemon.folder.path().join("state/audit")).into_iter().flatten().flatten();
         files.filter_map(|file| fs::read_to_string(file.path()).ok()).collect::<String>()
     };
-    wait(Duration::from_secs(2), || read().contains("victim-y"));
+    wait(Duration::from_secs(2), || read().contains(name));
     read()
 }
 
@@ -87,6 +94,96 @@ fn moved(options: Options) -> Result<String, String> {
             (begin..begin + 400).flat_map(|n| std::iter::repeat_n(format!("/v1/tenants/acme-{n}/load"), 30)).collect();
         format!("{} requests for a network", ground.attacker.flood(4, "POST", &paths, body, 400))
     })
+}
+
+/// An operation of V8's that nothing interrupts: its process is ended for it.
+const UNENDING: &str = r#"{"code":"()=>Array.prototype.indexOf.call({length:2**53-1},1)","limits":{"cpuMs":5}}"#;
+
+/// Evidence of the first class that a peer can make more of at will: processes that are ended for
+/// what its runs did. Another's must be where operators look, all the same.
+fn killed(options: Options) -> Result<String, String> {
+    let rounds = if options.slow { 40 } else { 2 };
+    let ground = Ground::start("");
+    let (ended, pings) = probed(&ground, || {
+        let flood = |round: usize| {
+            let paths: Vec<_> = (0..10).map(|n| format!("/v1/tenants/acme-{round}-{n}/load")).collect();
+            ground.attacker.flood(4, "POST", &paths, UNENDING.as_bytes(), 200)
+        };
+        let before = (0..rounds).map(flood).sum::<usize>();
+        let victim = ground.victim.ask("POST", "/v1/tenants/good-killed/load", UNENDING.as_bytes());
+        let victim = victim.is_ok_and(|answer| answer.status == 200);
+        let after = (rounds..2 * rounds).map(flood).sum::<usize>();
+        (before, victim, after)
+    });
+    let of = |tenant: &str, events: &[serde_json::Value]| {
+        let is = |event: &&serde_json::Value| {
+            event["event"] == "cordoned" && event["tenant"].as_str().is_some_and(|told| told.starts_with(tenant))
+        };
+        events.iter().filter(is).count()
+    };
+    wait(Duration::from_secs(3), || of("good-killed", &ground.daemon.events()) > 0);
+    let (events, log) = (ground.daemon.events(), ground.daemon.log());
+    let audit = read_audit(&ground, "good-killed");
+    let in_log = log.lines().any(|line| line.contains("cordoned") && line.contains("good-killed"));
+    let (own, attackers) = (of("good-killed", &events), of("acme-", &events));
+    let said = format!(
+        "{ended:?} processes ended; {attackers} of the attacker's events; of the victim's: events {own}, log {in_log}, \
+         audit log {}",
+        audit.contains("good-killed")
+    );
+    let pings = pings.verdict(options.bench).map_err(|pings| format!("{said}; {pings}"))?;
+    let held = own > 0 && in_log && audit.contains("good-killed") && attackers >= 10;
+    if held { Ok(format!("{said}; {pings}")) } else { Err(said) }
+}
+
+/// In every second a peer makes as many different events as it can; another's are told all the same.
+/// Without a part for each they are among the others.
+fn events(options: Options) -> Result<String, String> {
+    const RUNS: u64 = 8;
+    /// Not a part of a second, so that runs come at all times of one.
+    const PAUSE: Duration = Duration::from_millis(730);
+    let body = br#"{"code":"()=>{for(;;);}","limits":{"cpuMs":1}}"#;
+    let attempt = |share| {
+        let ground = Ground::with(SHARING, share);
+        let done = AtomicBool::new(false);
+        let events = || ground.daemon.events();
+        let told = || {
+            let events = events();
+            let own = events.iter().filter(|event| event["event"] == "runEnded" && event["tenant"] == "good-1");
+            own.map(|event| event["count"].as_u64().unwrap_or(1)).sum::<u64>()
+        };
+        let (result, pings) = probed(&ground, || {
+            std::thread::scope(|scope| {
+                let flood = scope.spawn(|| {
+                    let paths: Vec<_> = (0..200).map(|n| format!("/v1/tenants/acme-{n}/load")).collect();
+                    let mut ended = 0;
+                    while !done.load(Ordering::Relaxed) {
+                        ended += ground.attacker.flood(4, "POST", &paths, body, 200);
+                    }
+                    ended
+                });
+                wait(Duration::from_secs(20), || events().iter().any(|event| event["event"] == "others"));
+                for _ in 0..RUNS {
+                    std::thread::sleep(PAUSE);
+                    let _ = ground.victim.ask("POST", "/v1/tenants/good-1/load", body);
+                }
+                wait(Duration::from_secs(3), || told() >= RUNS);
+                done.store(true, Ordering::Relaxed);
+                (told(), flood.join().unwrap_or(0))
+            })
+        });
+        (result, pings)
+    };
+    let ((told, flooded), pings) = attempt(None);
+    let said = format!("{told} of {RUNS} told beside {flooded} of the attacker's");
+    let pings = pings.verdict(options.bench).map_err(|pings| format!("{said}; {pings}"))?;
+    if told < RUNS {
+        return Err(said);
+    }
+    match attempt(Some(100)) {
+        ((told, _), _) if told < RUNS => Ok(format!("{said}; where it may have all places, {told}; {pings}")),
+        _ => Err(format!("{said}, but also where the attacker may have all places: no attack")),
+    }
 }
 
 /// Rare is not lost: what comes in masses is told with its number.

@@ -202,6 +202,18 @@ impl Peer {
         Ok(stream)
     }
 
+    /// Sends bodies up to the last byte: what has arrived of them is held until they are cut off.
+    pub(crate) fn unfinished(&self, how_many: usize, bytes: usize) -> Vec<UnixStream> {
+        let body = vec![b' '; bytes];
+        let send = |number| {
+            let mut stream = self.connect().ok()?;
+            let head = head("POST", &format!("/v1/tenants/acme-h{number}/load"), bytes + 1, false);
+            stream.write_all(head.as_bytes()).and_then(|()| stream.write_all(&body)).ok()?;
+            Some(stream)
+        };
+        (0..how_many).filter_map(send).collect()
+    }
+
     /// Runs a function expression for a tenant: how long it took to be `ok`, or what became of it.
     pub(crate) fn served(&self, tenant: &str, code: &str) -> Result<Duration, String> {
         let body = json!({ "code": code }).to_string();

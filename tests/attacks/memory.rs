@@ -11,6 +11,7 @@ use crate::{Case, Options};
 
 pub(crate) const CASES: &[Case] = &[
     Case { id: "S11 errors", title: "errors that nobody reads", run: failing },
+    Case { id: "S11 unanswered", title: "runs for whose answers there is no room", run: unanswered },
     Case { id: "S2 sealed", title: "runs of a sealed tenant with a large env", run: sealed },
     Case { id: "S2 runs", title: "many runs of a large registered script at one time", run: runs },
     Case { id: "S2 abandoned", title: "runs of a large script whose clients have gone", run: abandoned },
@@ -19,6 +20,7 @@ pub(crate) const CASES: &[Case] = &[
     Case { id: "S11 slow", title: "answers that are read very slowly", run: |options| answers(options, true) },
     Case { id: "S12 modules", title: "scripts of ten thousand empty modules", run: modules },
     Case { id: "S12 env", title: "scripts of nothing but limits and a name", run: tiny },
+    Case { id: "S6a memory", title: "as many names as there may be, each with a script and a signal", run: names },
 ];
 
 const MIB: usize = 1 << 20;
@@ -163,6 +165,30 @@ fn failing(_: Options) -> Result<String, String> {
     if peak <= allowed { Ok(said) } else { Err(said) }
 }
 
+/// An answer that is discarded is no free run: it counts as one that computed all the time.
+fn unanswered(_: Options) -> Result<String, String> {
+    const RESULT: usize = 900_000;
+    let ground = Ground::start("[api]\nbody_mb = 16\nread_secs = 120\n");
+    before(&ground)?;
+    let cpu_ms = || ground.tenant("acme-1")["usage"]["cpuMs"].as_f64().unwrap_or_default();
+    let had = cpu_ms();
+    // The attacker's half, but for a MiB: a result is charged twice.
+    let held = ground.attacker.unfinished(57, 64 << 10);
+    let code = json!({ "code": format!("()=>'x'.repeat({RESULT})"), "limits": { "cpuMs": 700 } }).to_string();
+    let run = || ground.attacker.ask("POST", "/v1/tenants/acme-1/load", code.as_bytes());
+    let answer = run().map_err(|error| error.to_string())?;
+    let tenant = ground.tenant("acme-1");
+    let (status, outcomes, took) = (answer.status, tenant["usage"]["outcomes"].to_string(), cpu_ms() - had);
+    let told = || ground.daemon.events().iter().any(|event| event["outcome"] == "exceededOutput");
+    let told = wait(Duration::from_secs(5), told);
+    drop(held);
+    wait(BACK, || ground.root.ask("GET", "/v1/info", b"").is_ok_and(|info| info.json()["counts"]["inFlight"] == 0));
+    let after = run().map_err(|error| error.to_string())?.status;
+    let said = format!("{status}, outcomes {outcomes}, {took:.0} ms of CPU noted, told: {told}; later {after}");
+    let noted = outcomes.contains("\"exceededOutput\":1") && (took - 700.0).abs() < 1.0;
+    if status == 507 && noted && told && after == 200 { Ok(said) } else { Err(said) }
+}
+
 /// A sealed tenant's runs get an `env` of their own, without its secrets.
 fn sealed(_: Options) -> Result<String, String> {
     const POOL_MIB: u64 = 32;
@@ -259,6 +285,31 @@ fn fill(options: Options, body: &[u8], most: usize, script_mb: u64) -> Result<St
     let said = format!("{got} scripts in {script_mb} MiB, {after} MiB, {before} before, {allowed} allowed");
     let pings = pings.verdict(options.bench);
     if after <= allowed { pings.map(|pings| format!("{said}; {pings}")) } else { Err(said) }
+}
+
+/// Names that must be remembered, with what costs most that needs no process of a tenant's own.
+fn names(options: Options) -> Result<String, String> {
+    // What an attack may leave is 100 MiB all in all; of a quarter of the names, as much less.
+    let names = if options.slow || options.bench { 100_000 } else { 25_000 };
+    let ground = Ground::start("");
+    let gauge = ground.gauge();
+    let before = before(&ground)?;
+    let allowed = if names == 100_000 { 100 } else { before + 24 };
+    let paths = |end: &str| (0..names).map(|n| format!("/v1/tenants/acme-{n}/{end}")).collect::<Vec<_>>();
+    let ((known, marked), pings) = probed(&ground, || {
+        let known = ground.root.flood(4, "PUT", &paths("scripts/s"), br#"{"code":"1"}"#, 201);
+        // A network is asked for in vain, which counts against each.
+        let marked = ground.root.flood(4, "POST", &paths("load"), br#"{"code":"1","globalOutbound":"x"}"#, 400);
+        (known, marked)
+    });
+    // How they stand is written down once more within ten seconds.
+    gauge.quiet(BACK);
+    let left = gauge.back_to(allowed, Duration::from_secs(30));
+    let said = format!("{known} names, {marked} with a signal: {left:?} MiB, {before} before, {allowed} allowed");
+    let pings = pings.verdict(options.bench).map_err(|pings| format!("{said}; {pings}"))?;
+    // Two names are taken by those who measure.
+    let all = known + 2 >= names && marked >= known;
+    if all && left.is_ok() { Ok(format!("{said}; {pings}")) } else { Err(said) }
 }
 
 fn modules(options: Options) -> Result<String, String> {

@@ -3,9 +3,11 @@
 //! With `share_percent = 100` the attacker may hold all of a pool. Then the pool must be gone, or
 //! what the attacker did was no attack.
 
+use std::fs;
 use std::io::Write;
 use std::os::unix::net::UnixStream;
-use std::time::Duration;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
 
 use enisle_tests::SHARING;
 use serde_json::json;
@@ -16,6 +18,7 @@ use crate::{Case, Options};
 pub(crate) const CASES: &[Case] = &[
     Case { id: "S6a names", title: "a peer takes all names of tenants", run: |options| attack(&NAMES, options) },
     Case { id: "S6b homes", title: "a peer takes all worker processes", run: |options| attack(&HOMES, options) },
+    Case { id: "S6b abandoned", title: "starts of processes whose clients hang up at once", run: abandoned },
     Case { id: "S6c alone", title: "a peer takes all homes of one tenant", run: |options| attack(&ALONE, options) },
     Case { id: "S6d announced", title: "bodies announced, and never sent", run: |options| attack(&ANNOUNCED, options) },
     Case { id: "S6d arrived", title: "bodies sent up to the last byte", run: |options| attack(&ARRIVED, options) },
@@ -31,6 +34,8 @@ pub(crate) const CASES: &[Case] = &[
     Case { id: "S6f stranger", title: "a user without rights has eight connections", run: stranger },
     Case { id: "S6 percent", title: "a share of a quarter is a quarter", run: quarter },
     Case { id: "S6 root", title: "root has no share imposed on it", run: root },
+    Case { id: "S6 third", title: "idle processes of a third uid, where the greediest is busy", run: third },
+    Case { id: "S6 tiny", title: "pools of one or two units", run: tiny },
     Case { id: "S6 processes", title: "tenants of different uids share no process", run: processes },
 ];
 
@@ -119,6 +124,49 @@ const HOMES: Pool = Pool {
     take: |ground| take_homes(ground, &names("acme-", 9)),
     serve: |ground| ground.victim.served("good-1", "()=>1"),
 };
+
+/// A start costs a process, descriptors and a turn, whether anybody waits for it or not.
+fn abandoned(options: Options) -> Result<String, String> {
+    const MOST: usize = 6;
+    const SECONDS: u64 = 5;
+    // A descriptor each is the connections'.
+    let ground = Ground::with("[workers]\nmax = 6\nkeys = \"off\"\n[api]\nconnections = 64\n", None);
+    let pid = ground.daemon.pid();
+    let descriptors = || fs::read_dir(format!("/proc/{pid}/fd")).map_or(0, Iterator::count);
+    let before = descriptors();
+    let body = br#"{"code":"()=>1"}"#;
+    let done = AtomicBool::new(false);
+    let ((begun, most, served), pings) = probed(&ground, || {
+        std::thread::scope(|scope| {
+            let (ground, done) = (&ground, &done);
+            let attack = |thread: usize| {
+                let mut begun = 0;
+                while !done.load(Ordering::Relaxed) {
+                    let path = format!("/v1/tenants/acme-{thread}-{begun}/load");
+                    begun += usize::from(ground.attacker.begin("POST", &path, body).is_ok());
+                }
+                begun
+            };
+            let threads: Vec<_> = (0..6).map(|thread| scope.spawn(move || attack(thread))).collect();
+            let (begin, mut most, mut served) = (Instant::now(), 0, Ok::<_, String>(Duration::ZERO));
+            // Each time a tenant that has no process yet.
+            let mut tenant = 0;
+            while begin.elapsed() < Duration::from_secs(SECONDS) && served.is_ok() {
+                most = most.max(descriptors());
+                tenant += 1;
+                let took = ground.victim.served(&format!("good-{tenant}"), "()=>1");
+                served = served.and_then(|longest| Ok(longest.max(took?)));
+            }
+            done.store(true, Ordering::Relaxed);
+            (threads.into_iter().map(|thread| thread.join().unwrap_or(0)).sum::<usize>(), most, served)
+        })
+    });
+    let said = format!("{begun} starts abandoned, at most {most} descriptors, {before} before; the victim: {served:?}");
+    let pings = pings.verdict(options.bench).map_err(|pings| format!("{said}; {pings}"))?;
+    let in_time = served.is_ok_and(|took| !options.bench || took <= Duration::from_secs(1));
+    // Those of connections, and some for each process.
+    if in_time && most <= before + 64 + 20 * MOST { Ok(format!("{said}; {pings}")) } else { Err(said) }
+}
 
 const ALONE: Pool = Pool {
     config: "[workers]\nshare_without_keys = true\nmax = 16\n[cordon]\nmax_alone = 4\nqueue_secs = 2\n[defaults.limits]\nwall_ms = 120000\n",
@@ -330,4 +378,62 @@ fn processes(_: Options) -> Result<String, String> {
     let (one, two, other) = (pid("acme-1"), pid("acme-2"), pid("good-1"));
     let said = format!("two tenants of the attacker's: {one:?}, {two:?}; the victim's: {other:?}");
     if other.is_some() && one == two && other != one { Ok(said) } else { Err(said) }
+}
+
+/// Half of the processes are one uid's and busy, the other half another's and idle: whoever comes
+/// then gets one of those.
+fn third(_: Options) -> Result<String, String> {
+    let ground = Ground::with(HOMES.config, None);
+    let busy = take_homes(&ground, &names("acme-", 3));
+    // Root may hold what is left.
+    for tenant in names("own-", 3) {
+        ground.root.served(&tenant, "()=>1")?;
+    }
+    let workers = ground.root.ask("GET", "/v1/workers", b"").map_err(|error| error.to_string())?;
+    let workers = workers.json()["workers"].as_array().map_or(0, Vec::len);
+    let said = format!("{} are busy, of {workers} processes", busy.what);
+    let took = ground.victim.served("good-1", "()=>1").map_err(|refused| format!("{said}; the victim: {refused}"))?;
+    let said = format!("{said}; the victim is served in {:.3} s", took.as_secs_f64());
+    if workers == 6 { Ok(said) } else { Err(said) }
+}
+
+/// Where a uid may hold the only unit, it gives it up as soon as it is idle.
+fn tiny(_: Options) -> Result<String, String> {
+    let mut said = Vec::new();
+    let mut serve = |config: &str, what: &str, take: &dyn Fn(&Ground) -> Result<Vec<UnixStream>, String>| {
+        let ground = Ground::with(config, None);
+        let order = br#"{"level":"solo","reason":"as if it had misbehaved"}"#;
+        for tenant in ["acme-alone", "good-alone"].into_iter().filter(|_| what.contains("alone")) {
+            let ordered = ground.root.ask("PUT", &format!("/v1/tenants/{tenant}/cordon"), order);
+            ordered.map_err(|error| error.to_string())?;
+        }
+        let _held = take(&ground)?;
+        let served = ground.victim.served(if what.contains("alone") { "good-alone" } else { "good-1" }, "()=>1");
+        let took = served.map_err(|refused| format!("{what}: the victim: {refused}"))?;
+        said.push(format!("{what}: {:.3} s", took.as_secs_f64()));
+        Ok::<_, String>(())
+    };
+    let off = "keys = \"off\"\n[defaults.limits]\nwall_ms = 120000\n";
+    serve(&format!("[workers]\nmax = 1\n{off}"), "one process, idle", &|ground| {
+        ground.attacker.served("acme-1", "()=>1").map(|_| Vec::new())
+    })?;
+    serve(&format!("[workers]\nmax = 2\n{off}"), "two processes, one busy", &|ground| {
+        Ok(take_homes(ground, &names("acme-", 3))._held)
+    })?;
+    serve(&format!("[cordon]\nmax_alone = 1\n[workers]\nmax = 3\n{off}"), "one home alone, idle", &|ground| {
+        ground.attacker.served("acme-alone", "()=>1").map(|_| Vec::new())
+    })?;
+    serve(&format!("{SHARING}[api]\nconnections = 3\nread_secs = 120\n"), "three connections", &|ground| {
+        Ok(half_heads(&ground.attacker, 8))
+    })?;
+    serve(&format!("{SHARING}[api]\nscript_mb = 1\nbody_mb = 16\n"), "the least of memory", &|ground| {
+        register(&ground.attacker, "acme-", 100 << 10, 20);
+        ground.victim.answered("PUT", "/v1/tenants/good-1/scripts/s", &script(100 << 10))?;
+        Ok(hold(ground, 40, |stream, number| {
+            let head =
+                format!("POST /v1/tenants/acme-{number}/load HTTP/1.1\r\nhost: d\r\ncontent-length: 1000000\r\n\r\n");
+            let _ = stream.write_all(head.as_bytes()).and_then(|()| stream.write_all(&vec![b' '; 999_999]));
+        }))
+    })?;
+    Ok(said.join("; "))
 }

@@ -1,11 +1,12 @@
 //! The one thread: what costs much for all must not be had for nothing.
 
+use std::io::Write;
 use std::time::{Duration, Instant};
 
 use enisle_tests::programs;
 use serde_json::json;
 
-use crate::ground::{Ground, folder, probed};
+use crate::ground::{Ground, answered, folder, probed, wait};
 use crate::{Case, Options};
 
 pub(crate) const CASES: &[Case] = &[
@@ -13,6 +14,8 @@ pub(crate) const CASES: &[Case] = &[
     Case { id: "S10 lists", title: "lists of many tenants, by operators", run: lists },
     Case { id: "S10 errors", title: "errors that repeat what was sent", run: errors },
     Case { id: "S16 workers", title: "workers that were taken over and flood their channels", run: workers },
+    Case { id: "S16 room", title: "logs of a worker for which there is no room", run: without_room },
+    Case { id: "S10 open", title: "half of all connections, each with half a request", run: open },
     Case { id: "S10 half", title: "pipelined requests on half of all connections", run: half },
     Case { id: "S10 pipelined", title: "pipelined requests of clients that never read", run: pipelined },
 ];
@@ -122,7 +125,7 @@ fn pipelined(options: Options) -> Result<String, String> {
         let mut sent = 0;
         for mut stream in &streams {
             let _ = stream.set_write_timeout(Some(Duration::from_millis(200)));
-            while std::io::Write::write_all(&mut stream, &request).is_ok() {
+            while stream.write_all(&request).is_ok() {
                 sent += 1000;
             }
         }
@@ -134,12 +137,66 @@ fn pipelined(options: Options) -> Result<String, String> {
     if peak <= before + 64 { Ok(format!("{said}; {pings}")) } else { Err(format!("{said}; {pings}")) }
 }
 
+/// What is skipped for want of room counts as what is read: it ends as soon.
+fn without_room(options: Options) -> Result<String, String> {
+    let place = folder();
+    let rogue = place.path().join("rogue-tenant-logs-without-room");
+    std::fs::copy(programs().join("rogue-worker"), &rogue).map_err(|error| error.to_string())?;
+    let config = format!("[workers]\nprogram = {rogue:?}\nkeys = \"off\"\n[api]\nbody_mb = 16\nread_secs = 120\n");
+    let ground = Ground::with(&config, None);
+    // The attacker's half, but for less than a frame of log needs.
+    let held = ground.attacker.unfinished(69, 60_000);
+    let waiting = held.iter().filter(|stream| !answered(stream)).count();
+    let (ran, pings) = probed(&ground, || ground.attacker.served("acme-1", "()=>1"));
+    let said = format!("beside {waiting} bodies: {ran:?}");
+    let pings = pings.verdict(options.bench).map_err(|pings| format!("{said}; {pings}"))?;
+    let caught = ran.as_ref().is_err_and(|said| said.contains("violation") && said.contains("bytes of log"));
+    if caught && waiting >= 60 { Ok(format!("{said}; {pings}")) } else { Err(said) }
+}
+
+/// As many connections as one uid may have, none of which ever asks for anything.
+fn open(options: Options) -> Result<String, String> {
+    const OPEN: usize = 508;
+    let ground = Ground::start("");
+    ground.victim.served("good-1", "()=>1")?;
+    let ((held, served), pings) = probed(&ground, || {
+        let held: Vec<_> = (0..OPEN)
+            .filter_map(|_| {
+                let mut stream = ground.attacker.connect().ok()?;
+                stream.write_all(b"GET /_ping HTTP/1.1\r\nx:").ok()?;
+                Some(stream)
+            })
+            .collect();
+        // A byte for each, again and again, and somebody who wants something.
+        let mut longest = Duration::ZERO;
+        for _ in 0..20 {
+            held.iter().for_each(|mut stream| drop(stream.write_all(b"x")));
+            match ground.victim.served("good-1", "()=>1") {
+                Ok(took) => longest = longest.max(took),
+                Err(error) => return (held.len(), Err(error)),
+            }
+        }
+        (held.iter().filter(|stream| !answered(stream)).count(), Ok(longest))
+    });
+    let said = format!("{held} connections open; the victim: {served:?}");
+    let pings = pings.verdict(options.bench).map_err(|pings| format!("{said}; {pings}"))?;
+    let in_time = served.is_ok_and(|took| !options.bench || took <= Duration::from_secs(1));
+    if held == OPEN && in_time { Ok(format!("{said}; {pings}")) } else { Err(said) }
+}
+
 /// Native code in a worker can send what the worker's own code never would: every such frame ends
 /// the run as a violation, of which events tell, and the thread goes on.
 fn workers(options: Options) -> Result<String, String> {
     const TENANTS: usize = 12;
     let mut said = Vec::new();
-    for how in ["says-ready-again", "logs-nothing", "logs-in-small-frames", "logs-too-many-lines", "has-a-long-error"] {
+    for how in [
+        "says-ready-again",
+        "logs-nothing",
+        "logs-in-small-frames",
+        "logs-too-many-lines",
+        "has-a-long-error",
+        "is-ready-at-length",
+    ] {
         let place = folder();
         // It is told how by its name.
         let rogue = place.path().join(format!("rogue-tenant-{how}"));
@@ -158,7 +215,7 @@ fn workers(options: Options) -> Result<String, String> {
             })
         });
         let told = || ground.daemon.events().iter().filter(|event| event["event"] == "protocolViolation").count();
-        crate::ground::wait(Duration::from_secs(5), || told() >= TENANTS);
+        wait(Duration::from_secs(5), || told() >= TENANTS);
         let peak = gauge.peak().ok_or("the daemon died")?;
         let pings = pings.verdict(options.bench).map_err(|pings| format!("{how}: {pings}"))?;
         let what = format!("{how}: {caught} of {TENANTS} runs, {} told, peak {peak} MiB, {pings}", told());

@@ -13,6 +13,7 @@ use enisle_wire::Outcome;
 use enisle_wire::tenant::{Limits as WireLimits, RunId};
 use tokio::sync::{Notify, mpsc};
 
+use crate::api::peer::whose;
 use crate::birth::{Blueprint, Memory, StartError, make_snapshot};
 use crate::config::{Config, Counters, Keys};
 use crate::counters;
@@ -61,6 +62,8 @@ pub(crate) struct Daemon {
     pub(crate) pool: Pool,
     pub(crate) started: Instant,
     store: Store,
+    /// The policy of tenants that have none of their own.
+    defaults: Arc<Policy>,
     tenants: Mutex<BTreeMap<TenantName, Arc<Tenant>>>,
     run_ids: RunIds,
     in_flight: AtomicU64,
@@ -211,21 +214,23 @@ impl Daemon {
         let mut standings = kept.standings;
         let now = Instant::now();
         let mut tenants = BTreeMap::new();
-        // Whoever made them first is not known any more.
-        let own_name = || supplies.names.take(nix::unistd::geteuid().as_raw(), 1).ok();
+        // Who made it first is not written down: whoever may act for it pays for it.
+        let owner = nix::unistd::geteuid().as_raw();
+        let held = |name: &TenantName| supplies.names.keep(whose(&config.peers, name.as_str()).unwrap_or(owner), 1);
         for (name, policy) in policies {
             let standing = standings.remove(&name).unwrap_or_else(Warden::newcomer);
-            let tenant = Tenant::new(name.clone(), policy, standing, own_name(), now);
+            let tenant = Tenant::new(name.clone(), Arc::new(policy), standing, held(&name), now);
             tenant.has_policy.store(true, Ordering::Relaxed);
             tenants.insert(name, Arc::new(tenant));
         }
+        let defaults = Arc::new(config.defaults.clone());
         for (name, standing) in standings {
-            let tenant = Tenant::new(name.clone(), config.defaults.clone(), standing, own_name(), now);
+            let tenant = Tenant::new(name.clone(), Arc::clone(&defaults), standing, held(&name), now);
             tenants.insert(name, Arc::new(tenant));
         }
         Ok(Self {
             supplies,
-            large_work: Turns::default(),
+            large_work: Turns::new(1, 1),
             config,
             posture,
             layers,
@@ -235,6 +240,7 @@ impl Daemon {
             pool,
             started: now,
             store,
+            defaults,
             tenants: Mutex::new(tenants),
             run_ids,
             in_flight: AtomicU64::new(0),
@@ -260,8 +266,8 @@ impl Daemon {
             self.forget_some(&mut tenants, uid);
             self.supplies.names.take(uid, 1)
         })?;
-        let policy = self.config.defaults.clone();
-        let tenant = Arc::new(Tenant::new(name.clone(), policy, Warden::newcomer(), Some(taken), Instant::now()));
+        let policy = Arc::clone(&self.defaults);
+        let tenant = Arc::new(Tenant::new(name.clone(), policy, Warden::newcomer(), taken, Instant::now()));
         tenants.insert(name.clone(), Arc::clone(&tenant));
         Ok(tenant)
     }
@@ -278,10 +284,9 @@ impl Daemon {
         }
         *up_to = next.last().map(|(name, _)| TenantName::clone(name));
         let owner = nix::unistd::geteuid().as_raw();
-        let whose = |tenant: &Tenant| tenant.charged_to().is_none_or(|charged| charged == uid || charged == owner);
         let forgotten: Vec<TenantName> = next
             .into_iter()
-            .filter(|(_, tenant)| whose(tenant))
+            .filter(|(_, tenant)| [uid, owner].contains(&tenant.charged_to()))
             .filter(|(_, tenant)| !tenant.is_worth_remembering(|standing| !standing.is_slight(rules, now)))
             .map(|(name, _)| name.clone())
             .collect();
@@ -433,7 +438,7 @@ impl Daemon {
             if let Some(visit) = home.as_ref().and_then(Resident::visit) {
                 // Further in there is time, and whoever is alone for its own sake need not be.
                 let leaves = visit.worker.level < tenant.standing().level() || self.is_old(&visit.worker);
-                if leaves && tenant.runs_asked.has_passed(RUNS_ASK_EVERY) {
+                if leaves && tenant.life().runs_asked.has_passed(RUNS_ASK_EVERY) {
                     self.warden.ask_for_move(tenant);
                 }
                 return Ok(visit);
@@ -455,22 +460,22 @@ impl Daemon {
 
     /// What a tenant's runs may use at that level: the lower of its policy's and the level's.
     pub(crate) fn limits_at(&self, tenant: &Tenant, level: Level) -> Limits {
-        let limits = tenant.policy().limits;
+        let limits = tenant.policy().limits.clone();
         if level == Level::Sealed { self.config.cordon.sealed.lower(limits) } else { limits }
     }
 
     /// A run as a sealed home gets it: lower limits, no secrets, no code from strings.
     async fn sealed(&self, job: &Job, tenant: &Tenant) -> Result<Job, RunError> {
-        let (limits, secrets) = (self.limits_at(tenant, Level::Sealed), tenant.policy().secrets);
+        let (limits, policy) = (self.limits_at(tenant, Level::Sealed), tenant.policy());
         let job = job.clone();
-        if secrets.is_empty() {
-            return Ok(job.sealed(&limits, &secrets)?);
+        if policy.secrets.is_empty() {
+            return Ok(job.sealed(&limits, &[])?);
         }
         // An env may be large.
         let uid = job.in_flight.uid;
         let turn = self.large_work.turn(uid).await;
         let sealed = tokio::task::spawn_blocking(move || {
-            let sealed = job.sealed(&limits, &secrets);
+            let sealed = job.sealed(&limits, &policy.secrets);
             drop(turn);
             sealed
         });
@@ -482,7 +487,7 @@ impl Daemon {
         let mut usage = tenant.usage();
         usage.runs += 1;
         usage.cpu_us = usage.cpu_us.saturating_add(finished.usage.cpu_us);
-        *usage.outcomes.entry(finished.outcome.as_str()).or_default() += 1;
+        usage.note(finished.outcome);
         drop(usage);
         let advice = &finished.advice;
         let said = [
@@ -553,8 +558,8 @@ impl InFlight {
         if tenant.wanted_level() == Level::Expelled {
             return Err(RunError::Expelled { tenant: tenant.name.clone(), why: why_expelled(tenant) });
         }
-        let quota = tenant.policy().quota;
-        tenant.account.lock().unwrap_or_else(PoisonError::into_inner).begin(&quota, Instant::now())?;
+        let policy = tenant.policy();
+        tenant.account.lock().unwrap_or_else(PoisonError::into_inner).begin(&policy.quota, Instant::now())?;
         daemon.in_flight.fetch_add(1, Ordering::SeqCst);
         Ok(Self { daemon: Arc::clone(daemon), tenant: Arc::clone(tenant), uid })
     }

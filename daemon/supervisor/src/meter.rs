@@ -1,6 +1,6 @@
 //! What is counted of a tenant while it runs: by the supervisor on its channel, by the kernel on its thread.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::fs;
 use std::sync::LazyLock;
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -26,6 +26,9 @@ struct Counts {
     kept_calls: u64,
     /// The scripts whose isolates are there, as far as can be told from here, the last one last.
     kept: VecDeque<u64>,
+    /// The scripts of whom there may be one, because the thread was not told to dispose of it: those
+    /// that are registered, and a few that were until just now.
+    may_be_kept: BTreeSet<u64>,
 }
 
 /// So many isolates stay (`engine::kept` in the worker).
@@ -46,12 +49,22 @@ impl Meter {
         if let Some(key) = keeps {
             known.and_then(|at| counts.kept.remove(at));
             counts.kept.push_back(key);
+            counts.may_be_kept.insert(key);
             if counts.kept.len() > KEPT {
                 counts.kept.pop_front();
             }
             counts.kept_since.get_or_insert_with(Instant::now);
             counts.kept_calls += 1;
         }
+    }
+
+    /// Those scripts that are not registered any more and of whom there may be an isolate. It is
+    /// disposed of.
+    pub(crate) fn forget_but(&self, is_registered: impl Fn(u64) -> bool) -> Vec<u64> {
+        let mut counts = self.lock();
+        let forgotten: Vec<_> = counts.may_be_kept.extract_if(.., |key| !is_registered(*key)).collect();
+        counts.kept.retain(|key| !forgotten.contains(key));
+        forgotten
     }
 
     /// The thread has said something of a run; `log_bytes` of it are console output.
@@ -165,6 +178,14 @@ mod tests {
         assert_eq!(isolates(), 26);
         meter.run_begins(None);
         assert_eq!(isolates(), 27);
+    }
+
+    #[test]
+    fn what_is_not_registered_any_more_is_forgotten_once() {
+        let meter = Meter::default();
+        (0..20).for_each(|key| meter.run_begins(Some(key)));
+        assert_eq!(meter.forget_but(|key| key != 3), [3]);
+        assert!(meter.forget_but(|key| key != 3).is_empty());
     }
 
     #[test]

@@ -5,18 +5,25 @@ use std::fs;
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use enisle_cordon::Trust;
 use enisle_wire::tenant::Limits as WireLimits;
 use enisle_wire::{MAX_CODE_BYTES, MAX_OUTPUT_BYTES};
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Serialize, Serializer};
 
 use crate::files::{self, How};
 
 /// A tenant's name: what a path of the API, a line of a log and a file of the state folder can carry without escaping.
-#[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize)]
-pub(crate) struct TenantName(String);
+/// Its copies share one text.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub(crate) struct TenantName(Arc<str>);
+
+impl Serialize for TenantName {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.serialize_str(self.as_str())
+    }
+}
 
 const MAX_NAME_BYTES: usize = 64;
 
@@ -32,7 +39,7 @@ impl FromStr for TenantName {
     fn from_str(name: &str) -> Result<Self, BadName> {
         let ordinary = name.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"._-".contains(&byte));
         let begins_well = name.bytes().next().is_some_and(|byte| byte.is_ascii_alphanumeric());
-        if ordinary && begins_well && name.len() <= MAX_NAME_BYTES { Ok(Self(name.to_owned())) } else { Err(BadName) }
+        if ordinary && begins_well && name.len() <= MAX_NAME_BYTES { Ok(Self(name.into())) } else { Err(BadName) }
     }
 }
 

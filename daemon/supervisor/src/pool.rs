@@ -15,18 +15,22 @@ use std::time::{Duration, Instant};
 use enisle_cordon::{Bounds, Capacity, Level, Placement, Process, Signal, place};
 use enisle_wire::control::{Admit, Slot};
 use tokio::net::UnixStream;
-use tokio::sync::{Notify, OnceCell};
+use tokio::sync::{Notify, OnceCell, oneshot};
 
 use crate::birth::{Blueprint, StartError};
 use crate::events::What;
 use crate::process::Worker;
 use crate::resident::Resident;
-use crate::share::{Held, Parts, Supply};
+use crate::share::{Held, Parts, Supply, Turn, Turns};
 use crate::tenant::Tenant;
 use crate::warden::{self, Warden};
 
 /// How often somebody who waits for room looks for tenants that have become idle.
 const LOOK_FOR_ROOM: Duration = Duration::from_millis(100);
+
+/// Processes that are started at one time, and for one uid.
+const STARTS: usize = 16;
+const STARTS_EACH: usize = 2;
 
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum AdmitError {
@@ -57,9 +61,12 @@ struct Entry {
     residents: BTreeMap<Slot, (Arc<Tenant>, Option<Arc<Resident>>)>,
     /// Set once its process is ready; whoever comes first starts it, whoever comes meanwhile waits.
     worker: Arc<OnceCell<Arc<Worker>>>,
-    /// The uid's part of the homes; and of those for tenants who live alone, if it is one.
-    _held: (Held, Option<Held>),
+    /// The start has it too, which may last longer than anybody's wish for the process.
+    held: Arc<Part>,
 }
+
+/// A uid's part of the homes; and of those for tenants who live alone, if it is one.
+type Part = (Held, Option<Held>);
 
 impl Entry {
     fn is_dead(&self) -> bool {
@@ -74,7 +81,8 @@ pub(crate) struct Pool {
     pub(crate) bounds: Bounds,
     homes: Supply,
     homes_alone: Supply,
-    snapshot: OwnedFd,
+    snapshot: Arc<OwnedFd>,
+    starts: Turns,
     warden: Arc<Warden>,
     /// Somebody has left.
     room: Notify,
@@ -115,7 +123,8 @@ impl Pool {
             bounds,
             homes: Supply::new("the worker processes (workers.max)", bounds.processes as u64, parts.clone()),
             homes_alone: Supply::new("the homes alone (cordon.max_alone)", bounds.alone as u64, parts),
-            snapshot,
+            snapshot: Arc::new(snapshot),
+            starts: Turns::new(STARTS, STARTS_EACH),
             warden,
             room: Notify::new(),
             entries: Mutex::default(),
@@ -128,8 +137,8 @@ impl Pool {
     }
 
     /// Gives a tenant a home, on the account of a uid. It says by itself when it is warm; runs may
-    /// be sent before. One that has to live alone waits for room, `until` then, and is never put
-    /// beside others for want of it.
+    /// be sent before. One that has to live alone, or whose uid has no process at all, waits for
+    /// room, `until` then; the first is never put beside others for want of it.
     pub(crate) async fn admit(
         &self,
         tenant: &Arc<Tenant>,
@@ -147,7 +156,8 @@ impl Pool {
                 Err(error) => error,
             };
             let left = until.saturating_duration_since(Instant::now());
-            if left.is_zero() || !level.is_alone() {
+            // Whoever has nothing waits as well: a process that is idle next is theirs.
+            if left.is_zero() || !(level.is_alone() || self.homes.held_by(uid) == 0) {
                 return Err(error);
             }
             // A tenant that has become idle makes no noise, so it is looked for now and then.
@@ -155,12 +165,8 @@ impl Pool {
         };
         // Until the tenant has moved in, a failure or a client that goes away gives the place up again.
         let mut reservation = Reservation { pool: self, entry: reserved.entry, slot: reserved.slot, kept: false };
-        let Place { entry, slot, worker: cell } = reserved;
-        let start = || async {
-            let worker = Worker::start(&self.blueprint, level, uid, &self.snapshot, &self.warden).await?;
-            Ok::<_, StartError>(worker)
-        };
-        let worker = Arc::clone(cell.get_or_try_init(start).await?);
+        let Place { entry, slot, worker: cell, held } = reserved;
+        let worker = Arc::clone(cell.get_or_try_init(|| self.start(level, uid, held)).await?);
         let (ours, theirs) = StdUnixStream::pair().map_err(AdmitError::Channel)?;
         ours.set_nonblocking(true).map_err(AdmitError::Channel)?;
         let ours = UnixStream::from_std(ours).map_err(AdmitError::Channel)?;
@@ -183,6 +189,22 @@ impl Pool {
             reason,
         });
         Ok(resident)
+    }
+
+    /// Starts a process, in its uid's turn. What has begun goes on when the client goes away, and
+    /// the uid's part is held until it is over: starts that nobody waits for are not for nothing.
+    async fn start(&self, level: Level, uid: u32, held: Arc<Part>) -> Result<Arc<Worker>, StartError> {
+        let turn = self.starts.turn(uid).await;
+        let (blueprint, snapshot, warden) =
+            (Arc::clone(&self.blueprint), Arc::clone(&self.snapshot), Arc::clone(&self.warden));
+        let (send, receive) = oneshot::channel();
+        tokio::spawn(async move {
+            let started = Worker::start(&blueprint, level, uid, &snapshot, &warden).await;
+            let until_dead = Some((turn, held));
+            let _ = send.send(started.map(|worker| Fresh { worker: Some(worker), warden, until_dead }));
+        });
+        let interrupted = || StartError::NotReady("its start was interrupted".to_owned());
+        receive.await.map_err(|_| interrupted())??.worker.take().ok_or_else(interrupted)
     }
 
     /// Takes a place, if there is one. The process behind it may still have to be started.
@@ -224,10 +246,10 @@ impl Pool {
             Placement::New(level) => {
                 let home = self.homes.take(uid, 1).map_err(|_| AdmitError::Full(most))?;
                 let home_alone = level.is_alone().then(|| self.homes_alone.take(uid, 1)).transpose();
-                let _held = (home, home_alone.map_err(|_| AdmitError::FullAlone(alone))?);
+                let held = Arc::new((home, home_alone.map_err(|_| AdmitError::FullAlone(alone))?));
                 *next += 1;
                 let (closing, residents) = (false, BTreeMap::new());
-                let entry = Entry { uid, level, places_used: 0, closing, residents, worker: Arc::default(), _held };
+                let entry = Entry { uid, level, places_used: 0, closing, residents, worker: Arc::default(), held };
                 entries.insert(*next, entry);
                 *next
             }
@@ -236,7 +258,7 @@ impl Pool {
         let slot = Slot(entry.places_used);
         entry.places_used += 1;
         entry.residents.insert(slot, (Arc::clone(tenant), None));
-        Ok(Place { entry: id, slot, worker: Arc::clone(&entry.worker) })
+        Ok(Place { entry: id, slot, worker: Arc::clone(&entry.worker), held: Arc::clone(&entry.held) })
     }
 
     /// Forgets dead workers, and tells of each.
@@ -249,7 +271,8 @@ impl Pool {
             let events = Arc::clone(&self.warden.events);
             tokio::spawn(async move {
                 let reason = worker.death().await.to_string();
-                events.tell(What::WorkerDied { worker: worker.id, pid: worker.pid.as_raw(), reason, tenants });
+                let (id, pid, uid) = (worker.id, worker.pid.as_raw(), worker.uid);
+                events.tell(What::WorkerDied { worker: id, pid, uid, reason, tenants });
             });
         }
     }
@@ -275,8 +298,7 @@ impl Pool {
         }
         if entry.residents.is_empty() {
             guard.1.remove(&id);
-            let (worker, pid) = (resident.worker.id, resident.worker.pid.as_raw());
-            self.warden.events.tell(What::WorkerRetired { worker, pid });
+            self.warden.events.tell(retired(&resident.worker));
             resident.worker.kill("nobody lives in it any more");
         }
         self.room.notify_waiters();
@@ -378,12 +400,11 @@ impl Pool {
     }
 
     /// Ends the process, among a uid's own of a wanted level, whose tenants are all idle and that
-    /// was unused for longest; if nothing is free, it may also be one of the uid that holds the
-    /// most. False if every one is busy.
+    /// was unused for longest; if nothing is free, it may also be one of a uid that holds more.
+    /// False if every one is busy.
     fn make_room(&self, uid: u32, supply: &Supply, wanted: impl Fn(Level) -> bool) -> bool {
-        let greediest = supply
-            .greediest()
-            .filter(|greediest| supply.free() == 0 && supply.held_by(*greediest) > supply.held_by(uid));
+        let (nothing_free, own) = (supply.free() == 0, supply.held_by(uid));
+        let may_lose = |other: u32| other == uid || (nothing_free && supply.held_by(other) > own);
         let victim = {
             let guard = self.lock();
             let all_idle = |entry: &&Entry| {
@@ -395,11 +416,7 @@ impl Pool {
             let unused_for = |entry: &Entry| {
                 entry.residents.values().filter_map(|(_, resident)| Some(resident.as_ref()?.unused_for())).min()
             };
-            let candidates = guard
-                .1
-                .values()
-                .filter(|entry| entry.uid == uid || Some(entry.uid) == greediest)
-                .filter(|entry| wanted(entry.level));
+            let candidates = guard.1.values().filter(|entry| may_lose(entry.uid) && wanted(entry.level));
             let oldest = candidates.filter(all_idle).max_by_key(|entry| unused_for(entry));
             oldest
                 .map(|entry| entry.residents.values().filter_map(|(_, resident)| resident.clone()).collect::<Vec<_>>())
@@ -448,11 +465,37 @@ impl Pool {
     }
 }
 
+fn retired(worker: &Worker) -> What {
+    What::WorkerRetired { worker: worker.id, pid: worker.pid.as_raw(), uid: worker.uid }
+}
+
+/// A process that has started. One that nobody takes is ended; until then its uid has one turn and
+/// one part less.
+struct Fresh {
+    worker: Option<Arc<Worker>>,
+    warden: Arc<Warden>,
+    until_dead: Option<(Turn, Arc<Part>)>,
+}
+
+impl Drop for Fresh {
+    fn drop(&mut self) {
+        let Some(worker) = self.worker.take() else { return };
+        let until_dead = self.until_dead.take();
+        self.warden.events.tell(retired(&worker));
+        worker.kill("nobody waits for it any more");
+        tokio::spawn(async move {
+            worker.death().await;
+            drop(until_dead);
+        });
+    }
+}
+
 /// A place that was taken, in a process that may still have to be started.
 struct Place {
     entry: u64,
     slot: Slot,
     worker: Arc<OnceCell<Arc<Worker>>>,
+    held: Arc<Part>,
 }
 
 /// A place that was taken and is given up again unless the tenant moves in.
@@ -478,7 +521,7 @@ impl Drop for Reservation<'_> {
         let worker = entry.worker.get().cloned();
         guard.1.remove(&self.entry);
         if let Some(worker) = worker {
-            self.pool.warden.events.tell(What::WorkerRetired { worker: worker.id, pid: worker.pid.as_raw() });
+            self.pool.warden.events.tell(retired(&worker));
             worker.kill("nobody lives in it any more");
         }
     }

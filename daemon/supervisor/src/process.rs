@@ -171,7 +171,8 @@ impl Worker {
             layers,
             died,
         });
-        events.tell(What::WorkerStarted { worker: worker.id, pid: worker.pid.as_raw(), level: level.as_str() });
+        let (id, pid) = (worker.id, worker.pid.as_raw());
+        events.tell(What::WorkerStarted { worker: id, pid, uid, level: level.as_str() });
         let owner = Owner {
             worker: Arc::clone(&worker),
             control: newborn.control,

@@ -58,12 +58,12 @@ impl Daemon {
         }
         let memory_mb = self.limits_at(tenant, to).memory_mb;
         // It is on the same account wherever it lives.
-        let uid = old.as_ref().map_or_else(|| tenant.charged_to().unwrap_or_default(), |old| old.uid);
+        let uid = old.as_ref().map_or_else(|| tenant.charged_to(), |old| old.uid);
         let outward = alive.is_some_and(|old| old.worker.level < to);
         let new = match self.pool.admit(tenant, to, memory_mb, uid, Instant::now()).await {
             Ok(new) => new,
             Err(error) => {
-                if tenant.no_room_told.has_passed(TELL_OF_NO_ROOM_EVERY) {
+                if tenant.life().no_room_told.has_passed(TELL_OF_NO_ROOM_EVERY) {
                     let (name, level, reason) = (tenant.name.to_string(), to.as_str(), error.to_string());
                     self.events.tell(What::NoRoom { tenant: name, level, reason });
                 }

@@ -62,13 +62,6 @@ pub(crate) struct Finished {
     pub(crate) held: Option<Held>,
 }
 
-/// What the task behind a home is asked for, in turn.
-pub(crate) enum Ask {
-    Run(Box<Ticket>),
-    /// Dispose of the isolate of that script.
-    Forget(u64),
-}
-
 /// A run whose turn it is.
 pub(crate) struct Ticket {
     pub(crate) job: Job,
@@ -88,7 +81,7 @@ pub(crate) struct Resident {
     pub(crate) token: u64,
     /// On whose account it is here.
     pub(crate) uid: u32,
-    tickets: mpsc::UnboundedSender<Ask>,
+    tickets: mpsc::Sender<Box<Ticket>>,
     state: Arc<State>,
     /// Runs that are here or on their way; [`CLOSED`] once the tenant moves out.
     users: AtomicUsize,
@@ -134,6 +127,9 @@ pub(crate) struct State {
     /// waits no more.
     pub(crate) turn: Arc<Semaphore>,
     pub(crate) leaves: watch::Sender<bool>,
+    /// A script was replaced or deleted: its isolate is of no use. Which ones are there, the meter
+    /// knows, so that however often this happens nothing waits here.
+    pub(crate) scripts_changed: Notify,
     pub(crate) meter: Meter,
     /// Milliseconds after `epoch` at which it was last used.
     used_ms: AtomicU64,
@@ -188,12 +184,13 @@ impl Resident {
         warden: Arc<Warden>,
     ) -> Arc<Self> {
         let token = tenant.next_token();
-        let (tickets, receive) = mpsc::unbounded_channel();
+        let (tickets, receive) = mpsc::channel(1);
         let state = Arc::new(State {
             warm: AtomicBool::new(false),
             phase: watch::Sender::new(Phase::Starting),
             turn: Arc::new(Semaphore::new(1)),
             leaves: watch::Sender::new(false),
+            scripts_changed: Notify::new(),
             meter: Meter::default(),
             used_ms: AtomicU64::new(0),
             epoch: Instant::now(),
@@ -227,9 +224,9 @@ impl Resident {
         Some(Visit(Arc::clone(self)))
     }
 
-    /// The isolate of that script is not needed any more, if it is here.
-    pub(crate) fn forget(&self, key: u64) {
-        let _ = self.tickets.send(Ask::Forget(key));
+    /// Isolates of scripts that are not registered any more are not needed, if they are here.
+    pub(crate) fn forget_replaced(&self) {
+        self.state.scripts_changed.notify_one();
     }
 
     /// Lets nobody in any more, if nobody is in.
@@ -310,8 +307,8 @@ impl Resident {
         let Ok(turn) = Arc::clone(&self.state.turn).acquire_owned().await else { return Ended::NotBegun };
         let mut guard = CancelOnDrop { resident: self, run: Some(job.run.id) };
         let (reply, answer) = oneshot::channel();
-        let sent = self.tickets.send(Ask::Run(Box::new(Ticket { job, at, reply, _turn: turn })));
-        let ended = match sent {
+        // There is room: the turn goes along with the ticket.
+        let ended = match self.tickets.try_send(Box::new(Ticket { job, at, reply, _turn: turn })) {
             Ok(()) => answer.await.unwrap_or(Ended::NotBegun),
             Err(_) => Ended::NotBegun,
         };

@@ -3,7 +3,6 @@
 //! The code is encoded once, and goes along with a run whose home has no isolate of it: moving a
 //! tenant moves its scripts.
 
-use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -19,41 +18,61 @@ pub(crate) const MOST_BYTES: usize = 64 << 20;
 /// What a script is charged beside its frames.
 pub(crate) const OVERHEAD_BYTES: u64 = 1024;
 
-/// One version of a script.
+/// One version of a script. There may be a hundred thousand of them, so each is small.
 #[derive(Debug)]
 pub(crate) struct Script {
+    id: Box<str>,
     /// No other version of any script of the daemon's has it: workers know isolates by it.
     pub(crate) key: u64,
     pub(crate) version: u64,
-    pub(crate) draft: Draft,
+    draft: Draft,
     pub(crate) runs: AtomicU64,
 }
 
-/// What is registered, before it has a version. Its frames are charged to who registered it, for as
-/// long as it or a run of it is there.
+/// What is registered, before it has a version. It is charged to who registered it, for as long as
+/// it or a run of it is there.
 #[derive(Debug)]
 pub(crate) struct Draft {
-    /// The `Code` frame.
-    pub(crate) code: Bytes,
-    /// The `Env` frame.
-    pub(crate) env: Bytes,
-    pub(crate) limits: Wish,
+    /// The `Env` frame, and the `Code` frame behind it.
+    pub(crate) frames: Box<[u8]>,
+    /// Where the `Code` frame begins.
+    pub(crate) code_at: usize,
+    /// None if none was named.
+    pub(crate) limits: Option<Box<Wish>>,
     /// Of the request, whose bytes decide whether it is the same again.
     pub(crate) digest: [u8; 32],
-    /// What it is charged beside its frames.
-    pub(crate) _overhead: Held,
+    pub(crate) _held: Held,
 }
 
-impl Draft {
+impl Script {
     /// What it holds.
     pub(crate) fn bytes(&self) -> usize {
-        self.code.len() + self.env.len()
+        self.draft.frames.len()
+    }
+
+    pub(crate) fn limits(&self) -> Wish {
+        self.draft.limits.as_deref().cloned().unwrap_or_default()
+    }
+
+    /// The `Env` frame and the `Code` frame, for a run that holds the script as long as it has them.
+    pub(crate) fn frames(self: &Arc<Self>) -> (Bytes, Bytes) {
+        struct Frames(Arc<Script>);
+
+        impl AsRef<[u8]> for Frames {
+            fn as_ref(&self) -> &[u8] {
+                &self.0.draft.frames
+            }
+        }
+
+        let mut env = Bytes::from_owner(Frames(Arc::clone(self)));
+        let code = env.split_off(self.draft.code_at.min(env.len()));
+        (env, code)
     }
 }
 
-/// A tenant's scripts, by id.
+/// A tenant's scripts.
 #[derive(Debug, Default)]
-pub(crate) struct Scripts(BTreeMap<String, Arc<Script>>);
+pub(crate) struct Scripts(Vec<Arc<Script>>);
 
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
 pub(crate) enum RegisterError {
@@ -70,30 +89,44 @@ static NEXT_KEY: AtomicU64 = AtomicU64::new(1);
 impl Scripts {
     /// Registers a script. The same content under the same id changes nothing.
     pub(crate) fn register(&mut self, id: &str, draft: Draft, replace: bool) -> Result<Arc<Script>, RegisterError> {
-        let known = self.0.get(id);
+        let place = self.0.iter().position(|script| &*script.id == id);
+        let known = place.and_then(|place| self.0.get(place));
         match known {
             Some(known) if known.draft.digest == draft.digest => return Ok(Arc::clone(known)),
             Some(_) if !replace => return Err(RegisterError::Other(id.to_owned())),
             None if self.0.len() >= MOST_SCRIPTS => return Err(RegisterError::TooMany),
             _ => {}
         }
-        let others: usize =
-            self.0.iter().filter(|(other, _)| *other != id).map(|(_, script)| script.draft.bytes()).sum();
-        if others + draft.bytes() > MOST_BYTES {
-            return Err(RegisterError::TooLarge(others + draft.bytes()));
+        let others: usize = self.0.iter().filter(|script| &*script.id != id).map(|script| script.bytes()).sum();
+        let bytes = others + draft.frames.len();
+        if bytes > MOST_BYTES {
+            return Err(RegisterError::TooLarge(bytes));
         }
         let (key, version) = (NEXT_KEY.fetch_add(1, Ordering::Relaxed), known.map_or(1, |known| known.version + 1));
-        let script = Arc::new(Script { key, version, draft, runs: AtomicU64::new(0) });
-        self.0.insert(id.to_owned(), Arc::clone(&script));
+        let script = Arc::new(Script { id: id.into(), key, version, draft, runs: AtomicU64::new(0) });
+        match place.and_then(|place| self.0.get_mut(place)) {
+            Some(known) => *known = Arc::clone(&script),
+            None => {
+                // Most tenants have one.
+                self.0.reserve_exact(self.0.len().max(1));
+                self.0.push(Arc::clone(&script));
+            }
+        }
         Ok(script)
     }
 
     pub(crate) fn get(&self, id: &str) -> Option<Arc<Script>> {
-        self.0.get(id).cloned()
+        self.0.iter().find(|script| &*script.id == id).cloned()
     }
 
     pub(crate) fn remove(&mut self, id: &str) -> Option<Arc<Script>> {
-        self.0.remove(id)
+        let place = self.0.iter().position(|script| &*script.id == id)?;
+        Some(self.0.remove(place))
+    }
+
+    /// Whether a version is one that is registered now.
+    pub(crate) fn has(&self, key: u64) -> bool {
+        self.0.iter().any(|script| script.key == key)
     }
 
     pub(crate) fn is_empty(&self) -> bool {
@@ -110,14 +143,8 @@ mod tests {
 
     fn draft(source: &str) -> Draft {
         let digest = Sha256::digest(source).into();
-        let overhead = Supply::new("bytes", 1, Parts::new(&[])).none(0);
-        Draft {
-            code: source.to_owned().into(),
-            env: Bytes::new(),
-            limits: Wish::default(),
-            digest,
-            _overhead: overhead,
-        }
+        let held = Supply::new("bytes", 1, Parts::new(&[])).none(0);
+        Draft { frames: source.as_bytes().into(), code_at: 0, limits: None, digest, _held: held }
     }
 
     #[test]
@@ -128,6 +155,18 @@ mod tests {
         assert_eq!(scripts.register("a", draft("2"), false).unwrap_err(), RegisterError::Other("a".into()));
         let second = scripts.register("a", draft("2"), true).unwrap();
         assert!(second.version == 2 && second.key != first.key);
+    }
+
+    #[test]
+    fn a_run_holds_the_script_whose_frames_it_has() {
+        let mut scripts = Scripts::default();
+        let script = scripts.register("a", Draft { code_at: 3, ..draft("envcode") }, false).unwrap();
+        let (env, code) = script.frames();
+        let weak = Arc::downgrade(&script);
+        drop((script, scripts, env));
+        assert_eq!((&*code, weak.strong_count()), (b"code".as_slice(), 1));
+        drop(code);
+        assert_eq!(weak.strong_count(), 0);
     }
 
     #[test]

@@ -38,7 +38,8 @@ impl Part {
 /// What the configuration says of each uid's part.
 #[derive(Debug, Clone)]
 pub(crate) struct Parts {
-    owner: u32,
+    /// None where it has a part as everybody has.
+    owner: Option<u32>,
     named: BTreeMap<u32, Option<u8>>,
 }
 
@@ -49,7 +50,17 @@ impl Parts {
             let share: &mut Option<u8> = named.entry(peer.uid).or_default();
             *share = (*share).max(peer.share_percent);
         }
-        Self { owner: nix::unistd::geteuid().as_raw(), named }
+        Self { owner: Some(nix::unistd::geteuid().as_raw()), named }
+    }
+
+    /// Half of what is free for everybody, whatever the rules say.
+    pub(crate) fn halves() -> Self {
+        Self { owner: None, named: BTreeMap::new() }
+    }
+
+    /// Root and the daemon's own uid have no more than others either.
+    pub(crate) fn without_owner(self) -> Self {
+        Self { owner: None, ..self }
     }
 
     /// Whether a rule names that uid, or it needs none.
@@ -58,7 +69,7 @@ impl Parts {
     }
 
     fn is_owner(&self, uid: u32) -> bool {
-        uid == 0 || uid == self.owner
+        self.owner.is_some_and(|owner| uid == 0 || uid == owner)
     }
 
     fn of(&self, uid: u32) -> Part {
@@ -137,16 +148,17 @@ impl Supply {
         self.0.whole.saturating_sub(self.held().values().sum())
     }
 
-    /// The uid that holds the most.
-    pub(crate) fn greediest(&self) -> Option<u32> {
-        self.held().iter().max_by_key(|(_, units)| **units).map(|(uid, _)| *uid)
-    }
-
     /// Takes units for a uid.
     pub(crate) fn take(&self, uid: u32, units: u64) -> Result<Held, Exhausted> {
         let mut held = self.none(uid);
         held.grow(units)?;
         Ok(held)
+    }
+
+    /// Holds units for a uid that are there already, whatever its part is.
+    pub(crate) fn keep(&self, uid: u32, units: u64) -> Held {
+        *self.held().entry(uid).or_default() += units;
+        Held { pool: self.clone(), uid, units }
     }
 
     /// Whether much was given back at one time since this was asked last.
@@ -237,26 +249,25 @@ impl Held {
     }
 }
 
-/// Turns at large work: one after the other, and no uid has more than one in the queue, so that
-/// each waits for one of every other at the most.
+/// Turns at something that takes long: so many at one time, and no uid has more than its own few in
+/// the queue, so that each waits for those few of every other at the most.
 #[derive(Debug)]
 pub(crate) struct Turns {
     all: Arc<Semaphore>,
+    each: usize,
     of: Mutex<BTreeMap<u32, Arc<Semaphore>>>,
 }
 
-impl Default for Turns {
-    fn default() -> Self {
-        Self { all: Arc::new(Semaphore::new(1)), of: Mutex::default() }
-    }
-}
-
 impl Turns {
+    pub(crate) fn new(all: usize, each: usize) -> Self {
+        Self { all: Arc::new(Semaphore::new(all)), each, of: Mutex::default() }
+    }
+
     /// Waits for the turn of a uid; it is over when what is returned is dropped.
     pub(crate) async fn turn(&self, uid: u32) -> Turn {
         let own = {
             let mut of = self.of.lock().unwrap_or_else(PoisonError::into_inner);
-            Arc::clone(of.entry(uid).or_insert_with(|| Arc::new(Semaphore::new(1))))
+            Arc::clone(of.entry(uid).or_insert_with(|| Arc::new(Semaphore::new(self.each))))
         };
         // Neither is ever closed.
         let own = own.acquire_owned().await.ok();
@@ -306,7 +317,7 @@ mod tests {
 
     fn pool(whole: u64, peers: &[Peer]) -> Supply {
         let mut parts = Parts::new(peers);
-        parts.owner = 77;
+        parts.owner = Some(77);
         Supply::new("units", whole, parts)
     }
 
@@ -330,15 +341,34 @@ mod tests {
     }
 
     #[test]
+    fn halves_are_everybodys_whatever_the_rules_say() {
+        for parts in [Parts::halves(), Parts::new(&[]).without_owner()] {
+            assert!(Supply::new("units", 10, parts).take(0, 6).is_err());
+        }
+        let pool = Supply::new("units", 10, Parts::halves());
+        assert!(pool.take(5, 6).is_err());
+    }
+
+    #[test]
     fn a_rule_may_set_another_part() {
         let pool = pool(100, &[rule(5, Some(75)), rule(5, None)]);
         assert!(pool.take(5, 76).is_err());
         let _most = pool.take(5, 75).unwrap();
     }
 
+    #[test]
+    fn what_is_there_already_counts_whatever_the_part_is() {
+        let pool = pool(10, &[]);
+        let kept = pool.keep(1, 8);
+        assert!(pool.take(1, 1).is_err());
+        assert!(pool.take(2, 1).is_ok());
+        drop(kept);
+        assert!(pool.take(1, 5).is_ok());
+    }
+
     #[tokio::test]
     async fn a_uid_waits_for_one_of_every_other() {
-        let turns = Arc::new(Turns::default());
+        let turns = Arc::new(Turns::new(1, 1));
         let first = turns.turn(1).await;
         let order = Arc::new(Mutex::new(Vec::new()));
         let waits: Vec<_> = [1, 1, 2]
@@ -403,7 +433,7 @@ mod tests {
             }
             drop(held);
             prop_assert_eq!(pool.most_ever(1), 50);
-            prop_assert!(pool.greediest().is_none());
+            prop_assert_eq!(pool.free(), 100);
         }
     }
 }

@@ -26,7 +26,7 @@ use crate::death::Death;
 use crate::events::What;
 use crate::job::Job;
 use crate::process::Worker;
-use crate::resident::{Ask, Ended, Finished, Lost, Phase, State, Ticket};
+use crate::resident::{Ended, Finished, Lost, Phase, State, Ticket};
 use crate::share::{Exhausted, Held};
 use crate::tenant::Tenant;
 use crate::warden::Warden;
@@ -52,8 +52,27 @@ enum Heard {
     /// A large frame; whether it is read or skipped has to be said ([`FrameReader::decide`]).
     Large {
         bytes: usize,
-        is_end: bool,
+        kind: Kind,
     },
+}
+
+/// What a large frame is.
+#[derive(Debug, Clone, Copy)]
+enum Kind {
+    Log,
+    End,
+    /// Nothing that may be large.
+    Other,
+}
+
+impl Kind {
+    fn of(first: u8) -> Self {
+        match first {
+            FromTenant::LOG_TAG => Self::Log,
+            FromTenant::DONE_TAG => Self::End,
+            _ => Self::Other,
+        }
+    }
 }
 
 /// Frames as they come, read by a task of its own so that a wait for one can be abandoned without losing half of it.
@@ -94,7 +113,7 @@ impl FrameReader {
             return read_body(channel, Vec::new(), bytes).await.map(Some);
         }
         let first = channel.read_u8().await?;
-        let large = Heard::Large { bytes, is_end: first == FromTenant::DONE_TAG };
+        let large = Heard::Large { bytes, kind: Kind::of(first) };
         if send.send(large).await.is_err() {
             return Err(FrameError::Closed);
         }
@@ -171,7 +190,7 @@ impl Gathered {
 /// How far an exchange has come.
 enum Step {
     Done(Done),
-    Large { bytes: usize, is_end: bool },
+    Large { bytes: usize, kind: Kind },
 }
 
 /// How an exchange ended.
@@ -228,8 +247,9 @@ impl Speaker {
         Self { tenant, worker, slot, read, write, session, state, confined: false, warden }
     }
 
-    pub(crate) async fn speak(mut self, mut tickets: mpsc::UnboundedReceiver<Ask>) {
+    pub(crate) async fn speak(mut self, mut tickets: mpsc::Receiver<Box<Ticket>>) {
         let mut leaves = self.state.leaves.subscribe();
+        let state = Arc::clone(&self.state);
         let stop = loop {
             self.state.warm.store(self.session.is_idle(), Ordering::Relaxed);
             let done = tokio::select! {
@@ -239,6 +259,7 @@ impl Speaker {
                     self.worker.retire(self.slot);
                     return self.state.gone();
                 }
+                () = state.scripts_changed.notified() => self.forget_replaced().await,
                 ticket = tickets.recv() => match ticket {
                     // Nobody holds the resident any more: the thread may end.
                     None => {
@@ -246,9 +267,8 @@ impl Speaker {
                         return self.state.gone();
                     }
                     // Its client has gone while it waited.
-                    Some(Ask::Run(ticket)) if ticket.reply.is_closed() => Ok(()),
-                    Some(Ask::Run(ticket)) => self.carry_out(*ticket).await,
-                    Some(Ask::Forget(key)) => self.forget(key).await,
+                    Some(ticket) if ticket.reply.is_closed() => Ok(()),
+                    Some(ticket) => self.carry_out(*ticket).await,
                 },
                 heard = self.read.heard.recv() => match self.hear(heard).await {
                     Ok(Ok(_)) => Ok(()),
@@ -308,7 +328,7 @@ impl Speaker {
     /// What comes next: a frame, or the announcement of a large one.
     async fn hear(&mut self, heard: Option<Heard>) -> Result<Result<FromTenant, Step>, Stop> {
         match heard {
-            Some(Heard::Large { bytes, is_end }) => Ok(Err(Step::Large { bytes, is_end })),
+            Some(Heard::Large { bytes, kind }) => Ok(Err(Step::Large { bytes, kind })),
             Some(Heard::Frame(frame)) => self.accept_first(Some(frame)).await.map(Ok),
             None => self.accept_first(None).await.map(Ok),
         }
@@ -329,6 +349,15 @@ impl Speaker {
             self.state.phase.send_replace(Phase::Ready);
         }
         Ok(frame)
+    }
+
+    /// Has the isolates disposed of whose scripts are not registered any more.
+    async fn forget_replaced(&mut self) -> Result<(), Stop> {
+        let forgotten = self.state.meter.forget_but(|key| self.tenant.scripts().has(key));
+        for key in forgotten {
+            self.forget(key).await?;
+        }
+        Ok(())
     }
 
     /// A few bytes, to a thread that waits for them or is about to; one that does not take them for as long as a run may last is
@@ -400,19 +429,26 @@ impl Speaker {
         loop {
             match timeout_at(until, self.exchange(sending, gathered)).await {
                 Ok(Ok(Step::Done(done))) => return Ok(Exchanged::Done(done)),
-                Ok(Ok(Step::Large { bytes, is_end })) => {
+                Ok(Ok(Step::Large { bytes, kind: Kind::Other })) => {
+                    return Err(Stop::Violation(format!("a frame of {bytes} bytes that is neither log nor end")));
+                }
+                Ok(Ok(Step::Large { bytes, kind })) => {
                     let begun = Instant::now();
                     let room = gathered.held.grow_within(COPIES * bytes as u64, patience).await;
                     until += begun.elapsed();
                     patience = patience.saturating_sub(begun.elapsed());
                     self.read.decide(room.is_ok()).await;
-                    match room {
-                        Ok(()) => {}
-                        Err(why) if is_end => {
+                    match (room, kind) {
+                        (Ok(()), _) => {}
+                        (Err(why), Kind::End) => {
                             self.session.skip_end();
                             return Ok(Exchanged::Skipped { bytes, why });
                         }
-                        Err(_) => gathered.truncated = true,
+                        (Err(_), _) => {
+                            gathered.truncated = true;
+                            let counted = self.session.skip_log(bytes);
+                            counted.map_err(|violation| Stop::Violation(violation.to_string()))?;
+                        }
                     }
                 }
                 Ok(Err(stop)) => return Err(stop),

@@ -1,11 +1,16 @@
 //! One tenant, as the daemon knows it: its policy, what it may start, where it lives, and how it stands.
+//!
+//! A hundred thousand tenants may be known of whom each has done next to nothing. What only one
+//! that has lived somewhere needs is made then ([`Life`]), and a policy is shared by all that have
+//! the same.
 
-use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak};
 use std::time::{Duration, Instant};
 
 use enisle_cordon::{Case, Circumstances, Level, Rules, Standing, Time, Traits};
+use enisle_wire::Outcome;
+use serde_json::{Map, Value};
 
 use crate::policy::{Policy, TenantName};
 use crate::quota::Account;
@@ -17,33 +22,40 @@ use crate::share::Held;
 #[derive(Debug)]
 pub(crate) struct Tenant {
     pub(crate) name: TenantName,
-    policy: Mutex<Policy>,
+    policy: Mutex<Arc<Policy>>,
     pub(crate) account: Mutex<Account>,
     /// Where its runs go. Who holds the lock keeps them from going anywhere.
     pub(crate) home: tokio::sync::Mutex<Option<Arc<Resident>>>,
     standing: Mutex<Standing>,
-    /// It was in a process that died, and nobody knows whose doing it was.
-    suspicion: Mutex<Option<Suspicion>>,
     /// A run of its was lost with its worker: until a run ends, it lives alone, so that it takes nobody with it.
     retries_alone: AtomicBool,
-    usage: Mutex<Usage>,
     scripts: Mutex<Scripts>,
     /// An operator has set its policy.
     pub(crate) has_policy: AtomicBool,
     /// Somebody is moving it, and somebody has asked for that since.
     pub(crate) moving: AtomicBool,
     pub(crate) asked_to_move: AtomicBool,
+    /// How it stands has changed since it was written down.
+    pub(crate) unwritten: AtomicBool,
+    /// None until it has lived somewhere.
+    life: OnceLock<Box<Life>>,
+    /// Its part of the names that there may be.
+    name_held: Held,
+}
+
+/// What there is of a tenant that has lived somewhere.
+#[derive(Debug, Default)]
+pub(crate) struct Life {
+    /// It was in a process that died, and nobody knows whose doing it was.
+    suspicion: Mutex<Option<Suspicion>>,
+    usage: Mutex<Usage>,
     /// When its runs last asked for a move, and when it was last told that there is no room for one.
     pub(crate) runs_asked: Pacer,
     pub(crate) no_room_told: Pacer,
-    /// How it stands has changed since it was written down.
-    pub(crate) unwritten: AtomicBool,
     /// How many homes it has had.
     homes: AtomicU64,
     /// Those that it has left and in which a run has yet to end.
     draining: Mutex<Vec<Weak<Resident>>>,
-    /// Its part of the names that there may be.
-    name_held: Option<Held>,
 }
 
 /// For how long, and with whom of the others it may be meanwhile: with nobody (`None`), or with those of its half.
@@ -79,15 +91,29 @@ pub(crate) struct Usage {
     /// Ends that came from a home that the tenant had left: discarded.
     pub(crate) fenced: u64,
     pub(crate) cpu_us: u64,
-    pub(crate) outcomes: BTreeMap<&'static str, u64>,
+    outcomes: Vec<(Outcome, u64)>,
+}
+
+impl Usage {
+    pub(crate) fn note(&mut self, outcome: Outcome) {
+        match self.outcomes.iter_mut().find(|(known, _)| *known == outcome) {
+            Some((_, count)) => *count += 1,
+            None => self.outcomes.push((outcome, 1)),
+        }
+    }
+
+    /// How many runs ended in which way, as JSON.
+    pub(crate) fn outcomes(&self) -> Map<String, Value> {
+        self.outcomes.iter().map(|(outcome, count)| (outcome.as_str().to_owned(), Value::from(*count))).collect()
+    }
 }
 
 impl Tenant {
     pub(crate) fn new(
         name: TenantName,
-        policy: Policy,
+        policy: Arc<Policy>,
         standing: Standing,
-        name_held: Option<Held>,
+        name_held: Held,
         now: Instant,
     ) -> Self {
         let account = Mutex::new(Account::new(&policy.quota, now));
@@ -97,33 +123,37 @@ impl Tenant {
             account,
             home: tokio::sync::Mutex::default(),
             standing: Mutex::new(standing),
-            suspicion: Mutex::default(),
             retries_alone: AtomicBool::new(false),
-            usage: Mutex::default(),
             scripts: Mutex::default(),
             has_policy: AtomicBool::new(false),
             moving: AtomicBool::new(false),
             asked_to_move: AtomicBool::new(false),
-            runs_asked: Pacer::default(),
-            no_room_told: Pacer::default(),
             unwritten: AtomicBool::new(false),
-            homes: AtomicU64::new(0),
-            draining: Mutex::default(),
+            life: OnceLock::new(),
             name_held,
         }
     }
 
-    pub(crate) fn policy(&self) -> Policy {
-        self.policy.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    pub(crate) fn policy(&self) -> Arc<Policy> {
+        Arc::clone(&self.policy.lock().unwrap_or_else(PoisonError::into_inner))
     }
 
     pub(crate) fn set_policy(&self, policy: Policy) {
         self.has_policy.store(true, Ordering::Relaxed);
-        *self.policy.lock().unwrap_or_else(PoisonError::into_inner) = policy;
+        *self.policy.lock().unwrap_or_else(PoisonError::into_inner) = Arc::new(policy);
+    }
+
+    pub(crate) fn life(&self) -> &Life {
+        self.life.get_or_init(Box::default)
     }
 
     pub(crate) fn usage(&self) -> MutexGuard<'_, Usage> {
-        self.usage.lock().unwrap_or_else(PoisonError::into_inner)
+        self.life().usage.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// What its runs came to, for whoever only looks.
+    pub(crate) fn usage_so_far(&self) -> Usage {
+        self.life.get().map(|_| self.usage().clone()).unwrap_or_default()
     }
 
     pub(crate) fn scripts(&self) -> MutexGuard<'_, Scripts> {
@@ -157,12 +187,14 @@ impl Tenant {
     /// It was in a process that died for nobody knows what.
     pub(crate) fn suspect(&self, case: Option<Case>, secs: u64) {
         let until = Instant::now() + Duration::from_secs(secs);
-        *self.suspicion.lock().unwrap_or_else(PoisonError::into_inner) = Some(Suspicion { case, until });
+        *self.life().suspicion.lock().unwrap_or_else(PoisonError::into_inner) = Some(Suspicion { case, until });
     }
 
     /// An operator has lifted everything.
     pub(crate) fn clear_suspicion(&self) {
-        *self.suspicion.lock().unwrap_or_else(PoisonError::into_inner) = None;
+        if let Some(life) = self.life.get() {
+            *life.suspicion.lock().unwrap_or_else(PoisonError::into_inner) = None;
+        }
         self.note_end();
     }
 
@@ -173,7 +205,7 @@ impl Tenant {
     }
 
     fn suspicion(&self) -> Option<Suspicion> {
-        let mut suspicion = self.suspicion.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut suspicion = self.life.get()?.suspicion.lock().unwrap_or_else(PoisonError::into_inner);
         if suspicion.is_some_and(|suspicion| suspicion.until <= Instant::now()) {
             *suspicion = None;
         }
@@ -207,14 +239,15 @@ impl Tenant {
 
     /// A run has yet to end in a home that it has left.
     pub(crate) fn drains(&self, home: &Arc<Resident>) {
-        let mut draining = self.draining.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut draining = self.life().draining.lock().unwrap_or_else(PoisonError::into_inner);
         draining.retain(|home| home.strong_count() > 0);
         draining.push(Arc::downgrade(home));
     }
 
     /// The homes that it has left and that are still there.
     pub(crate) fn take_draining(&self) -> Vec<Arc<Resident>> {
-        let draining = std::mem::take(&mut *self.draining.lock().unwrap_or_else(PoisonError::into_inner));
+        let Some(life) = self.life.get() else { return Vec::new() };
+        let draining = std::mem::take(&mut *life.draining.lock().unwrap_or_else(PoisonError::into_inner));
         draining.iter().filter_map(Weak::upgrade).collect()
     }
 
@@ -235,7 +268,7 @@ impl Tenant {
 
     /// The number of its next home.
     pub(crate) fn next_token(&self) -> u64 {
-        self.homes.fetch_add(1, Ordering::SeqCst) + 1
+        self.life().homes.fetch_add(1, Ordering::SeqCst) + 1
     }
 
     /// Whether it has to be remembered; if nothing else says so, by how it stands.
@@ -250,8 +283,8 @@ impl Tenant {
     }
 
     /// The uid that its name is charged to.
-    pub(crate) fn charged_to(&self) -> Option<u32> {
-        self.name_held.as_ref().map(Held::uid)
+    pub(crate) fn charged_to(&self) -> u32 {
+        self.name_held.uid()
     }
 
     /// Where it lives now.

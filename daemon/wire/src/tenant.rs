@@ -141,7 +141,9 @@ pub enum FromTenant {
 }
 
 impl FromTenant {
-    /// The first byte of an encoded `Done`, by which a large frame is known before it is read.
+    /// The first bytes of an encoded `Log` and `Done`, by which a large frame is known before it is
+    /// read. No other may be large.
+    pub const LOG_TAG: u8 = 2;
     pub const DONE_TAG: u8 = 3;
 }
 
@@ -333,11 +335,9 @@ impl Session {
                 if lines.is_empty() {
                     return Err(Violation::EmptyLog);
                 }
-                let bytes = lines.iter().fold(FRAME_OVERHEAD_BYTES, |sum, line| {
+                self.count_log(lines.iter().fold(FRAME_OVERHEAD_BYTES, |sum, line| {
                     sum.saturating_add(line.text.len() as u64 + LINE_OVERHEAD_BYTES)
-                });
-                self.log_bytes = self.log_bytes.saturating_add(bytes);
-                if self.log_bytes > self.log_cap { Err(Violation::LogFlood(self.log_cap)) } else { Ok(()) }
+                }))
             }
             FromTenant::Done(done) => {
                 self.expect("Done", done.id)?;
@@ -350,6 +350,23 @@ impl Session {
             }
             FromTenant::Aborting { id, .. } => self.expect("Aborting", *id),
         }
+    }
+
+    fn count_log(&mut self, bytes: u64) -> Result<(), Violation> {
+        self.log_bytes = self.log_bytes.saturating_add(bytes);
+        if self.log_bytes > self.log_cap { Err(Violation::LogFlood(self.log_cap)) } else { Ok(()) }
+    }
+
+    /// A frame of log came, and was not read: it counts as its bytes, which are no more than what
+    /// its lines would have counted as.
+    ///
+    /// # Errors
+    /// As [`Session::accept`].
+    pub fn skip_log(&mut self, bytes: usize) -> Result<(), Violation> {
+        if self.running.is_none() {
+            return Err(Violation::LogWithoutRun);
+        }
+        self.count_log(bytes as u64)
     }
 
     /// The end of the run came, and was not read.
@@ -405,6 +422,24 @@ mod tests {
         let mut session = Session::default();
         assert!(start(&mut session, 1));
         assert!(matches!(session.accept(&done(2)), Err(Violation::WrongRun { .. })));
+    }
+
+    #[test]
+    fn a_log_that_was_skipped_counts_and_never_more_than_one_that_was_read() {
+        let mut session = Session::default();
+        assert_eq!(session.skip_log(1), Err(Violation::LogWithoutRun));
+        assert!(start(&mut session, 1));
+        let skipped = (0..100).take_while(|_| session.skip_log(40).is_ok()).count();
+        assert_eq!(skipped, 10, "420 bytes are the most");
+        for (lines, bytes) in [(1, 0), (1, 70_000), (400, 200), (MAX_LOG_LINES, 3)] {
+            let line = LogLine { t_ms: u32::MAX, level: Level::Error, text: "x".repeat(bytes) };
+            let counted = FRAME_OVERHEAD_BYTES + lines as u64 * (bytes as u64 + LINE_OVERHEAD_BYTES);
+            let log =
+                crate::encode(&FromTenant::Log(vec![line; lines]), crate::MAX_FROM_TENANT_BYTES).unwrap_or_default();
+            let body = log.get(crate::frame::HEADER_BYTES..).unwrap_or_default();
+            assert_eq!(body.first(), Some(&FromTenant::LOG_TAG));
+            assert!(body.len() as u64 <= counted, "{lines} lines of {bytes} bytes");
+        }
     }
 
     #[test]

@@ -117,6 +117,18 @@ fn speak_for_tenant(how: &str, start: &Start, layers: LayerSet, control: &UnixSt
         "logs-in-small-frames" => loop {
             say(&mut channel, &FromTenant::Log(vec![line()]))?;
         },
+        // As much as a channel takes, of what the supervisor finds no room for.
+        "logs-without-room" => loop {
+            let text = "x".repeat(70_000);
+            say(&mut channel, &FromTenant::Log(vec![LogLine { t_ms: 0, level: Level::Log, text }]))?;
+        },
+        // A large frame of a kind that is small.
+        "is-ready-at-length" => {
+            use std::io::Write;
+            let length = u32::try_from(4 << 20)?.to_le_bytes();
+            channel.write_all(&length)?;
+            channel.write_all(&vec![0; 4 << 20])?;
+        }
         "logs-too-many-lines" => say(&mut channel, &FromTenant::Log(vec![line(); MAX_LOG_LINES + 1]))?,
         "has-a-long-error" => {
             let error = ScriptError { name: "E".to_owned(), message: "x".repeat(MAX_ERROR_BYTES + 1), stack: None };

@@ -24,7 +24,7 @@ use super::problem::Problem;
 use crate::daemon::{Daemon, InFlight};
 use crate::job::Job;
 use crate::json_text::fields;
-use crate::policy::{Policy, TenantName};
+use crate::policy::{Policy, TenantName, Wish};
 use crate::script::{Draft, OVERHEAD_BYTES, RegisterError, Script};
 use crate::share::{Supply, charged};
 use crate::tenant::Tenant;
@@ -56,7 +56,7 @@ fn show(id: &str, script: &Script) -> Value {
     json!({
         "id": id,
         "version": script.version,
-        "bytes": script.draft.bytes(),
+        "bytes": script.bytes(),
         "runs": script.runs.load(Ordering::Relaxed),
     })
 }
@@ -97,8 +97,8 @@ pub(crate) async fn put(
     let script = tenant.scripts().register(&id, draft, wanted.replace != 0)?;
     let status = match known {
         Some(known) if known.key == script.key => StatusCode::OK,
-        Some(replaced) => {
-            forget_isolate(&tenant, replaced.key);
+        Some(_) => {
+            forget_isolates(&tenant);
             StatusCode::CREATED
         }
         None => StatusCode::CREATED,
@@ -115,14 +115,13 @@ fn draft(RawBody { bytes, held }: RawBody, policy: &Policy, scripts: &Supply) ->
         return Ok(None);
     }
     let mut frames = Frames::default();
-    let env = frames.push_env(env)?;
-    let code = frames.push_code(code(short, main, modules, policy, &limits)?)?;
+    frames.push_env(env)?;
+    let code_at = frames.push_code(code(short, main, modules, policy, &limits)?)?.start;
     let (frames, digest) = (frames.into_bytes(), Sha256::digest(&bytes).into());
     // What it is held for from now on is another thing, of which there is another supply.
-    let overhead = scripts.take(held.uid(), OVERHEAD_BYTES)?;
-    let registered = scripts.take(held.uid(), frames.len() as u64)?;
-    let frames = charged(frames, registered);
-    Ok(Some(Draft { code: frames.slice(code), env: frames.slice(env), limits, digest, _overhead: overhead }))
+    let _held = scripts.take(held.uid(), OVERHEAD_BYTES + frames.len() as u64)?;
+    let limits = (limits != Wish::default()).then(|| Box::new(limits));
+    Ok(Some(Draft { frames: frames.into(), code_at, limits, digest, _held }))
 }
 
 pub(crate) async fn show_one(
@@ -144,23 +143,18 @@ pub(crate) async fn forget(
     let name: TenantName = name.parse()?;
     peer.act_for(&name, &daemon)?;
     let (tenant, _) = find(&daemon, &name, &id)?;
-    let removed = tenant.scripts().remove(&id);
-    if let Some(removed) = removed {
-        forget_isolate(&tenant, removed.key);
+    if tenant.scripts().remove(&id).is_some() {
+        forget_isolates(&tenant);
     }
     Ok(StatusCode::NO_CONTENT)
 }
 
-/// Has the isolate of a version disposed of that is not registered any more, if it is kept anywhere.
-fn forget_isolate(tenant: &Arc<Tenant>, key: u64) {
-    let tenant = Arc::clone(tenant);
-    // Whether the client waits for it or not.
-    tokio::spawn(async move {
-        let home = tenant.home.lock().await.clone();
-        if let Some(home) = home {
-            home.forget(key);
-        }
-    });
+/// Has the isolates disposed of whose versions are not registered any more.
+fn forget_isolates(tenant: &Tenant) {
+    // Where the lock of its home is held, it is moving in or out, and keeps nothing.
+    if let Some(home) = tenant.residence() {
+        home.forget_replaced();
+    }
 }
 
 pub(crate) async fn run(
@@ -180,7 +174,7 @@ pub(crate) async fn run(
         daemon.run(work(bytes, peer.uid, &daemon, made).await?).await.map_err(|error| peer.told(error, &daemon))?;
     script.runs.fetch_add(1, Ordering::Relaxed);
     if tenant.scripts().get(&id).is_none_or(|present| present.key != script.key) {
-        forget_isolate(&tenant, script.key);
+        forget_isolates(&tenant);
     }
     Ok(answer(report, peer.operates(&daemon)))
 }
@@ -188,7 +182,7 @@ pub(crate) async fn run(
 fn job(
     RawBody { mut bytes, held }: RawBody,
     id: RunId,
-    script: &Script,
+    script: &Arc<Script>,
     policy: &Policy,
     in_flight: InFlight,
 ) -> Result<Job, Problem> {
@@ -203,7 +197,7 @@ fn job(
         id,
         entrypoint: name("entrypoint", entrypoint)?.unwrap_or_else(|| "default".to_owned()),
         method: name("method", method)?,
-        limits: policy.limits.under(limits.under(&script.draft.limits.as_policy(&policy.limits))),
+        limits: policy.limits.under(limits.under(&script.limits().as_policy(&policy.limits))),
         allow_eval: policy.allow_eval,
         keep: Some(script.key),
     };
@@ -211,6 +205,6 @@ fn job(
     frames.push_input(args, props)?;
     let input = frames.into_bytes();
     drop(bytes);
-    let (env, code) = (script.draft.env.clone(), script.draft.code.clone());
+    let (env, code) = script.frames();
     Ok(Job { run, input: charged(input, held), env, code, in_flight: Arc::new(in_flight) })
 }

@@ -114,24 +114,24 @@ fn show_cordon(tenant: &Tenant, daemon: &Daemon) -> Value {
 /// What whoever acts for a tenant sees of it: nothing of others, of the machine, or of what would
 /// tell how to stay just below the next cordon.
 fn show_own(tenant: &Tenant) -> Value {
-    let usage = tenant.usage().clone();
+    let usage = tenant.usage_so_far();
     let standing = tenant.standing();
     json!({
         "name": tenant.name,
-        "policy": camel_case(serde_json::to_value(tenant.policy()).unwrap_or_default()),
+        "policy": camel_case(serde_json::to_value(&*tenant.policy()).unwrap_or_default()),
         "inFlight": tenant.in_flight(),
         "cordon": { "level": standing.level(), "sinceUnixMs": standing.since() },
-        "usage": { "runs": usage.runs, "cpuMs": usage.cpu_us / 1000, "outcomes": usage.outcomes },
+        "usage": { "runs": usage.runs, "cpuMs": usage.cpu_us / 1000, "outcomes": usage.outcomes() },
     })
 }
 
 /// The same for operators.
 pub(super) fn show_tenant(tenant: &Tenant, daemon: &Daemon) -> Value {
     let residence = tenant.residence();
-    let usage = tenant.usage().clone();
+    let usage = tenant.usage_so_far();
     json!({
         "name": tenant.name,
-        "policy": camel_case(serde_json::to_value(tenant.policy()).unwrap_or_default()),
+        "policy": camel_case(serde_json::to_value(&*tenant.policy()).unwrap_or_default()),
         "inFlight": tenant.in_flight(),
         "cordon": show_cordon(tenant, daemon),
         "resident": residence.map(|resident| json!({
@@ -141,7 +141,7 @@ pub(super) fn show_tenant(tenant: &Tenant, daemon: &Daemon) -> Value {
             "warm": resident.is_idle(),
             "unusedMs": u64::try_from(resident.unused_for().as_millis()).unwrap_or(u64::MAX),
         })),
-        "usage": { "runs": usage.runs, "begun": usage.begun, "fenced": usage.fenced, "cpuMs": micros_as_ms(usage.cpu_us), "outcomes": usage.outcomes },
+        "usage": { "runs": usage.runs, "begun": usage.begun, "fenced": usage.fenced, "cpuMs": micros_as_ms(usage.cpu_us), "outcomes": usage.outcomes() },
     })
 }
 

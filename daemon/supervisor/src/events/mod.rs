@@ -19,10 +19,11 @@ use tokio::sync::{Notify, watch};
 use self::ring::Ring;
 use self::tally::Tally;
 pub(crate) use self::what::{Class, Event, Source, What};
-use crate::api::peer::covers;
+use crate::api::peer::whose;
 use crate::config::Peer;
 use crate::logging;
 use crate::record::{Entry, Recorder, unix_ms};
+use crate::share::{Exhausted, Held, Parts, Supply};
 
 /// Events that are remembered, by class.
 const KEPT: [usize; 3] = [1024, 1024, 512];
@@ -31,10 +32,12 @@ const TOLD_EVERY: Duration = Duration::from_secs(1);
 /// Of one kind of evidence by one source so many a second are told one by one.
 const EVIDENCE_AT_ONCE: u64 = 4;
 /// Different events a second.
-const MOST_EVIDENCE: usize = 1024;
-const MOST_COMMON: usize = 64;
+const MOST_EVIDENCE: u64 = 1024;
+const MOST_COMMON: u64 = 64;
 /// Lines of the log a second about the course of things; more are only counted.
-const COURSE_LINES: u32 = 50;
+const COURSE_LINES: u64 = 100;
+/// Of each of these all uids together that no rule names have a few of their own.
+const STRANGERS: u64 = 4;
 
 /// Whoever is behind a source: tenants belong to the uid that may act for them.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -43,6 +46,33 @@ enum Group {
     /// Tenants that no rule names: root's and the daemon's own.
     Owner,
     Uid(u32),
+    /// All uids that no rule names.
+    Strangers,
+}
+
+/// What one second has room for, shared by groups as everything is that clients share.
+#[derive(Debug, Clone)]
+struct Room {
+    known: Supply,
+    strangers: Supply,
+}
+
+impl Room {
+    fn new(what: &'static str, whole: u64, parts: Parts) -> Self {
+        // Root's is the one part of it.
+        Self { known: Supply::new(what, whole, parts), strangers: Supply::new(what, STRANGERS, Parts::new(&[])) }
+    }
+
+    /// A place for one; what the daemon says of itself needs none.
+    fn take(&self, group: Group) -> Result<Option<Held>, Exhausted> {
+        let held = match group {
+            Group::Daemon => return Ok(None),
+            Group::Owner => self.known.take(0, 1),
+            Group::Uid(uid) => self.known.take(uid, 1),
+            Group::Strangers => self.strangers.take(0, 1),
+        };
+        held.map(Some)
+    }
 }
 
 #[derive(Debug)]
@@ -51,9 +81,10 @@ struct Known {
     rings: [Ring; 3],
     evidence: Tally,
     common: Tally,
-    /// Lines about the course of things in this second, and those that were left out.
-    course_lines: u32,
+    /// Lines about the course of things in this second, and how many were left out.
+    course_lines: Vec<Option<Held>>,
     course_dropped: u64,
+    course_room: Room,
 }
 
 #[derive(Debug)]
@@ -86,13 +117,16 @@ pub(crate) enum Read {
 impl Events {
     /// Evidence is written down by the recorder.
     pub(crate) fn new(peers: Vec<Peer>, recorder: Option<Arc<Recorder>>) -> Self {
+        let parts = Parts::new(&peers).without_owner();
         let known = Known {
             seq: 0,
             rings: KEPT.map(Ring::new),
-            evidence: Tally::new(EVIDENCE_AT_ONCE, MOST_EVIDENCE),
-            common: Tally::new(0, MOST_COMMON),
-            course_lines: 0,
+            // Evidence is nobody's to push out, whatever part a rule gives.
+            evidence: Tally::new(EVIDENCE_AT_ONCE, Room::new("different evidence", MOST_EVIDENCE, Parts::halves())),
+            common: Tally::new(0, Room::new("different events", MOST_COMMON, parts.clone())),
+            course_lines: Vec::new(),
             course_dropped: 0,
+            course_room: Room::new("lines of the log", COURSE_LINES, parts),
         };
         let (known, last, counting) = (Mutex::new(known), watch::Sender::new(0), Notify::new());
         Self { known, last, counting, peers, recorder }
@@ -105,11 +139,10 @@ impl Events {
     fn group(&self, what: &What) -> Group {
         match what.source() {
             Source::Daemon => Group::Daemon,
-            Source::Uid(uid) => Group::Uid(uid),
-            Source::Tenant(tenant) => {
-                let of = self.peers.iter().find(|peer| peer.tenants.iter().any(|pattern| covers(pattern, &tenant)));
-                of.map_or(Group::Owner, |peer| Group::Uid(peer.uid))
-            }
+            Source::Uid(uid) if self.peers.iter().any(|peer| peer.uid == uid) => Group::Uid(uid),
+            Source::Uid(uid) if uid == 0 || uid == nix::unistd::geteuid().as_raw() => Group::Owner,
+            Source::Uid(_) => Group::Strangers,
+            Source::Tenant(tenant) => whose(&self.peers, &tenant).map_or(Group::Owner, Group::Uid),
         }
     }
 
@@ -150,11 +183,13 @@ impl Events {
                 tracing::info!(target: logging::EVIDENCE, event = %json, "event");
                 self.write_down(&event);
             }
-            Class::Course if known.course_lines >= COURSE_LINES => known.course_dropped += 1,
-            Class::Course => {
-                known.course_lines += 1;
-                tracing::info!(event = %json, "event");
-            }
+            Class::Course => match known.course_room.take(group) {
+                Ok(line) => {
+                    known.course_lines.push(line);
+                    tracing::info!(event = %json, "event");
+                }
+                Err(_) => known.course_dropped += 1,
+            },
             // There are few of them.
             Class::Common => tracing::info!(event = %json, "event"),
         }
@@ -182,7 +217,7 @@ impl Events {
                 self.push(&mut known, What::Others { class }, others, Group::Daemon);
             }
         }
-        known.course_lines = 0;
+        known.course_lines.clear();
         let dropped = std::mem::take(&mut known.course_dropped);
         drop(known);
         if dropped > 0 {
@@ -275,7 +310,7 @@ mod tests {
         events.tell(crashed("good-1"));
         events.tell(What::Started { version: "1" });
         for n in 0..5000 {
-            events.tell(What::WorkerRetired { worker: n, pid: 1 });
+            events.tell(What::WorkerRetired { worker: n, pid: 1, uid: 7 });
             events.tell(denied(5003));
             if n % 100 == 0 {
                 events.tell_counted();
@@ -314,6 +349,43 @@ mod tests {
         let is_good = |event: &&Event| event.what.source() == Source::Tenant("good-1".into());
         assert_eq!(all.iter().filter(is_good).count(), 1);
         assert!(all.iter().any(|event| matches!(event.what, What::PolicyChanged { .. })));
+    }
+
+    #[test]
+    fn whoever_floods_the_course_of_things_leaves_lines_and_room_for_others() {
+        let events = events();
+        let retired = |uid| What::WorkerRetired { worker: 1, pid: 1, uid };
+        events.tell(retired(8));
+        for uid in [7, 0, 5003].into_iter().cycle().take(9000) {
+            events.tell(retired(uid));
+        }
+        {
+            let known = events.lock();
+            let lines = |group| known.course_room.take(group).is_ok();
+            assert!(lines(Group::Uid(8)) && lines(Group::Daemon) && known.course_dropped > 8000);
+            assert!(!lines(Group::Uid(7)) && !lines(Group::Owner) && !lines(Group::Strangers));
+        }
+        assert!(all(&events).iter().any(|event| matches!(event.what, What::WorkerRetired { uid: 8, .. })));
+        events.tell_counted();
+        assert!(events.lock().course_room.take(Group::Uid(7)).is_ok(), "a new second");
+    }
+
+    #[test]
+    fn however_many_strangers_there_are_they_are_one() {
+        let events = events();
+        events.tell(What::RunEnded { tenant: "good-1".into(), run: "run_1".into(), outcome: "violation" });
+        for uid in 10_000..12_000 {
+            events.tell(denied(uid));
+            if uid % 100 == 0 {
+                events.tell(What::RunEnded { tenant: "good-2".into(), run: "run_2".into(), outcome: "violation" });
+                events.tell_counted();
+            }
+        }
+        let ended = |tenant: &str| {
+            let of = |event: &&Event| event.what.source() == Source::Tenant(tenant.into());
+            all(&events).iter().filter(of).count()
+        };
+        assert_eq!((ended("good-1"), ended("good-2")), (1, 20));
     }
 
     #[test]

@@ -2,26 +2,25 @@
 
 use std::collections::HashMap;
 
-use super::Group;
 use super::what::{Key, What};
+use super::{Group, Room};
+use crate::share::Held;
 
 /// What a second's events of one class came to.
 #[derive(Debug)]
 pub(super) struct Tally {
     /// Repetitions that are told at once before the rest is counted.
     direct: u64,
-    /// Most different events; one group has half of them at the most.
-    most: usize,
+    /// For different events.
+    room: Room,
     places: HashMap<Key, usize>,
-    counted: Vec<(What, u64)>,
-    by_group: HashMap<Group, usize>,
+    counted: Vec<(What, u64, Option<Held>)>,
     others: u64,
 }
 
 impl Tally {
-    pub(super) fn new(direct: u64, most: usize) -> Self {
-        let (places, by_group) = (HashMap::new(), HashMap::new());
-        Self { direct, most, places, counted: Vec::new(), by_group, others: 0 }
+    pub(super) fn new(direct: u64, room: Room) -> Self {
+        Self { direct, room, places: HashMap::new(), counted: Vec::new(), others: 0 }
     }
 
     /// Counts an event. It is given back if it is to be told at once.
@@ -38,15 +37,13 @@ impl Tally {
             }
             return None;
         }
-        let held = self.by_group.entry(group).or_default();
-        if self.counted.len() >= self.most || *held >= self.most.div_ceil(2) {
+        let Ok(held) = self.room.take(group) else {
             self.others += 1;
             return None;
-        }
-        *held += 1;
+        };
         self.places.insert(key, self.counted.len());
         let now = (self.direct > 0).then(|| what.clone());
-        self.counted.push((what, 1));
+        self.counted.push((what, 1, held));
         now
     }
 
@@ -54,8 +51,8 @@ impl Tally {
     /// that is in it. A new second begins.
     pub(super) fn take(&mut self) -> (Vec<(What, u64)>, u64) {
         let direct = self.direct;
-        let Self { counted, others, .. } = std::mem::replace(self, Self::new(direct, self.most));
-        let left = counted.into_iter().filter_map(|(what, count)| {
+        let Self { counted, others, .. } = std::mem::replace(self, Self::new(direct, self.room.clone()));
+        let left = counted.into_iter().filter_map(|(what, count, _)| {
             let left = count.saturating_sub(direct);
             (left > 0).then_some((what, left))
         });
@@ -66,6 +63,11 @@ impl Tally {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::share::Parts;
+
+    fn room(whole: u64) -> Room {
+        Room::new("events", whole, Parts::halves())
+    }
 
     fn denied(uid: u32) -> What {
         What::Denied { uid, what: "operate the daemon".to_owned() }
@@ -77,7 +79,7 @@ mod tests {
 
     #[test]
     fn repetitions_are_one_event_with_a_count() {
-        let mut tally = Tally::new(0, 8);
+        let mut tally = Tally::new(0, room(8));
         for _ in 0..1000 {
             assert!(tally.count(denied(7), Group::Uid(7)).is_none());
         }
@@ -89,7 +91,7 @@ mod tests {
 
     #[test]
     fn the_first_ones_are_told_at_once_where_that_is_asked_for() {
-        let mut tally = Tally::new(4, 8);
+        let mut tally = Tally::new(4, room(8));
         let told = (0..10).filter(|_| tally.count(ended("t"), Group::Uid(7)).is_some()).count();
         let (left, others) = tally.take();
         assert_eq!((told, left.first().map(|(_, count)| *count), others), (4, Some(6), 0));
@@ -98,13 +100,18 @@ mod tests {
     }
 
     #[test]
-    fn nobody_has_more_than_half_of_the_places() {
-        let mut tally = Tally::new(0, 8);
-        for n in 0..100 {
-            tally.count(ended(&format!("t{n}")), Group::Uid(7));
+    fn nobody_has_more_than_half_of_the_places_that_are_free() {
+        let mut tally = Tally::new(0, room(8));
+        for _ in 0..2 {
+            for group in [Group::Owner, Group::Uid(7)] {
+                (0..100).for_each(|n| drop(tally.count(ended(&format!("{group:?}{n}")), group)));
+            }
+            (1000..2000).for_each(|uid| drop(tally.count(denied(uid), Group::Strangers)));
+            tally.count(ended("another"), Group::Uid(8));
+            tally.count(What::Draining, Group::Daemon);
+            let (told, others) = tally.take();
+            // Half, half of the rest, a few for all strangers, one, and the daemon's own.
+            assert_eq!((told.len(), others), (4 + 2 + 4 + 1 + 1, 96 + 98 + 996));
         }
-        tally.count(ended("another"), Group::Uid(8));
-        let (told, others) = tally.take();
-        assert_eq!((told.len(), others), (5, 96));
     }
 }

@@ -57,6 +57,8 @@ pub(crate) enum What {
     WorkerStarted {
         worker: u64,
         pid: i32,
+        /// For whom.
+        uid: u32,
         level: &'static str,
     },
     /// A worker was not what it should be, and was killed before it had a tenant.
@@ -69,12 +71,14 @@ pub(crate) enum What {
     WorkerDied {
         worker: u64,
         pid: i32,
+        uid: u32,
         reason: String,
         tenants: Vec<String>,
     },
     WorkerRetired {
         worker: u64,
         pid: i32,
+        uid: u32,
     },
     Admitted {
         tenant: String,
@@ -270,7 +274,10 @@ impl What {
 
     pub(crate) fn source(&self) -> Source {
         match self {
-            Self::Denied { uid, .. } => Source::Uid(*uid),
+            Self::Denied { uid, .. }
+            | Self::WorkerStarted { uid, .. }
+            | Self::WorkerDied { uid, .. }
+            | Self::WorkerRetired { uid, .. } => Source::Uid(*uid),
             Self::Ordered { by_uid, .. } | Self::Lifted { by_uid, .. } | Self::PolicyChanged { by_uid, .. } => {
                 Source::Uid(*by_uid)
             }
@@ -290,13 +297,7 @@ impl What {
             | Self::Crashed { tenant, uid, .. }
             | Self::UnexplainedMemory { tenant, uid, .. } => tenant.clone().map_or(Source::Uid(*uid), Source::Tenant),
             Self::WorkerRejected { uid, .. } | Self::Mistagged { uid, .. } => Source::Uid(*uid),
-            Self::Started { .. }
-            | Self::Draining
-            | Self::WorkerStarted { .. }
-            | Self::WorkerDied { .. }
-            | Self::WorkerRetired { .. }
-            | Self::RecordBroken { .. }
-            | Self::Others { .. } => Source::Daemon,
+            Self::Started { .. } | Self::Draining | Self::RecordBroken { .. } | Self::Others { .. } => Source::Daemon,
         }
     }
 
