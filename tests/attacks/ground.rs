@@ -317,6 +317,11 @@ pub(crate) fn answered(stream: &UnixStream) -> bool {
 pub(crate) struct Gauge(i32);
 
 impl Gauge {
+    /// Of a worker.
+    pub(crate) fn of(pid: i32) -> Self {
+        Self(pid)
+    }
+
     fn field(self, name: &str) -> Option<u64> {
         let status = fs::read_to_string(format!("/proc/{}/status", self.0)).ok()?;
         let line = status.lines().find_map(|line| line.strip_prefix(name))?;

@@ -13,6 +13,7 @@
 //! | [`files`] | files, locks and sockets, by other local users |
 //! | [`evidence`] | events and logs |
 //! | [`thread`] | the one thread |
+//! | [`tenant`] | a worker's memory, by a script |
 //! | [`clock`] | the time, by a script |
 //! | [`client`] | the command line, by a script |
 //! | [`numbers`] | the configuration |
@@ -32,6 +33,7 @@ mod ground;
 mod memory;
 mod numbers;
 mod pools;
+mod tenant;
 mod thread;
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -52,13 +54,14 @@ pub(crate) struct Case {
     run: fn(Options) -> Result<String, String>,
 }
 
-const MODULES: [&[Case]; 10] = [
+const MODULES: [&[Case]; 11] = [
     blame::CASES,
     bodies::CASES,
     memory::CASES,
     pools::CASES,
     files::CASES,
     evidence::CASES,
+    tenant::CASES,
     thread::CASES,
     client::CASES,
     clock::CASES,

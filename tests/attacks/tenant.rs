@@ -1,0 +1,251 @@
+//! Memory of a worker, by a script: whatever a tenant's thread makes the process hold counts.
+//!
+//! The bound is `memoryMb` × 2 + 64 MiB more than the process had, at any time; `memoryMb` + 16 MiB
+//! while nothing runs. Seen from outside, in `/proc`.
+
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use enisle_tests::attack_worker;
+use serde_json::{Value, json};
+
+use crate::ground::{Gauge, Ground, wait};
+use crate::{Case, Options};
+
+pub(crate) const CASES: &[Case] = &[
+    Case { id: "S4 heap", title: "one object, or many, over the heap's limit", run: |_| held(HEAP) },
+    Case { id: "S4 native", title: "memory that V8 and ICU take outside the heap", run: |_| held(NATIVE) },
+    Case { id: "S4 buffers", title: "buffers, their headers, and texts made of them", run: |_| held(BUFFERS) },
+    Case { id: "S4 source", title: "what a parser keeps of a long source", run: sources },
+    Case { id: "S4 lifted", title: "the same where no limit counts it", run: lifted },
+    Case { id: "S4 kept", title: "what stays between the runs of a script", run: kept },
+    Case { id: "S4 garbage", title: "dead objects of ICU's go before a run is ended for them", run: garbage },
+];
+
+/// Longer than any run here may take.
+const PATIENCE: Duration = Duration::from_secs(60);
+
+const HEAP: &[&str] = &[
+    "s = '\\u1234'.repeat(5.3e8); s.charCodeAt(5); await later(); return s.length",
+    "s = 'x'.repeat(5.3e8); /y$/.test(s); return s.length",
+    "a = '\\u1234'.repeat(4.5e8); a.charCodeAt(5); b = '\\u1235'.repeat(4.5e8); b.charCodeAt(5); await later(); return 1",
+    "a = []; for (;;) a.push({ a: 1 })",
+    "a = []; for (;;) a.push('x'.repeat(1e6) + a.length, 'y'.repeat(3e5).split(''))",
+    "a = new Array(3e7).fill(1.5); b = a.map((x) => x + 1); c = [...a, ...b]; await later(); return c.length",
+    "m = new Map(); for (let i = 0; ; i++) m.set(i, i)",
+    "o = {}; for (let i = 0; ; i++) o['key' + i] = i",
+    "return JSON.parse('[' + '[],'.repeat(2e7) + '0]').length",
+    "return JSON.stringify('\\u0001'.repeat(8e7)).length",
+    "a = ['x'.repeat(1e8)]; for (;;) a.push(a.join('-'))",
+    "n = 1n << 30n; for (;;) n *= n",
+    "return 'ab'.repeat(6e7).replaceAll('a', '\\u1234\\u1234').length",
+    "return Array.from({ length: 4e7 }, (_, i) => i).sort().length",
+];
+
+const NATIVE: &[&str] = &[
+    "g = new Intl.Segmenter('en'); t = 'x'.repeat(4e6); a = []; for (;;) a.push(g.segment(t))",
+    "g = new Intl.Segmenter('en'); t = 'éx'.repeat(1e6); a = []; for (;;) a.push(g.segment(t)[Symbol.iterator]())",
+    "a = []; for (;;) a.push(new Intl.DateTimeFormat('en', { dateStyle: 'full', timeZone: 'Asia/Tokyo' }))",
+    "a = []; for (;;) a.push(new Intl.NumberFormat('en', { style: 'currency', currency: 'EUR' }).format)",
+    "a = []; for (;;) a.push(new Intl.PluralRules('ar'))",
+    "a = []; for (;;) a.push(new Intl.RelativeTimeFormat('en'))",
+    "a = []; for (;;) a.push(new Intl.Collator('de'))",
+    "for (let n = 0; ; n += 86400000) new Intl.DateTimeFormat('en-u-ca-chinese').format(n)",
+    "return 'ﷺ'.repeat(2e7).normalize('NFKC').length",
+    "return 'ΐ'.repeat(5e7).toLocaleUpperCase('el').length",
+    "a = []; for (let i = 0; ; i++) { const r = new RegExp('(?:a|b|c|d|e){1,500}x' + i); r.test('aaaa'); a.push(r) }",
+    "return /^(.|\\n)*$/.test('x'.repeat(3e7))",
+    "return new RegExp('(?:' + '(a|b)'.repeat(3000) + '){1,1000}').test('ab'.repeat(1e5))",
+    "a = []; for (let i = 0; ; i++) a.push(Symbol('s' + i), new WeakRef({}), new FinalizationRegistry(() => {}))",
+    "return structuredClone(Array.from({ length: 3e6 }, (_, i) => ({ i, s: 'x' + i }))).length",
+];
+
+const BUFFERS: &[&str] = &[
+    "a = []; for (;;) a.push(new ArrayBuffer(1))",
+    "a = []; for (;;) a.push(new ArrayBuffer(1, { maxByteLength: 65536 }))",
+    "a = []; for (;;) a.push(new Uint8Array(1e6).fill(1))",
+    "b = new Uint8Array(120 << 20).fill(97); d = new TextDecoder(); a = []; for (;;) a.push(d.decode(b))",
+    "s = '\\u1234'.repeat(4e7); e = new TextEncoder(); a = []; for (;;) a.push(e.encode(s))",
+    "b = new ArrayBuffer(60 << 20); for (;;) b = b.transfer(b.byteLength + 1)",
+    "a = new Uint8Array(100 << 20).fill(1); b = Array.from(a); return b.length",
+];
+
+fn script(body: &str) -> String {
+    format!(
+        "async () => {{ const later = () => new Promise((done) => setTimeout(done, 300)); \
+         let a, b, c, d, e, g, m, n, o, s, t; {body} }}"
+    )
+}
+
+fn load(ground: &Ground, tenant: &str, request: &Value) -> Value {
+    let body = request.to_string();
+    let path = format!("/v1/tenants/{tenant}/load");
+    let answer = ground.root.ask_within(PATIENCE, "POST", &path, &[body.as_bytes()]);
+    answer.map_or(Value::Null, |answer| answer.json())
+}
+
+/// Runs something, and says by how many MiB the tenant's process grew at the most.
+fn growth<T>(ground: &Ground, tenant: &str, run: impl FnOnce() -> T) -> Result<(T, u64), String> {
+    load(ground, tenant, &json!({ "code": "() => 1" }));
+    let pid = ground.tenant(tenant)["resident"]["pid"].as_i64().and_then(|pid| i32::try_from(pid).ok());
+    let gauge = Gauge::of(pid.ok_or("the tenant lives nowhere")?);
+    gauge.reset();
+    let before = gauge.rss().ok_or("the process has gone")?;
+    let done = AtomicBool::new(false);
+    // The process may end with the run, so its peak is read all the time.
+    let (result, peak) = std::thread::scope(|scope| {
+        let watch = scope.spawn(|| {
+            let mut peak = before;
+            while !done.load(Ordering::Relaxed) {
+                peak = gauge.peak().unwrap_or(peak).max(peak);
+                std::thread::sleep(Duration::from_micros(500));
+            }
+            peak
+        });
+        let result = run();
+        done.store(true, Ordering::Relaxed);
+        (result, watch.join())
+    });
+    Ok((result, peak.map_err(|_| "the watch panicked")? - before))
+}
+
+const fn bound(memory_mb: u64) -> u64 {
+    memory_mb * 2 + 64
+}
+
+fn held(bodies: &[&str]) -> Result<String, String> {
+    let ground = Ground::with("", None);
+    let mut worst = (0, "");
+    for (number, body) in bodies.iter().enumerate() {
+        for memory_mb in [16, 128] {
+            let tenant = format!("acme-{number}-{memory_mb}");
+            let request = json!({ "code": script(body), "limits": { "memoryMb": memory_mb } });
+            let (answer, grown) = growth(&ground, &tenant, || load(&ground, &tenant, &request))?;
+            if answer["outcome"].is_null() || grown > bound(memory_mb) {
+                return Err(format!("{body}: {grown} MiB under memoryMb {memory_mb}: {answer}"));
+            }
+            if memory_mb == 128 && grown > worst.0 {
+                worst = (grown, body);
+            }
+        }
+    }
+    Ok(format!("at most {} MiB under 128: {}", worst.0, worst.1))
+}
+
+/// Sources whose trees take many times their size.
+fn sources(_: Options) -> Result<String, String> {
+    let ground = Ground::with("", None);
+    let mut worst = 0;
+    for (number, (part, times)) in [("[1],", 8_000_000), ("{a:1},", 5_000_000), ("x=>x,", 4_000_000)].iter().enumerate()
+    {
+        let tenant = format!("acme-{number}");
+        let request = json!({ "code": format!("export default () => 1; const x = [{}]", part.repeat(*times)) });
+        let (answer, grown) = growth(&ground, &tenant, || load(&ground, &tenant, &request))?;
+        if answer["outcome"].is_null() || grown > bound(128) {
+            return Err(format!("{times} times {part}: {grown} MiB: {answer}"));
+        }
+        worst = worst.max(grown);
+    }
+    Ok(format!("at most {worst} MiB under 128"))
+}
+
+/// The switch: where nothing is counted, the gigabyte is held.
+fn lifted(_: Options) -> Result<String, String> {
+    let worker = attack_worker().display().to_string();
+    let ground = Ground::with(&format!("[workers]\nprogram = {worker:?}\n"), None);
+    let mut told = Vec::new();
+    for (number, body) in [HEAP[0], NATIVE[0]].iter().enumerate() {
+        let limits = json!({ "memoryMb": 16, "cpuMs": 5000 });
+        let request = |attack| json!({ "code": script(body), "props": { "attack": attack }, "limits": limits });
+        let [on, off] = [false, true].map(|attack| {
+            let tenant = format!("acme-{number}-{attack}");
+            growth(&ground, &tenant, || load(&ground, &tenant, &request(attack)))
+        });
+        let ((_, on), (_, off)) = (on?, off?);
+        if on > bound(16) || off < 512 {
+            return Err(format!("{body}: {on} MiB where it counts, {off} MiB where it does not"));
+        }
+        told.push(format!("{on} and {off} MiB"));
+    }
+    Ok(told.join(", "))
+}
+
+const SCRIPTS: &[&str] = &[
+    "let keep; export default () => { if (!keep) { keep = '\\u1234'.repeat(5.3e8); keep.charCodeAt(5) } return 1 }",
+    "const keep = []; const t = 'x'.repeat(4e6); const g = new Intl.Segmenter('en'); \
+     export default () => { for (let i = 0; i < 5; i++) keep.push(g.segment(t)); return 1 }",
+    "const keep = []; export default () => { for (let i = 0; i < 1000; i++) keep.push(new Intl.DateTimeFormat('en-US', \
+     { dateStyle: 'full', timeZone: 'Asia/Tokyo' })); return 1 }",
+    "const keep = []; export default () => { for (let i = 0; i < 2e5; i++) keep.push({ i }); return 1 }",
+    "const keep = []; export default () => { for (let i = 0; i < 50000; i++) keep.push(new ArrayBuffer(10)); return 1 }",
+    "export default () => { const all = []; for (let i = 0; i < 1e6; i++) all.push({ i }); return 1 }",
+];
+
+/// Scripts that gather something, run after run.
+fn kept(_: Options) -> Result<String, String> {
+    let ground = Ground::with("", None);
+    let (mut most, mut at_rest) = (0, 0);
+    for (number, code) in SCRIPTS.iter().enumerate() {
+        for memory_mb in [32, 128] {
+            let tenant = format!("acme-{number}-{memory_mb}");
+            let path = format!("/v1/tenants/{tenant}/scripts/s");
+            let script = json!({ "code": code, "limits": { "memoryMb": memory_mb } }).to_string();
+            ground.root.ask("PUT", &path, script.as_bytes()).map_err(|error| error.to_string())?;
+            let limit = bound(memory_mb);
+            let (rested, grown) = growth(&ground, &tenant, || rests_after_runs(&ground, &tenant, memory_mb))?;
+            let rest = rested.map_err(|error| format!("{code} under {memory_mb}: {error}"))?;
+            if grown > limit {
+                return Err(format!("{code}: {grown} MiB under memoryMb {memory_mb}"));
+            }
+            if memory_mb == 128 {
+                (most, at_rest) = (most.max(grown), at_rest.max(rest));
+            }
+        }
+    }
+    Ok(format!("at most {most} MiB under 128, {at_rest} MiB at rest"))
+}
+
+/// Runs a script 40 times. After each, the tenant's process comes to hold at most the limit and 16 MiB
+/// more than it did; says how much more that was at the most.
+fn rests_after_runs(ground: &Ground, tenant: &str, memory_mb: u64) -> Result<u64, String> {
+    let gauge = || ground.tenant(tenant)["resident"]["pid"].as_i64().and_then(|pid| i32::try_from(pid).ok());
+    let before = gauge().and_then(|pid| Gauge::of(pid).rss()).ok_or("the tenant lives nowhere")?;
+    let mut most = 0;
+    for _ in 0..40 {
+        let path = format!("/v1/tenants/{tenant}/scripts/s/run");
+        let answer = ground.root.ask_within(PATIENCE, "POST", &path, &[b"{}"]).map_err(|error| error.to_string())?;
+        let outcome = answer.json()["outcome"].clone();
+        if outcome != "ok" && outcome != "exceededMemory" && outcome != "exceededCpu" {
+            return Err(format!("{}", answer.json()));
+        }
+        let rss = || gauge().and_then(|pid| Gauge::of(pid).rss()).map_or(0, |rss| rss.saturating_sub(before));
+        if !wait(Duration::from_secs(10), || rss() <= memory_mb + 16) {
+            return Err(format!("{} MiB at rest", rss()));
+        }
+        most = most.max(rss());
+    }
+    Ok(most)
+}
+
+/// What a run lets go of costs it nothing but time.
+fn garbage(_: Options) -> Result<String, String> {
+    let ground = Ground::with("", None);
+    for (number, body) in [
+        "for (let i = 0; i < 5000; i++) new Intl.DateTimeFormat('en-US', { dateStyle: 'medium', timeZone: 'UTC' }).format(i)",
+        "for (let i = 0; i < 20000; i++) new Intl.PluralRules('ar').select(i)",
+        "const t = 'x'.repeat(1e6); const g = new Intl.Segmenter(); for (let i = 0; i < 200; i++) g.segment(t)",
+        "for (let i = 0; i < 500000; i++) new ArrayBuffer(10)",
+    ]
+    .iter()
+    .enumerate()
+    {
+        let limits = json!({ "memoryMb": 48, "cpuMs": 20000, "wallMs": 60000 });
+        let tenant = format!("acme-{number}");
+        let request = json!({ "code": script(&format!("{body}; return 1")), "limits": limits });
+        let (answer, grown) = growth(&ground, &tenant, || load(&ground, &tenant, &request))?;
+        if answer["outcome"] != "ok" || grown > bound(48) {
+            return Err(format!("{body}: {grown} MiB: {answer}"));
+        }
+    }
+    Ok("all ended by themselves".to_owned())
+}
