@@ -13,6 +13,7 @@
 //! | [`evidence`] | events and logs |
 //! | [`thread`] | the one thread |
 //! | [`clock`] | the time, by a script |
+//! | [`disposal`] | a tenant's neighbours and its bill, by what a run leaves behind |
 //! | [`client`] | the command line, by a script |
 //! | [`numbers`] | the configuration |
 //!
@@ -24,6 +25,7 @@
 mod bodies;
 mod client;
 mod clock;
+mod disposal;
 mod evidence;
 mod files;
 mod ground;
@@ -50,7 +52,7 @@ pub(crate) struct Case {
     run: fn(Options) -> Result<String, String>,
 }
 
-const MODULES: [&[Case]; 9] = [
+const MODULES: [&[Case]; 10] = [
     bodies::CASES,
     memory::CASES,
     pools::CASES,
@@ -59,6 +61,7 @@ const MODULES: [&[Case]; 9] = [
     thread::CASES,
     client::CASES,
     clock::CASES,
+    disposal::CASES,
     numbers::CASES,
 ];
 
