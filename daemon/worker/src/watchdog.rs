@@ -73,6 +73,21 @@ struct Tidying {
     reported: bool,
 }
 
+impl Tidying {
+    /// As [`Watched::check`].
+    fn check(&mut self, now: Instant, clock: CpuClock) -> (Option<(RunId, Cause)>, Option<Instant>) {
+        let left = self.cpu_deadline.saturating_sub(clock.now());
+        match (self.reported, left.is_zero()) {
+            (true, _) => (None, None),
+            (false, false) => (None, Some(now + left)),
+            (false, true) => {
+                self.reported = true;
+                (Some((self.run, Cause::Cpu)), None)
+            }
+        }
+    }
+}
+
 #[derive(Debug, Default)]
 struct State {
     armed: Option<Armed>,
@@ -252,16 +267,11 @@ impl Watched {
 
     /// Looks at the clocks. Returns a run that does not obey, and when to look again.
     pub(crate) fn check(&self, now: Instant) -> (Option<(RunId, Cause)>, Option<Instant>) {
-        let mut state = self.lock();
-        let cpu_used = self.clock.now();
-        let state = &mut *state;
+        let state = &mut *self.lock();
         let Some(armed) = state.armed.as_mut() else {
-            let Some(tidying) = state.tidying.as_mut().filter(|tidying| !tidying.reported) else { return (None, None) };
-            let left = tidying.cpu_deadline.saturating_sub(cpu_used);
-            tidying.reported = left.is_zero();
-            let over = tidying.reported.then_some((tidying.run, Cause::Cpu));
-            return (over, over.is_none().then_some(now + left));
+            return state.tidying.as_mut().map_or((None, None), |tidying| tidying.check(now, self.clock));
         };
+        let cpu_used = self.clock.now();
         let Some((cause, since, cpu_then)) = armed.ended else {
             let cpu_left = armed.cpu_deadline.saturating_sub(cpu_used);
             let wall_left = armed.wall_deadline.saturating_duration_since(now);
