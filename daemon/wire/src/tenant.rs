@@ -126,8 +126,8 @@ pub struct Limits {
 /// From a tenant's thread to the supervisor.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub enum FromTenant {
-    /// An isolate is warm: the next run starts at once. What the thread computed since the end of the
-    /// last run: it has disposed of what was left, and made that isolate.
+    /// An isolate is warm: the next run starts at once. With what the thread computed since the end
+    /// of the last run: it has disposed of what was left, and made that isolate.
     Ready {
         cpu_us: u64,
     },
@@ -234,8 +234,8 @@ impl ScriptError {
 /// What a run used, by the worker's own word: metering, never evidence.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Usage {
-    /// Of the thread, since it last said what it used: the reading of the run and, where the run was
-    /// long, the disposal of what it left are in it.
+    /// Of the thread, since it last said what it used: the reading of the run and, where the run
+    /// was long, the disposal of what it left are in it.
     pub cpu_us: u64,
     pub wall_us: u64,
     /// From the arrival of the run to the call of the entry point.

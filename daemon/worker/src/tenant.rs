@@ -86,7 +86,7 @@ impl Drop for AtWork {
     }
 }
 
-/// What the thread computes, to the last bit: each part of it is reported once.
+/// What the thread computes, all of it: each part is reported once.
 struct Account {
     clock: CpuClock,
     reported: Duration,
