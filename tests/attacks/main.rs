@@ -15,6 +15,7 @@
 //! | [`thread`] | the one thread |
 //! | [`tenant`] | a worker's memory, by a script |
 //! | [`clock`] | the time, by a script |
+//! | [`disposal`] | a tenant's neighbours and its bill, by what a run leaves behind |
 //! | [`client`] | the command line, by a script |
 //! | [`numbers`] | the configuration |
 //!
@@ -27,6 +28,7 @@ mod blame;
 mod bodies;
 mod client;
 mod clock;
+mod disposal;
 mod evidence;
 mod files;
 mod ground;
@@ -54,7 +56,7 @@ pub(crate) struct Case {
     run: fn(Options) -> Result<String, String>,
 }
 
-const MODULES: [&[Case]; 11] = [
+const MODULES: [&[Case]; 12] = [
     blame::CASES,
     bodies::CASES,
     memory::CASES,
@@ -65,6 +67,7 @@ const MODULES: [&[Case]; 11] = [
     thread::CASES,
     client::CASES,
     clock::CASES,
+    disposal::CASES,
     numbers::CASES,
 ];
 

@@ -163,7 +163,7 @@ impl Rig {
         self.control.write_all(&bytes[sent..])?;
         drop(theirs);
         match read_frame(&mut ours, MAX_FROM_TENANT_BYTES).map_err(io::Error::other)? {
-            FromTenant::Ready => {}
+            FromTenant::Ready { .. } => {}
             other => return Err(io::Error::other(format!("{other:?}"))),
         }
         self.tenants.push(Tenant { channel: ours, runs: 0 });
@@ -310,7 +310,7 @@ impl Tenant {
                 Ok(FromTenant::Log(lines)) => {
                     return lines.first().and_then(|line| serde_json::from_str(&line.text).ok());
                 }
-                Ok(FromTenant::Ready) => {}
+                Ok(FromTenant::Ready { .. }) => {}
                 _ => return None,
             }
         }

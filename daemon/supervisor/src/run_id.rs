@@ -19,7 +19,7 @@ impl RunIds {
         let mut bytes = [0; 16];
         match (&self.0).read_exact(&mut bytes) {
             Ok(()) => RunId(u128::from_ne_bytes(bytes)),
-            // The file does not fail. If it did, two of the standard library's own random numbers do.
+            // The file does not fail. If it did, two random numbers of the standard library's do.
             Err(_) => RunId(u128::from(number()) << 64 | u128::from(number())),
         }
     }

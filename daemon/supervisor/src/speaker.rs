@@ -271,7 +271,10 @@ impl Speaker {
                     Some(ticket) => self.carry_out(*ticket).await,
                 },
                 heard = self.read.heard.recv() => match self.hear(heard).await {
-                    Ok(Ok(_)) => Ok(()),
+                    Ok(Ok(frame)) => {
+                        self.charge(&frame);
+                        Ok(())
+                    }
                     Ok(Err(_)) => Err(Stop::Violation("a large frame without a run".to_owned())),
                     Err(stop) => Err(stop),
                 },
@@ -287,6 +290,14 @@ impl Speaker {
             Stop::Violation(what) => self.denounce(&what),
         }
         self.state.gone();
+    }
+
+    /// Between runs a thread computes for its tenant too.
+    fn charge(&self, frame: &FromTenant) {
+        if let FromTenant::Ready { cpu_us } = frame {
+            let mut usage = self.tenant.usage();
+            usage.cpu_us = usage.cpu_us.saturating_add(*cpu_us);
+        }
     }
 
     /// Waits for the worker's end. A thread that closes its channel unasked, in a process that lives on, ends the process.
@@ -522,7 +533,7 @@ impl Speaker {
                 biased;
                 heard = self.read.heard.recv() => match self.hear(heard).await? {
                     Err(large) => return Ok(large),
-                    Ok(FromTenant::Ready) => {}
+                    Ok(frame @ FromTenant::Ready { .. }) => self.charge(&frame),
                     Ok(FromTenant::Needs(_)) if sending.present.is_empty() => sending.add_code(),
                     Ok(FromTenant::Needs(_)) => {
                         return Err(Stop::Violation("code was asked for before the run had come".to_owned()));

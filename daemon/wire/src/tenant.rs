@@ -126,8 +126,11 @@ pub struct Limits {
 /// From a tenant's thread to the supervisor.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub enum FromTenant {
-    /// An isolate is warm: the next run starts at once.
-    Ready,
+    /// An isolate is warm: the next run starts at once. With what the thread computed since the end
+    /// of the last run: it has disposed of what was left, and made that isolate.
+    Ready {
+        cpu_us: u64,
+    },
     /// There is no isolate of the script that the run would keep: its code, please.
     Needs(RunId),
     Log(#[serde(deserialize_with = "few_lines")] Vec<LogLine>),
@@ -233,6 +236,8 @@ impl ScriptError {
 /// What a run used, by the worker's own word: metering, never evidence.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Usage {
+    /// Of the thread, since it last said what it used: the reading of the run and, where the run
+    /// was long, the disposal of what it left are in it.
     pub cpu_us: u64,
     pub wall_us: u64,
     /// From the arrival of the run to the call of the entry point.
@@ -319,8 +324,8 @@ impl Session {
     /// It was not that peer's turn: the worker is to be killed.
     pub fn accept(&mut self, frame: &FromTenant) -> Result<(), Violation> {
         match frame {
-            FromTenant::Ready if self.warm => Err(Violation::ReadyTwice),
-            FromTenant::Ready => {
+            FromTenant::Ready { .. } if self.warm => Err(Violation::ReadyTwice),
+            FromTenant::Ready { .. } => {
                 self.warm = true;
                 Ok(())
             }
@@ -530,7 +535,7 @@ mod tests {
                 match step {
                     0 => started += u32::from(start(&mut session, id)),
                     1 => ended += u32::from(session.accept(&done(id)).is_ok()),
-                    2 => drop(session.accept(&FromTenant::Ready)),
+                    2 => drop(session.accept(&FromTenant::Ready { cpu_us: 0 })),
                     _ => drop(session.accept(&FromTenant::Aborting { id: RunId(id), certain: true })),
                 }
                 prop_assert!(ended <= started && started <= ended + 1);

@@ -2,6 +2,7 @@
 //!
 //! ```text
 //! admit ─▶ enter the cage ─▶ warm ─▶ lock down ─▶ Ready ─▶ wait for Run ─▶ execute ─▶ Done ─▶ warm the next ─▶ dispose of the last ─▶ Ready …
+//!                                      │                                      └─ long ─▶ warm, dispose ─▶ Done ─▶ Ready …
 //!                                      └─ channel closed ─▶ dispose, give the cage back, end
 //! ```
 //!
@@ -17,20 +18,20 @@ use std::ffi::CString;
 use std::io::BufReader;
 use std::os::fd::AsFd;
 use std::os::unix::net::UnixStream;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use enisle_hardening::allocator;
 use enisle_hardening::islands::Island;
 use enisle_hardening::thread::{CpuClock, Thread};
 use enisle_wire::control::Admit;
-use enisle_wire::tenant::{Code, FromTenant, ToTenant};
+use enisle_wire::tenant::{Code, Done, FromTenant, ToTenant};
 use enisle_wire::{FrameError, MAX_FROM_TENANT_BYTES, MAX_TO_TENANT_BYTES, read_frame, write_frame};
 
 use crate::engine::cage::{Cage, sweep};
 use crate::engine::clock::Clock;
-use crate::engine::isolate::{Resting, Snapshot};
+use crate::engine::isolate::{Resting, Snapshot, SnapshotMismatch};
 use crate::engine::kept::{Kept, Shelf};
 use crate::engine::run::{Order, Source, execute};
 use crate::engine::{heap, memory};
@@ -54,6 +55,55 @@ static MAKING: Mutex<()> = Mutex::new(());
 /// From this size on the memory of a run is worth the millisecond that giving it back takes. A
 /// trivial run has a tenth.
 const HEAVY_BYTES: u64 = 8 << 20;
+
+/// A run that computed for so long says that it has ended when what it left has been disposed of,
+/// which may take as long again and is part of its usage. After a shorter one the client does not
+/// wait for that.
+const LONG_US: u64 = 5_000;
+/// Disposal may take as long as the run was allowed to, and at least so long.
+const TIDY_LEAST: Duration = Duration::from_secs(1);
+
+/// How many tenants' threads of this process are in a run, or dispose of one.
+static AT_WORK: AtomicUsize = AtomicUsize::new(0);
+
+/// One more is, as long as this lives.
+struct AtWork;
+
+impl AtWork {
+    fn begin() -> Self {
+        AT_WORK.fetch_add(1, Ordering::SeqCst);
+        Self
+    }
+
+    fn is_only_one() -> bool {
+        AT_WORK.load(Ordering::SeqCst) == 1
+    }
+}
+
+impl Drop for AtWork {
+    fn drop(&mut self) {
+        AT_WORK.fetch_sub(1, Ordering::SeqCst);
+    }
+}
+
+/// What the thread computes, all of it: each part is reported once.
+struct Account {
+    clock: CpuClock,
+    reported: Duration,
+}
+
+impl Account {
+    fn open(clock: CpuClock) -> Self {
+        Self { clock, reported: clock.now() }
+    }
+
+    /// Microseconds that have not been reported.
+    fn take_us(&mut self) -> u64 {
+        let now = self.clock.now();
+        let used = now.saturating_sub(std::mem::replace(&mut self.reported, now));
+        u64::try_from(used.as_micros()).unwrap_or(u64::MAX)
+    }
+}
 
 /// The parts of a small run come with one call.
 const READ_AHEAD_BYTES: usize = 16 << 10;
@@ -163,31 +213,44 @@ fn live(
         cage.lock_down(channel.as_fd())?;
     }
     let say = |frame: &FromTenant| write_frame(&mut &**channel, frame, MAX_FROM_TENANT_BYTES);
+    let mut account = Account::open(watched.clock());
+    let say_done = |account: &mut Account, arrived: Instant, mut done: Done| {
+        done.usage.cpu_us = account.take_us();
+        done.usage.wall_us = u64::try_from(arrived.elapsed().as_micros()).unwrap_or(u64::MAX);
+        heap::private(|| say(&FromTenant::Done(Box::new(done))))
+    };
     let mut shelf = Shelf::default();
     let mut incoming = Incoming::new(channel);
     let mut clock = Clock::new();
+    let mut trim_is_due = false;
     loop {
-        say(&FromTenant::Ready)?;
+        say(&FromTenant::Ready { cpu_us: account.take_us() })?;
         let order = incoming.order(&mut shelf)?;
-        let (memory_mb, key) = (order.run.limits.memory_mb, order.run.keep);
+        let _at_work = AtWork::begin();
+        let (id, limits, key) = (order.run.id, order.run.limits, order.run.keep);
+        let memory_mb = limits.memory_mb;
+        let tidy_most = TIDY_LEAST.max(Duration::from_millis(limits.cpu_ms.into()));
         let kept = key.and_then(|key| Some((key, shelf.take(key, memory_mb)?)));
-        shelf.make_room_for_buffers(memory_mb);
+        watched.tidy(id, tidy_most, || shelf.make_room_for_buffers(memory_mb));
         if let Some((key, Kept { mut resting, evaluated, .. })) = kept {
             let arrived = Instant::now();
-            let evaluated = heap::private(|| {
-                let source = Source::Evaluated(evaluated);
-                let (done, evaluated) = execute(&mut resting, source, order, watched, channel, &mut clock, arrived);
-                say(&FromTenant::Done(Box::new(done))).map(|()| evaluated)
-            })?;
-            match evaluated {
+            let source = Source::Evaluated(evaluated);
+            let (done, evaluated) =
+                heap::private(|| execute(&mut resting, source, order, watched, channel, &mut clock, arrived));
+            let mut done = Some(done);
+            if evaluated.is_some() {
+                done.take().map_or(Ok(()), |done| say_done(&mut account, arrived, done))?;
+            }
+            watched.tidy(id, tidy_most, || match evaluated {
                 Some(evaluated) => shelf.put(key, resting, evaluated),
                 None => drop(resting),
-            }
+            });
             memory::forget_oversized();
+            done.map_or(Ok(()), |done| say_done(&mut account, arrived, done))?;
             continue;
         }
         if key.is_some() {
-            say(&FromTenant::Needs(order.run.id))?;
+            say(&FromTenant::Needs(id))?;
         }
         let source = Source::Code(incoming.code()?);
         let arrived = Instant::now();
@@ -195,27 +258,40 @@ fn live(
         if warm.memory_mb != memory_mb {
             warm = Resting::warm(snapshot, memory_mb)?;
         }
-        let (evaluated, peak_heap_bytes) = heap::private(|| {
-            let (done, evaluated) = execute(&mut warm, source, order, watched, channel, &mut clock, arrived);
-            let peak_heap_bytes = done.usage.peak_heap_bytes;
-            say(&FromTenant::Done(Box::new(done))).map(|()| (evaluated, peak_heap_bytes))
-        })?;
-        // The next one first: a cage whose last isolate goes would build its shared parts anew.
-        let next = {
-            let _turn = MAKING.lock().unwrap_or_else(PoisonError::into_inner);
-            Resting::warm(snapshot, memory_mb)?
-        };
-        let last = std::mem::replace(&mut warm, next);
-        match (key, evaluated) {
-            (Some(key), Some(evaluated)) => shelf.put(key, last, evaluated),
-            _ => drop(last),
+        let (done, evaluated) =
+            heap::private(|| execute(&mut warm, source, order, watched, channel, &mut clock, arrived));
+        let is_heavy = done.usage.peak_heap_bytes >= HEAVY_BYTES;
+        let mut done = Some(done);
+        if let Some(short) = done.take_if(|done| done.usage.cpu_us < LONG_US) {
+            say_done(&mut account, arrived, short)?;
         }
-        memory::forget_oversized();
-        if peak_heap_bytes >= HEAVY_BYTES {
+        watched.tidy(id, tidy_most, || -> Result<(), SnapshotMismatch> {
+            // The next one first: a cage whose last isolate goes would build its shared parts anew.
+            let next = {
+                let _turn = MAKING.lock().unwrap_or_else(PoisonError::into_inner);
+                Resting::warm(snapshot, memory_mb)?
+            };
+            let last = std::mem::replace(&mut warm, next);
+            match (key, evaluated) {
+                (Some(key), Some(evaluated)) => shelf.put(key, last, evaluated),
+                _ => drop(last),
+            }
             // libc keeps the most that V8 and ICU ever had otherwise, some 2 MiB after a run that
-            // filled its heap.
-            allocator::give_back_freed_pages();
-            heap::trim();
+            // filled its heap. It holds its one arena meanwhile, for up to some 30 ms, so this waits
+            // until no other tenant can want it.
+            trim_is_due |= is_heavy;
+            if is_heavy {
+                heap::trim();
+            }
+            if trim_is_due && AtWork::is_only_one() {
+                allocator::give_back_freed_pages();
+                trim_is_due = false;
+            }
+            Ok(())
+        })?;
+        memory::forget_oversized();
+        if let Some(long) = done {
+            say_done(&mut account, arrived, long)?;
         }
     }
 }

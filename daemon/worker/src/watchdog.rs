@@ -8,6 +8,9 @@
 //! Watched:  idle ── arm ──▶ armed ── end(cause) ──▶ ending ── disarm ──▶ idle
 //!                             └───────────── disarm ──────────────────────▲
 //! ```
+//! What a run leaves is disposed of afterwards ([`Watched::tidy`]), for a bounded time too: nothing
+//! interrupts that, so what takes longer is reported like a run that does not obey.
+//!
 //! `arm` and `disarm` belong to the tenant's thread, `end` to the watchdog, the control channel and V8's heap callback.
 
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -62,9 +65,33 @@ struct Armed {
     reported: bool,
 }
 
+/// The disposal of what a run has left.
+#[derive(Debug)]
+struct Tidying {
+    run: RunId,
+    cpu_deadline: Duration,
+    reported: bool,
+}
+
+impl Tidying {
+    /// As [`Watched::check`].
+    fn check(&mut self, now: Instant, clock: CpuClock) -> (Option<(RunId, Cause)>, Option<Instant>) {
+        let left = self.cpu_deadline.saturating_sub(clock.now());
+        match (self.reported, left.is_zero()) {
+            (true, _) => (None, None),
+            (false, false) => (None, Some(now + left)),
+            (false, true) => {
+                self.reported = true;
+                (Some((self.run, Cause::Cpu)), None)
+            }
+        }
+    }
+}
+
 #[derive(Debug, Default)]
 struct State {
     armed: Option<Armed>,
+    tidying: Option<Tidying>,
     /// The last run that was canceled: it may still be on its way to this thread.
     canceled: Option<RunId>,
 }
@@ -176,6 +203,16 @@ impl Watched {
         self.lock().armed.take()?.ended.map(|(cause, ..)| cause)
     }
 
+    /// Disposes in `work` of what a run has left, for which the thread may compute so long.
+    pub(crate) fn tidy<T>(&self, run: RunId, most: Duration, work: impl FnOnce() -> T) -> T {
+        let cpu_deadline = self.clock.now() + most;
+        self.lock().tidying = Some(Tidying { run, cpu_deadline, reported: false });
+        self.alarm.by(Instant::now() + most);
+        let done = work();
+        self.lock().tidying = None;
+        done
+    }
+
     /// Why the present run was ended, if it was.
     pub(crate) fn cause(&self) -> Option<Cause> {
         self.lock().armed.as_ref()?.ended.map(|(cause, ..)| cause)
@@ -235,8 +272,10 @@ impl Watched {
 
     /// Looks at the clocks. Returns a run that does not obey, and when to look again.
     pub(crate) fn check(&self, now: Instant) -> (Option<(RunId, Cause)>, Option<Instant>) {
-        let mut state = self.lock();
-        let Some(armed) = state.armed.as_mut() else { return (None, None) };
+        let state = &mut *self.lock();
+        let Some(armed) = state.armed.as_mut() else {
+            return state.tidying.as_mut().map_or((None, None), |tidying| tidying.check(now, self.clock));
+        };
         let cpu_used = self.clock.now();
         let Some((cause, since, cpu_then)) = armed.ended else {
             let cpu_left = armed.cpu_deadline.saturating_sub(cpu_used);
@@ -269,5 +308,28 @@ impl Watched {
         } else {
             (None, Some(patience.clamp(now + Duration::from_millis(5), now + GRACE)))
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_disposal_that_takes_too_long_is_reported_once() {
+        let alarm = Arc::new(Alarm::new());
+        let watched = Watched::new(Slot(0), CpuClock::of_this_thread().unwrap(), alarm);
+        let (run, look) = (RunId(7), || watched.check(Instant::now()));
+        watched.tidy(run, Duration::from_secs(3600), || {
+            let (over, next) = look();
+            assert!(over.is_none() && next.is_some());
+        });
+        watched.tidy(run, Duration::from_millis(2), || {
+            let begun = watched.clock().now();
+            while watched.clock().now() - begun < Duration::from_millis(2) {}
+            assert_eq!(look(), (Some((run, Cause::Cpu)), None));
+            assert_eq!(look(), (None, None));
+        });
+        assert_eq!(look(), (None, None));
     }
 }

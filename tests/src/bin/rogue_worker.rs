@@ -104,12 +104,12 @@ fn speak_for_tenant(how: &str, start: &Start, layers: LayerSet, control: &UnixSt
         seccomp::confine(&seccomp::Own { zone: &zone, island, keys: &[], channel: channel.as_fd() })?;
     }
     let say = |channel: &mut UnixStream, frame: &FromTenant| write_frame(channel, frame, MAX_FROM_TENANT_BYTES);
-    say(&mut channel, &FromTenant::Ready)?;
+    say(&mut channel, &FromTenant::Ready { cpu_us: 0 })?;
     let ToTenant::Run(run) = read_frame(&mut channel, MAX_TO_TENANT_BYTES)? else { return Err("no run".into()) };
     let line = || LogLine { t_ms: 0, level: Level::Log, text: String::new() };
     match how {
         "says-ready-again" => loop {
-            say(&mut channel, &FromTenant::Ready)?;
+            say(&mut channel, &FromTenant::Ready { cpu_us: 0 })?;
         },
         "logs-nothing" => loop {
             say(&mut channel, &FromTenant::Log(Vec::new()))?;

@@ -170,8 +170,8 @@ impl Drop for Entered {
     }
 }
 
-/// Sets what `Date` sees on this thread until the next call, in ms since 1970: the clock stands still
-/// while a tenant's code runs.
+/// Sets what `Date` sees on this thread until the next call, in ms since 1970: the clock stands
+/// still while a tenant's code runs.
 pub(super) fn set_clock(ms: u64) {
     #[expect(clippy::cast_precision_loss, reason = "exact for 280,000 years")]
     let ms = ms as f64;

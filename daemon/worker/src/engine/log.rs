@@ -10,7 +10,8 @@ use enisle_wire::{MAX_FROM_TENANT_BYTES, MAX_LOG_LINES, write_frame};
 #[derive(Debug)]
 pub(super) struct Log {
     channel: Arc<UnixStream>,
-    /// Of the present turn, since the run began: a line says no more of the time than its script knows.
+    /// Of the present turn, since the run began: a line says no more of the time than its script
+    /// knows.
     pub(super) t_ms: u32,
     pending: Vec<LogLine>,
     pending_bytes: usize,

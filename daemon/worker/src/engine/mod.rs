@@ -63,7 +63,7 @@ const FLAGS: &str = "--single-threaded --sandbox-prohibit-insecure-mode --no-was
 /// collection by its `WeakRef`s; V8's own schedule goes by how fast script and collector are, which
 /// is a clock that moves inside a turn. What each of these would measure (V8's heap/):
 ///
-/// * `incremental-marking`: how many bytes a step marks goes by its duration (incremental-marking.cc).
+/// * `incremental-marking`: how much a step marks goes by its duration (incremental-marking.cc).
 /// * `heap-growing-percent`: the next limit goes by both speeds (heap-controller.cc), at most to
 ///   twice what is alive. Half more is what it was on average.
 /// * the semispaces: they shrink when little is allocated in a millisecond, and grow again

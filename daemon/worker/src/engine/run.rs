@@ -90,7 +90,7 @@ pub(crate) fn execute(
     arrived: Instant,
 ) -> (Done, Option<Evaluated>) {
     let (id, limits, keeps) = (run.id, run.limits, run.keep.is_some());
-    let cpu_before = watched.clock().now();
+    let begun = watched.clock().now();
     remember_last_words(channel, id);
     quota::set_limit((limits.memory_mb as usize) << 20);
 
@@ -173,10 +173,11 @@ pub(crate) fn execute(
     };
     let micros = |duration: Duration| u64::try_from(duration.as_micros()).unwrap_or(u64::MAX);
     let usage = Usage {
-        cpu_us: micros(watched.clock().now().saturating_sub(cpu_before)),
-        wall_us: micros(arrived.elapsed()),
+        cpu_us: micros(watched.clock().now().saturating_sub(begun)),
         startup_us: micros(startup),
         peak_heap_bytes: (heap + quota::used()) as u64,
+        // How long it took as a whole is known when its end is said.
+        wall_us: 0,
     };
     (Done { id, outcome, result, error, truncated, usage, advice }, evaluated)
 }

@@ -76,7 +76,8 @@ impl Timers {
         let due = Due { moment_ms: moment_ms + delay_ms, number, not_before_ms: now_ms + delay_ms };
         self.live.insert(number);
         self.queue.push(Reverse(due));
-        // Stopped timers stay queued until they are due: a loop of starts and stops must not grow the queue.
+        // Stopped timers stay queued until they are due: a loop of starts and stops must not grow
+        // the queue.
         if self.queue.len() > 2 * self.live.len() + 64 {
             let live = &self.live;
             self.queue.retain(|Reverse(due)| live.contains(&due.number));

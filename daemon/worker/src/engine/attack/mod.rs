@@ -199,7 +199,7 @@ fn sealed_page<'s>(scope: &mut Scope<'s, '_>, _: Args<'s>, result: v8::ReturnVal
     return_word(scope, result, (enisle_hardening::sealed::address() as u64).cast_signed());
 }
 
-/// `thaw()`: from now on this run's timers go by the real clock, as if the turn's did not stand still.
+/// `thaw()`: from now on this run's timers go by the real clock, as if the turn's moved.
 fn thaw<'s>(scope: &mut Scope<'s, '_>, _: Args<'s>, _: v8::ReturnValue<'s>) {
     if let Some(state) = scope.get_slot_mut::<super::run::RunState>() {
         state.timers.moving_clock = EPOCH.get();
