@@ -434,7 +434,8 @@ mod tests {
         for (lines, bytes) in [(1, 0), (1, 70_000), (400, 200), (MAX_LOG_LINES, 3)] {
             let line = LogLine { t_ms: u32::MAX, level: Level::Error, text: "x".repeat(bytes) };
             let counted = FRAME_OVERHEAD_BYTES + lines as u64 * (bytes as u64 + LINE_OVERHEAD_BYTES);
-            let log = crate::encode(&FromTenant::Log(vec![line; lines]), crate::MAX_FROM_TENANT_BYTES).unwrap_or_default();
+            let log =
+                crate::encode(&FromTenant::Log(vec![line; lines]), crate::MAX_FROM_TENANT_BYTES).unwrap_or_default();
             let body = log.get(crate::frame::HEADER_BYTES..).unwrap_or_default();
             assert_eq!(body.first(), Some(&FromTenant::LOG_TAG));
             assert!(body.len() as u64 <= counted, "{lines} lines of {bytes} bytes");
