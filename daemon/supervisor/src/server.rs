@@ -125,11 +125,11 @@ pub(crate) async fn serve(
     let connections = GracefulShutdown::new();
     let mut shutdown = pin!(shutdown);
     let mut places = Places::new(api.connections, parts);
-    let mut taken = 0;
+    let mut cost = 0;
     loop {
         // Those who are connected have their turn between those who come.
-        taken = (taken + 1) % TAKEN_AT_ONCE;
-        if taken == 0 {
+        if cost >= COST_AT_ONCE {
+            cost = 0;
             tokio::task::yield_now().await;
         }
         let accepted = tokio::select! {
@@ -139,7 +139,11 @@ pub(crate) async fn serve(
         match accepted {
             Ok((stream, _)) => {
                 let Ok(uid) = stream.peer_cred().map(|credentials| credentials.uid()) else { continue };
-                let Some(place) = places.take(uid, &stream) else { continue };
+                let Some(place) = places.take(uid, &stream) else {
+                    cost += 1;
+                    continue;
+                };
+                cost += COST_OF_ONE;
                 let (router, api, watcher) = (router.clone(), api.clone(), connections.watcher());
                 tokio::spawn(async move {
                     serve_connection(stream, Peer { uid }, router, &api, watcher).await;
@@ -158,8 +162,10 @@ pub(crate) async fn serve(
 /// What a connection keeps unread at the most, and unsent: a head has to fit.
 const MAX_BUFFER_BYTES: usize = 16 << 10;
 
-/// So many connections are accepted before others have their turn.
-const TAKEN_AT_ONCE: u32 = 4;
+/// What may be spent on new connections before others have their turn: on one that is taken some
+/// times as much as on one that is refused.
+const COST_AT_ONCE: u32 = 32;
+const COST_OF_ONE: u32 = 8;
 
 /// Connections of all uids that no rule names.
 const STRANGERS: u64 = 8;

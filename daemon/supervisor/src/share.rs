@@ -157,7 +157,9 @@ impl Supply {
 
     /// Holds units for a uid that are there already, whatever its part is.
     pub(crate) fn keep(&self, uid: u32, units: u64) -> Held {
-        *self.held().entry(uid).or_default() += units;
+        if units > 0 {
+            *self.held().entry(uid).or_default() += units;
+        }
         Held { pool: self.clone(), uid, units }
     }
 
