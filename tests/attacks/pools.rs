@@ -326,7 +326,7 @@ const CONNECTIONS: Pool = Pool {
 
 /// A connection costs most when it is taken.
 fn churn(options: Options) -> Result<String, String> {
-    const SERVED: usize = 20;
+    const SERVED: usize = 100;
     let ground = Ground::start("");
     let done = AtomicBool::new(false);
     ground.victim.served("good-1", "()=>1")?;
