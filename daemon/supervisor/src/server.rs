@@ -172,9 +172,9 @@ const STRANGERS: u64 = 8;
 
 /// Connections that may be begun in [`WINDOW`], and those of uids without a rule: what has ended
 /// already is charged too, because to take it is most of what it costs.
-const BEGUN: u64 = 500;
-const BEGUN_BY_STRANGERS: u64 = 50;
-const WINDOW: Duration = Duration::from_millis(100);
+const BEGUN: u64 = 5000;
+const BEGUN_BY_STRANGERS: u64 = 500;
+const WINDOW: Duration = Duration::from_secs(1);
 
 /// Places for connections. Those whom no rule names have a few of their own: they may do next to
 /// nothing, whatever they say, so nobody waits for them.
@@ -197,7 +197,7 @@ impl Places {
     fn new(connections: usize, parts: Parts) -> Self {
         let kind = |open, begun| Kind {
             open: Supply::new("the connections (api.connections)", open, parts.clone()),
-            begun: Supply::new("the connections of a tenth of a second", begun, parts.clone()),
+            begun: Supply::new("the connections that may begin in a second", begun, parts.clone()),
         };
         let (known, strangers) = (kind(connections as u64, BEGUN), kind(STRANGERS, BEGUN_BY_STRANGERS));
         Self { known, strangers, parts, begun: Vec::new(), since: Instant::now() }
