@@ -172,7 +172,7 @@ const STRANGERS: u64 = 8;
 
 /// Connections that may be begun in [`WINDOW`], and those of uids without a rule: what has ended
 /// already is charged too, because to take it is most of what it costs.
-const BEGUN: u64 = 5000;
+const BEGUN: u64 = 10_000;
 const BEGUN_BY_STRANGERS: u64 = 500;
 const WINDOW: Duration = Duration::from_secs(1);
 
@@ -211,9 +211,11 @@ impl Places {
             self.since = Instant::now();
         }
         let kind = if self.parts.knows(uid) { &self.known } else { &self.strangers };
-        let taken = kind.open.take(uid, 1).and_then(|open| Ok((open, kind.begun.take(uid, 1)?)));
+        let bounded = !self.parts.has_all(uid);
+        let begun = || bounded.then(|| kind.begun.take(uid, 1)).transpose();
+        let taken = kind.open.take(uid, 1).and_then(|open| Ok((open, begun()?)));
         let (open, begun) = taken.inspect_err(|exhausted| drop(stream.try_write(&refusal(exhausted)))).ok()?;
-        self.begun.push(begun);
+        self.begun.extend(begun);
         Some(open)
     }
 }
