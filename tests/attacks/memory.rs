@@ -20,6 +20,7 @@ pub(crate) const CASES: &[Case] = &[
     Case { id: "S11 slow", title: "answers that are read very slowly", run: |options| answers(options, true) },
     Case { id: "S12 modules", title: "scripts of ten thousand empty modules", run: modules },
     Case { id: "S12 env", title: "scripts of nothing but limits and a name", run: tiny },
+    Case { id: "S12 policies", title: "policies of seven thousand secrets", run: policies },
     Case { id: "S6a memory", title: "as many names as there may be, each with a script and a signal", run: names },
 ];
 
@@ -285,6 +286,26 @@ fn fill(options: Options, body: &[u8], most: usize, script_mb: u64) -> Result<St
     let said = format!("{got} scripts in {script_mb} MiB, {after} MiB, {before} before, {allowed} allowed");
     let pings = pings.verdict(options.bench);
     if after <= allowed { pings.map(|pings| format!("{said}; {pings}")) } else { Err(said) }
+}
+
+/// What a policy names is held for as long as there is the tenant.
+fn policies(_: Options) -> Result<String, String> {
+    const SCRIPT_MB: u64 = 16;
+    let ground = Ground::start(&format!("[api]\nscript_mb = {SCRIPT_MB}\n"));
+    let gauge = ground.gauge();
+    let before = before(&ground)?;
+    let secrets: Vec<_> = (0..7000).map(|n| format!("s{n}")).collect();
+    let policy = json!({ "secrets": secrets }).to_string();
+    let put = |n| ground.root.ask("PUT", &format!("/v1/tenants/acme-{n}"), policy.as_bytes());
+    let got = (0..150).filter(|n| put(*n).is_ok_and(|answer| answer.status == 200)).count();
+    gauge.quiet(BACK);
+    // Their events and notes have an allocator's habits.
+    let allowed = before + 2 * SCRIPT_MB + 8;
+    let left = gauge.back_to(allowed, BACK);
+    let said = format!("{got} policies in {SCRIPT_MB} MiB: {left:?} MiB, {before} before, {allowed} allowed");
+    // Another one without secrets costs nothing.
+    let plain = ground.root.ask("PUT", "/v1/tenants/acme-plain", b"{}").is_ok_and(|answer| answer.status == 200);
+    if left.is_ok() && got > 10 && got < 150 && plain { Ok(said) } else { Err(said) }
 }
 
 /// Names that must be remembered, with what costs most that needs no process of a tenant's own.

@@ -30,6 +30,7 @@ pub(crate) const CASES: &[Case] = &[
     Case { id: "S6e scripts", title: "a peer takes all memory for scripts", run: |options| attack(&SCRIPTS, options) },
     Case { id: "S6e small", title: "the same with scripts of one byte", run: |options| attack(&SMALL, options) },
     Case { id: "S6f connections", title: "a peer takes all connections", run: |options| attack(&CONNECTIONS, options) },
+    Case { id: "S6f churn", title: "connections that end as soon as they have begun", run: churn },
     Case { id: "S6f two", title: "a peer and a user without rights take all connections", run: two_uids },
     Case { id: "S6f stranger", title: "a user without rights has eight connections", run: stranger },
     Case { id: "S6 percent", title: "a share of a quarter is a quarter", run: quarter },
@@ -322,6 +323,36 @@ const CONNECTIONS: Pool = Pool {
     },
     serve: |ground| ground.victim.served("good-1", "()=>1"),
 };
+
+/// A connection costs most when it is taken.
+fn churn(options: Options) -> Result<String, String> {
+    const SERVED: usize = 100;
+    let ground = Ground::start("");
+    let done = AtomicBool::new(false);
+    ground.victim.served("good-1", "()=>1")?;
+    let ((begun, served), pings) = probed(&ground, || {
+        std::thread::scope(|scope| {
+            let (ground, done) = (&ground, &done);
+            let attack = || {
+                let mut begun = 0_usize;
+                while !done.load(Ordering::Relaxed) {
+                    begun += usize::from(ground.attacker.connect().is_ok());
+                }
+                begun
+            };
+            let threads: Vec<_> = (0..4).map(|_| scope.spawn(attack)).collect();
+            let served = (0..SERVED).try_fold(Duration::ZERO, |longest: Duration, _| {
+                Ok::<_, String>(longest.max(ground.victim.served("good-1", "()=>1")?))
+            });
+            done.store(true, Ordering::Relaxed);
+            (threads.into_iter().map(|thread| thread.join().unwrap_or_default()).sum::<usize>(), served)
+        })
+    });
+    let said = format!("{begun} connections begun; the victim {SERVED} times: {served:?}");
+    let pings = pings.verdict(options.bench).map_err(|pings| format!("{said}; {pings}"))?;
+    let in_time = served.is_ok_and(|took| !options.bench || took <= Duration::from_secs(1));
+    if in_time { Ok(format!("{said}; {pings}")) } else { Err(said) }
+}
 
 fn two_uids(_: Options) -> Result<String, String> {
     let ground = Ground::with(CONNECTION_CONFIG, None);

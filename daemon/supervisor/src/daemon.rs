@@ -82,7 +82,7 @@ pub(crate) struct Supplies {
     names: Supply,
     /// Bytes of bodies, of the runs made of them, and of their answers.
     pub(crate) bodies: Supply,
-    /// Bytes of registered scripts.
+    /// Bytes of registered scripts, and of what policies name.
     pub(crate) scripts: Supply,
 }
 
@@ -97,7 +97,11 @@ impl Supplies {
                 bytes(config.api.body_mb),
                 parts.clone(),
             ),
-            scripts: Supply::new("the bytes of scripts (api.script_mb)", bytes(config.api.script_mb), parts),
+            scripts: Supply::new(
+                "the bytes of scripts and policies (api.script_mb)",
+                bytes(config.api.script_mb),
+                parts,
+            ),
         }
     }
 }
@@ -217,13 +221,14 @@ impl Daemon {
         // Who made it first is not written down: whoever may act for it pays for it.
         let owner = nix::unistd::geteuid().as_raw();
         let held = |name: &TenantName| supplies.names.keep(whose(&config.peers, name.as_str()).unwrap_or(owner), 1);
+        let defaults = Arc::new(config.defaults.clone());
         for (name, policy) in policies {
             let standing = standings.remove(&name).unwrap_or_else(Warden::newcomer);
-            let tenant = Tenant::new(name.clone(), Arc::new(policy), standing, held(&name), now);
-            tenant.has_policy.store(true, Ordering::Relaxed);
+            let tenant = Tenant::new(name.clone(), Arc::clone(&defaults), standing, held(&name), now);
+            let bytes = policy.bytes();
+            tenant.set_policy(policy, supplies.scripts.keep(owner, bytes));
             tenants.insert(name, Arc::new(tenant));
         }
-        let defaults = Arc::new(config.defaults.clone());
         for (name, standing) in standings {
             let tenant = Tenant::new(name.clone(), Arc::clone(&defaults), standing, held(&name), now);
             tenants.insert(name, Arc::new(tenant));
@@ -316,9 +321,10 @@ impl Daemon {
     }
 
     /// Sets and keeps a tenant's policy. It holds from the next run on.
-    pub(crate) fn set_policy(&self, tenant: &Tenant, policy: Policy, by_uid: u32) -> Result<(), StoreError> {
+    pub(crate) fn set_policy(&self, tenant: &Tenant, policy: Policy, held: Held) -> Result<(), StoreError> {
+        let by_uid = held.uid();
         self.store.put(&tenant.name, &policy)?;
-        tenant.set_policy(policy);
+        tenant.set_policy(policy, held);
         tenant.unwritten.store(true, Ordering::Relaxed);
         self.events.tell(What::PolicyChanged { tenant: tenant.name.to_string(), by_uid });
         Ok(())

@@ -167,7 +167,16 @@ pub(crate) struct PolicyError {
     most: u32,
 }
 
+/// What a secret costs beside its name.
+const SECRET_BYTES: usize = 64;
+
 impl Policy {
+    /// What it holds beside its numbers.
+    pub(crate) fn bytes(&self) -> u64 {
+        let secrets = self.secrets.iter().map(|name| name.len() + SECRET_BYTES).sum::<usize>();
+        (secrets + self.owner.as_ref().map_or(0, String::len)) as u64
+    }
+
     /// Whether every value is one that the daemon can hold to.
     pub(crate) fn check(&self, max_memory_mb: u32) -> Result<(), PolicyError> {
         let (limits, quota) = (&self.limits, &self.quota);

@@ -124,8 +124,14 @@ pub(crate) async fn serve(
 ) -> GracefulShutdown {
     let connections = GracefulShutdown::new();
     let mut shutdown = pin!(shutdown);
-    let places = Places::new(api.connections, parts);
+    let mut places = Places::new(api.connections, parts);
+    let mut cost = 0;
     loop {
+        // Those who are connected have their turn between those who come.
+        if cost >= COST_AT_ONCE {
+            cost = 0;
+            tokio::task::yield_now().await;
+        }
         let accepted = tokio::select! {
             accepted = bound.listener.accept() => accepted,
             () = &mut shutdown => return connections,
@@ -133,7 +139,11 @@ pub(crate) async fn serve(
         match accepted {
             Ok((stream, _)) => {
                 let Ok(uid) = stream.peer_cred().map(|credentials| credentials.uid()) else { continue };
-                let Some(place) = places.take(uid, &stream) else { continue };
+                let Some(place) = places.take(uid, &stream) else {
+                    cost += 1;
+                    continue;
+                };
+                cost += COST_OF_ONE;
                 let (router, api, watcher) = (router.clone(), api.clone(), connections.watcher());
                 tokio::spawn(async move {
                     serve_connection(stream, Peer { uid }, router, &api, watcher).await;
@@ -152,28 +162,61 @@ pub(crate) async fn serve(
 /// What a connection keeps unread at the most, and unsent: a head has to fit.
 const MAX_BUFFER_BYTES: usize = 16 << 10;
 
+/// What may be spent on new connections before others have their turn: on one that is taken some
+/// times as much as on one that is refused.
+const COST_AT_ONCE: u32 = 32;
+const COST_OF_ONE: u32 = 8;
+
 /// Connections of all uids that no rule names.
 const STRANGERS: u64 = 8;
+
+/// Connections that may be begun in [`WINDOW`], and those of uids without a rule: what has ended
+/// already is charged too, because to take it is most of what it costs.
+const BEGUN: u64 = 10_000;
+const BEGUN_BY_STRANGERS: u64 = 500;
+const WINDOW: Duration = Duration::from_secs(1);
 
 /// Places for connections. Those whom no rule names have a few of their own: they may do next to
 /// nothing, whatever they say, so nobody waits for them.
 struct Places {
     parts: Parts,
-    known: Supply,
-    strangers: Supply,
+    known: Kind,
+    strangers: Kind,
+    /// What is begun in this window, and since when it lasts.
+    begun: Vec<Held>,
+    since: Instant,
+}
+
+/// What there is for uids with a rule, or without one.
+struct Kind {
+    open: Supply,
+    begun: Supply,
 }
 
 impl Places {
     fn new(connections: usize, parts: Parts) -> Self {
-        let supply = |whole| Supply::new("the connections (api.connections)", whole, parts.clone());
-        Self { known: supply(connections as u64), strangers: supply(STRANGERS), parts }
+        let kind = |open, begun| Kind {
+            open: Supply::new("the connections (api.connections)", open, parts.clone()),
+            begun: Supply::new("the connections that may begin in a second", begun, parts.clone()),
+        };
+        let (known, strangers) = (kind(connections as u64, BEGUN), kind(STRANGERS, BEGUN_BY_STRANGERS));
+        Self { known, strangers, parts, begun: Vec::new(), since: Instant::now() }
     }
 
     /// A place for one connection. One that is refused is told so, as far as it takes that without
     /// being waited for, and is closed.
-    fn take(&self, uid: u32, stream: &UnixStream) -> Option<Held> {
-        let supply = if self.parts.knows(uid) { &self.known } else { &self.strangers };
-        supply.take(uid, 1).inspect_err(|exhausted| drop(stream.try_write(&refusal(exhausted)))).ok()
+    fn take(&mut self, uid: u32, stream: &UnixStream) -> Option<Held> {
+        if self.since.elapsed() >= WINDOW {
+            self.begun.clear();
+            self.since = Instant::now();
+        }
+        let kind = if self.parts.knows(uid) { &self.known } else { &self.strangers };
+        let bounded = !self.parts.has_all(uid);
+        let begun = || bounded.then(|| kind.begun.take(uid, 1)).transpose();
+        let taken = kind.open.take(uid, 1).and_then(|open| Ok((open, begun()?)));
+        let (open, begun) = taken.inspect_err(|exhausted| drop(stream.try_write(&refusal(exhausted)))).ok()?;
+        self.begun.extend(begun);
+        Some(open)
     }
 }
 

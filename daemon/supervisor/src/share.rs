@@ -68,6 +68,11 @@ impl Parts {
         self.is_owner(uid) || self.named.contains_key(&uid)
     }
 
+    /// Whether no part is imposed on that uid.
+    pub(crate) fn has_all(&self, uid: u32) -> bool {
+        self.of(uid) == Part::All
+    }
+
     fn is_owner(&self, uid: u32) -> bool {
         self.owner.is_some_and(|owner| uid == 0 || uid == owner)
     }
@@ -157,7 +162,9 @@ impl Supply {
 
     /// Holds units for a uid that are there already, whatever its part is.
     pub(crate) fn keep(&self, uid: u32, units: u64) -> Held {
-        *self.held().entry(uid).or_default() += units;
+        if units > 0 {
+            *self.held().entry(uid).or_default() += units;
+        }
         Held { pool: self.clone(), uid, units }
     }
 

@@ -22,7 +22,7 @@ use crate::share::Held;
 #[derive(Debug)]
 pub(crate) struct Tenant {
     pub(crate) name: TenantName,
-    policy: Mutex<Arc<Policy>>,
+    policy: Mutex<Kept>,
     pub(crate) account: Mutex<Account>,
     /// Where its runs go. Who holds the lock keeps them from going anywhere.
     pub(crate) home: tokio::sync::Mutex<Option<Arc<Resident>>>,
@@ -41,6 +41,13 @@ pub(crate) struct Tenant {
     life: OnceLock<Box<Life>>,
     /// Its part of the names that there may be.
     name_held: Held,
+}
+
+/// A policy, and what is held for it if it is more than a few numbers.
+#[derive(Debug)]
+struct Kept {
+    policy: Arc<Policy>,
+    _held: Option<Held>,
 }
 
 /// What there is of a tenant that has lived somewhere.
@@ -119,7 +126,7 @@ impl Tenant {
         let account = Mutex::new(Account::new(&policy.quota, now));
         Self {
             name,
-            policy: Mutex::new(policy),
+            policy: Mutex::new(Kept { policy, _held: None }),
             account,
             home: tokio::sync::Mutex::default(),
             standing: Mutex::new(standing),
@@ -135,12 +142,14 @@ impl Tenant {
     }
 
     pub(crate) fn policy(&self) -> Arc<Policy> {
-        Arc::clone(&self.policy.lock().unwrap_or_else(PoisonError::into_inner))
+        Arc::clone(&self.policy.lock().unwrap_or_else(PoisonError::into_inner).policy)
     }
 
-    pub(crate) fn set_policy(&self, policy: Policy) {
+    /// Gives it a policy of its own, for which something is held.
+    pub(crate) fn set_policy(&self, policy: Policy, held: Held) {
         self.has_policy.store(true, Ordering::Relaxed);
-        *self.policy.lock().unwrap_or_else(PoisonError::into_inner) = Arc::new(policy);
+        let kept = Kept { policy: Arc::new(policy), _held: (held.units() > 0).then_some(held) };
+        *self.policy.lock().unwrap_or_else(PoisonError::into_inner) = kept;
     }
 
     pub(crate) fn life(&self) -> &Life {
@@ -170,7 +179,7 @@ impl Tenant {
 
     /// What is so of it, whatever it does.
     pub(crate) fn circumstances(&self, outdated_engine: bool) -> Circumstances {
-        let trust = self.policy.lock().unwrap_or_else(PoisonError::into_inner).trust;
+        let trust = self.policy().trust;
         Circumstances { trust, outdated_engine }
     }
 
@@ -226,7 +235,7 @@ impl Tenant {
         let (score, doubtful) = (standing.score(circumstances, rules, now), standing.is_doubtful());
         drop(standing);
         let case = self.suspicion().and_then(|suspicion| suspicion.case);
-        let policy = self.policy.lock().unwrap_or_else(PoisonError::into_inner);
+        let policy = self.policy();
         Traits {
             owner: policy.owner.clone(),
             trust: policy.trust,
@@ -263,7 +272,7 @@ impl Tenant {
 
     /// Whether it has secrets that nobody may be beside.
     pub(crate) fn holds_secrets(&self) -> bool {
-        !self.policy.lock().unwrap_or_else(PoisonError::into_inner).secrets.is_empty()
+        !self.policy().secrets.is_empty()
     }
 
     /// The number of its next home.

@@ -59,9 +59,10 @@ pub(crate) async fn put(
     let policy: Policy = object(&bytes)?;
     policy.check(daemon.config.workers.max_memory_mb).map_err(|error| Problem::bad_request(error.to_string()))?;
     let tenant = daemon.tenant(&name, peer.uid)?;
+    let held = daemon.supplies.scripts.take(peer.uid, policy.bytes())?;
     let (keeper, whose) = (Arc::clone(&daemon), Arc::clone(&tenant));
     // Writing it waits for the disk.
-    let kept = tokio::task::spawn_blocking(move || keeper.set_policy(&whose, policy, peer.uid)).await;
+    let kept = tokio::task::spawn_blocking(move || keeper.set_policy(&whose, policy, held)).await;
     kept.map_err(|_| Problem::internal("writing the policy was interrupted"))??;
     // It may not be beside others any more.
     daemon.warden.ask_for_move(&tenant);
