@@ -194,8 +194,8 @@ fn sealed_page<'s>(scope: &mut Scope<'s, '_>, _: Args<'s>, result: v8::ReturnVal
     return_word(scope, result, (enisle_hardening::sealed::address() as u64).cast_signed());
 }
 
-/// `hold(bytes)`: commits so much on the island, past every limit of the tenant's and without touching it. False if the kernel
-/// refuses.
+/// `hold(bytes)`: commits so much on the island, past every limit of the tenant's and without
+/// touching it. False if the kernel refuses.
 fn hold<'s>(scope: &mut Scope<'s, '_>, args: Args<'s>, mut result: v8::ReturnValue<'s>) {
     let [bytes] = words(scope, &args);
     result.set_bool(raw::hold(usize::try_from(bytes).unwrap_or(usize::MAX)));
