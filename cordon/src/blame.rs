@@ -32,9 +32,11 @@ pub struct MemoryRules {
     /// With less than so much of its bound left, in per cent, a process is near it; 0 for never.
     pub near_percent: u32,
     /// With less than so much left, something that a tenant may ask for can be refused: the base of
-    /// a process holds one largest allocation, and is a sixth of all where there are twelve tenants.
+    /// a process holds one largest allocation, and is a sixth of all where there are twelve
+    /// tenants.
     pub pressed_percent: u32,
-    /// Beside its tenants' islands a process may hold so much, in MiB, beyond what it began with ...
+    /// Beside its tenants' islands a process may hold so much, in MiB, beyond what it began with
+    /// ...
     pub outside_mb: u64,
     /// ... and so much for each tenant.
     pub outside_tenant_mb: u64,
@@ -115,8 +117,8 @@ pub enum Thread {
     Unknown,
 }
 
-/// How much of its bound a process had left. Where there is no record, it had plenty: whoever ends a
-/// process honestly leaves one.
+/// How much of its bound a process had left. Where there is no record, it had plenty: whoever ends
+/// a process honestly leaves one.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Room {
     Plenty,

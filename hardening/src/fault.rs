@@ -275,9 +275,9 @@ pub fn out_of_memory() {
 const MOST_ROOM: usize = crate::islands::GAP_BYTES - LEAST_ROOM;
 const LEAST_ROOM: usize = 1 << 16;
 
-/// What the process may still commit (`RLIMIT_DATA`, or the machine's own limit), within 64 KiB. Found by
-/// asking for it: a handler can open no file in `/proc`, and a process that has ended has no memory
-/// that the supervisor could look at.
+/// What the process may still commit (`RLIMIT_DATA`, or the machine's own limit), within 64 KiB.
+/// Found by asking for it: a handler can open no file in `/proc`, and a process that has ended has
+/// no memory that the supervisor could look at.
 fn room() -> usize {
     let (mut found, mut step) = (0, (MOST_ROOM + LEAST_ROOM) / 2);
     while step >= LEAST_ROOM {
@@ -305,8 +305,8 @@ fn may_commit(bytes: usize) -> bool {
     true
 }
 
-/// Whether an address is in the code of libc's allocator, whose functions lie side by side: `malloc` and
-/// those behind it that a program can name, and the ones before it that it cannot.
+/// Whether an address is in the code of libc's allocator, whose functions lie side by side:
+/// `malloc` and those behind it that a program can name, and the ones before it that it cannot.
 fn is_in_allocator(pc: u64) -> bool {
     const BEFORE: u64 = 12 << 10;
     const BEHIND: u64 = 4 << 10;

@@ -1,8 +1,9 @@
-//! Neighbours in one process: whoever fills what they share must not have another one blamed for it.
+//! Neighbours in one process: whoever fills what they share must not have another one blamed for
+//! it.
 //!
-//! A worker process is bounded as a whole (`RLIMIT_DATA`). The attacker takes memory until the bound
-//! is near; then its neighbour is refused some, and reaches for it all the same, as ICU does. The
-//! tenants' own limits hold the attacker well below that, so it has natives that go past them
+//! A worker process is bounded as a whole (`RLIMIT_DATA`). The attacker takes memory until the
+//! bound is near; then its neighbour is refused some, and reaches for it all the same, as ICU does.
+//! The tenants' own limits hold the attacker well below that, so it has natives that go past them
 //! (`enisle-worker-attack`), and the neighbour one that reads where nothing is.
 
 use std::time::Duration;
@@ -75,7 +76,8 @@ fn shared(ground: &Ground) -> Result<i32, String> {
     }
 }
 
-/// How a tenant stands: its score, how far out it has to live, whether it is suspected or kept apart.
+/// How a tenant stands: its score, how far out it has to live, whether it is suspected or kept
+/// apart.
 fn standing(ground: &Ground, tenant: &str) -> Value {
     let cordon = &ground.tenant(tenant)["cordon"];
     let signals: Vec<_> = cordon["signals"].as_array().into_iter().flatten().map(|known| &known["signal"]).collect();

@@ -2,7 +2,8 @@
 //!
 //! Each case is a finding of an attacker's, or a neighbour of one: it attacks a real `enisled` as
 //! another uid, and looks at what the daemon lost by it. Where the defence can be configured away
-//! (`share_percent = 100`, `near_percent = 0`), the attack has to succeed then, or its failure meant nothing.
+//! (`share_percent = 100`, `near_percent = 0`), the attack has to succeed then, or its failure
+//! meant nothing.
 //!
 //! | module | what is attacked |
 //! |---|---|

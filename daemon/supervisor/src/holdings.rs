@@ -1,9 +1,9 @@
 //! What a worker process holds, seen from outside, and who of its tenants holds it.
 //!
-//! What is on an island is its tenant's. What is anywhere else belongs to nobody by its address; when
-//! it has grown since the last look, the growth is credited to the tenants' threads by the page
-//! faults that each has had meanwhile, because who touches memory first makes the kernel find it.
-//! A credit decides who is looked at first, and nothing else.
+//! What is on an island is its tenant's. What is anywhere else belongs to nobody by its address;
+//! when it has grown since the last look, the growth is credited to the tenants' threads by the
+//! page faults that each has had meanwhile, because who touches memory first makes the kernel find
+//! it. A credit decides who is looked at first, and nothing else.
 
 use std::collections::BTreeMap;
 

@@ -14,9 +14,11 @@ use crate::process::Worker;
 use crate::resident::Resident;
 use crate::tenant::Tenant;
 
-/// Memory is looked at with one window of so many: reading a process's mappings takes some milliseconds. What grows fast is
-/// looked at with the next one.
+/// Memory is looked at with one window of so many: reading a process's mappings takes some
+/// milliseconds. What grows fast is looked at with the next one.
 const LOOKS_AT_MEMORY: u32 = 6;
+/// An idle worker holds what it held: one of them is looked at with so many windows.
+const LOOKS_AT_IDLE: u32 = 60;
 /// What a run needs for a moment is no reason to move anybody.
 const LOOKS_BEFORE_ACTION: u32 = 2;
 
@@ -111,10 +113,10 @@ impl Daemon {
                     self.warden.saw(tenant, &seen);
                 }
             }
-            count = (count + 1) % LOOKS_AT_MEMORY;
+            count = (count + 1) % LOOKS_AT_IDLE;
             // It takes its time, and windows do not wait for it.
             if looking.as_ref().is_none_or(tokio::task::JoinHandle::is_finished) {
-                let households = self.to_be_looked_at(count == 0, &mut in_turn);
+                let households = self.to_be_looked_at(count, &mut in_turn);
                 if !households.is_empty() {
                     let daemon = Arc::clone(self);
                     looking = Some(tokio::spawn(async move { daemon.look_at_memory(households).await }));
@@ -123,23 +125,25 @@ impl Daemon {
         }
     }
 
-    /// The workers whose memory is looked at now: those that have grown; now and then every busy one, and of the idle ones one
-    /// in turn.
-    fn to_be_looked_at(&self, now_and_then: bool, in_turn: &mut u64) -> Vec<Household> {
+    /// The workers whose memory is looked at in that window: those that have grown; now and then
+    /// every busy one, and of the idle ones one in turn.
+    fn to_be_looked_at(&self, window: u32, in_turn: &mut u64) -> Vec<Household> {
         let mut households = self.pool.households();
-        let idle = || households.iter().filter(|household| !household.busy).map(|household| household.worker.id);
-        let next = idle().filter(|id| *id > *in_turn).min().or_else(|| idle().min());
-        if now_and_then {
+        let mut next = None;
+        if window == 0 {
+            let idle = || households.iter().filter(|household| !household.busy).map(|household| household.worker.id);
+            next = idle().filter(|id| *id > *in_turn).min().or_else(|| idle().min());
             *in_turn = next.unwrap_or_default();
         }
+        let now_and_then = window.is_multiple_of(LOOKS_AT_MEMORY);
         households.retain(|Household { worker, busy, .. }| {
-            (now_and_then && (*busy || worker.is_over() || Some(worker.id) == next)) || worker.has_grown()
+            (now_and_then && (*busy || worker.is_over())) || Some(worker.id) == next || worker.has_grown()
         });
         households
     }
 
-    /// Compares what processes hold with what their tenants explain: what is on an island with the limits of its tenant, what
-    /// is anywhere else with what a process needs.
+    /// Compares what processes hold with what their tenants explain: what is on an island with the
+    /// limits of its tenant, what is anywhere else with what a process needs.
     async fn look_at_memory(&self, households: Vec<Household>) {
         for Household { worker, tenants, .. } in households {
             let looked_at = Arc::clone(&worker);
@@ -159,8 +163,9 @@ impl Daemon {
         }
     }
 
-    /// A process holds more than its tenants explain: nobody comes in any more, and one tenant leaves with each look, whoever
-    /// seems to hold most of it first, and alone. What is left of it ends with the last one.
+    /// A process holds more than its tenants explain: nobody comes in any more, and one tenant
+    /// leaves with each look, whoever seems to hold most of it first, and alone. What is left of it
+    /// ends with the last one.
     fn empty(&self, worker: &Worker, found: Unexplained) {
         self.pool.close(worker);
         let Some((tenant, holds_most)) = worker.send_one_away() else { return };

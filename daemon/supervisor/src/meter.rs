@@ -132,7 +132,8 @@ pub(crate) fn faults_of_tenants(process: Pid) -> BTreeMap<u32, u64> {
     threads.filter_map(read).collect()
 }
 
-/// In the text of `/proc/PID/task/TID/stat`. The name of a thread, in parentheses, may hold anything.
+/// In the text of `/proc/PID/task/TID/stat`. The name of a thread, in parentheses, may hold
+/// anything.
 fn faults(stat: &str) -> Option<u64> {
     stat.rsplit_once(')')?.1.split_whitespace().nth(7)?.parse().ok()
 }

@@ -1,9 +1,10 @@
 //! What waits to be written down: bounded, and never a reason to wait.
 //!
-//! A disk may be slower than whoever causes evidence. Standings replace each other, so there is one for
-//! each tenant at the most. Lines of the audit log queue up to a bound, whose last quarter is for
-//! decisions alone. Over it a line is not kept, but counted by its kind, and that count is a line of
-//! the log itself, behind those that were kept: nothing is missing without the log saying so.
+//! A disk may be slower than whoever causes evidence. Standings replace each other, so there is one
+//! for each tenant at the most. Lines of the audit log queue up to a bound, whose last quarter is
+//! for decisions alone. Over it a line is not kept, but counted by its kind, and that count is a
+//! line of the log itself, behind those that were kept: nothing is missing without the log saying
+//! so.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
@@ -46,7 +47,8 @@ impl Notes {
         self.waiting.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// How a tenant stands from now on; `None` if there is nothing to remember. False once nobody writes any more.
+    /// How a tenant stands from now on; `None` if there is nothing to remember. False once nobody
+    /// writes any more.
     pub(crate) fn stands(&self, tenant: TenantName, standing: Option<Standing>) -> bool {
         let mut waiting = self.lock();
         waiting.batch.standings.insert(tenant, standing);

@@ -138,7 +138,8 @@ impl Worker {
             events.tell(What::WorkerRejected { worker, pid, uid, findings: findings.clone() });
             return Err(StartError::Rejected(findings));
         }
-        // Before its first tenant. A process that cannot be looked at has ended, which is told elsewhere.
+        // Before its first tenant. A process that cannot be looked at has ended, which is told
+        // elsewhere.
         let (pid, looked_at) = (newborn.started.pid, zone.clone());
         let held = tokio::task::spawn_blocking(move || tags::held(pid, &looked_at)).await;
         let memory = Mutex::new(Holdings::new(held.ok().and_then(Result::ok).unwrap_or_default()));
@@ -290,7 +291,8 @@ impl Worker {
     /// Looks at what the process holds, by the kernel's word. May take some ms.
     pub(crate) fn look_at_memory(&self) {
         let faults = meter::faults_of_tenants(self.pid).into_iter().map(|(place, faults)| (Slot(place), faults));
-        // A process that has ended cannot be looked at, or has no memory any more; what was seen last says how it stood.
+        // A process that has ended cannot be looked at, or has no memory any more; what was seen
+        // last says how it stood.
         if let Ok(held) = tags::held(self.pid, &self.zone)
             && held.outside.committed > 0
         {
@@ -325,8 +327,8 @@ impl Worker {
         self.memory().is_over()
     }
 
-    /// Has the next of its tenants leave, the one that holds most first. Whether it is known that the
-    /// rest is that tenant's.
+    /// Has the next of its tenants leave, the one that holds most first. Whether it is known that
+    /// the rest is that tenant's.
     pub(crate) fn send_one_away(&self) -> Option<(Arc<Tenant>, bool)> {
         let mut unwanted = self.unwanted.lock().unwrap_or_else(PoisonError::into_inner);
         let here: Vec<_> = self.present().into_iter().filter(|slot| !unwanted.contains(slot)).collect();
@@ -425,8 +427,8 @@ impl Owner {
         self.worker.tenants().clear();
     }
 
-    /// How it ended, for whoever judges it, and on whose thread that was. What the kernel put on record goes before what
-    /// was said.
+    /// How it ended, for whoever judges it, and on whose thread that was. What the kernel put on
+    /// record goes before what was said.
     fn ending(&self, why: &Death) -> (Ending, Option<Slot>) {
         let worker = &self.worker;
         let words = worker.gave_up.get().copied();
@@ -447,15 +449,16 @@ impl Owner {
             (Death::Filter, None) => Signal::RefusedCall,
             (Death::OutOfMemory, None) => Signal::OutOfMemory,
             (Death::GaveUp, None) => Signal::EngineAbort,
-            // Whoever may send that signal is outside, the kernel's own choice in want of memory included.
+            // Whoever may send that signal is outside, the kernel's own choice in want of memory
+            // included.
             (Death::Signaled(signal), None) if *signal == nix::sys::signal::Signal::SIGKILL => Signal::Unattributed,
             (Death::Fault(_) | Death::Exited(_) | Death::Signaled(_) | Death::Unknown, None) => Signal::Crash,
         };
         (Ending::Silent(silent), None)
     }
 
-    /// Tells of the death, and puts it on the accounts of those who were there: of the one whose doing it was, of all a
-    /// little, or of nobody.
+    /// Tells of the death, and puts it on the accounts of those who were there: of the one whose
+    /// doing it was, of all a little, or of nobody.
     fn account(&self, why: &Death) {
         let worker = &self.worker;
         let (ending, slot) = self.ending(why);
@@ -476,7 +479,8 @@ impl Owner {
         match verdict {
             Verdict::Nobody => {}
             Verdict::Thread(seen) => {
-                // Of a process that was always one tenant's, whatever is not known is that tenant's.
+                // Of a process that was always one tenant's, whatever is not known is that
+                // tenant's.
                 let culprit = slot.filter(|_| thread == Thread::Here).or_else(|| here.first().copied());
                 let Some((slot, culprit)) = culprit.and_then(|slot| Some((slot, worker.tenant_in(slot)?))) else {
                     return;

@@ -46,8 +46,8 @@ pub(crate) enum Entry {
         reason: String,
         by_uid: u32,
     },
-    /// Tenants are kept from others for a while, each alone or together with its half: one line for all
-    /// whom one death, or one look at a worker, was about.
+    /// Tenants are kept from others for a while, each alone or together with its half: one line for
+    /// all whom one death, or one look at a worker, was about.
     Apart {
         worker: u64,
         because: Because,
@@ -207,7 +207,8 @@ impl Recorder {
         self.noted(self.notes.decided(entry));
     }
 
-    /// How many lines of the audit log were lost since the start, because they came faster than the disk took them.
+    /// How many lines of the audit log were lost since the start, because they came faster than the
+    /// disk took them.
     pub(crate) fn lost(&self) -> u64 {
         self.notes.lost()
     }

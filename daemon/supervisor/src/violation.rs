@@ -51,8 +51,8 @@ pub(crate) fn attack(fault: &Fault, zone: &Zone) -> Option<Attack> {
     }
 }
 
-/// What a fault is for whoever judges it. `certain`: the run was over its own limit, by its thread's
-/// last words.
+/// What a fault is for whoever judges it. `certain`: the run was over its own limit, by its
+/// thread's last words.
 pub(crate) fn ending(fault: &Fault, zone: &Zone, certain: bool) -> Ending {
     match (attack(fault, zone), fault.kind) {
         (Some(_), Kind::Refused { .. }) => Ending::Attack(Signal::RefusedCall),

@@ -141,8 +141,9 @@ impl Warden {
         }
     }
 
-    /// A process died, and nobody knows whose doing it was: its tenants are split, and each gets a few points. One that broke
-    /// the protocol, or whose pages did not carry their keys, was taken over as a whole; of those each is alone for a while.
+    /// A process died, and nobody knows whose doing it was: its tenants are split, and each gets a
+    /// few points. One that broke the protocol, or whose pages did not carry their keys, was taken
+    /// over as a whole; of those each is alone for a while.
     pub(crate) fn saw_unexplained_death(&self, tenants: &[Arc<Tenant>], signal: Signal, worker: u64) {
         if matches!(signal, Signal::Protocol | Signal::ClosedKey) {
             let alone: Vec<_> = tenants.iter().map(|tenant| (Arc::clone(tenant), None)).collect();
@@ -162,8 +163,8 @@ impl Warden {
         self.keep_apart(&halves, because, worker);
     }
 
-    /// Keeps tenants from others for a while, each alone or with those of its case. Their standings stay
-    /// as they are: it is not known that they did anything.
+    /// Keeps tenants from others for a while, each alone or with those of its case. Their standings
+    /// stay as they are: it is not known that they did anything.
     pub(crate) fn keep_apart(&self, tenants: &[(Arc<Tenant>, Option<Case>)], because: Because, worker: u64) {
         if tenants.is_empty() {
             return;

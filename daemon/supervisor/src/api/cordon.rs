@@ -84,8 +84,8 @@ pub(crate) async fn lift(
     Ok(Json(show_tenant(&tenant, &daemon)))
 }
 
-/// The folder of the log, and its last line that is on the disk: what `enisle audit verify` compares with. And how many lines
-/// the disk was too slow for.
+/// The folder of the log, and its last line that is on the disk: what `enisle audit verify`
+/// compares with. And how many lines the disk was too slow for.
 pub(crate) async fn audit(State(daemon): State<Arc<Daemon>>, peer: Peer) -> Result<Json<Value>, Problem> {
     peer.operate(&daemon)?;
     let recorder = &daemon.warden.recorder;

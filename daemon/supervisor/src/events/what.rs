@@ -140,8 +140,8 @@ pub(crate) enum What {
         /// What follows: `certain` or `inCompany` it counts against the tenant, otherwise not.
         blame: &'static str,
     },
-    /// A worker held more outside its tenants' islands than they explain: it takes nobody in, and its
-    /// tenants leave it one by one. This is the one that seems to hold most of it, if one does.
+    /// A worker held more outside its tenants' islands than they explain: it takes nobody in, and
+    /// its tenants leave it one by one. This is the one that seems to hold most of it, if one does.
     UnexplainedMemory {
         worker: u64,
         pid: i32,

@@ -56,8 +56,11 @@ pub(crate) use memory::Reserved;
 /// * `stack-size` (KiB): V8's own default on this architecture, a quarter of a tenant thread's stack.
 /// * `concurrent-marking-max-worker-num`: 0 means as many as the platform has threads. That is
 ///   none, so there are no tables for seven.
+/// * `maglev-osr`: a loop of calls to builtins (`new Intl.PluralRules()`) that goes from Maglev's code
+///   to TurboFan's in the middle looks only every hundred milliseconds whether it has to end; without
+///   it, within 20.
 const FLAGS: &str = "--single-threaded --sandbox-prohibit-insecure-mode --no-wasm-native-module-cache \
-                     --stack-size=984 --concurrent-marking-max-worker-num=0";
+                     --stack-size=984 --concurrent-marking-max-worker-num=0 --no-maglev-osr";
 
 /// Garbage is collected when so much has been allocated, however long that took. A script sees a
 /// collection by its `WeakRef`s; V8's own schedule goes by how fast script and collector are, which

@@ -206,8 +206,8 @@ fn thaw<'s>(scope: &mut Scope<'s, '_>, _: Args<'s>, _: v8::ReturnValue<'s>) {
     }
 }
 
-/// `hold(bytes)`: commits so much on the island, past every limit of the tenant's and without touching it. False if the kernel
-/// refuses.
+/// `hold(bytes)`: commits so much on the island, past every limit of the tenant's and without
+/// touching it. False if the kernel refuses.
 fn hold<'s>(scope: &mut Scope<'s, '_>, args: Args<'s>, mut result: v8::ReturnValue<'s>) {
     let [bytes] = words(scope, &args);
     result.set_bool(raw::hold(usize::try_from(bytes).unwrap_or(usize::MAX)));
