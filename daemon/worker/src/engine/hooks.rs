@@ -126,12 +126,17 @@ unsafe extern "C" fn v8_tenant_usable_size(memory: *mut c_void) -> size_t {
 /// As malloc has it: enough for everything that asks for no alignment of its own.
 const ALIGNMENT: usize = 16;
 
+/// What libc takes for so many bytes: in steps of 16, with eight of its own in front.
+const fn cost(bytes: usize) -> usize {
+    bytes.saturating_add(8 + 15) / 16 * 16
+}
+
 /// A block of the process's, on the account of the tenant whose thread this is. The process ends
 /// where there is no memory: C++ without exceptions cannot be told.
 fn common(bytes: usize, alignment: usize) -> *mut c_void {
     let before = Head::room(alignment);
     let whole = bytes.saturating_add(before);
-    quota::take_native(whole);
+    quota::take_native(cost(whole));
     let base = if alignment <= ALIGNMENT {
         // SAFETY: malloc has no preconditions.
         unsafe { libc::malloc(whole) }
@@ -154,7 +159,7 @@ unsafe fn give_back_common(block: *mut c_void) {
     }
     // SAFETY: the caller's.
     let (head, base) = unsafe { Head::of(block) };
-    quota::give_back_native_of(head.place, head.bytes + block as usize - base as usize);
+    quota::give_back_native_of(head.place, cost(head.bytes + block as usize - base as usize));
     // SAFETY: `common` got it from libc.
     unsafe { libc::free(base.cast()) };
 }

@@ -16,6 +16,7 @@ pub(crate) struct Snapshot(pub(crate) &'static [u8]);
 pub(super) struct Runtime {
     pub(super) invoke: v8::Global<v8::Function>,
     pub(super) fire_timer: v8::Global<v8::Function>,
+    pub(super) forget_timers: v8::Global<v8::Function>,
     pub(super) describe: v8::Global<v8::Function>,
     pub(super) worker_entrypoint: v8::Global<v8::Value>,
 }
@@ -166,7 +167,7 @@ fn runtime_of(scope: &mut v8::PinScope<'_, '_>) -> Result<Runtime, SnapshotMisma
         let key = v8::String::new(scope, name).ok_or(SnapshotMismatch(name))?;
         api.get(scope, key.into()).ok_or(SnapshotMismatch(name)).map(|value| (value, name))
     };
-    let (invoke, fire_timer) = (value("invoke")?, value("fireTimer")?);
+    let (invoke, fire_timer, forget_timers) = (value("invoke")?, value("fireTimer")?, value("forgetTimers")?);
     let (describe, worker_entrypoint) = (value("describe")?, value("WorkerEntrypoint")?);
     let function = |(value, name): (v8::Local<'_, v8::Value>, _)| {
         let function = value.try_cast::<v8::Function>().map_err(|_| SnapshotMismatch(name))?;
@@ -175,6 +176,7 @@ fn runtime_of(scope: &mut v8::PinScope<'_, '_>) -> Result<Runtime, SnapshotMisma
     Ok(Runtime {
         invoke: function(invoke)?,
         fire_timer: function(fire_timer)?,
+        forget_timers: function(forget_timers)?,
         describe: function(describe)?,
         worker_entrypoint: v8::Global::new(scope, worker_entrypoint.0),
     })

@@ -75,7 +75,7 @@ pub(super) unsafe extern "C" fn near_heap_limit(data: *mut std::ffi::c_void, cur
     watch.watched.end(Cause::Memory);
     it_is_over_its_limit();
     // Once: a run that fills that as well is not on its way out.
-    let room = quota::left().max(quota::SLACK);
+    let room = quota::left().max(quota::LAST_ROOM);
     quota::no_more();
     // SAFETY: as above.
     let wanted = unsafe { v8_tenant_wanted() };
@@ -116,12 +116,14 @@ pub(super) unsafe extern "C" fn look_at_memory(isolate: v8::UnsafeRawIsolatePtr,
 #[cold]
 pub(super) fn over_the_limit() -> ! {
     it_is_over_its_limit();
-    no_memory_left()
+    say_last_words();
+    exit_now(OUT_OF_MEMORY_EXIT);
 }
 
 /// The process has no memory left, whoever has it.
 #[cold]
 pub(super) fn no_memory_left() -> ! {
+    enisle_hardening::fault::out_of_memory();
     say_last_words();
     exit_now(OUT_OF_MEMORY_EXIT);
 }

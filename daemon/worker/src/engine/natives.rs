@@ -61,6 +61,8 @@ natives! {
     "microtask" => microtask,
     "encodeUtf8" => encode_utf8,
     "decodeUtf8" => decode_utf8,
+    "latin1Bytes" => latin1_bytes,
+    "latin1Text" => latin1_text,
     "random" => random,
 }
 
@@ -142,21 +144,10 @@ fn encode_utf8<'s>(
     mut rv: v8::ReturnValue<'s>,
 ) {
     let Ok(text) = args.get(0).try_cast::<v8::String>() else { return };
-    let bytes = text.utf8_length(scope);
-    // V8 ends the process if a buffer that the host makes is refused, so the question comes first.
-    if bytes > quota::left() {
-        return throw_range_error(scope, "the encoded text does not fit the run's memory (limits.memoryMb)");
-    }
-    let store = v8::ArrayBuffer::new_backing_store(scope, bytes).make_shared();
-    if let Some(start) = store.data() {
-        // SAFETY: the store has so many bytes, and no script has it yet.
-        let bytes = unsafe { std::slice::from_raw_parts_mut(start.as_ptr().cast(), bytes) };
+    let length = text.utf8_length(scope);
+    fill_buffer(scope, length, &mut rv, |scope, bytes| {
         text.write_utf8_v2(scope, bytes, v8::WriteFlags::kReplaceInvalidUtf8, None);
-    }
-    let buffer = v8::ArrayBuffer::with_backing_store(scope, &store);
-    if let Some(view) = v8::Uint8Array::new(scope, buffer, 0, bytes) {
-        rv.set(view.into());
-    }
+    });
 }
 
 fn decode_utf8<'s>(
@@ -166,12 +157,7 @@ fn decode_utf8<'s>(
 ) {
     let Ok(view) = args.get(0).try_cast::<v8::Uint8Array>() else { return };
     let (fatal, keep_bom) = (args.get(1).is_true(), args.get(2).is_true());
-    if view.byte_length() > quota::left() {
-        return throw_range_error(scope, "the bytes do not fit the run's memory twice (limits.memoryMb)");
-    }
-    let mut bytes = vec![0; view.byte_length()];
-    let copied = view.copy_contents(&mut bytes);
-    bytes.truncate(copied);
+    let Some(bytes) = bytes_of(scope, view) else { return };
     if fatal && std::str::from_utf8(&bytes).is_err() {
         return throw_type_error(scope, "the bytes are not UTF-8");
     }
@@ -180,6 +166,69 @@ fn decode_utf8<'s>(
         Some(text) => rv.set(text.into()),
         None => throw_range_error(scope, "the text is longer than a string can be"),
     }
+}
+
+/// The characters of a text as bytes; `undefined` if one is over U+00FF.
+fn latin1_bytes<'s>(
+    scope: &mut v8::PinScope<'s, '_>,
+    args: v8::FunctionCallbackArguments<'s>,
+    mut rv: v8::ReturnValue<'s>,
+) {
+    let Ok(text) = args.get(0).try_cast::<v8::String>() else { return };
+    if !text.contains_only_onebyte() {
+        return;
+    }
+    fill_buffer(scope, text.length(), &mut rv, |scope, bytes| {
+        text.write_one_byte_v2(scope, 0, bytes, v8::WriteFlags::empty());
+    });
+}
+
+/// The reverse.
+fn latin1_text<'s>(
+    scope: &mut v8::PinScope<'s, '_>,
+    args: v8::FunctionCallbackArguments<'s>,
+    mut rv: v8::ReturnValue<'s>,
+) {
+    let Ok(view) = args.get(0).try_cast::<v8::Uint8Array>() else { return };
+    let Some(bytes) = bytes_of(scope, view) else { return };
+    match v8::String::new_from_one_byte(scope, &bytes, v8::NewStringType::Normal) {
+        Some(text) => rv.set(text.into()),
+        None => throw_range_error(scope, "the text is longer than a string can be"),
+    }
+}
+
+/// Returns a new `Uint8Array` of so many bytes, which `fill` writes.
+fn fill_buffer<'s>(
+    scope: &mut v8::PinScope<'s, '_>,
+    length: usize,
+    rv: &mut v8::ReturnValue<'s>,
+    fill: impl FnOnce(&v8::Isolate, &mut [u8]),
+) {
+    // V8 ends the process if a buffer that the host makes is refused, so the question comes first.
+    if length > quota::left() {
+        return throw_range_error(scope, "the bytes do not fit the run's memory (limits.memoryMb)");
+    }
+    let store = v8::ArrayBuffer::new_backing_store(scope, length).make_shared();
+    if let Some(start) = store.data() {
+        // SAFETY: the store has so many bytes, and no script has it yet.
+        fill(scope, unsafe { std::slice::from_raw_parts_mut(start.as_ptr().cast(), length) });
+    }
+    let buffer = v8::ArrayBuffer::with_backing_store(scope, &store);
+    if let Some(view) = v8::Uint8Array::new(scope, buffer, 0, length) {
+        rv.set(view.into());
+    }
+}
+
+/// A copy of what is in a view; an exception is pending if there is no room for it.
+fn bytes_of(scope: &mut v8::PinScope<'_, '_>, view: v8::Local<'_, v8::Uint8Array>) -> Option<Vec<u8>> {
+    if view.byte_length() > quota::left() {
+        throw_range_error(scope, "the bytes do not fit the run's memory twice (limits.memoryMb)");
+        return None;
+    }
+    let mut bytes = vec![0; view.byte_length()];
+    let copied = view.copy_contents(&mut bytes);
+    bytes.truncate(copied);
+    Some(bytes)
 }
 
 fn random<'s>(scope: &mut v8::PinScope<'s, '_>, args: v8::FunctionCallbackArguments<'s>, _: v8::ReturnValue<'s>) {

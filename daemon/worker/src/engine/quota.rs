@@ -27,9 +27,14 @@ const ALWAYS_GRANTED: usize = 64;
 /// time, some 0.7 MiB each.
 const OWN: usize = 2 << 20;
 
-/// How far a run gets over its limit, in native memory, until it notices that it was ended: some of
-/// V8's operations do not look.
-pub(super) const SLACK: usize = 24 << 20;
+/// How far native memory gets over the limit until the run notices. V8 looks when a loop has executed
+/// so many bytes of bytecode (`--interrupt-budget`), which are some thousand turns of a short one, and
+/// a formatter has 30 KiB.
+const SLACK: usize = 48 << 20;
+
+/// How much more a run gets, of either kind, until it notices that it was ended. With [`SLACK`] that
+/// is less than 64 MiB.
+pub(super) const LAST_ROOM: usize = 8 << 20;
 
 /// Looks at less than this distance from the limit are not worth their garbage collection.
 const CLOSE: usize = 1 << 20;
@@ -102,10 +107,10 @@ fn look_again(used: usize) {
     NEXT_LOOK.set(if left < CLOSE { LIMIT.get() } else { used + left / 2 });
 }
 
-/// The run is over: it gets no more than [`SLACK`] until it notices.
+/// The run is over: it gets no more than [`LAST_ROOM`] until it notices.
 pub(super) fn no_more() {
     NEXT_LOOK.set(usize::MAX);
-    LAST.set(used().saturating_add(SLACK));
+    LAST.set(used().saturating_add(LAST_ROOM));
 }
 
 /// No limit holds for this run: the attack harness shows what the limits are for.
@@ -205,9 +210,14 @@ fn near_the_limit() {
     }
 }
 
+/// What a buffer of so many bytes takes: V8's allocator goes by steps of 128 (isolate-group.h).
+const fn cost(bytes: usize) -> usize {
+    bytes.saturating_add(127) / 128 * 128
+}
+
 /// Takes `bytes` from the account, or refuses.
 fn charge(bytes: usize) -> bool {
-    if bytes > left() && bytes > ALWAYS_GRANTED {
+    if bytes > left() && bytes > cost(ALWAYS_GRANTED) {
         REFUSED.set(true);
         return false;
     }
@@ -223,12 +233,12 @@ fn refund(bytes: usize) {
 #[unsafe(no_mangle)]
 extern "C" fn v8_tenant_take(bytes: usize) -> bool {
     super::confinement::edge();
-    charge(bytes)
+    charge(cost(bytes))
 }
 
 #[unsafe(no_mangle)]
 extern "C" fn v8_tenant_give_back(bytes: usize) {
-    refund(bytes);
+    refund(cost(bytes));
 }
 
 /// V8 asks this first and answers a larger request with a `RangeError` without collecting garbage for it.
@@ -257,9 +267,9 @@ mod tests {
         reset(0);
         set_limit(10);
         assert!(charge(OWN));
-        assert!(charge(64));
-        assert_eq!(used(), OWN + 64);
-        assert!(!charge(65));
+        assert!(charge(cost(64)));
+        assert_eq!(used(), OWN + cost(64));
+        assert!(!charge(cost(129)));
     }
 
     #[test]

@@ -121,6 +121,7 @@ pub(crate) fn execute(
     let context = resting.context.clone();
     let invoke = resting.runtime.invoke.clone();
     let fire_timer = resting.runtime.fire_timer.clone();
+    let forget_timers = resting.runtime.forget_timers.clone();
     let describe = resting.runtime.describe.clone();
 
     let (mut startup, mut exports_after, mut evaluated) = (Duration::ZERO, None, None);
@@ -144,7 +145,8 @@ pub(crate) fn execute(
             #[cfg(feature = "attack-natives")]
             super::attack::arm(scope, &entry.4, clock.epoch());
             let begun_ms = clock.now_ms();
-            let mut script = Script { watched, clock, begun_ms, short, fire_timer, describe, invoke, exports };
+            let mut script =
+                Script { watched, clock, begun_ms, short, fire_timer, forget_timers, describe, invoke, exports };
             let output_cap = limits.output_bytes as usize;
             let ended = script.run(scope, &main, &entry, output_cap, || startup = arrived.elapsed());
             exports_after = script.exports;
@@ -225,6 +227,7 @@ struct Script<'a> {
     /// The code came as one file, which may be an expression.
     short: bool,
     fire_timer: v8::Global<v8::Function>,
+    forget_timers: v8::Global<v8::Function>,
     describe: v8::Global<v8::Function>,
     invoke: v8::Global<v8::Function>,
     /// Of the main module, once it has been evaluated.
@@ -241,7 +244,14 @@ impl Script<'_> {
         starting: impl FnOnce(),
     ) -> Ended {
         let exports = match &self.exports {
-            Some(exports) => v8::Local::new(scope, exports),
+            Some(exports) => {
+                let forget_timers = v8::Local::new(scope, &self.forget_timers);
+                let undefined = v8::undefined(scope).into();
+                if forget_timers.call(scope, undefined, &[]).is_none() {
+                    return Ended::Terminated;
+                }
+                v8::Local::new(scope, exports)
+            }
             None => match self.exports(scope, main) {
                 Ok(exports) => exports,
                 Err(ended) => return ended,

@@ -162,4 +162,4 @@ function step(holder, key, path, depth) {
   }
 }
 
-return { invoke, fireTimer, describe, WorkerEntrypoint };
+return { invoke, fireTimer, forgetTimers, describe, WorkerEntrypoint };

@@ -24,6 +24,11 @@ function fireTimer(id) {
   apply(timer.callback, undefined, timer.args);
 }
 
+// A timer never fires in a later run, so nothing needs what its callback holds.
+function forgetTimers() {
+  mapClear(timers);
+}
+
 define(globalThis, "setTimeout", function setTimeout(callback, delay, ...args) {
   return startTimer(callback, delay, args, false);
 });

@@ -126,51 +126,28 @@ function bytesOf(input) {
     : new Uint8Array(viewBuffer(input), viewOffset(input), viewBytes(input));
 }
 
-const BASE64 = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
+function notBase64(message) {
+  const error = new Error(message);
+  defineProperty(error, "name", { __proto__: null, value: "InvalidCharacterError", configurable: true });
+  return error;
+}
 
+// What is decoded are bytes, what the web wants is a string of characters up to U+00FF.
 function btoa(text) {
-  text = toStr(text);
-  let out = "";
-  for (let i = 0; i < text.length; i += 3) {
-    const codes = [charCodeAt(text, i), charCodeAt(text, i + 1), charCodeAt(text, i + 2)];
-    if (codes[0] > 255 || codes[1] > 255 || codes[2] > 255) throw new RangeError("btoa takes characters up to U+00FF only");
-    const bits = (codes[0] << 16) | ((codes[1] || 0) << 8) | (codes[2] || 0);
-    out += BASE64[bits >> 18] + BASE64[(bits >> 12) & 63];
-    out += i + 1 < text.length ? BASE64[(bits >> 6) & 63] : "=";
-    out += i + 2 < text.length ? BASE64[bits & 63] : "=";
-  }
-  return out;
+  const bytes = native.latin1Bytes(toStr(text));
+  if (bytes === undefined) throw notBase64("btoa takes characters up to U+00FF only");
+  return toBase64(bytes);
 }
 
 function atob(text) {
   const source = toStr(text);
-  let out = "";
-  let bits = 0;
-  let count = 0;
-  let digits = 0;
-  let padding = 0;
-  for (let i = 0; i < source.length; i++) {
-    const c = source[i];
-    if (c === " " || c === "\n" || c === "\t" || c === "\r" || c === "\f") continue;
-    if (c === "=") {
-      padding++;
-      continue;
-    }
-    const digit = indexOf(BASE64, c);
-    if (digit < 0 || padding > 0) throw new RangeError("atob was given text that is not base64");
-    bits = (bits << 6) | digit;
-    count += 6;
-    digits++;
-    if (count >= 8) {
-      count -= 8;
-      out += fromCharCode((bits >> count) & 255);
-      bits &= (1 << count) - 1;
-    }
+  let bytes;
+  try {
+    bytes = fromBase64(source);
+  } catch (error) {
+    throw getPrototypeOf(error) === SyntaxErrorPrototype ? notBase64("atob was given text that is not base64") : error;
   }
-  if (digits % 4 === 1 || padding > 2 || (padding > 0 && (digits + padding) % 4 !== 0)) {
-    throw new RangeError("atob was given text that is not base64");
-  }
-  return out;
+  return native.latin1Text(bytes);
 }
 
 const crypto = {};
