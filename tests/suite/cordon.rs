@@ -56,6 +56,57 @@ fn an_operator_moves_a_tenant_out_and_lets_it_in_again() {
     assert_eq!(steps, ["solo", "shared"]);
 }
 
+/// Uses what V8 and ICU make once for all threads of a process when somebody first wants it.
+const EVERYTHING: &str = "() => {
+    const attempt = (work) => { try { work() } catch {} };
+    for (const locale of ['en', 'de', 'ar', 'th-u-nu-thai', 'fa-u-ca-persian', 'zh-u-ca-chinese']) {
+        attempt(() => new Intl.DateTimeFormat(locale, { dateStyle: 'full', timeStyle: 'long', timeZone: 'Asia/Tokyo' }).format(1e12));
+        attempt(() => new Intl.DateTimeFormat(locale, { hour: 'numeric', dayPeriod: 'long' }).formatRange(1e12, 2e12));
+        attempt(() => new Intl.NumberFormat(locale, { style: 'unit', unit: 'kilometer-per-hour' }).formatToParts(1234.5));
+        attempt(() => new Intl.NumberFormat(locale, { style: 'currency', currency: 'EUR', notation: 'compact' }).format(1e6));
+        attempt(() => new Intl.Collator(locale).compare('a', 'ä') + new Intl.PluralRules(locale).select(3));
+        attempt(() => new Intl.RelativeTimeFormat(locale).format(-1, 'day') + new Intl.ListFormat(locale).format(['a', 'b']));
+        for (const type of ['language', 'currency', 'calendar']) attempt(() => new Intl.DisplayNames(locale, { type }).of('eur'));
+        attempt(() => [...new Intl.Segmenter(locale, { granularity: 'word' }).segment('hello สวัสดี')]);
+        attempt(() => new Intl.DurationFormat(locale).format({ hours: 1 }) + new Intl.Locale(locale).maximize().getCalendars());
+        attempt(() => 'I'.toLocaleLowerCase(locale) + 'i'.toLocaleUpperCase(locale) + new Date(1e12).toLocaleString(locale));
+    }
+    for (const key of ['calendar', 'collation', 'currency', 'numberingSystem', 'timeZone', 'unit']) attempt(() => Intl.supportedValuesOf(key));
+    attempt(() => 'é'.normalize('NFKD') + new Date(2020, 1, 1));
+    attempt(() => /(a+)+\\p{Script=Greek}[\\p{L}--[a-z]]/v.test('aaaa') || /ſ/iu.test('s'));
+    let sum = 0;
+    for (let i = 0; i < 300_000; i++) sum += (i * 7) % 13;
+    const add = (a, b) => a.x + b.y;
+    for (let i = 0; i < 100_000; i++) sum += add({ x: i, q: 1 }, { y: 1 });
+    attempt(() => JSON.parse(JSON.stringify(Array.from({ length: 20_000 }, (_, i) => ({ i })))));
+    attempt(() => structuredClone({ a: [1, new Map([[1, 2]]), new Date(), new Uint8Array(100)] }));
+    attempt(() => 2n ** 5000n / 3n ** 1000n + (123.456e200).toFixed(10) + (1e21 / 3).toString(36));
+    attempt(() => { (function recurse() { recurse() })() });
+    return sum
+}";
+
+/// What one tenant makes V8 keep for all is on no island: islands go with their tenants. A debug
+/// build of the worker also looks whether anything is left on one.
+#[test]
+fn what_all_tenants_of_a_process_share_outlives_the_one_who_made_it_come() {
+    let daemon = Daemon::start(SHARING);
+    for tenant in ["stays", "goes"] {
+        daemon.run(tenant, "() => 1");
+    }
+    let pid = daemon.worker_of("goes");
+    assert_eq!(daemon.worker_of("stays"), pid);
+    let expected = daemon.run("goes", EVERYTHING)["result"].clone();
+    assert!(expected.is_number(), "{expected}");
+    order(&daemon, "goes", "solo");
+    wait_until("the tenant has moved out", || daemon.home_of("goes").is_none_or(|home| home != pid));
+    daemon.await_event("retired", |event| event["tenant"] == "goes");
+    for tenant in ["stays", "comes", "stays"] {
+        assert_eq!(daemon.run(tenant, EVERYTHING)["result"], expected);
+    }
+    assert_eq!(daemon.worker_of("stays"), pid, "it has never been begun again elsewhere");
+    assert!(is_alive(pid));
+}
+
 #[test]
 fn orders_that_make_no_sense_are_refused_with_what_would() {
     let daemon = Daemon::start(SHARING);

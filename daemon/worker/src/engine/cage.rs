@@ -166,6 +166,8 @@ impl Drop for Entered {
         unsafe { v8_tenant_set_group(std::ptr::null_mut()) };
         // SAFETY: `group` came from v8_tenant_group_new and is dropped once; V8 unmaps it with the last isolate.
         unsafe { v8_tenant_group_delete(self.cage.group) };
+        // What V8 still holds is for other threads as well, and goes with this island.
+        debug_assert_eq!(heap::blocks(), 0, "something of the process is on an island");
         fault::thread_leaves(self.cage.place);
     }
 }

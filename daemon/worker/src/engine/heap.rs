@@ -31,6 +31,8 @@ const PAGE: usize = 4096;
 thread_local! {
     static OWN: Cell<*mut Dlmalloc<Pages>> = const { Cell::new(ptr::null_mut()) };
     static PRIVATE: Cell<bool> = const { Cell::new(false) };
+    /// Blocks of [`take`] that have not been given back.
+    static BLOCKS: Cell<usize> = const { Cell::new(0) };
 }
 
 /// An address on an island is from the heap of the thread that lives there.
@@ -95,8 +97,14 @@ pub(super) fn take(bytes: usize, align: usize) -> Option<*mut c_void> {
         // SAFETY: the size is not zero, the alignment a power of two.
         unsafe { heap.malloc(whole, align.max(HEAD)) }
     };
+    BLOCKS.set(BLOCKS.get() + usize::from(!base.is_null()));
     // SAFETY: `whole` bytes begin at `base`, if it is not null.
     Some(unsafe { Head::write(base, before, bytes, quota::place()) })
+}
+
+/// How many blocks of [`take`] the calling thread still has.
+pub(super) fn blocks() -> usize {
+    BLOCKS.get()
 }
 
 /// Frees a block of [`take`], if it is one.
@@ -112,6 +120,7 @@ pub(super) unsafe fn give_back(block: *mut c_void) -> bool {
     let Some(heap) = own(memory::is_home(block as usize)) else { return true };
     // SAFETY: only `take` hands out blocks on an island, each with a head.
     let (head, base) = unsafe { Head::of(block) };
+    BLOCKS.set(BLOCKS.get() - 1);
     let whole = head.bytes + head.before as usize;
     if whole >= MAPPED_FROM && head.before as usize <= PAGE {
         // SAFETY: `take` mapped as many whole pages there.

@@ -255,8 +255,8 @@ pub(super) fn take_over_icu() -> io::Result<()> {
 }
 
 /// Makes what all of V8 shares and asks `malloc` for when it first needs it: it may not be on the
-/// island of whoever comes first. Everything else of that kind is made with operator new. (The
-/// test that finds them: `nothing_of_the_process_is_on_an_island`.)
+/// island of whoever comes first. Everything else of that kind is made with operator new. A debug build
+/// looks whether an island has blocks left when its cage is gone ([`super::cage::Entered`]).
 pub(super) fn make_what_is_shared() {
     // SAFETY: V8 has started; the function takes nothing.
     unsafe { make_type_cache() };
