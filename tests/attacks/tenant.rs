@@ -4,7 +4,7 @@
 //! while nothing runs. Seen from outside, in `/proc`.
 
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use enisle_tests::attack_worker;
 use serde_json::{Value, json};
@@ -19,6 +19,7 @@ pub(crate) const CASES: &[Case] = &[
     Case { id: "S4 source", title: "what a parser keeps of a long source", run: sources },
     Case { id: "S4 lifted", title: "the same where no limit counts it", run: lifted },
     Case { id: "S4 kept", title: "what stays between the runs of a script", run: kept },
+    Case { id: "S4 company", title: "a neighbour in the process of all these", run: company },
     Case { id: "S4 garbage", title: "dead objects of ICU's go before a run is ended for them", run: garbage },
 ];
 
@@ -230,13 +231,64 @@ fn rests_after_runs(ground: &Ground, tenant: &str, memory_mb: u64) -> Result<u64
     Ok(most)
 }
 
+/// The figure that a neighbour's runs are held to.
+const NEIGHBOUR: Duration = Duration::from_millis(50);
+
+/// Everything above, under new names, in the process of one that does nothing: it is served, not
+/// blamed, and not moved.
+fn company(options: Options) -> Result<String, String> {
+    let ground = Ground::start("");
+    load(&ground, "good-1", &json!({ "code": "() => 1" }));
+    let before = ground.tenant("good-1")["cordon"]["score"].clone();
+    let done = AtomicBool::new(false);
+    let bodies: Vec<_> = HEAP.iter().chain(NATIVE).chain(BUFFERS).collect();
+    let waits = std::thread::scope(|scope| {
+        let neighbour = scope.spawn(|| {
+            let mut waits = Vec::new();
+            while !done.load(Ordering::Relaxed) {
+                let begun = Instant::now();
+                let answer = load(&ground, "good-1", &json!({ "code": "() => 1" }));
+                waits.push(begun.elapsed());
+                if answer["outcome"] != "ok" {
+                    return Err(format!("the neighbour's run: {answer}"));
+                }
+                std::thread::sleep(Duration::from_millis(5));
+            }
+            Ok(waits)
+        });
+        for (number, body) in bodies.iter().enumerate() {
+            load(&ground, &format!("acme-{number}"), &json!({ "code": script(body), "limits": { "memoryMb": 64 } }));
+        }
+        done.store(true, Ordering::Relaxed);
+        neighbour.join()
+    });
+    let mut waits = waits.map_err(|_| "the neighbour panicked")??;
+    waits.sort_unstable();
+    let at = |percent: usize| waits.get(waits.len() * percent / 100).copied().unwrap_or_default();
+    let told = format!(
+        "{} runs of the neighbour: p50 {:.1?}, p99 {:.1?}, max {:.1?}",
+        waits.len(),
+        at(50),
+        at(99),
+        waits.last().copied().unwrap_or_default()
+    );
+    let cordon = ground.tenant("good-1")["cordon"].clone();
+    if cordon["level"] != "shared" || cordon["score"] != before || !cordon["suspectedUntilUnixMs"].is_null() {
+        return Err(format!("{told}; it was {before} and is {cordon}"));
+    }
+    if options.bench && at(99) > NEIGHBOUR {
+        return Err(told);
+    }
+    Ok(told)
+}
+
 /// What a run lets go of costs it nothing but time.
 fn garbage(_: Options) -> Result<String, String> {
     let ground = Ground::with("", None);
     for (number, body) in [
         "for (let i = 0; i < 2000; i++) new Intl.DateTimeFormat('en-US', { dateStyle: 'medium', timeZone: 'UTC' }).format(i)",
         "for (let i = 0; i < 20000; i++) new Intl.PluralRules('ar').select(i)",
-        "t = 'x'.repeat(1e6); g = new Intl.Segmenter(); for (let i = 0; i < 200; i++) g.segment(t)",
+        "t = 'hello world '.repeat(1e3); g = new Intl.Segmenter(); for (let i = 0; i < 500; i++) [...g.segment(t)]",
         "for (let i = 0; i < 500000; i++) new ArrayBuffer(10)",
     ]
     .iter()

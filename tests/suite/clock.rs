@@ -210,7 +210,7 @@ fn when_garbage_is_collected_tells_nothing_of_the_time() {
     }
     drop(daemon);
     // With V8's own schedule it differs from run to run, for what is measured does.
-    let own_schedule = altered(&worker, &[(UNTIMED_FLAGS, "")]);
+    let own_schedule = altered(&worker, &[(UNTIMED_FLAGS, ""), ("--memory-saver-mode", "")]);
     let daemon = Daemon::start(&config(&own_schedule));
     let mut seen: Vec<_> = (0..12).map(|run| collections(&daemon, run % 3 * 200_000).to_string()).collect();
     seen.sort_unstable();
