@@ -230,7 +230,7 @@ impl Peer {
         }
         let text = String::from_utf8_lossy(&answer.body);
         let good = (200..300).contains(&answer.status) && (!text.contains("\"outcome\"") || text.contains("\"ok\""));
-        let short: String = text.chars().take(160).collect();
+        let short: String = text.chars().take(240).collect();
         if good { Ok(begun.elapsed()) } else { Err(format!("{} {short}", answer.status)) }
     }
 

@@ -5,7 +5,7 @@
 pub mod rig;
 
 use std::fs;
-use std::io::{Read, Write};
+use std::io::{ErrorKind, Read, Write};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
@@ -286,7 +286,11 @@ impl Answer {
     /// Reads an answer to the end of the connection.
     pub fn read(stream: &mut impl Read) -> std::io::Result<Self> {
         let mut bytes = Vec::new();
-        stream.read_to_end(&mut bytes)?;
+        match stream.read_to_end(&mut bytes) {
+            // The daemon has answered, and closed before it had read all.
+            Err(error) if error.kind() == ErrorKind::ConnectionReset && !bytes.is_empty() => {}
+            read => drop(read?),
+        }
         let end = bytes.windows(4).position(|window| window == b"\r\n\r\n");
         let end = end.ok_or_else(|| std::io::Error::other("the connection was closed without an answer"))?;
         let head = String::from_utf8_lossy(&bytes[..end]).into_owned();

@@ -4,10 +4,12 @@
 //! | who asks, on a tenant's thread | what for | from where |
 //! |---|---|---|
 //! | V8, `malloc` | zones (a parser's and compiler's notes), regular expression stacks, serialisers | the tenant's heap on its island ([`super::heap`]), behind its key |
+//! | V8, `malloc` while it writes code | notes on code, of all threads | libc |
+//! | V8, `aligned_alloc` | isolate objects | libc |
 //! | C++, `operator new` | V8's containers and objects, and what V8 keeps for all isolates: the platform's task runners, caches of `Intl` | libc, on the tenant's account |
 //! | ICU | formatters, and caches for all threads | libc, on the tenant's account |
 //!
-//! The second and third may be of use to other threads later, and nothing tells which, so they
+//! The last two may be of use to other threads later, and nothing tells which, so they
 //! cannot be on an island. Each such block has a head that says whose account it is on.
 //!
 //! The address decides where memory goes back to, never the thread. The archive frees on one
@@ -20,7 +22,7 @@ use std::ptr;
 use libc::size_t;
 
 use super::heap::{self, Head};
-use super::{last_words, quota};
+use super::{confinement, last_words, quota};
 
 /// All functions of ours that the archive knows, in the order of `v8/patches/16-hooks-seen.patch`.
 const HOOKS: [&str; 10] =
@@ -50,7 +52,7 @@ pub(super) fn check() -> io::Result<()> {
 unsafe extern "C" fn v8_tenant_malloc(bytes: size_t) -> *mut c_void {
     count::call("malloc");
     // SAFETY: the caller's.
-    heap::take(bytes, ALIGNMENT).unwrap_or_else(|| unsafe { libc::malloc(bytes) })
+    own(bytes).unwrap_or_else(|| unsafe { libc::malloc(bytes) })
 }
 
 /// # Safety
@@ -59,7 +61,7 @@ unsafe extern "C" fn v8_tenant_malloc(bytes: size_t) -> *mut c_void {
 unsafe extern "C" fn v8_tenant_calloc(elements: size_t, bytes: size_t) -> *mut c_void {
     count::call("calloc");
     let Some(whole) = elements.checked_mul(bytes) else { return ptr::null_mut() };
-    match heap::take(whole, ALIGNMENT) {
+    match own(whole) {
         Some(block) if !block.is_null() => {
             // SAFETY: the block has so many bytes.
             unsafe { block.cast::<u8>().write_bytes(0, whole) };
@@ -85,7 +87,11 @@ unsafe extern "C" fn v8_tenant_realloc(memory: *mut c_void, bytes: size_t) -> *m
         // SAFETY: the caller's: libc has allocated it.
         return unsafe { libc::realloc(memory, bytes) };
     };
-    let Some(block) = heap::take(bytes, ALIGNMENT).filter(|block| !block.is_null()) else { return ptr::null_mut() };
+    // SAFETY: as malloc's.
+    let block = unsafe { v8_tenant_malloc(bytes) };
+    if block.is_null() {
+        return block;
+    }
     // SAFETY: both blocks are live, and have at least so many bytes.
     unsafe { memory.cast::<u8>().copy_to_nonoverlapping(block.cast(), before.min(bytes)) };
     // SAFETY: the caller does not use it any more.
@@ -110,8 +116,9 @@ unsafe extern "C" fn v8_tenant_free(memory: *mut c_void) {
 #[unsafe(no_mangle)]
 unsafe extern "C" fn v8_tenant_aligned_alloc(alignment: size_t, bytes: size_t) -> *mut c_void {
     count::call("aligned_alloc");
+    // It is an isolate, which the watchdog has to reach to end a run.
     // SAFETY: the caller's.
-    heap::take(bytes, alignment).unwrap_or_else(|| unsafe { libc::aligned_alloc(alignment, bytes) })
+    unsafe { libc::aligned_alloc(alignment, bytes) }
 }
 
 /// # Safety
@@ -121,6 +128,12 @@ unsafe extern "C" fn v8_tenant_usable_size(memory: *mut c_void) -> size_t {
     count::call("usable_size");
     // SAFETY: the caller's.
     unsafe { heap::size(memory) }.unwrap_or_else(|| unsafe { libc::malloc_usable_size(memory) })
+}
+
+/// A block on the island of the calling thread, if it has one. While V8 has the key of its JIT pages
+/// open, it allocates notes on code, which all threads read.
+fn own(bytes: usize) -> Option<*mut c_void> {
+    if confinement::writes_code() { None } else { heap::take(bytes, ALIGNMENT) }
 }
 
 /// As malloc has it: enough for everything that asks for no alignment of its own.
