@@ -46,8 +46,8 @@ struct Way {
     least: u64,
 }
 
-const ISLAND: Way = Way { take: "hold", least: 1 << 20 };
-const MALLOC: Way = Way { take: "leak", least: 4 << 20 };
+const ISLAND: Way = Way { take: "hold", least: 16 << 20 };
+const MALLOC: Way = Way { take: "leak", least: 16 << 20 };
 
 /// The comparison of what is held with what is explained comes too late here: it would move the
 /// attacker before there is a crash.
@@ -120,7 +120,8 @@ fn attack(way: &Way, memory: &str) -> Result<Outcome, String> {
         workers["workers"].as_array().is_some_and(|workers| workers.iter().any(near))
     };
     if !wait(PATIENCE, looked_at) {
-        return Err(format!("nobody saw that the bound is near: {}", ground.daemon.get("/v1/workers")));
+        let workers = ground.daemon.get("/v1/workers");
+        return Err(format!("nobody saw that the bound is near: {workers}, {:?}", ground.daemon.events()));
     }
     let served = run(&ground, "b", TRUSTING);
     let crash = || ground.daemon.events().into_iter().find(|event| event["event"] == "crashed");
