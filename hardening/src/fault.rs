@@ -289,7 +289,9 @@ fn room() -> usize {
     found
 }
 
-fn may_commit(bytes: usize) -> bool {
+/// Whether the process may still commit so much. Found by asking for it.
+#[must_use]
+pub fn may_commit(bytes: usize) -> bool {
     let protection = libc::PROT_READ | libc::PROT_WRITE;
     let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE;
     // SAFETY: the kernel chooses a place where nothing is.

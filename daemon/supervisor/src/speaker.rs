@@ -483,7 +483,7 @@ impl Speaker {
         wall: Duration,
     ) -> Ended {
         let limits = &job.run.limits;
-        let alone = self.worker.holds_one;
+        let alone = self.worker.was_one_tenants();
         let overrun = self.worker.overrun(self.slot).filter(|overrun| overrun.run == job.run.id);
         let cause = match (overrun, stop) {
             (Some(overrun), _) => Some(overran(overrun.cause, limits)),
@@ -491,7 +491,11 @@ impl Speaker {
                 Some((Outcome::Violation, format!("its worker broke the protocol: {what}")))
             }
             // V8 gave up, and it is this run's doing: it was over its limit, or there was nobody else.
-            (None, Stop::Aborted { certain }) if *certain || alone => {
+            // Where the worker's word did not come through, its end says as much.
+            (None, stop)
+                if matches!(stop, Stop::Aborted { certain: true })
+                    || (alone && (matches!(stop, Stop::Aborted { .. }) || *death == Death::OutOfMemory)) =>
+            {
                 let mb = limits.memory_mb;
                 let message = format!(
                     "V8 gave up on the run: it needed more at once than V8 has, or than {mb} MiB allow (limits.memoryMb)"

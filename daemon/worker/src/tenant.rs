@@ -34,7 +34,7 @@ use crate::engine::clock::Clock;
 use crate::engine::isolate::{Resting, Snapshot, SnapshotMismatch};
 use crate::engine::kept::{Kept, Shelf};
 use crate::engine::run::{Order, Source, execute};
-use crate::engine::{heap, memory};
+use crate::engine::{heap, memory, quota};
 use crate::watchdog::{Alarm, Watched};
 
 /// What every tenant's thread of a process needs to know.
@@ -224,6 +224,9 @@ fn live(
     let mut clock = Clock::new();
     let mut trim_is_due = false;
     loop {
+        if shelf.is_empty() {
+            quota::settle();
+        }
         say(&FromTenant::Ready { cpu_us: account.take_us() })?;
         let order = incoming.order(&mut shelf)?;
         let _at_work = AtWork::begin();

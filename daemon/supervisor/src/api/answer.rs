@@ -111,7 +111,11 @@ impl Pieces {
             wall_ms: ms(finished.usage.wall_us),
             startup_us: us(finished.usage.startup_us),
             queued_us: us(u64::try_from(finished.queued.as_micros()).unwrap_or(u64::MAX)),
-            peak_heap_bytes: finished.usage.peak_heap_bytes,
+            // To the byte it tells what a neighbour has had ICU load.
+            peak_heap_bytes: match finished.usage.peak_heap_bytes {
+                bytes if operates => bytes,
+                bytes => bytes.saturating_add((1 << 20) - 1) >> 20 << 20,
+            },
         };
         let tail = Tail { truncated: finished.truncated, usage, cordon: level.as_str() };
         let logs = finished.logs.into_iter();

@@ -46,6 +46,10 @@ impl Shelf {
         }
     }
 
+    pub(crate) fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+
     /// Disposes of a script's isolate.
     pub(crate) fn forget(&mut self, key: u64) {
         self.0.retain(|kept| kept.key != key);

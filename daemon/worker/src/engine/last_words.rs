@@ -27,9 +27,16 @@ thread_local! {
     static LAST_WORDS: RefCell<Option<LastWords>> = const { RefCell::new(None) };
 }
 
+/// More than V8 asks for at a time, but for one object that is over every limit anyway.
+const PLENTY: usize = 64 << 20;
+
 /// V8 cannot go on: tell whose run it was, and end the process.
 pub(super) unsafe extern "C" fn out_of_memory(_: *const std::ffi::c_char, _: &v8::OomDetails) {
     // What the process could still commit says whose want of memory it was.
+    // Where the process has plenty, it is the heap's own limit that V8 has met.
+    if enisle_hardening::fault::may_commit(PLENTY) {
+        it_is_over_its_limit();
+    }
     enisle_hardening::fault::out_of_memory();
     say_last_words();
     exit_now(OUT_OF_MEMORY_EXIT);
@@ -74,18 +81,25 @@ pub(super) unsafe extern "C" fn near_heap_limit(data: *mut std::ffi::c_void, cur
     }
     watch.watched.end(Cause::Memory);
     it_is_over_its_limit();
-    // Once: a run that fills that as well is not on its way out.
-    let room = quota::left().max(quota::LAST_ROOM);
+    // What native memory leaves of the run's last room. A run that fills that as well, with small
+    // objects, is not on its way out.
+    let room = quota::last_room();
     quota::no_more();
     // SAFETY: as above.
     let wanted = unsafe { v8_tenant_wanted() };
-    if wanted <= room {
-        return initial.saturating_add(room);
+    let limit = current.max(initial.saturating_add(room));
+    if current == initial && wanted <= room {
+        return limit;
     }
-    memory::expect_oversized(wanted);
+    if wanted < OVERSIZED_FROM || !memory::expect_oversized(wanted) {
+        return limit;
+    }
     watch.watched.look_now();
-    initial.saturating_add(room).saturating_add(wanted)
+    limit.saturating_add(wanted)
 }
+
+/// Smaller objects find their room.
+const OVERSIZED_FROM: usize = 1 << 20;
 
 fn it_is_over_its_limit() {
     LAST_WORDS.with(|words| {

@@ -236,18 +236,31 @@ static OVERSIZED: [Oversized; MOST_PLACES] =
 thread_local! {
     /// How large the object is that comes next, which nobody will read.
     static EXPECTED: Cell<usize> = const { Cell::new(NONE) };
+    /// How many there were in this run.
+    static SEEN: Cell<u32> = const { Cell::new(0) };
 }
 
 fn oversized(place: u32) -> Option<&'static Oversized> {
     OVERSIZED.get(usize::try_from(place).ok()?)
 }
 
-/// An object of so many bytes comes next on this thread, or later in this run.
-pub(super) fn expect_oversized(bytes: usize) {
-    EXPECTED.set(bytes);
-    if let Some(object) = oversized(quota::place()) {
-        object.bytes.store(0, Ordering::Release);
+/// So many of them come one after the other, within one operation of V8's.
+const MOST_OVERSIZED: u32 = 8;
+
+/// An object of so many bytes comes next on this thread, or later in this run. False if there were
+/// too many. The pages of the last one are given back; those before it have been written.
+pub(super) fn expect_oversized(bytes: usize) -> bool {
+    let seen = SEEN.get() + 1;
+    SEEN.set(seen);
+    if seen > MOST_OVERSIZED {
+        return false;
     }
+    EXPECTED.set(bytes);
+    // As long as it is only expected, the one before is looked after.
+    if let Some(object) = oversized(quota::place()) {
+        let _ = object.bytes.compare_exchange(NONE, 0, Ordering::AcqRel, Ordering::Relaxed);
+    }
+    true
 }
 
 fn oversized_is(start: usize, bytes: usize) {
@@ -264,6 +277,7 @@ fn oversized_is(start: usize, bytes: usize) {
 /// The run is over, and the object gone.
 pub(crate) fn forget_oversized() {
     EXPECTED.set(NONE);
+    SEEN.set(0);
     if let Some(object) = oversized(quota::place()) {
         object.bytes.store(NONE, Ordering::Release);
     }

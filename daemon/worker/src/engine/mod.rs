@@ -33,7 +33,7 @@ mod log;
 pub(crate) mod memory;
 mod modules;
 mod natives;
-mod quota;
+pub(crate) mod quota;
 pub(crate) mod run;
 pub(crate) mod snapshot;
 mod timers;

@@ -27,6 +27,10 @@ const ALWAYS_GRANTED: usize = 64;
 /// time, some 0.7 MiB each.
 const OWN: usize = 2 << 20;
 
+/// What stays of a tenant when nothing of its scripts does, beyond [`OWN`]: caches of ICU's, which
+/// all threads use and nobody can give back. So much of it is not held against the tenant.
+const MOST_BASE: usize = 48 << 20;
+
 /// How far native memory gets over the limit until the run notices. V8 looks when a loop has executed
 /// so many bytes of bytecode (`--interrupt-budget`), which are some thousand turns of a short one, and
 /// a formatter has 30 KiB.
@@ -47,6 +51,8 @@ thread_local! {
     static BUFFERS: Cell<usize> = const { Cell::new(0) };
     static NATIVE: Cell<usize> = const { Cell::new(0) };
     static LIMIT: Cell<usize> = const { Cell::new(usize::MAX) };
+    /// What the tenant's thread held when nothing of its scripts was left.
+    static BASE: Cell<usize> = const { Cell::new(0) };
     static REFUSED: Cell<bool> = const { Cell::new(false) };
     /// From how many bytes on it is time to look.
     static NEXT_LOOK: Cell<usize> = const { Cell::new(usize::MAX) };
@@ -64,6 +70,7 @@ pub(super) fn reset(place: u32) {
     PLACE.set(place);
     BUFFERS.set(0);
     NATIVE.set(0);
+    BASE.set(0);
     LIMIT.set(usize::MAX);
     NEXT_LOOK.set(usize::MAX);
     LAST.set(usize::MAX);
@@ -76,8 +83,13 @@ pub(super) fn place() -> u32 {
 
 /// Sets the limit of this thread's tenant for what comes now.
 pub(super) fn set_limit(bytes: usize) {
-    LIMIT.set(bytes.saturating_add(OWN));
+    LIMIT.set(bytes.saturating_add(BASE.get().clamp(OWN, MOST_BASE)));
     REFUSED.set(false);
+}
+
+/// Nothing of the tenant's scripts is left.
+pub(crate) fn settle() {
+    BASE.set(native());
 }
 
 /// A run, while native memory is held against the limit for it.
@@ -105,6 +117,11 @@ impl Drop for Held<'_> {
 fn look_again(used: usize) {
     let left = LIMIT.get().saturating_sub(used);
     NEXT_LOOK.set(if left < CLOSE { LIMIT.get() } else { used + left / 2 });
+}
+
+/// How much more the run may take, of either kind, before the process ends.
+pub(super) fn last_room() -> usize {
+    LAST.get().saturating_sub(used()).max(LAST_ROOM)
 }
 
 /// The run is over: it gets no more than [`LAST_ROOM`] until it notices.
@@ -244,7 +261,7 @@ extern "C" fn v8_tenant_give_back(bytes: usize) {
 /// V8 asks this first and answers a larger request with a `RangeError` without collecting garbage for it.
 #[unsafe(no_mangle)]
 extern "C" fn v8_tenant_most() -> usize {
-    LIMIT.get().saturating_sub(OWN).max(ALWAYS_GRANTED)
+    LIMIT.get().saturating_sub(BASE.get().clamp(OWN, MOST_BASE)).max(ALWAYS_GRANTED)
 }
 
 #[cfg(test)]
@@ -282,6 +299,17 @@ mod tests {
         assert!(is_over());
         give_back_native_of(1, 300);
         assert!(!is_over() && charge(200));
+    }
+
+    #[test]
+    fn what_stays_without_a_script_is_not_held_against_the_next_one() {
+        reset(4);
+        take_native(20 << 20);
+        set_limit(8 << 20);
+        assert!(is_over());
+        settle();
+        set_limit(8 << 20);
+        assert!(!is_over() && charge(8 << 20) && !charge(1000));
     }
 
     #[test]
