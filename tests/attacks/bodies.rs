@@ -523,8 +523,8 @@ fn together(options: Options) -> Result<String, String> {
     if held { Ok(said) } else { Err(said) }
 }
 
-/// Large work is done one at a time, each uid in its turn: whoever comes later does not wait for all
-/// that another uid has sent.
+/// Large work is done one at a time, each uid in its turn: whoever comes later does not wait for
+/// all that another uid has sent.
 fn turns(_: Options) -> Result<String, String> {
     const BODIES: usize = 12;
     let ground = Ground::start("");

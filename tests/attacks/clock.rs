@@ -8,8 +8,9 @@ use crate::{Case, Options};
 pub(crate) const CASES: &[Case] =
     &[Case { id: "S3 stopwatch", title: "a cached load and an evicted one", run: stopwatch }];
 
-/// One load a turn, between two timers that are a stopwatch of 350 ns where they go by a real clock:
-/// whether the line was in the cache, which timer came first, and how long the turn was by `Date`.
+/// One load a turn, between two timers that are a stopwatch of 350 ns where they go by a real
+/// clock: whether the line was in the cache, which timer came first, and how long the turn was by
+/// `Date`.
 const TRIALS: &str = "async (trials) => {
     const others = new Uint8Array(1 << 22), line = new Uint8Array(64), seen = [];
     globalThis.sink = 0;

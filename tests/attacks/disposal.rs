@@ -60,8 +60,8 @@ fn computed(worker: i32) -> Option<f64> {
     Some(f64::from(ns) / 1000.0)
 }
 
-/// Waits until the tenant's thread has told of all that it did; what is told of the tenant then, and
-/// what the thread computed.
+/// Waits until the tenant's thread has told of all that it did; what is told of the tenant then,
+/// and what the thread computed.
 fn settled(daemon: &Daemon, worker: i32) -> Result<(f64, f64), String> {
     let tenant = daemon.wait_for("/v1/tenants/t", |tenant| tenant["resident"]["warm"] == true);
     let computed = computed(worker).ok_or("the tenant's thread is gone")?;

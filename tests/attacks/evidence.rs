@@ -136,8 +136,8 @@ fn killed(options: Options) -> Result<String, String> {
     if held { Ok(format!("{said}; {pings}")) } else { Err(said) }
 }
 
-/// In every second a peer makes as many different events as it can; another's are told all the same.
-/// Without a part for each they are among the others.
+/// In every second a peer makes as many different events as it can; another's are told all the
+/// same. Without a part for each they are among the others.
 fn events(options: Options) -> Result<String, String> {
     const RUNS: u64 = 8;
     /// Not a part of a second, so that runs come at all times of one.

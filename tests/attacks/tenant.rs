@@ -1,7 +1,7 @@
 //! Memory of a worker, by a script: whatever a tenant's thread makes the process hold counts.
 //!
-//! The bound is `memoryMb` × 2 + 64 MiB more than the process had, at any time; `memoryMb` + 16 MiB
-//! while nothing runs. Seen from outside, in `/proc`.
+//! The bound is `memoryMb` × 2 + 64 MiB more than the process had, at any time; `memoryMb` + 16
+//! MiB while nothing runs. Seen from outside, in `/proc`.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
@@ -209,8 +209,8 @@ fn kept(options: Options) -> Result<String, String> {
     Ok(format!("at most {most} MiB under 128, {at_rest} MiB at rest"))
 }
 
-/// Runs a script some times. After each, the tenant's process comes to hold at most the limit and 16 MiB
-/// more than it did; says how much more that was at the most.
+/// Runs a script some times. After each, the tenant's process comes to hold at most the limit and
+/// 16 MiB more than it did; says how much more that was at the most.
 fn rests_after_runs(ground: &Ground, tenant: &str, memory_mb: u64) -> Result<u64, String> {
     let gauge = || ground.tenant(tenant)["resident"]["pid"].as_i64().and_then(|pid| i32::try_from(pid).ok());
     let before = gauge().and_then(|pid| Gauge::of(pid).rss()).ok_or("the tenant lives nowhere")?;

@@ -53,8 +53,8 @@ pub fn build(dir: &Path, what: &[&str]) -> PathBuf {
     dir.to_owned()
 }
 
-/// A copy of a program in which texts are replaced by others, which are filled up with spaces: how a
-/// defence is switched off that is a flag of V8's.
+/// A copy of a program in which texts are replaced by others, which are filled up with spaces:
+/// how a defence is switched off that is a flag of V8's.
 ///
 /// # Panics
 /// A text is not there, or the other one is longer.

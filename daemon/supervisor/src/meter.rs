@@ -26,8 +26,8 @@ struct Counts {
     kept_calls: u64,
     /// The scripts whose isolates are there, as far as can be told from here, the last one last.
     kept: VecDeque<u64>,
-    /// The scripts of whom there may be one, because the thread was not told to dispose of it: those
-    /// that are registered, and a few that were until just now.
+    /// The scripts of whom there may be one, because the thread was not told to dispose of it:
+    /// those that are registered, and a few that were until just now.
     may_be_kept: BTreeSet<u64>,
 }
 

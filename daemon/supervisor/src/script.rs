@@ -54,7 +54,8 @@ impl Script {
         self.draft.limits.as_deref().cloned().unwrap_or_default()
     }
 
-    /// The `Env` frame and the `Code` frame, for a run that holds the script as long as it has them.
+    /// The `Env` frame and the `Code` frame, for a run that holds the script as long as it has
+    /// them.
     pub(crate) fn frames(self: &Arc<Self>) -> (Bytes, Bytes) {
         struct Frames(Arc<Script>);
 

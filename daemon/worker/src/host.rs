@@ -15,7 +15,8 @@ use crate::engine::memory;
 use crate::tenant::{Surroundings, Tenant};
 use crate::watchdog::Alarm;
 
-/// How often the pages of an oversized object are given back: V8 writes some two MiB in a millisecond.
+/// How often the pages of an oversized object are given back: V8 writes some two MiB in a
+/// millisecond.
 const OVERSIZED_EVERY: Duration = Duration::from_millis(1);
 
 /// Serves until the supervisor closes the channel.

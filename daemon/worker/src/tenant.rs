@@ -280,8 +280,8 @@ fn live(
                 _ => drop(last),
             }
             // libc keeps the most that V8 and ICU ever had otherwise, some 2 MiB after a run that
-            // filled its heap. It holds its one arena meanwhile, for up to some 30 ms, so this waits
-            // until no other tenant can want it.
+            // filled its heap. It holds its one arena meanwhile, for up to some 30 ms, so this
+            // waits until no other tenant can want it.
             trim_is_due |= is_heavy;
             if is_heavy {
                 heap::trim();

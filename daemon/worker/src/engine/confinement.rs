@@ -21,8 +21,8 @@ pub(super) fn expect(pkru: Pkru) {
     EXPECTED.set(Some(pkru));
 }
 
-/// Whether V8 has opened the key of its JIT pages on this thread: it is about to write code, or notes
-/// on code.
+/// Whether V8 has opened the key of its JIT pages on this thread: it is about to write code, or
+/// notes on code.
 pub(super) fn writes_code() -> bool {
     EXPECTED.get().is_some_and(|expected| Pkru::current() != expected)
 }

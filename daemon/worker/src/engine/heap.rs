@@ -2,10 +2,11 @@
 //! log lines and results), and what V8 asks `malloc` for ([`super::hooks`]).
 //!
 //! The worker's allocator is libc's, whose memory all tenants share and which carries no key. While
-//! a tenant's thread is in [`private`], what Rust allocates comes from the tenant's heap instead, in
-//! pages that [`super::memory`] has put on its island and tagged, and that count as the tenant's
-//! ([`super::quota`]). Whatever is freed goes back to where its address says it came from, inside or
-//! outside. What other threads have to read as well is allocated outside, or in [`shared`].
+//! a tenant's thread is in [`private`], what Rust allocates comes from the tenant's heap instead,
+//! in pages that [`super::memory`] has put on its island and tagged, and that count as the
+//! tenant's ([`super::quota`]). Whatever is freed goes back to where its address says it came
+//! from, inside or outside. What other threads have to read as well is allocated outside, or in
+//! [`shared`].
 
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::cell::Cell;
@@ -82,7 +83,8 @@ unsafe fn unmap_counted(memory: *mut u8, bytes: usize) -> bool {
     unmapped
 }
 
-/// From this size on memory is a mapping of its own, which goes back to the kernel when it is freed.
+/// From this size on memory is a mapping of its own, which goes back to the kernel when it is
+/// freed.
 const MAPPED_FROM: usize = SEGMENT;
 
 /// A block of `bytes` of the calling thread's own heap; `None` in a thread that has none, null
@@ -171,8 +173,8 @@ impl Head {
     /// The block that begins `before` bytes after `base`, with its head; null stays null.
     ///
     /// # Safety
-    /// `before` came from [`Self::room`], and so many bytes begin at `base`, which is aligned for the
-    /// block.
+    /// `before` came from [`Self::room`], and so many bytes begin at `base`, which is aligned for
+    /// the block.
     pub(super) unsafe fn write(base: *mut u8, before: usize, bytes: usize, place: u32) -> *mut c_void {
         if base.is_null() {
             return ptr::null_mut();

@@ -130,8 +130,8 @@ unsafe extern "C" fn v8_tenant_usable_size(memory: *mut c_void) -> size_t {
     unsafe { heap::size(memory) }.unwrap_or_else(|| unsafe { libc::malloc_usable_size(memory) })
 }
 
-/// A block on the island of the calling thread, if it has one. While V8 has the key of its JIT pages
-/// open, it allocates notes on code, which all threads read.
+/// A block on the island of the calling thread, if it has one. While V8 has the key of its JIT
+/// pages open, it allocates notes on code, which all threads read.
 fn own(bytes: usize) -> Option<*mut c_void> {
     if confinement::writes_code() { None } else { heap::take(bytes, ALIGNMENT) }
 }
@@ -268,8 +268,9 @@ pub(super) fn take_over_icu() -> io::Result<()> {
 }
 
 /// Makes what all of V8 shares and asks `malloc` for when it first needs it: it may not be on the
-/// island of whoever comes first. Everything else of that kind is made with operator new. A debug build
-/// looks whether an island has blocks left when its cage is gone ([`super::cage::Entered`]).
+/// island of whoever comes first. Everything else of that kind is made with operator new. A debug
+/// build looks whether an island has blocks left when its cage is gone
+/// ([`super::cage::Entered`]).
 pub(super) fn make_what_is_shared() {
     // SAFETY: V8 has started; the function takes nothing.
     unsafe { make_type_cache() };

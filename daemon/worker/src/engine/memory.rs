@@ -181,8 +181,8 @@ impl Home {
     }
 }
 
-/// V8 commits pages with `mprotect`, which the program takes over from libc to learn where the object
-/// is that a run was ended for.
+/// V8 commits pages with `mprotect`, which the program takes over from libc to learn where the
+/// object is that a run was ended for.
 ///
 /// # Safety
 /// As the system call's.
@@ -283,8 +283,8 @@ pub(crate) fn forget_oversized() {
     }
 }
 
-/// Gives back the pages of the oversized object of a place. Says whether there is one, or may be one
-/// soon.
+/// Gives back the pages of the oversized object of a place. Says whether there is one, or may be
+/// one soon.
 pub(crate) fn trim_oversized(place: u32) -> bool {
     let Some(object) = oversized(place) else { return false };
     let bytes = object.bytes.load(Ordering::Acquire);

@@ -56,11 +56,11 @@ pub(crate) use memory::Reserved;
 /// * `stack-size` (KiB): V8's own default on this architecture, a quarter of a tenant thread's stack.
 /// * `concurrent-marking-max-worker-num`: 0 means as many as the platform has threads. That is
 ///   none, so there are no tables for seven.
-/// * `memory-saver-mode`: what dead objects hold of ICU's is freed with each garbage collection, not
-///   in a task of V8's, for which nobody waits here.
-/// * `maglev-osr`: a loop of calls to builtins (`new Intl.PluralRules()`) that goes from Maglev's code
-///   to TurboFan's in the middle looks only every hundred milliseconds whether it has to end; without
-///   it, within 20.
+/// * `memory-saver-mode`: what dead objects hold of ICU's is freed with each garbage collection,
+///   not in a task of V8's, for which nobody waits here.
+/// * `maglev-osr`: a loop of calls to builtins (`new Intl.PluralRules()`) that goes from Maglev's
+///   code to TurboFan's in the middle looks only every hundred milliseconds whether it has to
+///   end; without it, within 20.
 const FLAGS: &str = "--single-threaded --sandbox-prohibit-insecure-mode --no-wasm-native-module-cache \
                      --stack-size=984 --concurrent-marking-max-worker-num=0 --memory-saver-mode \
                      --no-maglev-osr";

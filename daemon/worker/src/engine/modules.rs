@@ -57,8 +57,8 @@ impl Modules {
         self.names.get(&hash)?.iter().find(|(known, _)| known == module).map(|(_, name)| name.as_str())
     }
 
-    /// From now on the short form's source, which turned out to be an expression, stands for a module
-    /// that exports it. Returns what was compiled before.
+    /// From now on the short form's source, which turned out to be an expression, stands for a
+    /// module that exports it. Returns what was compiled before.
     pub(super) fn wrap_expression(&mut self) -> Option<v8::Global<v8::Module>> {
         if let Some(source) = self.sources.get_mut(SHORT_NAME) {
             source.expression = true;
@@ -137,8 +137,8 @@ fn text_of<'s>(scope: &v8::PinScope<'s, '_>, body: &Arc<[u8]>) -> Option<v8::Loc
         return v8::String::new_from_utf8(scope, body, v8::NewStringType::Normal);
     }
     let (bytes, length) = (Arc::into_raw(Arc::clone(body)), body.len());
-    // SAFETY: the bytes are ASCII, and live until `give_back`, which V8 calls once, gives up what was
-    // taken here.
+    // SAFETY: the bytes are ASCII, and live until `give_back`, which V8 calls once, gives up what
+    // was taken here.
     let text = unsafe { v8::String::new_external_onebyte_raw(scope, bytes.cast_mut().cast(), length, give_back) };
     if text.is_none() {
         // SAFETY: V8 has not taken it.

@@ -2,8 +2,8 @@
 //! Rust allocate for it ("native" memory).
 //!
 //! V8 has no such limit. The archive's patches ask the functions below before they allocate a
-//! buffer, and [`super::heap`] and [`super::hooks`] tell what they take and give back. One tenant is
-//! one thread, so the account is thread-local.
+//! buffer, and [`super::heap`] and [`super::hooks`] tell what they take and give back. One tenant
+//! is one thread, so the account is thread-local.
 //!
 //! | over the limit | what happens |
 //! |---|---|
@@ -23,21 +23,21 @@ use super::last_words;
 /// (`v8_typed_array_max_size_in_heap`), so that much is always granted, and counted.
 const ALWAYS_GRANTED: usize = 64;
 
-/// What a tenant's isolates themselves take in native memory, before any script is in them: two at a
-/// time, some 0.7 MiB each.
+/// What a tenant's isolates themselves take in native memory, before any script is in them: two
+/// at a time, some 0.7 MiB each.
 const OWN: usize = 2 << 20;
 
 /// What stays of a tenant when nothing of its scripts does, beyond [`OWN`]: caches of ICU's, which
 /// all threads use and nobody can give back. So much of it is not held against the tenant.
 const MOST_BASE: usize = 48 << 20;
 
-/// How far native memory gets over the limit until the run notices. V8 looks when a loop has executed
-/// so many bytes of bytecode (`--interrupt-budget`), which are some thousand turns of a short one, and
-/// a formatter has 30 KiB.
+/// How far native memory gets over the limit until the run notices. V8 looks when a loop has
+/// executed so many bytes of bytecode (`--interrupt-budget`), which are some thousand turns of a
+/// short one, and a formatter has 30 KiB.
 const SLACK: usize = 48 << 20;
 
-/// How much more a run gets, of either kind, until it notices that it was ended. With [`SLACK`] that
-/// is less than 64 MiB.
+/// How much more a run gets, of either kind, until it notices that it was ended. With [`SLACK`]
+/// that is less than 64 MiB.
 pub(super) const LAST_ROOM: usize = 8 << 20;
 
 /// Looks at less than this distance from the limit are not worth their garbage collection.
