@@ -59,8 +59,8 @@ pub(crate) use memory::Reserved;
 /// * `memory-saver-mode`: what dead objects hold of ICU's is freed with each garbage collection,
 ///   not in a task of V8's, for which nobody waits here.
 /// * `maglev-osr`: a loop of calls to builtins (`new Intl.PluralRules()`) that goes from Maglev's
-///   code to TurboFan's in the middle looks only every hundred milliseconds whether it has to
-///   end; without it, within 20.
+///   code to TurboFan's in the middle looked only every hundred milliseconds whether it has to end;
+///   without it, within 20 once it is in TurboFan's code. Before that it can take half a second.
 const FLAGS: &str = "--single-threaded --sandbox-prohibit-insecure-mode --no-wasm-native-module-cache \
                      --stack-size=984 --concurrent-marking-max-worker-num=0 --memory-saver-mode \
                      --no-maglev-osr";
