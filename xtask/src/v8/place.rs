@@ -150,7 +150,7 @@ mod tests {
 
     #[test]
     fn every_part_of_the_patch_says_what_it_is_for() {
-        let parts = patches(Kind::Dchecks).unwrap();
+        let parts = patches().unwrap();
         assert!(!parts.is_empty());
         for part in parts {
             let (head, _) = part.text.split_once("\n--- ").unwrap();
