@@ -222,8 +222,10 @@ pub fn guard(key: &Key) -> Result<(), crate::mpk::KeyError> {
     Ok(())
 }
 
-/// Takes over every signal that a fault can raise. To be called before the filter, which lets nobody change handlers.
-/// `last_words` runs in a handler when V8 or libc has given up; it may do what a handler may.
+/// Takes over every signal that a fault can raise. To be called before the filter, which lets
+/// nobody change handlers. `last_words` runs in the handler when V8 or libc has given up. Like the
+/// handler it must be async-signal-safe (signal-safety(7)): no lock, no allocation, no first use of
+/// a thread-local that has a destructor.
 ///
 /// # Errors
 /// The kernel's.
@@ -234,7 +236,8 @@ pub fn handle(last_words: extern "C" fn()) -> io::Result<()> {
         let mut action: libc::sigaction = unsafe { std::mem::zeroed() };
         action.sa_sigaction = on_fault as *const () as usize;
         action.sa_flags = libc::SA_SIGINFO | libc::SA_ONSTACK;
-        // SAFETY: the handler is async-signal-safe: atomics and system calls.
+        // SAFETY: the handler itself uses atomics and makes system calls; the rest of what it does
+        // is `last_words`, which the caller has made async-signal-safe too.
         if unsafe { libc::sigaction(signal, &raw const action, ptr::null_mut()) } != 0 {
             return Err(io::Error::last_os_error());
         }

@@ -126,7 +126,8 @@ impl Probe {
 fn probe_namespaces() -> Probe {
     let flags = NAMESPACES.iter().fold(0, |all, (_, flag)| all | flag);
     let mut args = clone_args(flags, 0);
-    // SAFETY: a valid clone_args of the size given, without CLONE_VM; the child makes raw system calls and exits.
+    // SAFETY: a valid clone_args of the size given, without CLONE_VM: the child has a copy of
+    // everything, makes system calls through libc's thin wrappers, and exits.
     let pid = unsafe { libc::syscall(libc::SYS_clone3, ptr::from_mut(&mut args), size_of::<libc::clone_args>()) };
     if pid == 0 {
         mount_and_exit();

@@ -92,8 +92,8 @@ pub fn available() -> usize {
 #[must_use]
 pub fn delivers_faults() -> bool {
     let mut args = crate::spawn::clone_args(0, 0);
-    // SAFETY: a valid clone_args of the size given, without CLONE_VM: the child has its own copy of everything, makes raw
-    // system calls only, and exits.
+    // SAFETY: a valid clone_args of the size given, without CLONE_VM: the child has a copy of
+    // everything, makes system calls through libc's thin wrappers, and exits.
     let pid = unsafe { libc::syscall(libc::SYS_clone3, std::ptr::from_mut(&mut args), size_of::<libc::clone_args>()) };
     match i32::try_from(pid) {
         Ok(0) => fault_on_a_closed_key(),
