@@ -65,6 +65,9 @@ struct Raw {
     threads: [AtomicI32; MOST_PLACES],
 }
 
+/// The page holds it: `FaultPage::read` and `open_page` rely on that.
+const _: () = assert!(size_of::<Raw>() <= PAGE_BYTES && align_of::<Raw>() <= PAGE_BYTES);
+
 const EMPTY: u32 = 0;
 const WRITING: u32 = 1;
 const WRITTEN: u32 = 2;
@@ -131,8 +134,9 @@ impl FaultPage {
     /// The fault that ended the worker, if one was recorded and says something that a fault can say.
     #[must_use]
     pub fn read(&self) -> Option<Fault> {
-        // SAFETY: the map is a page, larger than `Raw` and aligned for it, and lives as long as `self`; every field is an
-        // atomic, which any bytes are, and which may change at any time.
+        // SAFETY: the map is a page, large enough for a `Raw` and aligned for it (asserted there),
+        // and lives as long as `self`; every field is an atomic, which any bytes are, and which may
+        // change at any time.
         let raw = unsafe { &*self.map.as_ptr().cast::<Raw>() };
         if raw.state.load(Ordering::Acquire) != WRITTEN {
             return None;
@@ -191,7 +195,8 @@ fn open_page() -> Option<&'static Raw> {
     if writer != 0 {
         Pkru::from_bits(writer).install();
     }
-    // SAFETY: `share` mapped it for the life of the process, and its key is open now.
+    // SAFETY: `share` mapped a whole page for the life of the process, which holds a `Raw`
+    // (asserted there), and its key is open now.
     Some(unsafe { &*page })
 }
 
