@@ -148,13 +148,16 @@ impl Thread {
 
 #[cfg(test)]
 mod tests {
+    use std::time::Instant;
+
     use super::*;
 
     #[test]
     fn the_clock_of_a_thread_advances_with_its_work() {
         let clock = CpuClock::of_this_thread().unwrap();
-        let start = clock.now();
+        let (start, begun) = (clock.now(), Instant::now());
         while clock.now() == start {
+            assert!(begun.elapsed() < Duration::from_secs(10), "the clock stands still");
             std::hint::spin_loop();
         }
     }
