@@ -17,7 +17,7 @@ use std::process::ExitCode;
 
 use enisle_hardening::jail::{self, Plan};
 use enisle_hardening::spawn::{NICER, OOM_SCORE, Spawn, Started, spawn};
-use enisle_hardening::{Layer, LayerSet, Posture, fds, seccomp};
+use enisle_hardening::{Layer, LayerSet, Posture, fds, mpk, seccomp};
 use nix::sys::wait::WaitStatus;
 use tempfile::TempDir;
 
@@ -45,6 +45,8 @@ enum Takes {
     Scopes,
     /// Without user namespaces the machine itself forbids the attack.
     UserNamespaces,
+    /// A key can be had only where the processor and the kernel have some.
+    Keys,
 }
 
 /// What the attacker is told before it enters the jail.
@@ -215,7 +217,7 @@ const CASES: &[Case] = &[
         layer: Layer::Seccomp,
         needs: &[],
         attack: allocate_key,
-        takes: Takes::Nothing,
+        takes: Takes::Keys,
     },
     Case {
         name: "send a signal to a thread",
@@ -328,7 +330,6 @@ enum Verdict {
 
 fn run_all() -> ExitCode {
     let posture = Posture::probe();
-    let required = std::env::var("ENISLE_REQUIRE").unwrap_or_default();
     // Gone when this function returns or panics, with all that an attacker has written there.
     let folder = tempfile::Builder::new().prefix("enisle-layers-").tempdir().expect("a folder");
     let target = prepare(&folder);
@@ -338,7 +339,7 @@ fn run_all() -> ExitCode {
         let missing = std::iter::once(&case.layer).chain(case.needs).find(|layer| !posture.layers().has(**layer));
         if let Some(layer) = missing {
             let name = if *layer == Layer::Namespaces || *layer == Layer::EmptyRoot { "userns" } else { layer.name() };
-            let forced = required.split(',').any(|word| word == name);
+            let forced = is_required(name);
             println!("{label}: {}: this machine has no {layer}", if forced { "FAILED" } else { "skipped" });
             if forced {
                 failed += 1
@@ -355,11 +356,17 @@ fn run_all() -> ExitCode {
             Takes::UserNamespaces if !posture.layers().has(Layer::Namespaces) => {
                 Some("this machine forbids it to everybody")
             }
+            Takes::Keys if mpk::available() == 0 => Some("this machine has no protection keys"),
             _ => None,
         };
         if let Some(why) = lacking {
-            println!("{label}: skipped: {why}");
-            skipped += 1;
+            let forced = case.takes == Takes::Keys && is_required("pku");
+            println!("{label}: {}: {why}", if forced { "FAILED" } else { "skipped" });
+            if forced {
+                failed += 1
+            } else {
+                skipped += 1
+            }
             continue;
         }
         let with: LayerSet = case.needs.iter().copied().chain([case.layer]).collect();
@@ -390,16 +397,24 @@ fn run_all() -> ExitCode {
         );
         if dies == die { passed += 1 } else { failed += 1 }
     }
-    for (what, holds) in [
-        ("reach the keys of the daemon's session", keys_are_left()),
-        ("compete with the daemon for memory and processors", steps_back()),
+    let no_keys = "this machine has no protection keys";
+    for (who, what, holds, lacking) in [
+        (
+            "every worker",
+            "reach the keys of the daemon's session",
+            keys_are_left(),
+            "this machine lets nobody have any",
+        ),
+        ("every worker", "compete with the daemon for memory and processors", steps_back(), ""),
+        ("keys", "are as many after they were counted as before", counting_keys_gives_them_back(), no_keys),
+        ("keys", "that are closed deliver their faults to a handler", keys_deliver_faults(), no_keys),
     ] {
         let verdict = match holds {
-            Some(true) => "as it should be",
-            Some(false) => "FAILED",
-            None => "skipped: this machine lets nobody have keys",
+            Some(true) => "as it should be".to_owned(),
+            Some(false) => "FAILED".to_owned(),
+            None => format!("skipped: {lacking}"),
         };
-        println!("{:<18} {what}: {verdict}", "every worker");
+        println!("{who:<18} {what}: {verdict}");
         match holds {
             Some(true) => passed += 1,
             Some(false) => failed += 1,
@@ -408,6 +423,24 @@ fn run_all() -> ExitCode {
     }
     println!("\n{passed} passed, {failed} failed, {skipped} skipped");
     if failed == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+}
+
+/// Whether this machine must have a feature, so that nothing is skipped for the want of it.
+fn is_required(feature: &str) -> bool {
+    std::env::var("ENISLE_REQUIRE").unwrap_or_default().split(',').any(|word| word == feature)
+}
+
+/// Nothing to show where there are no keys, unless there must be some.
+fn with_keys(holds: impl FnOnce() -> bool) -> Option<bool> {
+    if mpk::available() > 0 { Some(holds()) } else { is_required("pku").then_some(false) }
+}
+
+fn counting_keys_gives_them_back() -> Option<bool> {
+    with_keys(|| mpk::available() == mpk::available())
+}
+
+fn keys_deliver_faults() -> Option<bool> {
+    with_keys(mpk::delivers_faults)
 }
 
 fn yama_forbids_tracing() -> bool {
@@ -724,14 +757,8 @@ fn nested_namespace(_: &Target) -> io::Result<()> {
 }
 
 fn allocate_key(_: &Target) -> io::Result<()> {
-    // SAFETY: pkey_alloc takes two numbers. A machine without keys answers EINVAL or ENOSPC, which is an answer.
-    let result = unsafe { libc::syscall(libc::SYS_pkey_alloc, 0, 0) };
-    let refused = io::Error::last_os_error();
-    if result >= 0 || matches!(refused.raw_os_error(), Some(libc::EINVAL | libc::ENOSPC | libc::ENOSYS)) {
-        Ok(())
-    } else {
-        Err(refused)
-    }
+    // SAFETY: pkey_alloc takes two numbers.
+    errno(unsafe { libc::syscall(libc::SYS_pkey_alloc, 0, 0) }).map(drop)
 }
 
 fn signal_a_thread(_: &Target) -> io::Result<()> {

@@ -151,18 +151,3 @@ extern "C" fn check_and_exit(_: libc::c_int, info: *const Info, _: *const libc::
 pub(super) fn key_for_tests(number: u8) -> Key {
     Key(number)
 }
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn counting_keys_leaves_as_many_as_before() {
-        assert_eq!(available(), available());
-    }
-
-    #[test]
-    fn a_kernel_with_keys_delivers_their_faults() {
-        assert!(available() == 0 || delivers_faults());
-    }
-}
