@@ -9,7 +9,8 @@ use crate::decide::Trust;
 
 /// The most tenants that one process may hold, however many keys there are.
 ///
-/// 15 keys, less one that V8 takes for JIT pages, less two in reserve.
+/// 15 keys, less V8's for JIT pages, less the fault record's, less one in reserve. Where there are
+/// keys [`Capacity::keys`] is at most this.
 pub const MAX_TENANTS_PER_PROCESS: usize = 12;
 
 /// What the machine offers for keeping tenants of one process apart.

@@ -65,6 +65,9 @@ struct Raw {
     threads: [AtomicI32; MOST_PLACES],
 }
 
+/// The page holds it: `FaultPage::read` and `open_page` rely on that.
+const _: () = assert!(size_of::<Raw>() <= PAGE_BYTES && align_of::<Raw>() <= PAGE_BYTES);
+
 const EMPTY: u32 = 0;
 const WRITING: u32 = 1;
 const WRITTEN: u32 = 2;
@@ -131,8 +134,9 @@ impl FaultPage {
     /// The fault that ended the worker, if one was recorded and says something that a fault can say.
     #[must_use]
     pub fn read(&self) -> Option<Fault> {
-        // SAFETY: the map is a page, larger than `Raw` and aligned for it, and lives as long as `self`; every field is an
-        // atomic, which any bytes are, and which may change at any time.
+        // SAFETY: the map is a page, large enough for a `Raw` and aligned for it (asserted there),
+        // and lives as long as `self`; every field is an atomic, which any bytes are, and which may
+        // change at any time.
         let raw = unsafe { &*self.map.as_ptr().cast::<Raw>() };
         if raw.state.load(Ordering::Acquire) != WRITTEN {
             return None;
@@ -191,7 +195,8 @@ fn open_page() -> Option<&'static Raw> {
     if writer != 0 {
         Pkru::from_bits(writer).install();
     }
-    // SAFETY: `share` mapped it for the life of the process, and its key is open now.
+    // SAFETY: `share` mapped a whole page for the life of the process, which holds a `Raw`
+    // (asserted there), and its key is open now.
     Some(unsafe { &*page })
 }
 
@@ -222,8 +227,10 @@ pub fn guard(key: &Key) -> Result<(), crate::mpk::KeyError> {
     Ok(())
 }
 
-/// Takes over every signal that a fault can raise. To be called before the filter, which lets nobody change handlers.
-/// `last_words` runs in a handler when V8 or libc has given up; it may do what a handler may.
+/// Takes over every signal that a fault can raise. To be called before the filter, which lets
+/// nobody change handlers. `last_words` runs in the handler when V8 or libc has given up. Like the
+/// handler it must be async-signal-safe (signal-safety(7)): no lock, no allocation, no first use of
+/// a thread-local that has a destructor.
 ///
 /// # Errors
 /// The kernel's.
@@ -234,7 +241,8 @@ pub fn handle(last_words: extern "C" fn()) -> io::Result<()> {
         let mut action: libc::sigaction = unsafe { std::mem::zeroed() };
         action.sa_sigaction = on_fault as *const () as usize;
         action.sa_flags = libc::SA_SIGINFO | libc::SA_ONSTACK;
-        // SAFETY: the handler is async-signal-safe: atomics and system calls.
+        // SAFETY: the handler itself uses atomics and makes system calls; the rest of what it does
+        // is `last_words`, which the caller has made async-signal-safe too.
         if unsafe { libc::sigaction(signal, &raw const action, ptr::null_mut()) } != 0 {
             return Err(io::Error::last_os_error());
         }

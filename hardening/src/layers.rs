@@ -3,7 +3,8 @@
 use std::fmt;
 use std::str::FromStr;
 
-/// One layer. The order is the order in which a worker takes them on.
+/// One layer. The order is that of `doctor`'s table. A worker takes the layers on in the order of
+/// [`crate::jail::enter`], then keys and filters.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 #[repr(u8)]
 pub enum Layer {

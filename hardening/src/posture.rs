@@ -53,13 +53,7 @@ impl Posture {
                     Layer::Seccomp | Layer::ThreadFilter | Layer::SealedFilter => seccomp(),
                     Layer::DenyWriteExecute => deny_write_execute(),
                     Layer::Speculation => speculation(),
-                    Layer::Keys if mpk::tenants_of(keys) > 0 && faults => (
-                        true,
-                        format!(
-                            "{keys} keys, for {} tenants a process; native code in a tenant's thread can open any of them",
-                            mpk::tenants_of(keys)
-                        ),
-                    ),
+                    Layer::Keys if mpk::tenants_of(keys) > 0 && faults => (true, keys_detail(keys)),
                     Layer::Keys if keys > 0 && !faults => {
                         (false, "this kernel does not deliver faults on a closed key to their handler".to_owned())
                     }
@@ -126,7 +120,8 @@ impl Probe {
 fn probe_namespaces() -> Probe {
     let flags = NAMESPACES.iter().fold(0, |all, (_, flag)| all | flag);
     let mut args = clone_args(flags, 0);
-    // SAFETY: a valid clone_args of the size given, without CLONE_VM; the child makes raw system calls and exits.
+    // SAFETY: a valid clone_args of the size given, without CLONE_VM: the child has a copy of
+    // everything, makes system calls through libc's thin wrappers, and exits.
     let pid = unsafe { libc::syscall(libc::SYS_clone3, ptr::from_mut(&mut args), size_of::<libc::clone_args>()) };
     if pid == 0 {
         mount_and_exit();
@@ -225,6 +220,12 @@ fn strict_overcommit() -> Option<String> {
     ))
 }
 
+/// What `doctor` says where there are keys.
+fn keys_detail(keys: usize) -> String {
+    let tenants = mpk::tenants_of(keys);
+    format!("{keys} keys, for {tenants} tenants a process; native code in a tenant's thread can open any of them")
+}
+
 fn seccomp() -> (bool, String) {
     const SECCOMP_GET_ACTION_AVAIL: libc::c_int = 2;
     let kill = libc::SECCOMP_RET_KILL_PROCESS;
@@ -260,6 +261,12 @@ mod tests {
     fn a_probe_names_every_layer_once() {
         let posture = Posture::probe();
         assert_eq!(posture.findings.iter().map(|finding| finding.layer).collect::<Vec<_>>(), Layer::ALL);
+    }
+
+    #[test]
+    fn all_keys_of_a_processor_are_for_twelve_tenants() {
+        let detail = keys_detail(15);
+        assert!(detail.starts_with("15 keys, for 12 tenants a process;"), "{detail}");
     }
 
     #[test]

@@ -11,8 +11,10 @@
 //!     four bytes: the errno that stopped it
 //! ```
 //!
-//! The parent is a process with many threads, so the child between `clone3` and `execveat` makes raw system calls on
-//! values prepared before, and nothing else.
+//! The parent is a process with many threads, and any of them may have held a lock at the moment of
+//! the clone. So between `clone3` and `execveat` the child makes system calls only, on values that
+//! were prepared before: directly, or through libc's thin wrappers (`read`, `write`, `errno`),
+//! which take no lock and allocate nothing.
 
 use std::ffi::CString;
 use std::fs;
@@ -127,8 +129,8 @@ pub fn spawn(spawn: Spawn<'_>) -> Result<Started, SpawnError> {
         flags |= NAMESPACES.iter().fold(0, |all, (_, flag)| all | flag);
     }
     let mut args = clone_args(flags, ptr::from_mut(&mut pidfd) as u64);
-    // SAFETY: `args` is a valid clone_args of the size given, without CLONE_VM: the child runs on a copy of this memory
-    // and calls only `Child::run`, which makes nothing but raw system calls.
+    // SAFETY: `args` is a valid clone_args of the size given, without CLONE_VM: the child runs on a
+    // copy of this memory and calls only `Child::run`, which makes nothing but system calls.
     let pid = unsafe { libc::syscall(libc::SYS_clone3, ptr::from_mut(&mut args), size_of::<libc::clone_args>()) };
     match pid {
         -1 => return Err(SpawnError::Clone(io::Error::last_os_error())),
@@ -278,7 +280,8 @@ struct Child {
 }
 
 impl Child {
-    /// Raw system calls only: other threads of the parent may have held any lock at the moment of the clone.
+    /// System calls and libc's thin wrappers around them only: another thread of the parent may
+    /// have held any lock at the moment of the clone.
     fn run(&self) -> ! {
         let error = match self.become_worker() {
             Ok(never) => match never {},
@@ -365,7 +368,7 @@ fn empty_bounding_set() -> Result<(), i32> {
     Ok(())
 }
 
-/// The errno of a raw system call that failed.
+/// The errno of a system call that failed.
 fn check(result: libc::c_long) -> Result<(), i32> {
     if result == -1 { Err(nix::errno::Errno::last_raw()) } else { Ok(()) }
 }

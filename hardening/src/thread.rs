@@ -13,7 +13,9 @@ use memmap2::{MmapOptions, MmapRaw};
 pub struct CpuClock(libc::clockid_t);
 
 impl CpuClock {
-    /// The clock of the calling thread. It reads as zero once the thread has ended.
+    /// The clock of the calling thread. Once the thread has ended the clock reads as zero, unless
+    /// the kernel has given the thread's number to another thread of this process: then it reads
+    /// the other thread's time. So it is to be read only while the thread lives.
     ///
     /// # Errors
     /// The kernel has no per-thread clocks.
@@ -32,7 +34,8 @@ impl CpuClock {
     #[must_use]
     pub fn now(self) -> Duration {
         let mut time = libc::timespec { tv_sec: 0, tv_nsec: 0 };
-        // SAFETY: `time` is writable; an ended thread's clock makes the call fail, which leaves it zero.
+        // SAFETY: `time` is writable. For a number that no thread of the process has, the call
+        // fails and leaves it zero.
         unsafe { libc::clock_gettime(self.0, &raw mut time) };
         Duration::new(u64::try_from(time.tv_sec).unwrap_or(0), u32::try_from(time.tv_nsec).unwrap_or(0))
     }
@@ -145,13 +148,16 @@ impl Thread {
 
 #[cfg(test)]
 mod tests {
+    use std::time::Instant;
+
     use super::*;
 
     #[test]
     fn the_clock_of_a_thread_advances_with_its_work() {
         let clock = CpuClock::of_this_thread().unwrap();
-        let start = clock.now();
+        let (start, begun) = (clock.now(), Instant::now());
         while clock.now() == start {
+            assert!(begun.elapsed() < Duration::from_secs(10), "the clock stands still");
             std::hint::spin_loop();
         }
     }

@@ -1,8 +1,12 @@
 //! What the supervisor reads about a worker, from outside, before it trusts it with a tenant.
 //!
-//! A worker says on its control channel that it is jailed; nothing here believes that. Everything is read from `/proc`,
-//! which the worker cannot write. That a sealed worker makes no code is seen by what is executable in it. Three things the kernel does not show: Landlock, the dumpable flag and the
-//! parent-death signal; they rest on the worker's start-up code, which has run no tenant's code before.
+//! Everything is read from `/proc`, which the worker cannot write; nothing that the worker says is
+//! used. That a sealed worker makes no code is seen by what is executable in it. A layer is looked
+//! for if the plan has it. What every worker must be, whatever its layers, is required always: the
+//! right program, user and group, four descriptors, an empty environment.
+//!
+//! `/proc` does not show Landlock, the dumpable flag and the parent-death signal. They rest on the
+//! worker's start-up code, which runs before any tenant's.
 
 use std::fs::{self, File};
 use std::io;
@@ -33,13 +37,17 @@ pub struct Expected<'a> {
 /// One thing that is not what it should be.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Finding {
-    pub layer: Layer,
+    /// The layer that is missing; none if the finding is about what every worker must be.
+    pub layer: Option<Layer>,
     pub what: String,
 }
 
 impl std::fmt::Display for Finding {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "{}: {}", self.layer, self.what)
+        match self.layer {
+            Some(layer) => write!(f, "{layer}: {}", self.what),
+            None => f.write_str(&self.what),
+        }
     }
 }
 
@@ -95,19 +103,27 @@ impl Findings<'_> {
     /// Notes `what` unless `holds`, if `layer` is one that this worker should have.
     fn expect(&mut self, layer: Layer, holds: bool, what: impl FnOnce() -> String) {
         if !holds && self.expected.plan.layers.has(layer) {
-            self.list.push(Finding { layer, what: what() });
+            self.list.push(Finding { layer: Some(layer), what: what() });
+        }
+    }
+
+    /// Notes `what` unless `holds`, whatever the layers of this worker.
+    fn require(&mut self, holds: bool, what: impl FnOnce() -> String) {
+        if !holds {
+            self.list.push(Finding { layer: None, what: what() });
         }
     }
 
     fn identity(&mut self, status: &str, exe: &fs::Metadata) -> io::Result<()> {
         let program = File::from(self.expected.program.as_fd().try_clone_to_owned()?).metadata()?;
-        self.expect(Layer::NoNewPrivileges, (exe.dev(), exe.ino()) == (program.dev(), program.ino()), || {
+        self.require((exe.dev(), exe.ino()) == (program.dev(), program.ino()), || {
             "it executes another program than the worker's".to_owned()
         });
         for (name, id) in [("Uid", self.expected.uid), ("Gid", self.expected.gid)] {
-            let found = field(status, name).to_owned();
-            let all = found.split_whitespace().all(|word| word == id.to_string());
-            self.expect(Layer::Capabilities, all, || format!("{name} is {found}, expected {id}"));
+            let (found, id) = (field(status, name).to_owned(), id.to_string());
+            // Real, effective, saved, of the file system.
+            let all = found.split_whitespace().eq([id.as_str(); 4]);
+            self.require(all, || format!("{name} is {found}, expected {id}"));
         }
         Ok(())
     }
@@ -203,7 +219,7 @@ impl Findings<'_> {
                 "3" => target == socket,
                 _ => false,
             };
-            self.expect(Layer::Rlimits, allowed, || format!("descriptor {number} is {target}"));
+            self.require(allowed, || format!("descriptor {number} is {target}"));
         }
         Ok(())
     }
@@ -216,7 +232,7 @@ impl Findings<'_> {
     }
 
     fn environment(&mut self, environ: &[u8]) {
-        self.expect(Layer::NoNewPrivileges, environ.is_empty(), || "its environment is not empty".to_owned());
+        self.require(environ.is_empty(), || "its environment is not empty".to_owned());
     }
 }
 
@@ -289,6 +305,54 @@ mod tests {
             findings.list.len()
         };
         assert_eq!(["500\n", "1000\n", "499\n", "0\n", "-1000\n", ""].map(found), [0, 0, 1, 1, 1, 1]);
+    }
+
+    /// What a look finds wrong with a worker that should have no layer at all.
+    fn found_without_layers(look: impl FnOnce(&mut Findings<'_>)) -> Vec<String> {
+        let plan = Plan::for_tenants(LayerSet::NONE, 1, 1);
+        let program = File::open("/proc/self/exe").unwrap();
+        let expected = Expected { plan: &plan, program: &program, uid: 7, gid: 8, control_inode: 3, stderr_inode: 2 };
+        let mut findings = Findings { expected: &expected, list: Vec::new() };
+        look(&mut findings);
+        findings.list.iter().map(ToString::to_string).collect()
+    }
+
+    #[test]
+    fn another_program_or_user_is_found_whatever_the_layers() {
+        let found = |uids: &str, gids: &str, exe: &str| {
+            let (status, exe) = (format!("Uid:\t{uids}\nGid:\t{gids}\n"), fs::metadata(exe).unwrap());
+            found_without_layers(|findings| findings.identity(&status, &exe).unwrap())
+        };
+        let (own, other) = ("/proc/self/exe", "/dev/null");
+        assert_eq!(found("7\t7\t7\t7", "8\t8\t8\t8", own), [""; 0]);
+        let program = "it executes another program than the worker's";
+        assert_eq!(found("7\t7\t7\t7", "8\t8\t8\t8", other), [program]);
+        assert_eq!(found("7\t7\t0\t7", "8\t8\t8\t8", own), ["Uid is 7\t7\t0\t7, expected 7"]);
+        assert_eq!(found("7\t7\t7\t7", "8\t8\t8\t0", own), ["Gid is 8\t8\t8\t0, expected 8"]);
+        assert_eq!(found("", "", own).len(), 2);
+    }
+
+    #[test]
+    fn a_descriptor_too_many_is_found_whatever_the_layers() {
+        let proc = tempfile::tempdir().unwrap();
+        let open = proc.path().join("fd");
+        fs::create_dir(&open).unwrap();
+        let put = |number, target| std::os::unix::fs::symlink(target, open.join(number)).unwrap();
+        let found = || found_without_layers(|findings| findings.descriptors(&proc.path().to_string_lossy()).unwrap());
+        put("0", "/dev/null");
+        put("1", "/dev/null");
+        put("2", "pipe:[2]");
+        put("3", "socket:[3]");
+        assert_eq!(found(), [""; 0]);
+        put("4", "/etc/shadow");
+        assert_eq!(found(), ["descriptor 4 is /etc/shadow"]);
+    }
+
+    #[test]
+    fn an_environment_is_found_whatever_the_layers() {
+        assert_eq!(found_without_layers(|findings| findings.environment(b"")), [""; 0]);
+        let found = found_without_layers(|findings| findings.environment(b"SECRET=1\0"));
+        assert_eq!(found, ["its environment is not empty"]);
     }
 
     #[test]

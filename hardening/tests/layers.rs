@@ -12,12 +12,14 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::os::linux::net::SocketAddrExt;
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::{SocketAddr, UnixListener, UnixStream};
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use enisle_hardening::jail::{self, Plan};
 use enisle_hardening::spawn::{NICER, OOM_SCORE, Spawn, Started, spawn};
-use enisle_hardening::{Layer, LayerSet, Posture, fds, seccomp};
+use enisle_hardening::{Layer, LayerSet, Posture, fds, mpk, seccomp};
 use nix::sys::wait::WaitStatus;
+use tempfile::TempDir;
 
 /// An attack, and the layer that has to stop it.
 struct Case {
@@ -43,12 +45,27 @@ enum Takes {
     Scopes,
     /// Without user namespaces the machine itself forbids the attack.
     UserNamespaces,
+    /// A key can be had only where the processor and the kernel have some.
+    Keys,
 }
 
 /// What the attacker is told before it enters the jail.
 struct Target {
     abstract_name: String,
-    setuid_program: String,
+    /// A folder of the host's where everybody may write, with the program in it.
+    folder: PathBuf,
+}
+
+impl Target {
+    /// A program that makes whoever executes it root.
+    fn setuid_program(&self) -> PathBuf {
+        self.folder.join("id")
+    }
+
+    /// What an attacker writes.
+    fn file(&self) -> PathBuf {
+        self.folder.join("written")
+    }
 }
 
 const NS: &[Layer] = &[Layer::Namespaces];
@@ -200,7 +217,7 @@ const CASES: &[Case] = &[
         layer: Layer::Seccomp,
         needs: &[],
         attack: allocate_key,
-        takes: Takes::Nothing,
+        takes: Takes::Keys,
     },
     Case {
         name: "send a signal to a thread",
@@ -259,8 +276,8 @@ fn main() -> ExitCode {
     let words: Vec<_> = arguments.iter().map(String::as_str).collect();
     let layers = |bits: &str| LayerSet::from_bits(bits.parse().unwrap_or(0));
     match words.as_slice() {
-        [_, "attack", index, bits, name, program] => {
-            let target = Target { abstract_name: (*name).to_owned(), setuid_program: (*program).to_owned() };
+        [_, "attack", index, bits, name, folder] => {
+            let target = Target { abstract_name: (*name).to_owned(), folder: PathBuf::from(folder) };
             attack(index.parse().unwrap_or(usize::MAX), layers(bits), &target)
         }
         [_, "wait", bits] => wait(layers(bits)),
@@ -313,15 +330,16 @@ enum Verdict {
 
 fn run_all() -> ExitCode {
     let posture = Posture::probe();
-    let required = std::env::var("ENISLE_REQUIRE").unwrap_or_default();
-    let target = prepare();
+    // Gone when this function returns or panics, with all that an attacker has written there.
+    let folder = tempfile::Builder::new().prefix("enisle-layers-").tempdir().expect("a folder");
+    let target = prepare(&folder);
     let (mut passed, mut failed, mut skipped) = (0, 0, 0);
     for (index, case) in CASES.iter().enumerate() {
         let label = format!("{:<18} {}", case.layer, case.name);
         let missing = std::iter::once(&case.layer).chain(case.needs).find(|layer| !posture.layers().has(**layer));
         if let Some(layer) = missing {
             let name = if *layer == Layer::Namespaces || *layer == Layer::EmptyRoot { "userns" } else { layer.name() };
-            let forced = required.split(',').any(|word| word == name);
+            let forced = is_required(name);
             println!("{label}: {}: this machine has no {layer}", if forced { "FAILED" } else { "skipped" });
             if forced {
                 failed += 1
@@ -338,11 +356,17 @@ fn run_all() -> ExitCode {
             Takes::UserNamespaces if !posture.layers().has(Layer::Namespaces) => {
                 Some("this machine forbids it to everybody")
             }
+            Takes::Keys if mpk::available() == 0 => Some("this machine has no protection keys"),
             _ => None,
         };
         if let Some(why) = lacking {
-            println!("{label}: skipped: {why}");
-            skipped += 1;
+            let forced = case.takes == Takes::Keys && is_required("pku");
+            println!("{label}: {}: {why}", if forced { "FAILED" } else { "skipped" });
+            if forced {
+                failed += 1
+            } else {
+                skipped += 1
+            }
             continue;
         }
         let with: LayerSet = case.needs.iter().copied().chain([case.layer]).collect();
@@ -373,25 +397,50 @@ fn run_all() -> ExitCode {
         );
         if dies == die { passed += 1 } else { failed += 1 }
     }
-    for (what, holds) in [
-        ("reach the keys of the daemon's session", keys_are_left()),
-        ("compete with the daemon for memory and processors", steps_back()),
+    let no_keys = "this machine has no protection keys";
+    for (who, what, holds, lacking) in [
+        (
+            "every worker",
+            "reach the keys of the daemon's session",
+            keys_are_left(),
+            "this machine lets nobody have any",
+        ),
+        ("every worker", "compete with the daemon for memory and processors", steps_back(), ""),
+        ("keys", "are as many after they were counted as before", counting_keys_gives_them_back(), no_keys),
+        ("keys", "that are closed deliver their faults to a handler", keys_deliver_faults(), no_keys),
     ] {
         let verdict = match holds {
-            Some(true) => "as it should be",
-            Some(false) => "FAILED",
-            None => "skipped: this machine lets nobody have keys",
+            Some(true) => "as it should be".to_owned(),
+            Some(false) => "FAILED".to_owned(),
+            None => format!("skipped: {lacking}"),
         };
-        println!("{:<18} {what}: {verdict}", "every worker");
+        println!("{who:<18} {what}: {verdict}");
         match holds {
             Some(true) => passed += 1,
             Some(false) => failed += 1,
             None => skipped += 1,
         }
     }
-    clean_up(&target);
     println!("\n{passed} passed, {failed} failed, {skipped} skipped");
     if failed == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+}
+
+/// Whether this machine must have a feature, so that nothing is skipped for the want of it.
+fn is_required(feature: &str) -> bool {
+    std::env::var("ENISLE_REQUIRE").unwrap_or_default().split(',').any(|word| word == feature)
+}
+
+/// Nothing to show where there are no keys, unless there must be some.
+fn with_keys(holds: impl FnOnce() -> bool) -> Option<bool> {
+    if mpk::available() > 0 { Some(holds()) } else { is_required("pku").then_some(false) }
+}
+
+fn counting_keys_gives_them_back() -> Option<bool> {
+    with_keys(|| mpk::available() == mpk::available())
+}
+
+fn keys_deliver_faults() -> Option<bool> {
+    with_keys(mpk::delivers_faults)
 }
 
 fn yama_forbids_tracing() -> bool {
@@ -400,25 +449,19 @@ fn yama_forbids_tracing() -> bool {
 }
 
 /// A socket of the host, and a program that makes whoever executes it root.
-fn prepare() -> Target {
+fn prepare(folder: &TempDir) -> Target {
     let abstract_name = format!("enisle-layers-{}", std::process::id());
     let address = SocketAddr::from_abstract_name(&abstract_name).expect("a name");
     let listener = UnixListener::bind_addr(&address).expect("a socket of the host");
     std::thread::spawn(move || listener.incoming().for_each(drop));
-    let program = std::env::temp_dir().join(format!("enisle-layers-{}", std::process::id()));
-    std::fs::copy("/usr/bin/id", &program).expect("a program");
-    std::fs::set_permissions(&program, std::fs::Permissions::from_mode(0o4755)).expect("it is ours");
-    Target { abstract_name, setuid_program: program.to_string_lossy().into_owned() }
-}
-
-/// Leaves nothing behind, least of all a program that makes root of whoever runs it.
-fn clean_up(target: &Target) {
-    let _ = std::fs::remove_file(&target.setuid_program);
-    for entry in std::fs::read_dir(std::env::temp_dir()).into_iter().flatten().flatten() {
-        if entry.file_name().to_string_lossy().starts_with("enisle-layers-") {
-            let _ = std::fs::remove_file(entry.path());
-        }
-    }
+    let target = Target { abstract_name, folder: folder.path().to_owned() };
+    let allow = |path: &Path, mode| {
+        std::fs::set_permissions(path, std::fs::Permissions::from_mode(mode)).expect("it is ours");
+    };
+    allow(&target.folder, 0o1777);
+    std::fs::copy("/usr/bin/id", target.setuid_program()).expect("a program");
+    allow(&target.setuid_program(), 0o4755);
+    target
 }
 
 fn start(arguments: &[String], layers: LayerSet) -> (Started, UnixStream) {
@@ -443,7 +486,7 @@ fn try_attack(index: usize, layers: LayerSet, target: &Target) -> Verdict {
         &index.to_string(),
         &layers.bits().to_string(),
         &target.abstract_name,
-        &target.setuid_program,
+        target.folder.to_str().expect("a path of ours"),
     ];
     let (mut attacker, mut channel) = start(&arguments.map(str::to_owned), layers);
     let mut said = String::new();
@@ -548,8 +591,8 @@ fn read_a_file(_: &Target) -> io::Result<()> {
     File::open("/etc/passwd")?.read_exact(&mut [0])
 }
 
-fn write_a_file(_: &Target) -> io::Result<()> {
-    File::create(format!("/tmp/enisle-layers-{}", std::process::id()))?.write_all(b"x")
+fn write_a_file(target: &Target) -> io::Result<()> {
+    File::create(target.file())?.write_all(b"x")
 }
 
 fn open_without_end(_: &Target) -> io::Result<()> {
@@ -557,9 +600,9 @@ fn open_without_end(_: &Target) -> io::Result<()> {
     kept.map(drop)
 }
 
-fn grow_a_file(_: &Target) -> io::Result<()> {
+fn grow_a_file(target: &Target) -> io::Result<()> {
     // Over the limit the kernel sends SIGXFSZ, which ends the process.
-    File::create(format!("/tmp/enisle-layers-{}", std::process::id()))?.write_all(&[0; 4096])
+    File::create(target.file())?.write_all(&[0; 4096])
 }
 
 fn take_memory(_: &Target) -> io::Result<()> {
@@ -591,7 +634,7 @@ fn mount_something(_: &Target) -> io::Result<()> {
 }
 
 fn become_root(target: &Target) -> io::Result<()> {
-    let out = std::process::Command::new(&target.setuid_program).arg("-u").output()?;
+    let out = std::process::Command::new(target.setuid_program()).arg("-u").output()?;
     if out.stdout == b"0\n" { Ok(()) } else { Err(io::Error::other(String::from_utf8_lossy(&out.stdout).into_owned())) }
 }
 
@@ -714,14 +757,8 @@ fn nested_namespace(_: &Target) -> io::Result<()> {
 }
 
 fn allocate_key(_: &Target) -> io::Result<()> {
-    // SAFETY: pkey_alloc takes two numbers. A machine without keys answers EINVAL or ENOSPC, which is an answer.
-    let result = unsafe { libc::syscall(libc::SYS_pkey_alloc, 0, 0) };
-    let refused = io::Error::last_os_error();
-    if result >= 0 || matches!(refused.raw_os_error(), Some(libc::EINVAL | libc::ENOSPC | libc::ENOSYS)) {
-        Ok(())
-    } else {
-        Err(refused)
-    }
+    // SAFETY: pkey_alloc takes two numbers.
+    errno(unsafe { libc::syscall(libc::SYS_pkey_alloc, 0, 0) }).map(drop)
 }
 
 fn signal_a_thread(_: &Target) -> io::Result<()> {

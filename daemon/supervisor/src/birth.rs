@@ -10,14 +10,14 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-use enisle_cordon::Level;
+use enisle_cordon::{Level, MAX_TENANTS_PER_PROCESS};
 use enisle_hardening::fault::FaultPage;
 use enisle_hardening::islands::Zone;
 use enisle_hardening::jail::Plan;
 use enisle_hardening::spawn::{self, Spawn, SpawnError, Started};
 use enisle_hardening::tags::{self, Tags};
 use enisle_hardening::verify::{self, Expected};
-use enisle_hardening::{Layer, LayerSet};
+use enisle_hardening::{Layer, LayerSet, mpk};
 use enisle_wire::FrameError;
 use enisle_wire::control::{FromWorker, Role, Session, Start, ToWorker};
 use nix::unistd::Pid;
@@ -26,6 +26,9 @@ use tokio::net::UnixStream;
 
 use crate::channel::{read_frame, send};
 use crate::death::Death;
+
+/// `doctor` and placement count keys alike.
+const _: () = assert!(mpk::PROCESSOR_KEYS - mpk::RESERVED_KEYS == MAX_TENANTS_PER_PROCESS);
 
 /// From `exec` to `Ready`: the jail and V8 take some 20 ms; a machine may be busy.
 pub(crate) const START_TIMEOUT: Duration = Duration::from_secs(20);

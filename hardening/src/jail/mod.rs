@@ -140,7 +140,7 @@ impl Plan {
         Self {
             layers,
             data_bytes,
-            // 0, 1, 2, control, alarm; per tenant its channel; some in reserve.
+            // 0, 1, 2 and the control channel; a channel for each tenant; some in reserve.
             descriptors: 16 + tenants,
             // The main thread and a thread a tenant; a thread that has just ended still counts for a moment. Without a user
             // namespace everything that the same user runs counts too, and a bound would be on somebody else.

@@ -92,8 +92,8 @@ pub fn available() -> usize {
 #[must_use]
 pub fn delivers_faults() -> bool {
     let mut args = crate::spawn::clone_args(0, 0);
-    // SAFETY: a valid clone_args of the size given, without CLONE_VM: the child has its own copy of everything, makes raw
-    // system calls only, and exits.
+    // SAFETY: a valid clone_args of the size given, without CLONE_VM: the child has a copy of
+    // everything, makes system calls through libc's thin wrappers, and exits.
     let pid = unsafe { libc::syscall(libc::SYS_clone3, std::ptr::from_mut(&mut args), size_of::<libc::clone_args>()) };
     match i32::try_from(pid) {
         Ok(0) => fault_on_a_closed_key(),
@@ -150,19 +150,4 @@ extern "C" fn check_and_exit(_: libc::c_int, info: *const Info, _: *const libc::
 #[cfg(test)]
 pub(super) fn key_for_tests(number: u8) -> Key {
     Key(number)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn counting_keys_leaves_as_many_as_before() {
-        assert_eq!(available(), available());
-    }
-
-    #[test]
-    fn a_kernel_with_keys_delivers_their_faults() {
-        assert!(available() == 0 || delivers_faults());
-    }
 }
