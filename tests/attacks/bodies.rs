@@ -7,7 +7,7 @@
 
 use std::collections::BTreeMap;
 use std::fmt::{self, Display, Write as _};
-use std::io::Read;
+use std::io::{Read, Write as _};
 use std::time::{Duration, Instant};
 
 use enisle_tests::Answer;
@@ -233,9 +233,15 @@ fn named(value: &str, size: usize) -> Vec<u8> {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Client {
     Waits,
-    HangsUp,
+    /// Having sent some more.
+    HangsUp {
+        behind: &'static [u8],
+    },
     ReadsByteByByte,
 }
+
+/// Behind a byte that the daemon has no reason to read, it does not see the end of the connection.
+const HANGS_UP: Client = Client::HangsUp { behind: b"G" };
 
 /// Every shape at one size, made once.
 struct Shapes {
@@ -348,7 +354,10 @@ impl<'a> Sweep<'a> {
         // A daemon that refuses early may stop reading.
         let _ = send(&mut stream, call.method, &call.target(tenant), body);
         match client {
-            Client::HangsUp => "not read".to_owned(),
+            Client::HangsUp { behind } => {
+                let _ = stream.write_all(behind);
+                "not read".to_owned()
+            }
             Client::Waits => {
                 Answer::read(&mut stream).map_or_else(|e| e.to_string(), |answer| answer.status.to_string())
             }
@@ -418,7 +427,7 @@ fn sweep(options: Options, root: bool) -> Result<String, String> {
             let again = if options.slow { costs.len() } else { 1 };
             for (_, what, value) in costs.into_iter().take(again) {
                 let pieces = [before.as_bytes(), value, behind.as_bytes()];
-                for client in [Client::HangsUp, Client::ReadsByteByByte] {
+                for client in [HANGS_UP, Client::ReadsByteByByte] {
                     sweep.try_body(&what, &body.call, &tenant, &pieces, client);
                 }
             }
@@ -472,7 +481,7 @@ fn largest(_: Options) -> Result<String, String> {
     let calls = calls();
     let call = calls.iter().find(|call| call.path.ends_with("/load")).ok_or("no load")?;
     for (number, (what, body)) in worst(LARGEST).into_iter().enumerate() {
-        for client in [Client::Waits, Client::HangsUp] {
+        for client in [Client::Waits, Client::HangsUp { behind: b"" }, HANGS_UP] {
             sweep.try_body(what, call, &format!("acme-l{number}"), &[&body], client);
         }
     }
