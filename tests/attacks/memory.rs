@@ -275,7 +275,7 @@ fn answers(options: Options, reading: bool) -> Result<String, String> {
          the victim meanwhile: {served:?}",
         begun.elapsed().as_secs_f64()
     );
-    let in_time = served.as_ref().is_ok_and(|took| !options.bench || *took <= Duration::from_secs(1));
+    let in_time = served.as_ref().is_ok_and(|took| *took <= options.served_within());
     let held = peak <= allowed && back <= before + 24 && in_time;
     let pings = pings.verdict(options.bench);
     if held { pings.map(|pings| format!("{said}; {pings}")) } else { Err(said) }

@@ -17,6 +17,7 @@ use crate::api::peer::whose;
 use crate::birth::{Blueprint, Memory, StartError, make_snapshot};
 use crate::config::{Config, Counters, Keys};
 use crate::counters;
+use crate::descriptors::{self, DescriptorsError};
 use crate::events::{Events, What};
 use crate::job::{Job, Unsealable};
 use crate::policy::{Limits, Policy, Store, StoreError, TenantName};
@@ -122,6 +123,8 @@ pub(crate) enum SetupError {
     Record(#[from] RecordError),
     #[error(transparent)]
     Layer(#[from] enisle_hardening::layers::UnknownLayer),
+    #[error(transparent)]
+    Descriptors(#[from] DescriptorsError),
     #[error("a thread could not be started: {0}")]
     Thread(std::io::Error),
     #[error("the kernel's random numbers (/dev/urandom) cannot be read: {0}")]
@@ -158,14 +161,42 @@ pub(crate) struct Report {
     pub(crate) level: Level,
 }
 
+/// What this machine gives.
+#[derive(Debug)]
+pub(crate) struct Machine {
+    posture: Posture,
+    capacity: Capacity,
+    /// Worker processes at one time.
+    processes: usize,
+}
+
 /// What this machine has, unless it lacks what the configuration requires.
-pub(crate) fn probe(config: &Config) -> Result<Posture, SetupError> {
+pub(crate) fn probe(config: &Config) -> Result<Machine, SetupError> {
     let posture = Posture::probe();
     let missing: Vec<_> = posture
         .missing(config.required_layers()?)
         .map(|finding| format!("{} ({}); {}", finding.layer, finding.detail, finding.layer.remedy()))
         .collect();
-    if missing.is_empty() { Ok(posture) } else { Err(SetupError::Posture(missing.join("; "))) }
+    if !missing.is_empty() {
+        return Err(SetupError::Posture(missing.join("; ")));
+    }
+    let capacity = Capacity {
+        keys: if config.workers.keys == Keys::Off { 0 } else { mpk::tenants_of(posture.keys) },
+        cages: CAGES_PER_PROCESS,
+        share_without_keys: config.workers.share_without_keys,
+    };
+    let limit = descriptors::raise()?;
+    let processes = descriptors::processes(config, capacity.tenants_per_process(), limit)?;
+    if processes < config.workers.max {
+        let wanted = config.workers.max;
+        tracing::warn!(
+            limit,
+            processes,
+            wanted,
+            "the limit of open files has room for fewer processes than workers.max"
+        );
+    }
+    Ok(Machine { posture, capacity, processes })
 }
 
 impl Daemon {
@@ -175,12 +206,7 @@ impl Daemon {
         program: std::path::PathBuf,
         state_dir: &std::path::Path,
     ) -> Result<Self, SetupError> {
-        let posture = probe(&config)?;
-        let capacity = Capacity {
-            keys: if config.workers.keys == Keys::Off { 0 } else { mpk::tenants_of(posture.keys) },
-            cages: CAGES_PER_PROCESS,
-            share_without_keys: config.workers.share_without_keys,
-        };
+        let Machine { posture, capacity, processes } = probe(&config)?;
         let (store, policies) = Store::open(state_dir, config.workers.max_memory_mb)?;
         let file = std::fs::File::open(&program).map_err(|error| SetupError::Program(program, error))?;
         let tenants_per_process = u32::try_from(capacity.tenants_per_process()).unwrap_or(1);
@@ -203,8 +229,8 @@ impl Daemon {
         }
         let (warden, moves) = Warden::new(Arc::clone(&events), config.cordon.clone(), recorder);
         // One process is left for those who share.
-        let alone = config.cordon.max_alone.min(config.workers.max.saturating_sub(1).max(1));
-        let bounds = Bounds { processes: config.workers.max, alone };
+        let alone = config.cordon.max_alone.min(processes.saturating_sub(1).max(1));
+        let bounds = Bounds { processes, alone };
         let counters = match config.cordon.counters {
             Counters::Auto => counters::probe(),
             Counters::Off => {

@@ -128,6 +128,7 @@ pub(crate) async fn serve(
     let mut shutdown = pin!(shutdown);
     let mut places = Places::new(api.connections, parts);
     let mut cost = 0;
+    let (mut refused, mut told) = (0, None);
     loop {
         // Those who are connected have their turn between those who come.
         if cost >= COST_AT_ONCE {
@@ -152,14 +153,21 @@ pub(crate) async fn serve(
                     drop(place);
                 });
             }
-            // Out of descriptors, most likely: others have to end first.
+            // The daemon's own descriptors suffice (`descriptors`); those of the machine may not.
             Err(error) => {
-                tracing::warn!(%error, "a connection could not be accepted");
+                refused += 1;
+                if told.is_none_or(|told: Instant| told.elapsed() >= TELL_EVERY) {
+                    tracing::warn!(%error, times = refused, "connections could not be accepted");
+                    (refused, told) = (0_u64, Some(Instant::now()));
+                }
                 tokio::time::sleep(Duration::from_millis(50)).await;
             }
         }
     }
 }
+
+/// How often the log says that connections cannot be accepted.
+const TELL_EVERY: Duration = Duration::from_secs(10);
 
 /// What a connection keeps unread at the most, and unsent: a head has to fit.
 const MAX_BUFFER_BYTES: usize = 16 << 10;
@@ -170,7 +178,7 @@ const COST_AT_ONCE: u32 = 32;
 const COST_OF_ONE: u32 = 8;
 
 /// Connections of all uids that no rule names.
-const STRANGERS: u64 = 8;
+pub(crate) const STRANGERS: u64 = 8;
 
 /// Connections that may be begun in [`WINDOW`], and those of uids without a rule: what has ended
 /// already is charged too, because to take it is most of what it costs.
