@@ -26,7 +26,7 @@ use crate::quota::OverQuota;
 use crate::record::{RecordError, Recorder};
 use crate::resident::{Ended, Finished, Lost, Resident, Visit};
 use crate::run_id::RunIds;
-use crate::share::{Exhausted, Held, Parts, Supply, Turns};
+use crate::share::{Exhausted, Held, Lanes, Parts, Supply};
 use crate::tenant::Tenant;
 use crate::warden::{self, Warden};
 
@@ -52,7 +52,7 @@ const WORKER_BASE_MB: u64 = 2048;
 pub(crate) struct Daemon {
     pub(crate) config: Config,
     pub(crate) supplies: Supplies,
-    pub(crate) large_work: Turns,
+    pub(crate) work: Lanes,
     pub(crate) posture: Posture,
     /// What workers take on: what the machine has, less what the configuration does without.
     pub(crate) layers: LayerSet,
@@ -261,7 +261,7 @@ impl Daemon {
         }
         Ok(Self {
             supplies,
-            large_work: Turns::new(1, 1),
+            work: Lanes::new(),
             config,
             posture,
             layers,
@@ -505,7 +505,7 @@ impl Daemon {
         }
         // An env may be large.
         let uid = job.in_flight.uid;
-        let turn = self.large_work.turn(uid).await;
+        let turn = self.work.turn(uid, job.env.len()).await;
         let sealed = tokio::task::spawn_blocking(move || {
             let sealed = job.sealed(&limits, &policy.secrets);
             drop(turn);

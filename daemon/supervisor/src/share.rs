@@ -282,6 +282,30 @@ impl Turns {
     }
 }
 
+/// Work on bytes off the thread that serves connections. Whoever has little of it does not wait
+/// for those who have much.
+#[derive(Debug)]
+pub(crate) struct Lanes {
+    little: Turns,
+    much: Turns,
+}
+
+/// The most that is little: at the dearest, some ten milliseconds of work.
+const LITTLE_BYTES: usize = 1 << 20;
+
+impl Lanes {
+    /// One work at a time in each lane, one of each uid's in its queue.
+    pub(crate) fn new() -> Self {
+        Self { little: Turns::new(1, 1), much: Turns::new(1, 1) }
+    }
+
+    /// Waits for the turn of a uid at so many bytes.
+    pub(crate) async fn turn(&self, uid: u32, bytes: usize) -> Turn {
+        let lane = if bytes <= LITTLE_BYTES { &self.little } else { &self.much };
+        lane.turn(uid).await
+    }
+}
+
 /// Somebody's turn.
 #[derive(Debug)]
 pub(crate) struct Turn {
@@ -316,6 +340,7 @@ impl Drop for Held {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use futures_util::FutureExt;
     use proptest::prelude::*;
 
     fn rule(uid: u32, share_percent: Option<u8>) -> Peer {
@@ -393,6 +418,14 @@ mod tests {
             wait.await.unwrap();
         }
         assert_eq!(*order.lock().unwrap(), [2, 1, 1]);
+    }
+
+    #[tokio::test]
+    async fn little_work_does_not_wait_for_much() {
+        let lanes = Lanes::new();
+        let _much = lanes.turn(1, LITTLE_BYTES + 1).await;
+        assert!(lanes.turn(2, LITTLE_BYTES + 1).now_or_never().is_none());
+        assert!(lanes.turn(2, LITTLE_BYTES).now_or_never().is_some());
     }
 
     #[tokio::test]
