@@ -350,6 +350,10 @@ impl Gauge {
         line.split_whitespace().nth(0)?.parse().ok()
     }
 
+    pub(crate) fn threads(self) -> Option<u64> {
+        self.field("Threads:")
+    }
+
     /// MiB that are in memory; `None` if the process has ended.
     pub(crate) fn rss(self) -> Option<u64> {
         Some(self.field("VmRSS:")?.div_ceil(1024))

@@ -26,7 +26,7 @@ use crate::quota::OverQuota;
 use crate::record::{RecordError, Recorder};
 use crate::resident::{Ended, Finished, Lost, Resident, Visit};
 use crate::run_id::RunIds;
-use crate::share::{Exhausted, Held, Lanes, Parts, Supply};
+use crate::share::{Exhausted, Held, Lanes, Parts, Supply, Turns};
 use crate::tenant::Tenant;
 use crate::warden::{self, Warden};
 
@@ -42,6 +42,8 @@ pub(crate) const SOME_TENANTS: usize = 256;
 const MOST_NOT_BEGUN: u32 = 10;
 /// How often the runs of a tenant that lives where it should not ask for its move.
 const RUNS_ASK_EVERY: Duration = Duration::from_millis(200);
+/// Policies that are written at one time.
+const WRITES: usize = 4;
 /// So often a run is begun again because its tenant was moved while it ran.
 const MOST_FENCED: u32 = 10;
 /// Private memory that a worker may commit beside its tenants' own: V8, and one largest allocation on the way to an
@@ -53,6 +55,8 @@ pub(crate) struct Daemon {
     pub(crate) config: Config,
     pub(crate) supplies: Supplies,
     pub(crate) work: Lanes,
+    /// Policies that are being written: each waits for the disk, on a thread that others need.
+    pub(crate) writes: Turns,
     pub(crate) posture: Posture,
     /// What workers take on: what the machine has, less what the configuration does without.
     pub(crate) layers: LayerSet,
@@ -262,6 +266,7 @@ impl Daemon {
         Ok(Self {
             supplies,
             work: Lanes::new(),
+            writes: Turns::new(WRITES, 1),
             config,
             posture,
             layers,
