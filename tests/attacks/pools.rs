@@ -27,6 +27,7 @@ pub(crate) const CASES: &[Case] = &[
         title: "bodies of no announced length, never ended",
         run: |options| attack(&CHUNKS, options),
     },
+    Case { id: "S6d sizes", title: "the size of a body that is served beside a peer's half", run: sizes },
     Case { id: "S6e scripts", title: "a peer takes all memory for scripts", run: |options| attack(&SCRIPTS, options) },
     Case { id: "S6e small", title: "the same with scripts of one byte", run: |options| attack(&SMALL, options) },
     Case { id: "S6f connections", title: "a peer takes all connections", run: |options| attack(&CONNECTIONS, options) },
@@ -226,6 +227,16 @@ const ANNOUNCED: Pool = Pool {
     serve: serve_large,
 };
 
+/// Bodies of a MiB, and a byte that never comes.
+fn unfinished(ground: &Ground, how_many: usize) -> Vec<UnixStream> {
+    let body = vec![b' '; 1 << 20];
+    hold(ground, how_many, |stream, number| {
+        let path = format!("/v1/tenants/acme-{number}/load");
+        let head = format!("POST {path} HTTP/1.1\r\nhost: d\r\ncontent-length: {}\r\n\r\n", body.len() + 1);
+        let _ = stream.write_all(head.as_bytes()).and_then(|()| stream.write_all(&body));
+    })
+}
+
 /// More bodies of a MiB than the pool has, so that what is left is less than one more needs.
 const ALMOST: usize = 150;
 
@@ -233,12 +244,7 @@ const ARRIVED: Pool = Pool {
     config: ANNOUNCED.config,
     control: true,
     take: |ground| {
-        let body = vec![b' '; 1 << 20];
-        let held = hold(ground, ALMOST, |stream, number| {
-            let path = format!("/v1/tenants/acme-{number}/load");
-            let head = format!("POST {path} HTTP/1.1\r\nhost: d\r\ncontent-length: {}\r\n\r\n", body.len() + 1);
-            let _ = stream.write_all(head.as_bytes()).and_then(|()| stream.write_all(&body));
-        });
+        let held = unfinished(ground, ALMOST);
         Taken { what: open(&held), _held: held }
     },
     serve: serve_large,
@@ -259,6 +265,28 @@ const CHUNKS: Pool = Pool {
     },
     serve: serve_large,
 };
+
+/// A body is charged twice, and half of the pool is held: an eighth of it fits, and what does not
+/// is not kept waiting for what is not going to be given back.
+fn sizes(options: Options) -> Result<String, String> {
+    const MIB: usize = 1 << 20;
+    let ground = Ground::with(ANNOUNCED.config, None);
+    // All but as much as one more of them needs.
+    let held = unfinished(&ground, 63);
+    ground.gauge().quiet(Duration::from_secs(10));
+    let (fits, too_large) = (script(30 * MIB), script(40 * MIB));
+    let ask = |body: &[u8]| {
+        let begun = Instant::now();
+        let asked = ground.victim.ask("POST", "/v1/tenants/good-1/load", body);
+        (asked.map_or(0, |answer| answer.status), begun.elapsed())
+    };
+    let served = ask(&fits);
+    // By then the attacker has held what it holds for so long that nobody waits for it.
+    let (first, refused) = (ask(&too_large), ask(&too_large));
+    let said = format!("beside {}: 30 MiB {served:?}, 40 MiB {first:?}, {refused:?}", open(&held));
+    let in_time = refused.1 <= options.served_within() && (!options.bench || served.1 <= options.served_within());
+    if !held.iter().any(answered) && served.0 == 200 && refused.0 == 503 && in_time { Ok(said) } else { Err(said) }
+}
 
 /// Registers scripts until the daemon takes no more; how many.
 fn register(peer: &Peer, beginning: &str, bytes: usize, most: usize) -> usize {
