@@ -13,6 +13,10 @@
 //! [postcard]: https://postcard.jamesmunns.com/wire-format
 #![forbid(unsafe_code)]
 #![deny(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing, clippy::panic)]
+#![cfg_attr(
+    test,
+    allow(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing, clippy::panic, reason = "tests")
+)]
 
 pub mod control;
 pub mod frame;
