@@ -17,6 +17,8 @@ use enisle_tests::{Answer, Daemon, PATIENCE, SHARING, programs};
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
+pub(crate) use enisle_tests::wait::within as wait;
+
 /// A peer that may act for `acme-*`: it attacks.
 pub(crate) const ATTACKER: u32 = 5001;
 /// A peer that may act for `good-*`: it must not notice.
@@ -108,20 +110,6 @@ pub(crate) fn pings(socket: &Path) -> bool {
     let asked = send(&mut stream, "GET", "/_ping", &[]);
     let _ = stream.set_read_timeout(Some(PATIENCE));
     asked.is_ok() && Answer::read(&mut stream).is_ok_and(|answer| answer.status == 200)
-}
-
-/// Looks until `done`, and says whether it came to that.
-pub(crate) fn wait(patience: Duration, done: impl Fn() -> bool) -> bool {
-    let begun = Instant::now();
-    loop {
-        if done() {
-            return true;
-        }
-        if begun.elapsed() > patience {
-            return false;
-        }
-        std::thread::yield_now();
-    }
 }
 
 /// Connections of one uid, made by a process of that uid.
