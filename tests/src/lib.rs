@@ -2,6 +2,7 @@
 #![forbid(unsafe_code)]
 #![allow(clippy::print_stderr, reason = "a skipped test says why")]
 
+mod guards;
 pub mod rig;
 pub mod wait;
 
@@ -15,6 +16,7 @@ use std::sync::OnceLock;
 use serde_json::{Value, json};
 use tempfile::{TempDir, TempPath};
 
+pub use guards::SetOnDrop;
 pub use wait::{PATIENCE, until as wait_until};
 
 /// Names the folder with the programs under test where nothing can be built: in the emulated
