@@ -8,7 +8,7 @@ use std::process::Command;
 
 use enisle_hardening::spawn::NAMESPACES;
 use enisle_hardening::{Layer, Posture};
-use enisle_tests::{Daemon, SHARING, has, programs};
+use enisle_tests::{Daemon, SHARING, has, is_alive, programs, wait_until};
 use serde_json::json;
 
 fn machine_has(layer: Layer) -> bool {
@@ -230,19 +230,25 @@ fn a_worker_that_keeps_a_descriptor_never_gets_a_tenant() {
 }
 
 #[test]
+fn a_worker_that_is_not_understood_before_it_is_ready_never_gets_a_tenant() {
+    let (daemon, answer) = with_rogue("rogue-says-noise");
+    assert!(answer.contains("did not get ready: a frame of 4294967295 bytes"), "{answer}");
+    assert_eq!(daemon.get("/v1/workers")["workers"], json!([]));
+    assert_eq!(daemon.get("/v1/tenants/t")["usage"]["begun"], 0);
+}
+
+#[test]
 fn a_worker_that_breaks_the_protocol_is_killed_and_told_of() {
     for (name, word) in [
-        ("rogue-says-noise", "frame of"),
-        ("rogue-says-ready-twice", "Ready"),
-        ("rogue-says-another-tenant", "slot 7"),
-        ("rogue-says-too-much", "4294967295"),
+        ("rogue-says-ready-twice", "Ready from a worker that is ready already"),
+        ("rogue-says-another-tenant", "slot 7, which this worker does not hold"),
+        ("rogue-says-too-much", "a frame of 4294967295 bytes"),
     ] {
-        let (daemon, answer) = with_rogue(name);
-        let events = format!("{:?}", daemon.events());
-        assert!(
-            answer.contains(word) || (events.contains("protocolViolation") && events.contains(word)),
-            "{name}: {answer} {events}"
-        );
+        let (daemon, _) = with_rogue(name);
+        let told = daemon.await_event("the violation", |event| event["event"] == "protocolViolation");
+        assert!(told["what"].as_str().is_some_and(|what| what.contains(word)), "{name}: {told}");
+        let pid = told["pid"].as_i64().and_then(|pid| i32::try_from(pid).ok()).expect("the event names the process");
+        wait_until("the end of the worker", || !is_alive(pid));
         assert_eq!(daemon.request("GET", "/_ping", b"").status, 200);
     }
 }
@@ -262,7 +268,7 @@ fn a_worker_that_floods_its_tenants_channel_is_killed_and_told_of() {
         assert_eq!(told["tenant"], "t", "{told}");
         // What an attack leaves is in the audit log, with its details.
         let log = daemon.folder.path().join("state/audit/audit.jsonl");
-        enisle_tests::wait_until("the audit log", || {
+        wait_until("the audit log", || {
             fs::read_to_string(&log).is_ok_and(|log| log.contains("protocolViolation") && log.contains(word))
         });
     }
