@@ -6,6 +6,7 @@ mod guards;
 pub mod rig;
 pub mod wait;
 
+use std::ffi::OsStr;
 use std::fs;
 use std::io::{ErrorKind, Read, Write};
 use std::os::unix::net::UnixStream;
@@ -147,9 +148,19 @@ impl Daemon {
 
     /// The command that starts a daemon in `folder`, on `socket`.
     pub fn command(folder: &Path, socket: &Path) -> Command {
+        Self::command_of(&[programs().join("enisled").as_os_str()], folder, socket)
+    }
+
+    /// The same with `words` before the daemon's arguments: another `enisled`, or programs that
+    /// execute one.
+    ///
+    /// # Panics
+    /// There is no word.
+    pub fn command_of(words: &[&OsStr], folder: &Path, socket: &Path) -> Command {
         let log = fs::File::create(folder.join("log")).expect("a log file");
-        let mut command = Command::new(programs().join("enisled"));
-        command.arg("--socket").arg(socket).arg("--state-dir").arg(folder.join("state"));
+        let (program, rest) = words.split_first().expect("a program");
+        let mut command = Command::new(program);
+        command.args(rest).arg("--socket").arg(socket).arg("--state-dir").arg(folder.join("state"));
         command.arg("--config").arg(folder.join("enisled.toml"));
         command.env_remove("ENISLE_SOCKET").env("ENISLE_LOG", "info").stdin(Stdio::null()).stderr(log);
         command

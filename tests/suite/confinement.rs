@@ -4,7 +4,7 @@
 
 use std::fs;
 use std::os::unix::process::CommandExt;
-use std::process::Command;
+use std::process::Stdio;
 
 use enisle_hardening::spawn::NAMESPACES;
 use enisle_hardening::{Layer, Posture};
@@ -71,21 +71,13 @@ fn as_ordinary_user(through: &[&str]) -> Daemon {
     let rule = "[[peers]]\nuid = 65534\ntenants = [\"*\"]\noperate = true\n";
     fs::write(folder.path().join("enisled.toml"), rule).expect("a configuration");
     let words: Vec<_> = through.iter().chain(&["enisled"]).map(|program| folder.path().join(program)).collect();
-    let log = fs::File::create(folder.path().join("log")).expect("a log");
-    let process = Command::new(&words[0])
-        .args(&words[1..])
-        .arg("--socket")
-        .arg(folder.path().join("s"))
-        .arg("--state-dir")
-        .arg(folder.path().join("state"))
-        .arg("--config")
-        .arg(folder.path().join("enisled.toml"))
+    let words: Vec<_> = words.iter().map(|word| word.as_os_str()).collect();
+    let process = Daemon::command_of(&words, folder.path(), &folder.path().join("s"))
         .env_clear()
         .env("HOME", folder.path())
         .uid(USER)
         .gid(USER)
         .current_dir("/")
-        .stderr(log)
         .spawn()
         .expect("enisled runs");
     Daemon::await_answer(process, folder)
@@ -133,10 +125,10 @@ fn a_layer_that_is_required_and_missing_keeps_the_daemon_from_starting() {
     let folder = tempfile::tempdir().expect("a folder");
     fs::write(folder.path().join("enisled.toml"), "required = [\"namespaces\"]\n").expect("a configuration");
     // A machine without user namespaces, whatever this one has.
-    let daemon = Daemon::command(folder.path(), &folder.path().join("s"));
-    let out = Command::new(programs().join("without-userns"))
-        .arg(daemon.get_program())
-        .args(daemon.get_args())
+    let (without, daemon) = (programs().join("without-userns"), programs().join("enisled"));
+    let words = [without.as_os_str(), daemon.as_os_str()];
+    let out = Daemon::command_of(&words, folder.path(), &folder.path().join("s"))
+        .stderr(Stdio::piped())
         .output()
         .expect("the program runs");
     let said = String::from_utf8_lossy(&out.stderr);
