@@ -9,6 +9,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
 use std::sync::atomic::{AtomicBool, Ordering};
 
+use enisle_tests::wait::PAUSE;
 use enisle_tests::{PATIENCE, SHARING, is_alive};
 use serde_json::json;
 use tempfile::TempDir;
@@ -46,7 +47,7 @@ fn hear(listener: &UnixListener, done: &AtomicBool) -> Vec<u8> {
     while !done.load(Ordering::Relaxed) {
         match listener.accept() {
             Ok((stream, _)) => forge(stream, &mut heard),
-            Err(_) => std::thread::yield_now(),
+            Err(_) => std::thread::sleep(PAUSE),
         }
     }
     heard

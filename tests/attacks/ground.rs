@@ -1,5 +1,6 @@
 //! Where attacks happen: a daemon on a leash, peers of several uids, and measurements.
 
+use std::ffi::OsStr;
 use std::fs;
 use std::io::{self, IoSlice, Read, Write};
 use std::os::fd::{AsFd, OwnedFd};
@@ -7,7 +8,7 @@ use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
+use std::process::{Child, Command};
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
@@ -16,6 +17,8 @@ use enisle_hardening::fds;
 use enisle_tests::{Answer, Daemon, PATIENCE, SHARING, programs};
 use serde_json::{Value, json};
 use tempfile::TempDir;
+
+pub(crate) use enisle_tests::wait::within as wait;
 
 /// A peer that may act for `acme-*`: it attacks.
 pub(crate) const ATTACKER: u32 = 5001;
@@ -93,13 +96,10 @@ pub(crate) fn folder() -> TempDir {
 
 /// The command of a daemon in `folder` on a socket, on a leash.
 pub(crate) fn leashed(folder: &Path, socket: &Path, umask: u32) -> Command {
-    let free = Daemon::command(folder, socket);
-    let mut command = Command::new(programs().join("leash"));
-    command.arg(LEASH_MIB.to_string()).arg(format!("{umask:o}")).arg(free.get_program()).args(free.get_args());
-    command.env_remove("ENISLE_SOCKET").env("ENISLE_LOG", "info").stdin(Stdio::null());
-    let log = fs::File::options().append(true).open(folder.join("log")).expect("the command made it");
-    command.stderr(log);
-    command
+    let (leash, daemon) = (programs().join("leash"), programs().join("enisled"));
+    let (most, umask) = (LEASH_MIB.to_string(), format!("{umask:o}"));
+    let words = [leash.as_os_str(), OsStr::new(&most), OsStr::new(&umask), daemon.as_os_str()];
+    Daemon::command_of(&words, folder, socket)
 }
 
 /// Whether a daemon answers there: it listens before it has tried everything that may end it.
@@ -108,20 +108,6 @@ pub(crate) fn pings(socket: &Path) -> bool {
     let asked = send(&mut stream, "GET", "/_ping", &[]);
     let _ = stream.set_read_timeout(Some(PATIENCE));
     asked.is_ok() && Answer::read(&mut stream).is_ok_and(|answer| answer.status == 200)
-}
-
-/// Looks until `done`, and says whether it came to that.
-pub(crate) fn wait(patience: Duration, done: impl Fn() -> bool) -> bool {
-    let begun = Instant::now();
-    loop {
-        if done() {
-            return true;
-        }
-        if begun.elapsed() > patience {
-            return false;
-        }
-        std::thread::yield_now();
-    }
 }
 
 /// Connections of one uid, made by a process of that uid.

@@ -1,6 +1,7 @@
 //! What the daemon keeps, and who else gets at it: nobody. And whom the command line takes for the
 //! daemon.
 
+use std::ffi::OsStr;
 use std::fs;
 use std::io::{BufRead, BufReader, Read};
 use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt, symlink};
@@ -37,11 +38,11 @@ fn give(path: &Path, uid: u32) {
 /// A daemon under a umask that keeps nothing from anybody, with a socket in a folder that it makes
 /// itself.
 fn start_openly(folder: TempDir) -> Daemon {
-    let daemon = Daemon::command(folder.path(), &folder.path().join("run/s"));
-    let mut openly = Command::new("sh");
-    openly.args(["-c", "umask 0; exec \"$0\" \"$@\""]).arg(daemon.get_program()).args(daemon.get_args());
-    let log = fs::File::create(folder.path().join("log")).expect("a log file");
-    let process = openly.env_remove("ENISLE_SOCKET").stdin(Stdio::null()).stderr(log).spawn().expect("enisled runs");
+    let daemon = programs().join("enisled");
+    let words = ["sh", "-c", "umask 0; exec \"$0\" \"$@\""].map(OsStr::new);
+    let words = [&words[..], &[daemon.as_os_str()]].concat();
+    let process =
+        Daemon::command_of(&words, folder.path(), &folder.path().join("run/s")).spawn().expect("enisled runs");
     // Where the tests look for a socket.
     let _ = symlink("run/s", folder.path().join("s"));
     Daemon::await_answer(process, folder)

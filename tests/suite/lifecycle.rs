@@ -51,13 +51,13 @@ fn a_run_whose_worker_is_killed_twice_is_lost_and_the_next_one_works() {
         let run = scope.spawn(|| daemon.run("t", WAITS));
         // A worker that is killed before the run has begun in it does not count, so every one is killed.
         let mut last = 0;
-        while !run.is_finished() {
+        wait_until("the end of the run", || {
             if let Some(worker) = daemon.home_of("t").filter(|worker| *worker != last && is_alive(*worker)) {
                 kill_worker(worker);
                 last = worker;
             }
-            std::thread::yield_now();
-        }
+            run.is_finished()
+        });
         let run = run.join().expect("the run is answered");
         assert_eq!(run["outcome"], "workerLost", "{run}");
         assert!(run["error"]["message"].as_str().is_some_and(|message| message.contains("SIGKILL")), "{run}");
