@@ -450,8 +450,12 @@ impl Daemon {
                 return Ok(visit);
             }
             *home = None;
+            let level = self.level_of_new_home(tenant, job.in_flight.uid);
             let memory_mb = job.run.limits.memory_mb.min(self.limits_at(tenant, level).memory_mb);
-            let admitted = match self.pool.admit(tenant, level, memory_mb, job.in_flight.uid, until).await {
+            // A home alone that is nothing but others' doing is not waited for.
+            let own_doing = tenant.on_probation().is_none() || tenant.standing().level().is_alone();
+            let patience = if own_doing { until } else { Instant::now() };
+            let admitted = match self.pool.admit(tenant, level, memory_mb, job.in_flight.uid, patience).await {
                 // That it lives alone was for its own sake, or is not its own doing: it is not refused for that.
                 Err(AdmitError::Full(_) | AdmitError::FullAlone(_))
                     if level.is_alone() && tenant.standing().level() == Level::Shared =>
@@ -462,6 +466,20 @@ impl Daemon {
             };
             *home = Some(admitted?);
         }
+    }
+
+    /// How far out a tenant's next home has to be, on the account of a uid.
+    ///
+    /// While the uid's budget of deaths is used up, it is alone, also for those who have done
+    /// nothing: whose doing the next death will be shows only afterwards, and a neighbour is safe
+    /// where nobody else is. Whoever has a home in company stays there. If there is no room alone,
+    /// such tenants are together, and never beside those who were there before: want of homes alone
+    /// is no reason to refuse somebody for what another tenant did.
+    pub(crate) fn level_of_new_home(&self, tenant: &Tenant, uid: u32) -> Level {
+        if self.warden.has_used_up(uid) {
+            tenant.put_on_probation(uid);
+        }
+        tenant.wanted_level()
     }
 
     /// What a tenant's runs may use at that level: the lower of its policy's and the level's.

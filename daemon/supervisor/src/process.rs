@@ -486,7 +486,7 @@ impl Owner {
                     return;
                 };
                 let _ = worker.put.set(Put::Tenant(slot));
-                self.warden.saw_death(&culprit, seen, &worker.others(Some(slot)));
+                self.warden.saw_death(&culprit, seen, &worker.others(Some(slot)), worker.uid);
             }
             Verdict::WantOfMemory => {
                 // Also one that has left: what it took outside its island is still there.
