@@ -13,6 +13,9 @@ use memmap2::{MmapOptions, MmapRaw};
 pub struct CpuClock(libc::clockid_t);
 
 impl CpuClock {
+    /// That of whichever thread reads it.
+    pub(crate) const OWN: Self = Self(libc::CLOCK_THREAD_CPUTIME_ID);
+
     /// The clock of the calling thread. It reads as zero once the thread has ended.
     ///
     /// # Errors

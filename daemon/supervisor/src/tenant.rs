@@ -105,6 +105,10 @@ pub(crate) struct Usage {
 }
 
 impl Usage {
+    pub(crate) fn add_cpu(&mut self, us: u64) {
+        self.cpu_us = self.cpu_us.saturating_add(us);
+    }
+
     pub(crate) fn note(&mut self, outcome: Outcome) {
         match self.outcomes.iter_mut().find(|(known, _)| *known == outcome) {
             Some((_, count)) => *count += 1,
