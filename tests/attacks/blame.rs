@@ -6,18 +6,19 @@
 //! The tenants' own limits hold the attacker well below that, so it has natives that go past them
 //! (`enisle-worker-attack`), and the neighbour one that reads where nothing is.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use enisle_tests::{attack_worker, is_alive};
 use serde_json::{Value, json};
 
-use crate::ground::{Ground, wait};
+use crate::ground::{ATTACKER, Ground, Peer, wait};
 use crate::{Case, Options};
 
 pub(crate) const CASES: &[Case] = &[
     Case { id: "S5 island", title: "fill the bound from an island", run: |_| filled(&ISLAND) },
     Case { id: "S5 malloc", title: "fill the bound with memory that all share", run: |_| filled(&MALLOC) },
     Case { id: "S5 crash", title: "a crash with plenty of room is its thread's", run: crashed },
+    Case { id: "S5 names", title: "a process ended with every request, under new names", run: new_names },
     Case { id: "S5 unexplained", title: "memory that no tenant explains", run: unexplained },
 ];
 
@@ -59,8 +60,12 @@ const TRUSTING: &str = "() => { if (attack.leak(50_000_000n)) return 'got it'; r
 const STUMBLES: &str = "() => attack.read(8n, 1n)";
 
 fn run(ground: &Ground, tenant: &str, code: &str) -> Value {
+    run_as(&ground.root, tenant, code)
+}
+
+fn run_as(peer: &Peer, tenant: &str, code: &str) -> Value {
     let body = json!({ "code": code, "props": { "attack": true } }).to_string();
-    let answer = ground.root.ask_within(PATIENCE, "POST", &format!("/v1/tenants/{tenant}/load"), &[body.as_bytes()]);
+    let answer = peer.ask_within(PATIENCE, "POST", &format!("/v1/tenants/{tenant}/load"), &[body.as_bytes()]);
     answer.map_or(Value::Null, |answer| answer.json())
 }
 
@@ -157,6 +162,81 @@ fn crashed(_: Options) -> Result<String, String> {
     let said = format!("who stumbles {b}, its neighbour {a}");
     let held = suspected && b["level"] == "solo" && a["level"] == "shared" && a["suspected"] == false;
     if held { Ok(said) } else { Err(format!("{said}; {:?}", ground.daemon.events())) }
+}
+
+/// So many names the peer has.
+const NAMES: usize = 8;
+/// What a neighbour runs after each of them.
+const RUNS_BETWEEN: usize = 50;
+/// The figure that a neighbour's runs are held to.
+const NEIGHBOUR: Duration = Duration::from_millis(50);
+
+/// What a peer that ends a process with every request, each time under another name, cost others.
+struct Spree {
+    /// How often a neighbour of the same uid lost its process.
+    lost: usize,
+    /// What its runs took.
+    took: Vec<Duration>,
+    /// Where it lives now, and where the last attacker began.
+    homes: [Value; 2],
+    /// What the daemon tells of the uid.
+    told: Value,
+    info: Value,
+}
+
+fn spree(config_of_deaths: &str) -> Result<Spree, String> {
+    let ground = Ground::with(&format!("{}[cordon.rules.deaths]\n{config_of_deaths}", config("")), None);
+    let (other, peer) = (&ground.victim, &ground.attacker);
+    run_as(other, "good-1", "() => 1");
+    let pid = |tenant: &str| ground.tenant(tenant)["resident"]["pid"].as_i64().and_then(|pid| i32::try_from(pid).ok());
+    let others = pid("good-1").ok_or("another uid's tenant lives nowhere")?;
+    let (mut lost, mut took, mut began) = (0, Vec::new(), Value::Null);
+    for name in 0..NAMES {
+        for _ in 0..RUNS_BETWEEN {
+            let begun = Instant::now();
+            let answer = run_as(peer, "acme-good", "() => 1");
+            took.push(begun.elapsed());
+            if answer["outcome"] != "ok" {
+                return Err(format!("the neighbour's run: {answer}"));
+            }
+        }
+        let home = pid("acme-good").ok_or("the neighbour lives nowhere")?;
+        let bad = format!("acme-{name}");
+        began = run_as(peer, &bad, "() => 1")["cordon"].clone();
+        run_as(peer, &bad, STUMBLES);
+        lost += usize::from(!is_alive(home));
+    }
+    took.sort_unstable();
+    if !is_alive(others) {
+        return Err("a tenant of another uid lost its process".to_owned());
+    }
+    let told = ground.daemon.events().into_iter().find(|event| event["event"] == "budgetUsedUp");
+    let info = ground.daemon.get("/v1/info")["deaths"]["heldAgainst"][0].clone();
+    let good = run_as(peer, "acme-good", "() => 1")["cordon"].clone();
+    Ok(Spree { lost, took, homes: [good, began], told: told.unwrap_or_default(), info })
+}
+
+/// A peer ends a process with every request, under ever new names. Its neighbour in the same uid
+/// loses its process as often as the budget says, and with every request where there is no budget.
+fn new_names(options: Options) -> Result<String, String> {
+    let Spree { lost, took, homes, told, info } = spree("budget = 2\n")?;
+    let at = |percent: usize| took.get(took.len() * percent / 100).copied().unwrap_or_default();
+    let said = format!(
+        "the neighbour lost its process {lost} times of {NAMES}; {} of its runs: p50 {:.1?}, p99 {:.1?}, max {:.1?}; {info}",
+        took.len(),
+        at(50),
+        at(99),
+        took.last().copied().unwrap_or_default(),
+    );
+    let shown = info["uid"] == ATTACKER && info["usedUp"] == true && told["uid"] == ATTACKER && told["deaths"] == 2;
+    if lost != 2 || homes != ["solo", "solo"] || !shown || (options.bench && at(99) > NEIGHBOUR) {
+        return Err(format!("{said}; homes {homes:?}; told {told}"));
+    }
+    let off = spree("budget = 0\n")?;
+    if off.lost != NAMES || off.homes[1] != "shared" || !off.told.is_null() {
+        return Err(format!("{said}; without a budget {} times of {NAMES}, homes {:?}", off.lost, off.homes));
+    }
+    Ok(format!("{said}; without a budget {} times", off.lost))
 }
 
 /// A process that holds more than its tenants explain is emptied before anybody is refused: who

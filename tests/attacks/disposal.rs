@@ -1,13 +1,14 @@
 //! What a run leaves behind: who pays for its disposal, and who waits for it.
 
 use std::fs;
+use std::os::unix::net::UnixStream;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-use enisle_tests::{Daemon, SHARING};
+use enisle_tests::{Daemon, SHARING, attack_worker, is_alive};
 use serde_json::{Value, json};
 
-use crate::ground::{STALLED, wait};
+use crate::ground::{STALLED, send, wait};
 use crate::{Case, Options};
 
 pub(crate) const CASES: &[Case] = &[
@@ -16,6 +17,8 @@ pub(crate) const CASES: &[Case] = &[
         title: "runs that leave much behind: what is told is what the thread computed",
         run: usage,
     },
+    Case { id: "S14 killed", title: "what a run computed that took its process along", run: killed },
+    Case { id: "S14 gone", title: "what a run computed whose client has gone away", run: gone },
     Case { id: "S14 neighbour", title: "a neighbour in the process of runs that leave much behind", run: neighbour },
 ];
 
@@ -38,11 +41,11 @@ const LEFT: &[(&str, &str)] = &[
 ];
 
 /// Nobody is moved for what this computes.
-fn daemon() -> Daemon {
+fn daemon(workers: &str) -> Daemon {
     let unmoved = ["busy", "paging", "computeOnly", "resident"]
         .map(|signal| format!("[cordon.rules.signals.{signal}]\npoints = 0\nhalf_life_secs = 1\nmost = 0\n"));
     let limits = "[defaults.limits]\ncpu_ms = 60000\nwall_ms = 120000\nmemory_mb = 256\n";
-    Daemon::start(&format!("{SHARING}{limits}{}", unmoved.concat()))
+    Daemon::start(&format!("{SHARING}{workers}{limits}{}", unmoved.concat()))
 }
 
 fn ms(value: &Value) -> f64 {
@@ -69,7 +72,7 @@ fn settled(daemon: &Daemon, worker: i32) -> Result<(f64, f64), String> {
 }
 
 fn usage(_: Options) -> Result<String, String> {
-    let daemon = daemon();
+    let daemon = daemon("");
     daemon.run("t", "() => 1");
     let worker = daemon.worker_of("t");
     let (mut said, mut failures) = (Vec::new(), Vec::new());
@@ -101,8 +104,76 @@ fn usage(_: Options) -> Result<String, String> {
     if failures.is_empty() { Ok(said.join("; ")) } else { Err(failures.join("; ")) }
 }
 
+/// Some computing, and what takes the process along then.
+const KILLERS: &[(&str, &str, &str)] = &[
+    (
+        "over its memory",
+        "exceededMemory",
+        "const g = new Intl.Segmenter(), t = 'x'.repeat(4e6), a = []; for (;;) a.push(g.segment(t))",
+    ),
+    ("over its time", "exceededWall", "Array.prototype.indexOf.call({ length: 2 ** 53 - 1 }, 1)"),
+    ("a crash", "workerLost", "attack.read(8n, 1n)"),
+    ("an attack", "violation", "attack.syscall(41n, 2n, 1n, 0n)"),
+];
+const COMPUTES: &str = "let x = 0; for (let i = 0; i < 1e8; i++) x = (x * 31 + i) | 0;";
+const KILLED_WALL_MS: u32 = 5_000;
+
+/// What a run used is charged also if its process ends with it: what the same computing costs where
+/// nothing follows is in the answer and in the tenant's usage, and no more than time passed.
+fn killed(_: Options) -> Result<String, String> {
+    let worker = attack_worker().display().to_string();
+    let daemon = daemon(&format!("program = {worker:?}\n"));
+    daemon.run("neighbour", "() => 1");
+    let mut said = Vec::new();
+    for (number, (what, outcome, killer)) in KILLERS.iter().enumerate() {
+        let tenant = format!("t{number}");
+        let load = |code: &str, attack: bool| {
+            let limits = json!({ "cpuMs": 60000, "wallMs": KILLED_WALL_MS, "memoryMb": 64 });
+            daemon.load(&tenant, &json!({ "code": code, "props": { "attack": attack }, "limits": limits })).ok()
+        };
+        let costs = ms(&load(&format!("() => {{ {COMPUTES} }}"), false)["usage"]["cpuMs"]);
+        let worker = daemon.worker_of(&tenant);
+        let of_tenant = || ms(&daemon.get(&format!("/v1/tenants/{tenant}"))["usage"]["cpuMs"]);
+        let before = of_tenant();
+        let run = load(&format!("() => {{ {COMPUTES} {killer} }}"), killer.starts_with("attack"));
+        let (charged, wall, total) = (ms(&run["usage"]["cpuMs"]), ms(&run["usage"]["wallMs"]), of_tenant() - before);
+        let line = format!("{what}: {costs:.0} ms, run {charged:.0} of {wall:.0} ms, tenant {total:.0}");
+        // One that is lost is tried twice, and the answer has what the second attempt used.
+        let attempts = if *outcome == "workerLost" { 2.0 } else { 1.0 };
+        let held = charged >= 0.7 * costs && charged <= wall && total >= 0.7 * costs * attempts;
+        if run["outcome"] != *outcome || is_alive(worker) || !held {
+            return Err(format!("{line}: {run}"));
+        }
+        said.push(line);
+    }
+    let neighbour = ms(&daemon.get("/v1/tenants/neighbour")["usage"]["cpuMs"]);
+    said.push(format!("their neighbour {neighbour:.0}"));
+    Ok(said.join("; "))
+}
+
+/// A client that hangs up ends its run, and does not get for nothing what it computed.
+fn gone(_: Options) -> Result<String, String> {
+    let daemon = daemon("");
+    daemon.run("t", "() => 1");
+    let worker = daemon.worker_of("t");
+    let (told_before, computed_before) = settled(&daemon, worker)?;
+    let body = json!({ "code": "() => { for (;;); }" }).to_string();
+    let mut client = UnixStream::connect(daemon.socket()).map_err(|error| error.to_string())?;
+    send(&mut client, "POST", "/v1/tenants/t/load", &[body.as_bytes()]).map_err(|error| error.to_string())?;
+    let has_computed = || computed(worker).is_some_and(|computed| computed >= computed_before + 100.0);
+    if !wait(Duration::from_secs(30), has_computed) {
+        return Err("the run did not begin".to_owned());
+    }
+    drop(client);
+    daemon.wait_for("/v1/tenants/t", |tenant| tenant["inFlight"] == 0);
+    let (told, computed) = settled(&daemon, worker)?;
+    let (told, computed) = (told - told_before, computed - computed_before);
+    let said = format!("tenant {told:.0} ms, thread {computed:.0}");
+    if (told - computed).abs() <= 0.03 * computed + 1.0 { Ok(said) } else { Err(said) }
+}
+
 fn neighbour(options: Options) -> Result<String, String> {
-    let daemon = daemon();
+    let daemon = daemon("");
     let mut said = Vec::new();
     for (what, code) in LEFT.iter().take(5) {
         let code = format!("() => {{ const a = globalThis.a = []; {code} }}");

@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use enisle_cordon::{Bounds, Capacity, Level, Reason, Seen, Signal};
 use enisle_hardening::{Layer, LayerSet, Posture, mpk};
 use enisle_wire::Outcome;
-use enisle_wire::tenant::{Limits as WireLimits, RunId};
+use enisle_wire::tenant::{Advice, RunId, ScriptError, Usage};
 use tokio::sync::{Notify, mpsc};
 
 use crate::api::peer::whose;
@@ -367,9 +367,7 @@ impl Daemon {
                 {
                     let mut usage = tenant.usage();
                     usage.fenced += 1;
-                    if let Ended::Done(finished) | Ended::Judged(finished) = &ended {
-                        usage.cpu_us = usage.cpu_us.saturating_add(finished.usage.cpu_us);
-                    }
+                    usage.add_cpu(ended.cpu_us());
                 }
                 let (name, run) = (tenant.name.to_string(), id.to_string());
                 self.events.tell(What::Fenced { tenant: name, run, token: resident.token });
@@ -377,7 +375,7 @@ impl Daemon {
                 if fenced < MOST_FENCED {
                     continue;
                 }
-                let finished = lost("its tenant was moved again and again");
+                let finished = lost("its tenant was moved again and again", Usage::default());
                 self.note(tenant, id, &finished);
                 return Ok(Report { id, finished, level });
             }
@@ -387,19 +385,19 @@ impl Daemon {
                     self.note(tenant, id, &finished);
                     return Ok(Report { id, finished: *finished, level });
                 }
-                Ended::Unanswered { bytes, why, wall } => {
+                Ended::Unanswered { bytes, why, usage } => {
                     tenant.note_end();
-                    self.note(tenant, id, &unanswered(wall, &job.run.limits));
+                    self.note(tenant, id, &unanswered(usage));
                     return Err(RunError::Answer { bytes, why });
                 }
                 // The worker died before it came to this run, which is not held against it; but not for ever.
                 Ended::NotBegun if not_begun < MOST_NOT_BEGUN => not_begun += 1,
                 Ended::NotBegun => {
-                    let finished = lost("no worker lived long enough to begin it");
+                    let finished = lost("no worker lived long enough to begin it", Usage::default());
                     self.note(tenant, id, &finished);
                     return Ok(Report { id, finished, level });
                 }
-                Ended::Lost(Lost { why, anothers_doing }) => {
+                Ended::Lost(Lost { why, anothers_doing, usage }) => {
                     // What another tenant did is not held against this run. Twice in bad company, it lives alone; there
                     // nobody else can take its worker.
                     begun += u32::from(!anothers_doing);
@@ -408,11 +406,13 @@ impl Daemon {
                         tenant.retry_alone();
                     }
                     if begun == 2 {
-                        let finished = lost(&why);
+                        let finished = lost(&why, usage);
                         tenant.note_end();
                         self.note(tenant, id, &finished);
                         return Ok(Report { id, finished, level });
                     }
+                    // The answer has what the last attempt used.
+                    tenant.usage().add_cpu(usage.cpu_us);
                     self.events.tell(What::Retried {
                         tenant: tenant.name.to_string(),
                         run: id.to_string(),
@@ -450,8 +450,12 @@ impl Daemon {
                 return Ok(visit);
             }
             *home = None;
+            let level = self.level_of_new_home(tenant, job.in_flight.uid);
             let memory_mb = job.run.limits.memory_mb.min(self.limits_at(tenant, level).memory_mb);
-            let admitted = match self.pool.admit(tenant, level, memory_mb, job.in_flight.uid, until).await {
+            // A home alone that is nothing but others' doing is not waited for.
+            let own_doing = tenant.on_probation().is_none() || tenant.standing().level().is_alone();
+            let patience = if own_doing { until } else { Instant::now() };
+            let admitted = match self.pool.admit(tenant, level, memory_mb, job.in_flight.uid, patience).await {
                 // That it lives alone was for its own sake, or is not its own doing: it is not refused for that.
                 Err(AdmitError::Full(_) | AdmitError::FullAlone(_))
                     if level.is_alone() && tenant.standing().level() == Level::Shared =>
@@ -462,6 +466,20 @@ impl Daemon {
             };
             *home = Some(admitted?);
         }
+    }
+
+    /// How far out a tenant's next home has to be, on the account of a uid.
+    ///
+    /// While the uid's budget of deaths is used up, it is alone, also for those who have done
+    /// nothing: whose doing the next death will be shows only afterwards, and a neighbour is safe
+    /// where nobody else is. Whoever has a home in company stays there. If there is no room alone,
+    /// such tenants are together, and never beside those who were there before: want of homes alone
+    /// is no reason to refuse somebody for what another tenant did.
+    pub(crate) fn level_of_new_home(&self, tenant: &Tenant, uid: u32) -> Level {
+        if self.warden.has_used_up(uid) {
+            tenant.put_on_probation(uid);
+        }
+        tenant.wanted_level()
     }
 
     /// What a tenant's runs may use at that level: the lower of its policy's and the level's.
@@ -492,7 +510,7 @@ impl Daemon {
     fn note(&self, tenant: &Arc<Tenant>, run: RunId, finished: &Finished) {
         let mut usage = tenant.usage();
         usage.runs += 1;
-        usage.cpu_us = usage.cpu_us.saturating_add(finished.usage.cpu_us);
+        usage.add_cpu(finished.usage.cpu_us);
         usage.note(finished.outcome);
         drop(usage);
         let advice = &finished.advice;
@@ -587,24 +605,21 @@ impl Drop for InFlight {
 
 /// A run whose answer was not read: what it used is not known, and it counts as if it had computed
 /// all the time.
-fn unanswered(wall: Duration, limits: &WireLimits) -> Finished {
-    use enisle_wire::tenant::{Advice, Usage};
-    let wall_us = u64::try_from(wall.as_micros()).unwrap_or(u64::MAX);
+fn unanswered(usage: Usage) -> Finished {
     Finished {
         outcome: Outcome::ExceededOutput,
         result: None,
         error: None,
         logs: Vec::new(),
         truncated: true,
-        usage: Usage { wall_us, cpu_us: wall_us.min(u64::from(limits.cpu_ms) * 1000), ..Usage::default() },
+        usage,
         queued: Duration::ZERO,
         advice: Advice::default(),
         held: None,
     }
 }
 
-fn lost(reason: &str) -> Finished {
-    use enisle_wire::tenant::{Advice, ScriptError, Usage};
+fn lost(reason: &str, usage: Usage) -> Finished {
     let message = format!("the worker process died twice under this run; the last time {reason}");
     Finished {
         outcome: Outcome::WorkerLost,
@@ -612,7 +627,7 @@ fn lost(reason: &str) -> Finished {
         error: Some(ScriptError { name: "WorkerLost".to_owned(), message, stack: None }),
         logs: Vec::new(),
         truncated: true,
-        usage: Usage::default(),
+        usage,
         queued: Duration::ZERO,
         advice: Advice::default(),
         held: None,

@@ -70,6 +70,9 @@ impl Daemon {
             let some = self.tenants_after(last.as_ref(), SOME_TENANTS);
             for tenant in &some {
                 self.warden.look_after(tenant);
+                if tenant.on_probation().is_some_and(|uid| self.warden.has_forgiven(uid)) {
+                    tenant.end_probation();
+                }
                 if self.is_misplaced(tenant, tenant.residence()) {
                     self.warden.ask_for_move(tenant);
                 }

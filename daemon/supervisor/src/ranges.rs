@@ -85,6 +85,8 @@ const RANGES: &[Range] = &[
     whole("cordon.rules.memory.pressed_percent", 0, 100),
     whole("cordon.rules.memory.outside_mb", 1, 1 << 20),
     whole("cordon.rules.memory.outside_tenant_mb", 0, 1 << 20),
+    whole("cordon.rules.deaths.budget", 0, 1000),
+    whole("cordon.rules.deaths.regain_secs", 1, HOUR),
     of_policy("defaults.limits.cpu_ms", policy::CPU_MS),
     of_policy("defaults.limits.wall_ms", policy::WALL_MS),
     of_policy("defaults.limits.memory_mb", policy::MEMORY_MB),

@@ -46,19 +46,22 @@ impl Daemon {
             return;
         }
         let old = tenant.home.lock().await.clone();
-        let to = tenant.wanted_level();
         let alive = old.as_ref().filter(|old| old.is_open());
-        if alive.is_some_and(|old| !self.is_misplaced(tenant, Some(Arc::clone(old))))
-            || (alive.is_none() && (old.is_none() || to == Level::Shared))
-        {
+        let may_stay = || alive.is_some_and(|old| !self.is_misplaced(tenant, Some(Arc::clone(old))));
+        if may_stay() || (alive.is_none() && (old.is_none() || tenant.wanted_level() == Level::Shared)) {
+            return;
+        }
+        // It is on the same account wherever it lives.
+        let uid = old.as_ref().map_or_else(|| tenant.charged_to(), |old| old.uid);
+        let to = self.level_of_new_home(tenant, uid);
+        // It was on its way in, and is alone where it is.
+        if may_stay() {
             return;
         }
         if let Some(old) = alive.filter(|old| self.is_old(&old.worker)) {
             self.pool.close(&old.worker);
         }
         let memory_mb = self.limits_at(tenant, to).memory_mb;
-        // It is on the same account wherever it lives.
-        let uid = old.as_ref().map_or_else(|| tenant.charged_to(), |old| old.uid);
         let outward = alive.is_some_and(|old| old.worker.level < to);
         let new = match self.pool.admit(tenant, to, memory_mb, uid, Instant::now()).await {
             Ok(new) => new,

@@ -56,6 +56,9 @@ pub(crate) struct Life {
     /// It was in a process that died, and nobody knows whose doing it was.
     suspicion: Mutex<Option<Suspicion>>,
     usage: Mutex<Usage>,
+    /// Its home was begun while this uid's budget of deaths was used up. It lives alone until all
+    /// of them are forgiven.
+    probation: Mutex<Option<u32>>,
     /// When its runs last asked for a move, and when it was last told that there is no room for one.
     pub(crate) runs_asked: Pacer,
     pub(crate) no_room_told: Pacer,
@@ -102,6 +105,10 @@ pub(crate) struct Usage {
 }
 
 impl Usage {
+    pub(crate) fn add_cpu(&mut self, us: u64) {
+        self.cpu_us = self.cpu_us.saturating_add(us);
+    }
+
     pub(crate) fn note(&mut self, outcome: Outcome) {
         match self.outcomes.iter_mut().find(|(known, _)| *known == outcome) {
             Some((_, count)) => *count += 1,
@@ -221,9 +228,27 @@ impl Tenant {
         *suspicion
     }
 
+    /// It gets a home while the budget of deaths of that uid is used up.
+    pub(crate) fn put_on_probation(&self, uid: u32) {
+        *self.life().probation.lock().unwrap_or_else(PoisonError::into_inner) = Some(uid);
+    }
+
+    /// The uid whose deaths have to be forgiven before it lives beside others.
+    pub(crate) fn on_probation(&self) -> Option<u32> {
+        *self.life.get()?.probation.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Those deaths are forgiven.
+    pub(crate) fn end_probation(&self) {
+        if let Some(life) = self.life.get() {
+            *life.probation.lock().unwrap_or_else(PoisonError::into_inner) = None;
+        }
+    }
+
     /// How far out it has to live at the moment.
     pub(crate) fn wanted_level(&self) -> Level {
         let alone = self.retries_alone.load(Ordering::SeqCst)
+            || self.on_probation().is_some()
             || self.suspicion().is_some_and(|suspicion| suspicion.case.is_none());
         self.standing().level().max(if alone { Level::Solo } else { Level::Shared })
     }
@@ -243,6 +268,7 @@ impl Tenant {
             watched: score >= rules.watch,
             doubtful,
             case,
+            on_probation: self.on_probation().is_some(),
         }
     }
 

@@ -1,15 +1,17 @@
 //! Who watches: takes what was seen of tenants, has the pure engine decide, writes it down, tells of it, and asks for the move.
 
+use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use enisle_cordon::place::bisect;
-use enisle_cordon::{Because, Case, Decision, Kind, Level, Order, Seen, Signal, Standing, Time, decide};
+use enisle_cordon::{Because, Case, Deaths, Decision, Kind, Level, Order, Seen, Signal, Standing, Time, decide};
 use tokio::sync::mpsc;
 
 use crate::config::Cordon;
 use crate::events::{Events, What};
+use crate::meter::monotonic;
 use crate::record::{Entry, Recorder};
 use crate::tenant::Tenant;
 
@@ -25,6 +27,8 @@ pub(crate) struct Warden {
     /// Tenants that have to live elsewhere.
     moves: mpsc::UnboundedSender<Arc<Tenant>>,
     deaths: AtomicU64,
+    /// The uids against whom deaths are held; those that are forgiven are forgotten.
+    blamed: Mutex<BTreeMap<u32, Deaths>>,
 }
 
 /// The wall clock; the engine sees to it that it does not go back.
@@ -42,7 +46,8 @@ impl Warden {
         let (moves, asked) = mpsc::unbounded_channel();
         let outdated_engine = AtomicBool::new(false);
         let (engine, deaths) = (Mutex::default(), AtomicU64::new(0));
-        let warden = Self { events, cordon, recorder, outdated_engine, engine, moves, deaths };
+        let blamed = Mutex::default();
+        let warden = Self { events, cordon, recorder, outdated_engine, engine, moves, deaths, blamed };
         (Arc::new(warden), asked)
     }
 
@@ -131,14 +136,50 @@ impl Warden {
         let _ = self.moves.send(Arc::clone(tenant));
     }
 
-    /// A process died by something that one of its tenants did, or seems to have done. The others get their small share.
-    pub(crate) fn saw_death(&self, culprit: &Arc<Tenant>, seen: Seen, others: &[Arc<Tenant>]) {
+    /// A process of a uid's died by something that one of its tenants did, or seems to have done. The others get their small
+    /// share.
+    pub(crate) fn saw_death(&self, culprit: &Arc<Tenant>, seen: Seen, others: &[Arc<Tenant>], uid: u32) {
+        self.hold_against(uid, culprit.standing().level());
         self.saw(culprit, &[seen]);
         if seen.signal.kind() == Kind::Evidence {
             for other in others {
                 self.saw(other, &[Seen::certain(Signal::CoTenant)]);
             }
         }
+    }
+
+    fn blamed(&self) -> MutexGuard<'_, BTreeMap<u32, Deaths>> {
+        self.blamed.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// A tenant of that uid, who lived at that level until then, is blamed for a death.
+    fn hold_against(&self, uid: u32, level: Level) {
+        let (rules, now) = (&self.cordon.rules.deaths, monotonic());
+        let mut blamed = self.blamed();
+        blamed.retain(|_, deaths| !deaths.is_clear(now));
+        let deaths = blamed.entry(uid).or_default();
+        let before = deaths.is_used_up(rules, now);
+        deaths.blamed(level, rules, now);
+        if !before && deaths.is_used_up(rules, now) {
+            let (count, clear_in_ms) = (deaths.count(rules, now), deaths.clear_in_ms(now));
+            self.events.tell(What::BudgetUsedUp { uid, deaths: count, clear_in_ms });
+        }
+    }
+
+    /// So many deaths are held against that uid that its new homes are alone.
+    pub(crate) fn has_used_up(&self, uid: u32) -> bool {
+        self.blamed().get(&uid).is_some_and(|deaths| deaths.is_used_up(&self.cordon.rules.deaths, monotonic()))
+    }
+
+    /// No death is held against that uid.
+    pub(crate) fn has_forgiven(&self, uid: u32) -> bool {
+        self.blamed().get(&uid).is_none_or(|deaths| deaths.is_clear(monotonic()))
+    }
+
+    /// Every uid against whom deaths are held.
+    pub(crate) fn held_against(&self) -> Vec<(u32, Deaths)> {
+        let (now, blamed) = (monotonic(), self.blamed());
+        blamed.iter().filter(|(_, deaths)| !deaths.is_clear(now)).map(|(uid, deaths)| (*uid, *deaths)).collect()
     }
 
     /// A process died, and nobody knows whose doing it was: its tenants are split, and each gets a

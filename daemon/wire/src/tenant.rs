@@ -127,7 +127,8 @@ pub struct Limits {
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub enum FromTenant {
     /// An isolate is warm: the next run starts at once. With what the thread computed since the end
-    /// of the last run: it has disposed of what was left, and made that isolate.
+    /// of the last run: it has disposed of what was left, and made that isolate. The first one says
+    /// what its start took, which is on nobody's account.
     Ready {
         cpu_us: u64,
     },

@@ -86,7 +86,7 @@ impl Drop for AtWork {
     }
 }
 
-/// What the thread computes, all of it: each part is reported once.
+/// What the thread computes from its start on, all of it: each part is reported once.
 struct Account {
     clock: CpuClock,
     reported: Duration,
@@ -94,7 +94,7 @@ struct Account {
 
 impl Account {
     fn open(clock: CpuClock) -> Self {
-        Self { clock, reported: clock.now() }
+        Self { clock, reported: Duration::ZERO }
     }
 
     /// Microseconds that have not been reported.

@@ -104,6 +104,7 @@ fn show_cordon(tenant: &Tenant, daemon: &Daemon) -> Value {
         "signals": signals,
         "suspectedUntilUnixMs": standing.suspected_until(),
         "keptApart": tenant.kept_apart().map(|(alone, left)| json!({ "alone": alone, "forMs": u64::try_from(left.as_millis()).unwrap_or(u64::MAX) })),
+        "onProbation": tenant.on_probation().is_some(),
         "order": standing.order().map(|order| json!({
             "level": order.level, "reason": order.reason, "byUid": order.by_uid, "unixMs": order.at,
         })),

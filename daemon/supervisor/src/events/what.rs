@@ -172,6 +172,13 @@ pub(crate) enum What {
         because: Because,
         for_secs: u64,
     },
+    /// Tenants of a uid's were blamed for so many deaths of processes that its new homes are alone;
+    /// without another one all are forgiven after that time.
+    BudgetUsedUp {
+        uid: u32,
+        deaths: u64,
+        clear_in_ms: u64,
+    },
     /// An operator ordered that a tenant lives at least that far out.
     Ordered {
         tenant: String,
@@ -253,6 +260,7 @@ impl What {
             | Self::Mistagged { .. }
             | Self::Cordoned { .. }
             | Self::KeptApart { .. }
+            | Self::BudgetUsedUp { .. }
             | Self::Ordered { .. }
             | Self::Lifted { .. }
             | Self::NoRoom { .. }
@@ -277,7 +285,8 @@ impl What {
             Self::Denied { uid, .. }
             | Self::WorkerStarted { uid, .. }
             | Self::WorkerDied { uid, .. }
-            | Self::WorkerRetired { uid, .. } => Source::Uid(*uid),
+            | Self::WorkerRetired { uid, .. }
+            | Self::BudgetUsedUp { uid, .. } => Source::Uid(*uid),
             Self::Ordered { by_uid, .. } | Self::Lifted { by_uid, .. } | Self::PolicyChanged { by_uid, .. } => {
                 Source::Uid(*by_uid)
             }
