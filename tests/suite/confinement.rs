@@ -147,7 +147,7 @@ fn with_rogue_at(name: &str, level: Option<&str>) -> (Daemon, String) {
     let folder = tempfile::Builder::new().prefix("enisle-rogue-").tempdir().expect("a folder");
     let program = folder.path().join(name);
     fs::copy(programs().join("rogue-worker"), &program).expect("the rogue is built");
-    let config = format!("[workers]\nprogram = {:?}\nkeys = \"{keys}\"\n", program.display().to_string());
+    let config = format!("{SHARING}program = {:?}\nkeys = \"{keys}\"\n", program.display().to_string());
     let daemon = Daemon::start_in(folder, &config);
     if let Some(level) = level {
         let order = json!({ "level": level, "reason": "a test" }).to_string();
@@ -264,6 +264,13 @@ fn a_worker_that_floods_its_tenants_channel_is_killed_and_told_of() {
             fs::read_to_string(&log).is_ok_and(|log| log.contains("protocolViolation") && log.contains(word))
         });
     }
+}
+
+#[test]
+fn a_refused_call_in_a_process_that_only_one_tenant_ever_lived_in_is_that_tenants() {
+    let (daemon, answer) = with_rogue("rogue-tenant-opens-a-file");
+    assert!(answer.contains("\"outcome\":\"violation\"") && answer.contains("the filter stopped"), "{answer}");
+    assert!(!daemon.events().iter().any(|event| event["event"] == "retried"), "it is not begun again");
 }
 
 #[test]

@@ -91,6 +91,8 @@ pub(crate) struct Worker {
     gave_up: OnceLock<(Slot, bool)>,
     /// On whom its death was put, once that is judged.
     put: OnceLock<Put>,
+    /// Whether it only ever had one tenant, once it has ended.
+    was_one_tenants: OnceLock<bool>,
     /// On whose thread it ended, and the CPU time of that thread.
     computed: OnceLock<(Slot, Duration)>,
     /// It was killed for something that its tenants did, whoever of them.
@@ -163,6 +165,7 @@ impl Worker {
             culprit: OnceLock::new(),
             gave_up: OnceLock::new(),
             put: OnceLock::new(),
+            was_one_tenants: OnceLock::new(),
             computed: OnceLock::new(),
             misbehaved: OnceLock::new(),
             holds_one: blueprint.places(level) == 1,
@@ -232,7 +235,8 @@ impl Worker {
 
     /// Nobody but one tenant was ever here: whatever happens here is its doing.
     pub(crate) fn was_one_tenants(&self) -> bool {
-        self.holds_one || self.tenants().len() == 1
+        let now = || self.holds_one || self.tenants().len() == 1;
+        self.was_one_tenants.get().copied().unwrap_or_else(now)
     }
 
     /// The places of those whose threads are here.
@@ -439,6 +443,8 @@ impl Owner {
         for _ in 0..4 {
             tokio::task::yield_now().await;
         }
+        // Whoever hears of the death asks that, when the tenants are gone.
+        let _ = self.worker.was_one_tenants.set(self.worker.was_one_tenants());
         self.account(&why);
         death.send_replace(Some(why));
         // A tenant holds its home, which holds the process, which is gone.
