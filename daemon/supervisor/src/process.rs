@@ -55,11 +55,13 @@ enum Command {
     Kill(String),
 }
 
-/// A run that its worker could not end; the process was killed for it.
+/// A run that its worker could not end, or what it left; the process was killed for it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Overrun {
     pub(crate) run: RunId,
     pub(crate) cause: OverrunCause,
+    /// What the thread computed until then and had not told.
+    pub(crate) cpu_us: u64,
 }
 
 /// On whom a death is put.
@@ -207,8 +209,11 @@ impl Worker {
         self.command(Command::Kill(why.into()));
     }
 
-    pub(crate) fn overrun(&self, slot: Slot) -> Option<Overrun> {
-        self.overruns.lock().unwrap_or_else(PoisonError::into_inner).get(&slot).copied()
+    /// The overrun of that place, if it is `wanted`. It is taken once: it is one bill.
+    pub(crate) fn take_overrun(&self, slot: Slot, wanted: impl Fn(&Overrun) -> bool) -> Option<Overrun> {
+        let mut overruns = self.overruns.lock().unwrap_or_else(PoisonError::into_inner);
+        let wanted = overruns.get(&slot).is_some_and(wanted);
+        if wanted { overruns.remove(&slot) } else { None }
     }
 
     pub(crate) fn is_dead(&self) -> bool {
@@ -599,15 +604,18 @@ impl Owner {
             if let FromWorker::Retired { slot } = &frame {
                 self.worker.confined().remove(slot);
             }
-            if let FromWorker::Overrun { slot, run, cause } = frame {
+            if let FromWorker::Overrun { slot, run, cause, cpu_us } = frame {
                 self.worker.blame(slot, Signal::HardKill);
                 self.worker
                     .overruns
                     .lock()
                     .unwrap_or_else(PoisonError::into_inner)
-                    .insert(slot, Overrun { run, cause });
+                    .insert(slot, Overrun { run, cause, cpu_us });
                 // Ends this process by itself: the one way to stop code that V8 does not interrupt.
-                self.worker.kill(format!("{run} did not end when it was told to ({cause:?})"));
+                self.worker.kill(match cause {
+                    OverrunCause::Disposal => format!("what {run} left took too long to dispose of"),
+                    _ => format!("{run} did not end when it was told to ({cause:?})"),
+                });
             }
         }
         Ok(())

@@ -2,8 +2,10 @@
 //!
 //! ```text
 //! warming ─▶ idle ─▶ running ─▶ warming …
-//!    └────────┴─────────┴─▶ gone (channel closed, protocol broken, the tenant leaves, or nobody holds the resident any more)
+//!    ├────────┴─────────┴─▶ gone (channel closed, protocol broken)
+//!    └────────┴─▶ leaving (the tenant leaves, or nobody holds the resident any more) ─▶ gone
 //! ```
+//! A thread that leaves is heard until its end: what it computes is its tenant's.
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -25,7 +27,7 @@ use crate::channel::{read_body, read_len, skip};
 use crate::death::Death;
 use crate::events::What;
 use crate::job::Job;
-use crate::process::Worker;
+use crate::process::{Overrun, Worker};
 use crate::resident::{Ended, Finished, Lost, Phase, State, Ticket};
 use crate::share::{Exhausted, Held};
 use crate::tenant::Tenant;
@@ -255,17 +257,11 @@ impl Speaker {
             let done = tokio::select! {
                 biased;
                 // Tickets that wait are dropped, which says that they have not begun.
-                () = told(&mut leaves) => {
-                    self.worker.retire(self.slot);
-                    return self.state.gone();
-                }
+                () = told(&mut leaves) => break None,
                 () = state.scripts_changed.notified() => self.forget_replaced().await,
                 ticket = tickets.recv() => match ticket {
                     // Nobody holds the resident any more: the thread may end.
-                    None => {
-                        self.worker.retire(self.slot);
-                        return self.state.gone();
-                    }
+                    None => break None,
                     // Its client has gone while it waited.
                     Some(ticket) if ticket.reply.is_closed() => Ok(()),
                     Some(ticket) => self.carry_out(*ticket).await,
@@ -280,24 +276,54 @@ impl Speaker {
                 },
             };
             if let Err(stop) = done {
-                break stop;
+                break Some(stop);
             }
         };
         // Those who still wait have not begun: a ticket that is dropped says so.
         tickets.close();
         match stop {
-            Stop::Closed | Stop::Aborted { .. } => drop(self.death().await),
-            Stop::Violation(what) => self.denounce(&what),
+            None => {
+                drop(tickets);
+                self.worker.retire(self.slot);
+                self.state.gone();
+                self.see_off().await;
+            }
+            Some(Stop::Closed | Stop::Aborted { .. }) => drop(self.death().await),
+            Some(Stop::Violation(what)) => self.denounce(&what),
         }
         self.state.gone();
+        if let Some(overrun) = self.worker.take_overrun(self.slot, |_| true) {
+            self.charge_us(overrun.cpu_us);
+        }
+    }
+
+    /// The thread disposes of what it has, and ends.
+    async fn see_off(&mut self) {
+        let _ = self.write.shutdown().await;
+        loop {
+            let heard = match self.read.heard.recv().await {
+                Some(Heard::Large { .. }) => Err(Stop::Violation("a large frame without a run".to_owned())),
+                Some(Heard::Frame(frame)) => self.accept(Some(frame)),
+                None => Err(Stop::Closed),
+            };
+            match heard {
+                Ok(frame) => self.charge(&frame),
+                Err(Stop::Violation(what)) => return self.denounce(&what),
+                Err(Stop::Closed | Stop::Aborted { .. }) => return,
+            }
+        }
     }
 
     /// Between runs a thread computes for its tenant too.
     fn charge(&self, frame: &FromTenant) {
-        if let FromTenant::Ready { cpu_us } = frame {
-            let mut usage = self.tenant.usage();
-            usage.cpu_us = usage.cpu_us.saturating_add(*cpu_us);
+        if let FromTenant::Ready { cpu_us } | FromTenant::Left { cpu_us } = frame {
+            self.charge_us(*cpu_us);
         }
+    }
+
+    fn charge_us(&self, cpu_us: u64) {
+        let mut usage = self.tenant.usage();
+        usage.cpu_us = usage.cpu_us.saturating_add(cpu_us);
     }
 
     /// Waits for the worker's end. A thread that closes its channel unasked, in a process that lives on, ends the process.
@@ -484,7 +510,7 @@ impl Speaker {
     ) -> Ended {
         let limits = &job.run.limits;
         let alone = self.worker.was_one_tenants();
-        let overrun = self.worker.overrun(self.slot).filter(|overrun| overrun.run == job.run.id);
+        let overrun = self.worker.take_overrun(self.slot, |overrun| overrun.run == job.run.id);
         let cause = match (overrun, stop) {
             (Some(overrun), _) => Some(overran(overrun.cause, limits)),
             (None, Stop::Violation(what)) => {
@@ -516,7 +542,7 @@ impl Speaker {
                 error: Some(ScriptError { name: error_name(outcome).to_owned(), message, stack: None }),
                 logs: gathered.logs,
                 truncated: true,
-                usage: last_usage(outcome, limits, wall),
+                usage: last_usage(overrun, wall),
                 queued,
                 advice: Advice::default(),
                 held: Some(gathered.held),
@@ -537,7 +563,7 @@ impl Speaker {
                 biased;
                 heard = self.read.heard.recv() => match self.hear(heard).await? {
                     Err(large) => return Ok(large),
-                    Ok(frame @ FromTenant::Ready { .. }) => self.charge(&frame),
+                    Ok(frame @ (FromTenant::Ready { .. } | FromTenant::Left { .. })) => self.charge(&frame),
                     Ok(FromTenant::Needs(_)) if sending.present.is_empty() => sending.add_code(),
                     Ok(FromTenant::Needs(_)) => {
                         return Err(Stop::Violation("code was asked for before the run had come".to_owned()));
@@ -602,9 +628,10 @@ async fn finished(
     Ok(Ok(Finished { outcome, result, error, logs, truncated, usage, queued, advice, held }))
 }
 
-/// What a run used whose worker died: by the supervisor's own clock, and by the limit that it went over.
-fn last_usage(outcome: Outcome, limits: &Limits, wall: Duration) -> Usage {
-    let cpu_us = if outcome == Outcome::ExceededCpu { u64::from(limits.cpu_ms) * 1000 } else { 0 };
+/// What a run used whose worker died: by the supervisor's own clock, and by the worker's last word,
+/// if it was ended for this run.
+fn last_usage(overrun: Option<Overrun>, wall: Duration) -> Usage {
+    let cpu_us = overrun.map_or(0, |overrun| overrun.cpu_us);
     Usage { wall_us: u64::try_from(wall.as_micros()).unwrap_or(u64::MAX), cpu_us, ..Usage::default() }
 }
 
@@ -630,5 +657,8 @@ fn overran(cause: OverrunCause, limits: &Limits) -> (Outcome, String) {
             (Outcome::ExceededMemory, format!("the run needed more than {} MiB (limits.memoryMb)", limits.memory_mb))
         }
         OverrunCause::Canceled => (Outcome::Canceled, "the run was canceled".to_owned()),
+        OverrunCause::Disposal => {
+            (Outcome::ExceededCpu, "what was left of runs took too long to dispose of (limits.cpuMs)".to_owned())
+        }
     }
 }

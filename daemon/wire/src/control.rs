@@ -76,11 +76,13 @@ pub enum FromWorker {
     Retired {
         slot: Slot,
     },
-    /// A run was told to end and did not: only the end of the process stops it.
+    /// A run was told to end and did not, or disposing of what runs have left takes too long: only
+    /// the end of the process stops it. With what the thread computed since it last said so.
     Overrun {
         slot: Slot,
         run: RunId,
         cause: OverrunCause,
+        cpu_us: u64,
     },
     /// Start-up failed; the sentence is for the operator.
     Failed(String),
@@ -107,6 +109,8 @@ pub enum OverrunCause {
     Wall,
     Memory,
     Canceled,
+    /// The run had ended, and something that it or an earlier one left was being disposed of.
+    Disposal,
 }
 
 /// A frame came out of order.

@@ -81,7 +81,7 @@ fn misbehave(name: &str) -> Result<(), Box<dyn Error>> {
         }
         "rogue-says-another-tenant" => {
             say(&ready)?;
-            say(&FromWorker::Overrun { slot: Slot(7), run: RunId(1), cause: OverrunCause::Cpu })?;
+            say(&FromWorker::Overrun { slot: Slot(7), run: RunId(1), cause: OverrunCause::Cpu, cpu_us: 0 })?;
         }
         "rogue-says-too-much" => {
             say(&ready)?;
