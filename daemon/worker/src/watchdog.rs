@@ -76,6 +76,7 @@ struct Armed {
 struct Tidying {
     /// The last run.
     run: RunId,
+    begun: Duration,
     cpu_deadline: Duration,
     reported: bool,
 }
@@ -115,12 +116,23 @@ struct State {
     told: Duration,
     /// The last run that was canceled: it may still be on its way to this thread.
     canceled: Option<RunId>,
+    lifted: Lifted,
 }
 
 impl State {
     fn armed(&mut self) -> Option<&mut Armed> {
         if let Doing::Running(armed) = &mut self.doing { Some(armed) } else { None }
     }
+}
+
+/// In no other build can anything be switched off.
+const HARNESS: bool = cfg!(feature = "attack-natives");
+
+/// What the attack harness has switched off, to show what it is for.
+#[derive(Debug, Default, Clone, Copy)]
+struct Lifted {
+    bill: bool,
+    bound: bool,
 }
 
 /// One tenant's thread, as the watchdog sees it.
@@ -243,8 +255,8 @@ impl Watched {
     fn begin_to_tidy(&self, mut state: MutexGuard<'_, State>) {
         // What is there before the first run is not of a script's making.
         let Some(run) = state.last else { return };
-        let (now, most) = (self.clock.now(), state.most.max(TIDY_LEAST));
-        state.doing = Doing::Tidying(Tidying { run, cpu_deadline: now + most, reported: false });
+        let (begun, most) = (self.clock.now(), state.most.max(TIDY_LEAST));
+        state.doing = Doing::Tidying(Tidying { run, begun, cpu_deadline: begun + most, reported: false });
         drop(state);
         self.alarm.by(Instant::now() + most);
     }
@@ -257,8 +269,24 @@ impl Watched {
     /// The thread's own time in microseconds, of which each part is taken, and reported, once.
     pub(crate) fn take_us(&self) -> u64 {
         let (mut state, now) = (self.lock(), self.clock.now());
-        let used = now.saturating_sub(std::mem::replace(&mut state.told, now));
+        let until = match &state.doing {
+            Doing::Tidying(tidying) if HARNESS && state.lifted.bill => tidying.begun,
+            _ => now,
+        };
+        let used = until.saturating_sub(std::mem::replace(&mut state.told, now));
         u64::try_from(used.as_micros()).unwrap_or(u64::MAX)
+    }
+
+    /// From now on disposal is on no bill: the attack harness shows what the bill is for.
+    #[cfg(feature = "attack-natives")]
+    pub(crate) fn lift_bill(&self) {
+        self.lock().lifted.bill = true;
+    }
+
+    /// From now on disposal has no bound.
+    #[cfg(feature = "attack-natives")]
+    pub(crate) fn lift_bound(&self) {
+        self.lock().lifted.bound = true;
     }
 
     /// Why the present run was ended, if it was.
@@ -323,6 +351,7 @@ impl Watched {
         let state = &mut *self.lock();
         let armed = match &mut state.doing {
             Doing::Waiting => return (None, None),
+            Doing::Tidying(_) if HARNESS && state.lifted.bound => return (None, None),
             Doing::Tidying(tidying) => return tidying.check(now, self.clock),
             Doing::Running(armed) => armed,
         };
