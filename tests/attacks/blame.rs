@@ -17,6 +17,7 @@ use crate::{Case, Options};
 pub(crate) const CASES: &[Case] = &[
     Case { id: "S5 island", title: "fill the bound from an island", run: |_| filled(&ISLAND) },
     Case { id: "S5 malloc", title: "fill the bound with memory that all share", run: |_| filled(&MALLOC) },
+    Case { id: "S5 last", title: "fill the bound to the last 64 KiB, whoever crashes first", run: |_| last() },
     Case { id: "S5 crash", title: "a crash with plenty of room is its thread's", run: crashed },
     Case { id: "S5 names", title: "a process ended with every request, under new names", run: new_names },
     Case { id: "S5 unexplained", title: "memory that no tenant explains", run: unexplained },
@@ -45,6 +46,16 @@ struct Way {
     take: &'static str,
     /// How much of it there has to be left at the end, in bytes: the neighbour needs more.
     least: u64,
+}
+
+impl Way {
+    /// In pieces that halve, until the bound is near.
+    fn code(&self) -> String {
+        let Self { take, least } = self;
+        format!(
+            "() => {{ let step = 2 ** 30; while (step >= {least}) if (!attack.{take}(BigInt(step))) step /= 2; return 1 }}"
+        )
+    }
 }
 
 const ISLAND: Way = Way { take: "hold", least: 16 << 20 };
@@ -108,12 +119,7 @@ fn attack(way: &Way, memory: &str) -> Result<Outcome, String> {
     let ground = Ground::with(&config(memory), None);
     let pid = shared(&ground)?;
     let before = standing(&ground, "b");
-    // In pieces that halve, until the bound is near.
-    let take = format!(
-        "() => {{ let step = 2 ** 30; while (step >= {}) if (!attack.{}(BigInt(step))) step /= 2; return 1 }}",
-        way.least, way.take
-    );
-    let taken = run(&ground, "a", &take);
+    let taken = run(&ground, "a", &way.code());
     if taken["outcome"] != "ok" || !is_alive(pid) {
         return Err(format!("the attacker could not take the memory: {taken}"));
     }
@@ -150,6 +156,31 @@ fn filled(way: &Way) -> Result<String, String> {
         return Err(format!("{said}; without the rule the victim is {}, the attacker {}", off.victim, off.attacker));
     }
     Ok(format!("{said}; without the rule the victim is {} and the attacker {}", off.victim, off.attacker))
+}
+
+/// Where nothing is left it is mostly the attacker that crashes, as it makes its next isolate. The
+/// victim may be kept alone, where the process died before anybody saw who held most.
+fn last() -> Result<String, String> {
+    let mut said = Vec::new();
+    for take in ["hold", "leak"] {
+        let ground = Ground::with(&config(LATE), None);
+        shared(&ground)?;
+        let unmoved = |mut standing: Value| {
+            standing["apart"].take();
+            standing
+        };
+        let before = unmoved(standing(&ground, "b"));
+        run(&ground, "a", &Way { take, least: 64 << 10 }.code());
+        let served = run(&ground, "b", TRUSTING);
+        let crash = ground.daemon.await_event("a crash", |event| event["event"] == "crashed");
+        let after = unmoved(standing(&ground, "b"));
+        let line = format!("{take}: {} of {}, the victim {after}", crash["blame"], crash["tenant"]);
+        if served["result"] != "got it" || after != before || crash["blame"] != "wantOfMemory" {
+            return Err(format!("{line}, before {before}; {served}; {:?}", ground.daemon.events()));
+        }
+        said.push(line);
+    }
+    Ok(said.join("; "))
 }
 
 /// Want of memory is no excuse where there is none.

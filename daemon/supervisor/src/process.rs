@@ -55,7 +55,7 @@ enum Command {
     Kill(String),
 }
 
-/// A run that its worker could not end; the process was killed for it.
+/// A run that its worker could not end, or what it left; the process was killed for it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Overrun {
     pub(crate) run: RunId,
@@ -647,7 +647,10 @@ impl Owner {
                     .unwrap_or_else(PoisonError::into_inner)
                     .insert(slot, Overrun { run, cause });
                 // Ends this process by itself: the one way to stop code that V8 does not interrupt.
-                self.worker.kill(format!("{run} did not end when it was told to ({cause:?})"));
+                self.worker.kill(match cause {
+                    OverrunCause::Disposal => format!("what {run} left took too long to dispose of"),
+                    _ => format!("{run} did not end when it was told to ({cause:?})"),
+                });
             }
         }
         Ok(())

@@ -2,8 +2,10 @@
 //!
 //! ```text
 //! warming ─▶ idle ─▶ running ─▶ warming …
-//!    └────────┴─────────┴─▶ gone (channel closed, protocol broken, the tenant leaves, or nobody holds the resident any more)
+//!    ├────────┴─────────┴─▶ gone (channel closed, protocol broken)
+//!    └────────┴─▶ leaving (the tenant leaves, or nobody holds the resident any more) ─▶ gone
 //! ```
+//! A thread that leaves is heard until its end: what it computes is its tenant's.
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -270,17 +272,11 @@ impl Speaker {
             let done = tokio::select! {
                 biased;
                 // Tickets that wait are dropped, which says that they have not begun.
-                () = told(&mut leaves) => {
-                    self.worker.retire(self.slot);
-                    return self.state.gone();
-                }
+                () = told(&mut leaves) => break None,
                 () = state.scripts_changed.notified() => self.forget_replaced().await,
                 ticket = tickets.recv() => match ticket {
                     // Nobody holds the resident any more: the thread may end.
-                    None => {
-                        self.worker.retire(self.slot);
-                        return self.state.gone();
-                    }
+                    None => break None,
                     // Its client has gone while it waited.
                     Some(ticket) if ticket.reply.is_closed() => Ok(()),
                     Some(ticket) => self.carry_out(*ticket).await,
@@ -295,13 +291,22 @@ impl Speaker {
                 },
             };
             if let Err(stop) = done {
-                break stop;
+                break Some(stop);
             }
         };
         // Those who still wait have not begun: a ticket that is dropped says so.
         tickets.close();
-        if let Stop::Violation(what) = &stop {
-            self.denounce(what);
+        match stop {
+            None => {
+                drop(tickets);
+                self.worker.retire(self.slot);
+                self.state.gone();
+                if self.see_off().await {
+                    return;
+                }
+            }
+            Some(Stop::Violation(what)) => self.denounce(&what),
+            Some(Stop::Closed | Stop::Aborted { .. }) => {}
         }
         drop(self.death().await);
         // What it was at between runs.
@@ -310,15 +315,35 @@ impl Speaker {
         self.state.gone();
     }
 
-    /// Between runs a thread computes for its tenant too; what its start took is on nobody's
-    /// account.
-    fn charge(&mut self, frame: &FromTenant) {
-        if let FromTenant::Ready { cpu_us } = frame {
-            let is_first = self.accounted_us == 0;
-            self.account(*cpu_us);
-            if !is_first {
-                self.tenant.usage().add_cpu(*cpu_us);
+    /// The thread disposes of what it has, and says last what that took. False if it ended before.
+    async fn see_off(&mut self) -> bool {
+        let _ = self.write.shutdown().await;
+        let mut has_left = false;
+        loop {
+            let heard = match self.read.heard.recv().await {
+                Some(Heard::Large { .. }) => Err(Stop::Violation("a large frame without a run".to_owned())),
+                Some(Heard::Frame(frame)) => self.accept(Some(frame)),
+                None => Err(Stop::Closed),
+            };
+            match heard {
+                Ok(frame) => {
+                    has_left |= matches!(frame, FromTenant::Left { .. });
+                    self.charge(&frame);
+                }
+                Err(Stop::Closed | Stop::Aborted { .. }) => return has_left,
+                Err(Stop::Violation(what)) => {
+                    self.denounce(&what);
+                    return false;
+                }
             }
+        }
+    }
+
+    /// Between runs a thread computes for its tenant too.
+    fn charge(&mut self, frame: &FromTenant) {
+        if let FromTenant::Ready { cpu_us } | FromTenant::Left { cpu_us } = frame {
+            self.account(*cpu_us);
+            self.tenant.usage().add_cpu(*cpu_us);
         }
     }
 
@@ -597,7 +622,7 @@ impl Speaker {
                 biased;
                 heard = self.read.heard.recv() => match self.hear(heard).await? {
                     Err(large) => return Ok(large),
-                    Ok(frame @ FromTenant::Ready { .. }) => self.charge(&frame),
+                    Ok(frame @ (FromTenant::Ready { .. } | FromTenant::Left { .. })) => self.charge(&frame),
                     Ok(FromTenant::Needs(_)) if sending.present.is_empty() => sending.add_code(),
                     Ok(FromTenant::Needs(_)) => {
                         return Err(Stop::Violation("code was asked for before the run had come".to_owned()));
@@ -700,5 +725,8 @@ fn overran(cause: OverrunCause, limits: &Limits) -> (Outcome, String) {
             (Outcome::ExceededMemory, format!("the run needed more than {} MiB (limits.memoryMb)", limits.memory_mb))
         }
         OverrunCause::Canceled => (Outcome::Canceled, "the run was canceled".to_owned()),
+        OverrunCause::Disposal => {
+            (Outcome::ExceededCpu, "what was left of runs took too long to dispose of (limits.cpuMs)".to_owned())
+        }
     }
 }

@@ -80,7 +80,8 @@ pub enum FromWorker {
     Retired {
         slot: Slot,
     },
-    /// A run was told to end and did not: only the end of the process stops it.
+    /// A run was told to end and did not, or disposing of what runs have left takes too long: only
+    /// the end of the process stops it.
     Overrun {
         slot: Slot,
         run: RunId,
@@ -111,6 +112,8 @@ pub enum OverrunCause {
     Wall,
     Memory,
     Canceled,
+    /// The run had ended, and something that it or an earlier one left was being disposed of.
+    Disposal,
 }
 
 /// A frame came out of order.
