@@ -33,7 +33,7 @@ impl Seed {
         let apart = |a: u64, b: u64| (a ^ b).count_ones() == 32;
         let made_of = |secret: u64, pair: u64| {
             let (multiplier, undoes) = (pair & u64::from(u32::MAX), pair >> 32);
-            multiplier == secret & NUMBER | 1 && multiplier * undoes & NUMBER == 1
+            multiplier == (secret & NUMBER) | 1 && (multiplier * undoes) & NUMBER == 1
         };
         let secrets = [a, b, c];
         (secrets.into_iter().all(balanced)
