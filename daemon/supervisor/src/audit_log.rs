@@ -231,3 +231,30 @@ fn last_line(file: &Path) -> io::Result<Option<Head>> {
     }
     Ok(verifier.head().cloned())
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::notes::Notes;
+    use crate::share::Parts;
+
+    #[test]
+    fn what_a_full_disk_does_not_take_is_left_and_written_later() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut log = Log::open(dir.path(), None, 1 << 30, &mut Vec::new()).unwrap();
+        let notes = Notes::new(Parts::halves(), 1 << 30);
+        for n in 0..3 {
+            notes.seen(None, &Entry::Broken { what: n.to_string() });
+        }
+        let (mut lines, mut written) = (notes.take(false).unwrap().lines, Vec::new());
+        let disk = std::mem::replace(&mut log.file, File::options().write(true).open("/dev/full").unwrap());
+        assert!(log.append(&mut lines, &mut written).is_err());
+        assert_eq!((lines.len(), written.len(), log.head.seq), (3, 0, 0));
+        log.file = disk;
+        log.append(&mut lines, &mut written).unwrap();
+        assert_eq!((lines.len(), written.len(), log.head.seq), (0, 3, 3));
+        let mut verifier = Verifier::default();
+        fs::read_to_string(dir.path().join(CURRENT)).unwrap().lines().for_each(|line| verifier.read(line).unwrap());
+        assert_eq!(verifier.lines(), 3);
+    }
+}

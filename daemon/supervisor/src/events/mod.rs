@@ -19,7 +19,7 @@ use tokio::sync::{Notify, watch};
 
 use self::ring::Ring;
 use self::tally::{Counted, Tally};
-pub(crate) use self::what::{Class, Event, Source, What};
+pub(crate) use self::what::{Class, Event, What};
 use crate::config::Peer;
 use crate::logging;
 use crate::record::{Entry, Recorder, unix_ms};
@@ -272,6 +272,7 @@ impl Events {
 
 #[cfg(test)]
 mod tests {
+    use super::what::Source;
     use super::*;
 
     fn events() -> Events {
