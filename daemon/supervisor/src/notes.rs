@@ -49,15 +49,15 @@ pub(crate) struct Line {
 }
 
 impl Line {
-    /// It is on the disk.
-    pub(crate) fn is_written(self) {
+    /// It is on the disk; whoever waits for that is told.
+    pub(crate) fn confirm(self) {
         if let Some(written) = self.written {
             let _ = written.send(());
         }
     }
 
     /// Nobody waits for it any more; it is tried again.
-    pub(crate) fn is_late(&mut self) {
+    pub(crate) fn delay(&mut self) {
         self.written = None;
     }
 }
@@ -376,7 +376,7 @@ mod tests {
         let (first, _) = notes.decided(line());
         notes.close();
         let mut batch = notes.take(false).unwrap();
-        batch.lines.pop_front().unwrap().is_written();
+        batch.lines.pop_front().unwrap().confirm();
         first.wait().await.unwrap();
         let (second, open) = notes.decided(line());
         assert!(notes.take(false).is_none() && !open && second.wait().await.is_err());

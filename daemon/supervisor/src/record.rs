@@ -341,14 +341,14 @@ fn write(database: &Database, log: &mut Log, left: &mut Batch, shown: &Mutex<Hea
     match commit(database, &left.standings, &log.head) {
         Ok(()) => {
             left.standings.clear();
-            written.into_iter().for_each(Line::is_written);
+            written.into_iter().for_each(Line::confirm);
         }
         Err(error) => {
             let tenants = left.standings.len();
             tracing::error!(%error, tenants, "how tenants stand could not be written; it is tried again");
         }
     }
-    left.lines.iter_mut().for_each(Line::is_late);
+    left.lines.iter_mut().for_each(Line::delay);
 }
 
 #[cfg(test)]
