@@ -331,8 +331,8 @@ fn pipe(options: Options) -> Result<String, String> {
     nix::fcntl::fcntl(&unread, nix::fcntl::FcntlArg::F_SETPIPE_SZ(4096)).map_err(|error| error.to_string())?;
     let ground = Ground::around(process, place);
     let done = AtomicBool::new(false);
-    // Each of these events has a reason of 900 bytes: they are more than may wait for the log before
-    // ordinary lines are dropped, of which there is one a second for the denials.
+    // Each of these events has a reason of 900 bytes: they are more than may wait for the log
+    // before ordinary lines are dropped, of which there is one a second for the denials.
     let told = || ground.daemon.events().last().and_then(|event| event["seq"].as_u64()).unwrap_or(0);
     let (sent, pings) = probed(&ground, || {
         std::thread::scope(|scope| {

@@ -1,7 +1,8 @@
 //! The audit log on the disk: a chain of lines (`enisle_cordon::audit`) in files that only grow.
 //!
-//! Lines are written in order, as many as wait with one wait for the disk. What a crash has left half written at the end is cut off and kept
-//! beside it; anything else that does not fit was not done by a crash, and the file is put aside as it is.
+//! Lines are written in order, as many as wait with one wait for the disk. What a crash has left
+//! half written at the end is cut off and kept beside it; anything else that does not fit was not
+//! done by a crash, and the file is put aside as it is.
 //!
 //! All files together have a bound. Over it the oldest file that was put away is deleted, which is
 //! a line of the chain like any other, with the number and hash of the last line that went; files
@@ -94,8 +95,8 @@ impl Log {
         Ok(log)
     }
 
-    /// Writes lines, the first ones first, and moves those that are on the disk to `written`. After a
-    /// failure the others are left, and the file is as it was without them.
+    /// Writes lines, the first ones first, and moves those that are on the disk to `written`.
+    /// After a failure the others are left, and the file is as it was without them.
     pub(crate) fn append(&mut self, lines: &mut VecDeque<Line>, written: &mut Vec<Line>) -> io::Result<()> {
         let mut most = SYNC_BYTES;
         while !lines.is_empty() {

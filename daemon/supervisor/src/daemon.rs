@@ -323,7 +323,8 @@ impl Daemon {
             .collect()
     }
 
-    /// Sets and keeps a tenant's policy, for whose line there is room. It holds from the next run on.
+    /// Sets and keeps a tenant's policy, for whose line there is room. It holds from the next run
+    /// on.
     pub(crate) fn set_policy(
         &self,
         tenant: &Tenant,

@@ -1,9 +1,10 @@
 //! What outlives the daemon: how every tenant stands, and the audit log of every decision.
 //!
-//! One thread writes both, in the order in which it is told, so that the daemon never waits for the disk; a client that decides
-//! something is answered once that is written. Standings are in an embedded database whose commits are whole or not at all; the
-//! log is a chain of lines (`enisle_cordon::audit`). What cannot be written is tried again. What cannot be read at the start is
-//! told of and moved aside, never overwritten.
+//! One thread writes both, in the order in which it is told, so that the daemon never waits for
+//! the disk; a client that decides something is answered once that is written. Standings are in an
+//! embedded database whose commits are whole or not at all; the log is a chain of lines
+//! (`enisle_cordon::audit`). What cannot be written is tried again. What cannot be read at the
+//! start is told of and moved aside, never overwritten.
 
 use std::collections::BTreeMap;
 use std::fs::File;
@@ -229,8 +230,8 @@ impl Recorder {
         written
     }
 
-    /// Something that cannot be refused: what happened by what that uid ran or ordered; the daemon's
-    /// own where there is no such uid.
+    /// Something that cannot be refused: what happened by what that uid ran or ordered; the
+    /// daemon's own where there is no such uid.
     pub(crate) fn seen(&self, uid: Option<u32>, entry: &Entry) {
         self.noted(self.notes.seen(uid, entry));
     }
@@ -330,8 +331,8 @@ pub(crate) fn unix_ms() -> u64 {
     u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
 }
 
-/// The writer's work: the lines of the log in order, and then each tenant's last standing in one commit. What cannot be written
-/// stays for the next time.
+/// The writer's work: the lines of the log in order, and then each tenant's last standing in one
+/// commit. What cannot be written stays for the next time.
 fn write(database: &Database, log: &mut Log, left: &mut Batch, shown: &Mutex<Head>) {
     let mut written = Vec::new();
     if let Err(error) = log.append(&mut left.lines, &mut written) {
