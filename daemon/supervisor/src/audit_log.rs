@@ -1,12 +1,14 @@
 //! The audit log on the disk: a chain of lines (`enisle_cordon::audit`) in files that only grow.
 //!
-//! A line is on the disk before the next one is written. What a crash has left half written at the end is cut off and kept
-//! beside it; anything else that does not fit was not done by a crash, and the file is put aside as it is.
+//! Lines are written in order, as many as wait with one wait for the disk. What a crash has left
+//! half written at the end is cut off and kept beside it; anything else that does not fit was not
+//! done by a crash, and the file is put aside as it is.
 //!
 //! All files together have a bound. Over it the oldest file that was put away is deleted, which is
 //! a line of the chain like any other, with the number and hash of the last line that went; files
 //! that were put aside go last.
 
+use std::collections::VecDeque;
 use std::fs::{self, File};
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
@@ -15,10 +17,13 @@ use enisle_cordon::audit::{Head, Verifier, append};
 use serde::Serialize;
 
 use crate::files::{self, How};
+use crate::notes::Line;
 use crate::record::{Entry, aside, unix_ms};
 
 /// A file of the audit log that is larger is put away under the number of its first line.
 const ROTATE_BYTES: u64 = 8 << 20;
+/// So much is written before the disk is waited for.
+const SYNC_BYTES: usize = 1 << 20;
 pub(crate) const CURRENT: &str = "audit.jsonl";
 
 /// The log's present file.
@@ -90,27 +95,47 @@ impl Log {
         Ok(log)
     }
 
-    /// One more line. After a failure the file is as it was.
-    pub(crate) fn append<E: Serialize>(&mut self, entry: &E) -> io::Result<()> {
-        if self.bytes >= ROTATE_BYTES {
-            self.rotate()?;
-            self.prune();
+    /// Writes lines, the first ones first, and moves those that are on the disk to `written`.
+    /// After a failure the others are left, and the file is as it was without them.
+    pub(crate) fn append(&mut self, lines: &mut VecDeque<Line>, written: &mut Vec<Line>) -> io::Result<()> {
+        let mut most = SYNC_BYTES;
+        while !lines.is_empty() {
+            if self.bytes >= ROTATE_BYTES {
+                self.rotate()?;
+                self.prune();
+            }
+            match self.write(lines.iter().map(|line| &line.json), most) {
+                Ok(count) => written.extend(lines.drain(..count)),
+                // Where there is no room for many there may be for the first.
+                Err(_) if most > 0 && lines.len() > 1 => most = 0,
+                Err(error) => return Err(error),
+            }
         }
-        self.write(entry)
+        Ok(())
     }
 
-    fn write<E: Serialize>(&mut self, entry: &E) -> io::Result<()> {
-        let (mut line, head) = append(&self.head, unix_ms(), entry)?;
-        line.push('\n');
-        let written = self.file.write_all(line.as_bytes()).and_then(|()| self.file.sync_data());
+    /// Writes the first of these, up to `most` bytes and one line more, with one wait for the disk.
+    /// Returns how many they were.
+    fn write<E: Serialize>(&mut self, entries: impl IntoIterator<Item = E>, most: usize) -> io::Result<usize> {
+        let (mut text, mut head, mut count) = (String::new(), self.head.clone(), 0);
+        for entry in entries {
+            let (line, next) = append(&head, unix_ms(), &entry)?;
+            text.push_str(&line);
+            text.push('\n');
+            (head, count) = (next, count + 1);
+            if text.len() > most || self.bytes + text.len() as u64 >= ROTATE_BYTES {
+                break;
+            }
+        }
+        let written = self.file.write_all(text.as_bytes()).and_then(|()| self.file.sync_data());
         if let Err(error) = written {
             // Half a line would swallow the next one.
             self.file.set_len(self.bytes)?;
             return Err(error);
         }
-        self.bytes += line.len() as u64;
+        self.bytes += text.len() as u64;
         self.head = head;
-        Ok(())
+        Ok(count)
     }
 
     fn rotate(&mut self) -> io::Result<()> {
@@ -161,7 +186,7 @@ impl Log {
             let bytes = fs::metadata(file)?.len();
             let name = file.file_name().unwrap_or_default().to_string_lossy().into_owned();
             let through = if away.contains(file) { last_line(file)? } else { None };
-            self.write(&Entry::Deleted { file: name, through })?;
+            self.write([Entry::Deleted { file: name, through }], 0)?;
             fs::remove_file(file)?;
             present = present.saturating_sub(bytes);
         }
@@ -206,4 +231,31 @@ fn last_line(file: &Path) -> io::Result<Option<Head>> {
         }
     }
     Ok(verifier.head().cloned())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::notes::Notes;
+    use crate::share::Parts;
+
+    #[test]
+    fn what_a_full_disk_does_not_take_is_left_and_written_later() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut log = Log::open(dir.path(), None, 1 << 30, &mut Vec::new()).unwrap();
+        let notes = Notes::new(Parts::halves(), 1 << 30);
+        for n in 0..3 {
+            notes.seen(None, &Entry::Broken { what: n.to_string() });
+        }
+        let (mut lines, mut written) = (notes.take(false).unwrap().lines, Vec::new());
+        let disk = std::mem::replace(&mut log.file, File::options().write(true).open("/dev/full").unwrap());
+        assert!(log.append(&mut lines, &mut written).is_err());
+        assert_eq!((lines.len(), written.len(), log.head.seq), (3, 0, 0));
+        log.file = disk;
+        log.append(&mut lines, &mut written).unwrap();
+        assert_eq!((lines.len(), written.len(), log.head.seq), (0, 3, 3));
+        let mut verifier = Verifier::default();
+        fs::read_to_string(dir.path().join(CURRENT)).unwrap().lines().for_each(|line| verifier.read(line).unwrap());
+        assert_eq!(verifier.lines(), 3);
+    }
 }

@@ -19,6 +19,7 @@ use crate::config::{Config, Counters, Keys};
 use crate::counters;
 use crate::events::{Events, What};
 use crate::job::{Job, Unsealable};
+use crate::notes::{Line, Written};
 use crate::policy::{Limits, Policy, Store, StoreError, TenantName};
 use crate::pool::{AdmitError, Pool};
 use crate::quota::OverQuota;
@@ -137,6 +138,8 @@ pub(crate) enum RunError {
     Admit(#[from] AdmitError),
     #[error("the daemon is ending and takes no new runs")]
     Draining,
+    #[error("there is no room to write down what the run may leave behind: {0}")]
+    Unrecorded(Exhausted),
     #[error("the run could not be made ready for a sealed worker: {0}")]
     Unsealable(#[from] Unsealable),
     #[error("making the run ready was interrupted")]
@@ -194,7 +197,7 @@ impl Daemon {
         let blueprint = Blueprint::new(file, layers, tenants_per_process, memory, config.workers.uid_base);
         let blueprint = Arc::new(blueprint.map_err(SetupError::Thread)?);
         let snapshot = seal(&make_snapshot(&blueprint).await?).map_err(SetupError::Seal)?;
-        let (recorder, kept) = Recorder::open(state_dir, config.audit.keep_mb)?;
+        let (recorder, kept) = Recorder::open(state_dir, config.audit.keep_mb, Parts::new(&config.peers))?;
         let recorder = Arc::new(recorder);
         let events = Arc::new(Events::new(config.peers.clone(), Some(Arc::clone(&recorder))));
         for what in kept.broken {
@@ -320,14 +323,24 @@ impl Daemon {
             .collect()
     }
 
-    /// Sets and keeps a tenant's policy. It holds from the next run on.
-    pub(crate) fn set_policy(&self, tenant: &Tenant, policy: Policy, held: Held) -> Result<(), StoreError> {
+    /// Sets and keeps a tenant's policy, for whose line there is room. It holds from the next run
+    /// on.
+    pub(crate) fn set_policy(
+        &self,
+        tenant: &Tenant,
+        policy: Policy,
+        held: Held,
+        line: Line,
+    ) -> Result<Written, StoreError> {
         let by_uid = held.uid();
-        self.store.put(&tenant.name, &policy)?;
+        // Of two at one time, the one that holds has the later line.
+        let in_order = self.store.put(&tenant.name, &policy)?;
         tenant.set_policy(policy, held);
+        let written = self.warden.recorder.decided(line);
+        drop(in_order);
         tenant.unwritten.store(true, Ordering::Relaxed);
         self.events.tell(What::PolicyChanged { tenant: tenant.name.to_string(), by_uid });
-        Ok(())
+        Ok(written)
     }
 
     pub(crate) fn next_run_id(&self) -> RunId {
@@ -348,7 +361,7 @@ impl Daemon {
     /// A run whose worker dies under it is begun once more: no run has an effect outside its worker yet.
     pub(crate) async fn run(self: &Arc<Self>, job: Job) -> Result<Report, RunError> {
         let tenant = &Arc::clone(&job.in_flight.tenant);
-        let id = job.run.id;
+        let (id, uid) = (job.run.id, job.in_flight.uid);
         let (mut begun, mut in_company, mut not_begun, mut fenced) = (0, 0, 0, 0);
         let until = Instant::now() + Duration::from_secs(self.config.cordon.queue_secs);
         loop {
@@ -370,31 +383,31 @@ impl Daemon {
                     usage.add_cpu(ended.cpu_us());
                 }
                 let (name, run) = (tenant.name.to_string(), id.to_string());
-                self.events.tell(What::Fenced { tenant: name, run, token: resident.token });
+                self.events.tell(What::Fenced { tenant: name, uid, run, token: resident.token });
                 fenced += 1;
                 if fenced < MOST_FENCED {
                     continue;
                 }
                 let finished = lost("its tenant was moved again and again", Usage::default());
-                self.note(tenant, id, &finished);
+                self.note(tenant, uid, id, &finished);
                 return Ok(Report { id, finished, level });
             }
             match ended {
                 Ended::Done(finished) | Ended::Judged(finished) => {
                     tenant.note_end();
-                    self.note(tenant, id, &finished);
+                    self.note(tenant, uid, id, &finished);
                     return Ok(Report { id, finished: *finished, level });
                 }
                 Ended::Unanswered { bytes, why, usage } => {
                     tenant.note_end();
-                    self.note(tenant, id, &unanswered(usage));
+                    self.note(tenant, uid, id, &unanswered(usage));
                     return Err(RunError::Answer { bytes, why });
                 }
                 // The worker died before it came to this run, which is not held against it; but not for ever.
                 Ended::NotBegun if not_begun < MOST_NOT_BEGUN => not_begun += 1,
                 Ended::NotBegun => {
                     let finished = lost("no worker lived long enough to begin it", Usage::default());
-                    self.note(tenant, id, &finished);
+                    self.note(tenant, uid, id, &finished);
                     return Ok(Report { id, finished, level });
                 }
                 Ended::Lost(Lost { why, anothers_doing, usage }) => {
@@ -408,13 +421,14 @@ impl Daemon {
                     if begun == 2 {
                         let finished = lost(&why, usage);
                         tenant.note_end();
-                        self.note(tenant, id, &finished);
+                        self.note(tenant, uid, id, &finished);
                         return Ok(Report { id, finished, level });
                     }
                     // The answer has what the last attempt used.
                     tenant.usage().add_cpu(usage.cpu_us);
                     self.events.tell(What::Retried {
                         tenant: tenant.name.to_string(),
+                        uid,
                         run: id.to_string(),
                         reason: why,
                     });
@@ -507,7 +521,7 @@ impl Daemon {
     }
 
     /// Adds a run to its tenant's account, and tells of an end that an operator may want to know.
-    fn note(&self, tenant: &Arc<Tenant>, run: RunId, finished: &Finished) {
+    fn note(&self, tenant: &Arc<Tenant>, uid: u32, run: RunId, finished: &Finished) {
         let mut usage = tenant.usage();
         usage.runs += 1;
         usage.add_cpu(finished.usage.cpu_us);
@@ -522,11 +536,11 @@ impl Daemon {
         ];
         let said: Vec<_> = said.iter().filter(|(said, _)| *said).map(|(_, signal)| Seen::certain(*signal)).collect();
         if !said.is_empty() {
-            self.warden.saw(tenant, &said);
+            self.warden.saw(tenant, uid, &said);
         }
         if !matches!(finished.outcome, Outcome::Ok | Outcome::Exception) {
             let outcome = finished.outcome.as_str();
-            self.events.tell(What::RunEnded { tenant: tenant.name.to_string(), run: run.to_string(), outcome });
+            self.events.tell(What::RunEnded { tenant: tenant.name.to_string(), uid, run: run.to_string(), outcome });
         }
     }
 
@@ -582,6 +596,7 @@ impl InFlight {
         if tenant.wanted_level() == Level::Expelled {
             return Err(RunError::Expelled { tenant: tenant.name.clone(), why: why_expelled(tenant) });
         }
+        daemon.warden.recorder.may_run(uid).map_err(RunError::Unrecorded)?;
         let policy = tenant.policy();
         tenant.account.lock().unwrap_or_else(PoisonError::into_inner).begin(&policy.quota, Instant::now())?;
         daemon.in_flight.fetch_add(1, Ordering::SeqCst);

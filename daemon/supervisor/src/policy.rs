@@ -5,7 +5,7 @@ use std::fs;
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use enisle_cordon::Trust;
 use enisle_wire::tenant::Limits as WireLimits;
@@ -311,9 +311,10 @@ impl Store {
         Ok((Self { dir, writing: Mutex::default() }, policies))
     }
 
-    /// Writes one policy, whole or not at all.
-    pub(crate) fn put(&self, name: &TenantName, policy: &Policy) -> Result<(), StoreError> {
-        let _writing = self.writing.lock().unwrap_or_else(PoisonError::into_inner);
+    /// Writes one policy, whole or not at all. Another is not written before what is returned is
+    /// dropped.
+    pub(crate) fn put(&self, name: &TenantName, policy: &Policy) -> Result<MutexGuard<'_, ()>, StoreError> {
+        let writing = self.writing.lock().unwrap_or_else(PoisonError::into_inner);
         let path = self.dir.join(format!("{name}.json"));
         let write = || {
             let new = self.dir.join(".new");
@@ -323,7 +324,8 @@ impl Store {
             file.sync_all()?;
             fs::rename(&new, &path)
         };
-        write().map_err(|error| StoreError::Write(path.clone(), error))
+        write().map_err(|error| StoreError::Write(path.clone(), error))?;
+        Ok(writing)
     }
 }
 
@@ -365,7 +367,7 @@ mod tests {
         assert!(none.is_empty());
         let name: TenantName = "a".parse().unwrap();
         let policy = Policy { allow_eval: true, ..Policy::default() };
-        store.put(&name, &policy).unwrap();
+        drop(store.put(&name, &policy).unwrap());
         fs::write(dir.path().join("tenants/b.json"), "{\"limits\": 3}").unwrap();
         let (_, read) = Store::open(dir.path(), 256).unwrap();
         assert_eq!(read, BTreeMap::from([(name, policy)]));
@@ -380,12 +382,12 @@ mod tests {
         fs::write(&victim, r#"{"allow_eval": true}"#).unwrap();
         std::os::unix::fs::symlink(&victim, tenants.join(".new")).unwrap();
         std::os::unix::fs::symlink(&victim, tenants.join("evil.json")).unwrap();
-        store.put(&"a".parse().unwrap(), &Policy::default()).unwrap();
+        drop(store.put(&"a".parse().unwrap(), &Policy::default()).unwrap());
         assert_eq!(fs::read_to_string(&victim).unwrap(), r#"{"allow_eval": true}"#);
         let (_, read) = Store::open(dir.path(), 256).unwrap();
         assert_eq!(read.into_keys().collect::<Vec<_>>(), ["a".parse().unwrap()]);
         // What a daemon that was killed has left is in nobody's way.
         fs::write(tenants.join(".new"), "half").unwrap();
-        store.put(&"a".parse().unwrap(), &Policy::default()).unwrap();
+        drop(store.put(&"a".parse().unwrap(), &Policy::default()).unwrap());
     }
 }

@@ -526,7 +526,7 @@ impl Owner {
                     return;
                 };
                 let _ = worker.put.set(Put::Doing(slot));
-                self.warden.saw_death(&culprit, seen, &worker.others(Some(slot)), worker.uid);
+                self.warden.saw_death(&culprit, worker.uid, seen, &worker.others(Some(slot)));
             }
             Verdict::WantOfMemory => {
                 // Also one that has left: what it took outside its island is still there.
@@ -534,16 +534,16 @@ impl Owner {
                 let largest = worker.memory().largest(&ever);
                 let _ = worker.put.set(largest.map_or(Put::Nobody, Put::Holds));
                 match largest.and_then(|slot| worker.tenant_in(slot)) {
-                    Some(largest) => self.warden.keep_apart(&[(largest, None)], Because::WantOfMemory, worker.id),
-                    None => self.warden.halve(&worker.others(None), Because::WantOfMemory, worker.id),
+                    Some(largest) => self.warden.keep_apart(&[(largest, None)], Because::WantOfMemory, worker),
+                    None => self.warden.halve(&worker.others(None), Because::WantOfMemory, worker),
                 }
             }
             Verdict::Halves(None) => {
                 let _ = worker.put.set(Put::Nobody);
-                self.warden.halve(&worker.others(None), Because::UnexplainedDeath, worker.id);
+                self.warden.halve(&worker.others(None), Because::UnexplainedDeath, worker);
             }
             Verdict::Halves(Some(signal)) => {
-                self.warden.saw_unexplained_death(&worker.others(None), signal, worker.id);
+                self.warden.saw_unexplained_death(&worker.others(None), signal, worker);
             }
         }
     }

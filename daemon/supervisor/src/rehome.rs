@@ -68,7 +68,7 @@ impl Daemon {
             Err(error) => {
                 if tenant.life().no_room_told.has_passed(TELL_OF_NO_ROOM_EVERY) {
                     let (name, level, reason) = (tenant.name.to_string(), to.as_str(), error.to_string());
-                    self.events.tell(What::NoRoom { tenant: name, level, reason });
+                    self.events.tell(What::NoRoom { tenant: name, uid, level, reason });
                 }
                 return self.without_room(tenant, old, outward).await;
             }
@@ -98,7 +98,8 @@ impl Daemon {
             *home = Some(Arc::clone(&new));
         }
         let (worker, token) = (new.worker.id, new.token);
-        self.events.tell(What::Rehomed { tenant: tenant.name.to_string(), worker, level: to.as_str(), token });
+        let name = tenant.name.to_string();
+        self.events.tell(What::Rehomed { tenant: name, uid, worker, level: to.as_str(), token });
         if let Some(old) = old.filter(|old| old.is_open()) {
             self.drain_home(tenant, old, outward);
         }
@@ -147,7 +148,13 @@ impl Daemon {
                 daemon.abandon(&old, reason);
             }
             let ms = u64::try_from(begun.elapsed().as_millis()).unwrap_or(u64::MAX);
-            daemon.events.tell(What::Drained { tenant: name, worker: old.worker.id, fenced: !drained, ms });
+            daemon.events.tell(What::Drained {
+                tenant: name,
+                uid: old.uid,
+                worker: old.worker.id,
+                fenced: !drained,
+                ms,
+            });
         });
     }
 

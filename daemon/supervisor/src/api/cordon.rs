@@ -15,6 +15,7 @@ use super::peer::Peer;
 use super::problem::Problem;
 use super::tenants::{object, show_tenant};
 use crate::daemon::Daemon;
+use crate::notes::{NotWritten, Refused};
 use crate::policy::TenantName;
 
 /// A level and a sentence.
@@ -45,6 +46,18 @@ fn reason(text: &str) -> Result<String, Problem> {
     }
 }
 
+impl From<Refused> for Problem {
+    fn from(refused: Refused) -> Self {
+        Self::unavailable(refused.to_string())
+    }
+}
+
+impl From<NotWritten> for Problem {
+    fn from(error: NotWritten) -> Self {
+        Self::internal(error.to_string())
+    }
+}
+
 pub(crate) async fn put(
     State(daemon): State<Arc<Daemon>>,
     peer: Peer,
@@ -64,7 +77,7 @@ pub(crate) async fn put(
         ));
     }
     let tenant = daemon.tenant(&name, peer.uid)?;
-    daemon.warden.command(&tenant, level, reason, peer.uid);
+    daemon.warden.command(&tenant, level, reason, peer.uid)?.wait().await?;
     Ok(Json(show_tenant(&tenant, &daemon)))
 }
 
@@ -80,7 +93,7 @@ pub(crate) async fn lift(
     let reason = reason(&lift.reason.unwrap_or_default())?;
     let tenant = daemon.known_tenant(&name);
     let tenant = tenant.ok_or_else(|| Problem::not_found(format!("nothing is known of tenant {name}")))?;
-    daemon.warden.forgive(&tenant, reason, peer.uid);
+    daemon.warden.forgive(&tenant, reason, peer.uid)?.wait().await?;
     Ok(Json(show_tenant(&tenant, &daemon)))
 }
 

@@ -16,6 +16,7 @@ use super::peer::Peer;
 use super::problem::Problem;
 use crate::daemon::Daemon;
 use crate::policy::{Policy, TenantName};
+use crate::record::Entry;
 use crate::tenant::Tenant;
 use crate::warden;
 
@@ -60,12 +61,16 @@ pub(crate) async fn put(
     policy.check(daemon.config.workers.max_memory_mb).map_err(|error| Problem::bad_request(error.to_string()))?;
     let tenant = daemon.tenant(&name, peer.uid)?;
     let held = daemon.supplies.scripts.take(peer.uid, policy.bytes())?;
+    let set = camel_case(serde_json::to_value(&policy).unwrap_or_default());
+    let entry = Entry::PolicyChanged { tenant: name.to_string(), policy: set, by_uid: peer.uid };
+    let line = daemon.warden.recorder.room(peer.uid, &entry)?;
     let (keeper, whose) = (Arc::clone(&daemon), Arc::clone(&tenant));
     // Writing it waits for the disk.
-    let kept = tokio::task::spawn_blocking(move || keeper.set_policy(&whose, policy, held)).await;
-    kept.map_err(|_| Problem::internal("writing the policy was interrupted"))??;
+    let kept = tokio::task::spawn_blocking(move || keeper.set_policy(&whose, policy, held, line)).await;
+    let written = kept.map_err(|_| Problem::internal("writing the policy was interrupted"))??;
     // It may not be beside others any more.
     daemon.warden.ask_for_move(&tenant);
+    written.wait().await?;
     Ok(Json(show_tenant(&tenant, &daemon)))
 }
 
