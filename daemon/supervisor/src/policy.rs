@@ -157,6 +157,9 @@ pub(crate) const SUB_REQUESTS: (u32, u32) = (0, 1_000_000);
 pub(crate) const IN_FLIGHT: (u32, u32) = (1, 10_000);
 pub(crate) const PER_SECOND: (u32, u32) = (1, 1_000_000);
 const MIN_MEMORY_MB: u32 = 8;
+/// A policy is told, kept and compared as a whole: what it names has bounds as well.
+pub(crate) const SECRETS: (u32, u32) = (0, 100);
+const NAME_BYTES: (u32, u32) = (0, 128);
 
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{key} is {value}, which is not between {least} and {most}")]
@@ -180,6 +183,8 @@ impl Policy {
     /// Whether every value is one that the daemon can hold to.
     pub(crate) fn check(&self, max_memory_mb: u32) -> Result<(), PolicyError> {
         let (limits, quota) = (&self.limits, &self.quota);
+        let count = |count: usize| u32::try_from(count).unwrap_or(u32::MAX);
+        let longest = self.secrets.iter().map(String::len).max().unwrap_or_default();
         for (key, value, (least, most)) in [
             ("cpuMs", limits.cpu_ms, CPU_MS),
             ("wallMs", limits.wall_ms, WALL_MS),
@@ -193,6 +198,9 @@ impl Policy {
             ("inFlight", quota.in_flight, IN_FLIGHT),
             ("perSecond", quota.per_second, PER_SECOND),
             ("burst", quota.burst, PER_SECOND),
+            ("the number of secrets", count(self.secrets.len()), SECRETS),
+            ("the number of bytes of a secret's name", count(longest), NAME_BYTES),
+            ("the number of bytes of owner", count(self.owner.as_ref().map_or(0, String::len)), NAME_BYTES),
         ] {
             if value < least || value > most {
                 return Err(PolicyError { key, value, least, most });
@@ -356,6 +364,20 @@ mod tests {
         let wish = Wish { cpu_ms: Some(50), wall_ms: Some(900), ..Wish::default() };
         let limits = wish.under(&policy);
         assert_eq!((limits.cpu_ms, limits.wall_ms, limits.timers), (50, 500, policy.timers));
+    }
+
+    #[test]
+    fn what_a_policy_names_has_bounds() {
+        let refusal = |policy: Policy| policy.check(256).map_err(|error| error.to_string());
+        let secrets = |count, bytes| Policy { secrets: vec!["s".repeat(bytes); count], ..Policy::default() };
+        let owner = |bytes| Policy { owner: Some("o".repeat(bytes)), ..Policy::default() };
+        for largest in [secrets(100, 128), owner(128)] {
+            assert_eq!(refusal(largest), Ok(()));
+        }
+        for (policy, word) in [(secrets(101, 1), "secrets"), (secrets(1, 129), "secret's name"), (owner(129), "owner")]
+        {
+            assert!(refusal(policy).unwrap_err().contains(word));
+        }
     }
 
     #[test]
