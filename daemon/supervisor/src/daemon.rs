@@ -18,6 +18,7 @@ use crate::birth::{Blueprint, Memory, StartError, make_snapshot};
 use crate::config::{Config, Counters, Keys};
 use crate::counters;
 use crate::events::{Events, What};
+use crate::files::Folder;
 use crate::job::{Job, Unsealable};
 use crate::policy::{Limits, Policy, Store, StoreError, TenantName};
 use crate::pool::{AdmitError, Pool};
@@ -116,7 +117,7 @@ pub(crate) enum SetupError {
     Snapshot(#[from] StartError),
     #[error("the startup snapshot could not be sealed: {0}")]
     Seal(std::io::Error),
-    #[error("the first worker cannot hold a tenant: {0}")]
+    #[error(transparent)]
     Store(#[from] StoreError),
     #[error(transparent)]
     Record(#[from] RecordError),
@@ -181,7 +182,8 @@ impl Daemon {
             cages: CAGES_PER_PROCESS,
             share_without_keys: config.workers.share_without_keys,
         };
-        let (store, policies) = Store::open(state_dir, config.workers.max_memory_mb)?;
+        let state = Folder::make(state_dir).map_err(|error| StoreError::Folder(state_dir.to_owned(), error))?;
+        let (store, policies) = Store::open(&state, config.workers.max_memory_mb)?;
         let file = std::fs::File::open(&program).map_err(|error| SetupError::Program(program, error))?;
         let tenants_per_process = u32::try_from(capacity.tenants_per_process()).unwrap_or(1);
         let memory = Memory {
@@ -194,7 +196,7 @@ impl Daemon {
         let blueprint = Blueprint::new(file, layers, tenants_per_process, memory, config.workers.uid_base);
         let blueprint = Arc::new(blueprint.map_err(SetupError::Thread)?);
         let snapshot = seal(&make_snapshot(&blueprint).await?).map_err(SetupError::Seal)?;
-        let (recorder, kept) = Recorder::open(state_dir, config.audit.keep_mb)?;
+        let (recorder, kept) = Recorder::open(&state, config.audit.keep_mb)?;
         let recorder = Arc::new(recorder);
         let events = Arc::new(Events::new(config.peers.clone(), Some(Arc::clone(&recorder))));
         for what in kept.broken {

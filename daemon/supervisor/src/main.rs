@@ -42,6 +42,7 @@ mod tenant;
 mod violation;
 mod warden;
 
+use std::os::fd::AsFd;
 use std::os::unix::fs::PermissionsExt;
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -70,9 +71,9 @@ struct Arguments {
     /// The configuration file.
     #[arg(long, value_name = "FILE")]
     config: Option<PathBuf>,
-    /// Read a database of standings and exit: what the daemon has a process of its own do before it opens one.
-    #[arg(long, value_name = "FILE", hide = true)]
-    examine: Option<PathBuf>,
+    /// Read the database of standings on standard input and exit: what the daemon has a process of its own do before it opens one.
+    #[arg(long, hide = true)]
+    examine: bool,
     /// Check the configuration, and that this machine can start it, and exit.
     #[arg(long)]
     check_config: bool,
@@ -85,8 +86,8 @@ fn main() -> ExitCode {
     // Before anything is made: whatever sets no mode of its own is the daemon's alone.
     nix::sys::stat::umask(nix::sys::stat::Mode::from_bits_truncate(0o077));
     let arguments = Arguments::parse();
-    if let Some(database) = &arguments.examine {
-        return examine(database);
+    if arguments.examine {
+        return examine();
     }
     let log = match logging::start() {
         Ok(log) => log,
@@ -111,8 +112,10 @@ fn main() -> ExitCode {
 }
 
 /// The process that reads a database before the daemon does says what is wrong with it by how it ends.
-fn examine(database: &std::path::Path) -> ExitCode {
-    let Err(error) = standings::examine(database) else { return ExitCode::SUCCESS };
+fn examine() -> ExitCode {
+    let file = std::io::stdin().as_fd().try_clone_to_owned().map(std::fs::File::from);
+    let examined = file.map_err(redb::Error::from).and_then(standings::examine);
+    let Err(error) = examined else { return ExitCode::SUCCESS };
     let _ = std::io::Write::write_all(&mut std::io::stderr(), format!("{error}\n").as_bytes());
     if standings::is_damage(&error) { ExitCode::from(standings::BROKEN_EXIT) } else { ExitCode::FAILURE }
 }

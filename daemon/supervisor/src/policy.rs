@@ -1,9 +1,8 @@
 //! What a tenant may do: its policy, set by an operator, kept in the state folder; and a request's wishes under it.
 
 use std::collections::BTreeMap;
-use std::fs;
 use std::io::{self, Write};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::str::FromStr;
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -12,7 +11,7 @@ use enisle_wire::tenant::Limits as WireLimits;
 use enisle_wire::{MAX_CODE_BYTES, MAX_OUTPUT_BYTES};
 use serde::{Deserialize, Serialize, Serializer};
 
-use crate::files::{self, How};
+use crate::files::{Folder, How};
 
 /// A tenant's name: what a path of the API, a line of a log and a file of the state folder can carry without escaping.
 /// Its copies share one text.
@@ -275,13 +274,18 @@ impl Wish {
     }
 }
 
+/// Where policies are kept in the state folder.
+pub(crate) const FOLDER: &str = "tenants";
+
 /// The policies that operators have set, a file each.
 #[derive(Debug)]
 pub(crate) struct Store {
-    dir: PathBuf,
     /// One writer at a time: the file that is written and then renamed has one name.
-    writing: Mutex<()>,
+    folder: Mutex<Folder>,
 }
+
+/// The file that is written.
+const NEW: &str = ".new";
 
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum StoreError {
@@ -292,53 +296,46 @@ pub(crate) enum StoreError {
 }
 
 impl Store {
-    /// Opens the state folder and reads every policy in it. A file that is no policy is moved aside and told of.
-    pub(crate) fn open(
-        state_dir: &Path,
-        max_memory_mb: u32,
-    ) -> Result<(Self, BTreeMap<TenantName, Policy>), StoreError> {
-        let dir = state_dir.join("tenants");
-        let folder = |error| StoreError::Folder(dir.clone(), error);
-        files::make_folder(state_dir).map_err(|error| StoreError::Folder(state_dir.to_owned(), error))?;
-        files::make_folder(&dir).map_err(folder)?;
+    /// Reads every policy in the state folder. A file that is no policy is moved aside and told of.
+    pub(crate) fn open(state: &Folder, max_memory_mb: u32) -> Result<(Self, BTreeMap<TenantName, Policy>), StoreError> {
+        let failed = |error| StoreError::Folder(state.path_of(FOLDER), error);
+        let folder = state.make_below(FOLDER).map_err(failed)?;
         let mut policies = BTreeMap::new();
-        for entry in fs::read_dir(&dir).map_err(folder)? {
-            let path = entry.map_err(folder)?.path();
-            if path.extension().is_none_or(|extension| extension != "json") {
-                continue;
-            }
-            match read_policy(&path, max_memory_mb) {
+        for file in folder.names().map_err(failed)? {
+            let Some(name) = file.strip_suffix(".json") else { continue };
+            match read_policy(&folder, &file, name, max_memory_mb) {
                 Ok((name, policy)) => drop(policies.insert(name, policy)),
                 Err(why) => {
-                    let aside = path.with_extension("broken");
+                    let path = folder.path_of(&file);
                     tracing::error!(file = %path.display(), %why, "a policy cannot be read; moved aside, the tenant has the default");
-                    fs::rename(&path, &aside).map_err(folder)?;
+                    folder.rename(&file, &format!("{name}.broken")).map_err(failed)?;
                 }
             }
         }
-        Ok((Self { dir, writing: Mutex::default() }, policies))
+        Ok((Self { folder: Mutex::new(folder) }, policies))
     }
 
     /// Writes one policy, whole or not at all.
     pub(crate) fn put(&self, name: &TenantName, policy: &Policy) -> Result<(), StoreError> {
-        let _writing = self.writing.lock().unwrap_or_else(PoisonError::into_inner);
-        let path = self.dir.join(format!("{name}.json"));
+        let folder = self.folder.lock().unwrap_or_else(PoisonError::into_inner);
+        let kept = format!("{name}.json");
         let write = || {
-            let new = self.dir.join(".new");
-            files::remove_left_over(&new)?;
-            let mut file = files::open(&new, How::New)?;
+            // What a daemon that was killed has left.
+            if folder.has(NEW)? {
+                folder.remove(NEW)?;
+            }
+            let mut file = folder.open(NEW, How::New)?;
             file.write_all(&serde_json::to_vec_pretty(policy)?)?;
             file.sync_all()?;
-            fs::rename(&new, &path)
+            folder.rename(NEW, &kept)
         };
-        write().map_err(|error| StoreError::Write(path.clone(), error))
+        write().map_err(|error| StoreError::Write(folder.path_of(&kept), error))
     }
 }
 
-fn read_policy(path: &Path, max_memory_mb: u32) -> Result<(TenantName, Policy), String> {
-    let name = path.file_stem().and_then(|stem| stem.to_str()).unwrap_or_default();
+fn read_policy(folder: &Folder, file: &str, name: &str, max_memory_mb: u32) -> Result<(TenantName, Policy), String> {
     let name = name.parse().map_err(|error: BadName| error.to_string())?;
-    let text = files::read(path).map_err(|error| error.to_string())?;
+    let text = folder.read(file).map_err(|error| error.to_string())?;
     let mut policy: Policy = serde_json::from_slice(&text).map_err(|error| error.to_string())?;
     // The operator may have lowered the ceiling since; that is no reason to forget the rest.
     policy.limits.memory_mb = policy.limits.memory_mb.min(max_memory_mb);
@@ -348,7 +345,13 @@ fn read_policy(path: &Path, max_memory_mb: u32) -> Result<(TenantName, Policy), 
 
 #[cfg(test)]
 mod tests {
+    use std::fs;
+
     use super::*;
+
+    fn open(state: &std::path::Path) -> (Store, BTreeMap<TenantName, Policy>) {
+        Store::open(&Folder::make(state).unwrap(), 256).unwrap()
+    }
 
     #[test]
     fn names_that_could_be_paths_are_refused() {
@@ -383,13 +386,13 @@ mod tests {
     #[test]
     fn a_policy_survives_a_restart_and_a_broken_one_is_moved_aside() {
         let dir = tempfile::tempdir().unwrap();
-        let (store, none) = Store::open(dir.path(), 256).unwrap();
+        let (store, none) = open(dir.path());
         assert!(none.is_empty());
         let name: TenantName = "a".parse().unwrap();
         let policy = Policy { allow_eval: true, ..Policy::default() };
         store.put(&name, &policy).unwrap();
         fs::write(dir.path().join("tenants/b.json"), "{\"limits\": 3}").unwrap();
-        let (_, read) = Store::open(dir.path(), 256).unwrap();
+        let (_, read) = open(dir.path());
         assert_eq!(read, BTreeMap::from([(name, policy)]));
         assert!(dir.path().join("tenants/b.broken").exists());
     }
@@ -397,15 +400,21 @@ mod tests {
     #[test]
     fn a_planted_link_is_neither_written_through_nor_read() {
         let dir = tempfile::tempdir().unwrap();
-        let (store, _) = Store::open(dir.path(), 256).unwrap();
+        let (store, _) = open(dir.path());
         let (victim, tenants) = (dir.path().join("victim"), dir.path().join("tenants"));
         fs::write(&victim, r#"{"allow_eval": true}"#).unwrap();
         std::os::unix::fs::symlink(&victim, tenants.join(".new")).unwrap();
         std::os::unix::fs::symlink(&victim, tenants.join("evil.json")).unwrap();
         store.put(&"a".parse().unwrap(), &Policy::default()).unwrap();
         assert_eq!(fs::read_to_string(&victim).unwrap(), r#"{"allow_eval": true}"#);
-        let (_, read) = Store::open(dir.path(), 256).unwrap();
+        let (_, read) = open(dir.path());
         assert_eq!(read.into_keys().collect::<Vec<_>>(), ["a".parse().unwrap()]);
+        // A folder that is exchanged meanwhile is not written to.
+        fs::rename(&tenants, dir.path().join("away")).unwrap();
+        std::os::unix::fs::symlink(dir.path(), &tenants).unwrap();
+        store.put(&"b".parse().unwrap(), &Policy::default()).unwrap();
+        assert!(dir.path().join("away/b.json").exists() && !dir.path().join("b.json").exists());
+        let tenants = dir.path().join("away");
         // What a daemon that was killed has left is in nobody's way.
         fs::write(tenants.join(".new"), "half").unwrap();
         store.put(&"a".parse().unwrap(), &Policy::default()).unwrap();
