@@ -333,6 +333,11 @@ impl Gauge {
         Some(self.field("VmRSS:")?.div_ceil(1024))
     }
 
+    /// KiB that are in memory.
+    pub(crate) fn rss_kib(self) -> Option<u64> {
+        self.field("VmRSS:")
+    }
+
     /// The most MiB since [`Gauge::reset`].
     pub(crate) fn peak(self) -> Option<u64> {
         Some(self.field("VmHWM:")?.div_ceil(1024))

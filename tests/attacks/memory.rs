@@ -21,6 +21,7 @@ pub(crate) const CASES: &[Case] = &[
     Case { id: "S12 modules", title: "scripts of ten thousand empty modules", run: modules },
     Case { id: "S12 env", title: "scripts of nothing but limits and a name", run: tiny },
     Case { id: "S12 policies", title: "as many of the largest policies as are taken", run: policies },
+    Case { id: "S6a lived", title: "names that have run something and live nowhere any more", run: lived },
     Case { id: "S6a memory", title: "as many names as there may be, each with a script and a signal", run: names },
 ];
 
@@ -337,6 +338,38 @@ fn names(options: Options) -> Result<String, String> {
     // Two names are taken by those who measure.
     let all = known + 2 >= names && marked >= known;
     if all && left.is_ok() { Ok(format!("{said}; {pings}")) } else { Err(said) }
+}
+
+/// What a home needs goes with it: what is left of a name that has run something is as much as of
+/// one that has not, and how its runs ended.
+fn lived(options: Options) -> Result<String, String> {
+    const MOST_BYTES: u64 = 1100;
+    let names: usize = if options.slow || options.bench { 20_000 } else { 2000 };
+    let ground = Ground::start("idle_secs = 0\n");
+    let gauge = ground.gauge();
+    let live = |kind: &str, names: usize| {
+        let paths: Vec<_> = (0..names).map(|n| format!("/v1/tenants/acme-{kind}-{n}/load")).collect();
+        let ran = ground.root.flood(8, "POST", &paths, br#"{"code":"()=>1"}"#, 200);
+        let residents = || {
+            ground
+                .root
+                .ask("GET", "/v1/info", b"")
+                .map_or(1, |info| info.json()["counts"]["residents"].as_u64().unwrap_or(1))
+        };
+        let gone = wait(Duration::from_secs(60), || residents() == 0);
+        gauge.quiet(BACK);
+        (ran, gone)
+    };
+    // Until rings and caches are full.
+    live("first", 1000);
+    let before = gauge.rss_kib().ok_or("the daemon died")?;
+    let (ran, gone) = live("then", names);
+    let bytes = || Some(gauge.rss_kib()?.saturating_sub(before) * 1024 / names as u64);
+    // They are tidied up after in a round of ten seconds at the most.
+    let small = wait(Duration::from_secs(30), || bytes().is_none_or(|bytes| bytes <= MOST_BYTES));
+    let bytes = bytes().ok_or("the daemon died")?;
+    let said = format!("{ran} names, all gone: {gone}; {bytes} bytes of each stay, {MOST_BYTES} allowed");
+    if ran == names && gone && small { Ok(said) } else { Err(said) }
 }
 
 fn modules(options: Options) -> Result<String, String> {

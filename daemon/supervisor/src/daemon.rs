@@ -446,7 +446,7 @@ impl Daemon {
             if let Some(visit) = home.as_ref().and_then(Resident::visit) {
                 // Further in there is time, and whoever is alone for its own sake need not be.
                 let leaves = visit.worker.level < tenant.standing().level() || self.is_old(&visit.worker);
-                if leaves && tenant.life().runs_asked.has_passed(RUNS_ASK_EVERY) {
+                if leaves && tenant.runs_may_ask(RUNS_ASK_EVERY) {
                     self.warden.ask_for_move(tenant);
                 }
                 return Ok(visit);
@@ -493,7 +493,6 @@ impl Daemon {
     /// Adds a run to its tenant's account, and tells of an end that an operator may want to know.
     fn note(&self, tenant: &Arc<Tenant>, run: RunId, finished: &Finished) {
         let mut usage = tenant.usage();
-        usage.runs += 1;
         usage.cpu_us = usage.cpu_us.saturating_add(finished.usage.cpu_us);
         usage.note(finished.outcome);
         drop(usage);

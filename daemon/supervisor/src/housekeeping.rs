@@ -70,6 +70,7 @@ impl Daemon {
             let some = self.tenants_after(last.as_ref(), SOME_TENANTS);
             for tenant in &some {
                 self.warden.look_after(tenant);
+                tenant.tidy();
                 if self.is_misplaced(tenant, tenant.residence()) {
                     self.warden.ask_for_move(tenant);
                 }

@@ -138,7 +138,7 @@ fn show_own(tenant: &Tenant) -> Value {
         "policy": camel_case(serde_json::to_value(&*tenant.policy()).unwrap_or_default()),
         "inFlight": tenant.in_flight(),
         "cordon": { "level": standing.level(), "sinceUnixMs": standing.since() },
-        "usage": { "runs": usage.runs, "cpuMs": usage.cpu_us / 1000, "outcomes": usage.outcomes() },
+        "usage": { "runs": usage.runs(), "cpuMs": usage.cpu_us / 1000, "outcomes": usage.outcomes() },
     })
 }
 
@@ -185,7 +185,7 @@ fn show_residence(tenant: &Tenant) -> Option<Value> {
 fn show_usage(tenant: &Tenant) -> Value {
     let usage = tenant.usage_so_far();
     json!({
-        "runs": usage.runs, "begun": usage.begun, "fenced": usage.fenced, "cpuMs": micros_as_ms(usage.cpu_us),
+        "runs": usage.runs(), "begun": usage.begun, "fenced": usage.fenced, "cpuMs": micros_as_ms(usage.cpu_us),
         "outcomes": usage.outcomes(),
     })
 }
