@@ -17,6 +17,8 @@ use enisle_tests::{Answer, Daemon, PATIENCE, SHARING, programs};
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
+use crate::Options;
+
 /// A peer that may act for `acme-*`: it attacks.
 pub(crate) const ATTACKER: u32 = 5001;
 /// A peer that may act for `good-*`: it must not notice.
@@ -24,10 +26,18 @@ pub(crate) const VICTIM: u32 = 5002;
 /// A user that no rule names.
 pub(crate) const STRANGER: u32 = 5003;
 
-/// Who answers nothing for so long has stalled. Not a figure: the benchmark has those.
+/// Who answers nothing for so long has stalled.
 pub(crate) const STALLED: Duration = Duration::from_secs(5);
 /// A request of the victim's that takes longer is not served.
 pub(crate) const UNSERVED: Duration = Duration::from_secs(15);
+
+impl Options {
+    /// How long a request of the victim's may take. The exact figure is the benchmark's: beside a
+    /// test other work may run.
+    pub(crate) fn served_within(self) -> Duration {
+        Duration::from_secs(if self.bench { 1 } else { 2 })
+    }
+}
 
 /// What the daemon may commit: well above every bound that it is held to.
 const LEASH_MIB: u64 = 6144;
@@ -61,6 +71,18 @@ impl Ground {
         fs::write(folder.path().join("enisled.toml"), format!("{config}\n{}", peers(share))).expect("it is ours");
         let process = leashed(folder.path(), &folder.path().join("s"), 0o022).spawn().expect("the leash runs");
         Self::around(process, folder)
+    }
+
+    /// The same with so many open files at the most.
+    pub(crate) fn with_open_files(config: &str, most: u32) -> Self {
+        let folder = folder();
+        fs::write(folder.path().join("enisled.toml"), format!("{config}\n{}", peers(None))).expect("it is ours");
+        let free = leashed(folder.path(), &folder.path().join("s"), 0o022);
+        let mut limited = Command::new("sh");
+        limited.args(["-c", "ulimit -n $0 && exec \"$@\"", &most.to_string()]);
+        limited.arg(free.get_program()).args(free.get_args()).env_remove("ENISLE_SOCKET").env("ENISLE_LOG", "info");
+        let log = fs::File::options().append(true).open(folder.path().join("log")).expect("the command made it");
+        Self::around(limited.stdin(Stdio::null()).stderr(log).spawn().expect("the leash runs"), folder)
     }
 
     /// Takes a daemon that was started on the socket `s` of a folder.
@@ -328,6 +350,10 @@ impl Gauge {
         line.split_whitespace().nth(0)?.parse().ok()
     }
 
+    pub(crate) fn threads(self) -> Option<u64> {
+        self.field("Threads:")
+    }
+
     /// MiB that are in memory; `None` if the process has ended.
     pub(crate) fn rss(self) -> Option<u64> {
         Some(self.field("VmRSS:")?.div_ceil(1024))
@@ -450,15 +476,15 @@ impl Pings {
         sorted.get((sorted.len() * percent / 100).min(sorted.len().saturating_sub(1))).copied().unwrap_or_default()
     }
 
-    /// The latencies in words, or in what way the daemon has stalled. The figure of 100 ms is the
-    /// benchmark's.
+    /// The latencies in words, or in what way the daemon has stalled. The exact figure is the
+    /// benchmark's: beside a test other work may run.
     pub(crate) fn verdict(&self, bench: bool) -> Result<String, String> {
         let ms = |time: Duration| format!("{:.1}", time.as_secs_f64() * 1e3);
         let (p50, p99, most) = (self.at(50), self.at(99), self.at(100));
         let said = format!("{} pings: p50 {}, p99 {}, max {} ms", self.took.len(), ms(p50), ms(p99), ms(most));
         match &self.failed {
             Some(error) => Err(format!("a ping failed after {said}: {error}")),
-            None if bench && p99 > Duration::from_millis(100) => Err(said),
+            None if p99 > Duration::from_millis(if bench { 100 } else { 250 }) => Err(said),
             None => Ok(said),
         }
     }

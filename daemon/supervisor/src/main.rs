@@ -14,6 +14,7 @@ mod config;
 mod counters;
 mod daemon;
 mod death;
+mod descriptors;
 mod events;
 mod files;
 mod holdings;

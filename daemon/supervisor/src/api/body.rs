@@ -83,7 +83,7 @@ pub(super) async fn discard(mut body: Body, patience: Duration) {
 }
 
 /// Works on so many bytes of a uid's: at once if they are few, off the thread that serves
-/// connections if they are not, one such work after the other. What the work holds it holds until
+/// connections if they are not, each uid in its turn, little beside much. What the work holds it holds until
 /// it has ended, whether the client still waits or not.
 pub(super) async fn work<T: Send + 'static>(
     bytes: usize,
@@ -95,7 +95,7 @@ pub(super) async fn work<T: Send + 'static>(
         return work();
     }
     let interrupted = || Problem::internal("parsing was interrupted");
-    let turn = daemon.large_work.turn(uid).await;
+    let turn = daemon.work.turn(uid, bytes).await;
     let worked = move || {
         let done = work();
         drop(turn);

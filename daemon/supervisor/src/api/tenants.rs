@@ -65,9 +65,14 @@ pub(crate) async fn put(
     policy.check(daemon.config.workers.max_memory_mb).map_err(|error| Problem::bad_request(error.to_string()))?;
     let tenant = daemon.tenant(&name, peer.uid)?;
     let held = daemon.supplies.scripts.take(peer.uid, policy.bytes())?;
-    let (keeper, whose) = (Arc::clone(&daemon), Arc::clone(&tenant));
+    let (keeper, whose, turn) = (Arc::clone(&daemon), Arc::clone(&tenant), daemon.writes.turn(peer.uid).await);
     // Writing it waits for the disk.
-    let kept = tokio::task::spawn_blocking(move || keeper.set_policy(&whose, policy, held)).await;
+    let write = move || {
+        let kept = keeper.set_policy(&whose, policy, held);
+        drop(turn);
+        kept
+    };
+    let kept = tokio::task::spawn_blocking(write).await;
     kept.map_err(|_| Problem::internal("writing the policy was interrupted"))??;
     // It may not be beside others any more.
     daemon.warden.ask_for_move(&tenant);
