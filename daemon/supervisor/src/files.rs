@@ -166,11 +166,13 @@ fn open_file(folder: &OwnedFd, name: &OsStr, how: How) -> io::Result<(OwnedFd, F
     let flags = how.flags() | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC | OFlag::O_NONBLOCK | OFlag::O_NOCTTY;
     let file = openat(folder, name, flags, Mode::S_IRUSR | Mode::S_IWUSR).map_err(|errno| match errno {
         Errno::ELOOP => refused("it is a link, and the daemon follows none".to_owned()),
+        // A folder; a socket, or a pipe that nobody reads.
+        Errno::EISDIR | Errno::ENXIO => not_a_file(),
         errno => errno.into(),
     })?;
     let found = fstat(&file)?;
     if kind(&found) != SFlag::S_IFREG {
-        return Err(refused("it is not a file".to_owned()));
+        return Err(not_a_file());
     }
     let others = judge(&found)?;
     Ok((file, found, others))
@@ -363,6 +365,10 @@ fn close_to_others(what: impl AsFd, path: &Path, found: &FileStat, mode: u32) ->
 
 fn link() -> io::Error {
     refused("it is a link; name the folder itself".to_owned())
+}
+
+fn not_a_file() -> io::Error {
+    refused("it is not a file".to_owned())
 }
 
 fn refused(why: String) -> io::Error {

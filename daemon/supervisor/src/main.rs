@@ -45,7 +45,7 @@ mod warden;
 
 use std::os::fd::AsFd;
 use std::os::unix::fs::PermissionsExt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::Duration;
@@ -128,12 +128,13 @@ fn start(arguments: Arguments) -> anyhow::Result<()> {
         let text = toml::to_string(&config)?;
         return Ok(std::io::Write::write_all(&mut std::io::stdout(), text.as_bytes())?);
     }
-    if arguments.check_config {
-        return check_start(&Places::new(&arguments, &config)?, &config);
-    }
     // One thread: the daemon moves bytes, the work is in the workers, and what stays on a thread need not be handed over.
     // Parsing of large bodies and waiting for the disk are done elsewhere.
-    tokio::runtime::Builder::new_current_thread().enable_all().build()?.block_on(run(arguments, config))
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    if arguments.check_config {
+        return runtime.block_on(check_start(Places::new(&arguments, &config)?, &config));
+    }
+    runtime.block_on(run(arguments, config))
 }
 
 /// Where what a start needs is.
@@ -153,7 +154,7 @@ impl Places {
     }
 }
 
-fn check_program(path: &std::path::Path) -> anyhow::Result<()> {
+fn check_program(path: &Path) -> anyhow::Result<()> {
     let found =
         std::fs::metadata(path).with_context(|| format!("the worker program {} cannot be used", path.display()))?;
     let executable = found.is_file() && found.permissions().mode() & 0o111 != 0;
@@ -162,16 +163,24 @@ fn check_program(path: &std::path::Path) -> anyhow::Result<()> {
 }
 
 /// What a start would refuse, found without making, changing or taking anything: another daemon may
-/// be running.
-fn check_start(places: &Places, config: &Config) -> anyhow::Result<()> {
-    daemon::probe(config)?;
+/// be running, which is not in the way of a check.
+async fn check_start(places: Places, config: &Config) -> anyhow::Result<()> {
     check_program(&places.program)?;
     server::check_place(&places.socket)?;
-    for kept in [places.state_dir.clone(), places.state_dir.join("tenants"), places.state_dir.join("audit")] {
-        let looked = files::check_folder(&kept);
-        looked.with_context(|| format!("{} cannot be used for the daemon's state", kept.display()))?;
+    for (folder, kept) in [
+        ("", [record::LOCK, standings::DATABASE].as_slice()),
+        (policy::FOLDER, &[]),
+        (record::FOLDER, &[audit_log::CURRENT]),
+    ] {
+        let folder = places.state_dir.join(folder);
+        let context = |path: &Path| format!("{} cannot be used for the daemon's state", path.display());
+        let Some(looked) = files::check_folder(&folder).with_context(|| context(&folder))? else { continue };
+        for name in kept {
+            let path = folder.join(name);
+            files::check_file(&looked, name.as_ref()).with_context(|| context(&path))?;
+        }
     }
-    Ok(())
+    Ok(daemon::check(config, places.program).await?)
 }
 
 async fn run(arguments: Arguments, config: Config) -> anyhow::Result<()> {

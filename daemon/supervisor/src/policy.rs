@@ -54,6 +54,54 @@ impl TenantName {
     }
 }
 
+/// Tenants that a rule is about: one, or all whose names begin so.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
+pub(crate) struct TenantPattern {
+    beginning: String,
+    /// Names may go on behind the beginning.
+    open: bool,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{0:?} is neither a tenant's name nor the beginning of one followed by *; {BadName}")]
+pub(crate) struct BadPattern(String);
+
+impl FromStr for TenantPattern {
+    type Err = BadPattern;
+
+    fn from_str(text: &str) -> Result<Self, BadPattern> {
+        let (beginning, open) = text.strip_suffix('*').map_or((text, false), |beginning| (beginning, true));
+        let named = beginning.parse::<TenantName>().is_ok() || (open && beginning.is_empty());
+        if named { Ok(Self { beginning: beginning.to_owned(), open }) } else { Err(BadPattern(text.to_owned())) }
+    }
+}
+
+impl TryFrom<String> for TenantPattern {
+    type Error = BadPattern;
+
+    fn try_from(text: String) -> Result<Self, BadPattern> {
+        text.parse()
+    }
+}
+
+impl From<TenantPattern> for String {
+    fn from(TenantPattern { beginning, open }: TenantPattern) -> Self {
+        beginning + if open { "*" } else { "" }
+    }
+}
+
+impl TenantPattern {
+    pub(crate) fn covers(&self, tenant: &str) -> bool {
+        if self.open { tenant.starts_with(&self.beginning) } else { tenant == self.beginning }
+    }
+
+    /// How exactly it says whom it is about: the longer the better, and a name best.
+    pub(crate) fn exactness(&self) -> (bool, usize) {
+        (!self.open, self.beginning.len())
+    }
+}
+
 /// A tenant's policy. In the configuration file keys are `snake_case`, in the API `camelCase`; both are read.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]

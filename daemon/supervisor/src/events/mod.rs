@@ -272,8 +272,12 @@ mod tests {
     use super::*;
 
     fn events() -> Events {
-        let peer =
-            |uid, tenants: &str| Peer { uid, tenants: vec![tenants.into()], operate: false, share_percent: None };
+        let peer = |uid, tenants: &str| Peer {
+            uid,
+            tenants: vec![tenants.parse().unwrap()],
+            operate: false,
+            share_percent: None,
+        };
         Events::new(vec![peer(7, "bad-*"), peer(8, "good-*")], None)
     }
 
