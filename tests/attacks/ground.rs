@@ -8,14 +8,16 @@ use std::os::unix::net::{UnixListener, UnixStream};
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
-use std::sync::Mutex;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use enisle_hardening::fds;
 use enisle_tests::{Answer, Daemon, PATIENCE, SHARING, programs};
 use serde_json::{Value, json};
 use tempfile::TempDir;
+
+use crate::files::walk;
 
 use crate::Options;
 
@@ -50,8 +52,41 @@ fn peers(share: Option<u32>) -> String {
     )
 }
 
+/// What daemons that were attacked have left open to others.
+static LEFT_OPEN: Mutex<Vec<String>> = Mutex::new(Vec::new());
+/// Files and folders of theirs that were looked at.
+static LOOKED_AT: AtomicUsize = AtomicUsize::new(0);
+
+/// Looks at what a daemon has kept, whatever it went through, before it is removed.
+struct Keeps(PathBuf);
+
+impl Drop for Keeps {
+    fn drop(&mut self) {
+        let state = self.0.join("state");
+        // One that an attack has put in its place is not the daemon's.
+        let below = if state.is_symlink() { Vec::new() } else { walk(&state) };
+        let kept = [vec![self.0.join("s.lock"), state], below].concat();
+        for path in kept {
+            let Ok(found) = fs::symlink_metadata(&path) else { continue };
+            LOOKED_AT.fetch_add(1, Ordering::Relaxed);
+            if !found.is_symlink() && found.mode() & 0o077 != 0 {
+                let mut open = LEFT_OPEN.lock().unwrap_or_else(PoisonError::into_inner);
+                open.push(format!("{} {:o}", path.display(), found.mode() & 0o7777));
+            }
+        }
+    }
+}
+
+/// How many files and folders of daemons were looked at, if none was open to others.
+pub(crate) fn nothing_left_open() -> Result<usize, String> {
+    let open = LEFT_OPEN.lock().unwrap_or_else(PoisonError::into_inner);
+    if open.is_empty() { Ok(LOOKED_AT.load(Ordering::Relaxed)) } else { Err(open.join(", ")) }
+}
+
 /// A daemon that is attacked.
 pub(crate) struct Ground {
+    /// First, so that it looks before the folder goes.
+    _keeps: Keeps,
     pub(crate) daemon: Daemon,
     pub(crate) attacker: Peer,
     pub(crate) victim: Peer,
@@ -92,7 +127,7 @@ impl Ground {
         let (attacker, victim, stranger, root) = (peer(ATTACKER), peer(VICTIM), peer(STRANGER), peer(0));
         // The socket's mode keeps the stranger out by its group; here the policy is what is tested.
         fs::set_permissions(daemon.socket(), fs::Permissions::from_mode(0o666)).expect("it is ours");
-        Self { daemon, attacker, victim, stranger, root }
+        Self { _keeps: Keeps(daemon.folder.path().to_owned()), daemon, attacker, victim, stranger, root }
     }
 
     pub(crate) fn gauge(&self) -> Gauge {

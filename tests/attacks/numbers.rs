@@ -9,8 +9,11 @@ use enisle_tests::{PATIENCE, is_alive, programs};
 use crate::ground::{folder, leashed, pings, wait};
 use crate::{Case, Options};
 
-pub(crate) const CASES: &[Case] =
-    &[Case { id: "S19 numbers", title: "every number of the configuration, beyond its range and at its ends", run: numbers }];
+pub(crate) const CASES: &[Case] = &[Case {
+    id: "S19 numbers",
+    title: "every number of the configuration, beyond its range and at its ends",
+    run: numbers,
+}];
 
 /// Every key with a number, as the daemon itself prints them, with the heading that it is under.
 fn keys() -> Vec<(String, String)> {
