@@ -17,7 +17,9 @@ use crate::api::peer::whose;
 use crate::birth::{Blueprint, Memory, StartError, make_snapshot};
 use crate::config::{Config, Counters, Keys};
 use crate::counters;
+use crate::descriptors::{self, DescriptorsError};
 use crate::events::{Events, What};
+use crate::files::Folder;
 use crate::job::{Job, Unsealable};
 use crate::notes::{Line, Written};
 use crate::policy::{Limits, Policy, Store, StoreError, TenantName};
@@ -26,7 +28,7 @@ use crate::quota::OverQuota;
 use crate::record::{RecordError, Recorder};
 use crate::resident::{Ended, Finished, Lost, Resident, Visit};
 use crate::run_id::RunIds;
-use crate::share::{Exhausted, Held, Parts, Supply, Turns};
+use crate::share::{Exhausted, Held, Lanes, Parts, Supply, Turns};
 use crate::tenant::Tenant;
 use crate::warden::{self, Warden};
 
@@ -42,6 +44,8 @@ pub(crate) const SOME_TENANTS: usize = 256;
 const MOST_NOT_BEGUN: u32 = 10;
 /// How often the runs of a tenant that lives where it should not ask for its move.
 const RUNS_ASK_EVERY: Duration = Duration::from_millis(200);
+/// Policies that are written at one time.
+const WRITES: usize = 4;
 /// So often a run is begun again because its tenant was moved while it ran.
 const MOST_FENCED: u32 = 10;
 /// Private memory that a worker may commit beside its tenants' own: V8, and one largest allocation on the way to an
@@ -52,7 +56,9 @@ const WORKER_BASE_MB: u64 = 2048;
 pub(crate) struct Daemon {
     pub(crate) config: Config,
     pub(crate) supplies: Supplies,
-    pub(crate) large_work: Turns,
+    pub(crate) work: Lanes,
+    /// Policies that are being written: each waits for the disk, on a thread that others need.
+    pub(crate) writes: Turns,
     pub(crate) posture: Posture,
     /// What workers take on: what the machine has, less what the configuration does without.
     pub(crate) layers: LayerSet,
@@ -117,12 +123,14 @@ pub(crate) enum SetupError {
     Snapshot(#[from] StartError),
     #[error("the startup snapshot could not be sealed: {0}")]
     Seal(std::io::Error),
-    #[error("the first worker cannot hold a tenant: {0}")]
+    #[error(transparent)]
     Store(#[from] StoreError),
     #[error(transparent)]
     Record(#[from] RecordError),
     #[error(transparent)]
     Layer(#[from] enisle_hardening::layers::UnknownLayer),
+    #[error(transparent)]
+    Descriptors(#[from] DescriptorsError),
     #[error("a thread could not be started: {0}")]
     Thread(std::io::Error),
     #[error("the kernel's random numbers (/dev/urandom) cannot be read: {0}")]
@@ -161,14 +169,74 @@ pub(crate) struct Report {
     pub(crate) level: Level,
 }
 
+/// What this machine gives.
+#[derive(Debug)]
+pub(crate) struct Machine {
+    posture: Posture,
+    capacity: Capacity,
+    /// Worker processes at one time.
+    processes: usize,
+}
+
 /// What this machine has, unless it lacks what the configuration requires.
-pub(crate) fn probe(config: &Config) -> Result<Posture, SetupError> {
+pub(crate) fn probe(config: &Config) -> Result<Machine, SetupError> {
     let posture = Posture::probe();
     let missing: Vec<_> = posture
         .missing(config.required_layers()?)
         .map(|finding| format!("{} ({}); {}", finding.layer, finding.detail, finding.layer.remedy()))
         .collect();
-    if missing.is_empty() { Ok(posture) } else { Err(SetupError::Posture(missing.join("; "))) }
+    if !missing.is_empty() {
+        return Err(SetupError::Posture(missing.join("; ")));
+    }
+    let capacity = Capacity {
+        keys: if config.workers.keys == Keys::Off { 0 } else { mpk::tenants_of(posture.keys) },
+        cages: CAGES_PER_PROCESS,
+        share_without_keys: config.workers.share_without_keys,
+    };
+    let limit = descriptors::raise()?;
+    let processes = descriptors::processes(config, capacity.tenants_per_process(), limit)?;
+    if processes < config.workers.max {
+        let wanted = config.workers.max;
+        tracing::warn!(
+            limit,
+            processes,
+            wanted,
+            "the limit of open files has room for fewer processes than workers.max"
+        );
+    }
+    Ok(Machine { posture, capacity, processes })
+}
+
+/// What workers are started from.
+struct Workers {
+    blueprint: Arc<Blueprint>,
+    /// As one of them has just made it: the program is a worker, and starts on this machine.
+    snapshot: OwnedFd,
+    layers: LayerSet,
+}
+
+impl Workers {
+    async fn make(config: &Config, machine: &Machine, program: std::path::PathBuf) -> Result<Self, SetupError> {
+        let file = std::fs::File::open(&program).map_err(|error| SetupError::Program(program, error))?;
+        let tenants_per_process = u32::try_from(machine.capacity.tenants_per_process()).unwrap_or(1);
+        let memory = Memory {
+            base_mb: WORKER_BASE_MB,
+            tenant_mb: config.workers.max_memory_mb.into(),
+            sealed_mb: config.cordon.sealed.memory_mb.into(),
+        };
+        let layers = jail_layers(&machine.posture);
+        let layers = if machine.capacity.keys == 0 { layers.without(Layer::Keys) } else { layers };
+        let blueprint = Blueprint::new(file, layers, tenants_per_process, memory, config.workers.uid_base);
+        let blueprint = Arc::new(blueprint.map_err(SetupError::Thread)?);
+        let snapshot = seal(&make_snapshot(&blueprint).await?).map_err(SetupError::Seal)?;
+        Ok(Self { blueprint, snapshot, layers })
+    }
+}
+
+/// Finds what a start would refuse of this machine and of the worker program, which has to make a
+/// snapshot; nothing is kept.
+pub(crate) async fn check(config: &Config, program: std::path::PathBuf) -> Result<(), SetupError> {
+    Workers::make(config, &probe(config)?, program).await.map(drop)
 }
 
 impl Daemon {
@@ -178,26 +246,13 @@ impl Daemon {
         program: std::path::PathBuf,
         state_dir: &std::path::Path,
     ) -> Result<Self, SetupError> {
-        let posture = probe(&config)?;
-        let capacity = Capacity {
-            keys: if config.workers.keys == Keys::Off { 0 } else { mpk::tenants_of(posture.keys) },
-            cages: CAGES_PER_PROCESS,
-            share_without_keys: config.workers.share_without_keys,
-        };
-        let (store, policies) = Store::open(state_dir, config.workers.max_memory_mb)?;
-        let file = std::fs::File::open(&program).map_err(|error| SetupError::Program(program, error))?;
-        let tenants_per_process = u32::try_from(capacity.tenants_per_process()).unwrap_or(1);
-        let memory = Memory {
-            base_mb: WORKER_BASE_MB,
-            tenant_mb: config.workers.max_memory_mb.into(),
-            sealed_mb: config.cordon.sealed.memory_mb.into(),
-        };
-        let layers = jail_layers(&posture);
-        let layers = if capacity.keys == 0 { layers.without(Layer::Keys) } else { layers };
-        let blueprint = Blueprint::new(file, layers, tenants_per_process, memory, config.workers.uid_base);
-        let blueprint = Arc::new(blueprint.map_err(SetupError::Thread)?);
-        let snapshot = seal(&make_snapshot(&blueprint).await?).map_err(SetupError::Seal)?;
-        let (recorder, kept) = Recorder::open(state_dir, config.audit.keep_mb, Parts::new(&config.peers))?;
+        let machine = probe(&config)?;
+        let workers = Workers::make(&config, &machine, program).await?;
+        let Workers { blueprint, snapshot, layers } = workers;
+        let Machine { posture, capacity, processes } = machine;
+        let state = Folder::make(state_dir).map_err(|error| StoreError::Folder(state_dir.to_owned(), error))?;
+        let (store, policies) = Store::open(&state, config.workers.max_memory_mb)?;
+        let (recorder, kept) = Recorder::open(&state, config.audit.keep_mb, Parts::new(&config.peers))?;
         let recorder = Arc::new(recorder);
         let events = Arc::new(Events::new(config.peers.clone(), Some(Arc::clone(&recorder))));
         for what in kept.broken {
@@ -206,8 +261,8 @@ impl Daemon {
         }
         let (warden, moves) = Warden::new(Arc::clone(&events), config.cordon.clone(), recorder);
         // One process is left for those who share.
-        let alone = config.cordon.max_alone.min(config.workers.max.saturating_sub(1).max(1));
-        let bounds = Bounds { processes: config.workers.max, alone };
+        let alone = config.cordon.max_alone.min(processes.saturating_sub(1).max(1));
+        let bounds = Bounds { processes, alone };
         let counters = match config.cordon.counters {
             Counters::Auto => counters::probe(),
             Counters::Off => {
@@ -238,7 +293,8 @@ impl Daemon {
         }
         Ok(Self {
             supplies,
-            large_work: Turns::new(1, 1),
+            work: Lanes::new(),
+            writes: Turns::new(WRITES, 1),
             config,
             posture,
             layers,
@@ -458,7 +514,7 @@ impl Daemon {
             if let Some(visit) = home.as_ref().and_then(Resident::visit) {
                 // Further in there is time, and whoever is alone for its own sake need not be.
                 let leaves = visit.worker.level < tenant.standing().level() || self.is_old(&visit.worker);
-                if leaves && tenant.life().runs_asked.has_passed(RUNS_ASK_EVERY) {
+                if leaves && tenant.runs_may_ask(RUNS_ASK_EVERY) {
                     self.warden.ask_for_move(tenant);
                 }
                 return Ok(visit);
@@ -511,7 +567,7 @@ impl Daemon {
         }
         // An env may be large.
         let uid = job.in_flight.uid;
-        let turn = self.large_work.turn(uid).await;
+        let turn = self.work.turn(uid, job.env.len()).await;
         let sealed = tokio::task::spawn_blocking(move || {
             let sealed = job.sealed(&limits, &policy.secrets);
             drop(turn);
@@ -523,7 +579,6 @@ impl Daemon {
     /// Adds a run to its tenant's account, and tells of an end that an operator may want to know.
     fn note(&self, tenant: &Arc<Tenant>, uid: u32, run: RunId, finished: &Finished) {
         let mut usage = tenant.usage();
-        usage.runs += 1;
         usage.add_cpu(finished.usage.cpu_us);
         usage.note(finished.outcome);
         drop(usage);

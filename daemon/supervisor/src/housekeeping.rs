@@ -73,6 +73,7 @@ impl Daemon {
                 if tenant.on_probation().is_some_and(|uid| self.warden.has_forgiven(uid)) {
                     tenant.end_probation();
                 }
+                tenant.tidy();
                 if self.is_misplaced(tenant, tenant.residence()) {
                     self.warden.ask_for_move(tenant);
                 }

@@ -1,7 +1,7 @@
 //! JSON as a client wrote it, taken apart without a copy: what a request costs beside its own bytes
 //! is decided here, not by whoever wrote it.
 
-use std::fmt::{self, Write};
+use std::fmt;
 
 use serde::de::{Deserialize, Deserializer, Error, MapAccess, Visitor};
 use serde::{Serialize, Serializer};
@@ -150,10 +150,7 @@ impl<'a> Text<'a> {
     pub(crate) fn of(value: &'a RawValue) -> Result<Self, BadText> {
         let quoted = value.get().strip_prefix('"').and_then(|text| text.strip_suffix('"'));
         let written = quoted.ok_or(BadText::NotAString)?;
-        let mut bytes = 0;
-        for piece in Pieces(written) {
-            bytes += piece?.len();
-        }
+        let bytes = decoded_len(written)?;
         Ok(Self { written, bytes })
     }
 
@@ -168,15 +165,61 @@ impl<'a> Text<'a> {
     }
 }
 
+/// So much of a text is decoded before it is passed on.
+const BLOCK_BYTES: usize = 4096;
+
 impl fmt::Display for Text<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        for piece in Pieces(self.written) {
-            match piece {
-                Ok(Piece::Plain(text)) => f.write_str(text)?,
-                Ok(Piece::Escaped(c)) => f.write_char(c)?,
-                Err(_) => return Err(fmt::Error),
+        let (mut rest, mut block) =
+            (self.written.as_bytes(), Block(Vec::with_capacity(self.written.len().min(BLOCK_BYTES))));
+        loop {
+            match rest {
+                [] => return block.pass_on(f),
+                [b'\\', b'u', ..] => {
+                    let (c, written) = code_point(rest).map_err(|_| fmt::Error)?;
+                    block.add(c.encode_utf8(&mut [0; 4]).as_bytes(), f)?;
+                    rest = rest.get(written..).unwrap_or_default();
+                }
+                [b'\\', letter, behind @ ..] => {
+                    block.add(&[one_byte(*letter)], f)?;
+                    rest = behind;
+                    // There may be millions of them in a row.
+                    while let [b'\\', letter, behind @ ..] = rest
+                        && *letter != b'u'
+                        && block.0.len() < BLOCK_BYTES
+                    {
+                        block.0.push(one_byte(*letter));
+                        rest = behind;
+                    }
+                }
+                _ => {
+                    let (plain, behind) = until_escape(rest);
+                    block.add(plain, f)?;
+                    rest = behind;
+                }
             }
         }
+    }
+}
+
+/// What is decoded and not passed on yet: whole characters.
+struct Block(Vec<u8>);
+
+impl Block {
+    fn add(&mut self, text: &[u8], f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if self.0.len() + text.len() > BLOCK_BYTES {
+            self.pass_on(f)?;
+        }
+        if text.len() > BLOCK_BYTES {
+            return f.write_str(str::from_utf8(text).map_err(|_| fmt::Error)?);
+        }
+        self.0.extend_from_slice(text);
+        Ok(())
+    }
+
+    fn pass_on(&mut self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(str::from_utf8(&self.0).map_err(|_| fmt::Error)?)?;
+        self.0.clear();
         Ok(())
     }
 }
@@ -190,71 +233,71 @@ impl Serialize for Text<'_> {
     }
 }
 
-enum Piece<'a> {
-    Plain(&'a str),
-    Escaped(char),
-}
-
-impl Piece<'_> {
-    fn len(&self) -> usize {
-        match self {
-            Self::Plain(text) => text.len(),
-            Self::Escaped(c) => c.len_utf8(),
+/// How many bytes the inside of a JSON string decodes to (RFC 8259, section 7). A parser has
+/// accepted it.
+fn decoded_len(written: &str) -> Result<usize, BadText> {
+    let (mut rest, mut len) = (written.as_bytes(), 0);
+    loop {
+        match rest {
+            [] => return Ok(len),
+            [b'\\', b'u', ..] => {
+                let (c, written) = code_point(rest)?;
+                len += c.len_utf8();
+                rest = rest.get(written..).unwrap_or_default();
+            }
+            [b'\\', _, behind @ ..] => {
+                len += 1;
+                rest = behind;
+            }
+            _ => {
+                let (plain, behind) = until_escape(rest);
+                len += plain.len();
+                rest = behind;
+            }
         }
     }
 }
 
-/// The inside of a JSON string that a parser has accepted, piece by piece (RFC 8259, section 7).
-struct Pieces<'a>(&'a str);
+/// What stands before the next escape, at least the first byte; and what stands behind that.
+fn until_escape(text: &[u8]) -> (&[u8], &[u8]) {
+    /// For so little the search that is made for much takes longer.
+    const NEAR_BYTES: usize = 16;
+    let behind = text.get(1..).unwrap_or_default();
+    let near = behind.iter().take(NEAR_BYTES).position(|byte| *byte == b'\\');
+    let end = near.or_else(|| memchr::memchr(b'\\', behind)).map_or(text.len(), |end| 1 + end);
+    text.split_at_checked(end).unwrap_or((text, &[]))
+}
 
-impl<'a> Iterator for Pieces<'a> {
-    type Item = Result<Piece<'a>, BadText>;
-
-    fn next(&mut self) -> Option<Self::Item> {
-        let text = self.0;
-        if text.is_empty() {
-            return None;
-        }
-        let Some(escape) = text.strip_prefix('\\') else {
-            let (plain, rest) = text.split_at_checked(text.find('\\').unwrap_or(text.len()))?;
-            self.0 = rest;
-            return Some(Ok(Piece::Plain(plain)));
-        };
-        let (letter, rest) = escape.split_at_checked(1)?;
-        self.0 = rest;
-        let c = match letter {
-            "b" => '\u{8}',
-            "f" => '\u{c}',
-            "n" => '\n',
-            "r" => '\r',
-            "t" => '\t',
-            "u" => match self.code_point() {
-                Some(c) => c,
-                None => return Some(Err(BadText::LoneSurrogate)),
-            },
-            other => other.chars().next()?,
-        };
-        Some(Ok(Piece::Escaped(c)))
+/// What an escape of two characters stands for.
+fn one_byte(letter: u8) -> u8 {
+    match letter {
+        b'b' => 8,
+        b'f' => 12,
+        b'n' => b'\n',
+        b'r' => b'\r',
+        b't' => b'\t',
+        other => other,
     }
 }
 
-impl Pieces<'_> {
-    /// What stands behind `\u`; with the other half, if it is one of a surrogate pair.
-    fn code_point(&mut self) -> Option<char> {
-        let first = self.unit()?;
-        if !(0xd800..0xdc00).contains(&first) {
-            return char::from_u32(first.into());
-        }
-        self.0 = self.0.strip_prefix("\\u")?;
-        let second = self.unit()?;
-        char::decode_utf16([first, second]).next()?.ok()
+/// What the `\uXXXX` at the beginning stands for, with the next one if they are the halves of a
+/// surrogate pair; and of how many bytes it is made.
+fn code_point(text: &[u8]) -> Result<(char, usize), BadText> {
+    let first = unit(text).ok_or(BadText::LoneSurrogate)?;
+    if let Some(c) = char::from_u32(first.into()) {
+        return Ok((c, 6));
     }
+    let second = text.get(6..).and_then(unit).ok_or(BadText::LoneSurrogate)?;
+    match char::decode_utf16([first, second]).next() {
+        Some(Ok(c)) => Ok((c, 12)),
+        _ => Err(BadText::LoneSurrogate),
+    }
+}
 
-    fn unit(&mut self) -> Option<u16> {
-        let (digits, rest) = self.0.split_at_checked(4)?;
-        self.0 = rest;
-        u16::from_str_radix(digits, 16).ok()
-    }
+fn unit(text: &[u8]) -> Option<u16> {
+    let [b'\\', b'u', digits @ ..] = text.first_chunk::<6>()? else { return None };
+    let unit = digits.iter().try_fold(0, |unit, digit| Some((unit << 4) | char::from(*digit).to_digit(16)?))?;
+    u16::try_from(unit).ok()
 }
 
 #[cfg(test)]
@@ -299,6 +342,21 @@ mod tests {
             assert_eq!(Text::of(raw(text)).unwrap_err(), BadText::LoneSurrogate, "{text}");
         }
         assert_eq!(Text::of(raw("1")).unwrap_err(), BadText::NotAString);
+    }
+
+    #[test]
+    fn a_text_of_many_blocks_is_what_the_parser_says() {
+        let long = "x".repeat(2 * BLOCK_BYTES);
+        for piece in
+            [r"\n", r"\/", r"\u0041", r"\u00e9", "\u{e9}", r"\ud83d\ude00", r#"\"x"#, &long, r"x\\", "\u{e9}\\t"]
+        {
+            for before in ["", "x", "xx", "\u{e9}"] {
+                let written = format!("\"{before}{}\"", piece.repeat(2 * BLOCK_BYTES / piece.len() + 2));
+                let (expected, read) =
+                    (serde_json::from_str::<String>(&written).unwrap(), Text::of(raw(&written)).unwrap());
+                assert!(read.to_string() == expected && read.len() == expected.len(), "{before}{piece:.20}");
+            }
+        }
     }
 
     proptest! {

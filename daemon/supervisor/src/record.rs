@@ -20,11 +20,15 @@ use redb::Database;
 use serde::{Deserialize, Serialize};
 
 use crate::audit_log::{Log, every_file};
-use crate::files::{self, How};
+use crate::files::{Folder, How};
 use crate::notes::{Batch, Line, Notes, Refused, Written};
 use crate::policy::TenantName;
 use crate::share::{Exhausted, Parts};
-use crate::standings::{DATABASE, Damage, commit, examine_apart, open_database};
+use crate::standings::{Damage, commit, examine_apart, open_database};
+
+/// Where the audit log is in the state folder, and whose the folder is.
+pub(crate) const FOLDER: &str = "audit";
+pub(crate) const LOCK: &str = "lock";
 
 /// One line of the audit log.
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -143,31 +147,31 @@ pub(crate) struct Recorder {
 
 impl Recorder {
     /// Reads what was kept, and begins to keep.
-    pub(crate) fn open(state_dir: &Path, keep_mb: u64, parts: Parts) -> Result<(Self, Kept), RecordError> {
-        Self::open_keeping(state_dir, keep_mb << 20, parts, examine_apart)
+    pub(crate) fn open(state: &Folder, keep_mb: u64, parts: Parts) -> Result<(Self, Kept), RecordError> {
+        Self::open_keeping(state, keep_mb << 20, parts, examine_apart)
     }
 
     fn open_keeping(
-        state_dir: &Path,
+        state: &Folder,
         keep_bytes: u64,
         parts: Parts,
-        examine: impl Fn(&Path) -> Result<(), Damage>,
+        examine: impl Fn(File) -> Result<(), Damage>,
     ) -> Result<(Self, Kept), RecordError> {
-        let lock = lock(state_dir)?;
-        let folder = state_dir.join("audit");
-        files::make_folder(&folder).map_err(|error| RecordError::Folder(folder.clone(), error))?;
+        let lock = lock(state)?;
+        let path = state.path_of(FOLDER);
+        let failed = |error| RecordError::Folder(path.clone(), error);
+        let folder = state.make_below(FOLDER).map_err(failed)?;
         let mut kept = Kept::default();
-        let database = open_database(&state_dir.join(DATABASE), examine, &mut kept)?;
+        let database = open_database(state, examine, &mut kept)?;
         let known = kept.head.take();
         let fresh = known.is_none();
-        let opened = Log::open(&folder, known, keep_bytes, &mut kept.broken);
-        let mut log = opened.map_err(|error| RecordError::Folder(folder.clone(), error))?;
+        let mut log = Log::open(folder, known, keep_bytes, &mut kept.broken).map_err(failed)?;
         if fresh && log.head.seq > 0 && !kept.lost {
             kept.broken.push("the database of standings is gone; tenants stand as the audit log says".to_owned());
             kept.lost = true;
         }
         if kept.lost {
-            rebuild(&folder, &mut kept).map_err(|error| RecordError::Folder(folder.clone(), error))?;
+            rebuild(&log.folder, &mut kept).map_err(failed)?;
         }
         let head = Arc::new(Mutex::new(log.head.clone()));
         let notes = Arc::new(Notes::new(parts, keep_bytes));
@@ -186,7 +190,7 @@ impl Recorder {
         };
         let thread = std::thread::Builder::new().name("recorder".to_owned()).spawn(writer);
         let thread = Mutex::new(Some(thread.map_err(RecordError::Thread)?));
-        let recorder = Self { notes, thread, head, folder, _lock: lock };
+        let recorder = Self { notes, thread, head, folder: path, _lock: lock };
         if kept.lost {
             for (tenant, standing) in &kept.standings {
                 recorder.stands(tenant, standing, false);
@@ -276,17 +280,16 @@ impl Drop for CloseOnDrop {
 }
 
 /// Takes the state folder for this daemon alone.
-fn lock(state_dir: &Path) -> Result<Flock<File>, RecordError> {
-    let path = state_dir.join("lock");
-    let file = files::open(&path, How::Keep).map_err(|error| RecordError::Folder(path, error))?;
-    Flock::lock(file, FlockArg::LockExclusiveNonblock).map_err(|_| RecordError::Taken(state_dir.to_owned()))
+fn lock(state: &Folder) -> Result<Flock<File>, RecordError> {
+    let file = state.open(LOCK, How::Keep).map_err(|error| RecordError::Folder(state.path_of(LOCK), error))?;
+    Flock::lock(file, FlockArg::LockExclusiveNonblock).map_err(|_| RecordError::Taken(state.path().to_owned()))
 }
 
 /// How far out tenants lived when the database was lost, by the audit log: it is an order until an operator lifts it.
-fn rebuild(folder: &Path, kept: &mut Kept) -> io::Result<()> {
+fn rebuild(folder: &Folder, kept: &mut Kept) -> io::Result<()> {
     let mut moves = Vec::new();
     for file in every_file(folder)? {
-        for text in String::from_utf8_lossy(&files::read(&file)?).lines() {
+        for text in String::from_utf8_lossy(&folder.read(&file)?).lines() {
             if let Ok(Numbered { seq, entry: Entry::Moved { tenant, to, .. } }) = serde_json::from_str(text)
                 && let Ok(tenant) = tenant.parse::<TenantName>()
             {
@@ -319,11 +322,16 @@ struct Numbered {
     entry: Entry,
 }
 
-/// A name beside `path` that nothing has yet.
-pub(crate) fn aside(path: &Path) -> PathBuf {
-    let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
-    let free = (0_u32..).map(|n| path.with_file_name(format!("{name}.broken-{}-{n}", unix_ms())));
-    free.into_iter().find(|path| !path.exists()).unwrap_or_else(|| path.with_extension("broken"))
+/// A name for what is put aside that nothing in the folder has yet.
+pub(crate) fn aside(folder: &Folder, name: &str) -> io::Result<String> {
+    let mut number = 0_u32;
+    loop {
+        let free = format!("{name}.broken-{}-{number}", unix_ms());
+        if !folder.has(&free)? {
+            return Ok(free);
+        }
+        number += 1;
+    }
 }
 
 pub(crate) fn unix_ms() -> u64 {
@@ -362,20 +370,24 @@ mod tests {
     use redb::ReadableDatabase;
 
     use crate::audit_log::CURRENT;
-    use crate::standings::{STANDINGS, examine, is_damage};
+    use crate::standings::{DATABASE, STANDINGS, examine, is_damage};
 
     impl Recorder {
         fn open_with(
             state_dir: &Path,
-            examine: impl Fn(&Path) -> Result<(), Damage>,
+            examine: impl Fn(File) -> Result<(), Damage>,
         ) -> Result<(Self, Kept), RecordError> {
-            Self::open_keeping(state_dir, 1 << 30, Parts::halves(), examine)
+            Self::open_keeping(&state(state_dir), 1 << 30, Parts::halves(), examine)
         }
 
         /// A line of the daemon's own.
         fn wrote(&self, entry: Entry) {
             self.seen(None, &entry);
         }
+    }
+
+    fn state(dir: &Path) -> Folder {
+        Folder::make(dir).unwrap()
     }
 
     /// How a tenant stands, by the database alone.
@@ -393,12 +405,12 @@ mod tests {
     }
 
     /// In tests panics are caught.
-    fn examine_here(path: &Path) -> Result<(), Damage> {
+    fn examine_here(file: File) -> Result<(), Damage> {
         let damage = |error: redb::Error| match is_damage(&error) {
             true => Damage::Broken(error.to_string()),
             false => Damage::Unknown(error.to_string()),
         };
-        let examined = std::panic::catch_unwind(|| examine(path).map_err(damage));
+        let examined = std::panic::catch_unwind(|| examine(file).map_err(damage));
         examined.unwrap_or_else(|_| Err(Damage::Broken("it panicked".to_owned())))
     }
 
@@ -456,13 +468,13 @@ mod tests {
             bytes[at..end].iter_mut().for_each(|byte| *byte ^= 0xa5);
             fs::write(&path, &bytes).unwrap();
             let mut kept = Kept::default();
-            drop(open_database(&path, examine_here, &mut kept).unwrap());
+            drop(open_database(&state(dir.path()), examine_here, &mut kept).unwrap());
             let as_it_was = kept.standings.values().next() == Some(&sealed());
             assert!(as_it_was || kept.broken.len() == 1, "byte {at}: {kept:?}");
         }
         fs::write(&path, b"no database at all").unwrap();
         let mut kept = Kept::default();
-        drop(open_database(&path, examine_here, &mut kept).unwrap());
+        drop(open_database(&state(dir.path()), examine_here, &mut kept).unwrap());
         assert_eq!(kept.broken.len(), 1);
     }
 
@@ -481,7 +493,7 @@ mod tests {
         }
         for broken in [1, 0] {
             let mut kept = Kept::default();
-            drop(open_database(&path, examine_here, &mut kept).unwrap());
+            drop(open_database(&state(dir.path()), examine_here, &mut kept).unwrap());
             assert_eq!((kept.standings.len(), kept.broken.len()), (1, broken));
         }
     }
@@ -529,7 +541,8 @@ mod tests {
         let folder = dir.path().join("audit");
         fs::create_dir(&folder).unwrap();
         fs::write(folder.join("audit.jsonl.broken-1-0"), vec![b'x'; 9 << 20]).unwrap();
-        let (recorder, _) = Recorder::open_keeping(dir.path(), 26 << 20, Parts::halves(), examine_here).unwrap();
+        let (recorder, _) =
+            Recorder::open_keeping(&state(dir.path()), 26 << 20, Parts::halves(), examine_here).unwrap();
         let long = Entry::Broken { what: "x".repeat(1 << 20) };
         (0..30).for_each(|_| recorder.wrote(long.clone()));
         recorder.close();
@@ -555,8 +568,8 @@ mod tests {
         assert!(total <= 26 << 20, "{total}");
         // With less room the next time, what was put aside goes as well.
         drop(recorder);
-        Recorder::open_keeping(dir.path(), 10 << 20, Parts::halves(), examine_here).unwrap().0.close();
-        assert_eq!(every_file(&folder).unwrap(), [folder.join(CURRENT)]);
+        Recorder::open_keeping(&state(dir.path()), 10 << 20, Parts::halves(), examine_here).unwrap().0.close();
+        assert_eq!(every_file(&state(&folder)).unwrap(), [CURRENT]);
     }
 
     #[test]

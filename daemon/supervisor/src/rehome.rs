@@ -66,7 +66,7 @@ impl Daemon {
         let new = match self.pool.admit(tenant, to, memory_mb, uid, Instant::now()).await {
             Ok(new) => new,
             Err(error) => {
-                if tenant.life().no_room_told.has_passed(TELL_OF_NO_ROOM_EVERY) {
+                if tenant.is_told_of_no_room(TELL_OF_NO_ROOM_EVERY) {
                     let (name, level, reason) = (tenant.name.to_string(), to.as_str(), error.to_string());
                     self.events.tell(What::NoRoom { tenant: name, uid, level, reason });
                 }

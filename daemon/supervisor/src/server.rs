@@ -1,10 +1,10 @@
 //! The Unix socket: bound without stealing it from a living daemon, served with a bound on everything.
 
-use std::ffi::OsString;
+use std::ffi::{OsStr, OsString};
 use std::fs::File;
 use std::future::Future;
 use std::io;
-use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::pin::pin;
 use std::time::Duration;
@@ -19,6 +19,8 @@ use nix::errno::Errno;
 use nix::fcntl::{AtFlags, Flock, FlockArg};
 use nix::sys::stat::{FchmodatFlags, Mode, SFlag, fchmodat, fstatat};
 use nix::unistd::{UnlinkatFlags, fchownat, unlinkat};
+use tokio::io::Interest;
+use tokio::io::unix::AsyncFd;
 use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::watch;
 use tokio::time::{Instant, timeout_at};
@@ -57,15 +59,39 @@ pub(crate) struct Bound {
 /// Longest path that a socket address holds, without its final zero (unix(7)).
 const MAX_PATH_BYTES: usize = 107;
 
-fn too_long(path: &Path) -> Result<(), BindError> {
-    if path.as_os_str().len() > MAX_PATH_BYTES { Err(BindError::TooLong(path.to_owned())) } else { Ok(()) }
+/// The name of the socket, if it can be bound by its folder's descriptor and found by its path.
+fn name_of(path: &Path) -> Result<&OsStr, BindError> {
+    let name = path.file_name().ok_or_else(|| BindError::NotASocket(path.to_owned()))?;
+    let longest = path.as_os_str().len().max("/proc/self/fd/999/".len() + name.len());
+    if longest > MAX_PATH_BYTES { Err(BindError::TooLong(path.to_owned())) } else { Ok(name) }
 }
 
-/// Whether a socket could be bound there, without making anything.
+fn lock_of(path: &Path) -> PathBuf {
+    let mut lock = path.as_os_str().to_owned();
+    lock.push(".lock");
+    lock.into()
+}
+
+/// Whether there is a socket; anything else is in the way.
+fn has_socket(folder: &OwnedFd, path: &Path) -> Result<bool, BindError> {
+    match fstatat(folder, name_of(path)?, AtFlags::AT_SYMLINK_NOFOLLOW) {
+        Ok(found) if found.st_mode & SFlag::S_IFMT.bits() == SFlag::S_IFSOCK.bits() => Ok(true),
+        Ok(_) => Err(BindError::NotASocket(path.to_owned())),
+        Err(Errno::ENOENT) => Ok(false),
+        Err(errno) => Err(BindError::Io(path.to_owned(), errno.into())),
+    }
+}
+
+/// Whether a socket could be bound there once no other daemon has it, without making anything.
 pub(crate) fn check_place(path: &Path) -> Result<(), BindError> {
-    too_long(path)?;
-    let dir = files::parent(path);
-    files::check_folder(&dir).map_err(|error| BindError::Folder(dir, error))
+    name_of(path)?;
+    let (dir, lock) = (files::parent(path), lock_of(path));
+    let Some(folder) = files::check_folder(&dir).map_err(|error| BindError::Folder(dir, error))? else {
+        return Ok(());
+    };
+    let name = lock.file_name().unwrap_or_default();
+    files::check_file(&folder, name).map_err(|error| BindError::Io(lock.clone(), error))?;
+    has_socket(&folder, path).map(drop)
 }
 
 /// Binds `path`. A socket that a dead daemon left behind is replaced; the lock beside it tells dead
@@ -73,28 +99,19 @@ pub(crate) fn check_place(path: &Path) -> Result<(), BindError> {
 /// the folder meanwhile.
 pub(crate) fn bind(path: &Path) -> Result<Bound, BindError> {
     let failed = |error| BindError::Io(path.to_owned(), error);
-    too_long(path)?;
-    let name = path.file_name().ok_or_else(|| BindError::NotASocket(path.to_owned()))?;
+    let name = name_of(path)?;
     let dir = files::parent(path);
     let folder = files::make_socket_folder(&dir).map_err(|error| BindError::Folder(dir, error))?;
     let below_folder = Path::new("/proc/self/fd").join(folder.as_raw_fd().to_string()).join(name);
-    too_long(&below_folder)?;
-    let mut lock_path = path.as_os_str().to_owned();
-    lock_path.push(".lock");
-    let lock_path = PathBuf::from(lock_path);
+    let lock_path = lock_of(path);
     let lock_file =
         files::below(&folder, &lock_path, How::Keep).map_err(|error| BindError::Io(lock_path.clone(), error))?;
     let lock = Flock::lock(lock_file, FlockArg::LockExclusiveNonblock).map_err(|(_, errno)| match errno {
         Errno::EWOULDBLOCK => BindError::Taken(path.to_owned()),
         errno => BindError::Io(lock_path, errno.into()),
     })?;
-    match fstatat(&folder, name, AtFlags::AT_SYMLINK_NOFOLLOW) {
-        Ok(found) if found.st_mode & SFlag::S_IFMT.bits() == SFlag::S_IFSOCK.bits() => {
-            unlinkat(&folder, name, UnlinkatFlags::NoRemoveDir).map_err(|errno| failed(errno.into()))?;
-        }
-        Ok(_) => return Err(BindError::NotASocket(path.to_owned())),
-        Err(Errno::ENOENT) => {}
-        Err(errno) => return Err(failed(errno.into())),
+    if has_socket(&folder, path)? {
+        unlinkat(&folder, name, UnlinkatFlags::NoRemoveDir).map_err(|errno| failed(errno.into()))?;
     }
     // Until its mode is set, the umask keeps everybody else out.
     let listener = UnixListener::bind(&below_folder).map_err(failed)?;
@@ -126,6 +143,7 @@ pub(crate) async fn serve(
     let mut shutdown = pin!(shutdown);
     let mut places = Places::new(api.connections, parts);
     let mut cost = 0;
+    let (mut refused, mut told) = (0, None);
     loop {
         // Those who are connected have their turn between those who come.
         if cost >= COST_AT_ONCE {
@@ -150,14 +168,21 @@ pub(crate) async fn serve(
                     drop(place);
                 });
             }
-            // Out of descriptors, most likely: others have to end first.
+            // The daemon's own descriptors suffice (`descriptors`); those of the machine may not.
             Err(error) => {
-                tracing::warn!(%error, "a connection could not be accepted");
+                refused += 1;
+                if told.is_none_or(|told: Instant| told.elapsed() >= TELL_EVERY) {
+                    tracing::warn!(%error, times = refused, "connections could not be accepted");
+                    (refused, told) = (0_u64, Some(Instant::now()));
+                }
                 tokio::time::sleep(Duration::from_millis(50)).await;
             }
         }
     }
 }
+
+/// How often the log says that connections cannot be accepted.
+const TELL_EVERY: Duration = Duration::from_secs(10);
 
 /// What a connection keeps unread at the most, and unsent: a head has to fit.
 const MAX_BUFFER_BYTES: usize = 16 << 10;
@@ -168,7 +193,7 @@ const COST_AT_ONCE: u32 = 32;
 const COST_OF_ONE: u32 = 8;
 
 /// Connections of all uids that no rule names.
-const STRANGERS: u64 = 8;
+pub(crate) const STRANGERS: u64 = 8;
 
 /// Connections that may be begun in [`WINDOW`], and those of uids without a rule: what has ended
 /// already is charged too, because to take it is most of what it costs.
@@ -231,7 +256,36 @@ fn refusal(exhausted: &Exhausted) -> Vec<u8> {
     [head.into_bytes(), body].concat()
 }
 
+/// The end of a connection, told from the end of what its client sends.
+#[derive(Debug)]
+struct HangUp(AsyncFd<OwnedFd>);
+
+impl HangUp {
+    /// A descriptor of its own: only so can the kernel be asked for this and nothing else.
+    fn of(stream: &UnixStream) -> io::Result<Self> {
+        let socket = stream.as_fd().try_clone_to_owned()?;
+        // The end of both directions is told whatever is asked for (epoll_ctl(2), EPOLLHUP).
+        #[expect(deprecated, reason = "its unsoundness needs a type that lies about its descriptor; OwnedFd does not")]
+        Ok(Self(AsyncFd::with_interest(socket, Interest::PRIORITY)?))
+    }
+
+    /// Waits until the client can neither send nor read any more, whatever it has sent before.
+    async fn happens(&self) {
+        while let Ok(mut ready) = self.0.ready(Interest::PRIORITY).await {
+            if ready.ready().is_read_closed() {
+                return;
+            }
+            // Urgent data, which nobody asked for.
+            ready.clear_ready();
+        }
+    }
+}
+
 async fn serve_connection(stream: UnixStream, peer: Peer, router: Router, api: &Api, watcher: Watcher) {
+    let hang_up = match HangUp::of(&stream) {
+        Ok(hang_up) => hang_up,
+        Err(error) => return tracing::debug!(%error, uid = peer.uid, "a connection cannot be watched"),
+    };
     // A follower takes as long as there are events; one that takes nothing is cut off.
     let mut stream = TimeoutStream::new(stream);
     stream.set_write_timeout(Some(Duration::from_secs(api.write_secs)));
@@ -257,13 +311,18 @@ async fn serve_connection(stream: UnixStream, peer: Peer, router: Router, api: &
         .header_read_timeout(Duration::from_secs(api.read_secs))
         .max_headers(64)
         .max_buf_size(MAX_BUFFER_BYTES)
+        // A client that sends nothing more may still read. One that does not either is told by
+        // `hang_up`: hyper sees no end behind bytes that it has not read.
+        .half_close(true)
         .serve_connection(TokioIo::new(Box::pin(stream)), TowerToHyperService::new(service));
     tokio::select! {
+        biased;
         served = watcher.watch(connection) => {
             if let Err(error) = served {
                 tracing::debug!(%error, uid = peer.uid, "a connection ended early");
             }
         }
+        () = hang_up.happens() => tracing::debug!(uid = peer.uid, "a client hung up"),
         () = passed(&mut until) => tracing::debug!(uid = peer.uid, "an answer was not taken in time"),
     }
 }
@@ -292,7 +351,15 @@ async fn passed(until: &mut watch::Receiver<Option<Instant>>) {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::Arc;
+
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    use tokio::sync::{Notify, mpsc};
+    use tokio::time::timeout;
+
     use super::*;
+
+    const PATIENCE: Duration = Duration::from_secs(10);
 
     #[tokio::test]
     async fn a_living_daemons_socket_is_not_taken_and_a_dead_ones_is() {
@@ -327,6 +394,70 @@ mod tests {
         std::os::unix::fs::symlink(dir.path().join("elsewhere"), folder.join("s.lock")).unwrap();
         assert!(matches!(bind(&folder.join("s")), Err(BindError::Io(..))));
         assert!(!dir.path().join("elsewhere").exists());
+    }
+
+    /// A server of one route that answers when `answer` says so; it tells when work on a request
+    /// begins and ends.
+    async fn serving(answer: Arc<Notify>) -> (tempfile::TempDir, PathBuf, mpsc::UnboundedReceiver<&'static str>) {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("s");
+        let bound = bind(&path).unwrap();
+        let (tell, told) = mpsc::unbounded_channel();
+        let handler = move || {
+            let (tell, answer) = (tell.clone(), Arc::clone(&answer));
+            async move {
+                tell.send("begun").unwrap();
+                let _work = Work(tell);
+                answer.notified().await;
+                "answered"
+            }
+        };
+        let router = Router::new().route("/", axum::routing::get(handler));
+        tokio::spawn(async move {
+            serve(bound, router, &Api::default(), Parts::new(&[]), std::future::pending()).await;
+        });
+        (dir, path, told)
+    }
+
+    struct Work(mpsc::UnboundedSender<&'static str>);
+
+    impl Drop for Work {
+        fn drop(&mut self) {
+            let _ = self.0.send("ended");
+        }
+    }
+
+    const REQUEST: &str = "GET / HTTP/1.1\r\nhost: d\r\n\r\n";
+
+    #[tokio::test]
+    async fn the_work_for_a_client_that_hangs_up_ends_whatever_it_has_sent_behind_its_request() {
+        let (_dir, path, mut told) = serving(Arc::default()).await;
+        for behind in ["", "G", REQUEST] {
+            let mut client = UnixStream::connect(&path).await.unwrap();
+            client.write_all([REQUEST, behind].concat().as_bytes()).await.unwrap();
+            assert_eq!(timeout(PATIENCE, told.recv()).await, Ok(Some("begun")));
+            drop(client);
+            assert_eq!(timeout(PATIENCE, told.recv()).await, Ok(Some("ended")), "behind {behind:?}");
+        }
+    }
+
+    #[tokio::test]
+    async fn a_client_that_has_closed_its_sending_side_gets_its_answer() {
+        let answer = Arc::new(Notify::new());
+        let (_dir, path, mut told) = serving(Arc::clone(&answer)).await;
+        let mut client = UnixStream::connect(&path).await.unwrap();
+        client.write_all(REQUEST.as_bytes()).await.unwrap();
+        assert_eq!(timeout(PATIENCE, told.recv()).await, Ok(Some("begun")));
+        client.shutdown().await.unwrap();
+        // Its end has been seen, if it was going to be, before anybody else is served.
+        let mut another = UnixStream::connect(&path).await.unwrap();
+        another.write_all(b"GET /other HTTP/1.1\r\nhost: d\r\nconnection: close\r\n\r\n").await.unwrap();
+        another.read_to_end(&mut Vec::new()).await.unwrap();
+        assert!(told.try_recv().is_err());
+        answer.notify_one();
+        let mut read = String::new();
+        timeout(PATIENCE, client.read_to_string(&mut read)).await.unwrap().unwrap();
+        assert!(read.ends_with("answered"), "{read}");
     }
 
     #[tokio::test]

@@ -96,10 +96,17 @@ struct Inner {
     what: &'static str,
     whole: u64,
     parts: Parts,
-    held: Mutex<BTreeMap<u32, u64>>,
+    held: Mutex<BTreeMap<u32, Holding>>,
     given_back: Notify,
     /// Much was given back at one time since somebody asked.
     much_given_back: AtomicBool,
+}
+
+/// What a uid holds, and since when it is just so much.
+#[derive(Debug, Clone, Copy)]
+struct Holding {
+    units: u64,
+    since: Instant,
 }
 
 /// So many units at one time are much: of bytes, a quarter of a MiB.
@@ -125,7 +132,7 @@ impl Supply {
         Self(Arc::new(Inner { what, whole, parts, held, given_back, much_given_back }))
     }
 
-    fn held(&self) -> MutexGuard<'_, BTreeMap<u32, u64>> {
+    fn held(&self) -> MutexGuard<'_, BTreeMap<u32, Holding>> {
         self.0.held.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -134,8 +141,8 @@ impl Supply {
         self.most_beside(uid, &self.held())
     }
 
-    fn most_beside(&self, uid: u32, held: &BTreeMap<u32, u64>) -> u64 {
-        let others = held.iter().filter(|(other, _)| **other != uid).map(|(_, units)| units).sum();
+    fn most_beside(&self, uid: u32, held: &BTreeMap<u32, Holding>) -> u64 {
+        let others = beside(uid, held).map(|holding| holding.units).sum();
         self.0.parts.of(uid).of(self.0.whole, others)
     }
 
@@ -145,12 +152,17 @@ impl Supply {
     }
 
     pub(crate) fn held_by(&self, uid: u32) -> u64 {
-        self.held().get(&uid).copied().unwrap_or_default()
+        self.held().get(&uid).map_or(0, |holding| holding.units)
+    }
+
+    /// Since when the others have held what they hold; none if that is nothing.
+    fn unchanged_beside(&self, uid: u32) -> Option<Instant> {
+        beside(uid, &self.held()).map(|holding| holding.since).max()
     }
 
     /// How much nobody holds.
     pub(crate) fn free(&self) -> u64 {
-        self.0.whole.saturating_sub(self.held().values().sum())
+        self.0.whole.saturating_sub(self.held().values().map(|holding| holding.units).sum())
     }
 
     /// Takes units for a uid.
@@ -162,9 +174,7 @@ impl Supply {
 
     /// Holds units for a uid that are there already, whatever its part is.
     pub(crate) fn keep(&self, uid: u32, units: u64) -> Held {
-        if units > 0 {
-            *self.held().entry(uid).or_default() += units;
-        }
+        hold(&mut self.held(), uid, units);
         Held { pool: self.clone(), uid, units }
     }
 
@@ -180,13 +190,11 @@ impl Supply {
 
     fn add(&self, uid: u32, units: u64) -> Result<(), Exhausted> {
         let mut held = self.held();
-        let (most, has) = (self.most_beside(uid, &held), held.get(&uid).copied().unwrap_or_default());
+        let (most, has) = (self.most_beside(uid, &held), held.get(&uid).map_or(0, |holding| holding.units));
         if has.saturating_add(units) > most {
             return Err(Exhausted { uid, what: self.0.what, held: has, most, wanted: units });
         }
-        if units > 0 {
-            *held.entry(uid).or_default() += units;
-        }
+        hold(&mut held, uid, units);
         Ok(())
     }
 
@@ -196,8 +204,8 @@ impl Supply {
         }
         let mut held = self.held();
         if let Some(has) = held.get_mut(&uid) {
-            *has = has.saturating_sub(units);
-            if *has == 0 {
+            *has = Holding { units: has.units.saturating_sub(units), since: Instant::now() };
+            if has.units == 0 {
                 held.remove(&uid);
             }
         }
@@ -206,6 +214,17 @@ impl Supply {
             self.0.much_given_back.store(true, Ordering::Relaxed);
         }
         self.0.given_back.notify_waiters();
+    }
+}
+
+fn beside(uid: u32, held: &BTreeMap<u32, Holding>) -> impl Iterator<Item = &Holding> {
+    held.iter().filter(move |(other, _)| **other != uid).map(|(_, holding)| holding)
+}
+
+fn hold(held: &mut BTreeMap<u32, Holding>, uid: u32, units: u64) {
+    if units > 0 {
+        let has = held.get(&uid).map_or(0, |holding| holding.units);
+        held.insert(uid, Holding { units: has + units, since: Instant::now() });
     }
 }
 
@@ -225,7 +244,8 @@ impl Held {
         Ok(())
     }
 
-    /// Takes more; waits for it, so long at the most.
+    /// Takes more; waits for it, so long at the most. Where what others hold has not changed for as
+    /// long, and only that could be given back, there is no use in waiting.
     pub(crate) async fn grow_within(&mut self, by: u64, patience: Duration) -> Result<(), Exhausted> {
         let until = Instant::now() + patience;
         let pool = self.pool.clone();
@@ -234,7 +254,10 @@ impl Held {
             let Err(exhausted) = self.grow(by) else { return Ok(()) };
             // What is over its part with nothing beside it is so for ever.
             let never = self.units.saturating_add(by) > pool.most_ever(self.uid);
-            if never || timeout_at(until, given_back).await.is_err() {
+            let all_of_its_own = pool.held_by(self.uid) == self.units;
+            let stuck =
+                all_of_its_own && pool.unchanged_beside(self.uid).is_some_and(|since| since.elapsed() >= patience);
+            if never || stuck || timeout_at(until, given_back).await.is_err() {
                 return Err(exhausted);
             }
         }
@@ -282,6 +305,30 @@ impl Turns {
     }
 }
 
+/// Work on bytes off the thread that serves connections. Whoever has little of it does not wait
+/// for those who have much.
+#[derive(Debug)]
+pub(crate) struct Lanes {
+    little: Turns,
+    much: Turns,
+}
+
+/// The most that is little: at the dearest, some ten milliseconds of work.
+const LITTLE_BYTES: usize = 1 << 20;
+
+impl Lanes {
+    /// One work at a time in each lane, one of each uid's in its queue.
+    pub(crate) fn new() -> Self {
+        Self { little: Turns::new(1, 1), much: Turns::new(1, 1) }
+    }
+
+    /// Waits for the turn of a uid at so many bytes.
+    pub(crate) async fn turn(&self, uid: u32, bytes: usize) -> Turn {
+        let lane = if bytes <= LITTLE_BYTES { &self.little } else { &self.much };
+        lane.turn(uid).await
+    }
+}
+
 /// Somebody's turn.
 #[derive(Debug)]
 pub(crate) struct Turn {
@@ -316,6 +363,7 @@ impl Drop for Held {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use futures_util::FutureExt;
     use proptest::prelude::*;
 
     fn rule(uid: u32, share_percent: Option<u8>) -> Peer {
@@ -396,6 +444,14 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn little_work_does_not_wait_for_much() {
+        let lanes = Lanes::new();
+        let _much = lanes.turn(1, LITTLE_BYTES + 1).await;
+        assert!(lanes.turn(2, LITTLE_BYTES + 1).now_or_never().is_none());
+        assert!(lanes.turn(2, LITTLE_BYTES).now_or_never().is_some());
+    }
+
+    #[tokio::test]
     async fn who_waits_gets_what_is_given_back() {
         let pool = pool(64, &[]);
         let first = pool.take(1, 32).unwrap();
@@ -406,6 +462,23 @@ mod tests {
         assert_eq!(waits.await.unwrap().unwrap().units(), 20);
         // More than it may ever have is not waited for.
         assert!(pool.none(1).grow_within(33, Duration::from_secs(3600)).await.is_err());
+    }
+
+    #[tokio::test]
+    async fn what_others_have_held_for_long_is_not_waited_for() {
+        const PATIENCE: Duration = Duration::from_millis(20);
+        let pool = pool(64, &[]);
+        let kept = pool.take(1, 32).unwrap();
+        let mut more = pool.take(2, 16).unwrap();
+        // It has been held for as long then.
+        assert!(more.grow_within(1, PATIENCE).await.is_err());
+        assert!(more.grow_within(1, PATIENCE).now_or_never().unwrap().is_err());
+        // Others of its own may end.
+        more.shrink_to(8);
+        let _own = pool.take(2, 8).unwrap();
+        assert!(more.grow_within(1, Duration::from_secs(3600)).now_or_never().is_none());
+        drop(kept);
+        assert!(more.grow_within(1, PATIENCE).now_or_never().unwrap().is_ok());
     }
 
     #[test]

@@ -1,15 +1,18 @@
-//! Bodies of requests: read within a cap and a time, and charged to who sends them as they arrive.
+//! Bodies: those of requests, read within a cap and a time and charged to who sends them as they
+//! arrive; and those of answers that the daemon writes itself.
 
 use std::time::Duration;
 
 use axum::body::{Body, Bytes};
+use axum::http::{HeaderValue, header};
+use axum::response::Response;
 use http_body_util::BodyExt;
 use hyper::body::Body as _;
 
 use super::problem::Problem;
 use crate::config::Api;
 use crate::daemon::Daemon;
-use crate::share::{Held, Supply};
+use crate::share::{Held, Supply, charged};
 
 /// 64 MiB of modules as JSON: escapes lengthen source somewhat, base64 lengthens data by a third.
 pub(super) const MAX_BODY_BYTES: usize = 96 << 20;
@@ -80,7 +83,7 @@ pub(super) async fn discard(mut body: Body, patience: Duration) {
 }
 
 /// Works on so many bytes of a uid's: at once if they are few, off the thread that serves
-/// connections if they are not, one such work after the other. What the work holds it holds until
+/// connections if they are not, each uid in its turn, little beside much. What the work holds it holds until
 /// it has ended, whether the client still waits or not.
 pub(super) async fn work<T: Send + 'static>(
     bytes: usize,
@@ -92,11 +95,30 @@ pub(super) async fn work<T: Send + 'static>(
         return work();
     }
     let interrupted = || Problem::internal("parsing was interrupted");
-    let turn = daemon.large_work.turn(uid).await;
+    let turn = daemon.work.turn(uid, bytes).await;
     let worked = move || {
         let done = work();
         drop(turn);
         done
     };
     tokio::task::spawn_blocking(worked).await.map_err(|_| interrupted())?
+}
+
+/// An answer of JSON that has so many bytes or a few more: written at once if they are few, and off
+/// the thread that serves connections if they are not. Those are charged until the client has taken
+/// them.
+pub(super) async fn tell(
+    bytes: usize,
+    uid: u32,
+    daemon: &Daemon,
+    write: impl FnOnce() -> Vec<u8> + Send + 'static,
+) -> Result<Response, Problem> {
+    let mut held = daemon.supplies.bodies.none(uid);
+    if bytes > INLINE_BYTES {
+        held.grow_within(bytes as u64, PATIENCE).await?;
+    }
+    let body = work(bytes, uid, daemon, move || Ok(charged(write(), held))).await?;
+    let mut response = Response::new(Body::from(body));
+    response.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
+    Ok(response)
 }

@@ -276,8 +276,12 @@ mod tests {
     use super::*;
 
     fn events() -> Events {
-        let peer =
-            |uid, tenants: &str| Peer { uid, tenants: vec![tenants.into()], operate: false, share_percent: None };
+        let peer = |uid, tenants: &str| Peer {
+            uid,
+            tenants: vec![tenants.parse().unwrap()],
+            operate: false,
+            share_percent: None,
+        };
         Events::new(vec![peer(7, "bad-*"), peer(8, "good-*")], None)
     }
 
@@ -447,7 +451,8 @@ mod tests {
     #[test]
     fn the_audit_log_has_all_evidence_that_differs_however_much_comes_in_a_second() {
         let dir = tempfile::tempdir().unwrap();
-        let (recorder, _) = Recorder::open(dir.path(), 256, Parts::halves()).unwrap();
+        let (recorder, _) =
+            Recorder::open(&crate::files::Folder::make(dir.path()).unwrap(), 256, Parts::halves()).unwrap();
         let recorder = Arc::new(recorder);
         let events = Events::new(events().peers, Some(Arc::clone(&recorder)));
         let tenants: Vec<_> = (0..3000).map(|n| format!("bad-{n}")).collect();
