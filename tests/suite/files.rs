@@ -292,7 +292,8 @@ fn checking_the_configuration_finds_what_is_in_the_way() {
         give(path, STRANGER);
     };
     let directory = |path: &Path| fs::create_dir(path).expect("a folder");
-    let ways: [(&dyn Fn(&Path), &str); 4] = [
+    type Plant<'a> = &'a dyn Fn(&Path);
+    let ways: [(Plant, &str); 4] = [
         (&link, "it is a link"),
         (&pipe, "it is not a file"),
         (&theirs, "it belongs to uid"),
