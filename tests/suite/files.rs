@@ -293,8 +293,8 @@ fn checking_the_configuration_finds_what_is_in_the_way() {
         give(path, STRANGER);
     };
     let directory = |path: &Path| fs::create_dir(path).expect("a folder");
-    type Way<'a> = (&'a dyn Fn(&Path), &'a str);
-    let ways: [Way<'_>; 4] = [
+    type Plant<'a> = &'a dyn Fn(&Path);
+    let ways: [(Plant, &str); 4] = [
         (&link, "it is a link"),
         (&pipe, "it is not a file"),
         (&theirs, "it belongs to uid"),
