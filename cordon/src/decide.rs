@@ -171,6 +171,15 @@ impl Standing {
         &self.history
     }
 
+    /// Forgets all moves but the last ones.
+    pub fn forget_moves_but(&mut self, last: usize) {
+        let over = self.history.len().saturating_sub(last);
+        if over > 0 {
+            self.history.drain(..over);
+            self.history.shrink_to_fit();
+        }
+    }
+
     /// Nothing is known of it but that it is there: it may be forgotten.
     #[must_use]
     pub fn is_blank(&self) -> bool {

@@ -21,6 +21,7 @@
 //! | [`shape`] | what a tenant's thread looks like while it runs, in windows |
 //! | [`mod@place`] | which process a tenant goes to: who may be beside whom |
 //! | [`mod@blame`] | whose doing the death of a process was |
+//! | [`deaths`] | what such deaths cost the uid whose tenants they are |
 //! | [`audit`] | a chain of hashed lines |
 #![forbid(unsafe_code)]
 #![deny(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing, clippy::panic)]
@@ -31,6 +32,7 @@
 
 pub mod audit;
 pub mod blame;
+pub mod deaths;
 pub mod decide;
 pub mod place;
 pub mod rules;
@@ -41,6 +43,7 @@ pub mod signal;
 use serde::{Deserialize, Serialize};
 
 pub use blame::{Because, Ending, MemoryRules, Room, Site, Verdict, blame};
+pub use deaths::{DeathRules, Deaths};
 pub use decide::{Circumstances, Decision, Order, Reason, Seen, Standing, Trust, decide};
 pub use place::{Bounds, Capacity, Case, MAX_TENANTS_PER_PROCESS, Placement, Process, Traits, place};
 pub use rules::Rules;

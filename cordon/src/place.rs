@@ -1,7 +1,8 @@
 //! Which process a tenant goes to.
 //!
 //! Keys and cages keep two tenants of a process apart; placement decides whom that has to hold for. Tenants share a process
-//! only with their like: of the same trust, watched with watched, suspects of one death with those of the same half of it;
+//! only with their like: of the same trust, watched with watched, suspects of one death with those of the same half of it,
+//! tenants on probation ([`crate::deaths`]) with each other;
 //! and one that holds secrets only with unwatched tenants of its own owner.
 
 use crate::Level;
@@ -63,6 +64,9 @@ pub struct Traits {
     /// It may have attacked somebody in company. Two of those are never together: each would be the other's excuse.
     pub doubtful: bool,
     pub case: Option<Case>,
+    /// Its home was begun while its uid's budget of deaths was used up. It is only here if there was
+    /// no room alone.
+    pub on_probation: bool,
 }
 
 impl Traits {
@@ -74,6 +78,7 @@ impl Traits {
         self.trust == other.trust
             && self.watched == other.watched
             && self.case == other.case
+            && self.on_probation == other.on_probation
             && !(self.doubtful && other.doubtful)
             && (!secrets || (same_owner && !self.watched))
     }
@@ -236,6 +241,17 @@ mod tests {
         let suspect = Traits { watched: true, doubtful: true, ..Traits::default() };
         assert!(!suspect.may_share_with(&suspect));
         assert!(suspect.may_share_with(&Traits { watched: true, ..Traits::default() }));
+    }
+
+    #[test]
+    fn on_probation_a_tenant_is_never_beside_those_who_were_there_before() {
+        let tenant = Traits { on_probation: true, ..Traits::default() };
+        let processes =
+            [process(1, Level::Shared, vec![Traits::default()]), process(2, Level::Shared, vec![tenant.clone()])];
+        assert_eq!(place(&tenant, Level::Shared, &processes, TWELVE, EIGHT), Placement::Into(2));
+        assert_eq!(place(&Traits::default(), Level::Shared, &processes, TWELVE, EIGHT), Placement::Into(1));
+        let full = Bounds { processes: 1, alone: 0 };
+        assert_eq!(place(&tenant, Level::Shared, &processes[..1], TWELVE, full), Placement::Full);
     }
 
     #[test]

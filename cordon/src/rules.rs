@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use serde::{Deserialize, Serialize};
 
 use crate::blame::MemoryRules;
+use crate::deaths::DeathRules;
 use crate::shape::ShapeRules;
 use crate::signal::Signal;
 
@@ -56,6 +57,7 @@ pub struct Rules {
     pub signals: BTreeMap<Signal, Weight>,
     pub shape: ShapeRules,
     pub memory: MemoryRules,
+    pub deaths: DeathRules,
 }
 
 impl Default for Rules {
@@ -78,6 +80,7 @@ impl Default for Rules {
             signals: BTreeMap::new(),
             shape: ShapeRules::default(),
             memory: MemoryRules::default(),
+            deaths: DeathRules::default(),
         }
     }
 }

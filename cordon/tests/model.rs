@@ -2,8 +2,8 @@
 #![allow(clippy::unwrap_used, clippy::indexing_slicing, reason = "tests")]
 
 use enisle_cordon::{
-    Bounds, Capacity, Circumstances, Decision, Kind, Level, Placement, Process, Rules, Seen, Signal, Source, Standing,
-    Time, Traits, Trust, decide, place,
+    Bounds, Capacity, Circumstances, DeathRules, Deaths, Decision, Kind, Level, Placement, Process, Rules, Seen,
+    Signal, Source, Standing, Time, Traits, Trust, decide, place,
 };
 use proptest::prelude::*;
 
@@ -117,6 +117,48 @@ proptest! {
         }
     }
 
+    /// One tenant that ends processes whenever it can cannot have others of its uid live alone.
+    #[test]
+    fn one_tenant_never_uses_up_a_budget(
+        seen in proptest::collection::vec((signals(Signal::takes_worker), any::<bool>(), 0..20 * 60_000_u64), 1..80),
+        around in circumstances(),
+    ) {
+        let (rules, mut standing, mut now) = (Rules::default(), Standing::new(START), START);
+        let mut deaths = Deaths::default();
+        for (signal, alone, pause) in seen {
+            now = now.plus(pause);
+            decide(&mut standing, &[], around, &rules, now);
+            deaths.blamed(standing.level(), &rules.deaths, now);
+            prop_assert!(!deaths.is_used_up(&rules.deaths, now));
+            let seen = if alone { Seen::certain(signal) } else { Seen::in_company(signal) };
+            decide(&mut standing, &[seen], around, &rules, now);
+        }
+    }
+
+    /// A uid that ends processes under ever new names ends a neighbour's no more often than its
+    /// budget says, and once for each death that was forgiven meanwhile. The neighbour's next home
+    /// is alone where the budget is used up, and stays so until all is forgiven.
+    #[test]
+    fn ever_new_names_end_a_neighbours_process_no_more_often_than_the_budget_says(
+        deeds in proptest::collection::vec((0..3 * 60_000_u64, any::<bool>()), 1..300),
+        budget in 1_u32..6,
+    ) {
+        let rules = DeathRules { budget, ..DeathRules::default() };
+        let (mut deaths, mut now) = (Deaths::default(), START);
+        let (mut alone, mut lost) = (false, 0);
+        for (pause, beside_it) in deeds {
+            now = now.plus(pause);
+            alone &= !deaths.is_clear(now);
+            deaths.blamed(Level::Shared, &rules, now);
+            if beside_it && !alone {
+                lost += 1;
+                alone = deaths.is_used_up(&rules, now);
+            }
+            let forgiven = now.since(START) / (rules.regain_secs * 1000);
+            prop_assert!(lost <= u64::from(budget) + forgiven);
+        }
+    }
+
     /// A restart changes nothing: what was written and read decides as what was never written.
     #[test]
     fn a_standing_survives_a_restart(steps in steps(), restart_at in 0_usize..80, around in circumstances()) {
@@ -183,6 +225,7 @@ proptest! {
             };
             prop_assert_eq!(processes[id].level, level);
             prop_assert!(processes[id].residents.iter().all(|other| tenant.may_share_with(other)));
+            prop_assert!(processes[id].residents.iter().all(|other| tenant.on_probation == other.on_probation));
             processes[id].places_used += 1;
             if !leaves {
                 processes[id].residents.push(tenant);
@@ -202,13 +245,14 @@ fn traits() -> impl Strategy<Value = Traits> {
     let trust = prop_oneof![Just(Trust::Trusted), Just(Trust::Standard), Just(Trust::Untrusted)];
     let case = proptest::option::of((0_u64..2, 0_u8..2).prop_map(|(death, half)| enisle_cordon::Case { death, half }));
     let doubtful = any::<bool>();
-    let parts = (owner, trust, any::<bool>(), any::<bool>(), doubtful, case);
-    parts.prop_map(|(owner, trust, holds_secrets, watched, doubtful, case)| Traits {
+    let parts = (owner, trust, any::<bool>(), any::<bool>(), doubtful, case, any::<bool>());
+    parts.prop_map(|(owner, trust, holds_secrets, watched, doubtful, case, on_probation)| Traits {
         owner,
         trust,
         holds_secrets,
         watched,
         doubtful,
         case,
+        on_probation,
     })
 }

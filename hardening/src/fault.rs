@@ -21,6 +21,7 @@ use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::ptr;
 use std::sync::atomic::{AtomicI32, AtomicU32, AtomicU64, Ordering};
+use std::time::Duration;
 
 use memmap2::MmapRaw;
 use nix::fcntl::{FcntlArg, SealFlag, fcntl};
@@ -29,6 +30,7 @@ use nix::sys::memfd::{MFdFlags, memfd_create};
 use crate::mpk::Key;
 use crate::mpk::pkru::Pkru;
 use crate::sealed::{MOST_PLACES, SEALED};
+use crate::thread::CpuClock;
 
 /// How a worker exits after a fault that has been recorded.
 pub const FAULT_EXIT: i32 = 88;
@@ -63,6 +65,8 @@ struct Raw {
     in_allocator: AtomicU32,
     /// The thread of each place; 0 where nobody has come yet.
     threads: [AtomicI32; MOST_PLACES],
+    /// See [`FaultPage::computed`]; 0 where nothing was written.
+    computed_us: [AtomicU64; MOST_PLACES],
 }
 
 /// The page holds it: `FaultPage::read` and `open_page` rely on that.
@@ -131,13 +135,24 @@ impl FaultPage {
         self.memory.as_fd()
     }
 
+    fn raw(&self) -> &Raw {
+        // SAFETY: the map is a page, larger than `Raw` and aligned for it, and lives as long as `self`; every field is an
+        // atomic, which any bytes are, and which may change at any time.
+        unsafe { &*self.map.as_ptr().cast::<Raw>() }
+    }
+
+    /// How much CPU time the thread of that place had used when it recorded a fault or was about to
+    /// end the process, if it says so. An allegation as well.
+    #[must_use]
+    pub fn computed(&self, place: u32) -> Option<Duration> {
+        let us = self.raw().computed_us.get(usize::try_from(place).ok()?)?.load(Ordering::Acquire);
+        (us > 0).then(|| Duration::from_micros(us))
+    }
+
     /// The fault that ended the worker, if one was recorded and says something that a fault can say.
     #[must_use]
     pub fn read(&self) -> Option<Fault> {
-        // SAFETY: the map is a page, large enough for a `Raw` and aligned for it (asserted there),
-        // and lives as long as `self`; every field is an atomic, which any bytes are, and which may
-        // change at any time.
-        let raw = unsafe { &*self.map.as_ptr().cast::<Raw>() };
+        let raw = self.raw();
         if raw.state.load(Ordering::Acquire) != WRITTEN {
             return None;
         }
@@ -278,6 +293,24 @@ pub fn out_of_memory() {
     record(libc::SIGABRT, &raw const info, ptr::null());
 }
 
+/// The calling thread is about to end the process, over what its tenant did: puts on record how
+/// much CPU time it has used. No tenant's code may run in it any more.
+pub fn thread_ends_process() {
+    if let Some(raw) = open_page() {
+        note_computed(raw);
+    }
+}
+
+/// Which place's thread this is, if any; with its CPU time on record.
+fn note_computed(raw: &Raw) -> Option<usize> {
+    // SAFETY: gettid has no preconditions.
+    let this = unsafe { libc::gettid() };
+    let place = raw.threads.iter().position(|thread| thread.load(Ordering::Acquire) == this)?;
+    let computed_us = u64::try_from(CpuClock::OWN.now().as_micros()).unwrap_or(u64::MAX);
+    raw.computed_us.get(place)?.store(computed_us, Ordering::Release);
+    Some(place)
+}
+
 /// How much [`room`] looks for: the filter of a tenant's thread lets no mapping be as long as
 /// [`crate::islands::GAP_BYTES`].
 const MOST_ROOM: usize = crate::islands::GAP_BYTES - LEAST_ROOM;
@@ -329,9 +362,7 @@ const PATIENCE: u32 = 1 << 20;
 
 fn record(signal: libc::c_int, info: *const Info, context: *const libc::c_void) {
     let Some(raw) = open_page() else { return };
-    // SAFETY: gettid has no preconditions.
-    let this = unsafe { libc::gettid() };
-    let place = raw.threads.iter().position(|thread| thread.load(Ordering::Acquire) == this);
+    let place = note_computed(raw);
     if raw.state.compare_exchange(EMPTY, WRITING, Ordering::AcqRel, Ordering::Relaxed).is_err() {
         // Whoever comes second must not end the process under the first one's hands.
         for _ in 0..PATIENCE {
@@ -397,8 +428,7 @@ mod tests {
 
     fn page_with(write: impl Fn(&Raw)) -> FaultPage {
         let page = FaultPage::new().unwrap();
-        // SAFETY: as in `read`.
-        write(unsafe { &*page.map.as_ptr().cast::<Raw>() });
+        write(page.raw());
         page
     }
 
@@ -463,6 +493,15 @@ mod tests {
         for function in [libc::memcpy as *const (), libc::getpid as *const (), room as *const ()] {
             assert!(!is_in_allocator(function as u64));
         }
+    }
+
+    #[test]
+    fn the_cpu_time_of_a_place_is_told_once_its_thread_has_put_it_on_record() {
+        let page = page_with(|raw| raw.threads[3].store(nix::unistd::gettid().as_raw(), Ordering::Release));
+        assert_eq!(page.computed(3), None);
+        assert_eq!(note_computed(page.raw()), Some(3));
+        let told = page.computed(3).unwrap();
+        assert!(told <= CpuClock::OWN.now() && page.computed(4).is_none() && page.computed(u32::MAX).is_none());
     }
 
     #[test]

@@ -13,6 +13,9 @@ use memmap2::{MmapOptions, MmapRaw};
 pub struct CpuClock(libc::clockid_t);
 
 impl CpuClock {
+    /// That of whichever thread reads it.
+    pub(crate) const OWN: Self = Self(libc::CLOCK_THREAD_CPUTIME_ID);
+
     /// The clock of the calling thread. Once the thread has ended the clock reads as zero, unless
     /// the kernel has given the thread's number to another thread of this process: then it reads
     /// the other thread's time. So it is to be read only while the thread lives.

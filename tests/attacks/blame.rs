@@ -6,18 +6,20 @@
 //! The tenants' own limits hold the attacker well below that, so it has natives that go past them
 //! (`enisle-worker-attack`), and the neighbour one that reads where nothing is.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use enisle_tests::{attack_worker, is_alive};
 use serde_json::{Value, json};
 
-use crate::ground::{Ground, wait};
+use crate::ground::{ATTACKER, Ground, Peer, wait};
 use crate::{Case, Options};
 
 pub(crate) const CASES: &[Case] = &[
     Case { id: "S5 island", title: "fill the bound from an island", run: |_| filled(&ISLAND) },
     Case { id: "S5 malloc", title: "fill the bound with memory that all share", run: |_| filled(&MALLOC) },
+    Case { id: "S5 last", title: "fill the bound to the last 64 KiB, whoever crashes first", run: |_| last() },
     Case { id: "S5 crash", title: "a crash with plenty of room is its thread's", run: crashed },
+    Case { id: "S5 names", title: "a process ended with every request, under new names", run: new_names },
     Case { id: "S5 unexplained", title: "memory that no tenant explains", run: unexplained },
 ];
 
@@ -46,6 +48,16 @@ struct Way {
     least: u64,
 }
 
+impl Way {
+    /// In pieces that halve, until the bound is near.
+    fn code(&self) -> String {
+        let Self { take, least } = self;
+        format!(
+            "() => {{ let step = 2 ** 30; while (step >= {least}) if (!attack.{take}(BigInt(step))) step /= 2; return 1 }}"
+        )
+    }
+}
+
 const ISLAND: Way = Way { take: "hold", least: 16 << 20 };
 const MALLOC: Way = Way { take: "leak", least: 16 << 20 };
 
@@ -59,8 +71,12 @@ const TRUSTING: &str = "() => { if (attack.leak(50_000_000n)) return 'got it'; r
 const STUMBLES: &str = "() => attack.read(8n, 1n)";
 
 fn run(ground: &Ground, tenant: &str, code: &str) -> Value {
+    run_as(&ground.root, tenant, code)
+}
+
+fn run_as(peer: &Peer, tenant: &str, code: &str) -> Value {
     let body = json!({ "code": code, "props": { "attack": true } }).to_string();
-    let answer = ground.root.ask_within(PATIENCE, "POST", &format!("/v1/tenants/{tenant}/load"), &[body.as_bytes()]);
+    let answer = peer.ask_within(PATIENCE, "POST", &format!("/v1/tenants/{tenant}/load"), &[body.as_bytes()]);
     answer.map_or(Value::Null, |answer| answer.json())
 }
 
@@ -103,12 +119,7 @@ fn attack(way: &Way, memory: &str) -> Result<Outcome, String> {
     let ground = Ground::with(&config(memory), None);
     let pid = shared(&ground)?;
     let before = standing(&ground, "b");
-    // In pieces that halve, until the bound is near.
-    let take = format!(
-        "() => {{ let step = 2 ** 30; while (step >= {}) if (!attack.{}(BigInt(step))) step /= 2; return 1 }}",
-        way.least, way.take
-    );
-    let taken = run(&ground, "a", &take);
+    let taken = run(&ground, "a", &way.code());
     if taken["outcome"] != "ok" || !is_alive(pid) {
         return Err(format!("the attacker could not take the memory: {taken}"));
     }
@@ -147,6 +158,31 @@ fn filled(way: &Way) -> Result<String, String> {
     Ok(format!("{said}; without the rule the victim is {} and the attacker {}", off.victim, off.attacker))
 }
 
+/// Where nothing is left it is mostly the attacker that crashes, as it makes its next isolate. The
+/// victim may be kept alone, where the process died before anybody saw who held most.
+fn last() -> Result<String, String> {
+    let mut said = Vec::new();
+    for take in ["hold", "leak"] {
+        let ground = Ground::with(&config(LATE), None);
+        shared(&ground)?;
+        let unmoved = |mut standing: Value| {
+            standing["apart"].take();
+            standing
+        };
+        let before = unmoved(standing(&ground, "b"));
+        run(&ground, "a", &Way { take, least: 64 << 10 }.code());
+        let served = run(&ground, "b", TRUSTING);
+        let crash = ground.daemon.await_event("a crash", |event| event["event"] == "crashed");
+        let after = unmoved(standing(&ground, "b"));
+        let line = format!("{take}: {} of {}, the victim {after}", crash["blame"], crash["tenant"]);
+        if served["result"] != "got it" || after != before || crash["blame"] != "wantOfMemory" {
+            return Err(format!("{line}, before {before}; {served}; {:?}", ground.daemon.events()));
+        }
+        said.push(line);
+    }
+    Ok(said.join("; "))
+}
+
 /// Want of memory is no excuse where there is none.
 fn crashed(_: Options) -> Result<String, String> {
     let ground = Ground::with(&config(""), None);
@@ -157,6 +193,81 @@ fn crashed(_: Options) -> Result<String, String> {
     let said = format!("who stumbles {b}, its neighbour {a}");
     let held = suspected && b["level"] == "solo" && a["level"] == "shared" && a["suspected"] == false;
     if held { Ok(said) } else { Err(format!("{said}; {:?}", ground.daemon.events())) }
+}
+
+/// So many names the peer has.
+const NAMES: usize = 8;
+/// What a neighbour runs after each of them.
+const RUNS_BETWEEN: usize = 50;
+/// The figure that a neighbour's runs are held to.
+const NEIGHBOUR: Duration = Duration::from_millis(50);
+
+/// What a peer that ends a process with every request, each time under another name, cost others.
+struct Spree {
+    /// How often a neighbour of the same uid lost its process.
+    lost: usize,
+    /// What its runs took.
+    took: Vec<Duration>,
+    /// Where it lives now, and where the last attacker began.
+    homes: [Value; 2],
+    /// What the daemon tells of the uid.
+    told: Value,
+    info: Value,
+}
+
+fn spree(config_of_deaths: &str) -> Result<Spree, String> {
+    let ground = Ground::with(&format!("{}[cordon.rules.deaths]\n{config_of_deaths}", config("")), None);
+    let (other, peer) = (&ground.victim, &ground.attacker);
+    run_as(other, "good-1", "() => 1");
+    let pid = |tenant: &str| ground.tenant(tenant)["resident"]["pid"].as_i64().and_then(|pid| i32::try_from(pid).ok());
+    let others = pid("good-1").ok_or("another uid's tenant lives nowhere")?;
+    let (mut lost, mut took, mut began) = (0, Vec::new(), Value::Null);
+    for name in 0..NAMES {
+        for _ in 0..RUNS_BETWEEN {
+            let begun = Instant::now();
+            let answer = run_as(peer, "acme-good", "() => 1");
+            took.push(begun.elapsed());
+            if answer["outcome"] != "ok" {
+                return Err(format!("the neighbour's run: {answer}"));
+            }
+        }
+        let home = pid("acme-good").ok_or("the neighbour lives nowhere")?;
+        let bad = format!("acme-{name}");
+        began = run_as(peer, &bad, "() => 1")["cordon"].clone();
+        run_as(peer, &bad, STUMBLES);
+        lost += usize::from(!is_alive(home));
+    }
+    took.sort_unstable();
+    if !is_alive(others) {
+        return Err("a tenant of another uid lost its process".to_owned());
+    }
+    let told = ground.daemon.events().into_iter().find(|event| event["event"] == "budgetUsedUp");
+    let info = ground.daemon.get("/v1/info")["deaths"]["heldAgainst"][0].clone();
+    let good = run_as(peer, "acme-good", "() => 1")["cordon"].clone();
+    Ok(Spree { lost, took, homes: [good, began], told: told.unwrap_or_default(), info })
+}
+
+/// A peer ends a process with every request, under ever new names. Its neighbour in the same uid
+/// loses its process as often as the budget says, and with every request where there is no budget.
+fn new_names(options: Options) -> Result<String, String> {
+    let Spree { lost, took, homes, told, info } = spree("budget = 2\n")?;
+    let at = |percent: usize| took.get(took.len() * percent / 100).copied().unwrap_or_default();
+    let said = format!(
+        "the neighbour lost its process {lost} times of {NAMES}; {} of its runs: p50 {:.1?}, p99 {:.1?}, max {:.1?}; {info}",
+        took.len(),
+        at(50),
+        at(99),
+        took.last().copied().unwrap_or_default(),
+    );
+    let shown = info["uid"] == ATTACKER && info["usedUp"] == true && told["uid"] == ATTACKER && told["deaths"] == 2;
+    if lost != 2 || homes != ["solo", "solo"] || !shown || (options.bench && at(99) > NEIGHBOUR) {
+        return Err(format!("{said}; homes {homes:?}; told {told}"));
+    }
+    let off = spree("budget = 0\n")?;
+    if off.lost != NAMES || off.homes[1] != "shared" || !off.told.is_null() {
+        return Err(format!("{said}; without a budget {} times of {NAMES}, homes {:?}", off.lost, off.homes));
+    }
+    Ok(format!("{said}; without a budget {} times", off.lost))
 }
 
 /// A process that holds more than its tenants explain is emptied before anybody is refused: who

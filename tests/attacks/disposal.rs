@@ -1,13 +1,15 @@
 //! What a run leaves behind: who pays for its disposal, and who waits for it.
 
 use std::fs;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::os::unix::net::UnixStream;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
-use enisle_tests::{Daemon, SHARING};
+use enisle_tests::{Daemon, SHARING, attack_worker, is_alive};
 use serde_json::{Value, json};
 
-use crate::ground::{STALLED, wait};
+use crate::ground::{STALLED, send, wait};
 use crate::{Case, Options};
 
 pub(crate) const CASES: &[Case] = &[
@@ -16,7 +18,11 @@ pub(crate) const CASES: &[Case] = &[
         title: "runs that leave much behind: what is told is what the thread computed",
         run: usage,
     },
+    Case { id: "S14 killed", title: "what a run computed that took its process along", run: killed },
+    Case { id: "S14 gone", title: "what a run computed whose client has gone away", run: gone },
     Case { id: "S14 neighbour", title: "a neighbour in the process of runs that leave much behind", run: neighbour },
+    Case { id: "S14 bill", title: "who moves out pays for it, and does not where disposal is on no bill", run: bill },
+    Case { id: "S14 bound", title: "moving out has a bound, and without it goes on and on", run: bound },
 ];
 
 /// What is left.
@@ -37,25 +43,37 @@ const LEFT: &[(&str, &str)] = &[
     ("little", "a.push(1)"),
 ];
 
-/// Nobody is moved for what this computes.
-fn daemon() -> Daemon {
+/// Nobody is moved for what this computes, or holds.
+fn daemon(workers: &str) -> Daemon {
+    daemon_with(workers, 256)
+}
+
+fn daemon_with(workers: &str, memory_mb: u32) -> Daemon {
     let unmoved = ["busy", "paging", "computeOnly", "resident"]
         .map(|signal| format!("[cordon.rules.signals.{signal}]\npoints = 0\nhalf_life_secs = 1\nmost = 0\n"));
-    let limits = "[defaults.limits]\ncpu_ms = 60000\nwall_ms = 120000\nmemory_mb = 256\n";
-    Daemon::start(&format!("{SHARING}{limits}{}", unmoved.concat()))
+    let limits = format!("[defaults.limits]\ncpu_ms = 60000\nwall_ms = 120000\nmemory_mb = {memory_mb}\n");
+    let unexplained = "[cordon.rules.memory]\noutside_mb = 65536\n";
+    Daemon::start(&format!("{SHARING}{workers}{limits}{unexplained}{}", unmoved.concat()))
 }
 
 fn ms(value: &Value) -> f64 {
     value.as_f64().unwrap_or(f64::NAN)
 }
 
-/// What the one tenant's thread has computed, as the kernel has it (sched-stats.rst), in ms.
+/// The thread of the first tenant of a worker.
+fn thread_of(worker: i32) -> Option<PathBuf> {
+    let threads = fs::read_dir(format!("/proc/{worker}/task")).ok()?.flatten().map(|thread| thread.path());
+    let mut threads = threads.filter_map(|thread| Some((fs::read_to_string(thread.join("comm")).ok()?, thread)));
+    threads.find(|(name, _)| name == "tenant-0\n").map(|(_, thread)| thread)
+}
+
+/// What the first tenant's thread has computed, as the kernel has it (sched-stats.rst), in ms.
 fn computed(worker: i32) -> Option<f64> {
-    let thread = fs::read_dir(format!("/proc/{worker}/task"))
-        .ok()?
-        .flatten()
-        .find(|thread| fs::read_to_string(thread.path().join("comm")).is_ok_and(|name| name.starts_with("tenant-")))?;
-    let times = fs::read_to_string(thread.path().join("schedstat")).ok()?;
+    computed_by(&thread_of(worker)?)
+}
+
+fn computed_by(thread: &Path) -> Option<f64> {
+    let times = fs::read_to_string(thread.join("schedstat")).ok()?;
     let ns: u32 = (times.split(' ').next()?.parse::<u64>().ok()? / 1000).try_into().ok()?;
     Some(f64::from(ns) / 1000.0)
 }
@@ -69,7 +87,7 @@ fn settled(daemon: &Daemon, worker: i32) -> Result<(f64, f64), String> {
 }
 
 fn usage(_: Options) -> Result<String, String> {
-    let daemon = daemon();
+    let daemon = daemon("");
     daemon.run("t", "() => 1");
     let worker = daemon.worker_of("t");
     let (mut said, mut failures) = (Vec::new(), Vec::new());
@@ -101,23 +119,92 @@ fn usage(_: Options) -> Result<String, String> {
     if failures.is_empty() { Ok(said.join("; ")) } else { Err(failures.join("; ")) }
 }
 
+/// Some computing, and what takes the process along then.
+const KILLERS: &[(&str, &str, &str)] = &[
+    (
+        "over its memory",
+        "exceededMemory",
+        "const g = new Intl.Segmenter(), t = 'x'.repeat(4e6), a = []; for (;;) a.push(g.segment(t))",
+    ),
+    ("over its time", "exceededWall", "Array.prototype.indexOf.call({ length: 2 ** 53 - 1 }, 1)"),
+    ("a crash", "workerLost", "attack.read(8n, 1n)"),
+    ("an attack", "violation", "attack.syscall(41n, 2n, 1n, 0n)"),
+];
+const COMPUTES: &str = "let x = 0; for (let i = 0; i < 1e8; i++) x = (x * 31 + i) | 0;";
+const KILLED_WALL_MS: u32 = 5_000;
+
+/// What a run used is charged also if its process ends with it: what the same computing costs where
+/// nothing follows is in the answer and in the tenant's usage, and no more than time passed.
+fn killed(_: Options) -> Result<String, String> {
+    let worker = attack_worker().display().to_string();
+    let daemon = daemon(&format!("program = {worker:?}\n"));
+    daemon.run("neighbour", "() => 1");
+    let mut said = Vec::new();
+    for (number, (what, outcome, killer)) in KILLERS.iter().enumerate() {
+        let tenant = format!("t{number}");
+        let load = |code: &str, attack: bool| {
+            let limits = json!({ "cpuMs": 60000, "wallMs": KILLED_WALL_MS, "memoryMb": 64 });
+            daemon.load(&tenant, &json!({ "code": code, "props": { "attack": attack }, "limits": limits })).ok()
+        };
+        let costs = ms(&load(&format!("() => {{ {COMPUTES} }}"), false)["usage"]["cpuMs"]);
+        let worker = daemon.worker_of(&tenant);
+        let of_tenant = || ms(&daemon.get(&format!("/v1/tenants/{tenant}"))["usage"]["cpuMs"]);
+        let before = of_tenant();
+        let run = load(&format!("() => {{ {COMPUTES} {killer} }}"), killer.starts_with("attack"));
+        let (charged, wall, total) = (ms(&run["usage"]["cpuMs"]), ms(&run["usage"]["wallMs"]), of_tenant() - before);
+        let line = format!("{what}: {costs:.0} ms, run {charged:.0} of {wall:.0} ms, tenant {total:.0}");
+        // One that is lost is tried twice, and the answer has what the second attempt used.
+        let attempts = if *outcome == "workerLost" { 2.0 } else { 1.0 };
+        let held = charged >= 0.7 * costs && charged <= wall && total >= 0.7 * costs * attempts;
+        if run["outcome"] != *outcome || is_alive(worker) || !held {
+            return Err(format!("{line}: {run}"));
+        }
+        said.push(line);
+    }
+    let neighbour = ms(&daemon.get("/v1/tenants/neighbour")["usage"]["cpuMs"]);
+    said.push(format!("their neighbour {neighbour:.0}"));
+    Ok(said.join("; "))
+}
+
+/// A client that hangs up ends its run, and does not get for nothing what it computed.
+fn gone(_: Options) -> Result<String, String> {
+    let daemon = daemon("");
+    daemon.run("t", "() => 1");
+    let worker = daemon.worker_of("t");
+    let (told_before, computed_before) = settled(&daemon, worker)?;
+    let body = json!({ "code": "() => { for (;;); }" }).to_string();
+    let mut client = UnixStream::connect(daemon.socket()).map_err(|error| error.to_string())?;
+    send(&mut client, "POST", "/v1/tenants/t/load", &[body.as_bytes()]).map_err(|error| error.to_string())?;
+    let has_computed = || computed(worker).is_some_and(|computed| computed >= computed_before + 100.0);
+    if !wait(Duration::from_secs(30), has_computed) {
+        return Err("the run did not begin".to_owned());
+    }
+    drop(client);
+    daemon.wait_for("/v1/tenants/t", |tenant| tenant["inFlight"] == 0);
+    let (told, computed) = settled(&daemon, worker)?;
+    let (told, computed) = (told - told_before, computed - computed_before);
+    let said = format!("tenant {told:.0} ms, thread {computed:.0}");
+    if (told - computed).abs() <= 0.03 * computed + 1.0 { Ok(said) } else { Err(said) }
+}
+
 fn neighbour(options: Options) -> Result<String, String> {
-    let daemon = daemon();
+    let daemon = daemon("");
     let mut said = Vec::new();
     for (what, code) in LEFT.iter().take(5) {
         let code = format!("() => {{ const a = globalThis.a = []; {code} }}");
         let (over, failed) = (AtomicBool::new(false), AtomicBool::new(false));
-        let (runs, mut took) = std::thread::scope(|scope| {
-            let attacker = scope.spawn(|| {
-                let mut runs = 0;
+        let runs = AtomicUsize::new(0);
+        let mut took = std::thread::scope(|scope| {
+            scope.spawn(|| {
                 while !over.load(Ordering::SeqCst) {
                     failed.fetch_or(daemon.run("t", &code)["outcome"] != "ok", Ordering::SeqCst);
-                    runs += 1;
+                    runs.fetch_add(1, Ordering::SeqCst);
                 }
-                runs
             });
             let (mut took, begun) = (Vec::new(), Instant::now());
-            let enough = |took: &[Duration]| took.len() >= 200 && begun.elapsed() > Duration::from_secs(3);
+            let enough = |took: &[Duration]| {
+                took.len() >= 200 && begun.elapsed() > Duration::from_secs(3) && runs.load(Ordering::SeqCst) >= 2
+            };
             while !enough(&took) && !failed.load(Ordering::SeqCst) {
                 let asked = Instant::now();
                 failed.fetch_or(daemon.run("good", "() => 1")["result"] != 1, Ordering::SeqCst);
@@ -125,17 +212,123 @@ fn neighbour(options: Options) -> Result<String, String> {
                 wait(Duration::from_millis(5), || false);
             }
             over.store(true, Ordering::SeqCst);
-            (attacker.join().unwrap_or(0), took)
+            took
         });
         took.sort_unstable();
         let [p99, longest] = [took.len() * 99 / 100, took.len() - 1].map(|at| took[at].as_millis());
-        let line = format!("{what}: {} runs beside {runs}, p99 {p99} ms, max {longest} ms", took.len());
+        let line = format!(
+            "{what}: {} runs beside {}, p99 {p99} ms, max {longest} ms",
+            took.len(),
+            runs.load(Ordering::SeqCst)
+        );
         let together = daemon.worker_of("t") == daemon.worker_of("good");
         let slow = if options.bench { p99 > 50 } else { longest > STALLED.as_millis() };
-        if failed.load(Ordering::SeqCst) || slow || !together || runs < 2 {
+        if failed.load(Ordering::SeqCst) || slow || !together {
             return Err(format!("{line}{}", if together { "" } else { ", not in one process" }));
         }
         said.push(line);
     }
     Ok(said.join("; "))
+}
+
+/// A script that stays, and the buffers that each of its runs adds.
+const GATHERS: &str = "const a = []; export default (n) => { for (; n > 0; n--) a.push(new ArrayBuffer(1)); return 1 }";
+
+/// Has the tenant of a script that stays move out of a process where a neighbour goes on living,
+/// with one of the defences `lifted` or none.
+struct Move {
+    daemon: Daemon,
+    /// Where it lived.
+    worker: i32,
+    /// What its thread there computed after it was told to leave, as far as it could be seen, and
+    /// all in all.
+    leaving: f64,
+    computed: f64,
+}
+
+fn move_out(lifted: Option<&str>, runs: u32, buffers: u32) -> Result<Move, String> {
+    let worker = attack_worker().display().to_string();
+    let daemon = daemon_with(&format!("max_memory_mb = 1024\nprogram = {worker:?}\n"), 1024);
+    let limits = json!({ "cpuMs": 1000 });
+    let code = format!("() => attack.{}()", lifted.unwrap_or("self"));
+    daemon.load("t", &json!({ "code": code, "props": { "attack": true }, "limits": limits })).ok();
+    daemon.run("good", "() => 1");
+    let worker = daemon.worker_of("t");
+    if daemon.worker_of("good") != worker {
+        return Err("they are not in one process".to_owned());
+    }
+    let script = json!({ "code": GATHERS, "limits": limits }).to_string();
+    daemon.request("PUT", "/v1/tenants/t/scripts/s", script.as_bytes());
+    for _ in 0..runs {
+        let body = json!({ "args": [buffers] }).to_string();
+        let run = daemon.request("POST", "/v1/tenants/t/scripts/s/run", body.as_bytes()).ok();
+        if run["outcome"] != "ok" {
+            return Err(run.to_string());
+        }
+    }
+    let thread = thread_of(worker).ok_or("the tenant's thread is gone")?;
+    let (_, before) = settled(&daemon, worker)?;
+    let order = json!({ "level": "solo", "reason": "a test" }).to_string();
+    daemon.request("PUT", "/v1/tenants/t/cordon", order.as_bytes()).ok();
+    let mut computed = before;
+    let begun = Instant::now();
+    while let Some(now) = computed_by(&thread) {
+        computed = now;
+        if begun.elapsed() > STALLED * 6 {
+            return Err(format!("it has not left after {:?}", begun.elapsed()));
+        }
+    }
+    // By the time that this has been answered the daemon has heard of the end.
+    let good = daemon.run("good", "() => 1");
+    if good["result"] != 1 {
+        return Err(good.to_string());
+    }
+    Ok(Move { daemon, worker, leaving: computed - before, computed })
+}
+
+/// What is told of the tenant, and what its threads computed here and where it lives now.
+fn told(moved: &Move) -> Result<(f64, f64), String> {
+    let now = moved.daemon.worker_of("t");
+    let (told, there) = settled(&moved.daemon, now)?;
+    Ok((told, moved.computed + there))
+}
+
+fn bill(_: Options) -> Result<String, String> {
+    let mut said = Vec::new();
+    for lifted in [None, Some("unbilled")] {
+        let moved = move_out(lifted, 1, 300_000)?;
+        let (told, computed) = told(&moved)?;
+        let line = format!("told {told:.0} of {computed:.0} ms, {:.0} of them for moving out", moved.leaving);
+        // The thread may compute for a moment after it was last seen.
+        let held = (told - computed).abs() <= 0.1 * moved.leaving;
+        let escaped = told < computed - 0.9 * moved.leaving;
+        if moved.leaving < 100.0 || !(if lifted.is_none() { held } else { escaped }) {
+            return Err(format!("{line}, with {lifted:?}"));
+        }
+        said.push(line);
+    }
+    Ok(format!("{}; where it is on no bill {}", said[0], said[1]))
+}
+
+/// What the thread may compute while it moves out.
+const BOUND_MS: f64 = 1000.0;
+
+fn bound(_: Options) -> Result<String, String> {
+    let on = move_out(None, 6, 250_000)?;
+    let died = on.daemon.await_event("the end of the worker", |event| event["event"] == "workerDied");
+    let signals = on.daemon.get("/v1/tenants/t")["cordon"]["signals"].to_string();
+    let (told, computed) = told(&on)?;
+    let said = format!("ended after {:.0} ms, {died}; told {told:.0} of {computed:.0} ms; {signals}", on.leaving);
+    let ended = on.leaving < BOUND_MS * 1.5 && !is_alive(on.worker) && died["reason"].to_string().contains("dispose");
+    // The end of a process takes its threads time, too, which comes after the last word.
+    if !ended || !signals.contains("hardKill") || told < computed - 0.3 * BOUND_MS {
+        return Err(said);
+    }
+    let off = move_out(Some("unbounded"), 6, 250_000)?;
+    let without = format!("it goes on for {:.0} ms", off.leaving);
+    if off.leaving > BOUND_MS * 1.5 && is_alive(off.worker) && off.daemon.worker_of("good") == off.worker {
+        Ok(format!("{said}; without the bound {without}"))
+    } else {
+        Err(format!("{said}; without the bound {without}, {:?}", off.daemon.events()))
+    }
 }

@@ -1,103 +1,219 @@
 //! Events and logs: what an attack leaves behind must not be washed away.
 
+use std::collections::BTreeSet;
 use std::fs;
-use std::process::Stdio;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::io::{BufRead, BufReader};
+use std::process::{Command, Stdio};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::mpsc;
 use std::time::{Duration, Instant};
 
-use enisle_tests::SHARING;
-use serde_json::json;
+use enisle_tests::{SHARING, programs};
+use serde_json::{Value, json};
 
-use crate::ground::{Ground, folder, leashed, probed, wait};
+use crate::ground::{Ground, Peer, folder, leashed, probed, wait};
 use crate::{Case, Options};
 
 pub(crate) const CASES: &[Case] = &[
-    Case { id: "S9 denied", title: "sixty thousand denials over the evidence", run: denied },
+    Case { id: "S9 denied", title: "denials over the evidence", run: denied },
     Case { id: "S9 ended", title: "runs that end badly over the evidence", run: ended },
     Case { id: "S9 moved", title: "tenants that come and go over the evidence", run: moved },
+    Case { id: "S9 orders", title: "an operator's orders over the evidence", run: orders },
+    Case { id: "S9 policies", title: "an operator's policies over the evidence", run: policies },
+    Case { id: "S9 turned", title: "an operator that fills the audit log until it turns over", run: turned },
     Case { id: "S9 killed", title: "a peer that ends its own workers over another's evidence", run: killed },
     Case { id: "S6 events", title: "a peer's events over another's", run: events },
     Case { id: "S9 counted", title: "what is denied is still counted", run: counted },
     Case { id: "S13 pipe", title: "a standard error that nobody reads", run: pipe },
 ];
 
-/// Leaves evidence, lets somebody flood, and looks for the evidence where operators look.
-fn wash(options: Options, flood: impl Fn(&Ground) -> String) -> Result<String, String> {
-    let ground = Ground::start("");
-    let (flooded, pings) = probed(&ground, || {
+/// A peer that may give orders and set policies: one key of many, which should not be enough to
+/// wash anything away.
+const OPERATOR: u32 = 5009;
+const OPERATOR_RULE: &str = "[[peers]]\nuid = 5009\ntenants = [\"ops-*\"]\noperate = true\n";
+
+fn operator(ground: &Ground) -> Peer {
+    Peer::call(ground.daemon.folder.path(), OPERATOR, "connect", &ground.daemon.socket())
+}
+
+/// An operation of V8's that nothing interrupts: its process is ended for it.
+const UNENDING: &str = r#"{"code":"()=>Array.prototype.indexOf.call({length:2**53-1},1)","limits":{"cpuMs":5}}"#;
+
+/// What is left while somebody floods: orders of root's, each with the move that it is, and
+/// policies; and what the daemon sees of others.
+const ORDERS: usize = 20;
+const POLICIES: usize = 1200;
+const KILLS: usize = 3;
+
+/// Somebody floods, from before the evidence is left until after it; then it has to be where
+/// operators look: all of it in the audit log, whose chain is whole, and what there is little of
+/// also in the memory and the log.
+fn wash(options: Options, config: &str, flood: impl Fn(&Ground) -> usize + Sync) -> Result<String, String> {
+    let ground = Ground::start(config);
+    let done = AtomicBool::new(false);
+    let ((flooded, left), pings) = probed(&ground, || {
         // The budget of the log is used up before.
         let first = flood(&ground);
-        let order = br#"{"level":"sealed","reason":"EVIDENCE"}"#;
-        ground.root.ask("PUT", "/v1/tenants/victim-x/cordon", order).expect("the daemon answers").ok();
-        let policy = br#"{"owner":"EVIDENT"}"#;
-        ground.root.ask("PUT", "/v1/tenants/victim-y", policy).expect("the daemon answers").ok();
-        format!("{first}, then {}", flood(&ground))
+        std::thread::scope(|scope| {
+            let flooding = scope.spawn(|| {
+                let mut flooded = first;
+                while !done.load(Ordering::Relaxed) {
+                    flooded += flood(&ground);
+                }
+                flooded
+            });
+            let left = leave(&ground);
+            done.store(true, Ordering::Relaxed);
+            (flooding.join().unwrap_or(0), left)
+        })
     });
-    let log = ground.daemon.log();
-    let events = ground.daemon.events();
-    let audit = audit(&ground);
+    left?;
+    let missing = || missing(&read_audit(&ground));
+    wait(Duration::from_secs(10), || missing().is_empty());
+    let (mut lost, log, events) = (missing(), ground.daemon.log(), ground.daemon.events());
     let told = |event: &str, tenant: &str| events.iter().any(|told| told["event"] == event && told["tenant"] == tenant);
-    let mut lost = Vec::new();
-    for (event, tenant) in [("cordoned", "victim-x"), ("policyChanged", "victim-y")] {
-        for (place, there) in [
-            ("the events", told(event, tenant)),
-            ("the log", log.contains(tenant)),
-            ("the audit log", audit.contains(tenant)),
-        ] {
+    for n in 0..ORDERS {
+        let tenant = format!("victim-x{n}");
+        for (place, there) in [("the events", told("cordoned", &tenant)), ("the log", log.contains(&tenant))] {
             if !there {
-                lost.push(format!("{event} from {place}"));
+                lost.push(format!("cordoned {tenant} from {place}"));
             }
         }
     }
-    let said = format!("{flooded}; {} events kept", events.len());
-    let pings = pings.verdict(options.bench)?;
-    if lost.is_empty() { Ok(format!("{said}; {pings}")) } else { Err(format!("{said}; lost: {}", lost.join(", "))) }
+    let never_kept =
+        ground.root.ask("GET", "/v1/audit", b"").map_or(Value::Null, |answer| answer.json())["lost"].clone();
+    if never_kept != 0 {
+        lost.push(format!("{never_kept} lines by the daemon's own word"));
+    }
+    let mut verify = Command::new(programs().join("enisle"));
+    let verified = verify.args(["audit", "verify"]).env("ENISLE_SOCKET", ground.daemon.socket()).output();
+    let verified = verified.map_err(|error| error.to_string())?;
+    if !verified.status.success() {
+        lost.push(format!("the chain: {}", String::from_utf8_lossy(&verified.stderr)));
+    }
+    let said =
+        format!("{flooded} over {} pieces of evidence; {} events kept", 2 * ORDERS + POLICIES + KILLS, events.len());
+    let pings = pings.verdict(options.bench).map_err(|pings| format!("{said}; {pings}"))?;
+    if flooded == 0 {
+        return Err("no flood".to_owned());
+    }
+    let count = lost.len();
+    lost.truncate(5);
+    if count == 0 { Ok(format!("{said}; {pings}")) } else { Err(format!("{said}; {count} lost: {}", lost.join(", "))) }
 }
 
-/// The text of the audit log; what was decided is in it a moment later.
-fn audit(ground: &Ground) -> String {
-    read_audit(ground, "victim-y")
+/// Leaves the evidence.
+fn leave(ground: &Ground) -> Result<(), String> {
+    for n in 0..ORDERS {
+        let order = format!(r#"{{"level":"sealed","reason":"EVIDENCE {n}"}}"#);
+        ground.root.answered("PUT", &format!("/v1/tenants/victim-x{n}/cordon"), order.as_bytes())?;
+    }
+    let paths: Vec<_> = (0..POLICIES).map(|n| format!("/v1/tenants/victim-y{n}")).collect();
+    let set = ground.root.flood(8, "PUT", &paths, br#"{"owner":"EVIDENT"}"#, 200);
+    for n in 0..KILLS {
+        let path = format!("/v1/tenants/good-z{n}/load");
+        let run = ground.victim.ask("POST", &path, UNENDING.as_bytes()).map_err(|error| error.to_string())?;
+        if run.status != 200 {
+            return Err(format!("a run of the victim's ended with {}", run.status));
+        }
+    }
+    if set == POLICIES { Ok(()) } else { Err(format!("{set} of {POLICIES} policies were set")) }
 }
 
-/// The text of the audit log, once a name is in it.
-fn read_audit(ground: &Ground, name: &str) -> String {
-    let read = || {
-        let files = fs::read_dir(ground.daemon.folder.path().join("state/audit")).into_iter().flatten().flatten();
-        files.filter_map(|file| fs::read_to_string(file.path()).ok()).collect::<String>()
-    };
-    wait(Duration::from_secs(2), || read().contains(name));
-    read()
+/// What of the evidence is not in the audit log.
+fn missing(audit: &str) -> Vec<String> {
+    let lines = audit.lines().filter_map(|line| serde_json::from_str::<Value>(line).ok());
+    let lines: BTreeSet<_> = lines
+        .filter_map(|line| {
+            let entry = &line["entry"];
+            // Of a policy, what was set.
+            let owner = entry["policy"]["owner"].as_str().unwrap_or_default();
+            Some(format!("{} {} {owner}", entry["decision"].as_str()?, entry["tenant"].as_str()?))
+        })
+        .collect();
+    let orders = (0..ORDERS).flat_map(|n| ["ordered", "moved"].map(|decision| format!("{decision} victim-x{n} ")));
+    let policies = (0..POLICIES).map(|n| format!("policyChanged victim-y{n} EVIDENT"));
+    let kills = (0..KILLS).map(|n| format!("moved good-z{n} "));
+    orders.chain(policies).chain(kills).filter(|line| !lines.contains(line)).collect()
+}
+
+/// The text of the audit log.
+fn read_audit(ground: &Ground) -> String {
+    let files = fs::read_dir(ground.daemon.folder.path().join("state/audit")).into_iter().flatten().flatten();
+    files.filter_map(|file| fs::read_to_string(file.path()).ok()).collect()
 }
 
 fn denied(options: Options) -> Result<String, String> {
-    wash(options, |ground| {
-        let paths = vec!["/v1/workers".to_owned(); 30_000];
-        format!("{} denials", ground.stranger.flood(3, "GET", &paths, b"", 403))
+    wash(options, "", |ground| {
+        let paths = vec!["/v1/workers".to_owned(); 10_000];
+        ground.stranger.flood(3, "GET", &paths, b"", 403)
     })
 }
 
 fn ended(options: Options) -> Result<String, String> {
-    wash(options, |ground| {
+    wash(options, "", |ground| {
         let body = json!({ "code": "()=>{for(;;);}", "limits": { "cpuMs": 1 } }).to_string();
         let paths: Vec<_> = (0..1200).map(|n| format!("/v1/tenants/acme-{}/load", n % 4)).collect();
-        format!("{} runs that ended", ground.attacker.flood(4, "POST", &paths, body.as_bytes(), 200))
+        ground.attacker.flood(4, "POST", &paths, body.as_bytes(), 200)
     })
 }
 
 fn moved(options: Options) -> Result<String, String> {
     // Each is admitted and asks for a network, which raises the tenant's score.
-    let next = std::cell::Cell::new(0);
-    wash(options, |ground| {
+    let next = AtomicUsize::new(0);
+    wash(options, "", |ground| {
         let body = br#"{"code":"1","globalOutbound":"x"}"#;
-        let begin = next.replace(next.get() + 400);
+        let begin = next.fetch_add(400, Ordering::Relaxed);
         let paths: Vec<_> =
             (begin..begin + 400).flat_map(|n| std::iter::repeat_n(format!("/v1/tenants/acme-{n}/load"), 30)).collect();
-        format!("{} requests for a network", ground.attacker.flood(4, "POST", &paths, body, 400))
+        ground.attacker.flood(4, "POST", &paths, body, 400)
     })
 }
 
-/// An operation of V8's that nothing interrupts: its process is ended for it.
-const UNENDING: &str = r#"{"code":"()=>Array.prototype.indexOf.call({length:2**53-1},1)","limits":{"cpuMs":5}}"#;
+/// Orders with the longest reasons, each of them two lines of the audit log.
+fn orders(options: Options) -> Result<String, String> {
+    let reason = "x".repeat(1000);
+    let bodies = ["solo", "sealed"].map(|level| json!({ "level": level, "reason": reason }).to_string());
+    wash(options, OPERATOR_RULE, |ground| {
+        let operator = operator(ground);
+        let paths: Vec<_> = (0..1000).map(|n| format!("/v1/tenants/ops-{}/cordon", n % 8)).collect();
+        bodies.iter().map(|body| operator.flood(8, "PUT", &paths, body.as_bytes(), 200)).sum()
+    })
+}
+
+/// Policies of different tenants: each is a piece of evidence of its own.
+fn policies(options: Options) -> Result<String, String> {
+    wash(options, OPERATOR_RULE, |ground| {
+        let paths: Vec<_> = (0..2000).map(|n| format!("/v1/tenants/ops-{n}")).collect();
+        operator(ground).flood(8, "PUT", &paths, br#"{"owner":"o"}"#, 200)
+    })
+}
+
+/// A log that is full has its oldest files deleted. Whoever fills it with what can be refused is
+/// refused before it has turned over; root, on whom no part is imposed, can turn it over.
+fn turned(_: Options) -> Result<String, String> {
+    const FILLS: usize = 500;
+    let config = format!("[audit]\nkeep_mb = 16\n{OPERATOR_RULE}");
+    let policy = json!({ "owner": "o".repeat(60_000) }).to_string();
+    let attempt = |peer: fn(&Ground) -> Peer| {
+        let ground = Ground::start(&config);
+        let order = br#"{"level":"sealed","reason":"EVIDENCE"}"#;
+        ground.root.answered("PUT", "/v1/tenants/victim-x/cordon", order)?;
+        let peer = peer(&ground);
+        let set = |_: &usize| peer.answered("PUT", "/v1/tenants/ops-1", policy.as_bytes()).is_ok();
+        let filled = (0..FILLS).filter(set).count();
+        Ok::<_, String>((filled, read_audit(&ground).contains("victim-x")))
+    };
+    let (filled, there) = attempt(operator)?;
+    let said = format!("an operator set {filled} of {FILLS} large policies");
+    if !there || filled == 0 {
+        return Err(format!("{said}, and the evidence is {}", if there { "there" } else { "gone" }));
+    }
+    match attempt(|ground| Peer::call(ground.daemon.folder.path(), 0, "connect", &ground.daemon.socket()))? {
+        (FILLS, false) => Ok(format!("{said}; root set all, and the log had turned over")),
+        (filled, there) => Err(format!("{said}, but root {filled}, and the evidence was there: {there}; no attack")),
+    }
+}
 
 /// Evidence of the first class that a peer can make more of at will: processes that are ended for
 /// what its runs did. Another's must be where operators look, all the same.
@@ -123,7 +239,8 @@ fn killed(options: Options) -> Result<String, String> {
     };
     wait(Duration::from_secs(3), || of("good-killed", &ground.daemon.events()) > 0);
     let (events, log) = (ground.daemon.events(), ground.daemon.log());
-    let audit = read_audit(&ground, "good-killed");
+    wait(Duration::from_secs(2), || read_audit(&ground).contains("good-killed"));
+    let audit = read_audit(&ground);
     let in_log = log.lines().any(|line| line.contains("cordoned") && line.contains("good-killed"));
     let (own, attackers) = (of("good-killed", &events), of("acme-", &events));
     let said = format!(
@@ -204,6 +321,7 @@ fn counted(_: Options) -> Result<String, String> {
 }
 
 fn pipe(options: Options) -> Result<String, String> {
+    const EVENTS: u64 = 3000;
     let place = folder();
     fs::write(place.path().join("enisled.toml"), SHARING).map_err(|error| error.to_string())?;
     let mut command = leashed(place.path(), &place.path().join("s"), 0o022);
@@ -213,6 +331,9 @@ fn pipe(options: Options) -> Result<String, String> {
     nix::fcntl::fcntl(&unread, nix::fcntl::FcntlArg::F_SETPIPE_SZ(4096)).map_err(|error| error.to_string())?;
     let ground = Ground::around(process, place);
     let done = AtomicBool::new(false);
+    // Each of these events has a reason of 900 bytes: they are more than may wait for the log
+    // before ordinary lines are dropped, of which there is one a second for the denials.
+    let told = || ground.daemon.events().last().and_then(|event| event["seq"].as_u64()).unwrap_or(0);
     let (sent, pings) = probed(&ground, || {
         std::thread::scope(|scope| {
             let flood = scope.spawn(|| {
@@ -227,24 +348,33 @@ fn pipe(options: Options) -> Result<String, String> {
                 }
                 sent
             });
-            // Lines of every kind, some of which are never counted together.
-            let begun = Instant::now();
-            let mut n = 0;
-            while begun.elapsed() < Duration::from_secs(6) {
-                n += 1;
-                let order = format!("{{\"level\":\"solo\",\"reason\":\"{}\"}}", "x".repeat(900));
-                let path = format!("/v1/tenants/t{n}/cordon");
-                let limit = crate::ground::STALLED;
-                if ground.root.ask_within(limit, "PUT", &path, &[order.as_bytes()]).is_err() {
+            let order = json!({ "level": "solo", "reason": "x".repeat(900) }).to_string();
+            let (begun, mut orders) = (Instant::now(), 0);
+            while told() < EVENTS && begun.elapsed() < Duration::from_secs(60) {
+                let paths: Vec<_> = (orders..orders + 400).map(|n| format!("/v1/tenants/t{n}/cordon")).collect();
+                let given = ground.root.flood(8, "PUT", &paths, order.as_bytes(), 200);
+                if given == 0 {
                     break;
                 }
+                orders += given;
             }
             done.store(true, Ordering::Relaxed);
-            (flood.join().unwrap_or(0), n)
+            (flood.join().unwrap_or(0), orders)
         })
     });
     let said = format!("{} denials and {} orders", sent.0, sent.1);
-    drop(unread);
     let pings = pings.verdict(options.bench).map_err(|pings| format!("{said}; {pings}"))?;
-    Ok(format!("{said}; {pings}"))
+    if sent.0 == 0 || told() < EVENTS {
+        return Err(format!("{said}: no attack"));
+    }
+    // That the pipe was full is what the daemon says of lines that it lost, once they are read.
+    let (send, receive) = mpsc::channel();
+    std::thread::spawn(move || {
+        let mut lines = BufReader::new(unread).lines().map_while(Result::ok);
+        let _ = send.send(lines.find_map(|line| line.rsplit_once("lost=")?.1.parse::<u64>().ok()));
+    });
+    match receive.recv_timeout(Duration::from_secs(20)) {
+        Ok(Some(lost)) => Ok(format!("{said}, and {lost} lines of the log lost; {pings}")),
+        _ => Err(format!("{said}, and no line of the log was lost: the pipe was never full")),
+    }
 }

@@ -9,6 +9,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
 use std::sync::atomic::{AtomicBool, Ordering};
 
+use enisle_tests::wait::PAUSE;
 use enisle_tests::{PATIENCE, SHARING, is_alive};
 use serde_json::json;
 use tempfile::TempDir;
@@ -24,6 +25,8 @@ pub(crate) const CASES: &[Case] = &[
     Case { id: "S15 modes", title: "no file is open to others, whatever the umask", run: modes },
     Case { id: "S15 planted", title: "a state folder where others may write", run: planted },
     Case { id: "S15 foreign", title: "a state folder of another user's", run: foreign },
+    Case { id: "S15 above", title: "a state folder in another user's, who could exchange it", run: above },
+    Case { id: "S15 exchanged", title: "a state folder that is exchanged while the daemon runs", run: exchanged },
 ];
 
 const SECRET: &str = "MY_SECRET_TOKEN";
@@ -46,7 +49,7 @@ fn hear(listener: &UnixListener, done: &AtomicBool) -> Vec<u8> {
     while !done.load(Ordering::Relaxed) {
         match listener.accept() {
             Ok((stream, _)) => forge(stream, &mut heard),
-            Err(_) => std::thread::yield_now(),
+            Err(_) => std::thread::sleep(PAUSE),
         }
     }
     heard
@@ -180,7 +183,7 @@ fn locks(_: Options) -> Result<String, String> {
 }
 
 /// Everything below a folder.
-fn walk(folder: &Path) -> Vec<PathBuf> {
+pub(crate) fn walk(folder: &Path) -> Vec<PathBuf> {
     let entries = fs::read_dir(folder).into_iter().flatten().flatten().map(|entry| entry.path());
     entries
         .flat_map(|path| if path.is_dir() { [vec![path.clone()], walk(&path)].concat() } else { vec![path] })
@@ -241,4 +244,36 @@ fn foreign(_: Options) -> Result<String, String> {
     fs::set_permissions(&state, fs::Permissions::from_mode(0o700)).map_err(|error| error.to_string())?;
     lchown(&state, Some(ATTACKER), Some(ATTACKER)).map_err(|error| error.to_string())?;
     refused(start(place.path(), &place.path().join("s")))
+}
+
+fn above(_: Options) -> Result<String, String> {
+    let (place, elsewhere) = (folder(), folder());
+    fs::create_dir(place.path().join("state")).map_err(|error| error.to_string())?;
+    fs::set_permissions(place.path().join("state"), fs::Permissions::from_mode(0o700)).map_err(|e| e.to_string())?;
+    lchown(place.path(), Some(ATTACKER), Some(ATTACKER)).map_err(|error| error.to_string())?;
+    let said = refused(start(place.path(), &elsewhere.path().join("s")))?;
+    let word = format!("belongs to uid {ATTACKER}, who could exchange it");
+    if said.contains(&word) { Ok(said) } else { Err(said) }
+}
+
+/// As whoever owns the folder above could do it.
+fn exchanged(_: Options) -> Result<String, String> {
+    let ground = Ground::start("");
+    let place = ground.daemon.folder.path().to_owned();
+    let (state, away, others) = (place.join("state"), place.join("away"), place.join("others"));
+    for name in ["", "tenants", "audit"] {
+        fs::create_dir(others.join(name)).map_err(|error| error.to_string())?;
+    }
+    let kept = others.join("tenants/acme-1.json");
+    fs::write(&kept, "whole").map_err(|error| error.to_string())?;
+    fs::rename(&state, &away).map_err(|error| error.to_string())?;
+    symlink(&others, &state).map_err(|error| error.to_string())?;
+    let told = |path: &str, body: &[u8]| ground.root.ask("PUT", path, body).map_or(0, |answer| answer.status);
+    let order = br#"{"level":"sealed","reason":"to be written down"}"#;
+    let told = [told("/v1/tenants/acme-1", br#"{"owner":"o"}"#), told("/v1/tenants/acme-1/cordon", order)];
+    let written = || fs::read_to_string(away.join("audit/audit.jsonl")).is_ok_and(|log| log.contains("to be written"));
+    let written = wait(PATIENCE, written) && away.join("tenants/acme-1.json").exists();
+    let untouched = walk(&others).len() == 3 && fs::read_to_string(&kept).is_ok_and(|text| text == "whole");
+    let said = format!("{told:?}; written where it was: {written}, nothing elsewhere: {untouched}");
+    if told == [200, 200] && written && untouched { Ok(said) } else { Err(said) }
 }

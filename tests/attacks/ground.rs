@@ -1,5 +1,6 @@
 //! Where attacks happen: a daemon on a leash, peers of several uids, and measurements.
 
+use std::ffi::OsStr;
 use std::fs;
 use std::io::{self, IoSlice, Read, Write};
 use std::os::fd::{AsFd, OwnedFd};
@@ -8,8 +9,8 @@ use std::os::unix::net::{UnixListener, UnixStream};
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
-use std::sync::Mutex;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use enisle_hardening::fds;
@@ -17,7 +18,10 @@ use enisle_tests::{Answer, Daemon, PATIENCE, SHARING, programs};
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
+pub(crate) use enisle_tests::wait::within as wait;
+
 use crate::Options;
+use crate::files::walk;
 
 /// A peer that may act for `acme-*`: it attacks.
 pub(crate) const ATTACKER: u32 = 5001;
@@ -54,8 +58,41 @@ fn peers(share: Option<u32>) -> String {
     )
 }
 
+/// What daemons that were attacked have left open to others.
+static LEFT_OPEN: Mutex<Vec<String>> = Mutex::new(Vec::new());
+/// Files and folders of theirs that were looked at.
+static LOOKED_AT: AtomicUsize = AtomicUsize::new(0);
+
+/// Looks at what a daemon has kept, whatever it went through, before it is removed.
+struct Keeps(PathBuf);
+
+impl Drop for Keeps {
+    fn drop(&mut self) {
+        let state = self.0.join("state");
+        // One that an attack has put in its place is not the daemon's.
+        let below = if state.is_symlink() { Vec::new() } else { walk(&state) };
+        let kept = [vec![self.0.join("s.lock"), state], below].concat();
+        for path in kept {
+            let Ok(found) = fs::symlink_metadata(&path) else { continue };
+            LOOKED_AT.fetch_add(1, Ordering::Relaxed);
+            if !found.is_symlink() && found.mode() & 0o077 != 0 {
+                let mut open = LEFT_OPEN.lock().unwrap_or_else(PoisonError::into_inner);
+                open.push(format!("{} {:o}", path.display(), found.mode() & 0o7777));
+            }
+        }
+    }
+}
+
+/// How many files and folders of daemons were looked at, if none was open to others.
+pub(crate) fn nothing_left_open() -> Result<usize, String> {
+    let open = LEFT_OPEN.lock().unwrap_or_else(PoisonError::into_inner);
+    if open.is_empty() { Ok(LOOKED_AT.load(Ordering::Relaxed)) } else { Err(open.join(", ")) }
+}
+
 /// A daemon that is attacked.
 pub(crate) struct Ground {
+    /// First, so that it looks before the folder goes.
+    _keeps: Keeps,
     pub(crate) daemon: Daemon,
     pub(crate) attacker: Peer,
     pub(crate) victim: Peer,
@@ -96,7 +133,7 @@ impl Ground {
         let (attacker, victim, stranger, root) = (peer(ATTACKER), peer(VICTIM), peer(STRANGER), peer(0));
         // The socket's mode keeps the stranger out by its group; here the policy is what is tested.
         fs::set_permissions(daemon.socket(), fs::Permissions::from_mode(0o666)).expect("it is ours");
-        Self { daemon, attacker, victim, stranger, root }
+        Self { _keeps: Keeps(daemon.folder.path().to_owned()), daemon, attacker, victim, stranger, root }
     }
 
     pub(crate) fn gauge(&self) -> Gauge {
@@ -119,13 +156,10 @@ pub(crate) fn folder() -> TempDir {
 
 /// The command of a daemon in `folder` on a socket, on a leash.
 pub(crate) fn leashed(folder: &Path, socket: &Path, umask: u32) -> Command {
-    let free = Daemon::command(folder, socket);
-    let mut command = Command::new(programs().join("leash"));
-    command.arg(LEASH_MIB.to_string()).arg(format!("{umask:o}")).arg(free.get_program()).args(free.get_args());
-    command.env_remove("ENISLE_SOCKET").env("ENISLE_LOG", "info").stdin(Stdio::null());
-    let log = fs::File::options().append(true).open(folder.join("log")).expect("the command made it");
-    command.stderr(log);
-    command
+    let (leash, daemon) = (programs().join("leash"), programs().join("enisled"));
+    let (most, umask) = (LEASH_MIB.to_string(), format!("{umask:o}"));
+    let words = [leash.as_os_str(), OsStr::new(&most), OsStr::new(&umask), daemon.as_os_str()];
+    Daemon::command_of(&words, folder, socket)
 }
 
 /// Whether a daemon answers there: it listens before it has tried everything that may end it.
@@ -134,20 +168,6 @@ pub(crate) fn pings(socket: &Path) -> bool {
     let asked = send(&mut stream, "GET", "/_ping", &[]);
     let _ = stream.set_read_timeout(Some(PATIENCE));
     asked.is_ok() && Answer::read(&mut stream).is_ok_and(|answer| answer.status == 200)
-}
-
-/// Looks until `done`, and says whether it came to that.
-pub(crate) fn wait(patience: Duration, done: impl Fn() -> bool) -> bool {
-    let begun = Instant::now();
-    loop {
-        if done() {
-            return true;
-        }
-        if begun.elapsed() > patience {
-            return false;
-        }
-        std::thread::yield_now();
-    }
 }
 
 /// Connections of one uid, made by a process of that uid.
@@ -361,6 +381,11 @@ impl Gauge {
     /// MiB that are in memory; `None` if the process has ended.
     pub(crate) fn rss(self) -> Option<u64> {
         Some(self.field("VmRSS:")?.div_ceil(1024))
+    }
+
+    /// KiB that are in memory.
+    pub(crate) fn rss_kib(self) -> Option<u64> {
+        self.field("VmRSS:")
     }
 
     /// The most MiB since [`Gauge::reset`].

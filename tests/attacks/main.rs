@@ -112,9 +112,16 @@ fn main() -> ExitCode {
         let Case { id, title, .. } = case;
         println!("{mark} {id:<18} {title} ({:.1} s)\n    {verdict}: {said}", begun.elapsed().as_secs_f64());
     }
+    let closed = ground::nothing_left_open();
+    match &closed {
+        Ok(looked) => {
+            println!("  nothing of {looked} files and folders that the attacked daemons kept is open to others")
+        }
+        Err(open) => println!("! what the attacked daemons kept is open to others: {open}"),
+    }
     println!("{} passed, {failed} failed", cases.len() - failed);
     if cases.is_empty() {
         println!("no case has that id");
     }
-    if failed == 0 && !cases.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+    if failed == 0 && !cases.is_empty() && closed.is_ok() { ExitCode::SUCCESS } else { ExitCode::FAILURE }
 }

@@ -9,8 +9,11 @@ use enisle_tests::{PATIENCE, is_alive, programs};
 use crate::ground::{folder, leashed, pings, wait};
 use crate::{Case, Options};
 
-pub(crate) const CASES: &[Case] =
-    &[Case { id: "S19 numbers", title: "every number of the configuration, far too large and zero", run: numbers }];
+pub(crate) const CASES: &[Case] = &[Case {
+    id: "S19 numbers",
+    title: "every number of the configuration, beyond its range and at its ends",
+    run: numbers,
+}];
 
 /// Every key with a number, as the daemon itself prints them, with the heading that it is under.
 fn keys() -> Vec<(String, String)> {
@@ -31,28 +34,53 @@ fn keys() -> Vec<(String, String)> {
     keys
 }
 
-/// What `--check-config` says, and then what a start does if it was content.
-fn try_config(place: &Path, text: &str) -> Result<(), String> {
+/// What `--check-config` says to a configuration: nothing if it is content.
+fn check(place: &Path, text: &str) -> Result<(), String> {
     let file = place.join("enisled.toml");
     fs::write(&file, text).map_err(|error| error.to_string())?;
-    let check = Command::new(programs().join("enisled")).arg("--check-config").arg("--config").arg(&file).output();
-    let check = check.map_err(|error| error.to_string())?;
-    match check.status.code() {
-        None => return Err("--check-config crashed".to_owned()),
-        Some(0) => {}
-        Some(_) => return Ok(()),
+    let mut command = leashed(place, &place.join("s"), 0o022);
+    let output = command.arg("--check-config").stderr(Stdio::piped()).output().map_err(|error| error.to_string())?;
+    match output.status.code() {
+        Some(0) => Ok(()),
+        code => Err(format!("{code:?} {}", String::from_utf8_lossy(&output.stderr).trim())),
     }
+}
+
+/// Whether a daemon lives with the configuration that was checked last: what it said last, if not.
+fn live(place: &Path) -> Result<(), String> {
     let socket = place.join("s");
     let _ = fs::remove_file(&socket);
     let mut daemon = leashed(place, &socket, 0o022).stdout(Stdio::null()).spawn().map_err(|error| error.to_string())?;
     let pid = i32::try_from(daemon.id()).map_err(|error| error.to_string())?;
-    wait(PATIENCE, || pings(&socket) || !is_alive(pid));
-    let lives = is_alive(pid);
+    let lives = wait(PATIENCE, || pings(&socket) || !is_alive(pid)) && is_alive(pid);
     let _ = daemon.kill();
     let status = daemon.wait().map_err(|error| error.to_string())?;
     let log = fs::read_to_string(place.join("log")).unwrap_or_default();
-    let last = log.lines().last().unwrap_or_default().chars().take(160).collect::<String>();
-    if lives { Ok(()) } else { Err(format!("--check-config was content, and the start ended: {status}, {last}")) }
+    let last = log.lines().last().unwrap_or_default().chars().take(200).collect::<String>();
+    if lives { Ok(()) } else { Err(format!("the start ended: {status}, {last}")) }
+}
+
+/// Numbers of which each has its range, and which have to fit each other or the machine as well: at
+/// the end of its range each may be refused for that.
+const RELATED: [&str; 11] = [
+    "watch",
+    "solo",
+    "sealed",
+    "expelled",
+    "back_below",
+    "advisory_most",
+    "share_most",
+    "nuisance_most",
+    "max_memory_mb",
+    "memory_mb",
+    "connections",
+];
+
+/// The ends of a number's range, as the daemon says them when it refuses what is beyond.
+fn ends(refusal: &str) -> Option<(&str, &str)> {
+    let (_, said) = refusal.split_once("it must be between ")?;
+    let (least, said) = said.split_once(" and ")?;
+    Some((least, said.split_whitespace().next()?))
 }
 
 fn numbers(_: Options) -> Result<String, String> {
@@ -62,13 +90,46 @@ fn numbers(_: Options) -> Result<String, String> {
         return Err(format!("only {} numbers were found in --print-config", keys.len()));
     }
     let mut failures = Vec::new();
+    let mut together = [String::new(), String::new()];
     for (heading, key) in &keys {
-        for value in ["9000000000000000000", "4294967295", "0", "-1", "nan", "inf", "1e300"] {
-            if let Err(error) = try_config(place.path(), &format!("{heading}\n{key} = {value}\n")) {
-                failures.push(format!("{} {key} = {value}: {error}", heading.replace('\n', " ")));
+        let text = |value: &str| format!("{heading}\n{key} = {value}\n");
+        let mut range = None;
+        for value in ["9000000000000000000", "4294967295", "255", "-1", "nan", "inf", "1e300"] {
+            match check(place.path(), &text(value)) {
+                Err(said) if !said.starts_with("Some(1) ") => failures.push(format!("{key} = {value}: {said}")),
+                // Toml shows the line that it cannot read.
+                Err(said) if !said.contains(key) => failures.push(format!("{key} = {value} is not named: {said}")),
+                Err(said) => {
+                    range = range.or_else(|| ends(&said).map(|(least, most)| (least.to_owned(), most.to_owned())))
+                }
+                // Within the range of a larger type.
+                Ok(()) => {}
+            }
+        }
+        let Some((least, most)) = range else {
+            failures.push(format!("{heading} {key}: no value was refused for its range"));
+            continue;
+        };
+        for (end, together) in [least, most].iter().zip(&mut together) {
+            match check(place.path(), &text(end)) {
+                Ok(()) => {}
+                Err(said) if RELATED.contains(&key.as_str()) && !said.contains("it must be between") => continue,
+                Err(said) => failures.push(format!("{key} = {end}, an end of its range: {said}")),
+            }
+            // A heading may stand once.
+            if !RELATED.contains(&key.as_str()) {
+                let line = format!("{key} = {end}\n");
+                match together.find(&format!("{heading}\n")) {
+                    Some(at) => together.insert_str(at + heading.len() + 1, &line),
+                    None => together.push_str(&format!("{heading}\n{line}")),
+                }
             }
         }
     }
-    let said = format!("{} numbers, seven values each", keys.len());
+    for (text, name) in together.iter().zip(["least", "most"]) {
+        let lived = check(place.path(), text).and_then(|()| live(place.path()));
+        failures.extend(lived.err().map(|error| format!("everything at its {name}: {error}")));
+    }
+    let said = format!("{} numbers, seven values and both ends of the range each, and all ends together", keys.len());
     if failures.is_empty() { Ok(said) } else { Err(format!("{said}:\n    {}", failures.join("\n    "))) }
 }

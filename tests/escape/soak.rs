@@ -7,7 +7,7 @@ use std::path::Path;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
-use enisle_tests::{Daemon, PATIENCE};
+use enisle_tests::{Daemon, PATIENCE, SetOnDrop, wait};
 use serde_json::{Value, json};
 
 /// From an attacker's stack to the islands of its neighbours: reads, writes, unmaps, retags; other keys; noise on its channel.
@@ -88,14 +88,12 @@ const NEIGHBOURS: usize = 6;
 
 /// Waits until enough of the others are back in one process; how many are.
 fn gathered(daemon: &Daemon) -> usize {
-    let begun = Instant::now();
-    loop {
-        let most = most_in_one(daemon);
-        if most >= NEIGHBOURS || begun.elapsed() > PATIENCE {
-            return most;
-        }
-        std::thread::yield_now();
-    }
+    let mut most = 0;
+    wait::within(PATIENCE, || {
+        most = most_in_one(daemon);
+        most >= NEIGHBOURS
+    });
+    most
 }
 
 /// Tenants of the fullest process that takes somebody in.
@@ -103,15 +101,6 @@ fn most_in_one(daemon: &Daemon) -> usize {
     let workers = daemon.get("/v1/workers");
     let shared = workers["workers"].as_array().into_iter().flatten().filter(|worker| worker["cordon"] == "shared");
     shared.filter_map(|worker| worker["tenants"].as_array().map(Vec::len)).max().unwrap_or(0)
-}
-
-/// However the attacks end, the clients do.
-struct SetOnDrop<'a>(&'a AtomicBool);
-
-impl Drop for SetOnDrop<'_> {
-    fn drop(&mut self) {
-        self.0.store(true, Ordering::SeqCst);
-    }
 }
 
 /// What was told: at least one attack on a neighbour's memory by name, with address, layer and key.

@@ -2,7 +2,6 @@
 //! a bit of everything, and each rule has to have let one through, or to be named below with its reason.
 
 use std::collections::BTreeSet;
-use std::sync::atomic::{AtomicBool, Ordering};
 
 use enisle_tests::rig::Rig;
 use nix::sys::ptrace;
@@ -113,7 +112,6 @@ fn watch(rig: &mut Rig) -> nix::Result<Seen> {
             ptrace::interrupt(Pid::from_raw(thread))?;
         }
     }
-    let over = AtomicBool::new(false);
     std::thread::scope(|scope| {
         scope.spawn(|| {
             for _ in 0..3 {
@@ -128,12 +126,13 @@ fn watch(rig: &mut Rig) -> nix::Result<Seen> {
                 }
             }
             rig.move_out();
-            over.store(true, Ordering::SeqCst);
+            rig.kill();
         });
         let mut seen = Seen::new();
-        while !over.load(Ordering::SeqCst) {
-            match waitpid(None::<Pid>, Some(OWN | WaitPidFlag::WNOHANG)) {
-                Ok(WaitStatus::StillAlive) | Err(nix::Error::EINTR) => std::thread::yield_now(),
+        // Until no thread is left: a process whose threads are traced is gone only when its tracer
+        // has collected each of them.
+        loop {
+            match waitpid(None::<Pid>, Some(OWN)) {
                 Ok(WaitStatus::PtraceSyscall(thread)) => {
                     if let Ok(registers) = ptrace::getregs(thread) {
                         let r = registers;
@@ -146,14 +145,11 @@ fn watch(rig: &mut Rig) -> nix::Result<Seen> {
                     let signal = (signal != Signal::SIGTRAP && signal != Signal::SIGSTOP).then_some(signal);
                     let _ = ptrace::syscall(thread, signal);
                 }
-                Ok(_) => {}
-                Err(_) => break,
+                Ok(_) | Err(nix::Error::EINTR) => {}
+                Err(nix::Error::ECHILD) => return Ok(seen),
+                Err(error) => return Err(error),
             }
         }
-        // A process whose threads are traced is gone only when its tracer has collected each of them.
-        nix::sys::signal::kill(worker, Signal::SIGKILL)?;
-        while waitpid(None::<Pid>, Some(OWN)).is_ok() {}
-        Ok(seen)
     })
 }
 

@@ -2,21 +2,23 @@
 #![forbid(unsafe_code)]
 #![allow(clippy::print_stderr, reason = "a skipped test says why")]
 
+mod guards;
 pub mod rig;
+pub mod wait;
 
+use std::ffi::OsStr;
 use std::fs;
 use std::io::{ErrorKind, Read, Write};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::OnceLock;
-use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 use tempfile::{TempDir, TempPath};
 
-/// Longer than anything here takes on a machine that is doing other things as well.
-pub const PATIENCE: Duration = Duration::from_secs(60);
+pub use guards::SetOnDrop;
+pub use wait::{PATIENCE, until as wait_until};
 
 /// Names the folder with the programs under test where nothing can be built: in the emulated
 /// machine.
@@ -135,21 +137,30 @@ impl Daemon {
     /// Waits until a daemon answers that was started on the socket `s` of `folder`.
     pub fn await_answer(process: Child, folder: TempDir) -> Self {
         let mut daemon = Self { process, folder };
-        let begun = Instant::now();
-        while !daemon.answers() {
+        let answers = wait::within(PATIENCE, || {
             let ended = daemon.process.try_wait().expect("the daemon is our child");
             assert!(ended.is_none(), "enisled ended: {}", daemon.log());
-            assert!(begun.elapsed() < PATIENCE, "enisled does not answer: {}", daemon.log());
-            std::thread::yield_now();
-        }
+            daemon.answers()
+        });
+        assert!(answers, "enisled does not answer: {}", daemon.log());
         daemon
     }
 
     /// The command that starts a daemon in `folder`, on `socket`.
     pub fn command(folder: &Path, socket: &Path) -> Command {
+        Self::command_of(&[programs().join("enisled").as_os_str()], folder, socket)
+    }
+
+    /// The same with `words` before the daemon's arguments: another `enisled`, or programs that
+    /// execute one.
+    ///
+    /// # Panics
+    /// There is no word.
+    pub fn command_of(words: &[&OsStr], folder: &Path, socket: &Path) -> Command {
         let log = fs::File::create(folder.join("log")).expect("a log file");
-        let mut command = Command::new(programs().join("enisled"));
-        command.arg("--socket").arg(socket).arg("--state-dir").arg(folder.join("state"));
+        let (program, rest) = words.split_first().expect("a program");
+        let mut command = Command::new(program);
+        command.args(rest).arg("--socket").arg(socket).arg("--state-dir").arg(folder.join("state"));
         command.arg("--config").arg(folder.join("enisled.toml"));
         command.env_remove("ENISLE_SOCKET").env("ENISLE_LOG", "info").stdin(Stdio::null()).stderr(log);
         command
@@ -223,15 +234,13 @@ impl Daemon {
 
     /// Waits until `ready` says so of the state that `path` shows.
     pub fn wait_for(&self, path: &str, ready: impl Fn(&Value) -> bool) -> Value {
-        let begun = Instant::now();
-        loop {
-            let state = self.get(path);
-            if ready(&state) {
-                return state;
-            }
-            assert!(begun.elapsed() < PATIENCE, "{path} never became what was awaited: {state}\n{}", self.log());
-            std::thread::yield_now();
-        }
+        let mut state = Value::Null;
+        let came = wait::within(PATIENCE, || {
+            state = self.get(path);
+            ready(&state)
+        });
+        assert!(came, "{path} never became what was awaited: {state}\n{}", self.log());
+        state
     }
 
     /// Every event so far.
@@ -242,14 +251,8 @@ impl Daemon {
 
     /// Waits for an event of which `is_it` says so. What anybody can cause is told once a second.
     pub fn await_event(&self, what: &str, is_it: impl Fn(&Value) -> bool) -> Value {
-        let begun = Instant::now();
-        loop {
-            if let Some(event) = self.events().into_iter().find(&is_it) {
-                return event;
-            }
-            assert!(begun.elapsed() < PATIENCE, "{what} was never told of: {:?}", self.events());
-            std::thread::yield_now();
-        }
+        wait::found(PATIENCE, || self.events().into_iter().find(&is_it))
+            .unwrap_or_else(|| panic!("{what} was never told of: {:?}", self.events()))
     }
 
     /// The worker that a tenant lives in, if it lives anywhere at the moment.
@@ -336,13 +339,4 @@ fn dechunk(mut raw: &[u8]) -> Vec<u8> {
 pub fn is_alive(pid: i32) -> bool {
     // A zombie is dead: nobody has collected it yet.
     fs::read_to_string(format!("/proc/{pid}/stat")).is_ok_and(|stat| !stat.contains(") Z "))
-}
-
-/// Waits until `done` says so.
-pub fn wait_until(what: &str, done: impl Fn() -> bool) {
-    let begun = Instant::now();
-    while !done() {
-        assert!(begun.elapsed() < PATIENCE, "{what} did not come about");
-        std::thread::yield_now();
-    }
 }

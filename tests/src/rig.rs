@@ -210,6 +210,11 @@ impl Rig {
         self.run(place, "() => 'alive'", &Value::Null) == Ran::Returned(json!("alive"))
     }
 
+    /// Kills the worker; nothing if it has ended.
+    pub fn kill(&self) {
+        self.started.as_ref().expect("nobody has waited for its end").kill();
+    }
+
     /// Waits for the end of the worker.
     pub fn end(mut self) -> End {
         let mut started = self.started.take().expect("it has not ended");

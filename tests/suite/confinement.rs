@@ -4,11 +4,11 @@
 
 use std::fs;
 use std::os::unix::process::CommandExt;
-use std::process::Command;
+use std::process::Stdio;
 
 use enisle_hardening::spawn::NAMESPACES;
 use enisle_hardening::{Layer, Posture};
-use enisle_tests::{Daemon, SHARING, has, programs};
+use enisle_tests::{Daemon, SHARING, has, is_alive, programs, wait_until};
 use serde_json::json;
 
 fn machine_has(layer: Layer) -> bool {
@@ -71,21 +71,13 @@ fn as_ordinary_user(through: &[&str]) -> Daemon {
     let rule = "[[peers]]\nuid = 65534\ntenants = [\"*\"]\noperate = true\n";
     fs::write(folder.path().join("enisled.toml"), rule).expect("a configuration");
     let words: Vec<_> = through.iter().chain(&["enisled"]).map(|program| folder.path().join(program)).collect();
-    let log = fs::File::create(folder.path().join("log")).expect("a log");
-    let process = Command::new(&words[0])
-        .args(&words[1..])
-        .arg("--socket")
-        .arg(folder.path().join("s"))
-        .arg("--state-dir")
-        .arg(folder.path().join("state"))
-        .arg("--config")
-        .arg(folder.path().join("enisled.toml"))
+    let words: Vec<_> = words.iter().map(|word| word.as_os_str()).collect();
+    let process = Daemon::command_of(&words, folder.path(), &folder.path().join("s"))
         .env_clear()
         .env("HOME", folder.path())
         .uid(USER)
         .gid(USER)
         .current_dir("/")
-        .stderr(log)
         .spawn()
         .expect("enisled runs");
     Daemon::await_answer(process, folder)
@@ -133,10 +125,10 @@ fn a_layer_that_is_required_and_missing_keeps_the_daemon_from_starting() {
     let folder = tempfile::tempdir().expect("a folder");
     fs::write(folder.path().join("enisled.toml"), "required = [\"namespaces\"]\n").expect("a configuration");
     // A machine without user namespaces, whatever this one has.
-    let daemon = Daemon::command(folder.path(), &folder.path().join("s"));
-    let out = Command::new(programs().join("without-userns"))
-        .arg(daemon.get_program())
-        .args(daemon.get_args())
+    let (without, daemon) = (programs().join("without-userns"), programs().join("enisled"));
+    let words = [without.as_os_str(), daemon.as_os_str()];
+    let out = Daemon::command_of(&words, folder.path(), &folder.path().join("s"))
+        .stderr(Stdio::piped())
         .output()
         .expect("the program runs");
     let said = String::from_utf8_lossy(&out.stderr);
@@ -155,7 +147,7 @@ fn with_rogue_at(name: &str, level: Option<&str>) -> (Daemon, String) {
     let folder = tempfile::Builder::new().prefix("enisle-rogue-").tempdir().expect("a folder");
     let program = folder.path().join(name);
     fs::copy(programs().join("rogue-worker"), &program).expect("the rogue is built");
-    let config = format!("[workers]\nprogram = {:?}\nkeys = \"{keys}\"\n", program.display().to_string());
+    let config = format!("{SHARING}program = {:?}\nkeys = \"{keys}\"\n", program.display().to_string());
     let daemon = Daemon::start_in(folder, &config);
     if let Some(level) = level {
         let order = json!({ "level": level, "reason": "a test" }).to_string();
@@ -230,19 +222,25 @@ fn a_worker_that_keeps_a_descriptor_never_gets_a_tenant() {
 }
 
 #[test]
+fn a_worker_that_is_not_understood_before_it_is_ready_never_gets_a_tenant() {
+    let (daemon, answer) = with_rogue("rogue-says-noise");
+    assert!(answer.contains("did not get ready: a frame of 4294967295 bytes"), "{answer}");
+    assert_eq!(daemon.get("/v1/workers")["workers"], json!([]));
+    assert_eq!(daemon.get("/v1/tenants/t")["usage"]["begun"], 0);
+}
+
+#[test]
 fn a_worker_that_breaks_the_protocol_is_killed_and_told_of() {
     for (name, word) in [
-        ("rogue-says-noise", "frame of"),
-        ("rogue-says-ready-twice", "Ready"),
-        ("rogue-says-another-tenant", "slot 7"),
-        ("rogue-says-too-much", "4294967295"),
+        ("rogue-says-ready-twice", "Ready from a worker that is ready already"),
+        ("rogue-says-another-tenant", "slot 7, which this worker does not hold"),
+        ("rogue-says-too-much", "a frame of 4294967295 bytes"),
     ] {
-        let (daemon, answer) = with_rogue(name);
-        let events = format!("{:?}", daemon.events());
-        assert!(
-            answer.contains(word) || (events.contains("protocolViolation") && events.contains(word)),
-            "{name}: {answer} {events}"
-        );
+        let (daemon, _) = with_rogue(name);
+        let told = daemon.await_event("the violation", |event| event["event"] == "protocolViolation");
+        assert!(told["what"].as_str().is_some_and(|what| what.contains(word)), "{name}: {told}");
+        let pid = told["pid"].as_i64().and_then(|pid| i32::try_from(pid).ok()).expect("the event names the process");
+        wait_until("the end of the worker", || !is_alive(pid));
         assert_eq!(daemon.request("GET", "/_ping", b"").status, 200);
     }
 }
@@ -262,10 +260,17 @@ fn a_worker_that_floods_its_tenants_channel_is_killed_and_told_of() {
         assert_eq!(told["tenant"], "t", "{told}");
         // What an attack leaves is in the audit log, with its details.
         let log = daemon.folder.path().join("state/audit/audit.jsonl");
-        enisle_tests::wait_until("the audit log", || {
+        wait_until("the audit log", || {
             fs::read_to_string(&log).is_ok_and(|log| log.contains("protocolViolation") && log.contains(word))
         });
     }
+}
+
+#[test]
+fn a_refused_call_in_a_process_that_only_one_tenant_ever_lived_in_is_that_tenants() {
+    let (daemon, answer) = with_rogue("rogue-tenant-opens-a-file");
+    assert!(answer.contains("\"outcome\":\"violation\"") && answer.contains("the filter stopped"), "{answer}");
+    assert!(!daemon.events().iter().any(|event| event["event"] == "retried"), "it is not begun again");
 }
 
 #[test]

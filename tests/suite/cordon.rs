@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 use std::fs;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
-use enisle_tests::{Daemon, SHARING, is_alive, wait_until};
+use enisle_tests::{Daemon, SHARING, SetOnDrop, is_alive, wait_until};
 use serde_json::{Value, json};
 
 /// V8 does not interrupt this, so it takes its worker with it.
@@ -26,14 +26,6 @@ fn lives(daemon: &Daemon, tenant: &str, level: &str) -> Value {
 
 fn events(daemon: &Daemon, event: &str, tenant: &str) -> Vec<Value> {
     daemon.events().into_iter().filter(|known| known["event"] == event && known["tenant"] == tenant).collect()
-}
-
-struct SetOnDrop<'a>(&'a AtomicBool);
-
-impl Drop for SetOnDrop<'_> {
-    fn drop(&mut self) {
-        self.0.store(true, Ordering::SeqCst);
-    }
 }
 
 #[test]

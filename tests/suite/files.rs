@@ -1,6 +1,7 @@
 //! What the daemon keeps, and who else gets at it: nobody. And whom the command line takes for the
 //! daemon.
 
+use std::ffi::OsStr;
 use std::fs;
 use std::io::{BufRead, BufReader, Read};
 use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt, symlink};
@@ -37,11 +38,11 @@ fn give(path: &Path, uid: u32) {
 /// A daemon under a umask that keeps nothing from anybody, with a socket in a folder that it makes
 /// itself.
 fn start_openly(folder: TempDir) -> Daemon {
-    let daemon = Daemon::command(folder.path(), &folder.path().join("run/s"));
-    let mut openly = Command::new("sh");
-    openly.args(["-c", "umask 0; exec \"$0\" \"$@\""]).arg(daemon.get_program()).args(daemon.get_args());
-    let log = fs::File::create(folder.path().join("log")).expect("a log file");
-    let process = openly.env_remove("ENISLE_SOCKET").stdin(Stdio::null()).stderr(log).spawn().expect("enisled runs");
+    let daemon = programs().join("enisled");
+    let words = ["sh", "-c", "umask 0; exec \"$0\" \"$@\""].map(OsStr::new);
+    let words = [&words[..], &[daemon.as_os_str()]].concat();
+    let process =
+        Daemon::command_of(&words, folder.path(), &folder.path().join("run/s")).spawn().expect("enisled runs");
     // Where the tests look for a socket.
     let _ = symlink("run/s", folder.path().join("s"));
     Daemon::await_answer(process, folder)
@@ -259,6 +260,8 @@ fn checking_the_configuration_finds_what_a_start_would_refuse_and_takes_nothing(
         ("[api]\nbody_mb = 9000000000000000000", "api.body_mb"),
         ("[cordon.rules]\nsolo = nan", "cordon.rules.solo"),
         ("[workers]\nmax_memory_mb = 64\n[defaults.limits]\nmemory_mb = 65", "memoryMb"),
+        ("[cordon]\nv8_at_least = \"fifteen\"", "v8_at_least"),
+        ("[[peers]]\nuid = 5\ntenants = [\"ac*me\"]", "ac*me"),
     ] {
         let (code, said) = written(config);
         assert!(code == Some(1) && said.contains(word), "{config}: {code:?} {said}");
@@ -268,6 +271,53 @@ fn checking_the_configuration_finds_what_a_start_would_refuse_and_takes_nothing(
     let daemon = Daemon::start_in(folder, SHARING);
     let mut beside = Daemon::command(daemon.folder.path(), &daemon.socket());
     assert!(beside.arg("--check-config").status().expect("enisled runs").success(), "also while a daemon runs");
+}
+
+#[test]
+fn checking_the_configuration_finds_a_program_that_is_no_worker() {
+    let folder = folder();
+    fs::write(folder.path().join("enisled.toml"), "[workers]\nprogram = \"/bin/true\"").expect("a configuration");
+    let said = text(&check(&folder).stderr);
+    assert!(said.contains("the startup snapshot could not be made: the worker"), "{said}");
+    assert!(!folder.path().join("run").exists());
+    assert!(refusal(&folder).contains("the startup snapshot could not be made: the worker"));
+}
+
+/// What is in the way of a file or a socket of the daemon's.
+#[test]
+fn checking_the_configuration_finds_what_is_in_the_way() {
+    let link = |path: &Path| symlink("/dev/null", path).expect("a link");
+    let pipe = |path: &Path| nix::unistd::mkfifo(path, nix::sys::stat::Mode::S_IRWXU).expect("a pipe");
+    let theirs = |path: &Path| {
+        fs::write(path, "").expect("a file");
+        give(path, STRANGER);
+    };
+    let directory = |path: &Path| fs::create_dir(path).expect("a folder");
+    type Plant<'a> = &'a dyn Fn(&Path);
+    let ways: [(Plant, &str); 4] = [
+        (&link, "it is a link"),
+        (&pipe, "it is not a file"),
+        (&theirs, "it belongs to uid"),
+        (&directory, "it is not a file"),
+    ];
+    let ways = &ways[..if nix::unistd::geteuid().is_root() { 4 } else { 2 }];
+    for place in ["state/lock", "state/standings.redb", "state/audit/audit.jsonl", "run/s.lock"] {
+        for (plant, word) in ways {
+            let folder = folder();
+            let path = folder.path().join(place);
+            fs::create_dir_all(path.parent().expect("a folder")).expect("a folder");
+            plant(&path);
+            let checked = check(&folder);
+            let said = text(&checked.stderr);
+            assert!(checked.status.code() == Some(1) && said.contains(place) && said.contains(word), "{place}: {said}");
+            let said = refusal(&folder);
+            assert!(said.contains(word), "a start refuses it too, {place}: {said}");
+        }
+    }
+    let folder = folder();
+    fs::create_dir_all(folder.path().join("run/s")).expect("a folder");
+    assert!(text(&check(&folder).stderr).contains("it is not a socket"));
+    assert!(refusal(&folder).contains("it is not a socket"));
 }
 
 #[test]

@@ -2,6 +2,7 @@
 
 use std::fs;
 use std::os::unix::net::UnixStream;
+use std::time::{Duration, Instant};
 
 use enisle_tests::{Daemon, SHARING, is_alive, wait_until};
 use nix::sys::signal::{Signal, kill};
@@ -51,18 +52,42 @@ fn a_run_whose_worker_is_killed_twice_is_lost_and_the_next_one_works() {
         let run = scope.spawn(|| daemon.run("t", WAITS));
         // A worker that is killed before the run has begun in it does not count, so every one is killed.
         let mut last = 0;
-        while !run.is_finished() {
+        wait_until("the end of the run", || {
             if let Some(worker) = daemon.home_of("t").filter(|worker| *worker != last && is_alive(*worker)) {
                 kill_worker(worker);
                 last = worker;
             }
-            std::thread::yield_now();
-        }
+            run.is_finished()
+        });
         let run = run.join().expect("the run is answered");
         assert_eq!(run["outcome"], "workerLost", "{run}");
         assert!(run["error"]["message"].as_str().is_some_and(|message| message.contains("SIGKILL")), "{run}");
     });
     assert_eq!(daemon.run("t", "() => 'next'")["result"], "next");
+}
+
+/// Nobody knows what it computed, and nobody else was there.
+#[test]
+fn a_run_whose_worker_is_killed_is_charged_for_the_time_that_passed() {
+    let daemon = Daemon::start(SHARING);
+    daemon.run("t", "() => 1");
+    let cpu_ms = |of: &serde_json::Value| of["usage"]["cpuMs"].as_f64().unwrap_or_default();
+    let tenant = || daemon.get("/v1/tenants/t");
+    let before = cpu_ms(&tenant());
+    std::thread::scope(|scope| {
+        let run = scope.spawn(|| daemon.run("t", WAITS));
+        daemon.wait_for("/v1/tenants/t", |tenant| tenant["usage"]["begun"] == 2);
+        let begun = Instant::now();
+        wait_until("300 ms have passed", || begun.elapsed() >= Duration::from_millis(300));
+        kill_worker(daemon.worker_of("t"));
+        let run = run.join().expect("the run is answered");
+        assert_eq!(run["result"], "done", "{run}");
+        // The answer has what the attempt used that ended well, which waited too.
+        assert!(cpu_ms(&run) < 200.0, "{run}");
+        let charged = cpu_ms(&tenant()) - before;
+        // `cpuMs` of the policy is a second.
+        assert!((300.0..1200.0).contains(&charged), "{charged}");
+    });
 }
 
 #[test]

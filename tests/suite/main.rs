@@ -5,6 +5,8 @@
 //! | [`scripts`] | what a script can be and do, and what comes back |
 //! | [`requests`] | bad input, rights, quotas, policies, events |
 //! | [`hostile`] | scripts that want too much: each ends with its outcome, and its neighbours go on |
+//! | [`cordon`] | who is moved, why, and that a move loses nothing |
+//! | [`kept`] | isolates of registered scripts that stay warm |
 //! | [`lifecycle`] | death and recovery, drain, sockets |
 //! | [`confinement`] | what the kernel says of a worker, and workers that are not what they should be |
 //! | [`evidence`] | what is left of an attack whatever else happens, and what a peer is told |

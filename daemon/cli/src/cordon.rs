@@ -84,6 +84,9 @@ fn describe(tenant: &Value, now: SystemTime) -> Vec<String> {
         let left = age(apart["forMs"].as_u64().unwrap_or(0));
         lines.push(format!("  kept {with} for {left} more: a process that it was in died, and nobody knows why"));
     }
+    if cordon["onProbation"] == true {
+        lines.push("  on probation: it has a new home, and its uid's budget of deaths was used up".to_owned());
+    }
     let signals = cordon["signals"].as_array().map(Vec::as_slice).unwrap_or_default();
     if !signals.is_empty() {
         lines.push(format!(

@@ -105,7 +105,6 @@ fn exit_code(outcome: &str) -> u8 {
     match outcome {
         "ok" => 0,
         "exception" | "canceled" => 1,
-        "refused" => 3,
         "exceededCpu" | "exceededWall" | "exceededMemory" | "exceededOutput" => 4,
         "violation" => 5,
         _ => 70,
@@ -161,8 +160,17 @@ mod tests {
     }
 
     #[test]
-    fn every_outcome_has_its_exit_code() {
-        let codes = ["ok", "exception", "refused", "exceededMemory", "violation", "workerLost"].map(exit_code);
-        assert_eq!(codes, [0, 1, 3, 4, 5, 70]);
+    fn every_outcome_has_the_exit_code_that_the_readme_gives_it() {
+        let readme = include_str!("../../../README.md");
+        let table = readme.split("\n| outcome |").nth(1).unwrap().split("\n\n").next().unwrap();
+        let mut seen = 0;
+        for row in table.lines().skip(2) {
+            let cells: Vec<_> = row.split('|').map(str::trim).collect();
+            for outcome in cells[1].split('`').skip(1).step_by(2) {
+                assert_eq!(exit_code(outcome).to_string(), cells[3], "{outcome}");
+                seen += 1;
+            }
+        }
+        assert_eq!(seen, 10);
     }
 }

@@ -1,29 +1,33 @@
 //! The audit log on the disk: a chain of lines (`enisle_cordon::audit`) in files that only grow.
 //!
-//! A line is on the disk before the next one is written. What a crash has left half written at the end is cut off and kept
-//! beside it; anything else that does not fit was not done by a crash, and the file is put aside as it is.
+//! Lines are written in order, as many as wait with one wait for the disk. What a crash has left
+//! half written at the end is cut off and kept beside it; anything else that does not fit was not
+//! done by a crash, and the file is put aside as it is.
 //!
 //! All files together have a bound. Over it the oldest file that was put away is deleted, which is
 //! a line of the chain like any other, with the number and hash of the last line that went; files
 //! that were put aside go last.
 
-use std::fs::{self, File};
+use std::collections::{BTreeMap, VecDeque};
+use std::fs::File;
 use std::io::{self, Write};
-use std::path::{Path, PathBuf};
 
 use enisle_cordon::audit::{Head, Verifier, append};
 use serde::Serialize;
 
-use crate::files::{self, How};
+use crate::files::{Folder, How};
+use crate::notes::Line;
 use crate::record::{Entry, aside, unix_ms};
 
 /// A file of the audit log that is larger is put away under the number of its first line.
 const ROTATE_BYTES: u64 = 8 << 20;
+/// So much is written before the disk is waited for.
+const SYNC_BYTES: usize = 1 << 20;
 pub(crate) const CURRENT: &str = "audit.jsonl";
 
 /// The log's present file.
 pub(crate) struct Log {
-    folder: PathBuf,
+    pub(crate) folder: Folder,
     file: File,
     bytes: u64,
     /// The number of the file's first line.
@@ -37,22 +41,21 @@ impl Log {
     /// Goes on where the last line ends, which has to be the one that is `known`, if any is, or a later one. What is wrong with
     /// what is there goes to `complaints`.
     pub(crate) fn open(
-        folder: &Path,
+        folder: Folder,
         known: Option<Head>,
         keep_bytes: u64,
         complaints: &mut Vec<String>,
     ) -> io::Result<Self> {
-        let path = folder.join(CURRENT);
-        let (mut head, mut first) = (last_put_away(folder)?, None);
-        let bytes = if path.exists() { files::read(&path)? } else { Vec::new() };
+        let (mut head, mut first) = (last_put_away(&folder)?, None);
+        let bytes = if folder.has(CURRENT)? { folder.read(CURRENT)? } else { Vec::new() };
         let (whole, torn) = split_torn(&bytes);
         if !torn.is_empty() {
-            let kept = path.with_file_name(format!("audit.torn-{}", unix_ms()));
-            files::open(&kept, How::New)?.write_all(torn)?;
-            files::open(&path, How::Change)?.set_len(whole.len() as u64)?;
+            let kept = format!("audit.torn-{}", unix_ms());
+            folder.open(&kept, How::New)?.write_all(torn)?;
+            folder.open(CURRENT, How::Change)?.set_len(whole.len() as u64)?;
             complaints.push(format!(
                 "the last line of the audit log was half written, as a crash leaves it; it is now {}",
-                kept.display()
+                folder.path_of(&kept).display()
             ));
         }
         let mut verifier = Verifier::default();
@@ -72,10 +75,10 @@ impl Log {
         });
         if let Some(broken) = broken.or(missing) {
             let mut kept = String::new();
-            if path.exists() {
-                let aside = aside(&path);
-                fs::rename(&path, &aside)?;
-                kept = format!("; the file is now {}", aside.display());
+            if folder.has(CURRENT)? {
+                let aside = aside(&folder, CURRENT)?;
+                folder.rename(CURRENT, &aside)?;
+                kept = format!("; the file is now {}", folder.path_of(&aside).display());
             }
             first = None;
             complaints.push(format!("the audit log is broken: {broken}{kept}"));
@@ -83,52 +86,71 @@ impl Log {
             head = known.filter(|known| known.seq >= head.seq).unwrap_or(head);
         }
         let first = first.unwrap_or(head.seq + 1);
-        let file = files::open(&path, How::Append)?;
+        let file = folder.open(CURRENT, How::Append)?;
         let bytes = file.metadata()?.len();
-        let mut log = Self { folder: folder.to_owned(), file, bytes, first, keep_bytes, head };
+        let mut log = Self { folder, file, bytes, first, keep_bytes, head };
         log.prune();
         Ok(log)
     }
 
-    /// One more line. After a failure the file is as it was.
-    pub(crate) fn append<E: Serialize>(&mut self, entry: &E) -> io::Result<()> {
-        if self.bytes >= ROTATE_BYTES {
-            self.rotate()?;
-            self.prune();
+    /// Writes lines, the first ones first, and moves those that are on the disk to `written`.
+    /// After a failure the others are left, and the file is as it was without them.
+    pub(crate) fn append(&mut self, lines: &mut VecDeque<Line>, written: &mut Vec<Line>) -> io::Result<()> {
+        let mut most = SYNC_BYTES;
+        while !lines.is_empty() {
+            if self.bytes >= ROTATE_BYTES {
+                self.rotate()?;
+                self.prune();
+            }
+            match self.write(lines.iter().map(|line| &line.json), most) {
+                Ok(count) => written.extend(lines.drain(..count)),
+                // Where there is no room for many there may be for the first.
+                Err(_) if most > 0 && lines.len() > 1 => most = 0,
+                Err(error) => return Err(error),
+            }
         }
-        self.write(entry)
+        Ok(())
     }
 
-    fn write<E: Serialize>(&mut self, entry: &E) -> io::Result<()> {
-        let (mut line, head) = append(&self.head, unix_ms(), entry)?;
-        line.push('\n');
-        let written = self.file.write_all(line.as_bytes()).and_then(|()| self.file.sync_data());
+    /// Writes the first of these, up to `most` bytes and one line more, with one wait for the disk.
+    /// Returns how many they were.
+    fn write<E: Serialize>(&mut self, entries: impl IntoIterator<Item = E>, most: usize) -> io::Result<usize> {
+        let (mut text, mut head, mut count) = (String::new(), self.head.clone(), 0);
+        for entry in entries {
+            let (line, next) = append(&head, unix_ms(), &entry)?;
+            text.push_str(&line);
+            text.push('\n');
+            (head, count) = (next, count + 1);
+            if text.len() > most || self.bytes + text.len() as u64 >= ROTATE_BYTES {
+                break;
+            }
+        }
+        let written = self.file.write_all(text.as_bytes()).and_then(|()| self.file.sync_data());
         if let Err(error) = written {
             // Half a line would swallow the next one.
             self.file.set_len(self.bytes)?;
             return Err(error);
         }
-        self.bytes += line.len() as u64;
+        self.bytes += text.len() as u64;
         self.head = head;
-        Ok(())
+        Ok(count)
     }
 
     fn rotate(&mut self) -> io::Result<()> {
-        let mut away = self.folder.join(format!("audit-{:012}.jsonl", self.first));
-        if away.exists() {
-            away = aside(&away);
+        let mut away = format!("audit-{:012}.jsonl", self.first);
+        if self.folder.has(&away)? {
+            away = aside(&self.folder, &away)?;
         }
-        let current = self.folder.join(CURRENT);
-        fs::rename(&current, &away)?;
-        match files::open(&current, How::Append) {
+        self.folder.rename(CURRENT, &away)?;
+        match self.folder.open(CURRENT, How::Append) {
             Ok(file) => self.file = file,
             Err(error) => {
                 // Under its old name it is written on.
-                fs::rename(&away, &current)?;
+                self.folder.rename(&away, CURRENT)?;
                 return Err(error);
             }
         }
-        File::from(files::folder(&self.folder)?).sync_all()?;
+        self.folder.sync()?;
         (self.bytes, self.first) = (0, self.head.seq + 1);
         Ok(())
     }
@@ -136,34 +158,35 @@ impl Log {
     /// That old files cannot be deleted keeps no line from being written.
     fn prune(&mut self) {
         if let Err(error) = self.delete_oldest() {
-            tracing::error!(%error, folder = %self.folder.display(), "old files of the audit log cannot be deleted");
+            tracing::error!(%error, folder = %self.folder.path().display(), "old files of the audit log cannot be deleted");
         }
     }
 
     /// Deletes the oldest files until the rest has no more bytes than it may, with room for the
     /// present file to grow. What is deleted is written down first.
     fn delete_oldest(&mut self) -> io::Result<()> {
-        let mut present = 0;
-        for file in every_file(&self.folder)? {
-            present += fs::metadata(&file)?.len();
+        let every = every_file(&self.folder)?;
+        let mut found = BTreeMap::new();
+        for file in &every {
+            let Some(stat) = self.folder.find(file)? else { continue };
+            let bytes = u64::try_from(stat.st_size).unwrap_or_default();
+            found.insert(file.as_str(), ((stat.st_mtime, stat.st_mtime_nsec), bytes));
         }
+        let present: u64 = found.values().map(|(_, bytes)| bytes).sum();
         let mut present = present.saturating_sub(self.bytes).saturating_add(ROTATE_BYTES.max(self.bytes));
-        let away = put_away(&self.folder)?;
-        let aside =
-            every_file(&self.folder)?.into_iter().filter(|file| !away.contains(file) && !file.ends_with(CURRENT));
-        let mut aside: Vec<_> =
-            aside.map(|file| Ok((fs::metadata(&file)?.modified()?, file))).collect::<io::Result<_>>()?;
-        aside.sort();
-        for file in away.iter().chain(aside.iter().map(|(_, file)| file)) {
+        // Names begin with the number of the first line; what was put aside goes by its age.
+        let mut order: Vec<_> = found.iter().filter(|(file, _)| **file != CURRENT).collect();
+        order.sort_by_key(|(file, (modified, _))| {
+            (!is_put_away(file), (!is_put_away(file)).then_some(*modified), **file)
+        });
+        for (file, (_, bytes)) in order {
             if present <= self.keep_bytes {
                 break;
             }
-            let bytes = fs::metadata(file)?.len();
-            let name = file.file_name().unwrap_or_default().to_string_lossy().into_owned();
-            let through = if away.contains(file) { last_line(file)? } else { None };
-            self.write(&Entry::Deleted { file: name, through })?;
-            fs::remove_file(file)?;
-            present = present.saturating_sub(bytes);
+            let through = if is_put_away(file) { last_line(&self.folder, file)? } else { None };
+            self.write([Entry::Deleted { file: (*file).to_owned(), through }], 0)?;
+            self.folder.remove(file)?;
+            present = present.saturating_sub(*bytes);
         }
         Ok(())
     }
@@ -175,30 +198,30 @@ fn split_torn(bytes: &[u8]) -> (&[u8], &[u8]) {
     bytes.split_at(end)
 }
 
-/// Every file of the log's, those that were put aside too, in no order.
-pub(crate) fn every_file(folder: &Path) -> io::Result<Vec<PathBuf>> {
-    let names = fs::read_dir(folder)?.filter_map(|entry| entry.ok()?.file_name().into_string().ok());
-    Ok(names.filter(|name| name.starts_with("audit")).map(|name| folder.join(name)).collect())
+/// Every file of the log's, those that were put aside too.
+pub(crate) fn every_file(folder: &Folder) -> io::Result<Vec<String>> {
+    let mut names = folder.names()?;
+    names.retain(|name| name.starts_with("audit"));
+    Ok(names)
 }
 
-/// The files that were put away, the oldest first.
-fn put_away(folder: &Path) -> io::Result<Vec<PathBuf>> {
-    let names = fs::read_dir(folder)?.filter_map(|entry| entry.ok()?.file_name().into_string().ok());
-    let mut names: Vec<_> = names.filter(|name| name.starts_with("audit-") && name.ends_with(".jsonl")).collect();
-    names.sort();
-    Ok(names.into_iter().map(|name| folder.join(name)).collect())
+/// Whether a file was put away when it was full. Their names are in the order of their lines.
+fn is_put_away(name: &str) -> bool {
+    name.starts_with("audit-") && name.ends_with(".jsonl")
 }
 
 /// The last line of the newest file that was put away. What is broken in it, `enisle audit verify` says; here it is only gone
 /// on from.
-fn last_put_away(folder: &Path) -> io::Result<Head> {
-    let Some(newest) = put_away(folder)?.pop() else { return Ok(Head::default()) };
-    Ok(last_line(&newest)?.unwrap_or_default())
+fn last_put_away(folder: &Folder) -> io::Result<Head> {
+    let Some(newest) = every_file(folder)?.into_iter().rfind(|name| is_put_away(name)) else {
+        return Ok(Head::default());
+    };
+    Ok(last_line(folder, &newest)?.unwrap_or_default())
 }
 
-fn last_line(file: &Path) -> io::Result<Option<Head>> {
+fn last_line(folder: &Folder, file: &str) -> io::Result<Option<Head>> {
     let mut verifier = Verifier::default();
-    for line in String::from_utf8_lossy(&files::read(file)?).lines() {
+    for line in String::from_utf8_lossy(&folder.read(file)?).lines() {
         // Behind a line that is broken the chain is gone on from where it is whole again.
         let mut anew = Verifier::default();
         if verifier.read(line).is_err() && anew.read(line).is_ok() {
@@ -206,4 +229,32 @@ fn last_line(file: &Path) -> io::Result<Option<Head>> {
         }
     }
     Ok(verifier.head().cloned())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::notes::Notes;
+    use crate::share::Parts;
+    use std::fs;
+
+    #[test]
+    fn what_a_full_disk_does_not_take_is_left_and_written_later() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut log = Log::open(Folder::make(dir.path()).unwrap(), None, 1 << 30, &mut Vec::new()).unwrap();
+        let notes = Notes::new(Parts::halves(), 1 << 30);
+        for n in 0..3 {
+            notes.seen(None, &Entry::Broken { what: n.to_string() });
+        }
+        let (mut lines, mut written) = (notes.take(false).unwrap().lines, Vec::new());
+        let disk = std::mem::replace(&mut log.file, File::options().write(true).open("/dev/full").unwrap());
+        assert!(log.append(&mut lines, &mut written).is_err());
+        assert_eq!((lines.len(), written.len(), log.head.seq), (3, 0, 0));
+        log.file = disk;
+        log.append(&mut lines, &mut written).unwrap();
+        assert_eq!((lines.len(), written.len(), log.head.seq), (0, 3, 3));
+        let mut verifier = Verifier::default();
+        fs::read_to_string(dir.path().join(CURRENT)).unwrap().lines().for_each(|line| verifier.read(line).unwrap());
+        assert_eq!(verifier.lines(), 3);
+    }
 }

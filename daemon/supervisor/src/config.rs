@@ -8,7 +8,7 @@ use enisle_cordon::Rules;
 use enisle_hardening::{Layer, LayerSet};
 use serde::{Deserialize, Serialize};
 
-use crate::policy::{Limits, Policy};
+use crate::policy::{Limits, Policy, TenantPattern};
 
 /// What `enisled.toml` may hold. The values here are the defaults.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -84,7 +84,7 @@ pub(crate) struct Cordon {
     /// The oldest version of V8 that has no known hole (`15.2` is before `15.2.7`). An older one counts against every tenant
     /// that is not trusted.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub(crate) v8_at_least: Option<String>,
+    pub(crate) v8_at_least: Option<V8Version>,
     /// The processor's counters of mispredicted branches: `auto` uses them where they are there, `off` does not.
     pub(crate) counters: Counters,
     /// What a run of a sealed tenant may use at the most.
@@ -125,10 +125,35 @@ impl SealedLimits {
 impl Cordon {
     /// Whether a version of V8 is older than it has to be.
     pub(crate) fn is_outdated(&self, v8: &str) -> bool {
-        let parts = |version: &str| -> Vec<u32> {
-            version.split('.').map_while(|part| part.split('-').next()?.parse().ok()).collect()
-        };
-        self.v8_at_least.as_deref().is_some_and(|least| parts(v8) < parts(least))
+        let parts = || v8.split('.').map_while(|part| part.split('-').next()?.parse().ok()).collect::<Vec<u32>>();
+        self.v8_at_least.as_ref().is_some_and(|least| parts() < least.0)
+    }
+}
+
+/// A version of V8: one to four numbers with points between them.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
+pub(crate) struct V8Version(Vec<u32>);
+
+#[derive(Debug, thiserror::Error)]
+#[error("{0:?} is no version of V8, which is one to four numbers with points between them, like 15.2.7")]
+pub(crate) struct BadVersion(String);
+
+impl TryFrom<String> for V8Version {
+    type Error = BadVersion;
+
+    fn try_from(text: String) -> Result<Self, BadVersion> {
+        let part = |part: &str| part.bytes().all(|byte| byte.is_ascii_digit()).then(|| part.parse().ok()).flatten();
+        match text.split('.').map(part).collect::<Option<Vec<u32>>>() {
+            Some(parts) if parts.len() <= 4 => Ok(Self(parts)),
+            _ => Err(BadVersion(text)),
+        }
+    }
+}
+
+impl From<V8Version> for String {
+    fn from(V8Version(parts): V8Version) -> Self {
+        parts.iter().map(u32::to_string).collect::<Vec<_>>().join(".")
     }
 }
 
@@ -139,7 +164,7 @@ pub(crate) struct Peer {
     pub(crate) uid: u32,
     /// Tenants that this uid may act for: names, or beginnings of names followed by `*`.
     #[serde(default)]
-    pub(crate) tenants: Vec<String>,
+    pub(crate) tenants: Vec<TenantPattern>,
     /// Policies, workers and events of all tenants.
     #[serde(default)]
     pub(crate) operate: bool,
@@ -317,6 +342,27 @@ mod tests {
     }
 
     #[test]
+    fn what_is_no_version_of_v8_is_refused() {
+        for bad in ["fifteen", "v99.0", "99.99999999999.0", "", "15.", ".2", "15.2-rusty", "+1", "1.2.3.4.5"] {
+            let error = parse(&format!("[cordon]\nv8_at_least = {bad:?}\n")).unwrap_err();
+            assert!(error.contains("v8_at_least") && error.contains("no version of V8"), "{bad}: {error}");
+        }
+        assert!(parse("[cordon]\nv8_at_least = \"15.2.7.1\"\n").is_ok());
+    }
+
+    #[test]
+    fn a_rule_names_tenants_as_they_can_be_named() {
+        let rule = |tenant: &str| parse(&format!("[[peers]]\nuid = 5\ntenants = [{tenant:?}]\n"));
+        for bad in ["ac*me", "", "**", "a b", "../x", "-a*", "*a", "a*b*", &"a".repeat(65), &("a".repeat(65) + "*")] {
+            let error = rule(bad).unwrap_err();
+            assert!(error.contains("tenants") && error.contains("followed by *"), "{bad}: {error}");
+        }
+        for good in ["*", "acme", "acme-*", &("a".repeat(64) + "*")] {
+            assert!(rule(good).is_ok(), "{good}");
+        }
+    }
+
+    #[test]
     fn an_unknown_layer_is_refused() {
         assert!(parse("required = [\"apparmor\"]").unwrap_err().contains("no layer"));
     }
@@ -324,7 +370,13 @@ mod tests {
     #[test]
     fn what_is_printed_is_read_back() {
         let config = Config {
-            peers: vec![Peer { uid: 7, tenants: vec!["a-*".into()], operate: false, share_percent: Some(60) }],
+            peers: vec![Peer {
+                uid: 7,
+                tenants: vec!["a-*".parse().unwrap()],
+                operate: false,
+                share_percent: Some(60),
+            }],
+            cordon: Cordon { v8_at_least: Some(V8Version(vec![15, 2])), ..Cordon::default() },
             ..Config::default()
         };
         assert_eq!(parse(&toml::to_string(&config).unwrap()), Ok(config));

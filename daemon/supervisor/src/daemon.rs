@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use enisle_cordon::{Bounds, Capacity, Level, Reason, Seen, Signal};
 use enisle_hardening::{Layer, LayerSet, Posture, mpk};
 use enisle_wire::Outcome;
-use enisle_wire::tenant::{Limits as WireLimits, RunId};
+use enisle_wire::tenant::{Advice, RunId, ScriptError, Usage};
 use tokio::sync::{Notify, mpsc};
 
 use crate::api::peer::whose;
@@ -19,7 +19,9 @@ use crate::config::{Config, Counters, Keys};
 use crate::counters;
 use crate::descriptors::{self, DescriptorsError};
 use crate::events::{Events, What};
+use crate::files::Folder;
 use crate::job::{Job, Unsealable};
+use crate::notes::{Line, Written};
 use crate::policy::{Limits, Policy, Store, StoreError, TenantName};
 use crate::pool::{AdmitError, Pool};
 use crate::quota::OverQuota;
@@ -121,7 +123,7 @@ pub(crate) enum SetupError {
     Snapshot(#[from] StartError),
     #[error("the startup snapshot could not be sealed: {0}")]
     Seal(std::io::Error),
-    #[error("the first worker cannot hold a tenant: {0}")]
+    #[error(transparent)]
     Store(#[from] StoreError),
     #[error(transparent)]
     Record(#[from] RecordError),
@@ -144,6 +146,8 @@ pub(crate) enum RunError {
     Admit(#[from] AdmitError),
     #[error("the daemon is ending and takes no new runs")]
     Draining,
+    #[error("there is no room to write down what the run may leave behind: {0}")]
+    Unrecorded(Exhausted),
     #[error("the run could not be made ready for a sealed worker: {0}")]
     Unsealable(#[from] Unsealable),
     #[error("making the run ready was interrupted")]
@@ -203,6 +207,38 @@ pub(crate) fn probe(config: &Config) -> Result<Machine, SetupError> {
     Ok(Machine { posture, capacity, processes })
 }
 
+/// What workers are started from.
+struct Workers {
+    blueprint: Arc<Blueprint>,
+    /// As one of them has just made it: the program is a worker, and starts on this machine.
+    snapshot: OwnedFd,
+    layers: LayerSet,
+}
+
+impl Workers {
+    async fn make(config: &Config, machine: &Machine, program: std::path::PathBuf) -> Result<Self, SetupError> {
+        let file = std::fs::File::open(&program).map_err(|error| SetupError::Program(program, error))?;
+        let tenants_per_process = u32::try_from(machine.capacity.tenants_per_process()).unwrap_or(1);
+        let memory = Memory {
+            base_mb: WORKER_BASE_MB,
+            tenant_mb: config.workers.max_memory_mb.into(),
+            sealed_mb: config.cordon.sealed.memory_mb.into(),
+        };
+        let layers = jail_layers(&machine.posture);
+        let layers = if machine.capacity.keys == 0 { layers.without(Layer::Keys) } else { layers };
+        let blueprint = Blueprint::new(file, layers, tenants_per_process, memory, config.workers.uid_base);
+        let blueprint = Arc::new(blueprint.map_err(SetupError::Thread)?);
+        let snapshot = seal(&make_snapshot(&blueprint).await?).map_err(SetupError::Seal)?;
+        Ok(Self { blueprint, snapshot, layers })
+    }
+}
+
+/// Finds what a start would refuse of this machine and of the worker program, which has to make a
+/// snapshot; nothing is kept.
+pub(crate) async fn check(config: &Config, program: std::path::PathBuf) -> Result<(), SetupError> {
+    Workers::make(config, &probe(config)?, program).await.map(drop)
+}
+
 impl Daemon {
     /// Probes the machine, has the snapshot made in a jailed worker, and is ready to admit.
     pub(crate) async fn set_up(
@@ -210,21 +246,13 @@ impl Daemon {
         program: std::path::PathBuf,
         state_dir: &std::path::Path,
     ) -> Result<Self, SetupError> {
-        let Machine { posture, capacity, processes } = probe(&config)?;
-        let (store, policies) = Store::open(state_dir, config.workers.max_memory_mb)?;
-        let file = std::fs::File::open(&program).map_err(|error| SetupError::Program(program, error))?;
-        let tenants_per_process = u32::try_from(capacity.tenants_per_process()).unwrap_or(1);
-        let memory = Memory {
-            base_mb: WORKER_BASE_MB,
-            tenant_mb: config.workers.max_memory_mb.into(),
-            sealed_mb: config.cordon.sealed.memory_mb.into(),
-        };
-        let layers = jail_layers(&posture);
-        let layers = if capacity.keys == 0 { layers.without(Layer::Keys) } else { layers };
-        let blueprint = Blueprint::new(file, layers, tenants_per_process, memory, config.workers.uid_base);
-        let blueprint = Arc::new(blueprint.map_err(SetupError::Thread)?);
-        let snapshot = seal(&make_snapshot(&blueprint).await?).map_err(SetupError::Seal)?;
-        let (recorder, kept) = Recorder::open(state_dir, config.audit.keep_mb)?;
+        let machine = probe(&config)?;
+        let workers = Workers::make(&config, &machine, program).await?;
+        let Workers { blueprint, snapshot, layers } = workers;
+        let Machine { posture, capacity, processes } = machine;
+        let state = Folder::make(state_dir).map_err(|error| StoreError::Folder(state_dir.to_owned(), error))?;
+        let (store, policies) = Store::open(&state, config.workers.max_memory_mb)?;
+        let (recorder, kept) = Recorder::open(&state, config.audit.keep_mb, Parts::new(&config.peers))?;
         let recorder = Arc::new(recorder);
         let events = Arc::new(Events::new(config.peers.clone(), Some(Arc::clone(&recorder))));
         for what in kept.broken {
@@ -351,14 +379,24 @@ impl Daemon {
             .collect()
     }
 
-    /// Sets and keeps a tenant's policy. It holds from the next run on.
-    pub(crate) fn set_policy(&self, tenant: &Tenant, policy: Policy, held: Held) -> Result<(), StoreError> {
+    /// Sets and keeps a tenant's policy, for whose line there is room. It holds from the next run
+    /// on.
+    pub(crate) fn set_policy(
+        &self,
+        tenant: &Tenant,
+        policy: Policy,
+        held: Held,
+        line: Line,
+    ) -> Result<Written, StoreError> {
         let by_uid = held.uid();
-        self.store.put(&tenant.name, &policy)?;
+        // Of two at one time, the one that holds has the later line.
+        let in_order = self.store.put(&tenant.name, &policy)?;
         tenant.set_policy(policy, held);
+        let written = self.warden.recorder.decided(line);
+        drop(in_order);
         tenant.unwritten.store(true, Ordering::Relaxed);
         self.events.tell(What::PolicyChanged { tenant: tenant.name.to_string(), by_uid });
-        Ok(())
+        Ok(written)
     }
 
     pub(crate) fn next_run_id(&self) -> RunId {
@@ -379,7 +417,7 @@ impl Daemon {
     /// A run whose worker dies under it is begun once more: no run has an effect outside its worker yet.
     pub(crate) async fn run(self: &Arc<Self>, job: Job) -> Result<Report, RunError> {
         let tenant = &Arc::clone(&job.in_flight.tenant);
-        let id = job.run.id;
+        let (id, uid) = (job.run.id, job.in_flight.uid);
         let (mut begun, mut in_company, mut not_begun, mut fenced) = (0, 0, 0, 0);
         let until = Instant::now() + Duration::from_secs(self.config.cordon.queue_secs);
         loop {
@@ -398,39 +436,37 @@ impl Daemon {
                 {
                     let mut usage = tenant.usage();
                     usage.fenced += 1;
-                    if let Ended::Done(finished) | Ended::Judged(finished) = &ended {
-                        usage.cpu_us = usage.cpu_us.saturating_add(finished.usage.cpu_us);
-                    }
+                    usage.add_cpu(ended.cpu_us());
                 }
                 let (name, run) = (tenant.name.to_string(), id.to_string());
-                self.events.tell(What::Fenced { tenant: name, run, token: resident.token });
+                self.events.tell(What::Fenced { tenant: name, uid, run, token: resident.token });
                 fenced += 1;
                 if fenced < MOST_FENCED {
                     continue;
                 }
-                let finished = lost("its tenant was moved again and again");
-                self.note(tenant, id, &finished);
+                let finished = lost("its tenant was moved again and again", Usage::default());
+                self.note(tenant, uid, id, &finished);
                 return Ok(Report { id, finished, level });
             }
             match ended {
                 Ended::Done(finished) | Ended::Judged(finished) => {
                     tenant.note_end();
-                    self.note(tenant, id, &finished);
+                    self.note(tenant, uid, id, &finished);
                     return Ok(Report { id, finished: *finished, level });
                 }
-                Ended::Unanswered { bytes, why, wall } => {
+                Ended::Unanswered { bytes, why, usage } => {
                     tenant.note_end();
-                    self.note(tenant, id, &unanswered(wall, &job.run.limits));
+                    self.note(tenant, uid, id, &unanswered(usage));
                     return Err(RunError::Answer { bytes, why });
                 }
                 // The worker died before it came to this run, which is not held against it; but not for ever.
                 Ended::NotBegun if not_begun < MOST_NOT_BEGUN => not_begun += 1,
                 Ended::NotBegun => {
-                    let finished = lost("no worker lived long enough to begin it");
-                    self.note(tenant, id, &finished);
+                    let finished = lost("no worker lived long enough to begin it", Usage::default());
+                    self.note(tenant, uid, id, &finished);
                     return Ok(Report { id, finished, level });
                 }
-                Ended::Lost(Lost { why, anothers_doing }) => {
+                Ended::Lost(Lost { why, anothers_doing, usage }) => {
                     // What another tenant did is not held against this run. Twice in bad company, it lives alone; there
                     // nobody else can take its worker.
                     begun += u32::from(!anothers_doing);
@@ -439,13 +475,16 @@ impl Daemon {
                         tenant.retry_alone();
                     }
                     if begun == 2 {
-                        let finished = lost(&why);
+                        let finished = lost(&why, usage);
                         tenant.note_end();
-                        self.note(tenant, id, &finished);
+                        self.note(tenant, uid, id, &finished);
                         return Ok(Report { id, finished, level });
                     }
+                    // The answer has what the last attempt used.
+                    tenant.usage().add_cpu(usage.cpu_us);
                     self.events.tell(What::Retried {
                         tenant: tenant.name.to_string(),
+                        uid,
                         run: id.to_string(),
                         reason: why,
                     });
@@ -475,14 +514,18 @@ impl Daemon {
             if let Some(visit) = home.as_ref().and_then(Resident::visit) {
                 // Further in there is time, and whoever is alone for its own sake need not be.
                 let leaves = visit.worker.level < tenant.standing().level() || self.is_old(&visit.worker);
-                if leaves && tenant.life().runs_asked.has_passed(RUNS_ASK_EVERY) {
+                if leaves && tenant.runs_may_ask(RUNS_ASK_EVERY) {
                     self.warden.ask_for_move(tenant);
                 }
                 return Ok(visit);
             }
             *home = None;
+            let level = self.level_of_new_home(tenant, job.in_flight.uid);
             let memory_mb = job.run.limits.memory_mb.min(self.limits_at(tenant, level).memory_mb);
-            let admitted = match self.pool.admit(tenant, level, memory_mb, job.in_flight.uid, until).await {
+            // A home alone that is nothing but others' doing is not waited for.
+            let own_doing = tenant.on_probation().is_none() || tenant.standing().level().is_alone();
+            let patience = if own_doing { until } else { Instant::now() };
+            let admitted = match self.pool.admit(tenant, level, memory_mb, job.in_flight.uid, patience).await {
                 // That it lives alone was for its own sake, or is not its own doing: it is not refused for that.
                 Err(AdmitError::Full(_) | AdmitError::FullAlone(_))
                     if level.is_alone() && tenant.standing().level() == Level::Shared =>
@@ -493,6 +536,20 @@ impl Daemon {
             };
             *home = Some(admitted?);
         }
+    }
+
+    /// How far out a tenant's next home has to be, on the account of a uid.
+    ///
+    /// While the uid's budget of deaths is used up, it is alone, also for those who have done
+    /// nothing: whose doing the next death will be shows only afterwards, and a neighbour is safe
+    /// where nobody else is. Whoever has a home in company stays there. If there is no room alone,
+    /// such tenants are together, and never beside those who were there before: want of homes alone
+    /// is no reason to refuse somebody for what another tenant did.
+    pub(crate) fn level_of_new_home(&self, tenant: &Tenant, uid: u32) -> Level {
+        if self.warden.has_used_up(uid) {
+            tenant.put_on_probation(uid);
+        }
+        tenant.wanted_level()
     }
 
     /// What a tenant's runs may use at that level: the lower of its policy's and the level's.
@@ -520,10 +577,9 @@ impl Daemon {
     }
 
     /// Adds a run to its tenant's account, and tells of an end that an operator may want to know.
-    fn note(&self, tenant: &Arc<Tenant>, run: RunId, finished: &Finished) {
+    fn note(&self, tenant: &Arc<Tenant>, uid: u32, run: RunId, finished: &Finished) {
         let mut usage = tenant.usage();
-        usage.runs += 1;
-        usage.cpu_us = usage.cpu_us.saturating_add(finished.usage.cpu_us);
+        usage.add_cpu(finished.usage.cpu_us);
         usage.note(finished.outcome);
         drop(usage);
         let advice = &finished.advice;
@@ -535,11 +591,11 @@ impl Daemon {
         ];
         let said: Vec<_> = said.iter().filter(|(said, _)| *said).map(|(_, signal)| Seen::certain(*signal)).collect();
         if !said.is_empty() {
-            self.warden.saw(tenant, &said);
+            self.warden.saw(tenant, uid, &said);
         }
         if !matches!(finished.outcome, Outcome::Ok | Outcome::Exception) {
             let outcome = finished.outcome.as_str();
-            self.events.tell(What::RunEnded { tenant: tenant.name.to_string(), run: run.to_string(), outcome });
+            self.events.tell(What::RunEnded { tenant: tenant.name.to_string(), uid, run: run.to_string(), outcome });
         }
     }
 
@@ -595,6 +651,7 @@ impl InFlight {
         if tenant.wanted_level() == Level::Expelled {
             return Err(RunError::Expelled { tenant: tenant.name.clone(), why: why_expelled(tenant) });
         }
+        daemon.warden.recorder.may_run(uid).map_err(RunError::Unrecorded)?;
         let policy = tenant.policy();
         tenant.account.lock().unwrap_or_else(PoisonError::into_inner).begin(&policy.quota, Instant::now())?;
         daemon.in_flight.fetch_add(1, Ordering::SeqCst);
@@ -618,24 +675,21 @@ impl Drop for InFlight {
 
 /// A run whose answer was not read: what it used is not known, and it counts as if it had computed
 /// all the time.
-fn unanswered(wall: Duration, limits: &WireLimits) -> Finished {
-    use enisle_wire::tenant::{Advice, Usage};
-    let wall_us = u64::try_from(wall.as_micros()).unwrap_or(u64::MAX);
+fn unanswered(usage: Usage) -> Finished {
     Finished {
         outcome: Outcome::ExceededOutput,
         result: None,
         error: None,
         logs: Vec::new(),
         truncated: true,
-        usage: Usage { wall_us, cpu_us: wall_us.min(u64::from(limits.cpu_ms) * 1000), ..Usage::default() },
+        usage,
         queued: Duration::ZERO,
         advice: Advice::default(),
         held: None,
     }
 }
 
-fn lost(reason: &str) -> Finished {
-    use enisle_wire::tenant::{Advice, ScriptError, Usage};
+fn lost(reason: &str, usage: Usage) -> Finished {
     let message = format!("the worker process died twice under this run; the last time {reason}");
     Finished {
         outcome: Outcome::WorkerLost,
@@ -643,7 +697,7 @@ fn lost(reason: &str) -> Finished {
         error: Some(ScriptError { name: "WorkerLost".to_owned(), message, stack: None }),
         logs: Vec::new(),
         truncated: true,
-        usage: Usage::default(),
+        usage,
         queued: Duration::ZERO,
         advice: Advice::default(),
         held: None,

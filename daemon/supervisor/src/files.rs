@@ -1,23 +1,31 @@
 //! Everything that the daemon keeps is opened here: for the daemon alone, and by nobody else's
 //! hand.
 //!
-//! A folder is opened by descriptor and never through a link. It belongs to root or to the daemon,
-//! and nobody else may write to it. A file is opened below that descriptor, never through a link
-//! either, and has the mode 0600. What is the daemon's and gives others rights (an older version
-//! made it so) is closed to them, which is reported; what is somebody else's is refused.
+//! A folder is opened once, from the root on and a step at a time, and held by its descriptor
+//! ([`Folder`]): everything else happens below that, by name, so that whoever exchanges a folder on
+//! the way to it exchanges nothing for the daemon. At the start nobody may be able to: each folder
+//! on the way belongs to root or to the daemon, and others may not write to it, or are kept from
+//! each other's files there (`/tmp`); links on the way are root's or the daemon's. The folder itself
+//! is no link, and nobody else may write to it at all.
+//!
+//! A file is never opened through a link either, and has the mode 0600. What is the daemon's and
+//! gives others rights (an older version made it so) is closed to them, which is reported; what is
+//! somebody else's is refused.
 //!
 //! The folder of the socket is the exception: others may enter it, or they could not connect. Its
 //! lock file is closed to them all the same, because `flock` needs no more than an open descriptor.
 
-use std::fs::{self, DirBuilder, File};
+use std::ffi::OsStr;
+use std::fs::File;
 use std::io::{self, Read};
 use std::os::fd::{AsFd, OwnedFd};
-use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
+use nix::dir::Dir;
 use nix::errno::Errno;
-use nix::fcntl::{OFlag, open as open_at_path, openat};
-use nix::sys::stat::{FileStat, Mode, SFlag, fchmod, fstat};
+use nix::fcntl::{AtFlags, OFlag, open, openat, readlinkat, renameat};
+use nix::sys::stat::{FileStat, Mode, SFlag, fchmod, fstat, fstatat, mkdirat};
+use nix::unistd::{UnlinkatFlags, unlinkat};
 
 /// What a file is opened for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -46,33 +54,104 @@ impl How {
     }
 }
 
-/// Opens a file of the daemon's; the folder that it is in is looked at first.
-pub(crate) fn open(path: &Path, how: How) -> io::Result<File> {
-    below(&folder(&parent(path))?, path, how)
+/// A folder of what the daemon keeps. Names in it are names alone.
+#[derive(Debug)]
+pub(crate) struct Folder {
+    folder: OwnedFd,
+    /// Where it was when it was opened, for people.
+    path: PathBuf,
 }
 
-/// Reads a file of the daemon's.
-pub(crate) fn read(path: &Path) -> io::Result<Vec<u8>> {
-    let mut bytes = Vec::new();
-    open(path, How::Read)?.read_to_end(&mut bytes)?;
-    Ok(bytes)
+impl Folder {
+    /// Opens a folder, and makes it if it does not exist.
+    pub(crate) fn make(path: &Path) -> io::Result<Self> {
+        Self::closed(walk(path, Missing::Make { others_enter: false })?, path)
+    }
+
+    /// Opens a folder of this one, and makes it if it does not exist.
+    pub(crate) fn make_below(&self, name: &str) -> io::Result<Self> {
+        let alone = OsStr::new(name_alone(name)?);
+        make_at(&self.folder, alone, false)?;
+        match step(&self.folder, alone)? {
+            (_, found) if kind(&found) == SFlag::S_IFLNK => Err(link()),
+            (folder, _) => Self::closed(folder, &self.path_of(name)),
+        }
+    }
+
+    fn closed(folder: OwnedFd, path: &Path) -> io::Result<Self> {
+        let (folder, found, others) = look(folder)?;
+        if others == Others::Read && is_ours(&found) {
+            close_to_others(&folder, path, &found, 0o700)?;
+        }
+        Ok(Self { folder, path: path.to_owned() })
+    }
+
+    /// Where it was when it was opened.
+    pub(crate) fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Where something in it was then: for people, not to be opened.
+    pub(crate) fn path_of(&self, name: &str) -> PathBuf {
+        self.path.join(name)
+    }
+
+    /// Opens a file of it.
+    pub(crate) fn open(&self, name: &str, how: How) -> io::Result<File> {
+        below(&self.folder, &self.path_of(name_alone(name)?), how)
+    }
+
+    /// Reads a file of it.
+    pub(crate) fn read(&self, name: &str) -> io::Result<Vec<u8>> {
+        let mut bytes = Vec::new();
+        self.open(name, How::Read)?.read_to_end(&mut bytes)?;
+        Ok(bytes)
+    }
+
+    /// What is there under that name, a link too; none if nothing is.
+    pub(crate) fn find(&self, name: &str) -> io::Result<Option<FileStat>> {
+        match fstatat(&self.folder, name_alone(name)?, AtFlags::AT_SYMLINK_NOFOLLOW) {
+            Err(Errno::ENOENT) => Ok(None),
+            found => Ok(Some(found?)),
+        }
+    }
+
+    pub(crate) fn has(&self, name: &str) -> io::Result<bool> {
+        Ok(self.find(name)?.is_some())
+    }
+
+    /// Every name in it that is a text, in order.
+    pub(crate) fn names(&self) -> io::Result<Vec<String>> {
+        let mut open = Dir::from_fd(openat(&self.folder, ".", FOLDER, Mode::empty())?)?;
+        let mut names = Vec::new();
+        for entry in open.iter() {
+            names
+                .extend(entry?.file_name().to_str().ok().filter(|name| ![".", ".."].contains(name)).map(str::to_owned));
+        }
+        names.sort();
+        Ok(names)
+    }
+
+    pub(crate) fn rename(&self, from: &str, to: &str) -> io::Result<()> {
+        Ok(renameat(&self.folder, name_alone(from)?, &self.folder, name_alone(to)?)?)
+    }
+
+    pub(crate) fn remove(&self, name: &str) -> io::Result<()> {
+        Ok(unlinkat(&self.folder, name_alone(name)?, UnlinkatFlags::NoRemoveDir)?)
+    }
+
+    /// Has what was made, renamed and removed in it on the disk.
+    pub(crate) fn sync(&self) -> io::Result<()> {
+        File::from(self.folder.try_clone()?).sync_all()
+    }
 }
 
 /// Opens the file that `path` names below its folder, which was opened before. The only place where
 /// the daemon opens what it keeps.
 pub(crate) fn below(folder: &OwnedFd, path: &Path, how: How) -> io::Result<File> {
     let name = path.file_name().ok_or_else(|| refused("it has no name".to_owned()))?;
-    // A pipe in the place of a file must not keep the daemon waiting.
-    let flags = how.flags() | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC | OFlag::O_NONBLOCK | OFlag::O_NOCTTY;
-    let file = openat(folder, name, flags, Mode::S_IRUSR | Mode::S_IWUSR).map_err(|errno| match errno {
-        Errno::ELOOP => refused("it is a link, and the daemon follows none".to_owned()),
-        errno => errno.into(),
-    })?;
-    let found = fstat(&file)?;
-    if kind(&found) != SFlag::S_IFREG {
-        return Err(refused("it is not a file".to_owned()));
-    }
-    match judge(&found)? {
+    let (file, found, others) = open_file(folder, name, how)?;
+    match others {
         Others::Nothing => {}
         // Root may show what is root's; but what others write is not to be believed.
         Others::Read if !is_ours(&found) => {}
@@ -82,19 +161,21 @@ pub(crate) fn below(folder: &OwnedFd, path: &Path, how: How) -> io::Result<File>
     Ok(File::from(file))
 }
 
-/// Opens a folder of what the daemon keeps.
-pub(crate) fn folder(path: &Path) -> io::Result<OwnedFd> {
-    let (folder, found, others) = look(path)?;
-    if others == Others::Read && is_ours(&found) {
-        close_to_others(&folder, path, &found, 0o700)?;
+fn open_file(folder: &OwnedFd, name: &OsStr, how: How) -> io::Result<(OwnedFd, FileStat, Others)> {
+    // A pipe in the place of a file must not keep the daemon waiting.
+    let flags = how.flags() | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC | OFlag::O_NONBLOCK | OFlag::O_NOCTTY;
+    let file = openat(folder, name, flags, Mode::S_IRUSR | Mode::S_IWUSR).map_err(|errno| match errno {
+        Errno::ELOOP => refused("it is a link, and the daemon follows none".to_owned()),
+        // A folder; a socket, or a pipe that nobody reads.
+        Errno::EISDIR | Errno::ENXIO => not_a_file(),
+        errno => errno.into(),
+    })?;
+    let found = fstat(&file)?;
+    if kind(&found) != SFlag::S_IFREG {
+        return Err(not_a_file());
     }
-    Ok(folder)
-}
-
-/// Opens a folder of what the daemon keeps, and makes it if it does not exist.
-pub(crate) fn make_folder(path: &Path) -> io::Result<OwnedFd> {
-    DirBuilder::new().recursive(true).mode(0o700).create(path)?;
-    folder(path)
+    let others = judge(&found)?;
+    Ok((file, found, others))
 }
 
 /// Opens the folder of the socket, and makes it if it does not exist. What root makes, others may
@@ -102,33 +183,126 @@ pub(crate) fn make_folder(path: &Path) -> io::Result<OwnedFd> {
 /// they are, unless they may write there: they could put a socket of theirs in the place of the
 /// daemon's, or make its lock file first.
 pub(crate) fn make_socket_folder(path: &Path) -> io::Result<OwnedFd> {
-    let missing: Vec<_> = path.ancestors().take_while(|path| !path.as_os_str().is_empty() && !path.exists()).collect();
-    DirBuilder::new().recursive(true).mode(0o700).create(path)?;
-    if nix::unistd::geteuid().is_root() {
-        missing.iter().try_for_each(|path| fs::set_permissions(path, fs::Permissions::from_mode(0o755)))?;
-    }
-    Ok(look(path)?.0)
+    let others_enter = nix::unistd::geteuid().is_root();
+    Ok(look(walk(path, Missing::Make { others_enter })?)?.0)
 }
 
-/// Whether a folder can be used, without changing anything. One that does not exist can.
-pub(crate) fn check_folder(path: &Path) -> io::Result<()> {
-    match look(path) {
-        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
-        looked => looked.map(drop),
+/// Opens a folder that exists and can be used, without changing anything. None if it does not exist.
+pub(crate) fn check_folder(path: &Path) -> io::Result<Option<OwnedFd>> {
+    match walk(path, Missing::Refuse).and_then(look) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+        looked => Ok(Some(looked?.0)),
     }
 }
 
-/// Removes what a daemon that was killed has left of a file that it was writing.
-pub(crate) fn remove_left_over(path: &Path) -> io::Result<()> {
-    match fs::remove_file(path) {
+/// Whether [`below`] would open that file of a folder, without changing anything. One that does not
+/// exist can be made.
+pub(crate) fn check_file(folder: &OwnedFd, name: &OsStr) -> io::Result<()> {
+    match open_file(folder, name, How::Read) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
-        removed => removed,
+        Ok((_, found, Others::Write)) if !is_ours(&found) => {
+            Err(refused(format!("others may write to it (mode {:o})", bits(&found))))
+        }
+        opened => opened.map(drop),
     }
 }
 
 /// The folder that `path` is in; a name alone is in the present one.
 pub(crate) fn parent(path: &Path) -> PathBuf {
     path.parent().filter(|dir| !dir.as_os_str().is_empty()).unwrap_or_else(|| Path::new(".")).to_owned()
+}
+
+/// A name that is not a way to somewhere else.
+fn name_alone(name: &str) -> io::Result<&str> {
+    let alone = Path::new(name).file_name().is_some_and(|alone| alone == name);
+    if alone { Ok(name) } else { Err(refused(format!("{name:?} is not the name of a file"))) }
+}
+
+/// What becomes of folders that do not exist.
+#[derive(Debug, Clone, Copy)]
+enum Missing {
+    Refuse,
+    Make { others_enter: bool },
+}
+
+/// Longer chains of links are followed by nobody (path_resolution(7)).
+const MOST_LINKS: usize = 40;
+const FOLDER: OFlag = OFlag::O_RDONLY.union(OFlag::O_DIRECTORY).union(OFlag::O_NOFOLLOW).union(OFlag::O_CLOEXEC);
+/// Not to be read: others' folders on the way need not allow that.
+const STEP: OFlag = OFlag::O_PATH.union(OFlag::O_NOFOLLOW).union(OFlag::O_CLOEXEC);
+
+/// Goes to a folder from the root on, below one descriptor after the other. What is on the way must
+/// be such that only root and the daemon could exchange it.
+fn walk(path: &Path, missing: Missing) -> io::Result<OwnedFd> {
+    let (mut at, mut way) = (open("/", STEP, Mode::empty())?, PathBuf::new());
+    let mut left = backwards(&std::path::absolute(path)?);
+    let mut links = 0;
+    while let Some(name) = left.pop() {
+        way.push(&name);
+        let (next, found) = match (step(&at, &name), missing) {
+            (Err(error), Missing::Make { others_enter }) if error.kind() == io::ErrorKind::NotFound => {
+                make_at(&at, &name, others_enter)?;
+                step(&at, &name)?
+            }
+            (stepped, _) => stepped?,
+        };
+        let is_last = left.is_empty();
+        match kind(&found) {
+            SFlag::S_IFDIR => at = next,
+            SFlag::S_IFLNK if is_last => return Err(link()),
+            SFlag::S_IFLNK if links < MOST_LINKS => {
+                links += 1;
+                left.extend(backwards(Path::new(&readlinkat(&next, "")?)));
+            }
+            _ => return Err(Errno::ENOTDIR.into()),
+        }
+        if !is_last {
+            check_way(&way, &found)?;
+        }
+        if kind(&found) == SFlag::S_IFLNK {
+            way.pop();
+        }
+    }
+    Ok(at)
+}
+
+fn backwards(path: &Path) -> Vec<std::ffi::OsString> {
+    path.components().rev().map(|component| component.as_os_str().to_owned()).collect()
+}
+
+fn step(at: &OwnedFd, name: &OsStr) -> io::Result<(OwnedFd, FileStat)> {
+    let next = openat(at, name, STEP, Mode::empty())?;
+    let found = fstat(&next)?;
+    Ok((next, found))
+}
+
+/// Makes a folder; what is there already is looked at by whoever opens it.
+fn make_at(at: &OwnedFd, name: &OsStr, others_enter: bool) -> io::Result<()> {
+    match mkdirat(at, name, Mode::S_IRWXU) {
+        Err(Errno::EEXIST) => return Ok(()),
+        made => made?,
+    }
+    if others_enter {
+        fchmod(openat(at, name, FOLDER, Mode::empty())?, Mode::from_bits_truncate(0o755))?;
+    }
+    Ok(())
+}
+
+/// Whether others could exchange what comes after that folder or link on the way.
+fn check_way(way: &Path, found: &FileStat) -> io::Result<()> {
+    let way = way.display();
+    if found.st_uid != 0 && !is_ours(found) {
+        return Err(refused(format!("{way} on the way to it belongs to uid {}, who could exchange it", found.st_uid)));
+    }
+    // In a folder like /tmp nobody can remove or rename what is another's. A link has no mode.
+    let sticky = bits(found) & 0o1000 != 0;
+    if kind(found) == SFlag::S_IFDIR && bits(found) & 0o022 != 0 && !sticky {
+        return Err(refused(format!(
+            "others may write to {way} on the way to it (mode {:o}), and could exchange it; `chmod go-w {way}`",
+            bits(found)
+        )));
+    }
+    Ok(())
 }
 
 /// What others than the owner may do.
@@ -139,17 +313,9 @@ enum Others {
     Write,
 }
 
-/// Opens a folder and refuses one that somebody else owns or may write to.
-fn look(path: &Path) -> io::Result<(OwnedFd, FileStat, Others)> {
-    // Without a slash at the end, behind which a link would be followed.
-    let path: PathBuf = path.components().collect();
-    let flags = OFlag::O_RDONLY | OFlag::O_DIRECTORY | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
-    let folder = open_at_path(&path, flags, Mode::empty()).map_err(|errno| match errno {
-        Errno::ELOOP | Errno::ENOTDIR if path.is_symlink() => {
-            refused("it is a link; name the folder itself".to_owned())
-        }
-        errno => errno.into(),
-    })?;
+/// Looks at a folder, and refuses one that somebody else owns or may write to.
+fn look(folder: OwnedFd) -> io::Result<(OwnedFd, FileStat, Others)> {
+    let folder = openat(folder, ".", FOLDER, Mode::empty())?;
     let found = fstat(&folder)?;
     let others = judge(&found)?;
     if others == Others::Write {
@@ -197,6 +363,14 @@ fn close_to_others(what: impl AsFd, path: &Path, found: &FileStat, mode: u32) ->
     Ok(())
 }
 
+fn link() -> io::Error {
+    refused("it is a link; name the folder itself".to_owned())
+}
+
+fn not_a_file() -> io::Error {
+    refused("it is not a file".to_owned())
+}
+
 fn refused(why: String) -> io::Error {
     io::Error::new(io::ErrorKind::PermissionDenied, why)
 }
@@ -204,8 +378,17 @@ fn refused(why: String) -> io::Error {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::fs;
     use std::io::Write;
-    use std::os::unix::fs::{MetadataExt, symlink};
+    use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};
+
+    fn open(path: &Path, how: How) -> io::Result<File> {
+        Folder::make(&parent(path))?.open(path.file_name().unwrap().to_str().unwrap(), how)
+    }
+
+    fn read(path: &Path) -> io::Result<Vec<u8>> {
+        Folder::make(&parent(path))?.read(path.file_name().unwrap().to_str().unwrap())
+    }
 
     fn mode(path: &Path) -> u32 {
         fs::symlink_metadata(path).unwrap().mode() & 0o7777
@@ -227,7 +410,7 @@ mod tests {
         for how in [How::Read, How::Change] {
             assert_eq!(open(&dir.path().join("none"), how).unwrap_err().kind(), io::ErrorKind::NotFound);
         }
-        make_folder(&dir.path().join("a/b")).unwrap();
+        Folder::make(&dir.path().join("a/b")).unwrap();
         assert_eq!((mode(&dir.path().join("a")), mode(&dir.path().join("a/b"))), (0o700, 0o700));
     }
 
@@ -249,7 +432,7 @@ mod tests {
         let link = dir.path().join("way");
         symlink(dir.path().join("folder"), &link).unwrap();
         for way in [link.clone(), link.join(""), link.join(".")] {
-            assert!(make_folder(&way).unwrap_err().to_string().contains("it is a link"), "{}", way.display());
+            assert!(Folder::make(&way).unwrap_err().to_string().contains("it is a link"), "{}", way.display());
             assert!(make_socket_folder(&way).is_err());
         }
         assert!(open(&link.join("x"), How::Keep).is_err());
@@ -279,13 +462,82 @@ mod tests {
     }
 
     #[test]
+    fn a_way_that_others_could_exchange_is_refused() {
+        let dir = tempfile::tempdir().unwrap();
+        let (way, state) = (dir.path().join("way"), dir.path().join("way/a/state"));
+        fs::create_dir(&way).unwrap();
+        for open_to_others in [0o777, 0o720, 0o702] {
+            set_mode(&way, open_to_others);
+            let refusals = [Folder::make(&state).map(drop), make_socket_folder(&state).map(drop)];
+            for refusal in refusals.map(|made| made.unwrap_err().to_string()) {
+                assert!(refusal.contains("on the way to it") && refusal.contains("chmod go-w"), "{refusal}");
+            }
+            assert!(check_folder(&state).is_err() && !way.join("a").exists());
+        }
+        // Where nobody can rename what is another's, others may write.
+        set_mode(&way, 0o1777);
+        assert!(check_folder(&state).unwrap().is_none());
+        Folder::make(&state).unwrap();
+        assert_eq!((mode(&way.join("a")), mode(&state)), (0o700, 0o700));
+        set_mode(&way, 0o777);
+        assert!(check_folder(&state).is_err() && Folder::make(&state).is_err());
+    }
+
+    #[test]
+    fn a_link_on_the_way_is_gone_along_and_what_is_behind_it_is_looked_at() {
+        let dir = tempfile::tempdir().unwrap();
+        let (there, way) = (dir.path().join("there"), dir.path().join("way"));
+        fs::create_dir(&there).unwrap();
+        for target in [
+            there.clone(),
+            PathBuf::from("there"),
+            PathBuf::from("../").join(dir.path().file_name().unwrap()).join("there"),
+        ] {
+            symlink(target, &way).unwrap();
+            Folder::make(&way.join("state")).unwrap();
+            assert!(there.join("state").is_dir());
+            fs::remove_dir(there.join("state")).unwrap();
+            fs::remove_file(&way).unwrap();
+        }
+        symlink(&there, &way).unwrap();
+        set_mode(&there, 0o777);
+        assert!(Folder::make(&way.join("state")).unwrap_err().to_string().contains("on the way to it"));
+        symlink("circle", dir.path().join("circle")).unwrap();
+        assert!(Folder::make(&dir.path().join("circle/state")).is_err());
+    }
+
+    #[test]
+    fn a_folder_that_was_exchanged_is_still_the_one_that_was_opened() {
+        let dir = tempfile::tempdir().unwrap();
+        let (path, away, others) = (dir.path().join("state"), dir.path().join("away"), dir.path().join("others"));
+        fs::create_dir(&others).unwrap();
+        fs::write(others.join("kept"), "whole").unwrap();
+        let folder = Folder::make(&path).unwrap();
+        fs::rename(&path, &away).unwrap();
+        symlink(&others, &path).unwrap();
+        assert!(!folder.has("kept").unwrap());
+        folder.open("kept", How::Keep).unwrap().write_all(b"new").unwrap();
+        folder.make_below("below").unwrap().open("file", How::New).unwrap();
+        assert_eq!(folder.names().unwrap(), ["below", "kept"]);
+        folder.rename("kept", "moved").unwrap();
+        folder.remove("moved").unwrap();
+        assert!(away.join("below/file").exists() && !away.join("moved").exists());
+        assert_eq!(fs::read_dir(&others).unwrap().count(), 1);
+        assert_eq!(fs::read_to_string(others.join("kept")).unwrap(), "whole");
+        for name in ["../others/kept", "/kept", "..", ".", "", "below/file"] {
+            assert!(folder.open(name, How::Keep).is_err(), "{name:?}");
+            assert!(folder.has(name).is_err() && folder.remove(name).is_err() && folder.rename("below", name).is_err());
+        }
+    }
+
+    #[test]
     fn a_folder_that_others_may_write_to_is_refused_and_left_as_it_is() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("state");
         fs::create_dir(&path).unwrap();
         for open_to_others in [0o777, 0o1777, 0o770, 0o702] {
             set_mode(&path, open_to_others);
-            let refusal = make_folder(&path).unwrap_err().to_string();
+            let refusal = Folder::make(&path).unwrap_err().to_string();
             assert!(refusal.contains("others may write") && refusal.contains("chmod go-w"), "{refusal}");
             assert!(open(&path.join("file"), How::Keep).is_err());
             assert!(make_socket_folder(&path).is_err() && check_folder(&path).is_err());

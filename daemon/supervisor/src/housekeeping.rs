@@ -70,6 +70,10 @@ impl Daemon {
             let some = self.tenants_after(last.as_ref(), SOME_TENANTS);
             for tenant in &some {
                 self.warden.look_after(tenant);
+                if tenant.on_probation().is_some_and(|uid| self.warden.has_forgiven(uid)) {
+                    tenant.end_probation();
+                }
+                tenant.tidy();
                 if self.is_misplaced(tenant, tenant.residence()) {
                     self.warden.ask_for_move(tenant);
                 }
@@ -110,7 +114,7 @@ impl Daemon {
             for (tenant, resident) in &busy {
                 let seen: Vec<_> = resident.look(rules, counters).into_iter().map(Seen::certain).collect();
                 if !seen.is_empty() {
-                    self.warden.saw(tenant, &seen);
+                    self.warden.saw(tenant, resident.uid, &seen);
                 }
             }
             count = (count + 1) % LOOKS_AT_IDLE;
@@ -154,7 +158,7 @@ impl Daemon {
                 let limits = self.limits_at(tenant, worker.level);
                 let most = self.config.cordon.rules.shape.most_resident(limits.memory_mb);
                 if worker.resident_bytes(*slot) > most {
-                    self.warden.saw(tenant, &[Seen::certain(Signal::Resident)]);
+                    self.warden.saw(tenant, worker.uid, &[Seen::certain(Signal::Resident)]);
                 }
             }
             if let Some(found) = worker.unexplained().filter(|found| found.looks >= LOOKS_BEFORE_ACTION) {
@@ -181,9 +185,9 @@ impl Daemon {
         });
         if worker.was_one_tenants() {
             // Nobody else can have made it hold that.
-            self.warden.saw(&tenant, &[Seen::certain(Signal::Resident)]);
+            self.warden.saw(&tenant, worker.uid, &[Seen::certain(Signal::Resident)]);
         } else if holds_most {
-            self.warden.keep_apart(&[(Arc::clone(&tenant), None)], Because::UnexplainedMemory, worker.id);
+            self.warden.keep_apart(&[(Arc::clone(&tenant), None)], Because::UnexplainedMemory, worker);
         }
         self.warden.ask_for_move(&tenant);
     }

@@ -4,6 +4,7 @@
 //! is told when lines can be written again. Ordinary lines may take a quarter of the room: however
 //! many there are, there is room for evidence and errors.
 
+use std::borrow::Cow;
 use std::io::{self, IsTerminal, Write};
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, mpsc};
@@ -115,6 +116,25 @@ fn lost_line(lost: u64) -> String {
     line + &format!("  WARN enisled::logging: lines of the log were lost, for nobody took them in time lost={lost}\n")
 }
 
+/// A line in which every character is seen, and where it stands: what changes the order of others,
+/// hides, or ends a line elsewhere is escaped as JSON does it, so that an event stays JSON.
+/// (`char::escape_debug` escapes what Unicode calls format, separator, unassigned or combining.)
+fn legible(text: &[u8]) -> Cow<'_, [u8]> {
+    if text.is_ascii() {
+        return text.into();
+    }
+    let mut out = String::with_capacity(text.len());
+    for c in String::from_utf8_lossy(text).chars() {
+        let blank = matches!(c, '\u{115f}' | '\u{1160}' | '\u{3164}' | '\u{ffa0}');
+        if c.is_ascii() || !(blank || c.escape_debug().len() > 1) {
+            out.push(c);
+        } else {
+            out.extend(c.encode_utf16(&mut [0; 2]).iter().map(|unit| format!("\\u{unit:04x}")));
+        }
+    }
+    out.into_bytes().into()
+}
+
 /// One line on its way.
 #[derive(Debug)]
 pub(crate) struct Line<'a> {
@@ -124,7 +144,7 @@ pub(crate) struct Line<'a> {
 
 impl Write for Line<'_> {
     fn write(&mut self, text: &[u8]) -> io::Result<usize> {
-        self.log.line(text, self.most);
+        self.log.line(&legible(text), self.most);
         Ok(text.len())
     }
 
@@ -168,6 +188,16 @@ mod tests {
         let told = text.lines().filter_map(|line| line.rsplit_once("lost=")?.1.parse::<u64>().ok()).sum::<u64>();
         assert!(told > 0 && text.contains("\nevidence\n"));
         assert_eq!(text.matches("ordinary").count() as u64 + told, 100_000);
+    }
+
+    #[test]
+    fn what_would_reorder_or_hide_text_is_escaped_and_stays_json() {
+        let said = r#"{"reason":"Grüße, 東京\n"}"#;
+        assert_eq!(legible(said.as_bytes()), said.as_bytes());
+        let hidden = "\u{202e}\u{2066}\u{61c}\u{200f}\u{2028}\u{feff}\u{ad}\u{85}\u{3164}\u{e0041}";
+        let line = serde_json::to_string(hidden).unwrap();
+        let shown = legible(line.as_bytes());
+        assert!(shown.is_ascii() && serde_json::from_slice::<String>(&shown).unwrap() == hidden, "{shown:?}");
     }
 
     #[test]

@@ -43,8 +43,9 @@ mod tenant;
 mod violation;
 mod warden;
 
+use std::os::fd::AsFd;
 use std::os::unix::fs::PermissionsExt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::Duration;
@@ -71,9 +72,9 @@ struct Arguments {
     /// The configuration file.
     #[arg(long, value_name = "FILE")]
     config: Option<PathBuf>,
-    /// Read a database of standings and exit: what the daemon has a process of its own do before it opens one.
-    #[arg(long, value_name = "FILE", hide = true)]
-    examine: Option<PathBuf>,
+    /// Read the database of standings on standard input and exit: what the daemon has a process of its own do before it opens one.
+    #[arg(long, hide = true)]
+    examine: bool,
     /// Check the configuration, and that this machine can start it, and exit.
     #[arg(long)]
     check_config: bool,
@@ -86,8 +87,8 @@ fn main() -> ExitCode {
     // Before anything is made: whatever sets no mode of its own is the daemon's alone.
     nix::sys::stat::umask(nix::sys::stat::Mode::from_bits_truncate(0o077));
     let arguments = Arguments::parse();
-    if let Some(database) = &arguments.examine {
-        return examine(database);
+    if arguments.examine {
+        return examine();
     }
     let log = match logging::start() {
         Ok(log) => log,
@@ -112,8 +113,10 @@ fn main() -> ExitCode {
 }
 
 /// The process that reads a database before the daemon does says what is wrong with it by how it ends.
-fn examine(database: &std::path::Path) -> ExitCode {
-    let Err(error) = standings::examine(database) else { return ExitCode::SUCCESS };
+fn examine() -> ExitCode {
+    let file = std::io::stdin().as_fd().try_clone_to_owned().map(std::fs::File::from);
+    let examined = file.map_err(redb::Error::from).and_then(standings::examine);
+    let Err(error) = examined else { return ExitCode::SUCCESS };
     let _ = std::io::Write::write_all(&mut std::io::stderr(), format!("{error}\n").as_bytes());
     if standings::is_damage(&error) { ExitCode::from(standings::BROKEN_EXIT) } else { ExitCode::FAILURE }
 }
@@ -125,12 +128,13 @@ fn start(arguments: Arguments) -> anyhow::Result<()> {
         let text = toml::to_string(&config)?;
         return Ok(std::io::Write::write_all(&mut std::io::stdout(), text.as_bytes())?);
     }
-    if arguments.check_config {
-        return check_start(&Places::new(&arguments, &config)?, &config);
-    }
     // One thread: the daemon moves bytes, the work is in the workers, and what stays on a thread need not be handed over.
     // Parsing of large bodies and waiting for the disk are done elsewhere.
-    tokio::runtime::Builder::new_current_thread().enable_all().build()?.block_on(run(arguments, config))
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    if arguments.check_config {
+        return runtime.block_on(check_start(Places::new(&arguments, &config)?, &config));
+    }
+    runtime.block_on(run(arguments, config))
 }
 
 /// Where what a start needs is.
@@ -150,7 +154,7 @@ impl Places {
     }
 }
 
-fn check_program(path: &std::path::Path) -> anyhow::Result<()> {
+fn check_program(path: &Path) -> anyhow::Result<()> {
     let found =
         std::fs::metadata(path).with_context(|| format!("the worker program {} cannot be used", path.display()))?;
     let executable = found.is_file() && found.permissions().mode() & 0o111 != 0;
@@ -159,16 +163,24 @@ fn check_program(path: &std::path::Path) -> anyhow::Result<()> {
 }
 
 /// What a start would refuse, found without making, changing or taking anything: another daemon may
-/// be running.
-fn check_start(places: &Places, config: &Config) -> anyhow::Result<()> {
-    daemon::probe(config)?;
+/// be running, which is not in the way of a check.
+async fn check_start(places: Places, config: &Config) -> anyhow::Result<()> {
     check_program(&places.program)?;
     server::check_place(&places.socket)?;
-    for kept in [places.state_dir.clone(), places.state_dir.join("tenants"), places.state_dir.join("audit")] {
-        let looked = files::check_folder(&kept);
-        looked.with_context(|| format!("{} cannot be used for the daemon's state", kept.display()))?;
+    for (folder, kept) in [
+        ("", [record::LOCK, standings::DATABASE].as_slice()),
+        (policy::FOLDER, &[]),
+        (record::FOLDER, &[audit_log::CURRENT]),
+    ] {
+        let folder = places.state_dir.join(folder);
+        let context = |path: &Path| format!("{} cannot be used for the daemon's state", path.display());
+        let Some(looked) = files::check_folder(&folder).with_context(|| context(&folder))? else { continue };
+        for name in kept {
+            let path = folder.join(name);
+            files::check_file(&looked, name.as_ref()).with_context(|| context(&path))?;
+        }
     }
-    Ok(())
+    Ok(daemon::check(config, places.program).await?)
 }
 
 async fn run(arguments: Arguments, config: Config) -> anyhow::Result<()> {

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::fs;
 use std::sync::LazyLock;
 use std::sync::{Mutex, MutexGuard, PoisonError};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use enisle_cordon::shape::Messages;
 use enisle_cordon::{Sample, Time};
@@ -105,8 +105,9 @@ impl Meter {
     }
 }
 
-/// Milliseconds since the daemon's first look: windows are no business of the wall clock's, which may be set.
-fn monotonic() -> Time {
+/// Milliseconds since the daemon's first look: windows, and deaths that are forgiven, are no business
+/// of the wall clock's, which may be set.
+pub(crate) fn monotonic() -> Time {
     static EPOCH: LazyLock<Instant> = LazyLock::new(Instant::now);
     Time(u64::try_from(EPOCH.elapsed().as_millis()).unwrap_or(u64::MAX))
 }
@@ -138,12 +139,22 @@ fn faults(stat: &str) -> Option<u64> {
     stat.rsplit_once(')')?.1.split_whitespace().nth(7)?.parse().ok()
 }
 
-/// Time on a processor and waiting for one (sched-stats.rst: nanoseconds), and page faults (proc_pid_stat(5), field 10).
+/// How long a thread has been on a processor, by the kernel's word, as long as it is there.
+pub(crate) fn computed(process: Pid, thread: Pid) -> Option<Duration> {
+    times(process, thread).map(|[ran, _]| ran)
+}
+
+/// Time on a processor, and waiting for one (sched-stats.rst: nanoseconds).
+fn times(process: Pid, thread: Pid) -> Option<[Duration; 2]> {
+    let schedstat = fs::read_to_string(format!("/proc/{process}/task/{thread}/schedstat")).ok()?;
+    let mut times = schedstat.split_whitespace().map(|word| Duration::from_nanos(word.parse().unwrap_or(0)));
+    Some([times.next()?, times.next()?])
+}
+
+/// The kernel's counts: times, and page faults (proc_pid_stat(5), field 10).
 fn of_thread(process: Pid, thread: Pid) -> Option<Sample> {
-    let read = |file| fs::read_to_string(format!("/proc/{process}/task/{thread}/{file}")).ok();
-    let (schedstat, stat) = (read("schedstat")?, read("stat")?);
-    let mut times = schedstat.split_whitespace().map(|word| word.parse::<u64>().unwrap_or(0) / 1_000_000);
-    let (ran_ms, waited_ms) = (times.next()?, times.next()?);
+    let stat = fs::read_to_string(format!("/proc/{process}/task/{thread}/stat")).ok()?;
+    let [ran_ms, waited_ms] = times(process, thread)?.map(|time| u64::try_from(time.as_millis()).unwrap_or(u64::MAX));
     Some(Sample { ran_ms, waited_ms, faults: faults(&stat)?, ..Sample::default() })
 }
 

@@ -1,29 +1,139 @@
-//! What waits to be written down: bounded, and never a reason to wait.
+//! What waits to be written down: bounded, shared by uid as everything is, and never a reason for
+//! the daemon to wait.
 //!
-//! A disk may be slower than whoever causes evidence. Standings replace each other, so there is one
-//! for each tenant at the most. Lines of the audit log queue up to a bound, whose last quarter is
-//! for decisions alone. Over it a line is not kept, but counted by its kind, and that count is a
-//! line of the log itself, behind those that were kept: nothing is missing without the log saying
-//! so.
+//! A disk may be slower than whoever causes lines. Standings replace each other, so there is one
+//! for each tenant at the most. A line of the audit log is one of three kinds:
+//!
+//! | kind | charged to | where its uid has no room |
+//! |---|---|---|
+//! | a decision (order, policy) | the client that decided | refused, without effect |
+//! | evidence of a tenant | the uid that ran the tenant | kept; that uid's next run is refused |
+//! | the daemon's own | nobody | kept |
+//!
+//! So no line is lost because of what another uid does. Evidence of a uid that has [`MOST_OVER`]
+//! over its part, which only a disk that has stopped lets happen, is counted by kind; the count is
+//! a line of the log itself.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
 
 use enisle_cordon::Standing;
+use serde_json::value::{RawValue, to_raw_value};
+use tokio::sync::oneshot;
 
 use crate::policy::TenantName;
 use crate::record::Entry;
+use crate::share::{Exhausted, Held, Parts, Supply};
 
-/// Lines that wait at the most; a line has some hundred bytes.
-const MOST_WAITING: usize = 8192;
-/// Of those, lines about what was seen.
-const MOST_SEEN: usize = MOST_WAITING / 4 * 3;
+/// Bytes of lines that wait, as long as nobody is over its part.
+const MOST_WAITING: u64 = 8 << 20;
+/// What a uid's evidence may have beside its part.
+const MOST_OVER: u64 = 4 << 20;
+/// What a line takes beside its text.
+const LINE_BYTES: u64 = 256;
+/// What else is in the line of a move: score and signals.
+const MOVE_BYTES: u64 = 2 << 10;
+/// A run begins only where its uid has room for what it may leave behind.
+const RUN_BYTES: u64 = 16 << 10;
+/// How often it is tried again to write what could not be written.
+const TRY_AGAIN_EVERY: Duration = Duration::from_secs(1);
+/// A client is told no later than this that its decision is not yet on the disk.
+const PATIENCE: Duration = Duration::from_secs(5);
+const DAY: Duration = Duration::from_secs(24 * 60 * 60);
+
+/// A line for which there is room.
+#[derive(Debug)]
+pub(crate) struct Line {
+    pub(crate) json: Box<RawValue>,
+    _held: Option<Held>,
+    written: Option<oneshot::Sender<()>>,
+}
+
+impl Line {
+    /// It is on the disk; whoever waits for that is told.
+    pub(crate) fn confirm(self) {
+        if let Some(written) = self.written {
+            let _ = written.send(());
+        }
+    }
+
+    /// Nobody waits for it any more; it is tried again.
+    pub(crate) fn delay(&mut self) {
+        self.written = None;
+    }
+}
+
+/// Why a decision was not made.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum Refused {
+    #[error("nothing was changed, for it could not be written to the audit log: {0}")]
+    Room(#[from] Exhausted),
+    #[error(
+        "nothing was changed, for uid {uid} has filled its part of the audit log for now: its orders and policies may \
+         take {per_day} bytes a day (a half of audit.keep_mb), and no more than {burst} at once"
+    )]
+    Allowance { uid: u32, per_day: u64, burst: u64 },
+}
+
+/// A decision holds, and its line is not on the disk.
+#[derive(Debug, thiserror::Error)]
+#[error(
+    "it was done and holds, but is not in the audit log yet, nor certain to outlive the daemon: the disk is full or \
+     too slow; the daemon's log says more"
+)]
+pub(crate) struct NotWritten;
+
+/// The line of a decision on its way to the disk.
+#[derive(Debug)]
+#[must_use = "a decision is answered once it is on the disk"]
+pub(crate) struct Written(oneshot::Receiver<()>);
+
+impl Written {
+    pub(crate) async fn wait(self) -> Result<(), NotWritten> {
+        tokio::time::timeout(PATIENCE, self.0).await.ok().and_then(Result::ok).ok_or(NotWritten)
+    }
+}
+
+/// How much of the log each uid may fill with what can be refused. The log has its oldest lines
+/// deleted, so whoever fills it deletes what others left.
+#[derive(Debug)]
+struct Allowance {
+    per_day: u64,
+    burst: u64,
+    /// What each has left, and since when.
+    left: BTreeMap<u32, (u64, Instant)>,
+}
+
+impl Allowance {
+    fn new(keep_bytes: u64) -> Self {
+        Self { per_day: keep_bytes / 2, burst: keep_bytes / 16, left: BTreeMap::new() }
+    }
+
+    fn take(&mut self, uid: u32, bytes: u64, now: Instant) -> Result<(), Refused> {
+        let (per_day, burst) = (self.per_day, self.burst);
+        let (left, since) = self.left.entry(uid).or_insert((burst, now));
+        let passed = now.saturating_duration_since(*since).as_millis();
+        let more = passed.saturating_mul(per_day.into()) / DAY.as_millis();
+        if more > 0 {
+            (*left, *since) = (left.saturating_add(u64::try_from(more).unwrap_or(u64::MAX)).min(burst), now);
+        }
+        *left = left.checked_sub(bytes).ok_or(Refused::Allowance { uid, per_day, burst })?;
+        Ok(())
+    }
+}
 
 /// What is taken to be written at one time.
 #[derive(Debug, Default)]
 pub(crate) struct Batch {
     pub(crate) standings: BTreeMap<TenantName, Option<Standing>>,
-    pub(crate) entries: VecDeque<Entry>,
+    pub(crate) lines: VecDeque<Line>,
+}
+
+impl Batch {
+    pub(crate) fn is_empty(&self) -> bool {
+        self.standings.is_empty() && self.lines.is_empty()
+    }
 }
 
 #[derive(Debug, Default)]
@@ -36,13 +146,31 @@ struct Waiting {
     closed: bool,
 }
 
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(crate) struct Notes {
     waiting: Mutex<Waiting>,
     woken: Condvar,
+    room: Supply,
+    /// What is kept over somebody's part; it is nobody's part that gets smaller for it.
+    over: Supply,
+    allowance: Mutex<Allowance>,
+    parts: Parts,
 }
 
 impl Notes {
+    pub(crate) fn new(parts: Parts, keep_bytes: u64) -> Self {
+        let room = "the bytes of lines that wait for the audit log";
+        Self {
+            waiting: Mutex::default(),
+            woken: Condvar::new(),
+            // Root's is one part of it: another's orders must not be refused for root's.
+            room: Supply::new(room, MOST_WAITING, parts.clone().without_owner()),
+            over: Supply::new(room, u64::MAX, Parts::halves()),
+            allowance: Mutex::new(Allowance::new(keep_bytes)),
+            parts,
+        }
+    }
+
     fn lock(&self) -> MutexGuard<'_, Waiting> {
         self.waiting.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -56,34 +184,77 @@ impl Notes {
         !waiting.closed
     }
 
-    /// One more line. False once nobody writes any more.
-    pub(crate) fn decided(&self, entry: Entry) -> bool {
+    /// Room for what a client decides, before it takes effect.
+    pub(crate) fn room(&self, uid: u32, entry: &Entry, now: Instant) -> Result<Line, Refused> {
+        let json = text_of(entry);
+        // That a tenant moves for it is another line, which repeats the reason.
+        let bytes = 2 * bytes_of(&json);
+        let held = self.room.take(uid, bytes + MOVE_BYTES)?;
+        if !self.parts.has_all(uid) {
+            self.allowance.lock().unwrap_or_else(PoisonError::into_inner).take(uid, bytes, now)?;
+        }
+        Ok(Line { json, _held: Some(held), written: None })
+    }
+
+    /// What a client decided takes effect.
+    pub(crate) fn decided(&self, mut line: Line) -> (Written, bool) {
+        let (send, receive) = oneshot::channel();
+        line.written = Some(send);
         let mut waiting = self.lock();
-        let most = if matches!(entry, Entry::Seen { .. }) { MOST_SEEN } else { MOST_WAITING };
-        if waiting.batch.entries.len() < most {
-            waiting.batch.entries.push_back(entry);
-        } else {
-            *waiting.lost.entry(entry.kind()).or_default() += 1;
-            waiting.lost_ever += 1;
+        if !waiting.closed {
+            waiting.batch.lines.push_back(line);
+        }
+        self.woken.notify_one();
+        (Written(receive), !waiting.closed)
+    }
+
+    /// Something was seen, which cannot be refused: of what that uid ran, or the daemon's own.
+    /// False once nobody writes any more.
+    pub(crate) fn seen(&self, uid: Option<u32>, entry: &Entry) -> bool {
+        let json = text_of(entry);
+        let bytes = bytes_of(&json);
+        let held = match uid {
+            None => Ok(None),
+            Some(uid) => self.room.take(uid, bytes).map(Some).or_else(|exhausted| {
+                let fits = self.over.held_by(uid).saturating_add(bytes) <= MOST_OVER;
+                if fits { Ok(Some(self.over.keep(uid, bytes))) } else { Err(exhausted) }
+            }),
+        };
+        let mut waiting = self.lock();
+        match held {
+            Ok(held) if !waiting.closed => waiting.batch.lines.push_back(Line { json, _held: held, written: None }),
+            _ => {
+                *waiting.lost.entry(entry.kind()).or_default() += 1;
+                waiting.lost_ever += 1;
+            }
         }
         self.woken.notify_one();
         !waiting.closed
     }
 
-    /// Waits for something to write. `None` once the notes are closed and there is nothing left.
-    pub(crate) fn take(&self) -> Option<Batch> {
-        let idle = |waiting: &mut Waiting| {
-            waiting.batch.entries.is_empty() && waiting.batch.standings.is_empty() && !waiting.closed
+    /// Whether there is room for what a run of that uid's may leave behind.
+    pub(crate) fn may_run(&self, uid: u32) -> Result<(), Exhausted> {
+        self.room.take(uid, RUN_BYTES).map(drop)
+    }
+
+    /// Waits for something to write; for a moment only, if something is left that could not be
+    /// written. `None` once the notes are closed and there is nothing more.
+    pub(crate) fn take(&self, is_left: bool) -> Option<Batch> {
+        let idle = |waiting: &mut Waiting| waiting.batch.is_empty() && !waiting.closed;
+        let mut waiting = if is_left {
+            let woken = self.woken.wait_timeout_while(self.lock(), TRY_AGAIN_EVERY, idle);
+            woken.unwrap_or_else(PoisonError::into_inner).0
+        } else {
+            self.woken.wait_while(self.lock(), idle).unwrap_or_else(PoisonError::into_inner)
         };
-        let mut waiting = self.woken.wait_while(self.lock(), idle).unwrap_or_else(PoisonError::into_inner);
-        let mut batch = std::mem::take(&mut waiting.batch);
+        let (mut batch, ended) = (std::mem::take(&mut waiting.batch), waiting.closed);
         let kinds = std::mem::take(&mut waiting.lost);
         drop(waiting);
         if !kinds.is_empty() {
-            tracing::error!(?kinds, "lines of the audit log were lost: the disk is too slow");
-            batch.entries.push_back(Entry::Lost { kinds });
+            tracing::error!(?kinds, "lines of the audit log were lost: the disk has stopped or is too slow");
+            batch.lines.push_back(Line { json: text_of(&Entry::Lost { kinds }), _held: None, written: None });
         }
-        (!batch.entries.is_empty() || !batch.standings.is_empty()).then_some(batch)
+        (!ended || !batch.is_empty()).then_some(batch)
     }
 
     /// How many lines were not kept since the start.
@@ -98,55 +269,118 @@ impl Notes {
     }
 }
 
+/// An entry as it is written; every one is JSON.
+fn text_of(entry: &Entry) -> Box<RawValue> {
+    to_raw_value(entry).unwrap_or_default()
+}
+
+fn bytes_of(json: &RawValue) -> u64 {
+    json.get().len() as u64 + LINE_BYTES
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::config::Peer;
 
-    fn seen() -> Entry {
-        Entry::Seen { count: 1, event: serde_json::json!({ "event": "crashed" }) }
+    fn notes() -> Notes {
+        let peer = |uid| Peer { uid, tenants: Vec::new(), operate: true, share_percent: None };
+        Notes::new(Parts::new(&[peer(7), peer(8)]), 1 << 40)
     }
 
-    fn decision() -> Entry {
-        Entry::Lifted { tenant: "t".into(), reason: "fine".into(), by_uid: 0 }
+    fn crashed(n: usize) -> Entry {
+        Entry::Seen { count: 1, event: serde_json::json!({ "event": "crashed", "tenant": format!("t-{n}") }) }
+    }
+
+    fn order(by_uid: u32) -> Entry {
+        Entry::Lifted { tenant: "t".into(), reason: "x".repeat(1000), by_uid }
+    }
+
+    /// As many decisions as there is room for.
+    fn decide(notes: &Notes, uid: u32) -> usize {
+        let now = Instant::now();
+        let decided = (0..100_000).map_while(|_| Some(notes.decided(notes.room(uid, &order(uid), now).ok()?)));
+        decided.count()
     }
 
     #[test]
-    fn over_the_bound_lines_are_counted_by_kind_and_the_log_says_so() {
-        let notes = Notes::default();
-        for _ in 0..MOST_WAITING {
-            assert!(notes.decided(seen()));
+    fn whoever_decides_all_that_it_can_is_refused_and_displaces_nothing() {
+        let notes = notes();
+        let most = decide(&notes, 7);
+        assert!((500..5000).contains(&most), "{most}");
+        assert!(notes.room(7, &order(7), Instant::now()).is_err());
+        // Another's and root's decisions, what tenants did, the daemon's own.
+        let (others, roots) = (decide(&notes, 8), decide(&notes, 0));
+        assert!(others > most / 3 && roots > most / 6, "{most} {others} {roots}");
+        for n in 0..1000 {
+            assert!(
+                notes.seen(Some(7), &crashed(n)) && notes.seen(Some(8), &crashed(n)) && notes.seen(None, &crashed(n))
+            );
         }
-        // There is room left for decisions.
-        for _ in 0..=MOST_WAITING / 4 {
-            notes.decided(decision());
-        }
-        assert_eq!(notes.lost(), MOST_WAITING as u64 / 4 + 1);
-        let batch = notes.take().unwrap();
-        assert_eq!(batch.entries.len(), MOST_WAITING + 1);
-        let Some(Entry::Lost { kinds }) = batch.entries.back() else { panic!("{:?}", batch.entries.back()) };
-        let expected = [("crashed".to_owned(), MOST_WAITING as u64 / 4), ("lifted".to_owned(), 1)];
-        assert_eq!(kinds, &BTreeMap::from(expected));
-        // Then there is room again.
-        notes.decided(seen());
-        assert_eq!(notes.take().unwrap().entries.len(), 1);
+        assert_eq!(notes.lost(), 0);
+        assert_eq!(notes.take(false).unwrap().lines.len(), most + others + roots + 3000);
+        assert!(decide(&notes, 7) > most / 2, "there is room again");
+    }
+
+    #[test]
+    fn evidence_is_kept_over_its_uids_part_and_that_uid_runs_nothing_more() {
+        let notes = notes();
+        let fits = (0..100_000).take_while(|n| notes.seen(Some(7), &crashed(*n)) && notes.may_run(7).is_ok()).count();
+        assert!(notes.may_run(7).is_err() && notes.may_run(8).is_ok() && notes.may_run(0).is_ok());
+        // What its runs that have begun may still leave.
+        (0..1000).for_each(|n| assert!(notes.seen(Some(7), &crashed(n))));
+        assert_eq!(notes.lost(), 0);
+        assert_eq!(notes.take(false).unwrap().lines.len(), fits + 1001);
+        assert!(notes.may_run(7).is_ok());
+    }
+
+    #[test]
+    fn what_is_not_kept_where_a_disk_has_stopped_is_counted_by_kind_and_the_log_says_so() {
+        let notes = notes();
+        (0..100_000).for_each(|n| assert!(notes.seen(Some(7), &crashed(n))));
+        let lost = notes.lost();
+        assert!(lost > 50_000 && notes.seen(Some(8), &crashed(0)) && notes.lost() == lost);
+        let batch = notes.take(false).unwrap();
+        let last: Entry = serde_json::from_str(batch.lines.back().unwrap().json.get()).unwrap();
+        let Entry::Lost { kinds } = last else { panic!("{last:?}") };
+        assert_eq!(kinds, BTreeMap::from([("crashed".to_owned(), lost)]));
+    }
+
+    #[test]
+    fn what_can_be_refused_fills_no_more_than_its_part_of_the_log() {
+        let now = Instant::now();
+        let mut allowance = Allowance::new(256 << 20);
+        assert!(allowance.take(7, 16 << 20, now).is_ok() && allowance.take(8, 16 << 20, now).is_ok());
+        assert!(allowance.take(7, 1, now).is_err());
+        let taken = (0..24 * 60).map(|minute| now + Duration::from_secs(60 * minute));
+        let taken = taken.filter(|at| allowance.take(7, 128 << 10, *at).is_ok()).count() as u64 * (128 << 10);
+        assert!(((120 << 20)..=(128 << 20)).contains(&taken), "{taken} in a day");
+        // Root has none.
+        let notes = Notes::new(Parts::new(&[]), 0);
+        assert!(notes.room(0, &order(0), now).is_ok());
+        assert!(matches!(notes.room(7, &order(7), now), Err(Refused::Allowance { .. })));
     }
 
     #[test]
     fn a_tenants_last_standing_is_what_waits() {
-        let notes = Notes::default();
+        let notes = notes();
         let name: TenantName = "t".parse().unwrap();
         for _ in 0..100_000 {
             notes.stands(name.clone(), None);
         }
-        assert_eq!(notes.take().unwrap().standings.len(), 1);
+        assert_eq!(notes.take(false).unwrap().standings.len(), 1);
     }
 
-    #[test]
-    fn whoever_is_closed_gives_what_is_left_and_says_that_nobody_writes() {
-        let notes = Notes::default();
-        notes.decided(decision());
+    #[tokio::test]
+    async fn whoever_is_closed_gives_what_is_left_and_says_that_nobody_writes() {
+        let notes = notes();
+        let line = || notes.room(0, &order(0), Instant::now()).unwrap();
+        let (first, _) = notes.decided(line());
         notes.close();
-        assert_eq!(notes.take().unwrap().entries.len(), 1);
-        assert!(notes.take().is_none() && !notes.decided(decision()));
+        let mut batch = notes.take(false).unwrap();
+        batch.lines.pop_front().unwrap().confirm();
+        first.wait().await.unwrap();
+        let (second, open) = notes.decided(line());
+        assert!(notes.take(false).is_none() && !open && second.wait().await.is_err());
     }
 }

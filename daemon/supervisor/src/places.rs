@@ -2,17 +2,50 @@
 //! `enisle_hardening::places`.
 
 use std::env;
+use std::fs;
 use std::io;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 pub(crate) use enisle_hardening::places::{socket, state_dir};
 
 /// The configuration file, if there is one.
 pub(crate) fn config() -> Option<PathBuf> {
-    Some(enisle_hardening::places::config()).filter(|path| path.exists())
+    Some(enisle_hardening::places::config()).filter(|path| is_there(path))
+}
+
+/// Whether there is anything: also what cannot be looked at, and a link that leads nowhere. Whoever
+/// opens it says what is wrong with it.
+fn is_there(path: &Path) -> bool {
+    let nothing = |path: &Path| fs::symlink_metadata(path).is_err_and(|error| error.kind() == io::ErrorKind::NotFound);
+    !nothing(path) || path.ancestors().any(|above| above.is_symlink() && !above.exists())
 }
 
 /// The worker program, installed beside the daemon.
 pub(crate) fn worker_program() -> io::Result<PathBuf> {
     Ok(env::current_exe()?.with_file_name("enisle-worker"))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::symlink;
+
+    use super::*;
+    use crate::config::Config;
+
+    #[test]
+    fn only_a_configuration_that_is_not_there_is_none() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("enisle/enisled.toml");
+        assert!(!is_there(&path));
+        symlink("nowhere", dir.path().join("enisle")).unwrap();
+        assert!(is_there(&path) && Config::load(Some(&path)).is_err());
+        fs::remove_file(dir.path().join("enisle")).unwrap();
+        fs::write(dir.path().join("enisle"), "a file").unwrap();
+        assert!(is_there(&path) && Config::load(Some(&path)).is_err());
+        fs::remove_file(dir.path().join("enisle")).unwrap();
+        fs::create_dir(dir.path().join("enisle")).unwrap();
+        assert!(!is_there(&path));
+        symlink("nowhere", &path).unwrap();
+        assert!(is_there(&path) && Config::load(Some(&path)).is_err());
+    }
 }

@@ -1,18 +1,17 @@
 //! What a tenant may do: its policy, set by an operator, kept in the state folder; and a request's wishes under it.
 
 use std::collections::BTreeMap;
-use std::fs;
 use std::io::{self, Write};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::str::FromStr;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use enisle_cordon::Trust;
 use enisle_wire::tenant::Limits as WireLimits;
 use enisle_wire::{MAX_CODE_BYTES, MAX_OUTPUT_BYTES};
 use serde::{Deserialize, Serialize, Serializer};
 
-use crate::files::{self, How};
+use crate::files::{Folder, How};
 
 /// A tenant's name: what a path of the API, a line of a log and a file of the state folder can carry without escaping.
 /// Its copies share one text.
@@ -52,6 +51,54 @@ impl std::fmt::Display for TenantName {
 impl TenantName {
     pub(crate) fn as_str(&self) -> &str {
         &self.0
+    }
+}
+
+/// Tenants that a rule is about: one, or all whose names begin so.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
+pub(crate) struct TenantPattern {
+    beginning: String,
+    /// Names may go on behind the beginning.
+    open: bool,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{0:?} is neither a tenant's name nor the beginning of one followed by *; {BadName}")]
+pub(crate) struct BadPattern(String);
+
+impl FromStr for TenantPattern {
+    type Err = BadPattern;
+
+    fn from_str(text: &str) -> Result<Self, BadPattern> {
+        let (beginning, open) = text.strip_suffix('*').map_or((text, false), |beginning| (beginning, true));
+        let named = beginning.parse::<TenantName>().is_ok() || (open && beginning.is_empty());
+        if named { Ok(Self { beginning: beginning.to_owned(), open }) } else { Err(BadPattern(text.to_owned())) }
+    }
+}
+
+impl TryFrom<String> for TenantPattern {
+    type Error = BadPattern;
+
+    fn try_from(text: String) -> Result<Self, BadPattern> {
+        text.parse()
+    }
+}
+
+impl From<TenantPattern> for String {
+    fn from(TenantPattern { beginning, open }: TenantPattern) -> Self {
+        beginning + if open { "*" } else { "" }
+    }
+}
+
+impl TenantPattern {
+    pub(crate) fn covers(&self, tenant: &str) -> bool {
+        if self.open { tenant.starts_with(&self.beginning) } else { tenant == self.beginning }
+    }
+
+    /// How exactly it says whom it is about: the longer the better, and a name best.
+    pub(crate) fn exactness(&self) -> (bool, usize) {
+        (!self.open, self.beginning.len())
     }
 }
 
@@ -157,6 +204,9 @@ pub(crate) const SUB_REQUESTS: (u32, u32) = (0, 1_000_000);
 pub(crate) const IN_FLIGHT: (u32, u32) = (1, 10_000);
 pub(crate) const PER_SECOND: (u32, u32) = (1, 1_000_000);
 const MIN_MEMORY_MB: u32 = 8;
+/// A policy is told, kept and compared as a whole: what it names has bounds as well.
+pub(crate) const SECRETS: (u32, u32) = (0, 100);
+const NAME_BYTES: (u32, u32) = (0, 128);
 
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{key} is {value}, which is not between {least} and {most}")]
@@ -180,6 +230,8 @@ impl Policy {
     /// Whether every value is one that the daemon can hold to.
     pub(crate) fn check(&self, max_memory_mb: u32) -> Result<(), PolicyError> {
         let (limits, quota) = (&self.limits, &self.quota);
+        let count = |count: usize| u32::try_from(count).unwrap_or(u32::MAX);
+        let longest = self.secrets.iter().map(String::len).max().unwrap_or_default();
         for (key, value, (least, most)) in [
             ("cpuMs", limits.cpu_ms, CPU_MS),
             ("wallMs", limits.wall_ms, WALL_MS),
@@ -193,6 +245,9 @@ impl Policy {
             ("inFlight", quota.in_flight, IN_FLIGHT),
             ("perSecond", quota.per_second, PER_SECOND),
             ("burst", quota.burst, PER_SECOND),
+            ("the number of secrets", count(self.secrets.len()), SECRETS),
+            ("the number of bytes of a secret's name", count(longest), NAME_BYTES),
+            ("the number of bytes of owner", count(self.owner.as_ref().map_or(0, String::len)), NAME_BYTES),
         ] {
             if value < least || value > most {
                 return Err(PolicyError { key, value, least, most });
@@ -267,13 +322,18 @@ impl Wish {
     }
 }
 
+/// Where policies are kept in the state folder.
+pub(crate) const FOLDER: &str = "tenants";
+
 /// The policies that operators have set, a file each.
 #[derive(Debug)]
 pub(crate) struct Store {
-    dir: PathBuf,
     /// One writer at a time: the file that is written and then renamed has one name.
-    writing: Mutex<()>,
+    folder: Mutex<Folder>,
 }
+
+/// The file that is written.
+const NEW: &str = ".new";
 
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum StoreError {
@@ -284,53 +344,48 @@ pub(crate) enum StoreError {
 }
 
 impl Store {
-    /// Opens the state folder and reads every policy in it. A file that is no policy is moved aside and told of.
-    pub(crate) fn open(
-        state_dir: &Path,
-        max_memory_mb: u32,
-    ) -> Result<(Self, BTreeMap<TenantName, Policy>), StoreError> {
-        let dir = state_dir.join("tenants");
-        let folder = |error| StoreError::Folder(dir.clone(), error);
-        files::make_folder(state_dir).map_err(|error| StoreError::Folder(state_dir.to_owned(), error))?;
-        files::make_folder(&dir).map_err(folder)?;
+    /// Reads every policy in the state folder. A file that is no policy is moved aside and told of.
+    pub(crate) fn open(state: &Folder, max_memory_mb: u32) -> Result<(Self, BTreeMap<TenantName, Policy>), StoreError> {
+        let failed = |error| StoreError::Folder(state.path_of(FOLDER), error);
+        let folder = state.make_below(FOLDER).map_err(failed)?;
         let mut policies = BTreeMap::new();
-        for entry in fs::read_dir(&dir).map_err(folder)? {
-            let path = entry.map_err(folder)?.path();
-            if path.extension().is_none_or(|extension| extension != "json") {
-                continue;
-            }
-            match read_policy(&path, max_memory_mb) {
+        for file in folder.names().map_err(failed)? {
+            let Some(name) = file.strip_suffix(".json") else { continue };
+            match read_policy(&folder, &file, name, max_memory_mb) {
                 Ok((name, policy)) => drop(policies.insert(name, policy)),
                 Err(why) => {
-                    let aside = path.with_extension("broken");
+                    let path = folder.path_of(&file);
                     tracing::error!(file = %path.display(), %why, "a policy cannot be read; moved aside, the tenant has the default");
-                    fs::rename(&path, &aside).map_err(folder)?;
+                    folder.rename(&file, &format!("{name}.broken")).map_err(failed)?;
                 }
             }
         }
-        Ok((Self { dir, writing: Mutex::default() }, policies))
+        Ok((Self { folder: Mutex::new(folder) }, policies))
     }
 
-    /// Writes one policy, whole or not at all.
-    pub(crate) fn put(&self, name: &TenantName, policy: &Policy) -> Result<(), StoreError> {
-        let _writing = self.writing.lock().unwrap_or_else(PoisonError::into_inner);
-        let path = self.dir.join(format!("{name}.json"));
+    /// Writes one policy, whole or not at all. Another is not written before what is returned is
+    /// dropped.
+    pub(crate) fn put(&self, name: &TenantName, policy: &Policy) -> Result<MutexGuard<'_, Folder>, StoreError> {
+        let folder = self.folder.lock().unwrap_or_else(PoisonError::into_inner);
+        let kept = format!("{name}.json");
         let write = || {
-            let new = self.dir.join(".new");
-            files::remove_left_over(&new)?;
-            let mut file = files::open(&new, How::New)?;
+            // What a daemon that was killed has left.
+            if folder.has(NEW)? {
+                folder.remove(NEW)?;
+            }
+            let mut file = folder.open(NEW, How::New)?;
             file.write_all(&serde_json::to_vec_pretty(policy)?)?;
             file.sync_all()?;
-            fs::rename(&new, &path)
+            folder.rename(NEW, &kept)
         };
-        write().map_err(|error| StoreError::Write(path.clone(), error))
+        write().map_err(|error| StoreError::Write(folder.path_of(&kept), error))?;
+        Ok(folder)
     }
 }
 
-fn read_policy(path: &Path, max_memory_mb: u32) -> Result<(TenantName, Policy), String> {
-    let name = path.file_stem().and_then(|stem| stem.to_str()).unwrap_or_default();
+fn read_policy(folder: &Folder, file: &str, name: &str, max_memory_mb: u32) -> Result<(TenantName, Policy), String> {
     let name = name.parse().map_err(|error: BadName| error.to_string())?;
-    let text = files::read(path).map_err(|error| error.to_string())?;
+    let text = folder.read(file).map_err(|error| error.to_string())?;
     let mut policy: Policy = serde_json::from_slice(&text).map_err(|error| error.to_string())?;
     // The operator may have lowered the ceiling since; that is no reason to forget the rest.
     policy.limits.memory_mb = policy.limits.memory_mb.min(max_memory_mb);
@@ -340,7 +395,13 @@ fn read_policy(path: &Path, max_memory_mb: u32) -> Result<(TenantName, Policy), 
 
 #[cfg(test)]
 mod tests {
+    use std::fs;
+
     use super::*;
+
+    fn open(state: &std::path::Path) -> (Store, BTreeMap<TenantName, Policy>) {
+        Store::open(&Folder::make(state).unwrap(), 256).unwrap()
+    }
 
     #[test]
     fn names_that_could_be_paths_are_refused() {
@@ -359,15 +420,29 @@ mod tests {
     }
 
     #[test]
+    fn what_a_policy_names_has_bounds() {
+        let refusal = |policy: Policy| policy.check(256).map_err(|error| error.to_string());
+        let secrets = |count, bytes| Policy { secrets: vec!["s".repeat(bytes); count], ..Policy::default() };
+        let owner = |bytes| Policy { owner: Some("o".repeat(bytes)), ..Policy::default() };
+        for largest in [secrets(100, 128), owner(128)] {
+            assert_eq!(refusal(largest), Ok(()));
+        }
+        for (policy, word) in [(secrets(101, 1), "secrets"), (secrets(1, 129), "secret's name"), (owner(129), "owner")]
+        {
+            assert!(refusal(policy).unwrap_err().contains(word));
+        }
+    }
+
+    #[test]
     fn a_policy_survives_a_restart_and_a_broken_one_is_moved_aside() {
         let dir = tempfile::tempdir().unwrap();
-        let (store, none) = Store::open(dir.path(), 256).unwrap();
+        let (store, none) = open(dir.path());
         assert!(none.is_empty());
         let name: TenantName = "a".parse().unwrap();
         let policy = Policy { allow_eval: true, ..Policy::default() };
-        store.put(&name, &policy).unwrap();
+        drop(store.put(&name, &policy).unwrap());
         fs::write(dir.path().join("tenants/b.json"), "{\"limits\": 3}").unwrap();
-        let (_, read) = Store::open(dir.path(), 256).unwrap();
+        let (_, read) = open(dir.path());
         assert_eq!(read, BTreeMap::from([(name, policy)]));
         assert!(dir.path().join("tenants/b.broken").exists());
     }
@@ -375,17 +450,23 @@ mod tests {
     #[test]
     fn a_planted_link_is_neither_written_through_nor_read() {
         let dir = tempfile::tempdir().unwrap();
-        let (store, _) = Store::open(dir.path(), 256).unwrap();
+        let (store, _) = open(dir.path());
         let (victim, tenants) = (dir.path().join("victim"), dir.path().join("tenants"));
         fs::write(&victim, r#"{"allow_eval": true}"#).unwrap();
         std::os::unix::fs::symlink(&victim, tenants.join(".new")).unwrap();
         std::os::unix::fs::symlink(&victim, tenants.join("evil.json")).unwrap();
-        store.put(&"a".parse().unwrap(), &Policy::default()).unwrap();
+        drop(store.put(&"a".parse().unwrap(), &Policy::default()).unwrap());
         assert_eq!(fs::read_to_string(&victim).unwrap(), r#"{"allow_eval": true}"#);
-        let (_, read) = Store::open(dir.path(), 256).unwrap();
+        let (_, read) = open(dir.path());
         assert_eq!(read.into_keys().collect::<Vec<_>>(), ["a".parse().unwrap()]);
+        // A folder that is exchanged meanwhile is not written to.
+        fs::rename(&tenants, dir.path().join("away")).unwrap();
+        std::os::unix::fs::symlink(dir.path(), &tenants).unwrap();
+        drop(store.put(&"b".parse().unwrap(), &Policy::default()).unwrap());
+        assert!(dir.path().join("away/b.json").exists() && !dir.path().join("b.json").exists());
+        let tenants = dir.path().join("away");
         // What a daemon that was killed has left is in nobody's way.
         fs::write(tenants.join(".new"), "half").unwrap();
-        store.put(&"a".parse().unwrap(), &Policy::default()).unwrap();
+        drop(store.put(&"a".parse().unwrap(), &Policy::default()).unwrap());
     }
 }

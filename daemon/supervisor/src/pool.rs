@@ -184,6 +184,7 @@ impl Pool {
         };
         self.warden.events.tell(What::Admitted {
             tenant: tenant.name.to_string(),
+            uid,
             worker: worker.id,
             level: level.as_str(),
             reason,
@@ -292,6 +293,7 @@ impl Pool {
             tenant.has_left(resident);
             self.warden.events.tell(What::Retired {
                 tenant: tenant.name.to_string(),
+                uid: resident.uid,
                 worker: resident.worker.id,
                 reason,
             });

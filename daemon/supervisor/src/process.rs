@@ -55,7 +55,7 @@ enum Command {
     Kill(String),
 }
 
-/// A run that its worker could not end; the process was killed for it.
+/// A run that its worker could not end, or what it left; the process was killed for it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Overrun {
     pub(crate) run: RunId,
@@ -65,7 +65,10 @@ pub(crate) struct Overrun {
 /// On whom a death is put.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Put {
-    Tenant(Slot),
+    /// It was that tenant's doing.
+    Doing(Slot),
+    /// It was for want of memory, of which that tenant held most.
+    Holds(Slot),
     /// It is nobody's crime: all of them lost their runs to the others.
     Nobody,
 }
@@ -88,6 +91,10 @@ pub(crate) struct Worker {
     gave_up: OnceLock<(Slot, bool)>,
     /// On whom its death was put, once that is judged.
     put: OnceLock<Put>,
+    /// Whether it only ever had one tenant, once it has ended.
+    was_one_tenants: OnceLock<bool>,
+    /// On whose thread it ended, and the CPU time of that thread.
+    computed: OnceLock<(Slot, Duration)>,
     /// It was killed for something that its tenants did, whoever of them.
     misbehaved: OnceLock<Signal>,
     /// It never holds more than one tenant, so what happens to it is that tenant's doing.
@@ -158,6 +165,8 @@ impl Worker {
             culprit: OnceLock::new(),
             gave_up: OnceLock::new(),
             put: OnceLock::new(),
+            was_one_tenants: OnceLock::new(),
+            computed: OnceLock::new(),
             misbehaved: OnceLock::new(),
             holds_one: blueprint.places(level) == 1,
             tags,
@@ -226,7 +235,8 @@ impl Worker {
 
     /// Nobody but one tenant was ever here: whatever happens here is its doing.
     pub(crate) fn was_one_tenants(&self) -> bool {
-        self.holds_one || self.tenants().len() == 1
+        let now = || self.holds_one || self.tenants().len() == 1;
+        self.was_one_tenants.get().copied().unwrap_or_else(now)
     }
 
     /// The places of those whose threads are here.
@@ -371,7 +381,18 @@ impl Worker {
 
     /// The process ended, and it was not this tenant's doing.
     pub(crate) fn blames_another(&self, slot: Slot) -> bool {
-        self.put.get().is_some_and(|put| *put != Put::Tenant(slot))
+        self.put.get().is_some_and(|put| !matches!(put, Put::Doing(whose) | Put::Holds(whose) if *whose == slot))
+    }
+
+    /// The process ended, and it was this tenant's doing.
+    pub(crate) fn blames(&self, slot: Slot) -> bool {
+        self.put.get() == Some(&Put::Doing(slot))
+    }
+
+    /// How much CPU time the thread of that place had used at the end of the process, if that was
+    /// over something on that thread and is known.
+    pub(crate) fn computed(&self, slot: Slot) -> Option<Duration> {
+        self.computed.get().filter(|(whose, _)| *whose == slot).map(|(_, time)| *time)
     }
 
     /// Waits for the death; says why.
@@ -403,6 +424,7 @@ impl Owner {
         let why = match watch_process(&started) {
             Ok(pidfd) => {
                 let killed = self.live(&pidfd, &mut commands).await;
+                self.note_computed();
                 started.kill();
                 let _ = pidfd.readable().await;
                 let ended = started.collect().map_or(Death::Unknown, |status| Death::of(status, &self.faults));
@@ -421,10 +443,25 @@ impl Owner {
         for _ in 0..4 {
             tokio::task::yield_now().await;
         }
+        // Whoever hears of the death asks that, when the tenants are gone.
+        let _ = self.worker.was_one_tenants.set(self.worker.was_one_tenants());
         self.account(&why);
         death.send_replace(Some(why));
         // A tenant holds its home, which holds the process, which is gone.
         self.worker.tenants().clear();
+    }
+
+    /// The thread for whose doing the process is to be ended may still be there: then the kernel
+    /// says how much it has computed, and not the thread.
+    fn note_computed(&self) {
+        let worker = &self.worker;
+        let computed = worker
+            .culprit
+            .get()
+            .and_then(|(slot, _)| Some((*slot, meter::computed(worker.pid, worker.thread_of(*slot)?)?)));
+        if let Some(computed) = computed {
+            let _ = worker.computed.set(computed);
+        }
     }
 
     /// How it ended, for whoever judges it, and on whose thread that was. What the kernel put on
@@ -462,6 +499,9 @@ impl Owner {
     fn account(&self, why: &Death) {
         let worker = &self.worker;
         let (ending, slot) = self.ending(why);
+        if let Some((slot, computed)) = slot.and_then(|slot| Some((slot, self.faults.computed(slot.0)?))) {
+            let _ = worker.computed.set((slot, computed));
+        }
         let thread = match slot {
             Some(slot) if worker.is_here(slot) && worker.tenant_in(slot).is_some() => Thread::Here,
             Some(_) => Thread::Left,
@@ -485,25 +525,25 @@ impl Owner {
                 let Some((slot, culprit)) = culprit.and_then(|slot| Some((slot, worker.tenant_in(slot)?))) else {
                     return;
                 };
-                let _ = worker.put.set(Put::Tenant(slot));
-                self.warden.saw_death(&culprit, seen, &worker.others(Some(slot)));
+                let _ = worker.put.set(Put::Doing(slot));
+                self.warden.saw_death(&culprit, worker.uid, seen, &worker.others(Some(slot)));
             }
             Verdict::WantOfMemory => {
                 // Also one that has left: what it took outside its island is still there.
                 let ever: Vec<_> = worker.tenants().keys().copied().collect();
                 let largest = worker.memory().largest(&ever);
-                let _ = worker.put.set(largest.map_or(Put::Nobody, Put::Tenant));
+                let _ = worker.put.set(largest.map_or(Put::Nobody, Put::Holds));
                 match largest.and_then(|slot| worker.tenant_in(slot)) {
-                    Some(largest) => self.warden.keep_apart(&[(largest, None)], Because::WantOfMemory, worker.id),
-                    None => self.warden.halve(&worker.others(None), Because::WantOfMemory, worker.id),
+                    Some(largest) => self.warden.keep_apart(&[(largest, None)], Because::WantOfMemory, worker),
+                    None => self.warden.halve(&worker.others(None), Because::WantOfMemory, worker),
                 }
             }
             Verdict::Halves(None) => {
                 let _ = worker.put.set(Put::Nobody);
-                self.warden.halve(&worker.others(None), Because::UnexplainedDeath, worker.id);
+                self.warden.halve(&worker.others(None), Because::UnexplainedDeath, worker);
             }
             Verdict::Halves(Some(signal)) => {
-                self.warden.saw_unexplained_death(&worker.others(None), signal, worker.id);
+                self.warden.saw_unexplained_death(&worker.others(None), signal, worker);
             }
         }
     }
@@ -607,7 +647,10 @@ impl Owner {
                     .unwrap_or_else(PoisonError::into_inner)
                     .insert(slot, Overrun { run, cause });
                 // Ends this process by itself: the one way to stop code that V8 does not interrupt.
-                self.worker.kill(format!("{run} did not end when it was told to ({cause:?})"));
+                self.worker.kill(match cause {
+                    OverrunCause::Disposal => format!("what {run} left took too long to dispose of"),
+                    _ => format!("{run} did not end when it was told to ({cause:?})"),
+                });
             }
         }
         Ok(())

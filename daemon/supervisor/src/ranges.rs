@@ -21,8 +21,8 @@ const LITTLE: f64 = 0.001;
 /// Uids that a worker may get beyond the first one (`Blueprint::ids`); the last uid of all is none.
 const UIDS: u32 = 60_000;
 
-/// A number: at least this, at most that. In a key `*` stands for any name; an array is as its
-/// elements.
+/// A number: at least this, at most that. In a key `*` stands for any name; a list has a number of
+/// elements, `count`, and is otherwise as its elements.
 type Range = (&'static str, f64, f64);
 
 /// A range of whole numbers.
@@ -36,6 +36,7 @@ const fn of_policy(key: &'static str, (least, most): (u32, u32)) -> Range {
 }
 
 const RANGES: &[Range] = &[
+    whole("required.count", 0, 100),
     whole("workers.max", 1, 10_000),
     of_policy("workers.max_memory_mb", policy::MEMORY_MB),
     whole("workers.idle_secs", 0, YEAR),
@@ -85,6 +86,8 @@ const RANGES: &[Range] = &[
     whole("cordon.rules.memory.pressed_percent", 0, 100),
     whole("cordon.rules.memory.outside_mb", 1, 1 << 20),
     whole("cordon.rules.memory.outside_tenant_mb", 0, 1 << 20),
+    whole("cordon.rules.deaths.budget", 0, 1000),
+    whole("cordon.rules.deaths.regain_secs", 1, HOUR),
     of_policy("defaults.limits.cpu_ms", policy::CPU_MS),
     of_policy("defaults.limits.wall_ms", policy::WALL_MS),
     of_policy("defaults.limits.memory_mb", policy::MEMORY_MB),
@@ -97,6 +100,9 @@ const RANGES: &[Range] = &[
     of_policy("defaults.quota.in_flight", policy::IN_FLIGHT),
     of_policy("defaults.quota.per_second", policy::PER_SECOND),
     of_policy("defaults.quota.burst", policy::PER_SECOND),
+    of_policy("defaults.secrets.count", policy::SECRETS),
+    whole("peers.count", 0, 1000),
+    whole("peers.tenants.count", 0, 1000),
     // The last one stands for "no uid".
     whole("peers.uid", 0, u32::MAX - 1),
     whole("peers.share_percent", 1, 100),
@@ -155,7 +161,10 @@ fn numbers(config: &Config) -> Result<Vec<(String, f64)>, toml::ser::Error> {
                 let below = if key.is_empty() { name } else { format!("{key}.{name}") };
                 (below, value)
             })),
-            Value::Array(elements) => unseen.extend(elements.into_iter().map(|element| (key.clone(), element))),
+            Value::Array(elements) => {
+                found.push((format!("{key}.count"), elements.len() as f64));
+                unseen.extend(elements.into_iter().map(|element| (key.clone(), element)));
+            }
             Value::String(_) | Value::Boolean(_) | Value::Datetime(_) => {}
         }
     }
@@ -172,17 +181,25 @@ mod tests {
         toml::from_str(text).unwrap()
     }
 
-    /// The configuration with one number changed; as text, because that is how numbers come.
+    /// The configuration with one number changed; as text, because that is how numbers come. That a
+    /// list has fewer elements than none cannot be written.
     fn with(key: &str, number: f64) -> Result<Config, String> {
         let mut tree = Value::try_from(whole_configuration()).unwrap();
         let mut at = &mut tree;
-        for name in key.replace('*', "busy").split('.') {
+        let list = key.strip_suffix(".count");
+        for name in list.unwrap_or(key).replace('*', "busy").split('.') {
             at = match at {
                 Value::Array(elements) => elements[0].get_mut(name).unwrap(),
                 table => table.get_mut(name).unwrap(),
             };
         }
         *at = match at {
+            Value::Array(_) if number < 0.0 => return Err(key.to_owned()),
+            #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "a number of elements")]
+            Value::Array(elements) => {
+                let element = elements.first().cloned().unwrap_or_else(|| "x".into());
+                Value::Array(vec![element; number.min(100_000.0) as usize])
+            }
             Value::Float(_) => Value::Float(number),
             #[expect(clippy::cast_possible_truncation, reason = "whole numbers")]
             _ => Value::Integer(number as i64),

@@ -1,15 +1,17 @@
 //! What outlives the daemon: how every tenant stands, and the audit log of every decision.
 //!
-//! One thread writes both, in the order in which it is told, so that nobody who decides waits for the disk. Standings are in an
-//! embedded database whose commits are whole or not at all; the log is a chain of lines (`enisle_cordon::audit`), each on the disk
-//! before the next. What cannot be read at the start is told of and moved aside, never overwritten.
+//! One thread writes both, in the order in which it is told, so that the daemon never waits for
+//! the disk; a client that decides something is answered once that is written. Standings are in an
+//! embedded database whose commits are whole or not at all; the log is a chain of lines
+//! (`enisle_cordon::audit`). What cannot be written is tried again. What cannot be read at the
+//! start is told of and moved aside, never overwritten.
 
 use std::collections::BTreeMap;
 use std::fs::File;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
 use enisle_cordon::audit::{Head, Verifier};
 use enisle_cordon::{Because, Circumstances, Level, Order, Reason, Rules, Standing, Time};
@@ -18,10 +20,15 @@ use redb::Database;
 use serde::{Deserialize, Serialize};
 
 use crate::audit_log::{Log, every_file};
-use crate::files::{self, How};
-use crate::notes::{Batch, Notes};
+use crate::files::{Folder, How};
+use crate::notes::{Batch, Line, Notes, Refused, Written};
 use crate::policy::TenantName;
-use crate::standings::{DATABASE, Damage, commit, examine_apart, open_database};
+use crate::share::{Exhausted, Parts};
+use crate::standings::{Damage, commit, examine_apart, open_database};
+
+/// Where the audit log is in the state folder, and whose the folder is.
+pub(crate) const FOLDER: &str = "audit";
+pub(crate) const LOCK: &str = "lock";
 
 /// One line of the audit log.
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -46,6 +53,12 @@ pub(crate) enum Entry {
         reason: String,
         by_uid: u32,
     },
+    /// A tenant's policy was set; of secrets it has the names.
+    PolicyChanged {
+        tenant: String,
+        policy: serde_json::Value,
+        by_uid: u32,
+    },
     /// Tenants are kept from others for a while, each alone or together with its half: one line for
     /// all whom one death, or one look at a worker, was about.
     Apart {
@@ -64,7 +77,7 @@ pub(crate) enum Entry {
         count: u64,
         event: serde_json::Value,
     },
-    /// So many lines of each kind are missing here: they came faster than they could be written.
+    /// So many lines of each kind are missing here: the disk had stopped, or was too slow.
     Lost {
         kinds: BTreeMap<String, u64>,
     },
@@ -85,6 +98,7 @@ impl Entry {
             Self::Moved { .. } => "moved",
             Self::Ordered { .. } => "ordered",
             Self::Lifted { .. } => "lifted",
+            Self::PolicyChanged { .. } => "policyChanged",
             Self::Apart { .. } => "apart",
             Self::Broken { .. } => "broken",
             Self::Lost { .. } => "lost",
@@ -133,52 +147,57 @@ pub(crate) struct Recorder {
 
 impl Recorder {
     /// Reads what was kept, and begins to keep.
-    pub(crate) fn open(state_dir: &Path, keep_mb: u64) -> Result<(Self, Kept), RecordError> {
-        Self::open_keeping(state_dir, keep_mb << 20, examine_apart)
+    pub(crate) fn open(state: &Folder, keep_mb: u64, parts: Parts) -> Result<(Self, Kept), RecordError> {
+        Self::open_keeping(state, keep_mb << 20, parts, examine_apart)
     }
 
     fn open_keeping(
-        state_dir: &Path,
+        state: &Folder,
         keep_bytes: u64,
-        examine: impl Fn(&Path) -> Result<(), Damage>,
+        parts: Parts,
+        examine: impl Fn(File) -> Result<(), Damage>,
     ) -> Result<(Self, Kept), RecordError> {
-        let lock = lock(state_dir)?;
-        let folder = state_dir.join("audit");
-        files::make_folder(&folder).map_err(|error| RecordError::Folder(folder.clone(), error))?;
+        let lock = lock(state)?;
+        let path = state.path_of(FOLDER);
+        let failed = |error| RecordError::Folder(path.clone(), error);
+        let folder = state.make_below(FOLDER).map_err(failed)?;
         let mut kept = Kept::default();
-        let database = open_database(&state_dir.join(DATABASE), examine, &mut kept)?;
+        let database = open_database(state, examine, &mut kept)?;
         let known = kept.head.take();
         let fresh = known.is_none();
-        let opened = Log::open(&folder, known, keep_bytes, &mut kept.broken);
-        let mut log = opened.map_err(|error| RecordError::Folder(folder.clone(), error))?;
+        let mut log = Log::open(folder, known, keep_bytes, &mut kept.broken).map_err(failed)?;
         if fresh && log.head.seq > 0 && !kept.lost {
             kept.broken.push("the database of standings is gone; tenants stand as the audit log says".to_owned());
             kept.lost = true;
         }
         if kept.lost {
-            rebuild(&folder, &mut kept).map_err(|error| RecordError::Folder(folder.clone(), error))?;
+            rebuild(&log.folder, &mut kept).map_err(failed)?;
         }
         let head = Arc::new(Mutex::new(log.head.clone()));
-        let notes = Arc::new(Notes::default());
+        let notes = Arc::new(Notes::new(parts, keep_bytes));
         let (shown, taken) = (Arc::clone(&head), CloseOnDrop(Arc::clone(&notes)));
         let writer = move || {
-            // What could not be committed is tried again with what comes next.
-            let mut standings = BTreeMap::new();
-            while let Some(batch) = taken.0.take() {
-                write(&database, &mut log, &mut standings, batch);
-                *shown.lock().unwrap_or_else(PoisonError::into_inner) = log.head.clone();
+            let mut left = Batch::default();
+            while let Some(batch) = taken.0.take(!left.is_empty()) {
+                left.standings.extend(batch.standings);
+                left.lines.extend(batch.lines);
+                write(&database, &mut log, &mut left, &shown);
+            }
+            if !left.is_empty() {
+                let (lines, tenants) = (left.lines.len(), left.standings.len());
+                tracing::error!(lines, tenants, "the daemon ends, and not everything could be written down");
             }
         };
         let thread = std::thread::Builder::new().name("recorder".to_owned()).spawn(writer);
         let thread = Mutex::new(Some(thread.map_err(RecordError::Thread)?));
-        let recorder = Self { notes, thread, head, folder, _lock: lock };
+        let recorder = Self { notes, thread, head, folder: path, _lock: lock };
         if kept.lost {
             for (tenant, standing) in &kept.standings {
                 recorder.stands(tenant, standing, false);
             }
         }
         for what in &kept.broken {
-            recorder.decided(Entry::Broken { what: what.clone() });
+            recorder.seen(None, &Entry::Broken { what: what.clone() });
         }
         Ok((recorder, kept))
     }
@@ -203,12 +222,30 @@ impl Recorder {
         self.noted(self.notes.stands(tenant.clone(), None));
     }
 
-    pub(crate) fn decided(&self, entry: Entry) {
-        self.noted(self.notes.decided(entry));
+    /// Room for what a client decides, before it takes effect; what finds none is refused.
+    pub(crate) fn room(&self, uid: u32, entry: &Entry) -> Result<Line, Refused> {
+        self.notes.room(uid, entry, Instant::now())
     }
 
-    /// How many lines of the audit log were lost since the start, because they came faster than the
-    /// disk took them.
+    /// What a client decided takes effect. It is answered once that is written.
+    pub(crate) fn decided(&self, line: Line) -> Written {
+        let (written, taken) = self.notes.decided(line);
+        self.noted(taken);
+        written
+    }
+
+    /// Something that cannot be refused: what happened by what that uid ran or ordered; the
+    /// daemon's own where there is no such uid.
+    pub(crate) fn seen(&self, uid: Option<u32>, entry: &Entry) {
+        self.noted(self.notes.seen(uid, entry));
+    }
+
+    /// Whether there is room for what a run of that uid's may leave behind.
+    pub(crate) fn may_run(&self, uid: u32) -> Result<(), Exhausted> {
+        self.notes.may_run(uid)
+    }
+
+    /// How many lines of the audit log were lost since the start.
     pub(crate) fn lost(&self) -> u64 {
         self.notes.lost()
     }
@@ -243,18 +280,17 @@ impl Drop for CloseOnDrop {
 }
 
 /// Takes the state folder for this daemon alone.
-fn lock(state_dir: &Path) -> Result<Flock<File>, RecordError> {
-    let path = state_dir.join("lock");
-    let file = files::open(&path, How::Keep).map_err(|error| RecordError::Folder(path, error))?;
-    Flock::lock(file, FlockArg::LockExclusiveNonblock).map_err(|_| RecordError::Taken(state_dir.to_owned()))
+fn lock(state: &Folder) -> Result<Flock<File>, RecordError> {
+    let file = state.open(LOCK, How::Keep).map_err(|error| RecordError::Folder(state.path_of(LOCK), error))?;
+    Flock::lock(file, FlockArg::LockExclusiveNonblock).map_err(|_| RecordError::Taken(state.path().to_owned()))
 }
 
 /// How far out tenants lived when the database was lost, by the audit log: it is an order until an operator lifts it.
-fn rebuild(folder: &Path, kept: &mut Kept) -> io::Result<()> {
+fn rebuild(folder: &Folder, kept: &mut Kept) -> io::Result<()> {
     let mut moves = Vec::new();
     for file in every_file(folder)? {
-        for text in String::from_utf8_lossy(&files::read(&file)?).lines() {
-            if let Ok(Line { seq, entry: Entry::Moved { tenant, to, .. } }) = serde_json::from_str(text)
+        for text in String::from_utf8_lossy(&folder.read(&file)?).lines() {
+            if let Ok(Numbered { seq, entry: Entry::Moved { tenant, to, .. } }) = serde_json::from_str(text)
                 && let Ok(tenant) = tenant.parse::<TenantName>()
             {
                 moves.push((seq, tenant, to, Verifier::default().read(text).is_ok()));
@@ -281,16 +317,21 @@ fn rebuild(folder: &Path, kept: &mut Kept) -> io::Result<()> {
 
 /// Of a line of the audit log, what it is about.
 #[derive(Deserialize)]
-struct Line {
+struct Numbered {
     seq: u64,
     entry: Entry,
 }
 
-/// A name beside `path` that nothing has yet.
-pub(crate) fn aside(path: &Path) -> PathBuf {
-    let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
-    let free = (0_u32..).map(|n| path.with_file_name(format!("{name}.broken-{}-{n}", unix_ms())));
-    free.into_iter().find(|path| !path.exists()).unwrap_or_else(|| path.with_extension("broken"))
+/// A name for what is put aside that nothing in the folder has yet.
+pub(crate) fn aside(folder: &Folder, name: &str) -> io::Result<String> {
+    let mut number = 0_u32;
+    loop {
+        let free = format!("{name}.broken-{}-{number}", unix_ms());
+        if !folder.has(&free)? {
+            return Ok(free);
+        }
+        number += 1;
+    }
 }
 
 pub(crate) fn unix_ms() -> u64 {
@@ -298,20 +339,25 @@ pub(crate) fn unix_ms() -> u64 {
     u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
 }
 
-/// The writer's work: every line of the log in order, and then each tenant's last standing in one commit.
-fn write(database: &Database, log: &mut Log, standings: &mut BTreeMap<TenantName, Option<Standing>>, batch: Batch) {
-    standings.extend(batch.standings);
-    for entry in batch.entries {
-        if let Err(error) = log.append(&entry) {
-            tracing::error!(%error, ?entry, "a decision could not be written to the audit log");
-        }
+/// The writer's work: the lines of the log in order, and then each tenant's last standing in one
+/// commit. What cannot be written stays for the next time.
+fn write(database: &Database, log: &mut Log, left: &mut Batch, shown: &Mutex<Head>) {
+    let mut written = Vec::new();
+    if let Err(error) = log.append(&mut left.lines, &mut written) {
+        tracing::error!(%error, lines = left.lines.len(), "the audit log cannot be written; it is tried again");
     }
-    match commit(database, standings, &log.head) {
-        Ok(()) => standings.clear(),
+    *shown.lock().unwrap_or_else(PoisonError::into_inner) = log.head.clone();
+    match commit(database, &left.standings, &log.head) {
+        Ok(()) => {
+            left.standings.clear();
+            written.into_iter().for_each(Line::confirm);
+        }
         Err(error) => {
-            tracing::error!(%error, tenants = standings.len(), "how tenants stand could not be written; it is tried again");
+            let tenants = left.standings.len();
+            tracing::error!(%error, tenants, "how tenants stand could not be written; it is tried again");
         }
     }
+    left.lines.iter_mut().for_each(Line::delay);
 }
 
 #[cfg(test)]
@@ -324,15 +370,24 @@ mod tests {
     use redb::ReadableDatabase;
 
     use crate::audit_log::CURRENT;
-    use crate::standings::{STANDINGS, examine, is_damage};
+    use crate::standings::{DATABASE, STANDINGS, examine, is_damage};
 
     impl Recorder {
         fn open_with(
             state_dir: &Path,
-            examine: impl Fn(&Path) -> Result<(), Damage>,
+            examine: impl Fn(File) -> Result<(), Damage>,
         ) -> Result<(Self, Kept), RecordError> {
-            Self::open_keeping(state_dir, 1 << 30, examine)
+            Self::open_keeping(&state(state_dir), 1 << 30, Parts::halves(), examine)
         }
+
+        /// A line of the daemon's own.
+        fn wrote(&self, entry: Entry) {
+            self.seen(None, &entry);
+        }
+    }
+
+    fn state(dir: &Path) -> Folder {
+        Folder::make(dir).unwrap()
     }
 
     /// How a tenant stands, by the database alone.
@@ -350,12 +405,12 @@ mod tests {
     }
 
     /// In tests panics are caught.
-    fn examine_here(path: &Path) -> Result<(), Damage> {
+    fn examine_here(file: File) -> Result<(), Damage> {
         let damage = |error: redb::Error| match is_damage(&error) {
             true => Damage::Broken(error.to_string()),
             false => Damage::Unknown(error.to_string()),
         };
-        let examined = std::panic::catch_unwind(|| examine(path).map_err(damage));
+        let examined = std::panic::catch_unwind(|| examine(file).map_err(damage));
         examined.unwrap_or_else(|_| Err(Damage::Broken("it panicked".to_owned())))
     }
 
@@ -375,7 +430,7 @@ mod tests {
             let (recorder, kept) = Recorder::open_with(dir.path(), examine_here).unwrap();
             assert_eq!((kept.standings.len(), kept.broken.len()), (round, 0));
             recorder.stands(&name, &sealed(), false);
-            recorder.decided(entry(Level::Solo));
+            recorder.wrote(entry(Level::Solo));
             recorder.close();
             assert_eq!(recorder.head().seq, round as u64 + 1);
         }
@@ -413,13 +468,13 @@ mod tests {
             bytes[at..end].iter_mut().for_each(|byte| *byte ^= 0xa5);
             fs::write(&path, &bytes).unwrap();
             let mut kept = Kept::default();
-            drop(open_database(&path, examine_here, &mut kept).unwrap());
+            drop(open_database(&state(dir.path()), examine_here, &mut kept).unwrap());
             let as_it_was = kept.standings.values().next() == Some(&sealed());
             assert!(as_it_was || kept.broken.len() == 1, "byte {at}: {kept:?}");
         }
         fs::write(&path, b"no database at all").unwrap();
         let mut kept = Kept::default();
-        drop(open_database(&path, examine_here, &mut kept).unwrap());
+        drop(open_database(&state(dir.path()), examine_here, &mut kept).unwrap());
         assert_eq!(kept.broken.len(), 1);
     }
 
@@ -438,7 +493,7 @@ mod tests {
         }
         for broken in [1, 0] {
             let mut kept = Kept::default();
-            drop(open_database(&path, examine_here, &mut kept).unwrap());
+            drop(open_database(&state(dir.path()), examine_here, &mut kept).unwrap());
             assert_eq!((kept.standings.len(), kept.broken.len()), (1, broken));
         }
     }
@@ -448,7 +503,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let (recorder, _) = Recorder::open_with(dir.path(), examine_here).unwrap();
         for level in [Level::Solo, Level::Sealed, Level::Expelled] {
-            recorder.decided(entry(level));
+            recorder.wrote(entry(level));
         }
         recorder.close();
         drop(recorder);
@@ -468,7 +523,7 @@ mod tests {
         let folder = dir.path().join("audit");
         let (recorder, _) = Recorder::open_with(dir.path(), examine_here).unwrap();
         let long = Entry::Broken { what: "x".repeat(1 << 20) };
-        (0..10).for_each(|_| recorder.decided(long.clone()));
+        (0..10).for_each(|_| recorder.wrote(long.clone()));
         recorder.close();
         drop(recorder);
         let away = folder.join("audit-000000000001.jsonl");
@@ -486,9 +541,10 @@ mod tests {
         let folder = dir.path().join("audit");
         fs::create_dir(&folder).unwrap();
         fs::write(folder.join("audit.jsonl.broken-1-0"), vec![b'x'; 9 << 20]).unwrap();
-        let (recorder, _) = Recorder::open_keeping(dir.path(), 26 << 20, examine_here).unwrap();
+        let (recorder, _) =
+            Recorder::open_keeping(&state(dir.path()), 26 << 20, Parts::halves(), examine_here).unwrap();
         let long = Entry::Broken { what: "x".repeat(1 << 20) };
-        (0..30).for_each(|_| recorder.decided(long.clone()));
+        (0..30).for_each(|_| recorder.wrote(long.clone()));
         recorder.close();
         let mut names: Vec<_> = fs::read_dir(&folder).unwrap().map(|entry| entry.unwrap().file_name()).collect();
         names.sort();
@@ -498,7 +554,7 @@ mod tests {
         let mut deleted = Vec::new();
         for name in names.iter().filter(|name| name.to_str().is_some_and(|name| name.ends_with(".jsonl"))).rev() {
             for line in fs::read_to_string(folder.join(name)).unwrap().lines() {
-                if let Ok(Line { entry: Entry::Deleted { through, .. }, .. }) = serde_json::from_str(line) {
+                if let Ok(Numbered { entry: Entry::Deleted { through, .. }, .. }) = serde_json::from_str(line) {
                     deleted.extend(through);
                 }
                 let _ = verifier.read(line);
@@ -512,8 +568,8 @@ mod tests {
         assert!(total <= 26 << 20, "{total}");
         // With less room the next time, what was put aside goes as well.
         drop(recorder);
-        Recorder::open_keeping(dir.path(), 10 << 20, examine_here).unwrap().0.close();
-        assert_eq!(every_file(&folder).unwrap(), [folder.join(CURRENT)]);
+        Recorder::open_keeping(&state(dir.path()), 10 << 20, Parts::halves(), examine_here).unwrap().0.close();
+        assert_eq!(every_file(&state(&folder)).unwrap(), [CURRENT]);
     }
 
     #[test]
@@ -523,7 +579,7 @@ mod tests {
         let open = || Recorder::open_with(dir.path(), examine_here).unwrap();
         let (recorder, _) = open();
         for level in [Level::Solo, Level::Sealed] {
-            recorder.decided(entry(level));
+            recorder.wrote(entry(level));
         }
         recorder.close();
         drop(recorder);
@@ -549,7 +605,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let (recorder, _) = Recorder::open_with(dir.path(), examine_here).unwrap();
         for (tenant, to) in [("a", Level::Solo), ("a", Level::Expelled), ("b", Level::Solo), ("b", Level::Shared)] {
-            recorder.decided(Entry::Moved { tenant: tenant.into(), from: Level::Shared, to, reasons: Vec::new() });
+            recorder.wrote(Entry::Moved { tenant: tenant.into(), from: Level::Shared, to, reasons: Vec::new() });
         }
         recorder.close();
         drop(recorder);

@@ -46,26 +46,29 @@ impl Daemon {
             return;
         }
         let old = tenant.home.lock().await.clone();
-        let to = tenant.wanted_level();
         let alive = old.as_ref().filter(|old| old.is_open());
-        if alive.is_some_and(|old| !self.is_misplaced(tenant, Some(Arc::clone(old))))
-            || (alive.is_none() && (old.is_none() || to == Level::Shared))
-        {
+        let may_stay = || alive.is_some_and(|old| !self.is_misplaced(tenant, Some(Arc::clone(old))));
+        if may_stay() || (alive.is_none() && (old.is_none() || tenant.wanted_level() == Level::Shared)) {
+            return;
+        }
+        // It is on the same account wherever it lives.
+        let uid = old.as_ref().map_or_else(|| tenant.charged_to(), |old| old.uid);
+        let to = self.level_of_new_home(tenant, uid);
+        // It was on its way in, and is alone where it is.
+        if may_stay() {
             return;
         }
         if let Some(old) = alive.filter(|old| self.is_old(&old.worker)) {
             self.pool.close(&old.worker);
         }
         let memory_mb = self.limits_at(tenant, to).memory_mb;
-        // It is on the same account wherever it lives.
-        let uid = old.as_ref().map_or_else(|| tenant.charged_to(), |old| old.uid);
         let outward = alive.is_some_and(|old| old.worker.level < to);
         let new = match self.pool.admit(tenant, to, memory_mb, uid, Instant::now()).await {
             Ok(new) => new,
             Err(error) => {
-                if tenant.life().no_room_told.has_passed(TELL_OF_NO_ROOM_EVERY) {
+                if tenant.is_told_of_no_room(TELL_OF_NO_ROOM_EVERY) {
                     let (name, level, reason) = (tenant.name.to_string(), to.as_str(), error.to_string());
-                    self.events.tell(What::NoRoom { tenant: name, level, reason });
+                    self.events.tell(What::NoRoom { tenant: name, uid, level, reason });
                 }
                 return self.without_room(tenant, old, outward).await;
             }
@@ -95,7 +98,8 @@ impl Daemon {
             *home = Some(Arc::clone(&new));
         }
         let (worker, token) = (new.worker.id, new.token);
-        self.events.tell(What::Rehomed { tenant: tenant.name.to_string(), worker, level: to.as_str(), token });
+        let name = tenant.name.to_string();
+        self.events.tell(What::Rehomed { tenant: name, uid, worker, level: to.as_str(), token });
         if let Some(old) = old.filter(|old| old.is_open()) {
             self.drain_home(tenant, old, outward);
         }
@@ -144,7 +148,13 @@ impl Daemon {
                 daemon.abandon(&old, reason);
             }
             let ms = u64::try_from(begun.elapsed().as_millis()).unwrap_or(u64::MAX);
-            daemon.events.tell(What::Drained { tenant: name, worker: old.worker.id, fenced: !drained, ms });
+            daemon.events.tell(What::Drained {
+                tenant: name,
+                uid: old.uid,
+                worker: old.worker.id,
+                fenced: !drained,
+                ms,
+            });
         });
     }
 

@@ -35,9 +35,20 @@ pub(crate) enum Ended {
     /// The worker died under it.
     Lost(Lost),
     /// It ended, and there was no room for its answer.
-    Unanswered { bytes: usize, why: Exhausted, wall: Duration },
+    Unanswered { bytes: usize, why: Exhausted, usage: Usage },
     /// The resident was gone before the run began.
     NotBegun,
+}
+
+impl Ended {
+    /// What it is charged.
+    pub(crate) fn cpu_us(&self) -> u64 {
+        match self {
+            Self::Done(finished) | Self::Judged(finished) => finished.usage.cpu_us,
+            Self::Lost(Lost { usage, .. }) | Self::Unanswered { usage, .. } => usage.cpu_us,
+            Self::NotBegun => 0,
+        }
+    }
 }
 
 #[derive(Debug)]
@@ -45,6 +56,8 @@ pub(crate) struct Lost {
     pub(crate) why: String,
     /// It is known to be another tenant's doing.
     pub(crate) anothers_doing: bool,
+    /// What it had used; nothing where it was another tenant's doing.
+    pub(crate) usage: Usage,
 }
 
 #[derive(Debug)]

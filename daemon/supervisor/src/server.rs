@@ -1,6 +1,6 @@
 //! The Unix socket: bound without stealing it from a living daemon, served with a bound on everything.
 
-use std::ffi::OsString;
+use std::ffi::{OsStr, OsString};
 use std::fs::File;
 use std::future::Future;
 use std::io;
@@ -59,15 +59,39 @@ pub(crate) struct Bound {
 /// Longest path that a socket address holds, without its final zero (unix(7)).
 const MAX_PATH_BYTES: usize = 107;
 
-fn too_long(path: &Path) -> Result<(), BindError> {
-    if path.as_os_str().len() > MAX_PATH_BYTES { Err(BindError::TooLong(path.to_owned())) } else { Ok(()) }
+/// The name of the socket, if it can be bound by its folder's descriptor and found by its path.
+fn name_of(path: &Path) -> Result<&OsStr, BindError> {
+    let name = path.file_name().ok_or_else(|| BindError::NotASocket(path.to_owned()))?;
+    let longest = path.as_os_str().len().max("/proc/self/fd/999/".len() + name.len());
+    if longest > MAX_PATH_BYTES { Err(BindError::TooLong(path.to_owned())) } else { Ok(name) }
 }
 
-/// Whether a socket could be bound there, without making anything.
+fn lock_of(path: &Path) -> PathBuf {
+    let mut lock = path.as_os_str().to_owned();
+    lock.push(".lock");
+    lock.into()
+}
+
+/// Whether there is a socket; anything else is in the way.
+fn has_socket(folder: &OwnedFd, path: &Path) -> Result<bool, BindError> {
+    match fstatat(folder, name_of(path)?, AtFlags::AT_SYMLINK_NOFOLLOW) {
+        Ok(found) if found.st_mode & SFlag::S_IFMT.bits() == SFlag::S_IFSOCK.bits() => Ok(true),
+        Ok(_) => Err(BindError::NotASocket(path.to_owned())),
+        Err(Errno::ENOENT) => Ok(false),
+        Err(errno) => Err(BindError::Io(path.to_owned(), errno.into())),
+    }
+}
+
+/// Whether a socket could be bound there once no other daemon has it, without making anything.
 pub(crate) fn check_place(path: &Path) -> Result<(), BindError> {
-    too_long(path)?;
-    let dir = files::parent(path);
-    files::check_folder(&dir).map_err(|error| BindError::Folder(dir, error))
+    name_of(path)?;
+    let (dir, lock) = (files::parent(path), lock_of(path));
+    let Some(folder) = files::check_folder(&dir).map_err(|error| BindError::Folder(dir, error))? else {
+        return Ok(());
+    };
+    let name = lock.file_name().unwrap_or_default();
+    files::check_file(&folder, name).map_err(|error| BindError::Io(lock.clone(), error))?;
+    has_socket(&folder, path).map(drop)
 }
 
 /// Binds `path`. A socket that a dead daemon left behind is replaced; the lock beside it tells dead
@@ -75,28 +99,19 @@ pub(crate) fn check_place(path: &Path) -> Result<(), BindError> {
 /// the folder meanwhile.
 pub(crate) fn bind(path: &Path) -> Result<Bound, BindError> {
     let failed = |error| BindError::Io(path.to_owned(), error);
-    too_long(path)?;
-    let name = path.file_name().ok_or_else(|| BindError::NotASocket(path.to_owned()))?;
+    let name = name_of(path)?;
     let dir = files::parent(path);
     let folder = files::make_socket_folder(&dir).map_err(|error| BindError::Folder(dir, error))?;
     let below_folder = Path::new("/proc/self/fd").join(folder.as_raw_fd().to_string()).join(name);
-    too_long(&below_folder)?;
-    let mut lock_path = path.as_os_str().to_owned();
-    lock_path.push(".lock");
-    let lock_path = PathBuf::from(lock_path);
+    let lock_path = lock_of(path);
     let lock_file =
         files::below(&folder, &lock_path, How::Keep).map_err(|error| BindError::Io(lock_path.clone(), error))?;
     let lock = Flock::lock(lock_file, FlockArg::LockExclusiveNonblock).map_err(|(_, errno)| match errno {
         Errno::EWOULDBLOCK => BindError::Taken(path.to_owned()),
         errno => BindError::Io(lock_path, errno.into()),
     })?;
-    match fstatat(&folder, name, AtFlags::AT_SYMLINK_NOFOLLOW) {
-        Ok(found) if found.st_mode & SFlag::S_IFMT.bits() == SFlag::S_IFSOCK.bits() => {
-            unlinkat(&folder, name, UnlinkatFlags::NoRemoveDir).map_err(|errno| failed(errno.into()))?;
-        }
-        Ok(_) => return Err(BindError::NotASocket(path.to_owned())),
-        Err(Errno::ENOENT) => {}
-        Err(errno) => return Err(failed(errno.into())),
+    if has_socket(&folder, path)? {
+        unlinkat(&folder, name, UnlinkatFlags::NoRemoveDir).map_err(|errno| failed(errno.into()))?;
     }
     // Until its mode is set, the umask keeps everybody else out.
     let listener = UnixListener::bind(&below_folder).map_err(failed)?;

@@ -2,8 +2,10 @@
 //!
 //! ```text
 //! warming ─▶ idle ─▶ running ─▶ warming …
-//!    └────────┴─────────┴─▶ gone (channel closed, protocol broken, the tenant leaves, or nobody holds the resident any more)
+//!    ├────────┴─────────┴─▶ gone (channel closed, protocol broken)
+//!    └────────┴─▶ leaving (the tenant leaves, or nobody holds the resident any more) ─▶ gone
 //! ```
+//! A thread that leaves is heard until its end: what it computes is its tenant's.
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -18,7 +20,7 @@ use serde_json::value::RawValue;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::UnixStream;
 use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf};
-use tokio::sync::{mpsc, watch};
+use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::{Instant, timeout_at};
 
 use crate::channel::{read_body, read_len, skip};
@@ -214,6 +216,9 @@ pub(crate) struct Speaker {
     state: Arc<State>,
     /// The thread has said that it is ready, and was believed.
     confined: bool,
+    /// What of the CPU time of the thread is accounted for, in microseconds, and since when.
+    accounted_us: u64,
+    accounted_at: Instant,
     warden: Arc<Warden>,
 }
 
@@ -244,7 +249,19 @@ impl Speaker {
     ) -> Self {
         let (read, write) = channel.into_split();
         let (read, session) = (FrameReader::spawn(read), Session::default());
-        Self { tenant, worker, slot, read, write, session, state, confined: false, warden }
+        Self {
+            tenant,
+            worker,
+            slot,
+            read,
+            write,
+            session,
+            state,
+            confined: false,
+            accounted_us: 0,
+            accounted_at: Instant::now(),
+            warden,
+        }
     }
 
     pub(crate) async fn speak(mut self, mut tickets: mpsc::Receiver<Box<Ticket>>) {
@@ -255,17 +272,11 @@ impl Speaker {
             let done = tokio::select! {
                 biased;
                 // Tickets that wait are dropped, which says that they have not begun.
-                () = told(&mut leaves) => {
-                    self.worker.retire(self.slot);
-                    return self.state.gone();
-                }
+                () = told(&mut leaves) => break None,
                 () = state.scripts_changed.notified() => self.forget_replaced().await,
                 ticket = tickets.recv() => match ticket {
                     // Nobody holds the resident any more: the thread may end.
-                    None => {
-                        self.worker.retire(self.slot);
-                        return self.state.gone();
-                    }
+                    None => break None,
                     // Its client has gone while it waited.
                     Some(ticket) if ticket.reply.is_closed() => Ok(()),
                     Some(ticket) => self.carry_out(*ticket).await,
@@ -280,23 +291,89 @@ impl Speaker {
                 },
             };
             if let Err(stop) = done {
-                break stop;
+                break Some(stop);
             }
         };
         // Those who still wait have not begun: a ticket that is dropped says so.
         tickets.close();
         match stop {
-            Stop::Closed | Stop::Aborted { .. } => drop(self.death().await),
-            Stop::Violation(what) => self.denounce(&what),
+            None => {
+                drop(tickets);
+                self.worker.retire(self.slot);
+                self.state.gone();
+                if self.see_off().await {
+                    return;
+                }
+            }
+            Some(Stop::Violation(what)) => self.denounce(&what),
+            Some(Stop::Closed | Stop::Aborted { .. }) => {}
         }
+        drop(self.death().await);
+        // What it was at between runs.
+        let cpu_us = self.unaccounted_us(self.accounted_at, 0);
+        self.tenant.usage().add_cpu(cpu_us);
         self.state.gone();
     }
 
+    /// The thread disposes of what it has, and says last what that took. False if it ended before.
+    async fn see_off(&mut self) -> bool {
+        let _ = self.write.shutdown().await;
+        let mut has_left = false;
+        loop {
+            let heard = match self.read.heard.recv().await {
+                Some(Heard::Large { .. }) => Err(Stop::Violation("a large frame without a run".to_owned())),
+                Some(Heard::Frame(frame)) => self.accept(Some(frame)),
+                None => Err(Stop::Closed),
+            };
+            match heard {
+                Ok(frame) => {
+                    has_left |= matches!(frame, FromTenant::Left { .. });
+                    self.charge(&frame);
+                }
+                Err(Stop::Closed | Stop::Aborted { .. }) => return has_left,
+                Err(Stop::Violation(what)) => {
+                    self.denounce(&what);
+                    return false;
+                }
+            }
+        }
+    }
+
     /// Between runs a thread computes for its tenant too.
-    fn charge(&self, frame: &FromTenant) {
-        if let FromTenant::Ready { cpu_us } = frame {
-            let mut usage = self.tenant.usage();
-            usage.cpu_us = usage.cpu_us.saturating_add(*cpu_us);
+    fn charge(&mut self, frame: &FromTenant) {
+        if let FromTenant::Ready { cpu_us } | FromTenant::Left { cpu_us } = frame {
+            self.account(*cpu_us);
+            self.tenant.usage().add_cpu(*cpu_us);
+        }
+    }
+
+    /// So much more of what the thread computed is accounted for.
+    fn account(&mut self, cpu_us: u64) {
+        self.accounted_us = self.accounted_us.saturating_add(cpu_us);
+        self.accounted_at = Instant::now();
+    }
+
+    /// What the thread has computed that is not accounted for, now that its process has ended: by
+    /// the kernel's word if it was killed, by its own otherwise, and never more than the time that
+    /// has passed since then. Where neither is known and the end is put on this tenant, it is as if
+    /// it had computed all that time, `most_us` at the most. What another tenant ended is nothing:
+    /// the run is begun again.
+    fn unaccounted_us(&self, since: Instant, most_us: u64) -> u64 {
+        let passed_us = micros(since.elapsed());
+        match self.worker.computed(self.slot) {
+            _ if self.worker.blames_another(self.slot) => 0,
+            Some(all) => micros(all).saturating_sub(self.accounted_us).min(passed_us),
+            None if self.worker.blames(self.slot) => passed_us.min(most_us),
+            None => 0,
+        }
+    }
+
+    /// Says how a run ended, and has that accounted for. If whoever asked for it has gone away, its
+    /// tenant is charged here.
+    fn answer(&mut self, reply: oneshot::Sender<Ended>, ended: Ended) {
+        self.account(ended.cpu_us());
+        if let Err(unheard) = reply.send(ended) {
+            self.tenant.usage().add_cpu(unheard.cpu_us());
         }
     }
 
@@ -394,22 +471,24 @@ impl Speaker {
         }
         self.state.meter.run_begins(job.run.keep);
         self.tenant.usage().begun += 1;
-        let queued = at.elapsed();
+        let (queued, begun) = (at.elapsed(), Instant::now());
         let mut sending = Sending::new(parts, job.code.clone());
         let mut gathered = Gathered { logs: Vec::new(), held: job.in_flight.answer(), truncated: false };
         let exchanged = self.converse(&job, &mut sending, &mut gathered).await;
         let stop = match exchanged {
             Ok(Exchanged::Skipped { bytes, why }) => {
-                let _ = reply.send(Ended::Unanswered { bytes, why, wall: at.elapsed() });
+                let usage = all_the_time(begun, &limits);
+                self.answer(reply, Ended::Unanswered { bytes, why, usage });
                 return Ok(());
             }
             Ok(Exchanged::Done(done)) => match finished(done, gathered, queued, &limits).await {
                 Ok(Ok(finished)) => {
-                    let _ = reply.send(Ended::Done(Box::new(finished)));
+                    self.answer(reply, Ended::Done(Box::new(finished)));
                     return Ok(());
                 }
                 Ok(Err((bytes, why))) => {
-                    let _ = reply.send(Ended::Unanswered { bytes, why, wall: at.elapsed() });
+                    let usage = all_the_time(begun, &limits);
+                    self.answer(reply, Ended::Unanswered { bytes, why, usage });
                     return Ok(());
                 }
                 Err(what) => {
@@ -427,7 +506,8 @@ impl Speaker {
             self.denounce(what);
         }
         let death = self.death().await;
-        let _ = reply.send(self.last_report(&stop, &death, &job, gathered, queued, at.elapsed()));
+        let report = self.last_report(&stop, &death, &job, gathered, queued, begun);
+        self.answer(reply, report);
         Err(Stop::Closed)
     }
 
@@ -480,9 +560,11 @@ impl Speaker {
         job: &Job,
         gathered: Gathered,
         queued: Duration,
-        wall: Duration,
+        begun: Instant,
     ) -> Ended {
         let limits = &job.run.limits;
+        let most = all_the_time(begun, limits);
+        let usage = Usage { cpu_us: self.unaccounted_us(begun, most.cpu_us), ..most };
         let alone = self.worker.was_one_tenants();
         let overrun = self.worker.overrun(self.slot).filter(|overrun| overrun.run == job.run.id);
         let cause = match (overrun, stop) {
@@ -509,14 +591,17 @@ impl Speaker {
             (None, Stop::Aborted { .. } | Stop::Closed) => None,
         };
         match cause {
-            None => Ended::Lost(Lost { why: death.to_string(), anothers_doing: self.worker.blames_another(self.slot) }),
+            None => {
+                let anothers_doing = self.worker.blames_another(self.slot);
+                Ended::Lost(Lost { why: death.to_string(), anothers_doing, usage })
+            }
             Some((outcome, message)) => Ended::Judged(Box::new(Finished {
                 outcome,
                 result: None,
                 error: Some(ScriptError { name: error_name(outcome).to_owned(), message, stack: None }),
                 logs: gathered.logs,
                 truncated: true,
-                usage: last_usage(outcome, limits, wall),
+                usage: Usage { peak_heap_bytes: least_held(outcome, limits), ..usage },
                 queued,
                 advice: Advice::default(),
                 held: Some(gathered.held),
@@ -537,7 +622,7 @@ impl Speaker {
                 biased;
                 heard = self.read.heard.recv() => match self.hear(heard).await? {
                     Err(large) => return Ok(large),
-                    Ok(frame @ FromTenant::Ready { .. }) => self.charge(&frame),
+                    Ok(frame @ (FromTenant::Ready { .. } | FromTenant::Left { .. })) => self.charge(&frame),
                     Ok(FromTenant::Needs(_)) if sending.present.is_empty() => sending.add_code(),
                     Ok(FromTenant::Needs(_)) => {
                         return Err(Stop::Violation("code was asked for before the run had come".to_owned()));
@@ -602,10 +687,20 @@ async fn finished(
     Ok(Ok(Finished { outcome, result, error, logs, truncated, usage, queued, advice, held }))
 }
 
-/// What a run used whose worker died: by the supervisor's own clock, and by the limit that it went over.
-fn last_usage(outcome: Outcome, limits: &Limits, wall: Duration) -> Usage {
-    let cpu_us = if outcome == Outcome::ExceededCpu { u64::from(limits.cpu_ms) * 1000 } else { 0 };
-    Usage { wall_us: u64::try_from(wall.as_micros()).unwrap_or(u64::MAX), cpu_us, ..Usage::default() }
+/// What a run is charged of which only the time is known: as if it had computed all of it, as far
+/// as it may.
+fn all_the_time(begun: Instant, limits: &Limits) -> Usage {
+    let wall_us = micros(begun.elapsed());
+    Usage { wall_us, cpu_us: wall_us.min(u64::from(limits.cpu_ms) * 1000), ..Usage::default() }
+}
+
+/// What a run held at the least whose process ended: its limit, if that was it.
+fn least_held(outcome: Outcome, limits: &Limits) -> u64 {
+    if outcome == Outcome::ExceededMemory { u64::from(limits.memory_mb) << 20 } else { 0 }
+}
+
+fn micros(time: Duration) -> u64 {
+    u64::try_from(time.as_micros()).unwrap_or(u64::MAX)
 }
 
 /// The name of the error that goes with an outcome that the script did not choose.
@@ -630,5 +725,8 @@ fn overran(cause: OverrunCause, limits: &Limits) -> (Outcome, String) {
             (Outcome::ExceededMemory, format!("the run needed more than {} MiB (limits.memoryMb)", limits.memory_mb))
         }
         OverrunCause::Canceled => (Outcome::Canceled, "the run was canceled".to_owned()),
+        OverrunCause::Disposal => {
+            (Outcome::ExceededCpu, "what was left of runs took too long to dispose of (limits.cpuMs)".to_owned())
+        }
     }
 }

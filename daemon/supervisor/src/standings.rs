@@ -3,10 +3,9 @@
 //! What is damaged is moved aside, and what cannot be had at the moment is left as it is.
 
 use std::collections::BTreeMap;
-use std::fs;
+use std::fs::File;
 use std::io::{self, Write};
 use std::os::unix::process::ExitStatusExt;
-use std::path::Path;
 use std::process::Stdio;
 
 use enisle_cordon::Standing;
@@ -14,7 +13,7 @@ use enisle_cordon::audit::Head;
 use redb::backends::FileBackend;
 use redb::{Database, ReadableDatabase, ReadableTable, TableDefinition};
 
-use crate::files::{self, How};
+use crate::files::{Folder, How};
 use crate::policy::TenantName;
 use crate::record::{Kept, RecordError, aside};
 
@@ -25,35 +24,40 @@ pub(crate) const DATABASE: &str = "standings.redb";
 
 /// Opens the database and reads it. One that cannot be read is moved aside, and a new one begun.
 pub(crate) fn open_database(
-    path: &Path,
-    examine: impl Fn(&Path) -> Result<(), Damage>,
+    folder: &Folder,
+    examine: impl Fn(File) -> Result<(), Damage>,
     kept: &mut Kept,
 ) -> Result<Database, RecordError> {
-    let failed = |error: redb::Error| RecordError::Database(path.to_owned(), error);
-    let examined = if path.exists() { examine(path) } else { Ok(()) };
+    let path = || folder.path_of(DATABASE);
+    let failed = |error: redb::Error| RecordError::Database(path(), error);
+    let examined = match folder.open(DATABASE, How::Change) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+        Err(error) => Err(Damage::Unknown(error.to_string())),
+        Ok(file) => examine(file),
+    };
     let opened = match examined {
-        Ok(()) => return read_database(path, kept).map_err(failed),
+        Ok(()) => return read_database(folder, kept).map_err(failed),
         Err(Damage::Broken(what)) => what,
         // It may be as whole as ever: nothing is touched.
-        Err(Damage::Unknown(what)) => return Err(RecordError::Unexamined(path.to_owned(), what)),
+        Err(Damage::Unknown(what)) => return Err(RecordError::Unexamined(path(), what)),
     };
     *kept = Kept { lost: true, ..Kept::default() };
-    let aside = aside(path);
-    fs::rename(path, &aside).map_err(|error| RecordError::Folder(path.to_owned(), error))?;
+    let moved = aside(folder, DATABASE).and_then(|aside| folder.rename(DATABASE, &aside).map(|()| aside));
+    let aside = moved.map_err(|error| RecordError::Folder(path(), error))?;
     kept.broken.push(format!(
         "the database of standings could not be read ({opened}); it is now {}, and tenants stand as the audit log says",
-        aside.display()
+        folder.path_of(&aside).display()
     ));
-    read_database(path, kept).map_err(failed)
+    read_database(folder, kept).map_err(failed)
 }
 
 /// Reads a database as the daemon would, in a process of its own: the database's code panics at some kinds of damage, which is
-/// the end of whoever asked.
-pub(crate) fn examine_apart(path: &Path) -> Result<(), Damage> {
+/// the end of whoever asked. That process has the file as its standard input.
+pub(crate) fn examine_apart(file: File) -> Result<(), Damage> {
     let unknown = |error: io::Error| Damage::Unknown(error.to_string());
     let program = std::env::current_exe().map_err(unknown)?;
     let mut command = std::process::Command::new(program);
-    command.arg("--examine").arg(path).stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped());
+    command.arg("--examine").stdin(Stdio::from(file)).stdout(Stdio::null()).stderr(Stdio::piped());
     let ended = command.output().map_err(unknown)?;
     let said = String::from_utf8_lossy(&ended.stderr).trim().escape_debug().to_string();
     match ended.status.code() {
@@ -91,8 +95,7 @@ pub(crate) fn is_damage(error: &redb::Error) -> bool {
 }
 
 /// What the process of its own does: reads everything, and changes no standing.
-pub(crate) fn examine(path: &Path) -> Result<(), redb::Error> {
-    let file = files::open(path, How::Change)?;
+pub(crate) fn examine(file: File) -> Result<(), redb::Error> {
     // An empty one would be made a database.
     if file.metadata()?.len() == 0 {
         return Err(io::Error::from(io::ErrorKind::UnexpectedEof).into());
@@ -106,14 +109,14 @@ pub(crate) fn examine(path: &Path) -> Result<(), redb::Error> {
     }
 }
 
-fn database_in(file: fs::File) -> Result<Database, redb::Error> {
+fn database_in(file: File) -> Result<Database, redb::Error> {
     Ok(Database::builder().set_cache_size(CACHE_BYTES).create_with_backend(FileBackend::new(file)?)?)
 }
 
-fn read_database(path: &Path, kept: &mut Kept) -> Result<Database, redb::Error> {
-    let mut database = database_in(files::open(path, How::Keep)?)?;
+fn read_database(folder: &Folder, kept: &mut Kept) -> Result<Database, redb::Error> {
+    let mut database = database_in(folder.open(DATABASE, How::Keep)?)?;
     if !database.check_integrity()? {
-        tracing::warn!(file = %path.display(), "the database of standings was not closed well, and was repaired");
+        tracing::warn!(file = %folder.path_of(DATABASE).display(), "the database of standings was not closed well, and was repaired");
     }
     let writing = database.begin_write()?;
     let mut unreadable = Vec::new();
@@ -135,9 +138,10 @@ fn read_database(path: &Path, kept: &mut Kept) -> Result<Database, redb::Error> 
         }
     }
     for (name, value) in unreadable {
-        let file = aside(&path.with_file_name("standing.json"));
-        let saved = files::open(&file, How::New).and_then(|mut kept| kept.write_all(&value));
-        let saved = saved.map(|()| file.display().to_string());
+        let saved = aside(folder, "standing.json").and_then(|file| {
+            folder.open(&file, How::New)?.write_all(&value)?;
+            Ok(folder.path_of(&file).display().to_string())
+        });
         let saved = saved.unwrap_or_else(|error| format!("lost: {error}"));
         kept.broken
             .push(format!("the standing of {name:?} could not be read; it begins anew (what was there: {saved})"));

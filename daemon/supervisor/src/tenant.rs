@@ -1,10 +1,10 @@
 //! One tenant, as the daemon knows it: its policy, what it may start, where it lives, and how it stands.
 //!
-//! A hundred thousand tenants may be known of whom each has done next to nothing. What only one
-//! that has lived somewhere needs is made then ([`Life`]), and a policy is shared by all that have
-//! the same.
+//! A hundred thousand tenants may be known of whom each has done next to nothing. What only one that
+//! lives somewhere needs is made then, and goes with its last home ([`Life`]); what its runs came to
+//! stays, and is small ([`Usage`]). A policy is shared by all that have the same.
 
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak};
 use std::time::{Duration, Instant};
 
@@ -17,6 +17,9 @@ use crate::quota::Account;
 use crate::resident::Resident;
 use crate::script::Scripts;
 use crate::share::Held;
+
+/// Moves that are remembered of a tenant that lives nowhere and has no policy.
+const MOVES_OF_ABSENT: usize = 2;
 
 /// One tenant, known to the daemon since it started, or for longer.
 #[derive(Debug)]
@@ -37,8 +40,10 @@ pub(crate) struct Tenant {
     pub(crate) asked_to_move: AtomicBool,
     /// How it stands has changed since it was written down.
     pub(crate) unwritten: AtomicBool,
-    /// None until it has lived somewhere.
-    life: OnceLock<Box<Life>>,
+    /// None until it has run something.
+    usage: OnceLock<Box<Mutex<Usage>>>,
+    /// None where it lives nowhere and is not suspected of anything.
+    life: Mutex<Option<Box<Life>>>,
     /// Its part of the names that there may be.
     name_held: Held,
 }
@@ -47,22 +52,22 @@ pub(crate) struct Tenant {
 #[derive(Debug)]
 struct Kept {
     policy: Arc<Policy>,
-    _held: Option<Held>,
+    _held: Option<Box<Held>>,
 }
 
-/// What there is of a tenant that has lived somewhere.
+/// What there is of a tenant as long as it lives somewhere, or did until just now.
 #[derive(Debug, Default)]
-pub(crate) struct Life {
+struct Life {
     /// It was in a process that died, and nobody knows whose doing it was.
-    suspicion: Mutex<Option<Suspicion>>,
-    usage: Mutex<Usage>,
+    suspicion: Option<Suspicion>,
+    /// Its home was begun while this uid's budget of deaths was used up. It lives alone until all
+    /// of them are forgiven.
+    probation: Option<u32>,
     /// When its runs last asked for a move, and when it was last told that there is no room for one.
-    pub(crate) runs_asked: Pacer,
-    pub(crate) no_room_told: Pacer,
-    /// How many homes it has had.
-    homes: AtomicU64,
-    /// Those that it has left and in which a run has yet to end.
-    draining: Mutex<Vec<Weak<Resident>>>,
+    runs_asked: Option<Instant>,
+    no_room_told: Option<Instant>,
+    /// The homes that it has left and in which a run has yet to end.
+    draining: Vec<Weak<Resident>>,
 }
 
 /// For how long, and with whom of the others it may be meanwhile: with nobody (`None`), or with those of its half.
@@ -72,46 +77,56 @@ struct Suspicion {
     until: Instant,
 }
 
-/// Lets something happen only so often.
-#[derive(Debug, Default)]
-pub(crate) struct Pacer(Mutex<Option<Instant>>);
-
-impl Pacer {
-    /// True, and the time begins anew, if so much has passed since it was last true.
-    pub(crate) fn has_passed(&self, pause: Duration) -> bool {
-        let mut last = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        let passed = last.is_none_or(|last| last.elapsed() >= pause);
-        if passed {
-            *last = Some(Instant::now());
-        }
-        passed
+impl Life {
+    fn is_suspected(&self) -> bool {
+        self.suspicion.is_some_and(|suspicion| suspicion.until > Instant::now())
     }
+}
+
+/// Whether so much has passed since this was last true; the time begins anew then.
+fn has_passed(last: &mut Option<Instant>, pause: Duration) -> bool {
+    let passed = last.is_none_or(|last| last.elapsed() >= pause);
+    if passed {
+        *last = Some(Instant::now());
+    }
+    passed
 }
 
 /// What a tenant's runs came to since the daemon started.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Usage {
-    /// Runs that have ended, each counted once.
-    pub(crate) runs: u64,
     /// Runs that went out to a worker, each time that they did.
     pub(crate) begun: u64,
     /// Ends that came from a home that the tenant had left: discarded.
     pub(crate) fenced: u64,
     pub(crate) cpu_us: u64,
-    outcomes: Vec<(Outcome, u64)>,
+    /// How many homes it has had.
+    homes: u64,
+    /// Runs that have ended, each counted once, by outcome in the order of [`Outcome::ALL`].
+    ended: [u32; Outcome::ALL.len()],
 }
 
 impl Usage {
+    pub(crate) fn add_cpu(&mut self, us: u64) {
+        self.cpu_us = self.cpu_us.saturating_add(us);
+    }
+
     pub(crate) fn note(&mut self, outcome: Outcome) {
-        match self.outcomes.iter_mut().find(|(known, _)| *known == outcome) {
-            Some((_, count)) => *count += 1,
-            None => self.outcomes.push((outcome, 1)),
+        let place = Outcome::ALL.iter().position(|known| *known == outcome);
+        if let Some(count) = place.and_then(|place| self.ended.get_mut(place)) {
+            *count = count.saturating_add(1);
         }
+    }
+
+    /// Runs that have ended.
+    pub(crate) fn runs(&self) -> u64 {
+        self.ended.iter().copied().map(u64::from).sum()
     }
 
     /// How many runs ended in which way, as JSON.
     pub(crate) fn outcomes(&self) -> Map<String, Value> {
-        self.outcomes.iter().map(|(outcome, count)| (outcome.as_str().to_owned(), Value::from(*count))).collect()
+        let ended = Outcome::ALL.iter().zip(self.ended).filter(|(_, count)| *count > 0);
+        ended.map(|(outcome, count)| (outcome.as_str().to_owned(), Value::from(count))).collect()
     }
 }
 
@@ -136,7 +151,8 @@ impl Tenant {
             moving: AtomicBool::new(false),
             asked_to_move: AtomicBool::new(false),
             unwritten: AtomicBool::new(false),
-            life: OnceLock::new(),
+            usage: OnceLock::new(),
+            life: Mutex::default(),
             name_held,
         }
     }
@@ -148,21 +164,48 @@ impl Tenant {
     /// Gives it a policy of its own, for which something is held.
     pub(crate) fn set_policy(&self, policy: Policy, held: Held) {
         self.has_policy.store(true, Ordering::Relaxed);
-        let kept = Kept { policy: Arc::new(policy), _held: (held.units() > 0).then_some(held) };
+        let kept = Kept { policy: Arc::new(policy), _held: (held.units() > 0).then(|| Box::new(held)) };
         *self.policy.lock().unwrap_or_else(PoisonError::into_inner) = kept;
     }
 
-    pub(crate) fn life(&self) -> &Life {
-        self.life.get_or_init(Box::default)
+    fn life(&self) -> MutexGuard<'_, Option<Box<Life>>> {
+        self.life.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Forgets what only one needs that lives somewhere, if it does not any more; of its history, if
+    /// no operator has given it a policy, all but its last moves, which the audit log has.
+    pub(crate) fn tidy(&self) {
+        // Whoever holds the lock is giving it a home.
+        let Ok(mut home) = self.home.try_lock() else { return };
+        // It would keep all that there is of a worker that is dead.
+        home.take_if(|home| !home.is_open());
+        if home.is_none() && !self.has_policy.load(Ordering::Relaxed) {
+            self.standing().forget_moves_but(MOVES_OF_ABSENT);
+        }
+        let mut life = self.life();
+        let needed = |life: &Life| life.is_suspected() || life.draining.iter().any(|home| home.strong_count() > 0);
+        if home.is_none() && !life.as_deref().is_some_and(needed) {
+            *life = None;
+        }
+    }
+
+    /// Whether its runs may ask for a move again.
+    pub(crate) fn runs_may_ask(&self, pause: Duration) -> bool {
+        has_passed(&mut self.life().get_or_insert_default().runs_asked, pause)
+    }
+
+    /// Whether it is to be told again that there is no room for a move.
+    pub(crate) fn is_told_of_no_room(&self, pause: Duration) -> bool {
+        has_passed(&mut self.life().get_or_insert_default().no_room_told, pause)
     }
 
     pub(crate) fn usage(&self) -> MutexGuard<'_, Usage> {
-        self.life().usage.lock().unwrap_or_else(PoisonError::into_inner)
+        self.usage.get_or_init(Box::default).lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// What its runs came to, for whoever only looks.
     pub(crate) fn usage_so_far(&self) -> Usage {
-        self.life.get().map(|_| self.usage().clone()).unwrap_or_default()
+        self.usage.get().map(|_| self.usage().clone()).unwrap_or_default()
     }
 
     pub(crate) fn scripts(&self) -> MutexGuard<'_, Scripts> {
@@ -196,13 +239,13 @@ impl Tenant {
     /// It was in a process that died for nobody knows what.
     pub(crate) fn suspect(&self, case: Option<Case>, secs: u64) {
         let until = Instant::now() + Duration::from_secs(secs);
-        *self.life().suspicion.lock().unwrap_or_else(PoisonError::into_inner) = Some(Suspicion { case, until });
+        self.life().get_or_insert_default().suspicion = Some(Suspicion { case, until });
     }
 
     /// An operator has lifted everything.
     pub(crate) fn clear_suspicion(&self) {
-        if let Some(life) = self.life.get() {
-            *life.suspicion.lock().unwrap_or_else(PoisonError::into_inner) = None;
+        if let Some(life) = self.life().as_deref_mut() {
+            life.suspicion = None;
         }
         self.note_end();
     }
@@ -214,16 +257,30 @@ impl Tenant {
     }
 
     fn suspicion(&self) -> Option<Suspicion> {
-        let mut suspicion = self.life.get()?.suspicion.lock().unwrap_or_else(PoisonError::into_inner);
-        if suspicion.is_some_and(|suspicion| suspicion.until <= Instant::now()) {
-            *suspicion = None;
+        self.life().as_deref().filter(|life| life.is_suspected()).and_then(|life| life.suspicion)
+    }
+
+    /// It gets a home while the budget of deaths of that uid is used up.
+    pub(crate) fn put_on_probation(&self, uid: u32) {
+        self.life().get_or_insert_default().probation = Some(uid);
+    }
+
+    /// The uid whose deaths have to be forgiven before it lives beside others.
+    pub(crate) fn on_probation(&self) -> Option<u32> {
+        self.life().as_deref()?.probation
+    }
+
+    /// Those deaths are forgiven.
+    pub(crate) fn end_probation(&self) {
+        if let Some(life) = self.life().as_deref_mut() {
+            life.probation = None;
         }
-        *suspicion
     }
 
     /// How far out it has to live at the moment.
     pub(crate) fn wanted_level(&self) -> Level {
         let alone = self.retries_alone.load(Ordering::SeqCst)
+            || self.on_probation().is_some()
             || self.suspicion().is_some_and(|suspicion| suspicion.case.is_none());
         self.standing().level().max(if alone { Level::Solo } else { Level::Shared })
     }
@@ -243,20 +300,21 @@ impl Tenant {
             watched: score >= rules.watch,
             doubtful,
             case,
+            on_probation: self.on_probation().is_some(),
         }
     }
 
     /// A run has yet to end in a home that it has left.
     pub(crate) fn drains(&self, home: &Arc<Resident>) {
-        let mut draining = self.life().draining.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut life = self.life();
+        let draining = &mut life.get_or_insert_default().draining;
         draining.retain(|home| home.strong_count() > 0);
         draining.push(Arc::downgrade(home));
     }
 
     /// The homes that it has left and that are still there.
     pub(crate) fn take_draining(&self) -> Vec<Arc<Resident>> {
-        let Some(life) = self.life.get() else { return Vec::new() };
-        let draining = std::mem::take(&mut *life.draining.lock().unwrap_or_else(PoisonError::into_inner));
+        let draining = self.life().as_deref_mut().map(|life| std::mem::take(&mut life.draining)).unwrap_or_default();
         draining.iter().filter_map(Weak::upgrade).collect()
     }
 
@@ -277,7 +335,9 @@ impl Tenant {
 
     /// The number of its next home.
     pub(crate) fn next_token(&self) -> u64 {
-        self.life().homes.fetch_add(1, Ordering::SeqCst) + 1
+        let mut usage = self.usage();
+        usage.homes += 1;
+        usage.homes
     }
 
     /// Whether it has to be remembered; if nothing else says so, by how it stands.
@@ -299,5 +359,48 @@ impl Tenant {
     /// Where it lives now.
     pub(crate) fn residence(&self) -> Option<Arc<Resident>> {
         self.home.try_lock().ok()?.as_ref().filter(|resident| resident.is_open()).cloned()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::share::{Parts, Supply};
+
+    fn tenant() -> Tenant {
+        let held = Supply::new("names", 1, Parts::halves()).take(5, 1).unwrap();
+        Tenant::new("t".parse().unwrap(), Arc::default(), Standing::new(Time(1)), held, Instant::now())
+    }
+
+    #[test]
+    fn what_a_life_needs_goes_with_it_and_what_the_runs_came_to_stays() {
+        let tenant = tenant();
+        assert_eq!((tenant.next_token(), tenant.next_token()), (1, 2));
+        tenant.usage().note(Outcome::Violation);
+        tenant.usage().note(Outcome::Ok);
+        assert!(tenant.runs_may_ask(Duration::from_secs(60)) && !tenant.runs_may_ask(Duration::from_secs(60)));
+        tenant.tidy();
+        assert!(tenant.life().is_none());
+        assert_eq!((tenant.usage_so_far().runs(), tenant.next_token()), (2, 3));
+        assert_eq!(Value::from(tenant.usage_so_far().outcomes()), serde_json::json!({ "ok": 1, "violation": 1 }));
+    }
+
+    #[test]
+    fn a_suspicion_outlives_the_last_home_until_it_is_over() {
+        let tenant = tenant();
+        tenant.suspect(None, 60);
+        tenant.tidy();
+        assert!(tenant.kept_apart().is_some_and(|(alone, _)| alone));
+        tenant.suspect(None, 0);
+        assert!(tenant.kept_apart().is_none());
+        tenant.tidy();
+        assert!(tenant.life().is_none());
+    }
+
+    /// Of a hundred thousand, all of whom have run something, each byte is 100 KB.
+    #[test]
+    fn a_tenant_that_lives_nowhere_is_small() {
+        assert!(size_of::<Tenant>() <= 336, "{}", size_of::<Tenant>());
+        assert!(size_of::<Mutex<Usage>>() <= 88, "{}", size_of::<Mutex<Usage>>());
     }
 }

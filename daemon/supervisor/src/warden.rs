@@ -1,15 +1,19 @@
 //! Who watches: takes what was seen of tenants, has the pure engine decide, writes it down, tells of it, and asks for the move.
 
+use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use enisle_cordon::place::bisect;
-use enisle_cordon::{Because, Case, Decision, Kind, Level, Order, Seen, Signal, Standing, Time, decide};
+use enisle_cordon::{Because, Case, Deaths, Decision, Kind, Level, Order, Seen, Signal, Standing, Time, decide};
 use tokio::sync::mpsc;
 
 use crate::config::Cordon;
 use crate::events::{Events, What};
+use crate::meter::monotonic;
+use crate::notes::{Refused, Written};
+use crate::process::Worker;
 use crate::record::{Entry, Recorder};
 use crate::tenant::Tenant;
 
@@ -25,6 +29,8 @@ pub(crate) struct Warden {
     /// Tenants that have to live elsewhere.
     moves: mpsc::UnboundedSender<Arc<Tenant>>,
     deaths: AtomicU64,
+    /// The uids against whom deaths are held; those that are forgiven are forgotten.
+    blamed: Mutex<BTreeMap<u32, Deaths>>,
 }
 
 /// The wall clock; the engine sees to it that it does not go back.
@@ -42,7 +48,8 @@ impl Warden {
         let (moves, asked) = mpsc::unbounded_channel();
         let outdated_engine = AtomicBool::new(false);
         let (engine, deaths) = (Mutex::default(), AtomicU64::new(0));
-        let warden = Self { events, cordon, recorder, outdated_engine, engine, moves, deaths };
+        let blamed = Mutex::default();
+        let warden = Self { events, cordon, recorder, outdated_engine, engine, moves, deaths, blamed };
         (Arc::new(warden), asked)
     }
 
@@ -61,8 +68,8 @@ impl Warden {
         self.engine.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
-    /// Something was seen of a tenant.
-    pub(crate) fn saw(&self, tenant: &Arc<Tenant>, seen: &[Seen]) {
+    /// Something was seen of a tenant that a uid ran.
+    pub(crate) fn saw(&self, tenant: &Arc<Tenant>, uid: u32, seen: &[Seen]) {
         let around = tenant.circumstances(self.engine_is_outdated());
         let decision = decide(&mut tenant.standing(), seen, around, &self.cordon.rules, now());
         // Evidence is written down now, the rest with the next round.
@@ -71,7 +78,7 @@ impl Warden {
         } else if !seen.is_empty() {
             tenant.unwritten.store(true, Ordering::Relaxed);
         }
-        self.carry_out(tenant, decision);
+        self.carry_out(tenant, uid, decision);
     }
 
     /// Time has passed: points have halved, a suspicion may be over. Writes down what has changed.
@@ -79,7 +86,7 @@ impl Warden {
         if tenant.standing().is_blank() && !tenant.unwritten.load(Ordering::Relaxed) {
             return;
         }
-        self.saw(tenant, &[]);
+        self.saw(tenant, tenant.charged_to(), &[]);
         if tenant.unwritten.swap(false, Ordering::Relaxed) {
             self.write_down(tenant);
         }
@@ -89,31 +96,43 @@ impl Warden {
         self.recorder.stands(&tenant.name, &tenant.standing(), tenant.has_policy.load(Ordering::Relaxed));
     }
 
-    /// An operator's word.
-    pub(crate) fn command(&self, tenant: &Arc<Tenant>, level: Level, reason: String, by_uid: u32) {
+    /// An operator's word. It takes effect if there is room to write it down.
+    pub(crate) fn command(
+        &self,
+        tenant: &Arc<Tenant>,
+        level: Level,
+        reason: String,
+        by_uid: u32,
+    ) -> Result<Written, Refused> {
         let name = tenant.name.to_string();
-        self.recorder.decided(Entry::Ordered { tenant: name.clone(), level, reason: reason.clone(), by_uid });
+        let entry = Entry::Ordered { tenant: name.clone(), level, reason: reason.clone(), by_uid };
+        let written = self.recorder.decided(self.recorder.room(by_uid, &entry)?);
         self.events.tell(What::Ordered { tenant: name, level, reason: reason.clone(), by_uid });
         let around = tenant.circumstances(self.engine_is_outdated());
         let order = Order { level, reason, by_uid, at: now() };
         let decision = tenant.standing().command(order, around, &self.cordon.rules, now());
         self.write_down(tenant);
-        self.carry_out(tenant, decision);
+        self.carry_out(tenant, by_uid, decision);
+        Ok(written)
     }
 
-    /// An operator forgives: order, score, suspicion.
-    pub(crate) fn forgive(&self, tenant: &Arc<Tenant>, reason: String, by_uid: u32) {
+    /// An operator forgives: order, score, suspicion. It takes effect if there is room to write it
+    /// down.
+    pub(crate) fn forgive(&self, tenant: &Arc<Tenant>, reason: String, by_uid: u32) -> Result<Written, Refused> {
         let name = tenant.name.to_string();
-        self.recorder.decided(Entry::Lifted { tenant: name.clone(), reason: reason.clone(), by_uid });
+        let entry = Entry::Lifted { tenant: name.clone(), reason: reason.clone(), by_uid };
+        let written = self.recorder.decided(self.recorder.room(by_uid, &entry)?);
         self.events.tell(What::Lifted { tenant: name, reason: reason.clone(), by_uid });
         let decision = tenant.standing().forgive(reason, by_uid, now());
         tenant.clear_suspicion();
         self.write_down(tenant);
-        self.carry_out(tenant, decision);
+        self.carry_out(tenant, by_uid, decision);
         self.ask_for_move(tenant);
+        Ok(written)
     }
 
-    fn carry_out(&self, tenant: &Arc<Tenant>, decision: Decision) {
+    /// Whose doing it is: `uid`, who ran the tenant or gave the order.
+    fn carry_out(&self, tenant: &Arc<Tenant>, uid: u32, decision: Decision) {
         let (from, to, reasons) = match decision {
             Decision::Stay => return,
             Decision::Move { from, to, reasons } => (from, to, reasons),
@@ -121,8 +140,8 @@ impl Warden {
         };
         self.write_down(tenant);
         let name = tenant.name.to_string();
-        self.events.tell(What::Cordoned { tenant: name.clone(), from, to, reasons: reasons.clone() });
-        self.recorder.decided(Entry::Moved { tenant: name, from, to, reasons });
+        self.events.tell(What::Cordoned { tenant: name.clone(), uid, from, to, reasons: reasons.clone() });
+        self.recorder.seen(Some(uid), &Entry::Moved { tenant: name, from, to, reasons });
         self.ask_for_move(tenant);
     }
 
@@ -131,20 +150,56 @@ impl Warden {
         let _ = self.moves.send(Arc::clone(tenant));
     }
 
-    /// A process died by something that one of its tenants did, or seems to have done. The others get their small share.
-    pub(crate) fn saw_death(&self, culprit: &Arc<Tenant>, seen: Seen, others: &[Arc<Tenant>]) {
-        self.saw(culprit, &[seen]);
+    /// A process of a uid's died by something that one of its tenants did, or seems to have done. The others get their small
+    /// share.
+    pub(crate) fn saw_death(&self, culprit: &Arc<Tenant>, uid: u32, seen: Seen, others: &[Arc<Tenant>]) {
+        self.hold_against(uid, culprit.standing().level());
+        self.saw(culprit, uid, &[seen]);
         if seen.signal.kind() == Kind::Evidence {
             for other in others {
-                self.saw(other, &[Seen::certain(Signal::CoTenant)]);
+                self.saw(other, uid, &[Seen::certain(Signal::CoTenant)]);
             }
         }
+    }
+
+    fn blamed(&self) -> MutexGuard<'_, BTreeMap<u32, Deaths>> {
+        self.blamed.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// A tenant of that uid, who lived at that level until then, is blamed for a death.
+    fn hold_against(&self, uid: u32, level: Level) {
+        let (rules, now) = (&self.cordon.rules.deaths, monotonic());
+        let mut blamed = self.blamed();
+        blamed.retain(|_, deaths| !deaths.is_clear(now));
+        let deaths = blamed.entry(uid).or_default();
+        let before = deaths.is_used_up(rules, now);
+        deaths.blamed(level, rules, now);
+        if !before && deaths.is_used_up(rules, now) {
+            let (count, clear_in_ms) = (deaths.count(rules, now), deaths.clear_in_ms(now));
+            self.events.tell(What::BudgetUsedUp { uid, deaths: count, clear_in_ms });
+        }
+    }
+
+    /// So many deaths are held against that uid that its new homes are alone.
+    pub(crate) fn has_used_up(&self, uid: u32) -> bool {
+        self.blamed().get(&uid).is_some_and(|deaths| deaths.is_used_up(&self.cordon.rules.deaths, monotonic()))
+    }
+
+    /// No death is held against that uid.
+    pub(crate) fn has_forgiven(&self, uid: u32) -> bool {
+        self.blamed().get(&uid).is_none_or(|deaths| deaths.is_clear(monotonic()))
+    }
+
+    /// Every uid against whom deaths are held.
+    pub(crate) fn held_against(&self) -> Vec<(u32, Deaths)> {
+        let (now, blamed) = (monotonic(), self.blamed());
+        blamed.iter().filter(|(_, deaths)| !deaths.is_clear(now)).map(|(uid, deaths)| (*uid, *deaths)).collect()
     }
 
     /// A process died, and nobody knows whose doing it was: its tenants are split, and each gets a
     /// few points. One that broke the protocol, or whose pages did not carry their keys, was taken
     /// over as a whole; of those each is alone for a while.
-    pub(crate) fn saw_unexplained_death(&self, tenants: &[Arc<Tenant>], signal: Signal, worker: u64) {
+    pub(crate) fn saw_unexplained_death(&self, tenants: &[Arc<Tenant>], signal: Signal, worker: &Worker) {
         if matches!(signal, Signal::Protocol | Signal::ClosedKey) {
             let alone: Vec<_> = tenants.iter().map(|tenant| (Arc::clone(tenant), None)).collect();
             self.keep_apart(&alone, Because::UnexplainedDeath, worker);
@@ -152,12 +207,12 @@ impl Warden {
             self.halve(tenants, Because::UnexplainedDeath, worker);
         }
         for tenant in tenants {
-            self.saw(tenant, &[Seen::certain(Signal::Unattributed)]);
+            self.saw(tenant, worker.uid, &[Seen::certain(Signal::Unattributed)]);
         }
     }
 
     /// Keeps tenants in halves for a while, away from everybody else: it was one of them.
-    pub(crate) fn halve(&self, tenants: &[Arc<Tenant>], because: Because, worker: u64) {
+    pub(crate) fn halve(&self, tenants: &[Arc<Tenant>], because: Because, worker: &Worker) {
         let death = self.deaths.fetch_add(1, Ordering::Relaxed);
         let halves = tenants.iter().cloned().zip(bisect(tenants.len(), death)).collect::<Vec<_>>();
         self.keep_apart(&halves, because, worker);
@@ -165,7 +220,7 @@ impl Warden {
 
     /// Keeps tenants from others for a while, each alone or with those of its case. Their standings
     /// stay as they are: it is not known that they did anything.
-    pub(crate) fn keep_apart(&self, tenants: &[(Arc<Tenant>, Option<Case>)], because: Because, worker: u64) {
+    pub(crate) fn keep_apart(&self, tenants: &[(Arc<Tenant>, Option<Case>)], because: Because, worker: &Worker) {
         if tenants.is_empty() {
             return;
         }
@@ -176,11 +231,18 @@ impl Warden {
             let name = tenant.name.to_string();
             let group = case.and_then(|case| halves.get_mut(usize::from(case.half)));
             group.unwrap_or(&mut alone).push(name.clone());
-            self.events.tell(What::KeptApart { tenant: name, alone: case.is_none(), because, for_secs });
+            self.events.tell(What::KeptApart {
+                tenant: name,
+                uid: worker.uid,
+                alone: case.is_none(),
+                because,
+                for_secs,
+            });
             self.ask_for_move(tenant);
         }
         let halves: Vec<_> = halves.into_iter().filter(|half| !half.is_empty()).collect();
-        self.recorder.decided(Entry::Apart { worker, because, alone, halves, for_secs });
+        let apart = Entry::Apart { worker: worker.id, because, alone, halves, for_secs };
+        self.recorder.seen(Some(worker.uid), &apart);
     }
 
     /// How a tenant stands that was never seen before.

@@ -1,4 +1,6 @@
-//! The control channel: one per worker process, spoken by its main thread.
+//! The control channel: one per worker process.
+//!
+//! In the worker the main thread and the watchdog speak on it, never a tenant's thread.
 //!
 //! ```text
 //!   supervisor ── Start ──▶ worker   (jail, V8, seccomp)
@@ -16,17 +18,19 @@ use crate::{MAX_FROM_HOST_BYTES, MAX_FROM_WORKER_BYTES};
 
 /// How a worker exits when V8 has no memory left.
 pub const OUT_OF_MEMORY_EXIT: i32 = 86;
-/// How a worker exits when V8 gives up for another reason. How it exits after a fault: `hardening::fault::FAULT_EXIT`.
+/// How a worker exits when V8 gives up for another reason. How it exits after a fault:
+/// `hardening::fault::FAULT_EXIT`.
 pub const GAVE_UP_EXIT: i32 = 87;
 
 /// A place for one tenant in one worker process; never used twice in the life of the process.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 pub struct Slot(pub u32);
 
-/// From the supervisor to a worker's main thread.
+/// From the supervisor to a worker.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub enum ToWorker {
-    /// The first word; with it come the descriptor of the page for faults and, for a host, that of the snapshot.
+    /// The first word; with it come the descriptor of the page for faults and, for a host, that of
+    /// the snapshot.
     Start(Start),
     /// A tenant moves in; with it comes the descriptor of its channel.
     Admit(Admit),
@@ -47,8 +51,8 @@ pub struct Start {
     pub max_tenants: u32,
     /// The engine makes no machine code: interpreter only, no WebAssembly.
     pub jitless: bool,
-    /// Where the tenants' islands are, as `hardening::islands::Zone::parts` has it. The supervisor chooses, so that it
-    /// knows where to look without the worker's word.
+    /// Where the tenants' islands are, as `hardening::islands::Zone::parts` has it. The supervisor
+    /// chooses, so that it knows where to look without the worker's word.
     pub zone: Vec<u64>,
 }
 
@@ -67,7 +71,7 @@ pub struct Admit {
     pub memory_mb: u32,
 }
 
-/// From a worker's main thread to the supervisor.
+/// From a worker's own threads, the main thread and the watchdog, to the supervisor.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub enum FromWorker {
     Ready(Ready),
@@ -76,7 +80,8 @@ pub enum FromWorker {
     Retired {
         slot: Slot,
     },
-    /// A run was told to end and did not: only the end of the process stops it.
+    /// A run was told to end and did not, or disposing of what runs have left takes too long: only
+    /// the end of the process stops it.
     Overrun {
         slot: Slot,
         run: RunId,
@@ -107,6 +112,8 @@ pub enum OverrunCause {
     Wall,
     Memory,
     Canceled,
+    /// The run had ended, and something that it or an earlier one left was being disposed of.
+    Disposal,
 }
 
 /// A frame came out of order.
@@ -116,6 +123,9 @@ pub enum Violation {
     TooEarly(&'static str),
     #[error("{0} from a worker that is ready already")]
     TooLate(&'static str),
+    /// A host made a snapshot, or a maker would host tenants.
+    #[error("{0} from a worker that has another role")]
+    WrongRole(&'static str),
     #[error("a version of V8 that is too long")]
     LongReady,
     #[error("{frame} for slot {slot}, which this worker does not hold")]
@@ -158,9 +168,10 @@ impl Session {
         match frame {
             FromWorker::Failed(_) if self.ready => Err(Violation::TooLate("Failed")),
             FromWorker::Failed(_) => Ok(()),
-            FromWorker::Snapshot(_) if self.role == Role::Host => Err(Violation::TooLate("Snapshot")),
-            FromWorker::Ready(_) if self.role == Role::Maker => Err(Violation::TooLate("Ready")),
-            FromWorker::Ready(_) | FromWorker::Snapshot(_) if self.ready => Err(Violation::TooLate("Ready")),
+            FromWorker::Snapshot(_) if self.role == Role::Host => Err(Violation::WrongRole("Snapshot")),
+            FromWorker::Ready(_) if self.role == Role::Maker => Err(Violation::WrongRole("Ready")),
+            FromWorker::Ready(_) if self.ready => Err(Violation::TooLate("Ready")),
+            FromWorker::Snapshot(_) if self.ready => Err(Violation::TooLate("Snapshot")),
             // It is kept, and shown with every worker.
             FromWorker::Ready(ready) if ready.v8.len() > 64 => Err(Violation::LongReady),
             FromWorker::Ready(_) | FromWorker::Snapshot(_) => {
@@ -223,8 +234,23 @@ mod tests {
 
     #[test]
     fn a_host_makes_no_snapshot_and_a_maker_hosts_nobody() {
-        assert!(Session::new(Role::Host).accept(&FromWorker::Snapshot(vec![])).is_err());
-        assert!(Session::new(Role::Maker).accept(&ready()).is_err());
-        assert_eq!(Session::new(Role::Maker).accept(&FromWorker::Snapshot(vec![])), Ok(()));
+        let mut maker = Session::new(Role::Maker);
+        let snapshot = FromWorker::Snapshot(vec![]);
+        assert_eq!(Session::new(Role::Host).accept(&snapshot), Err(Violation::WrongRole("Snapshot")));
+        assert_eq!(maker.accept(&ready()), Err(Violation::WrongRole("Ready")));
+        assert_eq!(maker.accept(&snapshot), Ok(()));
+    }
+
+    #[test]
+    fn a_violation_names_the_frame_that_came_out_of_order() {
+        let snapshot = FromWorker::Snapshot(vec![]);
+        let of_a_host = Session::new(Role::Host).accept(&snapshot).unwrap_err();
+        assert_eq!(of_a_host.to_string(), "Snapshot from a worker that has another role");
+        let mut maker = Session::new(Role::Maker);
+        assert_eq!(maker.accept(&snapshot), Ok(()));
+        assert_eq!(maker.accept(&snapshot).unwrap_err().to_string(), "Snapshot from a worker that is ready already");
+        let mut host = Session::new(Role::Host);
+        assert_eq!(host.accept(&ready()), Ok(()));
+        assert_eq!(host.accept(&ready()), Err(Violation::TooLate("Ready")));
     }
 }

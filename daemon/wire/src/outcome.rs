@@ -22,8 +22,6 @@ pub enum Outcome {
     Canceled,
     /// The worker process died and the run could not be run again.
     WorkerLost,
-    /// Cordon or quota forbade it.
-    Refused,
     /// A layer stopped an attack.
     Violation,
     /// Our own fault.
@@ -32,7 +30,7 @@ pub enum Outcome {
 
 impl Outcome {
     /// Every outcome, in the order of the enum.
-    pub const ALL: [Self; 11] = [
+    pub const ALL: [Self; 10] = [
         Self::Ok,
         Self::Exception,
         Self::ExceededCpu,
@@ -41,7 +39,6 @@ impl Outcome {
         Self::ExceededOutput,
         Self::Canceled,
         Self::WorkerLost,
-        Self::Refused,
         Self::Violation,
         Self::InternalError,
     ];
@@ -58,7 +55,6 @@ impl Outcome {
             Self::ExceededOutput => "exceededOutput",
             Self::Canceled => "canceled",
             Self::WorkerLost => "workerLost",
-            Self::Refused => "refused",
             Self::Violation => "violation",
             Self::InternalError => "internalError",
         }
@@ -68,5 +64,21 @@ impl Outcome {
 impl std::fmt::Display for Outcome {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.write_str(self.as_str())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+
+    use super::*;
+
+    #[test]
+    fn the_readme_tells_of_every_outcome_and_of_no_other() {
+        let readme = include_str!("../../../README.md");
+        let table = readme.split("\n| outcome |").nth(1).unwrap().split("\n\n").next().unwrap();
+        let firsts = table.lines().skip(1).filter_map(|row| row.split('|').nth(1));
+        let told: BTreeSet<_> = firsts.flat_map(|cell| cell.split('`').skip(1).step_by(2)).collect();
+        assert_eq!(told, Outcome::ALL.map(Outcome::as_str).into_iter().collect());
     }
 }

@@ -17,7 +17,8 @@
 //! the thread says that it `Needs` it.
 //!
 //! The supervisor may send a run while the thread still warms an isolate (it waits in the socket),
-//! but never a second one before `Done`. Closing the channel retires the tenant.
+//! but never a second one before `Done`. Closing the channel retires the tenant: the thread disposes
+//! of all that it has, and its last word is `Left`.
 
 use serde::de::{SeqAccess, Visitor};
 use serde::{Deserialize, Deserializer, Serialize};
@@ -127,7 +128,8 @@ pub struct Limits {
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub enum FromTenant {
     /// An isolate is warm: the next run starts at once. With what the thread computed since the end
-    /// of the last run: it has disposed of what was left, and made that isolate.
+    /// of the last run: it has disposed of what was left, and made that isolate. The first one says
+    /// what its start took, which is on nobody's account.
     Ready {
         cpu_us: u64,
     },
@@ -140,6 +142,10 @@ pub enum FromTenant {
     Aborting {
         id: RunId,
         certain: bool,
+    },
+    /// The tenant has moved out. With what the thread computed since it last said so.
+    Left {
+        cpu_us: u64,
     },
 }
 
@@ -261,6 +267,10 @@ pub struct Advice {
 pub enum Violation {
     #[error("Ready was said twice without a run between")]
     ReadyTwice,
+    #[error("Left was said during a run")]
+    LeftRunning,
+    #[error("a frame after Left")]
+    AfterLeft,
     #[error("{frame} for {claimed}, but the run is {actual:?}")]
     WrongRun { frame: &'static str, claimed: RunId, actual: Option<RunId> },
     #[error("a log without a run")]
@@ -284,6 +294,7 @@ const FRAME_OVERHEAD_BYTES: u64 = 16;
 #[derive(Debug, Default)]
 pub struct Session {
     warm: bool,
+    left: bool,
     running: Option<RunId>,
     /// The code of the run has not gone out.
     may_need_code: bool,
@@ -324,6 +335,7 @@ impl Session {
     /// It was not that peer's turn: the worker is to be killed.
     pub fn accept(&mut self, frame: &FromTenant) -> Result<(), Violation> {
         match frame {
+            _ if self.left => Err(Violation::AfterLeft),
             FromTenant::Ready { .. } if self.warm => Err(Violation::ReadyTwice),
             FromTenant::Ready { .. } => {
                 self.warm = true;
@@ -354,6 +366,11 @@ impl Session {
                 Ok(())
             }
             FromTenant::Aborting { id, .. } => self.expect("Aborting", *id),
+            FromTenant::Left { .. } if self.running.is_some() => Err(Violation::LeftRunning),
+            FromTenant::Left { .. } => {
+                self.left = true;
+                Ok(())
+            }
         }
     }
 
@@ -411,6 +428,16 @@ mod tests {
             usage: Usage::default(),
             advice: Advice::default(),
         }))
+    }
+
+    #[test]
+    fn nothing_comes_after_the_last_word_and_none_is_said_during_a_run() {
+        let (mut session, left) = (Session::default(), FromTenant::Left { cpu_us: 0 });
+        assert!(start(&mut session, 1));
+        assert_eq!(session.accept(&left), Err(Violation::LeftRunning));
+        assert_eq!(session.accept(&done(1)), Ok(()));
+        assert_eq!(session.accept(&left), Ok(()));
+        assert_eq!(session.accept(&FromTenant::Ready { cpu_us: 0 }), Err(Violation::AfterLeft));
     }
 
     #[test]

@@ -74,7 +74,8 @@ impl Shared {
         for tenant in tenants.values() {
             let (overrun, look) = tenant.watched.check(now);
             if let Some((run, cause)) = overrun {
-                self.speaker.say(&FromWorker::Overrun { slot: tenant.watched.slot(), run, cause: cause.into() })?;
+                let slot = tenant.watched.slot();
+                self.speaker.say(&FromWorker::Overrun { slot, run, cause })?;
             }
             let again = memory::trim_oversized(tenant.watched.slot().0).then(|| now + OVERSIZED_EVERY);
             next = [next, look, again].into_iter().flatten().min();

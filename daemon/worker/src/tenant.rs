@@ -2,9 +2,12 @@
 //!
 //! ```text
 //! admit ─▶ enter the cage ─▶ warm ─▶ lock down ─▶ Ready ─▶ wait for Run ─▶ execute ─▶ Done ─▶ warm the next ─▶ dispose of the last ─▶ Ready …
-//!                                      │                                      └─ long ─▶ warm, dispose ─▶ Done ─▶ Ready …
-//!                                      └─ channel closed ─▶ dispose, give the cage back, end
+//!                                                             │            └─ long ─▶ warm, dispose ─▶ Done ─▶ Ready …
+//!                                                             └─ channel closed ─▶ dispose of all, give the cage back ─▶ Left
 //! ```
+//!
+//! All that the thread computes is told with `Done`, `Ready` and `Left`, and all that it does but
+//! wait is bounded ([`Watched`]).
 //!
 //! The isolate of a script that is kept goes to the shelf instead, and the script's next run is executed there.
 //!
@@ -20,7 +23,7 @@ use std::os::fd::AsFd;
 use std::os::unix::net::UnixStream;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use enisle_hardening::allocator;
 use enisle_hardening::islands::Island;
@@ -31,7 +34,7 @@ use enisle_wire::{FrameError, MAX_FROM_TENANT_BYTES, MAX_TO_TENANT_BYTES, read_f
 
 use crate::engine::cage::{Cage, sweep};
 use crate::engine::clock::Clock;
-use crate::engine::isolate::{Resting, Snapshot, SnapshotMismatch};
+use crate::engine::isolate::{Resting, Snapshot};
 use crate::engine::kept::{Kept, Shelf};
 use crate::engine::run::{Order, Source, execute};
 use crate::engine::{heap, memory, quota};
@@ -60,8 +63,6 @@ const HEAVY_BYTES: u64 = 8 << 20;
 /// which may take as long again and is part of its usage. After a shorter one the client does not
 /// wait for that.
 const LONG_US: u64 = 5_000;
-/// Disposal may take as long as the run was allowed to, and at least so long.
-const TIDY_LEAST: Duration = Duration::from_secs(1);
 
 /// How many tenants' threads of this process are in a run, or dispose of one.
 static AT_WORK: AtomicUsize = AtomicUsize::new(0);
@@ -83,25 +84,6 @@ impl AtWork {
 impl Drop for AtWork {
     fn drop(&mut self) {
         AT_WORK.fetch_sub(1, Ordering::SeqCst);
-    }
-}
-
-/// What the thread computes, all of it: each part is reported once.
-struct Account {
-    clock: CpuClock,
-    reported: Duration,
-}
-
-impl Account {
-    fn open(clock: CpuClock) -> Self {
-        Self { clock, reported: clock.now() }
-    }
-
-    /// Microseconds that have not been reported.
-    fn take_us(&mut self) -> u64 {
-        let now = self.clock.now();
-        let used = now.saturating_sub(std::mem::replace(&mut self.reported, now));
-        u64::try_from(used.as_micros()).unwrap_or(u64::MAX)
     }
 }
 
@@ -161,22 +143,28 @@ impl Tenant {
 }
 
 /// What the supervisor says to a tenant's thread.
-struct Incoming<'a>(BufReader<&'a UnixStream>);
+struct Incoming<'a> {
+    frames: BufReader<&'a UnixStream>,
+    watched: &'a Watched,
+}
 
 impl<'a> Incoming<'a> {
-    fn new(channel: &'a UnixStream) -> Self {
+    fn new(channel: &'a UnixStream, watched: &'a Watched) -> Self {
         // What is read ahead is the tenant's as well.
-        Self(heap::private(|| BufReader::with_capacity(READ_AHEAD_BYTES, channel)))
+        Self { frames: heap::private(|| BufReader::with_capacity(READ_AHEAD_BYTES, channel)), watched }
     }
 
     fn next(&mut self) -> Result<ToTenant, FrameError> {
-        heap::private(|| read_frame(&mut self.0, MAX_TO_TENANT_BYTES))
+        heap::private(|| read_frame(&mut self.frames, MAX_TO_TENANT_BYTES))
     }
 
     /// The next run. What is to be forgotten meanwhile goes from the shelf.
     fn order(&mut self, shelf: &mut Shelf) -> Result<Order, Box<dyn Error>> {
         loop {
-            match self.next()? {
+            self.watched.wait();
+            let frame = self.next()?;
+            self.watched.tidy();
+            match frame {
                 ToTenant::Run(run) => match (self.next()?, self.next()?) {
                     (ToTenant::Input(input), ToTenant::Env(env)) => return Ok(Order { run, input, env }),
                     _ => return Err("a run came without its input".into()),
@@ -203,38 +191,60 @@ fn live(
     surroundings: &Surroundings,
     memory_mb: u32,
 ) -> Result<(), Box<dyn Error>> {
-    let snapshot = surroundings.snapshot;
     let cage = cage.enter()?;
     #[cfg(feature = "attack-natives")]
     crate::engine::attack_channel_is(std::os::fd::AsRawFd::as_raw_fd(&**channel));
-    let mut warm = Resting::warm(snapshot, memory_mb)?;
+    let mut isolates = Isolates { warm: Resting::warm(surroundings.snapshot, memory_mb)?, shelf: Shelf::default() };
     // The cage's code range is there now; nothing that comes makes memory executable.
     if surroundings.thread_filter {
         cage.lock_down(channel.as_fd())?;
     }
-    let say = |frame: &FromTenant| write_frame(&mut &**channel, frame, MAX_FROM_TENANT_BYTES);
-    let mut account = Account::open(watched.clock());
-    let say_done = |account: &mut Account, arrived: Instant, mut done: Done| {
-        done.usage.cpu_us = account.take_us();
+    let ended = serve(watched, channel, &mut isolates, surroundings.snapshot);
+    watched.tidy();
+    let at_work = AtWork::begin();
+    drop(isolates);
+    drop(cage);
+    drop(at_work);
+    say(channel, &FromTenant::Left { cpu_us: watched.take_us() })?;
+    ended
+}
+
+/// The isolates of one tenant.
+struct Isolates {
+    warm: Resting,
+    shelf: Shelf,
+}
+
+fn say(channel: &UnixStream, frame: &FromTenant) -> Result<(), FrameError> {
+    write_frame(&mut &*channel, frame, MAX_FROM_TENANT_BYTES)
+}
+
+/// Runs what the supervisor sends, until it closes the channel.
+fn serve(
+    watched: &Arc<Watched>,
+    channel: &Arc<UnixStream>,
+    Isolates { warm, shelf }: &mut Isolates,
+    snapshot: Snapshot,
+) -> Result<(), Box<dyn Error>> {
+    let say = |frame: &FromTenant| say(channel, frame);
+    let say_done = |arrived: Instant, mut done: Done| {
+        done.usage.cpu_us = watched.take_us();
         done.usage.wall_us = u64::try_from(arrived.elapsed().as_micros()).unwrap_or(u64::MAX);
         heap::private(|| say(&FromTenant::Done(Box::new(done))))
     };
-    let mut shelf = Shelf::default();
-    let mut incoming = Incoming::new(channel);
+    let mut incoming = Incoming::new(channel, watched);
     let mut clock = Clock::new();
     let mut trim_is_due = false;
     loop {
         if shelf.is_empty() {
             quota::settle();
         }
-        say(&FromTenant::Ready { cpu_us: account.take_us() })?;
-        let order = incoming.order(&mut shelf)?;
+        say(&FromTenant::Ready { cpu_us: watched.take_us() })?;
+        let order = incoming.order(shelf)?;
         let _at_work = AtWork::begin();
-        let (id, limits, key) = (order.run.id, order.run.limits, order.run.keep);
-        let memory_mb = limits.memory_mb;
-        let tidy_most = TIDY_LEAST.max(Duration::from_millis(limits.cpu_ms.into()));
+        let (id, key, memory_mb) = (order.run.id, order.run.keep, order.run.limits.memory_mb);
         let kept = key.and_then(|key| Some((key, shelf.take(key, memory_mb)?)));
-        watched.tidy(id, tidy_most, || shelf.make_room_for_buffers(memory_mb));
+        shelf.make_room_for_buffers(memory_mb);
         if let Some((key, Kept { mut resting, evaluated, .. })) = kept {
             let arrived = Instant::now();
             let source = Source::Evaluated(evaluated);
@@ -242,14 +252,14 @@ fn live(
                 heap::private(|| execute(&mut resting, source, order, watched, channel, &mut clock, arrived));
             let mut done = Some(done);
             if evaluated.is_some() {
-                done.take().map_or(Ok(()), |done| say_done(&mut account, arrived, done))?;
+                done.take().map_or(Ok(()), |done| say_done(arrived, done))?;
             }
-            watched.tidy(id, tidy_most, || match evaluated {
+            match evaluated {
                 Some(evaluated) => shelf.put(key, resting, evaluated),
                 None => drop(resting),
-            });
+            }
             memory::forget_oversized();
-            done.map_or(Ok(()), |done| say_done(&mut account, arrived, done))?;
+            done.map_or(Ok(()), |done| say_done(arrived, done))?;
             continue;
         }
         if key.is_some() {
@@ -259,42 +269,38 @@ fn live(
         let arrived = Instant::now();
         // A heap limit is fixed when an isolate is made. The one that is warm has the limit of the run before.
         if warm.memory_mb != memory_mb {
-            warm = Resting::warm(snapshot, memory_mb)?;
+            *warm = Resting::warm(snapshot, memory_mb)?;
         }
-        let (done, evaluated) =
-            heap::private(|| execute(&mut warm, source, order, watched, channel, &mut clock, arrived));
+        let (done, evaluated) = heap::private(|| execute(warm, source, order, watched, channel, &mut clock, arrived));
         let is_heavy = done.usage.peak_heap_bytes >= HEAVY_BYTES;
         let mut done = Some(done);
         if let Some(short) = done.take_if(|done| done.usage.cpu_us < LONG_US) {
-            say_done(&mut account, arrived, short)?;
+            say_done(arrived, short)?;
         }
-        watched.tidy(id, tidy_most, || -> Result<(), SnapshotMismatch> {
-            // The next one first: a cage whose last isolate goes would build its shared parts anew.
-            let next = {
-                let _turn = MAKING.lock().unwrap_or_else(PoisonError::into_inner);
-                Resting::warm(snapshot, memory_mb)?
-            };
-            let last = std::mem::replace(&mut warm, next);
-            match (key, evaluated) {
-                (Some(key), Some(evaluated)) => shelf.put(key, last, evaluated),
-                _ => drop(last),
-            }
-            // libc keeps the most that V8 and ICU ever had otherwise, some 2 MiB after a run that
-            // filled its heap. It holds its one arena meanwhile, for up to some 30 ms, so this
-            // waits until no other tenant can want it.
-            trim_is_due |= is_heavy;
-            if is_heavy {
-                heap::trim();
-            }
-            if trim_is_due && AtWork::is_only_one() {
-                allocator::give_back_freed_pages();
-                trim_is_due = false;
-            }
-            Ok(())
-        })?;
+        // The next one first: a cage whose last isolate goes would build its shared parts anew.
+        let next = {
+            let _turn = MAKING.lock().unwrap_or_else(PoisonError::into_inner);
+            Resting::warm(snapshot, memory_mb)?
+        };
+        let last = std::mem::replace(warm, next);
+        match (key, evaluated) {
+            (Some(key), Some(evaluated)) => shelf.put(key, last, evaluated),
+            _ => drop(last),
+        }
+        // libc keeps the most that V8 and ICU ever had otherwise, some 2 MiB after a run that
+        // filled its heap. It holds its one arena meanwhile, for up to some 30 ms, so this
+        // waits until no other tenant can want it.
+        trim_is_due |= is_heavy;
+        if is_heavy {
+            heap::trim();
+        }
+        if trim_is_due && AtWork::is_only_one() {
+            allocator::give_back_freed_pages();
+            trim_is_due = false;
+        }
         memory::forget_oversized();
         if let Some(long) = done {
-            say_done(&mut account, arrived, long)?;
+            say_done(arrived, long)?;
         }
     }
 }

@@ -5,13 +5,15 @@
 //! wakes it only if its own moment is earlier. Short runs cost it nothing.
 //!
 //! ```text
-//! Watched:  idle ── arm ──▶ armed ── end(cause) ──▶ ending ── disarm ──▶ idle
-//!                             └───────────── disarm ──────────────────────▲
+//! waiting ── tidy ──▶ tidying ── arm ──▶ running ── disarm ──▶ tidying ── wait ──▶ waiting
+//!                                           └─ end(cause) ─▶ ending ─ disarm ─▲
 //! ```
-//! What a run leaves is disposed of afterwards ([`Watched::tidy`]), for a bounded time too: nothing
-//! interrupts that, so what takes longer is reported like a run that does not obey.
+//! Whatever a thread does outside its runs, it is tidying: it disposes of isolates, makes the next
+//! one, or moves out. That time is bounded too. Nothing interrupts a disposal, so one that takes
+//! longer is reported like a run that does not obey. A thread that waits computes nothing.
 //!
-//! `arm` and `disarm` belong to the tenant's thread, `end` to the watchdog, the control channel and V8's heap callback.
+//! `tidy`, `arm`, `disarm` and `wait` belong to the tenant's thread, `end` to the watchdog, the
+//! control channel and V8's heap callback.
 
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
@@ -32,6 +34,10 @@ const LAST_GRACE: Duration = Duration::from_millis(500);
 const MEMORY_GRACE: Duration = Duration::from_millis(1000);
 /// However busy the machine is, no longer than that on top.
 const LAST_MEMORY_GRACE: Duration = Duration::from_secs(4);
+
+/// How long a thread may tidy: as long as the longest of its runs was allowed to compute, and at
+/// least so long.
+const TIDY_LEAST: Duration = Duration::from_secs(1);
 
 /// Why a run was ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -65,35 +71,68 @@ struct Armed {
     reported: bool,
 }
 
-/// The disposal of what a run has left.
+/// What a thread does outside its runs.
 #[derive(Debug)]
 struct Tidying {
+    /// The last run.
     run: RunId,
+    begun: Duration,
     cpu_deadline: Duration,
     reported: bool,
 }
 
 impl Tidying {
     /// As [`Watched::check`].
-    fn check(&mut self, now: Instant, clock: CpuClock) -> (Option<(RunId, Cause)>, Option<Instant>) {
+    fn check(&mut self, now: Instant, clock: CpuClock) -> (Option<(RunId, OverrunCause)>, Option<Instant>) {
         let left = self.cpu_deadline.saturating_sub(clock.now());
         match (self.reported, left.is_zero()) {
             (true, _) => (None, None),
             (false, false) => (None, Some(now + left)),
             (false, true) => {
                 self.reported = true;
-                (Some((self.run, Cause::Cpu)), None)
+                (Some((self.run, OverrunCause::Disposal)), None)
             }
         }
     }
 }
 
+/// What a tenant's thread is at.
+#[derive(Debug, Default)]
+enum Doing {
+    /// It waits for the supervisor, or no script has run in it yet.
+    #[default]
+    Waiting,
+    Running(Armed),
+    Tidying(Tidying),
+}
+
 #[derive(Debug, Default)]
 struct State {
-    armed: Option<Armed>,
-    tidying: Option<Tidying>,
+    doing: Doing,
+    last: Option<RunId>,
+    /// The longest that a run here was allowed to compute.
+    most: Duration,
+    /// Up to where the thread's own time has been reported.
+    told: Duration,
     /// The last run that was canceled: it may still be on its way to this thread.
     canceled: Option<RunId>,
+    lifted: Lifted,
+}
+
+impl State {
+    fn armed(&mut self) -> Option<&mut Armed> {
+        if let Doing::Running(armed) = &mut self.doing { Some(armed) } else { None }
+    }
+}
+
+/// In no other build can anything be switched off.
+const HARNESS: bool = cfg!(feature = "attack-natives");
+
+/// What the attack harness has switched off, to show what it is for.
+#[derive(Debug, Default, Clone, Copy)]
+struct Lifted {
+    bill: bool,
+    bound: bool,
 }
 
 /// One tenant's thread, as the watchdog sees it.
@@ -193,34 +232,71 @@ impl Watched {
         if state.canceled == Some(run) || self.retiring.load(Ordering::SeqCst) {
             self.end_now(&mut armed, Cause::Canceled);
         }
-        state.armed = Some(armed);
+        state.doing = Doing::Running(armed);
+        state.last = Some(run);
+        state.most = state.most.max(cpu);
         drop(state);
         self.alarm.by(now + cpu.min(wall));
     }
 
-    /// The run has left its isolate. Says why it was ended, if it was.
+    /// The run has left its isolate: the thread tidies. Says why the run was ended, if it was.
     pub(crate) fn disarm(&self) -> Option<Cause> {
-        self.lock().armed.take()?.ended.map(|(cause, ..)| cause)
+        let mut state = self.lock();
+        let ended = state.armed().and_then(|armed| armed.ended);
+        self.begin_to_tidy(state);
+        ended.map(|(cause, ..)| cause)
     }
 
-    /// Disposes in `work` of what a run has left, for which the thread may compute so long.
-    pub(crate) fn tidy<T>(&self, run: RunId, most: Duration, work: impl FnOnce() -> T) -> T {
-        let cpu_deadline = self.clock.now() + most;
-        self.lock().tidying = Some(Tidying { run, cpu_deadline, reported: false });
+    /// The thread has something to do outside its runs.
+    pub(crate) fn tidy(&self) {
+        self.begin_to_tidy(self.lock());
+    }
+
+    fn begin_to_tidy(&self, mut state: MutexGuard<'_, State>) {
+        // What is there before the first run is not of a script's making.
+        let Some(run) = state.last else { return };
+        let (begun, most) = (self.clock.now(), state.most.max(TIDY_LEAST));
+        state.doing = Doing::Tidying(Tidying { run, begun, cpu_deadline: begun + most, reported: false });
+        drop(state);
         self.alarm.by(Instant::now() + most);
-        let done = work();
-        self.lock().tidying = None;
-        done
+    }
+
+    /// The thread waits for the supervisor's word.
+    pub(crate) fn wait(&self) {
+        self.lock().doing = Doing::Waiting;
+    }
+
+    /// The thread's own time in microseconds, of which each part is taken, and reported, once.
+    pub(crate) fn take_us(&self) -> u64 {
+        let (mut state, now) = (self.lock(), self.clock.now());
+        let until = match &state.doing {
+            Doing::Tidying(tidying) if HARNESS && state.lifted.bill => tidying.begun,
+            _ => now,
+        };
+        let used = until.saturating_sub(std::mem::replace(&mut state.told, now));
+        u64::try_from(used.as_micros()).unwrap_or(u64::MAX)
+    }
+
+    /// From now on disposal is on no bill: the attack harness shows what the bill is for.
+    #[cfg(feature = "attack-natives")]
+    pub(crate) fn lift_bill(&self) {
+        self.lock().lifted.bill = true;
+    }
+
+    /// From now on disposal has no bound.
+    #[cfg(feature = "attack-natives")]
+    pub(crate) fn lift_bound(&self) {
+        self.lock().lifted.bound = true;
     }
 
     /// Why the present run was ended, if it was.
     pub(crate) fn cause(&self) -> Option<Cause> {
-        self.lock().armed.as_ref()?.ended.map(|(cause, ..)| cause)
+        self.lock().armed()?.ended.map(|(cause, ..)| cause)
     }
 
     /// Ends the present run. The first cause counts.
     pub(crate) fn end(&self, cause: Cause) {
-        if let Some(armed) = self.lock().armed.as_mut() {
+        if let Some(armed) = self.lock().armed() {
             self.end_now(armed, cause);
         }
     }
@@ -245,7 +321,7 @@ impl Watched {
     pub(crate) fn cancel(&self, run: RunId) {
         let mut state = self.lock();
         state.canceled = Some(run);
-        if let Some(armed) = state.armed.as_mut().filter(|armed| armed.run == run) {
+        if let Some(armed) = state.armed().filter(|armed| armed.run == run) {
             self.end_now(armed, Cause::Canceled);
         }
     }
@@ -260,7 +336,7 @@ impl Watched {
     pub(crate) fn sleep_until(&self, due: Instant) -> Option<Cause> {
         let mut state = self.lock();
         loop {
-            let cause = state.armed.as_ref()?.ended.map(|(cause, ..)| cause);
+            let cause = state.armed()?.ended.map(|(cause, ..)| cause);
             let now = Instant::now();
             if cause.is_some() || now >= due {
                 return cause;
@@ -271,10 +347,13 @@ impl Watched {
     }
 
     /// Looks at the clocks. Returns a run that does not obey, and when to look again.
-    pub(crate) fn check(&self, now: Instant) -> (Option<(RunId, Cause)>, Option<Instant>) {
+    pub(crate) fn check(&self, now: Instant) -> (Option<(RunId, OverrunCause)>, Option<Instant>) {
         let state = &mut *self.lock();
-        let Some(armed) = state.armed.as_mut() else {
-            return state.tidying.as_mut().map_or((None, None), |tidying| tidying.check(now, self.clock));
+        let armed = match &mut state.doing {
+            Doing::Waiting => return (None, None),
+            Doing::Tidying(_) if HARNESS && state.lifted.bound => return (None, None),
+            Doing::Tidying(tidying) => return tidying.check(now, self.clock),
+            Doing::Running(armed) => armed,
         };
         let cpu_used = self.clock.now();
         let Some((cause, since, cpu_then)) = armed.ended else {
@@ -304,7 +383,7 @@ impl Watched {
             (None, None)
         } else if over {
             armed.reported = true;
-            (Some((armed.run, cause)), None)
+            (Some((armed.run, cause.into())), None)
         } else {
             (None, Some(patience.clamp(now + Duration::from_millis(5), now + GRACE)))
         }
@@ -315,21 +394,24 @@ impl Watched {
 mod tests {
     use super::*;
 
+    fn watched() -> Watched {
+        Watched::new(Slot(0), CpuClock::of_this_thread().unwrap(), Arc::new(Alarm::new()))
+    }
+
     #[test]
-    fn a_disposal_that_takes_too_long_is_reported_once() {
-        let alarm = Arc::new(Alarm::new());
-        let watched = Watched::new(Slot(0), CpuClock::of_this_thread().unwrap(), alarm);
-        let (run, look) = (RunId(7), || watched.check(Instant::now()));
-        watched.tidy(run, Duration::from_secs(3600), || {
-            let (over, next) = look();
-            assert!(over.is_none() && next.is_some());
-        });
-        watched.tidy(run, Duration::from_millis(2), || {
-            let begun = watched.clock().now();
-            while watched.clock().now() - begun < Duration::from_millis(2) {}
-            assert_eq!(look(), (Some((run, Cause::Cpu)), None));
-            assert_eq!(look(), (None, None));
-        });
+    fn tidying_past_its_bound_is_reported_once() {
+        let (watched, run) = (watched(), RunId(7));
+        let look = || watched.check(Instant::now());
+        watched.lock().last = Some(run);
+        watched.tidy();
+        let (over, next) = look();
+        assert!(over.is_none() && next.is_some());
+        if let Doing::Tidying(tidying) = &mut watched.lock().doing {
+            tidying.cpu_deadline = Duration::ZERO;
+        }
+        assert_eq!(look(), (Some((run, OverrunCause::Disposal)), None));
+        assert_eq!(look(), (None, None));
+        watched.wait();
         assert_eq!(look(), (None, None));
     }
 }

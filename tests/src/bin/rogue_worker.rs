@@ -130,6 +130,8 @@ fn speak_for_tenant(how: &str, start: &Start, layers: LayerSet, control: &UnixSt
             channel.write_all(&vec![0; 4 << 20])?;
         }
         "logs-too-many-lines" => say(&mut channel, &FromTenant::Log(vec![line(); MAX_LOG_LINES + 1]))?,
+        // Nothing in this program notes whose call it was.
+        "opens-a-file" => drop(File::open("/etc/passwd")),
         "has-a-long-error" => {
             let error = ScriptError { name: "E".to_owned(), message: "x".repeat(MAX_ERROR_BYTES + 1), stack: None };
             say(

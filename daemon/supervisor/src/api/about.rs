@@ -11,6 +11,7 @@ use super::peer::Peer;
 use super::problem::Problem;
 use super::{API_VERSION, camel_case};
 use crate::daemon::Daemon;
+use crate::meter::monotonic;
 
 pub(crate) async fn ping() -> &'static str {
     "enisled\n"
@@ -82,6 +83,7 @@ fn for_operators(daemon: &Daemon) -> Map<String, Value> {
                 "maxAlone": daemon.pool.bounds.alone,
             }),
         ),
+        ("deaths", deaths(daemon)),
         (
             "counts",
             json!({
@@ -93,6 +95,25 @@ fn for_operators(daemon: &Daemon) -> Map<String, Value> {
         ),
     ];
     parts.into_iter().map(|(name, part)| (name.to_owned(), part)).collect()
+}
+
+/// The deaths of processes that tenants were blamed for, by uid.
+fn deaths(daemon: &Daemon) -> Value {
+    let (rules, now) = (&daemon.config.cordon.rules.deaths, monotonic());
+    let held: Vec<_> = daemon
+        .warden
+        .held_against()
+        .into_iter()
+        .map(|(uid, deaths)| {
+            json!({
+                "uid": uid,
+                "deaths": deaths.count(rules, now),
+                "usedUp": deaths.is_used_up(rules, now),
+                "clearInMs": deaths.clear_in_ms(now),
+            })
+        })
+        .collect();
+    json!({ "budget": rules.budget, "regainSecs": rules.regain_secs, "heldAgainst": held })
 }
 
 /// What the posture means for where tenants live, in a sentence.

@@ -1,15 +1,18 @@
-//! Bodies of requests: read within a cap and a time, and charged to who sends them as they arrive.
+//! Bodies: those of requests, read within a cap and a time and charged to who sends them as they
+//! arrive; and those of answers that the daemon writes itself.
 
 use std::time::Duration;
 
 use axum::body::{Body, Bytes};
+use axum::http::{HeaderValue, header};
+use axum::response::Response;
 use http_body_util::BodyExt;
 use hyper::body::Body as _;
 
 use super::problem::Problem;
 use crate::config::Api;
 use crate::daemon::Daemon;
-use crate::share::{Held, Supply};
+use crate::share::{Held, Supply, charged};
 
 /// 64 MiB of modules as JSON: escapes lengthen source somewhat, base64 lengthens data by a third.
 pub(super) const MAX_BODY_BYTES: usize = 96 << 20;
@@ -99,4 +102,23 @@ pub(super) async fn work<T: Send + 'static>(
         done
     };
     tokio::task::spawn_blocking(worked).await.map_err(|_| interrupted())?
+}
+
+/// An answer of JSON that has so many bytes or a few more: written at once if they are few, and off
+/// the thread that serves connections if they are not. Those are charged until the client has taken
+/// them.
+pub(super) async fn tell(
+    bytes: usize,
+    uid: u32,
+    daemon: &Daemon,
+    write: impl FnOnce() -> Vec<u8> + Send + 'static,
+) -> Result<Response, Problem> {
+    let mut held = daemon.supplies.bodies.none(uid);
+    if bytes > INLINE_BYTES {
+        held.grow_within(bytes as u64, PATIENCE).await?;
+    }
+    let body = work(bytes, uid, daemon, move || Ok(charged(write(), held))).await?;
+    let mut response = Response::new(Body::from(body));
+    response.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
+    Ok(response)
 }

@@ -6,6 +6,7 @@ use axum::Json;
 use axum::body::Body;
 use axum::extract::rejection::QueryRejection;
 use axum::extract::{Path, Query, State};
+use axum::response::Response;
 use enisle_cordon::Level;
 use serde::Deserialize;
 use serde_json::{Value, json};
@@ -13,8 +14,9 @@ use serde_json::{Value, json};
 use super::body::{RawBody, read_body};
 use super::peer::Peer;
 use super::problem::Problem;
-use super::tenants::{object, show_tenant};
+use super::tenants::{object, tell_of};
 use crate::daemon::Daemon;
+use crate::notes::{NotWritten, Refused};
 use crate::policy::TenantName;
 
 /// A level and a sentence.
@@ -45,12 +47,24 @@ fn reason(text: &str) -> Result<String, Problem> {
     }
 }
 
+impl From<Refused> for Problem {
+    fn from(refused: Refused) -> Self {
+        Self::unavailable(refused.to_string())
+    }
+}
+
+impl From<NotWritten> for Problem {
+    fn from(error: NotWritten) -> Self {
+        Self::internal(error.to_string())
+    }
+}
+
 pub(crate) async fn put(
     State(daemon): State<Arc<Daemon>>,
     peer: Peer,
     Path(name): Path<String>,
     body: Body,
-) -> Result<Json<Value>, Problem> {
+) -> Result<Response, Problem> {
     let name: TenantName = name.parse()?;
     peer.operate(&daemon)?;
     let RawBody { bytes, held: _held } = read_body(body, MAX_ORDER_BYTES, peer.uid, &daemon).await?;
@@ -64,8 +78,8 @@ pub(crate) async fn put(
         ));
     }
     let tenant = daemon.tenant(&name, peer.uid)?;
-    daemon.warden.command(&tenant, level, reason, peer.uid);
-    Ok(Json(show_tenant(&tenant, &daemon)))
+    daemon.warden.command(&tenant, level, reason, peer.uid)?.wait().await?;
+    tell_of(tenant, peer, &daemon).await
 }
 
 pub(crate) async fn lift(
@@ -73,15 +87,15 @@ pub(crate) async fn lift(
     peer: Peer,
     Path(name): Path<String>,
     lift: Result<Query<Lift>, QueryRejection>,
-) -> Result<Json<Value>, Problem> {
+) -> Result<Response, Problem> {
     let name: TenantName = name.parse()?;
     peer.operate(&daemon)?;
     let Query(lift) = lift.map_err(|error| Problem::bad_request(format!("{error}; the one parameter is reason")))?;
     let reason = reason(&lift.reason.unwrap_or_default())?;
     let tenant = daemon.known_tenant(&name);
     let tenant = tenant.ok_or_else(|| Problem::not_found(format!("nothing is known of tenant {name}")))?;
-    daemon.warden.forgive(&tenant, reason, peer.uid);
-    Ok(Json(show_tenant(&tenant, &daemon)))
+    daemon.warden.forgive(&tenant, reason, peer.uid)?.wait().await?;
+    tell_of(tenant, peer, &daemon).await
 }
 
 /// The folder of the log, and its last line that is on the disk: what `enisle audit verify`

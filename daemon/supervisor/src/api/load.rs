@@ -33,14 +33,15 @@ pub(crate) async fn load(
     let body = read_body(body, MAX_BODY_BYTES, peer.uid, &daemon).await?;
     let (id, policy) = (daemon.next_run_id(), tenant.policy());
     let made = work(body.bytes.len(), peer.uid, &daemon, move || parse(body, id, &policy, in_flight)).await;
-    let job = made.map_err(|problem| if problem.is(NO_NETWORK) { no_network(&daemon, &tenant) } else { problem })?;
+    let job =
+        made.map_err(|problem| if problem.is(NO_NETWORK) { no_network(&daemon, &tenant, peer.uid) } else { problem })?;
     let report = daemon.run(job).await.map_err(|error| peer.told(error, &daemon))?;
     Ok(answer(report, peer.operates(&daemon)))
 }
 
 /// A network that the policy does not grant was asked for.
-pub(super) fn no_network(daemon: &Daemon, tenant: &Arc<Tenant>) -> Problem {
-    daemon.warden.saw(tenant, &[Seen::certain(Signal::DeniedEgress)]);
+pub(super) fn no_network(daemon: &Daemon, tenant: &Arc<Tenant>, uid: u32) -> Problem {
+    daemon.warden.saw(tenant, uid, &[Seen::certain(Signal::DeniedEgress)]);
     Problem::bad_request(NO_NETWORK)
 }
 

@@ -36,8 +36,8 @@ impl Peer {
     }
 
     fn may_act_for(self, tenant: &TenantName, rules: &[Rule]) -> bool {
-        let matches = |pattern: &String| covers(pattern, tenant.as_str());
-        self.is_owner() || self.rules(rules).any(|rule| rule.tenants.iter().any(matches))
+        let mut patterns = self.rules(rules).flat_map(|rule| &rule.tenants);
+        self.is_owner() || patterns.any(|pattern| pattern.covers(tenant.as_str()))
     }
 
     fn may_ask(self, rules: &[Rule]) -> bool {
@@ -97,20 +97,11 @@ impl Peer {
     }
 }
 
-/// Whether a rule's pattern, a name or the beginning of names followed by `*`, is of that tenant.
-pub(crate) fn covers(pattern: &str, tenant: &str) -> bool {
-    match pattern.strip_suffix('*') {
-        Some(beginning) => tenant.starts_with(beginning),
-        None => tenant == pattern,
-    }
-}
-
 /// The uid that acts for a tenant, by the rule that names it most exactly; none if no rule does.
 pub(crate) fn whose(rules: &[Rule], tenant: &str) -> Option<u32> {
     let patterns = rules.iter().flat_map(|rule| rule.tenants.iter().map(|pattern| (pattern, rule.uid)));
-    let matching = patterns.filter(|(pattern, _)| covers(pattern, tenant));
-    // A name is as long as a beginning with its star, and comes last.
-    matching.max_by_key(|(pattern, _)| (pattern.len(), !pattern.ends_with('*'))).map(|(_, uid)| uid)
+    let matching = patterns.filter(|(pattern, _)| pattern.covers(tenant));
+    matching.max_by_key(|(pattern, _)| pattern.exactness()).map(|(_, uid)| uid)
 }
 
 #[cfg(test)]
@@ -120,7 +111,7 @@ mod tests {
     fn rules() -> Vec<Rule> {
         vec![Rule {
             uid: 4_000_000,
-            tenants: vec!["acme-*".into(), "solo".into()],
+            tenants: vec!["acme-*".parse().unwrap(), "solo".parse().unwrap()],
             operate: false,
             share_percent: None,
         }]
@@ -137,7 +128,7 @@ mod tests {
 
     #[test]
     fn a_tenant_is_whose_rule_names_it_most_exactly() {
-        let rule = |uid, pattern: &str| Rule { tenants: vec![pattern.into()], uid, ..rules().remove(0) };
+        let rule = |uid, pattern: &str| Rule { tenants: vec![pattern.parse().unwrap()], uid, ..rules().remove(0) };
         let rules = [rule(1, "*"), rule(2, "acme-*"), rule(3, "acme-x")];
         for (tenant, uid) in [("acme-x", 3), ("acme-y", 2), ("acme-", 2), ("other", 1)] {
             assert_eq!(whose(&rules, tenant), Some(uid), "{tenant}");

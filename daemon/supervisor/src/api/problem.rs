@@ -96,7 +96,9 @@ impl From<RunError> for Problem {
                 problem
             }
             RunError::Admit(error) => Self::unavailable(error.to_string()),
-            RunError::Draining | RunError::Unsealable(Unsealable::NoRoom(_)) => Self::unavailable(error.to_string()),
+            RunError::Draining | RunError::Unrecorded(_) | RunError::Unsealable(Unsealable::NoRoom(_)) => {
+                Self::unavailable(error.to_string())
+            }
             // The run has ended: to try again would be to run it again.
             RunError::Answer { .. } => {
                 let status = StatusCode::INSUFFICIENT_STORAGE;

@@ -92,7 +92,7 @@ pub(crate) async fn put(
         let _in_flight = in_flight;
         draft(body, &policy, &scripts)
     };
-    let draft = work(bytes, peer.uid, &daemon, drafted).await?.ok_or_else(|| no_network(&daemon, &tenant))?;
+    let draft = work(bytes, peer.uid, &daemon, drafted).await?.ok_or_else(|| no_network(&daemon, &tenant, peer.uid))?;
     let known = tenant.scripts().get(&id);
     let script = tenant.scripts().register(&id, draft, wanted.replace != 0)?;
     let status = match known {

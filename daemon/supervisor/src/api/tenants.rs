@@ -2,49 +2,55 @@
 
 use std::sync::Arc;
 
-use axum::Json;
 use axum::body::Body;
 use axum::extract::rejection::QueryRejection;
 use axum::extract::{Path, Query, State};
+use axum::response::Response;
 use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
 
-use super::body::{RawBody, read_body};
+use super::body::{RawBody, read_body, tell};
 use super::camel_case;
-use super::page::{Page, Wanted};
+use super::page::{PAGE_BYTES, Page, Wanted};
 use super::peer::Peer;
 use super::problem::Problem;
 use crate::daemon::Daemon;
 use crate::policy::{Policy, TenantName};
+use crate::record::Entry;
 use crate::tenant::Tenant;
 use crate::warden;
 
 /// A policy is a few hundred bytes.
 const MAX_POLICY_BYTES: usize = 64 * 1024;
+/// A move with its reasons, of which an operator's may have so many bytes.
+const PAST_BYTES: usize = 1024;
 
 pub(crate) async fn list(
     State(daemon): State<Arc<Daemon>>,
     peer: Peer,
     wanted: Result<Query<Wanted>, QueryRejection>,
-) -> Result<Json<Value>, Problem> {
+) -> Result<Response, Problem> {
     peer.operate(&daemon)?;
     let page = Page::of(wanted)?;
     let after = page.after.as_deref().map(str::parse::<TenantName>).transpose()?;
     let tenants = daemon.tenants_after(after.as_ref(), page.limit + 1);
-    Ok(Json(page.show("tenants", tenants, |tenant| tenant.name.clone(), |tenant| show_tenant(tenant, &daemon))))
+    let asked = Arc::clone(&daemon);
+    let write =
+        move || page.write("tenants", tenants, |tenant| tenant.name.clone(), |tenant| show_row(tenant, &daemon));
+    tell(PAGE_BYTES, peer.uid, &asked, write).await
 }
 
 pub(crate) async fn show(
     State(daemon): State<Arc<Daemon>>,
     peer: Peer,
     Path(name): Path<String>,
-) -> Result<Json<Value>, Problem> {
+) -> Result<Response, Problem> {
     let name: TenantName = name.parse()?;
     peer.act_for(&name, &daemon)?;
     let tenant = daemon.known_tenant(&name);
     let tenant =
         tenant.ok_or_else(|| Problem::not_found(format!("tenant {name} has no policy and has run nothing yet")))?;
-    Ok(Json(if peer.operates(&daemon) { show_tenant(&tenant, &daemon) } else { show_own(&tenant) }))
+    tell_of(tenant, peer, &daemon).await
 }
 
 pub(crate) async fn put(
@@ -52,7 +58,7 @@ pub(crate) async fn put(
     peer: Peer,
     Path(name): Path<String>,
     body: Body,
-) -> Result<Json<Value>, Problem> {
+) -> Result<Response, Problem> {
     let name: TenantName = name.parse()?;
     peer.operate(&daemon)?;
     let RawBody { bytes, held: _held } = read_body(body, MAX_POLICY_BYTES, peer.uid, &daemon).await?;
@@ -60,18 +66,35 @@ pub(crate) async fn put(
     policy.check(daemon.config.workers.max_memory_mb).map_err(|error| Problem::bad_request(error.to_string()))?;
     let tenant = daemon.tenant(&name, peer.uid)?;
     let held = daemon.supplies.scripts.take(peer.uid, policy.bytes())?;
-    let (keeper, whose, turn) = (Arc::clone(&daemon), Arc::clone(&tenant), daemon.writes.turn(peer.uid).await);
+    let set = camel_case(serde_json::to_value(&policy).unwrap_or_default());
+    let entry = Entry::PolicyChanged { tenant: name.to_string(), policy: set, by_uid: peer.uid };
+    let turn = daemon.writes.turn(peer.uid).await;
+    let line = daemon.warden.recorder.room(peer.uid, &entry)?;
+    let (keeper, whose) = (Arc::clone(&daemon), Arc::clone(&tenant));
     // Writing it waits for the disk.
     let write = move || {
-        let kept = keeper.set_policy(&whose, policy, held);
+        let kept = keeper.set_policy(&whose, policy, held, line);
         drop(turn);
         kept
     };
     let kept = tokio::task::spawn_blocking(write).await;
-    kept.map_err(|_| Problem::internal("writing the policy was interrupted"))??;
+    let written = kept.map_err(|_| Problem::internal("writing the policy was interrupted"))??;
     // It may not be beside others any more.
     daemon.warden.ask_for_move(&tenant);
-    Ok(Json(show_tenant(&tenant, &daemon)))
+    written.wait().await?;
+    tell_of(tenant, peer, &daemon).await
+}
+
+/// A tenant as that peer may see it. Its policy and its history may be long.
+pub(super) async fn tell_of(tenant: Arc<Tenant>, peer: Peer, daemon: &Arc<Daemon>) -> Result<Response, Problem> {
+    let policy = usize::try_from(tenant.policy().bytes()).unwrap_or(usize::MAX);
+    let history = if peer.operates(daemon) { tenant.standing().history().len() * PAST_BYTES } else { 0 };
+    let asked = Arc::clone(daemon);
+    let write = move || {
+        let shown = if peer.operates(&asked) { show_tenant(&tenant, &asked) } else { show_own(&tenant) };
+        serde_json::to_vec(&shown).unwrap_or_default()
+    };
+    tell(policy.saturating_add(history), peer.uid, daemon, write).await
 }
 
 /// A small thing from its JSON object. (Serde would take an array for a struct as well, its fields
@@ -89,7 +112,6 @@ fn show_cordon(tenant: &Tenant, daemon: &Daemon) -> Value {
     let around = tenant.circumstances(daemon.warden.engine_is_outdated());
     let standing = tenant.standing();
     let contributions = standing.contributions(around, rules, now);
-    let tenths = |points: f64| (points * 10.0).round() / 10.0;
     let signals: Vec<_> = contributions
         .iter()
         .map(|known| {
@@ -109,6 +131,7 @@ fn show_cordon(tenant: &Tenant, daemon: &Daemon) -> Value {
         "signals": signals,
         "suspectedUntilUnixMs": standing.suspected_until(),
         "keptApart": tenant.kept_apart().map(|(alone, left)| json!({ "alone": alone, "forMs": u64::try_from(left.as_millis()).unwrap_or(u64::MAX) })),
+        "onProbation": tenant.on_probation().is_some(),
         "order": standing.order().map(|order| json!({
             "level": order.level, "reason": order.reason, "byUid": order.by_uid, "unixMs": order.at,
         })),
@@ -127,28 +150,60 @@ fn show_own(tenant: &Tenant) -> Value {
         "policy": camel_case(serde_json::to_value(&*tenant.policy()).unwrap_or_default()),
         "inFlight": tenant.in_flight(),
         "cordon": { "level": standing.level(), "sinceUnixMs": standing.since() },
-        "usage": { "runs": usage.runs, "cpuMs": usage.cpu_us / 1000, "outcomes": usage.outcomes() },
+        "usage": { "runs": usage.runs(), "cpuMs": usage.cpu_us / 1000, "outcomes": usage.outcomes() },
     })
 }
 
 /// The same for operators.
-pub(super) fn show_tenant(tenant: &Tenant, daemon: &Daemon) -> Value {
-    let residence = tenant.residence();
-    let usage = tenant.usage_so_far();
+fn show_tenant(tenant: &Tenant, daemon: &Daemon) -> Value {
     json!({
         "name": tenant.name,
         "policy": camel_case(serde_json::to_value(&*tenant.policy()).unwrap_or_default()),
         "inFlight": tenant.in_flight(),
         "cordon": show_cordon(tenant, daemon),
-        "resident": residence.map(|resident| json!({
-            "worker": resident.worker.id,
-            "pid": resident.worker.pid.as_raw(),
-            "cordon": resident.worker.level.as_str(),
-            "warm": resident.is_idle(),
-            "unusedMs": u64::try_from(resident.unused_for().as_millis()).unwrap_or(u64::MAX),
-        })),
-        "usage": { "runs": usage.runs, "begun": usage.begun, "fenced": usage.fenced, "cpuMs": micros_as_ms(usage.cpu_us), "outcomes": usage.outcomes() },
+        "resident": show_residence(tenant),
+        "usage": show_usage(tenant),
     })
+}
+
+/// A tenant among others in a list: without what may be long, its policy and its history.
+fn show_row(tenant: &Tenant, daemon: &Daemon) -> Value {
+    let around = tenant.circumstances(daemon.warden.engine_is_outdated());
+    let cordon = {
+        let standing = tenant.standing();
+        let score = standing.score(around, &daemon.config.cordon.rules, warden::now());
+        json!({ "level": standing.level(), "sinceUnixMs": standing.since(), "score": tenths(score) })
+    };
+    json!({
+        "name": tenant.name,
+        "inFlight": tenant.in_flight(),
+        "cordon": cordon,
+        "resident": show_residence(tenant),
+        "usage": show_usage(tenant),
+    })
+}
+
+fn show_residence(tenant: &Tenant) -> Option<Value> {
+    let resident = tenant.residence()?;
+    Some(json!({
+        "worker": resident.worker.id,
+        "pid": resident.worker.pid.as_raw(),
+        "cordon": resident.worker.level.as_str(),
+        "warm": resident.is_idle(),
+        "unusedMs": u64::try_from(resident.unused_for().as_millis()).unwrap_or(u64::MAX),
+    }))
+}
+
+fn show_usage(tenant: &Tenant) -> Value {
+    let usage = tenant.usage_so_far();
+    json!({
+        "runs": usage.runs(), "begun": usage.begun, "fenced": usage.fenced, "cpuMs": micros_as_ms(usage.cpu_us),
+        "outcomes": usage.outcomes(),
+    })
+}
+
+fn tenths(points: f64) -> f64 {
+    (points * 10.0).round() / 10.0
 }
 
 /// Milliseconds with three decimals.

@@ -2,12 +2,13 @@
 
 use std::sync::Arc;
 
-use axum::Json;
 use axum::extract::rejection::QueryRejection;
 use axum::extract::{Query, State};
+use axum::response::Response;
 use serde_json::{Value, json};
 
-use super::page::{Page, Wanted};
+use super::body::tell;
+use super::page::{PAGE_BYTES, Page, Wanted};
 use super::peer::Peer;
 use super::problem::Problem;
 use crate::daemon::Daemon;
@@ -17,7 +18,7 @@ pub(crate) async fn list(
     State(daemon): State<Arc<Daemon>>,
     peer: Peer,
     wanted: Result<Query<Wanted>, QueryRejection>,
-) -> Result<Json<Value>, Problem> {
+) -> Result<Response, Problem> {
     peer.operate(&daemon)?;
     let page = Page::of(wanted)?;
     let after = page.after.as_deref().map(str::parse::<u64>).transpose();
@@ -26,7 +27,7 @@ pub(crate) async fn list(
     workers.retain(|listed| after.is_none_or(|after| listed.worker.id > after));
     workers.sort_unstable_by_key(|listed| listed.worker.id);
     workers.truncate(page.limit + 1);
-    Ok(Json(page.show("workers", workers, |listed| listed.worker.id, show)))
+    tell(PAGE_BYTES, peer.uid, &daemon, move || page.write("workers", workers, |listed| listed.worker.id, show)).await
 }
 
 fn show(listed: &Listed) -> Value {

@@ -3,7 +3,8 @@
 //! ```text
 //! tell ─▶ course ─────────────────────────────────────────▶ ring, log (so many lines a second)
 //!      ├▶ evidence ─▶ the first ones of a kind and source ─▶ ring, log, audit log
-//!      │                └ repetitions, counted ─ a second ─▶ the same, as one with a count
+//!      │                ├ repetitions, counted ─ a second ─▶ the same, as one with a count
+//!      │                └ too many that differ in a second ▶ audit log
 //!      └▶ common ───▶ counted by kind and source ─ a second ▶ ring, log
 //! ```
 
@@ -17,9 +18,8 @@ use std::time::Duration;
 use tokio::sync::{Notify, watch};
 
 use self::ring::Ring;
-use self::tally::Tally;
-pub(crate) use self::what::{Class, Event, Source, What};
-use crate::api::peer::whose;
+use self::tally::{Counted, Tally};
+pub(crate) use self::what::{Class, Event, What};
 use crate::config::Peer;
 use crate::logging;
 use crate::record::{Entry, Recorder, unix_ms};
@@ -39,11 +39,11 @@ const COURSE_LINES: u64 = 100;
 /// Of each of these all uids together that no rule names have a few of their own.
 const STRANGERS: u64 = 4;
 
-/// Whoever is behind a source: tenants belong to the uid that may act for them.
+/// On whose account an event is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 enum Group {
     Daemon,
-    /// Tenants that no rule names: root's and the daemon's own.
+    /// Root and the daemon's own uid, where no rule names them.
     Owner,
     Uid(u32),
     /// All uids that no rule names.
@@ -137,12 +137,11 @@ impl Events {
     }
 
     fn group(&self, what: &What) -> Group {
-        match what.source() {
-            Source::Daemon => Group::Daemon,
-            Source::Uid(uid) if self.peers.iter().any(|peer| peer.uid == uid) => Group::Uid(uid),
-            Source::Uid(uid) if uid == 0 || uid == nix::unistd::geteuid().as_raw() => Group::Owner,
-            Source::Uid(_) => Group::Strangers,
-            Source::Tenant(tenant) => whose(&self.peers, &tenant).map_or(Group::Owner, Group::Uid),
+        match what.uid() {
+            None => Group::Daemon,
+            Some(uid) if self.peers.iter().any(|peer| peer.uid == uid) => Group::Uid(uid),
+            Some(uid) if uid == 0 || uid == nix::unistd::geteuid().as_raw() => Group::Owner,
+            Some(_) => Group::Strangers,
         }
     }
 
@@ -153,13 +152,17 @@ impl Events {
         }
         let group = self.group(&what);
         let mut known = self.lock();
-        let now = match what.class() {
-            Class::Course => Some(what),
+        let class = what.class();
+        let counted = match class {
+            Class::Course => Counted::Now(what),
             Class::Evidence => known.evidence.count(what, group),
             Class::Common => known.common.count(what, group),
         };
-        if let Some(what) = now {
-            self.push(&mut known, what, 1, group);
+        match counted {
+            Counted::Now(what) => self.push(&mut known, what, 1, group),
+            // The audit log has all of it.
+            Counted::NoPlace(what) if class == Class::Evidence => self.write_down(&what, 1),
+            Counted::Later | Counted::NoPlace(_) => {}
         }
         drop(known);
         self.counting.notify_one();
@@ -181,7 +184,7 @@ impl Events {
         match class {
             Class::Evidence => {
                 tracing::info!(target: logging::EVIDENCE, event = %json, "event");
-                self.write_down(&event);
+                self.write_down(&event.what, event.count);
             }
             Class::Course => match known.course_room.take(group) {
                 Ok(line) => {
@@ -196,10 +199,10 @@ impl Events {
     }
 
     /// The audit log has the details of what an attack left.
-    fn write_down(&self, event: &Event) {
-        if let Some(recorder) = self.recorder.as_ref().filter(|_| event.what.is_audited()) {
-            let what = serde_json::to_value(&event.what).unwrap_or_default();
-            recorder.decided(Entry::Seen { count: event.count, event: what });
+    fn write_down(&self, what: &What, count: u64) {
+        if let Some(recorder) = self.recorder.as_ref().filter(|_| what.is_audited()) {
+            let event = serde_json::to_value(what).unwrap_or_default();
+            recorder.seen(what.uid(), &Entry::Seen { count, event });
         }
     }
 
@@ -269,11 +272,16 @@ impl Events {
 
 #[cfg(test)]
 mod tests {
+    use super::what::Source;
     use super::*;
 
     fn events() -> Events {
-        let peer =
-            |uid, tenants: &str| Peer { uid, tenants: vec![tenants.into()], operate: false, share_percent: None };
+        let peer = |uid, tenants: &str| Peer {
+            uid,
+            tenants: vec![tenants.parse().unwrap()],
+            operate: false,
+            share_percent: None,
+        };
         Events::new(vec![peer(7, "bad-*"), peer(8, "good-*")], None)
     }
 
@@ -282,8 +290,12 @@ mod tests {
     }
 
     fn crashed(tenant: &str) -> What {
+        crashed_of(if tenant.starts_with("good") { 8 } else { 7 }, tenant)
+    }
+
+    fn crashed_of(uid: u32, tenant: &str) -> What {
         let (tenant, what, pc) = (Some(tenant.to_owned()), "it crashed".to_owned(), "0x0".to_owned());
-        What::Crashed { worker: 1, pid: 1, uid: 7, tenant, what, pc, room_mb: 1, blame: "inCompany" }
+        What::Crashed { worker: 1, pid: 1, uid, tenant, what, pc, room_mb: 1, blame: "inCompany" }
     }
 
     fn all(events: &Events) -> Vec<Event> {
@@ -373,11 +385,16 @@ mod tests {
     #[test]
     fn however_many_strangers_there_are_they_are_one() {
         let events = events();
-        events.tell(What::RunEnded { tenant: "good-1".into(), run: "run_1".into(), outcome: "violation" });
+        events.tell(What::RunEnded { tenant: "good-1".into(), uid: 8, run: "run_1".into(), outcome: "violation" });
         for uid in 10_000..12_000 {
             events.tell(denied(uid));
             if uid % 100 == 0 {
-                events.tell(What::RunEnded { tenant: "good-2".into(), run: "run_2".into(), outcome: "violation" });
+                events.tell(What::RunEnded {
+                    tenant: "good-2".into(),
+                    uid: 8,
+                    run: "run_2".into(),
+                    outcome: "violation",
+                });
                 events.tell_counted();
             }
         }
@@ -415,5 +432,35 @@ mod tests {
         let of = |source| all.iter().filter(|event| event.what.source() == source).count();
         assert_eq!((of(Source::Uid(7)), of(Source::Uid(8)), of(Source::Tenant("good-1".into()))), (KEPT[0] - 2, 1, 1));
         assert!(all.iter().all(|event| event.count == 1), "no two workers are one event");
+    }
+
+    #[test]
+    fn evidence_is_the_uids_that_ran_the_tenant_whoever_else_may_act_for_it() {
+        let events = events();
+        events.tell(crashed_of(8, "bad-1"));
+        for n in 0..5000 {
+            events.tell(crashed_of(7, &format!("bad-{n}")));
+            if n % 100 == 0 {
+                events.tell_counted();
+            }
+        }
+        let all = all(&events);
+        assert_eq!(all.iter().filter(|event| event.what.uid() == Some(8)).count(), 1);
+    }
+
+    #[test]
+    fn the_audit_log_has_all_evidence_that_differs_however_much_comes_in_a_second() {
+        let dir = tempfile::tempdir().unwrap();
+        let (recorder, _) =
+            Recorder::open(&crate::files::Folder::make(dir.path()).unwrap(), 256, Parts::halves()).unwrap();
+        let recorder = Arc::new(recorder);
+        let events = Events::new(events().peers, Some(Arc::clone(&recorder)));
+        let tenants: Vec<_> = (0..3000).map(|n| format!("bad-{n}")).collect();
+        tenants.iter().for_each(|tenant| events.tell(crashed(tenant)));
+        events.tell_counted();
+        recorder.close();
+        let log = std::fs::read_to_string(dir.path().join("audit/audit.jsonl")).unwrap();
+        assert!(tenants.iter().all(|tenant| log.contains(&format!("\"{tenant}\""))) && recorder.lost() == 0);
+        assert!(all(&events).iter().any(|event| matches!(event.what, What::Others { .. })));
     }
 }

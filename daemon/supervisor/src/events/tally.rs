@@ -13,9 +13,20 @@ pub(super) struct Tally {
     direct: u64,
     /// For different events.
     room: Room,
-    places: HashMap<Key, usize>,
+    places: HashMap<(Group, Key), usize>,
     counted: Vec<(What, u64, Option<Held>)>,
     others: u64,
+}
+
+/// What becomes of an event.
+#[derive(Debug)]
+pub(super) enum Counted {
+    /// It is told at once.
+    Now(What),
+    /// It is told with those that it repeats, at the end of the second.
+    Later,
+    /// There is no place for it: its second has had too many that differ. It is one of the others.
+    NoPlace(What),
 }
 
 impl Tally {
@@ -23,28 +34,27 @@ impl Tally {
         Self { direct, room, places: HashMap::new(), counted: Vec::new(), others: 0 }
     }
 
-    /// Counts an event. It is given back if it is to be told at once.
-    pub(super) fn count(&mut self, what: What, group: Group) -> Option<What> {
-        let key = what.key();
+    pub(super) fn count(&mut self, what: What, group: Group) -> Counted {
+        let key = (group, what.key());
         if let Some(known) = self.places.get(&key).and_then(|place| self.counted.get_mut(*place)) {
             known.1 += 1;
             if known.1 <= self.direct {
-                return Some(what);
+                return Counted::Now(what);
             }
             // What is told later is the first that was not told at once.
             if known.1 == self.direct + 1 {
                 known.0 = what;
             }
-            return None;
+            return Counted::Later;
         }
         let Ok(held) = self.room.take(group) else {
             self.others += 1;
-            return None;
+            return Counted::NoPlace(what);
         };
         self.places.insert(key, self.counted.len());
         let now = (self.direct > 0).then(|| what.clone());
         self.counted.push((what, 1, held));
-        now
+        now.map_or(Counted::Later, Counted::Now)
     }
 
     /// What has yet to be told, in the order in which it began, and how many events were of no kind
@@ -74,14 +84,14 @@ mod tests {
     }
 
     fn ended(tenant: &str) -> What {
-        What::RunEnded { tenant: tenant.to_owned(), run: "run_1".to_owned(), outcome: "exceededCpu" }
+        What::RunEnded { tenant: tenant.to_owned(), uid: 7, run: "run_1".to_owned(), outcome: "exceededCpu" }
     }
 
     #[test]
     fn repetitions_are_one_event_with_a_count() {
         let mut tally = Tally::new(0, room(8));
         for _ in 0..1000 {
-            assert!(tally.count(denied(7), Group::Uid(7)).is_none());
+            assert!(matches!(tally.count(denied(7), Group::Uid(7)), Counted::Later));
         }
         tally.count(denied(8), Group::Uid(8));
         let counts: Vec<_> = tally.take().0.iter().map(|(_, count)| *count).collect();
@@ -92,7 +102,8 @@ mod tests {
     #[test]
     fn the_first_ones_are_told_at_once_where_that_is_asked_for() {
         let mut tally = Tally::new(4, room(8));
-        let told = (0..10).filter(|_| tally.count(ended("t"), Group::Uid(7)).is_some()).count();
+        let now = |_: &u8| matches!(tally.count(ended("t"), Group::Uid(7)), Counted::Now(_));
+        let told = (0..10).filter(now).count();
         let (left, others) = tally.take();
         assert_eq!((told, left.first().map(|(_, count)| *count), others), (4, Some(6), 0));
         tally.count(ended("t"), Group::Uid(7));

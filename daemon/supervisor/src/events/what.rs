@@ -47,6 +47,7 @@ fn is_one(count: &u64) -> bool {
     *count == 1
 }
 
+/// `uid` is who ran the tenant, or for whom the worker was started.
 #[derive(Debug, Clone, Serialize)]
 #[serde(tag = "event", rename_all = "camelCase", rename_all_fields = "camelCase")]
 pub(crate) enum What {
@@ -57,7 +58,6 @@ pub(crate) enum What {
     WorkerStarted {
         worker: u64,
         pid: i32,
-        /// For whom.
         uid: u32,
         level: &'static str,
     },
@@ -82,24 +82,28 @@ pub(crate) enum What {
     },
     Admitted {
         tenant: String,
+        uid: u32,
         worker: u64,
         level: &'static str,
         reason: &'static str,
     },
     Retired {
         tenant: String,
+        uid: u32,
         worker: u64,
         reason: &'static str,
     },
     /// A run was begun again after its worker died.
     Retried {
         tenant: String,
+        uid: u32,
         run: String,
         reason: String,
     },
     /// A run ended otherwise than well or by its own exception.
     RunEnded {
         tenant: String,
+        uid: u32,
         run: String,
         outcome: &'static str,
     },
@@ -160,6 +164,8 @@ pub(crate) enum What {
     /// A tenant has to live further out, or may come in again; each reason with its numbers.
     Cordoned {
         tenant: String,
+        /// Whose doing it was: whoever ran the tenant, or gave the order.
+        uid: u32,
         from: Level,
         to: Level,
         reasons: Vec<Reason>,
@@ -168,9 +174,17 @@ pub(crate) enum What {
     /// tenants is kept from others for a while, alone or with half of those who were there.
     KeptApart {
         tenant: String,
+        uid: u32,
         alone: bool,
         because: Because,
         for_secs: u64,
+    },
+    /// Tenants of a uid's were blamed for so many deaths of processes that its new homes are alone;
+    /// without another one all are forgiven after that time.
+    BudgetUsedUp {
+        uid: u32,
+        deaths: u64,
+        clear_in_ms: u64,
     },
     /// An operator ordered that a tenant lives at least that far out.
     Ordered {
@@ -188,6 +202,7 @@ pub(crate) enum What {
     /// A tenant's runs go to its new home from now on.
     Rehomed {
         tenant: String,
+        uid: u32,
         worker: u64,
         level: &'static str,
         token: u64,
@@ -195,6 +210,7 @@ pub(crate) enum What {
     /// The old home is empty.
     Drained {
         tenant: String,
+        uid: u32,
         worker: u64,
         /// Runs did not end in time, and were begun again in the new home.
         fenced: bool,
@@ -203,6 +219,7 @@ pub(crate) enum What {
     /// There was no room for a tenant that has to live alone. It is refused until there is.
     NoRoom {
         tenant: String,
+        uid: u32,
         level: &'static str,
         reason: String,
     },
@@ -210,6 +227,7 @@ pub(crate) enum What {
     /// again.
     Fenced {
         tenant: String,
+        uid: u32,
         run: String,
         token: u64,
     },
@@ -253,6 +271,7 @@ impl What {
             | Self::Mistagged { .. }
             | Self::Cordoned { .. }
             | Self::KeptApart { .. }
+            | Self::BudgetUsedUp { .. }
             | Self::Ordered { .. }
             | Self::Lifted { .. }
             | Self::NoRoom { .. }
@@ -272,15 +291,9 @@ impl What {
         }
     }
 
+    /// The tenant, where it is known; else who caused it.
     pub(crate) fn source(&self) -> Source {
-        match self {
-            Self::Denied { uid, .. }
-            | Self::WorkerStarted { uid, .. }
-            | Self::WorkerDied { uid, .. }
-            | Self::WorkerRetired { uid, .. } => Source::Uid(*uid),
-            Self::Ordered { by_uid, .. } | Self::Lifted { by_uid, .. } | Self::PolicyChanged { by_uid, .. } => {
-                Source::Uid(*by_uid)
-            }
+        let tenant = match self {
             Self::Admitted { tenant, .. }
             | Self::Retired { tenant, .. }
             | Self::Retried { tenant, .. }
@@ -290,14 +303,48 @@ impl What {
             | Self::Rehomed { tenant, .. }
             | Self::Drained { tenant, .. }
             | Self::NoRoom { tenant, .. }
-            | Self::Fenced { tenant, .. } => Source::Tenant(tenant.clone()),
-            // A worker is one uid's, also where it is not known whose of its tenants' doing it was.
-            Self::ProtocolViolation { tenant, uid, .. }
-            | Self::Violation { tenant, uid, .. }
-            | Self::Crashed { tenant, uid, .. }
-            | Self::UnexplainedMemory { tenant, uid, .. } => tenant.clone().map_or(Source::Uid(*uid), Source::Tenant),
-            Self::WorkerRejected { uid, .. } | Self::Mistagged { uid, .. } => Source::Uid(*uid),
-            Self::Started { .. } | Self::Draining | Self::RecordBroken { .. } | Self::Others { .. } => Source::Daemon,
+            | Self::Fenced { tenant, .. } => Some(tenant),
+            Self::ProtocolViolation { tenant, .. }
+            | Self::Violation { tenant, .. }
+            | Self::Crashed { tenant, .. }
+            | Self::UnexplainedMemory { tenant, .. } => tenant.as_ref(),
+            _ => None,
+        };
+        match (tenant, self.uid()) {
+            (Some(tenant), _) => Source::Tenant(tenant.clone()),
+            (None, Some(uid)) => Source::Uid(uid),
+            (None, None) => Source::Daemon,
+        }
+    }
+
+    /// The uid on whose account it is told and written down; none if it is the daemon's own.
+    pub(crate) fn uid(&self) -> Option<u32> {
+        match self {
+            Self::Started { .. } | Self::Draining | Self::RecordBroken { .. } | Self::Others { .. } => None,
+            Self::Denied { uid, .. }
+            | Self::WorkerStarted { uid, .. }
+            | Self::WorkerRejected { uid, .. }
+            | Self::WorkerDied { uid, .. }
+            | Self::WorkerRetired { uid, .. }
+            | Self::BudgetUsedUp { uid, .. }
+            | Self::Admitted { uid, .. }
+            | Self::Retired { uid, .. }
+            | Self::Retried { uid, .. }
+            | Self::RunEnded { uid, .. }
+            | Self::ProtocolViolation { uid, .. }
+            | Self::Violation { uid, .. }
+            | Self::Crashed { uid, .. }
+            | Self::UnexplainedMemory { uid, .. }
+            | Self::Mistagged { uid, .. }
+            | Self::Cordoned { uid, .. }
+            | Self::KeptApart { uid, .. }
+            | Self::Rehomed { uid, .. }
+            | Self::Drained { uid, .. }
+            | Self::NoRoom { uid, .. }
+            | Self::Fenced { uid, .. } => Some(*uid),
+            Self::Ordered { by_uid, .. } | Self::Lifted { by_uid, .. } | Self::PolicyChanged { by_uid, .. } => {
+                Some(*by_uid)
+            }
         }
     }
 
@@ -335,7 +382,10 @@ impl What {
             | Self::KeptApart { .. }
             | Self::Ordered { .. }
             | Self::Lifted { .. }
-            | Self::RecordBroken { .. } => false,
+            | Self::PolicyChanged { .. }
+            | Self::RecordBroken { .. }
+            // Each of them is there.
+            | Self::Others { .. } => false,
             what => what.class() == Class::Evidence,
         }
     }

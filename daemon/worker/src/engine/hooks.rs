@@ -73,6 +73,9 @@ unsafe extern "C" fn v8_tenant_calloc(elements: size_t, bytes: size_t) -> *mut c
     }
 }
 
+/// Always moves the block, which costs nobody anything: V8 asks for this never while it compiles,
+/// matches, sorts or reads JSON, and ICU three times in making 300 formatters.
+///
 /// # Safety
 /// As libc's.
 #[unsafe(no_mangle)]

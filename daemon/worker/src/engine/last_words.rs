@@ -130,6 +130,7 @@ pub(super) unsafe extern "C" fn look_at_memory(isolate: v8::UnsafeRawIsolatePtr,
 #[cold]
 pub(super) fn over_the_limit() -> ! {
     it_is_over_its_limit();
+    enisle_hardening::fault::thread_ends_process();
     say_last_words();
     exit_now(OUT_OF_MEMORY_EXIT);
 }

@@ -50,7 +50,7 @@ pub(super) fn arm(scope: &mut Scope<'_, '_>, props: &str, epoch: Instant) {
         "syscall" => syscall, "syscall32" => syscall_32, "pkru" => pkru, "wrpkru" => write_pkru,
         "sigreturn" => forge_sigreturn, "thread" => start_thread, "execute" => execute, "address" => address,
         "object" => object_address, "plant" => plant, "self" => about_self, "sealed" => sealed_page, "callGate" => call_gate,
-        "thaw" => thaw, "hold" => hold, "leak" => leak,
+        "thaw" => thaw, "hold" => hold, "leak" => leak, "unbilled" => unbilled, "unbounded" => unbounded,
     }
     let context = scope.get_current_context();
     let global = context.global(scope);
@@ -203,6 +203,20 @@ fn sealed_page<'s>(scope: &mut Scope<'s, '_>, _: Args<'s>, result: v8::ReturnVal
 fn thaw<'s>(scope: &mut Scope<'s, '_>, _: Args<'s>, _: v8::ReturnValue<'s>) {
     if let Some(state) = scope.get_slot_mut::<super::run::RunState>() {
         state.timers.moving_clock = EPOCH.get();
+    }
+}
+
+/// `unbilled()`: from now on the disposal of what this tenant's runs leave is on no bill.
+fn unbilled<'s>(scope: &mut Scope<'s, '_>, _: Args<'s>, _: v8::ReturnValue<'s>) {
+    if let Some(state) = scope.get_slot::<super::run::RunState>() {
+        state.watched.lift_bill();
+    }
+}
+
+/// `unbounded()`: from now on it may take as long as it likes.
+fn unbounded<'s>(scope: &mut Scope<'s, '_>, _: Args<'s>, _: v8::ReturnValue<'s>) {
+    if let Some(state) = scope.get_slot::<super::run::RunState>() {
+        state.watched.lift_bound();
     }
 }
 

@@ -1,0 +1,139 @@
+//! What the deaths of processes cost the uid whose tenants are blamed for them.
+//!
+//! A tenant that has ended a process lives alone from then on. A peer that has many names ends the
+//! next process under the next one, and the neighbours lose theirs again and again. So a uid has a
+//! budget of deaths as well, which it regains with time. While the budget is used up, whoever of the
+//! uid gets a new home is on probation, and alone until all deaths are forgiven. A neighbour loses
+//! its process at most as often as the budget says: after that it is alone too.
+//!
+//! ```text
+//! clear ── deaths ──▶ within the budget ── deaths ──▶ used up
+//!   ▲                      │  ▲                         │
+//!   └───────── time ───────┘  └───────── time ──────────┘
+//! ```
+//!
+//! It holds for every uid, root too: tenants of one uid are each other's neighbours, since no
+//! process is shared by two uids. One tenant cannot use up the budget, because a tenant that lives
+//! alone already costs nothing (`one_tenant_never_uses_up_a_budget` in `tests/model.rs`). Nobody
+//! is refused for the deaths that others caused as long as the uid has a process left, and no
+//! tenant's standing changes.
+
+use serde::{Deserialize, Serialize};
+
+use crate::{Level, Time};
+
+/// How many deaths of processes a uid may cause.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct DeathRules {
+    /// From so many deaths on, new homes of the uid are alone; 0 for never.
+    pub budget: u32,
+    /// One death is forgiven after so long, then the next one.
+    pub regain_secs: u64,
+}
+
+impl Default for DeathRules {
+    fn default() -> Self {
+        // A suspicion lasts ten minutes, so it takes two tenants at least. What a neighbour loses
+        // with one process in a minute is one run that is begun again.
+        Self { budget: 2, regain_secs: 60 }
+    }
+}
+
+/// So many times the budget are remembered: whoever stops is forgiven within minutes.
+const REMEMBERED: u32 = 5;
+
+/// The deaths that are held against one uid.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Deaths {
+    /// When the last of them is forgiven.
+    clear_at: Time,
+}
+
+impl Deaths {
+    /// A tenant is blamed for a death, which lived at that level until then. One that was alone by
+    /// its own standing took nobody with it, and the uid has paid for it before.
+    pub fn blamed(&mut self, level: Level, rules: &DeathRules, now: Time) {
+        if level == Level::Shared {
+            let most = regain_ms(rules).saturating_mul((rules.budget * REMEMBERED).into());
+            let clear_at = self.clear_at.max(now).plus(regain_ms(rules));
+            self.clear_at = clear_at.min(now.plus(most));
+        }
+    }
+
+    /// How many are not forgiven yet.
+    #[must_use]
+    pub fn count(&self, rules: &DeathRules, now: Time) -> u64 {
+        self.clear_at.since(now).div_ceil(regain_ms(rules))
+    }
+
+    /// New homes are alone.
+    #[must_use]
+    pub fn is_used_up(&self, rules: &DeathRules, now: Time) -> bool {
+        rules.budget > 0 && self.count(rules, now) >= rules.budget.into()
+    }
+
+    /// All is forgiven.
+    #[must_use]
+    pub fn is_clear(&self, now: Time) -> bool {
+        self.clear_at <= now
+    }
+
+    /// Milliseconds until all is forgiven.
+    #[must_use]
+    pub fn clear_in_ms(&self, now: Time) -> u64 {
+        self.clear_at.since(now)
+    }
+}
+
+fn regain_ms(rules: &DeathRules) -> u64 {
+    rules.regain_secs.saturating_mul(1000).max(1)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const START: Time = Time(1_000_000);
+    const MINUTE: u64 = 60_000;
+
+    fn after(times: u32) -> Deaths {
+        let mut deaths = Deaths::default();
+        (0..times).for_each(|_| deaths.blamed(Level::Shared, &DeathRules::default(), START));
+        deaths
+    }
+
+    #[test]
+    fn a_budget_is_used_up_and_regained_one_a_minute() {
+        let rules = DeathRules::default();
+        let used_up = |times, ms| after(times).is_used_up(&rules, START.plus(ms));
+        assert_eq!([used_up(0, 0), used_up(1, 0), used_up(2, 0)], [false, false, true]);
+        assert_eq!([used_up(2, MINUTE - 1), used_up(2, MINUTE)], [true, false]);
+        assert_eq!([used_up(3, MINUTE), used_up(3, 2 * MINUTE)], [true, false]);
+        assert!(!after(2).is_clear(START.plus(2 * MINUTE - 1)) && after(2).is_clear(START.plus(2 * MINUTE)));
+    }
+
+    #[test]
+    fn whoever_stops_is_forgiven_within_minutes_however_many_there_were() {
+        let deaths = after(10_000);
+        assert_eq!(deaths.count(&DeathRules::default(), START), 10);
+        assert!(deaths.is_clear(START.plus(10 * MINUTE)));
+    }
+
+    #[test]
+    fn who_lived_alone_costs_nothing() {
+        let mut deaths = Deaths::default();
+        for level in [Level::Solo, Level::Sealed] {
+            deaths.blamed(level, &DeathRules::default(), START);
+        }
+        assert_eq!(deaths, Deaths::default());
+    }
+
+    #[test]
+    fn a_budget_of_nought_is_never_used_up() {
+        let rules = DeathRules { budget: 0, ..DeathRules::default() };
+        let mut deaths = Deaths::default();
+        (0..100).for_each(|_| deaths.blamed(Level::Shared, &rules, START));
+        assert!(!deaths.is_used_up(&rules, START) && deaths.is_clear(START));
+    }
+}

@@ -1,0 +1,14 @@
+//! What must happen when a test ends, also when it fails.
+
+use std::sync::atomic::{AtomicBool, Ordering};
+
+/// Sets a flag when it is dropped, also by a panic. Threads that run until the flag is set then
+/// end, and a scope that joins them does not wait forever.
+#[derive(Debug)]
+pub struct SetOnDrop<'a>(pub &'a AtomicBool);
+
+impl Drop for SetOnDrop<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::SeqCst);
+    }
+}

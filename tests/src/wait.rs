@@ -1,0 +1,62 @@
+//! Waiting with a deadline: a look every few milliseconds.
+//!
+//! A test shares the processors with the daemon that it waits for, so it sleeps between two looks.
+
+use std::thread;
+use std::time::{Duration, Instant};
+
+/// Longer than anything here takes on a busy machine.
+pub const PATIENCE: Duration = Duration::from_secs(60);
+
+/// The time between two looks.
+pub const PAUSE: Duration = Duration::from_millis(5);
+
+/// Waits until `done`.
+///
+/// # Panics
+/// `done` was still false after [`PATIENCE`].
+pub fn until(what: &str, done: impl FnMut() -> bool) {
+    assert!(within(PATIENCE, done), "{what} did not come about");
+}
+
+/// Waits until `done`, at most for `patience`, and returns the last answer.
+pub fn within(patience: Duration, mut done: impl FnMut() -> bool) -> bool {
+    found(patience, || done().then_some(())).is_some()
+}
+
+/// Waits until `look` finds something, at most for `patience`. The last look is at the deadline.
+pub fn found<T>(patience: Duration, mut look: impl FnMut() -> Option<T>) -> Option<T> {
+    let begun = Instant::now();
+    loop {
+        let left = patience.saturating_sub(begun.elapsed());
+        let found = look();
+        if found.is_some() || left.is_zero() {
+            return found;
+        }
+        thread::sleep(PAUSE.min(left));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_wait_in_vain_ends_with_a_look_at_the_deadline() {
+        let (mut looks, begun) = (0, Instant::now());
+        assert!(!within(PAUSE * 4, || {
+            looks += 1;
+            false
+        }));
+        assert!(begun.elapsed() >= PAUSE * 4);
+        assert!((2..=6).contains(&looks), "{looks} looks");
+    }
+
+    #[test]
+    fn a_wait_for_what_is_already_true_takes_no_time() {
+        let begun = Instant::now();
+        assert_eq!(found(PATIENCE, || Some(7)), Some(7));
+        assert!(begun.elapsed() < PATIENCE);
+        assert!(within(Duration::ZERO, || true));
+    }
+}
