@@ -25,6 +25,13 @@ fn the_kernel_confirms_that_a_worker_is_confined() {
     let daemon = Daemon::start(SHARING);
     daemon.run("t", "() => 1");
     let proc = format!("/proc/{}", daemon.worker_of("t"));
+    // A thread gives itself its name.
+    wait_until("the watchdog to run", || {
+        let names = fs::read_dir(format!("{proc}/task")).expect("the worker is there");
+        names
+            .flatten()
+            .any(|thread| fs::read_to_string(thread.path().join("comm")).is_ok_and(|name| name == "watchdog\n"))
+    });
     let mut filters = Vec::new();
     for thread in fs::read_dir(format!("{proc}/task")).expect("the worker is there") {
         let status = fs::read_to_string(thread.expect("a thread").path().join("status")).expect("the worker is there");

@@ -235,6 +235,7 @@ const STEP: OFlag = OFlag::O_PATH.union(OFlag::O_NOFOLLOW).union(OFlag::O_CLOEXE
 /// be such that only root and the daemon could exchange it.
 fn walk(path: &Path, missing: Missing) -> io::Result<OwnedFd> {
     let (mut at, mut way) = (open("/", STEP, Mode::empty())?, PathBuf::new());
+    let roots = fstat(&at)?.st_uid;
     let mut left = backwards(&std::path::absolute(path)?);
     let mut links = 0;
     while let Some(name) = left.pop() {
@@ -257,7 +258,7 @@ fn walk(path: &Path, missing: Missing) -> io::Result<OwnedFd> {
             _ => return Err(Errno::ENOTDIR.into()),
         }
         if !is_last {
-            check_way(&way, &found)?;
+            check_way(&way, &found, roots)?;
         }
         if kind(&found) == SFlag::S_IFLNK {
             way.pop();
@@ -288,10 +289,11 @@ fn make_at(at: &OwnedFd, name: &OsStr, others_enter: bool) -> io::Result<()> {
     Ok(())
 }
 
-/// Whether others could exchange what comes after that folder or link on the way.
-fn check_way(way: &Path, found: &FileStat) -> io::Result<()> {
+/// Whether others could exchange what comes after that folder or link on the way. Who owns `/` can
+/// exchange everything: root, or a uid that stands for it in a user namespace that does not map it.
+fn check_way(way: &Path, found: &FileStat, roots: u32) -> io::Result<()> {
     let way = way.display();
-    if found.st_uid != 0 && !is_ours(found) {
+    if ![0, roots].contains(&found.st_uid) && !is_ours(found) {
         return Err(refused(format!("{way} on the way to it belongs to uid {}, who could exchange it", found.st_uid)));
     }
     // In a folder like /tmp nobody can remove or rename what is another's. A link has no mode.

@@ -106,12 +106,14 @@ impl Warden {
     ) -> Result<Written, Refused> {
         let name = tenant.name.to_string();
         let entry = Entry::Ordered { tenant: name.clone(), level, reason: reason.clone(), by_uid };
-        let written = self.recorder.decided(self.recorder.room(by_uid, &entry)?);
-        self.events.tell(What::Ordered { tenant: name, level, reason: reason.clone(), by_uid });
+        let line = self.recorder.room(by_uid, &entry)?;
         let around = tenant.circumstances(self.engine_is_outdated());
-        let order = Order { level, reason, by_uid, at: now() };
+        let order = Order { level, reason: reason.clone(), by_uid, at: now() };
         let decision = tenant.standing().command(order, around, &self.cordon.rules, now());
+        // Before the line, whose writing is waited for: what was answered outlives a crash.
         self.write_down(tenant);
+        let written = self.recorder.decided(line);
+        self.events.tell(What::Ordered { tenant: name, level, reason, by_uid });
         self.carry_out(tenant, by_uid, decision);
         Ok(written)
     }
@@ -121,11 +123,12 @@ impl Warden {
     pub(crate) fn forgive(&self, tenant: &Arc<Tenant>, reason: String, by_uid: u32) -> Result<Written, Refused> {
         let name = tenant.name.to_string();
         let entry = Entry::Lifted { tenant: name.clone(), reason: reason.clone(), by_uid };
-        let written = self.recorder.decided(self.recorder.room(by_uid, &entry)?);
-        self.events.tell(What::Lifted { tenant: name, reason: reason.clone(), by_uid });
-        let decision = tenant.standing().forgive(reason, by_uid, now());
+        let line = self.recorder.room(by_uid, &entry)?;
+        let decision = tenant.standing().forgive(reason.clone(), by_uid, now());
         tenant.clear_suspicion();
         self.write_down(tenant);
+        let written = self.recorder.decided(line);
+        self.events.tell(What::Lifted { tenant: name, reason, by_uid });
         self.carry_out(tenant, by_uid, decision);
         self.ask_for_move(tenant);
         Ok(written)
