@@ -2,9 +2,9 @@
 //!
 //! A tenant that has ended a process lives alone from then on. A peer that has many names ends the
 //! next process under the next one, and the neighbours lose theirs again and again. So a uid has a
-//! budget of deaths as well, which it regains with time. While the budget is used up, whoever of the
-//! uid gets a new home is on probation, and alone until all deaths are forgiven. A neighbour loses
-//! its process at most as often as the budget says: after that it is alone too.
+//! budget of deaths as well, which it regains with time. While the budget is used up, whoever of
+//! the uid gets a new home is on probation, and alone until all deaths are forgiven. A neighbour
+//! loses its process at most as often as the budget says: after that it is alone too.
 //!
 //! ```text
 //! clear ── deaths ──▶ within the budget ── deaths ──▶ used up

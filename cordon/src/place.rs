@@ -1,9 +1,9 @@
 //! Which process a tenant goes to.
 //!
 //! Keys and cages keep two tenants of a process apart; placement decides whom that has to hold for. Tenants share a process
-//! only with their like: of the same trust, watched with watched, suspects of one death with those of the same half of it,
-//! tenants on probation ([`crate::deaths`]) with each other;
-//! and one that holds secrets only with unwatched tenants of its own owner.
+//! only with their like: of the same trust, watched with watched, suspects of one death with
+//! those of the same half of it, tenants on probation ([`crate::deaths`]) with each other; and
+//! one that holds secrets only with unwatched tenants of its own owner.
 
 use crate::Level;
 use crate::decide::Trust;
@@ -64,8 +64,8 @@ pub struct Traits {
     /// It may have attacked somebody in company. Two of those are never together: each would be the other's excuse.
     pub doubtful: bool,
     pub case: Option<Case>,
-    /// Its home was begun while its uid's budget of deaths was used up. It is only here if there was
-    /// no room alone.
+    /// Its home was begun while its uid's budget of deaths was used up. It is only here if there
+    /// was no room alone.
     pub on_probation: bool,
 }
 

@@ -136,8 +136,9 @@ impl FaultPage {
     }
 
     fn raw(&self) -> &Raw {
-        // SAFETY: the map is a page, larger than `Raw` and aligned for it, and lives as long as `self`; every field is an
-        // atomic, which any bytes are, and which may change at any time.
+        // SAFETY: the map is a page, larger than `Raw` and aligned for it, and lives as long as
+        // `self`; every field is an atomic, which any bytes are, and which may change at any
+        // time.
         unsafe { &*self.map.as_ptr().cast::<Raw>() }
     }
 

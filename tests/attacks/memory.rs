@@ -321,8 +321,8 @@ fn policies(_: Options) -> Result<String, String> {
     if left.is_ok() && got > 10 && got < TRIED && plain { Ok(said) } else { Err(said) }
 }
 
-/// A policy with as many secrets as one may have, of whose names an answer is as long as the largest
-/// request: each character takes six bytes.
+/// A policy with as many secrets as one may have, of whose names an answer is as long as the
+/// largest request: each character takes six bytes.
 pub(crate) fn largest_policy() -> String {
     json!({ "secrets": vec!["\u{1}".repeat(107); 100] }).to_string()
 }

@@ -5,8 +5,8 @@
 //! ([`Folder`]): everything else happens below that, by name, so that whoever exchanges a folder on
 //! the way to it exchanges nothing for the daemon. At the start nobody may be able to: each folder
 //! on the way belongs to root or to the daemon, and others may not write to it, or are kept from
-//! each other's files there (`/tmp`); links on the way are root's or the daemon's. The folder itself
-//! is no link, and nobody else may write to it at all.
+//! each other's files there (`/tmp`); links on the way are root's or the daemon's. The folder
+//! itself is no link, and nobody else may write to it at all.
 //!
 //! A file is never opened through a link either, and has the mode 0600. What is the daemon's and
 //! gives others rights (an older version made it so) is closed to them, which is reported; what is
@@ -187,7 +187,8 @@ pub(crate) fn make_socket_folder(path: &Path) -> io::Result<OwnedFd> {
     Ok(look(walk(path, Missing::Make { others_enter })?)?.0)
 }
 
-/// Opens a folder that exists and can be used, without changing anything. None if it does not exist.
+/// Opens a folder that exists and can be used, without changing anything. None if it does not
+/// exist.
 pub(crate) fn check_folder(path: &Path) -> io::Result<Option<OwnedFd>> {
     match walk(path, Missing::Refuse).and_then(look) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),

@@ -72,7 +72,8 @@ struct Arguments {
     /// The configuration file.
     #[arg(long, value_name = "FILE")]
     config: Option<PathBuf>,
-    /// Read the database of standings on standard input and exit: what the daemon has a process of its own do before it opens one.
+    /// Read the database of standings on standard input and exit: what the daemon has a process
+    /// of its own do before it opens one.
     #[arg(long, hide = true)]
     examine: bool,
     /// Check the configuration, and that this machine can start it, and exit.

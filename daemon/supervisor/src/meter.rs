@@ -105,8 +105,8 @@ impl Meter {
     }
 }
 
-/// Milliseconds since the daemon's first look: windows, and deaths that are forgiven, are no business
-/// of the wall clock's, which may be set.
+/// Milliseconds since the daemon's first look: windows, and deaths that are forgiven, are no
+/// business of the wall clock's, which may be set.
 pub(crate) fn monotonic() -> Time {
     static EPOCH: LazyLock<Instant> = LazyLock::new(Instant::now);
     Time(u64::try_from(EPOCH.elapsed().as_millis()).unwrap_or(u64::MAX))

@@ -1,8 +1,8 @@
 //! One tenant, as the daemon knows it: its policy, what it may start, where it lives, and how it stands.
 //!
-//! A hundred thousand tenants may be known of whom each has done next to nothing. What only one that
-//! lives somewhere needs is made then, and goes with its last home ([`Life`]); what its runs came to
-//! stays, and is small ([`Usage`]). A policy is shared by all that have the same.
+//! A hundred thousand tenants may be known of whom each has done next to nothing. What only one
+//! that lives somewhere needs is made then, and goes with its last home ([`Life`]); what its runs
+//! came to stays, and is small ([`Usage`]). A policy is shared by all that have the same.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak};
@@ -172,8 +172,8 @@ impl Tenant {
         self.life.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Forgets what only one needs that lives somewhere, if it does not any more; of its history, if
-    /// no operator has given it a policy, all but its last moves, which the audit log has.
+    /// Forgets what only one needs that lives somewhere, if it does not any more; of its history,
+    /// if no operator has given it a policy, all but its last moves, which the audit log has.
     pub(crate) fn tidy(&self) {
         // Whoever holds the lock is giving it a home.
         let Ok(mut home) = self.home.try_lock() else { return };

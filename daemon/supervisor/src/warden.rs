@@ -153,8 +153,8 @@ impl Warden {
         let _ = self.moves.send(Arc::clone(tenant));
     }
 
-    /// A process of a uid's died by something that one of its tenants did, or seems to have done. The others get their small
-    /// share.
+    /// A process of a uid's died by something that one of its tenants did, or seems to have done.
+    /// The others get their small share.
     pub(crate) fn saw_death(&self, culprit: &Arc<Tenant>, uid: u32, seen: Seen, others: &[Arc<Tenant>]) {
         self.hold_against(uid, culprit.standing().level());
         self.saw(culprit, uid, &[seen]);

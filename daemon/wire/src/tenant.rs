@@ -17,8 +17,8 @@
 //! the thread says that it `Needs` it.
 //!
 //! The supervisor may send a run while the thread still warms an isolate (it waits in the socket),
-//! but never a second one before `Done`. Closing the channel retires the tenant: the thread disposes
-//! of all that it has, and its last word is `Left`.
+//! but never a second one before `Done`. Closing the channel retires the tenant: the thread
+//! disposes of all that it has, and its last word is `Left`.
 
 use serde::de::{SeqAccess, Visitor};
 use serde::{Deserialize, Deserializer, Serialize};

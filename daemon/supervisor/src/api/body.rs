@@ -83,8 +83,8 @@ pub(super) async fn discard(mut body: Body, patience: Duration) {
 }
 
 /// Works on so many bytes of a uid's: at once if they are few, off the thread that serves
-/// connections if they are not, each uid in its turn, little beside much. What the work holds it holds until
-/// it has ended, whether the client still waits or not.
+/// connections if they are not, each uid in its turn, little beside much. What the work holds it
+/// holds until it has ended, whether the client still waits or not.
 pub(super) async fn work<T: Send + 'static>(
     bytes: usize,
     uid: u32,
