@@ -375,7 +375,7 @@ fn lived(options: Options) -> Result<String, String> {
         ran
     };
     // Until rings and caches are full.
-    live("first", 1000);
+    live("first", 2000);
     let before = gauge.rss_kib().ok_or("the daemon died")?;
     let ran = live("then", names);
     let bytes = || Some(gauge.rss_kib()?.saturating_sub(before) * 1024 / names as u64);

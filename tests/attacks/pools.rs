@@ -448,8 +448,8 @@ fn open_files(options: Options) -> Result<String, String> {
     );
     let pings = pings.verdict(options.bench).map_err(|pings| format!("{said}; {pings}"))?;
     let in_time = served.is_ok_and(|took| took <= options.served_within());
-    // Its part of the processes, again and again, and its half of the connections.
-    let attacked = lived > 12 && held >= CONNECTIONS / 2 - 4;
+    // Its part of the processes, and its half of the connections.
+    let attacked = lived >= 12 && held >= CONNECTIONS / 2 - 4;
     if attacked && refused == 0 && in_time { Ok(format!("{said}; {pings}")) } else { Err(said) }
 }
 
