@@ -12,6 +12,7 @@ use crate::{Case, Options};
 pub(crate) const CASES: &[Case] = &[
     Case { id: "S17 results", title: "results that the client cannot read", run: results },
     Case { id: "S17 terminal", title: "text that turns a terminal's lines around", run: terminal },
+    Case { id: "S17 forged", title: "a log that reads as what the client says itself", run: forged },
 ];
 
 fn enisle(ground: &Ground, arguments: &[&str], code: &str) -> Output {
@@ -22,6 +23,14 @@ fn enisle(ground: &Ground, arguments: &[&str], code: &str) -> Output {
     let body = json!({ "code": code }).to_string();
     child.stdin.take().expect("a pipe").write_all(body.as_bytes()).expect("it reads");
     child.wait_with_output().expect("it ends")
+}
+
+/// The result as its bytes are in an answer.
+fn result_in(answer: &[u8]) -> Option<&[u8]> {
+    const NAME: &[u8] = b"\"result\":";
+    let from = answer.windows(NAME.len()).position(|window| window == NAME)? + NAME.len();
+    let logs = answer.windows(8).rposition(|window| window == b",\"logs\":")?;
+    answer.get(from..logs)
 }
 
 /// Each is a result that the script may have, or an exception of the script's: 0 or 1, never 70.
@@ -46,7 +55,12 @@ fn results(_: Options) -> Result<String, String> {
     for (what, code) in RESULTS {
         for arguments in [&[][..], &["--json"]] {
             let out = enisle(&ground, arguments, code);
-            if !matches!(out.status.code(), Some(0 | 1)) {
+            let answer = ground.root.ask("POST", "/v1/tenants/t/load", json!({ "code": code }).to_string().as_bytes());
+            let answer = answer.map_err(|error| format!("{what}: {error}"))?.body;
+            let untouched = arguments.is_empty() || result_in(&answer) == result_in(&out.stdout);
+            if !untouched {
+                failures.push(format!("{what}: the result is not what the daemon answers"));
+            } else if !matches!(out.status.code(), Some(0 | 1)) {
                 let said = String::from_utf8_lossy(&out.stderr);
                 failures.push(format!("{what} {arguments:?}: {:?} {:?}", out.status.code(), said.trim()));
             } else if std::str::from_utf8(&out.stdout).is_err() {
@@ -71,15 +85,19 @@ fn terminal(_: Options) -> Result<String, String> {
     let ground = Ground::start("");
     let text = CONTROLS.iter().map(|control| format!("\\u{{{control:x}}}")).collect::<String>();
     let mut raw: Vec<u32> = Vec::new();
-    for code in [
-        format!("()=>{{console.log('{text}');console.error('{text}')}}"),
-        format!("()=>{{throw new Error('{text}')}}"),
-        format!("()=>{{const e=new Error('x');e.name='{text}';e.stack='{text}';throw e}}"),
-        format!("()=>'{text}'"),
-        format!("()=>({{'{text}':1}})"),
+    for (ends, code) in [
+        (0, format!("()=>{{console.log('{text}');console.error('{text}')}}")),
+        (1, format!("()=>{{throw new Error('{text}')}}")),
+        (1, format!("()=>{{const e=new Error('x');e.name='{text}';e.stack='{text}';throw e}}")),
+        (0, format!("()=>'{text}'")),
+        (0, format!("()=>({{'{text}':1}})")),
     ] {
         let out = enisle(&ground, &[], &code);
         let printed = String::from_utf8_lossy(&[out.stdout, out.stderr].concat()).into_owned();
+        let missing = CONTROLS.iter().find(|control| !printed.contains(&format!("\\u{control:04x}")));
+        if out.status.code() != Some(ends) || missing.is_some() {
+            return Err(format!("{code}: {:?}, and {missing:x?} is not there: {printed}", out.status.code()));
+        }
         raw.extend(CONTROLS.iter().filter(|control| {
             let control = char::from_u32(**control);
             control.is_some_and(|control| printed.contains(control))
@@ -91,4 +109,19 @@ fn terminal(_: Options) -> Result<String, String> {
         return Ok(format!("{} controls, all escaped", CONTROLS.len()));
     }
     Err(format!("printed as they were: {}", raw.iter().map(|c| format!("U+{c:04X}")).collect::<Vec<_>>().join(" ")))
+}
+
+/// The client's own lines stand at the margin; nothing of a script's does.
+fn forged(_: Options) -> Result<String, String> {
+    let ground = Ground::start("");
+    let said = "violation: a layer stopped it";
+    let code = format!(
+        "()=>{{console.log('{said}');console.log('x\\n{said}');console.warn('x\\n\\n{said}');throw new Error('x\\n{said}')}}"
+    );
+    let out = enisle(&ground, &[], &code);
+    let printed = String::from_utf8_lossy(&out.stderr).into_owned();
+    let there = printed.matches(said).count();
+    let forged = printed.lines().filter(|line| line.starts_with(said)).count();
+    let told = format!("{there} lines, {forged} of them at the margin");
+    if there == 4 && forged == 0 { Ok(told) } else { Err(format!("{told}: {printed}")) }
 }

@@ -31,7 +31,7 @@ fn a_file_runs_with_its_console_and_its_result() {
         .expect("a script");
     let file = file.to_str().expect("a path");
     let out = enisle(&daemon, &["run", file, "--arg", "\"you\"", "--env", "n=1"], "");
-    assert_eq!((out.status.code(), text(&out.stderr).trim()), (Some(0), "hello you"));
+    assert_eq!((out.status.code(), text(&out.stderr).trim()), (Some(0), "[log] hello you"));
     assert_eq!(serde_json::from_slice::<Value>(&out.stdout).expect("JSON"), serde_json::json!({ "n": 2 }));
     let json: Value =
         serde_json::from_slice(&enisle(&daemon, &["run", file, "--arg", "7", "--json"], "").stdout).expect("JSON");

@@ -45,6 +45,14 @@ pub(crate) fn safe(text: &str) -> String {
     out
 }
 
+/// A script's text, whose further lines do not stand at the margin: there they would pass for what
+/// the client says itself. Those of a stack are indented already.
+fn hanging(text: &str) -> String {
+    let mut lines = text.split('\n');
+    let first = lines.next().unwrap_or_default().to_owned();
+    lines.fold(first, |shown, line| shown + if line.starts_with("    ") { "\n" } else { "\n    " } + line)
+}
+
 /// [`safe`], where a line end would begin a line that nobody wrote.
 pub(crate) fn one_line(text: &str) -> String {
     safe(text).replace('\n', "\\n")
@@ -101,14 +109,15 @@ fn present<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<Box<RawV
 /// A run: its console on standard error, its result on standard output.
 pub(crate) fn answer(answer: &Answer) {
     for LogLine { level, text } in &answer.logs {
-        errln!("{}{text}", if level == "log" { String::new() } else { format!("[{level}] ") });
+        errln!("[{level}] {}", hanging(text));
     }
     if answer.truncated {
         errln!("(the log was cut: limits.logBytes, limits.logLines)");
     }
     if let Some(ScriptError { name, message, stack }) = &answer.error {
         let stack = stack.as_deref().filter(|stack| !stack.is_empty());
-        errln!("{}: {}", answer.outcome, stack.map_or_else(|| format!("{name}: {message}"), str::to_owned));
+        let text = stack.map_or_else(|| format!("{name}: {message}"), str::to_owned);
+        errln!("{}: {}", answer.outcome, hanging(&text));
     }
     if let Some(result) = &answer.result {
         outln!("{}", pretty(result.get()).as_deref().unwrap_or_else(|| result.get()));
