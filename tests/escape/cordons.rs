@@ -10,7 +10,10 @@ use serde_json::{Value, json};
 /// A second is enough for a suspicion here, so that its end can be seen.
 fn config(worker: &Path) -> String {
     let worker = worker.display().to_string();
-    format!("[workers]\nprogram = {worker:?}\n[cordon.rules]\nsuspicion_secs = 1\nunexplained_secs = 1\n")
+    format!(
+        "[workers]\nprogram = {worker:?}\n[cordon.rules]\nsuspicion_secs = 1\nunexplained_secs = 1\n\
+         [cordon.rules.deaths]\nbudget = 0\n"
+    )
 }
 
 fn attack(daemon: &Daemon, tenant: &str, code: &str) -> Value {

@@ -25,8 +25,10 @@ const NEAR: &str = "const island = 2n ** 41n, mine = attack.self()[1] & ~4095n;
     const near = [-1n, 1n].map((k) => mine + k * island + (1n << 40n)).filter((at) => attack.probe(at) > 0);";
 
 pub(crate) fn run(worker: &Path, seconds: u64) -> Result<String, String> {
+    // All of these tenants are one uid's, which would be on probation after two attacks.
     let config = format!(
-        "[workers]\nprogram = {:?}\n[defaults.quota]\nper_second = 1000000\nburst = 1000000\n",
+        "[workers]\nprogram = {:?}\n[defaults.quota]\nper_second = 1000000\nburst = 1000000\n\
+         [cordon.rules.deaths]\nbudget = 0\n",
         worker.display().to_string()
     );
     let daemon = Daemon::start(&config);
