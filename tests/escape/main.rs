@@ -16,12 +16,14 @@ mod soak;
 mod tables;
 mod usage;
 
+use std::collections::BTreeMap;
 use std::io;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::PathBuf;
 use std::process::ExitCode;
-use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::mpsc::{self, RecvTimeoutError};
+use std::time::Duration;
 
 use enisle_hardening::fault::Kind as FaultKind;
 use enisle_hardening::{Layer, LayerSet, Posture};
@@ -237,8 +239,8 @@ fn main() -> ExitCode {
     let mut jobs: Vec<Job<'_>> = CASES
         .iter()
         .filter(|case| wanted(case.id))
-        .map(|case| -> Job<'_> {
-            Box::new(|| match &case.kind {
+        .map(|case| {
+            Job::new(case.id, || match &case.kind {
                 Kind::Attack(attack) => try_attack(&bench, case, attack),
                 Kind::Check(check) => look(&bench, case, check),
             })
@@ -249,15 +251,15 @@ fn main() -> ExitCode {
     if chosen("M03 rounds") {
         let title = "allocate, free, attack: every load and store of a neighbour's is trapped";
         // The longest one comes first, or the others wait for it.
-        jobs.insert(0, Box::new(|| found("M03 rounds", title, rounds::trapped(&bench, rounds))));
+        jobs.insert(0, Job::new("M03 rounds", || found("M03 rounds", title, rounds::trapped(&bench, rounds))));
     }
     if chosen("M03 control") {
         let title = "the same without keys: nothing is trapped";
-        jobs.push(Box::new(|| found("M03 control", title, rounds::control(&bench))));
+        jobs.push(Job::new("M03 control", || found("M03 control", title, rounds::control(&bench))));
     }
     if chosen("M03 wasm") {
         let title = "grown WebAssembly memories and compiled modules carry their tenant's key";
-        jobs.push(Box::new(|| found("M03 wasm", title, rounds::webassembly(&bench))));
+        jobs.push(Job::new("M03 wasm", || found("M03 wasm", title, rounds::webassembly(&bench))));
     }
     let mut rows = side_by_side(&jobs);
     // Each of these is a whole daemon with clients, which takes the whole machine.
@@ -280,32 +282,63 @@ fn main() -> ExitCode {
 }
 
 /// What makes one row of the table, with workers of its own.
-type Job<'a> = Box<dyn Fn() -> Row + Sync + 'a>;
+struct Job<'a> {
+    id: &'static str,
+    row: Box<dyn Fn() -> Row + Sync + 'a>,
+}
 
-/// Does the jobs, as many at a time as there are processors, and prints each row as it comes.
+impl<'a> Job<'a> {
+    fn new(id: &'static str, row: impl Fn() -> Row + Sync + 'a) -> Self {
+        Self { id, row: Box::new(row) }
+    }
+}
+
+/// Longer than any row takes, where everything is slow.
+const ROW_LIMIT: Duration = Duration::from_secs(15 * 60);
+
+/// Does the jobs, as many at a time as there are processors, and prints each row as it comes. Ends
+/// the harness, with the rows that have not come, if none comes for [`ROW_LIMIT`].
 fn side_by_side(jobs: &[Job<'_>]) -> Vec<Row> {
     let next = AtomicUsize::new(0);
-    let rows = Mutex::new(Vec::new());
     let threads = std::thread::available_parallelism().map_or(1, usize::from);
+    let (done, rows) = mpsc::channel();
     std::thread::scope(|scope| {
         for _ in 0..threads {
-            scope.spawn(|| {
+            let (done, next) = (done.clone(), &next);
+            scope.spawn(move || {
                 loop {
                     let index = next.fetch_add(1, Ordering::Relaxed);
                     let Some(job) = jobs.get(index) else { break };
                     // A job that panics is a row that failed; the panic itself was printed.
-                    let row = catch_unwind(AssertUnwindSafe(job)).unwrap_or_else(|_| {
+                    let row = catch_unwind(AssertUnwindSafe(&job.row)).unwrap_or_else(|_| {
                         found("panic", "a row of the table", Err("it panicked; see above".to_owned()))
                     });
-                    row.print();
-                    rows.lock().expect("no job panics while it holds the lock").push((index, row));
+                    if done.send((index, row)).is_err() {
+                        break;
+                    }
                 }
             });
         }
-    });
-    let mut rows = rows.into_inner().expect("every thread has ended");
-    rows.sort_by_key(|(index, _)| *index);
-    rows.into_iter().map(|(_, row)| row).collect()
+        drop(done);
+        let mut table = BTreeMap::new();
+        loop {
+            match rows.recv_timeout(ROW_LIMIT) {
+                Ok((index, row)) => {
+                    Row::print(&row);
+                    table.insert(index, row);
+                }
+                Err(RecvTimeoutError::Disconnected) => return table.into_values().collect(),
+                Err(RecvTimeoutError::Timeout) => {
+                    let begun = jobs.iter().enumerate().take(next.load(Ordering::Relaxed));
+                    let stuck: Vec<_> =
+                        begun.filter(|(index, _)| !table.contains_key(index)).map(|(_, job)| job.id).collect();
+                    println!("no row in {} s; these have not come: {}", ROW_LIMIT.as_secs(), stuck.join(", "));
+                    // Their threads cannot be waited for; the workers end with their parents.
+                    std::process::exit(1);
+                }
+            }
+        }
+    })
 }
 
 /// The row of something that either holds or does not.

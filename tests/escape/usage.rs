@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 
 use enisle_tests::rig::Rig;
 use nix::sys::ptrace;
-use nix::sys::signal::Signal;
+use nix::sys::signal::{Signal, kill};
 use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
 use nix::unistd::Pid;
 use serde_json::{Value, json};
@@ -103,34 +103,21 @@ fn matches(rule: &Value, number: u64, args: &[u64; 6]) -> bool {
 const OWN: WaitPidFlag = WaitPidFlag::__WALL.union(WaitPidFlag::__WNOTHREAD);
 
 /// Traces every thread of the worker, those included that it starts, while tenants move in, work and move out.
+///
+/// A process whose threads are traced is gone only when its tracer has collected each of them. So
+/// the loop goes on until there is none, whatever went wrong: the worker is killed first then.
 fn watch(rig: &mut Rig) -> nix::Result<Seen> {
     let worker = Pid::from_raw(rig.pid());
-    let options = ptrace::Options::PTRACE_O_TRACESYSGOOD | ptrace::Options::PTRACE_O_TRACECLONE;
-    for thread in std::fs::read_dir(format!("/proc/{worker}/task")).into_iter().flatten().flatten() {
-        if let Ok(thread) = thread.file_name().to_string_lossy().parse() {
-            ptrace::seize(Pid::from_raw(thread), options)?;
-            ptrace::interrupt(Pid::from_raw(thread))?;
-        }
-    }
+    let mut outcome = trace(worker);
     std::thread::scope(|scope| {
-        scope.spawn(|| {
-            for _ in 0..3 {
-                let _ = rig.admit();
+        let traced = outcome.is_ok();
+        scope.spawn(move || {
+            if traced {
+                work(rig);
             }
-            for _ in 0..2 {
-                for tenant in rig.tenants() {
-                    let _ = tenant.send(WORK, &json!(null));
-                }
-                for tenant in rig.tenants() {
-                    let _ = tenant.end_of_run();
-                }
-            }
-            rig.move_out();
             rig.kill();
         });
         let mut seen = Seen::new();
-        // Until no thread is left: a process whose threads are traced is gone only when its tracer
-        // has collected each of them.
         loop {
             match waitpid(None::<Pid>, Some(OWN)) {
                 Ok(WaitStatus::PtraceSyscall(thread)) => {
@@ -146,11 +133,45 @@ fn watch(rig: &mut Rig) -> nix::Result<Seen> {
                     let _ = ptrace::syscall(thread, signal);
                 }
                 Ok(_) | Err(nix::Error::EINTR) => {}
-                Err(nix::Error::ECHILD) => return Ok(seen),
-                Err(error) => return Err(error),
+                Err(nix::Error::ECHILD) => return outcome.map(|()| seen),
+                Err(error) => {
+                    outcome = outcome.and(Err(error));
+                    let _ = kill(worker, Signal::SIGKILL);
+                }
             }
         }
     })
+}
+
+/// Begins to trace every thread that the process has.
+fn trace(worker: Pid) -> nix::Result<()> {
+    let options = ptrace::Options::PTRACE_O_TRACESYSGOOD | ptrace::Options::PTRACE_O_TRACECLONE;
+    for thread in std::fs::read_dir(format!("/proc/{worker}/task")).into_iter().flatten().flatten() {
+        let Ok(thread) = thread.file_name().to_string_lossy().parse() else { continue };
+        let thread = Pid::from_raw(thread);
+        match ptrace::seize(thread, options).and_then(|()| ptrace::interrupt(thread)) {
+            // It has ended since the folder was read.
+            Ok(()) | Err(nix::Error::ESRCH) => {}
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(())
+}
+
+/// Tenants move in, work, and move out.
+fn work(rig: &mut Rig) {
+    for _ in 0..3 {
+        let _ = rig.admit();
+    }
+    for _ in 0..2 {
+        for tenant in rig.tenants() {
+            let _ = tenant.send(WORK, &json!(null));
+        }
+        for tenant in rig.tenants() {
+            let _ = tenant.end_of_run();
+        }
+    }
+    rig.move_out();
 }
 
 fn is_tenants(worker: Pid, thread: Pid) -> bool {
