@@ -51,11 +51,13 @@ pub fn share_one_arena() {
     unsafe { libc::mallopt(libc::M_ARENA_MAX, 1) };
 }
 
-/// Tells the scheduler that this process computes and does not wait: it neither preempts the supervisor when it wakes up
-/// nor trades places in the middle of a run that is over in a millisecond. Without effect where it is refused.
-pub fn schedule_as_batch() {
+/// Tells the scheduler that the calling thread computes and does not wait: it neither preempts the
+/// supervisor when it wakes up nor trades places in the middle of a run that is over in a
+/// millisecond. The threads that watch it keep the ordinary policy, so that they wake up beside it.
+/// Without effect where it is refused.
+fn schedule_as_batch() {
     let parameters = libc::sched_param { sched_priority: 0 };
-    // SAFETY: the parameters are readable; 0 is the calling thread, whose policy its threads inherit.
+    // SAFETY: the parameters are readable; 0 is the calling thread.
     unsafe { libc::sched_setscheduler(0, libc::SCHED_BATCH, &raw const parameters) };
 }
 
@@ -130,6 +132,7 @@ extern "C" fn begin(beginning: *mut libc::c_void) -> *mut libc::c_void {
     // SAFETY: the name is a C string.
     unsafe { libc::prctl(libc::PR_SET_NAME, name.as_ptr()) };
     drop(name);
+    schedule_as_batch();
     let (base, bytes) = (signal_stack.start as *mut libc::c_void, signal_stack.len());
     let new = libc::stack_t { ss_sp: base, ss_flags: 0, ss_size: bytes };
     // SAFETY: `new` names memory that stays mapped until the thread has been joined.

@@ -88,7 +88,7 @@ fn numbers() -> BTreeMap<&'static str, i64> {
         pkey_mprotect => SYS_pkey_mprotect, madvise => SYS_madvise, brk => SYS_brk, futex => SYS_futex, clone => SYS_clone,
         clone3 => SYS_clone3, set_robust_list => SYS_set_robust_list, rseq => SYS_rseq, rt_sigprocmask => SYS_rt_sigprocmask,
         sigaltstack => SYS_sigaltstack, seccomp => SYS_seccomp, prctl => SYS_prctl, sched_getaffinity => SYS_sched_getaffinity,
-        sched_getparam => SYS_sched_getparam, sched_getscheduler => SYS_sched_getscheduler, gettimeofday => SYS_gettimeofday,
+        sched_getparam => SYS_sched_getparam, sched_getscheduler => SYS_sched_getscheduler, sched_setscheduler => SYS_sched_setscheduler, gettimeofday => SYS_gettimeofday,
         clock_getres => SYS_clock_getres, clock_gettime => SYS_clock_gettime, clock_nanosleep => SYS_clock_nanosleep,
         sched_yield => SYS_sched_yield, gettid => SYS_gettid, getpid => SYS_getpid, getrandom => SYS_getrandom,
         tgkill => SYS_tgkill, exit => SYS_exit, exit_group => SYS_exit_group, restart_syscall => SYS_restart_syscall,

@@ -134,7 +134,7 @@ const NUMBERS: &[(&str, libc::c_long)] = numbers! {
     recvmsg => SYS_recvmsg, restart_syscall => SYS_restart_syscall, rseq => SYS_rseq,
     rt_sigaction => SYS_rt_sigaction, rt_sigprocmask => SYS_rt_sigprocmask, rt_sigreturn => SYS_rt_sigreturn,
     sched_getaffinity => SYS_sched_getaffinity, sched_getparam => SYS_sched_getparam,
-    sched_getscheduler => SYS_sched_getscheduler, sched_yield => SYS_sched_yield, seccomp => SYS_seccomp,
+    sched_getscheduler => SYS_sched_getscheduler, sched_setscheduler => SYS_sched_setscheduler, sched_yield => SYS_sched_yield, seccomp => SYS_seccomp,
     sendmsg => SYS_sendmsg, sendto => SYS_sendto, set_robust_list => SYS_set_robust_list, shmget => SYS_shmget,
     sigaltstack => SYS_sigaltstack, socket => SYS_socket, tgkill => SYS_tgkill, unshare => SYS_unshare,
     userfaultfd => SYS_userfaultfd, write => SYS_write,

@@ -20,6 +20,13 @@ fn machine_has(layer: Layer) -> bool {
     has(name, Posture::probe().layers().has(layer))
 }
 
+/// The policy of a thread (`SCHED_*`), which is field 41 of its `stat`. The name before may hold
+/// anything.
+fn scheduling_policy(stat: &str) -> libc::c_int {
+    let behind_name = stat.rsplit_once(')').expect("a name in brackets").1;
+    behind_name.split_whitespace().nth(38).and_then(|field| field.parse().ok()).expect("41 fields")
+}
+
 #[test]
 fn the_kernel_confirms_that_a_worker_is_confined() {
     let daemon = Daemon::start(SHARING);
@@ -32,9 +39,11 @@ fn the_kernel_confirms_that_a_worker_is_confined() {
             .flatten()
             .any(|thread| fs::read_to_string(thread.path().join("comm")).is_ok_and(|name| name == "watchdog\n"))
     });
-    let mut filters = Vec::new();
+    let mut threads = Vec::new();
     for thread in fs::read_dir(format!("{proc}/task")).expect("the worker is there") {
-        let status = fs::read_to_string(thread.expect("a thread").path().join("status")).expect("the worker is there");
+        let thread = thread.expect("a thread").path();
+        let read = |file| fs::read_to_string(thread.join(file)).expect("the worker is there");
+        let (status, stat) = (read("status"), read("stat"));
         for line in ["CapEff:\t0000000000000000", "NoNewPrivs:\t1", "Seccomp:\t2"] {
             assert!(status.contains(line), "{line} is not in\n{status}");
         }
@@ -43,11 +52,16 @@ fn the_kernel_confirms_that_a_worker_is_confined() {
         let emptied = nix::unistd::geteuid().is_root() || Posture::probe().layers().has(Layer::Namespaces);
         assert!(!emptied || status.contains("CapBnd:\t0000000000000000"), "{status}");
         let field = |name| status.lines().find_map(|line| line.strip_prefix(name)).unwrap_or_default().to_owned();
-        filters.push((field("Name:\t"), field("Seccomp_filters:\t")));
+        threads.push((field("Name:\t"), field("Seccomp_filters:\t"), scheduling_policy(&stat)));
     }
-    filters.sort();
-    let expected = [("enisle-worker", "2"), ("tenant-0", "5"), ("watchdog", "2")];
-    assert_eq!(filters, expected.map(|(name, count)| (name.to_owned(), count.to_owned())));
+    threads.sort();
+    // Who watches wakes up beside a tenant that computes.
+    let expected = [
+        ("enisle-worker", "2", libc::SCHED_OTHER),
+        ("tenant-0", "5", libc::SCHED_BATCH),
+        ("watchdog", "2", libc::SCHED_OTHER),
+    ];
+    assert_eq!(threads, expected.map(|(name, count, policy)| (name.to_owned(), count.to_owned(), policy)));
     if machine_has(Layer::EmptyRoot) {
         let mounts = fs::read_to_string(format!("{proc}/mountinfo")).expect("the worker is there");
         assert_eq!(mounts.lines().count(), 1, "{mounts}");

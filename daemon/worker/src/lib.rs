@@ -43,7 +43,6 @@ static HEAP: engine::heap::Heap = engine::heap::Heap;
 #[must_use]
 pub fn main() -> ExitCode {
     enisle_hardening::thread::share_one_arena();
-    enisle_hardening::thread::schedule_as_batch();
     let Some(channel) = fds::control_channel() else { return ExitCode::FAILURE };
     let mut control = Control::new(channel);
     match run(&mut control) {
