@@ -25,6 +25,8 @@ enum Task {
     Demo,
     /// Check the style and run every test.
     Test(test::Options),
+    /// Check which part of a program imports which.
+    Imports,
     /// Measure.
     #[command(subcommand)]
     Bench(bench::Bench),
@@ -54,6 +56,7 @@ fn run(task: Task) -> Result<()> {
     match task {
         Task::Demo => demo::run(),
         Task::Test(options) => test::run(&options),
+        Task::Imports => test::imports::run(),
         Task::Bench(bench) => bench::run(bench),
         Task::Sim(sim) => sim::run(&sim),
         Task::V8(command) => v8::run(command),

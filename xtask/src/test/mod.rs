@@ -3,6 +3,8 @@
 //! A test that needs what this machine lacks runs in the emulated machine (`tests/vm`) instead,
 //! where nothing may be skipped. The closing table says what ran where and how long it took.
 
+pub(crate) mod imports;
+
 use std::fs;
 use std::time::{Duration, Instant};
 
@@ -32,6 +34,7 @@ pub(crate) fn run(options: &Options) -> Result<()> {
     let mut parts = Parts::default();
     if !options.only_tests {
         parts.run("style: rustfmt, clippy", HERE, || style(&archive));
+        parts.run("imports", HERE, imports::run);
     }
     let programs = parts.run("build: programs and tests", HERE, || vm::Programs::build(&archive));
     // Without them every further part would test what an earlier build has left.

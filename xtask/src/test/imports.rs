@@ -1,0 +1,392 @@
+//! `cargo xtask imports`: which part of a program may import which, and that no files import each
+//! other in a circle.
+//!
+//! A program is a house of rooms, folders and files of its sources. A room imports from itself and
+//! from the rooms that its line in the table names. What tests import (`#[cfg(test)]`) is not
+//! looked at.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result, bail, ensure};
+use proc_macro2::{Delimiter, TokenStream, TokenTree};
+
+use crate::root;
+
+/// The sources of one program.
+struct House {
+    folder: &'static str,
+    /// The more special room of a file is the one with the longer name.
+    rooms: &'static [Room],
+    /// Rooms that every other may import.
+    open: &'static [&'static str],
+}
+
+/// A folder or a file, by its path as a module.
+struct Room {
+    name: &'static str,
+    may: &'static [&'static str],
+    /// What it is, for who broke the rule.
+    is: &'static str,
+}
+
+const fn room(name: &'static str, may: &'static [&'static str], is: &'static str) -> Room {
+    Room { name, may, is }
+}
+
+const HOUSES: &[House] = &[SUPERVISOR];
+
+const SUPERVISOR: House = House {
+    folder: "daemon/supervisor/src",
+    rooms: &[
+        room("", &[], "it starts all"),
+        room(
+            "housekeeping",
+            &["runs", "daemon", "homes", "cordons", "state", "tenants", "workers"],
+            "it knows nothing of the API",
+        ),
+        room("api", &["runs", "daemon", "homes", "cordons", "state", "tenants", "workers"], "it is the outermost room"),
+        room("runs", &["daemon", "homes", "cordons", "state", "tenants", "workers"], "it knows nothing of the API"),
+        room("daemon", &["homes", "cordons", "state", "tenants", "workers"], "it holds the parts that runs need"),
+        room("homes", &["cordons", "state", "tenants", "workers"], "it puts tenants into processes"),
+        room("cordons", &["state", "tenants"], "it judges by what it is told"),
+        room("state", &["tenants"], "it keeps what outlives the daemon"),
+        room("tenants", &[], "it is data and its rules, and knows no process"),
+        room("workers", &[], "it knows processes and slots, not tenants"),
+        room("events", &[], "everybody tells it something, and it tells nobody"),
+        room("clock", &[], "it is below all others"),
+        room("config", &[], "it is below all others"),
+        room("json_text", &[], "it is below all others"),
+        room("logging", &[], "it is below all others"),
+        room("paths", &[], "it is below all others"),
+        room("peers", &[], "it is below all others"),
+        room("ranges", &[], "it is below all others"),
+        room("run_id", &[], "it is below all others"),
+        room("share", &[], "it is below all others"),
+    ],
+    open: &["events", "clock", "config", "json_text", "logging", "paths", "peers", "ranges", "run_id", "share"],
+};
+
+pub(crate) fn run() -> Result<()> {
+    let mut broken = Vec::new();
+    for house in HOUSES {
+        let sources = Sources::read(&root().join(house.folder))?;
+        let found = sources.look(house);
+        broken.extend(found.into_iter().map(|finding| format!("{}/{finding}", house.folder)));
+    }
+    ensure!(broken.is_empty(), "{} imports break a rule:\n{}", broken.len(), broken.join("\n"));
+    println!("ok  no import breaks a rule, and no files import each other in a circle");
+    Ok(())
+}
+
+/// A module's path, without `crate`.
+type Module = Vec<String>;
+
+/// Every file of a program, and what it imports from the others.
+#[derive(Debug, Default)]
+struct Sources {
+    files: BTreeMap<Module, PathBuf>,
+    /// From, to: the first line that does it.
+    imports: BTreeMap<(Module, Module), usize>,
+}
+
+impl Sources {
+    fn read(folder: &Path) -> Result<Self> {
+        let mut texts = BTreeMap::new();
+        collect(folder, Path::new(""), &mut texts)?;
+        Self::of(texts)
+    }
+
+    /// Of files by their paths.
+    fn of(texts: BTreeMap<PathBuf, String>) -> Result<Self> {
+        let files = texts.keys().map(|path| (module_of(path), path.clone())).collect();
+        let mut sources = Self { files, ..Self::default() };
+        for (path, text) in &texts {
+            let tokens: TokenStream = text.parse().map_err(|error| anyhow::anyhow!("{}: {error}", path.display()))?;
+            let module = module_of(path);
+            let mut paths = Vec::new();
+            gather(tokens, &module, &mut paths);
+            for (path, line) in paths {
+                if let Some(to) = sources.file_of(&path).filter(|to| *to != module) {
+                    sources.imports.entry((module.clone(), to)).or_insert(line);
+                }
+            }
+        }
+        Ok(sources)
+    }
+
+    /// The file that a path leads into.
+    fn file_of(&self, path: &[String]) -> Option<Module> {
+        (1..=path.len()).rev().map(|length| path[..length].to_vec()).find(|module| self.files.contains_key(module))
+    }
+
+    fn look(&self, house: &House) -> Vec<String> {
+        let mut found = Vec::new();
+        for ((from, to), line) in &self.imports {
+            let file = self.files[from].display();
+            let (Some(ours), Some(theirs)) = (house.room_of(from), house.room_of(to)) else {
+                found.push(format!("{file}:{line}: one of {} and {} is in no room of the table", show(from), show(to)));
+                continue;
+            };
+            let fine = ours.name == theirs.name
+                || ours.name.is_empty()
+                || house.open.contains(&theirs.name)
+                || ours.may.contains(&theirs.name);
+            if !fine {
+                found.push(format!(
+                    "{file}:{line}: {} may not import {} ({}): {}",
+                    ours.name,
+                    theirs.name,
+                    show(to),
+                    ours.is
+                ));
+            }
+        }
+        if let Some(circle) = self.circle() {
+            let steps: Vec<_> = circle
+                .iter()
+                .zip(circle.iter().cycle().skip(1))
+                .map(|(from, to)| {
+                    let line = self.imports[&(from.clone(), to.clone())];
+                    format!("{}:{line} imports {}", self.files[from].display(), show(to))
+                })
+                .collect();
+            found.push(format!("a circle: {}", steps.join(", ")));
+        }
+        found
+    }
+
+    /// Files that import each other in a circle, if there are any.
+    fn circle(&self) -> Option<Vec<Module>> {
+        let mut done = BTreeSet::new();
+        self.files.keys().find_map(|file| self.circle_from(file, &mut Vec::new(), &mut done))
+    }
+
+    fn circle_from<'a>(
+        &'a self,
+        file: &'a Module,
+        way: &mut Vec<&'a Module>,
+        done: &mut BTreeSet<&'a Module>,
+    ) -> Option<Vec<Module>> {
+        if let Some(begin) = way.iter().position(|before| *before == file) {
+            return Some(way[begin..].iter().map(|module| (*module).clone()).collect());
+        }
+        if done.contains(file) {
+            return None;
+        }
+        way.push(file);
+        let next = self.imports.keys().filter(|(from, _)| from == file).map(|(_, to)| to);
+        let circle = next.into_iter().find_map(|to| self.circle_from(to, way, done));
+        way.pop();
+        done.insert(file);
+        circle
+    }
+}
+
+impl House {
+    fn room_of(&self, module: &[String]) -> Option<&Room> {
+        let path = module.join("/");
+        let holds = |room: &&Room| {
+            room.name.is_empty() && path.is_empty()
+                || path == room.name
+                || !room.name.is_empty() && path.strip_prefix(room.name).is_some_and(|rest| rest.starts_with('/'))
+        };
+        self.rooms.iter().filter(holds).max_by_key(|room| room.name.len())
+    }
+}
+
+fn show(module: &[String]) -> String {
+    if module.is_empty() { "crate".to_owned() } else { module.join("::") }
+}
+
+fn collect(folder: &Path, below: &Path, texts: &mut BTreeMap<PathBuf, String>) -> Result<()> {
+    let read = || format!("reading {}", folder.display());
+    for entry in fs::read_dir(folder).with_context(read)? {
+        let path = entry.with_context(read)?.path();
+        let Some(name) = path.file_name() else { bail!("{} has no name", path.display()) };
+        let below = below.join(name);
+        if path.is_dir() {
+            collect(&path, &below, texts)?;
+        } else if path.extension().is_some_and(|extension| extension == "rs") && !path.ends_with("tests.rs") {
+            let text = fs::read_to_string(&path).with_context(|| format!("reading {}", path.display()))?;
+            texts.insert(below, text);
+        }
+    }
+    Ok(())
+}
+
+fn module_of(path: &Path) -> Module {
+    let mut parts: Vec<_> = path.with_extension("").iter().map(|part| part.to_string_lossy().into_owned()).collect();
+    if parts.last().is_some_and(|last| matches!(last.as_str(), "mod" | "main" | "lib")) {
+        parts.pop();
+    }
+    parts
+}
+
+/// Every path of those tokens that begins with `crate`, `super` or `self`, resolved from `module`,
+/// with its line; without what `#[cfg(test)]` stands before.
+fn gather(tokens: TokenStream, module: &[String], found: &mut Vec<(Module, usize)>) {
+    let tokens: Vec<_> = tokens.into_iter().collect();
+    let mut at = 0;
+    while at < tokens.len() {
+        if is_for_tests(&tokens[at..]) {
+            at = behind_item(&tokens, at + 2);
+            continue;
+        }
+        let line = tokens[at].span().start().line;
+        let begins = at == 0 || !is_colon(&tokens[at - 1]);
+        match &tokens[at] {
+            TokenTree::Ident(word) if begins && matches!(word.to_string().as_str(), "crate" | "super" | "self") => {
+                at = path(&tokens, at, Vec::new(), &mut |path| {
+                    found.extend(resolve(path, module).map(|path| (path, line)));
+                });
+            }
+            TokenTree::Group(group) => {
+                gather(group.stream(), module, found);
+                at += 1;
+            }
+            _ => at += 1,
+        }
+    }
+}
+
+/// Reads a path, or a tree of paths, that begins at `at`; what follows it.
+fn path(tokens: &[TokenTree], mut at: usize, mut read: Vec<String>, found: &mut dyn FnMut(&[String])) -> usize {
+    loop {
+        match tokens.get(at) {
+            Some(TokenTree::Ident(word)) => read.push(word.to_string()),
+            Some(TokenTree::Group(group)) if group.delimiter() == Delimiter::Brace => {
+                let inner: Vec<_> = group.stream().into_iter().collect();
+                for part in inner.split(|token| matches!(token, TokenTree::Punct(mark) if mark.as_char() == ',')) {
+                    path(part, 0, read.clone(), found);
+                }
+                return at + 1;
+            }
+            // `*`, or the generic arguments of a method's path.
+            _ => break,
+        }
+        at += 1;
+        if !(tokens.get(at).is_some_and(is_colon) && tokens.get(at + 1).is_some_and(is_colon)) {
+            break;
+        }
+        at += 2;
+    }
+    found(&read);
+    at
+}
+
+/// A path as one from the crate's root; nothing for what leads nowhere.
+fn resolve(path: &[String], module: &[String]) -> Option<Module> {
+    let (first, rest) = path.split_first()?;
+    let mut base = match first.as_str() {
+        "crate" => Vec::new(),
+        "self" => module.to_vec(),
+        _ => module.split_last()?.1.to_vec(),
+    };
+    let mut rest = rest.iter().peekable();
+    while rest.next_if(|word| *word == "super").is_some() {
+        base.pop();
+    }
+    base.extend(rest.filter(|word| *word != "self").cloned());
+    Some(base)
+}
+
+fn is_colon(token: &TokenTree) -> bool {
+    matches!(token, TokenTree::Punct(mark) if mark.as_char() == ':')
+}
+
+fn is_for_tests(tokens: &[TokenTree]) -> bool {
+    matches!(tokens, [TokenTree::Punct(mark), TokenTree::Group(group), ..]
+        if mark.as_char() == '#' && group.stream().to_string().replace(' ', "") == "cfg(test)")
+}
+
+/// Where the item that begins at `at` has ended.
+fn behind_item(tokens: &[TokenTree], at: usize) -> usize {
+    let is_use = |token: &TokenTree| matches!(token, TokenTree::Ident(word) if word == "use");
+    let mut braces_end = true;
+    for (index, token) in tokens.iter().enumerate().skip(at) {
+        braces_end &= !is_use(token);
+        match token {
+            TokenTree::Punct(mark) if mark.as_char() == ';' => return index + 1,
+            TokenTree::Group(group) if group.delimiter() == Delimiter::Brace && braces_end => return index + 1,
+            _ => {}
+        }
+    }
+    tokens.len()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const HOUSE: House = House {
+        folder: "",
+        rooms: &[
+            room("", &[], "it starts all"),
+            room("homes", &["workers"], "it puts tenants into processes"),
+            room("workers", &[], "it knows slots, not tenants"),
+            room("workers/deep", &["workers"], "a room in a room"),
+            room("clock", &[], "what time it is"),
+        ],
+        open: &["clock"],
+    };
+
+    fn findings(files: &[(&str, &str)]) -> Vec<String> {
+        let texts = files.iter().map(|(path, text)| (PathBuf::from(path), (*text).to_owned())).collect();
+        Sources::of(texts).unwrap().look(&HOUSE)
+    }
+
+    #[test]
+    fn what_the_table_allows_is_fine() {
+        let found = findings(&[
+            ("main.rs", "mod homes; use crate::workers::slot::Slot;"),
+            ("homes/pool.rs", "use crate::{clock::now, workers::slot::{self, Slot}}; use super::home::Home;"),
+            ("homes/home.rs", "fn f() { crate::clock::now() }"),
+            (
+                "workers/slot.rs",
+                "//! `crate::homes` is not imported here.\n#[cfg(test)]\nmod tests { use crate::homes::pool; }",
+            ),
+            ("workers/deep/x.rs", "use super::super::slot::Slot;"),
+            ("clock.rs", ""),
+        ]);
+        assert_eq!(found, Vec::<String>::new());
+    }
+
+    #[test]
+    fn a_line_that_breaks_a_rule_is_named() {
+        for (text, line) in [
+            ("\nuse crate::homes::pool::Pool;", 2),
+            ("\n\nuse crate::{clock, homes::pool::{self, Pool}};", 3),
+            ("fn f() {\n    let x = super::super::homes::pool::f();\n}", 2),
+            ("fn f() { println!(\"{}\",\n crate::homes::pool::NAME) }", 2),
+            ("#[cfg(test)]\nuse crate::{clock::now};\n#[cfg(test)]\nmod tests;\nuse crate::homes::pool;", 5),
+        ] {
+            let found = findings(&[("homes/pool.rs", ""), ("workers/slot.rs", text), ("clock.rs", "")]);
+            let expected = format!(
+                "workers/slot.rs:{line}: workers may not import homes (homes::pool): it knows slots, not tenants"
+            );
+            assert_eq!(found, [expected], "{text}");
+        }
+    }
+
+    #[test]
+    fn a_circle_of_files_is_named_with_its_lines() {
+        let found = findings(&[
+            ("homes/a.rs", "use super::b::B;"),
+            ("homes/b.rs", "\nuse crate::homes::c;"),
+            ("homes/c.rs", "\n\nuse super::a::A;"),
+            ("homes/d.rs", "use super::a::A;"),
+        ]);
+        assert_eq!(
+            found,
+            ["a circle: homes/a.rs:1 imports homes::b, homes/b.rs:2 imports homes::c, homes/c.rs:3 imports homes::a"]
+        );
+    }
+
+    #[test]
+    fn a_file_that_is_in_no_room_is_named() {
+        let found = findings(&[("clock.rs", ""), ("elsewhere.rs", "use crate::clock::now;")]);
+        assert_eq!(found, ["elsewhere.rs:1: one of elsewhere and clock is in no room of the table"]);
+    }
+}
