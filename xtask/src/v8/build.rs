@@ -268,7 +268,7 @@ fn replacement_for(line: &str) -> String {
 fn apply_patches(recipe: &Recipe) -> Result<()> {
     let folder = recipe.path("patches");
     fs::create_dir_all(&folder)?;
-    for part in patches(recipe.kind)? {
+    for part in patches()? {
         let mark = recipe.path("done").join(&part.name);
         if mark.exists() {
             continue;
@@ -407,7 +407,7 @@ fn archive(recipe: &Recipe) -> Result<()> {
     fs::write(out.join("hooks.syms"), HOOKS)?;
     let mut names: Vec<_> =
         ["LICENSES", "args.gn", "hooks.syms", ARCHIVE, BINDINGS, "unity.py"].map(str::to_owned).into();
-    for part in patches(recipe.kind)? {
+    for part in patches()? {
         fs::write(out.join("patches").join(&part.name), part.text)?;
         names.push(format!("patches/{}", part.name));
     }
