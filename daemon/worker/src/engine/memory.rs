@@ -74,9 +74,12 @@ pub(super) fn map_stack(home: &Home) -> io::Result<Range<usize>> {
 }
 
 /// Unmaps whatever is left on an island.
-pub(super) fn sweep(island: Island) {
+///
+/// # Safety
+/// The thread that lived there has been joined, and nothing on the island is used any more.
+pub(super) unsafe fn sweep(island: Island) {
     let range = island.range();
-    // SAFETY: the thread that lived there has been joined, and its isolates, cage and heap with it.
+    // SAFETY: the caller's; nothing but the island is in the range.
     unsafe { libc::munmap(range.start as *mut c_void, range.len()) };
 }
 
