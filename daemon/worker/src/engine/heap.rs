@@ -6,7 +6,7 @@
 //! in pages that [`super::memory`] has put on its island and tagged, and that count as the
 //! tenant's ([`super::quota`]). Whatever is freed goes back to where its address says it came
 //! from, inside or outside; what is on another thread's island ends the process. What other threads
-//! have to read as well is allocated outside, or in [`shared`].
+//! have to read as well is allocated outside.
 
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::cell::Cell;
@@ -211,7 +211,9 @@ pub(crate) fn private<T>(work: impl FnOnce() -> T) -> T {
     switched(true, work)
 }
 
-/// Allocates where every thread can read in `work`, which is in [`private`].
+/// Allocates where every thread can read in `work`, which is in [`private`]. Nothing but an attack
+/// hands memory to another thread from there.
+#[cfg(any(test, feature = "attack-natives"))]
 pub(super) fn shared<T>(work: impl FnOnce() -> T) -> T {
     switched(false, work)
 }
