@@ -59,7 +59,7 @@ impl<'cage> Resting<'cage> {
         isolate.add_message_listener(natives::uncaught);
         isolate.set_promise_reject_callback(natives::promise_rejected);
         isolate.set_host_import_module_dynamically_callback(modules::import_dynamically);
-        isolate.set_allow_wasm_code_generation_callback(natives::no_wasm);
+        isolate.set_allow_wasm_code_generation_callback(natives::allow_wasm);
         isolate.set_modify_code_generation_from_strings_callback(natives::no_code_from_strings);
         isolate.set_oom_error_handler(last_words::out_of_memory);
         let parts = {

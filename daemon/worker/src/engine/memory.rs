@@ -207,6 +207,11 @@ unsafe extern "C" fn pkey_mprotect(start: *mut c_void, bytes: size_t, protection
     committed(result, start as usize, bytes, protection)
 }
 
+/// Whether the linker has taken [`mprotect`] for libc's. If not, nobody sees what V8 commits.
+pub(super) fn sees_commits() -> bool {
+    libc::mprotect as *const () == mprotect as *const ()
+}
+
 fn committed(result: c_long, start: usize, bytes: usize, protection: c_int) -> c_int {
     if result == 0 && protection & libc::PROT_WRITE != 0 && bytes >= EXPECTED.get() {
         oversized_is(start, bytes);
@@ -323,8 +328,11 @@ unsafe fn system_call(
     mapped as *mut c_void
 }
 
+/// Gives pages a key, and `protection` with it. False if the kernel refuses.
+///
 /// # Safety
-/// The pages are mapped with this protection, and every thread that uses them has the key open.
+/// The pages are mapped, nobody relies on another protection of theirs, and every thread that uses
+/// them has the key open.
 unsafe fn tag(start: usize, bytes: usize, protection: c_int, key: u8) -> bool {
     // SAFETY: the caller's.
     let result = unsafe { libc::syscall(libc::SYS_pkey_mprotect, start, bytes, protection, c_int::from(key)) };
