@@ -14,8 +14,8 @@
 //!
 //! | module | owns |
 //! |---|---|
-//! | [`signal`] | what counts against a tenant: who measured it, its weight, its half-life |
-//! | [`rules`] | the numbers: thresholds, weights and times, with the defaults |
+//! | [`signal`] | what counts against a tenant: who measured it, and what kind it is |
+//! | [`rules`] | the numbers: thresholds, weights, half-lives and times, with the defaults |
 //! | [`score`] | what was counted and what is left of it |
 //! | [`mod@decide`] | from a score to a level, with hysteresis, suspicion and an operator's word |
 //! | [`shape`] | what a tenant's thread looks like while it runs, in windows |
@@ -44,11 +44,11 @@ use serde::{Deserialize, Serialize};
 
 pub use blame::{Because, Ending, MemoryRules, Room, Site, Verdict, blame};
 pub use deaths::{DeathRules, Deaths};
-pub use decide::{Circumstances, Decision, Order, Reason, Seen, Standing, Trust, decide};
+pub use decide::{Circumstances, Decision, Order, Reason, Standing, Trust, decide};
 pub use place::{Bounds, Capacity, Case, MAX_TENANTS_PER_PROCESS, Placement, Process, Traits, place};
 pub use rules::Rules;
 pub use shape::{Sample, Shape};
-pub use signal::{Kind, Signal, Source};
+pub use signal::{Kind, Seen, Signal, Source};
 
 /// How far out a tenant lives.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
