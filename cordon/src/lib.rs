@@ -1,7 +1,7 @@
 //! How far out a tenant lives, and beside whom: pure policy over values.
 //!
-//! No I/O, no clock, no threads: whoever asks passes what is known and what time it is, and gets an answer with its
-//! reasons as data.
+//! No I/O, no clock, no threads (`clippy.toml` forbids them): whoever asks passes what is known and
+//! what time it is, and gets an answer with its reasons as data.
 //!
 //! ```text
 //! Sample ─ Shape::look ─▶ Signal ─ decide ─▶ Decision { Stay, Move, Expel } ─ (the daemon moves the tenant) ─ place ─▶ Placement
@@ -25,6 +25,7 @@
 //! | [`audit`] | a chain of hashed lines |
 #![forbid(unsafe_code)]
 #![deny(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing, clippy::panic)]
+#![deny(clippy::disallowed_types, clippy::disallowed_methods, clippy::disallowed_macros)]
 #![cfg_attr(
     test,
     allow(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing, clippy::panic, reason = "tests")
