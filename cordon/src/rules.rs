@@ -170,11 +170,11 @@ pub fn default_weight(signal: Signal) -> Weight {
         Signal::Crash => (60.0, 7 * DAY, 120.0),
         // V8 also gives up on arrays that are too long, which is a bug of the script's: it never seals.
         Signal::EngineAbort => (60.0, 7 * DAY, 80.0),
-        // Each makes all neighbours begin again, so the second one within hours is enough for `solo`.
+        // Each makes all neighbours begin again, so the second one within hours is enough.
         Signal::OutOfMemory => (40.0, 6 * HOUR, 80.0),
         Signal::HardKill => (40.0, 24 * HOUR, 80.0),
-        // A window is half a second, counted from the fourth in a row on, so that four seconds of it are enough. The
-        // half-life is short: a spinner is out soon, and a busy hour is not held against anybody for long.
+        // A window is half a second, counted from the fourth in a row on, so that four seconds of
+        // it are enough. The half-life is short: a busy hour is not held against anybody for long.
         Signal::Busy | Signal::Paging => (12.0, 10 * MINUTE, 70.0),
         Signal::Resident => (20.0, HOUR, 60.0),
         Signal::ComputeOnly => (10.0, 2 * HOUR, 40.0),

@@ -1,7 +1,7 @@
 //! One cage: a V8 isolate group on an island of its own, which belongs to one tenant's thread for its whole life.
 //!
 //! ```text
-//! main thread:     build_all ─▶ Cage ─▶ start_thread ─▶ IslandThread ─▶ join    unmaps what is left
+//! main thread:     build_all ─▶ Cage ─▶ start_thread ─▶ IslandThread ─▶ join
 //! tenant's thread:                      Entering ─▶ enter ─▶ Entered ─▶ lock_down
 //! ```
 //!

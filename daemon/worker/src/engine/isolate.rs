@@ -45,8 +45,8 @@ impl fmt::Debug for Resting<'_> {
 pub(crate) struct SnapshotMismatch(&'static str);
 
 impl<'cage> Resting<'cage> {
-    /// Makes an isolate in the calling thread's cage. Takes one to two milliseconds, which is why it
-    /// is done ahead of a run.
+    /// Makes an isolate in the calling thread's cage. Takes one to two milliseconds, which is why
+    /// it is done ahead of a run.
     pub(crate) fn new(_: &'cage Entered, snapshot: Snapshot, memory_mb: u32) -> Result<Self, SnapshotMismatch> {
         let params = v8::CreateParams::default()
             .snapshot_blob(v8::StartupData::from(snapshot.0))

@@ -248,7 +248,7 @@ const MAX_REJECTIONS: usize = 100;
 /// V8 tells of a rejection that nobody handles, and again if somebody does later.
 pub(super) unsafe extern "C" fn promise_rejected(message: v8::PromiseRejectMessage<'_>) {
     super::confinement::edge();
-    // SAFETY: V8 calls this on the thread of the isolate that `message` is of, which it has entered.
+    // SAFETY: V8 calls this on the thread that has entered the isolate of `message`.
     v8::callback_scope!(unsafe scope, &message);
     v8::scope!(let scope, scope);
     let promise = v8::Global::new(scope, message.get_promise());
@@ -270,7 +270,7 @@ pub(super) unsafe extern "C" fn promise_rejected(message: v8::PromiseRejectMessa
 /// V8 tells of an exception that nothing on the stack could catch: one that a microtask threw.
 pub(super) unsafe extern "C" fn uncaught(message: v8::Local<'_, v8::Message>, exception: v8::Local<'_, v8::Value>) {
     super::confinement::edge();
-    // SAFETY: V8 calls this on the thread of the isolate that `message` is of, which it has entered.
+    // SAFETY: V8 calls this on the thread that has entered the isolate of `message`.
     v8::callback_scope!(unsafe scope, message);
     let exception = v8::Global::new(scope, exception);
     if let Some(state) = scope.get_slot_mut::<RunState>() {
