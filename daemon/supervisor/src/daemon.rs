@@ -419,7 +419,8 @@ impl Daemon {
         let tenant = &Arc::clone(&job.in_flight.tenant);
         let (id, uid) = (job.run.id, job.in_flight.uid);
         let (mut begun, mut in_company, mut not_begun, mut fenced) = (0, 0, 0, 0);
-        let until = Instant::now() + Duration::from_secs(self.config.cordon.queue_secs);
+        let room_until = || Instant::now() + Duration::from_secs(self.config.cordon.queue_secs);
+        let mut until = room_until();
         loop {
             let resident = self.home(tenant, &job, until).await?;
             let level = resident.worker.level;
@@ -459,8 +460,12 @@ impl Daemon {
                     self.note(tenant, uid, id, &unanswered(usage));
                     return Err(RunError::Answer { bytes, why });
                 }
-                // The worker died before it came to this run, which is not held against it; but not for ever.
-                Ended::NotBegun if not_begun < MOST_NOT_BEGUN => not_begun += 1,
+                // The worker died before it came to this run, which is not held against it; but not for ever. So far it has
+                // waited for its turn, not for room.
+                Ended::NotBegun if not_begun < MOST_NOT_BEGUN => {
+                    not_begun += 1;
+                    until = room_until();
+                }
                 Ended::NotBegun => {
                     let finished = lost("no worker lived long enough to begin it", Usage::default());
                     self.note(tenant, uid, id, &finished);
@@ -497,7 +502,8 @@ impl Daemon {
     /// The tenant's home; a new one if it has none, has lost it, or its process is old. Where it has to live elsewhere, it is
     /// moved meanwhile (`rehome`); only one that must not be beside others waits for that.
     ///
-    /// Where there is no room for one that has to live alone, it waits `until` then.
+    /// Where there is no room for one that has to live alone, or that is leaving a home in which a run
+    /// has yet to end, it waits `until` then.
     async fn home(self: &Arc<Self>, tenant: &Arc<Tenant>, job: &Job, until: Instant) -> Result<Visit, RunError> {
         let mut home = tenant.home.lock().await;
         loop {
@@ -534,7 +540,12 @@ impl Daemon {
                 }
                 admitted => admitted,
             };
-            *home = Some(admitted?);
+            match admitted {
+                Ok(admitted) => *home = Some(admitted),
+                // It was expelled while it waited for room; the next look says so.
+                Err(_) if tenant.wanted_level() == Level::Expelled => {}
+                Err(error) => return Err(error.into()),
+            }
         }
     }
 

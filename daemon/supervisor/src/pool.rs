@@ -137,8 +137,9 @@ impl Pool {
     }
 
     /// Gives a tenant a home, on the account of a uid. It says by itself when it is warm; runs may
-    /// be sent before. One that has to live alone, or whose uid has no process at all, waits for
-    /// room, `until` then; the first is never put beside others for want of it.
+    /// be sent before. One that has to live alone, whose uid has no process at all, or that has a
+    /// run left in a home that it is leaving, waits for room, `until` then; the first is never put
+    /// beside others for want of it.
     pub(crate) async fn admit(
         &self,
         tenant: &Arc<Tenant>,
@@ -157,7 +158,7 @@ impl Pool {
             };
             let left = until.saturating_duration_since(Instant::now());
             // Whoever has nothing waits as well: a process that is idle next is theirs.
-            if left.is_zero() || !(level.is_alone() || self.homes.held_by(uid) == 0) {
+            if left.is_zero() || !(level.is_alone() || self.homes.held_by(uid) == 0 || tenant.is_draining()) {
                 return Err(error);
             }
             // A tenant that has become idle makes no noise, so it is looked for now and then.
