@@ -22,6 +22,7 @@ mod housekeeping;
 mod job;
 mod json_text;
 mod logging;
+mod look;
 mod meter;
 mod notes;
 mod places;
