@@ -14,6 +14,7 @@ use enisle_wire::tenant::{Advice, RunId, ScriptError, Usage};
 use tokio::sync::{Notify, mpsc};
 
 use crate::api::peer::whose;
+use crate::attempt::GaveUp;
 use crate::birth::{Blueprint, Memory, StartError, make_snapshot};
 use crate::config::{Config, Counters, Keys};
 use crate::counters;
@@ -445,7 +446,7 @@ impl Daemon {
                 if fenced < MOST_FENCED {
                     continue;
                 }
-                let finished = lost("its tenant was moved again and again", Usage::default());
+                let finished = given_up(&GaveUp::Moved, Usage::default());
                 self.note(tenant, uid, id, &finished);
                 return Ok(Report { id, finished, level });
             }
@@ -467,7 +468,7 @@ impl Daemon {
                     until = room_until();
                 }
                 Ended::NotBegun => {
-                    let finished = lost("no worker lived long enough to begin it", Usage::default());
+                    let finished = given_up(&GaveUp::NeverBegun, Usage::default());
                     self.note(tenant, uid, id, &finished);
                     return Ok(Report { id, finished, level });
                 }
@@ -480,7 +481,7 @@ impl Daemon {
                         tenant.retry_alone();
                     }
                     if begun == 2 {
-                        let finished = lost(&why, usage);
+                        let finished = given_up(&GaveUp::DiedTwice(why), usage);
                         tenant.note_end();
                         self.note(tenant, uid, id, &finished);
                         return Ok(Report { id, finished, level });
@@ -700,12 +701,11 @@ fn unanswered(usage: Usage) -> Finished {
     }
 }
 
-fn lost(reason: &str, usage: Usage) -> Finished {
-    let message = format!("the worker process died twice under this run; the last time {reason}");
+fn given_up(why: &GaveUp, usage: Usage) -> Finished {
     Finished {
         outcome: Outcome::WorkerLost,
         result: None,
-        error: Some(ScriptError { name: "WorkerLost".to_owned(), message, stack: None }),
+        error: Some(ScriptError { name: "WorkerLost".to_owned(), message: why.to_string(), stack: None }),
         logs: Vec::new(),
         truncated: true,
         usage,
