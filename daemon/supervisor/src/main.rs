@@ -43,6 +43,8 @@ mod speaker;
 mod standings;
 mod tenant;
 mod violation;
+#[cfg(test)]
+mod waiting;
 mod warden;
 
 use std::os::fd::AsFd;
