@@ -75,6 +75,23 @@ pub(crate) struct Finished {
     pub(crate) held: Option<Held>,
 }
 
+impl Finished {
+    /// An end that no worker has told of.
+    pub(crate) fn of_ours(outcome: Outcome, error: Option<ScriptError>, usage: Usage) -> Self {
+        Self {
+            outcome,
+            result: None,
+            error,
+            logs: Vec::new(),
+            truncated: true,
+            usage,
+            queued: Duration::ZERO,
+            advice: Advice::default(),
+            held: None,
+        }
+    }
+}
+
 /// A run whose turn it is.
 pub(crate) struct Ticket {
     pub(crate) job: Job,
