@@ -368,7 +368,8 @@ fn lasting(ms: u32) -> Value {
     json!({ "code": format!("() => new Promise((r) => setTimeout(() => r('done'), {ms}))") })
 }
 
-/// Waits until a tenant that has a run knows that its process is too old and that there is no other.
+/// Waits until a tenant that has a run knows that its process is too old and that there is no
+/// other.
 fn await_no_room(daemon: &Daemon, tenant: &str) {
     daemon.await_event("a move without room", |event| event["event"] == "noRoom" && event["tenant"] == tenant);
 }

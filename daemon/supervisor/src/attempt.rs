@@ -1,11 +1,11 @@
 //! What follows from each way in which an attempt at a run can end: a pure core of [`Daemon::run`].
 //!
 //! ```text
-//! ended ─▶ fenced, and not by our own word? ── yes ─▶ Discard (ten times at the most, then given up)
-//!             │ no
-//!             ├─ Done, Judged ─▶ Answer        Unanswered ─▶ Refuse
-//!             ├─ NotBegun ─────▶ Wait          (ten times; the eleventh is given up)
-//!             └─ Lost ─────────▶ Retry         (the second that is not another's doing is given up)
+//! from a fenced home, and not our own word: Discard; given up the tenth time
+//! Done, Judged  Answer
+//! Unanswered    Refuse
+//! NotBegun      Wait; given up the eleventh time
+//! Lost          Retry; given up the second time that it is nobody else's doing
 //! ```
 //!
 //! A run is tried a bounded number of times, but for losses that are another tenant's doing: after
@@ -50,8 +50,8 @@ pub(crate) enum Next {
         why: Exhausted,
         usage: Usage,
     },
-    /// It ended in a home that its tenant has left. That does not count, but for what it used, and the
-    /// run is begun again, or given up.
+    /// It ended in a home that its tenant has left. That does not count, but for what it used, and
+    /// the run is begun again, or given up.
     Discard {
         cpu_us: u64,
         gives_up: Option<GaveUp>,

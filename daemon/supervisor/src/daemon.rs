@@ -474,8 +474,8 @@ impl Daemon {
     /// The tenant's home; a new one if it has none, has lost it, or its process is old. Where it has to live elsewhere, it is
     /// moved meanwhile (`rehome`); only one that must not be beside others waits for that.
     ///
-    /// Where there is no room for one that has to live alone, or that is leaving a home in which a run
-    /// has yet to end, it waits `until` then.
+    /// Where there is no room for one that has to live alone, or that is leaving a home in which a
+    /// run has yet to end, it waits `until` then.
     async fn home(self: &Arc<Self>, tenant: &Arc<Tenant>, job: &Job, until: Instant) -> Result<Visit, RunError> {
         let mut home = tenant.home.lock().await;
         loop {

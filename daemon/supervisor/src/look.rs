@@ -1,8 +1,8 @@
-//! A worker before it has a tenant, looked at from outside: whether it is what it should be, and what
-//! it holds to begin with.
+//! A worker before it has a tenant, looked at from outside: whether it is what it should be, and
+//! what it holds to begin with.
 //!
-//! Reading a process's mappings takes some milliseconds, so a look is taken on a thread that may wait,
-//! and owns what it needs: [`Look::take`] is the only way to take one.
+//! Reading a process's mappings takes some milliseconds, so a look is taken on a thread that may
+//! wait, and owns what it needs: [`Look::take`] is the only way to take one.
 
 use std::sync::Arc;
 
@@ -32,7 +32,8 @@ pub(crate) struct Look {
 pub(crate) struct Looked {
     /// What is wrong with it, in words.
     pub(crate) findings: Vec<String>,
-    /// What it holds; nothing where it is not what it should be, or has ended, which is told elsewhere.
+    /// What it holds; nothing where it is not what it should be, or has ended, which is told
+    /// elsewhere.
     pub(crate) held: Held,
 }
 

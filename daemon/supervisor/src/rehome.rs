@@ -5,12 +5,14 @@
 //! old home: ─────────────── runs go there ──────────▶ drains ─▶ (too long: fenced, ended) ─▶ gone
 //! ```
 //!
-//! No request is in two homes: one that waits in the old home goes to the new one, one that has begun
-//! ends where it is. If that takes too long on the way out, the old home is fenced: whatever still
-//! comes from it is discarded ([`Resident::is_fenced`]), and the run begins again in the new home. On
-//! the way in there is time, until the tenant must be further out, or away from others, after all.
+//! No request is in two homes: one that waits in the old home goes to the new one, one that has
+//! begun ends where it is. If that takes too long on the way out, the old home is fenced: whatever
+//! still comes from it is discarded ([`Resident::is_fenced`]), and the run begins again in the new
+//! home. On the way in there is time, until the tenant must be further out, or away from others,
+//! after all.
 //!
-//! A move waits for a new home to be ready, never for the end of a run.
+//! A move waits for a new home to be ready, and for a run that is getting a home, never for the end
+//! of a run.
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -28,9 +30,9 @@ use crate::tenant::Tenant;
 const TELL_OF_NO_ROOM_EVERY: Duration = Duration::from_secs(10);
 
 impl Daemon {
-    /// Puts a tenant where it has to live, if it lives anywhere else; once at a time for each tenant.
-    /// Whoever asks while it is moving is not forgotten. The homes that it is leaving already do not
-    /// wait for their turn.
+    /// Puts a tenant where it has to live, if it lives anywhere else; once at a time for each
+    /// tenant. Whoever asks while it is moving is not forgotten. The homes that it is leaving
+    /// already do not wait for their turn.
     pub(crate) async fn rehome(self: &Arc<Self>, tenant: &Arc<Tenant>) {
         self.hasten(tenant);
         tenant.asked_to_move.store(true, Ordering::SeqCst);
@@ -131,8 +133,8 @@ impl Daemon {
         home.worker.level < standing || self.pool.is_among_others(tenant, home)
     }
 
-    /// Sees to the homes that a tenant is leaving: the runs there end at once if it is expelled, and
-    /// soon if it must not be there any more.
+    /// Sees to the homes that a tenant is leaving: the runs there end at once if it is expelled,
+    /// and soon if it must not be there any more.
     pub(crate) fn hasten(self: &Arc<Self>, tenant: &Tenant) {
         if tenant.wanted_level() == Level::Expelled {
             tenant.take_draining().iter().for_each(|home| self.abandon(home, "it is expelled"));
@@ -142,8 +144,8 @@ impl Daemon {
         draining.iter().filter(|home| self.must_leave(tenant, home)).for_each(|home| home.leave_in_haste());
     }
 
-    /// Lets the run that is under way in a home end that its tenant has left: for a bounded time, if
-    /// there is `haste` or comes to be; then the home is fenced and ended.
+    /// Lets the run that is under way in a home end that its tenant has left: for a bounded time,
+    /// if there is `haste` or comes to be; then the home is fenced and ended.
     pub(crate) fn drain_home(self: &Arc<Self>, tenant: &Tenant, old: Arc<Resident>, haste: bool) {
         if haste {
             old.leave_in_haste()

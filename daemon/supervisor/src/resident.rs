@@ -287,8 +287,8 @@ impl Resident {
         self.leave_at_least(Leaves::InTime);
     }
 
-    /// The tenant leaves, and the run that it is at may not take for ever: what waits for the end of
-    /// that run hears of it ([`Resident::overstays`]).
+    /// The tenant leaves, and the run that it is at may not take for ever: what waits for the end
+    /// of that run hears of it ([`Resident::overstays`]).
     pub(crate) fn leave_in_haste(&self) {
         self.leave_at_least(Leaves::InHaste);
     }
