@@ -8,7 +8,7 @@ use enisle_cordon::Rules;
 use enisle_hardening::{Layer, LayerSet};
 use serde::{Deserialize, Serialize};
 
-use crate::policy::{Limits, Policy, TenantPattern};
+use crate::tenants::policy::{Limits, Policy, TenantPattern};
 
 /// What `enisled.toml` may hold. The values here are the defaults.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -263,7 +263,7 @@ pub(crate) enum ConfigError {
     #[error("{path}: {error}")]
     Layer { path: PathBuf, error: enisle_hardening::layers::UnknownLayer },
     #[error("{path}: {error}")]
-    Policy { path: PathBuf, error: crate::policy::PolicyError },
+    Policy { path: PathBuf, error: crate::tenants::policy::PolicyError },
     #[error("{path}: cordon.rules: {error}")]
     Rules { path: PathBuf, error: enisle_cordon::rules::RulesError },
     #[error("{path}: {error}")]

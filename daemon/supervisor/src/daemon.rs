@@ -14,24 +14,24 @@ use enisle_wire::tenant::{RunId, ScriptError, Usage};
 use tokio::sync::{Notify, mpsc};
 
 use crate::api::peer::whose;
-use crate::attempt::{Attempts, GaveUp, Next};
-use crate::birth::{Blueprint, Memory, StartError, make_snapshot};
 use crate::config::{Config, Counters, Keys};
-use crate::counters;
+use crate::cordons::counters;
+use crate::cordons::warden::{self, Warden};
 use crate::descriptors::{self, DescriptorsError};
 use crate::events::{Events, What};
-use crate::files::Folder;
-use crate::job::{Job, Unsealable};
-use crate::notes::{Line, Written};
-use crate::policy::{Limits, Policy, Store, StoreError, TenantName};
-use crate::pool::{AdmitError, Pool};
-use crate::quota::OverQuota;
-use crate::record::{RecordError, Recorder};
-use crate::resident::{Finished, Resident, Visit};
+use crate::homes::job::{Job, Unsealable};
+use crate::homes::pool::{AdmitError, Pool};
+use crate::homes::resident::{Finished, Resident, Visit};
 use crate::run_id::RunIds;
+use crate::runs::attempt::{Attempts, GaveUp, Next};
 use crate::share::{Exhausted, Held, Lanes, Parts, Supply, Turns};
-use crate::tenant::Tenant;
-use crate::warden::{self, Warden};
+use crate::state::files::Folder;
+use crate::state::notes::{Line, Written};
+use crate::state::recorder::{RecordError, Recorder};
+use crate::tenants::policy::{Limits, Policy, Store, StoreError, TenantName};
+use crate::tenants::quota::OverQuota;
+use crate::tenants::tenant::Tenant;
+use crate::workers::birth::{Blueprint, Memory, StartError, make_snapshot};
 
 /// Cages that fit a process: 47 bits of address space, 1376 GiB each (measured: 93).
 const CAGES_PER_PROCESS: usize = 90;

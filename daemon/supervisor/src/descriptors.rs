@@ -6,8 +6,8 @@
 
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 
+use crate::api::server;
 use crate::config::Config;
-use crate::server;
 
 /// A connection: its socket, and the descriptor by which its end is noticed.
 const OF_CONNECTION: u64 = 2;

@@ -8,11 +8,11 @@ use enisle_hardening::allocator;
 
 use crate::daemon::{Daemon, SOME_TENANTS, Supplies};
 use crate::events::What;
-use crate::holdings::Unexplained;
-use crate::pool::Household;
-use crate::process::Worker;
-use crate::resident::Resident;
-use crate::tenant::Tenant;
+use crate::homes::pool::Household;
+use crate::homes::resident::Resident;
+use crate::tenants::tenant::Tenant;
+use crate::workers::holdings::Unexplained;
+use crate::workers::process::Worker;
 
 /// Memory is looked at with one window of so many: reading a process's mappings takes some
 /// milliseconds. What grows fast is looked at with the next one.

@@ -7,45 +7,25 @@
 )]
 
 mod api;
-mod attempt;
-mod audit_log;
-mod birth;
-mod channel;
 mod config;
-mod counters;
+mod cordons;
 mod daemon;
-mod death;
 mod descriptors;
 mod events;
-mod files;
-mod holdings;
+mod homes;
 mod housekeeping;
-mod job;
 mod json_text;
 mod logging;
-mod look;
-mod meter;
-mod notes;
-mod places;
-mod policy;
-mod pool;
-mod process;
-mod quota;
+mod paths;
 mod ranges;
-mod record;
-mod rehome;
-mod resident;
 mod run_id;
-mod script;
-mod server;
+mod runs;
 mod share;
-mod speaker;
-mod standings;
-mod tenant;
-mod violation;
+mod state;
+mod tenants;
 #[cfg(test)]
 mod waiting;
-mod warden;
+mod workers;
 
 use std::os::fd::AsFd;
 use std::os::unix::fs::PermissionsExt;
@@ -120,15 +100,15 @@ fn main() -> ExitCode {
 /// The process that reads a database before the daemon does says what is wrong with it by how it ends.
 fn examine() -> ExitCode {
     let file = std::io::stdin().as_fd().try_clone_to_owned().map(std::fs::File::from);
-    let examined = file.map_err(redb::Error::from).and_then(standings::examine);
+    let examined = file.map_err(redb::Error::from).and_then(state::standings::examine);
     let Err(error) = examined else { return ExitCode::SUCCESS };
     let _ = std::io::Write::write_all(&mut std::io::stderr(), format!("{error}\n").as_bytes());
-    if standings::is_damage(&error) { ExitCode::from(standings::BROKEN_EXIT) } else { ExitCode::FAILURE }
+    if state::standings::is_damage(&error) { ExitCode::from(state::standings::BROKEN_EXIT) } else { ExitCode::FAILURE }
 }
 
 fn start(arguments: Arguments) -> anyhow::Result<()> {
     enisle_hardening::allocator::give_back_large_blocks();
-    let config = Config::load(arguments.config.clone().or_else(places::config).as_deref())?;
+    let config = Config::load(arguments.config.clone().or_else(paths::config).as_deref())?;
     if arguments.print_config {
         let text = toml::to_string(&config)?;
         return Ok(std::io::Write::write_all(&mut std::io::stdout(), text.as_bytes())?);
@@ -152,9 +132,9 @@ struct Places {
 impl Places {
     fn new(arguments: &Arguments, config: &Config) -> std::io::Result<Self> {
         Ok(Self {
-            program: config.workers.program.clone().map_or_else(places::worker_program, Ok)?,
-            state_dir: arguments.state_dir.clone().unwrap_or_else(places::state_dir),
-            socket: arguments.socket.clone().unwrap_or_else(places::socket),
+            program: config.workers.program.clone().map_or_else(paths::worker_program, Ok)?,
+            state_dir: arguments.state_dir.clone().unwrap_or_else(paths::state_dir),
+            socket: arguments.socket.clone().unwrap_or_else(paths::socket),
         })
     }
 }
@@ -171,18 +151,18 @@ fn check_program(path: &Path) -> anyhow::Result<()> {
 /// be running, which is not in the way of a check.
 async fn check_start(places: Places, config: &Config) -> anyhow::Result<()> {
     check_program(&places.program)?;
-    server::check_place(&places.socket)?;
+    api::server::check_place(&places.socket)?;
     for (folder, kept) in [
-        ("", [record::LOCK, standings::DATABASE].as_slice()),
-        (policy::FOLDER, &[]),
-        (record::FOLDER, &[audit_log::CURRENT]),
+        ("", [state::recorder::LOCK, state::standings::DATABASE].as_slice()),
+        (tenants::policy::FOLDER, &[]),
+        (state::recorder::FOLDER, &[state::audit_log::CURRENT]),
     ] {
         let folder = places.state_dir.join(folder);
         let context = |path: &Path| format!("{} cannot be used for the daemon's state", path.display());
-        let Some(looked) = files::check_folder(&folder).with_context(|| context(&folder))? else { continue };
+        let Some(looked) = state::files::check_folder(&folder).with_context(|| context(&folder))? else { continue };
         for name in kept {
             let path = folder.join(name);
-            files::check_file(&looked, name.as_ref()).with_context(|| context(&path))?;
+            state::files::check_file(&looked, name.as_ref()).with_context(|| context(&path))?;
         }
     }
     Ok(daemon::check(config, places.program).await?)
@@ -193,7 +173,7 @@ async fn run(arguments: Arguments, config: Config) -> anyhow::Result<()> {
     check_program(&program)?;
     let (api, parts) = (config.api.clone(), Parts::new(&config.peers));
     // First, so that a second daemon on the same socket fails before it does anything.
-    let bound = server::bind(&socket)?;
+    let bound = api::server::bind(&socket)?;
     let daemon = Arc::new(Daemon::set_up(config, program, &state_dir).await.context("enisled cannot start")?);
     tracing::info!(socket = %socket.display(), state = %state_dir.display(), "enisled listens");
     daemon.events.tell(What::Started { version: env!("CARGO_PKG_VERSION") });
@@ -210,7 +190,7 @@ async fn run(arguments: Arguments, config: Config) -> anyhow::Result<()> {
         tokio::spawn(async move { mover.move_tenants().await }),
         tokio::spawn(async move { giver.give_back_memory().await }),
     ];
-    let connections = server::serve(bound, api::router(Arc::clone(&daemon)), &api, parts, async {
+    let connections = api::server::serve(bound, api::router(Arc::clone(&daemon)), &api, parts, async {
         tokio::select! {
             _ = terminate.recv() => {}
             _ = interrupt.recv() => {}

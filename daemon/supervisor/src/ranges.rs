@@ -8,7 +8,7 @@
 use toml::Value;
 
 use crate::config::Config;
-use crate::policy;
+use crate::tenants::policy;
 
 const HOUR: u32 = 3600;
 const YEAR: u32 = 366 * 24 * HOUR;

@@ -10,8 +10,8 @@ use serde_json::{Map, Value, json};
 use super::peer::Peer;
 use super::problem::Problem;
 use super::{API_VERSION, camel_case};
+use crate::cordons::meter::monotonic;
 use crate::daemon::Daemon;
-use crate::meter::monotonic;
 
 pub(crate) async fn ping() -> &'static str {
     "enisled\n"

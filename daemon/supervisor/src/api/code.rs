@@ -11,7 +11,7 @@ use serde_json::value::RawValue;
 
 use super::problem::Problem;
 use crate::json_text::{BadObject, Text, entries, fields};
-use crate::policy::{Policy, Wish};
+use crate::tenants::policy::{Policy, Wish};
 
 /// A value as the client wrote it, if there is one.
 pub(super) type Written<'a> = Option<&'a RawValue>;

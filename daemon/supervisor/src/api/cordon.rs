@@ -16,8 +16,8 @@ use super::peer::Peer;
 use super::problem::Problem;
 use super::tenants::{object, tell_of};
 use crate::daemon::Daemon;
-use crate::notes::{NotWritten, Refused};
-use crate::policy::TenantName;
+use crate::state::notes::{NotWritten, Refused};
+use crate::tenants::policy::TenantName;
 
 /// A level and a sentence.
 const MAX_ORDER_BYTES: usize = 4096;

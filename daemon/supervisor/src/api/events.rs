@@ -15,9 +15,9 @@ use tokio::sync::watch;
 
 use super::peer::Peer;
 use super::problem::Problem;
+use crate::api::server::Endless;
 use crate::daemon::Daemon;
 use crate::events::{Cursor, Events, Read, What};
-use crate::server::Endless;
 
 /// Events that one piece of an answer has.
 const PIECE: usize = 128;

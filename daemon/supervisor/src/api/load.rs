@@ -14,11 +14,11 @@ use super::code::{Frames, code, name, wish};
 use super::peer::Peer;
 use super::problem::Problem;
 use crate::daemon::{Daemon, InFlight};
-use crate::job::Job;
+use crate::homes::job::Job;
 use crate::json_text::fields;
-use crate::policy::{Policy, TenantName};
 use crate::share::charged;
-use crate::tenant::Tenant;
+use crate::tenants::policy::{Policy, TenantName};
+use crate::tenants::tenant::Tenant;
 
 /// What is said of a network that nothing grants.
 const NO_NETWORK: &str = "globalOutbound can only be null: scripts have no network";

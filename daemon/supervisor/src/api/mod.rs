@@ -25,6 +25,7 @@ mod page;
 pub(crate) mod peer;
 pub(crate) mod problem;
 mod scripts;
+pub(crate) mod server;
 mod tenants;
 mod workers;
 

@@ -9,7 +9,7 @@ use super::problem::Problem;
 use crate::config::Peer as Rule;
 use crate::daemon::{Daemon, RunError};
 use crate::events::What;
-use crate::policy::TenantName;
+use crate::tenants::policy::TenantName;
 
 /// The process at the other end of a connection.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -5,9 +5,9 @@ use axum::response::{IntoResponse, Response};
 use serde::Serialize;
 
 use crate::daemon::RunError;
-use crate::job::Unsealable;
-use crate::policy::{BadName, StoreError};
+use crate::homes::job::Unsealable;
 use crate::share::Exhausted;
+use crate::tenants::policy::{BadName, StoreError};
 
 /// Longer explanations are cut.
 const MOST_DETAIL_BYTES: usize = 2048;

@@ -22,12 +22,12 @@ use super::load::{Admitted, admit, no_network};
 use super::peer::Peer;
 use super::problem::Problem;
 use crate::daemon::{Daemon, InFlight};
-use crate::job::Job;
+use crate::homes::job::Job;
 use crate::json_text::fields;
-use crate::policy::{Policy, TenantName, Wish};
-use crate::script::{Draft, OVERHEAD_BYTES, RegisterError, Script};
 use crate::share::{Supply, charged};
-use crate::tenant::Tenant;
+use crate::tenants::policy::{Policy, TenantName, Wish};
+use crate::tenants::scripts::{Draft, OVERHEAD_BYTES, RegisterError, Script};
+use crate::tenants::tenant::Tenant;
 
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]

@@ -14,11 +14,11 @@ use super::camel_case;
 use super::page::{PAGE_BYTES, Page, Wanted};
 use super::peer::Peer;
 use super::problem::Problem;
+use crate::cordons::warden;
 use crate::daemon::Daemon;
-use crate::policy::{Policy, TenantName};
-use crate::record::Entry;
-use crate::tenant::Tenant;
-use crate::warden;
+use crate::state::recorder::Entry;
+use crate::tenants::policy::{Policy, TenantName};
+use crate::tenants::tenant::Tenant;
 
 /// A policy is a few hundred bytes.
 const MAX_POLICY_BYTES: usize = 64 * 1024;

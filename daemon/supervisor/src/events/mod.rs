@@ -22,8 +22,8 @@ use self::tally::{Counted, Tally};
 pub(crate) use self::what::{Class, Event, What};
 use crate::config::Peer;
 use crate::logging;
-use crate::record::{Entry, Recorder, unix_ms};
 use crate::share::{Exhausted, Held, Parts, Supply};
+use crate::state::recorder::{Entry, Recorder, unix_ms};
 
 /// Events that are remembered, by class.
 const KEPT: [usize; 3] = [1024, 1024, 512];
@@ -452,7 +452,7 @@ mod tests {
     fn the_audit_log_has_all_evidence_that_differs_however_much_comes_in_a_second() {
         let dir = tempfile::tempdir().unwrap();
         let (recorder, _) =
-            Recorder::open(&crate::files::Folder::make(dir.path()).unwrap(), 256, Parts::halves()).unwrap();
+            Recorder::open(&crate::state::files::Folder::make(dir.path()).unwrap(), 256, Parts::halves()).unwrap();
         let recorder = Arc::new(recorder);
         let events = Events::new(events().peers, Some(Arc::clone(&recorder)));
         let tenants: Vec<_> = (0..3000).map(|n| format!("bad-{n}")).collect();

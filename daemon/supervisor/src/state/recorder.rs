@@ -19,12 +19,12 @@ use nix::fcntl::{Flock, FlockArg};
 use redb::Database;
 use serde::{Deserialize, Serialize};
 
-use crate::audit_log::{Log, every_file};
-use crate::files::{Folder, How};
-use crate::notes::{Batch, Line, Notes, Refused, Written};
-use crate::policy::TenantName;
 use crate::share::{Exhausted, Parts};
-use crate::standings::{Damage, commit, examine_apart, open_database};
+use crate::state::audit_log::{Log, every_file};
+use crate::state::files::{Folder, How};
+use crate::state::notes::{Batch, Line, Notes, Refused, Written};
+use crate::state::standings::{Damage, commit, examine_apart, open_database};
+use crate::tenants::policy::TenantName;
 
 /// Where the audit log is in the state folder, and whose the folder is.
 pub(crate) const FOLDER: &str = "audit";
@@ -369,8 +369,8 @@ mod tests {
 
     use redb::ReadableDatabase;
 
-    use crate::audit_log::CURRENT;
-    use crate::standings::{DATABASE, STANDINGS, examine, is_damage};
+    use crate::state::audit_log::CURRENT;
+    use crate::state::standings::{DATABASE, STANDINGS, examine, is_damage};
 
     impl Recorder {
         fn open_with(

@@ -15,9 +15,9 @@ use std::io::{self, Write};
 use enisle_cordon::audit::{Head, Verifier, append};
 use serde::Serialize;
 
-use crate::files::{Folder, How};
-use crate::notes::Line;
-use crate::record::{Entry, aside, unix_ms};
+use crate::state::files::{Folder, How};
+use crate::state::notes::Line;
+use crate::state::recorder::{Entry, aside, unix_ms};
 
 /// A file of the audit log that is larger is put away under the number of its first line.
 const ROTATE_BYTES: u64 = 8 << 20;
@@ -234,8 +234,8 @@ fn last_line(folder: &Folder, file: &str) -> io::Result<Option<Head>> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::notes::Notes;
     use crate::share::Parts;
+    use crate::state::notes::Notes;
     use std::fs;
 
     #[test]

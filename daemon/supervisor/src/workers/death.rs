@@ -5,7 +5,7 @@ use enisle_wire::control::{GAVE_UP_EXIT, OUT_OF_MEMORY_EXIT};
 use nix::sys::signal::Signal;
 use nix::sys::wait::WaitStatus;
 
-use crate::violation;
+use crate::workers::violation;
 
 /// How a worker process ended.
 #[derive(Debug, Clone, PartialEq, Eq)]

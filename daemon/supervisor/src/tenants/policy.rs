@@ -11,7 +11,7 @@ use enisle_wire::tenant::Limits as WireLimits;
 use enisle_wire::{MAX_CODE_BYTES, MAX_OUTPUT_BYTES};
 use serde::{Deserialize, Serialize, Serializer};
 
-use crate::files::{Folder, How};
+use crate::state::files::{Folder, How};
 
 /// A tenant's name: what a path of the API, a line of a log and a file of the state folder can carry without escaping.
 /// Its copies share one text.

@@ -10,12 +10,12 @@ use enisle_cordon::{Because, Case, Deaths, Decision, Kind, Level, Order, Seen, S
 use tokio::sync::mpsc;
 
 use crate::config::Cordon;
+use crate::cordons::meter::monotonic;
 use crate::events::{Events, What};
-use crate::meter::monotonic;
-use crate::notes::{Refused, Written};
-use crate::process::Worker;
-use crate::record::{Entry, Recorder};
-use crate::tenant::Tenant;
+use crate::state::notes::{Refused, Written};
+use crate::state::recorder::{Entry, Recorder};
+use crate::tenants::tenant::Tenant;
+use crate::workers::process::Worker;
 
 #[derive(Debug)]
 pub(crate) struct Warden {

@@ -13,7 +13,7 @@ use enisle_hardening::tags::{self, Held, Tags};
 use enisle_hardening::verify::{self, Expected};
 use nix::unistd::Pid;
 
-use crate::birth::{Blueprint, Newborn, StartError};
+use crate::workers::birth::{Blueprint, Newborn, StartError};
 
 /// What has to be known of a worker to look at it.
 pub(crate) struct Look {

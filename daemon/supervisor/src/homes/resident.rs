@@ -1,5 +1,5 @@
 //! One tenant in one worker, as the rest of the daemon holds it: who may come in, and how a run ended. The task behind it, which
-//! speaks on the tenant's channel, is in [`crate::speaker`].
+//! speaks on the tenant's channel, is in [`crate::homes::speaker`].
 //!
 //! Who leaves lets the run that is under way end; runs that wait go to the next home.
 
@@ -16,14 +16,14 @@ use serde_json::value::RawValue;
 use tokio::net::UnixStream;
 use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore, mpsc, oneshot, watch};
 
-use crate::counters::Counters;
-use crate::job::Job;
-use crate::meter::Meter;
-use crate::process::Worker;
+use crate::cordons::counters::Counters;
+use crate::cordons::meter::Meter;
+use crate::cordons::warden::Warden;
+use crate::homes::job::Job;
+use crate::homes::speaker::Speaker;
 use crate::share::{Exhausted, Held};
-use crate::speaker::Speaker;
-use crate::tenant::Tenant;
-use crate::warden::Warden;
+use crate::tenants::tenant::Tenant;
+use crate::workers::process::Worker;
 
 /// How a job ended.
 #[derive(Debug)]

@@ -22,9 +22,9 @@ use enisle_cordon::Standing;
 use serde_json::value::{RawValue, to_raw_value};
 use tokio::sync::oneshot;
 
-use crate::policy::TenantName;
-use crate::record::Entry;
 use crate::share::{Exhausted, Held, Parts, Supply};
+use crate::state::recorder::Entry;
+use crate::tenants::policy::TenantName;
 
 /// Bytes of lines that wait, as long as nobody is over its part.
 const MOST_WAITING: u64 = 8 << 20;

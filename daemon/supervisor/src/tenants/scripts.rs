@@ -8,8 +8,8 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use axum::body::Bytes;
 
-use crate::policy::Wish;
 use crate::share::Held;
+use crate::tenants::policy::Wish;
 
 /// Scripts that one tenant may register.
 pub(crate) const MOST_SCRIPTS: usize = 100;

@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use crate::policy::Quota;
+use crate::tenants::policy::Quota;
 
 /// One tenant's account.
 #[derive(Debug)]

@@ -30,16 +30,16 @@ use tokio::io::{AsyncReadExt, Interest};
 use tokio::net::UnixStream;
 use tokio::sync::{mpsc, watch};
 
-use crate::birth::{Blueprint, Newborn, START_TIMEOUT, StartError};
-use crate::channel::send;
-use crate::death::Death;
+use crate::cordons::meter;
+use crate::cordons::warden::Warden;
 use crate::events::What;
-use crate::holdings::{Holdings, Unexplained};
-use crate::look::{Look, Looked};
-use crate::meter;
-use crate::tenant::Tenant;
-use crate::violation::{self, Attack};
-use crate::warden::Warden;
+use crate::tenants::tenant::Tenant;
+use crate::workers::birth::{Blueprint, Newborn, START_TIMEOUT, StartError};
+use crate::workers::channel::send;
+use crate::workers::death::Death;
+use crate::workers::holdings::{Holdings, Unexplained};
+use crate::workers::look::{Look, Looked};
+use crate::workers::violation::{self, Attack};
 
 /// For as long the threads of a worker may be other than what was said of them, because one is just ending.
 const CONFINEMENT_TIMEOUT: Duration = Duration::from_secs(2);

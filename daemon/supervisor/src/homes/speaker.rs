@@ -23,15 +23,15 @@ use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf};
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::{Instant, timeout_at};
 
-use crate::channel::{read_body, read_len, skip};
-use crate::death::Death;
+use crate::cordons::warden::Warden;
 use crate::events::What;
-use crate::job::Job;
-use crate::process::Worker;
-use crate::resident::{Ended, Finished, Leaves, Lost, Phase, State, Ticket};
+use crate::homes::job::Job;
+use crate::homes::resident::{Ended, Finished, Leaves, Lost, Phase, State, Ticket};
 use crate::share::{Exhausted, Held};
-use crate::tenant::Tenant;
-use crate::warden::Warden;
+use crate::tenants::tenant::Tenant;
+use crate::workers::channel::{read_body, read_len, skip};
+use crate::workers::death::Death;
+use crate::workers::process::Worker;
 
 /// After a run's wall limit, its own watchdog's grace and the warming of an isolate, the process is no longer believed.
 const BACKSTOP: Duration = Duration::from_secs(5);

@@ -12,11 +12,11 @@ use enisle_cordon::{Case, Circumstances, Level, Rules, Standing, Time, Traits};
 use enisle_wire::Outcome;
 use serde_json::{Map, Value};
 
-use crate::policy::{Policy, TenantName};
-use crate::quota::Account;
-use crate::resident::Resident;
-use crate::script::Scripts;
+use crate::homes::resident::Resident;
 use crate::share::Held;
+use crate::tenants::policy::{Policy, TenantName};
+use crate::tenants::quota::Account;
+use crate::tenants::scripts::Scripts;
 
 /// Moves that are remembered of a tenant that lives nowhere and has no policy.
 const MOVES_OF_ABSENT: usize = 2;

@@ -21,8 +21,8 @@ use enisle_wire::control::{FromWorker, Role, Session, Start, ToWorker};
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, BufReader};
 use tokio::net::UnixStream;
 
-use crate::channel::{read_frame, send};
-use crate::death::Death;
+use crate::workers::channel::{read_frame, send};
+use crate::workers::death::Death;
 
 /// `doctor` and placement count keys alike.
 const _: () = assert!(mpk::PROCESSOR_KEYS - mpk::RESERVED_KEYS == MAX_TENANTS_PER_PROCESS);

@@ -17,13 +17,13 @@ use enisle_wire::control::{Admit, Slot};
 use tokio::net::UnixStream;
 use tokio::sync::{Notify, OnceCell, oneshot};
 
-use crate::birth::{Blueprint, StartError};
+use crate::cordons::warden::{self, Warden};
 use crate::events::What;
-use crate::process::Worker;
-use crate::resident::Resident;
+use crate::homes::resident::Resident;
 use crate::share::{Held, Parts, Supply, Turn, Turns};
-use crate::tenant::Tenant;
-use crate::warden::{self, Warden};
+use crate::tenants::tenant::Tenant;
+use crate::workers::birth::{Blueprint, StartError};
+use crate::workers::process::Worker;
 
 /// How often somebody who waits for room looks for tenants that have become idle.
 const LOOK_FOR_ROOM: Duration = Duration::from_millis(100);

@@ -10,8 +10,8 @@ use enisle_wire::{FrameError, MAX_TO_TENANT_BYTES, decode, encode};
 
 use crate::daemon::InFlight;
 use crate::json_text::{entries, is_named};
-use crate::policy;
 use crate::share::{Exhausted, charged};
+use crate::tenants::policy;
 
 #[derive(Debug, Clone)]
 pub(crate) struct Job {

@@ -13,9 +13,9 @@ use enisle_cordon::audit::Head;
 use redb::backends::FileBackend;
 use redb::{Database, ReadableDatabase, ReadableTable, TableDefinition};
 
-use crate::files::{Folder, How};
-use crate::policy::TenantName;
-use crate::record::{Kept, RecordError, aside};
+use crate::state::files::{Folder, How};
+use crate::state::recorder::{Kept, RecordError, aside};
+use crate::tenants::policy::TenantName;
 
 pub(crate) const STANDINGS: TableDefinition<'_, &str, &[u8]> = TableDefinition::new("standings");
 /// What was written last, with every commit: that lines are missing at the end of the audit log is found by it.

@@ -20,11 +20,11 @@ use std::time::{Duration, Instant};
 
 use enisle_cordon::{Level, Signal};
 
-use crate::birth::START_TIMEOUT;
 use crate::daemon::Daemon;
 use crate::events::What;
-use crate::resident::Resident;
-use crate::tenant::Tenant;
+use crate::homes::resident::Resident;
+use crate::tenants::tenant::Tenant;
+use crate::workers::birth::START_TIMEOUT;
 
 /// A tenant without room is told of so often.
 const TELL_OF_NO_ROOM_EVERY: Duration = Duration::from_secs(10);

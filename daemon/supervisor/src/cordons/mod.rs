@@ -1,0 +1,5 @@
+//! What was seen of tenants, and the decisions that follow.
+
+pub(crate) mod counters;
+pub(crate) mod meter;
+pub(crate) mod warden;

@@ -1,0 +1,7 @@
+//! Which tenant is in which process.
+
+pub(crate) mod job;
+pub(crate) mod pool;
+mod rehome;
+pub(crate) mod resident;
+mod speaker;

@@ -1,0 +1,3 @@
+//! What a run is, from its request to its end.
+
+pub(crate) mod attempt;

@@ -1,0 +1,6 @@
+//! Data of tenants and its rules. Knows no process.
+
+pub(crate) mod policy;
+pub(crate) mod quota;
+pub(crate) mod scripts;
+pub(crate) mod tenant;
