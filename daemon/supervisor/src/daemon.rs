@@ -13,15 +13,16 @@ use enisle_wire::Outcome;
 use enisle_wire::tenant::{RunId, ScriptError, Usage};
 use tokio::sync::{Notify, mpsc};
 
-use crate::api::peer::whose;
+use crate::clock;
 use crate::config::{Config, Counters, Keys};
 use crate::cordons::counters;
-use crate::cordons::warden::{self, Warden};
+use crate::cordons::warden::Warden;
 use crate::descriptors::{self, DescriptorsError};
 use crate::events::{Events, What};
 use crate::homes::job::{Job, Unsealable};
 use crate::homes::pool::{AdmitError, Pool};
 use crate::homes::resident::{Finished, Resident, Visit};
+use crate::peers::whose;
 use crate::run_id::RunIds;
 use crate::runs::attempt::{Attempts, GaveUp, Next};
 use crate::share::{Exhausted, Held, Lanes, Parts, Supply, Turns};
@@ -336,7 +337,7 @@ impl Daemon {
     /// Forgets those of a uid's tenants, and of those that were there at the start, that need not
     /// be remembered, among the next few: looking at all of them would take too long.
     fn forget_some(&self, tenants: &mut BTreeMap<TenantName, Arc<Tenant>>, uid: u32) {
-        let (rules, now) = (&self.config.cordon.rules, warden::now());
+        let (rules, now) = (&self.config.cordon.rules, clock::now());
         let mut up_to = self.forgot_up_to.lock().unwrap_or_else(PoisonError::into_inner);
         let begin = up_to.as_ref().map_or(Bound::Unbounded, Bound::Excluded);
         let mut next: Vec<_> = tenants.range::<TenantName, _>((begin, Bound::Unbounded)).take(FORGET_AMONG).collect();

@@ -7,6 +7,7 @@
 )]
 
 mod api;
+mod clock;
 mod config;
 mod cordons;
 mod daemon;
@@ -17,6 +18,7 @@ mod housekeeping;
 mod json_text;
 mod logging;
 mod paths;
+mod peers;
 mod ranges;
 mod run_id;
 mod runs;

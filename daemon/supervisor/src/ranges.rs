@@ -5,9 +5,9 @@
 //! Relations between numbers (thresholds that rise, a default under a ceiling) are the affair of
 //! whoever owns them.
 
+use serde::Serialize;
 use toml::Value;
 
-use crate::config::Config;
 use crate::tenants::policy;
 
 const HOUR: u32 = 3600;
@@ -126,7 +126,7 @@ pub(crate) enum RangeError {
 }
 
 /// Whether every number of a configuration is in its range.
-pub(crate) fn check(config: &Config) -> Result<(), RangeError> {
+pub(crate) fn check(config: &impl Serialize) -> Result<(), RangeError> {
     for (key, value) in numbers(config)? {
         let range = RANGES.iter().find(|(pattern, ..)| stands_for(pattern, &key));
         let &(_, least, most) = range.ok_or_else(|| RangeError::Unknown(key.clone()))?;
@@ -151,7 +151,7 @@ fn stands_for(pattern: &str, key: &str) -> bool {
 }
 
 /// Every number of a configuration by its key.
-fn numbers(config: &Config) -> Result<Vec<(String, f64)>, toml::ser::Error> {
+fn numbers(config: &impl Serialize) -> Result<Vec<(String, f64)>, toml::ser::Error> {
     let (mut found, mut unseen) = (Vec::new(), vec![(String::new(), Value::try_from(config)?)]);
     while let Some((key, value)) = unseen.pop() {
         match value {
@@ -174,6 +174,7 @@ fn numbers(config: &Config) -> Result<Vec<(String, f64)>, toml::ser::Error> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::config::Config;
 
     /// The defaults, with one of everything that a file may have any number of.
     fn whole_configuration() -> Config {

@@ -14,7 +14,7 @@ use super::camel_case;
 use super::page::{PAGE_BYTES, Page, Wanted};
 use super::peer::Peer;
 use super::problem::Problem;
-use crate::cordons::warden;
+use crate::clock;
 use crate::daemon::Daemon;
 use crate::state::recorder::Entry;
 use crate::tenants::policy::{Policy, TenantName};
@@ -108,7 +108,7 @@ pub(super) fn object<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, Problem> {
 
 /// Where it has to live, and why: the score, what it is made of, and how it came to this.
 fn show_cordon(tenant: &Tenant, daemon: &Daemon) -> Value {
-    let (rules, now) = (&daemon.config.cordon.rules, warden::now());
+    let (rules, now) = (&daemon.config.cordon.rules, clock::now());
     let around = tenant.circumstances(daemon.warden.engine_is_outdated());
     let standing = tenant.standing();
     let contributions = standing.contributions(around, rules, now);
@@ -171,7 +171,7 @@ fn show_row(tenant: &Tenant, daemon: &Daemon) -> Value {
     let around = tenant.circumstances(daemon.warden.engine_is_outdated());
     let cordon = {
         let standing = tenant.standing();
-        let score = standing.score(around, &daemon.config.cordon.rules, warden::now());
+        let score = standing.score(around, &daemon.config.cordon.rules, clock::now());
         json!({ "level": standing.level(), "sinceUnixMs": standing.since(), "score": tenths(score) })
     };
     json!({

@@ -3,12 +3,12 @@
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::{SystemTime, UNIX_EPOCH};
 
 use enisle_cordon::place::bisect;
-use enisle_cordon::{Because, Case, Deaths, Decision, Kind, Level, Order, Seen, Signal, Standing, Time, decide};
+use enisle_cordon::{Because, Case, Deaths, Decision, Kind, Level, Order, Seen, Signal, Standing, decide};
 use tokio::sync::mpsc;
 
+use crate::clock;
 use crate::config::Cordon;
 use crate::cordons::meter::monotonic;
 use crate::events::{Events, What};
@@ -31,12 +31,6 @@ pub(crate) struct Warden {
     deaths: AtomicU64,
     /// The uids against whom deaths are held; those that are forgiven are forgotten.
     blamed: Mutex<BTreeMap<u32, Deaths>>,
-}
-
-/// The wall clock; the engine sees to it that it does not go back.
-pub(crate) fn now() -> Time {
-    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-    Time(u64::try_from(since.as_millis()).unwrap_or(u64::MAX))
 }
 
 impl Warden {
@@ -71,7 +65,7 @@ impl Warden {
     /// Something was seen of a tenant that a uid ran.
     pub(crate) fn saw(&self, tenant: &Arc<Tenant>, uid: u32, seen: &[Seen]) {
         let around = tenant.circumstances(self.engine_is_outdated());
-        let decision = decide(&mut tenant.standing(), seen, around, &self.cordon.rules, now());
+        let decision = decide(&mut tenant.standing(), seen, around, &self.cordon.rules, clock::now());
         // Evidence is written down now, the rest with the next round.
         if seen.iter().any(|seen| seen.signal.kind() == Kind::Evidence) {
             self.write_down(tenant);
@@ -108,8 +102,8 @@ impl Warden {
         let entry = Entry::Ordered { tenant: name.clone(), level, reason: reason.clone(), by_uid };
         let line = self.recorder.room(by_uid, &entry)?;
         let around = tenant.circumstances(self.engine_is_outdated());
-        let order = Order { level, reason: reason.clone(), by_uid, at: now() };
-        let decision = tenant.standing().command(order, around, &self.cordon.rules, now());
+        let order = Order { level, reason: reason.clone(), by_uid, at: clock::now() };
+        let decision = tenant.standing().command(order, around, &self.cordon.rules, clock::now());
         // Before the line, whose writing is waited for: what was answered outlives a crash.
         self.write_down(tenant);
         let written = self.recorder.decided(line);
@@ -124,7 +118,7 @@ impl Warden {
         let name = tenant.name.to_string();
         let entry = Entry::Lifted { tenant: name.clone(), reason: reason.clone(), by_uid };
         let line = self.recorder.room(by_uid, &entry)?;
-        let decision = tenant.standing().forgive(reason.clone(), by_uid, now());
+        let decision = tenant.standing().forgive(reason.clone(), by_uid, clock::now());
         tenant.clear_suspicion();
         self.write_down(tenant);
         let written = self.recorder.decided(line);
@@ -250,6 +244,6 @@ impl Warden {
 
     /// How a tenant stands that was never seen before.
     pub(crate) fn newcomer() -> Standing {
-        Standing::new(now())
+        Standing::new(clock::now())
     }
 }

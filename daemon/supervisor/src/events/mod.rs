@@ -20,10 +20,11 @@ use tokio::sync::{Notify, watch};
 use self::ring::Ring;
 use self::tally::{Counted, Tally};
 pub(crate) use self::what::{Class, Event, What};
+use crate::clock;
 use crate::config::Peer;
 use crate::logging;
 use crate::share::{Exhausted, Held, Parts, Supply};
-use crate::state::recorder::{Entry, Recorder, unix_ms};
+use crate::state::recorder::{Entry, Recorder};
 
 /// Events that are remembered, by class.
 const KEPT: [usize; 3] = [1024, 1024, 512];
@@ -171,7 +172,7 @@ impl Events {
     fn push(&self, known: &mut Known, what: What, count: u64, group: Group) {
         let class = what.class();
         known.seq += 1;
-        let event = Event { seq: known.seq, unix_ms: unix_ms(), count, what };
+        let event = Event { seq: known.seq, unix_ms: clock::unix_ms(), count, what };
         let [evidence, course, common] = &mut known.rings;
         let ring = match class {
             Class::Evidence => evidence,

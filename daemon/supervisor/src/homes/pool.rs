@@ -17,7 +17,8 @@ use enisle_wire::control::{Admit, Slot};
 use tokio::net::UnixStream;
 use tokio::sync::{Notify, OnceCell, oneshot};
 
-use crate::cordons::warden::{self, Warden};
+use crate::clock;
+use crate::cordons::warden::Warden;
 use crate::events::What;
 use crate::homes::resident::Resident;
 use crate::share::{Held, Parts, Supply, Turn, Turns};
@@ -233,7 +234,7 @@ impl Pool {
     /// Takes a place, if there is one. The process behind it may still have to be started.
     fn reserve(&self, tenant: &Arc<Tenant>, level: Level, uid: u32) -> Result<Place, AdmitError> {
         self.bury_dead();
-        let (outdated, now) = (self.warden.engine_is_outdated(), warden::now());
+        let (outdated, now) = (self.warden.engine_is_outdated(), clock::now());
         let traits = |tenant: &Tenant| tenant.traits(outdated, &self.warden.cordon.rules, now);
         let mut entries = self.lock();
         let processes: Vec<_> = entries
@@ -380,7 +381,7 @@ impl Pool {
 
     /// Somebody is in that home's process from whom the tenant has to go.
     pub(crate) fn is_among_others(&self, tenant: &Tenant, home: &Resident) -> bool {
-        let (outdated, now) = (self.warden.engine_is_outdated(), warden::now());
+        let (outdated, now) = (self.warden.engine_is_outdated(), clock::now());
         let traits = |tenant: &Tenant| tenant.traits(outdated, &self.warden.cordon.rules, now);
         let mut entries = self.lock();
         let own = traits(tenant);

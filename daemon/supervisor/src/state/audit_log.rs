@@ -15,9 +15,10 @@ use std::io::{self, Write};
 use enisle_cordon::audit::{Head, Verifier, append};
 use serde::Serialize;
 
+use crate::clock;
 use crate::state::files::{Folder, How};
 use crate::state::notes::Line;
-use crate::state::recorder::{Entry, aside, unix_ms};
+use crate::state::recorder::{Entry, aside};
 
 /// A file of the audit log that is larger is put away under the number of its first line.
 const ROTATE_BYTES: u64 = 8 << 20;
@@ -50,7 +51,7 @@ impl Log {
         let bytes = if folder.has(CURRENT)? { folder.read(CURRENT)? } else { Vec::new() };
         let (whole, torn) = split_torn(&bytes);
         if !torn.is_empty() {
-            let kept = format!("audit.torn-{}", unix_ms());
+            let kept = format!("audit.torn-{}", clock::unix_ms());
             folder.open(&kept, How::New)?.write_all(torn)?;
             folder.open(CURRENT, How::Change)?.set_len(whole.len() as u64)?;
             complaints.push(format!(
@@ -117,7 +118,7 @@ impl Log {
     fn write<E: Serialize>(&mut self, entries: impl IntoIterator<Item = E>, most: usize) -> io::Result<usize> {
         let (mut text, mut head, mut count) = (String::new(), self.head.clone(), 0);
         for entry in entries {
-            let (line, next) = append(&head, unix_ms(), &entry)?;
+            let (line, next) = append(&head, clock::unix_ms(), &entry)?;
             text.push_str(&line);
             text.push('\n');
             (head, count) = (next, count + 1);

@@ -11,7 +11,7 @@ use std::fs::File;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::{Instant, SystemTime, UNIX_EPOCH};
+use std::time::Instant;
 
 use enisle_cordon::audit::{Head, Verifier};
 use enisle_cordon::{Because, Circumstances, Level, Order, Reason, Rules, Standing, Time};
@@ -19,6 +19,7 @@ use nix::fcntl::{Flock, FlockArg};
 use redb::Database;
 use serde::{Deserialize, Serialize};
 
+use crate::clock;
 use crate::share::{Exhausted, Parts};
 use crate::state::audit_log::{Log, every_file};
 use crate::state::files::{Folder, How};
@@ -304,7 +305,7 @@ fn rebuild(folder: &Folder, kept: &mut Kept) -> io::Result<()> {
         // A line that was changed may have been changed to let somebody in.
         *level = if whole { to } else { to.max(*level) };
     }
-    let at = Time(unix_ms());
+    let at = Time(clock::unix_ms());
     for (tenant, level) in levels.into_iter().filter(|(_, level)| *level > Level::Shared) {
         let mut standing = Standing::new(at);
         let reason = "as it was when the database of standings was lost".to_owned();
@@ -326,17 +327,12 @@ struct Numbered {
 pub(crate) fn aside(folder: &Folder, name: &str) -> io::Result<String> {
     let mut number = 0_u32;
     loop {
-        let free = format!("{name}.broken-{}-{number}", unix_ms());
+        let free = format!("{name}.broken-{}-{number}", clock::unix_ms());
         if !folder.has(&free)? {
             return Ok(free);
         }
         number += 1;
     }
-}
-
-pub(crate) fn unix_ms() -> u64 {
-    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-    u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
 }
 
 /// The writer's work: the lines of the log in order, and then each tenant's last standing in one

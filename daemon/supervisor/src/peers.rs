@@ -1,0 +1,30 @@
+//! The rules about uids, `[[peers]]`, where no client asks.
+
+use crate::config::Peer as Rule;
+
+/// The uid that acts for a tenant, by the rule that names it most exactly; none if no rule does.
+pub(crate) fn whose(rules: &[Rule], tenant: &str) -> Option<u32> {
+    let patterns = rules.iter().flat_map(|rule| rule.tenants.iter().map(|pattern| (pattern, rule.uid)));
+    let matching = patterns.filter(|(pattern, _)| pattern.covers(tenant));
+    matching.max_by_key(|(pattern, _)| pattern.exactness()).map(|(_, uid)| uid)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_tenant_is_whose_rule_names_it_most_exactly() {
+        let rule = |uid, pattern: &str| Rule {
+            uid,
+            tenants: vec![pattern.parse().unwrap()],
+            operate: false,
+            share_percent: None,
+        };
+        let rules = [rule(1, "*"), rule(2, "acme-*"), rule(3, "acme-x")];
+        for (tenant, uid) in [("acme-x", 3), ("acme-y", 2), ("acme-", 2), ("other", 1)] {
+            assert_eq!(whose(&rules, tenant), Some(uid), "{tenant}");
+        }
+        assert_eq!(whose(&rules[1..], "other"), None);
+    }
+}
