@@ -18,7 +18,7 @@ use crate::config::{Config, Counters, Keys};
 use crate::cordons::counters;
 use crate::cordons::warden::Warden;
 use crate::descriptors::{self, DescriptorsError};
-use crate::events::{Events, What};
+use crate::events::{Audit, Events, What};
 use crate::homes::job::{Job, Unsealable};
 use crate::homes::pool::{AdmitError, Pool};
 use crate::homes::resident::{Finished, Resident, Visit};
@@ -252,7 +252,7 @@ impl Daemon {
         let (store, policies) = Store::open(&state, config.workers.max_memory_mb)?;
         let (recorder, kept) = Recorder::open(&state, config.audit.keep_mb, Parts::new(&config.peers))?;
         let recorder = Arc::new(recorder);
-        let events = Arc::new(Events::new(config.peers.clone(), Some(Arc::clone(&recorder))));
+        let events = Arc::new(Events::new(config.peers.clone(), Some(Arc::clone(&recorder) as Arc<dyn Audit>)));
         for what in kept.broken {
             tracing::error!(%what, "what was kept is broken");
             events.tell(What::RecordBroken { what });

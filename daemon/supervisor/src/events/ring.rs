@@ -2,7 +2,7 @@
 
 use std::collections::{HashMap, VecDeque};
 
-use super::Group;
+use super::group::Group;
 use super::what::{Event, Source};
 
 /// A bounded memory. Where it is full, whoever has the most in it loses its oldest event.

@@ -2,8 +2,8 @@
 
 use std::collections::HashMap;
 
+use super::group::{Group, Room};
 use super::what::{Key, What};
-use super::{Group, Room};
 use crate::share::Held;
 
 /// What a second's events of one class came to.

@@ -20,6 +20,7 @@ use redb::Database;
 use serde::{Deserialize, Serialize};
 
 use crate::clock;
+use crate::events::Audit;
 use crate::share::{Exhausted, Parts};
 use crate::state::audit_log::{Log, every_file};
 use crate::state::files::{Folder, How};
@@ -332,6 +333,12 @@ pub(crate) fn aside(folder: &Folder, name: &str) -> io::Result<String> {
             return Ok(free);
         }
         number += 1;
+    }
+}
+
+impl Audit for Recorder {
+    fn write_down(&self, uid: Option<u32>, count: u64, event: serde_json::Value) {
+        self.seen(uid, &Entry::Seen { count, event });
     }
 }
 
