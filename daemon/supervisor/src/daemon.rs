@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::ops::Bound;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -11,7 +11,7 @@ use enisle_cordon::{Bounds, Capacity, Level, Reason, Seen, Signal};
 use enisle_hardening::{Layer, LayerSet, Posture, mpk};
 use enisle_wire::Outcome;
 use enisle_wire::tenant::{RunId, ScriptError, Usage};
-use tokio::sync::{Notify, mpsc};
+use tokio::sync::mpsc;
 
 use crate::clock;
 use crate::config::{Config, Counters, Keys};
@@ -19,9 +19,10 @@ use crate::cordons::counters;
 use crate::cordons::warden::Warden;
 use crate::descriptors::{self, DescriptorsError};
 use crate::events::{Audit, Events, What};
+use crate::homes::exchange::Finished;
 use crate::homes::job::{Job, Unsealable};
 use crate::homes::pool::{AdmitError, Pool};
-use crate::homes::resident::{Finished, Resident, Visit};
+use crate::homes::resident::{Resident, Visit};
 use crate::peers::whose;
 use crate::run_id::RunIds;
 use crate::runs::attempt::{Attempts, GaveUp, Next};
@@ -29,6 +30,7 @@ use crate::share::{Exhausted, Held, Lanes, Parts, Supply, Turns};
 use crate::state::files::Folder;
 use crate::state::notes::{Line, Written};
 use crate::state::recorder::{RecordError, Recorder};
+use crate::tenants::in_flight::{Flights, InFlight};
 use crate::tenants::policy::{Limits, Policy, Store, StoreError, TenantName};
 use crate::tenants::quota::OverQuota;
 use crate::tenants::tenant::Tenant;
@@ -71,9 +73,7 @@ pub(crate) struct Daemon {
     defaults: Arc<Policy>,
     tenants: Mutex<BTreeMap<TenantName, Arc<Tenant>>>,
     run_ids: RunIds,
-    in_flight: AtomicU64,
-    drained: Notify,
-    draining: AtomicBool,
+    flights: Arc<Flights>,
     /// Up to that name tenants were looked at when there was no room for a new one.
     forgot_up_to: Mutex<Option<TenantName>>,
     /// Tenants that may have to live elsewhere.
@@ -305,9 +305,7 @@ impl Daemon {
             defaults,
             tenants: Mutex::new(tenants),
             run_ids,
-            in_flight: AtomicU64::new(0),
-            drained: Notify::new(),
-            draining: AtomicBool::new(false),
+            flights: Arc::default(),
             forgot_up_to: Mutex::default(),
             moves: Mutex::new(Some(moves)),
         })
@@ -402,12 +400,19 @@ impl Daemon {
     }
 
     pub(crate) fn in_flight(&self) -> u64 {
-        self.in_flight.load(Ordering::SeqCst)
+        self.flights.count()
     }
 
     /// A place in a tenant's quota for one run, held until its end. Taken before a body is read, so that bodies count too.
-    pub(crate) fn begin(self: &Arc<Self>, tenant: &Arc<Tenant>, uid: u32) -> Result<InFlight, RunError> {
-        InFlight::begin(self, tenant, uid)
+    pub(crate) fn begin(&self, tenant: &Arc<Tenant>, uid: u32) -> Result<InFlight, RunError> {
+        if self.is_draining() {
+            return Err(RunError::Draining);
+        }
+        if tenant.wanted_level() == Level::Expelled {
+            return Err(RunError::Expelled { tenant: tenant.name.clone(), why: why_expelled(tenant) });
+        }
+        self.warden.recorder.may_run(uid).map_err(RunError::Unrecorded)?;
+        Ok(InFlight::begin(&self.flights, tenant, &self.supplies.bodies, uid)?)
     }
 
     /// One run, to its report. Dropping the future cancels it.
@@ -585,18 +590,9 @@ impl Daemon {
 
     /// Takes no new runs and waits for those in flight, `drain` at most.
     pub(crate) async fn drain(&self, drain: Duration) {
-        self.draining.store(true, Ordering::SeqCst);
+        self.flights.close();
         self.events.tell(What::Draining);
-        let empty = async {
-            loop {
-                let drained = self.drained.notified();
-                if self.in_flight() == 0 {
-                    return;
-                }
-                drained.await;
-            }
-        };
-        if tokio::time::timeout(drain, empty).await.is_err() {
+        if !self.flights.over(drain).await {
             tracing::warn!(runs = self.in_flight(), "runs are still in flight; ending all the same");
         }
     }
@@ -614,46 +610,7 @@ impl Daemon {
     }
 
     pub(crate) fn is_draining(&self) -> bool {
-        self.draining.load(Ordering::SeqCst)
-    }
-}
-
-/// A run's place in its tenant's quota and in the daemon's count, given back when it is over in whatever way.
-#[derive(Debug)]
-pub(crate) struct InFlight {
-    daemon: Arc<Daemon>,
-    tenant: Arc<Tenant>,
-    /// Who asked for the run.
-    pub(crate) uid: u32,
-}
-
-impl InFlight {
-    fn begin(daemon: &Arc<Daemon>, tenant: &Arc<Tenant>, uid: u32) -> Result<Self, RunError> {
-        if daemon.is_draining() {
-            return Err(RunError::Draining);
-        }
-        if tenant.wanted_level() == Level::Expelled {
-            return Err(RunError::Expelled { tenant: tenant.name.clone(), why: why_expelled(tenant) });
-        }
-        daemon.warden.recorder.may_run(uid).map_err(RunError::Unrecorded)?;
-        let policy = tenant.policy();
-        tenant.account.lock().unwrap_or_else(PoisonError::into_inner).begin(&policy.quota, Instant::now())?;
-        daemon.in_flight.fetch_add(1, Ordering::SeqCst);
-        Ok(Self { daemon: Arc::clone(daemon), tenant: Arc::clone(tenant), uid })
-    }
-
-    /// Nothing yet of what the answer is going to be charged.
-    pub(crate) fn answer(&self) -> Held {
-        self.daemon.supplies.bodies.none(self.uid)
-    }
-}
-
-impl Drop for InFlight {
-    fn drop(&mut self) {
-        self.tenant.account.lock().unwrap_or_else(PoisonError::into_inner).end();
-        if self.daemon.in_flight.fetch_sub(1, Ordering::SeqCst) == 1 {
-            self.daemon.drained.notify_waiters();
-        }
+        self.flights.is_draining()
     }
 }
 

@@ -262,7 +262,7 @@ mod tests {
     use serde_json::{Value, json};
 
     use super::*;
-    use crate::homes::resident::Finished;
+    use crate::homes::exchange::Finished;
 
     fn report(result: Option<&str>, lines: &[String]) -> Report {
         let line = |text: &String| LogLine { t_ms: 7, level: Level::Warn, text: text.clone() };

@@ -13,10 +13,11 @@ use super::body::{MAX_BODY_BYTES, RawBody, discard, read_body, work};
 use super::code::{Frames, code, name, wish};
 use super::peer::Peer;
 use super::problem::Problem;
-use crate::daemon::{Daemon, InFlight};
+use crate::daemon::Daemon;
 use crate::homes::job::Job;
 use crate::json_text::fields;
 use crate::share::charged;
+use crate::tenants::in_flight::InFlight;
 use crate::tenants::policy::{Policy, TenantName};
 use crate::tenants::tenant::Tenant;
 

@@ -8,9 +8,9 @@ use enisle_wire::frame::HEADER_BYTES;
 use enisle_wire::tenant::{Env, Run, ToTenant};
 use enisle_wire::{FrameError, MAX_TO_TENANT_BYTES, decode, encode};
 
-use crate::daemon::InFlight;
 use crate::json_text::{entries, is_named};
 use crate::share::{Exhausted, charged};
+use crate::tenants::in_flight::InFlight;
 use crate::tenants::policy;
 
 #[derive(Debug, Clone)]

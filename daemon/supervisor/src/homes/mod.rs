@@ -1,5 +1,6 @@
 //! Which tenant is in which process.
 
+pub(crate) mod exchange;
 pub(crate) mod job;
 pub(crate) mod pool;
 mod rehome;

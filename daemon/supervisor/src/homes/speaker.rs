@@ -25,8 +25,8 @@ use tokio::time::{Instant, timeout_at};
 
 use crate::cordons::warden::Warden;
 use crate::events::What;
+use crate::homes::exchange::{Ended, Finished, Leaves, Lost, Phase, State, Ticket};
 use crate::homes::job::Job;
-use crate::homes::resident::{Ended, Finished, Leaves, Lost, Phase, State, Ticket};
 use crate::share::{Exhausted, Held};
 use crate::tenants::tenant::Tenant;
 use crate::workers::channel::{read_body, read_len, skip};

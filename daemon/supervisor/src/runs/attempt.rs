@@ -16,7 +16,7 @@
 use enisle_wire::Outcome;
 use enisle_wire::tenant::Usage;
 
-use crate::homes::resident::{Ended, Finished, Lost};
+use crate::homes::exchange::{Ended, Finished, Lost};
 use crate::share::Exhausted;
 
 /// The end in a fenced home after which a run is given up.

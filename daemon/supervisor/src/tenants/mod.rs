@@ -1,5 +1,6 @@
 //! Data of tenants and its rules. Knows no process.
 
+pub(crate) mod in_flight;
 pub(crate) mod policy;
 pub(crate) mod quota;
 pub(crate) mod scripts;
