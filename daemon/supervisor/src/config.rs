@@ -175,6 +175,9 @@ pub(crate) struct Peer {
     pub(crate) share_percent: Option<u8>,
 }
 
+/// Connections of all uids that no rule names, beside `api.connections`.
+pub(crate) const STRANGERS_CONNECTIONS: u64 = 8;
+
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub(crate) struct Api {

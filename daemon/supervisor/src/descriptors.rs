@@ -6,8 +6,7 @@
 
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 
-use crate::api::server;
-use crate::config::Config;
+use crate::config::{Config, STRANGERS_CONNECTIONS};
 
 /// A connection: its socket, and the descriptor by which its end is noticed.
 const OF_CONNECTION: u64 = 2;
@@ -41,7 +40,7 @@ pub(crate) fn raise() -> Result<u64, DescriptorsError> {
 /// How many worker processes there may be: `workers.max`, or as many as the limit has room for.
 pub(crate) fn processes(config: &Config, tenants_per_process: usize, limit: u64) -> Result<usize, DescriptorsError> {
     let connections = config.api.connections;
-    let others = SPARE + OF_CONNECTION * (connections as u64 + server::STRANGERS);
+    let others = SPARE + OF_CONNECTION * (connections as u64 + STRANGERS_CONNECTIONS);
     let each = OF_PROCESS + OF_TENANT * tenants_per_process as u64;
     match limit.saturating_sub(others) / each {
         0 => Err(DescriptorsError::TooFew { least: others + each, connections, limit }),

@@ -56,16 +56,30 @@ const SUPERVISOR: House = House {
         room("workers", &[], "it knows processes and slots, not tenants"),
         room("events", &[], "everybody tells it something, and it tells nobody"),
         room("clock", &[], "it is below all others"),
-        room("config", &[], "it is below all others"),
+        // The configuration holds a policy, that of tenants without one.
+        room("config", &["tenants"], "it is below all others"),
+        room("descriptors", &[], "it is below all others"),
         room("json_text", &[], "it is below all others"),
         room("logging", &[], "it is below all others"),
         room("paths", &[], "it is below all others"),
         room("peers", &[], "it is below all others"),
-        room("ranges", &[], "it is below all others"),
+        room("ranges", &["tenants"], "it is below all others"),
         room("run_id", &[], "it is below all others"),
         room("share", &[], "it is below all others"),
     ],
-    open: &["events", "clock", "config", "json_text", "logging", "paths", "peers", "ranges", "run_id", "share"],
+    open: &[
+        "events",
+        "clock",
+        "config",
+        "descriptors",
+        "json_text",
+        "logging",
+        "paths",
+        "peers",
+        "ranges",
+        "run_id",
+        "share",
+    ],
 };
 
 pub(crate) fn run() -> Result<()> {

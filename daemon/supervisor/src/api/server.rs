@@ -29,7 +29,7 @@ use tower::ServiceExt;
 
 use crate::api::peer::Peer;
 use crate::api::problem::Problem;
-use crate::config::Api;
+use crate::config::{Api, STRANGERS_CONNECTIONS};
 use crate::share::{Exhausted, Held, Parts, Supply};
 use crate::state::files::{self, How};
 
@@ -192,9 +192,6 @@ const MAX_BUFFER_BYTES: usize = 16 << 10;
 const COST_AT_ONCE: u32 = 32;
 const COST_OF_ONE: u32 = 8;
 
-/// Connections of all uids that no rule names.
-pub(crate) const STRANGERS: u64 = 8;
-
 /// Connections that may be begun in [`WINDOW`], and those of uids without a rule: what has ended
 /// already is charged too, because to take it is most of what it costs.
 const BEGUN: u64 = 10_000;
@@ -224,7 +221,7 @@ impl Places {
             open: Supply::new("the connections (api.connections)", open, parts.clone()),
             begun: Supply::new("the connections that may begin in a second", begun, parts.clone()),
         };
-        let (known, strangers) = (kind(connections as u64, BEGUN), kind(STRANGERS, BEGUN_BY_STRANGERS));
+        let (known, strangers) = (kind(connections as u64, BEGUN), kind(STRANGERS_CONNECTIONS, BEGUN_BY_STRANGERS));
         Self { known, strangers, parts, begun: Vec::new(), since: Instant::now() }
     }
 
