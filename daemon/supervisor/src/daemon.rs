@@ -1,43 +1,35 @@
-//! The daemon as a whole: its tenants, and a run from its admission to its answer.
+//! The daemon as a whole: its parts, its tenants and their homes.
 
 use std::collections::BTreeMap;
 use std::ops::Bound;
-use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use enisle_cordon::{Bounds, Capacity, Level, Reason, Seen, Signal};
-use enisle_hardening::{Layer, LayerSet, Posture, mpk};
-use enisle_wire::Outcome;
-use enisle_wire::tenant::{RunId, ScriptError, Usage};
+use enisle_cordon::{Bounds, Level};
+use enisle_hardening::{LayerSet, Posture};
+use enisle_wire::tenant::RunId;
 use tokio::sync::mpsc;
 
 use crate::clock;
-use crate::config::{Config, Counters, Keys};
+use crate::config::{Config, Counters};
 use crate::cordons::counters;
 use crate::cordons::warden::Warden;
-use crate::descriptors::{self, DescriptorsError};
 use crate::events::{Audit, Events, What};
-use crate::homes::exchange::Finished;
-use crate::homes::job::{Job, Unsealable};
+use crate::homes::job::Job;
 use crate::homes::pool::{AdmitError, Pool};
 use crate::homes::resident::{Resident, Visit};
 use crate::peers::whose;
 use crate::run_id::RunIds;
-use crate::runs::attempt::{Attempts, GaveUp, Next};
 use crate::share::{Exhausted, Held, Lanes, Parts, Supply, Turns};
 use crate::state::files::Folder;
 use crate::state::notes::{Line, Written};
 use crate::state::recorder::{RecordError, Recorder};
-use crate::tenants::in_flight::{Flights, InFlight};
+use crate::tenants::in_flight::Flights;
 use crate::tenants::policy::{Limits, Policy, Store, StoreError, TenantName};
-use crate::tenants::quota::OverQuota;
 use crate::tenants::tenant::Tenant;
-use crate::workers::birth::{Blueprint, Memory, StartError, make_snapshot};
+use crate::workers::machine::{self, Machine, MachineError, Workers};
 
-/// Cages that fit a process: 47 bits of address space, 1376 GiB each (measured: 93).
-const CAGES_PER_PROCESS: usize = 90;
 /// Tenants that the daemon remembers at one time. More names than that are refused: each costs memory.
 const MAX_TENANTS: u64 = 100_000;
 /// So many are looked at when there is no room for a new name.
@@ -48,9 +40,6 @@ pub(crate) const SOME_TENANTS: usize = 256;
 const RUNS_ASK_EVERY: Duration = Duration::from_millis(200);
 /// Policies that are written at one time.
 const WRITES: usize = 4;
-/// Private memory that a worker may commit beside its tenants' own: V8, and one largest allocation on the way to an
-/// `exceededMemory`.
-const WORKER_BASE_MB: u64 = 2048;
 
 #[derive(Debug)]
 pub(crate) struct Daemon {
@@ -73,7 +62,7 @@ pub(crate) struct Daemon {
     defaults: Arc<Policy>,
     tenants: Mutex<BTreeMap<TenantName, Arc<Tenant>>>,
     run_ids: RunIds,
-    flights: Arc<Flights>,
+    pub(crate) flights: Arc<Flights>,
     /// Up to that name tenants were looked at when there was no room for a new one.
     forgot_up_to: Mutex<Option<TenantName>>,
     /// Tenants that may have to live elsewhere.
@@ -113,128 +102,14 @@ impl Supplies {
 
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum SetupError {
-    #[error("this machine lacks what the configuration requires: {0}")]
-    Posture(String),
-    #[error("the worker program {0} cannot be used: {1}")]
-    Program(std::path::PathBuf, std::io::Error),
-    #[error("the startup snapshot could not be made: {0}")]
-    Snapshot(#[from] StartError),
-    #[error("the startup snapshot could not be sealed: {0}")]
-    Seal(std::io::Error),
+    #[error(transparent)]
+    Machine(#[from] MachineError),
     #[error(transparent)]
     Store(#[from] StoreError),
     #[error(transparent)]
     Record(#[from] RecordError),
-    #[error(transparent)]
-    Layer(#[from] enisle_hardening::layers::UnknownLayer),
-    #[error(transparent)]
-    Descriptors(#[from] DescriptorsError),
-    #[error("a thread could not be started: {0}")]
-    Thread(std::io::Error),
     #[error("the kernel's random numbers (/dev/urandom) cannot be read: {0}")]
     Random(std::io::Error),
-}
-
-/// Why a run was not begun.
-#[derive(Debug, thiserror::Error)]
-pub(crate) enum RunError {
-    #[error(transparent)]
-    Quota(#[from] OverQuota),
-    #[error(transparent)]
-    Admit(#[from] AdmitError),
-    #[error("the daemon is ending and takes no new runs")]
-    Draining,
-    #[error("there is no room to write down what the run may leave behind: {0}")]
-    Unrecorded(Exhausted),
-    #[error("the run could not be made ready for a sealed worker: {0}")]
-    Unsealable(#[from] Unsealable),
-    #[error("making the run ready was interrupted")]
-    Interrupted,
-    #[error("the run has ended, and its answer of {bytes} bytes was discarded: {why}")]
-    Answer { bytes: usize, why: Exhausted },
-    #[error(
-        "tenant {tenant} is expelled and not run any more: {why}; an operator lifts that with \
-         `enisle cordon {tenant} --lift --reason …` (DELETE /v1/tenants/{tenant}/cordon?reason=…)"
-    )]
-    Expelled { tenant: TenantName, why: String },
-}
-
-/// A run's end, with where it was.
-#[derive(Debug)]
-pub(crate) struct Report {
-    pub(crate) id: RunId,
-    pub(crate) finished: Finished,
-    pub(crate) level: Level,
-}
-
-/// What this machine gives.
-#[derive(Debug)]
-pub(crate) struct Machine {
-    posture: Posture,
-    capacity: Capacity,
-    /// Worker processes at one time.
-    processes: usize,
-}
-
-/// What this machine has, unless it lacks what the configuration requires.
-pub(crate) fn probe(config: &Config) -> Result<Machine, SetupError> {
-    let posture = Posture::probe();
-    let missing: Vec<_> = posture
-        .missing(config.required_layers()?)
-        .map(|finding| format!("{} ({}); {}", finding.layer, finding.detail, finding.layer.remedy()))
-        .collect();
-    if !missing.is_empty() {
-        return Err(SetupError::Posture(missing.join("; ")));
-    }
-    let capacity = Capacity {
-        keys: if config.workers.keys == Keys::Off { 0 } else { mpk::tenants_of(posture.keys) },
-        cages: CAGES_PER_PROCESS,
-        share_without_keys: config.workers.share_without_keys,
-    };
-    let limit = descriptors::raise()?;
-    let processes = descriptors::processes(config, capacity.tenants_per_process(), limit)?;
-    if processes < config.workers.max {
-        let wanted = config.workers.max;
-        tracing::warn!(
-            limit,
-            processes,
-            wanted,
-            "the limit of open files has room for fewer processes than workers.max"
-        );
-    }
-    Ok(Machine { posture, capacity, processes })
-}
-
-/// What workers are started from.
-struct Workers {
-    blueprint: Arc<Blueprint>,
-    /// As one of them has just made it: the program is a worker, and starts on this machine.
-    snapshot: OwnedFd,
-    layers: LayerSet,
-}
-
-impl Workers {
-    async fn make(config: &Config, machine: &Machine, program: std::path::PathBuf) -> Result<Self, SetupError> {
-        let file = std::fs::File::open(&program).map_err(|error| SetupError::Program(program, error))?;
-        let tenants_per_process = u32::try_from(machine.capacity.tenants_per_process()).unwrap_or(1);
-        let memory = Memory {
-            base_mb: WORKER_BASE_MB,
-            tenant_mb: config.workers.max_memory_mb.into(),
-            sealed_mb: config.cordon.sealed.memory_mb.into(),
-        };
-        let layers = jail_layers(&machine.posture);
-        let layers = if machine.capacity.keys == 0 { layers.without(Layer::Keys) } else { layers };
-        let blueprint = Blueprint::new(file, layers, tenants_per_process, memory, config.workers.uid_base);
-        let blueprint = Arc::new(blueprint.map_err(SetupError::Thread)?);
-        let snapshot = seal(&make_snapshot(&blueprint).await?).map_err(SetupError::Seal)?;
-        Ok(Self { blueprint, snapshot, layers })
-    }
-}
-
-/// Finds what a start would refuse of this machine and of the worker program, which has to make a
-/// snapshot; nothing is kept.
-pub(crate) async fn check(config: &Config, program: std::path::PathBuf) -> Result<(), SetupError> {
-    Workers::make(config, &probe(config)?, program).await.map(drop)
 }
 
 impl Daemon {
@@ -244,7 +119,7 @@ impl Daemon {
         program: std::path::PathBuf,
         state_dir: &std::path::Path,
     ) -> Result<Self, SetupError> {
-        let machine = probe(&config)?;
+        let machine = machine::probe(&config)?;
         let workers = Workers::make(&config, &machine, program).await?;
         let Workers { blueprint, snapshot, layers } = workers;
         let Machine { posture, capacity, processes } = machine;
@@ -403,92 +278,20 @@ impl Daemon {
         self.flights.count()
     }
 
-    /// A place in a tenant's quota for one run, held until its end. Taken before a body is read, so that bodies count too.
-    pub(crate) fn begin(&self, tenant: &Arc<Tenant>, uid: u32) -> Result<InFlight, RunError> {
-        if self.is_draining() {
-            return Err(RunError::Draining);
-        }
-        if tenant.wanted_level() == Level::Expelled {
-            return Err(RunError::Expelled { tenant: tenant.name.clone(), why: why_expelled(tenant) });
-        }
-        self.warden.recorder.may_run(uid).map_err(RunError::Unrecorded)?;
-        Ok(InFlight::begin(&self.flights, tenant, &self.supplies.bodies, uid)?)
-    }
-
-    /// One run, to its report. Dropping the future cancels it.
-    ///
-    /// A run whose worker dies under it is begun again ([`Attempts`]): no run has an effect outside
-    /// its worker yet.
-    pub(crate) async fn run(self: &Arc<Self>, job: Job) -> Result<Report, RunError> {
-        let tenant = &Arc::clone(&job.in_flight.tenant);
-        let (id, uid) = (job.run.id, job.in_flight.uid);
-        let room_until = || Instant::now() + Duration::from_secs(self.config.cordon.queue_secs);
-        let (mut attempts, mut until) = (Attempts::default(), room_until());
-        loop {
-            let resident = self.home(tenant, &job, until).await?;
-            let level = resident.worker.level;
-            let fitted = if level == Level::Sealed { self.sealed(&job, tenant).await? } else { job.clone() };
-            let ended = resident.run(fitted).await;
-            let finished = match attempts.after(ended, resident.is_fenced()) {
-                Next::Answer(finished) => {
-                    tenant.note_end();
-                    *finished
-                }
-                Next::Refuse { bytes, why, usage } => {
-                    tenant.note_end();
-                    self.note(tenant, uid, id, &Finished::of_ours(Outcome::ExceededOutput, None, usage));
-                    return Err(RunError::Answer { bytes, why });
-                }
-                Next::Discard { cpu_us, gives_up } => {
-                    self.discard(tenant, uid, id, resident.token, cpu_us);
-                    let Some(why) = gives_up else { continue };
-                    given_up(tenant, &why, Usage::default())
-                }
-                Next::GiveUp(why, usage) => given_up(tenant, &why, usage),
-                Next::Wait => {
-                    // So far it has waited for its turn, not for room.
-                    until = room_until();
-                    self.pool.bury_dead();
-                    continue;
-                }
-                Next::Retry { alone, why: reason, usage } => {
-                    if alone {
-                        tenant.retry_alone();
-                    }
-                    // The answer has what the last attempt used.
-                    tenant.usage().add_cpu(usage.cpu_us);
-                    let (tenant, run) = (tenant.name.to_string(), id.to_string());
-                    self.events.tell(What::Retried { tenant, uid, run, reason });
-                    self.pool.bury_dead();
-                    continue;
-                }
-            };
-            self.note(tenant, uid, id, &finished);
-            return Ok(Report { id, finished, level });
-        }
-    }
-
-    /// What comes from a home that the tenant has left does not count, whatever it says.
-    fn discard(&self, tenant: &Tenant, uid: u32, run: RunId, token: u64, cpu_us: u64) {
-        let mut usage = tenant.usage();
-        usage.fenced += 1;
-        usage.add_cpu(cpu_us);
-        drop(usage);
-        self.events.tell(What::Fenced { tenant: tenant.name.to_string(), uid, run: run.to_string(), token });
-    }
-
     /// The tenant's home; a new one if it has none, has lost it, or its process is old. Where it has to live elsewhere, it is
     /// moved meanwhile (`rehome`); only one that must not be beside others waits for that.
     ///
     /// Where there is no room for one that has to live alone, or that is leaving a home in which a
     /// run has yet to end, it waits `until` then.
-    async fn home(self: &Arc<Self>, tenant: &Arc<Tenant>, job: &Job, until: Instant) -> Result<Visit, RunError> {
+    pub(crate) async fn home(
+        self: &Arc<Self>,
+        tenant: &Arc<Tenant>,
+        job: &Job,
+        until: Instant,
+    ) -> Result<Visit, AdmitError> {
         let mut home = tenant.home.lock().await;
         loop {
-            let level = tenant.wanted_level();
-            if level == Level::Expelled {
-                return Err(RunError::Expelled { tenant: tenant.name.clone(), why: why_expelled(tenant) });
-            }
+            tenant.may_run()?;
             // Secrets are nowhere where somebody else is whom they are not for.
             if tenant.holds_secrets()
                 && let Some(present) = home.take_if(|home| self.pool.is_among_others(tenant, home))
@@ -522,7 +325,7 @@ impl Daemon {
                 Ok(admitted) => *home = Some(admitted),
                 // It was expelled while it waited for room; the next look says so.
                 Err(_) if tenant.wanted_level() == Level::Expelled => {}
-                Err(error) => return Err(error.into()),
+                Err(error) => return Err(error),
             }
         }
     }
@@ -545,47 +348,6 @@ impl Daemon {
     pub(crate) fn limits_at(&self, tenant: &Tenant, level: Level) -> Limits {
         let limits = tenant.policy().limits.clone();
         if level == Level::Sealed { self.config.cordon.sealed.lower(limits) } else { limits }
-    }
-
-    /// A run as a sealed home gets it: lower limits, no secrets, no code from strings.
-    async fn sealed(&self, job: &Job, tenant: &Tenant) -> Result<Job, RunError> {
-        let (limits, policy) = (self.limits_at(tenant, Level::Sealed), tenant.policy());
-        let job = job.clone();
-        if policy.secrets.is_empty() {
-            return Ok(job.sealed(&limits, &[])?);
-        }
-        // An env may be large.
-        let uid = job.in_flight.uid;
-        let turn = self.work.turn(uid, job.env.len()).await;
-        let sealed = tokio::task::spawn_blocking(move || {
-            let sealed = job.sealed(&limits, &policy.secrets);
-            drop(turn);
-            sealed
-        });
-        Ok(sealed.await.map_err(|_| RunError::Interrupted)??)
-    }
-
-    /// Adds a run to its tenant's account, and tells of an end that an operator may want to know.
-    fn note(&self, tenant: &Arc<Tenant>, uid: u32, run: RunId, finished: &Finished) {
-        let mut usage = tenant.usage();
-        usage.add_cpu(finished.usage.cpu_us);
-        usage.note(finished.outcome);
-        drop(usage);
-        let advice = &finished.advice;
-        let said = [
-            (advice.imports > 0, Signal::DeniedImport),
-            (advice.code > 0, Signal::DeniedCode),
-            (advice.timers > 0, Signal::TimerFlood),
-            (finished.outcome == Outcome::ExceededMemory, Signal::NearMemory),
-        ];
-        let said: Vec<_> = said.iter().filter(|(said, _)| *said).map(|(_, signal)| Seen::certain(*signal)).collect();
-        if !said.is_empty() {
-            self.warden.saw(tenant, uid, &said);
-        }
-        if !matches!(finished.outcome, Outcome::Ok | Outcome::Exception) {
-            let outcome = finished.outcome.as_str();
-            self.events.tell(What::RunEnded { tenant: tenant.name.to_string(), uid, run: run.to_string(), outcome });
-        }
     }
 
     /// Takes no new runs and waits for those in flight, `drain` at most.
@@ -612,52 +374,4 @@ impl Daemon {
     pub(crate) fn is_draining(&self) -> bool {
         self.flights.is_draining()
     }
-}
-
-/// What is answered for a run that is not tried any more.
-fn given_up(tenant: &Tenant, why: &GaveUp, usage: Usage) -> Finished {
-    if why.is_an_end() {
-        tenant.note_end();
-    }
-    let error = ScriptError { name: "WorkerLost".to_owned(), message: why.to_string(), stack: None };
-    Finished::of_ours(Outcome::WorkerLost, Some(error), usage)
-}
-
-/// Why a tenant is expelled, from the last thing that was decided about it.
-fn why_expelled(tenant: &Tenant) -> String {
-    let standing = tenant.standing();
-    let reasons = standing.history().last().map(|past| past.reasons.as_slice()).unwrap_or_default();
-    let in_words = |reason: &Reason| match reason {
-        Reason::Order { reason, by_uid } => Some(format!("uid {by_uid} said so ({reason})")),
-        Reason::Score { score, threshold } => Some(format!("its score reached {score:.0} of {threshold:.0}")),
-        Reason::Signal { signal, count, .. } => Some(format!("{signal:?} {count} times")),
-        Reason::Suspected { .. } | Reason::Lifted { .. } | Reason::Clean { .. } | Reason::Unsuspected => None,
-    };
-    reasons.iter().filter_map(in_words).collect::<Vec<_>>().join(", ")
-}
-
-/// The layers that workers take on here: all that the machine has.
-fn jail_layers(posture: &Posture) -> LayerSet {
-    let layers = posture.layers();
-    if layers.has(Layer::Namespaces) {
-        return layers;
-    }
-    // Without a mount namespace of its own a worker must not touch the mounts.
-    let layers = layers.without(Layer::EmptyRoot);
-    // An ordinary user cannot look into an undumpable process that is in no namespace of theirs, and a worker that cannot
-    // be verified gets no tenant: being able to look is worth more.
-    if nix::unistd::geteuid().is_root() { layers } else { layers.without(Layer::NotDumpable) }
-}
-
-/// The snapshot in memory that nobody can change any more.
-fn seal(snapshot: &[u8]) -> std::io::Result<OwnedFd> {
-    use nix::fcntl::{FcntlArg, SealFlag, fcntl};
-    use nix::sys::memfd::{MFdFlags, memfd_create};
-    let memory = memfd_create(c"enisle-snapshot", MFdFlags::MFD_CLOEXEC | MFdFlags::MFD_ALLOW_SEALING)?;
-    let mut file = std::fs::File::from(memory.try_clone()?);
-    std::io::Write::write_all(&mut file, snapshot)?;
-    let seals = SealFlag::F_SEAL_WRITE | SealFlag::F_SEAL_SHRINK | SealFlag::F_SEAL_GROW | SealFlag::F_SEAL_SEAL;
-    fcntl(memory.as_fd(), FcntlArg::F_ADD_SEALS(seals))?;
-    tracing::debug!(bytes = snapshot.len(), descriptor = memory.as_raw_fd(), "the startup snapshot is sealed");
-    Ok(memory)
 }

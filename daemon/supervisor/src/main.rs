@@ -167,7 +167,7 @@ async fn check_start(places: Places, config: &Config) -> anyhow::Result<()> {
             state::files::check_file(&looked, name.as_ref()).with_context(|| context(&path))?;
         }
     }
-    Ok(daemon::check(config, places.program).await?)
+    Ok(workers::machine::check(config, places.program).await?)
 }
 
 async fn run(arguments: Arguments, config: Config) -> anyhow::Result<()> {

@@ -16,7 +16,7 @@ use serde::Serialize;
 use serde_json::value::RawValue;
 
 use super::tenants::micros_as_ms;
-use crate::daemon::Report;
+use crate::runs::run::Report;
 use crate::share::Held;
 
 /// A piece has so many bytes, and a little more.

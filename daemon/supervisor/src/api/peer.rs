@@ -7,9 +7,12 @@ use axum::http::request::Parts;
 
 use super::problem::Problem;
 use crate::config::Peer as Rule;
-use crate::daemon::{Daemon, RunError};
+use crate::daemon::Daemon;
 use crate::events::What;
+use crate::homes::pool::AdmitError;
+use crate::runs::run::RunError;
 use crate::tenants::policy::TenantName;
+use crate::tenants::tenant::Expelled;
 
 /// The process at the other end of a connection.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -72,9 +75,14 @@ impl Peer {
     /// Why a run was not begun. Why a tenant is expelled is for operators.
     pub(crate) fn told(self, error: RunError, daemon: &Daemon) -> Problem {
         match error {
-            RunError::Expelled { tenant, .. } if !self.operates(daemon) => Problem::expelled(format!(
-                "tenant {tenant} is expelled and not run any more; an operator sees why, and may let it in again"
-            )),
+            RunError::Expelled(Expelled { tenant, .. })
+            | RunError::Admit(AdmitError::Expelled(Expelled { tenant, .. }))
+                if !self.operates(daemon) =>
+            {
+                Problem::expelled(format!(
+                    "tenant {tenant} is expelled and not run any more; an operator sees why, and may let it in again"
+                ))
+            }
             error => error.into(),
         }
     }

@@ -4,8 +4,9 @@ use axum::http::{HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use serde::Serialize;
 
-use crate::daemon::RunError;
 use crate::homes::job::Unsealable;
+use crate::homes::pool::AdmitError;
+use crate::runs::run::RunError;
 use crate::share::Exhausted;
 use crate::tenants::policy::{BadName, StoreError};
 
@@ -95,6 +96,9 @@ impl From<RunError> for Problem {
                 problem.retry_after_secs = Some(over.retry_after_secs());
                 problem
             }
+            RunError::Expelled(expelled) | RunError::Admit(AdmitError::Expelled(expelled)) => {
+                Self::expelled(expelled.to_string())
+            }
             RunError::Admit(error) => Self::unavailable(error.to_string()),
             RunError::Draining | RunError::Unrecorded(_) | RunError::Unsealable(Unsealable::NoRoom(_)) => {
                 Self::unavailable(error.to_string())
@@ -105,7 +109,6 @@ impl From<RunError> for Problem {
                 Self::new(status, "no-room", "There is no room for the answer", error.to_string())
             }
             RunError::Unsealable(_) | RunError::Interrupted => Self::internal(error.to_string()),
-            RunError::Expelled { .. } => Self::expelled(error.to_string()),
         }
     }
 }

@@ -22,7 +22,7 @@ use crate::cordons::warden::Warden;
 use crate::events::What;
 use crate::homes::resident::Resident;
 use crate::share::{Held, Parts, Supply, Turn, Turns};
-use crate::tenants::tenant::Tenant;
+use crate::tenants::tenant::{Expelled, Tenant};
 use crate::workers::birth::{Blueprint, StartError};
 use crate::workers::process::Worker;
 
@@ -49,6 +49,8 @@ pub(crate) enum AdmitError {
     Start(#[from] StartError),
     #[error("a channel for the tenant could not be made: {0}")]
     Channel(std::io::Error),
+    #[error(transparent)]
+    Expelled(#[from] Expelled),
 }
 
 /// A worker, living or about to.

@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak};
 use std::time::{Duration, Instant};
 
-use enisle_cordon::{Case, Circumstances, Level, Rules, Standing, Time, Traits};
+use enisle_cordon::{Case, Circumstances, Level, Reason, Rules, Standing, Time, Traits};
 use enisle_wire::Outcome;
 use serde_json::{Map, Value};
 
@@ -68,6 +68,17 @@ struct Life {
     no_room_told: Option<Instant>,
     /// The homes that it has left and in which a run has yet to end.
     draining: Vec<Weak<Resident>>,
+}
+
+/// A tenant that is not run any more.
+#[derive(Debug, thiserror::Error)]
+#[error(
+    "tenant {tenant} is expelled and not run any more: {why}; an operator lifts that with \
+     `enisle cordon {tenant} --lift --reason …` (DELETE /v1/tenants/{tenant}/cordon?reason=…)"
+)]
+pub(crate) struct Expelled {
+    pub(crate) tenant: TenantName,
+    why: String,
 }
 
 /// For how long, and with whom of the others it may be meanwhile: with nobody (`None`), or with those of its half.
@@ -135,6 +146,27 @@ impl Usage {
 }
 
 impl Tenant {
+    /// Whether it may be run at all.
+    pub(crate) fn may_run(&self) -> Result<(), Expelled> {
+        if self.wanted_level() == Level::Expelled {
+            return Err(Expelled { tenant: self.name.clone(), why: self.why_expelled() });
+        }
+        Ok(())
+    }
+
+    /// Why it is expelled, from the last thing that was decided about it.
+    fn why_expelled(&self) -> String {
+        let standing = self.standing();
+        let reasons = standing.history().last().map(|past| past.reasons.as_slice()).unwrap_or_default();
+        let in_words = |reason: &Reason| match reason {
+            Reason::Order { reason, by_uid } => Some(format!("uid {by_uid} said so ({reason})")),
+            Reason::Score { score, threshold } => Some(format!("its score reached {score:.0} of {threshold:.0}")),
+            Reason::Signal { signal, count, .. } => Some(format!("{signal:?} {count} times")),
+            Reason::Suspected { .. } | Reason::Lifted { .. } | Reason::Clean { .. } | Reason::Unsuspected => None,
+        };
+        reasons.iter().filter_map(in_words).collect::<Vec<_>>().join(", ")
+    }
+
     pub(crate) fn new(
         name: TenantName,
         policy: Arc<Policy>,

@@ -5,5 +5,6 @@ pub(crate) mod channel;
 pub(crate) mod death;
 pub(crate) mod holdings;
 pub(crate) mod look;
+pub(crate) mod machine;
 pub(crate) mod process;
 pub(crate) mod violation;

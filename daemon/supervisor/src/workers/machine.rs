@@ -1,0 +1,134 @@
+//! What the machine gives, and what workers are started from on it.
+
+use std::fs::File;
+use std::io::{self, Write};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use enisle_cordon::Capacity;
+use enisle_hardening::{Layer, LayerSet, Posture, mpk};
+use nix::fcntl::{FcntlArg, SealFlag, fcntl};
+use nix::sys::memfd::{MFdFlags, memfd_create};
+
+use crate::config::{Config, Keys};
+use crate::descriptors::{self, DescriptorsError};
+use crate::workers::birth::{Blueprint, Memory, StartError, make_snapshot};
+
+/// Cages that fit a process: 47 bits of address space, 1376 GiB each (measured: 93).
+const CAGES_PER_PROCESS: usize = 90;
+/// Private memory that a worker may commit beside its tenants' own: V8, and one largest allocation on the way to an
+/// `exceededMemory`.
+const WORKER_BASE_MB: u64 = 2048;
+
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum MachineError {
+    #[error("this machine lacks what the configuration requires: {0}")]
+    Posture(String),
+    #[error("the worker program {0} cannot be used: {1}")]
+    Program(PathBuf, io::Error),
+    #[error("the startup snapshot could not be made: {0}")]
+    Snapshot(#[from] StartError),
+    #[error("the startup snapshot could not be sealed: {0}")]
+    Seal(io::Error),
+    #[error(transparent)]
+    Layer(#[from] enisle_hardening::layers::UnknownLayer),
+    #[error(transparent)]
+    Descriptors(#[from] DescriptorsError),
+    #[error("a thread could not be started: {0}")]
+    Thread(io::Error),
+}
+
+/// What this machine gives.
+#[derive(Debug)]
+pub(crate) struct Machine {
+    pub(crate) posture: Posture,
+    pub(crate) capacity: Capacity,
+    /// Worker processes at one time.
+    pub(crate) processes: usize,
+}
+
+/// What this machine has, unless it lacks what the configuration requires.
+pub(crate) fn probe(config: &Config) -> Result<Machine, MachineError> {
+    let posture = Posture::probe();
+    let missing: Vec<_> = posture
+        .missing(config.required_layers()?)
+        .map(|finding| format!("{} ({}); {}", finding.layer, finding.detail, finding.layer.remedy()))
+        .collect();
+    if !missing.is_empty() {
+        return Err(MachineError::Posture(missing.join("; ")));
+    }
+    let capacity = Capacity {
+        keys: if config.workers.keys == Keys::Off { 0 } else { mpk::tenants_of(posture.keys) },
+        cages: CAGES_PER_PROCESS,
+        share_without_keys: config.workers.share_without_keys,
+    };
+    let limit = descriptors::raise()?;
+    let processes = descriptors::processes(config, capacity.tenants_per_process(), limit)?;
+    if processes < config.workers.max {
+        let wanted = config.workers.max;
+        tracing::warn!(
+            limit,
+            processes,
+            wanted,
+            "the limit of open files has room for fewer processes than workers.max"
+        );
+    }
+    Ok(Machine { posture, capacity, processes })
+}
+
+/// What workers are started from.
+pub(crate) struct Workers {
+    pub(crate) blueprint: Arc<Blueprint>,
+    /// As one of them has just made it: the program is a worker, and starts on this machine.
+    pub(crate) snapshot: OwnedFd,
+    pub(crate) layers: LayerSet,
+}
+
+impl Workers {
+    pub(crate) async fn make(config: &Config, machine: &Machine, program: PathBuf) -> Result<Self, MachineError> {
+        let file = File::open(&program).map_err(|error| MachineError::Program(program, error))?;
+        let tenants_per_process = u32::try_from(machine.capacity.tenants_per_process()).unwrap_or(1);
+        let memory = Memory {
+            base_mb: WORKER_BASE_MB,
+            tenant_mb: config.workers.max_memory_mb.into(),
+            sealed_mb: config.cordon.sealed.memory_mb.into(),
+        };
+        let layers = jail_layers(&machine.posture);
+        let layers = if machine.capacity.keys == 0 { layers.without(Layer::Keys) } else { layers };
+        let blueprint = Blueprint::new(file, layers, tenants_per_process, memory, config.workers.uid_base);
+        let blueprint = Arc::new(blueprint.map_err(MachineError::Thread)?);
+        let snapshot = sealed(&make_snapshot(&blueprint).await?).map_err(MachineError::Seal)?;
+        Ok(Self { blueprint, snapshot, layers })
+    }
+}
+
+/// Finds what a start would refuse of this machine and of the worker program, which has to make a
+/// snapshot; nothing is kept.
+pub(crate) async fn check(config: &Config, program: PathBuf) -> Result<(), MachineError> {
+    Workers::make(config, &probe(config)?, program).await.map(drop)
+}
+
+/// The layers that workers take on here: all that the machine has.
+fn jail_layers(posture: &Posture) -> LayerSet {
+    let layers = posture.layers();
+    if layers.has(Layer::Namespaces) {
+        return layers;
+    }
+    // Without a mount namespace of its own a worker must not touch the mounts.
+    let layers = layers.without(Layer::EmptyRoot);
+    // An ordinary user cannot look into an undumpable process that is in no namespace of theirs, and a worker that cannot
+    // be verified gets no tenant: being able to look is worth more.
+    if nix::unistd::geteuid().is_root() { layers } else { layers.without(Layer::NotDumpable) }
+}
+
+/// The snapshot in memory that nobody can change any more.
+fn sealed(snapshot: &[u8]) -> io::Result<OwnedFd> {
+    let memory = memfd_create(c"enisle-snapshot", MFdFlags::MFD_CLOEXEC | MFdFlags::MFD_ALLOW_SEALING)?;
+    let mut file = File::from(memory.try_clone()?);
+    file.write_all(snapshot)?;
+    let seals = SealFlag::F_SEAL_WRITE | SealFlag::F_SEAL_SHRINK | SealFlag::F_SEAL_GROW | SealFlag::F_SEAL_SEAL;
+    fcntl(memory.as_fd(), FcntlArg::F_ADD_SEALS(seals))?;
+    tracing::debug!(bytes = snapshot.len(), descriptor = memory.as_raw_fd(), "the startup snapshot is sealed");
+    Ok(memory)
+}
