@@ -6,7 +6,7 @@ use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use enisle_cordon::{Bounds, Level};
+use enisle_cordon::Bounds;
 use enisle_hardening::{LayerSet, Posture};
 use enisle_wire::tenant::RunId;
 use tokio::sync::mpsc;
@@ -16,9 +16,8 @@ use crate::config::{Config, Counters};
 use crate::cordons::counters;
 use crate::cordons::warden::Warden;
 use crate::events::{Audit, Events, What};
-use crate::homes::job::Job;
-use crate::homes::pool::{AdmitError, Pool};
-use crate::homes::resident::{Resident, Visit};
+use crate::homes::find::Homes;
+use crate::homes::pool::Pool;
 use crate::peers::whose;
 use crate::run_id::RunIds;
 use crate::share::{Exhausted, Held, Lanes, Parts, Supply, Turns};
@@ -26,7 +25,7 @@ use crate::state::files::Folder;
 use crate::state::notes::{Line, Written};
 use crate::state::recorder::{RecordError, Recorder};
 use crate::tenants::in_flight::Flights;
-use crate::tenants::policy::{Limits, Policy, Store, StoreError, TenantName};
+use crate::tenants::policy::{Policy, Store, StoreError, TenantName};
 use crate::tenants::tenant::Tenant;
 use crate::workers::machine::{self, Machine, MachineError, Workers};
 
@@ -36,8 +35,6 @@ const MAX_TENANTS: u64 = 100_000;
 const FORGET_AMONG: usize = 64;
 /// Tenants that are looked at before others have their turn.
 pub(crate) const SOME_TENANTS: usize = 256;
-/// How often the runs of a tenant that lives where it should not ask for its move.
-const RUNS_ASK_EVERY: Duration = Duration::from_millis(200);
 /// Policies that are written at one time.
 const WRITES: usize = 4;
 
@@ -55,7 +52,7 @@ pub(crate) struct Daemon {
     pub(crate) warden: Arc<Warden>,
     /// Whether the processor's counters are used; why not otherwise.
     pub(crate) counters: Result<(), String>,
-    pub(crate) pool: Pool,
+    pub(crate) homes: Arc<Homes>,
     pub(crate) started: Instant,
     store: Store,
     /// The policy of tenants that have none of their own.
@@ -146,6 +143,7 @@ impl Daemon {
         let supplies = Supplies::new(&config);
         let parts = Parts::new(&config.peers);
         let pool = Pool::new(blueprint, capacity, bounds, parts, snapshot, Arc::clone(&warden));
+        let homes = Homes::new(&config, pool, Arc::clone(&warden));
         let mut standings = kept.standings;
         let now = Instant::now();
         let mut tenants = BTreeMap::new();
@@ -174,7 +172,7 @@ impl Daemon {
             events,
             warden,
             counters,
-            pool,
+            homes: Arc::new(homes),
             started: now,
             store,
             defaults,
@@ -224,6 +222,7 @@ impl Daemon {
             .filter(|(_, tenant)| [uid, owner].contains(&tenant.charged_to()))
             .filter(|(_, tenant)| !tenant.is_worth_remembering(|standing| !standing.is_slight(rules, now)))
             .map(|(name, _)| name.clone())
+            .filter(|name| self.homes.forget(name))
             .collect();
         for name in forgotten {
             tenants.remove(&name);
@@ -276,78 +275,6 @@ impl Daemon {
 
     pub(crate) fn in_flight(&self) -> u64 {
         self.flights.count()
-    }
-
-    /// The tenant's home; a new one if it has none, has lost it, or its process is old. Where it has to live elsewhere, it is
-    /// moved meanwhile (`rehome`); only one that must not be beside others waits for that.
-    ///
-    /// Where there is no room for one that has to live alone, or that is leaving a home in which a
-    /// run has yet to end, it waits `until` then.
-    pub(crate) async fn home(
-        self: &Arc<Self>,
-        tenant: &Arc<Tenant>,
-        job: &Job,
-        until: Instant,
-    ) -> Result<Visit, AdmitError> {
-        let mut home = tenant.home.lock().await;
-        loop {
-            tenant.may_run()?;
-            // Secrets are nowhere where somebody else is whom they are not for.
-            if tenant.holds_secrets()
-                && let Some(present) = home.take_if(|home| self.pool.is_among_others(tenant, home))
-            {
-                self.drain_home(tenant, present, true);
-            }
-            if let Some(visit) = home.as_ref().and_then(Resident::visit) {
-                // Further in there is time, and whoever is alone for its own sake need not be.
-                let leaves = visit.worker.level < tenant.standing().level() || self.is_old(&visit.worker);
-                if leaves && tenant.runs_may_ask(RUNS_ASK_EVERY) {
-                    self.warden.ask_for_move(tenant);
-                }
-                return Ok(visit);
-            }
-            *home = None;
-            let level = self.level_of_new_home(tenant, job.in_flight.uid);
-            let memory_mb = job.run.limits.memory_mb.min(self.limits_at(tenant, level).memory_mb);
-            // A home alone that is nothing but others' doing is not waited for.
-            let own_doing = tenant.on_probation().is_none() || tenant.standing().level().is_alone();
-            let patience = if own_doing { until } else { Instant::now() };
-            let admitted = match self.pool.admit(tenant, level, memory_mb, job.in_flight.uid, patience).await {
-                // That it lives alone was for its own sake, or is not its own doing: it is not refused for that.
-                Err(AdmitError::Full(_) | AdmitError::FullAlone(_))
-                    if level.is_alone() && tenant.standing().level() == Level::Shared =>
-                {
-                    self.pool.admit(tenant, Level::Shared, memory_mb, job.in_flight.uid, until).await
-                }
-                admitted => admitted,
-            };
-            match admitted {
-                Ok(admitted) => *home = Some(admitted),
-                // It was expelled while it waited for room; the next look says so.
-                Err(_) if tenant.wanted_level() == Level::Expelled => {}
-                Err(error) => return Err(error),
-            }
-        }
-    }
-
-    /// How far out a tenant's next home has to be, on the account of a uid.
-    ///
-    /// While the uid's budget of deaths is used up, it is alone, also for those who have done
-    /// nothing: whose doing the next death will be shows only afterwards, and a neighbour is safe
-    /// where nobody else is. Whoever has a home in company stays there. If there is no room alone,
-    /// such tenants are together, and never beside those who were there before: want of homes alone
-    /// is no reason to refuse somebody for what another tenant did.
-    pub(crate) fn level_of_new_home(&self, tenant: &Tenant, uid: u32) -> Level {
-        if self.warden.has_used_up(uid) {
-            tenant.put_on_probation(uid);
-        }
-        tenant.wanted_level()
-    }
-
-    /// What a tenant's runs may use at that level: the lower of its policy's and the level's.
-    pub(crate) fn limits_at(&self, tenant: &Tenant, level: Level) -> Limits {
-        let limits = tenant.policy().limits.clone();
-        if level == Level::Sealed { self.config.cordon.sealed.lower(limits) } else { limits }
     }
 
     /// Takes no new runs and waits for those in flight, `drain` at most.

@@ -9,8 +9,6 @@ use enisle_hardening::allocator;
 use crate::daemon::{Daemon, SOME_TENANTS, Supplies};
 use crate::events::What;
 use crate::homes::pool::Household;
-use crate::homes::resident::Resident;
-use crate::tenants::tenant::Tenant;
 use crate::workers::holdings::Unexplained;
 use crate::workers::process::Worker;
 
@@ -39,11 +37,11 @@ impl Daemon {
         let mut rounds = tokio::time::interval(pause);
         loop {
             rounds.tick().await;
-            self.pool.bury_dead();
-            self.pool.retire_idle(idle);
-            self.pool.retire_old(age);
+            self.homes.pool.bury_dead();
+            self.homes.pool.retire_idle(idle);
+            self.homes.pool.retire_old(age);
             self.look_after_tenants().await;
-            self.pool.inspect_next().await;
+            self.homes.pool.inspect_next().await;
         }
     }
 
@@ -73,10 +71,8 @@ impl Daemon {
                 if tenant.on_probation().is_some_and(|uid| self.warden.has_forgiven(uid)) {
                     tenant.end_probation();
                 }
-                self.hasten(tenant);
-                tenant.tidy();
-                if self.is_misplaced(tenant, tenant.residence()) {
-                    self.warden.ask_for_move(tenant);
+                if !self.homes.look_after(tenant) {
+                    tenant.tidy();
                 }
             }
             let Some(tenant) = some.last() else { return };
@@ -84,22 +80,6 @@ impl Daemon {
             // There may be a hundred thousand of them, and others want their turn.
             tokio::task::yield_now().await;
         }
-    }
-
-    /// It lives at another level than it has to, or beside somebody whom it may not be beside any more: a policy was changed,
-    /// or a score has grown. Or its process is too old, or holds too much.
-    pub(crate) fn is_misplaced(&self, tenant: &Tenant, home: Option<Arc<Resident>>) -> bool {
-        home.is_some_and(|home| {
-            home.worker.level != tenant.wanted_level()
-                || self.is_old(&home.worker)
-                || home.worker.is_unwanted(home.slot)
-                || self.pool.is_among_others(tenant, &home)
-        })
-    }
-
-    /// What an attacker has learnt of a process's memory is worth nothing in the next one.
-    pub(crate) fn is_old(&self, worker: &Worker) -> bool {
-        worker.started_at.elapsed() >= Duration::from_secs(self.config.workers.max_age_secs)
     }
 
     /// Looks at every running tenant's thread, a window at a time, for as long as the daemon lives: while a run goes on, not
@@ -111,7 +91,7 @@ impl Daemon {
         let (mut count, mut looking, mut in_turn) = (0, None, 0);
         loop {
             windows.tick().await;
-            let busy = self.pool.busy();
+            let busy = self.homes.pool.busy();
             for (tenant, resident) in &busy {
                 let seen: Vec<_> = resident.look(rules, counters).into_iter().map(Seen::certain).collect();
                 if !seen.is_empty() {
@@ -133,7 +113,7 @@ impl Daemon {
     /// The workers whose memory is looked at in that window: those that have grown; now and then
     /// every busy one, and of the idle ones one in turn.
     fn to_be_looked_at(&self, window: u32, in_turn: &mut u64) -> Vec<Household> {
-        let mut households = self.pool.households();
+        let mut households = self.homes.pool.households();
         let mut next = None;
         if window == 0 {
             let idle = || households.iter().filter(|household| !household.busy).map(|household| household.worker.id);
@@ -156,7 +136,7 @@ impl Daemon {
                 continue;
             }
             for (slot, tenant) in &tenants {
-                let limits = self.limits_at(tenant, worker.level);
+                let limits = self.homes.limits_at(tenant, worker.level);
                 let most = self.config.cordon.rules.shape.most_resident(limits.memory_mb);
                 if worker.resident_bytes(*slot) > most {
                     self.warden.saw(tenant, worker.uid, &[Seen::certain(Signal::Resident)]);
@@ -172,7 +152,7 @@ impl Daemon {
     /// leaves with each look, whoever seems to hold most of it first, and alone. What is left of it
     /// ends with the last one.
     fn empty(&self, worker: &Worker, found: Unexplained) {
-        self.pool.close(worker);
+        self.homes.pool.close(worker);
         let Some((tenant, holds_most)) = worker.send_one_away() else { return };
         let (name, pid) = (tenant.name.to_string(), worker.pid.as_raw());
         let (held_mb, most_mb) = (found.bytes >> 20, found.most >> 20);
@@ -197,8 +177,8 @@ impl Daemon {
     pub(crate) async fn move_tenants(self: &Arc<Self>) {
         let Some(mut moves) = self.moves.lock().unwrap_or_else(PoisonError::into_inner).take() else { return };
         while let Some(tenant) = moves.recv().await {
-            let daemon = Arc::clone(self);
-            tokio::spawn(async move { daemon.rehome(&tenant).await });
+            let homes = Arc::clone(&self.homes);
+            tokio::spawn(async move { homes.rehome(&tenant).await });
         }
     }
 }

@@ -212,7 +212,7 @@ async fn run(arguments: Arguments, config: Config) -> anyhow::Result<()> {
         _ = terminate.recv() => {}
         _ = interrupt.recv() => {}
     }
-    daemon.pool.end().await;
+    daemon.homes.pool.end().await;
     daemon.events.tell_counted();
     daemon.write_down();
     tracing::info!("enisled has ended");

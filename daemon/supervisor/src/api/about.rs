@@ -62,8 +62,8 @@ fn for_operators(daemon: &Daemon) -> Map<String, Value> {
             })
         })
         .collect();
-    let capacity = daemon.pool.capacity;
-    let (workers, residents) = daemon.pool.counts();
+    let capacity = daemon.homes.pool.capacity;
+    let (workers, residents) = daemon.homes.pool.counts();
     let parts = [
         (
             "posture",
@@ -79,8 +79,8 @@ fn for_operators(daemon: &Daemon) -> Map<String, Value> {
             "capacity",
             json!({
                 "tenantsPerProcess": capacity.tenants_per_process(),
-                "maxProcesses": daemon.pool.bounds.processes,
-                "maxAlone": daemon.pool.bounds.alone,
+                "maxProcesses": daemon.homes.pool.bounds.processes,
+                "maxAlone": daemon.homes.pool.bounds.alone,
             }),
         ),
         ("deaths", deaths(daemon)),
@@ -118,7 +118,7 @@ fn deaths(daemon: &Daemon) -> Value {
 
 /// What the posture means for where tenants live, in a sentence.
 fn consequence(daemon: &Daemon) -> String {
-    let capacity = daemon.pool.capacity;
+    let capacity = daemon.homes.pool.capacity;
     match (capacity.keys, capacity.share_without_keys) {
         (0, false) => "no protection keys: every tenant has a process of its own".to_owned(),
         (0, true) => format!(

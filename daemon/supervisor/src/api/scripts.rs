@@ -99,7 +99,7 @@ pub(crate) async fn put(
     let status = match known {
         Some(known) if known.key == script.key => StatusCode::OK,
         Some(_) => {
-            forget_isolates(&tenant);
+            forget_isolates(&daemon, &tenant);
             StatusCode::CREATED
         }
         None => StatusCode::CREATED,
@@ -145,15 +145,15 @@ pub(crate) async fn forget(
     peer.act_for(&name, &daemon)?;
     let (tenant, _) = find(&daemon, &name, &id)?;
     if tenant.scripts().remove(&id).is_some() {
-        forget_isolates(&tenant);
+        forget_isolates(&daemon, &tenant);
     }
     Ok(StatusCode::NO_CONTENT)
 }
 
 /// Has the isolates disposed of whose versions are not registered any more.
-fn forget_isolates(tenant: &Tenant) {
+fn forget_isolates(daemon: &Daemon, tenant: &Tenant) {
     // Where the lock of its home is held, it is moving in or out, and keeps nothing.
-    if let Some(home) = tenant.residence() {
+    if let Some(home) = daemon.homes.residence(&tenant.name) {
         home.forget_replaced();
     }
 }
@@ -175,7 +175,7 @@ pub(crate) async fn run(
         daemon.run(work(bytes, peer.uid, &daemon, made).await?).await.map_err(|error| peer.told(error, &daemon))?;
     script.runs.fetch_add(1, Ordering::Relaxed);
     if tenant.scripts().get(&id).is_none_or(|present| present.key != script.key) {
-        forget_isolates(&tenant);
+        forget_isolates(&daemon, &tenant);
     }
     Ok(answer(report, peer.operates(&daemon)))
 }

@@ -161,7 +161,7 @@ fn show_tenant(tenant: &Tenant, daemon: &Daemon) -> Value {
         "policy": camel_case(serde_json::to_value(&*tenant.policy()).unwrap_or_default()),
         "inFlight": tenant.in_flight(),
         "cordon": show_cordon(tenant, daemon),
-        "resident": show_residence(tenant),
+        "resident": show_residence(daemon, tenant),
         "usage": show_usage(tenant),
     })
 }
@@ -178,13 +178,13 @@ fn show_row(tenant: &Tenant, daemon: &Daemon) -> Value {
         "name": tenant.name,
         "inFlight": tenant.in_flight(),
         "cordon": cordon,
-        "resident": show_residence(tenant),
+        "resident": show_residence(daemon, tenant),
         "usage": show_usage(tenant),
     })
 }
 
-fn show_residence(tenant: &Tenant) -> Option<Value> {
-    let resident = tenant.residence()?;
+fn show_residence(daemon: &Daemon, tenant: &Tenant) -> Option<Value> {
+    let resident = daemon.homes.residence(&tenant.name)?;
     Some(json!({
         "worker": resident.worker.id,
         "pid": resident.worker.pid.as_raw(),

@@ -23,7 +23,7 @@ pub(crate) async fn list(
     let page = Page::of(wanted)?;
     let after = page.after.as_deref().map(str::parse::<u64>).transpose();
     let after = after.map_err(|error| Problem::bad_request(format!("after is no worker's id: {error}")))?;
-    let mut workers = daemon.pool.list();
+    let mut workers = daemon.homes.pool.list();
     workers.retain(|listed| after.is_none_or(|after| listed.worker.id > after));
     workers.sort_unstable_by_key(|listed| listed.worker.id);
     workers.truncate(page.limit + 1);

@@ -1,6 +1,8 @@
 //! Which tenant is in which process.
 
 pub(crate) mod exchange;
+pub(crate) mod find;
+pub(crate) mod home;
 pub(crate) mod job;
 pub(crate) mod pool;
 mod rehome;

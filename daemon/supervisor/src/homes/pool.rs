@@ -20,6 +20,7 @@ use tokio::sync::{Notify, OnceCell, oneshot};
 use crate::clock;
 use crate::cordons::warden::Warden;
 use crate::events::What;
+use crate::homes::home::Home;
 use crate::homes::resident::Resident;
 use crate::share::{Held, Parts, Supply, Turn, Turns};
 use crate::tenants::tenant::{Expelled, Tenant};
@@ -61,7 +62,7 @@ struct Entry {
     places_used: u32,
     /// Too old: nobody comes in any more.
     closing: bool,
-    residents: BTreeMap<Slot, (Arc<Tenant>, Option<Arc<Resident>>)>,
+    residents: BTreeMap<Slot, (Arc<Home>, Option<Arc<Resident>>)>,
     /// Set once its process is ready; whoever comes first starts it, whoever comes meanwhile waits.
     worker: Arc<OnceCell<Arc<Worker>>>,
     /// The start has it too, which may last longer than anybody's wish for the process.
@@ -166,15 +167,16 @@ impl Pool {
     /// beside others for want of it.
     pub(crate) async fn admit(
         &self,
-        tenant: &Arc<Tenant>,
+        home: &Arc<Home>,
         level: Level,
         memory_mb: u32,
         uid: u32,
         until: Instant,
     ) -> Result<Arc<Resident>, AdmitError> {
+        let tenant = &home.tenant;
         let reserved = loop {
             let room = self.room.notified();
-            let error = match self.reserve(tenant, level, uid) {
+            let error = match self.reserve(home, level, uid) {
                 Ok(reserved) => break reserved,
                 Err(AdmitError::Full(_)) if self.make_room(uid, &self.homes, |_| true) => continue,
                 Err(AdmitError::FullAlone(_)) if self.make_room(uid, &self.homes_alone, Level::is_alone) => continue,
@@ -182,7 +184,7 @@ impl Pool {
             };
             let left = until.saturating_duration_since(Instant::now());
             // Whoever has nothing waits as well: a process that is idle next is theirs.
-            if left.is_zero() || !(level.is_alone() || self.homes.held_by(uid) == 0 || tenant.is_draining()) {
+            if left.is_zero() || !(level.is_alone() || self.homes.held_by(uid) == 0 || home.is_draining()) {
                 return Err(error);
             }
             // A tenant that has become idle makes no noise, so it is looked for now and then.
@@ -199,7 +201,7 @@ impl Pool {
         let resident =
             Resident::new(Arc::clone(tenant), Arc::clone(&worker), slot, ours, uid, Arc::clone(&self.warden));
         if let Some(entry) = self.lock().by_id.get_mut(&entry) {
-            entry.residents.insert(slot, (Arc::clone(tenant), Some(Arc::clone(&resident))));
+            entry.residents.insert(slot, (Arc::clone(home), Some(Arc::clone(&resident))));
         }
         reservation.kept = true;
         let reason = match level {
@@ -234,7 +236,7 @@ impl Pool {
     }
 
     /// Takes a place, if there is one. The process behind it may still have to be started.
-    fn reserve(&self, tenant: &Arc<Tenant>, level: Level, uid: u32) -> Result<Place, AdmitError> {
+    fn reserve(&self, home: &Arc<Home>, level: Level, uid: u32) -> Result<Place, AdmitError> {
         self.bury_dead();
         let (outdated, now) = (self.warden.engine_is_outdated(), clock::now());
         let traits = |tenant: &Tenant| tenant.traits(outdated, &self.warden.cordon.rules, now);
@@ -246,7 +248,7 @@ impl Pool {
             .map(|(id, entry)| Process {
                 id: *id,
                 level: entry.level,
-                residents: entry.residents.values().map(|(tenant, _)| traits(tenant)).collect(),
+                residents: entry.residents.values().map(|(home, _)| traits(&home.tenant)).collect(),
                 busy: entry
                     .residents
                     .values()
@@ -265,7 +267,7 @@ impl Pool {
         let (most, alone) = (most(&self.homes), most(&self.homes_alone));
         let bounds =
             Bounds { processes: most.saturating_sub(closing(false)), alone: alone.saturating_sub(closing(true)) };
-        let id = match place(&traits(tenant), level, &processes, self.capacity, bounds) {
+        let id = match place(&traits(&home.tenant), level, &processes, self.capacity, bounds) {
             Placement::Into(id) => id,
             Placement::Full | Placement::Refused => return Err(AdmitError::Full(most)),
             Placement::FullAlone => return Err(AdmitError::FullAlone(alone)),
@@ -280,7 +282,7 @@ impl Pool {
         let entry = entries.by_id.get_mut(&id).ok_or(AdmitError::Full(most))?;
         let slot = Slot(entry.places_used);
         entry.places_used += 1;
-        entry.residents.insert(slot, (Arc::clone(tenant), None));
+        entry.residents.insert(slot, (Arc::clone(home), None));
         Ok(Place { entry: id, slot, worker: Arc::clone(&entry.worker), held: Arc::clone(&entry.held) })
     }
 
@@ -290,7 +292,7 @@ impl Pool {
         for (_, entry) in dead {
             let Some(worker) = entry.worker.get().cloned() else { continue };
             self.room.notify_waiters();
-            let tenants = entry.residents.values().map(|(tenant, _)| tenant.name.to_string()).collect();
+            let tenants = entry.residents.values().map(|(home, _)| home.tenant.name.to_string()).collect();
             let events = Arc::clone(&self.warden.events);
             tokio::spawn(async move {
                 let reason = worker.death().await.to_string();
@@ -306,10 +308,10 @@ impl Pool {
         resident.worker.has_left(resident.slot);
         let mut entries = self.lock();
         let Some((id, entry)) = entries.of(&resident.worker) else { return };
-        if let Some((tenant, _)) = entry.residents.remove(&resident.slot) {
-            tenant.has_left(resident);
+        if let Some((home, _)) = entry.residents.remove(&resident.slot) {
+            home.has_left(resident);
             self.warden.events.tell(What::Retired {
-                tenant: tenant.name.to_string(),
+                tenant: home.tenant.name.to_string(),
                 uid: resident.uid,
                 worker: resident.worker.id,
                 reason,
@@ -389,7 +391,7 @@ impl Pool {
         let own = traits(tenant);
         entries.of(&home.worker).is_some_and(|(_, entry)| {
             let others = entry.residents.iter().filter(|(slot, _)| **slot != home.slot);
-            others.map(|(_, (other, _))| traits(other)).any(|other| own.must_leave(&other))
+            others.map(|(_, (other, _))| traits(&other.tenant)).any(|other| own.must_leave(&other))
         })
     }
 
@@ -397,9 +399,9 @@ impl Pool {
     pub(crate) fn busy(&self) -> Vec<(Arc<Tenant>, Arc<Resident>)> {
         let entries = self.lock();
         let residents = entries.by_id.values().flat_map(|entry| entry.residents.values());
-        let busy = residents.filter_map(|(tenant, resident)| {
+        let busy = residents.filter_map(|(home, resident)| {
             let resident = resident.as_ref().filter(|resident| resident.is_used())?;
-            Some((Arc::clone(tenant), Arc::clone(resident)))
+            Some((Arc::clone(&home.tenant), Arc::clone(resident)))
         });
         busy.collect()
     }
@@ -410,7 +412,7 @@ impl Pool {
         let inhabited = entries.by_id.values().filter(|entry| !entry.residents.is_empty());
         let household = |entry: &Entry| {
             let worker = Arc::clone(entry.worker.get().filter(|worker| !worker.is_dead())?);
-            let tenants = entry.residents.iter().map(|(slot, (tenant, _))| (*slot, Arc::clone(tenant))).collect();
+            let tenants = entry.residents.iter().map(|(slot, (home, _))| (*slot, Arc::clone(&home.tenant))).collect();
             let busy = entry.residents.values().flat_map(|(_, resident)| resident).any(|resident| resident.is_used());
             Some(Household { worker, tenants, busy })
         };
@@ -460,7 +462,7 @@ impl Pool {
             .values()
             .filter_map(|entry| {
                 let worker = Arc::clone(entry.worker.get()?);
-                let tenants = entry.residents.values().map(|(tenant, _)| tenant.name.to_string()).collect();
+                let tenants = entry.residents.values().map(|(home, _)| home.tenant.name.to_string()).collect();
                 Some(Listed { worker, places_used: entry.places_used, tenants })
             })
             .collect()

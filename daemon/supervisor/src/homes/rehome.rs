@@ -20,8 +20,9 @@ use std::time::{Duration, Instant};
 
 use enisle_cordon::{Level, Signal};
 
-use crate::daemon::Daemon;
 use crate::events::What;
+use crate::homes::find::Homes;
+use crate::homes::home::Home;
 use crate::homes::resident::Resident;
 use crate::tenants::tenant::Tenant;
 use crate::workers::birth::START_TIMEOUT;
@@ -29,30 +30,44 @@ use crate::workers::birth::START_TIMEOUT;
 /// A tenant without room is told of so often.
 const TELL_OF_NO_ROOM_EVERY: Duration = Duration::from_secs(10);
 
-impl Daemon {
+impl Homes {
     /// Puts a tenant where it has to live, if it lives anywhere else; once at a time for each
     /// tenant. Whoever asks while it is moving is not forgotten. The homes that it is leaving
     /// already do not wait for their turn.
-    pub(crate) async fn rehome(self: &Arc<Self>, tenant: &Arc<Tenant>) {
-        self.hasten(tenant);
-        tenant.asked_to_move.store(true, Ordering::SeqCst);
-        while tenant.asked_to_move.load(Ordering::SeqCst) && !tenant.moving.swap(true, Ordering::SeqCst) {
-            while tenant.asked_to_move.swap(false, Ordering::SeqCst) {
-                self.move_once(tenant).await;
+    pub(crate) async fn rehome(self: &Arc<Self>, tenant: &Tenant) {
+        let Some(home) = self.known(&tenant.name) else { return };
+        self.hasten(&home);
+        home.asked_to_move.store(true, Ordering::SeqCst);
+        while home.asked_to_move.load(Ordering::SeqCst) && !home.moving.swap(true, Ordering::SeqCst) {
+            while home.asked_to_move.swap(false, Ordering::SeqCst) {
+                self.move_once(&home).await;
             }
-            tenant.moving.store(false, Ordering::SeqCst);
+            home.moving.store(false, Ordering::SeqCst);
         }
     }
 
-    async fn move_once(self: &Arc<Self>, tenant: &Arc<Tenant>) {
+    /// Sees to the homes of a tenant: those that it is leaving end in time, and one that must live
+    /// elsewhere asks to be moved. Whether it lives anywhere.
+    pub(crate) fn look_after(self: &Arc<Self>, tenant: &Arc<Tenant>) -> bool {
+        let Some(home) = self.known(&tenant.name) else { return false };
+        self.hasten(&home);
+        if self.is_misplaced(tenant, home.residence()) {
+            self.warden.ask_for_move(tenant);
+        }
+        drop(home);
+        !self.forget(&tenant.name)
+    }
+
+    async fn move_once(self: &Arc<Self>, home: &Arc<Home>) {
+        let tenant = &home.tenant;
         // Those that it is leaving first: for the present one a run may be waiting.
-        self.hasten(tenant);
+        self.hasten(home);
         if tenant.wanted_level() == Level::Expelled {
-            let present = tenant.home.lock().await.take();
-            present.iter().for_each(|home| self.abandon(home, "it is expelled"));
+            let present = home.present.lock().await.take();
+            present.iter().for_each(|present| self.abandon(present, "it is expelled"));
             return;
         }
-        let old = tenant.home.lock().await.clone();
+        let old = home.present.lock().await.clone();
         let alive = old.as_ref().filter(|old| old.is_open());
         let may_stay = || alive.is_some_and(|old| !self.is_misplaced(tenant, Some(Arc::clone(old))));
         if may_stay() || (alive.is_none() && (old.is_none() || tenant.wanted_level() == Level::Shared)) {
@@ -70,14 +85,14 @@ impl Daemon {
         }
         let memory_mb = self.limits_at(tenant, to).memory_mb;
         let outward = alive.is_some_and(|old| old.worker.level < to);
-        let new = match self.pool.admit(tenant, to, memory_mb, uid, Instant::now()).await {
+        let new = match self.pool.admit(home, to, memory_mb, uid, Instant::now()).await {
             Ok(new) => new,
             Err(error) => {
-                if tenant.is_told_of_no_room(TELL_OF_NO_ROOM_EVERY) {
+                if home.is_told_of_no_room(TELL_OF_NO_ROOM_EVERY) {
                     let (name, level, reason) = (tenant.name.to_string(), to.as_str(), error.to_string());
                     self.events.tell(What::NoRoom { tenant: name, uid, level, reason });
                 }
-                return self.without_room(tenant, old).await;
+                return self.without_room(home, old).await;
             }
         };
         if !tokio::time::timeout(START_TIMEOUT, new.is_ready()).await.is_ok_and(|ready| ready) {
@@ -87,43 +102,43 @@ impl Daemon {
             return;
         }
         {
-            let mut home = tenant.home.lock().await;
+            let mut present = home.present.lock().await;
             // Somebody has given it another home meanwhile, because the old one was lost.
-            let same = match (&*home, &old) {
+            let same = match (&*present, &old) {
                 (Some(now), Some(old)) => Arc::ptr_eq(now, old),
                 (None, None) => true,
                 _ => false,
             };
             if !same || tenant.wanted_level() > to {
-                drop(home);
+                drop(present);
                 if new.close() {
                     self.pool.leave(&new, "it was not needed");
                 }
-                tenant.asked_to_move.store(true, Ordering::SeqCst);
+                home.asked_to_move.store(true, Ordering::SeqCst);
                 return;
             }
-            *home = Some(Arc::clone(&new));
+            *present = Some(Arc::clone(&new));
         }
         let (worker, token) = (new.worker.id, new.token);
         let name = tenant.name.to_string();
         self.events.tell(What::Rehomed { tenant: name, uid, worker, level: to.as_str(), token });
         if let Some(old) = old.filter(|old| old.is_open()) {
-            self.drain_home(tenant, old, outward);
+            self.drain_home(home, old, outward);
         }
     }
 
     /// There is no other home. A tenant that must be further out, or away from others, leaves at
     /// once; for one that would only be better off elsewhere, there is time. A process that is too
     /// old is left before there is another one, and the tenant's next runs wait for room.
-    async fn without_room(self: &Arc<Self>, tenant: &Tenant, old: Option<Arc<Resident>>) {
+    async fn without_room(self: &Arc<Self>, home: &Home, old: Option<Arc<Resident>>) {
         let Some(old) = old.filter(|old| old.is_open()) else { return };
-        let must_leave = self.must_leave(tenant, &old);
+        let must_leave = self.must_leave(&home.tenant, &old);
         if !must_leave && !self.is_old(&old.worker) {
             return;
         }
-        let mut home = tenant.home.lock().await;
-        if home.take_if(|home| Arc::ptr_eq(home, &old)).is_some() {
-            self.drain_home(tenant, old, must_leave);
+        let mut present = home.present.lock().await;
+        if present.take_if(|present| Arc::ptr_eq(present, &old)).is_some() {
+            self.drain_home(home, old, must_leave);
         }
     }
 
@@ -135,40 +150,41 @@ impl Daemon {
 
     /// Sees to the homes that a tenant is leaving: the runs there end at once if it is expelled,
     /// and soon if it must not be there any more.
-    pub(crate) fn hasten(self: &Arc<Self>, tenant: &Tenant) {
+    fn hasten(self: &Arc<Self>, home: &Home) {
+        let tenant = &home.tenant;
         if tenant.wanted_level() == Level::Expelled {
-            tenant.take_draining().iter().for_each(|home| self.abandon(home, "it is expelled"));
+            home.take_draining().iter().for_each(|left| self.abandon(left, "it is expelled"));
             return;
         }
-        let draining = tenant.draining();
-        draining.iter().filter(|home| self.must_leave(tenant, home)).for_each(|home| home.leave_in_haste());
+        let draining = home.draining();
+        draining.iter().filter(|left| self.must_leave(tenant, left)).for_each(|left| left.leave_in_haste());
     }
 
     /// Lets the run that is under way in a home end that its tenant has left: for a bounded time,
     /// if there is `haste` or comes to be; then the home is fenced and ended.
-    pub(crate) fn drain_home(self: &Arc<Self>, tenant: &Tenant, old: Arc<Resident>, haste: bool) {
+    pub(super) fn drain_home(self: &Arc<Self>, home: &Home, old: Arc<Resident>, haste: bool) {
         if haste {
             old.leave_in_haste()
         } else {
             old.leave()
         }
-        tenant.drains(&old);
-        let (daemon, name, begun) = (Arc::clone(self), tenant.name.to_string(), Instant::now());
+        home.drains(&old);
+        let (homes, name, begun) = (Arc::clone(self), home.tenant.name.to_string(), Instant::now());
         let reason = if self.is_old(&old.worker) { "its process is old" } else { "it lives elsewhere now" };
         tokio::spawn(async move {
-            let patience = Duration::from_secs(daemon.config.cordon.drain_secs);
+            let patience = Duration::from_secs(homes.cordon.drain_secs);
             let drained = tokio::select! {
                 biased;
                 () = old.close_when_unused() => true,
                 () = old.overstays(patience) => false,
             };
             if drained {
-                daemon.pool.leave(&old, reason);
+                homes.pool.leave(&old, reason);
             } else {
-                daemon.abandon(&old, reason);
+                homes.abandon(&old, reason);
             }
             let ms = u64::try_from(begun.elapsed().as_millis()).unwrap_or(u64::MAX);
-            daemon.events.tell(What::Drained {
+            homes.events.tell(What::Drained {
                 tenant: name,
                 uid: old.uid,
                 worker: old.worker.id,

@@ -68,7 +68,7 @@ impl Daemon {
         let room_until = || Instant::now() + Duration::from_secs(self.config.cordon.queue_secs);
         let (mut attempts, mut until) = (Attempts::default(), room_until());
         loop {
-            let resident = self.home(tenant, &job, until).await?;
+            let resident = self.homes.find(tenant, &job, until).await?;
             let level = resident.worker.level;
             let fitted = if level == Level::Sealed { self.sealed(&job, tenant).await? } else { job.clone() };
             let ended = resident.run(fitted).await;
@@ -91,7 +91,7 @@ impl Daemon {
                 Next::Wait => {
                     // So far it has waited for its turn, not for room.
                     until = room_until();
-                    self.pool.bury_dead();
+                    self.homes.pool.bury_dead();
                     continue;
                 }
                 Next::Retry { alone, why: reason, usage } => {
@@ -102,7 +102,7 @@ impl Daemon {
                     tenant.usage().add_cpu(usage.cpu_us);
                     let (tenant, run) = (tenant.name.to_string(), id.to_string());
                     self.events.tell(What::Retried { tenant, uid, run, reason });
-                    self.pool.bury_dead();
+                    self.homes.pool.bury_dead();
                     continue;
                 }
             };
@@ -122,7 +122,7 @@ impl Daemon {
 
     /// A run as a sealed home gets it: lower limits, no secrets, no code from strings.
     async fn sealed(&self, job: &Job, tenant: &Tenant) -> Result<Job, RunError> {
-        let (limits, policy) = (self.limits_at(tenant, Level::Sealed), tenant.policy());
+        let (limits, policy) = (self.homes.limits_at(tenant, Level::Sealed), tenant.policy());
         let job = job.clone();
         if policy.secrets.is_empty() {
             return Ok(job.sealed(&limits, &[])?);

@@ -1,18 +1,17 @@
-//! One tenant, as the daemon knows it: its policy, what it may start, where it lives, and how it stands.
+//! One tenant, as the daemon knows it: its policy, what it may start, and how it stands.
 //!
 //! A hundred thousand tenants may be known of whom each has done next to nothing. What only one
 //! that lives somewhere needs is made then, and goes with its last home ([`Life`]); what its runs
 //! came to stays, and is small ([`Usage`]). A policy is shared by all that have the same.
 
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
 use enisle_cordon::{Case, Circumstances, Level, Reason, Rules, Standing, Time, Traits};
 use enisle_wire::Outcome;
 use serde_json::{Map, Value};
 
-use crate::homes::resident::Resident;
 use crate::share::Held;
 use crate::tenants::policy::{Policy, TenantName};
 use crate::tenants::quota::Account;
@@ -27,17 +26,12 @@ pub(crate) struct Tenant {
     pub(crate) name: TenantName,
     policy: Mutex<Kept>,
     pub(crate) account: Mutex<Account>,
-    /// Where its runs go. Who holds the lock keeps them from going anywhere.
-    pub(crate) home: tokio::sync::Mutex<Option<Arc<Resident>>>,
     standing: Mutex<Standing>,
     /// A run of its was lost with its worker: until a run ends, it lives alone, so that it takes nobody with it.
     retries_alone: AtomicBool,
     scripts: Mutex<Scripts>,
     /// An operator has set its policy.
     pub(crate) has_policy: AtomicBool,
-    /// Somebody is moving it, and somebody has asked for that since.
-    pub(crate) moving: AtomicBool,
-    pub(crate) asked_to_move: AtomicBool,
     /// How it stands has changed since it was written down.
     pub(crate) unwritten: AtomicBool,
     /// None until it has run something.
@@ -63,11 +57,6 @@ struct Life {
     /// Its home was begun while this uid's budget of deaths was used up. It lives alone until all
     /// of them are forgiven.
     probation: Option<u32>,
-    /// When its runs last asked for a move, and when it was last told that there is no room for one.
-    runs_asked: Option<Instant>,
-    no_room_told: Option<Instant>,
-    /// The homes that it has left and in which a run has yet to end.
-    draining: Vec<Weak<Resident>>,
 }
 
 /// A tenant that is not run any more.
@@ -92,19 +81,6 @@ impl Life {
     fn is_suspected(&self) -> bool {
         self.suspicion.is_some_and(|suspicion| suspicion.until > Instant::now())
     }
-
-    fn is_draining(&self) -> bool {
-        self.draining.iter().any(|home| home.strong_count() > 0)
-    }
-}
-
-/// Whether so much has passed since this was last true; the time begins anew then.
-fn has_passed(last: &mut Option<Instant>, pause: Duration) -> bool {
-    let passed = last.is_none_or(|last| last.elapsed() >= pause);
-    if passed {
-        *last = Some(Instant::now());
-    }
-    passed
 }
 
 /// What a tenant's runs came to since the daemon started.
@@ -179,13 +155,10 @@ impl Tenant {
             name,
             policy: Mutex::new(Kept { policy, _held: None }),
             account,
-            home: tokio::sync::Mutex::default(),
             standing: Mutex::new(standing),
             retries_alone: AtomicBool::new(false),
             scripts: Mutex::default(),
             has_policy: AtomicBool::new(false),
-            moving: AtomicBool::new(false),
-            asked_to_move: AtomicBool::new(false),
             unwritten: AtomicBool::new(false),
             usage: OnceLock::new(),
             life: Mutex::default(),
@@ -208,31 +181,14 @@ impl Tenant {
         self.life.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Forgets what only one needs that lives somewhere, if it does not any more; of its history,
-    /// if no operator has given it a policy, all but its last moves, which the audit log has.
+    /// Forgets what only one needs that lives somewhere; of its history, if no operator has given it
+    /// a policy, all but its last moves, which the audit log has. To be called where it lives
+    /// nowhere.
     pub(crate) fn tidy(&self) {
-        // Whoever holds the lock is giving it a home.
-        let Ok(mut home) = self.home.try_lock() else { return };
-        // It would keep all that there is of a worker that is dead.
-        home.take_if(|home| !home.is_open());
-        if home.is_none() && !self.has_policy.load(Ordering::Relaxed) {
+        if !self.has_policy.load(Ordering::Relaxed) {
             self.standing().forget_moves_but(MOVES_OF_ABSENT);
         }
-        let mut life = self.life();
-        let needed = |life: &Life| life.is_suspected() || life.is_draining();
-        if home.is_none() && !life.as_deref().is_some_and(needed) {
-            *life = None;
-        }
-    }
-
-    /// Whether its runs may ask for a move again.
-    pub(crate) fn runs_may_ask(&self, pause: Duration) -> bool {
-        has_passed(&mut self.life().get_or_insert_default().runs_asked, pause)
-    }
-
-    /// Whether it is to be told again that there is no room for a move.
-    pub(crate) fn is_told_of_no_room(&self, pause: Duration) -> bool {
-        has_passed(&mut self.life().get_or_insert_default().no_room_told, pause)
+        self.life().take_if(|life| !life.is_suspected());
     }
 
     pub(crate) fn usage(&self) -> MutexGuard<'_, Usage> {
@@ -340,40 +296,6 @@ impl Tenant {
         }
     }
 
-    /// A run has yet to end in a home that it has left.
-    pub(crate) fn drains(&self, home: &Arc<Resident>) {
-        let mut life = self.life();
-        let draining = &mut life.get_or_insert_default().draining;
-        draining.retain(|home| home.strong_count() > 0);
-        draining.push(Arc::downgrade(home));
-    }
-
-    /// There is a home that it has left: there may be room once the last run there has ended.
-    pub(crate) fn is_draining(&self) -> bool {
-        self.life().as_deref().is_some_and(Life::is_draining)
-    }
-
-    /// The homes that it has left and that are still there.
-    pub(crate) fn draining(&self) -> Vec<Arc<Resident>> {
-        self.life().as_deref().map(|life| life.draining.iter().filter_map(Weak::upgrade).collect()).unwrap_or_default()
-    }
-
-    /// The same, to be ended: they are not asked for again.
-    pub(crate) fn take_draining(&self) -> Vec<Arc<Resident>> {
-        let draining = self.life().as_deref_mut().map(|life| std::mem::take(&mut life.draining)).unwrap_or_default();
-        draining.iter().filter_map(Weak::upgrade).collect()
-    }
-
-    /// It does not live there any more.
-    pub(crate) fn has_left(&self, home: &Resident) {
-        // Whoever holds the lock looks whether the home is open.
-        if let Ok(mut present) = self.home.try_lock()
-            && present.as_deref().is_some_and(|present| std::ptr::eq(present, home))
-        {
-            *present = None;
-        }
-    }
-
     /// Whether it has secrets that nobody may be beside.
     pub(crate) fn holds_secrets(&self) -> bool {
         !self.policy().secrets.is_empty()
@@ -386,12 +308,10 @@ impl Tenant {
         usage.homes
     }
 
-    /// Whether it has to be remembered; if nothing else says so, by how it stands.
+    /// Whether it has to be remembered, wherever it lives; if nothing else says so, by how it stands.
     pub(crate) fn is_worth_remembering(&self, standing_is: impl Fn(&Standing) -> bool) -> bool {
         self.has_policy.load(Ordering::Relaxed)
             || self.in_flight() > 0
-            || self.moving.load(Ordering::SeqCst)
-            || self.home.try_lock().map_or(true, |home| home.as_ref().is_some_and(|home| home.is_open()))
             || !self.scripts().is_empty()
             || self.suspicion().is_some()
             || standing_is(&self.standing())
@@ -400,11 +320,6 @@ impl Tenant {
     /// The uid that its name is charged to.
     pub(crate) fn charged_to(&self) -> u32 {
         self.name_held.uid()
-    }
-
-    /// Where it lives now.
-    pub(crate) fn residence(&self) -> Option<Arc<Resident>> {
-        self.home.try_lock().ok()?.as_ref().filter(|resident| resident.is_open()).cloned()
     }
 }
 
@@ -424,7 +339,8 @@ mod tests {
         assert_eq!((tenant.next_token(), tenant.next_token()), (1, 2));
         tenant.usage().note(Outcome::Violation);
         tenant.usage().note(Outcome::Ok);
-        assert!(tenant.runs_may_ask(Duration::from_secs(60)) && !tenant.runs_may_ask(Duration::from_secs(60)));
+        tenant.put_on_probation(5);
+        assert_eq!(tenant.on_probation(), Some(5));
         tenant.tidy();
         assert!(tenant.life().is_none());
         assert_eq!((tenant.usage_so_far().runs(), tenant.next_token()), (2, 3));
