@@ -1,11 +1,12 @@
 //! The API, described once: what the daemon accepts and answers as types, its operations as a
-//! table, and the OpenAPI document that both make.
+//! table, the OpenAPI document that both make, and clients of the daemon's socket.
 //!
 //! | module | owns |
 //! |---|---|
 //! | [`types`] | requests, answers, events and problems, a file a resource |
 //! | [`operations`] | every operation: method, path, who may, what goes in and comes out |
 //! | [`openapi`] | the OpenAPI 3.1 document made of them (feature `schema`) |
+//! | [`client`] | clients: asynchronous (feature `client`), blocking (feature `blocking`) |
 //!
 //! Without features there are the types and the table alone: the daemon has nothing else of it.
 #![forbid(unsafe_code)]
@@ -15,6 +16,8 @@
     allow(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing, clippy::panic, reason = "tests")
 )]
 
+#[cfg(any(feature = "client", feature = "blocking"))]
+pub mod client;
 #[cfg(feature = "schema")]
 pub mod openapi;
 pub mod operations;

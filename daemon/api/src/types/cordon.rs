@@ -9,15 +9,17 @@ use serde::{Deserialize, Serialize};
 #[serde(deny_unknown_fields)]
 #[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct CordonRequest {
-    pub level: OrderedLevel,
+    /// The daemon refuses `shared`: to let a tenant in again, lift the order.
+    #[cfg_attr(feature = "schema", schemars(with = "OrderedLevel"))]
+    pub level: Level,
     /// Why: 1 to 1,024 bytes, which are written to the audit log.
     pub reason: String,
 }
 
 /// What an order can say.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg(feature = "schema")]
+#[derive(Debug, Clone, Copy, Serialize, schemars::JsonSchema)]
 #[serde(rename_all = "lowercase")]
-#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub enum OrderedLevel {
     /// A process of its own.
     Solo,
