@@ -207,12 +207,13 @@ fn problem(status: u16, problems: &[ProblemKind], schemas: &mut Schemas) -> Valu
     described
 }
 
-/// The names of the fields of a type that is an object, as JSON has them.
+/// The names of the fields of a type that is an object, or one of several, as JSON has them.
 #[must_use]
 pub fn fields_of<T: JsonSchema>() -> BTreeSet<String> {
-    let schema = SchemaGenerator::default().into_root_schema_for::<T>();
-    let fields = schema.get("properties").and_then(Value::as_object);
-    fields.into_iter().flatten().map(|(name, _)| name.clone()).collect()
+    let schema = SchemaGenerator::default().into_root_schema_for::<T>().to_value();
+    let several = schema.get("oneOf").and_then(Value::as_array).into_iter().flatten();
+    let objects = several.chain([&schema]).filter_map(|one| one.get("properties")?.as_object());
+    objects.flat_map(Map::keys).cloned().collect()
 }
 
 #[cfg(test)]

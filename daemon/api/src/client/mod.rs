@@ -2,7 +2,7 @@
 //!
 //! | client | for |
 //! |---|---|
-//! | [`Client`] | the command line: asynchronous, and sends nothing to whoever is not the daemon (feature `client`) |
+//! | [`Client`] | the command line: sends nothing to whoever is not the daemon (feature `client`) |
 //! | [`blocking`] | tests and benchmarks: the standard library alone (feature `blocking`) |
 
 #[cfg(feature = "blocking")]
