@@ -22,8 +22,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::decide::Seen;
-use crate::signal::Signal;
+use crate::signal::{Seen, Signal};
 
 /// The memory of a worker process, and what of it is explained by its tenants.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]

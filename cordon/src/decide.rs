@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::rules::Rules;
 use crate::score::{Contribution, Score, total};
-use crate::signal::{Kind, Signal, Source};
+use crate::signal::{Kind, Seen, Signal, Source};
 use crate::{Level, Time};
 
 /// How well a tenant is known, by its policy.
@@ -23,27 +23,6 @@ pub enum Trust {
     Standard,
     /// Nobody vouches for it: free accounts, what a model wrote.
     Untrusted,
-}
-
-/// One signal, as it was seen.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Seen {
-    pub signal: Signal,
-    /// Nobody else was there who could have caused it.
-    pub certain: bool,
-}
-
-impl Seen {
-    #[must_use]
-    pub fn certain(signal: Signal) -> Self {
-        Self { signal, certain: true }
-    }
-
-    /// It happened in a process with others in it.
-    #[must_use]
-    pub fn in_company(signal: Signal) -> Self {
-        Self { signal, certain: !signal.takes_worker() }
-    }
 }
 
 /// What is so, whatever the tenant does.

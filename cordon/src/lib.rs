@@ -1,7 +1,7 @@
 //! How far out a tenant lives, and beside whom: pure policy over values.
 //!
-//! No I/O, no clock, no threads: whoever asks passes what is known and what time it is, and gets an answer with its
-//! reasons as data.
+//! No I/O, no clock, no threads (`clippy.toml` forbids them): whoever asks passes what is known and
+//! what time it is, and gets an answer with its reasons as data.
 //!
 //! ```text
 //! Sample ─ Shape::look ─▶ Signal ─ decide ─▶ Decision { Stay, Move, Expel } ─ (the daemon moves the tenant) ─ place ─▶ Placement
@@ -14,8 +14,8 @@
 //!
 //! | module | owns |
 //! |---|---|
-//! | [`signal`] | what counts against a tenant: who measured it, its weight, its half-life |
-//! | [`rules`] | the numbers: thresholds, weights and times, with the defaults |
+//! | [`signal`] | what counts against a tenant: who measured it, and what kind it is |
+//! | [`rules`] | the numbers: thresholds, weights, half-lives and times, with the defaults |
 //! | [`score`] | what was counted and what is left of it |
 //! | [`mod@decide`] | from a score to a level, with hysteresis, suspicion and an operator's word |
 //! | [`shape`] | what a tenant's thread looks like while it runs, in windows |
@@ -25,6 +25,7 @@
 //! | [`audit`] | a chain of hashed lines |
 #![forbid(unsafe_code)]
 #![deny(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing, clippy::panic)]
+#![deny(clippy::disallowed_types, clippy::disallowed_methods, clippy::disallowed_macros)]
 #![cfg_attr(
     test,
     allow(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing, clippy::panic, reason = "tests")
@@ -44,11 +45,11 @@ use serde::{Deserialize, Serialize};
 
 pub use blame::{Because, Ending, MemoryRules, Room, Site, Verdict, blame};
 pub use deaths::{DeathRules, Deaths};
-pub use decide::{Circumstances, Decision, Order, Reason, Seen, Standing, Trust, decide};
+pub use decide::{Circumstances, Decision, Order, Reason, Standing, Trust, decide};
 pub use place::{Bounds, Capacity, Case, MAX_TENANTS_PER_PROCESS, Placement, Process, Traits, place};
 pub use rules::Rules;
 pub use shape::{Sample, Shape};
-pub use signal::{Kind, Signal, Source};
+pub use signal::{Kind, Seen, Signal, Source};
 
 /// How far out a tenant lives.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]

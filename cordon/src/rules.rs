@@ -160,7 +160,7 @@ impl Rules {
     }
 }
 
-/// The defaults. Where a number differs from the catalogue's proposal, the comment says why.
+/// The defaults.
 #[must_use]
 pub fn default_weight(signal: Signal) -> Weight {
     let (points, half_life_secs, most) = match signal {
@@ -170,11 +170,11 @@ pub fn default_weight(signal: Signal) -> Weight {
         Signal::Crash => (60.0, 7 * DAY, 120.0),
         // V8 also gives up on arrays that are too long, which is a bug of the script's: it never seals.
         Signal::EngineAbort => (60.0, 7 * DAY, 80.0),
-        // Proposed were 25 and 30. But each makes all neighbours begin again, so the second one within hours is enough.
+        // Each makes all neighbours begin again, so the second one within hours is enough.
         Signal::OutOfMemory => (40.0, 6 * HOUR, 80.0),
         Signal::HardKill => (40.0, 24 * HOUR, 80.0),
-        // Proposed was 15 for ten seconds with a half-life of an hour: too slow for a spinner, too long for a busy hour. A
-        // window is half a second, counted from the fourth in a row on, so that four seconds of it are enough.
+        // A window is half a second, counted from the fourth in a row on, so that four seconds of
+        // it are enough. The half-life is short: a busy hour is not held against anybody for long.
         Signal::Busy | Signal::Paging => (12.0, 10 * MINUTE, 70.0),
         Signal::Resident => (20.0, HOUR, 60.0),
         Signal::ComputeOnly => (10.0, 2 * HOUR, 40.0),
@@ -187,7 +187,7 @@ pub fn default_weight(signal: Signal) -> Weight {
         Signal::NearMemory => (5.0, 6 * HOUR, 15.0),
         Signal::DeniedImport => (5.0, DAY, 15.0),
         Signal::DeniedCode => (3.0, 6 * HOUR, 15.0),
-        // Proposed were 10 to 25. But whoever attacks chooses its neighbours to some degree: theirs is a hint, no more.
+        // Whoever attacks chooses its neighbours to some degree: to them this is a hint, no more.
         Signal::CoTenant => (5.0, 30 * DAY, 15.0),
         Signal::Unattributed => (5.0, 7 * DAY, 15.0),
         Signal::New | Signal::Untrusted => (10.0, DAY, 10.0),

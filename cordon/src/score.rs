@@ -32,7 +32,7 @@ pub struct Score(Vec<Entry>);
 pub struct Contribution {
     pub signal: Signal,
     pub source: Source,
-    /// It happened in company, so others may have caused it: see [`total`].
+    /// Nobody else can have caused it. What others may have caused counts for less: see [`total`].
     pub certain: bool,
     pub points: f64,
     pub count: u32,

@@ -36,62 +36,62 @@ pub enum Kind {
     Prior,
 }
 
-/// One thing that counts. The numbers are in [`crate::rules`]; the codes are those of the catalogue of signals.
+/// One thing that counts. The numbers are in [`crate::rules`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 #[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub enum Signal {
-    /// E01: a system call that the filter refuses.
+    /// A system call that the filter refuses.
     RefusedCall,
-    /// E02: memory behind a closed protection key, or a key open that should not be.
+    /// Memory behind a closed protection key, or a key open that should not be.
     ClosedKey,
-    /// E04: an address on another tenant's island.
+    /// An address on another tenant's island.
     ForeignAddress,
-    /// E05: a frame out of turn, too long, or for somebody else.
+    /// A frame out of turn, too long, or for somebody else.
     Protocol,
-    /// E03: a bad address of its own, or an illegal instruction.
+    /// A bad address of its own, or an illegal instruction.
     Crash,
-    /// E03: V8 gave up on a check of its own.
+    /// V8 gave up on a check of its own.
     EngineAbort,
-    /// E06: V8 ran out of memory and took its process along.
+    /// V8 ran out of memory and took its process along.
     OutOfMemory,
-    /// E08: a run did not end when it was told to, and its process was ended.
+    /// A run did not end when it was told to, and its process was ended.
     HardKill,
-    /// E07: a window in which its thread did nothing but compute, for few runs.
+    /// A window in which its thread did nothing but compute, for few runs.
     Busy,
-    /// E09: a minute of computing with hardly a word, the shape of a Spectre attack.
+    /// A minute of computing with hardly a word, the shape of a Spectre attack.
     ComputeOnly,
     /// A window of page faults far beyond what its runs need.
     Paging,
     /// More resident memory on its island than its limits explain.
     Resident,
-    /// E10: mispredicted branches beyond the usual, by the processor's counters.
+    /// Mispredicted branches beyond the usual, by the processor's counters.
     Mispredictions,
-    /// E11: many small messages at regular times, the shape of a clock made of messages.
+    /// Many small messages at regular times, the shape of a clock made of messages.
     RemoteTiming,
     /// An isolate that lives long and is called much.
     LongLived,
-    /// E21: more console output than anybody reads.
+    /// More console output than anybody reads.
     LogFlood,
-    /// E12: a request for a network that its policy does not grant.
+    /// A request for a network that its policy does not grant.
     DeniedEgress,
-    /// E06: a run over its memory.
+    /// A run over its memory.
     NearMemory,
-    /// E13: an import of something that is not there.
+    /// An import of something that is not there.
     DeniedImport,
-    /// E14: code from strings, where the policy forbids it.
+    /// Code from strings, where the policy forbids it.
     DeniedCode,
-    /// E21: more timers than its limit.
+    /// More timers than its limit.
     TimerFlood,
     /// A neighbour attacked or crashed beside it.
     CoTenant,
     /// A process that it was in died, and nobody knows whose doing it was.
     Unattributed,
-    /// E16: known for less than a day.
+    /// Known for less than a day.
     New,
-    /// E16: its policy says that nobody vouches for its code.
+    /// Its policy says that nobody vouches for its code.
     Untrusted,
-    /// E19: V8 is older than the operator says it has to be.
+    /// V8 is older than the operator says it has to be.
     OutdatedEngine,
 }
 
@@ -180,6 +180,27 @@ impl Signal {
     #[must_use]
     pub fn takes_worker(self) -> bool {
         self.kind() == Kind::Evidence || matches!(self, Self::EngineAbort | Self::OutOfMemory | Self::HardKill)
+    }
+}
+
+/// One signal, as it was seen.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Seen {
+    pub signal: Signal,
+    /// Nobody else was there who could have caused it.
+    pub certain: bool,
+}
+
+impl Seen {
+    #[must_use]
+    pub fn certain(signal: Signal) -> Self {
+        Self { signal, certain: true }
+    }
+
+    /// It happened in a process with others in it.
+    #[must_use]
+    pub fn in_company(signal: Signal) -> Self {
+        Self { signal, certain: !signal.takes_worker() }
     }
 }
 

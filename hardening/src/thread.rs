@@ -2,6 +2,7 @@
 
 use std::ffi::CString;
 use std::io;
+use std::mem::ManuallyDrop;
 use std::ops::Range;
 use std::ptr;
 use std::time::Duration;
@@ -69,7 +70,8 @@ const PAGE_BYTES: usize = 4096;
 #[derive(Debug)]
 pub struct Thread {
     thread: libc::pthread_t,
-    signal_stack: MmapRaw,
+    /// Given back by [`Self::join`] alone: a thread that nobody joins may still need it.
+    signal_stack: ManuallyDrop<MmapRaw>,
 }
 
 /// What a thread begins with.
@@ -122,7 +124,7 @@ pub unsafe fn spawn(name: CString, stack: &Range<usize>, body: Box<dyn FnOnce() 
         drop(unsafe { Box::from_raw(beginning) });
         return Err(io::Error::from_raw_os_error(started));
     }
-    Ok(Thread { thread, signal_stack })
+    Ok(Thread { thread, signal_stack: ManuallyDrop::new(signal_stack) })
 }
 
 extern "C" fn begin(beginning: *mut libc::c_void) -> *mut libc::c_void {
@@ -148,7 +150,7 @@ impl Thread {
         let Self { thread, signal_stack } = self;
         // SAFETY: `thread` was started joinable and this value, the only one, joins it once.
         unsafe { libc::pthread_join(thread, ptr::null_mut()) };
-        drop(signal_stack);
+        drop(ManuallyDrop::into_inner(signal_stack));
     }
 }
 
@@ -176,7 +178,7 @@ mod tests {
         let body = Box::new(move || send.send(ptr::from_ref(&send) as usize).unwrap());
         // SAFETY: the memory was mapped above and is kept until the join.
         let thread = unsafe { spawn(c"given".to_owned(), &stack, body) }.unwrap();
-        assert!(stack.contains(&receive.recv().unwrap()));
+        assert!(stack.contains(&receive.recv_timeout(Duration::from_secs(10)).unwrap()));
         thread.join();
     }
 }

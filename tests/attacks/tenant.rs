@@ -327,7 +327,7 @@ fn company(options: Options) -> Result<String, String> {
 fn garbage(_: Options) -> Result<String, String> {
     let ground = Ground::with("", None);
     for (number, body) in [
-        "for (let i = 0; i < 2000; i++) new Intl.DateTimeFormat('en-US', { dateStyle: 'medium', timeZone: 'UTC' }).format(i)",
+        "for (let i = 0; i < 5000; i++) new Intl.DateTimeFormat('en-US', { dateStyle: 'medium', timeZone: 'UTC' }).format(i)",
         "for (let i = 0; i < 20000; i++) new Intl.PluralRules('ar').select(i)",
         "t = 'hello world '.repeat(1e3); g = new Intl.Segmenter(); for (let i = 0; i < 500; i++) [...g.segment(t)]",
         "for (let i = 0; i < 500000; i++) new ArrayBuffer(10)",

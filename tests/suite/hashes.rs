@@ -17,16 +17,32 @@ struct Seed {
 }
 
 impl Seed {
+    /// The seed, its secrets, and what names that are whole numbers are hashed with: for each
+    /// secret a multiplier, and what undoes it. An archive that hashes such names by their value
+    /// alone (without `v8_enable_seeded_array_index_hash`) has no multipliers.
+    const WORDS: usize = 7;
+
     /// Secrets are odd, each byte has four bits that are set, and any two differ in 32 bits
     /// (`rapidhash_make_secret` in V8's third_party/rapidhash-v8/secret.h): nothing else in a
     /// process is like that, but for the secrets that V8 has by default.
-    fn from_words(words: [u64; 4]) -> Option<Self> {
+    fn from_words(words: [u64; Self::WORDS]) -> Option<Self> {
         const BY_DEFAULT: u64 = 0x2d35_8dcc_aa6c_78a5;
-        let [seed, a, b, c] = words;
+        const NUMBER: u64 = (1 << 24) - 1;
+        let [seed, a, b, c, multipliers @ ..] = words;
         let balanced = |word: u64| word & 1 == 1 && word.to_le_bytes().iter().all(|byte| byte.count_ones() == 4);
         let apart = |a: u64, b: u64| (a ^ b).count_ones() == 32;
-        (balanced(a) && balanced(b) && balanced(c) && apart(a, b) && apart(a, c) && apart(b, c) && a != BY_DEFAULT)
-            .then_some(Self { seed, secrets: [a, b, c] })
+        let made_of = |secret: u64, pair: u64| {
+            let (multiplier, undoes) = (pair & u64::from(u32::MAX), pair >> 32);
+            multiplier == (secret & NUMBER) | 1 && (multiplier * undoes) & NUMBER == 1
+        };
+        let secrets = [a, b, c];
+        (secrets.into_iter().all(balanced)
+            && apart(a, b)
+            && apart(a, c)
+            && apart(b, c)
+            && a != BY_DEFAULT
+            && secrets.into_iter().zip(multipliers).all(|(secret, pair)| made_of(secret, pair)))
+        .then_some(Self { seed, secrets })
     }
 
     /// In the memory of a worker, as root sees it.
@@ -75,7 +91,7 @@ fn seeds(memory: &fs::File, from: u64, to: u64) -> Vec<Seed> {
     let read = memory.read_at(&mut bytes, from).unwrap_or(0);
     let words: Vec<_> =
         bytes[..read].chunks_exact(8).map(|word| u64::from_le_bytes(word.try_into().expect("eight"))).collect();
-    words.windows(4).filter_map(|words| Seed::from_words(words.try_into().expect("four"))).collect()
+    words.windows(Seed::WORDS).filter_map(|words| Seed::from_words(words.try_into().expect("seven"))).collect()
 }
 
 fn start(worker: &Path) -> Daemon {

@@ -26,13 +26,12 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Instant;
 
 use enisle_hardening::allocator;
-use enisle_hardening::islands::Island;
-use enisle_hardening::thread::{CpuClock, Thread};
+use enisle_hardening::thread::CpuClock;
 use enisle_wire::control::Admit;
 use enisle_wire::tenant::{Code, Done, FromTenant, ToTenant};
 use enisle_wire::{FrameError, MAX_FROM_TENANT_BYTES, MAX_TO_TENANT_BYTES, read_frame, write_frame};
 
-use crate::engine::cage::{Cage, sweep};
+use crate::engine::cage::{Cage, Entered, Entering, IslandThread};
 use crate::engine::clock::Clock;
 use crate::engine::isolate::{Resting, Snapshot};
 use crate::engine::kept::{Kept, Shelf};
@@ -95,10 +94,9 @@ const READ_AHEAD_BYTES: usize = 16 << 10;
 pub(crate) struct Tenant {
     pub(crate) watched: Arc<Watched>,
     finished: Arc<AtomicBool>,
-    thread: Thread,
+    thread: IslandThread,
     /// Held until the thread has ended, which may not close it: whoever could would wait for the number to be another's.
     _channel: Arc<UnixStream>,
-    island: Island,
 }
 
 impl Tenant {
@@ -115,7 +113,7 @@ impl Tenant {
         let (thread_finished, surroundings) = (Arc::clone(&finished), Arc::clone(surroundings));
         let channel = Arc::new(channel);
         let threads_channel = Arc::clone(&channel);
-        let (name, island) = (CString::new(format!("tenant-{}", slot.0))?, cage.island());
+        let name = CString::new(format!("tenant-{}", slot.0))?;
         let thread = cage.start_thread(name, move |cage| {
             if let Ok(clock) = CpuClock::of_this_thread() {
                 let watched = Arc::new(Watched::new(slot, clock, Arc::clone(&surroundings.alarm)));
@@ -127,8 +125,11 @@ impl Tenant {
             thread_finished.store(true, Ordering::SeqCst);
             surroundings.alarm.ring();
         })?;
-        let watched = receive.recv().map_err(|_| "the tenant's thread has no clock")?;
-        Ok(Self { watched, finished, thread, _channel: channel, island })
+        let Ok(watched) = receive.recv() else {
+            thread.join();
+            return Err("the tenant's thread has no clock".into());
+        };
+        Ok(Self { watched, finished, thread, _channel: channel })
     }
 
     pub(crate) fn is_finished(&self) -> bool {
@@ -138,7 +139,6 @@ impl Tenant {
     /// Collects a finished thread, and gives its island back.
     pub(crate) fn join(self) {
         self.thread.join();
-        sweep(self.island);
     }
 }
 
@@ -159,7 +159,7 @@ impl<'a> Incoming<'a> {
     }
 
     /// The next run. What is to be forgotten meanwhile goes from the shelf.
-    fn order(&mut self, shelf: &mut Shelf) -> Result<Order, Box<dyn Error>> {
+    fn order(&mut self, shelf: &mut Shelf<'_>) -> Result<Order, Box<dyn Error>> {
         loop {
             self.watched.wait();
             let frame = self.next()?;
@@ -187,14 +187,15 @@ impl<'a> Incoming<'a> {
 fn live(
     watched: &Arc<Watched>,
     channel: &Arc<UnixStream>,
-    cage: Cage,
+    cage: Entering,
     surroundings: &Surroundings,
     memory_mb: u32,
 ) -> Result<(), Box<dyn Error>> {
     let cage = cage.enter()?;
     #[cfg(feature = "attack-natives")]
     crate::engine::attack_channel_is(std::os::fd::AsRawFd::as_raw_fd(&**channel));
-    let mut isolates = Isolates { warm: Resting::warm(surroundings.snapshot, memory_mb)?, shelf: Shelf::default() };
+    let warm = Resting::warm(&cage, surroundings.snapshot, memory_mb)?;
+    let mut isolates = Isolates { cage: &cage, warm, shelf: Shelf::default() };
     // The cage's code range is there now; nothing that comes makes memory executable.
     if surroundings.thread_filter {
         cage.lock_down(channel.as_fd())?;
@@ -209,10 +210,11 @@ fn live(
     ended
 }
 
-/// The isolates of one tenant.
-struct Isolates {
-    warm: Resting,
-    shelf: Shelf,
+/// The isolates of one tenant, and the cage that they are in.
+struct Isolates<'cage> {
+    cage: &'cage Entered,
+    warm: Resting<'cage>,
+    shelf: Shelf<'cage>,
 }
 
 fn say(channel: &UnixStream, frame: &FromTenant) -> Result<(), FrameError> {
@@ -223,7 +225,7 @@ fn say(channel: &UnixStream, frame: &FromTenant) -> Result<(), FrameError> {
 fn serve(
     watched: &Arc<Watched>,
     channel: &Arc<UnixStream>,
-    Isolates { warm, shelf }: &mut Isolates,
+    Isolates { cage, warm, shelf }: &mut Isolates<'_>,
     snapshot: Snapshot,
 ) -> Result<(), Box<dyn Error>> {
     let say = |frame: &FromTenant| say(channel, frame);
@@ -269,7 +271,7 @@ fn serve(
         let arrived = Instant::now();
         // A heap limit is fixed when an isolate is made. The one that is warm has the limit of the run before.
         if warm.memory_mb != memory_mb {
-            *warm = Resting::warm(snapshot, memory_mb)?;
+            *warm = Resting::warm(cage, snapshot, memory_mb)?;
         }
         let (done, evaluated) = heap::private(|| execute(warm, source, order, watched, channel, &mut clock, arrived));
         let is_heavy = done.usage.peak_heap_bytes >= HEAVY_BYTES;
@@ -280,7 +282,7 @@ fn serve(
         // The next one first: a cage whose last isolate goes would build its shared parts anew.
         let next = {
             let _turn = MAKING.lock().unwrap_or_else(PoisonError::into_inner);
-            Resting::warm(snapshot, memory_mb)?
+            Resting::warm(cage, snapshot, memory_mb)?
         };
         let last = std::mem::replace(warm, next);
         match (key, evaluated) {

@@ -268,7 +268,7 @@ fn replacement_for(line: &str) -> String {
 fn apply_patches(recipe: &Recipe) -> Result<()> {
     let folder = recipe.path("patches");
     fs::create_dir_all(&folder)?;
-    for part in patches(recipe.kind)? {
+    for part in patches()? {
         let mark = recipe.path("done").join(&part.name);
         if mark.exists() {
             continue;
@@ -363,7 +363,8 @@ fn bindings(recipe: &Recipe) -> Result<()> {
     fs::create_dir_all(recipe.path("out"))?;
     let mut command = Command::new(recipe.path("tools/bin/bindgen"));
     command.current_dir(&src).env("LIBCLANG_PATH", format!("{LLVM}/lib")).arg("src/binding.hpp");
-    command.arg("-o").arg(recipe.path("out").join(BINDINGS)).arg("--generate-cstr");
+    let out = recipe.path("out").join(BINDINGS);
+    command.arg("-o").arg(&out).args(["--formatter", "none", "--generate-cstr"]);
     for pattern in [".*UseCounterFeature", ".*ModuleImportPhase", ".*Intercepted"] {
         command.args(["--rustified-enum", pattern]);
     }
@@ -386,7 +387,11 @@ fn bindings(recipe: &Recipe) -> Result<()> {
     command.args(
         defines.split('\0').filter(|define| !define.is_empty() && !unwanted.iter().any(|word| define.contains(word))),
     );
-    check(&mut command)
+    check(&mut command)?;
+    // From the checkout: where the crate's sources are, its own toolchain would be asked for.
+    check(
+        Command::new("rustfmt").current_dir(root()).args(["--edition", "2021", "--config-path", "/dev/null"]).arg(&out),
+    )
 }
 
 /// Collects the notices of everything that the archive contains.
@@ -407,7 +412,7 @@ fn archive(recipe: &Recipe) -> Result<()> {
     fs::write(out.join("hooks.syms"), HOOKS)?;
     let mut names: Vec<_> =
         ["LICENSES", "args.gn", "hooks.syms", ARCHIVE, BINDINGS, "unity.py"].map(str::to_owned).into();
-    for part in patches(recipe.kind)? {
+    for part in patches()? {
         fs::write(out.join("patches").join(&part.name), part.text)?;
         names.push(format!("patches/{}", part.name));
     }

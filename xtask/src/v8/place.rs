@@ -17,7 +17,6 @@ pub(crate) const ARCHIVE: &str = "librusty_v8_ptrcomp_sandbox_release_x86_64-unk
 pub(crate) const BINDINGS: &str = "src_binding_ptrcomp_sandbox_release_x86_64-unknown-linux-gnu.rs";
 const ARGS: &str = include_str!("../../../v8/args.gn");
 const DCHECKS: &str = include_str!("../../../v8/dchecks.gn");
-const DCHECKS_PATCH: &str = include_str!("../../../v8/dchecks.patch");
 pub(crate) const UNITY: &str = include_str!("../../../v8/unity.py");
 pub(crate) const HOOKS: &str = include_str!("../../../v8/hooks.syms");
 
@@ -47,9 +46,8 @@ pub(crate) struct Part {
     pub(crate) text: String,
 }
 
-/// The patch as a series, in the order in which its parts are applied: every file of `v8/patches`,
-/// and for a build with DCHECKs what only that needs.
-pub(crate) fn patches(kind: Kind) -> Result<Vec<Part>> {
+/// The patch as a series, in the order in which its parts are applied: every file of `v8/patches`.
+pub(crate) fn patches() -> Result<Vec<Part>> {
     let folder = root().join("v8/patches");
     let mut parts = Vec::new();
     for file in fs::read_dir(&folder).with_context(|| format!("reading {}", folder.display()))? {
@@ -60,16 +58,13 @@ pub(crate) fn patches(kind: Kind) -> Result<Vec<Part>> {
         }
     }
     parts.sort_by(|a, b| a.name.cmp(&b.name));
-    if kind == Kind::Dchecks {
-        parts.push(Part { name: "dchecks.patch".to_owned(), text: DCHECKS_PATCH.to_owned() });
-    }
     Ok(parts)
 }
 
 /// A hash of everything of ours that decides what the archive is.
 fn inputs(kind: Kind) -> Result<String> {
     let mut hash = Sha256::new();
-    for part in patches(kind)? {
+    for part in patches()? {
         hash.update(format!("{}\0{}\0", part.name, part.text));
     }
     hash.update(format!("{VERSION}\0{}\0{UNITY}\0{HOOKS}", kind.args()));
@@ -155,7 +150,7 @@ mod tests {
 
     #[test]
     fn every_part_of_the_patch_says_what_it_is_for() {
-        let parts = patches(Kind::Dchecks).unwrap();
+        let parts = patches().unwrap();
         assert!(!parts.is_empty());
         for part in parts {
             let (head, _) = part.text.split_once("\n--- ").unwrap();

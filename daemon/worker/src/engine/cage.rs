@@ -1,9 +1,15 @@
 //! One cage: a V8 isolate group on an island of its own, which belongs to one tenant's thread for its whole life.
 //!
 //! ```text
-//! main thread: build_all ─▶ Cage (nobody's)          every cage of the process, before the first tenant
-//! tenant's thread:          Cage ─▶ enter ─▶ Entered ─▶ lock_down     its key open, its mappings at home, its filter on
+//! main thread:     build_all ─▶ Cage ─▶ start_thread ─▶ IslandThread ─▶ join
+//! tenant's thread:                      Entering ─▶ enter ─▶ Entered ─▶ lock_down
 //! ```
+//!
+//! Every cage of the process is built before the first tenant. A cage can only be entered by the
+//! thread that was started on its island, once: that thread alone has the [`Entering`]. From then
+//! on its key is open and its mappings go to the island; with `lock_down` its filter is on. The
+//! island is unmapped by [`IslandThread::join`] and by nothing else, so not before the thread has
+//! ended.
 
 use std::ffi::{CString, c_int};
 use std::io;
@@ -69,7 +75,8 @@ pub(crate) struct Cage {
     home: Home,
 }
 
-// SAFETY: V8 lets any one thread at a time use an isolate group, and only `enter`, which takes the cage, uses it.
+// SAFETY: V8 lets any one thread at a time use an isolate group, and only `Entering::enter`, which
+// takes the cage, uses it.
 unsafe impl Send for Cage {}
 
 impl Cage {
@@ -97,53 +104,79 @@ impl Cage {
         Ok(Self { group, place, island, home })
     }
 
-    pub(crate) fn island(&self) -> Island {
-        self.island
-    }
-
-    /// Starts a thread on this island's stack, to enter the cage. [`sweep`] gives the stack back when it has been joined.
+    /// Starts a thread on this island's stack, to enter the cage.
     pub(crate) fn start_thread(
         self,
         name: CString,
-        body: impl FnOnce(Self) + Send + 'static,
-    ) -> Result<Thread, CageError> {
+        body: impl FnOnce(Entering) + Send + 'static,
+    ) -> Result<IslandThread, CageError> {
+        let island = self.island;
         let stack = memory::map_stack(&self.home).map_err(CageError::Thread)?;
-        // SAFETY: the stack was mapped for this thread alone, and stays until it has been joined.
-        unsafe { thread::spawn(name, &stack, Box::new(move || body(self))) }.map_err(CageError::Thread)
+        let body = Box::new(move || body(Entering { cage: self, _thread: PhantomData }));
+        // SAFETY: the stack was mapped for this thread alone, and only `IslandThread::join` unmaps
+        // it, when the thread has ended.
+        let thread = unsafe { thread::spawn(name, &stack, body) }.map_err(CageError::Thread)?;
+        Ok(IslandThread { thread, island })
     }
+}
 
-    /// Makes the calling thread the tenant's: opens its key and no other, and sends what V8 maps and makes from now on to
-    /// this cage. To be called once per thread.
+/// A thread that lives on an island.
+#[derive(Debug)]
+pub(crate) struct IslandThread {
+    thread: Thread,
+    island: Island,
+}
+
+impl IslandThread {
+    /// Waits for its end, and gives everything back that is still mapped on its island: its stack,
+    /// its heap.
+    pub(crate) fn join(self) {
+        self.thread.join();
+        // SAFETY: the thread that lived there has just been joined. Its isolates and its cage ended
+        // with it: they cannot leave it (`Entered` is not `Send`). What it shared with other
+        // threads is not on the island (`heap`).
+        unsafe { memory::sweep(self.island) };
+    }
+}
+
+/// A cage, in the thread that was started to enter it. There is one for each such thread, which
+/// cannot be handed to another one.
+#[derive(Debug)]
+pub(crate) struct Entering {
+    cage: Cage,
+    _thread: PhantomData<*const ()>,
+}
+
+impl Entering {
+    /// Makes the calling thread the tenant's: opens its key and no other, and sends what V8 maps
+    /// and makes from now on to this cage.
     pub(crate) fn enter(self) -> Result<Entered, CageError> {
-        if !fault::thread_of(self.place) {
+        let Self { cage, _thread } = self;
+        if !fault::thread_of(cage.place) {
             return Err(CageError::Taken);
         }
-        if let Some(pkru) = sealed::pkru_of(self.place as usize) {
+        if let Some(pkru) = sealed::pkru_of(cage.place as usize) {
             pkru.install();
             confinement::expect(pkru);
         }
         // V8's locks make that of a thread when it first waits, in memory that all threads read: before this one's memory
         // is its own.
-        // SAFETY: the thread is new, so it has none yet.
+        // SAFETY: the thread has none yet: it was started for the one `Entering` that there is for
+        // it, which is used up here.
         unsafe { introduce_thread() };
-        memory::move_to(Some(self.home));
+        memory::move_to(Some(cage.home));
         // SAFETY: `group` is live; this thread is in no other cage.
-        unsafe { v8_tenant_set_group(self.group) };
-        quota::reset(self.place);
-        let entered = Entered { cage: self, _thread: PhantomData };
+        unsafe { v8_tenant_set_group(cage.group) };
+        quota::reset(cage.place);
+        let entered = Entered { cage, _thread };
         if heap::open() { Ok(entered) } else { Err(CageError::Heap) }
     }
 }
 
-/// Gives everything back that is still mapped on the island of a thread that has ended: its stack, its heap.
-pub(crate) fn sweep(island: Island) {
-    memory::sweep(island);
-}
-
 /// The cage of the calling thread. While it lives, every isolate that this thread makes is in it.
 ///
-/// Not `Send`: one tenant is one thread is one cage. It has to outlive the isolates in it, which is why a tenant's
-/// thread drops them first.
+/// Not `Send`: one tenant is one thread is one cage. The isolates in it borrow it
+/// ([`super::isolate::Resting`]), so none of them is left when it ends.
 #[derive(Debug)]
 pub(crate) struct Entered {
     cage: Cage,
@@ -162,9 +195,10 @@ impl Entered {
 
 impl Drop for Entered {
     fn drop(&mut self) {
-        // SAFETY: null takes this thread's group away; no isolate is being made.
+        // SAFETY: null takes this thread's group away; no isolate is being made, and none is left.
         unsafe { v8_tenant_set_group(std::ptr::null_mut()) };
-        // SAFETY: `group` came from v8_tenant_group_new and is dropped once; V8 unmaps it with the last isolate.
+        // SAFETY: `group` came from v8_tenant_group_new and is dropped once, here; every isolate in
+        // it borrowed this value, and is gone.
         unsafe { v8_tenant_group_delete(self.cage.group) };
         // What V8 still holds is for other threads as well, and goes with this island.
         debug_assert_eq!(heap::blocks(), 0, "something of the process is on an island");

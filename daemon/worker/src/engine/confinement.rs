@@ -1,8 +1,9 @@
 //! Whether a tenant's thread still has the keys open that it should, asked at the edges of every call from V8 to us.
 //!
-//! Nothing that a tenant can reach opens a key, and nothing of ours does after [`super::cage::Cage::enter`]; V8 opens its
-//! JIT key for writing while it writes code, never while it calls. So the register is one and the same at every edge. Debug
-//! builds look each time, release builds once in a while; a register that is wrong is put on record and ends the process.
+//! Nothing that a tenant can reach opens a key, and nothing of ours does after
+//! [`super::cage::Entering::enter`]; V8 opens its JIT key for writing while it writes code, never
+//! while it calls. So the register is one and the same at every edge. Debug builds look each time,
+//! release builds once in a while; a register that is wrong is put on record and ends the process.
 
 use std::cell::Cell;
 

@@ -5,8 +5,8 @@
 //! a tenant's thread is in [`private`], what Rust allocates comes from the tenant's heap instead,
 //! in pages that [`super::memory`] has put on its island and tagged, and that count as the
 //! tenant's ([`super::quota`]). Whatever is freed goes back to where its address says it came
-//! from, inside or outside. What other threads have to read as well is allocated outside, or in
-//! [`shared`].
+//! from, inside or outside; what is on another thread's island ends the process. What other threads
+//! have to read as well is allocated outside.
 
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::cell::Cell;
@@ -90,15 +90,16 @@ const MAPPED_FROM: usize = SEGMENT;
 /// A block of `bytes` of the calling thread's own heap; `None` in a thread that has none, null
 /// where there is no memory.
 pub(super) fn take(bytes: usize, align: usize) -> Option<*mut c_void> {
-    let heap = own(true)?;
     let before = Head::room(align);
     let whole = bytes.checked_add(before)?;
-    let base = if whole >= MAPPED_FROM && align <= PAGE {
-        map_counted(whole.next_multiple_of(PAGE))
-    } else {
-        // SAFETY: the size is not zero, the alignment a power of two.
-        unsafe { heap.malloc(whole, align.max(HEAD)) }
-    };
+    let base = with_own(|heap| {
+        if whole >= MAPPED_FROM && align <= PAGE {
+            map_counted(whole.next_multiple_of(PAGE))
+        } else {
+            // SAFETY: the size is not zero, the alignment a power of two.
+            unsafe { heap.malloc(whole, align.max(HEAD)) }
+        }
+    })?;
     BLOCKS.set(BLOCKS.get() + usize::from(!base.is_null()));
     // SAFETY: `whole` bytes begin at `base`, if it is not null.
     Some(unsafe { Head::write(base, before, bytes, quota::place()) })
@@ -119,18 +120,22 @@ pub(super) unsafe fn give_back(block: *mut c_void) -> bool {
     }
     // What is of another thread's heap stays with it: that heap is not for two threads, and goes
     // with its island.
-    let Some(heap) = own(memory::is_home(block as usize)) else { return true };
-    // SAFETY: only `take` hands out blocks on an island, each with a head.
-    let (head, base) = unsafe { Head::of(block) };
-    BLOCKS.set(BLOCKS.get() - 1);
-    let whole = head.bytes + head.before as usize;
-    if whole >= MAPPED_FROM && head.before as usize <= PAGE {
-        // SAFETY: `take` mapped as many whole pages there.
-        unsafe { unmap_counted(base, whole.next_multiple_of(PAGE)) };
-    } else {
-        // SAFETY: the block is this heap's.
-        unsafe { heap.c_free(base) };
+    if !memory::is_home(block as usize) {
+        return true;
     }
+    with_own(|heap| {
+        // SAFETY: only `take` hands out blocks on an island, each with a head.
+        let (head, base) = unsafe { Head::of(block) };
+        BLOCKS.set(BLOCKS.get() - 1);
+        let whole = head.bytes + head.before as usize;
+        if whole >= MAPPED_FROM && head.before as usize <= PAGE {
+            // SAFETY: `take` mapped as many whole pages there.
+            unsafe { unmap_counted(base, whole.next_multiple_of(PAGE)) };
+        } else {
+            // SAFETY: the block is this heap's.
+            unsafe { heap.c_free(base) };
+        }
+    });
     true
 }
 
@@ -145,10 +150,8 @@ pub(super) unsafe fn size(block: *mut c_void) -> Option<usize> {
 
 /// Gives pages back to the kernel in which nothing lives any more.
 pub(crate) fn trim() {
-    if let Some(heap) = own(true) {
-        // SAFETY: no call of the allocator is under way in this thread.
-        unsafe { heap.trim(0) };
-    }
+    // SAFETY: the heap is whole: no other call of it is under way.
+    with_own(|heap| unsafe { heap.trim(0) });
 }
 
 /// What stands in front of a block that C or C++ was given.
@@ -208,7 +211,9 @@ pub(crate) fn private<T>(work: impl FnOnce() -> T) -> T {
     switched(true, work)
 }
 
-/// Allocates where every thread can read in `work`, which is in [`private`].
+/// Allocates where every thread can read in `work`, which is in [`private`]. Nothing but an attack
+/// hands memory to another thread from there.
+#[cfg(any(test, feature = "attack-natives"))]
 pub(super) fn shared<T>(work: impl FnOnce() -> T) -> T {
     switched(false, work)
 }
@@ -220,68 +225,99 @@ fn switched<T>(private: bool, work: impl FnOnce() -> T) -> T {
     result
 }
 
-/// The calling thread's own heap, if it has one and `wanted`. Borrowed for one call of the allocator, in which no other one
-/// of this thread's begins.
-fn own(wanted: bool) -> Option<&'static mut Dlmalloc<Pages>> {
-    let heap = if wanted { OWN.get() } else { ptr::null_mut() };
-    // SAFETY: null or what `open` stored, which lives as long as the thread, and which no other thread knows of.
-    unsafe { heap.as_mut() }
+/// Calls the calling thread's own heap, if it has one. While the call lasts, the thread has none:
+/// a call within it would find the heap half changed, so it allocates as ever.
+fn with_own<T>(call: impl FnOnce(&mut Dlmalloc<Pages>) -> T) -> Option<T> {
+    let heap = OWN.replace(ptr::null_mut());
+    // SAFETY: null or what `open` stored, which lives as long as the thread, and which no other
+    // thread knows of. This one has no second reference: nothing finds the heap until it is put
+    // back.
+    let result = unsafe { heap.as_mut() }.map(call);
+    OWN.set(heap);
+    result
+}
+
+/// As [`with_own`], if Rust is to allocate on the island.
+fn with_private<T>(call: impl FnOnce(&mut Dlmalloc<Pages>) -> T) -> Option<T> {
+    if PRIVATE.get() { with_own(call) } else { None }
+}
+
+/// Calls the heap that `memory` is from, which is on an island: the calling thread's own. No other
+/// thread can give it back, and libc has never heard of it.
+fn with_owner<T>(memory: *mut u8, call: impl FnOnce(&mut Dlmalloc<Pages>) -> T) -> T {
+    if memory::is_home(memory as usize)
+        && let Some(result) = with_own(call)
+    {
+        return result;
+    }
+    not_from_here()
+}
+
+/// Somebody frees what lives on the island of another thread. Ends the process.
+#[cold]
+fn not_from_here() -> ! {
+    const WORDS: &[u8] = b"a thread frees memory on an island that is not its own\n";
+    // SAFETY: the bytes are readable. A tenant's thread is refused this, which it may be.
+    unsafe { libc::write(libc::STDERR_FILENO, WORDS.as_ptr().cast(), WORDS.len()) };
+    std::process::abort()
 }
 
 // SAFETY: memory comes from one of two allocators that keep this contract, and goes back to the one that its address is
 // from: no other allocator hands out addresses of the zone.
 unsafe impl GlobalAlloc for Heap {
     unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
-        match own(PRIVATE.get()) {
-            Some(_) if is_mapped(layout) => map_counted(layout.size().next_multiple_of(PAGE)),
+        let own = with_private(|heap| {
             // SAFETY: the layout is the caller's.
-            Some(heap) => unsafe { heap.malloc(layout.size(), layout.align()) },
-            // SAFETY: the caller's.
-            None => unsafe { System.alloc(layout) },
-        }
+            if is_mapped(layout) { map_for(layout) } else { unsafe { heap.malloc(layout.size(), layout.align()) } }
+        });
+        // SAFETY: the caller's.
+        own.unwrap_or_else(|| unsafe { System.alloc(layout) })
     }
 
     unsafe fn alloc_zeroed(&self, layout: Layout) -> *mut u8 {
-        match own(PRIVATE.get()) {
-            Some(_) if is_mapped(layout) => map_counted(layout.size().next_multiple_of(PAGE)),
+        let own = with_private(|heap| {
             // SAFETY: as in `alloc`.
-            Some(heap) => unsafe { heap.calloc(layout.size(), layout.align()) },
-            // SAFETY: the caller's.
-            None => unsafe { System.alloc_zeroed(layout) },
-        }
+            if is_mapped(layout) { map_for(layout) } else { unsafe { heap.calloc(layout.size(), layout.align()) } }
+        });
+        // SAFETY: the caller's.
+        own.unwrap_or_else(|| unsafe { System.alloc_zeroed(layout) })
     }
 
     unsafe fn dealloc(&self, memory: *mut u8, layout: Layout) {
-        match own(on_an_island(memory)) {
-            Some(_) if is_mapped(layout) => {
-                // SAFETY: as many pages were mapped for it, and nobody uses them any more.
-                unsafe { unmap_counted(memory, layout.size().next_multiple_of(PAGE)) };
-            }
-            // SAFETY: what a tenant's thread allocates on its island it frees itself, so the memory is this heap's.
-            Some(heap) => unsafe { heap.free(memory, layout.size(), layout.align()) },
-            // SAFETY: the caller's.
-            None => unsafe { System.dealloc(memory, layout) },
+        if !on_an_island(memory) {
+            // SAFETY: the caller's; what is on no island is from libc.
+            return unsafe { System.dealloc(memory, layout) };
         }
+        with_owner(memory, |heap| {
+            if is_mapped(layout) {
+                // SAFETY: as many pages were mapped for it, and nobody uses them any more.
+                unsafe { unmap_counted(memory, whole_pages(layout)) };
+            } else {
+                // SAFETY: the memory is on the island of this thread, so it is this heap's.
+                unsafe { heap.free(memory, layout.size(), layout.align()) };
+            }
+        });
     }
 
     unsafe fn realloc(&self, memory: *mut u8, layout: Layout, bytes: usize) -> *mut u8 {
-        let Some(heap) = own(on_an_island(memory)) else {
-            // SAFETY: the caller's.
+        if !on_an_island(memory) {
+            // SAFETY: the caller's; what is on no island is from libc.
             return unsafe { System.realloc(memory, layout, bytes) };
-        };
+        }
         // SAFETY: the size is the caller's, and the alignment was good before.
         let wanted = unsafe { Layout::from_size_align_unchecked(bytes, layout.align()) };
-        if !is_mapped(layout) && !is_mapped(wanted) {
-            // SAFETY: as in `dealloc`.
-            return unsafe { heap.realloc(memory, layout.size(), layout.align(), bytes) };
-        }
-        let moved = if is_mapped(wanted) {
-            map_counted(bytes.next_multiple_of(PAGE))
-        } else {
-            // SAFETY: as in `alloc`.
-            unsafe { heap.malloc(bytes, layout.align()) }
-        };
-        if !moved.is_null() {
+        let moved = with_owner(memory, |heap| {
+            if is_mapped(wanted) {
+                map_for(wanted)
+            } else if is_mapped(layout) {
+                // SAFETY: as in `alloc`.
+                unsafe { heap.malloc(bytes, layout.align()) }
+            } else {
+                // SAFETY: as in `dealloc`.
+                unsafe { heap.realloc(memory, layout.size(), layout.align(), bytes) }
+            }
+        });
+        if !moved.is_null() && (is_mapped(layout) || is_mapped(wanted)) {
             // SAFETY: both have at least so many bytes.
             unsafe { memory.copy_to_nonoverlapping(moved, layout.size().min(bytes)) };
             // SAFETY: the caller does not use it any more.
@@ -294,6 +330,14 @@ unsafe impl GlobalAlloc for Heap {
 /// Whether something of that layout is a mapping of its own.
 fn is_mapped(layout: Layout) -> bool {
     layout.size() >= MAPPED_FROM && layout.align() <= PAGE
+}
+
+fn whole_pages(layout: Layout) -> usize {
+    layout.size().next_multiple_of(PAGE)
+}
+
+fn map_for(layout: Layout) -> *mut u8 {
+    map_counted(whole_pages(layout))
 }
 
 // SAFETY: regions are mappings of their own, readable and writable, and given back only as asked.
@@ -332,7 +376,54 @@ unsafe impl dlmalloc::Allocator for Pages {
 
 #[cfg(test)]
 mod tests {
+    use std::os::unix::process::ExitStatusExt;
+    use std::process::Command;
+
+    use enisle_hardening::islands::Zone;
+
     use super::*;
+
+    /// In the child process of a test: what it is to do with memory on an island.
+    const CHILD: &str = "ENISLE_TEST_FOREIGN_MEMORY";
+
+    #[test]
+    fn a_thread_that_gives_back_memory_on_an_island_that_is_not_its_own_ends_the_process() {
+        for what in ["dealloc", "realloc"] {
+            let ended = Command::new(std::env::current_exe().unwrap())
+                .args(["--exact", "--ignored", "--nocapture", "engine::heap::tests::child_gives_back"])
+                .env(CHILD, what)
+                .output()
+                .unwrap();
+            let words = String::from_utf8_lossy(&ended.stderr);
+            assert_eq!(ended.status.signal(), Some(libc::SIGABRT), "{what}: {words}");
+            assert!(words.contains("an island that is not its own"), "{what}: {words}");
+        }
+    }
+
+    #[test]
+    #[ignore = "the child of the test above"]
+    fn child_gives_back() {
+        let Ok(what) = std::env::var(CHILD) else { return };
+        sealed::assign(&Zone::place(1, || 0), None, Vec::new());
+        let home = memory::Home::new(sealed::zone().island(0).unwrap(), None, 0);
+        // The thread has mappings on the island for as long as it takes to make one, and never a
+        // heap.
+        memory::move_to(Some(home));
+        let memory = map(PAGE);
+        memory::move_to(None);
+        assert!(on_an_island(memory));
+        let layout = Layout::from_size_align(64, 16).unwrap();
+        // As an allocator's block: libc finds a size in front of it.
+        // SAFETY: the page was mapped just now and has so many bytes.
+        let block = unsafe { memory.add(64) };
+        if what == "realloc" {
+            // SAFETY: never given back before; the call is not to return.
+            let _ = unsafe { Heap.realloc(block, layout, 128) };
+        } else {
+            // SAFETY: as above.
+            unsafe { Heap.dealloc(block, layout) };
+        }
+    }
 
     #[test]
     fn without_a_heap_of_its_own_a_thread_allocates_as_ever() {

@@ -22,7 +22,7 @@ use std::ptr;
 use libc::size_t;
 
 use super::heap::{self, Head};
-use super::{confinement, last_words, quota};
+use super::{confinement, last_words, memory, quota};
 
 /// All functions of ours that the archive knows, in the order of `v8/patches/16-hooks-seen.patch`.
 const HOOKS: [&str; 10] =
@@ -38,8 +38,11 @@ unsafe extern "C" {
 pub(super) fn check() -> io::Result<()> {
     // SAFETY: the function takes nothing and reads constants of the program.
     let found = unsafe { v8_tenant_hooks() };
-    let missing: Vec<_> =
+    let mut missing: Vec<_> =
         HOOKS.iter().enumerate().filter(|(bit, _)| found >> bit & 1 == 0).map(|(_, name)| *name).collect();
+    if !memory::sees_commits() {
+        missing.push("mprotect");
+    }
     if missing.is_empty() {
         return Ok(());
     }

@@ -4,8 +4,10 @@
 //! the last one is disposed of, in any order; that keeps the cage's shared parts alive between runs.
 
 use std::fmt;
+use std::marker::PhantomData;
 use std::mem::ManuallyDrop;
 
+use super::cage::Entered;
 use super::{last_words, modules, natives};
 
 /// The bytes of the startup snapshot: mapped once per process, read-only, never unmapped.
@@ -21,16 +23,17 @@ pub(super) struct Runtime {
     pub(super) worker_entrypoint: v8::Global<v8::Value>,
 }
 
-/// A warm isolate at rest.
-pub(crate) struct Resting {
+/// A warm isolate at rest, in the cage of the calling thread, which it cannot outlive.
+pub(crate) struct Resting<'cage> {
     /// Dropped by hand: V8 wants it entered exactly once at that moment.
     isolate: ManuallyDrop<v8::OwnedIsolate>,
     pub(super) context: v8::Global<v8::Context>,
     pub(super) runtime: Runtime,
     pub(crate) memory_mb: u32,
+    _cage: PhantomData<&'cage Entered>,
 }
 
-impl fmt::Debug for Resting {
+impl fmt::Debug for Resting<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Resting").field("memory_mb", &self.memory_mb).finish_non_exhaustive()
     }
@@ -41,9 +44,10 @@ impl fmt::Debug for Resting {
 #[error("the startup snapshot lacks {0}: it was made by another build of the worker")]
 pub(crate) struct SnapshotMismatch(&'static str);
 
-impl Resting {
-    /// Makes an isolate in this thread's cage. Takes one to two milliseconds, which is why it is done ahead of a run.
-    pub(crate) fn new(snapshot: Snapshot, memory_mb: u32) -> Result<Self, SnapshotMismatch> {
+impl<'cage> Resting<'cage> {
+    /// Makes an isolate in the calling thread's cage. Takes one to two milliseconds, which is why
+    /// it is done ahead of a run.
+    pub(crate) fn new(_: &'cage Entered, snapshot: Snapshot, memory_mb: u32) -> Result<Self, SnapshotMismatch> {
         let params = v8::CreateParams::default()
             .snapshot_blob(v8::StartupData::from(snapshot.0))
             .external_references(natives::external_references().into())
@@ -55,7 +59,7 @@ impl Resting {
         isolate.add_message_listener(natives::uncaught);
         isolate.set_promise_reject_callback(natives::promise_rejected);
         isolate.set_host_import_module_dynamically_callback(modules::import_dynamically);
-        isolate.set_allow_wasm_code_generation_callback(natives::no_wasm);
+        isolate.set_allow_wasm_code_generation_callback(natives::allow_wasm);
         isolate.set_modify_code_generation_from_strings_callback(natives::no_code_from_strings);
         isolate.set_oom_error_handler(last_words::out_of_memory);
         let parts = {
@@ -68,7 +72,7 @@ impl Resting {
         unsafe { isolate.exit() };
         let isolate = ManuallyDrop::new(isolate);
         match parts {
-            Ok((context, runtime)) => Ok(Self { isolate, context, runtime, memory_mb }),
+            Ok((context, runtime)) => Ok(Self { isolate, context, runtime, memory_mb, _cage: PhantomData }),
             Err(mismatch) => {
                 dispose(isolate);
                 Err(mismatch)
@@ -76,10 +80,11 @@ impl Resting {
         }
     }
 
-    /// An isolate that has already run something: what V8 prepares when it first compiles and calls is prepared, and the
-    /// pages that a run touches first are there. `None` if not even that runs.
-    pub(crate) fn warm(snapshot: Snapshot, memory_mb: u32) -> Result<Self, SnapshotMismatch> {
-        let mut isolate = Self::new(snapshot, memory_mb)?;
+    /// An isolate that has already run something: what V8 prepares when it first compiles and calls
+    /// is prepared, and the pages that a run touches first are there. An error if not even that
+    /// runs.
+    pub(crate) fn warm(cage: &'cage Entered, snapshot: Snapshot, memory_mb: u32) -> Result<Self, SnapshotMismatch> {
+        let mut isolate = Self::new(cage, snapshot, memory_mb)?;
         isolate.prime().ok_or(SnapshotMismatch("a runtime that runs"))?;
         Ok(isolate)
     }
@@ -146,7 +151,7 @@ fn evaluate<'s>(scope: &mut v8::PinScope<'s, '_>, source: &str) -> Option<v8::Lo
     module.get_module_namespace().try_cast::<v8::Object>().ok()
 }
 
-impl Drop for Resting {
+impl Drop for Resting<'_> {
     fn drop(&mut self) {
         // SAFETY: taken once, here; the value is not used again.
         dispose(ManuallyDrop::new(unsafe { ManuallyDrop::take(&mut self.isolate) }));

@@ -9,20 +9,20 @@ const MOST: usize = 8;
 
 /// One script's isolate, at rest.
 #[derive(Debug)]
-pub(crate) struct Kept {
+pub(crate) struct Kept<'cage> {
     key: u64,
     /// Before the isolate, which it points into.
     pub(crate) evaluated: Evaluated,
-    pub(crate) resting: Resting,
+    pub(crate) resting: Resting<'cage>,
 }
 
 /// The isolates of one tenant that stay, the least recently used first.
 #[derive(Debug, Default)]
-pub(crate) struct Shelf(Vec<Kept>);
+pub(crate) struct Shelf<'cage>(Vec<Kept<'cage>>);
 
-impl Shelf {
+impl<'cage> Shelf<'cage> {
     /// Takes a script's isolate from the shelf, if it is there and has that heap limit.
-    pub(crate) fn take(&mut self, key: u64, memory_mb: u32) -> Option<Kept> {
+    pub(crate) fn take(&mut self, key: u64, memory_mb: u32) -> Option<Kept<'cage>> {
         let at = self.0.iter().position(|kept| kept.key == key)?;
         let kept = self.0.remove(at);
         (kept.resting.memory_mb == memory_mb).then_some(kept)
@@ -31,7 +31,7 @@ impl Shelf {
     /// Puts an isolate on the shelf, and disposes of those that do not fit the tenant's memory: all
     /// that the tenant holds is to be within the limit while nothing runs. The last one may first
     /// collect its garbage.
-    pub(crate) fn put(&mut self, key: u64, resting: Resting, evaluated: Evaluated) {
+    pub(crate) fn put(&mut self, key: u64, resting: Resting<'cage>, evaluated: Evaluated) {
         self.0.push(Kept { key, evaluated, resting });
         while self.0.len() > MOST || (self.0.len() > 1 && self.is_over()) {
             self.0.remove(0);

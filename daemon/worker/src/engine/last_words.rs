@@ -1,7 +1,7 @@
 //! What a run says when V8 cannot go on: whose it was, before the process ends; and what is done at the heap limit, so that it
 //! does not come to that.
 
-use std::cell::RefCell;
+use std::cell::Cell;
 use std::os::fd::{AsRawFd, RawFd};
 use std::os::unix::net::UnixStream;
 
@@ -10,21 +10,53 @@ use enisle_wire::tenant::{FromTenant, RunId};
 use enisle_wire::{MAX_FROM_TENANT_BYTES, encode};
 
 use super::run::RunState;
-use super::{confinement, exit_now, heap, memory, quota};
+use super::{confinement, exit_now, memory, quota};
 use crate::watchdog::{Cause, Watched};
 
-#[derive(Debug)]
+/// What the thread says if V8 cannot go on: prepared, because saying it must not allocate. Plain
+/// values, because a handler reads them, which may do so at any point of the thread's life.
+#[derive(Debug, Clone, Copy)]
 struct LastWords {
     channel: RawFd,
     /// The frame when the run is over its own heap limit, and when it may not be.
-    certain: Vec<u8>,
-    uncertain: Vec<u8>,
+    certain: Frame,
+    uncertain: Frame,
     over_its_limit: bool,
 }
 
 thread_local! {
-    /// What this thread says if V8 cannot go on: prepared, because saying it must not allocate.
-    static LAST_WORDS: RefCell<Option<LastWords>> = const { RefCell::new(None) };
+    static LAST_WORDS: Cell<Option<LastWords>> = const { Cell::new(None) };
+}
+
+// A thread-local with a destructor would be registered by its first use, which allocates, and be
+// gone before its thread is: the handler may do neither.
+const _: () = assert!(!std::mem::needs_drop::<Cell<Option<LastWords>>>());
+
+/// `Aborting`, encoded.
+#[derive(Debug, Clone, Copy)]
+struct Frame {
+    bytes: [u8; Self::MOST],
+    length: usize,
+}
+
+impl Frame {
+    /// Header, tag, a run's identifier, and whether it is certain: 25 bytes at the most.
+    const MOST: usize = 32;
+
+    /// Empty if it is longer than it can be.
+    fn aborting(id: RunId, certain: bool) -> Self {
+        let encoded = encode(&FromTenant::Aborting { id, certain }, MAX_FROM_TENANT_BYTES).unwrap_or_default();
+        let mut frame = Self { bytes: [0; Self::MOST], length: 0 };
+        if let Some(bytes) = frame.bytes.get_mut(..encoded.len()) {
+            bytes.copy_from_slice(&encoded);
+            frame.length = encoded.len();
+        }
+        frame
+    }
+
+    fn bytes(&self) -> &[u8] {
+        self.bytes.get(..self.length).unwrap_or_default()
+    }
 }
 
 /// More than V8 asks for at a time, but for one object that is over every limit anyway.
@@ -49,15 +81,12 @@ pub(super) extern "C" fn gave_up() {
 }
 
 fn say_last_words() {
-    LAST_WORDS.with(|words| {
-        if let Ok(words) = words.try_borrow()
-            && let Some(words) = words.as_ref()
-        {
-            // SAFETY: the descriptor is open as long as its tenant's thread, which is this one.
-            let channel = unsafe { std::os::fd::BorrowedFd::borrow_raw(words.channel) };
-            let _ = nix::unistd::write(channel, if words.over_its_limit { &words.certain } else { &words.uncertain });
-        }
-    });
+    if let Some(words) = LAST_WORDS.get() {
+        // SAFETY: the descriptor is open as long as its tenant's thread, which is this one.
+        let channel = unsafe { std::os::fd::BorrowedFd::borrow_raw(words.channel) };
+        let frame = if words.over_its_limit { &words.certain } else { &words.uncertain };
+        let _ = nix::unistd::write(channel, frame.bytes());
+    }
 }
 
 /// V8 is near a heap limit. Ends the run, and gives V8 the room that it needs to get there: the next allocation may be
@@ -102,13 +131,7 @@ pub(super) unsafe extern "C" fn near_heap_limit(data: *mut std::ffi::c_void, cur
 const OVERSIZED_FROM: usize = 1 << 20;
 
 fn it_is_over_its_limit() {
-    LAST_WORDS.with(|words| {
-        if let Ok(mut words) = words.try_borrow_mut()
-            && let Some(words) = words.as_mut()
-        {
-            words.over_its_limit = true;
-        }
-    });
+    LAST_WORDS.set(LAST_WORDS.get().map(|words| LastWords { over_its_limit: true, ..words }));
 }
 
 /// V8 is at a point where a run may be looked at, and this one has asked for it because its native
@@ -157,13 +180,60 @@ pub(super) struct HeapWatch<'a> {
 
 /// Prepares what this thread says if V8 cannot go on with a run.
 pub(super) fn remember_last_words(channel: &UnixStream, id: RunId) {
-    let frame = |certain| encode(&FromTenant::Aborting { id, certain }, MAX_FROM_TENANT_BYTES).unwrap_or_default();
-    // A handler reads them, with every key closed.
-    let (certain, uncertain) = heap::shared(|| (frame(true), frame(false)));
+    let (certain, uncertain) = (Frame::aborting(id, true), Frame::aborting(id, false));
     LAST_WORDS.set(Some(LastWords { channel: channel.as_raw_fd(), certain, uncertain, over_its_limit: false }));
 }
 
 /// The run is over.
 pub(super) fn forget_last_words() {
     LAST_WORDS.set(None);
+}
+
+#[cfg(test)]
+mod tests {
+    use std::cell::RefCell;
+    use std::io::Read;
+
+    use super::*;
+
+    #[test]
+    fn the_frame_of_every_run_has_room() {
+        for (id, certain) in [(u128::MAX, true), (u128::MAX, false), (0, true)] {
+            let id = RunId(id);
+            let encoded = encode(&FromTenant::Aborting { id, certain }, MAX_FROM_TENANT_BYTES).unwrap();
+            assert_eq!(Frame::aborting(id, certain).bytes(), encoded);
+        }
+    }
+
+    /// Says the thread's last words when the thread ends.
+    struct AtTheEnd;
+
+    impl Drop for AtTheEnd {
+        fn drop(&mut self) {
+            it_is_over_its_limit();
+            say_last_words();
+        }
+    }
+
+    thread_local! {
+        static AT_THE_END: RefCell<Option<AtTheEnd>> = const { RefCell::new(None) };
+    }
+
+    #[test]
+    fn a_thread_has_its_last_words_until_it_has_ended() {
+        let (mut ours, channel) = UnixStream::pair().unwrap();
+        std::thread::spawn(move || {
+            // Destructors go the way back: this one is the last.
+            AT_THE_END.set(Some(AtTheEnd));
+            remember_last_words(&channel, RunId(7));
+            // Open until the end of the test's process.
+            std::mem::forget(channel);
+        })
+        .join()
+        .unwrap();
+        let mut said = [0; Frame::MOST];
+        ours.set_nonblocking(true).unwrap();
+        let length = ours.read(&mut said).unwrap();
+        assert_eq!(said.get(..length), Some(Frame::aborting(RunId(7), true).bytes()));
+    }
 }

@@ -74,9 +74,12 @@ pub(super) fn map_stack(home: &Home) -> io::Result<Range<usize>> {
 }
 
 /// Unmaps whatever is left on an island.
-pub(super) fn sweep(island: Island) {
+///
+/// # Safety
+/// The thread that lived there has been joined, and nothing on the island is used any more.
+pub(super) unsafe fn sweep(island: Island) {
     let range = island.range();
-    // SAFETY: the thread that lived there has been joined, and its isolates, cage and heap with it.
+    // SAFETY: the caller's; nothing but the island is in the range.
     unsafe { libc::munmap(range.start as *mut c_void, range.len()) };
 }
 
@@ -204,6 +207,11 @@ unsafe extern "C" fn pkey_mprotect(start: *mut c_void, bytes: size_t, protection
     committed(result, start as usize, bytes, protection)
 }
 
+/// Whether the linker has taken [`mprotect`] for libc's. If not, nobody sees what V8 commits.
+pub(super) fn sees_commits() -> bool {
+    libc::mprotect as *const () == mprotect as *const ()
+}
+
 fn committed(result: c_long, start: usize, bytes: usize, protection: c_int) -> c_int {
     if result == 0 && protection & libc::PROT_WRITE != 0 && bytes >= EXPECTED.get() {
         oversized_is(start, bytes);
@@ -320,8 +328,11 @@ unsafe fn system_call(
     mapped as *mut c_void
 }
 
+/// Gives pages a key, and `protection` with it. False if the kernel refuses.
+///
 /// # Safety
-/// The pages are mapped with this protection, and every thread that uses them has the key open.
+/// The pages are mapped, nobody relies on another protection of theirs, and every thread that uses
+/// them has the key open.
 unsafe fn tag(start: usize, bytes: usize, protection: c_int, key: u8) -> bool {
     // SAFETY: the caller's.
     let result = unsafe { libc::syscall(libc::SYS_pkey_mprotect, start, bytes, protection, c_int::from(key)) };

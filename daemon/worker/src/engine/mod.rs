@@ -58,12 +58,8 @@ pub(crate) use memory::Reserved;
 ///   none, so there are no tables for seven.
 /// * `memory-saver-mode`: what dead objects hold of ICU's is freed with each garbage collection,
 ///   not in a task of V8's, for which nobody waits here.
-/// * `maglev-osr`: a loop of calls to builtins (`new Intl.PluralRules()`) that goes from Maglev's
-///   code to TurboFan's in the middle looked only every hundred milliseconds whether it has to end;
-///   without it, within 20 once it is in TurboFan's code. Before that it can take half a second.
 const FLAGS: &str = "--single-threaded --sandbox-prohibit-insecure-mode --no-wasm-native-module-cache \
-                     --stack-size=984 --concurrent-marking-max-worker-num=0 --memory-saver-mode \
-                     --no-maglev-osr";
+                     --stack-size=984 --concurrent-marking-max-worker-num=0 --memory-saver-mode";
 
 /// Garbage is collected when so much has been allocated, however long that took. A script sees a
 /// collection by its `WeakRef`s; V8's own schedule goes by how fast script and collector are, which

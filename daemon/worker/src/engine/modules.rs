@@ -236,6 +236,7 @@ pub(super) fn resolve<'s>(
     referrer: v8::Local<'s, v8::Module>,
 ) -> Option<v8::Local<'s, v8::Module>> {
     super::confinement::edge();
+    // SAFETY: V8 calls this on the thread that has entered the isolate of `context`.
     v8::callback_scope!(unsafe scope, context);
     let specifier = specifier.to_rust_string_lossy(scope);
     let attribute = type_attribute(scope, attributes, 3);
@@ -313,6 +314,7 @@ fn evaluate_data<'s>(
     context: v8::Local<'s, v8::Context>,
     module: v8::Local<'s, v8::Module>,
 ) -> Option<v8::Local<'s, v8::Value>> {
+    // SAFETY: V8 calls this on the thread that has entered the isolate of `context`.
     v8::callback_scope!(unsafe scope, context);
     let (hash, global) = (module.get_identity_hash(), v8::Global::new(scope, module));
     let state = scope.get_slot::<RunState>()?;
@@ -361,6 +363,7 @@ fn evaluate_built_in<'s>(
     context: v8::Local<'s, v8::Context>,
     module: v8::Local<'s, v8::Module>,
 ) -> Option<v8::Local<'s, v8::Value>> {
+    // SAFETY: V8 calls this on the thread that has entered the isolate of `context`.
     v8::callback_scope!(unsafe scope, context);
     let class = scope.get_slot::<RunState>()?.worker_entrypoint.clone();
     let class = v8::Local::new(scope, class);

@@ -248,6 +248,7 @@ const MAX_REJECTIONS: usize = 100;
 /// V8 tells of a rejection that nobody handles, and again if somebody does later.
 pub(super) unsafe extern "C" fn promise_rejected(message: v8::PromiseRejectMessage<'_>) {
     super::confinement::edge();
+    // SAFETY: V8 calls this on the thread that has entered the isolate of `message`.
     v8::callback_scope!(unsafe scope, &message);
     v8::scope!(let scope, scope);
     let promise = v8::Global::new(scope, message.get_promise());
@@ -269,6 +270,7 @@ pub(super) unsafe extern "C" fn promise_rejected(message: v8::PromiseRejectMessa
 /// V8 tells of an exception that nothing on the stack could catch: one that a microtask threw.
 pub(super) unsafe extern "C" fn uncaught(message: v8::Local<'_, v8::Message>, exception: v8::Local<'_, v8::Value>) {
     super::confinement::edge();
+    // SAFETY: V8 calls this on the thread that has entered the isolate of `message`.
     v8::callback_scope!(unsafe scope, message);
     let exception = v8::Global::new(scope, exception);
     if let Some(state) = scope.get_slot_mut::<RunState>() {
@@ -276,8 +278,9 @@ pub(super) unsafe extern "C" fn uncaught(message: v8::Local<'_, v8::Message>, ex
     }
 }
 
-/// WebAssembly is not part of this version; its global is gone from the snapshot, and this stands behind that.
-pub(super) unsafe extern "C" fn no_wasm(_: v8::Local<'_, v8::Context>, _: v8::Local<'_, v8::String>) -> bool {
+/// Whether code of WebAssembly may be made: in builds for attacks alone. In all others V8 does not
+/// even set its global up (`--no-expose-wasm`), and this stands behind that.
+pub(super) unsafe extern "C" fn allow_wasm(_: v8::Local<'_, v8::Context>, _: v8::Local<'_, v8::String>) -> bool {
     super::confinement::edge();
     cfg!(feature = "attack-natives")
 }

@@ -81,7 +81,7 @@ pub(crate) enum Source {
 /// Executes one run. `arrived` is when all of it had been read. With its end comes what the next
 /// run of the script can go on from, if this one asked for that and ended by itself.
 pub(crate) fn execute(
-    resting: &mut Resting,
+    resting: &mut Resting<'_>,
     source: Source,
     Order { run, input, env }: Order,
     watched: &Arc<Watched>,

@@ -1,9 +1,9 @@
 //! Natives to attack the process with: what an attacker has who has broken V8, without the bug that it would take.
 //!
 //! Only in builds with the feature `attack-natives`, which no release can have, and only for runs whose `props` say
-//! `"attack": true`. They stand for the levels of the catalogue: reading and writing anywhere (a way out of V8's sandbox),
-//! and making any system call, writing PKRU, forging a signal frame (native code). The victims use `address` and `plant`, to
-//! say where their secrets are.
+//! `"attack": true`. They stand for what an attacker may have come to: reading and writing anywhere
+//! (a way out of V8's sandbox), and making any system call, writing PKRU, forging a signal frame
+//! (native code). The victims use `address` and `plant`, to say where their secrets are.
 
 mod probe;
 mod raw;

@@ -85,7 +85,9 @@ pub(super) fn execute(bytes: &[u8]) -> i64 {
 
 /// Where on the heap an object is: a handle is a pointer to the tagged address.
 pub(super) fn heap_address(value: v8::Local<'_, v8::Value>) -> u64 {
-    // SAFETY: a Local is one pointer, to a slot with the object's address and a tag in its lowest bit.
+    const { assert!(size_of::<v8::Local<'_, v8::Value>>() == size_of::<*const u64>()) };
+    // SAFETY: a Local is one pointer, to a slot with the object's address and a tag in its lowest
+    // bit.
     let slot: *const u64 = unsafe { std::mem::transmute_copy(&value) };
     // SAFETY: the slot lives as long as the handle.
     unsafe { slot.read() & !1 }
@@ -94,6 +96,7 @@ pub(super) fn heap_address(value: v8::Local<'_, v8::Value>) -> u64 {
 pub(super) fn isolate_address(isolate: &v8::Isolate) -> u64 {
     // SAFETY: the pointer is only looked at.
     let raw = unsafe { isolate.as_raw_isolate_ptr() };
+    const { assert!(size_of::<v8::UnsafeRawIsolatePtr>() == size_of::<u64>()) };
     // SAFETY: UnsafeRawIsolatePtr is one pointer.
     unsafe { std::mem::transmute_copy(&raw) }
 }
