@@ -27,6 +27,8 @@ enum Task {
     Test(test::Options),
     /// Check which part of a program imports which.
     Imports,
+    /// Renew the OpenAPI document from the API's types.
+    Openapi,
     /// Measure.
     #[command(subcommand)]
     Bench(bench::Bench),
@@ -57,6 +59,7 @@ fn run(task: Task) -> Result<()> {
         Task::Demo => demo::run(),
         Task::Test(options) => test::run(&options),
         Task::Imports => test::imports::run(),
+        Task::Openapi => renew_openapi(),
         Task::Bench(bench) => bench::run(bench),
         Task::Sim(sim) => sim::run(&sim),
         Task::V8(command) => v8::run(command),
@@ -79,6 +82,14 @@ fn cache_dir() -> PathBuf {
     let own = env::var_os("XDG_CACHE_HOME").map(PathBuf::from);
     let home = || env::var_os("HOME").map(|home| PathBuf::from(home).join(".cache"));
     own.or_else(home).unwrap_or_else(|| root().join("target")).join("enisle")
+}
+
+/// Writes the document that the daemon serves.
+fn renew_openapi() -> Result<()> {
+    let path = root().join("daemon/api/openapi.json");
+    std::fs::write(&path, enisle_api::openapi::text()).with_context(|| format!("writing {}", path.display()))?;
+    println!("{} is what the types say", path.display());
+    Ok(())
 }
 
 /// Cargo in this checkout, with the V8 archive that was found.

@@ -89,3 +89,27 @@ fn line(read: &Read) -> Vec<u8> {
     line.push(b'\n');
     line
 }
+
+#[cfg(test)]
+mod tests {
+    use enisle_api::types::event::EventLine;
+
+    use super::*;
+    use crate::api::described::reads_the_query_of;
+    use crate::events::Class;
+
+    #[test]
+    fn the_query_is_as_it_is_described() {
+        reads_the_query_of::<Wanted>("events");
+    }
+
+    #[test]
+    fn what_was_missed_is_told_as_it_is_described() {
+        for class in Class::ALL {
+            let told = line(&Read::Missed(class, 3));
+            let read: EventLine = serde_json::from_slice(&told).unwrap();
+            assert!(matches!(read, EventLine::Missed(_)), "{read:?}");
+            assert_eq!(serde_json::to_vec(&read).unwrap(), told.trim_ascii_end());
+        }
+    }
+}

@@ -15,4 +15,6 @@ mod tally;
 mod what;
 
 pub(crate) use log::{Audit, Cursor, Events, Read};
+#[cfg(test)]
+pub(crate) use what::Class;
 pub(crate) use what::What;
