@@ -13,7 +13,8 @@ use enisle_hardening::spawn::{Spawn, Started, spawn};
 use enisle_hardening::tags::{self, Mapping, Tags};
 use enisle_hardening::{Layer, LayerSet, fds};
 use enisle_wire::control::{Admit, FromWorker, Role, Slot, Start, ToWorker};
-use enisle_wire::tenant::{Code, Env, FromTenant, Input, Limits, Run, RunId, ToTenant};
+use enisle_wire::limits::Limits;
+use enisle_wire::tenant::{Code, Env, FromTenant, Input, Run, RunId, ToTenant};
 use enisle_wire::{
     MAX_FROM_TENANT_BYTES, MAX_FROM_WORKER_BYTES, MAX_TO_TENANT_BYTES, MAX_TO_WORKER_BYTES, encode, read_frame,
     write_frame,
@@ -276,6 +277,7 @@ impl Tenant {
                 log_bytes: 1 << 20,
                 log_lines: 10_000,
                 timers: 1000,
+                ..Limits::default()
             },
             allow_eval: false,
             keep: None,

@@ -8,7 +8,8 @@ use enisle_cordon::Rules;
 use enisle_hardening::{Layer, LayerSet};
 use serde::{Deserialize, Serialize};
 
-use crate::tenants::policy::{Limits, Policy, TenantPattern};
+use crate::tenants::policy::{Policy, TenantPattern};
+use enisle_wire::limits::SealedLimits;
 
 /// What `enisled.toml` may hold. The values here are the defaults.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -99,28 +100,6 @@ pub(crate) struct Cordon {
 pub(crate) enum Counters {
     Auto,
     Off,
-}
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields, default)]
-pub(crate) struct SealedLimits {
-    pub(crate) cpu_ms: u32,
-    pub(crate) wall_ms: u32,
-    pub(crate) memory_mb: u32,
-    pub(crate) timers: u32,
-}
-
-impl SealedLimits {
-    /// The lower of these and a policy's.
-    pub(crate) fn lower(self, limits: Limits) -> Limits {
-        Limits {
-            cpu_ms: limits.cpu_ms.min(self.cpu_ms),
-            wall_ms: limits.wall_ms.min(self.wall_ms),
-            memory_mb: limits.memory_mb.min(self.memory_mb),
-            timers: limits.timers.min(self.timers),
-            ..limits
-        }
-    }
 }
 
 impl Cordon {
@@ -245,12 +224,6 @@ impl Default for Cordon {
     }
 }
 
-impl Default for SealedLimits {
-    fn default() -> Self {
-        Self { cpu_ms: 250, wall_ms: 5000, memory_mb: 64, timers: 100 }
-    }
-}
-
 impl Default for Api {
     fn default() -> Self {
         Self { connections: 1024, body_mb: 256, script_mb: 128, read_secs: 30, write_secs: 30, drain_secs: 10 }
@@ -266,7 +239,7 @@ pub(crate) enum ConfigError {
     #[error("{path}: {error}")]
     Layer { path: PathBuf, error: enisle_hardening::layers::UnknownLayer },
     #[error("{path}: {error}")]
-    Policy { path: PathBuf, error: crate::tenants::policy::PolicyError },
+    Policy { path: PathBuf, error: enisle_wire::limits::OutOfRange },
     #[error("{path}: cordon.rules: {error}")]
     Rules { path: PathBuf, error: enisle_cordon::rules::RulesError },
     #[error("{path}: {error}")]

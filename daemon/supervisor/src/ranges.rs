@@ -5,6 +5,7 @@
 //! Relations between numbers (thresholds that rise, a default under a ceiling) are the affair of
 //! whoever owns them.
 
+use enisle_wire::limits::Limit;
 use serde::Serialize;
 use toml::Value;
 
@@ -35,10 +36,13 @@ const fn of_policy(key: &'static str, (least, most): (u32, u32)) -> Range {
     whole(key, least, most)
 }
 
+/// Tables of limits, a row for each of [`Limit`].
+const LIMITS: [&str; 2] = ["defaults.limits.", "cordon.sealed."];
+
 const RANGES: &[Range] = &[
     whole("required.count", 0, 100),
     whole("workers.max", 1, 10_000),
-    of_policy("workers.max_memory_mb", policy::MEMORY_MB),
+    of_policy("workers.max_memory_mb", Limit::MemoryMb.range()),
     whole("workers.idle_secs", 0, YEAR),
     whole("workers.max_age_secs", 1, YEAR),
     // Not those of people and services, and room for the ones behind it.
@@ -46,10 +50,6 @@ const RANGES: &[Range] = &[
     whole("cordon.max_alone", 0, 10_000),
     whole("cordon.queue_secs", 0, HOUR),
     whole("cordon.drain_secs", 1, HOUR),
-    of_policy("cordon.sealed.cpu_ms", policy::CPU_MS),
-    of_policy("cordon.sealed.wall_ms", policy::WALL_MS),
-    of_policy("cordon.sealed.memory_mb", policy::MEMORY_MB),
-    of_policy("cordon.sealed.timers", policy::TIMERS),
     ("cordon.rules.watch", LITTLE, POINTS),
     ("cordon.rules.solo", LITTLE, POINTS),
     ("cordon.rules.sealed", LITTLE, POINTS),
@@ -88,15 +88,6 @@ const RANGES: &[Range] = &[
     whole("cordon.rules.memory.outside_tenant_mb", 0, 1 << 20),
     whole("cordon.rules.deaths.budget", 0, 1000),
     whole("cordon.rules.deaths.regain_secs", 1, HOUR),
-    of_policy("defaults.limits.cpu_ms", policy::CPU_MS),
-    of_policy("defaults.limits.wall_ms", policy::WALL_MS),
-    of_policy("defaults.limits.memory_mb", policy::MEMORY_MB),
-    of_policy("defaults.limits.output_bytes", policy::OUTPUT_BYTES),
-    of_policy("defaults.limits.log_bytes", policy::LOG_BYTES),
-    of_policy("defaults.limits.log_lines", policy::LOG_LINES),
-    of_policy("defaults.limits.timers", policy::TIMERS),
-    of_policy("defaults.limits.code_bytes", policy::CODE_BYTES),
-    of_policy("defaults.limits.sub_requests", policy::SUB_REQUESTS),
     of_policy("defaults.quota.in_flight", policy::IN_FLIGHT),
     of_policy("defaults.quota.per_second", policy::PER_SECOND),
     of_policy("defaults.quota.burst", policy::PER_SECOND),
@@ -128,14 +119,23 @@ pub(crate) enum RangeError {
 /// Whether every number of a configuration is in its range.
 pub(crate) fn check(config: &impl Serialize) -> Result<(), RangeError> {
     for (key, value) in numbers(config)? {
-        let range = RANGES.iter().find(|(pattern, ..)| stands_for(pattern, &key));
-        let &(_, least, most) = range.ok_or_else(|| RangeError::Unknown(key.clone()))?;
+        let (least, most) = range_of(&key).ok_or_else(|| RangeError::Unknown(key.clone()))?;
         // Also of what is not a number at all, which is in no range.
         if !(least..=most).contains(&value) {
             return Err(RangeError::Outside { key, value, least, most });
         }
     }
     Ok(())
+}
+
+/// Between what a number has to be. What a run may use has its own table.
+fn range_of(key: &str) -> Option<(f64, f64)> {
+    if let Some(limit) = LIMITS.iter().find_map(|table| key.strip_prefix(table)).and_then(Limit::of_key) {
+        let (least, most) = limit.range();
+        return Some((least.into(), most.into()));
+    }
+    let row = RANGES.iter().find(|(pattern, ..)| stands_for(pattern, key));
+    row.map(|&(_, least, most)| (least, most))
 }
 
 fn stands_for(pattern: &str, key: &str) -> bool {
@@ -182,6 +182,10 @@ mod tests {
         toml::from_str(text).unwrap()
     }
 
+    fn whole_keys() -> Vec<String> {
+        numbers(&whole_configuration()).unwrap().into_iter().map(|(key, _)| key).collect()
+    }
+
     /// The configuration with one number changed; as text, because that is how numbers come. That a
     /// list has fewer elements than none cannot be written.
     fn with(key: &str, number: f64) -> Result<Config, String> {
@@ -218,16 +222,27 @@ mod tests {
     fn every_number_has_a_range_and_every_range_a_number() {
         let numbers = numbers(&whole_configuration()).unwrap();
         for (key, _) in &numbers {
-            assert!(RANGES.iter().any(|(pattern, ..)| stands_for(pattern, key)), "{key} has no range");
+            assert!(range_of(key).is_some(), "{key} has no range");
         }
         for (pattern, ..) in RANGES {
             assert!(numbers.iter().any(|(key, _)| stands_for(pattern, key)), "{pattern} is no key");
+        }
+        for limit in Limit::ALL {
+            let [defaults, sealed] =
+                LIMITS.map(|table| numbers.iter().any(|(key, _)| *key == format!("{table}{}", limit.key())));
+            assert!(defaults && sealed == limit.sealed().is_some(), "{}", limit.key());
         }
     }
 
     #[test]
     fn the_ends_of_a_range_are_in_it_and_what_is_beyond_them_is_refused_by_name() {
-        for &(key, least, most) in RANGES {
+        let of_limits = whole_keys().into_iter().filter(|key| LIMITS.iter().any(|table| key.starts_with(table)));
+        let rows = RANGES.iter().map(|&(key, least, most)| (key.to_owned(), least, most));
+        for (key, least, most) in rows.chain(of_limits.map(|key| {
+            let (least, most) = range_of(&key).unwrap();
+            (key, least, most)
+        })) {
+            let key = key.as_str();
             for end in [least, most] {
                 assert!(check(&with(key, end).unwrap()).is_ok(), "{key} = {end}");
             }

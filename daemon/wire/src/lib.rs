@@ -20,6 +20,7 @@
 
 pub mod control;
 pub mod frame;
+pub mod limits;
 pub mod outcome;
 pub mod tenant;
 
@@ -27,18 +28,18 @@ pub use frame::{FrameError, append, decode, encode, read_frame, write_frame};
 pub use outcome::Outcome;
 
 /// Bumped with every change of a frame; both sides come from one build, so there is nothing to negotiate.
-pub const VERSION: u16 = 5;
+pub const VERSION: u16 = 6;
 
 const MIB: usize = 1 << 20;
 
 /// All modules of one script together: what Dynamic Workers allow.
-pub const MAX_CODE_BYTES: usize = 64 * MIB;
+pub const MAX_CODE_BYTES: usize = limits::Limit::CodeBytes.most() as usize;
 /// `env` as JSON: what Dynamic Workers allow.
 pub const MAX_ENV_BYTES: usize = MIB;
 /// `args` and `props` as JSON, each.
 pub const MAX_ARGS_BYTES: usize = 8 * MIB;
 /// The most that a policy may grant as output of one run.
-pub const MAX_OUTPUT_BYTES: usize = 16 * MIB;
+pub const MAX_OUTPUT_BYTES: usize = limits::Limit::OutputBytes.most() as usize;
 /// Modules of one script.
 pub const MAX_MODULES: usize = 10_000;
 /// Bytes of a module's name; the longest path that Linux takes.

@@ -23,6 +23,7 @@
 use serde::de::{SeqAccess, Visitor};
 use serde::{Deserialize, Deserializer, Serialize};
 
+use crate::limits::Limits;
 use crate::{MAX_ERROR_BYTES, MAX_ERROR_NAME_BYTES, MAX_LOG_LINES, Outcome};
 
 /// Names a run: 128 random bits, never the same twice.
@@ -62,6 +63,7 @@ pub struct Run {
     pub entrypoint: String,
     /// The method to call; an entry point that is a function needs none.
     pub method: Option<String>,
+    /// The lower ones of policy and request.
     pub limits: Limits,
     /// `eval` and `new Function` work.
     pub allow_eval: bool,
@@ -108,20 +110,6 @@ pub enum ModuleKind {
     Json,
     Text,
     Data,
-}
-
-/// What a run may use. The supervisor has already taken the lower of policy and request.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Limits {
-    pub cpu_ms: u32,
-    pub wall_ms: u32,
-    /// For the V8 heap, and once more for array buffers.
-    pub memory_mb: u32,
-    pub output_bytes: u32,
-    pub log_bytes: u32,
-    pub log_lines: u32,
-    /// Timers pending at one time.
-    pub timers: u32,
 }
 
 /// From a tenant's thread to the supervisor.
@@ -412,8 +400,16 @@ mod tests {
     use super::*;
     use proptest::prelude::*;
 
-    const LIMITS: Limits =
-        Limits { cpu_ms: 1, wall_ms: 1, memory_mb: 1, output_bytes: 1, log_bytes: 100, log_lines: 10, timers: 1 };
+    const LIMITS: Limits = Limits {
+        cpu_ms: 1,
+        wall_ms: 1,
+        memory_mb: 1,
+        output_bytes: 1,
+        log_bytes: 100,
+        log_lines: 10,
+        timers: 1,
+        ..Limits::DEFAULT
+    };
 
     fn start(session: &mut Session, id: u128) -> bool {
         session.start(RunId(id), &LIMITS, false)

@@ -21,7 +21,8 @@ use std::time::{Duration, Instant};
 
 use enisle_hardening::thread::CpuClock;
 use enisle_wire::control::{OverrunCause, Slot};
-use enisle_wire::tenant::{Limits, RunId};
+use enisle_wire::limits::Limits;
+use enisle_wire::tenant::RunId;
 
 /// How long a run may take to notice that it was ended. V8 notices at the next loop or call; what does not notice in
 /// this time is one of its own long operations, and only the end of the process stops it.

@@ -11,7 +11,8 @@ use serde_json::value::RawValue;
 
 use super::problem::Problem;
 use crate::json_text::{BadObject, Text, entries, fields};
-use crate::tenants::policy::{Policy, Wish};
+use crate::tenants::policy::Policy;
+use enisle_wire::limits::RequestedLimits;
 
 /// A value as the client wrote it, if there is one.
 pub(super) type Written<'a> = Option<&'a RawValue>;
@@ -90,10 +91,10 @@ fn json<'a>(
 }
 
 /// What a request wishes to be under.
-pub(super) fn wish(limits: Written<'_>) -> Result<Wish, Problem> {
+pub(super) fn wish(limits: Written<'_>) -> Result<RequestedLimits, Problem> {
     let wrong = |error: String| Problem::bad_request(format!("limits{error}"));
-    let wish: Wish = match limits.map(RawValue::get) {
-        None => Wish::default(),
+    let wish: RequestedLimits = match limits.map(RawValue::get) {
+        None => RequestedLimits::default(),
         Some(text) if text.len() > MOST_WISH_BYTES => {
             return Err(wrong(format!(" has {} bytes; the most is {MOST_WISH_BYTES}", text.len())));
         }
@@ -158,7 +159,7 @@ pub(super) fn code<'a>(
     main: Written<'a>,
     modules: Written<'a>,
     policy: &Policy,
-    wish: &Wish,
+    wish: &RequestedLimits,
 ) -> Result<CodeOf<Text<'a>, Source<'a>>, Problem> {
     let cap = wish.code_bytes.unwrap_or(u32::MAX).min(policy.limits.code_bytes) as usize;
     match (short, main, modules) {

@@ -26,9 +26,10 @@ use crate::homes::job::Job;
 use crate::json_text::fields;
 use crate::share::{Supply, charged};
 use crate::tenants::in_flight::InFlight;
-use crate::tenants::policy::{Policy, TenantName, Wish};
+use crate::tenants::policy::{Policy, TenantName};
 use crate::tenants::scripts::{Draft, OVERHEAD_BYTES, RegisterError, Script};
 use crate::tenants::tenant::Tenant;
+use enisle_wire::limits::RequestedLimits;
 
 /// What a script is made of, and what it is called with.
 const SCRIPT: [&str; 6] = ["code", "mainModule", "modules", "env", "limits", "globalOutbound"];
@@ -124,7 +125,7 @@ fn draft(RawBody { bytes, held }: RawBody, policy: &Policy, scripts: &Supply) ->
     let (frames, digest) = (frames.into_bytes(), Sha256::digest(&bytes).into());
     // What it is held for from now on is another thing, of which there is another supply.
     let _held = scripts.take(held.uid(), OVERHEAD_BYTES + frames.len() as u64)?;
-    let limits = (limits != Wish::default()).then(|| Box::new(limits));
+    let limits = (limits != RequestedLimits::default()).then(|| Box::new(limits));
     Ok(Some(Draft { frames: frames.into(), code_at, limits, digest, _held }))
 }
 
@@ -200,7 +201,7 @@ fn job(
         id,
         entrypoint: name("entrypoint", entrypoint)?.unwrap_or_else(|| "default".to_owned()),
         method: name("method", method)?,
-        limits: policy.limits.under(limits.under(&script.limits().as_policy(&policy.limits))),
+        limits: limits.under(&script.limits().under(&policy.limits)),
         allow_eval: policy.allow_eval,
         keep: Some(script.key),
     };

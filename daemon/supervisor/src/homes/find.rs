@@ -9,6 +9,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use enisle_cordon::Level;
+use enisle_wire::limits::Limits;
 
 use crate::config::{Config, Cordon};
 use crate::cordons::warden::Warden;
@@ -17,7 +18,7 @@ use crate::homes::home::Home;
 use crate::homes::job::Job;
 use crate::homes::pool::{AdmitError, Pool};
 use crate::homes::resident::{Resident, Visit};
-use crate::tenants::policy::{Limits, TenantName};
+use crate::tenants::policy::TenantName;
 use crate::tenants::tenant::Tenant;
 use crate::workers::process::Worker;
 
@@ -155,7 +156,7 @@ impl Homes {
 
     /// What a tenant's runs may use at that level: the lower of its policy's and the level's.
     pub(crate) fn limits_at(&self, tenant: &Tenant, level: Level) -> Limits {
-        let limits = tenant.policy().limits.clone();
+        let limits = tenant.policy().limits;
         if level == Level::Sealed { self.cordon.sealed.lower(limits) } else { limits }
     }
 

@@ -5,13 +5,13 @@ use std::sync::Arc;
 
 use axum::body::Bytes;
 use enisle_wire::frame::HEADER_BYTES;
+use enisle_wire::limits::Limits;
 use enisle_wire::tenant::{Env, Run, ToTenant};
 use enisle_wire::{FrameError, MAX_TO_TENANT_BYTES, decode, encode};
 
 use crate::json_text::{entries, is_named};
 use crate::share::{Exhausted, charged};
 use crate::tenants::in_flight::InFlight;
-use crate::tenants::policy;
 
 #[derive(Debug, Clone)]
 pub(crate) struct Job {
@@ -39,8 +39,8 @@ impl Job {
 
     /// The same run as a sealed worker gets it: under lower limits, without the entries of `env` that are secrets, without code
     /// from strings. An `env` of its own is charged to who asked for the run.
-    pub(crate) fn sealed(mut self, limits: &policy::Limits, secrets: &[String]) -> Result<Self, Unsealable> {
-        self.run.limits = limits.under(self.run.limits);
+    pub(crate) fn sealed(mut self, limits: &Limits, secrets: &[String]) -> Result<Self, Unsealable> {
+        self.run.limits = self.run.limits.lower(limits);
         self.run.allow_eval = false;
         if secrets.is_empty() {
             return Ok(self);

@@ -14,7 +14,8 @@ use std::time::Duration;
 use axum::body::Bytes;
 use enisle_cordon::Signal;
 use enisle_wire::control::{OverrunCause, Slot};
-use enisle_wire::tenant::{Advice, Done, FromTenant, Limits, LogLine, ScriptError, Session, ToTenant, Usage};
+use enisle_wire::limits::{Limit, Limits};
+use enisle_wire::tenant::{Advice, Done, FromTenant, LogLine, ScriptError, Session, ToTenant, Usage};
 use enisle_wire::{FrameError, MAX_FROM_TENANT_BYTES, MAX_TO_TENANT_BYTES, Outcome, encode};
 use serde_json::value::RawValue;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -715,15 +716,9 @@ fn error_name(outcome: Outcome) -> &'static str {
 /// A run that V8 could not interrupt: its process was killed for it.
 fn overran(cause: OverrunCause, limits: &Limits) -> (Outcome, String) {
     match cause {
-        OverrunCause::Cpu => {
-            (Outcome::ExceededCpu, format!("the run used its {} ms of CPU time (limits.cpuMs)", limits.cpu_ms))
-        }
-        OverrunCause::Wall => {
-            (Outcome::ExceededWall, format!("the run took longer than {} ms (limits.wallMs)", limits.wall_ms))
-        }
-        OverrunCause::Memory => {
-            (Outcome::ExceededMemory, format!("the run needed more than {} MiB (limits.memoryMb)", limits.memory_mb))
-        }
+        OverrunCause::Cpu => (Outcome::ExceededCpu, Limit::CpuMs.exceeded(limits.cpu_ms)),
+        OverrunCause::Wall => (Outcome::ExceededWall, Limit::WallMs.exceeded(limits.wall_ms)),
+        OverrunCause::Memory => (Outcome::ExceededMemory, Limit::MemoryMb.exceeded(limits.memory_mb)),
         OverrunCause::Canceled => (Outcome::Canceled, "the run was canceled".to_owned()),
         OverrunCause::Disposal => {
             (Outcome::ExceededCpu, "what was left of runs took too long to dispose of (limits.cpuMs)".to_owned())

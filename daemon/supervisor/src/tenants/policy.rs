@@ -7,8 +7,7 @@ use std::str::FromStr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use enisle_cordon::Trust;
-use enisle_wire::tenant::Limits as WireLimits;
-use enisle_wire::{MAX_CODE_BYTES, MAX_OUTPUT_BYTES};
+use enisle_wire::limits::{Limits, OutOfRange};
 use serde::{Deserialize, Serialize, Serializer};
 
 use crate::state::files::{Folder, How};
@@ -120,32 +119,6 @@ pub(crate) struct Policy {
     pub(crate) allow_eval: bool,
 }
 
-/// What one run may use.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields, default)]
-pub(crate) struct Limits {
-    #[serde(alias = "cpuMs")]
-    pub(crate) cpu_ms: u32,
-    #[serde(alias = "wallMs")]
-    pub(crate) wall_ms: u32,
-    /// For the heap, and once more for array buffers.
-    #[serde(alias = "memoryMb")]
-    pub(crate) memory_mb: u32,
-    #[serde(alias = "outputBytes")]
-    pub(crate) output_bytes: u32,
-    #[serde(alias = "logBytes")]
-    pub(crate) log_bytes: u32,
-    #[serde(alias = "logLines")]
-    pub(crate) log_lines: u32,
-    pub(crate) timers: u32,
-    /// All modules together.
-    #[serde(alias = "codeBytes")]
-    pub(crate) code_bytes: u32,
-    /// Accepted for the sake of Dynamic Workers' code; nothing makes requests yet.
-    #[serde(alias = "subRequests")]
-    pub(crate) sub_requests: u32,
-}
-
 /// What a tenant may ask for.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
@@ -160,62 +133,19 @@ pub(crate) struct Quota {
     pub(crate) burst: u32,
 }
 
-impl Default for Limits {
-    fn default() -> Self {
-        Self {
-            cpu_ms: 1000,
-            wall_ms: 10_000,
-            memory_mb: 128,
-            output_bytes: 1 << 20,
-            log_bytes: 256 << 10,
-            log_lines: 1000,
-            timers: 1000,
-            code_bytes: MOST_CODE_BYTES,
-            sub_requests: 50,
-        }
-    }
-}
-
 impl Default for Quota {
     fn default() -> Self {
         Self { in_flight: 64, per_second: 1000, burst: 2000 }
     }
 }
 
-/// The frames' bounds, as policies count.
-const MOST_CODE_BYTES: u32 = 64 << 20;
-const MOST_OUTPUT_BYTES: u32 = 16 << 20;
-const _: () = assert!(MOST_CODE_BYTES as usize == MAX_CODE_BYTES && MOST_OUTPUT_BYTES as usize == MAX_OUTPUT_BYTES);
-
-/// The least and the most of each number of a policy, in the API and in the configuration
-/// (`ranges`). Five minutes of CPU time and an hour of patience are what Dynamic Workers allow at
-/// most, and what a connection outlives.
-pub(crate) const CPU_MS: (u32, u32) = (1, 300_000);
-pub(crate) const WALL_MS: (u32, u32) = (1, 3_600_000);
-/// V8 does not start in less. Heap, buffers and one largest allocation have to fit the 4 GiB of a
-/// cage.
-pub(crate) const MEMORY_MB: (u32, u32) = (MIN_MEMORY_MB, 1024);
-pub(crate) const OUTPUT_BYTES: (u32, u32) = (1, MOST_OUTPUT_BYTES);
-pub(crate) const LOG_BYTES: (u32, u32) = (0, 8 << 20);
-pub(crate) const LOG_LINES: (u32, u32) = (0, 100_000);
-pub(crate) const TIMERS: (u32, u32) = (0, 100_000);
-pub(crate) const CODE_BYTES: (u32, u32) = (1, MOST_CODE_BYTES);
-pub(crate) const SUB_REQUESTS: (u32, u32) = (0, 1_000_000);
+/// The least and the most of what is no limit of a run, in the API and in the configuration
+/// (`ranges`).
 pub(crate) const IN_FLIGHT: (u32, u32) = (1, 10_000);
 pub(crate) const PER_SECOND: (u32, u32) = (1, 1_000_000);
-const MIN_MEMORY_MB: u32 = 8;
 /// A policy is told, kept and compared as a whole: what it names has bounds as well.
 pub(crate) const SECRETS: (u32, u32) = (0, 100);
 const NAME_BYTES: (u32, u32) = (0, 128);
-
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("{key} is {value}, which is not between {least} and {most}")]
-pub(crate) struct PolicyError {
-    key: &'static str,
-    value: u32,
-    least: u32,
-    most: u32,
-}
 
 /// What a secret costs beside its name.
 const SECRET_BYTES: usize = 64;
@@ -228,20 +158,12 @@ impl Policy {
     }
 
     /// Whether every value is one that the daemon can hold to.
-    pub(crate) fn check(&self, max_memory_mb: u32) -> Result<(), PolicyError> {
+    pub(crate) fn check(&self, max_memory_mb: u32) -> Result<(), OutOfRange> {
         let (limits, quota) = (&self.limits, &self.quota);
         let count = |count: usize| u32::try_from(count).unwrap_or(u32::MAX);
         let longest = self.secrets.iter().map(String::len).max().unwrap_or_default();
-        for (key, value, (least, most)) in [
-            ("cpuMs", limits.cpu_ms, CPU_MS),
-            ("wallMs", limits.wall_ms, WALL_MS),
-            ("memoryMb", limits.memory_mb, (MEMORY_MB.0, max_memory_mb)),
-            ("outputBytes", limits.output_bytes, OUTPUT_BYTES),
-            ("logBytes", limits.log_bytes, LOG_BYTES),
-            ("logLines", limits.log_lines, LOG_LINES),
-            ("timers", limits.timers, TIMERS),
-            ("codeBytes", limits.code_bytes, CODE_BYTES),
-            ("subRequests", limits.sub_requests, SUB_REQUESTS),
+        limits.check(max_memory_mb)?;
+        for (name, value, (least, most)) in [
             ("inFlight", quota.in_flight, IN_FLIGHT),
             ("perSecond", quota.per_second, PER_SECOND),
             ("burst", quota.burst, PER_SECOND),
@@ -250,75 +172,10 @@ impl Policy {
             ("the number of bytes of owner", count(self.owner.as_ref().map_or(0, String::len)), NAME_BYTES),
         ] {
             if value < least || value > most {
-                return Err(PolicyError { key, value, least, most });
+                return Err(OutOfRange { name, value, least, most });
             }
         }
         Ok(())
-    }
-}
-
-impl Limits {
-    /// The lower of these and of what a run has already.
-    pub(crate) fn under(&self, run: WireLimits) -> WireLimits {
-        WireLimits {
-            cpu_ms: run.cpu_ms.min(self.cpu_ms),
-            wall_ms: run.wall_ms.min(self.wall_ms),
-            memory_mb: run.memory_mb.min(self.memory_mb),
-            output_bytes: run.output_bytes.min(self.output_bytes),
-            log_bytes: run.log_bytes.min(self.log_bytes),
-            log_lines: run.log_lines.min(self.log_lines),
-            timers: run.timers.min(self.timers),
-        }
-    }
-}
-
-/// The limits that a request names; the lower of request and policy holds.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
-#[serde(deny_unknown_fields, rename_all = "camelCase")]
-pub(crate) struct Wish {
-    cpu_ms: Option<u32>,
-    wall_ms: Option<u32>,
-    memory_mb: Option<u32>,
-    output_bytes: Option<u32>,
-    log_bytes: Option<u32>,
-    log_lines: Option<u32>,
-    timers: Option<u32>,
-    pub(crate) code_bytes: Option<u32>,
-    /// See [`Limits::sub_requests`].
-    sub_requests: Option<u32>,
-}
-
-impl Wish {
-    /// Whether every limit is one that a run can have; one that is over the policy's is no error, the lower one holds.
-    pub(crate) fn check(&self) -> Result<(), PolicyError> {
-        for (key, value, least) in
-            [("cpuMs", self.cpu_ms, 1), ("wallMs", self.wall_ms, 1), ("memoryMb", self.memory_mb, MIN_MEMORY_MB)]
-        {
-            if let Some(value) = value.filter(|value| *value < least) {
-                return Err(PolicyError { key, value, least, most: u32::MAX });
-            }
-        }
-        Ok(())
-    }
-
-    /// A policy whose limits are these where they are lower.
-    pub(crate) fn as_policy(&self, policy: &Limits) -> Limits {
-        let WireLimits { cpu_ms, wall_ms, memory_mb, output_bytes, log_bytes, log_lines, timers } = self.under(policy);
-        Limits { cpu_ms, wall_ms, memory_mb, output_bytes, log_bytes, log_lines, timers, ..policy.clone() }
-    }
-
-    /// The limits of one run.
-    pub(crate) fn under(&self, policy: &Limits) -> WireLimits {
-        let lower = |wish: Option<u32>, policy: u32| wish.map_or(policy, |wish| wish.min(policy));
-        WireLimits {
-            cpu_ms: lower(self.cpu_ms, policy.cpu_ms).max(1),
-            wall_ms: lower(self.wall_ms, policy.wall_ms).max(1),
-            memory_mb: lower(self.memory_mb, policy.memory_mb).max(MIN_MEMORY_MB.min(policy.memory_mb)),
-            output_bytes: lower(self.output_bytes, policy.output_bytes),
-            log_bytes: lower(self.log_bytes, policy.log_bytes),
-            log_lines: lower(self.log_lines, policy.log_lines),
-            timers: lower(self.timers, policy.timers),
-        }
     }
 }
 
@@ -397,6 +254,8 @@ fn read_policy(folder: &Folder, file: &str, name: &str, max_memory_mb: u32) -> R
 mod tests {
     use std::fs;
 
+    use enisle_wire::limits::RequestedLimits;
+
     use super::*;
 
     fn open(state: &std::path::Path) -> (Store, BTreeMap<TenantName, Policy>) {
@@ -414,7 +273,7 @@ mod tests {
     #[test]
     fn the_lower_of_two_limits_wins() {
         let policy = Limits { cpu_ms: 100, wall_ms: 500, ..Limits::default() };
-        let wish = Wish { cpu_ms: Some(50), wall_ms: Some(900), ..Wish::default() };
+        let wish = RequestedLimits { cpu_ms: Some(50), wall_ms: Some(900), ..RequestedLimits::default() };
         let limits = wish.under(&policy);
         assert_eq!((limits.cpu_ms, limits.wall_ms, limits.timers), (50, 500, policy.timers));
     }

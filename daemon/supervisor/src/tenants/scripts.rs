@@ -9,7 +9,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use axum::body::Bytes;
 
 use crate::share::Held;
-use crate::tenants::policy::Wish;
+use enisle_wire::limits::RequestedLimits;
 
 /// Scripts that one tenant may register.
 pub(crate) const MOST_SCRIPTS: usize = 100;
@@ -38,7 +38,7 @@ pub(crate) struct Draft {
     /// Where the `Code` frame begins.
     pub(crate) code_at: usize,
     /// None if none was named.
-    pub(crate) limits: Option<Box<Wish>>,
+    pub(crate) limits: Option<Box<RequestedLimits>>,
     /// Of the request, whose bytes decide whether it is the same again.
     pub(crate) digest: [u8; 32],
     pub(crate) _held: Held,
@@ -50,7 +50,7 @@ impl Script {
         self.draft.frames.len()
     }
 
-    pub(crate) fn limits(&self) -> Wish {
+    pub(crate) fn limits(&self) -> RequestedLimits {
         self.draft.limits.as_deref().cloned().unwrap_or_default()
     }
 

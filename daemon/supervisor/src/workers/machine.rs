@@ -8,6 +8,7 @@ use std::sync::Arc;
 
 use enisle_cordon::Capacity;
 use enisle_hardening::{Layer, LayerSet, Posture, mpk};
+use enisle_wire::limits::Limit;
 use nix::fcntl::{FcntlArg, SealFlag, fcntl};
 use nix::sys::memfd::{MFdFlags, memfd_create};
 
@@ -92,7 +93,7 @@ impl Workers {
         let memory = Memory {
             base_mb: WORKER_BASE_MB,
             tenant_mb: config.workers.max_memory_mb.into(),
-            sealed_mb: config.cordon.sealed.memory_mb.into(),
+            sealed_mb: config.cordon.sealed.get(Limit::MemoryMb).into(),
         };
         let layers = jail_layers(&machine.posture);
         let layers = if machine.capacity.keys == 0 { layers.without(Layer::Keys) } else { layers };

@@ -3,7 +3,8 @@
 use std::os::unix::net::UnixStream;
 use std::sync::Arc;
 
-use enisle_wire::tenant::{FromTenant, Level, Limits, LogLine};
+use enisle_wire::limits::Limits;
+use enisle_wire::tenant::{FromTenant, Level, LogLine};
 use enisle_wire::{MAX_FROM_TENANT_BYTES, MAX_LOG_LINES, write_frame};
 
 /// The console of one run: lines up to its limits, sent on in batches.

@@ -13,7 +13,8 @@ use std::os::unix::net::UnixStream;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use enisle_wire::tenant::{Advice, Code, Done, Env, Input, Level, Limits, Run, ScriptError, Usage};
+use enisle_wire::limits::{Limit, Limits};
+use enisle_wire::tenant::{Advice, Code, Done, Env, Input, Level, Run, ScriptError, Usage};
 use enisle_wire::{MAX_ERROR_BYTES, Outcome};
 
 use super::clock::Clock;
@@ -189,16 +190,13 @@ fn conclude(ended: Ended, cause: Option<Cause>, limits: &Limits) -> (Outcome, Op
     let error = |name: &str, message: String| Some(ScriptError { name: name.to_owned(), message, stack: None });
     match (cause, ended) {
         (Some(Cause::Cpu), _) => {
-            let message = format!("the run used its {} ms of CPU time (limits.cpuMs)", limits.cpu_ms);
-            (Outcome::ExceededCpu, None, error("LimitError", message))
+            (Outcome::ExceededCpu, None, error("LimitError", Limit::CpuMs.exceeded(limits.cpu_ms)))
         }
         (Some(Cause::Wall), _) => {
-            let message = format!("the run took longer than {} ms (limits.wallMs)", limits.wall_ms);
-            (Outcome::ExceededWall, None, error("LimitError", message))
+            (Outcome::ExceededWall, None, error("LimitError", Limit::WallMs.exceeded(limits.wall_ms)))
         }
         (Some(Cause::Memory), _) => {
-            let message = format!("the run needed more than {} MiB of memory (limits.memoryMb)", limits.memory_mb);
-            (Outcome::ExceededMemory, None, error("LimitError", message))
+            (Outcome::ExceededMemory, None, error("LimitError", Limit::MemoryMb.exceeded(limits.memory_mb)))
         }
         (Some(Cause::Canceled), _) => (Outcome::Canceled, None, error("Canceled", "the run was canceled".to_owned())),
         (None, Ended::Result(json)) => (Outcome::Ok, Some(json), None),

@@ -1,0 +1,405 @@
+//! What one run may use: the one table of limits.
+//!
+//! A row here and what enforces it is all that a limit needs. The frames, policies, requests, the
+//! configuration with its ranges, what a sealed tenant gets, the API's description and the table of
+//! SPECIFICATION.md come from it.
+
+use std::collections::BTreeMap;
+
+use serde::{Deserialize, Serialize};
+
+macro_rules! limits {
+    ($(
+        $(#[doc = $doc:literal])+
+        $field:ident $limit:ident $name:literal: $unit:ident,
+        default $default:expr, from $least:expr, to $most:expr, sealed $sealed:expr, over it $over:literal;
+    )+) => {
+        /// What one run may use. Keys are `snake_case` where a file is read or written, and
+        /// `camelCase` in the API ([`Shown`]); both are read.
+        #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+        #[serde(deny_unknown_fields, default)]
+        pub struct Limits {
+            $($(#[doc = $doc])+ #[serde(alias = $name)] pub $field: u32,)+
+        }
+
+        /// [`Limits`] as the API shows them.
+        #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+        #[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
+        #[cfg_attr(feature = "schema", schemars(rename = "Limits"))]
+        #[serde(deny_unknown_fields)]
+        pub struct Shown {
+            $($(#[doc = $doc])+
+            #[serde(rename = $name)]
+            #[cfg_attr(feature = "schema", schemars(range(min = $least, max = $most)))]
+            pub $field: u32,)+
+        }
+
+        /// Limits to be set, or those that a run asks for, of which the lower one of run and policy
+        /// holds.
+        #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+        #[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
+        #[serde(deny_unknown_fields)]
+        pub struct RequestedLimits {
+            $($(#[doc = $doc])+
+            #[serde(rename = $name, skip_serializing_if = "Option::is_none")]
+            #[cfg_attr(feature = "schema", schemars(range(min = $least)))]
+            pub $field: Option<u32>,)+
+        }
+
+        /// A limit by itself.
+        #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+        pub enum Limit {
+            $($(#[doc = $doc])+ $limit,)+
+        }
+
+        impl Limit {
+            pub const ALL: [Self; [$($default),+].len()] = [$(Self::$limit),+];
+
+            /// As the API calls it.
+            #[must_use]
+            pub const fn name(self) -> &'static str {
+                match self { $(Self::$limit => $name,)+ }
+            }
+
+            /// As files call it.
+            #[must_use]
+            pub const fn key(self) -> &'static str {
+                match self { $(Self::$limit => stringify!($field),)+ }
+            }
+
+            #[must_use]
+            pub const fn unit(self) -> Unit {
+                match self { $(Self::$limit => Unit::$unit,)+ }
+            }
+
+            #[must_use]
+            pub const fn default(self) -> u32 {
+                match self { $(Self::$limit => $default,)+ }
+            }
+
+            /// The least and the most of it.
+            #[must_use]
+            pub const fn range(self) -> (u32, u32) {
+                match self { $(Self::$limit => ($least, $most),)+ }
+            }
+
+            /// What a sealed tenant has of it at the most, if that is less than its policy says.
+            #[must_use]
+            pub const fn sealed(self) -> Option<u32> {
+                match self { $(Self::$limit => $sealed,)+ }
+            }
+
+            /// What becomes of a run that goes over it, for the documentation.
+            #[must_use]
+            pub const fn over_it(self) -> &'static str {
+                match self { $(Self::$limit => $over,)+ }
+            }
+        }
+
+        impl Default for Limits {
+            fn default() -> Self {
+                Self::DEFAULT
+            }
+        }
+
+        impl Limits {
+            pub const DEFAULT: Self = Self { $($field: $default,)+ };
+
+            #[must_use]
+            pub const fn get(&self, limit: Limit) -> u32 {
+                match limit { $(Limit::$limit => self.$field,)+ }
+            }
+
+            const fn get_mut(&mut self, limit: Limit) -> &mut u32 {
+                match limit { $(Limit::$limit => &mut self.$field,)+ }
+            }
+        }
+
+        impl RequestedLimits {
+            #[cfg(test)]
+            const fn get_mut(&mut self, limit: Limit) -> &mut Option<u32> {
+                match limit { $(Limit::$limit => &mut self.$field,)+ }
+            }
+
+            #[must_use]
+            pub const fn get(&self, limit: Limit) -> Option<u32> {
+                match limit { $(Limit::$limit => self.$field,)+ }
+            }
+        }
+
+        impl From<Limits> for Shown {
+            fn from(Limits { $($field),+ }: Limits) -> Self {
+                Self { $($field),+ }
+            }
+        }
+    };
+}
+
+/// What a limit counts.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Unit {
+    Ms,
+    MiB,
+    Bytes,
+    Count,
+}
+
+const MIB: u32 = 1 << 20;
+
+limits! {
+    /// Time of the processor, in milliseconds.
+    cpu_ms CpuMs "cpuMs": Ms, default 1000, from 1, to 300_000, sealed Some(250), over it "`exceededCpu`";
+    /// From its arrival to its end, in milliseconds.
+    wall_ms WallMs "wallMs": Ms, default 10_000, from 1, to 3_600_000, sealed Some(5000), over it "`exceededWall`";
+    /// MiB for the heap, and once more for what is outside it.
+    memory_mb MemoryMb "memoryMb": MiB, default 128, from 8, to 1024, sealed Some(64), over it "`exceededMemory`; a buffer: `RangeError` in the script";
+    /// Of the result.
+    output_bytes OutputBytes "outputBytes": Bytes, default MIB, from 1, to 16 * MIB, sealed None, over it "`exceededOutput`";
+    /// Of the log.
+    log_bytes LogBytes "logBytes": Bytes, default 256 << 10, from 0, to 8 * MIB, sealed None, over it "the rest is dropped, `truncated` is true";
+    /// Of the log.
+    log_lines LogLines "logLines": Count, default 1000, from 0, to 100_000, sealed None, over it "the rest is dropped, `truncated` is true";
+    /// Pending at one time.
+    timers Timers "timers": Count, default 1000, from 0, to 100_000, sealed Some(100), over it "`RangeError` in the script";
+    /// All modules together.
+    code_bytes CodeBytes "codeBytes": Bytes, default 64 * MIB, from 1, to 64 * MIB, sealed None, over it "413";
+    /// Accepted; nothing makes requests yet.
+    sub_requests SubRequests "subRequests": Count, default 50, from 0, to 1_000_000, sealed None, over it "nothing makes requests yet";
+}
+
+/// What is not between the least and the most of its limit.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{name} is {value}, which is not between {least} and {most}")]
+pub struct OutOfRange {
+    pub name: &'static str,
+    pub value: u32,
+    pub least: u32,
+    pub most: u32,
+}
+
+impl Limit {
+    /// The one that files call so.
+    #[must_use]
+    pub fn of_key(key: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|limit| limit.key() == key)
+    }
+
+    /// The most of it.
+    #[must_use]
+    pub const fn most(self) -> u32 {
+        self.range().1
+    }
+
+    /// That a run went over a limit of `most`.
+    #[must_use]
+    pub fn exceeded(self, most: u32) -> String {
+        let name = self.name();
+        match self {
+            Self::CpuMs => format!("the run used its {most} ms of CPU time (limits.{name})"),
+            Self::WallMs => format!("the run took longer than {most} ms (limits.{name})"),
+            Self::MemoryMb => format!("the run needed more than {most} MiB of memory (limits.{name})"),
+            _ => format!("the run went over its {most} (limits.{name})"),
+        }
+    }
+}
+
+impl Limits {
+    /// The lower ones of these and of others.
+    #[must_use]
+    pub fn lower(mut self, others: &Self) -> Self {
+        for limit in Limit::ALL {
+            let own = self.get_mut(limit);
+            *own = (*own).min(others.get(limit));
+        }
+        self
+    }
+
+    /// Whether each is one that a run can have, with so much memory at the most.
+    ///
+    /// # Errors
+    /// The first one that is not.
+    pub fn check(&self, max_memory_mb: u32) -> Result<(), OutOfRange> {
+        Limit::ALL.into_iter().try_for_each(|limit| {
+            let (least, most) = limit.range();
+            let most = if limit == Limit::MemoryMb { max_memory_mb } else { most };
+            let (name, value) = (limit.name(), self.get(limit));
+            if (least..=most).contains(&value) { Ok(()) } else { Err(OutOfRange { name, value, least, most }) }
+        })
+    }
+}
+
+impl RequestedLimits {
+    /// Whether each is one that a run can have; one that is over the policy's is no error, the
+    /// lower one holds.
+    ///
+    /// # Errors
+    /// The first one that is not.
+    pub fn check(&self) -> Result<(), OutOfRange> {
+        Limit::ALL.into_iter().try_for_each(|limit| {
+            let (name, least, most) = (limit.name(), limit.range().0, u32::MAX);
+            match self.get(limit).filter(|value| *value < least) {
+                Some(value) => Err(OutOfRange { name, value, least, most }),
+                None => Ok(()),
+            }
+        })
+    }
+
+    /// The limits of a run that asks for these: a policy's, where these are not lower.
+    #[must_use]
+    pub fn under(&self, policy: &Limits) -> Limits {
+        let mut limits = *policy;
+        for limit in Limit::ALL {
+            if let Some(wish) = self.get(limit) {
+                let own = limits.get_mut(limit);
+                *own = (*own).min(wish);
+            }
+        }
+        limits
+    }
+}
+
+/// What a sealed tenant's runs may use at the most: of some limits less than its policy says.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(try_from = "BTreeMap<String, u32>", into = "BTreeMap<String, u32>")]
+pub struct SealedLimits(Limits);
+
+impl Default for SealedLimits {
+    fn default() -> Self {
+        let mut limits = Limits::default();
+        for limit in Limit::ALL {
+            *limits.get_mut(limit) = limit.sealed().unwrap_or(u32::MAX);
+        }
+        Self(limits)
+    }
+}
+
+impl SealedLimits {
+    #[must_use]
+    pub fn get(&self, limit: Limit) -> u32 {
+        self.0.get(limit)
+    }
+
+    /// The lower of these and a policy's.
+    #[must_use]
+    pub fn lower(&self, limits: Limits) -> Limits {
+        limits.lower(&self.0)
+    }
+}
+
+/// A key that is none of a sealed tenant's limits.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{0} is none of a sealed tenant's limits, which are {known}", known = known())]
+pub struct UnknownLimit(String);
+
+fn known() -> String {
+    let sealed = Limit::ALL.into_iter().filter(|limit| limit.sealed().is_some());
+    sealed.map(Limit::key).collect::<Vec<_>>().join(", ")
+}
+
+impl TryFrom<BTreeMap<String, u32>> for SealedLimits {
+    type Error = UnknownLimit;
+
+    fn try_from(written: BTreeMap<String, u32>) -> Result<Self, UnknownLimit> {
+        let mut limits = Self::default();
+        for (key, value) in written {
+            let limit = Limit::of_key(&key).filter(|limit| limit.sealed().is_some());
+            *limits.0.get_mut(limit.ok_or(UnknownLimit(key))?) = value;
+        }
+        Ok(limits)
+    }
+}
+
+impl From<SealedLimits> for BTreeMap<String, u32> {
+    fn from(SealedLimits(limits): SealedLimits) -> Self {
+        let sealed = Limit::ALL.into_iter().filter(|limit| limit.sealed().is_some());
+        sealed.map(|limit| (limit.key().to_owned(), limits.get(limit))).collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_default_is_in_its_range_and_every_least_value_is_refused_below() {
+        assert_eq!(Limits::default().check(1024), Ok(()));
+        for limit in Limit::ALL {
+            let (least, most) = limit.range();
+            assert!((least..=most).contains(&limit.default()), "{}", limit.name());
+            let with = |value| {
+                let mut limits = Limits::default();
+                *limits.get_mut(limit) = value;
+                limits.check(1024)
+            };
+            assert!(with(least).is_ok() && with(most).is_ok() && with(most + 1).is_err(), "{}", limit.name());
+            let Some(below) = least.checked_sub(1) else { continue };
+            assert_eq!(with(below).unwrap_err().name, limit.name());
+            let wish: RequestedLimits = wished(limit, below);
+            assert_eq!(wish.check().unwrap_err().name, limit.name());
+        }
+    }
+
+    #[test]
+    fn the_lower_of_request_and_policy_holds() {
+        for limit in Limit::ALL {
+            let (policy, default) = (Limits::default(), limit.default());
+            assert_eq!(wished(limit, default + 1).under(&policy), policy);
+            let lower = wished(limit, default - 1).under(&policy);
+            assert_eq!(lower.get(limit), default - 1);
+            assert_eq!((lower.lower(&policy), policy.lower(&lower)), (lower, lower));
+        }
+    }
+
+    fn wished(limit: Limit, value: u32) -> RequestedLimits {
+        let mut wish = RequestedLimits::default();
+        *wish.get_mut(limit) = Some(value);
+        wish
+    }
+
+    #[test]
+    fn sealed_tenants_have_less_and_their_limits_are_written_by_name() {
+        let sealed = SealedLimits::default();
+        assert_eq!(
+            sealed.lower(Limits::default()),
+            Limits { cpu_ms: 250, wall_ms: 5000, memory_mb: 64, timers: 100, ..Limits::default() }
+        );
+        let written = BTreeMap::from(sealed);
+        assert_eq!(written.len(), Limit::ALL.into_iter().filter(|limit| limit.sealed().is_some()).count());
+        assert_eq!(SealedLimits::try_from(written), Ok(sealed));
+        let one = SealedLimits::try_from(BTreeMap::from([("cpu_ms".to_owned(), 7)])).unwrap();
+        assert_eq!(one.lower(Limits::default()), Limits { cpu_ms: 7, ..sealed.lower(Limits::default()) });
+        assert!(SealedLimits::try_from(BTreeMap::from([("code_bytes".to_owned(), 7)])).is_err());
+    }
+
+    /// A number as people read it.
+    fn grouped(value: u32, unit: Unit) -> String {
+        if unit == Unit::Bytes && value >= 1 << 20 {
+            return format!("{} MiB", value >> 20);
+        }
+        if unit == Unit::Bytes && value >= 1 << 10 {
+            return format!("{} KiB", value >> 10);
+        }
+        let digits = value.to_string();
+        let groups: Vec<_> =
+            digits.as_bytes().rchunks(3).rev().map(|group| std::str::from_utf8(group).unwrap()).collect();
+        groups.join(",")
+    }
+
+    #[test]
+    fn the_specification_has_this_table() {
+        let specification = include_str!("../../../SPECIFICATION.md");
+        for limit in Limit::ALL {
+            let number = |value| grouped(value, limit.unit());
+            let (name, (least, most)) = (limit.name(), limit.range());
+            let sealed = limit.sealed().map(number).unwrap_or_default();
+            let row = format!(
+                "| `{name}` | {} | {} to {} | {sealed} | {} |",
+                number(limit.default()),
+                number(least),
+                number(most),
+                limit.over_it()
+            );
+            assert!(specification.contains(&row), "SPECIFICATION.md lacks\n{row}");
+        }
+    }
+}
