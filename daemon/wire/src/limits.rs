@@ -165,6 +165,8 @@ limits! {
     code_bytes CodeBytes "codeBytes": Bytes, default 64 * MIB, from 1, to 64 * MIB, sealed None, over it "413";
     /// Accepted; nothing makes requests yet.
     sub_requests SubRequests "subRequests": Count, default 50, from 0, to 1_000_000, sealed None, over it "nothing makes requests yet";
+    /// Calls that a run waits for at one time. Accepted; nothing makes calls yet.
+    concurrent_calls ConcurrentCalls "concurrentCalls": Count, default 6, from 1, to 1000, sealed None, over it "nothing makes calls yet";
 }
 
 /// What is not between the least and the most of its limit.
