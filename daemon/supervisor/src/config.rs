@@ -9,6 +9,7 @@ use enisle_hardening::{Layer, LayerSet};
 use serde::{Deserialize, Serialize};
 
 use crate::policy::{Limits, Policy, TenantPattern};
+use crate::ranges::UIDS;
 
 /// What `enisled.toml` may hold. The values here are the defaults.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -265,6 +266,11 @@ pub(crate) enum ConfigError {
     Policy { path: PathBuf, error: crate::policy::PolicyError },
     #[error("{path}: cordon.rules: {error}")]
     Rules { path: PathBuf, error: enisle_cordon::rules::RulesError },
+    #[error(
+        "{path}: [[peers]] uid {uid} is among the uids that workers get ({first} to {last}), so no client may have it; move \
+         workers.uid_base"
+    )]
+    PeerOfWorkers { path: PathBuf, uid: u32, first: u32, last: u32 },
     #[error("{path}: {error}")]
     Range { path: PathBuf, error: crate::ranges::RangeError },
 }
@@ -283,6 +289,11 @@ impl Config {
     fn check(&self, path: &Path) -> Result<(), ConfigError> {
         let path = || path.to_owned();
         crate::ranges::check(self).map_err(|error| ConfigError::Range { path: path(), error })?;
+        let workers = self.workers.uid_base..=self.workers.uid_base + UIDS;
+        if let Some(Peer { uid, .. }) = self.peers.iter().find(|peer| workers.contains(&peer.uid)) {
+            let (first, last) = workers.into_inner();
+            return Err(ConfigError::PeerOfWorkers { path: path(), uid: *uid, first, last });
+        }
         self.required_layers().map_err(|error| ConfigError::Layer { path: path(), error })?;
         self.defaults.check(self.workers.max_memory_mb).map_err(|error| ConfigError::Policy { path: path(), error })?;
         self.cordon.rules.check().map_err(|error| ConfigError::Rules { path: path(), error })?;
@@ -360,6 +371,16 @@ mod tests {
         for good in ["*", "acme", "acme-*", &("a".repeat(64) + "*")] {
             assert!(rule(good).is_ok(), "{good}");
         }
+    }
+
+    #[test]
+    fn a_peer_is_no_worker() {
+        let rule = |uid: u32| parse(&format!("[workers]\nuid_base = 5000000\n[[peers]]\nuid = {uid}\n"));
+        for workers in [5_000_000, 5_000_001, 5_060_000] {
+            let error = rule(workers).unwrap_err();
+            assert!(error.contains("5000000 to 5060000") && error.contains("workers.uid_base"), "{workers}: {error}");
+        }
+        assert!(rule(4_999_999).is_ok() && rule(5_060_001).is_ok());
     }
 
     #[test]
