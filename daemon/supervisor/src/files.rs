@@ -25,6 +25,7 @@ use nix::dir::Dir;
 use nix::errno::Errno;
 use nix::fcntl::{AtFlags, OFlag, open, openat, readlinkat, renameat};
 use nix::sys::stat::{FileStat, Mode, SFlag, fchmod, fstat, fstatat, mkdirat};
+use nix::sys::statvfs::fstatvfs;
 use nix::unistd::{UnlinkatFlags, unlinkat};
 
 /// What a file is opened for.
@@ -84,6 +85,17 @@ impl Folder {
             close_to_others(&folder, path, &found, 0o700)?;
         }
         Ok(Self { folder, path: path.to_owned() })
+    }
+
+    /// The same folder once more.
+    pub(crate) fn try_clone(&self) -> io::Result<Self> {
+        Ok(Self { folder: self.folder.try_clone()?, path: self.path.clone() })
+    }
+
+    /// How many bytes its filesystem can hold.
+    pub(crate) fn bytes_of_filesystem(&self) -> io::Result<u64> {
+        let found = fstatvfs(&self.folder)?;
+        Ok(found.blocks().saturating_mul(found.fragment_size()))
     }
 
     /// Where it was when it was opened.
