@@ -55,6 +55,13 @@ impl How {
     }
 }
 
+/// How large a filesystem is, and how much of it the daemon may still take.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Room {
+    pub(crate) of_all: u64,
+    pub(crate) free: u64,
+}
+
 /// A folder of what the daemon keeps. Names in it are names alone.
 #[derive(Debug)]
 pub(crate) struct Folder {
@@ -92,10 +99,11 @@ impl Folder {
         Ok(Self { folder: self.folder.try_clone()?, path: self.path.clone() })
     }
 
-    /// How many bytes its filesystem can hold.
-    pub(crate) fn bytes_of_filesystem(&self) -> io::Result<u64> {
+    /// The bytes of its filesystem.
+    pub(crate) fn room(&self) -> io::Result<Room> {
         let found = fstatvfs(&self.folder)?;
-        Ok(found.blocks().saturating_mul(found.fragment_size()))
+        let bytes = |blocks: u64| blocks.saturating_mul(found.fragment_size());
+        Ok(Room { of_all: bytes(found.blocks()), free: bytes(found.blocks_available()) })
     }
 
     /// Where it was when it was opened.

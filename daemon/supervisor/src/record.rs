@@ -23,7 +23,7 @@ use crate::files::{Folder, How};
 use crate::notes::{Batch, Line, Notes, Refused, Written};
 use crate::policy::TenantName;
 use crate::share::{Exhausted, Parts};
-use crate::standings::{Examine, Standings, examine_apart};
+use crate::standings::{Commit, Examine, Standings, examine_apart};
 
 /// Where the audit log is in the state folder, and whose the folder is.
 pub(crate) const FOLDER: &str = "audit";
@@ -407,7 +407,8 @@ fn write(standings: &mut Standings, log: &mut Log, left: &mut Batch, shown: &Mut
     }
     *shown.lock().unwrap_or_else(PoisonError::into_inner) = log.head.clone();
     match standings.commit(&left.standings, &log.head, Instant::now()) {
-        Ok(()) => left.standings.clear(),
+        Ok(Commit::Done) => left.standings.clear(),
+        Ok(Commit::Waits) => {}
         Err(error) => {
             let tenants = left.standings.len();
             tracing::error!(%error, tenants, "how tenants stand could not be written; it is tried again");

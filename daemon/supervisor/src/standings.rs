@@ -43,6 +43,14 @@ pub(crate) struct Standings {
     state: State,
 }
 
+/// What became of a commit that did not fail.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Commit {
+    Done,
+    /// The database is closed for a moment.
+    Waits,
+}
+
 enum State {
     Open(Database),
     Closed { until: Instant },
@@ -63,19 +71,19 @@ impl Standings {
         standings: &BTreeMap<TenantName, Option<Standing>>,
         head: &Head,
         now: Instant,
-    ) -> Result<(), redb::Error> {
+    ) -> Result<Commit, redb::Error> {
         let closed = State::Closed { until: now + OPEN_AGAIN_AFTER };
         let database = match std::mem::replace(&mut self.state, closed) {
             State::Open(database) => database,
             State::Closed { until } if until > now => {
                 self.state = State::Closed { until };
-                return Err(io::Error::other("it was closed after a failure, and is about to be opened again").into());
+                return Ok(Commit::Waits);
             }
             State::Closed { .. } => self.open_again()?,
         };
         commit(&database, standings, head)?;
         self.state = State::Open(database);
-        Ok(())
+        Ok(Commit::Done)
     }
 
     /// A database that is closed need not be for longer: this is the last time that it is tried.
@@ -295,14 +303,15 @@ mod tests {
         let one = |name: &str| BTreeMap::from([(name.parse().unwrap(), Some(Standing::new(Time(7))))]);
         let head = |seq| Head { seq, ..Head::default() };
         let now = Instant::now();
-        standings.commit(&one("before"), &head(1), now).unwrap();
+        assert_eq!(standings.commit(&one("before"), &head(1), now).unwrap(), Commit::Done);
         is_full.store(true, Ordering::Relaxed);
         assert!(standings.commit(&one("full"), &head(2), now).is_err());
         is_full.store(false, Ordering::Relaxed);
         // Notes that come meanwhile have it opened no sooner.
-        assert!(standings.commit(&one("full"), &head(2), now).is_err());
-        standings.commit(&one("full"), &head(2), now + OPEN_AGAIN_AFTER).unwrap();
-        standings.commit(&one("after"), &head(3), now + OPEN_AGAIN_AFTER).unwrap();
+        assert_eq!(standings.commit(&one("full"), &head(2), now).unwrap(), Commit::Waits);
+        let later = now + OPEN_AGAIN_AFTER;
+        assert_eq!(standings.commit(&one("full"), &head(2), later).unwrap(), Commit::Done);
+        assert_eq!(standings.commit(&one("after"), &head(3), later).unwrap(), Commit::Done);
         drop(standings);
         let mut kept = Kept::default();
         drop(Standings::open(&folder, examined, &mut kept).unwrap());
