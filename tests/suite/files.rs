@@ -321,6 +321,69 @@ fn checking_the_configuration_finds_what_is_in_the_way() {
 }
 
 #[test]
+fn a_configuration_that_others_could_have_written_is_refused() {
+    let path = |folder: &TempDir| folder.path().join("enisled.toml");
+    let moved = |folder: &TempDir, to: &str| {
+        let to = folder.path().join(to);
+        fs::create_dir_all(to.parent().expect("a folder")).expect("a folder");
+        fs::rename(path(folder), &to).expect("it is ours");
+        symlink(&to, path(folder)).expect("a link");
+    };
+    type Change<'a> = &'a dyn Fn(&TempDir);
+    let changes: [(Change, &str); 8] = [
+        (&|folder| set_mode(&path(folder), 0o666), "others may write to it (mode 666)"),
+        (&|folder| set_mode(&path(folder), 0o620), "others may write to it (mode 620)"),
+        (&|folder| set_mode(folder.path(), 0o777), "on the way to it (mode 777)"),
+        (
+            &|folder| {
+                moved(folder, "there/c");
+                set_mode(&folder.path().join("there"), 0o777);
+            },
+            "on the way to it (mode 777)",
+        ),
+        (
+            &|folder| {
+                fs::remove_file(path(folder)).expect("it is ours");
+                nix::unistd::mkfifo(&path(folder), nix::sys::stat::Mode::S_IRWXU).expect("a pipe");
+            },
+            "it is not a file",
+        ),
+        (&|folder| fs::write(path(folder), "#".repeat((1 << 20) + 1)).expect("it is ours"), "more than 1048576 bytes"),
+        (&|folder| give(&path(folder), STRANGER), "it belongs to uid 4000011"),
+        (
+            &|folder| {
+                moved(folder, "c");
+                nix::unistd::fchownat(
+                    nix::fcntl::AT_FDCWD,
+                    &path(folder),
+                    Some(nix::unistd::Uid::from_raw(STRANGER)),
+                    None,
+                    nix::fcntl::AtFlags::AT_SYMLINK_NOFOLLOW,
+                )
+                .expect("root may");
+            },
+            "it belongs to uid 4000011",
+        ),
+    ];
+    for (change, word) in &changes[..if root() { 8 } else { 6 }] {
+        let folder = folder();
+        change(&folder);
+        let checked = check(&folder);
+        let said = text(&checked.stderr);
+        assert!(checked.status.code() == Some(1) && said.contains("enisled.toml cannot be read"), "{word}: {said}");
+        assert!(said.contains(word), "{word}: {said}");
+        assert!(refusal(&folder).contains(word), "a start refuses it too: {word}");
+    }
+    // What only the daemon's own user could have written is believed, behind a link as well.
+    let folder = folder();
+    moved(&folder, "there/c");
+    set_mode(&folder.path().join("there/c"), 0o644);
+    set_mode(folder.path(), 0o1777);
+    let checked = check(&folder);
+    assert!(checked.status.success(), "{}", text(&checked.stderr));
+}
+
+#[test]
 fn a_stranger_who_was_there_first_is_told_nothing() {
     if !root() {
         return;

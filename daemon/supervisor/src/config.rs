@@ -1,6 +1,5 @@
 //! The configuration file: every key optional, unknown keys an error.
 
-use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 
@@ -8,6 +7,7 @@ use enisle_cordon::Rules;
 use enisle_hardening::{Layer, LayerSet};
 use serde::{Deserialize, Serialize};
 
+use crate::files;
 use crate::policy::{Limits, Policy, TenantPattern};
 use crate::ranges::UIDS;
 
@@ -254,6 +254,9 @@ impl Default for Api {
     }
 }
 
+/// A thousand rules of a thousand bytes.
+const MOST_BYTES: u64 = 1 << 20;
+
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum ConfigError {
     #[error("{path} cannot be read: {error}")]
@@ -279,7 +282,10 @@ impl Config {
     /// Reads `path`, or the defaults if it is not given.
     pub(crate) fn load(path: Option<&Path>) -> Result<Self, ConfigError> {
         let Some(path) = path else { return Ok(Self::default()) };
-        let text = fs::read_to_string(path).map_err(|error| ConfigError::Read { path: path.to_owned(), error })?;
+        let read = files::read_settings(path, MOST_BYTES).and_then(|bytes| {
+            String::from_utf8(bytes).map_err(|error| io::Error::new(io::ErrorKind::InvalidData, error))
+        });
+        let text = read.map_err(|error| ConfigError::Read { path: path.to_owned(), error })?;
         let config: Self =
             toml::from_str(&text).map_err(|error| ConfigError::Parse { path: path.to_owned(), error })?;
         config.check(path)?;
@@ -308,6 +314,8 @@ impl Config {
 
 #[cfg(test)]
 mod tests {
+    use std::fs;
+
     use super::*;
 
     fn parse(text: &str) -> Result<Config, String> {
