@@ -232,6 +232,17 @@ pub(crate) fn every_file(folder: &Folder) -> io::Result<Vec<String>> {
     Ok(names)
 }
 
+/// Whether every file of the log is one that the daemon can open, without changing anything.
+pub(crate) fn check(folder: &Folder) -> io::Result<()> {
+    for file in every_file(folder)? {
+        let how = if file == CURRENT { How::Change } else { How::Read };
+        folder
+            .check(&file, how)
+            .map_err(|error| io::Error::new(error.kind(), format!("{}: {error}", folder.path_of(&file).display())))?;
+    }
+    Ok(())
+}
+
 /// Whether a file was put away when it was full. Their names are in the order of their lines.
 fn is_put_away(name: &str) -> bool {
     name.starts_with("audit-") && name.ends_with(".jsonl")

@@ -28,8 +28,9 @@ use nix::dir::Dir;
 use nix::errno::Errno;
 use nix::fcntl::{AtFlags, OFlag, open, openat, readlinkat, renameat};
 use nix::sys::stat::{FileStat, Mode, SFlag, fchmod, fstat, fstatat, mkdirat};
+use nix::sys::statfs::{PROC_SUPER_MAGIC, SYSFS_MAGIC, fstatfs};
 use nix::sys::statvfs::fstatvfs;
-use nix::unistd::{UnlinkatFlags, unlinkat};
+use nix::unistd::{AccessFlags, UnlinkatFlags, faccessat, unlinkat};
 
 /// What a file is opened for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -77,6 +78,17 @@ impl Folder {
     /// Opens a folder, and makes it if it does not exist.
     pub(crate) fn make(path: &Path) -> io::Result<Self> {
         Self::closed(walk(path, Missing::Make { others_enter: false }, Last::Kept)?, path)
+    }
+
+    /// Opens a folder that exists, without changing anything. None if it does not exist and can be
+    /// made.
+    pub(crate) fn look(path: &Path) -> io::Result<Option<Self>> {
+        Ok(check_folder(path)?.map(|folder| Self { folder, path: path.to_owned() }))
+    }
+
+    /// Whether a file of it could be opened, without changing anything.
+    pub(crate) fn check(&self, name: &str, how: How) -> io::Result<()> {
+        check_open(&self.folder, OsStr::new(name_alone(name)?), how)
     }
 
     /// Opens a folder of this one, and makes it if it does not exist.
@@ -217,18 +229,40 @@ pub(crate) fn make_socket_folder(path: &Path) -> io::Result<OwnedFd> {
 }
 
 /// Opens a folder that exists and can be used, without changing anything. None if it does not
-/// exist.
+/// exist, and can be made.
 pub(crate) fn check_folder(path: &Path) -> io::Result<Option<OwnedFd>> {
-    match walk(path, Missing::Refuse, Last::Kept).and_then(look) {
+    match walk(path, Missing::Check, Last::Kept).and_then(look) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
-        looked => Ok(Some(looked?.0)),
+        looked => {
+            let folder = looked?.0;
+            check_room_for_names(&folder, path)?;
+            Ok(Some(folder))
+        }
     }
 }
 
-/// Whether [`below`] would open that file of a folder, without changing anything. One that does not
-/// exist can be made.
+/// Whether the daemon may make something in a folder.
+fn check_room_for_names(folder: &OwnedFd, path: &Path) -> io::Result<()> {
+    let failed = |errno: Errno| {
+        let error = io::Error::from(errno);
+        io::Error::new(error.kind(), format!("nothing can be made in {}: {error}", path.display()))
+    };
+    // Where root has every right, and nothing can be made all the same.
+    let kind = fstatfs(folder).map_err(failed)?.filesystem_type();
+    if [PROC_SUPER_MAGIC, SYSFS_MAGIC].contains(&kind) {
+        return Err(failed(Errno::EPERM));
+    }
+    faccessat(folder, ".", AccessFlags::W_OK | AccessFlags::X_OK, AtFlags::AT_EACCESS).map_err(failed)
+}
+
+/// Whether [`below`] would open that file of a folder to change it, without changing anything. One
+/// that does not exist can be made.
 pub(crate) fn check_file(folder: &OwnedFd, name: &OsStr) -> io::Result<()> {
-    match open_file(folder, name, How::Read) {
+    check_open(folder, name, How::Change)
+}
+
+fn check_open(folder: &OwnedFd, name: &OsStr, how: How) -> io::Result<()> {
+    match open_file(folder, name, how) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
         Ok((_, found, Others::Write)) if !is_ours(&found) => {
             Err(refused(format!("others may write to it (mode {:o})", bits(&found))))
@@ -290,7 +324,11 @@ fn name_alone(name: &str) -> io::Result<&str> {
 #[derive(Debug, Clone, Copy)]
 enum Missing {
     Refuse,
-    Make { others_enter: bool },
+    /// Not found where the first of them could be made; another error where not.
+    Check,
+    Make {
+        others_enter: bool,
+    },
 }
 
 /// What the folder at the end of the way is.
@@ -321,6 +359,11 @@ fn walk(path: &Path, missing: Missing, last: Last) -> io::Result<OwnedFd> {
             (Err(error), Missing::Make { others_enter }) if error.kind() == io::ErrorKind::NotFound => {
                 make_at(&at, &name, others_enter)?;
                 step(&at, &name)?
+            }
+            (Err(error), Missing::Check) if error.kind() == io::ErrorKind::NotFound => {
+                way.pop();
+                check_room_for_names(&at, &Path::new("/").join(&way))?;
+                return Err(error);
             }
             (stepped, _) => stepped?,
         };

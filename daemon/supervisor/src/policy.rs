@@ -12,6 +12,7 @@ use enisle_wire::{MAX_CODE_BYTES, MAX_OUTPUT_BYTES};
 use serde::{Deserialize, Serialize, Serializer};
 
 use crate::files::{Folder, How};
+use crate::record::aside;
 
 /// A tenant's name: what a path of the API, a line of a log and a file of the state folder can carry without escaping.
 /// Its copies share one text.
@@ -356,7 +357,7 @@ impl Store {
                 Err(why) => {
                     let path = folder.path_of(&file);
                     tracing::error!(file = %path.display(), %why, "a policy cannot be read; moved aside, the tenant has the default");
-                    folder.rename(&file, &format!("{name}.broken")).map_err(failed)?;
+                    move_aside(&folder, &file, &format!("{name}.broken")).map_err(failed)?;
                 }
             }
         }
@@ -369,9 +370,9 @@ impl Store {
         let folder = self.folder.lock().unwrap_or_else(PoisonError::into_inner);
         let kept = format!("{name}.json");
         let write = || {
-            // What a daemon that was killed has left.
-            if folder.has(NEW)? {
-                folder.remove(NEW)?;
+            // What a daemon that was killed has left; a folder was left by somebody else.
+            if folder.has(NEW)? && folder.remove(NEW).is_err() {
+                move_aside(&folder, NEW, &format!("{NEW}.broken"))?;
             }
             let mut file = folder.open(NEW, How::New)?;
             file.write_all(&serde_json::to_vec_pretty(policy)?)?;
@@ -381,6 +382,12 @@ impl Store {
         write().map_err(|error| StoreError::Write(folder.path_of(&kept), error))?;
         Ok(folder)
     }
+}
+
+/// Under that name, or, if it is taken, one that begins so.
+fn move_aside(folder: &Folder, file: &str, name: &str) -> io::Result<()> {
+    let free = if folder.has(name)? { aside(folder, name)? } else { name.to_owned() };
+    folder.rename(file, &free)
 }
 
 fn read_policy(folder: &Folder, file: &str, name: &str, max_memory_mb: u32) -> Result<(TenantName, Policy), String> {

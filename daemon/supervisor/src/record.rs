@@ -18,7 +18,7 @@ use enisle_cordon::{Because, Circumstances, Level, Order, Reason, Rules, Standin
 use nix::fcntl::{Flock, FlockArg};
 use serde::{Deserialize, Serialize};
 
-use crate::audit_log::{Log, every_file};
+use crate::audit_log::{self, Log, every_file};
 use crate::files::{Folder, How};
 use crate::notes::{Batch, Line, Notes, Refused, Written};
 use crate::policy::TenantName;
@@ -160,6 +160,7 @@ impl Recorder {
         let path = state.path_of(FOLDER);
         let failed = |error| RecordError::Folder(path.clone(), error);
         let folder = state.make_below(FOLDER).map_err(failed)?;
+        audit_log::check(&folder).map_err(failed)?;
         let mut kept = Kept::default();
         let mut standings = Standings::open(state, examine, &mut kept)?;
         let known = kept.head.take();
