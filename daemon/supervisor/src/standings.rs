@@ -6,7 +6,8 @@
 //! and opened again ([`Standings`]):
 //!
 //! ```text
-//! Open ── a commit fails ──▶ Closed ── a moment later: examined, opened, committed ──▶ Open
+//! Open ── a commit fails ──▶ Closed
+//! Closed ── a second later: examined, opened, committed ──▶ Open
 //! ```
 
 use std::collections::BTreeMap;
@@ -130,8 +131,8 @@ fn open_database(folder: &Folder, examine: Examine, kept: &mut Kept) -> Result<D
 /// the end of whoever asked. That process has the file as its standard input.
 pub(crate) fn examine_apart(file: File) -> Result<(), Damage> {
     let unknown = |error: io::Error| Damage::Unknown(error.to_string());
-    let program = std::env::current_exe().map_err(unknown)?;
-    let mut command = std::process::Command::new(program);
+    // Also where the file has been replaced since the daemon began: its own code, not the new one.
+    let mut command = std::process::Command::new("/proc/self/exe");
     command.arg("--examine").stdin(Stdio::from(file)).stdout(Stdio::null()).stderr(Stdio::piped());
     let ended = command.output().map_err(unknown)?;
     let said = String::from_utf8_lossy(&ended.stderr).trim().escape_debug().to_string();
