@@ -27,6 +27,27 @@ const ROTATE_BYTES: u64 = 8 << 20;
 const SYNC_BYTES: usize = 1 << 20;
 /// So much of a disk that the log fills stays free for standings, policies, and the next lines.
 const SPARE_BYTES: u64 = 4 << 20;
+
+/// What the log does on a filesystem of which it may have more than half.
+#[derive(Debug, Clone, Copy)]
+struct SmallDisk {
+    /// A file is put away sooner, so that there is an old one to delete.
+    rotate_bytes: u64,
+    /// Old files go while less is free.
+    spare_bytes: u64,
+}
+
+impl SmallDisk {
+    /// Of some filesystems the size is not known, which is 0 then.
+    fn of(disk_bytes: u64, keep_bytes: u64) -> Option<Self> {
+        let is_small = (1..keep_bytes.saturating_mul(2)).contains(&disk_bytes);
+        is_small.then(|| Self {
+            rotate_bytes: ROTATE_BYTES.min(disk_bytes / 8),
+            spare_bytes: SPARE_BYTES.min(disk_bytes / 4),
+        })
+    }
+}
+
 pub(crate) const CURRENT: &str = "audit.jsonl";
 
 /// The log's present file.
@@ -38,8 +59,7 @@ pub(crate) struct Log {
     first: u64,
     /// The most that all files may have together.
     keep_bytes: u64,
-    /// That is more than half of the filesystem.
-    fills_disk: bool,
+    small_disk: Option<SmallDisk>,
     pub(crate) head: Head,
 }
 
@@ -95,9 +115,8 @@ impl Log {
         let file = folder.open(CURRENT, How::Append)?;
         let bytes = file.metadata()?.len();
         let disk_bytes = folder.room()?.of_all;
-        // Of some filesystems the size is not known.
-        let fills_disk = (1..keep_bytes.saturating_mul(2)).contains(&disk_bytes);
-        if fills_disk {
+        let small_disk = SmallDisk::of(disk_bytes, keep_bytes);
+        if small_disk.is_some() {
             tracing::warn!(
                 folder = %folder.path().display(),
                 filesystem_mb = disk_bytes >> 20,
@@ -105,7 +124,7 @@ impl Log {
                 "audit.keep_mb is more than half of the filesystem: old files of the audit log go when that is nearly full"
             );
         }
-        let mut log = Self { folder, file, bytes, first, keep_bytes, fills_disk, head };
+        let mut log = Self { folder, file, bytes, first, keep_bytes, small_disk, head };
         log.prune();
         Ok(log)
     }
@@ -113,12 +132,12 @@ impl Log {
     /// Writes lines, the first ones first, and moves those that are on the disk to `written`.
     /// After a failure the others are left, and the file is as it was without them.
     pub(crate) fn append(&mut self, lines: &mut VecDeque<Line>, written: &mut Vec<Line>) -> io::Result<()> {
-        if self.fills_disk {
+        if self.small_disk.is_some() {
             self.prune();
         }
         let mut most = SYNC_BYTES;
         while !lines.is_empty() {
-            if self.bytes >= ROTATE_BYTES {
+            if self.bytes >= self.rotate_bytes() {
                 self.rotate()?;
                 self.prune();
             }
@@ -141,7 +160,7 @@ impl Log {
             text.push_str(&line);
             text.push('\n');
             (head, count) = (next, count + 1);
-            if text.len() > most || self.bytes + text.len() as u64 >= ROTATE_BYTES {
+            if text.len() > most || self.bytes + text.len() as u64 >= self.rotate_bytes() {
                 break;
             }
         }
@@ -154,6 +173,10 @@ impl Log {
         self.bytes += text.len() as u64;
         self.head = head;
         Ok(count)
+    }
+
+    fn rotate_bytes(&self) -> u64 {
+        self.small_disk.map_or(ROTATE_BYTES, |disk| disk.rotate_bytes)
     }
 
     fn rotate(&mut self) -> io::Result<()> {
@@ -188,9 +211,12 @@ impl Log {
     fn delete_oldest(&mut self) -> io::Result<()> {
         let old = self.old_files()?;
         let present: u64 = old.iter().map(|(_, bytes)| bytes).sum();
-        let mut present = present.saturating_add(ROTATE_BYTES.max(self.bytes));
+        let mut present = present.saturating_add(self.rotate_bytes().max(self.bytes));
         for (file, bytes) in old {
-            let disk_is_full = self.fills_disk && self.folder.room()?.free < SPARE_BYTES;
+            let disk_is_full = match self.small_disk {
+                Some(disk) => self.folder.room()?.free < disk.spare_bytes,
+                None => false,
+            };
             if present <= self.keep_bytes && !disk_is_full {
                 break;
             }
