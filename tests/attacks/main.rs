@@ -29,6 +29,7 @@ mod blame;
 mod bodies;
 mod client;
 mod clock;
+mod disk;
 mod disposal;
 mod evidence;
 mod files;
@@ -57,13 +58,14 @@ pub(crate) struct Case {
     run: fn(Options) -> Result<String, String>,
 }
 
-const MODULES: [&[Case]; 12] = [
+const MODULES: [&[Case]; 13] = [
     blame::CASES,
     bodies::CASES,
     memory::CASES,
     pools::CASES,
     files::CASES,
     evidence::CASES,
+    disk::CASES,
     tenant::CASES,
     thread::CASES,
     client::CASES,

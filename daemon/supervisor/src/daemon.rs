@@ -16,16 +16,16 @@ use crate::config::{Config, Counters};
 use crate::cordons::counters;
 use crate::cordons::warden::Warden;
 use crate::events::{Audit, Events, What};
+use crate::files::Folder;
 use crate::homes::find::Homes;
 use crate::homes::pool::Pool;
 use crate::peers::whose;
 use crate::run_id::RunIds;
 use crate::share::{Exhausted, Held, Lanes, Parts, Supply, Turns};
-use crate::state::files::Folder;
 use crate::state::notes::{Line, Written};
 use crate::state::recorder::{RecordError, Recorder};
 use crate::tenants::in_flight::Flights;
-use crate::tenants::policy::{Policy, Store, StoreError, TenantName};
+use crate::tenants::policy::{KeptPolicy, Policy, Store, StoreError, TenantName};
 use crate::tenants::tenant::Tenant;
 use crate::workers::machine::{self, Machine, MachineError, Workers};
 
@@ -151,11 +151,11 @@ impl Daemon {
         let owner = nix::unistd::geteuid().as_raw();
         let held = |name: &TenantName| supplies.names.keep(whose(&config.peers, name.as_str()).unwrap_or(owner), 1);
         let defaults = Arc::new(config.defaults.clone());
-        for (name, policy) in policies {
+        for (name, KeptPolicy { policy, set_by }) in policies {
             let standing = standings.remove(&name).unwrap_or_else(Warden::newcomer);
             let tenant = Tenant::new(name.clone(), Arc::clone(&defaults), standing, held(&name), now);
             let bytes = policy.bytes();
-            tenant.set_policy(policy, supplies.scripts.keep(owner, bytes));
+            tenant.set_policy(policy, supplies.scripts.keep(set_by.unwrap_or(owner), bytes));
             tenants.insert(name, Arc::new(tenant));
         }
         for (name, standing) in standings {
@@ -260,7 +260,7 @@ impl Daemon {
     ) -> Result<Written, StoreError> {
         let by_uid = held.uid();
         // Of two at one time, the one that holds has the later line.
-        let in_order = self.store.put(&tenant.name, &policy)?;
+        let in_order = self.store.put(&tenant.name, &policy, by_uid)?;
         tenant.set_policy(policy, held);
         let written = self.warden.recorder.decided(line);
         drop(in_order);

@@ -59,6 +59,7 @@ const SUPERVISOR: House = House {
         // The configuration holds a policy, that of tenants without one.
         room("config", &["tenants"], "it is below all others"),
         room("descriptors", &[], "it is below all others"),
+        room("files", &[], "it is below all others"),
         room("json_text", &[], "it is below all others"),
         room("logging", &[], "it is below all others"),
         room("paths", &[], "it is below all others"),

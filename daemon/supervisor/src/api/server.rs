@@ -30,8 +30,8 @@ use tower::ServiceExt;
 use crate::api::peer::Peer;
 use crate::api::problem::Problem;
 use crate::config::{Api, STRANGERS_CONNECTIONS};
+use crate::files::{self, How};
 use crate::share::{Exhausted, Held, Parts, Supply};
-use crate::state::files::{self, How};
 
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum BindError {

@@ -408,7 +408,7 @@ mod tests {
     fn the_audit_log_has_all_evidence_that_differs_however_much_comes_in_a_second() {
         let dir = tempfile::tempdir().unwrap();
         let (recorder, _) = crate::state::recorder::Recorder::open(
-            &crate::state::files::Folder::make(dir.path()).unwrap(),
+            &crate::files::Folder::make(dir.path()).unwrap(),
             256,
             Parts::halves(),
         )

@@ -1,7 +1,6 @@
 //! What outlives the daemon, and the lock on it.
 
 pub(crate) mod audit_log;
-pub(crate) mod files;
 pub(crate) mod notes;
 pub(crate) mod recorder;
 pub(crate) mod standings;
