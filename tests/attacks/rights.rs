@@ -12,7 +12,7 @@ use nix::sys::socket::sockopt::{Linger, RcvBuf};
 use nix::sys::socket::{ControlMessage, MsgFlags, sendmsg, setsockopt};
 use nix::unistd::Pid;
 
-use crate::ground::{Ground, answered, probed, wait};
+use crate::ground::{Ground, STALLED, answered, probed, wait};
 use crate::{Case, Options};
 
 pub(crate) const CASES: &[Case] = &[
@@ -64,6 +64,7 @@ fn pass_on_all(ground: &Ground, flags: MsgFlags) -> io::Result<(usize, usize)> {
     kill(daemon, Signal::SIGCONT)?;
     let streams = streams.into_iter().collect::<io::Result<Vec<_>>>()?;
     let refused = |mut stream: &UnixStream| {
+        let _ = stream.set_read_timeout(Some(STALLED));
         // Where nothing was passed, this is all of a request; otherwise the connection has ended.
         let _ = stream.write_all(b"GET /_ping HTTP/1.1\r\nhost: d\r\n\r\n");
         let mut said = [0; 12];
