@@ -1,18 +1,19 @@
-//! Descriptors that clients pass with their bytes (`SCM_RIGHTS`), and no client has a reason to.
+//! Descriptors that clients pass with their bytes (`SCM_RIGHTS`), which no client has a reason to.
 //!
-//! What a passed descriptor is the last hold of ends where it is dropped, and may take as long there
-//! as its owner likes ([`enisle_hardening::rights`]). It must not be the thread that serves
-//! connections. One of two ways is decided on when the socket is bound:
+//! Dropping the last hold of what was passed may take as long as its owner likes
+//! ([`enisle_hardening::rights`]). The thread that serves connections must not be the one that
+//! drops it. When the socket is bound, one of two ways is decided on:
 //!
 //! | way | where | what happens |
 //! |---|---|---|
-//! | [`Rights::Refused`] | Linux 6.16 and later | the kernel refuses them to the sender (`SO_PASSRIGHTS`) |
-//! | [`Rights::Watched`] | before | bytes are looked at before they are received; a client that passed any has broken the protocol: nothing more of it is read, and its socket is closed elsewhere |
+//! | [`Rights::Refused`] | Linux 6.16 and later | the kernel refuses them to the sender |
+//! | [`Rights::Watched`] | before | bytes are looked at before they are received |
 //!
+//! A client that is watched and has passed any has broken the protocol: nothing more of it is read.
 //! So no descriptor of a client's is ever received. A socket in which something still waits when
-//! its connection ends is closed by a thread that is ending itself: the kernel lets no such thread
-//! wait for what a socket lingers over (`inet_release`, `PF_EXITING`). It has a table of descriptors
-//! of its own, a copy of this process's, so that its hold is the last one.
+//! its connection ends is closed by a thread that is itself ending: the kernel does not let such a
+//! thread linger (`inet_release`, `PF_EXITING`). That thread has a table of descriptors of its own,
+//! a copy of this process's, so that its hold is the last one.
 
 use std::convert::Infallible;
 use std::io::{self, IoSlice};

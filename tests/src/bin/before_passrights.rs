@@ -1,4 +1,5 @@
-//! Executes a program on a kernel before Linux 6.16, as far as a client's descriptors go: it does not know `SO_PASSRIGHTS`.
+//! Executes a program on a kernel that does not know `SO_PASSRIGHTS`, as none before Linux 6.16
+//! does.
 #![forbid(unsafe_code)]
 
 use std::collections::BTreeMap;
