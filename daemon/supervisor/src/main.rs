@@ -35,6 +35,7 @@ mod ranges;
 mod record;
 mod rehome;
 mod resident;
+mod rights;
 mod run_id;
 mod script;
 mod server;
