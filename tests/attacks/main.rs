@@ -14,6 +14,7 @@
 //! | [`files`] | files, locks and sockets, by other local users |
 //! | [`evidence`] | events and logs |
 //! | [`thread`] | the one thread |
+//! | [`rights`] | the one thread, by descriptors that are passed to it |
 //! | [`tenant`] | a worker's memory, by a script |
 //! | [`clock`] | the time, by a script |
 //! | [`disposal`] | a tenant's neighbours and its bill, by what a run leaves behind |
@@ -37,6 +38,7 @@ mod ground;
 mod memory;
 mod numbers;
 mod pools;
+mod rights;
 mod tenant;
 mod thread;
 
@@ -68,6 +70,7 @@ const MODULES: [&[Case]; 13] = [
     disk::CASES,
     tenant::CASES,
     thread::CASES,
+    rights::CASES,
     client::CASES,
     clock::CASES,
     disposal::CASES,

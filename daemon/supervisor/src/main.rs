@@ -21,6 +21,7 @@ mod logging;
 mod paths;
 mod peers;
 mod ranges;
+mod rights;
 mod run_id;
 mod runs;
 mod share;
