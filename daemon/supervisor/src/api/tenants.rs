@@ -16,7 +16,7 @@ use super::peer::Peer;
 use super::problem::Problem;
 use crate::clock;
 use crate::daemon::Daemon;
-use crate::state::recorder::Entry;
+use crate::state::entry::Entry;
 use crate::tenants::policy::{Policy, TenantName};
 use crate::tenants::tenant::Tenant;
 

@@ -12,8 +12,9 @@ use crate::clock;
 use crate::config::Cordon;
 use crate::cordons::meter::monotonic;
 use crate::events::{Events, What};
+use crate::state::entry::Entry;
 use crate::state::notes::{Refused, Written};
-use crate::state::recorder::{Entry, Recorder};
+use crate::state::recorder::Recorder;
 use crate::tenants::tenant::Tenant;
 use crate::workers::process::Worker;
 

@@ -19,8 +19,8 @@ use serde::Serialize;
 
 use crate::clock;
 use crate::files::{Folder, How, aside};
+use crate::state::entry::Entry;
 use crate::state::notes::Line;
-use crate::state::recorder::Entry;
 
 /// A file of the audit log that is larger is put away under the number of its first line.
 const ROTATE_BYTES: u64 = 8 << 20;

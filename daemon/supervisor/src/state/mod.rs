@@ -1,6 +1,8 @@
 //! What outlives the daemon, and the lock on it.
 
 pub(crate) mod audit_log;
+pub(crate) mod entry;
+pub(crate) mod kept;
 pub(crate) mod notes;
 pub(crate) mod recorder;
 pub(crate) mod standings;

@@ -23,7 +23,7 @@ use serde_json::value::{RawValue, to_raw_value};
 use tokio::sync::oneshot;
 
 use crate::share::{Exhausted, Held, Parts, Supply};
-use crate::state::recorder::Entry;
+use crate::state::entry::Entry;
 use crate::tenants::policy::TenantName;
 
 /// Bytes of lines that wait, as long as nobody is over its part.

@@ -14,15 +14,17 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Instant;
 
 use enisle_cordon::audit::{Head, Verifier};
-use enisle_cordon::{Because, Circumstances, Level, Order, Reason, Rules, Standing, Time};
+use enisle_cordon::{Circumstances, Level, Order, Rules, Standing, Time};
 use nix::fcntl::{Flock, FlockArg};
-use serde::{Deserialize, Serialize};
+use serde::Deserialize;
 
 use crate::clock;
 use crate::events::Audit;
 use crate::files::{Folder, How};
 use crate::share::{Exhausted, Parts};
 use crate::state::audit_log::{self, Log, every_file};
+use crate::state::entry::Entry;
+use crate::state::kept::{Kept, RecordError};
 use crate::state::notes::{Batch, Line, Notes, Refused, Written};
 use crate::state::standings::{Commit, Examine, Standings, examine_apart};
 use crate::tenants::policy::TenantName;
@@ -30,110 +32,6 @@ use crate::tenants::policy::TenantName;
 /// Where the audit log is in the state folder, and whose the folder is.
 pub(crate) const FOLDER: &str = "audit";
 pub(crate) const LOCK: &str = "lock";
-
-/// One line of the audit log.
-#[derive(Debug, Clone, Serialize, Deserialize)]
-#[serde(tag = "decision", rename_all = "camelCase", rename_all_fields = "camelCase")]
-pub(crate) enum Entry {
-    /// A tenant has to live elsewhere from now on.
-    Moved {
-        tenant: String,
-        from: Level,
-        to: Level,
-        reasons: Vec<Reason>,
-    },
-    /// An operator's word, whether it moved the tenant or not.
-    Ordered {
-        tenant: String,
-        level: Level,
-        reason: String,
-        by_uid: u32,
-    },
-    Lifted {
-        tenant: String,
-        reason: String,
-        by_uid: u32,
-    },
-    /// A tenant's policy was set; of secrets it has the names.
-    PolicyChanged {
-        tenant: String,
-        policy: serde_json::Value,
-        by_uid: u32,
-    },
-    /// Tenants are kept from others for a while, each alone or together with its half: one line for
-    /// all whom one death, or one look at a worker, was about.
-    Apart {
-        worker: u64,
-        because: Because,
-        alone: Vec<String>,
-        halves: Vec<Vec<String>>,
-        for_secs: u64,
-    },
-    /// Something that was kept could not be read.
-    Broken {
-        what: String,
-    },
-    /// An event that is evidence, and how many it stands for.
-    Seen {
-        count: u64,
-        event: serde_json::Value,
-    },
-    /// So many lines of each kind are missing here: the disk had stopped, or was too slow.
-    Lost {
-        kinds: BTreeMap<String, u64>,
-    },
-    /// The oldest file was deleted, for the log had as many bytes as it may have (`audit.keep_mb`).
-    /// The line after `through`, whose hash this is, is the first one that is left. A file that was
-    /// put aside as broken has no such line.
-    Deleted {
-        file: String,
-        through: Option<Head>,
-    },
-}
-
-impl Entry {
-    /// In a word: the name of the decision, or of the event.
-    pub(crate) fn kind(&self) -> String {
-        let name = match self {
-            Self::Seen { event, .. } => event.get("event").and_then(serde_json::Value::as_str).unwrap_or("seen"),
-            Self::Moved { .. } => "moved",
-            Self::Ordered { .. } => "ordered",
-            Self::Lifted { .. } => "lifted",
-            Self::PolicyChanged { .. } => "policyChanged",
-            Self::Apart { .. } => "apart",
-            Self::Broken { .. } => "broken",
-            Self::Lost { .. } => "lost",
-            Self::Deleted { .. } => "deleted",
-        };
-        name.to_owned()
-    }
-}
-
-/// What was kept, as it was read at the start.
-#[derive(Debug, Default)]
-pub(crate) struct Kept {
-    pub(crate) standings: BTreeMap<TenantName, Standing>,
-    /// The last line of the audit log that was written.
-    pub(crate) head: Option<Head>,
-    /// The standings could not be read at all.
-    pub(crate) lost: bool,
-    /// What could not be read, and where it is now.
-    pub(crate) broken: Vec<String>,
-}
-
-#[derive(Debug, thiserror::Error)]
-pub(crate) enum RecordError {
-    #[error("{0} cannot be used for the daemon's records: {1}")]
-    Folder(PathBuf, io::Error),
-    #[error("the database of standings {0} can be neither opened nor made: {1}")]
-    Database(PathBuf, redb::Error),
-    #[error("another enisled keeps its records in {0}; give this one another --state-dir")]
-    Taken(PathBuf),
-    #[error("the database of standings {0} could not be examined ({1}); nothing was changed, try again")]
-    Unexamined(PathBuf, String),
-    #[error("the thread that keeps records could not be started: {0}")]
-    Thread(io::Error),
-}
 
 /// The thread that writes, as the rest of the daemon holds it.
 #[derive(Debug)]

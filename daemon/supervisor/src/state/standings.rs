@@ -23,7 +23,7 @@ use redb::backends::FileBackend;
 use redb::{Database, ReadableDatabase, ReadableTable, TableDefinition};
 
 use crate::files::{Folder, How, aside};
-use crate::state::recorder::{Kept, RecordError};
+use crate::state::kept::{Kept, RecordError};
 use crate::tenants::policy::TenantName;
 
 pub(crate) const STANDINGS: TableDefinition<'_, &str, &[u8]> = TableDefinition::new("standings");
