@@ -15,6 +15,7 @@ use std::cell::Cell;
 use std::ptr;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
+use enisle_hardening::fault;
 use enisle_hardening::sealed::MOST_PLACES;
 
 use super::last_words;
@@ -194,15 +195,30 @@ pub(super) fn take_native(bytes: usize) {
     }
 }
 
+/// Native memory outside the island, which the supervisor can only tell whose it is by the account
+/// that it reads ([`fault::account`]).
+#[inline]
+pub(super) fn take_outside(bytes: usize) {
+    take_native(bytes);
+    tell(PLACE.get(), i64::try_from(bytes).unwrap_or(i64::MAX));
+}
+
+fn tell(place: u32, bytes: i64) {
+    if let Some(account) = fault::account(place) {
+        account.fetch_add(bytes, Ordering::Relaxed);
+    }
+}
+
 /// Native memory of this thread's own.
 #[inline]
 pub(super) fn give_back_native(bytes: usize) {
     NATIVE.set(NATIVE.get().saturating_sub(bytes));
 }
 
-/// Native memory that may be another tenant's: caches of ICU's are the process's.
+/// What [`take_outside`] counted, perhaps for another tenant: caches of ICU's are the process's.
 #[inline]
-pub(super) fn give_back_native_of(place: u32, bytes: usize) {
+pub(super) fn give_back_outside(place: u32, bytes: usize) {
+    tell(place, i64::try_from(bytes).map_or(i64::MIN, i64::saturating_neg));
     if place == PLACE.get() {
         give_back_native(bytes);
     } else if let Some(given_back) = given_back(place) {
@@ -297,7 +313,7 @@ mod tests {
         assert!(!charge(200) && !is_over());
         take_native(200);
         assert!(is_over());
-        give_back_native_of(1, 300);
+        give_back_outside(1, 300);
         assert!(!is_over() && charge(200));
     }
 
@@ -316,7 +332,7 @@ mod tests {
     fn what_another_thread_gives_back_comes_off_the_account_of_who_took_it() {
         reset(2);
         take_native(1000);
-        std::thread::spawn(|| give_back_native_of(2, 400)).join().unwrap();
+        std::thread::spawn(|| give_back_outside(2, 400)).join().unwrap();
         assert_eq!(used(), 600);
     }
 
