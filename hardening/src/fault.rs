@@ -77,8 +77,37 @@ struct Raw {
 /// The page holds it: `FaultPage::read` and `open_page` rely on that.
 const _: () = assert!(size_of::<Raw>() <= PAGE_BYTES && align_of::<Raw>() <= PAGE_BYTES);
 
-/// By place; signed, because a thread that gives back more than it took owes the rest.
-type Accounts = [AtomicI64; MOST_PLACES];
+/// What a place has taken outside the islands, in bytes, as the worker counts it.
+#[derive(Debug)]
+#[repr(C)]
+pub struct Account {
+    /// And not given back. Signed: a thread that gives back more than it took owes the rest.
+    now: AtomicI64,
+    /// In all.
+    ever: AtomicU64,
+}
+
+impl Account {
+    pub fn take(&self, bytes: usize) {
+        self.now.fetch_add(i64::try_from(bytes).unwrap_or(i64::MAX), Ordering::Relaxed);
+        self.ever.fetch_add(bytes as u64, Ordering::Relaxed);
+    }
+
+    /// Any thread may give back what a place has taken.
+    pub fn give_back(&self, bytes: usize) {
+        self.now.fetch_sub(i64::try_from(bytes).unwrap_or(i64::MAX), Ordering::Relaxed);
+    }
+}
+
+/// What the supervisor reads of an [`Account`]: an allegation.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Taken {
+    pub now: u64,
+    pub ever: u64,
+}
+
+/// By place.
+type Accounts = [Account; MOST_PLACES];
 
 /// Their page holds them: `FaultPage::accounts` and `account` rely on that.
 const _: () = assert!(size_of::<Accounts>() <= PAGE_BYTES && align_of::<Accounts>() <= PAGE_BYTES);
@@ -160,11 +189,13 @@ impl FaultPage {
         unsafe { &*page.cast::<Accounts>() }
     }
 
-    /// How many bytes the worker says that each place has taken outside the islands and not given
-    /// back. An allegation.
+    /// What the worker says that each place has taken outside the islands.
     #[must_use]
-    pub fn taken(&self) -> [u64; MOST_PLACES] {
-        self.accounts().each_ref().map(|account| u64::try_from(account.load(Ordering::Relaxed)).unwrap_or(0))
+    pub fn taken(&self) -> [Taken; MOST_PLACES] {
+        self.accounts().each_ref().map(|account| Taken {
+            now: u64::try_from(account.now.load(Ordering::Relaxed)).unwrap_or(0),
+            ever: account.ever.load(Ordering::Relaxed),
+        })
     }
 
     /// How much CPU time the thread of that place had used when it recorded a fault or was about to
@@ -256,11 +287,10 @@ pub fn share(page: OwnedFd) -> io::Result<()> {
     Ok(())
 }
 
-/// The account of a place: what it has taken outside the islands, in bytes, for the supervisor to read at any time. None
-/// where there is no such place, or no supervisor. Any thread may give back what a place has taken.
+/// The account of a place, which the supervisor may read at any time. None where there is no such place, or no supervisor.
 #[inline]
 #[must_use]
-pub fn account(place: u32) -> Option<&'static AtomicI64> {
+pub fn account(place: u32) -> Option<&'static Account> {
     let page = SEALED.fault_page.load(Ordering::Acquire).cast::<u8>();
     if page.is_null() {
         return None;
@@ -550,9 +580,11 @@ mod tests {
     fn an_account_of_the_worker_is_what_the_supervisor_reads_and_never_less_than_nothing() {
         let page = FaultPage::new().unwrap();
         share(page.descriptor().try_clone_to_owned().unwrap()).unwrap();
-        account(3).unwrap().fetch_add(5000, Ordering::Relaxed);
-        account(4).unwrap().fetch_sub(1, Ordering::Relaxed);
-        assert_eq!((page.taken()[3], page.taken()[4], page.taken().iter().sum::<u64>()), (5000, 0, 5000));
+        account(3).unwrap().take(5000);
+        account(3).unwrap().give_back(1000);
+        account(4).unwrap().give_back(1);
+        let taken = page.taken();
+        assert_eq!((taken[3], taken[4]), (Taken { now: 4000, ever: 5000 }, Taken::default()));
         let most = u32::try_from(MOST_PLACES).unwrap();
         assert!(account(most - 1).is_some() && account(most).is_none());
         assert_eq!(page.read(), None);

@@ -6,7 +6,7 @@
 //! | memory outside the islands | whose credit |
 //! |---|---|
 //! | on an account that the worker keeps | that place's, as it says |
-//! | any other that has been touched since the last look | a place's as far as its page faults explain it and those of the rest of the process do not |
+//! | any other that has been touched since the last look | a place's as far as its page faults explain it and those of the rest of the process do not, nor what its thread has given back since |
 //!
 //! A busy neighbour has page faults, so it is never more than one of several who may have touched
 //! that memory: then the memory is nobody's credit. A place that takes itself off its account
@@ -15,6 +15,7 @@
 use std::collections::BTreeMap;
 
 use enisle_cordon::blame::holds_most;
+use enisle_hardening::fault::Taken;
 use enisle_hardening::tags::{Bytes, Held};
 use enisle_wire::control::Slot;
 
@@ -35,7 +36,13 @@ pub(crate) struct Look {
     /// Before `held` was looked at, and after that: nothing is held that had no fault by then.
     pub(crate) faults: [Faults; 2],
     /// What every place has taken outside the islands, by the worker: an allegation.
-    pub(crate) taken: BTreeMap<Slot, u64>,
+    pub(crate) taken: BTreeMap<Slot, Taken>,
+}
+
+impl Look {
+    fn on_accounts(&self) -> u64 {
+        self.taken.values().map(|taken| taken.now).fold(0, u64::saturating_add)
+    }
 }
 
 /// A page fault brings in so much memory, unless the kernel makes huge pages without being asked.
@@ -70,10 +77,9 @@ impl Holdings {
 
     pub(crate) fn look(&mut self, look: Look) {
         let before = std::mem::replace(&mut self.last, look);
-        let explained = self.last.taken.iter().map(|(slot, now)| now.saturating_sub(count(&before.taken, *slot)));
-        let explained = explained.fold(0, u64::saturating_add);
-        let growth = self.brought_in(&self.last.held).saturating_sub(self.brought_in(&before.held));
-        let growth = growth.saturating_sub(explained);
+        let grown = |of: fn(&Self, &Look) -> u64| of(self, &self.last).saturating_sub(of(self, &before));
+        // Also by the kernel: what is taken off an account was there before.
+        let growth = grown(Self::unexplained).min(grown(Self::brought_in));
         let ([since, _], [_, now]) = (&before.faults, &self.last.faults);
         let all = now.all.saturating_sub(since.all);
         for (slot, faults) in &now.of {
@@ -81,12 +87,18 @@ impl Holdings {
             let others = all.saturating_sub(own).saturating_mul(FAULT_BYTES);
             let resident = |held| island(held, *slot).resident;
             let on_island = resident(&self.last.held).saturating_sub(resident(&before.held));
-            let own = own.saturating_mul(FAULT_BYTES).saturating_sub(on_island);
-            *self.touched.entry(*slot).or_default() += growth.saturating_sub(others).min(own);
+            // What it took by its account and gave back may be free in libc, and nobody's.
+            let given = taken(&self.last, *slot).ever.saturating_sub(taken(&before, *slot).ever);
+            let own = own.saturating_mul(FAULT_BYTES).saturating_sub(on_island).saturating_sub(given);
+            let certain = growth.saturating_sub(others).min(own);
+            // Of a thread that gives back most of what it touches, nothing says that it holds this.
+            if certain >= own / 2 {
+                *self.touched.entry(*slot).or_default() += certain;
+            }
         }
         // What was given back was everybody's, for all that is known.
-        let taken = self.last.taken.values().copied().fold(0, u64::saturating_add);
-        let (most, touched) = (self.grown().saturating_sub(taken), self.touched.values().sum::<u64>());
+        let most = self.grown().saturating_sub(self.last.on_accounts());
+        let touched = self.touched.values().sum::<u64>();
         if touched > most {
             self.touched.values_mut().for_each(|bytes| *bytes = share(most, *bytes, touched));
         }
@@ -94,9 +106,14 @@ impl Holdings {
 
     /// What is outside beyond what the process began with, committed and in memory: pages of files
     /// are only the one, reserves only the other.
-    fn brought_in(&self, held: &Held) -> u64 {
-        let committed = held.outside.committed.saturating_sub(self.began.committed);
-        committed.min(held.outside.resident.saturating_sub(self.began.resident))
+    fn brought_in(&self, Look { held: Held { outside, .. }, .. }: &Look) -> u64 {
+        let committed = outside.committed.saturating_sub(self.began.committed);
+        committed.min(outside.resident.saturating_sub(self.began.resident))
+    }
+
+    /// Of that, what is on no account.
+    fn unexplained(&self, look: &Look) -> u64 {
+        self.brought_in(look).saturating_sub(look.on_accounts())
     }
 
     /// What a tenant seems to hold in all.
@@ -105,7 +122,7 @@ impl Holdings {
     }
 
     fn credit(&self, slot: Slot) -> u64 {
-        count(&self.last.taken, slot).saturating_add(count(&self.touched, slot))
+        taken(&self.last, slot).now.saturating_add(count(&self.touched, slot))
     }
 
     /// What is on a tenant's island.
@@ -165,6 +182,10 @@ fn count(of: &BTreeMap<Slot, u64>, slot: Slot) -> u64 {
     of.get(&slot).copied().unwrap_or_default()
 }
 
+fn taken(look: &Look, slot: Slot) -> Taken {
+    look.taken.get(&slot).copied().unwrap_or_default()
+}
+
 fn island(held: &Held, slot: Slot) -> Bytes {
     held.islands.get(slot.0 as usize).copied().unwrap_or_default()
 }
@@ -195,7 +216,8 @@ mod tests {
     fn look(held: Held, faults_mib: [u64; 2], taken_mib: [u64; 2]) -> Look {
         let counts = faults_mib.map(|mib| mib * MIB / FAULT_BYTES);
         let faults = Faults { all: counts.iter().sum(), of: both(counts) };
-        Look { held, faults: [faults.clone(), faults], taken: both(taken_mib.map(|mib| mib * MIB)) }
+        let taken = (0..).map(Slot).zip(taken_mib.map(|mib| Taken { now: mib * MIB, ever: mib * MIB }));
+        Look { held, faults: [faults.clone(), faults], taken: taken.collect() }
     }
 
     const BOTH: [Slot; 2] = [Slot(0), Slot(1)];
@@ -271,17 +293,38 @@ mod tests {
     }
 
     #[test]
+    fn what_was_taken_and_given_back_is_not_held_because_libc_keeps_it() {
+        let mut holdings = Holdings::new(held([0, 0], 100));
+        let mut look = look(held([0, 0], 200), [90, 10], [1, 20]);
+        look.taken.insert(Slot(0), Taken { now: MIB, ever: 300 * MIB });
+        holdings.look(look);
+        assert_eq!((holdings.of(Slot(0)), holdings.of(Slot(1))), (MIB, 20 * MIB));
+    }
+
+    #[test]
+    fn a_thread_that_gives_back_most_of_what_it_touches_is_not_said_to_hold_the_rest() {
+        let mut holdings = Holdings::new(held([0, 0], 100));
+        holdings.look(look(held([0, 0], 150), [500, 10], [0, 0]));
+        assert_eq!(holdings.of(Slot(0)), 0);
+    }
+
+    #[test]
     fn a_forged_account_blames_who_forges_it_or_nobody() {
         let honest = |forged| {
             let mut holdings = Holdings::new(held([0, 0], 100));
             let mut look = look(held([0, 0], 500), [400, 90], [0, 80]);
-            look.taken.insert(Slot(0), forged);
+            look.taken.insert(Slot(0), Taken { now: forged, ever: 0 });
             holdings.look(look);
             (holdings.largest_outside(&BOTH), holdings.largest(&BOTH), holdings.of(Slot(1)))
         };
         for (forged, who) in [(0, Some(Slot(0))), (320 * MIB, Some(Slot(0))), (u64::MAX, Some(Slot(0)))] {
             assert_eq!(honest(forged), (who, who, 80 * MIB), "{forged}");
         }
+        // Taking itself off its account does not make it a neighbour's that has page faults.
+        let mut holdings = Holdings::new(held([0, 0], 100));
+        holdings.look(look(held([0, 0], 500), [320, 80], [320, 80]));
+        holdings.look(look(held([0, 0], 500), [320, 480], [0, 80]));
+        assert_eq!((holdings.largest_outside(&BOTH), holdings.of(Slot(1))), (None, 80 * MIB));
         // What is on no account is too little to say who, and too much for the one who says.
         let mut holdings = Holdings::new(held([0, 0], 100));
         holdings.look(look(held([0, 0], 500), [400, 500], [0, 80]));

@@ -200,12 +200,8 @@ pub(super) fn take_native(bytes: usize) {
 #[inline]
 pub(super) fn take_outside(bytes: usize) {
     take_native(bytes);
-    tell(PLACE.get(), i64::try_from(bytes).unwrap_or(i64::MAX));
-}
-
-fn tell(place: u32, bytes: i64) {
-    if let Some(account) = fault::account(place) {
-        account.fetch_add(bytes, Ordering::Relaxed);
+    if let Some(account) = fault::account(PLACE.get()) {
+        account.take(bytes);
     }
 }
 
@@ -218,7 +214,9 @@ pub(super) fn give_back_native(bytes: usize) {
 /// What [`take_outside`] counted, perhaps for another tenant: caches of ICU's are the process's.
 #[inline]
 pub(super) fn give_back_outside(place: u32, bytes: usize) {
-    tell(place, i64::try_from(bytes).map_or(i64::MIN, i64::saturating_neg));
+    if let Some(account) = fault::account(place) {
+        account.give_back(bytes);
+    }
     if place == PLACE.get() {
         give_back_native(bytes);
     } else if let Some(given_back) = given_back(place) {
