@@ -12,8 +12,9 @@
 //! thread stumble, over that one's stack or isolate, which carry no key; and one that can execute can write what it likes.
 //! What the supervisor reads is an allegation, and [`FaultPage::read`] checks it as one.
 //!
-//! Behind the record lies a second page without a key, with an account for each place: how many bytes its thread has taken
-//! outside the islands and has not given back ([`account`]). A thread that can write anywhere can write there as well.
+//! Behind the record lies a second page without a key, with an account for each place of the bytes
+//! that its thread has taken outside the islands ([`account`]). A thread that can write anywhere
+//! can write there as well.
 //!
 //! Handlers are also the answer of the filter ([`crate::seccomp`] traps instead of killing, so that there is a record);
 //! where a handler cannot run, because the signal is blocked or the stack is gone, the kernel kills the process.
@@ -287,7 +288,8 @@ pub fn share(page: OwnedFd) -> io::Result<()> {
     Ok(())
 }
 
-/// The account of a place, which the supervisor may read at any time. None where there is no such place, or no supervisor.
+/// The account of a place, which the supervisor may read at any time. None where there is no such
+/// place, or no supervisor.
 #[inline]
 #[must_use]
 pub fn account(place: u32) -> Option<&'static Account> {

@@ -385,7 +385,6 @@ fn caches(_: Options) -> Result<String, String> {
         events.iter().filter(|event| event["event"] == "keptApart").map(|event| &event["tenant"]).collect();
     let first = told().ok_or_else(|| format!("nobody saw the memory: {counts:?}, {events:?}"))?;
     let after = standing(&ground, "b");
-    let log = fs::read_to_string(ground.daemon.folder.path().join("log")).unwrap_or_default();
     let said =
         format!("told {first}; kept apart {apart:?}; the neighbour {before}, then {after}; page faults {counts:?}");
     let busiest = counts.iter().max_by_key(|(_, faults)| **faults).map(|(place, _)| place.as_str());

@@ -1,12 +1,15 @@
 //! What a worker process holds, seen from outside, and who of its tenants holds it.
 //!
-//! What is on an island is its tenant's. What is anywhere else belongs to nobody by its address, and
-//! is credited in two ways:
+//! What is on an island is its tenant's. What is anywhere else belongs to nobody by its address,
+//! and is credited in two ways:
 //!
 //! | memory outside the islands | whose credit |
 //! |---|---|
 //! | on an account that the worker keeps | that place's, as it says |
-//! | any other that has been touched since the last look | a place's as far as its page faults explain it and those of the rest of the process do not, nor what its thread has given back since |
+//! | any other, touched since the last look | a place's, as far as only its page faults explain it |
+//!
+//! Page faults explain nothing that is on the thread's island, or that it took by its account and
+//! gave back: libc keeps that.
 //!
 //! A busy neighbour has page faults, so it is never more than one of several who may have touched
 //! that memory: then the memory is nobody's credit. A place that takes itself off its account

@@ -139,8 +139,8 @@ pub(crate) fn faults_of(process: Pid) -> Option<Faults> {
     Some(Faults { all: faults(&stat)?, of })
 }
 
-/// In the text of `/proc/PID/stat`, or of a thread's. The name of a thread, in parentheses, may hold
-/// anything.
+/// In the text of `/proc/PID/stat`, or of a thread's. The name of a thread, in parentheses, may
+/// hold anything.
 fn faults(stat: &str) -> Option<u64> {
     stat.rsplit_once(')')?.1.split_whitespace().nth(7)?.parse().ok()
 }

@@ -6,14 +6,14 @@
 //! is one thread, so the account is thread-local.
 //!
 //! What a script sees of the account must not tell how far another tenant's thread is: an entry of
-//! a cache that ICU keeps for all threads is on the account of whoever makes it, so what a formatter
-//! costs says who came first. So refusals that a script sees go by its own buffers, and by what
+//! a cache that ICU keeps for all threads is on the account of whoever makes it, so what a
+//! formatter costs says who came first. So refusals that a script sees go by its own buffers, and by what
 //! else it held when its turn began, in whole MiB. The exact account ends runs.
 //!
 //! | over the limit | what happens |
 //! |---|---|
 //! | a buffer, by what the script sees | V8 collects garbage, then the script gets a `RangeError` |
-//! | a buffer, by the exact account alone | V8 collects garbage, and if that is not enough, the run is ended |
+//! | a buffer, by the exact account alone | V8 collects garbage; if that is not enough, the run ends |
 //! | native memory | nothing can be refused: ICU writes to where memory should be. At the next look the run collects garbage, which frees what dead objects hold, and is ended if that was not enough |
 //! | native memory, by more than [`SLACK`], within one operation of V8's | the process ends, and it is known whose run it was |
 
@@ -56,7 +56,7 @@ const SEEN_STEP: usize = 1 << 20;
 /// and still be refused a buffer before the run is ended for it.
 const RESERVE: usize = 1 << 20;
 
-/// What a script sees a buffer take in native memory, which is less: the objects that V8 has for it.
+/// What a script sees a buffer take in native memory, which is more than V8's objects for it.
 const SEEN_OF_BUFFER: usize = 512;
 
 /// The place of a thread that is no tenant's.
