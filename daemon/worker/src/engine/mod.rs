@@ -3,6 +3,7 @@
 //! | module | owns |
 //! |---|---|
 //! | [`cage`] | one isolate group per tenant thread, on its island, tagged with its key |
+//! | [`commons`] | what V8, ICU and C++ allocate for a tenant and other threads may use |
 //! | [`clock`] | the time that a script sees |
 //! | [`memory`] | where V8's mappings go |
 //! | [`heap`] | what Rust allocates for a tenant, on its island |
@@ -23,6 +24,7 @@
 mod attack;
 pub(crate) mod cage;
 pub(crate) mod clock;
+mod commons;
 mod confinement;
 pub(crate) mod heap;
 mod hooks;
@@ -111,7 +113,7 @@ unsafe extern "C" {
 pub(crate) fn start(zone: &Zone, purpose: Purpose) -> io::Result<(&'static str, Reserved)> {
     hooks::check()?;
     hooks::take_over_icu()?;
-    let reserved = Reserved::new(zone.range())?;
+    let reserved = Reserved::new(commons::range(zone).start..zone.range().end)?;
     v8::V8::set_flags_from_string(FLAGS);
     v8::V8::set_flags_from_string(WASM_FLAGS);
     v8::V8::set_flags_from_string(UNTIMED_FLAGS);
@@ -165,6 +167,12 @@ pub(crate) fn set_signal_handlers() -> io::Result<()> {
     #[cfg(feature = "attack-natives")]
     attack::survive_probes()?;
     Ok(())
+}
+
+/// Gives pages of the calling thread's tenant back to the kernel in which nothing lives any more.
+pub(crate) fn trim() {
+    heap::trim();
+    commons::trim();
 }
 
 /// Fills `bytes` from the kernel. False if it cannot; V8 then ends the process.

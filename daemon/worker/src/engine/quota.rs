@@ -2,8 +2,9 @@
 //! Rust allocate for it ("native" memory).
 //!
 //! V8 has no such limit. The archive's patches ask the functions below before they allocate a
-//! buffer, and [`super::heap`] and [`super::hooks`] tell what they take and give back. One tenant
-//! is one thread, so the account is thread-local.
+//! buffer, and [`super::heap`] and [`super::commons`] tell which pages they take and give back. One
+//! tenant is one thread, so the account is thread-local. The heaps of isolates that are kept
+//! ([`super::kept`]) are on it as well.
 //!
 //! | over the limit | what happens |
 //! |---|---|
@@ -50,6 +51,8 @@ thread_local! {
     static PLACE: Cell<u32> = const { Cell::new(NOBODY) };
     static BUFFERS: Cell<usize> = const { Cell::new(0) };
     static NATIVE: Cell<usize> = const { Cell::new(0) };
+    /// Heaps of isolates that are kept, without the one that is in a run.
+    static SHELVED: Cell<usize> = const { Cell::new(0) };
     static LIMIT: Cell<usize> = const { Cell::new(usize::MAX) };
     /// What the tenant's thread held when nothing of its scripts was left.
     static BASE: Cell<usize> = const { Cell::new(0) };
@@ -70,6 +73,7 @@ pub(super) fn reset(place: u32) {
     PLACE.set(place);
     BUFFERS.set(0);
     NATIVE.set(0);
+    SHELVED.set(0);
     BASE.set(0);
     LIMIT.set(usize::MAX);
     NEXT_LOOK.set(usize::MAX);
@@ -83,8 +87,13 @@ pub(super) fn place() -> u32 {
 
 /// Sets the limit of this thread's tenant for what comes now.
 pub(super) fn set_limit(bytes: usize) {
-    LIMIT.set(bytes.saturating_add(BASE.get().clamp(OWN, MOST_BASE)));
+    LIMIT.set(bytes.saturating_add(base()));
     REFUSED.set(false);
+}
+
+/// What is not held against the tenant.
+fn base() -> usize {
+    BASE.get().clamp(OWN, MOST_BASE)
 }
 
 /// Nothing of the tenant's scripts is left.
@@ -153,13 +162,41 @@ pub(super) fn is_over() -> bool {
     over
 }
 
+/// Whether the tenant holds more than so much, beside what is not held against it.
+pub(super) fn is_above(bytes: usize) -> bool {
+    is_truly_above(bytes.saturating_add(base()))
+}
+
+fn is_truly_above(bytes: usize) -> bool {
+    // Pages in which nothing lives any more go first.
+    used() > bytes && {
+        super::trim();
+        used() > bytes
+    }
+}
+
+/// As [`is_above`], of the limit but for the last bytes of it.
+pub(super) fn is_above_limit_less(bytes: usize) -> bool {
+    is_truly_above(LIMIT.get().saturating_sub(bytes))
+}
+
 /// Bytes that the tenant may still take.
 pub(super) fn left() -> usize {
     LIMIT.get().saturating_sub(used())
 }
 
 pub(super) fn used() -> usize {
+    SHELVED.get().saturating_add(used_outside_heaps())
+}
+
+/// Buffers and native memory.
+pub(super) fn used_outside_heaps() -> usize {
     BUFFERS.get().saturating_add(native())
+}
+
+/// So much heap is on the shelf by now.
+pub(super) fn shelve(bytes: usize) {
+    SHELVED.set(bytes);
 }
 
 /// Of buffers alone.
@@ -189,7 +226,7 @@ pub(super) fn take_refused() -> bool {
 pub(super) fn take_native(bytes: usize) {
     let native = NATIVE.get().saturating_add(bytes);
     NATIVE.set(native);
-    if native.saturating_add(BUFFERS.get()) > NEXT_LOOK.get().min(LAST.get()) {
+    if native.saturating_add(BUFFERS.get()).saturating_add(SHELVED.get()) > NEXT_LOOK.get().min(LAST.get()) {
         near_the_limit();
     }
 }
@@ -261,7 +298,7 @@ extern "C" fn v8_tenant_give_back(bytes: usize) {
 /// V8 asks this first and answers a larger request with a `RangeError` without collecting garbage for it.
 #[unsafe(no_mangle)]
 extern "C" fn v8_tenant_most() -> usize {
-    LIMIT.get().saturating_sub(BASE.get().clamp(OWN, MOST_BASE)).max(ALWAYS_GRANTED)
+    LIMIT.get().saturating_sub(base()).max(ALWAYS_GRANTED)
 }
 
 #[cfg(test)]

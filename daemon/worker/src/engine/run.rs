@@ -177,7 +177,7 @@ pub(crate) fn execute(
     let usage = Usage {
         cpu_us: micros(watched.clock().now().saturating_sub(begun)),
         startup_us: micros(startup),
-        peak_heap_bytes: (heap + quota::used()) as u64,
+        peak_heap_bytes: (heap + quota::used_outside_heaps()) as u64,
         // How long it took as a whole is known when its end is said.
         wall_us: 0,
     };

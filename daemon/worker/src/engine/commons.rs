@@ -1,0 +1,341 @@
+//! What a tenant's thread allocates and other threads may use: isolate objects, what C++ and ICU
+//! allocate. It has no key, and may outlive its tenant.
+//!
+//! ```text
+//! commons ─┬─ of place 0, 16 GiB ─┬─ of place 1 ─┬─ … ─┐ zone of the islands
+//! ```
+//!
+//! Each place has a heap of its own here. What is on the tenant's account ([`super::quota`]) is
+//! the heap's pages, not its blocks: between live blocks there may be any number of free ones, and
+//! a script decides which. The heaps are not libc's, whose one arena all threads would wait for
+//! while it is trimmed. A block goes back to the heap that its address says, on any thread.
+
+use std::cell::Cell;
+use std::ffi::c_void;
+use std::ops::Range;
+use std::ptr;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use dlmalloc::Dlmalloc;
+use enisle_hardening::islands::Zone;
+use enisle_hardening::sealed::MOST_PLACES;
+
+use super::heap::Head;
+use super::{memory, quota};
+
+/// Of each place.
+const PART: usize = 16 << 30;
+const ALL: usize = PART * MOST_PLACES;
+const PAGE: usize = 4096;
+/// What a heap takes from the kernel at a time, and gives back when nothing lives there.
+const SEGMENT: usize = 256 << 10;
+/// From this size on a block is a mapping of its own, which goes back to the kernel when it is
+/// freed.
+const MAPPED_FROM: usize = 128 << 10;
+
+/// Where the commons begin; 0 until they are there.
+static START: AtomicUsize = AtomicUsize::new(0);
+
+static HEAPS: [Mutex<Common>; MOST_PLACES] = [const { Mutex::new(Common::new()) }; MOST_PLACES];
+
+/// The heap of one place, and the pages that are mapped for it.
+struct Common {
+    heap: Dlmalloc<Pages>,
+    /// Own mappings beside the heap's.
+    own: Pages,
+}
+
+// SAFETY: the heap's pointers lead to pages that every thread can use.
+unsafe impl Send for Common {}
+
+impl Common {
+    const fn new() -> Self {
+        Self { heap: Dlmalloc::new_with_allocator(Pages::new()), own: Pages::new() }
+    }
+}
+
+/// Where the commons are, for a zone: in front of it. Nothing else may be mapped there.
+pub(super) fn range(zone: &Zone) -> Range<usize> {
+    let end = zone.range().start;
+    end.saturating_sub(ALL)..end
+}
+
+/// From now on tenants' threads allocate there.
+pub(super) fn open(zone: &Zone) {
+    START.store(range(zone).start, Ordering::Relaxed);
+}
+
+/// Whose an address is, if it is here.
+fn place_of(address: usize) -> Option<u32> {
+    let start = START.load(Ordering::Relaxed);
+    let offset = address.checked_sub(start).filter(|offset| start > 0 && *offset < ALL)?;
+    u32::try_from(offset / PART).ok()
+}
+
+/// The heap of a place.
+fn lock(place: u32) -> Option<MutexGuard<'static, Common>> {
+    Some(HEAPS.get(usize::try_from(place).ok()?)?.lock().unwrap_or_else(PoisonError::into_inner))
+}
+
+/// A block on the account of the tenant whose thread this is; `None` in a thread that is no
+/// tenant's, null where there is no memory.
+pub(super) fn take(bytes: usize, align: usize) -> Option<*mut c_void> {
+    let place = quota::place();
+    let start = START.load(Ordering::Relaxed);
+    let before = Head::room(align);
+    let whole = bytes.saturating_add(before);
+    let (base, taken) = {
+        let mut common = lock(place).filter(|_| start > 0)?;
+        let part = start + place as usize * PART;
+        common.own.begin(part);
+        common.heap.allocator().begin(part + PART / 2);
+        let had = common.mapped();
+        let base = if is_own_mapping(whole, before) {
+            common.own.map(whole.checked_next_multiple_of(PAGE).unwrap_or(usize::MAX), 0)
+        } else {
+            // SAFETY: the size is not zero, the alignment a power of two.
+            unsafe { common.heap.malloc(whole, align.max(size_of::<Head>())) }
+        };
+        (base, common.mapped().saturating_sub(had))
+    };
+    // Without the lock: whoever is told that the limit is near allocates.
+    if taken > 0 {
+        quota::take_native(taken);
+    }
+    // SAFETY: `whole` bytes begin at `base`, if it is not null.
+    Some(unsafe { Head::write(base, before, bytes, place) })
+}
+
+/// Frees a block of [`take`], if it is one.
+///
+/// # Safety
+/// As free's.
+pub(super) unsafe fn give_back(block: *mut c_void) -> bool {
+    let Some(place) = place_of(block as usize) else { return false };
+    // SAFETY: only `take` hands out blocks here, each with a head.
+    let (head, base) = unsafe { Head::of(block) };
+    let whole = head.bytes + (block as usize - base as usize);
+    shrink(place, |common| {
+        if is_own_mapping(whole, block as usize - base as usize) {
+            // SAFETY: `take` mapped as many whole pages there.
+            unsafe { common.own.unmap(base, whole.next_multiple_of(PAGE)) };
+        } else {
+            // SAFETY: the block is this heap's.
+            unsafe { common.heap.c_free(base) };
+        }
+    });
+    true
+}
+
+/// The size of a block of [`take`], if it is one.
+///
+/// # Safety
+/// The block is live.
+pub(super) unsafe fn size(block: *mut c_void) -> Option<usize> {
+    // SAFETY: only `take` hands out blocks here, each with a head.
+    place_of(block as usize).map(|_| unsafe { Head::of(block) }.0.bytes)
+}
+
+/// Gives pages of the calling thread's tenant back to the kernel in which nothing lives any more.
+pub(super) fn trim() {
+    // SAFETY: the heap is whole: its lock is held.
+    shrink(quota::place(), |common| unsafe {
+        common.heap.trim(0);
+    });
+}
+
+/// Calls the heap of a place, and takes off its tenant's account what that has unmapped.
+fn shrink(place: u32, call: impl FnOnce(&mut Common)) {
+    let Some(mut common) = lock(place) else { return };
+    let had = common.mapped();
+    call(&mut common);
+    let given_back = had.saturating_sub(common.mapped());
+    drop(common);
+    if given_back > 0 {
+        quota::give_back_native_of(place, given_back);
+    }
+}
+
+/// Whether a block is a mapping of its own, with its head: by what is in front of it, which is its
+/// alignment or a head.
+const fn is_own_mapping(whole: usize, before: usize) -> bool {
+    whole >= MAPPED_FROM && before <= PAGE
+}
+
+impl Common {
+    fn mapped(&self) -> usize {
+        self.heap.allocator().mapped.get() + self.own.mapped.get()
+    }
+}
+
+/// Half a place's part, of which pages are mapped.
+#[derive(Debug)]
+struct Pages {
+    part: Cell<usize>,
+    /// Where the next mapping is tried. It only moves on, and begins anew at the end.
+    next: Cell<usize>,
+    mapped: Cell<usize>,
+}
+
+impl Pages {
+    const fn new() -> Self {
+        Self { part: Cell::new(0), next: Cell::new(0), mapped: Cell::new(0) }
+    }
+
+    fn begin(&self, part: usize) {
+        if self.part.replace(part) != part {
+            self.next.set(part);
+        }
+    }
+
+    /// Pages, with a gap behind them, or null.
+    fn map(&self, bytes: usize, gap: usize) -> *mut u8 {
+        let end = self.part.get() + PART / 2;
+        let mut tries = 0;
+        while bytes < PART / 4 && tries < PART / 2 / STEP {
+            if self.next.get() + bytes + gap > end {
+                self.next.set(self.part.get());
+            }
+            let memory = memory::map_at(self.next.get(), bytes);
+            if !memory.is_null() {
+                self.next.set(self.next.get() + bytes + gap);
+                self.mapped.set(self.mapped.get() + bytes);
+                return memory;
+            }
+            if nix::errno::Errno::last() != nix::errno::Errno::EEXIST {
+                break;
+            }
+            self.next.set(self.next.get() + STEP);
+            tries += 1;
+        }
+        ptr::null_mut()
+    }
+
+    /// # Safety
+    /// Pages of [`Self::map`] in which nothing lives any more.
+    unsafe fn unmap(&self, memory: *mut u8, bytes: usize) -> bool {
+        // SAFETY: the caller's.
+        let unmapped = unsafe { libc::munmap(memory.cast(), bytes) } == 0;
+        if unmapped {
+            self.mapped.set(self.mapped.get().saturating_sub(bytes));
+        }
+        unmapped
+    }
+}
+
+/// How far to go on where something is mapped already.
+const STEP: usize = 16 << 20;
+
+// SAFETY: regions are mappings of their own, readable and writable, and given back only as asked.
+unsafe impl dlmalloc::Allocator for Pages {
+    fn alloc(&self, size: usize) -> (*mut u8, usize, u32) {
+        let bytes = size.next_multiple_of(SEGMENT);
+        // Segments that touch become one, which one live block would keep.
+        (self.map(bytes, PAGE), bytes, 0)
+    }
+
+    fn remap(&self, _: *mut u8, _: usize, _: usize, _: bool) -> *mut u8 {
+        ptr::null_mut()
+    }
+
+    fn free_part(&self, memory: *mut u8, old_bytes: usize, new_bytes: usize) -> bool {
+        // SAFETY: the region has so many bytes.
+        let tail = unsafe { memory.add(new_bytes) };
+        // SAFETY: dlmalloc gives back the tail of a region of ours.
+        unsafe { self.unmap(tail, old_bytes - new_bytes) }
+    }
+
+    fn free(&self, memory: *mut u8, bytes: usize) -> bool {
+        // SAFETY: dlmalloc gives back a region of ours.
+        unsafe { self.unmap(memory, bytes) }
+    }
+
+    fn can_release_part(&self, _: u32) -> bool {
+        true
+    }
+
+    fn allocates_zeros(&self) -> bool {
+        true
+    }
+
+    fn page_size(&self) -> usize {
+        PAGE
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// In a thread of a tenant's, which no other test is.
+    fn in_place<T: Send>(place: u32, test: impl FnOnce() -> T + Send) -> T {
+        open(&Zone::place(1, || 0));
+        let run = || {
+            quota::reset(place);
+            test()
+        };
+        std::thread::scope(|scope| scope.spawn(run).join()).unwrap()
+    }
+
+    fn block(bytes: usize, align: usize) -> usize {
+        let block = take(bytes, align).unwrap() as usize;
+        assert!(block != 0 && block.is_multiple_of(align));
+        // SAFETY: the block has so many bytes.
+        unsafe { ptr::with_exposed_provenance_mut::<u8>(block).write_bytes(1, bytes) };
+        block
+    }
+
+    fn free(block: usize) -> bool {
+        // SAFETY: each test gives a block back once.
+        unsafe { give_back(ptr::with_exposed_provenance_mut(block)) }
+    }
+
+    #[test]
+    fn holes_between_live_blocks_are_on_the_account_until_their_pages_are_given_back() {
+        const BYTES: usize = 10_000;
+        in_place(11, || {
+            let blocks: Vec<_> = (0..1000).map(|_| block(BYTES, 16)).collect();
+            let full = quota::used();
+            assert!((1000 * BYTES..1100 * BYTES + 2 * SEGMENT).contains(&full), "{full}");
+            assert!(blocks.iter().step_by(2).all(|block| free(*block)));
+            trim();
+            assert!(quota::used() > full - 2 * SEGMENT, "{} of {full}", quota::used());
+            assert!(blocks.iter().skip(1).step_by(2).all(|block| free(*block)));
+            trim();
+            assert!(quota::used() <= SEGMENT, "{}", quota::used());
+        });
+    }
+
+    #[test]
+    fn a_large_block_is_off_the_account_when_it_is_given_back() {
+        in_place(12, || {
+            for (bytes, align) in [(MAPPED_FROM, 16), (5 << 20, 16), (1 << 20, 4096)] {
+                let block = block(bytes, align);
+                assert!(quota::used() >= bytes);
+                // SAFETY: the block is live.
+                let size = unsafe { size(ptr::with_exposed_provenance_mut(block)) };
+                assert!(free(block) && size == Some(bytes) && quota::used() == 0);
+            }
+        });
+    }
+
+    #[test]
+    fn a_block_goes_back_on_any_thread_and_comes_off_the_account_of_who_took_it() {
+        in_place(13, || {
+            let (small, large) = (block(100, 64), block(1 << 20, 16));
+            let taken = quota::used();
+            assert!(taken > 1 << 20);
+            std::thread::scope(|scope| scope.spawn(|| free(small) && free(large)).join()).unwrap();
+            trim();
+            assert!(quota::used() <= SEGMENT, "{}", quota::used());
+        });
+    }
+
+    #[test]
+    fn what_is_no_tenants_is_not_from_here() {
+        assert!(take(100, 16).is_none());
+        // SAFETY: an address that is not here is not touched.
+        assert!(!unsafe { give_back(ptr::null_mut()) });
+    }
+}
