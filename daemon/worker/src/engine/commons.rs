@@ -30,28 +30,21 @@ const ALL: usize = PART * MOST_PLACES;
 const PAGE: usize = 4096;
 /// What a heap takes from the kernel at a time, and gives back when nothing lives there.
 const SEGMENT: usize = 256 << 10;
-/// From this size on a block is a mapping of its own, which goes back to the kernel when it is
-/// freed.
-const MAPPED_FROM: usize = 128 << 10;
 
 /// Where the commons begin; 0 until they are there.
 static START: AtomicUsize = AtomicUsize::new(0);
 
 static HEAPS: [Mutex<Common>; MOST_PLACES] = [const { Mutex::new(Common::new()) }; MOST_PLACES];
 
-/// The heap of one place, and the pages that are mapped for it.
-struct Common {
-    heap: Dlmalloc<Pages>,
-    /// Own mappings beside the heap's.
-    own: Pages,
-}
+/// The heap of one place.
+struct Common(Dlmalloc<Pages>);
 
 // SAFETY: the heap's pointers lead to pages that every thread can use.
 unsafe impl Send for Common {}
 
 impl Common {
     const fn new() -> Self {
-        Self { heap: Dlmalloc::new_with_allocator(Pages::new()), own: Pages::new() }
+        Self(Dlmalloc::new_with_allocator(Pages::new()))
     }
 }
 
@@ -87,16 +80,10 @@ pub(super) fn take(bytes: usize, align: usize) -> Option<*mut c_void> {
     let whole = bytes.saturating_add(before);
     let (base, taken) = {
         let mut common = lock(place).filter(|_| start > 0)?;
-        let part = start + place as usize * PART;
-        common.own.begin(part);
-        common.heap.allocator().begin(part + PART / 2);
+        common.0.allocator().begin(start + place as usize * PART);
         let had = common.mapped();
-        let base = if is_own_mapping(whole, before) {
-            common.own.map(whole.checked_next_multiple_of(PAGE).unwrap_or(usize::MAX), 0)
-        } else {
-            // SAFETY: the size is not zero, the alignment a power of two.
-            unsafe { common.heap.malloc(whole, align.max(size_of::<Head>())) }
-        };
+        // SAFETY: the size is not zero, the alignment a power of two.
+        let base = unsafe { common.0.malloc(whole, align.max(size_of::<Head>())) };
         (base, common.mapped().saturating_sub(had))
     };
     // Without the lock: whoever is told that the limit is near allocates.
@@ -114,17 +101,9 @@ pub(super) fn take(bytes: usize, align: usize) -> Option<*mut c_void> {
 pub(super) unsafe fn give_back(block: *mut c_void) -> bool {
     let Some(place) = place_of(block as usize) else { return false };
     // SAFETY: only `take` hands out blocks here, each with a head.
-    let (head, base) = unsafe { Head::of(block) };
-    let whole = head.bytes + (block as usize - base as usize);
-    shrink(place, |common| {
-        if is_own_mapping(whole, block as usize - base as usize) {
-            // SAFETY: `take` mapped as many whole pages there.
-            unsafe { common.own.unmap(base, whole.next_multiple_of(PAGE)) };
-        } else {
-            // SAFETY: the block is this heap's.
-            unsafe { common.heap.c_free(base) };
-        }
-    });
+    let base = unsafe { Head::of(block) }.1;
+    // SAFETY: the block is this heap's.
+    shrink(place, |common| unsafe { common.0.c_free(base) });
     true
 }
 
@@ -141,7 +120,7 @@ pub(super) unsafe fn size(block: *mut c_void) -> Option<usize> {
 pub(super) fn trim() {
     // SAFETY: the heap is whole: its lock is held.
     shrink(quota::place(), |common| unsafe {
-        common.heap.trim(0);
+        common.0.trim(0);
     });
 }
 
@@ -157,19 +136,13 @@ fn shrink(place: u32, call: impl FnOnce(&mut Common)) {
     }
 }
 
-/// Whether a block is a mapping of its own, with its head: by what is in front of it, which is its
-/// alignment or a head.
-const fn is_own_mapping(whole: usize, before: usize) -> bool {
-    whole >= MAPPED_FROM && before <= PAGE
-}
-
 impl Common {
     fn mapped(&self) -> usize {
-        self.heap.allocator().mapped.get() + self.own.mapped.get()
+        self.0.allocator().mapped.get()
     }
 }
 
-/// Half a place's part, of which pages are mapped.
+/// A place's part of the commons, and how much of it is mapped.
 #[derive(Debug)]
 struct Pages {
     part: Cell<usize>,
@@ -189,17 +162,17 @@ impl Pages {
         }
     }
 
-    /// Pages, with a gap behind them, or null.
-    fn map(&self, bytes: usize, gap: usize) -> *mut u8 {
-        let end = self.part.get() + PART / 2;
+    /// Pages, with a gap behind them, or null: segments that touch would be one, which one live
+    /// block keeps.
+    fn map(&self, bytes: usize) -> *mut u8 {
         let mut tries = 0;
-        while bytes < PART / 4 && tries < PART / 2 / STEP {
-            if self.next.get() + bytes + gap > end {
+        while bytes < PART / 2 && tries < PART / STEP {
+            if self.next.get() + bytes + PAGE > self.part.get() + PART {
                 self.next.set(self.part.get());
             }
             let memory = memory::map_at(self.next.get(), bytes);
             if !memory.is_null() {
-                self.next.set(self.next.get() + bytes + gap);
+                self.next.set(self.next.get() + bytes + PAGE);
                 self.mapped.set(self.mapped.get() + bytes);
                 return memory;
             }
@@ -231,8 +204,7 @@ const STEP: usize = 16 << 20;
 unsafe impl dlmalloc::Allocator for Pages {
     fn alloc(&self, size: usize) -> (*mut u8, usize, u32) {
         let bytes = size.next_multiple_of(SEGMENT);
-        // Segments that touch become one, which one live block would keep.
-        (self.map(bytes, PAGE), bytes, 0)
+        (self.map(bytes), bytes, 0)
     }
 
     fn remap(&self, _: *mut u8, _: usize, _: usize, _: bool) -> *mut u8 {
@@ -310,12 +282,12 @@ mod tests {
     #[test]
     fn a_large_block_is_off_the_account_when_it_is_given_back() {
         in_place(12, || {
-            for (bytes, align) in [(MAPPED_FROM, 16), (5 << 20, 16), (1 << 20, 4096)] {
+            for (bytes, align) in [(5 << 20, 16), (5 << 20, 4096)] {
                 let block = block(bytes, align);
                 assert!(quota::used() >= bytes);
                 // SAFETY: the block is live.
                 let size = unsafe { size(ptr::with_exposed_provenance_mut(block)) };
-                assert!(free(block) && size == Some(bytes) && quota::used() == 0);
+                assert!(free(block) && size == Some(bytes) && quota::used() <= SEGMENT);
             }
         });
     }

@@ -140,7 +140,6 @@ pub(super) unsafe extern "C" fn look_at_memory(isolate: v8::UnsafeRawIsolatePtr,
     // SAFETY: V8 calls this on the isolate's own thread; what comes out is not dropped as an owner.
     let mut isolate = unsafe { v8::Isolate::from_raw_isolate_ptr(isolate) };
     isolate.memory_pressure_notification(v8::MemoryPressureLevel::Critical);
-    super::trim();
     if quota::is_over() {
         it_is_over_its_limit();
         quota::no_more();

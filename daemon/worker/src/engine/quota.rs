@@ -154,10 +154,9 @@ pub(super) fn is_lifted() -> bool {
 
 /// Whether the tenant holds more than its limit. If not, the next look is set.
 pub(super) fn is_over() -> bool {
-    let used = used();
-    let over = used > LIMIT.get();
+    let over = is_truly_above(LIMIT.get());
     if !over {
-        look_again(used);
+        look_again(used());
     }
     over
 }
