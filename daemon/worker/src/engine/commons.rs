@@ -29,7 +29,7 @@ const PART: usize = 16 << 30;
 const ALL: usize = PART * MOST_PLACES;
 const PAGE: usize = 4096;
 /// What a heap takes from the kernel at a time, and gives back when nothing lives there.
-const SEGMENT: usize = 256 << 10;
+const SEGMENT: usize = 1 << 20;
 
 /// Where the commons begin; 0 until they are there.
 static START: AtomicUsize = AtomicUsize::new(0);
@@ -37,14 +37,18 @@ static START: AtomicUsize = AtomicUsize::new(0);
 static HEAPS: [Mutex<Common>; MOST_PLACES] = [const { Mutex::new(Common::new()) }; MOST_PLACES];
 
 /// The heap of one place.
-struct Common(Dlmalloc<Pages>);
+struct Common {
+    heap: Dlmalloc<Pages>,
+    /// Bytes of live blocks.
+    live: usize,
+}
 
 // SAFETY: the heap's pointers lead to pages that every thread can use.
 unsafe impl Send for Common {}
 
 impl Common {
     const fn new() -> Self {
-        Self(Dlmalloc::new_with_allocator(Pages::new()))
+        Self { heap: Dlmalloc::new_with_allocator(Pages::new()), live: 0 }
     }
 }
 
@@ -80,10 +84,11 @@ pub(super) fn take(bytes: usize, align: usize) -> Option<*mut c_void> {
     let whole = bytes.saturating_add(before);
     let (base, taken) = {
         let mut common = lock(place).filter(|_| start > 0)?;
-        common.0.allocator().begin(start + place as usize * PART);
+        common.heap.allocator().begin(start + place as usize * PART);
         let had = common.mapped();
         // SAFETY: the size is not zero, the alignment a power of two.
-        let base = unsafe { common.0.malloc(whole, align.max(size_of::<Head>())) };
+        let base = unsafe { common.heap.malloc(whole, align.max(size_of::<Head>())) };
+        common.live += if base.is_null() { 0 } else { whole };
         (base, common.mapped().saturating_sub(had))
     };
     // Without the lock: whoever is told that the limit is near allocates.
@@ -101,9 +106,13 @@ pub(super) fn take(bytes: usize, align: usize) -> Option<*mut c_void> {
 pub(super) unsafe fn give_back(block: *mut c_void) -> bool {
     let Some(place) = place_of(block as usize) else { return false };
     // SAFETY: only `take` hands out blocks here, each with a head.
-    let base = unsafe { Head::of(block) }.1;
-    // SAFETY: the block is this heap's.
-    shrink(place, |common| unsafe { common.0.c_free(base) });
+    let (head, base) = unsafe { Head::of(block) };
+    shrink(place, |common| {
+        let whole = head.bytes.saturating_add(block as usize - base as usize);
+        common.live = common.live.saturating_sub(whole);
+        // SAFETY: the block is this heap's.
+        unsafe { common.heap.c_free(base) };
+    });
     true
 }
 
@@ -120,8 +129,13 @@ pub(super) unsafe fn size(block: *mut c_void) -> Option<usize> {
 pub(super) fn trim() {
     // SAFETY: the heap is whole: its lock is held.
     shrink(quota::place(), |common| unsafe {
-        common.0.trim(0);
+        common.heap.trim(0);
     });
+}
+
+/// Bytes of the calling thread's tenant's that are free to be allocated again, on pages that count.
+pub(super) fn free() -> usize {
+    lock(quota::place()).map_or(0, |common| common.mapped().saturating_sub(common.live))
 }
 
 /// Calls the heap of a place, and takes off its tenant's account what that has unmapped.
@@ -138,7 +152,7 @@ fn shrink(place: u32, call: impl FnOnce(&mut Common)) {
 
 impl Common {
     fn mapped(&self) -> usize {
-        self.0.allocator().mapped.get()
+        self.heap.allocator().mapped.get()
     }
 }
 
@@ -258,7 +272,7 @@ mod tests {
         block
     }
 
-    fn free(block: usize) -> bool {
+    fn put_back(block: usize) -> bool {
         // SAFETY: each test gives a block back once.
         unsafe { give_back(ptr::with_exposed_provenance_mut(block)) }
     }
@@ -270,10 +284,10 @@ mod tests {
             let blocks: Vec<_> = (0..1000).map(|_| block(BYTES, 16)).collect();
             let full = quota::used();
             assert!((1000 * BYTES..1100 * BYTES + 2 * SEGMENT).contains(&full), "{full}");
-            assert!(blocks.iter().step_by(2).all(|block| free(*block)));
+            assert!(blocks.iter().step_by(2).all(|block| put_back(*block)));
             trim();
             assert!(quota::used() > full - 2 * SEGMENT, "{} of {full}", quota::used());
-            assert!(blocks.iter().skip(1).step_by(2).all(|block| free(*block)));
+            assert!(blocks.iter().skip(1).step_by(2).all(|block| put_back(*block)));
             trim();
             assert!(quota::used() <= SEGMENT, "{}", quota::used());
         });
@@ -287,7 +301,7 @@ mod tests {
                 assert!(quota::used() >= bytes);
                 // SAFETY: the block is live.
                 let size = unsafe { size(ptr::with_exposed_provenance_mut(block)) };
-                assert!(free(block) && size == Some(bytes) && quota::used() <= SEGMENT);
+                assert!(put_back(block) && size == Some(bytes) && quota::used() <= SEGMENT);
             }
         });
     }
@@ -298,7 +312,7 @@ mod tests {
             let (small, large) = (block(100, 64), block(1 << 20, 16));
             let taken = quota::used();
             assert!(taken > 1 << 20);
-            std::thread::scope(|scope| scope.spawn(|| free(small) && free(large)).join()).unwrap();
+            std::thread::scope(|scope| scope.spawn(|| put_back(small) && put_back(large)).join()).unwrap();
             trim();
             assert!(quota::used() <= SEGMENT, "{}", quota::used());
         });

@@ -18,7 +18,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 
 use enisle_hardening::sealed::MOST_PLACES;
 
-use super::last_words;
+use super::{commons, last_words};
 
 /// V8 aborts where it cannot move an on-heap typed array of up to this size out of the heap
 /// (`v8_typed_array_max_size_in_heap`), so that much is always granted, and counted.
@@ -122,10 +122,12 @@ impl Drop for Held<'_> {
     }
 }
 
-/// Half way from here to the limit, and at last at the limit itself.
+/// Half way from what lives to the limit, and at last at the limit itself; but not before what is
+/// free has been used up, which shows when the heap grows.
 fn look_again(used: usize) {
-    let left = LIMIT.get().saturating_sub(used);
-    NEXT_LOOK.set(if left < CLOSE { LIMIT.get() } else { used + left / 2 });
+    let live = used.saturating_sub(commons::free());
+    let half_way = live + LIMIT.get().saturating_sub(live) / 2;
+    NEXT_LOOK.set(half_way.max(used.saturating_add(CLOSE)).min(LIMIT.get()));
 }
 
 /// How much more the run may take, of either kind, before the process ends.
