@@ -41,14 +41,98 @@ struct Common {
     heap: Dlmalloc<Pages>,
     /// Bytes of live blocks.
     live: usize,
+    /// By size: [`SMALLEST_VOID`], twice as much, and so on.
+    voids: [*mut Void; VOID_SIZES],
 }
+
+/// What was free between live blocks when the heap was last trimmed: blocks of the heap's without
+/// pages, but for the first one and the last. They are given back to the heap before it grows.
+struct Void {
+    next: *mut Void,
+}
+
+const SMALLEST_VOID: usize = 16 << 10;
+/// The largest are of half a segment.
+const VOID_SIZES: usize = 6;
 
 // SAFETY: the heap's pointers lead to pages that every thread can use.
 unsafe impl Send for Common {}
 
 impl Common {
     const fn new() -> Self {
-        Self { heap: Dlmalloc::new_with_allocator(Pages::new()), live: 0 }
+        Self { heap: Dlmalloc::new_with_allocator(Pages::new()), live: 0, voids: [ptr::null_mut(); VOID_SIZES] }
+    }
+
+    /// A block: of what is free, else of what is void, else of new pages. Or null.
+    fn malloc(&mut self, bytes: usize, align: usize) -> *mut u8 {
+        loop {
+            let block = self.malloc_within(bytes, align);
+            // As much as the heap may need to align the block, and for its own notes.
+            if !block.is_null() || !self.fill_void(bytes.saturating_add(2 * align + 64)) {
+                break if block.is_null() {
+                    // SAFETY: the size is not zero, the alignment a power of two.
+                    unsafe { self.heap.malloc(bytes, align) }
+                } else {
+                    block
+                };
+            }
+        }
+    }
+
+    /// A block of the pages that the heap has.
+    fn malloc_within(&mut self, bytes: usize, align: usize) -> *mut u8 {
+        self.heap.allocator().is_closed.set(true);
+        // SAFETY: the size is not zero, the alignment a power of two.
+        let block = unsafe { self.heap.malloc(bytes, align) };
+        self.heap.allocator().is_closed.set(false);
+        block
+    }
+
+    /// Gives the smallest void of at least so many bytes back to the heap. False if there is none.
+    fn fill_void(&mut self, bytes: usize) -> bool {
+        let sizes = (0..).map(|number| SMALLEST_VOID << number).zip(&mut self.voids);
+        let Some((size, first)) = sizes.filter(|(size, _)| *size >= bytes).find(|(_, first)| !first.is_null()) else {
+            return false;
+        };
+        let void = *first;
+        // SAFETY: `make_voids` wrote it, on a page that stays.
+        *first = unsafe { void.read() }.next;
+        self.heap.allocator().count(inner_pages(void, size).len());
+        // SAFETY: it is a block of this heap's, and in no list any more.
+        unsafe { self.heap.c_free(void.cast()) };
+        true
+    }
+
+    /// Gives back to the kernel every page in which nothing lives.
+    fn trim(&mut self) {
+        while self.fill_void(0) {}
+        // SAFETY: the heap is whole: its lock is held.
+        unsafe { self.heap.trim(0) };
+        for number in (0..VOID_SIZES).rev() {
+            self.make_voids(number);
+        }
+    }
+
+    fn make_voids(&mut self, number: usize) {
+        let size = SMALLEST_VOID << number;
+        let Some(mut next) = self.voids.get(number).copied() else { return };
+        loop {
+            let void = self.malloc_within(size, size_of::<Head>()).cast::<Void>();
+            if void.is_null() {
+                break;
+            }
+            // SAFETY: the block is larger, and aligned.
+            unsafe { void.write(Void { next }) };
+            next = void;
+            let inner = inner_pages(void, size);
+            // SAFETY: the pages are the block's, whose first bytes are before them.
+            let result = unsafe { libc::madvise(inner.start as *mut c_void, inner.len(), libc::MADV_DONTNEED) };
+            debug_assert_eq!(result, 0, "the kernel refuses to take pages back");
+            self.heap.allocator().discount(inner.len());
+        }
+        if let Some(first) = self.voids.get_mut(number) {
+            *first = next;
+        }
     }
 }
 
@@ -86,8 +170,7 @@ pub(super) fn take(bytes: usize, align: usize) -> Option<*mut c_void> {
         let mut common = lock(place).filter(|_| start > 0)?;
         common.heap.allocator().begin(start + place as usize * PART);
         let had = common.mapped();
-        // SAFETY: the size is not zero, the alignment a power of two.
-        let base = unsafe { common.heap.malloc(whole, align.max(size_of::<Head>())) };
+        let base = common.malloc(whole, align.max(size_of::<Head>()));
         common.live += if base.is_null() { 0 } else { whole };
         (base, common.mapped().saturating_sub(had))
     };
@@ -127,15 +210,18 @@ pub(super) unsafe fn size(block: *mut c_void) -> Option<usize> {
 
 /// Gives pages of the calling thread's tenant back to the kernel in which nothing lives any more.
 pub(super) fn trim() {
-    // SAFETY: the heap is whole: its lock is held.
-    shrink(quota::place(), |common| unsafe {
-        common.heap.trim(0);
-    });
+    shrink(quota::place(), Common::trim);
 }
 
 /// Bytes of the calling thread's tenant's that are free to be allocated again, on pages that count.
 pub(super) fn free() -> usize {
     lock(quota::place()).map_or(0, |common| common.mapped().saturating_sub(common.live))
+}
+
+/// The whole pages of a void, behind what is written in it.
+fn inner_pages(void: *mut Void, size: usize) -> Range<usize> {
+    let start = (void as usize + size_of::<Void>()).next_multiple_of(PAGE);
+    start..(void as usize + size) / PAGE * PAGE
 }
 
 /// Calls the heap of a place, and takes off its tenant's account what that has unmapped.
@@ -162,18 +248,29 @@ struct Pages {
     part: Cell<usize>,
     /// Where the next mapping is tried. It only moves on, and begins anew at the end.
     next: Cell<usize>,
+    /// Without pages of voids.
     mapped: Cell<usize>,
+    /// The heap is to make do with what it has.
+    is_closed: Cell<bool>,
 }
 
 impl Pages {
     const fn new() -> Self {
-        Self { part: Cell::new(0), next: Cell::new(0), mapped: Cell::new(0) }
+        Self { part: Cell::new(0), next: Cell::new(0), mapped: Cell::new(0), is_closed: Cell::new(false) }
     }
 
     fn begin(&self, part: usize) {
         if self.part.replace(part) != part {
             self.next.set(part);
         }
+    }
+
+    fn count(&self, bytes: usize) {
+        self.mapped.set(self.mapped.get() + bytes);
+    }
+
+    fn discount(&self, bytes: usize) {
+        self.mapped.set(self.mapped.get().saturating_sub(bytes));
     }
 
     /// Pages, with a gap behind them, or null: segments that touch would be one, which one live
@@ -187,7 +284,7 @@ impl Pages {
             let memory = memory::map_at(self.next.get(), bytes);
             if !memory.is_null() {
                 self.next.set(self.next.get() + bytes + PAGE);
-                self.mapped.set(self.mapped.get() + bytes);
+                self.count(bytes);
                 return memory;
             }
             if nix::errno::Errno::last() != nix::errno::Errno::EEXIST {
@@ -205,7 +302,7 @@ impl Pages {
         // SAFETY: the caller's.
         let unmapped = unsafe { libc::munmap(memory.cast(), bytes) } == 0;
         if unmapped {
-            self.mapped.set(self.mapped.get().saturating_sub(bytes));
+            self.discount(bytes);
         }
         unmapped
     }
@@ -218,7 +315,7 @@ const STEP: usize = 16 << 20;
 unsafe impl dlmalloc::Allocator for Pages {
     fn alloc(&self, size: usize) -> (*mut u8, usize, u32) {
         let bytes = size.next_multiple_of(SEGMENT);
-        (self.map(bytes), bytes, 0)
+        (if self.is_closed.get() { ptr::null_mut() } else { self.map(bytes) }, bytes, 0)
     }
 
     fn remap(&self, _: *mut u8, _: usize, _: usize, _: bool) -> *mut u8 {
@@ -279,15 +376,22 @@ mod tests {
 
     #[test]
     fn holes_between_live_blocks_are_on_the_account_until_their_pages_are_given_back() {
-        const BYTES: usize = 10_000;
+        const BYTES: usize = 100_000;
         in_place(11, || {
-            let blocks: Vec<_> = (0..1000).map(|_| block(BYTES, 16)).collect();
+            let blocks: Vec<_> = (0..300).map(|_| block(BYTES, 16)).collect();
             let full = quota::used();
-            assert!((1000 * BYTES..1100 * BYTES + 2 * SEGMENT).contains(&full), "{full}");
+            assert!((300 * BYTES..400 * BYTES).contains(&full), "{full}");
             assert!(blocks.iter().step_by(2).all(|block| put_back(*block)));
+            assert_eq!(quota::used(), full);
             trim();
-            assert!(quota::used() > full - 2 * SEGMENT, "{} of {full}", quota::used());
-            assert!(blocks.iter().skip(1).step_by(2).all(|block| put_back(*block)));
+            let half = quota::used();
+            assert!(half < full * 6 / 10, "{half} of {full}");
+            // What was void is used again before the heap grows, and counts again.
+            let others: Vec<_> = (0..100).map(|_| block(BYTES / 3, 16)).collect();
+            let more = quota::used();
+            assert!(more > half + 20 * BYTES && more <= full, "{more} after {half}");
+            let rest = blocks.iter().skip(1).step_by(2).chain(&others);
+            assert!(rest.copied().all(put_back));
             trim();
             assert!(quota::used() <= SEGMENT, "{}", quota::used());
         });

@@ -4,6 +4,7 @@
 //! |---|---|
 //! | [`cage`] | one isolate group per tenant thread, on its island, tagged with its key |
 //! | [`commons`] | what V8, ICU and C++ allocate for a tenant and other threads may use |
+//! | [`caches`] | ICU's cache, which all tenants of the process share |
 //! | [`clock`] | the time that a script sees |
 //! | [`memory`] | where V8's mappings go |
 //! | [`heap`] | what Rust allocates for a tenant, on its island |
@@ -22,6 +23,7 @@
 
 #[cfg(feature = "attack-natives")]
 mod attack;
+mod caches;
 pub(crate) mod cage;
 pub(crate) mod clock;
 mod commons;
@@ -127,6 +129,7 @@ pub(crate) fn start(zone: &Zone, purpose: Purpose) -> io::Result<(&'static str, 
     v8::V8::initialize_platform(v8::new_single_threaded_default_platform(false).make_shared());
     v8::V8::initialize();
     hooks::make_what_is_shared();
+    caches::bound()?;
     // V8's locks ask how many processors there are, and how fast, when two threads first want the same one: by then
     // behind the filter. The answers are kept, so they are asked for now.
     // SAFETY: the function takes nothing and may be called at any time.
