@@ -17,35 +17,16 @@ unsafe extern "C" {
     /// `icu::UnifiedCache::setEvictionPolicy(int32_t, int32_t, UErrorCode&)`, in the archive.
     #[link_name = "_ZN6icu_7812UnifiedCache17setEvictionPolicyEiiR10UErrorCode"]
     fn set_eviction_policy(cache: *mut c_void, most_unused: c_int, percent_of_used: c_int, error: *mut c_int);
-    /// `icu::UnifiedCache::flush() const`, in the archive. Under a lock of the cache's.
-    #[link_name = "_ZNK6icu_7812UnifiedCache5flushEv"]
-    fn flush(cache: *const c_void);
-}
-
-fn cache() -> Option<*mut c_void> {
-    let mut error = 0;
-    // SAFETY: `error` is writable and says that nothing has failed yet; any thread may call this.
-    let cache = unsafe { instance(&raw mut error) };
-    (error <= 0 && !cache.is_null()).then_some(cache)
 }
 
 /// Has ICU keep little of what nobody uses. To be called before the first tenant.
 pub(super) fn bound() -> io::Result<()> {
     let mut error = 0;
-    if let Some(cache) = cache() {
+    // SAFETY: `error` is writable and says that nothing has failed yet.
+    let cache = unsafe { instance(&raw mut error) };
+    if error <= 0 {
         // SAFETY: the cache lives as long as the process; `error` is as above.
         unsafe { set_eviction_policy(cache, MOST_UNUSED, 0, &raw mut error) };
-        if error <= 0 {
-            return Ok(());
-        }
     }
-    Err(io::Error::other(format!("ICU's cache has no bound: error {error}")))
-}
-
-/// Empties the cache of what nobody uses.
-pub(super) fn empty() {
-    if let Some(cache) = cache() {
-        // SAFETY: as above; any thread may call this.
-        unsafe { flush(cache) };
-    }
+    if error <= 0 { Ok(()) } else { Err(io::Error::other(format!("ICU's cache has no bound: error {error}"))) }
 }

@@ -30,10 +30,7 @@ const OWN: usize = 2 << 20;
 
 /// What stays of a tenant when nothing of its scripts does, beyond [`OWN`]: caches of ICU's, which
 /// all threads use and nobody can give back. So much of it is not held against the tenant.
-const MOST_BASE: usize = 48 << 20;
-
-/// More than that of it is not left in ICU's cache.
-const MOST_CACHED: usize = 4 << 20;
+const MOST_BASE: usize = 14 << 20;
 
 /// How far native memory gets over the limit until the run notices. V8 looks when a loop has
 /// executed so many bytes of bytecode (`--interrupt-budget`), which are some thousand turns of a
@@ -101,10 +98,6 @@ fn base() -> usize {
 
 /// Nothing of the tenant's scripts is left.
 pub(crate) fn settle() {
-    if native() > OWN + MOST_CACHED {
-        super::caches::empty();
-        super::trim();
-    }
     BASE.set(native());
 }
 
