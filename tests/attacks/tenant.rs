@@ -396,7 +396,7 @@ fn company(options: Options) -> Result<String, String> {
 
 /// What a run lets go of costs it nothing but time.
 fn garbage(_: Options) -> Result<String, String> {
-    let ground = Ground::with("", None);
+    let ground = Ground::with("[defaults.limits]\ncpu_ms = 20000\nwall_ms = 60000\n", None);
     for (number, body) in [
         "for (let i = 0; i < 5000; i++) new Intl.DateTimeFormat('en-US', { dateStyle: 'medium', timeZone: 'UTC' }).format(i)",
         "for (let i = 0; i < 20000; i++) new Intl.PluralRules('ar').select(i)",

@@ -197,7 +197,7 @@ pub(super) fn used_outside_heaps() -> usize {
 
 /// So much heap is on the shelf by now.
 pub(super) fn shelve(bytes: usize) {
-    SHELVED.set(bytes);
+    SHELVED.set(if is_lifted() { 0 } else { bytes });
 }
 
 /// Of buffers alone.
