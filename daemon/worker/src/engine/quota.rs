@@ -28,8 +28,9 @@ const ALWAYS_GRANTED: usize = 64;
 /// at a time, some 0.7 MiB each.
 const OWN: usize = 2 << 20;
 
-/// What stays of a tenant when nothing of its scripts does, beyond [`OWN`]: caches of ICU's, which
-/// all threads use and nobody can give back. So much of it is not held against the tenant.
+/// What stays of a tenant when nothing of its scripts does, beyond [`OWN`]: caches of V8's and
+/// ICU's, which all threads use and nobody can give back. So much of it is not held against the
+/// tenant: less than the 16 MiB that it may hold beside its limit at rest.
 const MOST_BASE: usize = 14 << 20;
 
 /// How far native memory gets over the limit until the run notices. V8 looks when a loop has
