@@ -2,7 +2,7 @@
 //! allocate. It has no key, and may outlive its tenant.
 //!
 //! ```text
-//! commons ─┬─ of place 0, 16 GiB ─┬─ of place 1 ─┬─ … ─┐ zone of the islands
+//! commons ─┬─ place 0, 16 GiB ─┬─ place 1 ─┬─ … ─┐ islands
 //! ```
 //!
 //! Each place has a heap of its own here. What is on the tenant's account ([`super::quota`]) is
