@@ -343,12 +343,18 @@ mod tests {
     #[test]
     fn what_stays_without_a_script_is_not_held_against_the_next_one() {
         reset(4);
-        take_native(20 << 20);
+        take_native(12 << 20);
         set_limit(8 << 20);
         assert!(is_over());
         settle();
         set_limit(8 << 20);
         assert!(!is_over() && charge(8 << 20) && !charge(1000));
+        // More than that is.
+        refund(8 << 20);
+        take_native(MOST_BASE);
+        settle();
+        set_limit(8 << 20);
+        assert!(is_over());
     }
 
     #[test]
