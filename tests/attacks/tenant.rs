@@ -19,6 +19,8 @@ pub(crate) const CASES: &[Case] = &[
     Case { id: "S4 source", title: "what a parser keeps of a long source", run: sources },
     Case { id: "S4 lifted", title: "the same where no limit counts it", run: lifted },
     Case { id: "S4 kept", title: "what stays between the runs of a script", run: kept },
+    Case { id: "S4 beside", title: "a run beside what a script keeps", run: beside },
+    Case { id: "S4 large", title: "results and texts that are too long end the run and nothing else", run: large },
     Case { id: "S4 shelf", title: "scripts that stay, together over the limit, with it and without", run: shelf },
     Case { id: "S4 company", title: "a neighbour in the process of all these", run: company },
     Case { id: "S4 garbage", title: "dead objects of ICU's go before a run is ended for them", run: garbage },
@@ -181,6 +183,15 @@ const SCRIPTS: &[&str] = &[
     "const keep = []; export default () => { for (let i = 0; i < 2e5; i++) keep.push({ i }); return 1 }",
     "const keep = []; export default () => { for (let i = 0; i < 50000; i++) keep.push(new ArrayBuffer(10)); return 1 }",
     "export default () => { const all = []; for (let i = 0; i < 1e6; i++) all.push({ i }); return 1 }",
+    // Four characters are a name, of which V8 has a table outside its heap.
+    "const keep = []; let n = 0; const letters = (x) => String.fromCharCode(161 + x % 90, 161 + (x / 90 | 0) % 90, \
+     161 + (x / 8100 | 0) % 90, 161 + (x / 729000 | 0) % 90); export default () => { for (let i = 0; i < 20; i++) \
+     keep.push(JSON.parse(JSON.stringify(Array.from({ length: 2e4 }, () => letters(n++))))); return 1 }",
+    // Native memory that has died, and then a heap that is nearly full.
+    "const g = new Intl.Segmenter('en'); let junk, heap, n = 0; const fill = (count) => { const t = 'x'.repeat(25000); \
+     const all = []; for (let i = 0; i < count; i++) all.push(g.segment(t)); return all }; export default () => { n++; \
+     if (n === 1) junk = fill(1900); if (n === 2) { junk = null; fill(300) } \
+     if (n === 3) { heap = 'x'.repeat(105 << 20); heap.charCodeAt(5) } return 1 }",
 ];
 
 /// Enough for those that gather most to fill the limit: some 28 MiB in a run.
@@ -235,6 +246,66 @@ fn rests_after_runs(ground: &Ground, tenant: &str, memory_mb: u64) -> Result<u64
     Ok(most)
 }
 
+/// Texts of growing length, of which every second one dies before the next length: none of the
+/// holes is large enough for what comes.
+const HOLES: &str = "async () => { const g = new Intl.Segmenter('en'); const all = globalThis.all = []; let live = [], \
+    used = 0; const h = 'x'.repeat(100 << 20); h.charCodeAt(5); all.push(h); \
+    for (const size of [15000, 31000, 63000, 127000]) { const t = 'x'.repeat(size / 2 - 40); \
+    const count = Math.floor((100 * 1048576 - used) / (size + 2600)); for (let i = 0; i < count; i++) \
+    live.push(g.segment(t)); used += count * (size + 2600); if (size < 127000) { live = live.filter((_, i) => i % 2); \
+    used /= 2 } } all.push(live); await new Promise((done) => setTimeout(done, 300)); return 1 }";
+
+/// A heap and buffers, or native memory with holes, while another script's isolate is kept: heaps
+/// of kept isolates are on the account of the run.
+fn beside(_: Options) -> Result<String, String> {
+    const KEEPS: &str = "let k; export default () => { k ??= 'y'.repeat(110 << 20); k.charCodeAt(5); return 1 }";
+    const FILLS_BOTH: &str = "async () => { const h = globalThis.h = 'x'.repeat(110 << 20); h.charCodeAt(5); \
+        const b = globalThis.b = new Uint8Array(120 << 20).fill(1); \
+        await new Promise((done) => setTimeout(done, 300)); return b.length }";
+    let ground = Ground::with("", None);
+    let mut told = Vec::new();
+    for (number, code) in [FILLS_BOTH, HOLES].iter().enumerate() {
+        let tenant = format!("acme-{number}");
+        let path = format!("/v1/tenants/{tenant}/scripts/s");
+        let script = json!({ "code": KEEPS }).to_string();
+        ground.root.ask("PUT", &path, script.as_bytes()).map_err(|error| error.to_string())?;
+        let run = || {
+            let path = format!("{path}/run");
+            let kept = ground.root.ask_within(PATIENCE, "POST", &path, &[b"{}"]).map(|answer| answer.json());
+            (kept.unwrap_or_default(), load(&ground, &tenant, &json!({ "code": code })))
+        };
+        let ((kept, answer), grown) = growth(&ground, &tenant, run)?;
+        if kept["outcome"] != "ok" || answer["outcome"].is_null() || grown > bound(128) {
+            return Err(format!("{code}: {grown} MiB: {kept}, {answer}"));
+        }
+        told.push(format!("{grown} MiB"));
+    }
+    Ok(told.join(", "))
+}
+
+/// What V8 could not make is refused before it tries: a neighbour's process goes on.
+fn large(_: Options) -> Result<String, String> {
+    let ground = Ground::with("", None);
+    let pid = |tenant: &str| ground.tenant(tenant)["resident"]["pid"].clone();
+    for (number, (code, outcome)) in [
+        ("() => '\\u1234'.repeat(4.5e7)", "exceededOutput"),
+        ("() => ({ a: ['\\u1234'.repeat(2e7), '\\u1234'.repeat(2.5e7)] })", "exceededOutput"),
+        ("() => new TextDecoder().decode(new Uint8Array(60 << 20).fill(200))", "exception"),
+    ]
+    .iter()
+    .enumerate()
+    {
+        let tenant = format!("acme-{number}");
+        load(&ground, &tenant, &json!({ "code": "() => 1" }));
+        let before = pid(&tenant);
+        let answer = load(&ground, &tenant, &json!({ "code": code }));
+        if answer["outcome"] != *outcome || pid(&tenant) != before {
+            return Err(format!("{code}: {answer}, its process was {before} and is {}", pid(&tenant)));
+        }
+    }
+    Ok("each ended by itself".to_owned())
+}
+
 /// Some 30 MiB of heap, which stay.
 const FILLS: &str =
     "let a; export default () => { a ??= Array.from({ length: 1e6 }, (_, i) => ({ i })); return a.length }";
@@ -285,7 +356,7 @@ fn company(options: Options) -> Result<String, String> {
     let mut waits = Vec::new();
     let mut left = bodies.as_slice();
     while let Some(next) = left.first() {
-        let (ran, took) = beside(left)?;
+        let (ran, took) = in_company(left)?;
         left = left.get(ran..).filter(|_| ran > 0).ok_or_else(|| format!("not in company: {next}"))?;
         waits.extend(took);
     }
@@ -303,7 +374,7 @@ fn company(options: Options) -> Result<String, String> {
 
 /// What the neighbour's runs take beside the first of these programs, and how many those were: as
 /// many as there are places for, or fewer if one of them did not come into the neighbour's process.
-fn beside(programs: &[&&str]) -> Result<(usize, Vec<Duration>), String> {
+fn in_company(programs: &[&&str]) -> Result<(usize, Vec<Duration>), String> {
     // All programs are one uid's: with a budget of deaths, the later ones would live alone.
     let ground = Ground::start("[cordon.rules.deaths]\nbudget = 0\n");
     load(&ground, "good-1", &json!({ "code": "() => 1" }));
@@ -356,7 +427,7 @@ const COMPANY: Duration = Duration::from_secs(10);
 
 /// What a run lets go of costs it nothing but time.
 fn garbage(_: Options) -> Result<String, String> {
-    let ground = Ground::with("", None);
+    let ground = Ground::with("[defaults.limits]\ncpu_ms = 20000\nwall_ms = 60000\n", None);
     for (number, body) in [
         "for (let i = 0; i < 5000; i++) new Intl.DateTimeFormat('en-US', { dateStyle: 'medium', timeZone: 'UTC' }).format(i)",
         "for (let i = 0; i < 20000; i++) new Intl.PluralRules('ar').select(i)",

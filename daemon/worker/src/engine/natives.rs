@@ -162,6 +162,10 @@ fn decode_utf8<'s>(
         return throw_type_error(scope, "the bytes are not UTF-8");
     }
     let text = if keep_bom { &bytes[..] } else { bytes.strip_prefix("\u{feff}".as_bytes()).unwrap_or(&bytes) };
+    // Each byte is a UTF-16 unit at the most.
+    if !text.is_ascii() && text.len() > quota::left() / 2 {
+        return throw_range_error(scope, "the text does not fit the run's memory beside its bytes (limits.memoryMb)");
+    }
     match v8::String::new_from_utf8(scope, text, v8::NewStringType::Normal) {
         Some(text) => rv.set(text.into()),
         None => throw_range_error(scope, "the text is longer than a string can be"),

@@ -2,8 +2,9 @@
 //! Rust allocate for it ("native" memory).
 //!
 //! V8 has no such limit. The archive's patches ask the functions below before they allocate a
-//! buffer, and [`super::heap`] and [`super::hooks`] tell what they take and give back. One tenant
-//! is one thread, so the account is thread-local.
+//! buffer, and [`super::heap`] and [`super::commons`] tell which pages they take and give back. One
+//! tenant is one thread, so the account is thread-local. The heaps of isolates that are kept
+//! ([`super::kept`]) are on it as well.
 //!
 //! What a script sees of the account must not tell how far another tenant's thread is: an entry of
 //! a cache that ICU keeps for all threads is on the account of whoever makes it, so what a
@@ -24,7 +25,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use enisle_hardening::fault;
 use enisle_hardening::sealed::MOST_PLACES;
 
-use super::last_words;
+use super::{commons, last_words};
 
 /// V8 aborts where it cannot move an on-heap typed array of up to this size out of the heap
 /// (`v8_typed_array_max_size_in_heap`), so that much is always granted, and counted.
@@ -34,9 +35,10 @@ const ALWAYS_GRANTED: usize = 64;
 /// at a time, some 0.7 MiB each.
 const OWN: usize = 2 << 20;
 
-/// What stays of a tenant when nothing of its scripts does, beyond [`OWN`]: caches of ICU's, which
-/// all threads use and nobody can give back. So much of it is not held against the tenant.
-const MOST_BASE: usize = 48 << 20;
+/// What stays of a tenant when nothing of its scripts does, beyond [`OWN`]: caches of V8's and
+/// ICU's, which all threads use and nobody can give back. So much of it is not held against the
+/// tenant: less than the 16 MiB that it may hold beside its limit at rest.
+const MOST_BASE: usize = 14 << 20;
 
 /// How far native memory gets over the limit until the run notices. V8 looks when a loop has
 /// executed so many bytes of bytecode (`--interrupt-budget`), which are some thousand turns of a
@@ -66,6 +68,8 @@ thread_local! {
     static PLACE: Cell<u32> = const { Cell::new(NOBODY) };
     static BUFFERS: Cell<usize> = const { Cell::new(0) };
     static NATIVE: Cell<usize> = const { Cell::new(0) };
+    /// Heaps of isolates that are kept, without the one that is in a run.
+    static SHELVED: Cell<usize> = const { Cell::new(0) };
     static LIMIT: Cell<usize> = const { Cell::new(usize::MAX) };
     /// What the tenant's thread held when nothing of its scripts was left.
     static BASE: Cell<usize> = const { Cell::new(0) };
@@ -92,6 +96,7 @@ pub(super) fn reset(place: u32) {
     PLACE.set(place);
     BUFFERS.set(0);
     NATIVE.set(0);
+    SHELVED.set(0);
     BASE.set(0);
     SEEN.set(0);
     EXHAUSTED.set(false);
@@ -107,17 +112,12 @@ pub(super) fn place() -> u32 {
 
 /// Sets the limit of this thread's tenant for what comes now.
 pub(super) fn set_limit(bytes: usize) {
-    LIMIT.set(bytes.saturating_add(base()));
+    LIMIT.set(bytes.saturating_add(seen_base()));
     REFUSED.set(false);
     EXHAUSTED.set(false);
     #[cfg(feature = "attack-natives")]
     EXACTLY.set(false);
     begin_turn();
-}
-
-/// In whole steps, so that a tenant that holds nothing else sees all of its limit.
-fn base() -> usize {
-    seen(BASE.get().clamp(OWN, MOST_BASE))
 }
 
 /// A turn of the script begins: it sees what it holds now until the next one.
@@ -133,6 +133,16 @@ fn seen(native: usize) -> usize {
 #[cfg(feature = "attack-natives")]
 pub(super) fn see_exactly() {
     EXACTLY.set(true);
+}
+
+/// What is not held against the tenant.
+fn base() -> usize {
+    BASE.get().clamp(OWN, MOST_BASE)
+}
+
+/// The same in whole steps, so that a tenant that holds nothing else sees all of its limit.
+fn seen_base() -> usize {
+    seen(base())
 }
 
 /// Nothing of the tenant's scripts is left.
@@ -161,10 +171,12 @@ impl Drop for Held<'_> {
     }
 }
 
-/// Half way from here to the limit, and at last at the limit itself.
+/// Half way from what lives to the limit, and at last at the limit itself; but not before what is
+/// free has been used up, which shows when the heap grows.
 fn look_again(used: usize) {
-    let left = LIMIT.get().saturating_sub(used);
-    NEXT_LOOK.set(if left < CLOSE { LIMIT.get() } else { used + left / 2 });
+    let live = used.saturating_sub(commons::free());
+    let half_way = live + LIMIT.get().saturating_sub(live) / 2;
+    NEXT_LOOK.set(half_way.max(used.saturating_add(CLOSE)).min(LIMIT.get()));
 }
 
 /// How much more the run may take, of either kind, before the process ends.
@@ -193,12 +205,29 @@ pub(super) fn is_lifted() -> bool {
 
 /// Whether the tenant holds more than its limit. If not, the next look is set.
 pub(super) fn is_over() -> bool {
-    let used = used();
-    let over = used > LIMIT.get();
+    let over = is_truly_above(LIMIT.get());
     if !over {
-        look_again(used);
+        look_again(used());
     }
     over
+}
+
+/// Whether the tenant holds more than so much, beside what is not held against it.
+pub(super) fn is_above(bytes: usize) -> bool {
+    is_truly_above(bytes.saturating_add(base()))
+}
+
+fn is_truly_above(bytes: usize) -> bool {
+    // Pages in which nothing lives any more go first.
+    used() > bytes && {
+        super::trim();
+        used() > bytes
+    }
+}
+
+/// As [`is_above`], of the limit but for the last bytes of it.
+pub(super) fn is_above_limit_less(bytes: usize) -> bool {
+    is_truly_above(LIMIT.get().saturating_sub(bytes))
 }
 
 /// Bytes that the tenant may still take, by the exact account.
@@ -244,7 +273,17 @@ fn end_when_exhausted() {
 }
 
 pub(super) fn used() -> usize {
+    SHELVED.get().saturating_add(used_outside_heaps())
+}
+
+/// Buffers and native memory.
+pub(super) fn used_outside_heaps() -> usize {
     BUFFERS.get().saturating_add(native())
+}
+
+/// So much heap is on the shelf by now.
+pub(super) fn shelve(bytes: usize) {
+    SHELVED.set(if is_lifted() { 0 } else { bytes });
 }
 
 /// Of buffers alone.
@@ -274,7 +313,7 @@ pub(super) fn take_refused() -> bool {
 pub(super) fn take_native(bytes: usize) {
     let native = NATIVE.get().saturating_add(bytes);
     NATIVE.set(native);
-    if native.saturating_add(BUFFERS.get()) > NEXT_LOOK.get().min(LAST.get()) {
+    if native.saturating_add(BUFFERS.get()).saturating_add(SHELVED.get()) > NEXT_LOOK.get().min(LAST.get()) {
         near_the_limit();
     }
 }
@@ -361,7 +400,7 @@ extern "C" fn v8_tenant_give_back(bytes: usize) {
 /// V8 asks this first and answers a larger request with a `RangeError` without collecting garbage for it.
 #[unsafe(no_mangle)]
 extern "C" fn v8_tenant_most() -> usize {
-    LIMIT.get().saturating_sub(base()).max(ALWAYS_GRANTED)
+    LIMIT.get().saturating_sub(seen_base()).max(ALWAYS_GRANTED)
 }
 
 #[cfg(test)]
@@ -410,7 +449,7 @@ mod tests {
     fn a_buffer_that_fits_what_a_script_sees_and_not_the_account_is_refused_and_ends_the_run() {
         reset(7);
         set_limit(10 << 20);
-        take_native(base() + (4 << 20));
+        take_native(seen_base() + (4 << 20));
         assert!(charge(6 << 20) && !is_exhausted());
         assert!(!charge(1 << 20) && is_exhausted());
         // Garbage has gone meanwhile.
@@ -424,7 +463,7 @@ mod tests {
     fn native_memory_counts_beside_buffers_and_is_never_refused() {
         reset(1);
         set_limit(1000);
-        take_native(base() + 900);
+        take_native(seen_base() + 900);
         assert!(!charge(200) && !is_over());
         take_native(200);
         assert!(is_over());
@@ -435,12 +474,18 @@ mod tests {
     #[test]
     fn what_stays_without_a_script_is_not_held_against_the_next_one() {
         reset(4);
-        take_native(20 << 20);
+        take_native(12 << 20);
         set_limit(8 << 20);
         assert!(is_over());
         settle();
         set_limit(8 << 20);
         assert!(!is_over() && charge(8 << 20) && !charge(1000));
+        // More than that is.
+        refund(8 << 20);
+        take_native(MOST_BASE);
+        settle();
+        set_limit(8 << 20);
+        assert!(is_over());
     }
 
     #[test]
