@@ -10,17 +10,14 @@ use axum::http::{HeaderValue, header};
 use axum::response::Response;
 use enisle_wire::Outcome;
 use enisle_wire::tenant::{Level, LogLine, ScriptError};
-use http_body_util::StreamBody;
-use hyper::body::Frame;
+use futures_util::stream;
 use serde::Serialize;
 use serde_json::value::RawValue;
 
+use super::pieces::{self, PIECE_BYTES};
 use super::tenants::micros_as_ms;
 use crate::daemon::Report;
 use crate::share::Held;
-
-/// A piece has so many bytes, and a little more.
-const PIECE_BYTES: usize = 16 << 10;
 
 /// What stands before the result.
 #[derive(Debug, Serialize)]
@@ -64,8 +61,7 @@ pub(super) fn answer(report: Report, operates: bool) -> Response {
         None => Body::from(first),
         second => {
             let all = [Some(first), second].into_iter().flatten().chain(pieces);
-            let frames = all.map(|piece| Ok::<_, Infallible>(Frame::data(piece)));
-            Body::new(StreamBody::new(futures_util::stream::iter(frames)))
+            pieces::body(stream::iter(all.map(Ok::<_, Infallible>)))
         }
     };
     let mut response = Response::new(body);
@@ -73,7 +69,7 @@ pub(super) fn answer(report: Report, operates: bool) -> Response {
     response
 }
 
-/// An answer as JSON, in pieces of some [`PIECE_BYTES`].
+/// An answer as JSON, in pieces of some [`PIECE_BYTES`], and a little more.
 struct Pieces {
     /// What is written and has not gone out.
     written: Vec<u8>,
