@@ -46,6 +46,8 @@ const MOST_NOT_BEGUN: u32 = 10;
 const RUNS_ASK_EVERY: Duration = Duration::from_millis(200);
 /// Policies that are written at one time.
 const WRITES: usize = 4;
+/// Pieces of answers that are written before others have their turn.
+const PIECES: usize = 4;
 /// So often a run is begun again because its tenant was moved while it ran.
 const MOST_FENCED: u32 = 10;
 /// Private memory that a worker may commit beside its tenants' own: V8, and one largest allocation on the way to an
@@ -59,6 +61,8 @@ pub(crate) struct Daemon {
     pub(crate) work: Lanes,
     /// Policies that are being written: each waits for the disk, on a thread that others need.
     pub(crate) writes: Turns,
+    /// Pieces of answers that are being written.
+    pub(crate) pieces: Arc<Turns>,
     pub(crate) posture: Posture,
     /// What workers take on: what the machine has, less what the configuration does without.
     pub(crate) layers: LayerSet,
@@ -295,6 +299,7 @@ impl Daemon {
             supplies,
             work: Lanes::new(),
             writes: Turns::new(WRITES, 1),
+            pieces: Arc::new(Turns::new(PIECES, 1)),
             config,
             posture,
             layers,

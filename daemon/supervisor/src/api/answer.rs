@@ -1,7 +1,6 @@
 //! The answer to a run, written piece by piece as the client takes it: it is held once, as the
 //! worker gave it, and charged until its last byte has gone out.
 
-use std::convert::Infallible;
 use std::ops::Range;
 use std::sync::Arc;
 
@@ -10,13 +9,13 @@ use axum::http::{HeaderValue, header};
 use axum::response::Response;
 use enisle_wire::Outcome;
 use enisle_wire::tenant::{Level, LogLine, ScriptError};
-use futures_util::stream;
 use serde::Serialize;
 use serde_json::value::RawValue;
 
-use super::pieces::{self, PIECE_BYTES};
+use super::peer::Peer;
+use super::pieces::{self, PIECE_BYTES, Pace};
 use super::tenants::micros_as_ms;
-use crate::daemon::Report;
+use crate::daemon::{Daemon, Report};
 use crate::share::Held;
 
 /// What stands before the result.
@@ -54,14 +53,14 @@ enum Millis {
 
 /// The answer to a run, as a response. Whoever does not operate the daemon learns whole
 /// milliseconds: a finer figure is a clock.
-pub(super) fn answer(report: Report, operates: bool) -> Response {
-    let mut pieces = Pieces::new(report, operates);
+pub(super) fn answer(report: Report, peer: Peer, daemon: &Daemon) -> Response {
+    let mut pieces = Pieces::new(report, peer.operates(daemon));
     let first = pieces.by_ref().next().unwrap_or_default();
     let body = match pieces.by_ref().next() {
         None => Body::from(first),
         second => {
             let all = [Some(first), second].into_iter().flatten().chain(pieces);
-            pieces::body(stream::iter(all.map(Ok::<_, Infallible>)))
+            pieces::body(Pace::of(peer.uid, daemon), all)
         }
     };
     let mut response = Response::new(body);

@@ -9,7 +9,7 @@ use axum::response::Response;
 use http_body_util::BodyExt;
 use hyper::body::Body as _;
 
-use super::pieces::{self, PIECE_BYTES};
+use super::pieces::{self, PIECE_BYTES, Pace};
 use super::problem::Problem;
 use crate::config::Api;
 use crate::daemon::Daemon;
@@ -119,7 +119,7 @@ pub(super) async fn tell(
         held.grow_within(bytes as u64, PATIENCE).await?;
     }
     let body = work(bytes, uid, daemon, move || Ok(charged(write(), held))).await?;
-    let mut response = Response::new(pieces::whole(body));
+    let mut response = Response::new(pieces::whole(Pace::of(uid, daemon), body));
     response.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
     Ok(response)
 }
