@@ -2,15 +2,16 @@
 
 use std::ffi::OsStr;
 use std::fs;
-use std::io::{self, IoSlice, Read, Write};
+use std::io::{self, BufRead, BufReader, IoSlice, Read, Write};
+use std::net::Shutdown;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::sync::{Mutex, PoisonError};
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Mutex, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
 use enisle_hardening::fds;
@@ -138,6 +139,21 @@ impl Ground {
 
     pub(crate) fn gauge(&self) -> Gauge {
         Gauge(self.daemon.pid())
+    }
+
+    /// Has the daemon remember events that are as long as a client can make them; how many bytes a
+    /// list of them has.
+    pub(crate) fn fill_events(&self) -> Result<usize, String> {
+        const ORDERS: usize = 1100;
+        let order = json!({ "level": "solo", "reason": "\u{1}".repeat(660) }).to_string();
+        let paths: Vec<_> = (0..ORDERS).map(|n| format!("/v1/tenants/acme-{n}/cordon")).collect();
+        let given = self.root.flood(20, "PUT", &paths, order.as_bytes(), 200);
+        let list = self.root.ask("GET", "/v1/events", b"").map_err(|error| error.to_string())?.body.len();
+        if given == ORDERS && list > 4_000_000 {
+            Ok(list)
+        } else {
+            Err(format!("{given} orders, {list} bytes of events"))
+        }
     }
 
     /// What the daemon tells root of a tenant.
@@ -431,66 +447,92 @@ impl Gauge {
     }
 }
 
-/// Asks for `/_ping` all the time, as the victim, on a connection of its own.
-pub(crate) struct Probe<'a> {
-    stop: &'a AtomicBool,
-    thread: std::thread::ScopedJoinHandle<'a, Pings>,
-}
+/// A ping is due this often.
+const BEAT: Duration = Duration::from_millis(10);
 
-/// What the pings took.
-#[derive(Default)]
+/// What pings took that were asked for on a fixed beat, on one connection, whether those before
+/// were answered or not: a stall is as many late pings as were due in it.
 pub(crate) struct Pings {
+    /// Each from when it was due.
     took: Vec<Duration>,
+    /// How late the probe was by itself at the most: other work kept it from running.
+    late: Duration,
     failed: Option<String>,
 }
 
-impl<'a> Probe<'a> {
-    fn start<'b: 'a>(scope: &'a std::thread::Scope<'a, 'b>, mut stream: UnixStream, stop: &'a AtomicBool) -> Self {
-        let thread = scope.spawn(move || {
-            let mut pings = Pings::default();
-            while !stop.load(Ordering::Relaxed) && pings.failed.is_none() {
-                let begun = Instant::now();
-                match ping(&mut stream) {
-                    Ok(()) => pings.took.push(begun.elapsed()),
-                    Err(error) => pings.failed = Some(error.to_string()),
-                }
-                // Every ping costs the daemon as much as the test.
-                std::thread::sleep(Duration::from_millis(4));
-            }
-            pings
-        });
-        Self { stop, thread }
-    }
-
-    fn end(self) -> Pings {
-        self.stop.store(true, Ordering::Relaxed);
-        self.thread.join().unwrap_or_default()
+impl Pings {
+    /// Until it is told to stop, and all are answered.
+    fn collect(stream: &UnixStream, stop: &OnceLock<Instant>) -> Self {
+        let begun = Instant::now();
+        std::thread::scope(|scope| {
+            let answers = scope.spawn(|| read_pings(stream, begun));
+            let (sent, late) = send_pings(stream, begun, stop);
+            // The answers end where the requests do.
+            let _ = stream.shutdown(Shutdown::Write);
+            let (took, error) = answers.join().expect("it only reads");
+            let missing = (took.len() < sent).then(|| format!("{} of {sent} were answered", took.len()));
+            Self { took, late, failed: error.or(missing) }
+        })
     }
 }
 
-fn ping(stream: &mut UnixStream) -> io::Result<()> {
-    stream.write_all(head("HEAD", "/_ping", 0, true).as_bytes())?;
-    let mut answer = Vec::new();
-    while !answer.ends_with(b"\r\n\r\n") {
-        let mut piece = [0; 512];
-        match stream.read(&mut piece)? {
-            0 => return Err(io::Error::other("the daemon closed the connection")),
-            got => answer.extend_from_slice(&piece[..got]),
+/// How many pings were sent, and how late one was at the most.
+fn send_pings(mut stream: &UnixStream, begun: Instant, stop: &OnceLock<Instant>) -> (usize, Duration) {
+    let ping = head("HEAD", "/_ping", 0, true);
+    let (mut sent, mut due, mut late) = (0, begun, Duration::ZERO);
+    while stop.get().is_none_or(|stop| due < *stop) && stream.write_all(ping.as_bytes()).is_ok() {
+        late = late.max(due.elapsed());
+        sent += 1;
+        due += BEAT;
+        std::thread::sleep(due.saturating_duration_since(Instant::now()));
+    }
+    (sent, late)
+}
+
+/// How late each answer was, until the daemon ends the connection; and what went wrong.
+fn read_pings(stream: &UnixStream, begun: Instant) -> (Vec<Duration>, Option<String>) {
+    let (mut took, mut due, mut read) = (Vec::new(), begun, BufReader::new(stream));
+    let mut line = String::new();
+    loop {
+        line.clear();
+        match read.read_line(&mut line) {
+            Ok(0) => return (took, None),
+            Err(error) => return (took, Some(error.to_string())),
+            // The end of a head, which is all of the answer.
+            Ok(_) if line == "\r\n" => {
+                took.push(due.elapsed());
+                due += BEAT;
+            }
+            Ok(_) => {}
         }
     }
-    Ok(())
 }
 
-/// Does something while a ping is asked for all the time; what came of both.
+/// Does something while the victim asks for pings.
 pub(crate) fn probed<T>(ground: &Ground, attack: impl FnOnce() -> T) -> (T, Pings) {
-    let stop = AtomicBool::new(false);
-    let stream = ground.victim.connect().expect("the victim may connect before the attack");
+    probed_over(ground.victim.connect().expect("the victim may connect before the attack"), attack)
+}
+
+/// The same on a connection to any daemon.
+pub(crate) fn probed_over<T>(stream: UnixStream, attack: impl FnOnce() -> T) -> (T, Pings) {
+    let stop = OnceLock::new();
     stream.set_read_timeout(Some(STALLED)).expect("a timeout");
     std::thread::scope(|scope| {
-        let probe = Probe::start(scope, stream, &stop);
+        let probe = scope.spawn(|| Pings::collect(&stream, &stop));
         let result = attack();
-        (result, probe.end())
+        let _ = stop.set(Instant::now());
+        (result, probe.join().expect("it only asks"))
     })
+}
+
+/// An attack through which the daemon has to answer as well: what came of it, with the figures.
+pub(crate) fn answering(
+    ground: &Ground,
+    options: Options,
+    attack: impl FnOnce() -> Result<String, String>,
+) -> Result<String, String> {
+    let (result, pings) = probed(ground, attack);
+    pings.beside(options, result)
 }
 
 impl Pings {
@@ -508,12 +550,27 @@ impl Pings {
         sorted.last().copied().unwrap_or_default()
     }
 
+    /// Both the figures and what came of an attack, if both hold.
+    pub(crate) fn beside(&self, options: Options, result: Result<String, String>) -> Result<String, String> {
+        match (result, self.verdict(options.bench)) {
+            (Ok(said), Ok(pings)) => Ok(format!("{said}; {pings}")),
+            (Ok(said) | Err(said), Ok(pings) | Err(pings)) => Err(format!("{said}; {pings}")),
+        }
+    }
+
     /// The latencies in words, or in what way the daemon has stalled. The exact figure is the
     /// benchmark's: beside a test other work may run.
     pub(crate) fn verdict(&self, bench: bool) -> Result<String, String> {
         let ms = |time: Duration| format!("{:.1}", time.as_secs_f64() * 1e3);
         let (p50, p99, most) = (self.at(50), self.all_but_one_in_a_hundred(), self.at(100));
-        let said = format!("{} pings: p50 {}, p99 {}, max {} ms", self.took.len(), ms(p50), ms(p99), ms(most));
+        let said = format!(
+            "{} pings: p50 {}, p99 {}, max {} ms, the probe late by up to {} ms",
+            self.took.len(),
+            ms(p50),
+            ms(p99),
+            ms(most),
+            ms(self.late)
+        );
         match &self.failed {
             Some(error) => Err(format!("a ping failed after {said}: {error}")),
             None if p99 > Duration::from_millis(if bench { 100 } else { 250 }) => Err(said),
