@@ -2,8 +2,7 @@
 
 use std::ffi::OsStr;
 use std::fs;
-use std::io::{self, BufRead, BufReader, IoSlice, Read, Write};
-use std::net::Shutdown;
+use std::io::{self, IoSlice, Read, Write};
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::os::unix::net::{UnixListener, UnixStream};
@@ -450,10 +449,11 @@ impl Gauge {
 /// A ping is due this often.
 const BEAT: Duration = Duration::from_millis(10);
 
-/// What pings took that were asked for on a fixed beat, on one connection, whether those before
-/// were answered or not: a stall is as many late pings as were due in it.
+/// What pings took that are due on a fixed beat, each from when it was due. Those that are due while
+/// one is on its way are answered with it, as other clients' would be: a stall is as many late
+/// pings as were due in it, and one that ends with the attack is no less.
+#[derive(Default)]
 pub(crate) struct Pings {
-    /// Each from when it was due.
     took: Vec<Duration>,
     /// How late the probe was by itself at the most: other work kept it from running.
     late: Duration,
@@ -461,51 +461,34 @@ pub(crate) struct Pings {
 }
 
 impl Pings {
-    /// Until it is told to stop, and all are answered.
-    fn collect(stream: &UnixStream, stop: &OnceLock<Instant>) -> Self {
-        let begun = Instant::now();
-        std::thread::scope(|scope| {
-            let answers = scope.spawn(|| read_pings(stream, begun));
-            let (sent, late) = send_pings(stream, begun, stop);
-            // The answers end where the requests do.
-            let _ = stream.shutdown(Shutdown::Write);
-            let (took, error) = answers.join().expect("it only reads");
-            let missing = (took.len() < sent).then(|| format!("{} of {sent} were answered", took.len()));
-            Self { took, late, failed: error.or(missing) }
-        })
-    }
-}
-
-/// How many pings were sent, and how late one was at the most.
-fn send_pings(mut stream: &UnixStream, begun: Instant, stop: &OnceLock<Instant>) -> (usize, Duration) {
-    let ping = head("HEAD", "/_ping", 0, true);
-    let (mut sent, mut due, mut late) = (0, begun, Duration::ZERO);
-    while stop.get().is_none_or(|stop| due < *stop) && stream.write_all(ping.as_bytes()).is_ok() {
-        late = late.max(due.elapsed());
-        sent += 1;
-        due += BEAT;
-        std::thread::sleep(due.saturating_duration_since(Instant::now()));
-    }
-    (sent, late)
-}
-
-/// How late each answer was, until the daemon ends the connection; and what went wrong.
-fn read_pings(stream: &UnixStream, begun: Instant) -> (Vec<Duration>, Option<String>) {
-    let (mut took, mut due, mut read) = (Vec::new(), begun, BufReader::new(stream));
-    let mut line = String::new();
-    loop {
-        line.clear();
-        match read.read_line(&mut line) {
-            Ok(0) => return (took, None),
-            Err(error) => return (took, Some(error.to_string())),
-            // The end of a head, which is all of the answer.
-            Ok(_) if line == "\r\n" => {
-                took.push(due.elapsed());
+    fn collect(&mut self, stream: &mut UnixStream, stop: &OnceLock<Instant>) -> io::Result<()> {
+        let mut due = Instant::now();
+        let over = |due| stop.get().is_some_and(|stop| due >= *stop);
+        while !over(due) {
+            std::thread::sleep(due.saturating_duration_since(Instant::now()));
+            self.late = self.late.max(due.elapsed());
+            ping(stream)?;
+            let answered = Instant::now();
+            while due <= answered && !over(due) {
+                self.took.push(answered - due);
                 due += BEAT;
             }
-            Ok(_) => {}
+        }
+        Ok(())
+    }
+}
+
+fn ping(stream: &mut UnixStream) -> io::Result<()> {
+    stream.write_all(head("HEAD", "/_ping", 0, true).as_bytes())?;
+    let mut answer = Vec::new();
+    while !answer.ends_with(b"\r\n\r\n") {
+        let mut piece = [0; 512];
+        match stream.read(&mut piece)? {
+            0 => return Err(io::Error::other("the daemon closed the connection")),
+            got => answer.extend_from_slice(&piece[..got]),
         }
     }
+    Ok(())
 }
 
 /// Does something while the victim asks for pings.
@@ -514,15 +497,16 @@ pub(crate) fn probed<T>(ground: &Ground, attack: impl FnOnce() -> T) -> (T, Ping
 }
 
 /// The same on a connection to any daemon.
-pub(crate) fn probed_over<T>(stream: UnixStream, attack: impl FnOnce() -> T) -> (T, Pings) {
-    let stop = OnceLock::new();
+pub(crate) fn probed_over<T>(mut stream: UnixStream, attack: impl FnOnce() -> T) -> (T, Pings) {
+    let (stop, mut pings) = (OnceLock::new(), Pings::default());
     stream.set_read_timeout(Some(STALLED)).expect("a timeout");
-    std::thread::scope(|scope| {
-        let probe = scope.spawn(|| Pings::collect(&stream, &stop));
+    let result = std::thread::scope(|scope| {
+        scope.spawn(|| pings.failed = pings.collect(&mut stream, &stop).err().map(|error| error.to_string()));
         let result = attack();
         let _ = stop.set(Instant::now());
-        (result, probe.join().expect("it only asks"))
-    })
+        result
+    });
+    (result, pings)
 }
 
 /// An attack through which the daemon has to answer as well: what came of it, with the figures.
