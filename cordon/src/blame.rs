@@ -153,6 +153,7 @@ pub enum Verdict {
 /// Why tenants are kept from others for a while without a decision about their standing.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub enum Because {
     /// A process that they were in died, and nobody knows whose doing it was.
     UnexplainedDeath,

@@ -15,6 +15,7 @@ use crate::{Level, Time};
 /// How well a tenant is known, by its policy.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub enum Trust {
     /// The operator vouches for its code. It is never beside anybody else.
     Trusted,
@@ -44,6 +45,7 @@ pub struct Order {
 /// Why a tenant moved.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(tag = "because", rename_all = "camelCase", rename_all_fields = "camelCase")]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub enum Reason {
     /// Its score has reached a threshold.
     Score { score: f64, threshold: f64 },
@@ -71,6 +73,7 @@ pub enum Decision {
 
 /// A move that was made.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct Past {
     pub at: Time,
     pub from: Level,

@@ -54,6 +54,7 @@ pub use signal::{Kind, Seen, Signal, Source};
 /// How far out a tenant lives.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub enum Level {
     /// A process with other tenants.
     #[default]
@@ -118,6 +119,7 @@ pub struct UnknownLevel(String);
 /// A moment, in milliseconds after 1970.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(transparent)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct Time(pub u64);
 
 impl Time {

@@ -8,6 +8,7 @@ use serde::{Deserialize, Serialize};
 /// Who measured it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub enum Source {
     /// A trap, an exit status, a clock or a counter of the kernel's.
     Kernel,
@@ -38,6 +39,7 @@ pub enum Kind {
 /// One thing that counts. The numbers are in [`crate::rules`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub enum Signal {
     /// A system call that the filter refuses.
     RefusedCall,

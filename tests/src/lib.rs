@@ -8,12 +8,12 @@ pub mod wait;
 
 use std::ffi::OsStr;
 use std::fs;
-use std::io::{ErrorKind, Read, Write};
-use std::os::unix::net::UnixStream;
+use std::io::{Read, Write};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::OnceLock;
 
+use enisle_api::client::blocking::{Connection, Response};
 use serde_json::{Value, json};
 use tempfile::{TempDir, TempPath};
 
@@ -179,7 +179,7 @@ impl Daemon {
     }
 
     fn answers(&self) -> bool {
-        UnixStream::connect(self.socket()).is_ok() && self.try_request("GET", "/_ping", b"").is_ok()
+        self.try_request("GET", "/_ping", b"").is_ok()
     }
 
     /// Kills the daemon as nothing may, and gives its folder back.
@@ -206,16 +206,7 @@ impl Daemon {
     }
 
     fn try_request(&self, method: &str, path: &str, body: &[u8]) -> std::io::Result<Answer> {
-        let mut stream = UnixStream::connect(self.socket())?;
-        stream.set_read_timeout(Some(PATIENCE))?;
-        let head = format!(
-            "{method} {path} HTTP/1.1\r\nhost: d\r\nconnection: close\r\ncontent-length: {}\r\n\r\n",
-            body.len()
-        );
-        stream.write_all(head.as_bytes())?;
-        // A daemon that refuses early may stop reading; its answer is what counts.
-        let _ = stream.write_all(body);
-        Answer::read(&mut stream)
+        Ok(Connection::open(&self.socket(), PATIENCE)?.last_request(method, path, body)?.into())
     }
 
     pub fn get(&self, path: &str) -> Value {
@@ -286,21 +277,9 @@ pub struct Answer {
 }
 
 impl Answer {
-    /// Reads an answer to the end of the connection.
+    /// Reads an answer to the end of the connection, for tests that write requests of their own.
     pub fn read(stream: &mut impl Read) -> std::io::Result<Self> {
-        let mut bytes = Vec::new();
-        match stream.read_to_end(&mut bytes) {
-            // The daemon has answered, and closed before it had read all.
-            Err(error) if error.kind() == ErrorKind::ConnectionReset && !bytes.is_empty() => {}
-            read => drop(read?),
-        }
-        let end = bytes.windows(4).position(|window| window == b"\r\n\r\n");
-        let end = end.ok_or_else(|| std::io::Error::other("the connection was closed without an answer"))?;
-        let head = String::from_utf8_lossy(&bytes[..end]).into_owned();
-        let status = head.split(' ').nth(1).and_then(|word| word.parse().ok()).unwrap_or(0);
-        let raw = bytes.split_off(end + 4);
-        let chunked = head.to_ascii_lowercase().contains("transfer-encoding: chunked");
-        Ok(Self { status, body: if chunked { dechunk(&raw) } else { raw }, head })
+        Ok(Response::read_last(stream)?.into())
     }
 
     pub fn json(&self) -> Value {
@@ -321,18 +300,10 @@ impl Answer {
     }
 }
 
-fn dechunk(mut raw: &[u8]) -> Vec<u8> {
-    let mut body = Vec::new();
-    while let Some(end) = raw.windows(2).position(|window| window == b"\r\n") {
-        let size = usize::from_str_radix(&String::from_utf8_lossy(&raw[..end]), 16).unwrap_or(0);
-        let start = end + 2;
-        if size == 0 || raw.len() < start + size + 2 {
-            break;
-        }
-        body.extend_from_slice(&raw[start..start + size]);
-        raw = &raw[start + size + 2..];
+impl From<Response> for Answer {
+    fn from(Response { status, head, body }: Response) -> Self {
+        Self { status, head, body }
     }
-    body
 }
 
 /// Whether a process is there.

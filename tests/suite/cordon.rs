@@ -360,6 +360,100 @@ fn an_expelled_tenant_ends_also_where_it_is_leaving() {
     });
 }
 
+/// One process, which is soon too old, and no room for another one.
+const OLD_AND_FULL: &str =
+    "[workers]\nshare_without_keys = true\nmax = 1\nmax_age_secs = 2\n[defaults.limits]\nwall_ms = 60000\n";
+
+fn lasting(ms: u32) -> Value {
+    json!({ "code": format!("() => new Promise((r) => setTimeout(() => r('done'), {ms}))") })
+}
+
+/// Waits until a tenant that has a run knows that its process is too old and that there is no
+/// other.
+fn await_no_room(daemon: &Daemon, tenant: &str) {
+    daemon.await_event("a move without room", |event| event["event"] == "noRoom" && event["tenant"] == tenant);
+}
+
+#[test]
+fn whoever_must_be_further_out_leaves_an_old_process_though_there_is_no_room() {
+    let daemon = Daemon::start(&format!("{OLD_AND_FULL}[cordon]\ndrain_secs = 1\nqueue_secs = 1\n"));
+    std::thread::scope(|scope| {
+        let [goes, stays] = ["goes", "stays"].map(|tenant| {
+            let daemon = &daemon;
+            scope.spawn(move || daemon.load(tenant, &lasting(20_000)))
+        });
+        ["goes", "stays"].iter().for_each(|tenant| await_no_room(&daemon, tenant));
+        order(&daemon, "goes", "solo");
+        // Fenced after a second, and begun again where there is no room for it.
+        goes.join().expect("the run is answered").problem(503);
+        assert_eq!(events(&daemon, "fenced", "goes").len(), 1);
+        assert_eq!(daemon.get("/v1/tenants/stays")["inFlight"], 1, "the neighbour's run goes on");
+        order(&daemon, "stays", "expelled");
+        stays.join().expect("the run is answered").problem(403);
+    });
+}
+
+#[test]
+fn whoever_gets_secrets_leaves_an_old_process_though_there_is_no_room() {
+    let daemon = Daemon::start(&format!("{OLD_AND_FULL}[cordon]\ndrain_secs = 1\nqueue_secs = 1\n"));
+    std::thread::scope(|scope| {
+        let [goes, stays] = ["goes", "stays"].map(|tenant| {
+            let daemon = &daemon;
+            scope.spawn(move || daemon.load(tenant, &lasting(20_000)))
+        });
+        ["goes", "stays"].iter().for_each(|tenant| await_no_room(&daemon, tenant));
+        let policy = json!({ "owner": "acme", "secrets": ["KEY"] }).to_string();
+        daemon.request("PUT", "/v1/tenants/goes", policy.as_bytes()).ok();
+        goes.join().expect("the run is answered").problem(503);
+        assert_eq!(events(&daemon, "fenced", "goes").len(), 1);
+        order(&daemon, "stays", "expelled");
+        stays.join().expect("the run is answered").problem(403);
+    });
+}
+
+#[test]
+fn a_tenant_is_expelled_from_an_old_process_though_there_is_no_room() {
+    let daemon = Daemon::start(&format!("{OLD_AND_FULL}[cordon]\nqueue_secs = 60\n"));
+    std::thread::scope(|scope| {
+        let run = scope.spawn(|| daemon.load("t", &lasting(20_000)));
+        await_no_room(&daemon, "t");
+        let waits = scope.spawn(|| daemon.load("t", &lasting(1)));
+        daemon.wait_for("/v1/tenants/t", |tenant| tenant["inFlight"] == 2);
+        order(&daemon, "t", "expelled");
+        for run in [run, waits] {
+            assert!(run.join().expect("the run is answered").problem(403).contains("expelled"));
+        }
+    });
+}
+
+#[test]
+fn runs_of_a_tenant_whose_process_is_old_wait_for_room_no_longer_than_queue_secs() {
+    let daemon = Daemon::start(&format!("{OLD_AND_FULL}[cordon]\nqueue_secs = 1\n"));
+    std::thread::scope(|scope| {
+        let run = scope.spawn(|| daemon.load("t", &lasting(20_000)));
+        await_no_room(&daemon, "t");
+        assert!(daemon.load("t", &lasting(1)).problem(503).contains("workers.max"));
+        assert_eq!(daemon.get("/v1/tenants/t")["inFlight"], 1, "the run in the old process goes on");
+        order(&daemon, "t", "expelled");
+        run.join().expect("the run is answered").problem(403);
+    });
+}
+
+#[test]
+fn runs_of_a_tenant_whose_process_is_old_wait_for_its_last_run_there() {
+    let daemon = Daemon::start(&format!("{OLD_AND_FULL}[cordon]\nqueue_secs = 60\n"));
+    std::thread::scope(|scope| {
+        let run = scope.spawn(|| daemon.load("t", &lasting(8000)).ok());
+        daemon.wait_for("/v1/tenants/t", |tenant| tenant["usage"]["begun"] == 1);
+        let first = daemon.worker_of("t");
+        await_no_room(&daemon, "t");
+        assert_eq!(daemon.load("t", &lasting(1)).ok()["result"], "done");
+        assert_eq!(run.join().expect("the run is answered")["result"], "done");
+        assert!(!is_alive(first), "there is one process at a time");
+    });
+    assert!(events(&daemon, "fenced", "t").is_empty());
+}
+
 #[test]
 fn how_a_tenant_stands_survives_a_daemon_that_was_killed() {
     let daemon = Daemon::start(SHARING);

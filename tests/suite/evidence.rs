@@ -10,11 +10,11 @@ use std::process::{Command, Stdio};
 use enisle_tests::{Answer, Daemon, SHARING, has, programs, wait_until};
 use serde_json::{Value, json};
 
-const STRANGER: u32 = 4_000_001;
-const GUEST: u32 = 4_000_002;
+pub(crate) const STRANGER: u32 = 4_000_001;
+pub(crate) const GUEST: u32 = 4_000_002;
 
 /// A daemon that lets a guest act for some tenants; none where other users cannot be had.
-fn with_guest() -> Option<Daemon> {
+pub(crate) fn with_guest() -> Option<Daemon> {
     has("root", nix::unistd::geteuid().is_root()).then(|| {
         let daemon = Daemon::start(&format!("{SHARING}[[peers]]\nuid = {GUEST}\ntenants = [\"guest-*\"]\n"));
         // The socket's mode lets nobody else in; the policy is what is tested here.
@@ -45,7 +45,7 @@ fn send_as(daemon: &Daemon, uid: u32, requests: &str) -> Vec<u8> {
     })
 }
 
-fn ask_as(daemon: &Daemon, uid: u32, method: &str, path: &str, body: &str) -> Answer {
+pub(crate) fn ask_as(daemon: &Daemon, uid: u32, method: &str, path: &str, body: &str) -> Answer {
     let answer = send_as(daemon, uid, &request(method, path, body, true));
     Answer::read(&mut answer.as_slice()).expect("an answer")
 }

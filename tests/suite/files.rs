@@ -57,6 +57,17 @@ fn refusal(folder: &TempDir) -> String {
     said
 }
 
+#[test]
+fn a_start_that_its_state_folder_stops_names_the_folder_and_no_worker() {
+    let folder = folder();
+    fs::create_dir(folder.path().join("state")).expect("a folder");
+    set_mode(&folder.path().join("state"), 0o700);
+    fs::write(folder.path().join("state/tenants"), "").expect("it is ours");
+    let said = refusal(&folder);
+    assert!(said.contains("state/tenants cannot be used for the daemon's state"), "{said}");
+    assert!(!said.contains("worker"), "{said}");
+}
+
 /// Everything below a folder, and the folder.
 fn walk(path: &Path, found: &mut Vec<PathBuf>) {
     found.push(path.to_owned());

@@ -4,6 +4,7 @@
 //! |---|---|
 //! | [`scripts`] | what a script can be and do, and what comes back |
 //! | [`requests`] | bad input, rights, quotas, policies, events |
+//! | [`api`] | that answers are as they are described |
 //! | [`hostile`] | scripts that want too much: each ends with its outcome, and its neighbours go on |
 //! | [`cordon`] | who is moved, why, and that a move loses nothing |
 //! | [`kept`] | isolates of registered scripts that stay warm |
@@ -18,6 +19,7 @@
 
 #![allow(clippy::print_stderr, reason = "a skipped test says why")]
 
+mod api;
 mod cli;
 mod clock;
 mod confinement;

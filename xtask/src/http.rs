@@ -1,74 +1,30 @@
-//! A client of the daemon's socket, small enough to measure with: one kept connection, one request at a time.
+//! A daemon of its own for a demonstration or a measurement, and requests to it.
 
-use std::io::{BufRead, BufReader, Read, Write};
-use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
+use enisle_api::client::blocking::{self, Response};
 use serde_json::Value;
+
+/// A wait for an answer that is longer is an error.
+const PATIENCE: Duration = Duration::from_secs(60);
 
 /// A kept connection.
 #[derive(Debug)]
-pub(crate) struct Connection {
-    stream: BufReader<UnixStream>,
-}
+pub(crate) struct Connection(blocking::Connection);
 
 impl Connection {
     pub(crate) fn open(socket: &Path) -> Result<Self> {
-        let stream = UnixStream::connect(socket).with_context(|| format!("connecting to {}", socket.display()))?;
-        stream.set_read_timeout(Some(Duration::from_secs(60)))?;
-        Ok(Self { stream: BufReader::new(stream) })
+        let opened = blocking::Connection::open(socket, PATIENCE);
+        Ok(Self(opened.with_context(|| format!("connecting to {}", socket.display()))?))
     }
 
     /// One request; status and body.
     pub(crate) fn request(&mut self, method: &str, path: &str, body: &[u8]) -> Result<(u16, Vec<u8>)> {
-        let mut request =
-            format!("{method} {path} HTTP/1.1\r\nhost: bench\r\ncontent-length: {}\r\n\r\n", body.len()).into_bytes();
-        request.extend_from_slice(body);
-        self.stream.get_mut().write_all(&request)?;
-        let mut line = String::new();
-        self.stream.read_line(&mut line)?;
-        let status = line
-            .split(' ')
-            .nth(1)
-            .and_then(|word| word.parse().ok())
-            .with_context(|| format!("no status in {line:?}"))?;
-        let (mut length, mut chunked) = (0, false);
-        loop {
-            line.clear();
-            self.stream.read_line(&mut line)?;
-            let header = line.trim().to_ascii_lowercase();
-            if header.is_empty() {
-                break;
-            }
-            if let Some(value) = header.strip_prefix("content-length:") {
-                length = value.trim().parse()?;
-            }
-            chunked |= header == "transfer-encoding: chunked";
-        }
-        if chunked {
-            return Ok((status, self.chunks()?));
-        }
-        let mut body = vec![0; length];
-        self.stream.read_exact(&mut body)?;
+        let Response { status, body, .. } = self.0.request(method, path, body)?;
         Ok((status, body))
-    }
-
-    fn chunks(&mut self) -> Result<Vec<u8>> {
-        let mut body = Vec::new();
-        loop {
-            let mut line = String::new();
-            self.stream.read_line(&mut line)?;
-            let size = usize::from_str_radix(line.trim(), 16)?;
-            let mut chunk = vec![0; size + 2];
-            self.stream.read_exact(&mut chunk)?;
-            if size == 0 {
-                return Ok(body);
-            }
-            body.extend_from_slice(&chunk[..size]);
-        }
     }
 
     pub(crate) fn get(&mut self, path: &str) -> Result<Value> {

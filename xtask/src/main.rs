@@ -25,6 +25,8 @@ enum Task {
     Demo,
     /// Check the style and run every test.
     Test(test::Options),
+    /// Renew the OpenAPI document from the API's types.
+    Openapi,
     /// Measure.
     #[command(subcommand)]
     Bench(bench::Bench),
@@ -54,6 +56,7 @@ fn run(task: Task) -> Result<()> {
     match task {
         Task::Demo => demo::run(),
         Task::Test(options) => test::run(&options),
+        Task::Openapi => renew_openapi(),
         Task::Bench(bench) => bench::run(bench),
         Task::Sim(sim) => sim::run(&sim),
         Task::V8(command) => v8::run(command),
@@ -76,6 +79,14 @@ fn cache_dir() -> PathBuf {
     let own = env::var_os("XDG_CACHE_HOME").map(PathBuf::from);
     let home = || env::var_os("HOME").map(|home| PathBuf::from(home).join(".cache"));
     own.or_else(home).unwrap_or_else(|| root().join("target")).join("enisle")
+}
+
+/// Writes the document that the daemon serves.
+fn renew_openapi() -> Result<()> {
+    let path = root().join("daemon/api/openapi.json");
+    std::fs::write(&path, enisle_api::openapi::text()).with_context(|| format!("writing {}", path.display()))?;
+    println!("{} is what the types say", path.display());
+    Ok(())
 }
 
 /// Cargo in this checkout, with the V8 archive that was found.

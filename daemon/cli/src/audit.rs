@@ -5,12 +5,13 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use clap::Subcommand;
+use enisle_api::client::Client;
+use enisle_api::types::audit::AuditHead;
 use enisle_cordon::audit::{Head, Verifier};
 use serde::Deserialize;
 use serde_json::json;
 
 use crate::Failure;
-use crate::client::Client;
 use crate::show;
 
 #[derive(Debug, Subcommand)]
@@ -26,17 +27,16 @@ pub(crate) enum Audit {
 pub(crate) async fn verify(folder: Option<PathBuf>, client: &Client, as_json: bool) -> Result<u8, Failure> {
     // Asked before the files are read: what is written meanwhile makes the chain longer, never shorter.
     let daemon = match (client.get("/v1/audit").await, &folder) {
-        (Ok(daemon), _) => Some(daemon.value()?),
+        (Ok(daemon), _) => Some(daemon.read::<AuditHead>()?),
         (Err(_), Some(_)) => None,
         (Err(error), None) => return Err(error.into()),
     };
-    let its_own = daemon.as_ref().and_then(|daemon| daemon["folder"].as_str()).map(PathBuf::from);
+    let its_own = daemon.as_ref().map(|daemon| PathBuf::from(&daemon.folder));
     let folder = folder.or_else(|| its_own.clone()).unwrap_or_default();
     let chain = read(&folder)?;
     let known = daemon.filter(|_| its_own.as_deref().is_some_and(|own| same(own, &folder)));
     if let Some(known) = &known {
-        let text = known["hash"].as_str().unwrap_or_default().to_owned();
-        compare(&Head { seq: known["seq"].as_u64().unwrap_or(0), hash: text }, &chain, &folder)?;
+        compare(&Head { seq: known.seq, hash: known.hash.clone() }, &chain, &folder)?;
     }
     let Chain { verifier, files, .. } = &chain;
     let head = verifier.head().cloned().unwrap_or_default();

@@ -3,12 +3,16 @@
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use clap::Args;
+use enisle_api::client::{Client, encoded};
+use enisle_api::types::cordon::{Cordon, CordonRequest, SignalState};
+use enisle_api::types::policy::Policy;
+use enisle_api::types::tenant::{Residence, TenantView};
 use enisle_cordon::Level;
-use serde_json::{Value, json};
+use enisle_cordon::decide::{Past, Reason};
+use serde::Serialize;
 
-use crate::Failure;
-use crate::client::{Client, encoded, segment};
-use crate::show::{self, one_line};
+use crate::show::{self, one_line, word};
+use crate::{Failure, segment};
 
 #[derive(Debug, Args)]
 #[command(group = clap::ArgGroup::new("what").required(true))]
@@ -30,121 +34,142 @@ pub(crate) async fn change(change: Change, client: &Client, as_json: bool) -> Re
     let path = format!("/v1/tenants/{}/cordon", segment(&change.tenant)?);
     let tenant = match change.level {
         Some(level) => {
-            let body = json!({ "level": level, "reason": change.reason }).to_string();
-            client.put(&path, body.into_bytes()).await?
+            let order = serde_json::to_vec(&CordonRequest { level, reason: change.reason });
+            let order = order.map_err(|error| Failure::Usage(format!("this is no order: {error}")))?;
+            client.put(&path, order).await?
         }
         None => client.delete(&format!("{path}?reason={}", encoded(&change.reason))).await?,
     };
     if as_json {
         show::json(&tenant)?;
     } else {
-        outln!("{} is {} from now on", change.tenant, text(&tenant.value()?["cordon"]["level"]));
+        let level = match tenant.read::<TenantView>()? {
+            TenantView::Full(tenant) => tenant.cordon.level,
+            TenantView::Own(tenant) => tenant.cordon.level,
+        };
+        outln!("{} is {level} from now on", change.tenant);
     }
     Ok(0)
 }
 
-pub(crate) fn inspect(tenant: &Value) {
+pub(crate) fn inspect(tenant: &TenantView) {
     for line in describe(tenant, SystemTime::now()) {
         outln!("{}", one_line(&line));
     }
 }
 
 /// For people: where it lives, why, and what it has used.
-fn describe(tenant: &Value, now: SystemTime) -> Vec<String> {
-    let (cordon, thresholds) = (&tenant["cordon"], &tenant["cordon"]["thresholds"]);
+fn describe(tenant: &TenantView, now: SystemTime) -> Vec<String> {
     let now_ms = now.duration_since(UNIX_EPOCH).map_or(0, |since| u64::try_from(since.as_millis()).unwrap_or(u64::MAX));
-    let ago = |at: &Value| age(now_ms.saturating_sub(at.as_u64().unwrap_or(now_ms)));
-    let mut first =
-        format!("{}: {} for {}", text(&tenant["name"]), text(&cordon["level"]), ago(&cordon["sinceUnixMs"]));
-    // Only operators are told.
-    if thresholds.is_object() {
-        first += &format!(
-            ", score {} (watched from {}, solo {}, sealed {}, expelled {})",
-            cordon["score"], thresholds["watch"], thresholds["solo"], thresholds["sealed"], thresholds["expelled"],
-        );
+    match tenant {
+        TenantView::Full(tenant) => {
+            let (name, usage) = (&tenant.name, &tenant.usage);
+            let mut lines = stands(name, &tenant.cordon, now_ms);
+            lines.push(used(usage.runs, &usage.cpu_ms, &usage.outcomes));
+            lines.extend([lives(tenant.resident.as_ref()), policy(&tenant.policy)]);
+            lines
+        }
+        // Why, and where, only operators are told.
+        TenantView::Own(tenant) => {
+            let (cordon, usage) = (&tenant.cordon, &tenant.usage);
+            let since = age(now_ms.saturating_sub(cordon.since_unix_ms));
+            vec![
+                format!("{}: {} for {since}", tenant.name, cordon.level),
+                used(usage.runs, &usage.cpu_ms, &usage.outcomes),
+                lives(None),
+                policy(&tenant.policy),
+            ]
+        }
     }
-    let mut lines = vec![first];
-    if let Some(order) = cordon["order"].as_object() {
-        lines.push(format!(
-            "  ordered  {} by uid {} {} ago: {}",
-            text(&order["level"]),
-            order["byUid"],
-            ago(&order["unixMs"]),
-            text(&order["reason"])
-        ));
+}
+
+/// How a tenant stands, and how it came to this.
+fn stands(name: &str, cordon: &Cordon, now_ms: u64) -> Vec<String> {
+    let ago = |at: u64| age(now_ms.saturating_sub(at));
+    let left = |until: u64| age(until.saturating_sub(now_ms));
+    let levels = &cordon.thresholds;
+    let mut lines = vec![format!(
+        "{name}: {} for {}, score {:?} (watched from {:?}, solo {:?}, sealed {:?}, expelled {:?})",
+        cordon.level,
+        ago(cordon.since_unix_ms),
+        cordon.score,
+        levels.watch,
+        levels.solo,
+        levels.sealed,
+        levels.expelled,
+    )];
+    if let Some(order) = &cordon.order {
+        let (level, uid, ago) = (order.level, order.by_uid, ago(order.unix_ms));
+        lines.push(format!("  ordered  {level} by uid {uid} {ago} ago: {}", order.reason));
     }
-    if let Some(until) = cordon["suspectedUntilUnixMs"].as_u64() {
-        lines.push(format!(
-            "  suspected for {} more: it has ended a process, or may have",
-            age(until.saturating_sub(now_ms))
-        ));
+    if let Some(until) = cordon.suspected_until_unix_ms {
+        lines.push(format!("  suspected for {} more: it has ended a process, or may have", left(until)));
     }
-    if let Some(apart) = cordon["keptApart"].as_object() {
-        let with = if apart["alone"] == true { "alone" } else { "with half of those who were there" };
-        let left = age(apart["forMs"].as_u64().unwrap_or(0));
+    if let Some(apart) = &cordon.kept_apart {
+        let with = if apart.alone { "alone" } else { "with half of those who were there" };
+        let left = age(apart.for_ms);
         lines.push(format!("  kept {with} for {left} more: a process that it was in died, and nobody knows why"));
     }
-    if cordon["onProbation"] == true {
+    if cordon.on_probation {
         lines.push("  on probation: it has a new home, and its uid's budget of deaths was used up".to_owned());
     }
-    let signals = cordon["signals"].as_array().map(Vec::as_slice).unwrap_or_default();
-    if !signals.is_empty() {
+    if !cordon.signals.is_empty() {
         lines.push(format!(
             "  {:<16} {:<10} {:>7} {:>7} {:>6} {:>8}  HALF-LIFE",
             "SIGNAL", "SOURCE", "POINTS", "WEIGHT", "TIMES", "LAST"
         ));
     }
-    for signal in signals {
-        lines.push(format!(
-            "  {:<16} {:<10} {:>7} {:>7} {:>6} {:>8}  {}{}",
-            text(&signal["signal"]),
-            text(&signal["source"]),
-            signal["points"].to_string(),
-            signal["weight"].to_string(),
-            signal["count"].to_string(),
-            age(signal["ageMs"].as_u64().unwrap_or(0)),
-            age(signal["halfLifeSecs"].as_u64().unwrap_or(0) * 1000),
-            if signal["certain"] == false { "  in company: perhaps another's doing" } else { "" },
-        ));
+    lines.extend(cordon.signals.iter().map(signal));
+    for Past { at, from, to, reasons } in cordon.history.iter().rev() {
+        let reasons: Vec<_> = reasons.iter().map(in_words).collect();
+        lines.push(format!("  {:>8} ago {from} -> {to}: {}", ago(at.0), reasons.join(", ")));
     }
-    for past in cordon["history"].as_array().into_iter().flatten().rev() {
-        let reasons: Vec<_> = past["reasons"].as_array().into_iter().flatten().map(in_words).collect();
-        lines.push(format!(
-            "  {:>8} ago {} -> {}: {}",
-            ago(&past["at"]),
-            text(&past["from"]),
-            text(&past["to"]),
-            reasons.join(", ")
-        ));
-    }
-    let usage = &tenant["usage"];
-    lines.push(format!("  runs {}, {} ms of CPU, outcomes {}", usage["runs"], usage["cpuMs"], usage["outcomes"]));
-    match tenant["resident"].as_object() {
-        Some(home) => {
-            lines.push(format!("  lives in worker {} (pid {}), {}", home["worker"], home["pid"], text(&home["cordon"])))
-        }
-        None => lines.push("  lives nowhere at the moment".to_owned()),
-    }
-    lines.push(format!("  policy {}", tenant["policy"]));
     lines
 }
 
-/// One reason of a decision.
-fn in_words(reason: &Value) -> String {
-    match text(&reason["because"]).as_str() {
-        "score" => format!("score {:.0} of {}", reason["score"].as_f64().unwrap_or(0.0), reason["threshold"]),
-        "signal" => format!("{} {:.0}", text(&reason["signal"]), reason["points"].as_f64().unwrap_or(0.0)),
-        "suspected" => "suspected".to_owned(),
-        "unsuspected" => "no longer suspected".to_owned(),
-        "order" => format!("uid {} said so: {}", reason["byUid"], text(&reason["reason"])),
-        "lifted" => format!("uid {} lifted it: {}", reason["byUid"], text(&reason["reason"])),
-        "clean" => format!("clean for {}", age(reason["forMs"].as_u64().unwrap_or(0))),
-        _ => reason.to_string(),
+fn signal(state: &SignalState) -> String {
+    let SignalState { points, weight, count, .. } = state;
+    let in_company = if state.certain { "" } else { "  in company: perhaps another's doing" };
+    format!(
+        "  {:<16} {:<10} {points:>7?} {weight:>7?} {count:>6} {:>8}  {}{in_company}",
+        word(&state.signal),
+        word(&state.source),
+        age(state.age_ms),
+        age(state.half_life_secs * 1000),
+    )
+}
+
+fn used(runs: u64, cpu_ms: &impl Serialize, outcomes: &impl Serialize) -> String {
+    format!("  runs {runs}, {} ms of CPU, outcomes {}", json(cpu_ms), json(outcomes))
+}
+
+fn lives(home: Option<&Residence>) -> String {
+    match home {
+        Some(Residence { worker, pid, cordon, .. }) => format!("  lives in worker {worker} (pid {pid}), {cordon}"),
+        None => "  lives nowhere at the moment".to_owned(),
     }
 }
 
-fn text(value: &Value) -> String {
-    value.as_str().map_or_else(|| value.to_string(), str::to_owned)
+fn policy(policy: &Policy) -> String {
+    format!("  policy {}", json(policy))
+}
+
+/// As JSON, its keys in order.
+fn json(value: &impl Serialize) -> String {
+    serde_json::to_value(value).unwrap_or_default().to_string()
+}
+
+/// One reason of a decision.
+fn in_words(reason: &Reason) -> String {
+    match reason {
+        Reason::Score { score, threshold } => format!("score {score:.0} of {threshold:?}"),
+        Reason::Signal { signal, points, .. } => format!("{} {points:.0}", word(signal)),
+        Reason::Suspected { .. } => "suspected".to_owned(),
+        Reason::Unsuspected => "no longer suspected".to_owned(),
+        Reason::Order { reason, by_uid } => format!("uid {by_uid} said so: {reason}"),
+        Reason::Lifted { reason, by_uid } => format!("uid {by_uid} lifted it: {reason}"),
+        Reason::Clean { for_ms, .. } => format!("clean for {}", age(*for_ms)),
+    }
 }
 
 /// A duration, in the largest unit that it has two of.
@@ -160,6 +185,8 @@ fn age(ms: u64) -> String {
 
 #[cfg(test)]
 mod tests {
+    use serde_json::json;
+
     use super::*;
 
     #[test]
@@ -170,18 +197,28 @@ mod tests {
     #[test]
     fn a_tenant_is_described_with_its_reasons() {
         let at = |secs| UNIX_EPOCH + Duration::from_secs(secs);
-        let tenant = json!({ "name": "t", "cordon": { "level": "sealed", "sinceUnixMs": 1000, "score": 100.0,
-            "thresholds": { "watch": 30, "solo": 60, "sealed": 90, "expelled": 180 },
+        let policy = json!({ "limits": { "cpuMs": 1, "wallMs": 1, "memoryMb": 8, "outputBytes": 1, "logBytes": 1,
+            "logLines": 1, "timers": 1, "codeBytes": 1, "subRequests": 1 },
+            "quota": { "inFlight": 1, "perSecond": 1, "burst": 1 }, "trust": "standard", "secrets": [],
+            "allowEval": false });
+        let tenant = json!({ "name": "t", "policy": policy, "inFlight": 0, "resident": null,
+            "cordon": { "level": "sealed", "sinceUnixMs": 1000, "score": 100.0,
+            "thresholds": { "watch": 30.0, "solo": 60.0, "sealed": 90.0, "expelled": 180.0 },
             "signals": [{ "signal": "refusedCall", "source": "kernel", "points": 100.0, "weight": 100.0, "count": 1,
                           "ageMs": 2000, "halfLifeSecs": 2_592_000, "certain": true }],
+            "suspectedUntilUnixMs": null, "keptApart": null, "onProbation": false, "order": null,
+            "firstSeenUnixMs": 1000,
             "history": [{ "at": 1000, "from": "shared", "to": "sealed",
-                          "reasons": [{ "because": "score", "score": 100.4, "threshold": 90.0 }] }] } });
+                          "reasons": [{ "because": "score", "score": 100.4, "threshold": 90.0 }] }] },
+            "usage": { "runs": 3, "begun": 3, "fenced": 0, "cpuMs": 1.5, "outcomes": { "violation": 1, "ok": 2 } } });
+        let tenant = serde_json::from_value(tenant).unwrap();
         let lines = describe(&tenant, at(61)).join("\n");
         for part in [
             "t: sealed for 60 s, score 100.0",
             "refusedCall      kernel",
             "30 d",
             "shared -> sealed: score 100 of 90.0",
+            r#"  runs 3, 1.5 ms of CPU, outcomes {"ok":2,"violation":1}"#,
         ] {
             assert!(lines.contains(part), "{part}: {lines}");
         }

@@ -1,18 +1,17 @@
 //! `enisle doctor`: the posture of this machine, a line a layer, and what the running daemon makes of it.
 
+use enisle_api::client::{Client, ClientError};
+use enisle_api::types::about::Info;
 use enisle_hardening::Posture;
 use serde_json::{Value, json};
 
-use crate::client::{Client, ClientError};
-use crate::show;
+use crate::{advice, show};
 
 pub(crate) async fn examine(client: &Client, as_json: bool) {
     let posture = Posture::probe();
-    let (daemon, why) = match client.get("/v1/info").await.and_then(|info| info.value()) {
-        Ok(info) => (Some(info), None),
-        Err(error) => (None, Some(error)),
-    };
+    let answer = client.get("/v1/info").await;
     if as_json {
+        let daemon = answer.and_then(|answer| answer.read::<Value>()).ok();
         show::out(&as_value(&posture, daemon).to_string());
         return;
     }
@@ -30,22 +29,21 @@ pub(crate) async fn examine(client: &Client, as_json: bool) {
     for note in &posture.notes {
         outln!("note {note}");
     }
-    match daemon {
-        Some(info) => {
-            let hidden = "what its workers are without is for operators ([[peers]] operate = true)";
-            let consequence = info["posture"]["consequence"].as_str().unwrap_or(hidden);
-            outln!("daemon on {}: {consequence}", client.socket.display());
-            // The daemon may do without what the machine has, or see less of it than we do.
-            for layer in info["posture"]["layers"].as_array().into_iter().flatten().filter(|layer| layer["on"] == false)
-            {
-                let text = |key: &str| layer[key].as_str().unwrap_or("?");
-                outln!("its workers are without {}: {}", text("layer"), text("consequence"));
-            }
-        }
-        None => match why {
-            Some(why @ ClientError::Stranger { .. }) => outln!("{why}"),
-            _ => outln!("no daemon answers on {}", client.socket.display()),
-        },
+    match answer.and_then(|answer| answer.read::<Info>()) {
+        Ok(info) => daemon(&info, client),
+        Err(why @ ClientError::Stranger { .. }) => outln!("{}", advice(&why)),
+        Err(_) => outln!("no daemon answers on {}", client.socket().display()),
+    }
+}
+
+/// What the daemon says of itself. It may do without what the machine has, or see less of it than
+/// we do.
+fn daemon(info: &Info, client: &Client) {
+    let hidden = "what its workers are without is for operators ([[peers]] operate = true)";
+    let consequence = info.posture.as_ref().map_or(hidden, |posture| &posture.consequence);
+    outln!("daemon on {}: {consequence}", client.socket().display());
+    for layer in info.posture.iter().flat_map(|posture| &posture.layers).filter(|layer| !layer.on) {
+        outln!("its workers are without {}: {}", layer.layer, layer.consequence.as_deref().unwrap_or("?"));
     }
 }
 

@@ -16,7 +16,6 @@ macro_rules! errln {
 }
 
 mod audit;
-mod client;
 mod cordon;
 mod doctor;
 mod run;
@@ -27,9 +26,10 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::{CommandFactory, Parser, Subcommand};
+use enisle_api::client::{self, Client, ClientError};
+use enisle_api::types::tenant::{TenantRow, TenantView};
+use enisle_api::types::worker::Worker;
 use serde_json::Value;
-
-use crate::client::{Client, ClientError};
 
 /// Runs untrusted JavaScript, each tenant on an island of its own.
 #[derive(Debug, Parser)]
@@ -53,7 +53,7 @@ enum Command {
     /// Run one file.
     Run(run::RunFile),
     /// Send a load request as the API takes it, from a file or from standard input (`-`).
-    Load(run::LoadRequest),
+    Load(run::LoadFile),
     /// The worker processes and who lives in them.
     Ps,
     /// Every tenant that the daemon knows, with its cordon and what it used.
@@ -86,7 +86,7 @@ enum Command {
 /// Why a command did not do its work.
 #[derive(Debug, thiserror::Error)]
 enum Failure {
-    #[error(transparent)]
+    #[error("{}", advice(.0))]
     Client(#[from] ClientError),
     #[error("{0}")]
     Usage(String),
@@ -94,6 +94,24 @@ enum Failure {
     Standalone(String),
     #[error("{0}")]
     Broken(String),
+}
+
+/// What a client says, and what to do about it with this command line.
+fn advice(error: &ClientError) -> String {
+    match error {
+        ClientError::Unreachable { .. } => {
+            format!("{error}; start one with `enisled`, or use `enisle run --standalone`")
+        }
+        ClientError::Stranger { uid, .. } => {
+            format!("{error}. If that is the daemon that you mean, say so with --daemon-uid {uid}")
+        }
+        ClientError::Problem { .. } | ClientError::Broken(_) => error.to_string(),
+    }
+}
+
+/// A tenant's name as a segment of a path.
+fn segment(name: &str) -> Result<&str, Failure> {
+    client::segment(name).ok_or_else(|| Failure::Usage(format!("{name:?} cannot be a tenant's name")))
 }
 
 impl Failure {
@@ -135,19 +153,25 @@ async fn act(arguments: Arguments) -> Result<u8, Failure> {
         Command::Run(command) => run::file(command, client, json).await,
         Command::Load(command) => run::request(command, client, json).await,
         Command::Ps => {
-            show::workers(&pages(&client, "workers").await?, json);
+            match pages(&client, "workers").await? {
+                workers if json => outln!("{workers}"),
+                workers => show::workers(&typed::<Vec<Worker>>(workers)?),
+            }
             Ok(0)
         }
         Command::Tenants => {
-            show::tenants(&pages(&client, "tenants").await?, json);
+            match pages(&client, "tenants").await? {
+                tenants if json => outln!("{tenants}"),
+                tenants => show::tenants(&typed::<Vec<TenantRow>>(tenants)?),
+            }
             Ok(0)
         }
         Command::Inspect { tenant } => {
-            let tenant = client.get(&format!("/v1/tenants/{}", client::segment(&tenant)?)).await?;
+            let tenant = client.get(&format!("/v1/tenants/{}", segment(&tenant)?)).await?;
             if json {
                 show::json(&tenant)?;
             } else {
-                cordon::inspect(&tenant.value()?);
+                cordon::inspect(&tenant.read::<TenantView>()?);
             }
             Ok(0)
         }
@@ -169,11 +193,15 @@ async fn act(arguments: Arguments) -> Result<u8, Failure> {
     }
 }
 
-/// A list of the daemon's, all its pages in one.
+fn typed<T: serde::de::DeserializeOwned>(value: Value) -> Result<T, ClientError> {
+    serde_json::from_value(value).map_err(|error| ClientError::Broken(error.to_string()))
+}
+
+/// A list of the daemon's, all its pages in one, as it came.
 async fn pages(client: &Client, name: &str) -> Result<Value, ClientError> {
     let (mut all, mut path) = (Vec::new(), format!("/v1/{name}"));
     loop {
-        let mut page = client.get(&path).await?.value()?;
+        let mut page = client.get(&path).await?.read::<Value>()?;
         if let Some(items) = page[name].as_array_mut() {
             all.append(items);
         }

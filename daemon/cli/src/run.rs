@@ -4,11 +4,15 @@ use std::io::Read;
 use std::path::{Path, PathBuf};
 
 use clap::Args;
-use serde_json::{Map, Value, json};
+use enisle_api::client::Client;
+use enisle_api::types::policy::RequestedLimits;
+use enisle_api::types::run::{Answer, Call, LoadRequest};
+use enisle_api::types::script::{Module, ScriptRequest, TypedModule};
+use enisle_wire::Outcome;
+use serde_json::{Map, Value};
 
-use crate::client::{Client, segment};
 use crate::standalone::Private;
-use crate::{Failure, show};
+use crate::{Failure, segment, show};
 
 #[derive(Debug, Args)]
 pub(crate) struct RunFile {
@@ -41,7 +45,7 @@ pub(crate) struct RunFile {
 }
 
 #[derive(Debug, Args)]
-pub(crate) struct LoadRequest {
+pub(crate) struct LoadFile {
     /// The request: a file, or `-`.
     file: PathBuf,
     /// On whose behalf.
@@ -57,20 +61,27 @@ pub(crate) async fn file(command: RunFile, client: Client, as_json: bool) -> Res
     // The file's own name, so that errors show it.
     let name =
         command.file.file_name().map_or_else(|| "main.js".to_owned(), |name| name.to_string_lossy().into_owned());
-    let mut request =
-        json!({ "args": arguments(&command.args)?, "env": environment(&command.env)?, "limits": limits(&command) });
+    let mut script = ScriptRequest {
+        env: Some(environment(&command.env)?),
+        limits: Some(RequestedLimits {
+            cpu_ms: command.cpu_ms,
+            wall_ms: command.wall_ms,
+            memory_mb: command.memory_mb,
+            ..RequestedLimits::default()
+        }),
+        ..ScriptRequest::default()
+    };
     if is_module(&source) {
-        request["mainModule"] = json!(name);
-        request["modules"] = json!({ name: { "js": source } });
+        script.modules = Some([(name.clone(), Module::Typed(TypedModule::Js(source)))].into());
+        script.main_module = Some(name);
     } else {
-        request["code"] = json!(source);
+        script.code = Some(source);
     }
-    for (key, value) in [("entrypoint", &command.entrypoint), ("method", &command.method)] {
-        if let Some(value) = value {
-            request[key] = json!(value);
-        }
-    }
-    send(&request.to_string(), &command.tenant, command.standalone, client, as_json).await
+    let args = Some(arguments(&command.args)?);
+    let call = Call { entrypoint: command.entrypoint, method: command.method, args, props: None };
+    let request = serde_json::to_string(&LoadRequest { script, call });
+    let request = request.map_err(|error| Failure::Usage(format!("this is no request: {error}")))?;
+    send(&request, &command.tenant, command.standalone, client, as_json).await
 }
 
 /// A guess that only decides under which name errors show the file: the daemon takes both forms as `code`.
@@ -78,7 +89,7 @@ fn is_module(source: &str) -> bool {
     source.lines().any(|line| line.starts_with("export ") || line.starts_with("export{"))
 }
 
-pub(crate) async fn request(command: LoadRequest, client: Client, as_json: bool) -> Result<u8, Failure> {
+pub(crate) async fn request(command: LoadFile, client: Client, as_json: bool) -> Result<u8, Failure> {
     let request = read(&command.file)?;
     send(&request, &command.tenant, command.standalone, client, as_json).await
 }
@@ -92,22 +103,22 @@ async fn send(request: &str, tenant: &str, standalone: bool, client: Client, as_
     } else {
         client.post(&path, body).await?
     };
-    let ran: show::Answer = answer.read()?;
+    let ran: Answer = answer.read()?;
     if as_json {
         show::json(&answer)?;
     } else {
         show::answer(&ran);
     }
-    Ok(exit_code(&ran.outcome))
+    Ok(exit_code(ran.outcome))
 }
 
-fn exit_code(outcome: &str) -> u8 {
+fn exit_code(outcome: Outcome) -> u8 {
     match outcome {
-        "ok" => 0,
-        "exception" | "canceled" => 1,
-        "exceededCpu" | "exceededWall" | "exceededMemory" | "exceededOutput" => 4,
-        "violation" => 5,
-        _ => 70,
+        Outcome::Ok => 0,
+        Outcome::Exception | Outcome::Canceled => 1,
+        Outcome::ExceededCpu | Outcome::ExceededWall | Outcome::ExceededMemory | Outcome::ExceededOutput => 4,
+        Outcome::Violation => 5,
+        Outcome::WorkerLost | Outcome::InternalError => 70,
     }
 }
 
@@ -140,15 +151,6 @@ fn environment(entries: &[String]) -> Result<Map<String, Value>, Failure> {
     entries.iter().map(parse).collect()
 }
 
-fn limits(command: &RunFile) -> Value {
-    let limits = [("cpuMs", command.cpu_ms), ("wallMs", command.wall_ms), ("memoryMb", command.memory_mb)];
-    limits
-        .into_iter()
-        .filter_map(|(key, limit)| Some((key.to_owned(), Value::from(limit?))))
-        .collect::<Map<_, _>>()
-        .into()
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -156,7 +158,7 @@ mod tests {
     #[test]
     fn values_of_env_are_json_where_they_can_be() {
         let env = environment(&["a=1".into(), "b=x=y".into(), "c={\"d\":2}".into()]).unwrap();
-        assert_eq!(Value::from(env), json!({"a": 1, "b": "x=y", "c": {"d": 2}}));
+        assert_eq!(Value::from(env), serde_json::json!({"a": 1, "b": "x=y", "c": {"d": 2}}));
     }
 
     #[test]
@@ -167,7 +169,8 @@ mod tests {
         for row in table.lines().skip(2) {
             let cells: Vec<_> = row.split('|').map(str::trim).collect();
             for outcome in cells[1].split('`').skip(1).step_by(2) {
-                assert_eq!(exit_code(outcome).to_string(), cells[3], "{outcome}");
+                let known = Outcome::ALL.into_iter().find(|known| known.as_str() == outcome).unwrap();
+                assert_eq!(exit_code(known).to_string(), cells[3], "{outcome}");
                 seen += 1;
             }
         }

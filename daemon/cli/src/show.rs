@@ -4,11 +4,12 @@
 
 use std::io::Write;
 
-use serde::{Deserialize, Deserializer};
+use enisle_api::client::{Body, ClientError};
+use enisle_api::types::run::{Answer, LogLine, ScriptError};
+use enisle_api::types::tenant::TenantRow;
+use enisle_api::types::worker::Worker;
+use serde::Serialize;
 use serde_json::Value;
-use serde_json::value::RawValue;
-
-use crate::client::{Body, ClientError};
 
 /// A line on standard output as it is; `outln!` is for people. A reader that has gone away ends the
 /// program quietly, as it ends `cat`.
@@ -45,6 +46,11 @@ pub(crate) fn safe(text: &str) -> String {
     out
 }
 
+/// What the API calls one of its words: a level, a signal.
+pub(crate) fn word(value: &impl Serialize) -> String {
+    serde_json::to_value(value).ok().and_then(|value| Some(value.as_str()?.to_owned())).unwrap_or_default()
+}
+
 /// A script's text, whose further lines do not stand at the margin: there they would pass for what
 /// the client says itself. Those of a stack are indented already.
 fn hanging(text: &str) -> String {
@@ -73,43 +79,10 @@ fn is_format(c: char) -> bool {
         | '\u{e0000}'..='\u{e0fff}')
 }
 
-/// What a run came to. The result is whatever the script returned, and stays text.
-#[derive(Debug, Deserialize)]
-pub(crate) struct Answer {
-    pub(crate) outcome: String,
-    #[serde(default, deserialize_with = "present")]
-    result: Option<Box<RawValue>>,
-    error: Option<ScriptError>,
-    #[serde(default)]
-    logs: Vec<LogLine>,
-    #[serde(default)]
-    truncated: bool,
-}
-
-#[derive(Debug, Deserialize)]
-#[serde(default)]
-#[derive(Default)]
-struct ScriptError {
-    name: String,
-    message: String,
-    stack: Option<String>,
-}
-
-#[derive(Debug, Deserialize)]
-struct LogLine {
-    level: String,
-    text: String,
-}
-
-/// A result that is there, `null` as well.
-fn present<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<Box<RawValue>>, D::Error> {
-    Box::<RawValue>::deserialize(deserializer).map(Some)
-}
-
 /// A run: its console on standard error, its result on standard output.
 pub(crate) fn answer(answer: &Answer) {
-    for LogLine { level, text } in &answer.logs {
-        errln!("[{level}] {}", hanging(text));
+    for LogLine { level, text, .. } in &answer.logs {
+        errln!("[{}] {}", word(level), hanging(text));
     }
     if answer.truncated {
         errln!("(the log was cut: limits.logBytes, limits.logLines)");
@@ -184,39 +157,19 @@ fn pretty(json: &str) -> Option<String> {
     Some(out)
 }
 
-pub(crate) fn workers(workers: &Value, as_json: bool) {
-    if as_json {
-        outln!("{workers}");
-        return;
-    }
+pub(crate) fn workers(workers: &[Worker]) {
     outln!("{:>4} {:>8} {:<7} {:>9} {:>7}  TENANTS", "ID", "PID", "CORDON", "RSS MiB", "AGE s");
-    for worker in workers.as_array().into_iter().flatten() {
-        let number = |key: &str| worker[key].as_u64().unwrap_or_default();
-        let tenants: Vec<_> = worker["tenants"].as_array().into_iter().flatten().filter_map(Value::as_str).collect();
-        let (rss, age) = (number("rssBytes") >> 20, number("ageMs") / 1000);
-        let cordon = worker["cordon"].as_str().unwrap_or_default();
-        outln!("{:>4} {:>8} {cordon:<7} {rss:>9} {age:>7}  {}", number("id"), number("pid"), tenants.join(" "));
+    for Worker { id, pid, cordon, tenants, rss_bytes, age_ms, .. } in workers {
+        let (rss, age) = (rss_bytes.unwrap_or_default() >> 20, age_ms / 1000);
+        outln!("{id:>4} {pid:>8} {cordon:<7} {rss:>9} {age:>7}  {}", tenants.join(" "));
     }
 }
 
-pub(crate) fn tenants(tenants: &Value, as_json: bool) {
-    if as_json {
-        outln!("{tenants}");
-        return;
-    }
+pub(crate) fn tenants(tenants: &[TenantRow]) {
     outln!("{:<32} {:<8} {:>6} {:>9} {:>9} {:>12}", "TENANT", "CORDON", "SCORE", "IN FLIGHT", "RUNS", "CPU ms");
-    for tenant in tenants.as_array().into_iter().flatten() {
-        let text = |value: &Value| safe(value.as_str().unwrap_or_default());
-        let (cordon, usage) = (&tenant["cordon"], &tenant["usage"]);
-        outln!(
-            "{:<32} {:<8} {:>6} {:>9} {:>9} {:>12}",
-            text(&tenant["name"]),
-            text(&cordon["level"]),
-            cordon["score"].to_string(),
-            tenant["inFlight"].to_string(),
-            usage["runs"].to_string(),
-            usage["cpuMs"].to_string(),
-        );
+    for TenantRow { name, in_flight, cordon, usage, .. } in tenants {
+        let (level, score, runs, cpu) = (cordon.level, cordon.score, usage.runs, usage.cpu_ms);
+        outln!("{name:<32} {level:<8} {score:>6?} {in_flight:>9} {runs:>9} {cpu:>12?}");
     }
 }
 
@@ -242,6 +195,12 @@ pub(crate) fn event(text: &str, as_json: bool) {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// An answer with that outcome, and what follows it.
+    fn answer_of(outcome: &str) -> String {
+        let usage = r#"{"cpuMs":1.5,"wallMs":2,"startupUs":0,"queuedUs":0,"peakHeapBytes":0}"#;
+        format!(r#"{{"id":"r","outcome":{outcome},"logs":[],"truncated":false,"usage":{usage},"cordon":"solo"}}"#)
+    }
 
     #[test]
     fn a_script_cannot_drive_the_terminal() {
@@ -280,8 +239,7 @@ mod tests {
         let deep = "[".repeat(1000) + &"]".repeat(1000);
         let wide = format!("{}{}1{}", "[".repeat(400), "1,".repeat(100_000), "]".repeat(400));
         for result in [&deep, &wide] {
-            let answer = format!(r#"{{"outcome":"ok","result":{result}}}"#);
-            let answer: Answer = serde_json::from_str(&answer).unwrap();
+            let answer: Answer = serde_json::from_str(&answer_of(&format!(r#""ok","result":{result}"#))).unwrap();
             assert_eq!(answer.result.unwrap().get(), result);
         }
         assert_eq!(pretty(&wide), None);
@@ -289,9 +247,10 @@ mod tests {
 
     #[test]
     fn a_result_of_null_is_a_result() {
-        let read = |text| serde_json::from_str::<Answer>(text).unwrap().result.map(|result| result.get().to_owned());
-        assert_eq!(read(r#"{"outcome":"ok","result":null}"#).as_deref(), Some("null"));
-        assert_eq!(read(r#"{"outcome":"exception"}"#), None);
-        assert_eq!(read(r#"{"outcome":"ok","result":"\ud800"}"#).as_deref(), Some(r#""\ud800""#));
+        let read = |parts| serde_json::from_str::<Answer>(&answer_of(parts)).unwrap().result;
+        let read = |parts| read(parts).map(|result| result.get().to_owned());
+        assert_eq!(read(r#""ok","result":null"#).as_deref(), Some("null"));
+        assert_eq!(read(r#""exception""#), None);
+        assert_eq!(read(r#""ok","result":"\ud800""#).as_deref(), Some(r#""\ud800""#));
     }
 }

@@ -3,10 +3,9 @@
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
+use enisle_api::client::Client;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
-
-use crate::client::Client;
 
 const START_TIMEOUT: Duration = Duration::from_secs(30);
 

@@ -1,4 +1,4 @@
-//! A worker before it has a tenant: started from the blueprint, told what to be, and looked at from outside.
+//! A worker before it has a tenant: started from the blueprint, and told what to be.
 
 use std::ffi::CString;
 use std::fs::File;
@@ -15,12 +15,9 @@ use enisle_hardening::fault::FaultPage;
 use enisle_hardening::islands::Zone;
 use enisle_hardening::jail::Plan;
 use enisle_hardening::spawn::{self, Spawn, SpawnError, Started};
-use enisle_hardening::tags::{self, Tags};
-use enisle_hardening::verify::{self, Expected};
 use enisle_hardening::{Layer, LayerSet, mpk};
 use enisle_wire::FrameError;
 use enisle_wire::control::{FromWorker, Role, Session, Start, ToWorker};
-use nix::unistd::Pid;
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, BufReader};
 use tokio::net::UnixStream;
 
@@ -122,7 +119,7 @@ impl Blueprint {
     }
 
     /// The uid and gid that worker `id` has outside.
-    fn ids(&self, id: u64) -> (u32, u32) {
+    pub(crate) fn ids(&self, id: u64) -> (u32, u32) {
         match self.uid_base {
             // Enough that no two live workers meet.
             Some(base) => {
@@ -261,44 +258,6 @@ async fn try_snapshot(blueprint: &Arc<Blueprint>) -> Result<Vec<u8>, StartError>
         FromWorker::Snapshot(bytes) => Ok(bytes),
         _ => Err(StartError::NotReady("it made no snapshot".to_owned())),
     }
-}
-
-/// What is wrong with a worker, seen from outside.
-pub(crate) fn inspect(blueprint: &Blueprint, newborn: &Newborn) -> Vec<String> {
-    let (uid, gid) = blueprint.ids(newborn.id);
-    let expected = Expected {
-        plan: &newborn.plan,
-        program: &blueprint.program,
-        uid,
-        gid,
-        control_inode: newborn.control_inode,
-        stderr_inode: newborn.stderr_inode,
-    };
-    match verify::verify(newborn.started.pid, &expected) {
-        Ok(findings) => findings.iter().map(ToString::to_string).collect(),
-        Err(error) => vec![format!("it cannot be inspected: {error}")],
-    }
-}
-
-/// What is wrong with the keys of a worker that should have some: every island has to be there, tagged with a key of its own.
-pub(crate) fn untagged(pid: Pid, tags: Option<&Tags>) -> impl Iterator<Item = String> {
-    let check = || {
-        let Some(tags) = tags else { return vec!["it took none".to_owned()] };
-        let (places, mut distinct) = (tags.zone.islands().count(), tags.keys.clone());
-        distinct.extend([0, tags.jit]);
-        distinct.sort_unstable();
-        distinct.dedup();
-        if tags.keys.len() != places || distinct.len() != places + 2 {
-            return vec![format!("its keys {:?} are not one for each of {places} places", tags.keys)];
-        }
-        match tags::inspect(pid, tags) {
-            // At the least every sandbox is mapped.
-            Ok(seen) if seen.mappings < places => vec![format!("only {} mappings are on its islands", seen.mappings)],
-            Ok(seen) => seen.findings(),
-            Err(error) => vec![format!("its mappings cannot be read: {error}")],
-        }
-    };
-    check().into_iter()
 }
 
 fn random() -> u64 {

@@ -77,7 +77,8 @@ pub(crate) enum Keys {
 pub(crate) struct Cordon {
     /// Most processes that are one tenant's own; further tenants that need one wait, and are refused.
     pub(crate) max_alone: usize,
-    /// So long they wait, in seconds.
+    /// How long they wait, in seconds; a run whose tenant is leaving a home for want of another one
+    /// waits as long for room.
     pub(crate) queue_secs: u64,
     /// A run that does not end for so long in the home that its tenant is leaving is begun again in the new one, in seconds.
     pub(crate) drain_secs: u64,

@@ -10,10 +10,11 @@ use std::time::{Duration, Instant};
 use enisle_cordon::{Bounds, Capacity, Level, Reason, Seen, Signal};
 use enisle_hardening::{Layer, LayerSet, Posture, mpk};
 use enisle_wire::Outcome;
-use enisle_wire::tenant::{Advice, RunId, ScriptError, Usage};
+use enisle_wire::tenant::{RunId, ScriptError, Usage};
 use tokio::sync::{Notify, mpsc};
 
 use crate::api::peer::whose;
+use crate::attempt::{Attempts, GaveUp, Next};
 use crate::birth::{Blueprint, Memory, StartError, make_snapshot};
 use crate::config::{Config, Counters, Keys};
 use crate::counters;
@@ -26,7 +27,7 @@ use crate::policy::{Limits, Policy, Store, StoreError, TenantName};
 use crate::pool::{AdmitError, Pool};
 use crate::quota::OverQuota;
 use crate::record::{RecordError, Recorder};
-use crate::resident::{Ended, Finished, Lost, Resident, Visit};
+use crate::resident::{Finished, Resident, Visit};
 use crate::run_id::RunIds;
 use crate::share::{Exhausted, Held, Lanes, Parts, Supply, Turns};
 use crate::tenant::Tenant;
@@ -40,16 +41,12 @@ const MAX_TENANTS: u64 = 100_000;
 const FORGET_AMONG: usize = 64;
 /// Tenants that are looked at before others have their turn.
 pub(crate) const SOME_TENANTS: usize = 256;
-/// So many workers may die before they come to one and the same run.
-const MOST_NOT_BEGUN: u32 = 10;
 /// How often the runs of a tenant that lives where it should not ask for its move.
 const RUNS_ASK_EVERY: Duration = Duration::from_millis(200);
 /// Policies that are written at one time.
 const WRITES: usize = 4;
 /// Pieces of answers that are written before others have their turn.
 const PIECES: usize = 4;
-/// So often a run is begun again because its tenant was moved while it ran.
-const MOST_FENCED: u32 = 10;
 /// Private memory that a worker may commit beside its tenants' own: V8, and one largest allocation on the way to an
 /// `exceededMemory`.
 const WORKER_BASE_MB: u64 = 2048;
@@ -419,90 +416,71 @@ impl Daemon {
 
     /// One run, to its report. Dropping the future cancels it.
     ///
-    /// A run whose worker dies under it is begun once more: no run has an effect outside its worker yet.
+    /// A run whose worker dies under it is begun again ([`Attempts`]): no run has an effect outside
+    /// its worker yet.
     pub(crate) async fn run(self: &Arc<Self>, job: Job) -> Result<Report, RunError> {
         let tenant = &Arc::clone(&job.in_flight.tenant);
         let (id, uid) = (job.run.id, job.in_flight.uid);
-        let (mut begun, mut in_company, mut not_begun, mut fenced) = (0, 0, 0, 0);
-        let until = Instant::now() + Duration::from_secs(self.config.cordon.queue_secs);
+        let room_until = || Instant::now() + Duration::from_secs(self.config.cordon.queue_secs);
+        let (mut attempts, mut until) = (Attempts::default(), room_until());
         loop {
             let resident = self.home(tenant, &job, until).await?;
             let level = resident.worker.level;
             let fitted = if level == Level::Sealed { self.sealed(&job, tenant).await? } else { job.clone() };
             let ended = resident.run(fitted).await;
-            // What comes from a home that the tenant has left does not count, whatever it says.
-            let own_word = match &ended {
-                Ended::NotBegun | Ended::Unanswered { .. } => true,
-                // A run that had to leave the old home was canceled by us.
-                Ended::Judged(finished) => finished.outcome != Outcome::Canceled,
-                Ended::Done(_) | Ended::Lost(_) => false,
-            };
-            if !own_word && resident.is_fenced() {
-                {
-                    let mut usage = tenant.usage();
-                    usage.fenced += 1;
-                    usage.add_cpu(ended.cpu_us());
-                }
-                let (name, run) = (tenant.name.to_string(), id.to_string());
-                self.events.tell(What::Fenced { tenant: name, uid, run, token: resident.token });
-                fenced += 1;
-                if fenced < MOST_FENCED {
-                    continue;
-                }
-                let finished = lost("its tenant was moved again and again", Usage::default());
-                self.note(tenant, uid, id, &finished);
-                return Ok(Report { id, finished, level });
-            }
-            match ended {
-                Ended::Done(finished) | Ended::Judged(finished) => {
+            let finished = match attempts.after(ended, resident.is_fenced()) {
+                Next::Answer(finished) => {
                     tenant.note_end();
-                    self.note(tenant, uid, id, &finished);
-                    return Ok(Report { id, finished: *finished, level });
+                    *finished
                 }
-                Ended::Unanswered { bytes, why, usage } => {
+                Next::Refuse { bytes, why, usage } => {
                     tenant.note_end();
-                    self.note(tenant, uid, id, &unanswered(usage));
+                    self.note(tenant, uid, id, &Finished::of_ours(Outcome::ExceededOutput, None, usage));
                     return Err(RunError::Answer { bytes, why });
                 }
-                // The worker died before it came to this run, which is not held against it; but not for ever.
-                Ended::NotBegun if not_begun < MOST_NOT_BEGUN => not_begun += 1,
-                Ended::NotBegun => {
-                    let finished = lost("no worker lived long enough to begin it", Usage::default());
-                    self.note(tenant, uid, id, &finished);
-                    return Ok(Report { id, finished, level });
+                Next::Discard { cpu_us, gives_up } => {
+                    self.discard(tenant, uid, id, resident.token, cpu_us);
+                    let Some(why) = gives_up else { continue };
+                    given_up(tenant, &why, Usage::default())
                 }
-                Ended::Lost(Lost { why, anothers_doing, usage }) => {
-                    // What another tenant did is not held against this run. Twice in bad company, it lives alone; there
-                    // nobody else can take its worker.
-                    begun += u32::from(!anothers_doing);
-                    in_company += u32::from(anothers_doing);
-                    if !anothers_doing || in_company == 2 {
+                Next::GiveUp(why, usage) => given_up(tenant, &why, usage),
+                Next::Wait => {
+                    // So far it has waited for its turn, not for room.
+                    until = room_until();
+                    self.pool.bury_dead();
+                    continue;
+                }
+                Next::Retry { alone, why: reason, usage } => {
+                    if alone {
                         tenant.retry_alone();
-                    }
-                    if begun == 2 {
-                        let finished = lost(&why, usage);
-                        tenant.note_end();
-                        self.note(tenant, uid, id, &finished);
-                        return Ok(Report { id, finished, level });
                     }
                     // The answer has what the last attempt used.
                     tenant.usage().add_cpu(usage.cpu_us);
-                    self.events.tell(What::Retried {
-                        tenant: tenant.name.to_string(),
-                        uid,
-                        run: id.to_string(),
-                        reason: why,
-                    });
+                    let (tenant, run) = (tenant.name.to_string(), id.to_string());
+                    self.events.tell(What::Retried { tenant, uid, run, reason });
+                    self.pool.bury_dead();
+                    continue;
                 }
-            }
-            self.pool.bury_dead();
+            };
+            self.note(tenant, uid, id, &finished);
+            return Ok(Report { id, finished, level });
         }
+    }
+
+    /// What comes from a home that the tenant has left does not count, whatever it says.
+    fn discard(&self, tenant: &Tenant, uid: u32, run: RunId, token: u64, cpu_us: u64) {
+        let mut usage = tenant.usage();
+        usage.fenced += 1;
+        usage.add_cpu(cpu_us);
+        drop(usage);
+        self.events.tell(What::Fenced { tenant: tenant.name.to_string(), uid, run: run.to_string(), token });
     }
 
     /// The tenant's home; a new one if it has none, has lost it, or its process is old. Where it has to live elsewhere, it is
     /// moved meanwhile (`rehome`); only one that must not be beside others waits for that.
     ///
-    /// Where there is no room for one that has to live alone, it waits `until` then.
+    /// Where there is no room for one that has to live alone, or that is leaving a home in which a
+    /// run has yet to end, it waits `until` then.
     async fn home(self: &Arc<Self>, tenant: &Arc<Tenant>, job: &Job, until: Instant) -> Result<Visit, RunError> {
         let mut home = tenant.home.lock().await;
         loop {
@@ -539,7 +517,12 @@ impl Daemon {
                 }
                 admitted => admitted,
             };
-            *home = Some(admitted?);
+            match admitted {
+                Ok(admitted) => *home = Some(admitted),
+                // It was expelled while it waited for room; the next look says so.
+                Err(_) if tenant.wanted_level() == Level::Expelled => {}
+                Err(error) => return Err(error.into()),
+            }
         }
     }
 
@@ -678,35 +661,13 @@ impl Drop for InFlight {
     }
 }
 
-/// A run whose answer was not read: what it used is not known, and it counts as if it had computed
-/// all the time.
-fn unanswered(usage: Usage) -> Finished {
-    Finished {
-        outcome: Outcome::ExceededOutput,
-        result: None,
-        error: None,
-        logs: Vec::new(),
-        truncated: true,
-        usage,
-        queued: Duration::ZERO,
-        advice: Advice::default(),
-        held: None,
+/// What is answered for a run that is not tried any more.
+fn given_up(tenant: &Tenant, why: &GaveUp, usage: Usage) -> Finished {
+    if why.is_an_end() {
+        tenant.note_end();
     }
-}
-
-fn lost(reason: &str, usage: Usage) -> Finished {
-    let message = format!("the worker process died twice under this run; the last time {reason}");
-    Finished {
-        outcome: Outcome::WorkerLost,
-        result: None,
-        error: Some(ScriptError { name: "WorkerLost".to_owned(), message, stack: None }),
-        logs: Vec::new(),
-        truncated: true,
-        usage,
-        queued: Duration::ZERO,
-        advice: Advice::default(),
-        held: None,
-    }
+    let error = ScriptError { name: "WorkerLost".to_owned(), message: why.to_string(), stack: None };
+    Finished::of_ours(Outcome::WorkerLost, Some(error), usage)
 }
 
 /// Why a tenant is expelled, from the last thing that was decided about it.

@@ -64,7 +64,7 @@ impl Daemon {
     }
 
     /// Points halve, suspicions end; whoever lives elsewhere than it has to is moved.
-    async fn look_after_tenants(&self) {
+    async fn look_after_tenants(self: &Arc<Self>) {
         let mut last = None;
         loop {
             let some = self.tenants_after(last.as_ref(), SOME_TENANTS);
@@ -73,6 +73,7 @@ impl Daemon {
                 if tenant.on_probation().is_some_and(|uid| self.warden.has_forgiven(uid)) {
                     tenant.end_probation();
                 }
+                self.hasten(tenant);
                 tenant.tidy();
                 if self.is_misplaced(tenant, tenant.residence()) {
                     self.warden.ask_for_move(tenant);

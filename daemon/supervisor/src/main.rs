@@ -7,6 +7,7 @@
 )]
 
 mod api;
+mod attempt;
 mod audit_log;
 mod birth;
 mod channel;
@@ -22,6 +23,7 @@ mod housekeeping;
 mod job;
 mod json_text;
 mod logging;
+mod look;
 mod meter;
 mod notes;
 mod places;
@@ -41,6 +43,8 @@ mod speaker;
 mod standings;
 mod tenant;
 mod violation;
+#[cfg(test)]
+mod waiting;
 mod warden;
 
 use std::os::fd::AsFd;
@@ -66,7 +70,7 @@ struct Arguments {
     /// The Unix socket of the API.
     #[arg(long, env = "ENISLE_SOCKET", value_name = "PATH")]
     socket: Option<PathBuf>,
-    /// Where tenants' policies are kept.
+    /// Where policies, standings and the audit log are kept.
     #[arg(long, value_name = "DIR")]
     state_dir: Option<PathBuf>,
     /// The configuration file.
@@ -231,4 +235,20 @@ async fn run(arguments: Arguments, config: Config) -> anyhow::Result<()> {
     daemon.write_down();
     tracing::info!("enisled has ended");
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    use super::*;
+
+    #[test]
+    fn the_help_names_all_that_is_kept() {
+        let help = Arguments::command().render_help().to_string();
+        let kept = help.lines().find(|line| line.contains("--state-dir")).unwrap();
+        for what in ["policies", "standings", "audit log"] {
+            assert!(kept.contains(what), "{kept}");
+        }
+    }
 }

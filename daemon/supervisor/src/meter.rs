@@ -161,21 +161,18 @@ fn of_thread(process: Pid, thread: Pid) -> Option<Sample> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::waiting::{Busy, until};
 
     #[test]
     fn a_thread_is_found_by_its_name_and_its_work_is_seen() {
-        let (process, done) = (nix::unistd::getpid(), std::sync::atomic::AtomicBool::new(false));
-        std::thread::scope(|scope| {
-            let finished = &done;
-            let spins = move || while !finished.load(std::sync::atomic::Ordering::Relaxed) {};
-            std::thread::Builder::new().name("tenant-99".to_owned()).spawn_scoped(scope, spins).unwrap();
-            let thread = std::iter::repeat_with(|| thread_named(process, "tenant-99")).find_map(|found| found).unwrap();
-            let meter = Meter::default();
-            while meter.sample(process, thread, (0, 0)).unwrap().ran_ms < 5 {}
-            done.store(true, std::sync::atomic::Ordering::Relaxed);
-        });
+        let process = nix::unistd::getpid();
+        let busy = Busy::start("tenant-99");
+        assert_eq!(thread_named(process, "tenant-99"), Some(busy.thread));
+        let meter = Meter::default();
+        until("its work", || (meter.sample(process, busy.thread, (0, 0))?.ran_ms >= 5).then_some(()));
+        drop(busy);
         // The kernel takes its time to forget a thread.
-        while thread_named(process, "tenant-99").is_some() {}
+        until("its end", || thread_named(process, "tenant-99").is_none().then_some(()));
     }
 
     #[test]

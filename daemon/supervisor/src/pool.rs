@@ -74,6 +74,27 @@ impl Entry {
     }
 }
 
+/// Every worker, living or about to, by a number that no other one ever has.
+#[derive(Debug, Default)]
+struct Entries {
+    last_id: u64,
+    by_id: BTreeMap<u64, Entry>,
+}
+
+impl Entries {
+    fn add(&mut self, entry: Entry) -> u64 {
+        self.last_id += 1;
+        self.by_id.insert(self.last_id, entry);
+        self.last_id
+    }
+
+    /// The entry behind which that worker is.
+    fn of(&mut self, worker: &Worker) -> Option<(u64, &mut Entry)> {
+        let is_it = |entry: &Entry| entry.worker.get().is_some_and(|known| known.id == worker.id);
+        self.by_id.iter_mut().find(|(_, entry)| is_it(entry)).map(|(id, entry)| (*id, entry))
+    }
+}
+
 #[derive(Debug)]
 pub(crate) struct Pool {
     blueprint: Arc<Blueprint>,
@@ -86,7 +107,7 @@ pub(crate) struct Pool {
     warden: Arc<Warden>,
     /// Somebody has left.
     room: Notify,
-    entries: Mutex<(u64, BTreeMap<u64, Entry>)>,
+    entries: Mutex<Entries>,
     /// The worker whose keys were looked at last.
     inspected: AtomicU64,
 }
@@ -132,13 +153,14 @@ impl Pool {
         }
     }
 
-    fn lock(&self) -> MutexGuard<'_, (u64, BTreeMap<u64, Entry>)> {
+    fn lock(&self) -> MutexGuard<'_, Entries> {
         self.entries.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Gives a tenant a home, on the account of a uid. It says by itself when it is warm; runs may
-    /// be sent before. One that has to live alone, or whose uid has no process at all, waits for
-    /// room, `until` then; the first is never put beside others for want of it.
+    /// be sent before. One that has to live alone, whose uid has no process at all, or that has a
+    /// run left in a home that it is leaving, waits for room, `until` then; the first is never put
+    /// beside others for want of it.
     pub(crate) async fn admit(
         &self,
         tenant: &Arc<Tenant>,
@@ -157,7 +179,7 @@ impl Pool {
             };
             let left = until.saturating_duration_since(Instant::now());
             // Whoever has nothing waits as well: a process that is idle next is theirs.
-            if left.is_zero() || !(level.is_alone() || self.homes.held_by(uid) == 0) {
+            if left.is_zero() || !(level.is_alone() || self.homes.held_by(uid) == 0 || tenant.is_draining()) {
                 return Err(error);
             }
             // A tenant that has become idle makes no noise, so it is looked for now and then.
@@ -173,7 +195,7 @@ impl Pool {
         worker.admit(tenant, Admit { slot, memory_mb }, theirs.into());
         let resident =
             Resident::new(Arc::clone(tenant), Arc::clone(&worker), slot, ours, uid, Arc::clone(&self.warden));
-        if let Some(entry) = self.lock().1.get_mut(&entry) {
+        if let Some(entry) = self.lock().by_id.get_mut(&entry) {
             entry.residents.insert(slot, (Arc::clone(tenant), Some(Arc::clone(&resident))));
         }
         reservation.kept = true;
@@ -213,9 +235,9 @@ impl Pool {
         self.bury_dead();
         let (outdated, now) = (self.warden.engine_is_outdated(), warden::now());
         let traits = |tenant: &Tenant| tenant.traits(outdated, &self.warden.cordon.rules, now);
-        let mut guard = self.lock();
-        let (next, entries) = &mut *guard;
+        let mut entries = self.lock();
         let processes: Vec<_> = entries
+            .by_id
             .iter()
             .filter(|(_, entry)| entry.uid == uid && !entry.closing)
             .map(|(id, entry)| Process {
@@ -233,7 +255,7 @@ impl Pool {
             .collect();
         // Those that take nobody in are there all the same.
         let closing = |alone: bool| {
-            let closing = entries.values().filter(|entry| entry.uid == uid && entry.closing);
+            let closing = entries.by_id.values().filter(|entry| entry.uid == uid && entry.closing);
             closing.filter(|entry| !alone || entry.level.is_alone()).count()
         };
         let most = |supply: &Supply| usize::try_from(supply.most(uid)).unwrap_or(usize::MAX);
@@ -248,14 +270,11 @@ impl Pool {
                 let home = self.homes.take(uid, 1).map_err(|_| AdmitError::Full(most))?;
                 let home_alone = level.is_alone().then(|| self.homes_alone.take(uid, 1)).transpose();
                 let held = Arc::new((home, home_alone.map_err(|_| AdmitError::FullAlone(alone))?));
-                *next += 1;
                 let (closing, residents) = (false, BTreeMap::new());
-                let entry = Entry { uid, level, places_used: 0, closing, residents, worker: Arc::default(), held };
-                entries.insert(*next, entry);
-                *next
+                entries.add(Entry { uid, level, places_used: 0, closing, residents, worker: Arc::default(), held })
             }
         };
-        let entry = entries.get_mut(&id).ok_or(AdmitError::Full(most))?;
+        let entry = entries.by_id.get_mut(&id).ok_or(AdmitError::Full(most))?;
         let slot = Slot(entry.places_used);
         entry.places_used += 1;
         entry.residents.insert(slot, (Arc::clone(tenant), None));
@@ -264,7 +283,7 @@ impl Pool {
 
     /// Forgets dead workers, and tells of each.
     pub(crate) fn bury_dead(&self) {
-        let dead: Vec<_> = self.lock().1.extract_if(.., |_, entry| entry.is_dead()).collect();
+        let dead: Vec<_> = self.lock().by_id.extract_if(.., |_, entry| entry.is_dead()).collect();
         for (_, entry) in dead {
             let Some(worker) = entry.worker.get().cloned() else { continue };
             self.room.notify_waiters();
@@ -282,13 +301,8 @@ impl Pool {
     pub(crate) fn leave(&self, resident: &Resident, reason: &'static str) {
         resident.leave();
         resident.worker.has_left(resident.slot);
-        let mut guard = self.lock();
-        let found = guard
-            .1
-            .iter_mut()
-            .find(|(_, entry)| entry.worker.get().is_some_and(|worker| worker.id == resident.worker.id));
-        let Some((id, entry)) = found else { return };
-        let id = *id;
+        let mut entries = self.lock();
+        let Some((id, entry)) = entries.of(&resident.worker) else { return };
         if let Some((tenant, _)) = entry.residents.remove(&resident.slot) {
             tenant.has_left(resident);
             self.warden.events.tell(What::Retired {
@@ -299,7 +313,7 @@ impl Pool {
             });
         }
         if entry.residents.is_empty() {
-            guard.1.remove(&id);
+            entries.by_id.remove(&id);
             self.warden.events.tell(retired(&resident.worker));
             resident.worker.kill("nobody lives in it any more");
         }
@@ -313,15 +327,15 @@ impl Pool {
 
     /// Takes nobody into that worker any more.
     pub(crate) fn close(&self, worker: &Worker) {
-        for entry in self.lock().1.values_mut() {
-            entry.closing |= entry.worker.get().is_some_and(|known| known.id == worker.id);
+        if let Some((_, entry)) = self.lock().of(worker) {
+            entry.closing = true;
         }
     }
 
     /// Takes nobody into workers older than `age` any more, and lets their residents move out as soon as they are idle: what
     /// an attacker has learnt of a process's memory is worth nothing in the next one.
     pub(crate) fn retire_old(&self, age: Duration) {
-        for entry in self.lock().1.values_mut() {
+        for entry in self.lock().by_id.values_mut() {
             entry.closing |= entry.worker.get().is_some_and(|worker| worker.started_at.elapsed() >= age);
         }
         self.move_out(|entry| entry.closing, Duration::ZERO, "its process takes nobody in any more");
@@ -329,8 +343,8 @@ impl Pool {
 
     fn move_out(&self, whose: impl Fn(&Entry) -> bool, idle: Duration, reason: &'static str) {
         let residents: Vec<_> = {
-            let guard = self.lock();
-            let entries = guard.1.values().filter(|entry| whose(entry));
+            let entries = self.lock();
+            let entries = entries.by_id.values().filter(|entry| whose(entry));
             entries.flat_map(|entry| entry.residents.values()).filter_map(|(_, resident)| resident.clone()).collect()
         };
         for resident in residents {
@@ -344,9 +358,9 @@ impl Pool {
     /// ended: its tenants are not kept apart.
     pub(crate) async fn inspect_next(&self) {
         let worker = {
-            let guard = self.lock();
+            let entries = self.lock();
             let after = self.inspected.load(Ordering::Relaxed);
-            let next = guard.1.range(after + 1..).chain(guard.1.iter()).find_map(|(id, entry)| {
+            let next = entries.by_id.range(after + 1..).chain(entries.by_id.iter()).find_map(|(id, entry)| {
                 let worker = entry.worker.get().filter(|worker| !worker.is_dead())?;
                 Some((*id, Arc::clone(worker)))
             });
@@ -368,10 +382,9 @@ impl Pool {
     pub(crate) fn is_among_others(&self, tenant: &Tenant, home: &Resident) -> bool {
         let (outdated, now) = (self.warden.engine_is_outdated(), warden::now());
         let traits = |tenant: &Tenant| tenant.traits(outdated, &self.warden.cordon.rules, now);
-        let guard = self.lock();
-        let entry = guard.1.values().find(|entry| entry.worker.get().is_some_and(|worker| worker.id == home.worker.id));
+        let mut entries = self.lock();
         let own = traits(tenant);
-        entry.is_some_and(|entry| {
+        entries.of(&home.worker).is_some_and(|(_, entry)| {
             let others = entry.residents.iter().filter(|(slot, _)| **slot != home.slot);
             others.map(|(_, (other, _))| traits(other)).any(|other| own.must_leave(&other))
         })
@@ -379,8 +392,8 @@ impl Pool {
 
     /// Those whose tenants have a run here or on its way, with their homes.
     pub(crate) fn busy(&self) -> Vec<(Arc<Tenant>, Arc<Resident>)> {
-        let guard = self.lock();
-        let residents = guard.1.values().flat_map(|entry| entry.residents.values());
+        let entries = self.lock();
+        let residents = entries.by_id.values().flat_map(|entry| entry.residents.values());
         let busy = residents.filter_map(|(tenant, resident)| {
             let resident = resident.as_ref().filter(|resident| resident.is_used())?;
             Some((Arc::clone(tenant), Arc::clone(resident)))
@@ -390,8 +403,8 @@ impl Pool {
 
     /// Every worker that somebody lives in.
     pub(crate) fn households(&self) -> Vec<Household> {
-        let guard = self.lock();
-        let inhabited = guard.1.values().filter(|entry| !entry.residents.is_empty());
+        let entries = self.lock();
+        let inhabited = entries.by_id.values().filter(|entry| !entry.residents.is_empty());
         let household = |entry: &Entry| {
             let worker = Arc::clone(entry.worker.get().filter(|worker| !worker.is_dead())?);
             let tenants = entry.residents.iter().map(|(slot, (tenant, _))| (*slot, Arc::clone(tenant))).collect();
@@ -408,7 +421,7 @@ impl Pool {
         let (nothing_free, own) = (supply.free() == 0, supply.held_by(uid));
         let may_lose = |other: u32| other == uid || (nothing_free && supply.held_by(other) > own);
         let victim = {
-            let guard = self.lock();
+            let entries = self.lock();
             let all_idle = |entry: &&Entry| {
                 entry
                     .residents
@@ -418,7 +431,7 @@ impl Pool {
             let unused_for = |entry: &Entry| {
                 entry.residents.values().filter_map(|(_, resident)| Some(resident.as_ref()?.unused_for())).min()
             };
-            let candidates = guard.1.values().filter(|entry| may_lose(entry.uid) && wanted(entry.level));
+            let candidates = entries.by_id.values().filter(|entry| may_lose(entry.uid) && wanted(entry.level));
             let oldest = candidates.filter(all_idle).max_by_key(|entry| unused_for(entry));
             oldest
                 .map(|entry| entry.residents.values().filter_map(|(_, resident)| resident.clone()).collect::<Vec<_>>())
@@ -438,9 +451,9 @@ impl Pool {
 
     pub(crate) fn list(&self) -> Vec<Listed> {
         self.bury_dead();
-        let guard = self.lock();
-        guard
-            .1
+        let entries = self.lock();
+        entries
+            .by_id
             .values()
             .filter_map(|entry| {
                 let worker = Arc::clone(entry.worker.get()?);
@@ -452,14 +465,14 @@ impl Pool {
 
     /// How many workers there are, and how many tenants live in them.
     pub(crate) fn counts(&self) -> (usize, usize) {
-        let guard = self.lock();
-        let started = guard.1.values().filter(|entry| entry.worker.get().is_some());
+        let entries = self.lock();
+        let started = entries.by_id.values().filter(|entry| entry.worker.get().is_some());
         started.fold((0, 0), |(workers, tenants), entry| (workers + 1, tenants + entry.residents.len()))
     }
 
     /// Ends every worker, at the end of the daemon.
     pub(crate) async fn end(&self) {
-        let entries = std::mem::take(&mut self.lock().1);
+        let entries = std::mem::take(&mut self.lock().by_id);
         for worker in entries.into_values().filter_map(|entry| entry.worker.get().cloned()) {
             worker.kill("the daemon is ending");
             worker.death().await;
@@ -513,15 +526,15 @@ impl Drop for Reservation<'_> {
         if self.kept {
             return;
         }
-        let mut guard = self.pool.lock();
-        let Some(entry) = guard.1.get_mut(&self.entry) else { return };
+        let mut entries = self.pool.lock();
+        let Some(entry) = entries.by_id.get_mut(&self.entry) else { return };
         entry.residents.remove(&self.slot);
         if !entry.residents.is_empty() {
             return;
         }
         // A process that never came to be is forgotten; one that did has spent a place on nobody, and is ended.
         let worker = entry.worker.get().cloned();
-        guard.1.remove(&self.entry);
+        entries.by_id.remove(&self.entry);
         if let Some(worker) = worker {
             self.pool.warden.events.tell(retired(&worker));
             worker.kill("nobody lives in it any more");

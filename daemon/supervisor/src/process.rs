@@ -30,11 +30,12 @@ use tokio::io::{AsyncReadExt, Interest};
 use tokio::net::UnixStream;
 use tokio::sync::{mpsc, watch};
 
-use crate::birth::{Blueprint, Newborn, START_TIMEOUT, StartError, inspect, untagged};
+use crate::birth::{Blueprint, Newborn, START_TIMEOUT, StartError};
 use crate::channel::send;
 use crate::death::Death;
 use crate::events::What;
 use crate::holdings::{Holdings, Unexplained};
+use crate::look::{Look, Looked};
 use crate::meter;
 use crate::tenant::Tenant;
 use crate::violation::{self, Attack};
@@ -134,22 +135,15 @@ impl Worker {
         let FromWorker::Ready(ready) = newborn.first_word().await? else {
             return Err(StartError::NotReady("its first word was not Ready".to_owned()));
         };
-        let mut findings = inspect(blueprint, &newborn);
         let zone = newborn.zone.clone();
         let tags = ready.keys.map(|keys| Tags { zone: zone.clone(), keys: keys.tenants, jit: keys.jit });
-        if layers.has(Layer::Keys) {
-            findings.extend(untagged(newborn.started.pid, tags.as_ref()).map(|what| format!("keys: {what}")));
-        }
+        // Before its first tenant.
+        let Looked { findings, held } = Look::at(blueprint, &newborn, tags.clone()).take().await?;
         if !findings.is_empty() {
             let (worker, pid) = (newborn.id, newborn.started.pid.as_raw());
             events.tell(What::WorkerRejected { worker, pid, uid, findings: findings.clone() });
             return Err(StartError::Rejected(findings));
         }
-        // Before its first tenant. A process that cannot be looked at has ended, which is told
-        // elsewhere.
-        let (pid, looked_at) = (newborn.started.pid, zone.clone());
-        let held = tokio::task::spawn_blocking(move || tags::held(pid, &looked_at)).await;
-        let memory = Mutex::new(Holdings::new(held.ok().and_then(Result::ok).unwrap_or_default()));
         warden.note_engine(&ready.v8);
         let (commands, receive) = mpsc::unbounded_channel();
         let (death, died) = watch::channel(None);
@@ -173,7 +167,7 @@ impl Worker {
             zone,
             bound: blueprint.data_bytes(level),
             rules: warden.cordon.rules.memory.clone(),
-            memory,
+            memory: Mutex::new(Holdings::new(held)),
             unwanted: Mutex::default(),
             tenants: Mutex::default(),
             confined: Mutex::default(),

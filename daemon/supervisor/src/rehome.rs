@@ -5,9 +5,14 @@
 //! old home: ─────────────── runs go there ──────────▶ drains ─▶ (too long: fenced, ended) ─▶ gone
 //! ```
 //!
-//! No request is in two homes: one that waits in the old home goes to the new one, one that has begun ends where it is. If that
-//! takes too long on the way out, the old home is fenced: whatever still comes from it is discarded ([`Resident::is_fenced`]), and
-//! the run begins again in the new home. On the way in there is time.
+//! No request is in two homes: one that waits in the old home goes to the new one, one that has
+//! begun ends where it is. If that takes too long on the way out, the old home is fenced: whatever
+//! still comes from it is discarded ([`Resident::is_fenced`]), and the run begins again in the new
+//! home. On the way in there is time, until the tenant must be further out, or away from others,
+//! after all.
+//!
+//! A move waits for a new home to be ready, and for a run that is getting a home, never for the end
+//! of a run.
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -25,9 +30,11 @@ use crate::tenant::Tenant;
 const TELL_OF_NO_ROOM_EVERY: Duration = Duration::from_secs(10);
 
 impl Daemon {
-    /// Puts a tenant where it has to live, if it lives anywhere else; once at a time for each tenant. Whoever asks while it is
-    /// moving is not forgotten.
+    /// Puts a tenant where it has to live, if it lives anywhere else; once at a time for each
+    /// tenant. Whoever asks while it is moving is not forgotten. The homes that it is leaving
+    /// already do not wait for their turn.
     pub(crate) async fn rehome(self: &Arc<Self>, tenant: &Arc<Tenant>) {
+        self.hasten(tenant);
         tenant.asked_to_move.store(true, Ordering::SeqCst);
         while tenant.asked_to_move.load(Ordering::SeqCst) && !tenant.moving.swap(true, Ordering::SeqCst) {
             while tenant.asked_to_move.swap(false, Ordering::SeqCst) {
@@ -38,9 +45,9 @@ impl Daemon {
     }
 
     async fn move_once(self: &Arc<Self>, tenant: &Arc<Tenant>) {
+        // Those that it is leaving first: for the present one a run may be waiting.
+        self.hasten(tenant);
         if tenant.wanted_level() == Level::Expelled {
-            // Those that it is leaving first: for the present one a run may be waiting.
-            tenant.take_draining().iter().for_each(|home| self.abandon(home, "it is expelled"));
             let present = tenant.home.lock().await.take();
             present.iter().for_each(|home| self.abandon(home, "it is expelled"));
             return;
@@ -70,7 +77,7 @@ impl Daemon {
                     let (name, level, reason) = (tenant.name.to_string(), to.as_str(), error.to_string());
                     self.events.tell(What::NoRoom { tenant: name, uid, level, reason });
                 }
-                return self.without_room(tenant, old, outward).await;
+                return self.without_room(tenant, old).await;
             }
         };
         if !tokio::time::timeout(START_TIMEOUT, new.is_ready()).await.is_ok_and(|ready| ready) {
@@ -105,42 +112,55 @@ impl Daemon {
         }
     }
 
-    /// There is no other home. Who has to be further out, or away from others, does not wait where it is; for whom it would only
-    /// be better, it may. A process that is too old is left before there is another one: its tenants' runs wait meanwhile.
-    async fn without_room(self: &Arc<Self>, tenant: &Arc<Tenant>, old: Option<Arc<Resident>>, outward: bool) {
+    /// There is no other home. A tenant that must be further out, or away from others, leaves at
+    /// once; for one that would only be better off elsewhere, there is time. A process that is too
+    /// old is left before there is another one, and the tenant's next runs wait for room.
+    async fn without_room(self: &Arc<Self>, tenant: &Tenant, old: Option<Arc<Resident>>) {
         let Some(old) = old.filter(|old| old.is_open()) else { return };
-        let has_to = outward && old.worker.level < tenant.standing().level();
-        let too_old = self.is_old(&old.worker);
-        if !has_to && !too_old && !self.pool.is_among_others(tenant, &old) {
+        let must_leave = self.must_leave(tenant, &old);
+        if !must_leave && !self.is_old(&old.worker) {
             return;
         }
         let mut home = tenant.home.lock().await;
-        if !home.as_ref().is_some_and(|home| Arc::ptr_eq(home, &old)) {
-            return;
+        if home.take_if(|home| Arc::ptr_eq(home, &old)).is_some() {
+            self.drain_home(tenant, old, must_leave);
         }
-        if too_old {
-            old.close_when_unused().await;
-            self.pool.leave(&old, "its process is old");
-        } else {
-            self.drain_home(tenant, old, true);
-        }
-        *home = None;
     }
 
-    /// Lets the run that is under way in a home end that its tenant has left: for a bounded time, if there is `haste`; then the
-    /// home is fenced and ended.
+    /// A tenant may not wait in that home until there is another one.
+    fn must_leave(&self, tenant: &Tenant, home: &Resident) -> bool {
+        let standing = tenant.standing().level();
+        home.worker.level < standing || self.pool.is_among_others(tenant, home)
+    }
+
+    /// Sees to the homes that a tenant is leaving: the runs there end at once if it is expelled,
+    /// and soon if it must not be there any more.
+    pub(crate) fn hasten(self: &Arc<Self>, tenant: &Tenant) {
+        if tenant.wanted_level() == Level::Expelled {
+            tenant.take_draining().iter().for_each(|home| self.abandon(home, "it is expelled"));
+            return;
+        }
+        let draining = tenant.draining();
+        draining.iter().filter(|home| self.must_leave(tenant, home)).for_each(|home| home.leave_in_haste());
+    }
+
+    /// Lets the run that is under way in a home end that its tenant has left: for a bounded time,
+    /// if there is `haste` or comes to be; then the home is fenced and ended.
     pub(crate) fn drain_home(self: &Arc<Self>, tenant: &Tenant, old: Arc<Resident>, haste: bool) {
-        old.leave();
+        if haste {
+            old.leave_in_haste()
+        } else {
+            old.leave()
+        }
         tenant.drains(&old);
         let (daemon, name, begun) = (Arc::clone(self), tenant.name.to_string(), Instant::now());
         let reason = if self.is_old(&old.worker) { "its process is old" } else { "it lives elsewhere now" };
         tokio::spawn(async move {
             let patience = Duration::from_secs(daemon.config.cordon.drain_secs);
-            let drained = if haste {
-                tokio::time::timeout(patience, old.close_when_unused()).await.is_ok()
-            } else {
-                old.close_when_unused().await;
-                true
+            let drained = tokio::select! {
+                biased;
+                () = old.close_when_unused() => true,
+                () = old.overstays(patience) => false,
             };
             if drained {
                 daemon.pool.leave(&old, reason);

@@ -75,6 +75,23 @@ pub(crate) struct Finished {
     pub(crate) held: Option<Held>,
 }
 
+impl Finished {
+    /// An end that no worker has told of.
+    pub(crate) fn of_ours(outcome: Outcome, error: Option<ScriptError>, usage: Usage) -> Self {
+        Self {
+            outcome,
+            result: None,
+            error,
+            logs: Vec::new(),
+            truncated: true,
+            usage,
+            queued: Duration::ZERO,
+            advice: Advice::default(),
+            held: None,
+        }
+    }
+}
+
 /// A run whose turn it is.
 pub(crate) struct Ticket {
     pub(crate) job: Job,
@@ -139,7 +156,7 @@ pub(crate) struct State {
     /// One run at a time. Those that wait do so here, not in the queue of the task: who goes away
     /// waits no more.
     pub(crate) turn: Arc<Semaphore>,
-    pub(crate) leaves: watch::Sender<bool>,
+    pub(crate) leaves: watch::Sender<Leaves>,
     /// A script was replaced or deleted: its isolate is of no use. Which ones are there, the meter
     /// knows, so that however often this happens nothing waits here.
     pub(crate) scripts_changed: Notify,
@@ -147,6 +164,16 @@ pub(crate) struct State {
     /// Milliseconds after `epoch` at which it was last used.
     used_ms: AtomicU64,
     epoch: Instant,
+}
+
+/// Whether the tenant leaves a home, and for how long its last run there is waited for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) enum Leaves {
+    No,
+    /// For as long as the run takes.
+    InTime,
+    /// For a bounded time.
+    InHaste,
 }
 
 /// How far a home has come.
@@ -202,7 +229,7 @@ impl Resident {
             warm: AtomicBool::new(false),
             phase: watch::Sender::new(Phase::Starting),
             turn: Arc::new(Semaphore::new(1)),
-            leaves: watch::Sender::new(false),
+            leaves: watch::Sender::new(Leaves::No),
             scripts_changed: Notify::new(),
             meter: Meter::default(),
             used_ms: AtomicU64::new(0),
@@ -249,13 +276,38 @@ impl Resident {
 
     /// Runs may come.
     pub(crate) fn is_open(&self) -> bool {
-        !self.tickets.is_closed() && !self.worker.is_dead() && !self.is_closed() && !*self.state.leaves.borrow()
+        !self.tickets.is_closed()
+            && !self.worker.is_dead()
+            && !self.is_closed()
+            && *self.state.leaves.borrow() == Leaves::No
     }
 
     /// The tenant leaves: its thread ends after the run that it is at, and runs that wait go elsewhere.
     pub(crate) fn leave(&self) {
+        self.leave_at_least(Leaves::InTime);
+    }
+
+    /// The tenant leaves, and the run that it is at may not take for ever: what waits for the end
+    /// of that run hears of it ([`Resident::overstays`]).
+    pub(crate) fn leave_in_haste(&self) {
+        self.leave_at_least(Leaves::InHaste);
+    }
+
+    fn leave_at_least(&self, leaves: Leaves) {
         self.state.turn.close();
-        self.state.leaves.send_replace(true);
+        self.state.leaves.send_if_modified(|known| {
+            let later = *known < leaves;
+            *known = leaves.max(*known);
+            later
+        });
+    }
+
+    /// Waits until the tenant has been leaving in haste for `patience`.
+    pub(crate) async fn overstays(&self, patience: Duration) {
+        let mut leaves = self.state.leaves.subscribe();
+        if leaves.wait_for(|leaves| *leaves == Leaves::InHaste).await.is_ok() {
+            tokio::time::sleep(patience).await;
+        }
     }
 
     /// From now on nothing is taken from here, whatever still comes.

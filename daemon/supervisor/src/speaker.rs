@@ -28,7 +28,7 @@ use crate::death::Death;
 use crate::events::What;
 use crate::job::Job;
 use crate::process::Worker;
-use crate::resident::{Ended, Finished, Lost, Phase, State, Ticket};
+use crate::resident::{Ended, Finished, Leaves, Lost, Phase, State, Ticket};
 use crate::share::{Exhausted, Held};
 use crate::tenant::Tenant;
 use crate::warden::Warden;
@@ -234,8 +234,8 @@ enum Stop {
 }
 
 /// Waits until it is told to leave.
-async fn told(leaves: &mut watch::Receiver<bool>) {
-    let _ = leaves.wait_for(|leaves| *leaves).await;
+async fn told(leaves: &mut watch::Receiver<Leaves>) {
+    let _ = leaves.wait_for(|leaves| *leaves != Leaves::No).await;
 }
 
 impl Speaker {

@@ -81,6 +81,10 @@ impl Life {
     fn is_suspected(&self) -> bool {
         self.suspicion.is_some_and(|suspicion| suspicion.until > Instant::now())
     }
+
+    fn is_draining(&self) -> bool {
+        self.draining.iter().any(|home| home.strong_count() > 0)
+    }
 }
 
 /// Whether so much has passed since this was last true; the time begins anew then.
@@ -183,7 +187,7 @@ impl Tenant {
             self.standing().forget_moves_but(MOVES_OF_ABSENT);
         }
         let mut life = self.life();
-        let needed = |life: &Life| life.is_suspected() || life.draining.iter().any(|home| home.strong_count() > 0);
+        let needed = |life: &Life| life.is_suspected() || life.is_draining();
         if home.is_none() && !life.as_deref().is_some_and(needed) {
             *life = None;
         }
@@ -312,7 +316,17 @@ impl Tenant {
         draining.push(Arc::downgrade(home));
     }
 
+    /// There is a home that it has left: there may be room once the last run there has ended.
+    pub(crate) fn is_draining(&self) -> bool {
+        self.life().as_deref().is_some_and(Life::is_draining)
+    }
+
     /// The homes that it has left and that are still there.
+    pub(crate) fn draining(&self) -> Vec<Arc<Resident>> {
+        self.life().as_deref().map(|life| life.draining.iter().filter_map(Weak::upgrade).collect()).unwrap_or_default()
+    }
+
+    /// The same, to be ended: they are not asked for again.
     pub(crate) fn take_draining(&self) -> Vec<Arc<Resident>> {
         let draining = self.life().as_deref_mut().map(|life| std::mem::take(&mut life.draining)).unwrap_or_default();
         draining.iter().filter_map(Weak::upgrade).collect()

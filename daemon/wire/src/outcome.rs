@@ -3,8 +3,9 @@
 use serde::{Deserialize, Serialize};
 
 /// How a run ended. Names follow workerd's `outcome.capnp` where it has one.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub enum Outcome {
     /// The entry point's value is the result.
     Ok,

@@ -193,6 +193,7 @@ pub struct LogLine {
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema), schemars(rename = "LogLevel"))]
 pub enum Level {
     Debug,
     Log,

@@ -1,20 +1,32 @@
-//! `HEAD /_ping`, `GET /v1/version`, `GET /v1/info`: what this daemon is and what this machine gives it.
+//! `HEAD /_ping`, `GET /openapi.json`, `GET /v1/version`, `GET /v1/info`: what this daemon is and
+//! what this machine gives it.
 
 use std::sync::Arc;
 
 use axum::Json;
 use axum::extract::State;
+use axum::http::{HeaderName, header};
+use enisle_api::{API_VERSION, OPENAPI};
 use enisle_wire::Outcome;
 use serde_json::{Map, Value, json};
 
+use super::camel_case;
 use super::peer::Peer;
 use super::problem::Problem;
-use super::{API_VERSION, camel_case};
 use crate::daemon::Daemon;
 use crate::meter::monotonic;
 
 pub(crate) async fn ping() -> &'static str {
     "enisled\n"
+}
+
+/// The API's description. It is part of the program, so it costs nothing to hold.
+pub(crate) async fn document(
+    State(daemon): State<Arc<Daemon>>,
+    peer: Peer,
+) -> Result<([(HeaderName, &'static str); 1], &'static str), Problem> {
+    peer.ask(&daemon)?;
+    Ok(([(header::CONTENT_TYPE, "application/json")], OPENAPI))
 }
 
 pub(crate) async fn version(State(daemon): State<Arc<Daemon>>, peer: Peer) -> Result<Json<Value>, Problem> {

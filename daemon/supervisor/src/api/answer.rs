@@ -295,7 +295,11 @@ mod tests {
         ] {
             let pieces: Vec<Bytes> = Pieces::new(report(result, &lines), true).collect();
             assert!(pieces.iter().all(|piece| piece.len() < 3 * PIECE_BYTES));
-            let read: Value = serde_json::from_slice(&pieces.concat()).unwrap();
+            let bytes = pieces.concat();
+            // As it is described, to the byte.
+            let described: enisle_api::types::run::Answer = serde_json::from_slice(&bytes).unwrap();
+            assert!(serde_json::to_vec(&described).unwrap() == bytes, "{described:?}");
+            let read: Value = serde_json::from_slice(&bytes).unwrap();
             let logs: Vec<_> = lines.iter().map(|text| json!({"tMs": 7, "level": "warn", "text": text})).collect();
             let mut expected = json!({
                 "id": "run_00000000000000000000000000000005", "outcome": if result.is_some() { "ok" } else { "exception" }, "logs": logs,

@@ -106,3 +106,19 @@ pub(crate) async fn audit(State(daemon): State<Arc<Daemon>>, peer: Peer) -> Resu
     let (folder, head) = (recorder.folder().display().to_string(), recorder.head());
     Ok(Json(json!({ "folder": folder, "seq": head.seq, "hash": head.hash, "lost": recorder.lost() })))
 }
+
+#[cfg(test)]
+mod tests {
+    use enisle_api::openapi::fields_of;
+    use enisle_api::types::cordon::CordonRequest;
+
+    use super::*;
+    use crate::api::described::{known_by, reads_the_query_of};
+
+    #[test]
+    fn the_fields_of_an_order_are_those_that_are_described() {
+        let problem = serde_json::to_value(object::<Order>(br#"{"unknown": 1}"#).unwrap_err()).unwrap();
+        assert_eq!(known_by(problem["detail"].as_str().unwrap()), fields_of::<CordonRequest>());
+        reads_the_query_of::<Lift>("liftCordon");
+    }
+}

@@ -119,10 +119,13 @@ fn line(read: &Read) -> Vec<u8> {
 
 #[cfg(test)]
 mod tests {
+    use enisle_api::types::event::EventLine;
     use futures_util::FutureExt;
 
-    use super::super::pieces::alone;
     use super::*;
+    use crate::api::described::reads_the_query_of;
+    use crate::api::pieces::alone;
+    use crate::events::Class;
     use crate::share::Parts;
 
     const UID: u32 = 7;
@@ -202,5 +205,20 @@ mod tests {
         events.tell(What::Draining);
         assert!(follower.piece().await.unwrap().is_some());
         assert!(follower.piece().await.unwrap().is_none());
+    }
+
+    #[test]
+    fn the_query_is_as_it_is_described() {
+        reads_the_query_of::<Wanted>("events");
+    }
+
+    #[test]
+    fn what_was_missed_is_told_as_it_is_described() {
+        for class in Class::ALL {
+            let told = line(&Read::Missed(class, 3));
+            let read: EventLine = serde_json::from_slice(&told).unwrap();
+            assert!(matches!(read, EventLine::Missed(_)), "{read:?}");
+            assert_eq!(serde_json::to_vec(&read).unwrap(), told.trim_ascii_end());
+        }
     }
 }

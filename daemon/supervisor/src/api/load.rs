@@ -112,7 +112,14 @@ fn read(bytes: &[u8], id: RunId, policy: &Policy) -> Result<(Run, Vec<u8>, [Plac
 
 #[cfg(test)]
 mod tests {
+    use enisle_api::openapi::fields_of;
+    use enisle_api::types::policy::RequestedLimits;
+    use enisle_api::types::run::{Call, LoadRequest};
+    use enisle_api::types::script::{Module, ScriptRequest, TypedModule};
+    use serde_json::json;
+
     use super::*;
+    use crate::api::described::known_by;
 
     fn parsed(body: &str) -> Result<Run, String> {
         read(body.as_bytes(), RunId(1), &Policy::default())
@@ -148,6 +155,44 @@ mod tests {
             let detail = parsed(body).expect_err(body);
             assert!(detail.contains(word), "{body} -> {detail}");
         }
+    }
+
+    #[test]
+    fn the_fields_of_a_request_are_those_that_are_described() {
+        let known = |body: &str| known_by(&parsed(body).unwrap_err());
+        assert_eq!(known(r#"{"unknown": 1}"#), fields_of::<LoadRequest>());
+        assert_eq!(known(r#"{"limits": {"unknown": 1}}"#), fields_of::<RequestedLimits>());
+        let module = known(r#"{"mainModule": "a.js", "modules": {"a.js": {"unknown": 1}}}"#);
+        assert_eq!(module, fields_of::<TypedModule>());
+    }
+
+    /// One in which everything is given that can be.
+    #[test]
+    fn a_request_as_the_type_writes_it_is_taken() {
+        let script = ScriptRequest {
+            main_module: Some("a.js".to_owned()),
+            modules: Some(
+                [
+                    ("a.js", Module::ByEnding("export default 1".to_owned())),
+                    ("b", Module::Typed(TypedModule::Js(String::new()))),
+                    ("c", Module::Typed(TypedModule::Json(json!([1])))),
+                    ("d", Module::Typed(TypedModule::Text(String::new()))),
+                    ("e", Module::Typed(TypedModule::Data("AAE=".to_owned()))),
+                ]
+                .map(|(name, module)| (name.to_owned(), module))
+                .into(),
+            ),
+            env: Some(serde_json::Map::new()),
+            limits: Some(RequestedLimits { cpu_ms: Some(50), ..RequestedLimits::default() }),
+            ..ScriptRequest::default()
+        };
+        let (entrypoint, method) = (Some("e".to_owned()), Some("m".to_owned()));
+        let call = Call { entrypoint, method, args: Some(vec![json!(1)]), props: Some(serde_json::Map::new()) };
+        let request = LoadRequest { script, call };
+        let written = serde_json::to_string(&request).unwrap();
+        let run = parsed(&written).unwrap();
+        assert_eq!((run.limits.cpu_ms, run.entrypoint.as_str(), run.method.as_deref()), (50, "e", Some("m")));
+        assert_eq!(serde_json::from_str::<LoadRequest>(&written).unwrap(), request);
     }
 
     #[test]

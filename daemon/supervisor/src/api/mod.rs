@@ -2,7 +2,7 @@
 //!
 //! | file | calls |
 //! |---|---|
-//! | [`about`] | `HEAD /_ping`, `GET /v1/version`, `GET /v1/info` |
+//! | [`about`] | `HEAD /_ping`, `GET /openapi.json`, `GET /v1/version`, `GET /v1/info` |
 //! | [`load`] | `POST /v1/tenants/{tenant}/load` |
 //! | [`scripts`] | `PUT`, `GET`, `DELETE /v1/tenants/{tenant}/scripts/{id}`, `POST …/run` |
 //! | [`tenants`] | `GET /v1/tenants`, `GET`, `PUT /v1/tenants/{tenant}` |
@@ -14,12 +14,15 @@
 //! | [`page`] | long lists, a page at a time |
 //! | [`pieces`] | long answers, in pieces between which others have their turn |
 //! | [`peer`] | who is calling, and what the policy lets them do |
+//! | `described` | tests: routes, requests and problems are those of `enisle-api` |
 
 mod about;
 mod answer;
 mod body;
 mod code;
 mod cordon;
+#[cfg(test)]
+mod described;
 mod events;
 mod load;
 mod page;
@@ -33,34 +36,46 @@ mod workers;
 use std::sync::Arc;
 
 use axum::Router;
+use axum::extract::FromRef;
 use axum::http::{HeaderName, HeaderValue};
 use axum::response::Response;
-use axum::routing::{get, post};
+use axum::routing::{MethodRouter, get, post};
+
+use enisle_api::API_VERSION;
 
 use crate::daemon::Daemon;
 use problem::Problem;
 
-/// The API's version, as `HEAD /_ping` tells it.
-pub(crate) const API_VERSION: &str = "1";
-
 pub(crate) fn router(daemon: Arc<Daemon>) -> Router {
-    Router::new()
-        .route("/_ping", get(about::ping))
-        .route("/v1/version", get(about::version))
-        .route("/v1/info", get(about::info))
-        .route("/v1/tenants", get(tenants::list))
-        .route("/v1/tenants/{tenant}", get(tenants::show).put(tenants::put))
-        .route("/v1/tenants/{tenant}/cordon", axum::routing::put(cordon::put).delete(cordon::lift))
-        .route("/v1/audit", get(cordon::audit))
-        .route("/v1/tenants/{tenant}/scripts/{id}", get(scripts::show_one).put(scripts::put).delete(scripts::forget))
-        .route("/v1/tenants/{tenant}/scripts/{id}/run", post(scripts::run))
-        .route("/v1/tenants/{tenant}/load", post(load::load))
-        .route("/v1/workers", get(workers::list))
-        .route("/v1/events", get(events::list))
+    let routes = routes().into_iter().fold(Router::new(), |router, (path, methods)| router.route(path, methods));
+    routes
         .fallback(|| async { Problem::not_found("there is no such resource; GET /v1/info and the README list them") })
         .method_not_allowed_fallback(|| async { Problem::method_not_allowed() })
         .layer(axum::middleware::map_response(name_version))
         .with_state(daemon)
+}
+
+/// Every route. They are the operations of `enisle-api`, which `described` compares.
+fn routes<S>() -> [(&'static str, MethodRouter<S>); 13]
+where
+    S: Clone + Send + Sync + 'static,
+    Arc<Daemon>: FromRef<S>,
+{
+    [
+        ("/_ping", get(about::ping)),
+        ("/openapi.json", get(about::document)),
+        ("/v1/version", get(about::version)),
+        ("/v1/info", get(about::info)),
+        ("/v1/tenants", get(tenants::list)),
+        ("/v1/tenants/{tenant}", get(tenants::show).put(tenants::put)),
+        ("/v1/tenants/{tenant}/cordon", axum::routing::put(cordon::put).delete(cordon::lift)),
+        ("/v1/audit", get(cordon::audit)),
+        ("/v1/tenants/{tenant}/scripts/{id}", get(scripts::show_one).put(scripts::put).delete(scripts::forget)),
+        ("/v1/tenants/{tenant}/scripts/{id}/run", post(scripts::run)),
+        ("/v1/tenants/{tenant}/load", post(load::load)),
+        ("/v1/workers", get(workers::list)),
+        ("/v1/events", get(events::list)),
+    ]
 }
 
 async fn name_version(mut response: Response) -> Response {

@@ -88,6 +88,13 @@ mod tests {
     }
 
     #[test]
+    fn the_query_of_every_list_is_as_it_is_described() {
+        for id in ["listTenants", "listWorkers"] {
+            crate::api::described::reads_the_query_of::<Wanted>(id);
+        }
+    }
+
+    #[test]
     fn a_page_of_large_items_has_fewer() {
         let page = page(100, (0..101).map(|n| "x".repeat(PAGE_BYTES / 3 + n)).collect());
         assert_eq!(page["items"].as_array().map(Vec::len), Some(3));

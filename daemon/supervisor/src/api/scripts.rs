@@ -29,6 +29,10 @@ use crate::script::{Draft, OVERHEAD_BYTES, RegisterError, Script};
 use crate::share::{Supply, charged};
 use crate::tenant::Tenant;
 
+/// What a script is made of, and what it is called with.
+const SCRIPT: [&str; 6] = ["code", "mainModule", "modules", "env", "limits", "globalOutbound"];
+const CALL: [&str; 5] = ["entrypoint", "method", "args", "props", "limits"];
+
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct Wanted {
@@ -108,8 +112,7 @@ pub(crate) async fn put(
 
 /// `None` if it asks for a network.
 fn draft(RawBody { bytes, held }: RawBody, policy: &Policy, scripts: &Supply) -> Result<Option<Draft>, Problem> {
-    let known = ["code", "mainModule", "modules", "env", "limits", "globalOutbound"];
-    let [short, main, modules, env, limits, outbound] = fields(&bytes, known)?;
+    let [short, main, modules, env, limits, outbound] = fields(&bytes, SCRIPT)?;
     let limits = wish(limits)?;
     if outbound.is_some() {
         return Ok(None);
@@ -189,8 +192,7 @@ fn job(
     if bytes.trim_ascii().is_empty() {
         bytes = b"{}".to_vec();
     }
-    let known = ["entrypoint", "method", "args", "props", "limits"];
-    let [entrypoint, method, args, props, limits] = fields(&bytes, known)?;
+    let [entrypoint, method, args, props, limits] = fields(&bytes, CALL)?;
     let limits = wish(limits)?;
     // The lowest of three: the policy's, the script's, the run's.
     let run = Run {
@@ -207,4 +209,21 @@ fn job(
     drop(bytes);
     let (env, code) = script.frames();
     Ok(Job { run, input: charged(input, held), env, code, in_flight: Arc::new(in_flight) })
+}
+
+#[cfg(test)]
+mod tests {
+    use enisle_api::openapi::fields_of;
+    use enisle_api::types::run::RunRequest;
+    use enisle_api::types::script::ScriptRequest;
+
+    use super::*;
+    use crate::api::described::reads_the_query_of;
+
+    #[test]
+    fn the_fields_of_requests_are_those_that_are_described() {
+        assert_eq!(fields_of::<ScriptRequest>(), SCRIPT.map(str::to_owned).into());
+        assert_eq!(fields_of::<RunRequest>(), CALL.map(str::to_owned).into());
+        reads_the_query_of::<Wanted>("registerScript");
+    }
 }

@@ -212,3 +212,39 @@ pub(super) fn micros_as_ms(micros: u64) -> f64 {
     let micros = micros as f64;
     micros / 1000.0
 }
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+
+    use enisle_api::openapi::fields_of;
+    use enisle_api::types::policy::{self, PolicyRequest, RequestedLimits, RequestedQuota};
+
+    use super::*;
+    use crate::api::described::known_by;
+
+    /// As the API writes them: configuration files have other names for the same fields.
+    fn known(body: &str) -> BTreeSet<String> {
+        let problem = serde_json::to_value(object::<Policy>(body.as_bytes()).unwrap_err()).unwrap();
+        known_by(problem["detail"].as_str().unwrap()).into_iter().filter(|name| !name.contains('_')).collect()
+    }
+
+    #[test]
+    fn the_fields_of_a_policy_are_those_that_are_described() {
+        assert_eq!(known(r#"{"unknown": 1}"#), fields_of::<PolicyRequest>());
+        assert_eq!(known(r#"{"limits": {"unknown": 1}}"#), fields_of::<RequestedLimits>());
+        assert_eq!(known(r#"{"quota": {"unknown": 1}}"#), fields_of::<RequestedQuota>());
+    }
+
+    #[test]
+    fn a_policy_is_shown_as_it_is_described_and_can_be_set_as_it_is_shown() {
+        let owner = Some("o".to_owned());
+        for policy in [Policy::default(), Policy { owner, secrets: vec!["s".to_owned()], ..Policy::default() }] {
+            let shown = camel_case(serde_json::to_value(&policy).unwrap());
+            let read: policy::Policy = serde_json::from_value(shown.clone()).unwrap();
+            assert_eq!(serde_json::to_value(read).unwrap(), shown);
+            let request: PolicyRequest = serde_json::from_value(shown).unwrap();
+            assert_eq!(object::<Policy>(&serde_json::to_vec(&request).unwrap()).unwrap(), policy);
+        }
+    }
+}

@@ -390,3 +390,100 @@ impl What {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+
+    use enisle_api::openapi;
+    use enisle_api::types::event::EventLine;
+
+    use super::*;
+
+    /// One of the kind that comes behind that one: a kind that is left out does not compile.
+    fn behind(what: Option<&What>) -> Option<What> {
+        let t = || "t".to_owned();
+        Some(match what {
+            None => What::Started { version: "1" },
+            Some(What::Started { .. }) => What::Draining,
+            Some(What::Draining) => What::WorkerStarted { worker: 1, pid: 2, uid: 3, level: "solo" },
+            Some(What::WorkerStarted { .. }) => What::WorkerRejected { worker: 1, pid: 2, uid: 3, findings: vec![t()] },
+            Some(What::WorkerRejected { .. }) => {
+                What::WorkerDied { worker: 1, pid: 2, uid: 3, reason: t(), tenants: vec![t()] }
+            }
+            Some(What::WorkerDied { .. }) => What::WorkerRetired { worker: 1, pid: 2, uid: 3 },
+            Some(What::WorkerRetired { .. }) => {
+                What::Admitted { tenant: t(), uid: 3, worker: 1, level: "shared", reason: "new" }
+            }
+            Some(What::Admitted { .. }) => What::Retired { tenant: t(), uid: 3, worker: 1, reason: "idle" },
+            Some(What::Retired { .. }) => What::Retried { tenant: t(), uid: 3, run: t(), reason: t() },
+            Some(What::Retried { .. }) => What::RunEnded { tenant: t(), uid: 3, run: t(), outcome: "exceededCpu" },
+            Some(What::RunEnded { .. }) => {
+                What::ProtocolViolation { worker: 1, pid: 2, uid: 3, tenant: None, what: t() }
+            }
+            Some(What::ProtocolViolation { .. }) => What::Violation {
+                worker: 1,
+                pid: 2,
+                uid: 3,
+                tenant: Some(t()),
+                layer: "keys",
+                what: t(),
+                address: None,
+                victim: None,
+                pc: t(),
+            },
+            Some(What::Violation { .. }) => What::Crashed {
+                worker: 1,
+                pid: 2,
+                uid: 3,
+                tenant: None,
+                what: t(),
+                pc: t(),
+                room_mb: 4,
+                blame: "inCompany",
+            },
+            Some(What::Crashed { .. }) => {
+                What::UnexplainedMemory { worker: 1, pid: 2, uid: 3, tenant: None, held_mb: 4, most_mb: 5 }
+            }
+            Some(What::UnexplainedMemory { .. }) => What::Mistagged { worker: 1, pid: 2, uid: 3, findings: vec![t()] },
+            Some(What::Mistagged { .. }) => {
+                let reasons = vec![Reason::Unsuspected, Reason::Score { score: 60.5, threshold: 60.0 }];
+                What::Cordoned { tenant: t(), uid: 3, from: Level::Shared, to: Level::Solo, reasons }
+            }
+            Some(What::Cordoned { .. }) => {
+                let because = Because::WantOfMemory;
+                What::KeptApart { tenant: t(), uid: 3, alone: true, because, for_secs: 4 }
+            }
+            Some(What::KeptApart { .. }) => What::BudgetUsedUp { uid: 3, deaths: 2, clear_in_ms: 4 },
+            Some(What::BudgetUsedUp { .. }) => {
+                What::Ordered { tenant: t(), level: Level::Sealed, reason: t(), by_uid: 0 }
+            }
+            Some(What::Ordered { .. }) => What::Lifted { tenant: t(), reason: t(), by_uid: 0 },
+            Some(What::Lifted { .. }) => What::Rehomed { tenant: t(), uid: 3, worker: 1, level: "sealed", token: 2 },
+            Some(What::Rehomed { .. }) => What::Drained { tenant: t(), uid: 3, worker: 1, fenced: true, ms: 4 },
+            Some(What::Drained { .. }) => What::NoRoom { tenant: t(), uid: 3, level: "solo", reason: t() },
+            Some(What::NoRoom { .. }) => What::Fenced { tenant: t(), uid: 3, run: t(), token: 2 },
+            Some(What::Fenced { .. }) => What::RecordBroken { what: t() },
+            Some(What::RecordBroken { .. }) => What::PolicyChanged { tenant: t(), by_uid: 0 },
+            Some(What::PolicyChanged { .. }) => What::Denied { uid: 3, what: t() },
+            Some(What::Denied { .. }) => What::Others { class: Class::Common },
+            Some(What::Others { .. }) => return None,
+        })
+    }
+
+    #[test]
+    fn every_kind_of_event_is_told_as_it_is_described() {
+        let kinds = std::iter::successors(behind(None), |what| behind(Some(what)));
+        let mut told = BTreeSet::new();
+        for (count, what) in (1..).zip(kinds) {
+            let written = serde_json::to_value(Event { seq: 1, unix_ms: 2, count, what }).unwrap();
+            told.insert(written["event"].as_str().unwrap().to_owned());
+            let read: EventLine = serde_json::from_value(written.clone()).unwrap();
+            assert_eq!(serde_json::to_value(read).unwrap(), written);
+        }
+        let document = openapi::document();
+        let described = document["components"]["schemas"]["Event"]["oneOf"].as_array().unwrap();
+        let described = described.iter().map(|one| one["properties"]["event"]["const"].as_str().unwrap().to_owned());
+        assert_eq!(told, described.collect());
+    }
+}

@@ -1,26 +1,24 @@
 //! HTTP/1.1 over the daemon's Unix socket, with nobody but the daemon: whoever listens there is
 //! asked of the kernel first.
 
-use std::path::PathBuf;
+use std::io;
+use std::path::{Path, PathBuf};
 
 use http_body_util::{BodyExt, Full};
 use hyper::body::{Bytes, Incoming};
 use hyper::{Method, Request, Response, StatusCode};
 use hyper_util::rt::TokioIo;
 use serde::Deserialize;
-use serde_json::Value;
 use tokio::net::UnixStream;
 
-use crate::Failure;
+use crate::types::problem::Problem;
 
+/// Why there is no answer, or not the one that was asked for.
 #[derive(Debug, thiserror::Error)]
-pub(crate) enum ClientError {
-    #[error("there is no daemon on {socket} ({error}); start one with `enisled`, or use `enisle run --standalone`")]
-    Unreachable { socket: String, error: std::io::Error },
-    #[error(
-        "whoever listens on {socket} has uid {uid}, which is neither root's nor yours; nothing was sent. If that is the \
-         daemon that you mean, say so with --daemon-uid {uid}"
-    )]
+pub enum ClientError {
+    #[error("there is no daemon on {socket} ({error})")]
+    Unreachable { socket: String, error: io::Error },
+    #[error("whoever listens on {socket} has uid {uid}, which is neither root's nor yours; nothing was sent")]
     Stranger { socket: String, uid: u32 },
     #[error("the daemon says {status}: {detail}")]
     Problem { status: u16, detail: String },
@@ -29,52 +27,42 @@ pub(crate) enum ClientError {
 }
 
 #[derive(Debug)]
-pub(crate) struct Client {
-    pub(crate) socket: PathBuf,
+pub struct Client {
+    socket: PathBuf,
     /// Whom to take for the daemon beside root and this user.
     daemon_uid: Option<u32>,
 }
 
 /// An answer as it came, byte for byte.
 #[derive(Debug)]
-pub(crate) struct Body(Bytes);
+pub struct Body(Bytes);
 
 impl Body {
-    pub(crate) fn text(&self) -> Result<&str, ClientError> {
+    /// # Errors
+    /// It is not UTF-8.
+    pub fn text(&self) -> Result<&str, ClientError> {
         std::str::from_utf8(&self.0).map_err(|error| ClientError::Broken(error.to_string()))
     }
 
-    pub(crate) fn read<'a, T: Deserialize<'a>>(&'a self) -> Result<T, ClientError> {
+    /// The answer as one of the [types](crate::types). What a script returned is in it as text: it
+    /// may be deeper than a tree can be.
+    ///
+    /// # Errors
+    /// It is another.
+    pub fn read<'a, T: Deserialize<'a>>(&'a self) -> Result<T, ClientError> {
         serde_json::from_slice(&self.0).map_err(|error| ClientError::Broken(error.to_string()))
     }
-
-    /// An answer of the daemon's own. What a script returned is read as text: it may be deeper than
-    /// a tree can be.
-    pub(crate) fn value(&self) -> Result<Value, ClientError> {
-        self.read()
-    }
-}
-
-/// A tenant's name as a segment of a path. The daemon says what a name may be; this keeps it one segment.
-pub(crate) fn segment(name: &str) -> Result<&str, Failure> {
-    if name.is_empty() || name.chars().any(|c| !c.is_ascii_graphic() || "/?#%".contains(c)) {
-        return Err(Failure::Usage(format!("{name:?} cannot be a tenant's name")));
-    }
-    Ok(name)
-}
-
-/// Text as the value of a parameter (RFC 3986, section 2.1).
-pub(crate) fn encoded(text: &str) -> String {
-    let byte = |byte: u8| match byte {
-        b'a'..=b'z' | b'A'..=b'Z' | b'0'..=b'9' | b'-' | b'.' | b'_' | b'~' => char::from(byte).to_string(),
-        _ => format!("%{byte:02X}"),
-    };
-    text.bytes().map(byte).collect()
 }
 
 impl Client {
-    pub(crate) fn new(socket: PathBuf, daemon_uid: Option<u32>) -> Self {
+    #[must_use]
+    pub fn new(socket: PathBuf, daemon_uid: Option<u32>) -> Self {
         Self { socket, daemon_uid }
+    }
+
+    #[must_use]
+    pub fn socket(&self) -> &Path {
+        &self.socket
     }
 
     /// Connects, and goes on only if it is the daemon that listens: the place alone proves nothing,
@@ -107,24 +95,35 @@ impl Client {
         if response.status().is_success() { Ok(response) } else { Err(problem(response).await) }
     }
 
-    pub(crate) async fn get(&self, path: &str) -> Result<Body, ClientError> {
+    /// # Errors
+    /// There is no answer, or it is a problem; so with each of these.
+    pub async fn get(&self, path: &str) -> Result<Body, ClientError> {
         body_of(self.send(Method::GET, path, Vec::new()).await?).await
     }
 
-    pub(crate) async fn post(&self, path: &str, body: Vec<u8>) -> Result<Body, ClientError> {
+    /// # Errors
+    /// See [`Self::get`].
+    pub async fn post(&self, path: &str, body: Vec<u8>) -> Result<Body, ClientError> {
         body_of(self.send(Method::POST, path, body).await?).await
     }
 
-    pub(crate) async fn put(&self, path: &str, body: Vec<u8>) -> Result<Body, ClientError> {
+    /// # Errors
+    /// See [`Self::get`].
+    pub async fn put(&self, path: &str, body: Vec<u8>) -> Result<Body, ClientError> {
         body_of(self.send(Method::PUT, path, body).await?).await
     }
 
-    pub(crate) async fn delete(&self, path: &str) -> Result<Body, ClientError> {
+    /// # Errors
+    /// See [`Self::get`].
+    pub async fn delete(&self, path: &str) -> Result<Body, ClientError> {
         body_of(self.send(Method::DELETE, path, Vec::new()).await?).await
     }
 
     /// Calls `each` with every line of the answer, as it comes.
-    pub(crate) async fn lines(&self, path: &str, mut each: impl FnMut(&str)) -> Result<(), ClientError> {
+    ///
+    /// # Errors
+    /// See [`Self::get`].
+    pub async fn lines(&self, path: &str, mut each: impl FnMut(&str)) -> Result<(), ClientError> {
         let mut body = self.send(Method::GET, path, Vec::new()).await?.into_body();
         let mut unread = Vec::new();
         while let Some(frame) = body.frame().await {
@@ -146,10 +145,8 @@ async fn body_of(response: Response<Incoming>) -> Result<Body, ClientError> {
 
 async fn problem(response: Response<Incoming>) -> ClientError {
     let status: StatusCode = response.status();
-    let problem = body_of(response).await.and_then(|body| body.value());
-    let detail = match problem {
-        Ok(problem) => problem["detail"].as_str().unwrap_or("no detail").to_owned(),
-        Err(error) => error.to_string(),
-    };
+    let body = body_of(response).await;
+    let problem = body.and_then(|body| body.read::<Problem>());
+    let detail = problem.map_or_else(|error| error.to_string(), |problem| problem.detail);
     ClientError::Problem { status: status.as_u16(), detail }
 }

@@ -1,0 +1,18 @@
+//! What the daemon accepts and answers, as types: a file a resource.
+//!
+//! They describe the API; the daemon takes requests apart by hand, so that a request costs its own
+//! bytes and no more, and its tests compare the two. A request is described as a client should
+//! write it: fields that may be left out are not `null`, although the daemon reads `null` as left
+//! out where it can. In answers, what may be `null` is always there; what is left out instead says
+//! so with `skip_serializing_if`.
+
+pub mod about;
+pub mod audit;
+pub mod cordon;
+pub mod event;
+pub mod policy;
+pub mod problem;
+pub mod run;
+pub mod script;
+pub mod tenant;
+pub mod worker;

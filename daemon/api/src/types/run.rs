@@ -1,0 +1,127 @@
+//! `POST /v1/tenants/{tenant}/load`, `POST …/scripts/{id}/run`: a run, and what it came to.
+
+use enisle_cordon::Level;
+use enisle_wire::Outcome;
+use enisle_wire::tenant::Level as LogLevel;
+use serde::{Deserialize, Deserializer, Serialize};
+use serde_json::value::RawValue;
+use serde_json::{Map, Value};
+
+use super::policy::RequestedLimits;
+use super::script::ScriptRequest;
+
+/// A script that runs once, in a fresh isolate, and is forgotten.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema), schemars(deny_unknown_fields))]
+pub struct LoadRequest {
+    #[serde(flatten)]
+    pub script: ScriptRequest,
+    #[serde(flatten)]
+    pub call: Call,
+}
+
+/// A run of a registered script. An empty body is `{}`.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema), schemars(deny_unknown_fields))]
+pub struct RunRequest {
+    #[serde(flatten)]
+    pub call: Call,
+    /// The lowest of these, the script's and the policy's holds.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub limits: Option<RequestedLimits>,
+}
+
+/// What is called, and with what.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
+pub struct Call {
+    /// The export that is the entry point; `default` if it is left out.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub entrypoint: Option<String>,
+    /// The method of the entry point; an entry point that is a function needs none.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub method: Option<String>,
+    /// At most 8 MiB.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub args: Option<Vec<Value>>,
+    /// Handed over as `ctx.props`; at most 8 MiB.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub props: Option<Map<String, Value>>,
+}
+
+/// What a run came to.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
+pub struct Answer {
+    /// The run's name: `run_` and 32 hexadecimal digits.
+    pub id: String,
+    pub outcome: Outcome,
+    /// What the entry point returned, byte for byte; left out if it did not return.
+    #[serde(default, deserialize_with = "present", skip_serializing_if = "Option::is_none")]
+    #[cfg_attr(feature = "schema", schemars(with = "Value"))]
+    pub result: Option<Box<RawValue>>,
+    /// Left out if there is none.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub error: Option<ScriptError>,
+    /// What the script wrote to its console.
+    pub logs: Vec<LogLine>,
+    /// Lines of the log were dropped: `limits.logBytes`, `limits.logLines`.
+    pub truncated: bool,
+    pub usage: RunUsage,
+    /// How far out the run was.
+    pub cordon: Level,
+}
+
+/// A result that is there, `null` as well.
+fn present<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<Box<RawValue>>, D::Error> {
+    Box::<RawValue>::deserialize(deserializer).map(Some)
+}
+
+/// Why a run did not end well.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
+pub struct ScriptError {
+    pub name: String,
+    pub message: String,
+    /// Positions in the script's own modules; left out if there are none.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub stack: Option<String>,
+}
+
+/// A line that a script wrote to its console.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
+pub struct LogLine {
+    /// Since the run began, by the script's own clock.
+    pub t_ms: u32,
+    pub level: LogLevel,
+    pub text: String,
+}
+
+/// What a run used.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
+pub struct RunUsage {
+    /// Of the processor's time.
+    pub cpu_ms: Millis,
+    pub wall_ms: Millis,
+    /// From the run's arrival in its worker to the call of the entry point; for operators alone
+    /// not in whole milliseconds.
+    pub startup_us: u64,
+    /// What the run waited for a home; for operators alone not in whole milliseconds.
+    pub queued_us: u64,
+    /// For operators alone not in whole mebibytes.
+    pub peak_heap_bytes: u64,
+}
+
+/// Milliseconds: for operators with three decimals, for others whole ones, since a finer figure is
+/// a clock.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+#[serde(untagged)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
+pub enum Millis {
+    Whole(u64),
+    Exact(f64),
+}

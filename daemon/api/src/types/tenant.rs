@@ -1,0 +1,129 @@
+//! `GET /v1/tenants`, `GET /v1/tenants/{tenant}`: who there is.
+
+use std::collections::BTreeMap;
+
+use enisle_cordon::Level;
+use enisle_wire::Outcome;
+use serde::{Deserialize, Serialize};
+
+use super::cordon::Cordon;
+use super::policy::Policy;
+
+/// A tenant, as whoever asks may see it.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(untagged)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
+pub enum TenantView {
+    Full(Box<Tenant>),
+    Own(OwnTenant),
+}
+
+/// A tenant, for operators.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
+pub struct Tenant {
+    pub name: String,
+    pub policy: Policy,
+    pub in_flight: u32,
+    pub cordon: Cordon,
+    /// Null if it lives nowhere at the moment.
+    pub resident: Option<Residence>,
+    pub usage: TenantUsage,
+}
+
+/// A tenant, for those who act for it and do not operate the daemon.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
+pub struct OwnTenant {
+    pub name: String,
+    pub policy: Policy,
+    pub in_flight: u32,
+    pub cordon: OwnCordon,
+    pub usage: OwnUsage,
+}
+
+/// How far out a tenant lives, without the reasons.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
+pub struct OwnCordon {
+    pub level: Level,
+    pub since_unix_ms: u64,
+}
+
+/// What a tenant has used, in whole milliseconds.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
+pub struct OwnUsage {
+    /// Runs that have ended.
+    pub runs: u64,
+    pub cpu_ms: u64,
+    /// How many runs ended in which way.
+    pub outcomes: BTreeMap<Outcome, u64>,
+}
+
+/// What a tenant has used, for operators.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
+pub struct TenantUsage {
+    /// Runs that have ended.
+    pub runs: u64,
+    /// Runs that were sent to a worker, each attempt counted.
+    pub begun: u64,
+    /// Ends of runs that came from a home that the tenant had left, and were discarded.
+    pub fenced: u64,
+    pub cpu_ms: f64,
+    /// How many runs ended in which way.
+    pub outcomes: BTreeMap<Outcome, u64>,
+}
+
+/// Where a tenant lives.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
+pub struct Residence {
+    /// The worker's id.
+    pub worker: u64,
+    pub pid: i32,
+    pub cordon: Level,
+    /// An isolate is warm and no run is under way.
+    pub warm: bool,
+    pub unused_ms: u64,
+}
+
+/// A page of tenants, in the order of their names.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
+pub struct TenantPage {
+    pub tenants: Vec<TenantRow>,
+    /// What `after` has to be for the next page; left out on the last one.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub next: Option<String>,
+}
+
+/// A tenant among others: without what may be long, its policy and its history.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
+pub struct TenantRow {
+    pub name: String,
+    pub in_flight: u32,
+    pub cordon: CordonRow,
+    /// Null if it lives nowhere at the moment.
+    pub resident: Option<Residence>,
+    pub usage: TenantUsage,
+}
+
+/// How far out a tenant lives, and its score.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
+pub struct CordonRow {
+    pub level: Level,
+    pub since_unix_ms: u64,
+    pub score: f64,
+}

@@ -1,0 +1,259 @@
+//! What follows from each way in which an attempt at a run can end: a pure core of [`Daemon::run`].
+//!
+//! ```text
+//! from a fenced home, and not our own word: Discard; given up the tenth time
+//! Done, Judged  Answer
+//! Unanswered    Refuse
+//! NotBegun      Wait; given up the eleventh time
+//! Lost          Retry; given up the second time that it is nobody else's doing
+//! ```
+//!
+//! A run is tried a bounded number of times, but for losses that are another tenant's doing: after
+//! two of those it lives alone, where nobody else can take its worker.
+//!
+//! [`Daemon::run`]: crate::daemon::Daemon::run
+
+use enisle_wire::Outcome;
+use enisle_wire::tenant::Usage;
+
+use crate::resident::{Ended, Finished, Lost};
+use crate::share::Exhausted;
+
+/// The end in a fenced home after which a run is given up.
+const MOST_FENCED: u32 = 10;
+/// How many workers may die before they come to one and the same run, which waits again then.
+const MOST_NOT_BEGUN: u32 = 10;
+/// The loss by others' doing after which a run is tried alone.
+const MOST_IN_COMPANY: u32 = 2;
+/// The loss that was nobody else's doing after which a run is given up.
+const LAST_LOSS: u32 = 2;
+
+/// How the attempts at one run have ended so far.
+#[derive(Debug, Default)]
+pub(crate) struct Attempts {
+    /// With a worker, and nobody else's doing.
+    lost: u32,
+    /// With a worker, by another tenant's doing.
+    lost_in_company: u32,
+    not_begun: u32,
+    fenced: u32,
+}
+
+/// What to do about a run, one attempt at which has ended.
+#[derive(Debug)]
+pub(crate) enum Next {
+    /// That is its end.
+    Answer(Box<Finished>),
+    /// That is its end, and there was no room for its answer.
+    Refuse {
+        bytes: usize,
+        why: Exhausted,
+        usage: Usage,
+    },
+    /// It ended in a home that its tenant has left. That does not count, but for what it used, and
+    /// the run is begun again, or given up.
+    Discard {
+        cpu_us: u64,
+        gives_up: Option<GaveUp>,
+    },
+    /// No worker came to it: it waits for a home again.
+    Wait,
+    /// Its worker died under it. It is begun again, in a home without others where `alone` says so.
+    Retry {
+        alone: bool,
+        why: String,
+        usage: Usage,
+    },
+    GiveUp(GaveUp, Usage),
+}
+
+/// Why a run is not tried any more, for the report of the outcome `workerLost`.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub(crate) enum GaveUp {
+    #[error("the worker process died twice under this run; the last time {0}")]
+    DiedTwice(String),
+    #[error("this run was begun again and again because its tenant was moved while it ran")]
+    Moved,
+    #[error("this run was never begun: no worker process lived long enough to come to it")]
+    NeverBegun,
+}
+
+impl GaveUp {
+    /// Whether the run was tried to its end: only then its tenant need not be alone any more.
+    pub(crate) fn is_an_end(&self) -> bool {
+        matches!(self, Self::DiedTwice(_))
+    }
+}
+
+impl Attempts {
+    /// An attempt has ended, in a home that was `fenced` by then, or not.
+    pub(crate) fn after(&mut self, ended: Ended, fenced: bool) -> Next {
+        if fenced && !is_our_word(&ended) {
+            self.fenced += 1;
+            let gives_up = (self.fenced >= MOST_FENCED).then_some(GaveUp::Moved);
+            return Next::Discard { cpu_us: ended.cpu_us(), gives_up };
+        }
+        match ended {
+            Ended::Done(finished) | Ended::Judged(finished) => Next::Answer(finished),
+            Ended::Unanswered { bytes, why, usage } => Next::Refuse { bytes, why, usage },
+            Ended::NotBegun if self.not_begun >= MOST_NOT_BEGUN => Next::GiveUp(GaveUp::NeverBegun, Usage::default()),
+            // That is not held against it; but not for ever.
+            Ended::NotBegun => {
+                self.not_begun += 1;
+                Next::Wait
+            }
+            Ended::Lost(Lost { why, anothers_doing: true, usage }) => {
+                self.lost_in_company += 1;
+                Next::Retry { alone: self.lost_in_company == MOST_IN_COMPANY, why, usage }
+            }
+            Ended::Lost(Lost { why, anothers_doing: false, usage }) => {
+                self.lost += 1;
+                if self.lost >= LAST_LOSS {
+                    return Next::GiveUp(GaveUp::DiedTwice(why), usage);
+                }
+                Next::Retry { alone: true, why, usage }
+            }
+        }
+    }
+}
+
+/// It does not come from the worker, so it counts whatever the worker is.
+fn is_our_word(ended: &Ended) -> bool {
+    match ended {
+        Ended::NotBegun | Ended::Unanswered { .. } => true,
+        // A run that had to leave the old home was canceled by us.
+        Ended::Judged(finished) => finished.outcome != Outcome::Canceled,
+        Ended::Done(_) | Ended::Lost(_) => false,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    const USAGE: Usage = Usage { cpu_us: 7, wall_us: 8, startup_us: 0, peak_heap_bytes: 0 };
+
+    fn finished(outcome: Outcome) -> Box<Finished> {
+        Box::new(Finished::of_ours(outcome, None, USAGE))
+    }
+
+    fn lost(anothers_doing: bool) -> Ended {
+        Ended::Lost(Lost { why: "it was killed".to_owned(), anothers_doing, usage: USAGE })
+    }
+
+    fn unanswered() -> Ended {
+        let supply = crate::share::Supply::new("bytes", 0, crate::share::Parts::halves());
+        Ended::Unanswered { bytes: 9, why: supply.take(5, 1).unwrap_err(), usage: USAGE }
+    }
+
+    /// Every way in which an attempt can end, but an end of its own.
+    fn failure(number: u8) -> Ended {
+        match number {
+            0 => lost(false),
+            1 => lost(true),
+            _ => Ended::NotBegun,
+        }
+    }
+
+    /// Until the first that is not to be followed by another attempt; how many were tried.
+    fn try_all(attempts: &mut Attempts, ends: impl IntoIterator<Item = (Ended, bool)>) -> Option<(usize, Next)> {
+        let nexts = ends.into_iter().map(|(ended, fenced)| attempts.after(ended, fenced));
+        let last =
+            |next: &Next| !matches!(next, Next::Wait | Next::Retry { .. } | Next::Discard { gives_up: None, .. });
+        nexts.enumerate().find(|(_, next)| last(next)).map(|(at, next)| (at + 1, next))
+    }
+
+    #[test]
+    fn a_run_that_was_given_up_says_what_happened_to_it() {
+        let died = GaveUp::DiedTwice("it was killed by SIGKILL".to_owned()).to_string();
+        assert!(died.contains("died twice") && died.ends_with("it was killed by SIGKILL"), "{died}");
+        for (why, word) in [(GaveUp::Moved, "moved"), (GaveUp::NeverBegun, "never begun")] {
+            let said = why.to_string();
+            assert!(said.contains(word) && !said.contains("died twice"), "{said}");
+        }
+    }
+
+    #[test]
+    fn only_a_run_that_was_tried_to_its_end_ends_the_time_alone() {
+        assert!(GaveUp::DiedTwice(String::new()).is_an_end());
+        assert!(!GaveUp::Moved.is_an_end() && !GaveUp::NeverBegun.is_an_end());
+    }
+
+    #[test]
+    fn an_end_is_answered_wherever_it_counts() {
+        for ended in [Ended::Done(finished(Outcome::Ok)), Ended::Judged(finished(Outcome::Canceled))] {
+            assert!(matches!(Attempts::default().after(ended, false), Next::Answer(_)));
+        }
+        // The supervisor's own word counts from a home that is fenced too.
+        for fenced in [false, true] {
+            let judged = Ended::Judged(finished(Outcome::Violation));
+            assert!(matches!(Attempts::default().after(judged, fenced), Next::Answer(_)));
+            let refused = Attempts::default().after(unanswered(), fenced);
+            assert!(matches!(refused, Next::Refuse { bytes: 9, usage: USAGE, .. }));
+            assert!(matches!(Attempts::default().after(Ended::NotBegun, fenced), Next::Wait));
+        }
+    }
+
+    #[test]
+    fn what_a_fenced_home_says_is_discarded_and_what_it_used_is_not() {
+        let canceled = || Ended::Judged(finished(Outcome::Canceled));
+        for ended in [Ended::Done(finished(Outcome::Ok)), canceled(), lost(true), lost(false)] {
+            let next = Attempts::default().after(ended, true);
+            assert!(matches!(next, Next::Discard { cpu_us: 7, gives_up: None }), "{next:?}");
+        }
+        let (tried, next) = try_all(&mut Attempts::default(), (0..20).map(|_| (canceled(), true))).unwrap();
+        assert!(matches!(next, Next::Discard { cpu_us: 7, gives_up: Some(GaveUp::Moved) }), "{next:?}");
+        assert_eq!(tried, 10);
+    }
+
+    #[test]
+    fn a_run_that_no_worker_comes_to_is_given_up_the_eleventh_time() {
+        let (tried, next) = try_all(&mut Attempts::default(), (0..20).map(|_| (Ended::NotBegun, false))).unwrap();
+        assert!(matches!(next, Next::GiveUp(GaveUp::NeverBegun, usage) if usage == Usage::default()), "{next:?}");
+        assert_eq!(tried, 11);
+    }
+
+    #[test]
+    fn a_run_is_alone_after_a_loss_of_its_own_and_given_up_after_the_second() {
+        let mut attempts = Attempts::default();
+        assert!(matches!(attempts.after(lost(false), false), Next::Retry { alone: true, usage: USAGE, .. }));
+        let Next::GiveUp(why, usage) = attempts.after(lost(false), false) else { panic!("it is begun again") };
+        assert_eq!((why, usage), (GaveUp::DiedTwice("it was killed".to_owned()), USAGE));
+    }
+
+    #[test]
+    fn a_run_is_alone_after_two_losses_in_company_and_never_given_up_for_them() {
+        let mut attempts = Attempts::default();
+        let alone: Vec<_> = (0..5)
+            .map(|_| match attempts.after(lost(true), false) {
+                Next::Retry { alone, .. } => alone,
+                other => panic!("{other:?}"),
+            })
+            .collect();
+        assert_eq!(alone, [false, true, false, false, false]);
+    }
+
+    proptest! {
+        /// Nine that are discarded, ten that never began and one loss of its own are tried again at
+        /// the most, in whatever order; the next one of a kind is the last.
+        #[test]
+        fn only_others_can_have_a_run_tried_for_ever(ends in prop::collection::vec((0_u8..3, any::<bool>()), 0..200)) {
+            let mut attempts = Attempts::default();
+            let known = ends.iter().map(|(number, fenced)| (failure(*number), *fenced));
+            let tried = try_all(&mut attempts, known).map_or(ends.len(), |(tried, _)| tried);
+            let others = ends.iter().take(tried).filter(|(number, fenced)| *number == 1 && !fenced).count();
+            prop_assert!(tried - others <= 9 + 10 + 1 + 1, "{tried} attempts, {others} of them others' doing");
+        }
+
+        /// However many failed before, an end that counts is the run's.
+        #[test]
+        fn an_end_after_failures_is_still_answered(ends in prop::collection::vec((0_u8..3, any::<bool>()), 0..30)) {
+            let mut attempts = Attempts::default();
+            if try_all(&mut attempts, ends.iter().map(|(number, fenced)| (failure(*number), *fenced))).is_none() {
+                prop_assert!(matches!(attempts.after(Ended::Done(finished(Outcome::Ok)), false), Next::Answer(_)));
+            }
+        }
+    }
+}

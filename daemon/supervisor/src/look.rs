@@ -1,0 +1,100 @@
+//! A worker before it has a tenant, looked at from outside: whether it is what it should be, and
+//! what it holds to begin with.
+//!
+//! Reading a process's mappings takes some milliseconds, so a look is taken on a thread that may
+//! wait, and owns what it needs: [`Look::take`] is the only way to take one.
+
+use std::sync::Arc;
+
+use enisle_hardening::Layer;
+use enisle_hardening::islands::Zone;
+use enisle_hardening::jail::Plan;
+use enisle_hardening::tags::{self, Held, Tags};
+use enisle_hardening::verify::{self, Expected};
+use nix::unistd::Pid;
+
+use crate::birth::{Blueprint, Newborn, StartError};
+
+/// What has to be known of a worker to look at it.
+pub(crate) struct Look {
+    blueprint: Arc<Blueprint>,
+    id: u64,
+    pid: Pid,
+    plan: Plan,
+    zone: Zone,
+    control_inode: u64,
+    stderr_inode: u64,
+    /// Which key each page of its islands should carry, by its own word.
+    tags: Option<Tags>,
+}
+
+/// What was seen.
+pub(crate) struct Looked {
+    /// What is wrong with it, in words.
+    pub(crate) findings: Vec<String>,
+    /// What it holds; nothing where it is not what it should be, or has ended, which is told
+    /// elsewhere.
+    pub(crate) held: Held,
+}
+
+impl Look {
+    pub(crate) fn at(blueprint: &Arc<Blueprint>, newborn: &Newborn, tags: Option<Tags>) -> Self {
+        Self {
+            blueprint: Arc::clone(blueprint),
+            id: newborn.id,
+            pid: newborn.started.pid,
+            plan: newborn.plan,
+            zone: newborn.zone.clone(),
+            control_inode: newborn.control_inode,
+            stderr_inode: newborn.stderr_inode,
+            tags,
+        }
+    }
+
+    pub(crate) async fn take(self) -> Result<Looked, StartError> {
+        let looked = tokio::task::spawn_blocking(move || {
+            let mut findings = self.jail();
+            if self.plan.layers.has(Layer::Keys) {
+                findings.extend(self.keys().into_iter().map(|what| format!("keys: {what}")));
+            }
+            let held = findings.is_empty().then(|| tags::held(self.pid, &self.zone).ok()).flatten();
+            Looked { findings, held: held.unwrap_or_default() }
+        });
+        looked.await.map_err(|_| StartError::NotReady("the look at it was interrupted".to_owned()))
+    }
+
+    /// What is wrong with its jail.
+    fn jail(&self) -> Vec<String> {
+        let (uid, gid) = self.blueprint.ids(self.id);
+        let expected = Expected {
+            plan: &self.plan,
+            program: &self.blueprint.program,
+            uid,
+            gid,
+            control_inode: self.control_inode,
+            stderr_inode: self.stderr_inode,
+        };
+        match verify::verify(self.pid, &expected) {
+            Ok(findings) => findings.iter().map(ToString::to_string).collect(),
+            Err(error) => vec![format!("it cannot be inspected: {error}")],
+        }
+    }
+
+    /// What is wrong with its keys: every island has to be there, tagged with a key of its own.
+    fn keys(&self) -> Vec<String> {
+        let Some(tags) = &self.tags else { return vec!["it took none".to_owned()] };
+        let (places, mut distinct) = (tags.zone.islands().count(), tags.keys.clone());
+        distinct.extend([0, tags.jit]);
+        distinct.sort_unstable();
+        distinct.dedup();
+        if tags.keys.len() != places || distinct.len() != places + 2 {
+            return vec![format!("its keys {:?} are not one for each of {places} places", tags.keys)];
+        }
+        match tags::inspect(self.pid, tags) {
+            // At the least every sandbox is mapped.
+            Ok(seen) if seen.mappings < places => vec![format!("only {} mappings are on its islands", seen.mappings)],
+            Ok(seen) => seen.findings(),
+            Err(error) => vec![format!("its mappings cannot be read: {error}")],
+        }
+    }
+}

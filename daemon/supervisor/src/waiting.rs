@@ -1,0 +1,60 @@
+//! What unit tests wait with and for: a deadline, and a thread that computes.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc;
+use std::thread::{Builder, JoinHandle, sleep};
+use std::time::{Duration, Instant};
+
+use nix::unistd::{Pid, gettid};
+
+/// Longer than anything that a unit test waits for takes on a busy machine.
+const PATIENCE: Duration = Duration::from_secs(20);
+
+/// The time between two looks.
+const PAUSE: Duration = Duration::from_millis(2);
+
+/// Waits until `look` finds something.
+///
+/// # Panics
+/// It found nothing within [`PATIENCE`].
+pub(crate) fn until<T>(what: &str, mut look: impl FnMut() -> Option<T>) -> T {
+    let begun = Instant::now();
+    loop {
+        if let Some(found) = look() {
+            return found;
+        }
+        assert!(begun.elapsed() < PATIENCE, "{what} did not come about");
+        sleep(PAUSE);
+    }
+}
+
+/// A thread that computes until this is dropped, also by a panic.
+pub(crate) struct Busy {
+    pub(crate) thread: Pid,
+    done: Arc<AtomicBool>,
+    handle: Option<JoinHandle<()>>,
+}
+
+impl Busy {
+    pub(crate) fn start(name: &str) -> Self {
+        let done = Arc::new(AtomicBool::new(false));
+        let (send, receive) = mpsc::channel();
+        let ends = Arc::clone(&done);
+        let computes = move || {
+            send.send(gettid()).unwrap();
+            while !ends.load(Ordering::Relaxed) {
+                std::hint::spin_loop();
+            }
+        };
+        let handle = Some(Builder::new().name(name.to_owned()).spawn(computes).unwrap());
+        Self { thread: receive.recv().unwrap(), done, handle }
+    }
+}
+
+impl Drop for Busy {
+    fn drop(&mut self) {
+        self.done.store(true, Ordering::Relaxed);
+        let _ = self.handle.take().map(JoinHandle::join);
+    }
+}
