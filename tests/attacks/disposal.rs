@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use enisle_tests::{Daemon, SHARING, attack_worker, is_alive};
 use serde_json::{Value, json};
 
-use crate::ground::{Pings, STALLED, probed_over, send, wait};
+use crate::ground::{Gauge, Pings, STALLED, probed_over, send, wait};
 use crate::{Case, Options};
 
 pub(crate) const CASES: &[Case] = &[
@@ -68,7 +68,7 @@ fn answering(
 
 fn probed<T>(daemon: &Daemon, attack: impl FnOnce() -> T) -> Result<(T, Pings), String> {
     let stream = UnixStream::connect(daemon.socket()).map_err(|error| error.to_string())?;
-    Ok(probed_over(stream, attack))
+    Ok(probed_over(stream, Gauge::of(daemon.pid()), attack))
 }
 
 fn ms(value: &Value) -> f64 {

@@ -421,6 +421,12 @@ impl Gauge {
         times.sum()
     }
 
+    /// How long its first thread has waited for a processor (sched-stats.rst).
+    fn waited(self) -> Duration {
+        let times = fs::read_to_string(format!("/proc/{0}/task/{0}/schedstat", self.0)).unwrap_or_default();
+        Duration::from_nanos(times.split(' ').nth(1).and_then(|ns| ns.parse().ok()).unwrap_or_default())
+    }
+
     /// Waits until the process is idle: work for clients that have gone is over.
     pub(crate) fn quiet(self, patience: Duration) -> bool {
         const WINDOW: Duration = Duration::from_millis(25);
@@ -455,8 +461,11 @@ const BEAT: Duration = Duration::from_millis(10);
 #[derive(Default)]
 pub(crate) struct Pings {
     took: Vec<Duration>,
-    /// How late the probe was by itself at the most: other work kept it from running.
+    /// How late the probe was by itself at the most, with no ping on its way: other work kept it
+    /// from running. The beat goes on from there, for that was not the daemon's doing.
     late: Duration,
+    /// What the daemon's thread waited for a processor, all in all.
+    waited: Duration,
     failed: Option<String>,
 }
 
@@ -466,7 +475,9 @@ impl Pings {
         let over = |due| stop.get().is_some_and(|stop| due >= *stop);
         while !over(due) {
             std::thread::sleep(due.saturating_duration_since(Instant::now()));
-            self.late = self.late.max(due.elapsed());
+            let late = due.elapsed();
+            self.late = self.late.max(late);
+            due += late;
             ping(stream)?;
             let answered = Instant::now();
             while due <= answered && !over(due) {
@@ -493,19 +504,22 @@ fn ping(stream: &mut UnixStream) -> io::Result<()> {
 
 /// Does something while the victim asks for pings.
 pub(crate) fn probed<T>(ground: &Ground, attack: impl FnOnce() -> T) -> (T, Pings) {
-    probed_over(ground.victim.connect().expect("the victim may connect before the attack"), attack)
+    let stream = ground.victim.connect().expect("the victim may connect before the attack");
+    probed_over(stream, ground.gauge(), attack)
 }
 
 /// The same on a connection to any daemon.
-pub(crate) fn probed_over<T>(mut stream: UnixStream, attack: impl FnOnce() -> T) -> (T, Pings) {
+pub(crate) fn probed_over<T>(mut stream: UnixStream, daemon: Gauge, attack: impl FnOnce() -> T) -> (T, Pings) {
     let (stop, mut pings) = (OnceLock::new(), Pings::default());
     stream.set_read_timeout(Some(STALLED)).expect("a timeout");
+    let waited = daemon.waited();
     let result = std::thread::scope(|scope| {
         scope.spawn(|| pings.failed = pings.collect(&mut stream, &stop).err().map(|error| error.to_string()));
         let result = attack();
         let _ = stop.set(Instant::now());
         result
     });
+    pings.waited = daemon.waited().saturating_sub(waited);
     (result, pings)
 }
 
@@ -548,12 +562,13 @@ impl Pings {
         let ms = |time: Duration| format!("{:.1}", time.as_secs_f64() * 1e3);
         let (p50, p99, most) = (self.at(50), self.all_but_one_in_a_hundred(), self.at(100));
         let said = format!(
-            "{} pings: p50 {}, p99 {}, max {} ms, the probe late by up to {} ms",
+            "{} pings: p50 {}, p99 {}, max {} ms (for want of a processor the probe was {} ms late, and the daemon {})",
             self.took.len(),
             ms(p50),
             ms(p99),
             ms(most),
-            ms(self.late)
+            ms(self.late),
+            ms(self.waited)
         );
         match &self.failed {
             Some(error) => Err(format!("a ping failed after {said}: {error}")),
