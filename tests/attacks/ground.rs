@@ -502,6 +502,15 @@ fn ping(stream: &mut UnixStream) -> io::Result<()> {
     Ok(())
 }
 
+/// Has the pings stop, also where the attack panics.
+struct Stop<'a>(&'a OnceLock<Instant>);
+
+impl Drop for Stop<'_> {
+    fn drop(&mut self) {
+        let _ = self.0.set(Instant::now());
+    }
+}
+
 /// Does something while the victim asks for pings.
 pub(crate) fn probed<T>(ground: &Ground, attack: impl FnOnce() -> T) -> (T, Pings) {
     let stream = ground.victim.connect().expect("the victim may connect before the attack");
@@ -515,9 +524,8 @@ pub(crate) fn probed_over<T>(mut stream: UnixStream, daemon: Gauge, attack: impl
     let waited = daemon.waited();
     let result = std::thread::scope(|scope| {
         scope.spawn(|| pings.failed = pings.collect(&mut stream, &stop).err().map(|error| error.to_string()));
-        let result = attack();
-        let _ = stop.set(Instant::now());
-        result
+        let _stop = Stop(&stop);
+        attack()
     });
     pings.waited = daemon.waited().saturating_sub(waited);
     (result, pings)

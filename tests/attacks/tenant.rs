@@ -357,7 +357,8 @@ fn company_on(ground: &Ground, options: Options) -> Result<String, String> {
 
 /// What a run lets go of costs it nothing but time.
 fn garbage(options: Options) -> Result<String, String> {
-    let ground = Ground::with("", None);
+    // A run may not have more than its tenant.
+    let ground = Ground::with("[defaults.limits]\ncpu_ms = 20000\nwall_ms = 60000\n", None);
     answering(&ground, options, || garbage_on(&ground))
 }
 
