@@ -455,9 +455,9 @@ impl Gauge {
 /// A ping is due this often.
 const BEAT: Duration = Duration::from_millis(10);
 
-/// What pings took that are due on a fixed beat, each from when it was due. Those that are due while
-/// one is on its way are answered with it, as other clients' would be: a stall is as many late
-/// pings as were due in it, and one that ends with the attack is no less.
+/// What pings took that are due on a fixed beat, each from when it was due. Those that are due
+/// while one is on its way are answered with it, as other clients' would be: a stall is as many
+/// late pings as were due in it, and one that ends with the attack is no less.
 #[derive(Default)]
 pub(crate) struct Pings {
     took: Vec<Duration>,
