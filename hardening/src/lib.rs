@@ -6,6 +6,7 @@
 //! | [`posture`] | which of them this machine has |
 //! | [`spawn`] | a new process in namespaces of its own, by `clone3` and `execveat` |
 //! | [`fds`] | descriptors over a socket |
+//! | [`rights`] | descriptors that a client passes and nobody wants |
 //! | [`jail`] | the steps that a worker takes before V8 starts |
 //! | [`seccomp`] | the filters that it takes on after V8 has started, and those of a tenant's thread, from `policy/` |
 //! | [`verify`] | what the supervisor reads about a worker before it trusts it with a tenant |
@@ -28,6 +29,7 @@ pub mod layers;
 pub mod mpk;
 pub mod places;
 pub mod posture;
+pub mod rights;
 pub mod sealed;
 pub mod seccomp;
 pub mod spawn;

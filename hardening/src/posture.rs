@@ -6,6 +6,7 @@ use std::ptr;
 
 use crate::layers::{Layer, LayerSet};
 use crate::mpk;
+use crate::rights;
 use crate::spawn::{NAMESPACES, clone_args};
 
 /// One layer on this machine.
@@ -23,7 +24,7 @@ pub struct Posture {
     pub findings: Vec<Finding>,
     /// Protection keys that a process can take and rely on.
     pub keys: usize,
-    /// Settings of the machine that are no layer and that an operator has to know about.
+    /// What an operator has to know about this machine beside its layers.
     pub notes: Vec<String>,
     /// Landlock also fences abstract sockets and signals (its interface 6, Linux 6.12).
     pub landlock_scopes: bool,
@@ -68,7 +69,7 @@ impl Posture {
                 Finding { layer, on, detail }
             })
             .collect();
-        let notes = strict_overcommit().into_iter().collect();
+        let notes = strict_overcommit().into_iter().chain(passed_descriptors()).collect();
         Self { findings, keys: if faults { keys } else { 0 }, notes, landlock_scopes }
     }
 
@@ -218,6 +219,13 @@ fn strict_overcommit() -> Option<String> {
          for each further tenant; where the limit is reached, a process ends and its runs begin again",
         limit.trim()
     ))
+}
+
+/// Where clients can pass descriptors to the daemon, which wants none.
+fn passed_descriptors() -> Option<String> {
+    let why = "this kernel cannot refuse descriptors that clients pass (SO_PASSRIGHTS, Linux 6.16): the daemon ends such \
+               a connection, and has a thread of its own close it";
+    (!rights::can_be_refused()).then(|| why.to_owned())
 }
 
 /// What `doctor` says where there are keys.

@@ -19,6 +19,7 @@ pub(crate) const CASES: &[Case] = &[
     Case { id: "S9 orders", title: "an operator's orders over the evidence", run: orders },
     Case { id: "S9 policies", title: "an operator's policies over the evidence", run: policies },
     Case { id: "S9 turned", title: "an operator that fills the audit log until it turns over", run: turned },
+    Case { id: "S12 restarted", title: "an operator's policies over restarts", run: restarted },
     Case { id: "S9 killed", title: "a peer that ends its own workers over another's evidence", run: killed },
     Case { id: "S6 events", title: "a peer's events over another's", run: events },
     Case { id: "S9 counted", title: "what is denied is still counted", run: counted },
@@ -212,6 +213,33 @@ fn turned(_: Options) -> Result<String, String> {
         (FILLS, false) => Ok(format!("{said}; root set all, and the log had turned over")),
         (filled, there) => Err(format!("{said}, but root {filled}, and the evidence was there: {there}; no attack")),
     }
+}
+
+/// What policies name is memory of the daemon's: an operator that has set as many as it may can set
+/// no more after a restart, as it could if they were nobody's then.
+fn restarted(_: Options) -> Result<String, String> {
+    const MORE: usize = 20;
+    let config = format!("[api]\nscript_mb = 1\n{OPERATOR_RULE}");
+    let secrets: Vec<_> = (0..100).map(|n| format!("{n:0>128}")).collect();
+    let policy = json!({ "secrets": secrets }).to_string();
+    let set = |peer: &Peer, numbers: std::ops::Range<usize>| {
+        let status = |n: usize| {
+            let path = format!("/v1/tenants/ops-{n}");
+            peer.ask("PUT", &path, policy.as_bytes()).map_or(0, |answer| answer.status)
+        };
+        numbers.map(status).filter(|status| *status == 200).count()
+    };
+    let ground = Ground::start(&config);
+    let before = set(&operator(&ground), 0..100);
+    let Ground { daemon, .. } = ground;
+    let place = daemon.kill_hard();
+    let process = leashed(place.path(), &place.path().join("s"), 0o022).spawn().map_err(|error| error.to_string())?;
+    let ground = Ground::around(process, place);
+    let after = set(&operator(&ground), 100..100 + MORE);
+    let roots = ground.root.ask("PUT", "/v1/tenants/ops-r", policy.as_bytes()).map_or(0, |answer| answer.status);
+    let said =
+        format!("{before} of 100 policies were set, {after} of {MORE} more after a restart; one of root's: {roots}");
+    if (1..100).contains(&before) && after == 0 && roots == 200 { Ok(said) } else { Err(said) }
 }
 
 /// Evidence of the first class that a peer can make more of at will: processes that are ended for

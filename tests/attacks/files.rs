@@ -10,7 +10,7 @@ use std::process::{Child, Command, Output, Stdio};
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use enisle_tests::wait::PAUSE;
-use enisle_tests::{PATIENCE, SHARING, is_alive};
+use enisle_tests::{PATIENCE, SHARING, is_alive, programs};
 use serde_json::json;
 use tempfile::TempDir;
 
@@ -251,7 +251,12 @@ fn above(_: Options) -> Result<String, String> {
     fs::create_dir(place.path().join("state")).map_err(|error| error.to_string())?;
     fs::set_permissions(place.path().join("state"), fs::Permissions::from_mode(0o700)).map_err(|e| e.to_string())?;
     lchown(place.path(), Some(ATTACKER), Some(ATTACKER)).map_err(|error| error.to_string())?;
-    let said = refused(start(place.path(), &elsewhere.path().join("s")))?;
+    // Which ends it if it starts after all.
+    let mut command = Command::new("timeout");
+    command.arg("30").arg(programs().join("enisled"));
+    command.arg("--socket").arg(elsewhere.path().join("s")).arg("--state-dir").arg(place.path().join("state"));
+    let ended = command.env("ENISLE_LOG", "info").stdin(Stdio::null()).output().map_err(|error| error.to_string())?;
+    let said = String::from_utf8_lossy(&ended.stderr).trim().to_owned();
     let word = format!("belongs to uid {ATTACKER}, who could exchange it");
     if said.contains(&word) { Ok(said) } else { Err(said) }
 }

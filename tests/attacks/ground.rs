@@ -126,6 +126,17 @@ impl Ground {
         Self::around(limited.stdin(Stdio::null()).stderr(log).spawn().expect("the leash runs"), folder)
     }
 
+    /// A daemon with [`SHARING`] that is executed by another program.
+    pub(crate) fn executed_by(program: &str) -> Self {
+        let folder = folder();
+        fs::write(folder.path().join("enisled.toml"), format!("{SHARING}\n{}", peers(None))).expect("it is ours");
+        let inner = leashed(folder.path(), &folder.path().join("s"), 0o022);
+        let mut outer = Command::new(programs().join(program));
+        outer.arg(inner.get_program()).args(inner.get_args()).env_remove("ENISLE_SOCKET").env("ENISLE_LOG", "info");
+        let log = fs::File::options().append(true).open(folder.path().join("log")).expect("the command made it");
+        Self::around(outer.stdin(Stdio::null()).stderr(log).spawn().expect("the program runs"), folder)
+    }
+
     /// Takes a daemon that was started on the socket `s` of a folder.
     pub(crate) fn around(process: Child, folder: TempDir) -> Self {
         let daemon = Daemon::await_answer(process, folder);

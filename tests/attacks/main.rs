@@ -14,6 +14,7 @@
 //! | [`files`] | files, locks and sockets, by other local users |
 //! | [`evidence`] | events and logs |
 //! | [`thread`] | the one thread |
+//! | [`rights`] | the one thread, by descriptors that are passed to it |
 //! | [`tenant`] | a worker's memory, by a script |
 //! | [`clock`] | the time, by a script |
 //! | [`disposal`] | a tenant's neighbours and its bill, by what a run leaves behind |
@@ -29,6 +30,7 @@ mod blame;
 mod bodies;
 mod client;
 mod clock;
+mod disk;
 mod disposal;
 mod evidence;
 mod files;
@@ -36,6 +38,7 @@ mod ground;
 mod memory;
 mod numbers;
 mod pools;
+mod rights;
 mod tenant;
 mod thread;
 
@@ -57,15 +60,17 @@ pub(crate) struct Case {
     run: fn(Options) -> Result<String, String>,
 }
 
-const MODULES: [&[Case]; 12] = [
+const MODULES: [&[Case]; 14] = [
     blame::CASES,
     bodies::CASES,
     memory::CASES,
     pools::CASES,
     files::CASES,
     evidence::CASES,
+    disk::CASES,
     tenant::CASES,
     thread::CASES,
+    rights::CASES,
     client::CASES,
     clock::CASES,
     disposal::CASES,

@@ -3,7 +3,7 @@
 use std::io::Write;
 use std::time::Duration;
 
-use enisle_tests::programs;
+use enisle_tests::{Answer, programs};
 use serde_json::json;
 
 use crate::ground::{Ground, Peer, answered, folder, probed, wait};
@@ -12,6 +12,7 @@ use crate::{Case, Options};
 
 pub(crate) const CASES: &[Case] = &[
     Case { id: "S10 info", title: "/v1/info by a user without rights, with many tenants", run: info },
+    Case { id: "S10 refused", title: "long bodies of a user without rights", run: refused },
     Case { id: "S10 lists", title: "lists of many tenants, by operators", run: lists },
     Case { id: "S10 events", title: "events, by operators that read fast, and by many that do not", run: events },
     Case { id: "S10 errors", title: "errors that repeat what was sent", run: errors },
@@ -44,6 +45,45 @@ fn info(options: Options) -> Result<String, String> {
     let said = format!("{known} tenants; {refused} of {ASKED} refused to the one, {allowed} told to the other");
     let pings = pings.verdict(options.bench).map_err(|pings| format!("{said}; {pings}"))?;
     if refused == ASKED && allowed == ASKED { Ok(format!("{said}; {pings}")) } else { Err(format!("{said}; {pings}")) }
+}
+
+/// Bodies without an end, in one piece and in chunks of one byte: what is sent of each until the
+/// daemon takes no more, and whether the client still reads why.
+fn refused(options: Options) -> Result<String, String> {
+    // What a socket holds unread beside the 64 KiB that are read.
+    const MOST: usize = 1 << 20;
+    const BODIES: usize = 50;
+    let ground = Ground::start("");
+    let mut said = Vec::new();
+    for (framing, piece) in [("content-length: 90000000", "x"), ("transfer-encoding: chunked", "1\r\nx\r\n")] {
+        let head = format!("POST /v1/tenants/good-1/load HTTP/1.1\r\nhost: d\r\n{framing}\r\n\r\n");
+        let pieces = piece.repeat(8 << 10);
+        let (sent, pings) = probed(&ground, || {
+            let body = |_| {
+                let mut stream = ground.stranger.connect()?;
+                stream.write_all(head.as_bytes())?;
+                let mut sent = 0;
+                while sent <= MOST && stream.write_all(pieces.as_bytes()).is_ok() {
+                    sent += pieces.len();
+                }
+                // A body that is still taken has no answer.
+                let taken = sent > MOST;
+                let status = if taken { 0 } else { Answer::read(&mut stream)?.status };
+                Ok((sent, status))
+            };
+            (0..BODIES).map(body).collect::<std::io::Result<Vec<_>>>()
+        });
+        let sent = sent.map_err(|error| format!("{framing}: {error}"))?;
+        let most = sent.iter().map(|(sent, _)| *sent).max().unwrap_or_default();
+        let told = sent.iter().filter(|(_, status)| *status == 403).count();
+        let what = format!("{framing}: at most {} KiB sent, {told} of {BODIES} refused", most >> 10);
+        let pings = pings.verdict(options.bench).map_err(|pings| format!("{what}; {pings}"))?;
+        if told < BODIES {
+            return Err(what);
+        }
+        said.push(format!("{what}; {pings}"));
+    }
+    Ok(said.join("; "))
 }
 
 /// Lists of tenants about whom there is as much to say as there can be, and those tenants one by

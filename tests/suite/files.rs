@@ -294,6 +294,64 @@ fn checking_the_configuration_finds_a_program_that_is_no_worker() {
     assert!(refusal(&folder).contains("the startup snapshot could not be made: the worker"));
 }
 
+/// Has a daemon start, or check its configuration, with a socket and a state folder elsewhere.
+fn elsewhere(folder: &TempDir, socket: &Path, state: &Path, check: bool) -> (Option<i32>, String) {
+    // Which ends it if it starts after all.
+    let mut command = Command::new("timeout");
+    command.arg("30").arg(programs().join("enisled")).arg("--config").arg(folder.path().join("enisled.toml"));
+    command.arg("--socket").arg(socket).arg("--state-dir").arg(state).args(check.then_some("--check-config"));
+    let ended = command.env_remove("ENISLE_SOCKET").stdin(Stdio::null()).output().expect("enisled runs");
+    (ended.status.code(), text(&ended.stderr))
+}
+
+#[test]
+fn a_check_and_a_start_refuse_the_same_places() {
+    let folder = folder();
+    let (own, file) = (folder.path().to_owned(), folder.path().join("file"));
+    fs::write(&file, "").expect("a file");
+    fs::create_dir(own.join("other")).expect("a folder");
+    symlink("other", own.join("way")).expect("a link");
+    for (socket, state, word) in [
+        (own.join("run/s"), file.join("state"), "Not a directory"),
+        (own.join("run/s"), PathBuf::from("/proc/enisle"), "/proc"),
+        (own.join("run/s"), PathBuf::from("/sys/enisle/state"), "/sys"),
+        (PathBuf::from("/proc/enisle/s"), own.join("state"), "/proc"),
+        (own.join("state/lock"), own.join("state"), "would be in the way"),
+        (own.join("state/standings.redb"), own.join("state"), "would be in the way"),
+        (own.join("state/audit"), own.join("state"), "would be in the way"),
+        (own.join("state/tenants/a.json"), own.join("state"), "would be in the way"),
+        (own.join("way/state/audit"), own.join("other/state"), "would be in the way"),
+    ] {
+        for check in [true, false] {
+            let (code, said) = elsewhere(&folder, &socket, &state, check);
+            let place = (socket.display(), state.display());
+            assert!(code == Some(1) && said.contains(word), "{place:?}, check {check}: {code:?} {said}");
+        }
+        assert!(!own.join("state").exists() && !own.join("other/state").exists(), "nothing was made");
+    }
+    let (code, said) = elsewhere(&folder, &own.join("state/s"), &own.join("state"), true);
+    assert_eq!((code, said.as_str()), (Some(0), ""), "beside what it keeps there is room");
+}
+
+/// What an operator's copy, a crash or a hand has left among the files that the daemon keeps.
+#[test]
+fn what_is_among_the_policies_is_in_nobodys_way() {
+    let folder = folder();
+    let tenants = folder.path().join("state/tenants");
+    for name in [".new/full", "a.broken/full", "b.json"] {
+        fs::create_dir_all(tenants.join(name)).expect("a folder");
+    }
+    fs::write(tenants.join("a.json"), "no policy").expect("a file");
+    nix::unistd::mkfifo(&tenants.join("c.json"), nix::sys::stat::Mode::S_IRWXU).expect("a pipe");
+    let checked = check(&folder);
+    assert!(checked.status.success(), "{}", text(&checked.stderr));
+    let daemon = start_openly(folder);
+    for tenant in ["a", "b", "c", "d"] {
+        daemon.request("PUT", &format!("/v1/tenants/{tenant}"), b"{}").ok();
+    }
+    assert!(daemon.folder.path().join("state/tenants/a.broken/full").exists(), "what was there is still there");
+}
+
 /// What is in the way of a file or a socket of the daemon's.
 #[test]
 fn checking_the_configuration_finds_what_is_in_the_way() {
@@ -312,7 +370,9 @@ fn checking_the_configuration_finds_what_is_in_the_way() {
         (&directory, "it is not a file"),
     ];
     let ways = &ways[..if nix::unistd::geteuid().is_root() { 4 } else { 2 }];
-    for place in ["state/lock", "state/standings.redb", "state/audit/audit.jsonl", "run/s.lock"] {
+    let old = ["state/audit/audit-000000000001.jsonl", "state/audit/audit.jsonl.broken-1-0"];
+    for place in ["state/lock", "state/standings.redb", "state/audit/audit.jsonl", "run/s.lock"].into_iter().chain(old)
+    {
         for (plant, word) in ways {
             let folder = folder();
             let path = folder.path().join(place);
@@ -329,6 +389,69 @@ fn checking_the_configuration_finds_what_is_in_the_way() {
     fs::create_dir_all(folder.path().join("run/s")).expect("a folder");
     assert!(text(&check(&folder).stderr).contains("it is not a socket"));
     assert!(refusal(&folder).contains("it is not a socket"));
+}
+
+#[test]
+fn a_configuration_that_others_could_have_written_is_refused() {
+    let path = |folder: &TempDir| folder.path().join("enisled.toml");
+    let moved = |folder: &TempDir, to: &str| {
+        let to = folder.path().join(to);
+        fs::create_dir_all(to.parent().expect("a folder")).expect("a folder");
+        fs::rename(path(folder), &to).expect("it is ours");
+        symlink(&to, path(folder)).expect("a link");
+    };
+    type Change<'a> = &'a dyn Fn(&TempDir);
+    let changes: [(Change, &str); 8] = [
+        (&|folder| set_mode(&path(folder), 0o666), "others may write to it (mode 666)"),
+        (&|folder| set_mode(&path(folder), 0o620), "others may write to it (mode 620)"),
+        (&|folder| set_mode(folder.path(), 0o777), "on the way to it (mode 777)"),
+        (
+            &|folder| {
+                moved(folder, "there/c");
+                set_mode(&folder.path().join("there"), 0o777);
+            },
+            "on the way to it (mode 777)",
+        ),
+        (
+            &|folder| {
+                fs::remove_file(path(folder)).expect("it is ours");
+                nix::unistd::mkfifo(&path(folder), nix::sys::stat::Mode::S_IRWXU).expect("a pipe");
+            },
+            "it is not a file",
+        ),
+        (&|folder| fs::write(path(folder), "#".repeat((1 << 20) + 1)).expect("it is ours"), "more than 1048576 bytes"),
+        (&|folder| give(&path(folder), STRANGER), "it belongs to uid 4000011"),
+        (
+            &|folder| {
+                moved(folder, "c");
+                nix::unistd::fchownat(
+                    nix::fcntl::AT_FDCWD,
+                    &path(folder),
+                    Some(nix::unistd::Uid::from_raw(STRANGER)),
+                    None,
+                    nix::fcntl::AtFlags::AT_SYMLINK_NOFOLLOW,
+                )
+                .expect("root may");
+            },
+            "it belongs to uid 4000011",
+        ),
+    ];
+    for (change, word) in &changes[..if root() { 8 } else { 6 }] {
+        let folder = folder();
+        change(&folder);
+        let checked = check(&folder);
+        let said = text(&checked.stderr);
+        assert!(checked.status.code() == Some(1) && said.contains("enisled.toml cannot be read"), "{word}: {said}");
+        assert!(said.contains(word), "{word}: {said}");
+        assert!(refusal(&folder).contains(word), "a start refuses it too: {word}");
+    }
+    // What only the daemon's own user could have written is believed, behind a link as well.
+    let folder = folder();
+    moved(&folder, "there/c");
+    set_mode(&folder.path().join("there/c"), 0o644);
+    set_mode(folder.path(), 0o1777);
+    let checked = check(&folder);
+    assert!(checked.status.success(), "{}", text(&checked.stderr));
 }
 
 #[test]

@@ -6,9 +6,11 @@
 //!
 //! All files together have a bound. Over it the oldest file that was put away is deleted, which is
 //! a line of the chain like any other, with the number and hash of the last line that went; files
-//! that were put aside go last.
+//! that were put aside go last. Where the bound is more than half of the filesystem, the oldest file
+//! goes as well when that is nearly full. A larger one is filled by somebody else, who is to delete
+//! nothing of the log that way.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::VecDeque;
 use std::fs::File;
 use std::io::{self, Write};
 
@@ -23,6 +25,29 @@ use crate::record::{Entry, aside, unix_ms};
 const ROTATE_BYTES: u64 = 8 << 20;
 /// So much is written before the disk is waited for.
 const SYNC_BYTES: usize = 1 << 20;
+/// So much of a disk that the log fills stays free for standings, policies, and the next lines.
+const SPARE_BYTES: u64 = 4 << 20;
+
+/// What the log does on a filesystem of which it may have more than half.
+#[derive(Debug, Clone, Copy)]
+struct SmallDisk {
+    /// A file is put away sooner, so that there is an old one to delete.
+    rotate_bytes: u64,
+    /// Old files go while less is free.
+    spare_bytes: u64,
+}
+
+impl SmallDisk {
+    /// Of some filesystems the size is not known, which is 0 then.
+    fn of(disk_bytes: u64, keep_bytes: u64) -> Option<Self> {
+        let is_small = (1..keep_bytes.saturating_mul(2)).contains(&disk_bytes);
+        is_small.then(|| Self {
+            rotate_bytes: ROTATE_BYTES.min(disk_bytes / 8),
+            spare_bytes: SPARE_BYTES.min(disk_bytes / 4),
+        })
+    }
+}
+
 pub(crate) const CURRENT: &str = "audit.jsonl";
 
 /// The log's present file.
@@ -34,6 +59,7 @@ pub(crate) struct Log {
     first: u64,
     /// The most that all files may have together.
     keep_bytes: u64,
+    small_disk: Option<SmallDisk>,
     pub(crate) head: Head,
 }
 
@@ -88,7 +114,17 @@ impl Log {
         let first = first.unwrap_or(head.seq + 1);
         let file = folder.open(CURRENT, How::Append)?;
         let bytes = file.metadata()?.len();
-        let mut log = Self { folder, file, bytes, first, keep_bytes, head };
+        let disk_bytes = folder.room()?.of_all;
+        let small_disk = SmallDisk::of(disk_bytes, keep_bytes);
+        if small_disk.is_some() {
+            tracing::warn!(
+                folder = %folder.path().display(),
+                filesystem_mb = disk_bytes >> 20,
+                keep_mb = keep_bytes >> 20,
+                "audit.keep_mb is more than half of the filesystem: old files of the audit log go when that is nearly full"
+            );
+        }
+        let mut log = Self { folder, file, bytes, first, keep_bytes, small_disk, head };
         log.prune();
         Ok(log)
     }
@@ -96,9 +132,12 @@ impl Log {
     /// Writes lines, the first ones first, and moves those that are on the disk to `written`.
     /// After a failure the others are left, and the file is as it was without them.
     pub(crate) fn append(&mut self, lines: &mut VecDeque<Line>, written: &mut Vec<Line>) -> io::Result<()> {
+        if self.small_disk.is_some() {
+            self.prune();
+        }
         let mut most = SYNC_BYTES;
         while !lines.is_empty() {
-            if self.bytes >= ROTATE_BYTES {
+            if self.bytes >= self.rotate_bytes() {
                 self.rotate()?;
                 self.prune();
             }
@@ -121,7 +160,7 @@ impl Log {
             text.push_str(&line);
             text.push('\n');
             (head, count) = (next, count + 1);
-            if text.len() > most || self.bytes + text.len() as u64 >= ROTATE_BYTES {
+            if text.len() > most || self.bytes + text.len() as u64 >= self.rotate_bytes() {
                 break;
             }
         }
@@ -134,6 +173,10 @@ impl Log {
         self.bytes += text.len() as u64;
         self.head = head;
         Ok(count)
+    }
+
+    fn rotate_bytes(&self) -> u64 {
+        self.small_disk.map_or(ROTATE_BYTES, |disk| disk.rotate_bytes)
     }
 
     fn rotate(&mut self) -> io::Result<()> {
@@ -163,32 +206,42 @@ impl Log {
     }
 
     /// Deletes the oldest files until the rest has no more bytes than it may, with room for the
-    /// present file to grow. What is deleted is written down first.
+    /// present file to grow, and something is left of a disk that the log fills. What is deleted is
+    /// written down first.
     fn delete_oldest(&mut self) -> io::Result<()> {
-        let every = every_file(&self.folder)?;
-        let mut found = BTreeMap::new();
-        for file in &every {
-            let Some(stat) = self.folder.find(file)? else { continue };
-            let bytes = u64::try_from(stat.st_size).unwrap_or_default();
-            found.insert(file.as_str(), ((stat.st_mtime, stat.st_mtime_nsec), bytes));
-        }
-        let present: u64 = found.values().map(|(_, bytes)| bytes).sum();
-        let mut present = present.saturating_sub(self.bytes).saturating_add(ROTATE_BYTES.max(self.bytes));
-        // Names begin with the number of the first line; what was put aside goes by its age.
-        let mut order: Vec<_> = found.iter().filter(|(file, _)| **file != CURRENT).collect();
-        order.sort_by_key(|(file, (modified, _))| {
-            (!is_put_away(file), (!is_put_away(file)).then_some(*modified), **file)
-        });
-        for (file, (_, bytes)) in order {
-            if present <= self.keep_bytes {
+        let old = self.old_files()?;
+        let present: u64 = old.iter().map(|(_, bytes)| bytes).sum();
+        let mut present = present.saturating_add(self.rotate_bytes().max(self.bytes));
+        for (file, bytes) in old {
+            let disk_is_full = match self.small_disk {
+                Some(disk) => self.folder.room()?.free < disk.spare_bytes,
+                None => false,
+            };
+            if present <= self.keep_bytes && !disk_is_full {
                 break;
             }
-            let through = if is_put_away(file) { last_line(&self.folder, file)? } else { None };
-            self.write([Entry::Deleted { file: (*file).to_owned(), through }], 0)?;
-            self.folder.remove(file)?;
-            present = present.saturating_sub(*bytes);
+            let through = if is_put_away(&file) { last_line(&self.folder, &file)? } else { None };
+            self.write([Entry::Deleted { file: file.clone(), through }], 0)?;
+            self.folder.remove(&file)?;
+            if disk_is_full {
+                tracing::warn!(file, bytes, "the disk is nearly full: the oldest file of the audit log was deleted");
+            }
+            present = present.saturating_sub(bytes);
         }
         Ok(())
+    }
+
+    /// Every file but the present one, in the order in which they go, and its bytes. Names begin
+    /// with the number of the first line; what was put aside goes last, by its age.
+    fn old_files(&self) -> io::Result<Vec<(String, u64)>> {
+        let mut found = Vec::new();
+        for file in every_file(&self.folder)?.into_iter().filter(|file| file != CURRENT) {
+            let Some(stat) = self.folder.find(&file)? else { continue };
+            let aside = (!is_put_away(&file)).then_some((stat.st_mtime, stat.st_mtime_nsec));
+            found.push((aside, file, u64::try_from(stat.st_size).unwrap_or_default()));
+        }
+        found.sort();
+        Ok(found.into_iter().map(|(_, file, bytes)| (file, bytes)).collect())
     }
 }
 
@@ -203,6 +256,17 @@ pub(crate) fn every_file(folder: &Folder) -> io::Result<Vec<String>> {
     let mut names = folder.names()?;
     names.retain(|name| name.starts_with("audit"));
     Ok(names)
+}
+
+/// Whether every file of the log is one that the daemon can open, without changing anything.
+pub(crate) fn check(folder: &Folder) -> io::Result<()> {
+    for file in every_file(folder)? {
+        let how = if file == CURRENT { How::Change } else { How::Read };
+        folder
+            .check(&file, how)
+            .map_err(|error| io::Error::new(error.kind(), format!("{}: {error}", folder.path_of(&file).display())))?;
+    }
+    Ok(())
 }
 
 /// Whether a file was put away when it was full. Their names are in the order of their lines.

@@ -1,6 +1,5 @@
 //! The configuration file: every key optional, unknown keys an error.
 
-use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 
@@ -8,7 +7,9 @@ use enisle_cordon::Rules;
 use enisle_hardening::{Layer, LayerSet};
 use serde::{Deserialize, Serialize};
 
+use crate::files;
 use crate::policy::{Limits, Policy, TenantPattern};
+use crate::ranges::UIDS;
 
 /// What `enisled.toml` may hold. The values here are the defaults.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -254,6 +255,9 @@ impl Default for Api {
     }
 }
 
+/// A thousand rules of a thousand bytes.
+const MOST_BYTES: u64 = 1 << 20;
+
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum ConfigError {
     #[error("{path} cannot be read: {error}")]
@@ -266,6 +270,11 @@ pub(crate) enum ConfigError {
     Policy { path: PathBuf, error: crate::policy::PolicyError },
     #[error("{path}: cordon.rules: {error}")]
     Rules { path: PathBuf, error: enisle_cordon::rules::RulesError },
+    #[error(
+        "{path}: [[peers]] uid {uid} is among the uids that workers get ({first} to {last}), so no client may have it; move \
+         workers.uid_base"
+    )]
+    PeerOfWorkers { path: PathBuf, uid: u32, first: u32, last: u32 },
     #[error("{path}: {error}")]
     Range { path: PathBuf, error: crate::ranges::RangeError },
 }
@@ -274,7 +283,10 @@ impl Config {
     /// Reads `path`, or the defaults if it is not given.
     pub(crate) fn load(path: Option<&Path>) -> Result<Self, ConfigError> {
         let Some(path) = path else { return Ok(Self::default()) };
-        let text = fs::read_to_string(path).map_err(|error| ConfigError::Read { path: path.to_owned(), error })?;
+        let read = files::read_settings(path, MOST_BYTES).and_then(|bytes| {
+            String::from_utf8(bytes).map_err(|error| io::Error::new(io::ErrorKind::InvalidData, error))
+        });
+        let text = read.map_err(|error| ConfigError::Read { path: path.to_owned(), error })?;
         let config: Self =
             toml::from_str(&text).map_err(|error| ConfigError::Parse { path: path.to_owned(), error })?;
         config.check(path)?;
@@ -284,6 +296,11 @@ impl Config {
     fn check(&self, path: &Path) -> Result<(), ConfigError> {
         let path = || path.to_owned();
         crate::ranges::check(self).map_err(|error| ConfigError::Range { path: path(), error })?;
+        let workers = self.workers.uid_base..=self.workers.uid_base + UIDS;
+        if let Some(Peer { uid, .. }) = self.peers.iter().find(|peer| workers.contains(&peer.uid)) {
+            let (first, last) = workers.into_inner();
+            return Err(ConfigError::PeerOfWorkers { path: path(), uid: *uid, first, last });
+        }
         self.required_layers().map_err(|error| ConfigError::Layer { path: path(), error })?;
         self.defaults.check(self.workers.max_memory_mb).map_err(|error| ConfigError::Policy { path: path(), error })?;
         self.cordon.rules.check().map_err(|error| ConfigError::Rules { path: path(), error })?;
@@ -298,6 +315,8 @@ impl Config {
 
 #[cfg(test)]
 mod tests {
+    use std::fs;
+
     use super::*;
 
     fn parse(text: &str) -> Result<Config, String> {
@@ -361,6 +380,16 @@ mod tests {
         for good in ["*", "acme", "acme-*", &("a".repeat(64) + "*")] {
             assert!(rule(good).is_ok(), "{good}");
         }
+    }
+
+    #[test]
+    fn a_peer_is_no_worker() {
+        let rule = |uid: u32| parse(&format!("[workers]\nuid_base = 5000000\n[[peers]]\nuid = {uid}\n"));
+        for workers in [5_000_000, 5_000_001, 5_060_000] {
+            let error = rule(workers).unwrap_err();
+            assert!(error.contains("5000000 to 5060000") && error.contains("workers.uid_base"), "{workers}: {error}");
+        }
+        assert!(rule(4_999_999).is_ok() && rule(5_060_001).is_ok());
     }
 
     #[test]

@@ -23,7 +23,7 @@ use crate::events::{Events, What};
 use crate::files::Folder;
 use crate::job::{Job, Unsealable};
 use crate::notes::{Line, Written};
-use crate::policy::{Limits, Policy, Store, StoreError, TenantName};
+use crate::policy::{KeptPolicy, Limits, Policy, Store, StoreError, TenantName};
 use crate::pool::{AdmitError, Pool};
 use crate::quota::OverQuota;
 use crate::record::{RecordError, Recorder};
@@ -281,11 +281,11 @@ impl Daemon {
         let owner = nix::unistd::geteuid().as_raw();
         let held = |name: &TenantName| supplies.names.keep(whose(&config.peers, name.as_str()).unwrap_or(owner), 1);
         let defaults = Arc::new(config.defaults.clone());
-        for (name, policy) in policies {
+        for (name, KeptPolicy { policy, set_by }) in policies {
             let standing = standings.remove(&name).unwrap_or_else(Warden::newcomer);
             let tenant = Tenant::new(name.clone(), Arc::clone(&defaults), standing, held(&name), now);
             let bytes = policy.bytes();
-            tenant.set_policy(policy, supplies.scripts.keep(owner, bytes));
+            tenant.set_policy(policy, supplies.scripts.keep(set_by.unwrap_or(owner), bytes));
             tenants.insert(name, Arc::new(tenant));
         }
         for (name, standing) in standings {
@@ -392,7 +392,7 @@ impl Daemon {
     ) -> Result<Written, StoreError> {
         let by_uid = held.uid();
         // Of two at one time, the one that holds has the later line.
-        let in_order = self.store.put(&tenant.name, &policy)?;
+        let in_order = self.store.put(&tenant.name, &policy, by_uid)?;
         tenant.set_policy(policy, held);
         let written = self.warden.recorder.decided(line);
         drop(in_order);

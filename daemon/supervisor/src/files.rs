@@ -12,6 +12,9 @@
 //! gives others rights (an older version made it so) is closed to them, which is reported; what is
 //! somebody else's is refused.
 //!
+//! The configuration is only read: its file, whoever may read it, is root's or the daemon's and
+//! written by nobody else, and so is the way to it, links included ([`read_settings`]).
+//!
 //! The folder of the socket is the exception: others may enter it, or they could not connect. Its
 //! lock file is closed to them all the same, because `flock` needs no more than an open descriptor.
 
@@ -25,7 +28,9 @@ use nix::dir::Dir;
 use nix::errno::Errno;
 use nix::fcntl::{AtFlags, OFlag, open, openat, readlinkat, renameat};
 use nix::sys::stat::{FileStat, Mode, SFlag, fchmod, fstat, fstatat, mkdirat};
-use nix::unistd::{UnlinkatFlags, unlinkat};
+use nix::sys::statfs::{PROC_SUPER_MAGIC, SYSFS_MAGIC, fstatfs};
+use nix::sys::statvfs::fstatvfs;
+use nix::unistd::{AccessFlags, UnlinkatFlags, faccessat, unlinkat};
 
 /// What a file is opened for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -54,6 +59,13 @@ impl How {
     }
 }
 
+/// How large a filesystem is, and how much of it the daemon may still take.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Room {
+    pub(crate) of_all: u64,
+    pub(crate) free: u64,
+}
+
 /// A folder of what the daemon keeps. Names in it are names alone.
 #[derive(Debug)]
 pub(crate) struct Folder {
@@ -65,7 +77,18 @@ pub(crate) struct Folder {
 impl Folder {
     /// Opens a folder, and makes it if it does not exist.
     pub(crate) fn make(path: &Path) -> io::Result<Self> {
-        Self::closed(walk(path, Missing::Make { others_enter: false })?, path)
+        Self::closed(walk(path, Missing::Make { others_enter: false }, Last::Kept)?, path)
+    }
+
+    /// Opens a folder that exists, without changing anything. None if it does not exist and can be
+    /// made.
+    pub(crate) fn look(path: &Path) -> io::Result<Option<Self>> {
+        Ok(check_folder(path)?.map(|folder| Self { folder, path: path.to_owned() }))
+    }
+
+    /// Whether a file of it could be opened, without changing anything.
+    pub(crate) fn check(&self, name: &str, how: How) -> io::Result<()> {
+        check_open(&self.folder, OsStr::new(name_alone(name)?), how)
     }
 
     /// Opens a folder of this one, and makes it if it does not exist.
@@ -84,6 +107,18 @@ impl Folder {
             close_to_others(&folder, path, &found, 0o700)?;
         }
         Ok(Self { folder, path: path.to_owned() })
+    }
+
+    /// The same folder once more.
+    pub(crate) fn try_clone(&self) -> io::Result<Self> {
+        Ok(Self { folder: self.folder.try_clone()?, path: self.path.clone() })
+    }
+
+    /// The bytes of its filesystem.
+    pub(crate) fn room(&self) -> io::Result<Room> {
+        let found = fstatvfs(&self.folder)?;
+        let bytes = |blocks: u64| blocks.saturating_mul(found.fragment_size());
+        Ok(Room { of_all: bytes(found.blocks()), free: bytes(found.blocks_available()) })
     }
 
     /// Where it was when it was opened.
@@ -162,6 +197,13 @@ pub(crate) fn below(folder: &OwnedFd, path: &Path, how: How) -> io::Result<File>
 }
 
 fn open_file(folder: &OwnedFd, name: &OsStr, how: How) -> io::Result<(OwnedFd, FileStat, Others)> {
+    let (file, found) = open_only(folder, name, how)?;
+    let others = judge(&found)?;
+    Ok((file, found, others))
+}
+
+/// Opens a file, whosever it is, and nothing but a file.
+fn open_only(folder: &OwnedFd, name: &OsStr, how: How) -> io::Result<(OwnedFd, FileStat)> {
     // A pipe in the place of a file must not keep the daemon waiting.
     let flags = how.flags() | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC | OFlag::O_NONBLOCK | OFlag::O_NOCTTY;
     let file = openat(folder, name, flags, Mode::S_IRUSR | Mode::S_IWUSR).map_err(|errno| match errno {
@@ -174,8 +216,7 @@ fn open_file(folder: &OwnedFd, name: &OsStr, how: How) -> io::Result<(OwnedFd, F
     if kind(&found) != SFlag::S_IFREG {
         return Err(not_a_file());
     }
-    let others = judge(&found)?;
-    Ok((file, found, others))
+    Ok((file, found))
 }
 
 /// Opens the folder of the socket, and makes it if it does not exist. What root makes, others may
@@ -184,28 +225,88 @@ fn open_file(folder: &OwnedFd, name: &OsStr, how: How) -> io::Result<(OwnedFd, F
 /// daemon's, or make its lock file first.
 pub(crate) fn make_socket_folder(path: &Path) -> io::Result<OwnedFd> {
     let others_enter = nix::unistd::geteuid().is_root();
-    Ok(look(walk(path, Missing::Make { others_enter })?)?.0)
+    Ok(look(walk(path, Missing::Make { others_enter }, Last::Kept)?)?.0)
 }
 
 /// Opens a folder that exists and can be used, without changing anything. None if it does not
-/// exist.
+/// exist, and can be made.
 pub(crate) fn check_folder(path: &Path) -> io::Result<Option<OwnedFd>> {
-    match walk(path, Missing::Refuse).and_then(look) {
+    match walk(path, Missing::Check, Last::Kept).and_then(look) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
-        looked => Ok(Some(looked?.0)),
+        looked => {
+            let folder = looked?.0;
+            check_room_for_names(&folder, path)?;
+            Ok(Some(folder))
+        }
     }
 }
 
-/// Whether [`below`] would open that file of a folder, without changing anything. One that does not
-/// exist can be made.
+/// Whether the daemon may make something in a folder.
+fn check_room_for_names(folder: &OwnedFd, path: &Path) -> io::Result<()> {
+    let failed = |errno: Errno| {
+        let error = io::Error::from(errno);
+        io::Error::new(error.kind(), format!("nothing can be made in {}: {error}", path.display()))
+    };
+    // Where root has every right, and nothing can be made all the same.
+    let kind = fstatfs(folder).map_err(failed)?.filesystem_type();
+    if [PROC_SUPER_MAGIC, SYSFS_MAGIC].contains(&kind) {
+        return Err(failed(Errno::EPERM));
+    }
+    faccessat(folder, ".", AccessFlags::W_OK | AccessFlags::X_OK, AtFlags::AT_EACCESS).map_err(failed)
+}
+
+/// Whether [`below`] would open that file of a folder to change it, without changing anything. One
+/// that does not exist can be made.
 pub(crate) fn check_file(folder: &OwnedFd, name: &OsStr) -> io::Result<()> {
-    match open_file(folder, name, How::Read) {
+    check_open(folder, name, How::Change)
+}
+
+fn check_open(folder: &OwnedFd, name: &OsStr, how: How) -> io::Result<()> {
+    match open_file(folder, name, how) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
         Ok((_, found, Others::Write)) if !is_ours(&found) => {
             Err(refused(format!("others may write to it (mode {:o})", bits(&found))))
         }
         opened => opened.map(drop),
     }
+}
+
+/// Reads a file of settings, which decide as much as what the daemon keeps. A link is followed if
+/// only root and the daemon could exchange it.
+pub(crate) fn read_settings(path: &Path, most_bytes: u64) -> io::Result<Vec<u8>> {
+    let roots = fstat(open("/", STEP, Mode::empty())?)?.st_uid;
+    let mut path = std::path::absolute(path)?;
+    for _ in 0..=MOST_LINKS {
+        let (dir, name) = (parent(&path), path.file_name().ok_or_else(not_a_file)?);
+        let folder = walk(&dir, Missing::Refuse, Last::OnTheWay)?;
+        let (found_at, found) = step(&folder, name)?;
+        if ![0, roots].contains(&found.st_uid) && !is_ours(&found) {
+            return Err(not_ours(&found));
+        }
+        if kind(&found) != SFlag::S_IFLNK {
+            return read_at_most(&folder, name, &found, most_bytes);
+        }
+        path = dir.join(readlinkat(&found_at, "")?);
+    }
+    Err(Errno::ELOOP.into())
+}
+
+/// Reads the file that was found, whose owner is believed.
+fn read_at_most(folder: &OwnedFd, name: &OsStr, found: &FileStat, most_bytes: u64) -> io::Result<Vec<u8>> {
+    let (file, opened) = open_only(folder, name, How::Read)?;
+    if (opened.st_dev, opened.st_ino) != (found.st_dev, found.st_ino) {
+        return Err(refused("it was exchanged meanwhile".to_owned()));
+    }
+    if bits(&opened) & 0o022 != 0 {
+        let mode = bits(&opened);
+        return Err(refused(format!(
+            "others may write to it (mode {mode:o}), so it cannot be believed; look at it, then `chmod go-w` it"
+        )));
+    }
+    let mut bytes = Vec::new();
+    File::from(file).take(most_bytes + 1).read_to_end(&mut bytes)?;
+    let fits = bytes.len() as u64 <= most_bytes;
+    if fits { Ok(bytes) } else { Err(io::Error::other(format!("it has more than {most_bytes} bytes"))) }
 }
 
 /// The folder that `path` is in; a name alone is in the present one.
@@ -223,7 +324,20 @@ fn name_alone(name: &str) -> io::Result<&str> {
 #[derive(Debug, Clone, Copy)]
 enum Missing {
     Refuse,
-    Make { others_enter: bool },
+    /// Not found where the first of them could be made; another error where not.
+    Check,
+    Make {
+        others_enter: bool,
+    },
+}
+
+/// What the folder at the end of the way is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Last {
+    /// One that the daemon keeps something in: no link, and looked at by whoever opens it.
+    Kept,
+    /// One like those before it.
+    OnTheWay,
 }
 
 /// Longer chains of links are followed by nobody (path_resolution(7)).
@@ -234,7 +348,7 @@ const STEP: OFlag = OFlag::O_PATH.union(OFlag::O_NOFOLLOW).union(OFlag::O_CLOEXE
 
 /// Goes to a folder from the root on, below one descriptor after the other. What is on the way must
 /// be such that only root and the daemon could exchange it.
-fn walk(path: &Path, missing: Missing) -> io::Result<OwnedFd> {
+fn walk(path: &Path, missing: Missing, last: Last) -> io::Result<OwnedFd> {
     let (mut at, mut way) = (open("/", STEP, Mode::empty())?, PathBuf::new());
     let roots = fstat(&at)?.st_uid;
     let mut left = backwards(&std::path::absolute(path)?);
@@ -246,9 +360,14 @@ fn walk(path: &Path, missing: Missing) -> io::Result<OwnedFd> {
                 make_at(&at, &name, others_enter)?;
                 step(&at, &name)?
             }
+            (Err(error), Missing::Check) if error.kind() == io::ErrorKind::NotFound => {
+                way.pop();
+                check_room_for_names(&at, &Path::new("/").join(&way))?;
+                return Err(error);
+            }
             (stepped, _) => stepped?,
         };
-        let is_last = left.is_empty();
+        let is_last = left.is_empty() && last == Last::Kept;
         match kind(&found) {
             SFlag::S_IFDIR => at = next,
             SFlag::S_IFLNK if is_last => return Err(link()),
@@ -333,8 +452,7 @@ fn look(folder: OwnedFd) -> io::Result<(OwnedFd, FileStat, Others)> {
 /// Whose it is, and what others may do with it.
 fn judge(found: &FileStat) -> io::Result<Others> {
     if found.st_uid != 0 && !is_ours(found) {
-        let us = nix::unistd::geteuid();
-        return Err(refused(format!("it belongs to uid {}, and the daemon runs as uid {us}", found.st_uid)));
+        return Err(not_ours(found));
     }
     Ok(match bits(found) {
         mode if mode & 0o022 != 0 => Others::Write,
@@ -364,6 +482,11 @@ fn close_to_others(what: impl AsFd, path: &Path, found: &FileStat, mode: u32) ->
         "others had rights to what the daemon keeps, and have none now"
     );
     Ok(())
+}
+
+fn not_ours(found: &FileStat) -> io::Error {
+    let us = nix::unistd::geteuid();
+    refused(format!("it belongs to uid {}, and the daemon runs as uid {us}", found.st_uid))
 }
 
 fn link() -> io::Error {

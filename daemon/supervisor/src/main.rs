@@ -35,6 +35,7 @@ mod ranges;
 mod record;
 mod rehome;
 mod resident;
+mod rights;
 mod run_id;
 mod script;
 mod server;
@@ -61,6 +62,7 @@ use tokio::signal::unix::{SignalKind, signal};
 use crate::config::Config;
 use crate::daemon::Daemon;
 use crate::events::What;
+use crate::files::{Folder, How};
 use crate::share::Parts;
 
 /// Runs untrusted JavaScript for many tenants, each on an island of its own.
@@ -157,6 +159,28 @@ impl Places {
             socket: arguments.socket.clone().unwrap_or_else(places::socket),
         })
     }
+
+    /// Whether the socket is somewhere else than what the daemon keeps.
+    fn check_apart(&self) -> anyhow::Result<()> {
+        let (state, folder) = (resolved(&self.state_dir)?, resolved(&files::parent(&self.socket))?);
+        let own = [record::LOCK, standings::DATABASE, record::FOLDER, policy::FOLDER];
+        let is_own = folder == state && own.iter().any(|own| self.socket.ends_with(own));
+        let among = [record::FOLDER, policy::FOLDER].iter().any(|own| folder.starts_with(state.join(own)));
+        anyhow::ensure!(
+            !is_own && !among,
+            "the socket {} would be in the way of what the daemon keeps in {}; give it another --socket",
+            self.socket.display(),
+            self.state_dir.display()
+        );
+        Ok(())
+    }
+}
+
+/// A path without links, as far as it exists.
+fn resolved(path: &Path) -> std::io::Result<PathBuf> {
+    let path = std::path::absolute(path)?;
+    let exists = path.ancestors().find_map(|above| Some((above.canonicalize().ok()?, path.strip_prefix(above).ok()?)));
+    Ok(exists.map_or_else(|| path.clone(), |(above, rest)| above.join(rest)))
 }
 
 fn check_program(path: &Path) -> anyhow::Result<()> {
@@ -171,25 +195,27 @@ fn check_program(path: &Path) -> anyhow::Result<()> {
 /// be running, which is not in the way of a check.
 async fn check_start(places: Places, config: &Config) -> anyhow::Result<()> {
     check_program(&places.program)?;
+    places.check_apart()?;
     server::check_place(&places.socket)?;
-    for (folder, kept) in [
-        ("", [record::LOCK, standings::DATABASE].as_slice()),
-        (policy::FOLDER, &[]),
-        (record::FOLDER, &[audit_log::CURRENT]),
-    ] {
-        let folder = places.state_dir.join(folder);
-        let context = |path: &Path| format!("{} cannot be used for the daemon's state", path.display());
-        let Some(looked) = files::check_folder(&folder).with_context(|| context(&folder))? else { continue };
-        for name in kept {
-            let path = folder.join(name);
-            files::check_file(&looked, name.as_ref()).with_context(|| context(&path))?;
+    let context = |path: &Path| format!("{} cannot be used for the daemon's state", path.display());
+    let look = |path: &Path| Folder::look(path).with_context(|| context(path));
+    if let Some(state) = look(&places.state_dir)? {
+        for name in [record::LOCK, standings::DATABASE] {
+            state.check(name, How::Change).with_context(|| context(&state.path_of(name)))?;
         }
+    }
+    look(&places.state_dir.join(policy::FOLDER))?;
+    let audit = places.state_dir.join(record::FOLDER);
+    if let Some(folder) = look(&audit)? {
+        audit_log::check(&folder).with_context(|| context(&audit))?;
     }
     Ok(daemon::check(config, places.program).await?)
 }
 
 async fn run(arguments: Arguments, config: Config) -> anyhow::Result<()> {
-    let Places { program, state_dir, socket } = Places::new(&arguments, &config)?;
+    let places = Places::new(&arguments, &config)?;
+    places.check_apart()?;
+    let Places { program, state_dir, socket } = places;
     check_program(&program)?;
     let (api, parts) = (config.api.clone(), Parts::new(&config.peers));
     // First, so that a second daemon on the same socket fails before it does anything.

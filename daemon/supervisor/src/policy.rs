@@ -12,6 +12,7 @@ use enisle_wire::{MAX_CODE_BYTES, MAX_OUTPUT_BYTES};
 use serde::{Deserialize, Serialize, Serializer};
 
 use crate::files::{Folder, How};
+use crate::record::aside;
 
 /// A tenant's name: what a path of the API, a line of a log and a file of the state folder can carry without escaping.
 /// Its copies share one text.
@@ -332,6 +333,17 @@ pub(crate) struct Store {
     folder: Mutex<Folder>,
 }
 
+/// A policy as it is kept, and the uid that set it: what it holds is charged to that uid.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) struct KeptPolicy {
+    pub(crate) policy: Policy,
+    /// None in a file that an operator wrote.
+    pub(crate) set_by: Option<u32>,
+}
+
+/// The key of that uid in the file.
+const SET_BY: &str = "set_by";
+
 /// The file that is written.
 const NEW: &str = ".new";
 
@@ -345,7 +357,10 @@ pub(crate) enum StoreError {
 
 impl Store {
     /// Reads every policy in the state folder. A file that is no policy is moved aside and told of.
-    pub(crate) fn open(state: &Folder, max_memory_mb: u32) -> Result<(Self, BTreeMap<TenantName, Policy>), StoreError> {
+    pub(crate) fn open(
+        state: &Folder,
+        max_memory_mb: u32,
+    ) -> Result<(Self, BTreeMap<TenantName, KeptPolicy>), StoreError> {
         let failed = |error| StoreError::Folder(state.path_of(FOLDER), error);
         let folder = state.make_below(FOLDER).map_err(failed)?;
         let mut policies = BTreeMap::new();
@@ -356,7 +371,7 @@ impl Store {
                 Err(why) => {
                     let path = folder.path_of(&file);
                     tracing::error!(file = %path.display(), %why, "a policy cannot be read; moved aside, the tenant has the default");
-                    folder.rename(&file, &format!("{name}.broken")).map_err(failed)?;
+                    move_aside(&folder, &file, &format!("{name}.broken")).map_err(failed)?;
                 }
             }
         }
@@ -365,16 +380,25 @@ impl Store {
 
     /// Writes one policy, whole or not at all. Another is not written before what is returned is
     /// dropped.
-    pub(crate) fn put(&self, name: &TenantName, policy: &Policy) -> Result<MutexGuard<'_, Folder>, StoreError> {
+    pub(crate) fn put(
+        &self,
+        name: &TenantName,
+        policy: &Policy,
+        set_by: u32,
+    ) -> Result<MutexGuard<'_, Folder>, StoreError> {
         let folder = self.folder.lock().unwrap_or_else(PoisonError::into_inner);
         let kept = format!("{name}.json");
         let write = || {
-            // What a daemon that was killed has left.
-            if folder.has(NEW)? {
-                folder.remove(NEW)?;
+            // What a daemon that was killed has left; a folder was left by somebody else.
+            if folder.has(NEW)? && folder.remove(NEW).is_err() {
+                move_aside(&folder, NEW, &format!("{NEW}.broken"))?;
             }
             let mut file = folder.open(NEW, How::New)?;
-            file.write_all(&serde_json::to_vec_pretty(policy)?)?;
+            let mut text = serde_json::to_value(policy)?;
+            if let Some(keys) = text.as_object_mut() {
+                keys.insert(SET_BY.to_owned(), set_by.into());
+            }
+            file.write_all(&serde_json::to_vec_pretty(&text)?)?;
             file.sync_all()?;
             folder.rename(NEW, &kept)
         };
@@ -383,14 +407,28 @@ impl Store {
     }
 }
 
-fn read_policy(folder: &Folder, file: &str, name: &str, max_memory_mb: u32) -> Result<(TenantName, Policy), String> {
+/// Under that name, or, if it is taken, one that begins so.
+fn move_aside(folder: &Folder, file: &str, name: &str) -> io::Result<()> {
+    let free = if folder.has(name)? { aside(folder, name)? } else { name.to_owned() };
+    folder.rename(file, &free)
+}
+
+fn read_policy(
+    folder: &Folder,
+    file: &str,
+    name: &str,
+    max_memory_mb: u32,
+) -> Result<(TenantName, KeptPolicy), String> {
     let name = name.parse().map_err(|error: BadName| error.to_string())?;
     let text = folder.read(file).map_err(|error| error.to_string())?;
-    let mut policy: Policy = serde_json::from_slice(&text).map_err(|error| error.to_string())?;
+    let mut text: serde_json::Value = serde_json::from_slice(&text).map_err(|error| error.to_string())?;
+    let set_by = text.as_object_mut().and_then(|keys| keys.remove(SET_BY));
+    let set_by = serde_json::from_value(set_by.unwrap_or_default()).map_err(|error| format!("{SET_BY}: {error}"))?;
+    let mut policy: Policy = serde_json::from_value(text).map_err(|error| error.to_string())?;
     // The operator may have lowered the ceiling since; that is no reason to forget the rest.
     policy.limits.memory_mb = policy.limits.memory_mb.min(max_memory_mb);
     policy.check(max_memory_mb).map_err(|error| error.to_string())?;
-    Ok((name, policy))
+    Ok((name, KeptPolicy { policy, set_by }))
 }
 
 #[cfg(test)]
@@ -399,7 +437,7 @@ mod tests {
 
     use super::*;
 
-    fn open(state: &std::path::Path) -> (Store, BTreeMap<TenantName, Policy>) {
+    fn open(state: &std::path::Path) -> (Store, BTreeMap<TenantName, KeptPolicy>) {
         Store::open(&Folder::make(state).unwrap(), 256).unwrap()
     }
 
@@ -440,10 +478,14 @@ mod tests {
         assert!(none.is_empty());
         let name: TenantName = "a".parse().unwrap();
         let policy = Policy { allow_eval: true, ..Policy::default() };
-        drop(store.put(&name, &policy).unwrap());
+        drop(store.put(&name, &policy, 7).unwrap());
         fs::write(dir.path().join("tenants/b.json"), "{\"limits\": 3}").unwrap();
+        // One that an operator wrote.
+        fs::write(dir.path().join("tenants/c.json"), "{\"allow_eval\": true}").unwrap();
         let (_, read) = open(dir.path());
-        assert_eq!(read, BTreeMap::from([(name, policy)]));
+        let by_hand = KeptPolicy { policy: policy.clone(), set_by: None };
+        let kept = KeptPolicy { policy, set_by: Some(7) };
+        assert_eq!(read, BTreeMap::from([(name, kept), ("c".parse().unwrap(), by_hand)]));
         assert!(dir.path().join("tenants/b.broken").exists());
     }
 
@@ -455,18 +497,18 @@ mod tests {
         fs::write(&victim, r#"{"allow_eval": true}"#).unwrap();
         std::os::unix::fs::symlink(&victim, tenants.join(".new")).unwrap();
         std::os::unix::fs::symlink(&victim, tenants.join("evil.json")).unwrap();
-        drop(store.put(&"a".parse().unwrap(), &Policy::default()).unwrap());
+        drop(store.put(&"a".parse().unwrap(), &Policy::default(), 7).unwrap());
         assert_eq!(fs::read_to_string(&victim).unwrap(), r#"{"allow_eval": true}"#);
         let (_, read) = open(dir.path());
         assert_eq!(read.into_keys().collect::<Vec<_>>(), ["a".parse().unwrap()]);
         // A folder that is exchanged meanwhile is not written to.
         fs::rename(&tenants, dir.path().join("away")).unwrap();
         std::os::unix::fs::symlink(dir.path(), &tenants).unwrap();
-        drop(store.put(&"b".parse().unwrap(), &Policy::default()).unwrap());
+        drop(store.put(&"b".parse().unwrap(), &Policy::default(), 7).unwrap());
         assert!(dir.path().join("away/b.json").exists() && !dir.path().join("b.json").exists());
         let tenants = dir.path().join("away");
         // What a daemon that was killed has left is in nobody's way.
         fs::write(tenants.join(".new"), "half").unwrap();
-        drop(store.put(&"a".parse().unwrap(), &Policy::default()).unwrap());
+        drop(store.put(&"a".parse().unwrap(), &Policy::default(), 7).unwrap());
     }
 }

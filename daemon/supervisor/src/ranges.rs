@@ -19,7 +19,7 @@ const POINTS: f64 = 1_000_000.0;
 /// "More than nothing", of a number with a fraction.
 const LITTLE: f64 = 0.001;
 /// Uids that a worker may get beyond the first one (`Blueprint::ids`); the last uid of all is none.
-const UIDS: u32 = 60_000;
+pub(crate) const UIDS: u32 = 60_000;
 
 /// A number: at least this, at most that. In a key `*` stands for any name; a list has a number of
 /// elements, `count`, and is otherwise as its elements.

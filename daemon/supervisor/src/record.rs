@@ -6,7 +6,7 @@
 //! (`enisle_cordon::audit`). What cannot be written is tried again. What cannot be read at the
 //! start is told of and moved aside, never overwritten.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs::File;
 use std::io;
 use std::path::{Path, PathBuf};
@@ -16,15 +16,14 @@ use std::time::{Instant, SystemTime, UNIX_EPOCH};
 use enisle_cordon::audit::{Head, Verifier};
 use enisle_cordon::{Because, Circumstances, Level, Order, Reason, Rules, Standing, Time};
 use nix::fcntl::{Flock, FlockArg};
-use redb::Database;
 use serde::{Deserialize, Serialize};
 
-use crate::audit_log::{Log, every_file};
+use crate::audit_log::{self, Log, every_file};
 use crate::files::{Folder, How};
 use crate::notes::{Batch, Line, Notes, Refused, Written};
 use crate::policy::TenantName;
 use crate::share::{Exhausted, Parts};
-use crate::standings::{Damage, commit, examine_apart, open_database};
+use crate::standings::{Commit, Examine, Standings, examine_apart};
 
 /// Where the audit log is in the state folder, and whose the folder is.
 pub(crate) const FOLDER: &str = "audit";
@@ -155,23 +154,36 @@ impl Recorder {
         state: &Folder,
         keep_bytes: u64,
         parts: Parts,
-        examine: impl Fn(File) -> Result<(), Damage>,
+        examine: Examine,
     ) -> Result<(Self, Kept), RecordError> {
         let lock = lock(state)?;
         let path = state.path_of(FOLDER);
         let failed = |error| RecordError::Folder(path.clone(), error);
         let folder = state.make_below(FOLDER).map_err(failed)?;
+        audit_log::check(&folder).map_err(failed)?;
         let mut kept = Kept::default();
-        let database = open_database(state, examine, &mut kept)?;
+        let mut standings = Standings::open(state, examine, &mut kept)?;
         let known = kept.head.take();
-        let fresh = known.is_none();
+        let (fresh, after) = (known.is_none(), known.as_ref().map_or(0, |known| known.seq));
+        let complaints = kept.broken.len();
         let mut log = Log::open(folder, known, keep_bytes, &mut kept.broken).map_err(failed)?;
         if fresh && log.head.seq > 0 && !kept.lost {
             kept.broken.push("the database of standings is gone; tenants stand as the audit log says".to_owned());
             kept.lost = true;
         }
-        if kept.lost {
-            rebuild(&log.folder, &mut kept).map_err(failed)?;
+        // Behind what is broken there may be more than the log goes on from.
+        let is_behind = after < log.head.seq || kept.broken.len() > complaints;
+        let replayed = match is_behind || kept.lost {
+            true => replay(&log.folder, after, &mut kept).map_err(failed)?,
+            false => BTreeSet::new(),
+        };
+        if !replayed.is_empty() && !kept.lost {
+            tracing::warn!(
+                after,
+                up_to = log.head.seq,
+                tenants = replayed.len(),
+                "the daemon ended before the database of standings had what the audit log's last lines say; these tenants stand as the log says"
+            );
         }
         let head = Arc::new(Mutex::new(log.head.clone()));
         let notes = Arc::new(Notes::new(parts, keep_bytes));
@@ -181,7 +193,11 @@ impl Recorder {
             while let Some(batch) = taken.0.take(!left.is_empty()) {
                 left.standings.extend(batch.standings);
                 left.lines.extend(batch.lines);
-                write(&database, &mut log, &mut left, &shown);
+                write(&mut standings, &mut log, &mut left, &shown);
+            }
+            if !left.is_empty() {
+                standings.hurry();
+                write(&mut standings, &mut log, &mut left, &shown);
             }
             if !left.is_empty() {
                 let (lines, tenants) = (left.lines.len(), left.standings.len());
@@ -191,10 +207,8 @@ impl Recorder {
         let thread = std::thread::Builder::new().name("recorder".to_owned()).spawn(writer);
         let thread = Mutex::new(Some(thread.map_err(RecordError::Thread)?));
         let recorder = Self { notes, thread, head, folder: path, _lock: lock };
-        if kept.lost {
-            for (tenant, standing) in &kept.standings {
-                recorder.stands(tenant, standing, false);
-            }
+        for (tenant, standing) in kept.standings.iter().filter(|(tenant, _)| replayed.contains(tenant)) {
+            recorder.stands(tenant, standing, false);
         }
         for what in &kept.broken {
             recorder.seen(None, &Entry::Broken { what: what.clone() });
@@ -285,40 +299,84 @@ fn lock(state: &Folder) -> Result<Flock<File>, RecordError> {
     Flock::lock(file, FlockArg::LockExclusiveNonblock).map_err(|_| RecordError::Taken(state.path().to_owned()))
 }
 
-/// How far out tenants lived when the database was lost, by the audit log: it is an order until an operator lifts it.
-fn rebuild(folder: &Folder, kept: &mut Kept) -> io::Result<()> {
-    let mut moves = Vec::new();
+/// Brings the standings up to the end of the audit log: what its lines after that number say and
+/// the database does not know. Orders and their ends are as they were given; whoever was moved
+/// further out than that is kept there by an order of the daemon's own, until an operator lifts it.
+/// Returns whose standings these are.
+fn replay(folder: &Folder, after: u64, kept: &mut Kept) -> io::Result<BTreeSet<TenantName>> {
+    let mut decisions = Vec::new();
+    let mut first = None;
     for file in every_file(folder)? {
         for text in String::from_utf8_lossy(&folder.read(&file)?).lines() {
-            if let Ok(Numbered { seq, entry: Entry::Moved { tenant, to, .. } }) = serde_json::from_str(text)
-                && let Ok(tenant) = tenant.parse::<TenantName>()
-            {
-                moves.push((seq, tenant, to, Verifier::default().read(text).is_ok()));
+            let Ok(Numbered { seq, unix_ms }) = serde_json::from_str(text) else { continue };
+            if seq <= after {
+                continue;
+            }
+            first = Some(first.map_or(seq, |first: u64| first.min(seq)));
+            if let Ok(Decided { entry }) = serde_json::from_str(text) {
+                decisions.push((seq, Time(unix_ms), entry, Verifier::default().read(text).is_ok()));
             }
         }
     }
-    moves.sort();
+    if let Some(first) = first.filter(|first| after > 0 && *first > after + 1) {
+        let (from, to) = (after + 1, first - 1);
+        kept.broken.push(format!(
+            "lines {from} to {to} of the audit log are gone, and the database of standings does not know them"
+        ));
+    }
+    decisions.sort_by_key(|(seq, ..)| *seq);
     let mut levels: BTreeMap<TenantName, Level> = BTreeMap::new();
-    for (_, tenant, to, whole) in moves {
-        let level = levels.entry(tenant).or_default();
-        // A line that was changed may have been changed to let somebody in.
-        *level = if whole { to } else { to.max(*level) };
+    let mut changed = BTreeSet::new();
+    for (_, at, entry, whole) in decisions {
+        let (Entry::Moved { tenant, .. } | Entry::Ordered { tenant, .. } | Entry::Lifted { tenant, .. }) = &entry
+        else {
+            continue;
+        };
+        let Ok(tenant) = tenant.parse::<TenantName>() else { continue };
+        changed.insert(tenant.clone());
+        let standing = kept.standings.entry(tenant.clone()).or_insert_with(|| Standing::new(at));
+        match entry {
+            Entry::Moved { to, .. } => {
+                let level = levels.entry(tenant.clone()).or_default();
+                // A line that was changed may have been changed to let somebody in.
+                *level = if whole { to } else { to.max(*level) };
+            }
+            Entry::Ordered { level, reason, by_uid, .. } if whole || level > standing.level() => {
+                standing.command(Order { level, reason, by_uid, at }, Circumstances::default(), &Rules::default(), at);
+            }
+            Entry::Lifted { reason, by_uid, .. } if whole => {
+                standing.forgive(reason, by_uid, at);
+                levels.remove(&tenant);
+            }
+            _ => {}
+        }
     }
     let at = Time(unix_ms());
-    for (tenant, level) in levels.into_iter().filter(|(_, level)| *level > Level::Shared) {
-        let mut standing = Standing::new(at);
-        let reason = "as it was when the database of standings was lost".to_owned();
-        let order = Order { level, reason, by_uid: nix::unistd::geteuid().as_raw(), at };
-        standing.command(order, Circumstances::default(), &Rules::default(), at);
-        kept.standings.insert(tenant, standing);
+    for (tenant, level) in levels {
+        if let Some(standing) = kept.standings.get_mut(&tenant).filter(|standing| level > standing.level()) {
+            let reason = match kept.lost {
+                true => "as it was when the database of standings was lost",
+                false => "as it was when the daemon ended before it could write down how tenants stand",
+            };
+            let order = Order { level, reason: reason.to_owned(), by_uid: nix::unistd::geteuid().as_raw(), at };
+            standing.command(order, Circumstances::default(), &Rules::default(), at);
+        }
     }
-    Ok(())
+    kept.standings.retain(|tenant, standing| !(changed.contains(tenant) && standing.is_blank()));
+    Ok(changed)
 }
 
-/// Of a line of the audit log, what it is about.
+/// Of a line of the audit log, where and when it is.
 #[derive(Deserialize)]
+#[serde(rename_all = "camelCase")]
 struct Numbered {
     seq: u64,
+    unix_ms: u64,
+}
+
+/// And what it is about.
+#[derive(Deserialize)]
+struct Decided {
     entry: Entry,
 }
 
@@ -340,23 +398,24 @@ pub(crate) fn unix_ms() -> u64 {
 }
 
 /// The writer's work: the lines of the log in order, and then each tenant's last standing in one
-/// commit. What cannot be written stays for the next time.
-fn write(database: &Database, log: &mut Log, left: &mut Batch, shown: &Mutex<Head>) {
+/// commit. What cannot be written stays for the next time. Whoever waits for a line is answered
+/// once that is in the log, whatever becomes of the standings: a start replays what the log has and
+/// the database has not.
+fn write(standings: &mut Standings, log: &mut Log, left: &mut Batch, shown: &Mutex<Head>) {
     let mut written = Vec::new();
     if let Err(error) = log.append(&mut left.lines, &mut written) {
         tracing::error!(%error, lines = left.lines.len(), "the audit log cannot be written; it is tried again");
     }
     *shown.lock().unwrap_or_else(PoisonError::into_inner) = log.head.clone();
-    match commit(database, &left.standings, &log.head) {
-        Ok(()) => {
-            left.standings.clear();
-            written.into_iter().for_each(Line::confirm);
-        }
+    match standings.commit(&left.standings, &log.head, Instant::now()) {
+        Ok(Commit::Done) => left.standings.clear(),
+        Ok(Commit::Waits) => {}
         Err(error) => {
             let tenants = left.standings.len();
             tracing::error!(%error, tenants, "how tenants stand could not be written; it is tried again");
         }
     }
+    written.into_iter().for_each(Line::confirm);
     left.lines.iter_mut().for_each(Line::delay);
 }
 
@@ -367,16 +426,13 @@ mod tests {
 
     use enisle_cordon::{Seen, Signal, decide};
 
-    use redb::ReadableDatabase;
+    use redb::{Database, ReadableDatabase};
 
     use crate::audit_log::CURRENT;
-    use crate::standings::{DATABASE, STANDINGS, examine, is_damage};
+    use crate::standings::{DATABASE, Damage, STANDINGS, examine, is_damage};
 
     impl Recorder {
-        fn open_with(
-            state_dir: &Path,
-            examine: impl Fn(File) -> Result<(), Damage>,
-        ) -> Result<(Self, Kept), RecordError> {
+        fn open_with(state_dir: &Path, examine: Examine) -> Result<(Self, Kept), RecordError> {
             Self::open_keeping(&state(state_dir), 1 << 30, Parts::halves(), examine)
         }
 
@@ -468,13 +524,13 @@ mod tests {
             bytes[at..end].iter_mut().for_each(|byte| *byte ^= 0xa5);
             fs::write(&path, &bytes).unwrap();
             let mut kept = Kept::default();
-            drop(open_database(&state(dir.path()), examine_here, &mut kept).unwrap());
+            drop(Standings::open(&state(dir.path()), examine_here, &mut kept).unwrap());
             let as_it_was = kept.standings.values().next() == Some(&sealed());
             assert!(as_it_was || kept.broken.len() == 1, "byte {at}: {kept:?}");
         }
         fs::write(&path, b"no database at all").unwrap();
         let mut kept = Kept::default();
-        drop(open_database(&state(dir.path()), examine_here, &mut kept).unwrap());
+        drop(Standings::open(&state(dir.path()), examine_here, &mut kept).unwrap());
         assert_eq!(kept.broken.len(), 1);
     }
 
@@ -493,7 +549,7 @@ mod tests {
         }
         for broken in [1, 0] {
             let mut kept = Kept::default();
-            drop(open_database(&state(dir.path()), examine_here, &mut kept).unwrap());
+            drop(Standings::open(&state(dir.path()), examine_here, &mut kept).unwrap());
             assert_eq!((kept.standings.len(), kept.broken.len()), (1, broken));
         }
     }
@@ -554,7 +610,7 @@ mod tests {
         let mut deleted = Vec::new();
         for name in names.iter().filter(|name| name.to_str().is_some_and(|name| name.ends_with(".jsonl"))).rev() {
             for line in fs::read_to_string(folder.join(name)).unwrap().lines() {
-                if let Ok(Numbered { entry: Entry::Deleted { through, .. }, .. }) = serde_json::from_str(line) {
+                if let Ok(Decided { entry: Entry::Deleted { through, .. } }) = serde_json::from_str(line) {
                     deleted.extend(through);
                 }
                 let _ = verifier.read(line);
@@ -630,6 +686,51 @@ mod tests {
         let levels: Vec<_> = kept.standings.iter().map(|(name, known)| (name.to_string(), known.level())).collect();
         // The line that let b in again was changed, so it is not believed.
         assert_eq!(levels, [("a".to_owned(), Level::Expelled), ("b".to_owned(), Level::Solo)]);
+    }
+
+    #[test]
+    fn what_the_log_has_and_the_database_has_not_holds_after_a_start() {
+        let dir = tempfile::tempdir().unwrap();
+        let (path, before) = (dir.path().join(DATABASE), dir.path().join("before"));
+        let ordered =
+            |tenant: &str, level| Entry::Ordered { tenant: tenant.into(), level, reason: "why".into(), by_uid: 7 };
+        let moved =
+            |tenant: &str, to| Entry::Moved { tenant: tenant.into(), from: Level::Shared, to, reasons: Vec::new() };
+        let lifted = |tenant: &str| Entry::Lifted { tenant: tenant.into(), reason: "why".into(), by_uid: 7 };
+        let (recorder, _) = Recorder::open_with(dir.path(), examine_here).unwrap();
+        recorder.stands(&"known".parse().unwrap(), &sealed(), false);
+        recorder.wrote(moved("known", Level::Sealed));
+        recorder.close();
+        drop(recorder);
+        fs::copy(&path, &before).unwrap();
+        let (recorder, _) = Recorder::open_with(dir.path(), examine_here).unwrap();
+        for entry in [
+            ordered("a", Level::Expelled),
+            moved("a", Level::Expelled),
+            ordered("b", Level::Solo),
+            ordered("c", Level::Expelled),
+            lifted("c"),
+            moved("d", Level::Expelled),
+            moved("d", Level::Solo),
+        ] {
+            recorder.wrote(entry);
+        }
+        recorder.close();
+        drop(recorder);
+        // As if the last commits had never come.
+        fs::copy(&before, &path).unwrap();
+        for _ in 0..2 {
+            let (recorder, kept) = Recorder::open_with(dir.path(), examine_here).unwrap();
+            let stand = |name: &str| kept.standings.get(&name.parse().unwrap()).map_or(Level::Shared, Standing::level);
+            let levels = ["a", "b", "c", "d", "known"].map(stand);
+            assert_eq!(levels, [Level::Expelled, Level::Solo, Level::Shared, Level::Solo, Level::Sealed]);
+            let order = kept.standings.get(&"a".parse().unwrap()).and_then(Standing::order).cloned().unwrap();
+            assert_eq!((order.by_uid, order.reason.as_str()), (7, "why"));
+            assert_eq!(kept.standings.get(&"known".parse().unwrap()), Some(&sealed()));
+            assert!(kept.broken.is_empty(), "{kept:?}");
+            // The second time it is in the database.
+            recorder.close();
+        }
     }
 
     #[test]

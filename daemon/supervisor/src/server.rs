@@ -4,7 +4,7 @@ use std::ffi::{OsStr, OsString};
 use std::fs::File;
 use std::future::Future;
 use std::io;
-use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::os::fd::{AsRawFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::pin::pin;
 use std::time::Duration;
@@ -20,7 +20,7 @@ use nix::fcntl::{AtFlags, Flock, FlockArg};
 use nix::sys::stat::{FchmodatFlags, Mode, SFlag, fchmodat, fstatat};
 use nix::unistd::{UnlinkatFlags, fchownat, unlinkat};
 use tokio::io::Interest;
-use tokio::io::unix::AsyncFd;
+use tokio::io::unix::{AsyncFd, AsyncFdRegisterError};
 use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::watch;
 use tokio::time::{Instant, timeout_at};
@@ -31,6 +31,7 @@ use crate::api::peer::Peer;
 use crate::api::problem::Problem;
 use crate::config::Api;
 use crate::files::{self, How};
+use crate::rights::{Client, Last, Rights};
 use crate::share::{Exhausted, Held, Parts, Supply};
 
 #[derive(Debug, thiserror::Error)]
@@ -51,6 +52,7 @@ pub(crate) enum BindError {
 #[derive(Debug)]
 pub(crate) struct Bound {
     listener: UnixListener,
+    rights: Rights,
     folder: OwnedFd,
     name: OsString,
     _lock: Flock<File>,
@@ -115,13 +117,14 @@ pub(crate) fn bind(path: &Path) -> Result<Bound, BindError> {
     }
     // Until its mode is set, the umask keeps everybody else out.
     let listener = UnixListener::bind(&below_folder).map_err(failed)?;
+    let rights = Rights::of(&listener).map_err(failed)?;
     // Whoever may connect is decided by the file; what they may do then, by the policy.
     fchmodat(&folder, name, Mode::from_bits_truncate(0o660), FchmodatFlags::FollowSymlink)
         .map_err(|errno| failed(errno.into()))?;
     if let Ok(Some(group)) = nix::unistd::Group::from_name("enisle") {
         let _ = fchownat(&folder, name, None, Some(group.gid), AtFlags::AT_SYMLINK_NOFOLLOW);
     }
-    Ok(Bound { listener, folder, name: name.to_owned(), _lock: lock })
+    Ok(Bound { listener, rights, folder, name: name.to_owned(), _lock: lock })
 }
 
 impl Drop for Bound {
@@ -156,15 +159,23 @@ pub(crate) async fn serve(
         };
         match accepted {
             Ok((stream, _)) => {
-                let Ok(uid) = stream.peer_cred().map(|credentials| credentials.uid()) else { continue };
-                let Some(place) = places.take(uid, &stream) else {
+                let uid = stream.peer_cred().map(|credentials| credentials.uid());
+                let Some((uid, place)) = uid.ok().and_then(|uid| Some((uid, places.take(uid, &stream)?))) else {
+                    bound.rights.refuse(stream);
                     cost += 1;
                     continue;
                 };
                 cost += COST_OF_ONE;
+                let (client, last) = match bound.rights.divide(stream) {
+                    Ok(divided) => divided,
+                    Err(error) => {
+                        tracing::debug!(%error, uid, "a connection cannot be watched");
+                        continue;
+                    }
+                };
                 let (router, api, watcher) = (router.clone(), api.clone(), connections.watcher());
                 tokio::spawn(async move {
-                    serve_connection(stream, Peer { uid }, router, &api, watcher).await;
+                    serve_connection(client, last, Peer { uid }, router, &api, watcher).await;
                     drop(place);
                 });
             }
@@ -258,15 +269,14 @@ fn refusal(exhausted: &Exhausted) -> Vec<u8> {
 
 /// The end of a connection, told from the end of what its client sends.
 #[derive(Debug)]
-struct HangUp(AsyncFd<OwnedFd>);
+struct HangUp(AsyncFd<Last>);
 
 impl HangUp {
     /// A descriptor of its own: only so can the kernel be asked for this and nothing else.
-    fn of(stream: &UnixStream) -> io::Result<Self> {
-        let socket = stream.as_fd().try_clone_to_owned()?;
+    fn of(socket: Last) -> Result<Self, AsyncFdRegisterError<Last>> {
         // The end of both directions is told whatever is asked for (epoll_ctl(2), EPOLLHUP).
-        #[expect(deprecated, reason = "its unsoundness needs a type that lies about its descriptor; OwnedFd does not")]
-        Ok(Self(AsyncFd::with_interest(socket, Interest::PRIORITY)?))
+        #[expect(deprecated, reason = "its unsoundness needs a type that lies about its descriptor; Last does not")]
+        AsyncFd::try_with_interest(socket, Interest::PRIORITY).map(Self)
     }
 
     /// Waits until the client can neither send nor read any more, whatever it has sent before.
@@ -281,13 +291,17 @@ impl HangUp {
     }
 }
 
-async fn serve_connection(stream: UnixStream, peer: Peer, router: Router, api: &Api, watcher: Watcher) {
-    let hang_up = match HangUp::of(&stream) {
+async fn serve_connection(client: Client, last: Last, peer: Peer, router: Router, api: &Api, watcher: Watcher) {
+    // Dropped after everything else of the connection, as the last hold must be.
+    let hang_up = match HangUp::of(last) {
         Ok(hang_up) => hang_up,
-        Err(error) => return tracing::debug!(%error, uid = peer.uid, "a connection cannot be watched"),
+        Err(error) => {
+            drop(client);
+            return tracing::debug!(%error, uid = peer.uid, "a connection cannot be watched");
+        }
     };
     // A follower takes as long as there are events; one that takes nothing is cut off.
-    let mut stream = TimeoutStream::new(stream);
+    let mut stream = TimeoutStream::new(client);
     stream.set_write_timeout(Some(Duration::from_secs(api.write_secs)));
     // Any other answer has to be taken as a whole in that time, however slowly.
     let (asked, mut until) = watch::channel(None);

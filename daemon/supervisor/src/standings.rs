@@ -1,12 +1,21 @@
 //! The database of standings: examined before it is opened, read once, committed to.
 //!
 //! What is damaged is moved aside, and what cannot be had at the moment is left as it is.
+//!
+//! After a commit that failed the database's code refuses everything, so the database is closed
+//! and opened again ([`Standings`]):
+//!
+//! ```text
+//! Open ── a commit fails ──▶ Closed
+//! Closed ── a second later: examined, opened, committed ──▶ Open
+//! ```
 
 use std::collections::BTreeMap;
 use std::fs::File;
 use std::io::{self, Write};
 use std::os::unix::process::ExitStatusExt;
 use std::process::Stdio;
+use std::time::{Duration, Instant};
 
 use enisle_cordon::Standing;
 use enisle_cordon::audit::Head;
@@ -22,12 +31,79 @@ pub(crate) const STANDINGS: TableDefinition<'_, &str, &[u8]> = TableDefinition::
 const HEAD: TableDefinition<'_, (), (u64, &str)> = TableDefinition::new("audit-head");
 pub(crate) const DATABASE: &str = "standings.redb";
 
+/// A process that examines is started no more often, however many notes come meanwhile.
+const OPEN_AGAIN_AFTER: Duration = Duration::from_secs(1);
+
+/// How a database is examined before it is opened.
+pub(crate) type Examine = fn(File) -> Result<(), Damage>;
+
+/// The database, as the thread that writes holds it.
+pub(crate) struct Standings {
+    folder: Folder,
+    examine: Examine,
+    state: State,
+}
+
+/// What became of a commit that did not fail.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Commit {
+    Done,
+    /// The database is closed for a moment.
+    Waits,
+}
+
+enum State {
+    Open(Database),
+    Closed { until: Instant },
+}
+
+impl Standings {
+    /// Opens the database and reads it.
+    pub(crate) fn open(folder: &Folder, examine: Examine, kept: &mut Kept) -> Result<Self, RecordError> {
+        let database = open_database(folder, examine, kept)?;
+        let folder = folder.try_clone().map_err(|error| RecordError::Folder(folder.path().to_owned(), error))?;
+        Ok(Self { folder, examine, state: State::Open(database) })
+    }
+
+    /// Writes how tenants stand and the last line of the log, whole or not at all. A database that
+    /// refused the last time is opened again first, once it has been closed for a moment.
+    pub(crate) fn commit(
+        &mut self,
+        standings: &BTreeMap<TenantName, Option<Standing>>,
+        head: &Head,
+        now: Instant,
+    ) -> Result<Commit, redb::Error> {
+        let closed = State::Closed { until: now + OPEN_AGAIN_AFTER };
+        let database = match std::mem::replace(&mut self.state, closed) {
+            State::Open(database) => database,
+            State::Closed { until } if until > now => {
+                self.state = State::Closed { until };
+                return Ok(Commit::Waits);
+            }
+            State::Closed { .. } => self.open_again()?,
+        };
+        commit(&database, standings, head)?;
+        self.state = State::Open(database);
+        Ok(Commit::Done)
+    }
+
+    /// A database that is closed need not be for longer: this is the last time that it is tried.
+    pub(crate) fn hurry(&mut self) {
+        if let State::Closed { until } = &mut self.state {
+            *until = Instant::now();
+        }
+    }
+
+    /// What is found damaged is left to the next start, which knows what to do about it.
+    fn open_again(&self) -> Result<Database, redb::Error> {
+        (self.examine)(self.folder.open(DATABASE, How::Change)?)
+            .map_err(|damage| io::Error::other(damage.to_string()))?;
+        database_in(self.folder.open(DATABASE, How::Change)?)
+    }
+}
+
 /// Opens the database and reads it. One that cannot be read is moved aside, and a new one begun.
-pub(crate) fn open_database(
-    folder: &Folder,
-    examine: impl Fn(File) -> Result<(), Damage>,
-    kept: &mut Kept,
-) -> Result<Database, RecordError> {
+fn open_database(folder: &Folder, examine: Examine, kept: &mut Kept) -> Result<Database, RecordError> {
     let path = || folder.path_of(DATABASE);
     let failed = |error: redb::Error| RecordError::Database(path(), error);
     let examined = match folder.open(DATABASE, How::Change) {
@@ -55,8 +131,8 @@ pub(crate) fn open_database(
 /// the end of whoever asked. That process has the file as its standard input.
 pub(crate) fn examine_apart(file: File) -> Result<(), Damage> {
     let unknown = |error: io::Error| Damage::Unknown(error.to_string());
-    let program = std::env::current_exe().map_err(unknown)?;
-    let mut command = std::process::Command::new(program);
+    // Also where the file has been replaced since the daemon began: its own code, not the new one.
+    let mut command = std::process::Command::new("/proc/self/exe");
     command.arg("--examine").stdin(Stdio::from(file)).stdout(Stdio::null()).stderr(Stdio::piped());
     let ended = command.output().map_err(unknown)?;
     let said = String::from_utf8_lossy(&ended.stderr).trim().escape_debug().to_string();
@@ -77,11 +153,13 @@ const CACHE_BYTES: usize = 8 << 20;
 pub(crate) const BROKEN_EXIT: u8 = 3;
 
 /// What is wrong with a database.
-#[derive(Debug)]
+#[derive(Debug, thiserror::Error)]
 pub(crate) enum Damage {
     /// It is damaged.
+    #[error("it is damaged: {0}")]
     Broken(String),
     /// That could not be found out.
+    #[error("it could not be examined: {0}")]
     Unknown(String),
 }
 
@@ -89,7 +167,7 @@ pub(crate) enum Damage {
 pub(crate) fn is_damage(error: &redb::Error) -> bool {
     match error {
         redb::Error::Io(error) => matches!(error.kind(), io::ErrorKind::InvalidData | io::ErrorKind::UnexpectedEof),
-        redb::Error::DatabaseAlreadyOpen => false,
+        redb::Error::DatabaseAlreadyOpen | redb::Error::PreviousIo => false,
         _ => true,
     }
 }
@@ -150,8 +228,7 @@ fn read_database(folder: &Folder, kept: &mut Kept) -> Result<Database, redb::Err
     Ok(database)
 }
 
-/// Writes how tenants stand and the last line of the log, whole or not at all.
-pub(crate) fn commit(
+fn commit(
     database: &Database,
     standings: &BTreeMap<TenantName, Option<Standing>>,
     head: &Head,
@@ -171,4 +248,74 @@ pub(crate) fn commit(
         }
     }
     Ok(writing.commit()?)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+    use std::sync::atomic::{AtomicBool, Ordering};
+
+    use enisle_cordon::Time;
+    use redb::StorageBackend;
+
+    use super::*;
+
+    /// A file that takes nothing while its disk is full.
+    #[derive(Debug)]
+    struct Full(FileBackend, Arc<AtomicBool>);
+
+    impl StorageBackend for Full {
+        fn len(&self) -> Result<u64, io::Error> {
+            self.0.len()
+        }
+
+        fn read(&self, offset: u64, out: &mut [u8]) -> Result<(), io::Error> {
+            self.0.read(offset, out)
+        }
+
+        fn set_len(&self, len: u64) -> Result<(), io::Error> {
+            self.0.set_len(len)
+        }
+
+        fn sync_data(&self) -> Result<(), io::Error> {
+            self.0.sync_data()
+        }
+
+        fn write(&self, offset: u64, data: &[u8]) -> Result<(), io::Error> {
+            if self.1.load(Ordering::Relaxed) {
+                return Err(io::ErrorKind::StorageFull.into());
+            }
+            self.0.write(offset, data)
+        }
+    }
+
+    #[test]
+    fn after_a_commit_that_failed_the_database_is_opened_again_and_nothing_is_lost() {
+        let dir = tempfile::tempdir().unwrap();
+        let folder = Folder::make(dir.path()).unwrap();
+        let examined: Examine = |file| examine(file).map_err(|error| Damage::Broken(error.to_string()));
+        let mut standings = Standings::open(&folder, examined, &mut Kept::default()).unwrap();
+        let is_full = Arc::new(AtomicBool::new(false));
+        standings.state = State::Closed { until: Instant::now() };
+        let file = FileBackend::new(folder.open(DATABASE, How::Change).unwrap()).unwrap();
+        let database = Database::builder().create_with_backend(Full(file, Arc::clone(&is_full))).unwrap();
+        standings.state = State::Open(database);
+
+        let one = |name: &str| BTreeMap::from([(name.parse().unwrap(), Some(Standing::new(Time(7))))]);
+        let head = |seq| Head { seq, ..Head::default() };
+        let now = Instant::now();
+        assert_eq!(standings.commit(&one("before"), &head(1), now).unwrap(), Commit::Done);
+        is_full.store(true, Ordering::Relaxed);
+        assert!(standings.commit(&one("full"), &head(2), now).is_err());
+        is_full.store(false, Ordering::Relaxed);
+        // Notes that come meanwhile have it opened no sooner.
+        assert_eq!(standings.commit(&one("full"), &head(2), now).unwrap(), Commit::Waits);
+        let later = now + OPEN_AGAIN_AFTER;
+        assert_eq!(standings.commit(&one("full"), &head(2), later).unwrap(), Commit::Done);
+        assert_eq!(standings.commit(&one("after"), &head(3), later).unwrap(), Commit::Done);
+        drop(standings);
+        let mut kept = Kept::default();
+        drop(Standings::open(&folder, examined, &mut kept).unwrap());
+        assert_eq!((kept.standings.len(), kept.head, kept.broken.len()), (3, Some(head(3)), 0));
+    }
 }

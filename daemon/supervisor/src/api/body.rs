@@ -9,6 +9,7 @@ use axum::response::Response;
 use http_body_util::BodyExt;
 use hyper::body::Body as _;
 
+use super::peer::Peer;
 use super::pieces::{self, PIECE_BYTES, Pace};
 use super::problem::Problem;
 use crate::config::Api;
@@ -17,6 +18,10 @@ use crate::share::{Held, Supply, charged};
 
 /// 64 MiB of modules as JSON: escapes lengthen source somewhat, base64 lengthens data by a third.
 pub(super) const MAX_BODY_BYTES: usize = 96 << 20;
+/// What is read of a body of a uid that no rule names, which is refused whatever it is.
+const MAX_STRANGERS_BYTES: usize = 64 << 10;
+/// What a frame of a body costs that is only a few bytes.
+const FRAME_BYTES: usize = 1 << 10;
 /// What takes longer than this is done off the thread that serves connections.
 const INLINE_BYTES: usize = PIECE_BYTES;
 /// A body is charged for itself, and for what is made of it.
@@ -32,7 +37,7 @@ pub(super) struct RawBody {
 
 /// Reads a body that has to be whole within the configured time, and no larger than `cap`. What is
 /// left of one that is refused is read all the same, and forgotten: a connection that is closed
-/// with unread bytes is reset, and a client whose connection is reset never reads why.
+/// with unread bytes is reset, and a client whose connection is reset may never read why.
 pub(super) async fn read_body(mut body: Body, cap: usize, uid: u32, daemon: &Daemon) -> Result<RawBody, Problem> {
     let Api { read_secs, .. } = daemon.config.api;
     let patience = Duration::from_secs(read_secs);
@@ -40,7 +45,7 @@ pub(super) async fn read_body(mut body: Body, cap: usize, uid: u32, daemon: &Dae
     match collected {
         Ok(Ok(read)) => Ok(read),
         Ok(Err(problem)) => {
-            discard(body, patience).await;
+            discard(body, uid, daemon).await;
             Err(problem)
         }
         Err(_) => Err(Problem::too_slow(format!("the body did not arrive within {read_secs} s"))),
@@ -70,17 +75,21 @@ async fn collect(body: &mut Body, cap: usize, uid: u32, bodies: &Supply) -> Resu
 }
 
 /// Reads on without keeping anything, within reason.
-pub(super) async fn discard(mut body: Body, patience: Duration) {
-    let reading = async {
-        let mut left = MAX_BODY_BYTES;
-        while let Some(Ok(frame)) = body.frame().await {
-            left = left.saturating_sub(frame.data_ref().map_or(0, Bytes::len));
-            if left == 0 {
-                return;
-            }
+pub(super) async fn discard(body: Body, uid: u32, daemon: &Daemon) {
+    let most = if (Peer { uid }).may_ask(&daemon.config.peers) { MAX_BODY_BYTES } else { MAX_STRANGERS_BYTES };
+    let patience = Duration::from_secs(daemon.config.api.read_secs);
+    let _ = tokio::time::timeout(patience, discard_up_to(most, body)).await;
+}
+
+/// A frame, which may be a chunk of one byte, counts as [`FRAME_BYTES`] at the least.
+async fn discard_up_to(most: usize, mut body: Body) {
+    let mut left = most;
+    while let Some(Ok(frame)) = body.frame().await {
+        left = left.saturating_sub(frame.data_ref().map_or(0, Bytes::len).max(FRAME_BYTES));
+        if left == 0 {
+            return;
         }
-    };
-    let _ = tokio::time::timeout(patience, reading).await;
+    }
 }
 
 /// Works on so many bytes of a uid's: at once if they are few, off the thread that serves
@@ -122,4 +131,32 @@ pub(super) async fn tell(
     let mut response = Response::new(pieces::whole(Pace::of(uid, daemon), body));
     response.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
     Ok(response)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::convert::Infallible;
+    use std::sync::Arc;
+    use std::sync::atomic::{AtomicUsize, Ordering};
+
+    use super::*;
+
+    /// How many frames of that length are read of a body without an end.
+    async fn read_of(most: usize, length: usize) -> usize {
+        let frames = Arc::new(AtomicUsize::new(0));
+        let count = Arc::clone(&frames);
+        let endless = futures_util::stream::repeat_with(move || {
+            count.fetch_add(1, Ordering::Relaxed);
+            Ok::<_, Infallible>(Bytes::from(vec![b'x'; length]))
+        });
+        discard_up_to(most, Body::from_stream(endless)).await;
+        frames.load(Ordering::Relaxed)
+    }
+
+    #[tokio::test]
+    async fn of_a_refused_body_no_more_is_read_than_allowed_however_small_its_chunks_are() {
+        assert_eq!(read_of(MAX_STRANGERS_BYTES, 16 << 10).await, 4);
+        assert_eq!(read_of(MAX_STRANGERS_BYTES, 1).await, 64);
+        assert_eq!(read_of(MAX_BODY_BYTES, 1 << 20).await, 96);
+    }
 }

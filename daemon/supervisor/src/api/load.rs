@@ -51,7 +51,8 @@ pub(super) struct Admitted {
     pub(super) in_flight: InFlight,
 }
 
-/// Admits a run before its body is read; the body of one that is refused is read all the same, and forgotten.
+/// Admits a run before its body is read; the body of one that is refused is read
+/// on, as far as the uid's rights are worth it, and forgotten.
 pub(super) async fn admit(
     body: Body,
     name: &str,
@@ -68,7 +69,7 @@ pub(super) async fn admit(
     match admitted() {
         Ok(admitted) => Ok((admitted, body)),
         Err(problem) => {
-            discard(body, std::time::Duration::from_secs(daemon.config.api.read_secs)).await;
+            discard(body, peer.uid, daemon).await;
             Err(problem)
         }
     }

@@ -40,7 +40,8 @@ impl Peer {
         self.is_owner() || patterns.any(|pattern| pattern.covers(tenant.as_str()))
     }
 
-    fn may_ask(self, rules: &[Rule]) -> bool {
+    /// Whether a rule names it, or it needs none.
+    pub(super) fn may_ask(self, rules: &[Rule]) -> bool {
         self.is_owner() || self.rules(rules).next().is_some()
     }
 
