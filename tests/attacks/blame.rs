@@ -6,6 +6,9 @@
 //! The tenants' own limits hold the attacker well below that, so it has natives that go past them
 //! (`enisle-worker-attack`), and the neighbour one that reads where nothing is.
 
+use std::collections::BTreeMap;
+use std::fs;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use enisle_tests::{attack_worker, is_alive};
@@ -25,6 +28,7 @@ pub(crate) const CASES: &[Case] = &[
     Case { id: "S5 crash", title: "a crash with plenty of room is its thread's", run: crashed },
     Case { id: "S5 names", title: "a process ended with every request, under new names", run: new_names },
     Case { id: "S5 unexplained", title: "memory that no tenant explains", run: unexplained },
+    Case { id: "S5 caches", title: "caches of ICU's filled slowly beside a busy neighbour", run: caches },
 ];
 
 /// Long enough for anything here.
@@ -333,4 +337,92 @@ fn unexplained(options: Options) -> Result<String, String> {
         return Err(format!("{said}; and with a bound that it does not reach {told:?}, {homes:?}"));
     }
     Ok(format!("{said}; with a bound that it does not reach nothing happens"))
+}
+
+/// A plain script that leaves an entry in caches of ICU's for each key, which stay in the process.
+const FILL: &str = "(from, to, numbers) => {
+    const letters = [...'abcdefghijklmnopqrstuvwxyz'], pairs = letters.flatMap((a) => letters.map((b) => a + b));
+    const calendars = ['chinese', 'hebrew', 'islamic', 'japanese', 'persian', 'buddhist', 'indian', 'coptic'];
+    for (const locale of Intl.DateTimeFormat.supportedLocalesOf(pairs).slice(from, to))
+        for (const calendar of calendars)
+            new Intl.DateTimeFormat(`${locale}-u-nu-${numbers}-ca-${calendar}`, { dateStyle: 'full' }).format(0);
+    return 1 }";
+const NUMBERS: [&str; 12] =
+    ["arab", "beng", "deva", "thai", "tibt", "mymr", "gujr", "guru", "khmr", "knda", "laoo", "mlym"];
+
+/// What a neighbour runs: it fills its heap a little, and has the more page faults for it.
+const BUSY: &str = "() => { const a = []; for (let i = 0; i < 30000; i++) a.push({ i }); return a.length }";
+
+/// The page faults of every tenant's thread, by place, as the kernel counts them.
+fn page_faults(pid: i32) -> BTreeMap<String, u64> {
+    let threads = fs::read_dir(format!("/proc/{pid}/task")).into_iter().flatten().flatten();
+    let read = |thread: fs::DirEntry| {
+        let stat = fs::read_to_string(thread.path().join("stat")).ok()?;
+        let (name, rest) = stat.split_once('(')?.1.rsplit_once(')')?;
+        Some((name.strip_prefix("tenant-")?.to_owned(), rest.split_whitespace().nth(7)?.parse().ok()?))
+    };
+    threads.filter_map(read).collect()
+}
+
+/// Names that fill caches slowly are found by their accounts. By the page faults of its thread it
+/// would be the neighbour.
+fn caches(_: Options) -> Result<String, String> {
+    let config = format!(
+        "[workers]\nshare_without_keys = true\n[cordon.rules.memory]\noutside_mb = 64\noutside_tenant_mb = 16\n{UNNOTICED}"
+    );
+    let ground = Ground::with(&config, None);
+    let pid_of = |tenant: &str| ground.tenant(tenant)["resident"]["pid"].as_i64();
+    run(&ground, "b", "() => 1");
+    let attackers = ["a-1", "a-2"];
+    attackers.iter().for_each(|tenant| drop(run(&ground, tenant, "() => 1")));
+    let pid = pid_of("b").ok_or("the neighbour lives nowhere")?;
+    if attackers.iter().any(|tenant| pid_of(tenant) != Some(pid)) {
+        return Err("they are not in one process".to_owned());
+    }
+    let pid = i32::try_from(pid).map_err(|error| error.to_string())?;
+    let before = standing(&ground, "b");
+    let told = || ground.daemon.events().into_iter().find(|event| event["event"] == "unexplainedMemory");
+    let (done, mut counts) = (AtomicBool::new(false), BTreeMap::new());
+    let served = std::thread::scope(|scope| {
+        let neighbour = scope.spawn(|| {
+            while !done.load(Ordering::Relaxed) {
+                let answer = run(&ground, "b", BUSY);
+                if answer["outcome"] != "ok" {
+                    return Err(format!("the neighbour's run: {answer}"));
+                }
+            }
+            Ok(())
+        });
+        let chunks = NUMBERS.iter().flat_map(|numbers| (0..120).step_by(10).map(move |from| (numbers, from)));
+        for ((numbers, from), tenant) in chunks.zip(attackers.iter().cycle()) {
+            let request = json!({ "code": FILL, "args": [from, from + 10, numbers] }).to_string();
+            let _ = ground.root.ask("POST", &format!("/v1/tenants/{tenant}/load"), request.as_bytes());
+            if told().is_some() {
+                break;
+            }
+            counts = page_faults(pid);
+        }
+        // It leaves last, as nobody's crime: the process holds what it held.
+        let left = wait(PATIENCE, || pid_of("b").is_some_and(|now| now != i64::from(pid)));
+        done.store(true, Ordering::Relaxed);
+        neighbour.join().map_err(|_| "the neighbour panicked".to_owned())?.map(|()| left)
+    })?;
+    let events = ground.daemon.events();
+    let apart: Vec<_> =
+        events.iter().filter(|event| event["event"] == "keptApart").map(|event| &event["tenant"]).collect();
+    let first = told().ok_or_else(|| format!("nobody saw the memory: {counts:?}, {events:?}"))?;
+    let after = standing(&ground, "b");
+    let said =
+        format!("told {first}; kept apart {apart:?}; the neighbour {before}, then {after}; page faults {counts:?}");
+    let busiest = counts.iter().max_by_key(|(_, faults)| **faults).map(|(place, _)| place.as_str());
+    let attacker = |tenant: &Value| attackers.iter().any(|name| tenant == name);
+    if !served
+        || busiest != Some("0")
+        || !attacker(&first["tenant"])
+        || !apart.iter().all(|tenant| attacker(tenant))
+        || after != before
+    {
+        return Err(said);
+    }
+    Ok(said)
 }

@@ -155,7 +155,7 @@ const fn cost(bytes: usize) -> usize {
 fn common(bytes: usize, alignment: usize) -> *mut c_void {
     let before = Head::room(alignment);
     let whole = bytes.saturating_add(before);
-    quota::take_native(cost(whole));
+    quota::take_outside(cost(whole));
     let base = if alignment <= ALIGNMENT {
         // SAFETY: malloc has no preconditions.
         unsafe { libc::malloc(whole) }
@@ -178,7 +178,7 @@ unsafe fn give_back_common(block: *mut c_void) {
     }
     // SAFETY: the caller's.
     let (head, base) = unsafe { Head::of(block) };
-    quota::give_back_native_of(head.place, cost(head.bytes + block as usize - base as usize));
+    quota::give_back_outside(head.place, cost(head.bytes + block as usize - base as usize));
     // SAFETY: `common` got it from libc.
     unsafe { libc::free(base.cast()) };
 }

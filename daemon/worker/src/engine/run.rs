@@ -418,6 +418,7 @@ impl Script<'_> {
                 return Err(Ended::Terminated);
             }
             self.clock.look(lag);
+            quota::begin_turn();
             state.log.t_ms = u32::try_from(self.clock.now_ms() - self.begun_ms).unwrap_or(u32::MAX);
         }
         if let Some(number) = state.timers.fire(self.clock.now_ms()) {
