@@ -9,13 +9,21 @@ use std::time::{Duration, Instant};
 use enisle_tests::attack_worker;
 use serde_json::{Value, json};
 
-use crate::ground::{Gauge, Ground, wait};
+use crate::ground::{Gauge, Ground, answering, wait};
 use crate::{Case, Options};
 
 pub(crate) const CASES: &[Case] = &[
-    Case { id: "S4 heap", title: "one object, or many, over the heap's limit", run: |_| held(HEAP) },
-    Case { id: "S4 native", title: "memory that V8 and ICU take outside the heap", run: |_| held(NATIVE) },
-    Case { id: "S4 buffers", title: "buffers, their headers, and texts made of them", run: |_| held(BUFFERS) },
+    Case { id: "S4 heap", title: "one object, or many, over the heap's limit", run: |options| held(options, HEAP) },
+    Case {
+        id: "S4 native",
+        title: "memory that V8 and ICU take outside the heap",
+        run: |options| held(options, NATIVE),
+    },
+    Case {
+        id: "S4 buffers",
+        title: "buffers, their headers, and texts made of them",
+        run: |options| held(options, BUFFERS),
+    },
     Case { id: "S4 source", title: "what a parser keeps of a long source", run: sources },
     Case { id: "S4 lifted", title: "the same where no limit counts it", run: lifted },
     Case { id: "S4 kept", title: "what stays between the runs of a script", run: kept },
@@ -117,14 +125,18 @@ const fn bound(memory_mb: u64) -> u64 {
     memory_mb * 2 + 64
 }
 
-fn held(bodies: &[&str]) -> Result<String, String> {
+fn held(options: Options, bodies: &[&str]) -> Result<String, String> {
     let ground = Ground::with("", None);
+    answering(&ground, options, || held_on(&ground, bodies))
+}
+
+fn held_on(ground: &Ground, bodies: &[&str]) -> Result<String, String> {
     let mut worst = (0, "");
     for (number, body) in bodies.iter().enumerate() {
         for memory_mb in [16, 128] {
             let tenant = format!("acme-{number}-{memory_mb}");
             let request = json!({ "code": script(body), "limits": { "memoryMb": memory_mb } });
-            let (answer, grown) = growth(&ground, &tenant, || load(&ground, &tenant, &request))?;
+            let (answer, grown) = growth(ground, &tenant, || load(ground, &tenant, &request))?;
             if answer["outcome"].is_null() || grown > bound(memory_mb) {
                 return Err(format!("{body}: {grown} MiB under memoryMb {memory_mb}: {answer}"));
             }
@@ -137,14 +149,18 @@ fn held(bodies: &[&str]) -> Result<String, String> {
 }
 
 /// Sources whose trees take many times their size.
-fn sources(_: Options) -> Result<String, String> {
+fn sources(options: Options) -> Result<String, String> {
     let ground = Ground::with("", None);
+    answering(&ground, options, || sources_on(&ground))
+}
+
+fn sources_on(ground: &Ground) -> Result<String, String> {
     let mut worst = 0;
     for (number, (part, times)) in [("[1],", 8_000_000), ("{a:1},", 5_000_000), ("x=>x,", 4_000_000)].iter().enumerate()
     {
         let tenant = format!("acme-{number}");
         let request = json!({ "code": format!("export default () => 1; const x = [{}]", part.repeat(*times)) });
-        let (answer, grown) = growth(&ground, &tenant, || load(&ground, &tenant, &request))?;
+        let (answer, grown) = growth(ground, &tenant, || load(ground, &tenant, &request))?;
         if answer["outcome"].is_null() || grown > bound(128) {
             return Err(format!("{times} times {part}: {grown} MiB: {answer}"));
         }
@@ -154,16 +170,20 @@ fn sources(_: Options) -> Result<String, String> {
 }
 
 /// The switch: where nothing is counted, the gigabyte is held.
-fn lifted(_: Options) -> Result<String, String> {
+fn lifted(options: Options) -> Result<String, String> {
     let worker = attack_worker().display().to_string();
     let ground = Ground::with(&format!("[workers]\nprogram = {worker:?}\n"), None);
+    answering(&ground, options, || lifted_on(&ground))
+}
+
+fn lifted_on(ground: &Ground) -> Result<String, String> {
     let mut told = Vec::new();
     for (number, body) in [HEAP[0], NATIVE[0]].iter().enumerate() {
         let limits = json!({ "memoryMb": 16, "cpuMs": 5000 });
         let request = |attack| json!({ "code": script(body), "props": { "attack": attack }, "limits": limits });
         let [on, off] = [false, true].map(|attack| {
             let tenant = format!("acme-{number}-{attack}");
-            growth(&ground, &tenant, || load(&ground, &tenant, &request(attack)))
+            growth(ground, &tenant, || load(ground, &tenant, &request(attack)))
         });
         let ((_, on), (_, off)) = (on?, off?);
         if on > bound(16) || off < 512 {
@@ -202,6 +222,10 @@ const fn runs(memory_mb: u64) -> u64 {
 /// Scripts that gather something, run after run.
 fn kept(options: Options) -> Result<String, String> {
     let ground = Ground::with("[workers]\nmax_memory_mb = 512\n[defaults.limits]\nmemory_mb = 512\n", None);
+    answering(&ground, options, || kept_on(&ground, options))
+}
+
+fn kept_on(ground: &Ground, options: Options) -> Result<String, String> {
     let limits = if options.slow { &[8, 32, 128, 512][..] } else { &[8, 128] };
     let mut worst = vec![(0, 0); limits.len()];
     for (number, code) in SCRIPTS.iter().enumerate() {
@@ -211,7 +235,7 @@ fn kept(options: Options) -> Result<String, String> {
             let script = json!({ "code": code, "limits": { "memoryMb": memory_mb } }).to_string();
             ground.root.ask("PUT", &path, script.as_bytes()).map_err(|error| error.to_string())?;
             let limit = bound(memory_mb);
-            let (rested, grown) = growth(&ground, &tenant, || rests_after_runs(&ground, &tenant, memory_mb))?;
+            let (rested, grown) = growth(ground, &tenant, || rests_after_runs(ground, &tenant, memory_mb))?;
             let rest = rested.map_err(|error| format!("{code} under {memory_mb}: {error}"))?;
             if grown > limit {
                 return Err(format!("{code}: {grown} MiB under memoryMb {memory_mb}"));
@@ -312,13 +336,17 @@ const FILLS: &str =
 
 /// As many as may stay of one tenant's scripts, each well within the limit. A run of the attack
 /// harness has no limit when its isolate is put on the shelf.
-fn shelf(_: Options) -> Result<String, String> {
-    const MEMORY_MB: u64 = 64;
+fn shelf(options: Options) -> Result<String, String> {
     let worker = attack_worker().display().to_string();
     let ground = Ground::with(&format!("[workers]\nprogram = {worker:?}\n"), None);
+    answering(&ground, options, || shelf_on(&ground))
+}
+
+fn shelf_on(ground: &Ground) -> Result<String, String> {
+    const MEMORY_MB: u64 = 64;
     let rests = |attack: bool| {
         let tenant = format!("acme-{attack}");
-        load(&ground, &tenant, &json!({ "code": "() => 1" }));
+        load(ground, &tenant, &json!({ "code": "() => 1" }));
         let pid = ground.tenant(&tenant)["resident"]["pid"].as_i64().and_then(|pid| i32::try_from(pid).ok());
         let gauge = Gauge::of(pid.ok_or("the tenant lives nowhere")?);
         let before = gauge.rss().ok_or("the process has gone")?;
@@ -426,8 +454,13 @@ fn moves_in_with(ground: &Ground, tenant: &str, neighbour: &str) -> bool {
 const COMPANY: Duration = Duration::from_secs(10);
 
 /// What a run lets go of costs it nothing but time.
-fn garbage(_: Options) -> Result<String, String> {
+fn garbage(options: Options) -> Result<String, String> {
+    // A run may not have more than its tenant.
     let ground = Ground::with("[defaults.limits]\ncpu_ms = 20000\nwall_ms = 60000\n", None);
+    answering(&ground, options, || garbage_on(&ground))
+}
+
+fn garbage_on(ground: &Ground) -> Result<String, String> {
     for (number, body) in [
         "for (let i = 0; i < 5000; i++) new Intl.DateTimeFormat('en-US', { dateStyle: 'medium', timeZone: 'UTC' }).format(i)",
         "for (let i = 0; i < 20000; i++) new Intl.PluralRules('ar').select(i)",
@@ -440,7 +473,7 @@ fn garbage(_: Options) -> Result<String, String> {
         let limits = json!({ "memoryMb": 48, "cpuMs": 20000, "wallMs": 60000 });
         let tenant = format!("acme-{number}");
         let request = json!({ "code": script(&format!("{body}; return 1")), "limits": limits });
-        let (answer, grown) = growth(&ground, &tenant, || load(&ground, &tenant, &request))?;
+        let (answer, grown) = growth(ground, &tenant, || load(ground, &tenant, &request))?;
         if answer["outcome"] != "ok" || grown > bound(48) {
             return Err(format!("{body}: {grown} MiB: {answer}"));
         }

@@ -45,6 +45,8 @@ pub(crate) const SOME_TENANTS: usize = 256;
 const RUNS_ASK_EVERY: Duration = Duration::from_millis(200);
 /// Policies that are written at one time.
 const WRITES: usize = 4;
+/// Pieces of answers that are written before others have their turn.
+const PIECES: usize = 4;
 /// Private memory that a worker may commit beside its tenants' own: V8, and one largest allocation on the way to an
 /// `exceededMemory`.
 const WORKER_BASE_MB: u64 = 2048;
@@ -56,6 +58,8 @@ pub(crate) struct Daemon {
     pub(crate) work: Lanes,
     /// Policies that are being written: each waits for the disk, on a thread that others need.
     pub(crate) writes: Turns,
+    /// Pieces of answers that are being written.
+    pub(crate) pieces: Arc<Turns>,
     pub(crate) posture: Posture,
     /// What workers take on: what the machine has, less what the configuration does without.
     pub(crate) layers: LayerSet,
@@ -292,6 +296,7 @@ impl Daemon {
             supplies,
             work: Lanes::new(),
             writes: Turns::new(WRITES, 1),
+            pieces: Arc::new(Turns::new(PIECES, 1)),
             config,
             posture,
             layers,
