@@ -12,6 +12,10 @@
 //! thread stumble, over that one's stack or isolate, which carry no key; and one that can execute can write what it likes.
 //! What the supervisor reads is an allegation, and [`FaultPage::read`] checks it as one.
 //!
+//! Behind the record lies a second page without a key, with an account for each place of the bytes
+//! that its thread has taken outside the islands ([`account`]). A thread that can write anywhere
+//! can write there as well.
+//!
 //! Handlers are also the answer of the filter ([`crate::seccomp`] traps instead of killing, so that there is a record);
 //! where a handler cannot run, because the signal is blocked or the stack is gone, the kernel kills the process.
 //! V8's own handler for WebAssembly is never installed: it would take a closed key for an index out of bounds.
@@ -20,7 +24,7 @@ use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::ptr;
-use std::sync::atomic::{AtomicI32, AtomicU32, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicI32, AtomicI64, AtomicU32, AtomicU64, Ordering};
 use std::time::Duration;
 
 use memmap2::MmapRaw;
@@ -44,6 +48,8 @@ const WRONG_KEYS: libc::c_int = i32::MIN;
 const OUT_OF_MEMORY: libc::c_int = i32::MIN + 1;
 
 const PAGE_BYTES: usize = 4096;
+/// The page of the record, and behind it that of the accounts.
+const SHARED_BYTES: usize = 2 * PAGE_BYTES;
 const SIGNALS: [libc::c_int; 6] =
     [libc::SIGSEGV, libc::SIGBUS, libc::SIGILL, libc::SIGTRAP, libc::SIGSYS, libc::SIGABRT];
 
@@ -71,6 +77,41 @@ struct Raw {
 
 /// The page holds it: `FaultPage::read` and `open_page` rely on that.
 const _: () = assert!(size_of::<Raw>() <= PAGE_BYTES && align_of::<Raw>() <= PAGE_BYTES);
+
+/// What a place has taken outside the islands, in bytes, as the worker counts it.
+#[derive(Debug)]
+#[repr(C)]
+pub struct Account {
+    /// And not given back. Signed: a thread that gives back more than it took owes the rest.
+    now: AtomicI64,
+    /// In all.
+    ever: AtomicU64,
+}
+
+impl Account {
+    pub fn take(&self, bytes: usize) {
+        self.now.fetch_add(i64::try_from(bytes).unwrap_or(i64::MAX), Ordering::Relaxed);
+        self.ever.fetch_add(bytes as u64, Ordering::Relaxed);
+    }
+
+    /// Any thread may give back what a place has taken.
+    pub fn give_back(&self, bytes: usize) {
+        self.now.fetch_sub(i64::try_from(bytes).unwrap_or(i64::MAX), Ordering::Relaxed);
+    }
+}
+
+/// What the supervisor reads of an [`Account`]: an allegation.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Taken {
+    pub now: u64,
+    pub ever: u64,
+}
+
+/// By place.
+type Accounts = [Account; MOST_PLACES];
+
+/// Their page holds them: `FaultPage::accounts` and `account` rely on that.
+const _: () = assert!(size_of::<Accounts>() <= PAGE_BYTES && align_of::<Accounts>() <= PAGE_BYTES);
 
 const EMPTY: u32 = 0;
 const WRITING: u32 = 1;
@@ -110,7 +151,7 @@ pub enum Kind {
     OutOfMemory,
 }
 
-/// The supervisor's side: a page that nobody can resize, shared with one worker.
+/// The supervisor's side: memory that nobody can resize, shared with one worker.
 #[derive(Debug)]
 pub struct FaultPage {
     memory: OwnedFd,
@@ -123,7 +164,7 @@ impl FaultPage {
     pub fn new() -> io::Result<Self> {
         let memory = memfd_create(c"enisle-fault", MFdFlags::MFD_CLOEXEC | MFdFlags::MFD_ALLOW_SEALING)?;
         let file = File::from(memory.try_clone()?);
-        file.set_len(PAGE_BYTES as u64)?;
+        file.set_len(SHARED_BYTES as u64)?;
         // A page that is cut off ends whoever reads it, and that would be the supervisor.
         fcntl(&memory, FcntlArg::F_ADD_SEALS(SealFlag::F_SEAL_SHRINK | SealFlag::F_SEAL_GROW | SealFlag::F_SEAL_SEAL))?;
         Ok(Self { map: MmapRaw::map_raw(&file)?, memory })
@@ -136,10 +177,26 @@ impl FaultPage {
     }
 
     fn raw(&self) -> &Raw {
-        // SAFETY: the map is a page, larger than `Raw` and aligned for it, and lives as long as
-        // `self`; every field is an atomic, which any bytes are, and which may change at any
-        // time.
+        // SAFETY: the map begins with a page, larger than `Raw` and aligned for it, and lives as
+        // long as `self`; every field is an atomic, which any bytes are, and which may change at
+        // any time.
         unsafe { &*self.map.as_ptr().cast::<Raw>() }
+    }
+
+    fn accounts(&self) -> &Accounts {
+        // SAFETY: the map has two pages.
+        let page = unsafe { self.map.as_ptr().add(PAGE_BYTES) };
+        // SAFETY: as in `raw`: the page is larger than `Accounts` and aligned for it.
+        unsafe { &*page.cast::<Accounts>() }
+    }
+
+    /// What the worker says that each place has taken outside the islands.
+    #[must_use]
+    pub fn taken(&self) -> [Taken; MOST_PLACES] {
+        self.accounts().each_ref().map(|account| Taken {
+            now: u64::try_from(account.now.load(Ordering::Relaxed)).unwrap_or(0),
+            ever: account.ever.load(Ordering::Relaxed),
+        })
     }
 
     /// How much CPU time the thread of that place had used when it recorded a fault or was about to
@@ -216,14 +273,14 @@ fn open_page() -> Option<&'static Raw> {
     Some(unsafe { &*page })
 }
 
-/// The worker's side: maps the page. To be called while descriptors can still be mapped.
+/// The worker's side: maps both pages. To be called while descriptors can still be mapped.
 ///
 /// # Errors
 /// The descriptor is no page.
 pub fn share(page: OwnedFd) -> io::Result<()> {
     let map = MmapRaw::map_raw(&File::from(page))?;
-    if map.len() < PAGE_BYTES {
-        return Err(io::Error::new(io::ErrorKind::InvalidInput, "the page for faults is too small"));
+    if map.len() < SHARED_BYTES {
+        return Err(io::Error::new(io::ErrorKind::InvalidInput, "the memory for faults is too small"));
     }
     SEALED.fault_page.store(map.as_mut_ptr().cast(), Ordering::Release);
     // For the life of the process.
@@ -231,7 +288,23 @@ pub fn share(page: OwnedFd) -> io::Result<()> {
     Ok(())
 }
 
-/// Gives the page a key of its own, which is never open but in a handler.
+/// The account of a place, which the supervisor may read at any time. None where there is no such
+/// place, or no supervisor.
+#[inline]
+#[must_use]
+pub fn account(place: u32) -> Option<&'static Account> {
+    let page = SEALED.fault_page.load(Ordering::Acquire).cast::<u8>();
+    if page.is_null() {
+        return None;
+    }
+    // SAFETY: `share` mapped two pages.
+    let page = unsafe { page.add(PAGE_BYTES) };
+    // SAFETY: `share` mapped them for the life of the process, the second one holds `Accounts`
+    // (asserted there), and it has no key of its own.
+    unsafe { &*page.cast::<Accounts>() }.get(usize::try_from(place).ok()?)
+}
+
+/// Gives the record's page a key of its own, which is never open but in a handler.
 ///
 /// # Errors
 /// The kernel's.
@@ -503,6 +576,20 @@ mod tests {
         assert_eq!(note_computed(page.raw()), Some(3));
         let told = page.computed(3).unwrap();
         assert!(told <= CpuClock::OWN.now() && page.computed(4).is_none() && page.computed(u32::MAX).is_none());
+    }
+
+    #[test]
+    fn an_account_of_the_worker_is_what_the_supervisor_reads_and_never_less_than_nothing() {
+        let page = FaultPage::new().unwrap();
+        share(page.descriptor().try_clone_to_owned().unwrap()).unwrap();
+        account(3).unwrap().take(5000);
+        account(3).unwrap().give_back(1000);
+        account(4).unwrap().give_back(1);
+        let taken = page.taken();
+        assert_eq!((taken[3], taken[4]), (Taken { now: 4000, ever: 5000 }, Taken::default()));
+        let most = u32::try_from(MOST_PLACES).unwrap();
+        assert!(account(most - 1).is_some() && account(most).is_none());
+        assert_eq!(page.read(), None);
     }
 
     #[test]

@@ -6,21 +6,29 @@
 //! The tenants' own limits hold the attacker well below that, so it has natives that go past them
 //! (`enisle-worker-attack`), and the neighbour one that reads where nothing is.
 
+use std::collections::BTreeMap;
+use std::fs;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use enisle_tests::{attack_worker, is_alive};
 use serde_json::{Value, json};
 
-use crate::ground::{ATTACKER, Ground, Peer, wait};
+use crate::ground::{ATTACKER, Ground, Peer, Pings, answering, probed, wait};
 use crate::{Case, Options};
 
 pub(crate) const CASES: &[Case] = &[
-    Case { id: "S5 island", title: "fill the bound from an island", run: |_| filled(&ISLAND) },
-    Case { id: "S5 malloc", title: "fill the bound with memory that all share", run: |_| filled(&MALLOC) },
-    Case { id: "S5 last", title: "fill the bound to the last 64 KiB, whoever crashes first", run: |_| last() },
+    Case { id: "S5 island", title: "fill the bound from an island", run: |options| filled(options, &ISLAND) },
+    Case {
+        id: "S5 malloc",
+        title: "fill the bound with memory that all share",
+        run: |options| filled(options, &MALLOC),
+    },
+    Case { id: "S5 last", title: "fill the bound to the last 64 KiB, whoever crashes first", run: last },
     Case { id: "S5 crash", title: "a crash with plenty of room is its thread's", run: crashed },
     Case { id: "S5 names", title: "a process ended with every request, under new names", run: new_names },
     Case { id: "S5 unexplained", title: "memory that no tenant explains", run: unexplained },
+    Case { id: "S5 caches", title: "caches of ICU's filled slowly beside a busy neighbour", run: caches },
 ];
 
 /// Long enough for anything here.
@@ -115,11 +123,16 @@ struct Outcome {
     crash: Value,
 }
 
-fn attack(way: &Way, memory: &str) -> Result<Outcome, String> {
+fn attack(way: &Way, memory: &str) -> Result<(Outcome, Pings), String> {
     let ground = Ground::with(&config(memory), None);
-    let pid = shared(&ground)?;
-    let before = standing(&ground, "b");
-    let taken = run(&ground, "a", &way.code());
+    let (outcome, pings) = probed(&ground, || attack_on(&ground, way));
+    Ok((outcome?, pings))
+}
+
+fn attack_on(ground: &Ground, way: &Way) -> Result<Outcome, String> {
+    let pid = shared(ground)?;
+    let before = standing(ground, "b");
+    let taken = run(ground, "a", &way.code());
     if taken["outcome"] != "ok" || !is_alive(pid) {
         return Err(format!("the attacker could not take the memory: {taken}"));
     }
@@ -134,23 +147,24 @@ fn attack(way: &Way, memory: &str) -> Result<Outcome, String> {
         let workers = ground.daemon.get("/v1/workers");
         return Err(format!("nobody saw that the bound is near: {workers}, {:?}", ground.daemon.events()));
     }
-    let served = run(&ground, "b", TRUSTING);
+    let served = run(ground, "b", TRUSTING);
     let crash = || ground.daemon.events().into_iter().find(|event| event["event"] == "crashed");
     if !wait(PATIENCE, || crash().is_some()) {
         return Err(format!("the victim did not crash: {served}"));
     }
     let crash = crash().unwrap_or_default();
-    Ok(Outcome { before, victim: standing(&ground, "b"), attacker: standing(&ground, "a"), served, crash })
+    Ok(Outcome { before, victim: standing(ground, "b"), attacker: standing(ground, "a"), served, crash })
 }
 
-fn filled(way: &Way) -> Result<String, String> {
-    let Outcome { before, victim, attacker, served, crash } = attack(way, LATE)?;
+fn filled(options: Options, way: &Way) -> Result<String, String> {
+    let (Outcome { before, victim, attacker, served, crash }, pings) = attack(way, LATE)?;
     let said = format!("the victim {before}, then {victim} and {}; the attacker {attacker}", served["outcome"]);
     let held = victim == before && served["result"] == "got it" && attacker["apart"] == true;
     if !held || crash["blame"] != "wantOfMemory" || crash["tenant"] != "b" {
         return Err(format!("{said}; {crash}; {served}"));
     }
-    let off = attack(way, &format!("{LATE}near_percent = 0\npressed_percent = 0"))?;
+    let said = pings.beside(options, Ok(said))?;
+    let (off, _) = attack(way, &format!("{LATE}near_percent = 0\npressed_percent = 0"))?;
     let blamed = off.victim["suspected"] == true && off.victim["signals"].to_string().contains("crash");
     if !blamed || off.attacker["apart"] == true || off.attacker["level"] != "shared" {
         return Err(format!("{said}; without the rule the victim is {}, the attacker {}", off.victim, off.attacker));
@@ -160,36 +174,44 @@ fn filled(way: &Way) -> Result<String, String> {
 
 /// Where nothing is left it is mostly the attacker that crashes, as it makes its next isolate. The
 /// victim may be kept alone, where the process died before anybody saw who held most.
-fn last() -> Result<String, String> {
+fn last(options: Options) -> Result<String, String> {
     let mut said = Vec::new();
     for take in ["hold", "leak"] {
         let ground = Ground::with(&config(LATE), None);
-        shared(&ground)?;
-        let unmoved = |mut standing: Value| {
-            standing["apart"].take();
-            standing
-        };
-        let before = unmoved(standing(&ground, "b"));
-        run(&ground, "a", &Way { take, least: 64 << 10 }.code());
-        let served = run(&ground, "b", TRUSTING);
-        let crash = ground.daemon.await_event("a crash", |event| event["event"] == "crashed");
-        let after = unmoved(standing(&ground, "b"));
-        let line = format!("{take}: {} of {}, the victim {after}", crash["blame"], crash["tenant"]);
-        if served["result"] != "got it" || after != before || crash["blame"] != "wantOfMemory" {
-            return Err(format!("{line}, before {before}; {served}; {:?}", ground.daemon.events()));
-        }
-        said.push(line);
+        said.push(answering(&ground, options, || last_on(&ground, take))?);
     }
     Ok(said.join("; "))
 }
 
+fn last_on(ground: &Ground, take: &'static str) -> Result<String, String> {
+    shared(ground)?;
+    let unmoved = |mut standing: Value| {
+        standing["apart"].take();
+        standing
+    };
+    let before = unmoved(standing(ground, "b"));
+    run(ground, "a", &Way { take, least: 64 << 10 }.code());
+    let served = run(ground, "b", TRUSTING);
+    let crash = ground.daemon.await_event("a crash", |event| event["event"] == "crashed");
+    let after = unmoved(standing(ground, "b"));
+    let line = format!("{take}: {} of {}, the victim {after}", crash["blame"], crash["tenant"]);
+    if served["result"] != "got it" || after != before || crash["blame"] != "wantOfMemory" {
+        return Err(format!("{line}, before {before}; {served}; {:?}", ground.daemon.events()));
+    }
+    Ok(line)
+}
+
 /// Want of memory is no excuse where there is none.
-fn crashed(_: Options) -> Result<String, String> {
+fn crashed(options: Options) -> Result<String, String> {
     let ground = Ground::with(&config(""), None);
-    shared(&ground)?;
-    run(&ground, "b", STUMBLES);
-    let suspected = wait(PATIENCE, || standing(&ground, "b")["suspected"] == true);
-    let (b, a) = (standing(&ground, "b"), standing(&ground, "a"));
+    answering(&ground, options, || crashed_on(&ground))
+}
+
+fn crashed_on(ground: &Ground) -> Result<String, String> {
+    shared(ground)?;
+    run(ground, "b", STUMBLES);
+    let suspected = wait(PATIENCE, || standing(ground, "b")["suspected"] == true);
+    let (b, a) = (standing(ground, "b"), standing(ground, "a"));
     let said = format!("who stumbles {b}, its neighbour {a}");
     let held = suspected && b["level"] == "solo" && a["level"] == "shared" && a["suspected"] == false;
     if held { Ok(said) } else { Err(format!("{said}; {:?}", ground.daemon.events())) }
@@ -215,8 +237,13 @@ struct Spree {
     info: Value,
 }
 
-fn spree(config_of_deaths: &str) -> Result<Spree, String> {
+fn spree(config_of_deaths: &str) -> Result<(Spree, Pings), String> {
     let ground = Ground::with(&format!("{}[cordon.rules.deaths]\n{config_of_deaths}", config("")), None);
+    let (spree, pings) = probed(&ground, || spree_on(&ground));
+    Ok((spree?, pings))
+}
+
+fn spree_on(ground: &Ground) -> Result<Spree, String> {
     let (other, peer) = (&ground.victim, &ground.attacker);
     run_as(other, "good-1", "() => 1");
     let pid = |tenant: &str| ground.tenant(tenant)["resident"]["pid"].as_i64().and_then(|pid| i32::try_from(pid).ok());
@@ -250,7 +277,7 @@ fn spree(config_of_deaths: &str) -> Result<Spree, String> {
 /// A peer ends a process with every request, under ever new names. Its neighbour in the same uid
 /// loses its process as often as the budget says, and with every request where there is no budget.
 fn new_names(options: Options) -> Result<String, String> {
-    let Spree { lost, took, homes, told, info } = spree("budget = 2\n")?;
+    let (Spree { lost, took, homes, told, info }, pings) = spree("budget = 2\n")?;
     let at = |percent: usize| took.get(took.len() * percent / 100).copied().unwrap_or_default();
     let said = format!(
         "the neighbour lost its process {lost} times of {NAMES}; {} of its runs: p50 {:.1?}, p99 {:.1?}, max {:.1?}; {info}",
@@ -263,7 +290,8 @@ fn new_names(options: Options) -> Result<String, String> {
     if lost != 2 || homes != ["solo", "solo"] || !shown || (options.bench && at(99) > NEIGHBOUR) {
         return Err(format!("{said}; homes {homes:?}; told {told}"));
     }
-    let off = spree("budget = 0\n")?;
+    let said = pings.beside(options, Ok(said))?;
+    let (off, _) = spree("budget = 0\n")?;
     if off.lost != NAMES || off.homes[1] != "shared" || !off.told.is_null() {
         return Err(format!("{said}; without a budget {} times of {NAMES}, homes {:?}", off.lost, off.homes));
     }
@@ -272,17 +300,19 @@ fn new_names(options: Options) -> Result<String, String> {
 
 /// A process that holds more than its tenants explain is emptied before anybody is refused: who
 /// holds most of it first, and alone.
-fn unexplained(_: Options) -> Result<String, String> {
+fn unexplained(options: Options) -> Result<String, String> {
     let leak = "() => attack.leak(300_000_000n)";
     let attempt = |memory: &str, done: &dyn Fn(&Ground) -> bool, patience: Duration| {
         let ground = Ground::with(&config(memory), None);
         let pid = shared(&ground)?;
         let before = standing(&ground, "b");
-        run(&ground, "a", leak);
-        let came = wait(patience, || done(&ground));
+        let (came, pings) = probed(&ground, || {
+            run(&ground, "a", leak);
+            wait(patience, || done(&ground))
+        });
         let told = ground.daemon.events().into_iter().find(|event| event["event"] == "unexplainedMemory");
         let homes = ["a", "b"].map(|tenant| run(&ground, tenant, "() => 2")["cordon"].clone());
-        Ok::<_, String>((came, told, homes, before == standing(&ground, "b"), is_alive(pid)))
+        Ok::<_, String>((came, told, homes, before == standing(&ground, "b"), is_alive(pid), pings))
     };
     let gone = |ground: &Ground| {
         let apart = ground.tenant("a")["cordon"]["keptApart"]["alone"] == true;
@@ -294,16 +324,105 @@ fn unexplained(_: Options) -> Result<String, String> {
                 .flatten()
                 .any(|worker| worker["tenants"].as_array().is_some_and(|tenants| tenants.len() == 2))
     };
-    let (came, told, homes, same, _) = attempt("outside_mb = 64\noutside_tenant_mb = 16", &gone, PATIENCE)?;
+    let (came, told, homes, same, _, pings) = attempt("outside_mb = 64\noutside_tenant_mb = 16", &gone, PATIENCE)?;
     let said = format!("told {}; then they live {homes:?}", told.clone().unwrap_or_default());
     let named = told.as_ref().is_some_and(|told| told["tenant"] == "a");
     if !came || !named || !same || homes != ["solo", "shared"] {
         return Err(said);
     }
+    let said = pings.beside(options, Ok(said))?;
     let looked_at = |ground: &Ground| ground.tenant("a")["cordon"]["keptApart"]["alone"] == true;
-    let (came, told, homes, _, alive) = attempt("outside_mb = 4096", &looked_at, Duration::from_secs(3))?;
+    let (came, told, homes, _, alive, _) = attempt("outside_mb = 4096", &looked_at, Duration::from_secs(3))?;
     if came || told.is_some() || !alive || homes != ["shared", "shared"] {
         return Err(format!("{said}; and with a bound that it does not reach {told:?}, {homes:?}"));
     }
     Ok(format!("{said}; with a bound that it does not reach nothing happens"))
+}
+
+/// A plain script that leaves an entry in caches of ICU's for each key, which stay in the process.
+const FILL: &str = "(from, to, numbers) => {
+    const letters = [...'abcdefghijklmnopqrstuvwxyz'], pairs = letters.flatMap((a) => letters.map((b) => a + b));
+    const calendars = ['chinese', 'hebrew', 'islamic', 'japanese', 'persian', 'buddhist', 'indian', 'coptic'];
+    for (const locale of Intl.DateTimeFormat.supportedLocalesOf(pairs).slice(from, to))
+        for (const calendar of calendars)
+            new Intl.DateTimeFormat(`${locale}-u-nu-${numbers}-ca-${calendar}`, { dateStyle: 'full' }).format(0);
+    return 1 }";
+const NUMBERS: [&str; 12] =
+    ["arab", "beng", "deva", "thai", "tibt", "mymr", "gujr", "guru", "khmr", "knda", "laoo", "mlym"];
+
+/// What a neighbour runs: it fills its heap a little, and has the more page faults for it.
+const BUSY: &str = "() => { const a = []; for (let i = 0; i < 30000; i++) a.push({ i }); return a.length }";
+
+/// The page faults of every tenant's thread, by place, as the kernel counts them.
+fn page_faults(pid: i32) -> BTreeMap<String, u64> {
+    let threads = fs::read_dir(format!("/proc/{pid}/task")).into_iter().flatten().flatten();
+    let read = |thread: fs::DirEntry| {
+        let stat = fs::read_to_string(thread.path().join("stat")).ok()?;
+        let (name, rest) = stat.split_once('(')?.1.rsplit_once(')')?;
+        Some((name.strip_prefix("tenant-")?.to_owned(), rest.split_whitespace().nth(7)?.parse().ok()?))
+    };
+    threads.filter_map(read).collect()
+}
+
+/// Names that fill caches slowly are found by their accounts. By the page faults of its thread it
+/// would be the neighbour.
+fn caches(_: Options) -> Result<String, String> {
+    let config = format!(
+        "[workers]\nshare_without_keys = true\n[cordon.rules.memory]\noutside_mb = 64\noutside_tenant_mb = 16\n{UNNOTICED}"
+    );
+    let ground = Ground::with(&config, None);
+    let pid_of = |tenant: &str| ground.tenant(tenant)["resident"]["pid"].as_i64();
+    run(&ground, "b", "() => 1");
+    let attackers = ["a-1", "a-2"];
+    attackers.iter().for_each(|tenant| drop(run(&ground, tenant, "() => 1")));
+    let pid = pid_of("b").ok_or("the neighbour lives nowhere")?;
+    if attackers.iter().any(|tenant| pid_of(tenant) != Some(pid)) {
+        return Err("they are not in one process".to_owned());
+    }
+    let pid = i32::try_from(pid).map_err(|error| error.to_string())?;
+    let before = standing(&ground, "b");
+    let told = || ground.daemon.events().into_iter().find(|event| event["event"] == "unexplainedMemory");
+    let (done, mut counts) = (AtomicBool::new(false), BTreeMap::new());
+    let served = std::thread::scope(|scope| {
+        let neighbour = scope.spawn(|| {
+            while !done.load(Ordering::Relaxed) {
+                let answer = run(&ground, "b", BUSY);
+                if answer["outcome"] != "ok" {
+                    return Err(format!("the neighbour's run: {answer}"));
+                }
+            }
+            Ok(())
+        });
+        let chunks = NUMBERS.iter().flat_map(|numbers| (0..120).step_by(10).map(move |from| (numbers, from)));
+        for ((numbers, from), tenant) in chunks.zip(attackers.iter().cycle()) {
+            let request = json!({ "code": FILL, "args": [from, from + 10, numbers] }).to_string();
+            let _ = ground.root.ask("POST", &format!("/v1/tenants/{tenant}/load"), request.as_bytes());
+            if told().is_some() {
+                break;
+            }
+            counts = page_faults(pid);
+        }
+        // It leaves last, as nobody's crime: the process holds what it held.
+        let left = wait(PATIENCE, || pid_of("b").is_some_and(|now| now != i64::from(pid)));
+        done.store(true, Ordering::Relaxed);
+        neighbour.join().map_err(|_| "the neighbour panicked".to_owned())?.map(|()| left)
+    })?;
+    let events = ground.daemon.events();
+    let apart: Vec<_> =
+        events.iter().filter(|event| event["event"] == "keptApart").map(|event| &event["tenant"]).collect();
+    let first = told().ok_or_else(|| format!("nobody saw the memory: {counts:?}, {events:?}"))?;
+    let after = standing(&ground, "b");
+    let said =
+        format!("told {first}; kept apart {apart:?}; the neighbour {before}, then {after}; page faults {counts:?}");
+    let busiest = counts.iter().max_by_key(|(_, faults)| **faults).map(|(place, _)| place.as_str());
+    let attacker = |tenant: &Value| attackers.iter().any(|name| tenant == name);
+    if !served
+        || busiest != Some("0")
+        || !attacker(&first["tenant"])
+        || !apart.iter().all(|tenant| attacker(tenant))
+        || after != before
+    {
+        return Err(said);
+    }
+    Ok(said)
 }

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use enisle_tests::{Daemon, SHARING, attack_worker, is_alive};
 use serde_json::{Value, json};
 
-use crate::ground::{STALLED, send, wait};
+use crate::ground::{Gauge, Pings, STALLED, probed_over, send, wait};
 use crate::{Case, Options};
 
 pub(crate) const CASES: &[Case] = &[
@@ -56,6 +56,21 @@ fn daemon_with(workers: &str, memory_mb: u32) -> Daemon {
     Daemon::start(&format!("{SHARING}{workers}{limits}{unexplained}{}", unmoved.concat()))
 }
 
+/// An attack through which the daemon has to answer as well.
+fn answering(
+    daemon: &Daemon,
+    options: Options,
+    attack: impl FnOnce() -> Result<String, String>,
+) -> Result<String, String> {
+    let (result, pings) = probed(daemon, attack)?;
+    pings.beside(options, result)
+}
+
+fn probed<T>(daemon: &Daemon, attack: impl FnOnce() -> T) -> Result<(T, Pings), String> {
+    let stream = UnixStream::connect(daemon.socket()).map_err(|error| error.to_string())?;
+    Ok(probed_over(stream, Gauge::of(daemon.pid()), attack))
+}
+
 fn ms(value: &Value) -> f64 {
     value.as_f64().unwrap_or(f64::NAN)
 }
@@ -86,15 +101,19 @@ fn settled(daemon: &Daemon, worker: i32) -> Result<(f64, f64), String> {
     Ok((ms(&tenant["usage"]["cpuMs"]), computed))
 }
 
-fn usage(_: Options) -> Result<String, String> {
+fn usage(options: Options) -> Result<String, String> {
     let daemon = daemon("");
+    answering(&daemon, options, || usage_on(&daemon))
+}
+
+fn usage_on(daemon: &Daemon) -> Result<String, String> {
     daemon.run("t", "() => 1");
     let worker = daemon.worker_of("t");
     let (mut said, mut failures) = (Vec::new(), Vec::new());
     for (what, code) in LEFT {
-        let (told_before, computed_before) = settled(&daemon, worker)?;
+        let (told_before, computed_before) = settled(daemon, worker)?;
         let run = daemon.run("t", &format!("() => {{ const a = globalThis.a = []; {code} }}"));
-        let (told, computed) = settled(&daemon, worker)?;
+        let (told, computed) = settled(daemon, worker)?;
         let (told, computed) = (told - told_before, computed - computed_before);
         let of_run = ms(&run["usage"]["cpuMs"]);
         let line = format!("{what}: run {of_run:.0} ms, tenant {told:.0}, thread {computed:.0}");
@@ -135,9 +154,13 @@ const KILLED_WALL_MS: u32 = 5_000;
 
 /// What a run used is charged also if its process ends with it: what the same computing costs where
 /// nothing follows is in the answer and in the tenant's usage, and no more than time passed.
-fn killed(_: Options) -> Result<String, String> {
+fn killed(options: Options) -> Result<String, String> {
     let worker = attack_worker().display().to_string();
     let daemon = daemon(&format!("program = {worker:?}\n"));
+    answering(&daemon, options, || killed_on(&daemon))
+}
+
+fn killed_on(daemon: &Daemon) -> Result<String, String> {
     daemon.run("neighbour", "() => 1");
     let mut said = Vec::new();
     for (number, (what, outcome, killer)) in KILLERS.iter().enumerate() {
@@ -167,11 +190,15 @@ fn killed(_: Options) -> Result<String, String> {
 }
 
 /// A client that hangs up ends its run, and does not get for nothing what it computed.
-fn gone(_: Options) -> Result<String, String> {
+fn gone(options: Options) -> Result<String, String> {
     let daemon = daemon("");
+    answering(&daemon, options, || gone_on(&daemon))
+}
+
+fn gone_on(daemon: &Daemon) -> Result<String, String> {
     daemon.run("t", "() => 1");
     let worker = daemon.worker_of("t");
-    let (told_before, computed_before) = settled(&daemon, worker)?;
+    let (told_before, computed_before) = settled(daemon, worker)?;
     let body = json!({ "code": "() => { for (;;); }" }).to_string();
     let mut client = UnixStream::connect(daemon.socket()).map_err(|error| error.to_string())?;
     send(&mut client, "POST", "/v1/tenants/t/load", &[body.as_bytes()]).map_err(|error| error.to_string())?;
@@ -181,7 +208,7 @@ fn gone(_: Options) -> Result<String, String> {
     }
     drop(client);
     daemon.wait_for("/v1/tenants/t", |tenant| tenant["inFlight"] == 0);
-    let (told, computed) = settled(&daemon, worker)?;
+    let (told, computed) = settled(daemon, worker)?;
     let (told, computed) = (told - told_before, computed - computed_before);
     let said = format!("tenant {told:.0} ms, thread {computed:.0}");
     if (told - computed).abs() <= 0.03 * computed + 1.0 { Ok(said) } else { Err(said) }
@@ -189,6 +216,10 @@ fn gone(_: Options) -> Result<String, String> {
 
 fn neighbour(options: Options) -> Result<String, String> {
     let daemon = daemon("");
+    answering(&daemon, options, || neighbour_on(&daemon, options))
+}
+
+fn neighbour_on(daemon: &Daemon, options: Options) -> Result<String, String> {
     let mut said = Vec::new();
     for (what, code) in LEFT.iter().take(5) {
         let code = format!("() => {{ const a = globalThis.a = []; {code} }}");
@@ -244,6 +275,8 @@ struct Move {
     /// all in all.
     leaving: f64,
     computed: f64,
+    /// While it moved.
+    pings: Pings,
 }
 
 fn move_out(lifted: Option<&str>, runs: u32, buffers: u32) -> Result<Move, String> {
@@ -268,22 +301,24 @@ fn move_out(lifted: Option<&str>, runs: u32, buffers: u32) -> Result<Move, Strin
     }
     let thread = thread_of(worker).ok_or("the tenant's thread is gone")?;
     let (_, before) = settled(&daemon, worker)?;
-    let order = json!({ "level": "solo", "reason": "a test" }).to_string();
-    daemon.request("PUT", "/v1/tenants/t/cordon", order.as_bytes()).ok();
-    let mut computed = before;
-    let begun = Instant::now();
-    while let Some(now) = computed_by(&thread) {
-        computed = now;
-        if begun.elapsed() > STALLED * 6 {
-            return Err(format!("it has not left after {:?}", begun.elapsed()));
+    let leave = || {
+        let order = json!({ "level": "solo", "reason": "a test" }).to_string();
+        daemon.request("PUT", "/v1/tenants/t/cordon", order.as_bytes()).ok();
+        let mut computed = before;
+        let begun = Instant::now();
+        while let Some(now) = computed_by(&thread) {
+            computed = now;
+            if begun.elapsed() > STALLED * 6 {
+                return Err(format!("it has not left after {:?}", begun.elapsed()));
+            }
         }
-    }
-    // By the time that this has been answered the daemon has heard of the end.
-    let good = daemon.run("good", "() => 1");
-    if good["result"] != 1 {
-        return Err(good.to_string());
-    }
-    Ok(Move { daemon, worker, leaving: computed - before, computed })
+        // By the time that this has been answered the daemon has heard of the end.
+        let good = daemon.run("good", "() => 1");
+        if good["result"] == 1 { Ok(computed) } else { Err(good.to_string()) }
+    };
+    let (computed, pings) = probed(&daemon, leave)?;
+    let computed = computed?;
+    Ok(Move { daemon, worker, leaving: computed - before, computed, pings })
 }
 
 /// What is told of the tenant, and what its threads computed here and where it lives now.
@@ -293,7 +328,7 @@ fn told(moved: &Move) -> Result<(f64, f64), String> {
     Ok((told, moved.computed + there))
 }
 
-fn bill(_: Options) -> Result<String, String> {
+fn bill(options: Options) -> Result<String, String> {
     let mut said = Vec::new();
     for lifted in [None, Some("unbilled")] {
         let moved = move_out(lifted, 1, 300_000)?;
@@ -305,7 +340,7 @@ fn bill(_: Options) -> Result<String, String> {
         if moved.leaving < 100.0 || !(if lifted.is_none() { held } else { escaped }) {
             return Err(format!("{line}, with {lifted:?}"));
         }
-        said.push(line);
+        said.push(moved.pings.beside(options, Ok(line))?);
     }
     Ok(format!("{}; where it is on no bill {}", said[0], said[1]))
 }
@@ -313,7 +348,7 @@ fn bill(_: Options) -> Result<String, String> {
 /// What the thread may compute while it moves out.
 const BOUND_MS: f64 = 1000.0;
 
-fn bound(_: Options) -> Result<String, String> {
+fn bound(options: Options) -> Result<String, String> {
     let on = move_out(None, 6, 250_000)?;
     let died = on.daemon.await_event("the end of the worker", |event| event["event"] == "workerDied");
     let signals = on.daemon.get("/v1/tenants/t")["cordon"]["signals"].to_string();
@@ -324,6 +359,7 @@ fn bound(_: Options) -> Result<String, String> {
     if !ended || !signals.contains("hardKill") || told < computed - 0.3 * BOUND_MS {
         return Err(said);
     }
+    let said = on.pings.beside(options, Ok(said))?;
     let off = move_out(Some("unbounded"), 6, 250_000)?;
     let without = format!("it goes on for {:.0} ms", off.leaving);
     if off.leaving > BOUND_MS * 1.5 && is_alive(off.worker) && off.daemon.worker_of("good") == off.worker {

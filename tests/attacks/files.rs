@@ -14,7 +14,7 @@ use enisle_tests::{PATIENCE, SHARING, is_alive, programs};
 use serde_json::json;
 use tempfile::TempDir;
 
-use crate::ground::{ATTACKER, Ground, Peer, STRANGER, VICTIM, copied, folder, leashed, pings, wait};
+use crate::ground::{ATTACKER, Ground, Peer, STRANGER, VICTIM, answering, copied, folder, leashed, pings, wait};
 use crate::{Case, Options};
 
 pub(crate) const CASES: &[Case] = &[
@@ -262,8 +262,12 @@ fn above(_: Options) -> Result<String, String> {
 }
 
 /// As whoever owns the folder above could do it.
-fn exchanged(_: Options) -> Result<String, String> {
+fn exchanged(options: Options) -> Result<String, String> {
     let ground = Ground::start("");
+    answering(&ground, options, || exchanged_on(&ground))
+}
+
+fn exchanged_on(ground: &Ground) -> Result<String, String> {
     let place = ground.daemon.folder.path().to_owned();
     let (state, away, others) = (place.join("state"), place.join("away"), place.join("others"));
     for name in ["", "tenants", "audit"] {

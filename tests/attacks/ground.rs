@@ -9,8 +9,8 @@ use std::os::unix::net::{UnixListener, UnixStream};
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::sync::{Mutex, PoisonError};
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Mutex, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
 use enisle_hardening::fds;
@@ -149,6 +149,21 @@ impl Ground {
 
     pub(crate) fn gauge(&self) -> Gauge {
         Gauge(self.daemon.pid())
+    }
+
+    /// Has the daemon remember events that are as long as a client can make them; how many bytes a
+    /// list of them has.
+    pub(crate) fn fill_events(&self) -> Result<usize, String> {
+        const ORDERS: usize = 1100;
+        let order = json!({ "level": "solo", "reason": "\u{1}".repeat(660) }).to_string();
+        let paths: Vec<_> = (0..ORDERS).map(|n| format!("/v1/tenants/acme-{n}/cordon")).collect();
+        let given = self.root.flood(20, "PUT", &paths, order.as_bytes(), 200);
+        let list = self.root.ask("GET", "/v1/events", b"").map_err(|error| error.to_string())?.body.len();
+        if given == ORDERS && list > 4_000_000 {
+            Ok(list)
+        } else {
+            Err(format!("{given} orders, {list} bytes of events"))
+        }
     }
 
     /// What the daemon tells root of a tenant.
@@ -417,6 +432,12 @@ impl Gauge {
         times.sum()
     }
 
+    /// How long its first thread has waited for a processor (sched-stats.rst).
+    fn waited(self) -> Duration {
+        let times = fs::read_to_string(format!("/proc/{0}/task/{0}/schedstat", self.0)).unwrap_or_default();
+        Duration::from_nanos(times.split(' ').nth(1).and_then(|ns| ns.parse().ok()).unwrap_or_default())
+    }
+
     /// Waits until the process is idle: work for clients that have gone is over.
     pub(crate) fn quiet(self, patience: Duration) -> bool {
         const WINDOW: Duration = Duration::from_millis(25);
@@ -442,40 +463,40 @@ impl Gauge {
     }
 }
 
-/// Asks for `/_ping` all the time, as the victim, on a connection of its own.
-pub(crate) struct Probe<'a> {
-    stop: &'a AtomicBool,
-    thread: std::thread::ScopedJoinHandle<'a, Pings>,
-}
+/// A ping is due this often.
+const BEAT: Duration = Duration::from_millis(10);
 
-/// What the pings took.
+/// What pings took that are due on a fixed beat, each from when it was due. Those that are due
+/// while one is on its way are answered with it, as other clients' would be: a stall is as many
+/// late pings as were due in it, and one that ends with the attack is no less.
 #[derive(Default)]
 pub(crate) struct Pings {
     took: Vec<Duration>,
+    /// How late the probe was by itself at the most, with no ping on its way: other work kept it
+    /// from running. The beat goes on from there, for that was not the daemon's doing.
+    late: Duration,
+    /// What the daemon's thread waited for a processor, all in all.
+    waited: Duration,
     failed: Option<String>,
 }
 
-impl<'a> Probe<'a> {
-    fn start<'b: 'a>(scope: &'a std::thread::Scope<'a, 'b>, mut stream: UnixStream, stop: &'a AtomicBool) -> Self {
-        let thread = scope.spawn(move || {
-            let mut pings = Pings::default();
-            while !stop.load(Ordering::Relaxed) && pings.failed.is_none() {
-                let begun = Instant::now();
-                match ping(&mut stream) {
-                    Ok(()) => pings.took.push(begun.elapsed()),
-                    Err(error) => pings.failed = Some(error.to_string()),
-                }
-                // Every ping costs the daemon as much as the test.
-                std::thread::sleep(Duration::from_millis(4));
+impl Pings {
+    fn collect(&mut self, stream: &mut UnixStream, stop: &OnceLock<Instant>) -> io::Result<()> {
+        let mut due = Instant::now();
+        let over = |due| stop.get().is_some_and(|stop| due >= *stop);
+        while !over(due) {
+            std::thread::sleep(due.saturating_duration_since(Instant::now()));
+            let late = due.elapsed();
+            self.late = self.late.max(late);
+            due += late;
+            ping(stream)?;
+            let answered = Instant::now();
+            while due <= answered && !over(due) {
+                self.took.push(answered - due);
+                due += BEAT;
             }
-            pings
-        });
-        Self { stop, thread }
-    }
-
-    fn end(self) -> Pings {
-        self.stop.store(true, Ordering::Relaxed);
-        self.thread.join().unwrap_or_default()
+        }
+        Ok(())
     }
 }
 
@@ -492,16 +513,43 @@ fn ping(stream: &mut UnixStream) -> io::Result<()> {
     Ok(())
 }
 
-/// Does something while a ping is asked for all the time; what came of both.
+/// Has the pings stop, also where the attack panics.
+struct Stop<'a>(&'a OnceLock<Instant>);
+
+impl Drop for Stop<'_> {
+    fn drop(&mut self) {
+        let _ = self.0.set(Instant::now());
+    }
+}
+
+/// Does something while the victim asks for pings.
 pub(crate) fn probed<T>(ground: &Ground, attack: impl FnOnce() -> T) -> (T, Pings) {
-    let stop = AtomicBool::new(false);
     let stream = ground.victim.connect().expect("the victim may connect before the attack");
+    probed_over(stream, ground.gauge(), attack)
+}
+
+/// The same on a connection to any daemon.
+pub(crate) fn probed_over<T>(mut stream: UnixStream, daemon: Gauge, attack: impl FnOnce() -> T) -> (T, Pings) {
+    let (stop, mut pings) = (OnceLock::new(), Pings::default());
     stream.set_read_timeout(Some(STALLED)).expect("a timeout");
-    std::thread::scope(|scope| {
-        let probe = Probe::start(scope, stream, &stop);
-        let result = attack();
-        (result, probe.end())
-    })
+    let waited = daemon.waited();
+    let result = std::thread::scope(|scope| {
+        scope.spawn(|| pings.failed = pings.collect(&mut stream, &stop).err().map(|error| error.to_string()));
+        let _stop = Stop(&stop);
+        attack()
+    });
+    pings.waited = daemon.waited().saturating_sub(waited);
+    (result, pings)
+}
+
+/// An attack through which the daemon has to answer as well: what came of it, with the figures.
+pub(crate) fn answering(
+    ground: &Ground,
+    options: Options,
+    attack: impl FnOnce() -> Result<String, String>,
+) -> Result<String, String> {
+    let (result, pings) = probed(ground, attack);
+    pings.beside(options, result)
 }
 
 impl Pings {
@@ -519,12 +567,28 @@ impl Pings {
         sorted.last().copied().unwrap_or_default()
     }
 
+    /// Both the figures and what came of an attack, if both hold.
+    pub(crate) fn beside(&self, options: Options, result: Result<String, String>) -> Result<String, String> {
+        match (result, self.verdict(options.bench)) {
+            (Ok(said), Ok(pings)) => Ok(format!("{said}; {pings}")),
+            (Ok(said) | Err(said), Ok(pings) | Err(pings)) => Err(format!("{said}; {pings}")),
+        }
+    }
+
     /// The latencies in words, or in what way the daemon has stalled. The exact figure is the
     /// benchmark's: beside a test other work may run.
     pub(crate) fn verdict(&self, bench: bool) -> Result<String, String> {
         let ms = |time: Duration| format!("{:.1}", time.as_secs_f64() * 1e3);
         let (p50, p99, most) = (self.at(50), self.all_but_one_in_a_hundred(), self.at(100));
-        let said = format!("{} pings: p50 {}, p99 {}, max {} ms", self.took.len(), ms(p50), ms(p99), ms(most));
+        let said = format!(
+            "{} pings: p50 {}, p99 {}, max {} ms (for want of a processor the probe was {} ms late, and the daemon {})",
+            self.took.len(),
+            ms(p50),
+            ms(p99),
+            ms(most),
+            ms(self.late),
+            ms(self.waited)
+        );
         match &self.failed {
             Some(error) => Err(format!("a ping failed after {said}: {error}")),
             None if p99 > Duration::from_millis(if bench { 100 } else { 250 }) => Err(said),

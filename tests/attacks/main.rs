@@ -60,7 +60,7 @@ pub(crate) struct Case {
     run: fn(Options) -> Result<String, String>,
 }
 
-const MODULES: [&[Case]; 13] = [
+const MODULES: [&[Case]; 14] = [
     blame::CASES,
     bodies::CASES,
     memory::CASES,

@@ -13,6 +13,7 @@ use crate::{Case, Options};
 
 pub(crate) const CASES: &[Case] = &[
     Case { id: "S11 errors", title: "errors that nobody reads", run: failing },
+    Case { id: "S11 events", title: "events that nobody reads, on all connections", run: events },
     Case { id: "S11 unanswered", title: "runs for whose answers there is no room", run: unanswered },
     Case { id: "S2 sealed", title: "runs of a sealed tenant with a large env", run: sealed },
     Case { id: "S2 runs", title: "many runs of a large registered script at one time", run: runs },
@@ -177,6 +178,33 @@ fn failing(_: Options) -> Result<String, String> {
     let allowed = before + POOL_MIB + 24;
     let said = format!("{} errors of 400 KB unread, peak {peak} MiB, {before} before, {allowed} allowed", held.len());
     if peak <= allowed { Ok(said) } else { Err(said) }
+}
+
+/// Root has all connections, and no part imposed on it.
+fn events(options: Options) -> Result<String, String> {
+    const READERS: usize = 1000;
+    let ground = Ground::start("");
+    let gauge = ground.gauge();
+    ground.fill_events()?;
+    gauge.quiet(BACK);
+    let before = gauge.rss().ok_or("the daemon died")?;
+    gauge.reset();
+    let ((begun, peak), pings) = probed(&ground, || {
+        let follow = |number: usize| format!("/v1/events?follow={}", number % 2);
+        let held: Vec<_> =
+            (0..READERS).filter_map(|number| ground.root.begin("GET", &follow(number), b"").ok()).collect();
+        wait(Duration::from_secs(20), || held.iter().all(answered));
+        gauge.quiet(Duration::from_secs(20));
+        (held.iter().filter(|stream| answered(stream)).count(), gauge.peak())
+    });
+    let peak = peak.ok_or("the daemon died")?;
+    let back = gauge.back_to(before + 24, Duration::from_secs(30));
+    let allowed = before + 64;
+    let said = format!(
+        "{begun} readers of {READERS} answered, peak {peak} MiB, {before} before, {allowed} allowed; then {back:?}"
+    );
+    let held = begun == READERS && peak <= allowed && back.is_ok();
+    pings.beside(options, if held { Ok(said) } else { Err(said) })
 }
 
 /// An answer that is discarded is no free run: it counts as one that computed all the time.

@@ -6,7 +6,7 @@ use std::time::Duration;
 use enisle_tests::{Answer, programs};
 use serde_json::json;
 
-use crate::ground::{Ground, answered, folder, probed, wait};
+use crate::ground::{Ground, Peer, answered, folder, probed, wait};
 use crate::memory::largest_policy;
 use crate::{Case, Options};
 
@@ -14,6 +14,7 @@ pub(crate) const CASES: &[Case] = &[
     Case { id: "S10 info", title: "/v1/info by a user without rights, with many tenants", run: info },
     Case { id: "S10 refused", title: "long bodies of a user without rights", run: refused },
     Case { id: "S10 lists", title: "lists of many tenants, by operators", run: lists },
+    Case { id: "S10 events", title: "events, by operators that read fast, and by many that do not", run: events },
     Case { id: "S10 errors", title: "errors that repeat what was sent", run: errors },
     Case { id: "S16 workers", title: "workers that were taken over and flood their channels", run: workers },
     Case { id: "S16 room", title: "logs of a worker for which there is no room", run: without_room },
@@ -144,6 +145,49 @@ fn lists(options: Options) -> Result<String, String> {
         return Ok(format!("{said}; {pings}"));
     }
     Err(format!("{said}; {pings}"))
+}
+
+/// The longest events that can be made, for clients that read as fast as they are written, and for
+/// as many as one uid may have that read nothing.
+fn events(options: Options) -> Result<String, String> {
+    const FAST: usize = 8;
+    const EACH: usize = 3;
+    const UNREAD: usize = 500;
+    const OPERATOR: u32 = 5009;
+    let ground = Ground::start(&format!("[[peers]]\nuid = {OPERATOR}\ntenants = []\noperate = true\n"));
+    let operator = Peer::call(ground.daemon.folder.path(), OPERATOR, "connect", &ground.daemon.socket());
+    let list = ground.fill_events()?;
+    let gauge = ground.gauge();
+    gauge.quiet(Duration::from_secs(10));
+    let before = gauge.rss().ok_or("the daemon died")?;
+    gauge.reset();
+    let ask = |end: &str| format!("GET /v1/events HTTP/1.1\r\nhost: d\r\n{end}\r\n");
+    let requests = ask("").repeat(EACH - 1) + &ask("connection: close\r\n");
+    let read_all = || {
+        let mut stream = operator.connect()?;
+        stream.write_all(requests.as_bytes())?;
+        std::io::copy(&mut stream, &mut std::io::sink())
+    };
+    let (read, pings) = probed(&ground, || {
+        std::thread::scope(|scope| {
+            let readers: Vec<_> = (0..FAST).map(|_| scope.spawn(read_all)).collect();
+            readers.into_iter().map(|reader| reader.join().expect("it only reads").unwrap_or(0)).collect::<Vec<_>>()
+        })
+    });
+    // What is counted in a second takes the place of others, of another length.
+    let least = (EACH * list / 100 * 95) as u64;
+    let whole = read.iter().filter(|read| **read >= least).count();
+    let said = format!("{whole} of {FAST} clients have read {EACH} lists of {list} bytes each");
+    let said = pings.beside(options, if whole == FAST { Ok(said) } else { Err(said) })?;
+    let (begun, pings) = probed(&ground, || {
+        let unread: Vec<_> = (0..UNREAD).filter_map(|_| operator.begin("GET", "/v1/events", b"").ok()).collect();
+        wait(Duration::from_secs(20), || unread.iter().all(answered));
+        gauge.quiet(Duration::from_secs(20));
+        unread.iter().filter(|stream| answered(stream)).count()
+    });
+    let peak = gauge.peak().ok_or("the daemon died")?;
+    let said = format!("{said}; {begun} that read nothing, peak {peak} MiB, {before} before");
+    pings.beside(options, if begun == UNREAD && peak <= before + 64 { Ok(said) } else { Err(said) })
 }
 
 /// A script that throws what is as long as it may be, of what becomes six bytes each.

@@ -221,3 +221,59 @@ fn when_garbage_is_collected_tells_nothing_of_the_time() {
     });
     assert!(differs, "{seen:?}");
 }
+
+/// What ICU keeps for all threads of a process: formatters with these keys.
+const KEYS: &str = "
+    const letters = [...'abcdefghijklmnopqrstuvwxyz'], pairs = letters.flatMap((a) => letters.map((b) => a + b));
+    const keys = Intl.DateTimeFormat.supportedLocalesOf(pairs).slice(0, 10).map((locale) => `${locale}-u-ca-hebrew-nu-${numbers}`);
+    const make = (key) => { const made = new Intl.DateTimeFormat(key, { dateStyle: 'full' }); made.format(0); return made };
+";
+
+/// How much less memory a script sees it has when it has made these formatters, by what it is
+/// refused, to the nearest KiB.
+const MEMORY_LEFT: &str = "
+    await new Promise((done) => setTimeout(done, 1));
+    const decoder = new TextDecoder('utf-8', { fatal: true }), bad = new Uint8Array(4 << 20).fill(255), held = [];
+    let reserve = new ArrayBuffer(3 << 20);
+    for (let size = 64 << 20; size >= 1 << 18; size /= 2) for (;;) { try { held.push(new ArrayBuffer(size)) } catch { break } }
+    reserve.transfer(0);
+    const fits = (bytes) => { try { decoder.decode(bad.subarray(0, bytes)) } catch (e) { return !(e instanceof RangeError) } };
+    const left = () => { let [low, high] = [0, bad.length]; while (high - low > 1024) { const half = (low + high) >> 1; if (fits(half)) low = half; else high = half } return low };
+    const before = left();
+    for (const key of keys) held.push(make(key));
+    return before - left();
+";
+
+/// What a tenant sees that its formatters took: of keys that its neighbour has used before, and of
+/// others.
+fn seen_of_caches(daemon: &Daemon, exactly: bool, numbers: [&str; 2]) -> [Value; 2] {
+    let run = |tenant: &str, code: String, numbers: &str| {
+        let request = json!({ "code": code, "args": [numbers], "props": { "attack": exactly } });
+        let run = daemon.load(tenant, &request).ok();
+        assert_eq!(run["outcome"], "ok", "{run}");
+        run["result"].clone()
+    };
+    let pid = |tenant: &str| daemon.get(&format!("/v1/tenants/{tenant}"))["resident"]["pid"].clone();
+    let fill = format!("(numbers) => {{ {KEYS} keys.forEach(make); return 1 }}");
+    let account = if exactly { "attack.account(128);" } else { "" };
+    let look = format!("async (numbers) => {{ {account} {KEYS} {MEMORY_LEFT} }}");
+    // What the first formatter of a tenant makes stays with it.
+    let _ = ["a", "b"].map(|tenant| run(tenant, fill.clone(), "latn"));
+    let [known, new] = numbers;
+    run("b", fill, known);
+    assert_eq!(pid("a"), pid("b"));
+    [known, new].map(|numbers| run("a", look.clone(), numbers))
+}
+
+#[test]
+fn what_memory_a_script_sees_does_not_tell_what_a_neighbour_has_cached() {
+    let daemon = Daemon::start(&config(&programs().join("enisle-worker")));
+    for numbers in [["arab", "beng"], ["deva", "thai"], ["tibt", "mymr"]] {
+        let [known, new] = seen_of_caches(&daemon, false, numbers);
+        assert_eq!(known, new, "{numbers:?}");
+    }
+    drop(daemon);
+    let daemon = Daemon::start(&config(&attack_worker()));
+    let [known, new] = seen_of_caches(&daemon, true, ["arab", "beng"]).map(|seen| seen.as_i64().unwrap_or(-1));
+    assert!(known > 0 && new > known * 3 / 2, "with the exact account: {known}, {new}");
+}

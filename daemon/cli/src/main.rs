@@ -4,15 +4,15 @@
 //! there; 4 a limit ended the script; 5 a layer stopped an attack; 70 our own fault.
 #![forbid(unsafe_code)]
 
-/// Prints a line for people: nothing in it drives the terminal or shows as something else
-/// ([`show::safe`]).
+/// Prints a line for people: nothing in it drives the terminal, shows as something else
+/// ([`show::safe`]), or comes to stand where it was not written.
 macro_rules! outln {
-    ($($text:tt)*) => { crate::show::out(&crate::show::safe(&format!($($text)*))) };
+    ($($text:tt)*) => { crate::show::out_safe(&format!($($text)*)) };
 }
 
 /// The same on standard error.
 macro_rules! errln {
-    ($($text:tt)*) => { crate::show::err(&crate::show::safe(&format!($($text)*))) };
+    ($($text:tt)*) => { crate::show::err_safe(&format!($($text)*)) };
 }
 
 mod audit;

@@ -2,7 +2,8 @@
 //! tenant's must not drive the terminal, nor show as something else than it is. Machines get the
 //! daemon's bytes.
 
-use std::io::Write;
+use std::io::{Write, stderr, stdout};
+use std::os::fd::AsFd;
 
 use enisle_api::client::{Body, ClientError};
 use enisle_api::types::run::{Answer, LogLine, ScriptError};
@@ -10,6 +11,7 @@ use enisle_api::types::tenant::TenantRow;
 use enisle_api::types::worker::Worker;
 use serde::Serialize;
 use serde_json::Value;
+use unicode_width::UnicodeWidthChar;
 
 /// A line on standard output as it is; `outln!` is for people. A reader that has gone away ends the
 /// program quietly, as it ends `cat`.
@@ -25,6 +27,25 @@ pub(crate) fn err(text: &str) {
     let _ = std::io::stderr().lock().write_all(format!("{text}\n").as_bytes());
 }
 
+/// A line for people on standard output.
+pub(crate) fn out_safe(text: &str) {
+    out(&shown(text, columns(stdout())));
+}
+
+/// A line for people on standard error.
+pub(crate) fn err_safe(text: &str) {
+    err(&shown(text, columns(stderr())));
+}
+
+/// [`safe`], and on a terminal of so many columns never a line that the terminal would break.
+fn shown(text: &str, columns: Option<usize>) -> String {
+    let safe = safe(text);
+    match columns {
+        Some(columns) => folded(&safe, columns),
+        None => safe,
+    }
+}
+
 /// The daemon's answer, byte for byte.
 pub(crate) fn json(body: &Body) -> Result<(), ClientError> {
     out(body.text()?);
@@ -32,18 +53,64 @@ pub(crate) fn json(body: &Body) -> Result<(), ClientError> {
 }
 
 /// `text` with every character escaped that is not shown as itself: control characters but line
-/// ends and tabs, and what changes the order of others, or hides. The escapes are those of JSON, so
-/// a result stays the JSON that it was.
+/// ends and tabs, what changes the order of others, or hides, and marks that are piled up over a
+/// line's neighbours. The escapes are those of JSON, so a result stays the JSON that it was.
 pub(crate) fn safe(text: &str) -> String {
     let mut out = String::with_capacity(text.len());
+    let mut marks = 0;
     for c in text.chars() {
-        if matches!(c, '\n' | '\t') || !(c.is_control() || is_format(c)) {
+        marks = if c.width() == Some(0) { marks + 1 } else { 0 };
+        if matches!(c, '\n' | '\t') || !(c.is_control() || is_format(c) || marks > MOST_MARKS) {
             out.push(c);
         } else {
             out.extend(c.encode_utf16(&mut [0; 2]).iter().map(|unit| format!("\\u{unit:04x}")));
         }
     }
     out
+}
+
+/// Marks on one letter. No language writes as many.
+const MOST_MARKS: usize = 6;
+
+/// How wide a terminal is; `None` if it is none.
+fn columns(stream: impl AsFd) -> Option<usize> {
+    // None but a terminal has a size (ioctl_tty(2)). One that does not know its own is taken for
+    // the usual one, as everywhere.
+    let size = rustix::termios::tcgetwinsize(stream).ok()?;
+    Some(if size.ws_col == 0 { 80 } else { size.ws_col.into() })
+}
+
+/// Where a line goes on, or a script's text begins another one: the margin is the client's.
+const INDENT: &str = "    ";
+
+/// `text` with line ends where a terminal would break it: the terminal would go on at the margin.
+fn folded(text: &str, columns: usize) -> String {
+    let mut out = String::with_capacity(text.len());
+    let mut at = 0;
+    for c in text.chars() {
+        let width = most_columns(c);
+        if c == '\n' {
+            at = 0;
+        } else if at + width > columns && at > INDENT.len() {
+            out.push('\n');
+            out.push_str(INDENT);
+            at = INDENT.len() + width;
+        } else {
+            at += width;
+        }
+        out.push(c);
+    }
+    out
+}
+
+/// How many columns a character takes at the most, whatever the terminal thinks of it: a line that
+/// ends early passes for nothing else.
+fn most_columns(c: char) -> usize {
+    match c {
+        '\t' => 8,
+        ' '..='~' => 1,
+        _ => c.width_cjk().unwrap_or_default().max(1),
+    }
 }
 
 /// What the API calls one of its words: a level, a signal.
@@ -70,10 +137,12 @@ fn is_format(c: char) -> bool {
     matches!(c,
         '\u{ad}' | '\u{34f}' | '\u{600}'..='\u{605}' | '\u{61c}' | '\u{6dd}' | '\u{70f}' | '\u{890}'..='\u{891}' | '\u{8e2}'
         | '\u{115f}'..='\u{1160}' | '\u{17b4}'..='\u{17b5}' | '\u{180b}'..='\u{180f}'
+        // A blank that is a pattern of dots.
+        | '\u{2800}'
         // Joiners and marks of direction; separators; embeddings, overrides and isolates; invisible
         // operators.
         | '\u{200b}'..='\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2060}'..='\u{206f}'
-        | '\u{3164}' | '\u{feff}' | '\u{ffa0}' | '\u{fff0}'..='\u{fffb}'
+        | '\u{3164}' | '\u{fe00}'..='\u{fe0f}' | '\u{feff}' | '\u{ffa0}' | '\u{fff0}'..='\u{fffb}'
         | '\u{110bd}' | '\u{110cd}' | '\u{13430}'..='\u{1343f}' | '\u{1bca0}'..='\u{1bca3}' | '\u{1d173}'..='\u{1d17a}'
         // Tags, and variants of glyphs: text that is carried along unseen.
         | '\u{e0000}'..='\u{e0fff}')
@@ -220,6 +289,51 @@ mod tests {
         }
         let ordinary = "Grüße, 你好, עברית, \u{1f600} \t\n";
         assert_eq!(safe(ordinary), ordinary);
+    }
+
+    #[test]
+    fn what_is_carried_along_unseen_is_shown() {
+        for hidden in ['\u{fe00}', '\u{fe0f}', '\u{2800}'] {
+            assert_eq!(safe(&hidden.to_string()), format!("\\u{:04x}", u32::from(hidden)));
+        }
+        for mark in ['\u{300}', '\u{e47}', '\u{20dd}'] {
+            let shown = safe(&format!("a{}b", mark.to_string().repeat(3000)));
+            assert_eq!(shown.chars().filter(|c| *c == mark).count(), MOST_MARKS);
+            assert!(shown.ends_with(&format!("\\u{:04x}b", u32::from(mark))));
+        }
+        let accents = "e\u{301}\u{323}".repeat(100);
+        assert_eq!(safe(&accents), accents);
+    }
+
+    #[test]
+    fn no_text_of_a_scripts_comes_to_stand_at_the_margin_of_a_terminal() {
+        let says = "enisle: the daemon says 200";
+        for (blank, columns) in
+            [(" ", 80), (" ", 7), ("\t", 80), ("\u{3000}", 80), ("\u{a0}", 81), ("ä", 80), ("\u{300}", 80)]
+        {
+            for before in 0..200 {
+                let line = format!("[log] {}", hanging(&format!("{}{says}", blank.repeat(before))));
+                let shown = shown(&line, Some(columns));
+                let mut lines = shown.lines();
+                let first = lines.next().unwrap();
+                assert!(first.starts_with("[log] "), "{shown}");
+                assert!(lines.clone().all(|line| line.starts_with(INDENT)), "{shown}");
+                // Nor would the terminal break one of them.
+                let widest = |line: &str| line.chars().map(most_columns).sum::<usize>();
+                assert!([first].into_iter().chain(lines).all(|line| widest(line) <= columns.max(12)), "{shown}");
+                assert_eq!(shown.replace(&format!("\n{INDENT}"), ""), safe(&line));
+            }
+        }
+    }
+
+    #[test]
+    fn what_fits_a_terminal_is_not_folded_and_nothing_is_elsewhere() {
+        let text = format!("{}\n{}", "x".repeat(80), "y".repeat(80));
+        assert_eq!(shown(&text, Some(80)), text);
+        assert_eq!(shown(&text, None), text);
+        assert_eq!(shown(&text, Some(79)), format!("{}\n    x\n{}\n    y", "x".repeat(79), "y".repeat(79)));
+        let file = tempfile::tempfile().unwrap();
+        assert_eq!(columns(&file), None);
     }
 
     #[test]

@@ -38,6 +38,8 @@ const FORGET_AMONG: usize = 64;
 pub(crate) const SOME_TENANTS: usize = 256;
 /// Policies that are written at one time.
 const WRITES: usize = 4;
+/// Pieces of answers that are written before others have their turn.
+const PIECES: usize = 4;
 
 #[derive(Debug)]
 pub(crate) struct Daemon {
@@ -46,6 +48,8 @@ pub(crate) struct Daemon {
     pub(crate) work: Lanes,
     /// Policies that are being written: each waits for the disk, on a thread that others need.
     pub(crate) writes: Turns,
+    /// Pieces of answers that are being written.
+    pub(crate) pieces: Arc<Turns>,
     pub(crate) posture: Posture,
     /// What workers take on: what the machine has, less what the configuration does without.
     pub(crate) layers: LayerSet,
@@ -167,6 +171,7 @@ impl Daemon {
             supplies,
             work: Lanes::new(),
             writes: Turns::new(WRITES, 1),
+            pieces: Arc::new(Turns::new(PIECES, 1)),
             config,
             posture,
             layers,

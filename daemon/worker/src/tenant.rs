@@ -21,11 +21,10 @@ use std::ffi::CString;
 use std::io::BufReader;
 use std::os::fd::AsFd;
 use std::os::unix::net::UnixStream;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Instant;
 
-use enisle_hardening::allocator;
 use enisle_hardening::thread::CpuClock;
 use enisle_wire::control::Admit;
 use enisle_wire::tenant::{Code, Done, FromTenant, ToTenant};
@@ -36,7 +35,7 @@ use crate::engine::clock::Clock;
 use crate::engine::isolate::{Resting, Snapshot};
 use crate::engine::kept::{Kept, Shelf};
 use crate::engine::run::{Order, Source, execute};
-use crate::engine::{heap, memory, quota};
+use crate::engine::{heap, memory, quota, trim};
 use crate::watchdog::{Alarm, Watched};
 
 /// What every tenant's thread of a process needs to know.
@@ -54,7 +53,7 @@ pub(crate) struct Surroundings {
 /// what another one left.
 static MAKING: Mutex<()> = Mutex::new(());
 
-/// From this size on the memory of a run is worth the millisecond that giving it back takes. A
+/// From this size on the memory of a run is worth the time that giving its pages back takes. A
 /// trivial run has a tenth.
 const HEAVY_BYTES: u64 = 8 << 20;
 
@@ -62,29 +61,6 @@ const HEAVY_BYTES: u64 = 8 << 20;
 /// which may take as long again and is part of its usage. After a shorter one the client does not
 /// wait for that.
 const LONG_US: u64 = 5_000;
-
-/// How many tenants' threads of this process are in a run, or dispose of one.
-static AT_WORK: AtomicUsize = AtomicUsize::new(0);
-
-/// One more is, as long as this lives.
-struct AtWork;
-
-impl AtWork {
-    fn begin() -> Self {
-        AT_WORK.fetch_add(1, Ordering::SeqCst);
-        Self
-    }
-
-    fn is_only_one() -> bool {
-        AT_WORK.load(Ordering::SeqCst) == 1
-    }
-}
-
-impl Drop for AtWork {
-    fn drop(&mut self) {
-        AT_WORK.fetch_sub(1, Ordering::SeqCst);
-    }
-}
 
 /// The parts of a small run come with one call.
 const READ_AHEAD_BYTES: usize = 16 << 10;
@@ -202,10 +178,8 @@ fn live(
     }
     let ended = serve(watched, channel, &mut isolates, surroundings.snapshot);
     watched.tidy();
-    let at_work = AtWork::begin();
     drop(isolates);
     drop(cage);
-    drop(at_work);
     say(channel, &FromTenant::Left { cpu_us: watched.take_us() })?;
     ended
 }
@@ -236,22 +210,21 @@ fn serve(
     };
     let mut incoming = Incoming::new(channel, watched);
     let mut clock = Clock::new();
-    let mut trim_is_due = false;
     loop {
         if shelf.is_empty() {
             quota::settle();
         }
         say(&FromTenant::Ready { cpu_us: watched.take_us() })?;
         let order = incoming.order(shelf)?;
-        let _at_work = AtWork::begin();
         let (id, key, memory_mb) = (order.run.id, order.run.keep, order.run.limits.memory_mb);
         let kept = key.and_then(|key| Some((key, shelf.take(key, memory_mb)?)));
-        shelf.make_room_for_buffers(memory_mb);
+        shelf.make_room(memory_mb);
         if let Some((key, Kept { mut resting, evaluated, .. })) = kept {
             let arrived = Instant::now();
             let source = Source::Evaluated(evaluated);
             let (done, evaluated) =
                 heap::private(|| execute(&mut resting, source, order, watched, channel, &mut clock, arrived));
+            let is_heavy = done.usage.peak_heap_bytes >= HEAVY_BYTES;
             let mut done = Some(done);
             if evaluated.is_some() {
                 done.take().map_or(Ok(()), |done| say_done(arrived, done))?;
@@ -259,6 +232,9 @@ fn serve(
             match evaluated {
                 Some(evaluated) => shelf.put(key, resting, evaluated),
                 None => drop(resting),
+            }
+            if is_heavy {
+                trim();
             }
             memory::forget_oversized();
             done.map_or(Ok(()), |done| say_done(arrived, done))?;
@@ -289,16 +265,8 @@ fn serve(
             (Some(key), Some(evaluated)) => shelf.put(key, last, evaluated),
             _ => drop(last),
         }
-        // libc keeps the most that V8 and ICU ever had otherwise, some 2 MiB after a run that
-        // filled its heap. It holds its one arena meanwhile, for up to some 30 ms, so this
-        // waits until no other tenant can want it.
-        trim_is_due |= is_heavy;
         if is_heavy {
-            heap::trim();
-        }
-        if trim_is_due && AtWork::is_only_one() {
-            allocator::give_back_freed_pages();
-            trim_is_due = false;
+            trim();
         }
         memory::forget_oversized();
         if let Some(long) = done {

@@ -4,6 +4,7 @@
 use std::sync::Arc;
 
 use axum::Json;
+use axum::body::{Body, Bytes};
 use axum::extract::State;
 use axum::http::{HeaderName, header};
 use enisle_api::{API_VERSION, OPENAPI};
@@ -12,6 +13,7 @@ use serde_json::{Map, Value, json};
 
 use super::camel_case;
 use super::peer::Peer;
+use super::pieces::{self, Pace};
 use super::problem::Problem;
 use crate::cordons::meter::monotonic;
 use crate::daemon::Daemon;
@@ -24,9 +26,10 @@ pub(crate) async fn ping() -> &'static str {
 pub(crate) async fn document(
     State(daemon): State<Arc<Daemon>>,
     peer: Peer,
-) -> Result<([(HeaderName, &'static str); 1], &'static str), Problem> {
+) -> Result<([(HeaderName, &'static str); 1], Body), Problem> {
     peer.ask(&daemon)?;
-    Ok(([(header::CONTENT_TYPE, "application/json")], OPENAPI))
+    let body = pieces::whole(Pace::of(peer.uid, &daemon), Bytes::from_static(OPENAPI.as_bytes()));
+    Ok(([(header::CONTENT_TYPE, "application/json")], body))
 }
 
 pub(crate) async fn version(State(daemon): State<Arc<Daemon>>, peer: Peer) -> Result<Json<Value>, Problem> {

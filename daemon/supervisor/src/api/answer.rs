@@ -1,7 +1,6 @@
 //! The answer to a run, written piece by piece as the client takes it: it is held once, as the
 //! worker gave it, and charged until its last byte has gone out.
 
-use std::convert::Infallible;
 use std::ops::Range;
 use std::sync::Arc;
 
@@ -10,17 +9,15 @@ use axum::http::{HeaderValue, header};
 use axum::response::Response;
 use enisle_wire::Outcome;
 use enisle_wire::tenant::{Level, LogLine, ScriptError};
-use http_body_util::StreamBody;
-use hyper::body::Frame;
 use serde::Serialize;
 use serde_json::value::RawValue;
 
+use super::peer::Peer;
+use super::pieces::{self, PIECE_BYTES, Pace};
 use super::tenants::micros_as_ms;
+use crate::daemon::Daemon;
 use crate::runs::run::Report;
 use crate::share::Held;
-
-/// A piece has so many bytes, and a little more.
-const PIECE_BYTES: usize = 16 << 10;
 
 /// What stands before the result.
 #[derive(Debug, Serialize)]
@@ -57,15 +54,14 @@ enum Millis {
 
 /// The answer to a run, as a response. Whoever does not operate the daemon learns whole
 /// milliseconds: a finer figure is a clock.
-pub(super) fn answer(report: Report, operates: bool) -> Response {
-    let mut pieces = Pieces::new(report, operates);
+pub(super) fn answer(report: Report, peer: Peer, daemon: &Daemon) -> Response {
+    let mut pieces = Pieces::new(report, peer.operates(daemon));
     let first = pieces.by_ref().next().unwrap_or_default();
     let body = match pieces.by_ref().next() {
         None => Body::from(first),
         second => {
             let all = [Some(first), second].into_iter().flatten().chain(pieces);
-            let frames = all.map(|piece| Ok::<_, Infallible>(Frame::data(piece)));
-            Body::new(StreamBody::new(futures_util::stream::iter(frames)))
+            pieces::body(Pace::of(peer.uid, daemon), all)
         }
     };
     let mut response = Response::new(body);
@@ -73,7 +69,7 @@ pub(super) fn answer(report: Report, operates: bool) -> Response {
     response
 }
 
-/// An answer as JSON, in pieces of some [`PIECE_BYTES`].
+/// An answer as JSON, in pieces of some [`PIECE_BYTES`], and a little more.
 struct Pieces {
     /// What is written and has not gone out.
     written: Vec<u8>,

@@ -10,6 +10,7 @@ use http_body_util::BodyExt;
 use hyper::body::Body as _;
 
 use super::peer::Peer;
+use super::pieces::{self, PIECE_BYTES, Pace};
 use super::problem::Problem;
 use crate::config::Api;
 use crate::daemon::Daemon;
@@ -22,11 +23,11 @@ const MAX_STRANGERS_BYTES: usize = 64 << 10;
 /// What a frame of a body costs that is only a few bytes.
 const FRAME_BYTES: usize = 1 << 10;
 /// What takes longer than this is done off the thread that serves connections.
-const INLINE_BYTES: usize = 16 << 10;
+const INLINE_BYTES: usize = PIECE_BYTES;
 /// A body is charged for itself, and for what is made of it.
 const CHARGED_TIMES: u64 = 2;
 /// So long a body waits for room.
-const PATIENCE: Duration = Duration::from_secs(5);
+pub(super) const PATIENCE: Duration = Duration::from_secs(5);
 
 /// A whole body, within its cap, and what is held for it.
 pub(super) struct RawBody {
@@ -114,8 +115,8 @@ pub(super) async fn work<T: Send + 'static>(
 }
 
 /// An answer of JSON that has so many bytes or a few more: written at once if they are few, and off
-/// the thread that serves connections if they are not. Those are charged until the client has taken
-/// them.
+/// the thread that serves connections if they are not. Those are sent in pieces, and charged until
+/// the client has taken them.
 pub(super) async fn tell(
     bytes: usize,
     uid: u32,
@@ -127,7 +128,7 @@ pub(super) async fn tell(
         held.grow_within(bytes as u64, PATIENCE).await?;
     }
     let body = work(bytes, uid, daemon, move || Ok(charged(write(), held))).await?;
-    let mut response = Response::new(Body::from(body));
+    let mut response = Response::new(pieces::whole(Pace::of(uid, daemon), body));
     response.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
     Ok(response)
 }

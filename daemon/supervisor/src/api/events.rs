@@ -1,6 +1,5 @@
 //! `GET /v1/events`: what happened, one JSON object a line; with `?follow=1` also what happens next.
 
-use std::convert::Infallible;
 use std::sync::Arc;
 
 use axum::Extension;
@@ -8,19 +7,18 @@ use axum::body::{Body, Bytes};
 use axum::extract::{Query, State};
 use axum::http::header;
 use axum::response::{IntoResponse, Response};
-use http_body_util::StreamBody;
-use hyper::body::Frame;
+use futures_util::{StreamExt, stream};
 use serde::Deserialize;
 use tokio::sync::watch;
 
+use super::body::PATIENCE;
 use super::peer::Peer;
+use super::pieces::{PIECE_BYTES, Pace};
 use super::problem::Problem;
 use crate::api::server::Endless;
 use crate::daemon::Daemon;
 use crate::events::{Cursor, Events, Read, What};
-
-/// Events that one piece of an answer has.
-const PIECE: usize = 128;
+use crate::share::{Exhausted, Supply, charged};
 
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -37,46 +35,75 @@ pub(crate) async fn list(
     peer.operate(&daemon)?;
     let Query(wanted) =
         wanted.map_err(|error| Problem::bad_request(format!("{error}; the one parameter is follow=1")))?;
-    let events = Arc::clone(&daemon.events);
-    let next = events.follow();
-    let until = (wanted.follow == 0).then(|| *next.borrow());
+    let pace = Pace::of(peer.uid, &daemon);
+    let mut reader = Reader::new(&daemon.events, wanted.follow != 0, daemon.supplies.bodies.clone(), peer.uid, pace);
+    // Where there is no room, the answer says so.
+    let first = reader.piece().await?;
+    let rest =
+        stream::try_unfold(reader, |mut reader| async { Ok(reader.piece().await?.map(|piece| (piece, reader))) });
+    let body = Body::from_stream(stream::iter(first.map(Ok::<_, Exhausted>)).chain(rest));
     let kind = [(header::CONTENT_TYPE, "application/x-ndjson")];
-    let body = Body::new(StreamBody::new(stream(Reader { events, cursor: Cursor::default(), next, until })));
     if wanted.follow == 0 {
         return Ok((kind, body).into_response());
     }
     Ok((Extension(Endless), kind, body).into_response())
 }
 
+/// Of what happens, what is sent next.
 struct Reader {
     events: Arc<Events>,
     cursor: Cursor,
-    next: watch::Receiver<u64>,
-    /// The last event that is wanted, by one that does not follow.
+    last: watch::Receiver<u64>,
+    /// The last event that is wanted: the daemon's last, by a follower.
     until: Option<u64>,
+    room: Supply,
+    uid: u32,
+    pace: Pace,
 }
 
-/// A piece after the other, for a follower until the daemon ends. What was forgotten before it was
-/// read is told with its number.
-fn stream(reader: Reader) -> impl futures_util::Stream<Item = Result<Frame<Bytes>, Infallible>> {
-    futures_util::stream::unfold(Some(reader), |reader| async move {
-        let mut reader = reader?;
-        loop {
-            if reader.until.is_some_and(|until| reader.cursor.seq >= until) {
-                return None;
-            }
-            // What comes after this is told again.
-            reader.next.mark_unchanged();
-            let read = reader.events.read(&mut reader.cursor, PIECE);
-            if !read.is_empty() {
-                let is_last = |read: &Read| matches!(read, Read::Event(event) if matches!(event.what, What::Draining));
-                let ends = reader.until.is_none() && read.iter().any(is_last);
-                let piece: Vec<u8> = read.iter().flat_map(line).collect();
-                return Some((Ok(Frame::data(piece.into())), (!ends).then_some(reader)));
-            }
-            reader.next.changed().await.ok()?;
+impl Reader {
+    fn new(events: &Arc<Events>, follows: bool, room: Supply, uid: u32, pace: Pace) -> Self {
+        let last = events.follow();
+        let until = (!follows).then(|| *last.borrow());
+        Self { events: Arc::clone(events), cursor: Cursor::default(), last, until, room, uid, pace }
+    }
+
+    /// The next events, a line each, as soon as there are any. They are charged until they are
+    /// sent: one whose client takes nothing has room for what it has not taken, and asks for no
+    /// more.
+    async fn piece(&mut self) -> Result<Option<Bytes>, Exhausted> {
+        let seq = self.cursor.seq;
+        if self.until.is_some_and(|until| seq >= until) || self.last.wait_for(|last| *last > seq).await.is_err() {
+            return Ok(None);
         }
-    })
+        let mut held = self.room.none(self.uid);
+        held.grow_within(PIECE_BYTES as u64, PATIENCE).await?;
+        let turn = self.pace.turn().await;
+        let piece = self.lines();
+        drop(turn);
+        held.grow_within(piece.len().saturating_sub(PIECE_BYTES) as u64, PATIENCE).await?;
+        Ok(Some(charged(piece, held)))
+    }
+
+    /// As many lines as a piece has; one that is longer is a piece by itself. What was forgotten
+    /// before it was read is told with its number.
+    fn lines(&mut self) -> Vec<u8> {
+        let mut lines = Vec::new();
+        loop {
+            let mut after = self.cursor;
+            let Some(read) = self.events.next(&mut after) else { return lines };
+            let line = line(&read);
+            if !lines.is_empty() && lines.len() + line.len() > PIECE_BYTES {
+                return lines;
+            }
+            lines.extend(line);
+            self.cursor = after;
+            if matches!(read, Read::Event(event) if matches!(event.what, What::Draining)) {
+                self.until.get_or_insert(after.seq);
+                return lines;
+            }
+        }
+    }
 }
 
 fn line(read: &Read) -> Vec<u8> {
@@ -93,10 +120,92 @@ fn line(read: &Read) -> Vec<u8> {
 #[cfg(test)]
 mod tests {
     use enisle_api::types::event::EventLine;
+    use futures_util::FutureExt;
 
     use super::*;
     use crate::api::described::reads_the_query_of;
+    use crate::api::pieces::alone;
     use crate::events::Class;
+    use crate::share::Parts;
+
+    const UID: u32 = 7;
+
+    fn ordered(bytes: usize) -> What {
+        let (tenant, reason) = ("x".to_owned(), "\u{1}".repeat(bytes / 6));
+        What::Lifted { tenant, reason, by_uid: UID }
+    }
+
+    fn told(bytes: &[usize]) -> Arc<Events> {
+        let events = Events::new(Vec::new(), None);
+        for bytes in bytes {
+            events.tell(ordered(*bytes));
+            events.tell_counted();
+        }
+        Arc::new(events)
+    }
+
+    /// What a piece comes to, if it waits for nothing but its turn.
+    async fn at_once(reader: &mut Reader) -> Option<Bytes> {
+        let mut piece = std::pin::pin!(reader.piece());
+        for _ in 0..2 {
+            if let Some(piece) = piece.as_mut().now_or_never() {
+                return piece.unwrap();
+            }
+            tokio::task::yield_now().await;
+        }
+        piece.as_mut().now_or_never().and_then(Result::unwrap)
+    }
+
+    fn room(bytes: usize) -> Supply {
+        Supply::new("bytes", bytes as u64, Parts::new(&[]))
+    }
+
+    #[tokio::test]
+    async fn a_piece_is_short_however_long_its_events_are_and_none_is_left_out() {
+        let lengths = [6000, 6000, 6000, 3 * PIECE_BYTES, 100, 6000, 6000];
+        let room = room(1 << 20);
+        let mut reader = Reader::new(&told(&lengths), false, room.clone(), UID, alone());
+        let mut pieces = Vec::new();
+        while let Some(piece) = reader.piece().await.unwrap() {
+            assert_eq!(room.held_by(UID), piece.len() as u64);
+            pieces.push(piece.to_vec());
+        }
+        let lines = |piece: &Vec<u8>| piece.iter().filter(|byte| **byte == b'\n').count();
+        assert_eq!(pieces.iter().map(lines).collect::<Vec<_>>(), [2, 1, 1, 3]);
+        assert!(pieces.iter().all(|piece| piece.len() <= PIECE_BYTES || lines(piece) == 1));
+        let numbers = pieces.concat();
+        let numbers = numbers.split(|byte| *byte == b'\n').filter(|line| !line.is_empty());
+        let numbers = numbers.map(|line| serde_json::from_slice::<serde_json::Value>(line).unwrap()["seq"].as_u64());
+        assert!(numbers.eq((1..=7).map(Some)));
+    }
+
+    #[tokio::test]
+    async fn what_nobody_takes_is_charged_and_there_is_no_more_of_it_than_there_is_room() {
+        // As a uid with a rule: half of it.
+        let (events, room) = (told(&[6000; 30]), room(8 * PIECE_BYTES));
+        let readers = std::iter::repeat_with(|| Reader::new(&events, true, room.clone(), UID, alone()));
+        let mut taken = Vec::new();
+        for mut reader in readers.take(20) {
+            taken.extend(at_once(&mut reader).await);
+        }
+        let held: usize = taken.iter().map(Bytes::len).sum();
+        assert_eq!(room.held_by(UID), held as u64);
+        assert!((3 * PIECE_BYTES + 1..=4 * PIECE_BYTES).contains(&held), "{held} bytes");
+        drop(taken);
+        assert_eq!(room.held_by(UID), 0);
+    }
+
+    #[tokio::test]
+    async fn a_follower_waits_without_holding_anything_and_the_daemons_last_word_is_its_last() {
+        let (events, room) = (told(&[1]), room(1 << 20));
+        let mut follower = Reader::new(&events, true, room.clone(), UID, alone());
+        drop(follower.piece().await.unwrap().unwrap());
+        assert!(at_once(&mut follower).await.is_none());
+        assert_eq!(room.held_by(UID), 0);
+        events.tell(What::Draining);
+        assert!(follower.piece().await.unwrap().is_some());
+        assert!(follower.piece().await.unwrap().is_none());
+    }
 
     #[test]
     fn the_query_is_as_it_is_described() {

@@ -37,7 +37,7 @@ pub(crate) async fn load(
     let job =
         made.map_err(|problem| if problem.is(NO_NETWORK) { no_network(&daemon, &tenant, peer.uid) } else { problem })?;
     let report = daemon.run(job).await.map_err(|error| peer.told(error, &daemon))?;
-    Ok(answer(report, peer.operates(&daemon)))
+    Ok(answer(report, peer, &daemon))
 }
 
 /// A network that the policy does not grant was asked for.

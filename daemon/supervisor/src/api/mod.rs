@@ -11,7 +11,8 @@
 //! | [`events`] | `GET /v1/events` |
 //! | [`body`], [`code`], [`answer`] | bodies, scripts in them, answers, each held once |
 //! | [`problem`] | every error, as RFC 9457 |
-//! | [`page`] | long lists, in pieces |
+//! | [`page`] | long lists, a page at a time |
+//! | [`pieces`] | long answers, in pieces between which others have their turn |
 //! | [`peer`] | who is calling, and what the policy lets them do |
 //! | `described` | tests: routes, requests and problems are those of `enisle-api` |
 
@@ -26,6 +27,7 @@ mod events;
 mod load;
 mod page;
 pub(crate) mod peer;
+mod pieces;
 pub(crate) mod problem;
 mod scripts;
 pub(crate) mod server;

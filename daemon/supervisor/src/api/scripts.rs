@@ -181,7 +181,7 @@ pub(crate) async fn run(
     if tenant.scripts().get(&id).is_none_or(|present| present.key != script.key) {
         forget_isolates(&daemon, &tenant);
     }
-    Ok(answer(report, peer.operates(&daemon)))
+    Ok(answer(report, peer, &daemon))
 }
 
 fn job(

@@ -1,6 +1,6 @@
 //! What is counted of a tenant while it runs: by the supervisor on its channel, by the kernel on its thread.
 
-use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::collections::{BTreeSet, VecDeque};
 use std::fs;
 use std::sync::LazyLock;
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -8,7 +8,10 @@ use std::time::{Duration, Instant};
 
 use enisle_cordon::shape::Messages;
 use enisle_cordon::{Sample, Time};
+use enisle_wire::control::Slot;
 use nix::unistd::Pid;
+
+use crate::workers::holdings::Faults;
 
 /// The supervisor's own counts for one home of a tenant.
 #[derive(Debug, Default)]
@@ -121,20 +124,23 @@ pub(crate) fn thread_named(process: Pid, name: &str) -> Option<Pid> {
     })
 }
 
-/// The page faults that every tenant's thread of a process has had since it began, by place.
-pub(crate) fn faults_of_tenants(process: Pid) -> BTreeMap<u32, u64> {
+/// The page faults that a process has had since it began, as long as it is there.
+pub(crate) fn faults_of(process: Pid) -> Option<Faults> {
     let threads = fs::read_dir(format!("/proc/{process}/task")).into_iter().flatten().filter_map(Result::ok);
     let read = |thread: fs::DirEntry| {
         let stat = fs::read_to_string(thread.path().join("stat")).ok()?;
         // The worker names them before any of a tenant's code runs.
         let place = stat.split_once("(tenant-")?.1.split_once(')')?.0.parse().ok()?;
-        Some((place, faults(&stat)?))
+        Some((Slot(place), faults(&stat)?))
     };
-    threads.filter_map(read).collect()
+    let of = threads.filter_map(read).collect();
+    // After those, so that it has all of them.
+    let stat = fs::read_to_string(format!("/proc/{process}/stat")).ok()?;
+    Some(Faults { all: faults(&stat)?, of })
 }
 
-/// In the text of `/proc/PID/task/TID/stat`. The name of a thread, in parentheses, may hold
-/// anything.
+/// In the text of `/proc/PID/stat`, or of a thread's. The name of a thread, in parentheses, may
+/// hold anything.
 fn faults(stat: &str) -> Option<u64> {
     stat.rsplit_once(')')?.1.split_whitespace().nth(7)?.parse().ok()
 }

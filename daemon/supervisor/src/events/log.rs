@@ -57,7 +57,7 @@ pub(crate) trait Audit: fmt::Debug + Send + Sync {
 }
 
 /// How far somebody has read.
-#[derive(Debug, Default)]
+#[derive(Debug, Default, Clone, Copy)]
 pub(crate) struct Cursor {
     pub(crate) seq: u64,
     /// The last one of each class.
@@ -196,28 +196,20 @@ impl Events {
         }
     }
 
-    /// What comes next for a reader, so many events at the most, in the order in which they were
-    /// told.
-    pub(crate) fn read(&self, cursor: &mut Cursor, most: usize) -> Vec<Read> {
+    /// What comes next for a reader, in the order in which it was told.
+    pub(crate) fn next(&self, Cursor { seq, numbers }: &mut Cursor) -> Option<Read> {
         let known = self.lock();
-        let mut next: Vec<_> = Class::ALL
-            .into_iter()
-            .zip(&known.rings)
-            .enumerate()
-            .flat_map(|(place, (class, ring))| ring.after(cursor.seq).take(most).map(move |kept| (place, class, kept)))
-            .collect();
-        next.sort_unstable_by_key(|(_, _, kept)| kept.event.seq);
-        let mut read = Vec::new();
-        for (place, class, kept) in next.into_iter().take(most) {
-            let Some(number) = cursor.numbers.get_mut(place) else { continue };
-            if kept.number > *number + 1 {
-                read.push(Read::Missed(class, kept.number - *number - 1));
-            }
-            *number = kept.number;
-            cursor.seq = kept.event.seq;
-            read.push(Read::Event(kept.event.clone()));
+        let rings = Class::ALL.into_iter().zip(&known.rings).zip(numbers);
+        let next = rings.filter_map(|((class, ring), number)| Some((class, number, ring.after(*seq)?)));
+        let (class, number, kept) = next.min_by_key(|(_, _, kept)| kept.event.seq)?;
+        let missed = kept.number - 1 - *number;
+        if missed > 0 {
+            *number += missed;
+            return Some(Read::Missed(class, missed));
         }
-        read
+        *number = kept.number;
+        *seq = kept.event.seq;
+        Some(Read::Event(kept.event.clone()))
     }
 
     /// The number of the last event, and each time that there is another one.
@@ -259,17 +251,21 @@ mod tests {
             Read::Event(event) => Some(event),
             Read::Missed(..) => None,
         };
-        events.read(&mut Cursor::default(), usize::MAX).into_iter().filter_map(of).collect()
+        read(events, &mut Cursor::default(), usize::MAX).into_iter().filter_map(of).collect()
+    }
+
+    fn read(events: &Events, cursor: &mut Cursor, most: usize) -> Vec<Read> {
+        std::iter::from_fn(|| events.next(cursor)).take(most).collect()
     }
 
     #[test]
     fn a_reader_sees_the_past_and_then_the_present_without_gap_or_repeat() {
         let (events, mut cursor) = (events(), Cursor::default());
         events.tell(What::Draining);
-        assert_eq!(events.read(&mut cursor, 9).len(), 1);
+        assert_eq!(read(&events, &mut cursor, 9).len(), 1);
         events.tell(What::Draining);
-        assert!(matches!(events.read(&mut cursor, 9).as_slice(), [Read::Event(Event { seq: 2, .. })]));
-        assert!(events.read(&mut cursor, 9).is_empty());
+        assert!(matches!(read(&events, &mut cursor, 9).as_slice(), [Read::Event(Event { seq: 2, .. })]));
+        assert!(read(&events, &mut cursor, 9).is_empty());
     }
 
     #[test]
@@ -292,7 +288,7 @@ mod tests {
         let mut cursor = Cursor::default();
         let mut seen = 0;
         loop {
-            let read = events.read(&mut cursor, 100);
+            let read = read(&events, &mut cursor, 100);
             if read.is_empty() {
                 break;
             }

@@ -37,9 +37,9 @@ impl Ring {
         self.kept.push_back(Kept { number: self.told, event, group });
     }
 
-    /// Those behind `seq`, the oldest first.
-    pub(super) fn after(&self, seq: u64) -> impl Iterator<Item = &Kept> {
-        self.kept.iter().skip(self.kept.partition_point(|kept| kept.event.seq <= seq))
+    /// The first one behind `seq`.
+    pub(super) fn after(&self, seq: u64) -> Option<&Kept> {
+        self.kept.get(self.kept.partition_point(|kept| kept.event.seq <= seq))
     }
 
     fn forget_one(&mut self) {

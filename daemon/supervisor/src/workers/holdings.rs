@@ -1,25 +1,64 @@
 //! What a worker process holds, seen from outside, and who of its tenants holds it.
 //!
-//! What is on an island is its tenant's. What is anywhere else belongs to nobody by its address;
-//! when it has grown since the last look, the growth is credited to the tenants' threads by the
-//! page faults that each has had meanwhile, because who touches memory first makes the kernel find
-//! it. A credit decides who is looked at first, and nothing else.
+//! What is on an island is its tenant's. What is anywhere else belongs to nobody by its address,
+//! and is credited in two ways:
+//!
+//! | memory outside the islands | whose credit |
+//! |---|---|
+//! | on an account that the worker keeps | that place's, as it says |
+//! | any other, touched since the last look | a place's, as far as only its page faults explain it |
+//!
+//! Page faults explain nothing that is on the thread's island, or that it took by its account and
+//! gave back: libc keeps that.
+//!
+//! A busy neighbour has page faults, so it is never more than one of several who may have touched
+//! that memory: then the memory is nobody's credit. A place that takes itself off its account
+//! leaves what it holds to nobody, and one that puts more on it blames itself.
 
 use std::collections::BTreeMap;
 
 use enisle_cordon::blame::holds_most;
+use enisle_hardening::fault::Taken;
 use enisle_hardening::tags::{Bytes, Held};
 use enisle_wire::control::Slot;
+
+/// The page faults of a process since it began.
+#[derive(Debug, Default, Clone)]
+pub(crate) struct Faults {
+    /// Of all threads, those that have ended included.
+    pub(crate) all: u64,
+    /// Of those tenants' threads that are there.
+    pub(crate) of: BTreeMap<Slot, u64>,
+}
+
+/// What a look at a process finds.
+#[derive(Debug, Default)]
+pub(crate) struct Look {
+    /// By the kernel.
+    pub(crate) held: Held,
+    /// Before `held` was looked at, and after that: nothing is held that had no fault by then.
+    pub(crate) faults: [Faults; 2],
+    /// What every place has taken outside the islands, by the worker: an allegation.
+    pub(crate) taken: BTreeMap<Slot, Taken>,
+}
+
+impl Look {
+    fn on_accounts(&self) -> u64 {
+        self.taken.values().map(|taken| taken.now).fold(0, u64::saturating_add)
+    }
+}
+
+/// A page fault brings in so much memory, unless the kernel makes huge pages without being asked.
+const FAULT_BYTES: u64 = 4096;
 
 /// What was found of one process.
 #[derive(Debug, Default)]
 pub(crate) struct Holdings {
-    /// Committed outside the islands before anybody lived there.
-    began: u64,
-    held: Held,
-    /// Of what is outside, by whose thread seems to have made the process hold it.
-    credits: BTreeMap<Slot, u64>,
-    faults: BTreeMap<Slot, u64>,
+    /// Outside the islands before anybody lived there.
+    began: Bytes,
+    last: Look,
+    /// What is outside and on no account, by whose thread must have touched it.
+    touched: BTreeMap<Slot, u64>,
     /// Looks in a row that found too much outside.
     looks_over: u32,
 }
@@ -36,55 +75,79 @@ pub(crate) struct Unexplained {
 impl Holdings {
     /// Of a process without a tenant.
     pub(crate) fn new(held: Held) -> Self {
-        Self { began: held.outside.committed, held, ..Self::default() }
+        Self { began: held.outside, last: Look { held, ..Look::default() }, ..Self::default() }
     }
 
-    /// Takes in a look: what is held, and the page faults of every tenant's thread since it began.
-    pub(crate) fn look(&mut self, held: Held, faults: BTreeMap<Slot, u64>) {
-        let before = self.held.outside.committed.max(self.began);
-        let growth = held.outside.committed.saturating_sub(before);
-        let since = |slot: &Slot, now: u64| now.saturating_sub(self.faults.get(slot).copied().unwrap_or_default());
-        let new: BTreeMap<_, _> = faults.iter().map(|(slot, now)| (*slot, since(slot, *now))).collect();
-        let all: u64 = new.values().sum();
-        for (slot, faults) in new.iter().filter(|(_, faults)| **faults > 0) {
-            *self.credits.entry(*slot).or_default() += share(growth, *faults, all);
+    pub(crate) fn look(&mut self, look: Look) {
+        let before = std::mem::replace(&mut self.last, look);
+        let grown = |of: fn(&Self, &Look) -> u64| of(self, &self.last).saturating_sub(of(self, &before));
+        // Also by the kernel: what is taken off an account was there before.
+        let growth = grown(Self::unexplained).min(grown(Self::brought_in));
+        let ([since, _], [_, now]) = (&before.faults, &self.last.faults);
+        let all = now.all.saturating_sub(since.all);
+        for (slot, faults) in &now.of {
+            let own = faults.saturating_sub(count(&since.of, *slot));
+            let others = all.saturating_sub(own).saturating_mul(FAULT_BYTES);
+            let resident = |held| island(held, *slot).resident;
+            let on_island = resident(&self.last.held).saturating_sub(resident(&before.held));
+            // What it took by its account and gave back may be free in libc, and nobody's.
+            let given = taken(&self.last, *slot).ever.saturating_sub(taken(&before, *slot).ever);
+            let own = own.saturating_mul(FAULT_BYTES).saturating_sub(on_island).saturating_sub(given);
+            let certain = growth.saturating_sub(others).min(own);
+            // Of a thread that gives back most of what it touches, nothing says that it holds this.
+            if certain >= own / 2 {
+                *self.touched.entry(*slot).or_default() += certain;
+            }
         }
-        self.held = held;
-        self.faults = faults;
         // What was given back was everybody's, for all that is known.
-        let (grown, credited) = (self.grown(), self.credits.values().sum::<u64>());
-        if credited > grown {
-            self.credits.values_mut().for_each(|credit| *credit = share(grown, *credit, credited));
+        let most = self.grown().saturating_sub(self.last.on_accounts());
+        let touched = self.touched.values().sum::<u64>();
+        if touched > most {
+            self.touched.values_mut().for_each(|bytes| *bytes = share(most, *bytes, touched));
         }
+    }
+
+    /// What is outside beyond what the process began with, committed and in memory: pages of files
+    /// are only the one, reserves only the other.
+    fn brought_in(&self, Look { held: Held { outside, .. }, .. }: &Look) -> u64 {
+        let committed = outside.committed.saturating_sub(self.began.committed);
+        committed.min(outside.resident.saturating_sub(self.began.resident))
+    }
+
+    /// Of that, what is on no account.
+    fn unexplained(&self, look: &Look) -> u64 {
+        self.brought_in(look).saturating_sub(look.on_accounts())
     }
 
     /// What a tenant seems to hold in all.
     pub(crate) fn of(&self, slot: Slot) -> u64 {
-        self.island(slot).committed + self.credit(slot)
+        self.island(slot).committed.saturating_add(self.credit(slot))
     }
 
     fn credit(&self, slot: Slot) -> u64 {
-        self.credits.get(&slot).copied().unwrap_or_default()
+        taken(&self.last, slot).now.saturating_add(count(&self.touched, slot))
     }
 
     /// What is on a tenant's island.
     pub(crate) fn island(&self, slot: Slot) -> Bytes {
-        self.held.islands.get(slot.0 as usize).copied().unwrap_or_default()
+        island(&self.last.held, slot)
     }
 
     /// All that is committed.
     pub(crate) fn committed(&self) -> u64 {
-        self.held.islands.iter().map(|bytes| bytes.committed).sum::<u64>() + self.held.outside.committed
+        let Held { islands, outside } = &self.last.held;
+        islands.iter().map(|bytes| bytes.committed).sum::<u64>() + outside.committed
     }
 
     /// What is outside the islands and was not there in the beginning.
     fn grown(&self) -> u64 {
-        self.held.outside.committed.saturating_sub(self.began)
+        self.last.held.outside.committed.saturating_sub(self.began.committed)
     }
 
     /// Of that, what none of these has a credit for.
     fn uncredited(&self, tenants: &[Slot]) -> u64 {
-        self.grown().saturating_sub(tenants.iter().map(|slot| self.credit(*slot)).sum())
+        let credited = tenants.iter().map(|slot| self.credit(*slot)).fold(0, u64::saturating_add);
+        self.grown().saturating_sub(credited)
     }
 
     /// Whether there is more outside the islands than may be; counted over looks.
@@ -118,6 +181,18 @@ impl Holdings {
     }
 }
 
+fn count(of: &BTreeMap<Slot, u64>, slot: Slot) -> u64 {
+    of.get(&slot).copied().unwrap_or_default()
+}
+
+fn taken(look: &Look, slot: Slot) -> Taken {
+    look.taken.get(&slot).copied().unwrap_or_default()
+}
+
+fn island(held: &Held, slot: Slot) -> Bytes {
+    held.islands.get(slot.0 as usize).copied().unwrap_or_default()
+}
+
 /// `part` of `all` parts of `whole`.
 fn share(whole: u64, part: u64, all: u64) -> u64 {
     let share = u128::from(whole) * u128::from(part) / u128::from(all.max(1));
@@ -130,46 +205,139 @@ mod tests {
 
     const MIB: u64 = 1 << 20;
 
+    /// All of it in memory.
     fn held(islands: [u64; 2], outside: u64) -> Held {
-        let bytes = |mib: u64| Bytes { resident: 0, committed: mib * MIB };
+        let bytes = |mib: u64| Bytes { resident: mib * MIB, committed: mib * MIB };
         Held { islands: islands.map(bytes).to_vec(), outside: bytes(outside) }
     }
 
-    fn faults(counts: [u64; 2]) -> BTreeMap<Slot, u64> {
+    fn both(counts: [u64; 2]) -> BTreeMap<Slot, u64> {
         (0..).map(Slot).zip(counts).collect()
+    }
+
+    /// As many faults as bring in so many MiB; accounts in MiB.
+    fn look(held: Held, faults_mib: [u64; 2], taken_mib: [u64; 2]) -> Look {
+        let counts = faults_mib.map(|mib| mib * MIB / FAULT_BYTES);
+        let faults = Faults { all: counts.iter().sum(), of: both(counts) };
+        let taken = (0..).map(Slot).zip(taken_mib.map(|mib| Taken { now: mib * MIB, ever: mib * MIB }));
+        Look { held, faults: [faults.clone(), faults], taken: taken.collect() }
     }
 
     const BOTH: [Slot; 2] = [Slot(0), Slot(1)];
 
     #[test]
-    fn growth_is_credited_to_whose_thread_had_the_faults() {
+    fn an_account_says_whose_memory_it_is_beside_a_neighbour_with_more_page_faults() {
         let mut holdings = Holdings::new(held([0, 0], 100));
-        holdings.look(held([10, 20], 100), faults([500, 900]));
+        // The second one fills slowly; the first one uses up and gives back its heap all the time.
+        for step in 1..=100 {
+            holdings.look(look(held([20, 20], 100 + 5 * step), [60 * step, 6 * step], [0, 5 * step]));
+        }
+        assert_eq!((holdings.of(Slot(0)), holdings.of(Slot(1))), (20 * MIB, 520 * MIB));
+        assert_eq!((holdings.largest(&BOTH), holdings.largest_outside(&BOTH)), (Some(Slot(1)), Some(Slot(1))));
+        // Nobody is the next one when it has left.
+        assert_eq!(holdings.largest_outside(&[Slot(0)]), None);
+    }
+
+    #[test]
+    fn memory_on_no_account_is_nobodys_if_two_may_have_touched_it() {
+        let mut holdings = Holdings::new(held([0, 0], 100));
+        for step in 1..=100 {
+            holdings.look(look(held([20, 20], 100 + 5 * step), [60 * step, 6 * step], [0, 0]));
+        }
+        assert_eq!((holdings.of(Slot(0)), holdings.of(Slot(1))), (20 * MIB, 20 * MIB));
+        assert_eq!((holdings.largest(&BOTH), holdings.largest_outside(&BOTH)), (None, None));
+    }
+
+    #[test]
+    fn memory_on_no_account_is_whose_thread_must_have_touched_it() {
+        let mut holdings = Holdings::new(held([0, 0], 100));
+        holdings.look(look(held([10, 20], 100), [10, 20], [0, 0]));
         assert_eq!(holdings.largest(&BOTH), Some(Slot(1)), "by its island");
-        holdings.look(held([10, 20], 500), faults([500 + 3000, 900 + 1000]));
-        assert_eq!((holdings.of(Slot(0)), holdings.of(Slot(1))), (310 * MIB, 120 * MIB));
-        assert_eq!(holdings.largest(&BOTH), Some(Slot(0)));
-        holdings.look(held([10, 20], 300), faults([3500, 1900]));
-        assert_eq!(holdings.of(Slot(0)), 160 * MIB, "what was given back is taken from all credits");
-        holdings.look(held([10, 20], 90), faults([3500, 1900]));
+        holdings.look(look(held([10, 60], 500), [10 + 400, 20 + 90], [0, 0]));
+        assert_eq!((holdings.of(Slot(0)), holdings.of(Slot(1))), (320 * MIB, 60 * MIB));
+        assert_eq!(holdings.largest_outside(&BOTH), Some(Slot(0)));
+        holdings.look(look(held([10, 60], 200), [410, 110], [0, 0]));
+        assert_eq!(holdings.of(Slot(0)), 110 * MIB, "what was given back is taken off");
+        holdings.look(look(held([10, 60], 90), [410, 110], [0, 0]));
         assert_eq!((holdings.of(Slot(0)), holdings.largest_outside(&BOTH)), (10 * MIB, None));
     }
 
     #[test]
-    fn what_nobody_has_touched_makes_nobody_the_largest() {
+    fn nobody_is_credited_with_more_than_its_own_page_faults_explain() {
         let mut holdings = Holdings::new(held([0, 0], 100));
-        holdings.look(held([10, 20], 500), faults([0, 0]));
-        assert_eq!((holdings.largest(&BOTH), holdings.largest_outside(&BOTH)), (None, None));
-        // And if whoever has the credit is not there any more.
-        holdings.look(held([10, 20], 900), faults([0, 5]));
-        assert_eq!(holdings.largest_outside(&BOTH), Some(Slot(1)));
-        assert_eq!(holdings.largest(&[Slot(0)]), None);
+        holdings.look(look(held([0, 0], 500), [3, 0], [0, 0]));
+        assert_eq!((holdings.of(Slot(0)), holdings.largest_outside(&BOTH)), (3 * MIB, None));
+        // Reserves that nobody has touched, and pages of files, are no page faults of anybody's.
+        let one_sided = |resident: u64, committed: u64| {
+            let mut held = held([0, 0], 0);
+            held.outside = Bytes { resident: resident * MIB, committed: committed * MIB };
+            held
+        };
+        let mut holdings = Holdings::new(held([0, 0], 100));
+        holdings.look(look(one_sided(100, 500), [0, 300], [0, 0]));
+        holdings.look(look(one_sided(100, 500), [0, 600], [0, 0]));
+        assert_eq!((holdings.of(Slot(1)), holdings.largest_outside(&BOTH)), (0, None));
+    }
+
+    #[test]
+    fn faults_of_threads_that_have_ended_and_during_a_look_are_not_put_on_others() {
+        let mut holdings = Holdings::new(held([0, 0], 100));
+        let mut gone = look(held([0, 0], 500), [400, 400], [0, 0]);
+        gone.faults[1].of.remove(&Slot(1));
+        holdings.look(gone);
+        assert_eq!(holdings.of(Slot(0)), 0);
+        // Between the faults of the last look and its memory.
+        let mut holdings = Holdings::new(held([0, 0], 100));
+        let mut first = look(held([0, 0], 100), [0, 400], [0, 0]);
+        first.faults[0] = Faults::default();
+        holdings.look(first);
+        holdings.look(look(held([0, 0], 500), [400, 400], [0, 0]));
+        assert_eq!(holdings.of(Slot(0)), 0);
+    }
+
+    #[test]
+    fn what_was_taken_and_given_back_is_not_held_because_libc_keeps_it() {
+        let mut holdings = Holdings::new(held([0, 0], 100));
+        let mut look = look(held([0, 0], 200), [90, 10], [1, 20]);
+        look.taken.insert(Slot(0), Taken { now: MIB, ever: 300 * MIB });
+        holdings.look(look);
+        assert_eq!((holdings.of(Slot(0)), holdings.of(Slot(1))), (MIB, 20 * MIB));
+    }
+
+    #[test]
+    fn a_thread_that_gives_back_most_of_what_it_touches_is_not_said_to_hold_the_rest() {
+        let mut holdings = Holdings::new(held([0, 0], 100));
+        holdings.look(look(held([0, 0], 150), [500, 10], [0, 0]));
+        assert_eq!(holdings.of(Slot(0)), 0);
+    }
+
+    #[test]
+    fn a_forged_account_blames_who_forges_it_or_nobody() {
+        let honest = |forged| {
+            let mut holdings = Holdings::new(held([0, 0], 100));
+            let mut look = look(held([0, 0], 500), [400, 90], [0, 80]);
+            look.taken.insert(Slot(0), Taken { now: forged, ever: 0 });
+            holdings.look(look);
+            (holdings.largest_outside(&BOTH), holdings.largest(&BOTH), holdings.of(Slot(1)))
+        };
+        for (forged, who) in [(0, Some(Slot(0))), (320 * MIB, Some(Slot(0))), (u64::MAX, Some(Slot(0)))] {
+            assert_eq!(honest(forged), (who, who, 80 * MIB), "{forged}");
+        }
+        // Taking itself off its account does not make it a neighbour's that has page faults.
+        let mut holdings = Holdings::new(held([0, 0], 100));
+        holdings.look(look(held([0, 0], 500), [320, 80], [320, 80]));
+        holdings.look(look(held([0, 0], 500), [320, 480], [0, 80]));
+        assert_eq!((holdings.largest_outside(&BOTH), holdings.of(Slot(1))), (None, 80 * MIB));
+        // What is on no account is too little to say who, and too much for the one who says.
+        let mut holdings = Holdings::new(held([0, 0], 100));
+        holdings.look(look(held([0, 0], 500), [400, 500], [0, 80]));
+        assert_eq!(holdings.largest_outside(&BOTH), None);
     }
 
     #[test]
     fn too_much_is_counted_until_it_is_not_any_more() {
         let mut holdings = Holdings::new(held([0, 0], 100));
-        holdings.look(held([0, 0], 200), faults([0, 0]));
+        holdings.look(look(held([0, 0], 200), [0, 0], [0, 0]));
         let looks = |holdings: &mut Holdings, most| holdings.too_much(most * MIB).map(|found| found.looks);
         assert_eq!([looks(&mut holdings, 99), looks(&mut holdings, 99)], [Some(1), Some(2)]);
         assert_eq!([looks(&mut holdings, 100), looks(&mut holdings, 99)], [None, Some(1)]);

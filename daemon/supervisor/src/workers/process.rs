@@ -37,7 +37,7 @@ use crate::tenants::tenant::Tenant;
 use crate::workers::birth::{Blueprint, Newborn, START_TIMEOUT, StartError};
 use crate::workers::channel::send;
 use crate::workers::death::Death;
-use crate::workers::holdings::{Holdings, Unexplained};
+use crate::workers::holdings::{self, Holdings, Unexplained};
 use crate::workers::look::{Look, Looked};
 use crate::workers::violation::{self, Attack};
 
@@ -107,6 +107,8 @@ pub(crate) struct Worker {
     pub(crate) bound: u64,
     rules: MemoryRules,
     memory: Mutex<Holdings>,
+    /// What it puts on record of itself.
+    record: FaultPage,
     /// Those that have to leave, because it holds more than they explain.
     unwanted: Mutex<BTreeSet<Slot>>,
     /// Everybody who was ever admitted.
@@ -168,6 +170,7 @@ impl Worker {
             bound: blueprint.data_bytes(level),
             rules: warden.cordon.rules.memory.clone(),
             memory: Mutex::new(Holdings::new(held)),
+            record: newborn.faults,
             unwanted: Mutex::default(),
             tenants: Mutex::default(),
             confined: Mutex::default(),
@@ -181,7 +184,6 @@ impl Worker {
             worker: Arc::clone(&worker),
             control: newborn.control,
             session: newborn.session,
-            faults: newborn.faults,
             warden: Arc::clone(warden),
         };
         tokio::spawn(owner.own(newborn.started, receive, death));
@@ -294,13 +296,15 @@ impl Worker {
 
     /// Looks at what the process holds, by the kernel's word. May take some ms.
     pub(crate) fn look_at_memory(&self) {
-        let faults = meter::faults_of_tenants(self.pid).into_iter().map(|(place, faults)| (Slot(place), faults));
+        let before = meter::faults_of(self.pid);
+        let taken = (0..).map(Slot).zip(self.record.taken()).collect();
+        let held = tags::held(self.pid, &self.zone);
         // A process that has ended cannot be looked at, or has no memory any more; what was seen
         // last says how it stood.
-        if let Ok(held) = tags::held(self.pid, &self.zone)
+        if let (Some(before), Ok(held), Some(after)) = (before, held, meter::faults_of(self.pid))
             && held.outside.committed > 0
         {
-            self.memory().look(held, faults.collect());
+            self.memory().look(holdings::Look { held, faults: [before, after], taken });
         }
     }
 
@@ -404,7 +408,6 @@ struct Owner {
     worker: Arc<Worker>,
     control: UnixStream,
     session: Session,
-    faults: FaultPage,
     warden: Arc<Warden>,
 }
 
@@ -421,7 +424,7 @@ impl Owner {
                 self.note_computed();
                 started.kill();
                 let _ = pidfd.readable().await;
-                let ended = started.collect().map_or(Death::Unknown, |status| Death::of(status, &self.faults));
+                let ended = started.collect().map_or(Death::Unknown, |status| Death::of(status, &self.worker.record));
                 match (killed, ended) {
                     // It had ended by itself before it was killed.
                     (_, fault @ Death::Fault(_)) => fault,
@@ -493,7 +496,7 @@ impl Owner {
     fn account(&self, why: &Death) {
         let worker = &self.worker;
         let (ending, slot) = self.ending(why);
-        if let Some((slot, computed)) = slot.and_then(|slot| Some((slot, self.faults.computed(slot.0)?))) {
+        if let Some((slot, computed)) = slot.and_then(|slot| Some((slot, worker.record.computed(slot.0)?))) {
             let _ = worker.computed.set((slot, computed));
         }
         let thread = match slot {

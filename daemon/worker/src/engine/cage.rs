@@ -22,7 +22,7 @@ use enisle_hardening::thread::{self, Thread};
 use enisle_hardening::{fault, sealed, seccomp};
 
 use super::memory::{self, Home};
-use super::{Reserved, confinement, heap, quota};
+use super::{Reserved, commons, confinement, heap, quota};
 
 /// `v8::IsolateGroup`, opaque.
 #[repr(C)]
@@ -84,6 +84,7 @@ impl Cage {
     /// until now, and is assigned; no other thread may ask for memory meanwhile.
     pub(crate) fn build_all(reserved: Reserved) -> Result<Vec<Self>, CageError> {
         drop(reserved);
+        commons::open(&sealed::zone());
         (0..).zip(sealed::zone().islands()).map(|(place, island)| Self::build(place, island)).collect()
     }
 

@@ -149,7 +149,7 @@ pub(super) unsafe fn size(block: *mut c_void) -> Option<usize> {
 }
 
 /// Gives pages back to the kernel in which nothing lives any more.
-pub(crate) fn trim() {
+pub(super) fn trim() {
     // SAFETY: the heap is whole: no other call of it is under way.
     with_own(|heap| unsafe { heap.trim(0) });
 }

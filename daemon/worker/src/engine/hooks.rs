@@ -4,13 +4,13 @@
 //! | who asks, on a tenant's thread | what for | from where |
 //! |---|---|---|
 //! | V8, `malloc` | zones (a parser's and compiler's notes), regular expression stacks, serialisers | the tenant's heap on its island ([`super::heap`]), behind its key |
-//! | V8, `malloc` while it writes code | notes on code, of all threads | libc |
-//! | V8, `aligned_alloc` | isolate objects | libc |
-//! | C++, `operator new` | V8's containers and objects, and what V8 keeps for all isolates: the platform's task runners, caches of `Intl` | libc, on the tenant's account |
-//! | ICU | formatters, and caches for all threads | libc, on the tenant's account |
+//! | V8, `malloc` while it writes code | notes on code, of all threads | the tenant's heap in the commons ([`super::commons`]) |
+//! | V8, `aligned_alloc` | isolate objects, which the watchdog has to reach; tables of names | the same |
+//! | C++, `operator new` | V8's containers and objects, and what V8 keeps for all isolates: the platform's task runners, caches of `Intl` | the same |
+//! | ICU | formatters, and caches for all threads | the same |
 //!
-//! The last two may be of use to other threads later, and nothing tells which, so they
-//! cannot be on an island. Each such block has a head that says whose account it is on.
+//! All but the first may be of use to other threads later, and nothing tells which, so they
+//! cannot be on an island. On a thread that is no tenant's everything is libc's.
 //!
 //! The address decides where memory goes back to, never the thread. The archive frees on one
 //! thread what it took on another, what it took before `main`, and what libc allocated for it.
@@ -21,8 +21,7 @@ use std::ptr;
 
 use libc::size_t;
 
-use super::heap::{self, Head};
-use super::{confinement, last_words, memory, quota};
+use super::{commons, confinement, heap, last_words, memory};
 
 /// All functions of ours that the archive knows, in the order of `v8/patches/16-hooks-seen.patch`.
 const HOOKS: [&str; 10] =
@@ -55,7 +54,7 @@ pub(super) fn check() -> io::Result<()> {
 unsafe extern "C" fn v8_tenant_malloc(bytes: size_t) -> *mut c_void {
     count::call("malloc");
     // SAFETY: the caller's.
-    own(bytes).unwrap_or_else(|| unsafe { libc::malloc(bytes) })
+    of_a_tenant(bytes).unwrap_or_else(|| unsafe { libc::malloc(bytes) })
 }
 
 /// # Safety
@@ -64,7 +63,7 @@ unsafe extern "C" fn v8_tenant_malloc(bytes: size_t) -> *mut c_void {
 unsafe extern "C" fn v8_tenant_calloc(elements: size_t, bytes: size_t) -> *mut c_void {
     count::call("calloc");
     let Some(whole) = elements.checked_mul(bytes) else { return ptr::null_mut() };
-    match own(whole) {
+    match of_a_tenant(whole) {
         Some(block) if !block.is_null() => {
             // SAFETY: the block has so many bytes.
             unsafe { block.cast::<u8>().write_bytes(0, whole) };
@@ -89,7 +88,7 @@ unsafe extern "C" fn v8_tenant_realloc(memory: *mut c_void, bytes: size_t) -> *m
         return unsafe { v8_tenant_malloc(bytes) };
     }
     // SAFETY: the caller's.
-    let Some(before) = (unsafe { heap::size(memory) }) else {
+    let Some(before) = (unsafe { size(memory) }) else {
         // SAFETY: the caller's: libc has allocated it.
         return unsafe { libc::realloc(memory, bytes) };
     };
@@ -101,7 +100,7 @@ unsafe extern "C" fn v8_tenant_realloc(memory: *mut c_void, bytes: size_t) -> *m
     // SAFETY: both blocks are live, and have at least so many bytes.
     unsafe { memory.cast::<u8>().copy_to_nonoverlapping(block.cast(), before.min(bytes)) };
     // SAFETY: the caller does not use it any more.
-    unsafe { heap::give_back(memory) };
+    unsafe { give_back(memory) };
     block
 }
 
@@ -111,10 +110,7 @@ unsafe extern "C" fn v8_tenant_realloc(memory: *mut c_void, bytes: size_t) -> *m
 unsafe extern "C" fn v8_tenant_free(memory: *mut c_void) {
     count::call("free");
     // SAFETY: the caller's.
-    if !unsafe { heap::give_back(memory) } {
-        // SAFETY: the caller's: libc has allocated it.
-        unsafe { libc::free(memory) };
-    }
+    unsafe { give_back(memory) };
 }
 
 /// # Safety
@@ -122,9 +118,8 @@ unsafe extern "C" fn v8_tenant_free(memory: *mut c_void) {
 #[unsafe(no_mangle)]
 unsafe extern "C" fn v8_tenant_aligned_alloc(alignment: size_t, bytes: size_t) -> *mut c_void {
     count::call("aligned_alloc");
-    // It is an isolate, which the watchdog has to reach to end a run.
     // SAFETY: the caller's.
-    unsafe { libc::aligned_alloc(alignment, bytes) }
+    commons::take(bytes, alignment).unwrap_or_else(|| unsafe { libc::aligned_alloc(alignment, bytes) })
 }
 
 /// # Safety
@@ -133,54 +128,61 @@ unsafe extern "C" fn v8_tenant_aligned_alloc(alignment: size_t, bytes: size_t) -
 unsafe extern "C" fn v8_tenant_usable_size(memory: *mut c_void) -> size_t {
     count::call("usable_size");
     // SAFETY: the caller's.
-    unsafe { heap::size(memory) }.unwrap_or_else(|| unsafe { libc::malloc_usable_size(memory) })
+    unsafe { size(memory) }.unwrap_or_else(|| unsafe { libc::malloc_usable_size(memory) })
 }
 
 /// A block on the island of the calling thread, if it has one. While V8 has the key of its JIT
 /// pages open, it allocates notes on code, which all threads read.
-fn own(bytes: usize) -> Option<*mut c_void> {
-    if confinement::writes_code() { None } else { heap::take(bytes, ALIGNMENT) }
+fn of_a_tenant(bytes: usize) -> Option<*mut c_void> {
+    if confinement::writes_code() { commons::take(bytes, ALIGNMENT) } else { heap::take(bytes, ALIGNMENT) }
 }
 
 /// As malloc has it: enough for everything that asks for no alignment of its own.
 const ALIGNMENT: usize = 16;
 
-/// What libc takes for so many bytes: in steps of 16, with eight of its own in front.
-const fn cost(bytes: usize) -> usize {
-    bytes.saturating_add(8 + 15) / 16 * 16
-}
-
-/// A block of the process's, on the account of the tenant whose thread this is. The process ends
-/// where there is no memory: C++ without exceptions cannot be told.
+/// A block that all threads may use. The process ends where there is no memory: C++ without
+/// exceptions cannot be told.
 fn common(bytes: usize, alignment: usize) -> *mut c_void {
-    let before = Head::room(alignment);
-    let whole = bytes.saturating_add(before);
-    quota::take_native(cost(whole));
-    let base = if alignment <= ALIGNMENT {
-        // SAFETY: malloc has no preconditions.
-        unsafe { libc::malloc(whole) }
-    } else {
-        // SAFETY: the alignment is a power of two, and the size a multiple of it.
-        unsafe { libc::aligned_alloc(alignment, whole.next_multiple_of(alignment)) }
-    };
-    if base.is_null() {
+    let block = commons::take(bytes, alignment).unwrap_or_else(|| {
+        if alignment <= ALIGNMENT {
+            // SAFETY: malloc has no preconditions.
+            unsafe { libc::malloc(bytes) }
+        } else {
+            // SAFETY: the alignment is a power of two, and the size a multiple of it.
+            unsafe { libc::aligned_alloc(alignment, bytes.next_multiple_of(alignment)) }
+        }
+    });
+    if block.is_null() {
         last_words::no_memory_left();
     }
-    // SAFETY: `whole` bytes begin at `base`.
-    unsafe { Head::write(base.cast(), before, bytes, quota::place()) }
+    block
 }
 
+/// Frees any block, or null.
+///
 /// # Safety
-/// A live block of [`common`], or null.
-unsafe fn give_back_common(block: *mut c_void) {
-    if block.is_null() {
+/// As free's.
+unsafe fn give_back(block: *mut c_void) {
+    // SAFETY: the caller's.
+    if unsafe { heap::give_back(block) } {
         return;
     }
     // SAFETY: the caller's.
-    let (head, base) = unsafe { Head::of(block) };
-    quota::give_back_native_of(head.place, cost(head.bytes + block as usize - base as usize));
-    // SAFETY: `common` got it from libc.
-    unsafe { libc::free(base.cast()) };
+    if !unsafe { commons::give_back(block) } {
+        // SAFETY: the caller's: libc has allocated it.
+        unsafe { libc::free(block) };
+    }
+}
+
+/// The size of a block that is not libc's.
+///
+/// # Safety
+/// The block is live.
+unsafe fn size(block: *mut c_void) -> Option<usize> {
+    // SAFETY: the caller's.
+    let on_an_island = unsafe { heap::size(block) };
+    // SAFETY: the caller's.
+    on_an_island.or_else(|| unsafe { commons::size(block) })
 }
 
 /// Operators new and delete, in the place of the archive's. What a pair of them does is the same,
@@ -212,7 +214,7 @@ macro_rules! operators {
             unsafe extern "C" fn $delete(block: *mut c_void) {
                 count::call("delete");
                 // SAFETY: the caller's.
-                unsafe { give_back_common(block) };
+                unsafe { give_back(block) };
             }
         )*
     };
@@ -235,19 +237,19 @@ unsafe extern "C" fn icu_malloc(_: *const c_void, bytes: size_t) -> *mut c_void 
 unsafe extern "C" fn icu_realloc(_: *const c_void, block: *mut c_void, bytes: size_t) -> *mut c_void {
     let larger = common(bytes, ALIGNMENT);
     if !block.is_null() {
-        // SAFETY: ICU's blocks are `common`'s.
-        let before = unsafe { Head::of(block) }.0.bytes;
+        // SAFETY: ICU's block is live.
+        let before = unsafe { v8_tenant_usable_size(block) };
         // SAFETY: both blocks are live, and have at least so many bytes.
         unsafe { block.cast::<u8>().copy_to_nonoverlapping(larger.cast(), before.min(bytes)) };
         // SAFETY: ICU does not use it any more.
-        unsafe { give_back_common(block) };
+        unsafe { give_back(block) };
     }
     larger
 }
 
 unsafe extern "C" fn icu_free(_: *const c_void, block: *mut c_void) {
-    // SAFETY: ICU's blocks are `common`'s.
-    unsafe { give_back_common(block) };
+    // SAFETY: the caller's.
+    unsafe { give_back(block) };
 }
 
 unsafe extern "C" {

@@ -24,7 +24,7 @@ impl<'cage> Shelf<'cage> {
     /// Takes a script's isolate from the shelf, if it is there and has that heap limit.
     pub(crate) fn take(&mut self, key: u64, memory_mb: u32) -> Option<Kept<'cage>> {
         let at = self.0.iter().position(|kept| kept.key == key)?;
-        let kept = self.0.remove(at);
+        let kept = self.remove(at);
         (kept.resting.memory_mb == memory_mb).then_some(kept)
     }
 
@@ -33,15 +33,17 @@ impl<'cage> Shelf<'cage> {
     /// collect its garbage.
     pub(crate) fn put(&mut self, key: u64, resting: Resting<'cage>, evaluated: Evaluated) {
         self.0.push(Kept { key, evaluated, resting });
+        self.tell();
         while self.0.len() > MOST || (self.0.len() > 1 && self.is_over()) {
-            self.0.remove(0);
+            drop(self.remove(0));
         }
         if self.is_over()
             && let Some(last) = self.0.last_mut()
         {
             last.evaluated.heap_bytes = last.resting.collect();
+            self.tell();
             if self.is_over() {
-                self.0.clear();
+                drop(self.remove(0));
             }
         }
     }
@@ -53,21 +55,31 @@ impl<'cage> Shelf<'cage> {
     /// Disposes of a script's isolate.
     pub(crate) fn forget(&mut self, key: u64) {
         self.0.retain(|kept| kept.key != key);
+        self.tell();
     }
 
-    /// Buffers and native memory are counted for all isolates of a tenant together. Those that are
-    /// kept leave a run half of the limit at the least.
-    pub(crate) fn make_room_for_buffers(&mut self, memory_mb: u32) {
+    /// What is kept is on the account of each run. It leaves a run half of the limit at the least.
+    pub(crate) fn make_room(&mut self, memory_mb: u32) {
         let half = (memory_mb as usize) << 19;
-        while !self.0.is_empty() && quota::used() > half {
-            self.0.remove(0);
+        while !self.0.is_empty() && quota::is_above(half) {
+            drop(self.remove(0));
         }
     }
 
+    fn remove(&mut self, at: usize) -> Kept<'cage> {
+        let kept = self.0.remove(at);
+        self.tell();
+        kept
+    }
+
+    /// Puts the heaps on the shelf on the tenant's account.
+    fn tell(&self) {
+        quota::shelve(self.0.iter().map(|kept| kept.evaluated.heap_bytes).sum());
+    }
+
     fn is_over(&self) -> bool {
-        let heaps: usize = self.0.iter().map(|kept| kept.evaluated.heap_bytes).sum();
         // A sixteenth for pages that are filled in part, which no account has.
         let unseen = self.0.last().map_or(0, |kept| (kept.resting.memory_mb as usize) << 16);
-        heaps + unseen > quota::left()
+        quota::is_above_limit_less(unseen)
     }
 }

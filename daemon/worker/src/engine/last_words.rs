@@ -140,7 +140,7 @@ pub(super) unsafe extern "C" fn look_at_memory(isolate: v8::UnsafeRawIsolatePtr,
     // SAFETY: V8 calls this on the isolate's own thread; what comes out is not dropped as an owner.
     let mut isolate = unsafe { v8::Isolate::from_raw_isolate_ptr(isolate) };
     isolate.memory_pressure_notification(v8::MemoryPressureLevel::Critical);
-    if quota::is_over() {
+    if quota::is_over() || quota::is_exhausted() {
         it_is_over_its_limit();
         quota::no_more();
         if let Some(state) = isolate.get_slot::<RunState>() {

@@ -73,6 +73,15 @@ pub(super) fn map_stack(home: &Home) -> io::Result<Range<usize>> {
     if mapped as usize == stack.start { Ok(stack) } else { Err(io::Error::last_os_error()) }
 }
 
+/// Maps pages that every thread can use, where nothing is mapped; null if it cannot.
+pub(super) fn map_at(start: usize, bytes: usize) -> *mut u8 {
+    let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_FIXED_NOREPLACE;
+    let protection = libc::PROT_READ | libc::PROT_WRITE;
+    // SAFETY: with NOREPLACE the mapping touches no other one.
+    let mapped = unsafe { system_call(start as *mut c_void, bytes, protection, flags, -1, 0) };
+    if mapped == libc::MAP_FAILED { std::ptr::null_mut() } else { mapped.cast() }
+}
+
 /// Unmaps whatever is left on an island.
 ///
 /// # Safety

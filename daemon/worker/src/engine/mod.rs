@@ -3,6 +3,8 @@
 //! | module | owns |
 //! |---|---|
 //! | [`cage`] | one isolate group per tenant thread, on its island, tagged with its key |
+//! | [`commons`] | what V8, ICU and C++ allocate for a tenant and other threads may use |
+//! | [`caches`] | ICU's cache, which all tenants of the process share |
 //! | [`clock`] | the time that a script sees |
 //! | [`memory`] | where V8's mappings go |
 //! | [`heap`] | what Rust allocates for a tenant, on its island |
@@ -21,8 +23,10 @@
 
 #[cfg(feature = "attack-natives")]
 mod attack;
+mod caches;
 pub(crate) mod cage;
 pub(crate) mod clock;
+mod commons;
 mod confinement;
 pub(crate) mod heap;
 mod hooks;
@@ -111,7 +115,7 @@ unsafe extern "C" {
 pub(crate) fn start(zone: &Zone, purpose: Purpose) -> io::Result<(&'static str, Reserved)> {
     hooks::check()?;
     hooks::take_over_icu()?;
-    let reserved = Reserved::new(zone.range())?;
+    let reserved = Reserved::new(commons::range(zone).start..zone.range().end)?;
     v8::V8::set_flags_from_string(FLAGS);
     v8::V8::set_flags_from_string(WASM_FLAGS);
     v8::V8::set_flags_from_string(UNTIMED_FLAGS);
@@ -125,6 +129,7 @@ pub(crate) fn start(zone: &Zone, purpose: Purpose) -> io::Result<(&'static str, 
     v8::V8::initialize_platform(v8::new_single_threaded_default_platform(false).make_shared());
     v8::V8::initialize();
     hooks::make_what_is_shared();
+    caches::bound()?;
     // V8's locks ask how many processors there are, and how fast, when two threads first want the same one: by then
     // behind the filter. The answers are kept, so they are asked for now.
     // SAFETY: the function takes nothing and may be called at any time.
@@ -165,6 +170,12 @@ pub(crate) fn set_signal_handlers() -> io::Result<()> {
     #[cfg(feature = "attack-natives")]
     attack::survive_probes()?;
     Ok(())
+}
+
+/// Gives pages of the calling thread's tenant back to the kernel in which nothing lives any more.
+pub(crate) fn trim() {
+    heap::trim();
+    commons::trim();
 }
 
 /// Fills `bytes` from the kernel. False if it cannot; V8 then ends the process.

@@ -324,7 +324,7 @@ fn evaluate_data<'s>(
         ModuleKind::Data => {
             let bytes = Arc::clone(&source.body);
             // V8 ends the process if a buffer that the host makes is refused, so the question comes first.
-            if bytes.len() > quota::left() {
+            if !quota::has_room(bytes.len()) {
                 let text = format!("{name} does not fit the run's memory (limits.memoryMb)");
                 return throw(scope, v8::Exception::range_error, &text);
             }

@@ -162,6 +162,10 @@ fn decode_utf8<'s>(
         return throw_type_error(scope, "the bytes are not UTF-8");
     }
     let text = if keep_bom { &bytes[..] } else { bytes.strip_prefix("\u{feff}".as_bytes()).unwrap_or(&bytes) };
+    // Each byte is a UTF-16 unit at the most.
+    if !text.is_ascii() && text.len() > quota::left() / 2 {
+        return throw_range_error(scope, "the text does not fit the run's memory beside its bytes (limits.memoryMb)");
+    }
     match v8::String::new_from_utf8(scope, text, v8::NewStringType::Normal) {
         Some(text) => rv.set(text.into()),
         None => throw_range_error(scope, "the text is longer than a string can be"),
@@ -205,7 +209,7 @@ fn fill_buffer<'s>(
     fill: impl FnOnce(&v8::Isolate, &mut [u8]),
 ) {
     // V8 ends the process if a buffer that the host makes is refused, so the question comes first.
-    if length > quota::left() {
+    if !quota::has_room(length) {
         return throw_range_error(scope, "the bytes do not fit the run's memory (limits.memoryMb)");
     }
     let store = v8::ArrayBuffer::new_backing_store(scope, length).make_shared();
@@ -221,7 +225,7 @@ fn fill_buffer<'s>(
 
 /// A copy of what is in a view; an exception is pending if there is no room for it.
 fn bytes_of(scope: &mut v8::PinScope<'_, '_>, view: v8::Local<'_, v8::Uint8Array>) -> Option<Vec<u8>> {
-    if view.byte_length() > quota::left() {
+    if !quota::has_room(view.byte_length()) {
         throw_range_error(scope, "the bytes do not fit the run's memory twice (limits.memoryMb)");
         return None;
     }

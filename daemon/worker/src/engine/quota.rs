@@ -2,12 +2,19 @@
 //! Rust allocate for it ("native" memory).
 //!
 //! V8 has no such limit. The archive's patches ask the functions below before they allocate a
-//! buffer, and [`super::heap`] and [`super::hooks`] tell what they take and give back. One tenant
-//! is one thread, so the account is thread-local.
+//! buffer, and [`super::heap`] and [`super::commons`] tell which pages they take and give back. One
+//! tenant is one thread, so the account is thread-local. The heaps of isolates that are kept
+//! ([`super::kept`]) are on it as well.
+//!
+//! What a script sees of the account must not tell how far another tenant's thread is: an entry of
+//! a cache that ICU keeps for all threads is on the account of whoever makes it, so what a
+//! formatter costs says who came first. So refusals that a script sees go by its own buffers, and by what
+//! else it held when its turn began, in whole MiB. The exact account ends runs.
 //!
 //! | over the limit | what happens |
 //! |---|---|
-//! | a buffer | V8 collects garbage, then the script gets a `RangeError` |
+//! | a buffer, by what the script sees | V8 collects garbage, then the script gets a `RangeError` |
+//! | a buffer, by the exact account alone | V8 collects garbage; if that is not enough, the run ends |
 //! | native memory | nothing can be refused: ICU writes to where memory should be. At the next look the run collects garbage, which frees what dead objects hold, and is ended if that was not enough |
 //! | native memory, by more than [`SLACK`], within one operation of V8's | the process ends, and it is known whose run it was |
 
@@ -15,9 +22,10 @@ use std::cell::Cell;
 use std::ptr;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
+use enisle_hardening::fault;
 use enisle_hardening::sealed::MOST_PLACES;
 
-use super::last_words;
+use super::{commons, last_words};
 
 /// V8 aborts where it cannot move an on-heap typed array of up to this size out of the heap
 /// (`v8_typed_array_max_size_in_heap`), so that much is always granted, and counted.
@@ -27,9 +35,10 @@ const ALWAYS_GRANTED: usize = 64;
 /// at a time, some 0.7 MiB each.
 const OWN: usize = 2 << 20;
 
-/// What stays of a tenant when nothing of its scripts does, beyond [`OWN`]: caches of ICU's, which
-/// all threads use and nobody can give back. So much of it is not held against the tenant.
-const MOST_BASE: usize = 48 << 20;
+/// What stays of a tenant when nothing of its scripts does, beyond [`OWN`]: caches of V8's and
+/// ICU's, which all threads use and nobody can give back. So much of it is not held against the
+/// tenant: less than the 16 MiB that it may hold beside its limit at rest.
+const MOST_BASE: usize = 14 << 20;
 
 /// How far native memory gets over the limit until the run notices. V8 looks when a loop has
 /// executed so many bytes of bytecode (`--interrupt-budget`), which are some thousand turns of a
@@ -43,6 +52,15 @@ pub(super) const LAST_ROOM: usize = 8 << 20;
 /// Looks at less than this distance from the limit are not worth their garbage collection.
 const CLOSE: usize = 1 << 20;
 
+/// In such steps a script sees what it holds in native memory ...
+const SEEN_STEP: usize = 1 << 20;
+/// ... and at least so much more than it holds when a turn begins: so much it can take in that turn
+/// and still be refused a buffer before the run is ended for it.
+const RESERVE: usize = 1 << 20;
+
+/// What a script sees a buffer take in native memory, which is more than V8's objects for it.
+const SEEN_OF_BUFFER: usize = 512;
+
 /// The place of a thread that is no tenant's.
 const NOBODY: u32 = u32::MAX;
 
@@ -50,9 +68,17 @@ thread_local! {
     static PLACE: Cell<u32> = const { Cell::new(NOBODY) };
     static BUFFERS: Cell<usize> = const { Cell::new(0) };
     static NATIVE: Cell<usize> = const { Cell::new(0) };
+    /// Heaps of isolates that are kept, without the one that is in a run.
+    static SHELVED: Cell<usize> = const { Cell::new(0) };
     static LIMIT: Cell<usize> = const { Cell::new(usize::MAX) };
     /// What the tenant's thread held when nothing of its scripts was left.
     static BASE: Cell<usize> = const { Cell::new(0) };
+    /// What of native memory the script sees: as it was when the turn began.
+    static SEEN: Cell<usize> = const { Cell::new(0) };
+    #[cfg(feature = "attack-natives")]
+    static EXACTLY: Cell<bool> = const { Cell::new(false) };
+    /// The last buffer that V8 asked for fits what the script sees, and not the exact account.
+    static EXHAUSTED: Cell<bool> = const { Cell::new(false) };
     static REFUSED: Cell<bool> = const { Cell::new(false) };
     /// From how many bytes on it is time to look.
     static NEXT_LOOK: Cell<usize> = const { Cell::new(usize::MAX) };
@@ -70,7 +96,10 @@ pub(super) fn reset(place: u32) {
     PLACE.set(place);
     BUFFERS.set(0);
     NATIVE.set(0);
+    SHELVED.set(0);
     BASE.set(0);
+    SEEN.set(0);
+    EXHAUSTED.set(false);
     LIMIT.set(usize::MAX);
     NEXT_LOOK.set(usize::MAX);
     LAST.set(usize::MAX);
@@ -83,8 +112,37 @@ pub(super) fn place() -> u32 {
 
 /// Sets the limit of this thread's tenant for what comes now.
 pub(super) fn set_limit(bytes: usize) {
-    LIMIT.set(bytes.saturating_add(BASE.get().clamp(OWN, MOST_BASE)));
+    LIMIT.set(bytes.saturating_add(seen_base()));
     REFUSED.set(false);
+    EXHAUSTED.set(false);
+    #[cfg(feature = "attack-natives")]
+    EXACTLY.set(false);
+    begin_turn();
+}
+
+/// A turn of the script begins: it sees what it holds now until the next one.
+pub(super) fn begin_turn() {
+    SEEN.set(seen(native()));
+}
+
+fn seen(native: usize) -> usize {
+    native.saturating_add(RESERVE).next_multiple_of(SEEN_STEP)
+}
+
+/// What the attack harness shows: a script that sees the exact account.
+#[cfg(feature = "attack-natives")]
+pub(super) fn see_exactly() {
+    EXACTLY.set(true);
+}
+
+/// What is not held against the tenant.
+fn base() -> usize {
+    BASE.get().clamp(OWN, MOST_BASE)
+}
+
+/// The same in whole steps, so that a tenant that holds nothing else sees all of its limit.
+fn seen_base() -> usize {
+    seen(base())
 }
 
 /// Nothing of the tenant's scripts is left.
@@ -113,10 +171,12 @@ impl Drop for Held<'_> {
     }
 }
 
-/// Half way from here to the limit, and at last at the limit itself.
+/// Half way from what lives to the limit, and at last at the limit itself; but not before what is
+/// free has been used up, which shows when the heap grows.
 fn look_again(used: usize) {
-    let left = LIMIT.get().saturating_sub(used);
-    NEXT_LOOK.set(if left < CLOSE { LIMIT.get() } else { used + left / 2 });
+    let live = used.saturating_sub(commons::free());
+    let half_way = live + LIMIT.get().saturating_sub(live) / 2;
+    NEXT_LOOK.set(half_way.max(used.saturating_add(CLOSE)).min(LIMIT.get()));
 }
 
 /// How much more the run may take, of either kind, before the process ends.
@@ -145,21 +205,85 @@ pub(super) fn is_lifted() -> bool {
 
 /// Whether the tenant holds more than its limit. If not, the next look is set.
 pub(super) fn is_over() -> bool {
-    let used = used();
-    let over = used > LIMIT.get();
+    let over = is_truly_above(LIMIT.get());
     if !over {
-        look_again(used);
+        look_again(used());
     }
     over
 }
 
-/// Bytes that the tenant may still take.
+/// Whether the tenant holds more than so much, beside what is not held against it.
+pub(super) fn is_above(bytes: usize) -> bool {
+    is_truly_above(bytes.saturating_add(base()))
+}
+
+fn is_truly_above(bytes: usize) -> bool {
+    // Pages in which nothing lives any more go first.
+    used() > bytes && {
+        super::trim();
+        used() > bytes
+    }
+}
+
+/// As [`is_above`], of the limit but for the last bytes of it.
+pub(super) fn is_above_limit_less(bytes: usize) -> bool {
+    is_truly_above(LIMIT.get().saturating_sub(bytes))
+}
+
+/// Bytes that the tenant may still take, by the exact account.
 pub(super) fn left() -> usize {
     LIMIT.get().saturating_sub(used())
 }
 
+/// Bytes that the script sees it may still take. Nothing that another thread does within a turn
+/// changes that.
+fn seen_left() -> usize {
+    #[cfg(feature = "attack-natives")]
+    if EXACTLY.get() {
+        return left();
+    }
+    LIMIT.get().saturating_sub(BUFFERS.get().saturating_add(SEEN.get()))
+}
+
+/// Whether the script may have so many bytes more. If only the exact account is over its limit, the
+/// run is about to be ended.
+pub(super) fn has_room(bytes: usize) -> bool {
+    if bytes > seen_left() {
+        return false;
+    }
+    let fits = bytes <= left();
+    EXHAUSTED.set(!fits);
+    if !fits {
+        end_when_exhausted();
+    }
+    fits
+}
+
+/// The last buffer did not fit, and there was no later one that did.
+pub(super) fn is_exhausted() -> bool {
+    EXHAUSTED.get()
+}
+
+#[cold]
+fn end_when_exhausted() {
+    // SAFETY: null, or what the `Held` of this thread borrows.
+    if let Some(run) = unsafe { RUN.get().as_ref() } {
+        run.request_interrupt(last_words::look_at_memory, ptr::null_mut());
+    }
+}
+
 pub(super) fn used() -> usize {
+    SHELVED.get().saturating_add(used_outside_heaps())
+}
+
+/// Buffers and native memory.
+pub(super) fn used_outside_heaps() -> usize {
     BUFFERS.get().saturating_add(native())
+}
+
+/// So much heap is on the shelf by now.
+pub(super) fn shelve(bytes: usize) {
+    SHELVED.set(if is_lifted() { 0 } else { bytes });
 }
 
 /// Of buffers alone.
@@ -189,8 +313,18 @@ pub(super) fn take_refused() -> bool {
 pub(super) fn take_native(bytes: usize) {
     let native = NATIVE.get().saturating_add(bytes);
     NATIVE.set(native);
-    if native.saturating_add(BUFFERS.get()) > NEXT_LOOK.get().min(LAST.get()) {
+    if native.saturating_add(BUFFERS.get()).saturating_add(SHELVED.get()) > NEXT_LOOK.get().min(LAST.get()) {
         near_the_limit();
+    }
+}
+
+/// Native memory outside the island, which the supervisor can only tell whose it is by the account
+/// that it reads ([`fault::account`]).
+#[inline]
+pub(super) fn take_outside(bytes: usize) {
+    take_native(bytes);
+    if let Some(account) = fault::account(PLACE.get()) {
+        account.take(bytes);
     }
 }
 
@@ -200,9 +334,12 @@ pub(super) fn give_back_native(bytes: usize) {
     NATIVE.set(NATIVE.get().saturating_sub(bytes));
 }
 
-/// Native memory that may be another tenant's: caches of ICU's are the process's.
+/// What [`take_outside`] counted, perhaps for another tenant: caches of ICU's are the process's.
 #[inline]
-pub(super) fn give_back_native_of(place: u32, bytes: usize) {
+pub(super) fn give_back_outside(place: u32, bytes: usize) {
+    if let Some(account) = fault::account(place) {
+        account.give_back(bytes);
+    }
     if place == PLACE.get() {
         give_back_native(bytes);
     } else if let Some(given_back) = given_back(place) {
@@ -234,15 +371,17 @@ const fn cost(bytes: usize) -> usize {
 
 /// Takes `bytes` from the account, or refuses.
 fn charge(bytes: usize) -> bool {
-    if bytes > left() && bytes > cost(ALWAYS_GRANTED) {
+    if bytes > cost(ALWAYS_GRANTED) && !has_room(bytes) {
         REFUSED.set(true);
         return false;
     }
     BUFFERS.set(BUFFERS.get().saturating_add(bytes));
+    SEEN.set(SEEN.get().saturating_add(SEEN_OF_BUFFER));
     true
 }
 
 fn refund(bytes: usize) {
+    SEEN.set(SEEN.get().saturating_sub(SEEN_OF_BUFFER));
     BUFFERS.set(BUFFERS.get().saturating_sub(bytes));
 }
 
@@ -261,7 +400,7 @@ extern "C" fn v8_tenant_give_back(bytes: usize) {
 /// V8 asks this first and answers a larger request with a `RangeError` without collecting garbage for it.
 #[unsafe(no_mangle)]
 extern "C" fn v8_tenant_most() -> usize {
-    LIMIT.get().saturating_sub(BASE.get().clamp(OWN, MOST_BASE)).max(ALWAYS_GRANTED)
+    LIMIT.get().saturating_sub(seen_base()).max(ALWAYS_GRANTED)
 }
 
 #[cfg(test)]
@@ -290,33 +429,70 @@ mod tests {
     }
 
     #[test]
+    fn what_a_script_sees_within_a_turn_does_not_depend_on_what_a_cache_had() {
+        let refused_from = |taken: usize, given_back: usize| {
+            reset(6);
+            take_native(OWN);
+            set_limit(100 << 20);
+            take_native(taken);
+            give_back_outside(6, given_back);
+            std::thread::spawn(move || give_back_outside(6, given_back)).join().unwrap();
+            (0..).position(|_| !charge(64 << 10)).unwrap()
+        };
+        let seen = refused_from(0, 0);
+        assert_eq!([refused_from(30_000, 0), refused_from(500_000, 1000)], [seen; 2]);
+        begin_turn();
+        assert!(!has_room(1));
+    }
+
+    #[test]
+    fn a_buffer_that_fits_what_a_script_sees_and_not_the_account_is_refused_and_ends_the_run() {
+        reset(7);
+        set_limit(10 << 20);
+        take_native(seen_base() + (4 << 20));
+        assert!(charge(6 << 20) && !is_exhausted());
+        assert!(!charge(1 << 20) && is_exhausted());
+        // Garbage has gone meanwhile.
+        refund(6 << 20);
+        assert!(charge(1 << 20) && !is_exhausted());
+        // And what is over both is an error of the script's.
+        assert!(!charge(20 << 20) && !is_exhausted());
+    }
+
+    #[test]
     fn native_memory_counts_beside_buffers_and_is_never_refused() {
         reset(1);
         set_limit(1000);
-        take_native(OWN + 900);
+        take_native(seen_base() + 900);
         assert!(!charge(200) && !is_over());
         take_native(200);
         assert!(is_over());
-        give_back_native_of(1, 300);
+        give_back_outside(1, 300);
         assert!(!is_over() && charge(200));
     }
 
     #[test]
     fn what_stays_without_a_script_is_not_held_against_the_next_one() {
         reset(4);
-        take_native(20 << 20);
+        take_native(12 << 20);
         set_limit(8 << 20);
         assert!(is_over());
         settle();
         set_limit(8 << 20);
         assert!(!is_over() && charge(8 << 20) && !charge(1000));
+        // More than that is.
+        refund(8 << 20);
+        take_native(MOST_BASE);
+        settle();
+        set_limit(8 << 20);
+        assert!(is_over());
     }
 
     #[test]
     fn what_another_thread_gives_back_comes_off_the_account_of_who_took_it() {
         reset(2);
         take_native(1000);
-        std::thread::spawn(|| give_back_native_of(2, 400)).join().unwrap();
+        std::thread::spawn(|| give_back_outside(2, 400)).join().unwrap();
         assert_eq!(used(), 600);
     }
 

@@ -178,7 +178,7 @@ pub(crate) fn execute(
     let usage = Usage {
         cpu_us: micros(watched.clock().now().saturating_sub(begun)),
         startup_us: micros(startup),
-        peak_heap_bytes: (heap + quota::used()) as u64,
+        peak_heap_bytes: (heap + quota::used_outside_heaps()) as u64,
         // How long it took as a whole is known when its end is said.
         wall_us: 0,
     };
@@ -202,8 +202,10 @@ fn conclude(ended: Ended, cause: Option<Cause>, limits: &Limits) -> (Outcome, Op
         (None, Ended::Result(json)) => (Outcome::Ok, Some(json), None),
         (None, Ended::Failed(failed)) => (Outcome::Exception, None, Some(failed.bounded())),
         (None, Ended::TooLarge(bytes)) => {
-            let message =
-                format!("the result has {bytes} bytes, more than {} (limits.outputBytes)", limits.output_bytes);
+            let message = format!(
+                "the result has at least {bytes} bytes, more than {} (limits.outputBytes)",
+                limits.output_bytes
+            );
             (Outcome::ExceededOutput, None, error("LimitError", message))
         }
         // V8 was told to end by nobody that we know of.
@@ -257,7 +259,7 @@ impl Script<'_> {
         };
         self.exports = Some(v8::Global::new(scope, exports));
         starting();
-        let promise = match self.call_entry(scope, exports, entry) {
+        let promise = match self.call_entry(scope, exports, entry, output_cap) {
             Ok(promise) => promise,
             Err(ended) => return ended,
         };
@@ -265,7 +267,13 @@ impl Script<'_> {
             Ok(value) => value,
             Err(ended) => return ended,
         };
-        let Ok(json) = value.try_cast::<v8::String>() else { return Ended::Terminated };
+        let Ok(json) = value.try_cast::<v8::String>() else {
+            // The runtime has stopped where it was too long.
+            return match value.integer_value(scope).map(usize::try_from) {
+                Some(Ok(bytes)) => Ended::TooLarge(bytes),
+                _ => Ended::Terminated,
+            };
+        };
         let bytes = json.utf8_length(scope);
         if bytes > output_cap {
             return Ended::TooLarge(bytes);
@@ -343,6 +351,7 @@ impl Script<'_> {
         scope: &mut v8::PinScope<'s, '_>,
         exports: v8::Local<'s, v8::Value>,
         (entrypoint, method, args, env, props): &Entry,
+        output_cap: usize,
     ) -> Result<v8::Local<'s, v8::Promise>, Ended> {
         v8::tc_scope!(let caught, scope);
         let called = (|| {
@@ -353,7 +362,8 @@ impl Script<'_> {
                 Some(method) => text(method)?,
                 None => v8::undefined(caught).into(),
             };
-            let arguments = [exports, text(entrypoint)?, method, text(args)?, text(env)?, text(props)?];
+            let cap = v8::Number::new(caught, f64::from(u32::try_from(output_cap).unwrap_or(u32::MAX)));
+            let arguments = [exports, text(entrypoint)?, method, text(args)?, text(env)?, text(props)?, cap.into()];
             let undefined = v8::undefined(caught).into();
             let invoke = v8::Local::new(caught, &self.invoke);
             invoke.call(caught, undefined, &arguments)?.try_cast::<v8::Promise>().ok()
@@ -416,6 +426,7 @@ impl Script<'_> {
                 return Err(Ended::Terminated);
             }
             self.clock.look(lag);
+            quota::begin_turn();
             state.log.t_ms = u32::try_from(self.clock.now_ms() - self.begun_ms).unwrap_or(u32::MAX);
         }
         if let Some(number) = state.timers.fire(self.clock.now_ms()) {

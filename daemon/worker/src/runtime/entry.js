@@ -7,8 +7,9 @@ class WorkerEntrypoint {
   }
 }
 
-// `exports` is the main module's namespace.
-async function invoke(exports, entrypoint, method, argsJson, envJson, propsJson) {
+// `exports` is the main module's namespace. The result as JSON; or, where it is longer than
+// `outputBytes`, how many bytes it has at least.
+async function invoke(exports, entrypoint, method, argsJson, envJson, propsJson, outputBytes = Infinity) {
   timeOrigin = dateNow();
   const args = argsJson === "[]" ? [] : parseJson(argsJson);
   const env = envJson === "{}" ? {} : parseJson(envJson);
@@ -24,8 +25,26 @@ async function invoke(exports, entrypoint, method, argsJson, envJson, propsJson)
   } else {
     value = apply(findMethod(entry, entrypoint, method), entry, withContext(args, env, ctx));
   }
-  const json = stringifyJson(plain(await value, "", 0));
+  value = await value;
+  room = outputBytes;
+  try {
+    value = plain(value, "", 0);
+  } catch (error) {
+    if (error === TOO_LONG) return outputBytes - room;
+    throw error;
+  }
+  const json = stringifyJson(value);
   return json === undefined ? "null" : json;
+}
+
+// Bytes that the result may still have. It is not written where it is too long: that would take
+// many times as many, before anybody counts them.
+let room = 0;
+const TOO_LONG = createObject(null);
+
+function take(bytes) {
+  room -= bytes;
+  if (room < 0) throw TOO_LONG;
 }
 
 function withContext(args, env, ctx) {
@@ -96,6 +115,8 @@ function plain(value, key, depth) {
     if (typeof toJson === "function") value = apply(toJson, value, [key]);
   }
   value = unboxed(value);
+  // Each character, and each value, has a byte at the least.
+  take(typeof value === "string" ? value.length : 1);
   switch (typeof value) {
     case "string":
     case "boolean":
@@ -147,6 +168,7 @@ function plainObject(value, depth) {
     if (own === undefined || !own.enumerable) continue;
     // It has had its say, and JSON does not carry it.
     if (keys[i] === "toJSON" && typeof own.value === "function") continue;
+    take(keys[i].length);
     const item = step(value, keys[i], isIdentifier(keys[i]) ? `.${keys[i]}` : `[${stringifyJson(keys[i])}]`, depth);
     defineProperty(copy, keys[i], { __proto__: null, value: item, writable: true, enumerable: true, configurable: true });
   }

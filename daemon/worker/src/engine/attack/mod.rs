@@ -51,6 +51,7 @@ pub(super) fn arm(scope: &mut Scope<'_, '_>, props: &str, epoch: Instant) {
         "sigreturn" => forge_sigreturn, "thread" => start_thread, "execute" => execute, "address" => address,
         "object" => object_address, "plant" => plant, "self" => about_self, "sealed" => sealed_page, "callGate" => call_gate,
         "thaw" => thaw, "hold" => hold, "leak" => leak, "unbilled" => unbilled, "unbounded" => unbounded,
+        "account" => account,
     }
     let context = scope.get_current_context();
     let global = context.global(scope);
@@ -204,6 +205,13 @@ fn thaw<'s>(scope: &mut Scope<'s, '_>, _: Args<'s>, _: v8::ReturnValue<'s>) {
     if let Some(state) = scope.get_slot_mut::<super::run::RunState>() {
         state.timers.moving_clock = EPOCH.get();
     }
+}
+
+/// `account(mib)`: from now on this run has so much memory again, and sees its account as it is.
+fn account<'s>(scope: &mut Scope<'s, '_>, args: Args<'s>, _: v8::ReturnValue<'s>) {
+    let [mib] = words(scope, &args);
+    super::quota::set_limit(usize::try_from(mib << 20).unwrap_or(usize::MAX));
+    super::quota::see_exactly();
 }
 
 /// `unbilled()`: from now on the disposal of what this tenant's runs leave is on no bill.
