@@ -26,7 +26,6 @@ macro_rules! limits {
         #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
         #[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
         #[cfg_attr(feature = "schema", schemars(rename = "Limits"))]
-        #[serde(deny_unknown_fields)]
         pub struct Shown {
             $($(#[doc = $doc])+
             #[serde(rename = $name)]

@@ -11,7 +11,7 @@ use enisle_wire::control::{Admit, FromWorker, Slot, ToWorker};
 
 use crate::control::{Control, Speaker};
 use crate::engine::cage::Cage;
-use crate::engine::memory;
+use crate::engine::{commons, memory};
 use crate::tenant::{Surroundings, Tenant};
 use crate::watchdog::Alarm;
 
@@ -76,6 +76,9 @@ impl Shared {
             if let Some((run, cause)) = overrun {
                 let slot = tenant.watched.slot();
                 self.speaker.say(&FromWorker::Overrun { slot, run, cause })?;
+            }
+            if tenant.watched.is_idle() {
+                commons::trim_idle(tenant.watched.slot().0);
             }
             let again = memory::trim_oversized(tenant.watched.slot().0).then(|| now + OVERSIZED_EVERY);
             next = [next, look, again].into_iter().flatten().min();

@@ -347,6 +347,11 @@ impl Watched {
         }
     }
 
+    /// Whether its thread runs nothing, and waits for the next run.
+    pub(crate) fn is_idle(&self) -> bool {
+        matches!(self.lock().doing, Doing::Waiting)
+    }
+
     /// Looks at the clocks. Returns a run that does not obey, and when to look again.
     pub(crate) fn check(&self, now: Instant) -> (Option<(RunId, OverrunCause)>, Option<Instant>) {
         let state = &mut *self.lock();

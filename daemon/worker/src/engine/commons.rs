@@ -41,6 +41,8 @@ struct Common {
     heap: Dlmalloc<Pages>,
     /// Bytes of live blocks.
     live: usize,
+    /// Nothing was taken since it was last trimmed.
+    is_trimmed: bool,
     /// By size: [`SMALLEST_VOID`], twice as much, and so on.
     voids: [*mut Void; VOID_SIZES],
 }
@@ -60,7 +62,12 @@ unsafe impl Send for Common {}
 
 impl Common {
     const fn new() -> Self {
-        Self { heap: Dlmalloc::new_with_allocator(Pages::new()), live: 0, voids: [ptr::null_mut(); VOID_SIZES] }
+        Self {
+            heap: Dlmalloc::new_with_allocator(Pages::new()),
+            live: 0,
+            is_trimmed: true,
+            voids: [ptr::null_mut(); VOID_SIZES],
+        }
     }
 
     /// A block: of what is free, else of what is void, else of new pages. Or null.
@@ -105,6 +112,7 @@ impl Common {
 
     /// Gives back to the kernel every page in which nothing lives.
     fn trim(&mut self) {
+        self.is_trimmed = true;
         while self.fill_void(0) {}
         // SAFETY: the heap is whole: its lock is held.
         unsafe { self.heap.trim(0) };
@@ -172,6 +180,7 @@ pub(super) fn take(bytes: usize, align: usize) -> Option<*mut c_void> {
         let had = common.mapped();
         let base = common.malloc(whole, align.max(size_of::<Head>()));
         common.live += if base.is_null() { 0 } else { whole };
+        common.is_trimmed = false;
         (base, common.mapped().saturating_sub(had))
     };
     // Without the lock: whoever is told that the limit is near allocates.
@@ -211,6 +220,16 @@ pub(super) unsafe fn size(block: *mut c_void) -> Option<usize> {
 /// Gives pages of the calling thread's tenant back to the kernel in which nothing lives any more.
 pub(super) fn trim() {
     shrink(quota::place(), Common::trim);
+}
+
+/// The same for a tenant that runs nothing, whose thread does not: unless nothing was taken since.
+/// To be called on any thread.
+pub(crate) fn trim_idle(place: u32) {
+    shrink(place, |common| {
+        if !common.is_trimmed {
+            common.trim();
+        }
+    });
 }
 
 /// Bytes of the calling thread's tenant's that are free to be allocated again, on pages that count.

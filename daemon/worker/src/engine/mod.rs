@@ -26,7 +26,7 @@ mod attack;
 mod caches;
 pub(crate) mod cage;
 pub(crate) mod clock;
-mod commons;
+pub(crate) mod commons;
 mod confinement;
 pub(crate) mod heap;
 mod hooks;
