@@ -275,5 +275,6 @@ fn what_memory_a_script_sees_does_not_tell_what_a_neighbour_has_cached() {
     drop(daemon);
     let daemon = Daemon::start(&config(&attack_worker()));
     let [known, new] = seen_of_caches(&daemon, true, ["arab", "beng"]).map(|seen| seen.as_i64().unwrap_or(-1));
-    assert!(known > 0 && new > known * 3 / 2, "with the exact account: {known}, {new}");
+    // It goes by pages, of which what is known may need none.
+    assert!(known >= 0 && new > (known * 3 / 2).max(64 << 10), "with the exact account: {known}, {new}");
 }
