@@ -1,7 +1,7 @@
 //! The worst body of the allowed size, for every field of every request.
 //!
-//! Nothing here is a list that must be kept. The calls are read from the router, the fields from
-//! what the API answers to one that it does not know (`unknown field …, expected one of …`), at
+//! Nothing here is a list that must be kept. The calls are those of the API's description, the
+//! fields from what the API answers to one that it does not know (`unknown field …, expected one of …`), at
 //! every depth. The supervisor may then have twice the body and 64 MiB, and must be back at its
 //! size of before within ten seconds, whatever the client does.
 
@@ -45,27 +45,18 @@ const BACK: Duration = Duration::from_secs(10);
 /// A tree that has failed in one way so often has been shown to.
 const ENOUGH: usize = 6;
 
-/// A call of the API, as the router has it.
+/// A call of the API.
 #[derive(Debug, Clone, PartialEq, Eq)]
 struct Call {
     method: &'static str,
     path: &'static str,
 }
 
-/// Every call, from the router's text.
+/// Every call: those that the API is described with, which a test of the supervisor's holds its
+/// router to.
 fn calls() -> Vec<Call> {
-    let router = include_str!("../../daemon/supervisor/src/api/mod.rs");
-    let routes = router.split(".route(\"").skip(1);
-    let calls = routes.flat_map(|route| {
-        let (path, rest) = route.split_once('"').unwrap_or_default();
-        let handlers = rest.split(".fallback").next().unwrap_or_default();
-        let has = move |method: &str| handlers.contains(&format!("{method}("));
-        ["GET", "PUT", "POST", "DELETE", "PATCH"]
-            .into_iter()
-            .filter(move |method| has(&method.to_lowercase()))
-            .map(move |method| Call { method, path })
-    });
-    calls.collect()
+    let calls = enisle_api::OPERATIONS.iter();
+    calls.map(|operation| Call { method: operation.method.as_str(), path: operation.path }).collect()
 }
 
 impl Call {
