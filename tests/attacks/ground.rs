@@ -155,14 +155,24 @@ impl Ground {
     /// list of them has.
     pub(crate) fn fill_events(&self) -> Result<usize, String> {
         const ORDERS: usize = 1100;
-        let order = json!({ "level": "solo", "reason": "\u{1}".repeat(660) }).to_string();
+        const ENOUGH: usize = 4_000_000;
         let paths: Vec<_> = (0..ORDERS).map(|n| format!("/v1/tenants/acme-{n}/cordon")).collect();
-        let given = self.root.flood(20, "PUT", &paths, order.as_bytes(), 200);
-        let list = self.root.ask("GET", "/v1/events", b"").map_err(|error| error.to_string())?.body.len();
-        if given == ORDERS && list > 4_000_000 {
-            Ok(list)
+        let list = || self.root.ask("GET", "/v1/events", b"").map_or(0, |answer| answer.body.len());
+        let (mut given, mut bytes) = (0, 0);
+        for round in 1..=4 {
+            let order = json!({ "level": "solo", "reason": "\u{1}".repeat(660 - round) }).to_string();
+            given = self.root.flood(20, "PUT", &paths, order.as_bytes(), 200);
+            bytes = list();
+            if given < ORDERS || bytes > ENOUGH {
+                break;
+            }
+            // A second has room for so many; that there were more is told when it is over.
+            wait(PATIENCE, || list() > bytes);
+        }
+        if given == ORDERS && bytes > ENOUGH {
+            Ok(bytes)
         } else {
-            Err(format!("{given} orders, {list} bytes of events"))
+            Err(format!("{given} orders, {bytes} bytes of events"))
         }
     }
 
