@@ -95,7 +95,7 @@ fn renew_openapi() -> Result<()> {
 /// Cargo in this checkout, with the V8 archive that was found.
 fn cargo(archive: &v8::Archive) -> Command {
     let mut cargo = Command::new(env!("CARGO"));
-    cargo.current_dir(root()).env("RUSTY_V8_ARCHIVE", &archive.dir);
+    cargo.current_dir(root()).env("RUSTY_V8_ARCHIVE", &archive.dir).env("RUSTY_V8_ARCHIVE_SHA256", archive.sha256());
     cargo
 }
 

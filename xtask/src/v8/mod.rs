@@ -36,13 +36,17 @@ pub(crate) fn run(command: V8) -> Result<()> {
         V8::Status => place::status(),
         V8::Build { jobs, dchecks: false } => {
             let built = build::build(Kind::Release, jobs)?;
-            println!("builds use it with RUSTY_V8_ARCHIVE={0}; copied over v8/ it is the tree's", built.display());
+            println!(
+                "builds use it with RUSTY_V8_ARCHIVE={0} RUSTY_V8_ARCHIVE_SHA256=; copied over v8/ it is the tree's, with its \
+                 checksum in .cargo/config.toml",
+                built.display()
+            );
             Ok(())
         }
         V8::Build { jobs, dchecks: true } => {
             let built = build::build(Kind::Dchecks, jobs)?;
             println!(
-                "builds use it with RUSTY_V8_ARCHIVE={0}; give them a CARGO_TARGET_DIR of their own",
+                "builds use it with RUSTY_V8_ARCHIVE={0} RUSTY_V8_ARCHIVE_SHA256=; give them a CARGO_TARGET_DIR of their own",
                 built.display()
             );
             Ok(())

@@ -96,6 +96,16 @@ fn holds_archive(dir: &Path) -> bool {
     dir.join(ARCHIVE).is_file() && dir.join(BINDINGS).is_file()
 }
 
+impl Archive {
+    /// Its checksum, or nothing where none is beside it: by that the `v8` crate notices that the
+    /// archive is another one.
+    pub(crate) fn sha256(&self) -> String {
+        let sums = fs::read_to_string(self.dir.join("SHA256SUMS")).unwrap_or_default();
+        let line = sums.lines().find_map(|line| line.strip_suffix(ARCHIVE));
+        line.map_or_else(String::new, |sum| sum.trim_end().to_owned())
+    }
+}
+
 /// The archive that a build uses.
 pub(crate) fn find() -> Result<Archive> {
     // Cargo sets the variable to this tree's folder when the user has not (`.cargo/config.toml`).
@@ -169,6 +179,9 @@ mod tests {
     fn a_build_without_a_word_of_the_users_takes_the_archive_in_the_tree() {
         let config = fs::read_to_string(root().join(".cargo/config.toml")).unwrap();
         assert!(config.contains("RUSTY_V8_ARCHIVE = { value = \"v8\", relative = true }"));
+        let sum = Archive { dir: own(), because: "a test" }.sha256();
+        assert_eq!(sum.len(), 64);
+        assert!(config.contains(&format!("RUSTY_V8_ARCHIVE_SHA256 = \"{sum}\"")), "the archive's checksum is {sum}");
         assert!(holds_archive(&own()));
         assert!(!holds_archive(Path::new("/proc")));
     }

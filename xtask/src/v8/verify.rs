@@ -17,7 +17,8 @@ pub(crate) fn verify(archive: &Archive) -> Result<()> {
             .current_dir(root())
             .args(["run", "--quiet", "--package", "enisle-worker", "--example", "v8_probe"])
             .args(["--target-dir", "target/v8-verify"])
-            .env("RUSTY_V8_ARCHIVE", &archive.dir),
+            .env("RUSTY_V8_ARCHIVE", &archive.dir)
+            .env("RUSTY_V8_ARCHIVE_SHA256", archive.sha256()),
     )
     .context("the archive does not link, or its probe does not run")
 }
