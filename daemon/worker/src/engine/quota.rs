@@ -251,7 +251,11 @@ pub(super) fn has_room(bytes: usize) -> bool {
     if bytes > seen_left() {
         return false;
     }
-    let fits = bytes <= left();
+    let fits = bytes <= left() || {
+        // Pages in which nothing lives any more go first.
+        super::trim();
+        bytes <= left()
+    };
     EXHAUSTED.set(!fits);
     if !fits {
         end_when_exhausted();
