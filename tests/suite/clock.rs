@@ -219,7 +219,11 @@ fn when_garbage_is_collected_tells_nothing_of_the_time() {
     let differs = std::thread::scope(|scope| {
         // On a machine that does nothing else, what is measured may be the same for a while.
         for _ in 0..std::thread::available_parallelism().map_or(1, usize::from) {
-            scope.spawn(|| while !over.load(Ordering::Relaxed) {});
+            scope.spawn(|| {
+                while !over.load(Ordering::Relaxed) {
+                    std::hint::spin_loop()
+                }
+            });
         }
         let _over = SetOnDrop(&over);
         (0..40).any(|run| {
