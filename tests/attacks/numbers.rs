@@ -62,7 +62,7 @@ fn live(place: &Path) -> Result<(), String> {
 
 /// Numbers of which each has its range, and which have to fit each other or the machine as well: at
 /// the end of its range each may be refused for that.
-const RELATED: [&str; 11] = [
+const RELATED: [&str; 12] = [
     "watch",
     "solo",
     "sealed",
@@ -74,6 +74,8 @@ const RELATED: [&str; 11] = [
     "max_memory_mb",
     "memory_mb",
     "connections",
+    // No peer may have one of the uids behind it.
+    "uid_base",
 ];
 
 /// The ends of a number's range, as the daemon says them when it refuses what is beyond.
