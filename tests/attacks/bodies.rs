@@ -1,9 +1,9 @@
 //! The worst body of the allowed size, for every field of every request.
 //!
 //! Nothing here is a list that must be kept. The calls are those of the API's description, the
-//! fields from what the API answers to one that it does not know (`unknown field …, expected one of …`), at
-//! every depth. The supervisor may then have twice the body and 64 MiB, and must be back at its
-//! size of before within ten seconds, whatever the client does.
+//! fields from what the API answers to one that it does not know (`unknown field …, expected one
+//! of …`), at every depth. The supervisor may then have twice the body and 64 MiB, and must be
+//! back at its size of before within ten seconds, whatever the client does.
 
 use std::collections::BTreeMap;
 use std::fmt::{self, Display, Write as _};

@@ -62,7 +62,8 @@ impl Homes {
     fn of(&self, tenant: &Arc<Tenant>) -> Arc<Home> {
         let mut homes = self.by_tenant();
         let home = homes.entry(tenant.name.clone()).or_insert_with(|| Arc::new(Home::new(Arc::clone(tenant))));
-        // Of one that was forgotten and has the same name nothing is needed, or it would not have been.
+        // Of one that was forgotten and has the same name nothing is needed, or it would not have
+        // been.
         if !Arc::ptr_eq(&home.tenant, tenant) {
             *home = Arc::new(Home::new(Arc::clone(tenant)));
         }
@@ -74,8 +75,8 @@ impl Homes {
         self.known(name)?.residence()
     }
 
-    /// Forgets where a tenant lived, if it lives nowhere and nobody is about to change that. Whether
-    /// nothing is known of it now.
+    /// Forgets where a tenant lived, if it lives nowhere and nobody is about to change that.
+    /// Whether nothing is known of it now.
     pub(crate) fn forget(&self, name: &TenantName) -> bool {
         let mut homes = self.by_tenant();
         let Some(home) = homes.get(name) else { return true };
@@ -87,8 +88,9 @@ impl Homes {
         !needed
     }
 
-    /// The tenant's home; a new one if it has none, has lost it, or its process is old. Where it has to live elsewhere, it is
-    /// moved meanwhile (`rehome`); only one that must not be beside others waits for that.
+    /// The tenant's home; a new one if it has none, has lost it, or its process is old. Where it
+    /// has to live elsewhere, it is moved meanwhile (`rehome`); only one that must not be beside
+    /// others waits for that.
     ///
     /// Where there is no room for one that has to live alone, or that is leaving a home in which a
     /// run has yet to end, it waits `until` then.
@@ -123,7 +125,8 @@ impl Homes {
             let own_doing = tenant.on_probation().is_none() || tenant.standing().level().is_alone();
             let patience = if own_doing { until } else { Instant::now() };
             let admitted = match self.pool.admit(home, level, memory_mb, job.in_flight.uid, patience).await {
-                // That it lives alone was for its own sake, or is not its own doing: it is not refused for that.
+                // That it lives alone was for its own sake, or is not its own doing: it is not
+                // refused for that.
                 Err(AdmitError::Full(_) | AdmitError::FullAlone(_))
                     if level.is_alone() && tenant.standing().level() == Level::Shared =>
                 {
@@ -160,8 +163,9 @@ impl Homes {
         if level == Level::Sealed { self.cordon.sealed.lower(limits) } else { limits }
     }
 
-    /// It lives at another level than it has to, or beside somebody whom it may not be beside any more: a policy was changed,
-    /// or a score has grown. Or its process is too old, or holds too much.
+    /// It lives at another level than it has to, or beside somebody whom it may not be beside any
+    /// more: a policy was changed, or a score has grown. Or its process is too old, or holds too
+    /// much.
     pub(crate) fn is_misplaced(&self, tenant: &Tenant, home: Option<Arc<Resident>>) -> bool {
         home.is_some_and(|home| {
             home.worker.level != tenant.wanted_level()

@@ -23,7 +23,8 @@ pub(crate) struct Home {
 struct Left {
     /// The homes that it has left and in which a run has yet to end.
     draining: Vec<Weak<Resident>>,
-    /// When its runs last asked for a move, and when it was last told that there is no room for one.
+    /// When its runs last asked for a move, and when it was last told that there is no room for
+    /// one.
     runs_asked: Option<Instant>,
     no_room_told: Option<Instant>,
 }
@@ -48,8 +49,8 @@ impl Home {
         self.present.try_lock().ok()?.as_ref().filter(|resident| resident.is_open()).cloned()
     }
 
-    /// Whether there is anything in it that must not be forgotten. Of a worker that is dead all that
-    /// there is would be kept, so that is given up here.
+    /// Whether there is anything in it that must not be forgotten. Of a worker that is dead all
+    /// that there is would be kept, so that is given up here.
     pub(super) fn is_needed(&self) -> bool {
         // Whoever holds the lock is giving the tenant a home.
         let Ok(mut present) = self.present.try_lock() else { return true };

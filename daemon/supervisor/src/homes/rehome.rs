@@ -194,8 +194,8 @@ impl Homes {
         });
     }
 
-    /// Ends a home at once: nothing is taken from it any more, and what runs there is ended. A worker that does not obey is
-    /// ended as a whole.
+    /// Ends a home at once: nothing is taken from it any more, and what runs there is ended. A
+    /// worker that does not obey is ended as a whole.
     fn abandon(self: &Arc<Self>, old: &Arc<Resident>, reason: &'static str) {
         old.fence();
         old.worker.retire(old.slot);

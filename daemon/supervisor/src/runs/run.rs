@@ -48,7 +48,8 @@ pub(crate) struct Report {
 }
 
 impl Daemon {
-    /// A place in a tenant's quota for one run, held until its end. Taken before a body is read, so that bodies count too.
+    /// A place in a tenant's quota for one run, held until its end. Taken before a body is read,
+    /// so that bodies count too.
     pub(crate) fn begin(&self, tenant: &Arc<Tenant>, uid: u32) -> Result<InFlight, RunError> {
         if self.is_draining() {
             return Err(RunError::Draining);

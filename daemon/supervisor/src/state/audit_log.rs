@@ -6,9 +6,9 @@
 //!
 //! All files together have a bound. Over it the oldest file that was put away is deleted, which is
 //! a line of the chain like any other, with the number and hash of the last line that went; files
-//! that were put aside go last. Where the bound is more than half of the filesystem, the oldest file
-//! goes as well when that is nearly full. A larger one is filled by somebody else, who is to delete
-//! nothing of the log that way.
+//! that were put aside go last. Where the bound is more than half of the filesystem, the oldest
+//! file goes as well when that is nearly full. A larger one is filled by somebody else, who is to
+//! delete nothing of the log that way.
 
 use std::collections::VecDeque;
 use std::fs::File;

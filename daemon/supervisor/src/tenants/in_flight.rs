@@ -48,7 +48,8 @@ impl Flights {
     }
 }
 
-/// A run's place in its tenant's quota and in the daemon's count, given back when it is over in whatever way.
+/// A run's place in its tenant's quota and in the daemon's count, given back when it is over in
+/// whatever way.
 #[derive(Debug)]
 pub(crate) struct InFlight {
     flights: Arc<Flights>,

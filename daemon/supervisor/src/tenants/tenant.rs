@@ -181,8 +181,8 @@ impl Tenant {
         self.life.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Forgets what only one needs that lives somewhere; of its history, if no operator has given it
-    /// a policy, all but its last moves, which the audit log has. To be called where it lives
+    /// Forgets what only one needs that lives somewhere; of its history, if no operator has given
+    /// it a policy, all but its last moves, which the audit log has. To be called where it lives
     /// nowhere.
     pub(crate) fn tidy(&self) {
         if !self.has_policy.load(Ordering::Relaxed) {
@@ -308,7 +308,8 @@ impl Tenant {
         usage.homes
     }
 
-    /// Whether it has to be remembered, wherever it lives; if nothing else says so, by how it stands.
+    /// Whether it has to be remembered, wherever it lives; if nothing else says so, by how it
+    /// stands.
     pub(crate) fn is_worth_remembering(&self, standing_is: impl Fn(&Standing) -> bool) -> bool {
         self.has_policy.load(Ordering::Relaxed)
             || self.in_flight() > 0

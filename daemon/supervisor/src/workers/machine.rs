@@ -18,8 +18,8 @@ use crate::workers::birth::{Blueprint, Memory, StartError, make_snapshot};
 
 /// Cages that fit a process: 47 bits of address space, 1376 GiB each (measured: 93).
 const CAGES_PER_PROCESS: usize = 90;
-/// Private memory that a worker may commit beside its tenants' own: V8, and one largest allocation on the way to an
-/// `exceededMemory`.
+/// Private memory that a worker may commit beside its tenants' own: V8, and one largest
+/// allocation on the way to an `exceededMemory`.
 const WORKER_BASE_MB: u64 = 2048;
 
 #[derive(Debug, thiserror::Error)]
@@ -118,8 +118,8 @@ fn jail_layers(posture: &Posture) -> LayerSet {
     }
     // Without a mount namespace of its own a worker must not touch the mounts.
     let layers = layers.without(Layer::EmptyRoot);
-    // An ordinary user cannot look into an undumpable process that is in no namespace of theirs, and a worker that cannot
-    // be verified gets no tenant: being able to look is worth more.
+    // An ordinary user cannot look into an undumpable process that is in no namespace of theirs,
+    // and a worker that cannot be verified gets no tenant: being able to look is worth more.
     if nix::unistd::geteuid().is_root() { layers } else { layers.without(Layer::NotDumpable) }
 }
 

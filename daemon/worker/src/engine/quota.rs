@@ -8,8 +8,8 @@
 //!
 //! What a script sees of the account must not tell how far another tenant's thread is: an entry of
 //! a cache that ICU keeps for all threads is on the account of whoever makes it, so what a
-//! formatter costs says who came first. So refusals that a script sees go by its own buffers, and by what
-//! else it held when its turn began, in whole MiB. The exact account ends runs.
+//! formatter costs says who came first. So refusals that a script sees go by its own buffers, and
+//! by what else it held when its turn began, in whole MiB. The exact account ends runs.
 //!
 //! | over the limit | what happens |
 //! |---|---|
