@@ -188,6 +188,53 @@ pub fn blame(ending: Ending, thread: Thread, company: bool, room: Room) -> Verdi
     }
 }
 
+/// On whom a death is put, of those who had a place in the process.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Put<P> {
+    /// On nobody.
+    Nobody,
+    /// It was that place's doing.
+    Doing(P, Seen),
+    /// It was for want of memory, of which that place held most.
+    Holds(P),
+    /// Those who were there are kept in halves; with points of a share, if a signal is given.
+    Halves(Because, Option<Signal>),
+}
+
+/// On whom a death is put: `thread` is the place whose thread it was on, if its tenant lives there,
+/// `here` all of those, and `largest` the one that holds most, if that is known.
+#[must_use]
+pub fn put<P: Copy>(verdict: Verdict, thread: Option<P>, here: &[P], largest: Option<P>) -> Put<P> {
+    match verdict {
+        Verdict::Nobody => Put::Nobody,
+        // Of a process that was always one tenant's, whatever is not known is that tenant's.
+        Verdict::Thread(seen) => {
+            thread.or_else(|| here.first().copied()).map_or(Put::Nobody, |place| Put::Doing(place, seen))
+        }
+        Verdict::WantOfMemory => largest.map_or(Put::Halves(Because::WantOfMemory, None), Put::Holds),
+        Verdict::Halves(signal) => Put::Halves(Because::UnexplainedDeath, signal),
+    }
+}
+
+impl<P: PartialEq> Put<P> {
+    /// It was the doing of that place.
+    #[must_use]
+    pub fn is_doing_of(&self, place: P) -> bool {
+        matches!(self, Self::Doing(whose, _) if *whose == place)
+    }
+
+    /// It was another's doing, or a want of memory for which that place is not held responsible: a
+    /// run that was lost there is begun again at no charge.
+    #[must_use]
+    pub fn acquits(&self, place: P) -> bool {
+        match self {
+            Self::Doing(whose, _) | Self::Holds(whose) => *whose != place,
+            Self::Halves(_, signal) => signal.is_none(),
+            Self::Nobody => false,
+        }
+    }
+}
+
 /// Who of some tenants holds most, if that explains more than is left unexplained.
 #[must_use]
 pub fn holds_most(held: &[u64], unexplained: u64) -> Option<usize> {
@@ -279,6 +326,42 @@ mod tests {
             worse(ending, HERE);
             worse(ending, Thread::Unknown);
         });
+    }
+
+    #[test]
+    fn a_death_is_put_on_the_thread_that_it_was_on_or_on_the_only_one_there() {
+        let seen = Seen::certain(Signal::Crash);
+        let on = |thread, here: &[u8]| put(Verdict::Thread(seen), thread, here, None);
+        assert_eq!(on(Some(2), &[1, 2]), Put::Doing(2, seen));
+        assert_eq!(on(None, &[1]), Put::Doing(1, seen));
+        assert_eq!(on(None, &[]), Put::Nobody);
+    }
+
+    #[test]
+    fn want_of_memory_is_put_on_who_holds_most_or_on_all_without_points() {
+        let on = |largest| put(Verdict::WantOfMemory, Some(1), &[1, 2], largest);
+        assert_eq!(on(Some(2)), Put::Holds(2));
+        assert_eq!(on(None), Put::Halves(Because::WantOfMemory, None));
+    }
+
+    #[test]
+    fn a_death_is_one_places_doing_at_most_and_never_that_of_one_that_it_acquits() {
+        let verdicts: Vec<_> = endings()
+            .into_iter()
+            .flat_map(|ending| [Thread::Here, Thread::Left, Thread::Unknown].map(|thread| (ending, thread)))
+            .flat_map(|(ending, thread)| ROOMS.map(|room| (ending, thread, room)))
+            .flat_map(|(ending, thread, room)| [true, false].map(|company| blame(ending, thread, company, room)))
+            .collect();
+        for (verdict, largest) in verdicts.iter().flat_map(|verdict| [None, Some(2)].map(|largest| (*verdict, largest)))
+        {
+            let put = put(verdict, Some(1), &[1, 2, 3], largest);
+            let doing: Vec<_> = (1..=3).filter(|place| put.is_doing_of(*place)).collect();
+            assert!(doing.len() <= 1, "{put:?}");
+            assert!(doing.iter().all(|place| !put.acquits(*place)), "{put:?}");
+            let acquitted = (1..=3).filter(|place| put.acquits(*place)).count();
+            // Somebody is responsible, or everybody is acquitted, or nobody is.
+            assert!([0, 2, 3].contains(&acquitted), "{put:?}");
+        }
     }
 
     #[test]

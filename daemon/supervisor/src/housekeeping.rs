@@ -6,8 +6,10 @@ use std::time::Duration;
 use enisle_cordon::{Because, Seen, Signal};
 use enisle_hardening::allocator;
 
+use crate::cordons::warden::Scene;
 use crate::daemon::{Daemon, SOME_TENANTS, Supplies};
 use crate::events::What;
+use crate::homes::blame::Roster;
 use crate::homes::pool::Household;
 use crate::workers::holdings::Unexplained;
 use crate::workers::process::Worker;
@@ -130,7 +132,7 @@ impl Daemon {
     /// Compares what processes hold with what their tenants explain: what is on an island with the
     /// limits of its tenant, what is anywhere else with what a process needs.
     async fn look_at_memory(&self, households: Vec<Household>) {
-        for Household { worker, tenants, .. } in households {
+        for Household { worker, roster, tenants, .. } in households {
             let looked_at = Arc::clone(&worker);
             if tokio::task::spawn_blocking(move || looked_at.look_at_memory()).await.is_err() {
                 continue;
@@ -143,7 +145,7 @@ impl Daemon {
                 }
             }
             if let Some(found) = worker.unexplained().filter(|found| found.looks >= LOOKS_BEFORE_ACTION) {
-                self.empty(&worker, found);
+                self.empty(&worker, &roster, found);
             }
         }
     }
@@ -151,9 +153,10 @@ impl Daemon {
     /// A process holds more than its tenants explain: nobody comes in any more, and one tenant
     /// leaves with each look, whoever seems to hold most of it first, and alone. What is left of it
     /// ends with the last one.
-    fn empty(&self, worker: &Worker, found: Unexplained) {
+    fn empty(&self, worker: &Worker, roster: &Roster, found: Unexplained) {
         self.homes.pool.close(worker);
-        let Some((tenant, holds_most)) = worker.send_one_away() else { return };
+        let Some((slot, holds_most)) = worker.send_one_away() else { return };
+        let Some(tenant) = roster.tenant_in(slot) else { return };
         let (name, pid) = (tenant.name.to_string(), worker.pid.as_raw());
         let (held_mb, most_mb) = (found.bytes >> 20, found.most >> 20);
         self.events.tell(What::UnexplainedMemory {
@@ -168,7 +171,8 @@ impl Daemon {
             // Nobody else can have made it hold that.
             self.warden.saw(&tenant, worker.uid, &[Seen::certain(Signal::Resident)]);
         } else if holds_most {
-            self.warden.keep_apart(&[(Arc::clone(&tenant), None)], Because::UnexplainedMemory, worker);
+            let scene = Scene { worker: worker.id, uid: worker.uid };
+            self.warden.keep_apart(&[(Arc::clone(&tenant), None)], Because::UnexplainedMemory, scene);
         }
         self.warden.ask_for_move(&tenant);
     }

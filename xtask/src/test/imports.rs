@@ -55,7 +55,7 @@ const SUPERVISOR: House = House {
         room("cordons", &["state", "tenants"], "it judges by what it is told"),
         room("state", &["tenants"], "it keeps what outlives the daemon"),
         room("tenants", &[], "it is data and its rules, and knows no process"),
-        room("workers", &[], "it knows processes and slots, not tenants"),
+        room("workers", &[], "it knows processes and their places, not tenants"),
         room("events", &[], "everybody tells it something, and it tells nobody"),
         room("clock", &[], "it is below all others"),
         // The configuration holds a policy, that of tenants without one.
@@ -86,14 +86,7 @@ const SUPERVISOR: House = House {
         "run_id",
         "share",
     ],
-    // A process knows its tenants, and whose doing its death was is judged there.
-    known: &[
-        ("cordons/meter", "workers/holdings"),
-        ("cordons/warden", "workers/process"),
-        ("workers/process", "cordons/meter"),
-        ("workers/process", "cordons/warden"),
-        ("workers/process", "tenants/tenant"),
-    ],
+    known: &[],
 };
 
 pub(crate) fn run() -> Result<()> {

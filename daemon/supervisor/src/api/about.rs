@@ -15,7 +15,7 @@ use super::camel_case;
 use super::peer::Peer;
 use super::pieces::{self, Pace};
 use super::problem::Problem;
-use crate::cordons::meter::monotonic;
+use crate::clock;
 use crate::daemon::Daemon;
 
 pub(crate) async fn ping() -> &'static str {
@@ -114,7 +114,7 @@ fn for_operators(daemon: &Daemon) -> Map<String, Value> {
 
 /// The deaths of processes that tenants were blamed for, by uid.
 fn deaths(daemon: &Daemon) -> Value {
-    let (rules, now) = (&daemon.config.cordon.rules.deaths, monotonic());
+    let (rules, now) = (&daemon.config.cordon.rules.deaths, clock::monotonic());
     let held: Vec<_> = daemon
         .warden
         .held_against()

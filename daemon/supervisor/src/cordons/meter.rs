@@ -1,17 +1,13 @@
-//! What is counted of a tenant while it runs: by the supervisor on its channel, by the kernel on its thread.
+//! What the supervisor counts of a tenant on its channel, while it runs.
 
 use std::collections::{BTreeSet, VecDeque};
-use std::fs;
-use std::sync::LazyLock;
 use std::sync::{Mutex, MutexGuard, PoisonError};
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
+use enisle_cordon::Sample;
 use enisle_cordon::shape::Messages;
-use enisle_cordon::{Sample, Time};
-use enisle_wire::control::Slot;
-use nix::unistd::Pid;
 
-use crate::workers::holdings::Faults;
+use crate::clock;
 
 /// The supervisor's own counts for one home of a tenant.
 #[derive(Debug, Default)]
@@ -83,18 +79,12 @@ impl Meter {
         }
     }
 
-    /// All counts of one moment, with the kernel's of that thread. `None` once the thread has ended.
-    pub(crate) fn sample(
-        &self,
-        process: Pid,
-        thread: Pid,
-        (instructions, mispredictions): (u64, u64),
-    ) -> Option<Sample> {
-        let kernels = of_thread(process, thread)?;
+    /// All counts of one moment, with the kernel's and the processor's.
+    pub(crate) fn sample(&self, kernels: Sample, (instructions, mispredictions): (u64, u64)) -> Sample {
         let counts = self.lock();
         let isolate_ms = counts.kept_since.map_or(0, |since| since.elapsed().as_millis());
-        Some(Sample {
-            at: monotonic(),
+        Sample {
+            at: clock::monotonic(),
             runs: counts.runs,
             isolates: counts.isolates,
             messages: counts.messages,
@@ -104,82 +94,13 @@ impl Meter {
             instructions,
             mispredictions,
             ..kernels
-        })
+        }
     }
-}
-
-/// Milliseconds since the daemon's first look: windows, and deaths that are forgiven, are no
-/// business of the wall clock's, which may be set.
-pub(crate) fn monotonic() -> Time {
-    static EPOCH: LazyLock<Instant> = LazyLock::new(Instant::now);
-    Time(u64::try_from(EPOCH.elapsed().as_millis()).unwrap_or(u64::MAX))
-}
-
-/// The thread of that name, among those of a process.
-pub(crate) fn thread_named(process: Pid, name: &str) -> Option<Pid> {
-    let threads = fs::read_dir(format!("/proc/{process}/task")).ok()?;
-    threads.filter_map(Result::ok).find_map(|thread| {
-        let known = fs::read_to_string(thread.path().join("comm")).ok()?;
-        (known.trim_end() == name).then(|| thread.file_name().to_str()?.parse().ok().map(Pid::from_raw)).flatten()
-    })
-}
-
-/// The page faults that a process has had since it began, as long as it is there.
-pub(crate) fn faults_of(process: Pid) -> Option<Faults> {
-    let threads = fs::read_dir(format!("/proc/{process}/task")).into_iter().flatten().filter_map(Result::ok);
-    let read = |thread: fs::DirEntry| {
-        let stat = fs::read_to_string(thread.path().join("stat")).ok()?;
-        // The worker names them before any of a tenant's code runs.
-        let place = stat.split_once("(tenant-")?.1.split_once(')')?.0.parse().ok()?;
-        Some((Slot(place), faults(&stat)?))
-    };
-    let of = threads.filter_map(read).collect();
-    // After those, so that it has all of them.
-    let stat = fs::read_to_string(format!("/proc/{process}/stat")).ok()?;
-    Some(Faults { all: faults(&stat)?, of })
-}
-
-/// In the text of `/proc/PID/stat`, or of a thread's. The name of a thread, in parentheses, may
-/// hold anything.
-fn faults(stat: &str) -> Option<u64> {
-    stat.rsplit_once(')')?.1.split_whitespace().nth(7)?.parse().ok()
-}
-
-/// How long a thread has been on a processor, by the kernel's word, as long as it is there.
-pub(crate) fn computed(process: Pid, thread: Pid) -> Option<Duration> {
-    times(process, thread).map(|[ran, _]| ran)
-}
-
-/// Time on a processor, and waiting for one (sched-stats.rst: nanoseconds).
-fn times(process: Pid, thread: Pid) -> Option<[Duration; 2]> {
-    let schedstat = fs::read_to_string(format!("/proc/{process}/task/{thread}/schedstat")).ok()?;
-    let mut times = schedstat.split_whitespace().map(|word| Duration::from_nanos(word.parse().unwrap_or(0)));
-    Some([times.next()?, times.next()?])
-}
-
-/// The kernel's counts: times, and page faults (proc_pid_stat(5), field 10).
-fn of_thread(process: Pid, thread: Pid) -> Option<Sample> {
-    let stat = fs::read_to_string(format!("/proc/{process}/task/{thread}/stat")).ok()?;
-    let [ran_ms, waited_ms] = times(process, thread)?.map(|time| u64::try_from(time.as_millis()).unwrap_or(u64::MAX));
-    Some(Sample { ran_ms, waited_ms, faults: faults(&stat)?, ..Sample::default() })
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::waiting::{Busy, until};
-
-    #[test]
-    fn a_thread_is_found_by_its_name_and_its_work_is_seen() {
-        let process = nix::unistd::getpid();
-        let busy = Busy::start("tenant-99");
-        assert_eq!(thread_named(process, "tenant-99"), Some(busy.thread));
-        let meter = Meter::default();
-        until("its work", || (meter.sample(process, busy.thread, (0, 0))?.ran_ms >= 5).then_some(()));
-        drop(busy);
-        // The kernel takes its time to forget a thread.
-        until("its end", || thread_named(process, "tenant-99").is_none().then_some(()));
-    }
 
     #[test]
     fn a_run_needs_an_isolate_unless_its_script_was_among_the_last_ones() {

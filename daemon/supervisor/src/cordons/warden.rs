@@ -10,13 +10,18 @@ use tokio::sync::mpsc;
 
 use crate::clock;
 use crate::config::Cordon;
-use crate::cordons::meter::monotonic;
 use crate::events::{Events, What};
 use crate::state::entry::Entry;
 use crate::state::notes::{Refused, Written};
 use crate::state::recorder::Recorder;
 use crate::tenants::tenant::Tenant;
-use crate::workers::process::Worker;
+
+/// The process in which something happened, for what is told and written of it.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Scene {
+    pub(crate) worker: u64,
+    pub(crate) uid: u32,
+}
 
 #[derive(Debug)]
 pub(crate) struct Warden {
@@ -166,7 +171,7 @@ impl Warden {
 
     /// A tenant of that uid, who lived at that level until then, is blamed for a death.
     fn hold_against(&self, uid: u32, level: Level) {
-        let (rules, now) = (&self.cordon.rules.deaths, monotonic());
+        let (rules, now) = (&self.cordon.rules.deaths, clock::monotonic());
         let mut blamed = self.blamed();
         blamed.retain(|_, deaths| !deaths.is_clear(now));
         let deaths = blamed.entry(uid).or_default();
@@ -180,45 +185,45 @@ impl Warden {
 
     /// So many deaths are held against that uid that its new homes are alone.
     pub(crate) fn has_used_up(&self, uid: u32) -> bool {
-        self.blamed().get(&uid).is_some_and(|deaths| deaths.is_used_up(&self.cordon.rules.deaths, monotonic()))
+        self.blamed().get(&uid).is_some_and(|deaths| deaths.is_used_up(&self.cordon.rules.deaths, clock::monotonic()))
     }
 
     /// No death is held against that uid.
     pub(crate) fn has_forgiven(&self, uid: u32) -> bool {
-        self.blamed().get(&uid).is_none_or(|deaths| deaths.is_clear(monotonic()))
+        self.blamed().get(&uid).is_none_or(|deaths| deaths.is_clear(clock::monotonic()))
     }
 
     /// Every uid against whom deaths are held.
     pub(crate) fn held_against(&self) -> Vec<(u32, Deaths)> {
-        let (now, blamed) = (monotonic(), self.blamed());
+        let (now, blamed) = (clock::monotonic(), self.blamed());
         blamed.iter().filter(|(_, deaths)| !deaths.is_clear(now)).map(|(uid, deaths)| (*uid, *deaths)).collect()
     }
 
     /// A process died, and nobody knows whose doing it was: its tenants are split, and each gets a
     /// few points. One that broke the protocol, or whose pages did not carry their keys, was taken
     /// over as a whole; of those each is alone for a while.
-    pub(crate) fn saw_unexplained_death(&self, tenants: &[Arc<Tenant>], signal: Signal, worker: &Worker) {
+    pub(crate) fn saw_unexplained_death(&self, tenants: &[Arc<Tenant>], signal: Signal, scene: Scene) {
         if matches!(signal, Signal::Protocol | Signal::ClosedKey) {
             let alone: Vec<_> = tenants.iter().map(|tenant| (Arc::clone(tenant), None)).collect();
-            self.keep_apart(&alone, Because::UnexplainedDeath, worker);
+            self.keep_apart(&alone, Because::UnexplainedDeath, scene);
         } else {
-            self.halve(tenants, Because::UnexplainedDeath, worker);
+            self.halve(tenants, Because::UnexplainedDeath, scene);
         }
         for tenant in tenants {
-            self.saw(tenant, worker.uid, &[Seen::certain(Signal::Unattributed)]);
+            self.saw(tenant, scene.uid, &[Seen::certain(Signal::Unattributed)]);
         }
     }
 
     /// Keeps tenants in halves for a while, away from everybody else: it was one of them.
-    pub(crate) fn halve(&self, tenants: &[Arc<Tenant>], because: Because, worker: &Worker) {
+    pub(crate) fn halve(&self, tenants: &[Arc<Tenant>], because: Because, scene: Scene) {
         let death = self.deaths.fetch_add(1, Ordering::Relaxed);
         let halves = tenants.iter().cloned().zip(bisect(tenants.len(), death)).collect::<Vec<_>>();
-        self.keep_apart(&halves, because, worker);
+        self.keep_apart(&halves, because, scene);
     }
 
     /// Keeps tenants from others for a while, each alone or with those of its case. Their standings
     /// stay as they are: it is not known that they did anything.
-    pub(crate) fn keep_apart(&self, tenants: &[(Arc<Tenant>, Option<Case>)], because: Because, worker: &Worker) {
+    pub(crate) fn keep_apart(&self, tenants: &[(Arc<Tenant>, Option<Case>)], because: Because, scene: Scene) {
         if tenants.is_empty() {
             return;
         }
@@ -231,7 +236,7 @@ impl Warden {
             group.unwrap_or(&mut alone).push(name.clone());
             self.events.tell(What::KeptApart {
                 tenant: name,
-                uid: worker.uid,
+                uid: scene.uid,
                 alone: case.is_none(),
                 because,
                 for_secs,
@@ -239,8 +244,8 @@ impl Warden {
             self.ask_for_move(tenant);
         }
         let halves: Vec<_> = halves.into_iter().filter(|half| !half.is_empty()).collect();
-        let apart = Entry::Apart { worker: worker.id, because, alone, halves, for_secs };
-        self.recorder.seen(Some(worker.uid), &apart);
+        let apart = Entry::Apart { worker: scene.worker, because, alone, halves, for_secs };
+        self.recorder.seen(Some(scene.uid), &apart);
     }
 
     /// How a tenant stands that was never seen before.

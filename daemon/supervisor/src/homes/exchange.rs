@@ -6,13 +6,16 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use enisle_wire::Outcome;
+use enisle_wire::control::Slot;
 use enisle_wire::tenant::{Advice, LogLine, ScriptError, Usage};
 use serde_json::value::RawValue;
+use tokio::net::UnixStream;
 use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore, oneshot, watch};
 
 use crate::cordons::meter::Meter;
 use crate::homes::job::Job;
 use crate::share::{Exhausted, Held};
+use crate::workers::listeners::Listener;
 
 /// How a job ended.
 #[derive(Debug)]
@@ -79,6 +82,14 @@ impl Finished {
             held: None,
         }
     }
+}
+
+/// What is spoken on with a tenant's thread.
+#[derive(Debug)]
+pub(crate) struct Channel {
+    pub(crate) slot: Slot,
+    pub(crate) stream: UnixStream,
+    pub(crate) listener: Listener,
 }
 
 /// A run whose turn it is.

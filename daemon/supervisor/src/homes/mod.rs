@@ -1,5 +1,6 @@
 //! Which tenant is in which process.
 
+pub(crate) mod blame;
 pub(crate) mod exchange;
 pub(crate) mod find;
 pub(crate) mod home;

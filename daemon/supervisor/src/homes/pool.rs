@@ -20,11 +20,15 @@ use tokio::sync::{Notify, OnceCell, oneshot};
 use crate::clock;
 use crate::cordons::warden::Warden;
 use crate::events::What;
+use crate::homes::blame::{Roster, settle};
+use crate::homes::exchange::Channel;
 use crate::homes::home::Home;
 use crate::homes::resident::Resident;
 use crate::share::{Held, Parts, Supply, Turn, Turns};
 use crate::tenants::tenant::{Expelled, Tenant};
 use crate::workers::birth::{Blueprint, StartError};
+use crate::workers::exit::Exit;
+use crate::workers::owner::start;
 use crate::workers::process::Worker;
 
 /// How often somebody who waits for room looks for tenants that have become idle.
@@ -65,6 +69,7 @@ struct Entry {
     residents: BTreeMap<Slot, (Arc<Home>, Option<Arc<Resident>>)>,
     /// Set once its process is ready; whoever comes first starts it, whoever comes meanwhile waits.
     worker: Arc<OnceCell<Arc<Worker>>>,
+    roster: Arc<Roster>,
     /// The start has it too, which may last longer than anybody's wish for the process.
     held: Arc<Part>,
 }
@@ -128,6 +133,7 @@ pub(crate) struct Listed {
 #[derive(Debug)]
 pub(crate) struct Household {
     pub(crate) worker: Arc<Worker>,
+    pub(crate) roster: Arc<Roster>,
     pub(crate) tenants: Vec<(Slot, Arc<Tenant>)>,
     /// One of them has a run here or on its way.
     pub(crate) busy: bool,
@@ -192,14 +198,16 @@ impl Pool {
         };
         // Until the tenant has moved in, a failure or a client that goes away gives the place up again.
         let mut reservation = Reservation { pool: self, entry: reserved.entry, slot: reserved.slot, kept: false };
-        let Place { entry, slot, worker: cell, held } = reserved;
-        let worker = Arc::clone(cell.get_or_try_init(|| self.start(level, uid, held)).await?);
+        let Place { entry, slot, worker: cell, roster, held } = reserved;
+        let start = || self.start(level, uid, Arc::clone(&roster), held);
+        let worker = Arc::clone(cell.get_or_try_init(start).await?);
         let (ours, theirs) = StdUnixStream::pair().map_err(AdmitError::Channel)?;
         ours.set_nonblocking(true).map_err(AdmitError::Channel)?;
         let ours = UnixStream::from_std(ours).map_err(AdmitError::Channel)?;
-        worker.admit(tenant, Admit { slot, memory_mb }, theirs.into());
-        let resident =
-            Resident::new(Arc::clone(tenant), Arc::clone(&worker), slot, ours, uid, Arc::clone(&self.warden));
+        roster.add(slot, tenant);
+        let listener = worker.admit(Admit { slot, memory_mb }, theirs.into());
+        let channel = Channel { slot, stream: ours, listener };
+        let resident = Resident::new(Arc::clone(tenant), Arc::clone(&worker), channel, uid, Arc::clone(&self.warden));
         if let Some(entry) = self.lock().by_id.get_mut(&entry) {
             entry.residents.insert(slot, (Arc::clone(home), Some(Arc::clone(&resident))));
         }
@@ -221,13 +229,24 @@ impl Pool {
 
     /// Starts a process, in its uid's turn. What has begun goes on when the client goes away, and
     /// the uid's part is held until it is over: starts that nobody waits for are not for nothing.
-    async fn start(&self, level: Level, uid: u32, held: Arc<Part>) -> Result<Arc<Worker>, StartError> {
+    async fn start(
+        &self,
+        level: Level,
+        uid: u32,
+        roster: Arc<Roster>,
+        held: Arc<Part>,
+    ) -> Result<Arc<Worker>, StartError> {
         let turn = self.starts.turn(uid).await;
         let (blueprint, snapshot, warden) =
             (Arc::clone(&self.blueprint), Arc::clone(&self.snapshot), Arc::clone(&self.warden));
         let (send, receive) = oneshot::channel();
         tokio::spawn(async move {
-            let started = Worker::start(&blueprint, level, uid, &snapshot, &warden).await;
+            let (judge, rules) = (Arc::clone(&warden), &warden.cordon.rules.memory);
+            let on_exit = Box::new(move |worker: &Worker, exit: &Exit| settle(worker, exit, &roster, &judge));
+            let started = start(&blueprint, level, uid, &snapshot, rules, &warden.events, on_exit).await;
+            if let Ok(worker) = &started {
+                warden.note_engine(&worker.v8);
+            }
             let until_dead = Some((turn, held));
             let _ = send.send(started.map(|worker| Fresh { worker: Some(worker), warden, until_dead }));
         });
@@ -276,14 +295,16 @@ impl Pool {
                 let home_alone = level.is_alone().then(|| self.homes_alone.take(uid, 1)).transpose();
                 let held = Arc::new((home, home_alone.map_err(|_| AdmitError::FullAlone(alone))?));
                 let (closing, residents) = (false, BTreeMap::new());
-                entries.add(Entry { uid, level, places_used: 0, closing, residents, worker: Arc::default(), held })
+                let (worker, roster) = (Arc::default(), Arc::default());
+                entries.add(Entry { uid, level, places_used: 0, closing, residents, worker, roster, held })
             }
         };
         let entry = entries.by_id.get_mut(&id).ok_or(AdmitError::Full(most))?;
         let slot = Slot(entry.places_used);
         entry.places_used += 1;
         entry.residents.insert(slot, (Arc::clone(home), None));
-        Ok(Place { entry: id, slot, worker: Arc::clone(&entry.worker), held: Arc::clone(&entry.held) })
+        let (worker, roster, held) = (Arc::clone(&entry.worker), Arc::clone(&entry.roster), Arc::clone(&entry.held));
+        Ok(Place { entry: id, slot, worker, roster, held })
     }
 
     /// Forgets dead workers, and tells of each.
@@ -414,7 +435,7 @@ impl Pool {
             let worker = Arc::clone(entry.worker.get().filter(|worker| !worker.is_dead())?);
             let tenants = entry.residents.iter().map(|(slot, (home, _))| (*slot, Arc::clone(&home.tenant))).collect();
             let busy = entry.residents.values().flat_map(|(_, resident)| resident).any(|resident| resident.is_used());
-            Some(Household { worker, tenants, busy })
+            Some(Household { worker, roster: Arc::clone(&entry.roster), tenants, busy })
         };
         inhabited.filter_map(household).collect()
     }
@@ -515,6 +536,7 @@ struct Place {
     entry: u64,
     slot: Slot,
     worker: Arc<OnceCell<Arc<Worker>>>,
+    roster: Arc<Roster>,
     held: Arc<Part>,
 }
 

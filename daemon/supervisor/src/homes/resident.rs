@@ -11,16 +11,16 @@ use enisle_cordon::{Shape, Signal, shape};
 use enisle_wire::control::Slot;
 use enisle_wire::tenant::RunId;
 use nix::unistd::Pid;
-use tokio::net::UnixStream;
 use tokio::sync::{Notify, mpsc, oneshot};
 
 use crate::cordons::counters::Counters;
 use crate::cordons::warden::Warden;
-use crate::homes::exchange::{Ended, Leaves, Phase, State, Ticket};
+use crate::homes::exchange::{Channel, Ended, Leaves, Phase, State, Ticket};
 use crate::homes::job::Job;
 use crate::homes::speaker::Speaker;
 use crate::tenants::tenant::Tenant;
 use crate::workers::process::Worker;
+use crate::workers::threads;
 
 /// A tenant's place in a worker, as the rest of the daemon holds it.
 #[derive(Debug)]
@@ -87,15 +87,14 @@ impl Resident {
     pub(crate) fn new(
         tenant: Arc<Tenant>,
         worker: Arc<Worker>,
-        slot: Slot,
-        channel: UnixStream,
+        channel: Channel,
         uid: u32,
         warden: Arc<Warden>,
     ) -> Arc<Self> {
         let token = tenant.next_token();
         let (tickets, receive) = mpsc::channel(1);
-        let state = Arc::<State>::default();
-        let speaker = Speaker::new(tenant, Arc::clone(&worker), slot, channel, Arc::clone(&state), warden);
+        let (state, slot) = (Arc::<State>::default(), channel.slot);
+        let speaker = Speaker::new(tenant, Arc::clone(&worker), channel, Arc::clone(&state), warden);
         tokio::spawn(speaker.speak(receive));
         Arc::new(Self {
             worker,
@@ -202,7 +201,8 @@ impl Resident {
         });
         let mut counters = self.counters.lock().unwrap_or_else(PoisonError::into_inner);
         let counted = counters.as_mut().and_then(|counters| counters.read().ok()).unwrap_or_default();
-        let sample = thread.and_then(|thread| self.state.meter.sample(self.worker.pid, thread, counted));
+        let kernels = thread.and_then(|thread| threads::counts(self.worker.pid, thread));
+        let sample = kernels.map(|kernels| self.state.meter.sample(kernels, counted));
         let mut shape = self.shape.lock().unwrap_or_else(PoisonError::into_inner);
         sample.map(|sample| shape.look(sample, rules)).unwrap_or_default()
     }

@@ -19,19 +19,19 @@ use enisle_wire::tenant::{Advice, Done, FromTenant, LogLine, ScriptError, Sessio
 use enisle_wire::{FrameError, MAX_FROM_TENANT_BYTES, MAX_TO_TENANT_BYTES, Outcome, encode};
 use serde_json::value::RawValue;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::UnixStream;
 use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf};
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::{Instant, timeout_at};
 
 use crate::cordons::warden::Warden;
 use crate::events::What;
-use crate::homes::exchange::{Ended, Finished, Leaves, Lost, Phase, State, Ticket};
+use crate::homes::exchange::{Channel, Ended, Finished, Leaves, Lost, Phase, State, Ticket};
 use crate::homes::job::Job;
 use crate::share::{Exhausted, Held};
 use crate::tenants::tenant::Tenant;
 use crate::workers::channel::{read_body, read_len, skip};
 use crate::workers::death::Death;
+use crate::workers::listeners::Listener;
 use crate::workers::process::Worker;
 
 /// After a run's wall limit, its own watchdog's grace and the warming of an isolate, the process is no longer believed.
@@ -213,6 +213,8 @@ pub(crate) struct Speaker {
     slot: Slot,
     read: FrameReader,
     write: OwnedWriteHalf,
+    /// Until the channel has ended.
+    listener: Option<Listener>,
     session: Session,
     state: Arc<State>,
     /// The thread has said that it is ready, and was believed.
@@ -243,12 +245,12 @@ impl Speaker {
     pub(crate) fn new(
         tenant: Arc<Tenant>,
         worker: Arc<Worker>,
-        slot: Slot,
-        channel: UnixStream,
+        channel: Channel,
         state: Arc<State>,
         warden: Arc<Warden>,
     ) -> Self {
-        let (read, write) = channel.into_split();
+        let Channel { slot, stream, listener } = channel;
+        let (read, write) = stream.into_split();
         let (read, session) = (FrameReader::spawn(read), Session::default());
         Self {
             tenant,
@@ -256,6 +258,7 @@ impl Speaker {
             slot,
             read,
             write,
+            listener: Some(listener),
             session,
             state,
             confined: false,
@@ -379,7 +382,8 @@ impl Speaker {
     }
 
     /// Waits for the worker's end. A thread that closes its channel unasked, in a process that lives on, ends the process.
-    async fn death(&self) -> Death {
+    async fn death(&mut self) -> Death {
+        self.listener = None;
         match tokio::time::timeout(Duration::from_secs(1), self.worker.death()).await {
             Ok(why) => why,
             Err(_) => {

@@ -22,14 +22,7 @@ use enisle_hardening::fault::Taken;
 use enisle_hardening::tags::{Bytes, Held};
 use enisle_wire::control::Slot;
 
-/// The page faults of a process since it began.
-#[derive(Debug, Default, Clone)]
-pub(crate) struct Faults {
-    /// Of all threads, those that have ended included.
-    pub(crate) all: u64,
-    /// Of those tenants' threads that are there.
-    pub(crate) of: BTreeMap<Slot, u64>,
-}
+use crate::workers::threads::Faults;
 
 /// What a look at a process finds.
 #[derive(Debug, Default)]

@@ -1,0 +1,99 @@
+//! What the end of a process means for those who lived in it: on whose account it goes, and what is
+//! told of it.
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use enisle_cordon::blame::Put;
+use enisle_cordon::{Because, Verdict};
+use enisle_hardening::fault::Fault;
+use enisle_wire::control::Slot;
+
+use crate::cordons::warden::{Scene, Warden};
+use crate::events::What;
+use crate::tenants::tenant::Tenant;
+use crate::workers::death::Death;
+use crate::workers::exit::Exit;
+use crate::workers::process::Worker;
+use crate::workers::violation::{self, Attack};
+
+/// Everybody who was ever admitted to one process, by their places.
+#[derive(Debug, Default)]
+pub(crate) struct Roster(Mutex<BTreeMap<Slot, Arc<Tenant>>>);
+
+impl Roster {
+    fn lock(&self) -> MutexGuard<'_, BTreeMap<Slot, Arc<Tenant>>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(super) fn add(&self, slot: Slot, tenant: &Arc<Tenant>) {
+        self.lock().insert(slot, Arc::clone(tenant));
+    }
+
+    /// Who lives, or lived, in that place.
+    pub(crate) fn tenant_in(&self, slot: Slot) -> Option<Arc<Tenant>> {
+        self.lock().get(&slot).cloned()
+    }
+
+    fn name_in(&self, slot: Slot) -> Option<String> {
+        self.tenant_in(slot).map(|tenant| tenant.name.to_string())
+    }
+
+    /// Who lives in those places, but for one.
+    fn others(&self, here: &[Slot], but: Option<Slot>) -> Vec<Arc<Tenant>> {
+        let others = here.iter().filter(|slot| Some(**slot) != but);
+        others.filter_map(|slot| self.tenant_in(*slot)).collect()
+    }
+}
+
+/// Tells of the end of a process, and puts it on the accounts of those who were there: of the one
+/// whose doing it was, of all a little, or of nobody.
+pub(super) fn settle(worker: &Worker, exit: &Exit, roster: &Roster, warden: &Warden) {
+    if let Death::Fault(fault) = &exit.death {
+        warden.events.tell(told(worker, fault, exit.verdict, roster));
+    }
+    let scene = Scene { worker: worker.id, uid: worker.uid };
+    let all = || roster.others(&exit.here, None);
+    match exit.put {
+        Put::Nobody => {}
+        Put::Doing(slot, seen) => {
+            let Some(culprit) = roster.tenant_in(slot) else { return };
+            warden.saw_death(&culprit, worker.uid, seen, &roster.others(&exit.here, Some(slot)));
+        }
+        Put::Holds(slot) => {
+            let largest: Vec<_> = roster.tenant_in(slot).into_iter().map(|largest| (largest, None)).collect();
+            warden.keep_apart(&largest, Because::WantOfMemory, scene);
+        }
+        Put::Halves(because, None) => warden.halve(&all(), because, scene),
+        Put::Halves(_, Some(signal)) => warden.saw_unexplained_death(&all(), signal, scene),
+    }
+}
+
+/// The event of a fault: on whose thread it was, and what follows from it.
+fn told(worker: &Worker, fault: &Fault, verdict: Verdict, roster: &Roster) -> What {
+    let (worker_id, pid, uid) = (worker.id, worker.pid.as_raw(), worker.uid);
+    let tenant = fault.place.and_then(|place| roster.name_in(Slot(place)));
+    let (what, pc) = (violation::describe(fault), format!("{:#x}", fault.pc));
+    match worker.attack(fault) {
+        Some(Attack { layer, address, victim }) => {
+            let address = address.map(|address| format!("{address:#x}"));
+            let victim = victim.and_then(|slot| roster.name_in(slot));
+            What::Violation { worker: worker_id, pid, uid, tenant, layer, what, address, victim, pc }
+        }
+        None => {
+            let (room_mb, blame) = (fault.room >> 20, in_a_word(verdict));
+            What::Crashed { worker: worker_id, pid, uid, tenant, what, pc, room_mb, blame }
+        }
+    }
+}
+
+/// What follows from a death, for an event.
+fn in_a_word(verdict: Verdict) -> &'static str {
+    match verdict {
+        Verdict::Nobody => "nobody",
+        Verdict::Thread(seen) if seen.certain => "certain",
+        Verdict::Thread(_) => "inCompany",
+        Verdict::WantOfMemory => "wantOfMemory",
+        Verdict::Halves(_) => "unknown",
+    }
+}

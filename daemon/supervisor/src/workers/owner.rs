@@ -1,0 +1,264 @@
+//! The task that owns a worker process: starts it, verifies it from outside, speaks on its control
+//! channel, and buries it.
+//!
+//! ```text
+//! start ─▶ (clone, exec, Start) ─▶ Ready? ─▶ verified? ─▶ living ─▶ ended ─▶ heard ─▶ judged
+//!             └─ refused, late, or not what it should be ─▶ killed before it has a tenant
+//! ```
+//! Only this task writes to the control channel, kills, and collects.
+
+use std::io;
+use std::os::fd::{AsFd, OwnedFd};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
+
+use enisle_cordon::{Level, MemoryRules, Room, Signal};
+use enisle_hardening::spawn::Started;
+use enisle_hardening::tags::Tags;
+use enisle_wire::control::{FromWorker, OverrunCause, Role, Session, Slot, ToWorker};
+use enisle_wire::decode;
+use enisle_wire::frame::{HEADER_BYTES, body_len};
+use tokio::io::unix::AsyncFd;
+use tokio::io::{AsyncReadExt, Interest};
+use tokio::net::UnixStream;
+use tokio::sync::{mpsc, watch};
+
+use crate::events::{Events, What};
+use crate::workers::birth::{Blueprint, Newborn, START_TIMEOUT, StartError};
+use crate::workers::channel::send;
+use crate::workers::death::Death;
+use crate::workers::exit::{Evidence, Exit};
+use crate::workers::holdings::Holdings;
+use crate::workers::listeners::Listeners;
+use crate::workers::look::{Look, Looked};
+use crate::workers::places::{Overrun, Places};
+use crate::workers::process::{Command, Worker};
+use crate::workers::threads;
+
+/// When a process has ended, so long what its threads said last may take to be heard: whoever
+/// listens has nothing to do but read it, or is waiting for room for an answer.
+const LAST_WORDS_TIMEOUT: Duration = Duration::from_millis(500);
+
+/// What follows from the end of a process for those who lived in it.
+pub(crate) type OnExit = Box<dyn FnOnce(&Worker, &Exit) + Send>;
+
+/// Starts a host and verifies it. `on_exit` is called once, before anybody hears of its end.
+pub(crate) async fn start(
+    blueprint: &Arc<Blueprint>,
+    level: Level,
+    uid: u32,
+    snapshot: &OwnedFd,
+    rules: &MemoryRules,
+    events: &Arc<Events>,
+    on_exit: OnExit,
+) -> Result<Arc<Worker>, StartError> {
+    let layers = blueprint.layers_of(level);
+    let mut newborn = Newborn::start(blueprint, Role::Host, level, Some(snapshot)).await?;
+    let FromWorker::Ready(ready) = newborn.first_word().await? else {
+        return Err(StartError::NotReady("its first word was not Ready".to_owned()));
+    };
+    let zone = newborn.zone.clone();
+    let tags = ready.keys.map(|keys| Tags { zone: zone.clone(), keys: keys.tenants, jit: keys.jit });
+    // Before its first tenant.
+    let Looked { findings, held } = Look::at(blueprint, &newborn, tags.clone()).take().await?;
+    if !findings.is_empty() {
+        let (worker, pid) = (newborn.id, newborn.started.pid.as_raw());
+        events.tell(What::WorkerRejected { worker, pid, uid, findings: findings.clone() });
+        return Err(StartError::Rejected(findings));
+    }
+    let (commands, receive) = mpsc::unbounded_channel();
+    let (judged, exit) = watch::channel(None);
+    let worker = Arc::new(Worker {
+        id: newborn.id,
+        pid: newborn.started.pid,
+        level,
+        uid,
+        started_at: Instant::now(),
+        v8: ready.v8,
+        commands,
+        holds_one: blueprint.places(level) == 1,
+        tags,
+        zone,
+        layers,
+        bound: blueprint.data_bytes(level),
+        rules: rules.clone(),
+        record: newborn.faults,
+        memory: Mutex::new(Holdings::new(held)),
+        places: Mutex::new(Places::default()),
+        listeners: Listeners::default(),
+        evidence: Evidence::default(),
+        has_ended: AtomicBool::new(false),
+        exit,
+    });
+    events.tell(What::WorkerStarted { worker: worker.id, pid: worker.pid.as_raw(), uid, level: level.as_str() });
+    let owner = Owner {
+        worker: Arc::clone(&worker),
+        control: newborn.control,
+        session: newborn.session,
+        events: Arc::clone(events),
+    };
+    tokio::spawn(owner.own(newborn.started, receive, on_exit, judged));
+    Ok(worker)
+}
+
+struct Owner {
+    worker: Arc<Worker>,
+    control: UnixStream,
+    session: Session,
+    events: Arc<Events>,
+}
+
+impl Owner {
+    async fn own(
+        mut self,
+        mut started: Started,
+        mut commands: mpsc::UnboundedReceiver<Command>,
+        on_exit: OnExit,
+        judged: watch::Sender<Option<Arc<Exit>>>,
+    ) {
+        let (death, computed) = match watch_process(&started) {
+            Ok(pidfd) => {
+                let killed = self.live(&pidfd, &mut commands).await;
+                let computed = self.computed_by_culprit();
+                started.kill();
+                let _ = pidfd.readable().await;
+                let ended = started.collect().map_or(Death::Unknown, |status| Death::of(status, &self.worker.record));
+                let death = match (killed, ended) {
+                    // It had ended by itself before it was killed.
+                    (_, fault @ Death::Fault(_)) => fault,
+                    (Some(why), _) => Death::Killed(why),
+                    (None, ended) => ended,
+                };
+                (death, computed)
+            }
+            Err(error) => (Death::Killed(format!("it cannot be watched: {error}")), None),
+        };
+        drop(started);
+        self.worker.has_ended.store(true, Ordering::Relaxed);
+        // With the channels of those that were on their way to it.
+        drop(commands);
+        // What its threads said last says whose doing it was.
+        self.worker.listeners.have_heard_all(LAST_WORDS_TIMEOUT).await;
+        let exit = self.judge(death, computed);
+        on_exit(&self.worker, &exit);
+        judged.send_replace(Some(Arc::new(exit)));
+    }
+
+    /// The thread for whose doing the process is to be ended may still be there: then the kernel
+    /// says how much it has computed, and not the thread.
+    fn computed_by_culprit(&self) -> Option<(Slot, Duration)> {
+        let (slot, _) = *self.worker.evidence.culprit.get()?;
+        let computed = threads::computed(self.worker.pid, self.worker.thread_of(slot)?)?;
+        Some((slot, computed))
+    }
+
+    fn judge(&self, death: Death, computed: Option<(Slot, Duration)>) -> Exit {
+        let worker = &self.worker;
+        let (ending, slot) = worker.evidence.ending(&death, &worker.zone);
+        let on_record = slot.and_then(|slot| Some((slot, worker.record.computed(slot.0)?)));
+        let room = match &death {
+            Death::Fault(fault) => Room::of(fault.room, worker.bound, &worker.rules),
+            _ => Room::Plenty,
+        };
+        let (here, ever) = {
+            let places = worker.places();
+            (places.inhabited(), places.ever())
+        };
+        // Also one that has left: what it took outside its island is still there.
+        let largest = || worker.memory().largest(&ever);
+        let exit = Exit::judge(death, (ending, slot), here, worker.was_one_tenants(), room, largest);
+        Exit { computed: computed.or(on_record), ..exit }
+    }
+
+    /// Until the process ends by itself (`None`) or is to be killed (with the reason).
+    async fn live(
+        &mut self,
+        pidfd: &AsyncFd<OwnedFd>,
+        commands: &mut mpsc::UnboundedReceiver<Command>,
+    ) -> Option<String> {
+        let (mut reader, mut unread) = ([0; 4096], Vec::new());
+        loop {
+            tokio::select! {
+                _ = pidfd.readable() => return None,
+                command = commands.recv() => {
+                    if let Err(why) = self.obey(command?).await {
+                        return Some(why);
+                    }
+                }
+                got = self.control.read(&mut reader) => {
+                    match got {
+                        // The end of the channel: the process is ending too; wait for that.
+                        Ok(0) | Err(_) => {
+                            let _ = tokio::time::timeout(Duration::from_secs(1), pidfd.readable()).await;
+                            return None;
+                        }
+                        Ok(got) => unread.extend(reader.iter().take(got)),
+                    }
+                    if let Err(what) = self.hear(&mut unread) {
+                        let (worker, pid, uid) = (self.worker.id, self.worker.pid.as_raw(), self.worker.uid);
+                        let told = What::ProtocolViolation { worker, pid, uid, tenant: None, what: what.clone() };
+                        self.events.tell(told);
+                        self.worker.misbehaves(Signal::Protocol);
+                        return Some(format!("it broke the protocol: {what}"));
+                    }
+                }
+            }
+        }
+    }
+
+    async fn obey(&mut self, command: Command) -> Result<(), String> {
+        let (frame, channel) = match command {
+            Command::Kill(why) => return Err(why),
+            Command::Cancel { slot, run } => (ToWorker::Cancel { slot, run }, None),
+            Command::Retire { slot } => (ToWorker::Retire { slot }, None),
+            Command::Admit { admit, channel } => {
+                self.session.admit(admit.slot);
+                (ToWorker::Admit(admit), Some(channel))
+            }
+        };
+        let sent = tokio::time::timeout(
+            START_TIMEOUT,
+            send(&mut self.control, &frame, &channel.iter().map(AsFd::as_fd).collect::<Vec<_>>()),
+        )
+        .await;
+        let why = match sent {
+            Ok(Ok(())) => return Ok(()),
+            Ok(Err(error)) => format!("its control channel failed: {error}"),
+            Err(_) => "it does not read its control channel".to_owned(),
+        };
+        self.worker.misbehaves(Signal::Protocol);
+        Err(why)
+    }
+
+    /// Every whole frame in `unread`.
+    fn hear(&mut self, unread: &mut Vec<u8>) -> Result<(), String> {
+        while let Some(header) = unread.first_chunk::<HEADER_BYTES>() {
+            let end = HEADER_BYTES + body_len(*header, self.session.most_bytes()).map_err(|error| error.to_string())?;
+            let Some(body) = unread.get(HEADER_BYTES..end) else { break };
+            let frame: FromWorker = decode(body).map_err(|error| error.to_string())?;
+            unread.drain(..end);
+            self.session.accept(&frame).map_err(|violation| violation.to_string())?;
+            if let FromWorker::Retired { slot } = &frame {
+                self.worker.places().has_ended(*slot);
+            }
+            if let FromWorker::Overrun { slot, run, cause } = frame {
+                self.worker.blame(slot, Signal::HardKill);
+                self.worker.places().overran(slot, Overrun { run, cause });
+                // Ends this process by itself: the one way to stop code that V8 does not interrupt.
+                self.worker.kill(match cause {
+                    OverrunCause::Disposal => format!("what {run} left took too long to dispose of"),
+                    _ => format!("{run} did not end when it was told to ({cause:?})"),
+                });
+            }
+        }
+        Ok(())
+    }
+}
+
+/// A descriptor that is readable once the process has ended.
+fn watch_process(started: &Started) -> io::Result<AsyncFd<OwnedFd>> {
+    let pidfd = started.pidfd().try_clone_to_owned()?;
+    #[expect(deprecated, reason = "its unsoundness needs a type that lies about its descriptor; OwnedFd does not")]
+    AsyncFd::with_interest(pidfd, Interest::READABLE)
+}

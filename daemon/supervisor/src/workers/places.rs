@@ -1,0 +1,159 @@
+//! The places of one worker process: what is known of each, in one map under one lock.
+
+use std::collections::BTreeMap;
+use std::time::Instant;
+
+use enisle_wire::control::{OverrunCause, Slot};
+use enisle_wire::tenant::RunId;
+
+use crate::workers::birth::START_TIMEOUT;
+
+/// A run that its worker could not end, or what it left; the process was killed for it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Overrun {
+    pub(crate) run: RunId,
+    pub(crate) cause: OverrunCause,
+}
+
+/// A place that somebody was admitted to.
+#[derive(Debug, Default)]
+struct Place {
+    /// Its thread has said that it is ready, and has not ended.
+    confined: bool,
+    /// Its tenant has left; what it was at may still be ending.
+    left: Option<Instant>,
+    /// Its tenant has to leave, because the process holds more than its tenants explain.
+    unwanted: bool,
+    overrun: Option<Overrun>,
+}
+
+impl Place {
+    /// A tenant has run something there, and has not left for long.
+    fn is_inhabited(&self) -> bool {
+        self.confined && self.left.is_none_or(|left| left.elapsed() < 2 * START_TIMEOUT)
+    }
+}
+
+/// Every place that somebody was ever admitted to.
+#[derive(Debug, Default)]
+pub(super) struct Places(BTreeMap<Slot, Place>);
+
+impl Places {
+    pub(super) fn admit(&mut self, slot: Slot) {
+        self.0.insert(slot, Place::default());
+    }
+
+    pub(super) fn ever(&self) -> Vec<Slot> {
+        self.0.keys().copied().collect()
+    }
+
+    /// How many were ever taken.
+    pub(super) fn count(&self) -> usize {
+        self.0.len()
+    }
+
+    /// Those whose tenants are there.
+    pub(super) fn inhabited(&self) -> Vec<Slot> {
+        self.0.iter().filter(|(_, place)| place.is_inhabited()).map(|(slot, _)| *slot).collect()
+    }
+
+    /// Of those, who need not leave.
+    pub(super) fn wanted(&self) -> Vec<Slot> {
+        self.inhabited().into_iter().filter(|slot| !self.is_unwanted(*slot)).collect()
+    }
+
+    pub(super) fn is_unwanted(&self, slot: Slot) -> bool {
+        self.0.get(&slot).is_some_and(|place| place.unwanted)
+    }
+
+    pub(super) fn send_away(&mut self, slot: Slot) {
+        self.with(slot, |place| place.unwanted = true);
+    }
+
+    pub(super) fn is_confined(&mut self, slot: Slot) {
+        self.with(slot, |place| place.confined = true);
+    }
+
+    /// How many threads have said that they are ready, and have not ended.
+    pub(super) fn confined(&self) -> usize {
+        self.0.values().filter(|place| place.confined).count()
+    }
+
+    /// The thread has ended.
+    pub(super) fn has_ended(&mut self, slot: Slot) {
+        self.with(slot, |place| place.confined = false);
+    }
+
+    pub(super) fn has_left(&mut self, slot: Slot) {
+        self.with(slot, |place| place.left = Some(Instant::now()));
+    }
+
+    pub(super) fn overran(&mut self, slot: Slot, overrun: Overrun) {
+        self.with(slot, |place| place.overrun = Some(overrun));
+    }
+
+    pub(super) fn overrun(&self, slot: Slot) -> Option<Overrun> {
+        self.0.get(&slot).and_then(|place| place.overrun)
+    }
+
+    /// What is said of a place that nobody was admitted to counts for nothing.
+    fn with(&mut self, slot: Slot, change: impl FnOnce(&mut Place)) {
+        if let Some(place) = self.0.get_mut(&slot) {
+            change(place);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const A: Slot = Slot(0);
+    const B: Slot = Slot(1);
+
+    #[test]
+    fn who_has_said_nothing_yet_or_has_ended_is_not_there() {
+        let mut places = Places::default();
+        for slot in [A, B] {
+            places.admit(slot);
+        }
+        assert_eq!((places.inhabited(), places.confined()), (Vec::new(), 0));
+        for slot in [A, B] {
+            places.is_confined(slot);
+        }
+        assert_eq!((places.inhabited(), places.confined()), (vec![A, B], 2));
+        places.has_ended(A);
+        assert_eq!((places.inhabited(), places.ever()), (vec![B], vec![A, B]));
+    }
+
+    #[test]
+    fn who_has_just_left_may_still_be_at_something() {
+        let mut places = Places::default();
+        places.admit(A);
+        places.is_confined(A);
+        places.has_left(A);
+        assert_eq!(places.inhabited(), [A]);
+    }
+
+    #[test]
+    fn who_was_sent_away_is_not_sent_again() {
+        let mut places = Places::default();
+        for slot in [A, B] {
+            places.admit(slot);
+        }
+        for slot in [A, B] {
+            places.is_confined(slot);
+        }
+        places.send_away(A);
+        assert_eq!((places.wanted(), places.is_unwanted(A), places.is_unwanted(B)), (vec![B], true, false));
+    }
+
+    #[test]
+    fn what_is_said_of_a_place_that_nobody_has_counts_for_nothing() {
+        let mut places = Places::default();
+        places.admit(A);
+        places.is_confined(B);
+        places.overran(B, Overrun { run: RunId(7), cause: OverrunCause::Cpu });
+        assert_eq!((places.count(), places.confined(), places.overrun(B)), (1, 0, None));
+    }
+}

@@ -1,0 +1,85 @@
+//! What the kernel says of the threads of a worker process.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::time::Duration;
+
+use enisle_cordon::Sample;
+use enisle_wire::control::Slot;
+use nix::unistd::Pid;
+
+/// The page faults of a process since it began.
+#[derive(Debug, Default, Clone)]
+pub(crate) struct Faults {
+    /// Of all threads, those that have ended included.
+    pub(crate) all: u64,
+    /// Of those tenants' threads that are there.
+    pub(crate) of: BTreeMap<Slot, u64>,
+}
+
+/// The thread of that name, among those of a process.
+pub(crate) fn thread_named(process: Pid, name: &str) -> Option<Pid> {
+    let threads = fs::read_dir(format!("/proc/{process}/task")).ok()?;
+    threads.filter_map(Result::ok).find_map(|thread| {
+        let known = fs::read_to_string(thread.path().join("comm")).ok()?;
+        (known.trim_end() == name).then(|| thread.file_name().to_str()?.parse().ok().map(Pid::from_raw)).flatten()
+    })
+}
+
+/// The page faults that a process has had since it began, as long as it is there.
+pub(crate) fn faults_of(process: Pid) -> Option<Faults> {
+    let threads = fs::read_dir(format!("/proc/{process}/task")).into_iter().flatten().filter_map(Result::ok);
+    let read = |thread: fs::DirEntry| {
+        let stat = fs::read_to_string(thread.path().join("stat")).ok()?;
+        // The worker names them before any of a tenant's code runs.
+        let place = stat.split_once("(tenant-")?.1.split_once(')')?.0.parse().ok()?;
+        Some((Slot(place), faults(&stat)?))
+    };
+    let of = threads.filter_map(read).collect();
+    // After those, so that it has all of them.
+    let stat = fs::read_to_string(format!("/proc/{process}/stat")).ok()?;
+    Some(Faults { all: faults(&stat)?, of })
+}
+
+/// In the text of `/proc/PID/stat`, or of a thread's. The name of a thread, in parentheses, may
+/// hold anything.
+fn faults(stat: &str) -> Option<u64> {
+    stat.rsplit_once(')')?.1.split_whitespace().nth(7)?.parse().ok()
+}
+
+/// How long a thread has been on a processor, by the kernel's word, as long as it is there.
+pub(crate) fn computed(process: Pid, thread: Pid) -> Option<Duration> {
+    times(process, thread).map(|[ran, _]| ran)
+}
+
+/// Time on a processor, and waiting for one (sched-stats.rst: nanoseconds).
+fn times(process: Pid, thread: Pid) -> Option<[Duration; 2]> {
+    let schedstat = fs::read_to_string(format!("/proc/{process}/task/{thread}/schedstat")).ok()?;
+    let mut times = schedstat.split_whitespace().map(|word| Duration::from_nanos(word.parse().unwrap_or(0)));
+    Some([times.next()?, times.next()?])
+}
+
+/// What the kernel counts of a thread, as long as it is there: times, and page faults
+/// (proc_pid_stat(5), field 10).
+pub(crate) fn counts(process: Pid, thread: Pid) -> Option<Sample> {
+    let stat = fs::read_to_string(format!("/proc/{process}/task/{thread}/stat")).ok()?;
+    let [ran_ms, waited_ms] = times(process, thread)?.map(|time| u64::try_from(time.as_millis()).unwrap_or(u64::MAX));
+    Some(Sample { ran_ms, waited_ms, faults: faults(&stat)?, ..Sample::default() })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::waiting::{Busy, until};
+
+    #[test]
+    fn a_thread_is_found_by_its_name_and_its_work_is_seen() {
+        let process = nix::unistd::getpid();
+        let busy = Busy::start("tenant-99");
+        assert_eq!(thread_named(process, "tenant-99"), Some(busy.thread));
+        until("its work", || (counts(process, busy.thread)?.ran_ms >= 5).then_some(()));
+        drop(busy);
+        // The kernel takes its time to forget a thread.
+        until("its end", || thread_named(process, "tenant-99").is_none().then_some(()));
+    }
+}
