@@ -20,6 +20,7 @@
 //! | [`mod@decide`] | from a score to a level, with hysteresis, suspicion and an operator's word |
 //! | [`shape`] | what a tenant's thread looks like while it runs, in windows |
 //! | [`mod@place`] | which process a tenant goes to: who may be beside whom |
+//! | [`moving`] | when a tenant moves |
 //! | [`mod@blame`] | whose doing the death of a process was |
 //! | [`deaths`] | what such deaths cost the uid whose tenants they are |
 //! | [`audit`] | a chain of hashed lines |
@@ -35,6 +36,7 @@ pub mod audit;
 pub mod blame;
 pub mod deaths;
 pub mod decide;
+pub mod moving;
 pub mod place;
 pub mod rules;
 pub mod score;

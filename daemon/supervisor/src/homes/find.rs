@@ -9,6 +9,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use enisle_cordon::Level;
+use enisle_cordon::moving::Dwelling;
 use enisle_wire::limits::Limits;
 
 use crate::config::{Config, Cordon};
@@ -112,7 +113,7 @@ impl Homes {
             }
             if let Some(visit) = present.as_ref().and_then(Resident::visit) {
                 // Further in there is time, and whoever is alone for its own sake need not be.
-                let leaves = visit.worker.level < tenant.standing().level() || self.is_old(&visit.worker);
+                let leaves = tenant.needs().is_too_far_in(visit.worker.level) || self.is_old(&visit.worker);
                 if leaves && home.runs_may_ask(RUNS_ASK_EVERY) {
                     self.warden.ask_for_move(tenant);
                 }
@@ -163,16 +164,14 @@ impl Homes {
         if level == Level::Sealed { self.cordon.sealed.lower(limits) } else { limits }
     }
 
-    /// It lives at another level than it has to, or beside somebody whom it may not be beside any
-    /// more: a policy was changed, or a score has grown. Or its process is too old, or holds too
-    /// much.
-    pub(crate) fn is_misplaced(&self, tenant: &Tenant, home: Option<Arc<Resident>>) -> bool {
-        home.is_some_and(|home| {
-            home.worker.level != tenant.wanted_level()
-                || self.is_old(&home.worker)
-                || home.worker.is_unwanted(home.slot)
-                || self.pool.is_among_others(tenant, &home)
-        })
+    /// A home, for who decides whether its tenant moves.
+    pub(super) fn dwelling(&self, tenant: &Tenant, home: &Resident) -> Dwelling {
+        Dwelling {
+            level: home.worker.level,
+            is_old: self.is_old(&home.worker),
+            is_unwanted: home.worker.is_unwanted(home.slot),
+            among_others: self.pool.is_among_others(tenant, home),
+        }
     }
 
     /// What an attacker has learnt of a process's memory is worth nothing in the next one.

@@ -18,6 +18,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
+use enisle_cordon::moving::{Leave, Move, Residence};
 use enisle_cordon::{Level, Signal};
 
 use crate::events::What;
@@ -51,7 +52,8 @@ impl Homes {
     pub(crate) fn look_after(self: &Arc<Self>, tenant: &Arc<Tenant>) -> bool {
         let Some(home) = self.known(&tenant.name) else { return false };
         self.hasten(&home);
-        if self.is_misplaced(tenant, home.residence()) {
+        let residence = home.residence();
+        if residence.is_some_and(|residence| tenant.needs().is_misplaced(&self.dwelling(tenant, &residence))) {
             self.warden.ask_for_move(tenant);
         }
         drop(home);
@@ -62,29 +64,27 @@ impl Homes {
         let tenant = &home.tenant;
         // Those that it is leaving first: for the present one a run may be waiting.
         self.hasten(home);
-        if tenant.wanted_level() == Level::Expelled {
-            let present = home.present.lock().await.take();
-            present.iter().for_each(|present| self.abandon(present, "it is expelled"));
-            return;
-        }
         let old = home.present.lock().await.clone();
         let alive = old.as_ref().filter(|old| old.is_open());
-        let may_stay = || alive.is_some_and(|old| !self.is_misplaced(tenant, Some(Arc::clone(old))));
-        if may_stay() || (alive.is_none() && (old.is_none() || tenant.wanted_level() == Level::Shared)) {
-            return;
+        let next = || tenant.needs().next(self.residence_of(tenant, old.as_deref()));
+        match next() {
+            Move::Stay => return,
+            Move::Expel => {
+                let present = home.present.lock().await.take();
+                present.iter().for_each(|present| self.abandon(present, "it is expelled"));
+                return;
+            }
+            Move::Go { .. } => {}
         }
         // It is on the same account wherever it lives.
         let uid = old.as_ref().map_or_else(|| tenant.charged_to(), |old| old.uid);
         let to = self.level_of_new_home(tenant, uid);
         // It was on its way in, and is alone where it is.
-        if may_stay() {
-            return;
-        }
+        let Move::Go { outward } = next() else { return };
         if let Some(old) = alive.filter(|old| self.is_old(&old.worker)) {
             self.pool.close(&old.worker);
         }
         let memory_mb = self.limits_at(tenant, to).memory_mb;
-        let outward = alive.is_some_and(|old| old.worker.level < to);
         let new = match self.pool.admit(home, to, memory_mb, uid, Instant::now()).await {
             Ok(new) => new,
             Err(error) => {
@@ -127,25 +127,26 @@ impl Homes {
         }
     }
 
-    /// There is no other home. A tenant that must be further out, or away from others, leaves at
-    /// once; for one that would only be better off elsewhere, there is time. A process that is too
-    /// old is left before there is another one, and the tenant's next runs wait for room.
+    /// There is no other home. A tenant that leaves all the same has its next runs wait for room.
     async fn without_room(self: &Arc<Self>, home: &Home, old: Option<Arc<Resident>>) {
         let Some(old) = old.filter(|old| old.is_open()) else { return };
-        let must_leave = self.must_leave(&home.tenant, &old);
-        if !must_leave && !self.is_old(&old.worker) {
+        let leave = home.tenant.needs().without_room(&self.dwelling(&home.tenant, &old));
+        if leave == Leave::Stays {
             return;
         }
         let mut present = home.present.lock().await;
         if present.take_if(|present| Arc::ptr_eq(present, &old)).is_some() {
-            self.drain_home(home, old, must_leave);
+            self.drain_home(home, old, leave == Leave::InHaste);
         }
     }
 
-    /// A tenant may not wait in that home until there is another one.
-    fn must_leave(&self, tenant: &Tenant, home: &Resident) -> bool {
-        let standing = tenant.standing().level();
-        home.worker.level < standing || self.pool.is_among_others(tenant, home)
+    /// Where a tenant lives, for who decides whether it moves.
+    fn residence_of(&self, tenant: &Tenant, home: Option<&Resident>) -> Residence {
+        match home {
+            None => Residence::Nowhere,
+            Some(home) if home.is_open() => Residence::In(self.dwelling(tenant, home)),
+            Some(_) => Residence::Lost,
+        }
     }
 
     /// Sees to the homes that a tenant is leaving: the runs there end at once if it is expelled,
@@ -157,7 +158,8 @@ impl Homes {
             return;
         }
         let draining = home.draining();
-        draining.iter().filter(|left| self.must_leave(tenant, left)).for_each(|left| left.leave_in_haste());
+        let must_leave = |left: &&Arc<Resident>| tenant.needs().must_leave(&self.dwelling(tenant, left));
+        draining.iter().filter(must_leave).for_each(|left| left.leave_in_haste());
     }
 
     /// Lets the run that is under way in a home end that its tenant has left: for a bounded time,

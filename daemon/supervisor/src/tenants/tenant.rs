@@ -8,6 +8,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
+use enisle_cordon::moving::Needs;
 use enisle_cordon::{Case, Circumstances, Level, Reason, Rules, Standing, Time, Traits};
 use enisle_wire::Outcome;
 use serde_json::{Map, Value};
@@ -275,6 +276,11 @@ impl Tenant {
             || self.on_probation().is_some()
             || self.suspicion().is_some_and(|suspicion| suspicion.case.is_none());
         self.standing().level().max(if alone { Level::Solo } else { Level::Shared })
+    }
+
+    /// How far out it has to live, and why.
+    pub(crate) fn needs(&self) -> Needs {
+        Needs { standing: self.standing().level(), wanted: self.wanted_level() }
     }
 
     /// Whom it may be beside.

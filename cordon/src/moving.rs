@@ -1,0 +1,196 @@
+//! When a tenant moves: a function of where it lives and of how far out it has to live.
+//!
+//! | its home | what follows |
+//! |---|---|
+//! | too far in, or among others that it must be kept from | it leaves, if need be before there is another home |
+//! | in a process that is too old | the same, but the run that is under way has all its time |
+//! | further out than it has to be, or in a process that holds too much | it leaves when there is another home |
+//! | lost, and it has to live alone | it is given another one before its next run |
+
+use crate::Level;
+
+/// How far out a tenant has to live.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Needs {
+    /// By its standing: it must not be further in.
+    pub standing: Level,
+    /// Also for its own sake, for as long as that lasts; never further in than its standing.
+    pub wanted: Level,
+}
+
+/// A home, as far as moving is concerned.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Dwelling {
+    pub level: Level,
+    /// Its process is older than one may be.
+    pub is_old: bool,
+    /// Its process holds more than its tenants explain, and this one has to leave.
+    pub is_unwanted: bool,
+    /// Somebody is in it from whom the tenant must be kept.
+    pub among_others: bool,
+}
+
+/// Where a tenant lives.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Residence {
+    /// It has no home.
+    Nowhere,
+    /// Its home takes no runs any more: its process has died, or it was told to leave.
+    Lost,
+    In(Dwelling),
+}
+
+/// What is to be done.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Move {
+    Stay,
+    /// It is not run at all any more.
+    Expel,
+    /// It gets another home. `outward`: what runs in the old one may not take for ever.
+    Go {
+        outward: bool,
+    },
+}
+
+/// How it leaves a home although there is no other.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Leave {
+    Stays,
+    /// What runs there has all its time.
+    InTime,
+    /// What runs there has a bounded time.
+    InHaste,
+}
+
+impl Needs {
+    /// It must not be that far in.
+    #[must_use]
+    pub fn is_too_far_in(&self, level: Level) -> bool {
+        level < self.standing
+    }
+
+    /// It would be better off elsewhere.
+    #[must_use]
+    pub fn is_misplaced(&self, home: &Dwelling) -> bool {
+        home.level != self.wanted || home.is_old || home.is_unwanted || home.among_others
+    }
+
+    /// It may not wait there until there is another home.
+    #[must_use]
+    pub fn must_leave(&self, home: &Dwelling) -> bool {
+        self.is_too_far_in(home.level) || home.among_others
+    }
+
+    #[must_use]
+    pub fn next(&self, residence: Residence) -> Move {
+        match residence {
+            _ if self.wanted == Level::Expelled => Move::Expel,
+            Residence::In(home) if self.is_misplaced(&home) => Move::Go { outward: home.level < self.wanted },
+            Residence::Lost if self.wanted.is_alone() => Move::Go { outward: false },
+            // Its next run finds a home by itself.
+            Residence::In(_) | Residence::Lost | Residence::Nowhere => Move::Stay,
+        }
+    }
+
+    /// What follows where there is no other home. For one that would only be better off elsewhere
+    /// there is time.
+    #[must_use]
+    pub fn without_room(&self, home: &Dwelling) -> Leave {
+        match (self.must_leave(home), home.is_old) {
+            (true, _) => Leave::InHaste,
+            (false, true) => Leave::InTime,
+            (false, false) => Leave::Stays,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const BOTH: [bool; 2] = [false, true];
+
+    fn all_needs() -> Vec<Needs> {
+        let levels = Level::ALL.into_iter();
+        let needs = levels.flat_map(|standing| Level::ALL.map(|wanted| Needs { standing, wanted }));
+        needs.filter(|needs| needs.standing <= needs.wanted).collect()
+    }
+
+    fn all_homes() -> Vec<Dwelling> {
+        let levels = [Level::Shared, Level::Solo, Level::Sealed].into_iter();
+        let of = |level, is_old, is_unwanted, among_others| Dwelling { level, is_old, is_unwanted, among_others };
+        levels
+            .flat_map(|level| BOTH.map(|old| (level, old)))
+            .flat_map(|(level, old)| BOTH.map(|unwanted| (level, old, unwanted)))
+            .flat_map(|(level, old, unwanted)| BOTH.map(|others| of(level, old, unwanted, others)))
+            .collect()
+    }
+
+    fn everything() -> impl Iterator<Item = (Needs, Dwelling)> {
+        all_needs().into_iter().flat_map(|needs| all_homes().into_iter().map(move |home| (needs, home)))
+    }
+
+    fn good(level: Level) -> Dwelling {
+        Dwelling { level, is_old: false, is_unwanted: false, among_others: false }
+    }
+
+    #[test]
+    fn who_lives_where_it_has_to_stays() {
+        for needs in all_needs().into_iter().filter(|needs| needs.wanted != Level::Expelled) {
+            assert_eq!(needs.next(Residence::In(good(needs.wanted))), Move::Stay);
+            assert_eq!(needs.next(Residence::Nowhere), Move::Stay);
+        }
+    }
+
+    #[test]
+    fn who_must_leave_moves_and_does_not_wait_for_room() {
+        for (needs, home) in everything().filter(|(needs, home)| needs.must_leave(home)) {
+            assert_ne!(needs.next(Residence::In(home)), Move::Stay, "{needs:?} {home:?}");
+            assert_eq!(needs.without_room(&home), Leave::InHaste, "{needs:?} {home:?}");
+        }
+    }
+
+    #[test]
+    fn who_is_further_out_than_it_has_to_be_or_in_too_large_a_process_waits_for_room() {
+        let needs = Needs { standing: Level::Shared, wanted: Level::Shared };
+        for home in [good(Level::Sealed), Dwelling { is_unwanted: true, ..good(Level::Shared) }] {
+            assert_eq!(needs.next(Residence::In(home)), Move::Go { outward: false });
+            assert_eq!(needs.without_room(&home), Leave::Stays);
+        }
+        let old = Dwelling { is_old: true, ..good(Level::Shared) };
+        assert_eq!(
+            (needs.next(Residence::In(old)), needs.without_room(&old)),
+            (Move::Go { outward: false }, Leave::InTime)
+        );
+    }
+
+    #[test]
+    fn alone_for_its_own_sake_it_moves_outward_but_is_not_driven_out() {
+        let needs = Needs { standing: Level::Shared, wanted: Level::Solo };
+        let shared = good(Level::Shared);
+        assert_eq!(needs.next(Residence::In(shared)), Move::Go { outward: true });
+        assert_eq!(needs.without_room(&shared), Leave::Stays);
+    }
+
+    #[test]
+    fn a_lost_home_alone_is_replaced_at_once_and_a_shared_one_by_the_next_run() {
+        let lost = |wanted| Needs { standing: Level::Shared, wanted }.next(Residence::Lost);
+        assert_eq!((lost(Level::Shared), lost(Level::Solo)), (Move::Stay, Move::Go { outward: false }));
+    }
+
+    #[test]
+    fn who_is_expelled_lives_nowhere_whatever_its_home_is() {
+        let needs = Needs { standing: Level::Shared, wanted: Level::Expelled };
+        let homes = all_homes().into_iter().map(Residence::In);
+        for residence in homes.chain([Residence::Nowhere, Residence::Lost]) {
+            assert_eq!(needs.next(residence), Move::Expel);
+        }
+    }
+
+    #[test]
+    fn every_home_that_is_good_enough_to_stay_in_is_good_enough_to_wait_in() {
+        for (needs, home) in everything().filter(|(needs, home)| needs.next(Residence::In(*home)) == Move::Stay) {
+            assert_eq!(needs.without_room(&home), Leave::Stays, "{needs:?} {home:?}");
+        }
+    }
+}
