@@ -3,9 +3,12 @@
 pub(crate) mod blame;
 pub(crate) mod exchange;
 pub(crate) mod find;
+mod frames;
 pub(crate) mod home;
 pub(crate) mod job;
 pub(crate) mod pool;
 mod rehome;
+mod report;
 pub(crate) mod resident;
+mod sending;
 mod speaker;

@@ -11,25 +11,24 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-use axum::body::Bytes;
 use enisle_cordon::Signal;
-use enisle_wire::control::{OverrunCause, Slot};
-use enisle_wire::limits::{Limit, Limits};
-use enisle_wire::tenant::{Advice, Done, FromTenant, LogLine, ScriptError, Session, ToTenant, Usage};
-use enisle_wire::{FrameError, MAX_FROM_TENANT_BYTES, MAX_TO_TENANT_BYTES, Outcome, encode};
-use serde_json::value::RawValue;
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf};
+use enisle_wire::control::Slot;
+use enisle_wire::tenant::{Done, FromTenant, Session, ToTenant, Usage};
+use enisle_wire::{FrameError, MAX_TO_TENANT_BYTES, encode};
+use tokio::io::AsyncWriteExt;
+use tokio::net::unix::OwnedWriteHalf;
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::{Instant, timeout_at};
 
 use crate::cordons::warden::Warden;
 use crate::events::What;
-use crate::homes::exchange::{Channel, Ended, Finished, Leaves, Lost, Phase, State, Ticket};
+use crate::homes::exchange::{Channel, Ended, Leaves, Lost, Phase, State, Ticket};
+use crate::homes::frames::{FrameReader, Heard, Kind};
 use crate::homes::job::Job;
-use crate::share::{Exhausted, Held};
+use crate::homes::report::{End, Gathered, ROOM_PATIENCE, Stop, all_the_time, finished, micros};
+use crate::homes::sending::Sending;
+use crate::share::Exhausted;
 use crate::tenants::tenant::Tenant;
-use crate::workers::channel::{read_body, read_len, skip};
 use crate::workers::death::Death;
 use crate::workers::listeners::Listener;
 use crate::workers::process::Worker;
@@ -37,158 +36,8 @@ use crate::workers::process::Worker;
 /// After a run's wall limit, its own watchdog's grace and the warming of an isolate, the process is no longer believed.
 const BACKSTOP: Duration = Duration::from_secs(5);
 
-/// A frame that is larger is announced before it is read, and charged for.
-const LARGE_BYTES: usize = 64 << 10;
-/// While it is decoded there are two of it.
+/// While a large frame is decoded there are two of it.
 const COPIES: u64 = 2;
-/// So long an answer waits for room.
-const ROOM_PATIENCE: Duration = Duration::from_secs(5);
-/// What a line of the log holds beside its text.
-const LINE_BYTES: u64 = 64;
-/// Looking whether a longer result is JSON is done off the thread that serves connections.
-const INLINE_BYTES: usize = 256 << 10;
-
-/// What comes from a tenant's thread.
-#[derive(Debug)]
-enum Heard {
-    Frame(Result<FromTenant, FrameError>),
-    /// A large frame; whether it is read or skipped has to be said ([`FrameReader::decide`]).
-    Large {
-        bytes: usize,
-        kind: Kind,
-    },
-}
-
-/// What a large frame is.
-#[derive(Debug, Clone, Copy)]
-enum Kind {
-    Log,
-    End,
-    /// Nothing that may be large.
-    Other,
-}
-
-impl Kind {
-    fn of(first: u8) -> Self {
-        match first {
-            FromTenant::LOG_TAG => Self::Log,
-            FromTenant::DONE_TAG => Self::End,
-            _ => Self::Other,
-        }
-    }
-}
-
-/// Frames as they come, read by a task of its own so that a wait for one can be abandoned without losing half of it.
-#[derive(Debug)]
-struct FrameReader {
-    heard: mpsc::Receiver<Heard>,
-    verdicts: mpsc::Sender<bool>,
-}
-
-impl FrameReader {
-    fn spawn(mut channel: OwnedReadHalf) -> Self {
-        let (send, heard) = mpsc::channel(1);
-        let (verdicts, mut decided) = mpsc::channel(1);
-        tokio::spawn(async move {
-            loop {
-                let frame = match Self::read(&mut channel, &send, &mut decided).await {
-                    Ok(None) => continue,
-                    Ok(Some(frame)) => Ok(frame),
-                    Err(error) => Err(error),
-                };
-                let last = frame.is_err();
-                if send.send(Heard::Frame(frame)).await.is_err() || last {
-                    return;
-                }
-            }
-        });
-        Self { heard, verdicts }
-    }
-
-    /// The next frame; none if it was skipped.
-    async fn read(
-        channel: &mut OwnedReadHalf,
-        send: &mpsc::Sender<Heard>,
-        decided: &mut mpsc::Receiver<bool>,
-    ) -> Result<Option<FromTenant>, FrameError> {
-        let bytes = read_len(channel, MAX_FROM_TENANT_BYTES).await?;
-        if bytes <= LARGE_BYTES {
-            return read_body(channel, Vec::new(), bytes).await.map(Some);
-        }
-        let first = channel.read_u8().await?;
-        let large = Heard::Large { bytes, kind: Kind::of(first) };
-        if send.send(large).await.is_err() {
-            return Err(FrameError::Closed);
-        }
-        match decided.recv().await {
-            Some(true) => read_body(channel, vec![first], bytes).await.map(Some),
-            Some(false) => skip(channel, bytes - 1).await.map(|()| None),
-            None => Err(FrameError::Closed),
-        }
-    }
-
-    /// Has the large frame that was announced read, or skipped.
-    async fn decide(&self, read: bool) {
-        let _ = self.verdicts.send(read).await;
-    }
-}
-
-/// A run's parts on their way to the worker.
-struct Sending {
-    parts: std::vec::IntoIter<Bytes>,
-    /// What is left of the part that is being sent.
-    present: Bytes,
-    code: Bytes,
-    begun: bool,
-}
-
-/// Parts that have less together are sent as one: each by itself would wake the worker up.
-const TOGETHER_BYTES: usize = 16 << 10;
-
-impl Sending {
-    fn new(mut parts: Vec<Bytes>, code: Bytes) -> Self {
-        if parts.iter().map(Bytes::len).sum::<usize>() <= TOGETHER_BYTES {
-            parts = vec![parts.concat().into()];
-        }
-        let mut parts = parts.into_iter();
-        Self { present: parts.next().unwrap_or_default(), parts, code, begun: false }
-    }
-
-    fn sent(&mut self, bytes: usize) {
-        self.begun |= bytes > 0;
-        let _ = self.present.split_to(bytes.min(self.present.len()));
-        if self.present.is_empty() {
-            self.present = self.parts.next().unwrap_or_default();
-        }
-    }
-
-    /// The worker has all that was sent, and needs the code too.
-    fn add_code(&mut self) {
-        self.present = std::mem::take(&mut self.code);
-    }
-}
-
-/// What a run has given so far.
-struct Gathered {
-    logs: Vec<LogLine>,
-    held: Held,
-    /// There was no room for some of the log.
-    truncated: bool,
-}
-
-impl Gathered {
-    fn add(&mut self, lines: Vec<LogLine>) {
-        let bytes = lines.iter().map(|line| line.text.len() as u64 + LINE_BYTES).sum();
-        match self.held.grow(bytes) {
-            Ok(()) => self.logs.extend(lines),
-            Err(_) => self.truncated = true,
-        }
-    }
-
-    fn log_bytes(&self) -> u64 {
-        self.logs.iter().map(|line| line.text.len() as u64 + LINE_BYTES).sum()
-    }
-}
 
 /// How far an exchange has come.
 enum Step {
@@ -223,17 +72,6 @@ pub(crate) struct Speaker {
     accounted_us: u64,
     accounted_at: Instant,
     warden: Arc<Warden>,
-}
-
-/// Why a speaker stops.
-enum Stop {
-    /// The channel is closed: the worker has died, or is about to.
-    Closed,
-    /// V8 cannot go on; the process ends with these words.
-    Aborted {
-        certain: bool,
-    },
-    Violation(String),
 }
 
 /// Waits until it is told to leave.
@@ -570,47 +408,22 @@ impl Speaker {
         let limits = &job.run.limits;
         let most = all_the_time(begun, limits);
         let usage = Usage { cpu_us: self.unaccounted_us(begun, most.cpu_us), ..most };
-        let alone = self.worker.was_one_tenants();
         let overrun = self.worker.overrun(self.slot).filter(|overrun| overrun.run == job.run.id);
-        let cause = match (overrun, stop) {
-            (Some(overrun), _) => Some(overran(overrun.cause, limits)),
-            (None, Stop::Violation(what)) => {
-                Some((Outcome::Violation, format!("its worker broke the protocol: {what}")))
-            }
-            // V8 gave up, and it is this run's doing: it was over its limit, or there was nobody else.
-            // Where the worker's word did not come through, its end says as much.
-            (None, stop)
-                if matches!(stop, Stop::Aborted { certain: true })
-                    || (alone && (matches!(stop, Stop::Aborted { .. }) || *death == Death::OutOfMemory)) =>
-            {
-                let mb = limits.memory_mb;
-                let message = format!(
-                    "V8 gave up on the run: it needed more at once than V8 has, or than {mb} MiB allow (limits.memoryMb)"
-                );
-                Some((Outcome::ExceededMemory, message))
-            }
-            (None, _) if self.attacked(death) => Some((Outcome::Violation, format!("a layer stopped it: {death}"))),
-            (None, _) if alone && *death == Death::Filter => {
-                Some((Outcome::Violation, "the filter stopped a system call that no script needs".to_owned()))
-            }
-            (None, Stop::Aborted { .. } | Stop::Closed) => None,
+        let end = End {
+            overrun: overrun.map(|overrun| overrun.cause),
+            stop,
+            death,
+            attacked: self.attacked(death),
+            alone: self.worker.was_one_tenants(),
         };
-        match cause {
+        match end.judge(limits) {
             None => {
                 let anothers_doing = self.worker.blames_another(self.slot);
                 Ended::Lost(Lost { why: death.to_string(), anothers_doing, usage })
             }
-            Some((outcome, message)) => Ended::Judged(Box::new(Finished {
-                outcome,
-                result: None,
-                error: Some(ScriptError { name: error_name(outcome).to_owned(), message, stack: None }),
-                logs: gathered.logs,
-                truncated: true,
-                usage: Usage { peak_heap_bytes: least_held(outcome, limits), ..usage },
-                queued,
-                advice: Advice::default(),
-                held: Some(gathered.held),
-            })),
+            Some((outcome, message)) => {
+                Ended::Judged(Box::new(gathered.ended(outcome, message, usage, queued, limits)))
+            }
         }
     }
 
@@ -648,84 +461,6 @@ impl Speaker {
                     Ok(wrote) => sending.sent(wrote),
                 },
             }
-        }
-    }
-}
-
-/// Checks what the worker says of the run: its result has to be JSON, within the limit. If it is
-/// not, what is wrong. What is small and was not charged before it was read is charged now; how
-/// large it is, if there is no room.
-async fn finished(
-    done: Done,
-    gathered: Gathered,
-    queued: Duration,
-    limits: &Limits,
-) -> Result<Result<Finished, (usize, Exhausted)>, String> {
-    let result = match done.result {
-        Some(text) if text.len() > limits.output_bytes as usize => {
-            return Err(format!("a result of {} bytes, over its limit", text.len()));
-        }
-        Some(text) if text.len() > INLINE_BYTES => {
-            let read = tokio::task::spawn_blocking(move || RawValue::from_string(text)).await;
-            Some(read.map_err(|error| error.to_string())?)
-        }
-        Some(text) => Some(RawValue::from_string(text)),
-        None => None,
-    };
-    let result = result.transpose().map_err(|error| format!("a result that is not JSON: {error}"))?;
-    if result.is_some() != (done.outcome == Outcome::Ok) {
-        return Err(format!("outcome {} and a result do not go together", done.outcome));
-    }
-    let log_bytes = gathered.log_bytes();
-    let Gathered { logs, mut held, truncated: dropped } = gathered;
-    let Done { outcome, error, truncated, usage, advice, .. } = done;
-    let error_bytes = error
-        .as_ref()
-        .map_or(0, |error| error.name.len() + error.message.len() + error.stack.as_ref().map_or(0, String::len));
-    let bytes = error_bytes + result.as_ref().map_or(0, |result| result.get().len());
-    let needed = log_bytes + bytes as u64;
-    held.shrink_to(needed);
-    if let Err(why) = held.grow_within(needed - held.units().min(needed), ROOM_PATIENCE).await {
-        return Ok(Err((bytes, why)));
-    }
-    let (truncated, held) = (truncated || dropped, Some(held));
-    Ok(Ok(Finished { outcome, result, error, logs, truncated, usage, queued, advice, held }))
-}
-
-/// What a run is charged of which only the time is known: as if it had computed all of it, as far
-/// as it may.
-fn all_the_time(begun: Instant, limits: &Limits) -> Usage {
-    let wall_us = micros(begun.elapsed());
-    Usage { wall_us, cpu_us: wall_us.min(u64::from(limits.cpu_ms) * 1000), ..Usage::default() }
-}
-
-/// What a run held at the least whose process ended: its limit, if that was it.
-fn least_held(outcome: Outcome, limits: &Limits) -> u64 {
-    if outcome == Outcome::ExceededMemory { u64::from(limits.memory_mb) << 20 } else { 0 }
-}
-
-fn micros(time: Duration) -> u64 {
-    u64::try_from(time.as_micros()).unwrap_or(u64::MAX)
-}
-
-/// The name of the error that goes with an outcome that the script did not choose.
-fn error_name(outcome: Outcome) -> &'static str {
-    match outcome {
-        Outcome::Violation => "Violation",
-        Outcome::Canceled => "Canceled",
-        _ => "LimitError",
-    }
-}
-
-/// A run that V8 could not interrupt: its process was killed for it.
-fn overran(cause: OverrunCause, limits: &Limits) -> (Outcome, String) {
-    match cause {
-        OverrunCause::Cpu => (Outcome::ExceededCpu, Limit::CpuMs.exceeded(limits.cpu_ms)),
-        OverrunCause::Wall => (Outcome::ExceededWall, Limit::WallMs.exceeded(limits.wall_ms)),
-        OverrunCause::Memory => (Outcome::ExceededMemory, Limit::MemoryMb.exceeded(limits.memory_mb)),
-        OverrunCause::Canceled => (Outcome::Canceled, "the run was canceled".to_owned()),
-        OverrunCause::Disposal => {
-            (Outcome::ExceededCpu, "what was left of runs took too long to dispose of (limits.cpuMs)".to_owned())
         }
     }
 }

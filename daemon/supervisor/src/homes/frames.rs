@@ -1,0 +1,97 @@
+//! Frames from a tenant's thread, as they come.
+
+use enisle_wire::tenant::FromTenant;
+use enisle_wire::{FrameError, MAX_FROM_TENANT_BYTES};
+use tokio::io::AsyncReadExt;
+use tokio::net::unix::OwnedReadHalf;
+use tokio::sync::mpsc;
+
+use crate::workers::channel::{read_body, read_len, skip};
+
+/// A frame that is larger is announced before it is read, and charged for.
+const LARGE_BYTES: usize = 64 << 10;
+
+/// What comes from a tenant's thread.
+#[derive(Debug)]
+pub(super) enum Heard {
+    Frame(Result<FromTenant, FrameError>),
+    /// A large frame; whether it is read or skipped has to be said ([`FrameReader::decide`]).
+    Large {
+        bytes: usize,
+        kind: Kind,
+    },
+}
+
+/// What a large frame is.
+#[derive(Debug, Clone, Copy)]
+pub(super) enum Kind {
+    Log,
+    End,
+    /// Nothing that may be large.
+    Other,
+}
+
+impl Kind {
+    fn of(first: u8) -> Self {
+        match first {
+            FromTenant::LOG_TAG => Self::Log,
+            FromTenant::DONE_TAG => Self::End,
+            _ => Self::Other,
+        }
+    }
+}
+
+/// Frames as they come, read by a task of its own so that a wait for one can be abandoned without losing half of it.
+#[derive(Debug)]
+pub(super) struct FrameReader {
+    pub(super) heard: mpsc::Receiver<Heard>,
+    verdicts: mpsc::Sender<bool>,
+}
+
+impl FrameReader {
+    pub(super) fn spawn(mut channel: OwnedReadHalf) -> Self {
+        let (send, heard) = mpsc::channel(1);
+        let (verdicts, mut decided) = mpsc::channel(1);
+        tokio::spawn(async move {
+            loop {
+                let frame = match Self::read(&mut channel, &send, &mut decided).await {
+                    Ok(None) => continue,
+                    Ok(Some(frame)) => Ok(frame),
+                    Err(error) => Err(error),
+                };
+                let last = frame.is_err();
+                if send.send(Heard::Frame(frame)).await.is_err() || last {
+                    return;
+                }
+            }
+        });
+        Self { heard, verdicts }
+    }
+
+    /// The next frame; none if it was skipped.
+    async fn read(
+        channel: &mut OwnedReadHalf,
+        send: &mpsc::Sender<Heard>,
+        decided: &mut mpsc::Receiver<bool>,
+    ) -> Result<Option<FromTenant>, FrameError> {
+        let bytes = read_len(channel, MAX_FROM_TENANT_BYTES).await?;
+        if bytes <= LARGE_BYTES {
+            return read_body(channel, Vec::new(), bytes).await.map(Some);
+        }
+        let first = channel.read_u8().await?;
+        let large = Heard::Large { bytes, kind: Kind::of(first) };
+        if send.send(large).await.is_err() {
+            return Err(FrameError::Closed);
+        }
+        match decided.recv().await {
+            Some(true) => read_body(channel, vec![first], bytes).await.map(Some),
+            Some(false) => skip(channel, bytes - 1).await.map(|()| None),
+            None => Err(FrameError::Closed),
+        }
+    }
+
+    /// Has the large frame that was announced read, or skipped.
+    pub(super) async fn decide(&self, read: bool) {
+        let _ = self.verdicts.send(read).await;
+    }
+}
