@@ -10,7 +10,7 @@ use crate::cordons::warden::Scene;
 use crate::daemon::{Daemon, SOME_TENANTS, Supplies};
 use crate::events::What;
 use crate::homes::blame::Roster;
-use crate::homes::pool::Household;
+use crate::homes::entries::Household;
 use crate::workers::holdings::Unexplained;
 use crate::workers::process::Worker;
 

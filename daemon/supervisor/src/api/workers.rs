@@ -12,7 +12,7 @@ use super::page::{PAGE_BYTES, Page, Wanted};
 use super::peer::Peer;
 use super::problem::Problem;
 use crate::daemon::Daemon;
-use crate::homes::pool::Listed;
+use crate::homes::entries::Listed;
 
 pub(crate) async fn list(
     State(daemon): State<Arc<Daemon>>,

@@ -1,6 +1,7 @@
 //! Which tenant is in which process.
 
 pub(crate) mod blame;
+pub(crate) mod entries;
 pub(crate) mod exchange;
 pub(crate) mod find;
 mod frames;

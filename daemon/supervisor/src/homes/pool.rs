@@ -5,14 +5,13 @@
 //! and key are never handed on. A worker whose places are spent and whose tenants have left is
 //! ended.
 
-use std::collections::BTreeMap;
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream as StdUnixStream;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use enisle_cordon::{Bounds, Capacity, Level, Placement, Process, Signal, place};
+use enisle_cordon::{Bounds, Capacity, Level, Placement, Signal, place};
 use enisle_wire::control::{Admit, Slot};
 use tokio::net::UnixStream;
 use tokio::sync::{Notify, OnceCell, oneshot};
@@ -21,10 +20,11 @@ use crate::clock;
 use crate::cordons::warden::Warden;
 use crate::events::What;
 use crate::homes::blame::{Roster, settle};
+use crate::homes::entries::{Entries, Entry, Household, Listed, Part};
 use crate::homes::exchange::Channel;
 use crate::homes::home::Home;
 use crate::homes::resident::Resident;
-use crate::share::{Held, Parts, Supply, Turn, Turns};
+use crate::share::{Parts, Supply, Turn, Turns};
 use crate::tenants::tenant::{Expelled, Tenant};
 use crate::workers::birth::{Blueprint, StartError};
 use crate::workers::exit::Exit;
@@ -58,52 +58,6 @@ pub(crate) enum AdmitError {
     Expelled(#[from] Expelled),
 }
 
-/// A worker, living or about to.
-#[derive(Debug)]
-struct Entry {
-    uid: u32,
-    level: Level,
-    places_used: u32,
-    /// Too old: nobody comes in any more.
-    closing: bool,
-    residents: BTreeMap<Slot, (Arc<Home>, Option<Arc<Resident>>)>,
-    /// Set once its process is ready; whoever comes first starts it, whoever comes meanwhile waits.
-    worker: Arc<OnceCell<Arc<Worker>>>,
-    roster: Arc<Roster>,
-    /// The start has it too, which may last longer than anybody's wish for the process.
-    held: Arc<Part>,
-}
-
-/// A uid's part of the homes; and of those for tenants who live alone, if it is one.
-type Part = (Held, Option<Held>);
-
-impl Entry {
-    fn is_dead(&self) -> bool {
-        self.worker.get().is_some_and(|worker| worker.is_dead())
-    }
-}
-
-/// Every worker, living or about to, by a number that no other one ever has.
-#[derive(Debug, Default)]
-struct Entries {
-    last_id: u64,
-    by_id: BTreeMap<u64, Entry>,
-}
-
-impl Entries {
-    fn add(&mut self, entry: Entry) -> u64 {
-        self.last_id += 1;
-        self.by_id.insert(self.last_id, entry);
-        self.last_id
-    }
-
-    /// The entry behind which that worker is.
-    fn of(&mut self, worker: &Worker) -> Option<(u64, &mut Entry)> {
-        let is_it = |entry: &Entry| entry.worker.get().is_some_and(|known| known.id == worker.id);
-        self.by_id.iter_mut().find(|(_, entry)| is_it(entry)).map(|(id, entry)| (*id, entry))
-    }
-}
-
 #[derive(Debug)]
 pub(crate) struct Pool {
     blueprint: Arc<Blueprint>,
@@ -119,24 +73,6 @@ pub(crate) struct Pool {
     entries: Mutex<Entries>,
     /// The worker whose keys were looked at last.
     inspected: AtomicU64,
-}
-
-/// One worker, for `GET /v1/workers`.
-#[derive(Debug)]
-pub(crate) struct Listed {
-    pub(crate) worker: Arc<Worker>,
-    pub(crate) places_used: u32,
-    pub(crate) tenants: Vec<String>,
-}
-
-/// A worker with those who live in it.
-#[derive(Debug)]
-pub(crate) struct Household {
-    pub(crate) worker: Arc<Worker>,
-    pub(crate) roster: Arc<Roster>,
-    pub(crate) tenants: Vec<(Slot, Arc<Tenant>)>,
-    /// One of them has a run here or on its way.
-    pub(crate) busy: bool,
 }
 
 impl Pool {
@@ -209,7 +145,7 @@ impl Pool {
         let channel = Channel { slot, stream: ours, listener };
         let resident = Resident::new(Arc::clone(tenant), Arc::clone(&worker), channel, uid, Arc::clone(&self.warden));
         if let Some(entry) = self.lock().by_id.get_mut(&entry) {
-            entry.residents.insert(slot, (Arc::clone(home), Some(Arc::clone(&resident))));
+            entry.moved_in(slot, home, &resident);
         }
         reservation.kept = true;
         let reason = match level {
@@ -260,32 +196,12 @@ impl Pool {
         let (outdated, now) = (self.warden.engine_is_outdated(), clock::now());
         let traits = |tenant: &Tenant| tenant.traits(outdated, &self.warden.cordon.rules, now);
         let mut entries = self.lock();
-        let processes: Vec<_> = entries
-            .by_id
-            .iter()
-            .filter(|(_, entry)| entry.uid == uid && !entry.closing)
-            .map(|(id, entry)| Process {
-                id: *id,
-                level: entry.level,
-                residents: entry.residents.values().map(|(home, _)| traits(&home.tenant)).collect(),
-                busy: entry
-                    .residents
-                    .values()
-                    .flat_map(|(_, resident)| resident)
-                    .filter(|known| known.is_used())
-                    .count(),
-                places_used: entry.places_used as usize,
-            })
-            .collect();
+        let processes = entries.open_to(uid, traits);
         // Those that take nobody in are there all the same.
-        let closing = |alone: bool| {
-            let closing = entries.by_id.values().filter(|entry| entry.uid == uid && entry.closing);
-            closing.filter(|entry| !alone || entry.level.is_alone()).count()
-        };
+        let (closing, closing_alone) = entries.closing(uid);
         let most = |supply: &Supply| usize::try_from(supply.most(uid)).unwrap_or(usize::MAX);
         let (most, alone) = (most(&self.homes), most(&self.homes_alone));
-        let bounds =
-            Bounds { processes: most.saturating_sub(closing(false)), alone: alone.saturating_sub(closing(true)) };
+        let bounds = Bounds { processes: most.saturating_sub(closing), alone: alone.saturating_sub(closing_alone) };
         let id = match place(&traits(&home.tenant), level, &processes, self.capacity, bounds) {
             Placement::Into(id) => id,
             Placement::Full | Placement::Refused => return Err(AdmitError::Full(most)),
@@ -294,15 +210,11 @@ impl Pool {
                 let home = self.homes.take(uid, 1).map_err(|_| AdmitError::Full(most))?;
                 let home_alone = level.is_alone().then(|| self.homes_alone.take(uid, 1)).transpose();
                 let held = Arc::new((home, home_alone.map_err(|_| AdmitError::FullAlone(alone))?));
-                let (closing, residents) = (false, BTreeMap::new());
-                let (worker, roster) = (Arc::default(), Arc::default());
-                entries.add(Entry { uid, level, places_used: 0, closing, residents, worker, roster, held })
+                entries.add(Entry::new(uid, level, held))
             }
         };
         let entry = entries.by_id.get_mut(&id).ok_or(AdmitError::Full(most))?;
-        let slot = Slot(entry.places_used);
-        entry.places_used += 1;
-        entry.residents.insert(slot, (Arc::clone(home), None));
+        let slot = entry.take_place(home);
         let (worker, roster, held) = (Arc::clone(&entry.worker), Arc::clone(&entry.roster), Arc::clone(&entry.held));
         Ok(Place { entry: id, slot, worker, roster, held })
     }
@@ -313,7 +225,7 @@ impl Pool {
         for (_, entry) in dead {
             let Some(worker) = entry.worker.get().cloned() else { continue };
             self.room.notify_waiters();
-            let tenants = entry.residents.values().map(|(home, _)| home.tenant.name.to_string()).collect();
+            let tenants = entry.names();
             let events = Arc::clone(&self.warden.events);
             tokio::spawn(async move {
                 let reason = worker.death().await.to_string();
@@ -329,7 +241,7 @@ impl Pool {
         resident.worker.has_left(resident.slot);
         let mut entries = self.lock();
         let Some((id, entry)) = entries.of(&resident.worker) else { return };
-        if let Some((home, _)) = entry.residents.remove(&resident.slot) {
+        if let Some(home) = entry.moved_out(resident.slot) {
             home.has_left(resident);
             self.warden.events.tell(What::Retired {
                 tenant: home.tenant.name.to_string(),
@@ -338,7 +250,7 @@ impl Pool {
                 reason,
             });
         }
-        if entry.residents.is_empty() {
+        if entry.is_empty() {
             entries.by_id.remove(&id);
             self.warden.events.tell(retired(&resident.worker));
             resident.worker.kill("nobody lives in it any more");
@@ -371,7 +283,7 @@ impl Pool {
         let residents: Vec<_> = {
             let entries = self.lock();
             let entries = entries.by_id.values().filter(|entry| whose(entry));
-            entries.flat_map(|entry| entry.residents.values()).filter_map(|(_, resident)| resident.clone()).collect()
+            entries.flat_map(Entry::residents).cloned().collect()
         };
         for resident in residents {
             if resident.is_idle() && resident.unused_for() >= idle && resident.close() {
@@ -410,34 +322,19 @@ impl Pool {
         let traits = |tenant: &Tenant| tenant.traits(outdated, &self.warden.cordon.rules, now);
         let mut entries = self.lock();
         let own = traits(tenant);
-        entries.of(&home.worker).is_some_and(|(_, entry)| {
-            let others = entry.residents.iter().filter(|(slot, _)| **slot != home.slot);
-            others.map(|(_, (other, _))| traits(&other.tenant)).any(|other| own.must_leave(&other))
-        })
+        entries
+            .of(&home.worker)
+            .is_some_and(|(_, entry)| entry.others(home.slot).any(|other| own.must_leave(&traits(&other.tenant))))
     }
 
     /// Those whose tenants have a run here or on its way, with their homes.
     pub(crate) fn busy(&self) -> Vec<(Arc<Tenant>, Arc<Resident>)> {
-        let entries = self.lock();
-        let residents = entries.by_id.values().flat_map(|entry| entry.residents.values());
-        let busy = residents.filter_map(|(home, resident)| {
-            let resident = resident.as_ref().filter(|resident| resident.is_used())?;
-            Some((Arc::clone(&home.tenant), Arc::clone(resident)))
-        });
-        busy.collect()
+        self.lock().by_id.values().flat_map(Entry::busy).collect()
     }
 
     /// Every worker that somebody lives in.
     pub(crate) fn households(&self) -> Vec<Household> {
-        let entries = self.lock();
-        let inhabited = entries.by_id.values().filter(|entry| !entry.residents.is_empty());
-        let household = |entry: &Entry| {
-            let worker = Arc::clone(entry.worker.get().filter(|worker| !worker.is_dead())?);
-            let tenants = entry.residents.iter().map(|(slot, (home, _))| (*slot, Arc::clone(&home.tenant))).collect();
-            let busy = entry.residents.values().flat_map(|(_, resident)| resident).any(|resident| resident.is_used());
-            Some(Household { worker, roster: Arc::clone(&entry.roster), tenants, busy })
-        };
-        inhabited.filter_map(household).collect()
+        self.lock().by_id.values().filter_map(Entry::household).collect()
     }
 
     /// Ends the process, among a uid's own of a wanted level, whose tenants are all idle and that
@@ -448,19 +345,9 @@ impl Pool {
         let may_lose = |other: u32| other == uid || (nothing_free && supply.held_by(other) > own);
         let victim = {
             let entries = self.lock();
-            let all_idle = |entry: &&Entry| {
-                entry
-                    .residents
-                    .values()
-                    .all(|(_, resident)| resident.as_ref().is_some_and(|resident| resident.is_idle()))
-            };
-            let unused_for = |entry: &Entry| {
-                entry.residents.values().filter_map(|(_, resident)| Some(resident.as_ref()?.unused_for())).min()
-            };
             let candidates = entries.by_id.values().filter(|entry| may_lose(entry.uid) && wanted(entry.level));
-            let oldest = candidates.filter(all_idle).max_by_key(|entry| unused_for(entry));
-            oldest
-                .map(|entry| entry.residents.values().filter_map(|(_, resident)| resident.clone()).collect::<Vec<_>>())
+            let oldest = candidates.filter(|entry| entry.is_idle()).max_by_key(|entry| entry.unused_for());
+            oldest.map(|entry| entry.residents().cloned().collect::<Vec<_>>())
         };
         match victim {
             Some(residents) if !residents.is_empty() => {
@@ -477,23 +364,14 @@ impl Pool {
 
     pub(crate) fn list(&self) -> Vec<Listed> {
         self.bury_dead();
-        let entries = self.lock();
-        entries
-            .by_id
-            .values()
-            .filter_map(|entry| {
-                let worker = Arc::clone(entry.worker.get()?);
-                let tenants = entry.residents.values().map(|(home, _)| home.tenant.name.to_string()).collect();
-                Some(Listed { worker, places_used: entry.places_used, tenants })
-            })
-            .collect()
+        self.lock().by_id.values().filter_map(Entry::listed).collect()
     }
 
     /// How many workers there are, and how many tenants live in them.
     pub(crate) fn counts(&self) -> (usize, usize) {
         let entries = self.lock();
         let started = entries.by_id.values().filter(|entry| entry.worker.get().is_some());
-        started.fold((0, 0), |(workers, tenants), entry| (workers + 1, tenants + entry.residents.len()))
+        started.fold((0, 0), |(workers, tenants), entry| (workers + 1, tenants + entry.tenants().count()))
     }
 
     /// Ends every worker, at the end of the daemon.
@@ -555,8 +433,8 @@ impl Drop for Reservation<'_> {
         }
         let mut entries = self.pool.lock();
         let Some(entry) = entries.by_id.get_mut(&self.entry) else { return };
-        entry.residents.remove(&self.slot);
-        if !entry.residents.is_empty() {
+        entry.moved_out(self.slot);
+        if !entry.is_empty() {
             return;
         }
         // A process that never came to be is forgotten; one that did has spent a place on nobody, and is ended.

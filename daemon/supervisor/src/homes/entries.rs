@@ -1,0 +1,198 @@
+//! Every worker and who lives in it: what there is, and what can be read off it.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use enisle_cordon::{Level, Process, Traits};
+use enisle_wire::control::Slot;
+use tokio::sync::OnceCell;
+
+use crate::homes::blame::Roster;
+use crate::homes::home::Home;
+use crate::homes::resident::Resident;
+use crate::share::Held;
+use crate::tenants::tenant::Tenant;
+use crate::workers::process::Worker;
+
+/// A uid's part of the homes; and of those for tenants who live alone, if it is one.
+pub(super) type Part = (Held, Option<Held>);
+
+/// Somebody who has a place in a worker, or is about to move in.
+#[derive(Debug)]
+struct Lodger {
+    home: Arc<Home>,
+    /// Once it has moved in.
+    resident: Option<Arc<Resident>>,
+}
+
+/// A worker, living or about to.
+#[derive(Debug)]
+pub(super) struct Entry {
+    pub(super) uid: u32,
+    pub(super) level: Level,
+    places_used: u32,
+    /// Nobody comes in any more.
+    pub(super) closing: bool,
+    lodgers: BTreeMap<Slot, Lodger>,
+    /// Set once its process is ready; whoever comes first starts it, whoever comes meanwhile waits.
+    pub(super) worker: Arc<OnceCell<Arc<Worker>>>,
+    pub(super) roster: Arc<Roster>,
+    /// The start has it too, which may last longer than anybody's wish for the process.
+    pub(super) held: Arc<Part>,
+}
+
+/// One worker, for `GET /v1/workers`.
+#[derive(Debug)]
+pub(crate) struct Listed {
+    pub(crate) worker: Arc<Worker>,
+    pub(crate) places_used: u32,
+    pub(crate) tenants: Vec<String>,
+}
+
+/// A worker with those who live in it.
+#[derive(Debug)]
+pub(crate) struct Household {
+    pub(crate) worker: Arc<Worker>,
+    pub(crate) roster: Arc<Roster>,
+    pub(crate) tenants: Vec<(Slot, Arc<Tenant>)>,
+    /// One of them has a run here or on its way.
+    pub(crate) busy: bool,
+}
+
+impl Entry {
+    pub(super) fn new(uid: u32, level: Level, held: Arc<Part>) -> Self {
+        Self {
+            uid,
+            level,
+            places_used: 0,
+            closing: false,
+            lodgers: BTreeMap::new(),
+            worker: Arc::default(),
+            roster: Arc::default(),
+            held,
+        }
+    }
+
+    /// Takes the next place for a tenant that is about to move in. It is never anybody else's.
+    pub(super) fn take_place(&mut self, home: &Arc<Home>) -> Slot {
+        let slot = Slot(self.places_used);
+        self.places_used += 1;
+        self.lodgers.insert(slot, Lodger { home: Arc::clone(home), resident: None });
+        slot
+    }
+
+    pub(super) fn moved_in(&mut self, slot: Slot, home: &Arc<Home>, resident: &Arc<Resident>) {
+        let lodger = Lodger { home: Arc::clone(home), resident: Some(Arc::clone(resident)) };
+        self.lodgers.insert(slot, lodger);
+    }
+
+    /// Who had that place, if anybody did.
+    pub(super) fn moved_out(&mut self, slot: Slot) -> Option<Arc<Home>> {
+        self.lodgers.remove(&slot).map(|lodger| lodger.home)
+    }
+
+    pub(super) fn is_empty(&self) -> bool {
+        self.lodgers.is_empty()
+    }
+
+    pub(super) fn is_dead(&self) -> bool {
+        self.worker.get().is_some_and(|worker| worker.is_dead())
+    }
+
+    pub(super) fn residents(&self) -> impl Iterator<Item = &Arc<Resident>> {
+        self.lodgers.values().filter_map(|lodger| lodger.resident.as_ref())
+    }
+
+    pub(super) fn tenants(&self) -> impl Iterator<Item = &Arc<Tenant>> {
+        self.lodgers.values().map(|lodger| &lodger.home.tenant)
+    }
+
+    pub(super) fn names(&self) -> Vec<String> {
+        self.tenants().map(|tenant| tenant.name.to_string()).collect()
+    }
+
+    /// Those who have a place here, but for one.
+    pub(super) fn others(&self, but: Slot) -> impl Iterator<Item = &Arc<Home>> {
+        self.lodgers.iter().filter(move |(slot, _)| **slot != but).map(|(_, lodger)| &lodger.home)
+    }
+
+    /// Those whose tenants have a run here or on its way, with their homes.
+    pub(super) fn busy(&self) -> impl Iterator<Item = (Arc<Tenant>, Arc<Resident>)> {
+        self.lodgers.values().filter_map(|lodger| {
+            let resident = lodger.resident.as_ref().filter(|resident| resident.is_used())?;
+            Some((Arc::clone(&lodger.home.tenant), Arc::clone(resident)))
+        })
+    }
+
+    /// All have moved in, and none of them has a run here or on its way.
+    pub(super) fn is_idle(&self) -> bool {
+        self.lodgers.values().all(|lodger| lodger.resident.as_ref().is_some_and(|resident| resident.is_idle()))
+    }
+
+    /// How long ago anybody in it was used last.
+    pub(super) fn unused_for(&self) -> Option<Duration> {
+        self.residents().map(|resident| resident.unused_for()).min()
+    }
+
+    fn process(&self, id: u64, traits: impl Fn(&Tenant) -> Traits) -> Process<u64> {
+        Process {
+            id,
+            level: self.level,
+            residents: self.tenants().map(|tenant| traits(tenant)).collect(),
+            busy: self.residents().filter(|resident| resident.is_used()).count(),
+            places_used: self.places_used as usize,
+        }
+    }
+
+    /// A living one that somebody lives in.
+    pub(super) fn household(&self) -> Option<Household> {
+        let worker = self.worker.get().filter(|worker| !worker.is_dead() && !self.is_empty())?;
+        let tenants = self.lodgers.iter().map(|(slot, lodger)| (*slot, Arc::clone(&lodger.home.tenant)));
+        Some(Household {
+            worker: Arc::clone(worker),
+            roster: Arc::clone(&self.roster),
+            tenants: tenants.collect(),
+            busy: self.residents().any(|resident| resident.is_used()),
+        })
+    }
+
+    /// One that has started.
+    pub(super) fn listed(&self) -> Option<Listed> {
+        let worker = Arc::clone(self.worker.get()?);
+        Some(Listed { worker, places_used: self.places_used, tenants: self.names() })
+    }
+}
+
+/// Every worker, living or about to, by a number that no other one ever has.
+#[derive(Debug, Default)]
+pub(super) struct Entries {
+    last_id: u64,
+    pub(super) by_id: BTreeMap<u64, Entry>,
+}
+
+impl Entries {
+    pub(super) fn add(&mut self, entry: Entry) -> u64 {
+        self.last_id += 1;
+        self.by_id.insert(self.last_id, entry);
+        self.last_id
+    }
+
+    /// The entry behind which that worker is.
+    pub(super) fn of(&mut self, worker: &Worker) -> Option<(u64, &mut Entry)> {
+        let is_it = |entry: &Entry| entry.worker.get().is_some_and(|known| known.id == worker.id);
+        self.by_id.iter_mut().find(|(_, entry)| is_it(entry)).map(|(id, entry)| (*id, entry))
+    }
+
+    /// A uid's workers that somebody may come into, for placement.
+    pub(super) fn open_to(&self, uid: u32, traits: impl Fn(&Tenant) -> Traits + Copy) -> Vec<Process<u64>> {
+        let open = self.by_id.iter().filter(|(_, entry)| entry.uid == uid && !entry.closing);
+        open.map(|(id, entry)| entry.process(*id, traits)).collect()
+    }
+
+    /// How many of a uid's workers take nobody in any more; and of those for tenants who live alone.
+    pub(super) fn closing(&self, uid: u32) -> (usize, usize) {
+        let closing = self.by_id.values().filter(|entry| entry.uid == uid && entry.closing);
+        closing.fold((0, 0), |(all, alone), entry| (all + 1, alone + usize::from(entry.level.is_alone())))
+    }
+}
