@@ -6,7 +6,7 @@ use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use enisle_cordon::Bounds;
+use enisle_cordon::{Bounds, Standing};
 use enisle_hardening::{LayerSet, Posture};
 use enisle_wire::tenant::RunId;
 use tokio::sync::mpsc;
@@ -114,6 +114,31 @@ pub(crate) enum SetupError {
     Random(std::io::Error),
 }
 
+/// The tenants of which something was kept.
+fn remembered(
+    policies: BTreeMap<TenantName, KeptPolicy>,
+    mut standings: BTreeMap<TenantName, Standing>,
+    defaults: &Arc<Policy>,
+    supplies: &Supplies,
+    config: &Config,
+    now: Instant,
+) -> BTreeMap<TenantName, Arc<Tenant>> {
+    // Who made it first is not written down: whoever may act for it pays for it.
+    let owner = nix::unistd::geteuid().as_raw();
+    let held = |name: &TenantName| supplies.names.keep(whose(&config.peers, name.as_str()).unwrap_or(owner), 1);
+    let tenant =
+        |name: &TenantName, standing| Tenant::new(name.clone(), Arc::clone(defaults), standing, held(name), now);
+    let mut tenants = BTreeMap::new();
+    for (name, KeptPolicy { policy, set_by }) in policies {
+        let tenant = tenant(&name, standings.remove(&name).unwrap_or_else(Warden::newcomer));
+        let bytes = policy.bytes();
+        tenant.set_policy(policy, supplies.scripts.keep(set_by.unwrap_or(owner), bytes));
+        tenants.insert(name, Arc::new(tenant));
+    }
+    tenants.extend(standings.into_iter().map(|(name, standing)| (name.clone(), Arc::new(tenant(&name, standing)))));
+    tenants
+}
+
 impl Daemon {
     /// Probes the machine, has the snapshot made in a jailed worker, and is ready to admit.
     pub(crate) async fn set_up(
@@ -149,24 +174,8 @@ impl Daemon {
         let parts = Parts::new(&config.peers);
         let pool = Pool::new(blueprint, capacity, bounds, parts, snapshot, Arc::clone(&warden));
         let homes = Homes::new(&config, pool, Arc::clone(&warden));
-        let mut standings = kept.standings;
-        let now = Instant::now();
-        let mut tenants = BTreeMap::new();
-        // Who made it first is not written down: whoever may act for it pays for it.
-        let owner = nix::unistd::geteuid().as_raw();
-        let held = |name: &TenantName| supplies.names.keep(whose(&config.peers, name.as_str()).unwrap_or(owner), 1);
-        let defaults = Arc::new(config.defaults.clone());
-        for (name, KeptPolicy { policy, set_by }) in policies {
-            let standing = standings.remove(&name).unwrap_or_else(Warden::newcomer);
-            let tenant = Tenant::new(name.clone(), Arc::clone(&defaults), standing, held(&name), now);
-            let bytes = policy.bytes();
-            tenant.set_policy(policy, supplies.scripts.keep(set_by.unwrap_or(owner), bytes));
-            tenants.insert(name, Arc::new(tenant));
-        }
-        for (name, standing) in standings {
-            let tenant = Tenant::new(name.clone(), Arc::clone(&defaults), standing, held(&name), now);
-            tenants.insert(name, Arc::new(tenant));
-        }
+        let (defaults, now) = (Arc::new(config.defaults.clone()), Instant::now());
+        let tenants = remembered(policies, kept.standings, &defaults, &supplies, &config, now);
         Ok(Self {
             supplies,
             work: Lanes::new(),

@@ -159,6 +159,52 @@ fn rest(runs: usize) {
     drop(stays);
     drop(group);
 }
+
+/// Makes, leaves, enters and disposes of isolates at random; what a program in them gives, which is
+/// the same every time.
+fn churn(blob: Option<&'static [u8]>, seed: u64, rounds: usize) -> String {
+    let mut seed = 0x9e3779b97f4a7c15 + seed;
+    let mut random = |n: u64| {
+        seed ^= seed << 13;
+        seed ^= seed >> 7;
+        seed ^= seed << 17;
+        seed % n
+    };
+    let mut first = None;
+    for _ in 0..rounds {
+        let group = Group::new();
+        let mut live: Vec<v8::OwnedIsolate> = Vec::new();
+        for _ in 0..12 {
+            if live.len() < 4 && random(3) > 0 || live.is_empty() {
+                let params = v8::CreateParams::default().heap_limits(0, 128 << 20);
+                let params = match blob {
+                    Some(blob) => params.snapshot_blob(v8::StartupData::from(blob)),
+                    None => params,
+                };
+                let mut isolate = v8::Isolate::new(params);
+                let text = run(&mut isolate, random(2) == 0);
+                assert_eq!(*first.get_or_insert_with(|| text.clone()), text);
+                exit(&mut isolate);
+                live.push(isolate);
+            } else {
+                let at = usize::try_from(random(live.len() as u64)).unwrap();
+                let mut isolate = live.remove(at);
+                enter(&mut isolate);
+                if random(2) == 0 {
+                    assert_eq!(run(&mut isolate, true), *first.as_ref().unwrap());
+                }
+                drop(isolate);
+            }
+        }
+        for mut isolate in live {
+            enter(&mut isolate);
+            drop(isolate);
+        }
+        drop(group);
+    }
+    first.unwrap()
+}
+
 fn main() {
     let arguments: Vec<_> = std::env::args().collect();
     let rounds: usize = arguments.last().and_then(|a| a.parse().ok()).unwrap_or(40);
@@ -177,46 +223,7 @@ fn main() {
         .map(|custom| {
             std::thread::Builder::new()
                 .stack_size(8 << 20)
-                .spawn(move || {
-                    let mut seed = 0x9e3779b97f4a7c15u64 + custom as u64;
-                    let mut random = |n: u64| {
-                        seed ^= seed << 13;
-                        seed ^= seed >> 7;
-                        seed ^= seed << 17;
-                        seed % n
-                    };
-                    let mut first = None;
-                    for _ in 0..rounds {
-                        let group = Group::new();
-                        let mut live: Vec<v8::OwnedIsolate> = Vec::new();
-                        for _ in 0..12 {
-                            if live.len() < 4 && random(3) > 0 || live.is_empty() {
-                                let params = v8::CreateParams::default().heap_limits(0, 128 << 20);
-                                let params =
-                                    if custom { params.snapshot_blob(v8::StartupData::from(blob)) } else { params };
-                                let mut isolate = v8::Isolate::new(params);
-                                let text = run(&mut isolate, random(2) == 0);
-                                assert_eq!(*first.get_or_insert_with(|| text.clone()), text);
-                                exit(&mut isolate);
-                                live.push(isolate);
-                            } else {
-                                let at = usize::try_from(random(live.len() as u64)).unwrap();
-                                let mut isolate = live.remove(at);
-                                enter(&mut isolate);
-                                if random(2) == 0 {
-                                    assert_eq!(run(&mut isolate, true), *first.as_ref().unwrap());
-                                }
-                                drop(isolate);
-                            }
-                        }
-                        for mut isolate in live {
-                            enter(&mut isolate);
-                            drop(isolate);
-                        }
-                        drop(group);
-                    }
-                    first.unwrap()
-                })
+                .spawn(move || churn(custom.then_some(blob), u64::from(custom), rounds))
                 .unwrap()
         })
         .into_iter()

@@ -136,45 +136,14 @@ fn under_load(programs: &Path, moves: usize) -> Result<bool> {
         .map(|name| Ok(connection.get(&format!("/v1/tenants/{name}"))?["resident"]["pid"].clone()))
         .collect::<Result<_>>()?;
     ensure!(together.iter().all(|pid| *pid == together[0]), "they do not begin in one process");
-    let (over, asked) = (AtomicBool::new(false), AtomicU64::new(0));
-    let (mover, beside) = std::thread::scope(|scope| -> Result<_> {
-        let client = |name: String| {
-            let (daemon, over, asked) = (&daemon, &over, &asked);
-            move || -> Result<Vec<Duration>> {
-                let (mut connection, mut durations) = (daemon.connect()?, Vec::new());
-                while !over.load(Ordering::Relaxed) {
-                    let number = asked.fetch_add(1, Ordering::Relaxed);
-                    let begun = Instant::now();
-                    let body = json!({ "code": "(n) => n", "args": [number] }).to_string();
-                    let run = connection.load(&name, body.as_bytes())?;
-                    ensure!(run["outcome"] == "ok" && run["result"] == number, "{run}");
-                    durations.push(begun.elapsed());
-                }
-                Ok(durations)
-            }
-        };
-        let movers: Vec<_> = (0..CLIENTS).map(|_| scope.spawn(client("mover".to_owned()))).collect();
-        let others: Vec<_> = (0..CLIENTS).map(|number| scope.spawn(client(format!("beside-{}", number % 4)))).collect();
-        let moved = move_about(&mut connection, moves);
-        over.store(true, Ordering::Relaxed);
-        let collect =
-            |clients: Vec<std::thread::ScopedJoinHandle<'_, Result<Vec<Duration>>>>| -> Result<Vec<Duration>> {
-                let joined = clients
-                    .into_iter()
-                    .map(|client| client.join().map_err(|_| anyhow::anyhow!("a client panicked"))?);
-                Ok(joined.collect::<Result<Vec<_>>>()?.concat())
-            };
-        let durations = (collect(movers)?, collect(others)?);
-        moved?;
-        Ok(durations)
-    })?;
+    let (asked, mover, beside) = while_moving(&daemon, &mut connection, moves)?;
     let (mut begun, mut ended, mut fenced) = (0, 0, 0);
     for name in names {
         let usage = connection.get(&format!("/v1/tenants/{name}"))?["usage"].clone();
         let number = |key: &str| usage[key].as_u64().unwrap_or(0);
         (begun, ended, fenced) = (begun + number("begun"), ended + number("runs"), fenced + number("fenced"));
     }
-    let asked = asked.into_inner() + names.len() as u64;
+    let asked = asked + names.len() as u64;
     println!("\n{moves} moves under load, {CLIENTS} clients on the mover and {CLIENTS} on its neighbours:");
     for (who, durations) in [("the mover", mover), ("its neighbours", beside)] {
         let sample = Sample::new(durations);
@@ -193,6 +162,48 @@ fn under_load(programs: &Path, moves: usize) -> Result<bool> {
         if holds { "holds" } else { "DOES NOT HOLD" }
     );
     Ok(holds)
+}
+
+/// Clients on the mover and on its neighbours, for as long as it is moved about: how often they
+/// asked, and how long each run of the mover and of its neighbours took.
+fn while_moving(
+    daemon: &Private,
+    connection: &mut Connection,
+    moves: usize,
+) -> Result<(u64, Vec<Duration>, Vec<Duration>)> {
+    let (over, asked) = (AtomicBool::new(false), AtomicU64::new(0));
+    let (mover, beside) = std::thread::scope(|scope| -> Result<_> {
+        let client = |name: String| {
+            let (over, asked) = (&over, &asked);
+            move || -> Result<Vec<Duration>> {
+                let (mut connection, mut durations) = (daemon.connect()?, Vec::new());
+                while !over.load(Ordering::Relaxed) {
+                    let number = asked.fetch_add(1, Ordering::Relaxed);
+                    let begun = Instant::now();
+                    let body = json!({ "code": "(n) => n", "args": [number] }).to_string();
+                    let run = connection.load(&name, body.as_bytes())?;
+                    ensure!(run["outcome"] == "ok" && run["result"] == number, "{run}");
+                    durations.push(begun.elapsed());
+                }
+                Ok(durations)
+            }
+        };
+        let movers: Vec<_> = (0..CLIENTS).map(|_| scope.spawn(client("mover".to_owned()))).collect();
+        let others: Vec<_> = (0..CLIENTS).map(|number| scope.spawn(client(format!("beside-{}", number % 4)))).collect();
+        let moved = move_about(connection, moves);
+        over.store(true, Ordering::Relaxed);
+        let collect =
+            |clients: Vec<std::thread::ScopedJoinHandle<'_, Result<Vec<Duration>>>>| -> Result<Vec<Duration>> {
+                let joined = clients
+                    .into_iter()
+                    .map(|client| client.join().map_err(|_| anyhow::anyhow!("a client panicked"))?);
+                Ok(joined.collect::<Result<Vec<_>>>()?.concat())
+            };
+        let durations = (collect(movers)?, collect(others)?);
+        moved?;
+        Ok(durations)
+    })?;
+    Ok((asked.into_inner(), mover, beside))
 }
 
 /// Out, further out, and in again, each when the last move is complete.

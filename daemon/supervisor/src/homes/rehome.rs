@@ -101,23 +101,8 @@ impl Homes {
             self.pool.bury_dead();
             return;
         }
-        {
-            let mut present = home.present.lock().await;
-            // Somebody has given it another home meanwhile, because the old one was lost.
-            let same = match (&*present, &old) {
-                (Some(now), Some(old)) => Arc::ptr_eq(now, old),
-                (None, None) => true,
-                _ => false,
-            };
-            if !same || tenant.wanted_level() > to {
-                drop(present);
-                if new.close() {
-                    self.pool.leave(&new, "it was not needed");
-                }
-                home.asked_to_move.store(true, Ordering::SeqCst);
-                return;
-            }
-            *present = Some(Arc::clone(&new));
+        if !self.take_over(home, old.as_ref(), &new).await {
+            return;
         }
         let (worker, token) = (new.worker.id, new.token);
         let name = tenant.name.to_string();
@@ -125,6 +110,28 @@ impl Homes {
         if let Some(old) = old.filter(|old| old.is_open()) {
             self.drain_home(home, old, outward);
         }
+    }
+
+    /// Has the next runs go to the new home instead of the old one, unless it is not needed any
+    /// more.
+    async fn take_over(&self, home: &Home, old: Option<&Arc<Resident>>, new: &Arc<Resident>) -> bool {
+        let mut present = home.present.lock().await;
+        // Somebody has given it another home meanwhile, because the old one was lost.
+        let same = match (&*present, old) {
+            (Some(now), Some(old)) => Arc::ptr_eq(now, old),
+            (None, None) => true,
+            _ => false,
+        };
+        if same && home.tenant.wanted_level() <= new.worker.level {
+            *present = Some(Arc::clone(new));
+            return true;
+        }
+        drop(present);
+        if new.close() {
+            self.pool.leave(new, "it was not needed");
+        }
+        home.asked_to_move.store(true, Ordering::SeqCst);
+        false
     }
 
     /// There is no other home. A tenant that leaves all the same has its next runs wait for room.
