@@ -184,7 +184,7 @@ pub(crate) fn no_dump(bench: &Bench) -> Result<String, String> {
     }
 }
 
-/// S05: how many programs each thread runs under.
+/// F05: how many programs each thread runs under.
 pub(crate) fn filters_of_every_thread(bench: &Bench) -> Result<String, String> {
     let (rig, _) = scene(bench)?;
     let confined = enisle_hardening::verify::confined_threads(nix::unistd::Pid::from_raw(rig.pid()), bench.layers)
@@ -214,7 +214,7 @@ pub(crate) const POLICIES: [&str; 3] = [
     include_str!("../../hardening/policy/sealed.json"),
 ];
 
-/// S11: what the policies answer with.
+/// F11: what the policies answer with.
 pub(crate) fn no_user_notification(_: &Bench) -> Result<String, String> {
     for policy in POLICIES {
         let policy: serde_json::Value = serde_json::from_str(policy).map_err(text)?;

@@ -27,6 +27,10 @@ enum Task {
     Test(test::Options),
     /// Check which part of a program imports which.
     Imports,
+    /// Check the width of comments and the length of files.
+    Text,
+    /// Check links in documents, and the catalogues of attacks and signals.
+    Documents,
     /// Renew the OpenAPI document from the API's types.
     Openapi,
     /// Measure.
@@ -59,6 +63,8 @@ fn run(task: Task) -> Result<()> {
         Task::Demo => demo::run(),
         Task::Test(options) => test::run(&options),
         Task::Imports => test::imports::run(),
+        Task::Text => test::text::run(),
+        Task::Documents => test::documents::run(),
         Task::Openapi => renew_openapi(),
         Task::Bench(bench) => bench::run(bench),
         Task::Sim(sim) => sim::run(&sim),

@@ -9,7 +9,7 @@
 //! ```
 //!
 //! Keys are taken before the filter is there, and never freed: a freed key that is allocated again opens old pages.
-//! Shape after Wasmtime's `vm/mpk`: one interface, [`enabled`] or [`disabled`] behind it, the kernel in [`sys`].
+//! Shape after Wasmtime's `vm/mpk`: one interface, [`enabled`] or `disabled` behind it, the kernel in [`sys`].
 //!
 //! What keys do not stop is native code: `WRPKRU` is an ordinary instruction.
 

@@ -3,9 +3,12 @@
 //! A test that needs what this machine lacks runs in the emulated machine (`tests/vm`) instead,
 //! where nothing may be skipped. The closing table says what ran where and how long it took.
 
+pub(crate) mod documents;
 pub(crate) mod imports;
+pub(crate) mod text;
 
 use std::fs;
+use std::process::Command;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
@@ -35,6 +38,11 @@ pub(crate) fn run(options: &Options) -> Result<()> {
     if !options.only_tests {
         parts.run("style: rustfmt, clippy", HERE, || style(&archive));
         parts.run("imports", HERE, imports::run);
+        parts.run("text: width of comments, length of files", HERE, text::run);
+        parts.run("documents: links, catalogues", HERE, documents::run);
+        parts.run("documentation: rustdoc", HERE, || documentation(&archive));
+        let skipped = if deny_is_installed() { "" } else { " (skipped: cargo-deny is not installed)" };
+        parts.run(&format!("dependencies{skipped}"), HERE, || dependencies(&archive));
     }
     let programs = parts.run("build: programs and tests", HERE, || vm::Programs::build(&archive));
     // Without them every further part would test what an earlier build has left.
@@ -116,6 +124,27 @@ impl Parts {
 fn style(archive: &v8::Archive) -> Result<()> {
     check(cargo(archive).args(["fmt", "--all", "--check"]))?;
     check(cargo(archive).args(["clippy", "--quiet", "--workspace", "--all-targets", "--", "-D", "warnings"]))
+}
+
+/// Every link in a doc comment leads somewhere. The documentation is made with private items, so a
+/// link to one of them does.
+fn documentation(archive: &v8::Archive) -> Result<()> {
+    let mut doc = cargo(archive);
+    doc.env("RUSTDOCFLAGS", "-D warnings -A rustdoc::private_intra_doc_links");
+    check(doc.args(["doc", "--quiet", "--workspace", "--no-deps", "--document-private-items"]))
+}
+
+fn deny_is_installed() -> bool {
+    Command::new("cargo-deny").arg("--version").output().is_ok_and(|out| out.status.success())
+}
+
+/// What `deny.toml` says of dependencies, but for advisories, whose database is on the network.
+fn dependencies(archive: &v8::Archive) -> Result<()> {
+    if !deny_is_installed() {
+        println!("skipped: cargo-deny is not installed (cargo install cargo-deny --locked)");
+        return Ok(());
+    }
+    check(cargo(archive).args(["deny", "--workspace", "--locked", "check", "bans", "licenses", "sources"]))
 }
 
 /// What this machine lacks of what tests need: those tests run in the emulated machine.
