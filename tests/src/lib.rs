@@ -93,7 +93,7 @@ pub fn attack_worker() -> PathBuf {
     worker.clone()
 }
 
-/// Whether a test can run that needs `feature` (`pku`, `userns`, `landlock`, `seccomp`, `root`). If
+/// Whether a test can run that needs `feature` (`pku`, `userns`, `landlock`, `seccomp`, `root`, or a program such as `node`). If
 /// it cannot, it says so; with the feature named in `ENISLE_REQUIRE` it fails instead, and with it
 /// named in `ENISLE_ELSEWHERE` another machine of the same test command runs it.
 pub fn has(feature: &str, present: bool) -> bool {

@@ -10,6 +10,7 @@
 //! | [`kept`] | isolates of registered scripts that stay warm |
 //! | [`lifecycle`] | death and recovery, drain, sockets |
 //! | [`confinement`] | what the kernel says of a worker, and workers that are not what they should be |
+//! | [`examples`] | the API's examples for curl, Node.js and Python |
 //! | [`evidence`] | what is left of an attack whatever else happens, and what a peer is told |
 //! | [`clock`] | what a script can learn of the time |
 //! | [`hashes`] | names that collide |
@@ -25,6 +26,7 @@ mod clock;
 mod confinement;
 mod cordon;
 mod evidence;
+mod examples;
 mod files;
 mod hashes;
 mod hostile;

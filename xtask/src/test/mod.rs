@@ -165,7 +165,8 @@ fn lacking() -> Vec<&'static str> {
 /// nothing is skipped unseen.
 fn tests(archive: &v8::Archive, lacking: &[&str]) -> Result<()> {
     let here = vm::FEATURES.iter().copied().filter(|feature| !lacking.contains(feature));
-    let required: Vec<_> = here.chain(["emulator"]).collect();
+    let of_the_caller = std::env::var("ENISLE_REQUIRE").unwrap_or_default();
+    let required: Vec<_> = here.chain(["emulator"]).chain(of_the_caller.split(',')).collect();
     let mut tests = cargo(archive);
     tests.args(["test", "--profile", "harness", "--workspace", "--no-fail-fast"]);
     // The attacks on the daemon are a part by themselves: each of them takes the whole machine.

@@ -1,0 +1,54 @@
+// The API from Node.js, without packages: node node.mjs SOCKET. It runs a script once, registers one
+// and runs it twice, reads the tenant's usage, and shows how an error is answered.
+import { request } from "node:http";
+
+const [, , socketPath] = process.argv;
+const tenant = "/v1/tenants/example-node";
+
+/** One request: the answer as JSON, or an exception with the problem (RFC 9457) that it carries. */
+function ask(method, path, body) {
+  return new Promise((resolve, reject) => {
+    const outgoing = request({ socketPath, method, path }, (incoming) => {
+      let text = "";
+      incoming.setEncoding("utf8");
+      incoming.on("data", (chunk) => (text += chunk));
+      incoming.on("error", reject);
+      incoming.on("end", () => {
+        const answer = JSON.parse(text);
+        if (incoming.statusCode < 400) return resolve(answer);
+        reject(Object.assign(new Error(answer.detail), { problem: answer }));
+      });
+    });
+    outgoing.on("error", reject);
+    outgoing.end(body === undefined ? undefined : JSON.stringify(body));
+  });
+}
+
+// One run in a fresh isolate. The outcome is in the answer; HTTP 200 says that the request was fine.
+const run = await ask("POST", `${tenant}/load`, {
+  code: "(n, env) => n * env.factor",
+  args: [21],
+  env: { factor: 2 },
+});
+console.log(run.outcome, run.result);
+
+// A registered script stays warm between its runs, with the state of its module.
+await ask("PUT", `${tenant}/scripts/counter`, {
+  code: "let calls = 0; export default { run(name) { return `${name}: ${++calls}` } }",
+});
+for (const name of ["first", "second"]) {
+  console.log((await ask("POST", `${tenant}/scripts/counter/run`, { args: [name] })).result);
+}
+
+// What the tenant has used so far.
+const { usage } = await ask("GET", tenant);
+console.log("runs", usage.runs);
+
+// An error of the request is a problem; its `type` is for programs, its `detail` for people.
+try {
+  await ask("POST", `${tenant}/load`, { cod: "() => 1" });
+  throw new Error("a request with an unknown field was accepted");
+} catch (error) {
+  if (error.problem === undefined) throw error;
+  console.log(error.problem.status, error.problem.type, error.message);
+}
