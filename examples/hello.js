@@ -1,4 +1,4 @@
-// The smallest entry point: an object with a method. It is called with its arguments, then env, then ctx.
+// The smallest entry point: an object with a method, called with its arguments, then env, then ctx.
 export default {
   async run(name, env) {
     console.log("hello from an isolate of its own,", name);

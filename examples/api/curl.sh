@@ -1,6 +1,6 @@
 #!/bin/sh
-# The API from a shell: curl.sh SOCKET. It runs a script once, registers one and runs it twice, reads
-# the tenant's usage, and shows how an error is answered.
+# The API from a shell: curl.sh SOCKET. It runs a script once, registers one and runs it twice,
+# reads the tenant's usage, and shows how an error is answered.
 set -eu
 
 socket=$1
@@ -11,7 +11,8 @@ ask() {
   curl --silent --show-error --fail-with-body --write-out '\n' --unix-socket "$socket" "$@"
 }
 
-# One run in a fresh isolate. The outcome is in the answer; HTTP 200 says that the request was fine.
+# One run in a fresh isolate. The outcome is in the answer; HTTP 200 means that the request was
+# valid.
 ask "$tenant/load" --data '{ "code": "(n, env) => n * env.factor", "args": [21], "env": { "factor": 2 } }'
 
 # A registered script stays warm between its runs, with the state of its module.
@@ -23,7 +24,8 @@ ask "$tenant/scripts/counter/run" --data '{ "args": ["second"] }'
 # What the tenant has used so far.
 ask "$tenant"
 
-# An error of the request is a problem (RFC 9457); its `type` is for programs, its `detail` for people.
+# An error of the request is a problem (RFC 9457): its `type` is for programs, its `detail` for
+# people.
 status=0
 ask "$tenant/load" --data '{ "cod": "() => 1" }' || status=$?
 [ "$status" -eq 22 ]

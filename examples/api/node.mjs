@@ -1,5 +1,5 @@
-// The API from Node.js, without packages: node node.mjs SOCKET. It runs a script once, registers one
-// and runs it twice, reads the tenant's usage, and shows how an error is answered.
+// The API from Node.js, without packages: node node.mjs SOCKET. It runs a script once, registers
+// one and runs it twice, reads the tenant's usage, and shows how an error is answered.
 import { request } from "node:http";
 
 const [, , socketPath] = process.argv;
@@ -24,7 +24,8 @@ function ask(method, path, body) {
   });
 }
 
-// One run in a fresh isolate. The outcome is in the answer; HTTP 200 says that the request was fine.
+// One run in a fresh isolate. The outcome is in the answer; HTTP 200 means that the request was
+// valid.
 const run = await ask("POST", `${tenant}/load`, {
   code: "(n, env) => n * env.factor",
   args: [21],

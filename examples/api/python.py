@@ -44,7 +44,8 @@ def ask(connection, method, path, body=None):
 
 connection = UnixConnection(sys.argv[1])
 
-# One run in a fresh isolate. The outcome is in the answer; HTTP 200 says that the request was fine.
+# One run in a fresh isolate. The outcome is in the answer; HTTP 200 means that the request was
+# valid.
 request = {"code": "(n, env) => n * env.factor", "args": [21], "env": {"factor": 2}}
 run = ask(connection, "POST", f"{TENANT}/load", request)
 print(run["outcome"], run["result"])

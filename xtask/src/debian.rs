@@ -1,5 +1,5 @@
-//! Packages of another Debian suite than the machine's, from the mirror that the machine uses,
-//! without touching its state.
+//! Packages of another Debian suite than the machine's, from the machine's mirror, without changing
+//! the state of its apt.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -31,11 +31,11 @@ impl Suite {
             "Dir::Etc::sourceparts=-".to_owned(),
             format!("Dir::State::lists={}", folder.join("lists").display()),
             format!("Dir::Cache={}", folder.display()),
-            // What this machine has installed is no candidate: the suite does not have it.
+            // Installed packages are not candidates: the suite does not have them.
             "Dir::State::status=/dev/null".to_owned(),
             // A list that cannot be fetched is an error, not a warning.
             "APT::Update::Error-Mode=any".to_owned(),
-            // The folder is the caller's own, which apt's own user may not be able to enter.
+            // apt's own user may not be able to enter the caller's folder.
             "APT::Sandbox::User=root".to_owned(),
         ];
         let opened = Self { folder: folder.to_owned(), options: options.into() };
@@ -45,14 +45,13 @@ impl Suite {
         Ok(opened)
     }
 
-    /// What a package depends on by name.
+    /// The names of a package's dependencies.
     pub(crate) fn dependencies(&self, package: &str) -> Result<Vec<String>> {
         let listed = output(self.apt("apt-cache").args(["depends", package]))?;
         Ok(listed.lines().filter_map(|line| line.trim().strip_prefix("Depends: ").map(str::to_owned)).collect())
     }
 
-    /// Downloads packages, unless they are there, and returns the files of all packages that this
-    /// folder has.
+    /// Downloads packages that the folder does not have, and returns the files of all that it has.
     pub(crate) fn download(&self, packages: &[&str]) -> Result<Vec<PathBuf>> {
         let debs = self.folder.join("debs");
         check(self.apt("apt-get").current_dir(&debs).args(["-q", "download"]).args(packages))?;
@@ -67,7 +66,7 @@ impl Suite {
     }
 }
 
-/// The mirror of Debian that this machine uses.
+/// The Debian mirror that this machine uses.
 fn mirror() -> Result<String> {
     let format = "$(REPO_URI) $(ORIGIN) $(CODENAME)";
     let targets = output(Command::new("apt-get").args(["indextargets", "--format", format, "Created-By: Packages"]))?;
@@ -76,11 +75,11 @@ fn mirror() -> Result<String> {
     let line = targets
         .lines()
         .find(is_release)
-        .context("apt knows no mirror of Debian; is this Debian 12, after apt-get update?")?;
+        .context("apt has no Debian mirror; is this Debian 12, and was apt-get update run?")?;
     Ok(line.split(' ').next().unwrap_or_default().to_owned())
 }
 
-/// Those of `packages` that are not installed here.
+/// The packages that are not installed here.
 pub(crate) fn missing<'a>(packages: &[&'a str]) -> Vec<&'a str> {
     let is_installed = |package: &&str| {
         let mut query = Command::new("dpkg-query");

@@ -1,4 +1,5 @@
-//! `cargo xtask demo`: a newcomer sees untrusted scripts run, hostile ones end, and which layers stood around them.
+//! `cargo xtask demo`: shows a newcomer untrusted scripts that run, hostile ones that are ended,
+//! and the layers around them.
 
 use std::fs;
 
@@ -8,7 +9,7 @@ use serde_json::{Value, json};
 use crate::http::{Connection, Private};
 use crate::{build_release, root, v8};
 
-/// A script of `examples/`, with what it is called with, what to watch for, and how it has to end.
+/// A script of `examples/`: its request, what to watch for, and how it must end.
 struct Act {
     file: &'static str,
     request: fn() -> Value,
@@ -32,7 +33,7 @@ const ACTS: &[Act] = &[
     Act {
         file: "spin.js",
         request: || json!({ "limits": { "cpuMs": 50 } }),
-        what: "hostile: spins for ever",
+        what: "hostile: spins forever",
         outcome: "exceededCpu",
     },
     Act {
@@ -78,14 +79,14 @@ fn perform(act: &Act, connection: &mut Connection) -> Result<()> {
         _ => {}
     }
     println!("    used      {} ms of CPU, {} ms in all\n", run["usage"]["cpuMs"], run["usage"]["wallMs"]);
-    // The one that looks for a way out says what it found: in a release too there must be nothing.
+    // `escape.js` reports what it found: also in a release it must find nothing.
     let found = run["result"]["found"].as_array().is_some_and(|found| !found.is_empty());
     ensure!(!found, "{} found a way out: {}", act.file, run["result"]);
     ensure!(run["outcome"] == act.outcome, "{} ended as {}, not as {}", act.file, run["outcome"], act.outcome);
     Ok(())
 }
 
-/// What stood around them: by the daemon's word, and the worker's own state as the kernel shows it.
+/// Prints the layers as the daemon reports them, and the worker's state as the kernel reports it.
 fn layers(connection: &mut Connection) -> Result<()> {
     let info = connection.get("/v1/info")?;
     println!("the layers around every one of them on this machine:");
@@ -101,7 +102,7 @@ fn layers(connection: &mut Connection) -> Result<()> {
     let workers = connection.get("/v1/workers")?;
     let Some(pid) = workers["workers"][0]["pid"].as_u64() else { return Ok(()) };
     let status = fs::read_to_string(format!("/proc/{pid}/status"))?;
-    println!("\nand what the kernel says of the worker (/proc/{pid}/status):");
+    println!("\nwhat the kernel reports of the worker (/proc/{pid}/status):");
     for name in ["Uid", "CapEff", "CapBnd", "NoNewPrivs", "Seccomp", "Seccomp_filters", "NSpid"] {
         if let Some(line) = status.lines().find(|line| line.starts_with(&format!("{name}:"))) {
             println!("    {}", line.replace('\t', " "));

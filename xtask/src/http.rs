@@ -1,4 +1,4 @@
-//! A daemon of its own for a demonstration or a measurement, and requests to it.
+//! A private daemon for a demonstration or a measurement, and requests to it.
 
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
@@ -8,10 +8,10 @@ use anyhow::{Context, Result, bail};
 use enisle_api::client::blocking::{self, Response};
 use serde_json::Value;
 
-/// A wait for an answer that is longer is an error.
+/// The longest wait for an answer.
 const PATIENCE: Duration = Duration::from_secs(60);
 
-/// A kept connection.
+/// A persistent connection.
 #[derive(Debug)]
 pub(crate) struct Connection(blocking::Connection);
 
@@ -21,7 +21,7 @@ impl Connection {
         Ok(Self(opened.with_context(|| format!("connecting to {}", socket.display()))?))
     }
 
-    /// One request; status and body.
+    /// Makes one request, and returns its status and body.
     pub(crate) fn request(&mut self, method: &str, path: &str, body: &[u8]) -> Result<(u16, Vec<u8>)> {
         let Response { status, body, .. } = self.0.request(method, path, body)?;
         Ok((status, body))
@@ -35,7 +35,7 @@ impl Connection {
         Ok(serde_json::from_slice(&body)?)
     }
 
-    /// `load` for a tenant; the report of the run.
+    /// Calls `load` for a tenant, and returns the report of the run.
     pub(crate) fn load(&mut self, tenant: &str, body: &[u8]) -> Result<Value> {
         let (status, body) = self.request("POST", &format!("/v1/tenants/{tenant}/load"), body)?;
         let report: Value = serde_json::from_slice(&body)?;
@@ -46,7 +46,7 @@ impl Connection {
     }
 }
 
-/// A daemon of the release build, in a folder of its own, gone when dropped.
+/// A daemon of the release build, in a folder of its own; dropping it ends both.
 #[derive(Debug)]
 pub(crate) struct Private {
     process: Child,

@@ -1,4 +1,4 @@
-//! `cargo xtask`: what a newcomer and CI run. Needs no V8 itself, so that it can build one.
+//! `cargo xtask`: what a newcomer and CI run. It does not link V8, so that it can build V8.
 #![forbid(unsafe_code)]
 #![allow(clippy::print_stdout, reason = "a command line tool talks to its terminal")]
 
@@ -25,7 +25,7 @@ enum Task {
     Demo,
     /// Check the style and run every test.
     Test(test::Options),
-    /// Check which part of a program imports which.
+    /// Check which part of the supervisor imports which.
     Imports,
     /// Check the width of comments and the length of files.
     Text,
@@ -36,13 +36,13 @@ enum Task {
     /// Measure.
     #[command(subcommand)]
     Bench(bench::Bench),
-    /// Weeks of many tenants in seconds, through the engine that decides about cordons.
+    /// Simulate weeks of many tenants in seconds, with the engine that decides about cordons.
     #[command(subcommand)]
     Sim(sim::Sim),
     /// The V8 archive: which one is used, building one, checking it.
     #[command(subcommand)]
     V8(v8::V8),
-    /// A machine of our own, emulated: the attack harness in it, and machines of every posture.
+    /// The emulated machine: the attack harness in it, and machines of every posture.
     #[command(subcommand)]
     Vm(vm::Vm),
 }
@@ -51,7 +51,7 @@ fn main() -> ExitCode {
     match run(Task::parse()) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            // A sentence and its causes; a backtrace of this tool helps nobody.
+            // The error and its causes: a backtrace of this tool would not help.
             println!("\nerror: {error:#}");
             ExitCode::FAILURE
         }
@@ -73,7 +73,7 @@ fn run(task: Task) -> Result<()> {
     }
 }
 
-/// The checkout.
+/// The folder of the checkout.
 fn root() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).parent().map(Path::to_path_buf).unwrap_or_default()
 }
@@ -90,15 +90,15 @@ fn cache_dir() -> PathBuf {
     own.or_else(home).unwrap_or_else(|| root().join("target")).join("enisle")
 }
 
-/// Writes the document that the daemon serves.
+/// Writes the OpenAPI document that the daemon serves.
 fn renew_openapi() -> Result<()> {
     let path = root().join("daemon/api/openapi.json");
     std::fs::write(&path, enisle_api::openapi::text()).with_context(|| format!("writing {}", path.display()))?;
-    println!("{} is what the types say", path.display());
+    println!("{} is up to date with the types", path.display());
     Ok(())
 }
 
-/// Cargo in this checkout, with the V8 archive that was found.
+/// Cargo in this checkout, with the given V8 archive.
 fn cargo(archive: &v8::Archive) -> Command {
     let mut cargo = Command::new(env!("CARGO"));
     cargo.current_dir(root()).env("RUSTY_V8_ARCHIVE", &archive.dir).env("RUSTY_V8_ARCHIVE_SHA256", archive.sha256());

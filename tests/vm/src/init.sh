@@ -1,12 +1,13 @@
 #!/bin/busybox sh
-# The first process of the emulated machine. It makes the machine what /vm/settings says, runs /vm/command, and powers off.
-# The kernel's console is the first serial port, the command's output the second, its exit status the third.
-# A step that fails ends this process, and with it the machine: the kernel's console says where.
+# The first process of the emulated machine. It sets the machine up as /vm/settings says, runs
+# /vm/command, and powers off. The kernel's console is the first serial port, the command's output
+# the second, its exit status the third. A step that fails ends this process, and with it the
+# machine: the kernel's console says where.
 set -e
 export PATH=/bin:/usr/bin:/sbin:/usr/sbin HOME=/root
 . /vm/settings
 
-# The kernel's first file system cannot be exchanged by pivot_root, so the machine moves onto one that can.
+# pivot_root cannot exchange the kernel's first file system, so the machine moves onto another one.
 if [ "$PIVOTABLE_ROOT" = true ] && [ ! -e /vm/moved ]; then
   busybox mkdir /new
   busybox mount -t tmpfs -o size=90%,mode=755 root /new

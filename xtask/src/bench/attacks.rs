@@ -1,4 +1,4 @@
-//! `cargo xtask bench attacks`: the attacks on the daemon, which is held to its figures.
+//! `cargo xtask bench attacks`: the attacks on the daemon, which must stay within its figures.
 
 use anyhow::Result;
 
@@ -6,7 +6,7 @@ use crate::{cargo, check, target, v8, vm};
 
 pub(crate) fn run(only: Option<&str>) -> Result<()> {
     let archive = v8::find()?;
-    // Some attacks need the worker that hands scripts the process, which no release has.
+    // Some attacks need the worker with attack natives, which no release has.
     vm::Programs::build(&archive)?;
     let mut attacks = cargo(&archive);
     attacks.args(["test", "--profile", "harness", "-p", "enisle-tests", "--test", "attacks", "--", "--bench"]);

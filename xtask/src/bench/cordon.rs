@@ -1,6 +1,8 @@
-//! `cargo xtask bench cordon`: how soon a tenant that misbehaves is out of company, and what a move under load costs.
+//! `cargo xtask bench cordon`: how soon a misbehaving tenant lives alone, and what a move under
+//! load costs.
 //!
-//! Everything is measured at the socket: from the moment at which a tenant begins until its runs are answered from its new home.
+//! All figures are measured at the socket: from the moment at which a tenant begins to misbehave
+//! until its runs are answered from its new home.
 
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -14,7 +16,7 @@ use crate::http::{Connection, Private};
 use crate::{build_release, cargo, output, root, v8};
 
 const CONFIG: &str = "[defaults.quota]\nper_second = 1000000\nburst = 1000000\n";
-/// Of each half.
+/// Clients on the mover, and as many on its neighbours.
 const CLIENTS: usize = 8;
 const SOFT: Duration = Duration::from_secs(5);
 const HARD: Duration = Duration::from_secs(1);
@@ -23,7 +25,7 @@ pub(crate) fn run(moves: usize) -> Result<()> {
     let archive = v8::find()?;
     let programs = build_release(&archive)?;
     let mut holds = true;
-    println!("\n{:<66} {:>9} {:>9}", "from the beginning of it to a run in a home of one's own", "ms", "at most");
+    println!("\n{:<66} {:>9} {:>9}", "from the first misbehaviour to a run in a home of its own", "ms", "at most");
     for (what, code, limits, most) in [
         ("spins, one run after another", "() => { for (;;); }", json!({}), SOFT),
         ("spins in one long run", "() => { for (;;); }", json!({ "cpuMs": 60_000, "wallMs": 60_000 }), SOFT),
@@ -62,7 +64,8 @@ fn load(connection: &mut Connection, tenant: &str, code: &str, limits: &Value) -
     connection.load(tenant, json!({ "code": code, "limits": limits }).to_string().as_bytes())
 }
 
-/// One client misbehaves without pause (once, if that is the first hard signal); another asks where the tenant is, and then for a run.
+/// One client misbehaves without pause (once, if that gives the first hard signal); another client
+/// polls where the tenant lives, and then asks for a run.
 fn misbehave(programs: &Path, code: &str, limits: &Value, once: bool) -> Result<Duration> {
     let daemon = Private::start(programs, CONFIG)?;
     let mut connection = daemon.connect()?;
@@ -88,7 +91,7 @@ fn misbehave(programs: &Path, code: &str, limits: &Value, once: bool) -> Result<
             }
             Ok(begun.elapsed())
         });
-        // The signal is there when the run has been ended for it.
+        // The signal exists once the run has been ended for it.
         let from =
             if once { begun + client.join().map_err(|_| anyhow::anyhow!("the client panicked"))?? } else { begun };
         let alone = loop {
@@ -96,11 +99,11 @@ fn misbehave(programs: &Path, code: &str, limits: &Value, once: bool) -> Result<
             if tenant["resident"]["cordon"] == "solo" {
                 break Instant::now();
             }
-            ensure!(begun.elapsed() < Duration::from_secs(60), "it was never moved: {tenant}");
+            ensure!(begun.elapsed() < Duration::from_secs(60), "the tenant was never moved: {tenant}");
             std::thread::sleep(Duration::from_millis(2));
         };
         over.store(true, Ordering::SeqCst);
-        // What still spins ends with an order.
+        // An order ends what still spins.
         let order = json!({ "level": "expelled", "reason": "the measurement is over" }).to_string();
         if !once {
             connection.request("PUT", "/v1/tenants/t/cordon", order.as_bytes())?;
@@ -111,7 +114,7 @@ fn misbehave(programs: &Path, code: &str, limits: &Value, once: bool) -> Result<
     })
 }
 
-/// What the attack harness measures with a worker that no release can be.
+/// What the attack harness measures, with the worker that has attack natives.
 fn probes(archive: &v8::Archive) -> Result<Duration> {
     let file = root().join("target/cordons.json");
     let arguments = ["test", "--quiet", "-p", "enisle-tests", "--test", "escape", "--", "--only", "cordons", "--json"];
@@ -122,8 +125,8 @@ fn probes(archive: &v8::Archive) -> Result<Duration> {
     Ok(Duration::from_millis(ms.with_context(|| format!("no figure in {said:?}"))?))
 }
 
-/// Eight clients on a tenant that is moved, eight on its neighbours. Every answer has to be the right one, and what went out to
-/// workers has to be as many as what was asked.
+/// Eight clients on a tenant that is moved, eight on its neighbours. Every answer must be right,
+/// and workers must get exactly as many runs as the clients asked for.
 fn under_load(programs: &Path, moves: usize) -> Result<bool> {
     let daemon = Private::start(programs, CONFIG)?;
     let mut connection = daemon.connect()?;
@@ -135,7 +138,7 @@ fn under_load(programs: &Path, moves: usize) -> Result<bool> {
         .iter()
         .map(|name| Ok(connection.get(&format!("/v1/tenants/{name}"))?["resident"]["pid"].clone()))
         .collect::<Result<_>>()?;
-    ensure!(together.iter().all(|pid| *pid == together[0]), "they do not begin in one process");
+    ensure!(together.iter().all(|pid| *pid == together[0]), "the tenants do not begin in one process");
     let (asked, mover, beside) = while_moving(&daemon, &mut connection, moves)?;
     let (mut begun, mut ended, mut fenced) = (0, 0, 0);
     for name in names {
@@ -164,8 +167,8 @@ fn under_load(programs: &Path, moves: usize) -> Result<bool> {
     Ok(holds)
 }
 
-/// Clients on the mover and on its neighbours, for as long as it is moved about: how often they
-/// asked, and how long each run of the mover and of its neighbours took.
+/// Clients on the mover and on its neighbours, for as long as the mover is moved: how many runs
+/// they asked for, and how long each run of the mover and of its neighbours took.
 fn while_moving(
     daemon: &Private,
     connection: &mut Connection,
@@ -206,7 +209,7 @@ fn while_moving(
     Ok((asked.into_inner(), mover, beside))
 }
 
-/// Out, further out, and in again, each when the last move is complete.
+/// Moves the tenant out, further out, and in again, each time after the last move is complete.
 fn move_about(connection: &mut Connection, moves: usize) -> Result<()> {
     for (number, level) in ["solo", "sealed", "shared"].iter().cycle().take(moves).enumerate() {
         let (status, _) = if *level == "shared" {
@@ -218,7 +221,7 @@ fn move_about(connection: &mut Connection, moves: usize) -> Result<()> {
         ensure!(status == 200, "move {number} was answered with {status}");
         let begun = Instant::now();
         while connection.get("/v1/tenants/mover")?["resident"]["cordon"] != **level {
-            ensure!(begun.elapsed() < Duration::from_secs(30), "move {number} to {level} never came about");
+            ensure!(begun.elapsed() < Duration::from_secs(30), "move {number} to {level} never happened");
             std::thread::sleep(Duration::from_millis(2));
         }
         std::thread::sleep(Duration::from_millis(300));

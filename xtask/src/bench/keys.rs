@@ -1,8 +1,10 @@
-//! `cargo xtask bench keys`: what keys and the filter of a tenant's thread cost, on against off in the same run.
+//! `cargo xtask bench keys`: the cost of keys and of a tenant thread's filter, on against off in
+//! the same run.
 //!
-//! Two workers of twelve tenants each, spoken to directly, so that nothing but a worker is measured: one with every layer, one
-//! without keys and without the thread's own filter. They take turns, for the speed of a shared machine drifts; a pair of
-//! neighbouring rounds is compared, and the median of all pairs counts.
+//! The benchmark speaks directly to two workers of twelve tenants each, so that only a worker is
+//! measured: one with every layer, one without keys and without the thread's own filter. They take
+//! turns, because the speed of a shared machine drifts. Each round is compared with its neighbour,
+//! and the median of all pairs counts.
 
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
@@ -16,10 +18,11 @@ use serde_json::Value;
 
 use crate::{build_release, v8};
 
-/// The trivial script, in every row the same.
+/// The trivial script, the same in every row.
 const SCRIPT: &str = "() => 42";
 const TENANTS: u32 = 12;
-/// Tenants that have a run at the same time: two for each of the two processors that the figures are for.
+/// Tenants with a run at the same time: two for each of the two processors that the figures are
+/// for.
 const AT_ONCE: usize = 4;
 const ROUND: Duration = Duration::from_millis(500);
 
@@ -36,7 +39,7 @@ pub(crate) fn run(rounds: usize) -> Result<()> {
     }
     let (mut rates, mut ratios) = ([Vec::new(), Vec::new()], Vec::new());
     for round in 0..rounds {
-        // Who goes first takes turns as well.
+        // The worker that goes first alternates as well.
         let (with, without) = if round % 2 == 0 {
             let with = runs_a_second(&mut on)?;
             (with, runs_a_second(&mut off)?)
@@ -51,7 +54,7 @@ pub(crate) fn run(rounds: usize) -> Result<()> {
     println!("\n{TENANTS} tenants in one worker, {AT_ONCE} runs at a time, script: {SCRIPT}\n");
     let [with, without] = rates.map(median);
     println!("runs a second, every layer (median)                  {with:>8.0}");
-    println!("runs a second, no keys, no filter of the thread's    {without:>8.0}");
+    println!("runs a second, no keys, no thread filter              {without:>8.0}");
     let cost = (1.0 - median(ratios)) * 100.0;
     let verdict = if cost <= 2.0 { "holds" } else { "DOES NOT HOLD" };
     println!("cost, median over {rounds} pairs of rounds             {cost:>8.2} %  at most 2: {verdict}");
@@ -77,7 +80,7 @@ fn runs_a_second(rig: &mut Rig) -> Result<f64> {
             .chunks_mut(share)
             .map(|tenants| {
                 scope.spawn(|| {
-                    // A client's tenants take turns, so that there is always one whose isolate is warm.
+                    // A client's tenants take turns, so that one of them always has a warm isolate.
                     while !over.load(Ordering::Relaxed) {
                         for tenant in tenants.iter_mut() {
                             if tenant.run(SCRIPT, &Value::Null) != Ran::Returned(42.into()) {
@@ -104,7 +107,7 @@ fn median(mut figures: Vec<f64>) -> f64 {
     figures.get(figures.len() / 2).copied().unwrap_or(f64::NAN)
 }
 
-/// How long the filters are that a tenant's thread runs under.
+/// The lengths of the filters of a tenant's thread.
 fn filters() -> Result<()> {
     let zone = Zone::place(TENANTS as usize, || 0);
     let island = zone.island(5).ok_or_else(|| anyhow::anyhow!("no such island"))?;

@@ -1,4 +1,5 @@
-//! `cargo xtask bench load`: what `load()` costs, beside the bare engine and, if it is there, workerd's Worker Loader.
+//! `cargo xtask bench load`: what `load()` costs, compared with the bare engine and, if installed,
+//! workerd's Worker Loader.
 
 use std::fs;
 use std::path::Path;
@@ -14,14 +15,15 @@ use super::sample::{Sample, micros};
 use crate::http::{Connection, Private};
 use crate::{build_release, output, v8};
 
-/// The trivial script, in every row the same.
+/// The trivial script, the same in every row.
 const SCRIPT: &str = "export default () => 42";
 const TURNS: usize = 400;
 const ROUNDS: usize = 5;
 const CLIENTS: usize = 8;
-/// Tenants that the clients take turns for.
+/// How many tenants the clients use in turn.
 const TENANTS: usize = 24;
-/// Between two sequential runs: longer than disposing of an isolate and warming the next one takes.
+/// The pause between two sequential runs: longer than it takes to dispose of an isolate and warm
+/// the next one.
 const PAUSE: Duration = Duration::from_millis(3);
 
 pub(crate) fn run(peers: Option<&Path>, against: Option<&Path>, seconds: u64) -> Result<()> {
@@ -33,7 +35,8 @@ pub(crate) fn run(peers: Option<&Path>, against: Option<&Path>, seconds: u64) ->
     println!("{CLIENTS} clients, {TENANTS} tenants, script: {SCRIPT}\n");
     println!("{:<58} {:>8} {:>8} {:>8}", "", "p50 µs", "p99 µs", "runs/s");
 
-    // Rounds of raw, enisle, raw, …: the speed of a shared machine drifts, and the ratio is what counts.
+    // Rounds alternate between raw V8 and enisle: the speed of a shared machine drifts, and only
+    // the ratio counts.
     let (mut raw, mut warm, mut back_to_back) = (Vec::new(), Vec::new(), Vec::new());
     for _ in 0..ROUNDS {
         raw.extend(raw_v8(&programs, TURNS / ROUNDS)?);
@@ -71,7 +74,7 @@ pub(crate) fn run(peers: Option<&Path>, against: Option<&Path>, seconds: u64) ->
     hostile(&programs)
 }
 
-/// Runs a second of all clients together, on all tenants in turn.
+/// Runs a second of all clients together, each using all tenants in turn.
 fn loads(daemon: &Private, seconds: u64) -> Result<(Sample, f64)> {
     throughput(seconds, |client| {
         let mut connection = daemon.connect()?;
@@ -83,8 +86,8 @@ fn loads(daemon: &Private, seconds: u64) -> Result<(Sample, f64)> {
     })
 }
 
-/// These programs against those of another build, in turns: the bare engine, and the daemon under
-/// load. `warm` is what a `load()` of a warm tenant took.
+/// Compares these programs with those of another build, in turns: the bare engine, and the daemon
+/// under load. `warm` is the time of a `load()` for a warm tenant.
 fn compare(programs: &Path, other: &Path, warm: f64, seconds: u64) -> Result<()> {
     let (mut engine, mut daemons, mut latency) = (Vec::new(), Vec::new(), Vec::new());
     for _ in 0..ROUNDS {
@@ -115,7 +118,7 @@ fn compare(programs: &Path, other: &Path, warm: f64, seconds: u64) -> Result<()>
 }
 
 /// What a process holds for a tenant at rest, after one light run and after many that each filled
-/// their heap.
+/// the heap.
 fn at_rest(programs: &Path) -> Result<()> {
     const RUNS: usize = 200;
     const FILL: &str =
@@ -129,7 +132,8 @@ fn at_rest(programs: &Path) -> Result<()> {
             ensure!(run["outcome"] == "ok", "{run}");
         }
         let workers = await_warm(&mut connection)?;
-        // Idle is who has run nothing for a while: what is free is given back then.
+        // A tenant is idle once it has run nothing for a while: only then is its free memory given
+        // back.
         std::thread::sleep(IDLE);
         workers.iter().map(|pid| private_mib(*pid)).sum()
     };
@@ -141,7 +145,8 @@ fn at_rest(programs: &Path) -> Result<()> {
     Ok(())
 }
 
-/// Tenants share processes also on a machine without keys: the memory of a tenant is measured as it is with keys.
+/// Tenants share processes even on a machine without keys, so that the memory of a tenant is
+/// measured as it is with keys.
 const CONFIG: &str = "[workers]\nshare_without_keys = true\n[defaults.quota]\nper_second = 1000000\nburst = 1000000\n";
 
 fn body() -> Vec<u8> {
@@ -157,14 +162,14 @@ fn verdict(what: &str, figure: f64, wanted: &str, holds: bool) {
     println!("{what:<58} {figure:>8.2}   {wanted}: {}", if holds { "holds" } else { "DOES NOT HOLD" });
 }
 
-/// Turns of the bare engine: run, and run with dispose.
+/// Rounds of the bare engine: a run, and a run with disposal.
 fn raw_v8(programs: &Path, turns: usize) -> Result<Vec<(Duration, Duration)>> {
     let printed = output(Command::new(programs.join("examples/raw_v8")).arg(SCRIPT).arg(turns.to_string()))?;
     let nanos = |text: &str| text.parse().map(Duration::from_nanos);
     printed
         .lines()
         .map(|line| {
-            let (run, whole) = line.split_once(' ').context("two numbers a line")?;
+            let (run, whole) = line.split_once(' ').context("each line must have two numbers")?;
             Ok((nanos(run)?, nanos(whole)?))
         })
         .collect()
@@ -177,7 +182,7 @@ fn sequential(connection: &mut Connection, pause: Option<Duration>) -> Result<Ve
         std::thread::sleep(pause.unwrap_or_default());
         let begun = Instant::now();
         let run = connection.load("sequential", &body())?;
-        // The first ones find the daemon cold, or still at what came before.
+        // The first runs find the daemon cold, or still busy with what came before.
         if turn >= 10 {
             durations.push(begun.elapsed());
         }
@@ -186,7 +191,8 @@ fn sequential(connection: &mut Connection, pause: Option<Duration>) -> Result<Ve
     Ok(durations)
 }
 
-/// Clients without pause; every request's duration, and requests a second. `client` prepares one and warms it up.
+/// Runs clients without pause: every request's duration, and requests a second. `client` prepares
+/// one client and warms it up.
 fn throughput<F>(seconds: u64, client: impl Fn(usize) -> Result<F> + Sync) -> Result<(Sample, f64)>
 where
     F: FnMut() -> Result<()>,
@@ -220,7 +226,7 @@ where
     Ok((sample, rate))
 }
 
-/// The same load on workerd; requests a second.
+/// The same load on workerd, in requests a second.
 fn workerd(peers: &Path, seconds: u64) -> Result<f64> {
     let workerd = Workerd::start(peers)?;
     let (sample, rate) = throughput(seconds, |_| {
@@ -231,7 +237,7 @@ fn workerd(peers: &Path, seconds: u64) -> Result<f64> {
     Ok(rate)
 }
 
-/// How long a tenant has run nothing when it is looked at as an idle one.
+/// How long a tenant must have run nothing before it is measured as idle.
 const IDLE: Duration = Duration::from_secs(2);
 
 /// Private memory of all workers with 1, 10, 50 and 100 idle tenants, each with a warm isolate.
@@ -258,7 +264,7 @@ fn memory(programs: &Path) -> Result<()> {
     Ok(())
 }
 
-/// Waits until every tenant is warm; the workers' pids.
+/// Waits until every tenant is warm, and returns the workers' pids.
 fn await_warm(connection: &mut Connection) -> Result<Vec<u64>> {
     loop {
         let tenants = connection.get("/v1/tenants")?;

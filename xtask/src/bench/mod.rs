@@ -1,4 +1,5 @@
-//! `cargo xtask bench`: one run, one table. Machines are shared and noisy, so what counts are ratios within a run.
+//! `cargo xtask bench`: one run, one table. Machines are shared and noisy, so only ratios within a
+//! run count.
 
 mod attacks;
 mod cordon;
@@ -17,32 +18,35 @@ pub(crate) enum Bench {
     /// The attacks on the daemon, as root: pings within 100 ms (p99) and other uids' requests
     /// within a second through each of them.
     Attacks {
-        /// Only the cases whose ids begin so.
+        /// Only the cases whose ids begin with this.
         #[arg(long)]
         only: Option<String>,
     },
-    /// How soon a tenant that misbehaves is out of company, and moves under load.
+    /// How soon a misbehaving tenant lives alone, and what moves under load cost.
     Cordon {
-        /// Moves under load.
+        /// How many moves under load.
         #[arg(long, default_value_t = 12)]
         moves: usize,
     },
-    /// What protection keys and the filter of a tenant's thread cost: runs a second of one worker, on against off.
+    /// The cost of protection keys and of a tenant thread's filter: runs a second of one worker, on
+    /// against off.
     Keys {
-        /// Rounds of half a second each, on and off in turn.
+        /// How many rounds of half a second each, on and off in turn.
         #[arg(long, default_value_t = 40)]
         rounds: usize,
     },
-    /// `load()` through the socket against raw V8 in a loop, memory per idle tenant, hostile scripts against their limits.
+    /// `load()` through the socket against raw V8 in a loop, memory per idle tenant, and hostile
+    /// scripts against their limits.
     Load {
-        /// A folder in which `npm install workerd` was done: the same script through its Worker Loader, in the same run.
+        /// A folder where `npm install workerd` was run: measures the same script through its
+        /// Worker Loader.
         #[arg(long)]
         peers: Option<PathBuf>,
         /// The folder with the release of another build (`target/release` of an older checkout):
-        /// both in turns, and how they compare.
+        /// compares the two, in turns.
         #[arg(long)]
         against: Option<PathBuf>,
-        /// Seconds for each throughput.
+        /// Seconds for each measurement of throughput.
         #[arg(long, default_value_t = 5)]
         seconds: u64,
     },

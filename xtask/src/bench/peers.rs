@@ -1,4 +1,5 @@
-//! workerd's Worker Loader with the same script, for comparison: `env.LOADER.get(null, …)`, a new isolate a request.
+//! workerd's Worker Loader with the same script, for comparison: `env.LOADER.get(null, …)` makes a
+//! new isolate for each request.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -30,7 +31,8 @@ export default {
 };
 "#;
 
-/// The script that the loaded worker runs: ours answers a call, this one a request; neither does more.
+/// The script that the loaded worker runs. Ours answers a call, this one a request; neither does
+/// anything else.
 const LOADED: &str = "export default { fetch() { return new Response('42') } }";
 
 /// A workerd that serves on a Unix socket, gone when dropped.

@@ -1,4 +1,4 @@
-//! Durations and what is said of them.
+//! Durations and their percentiles.
 
 use std::time::Duration;
 
@@ -12,7 +12,7 @@ impl Sample {
         Self(durations)
     }
 
-    /// The duration that `percent` of a hundred are not longer than; nearest rank.
+    /// The percentile of the durations, by nearest rank.
     pub(crate) fn percentile(&self, percent: usize) -> Duration {
         let rank = (self.0.len() * percent).div_ceil(100).max(1) - 1;
         self.0.get(rank.min(self.0.len().saturating_sub(1))).copied().unwrap_or_default()

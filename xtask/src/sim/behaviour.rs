@@ -1,17 +1,18 @@
-//! What simulated tenants do. The labels are known; the engine sees only what the daemon would measure.
+//! What simulated tenants do. The simulation knows their labels; the engine sees only what the
+//! daemon would measure.
 //!
-//! The rates are assumptions, written down here so that they can be argued about. A burst is a stretch of computing without a
-//! pause, in which each run takes more than 50 ms.
+//! The rates are assumptions, written down here so that they can be disputed. A burst is a stretch
+//! of computing without a pause, in which each run takes more than 50 ms.
 
 use enisle_cordon::{Signal, Trust};
 
-/// What a tenant is, which the engine does not know.
+/// What a tenant really is. The engine does not know it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) enum Label {
     Benign,
-    /// It takes more than its share: a process of its own is right.
+    /// It takes more than its share and deserves a process of its own.
     Noisy,
-    /// It ends its processes by mistake: a process of its own is right.
+    /// It ends its processes by mistake and deserves a process of its own.
     Buggy,
     Hostile,
 }
@@ -19,36 +20,38 @@ pub(super) enum Label {
 /// One thing that a tenant does.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub(super) enum Act {
-    /// Computes for so many seconds, of each so much, with so many messages and runs a second.
+    /// Computes for a number of seconds, for a part of each, with a number of messages and runs a
+    /// second.
     Compute { secs: f64, share: f64, messages: u64, runs: u64 },
-    /// Fills memory for so many seconds.
+    /// Fills memory for a number of seconds.
     Page { secs: f64 },
     /// Ends its process.
     Take(Signal),
     /// Ends its process, but only where others are in it.
     TakeInCompany(Signal),
-    /// Ends its process in a way that leaves no record of whose doing it was.
+    /// Ends its process without a record that names the thread.
     TakeUnseen(Signal),
-    /// Makes a neighbour's thread stumble, so that the neighbour is the one on record.
+    /// Makes a neighbour's thread fault, so that the record names the neighbour.
     Push,
-    /// Something that is only counted.
+    /// Gives a signal that has no other effect.
     Say(Signal),
 }
 
-/// A kind of tenant: what it does, and how often a day.
+/// A kind of tenant: what it does, and how many times a day.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Kind {
     pub(super) name: &'static str,
     pub(super) label: Label,
-    /// Of ten thousand tenants.
+    /// How many of ten thousand tenants are of this kind.
     pub(super) of_10k: usize,
     pub(super) acts: &'static [(f64, Act)],
 }
 
-/// Stands for a length that is drawn.
+/// Stands for a length that is drawn at random.
 pub(super) const DRAWN: f64 = 0.0;
 
-/// Median and spread (sigma of the logarithm) of a benign burst, in seconds: most are short, one in a hundred thousand is over four.
+/// Median and spread (sigma of the logarithm) of a benign burst, in seconds: most are short, and
+/// one in a hundred thousand is longer than four seconds.
 pub(super) const BURST: (f64, f64) = (0.3, 0.6);
 /// A burst whose length is drawn from [`BURST`].
 const SOME_WORK: Act = Act::Compute { secs: DRAWN, share: 1.0, messages: 0, runs: 0 };
@@ -78,7 +81,7 @@ pub(super) const KINDS: &[Kind] = &[
         of_10k: 800,
         acts: &[(2.0, SOME_WORK), (4.0, Act::Say(Signal::NearMemory)), (0.5, Act::Page { secs: 1.0 })],
     },
-    // One accident a quarter: a loop that V8 does not interrupt, an array too long.
+    // One accident a quarter: a loop that V8 does not interrupt, or an array that is too long.
     Kind {
         name: "accident-prone service",
         label: Label::Benign,
@@ -151,11 +154,12 @@ pub(super) const KINDS: &[Kind] = &[
         of_10k: 8,
         acts: &[(12.0, Act::TakeInCompany(Signal::ClosedKey))],
     },
-    // It uses up one exploit a day, and is never on record itself: it is not found.
+    // It uses one exploit a day and is never on record itself, so the engine does not find it.
     Kind { name: "pushes neighbours", label: Label::Hostile, of_10k: 1, acts: &[(1.0, Act::Push)] },
 ];
 
-/// Nobody vouches for a fifth of all tenants, a tenth is known well; one in twenty holds secrets, twenty to an owner.
+/// A fifth of all tenants is untrusted, a tenth trusted; one in twenty holds secrets, and twenty
+/// tenants belong to one owner.
 pub(super) fn policy(index: usize) -> (Trust, Option<String>) {
     let trust = match index % 10 {
         0 => Trust::Trusted,

@@ -1,8 +1,10 @@
-//! `cargo xtask sim cordon`: ten thousand tenants over weeks of virtual time, through the engine that the daemon uses.
+//! `cargo xtask sim cordon`: ten thousand tenants over weeks of virtual time, judged by the engine
+//! that the daemon uses.
 //!
-//! What they do is in `behaviour`, with its assumptions; what the engine makes of it is compared with labels that it does not
-//! know. The second table is the price: how many processes there are, and how long benign tenants were beside a hostile one, for
-//! cordons that come earlier, later, at once and never.
+//! `behaviour` says what the tenants do, and names its assumptions. The engine's decisions are
+//! compared with labels that the engine does not know. The second table is the price: how many
+//! processes run, and how long benign tenants shared one with a hostile tenant, for cordons that
+//! come earlier, later, at once and never.
 
 mod behaviour;
 mod world;
@@ -18,7 +20,7 @@ use world::{Tenant, World};
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum Sim {
-    /// Detection, false positives, time to cordon, processes.
+    /// Detection, false positives, time to cordon, and processes.
     Cordon(Options),
 }
 
@@ -32,7 +34,8 @@ pub(crate) struct Options {
     seed: u64,
 }
 
-/// Private memory of a worker with its first tenant, and of each further one, in MiB (SPECIFICATION.md).
+/// Private memory of a worker with its first tenant, and of each further tenant, in MiB
+/// (SPECIFICATION.md).
 const FIRST_MIB: f64 = 24.5;
 const FURTHER_MIB: f64 = 2.2;
 
@@ -85,7 +88,7 @@ fn by_kind(world: &World<'_>) {
     println!();
 }
 
-/// From its first act to its cordon.
+/// The time from a tenant's first act to its cordon.
 fn delay_secs(tenant: &Tenant) -> Option<u64> {
     Some(tenant.cordoned?.since(tenant.first_act?) / 1000)
 }
@@ -102,7 +105,7 @@ fn verdict(world: &World<'_>) -> bool {
     let found = of(Label::Hostile).filter(|tenant| tenant.cordoned.is_some()).count();
     let benign = of(Label::Benign).count();
     let wrong = of(Label::Benign).filter(|tenant| tenant.worst > Level::Shared).count();
-    // Of those, how many had ended a process by accident: ten minutes alone.
+    // How many of those had ended a process by accident, which costs ten minutes alone.
     let accidents = of(Label::Benign).filter(|tenant| tenant.worst > Level::Shared && tenant.took).count();
     let slowest = |kinds: &[&str]| {
         let delays = world.tenants.iter().filter(|tenant| kinds.contains(&tenant.kind.name)).filter_map(delay_secs);
@@ -113,7 +116,8 @@ fn verdict(world: &World<'_>) -> bool {
     let soft = slowest(&["batch computing", "memory bombs", "Spectre, silent", "Spectre, behind messages"]);
     let detection = 100.0 * found as f64 / acted.max(1) as f64;
     let false_positives = 100.0 * wrong as f64 / benign.max(1) as f64;
-    // Alone against deserving, with the shared ones on both sides.
+    // Processes of tenants alone against those of tenants that deserve one, with the shared
+    // processes on both sides.
     let ratio = |&(all, alone, deserving): &(usize, usize, usize)| all as f64 / (all - alone + deserving).max(1) as f64;
     let processes = world.tally.days.iter().map(ratio).fold(0.0, f64::max);
     let pushed = of(Label::Benign).map(|tenant| tenant.most_score).fold(0.0, f64::max);
@@ -122,7 +126,7 @@ fn verdict(world: &World<'_>) -> bool {
         ("hostile tenants cordoned, % of those that acted", detection, "at least 99", detection >= 99.0),
         ("benign tenants cordoned, %", false_positives, "at most 0.6", false_positives <= 0.6),
         ("slowest cordon after a hard signal, s", hard, "at most 1", hard <= 1.0),
-        ("slowest cordon of who computes or pages without end, s", soft, "at most 5", soft <= 5.0),
+        ("slowest cordon after computing or paging without end, s", soft, "at most 5", soft <= 5.0),
         ("processes over (deserving + shared), worst day", processes, "at most 1.2", processes <= 1.2),
     ] {
         println!("{what:<58} {figure:>8.2}   {wanted}: {}", if met { "holds" } else { "DOES NOT HOLD" });
@@ -138,7 +142,7 @@ fn verdict(world: &World<'_>) -> bool {
     holds
 }
 
-/// The price of cordons that come earlier or later, with fewer tenants.
+/// The price of cordons that come earlier or later, simulated with fewer tenants.
 fn curve(options: &Options) {
     let tenants = options.tenants.min(3000);
     println!("\nthe price, with {tenants} tenants:");
@@ -171,7 +175,8 @@ fn curve(options: &Options) {
         let name = format!("from a score of {:.0} on", rules.solo);
         price(&name, mean(&|day| day.0), mean(&|day| day.1), tenants, exposed, out);
     }
-    // Nobody ever leaves; every benign tenant is beside all hostile ones from the first act on.
+    // Without cordons no tenant leaves: every benign tenant is beside all hostile ones from their
+    // first act on.
     let hours = (options.weeks * 7 * 24) as f64;
     price("everyone in one process", 1.0, 0.0, tenants, hours, 0);
 }

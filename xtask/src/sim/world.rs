@@ -14,7 +14,7 @@ use super::behaviour::{Act, BURST, DRAWN, KINDS, Kind, Label, policy};
 
 pub(super) const DAY: u64 = 24 * 3600 * 1000;
 const START: Time = Time(1_700_000_000_000);
-/// As on a machine with fifteen keys.
+/// The number on a machine with fifteen keys.
 const CAPACITY: Capacity = Capacity { keys: 14, cages: 90, share_without_keys: false };
 
 pub(super) struct Tenant {
@@ -23,12 +23,13 @@ pub(super) struct Tenant {
     traits: Traits,
     around: Circumstances,
     home: u32,
-    /// Alone until its process's death is explained, or in half of those who were there.
+    /// Until when it is isolated after the death of a process or, with a case, bisected with its
+    /// former neighbours.
     suspected: Option<(Option<Case>, Time)>,
     pub(super) first_act: Option<Time>,
-    /// When it was first out of company by a decision, after it had acted.
+    /// When a decision first isolated it, after it had acted.
     pub(super) cordoned: Option<Time>,
-    /// It has ended a process itself.
+    /// Whether it has ended a process itself.
     pub(super) took: bool,
     pub(super) worst: Level,
     pub(super) most_score: f64,
@@ -41,13 +42,15 @@ struct Home {
     places_used: usize,
 }
 
-/// What a simulation came to.
+/// The result of a simulation.
 #[derive(Debug, Default)]
 pub(super) struct Tally {
     pub(super) decisions: usize,
-    /// At the end of every day: processes, of them alone, and tenants that deserve one.
+    /// At the end of every day: all processes, those with one isolated tenant, and tenants that
+    /// deserve one.
     pub(super) days: Vec<(usize, usize, usize)>,
-    /// Hours that some hostile tenant, after its first act, was beside a benign one: summed over the benign ones.
+    /// Hours that benign tenants spent beside a hostile tenant after its first act, summed over the
+    /// benign ones.
     pub(super) exposed_hours: f64,
 }
 
@@ -64,7 +67,7 @@ pub(super) struct World<'a> {
 }
 
 impl<'a> World<'a> {
-    /// So many tenants in the proportions of [`KINDS`], each in a home.
+    /// A number of tenants in the proportions of [`KINDS`], each in a home.
     pub(super) fn new(tenants: usize, rules: &'a Rules, seed: u64) -> Self {
         let mut world = World {
             rules,
@@ -105,7 +108,7 @@ impl<'a> World<'a> {
         world
     }
 
-    /// Lets so many days pass.
+    /// Simulates a number of days.
     pub(super) fn run(&mut self, days: u64) {
         for day in 1..=days {
             let end = START.plus(day * DAY);
@@ -121,13 +124,13 @@ impl<'a> World<'a> {
             for tenant in 0..self.tenants.len() {
                 self.see(tenant, &[]);
             }
-            // Workers that are a day old are left.
+            // Tenants leave workers that are a day old.
             self.settle_everybody();
             self.count_day();
         }
     }
 
-    /// The next time that a tenant does that: by chance, at its rate.
+    /// The next time that a tenant does an act: drawn at random, at the act's rate.
     fn schedule(&mut self, tenant: usize, act: usize) {
         let rate = self.tenants[tenant].kind.acts[act].0;
         let days = -(1.0 - self.rng.f64()).ln() / rate;
@@ -188,14 +191,14 @@ impl<'a> World<'a> {
         }
     }
 
-    /// The length of a benign burst: log-normal, by Box and Muller.
+    /// The length of a benign burst: log-normal, by the Box-Muller transform.
     fn burst(&mut self) -> f64 {
         let (one, two) = (1.0 - self.rng.f64(), self.rng.f64());
         let normal = (-2.0 * one.ln()).sqrt() * (std::f64::consts::TAU * two).cos();
         BURST.0 * (BURST.1 * normal).exp()
     }
 
-    /// Windows, until the work is done or the tenant has been moved and gone on to the end.
+    /// Feeds the engine windows until the work is done, in the new home if the tenant is moved.
     fn work(&mut self, tenant: usize, secs: f64, next: impl Fn(Sample) -> Sample) {
         let begun = self.now;
         let (mut shape, mut sample) = (Shape::default(), Sample { at: self.now, ..Sample::default() });
@@ -209,7 +212,7 @@ impl<'a> World<'a> {
                 self.see(tenant, &seen);
             }
         }
-        // Others act meanwhile, at times of their own.
+        // Other tenants act meanwhile, at times of their own.
         self.now = begun;
     }
 
@@ -218,7 +221,7 @@ impl<'a> World<'a> {
         home.into_iter().flat_map(|home| &home.residents).copied().filter(|other| *other != tenant).collect()
     }
 
-    /// A tenant ends its process; everybody there needs another one.
+    /// A tenant ends its process; every tenant there needs another one.
     fn take(&mut self, tenant: usize, signal: Signal) {
         let alone = self.homes.get(&self.tenants[tenant].home).is_none_or(|home| home.places_used <= 1);
         let others = self.beside(tenant);
@@ -251,7 +254,7 @@ impl<'a> World<'a> {
         }
     }
 
-    /// The engine is told, and what it decides is done.
+    /// Reports signals to the engine, and carries out its decision.
     fn see(&mut self, index: usize, seen: &[Seen]) {
         let (now, rules) = (self.now, self.rules);
         let tenant = &mut self.tenants[index];
@@ -285,7 +288,7 @@ impl<'a> World<'a> {
         tenant.standing.level().max(if alone { Level::Solo } else { Level::Shared })
     }
 
-    /// Gives a tenant the home that it has to have, if it has another.
+    /// Moves a tenant to the home that it must have, unless it is there.
     fn settle(&mut self, index: usize) {
         let level = self.wanted(index);
         let home = self.tenants[index].home;
@@ -299,7 +302,8 @@ impl<'a> World<'a> {
                 self.homes.remove(&home);
             }
         }
-        // One that lives alone joins nobody, and nobody joins a process whose places are spent.
+        // A tenant that must live alone joins no process, and no tenant joins a process whose slots
+        // are used up.
         let open = |home: &&Home| {
             level == Level::Shared && home.level == level && home.places_used < CAPACITY.tenants_per_process()
         };
@@ -325,12 +329,13 @@ impl<'a> World<'a> {
         }
     }
 
-    /// Everybody moves into new processes, as they do once a day.
+    /// All tenants move into new processes, as they do once a day.
     fn settle_everybody(&mut self) {
         let ids: Vec<_> = self.homes.keys().copied().collect();
         ids.into_iter().for_each(|home| self.expose(home));
         self.homes.clear();
-        // Like beside like, so that the search for a place is short.
+        // Tenants of equal traits come one after another, so that the search for a process is
+        // short.
         let mut order: Vec<_> = (0..self.tenants.len()).collect();
         self.rng.shuffle(&mut order);
         for index in order {
@@ -338,7 +343,8 @@ impl<'a> World<'a> {
         }
     }
 
-    /// Counts how long benign tenants have been beside a hostile one that had begun to act, at the end of that.
+    /// Adds up how long benign tenants have been beside a hostile tenant that had begun to act,
+    /// when that ends.
     fn expose(&mut self, home: u32) {
         let Some(home) = self.homes.get(&home) else { return };
         let acted = home.residents.iter().filter_map(|who| {

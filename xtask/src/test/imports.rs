@@ -1,9 +1,9 @@
-//! `cargo xtask imports`: which part of a program may import which, and that no files import each
-//! other in a circle.
+//! `cargo xtask imports`: checks which part of a program imports which, and that no files import
+//! each other in a circle.
 //!
-//! A program is a house of rooms, folders and files of its sources. A room imports from itself and
-//! from the rooms that its line in the table names. What tests import (`#[cfg(test)]`) is not
-//! looked at.
+//! A program is a house; its rooms are folders and files of its sources. A room may import from
+//! itself and from the rooms that its row in the table names. Imports of tests (`#[cfg(test)]`) are
+//! not checked.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
@@ -17,11 +17,12 @@ use crate::root;
 /// The sources of one program.
 struct House {
     folder: &'static str,
-    /// The more special room of a file is the one with the longer name.
+    /// A file belongs to the room with the longest name that fits.
     rooms: &'static [Room],
     /// Rooms that every other may import.
     open: &'static [&'static str],
-    /// Imports, from and to, that break a rule and have yet to go. One that is gone has to go here.
+    /// Imports, from and to, that break a rule and are tolerated until they are removed. A removed
+    /// import must be removed here too.
     known: &'static [(&'static str, &'static str)],
 }
 
@@ -29,7 +30,7 @@ struct House {
 struct Room {
     name: &'static str,
     may: &'static [&'static str],
-    /// What it is, for who broke the rule.
+    /// What the room is, for the error message.
     is: &'static str,
 }
 
@@ -42,7 +43,7 @@ const HOUSES: &[House] = &[SUPERVISOR];
 const SUPERVISOR: House = House {
     folder: "daemon/supervisor/src",
     rooms: &[
-        room("", &[], "it starts all"),
+        room("", &[], "it starts the daemon"),
         room(
             "housekeeping",
             &["runs", "daemon", "homes", "cordons", "state", "tenants", "workers"],
@@ -52,13 +53,13 @@ const SUPERVISOR: House = House {
         room("runs", &["daemon", "homes", "cordons", "state", "tenants", "workers"], "it knows nothing of the API"),
         room("daemon", &["homes", "cordons", "state", "tenants", "workers"], "it holds the parts that runs need"),
         room("homes", &["cordons", "state", "tenants", "workers"], "it puts tenants into processes"),
-        room("cordons", &["state", "tenants"], "it judges by what it is told"),
+        room("cordons", &["state", "tenants"], "it judges by what is reported to it"),
         room("state", &["tenants"], "it keeps what outlives the daemon"),
         room("tenants", &[], "it is data and its rules, and knows no process"),
-        room("workers", &[], "it knows processes and their places, not tenants"),
-        room("events", &[], "everybody tells it something, and it tells nobody"),
+        room("workers", &[], "it knows processes and their slots, not tenants"),
+        room("events", &[], "every room may emit events, and it imports none of them"),
         room("clock", &[], "it is below all others"),
-        // The configuration holds a policy, that of tenants without one.
+        // The configuration holds the policy of tenants that have none of their own.
         room("config", &["tenants"], "it is below all others"),
         room("descriptors", &[], "it is below all others"),
         room("files", &[], "it is below all others"),
@@ -108,7 +109,7 @@ type Module = Vec<String>;
 #[derive(Debug, Default)]
 struct Sources {
     files: BTreeMap<Module, PathBuf>,
-    /// From, to: the first line that does it.
+    /// From and to, with the first line that imports it.
     imports: BTreeMap<(Module, Module), usize>,
 }
 
@@ -119,7 +120,7 @@ impl Sources {
         Self::of(texts)
     }
 
-    /// Of files by their paths.
+    /// From the texts of files, by their paths.
     fn of(texts: BTreeMap<PathBuf, String>) -> Result<Self> {
         let files = texts.keys().map(|path| (module_of(path), path.clone())).collect();
         let mut sources = Self { files, ..Self::default() };
@@ -137,7 +138,7 @@ impl Sources {
         Ok(sources)
     }
 
-    /// The file that a path leads into.
+    /// The file that a path leads to.
     fn file_of(&self, path: &[String]) -> Option<Module> {
         (1..=path.len()).rev().map(|length| path[..length].to_vec()).find(|module| self.files.contains_key(module))
     }
@@ -146,12 +147,16 @@ impl Sources {
         let mut found = Vec::new();
         let known: BTreeSet<_> = house.known.iter().map(|(from, to)| (module_at(from), module_at(to))).collect();
         for (from, to) in known.iter().filter(|import| !self.imports.contains_key(import)) {
-            found.push(format!("{} does not import {} any more: take that from the known ones", show(from), show(to)));
+            found.push(format!(
+                "{} does not import {} any more: remove that from the known imports",
+                show(from),
+                show(to)
+            ));
         }
         for ((from, to), line) in self.imports.iter().filter(|(import, _)| !known.contains(import)) {
             let file = self.files[from].display();
             let (Some(ours), Some(theirs)) = (house.room_of(from), house.room_of(to)) else {
-                found.push(format!("{file}:{line}: one of {} and {} is in no room of the table", show(from), show(to)));
+                found.push(format!("{file}:{line}: the table has no room for one of {} and {}", show(from), show(to)));
                 continue;
             };
             let fine = ours.name == theirs.name
@@ -281,7 +286,7 @@ fn gather(tokens: TokenStream, module: &[String], found: &mut Vec<(Module, usize
     }
 }
 
-/// Reads a path, or a tree of paths, that begins at `at`; what follows it.
+/// Reads a path, or a tree of paths, that begins at `at`, and returns the index behind it.
 fn path(tokens: &[TokenTree], mut at: usize, mut read: Vec<String>, found: &mut dyn FnMut(&[String])) -> usize {
     loop {
         match tokens.get(at) {
@@ -306,7 +311,7 @@ fn path(tokens: &[TokenTree], mut at: usize, mut read: Vec<String>, found: &mut 
     at
 }
 
-/// A path as one from the crate's root; nothing for what leads nowhere.
+/// A path from the crate's root; nothing for a path that leads out of it.
 fn resolve(path: &[String], module: &[String]) -> Option<Module> {
     let (first, rest) = path.split_first()?;
     let mut base = match first.as_str() {
@@ -331,7 +336,7 @@ fn is_for_tests(tokens: &[TokenTree]) -> bool {
         if mark.as_char() == '#' && group.stream().to_string().replace(' ', "") == "cfg(test)")
 }
 
-/// Where the item that begins at `at` has ended.
+/// The index behind the item that begins at `at`.
 fn behind_item(tokens: &[TokenTree], at: usize) -> usize {
     let is_use = |token: &TokenTree| matches!(token, TokenTree::Ident(word) if word == "use");
     let mut braces_end = true;
@@ -353,7 +358,7 @@ mod tests {
     const HOUSE: House = House {
         folder: "",
         rooms: &[
-            room("", &[], "it starts all"),
+            room("", &[], "it starts the daemon"),
             room("homes", &["workers"], "it puts tenants into processes"),
             room("workers", &[], "it knows slots, not tenants"),
             room("workers/deep", &["workers"], "a room in a room"),
@@ -420,12 +425,12 @@ mod tests {
     #[test]
     fn a_known_import_that_is_gone_is_named() {
         let found = findings(&[("workers/old.rs", "")]);
-        assert_eq!(found, ["workers::old does not import homes::pool any more: take that from the known ones"]);
+        assert_eq!(found, ["workers::old does not import homes::pool any more: remove that from the known imports"]);
     }
 
     #[test]
-    fn a_file_that_is_in_no_room_is_named() {
+    fn a_file_without_a_room_is_named() {
         let found = findings(&[("clock.rs", ""), ("elsewhere.rs", "use crate::clock::now;")]);
-        assert_eq!(found, ["elsewhere.rs:1: one of elsewhere and clock is in no room of the table"]);
+        assert_eq!(found, ["elsewhere.rs:1: the table has no room for one of elsewhere and clock"]);
     }
 }

@@ -1,7 +1,7 @@
-//! `cargo xtask test`: style, every test, and that no release has the natives of the attack harness. What CI runs.
+//! `cargo xtask test`, which CI runs: style, every test, and that no release has attack natives.
 //!
 //! A test that needs what this machine lacks runs in the emulated machine (`tests/vm`) instead,
-//! where nothing may be skipped. The closing table says what ran where and how long it took.
+//! where no test may be skipped. The closing table says what ran where and how long it took.
 
 pub(crate) mod documents;
 pub(crate) mod imports;
@@ -19,11 +19,11 @@ use crate::{cargo, check, target, v8, vm};
 
 #[derive(Debug, Args)]
 pub(crate) struct Options {
-    /// Only the tests, no style checks and no release build.
+    /// Run only the tests: no style checks and no release build.
     #[arg(long)]
     only_tests: bool,
-    /// Also the slow checks that CI runs nightly: ten thousand rounds and a minute of attacks,
-    /// every posture, the archive's checksums and its probe.
+    /// Run the slow checks too: ten thousand rounds and a minute of attacks, every posture, the
+    /// archive's checksums and its probe.
     #[arg(long)]
     slow: bool,
 }
@@ -45,7 +45,7 @@ pub(crate) fn run(options: &Options) -> Result<()> {
         parts.run(&format!("dependencies{skipped}"), HERE, || dependencies(&archive));
     }
     let programs = parts.run("build: programs and tests", HERE, || vm::Programs::build(&archive));
-    // Without them every further part would test what an earlier build has left.
+    // Without these programs every further part would test those of an earlier build.
     let Some(programs) = programs else { return parts.conclude() };
     parts.run("tests", HERE, || tests(&archive, &lacking));
     let skipped = if lacking.contains(&"root") { " (skipped: not root)" } else { "" };
@@ -55,10 +55,10 @@ pub(crate) fn run(options: &Options) -> Result<()> {
     }
     let lacks = lacking.join(", no ");
     if !harness_here {
-        let what = format!("attack harness, jail, confinement (here is no {lacks})");
+        let what = format!("attack harness, jail, confinement (this machine has no {lacks})");
         parts.run(&what, EMULATED, || vm::escape(&programs));
     } else if !lacking.is_empty() {
-        parts.run(&format!("jail, confinement (here is no {lacks})"), EMULATED, || vm::layers(&programs));
+        parts.run(&format!("jail, confinement (this machine has no {lacks})"), EMULATED, || vm::layers(&programs));
     }
     let choice = if options.slow { vm::matrix::Choice::All } else { vm::matrix::Choice::Short };
     parts.run("postures", EMULATED, || vm::matrix::run(&programs, choice));
@@ -71,7 +71,7 @@ pub(crate) fn run(options: &Options) -> Result<()> {
     }
     if !Posture::probe().layers().has(Layer::Speculation) {
         println!(
-            "\nnot tested: that speculation is forced off, for this machine's processor gives no process a choice about it"
+            "\nnot tested: that speculation is forced off, because this machine's processor lets no process choose"
         );
     }
     parts.conclude()
@@ -88,8 +88,8 @@ fn long_escape(archive: &v8::Archive) -> Result<()> {
 const HERE: &str = "this machine";
 const EMULATED: &str = "emulated machine";
 
-/// The parts of the test command, each with its verdict and its time. One that fails does not keep
-/// the next from running.
+/// The parts of the test command, each with its verdict and its time. After a part that fails the
+/// next one runs all the same.
 #[derive(Debug, Default)]
 struct Parts(Vec<(String, &'static str, Duration, bool)>);
 
@@ -147,7 +147,7 @@ fn dependencies(archive: &v8::Archive) -> Result<()> {
     check(cargo(archive).args(["deny", "--workspace", "--locked", "check", "bans", "licenses", "sources"]))
 }
 
-/// What this machine lacks of what tests need: those tests run in the emulated machine.
+/// The features that tests need and this machine lacks. Those tests run in the emulated machine.
 fn lacking() -> Vec<&'static str> {
     let posture = Posture::probe();
     let has = |feature: &str| match feature {
@@ -161,22 +161,22 @@ fn lacking() -> Vec<&'static str> {
     vm::FEATURES.iter().copied().filter(|feature| !has(feature)).collect()
 }
 
-/// Every test, with the programs that were just built. What this machine has is required, so
-/// nothing is skipped unseen.
+/// Every test, with the programs that were just built. Every feature that this machine has is
+/// required, so that no test is skipped unnoticed.
 fn tests(archive: &v8::Archive, lacking: &[&str]) -> Result<()> {
     let here = vm::FEATURES.iter().copied().filter(|feature| !lacking.contains(feature));
     let of_the_caller = std::env::var("ENISLE_REQUIRE").unwrap_or_default();
     let required: Vec<_> = here.chain(["emulator"]).chain(of_the_caller.split(',')).collect();
     let mut tests = cargo(archive);
     tests.args(["test", "--profile", "harness", "--workspace", "--no-fail-fast"]);
-    // The attacks on the daemon are a part by themselves: each of them takes the whole machine.
+    // The attacks on the daemon are a part of their own: each of them takes the whole machine.
     let elsewhere: Vec<_> = lacking.iter().copied().chain(["attacks"]).collect();
     tests.env("ENISLE_REQUIRE", required.join(",")).env("ENISLE_ELSEWHERE", elsewhere.join(","));
     check(tests.env(enisle_tests::PROGRAMS_VARIABLE, target().join("harness")))
 }
 
-/// What clients and other users can do to the daemon. Without root there is nobody else to be: then
-/// the part says that it was skipped.
+/// What clients and other users can do to the daemon. Only root can act as other users; without
+/// root the part reports that it was skipped.
 fn attacks(archive: &v8::Archive, lacking: &[&str], slow: bool) -> Result<()> {
     let mut attacks = cargo(archive);
     attacks.args(["test", "--profile", "harness", "-p", "enisle-tests", "--test", "attacks", "--"]);
@@ -187,11 +187,11 @@ fn attacks(archive: &v8::Archive, lacking: &[&str], slow: bool) -> Result<()> {
     check(attacks.env(enisle_tests::PROGRAMS_VARIABLE, target().join("harness")))
 }
 
-/// What every native of the attack harness has in its name.
+/// Part of the name of every native of the attack harness.
 const NATIVE: &[u8] = b"attack_probe_";
 
-/// The release does not build with the natives, and without them has none of their symbols; the harness's worker has them,
-/// or the search would prove nothing.
+/// The release does not build with the natives, and has none of their symbols. The harness's worker
+/// has them, or the search would prove nothing.
 fn no_release_has_natives(archive: &v8::Archive) -> Result<()> {
     let worker = ["build", "--quiet", "--release", "-p", "enisle-worker", "--bin"];
     check(cargo(archive).args(worker).arg("enisle-worker"))?;
@@ -200,14 +200,14 @@ fn no_release_has_natives(archive: &v8::Archive) -> Result<()> {
     let said = String::from_utf8_lossy(&refused.stderr);
     ensure!(
         !refused.status.success() && said.contains("no release can have it"),
-        "a release with attack-natives has to be refused:\n{said}"
+        "a release with attack-natives must be refused:\n{said}"
     );
     let holds_natives = |program: &str| -> Result<bool> {
         let bytes = fs::read(target().join(program)).with_context(|| format!("reading {program}"))?;
         Ok(bytes.windows(NATIVE.len()).any(|window| window == NATIVE))
     };
-    ensure!(holds_natives("harness/enisle-worker-attack")?, "the harness's worker has no natives that could be found");
-    ensure!(!holds_natives("release/enisle-worker")?, "the release has natives to attack it with");
+    ensure!(holds_natives("harness/enisle-worker-attack")?, "the search finds no natives in the harness's worker");
+    ensure!(!holds_natives("release/enisle-worker")?, "the release has attack natives");
     println!("ok  no release has the natives of the attack harness");
     Ok(())
 }

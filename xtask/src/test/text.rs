@@ -141,7 +141,7 @@ mod tests {
             assert!(!wide(name, &format!("{mark} {}", &words[..90])), "{name}");
         }
         assert!(!wide("a.rs", &format!("let x = \"{words}\"; // y")), "code is rustfmt's");
-        assert!(!wide("a.sh", &format!("#!/bin/{words}")), "the first line of a script is no comment");
+        assert!(!wide("a.sh", &format!("#!/bin/{words}")), "the first line of a script is not a comment");
         assert!(!wide("a.md", &format!("# {words}")), "a document is not checked");
     }
 

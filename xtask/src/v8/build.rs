@@ -1,8 +1,9 @@
-//! `cargo xtask v8 build`: from the crate's source to an archive, on Debian 12, from package registries only.
+//! `cargo xtask v8 build`: makes an archive from the crate's source, on Debian 12, with package
+//! registries as the only source.
 //!
-//! A straight list of steps. Each leaves a mark in the cache folder when it is done, so an interrupted build
-//! goes on where it stopped; the compile step resumes inside itself (ninja). The folder's name holds a hash of
-//! everything that decides the result, so a changed patch starts a folder of its own.
+//! A straight list of steps. Each leaves a mark in the cache folder when it is done, so an
+//! interrupted build resumes there; the compile step resumes inside itself (ninja). The folder's
+//! name holds a hash of everything that decides the result, so a changed patch starts a new folder.
 
 use std::fs;
 use std::io::{BufRead, BufReader, Write};
@@ -17,7 +18,7 @@ use sha2::{Digest, Sha256};
 use super::place::{ARCHIVE, BINDINGS, HOOKS, Kind, UNITY, build_dir, hex, patches};
 use crate::{check, debian, output, root};
 
-/// Debian's packages that compile V8; the last one has ICU's notices.
+/// The Debian packages that compile V8; the last one has ICU's notices.
 const PACKAGES: &[&str] = &[
     "clang-22",
     "lld-22",
@@ -31,13 +32,13 @@ const PACKAGES: &[&str] = &[
 ];
 const NOTICES: &str = include_str!("../../../v8/notices.py");
 const LLVM: &str = "/usr/lib/llvm-22";
-/// ICU's data file, which the `v8` crate leaves out, as the crate that carries it for the same ICU (78).
+/// The crate with ICU's data file for the same ICU (78); the `v8` crate leaves the file out.
 const ICU_CRATE: (&str, &str) = ("deno_core_icudata", "0.78");
 const BINDGEN: &str = "~0.73";
-/// Groups whose members collide when they are compiled as one unit.
+/// Groups of sources that collide when they are compiled as one unit.
 const UNITY_SPLIT: &str =
     "v8_base_without_compiler:0,v8_base_without_compiler:37,v8_base_without_compiler:60,v8_initializers:7";
-/// The same with DCHECKs, which bring a few sources of their own and so other groups.
+/// The same with DCHECKs, which add a few sources and so make other groups.
 const UNITY_SPLIT_DCHECKS: &str = "v8_base_without_compiler:0,v8_base_without_compiler:37,v8_base_without_compiler:42,\
     v8_base_without_compiler:54,v8_base_without_compiler:60,v8_initializers:7";
 
@@ -102,7 +103,7 @@ pub(crate) fn build(kind: Kind, jobs: usize) -> Result<PathBuf> {
     Ok(recipe.path("out"))
 }
 
-/// Says how what was built differs from what is in the tree.
+/// Reports how the build differs from what is in the tree.
 fn compare(out: &Path) -> Result<()> {
     let Ok(committed) = fs::read_to_string(root().join("v8/SHA256SUMS")) else { return Ok(()) };
     let built = fs::read_to_string(out.join("SHA256SUMS"))?;
@@ -132,8 +133,9 @@ fn packages(_: &Recipe) -> Result<()> {
     check(Command::new("apt-get").args(["-qy", "install"]).args(&missing).env("DEBIAN_FRONTEND", "noninteractive"))
 }
 
-/// Debian 12's gn (2022) is too old for this source. Unstable's is not, but wants a newer libc: both are unpacked
-/// into the cache folder, with an apt state of their own so that the machine's is left alone.
+/// Debian 12's gn (2022) is too old for this source. Unstable's is new enough but needs a newer
+/// libc: both are unpacked into the cache folder, with an apt state of their own, so that the
+/// machine's is not changed.
 fn gn(recipe: &Recipe) -> Result<()> {
     let suite = debian::Suite::open("sid", &recipe.path("apt"))?;
     for deb in suite.download(&["generate-ninja", "libc6", "libgcc-s1", "libstdc++6"])? {
@@ -150,13 +152,13 @@ fn gn_command(recipe: &Recipe, args: &[&str]) -> Result<Command> {
         .iter()
         .map(|name| usr.join(name))
         .find(|path| path.exists())
-        .context("Debian's generate-ninja has no gn where it used to be")?;
+        .context("Debian's generate-ninja has no gn at the expected path")?;
     let mut command = Command::new(loader);
     command.arg("--library-path").arg(libraries).arg(gn).args(args);
     Ok(command)
 }
 
-/// The folder that Cargo unpacked `package` into, found through a manifest that depends on it.
+/// The folder into which Cargo unpacked `package`, found through a manifest that depends on it.
 fn crate_folder(manifest: &Path, package: &str) -> Result<PathBuf> {
     let metadata = output(
         Command::new(env!("CARGO")).args(["metadata", "--format-version", "1", "--manifest-path"]).arg(manifest),
@@ -225,7 +227,8 @@ fn chromium_flags(recipe: &Recipe) -> Result<()> {
         &["-fdiagnostics-show-inlining-chain", "-fno-lifetime-dse"],
     )?;
     drop_lines(&src.join("build/config/sanitizers/sanitizers.gni"), &["-fsanitize-ignore-for-ubsan-feature="])?;
-    // Without that flag V8 takes the array-bounds and return traps for a UBSan build, and mksnapshot does not link.
+    // Without that flag V8 mistakes the array-bounds and return traps for a UBSan build, and
+    // mksnapshot does not link.
     let macros = src.join("v8/src/base/macros.h");
     let text = fs::read_to_string(&macros)?;
     let wanted = "#define V8_USE_UNDEFINED_BEHAVIOR_SANITIZER";
@@ -237,7 +240,7 @@ fn chromium_flags(recipe: &Recipe) -> Result<()> {
     Ok(())
 }
 
-/// Comments out the lines that hold one of `needles`; each has to be found.
+/// Comments out the lines that hold one of `needles`; each must be found.
 fn drop_lines(path: &Path, needles: &[&str]) -> Result<()> {
     let text = fs::read_to_string(path)?;
     for needle in needles {
@@ -327,7 +330,7 @@ fn compile(recipe: &Recipe) -> Result<()> {
         let line = line?;
         writeln!(log, "{line}")?;
         let Some((finished, total)) = progress(&line) else { continue };
-        // A resumed build starts in the middle: the estimate counts from there.
+        // A resumed build starts in the middle; the estimate counts from there.
         let from = *first.get_or_insert(finished);
         let secs = started.elapsed().as_secs();
         let left = (total - finished) * secs / (finished - from).max(1);
@@ -336,7 +339,7 @@ fn compile(recipe: &Recipe) -> Result<()> {
     }
     println!();
     if !ninja.wait()?.success() {
-        bail!("the compiler failed; its words are in {}", recipe.path("compile.log").display());
+        bail!("the compiler failed; its output is in {}", recipe.path("compile.log").display());
     }
     Ok(())
 }
@@ -388,7 +391,8 @@ fn bindings(recipe: &Recipe) -> Result<()> {
         defines.split('\0').filter(|define| !define.is_empty() && !unwanted.iter().any(|word| define.contains(word))),
     );
     check(&mut command)?;
-    // From the checkout: where the crate's sources are, its own toolchain would be asked for.
+    // In the checkout: in the folder of the crate's sources rustup would ask for the crate's own
+    // toolchain.
     check(
         Command::new("rustfmt").current_dir(root()).args(["--edition", "2021", "--config-path", "/dev/null"]).arg(&out),
     )
@@ -416,7 +420,7 @@ fn archive(recipe: &Recipe) -> Result<()> {
         fs::write(out.join("patches").join(&part.name), part.text)?;
         names.push(format!("patches/{}", part.name));
     }
-    // From here on the archive asks the embedder first for what it wants of libc.
+    // From here on the archive asks the embedder first for the memory that it would take from libc.
     let library = recipe.path("librusty_v8.a");
     check(
         Command::new(format!("{LLVM}/bin/llvm-objcopy"))

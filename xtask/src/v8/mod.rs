@@ -1,8 +1,8 @@
-//! `cargo xtask v8`: which V8 archive a build uses, how to build one, whether it is whole.
+//! `cargo xtask v8`: which V8 archive a build uses, how to build one, and whether it is intact.
 //!
 //! The project needs a V8 with several cages in one process and with the patches in `v8/patches`.
-//! Nobody publishes such an archive, so it is part of this tree (`v8/`). Everything that makes it
-//! is here, in `v8/` and in the package registries.
+//! No such archive is published, so it is part of this tree (`v8/`). Everything that makes it is
+//! here, in `v8/` and in the package registries.
 
 mod build;
 mod place;
@@ -16,14 +16,15 @@ pub(crate) use place::{Archive, find};
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum V8 {
-    /// Say which archive a build uses.
+    /// Print which archive a build uses.
     Status,
-    /// Build the archive from the crate's source (about an hour on two cores; resumes where it was stopped).
+    /// Build the archive from the crate's source (about an hour on two cores; an interrupted build
+    /// resumes).
     Build {
         /// Parallel compiler processes.
         #[arg(long, default_value_t = std::thread::available_parallelism().map_or(2, usize::from))]
         jobs: usize,
-        /// One that checks V8's own assumptions, for tests. It stays in the cache folder.
+        /// Build one that checks V8's own assumptions, for tests. It stays in the cache folder.
         #[arg(long)]
         dchecks: bool,
     },

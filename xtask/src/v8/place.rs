@@ -1,5 +1,5 @@
-//! Which archive a build uses: the one in this tree, unless `RUSTY_V8_ARCHIVE` names another one;
-//! and what it is made from.
+//! Which archive a build uses (the one in this tree, unless `RUSTY_V8_ARCHIVE` names another), and
+//! what that archive is made from.
 
 use std::env;
 use std::fs;
@@ -25,13 +25,13 @@ pub(crate) const HOOKS: &str = include_str!("../../../v8/hooks.syms");
 pub(crate) enum Kind {
     /// The one in this tree.
     Release,
-    /// V8 checks its own assumptions (DCHECK) and ends the process where one is wrong. For tests
-    /// only, slow, and never in this tree.
+    /// V8 checks its own assumptions (DCHECK) and ends the process if one is wrong. For tests only,
+    /// slow, and never in this tree.
     Dchecks,
 }
 
 impl Kind {
-    /// What `gn gen` is told.
+    /// The arguments of `gn gen`.
     pub(crate) fn args(self) -> String {
         match self {
             Self::Release => ARGS.to_owned(),
@@ -61,7 +61,7 @@ pub(crate) fn patches() -> Result<Vec<Part>> {
     Ok(parts)
 }
 
-/// A hash of everything of ours that decides what the archive is.
+/// A hash of everything in this tree that decides what the archive is.
 fn inputs(kind: Kind) -> Result<String> {
     let mut hash = Sha256::new();
     for part in patches()? {
@@ -78,7 +78,7 @@ pub(crate) struct Archive {
     pub(crate) because: &'static str,
 }
 
-/// The folder that `cargo xtask v8 build` works in, keyed by all that decides the result.
+/// The folder where `cargo xtask v8 build` works, keyed by all that decides the result.
 pub(crate) fn build_dir(kind: Kind) -> Result<PathBuf> {
     let name = match kind {
         Kind::Release => VERSION.to_owned(),
@@ -97,8 +97,8 @@ fn holds_archive(dir: &Path) -> bool {
 }
 
 impl Archive {
-    /// Its checksum, or nothing where none is beside it: by that the `v8` crate notices that the
-    /// archive is another one.
+    /// Its checksum, or nothing where none is beside it. The `v8` crate compares it to notice
+    /// another archive.
     pub(crate) fn sha256(&self) -> String {
         let sums = fs::read_to_string(self.dir.join("SHA256SUMS")).unwrap_or_default();
         let line = sums.lines().find_map(|line| line.strip_suffix(ARCHIVE));
@@ -159,7 +159,7 @@ mod tests {
     }
 
     #[test]
-    fn every_part_of_the_patch_says_what_it_is_for() {
+    fn every_part_of_the_patch_states_its_purpose() {
         let parts = patches().unwrap();
         assert!(!parts.is_empty());
         for part in parts {
@@ -176,7 +176,7 @@ mod tests {
     }
 
     #[test]
-    fn a_build_without_a_word_of_the_users_takes_the_archive_in_the_tree() {
+    fn a_build_takes_the_archive_in_the_tree_unless_the_user_names_another() {
         let config = fs::read_to_string(root().join(".cargo/config.toml")).unwrap();
         assert!(config.contains("RUSTY_V8_ARCHIVE = { value = \"v8\", relative = true }"));
         let sum = Archive { dir: own(), because: "a test" }.sha256();

@@ -1,4 +1,4 @@
-//! `cargo xtask v8 verify`: are these the bytes that were made, and do they link and run?
+//! `cargo xtask v8 verify`: checks that the archive has the recorded checksums, links and runs.
 
 use std::path::Path;
 use std::process::Command;
@@ -26,5 +26,5 @@ pub(crate) fn verify(archive: &Archive) -> Result<()> {
 /// Compares the archive, its bindings and what they were made from with `SHA256SUMS`.
 pub(super) fn checksums(dir: &Path) -> Result<()> {
     check(Command::new("sha256sum").args(["--check", "--strict", "--quiet", "SHA256SUMS"]).current_dir(dir))
-        .with_context(|| format!("{} does not hold what was made: see the lines above", dir.display()))
+        .with_context(|| format!("{} differs from SHA256SUMS: see the lines above", dir.display()))
 }

@@ -1,10 +1,11 @@
-//! The matrix of postures: machines that lack this or that, and what the daemon must do on each.
+//! The matrix of postures: machines that lack one layer or another, and what the daemon must do on
+//! each.
 //!
-//! A machine's kernel arguments and settings are what it is; the table says which layers that
-//! leaves. On each machine the program `posture` compares that with what `enisle doctor` and the
-//! daemon say, and tries what the daemon promises. Then every layer of the jail that is there is
-//! attacked with it on and off (`hardening/tests/layers.rs`), and the kernel is asked about a
-//! worker (`tests/suite/confinement.rs`).
+//! A machine is its kernel arguments and settings; the table says which layers remain. On each
+//! machine the program `posture` compares that with what `enisle doctor` and the daemon report, and
+//! tries what the daemon promises. Then every layer of the jail that the machine has is attacked
+//! with the layer on and off (`hardening/tests/layers.rs`), and a worker is checked in `/proc`
+//! (`tests/suite/confinement.rs`).
 
 use std::time::{Duration, Instant};
 
@@ -16,13 +17,13 @@ use super::{Programs, newer_kernel, shell};
 /// Which kernel a machine boots.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Boots {
-    /// The one that this machine has installed.
+    /// The kernel that this machine has installed.
     Installed,
-    /// That of Debian's newest release.
+    /// The kernel of Debian's newest release.
     Newer,
 }
 
-/// A machine, and what it must be like.
+/// A machine, and which layers it must have.
 struct Posture {
     name: &'static str,
     boots: Boots,
@@ -32,7 +33,7 @@ struct Posture {
     lacks: &'static [&'static str],
     /// The layers that the daemon does without although the machine has them.
     without: &'static [&'static str],
-    /// Tried by the test command too.
+    /// Whether the test command tries it too.
     short: bool,
 }
 
@@ -68,7 +69,7 @@ const POSTURES: &[Posture] = &[
         name: "no user namespaces, as an ordinary user",
         guest: || Guest { sysctls: vec![("user.max_user_namespaces", "0")], uid: ORDINARY_USER, ..Guest::default() },
         lacks: &["namespaces", "empty-root"],
-        // A worker that its own user could not look into could not be verified.
+        // The daemon's own user must be able to look into a worker to verify it.
         without: &["not-dumpable"],
         ..PLAIN
     },
@@ -105,7 +106,7 @@ const POSTURES: &[Posture] = &[
     },
     Posture {
         name: "vm.overcommit_memory=2, 8 GiB of memory",
-        // Half of it may be promised, and the harness has two workers at a time.
+        // Workers may commit half of it, and the harness has two workers at a time.
         machine: |machine| machine.memory_mib(8192),
         guest: || Guest { sysctls: vec![("vm.overcommit_memory", "2")], ..Guest::default() },
         ..PLAIN
@@ -118,8 +119,8 @@ const POSTURES: &[Posture] = &[
 ];
 
 impl Posture {
-    /// Every layer that is off. The emulated processor gives nobody a choice about speculation, and
-    /// the switch against written code came with Linux 6.3.
+    /// Every layer that is off. The emulated processor lets no process choose about speculation,
+    /// and PR_SET_MDWE came with Linux 6.3.
     fn off(&self, kernel: &Kernel) -> Vec<&'static str> {
         let mut off = vec!["speculation"];
         let old = kernel.release.starts_with("6.1.");
@@ -131,14 +132,14 @@ impl Posture {
     fn command(&self, kernel: &Kernel) -> String {
         let off = self.off(kernel);
         let lacks_any = |layers: &[&str]| layers.iter().any(|layer| off.contains(layer));
-        // What this machine has must not be skipped by the tests that follow.
+        // The tests that follow must not skip what this machine has.
         let has = super::FEATURES.iter().copied().filter(|feature| match *feature {
             "pku" => !lacks_any(&["keys"]),
             "userns" => !lacks_any(&["namespaces", "empty-root"]),
             "root" => (self.guest)().uid == 0,
             layer => !lacks_any(&[layer]),
         });
-        // Where there are keys, one row of the catalogue shows that they hold.
+        // On a machine with keys, one row of the catalogue shows that they hold.
         let keys = if lacks_any(&["keys", "namespaces", "empty-root"]) { "" } else { "&& escape --only 'M02 write'" };
         format!(
             "export ENISLE_REQUIRE={}\nposture --off {} --without {} && layers && suite --nocapture --exact \
@@ -150,7 +151,7 @@ impl Posture {
     }
 }
 
-/// Room for a slow host.
+/// Enough for a slow host.
 const LIMIT: Duration = Duration::from_secs(300);
 
 /// Which postures are tried.

@@ -49,7 +49,9 @@ pub(crate) fn run(command: Vm) -> Result<()> {
         Vm::Escape { arguments } if arguments.is_empty() => escape(&programs),
         Vm::Escape { arguments } => {
             if arguments.iter().any(|argument| argument == "--json") {
-                bail!("a file in the emulated machine is gone with it: --json works where the harness runs natively");
+                bail!(
+                    "--json works only where the harness runs natively: files in the emulated machine are lost with it"
+                );
             }
             let quoted: Vec<_> = arguments.iter().map(|argument| quoted(argument)).collect();
             in_machine(&programs, &format!("escape {}", quoted.join(" ")))
@@ -72,16 +74,16 @@ fn quoted(argument: &str) -> String {
     format!("'{}'", argument.replace('\'', "'\\''"))
 }
 
-/// The harness needs minutes where everything is quick, and gets plenty where it is not.
+/// The harness needs minutes on a fast host; a slow one has an hour.
 const HARNESS_LIMIT: Duration = Duration::from_secs(60 * 60);
 const MEMORY_MIB: u32 = 4096;
 
-/// What the emulated machine has and this one may lack, by the words of `ENISLE_REQUIRE`: there no
-/// test may be skipped.
+/// What the emulated machine has and this one may lack, as named in `ENISLE_REQUIRE`. There no test
+/// may be skipped.
 pub(crate) const FEATURES: &[&str] = &["pku", "userns", "landlock", "seccomp", "root", "deny-write-execute"];
 
-/// Every layer of the jail by itself, what the kernel and the supervisor say of a worker, and the
-/// tests that need root.
+/// Every layer of the jail by itself, what the kernel and the supervisor report of a worker, and
+/// the tests that need root.
 const LAYERS: &str = "layers && suite --nocapture confinement:: requests::a_peer_without_rights";
 
 /// The attack catalogue, and what [`layers`] runs.
@@ -94,8 +96,8 @@ pub(crate) fn long_escape(programs: &Programs) -> Result<()> {
     in_machine(programs, "escape --rounds 10000 --soak 60")
 }
 
-/// What a machine with protection keys may lack all the same, for its kernel is old or its user is
-/// not root.
+/// What even a machine with protection keys may lack, because its kernel is old or its user is not
+/// root.
 pub(crate) fn layers(programs: &Programs) -> Result<()> {
     in_machine(programs, LAYERS)
 }
@@ -113,15 +115,15 @@ fn in_machine(programs: &Programs, command: &str) -> Result<()> {
     complete(&report.output)
 }
 
-/// Nothing was skipped, and no filter has missed every test that it was meant for.
+/// Checks that no test was skipped, and that no filter of tests matched nothing.
 fn complete(output: &str) -> Result<()> {
     let missed: Vec<_> =
         output.lines().filter(|line| line.contains("skipped:") || *line == "running 0 tests").collect();
-    ensure!(missed.is_empty(), "the emulated machine left out checks:\n{}", missed.join("\n"));
+    ensure!(missed.is_empty(), "the emulated machine skipped checks:\n{}", missed.join("\n"));
     Ok(())
 }
 
-/// The command with the programs in its path.
+/// The command, with the programs in its PATH.
 fn shell(command: &str) -> String {
     format!(
         "set -o pipefail\ncd /tmp\nexport {}={FOLDER} PATH=$PATH:{FOLDER}\n{command}",
@@ -135,7 +137,8 @@ const PROGRAMS: &[&str] = &["enisle", "enisled", "enisle-worker", "rogue-worker"
 const ATTACKER: &str = "enisle-worker-attack";
 const TESTS: &[&str] = &["escape", "suite", "layers"];
 
-/// What the tests need beside the compiler: the machine's parts, and what makes an image for it.
+/// Checks for what the tests need besides the compiler: the emulated machine's parts, and what
+/// makes an image for it.
 pub(crate) fn check_packages() -> Result<()> {
     let missing = debian::missing(&[enisle_vm::PACKAGES, &["e2fsprogs"]].concat());
     if !missing.is_empty() {
@@ -160,7 +163,7 @@ impl Programs {
         let built = output(cargo(archive).arg("test").args(profile).args(tests))?;
         let mut by_name = BTreeMap::new();
         for line in built.lines() {
-            let message: serde_json::Value = serde_json::from_str(line).context("cargo speaks JSON")?;
+            let message: serde_json::Value = serde_json::from_str(line).context("reading Cargo's JSON")?;
             let name = message["target"]["name"].as_str().filter(|name| TESTS.contains(name));
             if let (Some(name), Some(path)) = (name, message["executable"].as_str()) {
                 by_name.insert(name.to_owned(), PathBuf::from(path));
@@ -176,7 +179,7 @@ impl Programs {
     /// The files of a machine that has all of them.
     fn files(&self) -> Result<Files> {
         let mut files = Files::new()?;
-        // `layers` executes a program of the host's that it makes setuid.
+        // `layers` makes a program of the host setuid and executes it.
         files.program("/usr/bin/id", "/usr/bin/id")?;
         for (name, path) in &self.by_name {
             files.program(path, &format!("{FOLDER}/{name}"))?;
@@ -185,25 +188,25 @@ impl Programs {
     }
 }
 
-/// Builds the worker that hands scripts the process, which no release can be.
+/// Builds the worker with attack natives, which no release can have.
 pub(crate) fn build_attacker(archive: &v8::Archive, profile: &[&str]) -> Result<()> {
     let worker = ["-p", "enisle-worker", "--features", "attack-natives", "--bin", ATTACKER];
     check(cargo(archive).arg("build").args(profile).args(worker))
 }
 
-/// The release of Debian whose kernel has what this machine's own may lack: PR_SET_MDWE and
-/// Landlock's scopes.
+/// The Debian release whose kernel has what this machine's own may lack: PR_SET_MDWE and Landlock's
+/// scopes.
 const NEWER_SUITE: &str = "trixie";
 
-/// The kernel of [`NEWER_SUITE`]. It is downloaded once.
+/// The kernel of [`NEWER_SUITE`], which is downloaded once.
 fn newer_kernel() -> Result<Kernel> {
     let boot = cache_dir().join(format!("kernel-{NEWER_SUITE}"));
     if let Ok(kernel) = Kernel::newest_in(&boot) {
         return Ok(kernel);
     }
     fs::create_dir_all(cache_dir())?;
-    // Beside its place, so that it is moved there whole or not at all, however often this runs at
-    // the same time.
+    // The download is moved into place as a whole, so that several of these commands may run at the
+    // same time.
     let folder = tempfile::Builder::new().prefix("kernel-").tempdir_in(cache_dir())?;
     println!("fetching the kernel of Debian's {NEWER_SUITE} (100 MB, once)");
     let suite = debian::Suite::open(NEWER_SUITE, &folder.path().join("apt"))?;
@@ -220,11 +223,11 @@ fn newer_kernel() -> Result<Kernel> {
     Ok(Kernel::newest_in(&boot)?)
 }
 
-/// The kernel without its modules, of which the machine needs none.
+/// Unpacks the kernel without its modules, which the machine does not need.
 fn unpack_boot(deb: &Path, folder: &Path) -> Result<()> {
     let mut unpack =
         Command::new("dpkg-deb").arg("--fsys-tarfile").arg(deb).stdout(std::process::Stdio::piped()).spawn()?;
-    let archive = unpack.stdout.take().context("it has a standard output")?;
+    let archive = unpack.stdout.take().context("dpkg-deb has no standard output")?;
     check(Command::new("tar").arg("-x").arg("-C").arg(folder).arg("./boot").stdin(archive))?;
     ensure!(unpack.wait()?.success(), "{} could not be unpacked", deb.display());
     Ok(())
