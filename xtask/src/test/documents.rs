@@ -100,7 +100,7 @@ fn dead_links(documents: &BTreeMap<PathBuf, String>, exists: impl Fn(&Path) -> b
 
 /// A path that a document names, relative to the checkout.
 fn beside(document: &Path, file: &str) -> PathBuf {
-    let mut path = document.parent().unwrap_or(Path::new("")).to_path_buf();
+    let mut path = document.parent().map(Path::to_path_buf).unwrap_or_default();
     for part in Path::new(file).components() {
         match part {
             Component::ParentDir if !path.pop() => path.push(".."),
@@ -225,6 +225,11 @@ mod tests {
 
     fn documents(texts: &[(&str, &str)]) -> BTreeMap<PathBuf, String> {
         texts.iter().map(|(path, text)| (PathBuf::from(path), (*text).to_owned())).collect()
+    }
+
+    #[test]
+    fn the_documents_of_this_tree_are_fine() {
+        run().unwrap();
     }
 
     #[test]

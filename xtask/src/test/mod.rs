@@ -15,7 +15,7 @@ use anyhow::{Context, Result, ensure};
 use clap::Args;
 use enisle_hardening::{Layer, Posture};
 
-use crate::{cargo, check, target, v8, vm};
+use crate::{cargo, check, output, target, v8, vm};
 
 #[derive(Debug, Args)]
 pub(crate) struct Options {
@@ -122,6 +122,10 @@ impl Parts {
 }
 
 fn style(archive: &v8::Archive) -> Result<()> {
+    let (wanted, compiler) = (env!("CARGO_PKG_RUST_VERSION"), output(Command::new("rustc").arg("--version"))?);
+    if !compiler.starts_with(&format!("rustc {wanted}.")) {
+        println!("note: the style is that of Rust {wanted}; this is {}", compiler.trim());
+    }
     check(cargo(archive).args(["fmt", "--all", "--check"]))?;
     check(cargo(archive).args(["clippy", "--quiet", "--workspace", "--all-targets", "--", "-D", "warnings"]))
 }
