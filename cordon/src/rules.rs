@@ -10,9 +10,10 @@ use crate::deaths::DeathRules;
 use crate::shape::ShapeRules;
 use crate::signal::{Signal, Weight};
 
-const MINUTE: u64 = 60;
-const HOUR: u64 = 60 * MINUTE;
-const DAY: u64 = 24 * HOUR;
+/// In seconds.
+pub(crate) const MINUTE: u64 = 60;
+pub(crate) const HOUR: u64 = 60 * MINUTE;
+pub(crate) const DAY: u64 = 24 * HOUR;
 
 /// How scores become decisions.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]

@@ -9,6 +9,8 @@
 
 use serde::{Deserialize, Serialize};
 
+use crate::rules::{DAY, HOUR, MINUTE};
+
 /// Who measured it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
@@ -39,10 +41,6 @@ pub enum Kind {
     /// What is known of a tenant before it does anything.
     Prior,
 }
-
-const MINUTE: u64 = 60;
-const HOUR: u64 = 60 * MINUTE;
-const DAY: u64 = 24 * HOUR;
 
 /// How much one signal counts.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
