@@ -48,7 +48,9 @@ use serde::{Deserialize, Serialize};
 pub use blame::{Because, Ending, MemoryRules, Room, Site, Verdict, blame};
 pub use deaths::{DeathRules, Deaths};
 pub use decide::{Circumstances, Decision, Order, Reason, Standing, Trust, decide};
-pub use place::{Bounds, Capacity, Case, MAX_TENANTS_PER_PROCESS, Placement, Process, Traits, place};
+pub use place::{
+    Bounds, CAGES_PER_PROCESS, Capacity, Case, MAX_TENANTS_PER_PROCESS, Placement, Process, Traits, place,
+};
 pub use rules::Rules;
 pub use shape::{Sample, Shape};
 pub use signal::{Kind, Seen, Signal, Source};

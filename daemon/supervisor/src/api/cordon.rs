@@ -7,6 +7,7 @@ use axum::body::Body;
 use axum::extract::rejection::QueryRejection;
 use axum::extract::{Path, Query, State};
 use axum::response::Response;
+use enisle_api::bounds::MAX_REASON_BYTES;
 use enisle_cordon::Level;
 use serde::Deserialize;
 use serde_json::{Value, json};
@@ -21,8 +22,6 @@ use crate::tenants::policy::TenantName;
 
 /// A level and a sentence.
 const MAX_ORDER_BYTES: usize = 4096;
-/// What is written down with every decision.
-const MAX_REASON_BYTES: usize = 1024;
 
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]

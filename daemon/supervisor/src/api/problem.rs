@@ -2,6 +2,7 @@
 
 use axum::http::{HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
+use enisle_api::bounds::MAX_DETAIL_BYTES;
 use serde::Serialize;
 
 use crate::homes::job::Unsealable;
@@ -9,9 +10,6 @@ use crate::homes::pool::AdmitError;
 use crate::runs::run::RunError;
 use crate::share::Exhausted;
 use crate::tenants::policy::{BadName, StoreError};
-
-/// Longer explanations are cut.
-const MOST_DETAIL_BYTES: usize = 2048;
 
 /// What was wrong, what was expected, what to do.
 #[derive(Debug, Serialize)]
@@ -31,8 +29,8 @@ impl Problem {
         let kind = format!("urn:enisle:problem:{kind}");
         let mut detail = detail.into();
         // It may repeat what the client sent, which is the client's to keep.
-        if detail.len() > MOST_DETAIL_BYTES {
-            detail.truncate(detail.floor_char_boundary(MOST_DETAIL_BYTES));
+        if detail.len() > MAX_DETAIL_BYTES {
+            detail.truncate(detail.floor_char_boundary(MAX_DETAIL_BYTES));
             detail.push('…');
         }
         Self { kind, title, status: status.as_u16(), detail, retry_after_secs: None }

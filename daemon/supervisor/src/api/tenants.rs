@@ -6,12 +6,13 @@ use axum::body::Body;
 use axum::extract::rejection::QueryRejection;
 use axum::extract::{Path, Query, State};
 use axum::response::Response;
+use enisle_api::bounds::PAGE_BYTES;
 use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
 
 use super::body::{RawBody, read_body, tell};
 use super::camel_case;
-use super::page::{PAGE_BYTES, Page, Wanted};
+use super::page::{Page, Wanted};
 use super::peer::Peer;
 use super::problem::Problem;
 use crate::clock;

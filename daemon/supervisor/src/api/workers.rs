@@ -5,10 +5,11 @@ use std::sync::Arc;
 use axum::extract::rejection::QueryRejection;
 use axum::extract::{Query, State};
 use axum::response::Response;
+use enisle_api::bounds::PAGE_BYTES;
 use serde_json::{Value, json};
 
 use super::body::tell;
-use super::page::{PAGE_BYTES, Page, Wanted};
+use super::page::{Page, Wanted};
 use super::peer::Peer;
 use super::problem::Problem;
 use crate::daemon::Daemon;
