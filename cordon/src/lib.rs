@@ -14,8 +14,8 @@
 //!
 //! | module | owns |
 //! |---|---|
-//! | [`signal`] | what counts against a tenant: who measured it, and what kind it is |
-//! | [`rules`] | the numbers: thresholds, weights, half-lives and times, with the defaults |
+//! | [`signal`] | the one table of what counts against a tenant, of its kind, source and weight |
+//! | [`rules`] | the other numbers: thresholds and times, with the defaults; weights that are set |
 //! | [`score`] | what was counted and what is left of it |
 //! | [`mod@decide`] | from a score to a level, with hysteresis, suspicion and an operator's word |
 //! | [`shape`] | what a tenant's thread looks like while it runs, in windows |
@@ -48,7 +48,9 @@ use serde::{Deserialize, Serialize};
 pub use blame::{Because, Ending, MemoryRules, Room, Site, Verdict, blame};
 pub use deaths::{DeathRules, Deaths};
 pub use decide::{Circumstances, Decision, Order, Reason, Standing, Trust, decide};
-pub use place::{Bounds, Capacity, Case, MAX_TENANTS_PER_PROCESS, Placement, Process, Traits, place};
+pub use place::{
+    Bounds, CAGES_PER_PROCESS, Capacity, Case, MAX_TENANTS_PER_PROCESS, Placement, Process, Traits, place,
+};
 pub use rules::Rules;
 pub use shape::{Sample, Shape};
 pub use signal::{Kind, Seen, Signal, Source};

@@ -1,4 +1,5 @@
-//! The numbers: thresholds, weights, half-lives, times. All of them are configuration; these are the defaults, and why.
+//! The numbers: thresholds, times, and weights that differ from those of [`crate::signal`]. All of
+//! them are configuration; these are the defaults, and why.
 
 use std::collections::BTreeMap;
 
@@ -7,23 +8,12 @@ use serde::{Deserialize, Serialize};
 use crate::blame::MemoryRules;
 use crate::deaths::DeathRules;
 use crate::shape::ShapeRules;
-use crate::signal::Signal;
+use crate::signal::{Signal, Weight};
 
-const MINUTE: u64 = 60;
-const HOUR: u64 = 60 * MINUTE;
-const DAY: u64 = 24 * HOUR;
-
-/// How much one signal counts.
-#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct Weight {
-    /// Points each time.
-    pub points: f64,
-    /// After so long half of them are left.
-    pub half_life_secs: u64,
-    /// The most that this signal alone can amount to.
-    pub most: f64,
-}
+/// In seconds.
+pub(crate) const MINUTE: u64 = 60;
+pub(crate) const HOUR: u64 = 60 * MINUTE;
+pub(crate) const DAY: u64 = 24 * HOUR;
 
 /// How scores become decisions.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -106,7 +96,7 @@ impl Rules {
     /// The weight of a signal: the configured one, or the default.
     #[must_use]
     pub fn weight(&self, signal: Signal) -> Weight {
-        self.signals.get(&signal).copied().unwrap_or_else(|| default_weight(signal))
+        self.signals.get(&signal).copied().unwrap_or_else(|| signal.default_weight())
     }
 
     /// Whether the rules mean what their names say.
@@ -160,42 +150,6 @@ impl Rules {
     }
 }
 
-/// The defaults.
-#[must_use]
-pub fn default_weight(signal: Signal) -> Weight {
-    let (points, half_life_secs, most) = match signal {
-        Signal::RefusedCall | Signal::ClosedKey | Signal::Protocol => (100.0, 30 * DAY, 300.0),
-        Signal::ForeignAddress => (80.0, 30 * DAY, 240.0),
-        // A buggy engine is a buggy engine: crashes alone seal, and never expel.
-        Signal::Crash => (60.0, 7 * DAY, 120.0),
-        // V8 also gives up on arrays that are too long, which is a bug of the script's: it never seals.
-        Signal::EngineAbort => (60.0, 7 * DAY, 80.0),
-        // Each makes all neighbours begin again, so the second one within hours is enough.
-        Signal::OutOfMemory => (40.0, 6 * HOUR, 80.0),
-        Signal::HardKill => (40.0, 24 * HOUR, 80.0),
-        // A window is half a second, counted from the fourth in a row on, so that four seconds of
-        // it are enough. The half-life is short: a busy hour is not held against anybody for long.
-        Signal::Busy | Signal::Paging => (12.0, 10 * MINUTE, 70.0),
-        Signal::Resident => (20.0, HOUR, 60.0),
-        Signal::ComputeOnly => (10.0, 2 * HOUR, 40.0),
-        Signal::Mispredictions => (20.0, 2 * HOUR, 80.0),
-        Signal::RemoteTiming => (5.0, HOUR, 30.0),
-        Signal::LongLived => (5.0, 2 * HOUR, 20.0),
-        Signal::LogFlood | Signal::TimerFlood => (4.0, HOUR, 20.0),
-        // A field of a request says so, not the script.
-        Signal::DeniedEgress => (8.0, DAY, 20.0),
-        Signal::NearMemory => (5.0, 6 * HOUR, 15.0),
-        Signal::DeniedImport => (5.0, DAY, 15.0),
-        Signal::DeniedCode => (3.0, 6 * HOUR, 15.0),
-        // Whoever attacks chooses its neighbours to some degree: to them this is a hint, no more.
-        Signal::CoTenant => (5.0, 30 * DAY, 15.0),
-        Signal::Unattributed => (5.0, 7 * DAY, 15.0),
-        Signal::New | Signal::Untrusted => (10.0, DAY, 10.0),
-        Signal::OutdatedEngine => (20.0, DAY, 20.0),
-    };
-    Weight { points, half_life_secs, most }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -204,7 +158,7 @@ mod tests {
     #[test]
     fn the_defaults_are_rules() {
         assert_eq!(Rules::default().check(), Ok(()));
-        let weights = Signal::ALL.map(|signal| (signal, default_weight(signal))).into();
+        let weights = Signal::ALL.map(|signal| (signal, signal.default_weight())).into();
         assert_eq!(Rules { signals: weights, ..Rules::default() }.check(), Ok(()));
     }
 
@@ -223,7 +177,7 @@ mod tests {
         let priors: f64 = Signal::ALL
             .into_iter()
             .filter(|signal| signal.kind() == Kind::Prior)
-            .map(|signal| default_weight(signal).most)
+            .map(|signal| signal.default_weight().most)
             .sum();
         assert!(priors < Rules::default().solo);
     }
@@ -232,7 +186,7 @@ mod tests {
     fn a_weight_is_set_by_the_name_of_its_signal() {
         let rules: Rules = toml::from_str("[signals.refusedCall]\npoints = 1\nhalf_life_secs = 2\nmost = 3\n").unwrap();
         assert!((rules.weight(Signal::RefusedCall).points - 1.0).abs() < f64::EPSILON);
-        assert_eq!(rules.weight(Signal::Crash), default_weight(Signal::Crash));
+        assert_eq!(rules.weight(Signal::Crash), Signal::Crash.default_weight());
         assert!(toml::from_str::<Rules>("[signals.refused]\npoints = 1\n").is_err());
     }
 }

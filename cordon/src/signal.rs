@@ -2,8 +2,14 @@
 //!
 //! A signal is something that the kernel did or counted, or that the supervisor saw for itself. What a worker says of its
 //! own tenant is *advisory*: all of it together stays below every threshold, for a worker may have been taken over.
+//!
+//! A row of the table here and the place that sees it are all that a signal needs: names in the
+//! API, in `[cordon.rules.signals]` and in what the daemon keeps, default weights, and the check of
+//! SPECIFICATION.md's table come from the row.
 
 use serde::{Deserialize, Serialize};
+
+use crate::rules::{DAY, HOUR, MINUTE};
 
 /// Who measured it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -36,151 +42,130 @@ pub enum Kind {
     Prior,
 }
 
-/// One thing that counts. The numbers are in [`crate::rules`].
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
-#[serde(rename_all = "camelCase")]
-#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
-pub enum Signal {
-    /// A system call that the filter refuses.
-    RefusedCall,
-    /// Memory behind a closed protection key, or a key open that should not be.
-    ClosedKey,
-    /// An address on another tenant's island.
-    ForeignAddress,
-    /// A frame out of turn, too long, or for somebody else.
-    Protocol,
-    /// A bad address of its own, or an illegal instruction.
-    Crash,
-    /// V8 gave up on a check of its own.
-    EngineAbort,
-    /// V8 ran out of memory and took its process along.
-    OutOfMemory,
-    /// A run did not end when it was told to, and its process was ended.
-    HardKill,
-    /// A window in which its thread did nothing but compute, for few runs.
-    Busy,
-    /// A minute of computing with hardly a word, the shape of a Spectre attack.
-    ComputeOnly,
-    /// A window of page faults far beyond what its runs need.
-    Paging,
-    /// More resident memory on its island than its limits explain.
-    Resident,
-    /// Mispredicted branches beyond the usual, by the processor's counters.
-    Mispredictions,
-    /// Many small messages at regular times, the shape of a clock made of messages.
-    RemoteTiming,
-    /// An isolate that lives long and is called much.
-    LongLived,
-    /// More console output than anybody reads.
-    LogFlood,
-    /// A request for a network that its policy does not grant.
-    DeniedEgress,
-    /// A run over its memory.
-    NearMemory,
-    /// An import of something that is not there.
-    DeniedImport,
-    /// Code from strings, where the policy forbids it.
-    DeniedCode,
-    /// More timers than its limit.
-    TimerFlood,
-    /// A neighbour attacked or crashed beside it.
-    CoTenant,
-    /// A process that it was in died, and nobody knows whose doing it was.
-    Unattributed,
-    /// Known for less than a day.
-    New,
-    /// Its policy says that nobody vouches for its code.
-    Untrusted,
-    /// V8 is older than the operator says it has to be.
-    OutdatedEngine,
+/// How much one signal counts.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Weight {
+    /// Points each time.
+    pub points: f64,
+    /// The time after which half of them are left.
+    pub half_life_secs: u64,
+    /// The most that this signal alone can amount to.
+    pub most: f64,
 }
 
-impl Signal {
-    pub const ALL: [Self; 26] = [
-        Self::RefusedCall,
-        Self::ClosedKey,
-        Self::ForeignAddress,
-        Self::Protocol,
-        Self::Crash,
-        Self::EngineAbort,
-        Self::OutOfMemory,
-        Self::HardKill,
-        Self::Busy,
-        Self::ComputeOnly,
-        Self::Paging,
-        Self::Resident,
-        Self::Mispredictions,
-        Self::RemoteTiming,
-        Self::LongLived,
-        Self::LogFlood,
-        Self::DeniedEgress,
-        Self::NearMemory,
-        Self::DeniedImport,
-        Self::DeniedCode,
-        Self::TimerFlood,
-        Self::CoTenant,
-        Self::Unattributed,
-        Self::New,
-        Self::Untrusted,
-        Self::OutdatedEngine,
-    ];
-
-    #[must_use]
-    pub fn source(self) -> Source {
-        match self {
-            Self::RefusedCall
-            | Self::ClosedKey
-            | Self::ForeignAddress
-            | Self::Crash
-            | Self::EngineAbort
-            | Self::OutOfMemory
-            | Self::Busy
-            | Self::ComputeOnly
-            | Self::Paging
-            | Self::Resident
-            | Self::Mispredictions => Source::Kernel,
-            Self::Protocol
-            | Self::HardKill
-            | Self::RemoteTiming
-            | Self::LongLived
-            | Self::LogFlood
-            | Self::DeniedEgress
-            | Self::CoTenant
-            | Self::Unattributed
-            | Self::New => Source::Supervisor,
-            Self::NearMemory | Self::DeniedImport | Self::DeniedCode | Self::TimerFlood => Source::Worker,
-            Self::Untrusted | Self::OutdatedEngine => Source::Operator,
+macro_rules! signals {
+    ($(
+        $(#[doc = $doc:literal])+
+        $signal:ident $name:literal: $source:ident, $kind:ident, takes worker $takes_worker:literal,
+        points $points:literal, half-life $half_life_secs:expr, most $most:literal;
+    )+) => {
+        /// One thing that counts against a tenant.
+        #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+        #[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
+        pub enum Signal {
+            $($(#[doc = $doc])+ #[serde(rename = $name)] $signal,)+
         }
-    }
 
-    #[must_use]
-    pub fn kind(self) -> Kind {
-        match self {
-            Self::RefusedCall | Self::ClosedKey | Self::ForeignAddress | Self::Protocol | Self::Crash => Kind::Evidence,
-            Self::EngineAbort
-            | Self::OutOfMemory
-            | Self::HardKill
-            | Self::Busy
-            | Self::ComputeOnly
-            | Self::Paging
-            | Self::Resident
-            | Self::Mispredictions
-            | Self::RemoteTiming
-            | Self::LongLived
-            | Self::LogFlood
-            | Self::DeniedEgress => Kind::Nuisance,
-            Self::NearMemory | Self::DeniedImport | Self::DeniedCode | Self::TimerFlood => Kind::Advisory,
-            Self::CoTenant | Self::Unattributed => Kind::Share,
-            Self::New | Self::Untrusted | Self::OutdatedEngine => Kind::Prior,
+        impl Signal {
+            /// In the order of the table.
+            pub const ALL: [Self; [$($name),+].len()] = [$(Self::$signal),+];
+
+            /// As the API, the configuration and the daemon's files call it.
+            #[must_use]
+            pub const fn name(self) -> &'static str {
+                match self { $(Self::$signal => $name,)+ }
+            }
+
+            #[must_use]
+            pub const fn source(self) -> Source {
+                match self { $(Self::$signal => Source::$source,)+ }
+            }
+
+            #[must_use]
+            pub const fn kind(self) -> Kind {
+                match self { $(Self::$signal => Kind::$kind,)+ }
+            }
+
+            /// Whether it ended the process of everybody who was there. In company nobody can know
+            /// for certain whose doing it was: whoever can write anywhere can make a neighbour's
+            /// thread stumble.
+            #[must_use]
+            pub const fn takes_worker(self) -> bool {
+                match self { $(Self::$signal => $takes_worker,)+ }
+            }
+
+            /// What it counts where the configuration says nothing else.
+            #[must_use]
+            pub const fn default_weight(self) -> Weight {
+                match self {
+                    $(Self::$signal => Weight { points: $points, half_life_secs: $half_life_secs, most: $most },)+
+                }
+            }
         }
-    }
+    };
+}
 
-    /// It ended the process of whoever was there. In company it cannot be known for certain whose doing it was: who can write
-    /// anywhere can make a neighbour's thread stumble.
-    #[must_use]
-    pub fn takes_worker(self) -> bool {
-        self.kind() == Kind::Evidence || matches!(self, Self::EngineAbort | Self::OutOfMemory | Self::HardKill)
-    }
+signals! {
+    /// A system call that the filter refuses.
+    RefusedCall "refusedCall": Kernel, Evidence, takes worker true, points 100.0, half-life 30 * DAY, most 300.0;
+    /// Memory behind a closed protection key, or a key open that should not be.
+    ClosedKey "closedKey": Kernel, Evidence, takes worker true, points 100.0, half-life 30 * DAY, most 300.0;
+    /// An address on another tenant's island.
+    ForeignAddress "foreignAddress": Kernel, Evidence, takes worker true, points 80.0, half-life 30 * DAY, most 240.0;
+    /// A frame out of turn, too long, or for somebody else.
+    Protocol "protocol": Supervisor, Evidence, takes worker true, points 100.0, half-life 30 * DAY, most 300.0;
+    // A buggy engine is a buggy engine: crashes alone seal, and never expel.
+    /// A bad address of its own, or an illegal instruction.
+    Crash "crash": Kernel, Evidence, takes worker true, points 60.0, half-life 7 * DAY, most 120.0;
+    // V8 also gives up on arrays that are too long, which is a bug of the script's: it never seals.
+    /// V8 gave up on a check of its own.
+    EngineAbort "engineAbort": Kernel, Nuisance, takes worker true, points 60.0, half-life 7 * DAY, most 80.0;
+    // Each makes all neighbours begin again, so the second one within hours is enough.
+    /// V8 ran out of memory and took its process along.
+    OutOfMemory "outOfMemory": Kernel, Nuisance, takes worker true, points 40.0, half-life 6 * HOUR, most 80.0;
+    /// A run did not end when it was told to, and its process was ended.
+    HardKill "hardKill": Supervisor, Nuisance, takes worker true, points 40.0, half-life DAY, most 80.0;
+    // A window is half a second, counted from the fourth in a row on, so that four seconds of
+    // it are enough. The half-life is short: a busy hour is not held against anybody for long.
+    /// A window in which its thread did nothing but compute, for few runs.
+    Busy "busy": Kernel, Nuisance, takes worker false, points 12.0, half-life 10 * MINUTE, most 70.0;
+    /// A minute of computing with hardly a word, the shape of a Spectre attack.
+    ComputeOnly "computeOnly": Kernel, Nuisance, takes worker false, points 10.0, half-life 2 * HOUR, most 40.0;
+    /// A window of page faults far beyond what its runs need.
+    Paging "paging": Kernel, Nuisance, takes worker false, points 12.0, half-life 10 * MINUTE, most 70.0;
+    /// More resident memory on its island than its limits explain.
+    Resident "resident": Kernel, Nuisance, takes worker false, points 20.0, half-life HOUR, most 60.0;
+    /// Mispredicted branches beyond the usual, by the processor's counters.
+    Mispredictions "mispredictions": Kernel, Nuisance, takes worker false, points 20.0, half-life 2 * HOUR, most 80.0;
+    /// Many small messages at regular times, the shape of a clock made of messages.
+    RemoteTiming "remoteTiming": Supervisor, Nuisance, takes worker false, points 5.0, half-life HOUR, most 30.0;
+    /// An isolate that lives long and is called much.
+    LongLived "longLived": Supervisor, Nuisance, takes worker false, points 5.0, half-life 2 * HOUR, most 20.0;
+    /// More console output than anybody reads.
+    LogFlood "logFlood": Supervisor, Nuisance, takes worker false, points 4.0, half-life HOUR, most 20.0;
+    // A field of a request says so, not the script.
+    /// A request for a network that its policy does not grant.
+    DeniedEgress "deniedEgress": Supervisor, Nuisance, takes worker false, points 8.0, half-life DAY, most 20.0;
+    /// A run over its memory.
+    NearMemory "nearMemory": Worker, Advisory, takes worker false, points 5.0, half-life 6 * HOUR, most 15.0;
+    /// An import of something that is not there.
+    DeniedImport "deniedImport": Worker, Advisory, takes worker false, points 5.0, half-life DAY, most 15.0;
+    /// Code from strings, where the policy forbids it.
+    DeniedCode "deniedCode": Worker, Advisory, takes worker false, points 3.0, half-life 6 * HOUR, most 15.0;
+    /// More timers than its limit.
+    TimerFlood "timerFlood": Worker, Advisory, takes worker false, points 4.0, half-life HOUR, most 20.0;
+    // Whoever attacks chooses its neighbours to some degree: to them this is a hint, no more.
+    /// A neighbour attacked or crashed beside it.
+    CoTenant "coTenant": Supervisor, Share, takes worker false, points 5.0, half-life 30 * DAY, most 15.0;
+    /// A process that it was in died, and nobody knows whose doing it was.
+    Unattributed "unattributed": Supervisor, Share, takes worker false, points 5.0, half-life 7 * DAY, most 15.0;
+    /// Known for less than a day.
+    New "new": Supervisor, Prior, takes worker false, points 10.0, half-life DAY, most 10.0;
+    /// Its policy says that nobody vouches for its code.
+    Untrusted "untrusted": Operator, Prior, takes worker false, points 10.0, half-life DAY, most 10.0;
+    /// V8 is older than the operator says it has to be.
+    OutdatedEngine "outdatedEngine": Operator, Prior, takes worker false, points 20.0, half-life DAY, most 20.0;
 }
 
 /// One signal, as it was seen.
@@ -216,8 +201,44 @@ mod tests {
     }
 
     #[test]
-    fn the_list_is_complete_and_in_order() {
-        assert!(Signal::ALL.is_sorted());
-        assert_eq!(Signal::ALL.last(), Some(&Signal::OutdatedEngine));
+    fn a_signal_is_written_and_read_by_its_name() {
+        for signal in Signal::ALL {
+            assert_eq!(serde_json::to_value(signal).unwrap(), signal.name());
+            assert_eq!(serde_json::from_value::<Signal>(signal.name().into()).unwrap(), signal);
+        }
+    }
+
+    #[test]
+    fn all_evidence_ends_a_process() {
+        for signal in Signal::ALL {
+            assert!(signal.takes_worker() || signal.kind() != Kind::Evidence, "{signal:?}");
+        }
+    }
+
+    /// Seconds as people read them.
+    fn time(secs: u64) -> String {
+        let (unit, name) = [(DAY, "d"), (HOUR, "h"), (MINUTE, "min"), (1, "s")]
+            .into_iter()
+            .find(|(unit, _)| secs.is_multiple_of(*unit))
+            .unwrap();
+        format!("{} {name}", secs / unit)
+    }
+
+    #[test]
+    fn the_specification_has_this_table() {
+        let specification = include_str!("../../SPECIFICATION.md");
+        let (_, after) =
+            specification.split_once("| signal | source | kind | points | half-life | most alone | when |\n").unwrap();
+        let rows: Vec<_> = after.lines().skip(1).take_while(|line| line.starts_with('|')).collect();
+        assert_eq!(rows.len(), Signal::ALL.len());
+        for (signal, row) in Signal::ALL.into_iter().zip(rows) {
+            let word = |value: serde_json::Value| value.as_str().unwrap().to_owned();
+            let source = word(serde_json::to_value(signal.source()).unwrap());
+            let kind = word(serde_json::to_value(signal.kind()).unwrap());
+            let Weight { points, half_life_secs, most } = signal.default_weight();
+            let begin =
+                format!("| `{}` | {source} | {kind} | {points} | {} | {most} | ", signal.name(), time(half_life_secs));
+            assert!(row.starts_with(&begin), "SPECIFICATION.md has\n{row}\nwhere it should have\n{begin}...");
+        }
     }
 }

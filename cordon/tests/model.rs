@@ -2,8 +2,8 @@
 #![allow(clippy::unwrap_used, clippy::indexing_slicing, reason = "tests")]
 
 use enisle_cordon::{
-    Bounds, Capacity, Circumstances, DeathRules, Deaths, Decision, Kind, Level, Placement, Process, Rules, Seen,
-    Signal, Source, Standing, Time, Traits, Trust, decide, place,
+    Bounds, CAGES_PER_PROCESS, Capacity, Circumstances, DeathRules, Deaths, Decision, Kind, Level, Placement, Process,
+    Rules, Seen, Signal, Source, Standing, Time, Traits, Trust, decide, place,
 };
 use proptest::prelude::*;
 
@@ -199,7 +199,7 @@ proptest! {
         processes_most in 1_usize..20,
         alone_most in 0_usize..6,
     ) {
-        let capacity = Capacity { keys, cages: 90, share_without_keys: false };
+        let capacity = Capacity { keys, cages: CAGES_PER_PROCESS, share_without_keys: false };
         let bounds = Bounds { processes: processes_most, alone: alone_most };
         let mut processes: Vec<Process<usize>> = Vec::new();
         for (tenant, level, leaves) in tenants {

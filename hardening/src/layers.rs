@@ -1,145 +1,148 @@
-//! The layers of a worker's confinement: one name each, used by the configuration, `doctor` and the tests alike.
+//! The layers of a worker's confinement: the one table of them.
+//!
+//! A row here, what takes the layer on ([`crate::jail`], [`crate::seccomp`], [`crate::mpk`]) and what
+//! probes for it ([`crate::posture`]) are all that a layer needs. The configuration, `doctor`, the API
+//! and the tests go by its name.
 
 use std::fmt;
 use std::str::FromStr;
 
-/// One layer. The order is that of `doctor`'s table. A worker takes the layers on in the order of
-/// [`crate::jail::enter`], then keys and filters.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
-#[repr(u8)]
-pub enum Layer {
-    Namespaces,
-    EmptyRoot,
-    Rlimits,
-    Speculation,
-    Landlock,
-    Capabilities,
-    NoNewPrivileges,
-    NotDumpable,
-    ParentDeath,
-    Seccomp,
-    ThreadFilter,
-    Keys,
-    /// Of sealed workers alone, as is the next one.
-    DenyWriteExecute,
-    SealedFilter,
+macro_rules! layers {
+    ($(
+        $layer:ident $name:literal, of $workers:ident workers {
+            against: $protects:literal, without: $without:literal, remedy: $remedy:expr,
+        }
+    )+) => {
+        /// One layer. The order is that of `doctor`'s table. A worker takes the layers on in the order of
+        /// [`crate::jail::enter`], then keys and filters.
+        #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+        #[repr(u8)]
+        pub enum Layer {
+            $(#[doc = concat!("Against ", $protects, ".")] $layer,)+
+        }
+
+        impl Layer {
+            /// In the order of the table.
+            pub const ALL: [Self; [$($name),+].len()] = [$(Self::$layer),+];
+
+            /// The word in `required = [...]`, in `doctor` and in the API.
+            #[must_use]
+            pub const fn name(self) -> &'static str {
+                match self { $(Self::$layer => $name,)+ }
+            }
+
+            /// Which workers take it on.
+            const fn workers(self) -> Workers {
+                match self { $(Self::$layer => Workers::$workers,)+ }
+            }
+
+            /// What it protects against, for `doctor`.
+            #[must_use]
+            pub const fn protects(self) -> &'static str {
+                match self { $(Self::$layer => $protects,)+ }
+            }
+
+            /// What it means that it is missing.
+            #[must_use]
+            pub const fn without(self) -> &'static str {
+                match self { $(Self::$layer => $without,)+ }
+            }
+
+            /// How to get it where it is missing.
+            #[must_use]
+            pub const fn remedy(self) -> &'static str {
+                match self { $(Self::$layer => $remedy,)+ }
+            }
+        }
+    };
 }
 
-impl Layer {
-    pub const ALL: [Self; 14] = [
-        Self::Namespaces,
-        Self::EmptyRoot,
-        Self::Rlimits,
-        Self::Speculation,
-        Self::Landlock,
-        Self::Capabilities,
-        Self::NoNewPrivileges,
-        Self::NotDumpable,
-        Self::ParentDeath,
-        Self::Seccomp,
-        Self::ThreadFilter,
-        Self::Keys,
-        Self::DenyWriteExecute,
-        Self::SealedFilter,
-    ];
+/// Workers that take a layer on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Workers {
+    All,
+    Sealed,
+}
 
-    /// The word in `required = [...]`, in `doctor` and in the API.
-    #[must_use]
-    pub fn name(self) -> &'static str {
-        match self {
-            Self::Namespaces => "namespaces",
-            Self::EmptyRoot => "empty-root",
-            Self::Rlimits => "rlimits",
-            Self::Speculation => "speculation",
-            Self::Landlock => "landlock",
-            Self::Capabilities => "capabilities",
-            Self::NoNewPrivileges => "no-new-privileges",
-            Self::NotDumpable => "not-dumpable",
-            Self::ParentDeath => "parent-death",
-            Self::Seccomp => "seccomp",
-            Self::ThreadFilter => "thread-filter",
-            Self::Keys => "keys",
-            Self::DenyWriteExecute => "deny-write-execute",
-            Self::SealedFilter => "sealed-filter",
-        }
+const USER_NAMESPACES: &str = "allow unprivileged user namespaces (sysctl user.max_user_namespaces, \
+     kernel.unprivileged_userns_clone, kernel.apparmor_restrict_unprivileged_userns=0) or run enisled as root";
+const SECCOMP: &str = "a kernel with CONFIG_SECCOMP_FILTER";
+const NOTHING: &str = "every supported kernel has it";
+
+layers! {
+    Namespaces "namespaces", of All workers {
+        against: "seeing or reaching processes, networks, mounts and users of the host",
+        without: "workers see the host's processes, networks and names, and only the filter keeps them from \
+         using them",
+        remedy: USER_NAMESPACES,
     }
-
-    /// What it protects against, for `doctor`.
-    #[must_use]
-    pub fn protects(self) -> &'static str {
-        match self {
-            Self::Namespaces => "seeing or reaching processes, networks, mounts and users of the host",
-            Self::EmptyRoot => "reading or writing any file: the worker's file system is empty and read-only",
-            Self::Rlimits => "core dumps, files, descriptors, threads and memory without bound",
-            Self::Speculation => "speculative store bypass and indirect branches trained by another process",
-            Self::Landlock => "files, TCP, abstract sockets and signals, should a system call slip through the filter",
-            Self::Capabilities => "every privileged operation, also inside the worker's own namespaces",
-            Self::NoNewPrivileges => "gaining privileges by executing a file",
-            Self::NotDumpable => "ptrace and /proc/PID/mem from a process of the same user, and core dumps",
-            Self::ParentDeath => "workers that outlive the daemon",
-            Self::Seccomp => "every system call that V8 does not need",
-            Self::ThreadFilter => {
-                "a tenant's thread unmapping, retagging or aliasing a neighbour's memory, speaking on its channel, making code"
-            }
-            Self::Keys => {
-                "a tenant's thread reading or writing a neighbour's memory, short of executing code of its own"
-            }
-            Self::DenyWriteExecute => "a sealed tenant making code: memory that was written never becomes executable",
-            Self::SealedFilter => {
-                "a sealed worker asking for executable memory at all, or returning from a forged signal"
-            }
-        }
+    EmptyRoot "empty-root", of All workers {
+        against: "reading or writing any file: the worker's file system is empty and read-only",
+        without: "the host's files are in sight of workers, behind Landlock and the filter",
+        remedy: USER_NAMESPACES,
     }
-
-    /// What it means that it is missing.
-    #[must_use]
-    pub fn without(self) -> &'static str {
-        match self {
-            Self::Namespaces => {
-                "workers see the host's processes, networks and names, and only the filter keeps them from using them"
-            }
-            Self::EmptyRoot => "the host's files are in sight of workers, behind Landlock and the filter",
-            Self::Rlimits => "a worker can take what its user may take",
-            Self::Speculation => "tenants may learn what other processes of the machine leave in its predictors",
-            Self::Landlock => "a hole in the filter would reach whatever the empty root leaves",
-            Self::Capabilities => "a hole in the filter would reach what root may do in the worker's namespaces",
-            Self::NoNewPrivileges => "a hole in the filter would reach setuid programs",
-            Self::NotDumpable => "processes of the same user can read a worker's memory",
-            Self::ParentDeath => "a worker may outlive a daemon that was killed",
-            Self::Seccomp => "the whole of the kernel is open to native code in a worker",
-            Self::ThreadFilter => {
-                "native code in a tenant's thread can unmap, retag and replace its neighbours' memory"
-            }
-            Self::Keys => "one tenant a process, unless share_without_keys accepts cages alone",
-            Self::DenyWriteExecute => "only the filter keeps a sealed tenant from making code",
-            Self::SealedFilter => "only the kernel's own switch keeps a sealed tenant from making code",
-        }
+    Rlimits "rlimits", of All workers {
+        against: "core dumps, files, descriptors, threads and memory without bound",
+        without: "a worker can take what its user may take",
+        remedy: NOTHING,
     }
-
-    /// How to get it where it is missing.
-    #[must_use]
-    pub fn remedy(self) -> &'static str {
-        match self {
-            Self::Namespaces | Self::EmptyRoot => {
-                "allow unprivileged user namespaces (sysctl user.max_user_namespaces, kernel.unprivileged_userns_clone, \
-                 kernel.apparmor_restrict_unprivileged_userns=0) or run enisled as root"
-            }
-            Self::Speculation => "boot without mitigations=off; a processor that is not affected needs nothing",
-            Self::Landlock => "a kernel of 5.13 or later with CONFIG_SECURITY_LANDLOCK and landlock in lsm=",
-            Self::Seccomp | Self::ThreadFilter | Self::SealedFilter => "a kernel with CONFIG_SECCOMP_FILTER",
-            Self::DenyWriteExecute => "a kernel of 6.3 or later (PR_SET_MDWE)",
-            Self::Keys => {
-                "a processor with memory protection keys and a kernel that uses them (ospke in /proc/cpuinfo), and delivers faults \
-                 on a closed key to their handler; until then one tenant a process"
-            }
-            Self::Rlimits | Self::Capabilities | Self::NoNewPrivileges | Self::NotDumpable | Self::ParentDeath => {
-                "every supported kernel has it"
-            }
-        }
+    Speculation "speculation", of All workers {
+        against: "speculative store bypass and indirect branches trained by another process",
+        without: "tenants may learn what other processes of the machine leave in its predictors",
+        remedy: "boot without mitigations=off; a processor that is not affected needs nothing",
     }
-
-    fn bit(self) -> u32 {
-        1 << (self as u8)
+    Landlock "landlock", of All workers {
+        against: "files, TCP, abstract sockets and signals, should a system call slip through the filter",
+        without: "a hole in the filter would reach whatever the empty root leaves",
+        remedy: "a kernel of 5.13 or later with CONFIG_SECURITY_LANDLOCK and landlock in lsm=",
+    }
+    Capabilities "capabilities", of All workers {
+        against: "every privileged operation, also inside the worker's own namespaces",
+        without: "a hole in the filter would reach what root may do in the worker's namespaces",
+        remedy: NOTHING,
+    }
+    NoNewPrivileges "no-new-privileges", of All workers {
+        against: "gaining privileges by executing a file",
+        without: "a hole in the filter would reach setuid programs",
+        remedy: NOTHING,
+    }
+    NotDumpable "not-dumpable", of All workers {
+        against: "ptrace and /proc/PID/mem from a process of the same user, and core dumps",
+        without: "processes of the same user can read a worker's memory",
+        remedy: NOTHING,
+    }
+    ParentDeath "parent-death", of All workers {
+        against: "workers that outlive the daemon",
+        without: "a worker may outlive a daemon that was killed",
+        remedy: NOTHING,
+    }
+    Seccomp "seccomp", of All workers {
+        against: "every system call that V8 does not need",
+        without: "the whole of the kernel is open to native code in a worker",
+        remedy: SECCOMP,
+    }
+    ThreadFilter "thread-filter", of All workers {
+        against: "a tenant's thread unmapping, retagging or aliasing a neighbour's memory, speaking on its \
+         channel, making code",
+        without: "native code in a tenant's thread can unmap, retag and replace its neighbours' memory",
+        remedy: SECCOMP,
+    }
+    Keys "keys", of All workers {
+        against: "a tenant's thread reading or writing a neighbour's memory, short of executing code of its own",
+        without: "one tenant a process, unless share_without_keys accepts cages alone",
+        remedy: "a processor with memory protection keys and a kernel that uses them (ospke in \
+         /proc/cpuinfo), and delivers faults on a closed key to their handler; until then one \
+         tenant a process",
+    }
+    DenyWriteExecute "deny-write-execute", of Sealed workers {
+        against: "a sealed tenant making code: memory that was written never becomes executable",
+        without: "only the filter keeps a sealed tenant from making code",
+        remedy: "a kernel of 6.3 or later (PR_SET_MDWE)",
+    }
+    SealedFilter "sealed-filter", of Sealed workers {
+        against: "a sealed worker asking for executable memory at all, or returning from a forged signal",
+        without: "only the kernel's own switch keeps a sealed tenant from making code",
+        remedy: SECCOMP,
     }
 }
 
@@ -162,6 +165,10 @@ impl FromStr for Layer {
     }
 }
 
+fn bit(layer: Layer) -> u32 {
+    1 << (layer as u8)
+}
+
 /// Some of the layers.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct LayerSet(u32);
@@ -176,23 +183,23 @@ impl LayerSet {
 
     #[must_use]
     pub fn has(self, layer: Layer) -> bool {
-        self.0 & layer.bit() != 0
+        self.0 & bit(layer) != 0
     }
 
     #[must_use]
     pub fn without(self, layer: Layer) -> Self {
-        Self(self.0 & !layer.bit())
+        Self(self.0 & !bit(layer))
     }
 
     #[must_use]
     pub fn with(self, layer: Layer) -> Self {
-        Self(self.0 | layer.bit())
+        Self(self.0 | bit(layer))
     }
 
     /// Those of a worker that is not sealed.
     #[must_use]
     pub fn unsealed(self) -> Self {
-        self.without(Layer::DenyWriteExecute).without(Layer::SealedFilter)
+        self.iter().filter(|layer| layer.workers() == Workers::All).collect()
     }
 
     /// For the `Start` frame.

@@ -4,6 +4,7 @@
 //! | module | owns |
 //! |---|---|
 //! | [`types`] | requests, answers, events and problems, a file a resource |
+//! | [`bounds`] | numbers that a request or an answer keeps to |
 //! | [`operations`] | every operation: method, path, who may, what goes in and comes out |
 //! | [`openapi`] | the OpenAPI 3.1 document made of them (feature `schema`) |
 //! | [`client`] | clients: asynchronous (feature `client`), blocking (feature `blocking`) |
@@ -16,6 +17,7 @@
     allow(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing, clippy::panic, reason = "tests")
 )]
 
+pub mod bounds;
 #[cfg(any(feature = "client", feature = "blocking"))]
 pub mod client;
 #[cfg(feature = "schema")]

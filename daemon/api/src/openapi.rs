@@ -12,6 +12,7 @@ use schemars::{JsonSchema, Schema, SchemaGenerator};
 use serde_json::{Map, Value, json};
 
 use crate::API_VERSION;
+use crate::bounds::MAX_NAME_BYTES;
 use crate::operations::{Answered, Body, OPERATIONS, Operation, Parameter, ParameterValue};
 use crate::types::problem::{Problem, ProblemKind};
 use crate::types::{about, audit, cordon, event, policy, run, script, tenant, worker};
@@ -160,7 +161,8 @@ fn add(described: &mut Value, field: &str, value: Value) {
 fn in_path(path: &'static str) -> impl Iterator<Item = Value> {
     let names = path.split('/').filter_map(|part| part.strip_prefix('{')?.strip_suffix('}'));
     names.map(|name| {
-        let schema = json!({ "type": "string", "pattern": "^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$" });
+        let pattern = format!("^[A-Za-z0-9][A-Za-z0-9._-]{{0,{}}}$", MAX_NAME_BYTES - 1);
+        let schema = json!({ "type": "string", "pattern": pattern });
         json!({ "name": name, "in": "path", "required": true, "schema": schema })
     })
 }

@@ -1,6 +1,7 @@
 //! Every operation of the API, a row each. The daemon's router has exactly these routes, which a
 //! test of the daemon compares.
 
+use crate::bounds::MOST_ITEMS;
 use crate::types::problem::ProblemKind::{
     self, BadRequest, Conflict, Expelled, Forbidden, Internal, NoCapacity, NoRoom, NotFound, Quota, TooLarge, TooSlow,
 };
@@ -65,7 +66,7 @@ pub enum ParameterValue {
     Flag,
     Text,
     /// From 1 to this many.
-    UpTo(u32),
+    UpTo(usize),
 }
 
 /// A body of a request or an answer, by its type in [`crate::types`].
@@ -125,7 +126,7 @@ const PAGE: &[Parameter] = &[
     },
     Parameter {
         name: "limit",
-        value: ParameterValue::UpTo(100),
+        value: ParameterValue::UpTo(MOST_ITEMS),
         required: false,
         summary: "At most this many items. A page takes no item after 128 KiB either.",
     },

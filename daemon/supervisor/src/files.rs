@@ -18,21 +18,27 @@
 //! The folder of the socket is the exception: others may enter it, or they could not connect. Its
 //! lock file is closed to them all the same, because `flock` needs no more than an open descriptor.
 
+mod found;
+mod way;
+
 use std::ffi::OsStr;
 use std::fs::File;
 use std::io::{self, Read};
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 
 use nix::dir::Dir;
 use nix::errno::Errno;
 use nix::fcntl::{AtFlags, OFlag, open, openat, readlinkat, renameat};
-use nix::sys::stat::{FileStat, Mode, SFlag, fchmod, fstat, fstatat, mkdirat};
-use nix::sys::statfs::{PROC_SUPER_MAGIC, SYSFS_MAGIC, fstatfs};
+use nix::sys::stat::{FileStat, Mode, SFlag, fstat, fstatat};
 use nix::sys::statvfs::fstatvfs;
 
 use crate::clock;
-use nix::unistd::{AccessFlags, UnlinkatFlags, faccessat, unlinkat};
+use crate::files::found::{
+    FOLDER, Others, bits, close_to_others, is_ours, judge, kind, link, look, not_a_file, not_ours, refused,
+};
+use crate::files::way::{Last, MOST_LINKS, Missing, STEP, check_room_for_names, make_at, step, walk};
+use nix::unistd::{UnlinkatFlags, unlinkat};
 
 /// What a file is opened for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -243,20 +249,6 @@ pub(crate) fn check_folder(path: &Path) -> io::Result<Option<OwnedFd>> {
     }
 }
 
-/// Whether the daemon may make something in a folder.
-fn check_room_for_names(folder: &OwnedFd, path: &Path) -> io::Result<()> {
-    let failed = |errno: Errno| {
-        let error = io::Error::from(errno);
-        io::Error::new(error.kind(), format!("nothing can be made in {}: {error}", path.display()))
-    };
-    // Where root has every right, and nothing can be made all the same.
-    let kind = fstatfs(folder).map_err(failed)?.filesystem_type();
-    if [PROC_SUPER_MAGIC, SYSFS_MAGIC].contains(&kind) {
-        return Err(failed(Errno::EPERM));
-    }
-    faccessat(folder, ".", AccessFlags::W_OK | AccessFlags::X_OK, AtFlags::AT_EACCESS).map_err(failed)
-}
-
 /// Whether [`below`] would open that file of a folder to change it, without changing anything. One
 /// that does not exist can be made.
 pub(crate) fn check_file(folder: &OwnedFd, name: &OsStr) -> io::Result<()> {
@@ -320,187 +312,6 @@ pub(crate) fn parent(path: &Path) -> PathBuf {
 fn name_alone(name: &str) -> io::Result<&str> {
     let alone = Path::new(name).file_name().is_some_and(|alone| alone == name);
     if alone { Ok(name) } else { Err(refused(format!("{name:?} is not the name of a file"))) }
-}
-
-/// What becomes of folders that do not exist.
-#[derive(Debug, Clone, Copy)]
-enum Missing {
-    Refuse,
-    /// Not found where the first of them could be made; another error where not.
-    Check,
-    Make {
-        others_enter: bool,
-    },
-}
-
-/// What the folder at the end of the way is.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Last {
-    /// One that the daemon keeps something in: no link, and looked at by whoever opens it.
-    Kept,
-    /// One like those before it.
-    OnTheWay,
-}
-
-/// Longer chains of links are followed by nobody (path_resolution(7)).
-const MOST_LINKS: usize = 40;
-const FOLDER: OFlag = OFlag::O_RDONLY.union(OFlag::O_DIRECTORY).union(OFlag::O_NOFOLLOW).union(OFlag::O_CLOEXEC);
-/// Not to be read: others' folders on the way need not allow that.
-const STEP: OFlag = OFlag::O_PATH.union(OFlag::O_NOFOLLOW).union(OFlag::O_CLOEXEC);
-
-/// Goes to a folder from the root on, below one descriptor after the other. What is on the way must
-/// be such that only root and the daemon could exchange it.
-fn walk(path: &Path, missing: Missing, last: Last) -> io::Result<OwnedFd> {
-    let (mut at, mut way) = (open("/", STEP, Mode::empty())?, PathBuf::new());
-    let roots = fstat(&at)?.st_uid;
-    let mut left = backwards(&std::path::absolute(path)?);
-    let mut links = 0;
-    while let Some(name) = left.pop() {
-        way.push(&name);
-        let (next, found) = match (step(&at, &name), missing) {
-            (Err(error), Missing::Make { others_enter }) if error.kind() == io::ErrorKind::NotFound => {
-                make_at(&at, &name, others_enter)?;
-                step(&at, &name)?
-            }
-            (Err(error), Missing::Check) if error.kind() == io::ErrorKind::NotFound => {
-                way.pop();
-                check_room_for_names(&at, &Path::new("/").join(&way))?;
-                return Err(error);
-            }
-            (stepped, _) => stepped?,
-        };
-        let is_last = left.is_empty() && last == Last::Kept;
-        match kind(&found) {
-            SFlag::S_IFDIR => at = next,
-            SFlag::S_IFLNK if is_last => return Err(link()),
-            SFlag::S_IFLNK if links < MOST_LINKS => {
-                links += 1;
-                left.extend(backwards(Path::new(&readlinkat(&next, "")?)));
-            }
-            _ => return Err(Errno::ENOTDIR.into()),
-        }
-        if !is_last {
-            check_way(&way, &found, roots)?;
-        }
-        if kind(&found) == SFlag::S_IFLNK {
-            way.pop();
-        }
-    }
-    Ok(at)
-}
-
-fn backwards(path: &Path) -> Vec<std::ffi::OsString> {
-    path.components().rev().map(|component| component.as_os_str().to_owned()).collect()
-}
-
-fn step(at: &OwnedFd, name: &OsStr) -> io::Result<(OwnedFd, FileStat)> {
-    let next = openat(at, name, STEP, Mode::empty())?;
-    let found = fstat(&next)?;
-    Ok((next, found))
-}
-
-/// Makes a folder; what is there already is looked at by whoever opens it.
-fn make_at(at: &OwnedFd, name: &OsStr, others_enter: bool) -> io::Result<()> {
-    match mkdirat(at, name, Mode::S_IRWXU) {
-        Err(Errno::EEXIST) => return Ok(()),
-        made => made?,
-    }
-    if others_enter {
-        fchmod(openat(at, name, FOLDER, Mode::empty())?, Mode::from_bits_truncate(0o755))?;
-    }
-    Ok(())
-}
-
-/// Whether others could exchange what comes after that folder or link on the way. Who owns `/` can
-/// exchange everything: root, or a uid that stands for it in a user namespace that does not map it.
-fn check_way(way: &Path, found: &FileStat, roots: u32) -> io::Result<()> {
-    let way = way.display();
-    if ![0, roots].contains(&found.st_uid) && !is_ours(found) {
-        return Err(refused(format!("{way} on the way to it belongs to uid {}, who could exchange it", found.st_uid)));
-    }
-    // In a folder like /tmp nobody can remove or rename what is another's. A link has no mode.
-    let sticky = bits(found) & 0o1000 != 0;
-    if kind(found) == SFlag::S_IFDIR && bits(found) & 0o022 != 0 && !sticky {
-        return Err(refused(format!(
-            "others may write to {way} on the way to it (mode {:o}), and could exchange it; `chmod go-w {way}`",
-            bits(found)
-        )));
-    }
-    Ok(())
-}
-
-/// What others than the owner may do.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Others {
-    Nothing,
-    Read,
-    Write,
-}
-
-/// Looks at a folder, and refuses one that somebody else owns or may write to.
-fn look(folder: OwnedFd) -> io::Result<(OwnedFd, FileStat, Others)> {
-    let folder = openat(folder, ".", FOLDER, Mode::empty())?;
-    let found = fstat(&folder)?;
-    let others = judge(&found)?;
-    if others == Others::Write {
-        return Err(refused(format!(
-            "others may write to it (mode {:o}), so nothing in it can be believed; look at what is there, then `chmod go-w` it",
-            bits(&found)
-        )));
-    }
-    Ok((folder, found, others))
-}
-
-/// Whose it is, and what others may do with it.
-fn judge(found: &FileStat) -> io::Result<Others> {
-    if found.st_uid != 0 && !is_ours(found) {
-        return Err(not_ours(found));
-    }
-    Ok(match bits(found) {
-        mode if mode & 0o022 != 0 => Others::Write,
-        mode if mode & 0o077 != 0 => Others::Read,
-        _ => Others::Nothing,
-    })
-}
-
-fn is_ours(found: &FileStat) -> bool {
-    found.st_uid == nix::unistd::geteuid().as_raw()
-}
-
-fn bits(found: &FileStat) -> u32 {
-    found.st_mode & 0o7777
-}
-
-fn kind(found: &FileStat) -> SFlag {
-    SFlag::from_bits_truncate(found.st_mode & SFlag::S_IFMT.bits())
-}
-
-fn close_to_others(what: impl AsFd, path: &Path, found: &FileStat, mode: u32) -> io::Result<()> {
-    fchmod(what, Mode::from_bits_truncate(mode))?;
-    tracing::warn!(
-        path = %path.display(),
-        mode = %format!("{:o}", bits(found)),
-        now = %format!("{mode:o}"),
-        "others had rights to what the daemon keeps, and have none now"
-    );
-    Ok(())
-}
-
-fn not_ours(found: &FileStat) -> io::Error {
-    let us = nix::unistd::geteuid();
-    refused(format!("it belongs to uid {}, and the daemon runs as uid {us}", found.st_uid))
-}
-
-fn link() -> io::Error {
-    refused("it is a link; name the folder itself".to_owned())
-}
-
-fn not_a_file() -> io::Error {
-    refused("it is not a file".to_owned())
-}
-
-fn refused(why: String) -> io::Error {
-    io::Error::new(io::ErrorKind::PermissionDenied, why)
 }
 
 /// A name for what is put aside that nothing in the folder has yet.

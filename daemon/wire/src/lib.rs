@@ -45,6 +45,9 @@ pub const MAX_MODULES: usize = 10_000;
 /// Bytes of a module's name; the longest path that Linux takes.
 pub const MAX_NAME_BYTES: usize = 4096;
 
+/// Scripts of one tenant whose isolates stay between runs at one time.
+pub const MOST_KEPT: usize = 8;
+
 /// The largest part of a run, its code: all modules with their names, and room for the small
 /// fields.
 pub const MAX_TO_TENANT_BYTES: usize = MAX_CODE_BYTES + MAX_MODULES * 64 + 8 * MIB;

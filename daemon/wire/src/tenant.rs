@@ -20,11 +20,15 @@
 //! but never a second one before `Done`. Closing the channel retires the tenant: the thread
 //! disposes of all that it has, and its last word is `Left`.
 
+mod session;
+
 use serde::de::{SeqAccess, Visitor};
 use serde::{Deserialize, Deserializer, Serialize};
 
 use crate::limits::Limits;
 use crate::{MAX_ERROR_BYTES, MAX_ERROR_NAME_BYTES, MAX_LOG_LINES, Outcome};
+
+pub use session::{Session, Violation};
 
 /// Names a run: 128 random bits, never the same twice.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
@@ -251,171 +255,11 @@ pub struct Advice {
     pub timers: u32,
 }
 
-/// A frame came out of order.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-pub enum Violation {
-    #[error("Ready was said twice without a run between")]
-    ReadyTwice,
-    #[error("Left was said during a run")]
-    LeftRunning,
-    #[error("a frame after Left")]
-    AfterLeft,
-    #[error("{frame} for {claimed}, but the run is {actual:?}")]
-    WrongRun { frame: &'static str, claimed: RunId, actual: Option<RunId> },
-    #[error("a log without a run")]
-    LogWithoutRun,
-    #[error("the code of {0} was asked for, which it has had")]
-    NeedsTwice(RunId),
-    #[error("a log without a line")]
-    EmptyLog,
-    #[error("an error of more than {MAX_ERROR_NAME_BYTES} bytes of name, or {MAX_ERROR_BYTES} of message or stack")]
-    LongError,
-    #[error("more than {0} bytes of log in one run")]
-    LogFlood(u64),
-}
-
-/// What a line is counted as beside its text: its time, level and length.
-const LINE_OVERHEAD_BYTES: u64 = 16;
-/// What a frame of log is counted as beside its lines. Each line may be a frame of its own.
-const FRAME_OVERHEAD_BYTES: u64 = 16;
-
-/// The supervisor's view of one tenant channel: whose turn it is.
-#[derive(Debug, Default)]
-pub struct Session {
-    warm: bool,
-    left: bool,
-    running: Option<RunId>,
-    /// The code of the run has not gone out.
-    may_need_code: bool,
-    log_bytes: u64,
-    log_cap: u64,
-}
-
-impl Session {
-    /// The thread has a warm isolate and no run.
-    #[must_use]
-    pub fn is_idle(&self) -> bool {
-        self.warm && self.running.is_none()
-    }
-
-    #[must_use]
-    pub fn running(&self) -> Option<RunId> {
-        self.running
-    }
-
-    /// A run goes out, its code with it or not. False if one is out already: then it must not be
-    /// sent.
-    #[must_use]
-    pub fn start(&mut self, run: RunId, limits: &Limits, with_code: bool) -> bool {
-        if self.running.is_some() {
-            return false;
-        }
-        self.running = Some(run);
-        self.may_need_code = !with_code;
-        self.log_bytes = 0;
-        let lines = u64::from(limits.log_lines);
-        self.log_cap = u64::from(limits.log_bytes) + lines * (LINE_OVERHEAD_BYTES + FRAME_OVERHEAD_BYTES);
-        true
-    }
-
-    /// A frame came in.
-    ///
-    /// # Errors
-    /// It was not that peer's turn: the worker is to be killed.
-    pub fn accept(&mut self, frame: &FromTenant) -> Result<(), Violation> {
-        match frame {
-            _ if self.left => Err(Violation::AfterLeft),
-            FromTenant::Ready { .. } if self.warm => Err(Violation::ReadyTwice),
-            FromTenant::Ready { .. } => {
-                self.warm = true;
-                Ok(())
-            }
-            FromTenant::Needs(id) => {
-                self.expect("Needs", *id)?;
-                if std::mem::take(&mut self.may_need_code) { Ok(()) } else { Err(Violation::NeedsTwice(*id)) }
-            }
-            FromTenant::Log(lines) => {
-                if self.running.is_none() {
-                    return Err(Violation::LogWithoutRun);
-                }
-                if lines.is_empty() {
-                    return Err(Violation::EmptyLog);
-                }
-                self.count_log(lines.iter().fold(FRAME_OVERHEAD_BYTES, |sum, line| {
-                    sum.saturating_add(line.text.len() as u64 + LINE_OVERHEAD_BYTES)
-                }))
-            }
-            FromTenant::Done(done) => {
-                self.expect("Done", done.id)?;
-                if done.error.as_ref().is_some_and(|error| !error.is_bounded()) {
-                    return Err(Violation::LongError);
-                }
-                self.running = None;
-                self.warm = false;
-                Ok(())
-            }
-            FromTenant::Aborting { id, .. } => self.expect("Aborting", *id),
-            FromTenant::Left { .. } if self.running.is_some() => Err(Violation::LeftRunning),
-            FromTenant::Left { .. } => {
-                self.left = true;
-                Ok(())
-            }
-        }
-    }
-
-    fn count_log(&mut self, bytes: u64) -> Result<(), Violation> {
-        self.log_bytes = self.log_bytes.saturating_add(bytes);
-        if self.log_bytes > self.log_cap { Err(Violation::LogFlood(self.log_cap)) } else { Ok(()) }
-    }
-
-    /// A frame of log came, and was not read: it counts as its bytes, which are no more than what
-    /// its lines would have counted as.
-    ///
-    /// # Errors
-    /// As [`Session::accept`].
-    pub fn skip_log(&mut self, bytes: usize) -> Result<(), Violation> {
-        if self.running.is_none() {
-            return Err(Violation::LogWithoutRun);
-        }
-        self.count_log(bytes as u64)
-    }
-
-    /// The end of the run came, and was not read.
-    pub fn skip_end(&mut self) {
-        self.running = None;
-        self.warm = false;
-    }
-
-    fn expect(&self, frame: &'static str, claimed: RunId) -> Result<(), Violation> {
-        if self.running == Some(claimed) {
-            Ok(())
-        } else {
-            Err(Violation::WrongRun { frame, claimed, actual: self.running })
-        }
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-    use proptest::prelude::*;
 
-    const LIMITS: Limits = Limits {
-        cpu_ms: 1,
-        wall_ms: 1,
-        memory_mb: 1,
-        output_bytes: 1,
-        log_bytes: 100,
-        log_lines: 10,
-        timers: 1,
-        ..Limits::DEFAULT
-    };
-
-    fn start(session: &mut Session, id: u128) -> bool {
-        session.start(RunId(id), &LIMITS, false)
-    }
-
-    fn done(id: u128) -> FromTenant {
+    pub(super) fn done(id: u128) -> FromTenant {
         FromTenant::Done(Box::new(Done {
             id: RunId(id),
             outcome: Outcome::Ok,
@@ -427,65 +271,8 @@ mod tests {
         }))
     }
 
-    #[test]
-    fn nothing_comes_after_the_last_word_and_none_is_said_during_a_run() {
-        let (mut session, left) = (Session::default(), FromTenant::Left { cpu_us: 0 });
-        assert!(start(&mut session, 1));
-        assert_eq!(session.accept(&left), Err(Violation::LeftRunning));
-        assert_eq!(session.accept(&done(1)), Ok(()));
-        assert_eq!(session.accept(&left), Ok(()));
-        assert_eq!(session.accept(&FromTenant::Ready { cpu_us: 0 }), Err(Violation::AfterLeft));
-    }
-
-    #[test]
-    fn a_second_run_waits_for_the_end_of_the_first() {
-        let mut session = Session::default();
-        assert!(start(&mut session, 1));
-        assert!(!start(&mut session, 2));
-        assert_eq!(session.accept(&done(1)), Ok(()));
-        assert!(start(&mut session, 2));
-    }
-
-    #[test]
-    fn an_end_for_another_run_is_a_violation() {
-        let mut session = Session::default();
-        assert!(start(&mut session, 1));
-        assert!(matches!(session.accept(&done(2)), Err(Violation::WrongRun { .. })));
-    }
-
-    #[test]
-    fn a_log_that_was_skipped_counts_and_never_more_than_one_that_was_read() {
-        let mut session = Session::default();
-        assert_eq!(session.skip_log(1), Err(Violation::LogWithoutRun));
-        assert!(start(&mut session, 1));
-        let skipped = (0..100).take_while(|_| session.skip_log(40).is_ok()).count();
-        assert_eq!(skipped, 10, "420 bytes are the most");
-        for (lines, bytes) in [(1, 0), (1, 70_000), (400, 200), (MAX_LOG_LINES, 3)] {
-            let line = LogLine { t_ms: u32::MAX, level: Level::Error, text: "x".repeat(bytes) };
-            let counted = FRAME_OVERHEAD_BYTES + lines as u64 * (bytes as u64 + LINE_OVERHEAD_BYTES);
-            let log =
-                crate::encode(&FromTenant::Log(vec![line; lines]), crate::MAX_FROM_TENANT_BYTES).unwrap_or_default();
-            let body = log.get(crate::frame::HEADER_BYTES..).unwrap_or_default();
-            assert_eq!(body.first(), Some(&FromTenant::LOG_TAG));
-            assert!(body.len() as u64 <= counted, "{lines} lines of {bytes} bytes");
-        }
-    }
-
-    #[test]
-    fn an_end_without_a_run_is_a_violation() {
-        assert!(matches!(Session::default().accept(&done(2)), Err(Violation::WrongRun { .. })));
-    }
-
-    #[test]
-    fn the_code_of_a_run_is_asked_for_once_and_only_if_it_was_not_sent() {
-        let (mut session, needs) = (Session::default(), FromTenant::Needs(RunId(1)));
-        assert!(start(&mut session, 1));
-        assert_eq!(session.accept(&needs), Ok(()));
-        assert_eq!(session.accept(&needs), Err(Violation::NeedsTwice(RunId(1))));
-        let mut session = Session::default();
-        assert!(session.start(RunId(1), &LIMITS, true));
-        assert_eq!(session.accept(&needs), Err(Violation::NeedsTwice(RunId(1))));
-        assert!(matches!(session.accept(&FromTenant::Needs(RunId(2))), Err(Violation::WrongRun { .. })));
+    pub(super) fn line(text: &str) -> LogLine {
+        LogLine { t_ms: 0, level: Level::Log, text: text.to_owned() }
     }
 
     #[test]
@@ -495,75 +282,11 @@ mod tests {
     }
 
     #[test]
-    fn a_log_flood_is_a_violation() {
-        let mut session = Session::default();
-        assert!(start(&mut session, 1));
-        let line = LogLine { t_ms: 0, level: Level::Log, text: "x".repeat(10_000) };
-        assert!(matches!(session.accept(&FromTenant::Log(vec![line])), Err(Violation::LogFlood(_))));
-    }
-
-    fn line(text: &str) -> LogLine {
-        LogLine { t_ms: 0, level: Level::Log, text: text.to_owned() }
-    }
-
-    #[test]
-    fn a_log_without_a_line_is_a_violation_and_frames_count() {
-        let mut session = Session::default();
-        assert!(start(&mut session, 1));
-        assert_eq!(session.accept(&FromTenant::Log(Vec::new())), Err(Violation::EmptyLog));
-        // As many lines as there may be, each with its part of the text and in a frame of its own.
-        for _ in 0..LIMITS.log_lines {
-            assert_eq!(session.accept(&FromTenant::Log(vec![line("0123456789")])), Ok(()));
-        }
-        assert!(matches!(session.accept(&FromTenant::Log(vec![line("")])), Err(Violation::LogFlood(_))));
-    }
-
-    #[test]
     fn a_frame_with_more_lines_than_a_worker_sends_at_once_does_not_decode() {
         for (lines, fits) in [(MAX_LOG_LINES, true), (MAX_LOG_LINES + 1, false)] {
             let frame = crate::encode(&FromTenant::Log(vec![line(""); lines]), 1 << 20);
             let read = frame.and_then(|frame| crate::read_frame::<FromTenant>(&mut frame.as_slice(), 1 << 20));
             assert_eq!(read.is_ok(), fits);
-        }
-    }
-
-    #[test]
-    fn an_error_that_is_larger_than_a_worker_makes_them_is_a_violation() {
-        let error = |name, message, stack| {
-            let stack = Some("x".repeat(stack));
-            ScriptError { name: "x".repeat(name), message: "ä".repeat(message / 2), stack }
-        };
-        let (name, most) = (MAX_ERROR_NAME_BYTES, MAX_ERROR_BYTES);
-        for (error, fits) in [
-            (error(name, most, most), true),
-            (error(name + 1, 0, 0), false),
-            (error(0, most + 2, 0), false),
-            (error(0, 0, most + 1), false),
-            (error(name + 1, most + 99, most + 99).bounded(), true),
-        ] {
-            let mut session = Session::default();
-            assert!(start(&mut session, 1));
-            let FromTenant::Done(mut done) = done(1) else { unreachable!() };
-            done.error = Some(error);
-            assert_eq!(session.accept(&FromTenant::Done(done)).is_ok(), fits);
-        }
-    }
-
-    proptest! {
-        /// Whatever order frames come in, at most one `Done` is believed for each run.
-        #[test]
-        fn each_run_ends_at_most_once(steps in proptest::collection::vec((0_u8..4, 0_u128..4), 0..200)) {
-            let mut session = Session::default();
-            let (mut started, mut ended) = (0, 0);
-            for (step, id) in steps {
-                match step {
-                    0 => started += u32::from(start(&mut session, id)),
-                    1 => ended += u32::from(session.accept(&done(id)).is_ok()),
-                    2 => drop(session.accept(&FromTenant::Ready { cpu_us: 0 })),
-                    _ => drop(session.accept(&FromTenant::Aborting { id: RunId(id), certain: true })),
-                }
-                prop_assert!(ended <= started && started <= ended + 1);
-            }
         }
     }
 }

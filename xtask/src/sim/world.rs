@@ -5,8 +5,8 @@ use std::collections::{BTreeMap, BTreeSet, BinaryHeap};
 
 use enisle_cordon::place::bisect;
 use enisle_cordon::{
-    Bounds, Capacity, Case, Circumstances, Decision, Level, Placement, Process, Rules, Sample, Seen, Shape, Signal,
-    Standing, Time, Traits, decide, place,
+    Bounds, CAGES_PER_PROCESS, Capacity, Case, Circumstances, Decision, Level, MAX_TENANTS_PER_PROCESS, Placement,
+    Process, Rules, Sample, Seen, Shape, Signal, Standing, Time, Traits, decide, place,
 };
 use fastrand::Rng;
 
@@ -14,8 +14,9 @@ use super::behaviour::{Act, BURST, DRAWN, KINDS, Kind, Label, policy};
 
 pub(super) const DAY: u64 = 24 * 3600 * 1000;
 const START: Time = Time(1_700_000_000_000);
-/// The number on a machine with fifteen keys.
-const CAPACITY: Capacity = Capacity { keys: 14, cages: 90, share_without_keys: false };
+/// As on a machine with fifteen keys.
+const CAPACITY: Capacity =
+    Capacity { keys: MAX_TENANTS_PER_PROCESS, cages: CAGES_PER_PROCESS, share_without_keys: false };
 
 pub(super) struct Tenant {
     pub(super) kind: &'static Kind,

@@ -82,6 +82,13 @@ impl ProblemKind {
         format!("{URN_PREFIX}{}", self.parts().1)
     }
 
+    /// A problem of this kind.
+    #[must_use]
+    pub fn says(self, detail: String) -> Problem {
+        let (status, _, title) = self.parts();
+        Problem { kind: self.urn(), title: title.to_owned(), status, detail }
+    }
+
     /// The answer has a `Retry-After`.
     #[must_use]
     pub const fn says_when_to_retry(self) -> bool {

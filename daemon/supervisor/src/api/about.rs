@@ -7,14 +7,15 @@ use axum::Json;
 use axum::body::{Body, Bytes};
 use axum::extract::State;
 use axum::http::{HeaderName, header};
+use enisle_api::types::about::{
+    Capacity, Counters, Counts, DeathBudget, HeldAgainst, Info, LayerState, Posture, Version,
+};
 use enisle_api::{API_VERSION, OPENAPI};
 use enisle_wire::Outcome;
-use serde_json::{Map, Value, json};
 
-use super::camel_case;
-use super::peer::Peer;
+use super::peer::Asking;
 use super::pieces::{self, Pace};
-use super::problem::Problem;
+use super::tenants::show_policy;
 use crate::clock;
 use crate::daemon::Daemon;
 
@@ -25,110 +26,83 @@ pub(crate) async fn ping() -> &'static str {
 /// The API's description. It is part of the program, so it costs nothing to hold.
 pub(crate) async fn document(
     State(daemon): State<Arc<Daemon>>,
-    peer: Peer,
-) -> Result<([(HeaderName, &'static str); 1], Body), Problem> {
-    peer.ask(&daemon)?;
+    Asking(peer): Asking,
+) -> ([(HeaderName, &'static str); 1], Body) {
     let body = pieces::whole(Pace::of(peer.uid, &daemon), Bytes::from_static(OPENAPI.as_bytes()));
-    Ok(([(header::CONTENT_TYPE, "application/json")], body))
+    ([(header::CONTENT_TYPE, "application/json")], body)
 }
 
-pub(crate) async fn version(State(daemon): State<Arc<Daemon>>, peer: Peer) -> Result<Json<Value>, Problem> {
-    peer.ask(&daemon)?;
-    Ok(Json(json!({
-        "enisled": env!("CARGO_PKG_VERSION"),
-        "api": API_VERSION,
-        "wire": enisle_wire::VERSION,
+pub(crate) async fn version(State(daemon): State<Arc<Daemon>>, _: Asking) -> Json<Version> {
+    Json(Version {
+        enisled: env!("CARGO_PKG_VERSION").to_owned(),
+        api: API_VERSION.to_owned(),
+        wire: enisle_wire::VERSION,
         // Known once a worker has started: the daemon itself does not contain V8.
-        "v8": daemon.warden.engine(),
-    })))
+        v8: daemon.warden.engine(),
+    })
 }
 
 /// What concerns everybody who may run something; how the machine is secured, and how full it is,
 /// is for operators.
-pub(crate) async fn info(State(daemon): State<Arc<Daemon>>, peer: Peer) -> Result<Json<Value>, Problem> {
-    peer.ask(&daemon)?;
-    let mut info = json!({
-        "defaults": camel_case(serde_json::to_value(&daemon.config.defaults).unwrap_or_default()),
-        "outcomes": Outcome::ALL.map(Outcome::as_str),
-        "uptimeMs": u64::try_from(daemon.started.elapsed().as_millis()).unwrap_or(u64::MAX),
-        "draining": daemon.is_draining(),
-    });
-    if let (true, Some(info)) = (peer.operates(&daemon), info.as_object_mut()) {
-        info.extend(for_operators(&daemon));
-    }
-    Ok(Json(info))
+pub(crate) async fn info(State(daemon): State<Arc<Daemon>>, Asking(peer): Asking) -> Json<Info> {
+    let operates = peer.operates(&daemon);
+    let for_operators = operates.then_some(&daemon);
+    Json(Info {
+        defaults: show_policy(&daemon.config.defaults),
+        outcomes: Outcome::ALL.to_vec(),
+        uptime_ms: u64::try_from(daemon.started.elapsed().as_millis()).unwrap_or(u64::MAX),
+        draining: daemon.is_draining(),
+        posture: for_operators.map(|daemon| posture(daemon)),
+        counters: for_operators
+            .map(|daemon| Counters { on: daemon.counters.is_ok(), detail: daemon.counters.as_ref().err().cloned() }),
+        capacity: for_operators.map(|daemon| Capacity {
+            tenants_per_process: daemon.homes.pool.capacity.tenants_per_process(),
+            max_processes: daemon.homes.pool.bounds.processes,
+            max_alone: daemon.homes.pool.bounds.alone,
+        }),
+        deaths: for_operators.map(|daemon| deaths(daemon)),
+        counts: for_operators.map(|daemon| counts(daemon)),
+    })
 }
 
-fn for_operators(daemon: &Daemon) -> Map<String, Value> {
-    let layers: Vec<_> = daemon
-        .posture
-        .findings
-        .iter()
-        .map(|finding| {
-            let on = daemon.layers.has(finding.layer);
-            let (here, layer) = (finding.on, finding.layer);
-            json!({
-                "layer": layer.name(),
-                "on": on,
-                "detail": if here && !on { "this machine has it, and the daemon does without" } else { &finding.detail },
-                "protects": layer.protects(),
-                "consequence": (!on).then(|| layer.without()),
-                "remedy": (!here).then(|| layer.remedy()),
-            })
-        })
-        .collect();
-    let capacity = daemon.homes.pool.capacity;
+fn posture(daemon: &Daemon) -> Posture {
+    let layers = daemon.posture.findings.iter().map(|finding| {
+        let (here, layer) = (finding.on, finding.layer);
+        let on = daemon.layers.has(layer);
+        let detail =
+            if here && !on { "this machine has it, and the daemon does without" } else { finding.detail.as_str() };
+        LayerState {
+            layer: layer.name().to_owned(),
+            on,
+            detail: detail.to_owned(),
+            protects: layer.protects().to_owned(),
+            consequence: (!on).then(|| layer.without().to_owned()),
+            remedy: (!here).then(|| layer.remedy().to_owned()),
+        }
+    });
+    Posture {
+        layers: layers.collect(),
+        keys: daemon.posture.keys,
+        share_without_keys: daemon.homes.pool.capacity.share_without_keys,
+        consequence: consequence(daemon),
+    }
+}
+
+fn counts(daemon: &Daemon) -> Counts {
     let (workers, residents) = daemon.homes.pool.counts();
-    let parts = [
-        (
-            "posture",
-            json!({
-                "layers": layers,
-                "keys": daemon.posture.keys,
-                "shareWithoutKeys": capacity.share_without_keys,
-                "consequence": consequence(daemon),
-            }),
-        ),
-        ("counters", json!({ "on": daemon.counters.is_ok(), "detail": daemon.counters.as_ref().err() })),
-        (
-            "capacity",
-            json!({
-                "tenantsPerProcess": capacity.tenants_per_process(),
-                "maxProcesses": daemon.homes.pool.bounds.processes,
-                "maxAlone": daemon.homes.pool.bounds.alone,
-            }),
-        ),
-        ("deaths", deaths(daemon)),
-        (
-            "counts",
-            json!({
-                "workers": workers,
-                "residents": residents,
-                "tenants": daemon.count_tenants(),
-                "inFlight": daemon.in_flight(),
-            }),
-        ),
-    ];
-    parts.into_iter().map(|(name, part)| (name.to_owned(), part)).collect()
+    Counts { workers, residents, tenants: daemon.count_tenants(), in_flight: daemon.in_flight() }
 }
 
 /// The deaths of processes that tenants were blamed for, by uid.
-fn deaths(daemon: &Daemon) -> Value {
+fn deaths(daemon: &Daemon) -> DeathBudget {
     let (rules, now) = (&daemon.config.cordon.rules.deaths, clock::monotonic());
-    let held: Vec<_> = daemon
-        .warden
-        .held_against()
-        .into_iter()
-        .map(|(uid, deaths)| {
-            json!({
-                "uid": uid,
-                "deaths": deaths.count(rules, now),
-                "usedUp": deaths.is_used_up(rules, now),
-                "clearInMs": deaths.clear_in_ms(now),
-            })
-        })
-        .collect();
-    json!({ "budget": rules.budget, "regainSecs": rules.regain_secs, "heldAgainst": held })
+    let held = daemon.warden.held_against().into_iter().map(|(uid, deaths)| HeldAgainst {
+        uid,
+        deaths: deaths.count(rules, now),
+        used_up: deaths.is_used_up(rules, now),
+        clear_in_ms: deaths.clear_in_ms(now),
+    });
+    DeathBudget { budget: rules.budget, regain_secs: rules.regain_secs, held_against: held.collect() }
 }
 
 /// What the posture means for where tenants live, in a sentence.

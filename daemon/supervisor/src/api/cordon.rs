@@ -5,24 +5,22 @@ use std::sync::Arc;
 use axum::Json;
 use axum::body::Body;
 use axum::extract::rejection::QueryRejection;
-use axum::extract::{Path, Query, State};
+use axum::extract::{Query, State};
 use axum::response::Response;
+use enisle_api::bounds::MAX_REASON_BYTES;
+use enisle_api::types::audit::AuditHead;
 use enisle_cordon::Level;
 use serde::Deserialize;
-use serde_json::{Value, json};
 
 use super::body::{RawBody, read_body};
-use super::peer::Peer;
+use super::peer::{Named, Operator};
 use super::problem::Problem;
 use super::tenants::{object, tell_of};
 use crate::daemon::Daemon;
 use crate::state::notes::{NotWritten, Refused};
-use crate::tenants::policy::TenantName;
 
 /// A level and a sentence.
 const MAX_ORDER_BYTES: usize = 4096;
-/// What is written down with every decision.
-const MAX_REASON_BYTES: usize = 1024;
 
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -61,12 +59,10 @@ impl From<NotWritten> for Problem {
 
 pub(crate) async fn put(
     State(daemon): State<Arc<Daemon>>,
-    peer: Peer,
-    Path(name): Path<String>,
+    Named(name): Named,
+    Operator(peer): Operator,
     body: Body,
 ) -> Result<Response, Problem> {
-    let name: TenantName = name.parse()?;
-    peer.operate(&daemon)?;
     let RawBody { bytes, held: _held } = read_body(body, MAX_ORDER_BYTES, peer.uid, &daemon).await?;
     let order: Order = object(&bytes)?;
     let reason = reason(&order.reason)?;
@@ -84,12 +80,10 @@ pub(crate) async fn put(
 
 pub(crate) async fn lift(
     State(daemon): State<Arc<Daemon>>,
-    peer: Peer,
-    Path(name): Path<String>,
+    Named(name): Named,
+    Operator(peer): Operator,
     lift: Result<Query<Lift>, QueryRejection>,
 ) -> Result<Response, Problem> {
-    let name: TenantName = name.parse()?;
-    peer.operate(&daemon)?;
     let Query(lift) = lift.map_err(|error| Problem::bad_request(format!("{error}; the one parameter is reason")))?;
     let reason = reason(&lift.reason.unwrap_or_default())?;
     let tenant = daemon.known_tenant(&name);
@@ -100,11 +94,10 @@ pub(crate) async fn lift(
 
 /// The folder of the log, and its last line that is on the disk: what `enisle audit verify`
 /// compares with. And how many lines the disk was too slow for.
-pub(crate) async fn audit(State(daemon): State<Arc<Daemon>>, peer: Peer) -> Result<Json<Value>, Problem> {
-    peer.operate(&daemon)?;
+pub(crate) async fn audit(State(daemon): State<Arc<Daemon>>, _: Operator) -> Json<AuditHead> {
     let recorder = &daemon.warden.recorder;
     let (folder, head) = (recorder.folder().display().to_string(), recorder.head());
-    Ok(Json(json!({ "folder": folder, "seq": head.seq, "hash": head.hash, "lost": recorder.lost() })))
+    Json(AuditHead { folder, seq: head.seq, hash: head.hash, lost: recorder.lost() })
 }
 
 #[cfg(test)]

@@ -12,7 +12,7 @@ use serde::Deserialize;
 use tokio::sync::watch;
 
 use super::body::PATIENCE;
-use super::peer::Peer;
+use super::peer::Operator;
 use super::pieces::{PIECE_BYTES, Pace};
 use super::problem::Problem;
 use crate::api::server::Endless;
@@ -29,10 +29,9 @@ pub(crate) struct Wanted {
 
 pub(crate) async fn list(
     State(daemon): State<Arc<Daemon>>,
-    peer: Peer,
+    Operator(peer): Operator,
     wanted: Result<Query<Wanted>, axum::extract::rejection::QueryRejection>,
 ) -> Result<Response, Problem> {
-    peer.operate(&daemon)?;
     let Query(wanted) =
         wanted.map_err(|error| Problem::bad_request(format!("{error}; the one parameter is follow=1")))?;
     let pace = Pace::of(peer.uid, &daemon);

@@ -83,37 +83,3 @@ async fn name_version(mut response: Response) -> Response {
     response.headers_mut().insert(HeaderName::from_static("api-version"), HeaderValue::from_static(API_VERSION));
     response
 }
-
-/// A value with its keys in camelCase: configuration and API share types, and each keeps its own custom.
-fn camel_case(value: serde_json::Value) -> serde_json::Value {
-    use serde_json::Value;
-    match value {
-        Value::Object(fields) => {
-            Value::Object(fields.into_iter().map(|(key, value)| (camel(&key), camel_case(value))).collect())
-        }
-        Value::Array(items) => Value::Array(items.into_iter().map(camel_case).collect()),
-        other => other,
-    }
-}
-
-fn camel(key: &str) -> String {
-    let mut parts = key.split('_');
-    let mut name = parts.next().unwrap_or_default().to_owned();
-    for part in parts {
-        let mut letters = part.chars();
-        name.extend(letters.next().map(|first| first.to_ascii_uppercase()));
-        name.push_str(letters.as_str());
-    }
-    name
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn keys_become_camel_case_at_every_depth() {
-        let value = serde_json::json!({"cpu_ms": [{"log_bytes": 1}]});
-        assert_eq!(camel_case(value), serde_json::json!({"cpuMs": [{"logBytes": 1}]}));
-    }
-}

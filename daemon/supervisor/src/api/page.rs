@@ -3,14 +3,10 @@
 
 use axum::extract::Query;
 use axum::extract::rejection::QueryRejection;
+use enisle_api::bounds::{MOST_ITEMS, PAGE_BYTES};
 use serde::{Deserialize, Serialize};
 
 use super::problem::Problem;
-
-/// As many as are shown without others waiting for it.
-const MOST: usize = 100;
-/// A page that has so many bytes takes no further item.
-pub(super) const PAGE_BYTES: usize = 128 << 10;
 
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -30,9 +26,9 @@ impl Page {
     pub(super) fn of(wanted: Result<Query<Wanted>, QueryRejection>) -> Result<Self, Problem> {
         let Query(Wanted { after, limit }) = wanted
             .map_err(|error| Problem::bad_request(format!("{error}; the parameters are after=KEY and limit=N")))?;
-        let limit = limit.unwrap_or(MOST);
-        if limit == 0 || limit > MOST {
-            return Err(Problem::bad_request(format!("limit is {limit}; it has to be between 1 and {MOST}")));
+        let limit = limit.unwrap_or(MOST_ITEMS);
+        if limit == 0 || limit > MOST_ITEMS {
+            return Err(Problem::bad_request(format!("limit is {limit}; it has to be between 1 and {MOST_ITEMS}")));
         }
         Ok(Self { after, limit })
     }

@@ -1,8 +1,12 @@
 //! Who is calling (`SO_PEERCRED`, so the kernel says it), and what the policy lets them do.
+//!
+//! A handler takes the right that it needs as an argument: [`Asking`], [`Operator`] or [`ActingFor`].
+//! Handlers that begin a run take a [`Peer`], and `load::admit` asks: it reads on what it refuses.
 
 use std::convert::Infallible;
+use std::sync::Arc;
 
-use axum::extract::FromRequestParts;
+use axum::extract::{FromRef, FromRequestParts, RawPathParams};
 use axum::http::request::Parts;
 
 use super::problem::Problem;
@@ -24,12 +28,83 @@ impl<S: Sync> FromRequestParts<S> for Peer {
     type Rejection = Infallible;
 
     async fn from_request_parts(parts: &mut Parts, _: &S) -> Result<Self, Infallible> {
-        // The server puts it into every request; a request without it is nobody's.
-        Ok(parts.extensions.get().copied().unwrap_or(Self { uid: u32::MAX }))
+        Ok(Self::of(parts))
+    }
+}
+
+/// A peer that may ask what this daemon is.
+pub(crate) struct Asking(pub(crate) Peer);
+
+/// A peer that may operate the daemon.
+pub(crate) struct Operator(pub(crate) Peer);
+
+/// A peer that may act for the tenant of the path.
+pub(crate) struct ActingFor {
+    pub(crate) peer: Peer,
+    pub(crate) tenant: TenantName,
+}
+
+/// The tenant of the path.
+pub(crate) struct Named(pub(crate) TenantName);
+
+impl<S: Sync> FromRequestParts<S> for Asking
+where
+    Arc<Daemon>: FromRef<S>,
+{
+    type Rejection = Problem;
+
+    async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, Problem> {
+        let peer = Peer::of(parts);
+        peer.ask(&Arc::from_ref(state))?;
+        Ok(Self(peer))
+    }
+}
+
+impl<S: Sync> FromRequestParts<S> for Operator
+where
+    Arc<Daemon>: FromRef<S>,
+{
+    type Rejection = Problem;
+
+    async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, Problem> {
+        let peer = Peer::of(parts);
+        peer.operate(&Arc::from_ref(state))?;
+        Ok(Self(peer))
+    }
+}
+
+impl<S: Send + Sync> FromRequestParts<S> for Named {
+    type Rejection = Problem;
+
+    async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, Problem> {
+        let path = RawPathParams::from_request_parts(parts, state).await;
+        let path = path.map_err(|error| Problem::bad_request(error.body_text()))?;
+        // Of a route without one the tenant's name is empty, which is none.
+        let name = path.iter().find(|(parameter, _)| *parameter == "tenant").map_or("", |(_, name)| name);
+        Ok(Self(name.parse()?))
+    }
+}
+
+impl<S: Send + Sync> FromRequestParts<S> for ActingFor
+where
+    Arc<Daemon>: FromRef<S>,
+{
+    type Rejection = Problem;
+
+    async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, Problem> {
+        let Named(tenant) = Named::from_request_parts(parts, state).await?;
+        let peer = Peer::of(parts);
+        peer.act_for(&tenant, &Arc::from_ref(state))?;
+        Ok(Self { peer, tenant })
     }
 }
 
 impl Peer {
+    fn of(parts: &Parts) -> Self {
+        // The server puts it into every request; a request without it is nobody's.
+        parts.extensions.get().copied().unwrap_or(Self { uid: u32::MAX })
+    }
+
     fn is_owner(self) -> bool {
         self.uid == 0 || self.uid == nix::unistd::geteuid().as_raw()
     }
@@ -61,7 +136,7 @@ impl Peer {
     }
 
     /// Asks what this daemon is, which anybody may whom a rule names.
-    pub(crate) fn ask(self, daemon: &Daemon) -> Result<(), Problem> {
+    fn ask(self, daemon: &Daemon) -> Result<(), Problem> {
         if self.may_ask(&daemon.config.peers) {
             return Ok(());
         }
@@ -89,7 +164,7 @@ impl Peer {
     }
 
     /// Asks to operate the daemon.
-    pub(crate) fn operate(self, daemon: &Daemon) -> Result<(), Problem> {
+    fn operate(self, daemon: &Daemon) -> Result<(), Problem> {
         if self.may_operate(&daemon.config.peers) {
             return Ok(());
         }

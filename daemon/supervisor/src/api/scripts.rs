@@ -9,17 +9,17 @@ use axum::extract::rejection::QueryRejection;
 use axum::extract::{Path, Query, State};
 use axum::http::StatusCode;
 use axum::response::Response;
+use enisle_api::types::script::Script as Shown;
 use enisle_wire::MAX_ARGS_BYTES;
 use enisle_wire::tenant::{Run, RunId};
 use serde::Deserialize;
-use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
 
 use super::answer::answer;
 use super::body::{MAX_BODY_BYTES, RawBody, read_body, work};
 use super::code::{Frames, code, name, wish};
 use super::load::{Admitted, admit, no_network};
-use super::peer::Peer;
+use super::peer::{ActingFor, Peer};
 use super::problem::Problem;
 use crate::daemon::Daemon;
 use crate::homes::job::Job;
@@ -58,13 +58,8 @@ fn id_of(id: &str) -> Result<String, Problem> {
     Ok(known.map_err(said)?.to_string())
 }
 
-fn show(id: &str, script: &Script) -> Value {
-    json!({
-        "id": id,
-        "version": script.version,
-        "bytes": script.bytes(),
-        "runs": script.runs.load(Ordering::Relaxed),
-    })
+fn show(id: String, script: &Script) -> Shown {
+    Shown { id, version: script.version, bytes: script.bytes() as u64, runs: script.runs.load(Ordering::Relaxed) }
 }
 
 fn find(daemon: &Daemon, name: &TenantName, id: &str) -> Result<(Arc<Tenant>, Arc<Script>), Problem> {
@@ -85,7 +80,7 @@ pub(crate) async fn put(
     Path((name, id)): Path<(String, String)>,
     wanted: Result<Query<Wanted>, QueryRejection>,
     body: Body,
-) -> Result<(StatusCode, Json<Value>), Problem> {
+) -> Result<(StatusCode, Json<Shown>), Problem> {
     let id = id_of(&id)?;
     let Query(wanted) =
         wanted.map_err(|error| Problem::bad_request(format!("{error}; the one parameter is replace=1")))?;
@@ -109,7 +104,7 @@ pub(crate) async fn put(
         }
         None => StatusCode::CREATED,
     };
-    Ok((status, Json(show(&id, &script))))
+    Ok((status, Json(show(id, &script))))
 }
 
 /// `None` if it asks for a network.
@@ -131,23 +126,19 @@ fn draft(RawBody { bytes, held }: RawBody, policy: &Policy, scripts: &Supply) ->
 
 pub(crate) async fn show_one(
     State(daemon): State<Arc<Daemon>>,
-    peer: Peer,
-    Path((name, id)): Path<(String, String)>,
-) -> Result<Json<Value>, Problem> {
-    let name: TenantName = name.parse()?;
-    peer.act_for(&name, &daemon)?;
-    let (_, script) = find(&daemon, &name, &id)?;
-    Ok(Json(show(&id, &script)))
+    ActingFor { tenant, .. }: ActingFor,
+    Path((_, id)): Path<(String, String)>,
+) -> Result<Json<Shown>, Problem> {
+    let (_, script) = find(&daemon, &tenant, &id)?;
+    Ok(Json(show(id, &script)))
 }
 
 pub(crate) async fn forget(
     State(daemon): State<Arc<Daemon>>,
-    peer: Peer,
-    Path((name, id)): Path<(String, String)>,
+    ActingFor { tenant, .. }: ActingFor,
+    Path((_, id)): Path<(String, String)>,
 ) -> Result<StatusCode, Problem> {
-    let name: TenantName = name.parse()?;
-    peer.act_for(&name, &daemon)?;
-    let (tenant, _) = find(&daemon, &name, &id)?;
+    let (tenant, _) = find(&daemon, &tenant, &id)?;
     if tenant.scripts().remove(&id).is_some() {
         forget_isolates(&daemon, &tenant);
     }

@@ -1,18 +1,23 @@
 //! `GET /v1/tenants`, `GET` and `PUT /v1/tenants/{tenant}`: who there is, and what they may do.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use axum::body::Body;
 use axum::extract::rejection::QueryRejection;
-use axum::extract::{Path, Query, State};
+use axum::extract::{Query, State};
 use axum::response::Response;
+use enisle_api::bounds::PAGE_BYTES;
+use enisle_api::types::cordon::{Cordon, KeptApart, SignalState, StandingOrder, Thresholds};
+use enisle_api::types::policy::{Policy as ShownPolicy, Quota};
+use enisle_api::types::tenant::{
+    CordonRow, OwnCordon, OwnTenant, OwnUsage, Residence, Tenant as Full, TenantRow, TenantUsage, TenantView,
+};
 use serde::de::DeserializeOwned;
-use serde_json::{Value, json};
 
 use super::body::{RawBody, read_body, tell};
-use super::camel_case;
-use super::page::{PAGE_BYTES, Page, Wanted};
-use super::peer::Peer;
+use super::page::{Page, Wanted};
+use super::peer::{ActingFor, Named, Operator, Peer};
 use super::problem::Problem;
 use crate::clock;
 use crate::daemon::Daemon;
@@ -27,10 +32,9 @@ const PAST_BYTES: usize = 1024;
 
 pub(crate) async fn list(
     State(daemon): State<Arc<Daemon>>,
-    peer: Peer,
+    Operator(peer): Operator,
     wanted: Result<Query<Wanted>, QueryRejection>,
 ) -> Result<Response, Problem> {
-    peer.operate(&daemon)?;
     let page = Page::of(wanted)?;
     let after = page.after.as_deref().map(str::parse::<TenantName>).transpose()?;
     let tenants = daemon.tenants_after(after.as_ref(), page.limit + 1);
@@ -42,11 +46,8 @@ pub(crate) async fn list(
 
 pub(crate) async fn show(
     State(daemon): State<Arc<Daemon>>,
-    peer: Peer,
-    Path(name): Path<String>,
+    ActingFor { peer, tenant: name }: ActingFor,
 ) -> Result<Response, Problem> {
-    let name: TenantName = name.parse()?;
-    peer.act_for(&name, &daemon)?;
     let tenant = daemon.known_tenant(&name);
     let tenant =
         tenant.ok_or_else(|| Problem::not_found(format!("tenant {name} has no policy and has run nothing yet")))?;
@@ -55,18 +56,16 @@ pub(crate) async fn show(
 
 pub(crate) async fn put(
     State(daemon): State<Arc<Daemon>>,
-    peer: Peer,
-    Path(name): Path<String>,
+    Named(name): Named,
+    Operator(peer): Operator,
     body: Body,
 ) -> Result<Response, Problem> {
-    let name: TenantName = name.parse()?;
-    peer.operate(&daemon)?;
     let RawBody { bytes, held: _held } = read_body(body, MAX_POLICY_BYTES, peer.uid, &daemon).await?;
     let policy: Policy = object(&bytes)?;
     policy.check(daemon.config.workers.max_memory_mb).map_err(|error| Problem::bad_request(error.to_string()))?;
     let tenant = daemon.tenant(&name, peer.uid)?;
     let held = daemon.supplies.scripts.take(peer.uid, policy.bytes())?;
-    let set = camel_case(serde_json::to_value(&policy).unwrap_or_default());
+    let set = serde_json::to_value(show_policy(&policy)).unwrap_or_default();
     let entry = Entry::PolicyChanged { tenant: name.to_string(), policy: set, by_uid: peer.uid };
     let turn = daemon.writes.turn(peer.uid).await;
     let line = daemon.warden.recorder.room(peer.uid, &entry)?;
@@ -91,7 +90,11 @@ pub(super) async fn tell_of(tenant: Arc<Tenant>, peer: Peer, daemon: &Arc<Daemon
     let history = if peer.operates(daemon) { tenant.standing().history().len() * PAST_BYTES } else { 0 };
     let asked = Arc::clone(daemon);
     let write = move || {
-        let shown = if peer.operates(&asked) { show_tenant(&tenant, &asked) } else { show_own(&tenant) };
+        let shown = if peer.operates(&asked) {
+            TenantView::Full(Box::new(show_tenant(&tenant, &asked)))
+        } else {
+            TenantView::Own(show_own(&tenant))
+        };
         serde_json::to_vec(&shown).unwrap_or_default()
     };
     tell(policy.saturating_add(history), peer.uid, daemon, write).await
@@ -106,100 +109,125 @@ pub(super) fn object<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, Problem> {
     }
 }
 
+/// A policy, in the API's words.
+pub(super) fn show_policy(policy: &Policy) -> ShownPolicy {
+    let Policy { limits, quota, owner, trust, secrets, allow_eval } = policy.clone();
+    ShownPolicy {
+        limits: limits.into(),
+        quota: Quota { in_flight: quota.in_flight, per_second: quota.per_second, burst: quota.burst },
+        owner,
+        trust,
+        secrets,
+        allow_eval,
+    }
+}
+
 /// Where it has to live, and why: the score, what it is made of, and how it came to this.
-fn show_cordon(tenant: &Tenant, daemon: &Daemon) -> Value {
+fn show_cordon(tenant: &Tenant, daemon: &Daemon) -> Cordon {
     let (rules, now) = (&daemon.config.cordon.rules, clock::now());
     let around = tenant.circumstances(daemon.warden.engine_is_outdated());
     let standing = tenant.standing();
     let contributions = standing.contributions(around, rules, now);
-    let signals: Vec<_> = contributions
-        .iter()
-        .map(|known| {
-            let weight = rules.weight(known.signal);
-            json!({
-                "signal": known.signal, "source": known.source, "points": tenths(known.points), "weight": weight.points,
-                "halfLifeSecs": weight.half_life_secs, "count": known.count, "ageMs": known.age_ms,
-                "certain": known.certain,
-            })
-        })
-        .collect();
-    json!({
-        "level": standing.level(),
-        "sinceUnixMs": standing.since(),
-        "score": tenths(enisle_cordon::score::total(&contributions, rules)),
-        "thresholds": { "watch": rules.watch, "solo": rules.solo, "sealed": rules.sealed, "expelled": rules.expelled },
-        "signals": signals,
-        "suspectedUntilUnixMs": standing.suspected_until(),
-        "keptApart": tenant.kept_apart().map(|(alone, left)| json!({ "alone": alone, "forMs": u64::try_from(left.as_millis()).unwrap_or(u64::MAX) })),
-        "onProbation": tenant.on_probation().is_some(),
-        "order": standing.order().map(|order| json!({
-            "level": order.level, "reason": order.reason, "byUid": order.by_uid, "unixMs": order.at,
-        })),
-        "firstSeenUnixMs": standing.first_seen(),
-        "history": standing.history(),
-    })
+    let signals = contributions.iter().map(|known| {
+        let weight = rules.weight(known.signal);
+        SignalState {
+            signal: known.signal,
+            source: known.source,
+            points: tenths(known.points),
+            weight: weight.points,
+            half_life_secs: weight.half_life_secs,
+            count: known.count,
+            age_ms: known.age_ms,
+            certain: known.certain,
+        }
+    });
+    Cordon {
+        level: standing.level(),
+        since_unix_ms: standing.since().0,
+        score: tenths(enisle_cordon::score::total(&contributions, rules)),
+        thresholds: Thresholds { watch: rules.watch, solo: rules.solo, sealed: rules.sealed, expelled: rules.expelled },
+        signals: signals.collect(),
+        suspected_until_unix_ms: standing.suspected_until().map(|until| until.0),
+        kept_apart: tenant.kept_apart().map(|(alone, left)| KeptApart { alone, for_ms: millis(left) }),
+        on_probation: tenant.on_probation().is_some(),
+        order: standing.order().map(|order| StandingOrder {
+            level: order.level,
+            reason: order.reason.clone(),
+            by_uid: order.by_uid,
+            unix_ms: order.at.0,
+        }),
+        first_seen_unix_ms: standing.first_seen().0,
+        history: standing.history().to_vec(),
+    }
 }
 
 /// What whoever acts for a tenant sees of it: nothing of others, of the machine, or of what would
 /// tell how to stay just below the next cordon.
-fn show_own(tenant: &Tenant) -> Value {
+fn show_own(tenant: &Tenant) -> OwnTenant {
     let usage = tenant.usage_so_far();
     let standing = tenant.standing();
-    json!({
-        "name": tenant.name,
-        "policy": camel_case(serde_json::to_value(&*tenant.policy()).unwrap_or_default()),
-        "inFlight": tenant.in_flight(),
-        "cordon": { "level": standing.level(), "sinceUnixMs": standing.since() },
-        "usage": { "runs": usage.runs(), "cpuMs": usage.cpu_us / 1000, "outcomes": usage.outcomes() },
-    })
+    OwnTenant {
+        name: tenant.name.to_string(),
+        policy: show_policy(&tenant.policy()),
+        in_flight: tenant.in_flight(),
+        cordon: OwnCordon { level: standing.level(), since_unix_ms: standing.since().0 },
+        usage: OwnUsage { runs: usage.runs(), cpu_ms: usage.cpu_us / 1000, outcomes: usage.outcomes() },
+    }
 }
 
 /// The same for operators.
-fn show_tenant(tenant: &Tenant, daemon: &Daemon) -> Value {
-    json!({
-        "name": tenant.name,
-        "policy": camel_case(serde_json::to_value(&*tenant.policy()).unwrap_or_default()),
-        "inFlight": tenant.in_flight(),
-        "cordon": show_cordon(tenant, daemon),
-        "resident": show_residence(daemon, tenant),
-        "usage": show_usage(tenant),
-    })
+fn show_tenant(tenant: &Tenant, daemon: &Daemon) -> Full {
+    Full {
+        name: tenant.name.to_string(),
+        policy: show_policy(&tenant.policy()),
+        in_flight: tenant.in_flight(),
+        cordon: show_cordon(tenant, daemon),
+        resident: show_residence(daemon, tenant),
+        usage: show_usage(tenant),
+    }
 }
 
 /// A tenant among others in a list: without what may be long, its policy and its history.
-fn show_row(tenant: &Tenant, daemon: &Daemon) -> Value {
+fn show_row(tenant: &Tenant, daemon: &Daemon) -> TenantRow {
     let around = tenant.circumstances(daemon.warden.engine_is_outdated());
     let cordon = {
         let standing = tenant.standing();
         let score = standing.score(around, &daemon.config.cordon.rules, clock::now());
-        json!({ "level": standing.level(), "sinceUnixMs": standing.since(), "score": tenths(score) })
+        CordonRow { level: standing.level(), since_unix_ms: standing.since().0, score: tenths(score) }
     };
-    json!({
-        "name": tenant.name,
-        "inFlight": tenant.in_flight(),
-        "cordon": cordon,
-        "resident": show_residence(daemon, tenant),
-        "usage": show_usage(tenant),
-    })
+    TenantRow {
+        name: tenant.name.to_string(),
+        in_flight: tenant.in_flight(),
+        cordon,
+        resident: show_residence(daemon, tenant),
+        usage: show_usage(tenant),
+    }
 }
 
-fn show_residence(daemon: &Daemon, tenant: &Tenant) -> Option<Value> {
+fn show_residence(daemon: &Daemon, tenant: &Tenant) -> Option<Residence> {
     let resident = daemon.homes.residence(&tenant.name)?;
-    Some(json!({
-        "worker": resident.worker.id,
-        "pid": resident.worker.pid.as_raw(),
-        "cordon": resident.worker.level.as_str(),
-        "warm": resident.is_idle(),
-        "unusedMs": u64::try_from(resident.unused_for().as_millis()).unwrap_or(u64::MAX),
-    }))
+    Some(Residence {
+        worker: resident.worker.id,
+        pid: resident.worker.pid.as_raw(),
+        cordon: resident.worker.level,
+        warm: resident.is_idle(),
+        unused_ms: millis(resident.unused_for()),
+    })
 }
 
-fn show_usage(tenant: &Tenant) -> Value {
+fn show_usage(tenant: &Tenant) -> TenantUsage {
     let usage = tenant.usage_so_far();
-    json!({
-        "runs": usage.runs(), "begun": usage.begun, "fenced": usage.fenced, "cpuMs": micros_as_ms(usage.cpu_us),
-        "outcomes": usage.outcomes(),
-    })
+    TenantUsage {
+        runs: usage.runs(),
+        begun: usage.begun,
+        fenced: usage.fenced,
+        cpu_ms: micros_as_ms(usage.cpu_us),
+        outcomes: usage.outcomes(),
+    }
+}
+
+fn millis(time: Duration) -> u64 {
+    u64::try_from(time.as_millis()).unwrap_or(u64::MAX)
 }
 
 fn tenths(points: f64) -> f64 {
@@ -218,7 +246,7 @@ mod tests {
     use std::collections::BTreeSet;
 
     use enisle_api::openapi::fields_of;
-    use enisle_api::types::policy::{self, PolicyRequest, RequestedLimits, RequestedQuota};
+    use enisle_api::types::policy::{PolicyRequest, RequestedLimits, RequestedQuota};
 
     use super::*;
     use crate::api::described::known_by;
@@ -237,12 +265,10 @@ mod tests {
     }
 
     #[test]
-    fn a_policy_is_shown_as_it_is_described_and_can_be_set_as_it_is_shown() {
+    fn a_policy_can_be_set_as_it_is_shown() {
         let owner = Some("o".to_owned());
         for policy in [Policy::default(), Policy { owner, secrets: vec!["s".to_owned()], ..Policy::default() }] {
-            let shown = camel_case(serde_json::to_value(&policy).unwrap());
-            let read: policy::Policy = serde_json::from_value(shown.clone()).unwrap();
-            assert_eq!(serde_json::to_value(read).unwrap(), shown);
+            let shown = serde_json::to_value(show_policy(&policy)).unwrap();
             let request: PolicyRequest = serde_json::from_value(shown).unwrap();
             assert_eq!(object::<Policy>(&serde_json::to_vec(&request).unwrap()).unwrap(), policy);
         }

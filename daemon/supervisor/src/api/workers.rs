@@ -5,21 +5,21 @@ use std::sync::Arc;
 use axum::extract::rejection::QueryRejection;
 use axum::extract::{Query, State};
 use axum::response::Response;
-use serde_json::{Value, json};
+use enisle_api::bounds::PAGE_BYTES;
+use enisle_api::types::worker::Worker;
 
 use super::body::tell;
-use super::page::{PAGE_BYTES, Page, Wanted};
-use super::peer::Peer;
+use super::page::{Page, Wanted};
+use super::peer::Operator;
 use super::problem::Problem;
 use crate::daemon::Daemon;
 use crate::homes::entries::Listed;
 
 pub(crate) async fn list(
     State(daemon): State<Arc<Daemon>>,
-    peer: Peer,
+    Operator(peer): Operator,
     wanted: Result<Query<Wanted>, QueryRejection>,
 ) -> Result<Response, Problem> {
-    peer.operate(&daemon)?;
     let page = Page::of(wanted)?;
     let after = page.after.as_deref().map(str::parse::<u64>).transpose();
     let after = after.map_err(|error| Problem::bad_request(format!("after is no worker's id: {error}")))?;
@@ -30,21 +30,20 @@ pub(crate) async fn list(
     tell(PAGE_BYTES, peer.uid, &daemon, move || page.write("workers", workers, |listed| listed.worker.id, show)).await
 }
 
-fn show(listed: &Listed) -> Value {
+fn show(listed: &Listed) -> Worker {
     let pid = listed.worker.pid.as_raw();
-    json!({
-        "id": listed.worker.id,
-        "pid": pid,
-        "cordon": listed.worker.level.as_str(),
-        "tenants": listed.tenants,
-        "placesUsed": listed.places_used,
-        "rssBytes": rss_bytes(pid),
-        // At the last look at it; of so much that it may commit.
-        "committedBytes": listed.worker.committed_bytes(),
-        "boundBytes": listed.worker.bound,
-        "ageMs": u64::try_from(listed.worker.started_at.elapsed().as_millis()).unwrap_or(u64::MAX),
-        "v8": listed.worker.v8,
-    })
+    Worker {
+        id: listed.worker.id,
+        pid,
+        cordon: listed.worker.level,
+        tenants: listed.tenants.clone(),
+        places_used: listed.places_used,
+        rss_bytes: rss_bytes(pid),
+        committed_bytes: listed.worker.committed_bytes(),
+        bound_bytes: listed.worker.bound,
+        age_ms: u64::try_from(listed.worker.started_at.elapsed().as_millis()).unwrap_or(u64::MAX),
+        v8: listed.worker.v8.clone(),
+    }
 }
 
 /// Resident memory, by the kernel's word (`VmRSS`, proc_pid_status(5)); nothing if the process has just ended.

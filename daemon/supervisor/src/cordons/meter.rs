@@ -6,6 +6,7 @@ use std::time::Instant;
 
 use enisle_cordon::Sample;
 use enisle_cordon::shape::Messages;
+use enisle_wire::MOST_KEPT;
 
 use crate::clock;
 
@@ -30,9 +31,6 @@ struct Counts {
     may_be_kept: BTreeSet<u64>,
 }
 
-/// So many isolates stay (`engine::kept` in the worker).
-const KEPT: usize = 8;
-
 impl Meter {
     fn lock(&self) -> MutexGuard<'_, Counts> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
@@ -49,7 +47,7 @@ impl Meter {
             known.and_then(|at| counts.kept.remove(at));
             counts.kept.push_back(key);
             counts.may_be_kept.insert(key);
-            if counts.kept.len() > KEPT {
+            if counts.kept.len() > MOST_KEPT {
                 counts.kept.pop_front();
             }
             counts.kept_since.get_or_insert_with(Instant::now);

@@ -5,4 +5,5 @@ pub(crate) mod entry;
 pub(crate) mod kept;
 pub(crate) mod notes;
 pub(crate) mod recorder;
+mod replay;
 pub(crate) mod standings;

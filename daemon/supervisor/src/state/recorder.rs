@@ -6,26 +6,24 @@
 //! (`enisle_cordon::audit`). What cannot be written is tried again. What cannot be read at the
 //! start is told of and moved aside, never overwritten.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 use std::fs::File;
-use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Instant;
 
-use enisle_cordon::audit::{Head, Verifier};
-use enisle_cordon::{Circumstances, Level, Order, Rules, Standing, Time};
+use enisle_cordon::Standing;
+use enisle_cordon::audit::Head;
 use nix::fcntl::{Flock, FlockArg};
-use serde::Deserialize;
 
-use crate::clock;
 use crate::events::Audit;
 use crate::files::{Folder, How};
 use crate::share::{Exhausted, Parts};
-use crate::state::audit_log::{self, Log, every_file};
+use crate::state::audit_log::{self, Log};
 use crate::state::entry::Entry;
 use crate::state::kept::{Kept, RecordError};
 use crate::state::notes::{Batch, Line, Notes, Refused, Written};
+use crate::state::replay::replay;
 use crate::state::standings::{Commit, Examine, Standings, examine_apart};
 use crate::tenants::policy::TenantName;
 
@@ -199,87 +197,6 @@ fn lock(state: &Folder) -> Result<Flock<File>, RecordError> {
     Flock::lock(file, FlockArg::LockExclusiveNonblock).map_err(|_| RecordError::Taken(state.path().to_owned()))
 }
 
-/// Brings the standings up to the end of the audit log: what its lines after that number say and
-/// the database does not know. Orders and their ends are as they were given; whoever was moved
-/// further out than that is kept there by an order of the daemon's own, until an operator lifts it.
-/// Returns whose standings these are.
-fn replay(folder: &Folder, after: u64, kept: &mut Kept) -> io::Result<BTreeSet<TenantName>> {
-    let mut decisions = Vec::new();
-    let mut first = None;
-    for file in every_file(folder)? {
-        for text in String::from_utf8_lossy(&folder.read(&file)?).lines() {
-            let Ok(Numbered { seq, unix_ms }) = serde_json::from_str(text) else { continue };
-            if seq <= after {
-                continue;
-            }
-            first = Some(first.map_or(seq, |first: u64| first.min(seq)));
-            if let Ok(Decided { entry }) = serde_json::from_str(text) {
-                decisions.push((seq, Time(unix_ms), entry, Verifier::default().read(text).is_ok()));
-            }
-        }
-    }
-    if let Some(first) = first.filter(|first| after > 0 && *first > after + 1) {
-        let (from, to) = (after + 1, first - 1);
-        kept.broken.push(format!(
-            "lines {from} to {to} of the audit log are gone, and the database of standings does not know them"
-        ));
-    }
-    decisions.sort_by_key(|(seq, ..)| *seq);
-    let mut levels: BTreeMap<TenantName, Level> = BTreeMap::new();
-    let mut changed = BTreeSet::new();
-    for (_, at, entry, whole) in decisions {
-        let (Entry::Moved { tenant, .. } | Entry::Ordered { tenant, .. } | Entry::Lifted { tenant, .. }) = &entry
-        else {
-            continue;
-        };
-        let Ok(tenant) = tenant.parse::<TenantName>() else { continue };
-        changed.insert(tenant.clone());
-        let standing = kept.standings.entry(tenant.clone()).or_insert_with(|| Standing::new(at));
-        match entry {
-            Entry::Moved { to, .. } => {
-                let level = levels.entry(tenant.clone()).or_default();
-                // A line that was changed may have been changed to let somebody in.
-                *level = if whole { to } else { to.max(*level) };
-            }
-            Entry::Ordered { level, reason, by_uid, .. } if whole || level > standing.level() => {
-                standing.command(Order { level, reason, by_uid, at }, Circumstances::default(), &Rules::default(), at);
-            }
-            Entry::Lifted { reason, by_uid, .. } if whole => {
-                standing.forgive(reason, by_uid, at);
-                levels.remove(&tenant);
-            }
-            _ => {}
-        }
-    }
-    let at = Time(clock::unix_ms());
-    for (tenant, level) in levels {
-        if let Some(standing) = kept.standings.get_mut(&tenant).filter(|standing| level > standing.level()) {
-            let reason = match kept.lost {
-                true => "as it was when the database of standings was lost",
-                false => "as it was when the daemon ended before it could write down how tenants stand",
-            };
-            let order = Order { level, reason: reason.to_owned(), by_uid: nix::unistd::geteuid().as_raw(), at };
-            standing.command(order, Circumstances::default(), &Rules::default(), at);
-        }
-    }
-    kept.standings.retain(|tenant, standing| !(changed.contains(tenant) && standing.is_blank()));
-    Ok(changed)
-}
-
-/// Of a line of the audit log, where and when it is.
-#[derive(Deserialize)]
-#[serde(rename_all = "camelCase")]
-struct Numbered {
-    seq: u64,
-    unix_ms: u64,
-}
-
-/// And what it is about.
-#[derive(Deserialize)]
-struct Decided {
-    entry: Entry,
-}
-
 impl Audit for Recorder {
     fn write_down(&self, uid: Option<u32>, count: u64, event: serde_json::Value) {
         self.seen(uid, &Entry::Seen { count, event });
@@ -313,11 +230,13 @@ mod tests {
     use super::*;
     use std::fs;
 
-    use enisle_cordon::{Seen, Signal, decide};
+    use enisle_cordon::audit::Verifier;
+    use enisle_cordon::{Circumstances, Level, Rules, Seen, Signal, Time, decide};
 
     use redb::{Database, ReadableDatabase};
 
-    use crate::state::audit_log::CURRENT;
+    use crate::state::audit_log::{CURRENT, every_file};
+    use crate::state::replay::Decided;
     use crate::state::standings::{DATABASE, Damage, STANDINGS, examine, is_damage};
 
     impl Recorder {

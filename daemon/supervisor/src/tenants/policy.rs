@@ -6,6 +6,7 @@ use std::path::PathBuf;
 use std::str::FromStr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use enisle_api::bounds::{MAX_NAME_BYTES, MAX_POLICY_NAME_BYTES, MAX_SECRETS};
 use enisle_cordon::Trust;
 use enisle_wire::limits::{Limits, OutOfRange};
 use serde::{Deserialize, Serialize, Serializer};
@@ -22,8 +23,6 @@ impl Serialize for TenantName {
         serializer.serialize_str(self.as_str())
     }
 }
-
-const MAX_NAME_BYTES: usize = 64;
 
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error(
@@ -144,8 +143,8 @@ impl Default for Quota {
 pub(crate) const IN_FLIGHT: (u32, u32) = (1, 10_000);
 pub(crate) const PER_SECOND: (u32, u32) = (1, 1_000_000);
 /// A policy is told, kept and compared as a whole: what it names has bounds as well.
-pub(crate) const SECRETS: (u32, u32) = (0, 100);
-const NAME_BYTES: (u32, u32) = (0, 128);
+pub(crate) const SECRETS: (u32, u32) = (0, MAX_SECRETS);
+const NAME_BYTES: (u32, u32) = (0, MAX_POLICY_NAME_BYTES);
 
 /// What a secret costs beside its name.
 const SECRET_BYTES: usize = 64;

@@ -4,6 +4,7 @@
 //! that lives somewhere needs is made then, and goes with its last home ([`Life`]); what its runs
 //! came to stays, and is small ([`Usage`]). A policy is shared by all that have the same.
 
+use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
@@ -11,7 +12,6 @@ use std::time::{Duration, Instant};
 use enisle_cordon::moving::Needs;
 use enisle_cordon::{Case, Circumstances, Level, Reason, Rules, Standing, Time, Traits};
 use enisle_wire::Outcome;
-use serde_json::{Map, Value};
 
 use crate::share::Held;
 use crate::tenants::policy::{Policy, TenantName};
@@ -115,10 +115,10 @@ impl Usage {
         self.ended.iter().copied().map(u64::from).sum()
     }
 
-    /// How many runs ended in which way, as JSON.
-    pub(crate) fn outcomes(&self) -> Map<String, Value> {
-        let ended = Outcome::ALL.iter().zip(self.ended).filter(|(_, count)| *count > 0);
-        ended.map(|(outcome, count)| (outcome.as_str().to_owned(), Value::from(count))).collect()
+    /// How many runs ended in which way.
+    pub(crate) fn outcomes(&self) -> BTreeMap<Outcome, u64> {
+        let ended = Outcome::ALL.into_iter().zip(self.ended.map(u64::from));
+        ended.filter(|(_, count)| *count > 0).collect()
     }
 }
 
@@ -351,7 +351,7 @@ mod tests {
         tenant.tidy();
         assert!(tenant.life().is_none());
         assert_eq!((tenant.usage_so_far().runs(), tenant.next_token()), (2, 3));
-        assert_eq!(Value::from(tenant.usage_so_far().outcomes()), serde_json::json!({ "ok": 1, "violation": 1 }));
+        assert_eq!(tenant.usage_so_far().outcomes(), BTreeMap::from([(Outcome::Ok, 1), (Outcome::Violation, 1)]));
     }
 
     #[test]

@@ -6,7 +6,7 @@ use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use enisle_cordon::Capacity;
+use enisle_cordon::{CAGES_PER_PROCESS, Capacity};
 use enisle_hardening::{Layer, LayerSet, Posture, mpk};
 use enisle_wire::limits::Limit;
 use nix::fcntl::{FcntlArg, SealFlag, fcntl};
@@ -16,8 +16,6 @@ use crate::config::{Config, Keys};
 use crate::descriptors::{self, DescriptorsError};
 use crate::workers::birth::{Blueprint, Memory, StartError, make_snapshot};
 
-/// Cages that fit a process: 47 bits of address space, 1376 GiB each (measured: 93).
-const CAGES_PER_PROCESS: usize = 90;
 /// Private memory that a worker may commit beside its tenants' own: V8, and one largest
 /// allocation on the way to an `exceededMemory`.
 const WORKER_BASE_MB: u64 = 2048;

@@ -1,11 +1,10 @@
 //! Isolates that stay between the runs of a script, within a tenant's memory; the least recently used go first.
 
+use enisle_wire::MOST_KEPT;
+
 use super::isolate::Resting;
 use super::quota;
 use super::run::Evaluated;
-
-/// So many scripts of one tenant stay at one time.
-const MOST: usize = 8;
 
 /// One script's isolate, at rest.
 #[derive(Debug)]
@@ -34,7 +33,7 @@ impl<'cage> Shelf<'cage> {
     pub(crate) fn put(&mut self, key: u64, resting: Resting<'cage>, evaluated: Evaluated) {
         self.0.push(Kept { key, evaluated, resting });
         self.tell();
-        while self.0.len() > MOST || (self.0.len() > 1 && self.is_over()) {
+        while self.0.len() > MOST_KEPT || (self.0.len() > 1 && self.is_over()) {
             drop(self.remove(0));
         }
         if self.is_over()

@@ -1,0 +1,100 @@
+//! Turns at what takes long, so that nobody waits for all that another uid has to do.
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+
+/// Turns at something that takes long: so many at one time, and no uid has more than its own few in
+/// the queue, so that each waits for those few of every other at the most.
+#[derive(Debug)]
+pub(crate) struct Turns {
+    all: Arc<Semaphore>,
+    each: usize,
+    of: Mutex<BTreeMap<u32, Arc<Semaphore>>>,
+}
+
+impl Turns {
+    pub(crate) fn new(all: usize, each: usize) -> Self {
+        Self { all: Arc::new(Semaphore::new(all)), each, of: Mutex::default() }
+    }
+
+    /// Waits for the turn of a uid; it is over when what is returned is dropped.
+    pub(crate) async fn turn(&self, uid: u32) -> Turn {
+        let own = {
+            let mut of = self.of.lock().unwrap_or_else(PoisonError::into_inner);
+            Arc::clone(of.entry(uid).or_insert_with(|| Arc::new(Semaphore::new(self.each))))
+        };
+        // Neither is ever closed.
+        let own = own.acquire_owned().await.ok();
+        Turn { _all: Arc::clone(&self.all).acquire_owned().await.ok(), _own: own }
+    }
+}
+
+/// Work on bytes off the thread that serves connections. Whoever has little of it does not wait
+/// for those who have much.
+#[derive(Debug)]
+pub(crate) struct Lanes {
+    little: Turns,
+    much: Turns,
+}
+
+/// The most that is little: at the dearest, some ten milliseconds of work.
+const LITTLE_BYTES: usize = 1 << 20;
+
+impl Lanes {
+    /// One work at a time in each lane, one of each uid's in its queue.
+    pub(crate) fn new() -> Self {
+        Self { little: Turns::new(1, 1), much: Turns::new(1, 1) }
+    }
+
+    /// Waits for the turn of a uid at so many bytes.
+    pub(crate) async fn turn(&self, uid: u32, bytes: usize) -> Turn {
+        let lane = if bytes <= LITTLE_BYTES { &self.little } else { &self.much };
+        lane.turn(uid).await
+    }
+}
+
+/// Somebody's turn.
+#[derive(Debug)]
+pub(crate) struct Turn {
+    _all: Option<OwnedSemaphorePermit>,
+    _own: Option<OwnedSemaphorePermit>,
+}
+
+#[cfg(test)]
+mod tests {
+    use futures_util::FutureExt;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn a_uid_waits_for_one_of_every_other() {
+        let turns = Arc::new(Turns::new(1, 1));
+        let first = turns.turn(1).await;
+        let order = Arc::new(Mutex::new(Vec::new()));
+        let waits: Vec<_> = [1, 1, 2]
+            .map(|uid| {
+                let (turns, order) = (Arc::clone(&turns), Arc::clone(&order));
+                tokio::spawn(async move {
+                    let _turn = turns.turn(uid).await;
+                    order.lock().unwrap().push(uid);
+                })
+            })
+            .into();
+        tokio::task::yield_now().await;
+        drop(first);
+        for wait in waits {
+            wait.await.unwrap();
+        }
+        assert_eq!(*order.lock().unwrap(), [2, 1, 1]);
+    }
+
+    #[tokio::test]
+    async fn little_work_does_not_wait_for_much() {
+        let lanes = Lanes::new();
+        let _much = lanes.turn(1, LITTLE_BYTES + 1).await;
+        assert!(lanes.turn(2, LITTLE_BYTES + 1).now_or_never().is_none());
+        assert!(lanes.turn(2, LITTLE_BYTES).now_or_never().is_some());
+    }
+}
