@@ -30,14 +30,16 @@ use enisle_wire::VERSION;
 use enisle_wire::control::{FromWorker, Keys, Ready, Role};
 
 use crate::control::Control;
-use crate::engine::Purpose;
-use crate::engine::cage::Cage;
-use crate::engine::isolate::Snapshot;
+use crate::engine::isolate::resting::Snapshot;
+use crate::engine::isolate::snapshot;
+use crate::engine::memory::cage::Cage;
+use crate::engine::memory::heap::Heap;
+use crate::engine::start::{self, Purpose};
 use crate::tenant::Surroundings;
 use crate::watchdog::Alarm;
 
 #[global_allocator]
-static HEAP: engine::heap::Heap = engine::heap::Heap;
+static HEAP: Heap = Heap;
 
 /// The whole program.
 #[must_use]
@@ -62,7 +64,7 @@ fn run(control: &mut Control) -> Result<(), Box<dyn std::error::Error>> {
     }
     // Mapped while descriptors can still be mapped; the mappings need no descriptor afterwards.
     fault::share(control.take_descriptor().ok_or("no page for faults came with the start")?)?;
-    let snapshot = control.take_descriptor().map(engine::snapshot::map).transpose()?;
+    let snapshot = control.take_descriptor().map(snapshot::map).transpose()?;
     let layers = LayerSet::from_bits(start.layers);
     let zone = Zone::from_parts(&start.zone).ok_or("the zone has no place in this machine's address space")?;
     jail::enter(&Plan::for_tenants(layers, start.data_bytes, start.max_tenants))?;
@@ -71,14 +73,14 @@ fn run(control: &mut Control) -> Result<(), Box<dyn std::error::Error>> {
         (Role::Host, false) => Purpose::Tenants,
         (Role::Host, true) => Purpose::SealedTenants,
     };
-    let (v8, reserved) = engine::start(&zone, purpose)?;
-    engine::set_signal_handlers()?;
-    engine::warm_up()?;
+    let (v8, reserved) = start::v8(&zone, purpose)?;
+    start::set_signal_handlers()?;
+    start::warm_up()?;
     let speaker = control.speaker();
     if start.role == Role::Maker {
         seccomp_if(layers)?;
         // A thread of its own: V8 asks for the bounds of the stack, which for a main thread are in a file.
-        let made = std::thread::spawn(engine::snapshot::make).join().map_err(|_| "making the snapshot panicked")?;
+        let made = std::thread::spawn(snapshot::make).join().map_err(|_| "making the snapshot panicked")?;
         return Ok(speaker.say(&FromWorker::Snapshot(made?))?);
     }
     let told = if layers.has(Layer::Keys) {

@@ -9,9 +9,10 @@ use enisle_hardening::fault::FaultPage;
 use enisle_hardening::islands::Zone;
 use enisle_hardening::{fault, mpk, sealed};
 
-use crate::engine::cage::{Cage, Entered, Entering};
-use crate::engine::isolate::{Resting, Snapshot};
-use crate::engine::{self, Purpose, snapshot};
+use crate::engine::isolate::resting::{Resting, Snapshot};
+use crate::engine::isolate::snapshot;
+use crate::engine::memory::cage::{Cage, Entered, Entering};
+use crate::engine::start::{self, Purpose};
 
 /// One turn of the loop.
 #[derive(Debug, Clone, Copy)]
@@ -28,8 +29,8 @@ pub struct Turn {
 /// The engine does not start, or the script does not run.
 pub fn measure(script: &str, turns: usize) -> Result<Vec<Turn>, Box<dyn std::error::Error>> {
     let zone = Zone::place(1, || 0);
-    let (_, reserved) = engine::start(&zone, Purpose::Tenants)?;
-    engine::warm_up()?;
+    let (_, reserved) = start::v8(&zone, Purpose::Tenants)?;
+    start::warm_up()?;
     let snapshot = Box::leak(snapshot::make()?.into_boxed_slice());
     let script = script.to_owned();
     // Where it is noted which place is taken.

@@ -30,12 +30,13 @@ use enisle_wire::control::Admit;
 use enisle_wire::tenant::{Code, Done, FromTenant, ToTenant};
 use enisle_wire::{FrameError, MAX_FROM_TENANT_BYTES, MAX_TO_TENANT_BYTES, read_frame, write_frame};
 
-use crate::engine::cage::{Cage, Entered, Entering, IslandThread};
-use crate::engine::clock::Clock;
-use crate::engine::isolate::{Resting, Snapshot};
-use crate::engine::kept::{Kept, Shelf};
-use crate::engine::run::{Order, Source, execute};
-use crate::engine::{heap, memory, quota, trim};
+use crate::engine::isolate::resting::{Resting, Snapshot};
+use crate::engine::isolate::shelf::{Kept, Shelf};
+use crate::engine::memory::cage::{Cage, Entered, Entering, IslandThread};
+use crate::engine::memory::{heap, oversized, quota};
+use crate::engine::run::clock::Clock;
+use crate::engine::run::execute::{Order, execute};
+use crate::engine::run::state::Source;
 use crate::watchdog::{Alarm, Watched};
 
 /// What every tenant's thread of a process needs to know.
@@ -169,7 +170,7 @@ fn live(
 ) -> Result<(), Box<dyn Error>> {
     let cage = cage.enter()?;
     #[cfg(feature = "attack-natives")]
-    crate::engine::attack_channel_is(std::os::fd::AsRawFd::as_raw_fd(&**channel));
+    crate::engine::attack::channel_is(std::os::fd::AsRawFd::as_raw_fd(&**channel));
     let warm = Resting::warm(&cage, surroundings.snapshot, memory_mb)?;
     let mut isolates = Isolates { cage: &cage, warm, shelf: Shelf::default() };
     // The cage's code range is there now; nothing that comes makes memory executable.
@@ -234,9 +235,9 @@ fn serve(
                 None => drop(resting),
             }
             if is_heavy {
-                trim();
+                quota::trim();
             }
-            memory::forget_oversized();
+            oversized::forget();
             done.map_or(Ok(()), |done| say_done(arrived, done))?;
             continue;
         }
@@ -266,9 +267,9 @@ fn serve(
             _ => drop(last),
         }
         if is_heavy {
-            trim();
+            quota::trim();
         }
-        memory::forget_oversized();
+        oversized::forget();
         if let Some(long) = done {
             say_done(arrived, long)?;
         }

@@ -7,28 +7,30 @@ use std::fmt;
 use std::marker::PhantomData;
 use std::mem::ManuallyDrop;
 
-use super::cage::Entered;
-use super::{last_words, modules, natives};
+use super::snapshot::RUNTIME_INDEX;
+use crate::engine::memory::cage::Entered;
+use crate::engine::natives::{callbacks, registry};
+use crate::engine::{last_words, modules};
 
 /// The bytes of the startup snapshot: mapped once per process, read-only, never unmapped.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Snapshot(pub(crate) &'static [u8]);
 
 /// The functions that the runtime in the snapshot hands to us.
-pub(super) struct Runtime {
-    pub(super) invoke: v8::Global<v8::Function>,
-    pub(super) fire_timer: v8::Global<v8::Function>,
-    pub(super) forget_timers: v8::Global<v8::Function>,
-    pub(super) describe: v8::Global<v8::Function>,
-    pub(super) worker_entrypoint: v8::Global<v8::Value>,
+pub(in crate::engine) struct Runtime {
+    pub(in crate::engine) invoke: v8::Global<v8::Function>,
+    pub(in crate::engine) fire_timer: v8::Global<v8::Function>,
+    pub(in crate::engine) forget_timers: v8::Global<v8::Function>,
+    pub(in crate::engine) describe: v8::Global<v8::Function>,
+    pub(in crate::engine) worker_entrypoint: v8::Global<v8::Value>,
 }
 
 /// A warm isolate at rest, in the cage of the calling thread, which it cannot outlive.
 pub(crate) struct Resting<'cage> {
     /// Dropped by hand: V8 wants it entered exactly once at that moment.
     isolate: ManuallyDrop<v8::OwnedIsolate>,
-    pub(super) context: v8::Global<v8::Context>,
-    pub(super) runtime: Runtime,
+    pub(in crate::engine) context: v8::Global<v8::Context>,
+    pub(in crate::engine) runtime: Runtime,
     pub(crate) memory_mb: u32,
     _cage: PhantomData<&'cage Entered>,
 }
@@ -50,17 +52,17 @@ impl<'cage> Resting<'cage> {
     pub(crate) fn new(_: &'cage Entered, snapshot: Snapshot, memory_mb: u32) -> Result<Self, SnapshotMismatch> {
         let params = v8::CreateParams::default()
             .snapshot_blob(v8::StartupData::from(snapshot.0))
-            .external_references(natives::external_references().into())
+            .external_references(registry::external_references().into())
             .heap_limits(0, (memory_mb as usize) << 20)
             .allow_atomics_wait(false);
         let mut isolate = v8::Isolate::new(params);
         isolate.set_microtasks_policy(v8::MicrotasksPolicy::Explicit);
         // Without a listener V8 prints what nobody caught, to a standard output that a worker does not have.
-        isolate.add_message_listener(natives::uncaught);
-        isolate.set_promise_reject_callback(natives::promise_rejected);
+        isolate.add_message_listener(callbacks::uncaught);
+        isolate.set_promise_reject_callback(callbacks::promise_rejected);
         isolate.set_host_import_module_dynamically_callback(modules::import_dynamically);
-        isolate.set_allow_wasm_code_generation_callback(natives::allow_wasm);
-        isolate.set_modify_code_generation_from_strings_callback(natives::no_code_from_strings);
+        isolate.set_allow_wasm_code_generation_callback(callbacks::allow_wasm);
+        isolate.set_modify_code_generation_from_strings_callback(callbacks::no_code_from_strings);
         isolate.set_oom_error_handler(last_words::out_of_memory);
         let parts = {
             v8::scope!(let scope, &mut isolate);
@@ -130,7 +132,7 @@ impl<'cage> Resting<'cage> {
     }
 
     /// Enters the isolate for the length of `work`.
-    pub(super) fn entered<T>(&mut self, work: impl FnOnce(&mut v8::OwnedIsolate) -> T) -> T {
+    pub(in crate::engine) fn entered<T>(&mut self, work: impl FnOnce(&mut v8::OwnedIsolate) -> T) -> T {
         // SAFETY: this thread made the isolate, and it is at rest; the exit below matches.
         unsafe { self.isolate.enter() };
         let result = work(&mut self.isolate);
@@ -165,9 +167,8 @@ fn dispose(isolate: ManuallyDrop<v8::OwnedIsolate>) {
 }
 
 fn runtime_of(scope: &mut v8::PinScope<'_, '_>) -> Result<Runtime, SnapshotMismatch> {
-    let api: v8::Local<'_, v8::Object> = scope
-        .get_context_data_from_snapshot_once(super::snapshot::RUNTIME_INDEX)
-        .map_err(|_| SnapshotMismatch("the runtime"))?;
+    let api: v8::Local<'_, v8::Object> =
+        scope.get_context_data_from_snapshot_once(RUNTIME_INDEX).map_err(|_| SnapshotMismatch("the runtime"))?;
     let value = |name: &'static str| {
         let key = v8::String::new(scope, name).ok_or(SnapshotMismatch(name))?;
         api.get(scope, key.into()).ok_or(SnapshotMismatch(name)).map(|value| (value, name))

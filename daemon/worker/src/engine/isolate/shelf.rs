@@ -1,11 +1,22 @@
 //! Isolates that stay between the runs of a script, within a tenant's memory; the least recently used go first.
 
-use super::isolate::Resting;
-use super::quota;
-use super::run::Evaluated;
+use super::resting::Resting;
+use crate::engine::memory::quota;
+use crate::engine::modules::Modules;
 
 /// So many scripts of one tenant stay at one time.
 const MOST: usize = 8;
+
+/// What stays of a script whose isolate is kept: it has been evaluated, and is only called from then on.
+#[derive(Debug)]
+pub(crate) struct Evaluated {
+    pub(in crate::engine) modules: Modules,
+    pub(in crate::engine) exports: v8::Global<v8::Value>,
+    /// Numbers of timers go on, so that an old one never names a new one.
+    pub(in crate::engine) last_timer: u32,
+    /// Heap, when the last run had ended.
+    pub(in crate::engine) heap_bytes: usize,
+}
 
 /// One script's isolate, at rest.
 #[derive(Debug)]

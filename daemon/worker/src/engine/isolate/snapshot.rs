@@ -9,29 +9,10 @@ use std::os::fd::OwnedFd;
 
 use memmap2::Mmap;
 
-use super::natives;
+use crate::engine::natives::{registry, runtime};
 
 /// Where the runtime's object is in the context's data.
 pub(super) const RUNTIME_INDEX: usize = 0;
-
-/// The runtime as one function of the natives; each part is a file with a purpose of its own.
-const RUNTIME: &str = concat!(
-    "(function (native) {\n\"use strict\";\n",
-    include_str!("../runtime/primordials.js"),
-    include_str!("../runtime/inspect.js"),
-    include_str!("../runtime/console.js"),
-    include_str!("../runtime/timers.js"),
-    include_str!("../runtime/web.js"),
-    include_str!("../runtime/entry.js"),
-    "\n})"
-);
-
-/// The source as V8 holds it: it stays where the program has it, and no isolate gets a copy of its
-/// own. ASCII alone, or it does not compile.
-pub(super) static RUNTIME_SOURCE: v8::OneByteConst = v8::String::create_external_onebyte_const(RUNTIME.as_bytes());
-
-/// The name of the runtime's file; lines of a stack that mention it are cut from what tenants see.
-pub(super) const RUNTIME_NAME: &str = "enisle:runtime";
 
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum SnapshotError {
@@ -52,7 +33,7 @@ pub(crate) fn map(descriptor: OwnedFd) -> io::Result<&'static [u8]> {
 
 /// Makes the snapshot on the calling thread, in V8's default group, where no tenant ever is.
 pub(crate) fn make() -> Result<Vec<u8>, SnapshotError> {
-    let mut isolate = v8::Isolate::snapshot_creator(Some(natives::external_references().into()), None);
+    let mut isolate = v8::Isolate::snapshot_creator(Some(registry::external_references().into()), None);
     let made = {
         v8::scope!(let scope, &mut isolate);
         let context = v8::Context::new(scope, v8::ContextOptions::default());
@@ -111,12 +92,12 @@ fn remove_globals(scope: &mut v8::PinScope<'_, '_>, context: v8::Local<'_, v8::C
 fn install_runtime(scope: &mut v8::PinScope<'_, '_>) -> Result<(), SnapshotError> {
     v8::tc_scope!(let scope, scope);
     let api = (|| {
-        let source = v8::String::new_from_onebyte_const(scope, &RUNTIME_SOURCE)?;
-        let name = v8::String::new(scope, RUNTIME_NAME)?.into();
+        let source = v8::String::new_from_onebyte_const(scope, &runtime::SOURCE)?;
+        let name = v8::String::new(scope, runtime::NAME)?.into();
         let origin = v8::ScriptOrigin::new(scope, name, 0, 0, false, 0, None, false, false, false, None);
         let function =
             v8::Script::compile(scope, source, Some(&origin))?.run(scope)?.try_cast::<v8::Function>().ok()?;
-        let natives = natives::object(scope)?;
+        let natives = registry::object(scope)?;
         let undefined = v8::undefined(scope).into();
         function.call(scope, undefined, &[natives.into()])?.try_cast::<v8::Object>().ok()
     })();

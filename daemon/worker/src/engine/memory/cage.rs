@@ -21,8 +21,9 @@ use enisle_hardening::islands::Island;
 use enisle_hardening::thread::{self, Thread};
 use enisle_hardening::{fault, sealed, seccomp};
 
-use super::memory::{self, Home};
-use super::{Reserved, commons, confinement, heap, quota};
+use super::mappings::{self, Home, Reserved};
+use super::{commons, confinement, heap, quota};
+use crate::engine::kernel;
 
 /// `v8::IsolateGroup`, opaque.
 #[repr(C)]
@@ -91,11 +92,11 @@ impl Cage {
     fn build(place: u32, island: Island) -> Result<Self, CageError> {
         let key = sealed::key_of(place as usize);
         let mut random = [0; 8];
-        super::fill_random(&mut random);
-        memory::move_to(Some(Home::new(island, key, u64::from_ne_bytes(random))));
+        kernel::fill_random(&mut random);
+        mappings::move_to(Some(Home::new(island, key, u64::from_ne_bytes(random))));
         // SAFETY: V8 is initialised; it ends the process if it cannot reserve.
         let group = unsafe { v8_tenant_group_new(key.map_or(NO_KEY, c_int::from)) };
-        let Some(home) = memory::move_to(None) else { unreachable!("the thread has moved there above") };
+        let Some(home) = mappings::move_to(None) else { unreachable!("the thread has moved there above") };
         let (mut base, mut bytes) = (0, 0);
         // SAFETY: `group` is live, the results are writable.
         unsafe { v8_tenant_group_sandbox(group, &raw mut base, &raw mut bytes) };
@@ -112,7 +113,7 @@ impl Cage {
         body: impl FnOnce(Entering) + Send + 'static,
     ) -> Result<IslandThread, CageError> {
         let island = self.island;
-        let stack = memory::map_stack(&self.home).map_err(CageError::Thread)?;
+        let stack = mappings::map_stack(&self.home).map_err(CageError::Thread)?;
         let body = Box::new(move || body(Entering { cage: self, _thread: PhantomData }));
         // SAFETY: the stack was mapped for this thread alone, and only `IslandThread::join` unmaps
         // it, when the thread has ended.
@@ -136,7 +137,7 @@ impl IslandThread {
         // SAFETY: the thread that lived there has just been joined. Its isolates and its cage ended
         // with it: they cannot leave it (`Entered` is not `Send`). What it shared with other
         // threads is not on the island (`heap`).
-        unsafe { memory::sweep(self.island) };
+        unsafe { mappings::sweep(self.island) };
     }
 }
 
@@ -165,7 +166,7 @@ impl Entering {
         // SAFETY: the thread has none yet: it was started for the one `Entering` that there is for
         // it, which is used up here.
         unsafe { introduce_thread() };
-        memory::move_to(Some(cage.home));
+        mappings::move_to(Some(cage.home));
         // SAFETY: `group` is live; this thread is in no other cage.
         unsafe { v8_tenant_set_group(cage.group) };
         quota::reset(cage.place);
@@ -177,7 +178,7 @@ impl Entering {
 /// The cage of the calling thread. While it lives, every isolate that this thread makes is in it.
 ///
 /// Not `Send`: one tenant is one thread is one cage. The isolates in it borrow it
-/// ([`super::isolate::Resting`]), so none of them is left when it ends.
+/// ([`crate::engine::isolate::resting::Resting`]), so none of them is left when it ends.
 #[derive(Debug)]
 pub(crate) struct Entered {
     cage: Cage,
@@ -209,7 +210,7 @@ impl Drop for Entered {
 
 /// Sets what `Date` sees on this thread until the next call, in ms since 1970: the clock stands
 /// still while a tenant's code runs.
-pub(super) fn set_clock(ms: u64) {
+pub(in crate::engine) fn set_clock(ms: u64) {
     #[expect(clippy::cast_precision_loss, reason = "exact for 280,000 years")]
     let ms = ms as f64;
     // SAFETY: the call stores a number in a thread-local.

@@ -5,7 +5,7 @@
 //! commons ─┬─ place 0, 16 GiB ─┬─ place 1 ─┬─ … ─┐ islands
 //! ```
 //!
-//! Each place has a heap of its own here. What is on the tenant's account ([`super::quota`]) is
+//! Each place has a heap of its own here. What is on the tenant's account ([`super::account`]) is
 //! the heap's pages, not its blocks: between live blocks there may be any number of free ones, and
 //! a script decides which. The heaps are not libc's, whose one arena all threads would wait for
 //! while it is trimmed. A block goes back to the heap that its address says, on any thread.
@@ -22,7 +22,7 @@ use enisle_hardening::islands::Zone;
 use enisle_hardening::sealed::MOST_PLACES;
 
 use super::heap::Head;
-use super::{memory, quota};
+use super::{account, mappings};
 
 /// Of each place.
 const PART: usize = 16 << 30;
@@ -145,7 +145,7 @@ impl Common {
 }
 
 /// Where the commons are, for a zone: in front of it. Nothing else may be mapped there.
-pub(super) fn range(zone: &Zone) -> Range<usize> {
+pub(in crate::engine) fn range(zone: &Zone) -> Range<usize> {
     let end = zone.range().start;
     end.saturating_sub(ALL)..end
 }
@@ -170,7 +170,7 @@ fn lock(place: u32) -> Option<MutexGuard<'static, Common>> {
 /// A block on the account of the tenant whose thread this is; `None` in a thread that is no
 /// tenant's, null where there is no memory.
 pub(super) fn take(bytes: usize, align: usize) -> Option<*mut c_void> {
-    let place = quota::place();
+    let place = account::place();
     let start = START.load(Ordering::Relaxed);
     let before = Head::room(align);
     let whole = bytes.saturating_add(before);
@@ -185,7 +185,7 @@ pub(super) fn take(bytes: usize, align: usize) -> Option<*mut c_void> {
     };
     // Without the lock: whoever is told that the limit is near allocates.
     if taken > 0 {
-        quota::take_outside(taken);
+        account::take_outside(taken);
     }
     // SAFETY: `whole` bytes begin at `base`, if it is not null.
     Some(unsafe { Head::write(base, before, bytes, place) })
@@ -219,7 +219,7 @@ pub(super) unsafe fn size(block: *mut c_void) -> Option<usize> {
 
 /// Gives pages of the calling thread's tenant back to the kernel in which nothing lives any more.
 pub(super) fn trim() {
-    shrink(quota::place(), Common::trim);
+    shrink(account::place(), Common::trim);
 }
 
 /// The same for a tenant that runs nothing, whose thread does not: unless nothing was taken since.
@@ -234,7 +234,7 @@ pub(crate) fn trim_idle(place: u32) {
 
 /// Bytes of the calling thread's tenant's that are free to be allocated again, on pages that count.
 pub(super) fn free() -> usize {
-    lock(quota::place()).map_or(0, |common| common.mapped().saturating_sub(common.live))
+    lock(account::place()).map_or(0, |common| common.mapped().saturating_sub(common.live))
 }
 
 /// The whole pages of a void, behind what is written in it.
@@ -251,7 +251,7 @@ fn shrink(place: u32, call: impl FnOnce(&mut Common)) {
     let given_back = had.saturating_sub(common.mapped());
     drop(common);
     if given_back > 0 {
-        quota::give_back_outside(place, given_back);
+        account::give_back_outside(place, given_back);
     }
 }
 
@@ -300,7 +300,7 @@ impl Pages {
             if self.next.get() + bytes + PAGE > self.part.get() + PART {
                 self.next.set(self.part.get());
             }
-            let memory = memory::map_at(self.next.get(), bytes);
+            let memory = mappings::map_at(self.next.get(), bytes);
             if !memory.is_null() {
                 self.next.set(self.next.get() + bytes + PAGE);
                 self.count(bytes);
@@ -374,7 +374,7 @@ mod tests {
     fn in_place<T: Send>(place: u32, test: impl FnOnce() -> T + Send) -> T {
         open(&Zone::place(1, || 0));
         let run = || {
-            quota::reset(place);
+            account::reset(place);
             test()
         };
         std::thread::scope(|scope| scope.spawn(run).join()).unwrap()
@@ -398,21 +398,21 @@ mod tests {
         const BYTES: usize = 100_000;
         in_place(11, || {
             let blocks: Vec<_> = (0..300).map(|_| block(BYTES, 16)).collect();
-            let full = quota::used();
+            let full = account::used();
             assert!((300 * BYTES..400 * BYTES).contains(&full), "{full}");
             assert!(blocks.iter().step_by(2).all(|block| put_back(*block)));
-            assert_eq!(quota::used(), full);
+            assert_eq!(account::used(), full);
             trim();
-            let half = quota::used();
+            let half = account::used();
             assert!(half < full * 6 / 10, "{half} of {full}");
             // What was void is used again before the heap grows, and counts again.
             let others: Vec<_> = (0..100).map(|_| block(BYTES / 3, 16)).collect();
-            let more = quota::used();
+            let more = account::used();
             assert!(more > half + 20 * BYTES && more <= full, "{more} after {half}");
             let rest = blocks.iter().skip(1).step_by(2).chain(&others);
             assert!(rest.copied().all(put_back));
             trim();
-            assert!(quota::used() <= SEGMENT, "{}", quota::used());
+            assert!(account::used() <= SEGMENT, "{}", account::used());
         });
     }
 
@@ -421,10 +421,10 @@ mod tests {
         in_place(12, || {
             for (bytes, align) in [(5 << 20, 16), (5 << 20, 4096)] {
                 let block = block(bytes, align);
-                assert!(quota::used() >= bytes);
+                assert!(account::used() >= bytes);
                 // SAFETY: the block is live.
                 let size = unsafe { size(ptr::with_exposed_provenance_mut(block)) };
-                assert!(put_back(block) && size == Some(bytes) && quota::used() <= SEGMENT);
+                assert!(put_back(block) && size == Some(bytes) && account::used() <= SEGMENT);
             }
         });
     }
@@ -433,11 +433,11 @@ mod tests {
     fn a_block_goes_back_on_any_thread_and_comes_off_the_account_of_who_took_it() {
         in_place(13, || {
             let (small, large) = (block(100, 64), block(1 << 20, 16));
-            let taken = quota::used();
+            let taken = account::used();
             assert!(taken > 1 << 20);
             std::thread::scope(|scope| scope.spawn(|| put_back(small) && put_back(large)).join()).unwrap();
             trim();
-            assert!(quota::used() <= SEGMENT, "{}", quota::used());
+            assert!(account::used() <= SEGMENT, "{}", account::used());
         });
     }
 

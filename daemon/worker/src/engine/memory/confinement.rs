@@ -30,7 +30,7 @@ pub(super) fn writes_code() -> bool {
 
 /// An edge between V8 and us.
 #[inline]
-pub(super) fn edge() {
+pub(in crate::engine) fn edge() {
     let Some(expected) = EXPECTED.get() else { return };
     let edges = EDGES.get().wrapping_add(1);
     EDGES.set(edges);

@@ -3,8 +3,8 @@
 //!
 //! The worker's allocator is libc's, whose memory all tenants share and which carries no key. While
 //! a tenant's thread is in [`private`], what Rust allocates comes from the tenant's heap instead,
-//! in pages that [`super::memory`] has put on its island and tagged, and that count as the
-//! tenant's ([`super::quota`]). Whatever is freed goes back to where its address says it came
+//! in pages that [`super::mappings`] has put on its island and tagged, and that count as the
+//! tenant's ([`super::account`]). Whatever is freed goes back to where its address says it came
 //! from, inside or outside; what is on another thread's island ends the process. What other threads
 //! have to read as well is allocated outside.
 
@@ -16,7 +16,7 @@ use std::ptr;
 use dlmalloc::Dlmalloc;
 use enisle_hardening::sealed;
 
-use super::{memory, quota};
+use super::{account, mappings};
 
 /// The worker's allocator.
 #[derive(Debug)]
@@ -58,16 +58,16 @@ pub(super) fn open() -> bool {
 fn map(bytes: usize) -> *mut u8 {
     let (protection, flags) = (libc::PROT_READ | libc::PROT_WRITE, libc::MAP_PRIVATE | libc::MAP_ANONYMOUS);
     // SAFETY: a mapping at a place of the island's choice touches no other one.
-    let memory = unsafe { memory::v8_tenant_mmap(ptr::null_mut(), bytes, protection, flags, -1, 0) };
+    let memory = unsafe { mappings::v8_tenant_mmap(ptr::null_mut(), bytes, protection, flags, -1, 0) };
     if memory == libc::MAP_FAILED { ptr::null_mut() } else { memory.cast() }
 }
 
 /// As [`map`], on the tenant's account.
 fn map_counted(bytes: usize) -> *mut u8 {
-    quota::take_native(bytes);
+    account::take_native(bytes);
     let memory = map(bytes);
     if memory.is_null() {
-        quota::give_back_native(bytes);
+        account::give_back_native(bytes);
     }
     memory
 }
@@ -78,7 +78,7 @@ unsafe fn unmap_counted(memory: *mut u8, bytes: usize) -> bool {
     // SAFETY: the caller's.
     let unmapped = unsafe { libc::munmap(memory.cast(), bytes) } == 0;
     if unmapped {
-        quota::give_back_native(bytes);
+        account::give_back_native(bytes);
     }
     unmapped
 }
@@ -102,7 +102,7 @@ pub(super) fn take(bytes: usize, align: usize) -> Option<*mut c_void> {
     })?;
     BLOCKS.set(BLOCKS.get() + usize::from(!base.is_null()));
     // SAFETY: `whole` bytes begin at `base`, if it is not null.
-    Some(unsafe { Head::write(base, before, bytes, quota::place()) })
+    Some(unsafe { Head::write(base, before, bytes, account::place()) })
 }
 
 /// How many blocks of [`take`] the calling thread still has.
@@ -120,7 +120,7 @@ pub(super) unsafe fn give_back(block: *mut c_void) -> bool {
     }
     // What is of another thread's heap stays with it: that heap is not for two threads, and goes
     // with its island.
-    if !memory::is_home(block as usize) {
+    if !mappings::is_home(block as usize) {
         return true;
     }
     with_own(|heap| {
@@ -214,7 +214,7 @@ pub(crate) fn private<T>(work: impl FnOnce() -> T) -> T {
 /// Allocates where every thread can read in `work`, which is in [`private`]. Nothing but an attack
 /// hands memory to another thread from there.
 #[cfg(any(test, feature = "attack-natives"))]
-pub(super) fn shared<T>(work: impl FnOnce() -> T) -> T {
+pub(in crate::engine) fn shared<T>(work: impl FnOnce() -> T) -> T {
     switched(false, work)
 }
 
@@ -245,7 +245,7 @@ fn with_private<T>(call: impl FnOnce(&mut Dlmalloc<Pages>) -> T) -> Option<T> {
 /// Calls the heap that `memory` is from, which is on an island: the calling thread's own. No other
 /// thread can give it back, and libc has never heard of it.
 fn with_owner<T>(memory: *mut u8, call: impl FnOnce(&mut Dlmalloc<Pages>) -> T) -> T {
-    if memory::is_home(memory as usize)
+    if mappings::is_home(memory as usize)
         && let Some(result) = with_own(call)
     {
         return result;
@@ -405,12 +405,12 @@ mod tests {
     fn child_gives_back() {
         let Ok(what) = std::env::var(CHILD) else { return };
         sealed::assign(&Zone::place(1, || 0), None, Vec::new());
-        let home = memory::Home::new(sealed::zone().island(0).unwrap(), None, 0);
+        let home = mappings::Home::new(sealed::zone().island(0).unwrap(), None, 0);
         // The thread has mappings on the island for as long as it takes to make one, and never a
         // heap.
-        memory::move_to(Some(home));
+        mappings::move_to(Some(home));
         let memory = map(PAGE);
-        memory::move_to(None);
+        mappings::move_to(None);
         assert!(on_an_island(memory));
         let layout = Layout::from_size_align(64, 16).unwrap();
         // As an allocator's block: libc finds a size in front of it.

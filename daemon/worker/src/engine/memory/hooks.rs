@@ -21,7 +21,8 @@ use std::ptr;
 
 use libc::size_t;
 
-use super::{commons, confinement, heap, last_words, memory};
+use super::{commons, confinement, heap, mappings};
+use crate::engine::last_words;
 
 /// All functions of ours that the archive knows, in the order of `v8/patches/16-hooks-seen.patch`.
 const HOOKS: [&str; 10] =
@@ -34,12 +35,12 @@ unsafe extern "C" {
 
 /// The archive skips a missing function without a word: limits would not hold, and nobody would see
 /// it.
-pub(super) fn check() -> io::Result<()> {
+pub(in crate::engine) fn check() -> io::Result<()> {
     // SAFETY: the function takes nothing and reads constants of the program.
     let found = unsafe { v8_tenant_hooks() };
     let mut missing: Vec<_> =
         HOOKS.iter().enumerate().filter(|(bit, _)| found >> bit & 1 == 0).map(|(_, name)| *name).collect();
-    if !memory::sees_commits() {
+    if !mappings::sees_commits() {
         missing.push("mprotect");
     }
     if missing.is_empty() {
@@ -268,7 +269,7 @@ unsafe extern "C" {
 }
 
 /// ICU's memory from now on comes from here. To be called before V8 starts.
-pub(super) fn take_over_icu() -> io::Result<()> {
+pub(in crate::engine) fn take_over_icu() -> io::Result<()> {
     let mut error = 0;
     // SAFETY: the functions keep malloc's contract, and ICU has not allocated anything yet.
     unsafe { set_memory_functions_of_icu(ptr::null(), icu_malloc, icu_realloc, icu_free, &raw mut error) };
@@ -279,7 +280,7 @@ pub(super) fn take_over_icu() -> io::Result<()> {
 /// island of whoever comes first. Everything else of that kind is made with operator new. A debug
 /// build looks whether an island has blocks left when its cage is gone
 /// ([`super::cage::Entered`]).
-pub(super) fn make_what_is_shared() {
+pub(in crate::engine) fn make_what_is_shared() {
     // SAFETY: V8 has started; the function takes nothing.
     unsafe { make_type_cache() };
 }

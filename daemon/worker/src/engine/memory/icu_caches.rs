@@ -20,7 +20,7 @@ unsafe extern "C" {
 }
 
 /// Has ICU keep little of what nobody uses. To be called before the first tenant.
-pub(super) fn bound() -> io::Result<()> {
+pub(in crate::engine) fn bound() -> io::Result<()> {
     let mut error = 0;
     // SAFETY: `error` is writable and says that nothing has failed yet.
     let cache = unsafe { instance(&raw mut error) };

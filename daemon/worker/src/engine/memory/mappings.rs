@@ -14,13 +14,11 @@ use std::cell::Cell;
 use std::ffi::c_void;
 use std::io;
 use std::ops::Range;
-use std::sync::atomic::{AtomicUsize, Ordering};
 
 use enisle_hardening::islands::Island;
-use enisle_hardening::sealed::{self, MOST_PLACES};
 use libc::{c_int, c_long, off_t, size_t};
 
-use super::quota;
+use super::oversized;
 
 /// From which size on a mapping is V8's sandbox: nothing else is nearly as large.
 const SANDBOX_FROM: usize = 1 << 40;
@@ -97,7 +95,7 @@ pub(super) unsafe fn sweep(island: Island) {
 pub(crate) struct Reserved(Range<usize>);
 
 impl Reserved {
-    pub(super) fn new(range: Range<usize>) -> io::Result<Self> {
+    pub(in crate::engine) fn new(range: Range<usize>) -> io::Result<Self> {
         let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE | libc::MAP_FIXED_NOREPLACE;
         // SAFETY: with NOREPLACE the mapping touches no other one.
         let at = unsafe { system_call(range.start as *mut c_void, range.len(), libc::PROT_NONE, flags, -1, 0) };
@@ -222,104 +220,13 @@ pub(super) fn sees_commits() -> bool {
 }
 
 fn committed(result: c_long, start: usize, bytes: usize, protection: c_int) -> c_int {
-    if result == 0 && protection & libc::PROT_WRITE != 0 && bytes >= EXPECTED.get() {
-        oversized_is(start, bytes);
+    if result == 0 && protection & libc::PROT_WRITE != 0 && oversized::is_expected(bytes) {
+        let sandbox = HOME.get().map(|home| home.island.sandbox());
+        if sandbox.is_some_and(|sandbox| sandbox.contains(&start)) {
+            oversized::is_at(start, bytes);
+        }
     }
     if result == 0 { 0 } else { -1 }
-}
-
-/// An object that is larger than its run's limit, which the run was ended for. V8 makes it all the
-/// same, and writes all of it before it looks whether it has to end: a string of a gigabyte, from
-/// parts that are few. Nobody will read it. So as long as the run lasts, the watchdog gives its
-/// pages back, all but the first ones, where V8's own notes are.
-///
-/// To the rest of V8 that is a tenant that writes zeros into its own sandbox, which V8's sandbox
-/// is there for.
-#[derive(Debug)]
-struct Oversized {
-    start: AtomicUsize,
-    /// 0 as long as it is only expected; [`NONE`] otherwise.
-    bytes: AtomicUsize,
-}
-
-const NONE: usize = usize::MAX;
-
-/// Pages at the beginning of an object that stay: the notes that V8 keeps in front of it.
-const STAY: usize = 1 << 20;
-
-static OVERSIZED: [Oversized; MOST_PLACES] =
-    [const { Oversized { start: AtomicUsize::new(0), bytes: AtomicUsize::new(NONE) } }; MOST_PLACES];
-
-thread_local! {
-    /// How large the object is that comes next, which nobody will read.
-    static EXPECTED: Cell<usize> = const { Cell::new(NONE) };
-    /// How many there were in this run.
-    static SEEN: Cell<u32> = const { Cell::new(0) };
-}
-
-fn oversized(place: u32) -> Option<&'static Oversized> {
-    OVERSIZED.get(usize::try_from(place).ok()?)
-}
-
-/// So many of them come one after the other, within one operation of V8's.
-const MOST_OVERSIZED: u32 = 8;
-
-/// An object of so many bytes comes next on this thread, or later in this run. False if there were
-/// too many. The pages of the last one are given back; those before it have been written.
-pub(super) fn expect_oversized(bytes: usize) -> bool {
-    let seen = SEEN.get() + 1;
-    SEEN.set(seen);
-    if seen > MOST_OVERSIZED {
-        return false;
-    }
-    EXPECTED.set(bytes);
-    // As long as it is only expected, the one before is looked after.
-    if let Some(object) = oversized(quota::place()) {
-        let _ = object.bytes.compare_exchange(NONE, 0, Ordering::AcqRel, Ordering::Relaxed);
-    }
-    true
-}
-
-fn oversized_is(start: usize, bytes: usize) {
-    let sandbox = HOME.get().map(|home| home.island.sandbox());
-    if sandbox.is_some_and(|sandbox| sandbox.contains(&start))
-        && let Some(object) = oversized(quota::place())
-    {
-        EXPECTED.set(NONE);
-        object.start.store(start, Ordering::Release);
-        object.bytes.store(bytes, Ordering::Release);
-    }
-}
-
-/// The run is over, and the object gone.
-pub(crate) fn forget_oversized() {
-    EXPECTED.set(NONE);
-    SEEN.set(0);
-    if let Some(object) = oversized(quota::place()) {
-        object.bytes.store(NONE, Ordering::Release);
-    }
-}
-
-/// Gives back the pages of the oversized object of a place. Says whether there is one, or may be
-/// one soon.
-pub(crate) fn trim_oversized(place: u32) -> bool {
-    let Some(object) = oversized(place) else { return false };
-    let bytes = object.bytes.load(Ordering::Acquire);
-    if bytes == NONE {
-        return false;
-    }
-    let start = object.start.load(Ordering::Acquire);
-    let sandbox = usize::try_from(place).ok().and_then(|place| sealed::zone().island(place)).map(Island::sandbox);
-    if let Some(sandbox) = sandbox
-        && bytes > STAY
-        && sandbox.contains(&start)
-        && bytes <= sandbox.end - start
-    {
-        // SAFETY: the pages are in the sandbox of the place. V8 puts up with whatever is written
-        // there, and reads nothing of this object before it ends the run.
-        unsafe { libc::madvise((start + STAY) as *mut c_void, bytes - STAY, libc::MADV_DONTNEED) };
-    }
-    true
 }
 
 /// # Safety

@@ -4,7 +4,7 @@
 //! V8 has no such limit. The archive's patches ask the functions below before they allocate a
 //! buffer, and [`super::heap`] and [`super::commons`] tell which pages they take and give back. One
 //! tenant is one thread, so the account is thread-local. The heaps of isolates that are kept
-//! ([`super::kept`]) are on it as well.
+//! ([`crate::engine::isolate::shelf`]) are on it as well.
 //!
 //! What a script sees of the account must not tell how far another tenant's thread is: an entry of
 //! a cache that ICU keeps for all threads is on the account of whoever makes it, so what a
@@ -19,13 +19,9 @@
 //! | native memory, by more than [`SLACK`], within one operation of V8's | the process ends, and it is known whose run it was |
 
 use std::cell::Cell;
-use std::ptr;
-use std::sync::atomic::{AtomicUsize, Ordering};
 
-use enisle_hardening::fault;
-use enisle_hardening::sealed::MOST_PLACES;
-
-use super::{commons, last_words};
+use super::account::{self, Held, Look, native, used};
+use super::{commons, confinement, heap};
 
 /// V8 aborts where it cannot move an on-heap typed array of up to this size out of the heap
 /// (`v8_typed_array_max_size_in_heap`), so that much is always granted, and counted.
@@ -61,15 +57,7 @@ const RESERVE: usize = 1 << 20;
 /// What a script sees a buffer take in native memory, which is more than V8's objects for it.
 const SEEN_OF_BUFFER: usize = 512;
 
-/// The place of a thread that is no tenant's.
-const NOBODY: u32 = u32::MAX;
-
 thread_local! {
-    static PLACE: Cell<u32> = const { Cell::new(NOBODY) };
-    static BUFFERS: Cell<usize> = const { Cell::new(0) };
-    static NATIVE: Cell<usize> = const { Cell::new(0) };
-    /// Heaps of isolates that are kept, without the one that is in a run.
-    static SHELVED: Cell<usize> = const { Cell::new(0) };
     static LIMIT: Cell<usize> = const { Cell::new(usize::MAX) };
     /// What the tenant's thread held when nothing of its scripts was left.
     static BASE: Cell<usize> = const { Cell::new(0) };
@@ -80,38 +68,19 @@ thread_local! {
     /// The last buffer that V8 asked for fits what the script sees, and not the exact account.
     static EXHAUSTED: Cell<bool> = const { Cell::new(false) };
     static REFUSED: Cell<bool> = const { Cell::new(false) };
-    /// From how many bytes on it is time to look.
-    static NEXT_LOOK: Cell<usize> = const { Cell::new(usize::MAX) };
-    /// From how many bytes on the process ends.
-    static LAST: Cell<usize> = const { Cell::new(usize::MAX) };
-    /// The run that is to look.
-    static RUN: Cell<*const v8::IsolateHandle> = const { Cell::new(ptr::null()) };
 }
-
-/// Native memory of each place that other threads have given back, until its own thread notices.
-static GIVEN_BACK: [AtomicUsize; MOST_PLACES] = [const { AtomicUsize::new(0) }; MOST_PLACES];
 
 /// A thread begins with a new cage.
 pub(super) fn reset(place: u32) {
-    PLACE.set(place);
-    BUFFERS.set(0);
-    NATIVE.set(0);
-    SHELVED.set(0);
+    account::reset(place);
     BASE.set(0);
     SEEN.set(0);
     EXHAUSTED.set(false);
     LIMIT.set(usize::MAX);
-    NEXT_LOOK.set(usize::MAX);
-    LAST.set(usize::MAX);
-}
-
-/// Whose thread this is.
-pub(super) fn place() -> u32 {
-    PLACE.get()
 }
 
 /// Sets the limit of this thread's tenant for what comes now.
-pub(super) fn set_limit(bytes: usize) {
+pub(in crate::engine) fn set_limit(bytes: usize) {
     LIMIT.set(bytes.saturating_add(seen_base()));
     REFUSED.set(false);
     EXHAUSTED.set(false);
@@ -121,7 +90,7 @@ pub(super) fn set_limit(bytes: usize) {
 }
 
 /// A turn of the script begins: it sees what it holds now until the next one.
-pub(super) fn begin_turn() {
+pub(in crate::engine) fn begin_turn() {
     SEEN.set(seen(native()));
 }
 
@@ -131,7 +100,7 @@ fn seen(native: usize) -> usize {
 
 /// What the attack harness shows: a script that sees the exact account.
 #[cfg(feature = "attack-natives")]
-pub(super) fn see_exactly() {
+pub(in crate::engine) fn see_exactly() {
     EXACTLY.set(true);
 }
 
@@ -150,25 +119,12 @@ pub(crate) fn settle() {
     BASE.set(native());
 }
 
-/// A run, while native memory is held against the limit for it.
-#[derive(Debug)]
-pub(super) struct Held<'a>(std::marker::PhantomData<&'a v8::IsolateHandle>);
-
-/// From now on the run that `handle` is of looks at its native memory when it nears the limit.
-pub(super) fn hold(handle: &v8::IsolateHandle) -> Held<'_> {
+/// From now on the run that `handle` is of looks at its native memory by `look` when it nears the limit.
+pub(in crate::engine) fn hold(handle: &v8::IsolateHandle, look: Look) -> Held<'_> {
     let used = used();
-    RUN.set(handle);
-    LAST.set(used.max(LIMIT.get()).saturating_add(SLACK));
+    let held = account::hold(handle, look, used.max(LIMIT.get()).saturating_add(SLACK));
     look_again(used);
-    Held(std::marker::PhantomData)
-}
-
-impl Drop for Held<'_> {
-    fn drop(&mut self) {
-        NEXT_LOOK.set(usize::MAX);
-        LAST.set(usize::MAX);
-        RUN.set(ptr::null());
-    }
+    held
 }
 
 /// Half way from what lives to the limit, and at last at the limit itself; but not before what is
@@ -176,26 +132,24 @@ impl Drop for Held<'_> {
 fn look_again(used: usize) {
     let live = used.saturating_sub(commons::free());
     let half_way = live + LIMIT.get().saturating_sub(live) / 2;
-    NEXT_LOOK.set(half_way.max(used.saturating_add(CLOSE)).min(LIMIT.get()));
+    account::look_at(half_way.max(used.saturating_add(CLOSE)).min(LIMIT.get()));
 }
 
 /// How much more the run may take, of either kind, before the process ends.
 pub(super) fn last_room() -> usize {
-    LAST.get().saturating_sub(used()).max(LAST_ROOM)
+    account::until_last().max(LAST_ROOM)
 }
 
 /// The run is over: it gets no more than [`LAST_ROOM`] until it notices.
 pub(super) fn no_more() {
-    NEXT_LOOK.set(usize::MAX);
-    LAST.set(used().saturating_add(LAST_ROOM));
+    account::end_after(LAST_ROOM);
 }
 
 /// No limit holds for this run: the attack harness shows what the limits are for.
 #[cfg(feature = "attack-natives")]
-pub(super) fn lift() {
+pub(in crate::engine) fn lift() {
     LIMIT.set(usize::MAX);
-    NEXT_LOOK.set(usize::MAX);
-    LAST.set(usize::MAX);
+    account::no_marks();
 }
 
 /// Whether no limit holds for this run.
@@ -204,7 +158,7 @@ pub(super) fn is_lifted() -> bool {
 }
 
 /// Whether the tenant holds more than its limit. If not, the next look is set.
-pub(super) fn is_over() -> bool {
+pub(in crate::engine) fn is_over() -> bool {
     let over = is_truly_above(LIMIT.get());
     if !over {
         look_again(used());
@@ -213,25 +167,31 @@ pub(super) fn is_over() -> bool {
 }
 
 /// Whether the tenant holds more than so much, beside what is not held against it.
-pub(super) fn is_above(bytes: usize) -> bool {
+pub(in crate::engine) fn is_above(bytes: usize) -> bool {
     is_truly_above(bytes.saturating_add(base()))
+}
+
+/// Gives pages of the calling thread's tenant back to the kernel in which nothing lives any more.
+pub(crate) fn trim() {
+    heap::trim();
+    commons::trim();
 }
 
 fn is_truly_above(bytes: usize) -> bool {
     // Pages in which nothing lives any more go first.
     used() > bytes && {
-        super::trim();
+        trim();
         used() > bytes
     }
 }
 
 /// As [`is_above`], of the limit but for the last bytes of it.
-pub(super) fn is_above_limit_less(bytes: usize) -> bool {
+pub(in crate::engine) fn is_above_limit_less(bytes: usize) -> bool {
     is_truly_above(LIMIT.get().saturating_sub(bytes))
 }
 
 /// Bytes that the tenant may still take, by the exact account.
-pub(super) fn left() -> usize {
+pub(in crate::engine) fn left() -> usize {
     LIMIT.get().saturating_sub(used())
 }
 
@@ -242,23 +202,24 @@ fn seen_left() -> usize {
     if EXACTLY.get() {
         return left();
     }
-    LIMIT.get().saturating_sub(BUFFERS.get().saturating_add(SEEN.get()))
+    LIMIT.get().saturating_sub(account::buffers().saturating_add(SEEN.get()))
 }
 
 /// Whether the script may have so many bytes more. If only the exact account is over its limit, the
 /// run is about to be ended.
-pub(super) fn has_room(bytes: usize) -> bool {
+pub(in crate::engine) fn has_room(bytes: usize) -> bool {
     if bytes > seen_left() {
         return false;
     }
     let fits = bytes <= left() || {
         // Pages in which nothing lives any more go first.
-        super::trim();
+        trim();
         bytes <= left()
     };
     EXHAUSTED.set(!fits);
     if !fits {
-        end_when_exhausted();
+        // The look ends it.
+        account::ask_to_look();
     }
     fits
 }
@@ -268,104 +229,15 @@ pub(super) fn is_exhausted() -> bool {
     EXHAUSTED.get()
 }
 
-#[cold]
-fn end_when_exhausted() {
-    // SAFETY: null, or what the `Held` of this thread borrows.
-    if let Some(run) = unsafe { RUN.get().as_ref() } {
-        run.request_interrupt(last_words::look_at_memory, ptr::null_mut());
-    }
-}
-
-pub(super) fn used() -> usize {
-    SHELVED.get().saturating_add(used_outside_heaps())
-}
-
-/// Buffers and native memory.
-pub(super) fn used_outside_heaps() -> usize {
-    BUFFERS.get().saturating_add(native())
-}
-
 /// So much heap is on the shelf by now.
-pub(super) fn shelve(bytes: usize) {
-    SHELVED.set(if is_lifted() { 0 } else { bytes });
-}
-
-/// Of buffers alone.
-pub(super) fn buffers() -> usize {
-    BUFFERS.get()
-}
-
-fn native() -> usize {
-    if let Some(given_back) = given_back(PLACE.get()) {
-        NATIVE.set(NATIVE.get().saturating_sub(given_back.swap(0, Ordering::Relaxed)));
-    }
-    NATIVE.get()
-}
-
-fn given_back(place: u32) -> Option<&'static AtomicUsize> {
-    GIVEN_BACK.get(usize::try_from(place).ok()?)
+pub(in crate::engine) fn shelve(bytes: usize) {
+    account::shelve(if is_lifted() { 0 } else { bytes });
 }
 
 /// Whether an allocation was refused since the last call. V8 collects garbage before it believes a refusal, and then
 /// tells its near-heap-limit callback, though the heap itself may be nearly empty.
 pub(super) fn take_refused() -> bool {
     REFUSED.replace(false)
-}
-
-/// Counts native memory. It is never refused.
-#[inline]
-pub(super) fn take_native(bytes: usize) {
-    let native = NATIVE.get().saturating_add(bytes);
-    NATIVE.set(native);
-    if native.saturating_add(BUFFERS.get()).saturating_add(SHELVED.get()) > NEXT_LOOK.get().min(LAST.get()) {
-        near_the_limit();
-    }
-}
-
-/// Native memory outside the island, which the supervisor can only tell whose it is by the account
-/// that it reads ([`fault::account`]).
-#[inline]
-pub(super) fn take_outside(bytes: usize) {
-    take_native(bytes);
-    if let Some(account) = fault::account(PLACE.get()) {
-        account.take(bytes);
-    }
-}
-
-/// Native memory of this thread's own.
-#[inline]
-pub(super) fn give_back_native(bytes: usize) {
-    NATIVE.set(NATIVE.get().saturating_sub(bytes));
-}
-
-/// What [`take_outside`] counted, perhaps for another tenant: caches of ICU's are the process's.
-#[inline]
-pub(super) fn give_back_outside(place: u32, bytes: usize) {
-    if let Some(account) = fault::account(place) {
-        account.give_back(bytes);
-    }
-    if place == PLACE.get() {
-        give_back_native(bytes);
-    } else if let Some(given_back) = given_back(place) {
-        given_back.fetch_add(bytes, Ordering::Relaxed);
-    }
-}
-
-#[cold]
-fn near_the_limit() {
-    let used = used();
-    if used > LAST.get() {
-        last_words::over_the_limit();
-    }
-    if used <= NEXT_LOOK.get() {
-        return;
-    }
-    // One look at a time.
-    NEXT_LOOK.set(usize::MAX);
-    // SAFETY: null, or what the `Held` of this thread borrows.
-    if let Some(run) = unsafe { RUN.get().as_ref() } {
-        run.request_interrupt(last_words::look_at_memory, ptr::null_mut());
-    }
 }
 
 /// What a buffer of so many bytes takes: V8's allocator goes by steps of 128 (isolate-group.h).
@@ -379,20 +251,20 @@ fn charge(bytes: usize) -> bool {
         REFUSED.set(true);
         return false;
     }
-    BUFFERS.set(BUFFERS.get().saturating_add(bytes));
+    account::take_buffer(bytes);
     SEEN.set(SEEN.get().saturating_add(SEEN_OF_BUFFER));
     true
 }
 
 fn refund(bytes: usize) {
     SEEN.set(SEEN.get().saturating_sub(SEEN_OF_BUFFER));
-    BUFFERS.set(BUFFERS.get().saturating_sub(bytes));
+    account::give_back_buffer(bytes);
 }
 
 /// V8 asks before it allocates a buffer, or reserves a resizable one, whole.
 #[unsafe(no_mangle)]
 extern "C" fn v8_tenant_take(bytes: usize) -> bool {
-    super::confinement::edge();
+    confinement::edge();
     charge(cost(bytes))
 }
 
@@ -409,6 +281,7 @@ extern "C" fn v8_tenant_most() -> usize {
 
 #[cfg(test)]
 mod tests {
+    use super::super::account::{give_back_outside, next_look, take_native};
     use super::*;
 
     #[test]
@@ -493,23 +366,15 @@ mod tests {
     }
 
     #[test]
-    fn what_another_thread_gives_back_comes_off_the_account_of_who_took_it() {
-        reset(2);
-        take_native(1000);
-        std::thread::spawn(|| give_back_outside(2, 400)).join().unwrap();
-        assert_eq!(used(), 600);
-    }
-
-    #[test]
     fn looks_come_closer_and_the_last_one_is_at_the_limit() {
         reset(3);
         set_limit(100 << 20);
         let mut looks = Vec::new();
         loop {
-            let used = NEXT_LOOK.get().min(LIMIT.get());
+            let used = next_look().min(LIMIT.get());
             looks.push(used);
             look_again(used);
-            if NEXT_LOOK.get() == used {
+            if next_look() == used {
                 break;
             }
         }

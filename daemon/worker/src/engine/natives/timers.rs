@@ -8,26 +8,30 @@
 //! then is set for that moment and its delay. Who is set for the same moment comes in the order of
 //! their numbers. Nothing of this depends on how long anything took.
 //!
-//! When a timer fires is another question: when the turn's clock ([`super::clock`]) has gone on by
+//! When a timer fires is another question: when the turn's clock ([`crate::engine::run::clock`]) has gone on by
 //! its delay, and all that come before it have fired. So after a turn that took long, timers may be
 //! late by as much.
 
 use std::cmp::Reverse;
 use std::collections::{BinaryHeap, HashSet};
 
+use enisle_wire::tenant::Advice;
+
+use crate::engine::values::throw_range_error;
+
 /// When a timer fires. Ordered as timers fire: `number` is unique among those that wait.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub(super) struct Due {
+pub(in crate::engine) struct Due {
     /// On the clock that only timers move.
     moment_ms: u64,
     number: u32,
     /// On the turn's clock.
-    pub(super) not_before_ms: u64,
+    pub(in crate::engine) not_before_ms: u64,
 }
 
 /// The timers of one run.
 #[derive(Debug, Default)]
-pub(super) struct Timers {
+pub(in crate::engine) struct Timers {
     queue: BinaryHeap<Reverse<Due>>,
     live: HashSet<u32>,
     last: u32,
@@ -38,29 +42,25 @@ pub(super) struct Timers {
     now_ms: u64,
     /// Switches the defence off: for whoever attacks without it.
     #[cfg(feature = "attack-natives")]
-    pub(super) moving_clock: Option<std::time::Instant>,
+    pub(in crate::engine) moving_clock: Option<std::time::Instant>,
 }
 
 impl Timers {
-    pub(super) fn new(limit: u32, now_ms: u64) -> Self {
+    pub(in crate::engine) fn new(limit: u32, now_ms: u64) -> Self {
         Self { limit: limit as usize, now_ms, ..Self::default() }
     }
 
     /// Later timers have higher numbers than that.
-    pub(super) fn go_on_from(&mut self, last: u32) {
+    pub(in crate::engine) fn go_on_from(&mut self, last: u32) {
         self.last = last;
     }
 
-    pub(super) fn last(&self) -> u32 {
+    pub(in crate::engine) fn last(&self) -> u32 {
         self.last
     }
 
-    pub(super) fn limit(&self) -> usize {
-        self.limit
-    }
-
     /// Starts a timer; its number. None where so many wait already.
-    pub(super) fn start(&mut self, delay_ms: u32) -> Option<u32> {
+    pub(in crate::engine) fn start(&mut self, delay_ms: u32) -> Option<u32> {
         if self.live.len() >= self.limit {
             return None;
         }
@@ -70,7 +70,7 @@ impl Timers {
     }
 
     /// Starts a timer that fires in this turn once more.
-    pub(super) fn again(&mut self, number: u32, delay_ms: u32) {
+    pub(in crate::engine) fn again(&mut self, number: u32, delay_ms: u32) {
         let (moment_ms, now_ms) = self.present();
         let delay_ms = u64::from(delay_ms.max(1));
         let due = Due { moment_ms: moment_ms + delay_ms, number, not_before_ms: now_ms + delay_ms };
@@ -94,12 +94,12 @@ impl Timers {
         (self.moment_ms, self.now_ms)
     }
 
-    pub(super) fn stop(&mut self, number: u32) {
+    pub(in crate::engine) fn stop(&mut self, number: u32) {
         self.live.remove(&number);
     }
 
     /// The next timer.
-    pub(super) fn next(&mut self) -> Option<Due> {
+    pub(in crate::engine) fn next(&mut self) -> Option<Due> {
         while let Some(Reverse(due)) = self.queue.peek() {
             if self.live.contains(&due.number) {
                 return Some(*due);
@@ -111,12 +111,68 @@ impl Timers {
 
     /// Takes the next timer, whose turn begins: its number. It counts as stopped unless the runtime
     /// starts it again while it fires.
-    pub(super) fn fire(&mut self, now_ms: u64) -> Option<u32> {
+    pub(in crate::engine) fn fire(&mut self, now_ms: u64) -> Option<u32> {
         let due = self.next()?;
         self.queue.pop();
         self.live.remove(&due.number);
         (self.moment_ms, self.now_ms) = (due.moment_ms, now_ms);
         Some(due.number)
+    }
+}
+
+/// A delay in whole milliseconds, as the runtime has truncated it.
+fn delay_ms(scope: &mut v8::PinScope<'_, '_>, value: v8::Local<'_, v8::Value>) -> u32 {
+    value.uint32_value(scope).unwrap_or(1)
+}
+
+pub(super) fn timer_start<'s>(
+    scope: &mut v8::PinScope<'s, '_>,
+    args: v8::FunctionCallbackArguments<'s>,
+    mut rv: v8::ReturnValue<'s>,
+) {
+    let delay_ms = delay_ms(scope, args.get(0));
+    let Some(timers) = scope.get_slot_mut::<Timers>() else { return };
+    let limit = timers.limit;
+    match timers.start(delay_ms) {
+        Some(number) => rv.set_uint32(number),
+        None => {
+            if let Some(advice) = scope.get_slot_mut::<Advice>() {
+                advice.timers = advice.timers.saturating_add(1);
+            }
+            throw_range_error(scope, &format!("{limit} timers are pending, which is this run's limit (limits.timers)"))
+        }
+    }
+}
+
+pub(super) fn timer_again<'s>(
+    scope: &mut v8::PinScope<'s, '_>,
+    args: v8::FunctionCallbackArguments<'s>,
+    _: v8::ReturnValue<'s>,
+) {
+    let (number, delay_ms) = (args.get(0).uint32_value(scope), delay_ms(scope, args.get(1)));
+    if let (Some(number), Some(timers)) = (number, scope.get_slot_mut::<Timers>()) {
+        timers.again(number, delay_ms);
+    }
+}
+
+pub(super) fn timer_stop<'s>(
+    scope: &mut v8::PinScope<'s, '_>,
+    args: v8::FunctionCallbackArguments<'s>,
+    _: v8::ReturnValue<'s>,
+) {
+    let number = args.get(0).uint32_value(scope);
+    if let (Some(number), Some(timers)) = (number, scope.get_slot_mut::<Timers>()) {
+        timers.stop(number);
+    }
+}
+
+pub(super) fn microtask<'s>(
+    scope: &mut v8::PinScope<'s, '_>,
+    args: v8::FunctionCallbackArguments<'s>,
+    _: v8::ReturnValue<'s>,
+) {
+    if let Ok(function) = args.get(0).try_cast::<v8::Function>() {
+        scope.enqueue_microtask(function);
     }
 }
 

@@ -13,7 +13,8 @@
 
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
-use super::{cage, fill_random};
+use crate::engine::kernel::fill_random;
+use crate::engine::memory::cage;
 
 /// One tenant's clock, for the life of its thread.
 #[derive(Debug)]
@@ -27,7 +28,7 @@ pub(crate) struct Clock {
 
 /// By how much a look is behind: drawn before a wait, so that nothing is read too early after it.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct Lag(Duration);
+pub(in crate::engine) struct Lag(Duration);
 
 impl Lag {
     fn draw() -> Self {
@@ -48,25 +49,25 @@ impl Clock {
     }
 
     /// A run begins. What it sees first may not be less than what the last one saw.
-    pub(super) fn begin_run(&mut self) {
+    pub(in crate::engine) fn begin_run(&mut self) {
         let since_1970 = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
         self.epoch_ms = self.epoch_ms.max(whole_ms(since_1970.saturating_sub(self.epoch.elapsed())));
         self.look(Lag::draw());
     }
 
     /// Milliseconds since this clock was made, of the present turn.
-    pub(super) fn now_ms(&self) -> u64 {
+    pub(in crate::engine) fn now_ms(&self) -> u64 {
         self.now_ms
     }
 
     /// From when on a look finds at least `ms`, and the lag for that look.
-    pub(super) fn wait_for(&self, ms: u64) -> (Instant, Lag) {
+    pub(in crate::engine) fn wait_for(&self, ms: u64) -> (Instant, Lag) {
         let lag = Lag::draw();
         (self.epoch + Duration::from_millis(ms) + lag.0, lag)
     }
 
     /// Looks at the real clock: a turn begins.
-    pub(super) fn look(&mut self, lag: Lag) {
+    pub(in crate::engine) fn look(&mut self, lag: Lag) {
         self.look_when(self.epoch.elapsed(), lag);
         cage::set_clock(self.epoch_ms.saturating_add(self.now_ms));
     }
@@ -77,7 +78,7 @@ impl Clock {
 
     /// The real clock, which moves: what the attack harness has timers go by to see what it tells.
     #[cfg(feature = "attack-natives")]
-    pub(super) fn epoch(&self) -> Instant {
+    pub(in crate::engine) fn epoch(&self) -> Instant {
         self.epoch
     }
 }
