@@ -106,7 +106,9 @@ pub(super) fn hold(bytes: usize) -> bool {
     let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE;
     let protection = libc::PROT_READ | libc::PROT_WRITE;
     // SAFETY: a mapping where nothing was touches nobody's.
-    let at = unsafe { super::super::memory::v8_tenant_mmap(std::ptr::null_mut(), bytes, protection, flags, -1, 0) };
+    let at = unsafe {
+        crate::engine::memory::mappings::v8_tenant_mmap(std::ptr::null_mut(), bytes, protection, flags, -1, 0)
+    };
     at != libc::MAP_FAILED
 }
 

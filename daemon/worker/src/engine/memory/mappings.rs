@@ -115,7 +115,7 @@ impl Drop for Reserved {
 /// # Safety
 /// As the system call's.
 #[unsafe(no_mangle)]
-pub(super) unsafe extern "C" fn v8_tenant_mmap(
+pub(in crate::engine) unsafe extern "C" fn v8_tenant_mmap(
     hint: *mut c_void,
     bytes: size_t,
     protection: c_int,

@@ -2,8 +2,8 @@
 //! Rust allocate for it ("native" memory).
 //!
 //! V8 has no such limit. The archive's patches ask the functions below before they allocate a
-//! buffer, and [`super::heap`] and [`super::commons`] tell which pages they take and give back. One
-//! tenant is one thread, so the account is thread-local. The heaps of isolates that are kept
+//! buffer, and [`super::heap`] and [`super::commons`] count on the thread's account
+//! ([`super::account`]) which pages they take and give back. The heaps of isolates that are kept
 //! ([`crate::engine::isolate::shelf`]) are on it as well.
 //!
 //! What a script sees of the account must not tell how far another tenant's thread is: an entry of

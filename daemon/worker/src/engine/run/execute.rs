@@ -5,14 +5,14 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use enisle_wire::limits::Limits;
-use enisle_wire::tenant::{Advice, Done, Env, Input, Run, RunId, Usage};
+use enisle_wire::tenant::{Done, Env, Input, Run, RunId, Usage};
 
 use super::clock::Clock;
 use super::describe::Describer;
 use super::event_loop::EventLoop;
 use super::outcome::{Ended, conclude};
 use super::script::{Entry, Script};
-use super::state::{Begun, Source, State};
+use super::state::{Begun, Left, Source, State};
 use crate::engine::isolate::resting::Resting;
 use crate::engine::isolate::shelf::Evaluated;
 use crate::engine::last_words::{forget_last_words, remember_last_words};
@@ -50,56 +50,38 @@ pub(crate) fn execute(
     let log = Log::new(Arc::clone(channel), &limits);
     let timers = Timers::new(limits.timers, clock.now_ms());
     let Begun { state, main, exports } = source.begin(log, timers, &resting.runtime.worker_entrypoint);
-    let (context, runtime) = (resting.context.clone(), &resting.runtime);
+    let entry =
+        Entry { entrypoint: run.entrypoint, method: run.method, args: input.args, env: env.json, props: input.props };
+    let events = EventLoop {
+        describer: Describer { watched, describe: resting.runtime.describe.clone() },
+        begun_ms: clock.now_ms(),
+        clock,
+        fire_timer: resting.runtime.fire_timer.clone(),
+    };
+    let context = resting.context.clone();
     let mut script = Script {
+        events,
         main,
         short,
-        entry: Entry {
-            entrypoint: run.entrypoint,
-            method: run.method,
-            args: input.args,
-            env: env.json,
-            props: input.props,
-        },
+        entry,
+        allow_eval: run.allow_eval,
         output_cap: limits.output_bytes as usize,
-        invoke: runtime.invoke.clone(),
-        forget_timers: runtime.forget_timers.clone(),
+        invoke: resting.runtime.invoke.clone(),
+        forget_timers: resting.runtime.forget_timers.clone(),
         exports,
         arrived,
         startup: Duration::ZERO,
-        events: EventLoop {
-            describer: Describer { watched, describe: runtime.describe.clone() },
-            begun_ms: clock.now_ms(),
-            clock,
-            fire_timer: runtime.fire_timer.clone(),
-        },
     };
     let (ended, heap, state) = resting.entered(|isolate| {
         state.enter(isolate, watched);
-        let ended = limited(isolate, watched, id, &limits, |isolate| {
-            v8::scope!(let scope, isolate);
-            let context = v8::Local::new(scope, &context);
-            context.set_allow_generation_from_strings(run.allow_eval);
-            let scope = &mut v8::ContextScope::new(scope, context);
-            #[cfg(feature = "attack-natives")]
-            crate::engine::attack::arm(scope, &script.entry.props, script.events.clock.epoch());
-            script.run(scope)
-        });
+        let ended = limited(isolate, watched, id, &limits, |isolate| in_context(isolate, &context, &mut script));
         (ended, isolate.get_heap_statistics().total_heap_size(), State::leave(isolate))
     });
     let cause = watched.disarm();
     forget_last_words();
     let (outcome, result, error) = conclude(ended, cause, &limits);
-    let keeps = run.keep.is_some() && cause.is_none();
-    let (advice, truncated, evaluated) = match state {
-        Some((mut state, advice)) => {
-            let truncated = state.close_console();
-            let exports = script.exports.filter(|_| keeps);
-            (advice, truncated, exports.map(|exports| state.evaluated(exports, heap)))
-        }
-        None => (Advice::default(), true, None),
-    };
-    let micros = |duration: Duration| u64::try_from(duration.as_micros()).unwrap_or(u64::MAX);
+    let exports = script.exports.filter(|_| run.keep.is_some() && cause.is_none());
+    let Left { advice, truncated, evaluated } = Left::of(state, exports, heap);
     let usage = Usage {
         cpu_us: micros(watched.clock().now().saturating_sub(begun)),
         startup_us: micros(script.startup),
@@ -108,6 +90,20 @@ pub(crate) fn execute(
         wall_us: 0,
     };
     (Done { id, outcome, result, error, truncated, usage, advice }, evaluated)
+}
+
+fn in_context(isolate: &mut v8::OwnedIsolate, context: &v8::Global<v8::Context>, script: &mut Script<'_>) -> Ended {
+    v8::scope!(let scope, isolate);
+    let context = v8::Local::new(scope, context);
+    context.set_allow_generation_from_strings(script.allow_eval);
+    let scope = &mut v8::ContextScope::new(scope, context);
+    #[cfg(feature = "attack-natives")]
+    crate::engine::attack::arm(scope, &script.entry.props, script.events.clock.epoch());
+    script.run(scope)
+}
+
+fn micros(duration: Duration) -> u64 {
+    u64::try_from(duration.as_micros()).unwrap_or(u64::MAX)
 }
 
 /// Does `work` with a run in the isolate while its limits of time and memory hold.

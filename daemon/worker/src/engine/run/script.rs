@@ -33,6 +33,8 @@ pub(super) struct Script<'a> {
     /// The code came as one file, which may be an expression.
     pub(super) short: bool,
     pub(super) entry: Entry,
+    /// It may make code from strings.
+    pub(super) allow_eval: bool,
     pub(super) output_cap: usize,
     pub(super) invoke: v8::Global<v8::Function>,
     pub(super) forget_timers: v8::Global<v8::Function>,

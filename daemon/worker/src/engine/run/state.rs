@@ -76,15 +76,31 @@ impl State {
             Self { log: isolate.remove_slot()?, timers: isolate.remove_slot()?, modules: isolate.remove_slot()? };
         Some((state, isolate.remove_slot()?))
     }
+}
 
-    /// Sends on what waits of the console. Whether lines of it were dropped.
-    pub(super) fn close_console(&mut self) -> bool {
-        self.log.flush();
-        self.log.truncated
-    }
+/// What is left of a run's state when it is over.
+pub(super) struct Left {
+    pub(super) advice: Advice,
+    /// Lines of the console were dropped.
+    pub(super) truncated: bool,
+    /// What the next run of the script goes on from.
+    pub(super) evaluated: Option<Evaluated>,
+}
 
-    /// What stays of the script.
-    pub(super) fn evaluated(self, exports: v8::Global<v8::Value>, heap_bytes: usize) -> Evaluated {
-        Evaluated { modules: self.modules, exports, last_timer: self.timers.last(), heap_bytes }
+impl Left {
+    /// Sends on what waits of the console. `exports` are the main module's, if the script stays; `heap_bytes` is
+    /// what it has on the heap then.
+    pub(super) fn of(
+        state: Option<(State, Advice)>,
+        exports: Option<v8::Global<v8::Value>>,
+        heap_bytes: usize,
+    ) -> Self {
+        let Some((State { mut log, timers, modules }, advice)) = state else {
+            return Self { advice: Advice::default(), truncated: true, evaluated: None };
+        };
+        log.flush();
+        let last_timer = timers.last();
+        let evaluated = exports.map(|exports| Evaluated { modules, exports, last_timer, heap_bytes });
+        Self { advice, truncated: log.truncated, evaluated }
     }
 }
