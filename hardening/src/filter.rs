@@ -38,7 +38,7 @@ pub const THREAD_FILTERS: usize = 3;
 /// The filter could not be installed.
 #[derive(Debug, thiserror::Error)]
 #[error("the system call filter {name:?} could not be installed: {error}")]
-pub struct SeccompError {
+pub struct FilterError {
     name: &'static str,
     error: seccompiler::Error,
 }
@@ -47,9 +47,9 @@ pub struct SeccompError {
 ///
 /// # Errors
 /// The kernel refused; the process is then to exit.
-pub fn install() -> Result<(), SeccompError> {
+pub fn install() -> Result<(), FilterError> {
     for (name, program) in [("refuse", REFUSE), ("allow", ALLOW)] {
-        apply_filter_all_threads(program).map_err(|error| SeccompError { name, error })?;
+        apply_filter_all_threads(program).map_err(|error| FilterError { name, error })?;
     }
     Ok(())
 }
@@ -58,8 +58,8 @@ pub fn install() -> Result<(), SeccompError> {
 ///
 /// # Errors
 /// The kernel refused; the process is then to exit.
-pub fn seal() -> Result<(), SeccompError> {
-    apply_filter_all_threads(SEALED).map_err(|error| SeccompError { name: "sealed", error })
+pub fn seal() -> Result<(), FilterError> {
+    apply_filter_all_threads(SEALED).map_err(|error| FilterError { name: "sealed", error })
 }
 
 /// How many programs every thread of a worker with these layers runs under.
@@ -82,10 +82,10 @@ pub struct Own<'a> {
 ///
 /// # Errors
 /// The kernel refused; the thread must then run no tenant's code.
-pub fn confine(own: &Own<'_>) -> Result<(), SeccompError> {
-    let [own, mute] = own.programs().map_err(|error| SeccompError { name: "own", error: error.into() })?;
+pub fn confine(own: &Own<'_>) -> Result<(), FilterError> {
+    let [own, mute] = own.programs().map_err(|error| FilterError { name: "own", error: error.into() })?;
     for (name, program) in [("mute", mute.as_slice()), ("own", &own), ("tenant", TENANT)] {
-        apply_filter(program).map_err(|error| SeccompError { name, error })?;
+        apply_filter(program).map_err(|error| FilterError { name, error })?;
     }
     Ok(())
 }

@@ -15,9 +15,11 @@ use std::os::unix::net::{SocketAddr, UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
+use enisle_hardening::islands::keys;
 use enisle_hardening::jail::{self, Plan};
-use enisle_hardening::spawn::{NICER, OOM_SCORE, Spawn, Started, spawn};
-use enisle_hardening::{Layer, LayerSet, Posture, fds, mpk, seccomp};
+use enisle_hardening::process::fds;
+use enisle_hardening::process::spawn::{NICER, OOM_SCORE, Spawn, Started, spawn};
+use enisle_hardening::{Layer, LayerSet, Posture, filter};
 use nix::sys::wait::WaitStatus;
 use tempfile::TempDir;
 
@@ -306,8 +308,8 @@ fn attack(index: usize, layers: LayerSet, target: &Target) -> ExitCode {
         let _ = write!(channel, "E{error}");
         return ExitCode::FAILURE;
     }
-    let sealed = if layers.has(Layer::SealedFilter) { seccomp::seal() } else { Ok(()) };
-    let filtered = if layers.has(Layer::Seccomp) { seccomp::install() } else { Ok(()) };
+    let sealed = if layers.has(Layer::SealedFilter) { filter::seal() } else { Ok(()) };
+    let filtered = if layers.has(Layer::Seccomp) { filter::install() } else { Ok(()) };
     if let Err(error) = sealed.and(filtered) {
         let _ = write!(channel, "E{error}");
         return ExitCode::FAILURE;
@@ -356,7 +358,7 @@ fn run_all() -> ExitCode {
             Takes::UserNamespaces if !posture.layers().has(Layer::Namespaces) => {
                 Some("this machine forbids it to everybody")
             }
-            Takes::Keys if mpk::available() == 0 => Some("this machine has no protection keys"),
+            Takes::Keys if keys::available() == 0 => Some("this machine has no protection keys"),
             _ => None,
         };
         if let Some(why) = lacking {
@@ -432,15 +434,15 @@ fn is_required(feature: &str) -> bool {
 
 /// Nothing to show where there are no keys, unless there must be some.
 fn with_keys(holds: impl FnOnce() -> bool) -> Option<bool> {
-    if mpk::available() > 0 { Some(holds()) } else { is_required("pku").then_some(false) }
+    if keys::available() > 0 { Some(holds()) } else { is_required("pku").then_some(false) }
 }
 
 fn counting_keys_gives_them_back() -> Option<bool> {
-    with_keys(|| mpk::available() == mpk::available())
+    with_keys(|| keys::available() == keys::available())
 }
 
 fn keys_deliver_faults() -> Option<bool> {
-    with_keys(mpk::delivers_faults)
+    with_keys(keys::delivers_faults)
 }
 
 fn yama_forbids_tracing() -> bool {

@@ -6,7 +6,7 @@ use std::fs;
 use std::os::unix::process::CommandExt;
 use std::process::Stdio;
 
-use enisle_hardening::spawn::NAMESPACES;
+use enisle_hardening::process::spawn::NAMESPACES;
 use enisle_hardening::{Layer, Posture};
 use enisle_tests::{Daemon, SHARING, has, is_alive, programs, wait_until};
 use serde_json::json;

@@ -5,9 +5,10 @@
 
 use std::time::{Duration, Instant};
 
+use enisle_hardening::fault;
 use enisle_hardening::fault::FaultPage;
 use enisle_hardening::islands::Zone;
-use enisle_hardening::{fault, mpk, sealed};
+use enisle_hardening::islands::{frozen, keys};
 
 use crate::engine::isolate::resting::{Resting, Snapshot};
 use crate::engine::isolate::snapshot;
@@ -35,7 +36,7 @@ pub fn measure(script: &str, turns: usize) -> Result<Vec<Turn>, Box<dyn std::err
     let script = script.to_owned();
     // Where it is noted which place is taken.
     fault::share(FaultPage::new()?.descriptor().try_clone_to_owned()?)?;
-    sealed::assign(&zone, mpk::jit_key(), Vec::new());
+    frozen::assign(&zone, keys::jit_key(), Vec::new());
     let cage = Cage::build_all(reserved)?.pop().ok_or("no cage")?;
     let (send, receive) = std::sync::mpsc::sync_channel(1);
     let thread = cage.start_thread(c"raw".to_owned(), move |cage| {

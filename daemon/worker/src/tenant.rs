@@ -25,7 +25,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Instant;
 
-use enisle_hardening::thread::CpuClock;
+use enisle_hardening::process::thread::CpuClock;
 use enisle_wire::control::Admit;
 use enisle_wire::tenant::{Code, Done, FromTenant, ToTenant};
 use enisle_wire::{FrameError, MAX_FROM_TENANT_BYTES, MAX_TO_TENANT_BYTES, read_frame, write_frame};

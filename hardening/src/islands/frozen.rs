@@ -2,22 +2,22 @@
 //!
 //! Which keys the thread of a place may open, where the islands are, where faults are recorded: in ordinary memory a tenant
 //! that can write anywhere, but cannot execute, would change it and wait for the next thread to come. Everything is stored
-//! once, by the main thread, before [`seal`]; a store after it is a fault.
+//! once, by the main thread, before [`freeze`]; a store after it is a fault.
 
 use std::io;
 use std::ptr;
 use std::sync::atomic::{AtomicPtr, AtomicU32, AtomicUsize, Ordering};
 
-use crate::islands::{ISLAND_BYTES, Zone};
-use crate::mpk::Key;
-use crate::mpk::pkru::Pkru;
+use super::keys::Key;
+use super::keys::pkru::Pkru;
+use super::zone::{ISLAND_BYTES, Zone};
 
 /// Places that a process can have, at the most.
 pub const MOST_PLACES: usize = 64;
 
 /// A page of its own.
 #[repr(C, align(4096))]
-pub(crate) struct Sealed {
+pub(crate) struct Frozen {
     /// Where faults are recorded.
     pub(crate) fault_page: AtomicPtr<libc::c_void>,
     /// What a handler sets its keys to while it writes there; 0 where there are no keys.
@@ -34,7 +34,7 @@ pub(crate) struct Sealed {
     zone: [AtomicUsize; MOST_PLACES + 1],
 }
 
-pub(crate) static SEALED: Sealed = Sealed {
+pub(crate) static FROZEN: Frozen = Frozen {
     fault_page: AtomicPtr::new(ptr::null_mut()),
     writer: AtomicU32::new(0),
     last_words: AtomicPtr::new(ptr::null_mut()),
@@ -48,12 +48,12 @@ pub(crate) static SEALED: Sealed = Sealed {
 /// it. Places over [`MOST_PLACES`] are nobody's.
 pub fn assign(zone: &Zone, jit: Option<u8>, own: Vec<Key>) {
     let parts = zone.parts();
-    for (known, part) in SEALED.zone.iter().zip(&parts) {
+    for (known, part) in FROZEN.zone.iter().zip(&parts) {
         known.store(usize::try_from(*part).unwrap_or(0), Ordering::Relaxed);
     }
-    SEALED.zone_parts.store(parts.len().min(MOST_PLACES + 1), Ordering::Relaxed);
-    SEALED.jit.store(jit.unwrap_or(0).into(), Ordering::Relaxed);
-    for (known, key) in SEALED.own.iter().zip(own) {
+    FROZEN.zone_parts.store(parts.len().min(MOST_PLACES + 1), Ordering::Relaxed);
+    FROZEN.jit.store(jit.unwrap_or(0).into(), Ordering::Relaxed);
+    for (known, key) in FROZEN.own.iter().zip(own) {
         known.store(key.number().into(), Ordering::Relaxed);
     }
 }
@@ -62,17 +62,17 @@ pub fn assign(zone: &Zone, jit: Option<u8>, own: Vec<Key>) {
 ///
 /// # Errors
 /// The kernel's.
-pub fn seal() -> io::Result<()> {
-    let page = ptr::from_ref(&SEALED).cast_mut().cast();
+pub fn freeze() -> io::Result<()> {
+    let page = ptr::from_ref(&FROZEN).cast_mut().cast();
     // SAFETY: it fills whole pages and nothing else is in them; nobody stores to them any more.
-    let result = unsafe { libc::mprotect(page, size_of::<Sealed>(), libc::PROT_READ) };
+    let result = unsafe { libc::mprotect(page, size_of::<Frozen>(), libc::PROT_READ) };
     if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
 }
 
 /// Where the islands are.
 #[must_use]
 pub fn zone() -> Zone {
-    let parts = SEALED.zone.iter().take(SEALED.zone_parts.load(Ordering::Relaxed));
+    let parts = FROZEN.zone.iter().take(FROZEN.zone_parts.load(Ordering::Relaxed));
     let parts: Vec<_> = parts.map(|part| part.load(Ordering::Relaxed) as u64).collect();
     Zone::from_parts(&parts).unwrap_or_else(|| Zone::place(0, || 0))
 }
@@ -80,8 +80,8 @@ pub fn zone() -> Zone {
 /// Whether an address is on an island, or between two.
 #[must_use]
 pub fn is_in_zone(address: usize) -> bool {
-    let islands = SEALED.zone_parts.load(Ordering::Relaxed).saturating_sub(1);
-    let base = SEALED.zone.first().map_or(0, |base| base.load(Ordering::Relaxed));
+    let islands = FROZEN.zone_parts.load(Ordering::Relaxed).saturating_sub(1);
+    let base = FROZEN.zone.first().map_or(0, |base| base.load(Ordering::Relaxed));
     address.checked_sub(base).is_some_and(|offset| offset < islands * ISLAND_BYTES)
 }
 
@@ -92,13 +92,13 @@ fn key(known: &AtomicU32) -> Option<u8> {
 /// The key of a place; none where the layer is off, or there is no such place.
 #[must_use]
 pub fn key_of(place: usize) -> Option<u8> {
-    key(SEALED.own.get(place)?)
+    key(FROZEN.own.get(place)?)
 }
 
 /// V8's key for JIT pages, which it takes wherever the machine has keys.
 #[must_use]
 pub fn jit_key() -> Option<u8> {
-    key(&SEALED.jit)
+    key(&FROZEN.jit)
 }
 
 /// What the thread of a place may use: key 0, its own, and V8's for reading.
@@ -110,7 +110,7 @@ pub fn pkru_of(place: usize) -> Option<Pkru> {
 /// Where the page is, for those who try to write to it.
 #[must_use]
 pub fn address() -> usize {
-    ptr::from_ref(&SEALED) as usize
+    ptr::from_ref(&FROZEN) as usize
 }
 
 #[cfg(test)]
@@ -120,7 +120,7 @@ mod tests {
     #[test]
     fn the_page_is_nobody_elses() {
         assert_eq!(address() % 4096, 0);
-        assert_eq!(size_of::<Sealed>() % 4096, 0);
+        assert_eq!(size_of::<Frozen>() % 4096, 0);
     }
 
     #[test]

@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use nix::unistd::Pid;
 
-use crate::islands::Zone;
+use super::zone::Zone;
 
 /// What a worker's islands should look like.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use nix::sys::socket::{ControlMessage, ControlMessageOwned, MsgFlags, recvmsg, sendmsg};
 
-use crate::spawn::CONTROL_FD;
+use super::spawn::CONTROL_FD;
 
 /// The most descriptors that come with one frame: a start's snapshot and its page for faults.
 pub const MOST_DESCRIPTORS: usize = 2;

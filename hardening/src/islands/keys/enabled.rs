@@ -4,7 +4,8 @@ use std::ops::Range;
 
 use super::pkru::Pkru;
 use super::{KeyError, sys};
-use crate::fault::{Info, SEGV_PKUERR};
+use crate::process::siginfo::{Info, SEGV_PKUERR};
+use crate::process::spawn::clone_args;
 
 /// A key of this process, allocated and never freed. There is one value for each key, so whoever holds it owns its pages.
 #[derive(Debug, PartialEq, Eq, Hash)]
@@ -91,7 +92,7 @@ pub fn available() -> usize {
 /// stack was closed; it is tried, not looked up. Tried in a child that the fault ends in any case.
 #[must_use]
 pub fn delivers_faults() -> bool {
-    let mut args = crate::spawn::clone_args(0, 0);
+    let mut args = clone_args(0, 0);
     // SAFETY: a valid clone_args of the size given, without CLONE_VM: the child has a copy of
     // everything, makes system calls through libc's thin wrappers, and exits.
     let pid = unsafe { libc::syscall(libc::SYS_clone3, std::ptr::from_mut(&mut args), size_of::<libc::clone_args>()) };

@@ -5,7 +5,7 @@
 //!
 //! ```text
 //! main thread:  V8 starts (takes its JIT key) ─▶ KeyRing::take ─▶ cages are tagged ─▶ Pkru::of_nobody ─▶ filter: no more keys
-//! tenant thread:                                 starts with all closed ─▶ sealed::pkru_of(its place) ─▶ filter ─▶ tenant's code
+//! tenant thread:                                 starts with all closed ─▶ frozen::pkru_of(its place) ─▶ filter ─▶ tenant's code
 //! ```
 //!
 //! Keys are taken before the filter is there, and never freed: a freed key that is allocated again opens old pages.

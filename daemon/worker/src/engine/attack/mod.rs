@@ -201,7 +201,7 @@ fn about_self<'s>(scope: &mut Scope<'s, '_>, _: Args<'s>, mut result: v8::Return
 
 /// `sealed()`: where the page is that says which keys a thread gets.
 fn sealed_page<'s>(scope: &mut Scope<'s, '_>, _: Args<'s>, result: v8::ReturnValue<'s>) {
-    return_word(scope, result, (enisle_hardening::sealed::address() as u64).cast_signed());
+    return_word(scope, result, (enisle_hardening::islands::frozen::address() as u64).cast_signed());
 }
 
 /// `thaw()`: from now on this run's timers go by the real clock, as if the turn's moved.

@@ -12,7 +12,7 @@ use std::ptr;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use enisle_hardening::fault;
-use enisle_hardening::sealed::MOST_PLACES;
+use enisle_hardening::islands::frozen::MOST_PLACES;
 
 use crate::engine::last_words;
 

@@ -18,8 +18,9 @@ use std::ops::Range;
 use std::os::fd::BorrowedFd;
 
 use enisle_hardening::islands::Island;
-use enisle_hardening::thread::{self, Thread};
-use enisle_hardening::{fault, sealed, seccomp};
+use enisle_hardening::islands::frozen;
+use enisle_hardening::process::thread::{self, Thread};
+use enisle_hardening::{fault, filter};
 
 use super::mappings::{self, Home, Reserved};
 use super::{commons, confinement, heap, quota};
@@ -61,12 +62,12 @@ pub(crate) enum CageError {
     #[error("somebody is in that place, or was")]
     Taken,
     #[error(transparent)]
-    Filter(#[from] seccomp::SeccompError),
+    Filter(#[from] filter::FilterError),
 }
 
 /// A cage that no thread has entered yet.
 ///
-/// Which keys its thread gets is not in here but in `enisle_hardening::sealed`, by the place: this is memory that every
+/// Which keys its thread gets is not in here but in `enisle_hardening::islands::frozen`, by the place: this is memory that every
 /// tenant of the process may be able to write one day.
 #[derive(Debug)]
 pub(crate) struct Cage {
@@ -85,12 +86,12 @@ impl Cage {
     /// until now, and is assigned; no other thread may ask for memory meanwhile.
     pub(crate) fn build_all(reserved: Reserved) -> Result<Vec<Self>, CageError> {
         drop(reserved);
-        commons::open(&sealed::zone());
-        (0..).zip(sealed::zone().islands()).map(|(place, island)| Self::build(place, island)).collect()
+        commons::open(&frozen::zone());
+        (0..).zip(frozen::zone().islands()).map(|(place, island)| Self::build(place, island)).collect()
     }
 
     fn build(place: u32, island: Island) -> Result<Self, CageError> {
-        let key = sealed::key_of(place as usize);
+        let key = frozen::key_of(place as usize);
         let mut random = [0; 8];
         kernel::fill_random(&mut random);
         mappings::move_to(Some(Home::new(island, key, u64::from_ne_bytes(random))));
@@ -157,7 +158,7 @@ impl Entering {
         if !fault::thread_of(cage.place) {
             return Err(CageError::Taken);
         }
-        if let Some(pkru) = sealed::pkru_of(cage.place as usize) {
+        if let Some(pkru) = frozen::pkru_of(cage.place as usize) {
             pkru.install();
             confinement::expect(pkru);
         }
@@ -188,10 +189,10 @@ pub(crate) struct Entered {
 impl Entered {
     /// Takes on the thread's own filter, for good. No tenant's code runs before.
     pub(crate) fn lock_down(&self, channel: BorrowedFd<'_>) -> Result<(), CageError> {
-        let (zone, place) = (sealed::zone(), self.cage.place as usize);
+        let (zone, place) = (frozen::zone(), self.cage.place as usize);
         let island = zone.island(place).ok_or(CageError::Taken)?;
-        let keys: Vec<_> = sealed::key_of(place).into_iter().chain(sealed::jit_key()).collect();
-        Ok(seccomp::confine(&seccomp::Own { zone: &zone, island, keys: &keys, channel })?)
+        let keys: Vec<_> = frozen::key_of(place).into_iter().chain(frozen::jit_key()).collect();
+        Ok(filter::confine(&filter::Own { zone: &zone, island, keys: &keys, channel })?)
     }
 }
 

@@ -19,7 +19,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use dlmalloc::Dlmalloc;
 use enisle_hardening::islands::Zone;
-use enisle_hardening::sealed::MOST_PLACES;
+use enisle_hardening::islands::frozen::MOST_PLACES;
 
 use super::heap::Head;
 use super::{account, mappings};

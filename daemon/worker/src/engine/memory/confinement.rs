@@ -7,7 +7,7 @@
 
 use std::cell::Cell;
 
-use enisle_hardening::mpk::pkru::Pkru;
+use enisle_hardening::islands::keys::pkru::Pkru;
 
 thread_local! {
     static EXPECTED: Cell<Option<Pkru>> = const { Cell::new(None) };

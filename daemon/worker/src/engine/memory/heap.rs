@@ -14,7 +14,7 @@ use std::ffi::c_void;
 use std::ptr;
 
 use dlmalloc::Dlmalloc;
-use enisle_hardening::sealed;
+use enisle_hardening::islands::frozen;
 
 use super::{account, mappings};
 
@@ -38,7 +38,7 @@ thread_local! {
 
 /// An address on an island is from the heap of the thread that lives there.
 fn on_an_island(memory: *mut u8) -> bool {
-    sealed::is_in_zone(memory as usize)
+    frozen::is_in_zone(memory as usize)
 }
 
 /// Gives the calling thread a heap on its island, where its mappings go by now. False if there is no memory for it.
@@ -390,7 +390,7 @@ mod tests {
     fn a_thread_that_gives_back_memory_on_an_island_that_is_not_its_own_ends_the_process() {
         for what in ["dealloc", "realloc"] {
             let ended = Command::new(std::env::current_exe().unwrap())
-                .args(["--exact", "--ignored", "--nocapture", "engine::heap::tests::child_gives_back"])
+                .args(["--exact", "--ignored", "--nocapture", "engine::memory::heap::tests::child_gives_back"])
                 .env(CHILD, what)
                 .output()
                 .unwrap();
@@ -404,8 +404,8 @@ mod tests {
     #[ignore = "the child of the test above"]
     fn child_gives_back() {
         let Ok(what) = std::env::var(CHILD) else { return };
-        sealed::assign(&Zone::place(1, || 0), None, Vec::new());
-        let home = mappings::Home::new(sealed::zone().island(0).unwrap(), None, 0);
+        frozen::assign(&Zone::place(1, || 0), None, Vec::new());
+        let home = mappings::Home::new(frozen::zone().island(0).unwrap(), None, 0);
         // The thread has mappings on the island for as long as it takes to make one, and never a
         // heap.
         mappings::move_to(Some(home));

@@ -11,7 +11,7 @@ use std::ffi::c_void;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use enisle_hardening::islands::Island;
-use enisle_hardening::sealed::{self, MOST_PLACES};
+use enisle_hardening::islands::frozen::{self, MOST_PLACES};
 
 use super::account;
 
@@ -93,7 +93,7 @@ pub(crate) fn trim(place: u32) -> bool {
         return false;
     }
     let start = object.start.load(Ordering::Acquire);
-    let sandbox = usize::try_from(place).ok().and_then(|place| sealed::zone().island(place)).map(Island::sandbox);
+    let sandbox = usize::try_from(place).ok().and_then(|place| frozen::zone().island(place)).map(Island::sandbox);
     if let Some(sandbox) = sandbox
         && bytes > STAY
         && sandbox.contains(&start)
