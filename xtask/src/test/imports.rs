@@ -1,7 +1,7 @@
 //! `cargo xtask imports`: which part of a program may import which, and that no files import each
 //! other in a circle.
 //!
-//! A program is a house of rooms, folders and files of its sources. A room imports from itself and
+//! A program is a house of rooms, folders and files of its sources ([`houses`]). A room imports from itself and
 //! from the rooms that its line in the table names. What tests import (`#[cfg(test)]`) is not
 //! looked at.
 
@@ -12,86 +12,12 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result, bail, ensure};
 use proc_macro2::{Delimiter, TokenStream, TokenTree};
 
+use super::houses::{self, House, Room};
 use crate::root;
-
-/// The sources of one program.
-struct House {
-    folder: &'static str,
-    /// The more special room of a file is the one with the longer name.
-    rooms: &'static [Room],
-    /// Rooms that every other may import.
-    open: &'static [&'static str],
-    /// Imports, from and to, that break a rule and have yet to go. One that is gone has to go here.
-    known: &'static [(&'static str, &'static str)],
-}
-
-/// A folder or a file, by its path as a module.
-struct Room {
-    name: &'static str,
-    may: &'static [&'static str],
-    /// What it is, for who broke the rule.
-    is: &'static str,
-}
-
-const fn room(name: &'static str, may: &'static [&'static str], is: &'static str) -> Room {
-    Room { name, may, is }
-}
-
-const HOUSES: &[House] = &[SUPERVISOR];
-
-const SUPERVISOR: House = House {
-    folder: "daemon/supervisor/src",
-    rooms: &[
-        room("", &[], "it starts all"),
-        room(
-            "housekeeping",
-            &["runs", "daemon", "homes", "cordons", "state", "tenants", "workers"],
-            "it knows nothing of the API",
-        ),
-        room("api", &["runs", "daemon", "homes", "cordons", "state", "tenants", "workers"], "it is the outermost room"),
-        room("runs", &["daemon", "homes", "cordons", "state", "tenants", "workers"], "it knows nothing of the API"),
-        room("daemon", &["homes", "cordons", "state", "tenants", "workers"], "it holds the parts that runs need"),
-        room("homes", &["cordons", "state", "tenants", "workers"], "it puts tenants into processes"),
-        room("cordons", &["state", "tenants"], "it judges by what it is told"),
-        room("state", &["tenants"], "it keeps what outlives the daemon"),
-        room("tenants", &[], "it is data and its rules, and knows no process"),
-        room("workers", &[], "it knows processes and their places, not tenants"),
-        room("events", &[], "everybody tells it something, and it tells nobody"),
-        room("clock", &[], "it is below all others"),
-        // The configuration holds a policy, that of tenants without one.
-        room("config", &["tenants"], "it is below all others"),
-        room("descriptors", &[], "it is below all others"),
-        room("files", &[], "it is below all others"),
-        room("json_text", &[], "it is below all others"),
-        room("logging", &[], "it is below all others"),
-        room("paths", &[], "it is below all others"),
-        room("peers", &[], "it is below all others"),
-        room("ranges", &["tenants"], "it is below all others"),
-        room("rights", &[], "it is below all others"),
-        room("run_id", &[], "it is below all others"),
-        room("share", &[], "it is below all others"),
-    ],
-    open: &[
-        "events",
-        "clock",
-        "config",
-        "descriptors",
-        "files",
-        "json_text",
-        "logging",
-        "paths",
-        "peers",
-        "ranges",
-        "rights",
-        "run_id",
-        "share",
-    ],
-    known: &[],
-};
 
 pub(crate) fn run() -> Result<()> {
     let mut broken = Vec::new();
-    for house in HOUSES {
+    for house in houses::ALL {
         let sources = Sources::read(&root().join(house.folder))?;
         let found = sources.look(house);
         broken.extend(found.into_iter().map(|finding| format!("{}/{finding}", house.folder)));
@@ -348,6 +274,7 @@ fn behind_item(tokens: &[TokenTree], at: usize) -> usize {
 
 #[cfg(test)]
 mod tests {
+    use super::super::houses::room;
     use super::*;
 
     const HOUSE: House = House {

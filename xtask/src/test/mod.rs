@@ -3,6 +3,7 @@
 //! A test that needs what this machine lacks runs in the emulated machine (`tests/vm`) instead,
 //! where nothing may be skipped. The closing table says what ran where and how long it took.
 
+mod houses;
 pub(crate) mod imports;
 
 use std::fs;
