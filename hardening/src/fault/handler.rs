@@ -61,6 +61,12 @@ pub fn wrong_keys() -> ! {
     unsafe { libc::_exit(FAULT_EXIT) };
 }
 
+/// What the gate of [`crate::islands::keys::pkru`] calls by name.
+#[unsafe(no_mangle)]
+extern "C" fn enisle_wrong_value() -> ! {
+    wrong_keys()
+}
+
 /// V8 has run out of memory on the calling thread: puts that on record. The process must end next.
 pub fn out_of_memory() {
     let info = Info::with_code(OUT_OF_MEMORY);

@@ -190,6 +190,10 @@ fn gather(tokens: TokenStream, module: &[String], found: &mut Vec<(Module, usize
             at = behind_item(&tokens, at + 2);
             continue;
         }
+        if is_visibility(&tokens[at..]) {
+            at += 2;
+            continue;
+        }
         let line = tokens[at].span().start().line;
         let begins = at == 0 || !is_colon(&tokens[at - 1]);
         match &tokens[at] {
@@ -257,6 +261,14 @@ fn is_for_tests(tokens: &[TokenTree]) -> bool {
         if mark.as_char() == '#' && group.stream().to_string().replace(' ', "") == "cfg(test)")
 }
 
+/// `pub(super)`, `pub(in crate::homes)`: who may see an item, and no import.
+fn is_visibility(tokens: &[TokenTree]) -> bool {
+    let [TokenTree::Ident(word), TokenTree::Group(group), ..] = tokens else { return false };
+    let inner: Vec<_> = group.stream().into_iter().map(|token| token.to_string()).collect();
+    let inner: Vec<_> = inner.iter().map(String::as_str).collect();
+    word == "pub" && matches!(inner.as_slice(), ["crate" | "super" | "self"] | ["in", ..])
+}
+
 /// Where the item that begins at `at` has ended.
 fn behind_item(tokens: &[TokenTree], at: usize) -> usize {
     let is_use = |token: &TokenTree| matches!(token, TokenTree::Ident(word) if word == "use");
@@ -308,6 +320,7 @@ mod tests {
                 "//! `crate::homes` is not imported here.\n#[cfg(test)]\nmod tests { use crate::homes::pool; }",
             ),
             ("workers/deep/x.rs", "use super::super::slot::Slot;"),
+            ("workers/shown.rs", "pub(in crate::homes::home) struct S { pub(super) x: u8 }"),
             ("clock.rs", ""),
         ]);
         assert_eq!(found, Vec::<String>::new());

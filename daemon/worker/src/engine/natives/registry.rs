@@ -43,7 +43,7 @@ macro_rules! natives {
                     result: v8::ReturnValue<'s>,
                 ) {
                     edge();
-                    super::super::$file::$function(scope, args, result);
+                    crate::engine::natives::$file::$function(scope, args, result);
                     edge();
                 }
             )*
