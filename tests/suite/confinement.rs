@@ -1,6 +1,6 @@
 //! What the kernel says of a worker that runs, and what becomes of workers that are not what they should be.
 //!
-//! That each layer stops its attack, and that the attack succeeds without the layer, is in `hardening/tests/layers.rs`.
+//! That each layer stops its attack, and that the attack succeeds without the layer, is in `hardening/tests/layers`.
 
 use std::fs;
 use std::os::unix::process::CommandExt;

@@ -3,7 +3,7 @@
 //! A machine's kernel arguments and settings are what it is; the table says which layers that
 //! leaves. On each machine the program `posture` compares that with what `enisle doctor` and the
 //! daemon say, and tries what the daemon promises. Then every layer of the jail that is there is
-//! attacked with it on and off (`hardening/tests/layers.rs`), and the kernel is asked about a
+//! attacked with it on and off (`hardening/tests/layers`), and the kernel is asked about a
 //! worker (`tests/suite/confinement.rs`).
 
 use std::time::{Duration, Instant};
