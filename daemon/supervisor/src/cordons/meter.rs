@@ -30,7 +30,7 @@ struct Counts {
     may_be_kept: BTreeSet<u64>,
 }
 
-/// So many isolates stay (`engine::kept` in the worker).
+/// So many isolates stay (`engine::isolate::shelf` in the worker).
 const KEPT: usize = 8;
 
 impl Meter {
