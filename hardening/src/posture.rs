@@ -4,10 +4,10 @@ use std::fs;
 use std::io;
 use std::ptr;
 
+use crate::islands::keys;
 use crate::layers::{Layer, LayerSet};
-use crate::mpk;
-use crate::rights;
-use crate::spawn::{NAMESPACES, clone_args};
+use crate::process::rights;
+use crate::process::spawn::{NAMESPACES, clone_args};
 
 /// One layer on this machine.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -34,8 +34,8 @@ impl Posture {
     /// Probes this machine. Takes a few milliseconds and one short-lived child.
     #[must_use]
     pub fn probe() -> Self {
-        let keys = mpk::available();
-        let faults = keys > 0 && mpk::delivers_faults();
+        let keys = keys::available();
+        let faults = keys > 0 && keys::delivers_faults();
         let namespaces = probe_namespaces();
         let version = landlock_version();
         let landlock_scopes = version.as_ref().is_ok_and(|version| *version >= LANDLOCK_WITH_SCOPES);
@@ -54,7 +54,7 @@ impl Posture {
                     Layer::Seccomp | Layer::ThreadFilter | Layer::SealedFilter => seccomp(),
                     Layer::DenyWriteExecute => deny_write_execute(),
                     Layer::Speculation => speculation(),
-                    Layer::Keys if mpk::tenants_of(keys) > 0 && faults => (true, keys_detail(keys)),
+                    Layer::Keys if keys::tenants_of(keys) > 0 && faults => (true, keys_detail(keys)),
                     Layer::Keys if keys > 0 && !faults => {
                         (false, "this kernel does not deliver faults on a closed key to their handler".to_owned())
                     }
@@ -230,7 +230,7 @@ fn passed_descriptors() -> Option<String> {
 
 /// What `doctor` says where there are keys.
 fn keys_detail(keys: usize) -> String {
-    let tenants = mpk::tenants_of(keys);
+    let tenants = keys::tenants_of(keys);
     format!("{keys} keys, for {tenants} tenants a process; native code in a tenant's thread can open any of them")
 }
 

@@ -17,7 +17,7 @@ use nix::unistd::Pid;
 
 use crate::jail::{Plan, limits::core_bytes};
 use crate::layers::{Layer, LayerSet};
-use crate::spawn::{NAMESPACES, OOM_SCORE};
+use crate::process::spawn::{NAMESPACES, OOM_SCORE};
 
 /// What a worker is expected to be.
 #[derive(Debug)]
@@ -80,7 +80,7 @@ pub fn verify(pid: Pid, expected: &Expected<'_>) -> io::Result<Vec<Finding>> {
 /// # Errors
 /// `/proc` of that process could not be read.
 pub fn confined_threads(pid: Pid, layers: LayerSet) -> io::Result<usize> {
-    let own = crate::seccomp::filters_of(layers) + crate::seccomp::THREAD_FILTERS;
+    let own = crate::filter::filters_of(layers) + crate::filter::THREAD_FILTERS;
     let mut confined = 0;
     for thread in fs::read_dir(format!("/proc/{pid}/task"))? {
         // A thread that has just ended is none.
@@ -145,8 +145,8 @@ impl Findings<'_> {
         let (mode, filters) = (field(status, "Seccomp").to_owned(), filters(status));
         let thread = field(status, "Pid").to_owned();
         let says = || format!("thread {thread} has seccomp mode {mode} with {filters} filters");
-        self.expect(Layer::Seccomp, mode == "2" && filters >= crate::seccomp::FILTERS, says);
-        let wanted = crate::seccomp::filters_of(self.expected.plan.layers);
+        self.expect(Layer::Seccomp, mode == "2" && filters >= crate::filter::FILTERS, says);
+        let wanted = crate::filter::filters_of(self.expected.plan.layers);
         self.expect(Layer::SealedFilter, mode == "2" && filters >= wanted, says);
     }
 

@@ -8,8 +8,8 @@
 use std::collections::BTreeMap;
 use std::os::fd::{AsFd, AsRawFd};
 
+use enisle_hardening::filter::{Own, programs};
 use enisle_hardening::islands::Zone;
-use enisle_hardening::seccomp::{Own, programs};
 use proptest::prelude::*;
 use serde_json::Value;
 

@@ -13,7 +13,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Mutex, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
-use enisle_hardening::fds;
+use enisle_hardening::process::fds;
 use enisle_tests::{Answer, Daemon, PATIENCE, SHARING, programs};
 use serde_json::{Value, json};
 use tempfile::TempDir;

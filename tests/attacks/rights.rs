@@ -5,7 +5,7 @@ use std::net::{TcpListener, TcpStream};
 use std::os::fd::AsRawFd;
 use std::os::unix::net::UnixStream;
 
-use enisle_hardening::rights;
+use enisle_hardening::process::rights;
 use enisle_tests::PATIENCE;
 use nix::sys::signal::{Signal, kill};
 use nix::sys::socket::sockopt::{Linger, RcvBuf};

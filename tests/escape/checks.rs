@@ -5,8 +5,8 @@ use std::fs::{self, File};
 use std::io::Read;
 use std::os::unix::fs::FileExt;
 
-use enisle_hardening::mpk::pkru::Pkru;
-use enisle_hardening::seccomp;
+use enisle_hardening::filter;
+use enisle_hardening::islands::keys::pkru::Pkru;
 use serde_json::json;
 
 use crate::Bench;
@@ -195,13 +195,13 @@ pub(crate) fn filters_of_every_thread(bench: &Bench) -> Result<String, String> {
         if !status.contains("Seccomp:\t2") {
             return Err(format!("a thread runs without a filter:\n{status}"));
         }
-        others += usize::from(status.contains(&format!("Seccomp_filters:\t{}\n", seccomp::FILTERS)));
+        others += usize::from(status.contains(&format!("Seccomp_filters:\t{}\n", filter::FILTERS)));
     }
     if (confined, others) == (3, 2) {
         Ok(format!(
             "3 tenants under {} programs, 2 threads of the worker's under {}",
-            seccomp::FILTERS + seccomp::THREAD_FILTERS,
-            seccomp::FILTERS
+            filter::FILTERS + filter::THREAD_FILTERS,
+            filter::FILTERS
         ))
     } else {
         Err(format!("{confined} tenants' threads and {others} others"))

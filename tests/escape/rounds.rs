@@ -57,8 +57,8 @@ pub(crate) fn trapped(bench: &Bench, rounds: usize) -> Result<String, String> {
         let named = rig.next_line(2).ok_or_else(|| format!("round {round}: the victim said nothing"))?;
         if round % 10 == 0 {
             pages = rig.targets(2).map_err(text)?;
-            let seen =
-                enisle_hardening::tags::inspect_running(nix::unistd::Pid::from_raw(rig.pid()), &tags).map_err(text)?;
+            let seen = enisle_hardening::islands::tags::inspect_running(nix::unistd::Pid::from_raw(rig.pid()), &tags)
+                .map_err(text)?;
             if let Some(wrong) = seen.mistagged.first() {
                 return Err(format!("round {round}: {wrong}"));
             }
@@ -132,7 +132,8 @@ pub(crate) fn webassembly(bench: &Bench) -> Result<String, String> {
     let tags = rig.tags.clone().ok_or("no keys")?;
     rig.send(2, WEBASSEMBLY, &json!({ "stay": 500 })).map_err(text)?;
     let Some(named) = rig.next_line(2) else { return Err(format!("it came to {:?}", rig.end_of_run(2))) };
-    let seen = enisle_hardening::tags::inspect_running(nix::unistd::Pid::from_raw(rig.pid()), &tags).map_err(text)?;
+    let seen =
+        enisle_hardening::islands::tags::inspect_running(nix::unistd::Pid::from_raw(rig.pid()), &tags).map_err(text)?;
     if let Some(wrong) = seen.mistagged.first() {
         return Err(wrong.to_string());
     }

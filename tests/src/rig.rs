@@ -9,9 +9,10 @@ use std::time::Duration;
 
 use enisle_hardening::fault::{Fault, FaultPage};
 use enisle_hardening::islands::Zone;
-use enisle_hardening::spawn::{Spawn, Started, spawn};
-use enisle_hardening::tags::{self, Mapping, Tags};
-use enisle_hardening::{Layer, LayerSet, fds};
+use enisle_hardening::islands::tags::{self, Mapping, Tags};
+use enisle_hardening::process::fds;
+use enisle_hardening::process::spawn::{Spawn, Started, spawn};
+use enisle_hardening::{Layer, LayerSet};
 use enisle_wire::control::{Admit, FromWorker, Role, Slot, Start, ToWorker};
 use enisle_wire::limits::Limits;
 use enisle_wire::tenant::{Code, Env, FromTenant, Input, Run, RunId, ToTenant};

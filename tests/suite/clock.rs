@@ -191,7 +191,7 @@ const COLLECTIONS: &str = "async (length) => {
     return seen.join();
 }";
 
-/// As `engine/mod.rs` in the worker has them.
+/// As `engine/start.rs` in the worker has them.
 const UNTIMED_FLAGS: &str = "--no-incremental-marking --heap-growing-percent=50 --min-semi-space-size=1 \
                              --max-semi-space-size=1 --no-scavenger-updates-allocation-limit";
 

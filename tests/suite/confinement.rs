@@ -1,12 +1,12 @@
 //! What the kernel says of a worker that runs, and what becomes of workers that are not what they should be.
 //!
-//! That each layer stops its attack, and that the attack succeeds without the layer, is in `hardening/tests/layers.rs`.
+//! That each layer stops its attack, and that the attack succeeds without the layer, is in `hardening/tests/layers`.
 
 use std::fs;
 use std::os::unix::process::CommandExt;
 use std::process::Stdio;
 
-use enisle_hardening::spawn::NAMESPACES;
+use enisle_hardening::process::spawn::NAMESPACES;
 use enisle_hardening::{Layer, Posture};
 use enisle_tests::{Daemon, SHARING, has, is_alive, programs, wait_until};
 use serde_json::json;

@@ -4,7 +4,7 @@ use std::sync::{Arc, PoisonError};
 use std::time::Duration;
 
 use enisle_cordon::{Because, Seen, Signal};
-use enisle_hardening::allocator;
+use enisle_hardening::process::allocator;
 
 use crate::cordons::warden::Scene;
 use crate::daemon::{Daemon, SOME_TENANTS, Supplies};

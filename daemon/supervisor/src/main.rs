@@ -112,7 +112,7 @@ fn examine() -> ExitCode {
 }
 
 fn start(arguments: Arguments) -> anyhow::Result<()> {
-    enisle_hardening::allocator::give_back_large_blocks();
+    enisle_hardening::process::allocator::give_back_large_blocks();
     let config = Config::load(arguments.config.clone().or_else(paths::config).as_deref())?;
     if arguments.print_config {
         let text = toml::to_string(&config)?;

@@ -1,7 +1,7 @@
 //! Descriptors that clients pass with their bytes (`SCM_RIGHTS`), which no client has a reason to.
 //!
 //! Dropping the last hold of what was passed may take as long as its owner likes
-//! ([`enisle_hardening::rights`]). The thread that serves connections must not be the one that
+//! ([`enisle_hardening::process::rights`]). The thread that serves connections must not be the one that
 //! drops it. When the socket is bound, one of two ways is decided on:
 //!
 //! | way | where | what happens |
@@ -24,7 +24,7 @@ use std::task::{Context, Poll, ready};
 use std::thread;
 use std::time::Duration;
 
-use enisle_hardening::rights::{self, Waiting};
+use enisle_hardening::process::rights::{self, Waiting};
 use nix::sched::{CloneFlags, unshare};
 use nix::sys::socket::sockopt::OobInline;
 use nix::sys::socket::{MsgFlags, Shutdown, recv, setsockopt, shutdown};

@@ -6,7 +6,7 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::sync::{Arc, Mutex, PoisonError};
 
-use enisle_hardening::fds;
+use enisle_hardening::process::fds;
 use enisle_wire::control::{FromWorker, Start, ToWorker};
 use enisle_wire::frame::{HEADER_BYTES, body_len};
 use enisle_wire::{FrameError, MAX_FROM_WORKER_BYTES, MAX_TO_WORKER_BYTES, decode, write_frame};

@@ -10,8 +10,8 @@ use enisle_wire::FrameError;
 use enisle_wire::control::{Admit, FromWorker, Slot, ToWorker};
 
 use crate::control::{Control, Speaker};
-use crate::engine::cage::Cage;
-use crate::engine::{commons, memory};
+use crate::engine::memory::cage::Cage;
+use crate::engine::memory::{commons, oversized};
 use crate::tenant::{Surroundings, Tenant};
 use crate::watchdog::Alarm;
 
@@ -80,7 +80,7 @@ impl Shared {
             if tenant.watched.is_idle() {
                 commons::trim_idle(tenant.watched.slot().0);
             }
-            let again = memory::trim_oversized(tenant.watched.slot().0).then(|| now + OVERSIZED_EVERY);
+            let again = oversized::trim(tenant.watched.slot().0).then(|| now + OVERSIZED_EVERY);
             next = [next, look, again].into_iter().flatten().min();
         }
         let finished: Vec<_> = tenants.extract_if(.., |_, tenant| tenant.is_finished()).collect();

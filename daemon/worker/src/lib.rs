@@ -4,7 +4,7 @@
 //! 2. The jail (`enisle_hardening::jail`), while there is one thread.
 //! 3. V8, on the main thread, which never enters an isolate afterwards.
 //! 4. As *host*: protection keys, and a cage for every tenant that may come, each with its key.
-//! 5. The filter (`enisle_hardening::seccomp`): from here on nothing can be opened, started or reached.
+//! 5. The filter (`enisle_hardening::filter`): from here on nothing can be opened, started or reached.
 //! 6. As *maker*: the startup snapshot, and the end. As *host*: tenants, one thread each ([`tenant`]), which takes on a filter
 //!    of its own, while this thread answers the control channel and another watches their clocks ([`watchdog`]).
 
@@ -22,27 +22,31 @@ use std::process::ExitCode;
 use std::sync::Arc;
 
 use enisle_hardening::islands::Zone;
+use enisle_hardening::islands::keys::pkru::Pkru;
+use enisle_hardening::islands::keys::{Key, KeyRing};
+use enisle_hardening::islands::{frozen, keys};
 use enisle_hardening::jail::{self, Plan};
-use enisle_hardening::mpk::pkru::Pkru;
-use enisle_hardening::mpk::{Key, KeyRing};
-use enisle_hardening::{Layer, LayerSet, fault, fds, mpk, sealed, seccomp};
+use enisle_hardening::process::fds;
+use enisle_hardening::{Layer, LayerSet, fault, filter};
 use enisle_wire::VERSION;
 use enisle_wire::control::{FromWorker, Keys, Ready, Role};
 
 use crate::control::Control;
-use crate::engine::Purpose;
-use crate::engine::cage::Cage;
-use crate::engine::isolate::Snapshot;
+use crate::engine::isolate::resting::Snapshot;
+use crate::engine::isolate::snapshot;
+use crate::engine::memory::cage::Cage;
+use crate::engine::memory::heap::Heap;
+use crate::engine::start::{self, Purpose};
 use crate::tenant::Surroundings;
 use crate::watchdog::Alarm;
 
 #[global_allocator]
-static HEAP: engine::heap::Heap = engine::heap::Heap;
+static HEAP: Heap = Heap;
 
 /// The whole program.
 #[must_use]
 pub fn main() -> ExitCode {
-    enisle_hardening::thread::share_one_arena();
+    enisle_hardening::process::thread::share_one_arena();
     let Some(channel) = fds::control_channel() else { return ExitCode::FAILURE };
     let mut control = Control::new(channel);
     match run(&mut control) {
@@ -62,7 +66,7 @@ fn run(control: &mut Control) -> Result<(), Box<dyn std::error::Error>> {
     }
     // Mapped while descriptors can still be mapped; the mappings need no descriptor afterwards.
     fault::share(control.take_descriptor().ok_or("no page for faults came with the start")?)?;
-    let snapshot = control.take_descriptor().map(engine::snapshot::map).transpose()?;
+    let snapshot = control.take_descriptor().map(snapshot::map).transpose()?;
     let layers = LayerSet::from_bits(start.layers);
     let zone = Zone::from_parts(&start.zone).ok_or("the zone has no place in this machine's address space")?;
     jail::enter(&Plan::for_tenants(layers, start.data_bytes, start.max_tenants))?;
@@ -71,24 +75,24 @@ fn run(control: &mut Control) -> Result<(), Box<dyn std::error::Error>> {
         (Role::Host, false) => Purpose::Tenants,
         (Role::Host, true) => Purpose::SealedTenants,
     };
-    let (v8, reserved) = engine::start(&zone, purpose)?;
-    engine::set_signal_handlers()?;
-    engine::warm_up()?;
+    let (v8, reserved) = start::v8(&zone, purpose)?;
+    start::set_signal_handlers()?;
+    start::warm_up()?;
     let speaker = control.speaker();
     if start.role == Role::Maker {
         seccomp_if(layers)?;
         // A thread of its own: V8 asks for the bounds of the stack, which for a main thread are in a file.
-        let made = std::thread::spawn(engine::snapshot::make).join().map_err(|_| "making the snapshot panicked")?;
+        let made = std::thread::spawn(snapshot::make).join().map_err(|_| "making the snapshot panicked")?;
         return Ok(speaker.say(&FromWorker::Snapshot(made?))?);
     }
     let told = if layers.has(Layer::Keys) {
         let (jit, record, tenants) = KeyRing::take(zone.islands().count())?.split();
         let told = Keys { jit, tenants: tenants.iter().map(Key::number).collect() };
         fault::guard(&record)?;
-        sealed::assign(&zone, Some(jit), tenants);
+        frozen::assign(&zone, Some(jit), tenants);
         Some(told)
     } else {
-        sealed::assign(&zone, mpk::jit_key(), Vec::new());
+        frozen::assign(&zone, keys::jit_key(), Vec::new());
         None
     };
     let cages = Cage::build_all(reserved)?;
@@ -96,7 +100,7 @@ fn run(control: &mut Control) -> Result<(), Box<dyn std::error::Error>> {
     if let Some(told) = &told {
         Pkru::of_nobody(told.jit).install();
     }
-    sealed::seal()?;
+    frozen::freeze()?;
     seccomp_if(layers)?;
     let surroundings = Surroundings {
         snapshot: Snapshot(snapshot.ok_or("no snapshot came with the start")?),
@@ -107,9 +111,9 @@ fn run(control: &mut Control) -> Result<(), Box<dyn std::error::Error>> {
     host::serve(control, speaker, surroundings, cages)
 }
 
-fn seccomp_if(layers: LayerSet) -> Result<(), seccomp::SeccompError> {
+fn seccomp_if(layers: LayerSet) -> Result<(), filter::FilterError> {
     if layers.has(Layer::SealedFilter) {
-        seccomp::seal()?;
+        filter::seal()?;
     }
-    if layers.has(Layer::Seccomp) { seccomp::install() } else { Ok(()) }
+    if layers.has(Layer::Seccomp) { filter::install() } else { Ok(()) }
 }

@@ -5,13 +5,15 @@
 
 use std::time::{Duration, Instant};
 
+use enisle_hardening::fault;
 use enisle_hardening::fault::FaultPage;
 use enisle_hardening::islands::Zone;
-use enisle_hardening::{fault, mpk, sealed};
+use enisle_hardening::islands::{frozen, keys};
 
-use crate::engine::cage::{Cage, Entered, Entering};
-use crate::engine::isolate::{Resting, Snapshot};
-use crate::engine::{self, Purpose, snapshot};
+use crate::engine::isolate::resting::{Resting, Snapshot};
+use crate::engine::isolate::snapshot;
+use crate::engine::memory::cage::{Cage, Entered, Entering};
+use crate::engine::start::{self, Purpose};
 
 /// One turn of the loop.
 #[derive(Debug, Clone, Copy)]
@@ -28,13 +30,13 @@ pub struct Turn {
 /// The engine does not start, or the script does not run.
 pub fn measure(script: &str, turns: usize) -> Result<Vec<Turn>, Box<dyn std::error::Error>> {
     let zone = Zone::place(1, || 0);
-    let (_, reserved) = engine::start(&zone, Purpose::Tenants)?;
-    engine::warm_up()?;
+    let (_, reserved) = start::v8(&zone, Purpose::Tenants)?;
+    start::warm_up()?;
     let snapshot = Box::leak(snapshot::make()?.into_boxed_slice());
     let script = script.to_owned();
     // Where it is noted which place is taken.
     fault::share(FaultPage::new()?.descriptor().try_clone_to_owned()?)?;
-    sealed::assign(&zone, mpk::jit_key(), Vec::new());
+    frozen::assign(&zone, keys::jit_key(), Vec::new());
     let cage = Cage::build_all(reserved)?.pop().ok_or("no cage")?;
     let (send, receive) = std::sync::mpsc::sync_channel(1);
     let thread = cage.start_thread(c"raw".to_owned(), move |cage| {

@@ -25,17 +25,18 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Instant;
 
-use enisle_hardening::thread::CpuClock;
+use enisle_hardening::process::thread::CpuClock;
 use enisle_wire::control::Admit;
 use enisle_wire::tenant::{Code, Done, FromTenant, ToTenant};
 use enisle_wire::{FrameError, MAX_FROM_TENANT_BYTES, MAX_TO_TENANT_BYTES, read_frame, write_frame};
 
-use crate::engine::cage::{Cage, Entered, Entering, IslandThread};
-use crate::engine::clock::Clock;
-use crate::engine::isolate::{Resting, Snapshot};
-use crate::engine::kept::{Kept, Shelf};
-use crate::engine::run::{Order, Source, execute};
-use crate::engine::{heap, memory, quota, trim};
+use crate::engine::isolate::resting::{Resting, Snapshot};
+use crate::engine::isolate::shelf::{Evaluated, Kept, Shelf};
+use crate::engine::memory::cage::{Cage, Entered, Entering, IslandThread};
+use crate::engine::memory::{heap, oversized, quota};
+use crate::engine::run::clock::Clock;
+use crate::engine::run::execute::{Order, execute};
+use crate::engine::run::state::Source;
 use crate::watchdog::{Alarm, Watched};
 
 /// What every tenant's thread of a process needs to know.
@@ -169,14 +170,17 @@ fn live(
 ) -> Result<(), Box<dyn Error>> {
     let cage = cage.enter()?;
     #[cfg(feature = "attack-natives")]
-    crate::engine::attack_channel_is(std::os::fd::AsRawFd::as_raw_fd(&**channel));
+    crate::engine::attack::channel_is(std::os::fd::AsRawFd::as_raw_fd(&**channel));
     let warm = Resting::warm(&cage, surroundings.snapshot, memory_mb)?;
     let mut isolates = Isolates { cage: &cage, warm, shelf: Shelf::default() };
     // The cage's code range is there now; nothing that comes makes memory executable.
     if surroundings.thread_filter {
         cage.lock_down(channel.as_fd())?;
     }
-    let ended = serve(watched, channel, &mut isolates, surroundings.snapshot);
+    let incoming = Incoming::new(channel, watched);
+    let mut serving = Serving { watched, channel, incoming, clock: Clock::new(), snapshot: surroundings.snapshot };
+    let ended = serving.serve(&mut isolates);
+    drop(serving);
     watched.tidy();
     drop(isolates);
     drop(cage);
@@ -195,82 +199,112 @@ fn say(channel: &UnixStream, frame: &FromTenant) -> Result<(), FrameError> {
     write_frame(&mut &*channel, frame, MAX_FROM_TENANT_BYTES)
 }
 
-/// Runs what the supervisor sends, until it closes the channel.
-fn serve(
-    watched: &Arc<Watched>,
-    channel: &Arc<UnixStream>,
-    Isolates { cage, warm, shelf }: &mut Isolates<'_>,
+/// A tenant's thread at work.
+struct Serving<'a> {
+    watched: &'a Arc<Watched>,
+    channel: &'a Arc<UnixStream>,
+    incoming: Incoming<'a>,
+    clock: Clock,
     snapshot: Snapshot,
-) -> Result<(), Box<dyn Error>> {
-    let say = |frame: &FromTenant| say(channel, frame);
-    let say_done = |arrived: Instant, mut done: Done| {
-        done.usage.cpu_us = watched.take_us();
-        done.usage.wall_us = u64::try_from(arrived.elapsed().as_micros()).unwrap_or(u64::MAX);
-        heap::private(|| say(&FromTenant::Done(Box::new(done))))
-    };
-    let mut incoming = Incoming::new(channel, watched);
-    let mut clock = Clock::new();
-    loop {
-        if shelf.is_empty() {
-            quota::settle();
+}
+
+impl Serving<'_> {
+    /// Runs what the supervisor sends, until it closes the channel.
+    fn serve(&mut self, isolates: &mut Isolates<'_>) -> Result<(), Box<dyn Error>> {
+        loop {
+            if isolates.shelf.is_empty() {
+                quota::settle();
+            }
+            say(self.channel, &FromTenant::Ready { cpu_us: self.watched.take_us() })?;
+            let order = self.incoming.order(&mut isolates.shelf)?;
+            let (key, memory_mb) = (order.run.keep, order.run.limits.memory_mb);
+            let kept = key.and_then(|key| Some((key, isolates.shelf.take(key, memory_mb)?)));
+            isolates.shelf.make_room(memory_mb);
+            match kept {
+                Some((key, kept)) => self.run_kept(order, key, kept, &mut isolates.shelf)?,
+                None => self.run_warm(order, isolates)?,
+            }
         }
-        say(&FromTenant::Ready { cpu_us: watched.take_us() })?;
-        let order = incoming.order(shelf)?;
+    }
+
+    /// A run in the isolate that its script was evaluated in.
+    fn run_kept<'cage>(
+        &mut self,
+        order: Order,
+        key: u64,
+        Kept { mut resting, evaluated, .. }: Kept<'cage>,
+        shelf: &mut Shelf<'cage>,
+    ) -> Result<(), Box<dyn Error>> {
+        let arrived = Instant::now();
+        let (done, evaluated) = self.execute(&mut resting, Source::Evaluated(evaluated), order, arrived);
+        let is_heavy = done.usage.peak_heap_bytes >= HEAVY_BYTES;
+        let mut done = Some(done);
+        if evaluated.is_some() {
+            done.take().map_or(Ok(()), |done| self.say_done(arrived, done))?;
+        }
+        match evaluated {
+            Some(evaluated) => shelf.put(key, resting, evaluated),
+            None => drop(resting),
+        }
+        give_back(is_heavy);
+        Ok(done.map_or(Ok(()), |done| self.say_done(arrived, done))?)
+    }
+
+    /// A run in the warm isolate; the next one is made behind it.
+    fn run_warm(&mut self, order: Order, isolates: &mut Isolates<'_>) -> Result<(), Box<dyn Error>> {
+        let Isolates { cage, warm, shelf } = isolates;
         let (id, key, memory_mb) = (order.run.id, order.run.keep, order.run.limits.memory_mb);
-        let kept = key.and_then(|key| Some((key, shelf.take(key, memory_mb)?)));
-        shelf.make_room(memory_mb);
-        if let Some((key, Kept { mut resting, evaluated, .. })) = kept {
-            let arrived = Instant::now();
-            let source = Source::Evaluated(evaluated);
-            let (done, evaluated) =
-                heap::private(|| execute(&mut resting, source, order, watched, channel, &mut clock, arrived));
-            let is_heavy = done.usage.peak_heap_bytes >= HEAVY_BYTES;
-            let mut done = Some(done);
-            if evaluated.is_some() {
-                done.take().map_or(Ok(()), |done| say_done(arrived, done))?;
-            }
-            match evaluated {
-                Some(evaluated) => shelf.put(key, resting, evaluated),
-                None => drop(resting),
-            }
-            if is_heavy {
-                trim();
-            }
-            memory::forget_oversized();
-            done.map_or(Ok(()), |done| say_done(arrived, done))?;
-            continue;
-        }
         if key.is_some() {
-            say(&FromTenant::Needs(id))?;
+            say(self.channel, &FromTenant::Needs(id))?;
         }
-        let source = Source::Code(incoming.code()?);
+        let source = Source::Code(self.incoming.code()?);
         let arrived = Instant::now();
         // A heap limit is fixed when an isolate is made. The one that is warm has the limit of the run before.
         if warm.memory_mb != memory_mb {
-            *warm = Resting::warm(cage, snapshot, memory_mb)?;
+            *warm = Resting::warm(cage, self.snapshot, memory_mb)?;
         }
-        let (done, evaluated) = heap::private(|| execute(warm, source, order, watched, channel, &mut clock, arrived));
+        let (done, evaluated) = self.execute(warm, source, order, arrived);
         let is_heavy = done.usage.peak_heap_bytes >= HEAVY_BYTES;
         let mut done = Some(done);
         if let Some(short) = done.take_if(|done| done.usage.cpu_us < LONG_US) {
-            say_done(arrived, short)?;
+            self.say_done(arrived, short)?;
         }
         // The next one first: a cage whose last isolate goes would build its shared parts anew.
         let next = {
             let _turn = MAKING.lock().unwrap_or_else(PoisonError::into_inner);
-            Resting::warm(cage, snapshot, memory_mb)?
+            Resting::warm(cage, self.snapshot, memory_mb)?
         };
         let last = std::mem::replace(warm, next);
         match (key, evaluated) {
             (Some(key), Some(evaluated)) => shelf.put(key, last, evaluated),
             _ => drop(last),
         }
-        if is_heavy {
-            trim();
-        }
-        memory::forget_oversized();
-        if let Some(long) = done {
-            say_done(arrived, long)?;
-        }
+        give_back(is_heavy);
+        Ok(done.map_or(Ok(()), |long| self.say_done(arrived, long))?)
     }
+
+    fn execute(
+        &mut self,
+        resting: &mut Resting<'_>,
+        source: Source,
+        order: Order,
+        arrived: Instant,
+    ) -> (Done, Option<Evaluated>) {
+        let Self { watched, channel, clock, .. } = self;
+        heap::private(|| execute(resting, source, order, watched, channel, clock, arrived))
+    }
+
+    fn say_done(&self, arrived: Instant, mut done: Done) -> Result<(), FrameError> {
+        done.usage.cpu_us = self.watched.take_us();
+        done.usage.wall_us = u64::try_from(arrived.elapsed().as_micros()).unwrap_or(u64::MAX);
+        heap::private(|| say(self.channel, &FromTenant::Done(Box::new(done))))
+    }
+}
+
+/// Gives back what a run has left, if that is worth the time.
+fn give_back(is_heavy: bool) {
+    if is_heavy {
+        quota::trim();
+    }
+    oversized::forget();
 }

@@ -19,7 +19,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use enisle_hardening::thread::CpuClock;
+use enisle_hardening::process::thread::CpuClock;
 use enisle_wire::control::{OverrunCause, Slot};
 use enisle_wire::limits::Limits;
 use enisle_wire::tenant::RunId;

@@ -1,7 +1,7 @@
 //! The steps that a worker takes before V8 starts: one step, one why, one error.
 //!
 //! The order matters and is the order of [`enter`]: what needs a capability comes before capabilities go, what the next
-//! step could undo comes after it. The filter ([`crate::seccomp`]) comes last, when V8 has started.
+//! step could undo comes after it. The filter ([`crate::filter`]) comes last, when V8 has started.
 
 mod landlock;
 pub(crate) mod limits;
@@ -12,7 +12,7 @@ mod speculation;
 use std::io;
 
 use crate::layers::{Layer, LayerSet};
-use crate::spawn::CONTROL_FD;
+use crate::process::spawn::CONTROL_FD;
 
 /// How tight the jail is; the steps themselves have no settings.
 #[derive(Debug, Clone, Copy)]

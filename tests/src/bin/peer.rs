@@ -20,7 +20,7 @@ use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::Path;
 
-use enisle_hardening::fds;
+use enisle_hardening::process::fds;
 use nix::fcntl::{Flock, FlockArg};
 
 fn main() -> Result<(), Box<dyn Error>> {

@@ -16,7 +16,8 @@ use std::process::ExitCode;
 
 use enisle_hardening::islands::Zone;
 use enisle_hardening::jail::{self, Plan};
-use enisle_hardening::{Layer, LayerSet, fds, seccomp};
+use enisle_hardening::process::fds;
+use enisle_hardening::{Layer, LayerSet, filter};
 use enisle_wire::control::{FromWorker, Keys, OverrunCause, Ready, Role, Slot, Start, ToWorker};
 use enisle_wire::tenant::{Advice, Done, FromTenant, Level, LogLine, RunId, ScriptError, ToTenant, Usage};
 use enisle_wire::{
@@ -56,10 +57,10 @@ fn misbehave(name: &str) -> Result<(), Box<dyn Error>> {
         layers = LayerSet::NONE;
     }
     if layers.has(Layer::SealedFilter) {
-        seccomp::seal()?;
+        filter::seal()?;
     }
     if layers.has(Layer::Seccomp) {
-        seccomp::install()?;
+        filter::install()?;
     }
     let places = u8::try_from(start.max_tenants)?;
     let keys = match name {
@@ -101,7 +102,7 @@ fn speak_for_tenant(how: &str, start: &Start, layers: LayerSet, control: &UnixSt
     if layers.has(Layer::ThreadFilter) {
         let zone = Zone::from_parts(&start.zone).ok_or("no zone")?;
         let island = zone.island(0).ok_or("no island")?;
-        seccomp::confine(&seccomp::Own { zone: &zone, island, keys: &[], channel: channel.as_fd() })?;
+        filter::confine(&filter::Own { zone: &zone, island, keys: &[], channel: channel.as_fd() })?;
     }
     let say = |channel: &mut UnixStream, frame: &FromTenant| write_frame(channel, frame, MAX_FROM_TENANT_BYTES);
     say(&mut channel, &FromTenant::Ready { cpu_us: 0 })?;

@@ -10,8 +10,8 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use anyhow::{Result, ensure};
+use enisle_hardening::filter::{Own, programs};
 use enisle_hardening::islands::Zone;
-use enisle_hardening::seccomp::{Own, programs};
 use enisle_hardening::{Layer, Posture};
 use enisle_tests::rig::{Ran, Rig, Workshop};
 use serde_json::Value;

@@ -12,87 +12,12 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result, bail, ensure};
 use proc_macro2::{Delimiter, TokenStream, TokenTree};
 
+use super::houses::{self, House, Room};
 use crate::root;
-
-/// The sources of one program.
-struct House {
-    folder: &'static str,
-    /// A file belongs to the room with the longest name that fits.
-    rooms: &'static [Room],
-    /// Rooms that every other may import.
-    open: &'static [&'static str],
-    /// Imports, from and to, that break a rule and are tolerated until they are removed. A removed
-    /// import must be removed here too.
-    known: &'static [(&'static str, &'static str)],
-}
-
-/// A folder or a file, by its path as a module.
-struct Room {
-    name: &'static str,
-    may: &'static [&'static str],
-    /// What the room is, for the error message.
-    is: &'static str,
-}
-
-const fn room(name: &'static str, may: &'static [&'static str], is: &'static str) -> Room {
-    Room { name, may, is }
-}
-
-const HOUSES: &[House] = &[SUPERVISOR];
-
-const SUPERVISOR: House = House {
-    folder: "daemon/supervisor/src",
-    rooms: &[
-        room("", &[], "it starts the daemon"),
-        room(
-            "housekeeping",
-            &["runs", "daemon", "homes", "cordons", "state", "tenants", "workers"],
-            "it knows nothing of the API",
-        ),
-        room("api", &["runs", "daemon", "homes", "cordons", "state", "tenants", "workers"], "it is the outermost room"),
-        room("runs", &["daemon", "homes", "cordons", "state", "tenants", "workers"], "it knows nothing of the API"),
-        room("daemon", &["homes", "cordons", "state", "tenants", "workers"], "it holds the parts that runs need"),
-        room("homes", &["cordons", "state", "tenants", "workers"], "it puts tenants into processes"),
-        room("cordons", &["state", "tenants"], "it judges by what is reported to it"),
-        room("state", &["tenants"], "it keeps what outlives the daemon"),
-        room("tenants", &[], "it is data and its rules, and knows no process"),
-        room("workers", &[], "it knows processes and their slots, not tenants"),
-        room("events", &[], "every room may emit events, and it imports none of them"),
-        room("clock", &[], "it is below all others"),
-        // The configuration holds the policy of tenants that have none of their own.
-        room("config", &["tenants"], "it is below all others"),
-        room("descriptors", &[], "it is below all others"),
-        room("files", &[], "it is below all others"),
-        room("json_text", &[], "it is below all others"),
-        room("logging", &[], "it is below all others"),
-        room("paths", &[], "it is below all others"),
-        room("peers", &[], "it is below all others"),
-        room("ranges", &["tenants"], "it is below all others"),
-        room("rights", &[], "it is below all others"),
-        room("run_id", &[], "it is below all others"),
-        room("share", &[], "it is below all others"),
-    ],
-    open: &[
-        "events",
-        "clock",
-        "config",
-        "descriptors",
-        "files",
-        "json_text",
-        "logging",
-        "paths",
-        "peers",
-        "ranges",
-        "rights",
-        "run_id",
-        "share",
-    ],
-    known: &[],
-};
 
 pub(crate) fn run() -> Result<()> {
     let mut broken = Vec::new();
-    for house in HOUSES {
+    for house in houses::ALL {
         let sources = Sources::read(&root().join(house.folder))?;
         let found = sources.look(house);
         broken.extend(found.into_iter().map(|finding| format!("{}/{finding}", house.folder)));
@@ -269,6 +194,10 @@ fn gather(tokens: TokenStream, module: &[String], found: &mut Vec<(Module, usize
             at = behind_item(&tokens, at + 2);
             continue;
         }
+        if is_visibility(&tokens[at..]) {
+            at += 2;
+            continue;
+        }
         let line = tokens[at].span().start().line;
         let begins = at == 0 || !is_colon(&tokens[at - 1]);
         match &tokens[at] {
@@ -336,6 +265,14 @@ fn is_for_tests(tokens: &[TokenTree]) -> bool {
         if mark.as_char() == '#' && group.stream().to_string().replace(' ', "") == "cfg(test)")
 }
 
+/// `pub(super)`, `pub(in crate::homes)`: the visibility of an item, which is not an import.
+fn is_visibility(tokens: &[TokenTree]) -> bool {
+    let [TokenTree::Ident(word), TokenTree::Group(group), ..] = tokens else { return false };
+    let inner: Vec<_> = group.stream().into_iter().map(|token| token.to_string()).collect();
+    let inner: Vec<_> = inner.iter().map(String::as_str).collect();
+    word == "pub" && matches!(inner.as_slice(), ["crate" | "super" | "self"] | ["in", ..])
+}
+
 /// The index behind the item that begins at `at`.
 fn behind_item(tokens: &[TokenTree], at: usize) -> usize {
     let is_use = |token: &TokenTree| matches!(token, TokenTree::Ident(word) if word == "use");
@@ -353,6 +290,7 @@ fn behind_item(tokens: &[TokenTree], at: usize) -> usize {
 
 #[cfg(test)]
 mod tests {
+    use super::super::houses::room;
     use super::*;
 
     const HOUSE: House = House {
@@ -386,6 +324,7 @@ mod tests {
                 "//! `crate::homes` is not imported here.\n#[cfg(test)]\nmod tests { use crate::homes::pool; }",
             ),
             ("workers/deep/x.rs", "use super::super::slot::Slot;"),
+            ("workers/shown.rs", "pub(in crate::homes::home) struct S { pub(super) x: u8 }"),
             ("clock.rs", ""),
         ]);
         assert_eq!(found, Vec::<String>::new());

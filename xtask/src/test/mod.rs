@@ -4,6 +4,7 @@
 //! where no test may be skipped. The closing table says what ran where and how long it took.
 
 pub(crate) mod documents;
+mod houses;
 pub(crate) mod imports;
 pub(crate) mod text;
 

@@ -4,7 +4,7 @@
 //! A machine is its kernel arguments and settings; the table says which layers remain. On each
 //! machine the program `posture` compares that with what `enisle doctor` and the daemon report, and
 //! tries what the daemon promises. Then every layer of the jail that the machine has is attacked
-//! with the layer on and off (`hardening/tests/layers.rs`), and a worker is checked in `/proc`
+//! with the layer on and off (`hardening/tests/layers`), and a worker is checked in `/proc`
 //! (`tests/suite/confinement.rs`).
 
 use std::time::{Duration, Instant};

@@ -13,9 +13,10 @@ use std::time::Duration;
 use enisle_cordon::{Level, MAX_TENANTS_PER_PROCESS};
 use enisle_hardening::fault::FaultPage;
 use enisle_hardening::islands::Zone;
+use enisle_hardening::islands::keys;
 use enisle_hardening::jail::Plan;
-use enisle_hardening::spawn::{self, Spawn, SpawnError, Started};
-use enisle_hardening::{Layer, LayerSet, mpk};
+use enisle_hardening::process::spawn::{self, Spawn, SpawnError, Started};
+use enisle_hardening::{Layer, LayerSet};
 use enisle_wire::FrameError;
 use enisle_wire::control::{FromWorker, Role, Session, Start, ToWorker};
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, BufReader};
@@ -25,7 +26,7 @@ use crate::workers::channel::{read_frame, send};
 use crate::workers::death::Death;
 
 /// `doctor` and placement count keys alike.
-const _: () = assert!(mpk::PROCESSOR_KEYS - mpk::RESERVED_KEYS == MAX_TENANTS_PER_PROCESS);
+const _: () = assert!(keys::PROCESSOR_KEYS - keys::RESERVED_KEYS == MAX_TENANTS_PER_PROCESS);
 
 /// From `exec` to `Ready`: the jail and V8 take some 20 ms; a machine may be busy.
 pub(crate) const START_TIMEOUT: Duration = Duration::from_secs(20);

@@ -3,7 +3,7 @@
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
 
-use enisle_hardening::fds;
+use enisle_hardening::process::fds;
 use enisle_wire::control::ToWorker;
 use enisle_wire::frame::{HEADER_BYTES, body_len};
 use enisle_wire::{FrameError, MAX_TO_WORKER_BYTES, decode, encode};

@@ -19,7 +19,7 @@ use std::collections::BTreeMap;
 
 use enisle_cordon::blame::holds_most;
 use enisle_hardening::fault::Taken;
-use enisle_hardening::tags::{Bytes, Held};
+use enisle_hardening::islands::tags::{Bytes, Held};
 use enisle_wire::control::Slot;
 
 use crate::workers::threads::Faults;

@@ -8,8 +8,8 @@ use std::sync::Arc;
 
 use enisle_hardening::Layer;
 use enisle_hardening::islands::Zone;
+use enisle_hardening::islands::tags::{self, Held, Tags};
 use enisle_hardening::jail::Plan;
-use enisle_hardening::tags::{self, Held, Tags};
 use enisle_hardening::verify::{self, Expected};
 use nix::unistd::Pid;
 

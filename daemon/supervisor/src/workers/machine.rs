@@ -7,7 +7,8 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use enisle_cordon::{CAGES_PER_PROCESS, Capacity};
-use enisle_hardening::{Layer, LayerSet, Posture, mpk};
+use enisle_hardening::islands::keys;
+use enisle_hardening::{Layer, LayerSet, Posture};
 use enisle_wire::limits::Limit;
 use nix::fcntl::{FcntlArg, SealFlag, fcntl};
 use nix::sys::memfd::{MFdFlags, memfd_create};
@@ -58,7 +59,7 @@ pub(crate) fn probe(config: &Config) -> Result<Machine, MachineError> {
         return Err(MachineError::Posture(missing.join("; ")));
     }
     let capacity = Capacity {
-        keys: if config.workers.keys == Keys::Off { 0 } else { mpk::tenants_of(posture.keys) },
+        keys: if config.workers.keys == Keys::Off { 0 } else { keys::tenants_of(posture.keys) },
         cages: CAGES_PER_PROCESS,
         share_without_keys: config.workers.share_without_keys,
     };

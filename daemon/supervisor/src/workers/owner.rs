@@ -14,8 +14,8 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use enisle_cordon::{Level, MemoryRules, Room, Signal};
-use enisle_hardening::spawn::Started;
-use enisle_hardening::tags::Tags;
+use enisle_hardening::islands::tags::Tags;
+use enisle_hardening::process::spawn::Started;
 use enisle_wire::control::{FromWorker, OverrunCause, Role, Session, Slot, ToWorker};
 use enisle_wire::decode;
 use enisle_wire::frame::{HEADER_BYTES, body_len};

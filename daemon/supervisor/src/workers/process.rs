@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use enisle_cordon::{Level, MemoryRules, Signal};
 use enisle_hardening::fault::{Fault, FaultPage};
 use enisle_hardening::islands::Zone;
-use enisle_hardening::tags::{self, Tags};
+use enisle_hardening::islands::tags::{self, Tags};
 use enisle_hardening::verify;
 use enisle_hardening::{Layer, LayerSet};
 use enisle_wire::control::{Admit, Slot};

@@ -1,5 +1,5 @@
-//! What a run says when V8 cannot go on: whose it was, before the process ends; and what is done at the heap limit, so that it
-//! does not come to that.
+//! What a run says when V8 cannot go on: whose it was, before the process ends. That it does not come to
+//! that is up to what is done at the heap limit ([`super::memory::heap_limit`]).
 
 use std::cell::Cell;
 use std::os::fd::{AsRawFd, RawFd};
@@ -9,9 +9,7 @@ use enisle_wire::control::{GAVE_UP_EXIT, OUT_OF_MEMORY_EXIT};
 use enisle_wire::tenant::{FromTenant, RunId};
 use enisle_wire::{MAX_FROM_TENANT_BYTES, encode};
 
-use super::run::RunState;
-use super::{confinement, exit_now, memory, quota};
-use crate::watchdog::{Cause, Watched};
+use super::kernel::exit_now;
 
 /// What the thread says if V8 cannot go on: prepared, because saying it must not allocate. Plain
 /// values, because a handler reads them, which may do so at any point of the thread's life.
@@ -89,64 +87,9 @@ fn say_last_words() {
     }
 }
 
-/// V8 is near a heap limit. Ends the run, and gives V8 the room that it needs to get there: the next allocation may be
-/// one of the largest that there are, and refusing it would end the process with everybody in it.
-pub(super) unsafe extern "C" fn near_heap_limit(data: *mut std::ffi::c_void, current: usize, initial: usize) -> usize {
-    confinement::edge();
-    // SAFETY: `data` is the `HeapWatch` that `execute` keeps alive until it has taken this callback away.
-    let watch = unsafe { &*data.cast::<HeapWatch<'_>>() };
-    // SAFETY: V8 calls this on the isolate's own thread; what comes out is not dropped as an owner.
-    let mut isolate = unsafe { v8::Isolate::from_raw_isolate_ptr(watch.isolate) };
-    // SAFETY: the function takes nothing and reads a variable of this thread.
-    let for_an_object = unsafe { v8_tenant_wanted() } != 0;
-    // A refused array buffer makes V8 ask here too, when it has collected garbage in vain. That is
-    // not a full heap. An object that does not fit needs its room though, however empty the heap
-    // is: V8 ends the process otherwise.
-    if !for_an_object && quota::take_refused() && isolate.get_heap_statistics().used_heap_size() < initial / 2 {
-        return current;
-    }
-    if quota::is_lifted() {
-        return initial.saturating_add(1280 << 20);
-    }
-    watch.watched.end(Cause::Memory);
-    it_is_over_its_limit();
-    // What native memory leaves of the run's last room. A run that fills that as well, with small
-    // objects, is not on its way out.
-    let room = quota::last_room();
-    quota::no_more();
-    // SAFETY: as above.
-    let wanted = unsafe { v8_tenant_wanted() };
-    let limit = current.max(initial.saturating_add(room));
-    if current == initial && wanted <= room {
-        return limit;
-    }
-    if wanted < OVERSIZED_FROM || !memory::expect_oversized(wanted) {
-        return limit;
-    }
-    watch.watched.look_now();
-    limit.saturating_add(wanted)
-}
-
-/// Smaller objects find their room.
-const OVERSIZED_FROM: usize = 1 << 20;
-
-fn it_is_over_its_limit() {
+/// The run has met its own limit of memory, whatever happens next.
+pub(super) fn it_is_over_its_limit() {
     LAST_WORDS.set(LAST_WORDS.get().map(|words| LastWords { over_its_limit: true, ..words }));
-}
-
-/// V8 is at a point where a run may be looked at, and this one has asked for it because its native
-/// memory nears the limit: what dead objects hold goes, and if that is not enough, so does the run.
-pub(super) unsafe extern "C" fn look_at_memory(isolate: v8::UnsafeRawIsolatePtr, _: *mut std::ffi::c_void) {
-    // SAFETY: V8 calls this on the isolate's own thread; what comes out is not dropped as an owner.
-    let mut isolate = unsafe { v8::Isolate::from_raw_isolate_ptr(isolate) };
-    isolate.memory_pressure_notification(v8::MemoryPressureLevel::Critical);
-    if quota::is_over() || quota::is_exhausted() {
-        it_is_over_its_limit();
-        quota::no_more();
-        if let Some(state) = isolate.get_slot::<RunState>() {
-            state.watched.end(Cause::Memory);
-        }
-    }
 }
 
 /// The tenant's native memory is so far over its limit that the run cannot be waited for.
@@ -164,18 +107,6 @@ pub(super) fn no_memory_left() -> ! {
     enisle_hardening::fault::out_of_memory();
     say_last_words();
     exit_now(OUT_OF_MEMORY_EXIT);
-}
-
-unsafe extern "C" {
-    /// The size of the object that V8 asks for room for, in the archive
-    /// (`v8/patches/14-large-objects.patch`).
-    fn v8_tenant_wanted() -> usize;
-}
-
-/// What the callback at the heap limit needs to know.
-pub(super) struct HeapWatch<'a> {
-    pub(super) watched: &'a Watched,
-    pub(super) isolate: v8::UnsafeRawIsolatePtr,
 }
 
 /// Prepares what this thread says if V8 cannot go on with a run.

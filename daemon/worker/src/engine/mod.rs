@@ -1,210 +1,27 @@
 //! The V8 edge: the only part of the worker with `unsafe`.
 //!
-//! | module | owns |
+//! Rooms, of which each imports only those below it (`cargo xtask imports` holds them to that):
+//!
+//! | room | owns |
 //! |---|---|
-//! | [`cage`] | one isolate group per tenant thread, on its island, tagged with its key |
-//! | [`commons`] | what V8, ICU and C++ allocate for a tenant and other threads may use |
-//! | [`caches`] | ICU's cache, which all tenants of the process share |
-//! | [`clock`] | the time that a script sees |
-//! | [`memory`] | where V8's mappings go |
-//! | [`heap`] | what Rust allocates for a tenant, on its island |
-//! | [`hooks`] | what V8, ICU and C++ allocate |
-//! | [`confinement`] | whether a tenant's thread still has the keys open that it should |
-//! | [`quota`] | what a tenant holds outside V8's heap: buffers, native memory |
-//! | [`isolate`] | an isolate at rest: made from the snapshot, warm, entered only for one run |
-//! | [`last_words`] | what is said when V8 cannot go on |
-//! | [`log`] | the console of one run |
-//! | [`kept`] | isolates that stay between the runs of a script |
+//! | [`start`] | V8's flags and its start, before there is a tenant |
+//! | [`run`] | one run, from its frame to its end; the time that it sees |
+//! | [`isolate`] | isolates at rest, the snapshot that they are made from, those that stay |
+//! | [`natives`] | what a script finds in its global object: our functions, and the runtime that calls them (`runtime/*.js`) |
 //! | [`modules`] | a script's modules: compiled, linked and imported by exact name |
-//! | [`natives`] | the functions that the runtime (`runtime/*.js`) calls |
-//! | [`run`] | one run, from its frame to its end |
-//! | [`snapshot`] | making the startup snapshot |
-//! | [`timers`] | when timers fire, and in which order |
+//! | [`memory`] | where memory comes from, whose it is, which key it carries, how much of it there may be |
+//! | [`last_words`] | what is said when V8 cannot go on |
+//! | [`values`] | texts and errors between V8 and us |
+//! | [`kernel`] | random bytes, and the end of the process |
 
 #[cfg(feature = "attack-natives")]
-mod attack;
-mod caches;
-pub(crate) mod cage;
-pub(crate) mod clock;
-pub(crate) mod commons;
-mod confinement;
-pub(crate) mod heap;
-mod hooks;
+pub(crate) mod attack;
 pub(crate) mod isolate;
-pub(crate) mod kept;
+mod kernel;
 mod last_words;
-mod log;
 pub(crate) mod memory;
 mod modules;
 mod natives;
-pub(crate) mod quota;
 pub(crate) mod run;
-pub(crate) mod snapshot;
-mod timers;
-
-#[cfg(feature = "attack-natives")]
-pub(crate) use attack::channel_is as attack_channel_is;
-
-use std::io;
-
-use enisle_hardening::islands::Zone;
-
-pub(crate) use memory::Reserved;
-
-/// What V8 is told before it starts. Frozen afterwards (`--freeze-flags-after-init` is V8's default).
-///
-/// * `single-threaded`: a pool thread of V8's would work on all tenants' heaps, with no tenant's key.
-/// * `sandbox-prohibit-insecure-mode`: too little address space for whole cages ends the process instead of silently
-///   making do with cages that have no guard regions.
-/// * `no-wasm-native-module-cache`: that cache is shared by all cages of the process.
-/// * `stack-size` (KiB): V8's own default on this architecture, a quarter of a tenant thread's stack.
-/// * `concurrent-marking-max-worker-num`: 0 means as many as the platform has threads. That is
-///   none, so there are no tables for seven.
-/// * `memory-saver-mode`: what dead objects hold of ICU's is freed with each garbage collection,
-///   not in a task of V8's, for which nobody waits here.
-const FLAGS: &str = "--single-threaded --sandbox-prohibit-insecure-mode --no-wasm-native-module-cache \
-                     --stack-size=984 --concurrent-marking-max-worker-num=0 --memory-saver-mode";
-
-/// Garbage is collected when so much has been allocated, however long that took. A script sees a
-/// collection by its `WeakRef`s; V8's own schedule goes by how fast script and collector are, which
-/// is a clock that moves inside a turn. What each of these would measure (V8's heap/):
-///
-/// * `incremental-marking`: how much a step marks goes by its duration (incremental-marking.cc).
-/// * `heap-growing-percent`: the next limit goes by both speeds (heap-controller.cc), at most to
-///   twice what is alive. Half more is what it was on average.
-/// * the semispaces: they shrink when little is allocated in a millisecond, and grow again
-///   (`Heap::ShouldResizeNewSpace`). One MiB is what a heap begins with.
-/// * `scavenger-updates-allocation-limit`: only when little is allocated in a millisecond
-///   (`Heap::RecomputeLimits`).
-const UNTIMED_FLAGS: &str = "--no-incremental-marking --heap-growing-percent=50 --min-semi-space-size=1 \
-                             --max-semi-space-size=1 --no-scavenger-updates-allocation-limit";
-
-/// No code but JavaScript. The storms of the attack harness also go through WebAssembly's memories.
-const WASM_FLAGS: &str = if cfg!(feature = "attack-natives") { "" } else { "--no-expose-wasm" };
-
-/// Of a sealed worker: the interpreter alone, also for regular expressions, and no range for code is ever asked for.
-const JITLESS_FLAGS: &str = "--jitless";
-
-/// Of the maker. V8's own snapshot has the hash seed that the archive was built with, which
-/// everybody knows, and names that collide under it can be computed. With this flag what is
-/// restored is hashed anew, with a random seed, which ours then has. Hosts restore ours as it is:
-/// hashing it anew for each isolate takes some 7 % of a turn.
-const MAKER_FLAGS: &str = "--rehash-snapshot";
-
-/// What V8 is started for.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Purpose {
-    /// Making the startup snapshot.
-    Snapshot,
-    Tenants,
-    /// Tenants without a compiler.
-    SealedTenants,
-}
-
-unsafe extern "C" {
-    /// `absl::base_internal::NumCPUs()`, in the archive.
-    #[link_name = "_ZN4absl13base_internal7NumCPUsEv"]
-    fn count_processors() -> std::ffi::c_int;
-    /// `absl::base_internal::NominalCPUFrequency()`, in the archive. Where no file says it, it is measured in some ms.
-    #[link_name = "_ZN4absl13base_internal19NominalCPUFrequencyEv"]
-    fn processor_frequency() -> f64;
-}
-
-/// Starts V8 on the calling thread, which has to be the ancestor of every thread that will enter an isolate: V8's key
-/// for JIT pages is inherited. V8 puts nothing into `zone` as long as what is returned lives, beside V8's version.
-pub(crate) fn start(zone: &Zone, purpose: Purpose) -> io::Result<(&'static str, Reserved)> {
-    hooks::check()?;
-    hooks::take_over_icu()?;
-    let reserved = Reserved::new(commons::range(zone).start..zone.range().end)?;
-    v8::V8::set_flags_from_string(FLAGS);
-    v8::V8::set_flags_from_string(WASM_FLAGS);
-    v8::V8::set_flags_from_string(UNTIMED_FLAGS);
-    v8::V8::set_flags_from_string(match purpose {
-        Purpose::Snapshot => MAKER_FLAGS,
-        Purpose::Tenants => "",
-        Purpose::SealedTenants => JITLESS_FLAGS,
-    });
-    // The root is empty: without this V8 finds no /dev/urandom and seeds itself from the clock.
-    v8::V8::set_entropy_source(fill_random);
-    v8::V8::initialize_platform(v8::new_single_threaded_default_platform(false).make_shared());
-    v8::V8::initialize();
-    hooks::make_what_is_shared();
-    caches::bound()?;
-    // V8's locks ask how many processors there are, and how fast, when two threads first want the same one: by then
-    // behind the filter. The answers are kept, so they are asked for now.
-    // SAFETY: the function takes nothing and may be called at any time.
-    unsafe { count_processors() };
-    // SAFETY: as above.
-    unsafe { processor_frequency() };
-    Ok((v8::V8::get_version(), reserved))
-}
-
-/// Everything that V8 and its ICU look up in files when they first need it, needed once while there is no filter yet.
-const WARM_UP: &str = r"new Date(2020, 1, 1).toString(); new Date(5).toLocaleString(); new Intl.DateTimeFormat().format(0);
-    (1234.5).toLocaleString(); 'ab'.localeCompare('ac'); '\u00e9'.normalize('NFD'); /\p{L}/u.test('x'); new Intl.Collator()";
-
-/// Runs [`WARM_UP`] on a thread of its own, in V8's default group, where no tenant ever is. That libc takes a signal for
-/// itself with the first thread is part of it: the filter lets nobody change handlers.
-pub(crate) fn warm_up() -> Result<(), &'static str> {
-    std::thread::spawn(|| {
-        let isolate = &mut v8::Isolate::new(v8::CreateParams::default());
-        v8::scope!(let scope, isolate);
-        let context = v8::Context::new(scope, v8::ContextOptions::default());
-        let scope = &mut v8::ContextScope::new(scope, context);
-        let script = v8::String::new(scope, WARM_UP).and_then(|source| v8::Script::compile(scope, source, None));
-        script.and_then(|script| script.run(scope)).ok_or("V8's first script failed")?;
-        // Limits hold only if V8 asks for them.
-        let before = quota::buffers();
-        let buffer = v8::ArrayBuffer::new(scope, 1000);
-        let counted = quota::buffers() - before;
-        if counted >= buffer.byte_length() { Ok(()) } else { Err("V8 does not count the bytes of buffers") }
-    })
-    .join()
-    .map_err(|_| "V8's first script panicked")?
-}
-
-/// Takes over the signals of a fault. V8 giving up, by a breakpoint or an undefined instruction, and libc, by SIGABRT, first
-/// tell whose run it was. To be called before the filter, which lets nobody change handlers.
-pub(crate) fn set_signal_handlers() -> io::Result<()> {
-    enisle_hardening::fault::handle(last_words::gave_up)?;
-    #[cfg(feature = "attack-natives")]
-    attack::survive_probes()?;
-    Ok(())
-}
-
-/// Gives pages of the calling thread's tenant back to the kernel in which nothing lives any more.
-pub(crate) fn trim() {
-    heap::trim();
-    commons::trim();
-}
-
-/// Fills `bytes` from the kernel. False if it cannot; V8 then ends the process.
-pub(crate) fn fill_random(bytes: &mut [u8]) -> bool {
-    let mut rest = bytes;
-    while !rest.is_empty() {
-        // SAFETY: `rest` is writable for its length.
-        let got = unsafe { libc::getrandom(rest.as_mut_ptr().cast(), rest.len(), 0) };
-        match usize::try_from(got) {
-            Ok(got) if got > 0 => rest = rest.split_at_mut(got).1,
-            _ => return false,
-        }
-    }
-    true
-}
-
-/// Ends every thread of the process at once, running nothing. For places that V8 must not return from.
-fn exit_now(code: libc::c_int) -> ! {
-    // SAFETY: _exit has no preconditions.
-    unsafe { libc::_exit(code) }
-}
-
-/// `text` of a value as a string, at most `cap` bytes of it, and whether that was all.
-fn bounded_text(scope: &v8::Isolate, text: v8::Local<'_, v8::String>, cap: usize) -> (String, bool) {
-    // A UTF-16 unit takes three bytes at most, so this never allocates more than the cap asks for.
-    let mut bytes = vec![0; cap.min(text.length().saturating_mul(3))];
-    let mut taken = 0;
-    let flags = v8::WriteFlags::kReplaceInvalidUtf8;
-    let written = text.write_utf8_v2(scope, &mut bytes, flags, Some(&mut taken));
-    bytes.truncate(written);
-    (String::from_utf8_lossy(&bytes).into_owned(), taken == text.length())
-}
+pub(crate) mod start;
+mod values;

@@ -5,10 +5,11 @@ use std::ffi::c_char;
 use std::num::NonZeroI32;
 use std::sync::Arc;
 
-use enisle_wire::tenant::{Code, Module, ModuleKind};
+use enisle_wire::tenant::{Advice, Code, Module, ModuleKind};
 
-use super::quota;
-use super::run::RunState;
+use super::memory::{confinement, quota};
+use super::values::throw;
+use crate::watchdog::Watched;
 
 /// What `import { WorkerEntrypoint } from …` may name; the first is what Dynamic Workers' code says.
 const BUILT_IN: [&str; 2] = ["cloudflare:workers", "enisle:workers"];
@@ -18,11 +19,13 @@ pub(super) const SHORT_NAME: &str = "main.js";
 
 /// The modules of one run.
 #[derive(Debug)]
-pub(super) struct Modules {
+pub(in crate::engine) struct Modules {
     sources: HashMap<String, Source>,
     compiled: HashMap<String, v8::Global<v8::Module>>,
     /// The names of compiled modules by V8's hash of them, which is not unique.
     names: HashMap<NonZeroI32, Vec<(v8::Global<v8::Module>, String)>>,
+    /// What the built-in modules export.
+    worker_entrypoint: v8::Global<v8::Value>,
 }
 
 /// The source of one module.
@@ -37,7 +40,7 @@ struct Source {
 
 impl Modules {
     /// Takes a run's code apart. Returns the main module's name with them.
-    pub(super) fn new(code: Code) -> (Self, String) {
+    pub(super) fn new(code: Code, worker_entrypoint: v8::Global<v8::Value>) -> (Self, String) {
         let (main, modules) = match code {
             Code::Modules { main, modules } => (main, modules),
             Code::Short(source) => {
@@ -49,7 +52,7 @@ impl Modules {
             .into_iter()
             .map(|Module { name, kind, body }| (name, Source { kind, body: body.into(), expression: false }))
             .collect();
-        (Self { sources, compiled: HashMap::new(), names: HashMap::new() }, main)
+        (Self { sources, compiled: HashMap::new(), names: HashMap::new(), worker_entrypoint }, main)
     }
 
     /// The name under which a module was compiled.
@@ -77,18 +80,6 @@ impl Modules {
     }
 }
 
-/// Throws an error of the kind that `make` makes. Always `None`, for callbacks that return so.
-fn throw<T>(
-    scope: &v8::PinScope<'_, '_>,
-    make: for<'s> fn(&v8::PinScope<'s, '_>, v8::Local<'_, v8::String>) -> v8::Local<'s, v8::Value>,
-    text: &str,
-) -> Option<T> {
-    let text = v8::String::new(scope, text)?;
-    let error = make(scope, text);
-    scope.throw_exception(error);
-    None
-}
-
 /// Compiles the module `name`, once. `line_offset` moves the positions that errors show.
 ///
 /// `None` means that an exception is pending.
@@ -97,15 +88,15 @@ pub(super) fn compile<'s>(
     name: &str,
     line_offset: i32,
 ) -> Option<v8::Local<'s, v8::Module>> {
-    let state = scope.get_slot::<RunState>()?;
-    if let Some(known) = state.modules.compiled.get(name) {
+    let modules = scope.get_slot::<Modules>()?;
+    if let Some(known) = modules.compiled.get(name) {
         let known = known.clone();
         return Some(v8::Local::new(scope, known));
     }
-    let module = if BUILT_IN.contains(&name) && !state.modules.sources.contains_key(name) {
+    let module = if BUILT_IN.contains(&name) && !modules.sources.contains_key(name) {
         synthetic(scope, name, "WorkerEntrypoint", evaluate_built_in)?
     } else {
-        let source = state.modules.sources.get(name)?.clone();
+        let source = modules.sources.get(name)?.clone();
         match source.kind {
             ModuleKind::Js => {
                 let text = source.text(scope).or_else(|| {
@@ -121,7 +112,7 @@ pub(super) fn compile<'s>(
         }
     };
     let global = v8::Global::new(scope, module);
-    let modules = &mut scope.get_slot_mut::<RunState>()?.modules;
+    let modules = scope.get_slot_mut::<Modules>()?;
     modules.names.entry(module.get_identity_hash()).or_default().push((global.clone(), name.to_owned()));
     modules.compiled.insert(name.to_owned(), global);
     Some(module)
@@ -185,16 +176,16 @@ fn lookup<'s>(
     specifier: &str,
     attribute: Option<String>,
 ) -> Option<v8::Local<'s, v8::Module>> {
-    let state = scope.get_slot::<RunState>()?;
-    let kind = state.modules.sources.get(specifier).map(|module| module.kind);
+    let modules = scope.get_slot::<Modules>()?;
+    let kind = modules.sources.get(specifier).map(|module| module.kind);
     if kind.is_none() && !BUILT_IN.contains(&specifier) {
-        if let Some(state) = scope.get_slot_mut::<RunState>() {
-            state.advice.imports = state.advice.imports.saturating_add(1);
+        if let Some(advice) = scope.get_slot_mut::<Advice>() {
+            advice.imports = advice.imports.saturating_add(1);
         }
-        let state = scope.get_slot::<RunState>()?;
+        let modules = scope.get_slot::<Modules>()?;
         let near = ["./", "/"].iter().find_map(|prefix| {
             let bare = specifier.strip_prefix(prefix)?;
-            state.modules.sources.contains_key(bare).then(|| format!("; there is one named {bare:?}"))
+            modules.sources.contains_key(bare).then(|| format!("; there is one named {bare:?}"))
         });
         let text = format!(
             "{importer} imports {specifier:?}, and no module has that name: modules are imported by their exact name{}",
@@ -235,19 +226,18 @@ pub(super) fn resolve<'s>(
     attributes: v8::Local<'s, v8::FixedArray>,
     referrer: v8::Local<'s, v8::Module>,
 ) -> Option<v8::Local<'s, v8::Module>> {
-    super::confinement::edge();
+    confinement::edge();
     // SAFETY: V8 calls this on the thread that has entered the isolate of `context`.
     v8::callback_scope!(unsafe scope, context);
     let specifier = specifier.to_rust_string_lossy(scope);
     let attribute = type_attribute(scope, attributes, 3);
     let hash = referrer.get_identity_hash();
     let referrer = v8::Global::new(scope, referrer);
-    let state = scope.get_slot::<RunState>()?;
     // Linking runs no code of the script's, so V8 does not notice there that the run was ended.
-    if state.watched.cause().is_some() {
+    if scope.get_slot::<Arc<Watched>>()?.cause().is_some() {
         return throw(scope, v8::Exception::error, "the run was ended");
     }
-    let importer = state.modules.name_of(hash, &referrer).unwrap_or("a module").to_owned();
+    let importer = scope.get_slot::<Modules>()?.name_of(hash, &referrer).unwrap_or("a module").to_owned();
     lookup(scope, &importer, &specifier, attribute)
 }
 
@@ -259,7 +249,7 @@ pub(super) fn import_dynamically<'s>(
     specifier: v8::Local<'s, v8::String>,
     attributes: v8::Local<'s, v8::FixedArray>,
 ) -> Option<v8::Local<'s, v8::Promise>> {
-    super::confinement::edge();
+    confinement::edge();
     let attribute = match type_attribute(scope, attributes, 2) {
         Some(word) => v8::String::new(scope, &word)?.into(),
         None => v8::undefined(scope).into(),
@@ -317,9 +307,9 @@ fn evaluate_data<'s>(
     // SAFETY: V8 calls this on the thread that has entered the isolate of `context`.
     v8::callback_scope!(unsafe scope, context);
     let (hash, global) = (module.get_identity_hash(), v8::Global::new(scope, module));
-    let state = scope.get_slot::<RunState>()?;
-    let name = state.modules.name_of(hash, &global)?.to_owned();
-    let source = state.modules.sources.get(&name)?;
+    let modules = scope.get_slot::<Modules>()?;
+    let name = modules.name_of(hash, &global)?.to_owned();
+    let source = modules.sources.get(&name)?;
     let value: v8::Local<'_, v8::Value> = match source.kind {
         ModuleKind::Data => {
             let bytes = Arc::clone(&source.body);
@@ -365,7 +355,7 @@ fn evaluate_built_in<'s>(
 ) -> Option<v8::Local<'s, v8::Value>> {
     // SAFETY: V8 calls this on the thread that has entered the isolate of `context`.
     v8::callback_scope!(unsafe scope, context);
-    let class = scope.get_slot::<RunState>()?.worker_entrypoint.clone();
+    let class = scope.get_slot::<Modules>()?.worker_entrypoint.clone();
     let class = v8::Local::new(scope, class);
     let export = v8::String::new(scope, "WorkerEntrypoint")?;
     module.set_synthetic_module_export(scope, export, class)?;

@@ -10,7 +10,10 @@ mod raw;
 
 use std::cell::Cell;
 use std::os::fd::RawFd;
+use std::sync::Arc;
 use std::time::Instant;
+
+use crate::watchdog::Watched;
 
 pub(super) use probe::survive_probes;
 
@@ -35,7 +38,7 @@ pub(super) fn arm(scope: &mut Scope<'_, '_>, props: &str, epoch: Instant) {
         return;
     }
     // A WebAssembly memory reserves more than any tenant may have.
-    super::quota::lift();
+    super::memory::quota::lift();
     let object = v8::Object::new(scope);
     macro_rules! natives {
         ($($name:literal => $function:path),* $(,)?) => {$(
@@ -143,7 +146,8 @@ fn forge_sigreturn<'s>(scope: &mut Scope<'s, '_>, args: Args<'s>, result: v8::Re
 fn start_thread<'s>(scope: &mut Scope<'s, '_>, args: Args<'s>, mut result: v8::ReturnValue<'s>) {
     let [address] = words(scope, &args);
     // What starts a thread is freed by that thread.
-    let thread = super::heap::shared(|| std::thread::Builder::new().spawn(move || i32::from(raw::load(address))));
+    let thread =
+        super::memory::heap::shared(|| std::thread::Builder::new().spawn(move || i32::from(raw::load(address))));
     result.set_int32(thread.ok().and_then(|thread| thread.join().ok()).unwrap_or(-1));
 }
 
@@ -197,34 +201,34 @@ fn about_self<'s>(scope: &mut Scope<'s, '_>, _: Args<'s>, mut result: v8::Return
 
 /// `sealed()`: where the page is that says which keys a thread gets.
 fn sealed_page<'s>(scope: &mut Scope<'s, '_>, _: Args<'s>, result: v8::ReturnValue<'s>) {
-    return_word(scope, result, (enisle_hardening::sealed::address() as u64).cast_signed());
+    return_word(scope, result, (enisle_hardening::islands::frozen::address() as u64).cast_signed());
 }
 
 /// `thaw()`: from now on this run's timers go by the real clock, as if the turn's moved.
 fn thaw<'s>(scope: &mut Scope<'s, '_>, _: Args<'s>, _: v8::ReturnValue<'s>) {
-    if let Some(state) = scope.get_slot_mut::<super::run::RunState>() {
-        state.timers.moving_clock = EPOCH.get();
+    if let Some(timers) = scope.get_slot_mut::<super::natives::timers::Timers>() {
+        timers.moving_clock = EPOCH.get();
     }
 }
 
 /// `account(mib)`: from now on this run has so much memory again, and sees its account as it is.
 fn account<'s>(scope: &mut Scope<'s, '_>, args: Args<'s>, _: v8::ReturnValue<'s>) {
     let [mib] = words(scope, &args);
-    super::quota::set_limit(usize::try_from(mib << 20).unwrap_or(usize::MAX));
-    super::quota::see_exactly();
+    super::memory::quota::set_limit(usize::try_from(mib << 20).unwrap_or(usize::MAX));
+    super::memory::quota::see_exactly();
 }
 
 /// `unbilled()`: from now on the disposal of what this tenant's runs leave is on no bill.
 fn unbilled<'s>(scope: &mut Scope<'s, '_>, _: Args<'s>, _: v8::ReturnValue<'s>) {
-    if let Some(state) = scope.get_slot::<super::run::RunState>() {
-        state.watched.lift_bill();
+    if let Some(watched) = scope.get_slot::<Arc<Watched>>() {
+        watched.lift_bill();
     }
 }
 
 /// `unbounded()`: from now on it may take as long as it likes.
 fn unbounded<'s>(scope: &mut Scope<'s, '_>, _: Args<'s>, _: v8::ReturnValue<'s>) {
-    if let Some(state) = scope.get_slot::<super::run::RunState>() {
-        state.watched.lift_bound();
+    if let Some(watched) = scope.get_slot::<Arc<Watched>>() {
+        watched.lift_bound();
     }
 }
 

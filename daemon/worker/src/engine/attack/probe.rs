@@ -9,7 +9,7 @@ use std::cell::Cell;
 use std::io;
 use std::sync::OnceLock;
 
-use enisle_hardening::fault::SEGV_PKUERR;
+use enisle_hardening::process::siginfo::SEGV_PKUERR;
 
 use super::raw;
 

@@ -38,7 +38,7 @@ pub(super) fn system_call_32([number, a, b, c]: [u64; 4]) -> i64 {
 }
 
 pub(super) fn pkru() -> u32 {
-    enisle_hardening::mpk::pkru::Pkru::current().bits()
+    enisle_hardening::islands::keys::pkru::Pkru::current().bits()
 }
 
 pub(super) fn write_pkru(value: u32) {
@@ -49,7 +49,7 @@ pub(super) fn write_pkru(value: u32) {
 /// Jumps to the WRPKRU inside the gate, past the load of the value that its caller wanted: what a chain of returns would do.
 /// Returns PKRU if the gate lets it come back.
 pub(super) fn call_gate(value: u32) -> u32 {
-    let gate = enisle_hardening::mpk::pkru::Pkru::install as *const () as usize;
+    let gate = enisle_hardening::islands::keys::pkru::Pkru::install as *const () as usize;
     // WRPKRU is 0f 01 ef; the gate is a few dozen bytes long.
     let at = (gate..gate + 128)
         .find(|at| load(*at as u64) == 0x0f && load(*at as u64 + 1) == 0x01 && load(*at as u64 + 2) == 0xef);
@@ -106,7 +106,9 @@ pub(super) fn hold(bytes: usize) -> bool {
     let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE;
     let protection = libc::PROT_READ | libc::PROT_WRITE;
     // SAFETY: a mapping where nothing was touches nobody's.
-    let at = unsafe { super::super::memory::v8_tenant_mmap(std::ptr::null_mut(), bytes, protection, flags, -1, 0) };
+    let at = unsafe {
+        crate::engine::memory::mappings::v8_tenant_mmap(std::ptr::null_mut(), bytes, protection, flags, -1, 0)
+    };
     at != libc::MAP_FAILED
 }
 

@@ -1,0 +1,116 @@
+//! Making and mapping the startup snapshot: a context with the runtime in it, as bytes that every tenant's isolates begin from.
+//!
+//! Done once per start of the supervisor, in a jailed worker that holds no tenant, so that a snapshot always fits the
+//! build that reads it and no file has to be trusted.
+
+use std::fs::File;
+use std::io;
+use std::os::fd::OwnedFd;
+
+use memmap2::Mmap;
+
+use crate::engine::natives::{registry, runtime};
+
+/// Where the runtime's object is in the context's data.
+pub(super) const RUNTIME_INDEX: usize = 0;
+
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum SnapshotError {
+    #[error("the runtime does not run: {0}")]
+    Runtime(String),
+    #[error("V8 made no snapshot")]
+    Blob,
+}
+
+/// Maps the snapshot for the life of the process.
+pub(crate) fn map(descriptor: OwnedFd) -> io::Result<&'static [u8]> {
+    let file = File::from(descriptor);
+    // SAFETY: the supervisor has sealed the memfd against writing and resizing before it sent it, so the bytes never
+    // change under the map.
+    let map = unsafe { Mmap::map(&file) }?;
+    Ok(Box::leak(Box::new(map)))
+}
+
+/// Makes the snapshot on the calling thread, in V8's default group, where no tenant ever is.
+pub(crate) fn make() -> Result<Vec<u8>, SnapshotError> {
+    let mut isolate = v8::Isolate::snapshot_creator(Some(registry::external_references().into()), None);
+    let made = {
+        v8::scope!(let scope, &mut isolate);
+        let context = v8::Context::new(scope, v8::ContextOptions::default());
+        let scope = &mut v8::ContextScope::new(scope, context);
+        let made = install_runtime(scope);
+        remove_globals(scope, context);
+        scope.set_default_context(context);
+        made
+    };
+    // Also after a failure: a snapshot creator that is dropped without this is a panic.
+    let blob = isolate.create_blob(v8::FunctionCodeHandling::Keep);
+    made?;
+    Ok(blob.ok_or(SnapshotError::Blob)?.to_vec())
+}
+
+/// What a run does, done once: V8 compiles a function when it is first called, and a snapshot keeps what is compiled. It
+/// leaves no trace in the runtime's own state.
+const EXERCISE: &str = "(async (invoke, describe, WorkerEntrypoint) => {
+    class Entry extends WorkerEntrypoint { run(x) { return { x, list: [1, 'a', null, true, undefined], env: this.env } } }
+    const modules = [{ default: { async run() { console.log('a', 1, { b: [2] }); return { c: 3 } } } },
+                     { default: () => 4 }, { default: Entry }, { default: async () => new Date(5) }];
+    for (const module of modules) await invoke(module, 'default', undefined, '[1]', '{\"e\":1}', '{}');
+    for (const wrong of [{ default: 1 }, {}, { default: () => 5n }, { default: { run() { throw new TypeError('x') } } }])
+      await invoke(wrong, 'default', undefined, '[]', '{}', '{}').catch(describe);
+    structuredClone({ a: [1, new Map(), new Set(), new Date(0)] });
+    atob(btoa('exercise'));
+    return 'done';
+})";
+
+fn exercise(scope: &mut v8::PinScope<'_, '_>, api: v8::Local<'_, v8::Object>) -> Option<()> {
+    let source = v8::String::new(scope, EXERCISE)?;
+    let function = v8::Script::compile(scope, source, None)?.run(scope)?.try_cast::<v8::Function>().ok()?;
+    let mut arguments = Vec::new();
+    for name in ["invoke", "describe", "WorkerEntrypoint"] {
+        let name = v8::String::new(scope, name)?.into();
+        arguments.push(api.get(scope, name)?);
+    }
+    let undefined = v8::undefined(scope).into();
+    let promise = function.call(scope, undefined, &arguments)?.try_cast::<v8::Promise>().ok()?;
+    scope.perform_microtask_checkpoint();
+    (promise.state() == v8::PromiseState::Fulfilled).then_some(())
+}
+
+/// No second thread to share with. Code of other languages is not even set up (`--no-expose-wasm`).
+const NOT_FOR_TENANTS: &[&str] = &["SharedArrayBuffer", "Atomics"];
+
+fn remove_globals(scope: &mut v8::PinScope<'_, '_>, context: v8::Local<'_, v8::Context>) {
+    let global = context.global(scope);
+    for name in NOT_FOR_TENANTS {
+        if let Some(name) = v8::String::new(scope, name) {
+            global.delete(scope, name.into());
+        }
+    }
+}
+
+fn install_runtime(scope: &mut v8::PinScope<'_, '_>) -> Result<(), SnapshotError> {
+    v8::tc_scope!(let scope, scope);
+    let api = (|| {
+        let source = v8::String::new_from_onebyte_const(scope, &runtime::SOURCE)?;
+        let name = v8::String::new(scope, runtime::NAME)?.into();
+        let origin = v8::ScriptOrigin::new(scope, name, 0, 0, false, 0, None, false, false, false, None);
+        let function =
+            v8::Script::compile(scope, source, Some(&origin))?.run(scope)?.try_cast::<v8::Function>().ok()?;
+        let natives = registry::object(scope)?;
+        let undefined = v8::undefined(scope).into();
+        function.call(scope, undefined, &[natives.into()])?.try_cast::<v8::Object>().ok()
+    })();
+    let Some(api) = api else {
+        let why = scope.message().map(|message| {
+            let line = message.get_line_number(scope).unwrap_or(0);
+            format!("{} (line {line})", message.get(scope).to_rust_string_lossy(scope))
+        });
+        return Err(SnapshotError::Runtime(why.unwrap_or_else(|| "no message".to_owned())));
+    };
+    exercise(scope, api).ok_or_else(|| SnapshotError::Runtime("its exercise failed".to_owned()))?;
+    let context = scope.get_current_context();
+    let index = scope.add_context_data(context, api);
+    debug_assert_eq!(index, RUNTIME_INDEX, "the first datum of a context has index 0");
+    Ok(())
+}

@@ -1,0 +1,21 @@
+//! What the engine asks of the kernel itself.
+
+/// Fills `bytes` from the kernel. False if it cannot; V8 then ends the process.
+pub(super) fn fill_random(bytes: &mut [u8]) -> bool {
+    let mut rest = bytes;
+    while !rest.is_empty() {
+        // SAFETY: `rest` is writable for its length.
+        let got = unsafe { libc::getrandom(rest.as_mut_ptr().cast(), rest.len(), 0) };
+        match usize::try_from(got) {
+            Ok(got) if got > 0 => rest = rest.split_at_mut(got).1,
+            _ => return false,
+        }
+    }
+    true
+}
+
+/// Ends every thread of the process at once, running nothing. For places that V8 must not return from.
+pub(super) fn exit_now(code: libc::c_int) -> ! {
+    // SAFETY: _exit has no preconditions.
+    unsafe { libc::_exit(code) }
+}

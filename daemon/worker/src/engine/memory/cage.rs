@@ -1,0 +1,219 @@
+//! One cage: a V8 isolate group on an island of its own, which belongs to one tenant's thread for its whole life.
+//!
+//! ```text
+//! main thread:     build_all ─▶ Cage ─▶ start_thread ─▶ IslandThread ─▶ join
+//! tenant's thread:                      Entering ─▶ enter ─▶ Entered ─▶ lock_down
+//! ```
+//!
+//! Every cage of the process is built before the first tenant. A cage can only be entered by the
+//! thread that was started on its island, once: that thread alone has the [`Entering`]. From then
+//! on its key is open and its mappings go to the island; with `lock_down` its filter is on. The
+//! island is unmapped by [`IslandThread::join`] and by nothing else, so not before the thread has
+//! ended.
+
+use std::ffi::{CString, c_int};
+use std::io;
+use std::marker::PhantomData;
+use std::ops::Range;
+use std::os::fd::BorrowedFd;
+
+use enisle_hardening::islands::Island;
+use enisle_hardening::islands::frozen;
+use enisle_hardening::process::thread::{self, Thread};
+use enisle_hardening::{fault, filter};
+
+use super::mappings::{self, Home, Reserved};
+use super::{commons, confinement, heap, quota};
+use crate::engine::kernel;
+
+/// `v8::IsolateGroup`, opaque.
+#[repr(C)]
+struct Group {
+    _opaque: [u8; 0],
+}
+
+// What `v8/patches/01-tenant-groups.patch` adds to the archive's `binding.cc`.
+unsafe extern "C" {
+    fn v8_tenant_group_new(pkey: c_int) -> *mut Group;
+    fn v8_tenant_group_delete(group: *mut Group);
+    fn v8_tenant_set_group(group: *mut Group);
+    fn v8_tenant_group_sandbox(group: *mut Group, base: *mut usize, bytes: *mut usize);
+    fn v8_tenant_set_clock_ms(ms: f64);
+}
+
+unsafe extern "C" {
+    /// `absl::synchronization_internal::CreateThreadIdentity()`, in the archive: how V8's locks know a thread.
+    #[link_name = "_ZN4absl24synchronization_internal20CreateThreadIdentityEv"]
+    fn introduce_thread() -> *mut std::ffi::c_void;
+}
+
+/// No key: pages keep the default one.
+const NO_KEY: c_int = -1;
+
+/// Why a cage could not be made.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum CageError {
+    #[error("V8 put a sandbox at {0:x?} instead of on its island")]
+    Elsewhere(Range<usize>),
+    #[error("a tenant's thread could not be started: {0}")]
+    Thread(io::Error),
+    #[error("there is no memory for a tenant's heap")]
+    Heap,
+    #[error("somebody is in that place, or was")]
+    Taken,
+    #[error(transparent)]
+    Filter(#[from] filter::FilterError),
+}
+
+/// A cage that no thread has entered yet.
+///
+/// Which keys its thread gets is not in here but in `enisle_hardening::islands::frozen`, by the place: this is memory that every
+/// tenant of the process may be able to write one day.
+#[derive(Debug)]
+pub(crate) struct Cage {
+    group: *mut Group,
+    place: u32,
+    island: Island,
+    home: Home,
+}
+
+// SAFETY: V8 lets any one thread at a time use an isolate group, and only `Entering::enter`, which
+// takes the cage, uses it.
+unsafe impl Send for Cage {}
+
+impl Cage {
+    /// Makes every cage of the process, each tagged with the key of its place from its first page on. The zone was `reserved`
+    /// until now, and is assigned; no other thread may ask for memory meanwhile.
+    pub(crate) fn build_all(reserved: Reserved) -> Result<Vec<Self>, CageError> {
+        drop(reserved);
+        commons::open(&frozen::zone());
+        (0..).zip(frozen::zone().islands()).map(|(place, island)| Self::build(place, island)).collect()
+    }
+
+    fn build(place: u32, island: Island) -> Result<Self, CageError> {
+        let key = frozen::key_of(place as usize);
+        let mut random = [0; 8];
+        kernel::fill_random(&mut random);
+        mappings::move_to(Some(Home::new(island, key, u64::from_ne_bytes(random))));
+        // SAFETY: V8 is initialised; it ends the process if it cannot reserve.
+        let group = unsafe { v8_tenant_group_new(key.map_or(NO_KEY, c_int::from)) };
+        let Some(home) = mappings::move_to(None) else { unreachable!("the thread has moved there above") };
+        let (mut base, mut bytes) = (0, 0);
+        // SAFETY: `group` is live, the results are writable.
+        unsafe { v8_tenant_group_sandbox(group, &raw mut base, &raw mut bytes) };
+        if (base..base + bytes) != island.sandbox() {
+            return Err(CageError::Elsewhere(base..base + bytes));
+        }
+        Ok(Self { group, place, island, home })
+    }
+
+    /// Starts a thread on this island's stack, to enter the cage.
+    pub(crate) fn start_thread(
+        self,
+        name: CString,
+        body: impl FnOnce(Entering) + Send + 'static,
+    ) -> Result<IslandThread, CageError> {
+        let island = self.island;
+        let stack = mappings::map_stack(&self.home).map_err(CageError::Thread)?;
+        let body = Box::new(move || body(Entering { cage: self, _thread: PhantomData }));
+        // SAFETY: the stack was mapped for this thread alone, and only `IslandThread::join` unmaps
+        // it, when the thread has ended.
+        let thread = unsafe { thread::spawn(name, &stack, body) }.map_err(CageError::Thread)?;
+        Ok(IslandThread { thread, island })
+    }
+}
+
+/// A thread that lives on an island.
+#[derive(Debug)]
+pub(crate) struct IslandThread {
+    thread: Thread,
+    island: Island,
+}
+
+impl IslandThread {
+    /// Waits for its end, and gives everything back that is still mapped on its island: its stack,
+    /// its heap.
+    pub(crate) fn join(self) {
+        self.thread.join();
+        // SAFETY: the thread that lived there has just been joined. Its isolates and its cage ended
+        // with it: they cannot leave it (`Entered` is not `Send`). What it shared with other
+        // threads is not on the island (`heap`).
+        unsafe { mappings::sweep(self.island) };
+    }
+}
+
+/// A cage, in the thread that was started to enter it. There is one for each such thread, which
+/// cannot be handed to another one.
+#[derive(Debug)]
+pub(crate) struct Entering {
+    cage: Cage,
+    _thread: PhantomData<*const ()>,
+}
+
+impl Entering {
+    /// Makes the calling thread the tenant's: opens its key and no other, and sends what V8 maps
+    /// and makes from now on to this cage.
+    pub(crate) fn enter(self) -> Result<Entered, CageError> {
+        let Self { cage, _thread } = self;
+        if !fault::thread_of(cage.place) {
+            return Err(CageError::Taken);
+        }
+        if let Some(pkru) = frozen::pkru_of(cage.place as usize) {
+            pkru.install();
+            confinement::expect(pkru);
+        }
+        // V8's locks make that of a thread when it first waits, in memory that all threads read: before this one's memory
+        // is its own.
+        // SAFETY: the thread has none yet: it was started for the one `Entering` that there is for
+        // it, which is used up here.
+        unsafe { introduce_thread() };
+        mappings::move_to(Some(cage.home));
+        // SAFETY: `group` is live; this thread is in no other cage.
+        unsafe { v8_tenant_set_group(cage.group) };
+        quota::reset(cage.place);
+        let entered = Entered { cage, _thread };
+        if heap::open() { Ok(entered) } else { Err(CageError::Heap) }
+    }
+}
+
+/// The cage of the calling thread. While it lives, every isolate that this thread makes is in it.
+///
+/// Not `Send`: one tenant is one thread is one cage. The isolates in it borrow it
+/// ([`crate::engine::isolate::resting::Resting`]), so none of them is left when it ends.
+#[derive(Debug)]
+pub(crate) struct Entered {
+    cage: Cage,
+    _thread: PhantomData<*const ()>,
+}
+
+impl Entered {
+    /// Takes on the thread's own filter, for good. No tenant's code runs before.
+    pub(crate) fn lock_down(&self, channel: BorrowedFd<'_>) -> Result<(), CageError> {
+        let (zone, place) = (frozen::zone(), self.cage.place as usize);
+        let island = zone.island(place).ok_or(CageError::Taken)?;
+        let keys: Vec<_> = frozen::key_of(place).into_iter().chain(frozen::jit_key()).collect();
+        Ok(filter::confine(&filter::Own { zone: &zone, island, keys: &keys, channel })?)
+    }
+}
+
+impl Drop for Entered {
+    fn drop(&mut self) {
+        // SAFETY: null takes this thread's group away; no isolate is being made, and none is left.
+        unsafe { v8_tenant_set_group(std::ptr::null_mut()) };
+        // SAFETY: `group` came from v8_tenant_group_new and is dropped once, here; every isolate in
+        // it borrowed this value, and is gone.
+        unsafe { v8_tenant_group_delete(self.cage.group) };
+        // What V8 still holds is for other threads as well, and goes with this island.
+        debug_assert_eq!(heap::blocks(), 0, "something of the process is on an island");
+        fault::thread_leaves(self.cage.place);
+    }
+}
+
+/// Sets what `Date` sees on this thread until the next call, in ms since 1970: the clock stands
+/// still while a tenant's code runs.
+pub(in crate::engine) fn set_clock(ms: u64) {
+    #[expect(clippy::cast_precision_loss, reason = "exact for 280,000 years")]
+    let ms = ms as f64;
+    // SAFETY: the call stores a number in a thread-local.
+    unsafe { v8_tenant_set_clock_ms(ms) };
+}

@@ -1,0 +1,450 @@
+//! What a tenant's thread allocates and other threads may use: isolate objects, what C++ and ICU
+//! allocate. It has no key, and may outlive its tenant.
+//!
+//! ```text
+//! commons ─┬─ place 0, 16 GiB ─┬─ place 1 ─┬─ … ─┐ islands
+//! ```
+//!
+//! Each place has a heap of its own here. What is on the tenant's account ([`super::account`]) is
+//! the heap's pages, not its blocks: between live blocks there may be any number of free ones, and
+//! a script decides which. The heaps are not libc's, whose one arena all threads would wait for
+//! while it is trimmed. A block goes back to the heap that its address says, on any thread.
+
+use std::cell::Cell;
+use std::ffi::c_void;
+use std::ops::Range;
+use std::ptr;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use dlmalloc::Dlmalloc;
+use enisle_hardening::islands::Zone;
+use enisle_hardening::islands::frozen::MOST_PLACES;
+
+use super::heap::Head;
+use super::{account, mappings};
+
+/// Of each place.
+const PART: usize = 16 << 30;
+const ALL: usize = PART * MOST_PLACES;
+const PAGE: usize = 4096;
+/// What a heap takes from the kernel at a time, and gives back when nothing lives there.
+const SEGMENT: usize = 1 << 20;
+
+/// Where the commons begin; 0 until they are there.
+static START: AtomicUsize = AtomicUsize::new(0);
+
+static HEAPS: [Mutex<Common>; MOST_PLACES] = [const { Mutex::new(Common::new()) }; MOST_PLACES];
+
+/// The heap of one place.
+struct Common {
+    heap: Dlmalloc<Pages>,
+    /// Bytes of live blocks.
+    live: usize,
+    /// Nothing was taken since it was last trimmed.
+    is_trimmed: bool,
+    /// By size: [`SMALLEST_VOID`], twice as much, and so on.
+    voids: [*mut Void; VOID_SIZES],
+}
+
+/// What was free between live blocks when the heap was last trimmed: blocks of the heap's without
+/// pages, but for the first one and the last. They are given back to the heap before it grows.
+struct Void {
+    next: *mut Void,
+}
+
+const SMALLEST_VOID: usize = 16 << 10;
+/// The largest are of half a segment.
+const VOID_SIZES: usize = 6;
+
+// SAFETY: the heap's pointers lead to pages that every thread can use.
+unsafe impl Send for Common {}
+
+impl Common {
+    const fn new() -> Self {
+        Self {
+            heap: Dlmalloc::new_with_allocator(Pages::new()),
+            live: 0,
+            is_trimmed: true,
+            voids: [ptr::null_mut(); VOID_SIZES],
+        }
+    }
+
+    /// A block: of what is free, else of what is void, else of new pages. Or null.
+    fn malloc(&mut self, bytes: usize, align: usize) -> *mut u8 {
+        loop {
+            let block = self.malloc_within(bytes, align);
+            // As much as the heap may need to align the block, and for its own notes.
+            if !block.is_null() || !self.fill_void(bytes.saturating_add(2 * align + 64)) {
+                break if block.is_null() {
+                    // SAFETY: the size is not zero, the alignment a power of two.
+                    unsafe { self.heap.malloc(bytes, align) }
+                } else {
+                    block
+                };
+            }
+        }
+    }
+
+    /// A block of the pages that the heap has.
+    fn malloc_within(&mut self, bytes: usize, align: usize) -> *mut u8 {
+        self.heap.allocator().is_closed.set(true);
+        // SAFETY: the size is not zero, the alignment a power of two.
+        let block = unsafe { self.heap.malloc(bytes, align) };
+        self.heap.allocator().is_closed.set(false);
+        block
+    }
+
+    /// Gives the smallest void of at least so many bytes back to the heap. False if there is none.
+    fn fill_void(&mut self, bytes: usize) -> bool {
+        let sizes = (0..).map(|number| SMALLEST_VOID << number).zip(&mut self.voids);
+        let Some((size, first)) = sizes.filter(|(size, _)| *size >= bytes).find(|(_, first)| !first.is_null()) else {
+            return false;
+        };
+        let void = *first;
+        // SAFETY: `make_voids` wrote it, on a page that stays.
+        *first = unsafe { void.read() }.next;
+        self.heap.allocator().count(inner_pages(void, size).len());
+        // SAFETY: it is a block of this heap's, and in no list any more.
+        unsafe { self.heap.c_free(void.cast()) };
+        true
+    }
+
+    /// Gives back to the kernel every page in which nothing lives.
+    fn trim(&mut self) {
+        self.is_trimmed = true;
+        while self.fill_void(0) {}
+        // SAFETY: the heap is whole: its lock is held.
+        unsafe { self.heap.trim(0) };
+        for number in (0..VOID_SIZES).rev() {
+            self.make_voids(number);
+        }
+    }
+
+    fn make_voids(&mut self, number: usize) {
+        let size = SMALLEST_VOID << number;
+        let Some(mut next) = self.voids.get(number).copied() else { return };
+        loop {
+            let void = self.malloc_within(size, size_of::<Head>()).cast::<Void>();
+            if void.is_null() {
+                break;
+            }
+            // SAFETY: the block is larger, and aligned.
+            unsafe { void.write(Void { next }) };
+            next = void;
+            let inner = inner_pages(void, size);
+            // SAFETY: the pages are the block's, whose first bytes are before them.
+            let result = unsafe { libc::madvise(inner.start as *mut c_void, inner.len(), libc::MADV_DONTNEED) };
+            debug_assert_eq!(result, 0, "the kernel refuses to take pages back");
+            self.heap.allocator().discount(inner.len());
+        }
+        if let Some(first) = self.voids.get_mut(number) {
+            *first = next;
+        }
+    }
+}
+
+/// Where the commons are, for a zone: in front of it. Nothing else may be mapped there.
+pub(in crate::engine) fn range(zone: &Zone) -> Range<usize> {
+    let end = zone.range().start;
+    end.saturating_sub(ALL)..end
+}
+
+/// From now on tenants' threads allocate there.
+pub(super) fn open(zone: &Zone) {
+    START.store(range(zone).start, Ordering::Relaxed);
+}
+
+/// Whose an address is, if it is here.
+fn place_of(address: usize) -> Option<u32> {
+    let start = START.load(Ordering::Relaxed);
+    let offset = address.checked_sub(start).filter(|offset| start > 0 && *offset < ALL)?;
+    u32::try_from(offset / PART).ok()
+}
+
+/// The heap of a place.
+fn lock(place: u32) -> Option<MutexGuard<'static, Common>> {
+    Some(HEAPS.get(usize::try_from(place).ok()?)?.lock().unwrap_or_else(PoisonError::into_inner))
+}
+
+/// A block on the account of the tenant whose thread this is; `None` in a thread that is no
+/// tenant's, null where there is no memory.
+pub(super) fn take(bytes: usize, align: usize) -> Option<*mut c_void> {
+    let place = account::place();
+    let start = START.load(Ordering::Relaxed);
+    let before = Head::room(align);
+    let whole = bytes.saturating_add(before);
+    let (base, taken) = {
+        let mut common = lock(place).filter(|_| start > 0)?;
+        common.heap.allocator().begin(start + place as usize * PART);
+        let had = common.mapped();
+        let base = common.malloc(whole, align.max(size_of::<Head>()));
+        common.live += if base.is_null() { 0 } else { whole };
+        common.is_trimmed = false;
+        (base, common.mapped().saturating_sub(had))
+    };
+    // Without the lock: whoever is told that the limit is near allocates.
+    if taken > 0 {
+        account::take_outside(taken);
+    }
+    // SAFETY: `whole` bytes begin at `base`, if it is not null.
+    Some(unsafe { Head::write(base, before, bytes, place) })
+}
+
+/// Frees a block of [`take`], if it is one.
+///
+/// # Safety
+/// As free's.
+pub(super) unsafe fn give_back(block: *mut c_void) -> bool {
+    let Some(place) = place_of(block as usize) else { return false };
+    // SAFETY: only `take` hands out blocks here, each with a head.
+    let (head, base) = unsafe { Head::of(block) };
+    shrink(place, |common| {
+        let whole = head.bytes.saturating_add(block as usize - base as usize);
+        common.live = common.live.saturating_sub(whole);
+        // SAFETY: the block is this heap's.
+        unsafe { common.heap.c_free(base) };
+    });
+    true
+}
+
+/// The size of a block of [`take`], if it is one.
+///
+/// # Safety
+/// The block is live.
+pub(super) unsafe fn size(block: *mut c_void) -> Option<usize> {
+    // SAFETY: only `take` hands out blocks here, each with a head.
+    place_of(block as usize).map(|_| unsafe { Head::of(block) }.0.bytes)
+}
+
+/// Gives pages of the calling thread's tenant back to the kernel in which nothing lives any more.
+pub(super) fn trim() {
+    shrink(account::place(), Common::trim);
+}
+
+/// The same for a tenant that runs nothing, whose thread does not: unless nothing was taken since.
+/// To be called on any thread.
+pub(crate) fn trim_idle(place: u32) {
+    shrink(place, |common| {
+        if !common.is_trimmed {
+            common.trim();
+        }
+    });
+}
+
+/// Bytes of the calling thread's tenant's that are free to be allocated again, on pages that count.
+pub(super) fn free() -> usize {
+    lock(account::place()).map_or(0, |common| common.mapped().saturating_sub(common.live))
+}
+
+/// The whole pages of a void, behind what is written in it.
+fn inner_pages(void: *mut Void, size: usize) -> Range<usize> {
+    let start = (void as usize + size_of::<Void>()).next_multiple_of(PAGE);
+    start..(void as usize + size) / PAGE * PAGE
+}
+
+/// Calls the heap of a place, and takes off its tenant's account what that has unmapped.
+fn shrink(place: u32, call: impl FnOnce(&mut Common)) {
+    let Some(mut common) = lock(place) else { return };
+    let had = common.mapped();
+    call(&mut common);
+    let given_back = had.saturating_sub(common.mapped());
+    drop(common);
+    if given_back > 0 {
+        account::give_back_outside(place, given_back);
+    }
+}
+
+impl Common {
+    fn mapped(&self) -> usize {
+        self.heap.allocator().mapped.get()
+    }
+}
+
+/// A place's part of the commons, and how much of it is mapped.
+#[derive(Debug)]
+struct Pages {
+    part: Cell<usize>,
+    /// Where the next mapping is tried. It only moves on, and begins anew at the end.
+    next: Cell<usize>,
+    /// Without pages of voids.
+    mapped: Cell<usize>,
+    /// The heap is to make do with what it has.
+    is_closed: Cell<bool>,
+}
+
+impl Pages {
+    const fn new() -> Self {
+        Self { part: Cell::new(0), next: Cell::new(0), mapped: Cell::new(0), is_closed: Cell::new(false) }
+    }
+
+    fn begin(&self, part: usize) {
+        if self.part.replace(part) != part {
+            self.next.set(part);
+        }
+    }
+
+    fn count(&self, bytes: usize) {
+        self.mapped.set(self.mapped.get() + bytes);
+    }
+
+    fn discount(&self, bytes: usize) {
+        self.mapped.set(self.mapped.get().saturating_sub(bytes));
+    }
+
+    /// Pages, with a gap behind them, or null: segments that touch would be one, which one live
+    /// block keeps.
+    fn map(&self, bytes: usize) -> *mut u8 {
+        let mut tries = 0;
+        while bytes < PART / 2 && tries < PART / STEP {
+            if self.next.get() + bytes + PAGE > self.part.get() + PART {
+                self.next.set(self.part.get());
+            }
+            let memory = mappings::map_at(self.next.get(), bytes);
+            if !memory.is_null() {
+                self.next.set(self.next.get() + bytes + PAGE);
+                self.count(bytes);
+                return memory;
+            }
+            if nix::errno::Errno::last() != nix::errno::Errno::EEXIST {
+                break;
+            }
+            self.next.set(self.next.get() + STEP);
+            tries += 1;
+        }
+        ptr::null_mut()
+    }
+
+    /// # Safety
+    /// Pages of [`Self::map`] in which nothing lives any more.
+    unsafe fn unmap(&self, memory: *mut u8, bytes: usize) -> bool {
+        // SAFETY: the caller's.
+        let unmapped = unsafe { libc::munmap(memory.cast(), bytes) } == 0;
+        if unmapped {
+            self.discount(bytes);
+        }
+        unmapped
+    }
+}
+
+/// How far to go on where something is mapped already.
+const STEP: usize = 16 << 20;
+
+// SAFETY: regions are mappings of their own, readable and writable, and given back only as asked.
+unsafe impl dlmalloc::Allocator for Pages {
+    fn alloc(&self, size: usize) -> (*mut u8, usize, u32) {
+        let bytes = size.next_multiple_of(SEGMENT);
+        (if self.is_closed.get() { ptr::null_mut() } else { self.map(bytes) }, bytes, 0)
+    }
+
+    fn remap(&self, _: *mut u8, _: usize, _: usize, _: bool) -> *mut u8 {
+        ptr::null_mut()
+    }
+
+    fn free_part(&self, memory: *mut u8, old_bytes: usize, new_bytes: usize) -> bool {
+        // SAFETY: the region has so many bytes.
+        let tail = unsafe { memory.add(new_bytes) };
+        // SAFETY: dlmalloc gives back the tail of a region of ours.
+        unsafe { self.unmap(tail, old_bytes - new_bytes) }
+    }
+
+    fn free(&self, memory: *mut u8, bytes: usize) -> bool {
+        // SAFETY: dlmalloc gives back a region of ours.
+        unsafe { self.unmap(memory, bytes) }
+    }
+
+    fn can_release_part(&self, _: u32) -> bool {
+        true
+    }
+
+    fn allocates_zeros(&self) -> bool {
+        true
+    }
+
+    fn page_size(&self) -> usize {
+        PAGE
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// In a thread of a tenant's, which no other test is.
+    fn in_place<T: Send>(place: u32, test: impl FnOnce() -> T + Send) -> T {
+        open(&Zone::place(1, || 0));
+        let run = || {
+            account::reset(place);
+            test()
+        };
+        std::thread::scope(|scope| scope.spawn(run).join()).unwrap()
+    }
+
+    fn block(bytes: usize, align: usize) -> usize {
+        let block = take(bytes, align).unwrap() as usize;
+        assert!(block != 0 && block.is_multiple_of(align));
+        // SAFETY: the block has so many bytes.
+        unsafe { ptr::with_exposed_provenance_mut::<u8>(block).write_bytes(1, bytes) };
+        block
+    }
+
+    fn put_back(block: usize) -> bool {
+        // SAFETY: each test gives a block back once.
+        unsafe { give_back(ptr::with_exposed_provenance_mut(block)) }
+    }
+
+    #[test]
+    fn holes_between_live_blocks_are_on_the_account_until_their_pages_are_given_back() {
+        const BYTES: usize = 100_000;
+        in_place(11, || {
+            let blocks: Vec<_> = (0..300).map(|_| block(BYTES, 16)).collect();
+            let full = account::used();
+            assert!((300 * BYTES..400 * BYTES).contains(&full), "{full}");
+            assert!(blocks.iter().step_by(2).all(|block| put_back(*block)));
+            assert_eq!(account::used(), full);
+            trim();
+            let half = account::used();
+            assert!(half < full * 6 / 10, "{half} of {full}");
+            // What was void is used again before the heap grows, and counts again.
+            let others: Vec<_> = (0..100).map(|_| block(BYTES / 3, 16)).collect();
+            let more = account::used();
+            assert!(more > half + 20 * BYTES && more <= full, "{more} after {half}");
+            let rest = blocks.iter().skip(1).step_by(2).chain(&others);
+            assert!(rest.copied().all(put_back));
+            trim();
+            assert!(account::used() <= SEGMENT, "{}", account::used());
+        });
+    }
+
+    #[test]
+    fn a_large_block_is_off_the_account_when_it_is_given_back() {
+        in_place(12, || {
+            for (bytes, align) in [(5 << 20, 16), (5 << 20, 4096)] {
+                let block = block(bytes, align);
+                assert!(account::used() >= bytes);
+                // SAFETY: the block is live.
+                let size = unsafe { size(ptr::with_exposed_provenance_mut(block)) };
+                assert!(put_back(block) && size == Some(bytes) && account::used() <= SEGMENT);
+            }
+        });
+    }
+
+    #[test]
+    fn a_block_goes_back_on_any_thread_and_comes_off_the_account_of_who_took_it() {
+        in_place(13, || {
+            let (small, large) = (block(100, 64), block(1 << 20, 16));
+            let taken = account::used();
+            assert!(taken > 1 << 20);
+            std::thread::scope(|scope| scope.spawn(|| put_back(small) && put_back(large)).join()).unwrap();
+            trim();
+            assert!(account::used() <= SEGMENT, "{}", account::used());
+        });
+    }
+
+    #[test]
+    fn what_is_no_tenants_is_not_from_here() {
+        assert!(take(100, 16).is_none());
+        // SAFETY: an address that is not here is not touched.
+        assert!(!unsafe { give_back(ptr::null_mut()) });
+    }
+}

@@ -1,0 +1,394 @@
+//! The memory of V8, ICU and the C++ library: the archive calls the functions below where it would
+//! call libc's (`v8/patches/15-memory-hooks.patch`).
+//!
+//! | who asks, on a tenant's thread | what for | from where |
+//! |---|---|---|
+//! | V8, `malloc` | zones (a parser's and compiler's notes), regular expression stacks, serialisers | the tenant's heap on its island ([`super::heap`]), behind its key |
+//! | V8, `malloc` while it writes code | notes on code, of all threads | the tenant's heap in the commons ([`super::commons`]) |
+//! | V8, `aligned_alloc` | isolate objects, which the watchdog has to reach; tables of names | the same |
+//! | C++, `operator new` | V8's containers and objects, and what V8 keeps for all isolates: the platform's task runners, caches of `Intl` | the same |
+//! | ICU | formatters, and caches for all threads | the same |
+//!
+//! All but the first may be of use to other threads later, and nothing tells which, so they
+//! cannot be on an island. On a thread that is no tenant's everything is libc's.
+//!
+//! The address decides where memory goes back to, never the thread. The archive frees on one
+//! thread what it took on another, what it took before `main`, and what libc allocated for it.
+
+use std::ffi::{c_int, c_void};
+use std::io;
+use std::ptr;
+
+use libc::size_t;
+
+use super::{commons, confinement, heap, mappings};
+use crate::engine::last_words;
+
+/// All functions of ours that the archive knows, in the order of `v8/patches/16-hooks-seen.patch`.
+const HOOKS: [&str; 10] =
+    ["take", "give_back", "most", "mmap", "malloc", "calloc", "realloc", "free", "aligned_alloc", "usable_size"];
+
+unsafe extern "C" {
+    /// A bit for each of [`HOOKS`] that the linker has found, in the archive.
+    fn v8_tenant_hooks() -> u32;
+}
+
+/// The archive skips a missing function without a word: limits would not hold, and nobody would see
+/// it.
+pub(in crate::engine) fn check() -> io::Result<()> {
+    // SAFETY: the function takes nothing and reads constants of the program.
+    let found = unsafe { v8_tenant_hooks() };
+    let mut missing: Vec<_> =
+        HOOKS.iter().enumerate().filter(|(bit, _)| found >> bit & 1 == 0).map(|(_, name)| *name).collect();
+    if !mappings::sees_commits() {
+        missing.push("mprotect");
+    }
+    if missing.is_empty() {
+        return Ok(());
+    }
+    Err(io::Error::other(format!("this program was linked without V8's hooks: {}", missing.join(", "))))
+}
+
+/// # Safety
+/// As libc's.
+#[unsafe(no_mangle)]
+unsafe extern "C" fn v8_tenant_malloc(bytes: size_t) -> *mut c_void {
+    count::call("malloc");
+    // SAFETY: the caller's.
+    of_a_tenant(bytes).unwrap_or_else(|| unsafe { libc::malloc(bytes) })
+}
+
+/// # Safety
+/// As libc's.
+#[unsafe(no_mangle)]
+unsafe extern "C" fn v8_tenant_calloc(elements: size_t, bytes: size_t) -> *mut c_void {
+    count::call("calloc");
+    let Some(whole) = elements.checked_mul(bytes) else { return ptr::null_mut() };
+    match of_a_tenant(whole) {
+        Some(block) if !block.is_null() => {
+            // SAFETY: the block has so many bytes.
+            unsafe { block.cast::<u8>().write_bytes(0, whole) };
+            block
+        }
+        Some(null) => null,
+        // SAFETY: the caller's.
+        None => unsafe { libc::calloc(elements, bytes) },
+    }
+}
+
+/// Always moves the block, which costs nobody anything: V8 asks for this never while it compiles,
+/// matches, sorts or reads JSON, and ICU three times in making 300 formatters.
+///
+/// # Safety
+/// As libc's.
+#[unsafe(no_mangle)]
+unsafe extern "C" fn v8_tenant_realloc(memory: *mut c_void, bytes: size_t) -> *mut c_void {
+    count::call("realloc");
+    if memory.is_null() {
+        // SAFETY: as malloc's.
+        return unsafe { v8_tenant_malloc(bytes) };
+    }
+    // SAFETY: the caller's.
+    let Some(before) = (unsafe { size(memory) }) else {
+        // SAFETY: the caller's: libc has allocated it.
+        return unsafe { libc::realloc(memory, bytes) };
+    };
+    // SAFETY: as malloc's.
+    let block = unsafe { v8_tenant_malloc(bytes) };
+    if block.is_null() {
+        return block;
+    }
+    // SAFETY: both blocks are live, and have at least so many bytes.
+    unsafe { memory.cast::<u8>().copy_to_nonoverlapping(block.cast(), before.min(bytes)) };
+    // SAFETY: the caller does not use it any more.
+    unsafe { give_back(memory) };
+    block
+}
+
+/// # Safety
+/// As libc's.
+#[unsafe(no_mangle)]
+unsafe extern "C" fn v8_tenant_free(memory: *mut c_void) {
+    count::call("free");
+    // SAFETY: the caller's.
+    unsafe { give_back(memory) };
+}
+
+/// # Safety
+/// As libc's.
+#[unsafe(no_mangle)]
+unsafe extern "C" fn v8_tenant_aligned_alloc(alignment: size_t, bytes: size_t) -> *mut c_void {
+    count::call("aligned_alloc");
+    // SAFETY: the caller's.
+    commons::take(bytes, alignment).unwrap_or_else(|| unsafe { libc::aligned_alloc(alignment, bytes) })
+}
+
+/// # Safety
+/// As libc's.
+#[unsafe(no_mangle)]
+unsafe extern "C" fn v8_tenant_usable_size(memory: *mut c_void) -> size_t {
+    count::call("usable_size");
+    // SAFETY: the caller's.
+    unsafe { size(memory) }.unwrap_or_else(|| unsafe { libc::malloc_usable_size(memory) })
+}
+
+/// A block on the island of the calling thread, if it has one. While V8 has the key of its JIT
+/// pages open, it allocates notes on code, which all threads read.
+fn of_a_tenant(bytes: usize) -> Option<*mut c_void> {
+    if confinement::writes_code() { commons::take(bytes, ALIGNMENT) } else { heap::take(bytes, ALIGNMENT) }
+}
+
+/// As malloc has it: enough for everything that asks for no alignment of its own.
+const ALIGNMENT: usize = 16;
+
+/// A block that all threads may use. The process ends where there is no memory: C++ without
+/// exceptions cannot be told.
+fn common(bytes: usize, alignment: usize) -> *mut c_void {
+    let block = commons::take(bytes, alignment).unwrap_or_else(|| {
+        if alignment <= ALIGNMENT {
+            // SAFETY: malloc has no preconditions.
+            unsafe { libc::malloc(bytes) }
+        } else {
+            // SAFETY: the alignment is a power of two, and the size a multiple of it.
+            unsafe { libc::aligned_alloc(alignment, bytes.next_multiple_of(alignment)) }
+        }
+    });
+    if block.is_null() {
+        last_words::no_memory_left();
+    }
+    block
+}
+
+/// Frees any block, or null.
+///
+/// # Safety
+/// As free's.
+unsafe fn give_back(block: *mut c_void) {
+    // SAFETY: the caller's.
+    if unsafe { heap::give_back(block) } {
+        return;
+    }
+    // SAFETY: the caller's.
+    if !unsafe { commons::give_back(block) } {
+        // SAFETY: the caller's: libc has allocated it.
+        unsafe { libc::free(block) };
+    }
+}
+
+/// The size of a block that is not libc's.
+///
+/// # Safety
+/// The block is live.
+unsafe fn size(block: *mut c_void) -> Option<usize> {
+    // SAFETY: the caller's.
+    let on_an_island = unsafe { heap::size(block) };
+    // SAFETY: the caller's.
+    on_an_island.or_else(|| unsafe { commons::size(block) })
+}
+
+/// Operators new and delete, in the place of the archive's. What a pair of them does is the same,
+/// whether it is for arrays, says its size, or may fail, which it never does here.
+macro_rules! operators {
+    (new: $($new:ident)*; aligned: $($aligned:ident)*; delete: $($delete:ident)*) => {
+        $(
+            /// # Safety
+            /// As C++ has it.
+            #[unsafe(no_mangle)]
+            unsafe extern "C" fn $new(bytes: size_t) -> *mut c_void {
+                count::call("new");
+                common(bytes, ALIGNMENT)
+            }
+        )*
+        $(
+            /// # Safety
+            /// As C++ has it.
+            #[unsafe(no_mangle)]
+            unsafe extern "C" fn $aligned(bytes: size_t, alignment: size_t) -> *mut c_void {
+                count::call("new");
+                common(bytes, alignment)
+            }
+        )*
+        $(
+            /// # Safety
+            /// As C++ has it.
+            #[unsafe(no_mangle)]
+            unsafe extern "C" fn $delete(block: *mut c_void) {
+                count::call("delete");
+                // SAFETY: the caller's.
+                unsafe { give_back(block) };
+            }
+        )*
+    };
+}
+
+operators! {
+    new: _Znwm _Znam _ZnwmRKSt9nothrow_t _ZnamRKSt9nothrow_t;
+    aligned: _ZnwmSt11align_val_t _ZnamSt11align_val_t _ZnwmSt11align_val_tRKSt9nothrow_t
+        _ZnamSt11align_val_tRKSt9nothrow_t;
+    delete: _ZdlPv _ZdaPv _ZdlPvm _ZdaPvm _ZdlPvRKSt9nothrow_t _ZdaPvRKSt9nothrow_t
+        _ZdlPvSt11align_val_t _ZdaPvSt11align_val_t _ZdlPvmSt11align_val_t _ZdaPvmSt11align_val_t
+        _ZdlPvSt11align_val_tRKSt9nothrow_t _ZdaPvSt11align_val_tRKSt9nothrow_t
+}
+
+unsafe extern "C" fn icu_malloc(_: *const c_void, bytes: size_t) -> *mut c_void {
+    count::call("icu");
+    common(bytes, ALIGNMENT)
+}
+
+unsafe extern "C" fn icu_realloc(_: *const c_void, block: *mut c_void, bytes: size_t) -> *mut c_void {
+    let larger = common(bytes, ALIGNMENT);
+    if !block.is_null() {
+        // SAFETY: ICU's block is live.
+        let before = unsafe { v8_tenant_usable_size(block) };
+        // SAFETY: both blocks are live, and have at least so many bytes.
+        unsafe { block.cast::<u8>().copy_to_nonoverlapping(larger.cast(), before.min(bytes)) };
+        // SAFETY: ICU does not use it any more.
+        unsafe { give_back(block) };
+    }
+    larger
+}
+
+unsafe extern "C" fn icu_free(_: *const c_void, block: *mut c_void) {
+    // SAFETY: the caller's.
+    unsafe { give_back(block) };
+}
+
+unsafe extern "C" {
+    /// ICU's, in the archive: what it allocates with. Only before it has allocated anything.
+    #[link_name = "u_setMemoryFunctions_78"]
+    fn set_memory_functions_of_icu(
+        context: *const c_void,
+        malloc: unsafe extern "C" fn(*const c_void, size_t) -> *mut c_void,
+        realloc: unsafe extern "C" fn(*const c_void, *mut c_void, size_t) -> *mut c_void,
+        free: unsafe extern "C" fn(*const c_void, *mut c_void),
+        error: *mut c_int,
+    );
+    /// `v8::internal::compiler::TypeCache::Get()`, in the archive.
+    #[link_name = "_ZN2v88internal8compiler9TypeCache3GetEv"]
+    fn make_type_cache() -> *const c_void;
+}
+
+/// ICU's memory from now on comes from here. To be called before V8 starts.
+pub(in crate::engine) fn take_over_icu() -> io::Result<()> {
+    let mut error = 0;
+    // SAFETY: the functions keep malloc's contract, and ICU has not allocated anything yet.
+    unsafe { set_memory_functions_of_icu(ptr::null(), icu_malloc, icu_realloc, icu_free, &raw mut error) };
+    if error > 0 { Err(io::Error::other(format!("ICU refuses V8's hooks: error {error}"))) } else { Ok(()) }
+}
+
+/// Makes what all of V8 shares and asks `malloc` for when it first needs it: it may not be on the
+/// island of whoever comes first. Everything else of that kind is made with operator new. A debug
+/// build looks whether an island has blocks left when its cage is gone
+/// ([`super::cage::Entered`]).
+pub(in crate::engine) fn make_what_is_shared() {
+    // SAFETY: V8 has started; the function takes nothing.
+    unsafe { make_type_cache() };
+}
+
+#[cfg(not(test))]
+mod count {
+    pub(super) const fn call(_: &'static str) {}
+}
+
+#[cfg(test)]
+mod count {
+    use std::cell::Cell;
+
+    const NAMES: [&str; 9] =
+        ["malloc", "calloc", "realloc", "free", "aligned_alloc", "usable_size", "new", "delete", "icu"];
+
+    thread_local! {
+        static CALLS: Cell<[u32; NAMES.len()]> = const { Cell::new([0; NAMES.len()]) };
+    }
+
+    pub(super) fn call(name: &'static str) {
+        let mut calls = CALLS.get();
+        for (count, hook) in calls.iter_mut().zip(NAMES) {
+            *count += u32::from(hook == name);
+        }
+        CALLS.set(calls);
+    }
+
+    /// The hooks that this thread has called in `work`, each as often as it was.
+    pub(super) fn calls(work: impl FnOnce()) -> Vec<(&'static str, u32)> {
+        CALLS.set([0; NAMES.len()]);
+        work();
+        NAMES.into_iter().zip(CALLS.get()).filter(|(_, count)| *count > 0).collect()
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::multiple_unsafe_ops_per_block, reason = "one chain of calls hands one address on")]
+mod tests {
+    use std::hint::black_box;
+
+    use super::*;
+
+    // Of the archive: operators new and delete of C++, ICU's functions, and what libc's names have
+    // become.
+    unsafe extern "C" {
+        #[link_name = "_Znwm"]
+        fn new(bytes: size_t) -> *mut c_void;
+        #[link_name = "_ZdlPv"]
+        fn delete(memory: *mut c_void);
+        #[link_name = "_ZnwmSt11align_val_t"]
+        fn new_aligned(bytes: size_t, alignment: size_t) -> *mut c_void;
+        #[link_name = "_ZdlPvSt11align_val_t"]
+        fn delete_aligned(memory: *mut c_void, alignment: size_t);
+        #[link_name = "uprv_malloc_78"]
+        fn icu_malloc(bytes: size_t) -> *mut c_void;
+        #[link_name = "uprv_realloc_78"]
+        fn icu_realloc(memory: *mut c_void, bytes: size_t) -> *mut c_void;
+        #[link_name = "uprv_free_78"]
+        fn icu_free(memory: *mut c_void);
+        fn v8_archive_calloc(elements: size_t, bytes: size_t) -> *mut c_void;
+        fn v8_archive_free(memory: *mut c_void);
+        fn v8_archive_usable_size(memory: *mut c_void) -> size_t;
+    }
+
+    #[test]
+    fn no_hook_is_missing() {
+        check().unwrap();
+    }
+
+    #[test]
+    fn operators_new_and_delete_come_here() {
+        // The compiler knows these functions, and leaves out a pair whose memory nobody sees.
+        // SAFETY: each address is given back once, to the function that belongs to the one that it
+        // came from.
+        let called = count::calls(|| unsafe { delete(black_box(new(100))) });
+        assert_eq!(called, [("new", 1), ("delete", 1)]);
+        // SAFETY: as above.
+        let called = count::calls(|| unsafe { delete_aligned(black_box(new_aligned(100, 64)), 64) });
+        assert_eq!(called, [("new", 1), ("delete", 1)]);
+    }
+
+    #[test]
+    fn icu_comes_here() {
+        // SAFETY: as above.
+        let called = count::calls(|| unsafe { icu_free(icu_realloc(icu_malloc(100), 200)) });
+        assert_eq!(called, [("malloc", 1), ("realloc", 1), ("free", 1)]);
+    }
+
+    #[test]
+    fn the_rest_of_libcs_functions_come_here() {
+        let called = count::calls(|| {
+            // SAFETY: the address is given back once, below.
+            let memory = unsafe { v8_archive_calloc(10, 10) };
+            // SAFETY: `memory` was allocated just now.
+            assert!(unsafe { v8_archive_usable_size(memory) } >= 100);
+            // SAFETY: as above; it is not used again.
+            unsafe { v8_archive_free(memory) };
+        });
+        assert_eq!(called, [("calloc", 1), ("free", 1), ("usable_size", 1)]);
+    }
+
+    #[test]
+    fn v8_itself_comes_here() {
+        let called = count::calls(|| {
+            drop(v8::new_single_threaded_default_platform(false));
+        });
+        let hooks: Vec<_> = called.iter().map(|(name, _)| *name).collect();
+        assert!(hooks.contains(&"new") && hooks.contains(&"delete"), "{called:?}");
+    }
+}

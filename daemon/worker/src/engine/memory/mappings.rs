@@ -1,0 +1,256 @@
+//! Where V8's mappings go.
+//!
+//! The archive calls [`v8_tenant_mmap`] where it would call libc's `mmap`
+//! (`v8/patches/13-mapping-hook.patch`). A mapping of a tenant's thread is put on its island and
+//! tagged with its key. For every other thread this is the system call and nothing else. libc's own
+//! `malloc` does not come this way: its memory is shared by all tenants of the process and carries
+//! no key.
+//!
+//! So every mapping of V8's for a tenant is tagged, whichever part of V8 makes it: pointer tables of each isolate, the code
+//! range, the trusted range. Pages that V8 replaces (`MAP_FIXED`, which drops a key) are tagged again. The patch in
+//! `v8/patches` tags sandbox and trusted range by itself; there this is the second layer.
+
+use std::cell::Cell;
+use std::ffi::c_void;
+use std::io;
+use std::ops::Range;
+
+use enisle_hardening::islands::Island;
+use libc::{c_int, c_long, off_t, size_t};
+
+use super::oversized;
+
+/// From which size on a mapping is V8's sandbox: nothing else is nearly as large.
+const SANDBOX_FROM: usize = 1 << 40;
+/// Where the search goes on when a place is taken.
+const STEP: usize = 1 << 30;
+/// V8 keeps the lowest addresses unmapped by mapping them itself, from 1 MiB at the most on (v8/src/sandbox/sandbox.cc). Any
+/// other hint is a wish that may be disregarded, however low: V8's are random.
+const LOW: usize = 2 << 20;
+const PAGE: usize = 4096;
+
+/// The island that a thread's mappings go to.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Home {
+    island: Island,
+    key: Option<u8>,
+    /// Where in the window the next mapping is tried. It only moves on, so what was unmapped is not reused soon.
+    next: usize,
+}
+
+thread_local! {
+    static HOME: Cell<Option<Home>> = const { Cell::new(None) };
+}
+
+impl Home {
+    /// `random` decides where in the window mappings begin.
+    pub(super) fn new(island: Island, key: Option<u8>, random: u64) -> Self {
+        let window = island.window();
+        let start = usize::try_from(random).unwrap_or(0) % (window.len() / 2);
+        Self { island, key, next: window.start + start / PAGE * PAGE }
+    }
+}
+
+/// From now on this thread's mappings go to that island; to nowhere in particular with `None`. Returns where they went.
+pub(super) fn move_to(home: Option<Home>) -> Option<Home> {
+    HOME.replace(home)
+}
+
+/// Whether an address is on the calling thread's island.
+pub(super) fn is_home(address: usize) -> bool {
+    HOME.get().is_some_and(|home| home.island.range().contains(&address))
+}
+
+/// Maps the stack of an island's thread.
+pub(super) fn map_stack(home: &Home) -> io::Result<Range<usize>> {
+    let stack = home.island.stack();
+    let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_STACK | libc::MAP_FIXED_NOREPLACE;
+    let protection = libc::PROT_READ | libc::PROT_WRITE;
+    // SAFETY: with NOREPLACE the mapping touches no other one.
+    let mapped = unsafe { system_call(stack.start as *mut c_void, stack.len(), protection, flags, -1, 0) };
+    if mapped as usize == stack.start { Ok(stack) } else { Err(io::Error::last_os_error()) }
+}
+
+/// Maps pages that every thread can use, where nothing is mapped; null if it cannot.
+pub(super) fn map_at(start: usize, bytes: usize) -> *mut u8 {
+    let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_FIXED_NOREPLACE;
+    let protection = libc::PROT_READ | libc::PROT_WRITE;
+    // SAFETY: with NOREPLACE the mapping touches no other one.
+    let mapped = unsafe { system_call(start as *mut c_void, bytes, protection, flags, -1, 0) };
+    if mapped == libc::MAP_FAILED { std::ptr::null_mut() } else { mapped.cast() }
+}
+
+/// Unmaps whatever is left on an island.
+///
+/// # Safety
+/// The thread that lived there has been joined, and nothing on the island is used any more.
+pub(super) unsafe fn sweep(island: Island) {
+    let range = island.range();
+    // SAFETY: the caller's; nothing but the island is in the range.
+    unsafe { libc::munmap(range.start as *mut c_void, range.len()) };
+}
+
+/// Keeps a range of addresses free while V8 chooses places of its own; dropping it gives the range back.
+#[derive(Debug)]
+pub(crate) struct Reserved(Range<usize>);
+
+impl Reserved {
+    pub(in crate::engine) fn new(range: Range<usize>) -> io::Result<Self> {
+        let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE | libc::MAP_FIXED_NOREPLACE;
+        // SAFETY: with NOREPLACE the mapping touches no other one.
+        let at = unsafe { system_call(range.start as *mut c_void, range.len(), libc::PROT_NONE, flags, -1, 0) };
+        if at as usize == range.start { Ok(Self(range)) } else { Err(io::Error::last_os_error()) }
+    }
+}
+
+impl Drop for Reserved {
+    fn drop(&mut self) {
+        // SAFETY: the range was mapped by `new`, and nobody uses it.
+        unsafe { libc::munmap(self.0.start as *mut c_void, self.0.len()) };
+    }
+}
+
+/// `mmap(2)`.
+///
+/// # Safety
+/// As the system call's.
+#[unsafe(no_mangle)]
+pub(in crate::engine) unsafe extern "C" fn v8_tenant_mmap(
+    hint: *mut c_void,
+    bytes: size_t,
+    protection: c_int,
+    flags: c_int,
+    fd: c_int,
+    offset: off_t,
+) -> *mut c_void {
+    let Some(home) = HOME.get() else {
+        // SAFETY: the caller's.
+        return unsafe { system_call(hint, bytes, protection, flags, fd, offset) };
+    };
+    let chosen = flags & (libc::MAP_FIXED | libc::MAP_FIXED_NOREPLACE) != 0;
+    let at_home =
+        if chosen { home.island.range().contains(&(hint as usize)) } else { !(1..LOW).contains(&(hint as usize)) };
+    // Elsewhere V8 replaces pages that all tenants of the process share.
+    let Some(key) = home.key.filter(|_| at_home) else {
+        return if chosen || !at_home {
+            // SAFETY: the caller's.
+            unsafe { system_call(hint, bytes, protection, flags, fd, offset) }
+        } else {
+            home.place(bytes, protection, flags, fd, offset)
+        };
+    };
+    // Nobody can use a page before it has its key.
+    let mapped = if chosen {
+        // SAFETY: the caller's.
+        unsafe { system_call(hint, bytes, libc::PROT_NONE, flags, fd, offset) }
+    } else {
+        home.place(bytes, libc::PROT_NONE, flags, fd, offset)
+    };
+    // SAFETY: the pages were mapped just now, for a thread that has the key open.
+    if mapped != libc::MAP_FAILED && !unsafe { tag(mapped as usize, bytes, protection, key) } {
+        // SAFETY: as above; nobody has seen them yet.
+        unsafe { libc::munmap(mapped, bytes) };
+        return libc::MAP_FAILED;
+    }
+    mapped
+}
+
+impl Home {
+    /// Maps where V8 leaves the choice: a sandbox in its place, everything else in the window. Remembers where it got to.
+    fn place(mut self, bytes: size_t, protection: c_int, flags: c_int, fd: c_int, offset: off_t) -> *mut c_void {
+        let try_at = |at: usize| {
+            let flags = flags | libc::MAP_FIXED_NOREPLACE;
+            // SAFETY: whoever asks for a mapping at any place takes this one; with NOREPLACE it touches no other.
+            unsafe { system_call(at as *mut c_void, bytes, protection, flags, fd, offset) }
+        };
+        let mapped =
+            if bytes >= SANDBOX_FROM { try_at(self.island.sandbox().start) } else { self.search(bytes, try_at) };
+        HOME.set(Some(self));
+        mapped
+    }
+
+    /// Tries places in the window, once around, until one is free.
+    fn search(&mut self, bytes: usize, place: impl Fn(usize) -> *mut c_void) -> *mut c_void {
+        let window = self.island.window();
+        let bytes = bytes.next_multiple_of(PAGE);
+        for _ in 0..=window.len() / STEP {
+            if self.next + bytes > window.end {
+                self.next = window.start;
+            }
+            let mapped = place(self.next);
+            if mapped != libc::MAP_FAILED {
+                self.next += bytes;
+                return mapped;
+            }
+            if nix::errno::Errno::last() != nix::errno::Errno::EEXIST {
+                break;
+            }
+            self.next += STEP;
+        }
+        libc::MAP_FAILED
+    }
+}
+
+/// V8 commits pages with `mprotect`, which the program takes over from libc to learn where the
+/// object is that a run was ended for.
+///
+/// # Safety
+/// As the system call's.
+#[unsafe(no_mangle)]
+unsafe extern "C" fn mprotect(start: *mut c_void, bytes: size_t, protection: c_int) -> c_int {
+    // SAFETY: the caller's. A failure is -1, with the reason in errno.
+    let result = unsafe { libc::syscall(libc::SYS_mprotect, start, bytes, protection) };
+    committed(result, start as usize, bytes, protection)
+}
+
+/// As [`mprotect`].
+///
+/// # Safety
+/// As the system call's.
+#[unsafe(no_mangle)]
+unsafe extern "C" fn pkey_mprotect(start: *mut c_void, bytes: size_t, protection: c_int, key: c_int) -> c_int {
+    // SAFETY: the caller's. A failure is -1, with the reason in errno.
+    let result = unsafe { libc::syscall(libc::SYS_pkey_mprotect, start, bytes, protection, key) };
+    committed(result, start as usize, bytes, protection)
+}
+
+/// Whether the linker has taken [`mprotect`] for libc's. If not, nobody sees what V8 commits.
+pub(super) fn sees_commits() -> bool {
+    libc::mprotect as *const () == mprotect as *const ()
+}
+
+fn committed(result: c_long, start: usize, bytes: usize, protection: c_int) -> c_int {
+    if result == 0 && protection & libc::PROT_WRITE != 0 && oversized::is_expected(bytes) {
+        let sandbox = HOME.get().map(|home| home.island.sandbox());
+        if sandbox.is_some_and(|sandbox| sandbox.contains(&start)) {
+            oversized::is_at(start, bytes);
+        }
+    }
+    if result == 0 { 0 } else { -1 }
+}
+
+/// # Safety
+/// As `mmap(2)`.
+unsafe fn system_call(
+    hint: *mut c_void,
+    bytes: size_t,
+    protection: c_int,
+    flags: c_int,
+    fd: c_int,
+    offset: off_t,
+) -> *mut c_void {
+    // SAFETY: the caller's. A failure is -1, which is MAP_FAILED, with the reason in errno.
+    let mapped = unsafe { libc::syscall(libc::SYS_mmap, hint, bytes, protection, flags, fd, offset) };
+    mapped as *mut c_void
+}
+
+/// Gives pages a key, and `protection` with it. False if the kernel refuses.
+///
+/// # Safety
+/// The pages are mapped, nobody relies on another protection of theirs, and every thread that uses
+/// them has the key open.
+unsafe fn tag(start: usize, bytes: usize, protection: c_int, key: u8) -> bool {
+    // SAFETY: the caller's.
+    let result = unsafe { libc::syscall(libc::SYS_pkey_mprotect, start, bytes, protection, c_int::from(key)) };
+    result == 0
+}

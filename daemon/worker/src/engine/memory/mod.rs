@@ -1,0 +1,30 @@
+//! A tenant's memory: where it comes from, which key it carries, how much of it there may be.
+//!
+//! This room owns every page that a tenant's thread takes. It knows threads, cages and limits, and may not know what
+//! runs in an isolate: neither runs, modules nor natives.
+//!
+//! | module | owns |
+//! |---|---|
+//! | [`cage`] | one isolate group per tenant thread, on its island, tagged with its key |
+//! | [`heap_limit`] | what is done when a run meets its limit |
+//! | [`quota`] | what a tenant may hold outside V8's heap, and what a script sees of that |
+//! | [`hooks`] | what V8, ICU and C++ allocate |
+//! | [`commons`] | the heaps of what other threads may use as well |
+//! | [`heap`] | the heap on the tenant's island |
+//! | [`mappings`] | where V8's mappings go |
+//! | [`oversized`] | the object that a run was ended for |
+//! | [`account`] | how much a thread holds, and when something is done about it |
+//! | [`icu_caches`] | the bound of the cache that all tenants share |
+//! | [`confinement`] | whether the thread has the keys open that it should |
+
+pub(super) mod account;
+pub(crate) mod cage;
+pub(crate) mod commons;
+pub(super) mod confinement;
+pub(crate) mod heap;
+pub(super) mod heap_limit;
+pub(super) mod hooks;
+pub(super) mod icu_caches;
+pub(super) mod mappings;
+pub(crate) mod oversized;
+pub(crate) mod quota;

@@ -1,0 +1,50 @@
+//! How a run ended: what the script says of it, what the watchdog says, and the outcome of both.
+
+use enisle_wire::Outcome;
+use enisle_wire::limits::{Limit, Limits};
+use enisle_wire::tenant::ScriptError;
+
+use crate::watchdog::Cause;
+
+/// Why a run ended, as far as the script knows.
+pub(super) enum Ended {
+    Result(String),
+    Failed(ScriptError),
+    TooLarge(usize),
+    /// The watchdog's cause decides.
+    Terminated,
+}
+
+/// From how the script ended and what the watchdog says to the outcome, with a sentence that says what to do.
+pub(super) fn conclude(
+    ended: Ended,
+    cause: Option<Cause>,
+    limits: &Limits,
+) -> (Outcome, Option<String>, Option<ScriptError>) {
+    let error = |name: &str, message: String| Some(ScriptError { name: name.to_owned(), message, stack: None });
+    match (cause, ended) {
+        (Some(Cause::Cpu), _) => {
+            (Outcome::ExceededCpu, None, error("LimitError", Limit::CpuMs.exceeded(limits.cpu_ms)))
+        }
+        (Some(Cause::Wall), _) => {
+            (Outcome::ExceededWall, None, error("LimitError", Limit::WallMs.exceeded(limits.wall_ms)))
+        }
+        (Some(Cause::Memory), _) => {
+            (Outcome::ExceededMemory, None, error("LimitError", Limit::MemoryMb.exceeded(limits.memory_mb)))
+        }
+        (Some(Cause::Canceled), _) => (Outcome::Canceled, None, error("Canceled", "the run was canceled".to_owned())),
+        (None, Ended::Result(json)) => (Outcome::Ok, Some(json), None),
+        (None, Ended::Failed(failed)) => (Outcome::Exception, None, Some(failed.bounded())),
+        (None, Ended::TooLarge(bytes)) => {
+            let message = format!(
+                "the result has at least {bytes} bytes, more than {} (limits.outputBytes)",
+                limits.output_bytes
+            );
+            (Outcome::ExceededOutput, None, error("LimitError", message))
+        }
+        // V8 was told to end by nobody that we know of.
+        (None, Ended::Terminated) => {
+            (Outcome::InternalError, None, error("InternalError", "the run was ended without a cause".to_owned()))
+        }
+    }
+}

@@ -1,0 +1,144 @@
+//! The handler of every signal that a fault can raise: one record, last words perhaps, and the end.
+
+use std::io;
+use std::ptr;
+use std::sync::atomic::Ordering;
+
+use super::own::{note_computed, open_page};
+use super::page::{EMPTY, NOBODY, OUT_OF_MEMORY, WRITING, WRITTEN, WRONG_KEYS};
+use super::room::room;
+use crate::islands::frozen::FROZEN;
+use crate::process::siginfo::Info;
+
+/// How a worker exits after a fault that has been recorded.
+pub const FAULT_EXIT: i32 = 88;
+
+const SIGNALS: [libc::c_int; 6] =
+    [libc::SIGSEGV, libc::SIGBUS, libc::SIGILL, libc::SIGTRAP, libc::SIGSYS, libc::SIGABRT];
+
+/// Takes over every signal that a fault can raise. To be called before the filter, which lets
+/// nobody change handlers. `last_words` runs in the handler when V8 or libc has given up. Like the
+/// handler it must be async-signal-safe (signal-safety(7)): no lock, no allocation, no first use of
+/// a thread-local that has a destructor.
+///
+/// # Errors
+/// The kernel's.
+pub fn handle(last_words: extern "C" fn()) -> io::Result<()> {
+    FROZEN.last_words.store(last_words as *mut libc::c_void, Ordering::Release);
+    for signal in SIGNALS {
+        // SAFETY: all-zero is a valid sigaction: no flags, an empty mask.
+        let mut action: libc::sigaction = unsafe { std::mem::zeroed() };
+        action.sa_sigaction = on_fault as *const () as usize;
+        action.sa_flags = libc::SA_SIGINFO | libc::SA_ONSTACK;
+        // SAFETY: the handler itself uses atomics and makes system calls; the rest of what it does
+        // is `last_words`, which the caller has made async-signal-safe too.
+        if unsafe { libc::sigaction(signal, &raw const action, ptr::null_mut()) } != 0 {
+            return Err(io::Error::last_os_error());
+        }
+    }
+    Ok(())
+}
+
+extern "C" fn on_fault(signal: libc::c_int, info: *const Info, context: *const libc::c_void) {
+    record(signal, info, context);
+    if matches!(signal, libc::SIGILL | libc::SIGTRAP | libc::SIGABRT) {
+        let last_words = FROZEN.last_words.load(Ordering::Acquire);
+        if !last_words.is_null() {
+            // SAFETY: `handle` stored a function of this type, and nothing else is ever stored.
+            let last_words = unsafe { std::mem::transmute::<*mut libc::c_void, extern "C" fn()>(last_words) };
+            last_words();
+        }
+    }
+    // SAFETY: _exit has no preconditions.
+    unsafe { libc::_exit(FAULT_EXIT) };
+}
+
+/// The calling thread has other keys open than it should: puts that on record and ends the process.
+pub fn wrong_keys() -> ! {
+    let info = Info::with_code(WRONG_KEYS);
+    record(libc::SIGABRT, &raw const info, ptr::null());
+    // SAFETY: _exit has no preconditions.
+    unsafe { libc::_exit(FAULT_EXIT) };
+}
+
+/// What the gate of [`crate::islands::keys::pkru`] calls by name.
+#[unsafe(no_mangle)]
+extern "C" fn enisle_wrong_value() -> ! {
+    wrong_keys()
+}
+
+/// V8 has run out of memory on the calling thread: puts that on record. The process must end next.
+pub fn out_of_memory() {
+    let info = Info::with_code(OUT_OF_MEMORY);
+    record(libc::SIGABRT, &raw const info, ptr::null());
+}
+
+/// Whether an address is in the code of libc's allocator, whose functions lie side by side:
+/// `malloc` and those behind it that a program can name, and the ones before it that it cannot.
+fn is_in_allocator(pc: u64) -> bool {
+    const BEFORE: u64 = 12 << 10;
+    const BEHIND: u64 = 4 << 10;
+    let (first, last) = (libc::malloc as *const () as u64, libc::posix_memalign as *const () as u64);
+    (first.saturating_sub(BEFORE)..last.max(first) + BEHIND).contains(&pc)
+}
+
+/// How often a thread that comes second looks whether the first one has written its record: some 10 ms.
+const PATIENCE: u32 = 1 << 20;
+
+fn record(signal: libc::c_int, info: *const Info, context: *const libc::c_void) {
+    let Some(raw) = open_page() else { return };
+    let place = note_computed(raw);
+    if raw.state.compare_exchange(EMPTY, WRITING, Ordering::AcqRel, Ordering::Relaxed).is_err() {
+        // Whoever comes second must not end the process under the first one's hands.
+        for _ in 0..PATIENCE {
+            if raw.state.load(Ordering::Acquire) == WRITTEN {
+                return;
+            }
+            std::hint::spin_loop();
+        }
+        return;
+    }
+    // SAFETY: the kernel, or `wrong_keys`, passes a valid siginfo, which is larger than what is named of it.
+    let info = unsafe { &*info };
+    raw.signal.store(signal, Ordering::Relaxed);
+    raw.code.store(info.code, Ordering::Relaxed);
+    raw.address.store(info.address, Ordering::Relaxed);
+    raw.key.store(info.key, Ordering::Relaxed);
+    raw.call.store(info.call, Ordering::Relaxed);
+    raw.place.store(place.and_then(|place| u32::try_from(place).ok()).unwrap_or(NOBODY), Ordering::Relaxed);
+    let pc = program_counter(context);
+    raw.pc.store(pc, Ordering::Relaxed);
+    raw.in_allocator.store(is_in_allocator(pc).into(), Ordering::Relaxed);
+    raw.room.store(room() as u64, Ordering::Relaxed);
+    raw.state.store(WRITTEN, Ordering::Release);
+}
+
+#[cfg(target_arch = "x86_64")]
+fn program_counter(context: *const libc::c_void) -> u64 {
+    if context.is_null() {
+        return 0;
+    }
+    // SAFETY: with SA_SIGINFO the third argument is a valid ucontext.
+    let registers = unsafe { &(*context.cast::<libc::ucontext_t>()).uc_mcontext.gregs };
+    registers.get(usize::try_from(libc::REG_RIP).unwrap_or(0)).map_or(0, |pc| pc.cast_unsigned())
+}
+
+#[cfg(not(target_arch = "x86_64"))]
+fn program_counter(_: *const libc::c_void) -> u64 {
+    0
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_allocator_is_told_from_other_code_of_libcs() {
+        for function in [libc::malloc as *const (), libc::free as *const (), libc::realloc as *const ()] {
+            assert!(is_in_allocator(function as u64));
+        }
+        for function in [libc::memcpy as *const (), libc::getpid as *const (), room as *const ()] {
+            assert!(!is_in_allocator(function as u64));
+        }
+    }
+}

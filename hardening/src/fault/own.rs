@@ -1,0 +1,146 @@
+//! The worker's side: which thread is whose, what each has taken, and how much it has computed.
+
+use std::fs::File;
+use std::io;
+use std::os::fd::OwnedFd;
+use std::sync::atomic::Ordering;
+
+use memmap2::MmapRaw;
+
+use super::page::{Account, Accounts, PAGE_BYTES, Raw, SHARED_BYTES};
+use crate::islands::frozen::{self, FROZEN};
+use crate::islands::keys::pkru::Pkru;
+use crate::islands::keys::{Key, KeyError};
+use crate::process::thread::CpuClock;
+
+/// What stands for the thread of a place that was given up: no number of a thread, so nobody can take it again.
+const SPENT: i32 = -1;
+
+/// From now on the calling thread is that of `place`, and it has only key 0 and the record's open, which it is to change next.
+/// False if somebody is or was there already. To be called before any code of a tenant runs in the thread.
+#[must_use]
+pub fn thread_of(place: u32) -> bool {
+    let this = nix::unistd::gettid().as_raw();
+    let known = open_page().zip(usize::try_from(place).ok()).and_then(|(raw, place)| raw.threads.get(place));
+    known.is_some_and(|known| known.compare_exchange(0, this, Ordering::AcqRel, Ordering::Relaxed).is_ok())
+}
+
+/// The thread of `place` is about to end: the kernel may give its number to another one. To be called by that thread, when no
+/// code of a tenant runs in it any more.
+pub fn thread_leaves(place: u32) {
+    let place = usize::try_from(place).unwrap_or(usize::MAX);
+    if let Some(known) = open_page().and_then(|raw| raw.threads.get(place)) {
+        known.store(SPENT, Ordering::Release);
+    }
+    // Its own key once more, for what is freed at the end of a thread: by the frozen page, never by a value from the stack.
+    if let Some(pkru) = frozen::pkru_of(place) {
+        pkru.install();
+    }
+}
+
+/// The page, with its key open. The key stays open: whoever is not about to exit closes it again.
+pub(super) fn open_page() -> Option<&'static Raw> {
+    let page = FROZEN.fault_page.load(Ordering::Acquire).cast::<Raw>();
+    if page.is_null() {
+        return None;
+    }
+    let writer = FROZEN.writer.load(Ordering::Acquire);
+    if writer != 0 {
+        Pkru::from_bits(writer).install();
+    }
+    // SAFETY: `share` mapped a whole page for the life of the process, which holds a `Raw`
+    // (asserted there), and its key is open now.
+    Some(unsafe { &*page })
+}
+
+/// The worker's side: maps both pages. To be called while descriptors can still be mapped.
+///
+/// # Errors
+/// The descriptor is no page.
+pub fn share(page: OwnedFd) -> io::Result<()> {
+    let map = MmapRaw::map_raw(&File::from(page))?;
+    if map.len() < SHARED_BYTES {
+        return Err(io::Error::new(io::ErrorKind::InvalidInput, "the memory for faults is too small"));
+    }
+    FROZEN.fault_page.store(map.as_mut_ptr().cast(), Ordering::Release);
+    // For the life of the process.
+    std::mem::forget(map);
+    Ok(())
+}
+
+/// The account of a place, which the supervisor may read at any time. None where there is no such
+/// place, or no supervisor.
+#[inline]
+#[must_use]
+pub fn account(place: u32) -> Option<&'static Account> {
+    let page = FROZEN.fault_page.load(Ordering::Acquire).cast::<u8>();
+    if page.is_null() {
+        return None;
+    }
+    // SAFETY: `share` mapped two pages.
+    let page = unsafe { page.add(PAGE_BYTES) };
+    // SAFETY: `share` mapped them for the life of the process, the second one holds `Accounts`
+    // (asserted there), and it has no key of its own.
+    unsafe { &*page.cast::<Accounts>() }.get(usize::try_from(place).ok()?)
+}
+
+/// Gives the record's page a key of its own, which is never open but in a handler.
+///
+/// # Errors
+/// The kernel's.
+pub fn guard(key: &Key) -> Result<(), KeyError> {
+    let page = FROZEN.fault_page.load(Ordering::Acquire) as usize;
+    // SAFETY: `share` mapped the page, and only the handler touches it, which opens the key.
+    unsafe { key.tag(&(page..page + PAGE_BYTES), libc::PROT_READ | libc::PROT_WRITE) }?;
+    FROZEN.writer.store(Pkru::CLOSED.open(key).bits(), Ordering::Release);
+    Ok(())
+}
+
+/// The calling thread is about to end the process, over what its tenant did: puts on record how
+/// much CPU time it has used. No tenant's code may run in it any more.
+pub fn thread_ends_process() {
+    if let Some(raw) = open_page() {
+        note_computed(raw);
+    }
+}
+
+/// Which place's thread this is, if any; with its CPU time on record.
+pub(super) fn note_computed(raw: &Raw) -> Option<usize> {
+    // SAFETY: gettid has no preconditions.
+    let this = unsafe { libc::gettid() };
+    let place = raw.threads.iter().position(|thread| thread.load(Ordering::Acquire) == this)?;
+    let computed_us = u64::try_from(CpuClock::OWN.now().as_micros()).unwrap_or(u64::MAX);
+    raw.computed_us.get(place)?.store(computed_us, Ordering::Release);
+    Some(place)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::reading::{FaultPage, Taken};
+    use super::*;
+    use crate::islands::frozen::MOST_PLACES;
+
+    #[test]
+    fn the_cpu_time_of_a_place_is_told_once_its_thread_has_put_it_on_record() {
+        let page = FaultPage::new().unwrap();
+        page.raw().threads[3].store(nix::unistd::gettid().as_raw(), Ordering::Release);
+        assert_eq!(page.computed(3), None);
+        assert_eq!(note_computed(page.raw()), Some(3));
+        let told = page.computed(3).unwrap();
+        assert!(told <= CpuClock::OWN.now() && page.computed(4).is_none() && page.computed(u32::MAX).is_none());
+    }
+
+    #[test]
+    fn an_account_of_the_worker_is_what_the_supervisor_reads_and_never_less_than_nothing() {
+        let page = FaultPage::new().unwrap();
+        share(page.descriptor().try_clone_to_owned().unwrap()).unwrap();
+        account(3).unwrap().take(5000);
+        account(3).unwrap().give_back(1000);
+        account(4).unwrap().give_back(1);
+        let taken = page.taken();
+        assert_eq!((taken[3], taken[4]), (Taken { now: 4000, ever: 5000 }, Taken::default()));
+        let most = u32::try_from(MOST_PLACES).unwrap();
+        assert!(account(most - 1).is_some() && account(most).is_none());
+        assert_eq!(page.read(), None);
+    }
+}

@@ -1,0 +1,198 @@
+//! The filters of a worker: everything that is not needed ends the process.
+//!
+//! Policies are data, `policy/*.json`; each rule there says who needs it. The build script compiles them, so a policy that
+//! is empty or does not parse is a build that fails.
+//!
+//! | program | whose | answer |
+//! |---|---|---|
+//! | `allow` | every thread of the process, from the end of its start-up on | trap what is not listed |
+//! | `refuse` | the same | `ENOSYS` for what libc probes |
+//! | `tenant` | a tenant's thread, before any of its code | trap what is not listed: a shorter list, without new filters, threads, signal handlers, executable memory |
+//! | `own` ([`Own`]) | the same | trap what names anybody else's island, key, descriptor or thread |
+//! | `sealed` | every thread of a sealed worker | trap what asks for executable memory, or returns from a signal |
+//! | `mute` ([`Own`]) | the same | `EBADF` for standard error, where V8 prints before it gives up |
+//!
+//! The kernel runs them all and takes the strictest answer. *Trap* raises SIGSYS in the thread, whose handler records whose
+//! thread it was and ends the process ([`crate::fault`]); if it cannot run, the kernel ends the process all the same. The call
+//! is not made in either case. Calls of another architecture are answered by the kernel's kill, without a record.
+
+use std::collections::BTreeMap;
+use std::ops::Range;
+use std::os::fd::{AsRawFd, BorrowedFd};
+
+use seccompiler::{
+    BpfProgram, SeccompAction, SeccompCmpArgLen as Width, SeccompCmpOp as Op, SeccompCondition as Condition,
+    SeccompFilter, SeccompRule as Rule, apply_filter, apply_filter_all_threads, sock_filter,
+};
+
+use crate::islands::{GAP_BYTES, Island, Zone};
+use crate::layers::{Layer, LayerSet};
+
+include!(concat!(env!("OUT_DIR"), "/policy.rs"));
+
+/// Programs that every thread of a filtered worker runs under, for [`crate::verify`].
+pub const FILTERS: usize = 2;
+/// What a tenant's thread runs under beside those.
+pub const THREAD_FILTERS: usize = 3;
+
+/// The filter could not be installed.
+#[derive(Debug, thiserror::Error)]
+#[error("the system call filter {name:?} could not be installed: {error}")]
+pub struct FilterError {
+    name: &'static str,
+    error: seccompiler::Error,
+}
+
+/// Filters every thread of the process, for good.
+///
+/// # Errors
+/// The kernel refused; the process is then to exit.
+pub fn install() -> Result<(), FilterError> {
+    for (name, program) in [("refuse", REFUSE), ("allow", ALLOW)] {
+        apply_filter_all_threads(program).map_err(|error| FilterError { name, error })?;
+    }
+    Ok(())
+}
+
+/// Filters every thread of a sealed worker, on top of [`install`], for good.
+///
+/// # Errors
+/// The kernel refused; the process is then to exit.
+pub fn seal() -> Result<(), FilterError> {
+    apply_filter_all_threads(SEALED).map_err(|error| FilterError { name: "sealed", error })
+}
+
+/// How many programs every thread of a worker with these layers runs under.
+#[must_use]
+pub fn filters_of(layers: LayerSet) -> usize {
+    FILTERS + usize::from(layers.has(Layer::SealedFilter))
+}
+
+/// What a tenant's thread may name.
+#[derive(Debug)]
+pub struct Own<'a> {
+    pub zone: &'a Zone,
+    pub island: Island,
+    /// Its own key and V8's for JIT pages, where there are some.
+    pub keys: &'a [u8],
+    pub channel: BorrowedFd<'a>,
+}
+
+/// Filters the calling thread, for good: from here on it can install no other filter.
+///
+/// # Errors
+/// The kernel refused; the thread must then run no tenant's code.
+pub fn confine(own: &Own<'_>) -> Result<(), FilterError> {
+    let [own, mute] = own.programs().map_err(|error| FilterError { name: "own", error: error.into() })?;
+    for (name, program) in [("mute", mute.as_slice()), ("own", &own), ("tenant", TENANT)] {
+        apply_filter(program).map_err(|error| FilterError { name, error })?;
+    }
+    Ok(())
+}
+
+/// Every program that a tenant's thread may run under, by its name: for tests, and to see how long they are.
+///
+/// # Errors
+/// The rules of `own` cannot be compiled.
+pub fn programs(own: &Own<'_>) -> Result<[(&'static str, BpfProgram); 6], seccompiler::BackendError> {
+    let [own, mute] = own.programs()?;
+    let fixed = |name, program: &[sock_filter]| (name, program.to_vec());
+    Ok([
+        fixed("allow", ALLOW),
+        fixed("refuse", REFUSE),
+        fixed("tenant", TENANT),
+        ("own", own),
+        ("mute", mute),
+        fixed("sealed", SEALED),
+    ])
+}
+
+/// Calls that name a range of addresses: its start is argument 0, its length argument 1.
+const RANGES: [libc::c_long; 6] = [
+    libc::SYS_mmap,
+    libc::SYS_munmap,
+    libc::SYS_mprotect,
+    libc::SYS_pkey_mprotect,
+    libc::SYS_madvise,
+    libc::SYS_mremap,
+];
+/// Calls whose argument 0 is a descriptor, other than `write`.
+const DESCRIPTORS: [libc::c_long; 2] = [libc::SYS_recvfrom, libc::SYS_sendto];
+
+impl Own<'_> {
+    /// `own` and `mute`. Rules of one call are alternatives, conditions of one rule all have to hold.
+    fn programs(&self) -> Result<[BpfProgram; 2], seccompiler::BackendError> {
+        let mut rules: BTreeMap<i64, Vec<Rule>> = BTreeMap::new();
+        for call in RANGES {
+            rules.insert(call, self.ranges()?);
+        }
+        rules.entry(libc::SYS_mremap).or_default().push(too_long(2)?);
+        let mut foreign_key: Vec<_> =
+            self.keys.iter().map(|key| int(3, Op::Ne, u64::from(*key))).collect::<Result<_, _>>()?;
+        // -1 leaves the key as it is, which is all that V8 could want without one.
+        if foreign_key.is_empty() {
+            foreign_key.push(int(3, Op::Ne, u64::from(u32::MAX))?);
+        }
+        rules.entry(libc::SYS_pkey_mprotect).or_default().push(Rule::new(foreign_key)?);
+
+        // PR_SET_VMA names a range by its arguments 2 and 3.
+        let mut named = self.others_islands(2)?;
+        named.push(too_long(3)?);
+        rules.insert(libc::SYS_prctl, named);
+
+        let channel = u64::from(self.channel.as_raw_fd().cast_unsigned());
+        for call in DESCRIPTORS {
+            rules.insert(call, vec![Rule::new(vec![int(0, Op::Ne, channel)?])?]);
+        }
+        let stderr = u64::from(libc::STDERR_FILENO.cast_unsigned());
+        rules.insert(libc::SYS_write, vec![Rule::new(vec![int(0, Op::Ne, channel)?, int(0, Op::Ne, stderr)?])?]);
+        // abort raises a signal in the thread itself, and in no other.
+        let own_thread = [nix::unistd::getpid(), nix::unistd::gettid()];
+        let other_thread = |(index, id): (u8, &nix::unistd::Pid)| {
+            Rule::new(vec![int(index, Op::Ne, u64::from(id.as_raw().cast_unsigned()))?])
+        };
+        rules.insert(libc::SYS_tgkill, (0..).zip(&own_thread).map(other_thread).collect::<Result<_, _>>()?);
+
+        let muted = BTreeMap::from([(libc::SYS_write, vec![Rule::new(vec![int(0, Op::Eq, stderr)?])?])]);
+        let errno = SeccompAction::Errno(libc::EBADF.cast_unsigned());
+        Ok([compile(rules, SeccompAction::Trap)?, compile(muted, errno)?])
+    }
+
+    /// Argument `index` is an address on anybody else's island.
+    fn others_islands(&self, index: u8) -> Result<Vec<Rule>, seccompiler::BackendError> {
+        let (zone, own) = (self.zone.range(), self.island.range());
+        let others = [zone.start..own.start, own.end..zone.end].into_iter().filter(|others| !others.is_empty());
+        let within = |range: Range<usize>| {
+            Rule::new(vec![long(index, Op::Ge, range.start as u64)?, long(index, Op::Lt, range.end as u64)?])
+        };
+        others.map(within).collect()
+    }
+
+    /// What no call may name: an address on anybody else's island, and a range that is long enough to reach from outside
+    /// into one, other than the thread's own sandbox.
+    fn ranges(&self) -> Result<Vec<Rule>, seccompiler::BackendError> {
+        let sandbox = self.island.sandbox();
+        let mut rules = self.others_islands(0)?;
+        rules.push(Rule::new(vec![long(1, Op::Ge, GAP_BYTES as u64)?, long(0, Op::Ne, sandbox.start as u64)?])?);
+        rules.push(Rule::new(vec![long(1, Op::Gt, sandbox.len() as u64)?])?);
+        Ok(rules)
+    }
+}
+
+fn too_long(index: u8) -> Result<Rule, seccompiler::BackendError> {
+    Rule::new(vec![long(index, Op::Ge, GAP_BYTES as u64)?])
+}
+
+/// A condition on an argument that the kernel takes as an `int`: its upper half does not count.
+fn int(index: u8, op: Op, value: u64) -> Result<Condition, seccompiler::BackendError> {
+    Condition::new(index, Width::Dword, op, value)
+}
+
+/// A condition on an argument that the kernel takes whole.
+fn long(index: u8, op: Op, value: u64) -> Result<Condition, seccompiler::BackendError> {
+    Condition::new(index, Width::Qword, op, value)
+}
+
+fn compile(rules: BTreeMap<i64, Vec<Rule>>, action: SeccompAction) -> Result<BpfProgram, seccompiler::BackendError> {
+    SeccompFilter::new(rules, SeccompAction::Allow, action, std::env::consts::ARCH.try_into()?)?.try_into()
+}

@@ -1,0 +1,135 @@
+//! What later threads of a worker go by, in a page that is read-only before the first tenant moves in.
+//!
+//! Which keys the thread of a place may open, where the islands are, where faults are recorded: in ordinary memory a tenant
+//! that can write anywhere, but cannot execute, would change it and wait for the next thread to come. Everything is stored
+//! once, by the main thread, before [`freeze`]; a store after it is a fault.
+
+use std::io;
+use std::ptr;
+use std::sync::atomic::{AtomicPtr, AtomicU32, AtomicUsize, Ordering};
+
+use super::keys::Key;
+use super::keys::pkru::Pkru;
+use super::zone::{ISLAND_BYTES, Zone};
+
+/// Places that a process can have, at the most.
+pub const MOST_PLACES: usize = 64;
+
+/// A page of its own.
+#[repr(C, align(4096))]
+pub(crate) struct Frozen {
+    /// Where faults are recorded.
+    pub(crate) fault_page: AtomicPtr<libc::c_void>,
+    /// What a handler sets its keys to while it writes there; 0 where there are no keys.
+    pub(crate) writer: AtomicU32,
+    /// What to do when V8 gives up: say so on the tenant's channel, and exit.
+    pub(crate) last_words: AtomicPtr<libc::c_void>,
+    /// V8's key for JIT pages; 0 where the machine has none.
+    jit: AtomicU32,
+    /// The tenants' keys, by place.
+    own: [AtomicU32; MOST_PLACES],
+    /// How many of `zone` count.
+    zone_parts: AtomicUsize,
+    /// As [`Zone::parts`] has it.
+    zone: [AtomicUsize; MOST_PLACES + 1],
+}
+
+pub(crate) static FROZEN: Frozen = Frozen {
+    fault_page: AtomicPtr::new(ptr::null_mut()),
+    writer: AtomicU32::new(0),
+    last_words: AtomicPtr::new(ptr::null_mut()),
+    jit: AtomicU32::new(0),
+    own: [const { AtomicU32::new(0) }; MOST_PLACES],
+    zone_parts: AtomicUsize::new(0),
+    zone: [const { AtomicUsize::new(0) }; MOST_PLACES + 1],
+};
+
+/// Says where the islands are, which key V8 has taken for its JIT pages, and which one each place has; the keys are spent with
+/// it. Places over [`MOST_PLACES`] are nobody's.
+pub fn assign(zone: &Zone, jit: Option<u8>, own: Vec<Key>) {
+    let parts = zone.parts();
+    for (known, part) in FROZEN.zone.iter().zip(&parts) {
+        known.store(usize::try_from(*part).unwrap_or(0), Ordering::Relaxed);
+    }
+    FROZEN.zone_parts.store(parts.len().min(MOST_PLACES + 1), Ordering::Relaxed);
+    FROZEN.jit.store(jit.unwrap_or(0).into(), Ordering::Relaxed);
+    for (known, key) in FROZEN.own.iter().zip(own) {
+        known.store(key.number().into(), Ordering::Relaxed);
+    }
+}
+
+/// Makes the page read-only, for good.
+///
+/// # Errors
+/// The kernel's.
+pub fn freeze() -> io::Result<()> {
+    let page = ptr::from_ref(&FROZEN).cast_mut().cast();
+    // SAFETY: it fills whole pages and nothing else is in them; nobody stores to them any more.
+    let result = unsafe { libc::mprotect(page, size_of::<Frozen>(), libc::PROT_READ) };
+    if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+}
+
+/// Where the islands are.
+#[must_use]
+pub fn zone() -> Zone {
+    let parts = FROZEN.zone.iter().take(FROZEN.zone_parts.load(Ordering::Relaxed));
+    let parts: Vec<_> = parts.map(|part| part.load(Ordering::Relaxed) as u64).collect();
+    Zone::from_parts(&parts).unwrap_or_else(|| Zone::place(0, || 0))
+}
+
+/// Whether an address is on an island, or between two.
+#[must_use]
+pub fn is_in_zone(address: usize) -> bool {
+    let islands = FROZEN.zone_parts.load(Ordering::Relaxed).saturating_sub(1);
+    let base = FROZEN.zone.first().map_or(0, |base| base.load(Ordering::Relaxed));
+    address.checked_sub(base).is_some_and(|offset| offset < islands * ISLAND_BYTES)
+}
+
+fn key(known: &AtomicU32) -> Option<u8> {
+    u8::try_from(known.load(Ordering::Relaxed)).ok().filter(|key| *key != 0)
+}
+
+/// The key of a place; none where the layer is off, or there is no such place.
+#[must_use]
+pub fn key_of(place: usize) -> Option<u8> {
+    key(FROZEN.own.get(place)?)
+}
+
+/// V8's key for JIT pages, which it takes wherever the machine has keys.
+#[must_use]
+pub fn jit_key() -> Option<u8> {
+    key(&FROZEN.jit)
+}
+
+/// What the thread of a place may use: key 0, its own, and V8's for reading.
+#[must_use]
+pub fn pkru_of(place: usize) -> Option<Pkru> {
+    Some(Pkru::of_nobody(jit_key()?).open_number(key_of(place)?))
+}
+
+/// Where the page is, for those who try to write to it.
+#[must_use]
+pub fn address() -> usize {
+    ptr::from_ref(&FROZEN) as usize
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_page_is_nobody_elses() {
+        assert_eq!(address() % 4096, 0);
+        assert_eq!(size_of::<Frozen>() % 4096, 0);
+    }
+
+    #[test]
+    fn what_is_assigned_is_read_back() {
+        let zone = Zone::place(3, || 7);
+        assign(&zone, None, Vec::new());
+        assert_eq!((super::zone(), key_of(0), pkru_of(99)), (zone.clone(), None, None));
+        let range = zone.range();
+        assert!(is_in_zone(range.start) && is_in_zone(range.end - 1));
+        assert!(!is_in_zone(range.start - 1) && !is_in_zone(range.end) && !is_in_zone(0));
+    }
+}

@@ -1,0 +1,154 @@
+//! Keys on x86-64.
+
+use std::ops::Range;
+
+use super::pkru::Pkru;
+use super::{KeyError, sys};
+use crate::process::siginfo::{Info, SEGV_PKUERR};
+use crate::process::spawn::clone_args;
+
+/// A key of this process, allocated and never freed. There is one value for each key, so whoever holds it owns its pages.
+#[derive(Debug, PartialEq, Eq, Hash)]
+pub struct Key(u8);
+
+impl Key {
+    /// As the kernel and V8 number it.
+    #[must_use]
+    pub fn number(&self) -> u8 {
+        self.0
+    }
+
+    /// Tags `pages` and gives them `protection`.
+    ///
+    /// # Safety
+    /// The pages are mapped, nobody relies on another protection of theirs, and every thread that touches them from now on
+    /// has this key open.
+    ///
+    /// # Errors
+    /// The kernel's.
+    pub unsafe fn tag(&self, pages: &Range<usize>, protection: libc::c_int) -> Result<(), KeyError> {
+        // SAFETY: the caller's.
+        unsafe { sys::tag(pages, protection, self.0) }.map_err(KeyError::Tag)
+    }
+}
+
+/// The keys of one worker process.
+#[derive(Debug)]
+pub struct KeyRing {
+    jit: u8,
+    record: Key,
+    tenants: Vec<Key>,
+}
+
+impl KeyRing {
+    /// Takes one key for the fault record and one for each of `tenants`. To be called on the main thread when V8 has
+    /// started and no other thread has; they are open for it until [`Pkru::install`] says otherwise.
+    ///
+    /// # Errors
+    /// There are too few, or V8 has none.
+    pub fn take(tenants: usize) -> Result<Self, KeyError> {
+        let jit = jit_key().ok_or(KeyError::NoJitKey)?;
+        let wanted = tenants + 1;
+        let mut keys: Vec<_> = std::iter::from_fn(|| sys::alloc().map(Key)).take(wanted).collect();
+        let taken = keys.len();
+        match keys.pop() {
+            Some(record) if taken == wanted => Ok(Self { jit, record, tenants: keys }),
+            _ => Err(KeyError::TooFew { taken, wanted }),
+        }
+    }
+
+    /// V8's key, the fault record's, the tenants'.
+    #[must_use]
+    pub fn split(self) -> (u8, Key, Vec<Key>) {
+        (self.jit, self.record, self.tenants)
+    }
+}
+
+/// The key that V8 has taken, on the main thread and before anybody else takes one. V8 takes one wherever there are some,
+/// whatever we do with the rest.
+#[must_use]
+pub fn jit_key() -> Option<u8> {
+    // OSPKE, CPUID leaf 7: without it the register cannot be read.
+    if std::arch::x86_64::__cpuid_count(7, 0).ecx & 1 << 4 == 0 {
+        return None;
+    }
+    // A thread starts with every key closed, and `pkey_alloc` opens the one that it hands out: whatever is open now is V8's.
+    let open = Pkru::current().readable();
+    (open.count_ones() == 1).then(|| u8::try_from(open.trailing_zeros()).unwrap_or(0))
+}
+
+/// How many keys a fresh process could take, V8's included.
+#[must_use]
+pub fn available() -> usize {
+    let keys: Vec<_> = std::iter::from_fn(sys::alloc).collect();
+    for key in &keys {
+        sys::free(*key);
+    }
+    keys.len()
+}
+
+/// Whether this kernel delivers a fault on a closed key as we rely on: to a handler on a stack of key 0, with the code and
+/// the key in its information, and with every key closed while it runs. Kernels before 6.12 have lost the signal where a
+/// stack was closed; it is tried, not looked up. Tried in a child that the fault ends in any case.
+#[must_use]
+pub fn delivers_faults() -> bool {
+    let mut args = clone_args(0, 0);
+    // SAFETY: a valid clone_args of the size given, without CLONE_VM: the child has a copy of
+    // everything, makes system calls through libc's thin wrappers, and exits.
+    let pid = unsafe { libc::syscall(libc::SYS_clone3, std::ptr::from_mut(&mut args), size_of::<libc::clone_args>()) };
+    match i32::try_from(pid) {
+        Ok(0) => fault_on_a_closed_key(),
+        Ok(pid) if pid > 0 => matches!(
+            nix::sys::wait::waitpid(nix::unistd::Pid::from_raw(pid), None),
+            Ok(nix::sys::wait::WaitStatus::Exited(_, AS_EXPECTED))
+        ),
+        _ => false,
+    }
+}
+
+const AS_EXPECTED: i32 = 42;
+
+/// The child's part: a page with a key, the key closed, a load.
+fn fault_on_a_closed_key() -> ! {
+    let stack_bytes = 64 * 1024;
+    let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS;
+    let map = |bytes| {
+        // SAFETY: an anonymous mapping at an address of the kernel's choice touches no other memory.
+        unsafe { libc::mmap(std::ptr::null_mut(), bytes, libc::PROT_READ | libc::PROT_WRITE, flags, -1, 0) }
+    };
+    let (stack, page) = (map(stack_bytes), map(4096));
+    let stack = libc::stack_t { ss_sp: stack, ss_flags: 0, ss_size: stack_bytes };
+    // SAFETY: all-zero is a valid sigaction: no flags, an empty mask.
+    let mut action: libc::sigaction = unsafe { std::mem::zeroed() };
+    action.sa_sigaction = check_and_exit as *const () as usize;
+    action.sa_flags = libc::SA_SIGINFO | libc::SA_ONSTACK;
+    // SAFETY: `stack` names memory of the size given that nobody else uses.
+    let on_stack = unsafe { libc::sigaltstack(&raw const stack, std::ptr::null_mut()) };
+    // SAFETY: the handler makes system calls only.
+    let handled = unsafe { libc::sigaction(libc::SIGSEGV, &raw const action, std::ptr::null_mut()) };
+    if let (0, 0, Some(key)) = (on_stack, handled, sys::alloc()) {
+        let key = Key(key);
+        // SAFETY: the page was mapped above and nobody else knows of it.
+        if unsafe { key.tag(&(page as usize..page as usize + 4096), libc::PROT_READ) }.is_ok() {
+            Pkru::CLOSED.install();
+            // SAFETY: the address is mapped and readable; that its key is closed makes this a fault, which is the point.
+            unsafe { page.cast::<u8>().read_volatile() };
+        }
+    }
+    // SAFETY: _exit has no preconditions.
+    unsafe { libc::_exit(1) }
+}
+
+extern "C" fn check_and_exit(_: libc::c_int, info: *const Info, _: *const libc::c_void) {
+    // SAFETY: the kernel passes a valid siginfo, which is larger than what is named of it.
+    let info = unsafe { &*info };
+    let closed = Pkru::current().readable() == 0;
+    let as_expected = info.code == SEGV_PKUERR && info.key > 0 && closed;
+    // SAFETY: _exit has no preconditions.
+    unsafe { libc::_exit(if as_expected { AS_EXPECTED } else { 1 }) };
+}
+
+#[cfg(test)]
+pub(super) fn key_for_tests(number: u8) -> Key {
+    Key(number)
+}
