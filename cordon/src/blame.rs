@@ -141,13 +141,13 @@ impl Room {
 /// What follows.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Verdict {
-    Nobody,
+    Nothing,
     /// It was the doing of the tenant whose thread it was; if that is not certain, perhaps not.
     Thread(Seen),
     /// Who holds most is looked at first ([`holds_most`]); nobody's standing changes.
     WantOfMemory,
     /// Those who were there are kept in halves; with points of a share, if a signal is given.
-    Halves(Option<Signal>),
+    Bisect(Option<Signal>),
 }
 
 /// Why tenants are kept from others for a while without a decision about their standing.
@@ -166,9 +166,9 @@ pub enum Because {
 /// Whose doing it was.
 #[must_use]
 pub fn blame(ending: Ending, thread: Thread, company: bool, room: Room) -> Verdict {
-    let Some(signal) = ending.signal() else { return Verdict::Nobody };
+    let Some(signal) = ending.signal() else { return Verdict::Nothing };
     if thread == Thread::Left {
-        return Verdict::Nobody;
+        return Verdict::Nothing;
     }
     if !company {
         return Verdict::Thread(Seen::certain(signal));
@@ -178,11 +178,11 @@ pub fn blame(ending: Ending, thread: Thread, company: bool, room: Room) -> Verdi
         Ending::Fault(Site::NullPage | Site::Allocator) if pressed => Verdict::WantOfMemory,
         Ending::Fault(_) if room == Room::Near => Verdict::WantOfMemory,
         Ending::GaveUp { certain: false } | Ending::OutOfMemory { certain: false } if pressed => Verdict::WantOfMemory,
-        Ending::Fault(Site::Allocator) => Verdict::Halves(None),
-        Ending::Silent(signal) => Verdict::Halves(Some(signal)),
+        Ending::Fault(Site::Allocator) => Verdict::Bisect(None),
+        Ending::Silent(signal) => Verdict::Bisect(Some(signal)),
         // The process's own threads are everybody's.
         _ if thread == Thread::Unknown => {
-            Verdict::Halves(Some(if matches!(ending, Ending::Attack(_)) { Signal::Crash } else { signal }))
+            Verdict::Bisect(Some(if matches!(ending, Ending::Attack(_)) { Signal::Crash } else { signal }))
         }
         _ => Verdict::Thread(Seen::in_company(signal)),
     }
@@ -190,47 +190,49 @@ pub fn blame(ending: Ending, thread: Thread, company: bool, room: Room) -> Verdi
 
 /// On whom a death is put, of those who had a place in the process.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Put<P> {
+pub enum Consequence<S> {
     /// On nobody.
-    Nobody,
+    Nothing,
     /// It was that place's doing.
-    Doing(P, Seen),
+    Blame(S, Seen),
     /// It was for want of memory, of which that place held most.
-    Holds(P),
+    KeepApart(S),
     /// Those who were there are kept in halves; with points of a share, if a signal is given.
-    Halves(Because, Option<Signal>),
+    Bisect(Because, Option<Signal>),
 }
 
 /// On whom a death is put: `thread` is the place whose thread it was on, if its tenant lives there,
 /// `here` all of those, and `largest` the one that holds most, if that is known.
 #[must_use]
-pub fn put<P: Copy>(verdict: Verdict, thread: Option<P>, here: &[P], largest: Option<P>) -> Put<P> {
+pub fn consequence<S: Copy>(verdict: Verdict, thread: Option<S>, here: &[S], largest: Option<S>) -> Consequence<S> {
     match verdict {
-        Verdict::Nobody => Put::Nobody,
+        Verdict::Nothing => Consequence::Nothing,
         // Of a process that was always one tenant's, whatever is not known is that tenant's.
         Verdict::Thread(seen) => {
-            thread.or_else(|| here.first().copied()).map_or(Put::Nobody, |place| Put::Doing(place, seen))
+            thread.or_else(|| here.first().copied()).map_or(Consequence::Nothing, |slot| Consequence::Blame(slot, seen))
         }
-        Verdict::WantOfMemory => largest.map_or(Put::Halves(Because::WantOfMemory, None), Put::Holds),
-        Verdict::Halves(signal) => Put::Halves(Because::UnexplainedDeath, signal),
+        Verdict::WantOfMemory => {
+            largest.map_or(Consequence::Bisect(Because::WantOfMemory, None), Consequence::KeepApart)
+        }
+        Verdict::Bisect(signal) => Consequence::Bisect(Because::UnexplainedDeath, signal),
     }
 }
 
-impl<P: PartialEq> Put<P> {
+impl<S: PartialEq> Consequence<S> {
     /// It was the doing of that place.
     #[must_use]
-    pub fn is_doing_of(&self, place: P) -> bool {
-        matches!(self, Self::Doing(whose, _) if *whose == place)
+    pub fn blames(&self, slot: S) -> bool {
+        matches!(self, Self::Blame(to_blame, _) if *to_blame == slot)
     }
 
     /// It was another's doing, or a want of memory for which that place is not held responsible: a
     /// run that was lost there is begun again at no charge.
     #[must_use]
-    pub fn acquits(&self, place: P) -> bool {
+    pub fn exonerates(&self, slot: S) -> bool {
         match self {
-            Self::Doing(whose, _) | Self::Holds(whose) => *whose != place,
-            Self::Halves(_, signal) => signal.is_none(),
-            Self::Nobody => false,
+            Self::Blame(to_blame, _) | Self::KeepApart(to_blame) => *to_blame != slot,
+            Self::Bisect(_, signal) => signal.is_none(),
+            Self::Nothing => false,
         }
     }
 }
@@ -238,8 +240,8 @@ impl<P: PartialEq> Put<P> {
 /// Who of some tenants holds most, if that explains more than is left unexplained.
 #[must_use]
 pub fn holds_most(held: &[u64], unexplained: u64) -> Option<usize> {
-    let (place, most) = held.iter().enumerate().max_by_key(|(place, held)| (**held, std::cmp::Reverse(*place)))?;
-    (*most > 0 && *most >= unexplained).then_some(place)
+    let (index, most) = held.iter().enumerate().max_by_key(|(index, held)| (**held, std::cmp::Reverse(*index)))?;
+    (*most > 0 && *most >= unexplained).then_some(index)
 }
 
 #[cfg(test)]
@@ -261,13 +263,13 @@ mod tests {
     }
 
     /// One letter for each of plenty, pressed, near: C in company, M want of memory, H halves
-    /// without points, P halves with points.
+    /// without points, S halves with points.
     fn row(ending: Ending, thread: Thread) -> String {
         let letter = |room| match blame(ending, thread, true, room) {
             Verdict::Thread(seen) if seen == Seen::in_company(ending.signal().unwrap()) => 'C',
             Verdict::WantOfMemory => 'M',
-            Verdict::Halves(None) => 'H',
-            Verdict::Halves(Some(_)) => 'P',
+            Verdict::Bisect(None) => 'H',
+            Verdict::Bisect(Some(_)) => 'S',
             other => panic!("{ending:?}: {other:?}"),
         };
         ROOMS.map(letter).iter().collect()
@@ -309,8 +311,8 @@ mod tests {
     #[test]
     fn who_has_left_has_done_nothing_and_innocent_ends_are_nobodys() {
         for (ending, room) in endings().into_iter().flat_map(|ending| ROOMS.map(|room| (ending, room))) {
-            assert_eq!(blame(ending, Thread::Left, true, room), Verdict::Nobody);
-            assert_eq!(blame(Ending::Innocent, HERE, true, room), Verdict::Nobody);
+            assert_eq!(blame(ending, Thread::Left, true, room), Verdict::Nothing);
+            assert_eq!(blame(Ending::Innocent, HERE, true, room), Verdict::Nothing);
         }
     }
 
@@ -319,7 +321,7 @@ mod tests {
         let worse = |ending, thread| {
             let order = ROOMS.map(|room| blame(ending, thread, true, room));
             let blamed =
-                order.map(|verdict| u8::from(matches!(verdict, Verdict::Thread(_) | Verdict::Halves(Some(_)))));
+                order.map(|verdict| u8::from(matches!(verdict, Verdict::Thread(_) | Verdict::Bisect(Some(_)))));
             assert!(blamed.is_sorted_by(|more, less| more >= less), "{ending:?}: {order:?}");
         };
         endings().into_iter().for_each(|ending| {
@@ -331,21 +333,21 @@ mod tests {
     #[test]
     fn a_death_is_put_on_the_thread_that_it_was_on_or_on_the_only_one_there() {
         let seen = Seen::certain(Signal::Crash);
-        let on = |thread, here: &[u8]| put(Verdict::Thread(seen), thread, here, None);
-        assert_eq!(on(Some(2), &[1, 2]), Put::Doing(2, seen));
-        assert_eq!(on(None, &[1]), Put::Doing(1, seen));
-        assert_eq!(on(None, &[]), Put::Nobody);
+        let on = |thread, here: &[u8]| consequence(Verdict::Thread(seen), thread, here, None);
+        assert_eq!(on(Some(2), &[1, 2]), Consequence::Blame(2, seen));
+        assert_eq!(on(None, &[1]), Consequence::Blame(1, seen));
+        assert_eq!(on(None, &[]), Consequence::Nothing);
     }
 
     #[test]
     fn want_of_memory_is_put_on_who_holds_most_or_on_all_without_points() {
-        let on = |largest| put(Verdict::WantOfMemory, Some(1), &[1, 2], largest);
-        assert_eq!(on(Some(2)), Put::Holds(2));
-        assert_eq!(on(None), Put::Halves(Because::WantOfMemory, None));
+        let on = |largest| consequence(Verdict::WantOfMemory, Some(1), &[1, 2], largest);
+        assert_eq!(on(Some(2)), Consequence::KeepApart(2));
+        assert_eq!(on(None), Consequence::Bisect(Because::WantOfMemory, None));
     }
 
     #[test]
-    fn a_death_is_one_places_doing_at_most_and_never_that_of_one_that_it_acquits() {
+    fn a_death_is_one_places_doing_at_most_and_never_that_of_one_that_it_exonerates() {
         let verdicts: Vec<_> = endings()
             .into_iter()
             .flat_map(|ending| [Thread::Here, Thread::Left, Thread::Unknown].map(|thread| (ending, thread)))
@@ -354,13 +356,13 @@ mod tests {
             .collect();
         for (verdict, largest) in verdicts.iter().flat_map(|verdict| [None, Some(2)].map(|largest| (*verdict, largest)))
         {
-            let put = put(verdict, Some(1), &[1, 2, 3], largest);
-            let doing: Vec<_> = (1..=3).filter(|place| put.is_doing_of(*place)).collect();
-            assert!(doing.len() <= 1, "{put:?}");
-            assert!(doing.iter().all(|place| !put.acquits(*place)), "{put:?}");
-            let acquitted = (1..=3).filter(|place| put.acquits(*place)).count();
+            let consequence = consequence(verdict, Some(1), &[1, 2, 3], largest);
+            let doing: Vec<_> = (1..=3).filter(|slot| consequence.blames(*slot)).collect();
+            assert!(doing.len() <= 1, "{consequence:?}");
+            assert!(doing.iter().all(|slot| !consequence.exonerates(*slot)), "{consequence:?}");
+            let acquitted = (1..=3).filter(|slot| consequence.exonerates(*slot)).count();
             // Somebody is responsible, or everybody is acquitted, or nobody is.
-            assert!([0, 2, 3].contains(&acquitted), "{put:?}");
+            assert!([0, 2, 3].contains(&acquitted), "{consequence:?}");
         }
     }
 

@@ -222,11 +222,11 @@ impl Standing {
         self.order = None;
         self.earned = Level::Shared;
         self.suspected_until = Time::default();
-        self.settle(Level::Shared, vec![Reason::Lifted { reason, by_uid }], now)
+        self.set_level(Level::Shared, vec![Reason::Lifted { reason, by_uid }], now)
     }
 
     /// Puts the tenant on a level, and remembers why.
-    fn settle(&mut self, to: Level, reasons: Vec<Reason>, now: Time) -> Decision {
+    fn set_level(&mut self, to: Level, reasons: Vec<Reason>, now: Time) -> Decision {
         let from = self.level;
         if to == from {
             return Decision::Stay;
@@ -307,7 +307,7 @@ pub fn decide(
             _ => Reason::Unsuspected,
         });
     }
-    standing.settle(to, reasons, now)
+    standing.set_level(to, reasons, now)
 }
 
 #[cfg(test)]

@@ -4,7 +4,7 @@
 //! what time it is, and gets an answer with its reasons as data.
 //!
 //! ```text
-//! Sample ─ Shape::look ─▶ Signal ─ decide ─▶ Decision { Stay, Move, Expel } ─ (the daemon moves the tenant) ─ place ─▶ Placement
+//! Sample ─ Shape::observe ─▶ Signal ─ decide ─▶ Decision { Stay, Move, Expel } ─ (the daemon moves the tenant) ─ place ─▶ Placement
 //!
 //!            score ≥ 60            ≥ 90, with evidence        ≥ 180
 //!   shared ───────────▶ solo ───────────▶ sealed ───────────▶ expelled ── only an operator lifts that

@@ -20,7 +20,7 @@ pub struct Needs {
 
 /// A home, as far as moving is concerned.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Dwelling {
+pub struct HomeFacts {
     pub level: Level,
     /// Its process is older than one may be.
     pub is_old: bool,
@@ -32,12 +32,12 @@ pub struct Dwelling {
 
 /// Where a tenant lives.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Residence {
+pub enum Whereabouts {
     /// It has no home.
     Nowhere,
     /// Its home takes no runs any more: its process has died, or it was told to leave.
     Lost,
-    In(Dwelling),
+    In(HomeFacts),
 }
 
 /// What is to be done.
@@ -71,31 +71,31 @@ impl Needs {
 
     /// It would be better off elsewhere.
     #[must_use]
-    pub fn is_misplaced(&self, home: &Dwelling) -> bool {
+    pub fn is_misplaced(&self, home: &HomeFacts) -> bool {
         home.level != self.wanted || home.is_old || home.is_unwanted || home.among_others
     }
 
     /// It may not wait there until there is another home.
     #[must_use]
-    pub fn must_leave(&self, home: &Dwelling) -> bool {
+    pub fn must_leave(&self, home: &HomeFacts) -> bool {
         self.is_too_far_in(home.level) || home.among_others
     }
 
     #[must_use]
-    pub fn next(&self, residence: Residence) -> Move {
-        match residence {
+    pub fn next(&self, whereabouts: Whereabouts) -> Move {
+        match whereabouts {
             _ if self.wanted == Level::Expelled => Move::Expel,
-            Residence::In(home) if self.is_misplaced(&home) => Move::Go { outward: home.level < self.wanted },
-            Residence::Lost if self.wanted.is_alone() => Move::Go { outward: false },
+            Whereabouts::In(home) if self.is_misplaced(&home) => Move::Go { outward: home.level < self.wanted },
+            Whereabouts::Lost if self.wanted.is_alone() => Move::Go { outward: false },
             // Its next run finds a home by itself.
-            Residence::In(_) | Residence::Lost | Residence::Nowhere => Move::Stay,
+            Whereabouts::In(_) | Whereabouts::Lost | Whereabouts::Nowhere => Move::Stay,
         }
     }
 
     /// What follows where there is no other home. For one that would only be better off elsewhere
     /// there is time.
     #[must_use]
-    pub fn without_room(&self, home: &Dwelling) -> Leave {
+    pub fn without_room(&self, home: &HomeFacts) -> Leave {
         match (self.must_leave(home), home.is_old) {
             (true, _) => Leave::InHaste,
             (false, true) => Leave::InTime,
@@ -116,9 +116,9 @@ mod tests {
         needs.filter(|needs| needs.standing <= needs.wanted).collect()
     }
 
-    fn all_homes() -> Vec<Dwelling> {
+    fn all_homes() -> Vec<HomeFacts> {
         let levels = [Level::Shared, Level::Solo, Level::Sealed].into_iter();
-        let of = |level, is_old, is_unwanted, among_others| Dwelling { level, is_old, is_unwanted, among_others };
+        let of = |level, is_old, is_unwanted, among_others| HomeFacts { level, is_old, is_unwanted, among_others };
         levels
             .flat_map(|level| BOTH.map(|old| (level, old)))
             .flat_map(|(level, old)| BOTH.map(|unwanted| (level, old, unwanted)))
@@ -126,26 +126,26 @@ mod tests {
             .collect()
     }
 
-    fn everything() -> impl Iterator<Item = (Needs, Dwelling)> {
+    fn everything() -> impl Iterator<Item = (Needs, HomeFacts)> {
         all_needs().into_iter().flat_map(|needs| all_homes().into_iter().map(move |home| (needs, home)))
     }
 
-    fn good(level: Level) -> Dwelling {
-        Dwelling { level, is_old: false, is_unwanted: false, among_others: false }
+    fn good(level: Level) -> HomeFacts {
+        HomeFacts { level, is_old: false, is_unwanted: false, among_others: false }
     }
 
     #[test]
     fn who_lives_where_it_has_to_stays() {
         for needs in all_needs().into_iter().filter(|needs| needs.wanted != Level::Expelled) {
-            assert_eq!(needs.next(Residence::In(good(needs.wanted))), Move::Stay);
-            assert_eq!(needs.next(Residence::Nowhere), Move::Stay);
+            assert_eq!(needs.next(Whereabouts::In(good(needs.wanted))), Move::Stay);
+            assert_eq!(needs.next(Whereabouts::Nowhere), Move::Stay);
         }
     }
 
     #[test]
     fn who_must_leave_moves_and_does_not_wait_for_room() {
         for (needs, home) in everything().filter(|(needs, home)| needs.must_leave(home)) {
-            assert_ne!(needs.next(Residence::In(home)), Move::Stay, "{needs:?} {home:?}");
+            assert_ne!(needs.next(Whereabouts::In(home)), Move::Stay, "{needs:?} {home:?}");
             assert_eq!(needs.without_room(&home), Leave::InHaste, "{needs:?} {home:?}");
         }
     }
@@ -153,13 +153,13 @@ mod tests {
     #[test]
     fn who_is_further_out_than_it_has_to_be_or_in_too_large_a_process_waits_for_room() {
         let needs = Needs { standing: Level::Shared, wanted: Level::Shared };
-        for home in [good(Level::Sealed), Dwelling { is_unwanted: true, ..good(Level::Shared) }] {
-            assert_eq!(needs.next(Residence::In(home)), Move::Go { outward: false });
+        for home in [good(Level::Sealed), HomeFacts { is_unwanted: true, ..good(Level::Shared) }] {
+            assert_eq!(needs.next(Whereabouts::In(home)), Move::Go { outward: false });
             assert_eq!(needs.without_room(&home), Leave::Stays);
         }
-        let old = Dwelling { is_old: true, ..good(Level::Shared) };
+        let old = HomeFacts { is_old: true, ..good(Level::Shared) };
         assert_eq!(
-            (needs.next(Residence::In(old)), needs.without_room(&old)),
+            (needs.next(Whereabouts::In(old)), needs.without_room(&old)),
             (Move::Go { outward: false }, Leave::InTime)
         );
     }
@@ -168,28 +168,28 @@ mod tests {
     fn alone_for_its_own_sake_it_moves_outward_but_is_not_driven_out() {
         let needs = Needs { standing: Level::Shared, wanted: Level::Solo };
         let shared = good(Level::Shared);
-        assert_eq!(needs.next(Residence::In(shared)), Move::Go { outward: true });
+        assert_eq!(needs.next(Whereabouts::In(shared)), Move::Go { outward: true });
         assert_eq!(needs.without_room(&shared), Leave::Stays);
     }
 
     #[test]
     fn a_lost_home_alone_is_replaced_at_once_and_a_shared_one_by_the_next_run() {
-        let lost = |wanted| Needs { standing: Level::Shared, wanted }.next(Residence::Lost);
+        let lost = |wanted| Needs { standing: Level::Shared, wanted }.next(Whereabouts::Lost);
         assert_eq!((lost(Level::Shared), lost(Level::Solo)), (Move::Stay, Move::Go { outward: false }));
     }
 
     #[test]
     fn who_is_expelled_lives_nowhere_whatever_its_home_is() {
         let needs = Needs { standing: Level::Shared, wanted: Level::Expelled };
-        let homes = all_homes().into_iter().map(Residence::In);
-        for residence in homes.chain([Residence::Nowhere, Residence::Lost]) {
-            assert_eq!(needs.next(residence), Move::Expel);
+        let homes = all_homes().into_iter().map(Whereabouts::In);
+        for whereabouts in homes.chain([Whereabouts::Nowhere, Whereabouts::Lost]) {
+            assert_eq!(needs.next(whereabouts), Move::Expel);
         }
     }
 
     #[test]
     fn every_home_that_is_good_enough_to_stay_in_is_good_enough_to_wait_in() {
-        for (needs, home) in everything().filter(|(needs, home)| needs.next(Residence::In(*home)) == Move::Stay) {
+        for (needs, home) in everything().filter(|(needs, home)| needs.next(Whereabouts::In(*home)) == Move::Stay) {
             assert_eq!(needs.without_room(&home), Leave::Stays, "{needs:?} {home:?}");
         }
     }

@@ -104,11 +104,11 @@ pub struct Process<Id> {
     pub id: Id,
     pub level: Level,
     /// Tenants that it holds now.
-    pub residents: Vec<Traits>,
+    pub tenants: Vec<Traits>,
     /// Of them, how many run something at the moment.
     pub busy: usize,
     /// Places that were ever used: a cage and a key are never handed on, so a place is spent for good.
-    pub places_used: usize,
+    pub slots_used: usize,
 }
 
 /// Where a tenant goes.
@@ -144,15 +144,15 @@ pub fn place<Id: Copy + Ord>(
     let fits = |process: &&Process<Id>| match level {
         Level::Shared => {
             process.level == Level::Shared
-                && process.places_used < capacity.tenants_per_process()
-                && process.residents.iter().all(|resident| tenant.may_share_with(resident))
+                && process.slots_used < capacity.tenants_per_process()
+                && process.tenants.iter().all(|other| tenant.may_share_with(other))
         }
         // A spare process that was started ahead is as good as a new one.
-        Level::Solo | Level::Sealed => process.level == level && process.places_used == 0,
+        Level::Solo | Level::Sealed => process.level == level && process.slots_used == 0,
         Level::Expelled => false,
     };
     let preferred = |process: &&Process<Id>| {
-        (std::cmp::Reverse(process.busy / BUSY_TOGETHER), process.residents.len(), std::cmp::Reverse(process.id))
+        (std::cmp::Reverse(process.busy / BUSY_TOGETHER), process.tenants.len(), std::cmp::Reverse(process.id))
     };
     let alone = processes.iter().filter(|process| process.level.is_alone()).count();
     match processes.iter().filter(fits).max_by_key(preferred) {
@@ -186,9 +186,9 @@ mod tests {
     const NO_KEYS: Capacity = Capacity { keys: 0, ..TWELVE };
     const EIGHT: Bounds = Bounds { processes: 8, alone: 4 };
 
-    fn process(id: u32, level: Level, residents: Vec<Traits>) -> Process<u32> {
-        let places_used = residents.len();
-        Process { id, level, residents, busy: 0, places_used }
+    fn process(id: u32, level: Level, tenants: Vec<Traits>) -> Process<u32> {
+        let slots_used = tenants.len();
+        Process { id, level, tenants, busy: 0, slots_used }
     }
 
     #[test]
@@ -201,13 +201,13 @@ mod tests {
 
     #[test]
     fn a_spent_place_is_not_used_again() {
-        let spent = Process { places_used: 12, ..process(1, Level::Shared, Vec::new()) };
+        let spent = Process { slots_used: 12, ..process(1, Level::Shared, Vec::new()) };
         assert_eq!(place(&Traits::default(), Level::Shared, &[spent], TWELVE, EIGHT), Placement::New(Level::Shared));
     }
 
     #[test]
     fn a_tenant_of_its_own_never_joins_a_process_that_was_anybodys() {
-        let used = Process { places_used: 1, ..process(2, Level::Solo, Vec::new()) };
+        let used = Process { slots_used: 1, ..process(2, Level::Solo, Vec::new()) };
         let processes = [process(1, Level::Shared, Vec::new()), used];
         assert_eq!(place(&Traits::default(), Level::Solo, &processes, TWELVE, EIGHT), Placement::New(Level::Solo));
         assert_eq!(place(&Traits::default(), Level::Sealed, &processes, TWELVE, EIGHT), Placement::New(Level::Sealed));
@@ -272,7 +272,7 @@ mod tests {
     fn the_fuller_process_is_preferred_unless_it_is_busy() {
         let three = process(1, Level::Shared, vec![Traits::default(); 3]);
         let one = process(2, Level::Shared, vec![Traits::default()]);
-        let busy = Process { busy: 4, residents: vec![Traits::default(); 5], places_used: 5, ..three.clone() };
+        let busy = Process { busy: 4, tenants: vec![Traits::default(); 5], slots_used: 5, ..three.clone() };
         let tenant = Traits::default();
         assert_eq!(place(&tenant, Level::Shared, &[one.clone(), three], TWELVE, EIGHT), Placement::Into(1));
         assert_eq!(place(&tenant, Level::Shared, &[one, busy], TWELVE, EIGHT), Placement::Into(2));

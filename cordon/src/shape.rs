@@ -139,7 +139,7 @@ const HOUR_MS: u64 = 3_600_000;
 impl Shape {
     /// Looks at one more window. Nothing comes of the first sample, nor of one that is too near to the last. After a pause
     /// windows in a row begin anew.
-    pub fn look(&mut self, sample: Sample, rules: &ShapeRules) -> Vec<Signal> {
+    pub fn observe(&mut self, sample: Sample, rules: &ShapeRules) -> Vec<Signal> {
         let Some(last) = self.last else {
             self.last = Some(sample);
             return Vec::new();
@@ -153,7 +153,7 @@ impl Shape {
         // A pause ends what goes by windows in a row, and not what goes by the minute.
         if elapsed > rules.window_ms.saturating_mul(3) {
             (self.busy, self.paging, self.regular, self.mispredicting) = (0, 0, 0, 0);
-            self.look_at_minute(&last, &sample, rules, &mut signals);
+            self.observe_minute(&last, &sample, rules, &mut signals);
             return signals;
         }
         let runs = sample.runs.saturating_sub(last.runs);
@@ -177,7 +177,7 @@ impl Shape {
         if sample.log_bytes.saturating_sub(last.log_bytes) >= rules.log_bytes {
             signals.push(Signal::LogFlood);
         }
-        self.look_at_minute(&last, &sample, rules, &mut signals);
+        self.observe_minute(&last, &sample, rules, &mut signals);
         if self.lives_long(&sample, rules) {
             signals.push(Signal::LongLived);
         }
@@ -185,7 +185,7 @@ impl Shape {
     }
 
     /// Work that is spread so that no window is busy is seen over a minute.
-    fn look_at_minute(&mut self, last: &Sample, sample: &Sample, rules: &ShapeRules, signals: &mut Vec<Signal>) {
+    fn observe_minute(&mut self, last: &Sample, sample: &Sample, rules: &ShapeRules, signals: &mut Vec<Signal>) {
         let begin = *self.minute.get_or_insert(*last);
         let elapsed = sample.at.since(begin.at);
         if elapsed < MINUTE_MS {
@@ -271,11 +271,11 @@ mod tests {
     /// Samples a second apart, each made from the one before.
     fn watch(windows: usize, next: impl Fn(Sample) -> Sample) -> Vec<Vec<Signal>> {
         let (mut shape, mut sample, rules) = (Shape::default(), Sample::default(), seconds());
-        shape.look(sample, &rules);
+        shape.observe(sample, &rules);
         (0..windows)
             .map(|_| {
                 sample = Sample { at: sample.at.plus(1000), ..next(sample) };
-                shape.look(sample, &rules)
+                shape.observe(sample, &rules)
             })
             .collect()
     }
@@ -332,7 +332,7 @@ mod tests {
             let runs = second % 8 < 4;
             sample.ran_ms += if runs { 1000 } else { 0 };
             sample.at = Time(second * 1000);
-            busy += if runs { count(&[shape.look(sample, &rules)], Signal::Busy) } else { 0 };
+            busy += if runs { count(&[shape.observe(sample, &rules)], Signal::Busy) } else { 0 };
         }
         assert!(busy > 60, "by windows in a row, and by the minute: {busy}");
     }
@@ -390,10 +390,10 @@ mod tests {
     fn a_pause_begins_everything_anew() {
         let (mut shape, rules) = (Shape::default(), seconds());
         let at = |at, ran_ms| Sample { at: Time(at), ran_ms, ..Sample::default() };
-        assert!(shape.look(at(0, 0), &rules).is_empty());
-        assert!(shape.look(at(1000, 1000), &rules).is_empty());
-        assert!(shape.look(at(9000, 9000), &rules).is_empty());
-        assert!(shape.look(at(10_000, 10_000), &rules).is_empty());
-        assert_eq!(shape.look(at(11_000, 11_000), &rules), [Signal::Busy]);
+        assert!(shape.observe(at(0, 0), &rules).is_empty());
+        assert!(shape.observe(at(1000, 1000), &rules).is_empty());
+        assert!(shape.observe(at(9000, 9000), &rules).is_empty());
+        assert!(shape.observe(at(10_000, 10_000), &rules).is_empty());
+        assert_eq!(shape.observe(at(11_000, 11_000), &rules), [Signal::Busy]);
     }
 }

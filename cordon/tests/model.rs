@@ -207,7 +207,7 @@ proptest! {
                 Placement::Into(id) => id,
                 Placement::New(level) => {
                     let id = processes.len();
-                    processes.push(Process { id, level, residents: Vec::new(), busy: 0, places_used: 0 });
+                    processes.push(Process { id, level, tenants: Vec::new(), busy: 0, slots_used: 0 });
                     id
                 }
                 Placement::Full => {
@@ -224,18 +224,18 @@ proptest! {
                 }
             };
             prop_assert_eq!(processes[id].level, level);
-            prop_assert!(processes[id].residents.iter().all(|other| tenant.may_share_with(other)));
-            prop_assert!(processes[id].residents.iter().all(|other| tenant.on_probation == other.on_probation));
-            processes[id].places_used += 1;
+            prop_assert!(processes[id].tenants.iter().all(|other| tenant.may_share_with(other)));
+            prop_assert!(processes[id].tenants.iter().all(|other| tenant.on_probation == other.on_probation));
+            processes[id].slots_used += 1;
             if !leaves {
-                processes[id].residents.push(tenant);
+                processes[id].tenants.push(tenant);
             }
         }
         prop_assert!(processes.len() <= processes_most);
         prop_assert!(processes.iter().filter(|process| process.level.is_alone()).count() <= alone_most);
         for process in processes {
             let bound = if process.level.is_alone() { 1 } else { capacity.tenants_per_process() };
-            prop_assert!(process.places_used <= bound);
+            prop_assert!(process.slots_used <= bound);
         }
     }
 }

@@ -10,7 +10,7 @@ use crate::cordons::warden::Scene;
 use crate::daemon::{Daemon, SOME_TENANTS, Supplies};
 use crate::events::What;
 use crate::homes::blame::Roster;
-use crate::homes::entries::Household;
+use crate::homes::entries::OccupiedWorker;
 use crate::workers::holdings::Unexplained;
 use crate::workers::process::Worker;
 
@@ -94,19 +94,19 @@ impl Daemon {
         loop {
             windows.tick().await;
             let busy = self.homes.pool.busy();
-            for (tenant, resident) in &busy {
-                let seen: Vec<_> = resident.look(rules, counters).into_iter().map(Seen::certain).collect();
+            for (tenant, home) in &busy {
+                let seen: Vec<_> = home.observe(rules, counters).into_iter().map(Seen::certain).collect();
                 if !seen.is_empty() {
-                    self.warden.saw(tenant, resident.uid, &seen);
+                    self.warden.saw(tenant, home.uid, &seen);
                 }
             }
             count = (count + 1) % LOOKS_AT_IDLE;
             // It takes its time, and windows do not wait for it.
             if looking.as_ref().is_none_or(tokio::task::JoinHandle::is_finished) {
-                let households = self.to_be_looked_at(count, &mut in_turn);
-                if !households.is_empty() {
+                let workers = self.to_be_looked_at(count, &mut in_turn);
+                if !workers.is_empty() {
                     let daemon = Arc::clone(self);
-                    looking = Some(tokio::spawn(async move { daemon.look_at_memory(households).await }));
+                    looking = Some(tokio::spawn(async move { daemon.read_memory(workers).await }));
                 }
             }
         }
@@ -114,27 +114,27 @@ impl Daemon {
 
     /// The workers whose memory is looked at in that window: those that have grown; now and then
     /// every busy one, and of the idle ones one in turn.
-    fn to_be_looked_at(&self, window: u32, in_turn: &mut u64) -> Vec<Household> {
-        let mut households = self.homes.pool.households();
+    fn to_be_looked_at(&self, window: u32, in_turn: &mut u64) -> Vec<OccupiedWorker> {
+        let mut workers = self.homes.pool.occupied();
         let mut next = None;
         if window == 0 {
-            let idle = || households.iter().filter(|household| !household.busy).map(|household| household.worker.id);
+            let idle = || workers.iter().filter(|occupied| !occupied.busy).map(|occupied| occupied.worker.id);
             next = idle().filter(|id| *id > *in_turn).min().or_else(|| idle().min());
             *in_turn = next.unwrap_or_default();
         }
         let now_and_then = window.is_multiple_of(LOOKS_AT_MEMORY);
-        households.retain(|Household { worker, busy, .. }| {
+        workers.retain(|OccupiedWorker { worker, busy, .. }| {
             (now_and_then && (*busy || worker.is_over())) || Some(worker.id) == next || worker.has_grown()
         });
-        households
+        workers
     }
 
     /// Compares what processes hold with what their tenants explain: what is on an island with the
     /// limits of its tenant, what is anywhere else with what a process needs.
-    async fn look_at_memory(&self, households: Vec<Household>) {
-        for Household { worker, roster, tenants, .. } in households {
+    async fn read_memory(&self, workers: Vec<OccupiedWorker>) {
+        for OccupiedWorker { worker, roster, tenants, .. } in workers {
             let looked_at = Arc::clone(&worker);
-            if tokio::task::spawn_blocking(move || looked_at.look_at_memory()).await.is_err() {
+            if tokio::task::spawn_blocking(move || looked_at.read_memory()).await.is_err() {
                 continue;
             }
             for (slot, tenant) in &tenants {
@@ -144,7 +144,7 @@ impl Daemon {
                     self.warden.saw(tenant, worker.uid, &[Seen::certain(Signal::Resident)]);
                 }
             }
-            if let Some(found) = worker.unexplained().filter(|found| found.looks >= LOOKS_BEFORE_ACTION) {
+            if let Some(found) = worker.unexplained().filter(|found| found.readings >= LOOKS_BEFORE_ACTION) {
                 self.empty(&worker, &roster, found);
             }
         }

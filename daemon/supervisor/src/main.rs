@@ -122,19 +122,19 @@ fn start(arguments: Arguments) -> anyhow::Result<()> {
     // Parsing of large bodies and waiting for the disk are done elsewhere.
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     if arguments.check_config {
-        return runtime.block_on(check_start(Places::new(&arguments, &config)?, &config));
+        return runtime.block_on(check_start(StartPaths::new(&arguments, &config)?, &config));
     }
     runtime.block_on(run(arguments, config))
 }
 
 /// Where what a start needs is.
-struct Places {
+struct StartPaths {
     program: PathBuf,
     state_dir: PathBuf,
     socket: PathBuf,
 }
 
-impl Places {
+impl StartPaths {
     fn new(arguments: &Arguments, config: &Config) -> std::io::Result<Self> {
         Ok(Self {
             program: config.workers.program.clone().map_or_else(paths::worker_program, Ok)?,
@@ -177,29 +177,29 @@ fn check_program(path: &Path) -> anyhow::Result<()> {
 
 /// What a start would refuse, found without making, changing or taking anything: another daemon may
 /// be running, which is not in the way of a check.
-async fn check_start(places: Places, config: &Config) -> anyhow::Result<()> {
-    check_program(&places.program)?;
-    places.check_apart()?;
-    api::server::check_place(&places.socket)?;
+async fn check_start(paths: StartPaths, config: &Config) -> anyhow::Result<()> {
+    check_program(&paths.program)?;
+    paths.check_apart()?;
+    api::server::check_place(&paths.socket)?;
     let context = |path: &Path| format!("{} cannot be used for the daemon's state", path.display());
     let look = |path: &Path| Folder::look(path).with_context(|| context(path));
-    if let Some(state) = look(&places.state_dir)? {
+    if let Some(state) = look(&paths.state_dir)? {
         for name in [state::recorder::LOCK, state::standings::DATABASE] {
             state.check(name, How::Change).with_context(|| context(&state.path_of(name)))?;
         }
     }
-    look(&places.state_dir.join(tenants::policy::FOLDER))?;
-    let audit = places.state_dir.join(state::recorder::FOLDER);
+    look(&paths.state_dir.join(tenants::policy::FOLDER))?;
+    let audit = paths.state_dir.join(state::recorder::FOLDER);
     if let Some(folder) = look(&audit)? {
         state::audit_log::check(&folder).with_context(|| context(&audit))?;
     }
-    Ok(workers::machine::check(config, places.program).await?)
+    Ok(workers::machine::check(config, paths.program).await?)
 }
 
 async fn run(arguments: Arguments, config: Config) -> anyhow::Result<()> {
-    let places = Places::new(&arguments, &config)?;
-    places.check_apart()?;
-    let Places { program, state_dir, socket } = places;
+    let paths = StartPaths::new(&arguments, &config)?;
+    paths.check_apart()?;
+    let StartPaths { program, state_dir, socket } = paths;
     check_program(&program)?;
     let (api, parts) = (config.api.clone(), Parts::new(&config.peers));
     // First, so that a second daemon on the same socket fails before it does anything.

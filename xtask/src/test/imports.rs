@@ -55,7 +55,7 @@ const SUPERVISOR: House = House {
         room("cordons", &["state", "tenants"], "it judges by what it is told"),
         room("state", &["tenants"], "it keeps what outlives the daemon"),
         room("tenants", &[], "it is data and its rules, and knows no process"),
-        room("workers", &[], "it knows processes and their places, not tenants"),
+        room("workers", &[], "it knows processes and their slots, not tenants"),
         room("events", &[], "everybody tells it something, and it tells nobody"),
         room("clock", &[], "it is below all others"),
         // The configuration holds a policy, that of tenants without one.

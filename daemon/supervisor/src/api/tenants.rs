@@ -184,13 +184,13 @@ fn show_row(tenant: &Tenant, daemon: &Daemon) -> Value {
 }
 
 fn show_residence(daemon: &Daemon, tenant: &Tenant) -> Option<Value> {
-    let resident = daemon.homes.residence(&tenant.name)?;
+    let home = daemon.homes.current_home(&tenant.name)?;
     Some(json!({
-        "worker": resident.worker.id,
-        "pid": resident.worker.pid.as_raw(),
-        "cordon": resident.worker.level.as_str(),
-        "warm": resident.is_idle(),
-        "unusedMs": u64::try_from(resident.unused_for().as_millis()).unwrap_or(u64::MAX),
+        "worker": home.worker.id,
+        "pid": home.worker.pid.as_raw(),
+        "cordon": home.worker.level.as_str(),
+        "warm": home.is_idle(),
+        "unusedMs": u64::try_from(home.unused_for().as_millis()).unwrap_or(u64::MAX),
     }))
 }
 

@@ -37,7 +37,7 @@ fn show(listed: &Listed) -> Value {
         "pid": pid,
         "cordon": listed.worker.level.as_str(),
         "tenants": listed.tenants,
-        "placesUsed": listed.places_used,
+        "placesUsed": listed.slots_used,
         "rssBytes": rss_bytes(pid),
         // At the last look at it; of so much that it may commit.
         "committedBytes": listed.worker.committed_bytes(),

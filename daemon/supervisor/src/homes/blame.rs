@@ -4,7 +4,7 @@
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use enisle_cordon::blame::Put;
+use enisle_cordon::blame::Consequence;
 use enisle_cordon::{Because, Verdict};
 use enisle_hardening::fault::Fault;
 use enisle_wire::control::Slot;
@@ -48,29 +48,29 @@ impl Roster {
 
 /// Tells of the end of a process, and puts it on the accounts of those who were there: of the one
 /// whose doing it was, of all a little, or of nobody.
-pub(super) fn settle(worker: &Worker, exit: &Exit, roster: &Roster, warden: &Warden) {
+pub(super) fn apply(worker: &Worker, exit: &Exit, roster: &Roster, warden: &Warden) {
     if let Death::Fault(fault) = &exit.death {
-        warden.events.tell(told(worker, fault, exit.verdict, roster));
+        warden.events.tell(fault_event(worker, fault, exit.verdict, roster));
     }
     let scene = Scene { worker: worker.id, uid: worker.uid };
     let all = || roster.others(&exit.here, None);
-    match exit.put {
-        Put::Nobody => {}
-        Put::Doing(slot, seen) => {
+    match exit.consequence {
+        Consequence::Nothing => {}
+        Consequence::Blame(slot, seen) => {
             let Some(culprit) = roster.tenant_in(slot) else { return };
             warden.saw_death(&culprit, worker.uid, seen, &roster.others(&exit.here, Some(slot)));
         }
-        Put::Holds(slot) => {
+        Consequence::KeepApart(slot) => {
             let largest: Vec<_> = roster.tenant_in(slot).into_iter().map(|largest| (largest, None)).collect();
             warden.keep_apart(&largest, Because::WantOfMemory, scene);
         }
-        Put::Halves(because, None) => warden.halve(&all(), because, scene),
-        Put::Halves(_, Some(signal)) => warden.saw_unexplained_death(&all(), signal, scene),
+        Consequence::Bisect(because, None) => warden.halve(&all(), because, scene),
+        Consequence::Bisect(_, Some(signal)) => warden.saw_unexplained_death(&all(), signal, scene),
     }
 }
 
 /// The event of a fault: on whose thread it was, and what follows from it.
-fn told(worker: &Worker, fault: &Fault, verdict: Verdict, roster: &Roster) -> What {
+fn fault_event(worker: &Worker, fault: &Fault, verdict: Verdict, roster: &Roster) -> What {
     let (worker_id, pid, uid) = (worker.id, worker.pid.as_raw(), worker.uid);
     let tenant = fault.place.and_then(|place| roster.name_in(Slot(place)));
     let (what, pc) = (violation::describe(fault), format!("{:#x}", fault.pc));
@@ -90,10 +90,10 @@ fn told(worker: &Worker, fault: &Fault, verdict: Verdict, roster: &Roster) -> Wh
 /// What follows from a death, for an event.
 fn in_a_word(verdict: Verdict) -> &'static str {
     match verdict {
-        Verdict::Nobody => "nobody",
+        Verdict::Nothing => "nobody",
         Verdict::Thread(seen) if seen.certain => "certain",
         Verdict::Thread(_) => "inCompany",
         Verdict::WantOfMemory => "wantOfMemory",
-        Verdict::Halves(_) => "unknown",
+        Verdict::Bisect(_) => "unknown",
     }
 }

@@ -10,7 +10,7 @@ use tokio::sync::OnceCell;
 
 use crate::homes::blame::Roster;
 use crate::homes::home::Home;
-use crate::homes::resident::Resident;
+use crate::homes::residence::Residence;
 use crate::share::Held;
 use crate::tenants::tenant::Tenant;
 use crate::workers::process::Worker;
@@ -20,10 +20,10 @@ pub(super) type Part = (Held, Option<Held>);
 
 /// Somebody who has a place in a worker, or is about to move in.
 #[derive(Debug)]
-struct Lodger {
-    home: Arc<Home>,
+struct Occupant {
+    residence: Arc<Residence>,
     /// Once it has moved in.
-    resident: Option<Arc<Resident>>,
+    home: Option<Arc<Home>>,
 }
 
 /// A worker, living or about to.
@@ -31,10 +31,10 @@ struct Lodger {
 pub(super) struct Entry {
     pub(super) uid: u32,
     pub(super) level: Level,
-    places_used: u32,
+    slots_used: u32,
     /// Nobody comes in any more.
     pub(super) closing: bool,
-    lodgers: BTreeMap<Slot, Lodger>,
+    occupants: BTreeMap<Slot, Occupant>,
     /// Set once its process is ready; whoever comes first starts it, whoever comes meanwhile waits.
     pub(super) worker: Arc<OnceCell<Arc<Worker>>>,
     pub(super) roster: Arc<Roster>,
@@ -46,13 +46,13 @@ pub(super) struct Entry {
 #[derive(Debug)]
 pub(crate) struct Listed {
     pub(crate) worker: Arc<Worker>,
-    pub(crate) places_used: u32,
+    pub(crate) slots_used: u32,
     pub(crate) tenants: Vec<String>,
 }
 
 /// A worker with those who live in it.
 #[derive(Debug)]
-pub(crate) struct Household {
+pub(crate) struct OccupiedWorker {
     pub(crate) worker: Arc<Worker>,
     pub(crate) roster: Arc<Roster>,
     pub(crate) tenants: Vec<(Slot, Arc<Tenant>)>,
@@ -65,9 +65,9 @@ impl Entry {
         Self {
             uid,
             level,
-            places_used: 0,
+            slots_used: 0,
             closing: false,
-            lodgers: BTreeMap::new(),
+            occupants: BTreeMap::new(),
             worker: Arc::default(),
             roster: Arc::default(),
             held,
@@ -75,37 +75,37 @@ impl Entry {
     }
 
     /// Takes the next place for a tenant that is about to move in. It is never anybody else's.
-    pub(super) fn take_place(&mut self, home: &Arc<Home>) -> Slot {
-        let slot = Slot(self.places_used);
-        self.places_used += 1;
-        self.lodgers.insert(slot, Lodger { home: Arc::clone(home), resident: None });
+    pub(super) fn take_slot(&mut self, residence: &Arc<Residence>) -> Slot {
+        let slot = Slot(self.slots_used);
+        self.slots_used += 1;
+        self.occupants.insert(slot, Occupant { residence: Arc::clone(residence), home: None });
         slot
     }
 
-    pub(super) fn moved_in(&mut self, slot: Slot, home: &Arc<Home>, resident: &Arc<Resident>) {
-        let lodger = Lodger { home: Arc::clone(home), resident: Some(Arc::clone(resident)) };
-        self.lodgers.insert(slot, lodger);
+    pub(super) fn moved_in(&mut self, slot: Slot, residence: &Arc<Residence>, home: &Arc<Home>) {
+        let occupant = Occupant { residence: Arc::clone(residence), home: Some(Arc::clone(home)) };
+        self.occupants.insert(slot, occupant);
     }
 
     /// Who had that place, if anybody did.
-    pub(super) fn moved_out(&mut self, slot: Slot) -> Option<Arc<Home>> {
-        self.lodgers.remove(&slot).map(|lodger| lodger.home)
+    pub(super) fn moved_out(&mut self, slot: Slot) -> Option<Arc<Residence>> {
+        self.occupants.remove(&slot).map(|occupant| occupant.residence)
     }
 
     pub(super) fn is_empty(&self) -> bool {
-        self.lodgers.is_empty()
+        self.occupants.is_empty()
     }
 
     pub(super) fn is_dead(&self) -> bool {
         self.worker.get().is_some_and(|worker| worker.is_dead())
     }
 
-    pub(super) fn residents(&self) -> impl Iterator<Item = &Arc<Resident>> {
-        self.lodgers.values().filter_map(|lodger| lodger.resident.as_ref())
+    pub(super) fn homes(&self) -> impl Iterator<Item = &Arc<Home>> {
+        self.occupants.values().filter_map(|occupant| occupant.home.as_ref())
     }
 
     pub(super) fn tenants(&self) -> impl Iterator<Item = &Arc<Tenant>> {
-        self.lodgers.values().map(|lodger| &lodger.home.tenant)
+        self.occupants.values().map(|occupant| &occupant.residence.tenant)
     }
 
     pub(super) fn names(&self) -> Vec<String> {
@@ -113,54 +113,54 @@ impl Entry {
     }
 
     /// Those who have a place here, but for one.
-    pub(super) fn others(&self, but: Slot) -> impl Iterator<Item = &Arc<Home>> {
-        self.lodgers.iter().filter(move |(slot, _)| **slot != but).map(|(_, lodger)| &lodger.home)
+    pub(super) fn others(&self, but: Slot) -> impl Iterator<Item = &Arc<Residence>> {
+        self.occupants.iter().filter(move |(slot, _)| **slot != but).map(|(_, occupant)| &occupant.residence)
     }
 
     /// Those whose tenants have a run here or on its way, with their homes.
-    pub(super) fn busy(&self) -> impl Iterator<Item = (Arc<Tenant>, Arc<Resident>)> {
-        self.lodgers.values().filter_map(|lodger| {
-            let resident = lodger.resident.as_ref().filter(|resident| resident.is_used())?;
-            Some((Arc::clone(&lodger.home.tenant), Arc::clone(resident)))
+    pub(super) fn busy(&self) -> impl Iterator<Item = (Arc<Tenant>, Arc<Home>)> {
+        self.occupants.values().filter_map(|occupant| {
+            let home = occupant.home.as_ref().filter(|home| home.is_used())?;
+            Some((Arc::clone(&occupant.residence.tenant), Arc::clone(home)))
         })
     }
 
     /// All have moved in, and none of them has a run here or on its way.
     pub(super) fn is_idle(&self) -> bool {
-        self.lodgers.values().all(|lodger| lodger.resident.as_ref().is_some_and(|resident| resident.is_idle()))
+        self.occupants.values().all(|occupant| occupant.home.as_ref().is_some_and(|home| home.is_idle()))
     }
 
     /// How long ago anybody in it was used last.
     pub(super) fn unused_for(&self) -> Option<Duration> {
-        self.residents().map(|resident| resident.unused_for()).min()
+        self.homes().map(|home| home.unused_for()).min()
     }
 
     fn process(&self, id: u64, traits: impl Fn(&Tenant) -> Traits) -> Process<u64> {
         Process {
             id,
             level: self.level,
-            residents: self.tenants().map(|tenant| traits(tenant)).collect(),
-            busy: self.residents().filter(|resident| resident.is_used()).count(),
-            places_used: self.places_used as usize,
+            tenants: self.tenants().map(|tenant| traits(tenant)).collect(),
+            busy: self.homes().filter(|home| home.is_used()).count(),
+            slots_used: self.slots_used as usize,
         }
     }
 
     /// A living one that somebody lives in.
-    pub(super) fn household(&self) -> Option<Household> {
+    pub(super) fn occupied(&self) -> Option<OccupiedWorker> {
         let worker = self.worker.get().filter(|worker| !worker.is_dead() && !self.is_empty())?;
-        let tenants = self.lodgers.iter().map(|(slot, lodger)| (*slot, Arc::clone(&lodger.home.tenant)));
-        Some(Household {
+        let tenants = self.occupants.iter().map(|(slot, occupant)| (*slot, Arc::clone(&occupant.residence.tenant)));
+        Some(OccupiedWorker {
             worker: Arc::clone(worker),
             roster: Arc::clone(&self.roster),
             tenants: tenants.collect(),
-            busy: self.residents().any(|resident| resident.is_used()),
+            busy: self.homes().any(|home| home.is_used()),
         })
     }
 
     /// One that has started.
     pub(super) fn listed(&self) -> Option<Listed> {
         let worker = Arc::clone(self.worker.get()?);
-        Some(Listed { worker, places_used: self.places_used, tenants: self.names() })
+        Some(Listed { worker, slots_used: self.slots_used, tenants: self.names() })
     }
 }
 

@@ -104,7 +104,7 @@ pub(crate) struct Ticket {
 
 /// What a home and its task share.
 #[derive(Debug)]
-pub(crate) struct State {
+pub(crate) struct HomeState {
     pub(crate) warm: AtomicBool,
     pub(crate) phase: watch::Sender<Phase>,
     /// One run at a time. Those that wait do so here, not in the queue of the task: who goes away
@@ -139,7 +139,7 @@ pub(crate) enum Phase {
     Gone,
 }
 
-impl Default for State {
+impl Default for HomeState {
     fn default() -> Self {
         Self {
             warm: AtomicBool::new(false),
@@ -154,7 +154,7 @@ impl Default for State {
     }
 }
 
-impl State {
+impl HomeState {
     /// Nothing comes from here any more.
     pub(crate) fn gone(&self) {
         self.warm.store(false, Ordering::Relaxed);

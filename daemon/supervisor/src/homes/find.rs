@@ -1,6 +1,6 @@
 //! The home that a run goes to.
 //!
-//! Locks, the outer one first: the daemon's tenants, [`Homes::by_tenant`], [`Home::present`] (held
+//! Locks, the outer one first: the daemon's tenants, [`Homes::by_tenant`], [`Residence::current`] (held
 //! while a home is made), the pool's entries, what a worker has of its places, what a tenant has of
 //! itself. Inner ones are never held while an outer one is waited for.
 
@@ -9,16 +9,16 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use enisle_cordon::Level;
-use enisle_cordon::moving::Dwelling;
+use enisle_cordon::moving::HomeFacts;
 use enisle_wire::limits::Limits;
 
 use crate::config::{Config, Cordon};
 use crate::cordons::warden::Warden;
 use crate::events::Events;
-use crate::homes::home::Home;
+use crate::homes::home::{Home, Visit};
 use crate::homes::job::Job;
 use crate::homes::pool::{AdmitError, Pool};
-use crate::homes::resident::{Resident, Visit};
+use crate::homes::residence::Residence;
 use crate::tenants::policy::TenantName;
 use crate::tenants::tenant::Tenant;
 use crate::workers::process::Worker;
@@ -30,7 +30,7 @@ const RUNS_ASK_EVERY: Duration = Duration::from_millis(200);
 #[derive(Debug)]
 pub(crate) struct Homes {
     /// Of those tenants that live anywhere, or did until just now.
-    by_tenant: Mutex<HashMap<TenantName, Arc<Home>>>,
+    by_tenant: Mutex<HashMap<TenantName, Arc<Residence>>>,
     pub(crate) pool: Pool,
     pub(super) warden: Arc<Warden>,
     pub(super) events: Arc<Events>,
@@ -50,41 +50,42 @@ impl Homes {
         }
     }
 
-    fn by_tenant(&self) -> MutexGuard<'_, HashMap<TenantName, Arc<Home>>> {
+    fn by_tenant(&self) -> MutexGuard<'_, HashMap<TenantName, Arc<Residence>>> {
         self.by_tenant.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// What there is of where a tenant lives, if it lives anywhere.
-    pub(super) fn known(&self, name: &TenantName) -> Option<Arc<Home>> {
+    pub(super) fn known(&self, name: &TenantName) -> Option<Arc<Residence>> {
         self.by_tenant().get(name).cloned()
     }
 
     /// The same, from now on for one that lives nowhere.
-    fn of(&self, tenant: &Arc<Tenant>) -> Arc<Home> {
-        let mut homes = self.by_tenant();
-        let home = homes.entry(tenant.name.clone()).or_insert_with(|| Arc::new(Home::new(Arc::clone(tenant))));
+    fn of(&self, tenant: &Arc<Tenant>) -> Arc<Residence> {
+        let mut known = self.by_tenant();
+        let residence =
+            known.entry(tenant.name.clone()).or_insert_with(|| Arc::new(Residence::new(Arc::clone(tenant))));
         // Of one that was forgotten and has the same name nothing is needed, or it would not have
         // been.
-        if !Arc::ptr_eq(&home.tenant, tenant) {
-            *home = Arc::new(Home::new(Arc::clone(tenant)));
+        if !Arc::ptr_eq(&residence.tenant, tenant) {
+            *residence = Arc::new(Residence::new(Arc::clone(tenant)));
         }
-        Arc::clone(home)
+        Arc::clone(residence)
     }
 
     /// Where a tenant lives now.
-    pub(crate) fn residence(&self, name: &TenantName) -> Option<Arc<Resident>> {
-        self.known(name)?.residence()
+    pub(crate) fn current_home(&self, name: &TenantName) -> Option<Arc<Home>> {
+        self.known(name)?.current_home()
     }
 
     /// Forgets where a tenant lived, if it lives nowhere and nobody is about to change that.
     /// Whether nothing is known of it now.
     pub(crate) fn forget(&self, name: &TenantName) -> bool {
-        let mut homes = self.by_tenant();
-        let Some(home) = homes.get(name) else { return true };
+        let mut known = self.by_tenant();
+        let Some(residence) = known.get(name) else { return true };
         // Whoever gets one does so under the lock.
-        let needed = Arc::strong_count(home) > 1 || home.is_needed();
+        let needed = Arc::strong_count(residence) > 1 || residence.is_needed();
         if !needed {
-            homes.remove(name);
+            known.remove(name);
         }
         !needed
     }
@@ -101,42 +102,42 @@ impl Homes {
         job: &Job,
         until: Instant,
     ) -> Result<Visit, AdmitError> {
-        let home = &self.of(tenant);
-        let mut present = home.present.lock().await;
+        let residence = &self.of(tenant);
+        let mut current = residence.current.lock().await;
         loop {
             tenant.may_run()?;
             // Secrets are nowhere where somebody else is whom they are not for.
             if tenant.holds_secrets()
-                && let Some(old) = present.take_if(|old| self.pool.is_among_others(tenant, old))
+                && let Some(old) = current.take_if(|old| self.pool.is_among_others(tenant, old))
             {
-                self.drain_home(home, old, true);
+                self.drain_home(residence, old, true);
             }
-            if let Some(visit) = present.as_ref().and_then(Resident::visit) {
+            if let Some(visit) = current.as_ref().and_then(Home::visit) {
                 // Further in there is time, and whoever is alone for its own sake need not be.
                 let leaves = tenant.needs().is_too_far_in(visit.worker.level) || self.is_old(&visit.worker);
-                if leaves && home.runs_may_ask(RUNS_ASK_EVERY) {
+                if leaves && residence.runs_may_ask(RUNS_ASK_EVERY) {
                     self.warden.ask_for_move(tenant);
                 }
                 return Ok(visit);
             }
-            *present = None;
+            *current = None;
             let level = self.level_of_new_home(tenant, job.in_flight.uid);
             let memory_mb = job.run.limits.memory_mb.min(self.limits_at(tenant, level).memory_mb);
             // A home alone that is nothing but others' doing is not waited for.
             let own_doing = tenant.on_probation().is_none() || tenant.standing().level().is_alone();
             let patience = if own_doing { until } else { Instant::now() };
-            let admitted = match self.pool.admit(home, level, memory_mb, job.in_flight.uid, patience).await {
+            let admitted = match self.pool.admit(residence, level, memory_mb, job.in_flight.uid, patience).await {
                 // That it lives alone was for its own sake, or is not its own doing: it is not
                 // refused for that.
                 Err(AdmitError::Full(_) | AdmitError::FullAlone(_))
                     if level.is_alone() && tenant.standing().level() == Level::Shared =>
                 {
-                    self.pool.admit(home, Level::Shared, memory_mb, job.in_flight.uid, until).await
+                    self.pool.admit(residence, Level::Shared, memory_mb, job.in_flight.uid, until).await
                 }
                 admitted => admitted,
             };
             match admitted {
-                Ok(admitted) => *present = Some(admitted),
+                Ok(admitted) => *current = Some(admitted),
                 // It was expelled while it waited for room; the next look says so.
                 Err(_) if tenant.wanted_level() == Level::Expelled => {}
                 Err(error) => return Err(error),
@@ -165,8 +166,8 @@ impl Homes {
     }
 
     /// A home, for who decides whether its tenant moves.
-    pub(super) fn dwelling(&self, tenant: &Tenant, home: &Resident) -> Dwelling {
-        Dwelling {
+    pub(super) fn facts_of(&self, tenant: &Tenant, home: &Home) -> HomeFacts {
+        HomeFacts {
             level: home.worker.level,
             is_old: self.is_old(&home.worker),
             is_unwanted: home.worker.is_unwanted(home.slot),

@@ -10,6 +10,6 @@ pub(crate) mod job;
 pub(crate) mod pool;
 mod rehome;
 mod report;
-pub(crate) mod resident;
+pub(crate) mod residence;
 mod sending;
 mod speaker;

@@ -19,11 +19,11 @@ use tokio::sync::{Notify, OnceCell, oneshot};
 use crate::clock;
 use crate::cordons::warden::Warden;
 use crate::events::What;
-use crate::homes::blame::{Roster, settle};
-use crate::homes::entries::{Entries, Entry, Household, Listed, Part};
+use crate::homes::blame::{Roster, apply};
+use crate::homes::entries::{Entries, Entry, Listed, OccupiedWorker, Part};
 use crate::homes::exchange::Channel;
 use crate::homes::home::Home;
-use crate::homes::resident::Resident;
+use crate::homes::residence::Residence;
 use crate::share::{Parts, Supply, Turn, Turns};
 use crate::tenants::tenant::{Expelled, Tenant};
 use crate::workers::birth::{Blueprint, StartError};
@@ -109,16 +109,16 @@ impl Pool {
     /// beside others for want of it.
     pub(crate) async fn admit(
         &self,
-        home: &Arc<Home>,
+        residence: &Arc<Residence>,
         level: Level,
         memory_mb: u32,
         uid: u32,
         until: Instant,
-    ) -> Result<Arc<Resident>, AdmitError> {
-        let tenant = &home.tenant;
+    ) -> Result<Arc<Home>, AdmitError> {
+        let tenant = &residence.tenant;
         let reserved = loop {
             let room = self.room.notified();
-            let error = match self.reserve(home, level, uid) {
+            let error = match self.reserve(residence, level, uid) {
                 Ok(reserved) => break reserved,
                 Err(AdmitError::Full(_)) if self.make_room(uid, &self.homes, |_| true) => continue,
                 Err(AdmitError::FullAlone(_)) if self.make_room(uid, &self.homes_alone, Level::is_alone) => continue,
@@ -126,7 +126,7 @@ impl Pool {
             };
             let left = until.saturating_duration_since(Instant::now());
             // Whoever has nothing waits as well: a process that is idle next is theirs.
-            if left.is_zero() || !(level.is_alone() || self.homes.held_by(uid) == 0 || home.is_draining()) {
+            if left.is_zero() || !(level.is_alone() || self.homes.held_by(uid) == 0 || residence.is_draining()) {
                 return Err(error);
             }
             // A tenant that has become idle makes no noise, so it is looked for now and then.
@@ -134,7 +134,7 @@ impl Pool {
         };
         // Until the tenant has moved in, a failure or a client that goes away gives the place up again.
         let mut reservation = Reservation { pool: self, entry: reserved.entry, slot: reserved.slot, kept: false };
-        let Place { entry, slot, worker: cell, roster, held } = reserved;
+        let ReservedSlot { entry, slot, worker: cell, roster, held } = reserved;
         let start = || self.start(level, uid, Arc::clone(&roster), held);
         let worker = Arc::clone(cell.get_or_try_init(start).await?);
         let (ours, theirs) = StdUnixStream::pair().map_err(AdmitError::Channel)?;
@@ -143,9 +143,9 @@ impl Pool {
         roster.add(slot, tenant);
         let listener = worker.admit(Admit { slot, memory_mb }, theirs.into());
         let channel = Channel { slot, stream: ours, listener };
-        let resident = Resident::new(Arc::clone(tenant), Arc::clone(&worker), channel, uid, Arc::clone(&self.warden));
+        let home = Home::new(Arc::clone(tenant), Arc::clone(&worker), channel, uid, Arc::clone(&self.warden));
         if let Some(entry) = self.lock().by_id.get_mut(&entry) {
-            entry.moved_in(slot, home, &resident);
+            entry.moved_in(slot, residence, &home);
         }
         reservation.kept = true;
         let reason = match level {
@@ -160,7 +160,7 @@ impl Pool {
             level: level.as_str(),
             reason,
         });
-        Ok(resident)
+        Ok(home)
     }
 
     /// Starts a process, in its uid's turn. What has begun goes on when the client goes away, and
@@ -178,7 +178,7 @@ impl Pool {
         let (send, receive) = oneshot::channel();
         tokio::spawn(async move {
             let (judge, rules) = (Arc::clone(&warden), &warden.cordon.rules.memory);
-            let on_exit = Box::new(move |worker: &Worker, exit: &Exit| settle(worker, exit, &roster, &judge));
+            let on_exit = Box::new(move |worker: &Worker, exit: &Exit| apply(worker, exit, &roster, &judge));
             let started = start(&blueprint, level, uid, &snapshot, rules, &warden.events, on_exit).await;
             if let Ok(worker) = &started {
                 warden.note_engine(&worker.v8);
@@ -191,7 +191,7 @@ impl Pool {
     }
 
     /// Takes a place, if there is one. The process behind it may still have to be started.
-    fn reserve(&self, home: &Arc<Home>, level: Level, uid: u32) -> Result<Place, AdmitError> {
+    fn reserve(&self, residence: &Arc<Residence>, level: Level, uid: u32) -> Result<ReservedSlot, AdmitError> {
         self.bury_dead();
         let (outdated, now) = (self.warden.engine_is_outdated(), clock::now());
         let traits = |tenant: &Tenant| tenant.traits(outdated, &self.warden.cordon.rules, now);
@@ -202,21 +202,21 @@ impl Pool {
         let most = |supply: &Supply| usize::try_from(supply.most(uid)).unwrap_or(usize::MAX);
         let (most, alone) = (most(&self.homes), most(&self.homes_alone));
         let bounds = Bounds { processes: most.saturating_sub(closing), alone: alone.saturating_sub(closing_alone) };
-        let id = match place(&traits(&home.tenant), level, &processes, self.capacity, bounds) {
+        let id = match place(&traits(&residence.tenant), level, &processes, self.capacity, bounds) {
             Placement::Into(id) => id,
             Placement::Full | Placement::Refused => return Err(AdmitError::Full(most)),
             Placement::FullAlone => return Err(AdmitError::FullAlone(alone)),
             Placement::New(level) => {
-                let home = self.homes.take(uid, 1).map_err(|_| AdmitError::Full(most))?;
-                let home_alone = level.is_alone().then(|| self.homes_alone.take(uid, 1)).transpose();
-                let held = Arc::new((home, home_alone.map_err(|_| AdmitError::FullAlone(alone))?));
+                let held_home = self.homes.take(uid, 1).map_err(|_| AdmitError::Full(most))?;
+                let held_alone = level.is_alone().then(|| self.homes_alone.take(uid, 1)).transpose();
+                let held = Arc::new((held_home, held_alone.map_err(|_| AdmitError::FullAlone(alone))?));
                 entries.add(Entry::new(uid, level, held))
             }
         };
         let entry = entries.by_id.get_mut(&id).ok_or(AdmitError::Full(most))?;
-        let slot = entry.take_place(home);
+        let slot = entry.take_slot(residence);
         let (worker, roster, held) = (Arc::clone(&entry.worker), Arc::clone(&entry.roster), Arc::clone(&entry.held));
-        Ok(Place { entry: id, slot, worker, roster, held })
+        Ok(ReservedSlot { entry: id, slot, worker, roster, held })
     }
 
     /// Forgets dead workers, and tells of each.
@@ -236,29 +236,29 @@ impl Pool {
     }
 
     /// A tenant has left its place. A process that nobody lives in any more, and that has spent a place, is ended.
-    pub(crate) fn leave(&self, resident: &Resident, reason: &'static str) {
-        resident.leave();
-        resident.worker.has_left(resident.slot);
+    pub(crate) fn leave(&self, home: &Home, reason: &'static str) {
+        home.leave();
+        home.worker.has_left(home.slot);
         let mut entries = self.lock();
-        let Some((id, entry)) = entries.of(&resident.worker) else { return };
-        if let Some(home) = entry.moved_out(resident.slot) {
-            home.has_left(resident);
+        let Some((id, entry)) = entries.of(&home.worker) else { return };
+        if let Some(residence) = entry.moved_out(home.slot) {
+            residence.has_left(home);
             self.warden.events.tell(What::Retired {
-                tenant: home.tenant.name.to_string(),
-                uid: resident.uid,
-                worker: resident.worker.id,
+                tenant: residence.tenant.name.to_string(),
+                uid: home.uid,
+                worker: home.worker.id,
                 reason,
             });
         }
         if entry.is_empty() {
             entries.by_id.remove(&id);
-            self.warden.events.tell(retired(&resident.worker));
-            resident.worker.kill("nobody lives in it any more");
+            self.warden.events.tell(retired(&home.worker));
+            home.worker.kill("nobody lives in it any more");
         }
         self.room.notify_waiters();
     }
 
-    /// Lets the residents move out that have run nothing for `idle`.
+    /// Lets the homes move out that have run nothing for `idle`.
     pub(crate) fn retire_idle(&self, idle: Duration) {
         self.move_out(|_| true, idle, "idle");
     }
@@ -270,7 +270,7 @@ impl Pool {
         }
     }
 
-    /// Takes nobody into workers older than `age` any more, and lets their residents move out as soon as they are idle: what
+    /// Takes nobody into workers older than `age` any more, and lets their homes move out as soon as they are idle: what
     /// an attacker has learnt of a process's memory is worth nothing in the next one.
     pub(crate) fn retire_old(&self, age: Duration) {
         for entry in self.lock().by_id.values_mut() {
@@ -280,14 +280,14 @@ impl Pool {
     }
 
     fn move_out(&self, whose: impl Fn(&Entry) -> bool, idle: Duration, reason: &'static str) {
-        let residents: Vec<_> = {
+        let homes: Vec<_> = {
             let entries = self.lock();
             let entries = entries.by_id.values().filter(|entry| whose(entry));
-            entries.flat_map(Entry::residents).cloned().collect()
+            entries.flat_map(Entry::homes).cloned().collect()
         };
-        for resident in residents {
-            if resident.is_idle() && resident.unused_for() >= idle && resident.close() {
-                self.leave(&resident, reason);
+        for home in homes {
+            if home.is_idle() && home.unused_for() >= idle && home.close() {
+                self.leave(&home, reason);
             }
         }
     }
@@ -317,7 +317,7 @@ impl Pool {
     }
 
     /// Somebody is in that home's process from whom the tenant has to go.
-    pub(crate) fn is_among_others(&self, tenant: &Tenant, home: &Resident) -> bool {
+    pub(crate) fn is_among_others(&self, tenant: &Tenant, home: &Home) -> bool {
         let (outdated, now) = (self.warden.engine_is_outdated(), clock::now());
         let traits = |tenant: &Tenant| tenant.traits(outdated, &self.warden.cordon.rules, now);
         let mut entries = self.lock();
@@ -328,13 +328,13 @@ impl Pool {
     }
 
     /// Those whose tenants have a run here or on its way, with their homes.
-    pub(crate) fn busy(&self) -> Vec<(Arc<Tenant>, Arc<Resident>)> {
+    pub(crate) fn busy(&self) -> Vec<(Arc<Tenant>, Arc<Home>)> {
         self.lock().by_id.values().flat_map(Entry::busy).collect()
     }
 
     /// Every worker that somebody lives in.
-    pub(crate) fn households(&self) -> Vec<Household> {
-        self.lock().by_id.values().filter_map(Entry::household).collect()
+    pub(crate) fn occupied(&self) -> Vec<OccupiedWorker> {
+        self.lock().by_id.values().filter_map(Entry::occupied).collect()
     }
 
     /// Ends the process, among a uid's own of a wanted level, whose tenants are all idle and that
@@ -347,14 +347,14 @@ impl Pool {
             let entries = self.lock();
             let candidates = entries.by_id.values().filter(|entry| may_lose(entry.uid) && wanted(entry.level));
             let oldest = candidates.filter(|entry| entry.is_idle()).max_by_key(|entry| entry.unused_for());
-            oldest.map(|entry| entry.residents().cloned().collect::<Vec<_>>())
+            oldest.map(|entry| entry.homes().cloned().collect::<Vec<_>>())
         };
         match victim {
-            Some(residents) if !residents.is_empty() => {
+            Some(homes) if !homes.is_empty() => {
                 // One that somebody has come into meanwhile stays, and its process with it.
-                let closed: Vec<_> = residents.iter().filter(|resident| resident.close()).collect();
-                for resident in &closed {
-                    self.leave(resident, "its process was needed for another tenant");
+                let closed: Vec<_> = homes.iter().filter(|home| home.close()).collect();
+                for home in &closed {
+                    self.leave(home, "its process was needed for another tenant");
                 }
                 !closed.is_empty()
             }
@@ -410,7 +410,7 @@ impl Drop for Fresh {
 }
 
 /// A place that was taken, in a process that may still have to be started.
-struct Place {
+struct ReservedSlot {
     entry: u64,
     slot: Slot,
     worker: Arc<OnceCell<Arc<Worker>>>,

@@ -22,7 +22,7 @@ use tokio::time::{Instant, timeout_at};
 
 use crate::cordons::warden::Warden;
 use crate::events::What;
-use crate::homes::exchange::{Channel, Ended, Leaves, Lost, Phase, State, Ticket};
+use crate::homes::exchange::{Channel, Ended, HomeState, Leaves, Lost, Phase, Ticket};
 use crate::homes::frames::{FrameReader, Heard, Kind};
 use crate::homes::job::Job;
 use crate::homes::report::{End, Gathered, ROOM_PATIENCE, Stop, all_the_time, finished, micros};
@@ -65,7 +65,7 @@ pub(crate) struct Speaker {
     /// Until the channel has ended.
     listener: Option<Listener>,
     session: Session,
-    state: Arc<State>,
+    state: Arc<HomeState>,
     /// The thread has said that it is ready, and was believed.
     confined: bool,
     /// What of the CPU time of the thread is accounted for, in microseconds, and since when.
@@ -75,7 +75,7 @@ pub(crate) struct Speaker {
 }
 
 /// Waits until it is told to leave.
-async fn told(leaves: &mut watch::Receiver<Leaves>) {
+async fn leave_requested(leaves: &mut watch::Receiver<Leaves>) {
     let _ = leaves.wait_for(|leaves| *leaves != Leaves::No).await;
 }
 
@@ -84,7 +84,7 @@ impl Speaker {
         tenant: Arc<Tenant>,
         worker: Arc<Worker>,
         channel: Channel,
-        state: Arc<State>,
+        state: Arc<HomeState>,
         warden: Arc<Warden>,
     ) -> Self {
         let Channel { slot, stream, listener } = channel;
@@ -114,7 +114,7 @@ impl Speaker {
             let done = tokio::select! {
                 biased;
                 // Tickets that wait are dropped, which says that they have not begun.
-                () = told(&mut leaves) => break None,
+                () = leave_requested(&mut leaves) => break None,
                 () = state.scripts_changed.notified() => self.forget_replaced().await,
                 ticket = tickets.recv() => match ticket {
                     // Nobody holds the resident any more: the thread may end.

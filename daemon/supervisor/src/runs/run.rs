@@ -69,11 +69,11 @@ impl Daemon {
         let room_until = || Instant::now() + Duration::from_secs(self.config.cordon.queue_secs);
         let (mut attempts, mut until) = (Attempts::default(), room_until());
         loop {
-            let resident = self.homes.find(tenant, &job, until).await?;
-            let level = resident.worker.level;
+            let home = self.homes.find(tenant, &job, until).await?;
+            let level = home.worker.level;
             let fitted = if level == Level::Sealed { self.sealed(&job, tenant).await? } else { job.clone() };
-            let ended = resident.run(fitted).await;
-            let finished = match attempts.after(ended, resident.is_fenced()) {
+            let ended = home.run(fitted).await;
+            let finished = match attempts.after(ended, home.is_fenced()) {
                 Next::Answer(finished) => {
                     tenant.note_end();
                     *finished
@@ -84,7 +84,7 @@ impl Daemon {
                     return Err(RunError::Answer { bytes, why });
                 }
                 Next::Discard { cpu_us, gives_up } => {
-                    self.discard(tenant, uid, id, resident.token, cpu_us);
+                    self.discard(tenant, uid, id, home.token, cpu_us);
                     let Some(why) = gives_up else { continue };
                     given_up(tenant, &why, Usage::default())
                 }

@@ -102,7 +102,7 @@ impl Blueprint {
     }
 
     /// Tenants that a process of this level may ever hold.
-    pub(crate) fn places(&self, level: Level) -> u32 {
+    pub(crate) fn slots(&self, level: Level) -> u32 {
         if level.is_alone() { 1 } else { self.tenants_per_process }
     }
 
@@ -110,7 +110,7 @@ impl Blueprint {
     pub(crate) fn data_bytes(&self, level: Level) -> u64 {
         let Memory { base_mb, tenant_mb, sealed_mb } = self.memory;
         let each = if level == Level::Sealed { sealed_mb } else { tenant_mb };
-        (base_mb + u64::from(self.places(level)) * 2 * each) << 20
+        (base_mb + u64::from(self.slots(level)) * 2 * each) << 20
     }
 
     /// What a worker of this level takes on.
@@ -167,11 +167,11 @@ impl Newborn {
         level: Level,
         snapshot: Option<&OwnedFd>,
     ) -> Result<Self, StartError> {
-        let places = if role == Role::Maker { 1 } else { blueprint.places(level) };
+        let slots = if role == Role::Maker { 1 } else { blueprint.slots(level) };
         let layers = blueprint.layers_of(level);
         let faults = FaultPage::new().map_err(StartError::Channels)?;
-        let zone = Zone::place(places as usize, random);
-        let plan = Plan::for_tenants(layers, blueprint.data_bytes(level), places);
+        let zone = Zone::place(slots as usize, random);
+        let plan = Plan::for_tenants(layers, blueprint.data_bytes(level), slots);
         let id = blueprint.next_id.fetch_add(1, Ordering::Relaxed);
         let (ours, theirs) = StdUnixStream::pair().map_err(StartError::Channels)?;
         let (stderr_read, stderr_write) =
@@ -189,7 +189,7 @@ impl Newborn {
             role,
             layers: layers.bits(),
             data_bytes: blueprint.data_bytes(level),
-            max_tenants: places,
+            max_tenants: slots,
             jitless: level == Level::Sealed,
             zone: zone.parts(),
         };

@@ -3,7 +3,7 @@
 use std::sync::OnceLock;
 use std::time::Duration;
 
-use enisle_cordon::blame::{Put, Thread};
+use enisle_cordon::blame::{Consequence, Thread};
 use enisle_cordon::{Ending, Room, Signal, Verdict};
 use enisle_hardening::islands::Zone;
 use enisle_wire::control::Slot;
@@ -58,7 +58,7 @@ impl Evidence {
 pub(crate) struct Exit {
     pub(crate) death: Death,
     pub(crate) verdict: Verdict,
-    pub(crate) put: Put<Slot>,
+    pub(crate) consequence: Consequence<Slot>,
     /// Those who were there.
     pub(crate) here: Vec<Slot>,
     /// Only one tenant was ever there.
@@ -85,8 +85,9 @@ impl Exit {
         };
         let verdict = enisle_cordon::blame(ending, thread, !was_one_tenants, room);
         let largest = (verdict == Verdict::WantOfMemory).then(largest).flatten();
-        let put = enisle_cordon::blame::put(verdict, slot.filter(|_| thread == Thread::Here), &here, largest);
-        Self { death, verdict, put, here, was_one_tenants, computed: None }
+        let consequence =
+            enisle_cordon::blame::consequence(verdict, slot.filter(|_| thread == Thread::Here), &here, largest);
+        Self { death, verdict, consequence, here, was_one_tenants, computed: None }
     }
 
     /// How much CPU time the thread of that place had used, if it ended over something on that
@@ -141,19 +142,19 @@ mod tests {
     #[test]
     fn who_is_not_there_any_more_is_not_put_on_record() {
         let did = (Ending::Did(Signal::HardKill), Some(B));
-        let judge = |here| Exit::judge(killed(), did, here, false, Room::Plenty, || None).put;
-        assert_eq!(judge(vec![A]), Put::Nobody);
-        assert_eq!(judge(vec![A, B]), Put::Doing(B, Seen::in_company(Signal::HardKill)));
+        let judge = |here| Exit::judge(killed(), did, here, false, Room::Plenty, || None).consequence;
+        assert_eq!(judge(vec![A]), Consequence::Nothing);
+        assert_eq!(judge(vec![A, B]), Consequence::Blame(B, Seen::in_company(Signal::HardKill)));
     }
 
     #[test]
     fn who_holds_most_is_asked_for_want_of_memory_only() {
         let out_of_memory = (Ending::OutOfMemory { certain: false }, Some(A));
         let judge = |room, largest: fn() -> Option<Slot>| {
-            Exit::judge(Death::OutOfMemory, out_of_memory, vec![A, B], false, room, largest).put
+            Exit::judge(Death::OutOfMemory, out_of_memory, vec![A, B], false, room, largest).consequence
         };
-        assert_eq!(judge(Room::Near, || Some(B)), Put::Holds(B));
+        assert_eq!(judge(Room::Near, || Some(B)), Consequence::KeepApart(B));
         let unasked = judge(Room::Plenty, || unreachable!("nobody asks"));
-        assert_eq!(unasked, Put::Doing(A, Seen::in_company(Signal::OutOfMemory)));
+        assert_eq!(unasked, Consequence::Blame(A, Seen::in_company(Signal::OutOfMemory)));
     }
 }

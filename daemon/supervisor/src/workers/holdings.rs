@@ -26,7 +26,7 @@ use crate::workers::threads::Faults;
 
 /// What a look at a process finds.
 #[derive(Debug, Default)]
-pub(crate) struct Look {
+pub(crate) struct Reading {
     /// By the kernel.
     pub(crate) held: Held,
     /// Before `held` was looked at, and after that: nothing is held that had no fault by then.
@@ -35,7 +35,7 @@ pub(crate) struct Look {
     pub(crate) taken: BTreeMap<Slot, Taken>,
 }
 
-impl Look {
+impl Reading {
     fn on_accounts(&self) -> u64 {
         self.taken.values().map(|taken| taken.now).fold(0, u64::saturating_add)
     }
@@ -49,11 +49,11 @@ const FAULT_BYTES: u64 = 4096;
 pub(crate) struct Holdings {
     /// Outside the islands before anybody lived there.
     began: Bytes,
-    last: Look,
+    last: Reading,
     /// What is outside and on no account, by whose thread must have touched it.
     touched: BTreeMap<Slot, u64>,
     /// Looks in a row that found too much outside.
-    looks_over: u32,
+    readings_over: u32,
 }
 
 /// What a process holds outside its tenants' islands, when that is too much.
@@ -62,18 +62,18 @@ pub(crate) struct Unexplained {
     pub(crate) bytes: u64,
     pub(crate) most: u64,
     /// How many looks in a row have found it.
-    pub(crate) looks: u32,
+    pub(crate) readings: u32,
 }
 
 impl Holdings {
     /// Of a process without a tenant.
     pub(crate) fn new(held: Held) -> Self {
-        Self { began: held.outside, last: Look { held, ..Look::default() }, ..Self::default() }
+        Self { began: held.outside, last: Reading { held, ..Reading::default() }, ..Self::default() }
     }
 
-    pub(crate) fn look(&mut self, look: Look) {
-        let before = std::mem::replace(&mut self.last, look);
-        let grown = |of: fn(&Self, &Look) -> u64| of(self, &self.last).saturating_sub(of(self, &before));
+    pub(crate) fn record(&mut self, reading: Reading) {
+        let before = std::mem::replace(&mut self.last, reading);
+        let grown = |of: fn(&Self, &Reading) -> u64| of(self, &self.last).saturating_sub(of(self, &before));
         // Also by the kernel: what is taken off an account was there before.
         let growth = grown(Self::unexplained).min(grown(Self::brought_in));
         let ([since, _], [_, now]) = (&before.faults, &self.last.faults);
@@ -102,14 +102,14 @@ impl Holdings {
 
     /// What is outside beyond what the process began with, committed and in memory: pages of files
     /// are only the one, reserves only the other.
-    fn brought_in(&self, Look { held: Held { outside, .. }, .. }: &Look) -> u64 {
+    fn brought_in(&self, Reading { held: Held { outside, .. }, .. }: &Reading) -> u64 {
         let committed = outside.committed.saturating_sub(self.began.committed);
         committed.min(outside.resident.saturating_sub(self.began.resident))
     }
 
     /// Of that, what is on no account.
-    fn unexplained(&self, look: &Look) -> u64 {
-        self.brought_in(look).saturating_sub(look.on_accounts())
+    fn unexplained(&self, reading: &Reading) -> u64 {
+        self.brought_in(reading).saturating_sub(reading.on_accounts())
     }
 
     /// What a tenant seems to hold in all.
@@ -147,15 +147,15 @@ impl Holdings {
     pub(crate) fn too_much(&mut self, most: u64) -> Option<Unexplained> {
         let bytes = self.grown();
         if bytes <= most {
-            self.looks_over = 0;
+            self.readings_over = 0;
             return None;
         }
-        self.looks_over = self.looks_over.saturating_add(1);
-        Some(Unexplained { bytes, most, looks: self.looks_over })
+        self.readings_over = self.readings_over.saturating_add(1);
+        Some(Unexplained { bytes, most, readings: self.readings_over })
     }
 
     pub(crate) fn is_over(&self) -> bool {
-        self.looks_over > 0
+        self.readings_over > 0
     }
 
     /// Who of these holds most of everything, if that is known.
@@ -178,8 +178,8 @@ fn count(of: &BTreeMap<Slot, u64>, slot: Slot) -> u64 {
     of.get(&slot).copied().unwrap_or_default()
 }
 
-fn taken(look: &Look, slot: Slot) -> Taken {
-    look.taken.get(&slot).copied().unwrap_or_default()
+fn taken(reading: &Reading, slot: Slot) -> Taken {
+    reading.taken.get(&slot).copied().unwrap_or_default()
 }
 
 fn island(held: &Held, slot: Slot) -> Bytes {
@@ -209,11 +209,11 @@ mod tests {
     }
 
     /// As many faults as bring in so many MiB; accounts in MiB.
-    fn look(held: Held, faults_mib: [u64; 2], taken_mib: [u64; 2]) -> Look {
+    fn reading(held: Held, faults_mib: [u64; 2], taken_mib: [u64; 2]) -> Reading {
         let counts = faults_mib.map(|mib| mib * MIB / FAULT_BYTES);
         let faults = Faults { all: counts.iter().sum(), of: both(counts) };
         let taken = (0..).map(Slot).zip(taken_mib.map(|mib| Taken { now: mib * MIB, ever: mib * MIB }));
-        Look { held, faults: [faults.clone(), faults], taken: taken.collect() }
+        Reading { held, faults: [faults.clone(), faults], taken: taken.collect() }
     }
 
     const BOTH: [Slot; 2] = [Slot(0), Slot(1)];
@@ -223,7 +223,7 @@ mod tests {
         let mut holdings = Holdings::new(held([0, 0], 100));
         // The second one fills slowly; the first one uses up and gives back its heap all the time.
         for step in 1..=100 {
-            holdings.look(look(held([20, 20], 100 + 5 * step), [60 * step, 6 * step], [0, 5 * step]));
+            holdings.record(reading(held([20, 20], 100 + 5 * step), [60 * step, 6 * step], [0, 5 * step]));
         }
         assert_eq!((holdings.of(Slot(0)), holdings.of(Slot(1))), (20 * MIB, 520 * MIB));
         assert_eq!((holdings.largest(&BOTH), holdings.largest_outside(&BOTH)), (Some(Slot(1)), Some(Slot(1))));
@@ -235,7 +235,7 @@ mod tests {
     fn memory_on_no_account_is_nobodys_if_two_may_have_touched_it() {
         let mut holdings = Holdings::new(held([0, 0], 100));
         for step in 1..=100 {
-            holdings.look(look(held([20, 20], 100 + 5 * step), [60 * step, 6 * step], [0, 0]));
+            holdings.record(reading(held([20, 20], 100 + 5 * step), [60 * step, 6 * step], [0, 0]));
         }
         assert_eq!((holdings.of(Slot(0)), holdings.of(Slot(1))), (20 * MIB, 20 * MIB));
         assert_eq!((holdings.largest(&BOTH), holdings.largest_outside(&BOTH)), (None, None));
@@ -244,21 +244,21 @@ mod tests {
     #[test]
     fn memory_on_no_account_is_whose_thread_must_have_touched_it() {
         let mut holdings = Holdings::new(held([0, 0], 100));
-        holdings.look(look(held([10, 20], 100), [10, 20], [0, 0]));
+        holdings.record(reading(held([10, 20], 100), [10, 20], [0, 0]));
         assert_eq!(holdings.largest(&BOTH), Some(Slot(1)), "by its island");
-        holdings.look(look(held([10, 60], 500), [10 + 400, 20 + 90], [0, 0]));
+        holdings.record(reading(held([10, 60], 500), [10 + 400, 20 + 90], [0, 0]));
         assert_eq!((holdings.of(Slot(0)), holdings.of(Slot(1))), (320 * MIB, 60 * MIB));
         assert_eq!(holdings.largest_outside(&BOTH), Some(Slot(0)));
-        holdings.look(look(held([10, 60], 200), [410, 110], [0, 0]));
+        holdings.record(reading(held([10, 60], 200), [410, 110], [0, 0]));
         assert_eq!(holdings.of(Slot(0)), 110 * MIB, "what was given back is taken off");
-        holdings.look(look(held([10, 60], 90), [410, 110], [0, 0]));
+        holdings.record(reading(held([10, 60], 90), [410, 110], [0, 0]));
         assert_eq!((holdings.of(Slot(0)), holdings.largest_outside(&BOTH)), (10 * MIB, None));
     }
 
     #[test]
     fn nobody_is_credited_with_more_than_its_own_page_faults_explain() {
         let mut holdings = Holdings::new(held([0, 0], 100));
-        holdings.look(look(held([0, 0], 500), [3, 0], [0, 0]));
+        holdings.record(reading(held([0, 0], 500), [3, 0], [0, 0]));
         assert_eq!((holdings.of(Slot(0)), holdings.largest_outside(&BOTH)), (3 * MIB, None));
         // Reserves that nobody has touched, and pages of files, are no page faults of anybody's.
         let one_sided = |resident: u64, committed: u64| {
@@ -267,40 +267,40 @@ mod tests {
             held
         };
         let mut holdings = Holdings::new(held([0, 0], 100));
-        holdings.look(look(one_sided(100, 500), [0, 300], [0, 0]));
-        holdings.look(look(one_sided(100, 500), [0, 600], [0, 0]));
+        holdings.record(reading(one_sided(100, 500), [0, 300], [0, 0]));
+        holdings.record(reading(one_sided(100, 500), [0, 600], [0, 0]));
         assert_eq!((holdings.of(Slot(1)), holdings.largest_outside(&BOTH)), (0, None));
     }
 
     #[test]
     fn faults_of_threads_that_have_ended_and_during_a_look_are_not_put_on_others() {
         let mut holdings = Holdings::new(held([0, 0], 100));
-        let mut gone = look(held([0, 0], 500), [400, 400], [0, 0]);
+        let mut gone = reading(held([0, 0], 500), [400, 400], [0, 0]);
         gone.faults[1].of.remove(&Slot(1));
-        holdings.look(gone);
+        holdings.record(gone);
         assert_eq!(holdings.of(Slot(0)), 0);
         // Between the faults of the last look and its memory.
         let mut holdings = Holdings::new(held([0, 0], 100));
-        let mut first = look(held([0, 0], 100), [0, 400], [0, 0]);
+        let mut first = reading(held([0, 0], 100), [0, 400], [0, 0]);
         first.faults[0] = Faults::default();
-        holdings.look(first);
-        holdings.look(look(held([0, 0], 500), [400, 400], [0, 0]));
+        holdings.record(first);
+        holdings.record(reading(held([0, 0], 500), [400, 400], [0, 0]));
         assert_eq!(holdings.of(Slot(0)), 0);
     }
 
     #[test]
     fn what_was_taken_and_given_back_is_not_held_because_libc_keeps_it() {
         let mut holdings = Holdings::new(held([0, 0], 100));
-        let mut look = look(held([0, 0], 200), [90, 10], [1, 20]);
-        look.taken.insert(Slot(0), Taken { now: MIB, ever: 300 * MIB });
-        holdings.look(look);
+        let mut reading = reading(held([0, 0], 200), [90, 10], [1, 20]);
+        reading.taken.insert(Slot(0), Taken { now: MIB, ever: 300 * MIB });
+        holdings.record(reading);
         assert_eq!((holdings.of(Slot(0)), holdings.of(Slot(1))), (MIB, 20 * MIB));
     }
 
     #[test]
     fn a_thread_that_gives_back_most_of_what_it_touches_is_not_said_to_hold_the_rest() {
         let mut holdings = Holdings::new(held([0, 0], 100));
-        holdings.look(look(held([0, 0], 150), [500, 10], [0, 0]));
+        holdings.record(reading(held([0, 0], 150), [500, 10], [0, 0]));
         assert_eq!(holdings.of(Slot(0)), 0);
     }
 
@@ -308,9 +308,9 @@ mod tests {
     fn a_forged_account_blames_who_forges_it_or_nobody() {
         let honest = |forged| {
             let mut holdings = Holdings::new(held([0, 0], 100));
-            let mut look = look(held([0, 0], 500), [400, 90], [0, 80]);
-            look.taken.insert(Slot(0), Taken { now: forged, ever: 0 });
-            holdings.look(look);
+            let mut reading = reading(held([0, 0], 500), [400, 90], [0, 80]);
+            reading.taken.insert(Slot(0), Taken { now: forged, ever: 0 });
+            holdings.record(reading);
             (holdings.largest_outside(&BOTH), holdings.largest(&BOTH), holdings.of(Slot(1)))
         };
         for (forged, who) in [(0, Some(Slot(0))), (320 * MIB, Some(Slot(0))), (u64::MAX, Some(Slot(0)))] {
@@ -318,20 +318,20 @@ mod tests {
         }
         // Taking itself off its account does not make it a neighbour's that has page faults.
         let mut holdings = Holdings::new(held([0, 0], 100));
-        holdings.look(look(held([0, 0], 500), [320, 80], [320, 80]));
-        holdings.look(look(held([0, 0], 500), [320, 480], [0, 80]));
+        holdings.record(reading(held([0, 0], 500), [320, 80], [320, 80]));
+        holdings.record(reading(held([0, 0], 500), [320, 480], [0, 80]));
         assert_eq!((holdings.largest_outside(&BOTH), holdings.of(Slot(1))), (None, 80 * MIB));
         // What is on no account is too little to say who, and too much for the one who says.
         let mut holdings = Holdings::new(held([0, 0], 100));
-        holdings.look(look(held([0, 0], 500), [400, 500], [0, 80]));
+        holdings.record(reading(held([0, 0], 500), [400, 500], [0, 80]));
         assert_eq!(holdings.largest_outside(&BOTH), None);
     }
 
     #[test]
     fn too_much_is_counted_until_it_is_not_any_more() {
         let mut holdings = Holdings::new(held([0, 0], 100));
-        holdings.look(look(held([0, 0], 200), [0, 0], [0, 0]));
-        let looks = |holdings: &mut Holdings, most| holdings.too_much(most * MIB).map(|found| found.looks);
+        holdings.record(reading(held([0, 0], 200), [0, 0], [0, 0]));
+        let looks = |holdings: &mut Holdings, most| holdings.too_much(most * MIB).map(|found| found.readings);
         assert_eq!([looks(&mut holdings, 99), looks(&mut holdings, 99)], [Some(1), Some(2)]);
         assert_eq!([looks(&mut holdings, 100), looks(&mut holdings, 99)], [None, Some(1)]);
     }

@@ -30,10 +30,10 @@ use crate::workers::channel::send;
 use crate::workers::death::Death;
 use crate::workers::exit::{Evidence, Exit};
 use crate::workers::holdings::Holdings;
+use crate::workers::inspection::{Inspected, Inspection};
 use crate::workers::listeners::Listeners;
-use crate::workers::look::{Look, Looked};
-use crate::workers::places::{Overrun, Places};
 use crate::workers::process::{Command, Worker};
+use crate::workers::slots::{Overrun, Slots};
 use crate::workers::threads;
 
 /// When a process has ended, so long what its threads said last may take to be heard: whoever
@@ -61,7 +61,7 @@ pub(crate) async fn start(
     let zone = newborn.zone.clone();
     let tags = ready.keys.map(|keys| Tags { zone: zone.clone(), keys: keys.tenants, jit: keys.jit });
     // Before its first tenant.
-    let Looked { findings, held } = Look::at(blueprint, &newborn, tags.clone()).take().await?;
+    let Inspected { findings, held } = Inspection::of(blueprint, &newborn, tags.clone()).run().await?;
     if !findings.is_empty() {
         let (worker, pid) = (newborn.id, newborn.started.pid.as_raw());
         events.tell(What::WorkerRejected { worker, pid, uid, findings: findings.clone() });
@@ -77,7 +77,7 @@ pub(crate) async fn start(
         started_at: Instant::now(),
         v8: ready.v8,
         commands,
-        holds_one: blueprint.places(level) == 1,
+        holds_one: blueprint.slots(level) == 1,
         tags,
         zone,
         layers,
@@ -85,7 +85,7 @@ pub(crate) async fn start(
         rules: rules.clone(),
         record: newborn.faults,
         memory: Mutex::new(Holdings::new(held)),
-        places: Mutex::new(Places::default()),
+        slots: Mutex::new(Slots::default()),
         listeners: Listeners::default(),
         evidence: Evidence::default(),
         has_ended: AtomicBool::new(false),
@@ -162,8 +162,8 @@ impl Owner {
             _ => Room::Plenty,
         };
         let (here, ever) = {
-            let places = worker.places();
-            (places.inhabited(), places.ever())
+            let slots = worker.slots();
+            (slots.inhabited(), slots.ever())
         };
         // Also one that has left: what it took outside its island is still there.
         let largest = || worker.memory().largest(&ever);
@@ -240,11 +240,11 @@ impl Owner {
             unread.drain(..end);
             self.session.accept(&frame).map_err(|violation| violation.to_string())?;
             if let FromWorker::Retired { slot } = &frame {
-                self.worker.places().has_ended(*slot);
+                self.worker.slots().has_ended(*slot);
             }
             if let FromWorker::Overrun { slot, run, cause } = frame {
                 self.worker.blame(slot, Signal::HardKill);
-                self.worker.places().overran(slot, Overrun { run, cause });
+                self.worker.slots().overran(slot, Overrun { run, cause });
                 // Ends this process by itself: the one way to stop code that V8 does not interrupt.
                 self.worker.kill(match cause {
                     OverrunCause::Disposal => format!("what {run} left took too long to dispose of"),

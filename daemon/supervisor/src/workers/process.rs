@@ -21,7 +21,7 @@ use crate::workers::death::Death;
 use crate::workers::exit::{Evidence, Exit};
 use crate::workers::holdings::{self, Holdings, Unexplained};
 use crate::workers::listeners::{Listener, Listeners};
-use crate::workers::places::{Overrun, Places};
+use crate::workers::slots::{Overrun, Slots};
 use crate::workers::threads;
 use crate::workers::violation::{self, Attack};
 
@@ -63,7 +63,7 @@ pub(crate) struct Worker {
     /// What it puts on record of itself.
     pub(super) record: FaultPage,
     pub(super) memory: Mutex<Holdings>,
-    pub(super) places: Mutex<Places>,
+    pub(super) slots: Mutex<Slots>,
     pub(super) listeners: Listeners,
     pub(super) evidence: Evidence,
     /// It has ended, and how is about to be told.
@@ -80,7 +80,7 @@ impl Worker {
 
     /// The end of the process is not judged before the listener is dropped.
     pub(crate) fn admit(&self, admit: Admit, channel: OwnedFd) -> Listener {
-        self.places().admit(admit.slot);
+        self.slots().admit(admit.slot);
         self.command(Command::Admit { admit, channel });
         self.listeners.one_more()
     }
@@ -98,33 +98,33 @@ impl Worker {
     }
 
     pub(crate) fn overrun(&self, slot: Slot) -> Option<Overrun> {
-        self.places().overrun(slot)
+        self.slots().overrun(slot)
     }
 
     pub(crate) fn is_dead(&self) -> bool {
         self.exit.borrow().is_some()
     }
 
-    pub(super) fn places(&self) -> MutexGuard<'_, Places> {
-        self.places.lock().unwrap_or_else(PoisonError::into_inner)
+    pub(super) fn slots(&self) -> MutexGuard<'_, Slots> {
+        self.slots.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Nobody but one tenant was ever here: whatever happens here is its doing.
     pub(crate) fn was_one_tenants(&self) -> bool {
         let judged = self.exit.borrow().as_ref().map(|exit| exit.was_one_tenants);
-        judged.unwrap_or_else(|| self.holds_one || self.places().count() == 1)
+        judged.unwrap_or_else(|| self.holds_one || self.slots().count() == 1)
     }
 
     /// A tenant's thread says for the first time that it is ready: it has to run under filters of its own, by the kernel's
     /// word. Threads come and go meanwhile, so what does not add up is looked at again for a while.
     pub(crate) async fn check_confinement(&self, slot: Slot) -> Result<(), String> {
-        self.places().is_confined(slot);
+        self.slots().is_confined(slot);
         if !self.layers.has(Layer::ThreadFilter) {
             return Ok(());
         }
         let begun = Instant::now();
         loop {
-            let (found, said) = (verify::confined_threads(self.pid, self.layers), self.places().confined());
+            let (found, said) = (verify::confined_threads(self.pid, self.layers), self.slots().confined());
             match found {
                 Ok(found) if found >= said => return Ok(()),
                 _ if self.has_ended.load(Ordering::Relaxed) => return Err("it has died".to_owned()),
@@ -159,7 +159,7 @@ impl Worker {
     }
 
     /// Looks at what the process holds, by the kernel's word. May take some ms.
-    pub(crate) fn look_at_memory(&self) {
+    pub(crate) fn read_memory(&self) {
         let before = threads::faults_of(self.pid);
         let taken = (0..).map(Slot).zip(self.record.taken()).collect();
         let held = tags::held(self.pid, &self.zone);
@@ -168,7 +168,7 @@ impl Worker {
         if let (Some(before), Ok(held), Some(after)) = (before, held, threads::faults_of(self.pid))
             && held.outside.committed > 0
         {
-            self.memory().look(holdings::Look { held, faults: [before, after], taken });
+            self.memory().record(holdings::Reading { held, faults: [before, after], taken });
         }
     }
 
@@ -190,7 +190,7 @@ impl Worker {
 
     /// Whether the last look found more outside the islands than its tenants explain.
     pub(crate) fn unexplained(&self) -> Option<Unexplained> {
-        let most = self.places().count();
+        let most = self.slots().count();
         self.memory().too_much(self.rules.most_outside(most))
     }
 
@@ -202,22 +202,22 @@ impl Worker {
     /// Has the next of its tenants leave, the one that holds most first. Whether it is known that
     /// the rest is that tenant's.
     pub(crate) fn send_one_away(&self) -> Option<(Slot, bool)> {
-        let mut places = self.places();
-        let here = places.wanted();
+        let mut slots = self.slots();
+        let here = slots.wanted();
         let largest = self.memory().largest_outside(&here);
         let slot = largest.or_else(|| here.first().copied())?;
-        places.send_away(slot);
+        slots.send_away(slot);
         Some((slot, largest.is_some()))
     }
 
     /// The tenant of that place has to leave.
     pub(crate) fn is_unwanted(&self, slot: Slot) -> bool {
-        self.places().is_unwanted(slot)
+        self.slots().is_unwanted(slot)
     }
 
     /// The tenant of that place has left; what it was at may still be ending.
     pub(crate) fn has_left(&self, slot: Slot) {
-        self.places().has_left(slot);
+        self.slots().has_left(slot);
     }
 
     /// It is to be killed for something that one of its tenants did, whoever that was.
@@ -241,12 +241,12 @@ impl Worker {
 
     /// The process ended, and it was not this tenant's doing.
     pub(crate) fn blames_another(&self, slot: Slot) -> bool {
-        self.exit().is_some_and(|exit| exit.put.acquits(slot))
+        self.exit().is_some_and(|exit| exit.consequence.exonerates(slot))
     }
 
     /// The process ended, and it was this tenant's doing.
     pub(crate) fn blames(&self, slot: Slot) -> bool {
-        self.exit().is_some_and(|exit| exit.put.is_doing_of(slot))
+        self.exit().is_some_and(|exit| exit.consequence.blames(slot))
     }
 
     /// How much CPU time the thread of that place had used at the end of the process, if that was

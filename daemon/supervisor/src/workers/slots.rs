@@ -1,4 +1,4 @@
-//! The places of one worker process: what is known of each, in one map under one lock.
+//! The slots of one worker process: what is known of each, in one map under one lock.
 
 use std::collections::BTreeMap;
 use std::time::Instant;
@@ -17,7 +17,7 @@ pub(crate) struct Overrun {
 
 /// A place that somebody was admitted to.
 #[derive(Debug, Default)]
-struct Place {
+struct SlotState {
     /// Its thread has said that it is ready, and has not ended.
     confined: bool,
     /// Its tenant has left; what it was at may still be ending.
@@ -27,7 +27,7 @@ struct Place {
     overrun: Option<Overrun>,
 }
 
-impl Place {
+impl SlotState {
     /// A tenant has run something there, and has not left for long.
     fn is_inhabited(&self) -> bool {
         self.confined && self.left.is_none_or(|left| left.elapsed() < 2 * START_TIMEOUT)
@@ -36,11 +36,11 @@ impl Place {
 
 /// Every place that somebody was ever admitted to.
 #[derive(Debug, Default)]
-pub(super) struct Places(BTreeMap<Slot, Place>);
+pub(super) struct Slots(BTreeMap<Slot, SlotState>);
 
-impl Places {
+impl Slots {
     pub(super) fn admit(&mut self, slot: Slot) {
-        self.0.insert(slot, Place::default());
+        self.0.insert(slot, SlotState::default());
     }
 
     pub(super) fn ever(&self) -> Vec<Slot> {
@@ -54,7 +54,7 @@ impl Places {
 
     /// Those whose tenants are there.
     pub(super) fn inhabited(&self) -> Vec<Slot> {
-        self.0.iter().filter(|(_, place)| place.is_inhabited()).map(|(slot, _)| *slot).collect()
+        self.0.iter().filter(|(_, state)| state.is_inhabited()).map(|(slot, _)| *slot).collect()
     }
 
     /// Of those, who need not leave.
@@ -63,43 +63,43 @@ impl Places {
     }
 
     pub(super) fn is_unwanted(&self, slot: Slot) -> bool {
-        self.0.get(&slot).is_some_and(|place| place.unwanted)
+        self.0.get(&slot).is_some_and(|state| state.unwanted)
     }
 
     pub(super) fn send_away(&mut self, slot: Slot) {
-        self.with(slot, |place| place.unwanted = true);
+        self.with(slot, |state| state.unwanted = true);
     }
 
     pub(super) fn is_confined(&mut self, slot: Slot) {
-        self.with(slot, |place| place.confined = true);
+        self.with(slot, |state| state.confined = true);
     }
 
     /// How many threads have said that they are ready, and have not ended.
     pub(super) fn confined(&self) -> usize {
-        self.0.values().filter(|place| place.confined).count()
+        self.0.values().filter(|state| state.confined).count()
     }
 
     /// The thread has ended.
     pub(super) fn has_ended(&mut self, slot: Slot) {
-        self.with(slot, |place| place.confined = false);
+        self.with(slot, |state| state.confined = false);
     }
 
     pub(super) fn has_left(&mut self, slot: Slot) {
-        self.with(slot, |place| place.left = Some(Instant::now()));
+        self.with(slot, |state| state.left = Some(Instant::now()));
     }
 
     pub(super) fn overran(&mut self, slot: Slot, overrun: Overrun) {
-        self.with(slot, |place| place.overrun = Some(overrun));
+        self.with(slot, |state| state.overrun = Some(overrun));
     }
 
     pub(super) fn overrun(&self, slot: Slot) -> Option<Overrun> {
-        self.0.get(&slot).and_then(|place| place.overrun)
+        self.0.get(&slot).and_then(|state| state.overrun)
     }
 
     /// What is said of a place that nobody was admitted to counts for nothing.
-    fn with(&mut self, slot: Slot, change: impl FnOnce(&mut Place)) {
-        if let Some(place) = self.0.get_mut(&slot) {
-            change(place);
+    fn with(&mut self, slot: Slot, change: impl FnOnce(&mut SlotState)) {
+        if let Some(state) = self.0.get_mut(&slot) {
+            change(state);
         }
     }
 }
@@ -113,47 +113,47 @@ mod tests {
 
     #[test]
     fn who_has_said_nothing_yet_or_has_ended_is_not_there() {
-        let mut places = Places::default();
+        let mut slots = Slots::default();
         for slot in [A, B] {
-            places.admit(slot);
+            slots.admit(slot);
         }
-        assert_eq!((places.inhabited(), places.confined()), (Vec::new(), 0));
+        assert_eq!((slots.inhabited(), slots.confined()), (Vec::new(), 0));
         for slot in [A, B] {
-            places.is_confined(slot);
+            slots.is_confined(slot);
         }
-        assert_eq!((places.inhabited(), places.confined()), (vec![A, B], 2));
-        places.has_ended(A);
-        assert_eq!((places.inhabited(), places.ever()), (vec![B], vec![A, B]));
+        assert_eq!((slots.inhabited(), slots.confined()), (vec![A, B], 2));
+        slots.has_ended(A);
+        assert_eq!((slots.inhabited(), slots.ever()), (vec![B], vec![A, B]));
     }
 
     #[test]
     fn who_has_just_left_may_still_be_at_something() {
-        let mut places = Places::default();
-        places.admit(A);
-        places.is_confined(A);
-        places.has_left(A);
-        assert_eq!(places.inhabited(), [A]);
+        let mut slots = Slots::default();
+        slots.admit(A);
+        slots.is_confined(A);
+        slots.has_left(A);
+        assert_eq!(slots.inhabited(), [A]);
     }
 
     #[test]
     fn who_was_sent_away_is_not_sent_again() {
-        let mut places = Places::default();
+        let mut slots = Slots::default();
         for slot in [A, B] {
-            places.admit(slot);
+            slots.admit(slot);
         }
         for slot in [A, B] {
-            places.is_confined(slot);
+            slots.is_confined(slot);
         }
-        places.send_away(A);
-        assert_eq!((places.wanted(), places.is_unwanted(A), places.is_unwanted(B)), (vec![B], true, false));
+        slots.send_away(A);
+        assert_eq!((slots.wanted(), slots.is_unwanted(A), slots.is_unwanted(B)), (vec![B], true, false));
     }
 
     #[test]
     fn what_is_said_of_a_place_that_nobody_has_counts_for_nothing() {
-        let mut places = Places::default();
-        places.admit(A);
-        places.is_confined(B);
-        places.overran(B, Overrun { run: RunId(7), cause: OverrunCause::Cpu });
-        assert_eq!((places.count(), places.confined(), places.overrun(B)), (1, 0, None));
+        let mut slots = Slots::default();
+        slots.admit(A);
+        slots.is_confined(B);
+        slots.overran(B, Overrun { run: RunId(7), cause: OverrunCause::Cpu });
+        assert_eq!((slots.count(), slots.confined(), slots.overrun(B)), (1, 0, None));
     }
 }

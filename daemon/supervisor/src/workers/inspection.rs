@@ -2,7 +2,7 @@
 //! what it holds to begin with.
 //!
 //! Reading a process's mappings takes some milliseconds, so a look is taken on a thread that may
-//! wait, and owns what it needs: [`Look::take`] is the only way to take one.
+//! wait, and owns what it needs: [`Inspection::run`] is the only way to take one.
 
 use std::sync::Arc;
 
@@ -16,7 +16,7 @@ use nix::unistd::Pid;
 use crate::workers::birth::{Blueprint, Newborn, StartError};
 
 /// What has to be known of a worker to look at it.
-pub(crate) struct Look {
+pub(crate) struct Inspection {
     blueprint: Arc<Blueprint>,
     id: u64,
     pid: Pid,
@@ -29,7 +29,7 @@ pub(crate) struct Look {
 }
 
 /// What was seen.
-pub(crate) struct Looked {
+pub(crate) struct Inspected {
     /// What is wrong with it, in words.
     pub(crate) findings: Vec<String>,
     /// What it holds; nothing where it is not what it should be, or has ended, which is told
@@ -37,8 +37,8 @@ pub(crate) struct Looked {
     pub(crate) held: Held,
 }
 
-impl Look {
-    pub(crate) fn at(blueprint: &Arc<Blueprint>, newborn: &Newborn, tags: Option<Tags>) -> Self {
+impl Inspection {
+    pub(crate) fn of(blueprint: &Arc<Blueprint>, newborn: &Newborn, tags: Option<Tags>) -> Self {
         Self {
             blueprint: Arc::clone(blueprint),
             id: newborn.id,
@@ -51,16 +51,16 @@ impl Look {
         }
     }
 
-    pub(crate) async fn take(self) -> Result<Looked, StartError> {
-        let looked = tokio::task::spawn_blocking(move || {
+    pub(crate) async fn run(self) -> Result<Inspected, StartError> {
+        let inspected = tokio::task::spawn_blocking(move || {
             let mut findings = self.jail();
             if self.plan.layers.has(Layer::Keys) {
                 findings.extend(self.keys().into_iter().map(|what| format!("keys: {what}")));
             }
             let held = findings.is_empty().then(|| tags::held(self.pid, &self.zone).ok()).flatten();
-            Looked { findings, held: held.unwrap_or_default() }
+            Inspected { findings, held: held.unwrap_or_default() }
         });
-        looked.await.map_err(|_| StartError::NotReady("the look at it was interrupted".to_owned()))
+        inspected.await.map_err(|_| StartError::NotReady("the look at it was interrupted".to_owned()))
     }
 
     /// What is wrong with its jail.
@@ -83,16 +83,16 @@ impl Look {
     /// What is wrong with its keys: every island has to be there, tagged with a key of its own.
     fn keys(&self) -> Vec<String> {
         let Some(tags) = &self.tags else { return vec!["it took none".to_owned()] };
-        let (places, mut distinct) = (tags.zone.islands().count(), tags.keys.clone());
+        let (slots, mut distinct) = (tags.zone.islands().count(), tags.keys.clone());
         distinct.extend([0, tags.jit]);
         distinct.sort_unstable();
         distinct.dedup();
-        if tags.keys.len() != places || distinct.len() != places + 2 {
-            return vec![format!("its keys {:?} are not one for each of {places} places", tags.keys)];
+        if tags.keys.len() != slots || distinct.len() != slots + 2 {
+            return vec![format!("its keys {:?} are not one for each of {slots} slots", tags.keys)];
         }
         match tags::inspect(self.pid, tags) {
             // At the least every sandbox is mapped.
-            Ok(seen) if seen.mappings < places => vec![format!("only {} mappings are on its islands", seen.mappings)],
+            Ok(seen) if seen.mappings < slots => vec![format!("only {} mappings are on its islands", seen.mappings)],
             Ok(seen) => seen.findings(),
             Err(error) => vec![format!("its mappings cannot be read: {error}")],
         }
