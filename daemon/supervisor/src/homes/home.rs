@@ -1,7 +1,8 @@
-//! One tenant in one worker, as the rest of the daemon holds it: who may come in, and how a run ended. The task behind it, which
-//! speaks on the tenant's channel, is in [`crate::homes::speaker`].
+//! A home: one tenant in one worker, as the rest of the daemon holds it: which runs may enter, and
+//! how each ended. The task behind it, which speaks on the tenant's channel, is in
+//! [`crate::homes::speaker`].
 //!
-//! Who leaves lets the run that is under way end; runs that wait go to the next home.
+//! When a tenant leaves a home, its current run finishes there; queued runs go to the next home.
 
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
@@ -22,32 +23,32 @@ use crate::tenants::tenant::Tenant;
 use crate::workers::process::Worker;
 use crate::workers::threads;
 
-/// A tenant's place in a worker, as the rest of the daemon holds it.
+/// A tenant's slot in a worker with the channel to its thread, as the rest of the daemon holds it.
 #[derive(Debug)]
 pub(crate) struct Home {
     pub(crate) worker: Arc<Worker>,
     pub(crate) slot: Slot,
-    /// The number of this home among the tenant's.
+    /// The number of this home among the tenant's homes.
     pub(crate) token: u64,
-    /// On whose account it is here.
+    /// On whose account the tenant is here.
     pub(crate) uid: u32,
     tickets: mpsc::Sender<Box<Ticket>>,
     state: Arc<HomeState>,
-    /// Runs that are here or on their way; [`CLOSED`] once the tenant moves out.
+    /// Runs in progress or on their way; [`CLOSED`] once the tenant moves out.
     users: AtomicUsize,
     unused: Notify,
-    /// What comes from here does not count any more.
+    /// Nothing from here is accepted any more.
     fenced: AtomicBool,
-    /// The tenant's thread, once it is known, and what the processor counts of it.
+    /// The tenant's thread once it is known, and the processor's counters for it.
     thread: OnceLock<Pid>,
     counters: Mutex<Option<Counters>>,
     shape: Mutex<Shape>,
 }
 
-/// No user comes in any more.
+/// No more runs enter.
 const CLOSED: usize = usize::MAX;
 
-/// Somebody's right to run here; the tenant does not move out meanwhile.
+/// Permission to run here: while it exists, the tenant does not move out.
 #[derive(Debug)]
 pub(crate) struct Visit(Arc<Home>);
 
@@ -68,7 +69,7 @@ impl Drop for Visit {
     }
 }
 
-/// Ends a run whose client has gone: dropped before the run's end, it cancels.
+/// Cancels a run whose client has disconnected: dropping this before the run ends cancels it.
 struct CancelOnDrop<'a> {
     home: &'a Home,
     run: Option<RunId>,
@@ -83,7 +84,7 @@ impl Drop for CancelOnDrop<'_> {
 }
 
 impl Home {
-    /// Begins to speak on `channel`, whose other end goes to the worker with the admission.
+    /// Starts speaking on `channel`, whose other end is sent to the worker with the admission.
     pub(crate) fn new(
         tenant: Arc<Tenant>,
         worker: Arc<Worker>,
@@ -112,7 +113,7 @@ impl Home {
         })
     }
 
-    /// Comes in. `None` once the tenant is moving out, or its worker is dead.
+    /// Enters the home. `None` once the tenant is moving out, or its worker is dead.
     pub(crate) fn visit(self: &Arc<Self>) -> Option<Visit> {
         if !self.is_open() {
             return None;
@@ -123,17 +124,17 @@ impl Home {
         Some(Visit(Arc::clone(self)))
     }
 
-    /// Isolates of scripts that are not registered any more are not needed, if they are here.
+    /// Has isolates of scripts that are no longer registered disposed of, if any are here.
     pub(crate) fn forget_replaced(&self) {
         self.state.scripts_changed.notify_one();
     }
 
-    /// Lets nobody in any more, if nobody is in.
+    /// Closes the home to further runs, if no run is in it.
     pub(crate) fn close(&self) -> bool {
         self.users.compare_exchange(0, CLOSED, Ordering::SeqCst, Ordering::SeqCst).is_ok()
     }
 
-    /// Runs may come.
+    /// Whether runs may enter.
     pub(crate) fn is_open(&self) -> bool {
         !self.tickets.is_closed()
             && !self.worker.is_dead()
@@ -141,13 +142,14 @@ impl Home {
             && *self.state.leaves.borrow() == Leaves::No
     }
 
-    /// The tenant leaves: its thread ends after the run that it is at, and runs that wait go elsewhere.
+    /// The tenant leaves: its thread ends after the current run, and queued runs go to the next
+    /// home.
     pub(crate) fn leave(&self) {
         self.leave_at_least(Leaves::InTime);
     }
 
-    /// The tenant leaves, and the run that it is at may not take for ever: what waits for the end
-    /// of that run hears of it ([`Home::overstays`]).
+    /// The tenant leaves, and its current run has bounded time: whatever waits for that run to end
+    /// learns of it from [`Home::overstays`].
     pub(crate) fn leave_in_haste(&self) {
         self.leave_at_least(Leaves::InHaste);
     }
@@ -169,7 +171,7 @@ impl Home {
         }
     }
 
-    /// From now on nothing is taken from here, whatever still comes.
+    /// From now on, everything that still arrives from here is discarded.
     pub(crate) fn fence(&self) {
         self.leave();
         self.fenced.store(true, Ordering::SeqCst);
@@ -179,19 +181,19 @@ impl Home {
         self.fenced.load(Ordering::SeqCst)
     }
 
-    /// Waits until the thread is locked down and has an isolate. False if that never comes.
+    /// Waits until the thread is locked down and has an isolate. False if that never happens.
     pub(crate) async fn is_ready(&self) -> bool {
         let mut phase = self.state.phase.subscribe();
         let decided = phase.wait_for(|phase| *phase != Phase::Starting).await;
         decided.is_ok_and(|phase| *phase == Phase::Ready)
     }
 
-    /// A run is here or on its way.
+    /// Whether a run is in progress or on its way.
     pub(crate) fn is_used(&self) -> bool {
         !matches!(self.users.load(Ordering::SeqCst), 0 | CLOSED)
     }
 
-    /// Looks at the thread's last window; with the processor's counters, if they are there.
+    /// Samples the thread's last window, with the processor's counters if available.
     pub(crate) fn observe(&self, rules: &shape::ShapeRules, with_counters: bool) -> Vec<Signal> {
         let thread = self.thread.get().copied().or_else(|| {
             let thread = self.worker.thread_of(self.slot)?;
@@ -207,12 +209,13 @@ impl Home {
         sample.map(|sample| shape.observe(sample, rules)).unwrap_or_default()
     }
 
-    /// The tenant is moving out.
+    /// Whether the tenant is moving out.
     pub(crate) fn is_closed(&self) -> bool {
         self.users.load(Ordering::SeqCst) == CLOSED
     }
 
-    /// Waits until nobody is in, and lets nobody in any more. Whoever calls this keeps others from coming in meanwhile.
+    /// Waits until no run is in the home, and closes it. The caller must keep new runs from
+    /// entering meanwhile.
     pub(crate) async fn close_when_unused(&self) {
         loop {
             let unused = self.unused.notified();
@@ -232,7 +235,7 @@ impl Home {
         let Ok(turn) = Arc::clone(&self.state.turn).acquire_owned().await else { return Ended::NotBegun };
         let mut guard = CancelOnDrop { home: self, run: Some(job.run.id) };
         let (reply, answer) = oneshot::channel();
-        // There is room: the turn goes along with the ticket.
+        // The ticket always fits: it carries the turn, and only one turn exists.
         let ended = match self.tickets.try_send(Box::new(Ticket { job, at, reply, _turn: turn })) {
             Ok(()) => answer.await.unwrap_or(Ended::NotBegun),
             Err(_) => Ended::NotBegun,
@@ -241,7 +244,8 @@ impl Home {
         ended
     }
 
-    /// A warm isolate waits and no run is here or on its way.
+    /// A warm isolate is waiting, and no run is in progress or on its way.
+    ///
     pub(crate) fn is_idle(&self) -> bool {
         self.state.warm.load(Ordering::Relaxed) && matches!(self.users.load(Ordering::SeqCst), 0 | CLOSED)
     }

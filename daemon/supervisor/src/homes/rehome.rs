@@ -1,18 +1,18 @@
-//! Moving a tenant while its runs go on.
+//! Moves a tenant while its runs go on.
 //!
 //! ```text
 //! new home: started ─▶ verified, locked down, warm ─▶ runs go there ─────────────────────────▶
-//! old residence: ─────────────── runs go there ──────────▶ drains ─▶ (too long: fenced, ended) ─▶ gone
+//! old home: ─────────────── runs go there ──────────▶ drains ─▶ (too long: fenced, ended) ─▶ gone
 //! ```
 //!
-//! No request is in two homes: one that waits in the old home goes to the new one, one that has
-//! begun ends where it is. If that takes too long on the way out, the old home is fenced: whatever
-//! still comes from it is discarded ([`Home::is_fenced`]), and the run begins again in the new
-//! residence. On the way in there is time, until the tenant must be further out, or away from others,
-//! after all.
+//! No request is in two homes: a run that waits in the old home goes to the new one; a run that has
+//! begun finishes where it is. If that takes too long on the way outward, the old home is fenced:
+//! everything it still sends is discarded ([`Home::is_fenced`]), and the run restarts in the new
+//! home. On the way inward a run has unlimited time, unless the tenant must move further out, or
+//! away from its neighbours, after all.
 //!
-//! A move waits for a new home to be ready, and for a run that is getting a residence, never for the end
-//! of a run.
+//! A move waits for the new home to be ready and for a run that is being given a home, but never
+//! for a run to end.
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -28,13 +28,13 @@ use crate::homes::residence::Residence;
 use crate::tenants::tenant::Tenant;
 use crate::workers::birth::START_TIMEOUT;
 
-/// A tenant without room is told of so often.
+/// How often lack of room for one tenant's move is reported.
 const REPORT_NO_ROOM_EVERY: Duration = Duration::from_secs(10);
 
 impl Homes {
-    /// Puts a tenant where it has to live, if it lives anywhere else; once at a time for each
-    /// tenant. Whoever asks while it is moving is not forgotten. The homes that it is leaving
-    /// already do not wait for their turn.
+    /// Moves a tenant to where it must live, if it lives elsewhere. A tenant has one move at a
+    /// time; a request that arrives during a move is carried out after it. Homes that the tenant is
+    /// already leaving are hastened at once.
     pub(crate) async fn rehome(self: &Arc<Self>, tenant: &Tenant) {
         let Some(residence) = self.known(&tenant.name) else { return };
         self.hasten(&residence);
@@ -47,8 +47,8 @@ impl Homes {
         }
     }
 
-    /// Sees to the homes of a tenant: those that it is leaving end in time, and one that must live
-    /// elsewhere asks to be moved. Whether it lives anywhere.
+    /// Hastens the homes that a tenant is leaving, and asks for a move if it is misplaced. Returns
+    /// whether the tenant lives anywhere.
     pub(crate) fn look_after(self: &Arc<Self>, tenant: &Arc<Tenant>) -> bool {
         let Some(residence) = self.known(&tenant.name) else { return false };
         self.hasten(&residence);
@@ -62,7 +62,8 @@ impl Homes {
 
     async fn move_once(self: &Arc<Self>, residence: &Arc<Residence>) {
         let tenant = &residence.tenant;
-        // Those that it is leaving first: for the current one a run may be waiting.
+        // The homes it is leaving first: the lock on the current home may be held by a run that
+        // waits for room.
         self.hasten(residence);
         let old = residence.current.lock().await.clone();
         let alive = old.as_ref().filter(|old| old.is_open());
@@ -76,10 +77,10 @@ impl Homes {
             }
             Move::Go { .. } => {}
         }
-        // It is on the same account wherever it lives.
+        // The tenant stays on the same account wherever it lives.
         let uid = old.as_ref().map_or_else(|| tenant.charged_to(), |old| old.uid);
         let to = self.level_of_new_home(tenant, uid);
-        // It was on its way in, and is alone where it is.
+        // The tenant was to move inward, but its next home would be alone too: it stays.
         let Move::Go { outward } = next() else { return };
         if let Some(old) = alive.filter(|old| self.is_old(&old.worker)) {
             self.pool.close(&old.worker);
@@ -96,8 +97,9 @@ impl Homes {
             }
         };
         if !tokio::time::timeout(START_TIMEOUT, new.is_ready()).await.is_ok_and(|ready| ready) {
-            // It died on the way, or says nothing; the next run, or the next round, tries again.
-            self.abandon(&new, "it did not get ready");
+            // The new home died on the way or does not answer; the next run, or the next round of
+            // housekeeping, tries again.
+            self.abandon(&new, "it did not become ready");
             self.pool.bury_dead();
             return;
         }
@@ -112,11 +114,11 @@ impl Homes {
         }
     }
 
-    /// Has the next runs go to the new home instead of the old one, unless it is not needed any
-    /// more.
+    /// Routes the next runs to the new home instead of the old one, unless the new one is no longer
+    /// needed.
     async fn take_over(&self, residence: &Residence, old: Option<&Arc<Home>>, new: &Arc<Home>) -> bool {
         let mut current = residence.current.lock().await;
-        // Somebody has given it another home meanwhile, because the old one was lost.
+        // A run may have got another home meanwhile, because the old one was lost.
         let same = match (&*current, old) {
             (Some(now), Some(old)) => Arc::ptr_eq(now, old),
             (None, None) => true,
@@ -134,7 +136,8 @@ impl Homes {
         false
     }
 
-    /// There is no other residence. A tenant that leaves all the same has its next runs wait for room.
+    /// Handles a move for which there is no room. If the tenant must leave all the same, its next
+    /// runs wait for room.
     async fn without_room(self: &Arc<Self>, residence: &Residence, old: Option<Arc<Home>>) {
         let Some(old) = old.filter(|old| old.is_open()) else { return };
         let leave = residence.tenant.needs().without_room(&self.facts_of(&residence.tenant, &old));
@@ -147,7 +150,7 @@ impl Homes {
         }
     }
 
-    /// Where a tenant lives, for who decides whether it moves.
+    /// Where a tenant lives, as the pure function that decides on moves sees it.
     fn whereabouts(&self, tenant: &Tenant, home: Option<&Home>) -> Whereabouts {
         match home {
             None => Whereabouts::Nowhere,
@@ -156,8 +159,8 @@ impl Homes {
         }
     }
 
-    /// Sees to the homes that a tenant is leaving: the runs there end at once if it is expelled,
-    /// and soon if it must not be there any more.
+    /// Sees to the homes that a tenant is leaving: an expelled tenant's runs there end at once, and
+    /// those of a tenant that must not stay there end soon.
     fn hasten(self: &Arc<Self>, residence: &Residence) {
         let tenant = &residence.tenant;
         if tenant.wanted_level() == Level::Expelled {
@@ -169,8 +172,8 @@ impl Homes {
         draining.iter().filter(must_leave).for_each(|left| left.leave_in_haste());
     }
 
-    /// Lets the run that is under way in a home end that its tenant has left: for a bounded time,
-    /// if there is `haste` or comes to be; then the home is fenced and ended.
+    /// Lets the current run finish in a home that its tenant has left. The time is bounded if there
+    /// is `haste`, now or later; once it has passed, the home is fenced and ended.
     pub(super) fn drain_home(self: &Arc<Self>, residence: &Residence, old: Arc<Home>, haste: bool) {
         if haste {
             old.leave_in_haste()
@@ -203,8 +206,8 @@ impl Homes {
         });
     }
 
-    /// Ends a home at once: nothing is taken from it any more, and what runs there is ended. A
-    /// worker that does not obey is ended as a whole.
+    /// Ends a home at once: its run is ended, and nothing more is accepted from it. A worker that
+    /// does not comply is killed.
     fn abandon(self: &Arc<Self>, old: &Arc<Home>, reason: &'static str) {
         old.fence();
         old.worker.retire(old.slot);
@@ -213,7 +216,7 @@ impl Homes {
         tokio::spawn(async move {
             if tokio::time::timeout(START_TIMEOUT, old.close_when_unused()).await.is_err() {
                 old.worker.blame(old.slot, Signal::HardKill);
-                old.worker.kill("a tenant that was told to leave did not");
+                old.worker.kill("a tenant was asked to leave and did not");
             }
         });
     }
