@@ -1,4 +1,4 @@
-//! Which tenant is in which process.
+//! Which tenant is in which process, and the channel to it.
 
 pub(crate) mod blame;
 pub(crate) mod entries;
