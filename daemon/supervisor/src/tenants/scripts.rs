@@ -1,7 +1,8 @@
-//! A script that a tenant has registered under an id: its code stays here, its isolate in whatever home the tenant has.
+//! Scripts that a tenant has registered under an id. The code stays here; an isolate of it may
+//! exist in the tenant's current home.
 //!
-//! The code is encoded once, and goes along with a run whose home has no isolate of it: moving a
-//! tenant moves its scripts.
+//! The code is encoded once, and is sent along with a run whose home has no isolate of it: so a
+//! tenant that moves takes its scripts with it.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -13,39 +14,39 @@ use enisle_wire::limits::RequestedLimits;
 
 /// Scripts that one tenant may register.
 pub(crate) const MOST_SCRIPTS: usize = 100;
-/// Bytes of all of them together: what one script may have at the most.
+/// The bytes of all of them together; one script may use all of it.
 pub(crate) const MOST_BYTES: usize = 64 << 20;
 /// What a script is charged beside its frames.
 pub(crate) const OVERHEAD_BYTES: u64 = 1024;
 
-/// One version of a script. There may be a hundred thousand of them, so each is small.
+/// One version of a script. There may be a hundred thousand of them, so it is small.
 #[derive(Debug)]
 pub(crate) struct Script {
     id: Box<str>,
-    /// No other version of any script of the daemon's has it: workers know isolates by it.
+    /// Unique among all versions of all scripts of the daemon: workers identify isolates by it.
     pub(crate) key: u64,
     pub(crate) version: u64,
     content: NewScript,
     pub(crate) runs: AtomicU64,
 }
 
-/// What is registered, before it has a version. It is charged to who registered it, for as long as
-/// it or a run of it is there.
+/// What is registered, before it has a version. It is charged to the uid that registered it for as
+/// long as the script, or a run of it, exists.
 #[derive(Debug)]
 pub(crate) struct NewScript {
-    /// The `Env` frame, and the `Code` frame behind it.
+    /// The `Env` frame, followed by the `Code` frame.
     pub(crate) frames: Box<[u8]>,
     /// Where the `Code` frame begins.
     pub(crate) code_at: usize,
-    /// None if none was named.
+    /// `None` if the request named none.
     pub(crate) limits: Option<Box<RequestedLimits>>,
-    /// Of the request, whose bytes decide whether it is the same again.
+    /// Digest of the request: a script is unchanged if the bytes of the request are.
     pub(crate) digest: [u8; 32],
     pub(crate) _held: Held,
 }
 
 impl Script {
-    /// What it holds.
+    /// The bytes that it holds.
     pub(crate) fn bytes(&self) -> usize {
         self.content.frames.len()
     }
@@ -54,8 +55,8 @@ impl Script {
         self.content.limits.as_deref().cloned().unwrap_or_default()
     }
 
-    /// The `Env` frame and the `Code` frame, for a run that holds the script as long as it has
-    /// them.
+    /// The `Env` frame and the `Code` frame for a run, which keeps the script in memory as long as
+    /// it has them.
     pub(crate) fn frames(self: &Arc<Self>) -> (Bytes, Bytes) {
         struct Frames(Arc<Script>);
 
@@ -125,7 +126,7 @@ impl Scripts {
         Some(self.0.remove(index))
     }
 
-    /// Whether a version is one that is registered now.
+    /// Whether this version is registered now.
     pub(crate) fn has(&self, key: u64) -> bool {
         self.0.iter().any(|script| script.key == key)
     }
@@ -149,7 +150,7 @@ mod tests {
     }
 
     #[test]
-    fn the_same_again_is_the_same_and_something_else_needs_to_be_said() {
+    fn registering_the_same_again_changes_nothing_and_replacing_needs_consent() {
         let mut scripts = Scripts::default();
         let first = scripts.register("a", new_script("1"), false).unwrap();
         assert_eq!(scripts.register("a", new_script("1"), false).unwrap().key, first.key);
@@ -159,7 +160,7 @@ mod tests {
     }
 
     #[test]
-    fn a_run_holds_the_script_whose_frames_it_has() {
+    fn a_run_keeps_the_script_whose_frames_it_has() {
         let mut scripts = Scripts::default();
         let script = scripts.register("a", NewScript { code_at: 3, ..new_script("envcode") }, false).unwrap();
         let (env, code) = script.frames();
