@@ -184,7 +184,7 @@ fn assert_rejected(name: &str, finding: &str) {
 
 fn assert_rejected_at(name: &str, level: Option<&str>, finding: &str) {
     let (daemon, answer) = with_rogue_at(name, level);
-    assert!(answer.contains("not what it should be") && answer.contains(finding), "{name}: {answer}");
+    assert!(answer.contains("failed verification") && answer.contains(finding), "{name}: {answer}");
     let events = daemon.events();
     assert!(events.iter().any(|event| event["event"] == "workerRejected"), "{name}: {events:?}");
     assert_eq!(daemon.get("/v1/tenants/t")["usage"]["begun"], 0, "{name} was given a run: {events:?}");
@@ -245,7 +245,7 @@ fn a_worker_that_keeps_a_descriptor_never_gets_a_tenant() {
 #[test]
 fn a_worker_that_is_not_understood_before_it_is_ready_never_gets_a_tenant() {
     let (daemon, answer) = with_rogue("rogue-says-noise");
-    assert!(answer.contains("did not get ready: a frame of 4294967295 bytes"), "{answer}");
+    assert!(answer.contains("did not become ready: a frame of 4294967295 bytes"), "{answer}");
     assert_eq!(daemon.get("/v1/workers")["workers"], json!([]));
     assert_eq!(daemon.get("/v1/tenants/t")["usage"]["begun"], 0);
 }

@@ -1,5 +1,5 @@
-//! Worker processes and their places. Knows no tenant: who lives in a place, and what the end of a
-//! process means for those who did, is for [`crate::homes`].
+//! Worker processes and their slots. Knows no tenant: which tenant has a slot, and what the end of
+//! a process means for it, is for [`crate::homes`].
 
 pub(crate) mod birth;
 pub(crate) mod channel;

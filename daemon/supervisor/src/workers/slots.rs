@@ -1,4 +1,4 @@
-//! The slots of one worker process: what is known of each, in one map under one lock.
+//! The slots of one worker process: the state of each, in one map under one lock.
 
 use std::collections::BTreeMap;
 use std::time::Instant;
@@ -8,33 +8,34 @@ use enisle_wire::tenant::RunId;
 
 use crate::workers::birth::START_TIMEOUT;
 
-/// A run that its worker could not end, or what it left; the process was killed for it.
+/// A run that its worker could not end, or whose remains it could not dispose of; the process was
+/// killed for it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Overrun {
     pub(crate) run: RunId,
     pub(crate) cause: OverrunCause,
 }
 
-/// A place that somebody was admitted to.
+/// The state of a slot to which a tenant was admitted.
 #[derive(Debug, Default)]
 struct SlotState {
-    /// Its thread has said that it is ready, and has not ended.
+    /// Its thread has reported that it is ready, and has not ended.
     confined: bool,
-    /// Its tenant has left; what it was at may still be ending.
+    /// When its tenant left; its last work may still be ending.
     left: Option<Instant>,
-    /// Its tenant has to leave, because the process holds more than its tenants explain.
+    /// Its tenant must leave, because the process holds more than its tenants explain.
     unwanted: bool,
     overrun: Option<Overrun>,
 }
 
 impl SlotState {
-    /// A tenant has run something there, and has not left for long.
+    /// Whether a tenant may be running here: its thread is ready, and it has not left long ago.
     fn is_inhabited(&self) -> bool {
         self.confined && self.left.is_none_or(|left| left.elapsed() < 2 * START_TIMEOUT)
     }
 }
 
-/// Every place that somebody was ever admitted to.
+/// Every slot to which a tenant was ever admitted.
 #[derive(Debug, Default)]
 pub(super) struct Slots(BTreeMap<Slot, SlotState>);
 
@@ -47,17 +48,17 @@ impl Slots {
         self.0.keys().copied().collect()
     }
 
-    /// How many were ever taken.
+    /// How many slots were ever taken.
     pub(super) fn count(&self) -> usize {
         self.0.len()
     }
 
-    /// Those whose tenants are there.
+    /// The slots whose tenants are there.
     pub(super) fn inhabited(&self) -> Vec<Slot> {
         self.0.iter().filter(|(_, state)| state.is_inhabited()).map(|(slot, _)| *slot).collect()
     }
 
-    /// Of those, who need not leave.
+    /// Of those, the slots whose tenants need not leave.
     pub(super) fn wanted(&self) -> Vec<Slot> {
         self.inhabited().into_iter().filter(|slot| !self.is_unwanted(*slot)).collect()
     }
@@ -74,7 +75,7 @@ impl Slots {
         self.with(slot, |state| state.confined = true);
     }
 
-    /// How many threads have said that they are ready, and have not ended.
+    /// How many threads have reported that they are ready, and have not ended.
     pub(super) fn confined(&self) -> usize {
         self.0.values().filter(|state| state.confined).count()
     }
@@ -96,7 +97,8 @@ impl Slots {
         self.0.get(&slot).and_then(|state| state.overrun)
     }
 
-    /// What is said of a place that nobody was admitted to counts for nothing.
+    /// Changes a slot's state. A slot to which no tenant was admitted has none, so reports about it
+    /// are ignored.
     fn with(&mut self, slot: Slot, change: impl FnOnce(&mut SlotState)) {
         if let Some(state) = self.0.get_mut(&slot) {
             change(state);
@@ -112,7 +114,7 @@ mod tests {
     const B: Slot = Slot(1);
 
     #[test]
-    fn who_has_said_nothing_yet_or_has_ended_is_not_there() {
+    fn a_slot_whose_thread_is_not_ready_or_has_ended_is_not_inhabited() {
         let mut slots = Slots::default();
         for slot in [A, B] {
             slots.admit(slot);
@@ -127,7 +129,7 @@ mod tests {
     }
 
     #[test]
-    fn who_has_just_left_may_still_be_at_something() {
+    fn a_slot_whose_tenant_has_just_left_is_still_inhabited() {
         let mut slots = Slots::default();
         slots.admit(A);
         slots.is_confined(A);
@@ -136,7 +138,7 @@ mod tests {
     }
 
     #[test]
-    fn who_was_sent_away_is_not_sent_again() {
+    fn a_tenant_is_sent_away_once() {
         let mut slots = Slots::default();
         for slot in [A, B] {
             slots.admit(slot);
@@ -149,7 +151,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_said_of_a_place_that_nobody_has_counts_for_nothing() {
+    fn reports_about_a_slot_that_was_never_taken_are_ignored() {
         let mut slots = Slots::default();
         slots.admit(A);
         slots.is_confined(B);
