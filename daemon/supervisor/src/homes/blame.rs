@@ -64,7 +64,7 @@ pub(super) fn apply(worker: &Worker, exit: &Exit, roster: &Roster, warden: &Ward
             let largest: Vec<_> = roster.tenant_in(slot).into_iter().map(|largest| (largest, None)).collect();
             warden.keep_apart(&largest, Because::WantOfMemory, scene);
         }
-        Consequence::Bisect(because, None) => warden.halve(&all(), because, scene),
+        Consequence::Bisect(because, None) => warden.bisect(&all(), because, scene),
         Consequence::Bisect(_, Some(signal)) => warden.saw_unexplained_death(&all(), signal, scene),
     }
 }

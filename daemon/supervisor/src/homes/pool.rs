@@ -283,10 +283,10 @@ impl Pool {
         self.move_out(|entry| entry.closing, Duration::ZERO, "its process admits no more tenants");
     }
 
-    fn move_out(&self, whose: impl Fn(&Entry) -> bool, idle: Duration, reason: &'static str) {
+    fn move_out(&self, which: impl Fn(&Entry) -> bool, idle: Duration, reason: &'static str) {
         let homes: Vec<_> = {
             let entries = self.lock();
-            let entries = entries.by_id.values().filter(|entry| whose(entry));
+            let entries = entries.by_id.values().filter(|entry| which(entry));
             entries.flat_map(Entry::homes).cloned().collect()
         };
         for home in homes {

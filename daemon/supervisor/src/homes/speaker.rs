@@ -367,7 +367,9 @@ impl Speaker {
             match timeout_at(until, self.exchange(sending, gathered)).await {
                 Ok(Ok(Step::Done(done))) => return Ok(Exchanged::Done(done)),
                 Ok(Ok(Step::Large { bytes, kind: Kind::Other })) => {
-                    return Err(Stop::Violation(format!("a frame of {bytes} bytes that is neither a log nor a result")));
+                    return Err(Stop::Violation(format!(
+                        "a frame of {bytes} bytes that is neither a log nor a result"
+                    )));
                 }
                 Ok(Ok(Step::Large { bytes, kind })) => {
                     let begun = Instant::now();

@@ -213,7 +213,9 @@ impl Newborn {
         let word = match word {
             Ok(word) => word,
             Err(FrameError::Closed) => {
-                return Err(StartError::NotReady(self.ended().await.unwrap_or_else(|| "it closed its control channel".to_owned())));
+                return Err(StartError::NotReady(
+                    self.ended().await.unwrap_or_else(|| "it closed its control channel".to_owned()),
+                ));
             }
             Err(error) => return Err(StartError::NotReady(error.to_string())),
         };
@@ -244,7 +246,9 @@ impl Newborn {
 pub(crate) async fn make_snapshot(blueprint: &Arc<Blueprint>) -> Result<Vec<u8>, StartError> {
     for _ in 1..SNAPSHOT_TRIES {
         match try_snapshot(blueprint).await {
-            Err(StartError::NotReady(why)) => tracing::warn!(%why, "the startup snapshot failed and is attempted again"),
+            Err(StartError::NotReady(why)) => {
+                tracing::warn!(%why, "the startup snapshot failed and is attempted again")
+            }
             other => return other,
         }
     }

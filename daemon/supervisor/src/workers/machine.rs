@@ -130,6 +130,10 @@ fn memory_file(snapshot: &[u8]) -> io::Result<OwnedFd> {
     file.write_all(snapshot)?;
     let seals = SealFlag::F_SEAL_WRITE | SealFlag::F_SEAL_SHRINK | SealFlag::F_SEAL_GROW | SealFlag::F_SEAL_SEAL;
     fcntl(memory.as_fd(), FcntlArg::F_ADD_SEALS(seals))?;
-    tracing::debug!(bytes = snapshot.len(), descriptor = memory.as_raw_fd(), "the startup snapshot is in a read-only memory file");
+    tracing::debug!(
+        bytes = snapshot.len(),
+        descriptor = memory.as_raw_fd(),
+        "the startup snapshot is in a read-only memory file"
+    );
     Ok(memory)
 }
