@@ -4,6 +4,7 @@
 //! The queue of lines is bounded. A line beyond the bound is dropped and counted, and the count is
 //! logged once lines can be written again. Ordinary lines may use a quarter of the queue: however
 //! many there are, there is room for evidence and errors.
+
 use std::borrow::Cow;
 use std::io::{self, IsTerminal, Write};
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
