@@ -47,7 +47,7 @@ pub enum Move {
     Stay,
     /// It may not run any more.
     Expel,
-    /// It gets another home. `outward`: what runs in the old one has bounded time.
+    /// It gets another home. If `outward`, its run in the old one has bounded time.
     Go {
         outward: bool,
     },
