@@ -3,7 +3,7 @@
 //! the last hash that the daemon knows.
 //!
 //! ```text
-//! {"seq":2,"prev":"<hash of line 1>","unixMs":…,"entry":{…},"hash":"<SHA-256 of all before this key>"}
+//! {"seq":2,"prev":"<hash of line 1>","unixMs":…,"entry":{…},"hash":"<SHA-256 of all before>"}
 //! ```
 
 use serde::{Deserialize, Serialize};

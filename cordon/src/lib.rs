@@ -8,7 +8,7 @@
 //! Sample ─ Shape::observe ─▶ Signal ─ decide ─▶ Decision ─ (the daemon moves the tenant) ─ place
 //!
 //!            score ≥ 60            ≥ 90, with evidence        ≥ 180
-//!   shared ───────────▶ solo ───────────▶ sealed ───────────▶ expelled ── only an operator lifts that
+//!   shared ───────────▶ solo ───────────▶ sealed ───────────▶ expelled ── lifted by an operator
 //!      ▲                 │ ▲                │
 //!      └─ a day clean ───┘ └─── and again ──┘      (and the score below 20)
 //! ```

@@ -45,7 +45,7 @@ pub enum Whereabouts {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Move {
     Stay,
-    /// It may not run any more.
+    /// It may not run.
     Expel,
     /// It gets another home. If `outward`, its run in the old one has bounded time.
     Go {
@@ -53,7 +53,7 @@ pub enum Move {
     },
 }
 
-/// How it leaves a home although there is no room for another.
+/// How it leaves a home without room for another.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Leave {
     Stays,
@@ -76,7 +76,7 @@ impl Needs {
         home.level != self.wanted || home.is_old || home.is_unwanted || home.among_others
     }
 
-    /// Whether it must leave even if there is no other home.
+    /// Whether it must leave even without another home.
     #[must_use]
     pub fn must_leave(&self, home: &HomeFacts) -> bool {
         self.is_too_far_in(home.level) || home.among_others
@@ -93,7 +93,7 @@ impl Needs {
         }
     }
 
-    /// What follows if there is no room for another home. If moving would only be an improvement,
+    /// What follows without room for another home. If moving would only be an improvement,
     /// the tenant stays.
     #[must_use]
     pub fn without_room(&self, home: &HomeFacts) -> Leave {

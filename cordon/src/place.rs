@@ -89,10 +89,10 @@ impl Traits {
 impl Traits {
     /// Whether `self` must leave a process that it shares with `other`.
     ///
-    /// A tenant must leave tenants of another trust, a suspect those outside its half, a tenant with
-    /// secrets those of other owners, and a watched tenant secrets. Placement (`may_share_with`) is
-    /// stricter: it also keeps watched and unwatched tenants apart. Here that difference alone is no
-    /// reason, or a tenant could drive its neighbours out by what it does.
+    /// A tenant must leave tenants of another trust, a suspect those outside its half, a tenant
+    /// with secrets those of other owners, and a watched tenant secrets. Placement
+    /// (`may_share_with`) is stricter: it also keeps watched and unwatched tenants apart. Here that
+    /// difference alone does not count, or a tenant could drive its neighbours out by what it does.
     #[must_use]
     pub fn must_leave(&self, other: &Self) -> bool {
         let same_owner = self.owner.is_some() && self.owner == other.owner;

@@ -33,7 +33,7 @@ use crate::workers::machine::{self, Machine, MachineError, Workers};
 /// How many tenants the daemon remembers at one time. Further names are refused, because each costs
 /// memory.
 const MAX_TENANTS: u64 = 100_000;
-/// How many tenants are considered for forgetting when there is no room for a new name.
+/// How many tenants are considered for forgetting at a time, to make room for a new name.
 const FORGET_AMONG: usize = 64;
 /// How many tenants are handled before other tasks get their turn.
 pub(crate) const SOME_TENANTS: usize = 256;

@@ -85,7 +85,7 @@ impl Log {
 }
 
 fn write(mut out: impl Write, messages: &mpsc::Receiver<Message>, waiting: &Waiting) {
-    let mut told: Option<Instant> = None;
+    let mut reported: Option<Instant> = None;
     while let Ok(message) = messages.recv() {
         let text = match message {
             Message::Line(text) => text,
@@ -99,10 +99,10 @@ fn write(mut out: impl Write, messages: &mpsc::Receiver<Message>, waiting: &Wait
         }
         let bytes = text.len() + LINE_BYTES;
         let left = waiting.bytes.fetch_sub(bytes, Ordering::Relaxed) - bytes;
-        if left == 0 || told.is_none_or(|told| told.elapsed() >= PAUSE) {
+        if left == 0 || reported.is_none_or(|last| last.elapsed() >= PAUSE) {
             let lost = waiting.lost.swap(0, Ordering::Relaxed);
             if lost > 0 {
-                told = Some(Instant::now());
+                reported = Some(Instant::now());
                 if out.write_all(lost_line(lost).as_bytes()).is_err() {
                     waiting.lost.fetch_add(lost, Ordering::Relaxed);
                 }
@@ -188,9 +188,9 @@ mod tests {
         });
         drop(log);
         let text = reader.join().unwrap().unwrap();
-        let told = text.lines().filter_map(|line| line.rsplit_once("lost=")?.1.parse::<u64>().ok()).sum::<u64>();
-        assert!(told > 0 && text.contains("\nevidence\n"));
-        assert_eq!(text.matches("ordinary").count() as u64 + told, 100_000);
+        let lost = text.lines().filter_map(|line| line.rsplit_once("lost=")?.1.parse::<u64>().ok()).sum::<u64>();
+        assert!(lost > 0 && text.contains("\nevidence\n"));
+        assert_eq!(text.matches("ordinary").count() as u64 + lost, 100_000);
     }
 
     #[test]

@@ -94,7 +94,7 @@ impl Homes {
     /// tenant is moved in the background (`rehome`) while its runs continue; only a tenant that
     /// must not stay among its neighbours waits for the move.
     ///
-    /// If there is no room, a tenant that must live alone, or that still has a run in a home it is
+    /// Without room, a tenant that must live alone, or that still has a run in a home it is
     /// leaving, waits for room until `until`.
     pub(crate) async fn find(
         self: &Arc<Self>,
@@ -129,7 +129,7 @@ impl Homes {
             let patience = if own_doing { until } else { Instant::now() };
             let admitted = match self.pool.admit(residence, level, memory_mb, job.in_flight.uid, patience).await {
                 // The tenant was to live alone for its own protection, or because of what others
-                // did: that is no reason to refuse it.
+                // did: it is not refused for that.
                 Err(AdmitError::Full(_) | AdmitError::FullAlone(_))
                     if level.is_alone() && tenant.standing().level() == Level::Shared =>
                 {

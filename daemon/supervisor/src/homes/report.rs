@@ -123,7 +123,7 @@ impl End<'_> {
 
 /// Checks what the worker reports: the result must be JSON, and within the limit. The outer error
 /// says what is wrong. Data too small to be charged before it was read is charged now; the inner
-/// error is its size, if there is no memory for it.
+/// error is its size, if memory for it is lacking.
 pub(super) async fn finished(
     done: Done,
     gathered: Gathered,

@@ -5,7 +5,7 @@
 //! Done, Judged                        Answer
 //! Unanswered                          Refuse
 //! NotBegun                            Wait; given up at the eleventh
-//! Lost                                Retry; given up at the second that is not another tenant's doing
+//! Lost                                Retry; given up at the second not done by others
 //! ```
 //!
 //! The number of attempts is bounded, except for losses that are another tenant's doing: after two

@@ -107,8 +107,8 @@ impl Usage {
     }
 
     pub(crate) fn note(&mut self, outcome: Outcome) {
-        let place = Outcome::ALL.iter().position(|known| *known == outcome);
-        if let Some(count) = place.and_then(|place| self.ended.get_mut(place)) {
+        let index = Outcome::ALL.iter().position(|known| *known == outcome);
+        if let Some(count) = index.and_then(|index| self.ended.get_mut(index)) {
             *count = count.saturating_add(1);
         }
     }

@@ -11,7 +11,7 @@ use enisle_wire::control::Slot;
 use crate::workers::death::Death;
 use crate::workers::violation;
 
-/// What the supervisor observed, and was told by the process, before its end; the first of each
+/// What the supervisor observed, and what the process reported, before its end; the first of each
 /// kind counts.
 #[derive(Debug, Default)]
 pub(super) struct Evidence {

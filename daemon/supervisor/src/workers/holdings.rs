@@ -174,7 +174,7 @@ impl Holdings {
 
     fn first(&self, tenants: &[Slot], held: impl Fn(Slot) -> u64) -> Option<Slot> {
         let held: Vec<_> = tenants.iter().map(|slot| held(*slot)).collect();
-        holds_most(&held, self.uncredited(tenants)).and_then(|place| tenants.get(place).copied())
+        holds_most(&held, self.uncredited(tenants)).and_then(|index| tenants.get(index).copied())
     }
 }
 

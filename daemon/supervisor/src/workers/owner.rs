@@ -197,8 +197,8 @@ impl Owner {
                     }
                     if let Err(what) = self.hear(&mut unread) {
                         let (worker, pid, uid) = (self.worker.id, self.worker.pid.as_raw(), self.worker.uid);
-                        let told = What::ProtocolViolation { worker, pid, uid, tenant: None, what: what.clone() };
-                        self.events.tell(told);
+                        let event = What::ProtocolViolation { worker, pid, uid, tenant: None, what: what.clone() };
+                        self.events.tell(event);
                         self.worker.misbehaves(Signal::Protocol);
                         return Some(format!("it broke the protocol: {what}"));
                     }

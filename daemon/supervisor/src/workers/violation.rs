@@ -96,8 +96,8 @@ mod tests {
         Fault { signal: 11, code: 4, place, pc: 0, kind, room: 0, in_allocator: false }
     }
 
-    fn address_on(zone: &Zone, place: usize) -> u64 {
-        zone.island(place).map_or(0, |island| island.sandbox().start as u64)
+    fn address_on(zone: &Zone, slot: usize) -> u64 {
+        zone.island(slot).map_or(0, |island| island.sandbox().start as u64)
     }
 
     #[test]
@@ -111,7 +111,7 @@ mod tests {
     #[test]
     fn a_bad_address_is_a_crash_on_the_own_island_and_an_attack_on_anothers() {
         let zone = Zone::place(2, || 1);
-        let at = |place| attack(&fault(Some(0), Kind::Access { address: address_on(&zone, place) }), &zone);
+        let at = |slot| attack(&fault(Some(0), Kind::Access { address: address_on(&zone, slot) }), &zone);
         assert_eq!(at(0), None);
         assert_eq!(at(1).map(|attack| attack.layer), Some("v8-sandbox"));
         assert_eq!(attack(&fault(Some(0), Kind::Access { address: 8 }), &zone), None);
