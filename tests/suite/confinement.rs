@@ -198,7 +198,7 @@ fn a_worker_that_left_out_a_step_never_gets_a_tenant() {
         (Layer::Rlimits, "Max core file size"),
         (Layer::Capabilities, "CapEff"),
         (Layer::Seccomp, "seccomp mode 0"),
-        (Layer::Keys, "keys: it took none"),
+        (Layer::Keys, "keys: it reports none"),
     ] {
         if machine_has(layer) {
             assert_rejected(&format!("rogue-without-{layer}"), finding);
@@ -233,7 +233,7 @@ fn a_sealed_worker_is_looked_at_like_every_other_and_for_its_seals() {
 fn a_worker_that_lies_about_its_keys_never_gets_a_tenant() {
     if machine_has(Layer::Keys) {
         assert_rejected("rogue-lies-of-keys", "only 0 mappings are on its islands");
-        assert_rejected("rogue-shares-keys", "are not one for each of 12 places");
+        assert_rejected("rogue-shares-keys", "are not one for each of 12 slots");
     }
 }
 
