@@ -1,8 +1,9 @@
-//! A chain of lines: each carries the hash of the one before it and its own, so that a line that was changed, taken out or put
-//! in is found. That lines are missing at the end is found by comparing with the last hash that the daemon knows.
+//! A chain of lines. Each carries its own hash and that of the line before it, so that a changed,
+//! removed or inserted line is detected. Missing lines at the end are detected by comparison with
+//! the last hash that the daemon knows.
 //!
 //! ```text
-//! {"seq":2,"prev":"<hash of line 1>","unixMs":…,"entry":{…},"hash":"<SHA-256 of all before this key>"}
+//! {"seq":2,"prev":"<hash of line 1>","unixMs":…,"entry":{…},"hash":"<SHA-256 of all before>"}
 //! ```
 
 use serde::{Deserialize, Serialize};
@@ -17,7 +18,7 @@ pub struct Head {
 }
 
 impl Default for Head {
-    /// Before the first line.
+    /// The head before the first line.
     fn default() -> Self {
         Self { seq: 0, hash: "0".repeat(64) }
     }
@@ -26,11 +27,11 @@ impl Default for Head {
 /// What is wrong with a chain, and where.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum Broken {
-    #[error("line {0} is no line of an audit log")]
+    #[error("line {0} is not a line of an audit log")]
     Malformed(usize),
-    #[error("line {line} (number {seq}) was changed: its hash does not fit")]
+    #[error("line {line} (number {seq}) was changed: its hash does not match")]
     Changed { line: usize, seq: u64 },
-    #[error("line {line} has number {found}, where {expected} was expected: lines are missing or were put in")]
+    #[error("line {line} has number {found}, where {expected} was expected: lines were removed or inserted")]
     Gap { line: usize, found: u64, expected: u64 },
     #[error("line {line} (number {seq}) does not continue the line before it")]
     Unchained { line: usize, seq: u64 },
@@ -58,10 +59,9 @@ fn hash(text: &str) -> String {
     Sha256::digest(text).iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
-/// The next line of a chain (without its end of line), and the chain's head with it.
+/// The next line of a chain, without its end of line, and the new head.
 ///
-/// # Errors
-/// `entry` is not JSON.
+/// # Errors `entry` cannot be serialized as JSON.
 pub fn append<E: Serialize>(head: &Head, unix_ms: u64, entry: &E) -> Result<(String, Head), serde_json::Error> {
     let seq = head.seq + 1;
     let mut line = serde_json::to_string(&Body { seq, prev: &head.hash, unix_ms, entry })?;
@@ -73,7 +73,8 @@ pub fn append<E: Serialize>(head: &Head, unix_ms: u64, entry: &E) -> Result<(Str
     Ok((line, Head { seq, hash }))
 }
 
-/// Reads a chain line by line. It begins with whatever line comes first: older files may have been put away.
+/// Reads a chain line by line. Any line may be the first, because older files may have been
+/// deleted.
 #[derive(Debug, Default)]
 pub struct Verifier {
     before: Option<Head>,
@@ -82,10 +83,9 @@ pub struct Verifier {
 }
 
 impl Verifier {
-    /// The next line.
+    /// Reads the next line.
     ///
-    /// # Errors
-    /// It does not belong there.
+    /// # Errors The line does not belong there.
     pub fn read(&mut self, text: &str) -> Result<(), Broken> {
         self.lines += 1;
         let line = self.lines;
@@ -110,7 +110,7 @@ impl Verifier {
         Ok(())
     }
 
-    /// The line before the first one that was read, by that one's word.
+    /// The head before the first line that was read, as that line states it.
     #[must_use]
     pub fn before(&self) -> Option<&Head> {
         self.before.as_ref()
@@ -150,7 +150,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn a_chain_is_whole_and_no_change_of_it_is(
+        fn a_chain_is_whole_and_every_change_of_it_is_detected(
             entries in proptest::collection::vec(".{0,30}", 3..8),
             at in 0_usize..100,
             byte in 0_usize..1000,
@@ -177,7 +177,7 @@ mod tests {
     }
 
     #[test]
-    fn an_entry_that_looks_like_a_hash_is_no_hash() {
+    fn an_entry_that_looks_like_a_hash_is_not_taken_for_one() {
         let lines = chain(&["x\",\"hash\":\"y".to_owned()]);
         assert_eq!(read(&lines), Ok(()));
     }

@@ -1,10 +1,10 @@
-//! Whose doing the death of a process was.
+//! Decides which tenant is to blame for the death of a process.
 //!
-//! A function of what is known to what follows, with no process in sight. In a process that was
-//! never anybody else's, everything is its tenant's doing. In company, two things are nobody's
-//! crime until it is known whose it was: what happens for want of memory, because the tenants of a
-//! process share its bound and one can fill it for another, and what happens in the allocator,
-//! which they share as well.
+//! A pure function from what is known to a verdict. In a process that never held another tenant,
+//! everything is its tenant's doing. In company, two things are not blamed on any tenant without
+//! further evidence: what happens for want of memory, because the tenants of a process share its
+//! bound and one can exhaust it for another, and what happens in the allocator, which they share as
+//! well.
 //!
 //! | in company | room left: plenty | pressed | near the bound |
 //! |---|---|---|---|
@@ -12,32 +12,33 @@
 //! | V8 gave up on a run that is over its own limit | in company | in company | in company |
 //! | V8 gave up on any other run, or ran out of memory | in company | want of memory | want of memory |
 //! | a fault at a null page | in company | want of memory | want of memory |
-//! | a fault in the allocator | halves | want of memory | want of memory |
+//! | a fault in the allocator | bisect | want of memory | want of memory |
 //! | any other fault | in company | in company | want of memory |
-//! | no record of whose it was | halves, with points | the same | the same |
+//! | no record of the thread | bisect, with points | the same | the same |
 //!
 //! *In company*: the tenant whose thread it was is suspected, and its points stay below a cordon.
-//! *Want of memory*: nobody's standing changes, and who holds most lives alone for a while; if it
-//! is not known who does, all are kept in halves, without points.
+//! *Want of memory*: no standing changes, and the tenant that holds most lives alone for a while;
+//! if that tenant is not known, all are bisected, without points.
 
 use serde::{Deserialize, Serialize};
 
 use crate::signal::{Seen, Signal};
 
-/// The memory of a worker process, and what of it is explained by its tenants.
+/// The memory of a worker process, and how much of it its tenants explain.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct MemoryRules {
-    /// With less than so much of its bound left, in per cent, a process is near it; 0 for never.
+    /// A process with less than this left of its bound, in per cent, is near the bound; 0 for
+    /// never.
     pub near_percent: u32,
-    /// With less than so much left, something that a tenant may ask for can be refused: the base of
-    /// a process holds one largest allocation, and is a sixth of all where there are twelve
+    /// With less than this left, in per cent, an allocation that a tenant may make can be refused:
+    /// the base of a process holds one largest allocation, and is a sixth of the bound with twelve
     /// tenants.
     pub pressed_percent: u32,
-    /// Beside its tenants' islands a process may hold so much, in MiB, beyond what it began with
+    /// How much a process may hold outside its tenants' islands beyond what it began with, in MiB
     /// ...
     pub outside_mb: u64,
-    /// ... and so much for each tenant.
+    /// ... and how much more for each tenant.
     pub outside_tenant_mb: u64,
 }
 
@@ -59,9 +60,9 @@ impl MemoryRules {
 /// Where a fault was.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Site {
-    /// Below 64 KiB: a field of an object that is not there, as after a refused allocation.
+    /// Below 64 KiB: a field of an object that does not exist, as after a refused allocation.
     NullPage,
-    /// In the code of the allocator, or in a check of its own.
+    /// In the code of the allocator, or in one of its own checks.
     Allocator,
     Elsewhere,
 }
@@ -75,7 +76,7 @@ pub enum Ending {
     /// A layer stopped something that no script does by accident.
     Attack(Signal),
     Fault(Site),
-    /// V8 gave up on a check of its own. `certain`: the run was over its own limit.
+    /// V8 gave up on one of its own checks. `certain`: the run was over its own limit.
     GaveUp {
         certain: bool,
     },
@@ -83,16 +84,16 @@ pub enum Ending {
     OutOfMemory {
         certain: bool,
     },
-    /// It was ended for what the supervisor saw a tenant do.
+    /// It was killed for what the supervisor saw a tenant do.
     Did(Signal),
-    /// It ended, or was ended, for something that left no record of whose it was.
+    /// It ended, or was killed, for something that left no record of the thread.
     Silent(Signal),
-    /// It was ended for nothing that a tenant did.
+    /// It was killed for a reason that has nothing to do with its tenants.
     Innocent,
 }
 
 impl Ending {
-    /// What it counts as, if it counts.
+    /// The signal it counts as, if it counts.
     #[must_use]
     pub fn signal(self) -> Option<Signal> {
         match self {
@@ -105,19 +106,19 @@ impl Ending {
     }
 }
 
-/// On whose thread it was.
+/// On which thread it was.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Thread {
-    /// A tenant's that lives there.
+    /// The thread of a tenant that lives there.
     Here,
-    /// A tenant's that has left, or has not run anything yet: it has done nothing.
+    /// The thread of a tenant that has left, or has not run anything yet: that tenant is innocent.
     Left,
-    /// Nobody knows, or one of the process's own.
+    /// Unknown, or one of the process's own threads.
     Unknown,
 }
 
-/// How much of its bound a process had left. Where there is no record, it had plenty: whoever ends
-/// a process honestly leaves one.
+/// How much of its bound a process had left. Without a record it counts as plenty: a process that
+/// ends because of a genuine fault leaves one.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Room {
     Plenty,
@@ -138,37 +139,38 @@ impl Room {
     }
 }
 
-/// What follows.
+/// What follows from a death.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Verdict {
-    Nobody,
-    /// It was the doing of the tenant whose thread it was; if that is not certain, perhaps not.
+    Nothing,
+    /// It was the doing of the tenant whose thread it was, or, if not certain, may have been.
     Thread(Seen),
-    /// Who holds most is looked at first ([`holds_most`]); nobody's standing changes.
+    /// The tenant that holds most is isolated first ([`holds_most`]); no standing changes.
     WantOfMemory,
-    /// Those who were there are kept in halves; with points of a share, if a signal is given.
-    Halves(Option<Signal>),
+    /// The tenants that were there are bisected; if a signal is given, each gets a share of points.
+    Bisect(Option<Signal>),
 }
 
-/// Why tenants are kept from others for a while without a decision about their standing.
+/// Why tenants are kept apart for a while without a decision about their standing.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 #[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub enum Because {
-    /// A process that they were in died, and nobody knows whose doing it was.
+    /// A process that they were in died an unattributed death.
     UnexplainedDeath,
-    /// It died for want of memory, and this one held most of it, or is among those who may have.
+    /// It died for want of memory, and this tenant held most of it, or is among those that may
+    /// have.
     WantOfMemory,
-    /// It held more than its tenants explain, and this one seems to hold most of that.
+    /// It held more than its tenants explain, and this tenant seems to hold most of that.
     UnexplainedMemory,
 }
 
-/// Whose doing it was.
+/// Which tenant is to blame.
 #[must_use]
 pub fn blame(ending: Ending, thread: Thread, company: bool, room: Room) -> Verdict {
-    let Some(signal) = ending.signal() else { return Verdict::Nobody };
+    let Some(signal) = ending.signal() else { return Verdict::Nothing };
     if thread == Thread::Left {
-        return Verdict::Nobody;
+        return Verdict::Nothing;
     }
     if !company {
         return Verdict::Thread(Seen::certain(signal));
@@ -178,68 +180,70 @@ pub fn blame(ending: Ending, thread: Thread, company: bool, room: Room) -> Verdi
         Ending::Fault(Site::NullPage | Site::Allocator) if pressed => Verdict::WantOfMemory,
         Ending::Fault(_) if room == Room::Near => Verdict::WantOfMemory,
         Ending::GaveUp { certain: false } | Ending::OutOfMemory { certain: false } if pressed => Verdict::WantOfMemory,
-        Ending::Fault(Site::Allocator) => Verdict::Halves(None),
-        Ending::Silent(signal) => Verdict::Halves(Some(signal)),
-        // The process's own threads are everybody's.
+        Ending::Fault(Site::Allocator) => Verdict::Bisect(None),
+        Ending::Silent(signal) => Verdict::Bisect(Some(signal)),
+        // The process's own threads work for all tenants.
         _ if thread == Thread::Unknown => {
-            Verdict::Halves(Some(if matches!(ending, Ending::Attack(_)) { Signal::Crash } else { signal }))
+            Verdict::Bisect(Some(if matches!(ending, Ending::Attack(_)) { Signal::Crash } else { signal }))
         }
         _ => Verdict::Thread(Seen::in_company(signal)),
     }
 }
 
-/// On whom a death is put, of those who had a place in the process.
+/// What a death means for the tenants that had a slot in the process.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Put<P> {
-    /// On nobody.
-    Nobody,
-    /// It was that place's doing.
-    Doing(P, Seen),
-    /// It was for want of memory, of which that place held most.
-    Holds(P),
-    /// Those who were there are kept in halves; with points of a share, if a signal is given.
-    Halves(Because, Option<Signal>),
+pub enum Consequence<S> {
+    /// It means nothing to any tenant.
+    Nothing,
+    /// That slot's tenant is to blame.
+    Blame(S, Seen),
+    /// It was for want of memory, of which that slot's tenant held most: it is kept apart.
+    KeepApart(S),
+    /// The tenants that were there are bisected; if a signal is given, each gets a share of points.
+    Bisect(Because, Option<Signal>),
 }
 
-/// On whom a death is put: `thread` is the place whose thread it was on, if its tenant lives there,
-/// `here` all of those, and `largest` the one that holds most, if that is known.
+/// Applies a verdict to slots: `thread` is the slot on whose thread it was, if its tenant lives
+/// there, `here` all slots whose tenants do, and `largest` the one that holds most, if known.
 #[must_use]
-pub fn put<P: Copy>(verdict: Verdict, thread: Option<P>, here: &[P], largest: Option<P>) -> Put<P> {
+pub fn consequence<S: Copy>(verdict: Verdict, thread: Option<S>, here: &[S], largest: Option<S>) -> Consequence<S> {
     match verdict {
-        Verdict::Nobody => Put::Nobody,
-        // Of a process that was always one tenant's, whatever is not known is that tenant's.
+        Verdict::Nothing => Consequence::Nothing,
+        // In a process that only ever held one tenant, what is unknown is that tenant's doing.
         Verdict::Thread(seen) => {
-            thread.or_else(|| here.first().copied()).map_or(Put::Nobody, |place| Put::Doing(place, seen))
+            thread.or_else(|| here.first().copied()).map_or(Consequence::Nothing, |slot| Consequence::Blame(slot, seen))
         }
-        Verdict::WantOfMemory => largest.map_or(Put::Halves(Because::WantOfMemory, None), Put::Holds),
-        Verdict::Halves(signal) => Put::Halves(Because::UnexplainedDeath, signal),
+        Verdict::WantOfMemory => {
+            largest.map_or(Consequence::Bisect(Because::WantOfMemory, None), Consequence::KeepApart)
+        }
+        Verdict::Bisect(signal) => Consequence::Bisect(Because::UnexplainedDeath, signal),
     }
 }
 
-impl<P: PartialEq> Put<P> {
-    /// It was the doing of that place.
+impl<S: PartialEq> Consequence<S> {
+    /// Whether that slot's tenant is to blame.
     #[must_use]
-    pub fn is_doing_of(&self, place: P) -> bool {
-        matches!(self, Self::Doing(whose, _) if *whose == place)
+    pub fn blames(&self, slot: S) -> bool {
+        matches!(self, Self::Blame(to_blame, _) if *to_blame == slot)
     }
 
-    /// It was another's doing, or a want of memory for which that place is not held responsible: a
-    /// run that was lost there is begun again at no charge.
+    /// Whether that slot's tenant is not responsible: another is to blame, or memory ran out and
+    /// another held most of it. A run that was lost there restarts without a charge.
     #[must_use]
-    pub fn acquits(&self, place: P) -> bool {
+    pub fn exonerates(&self, slot: S) -> bool {
         match self {
-            Self::Doing(whose, _) | Self::Holds(whose) => *whose != place,
-            Self::Halves(_, signal) => signal.is_none(),
-            Self::Nobody => false,
+            Self::Blame(to_blame, _) | Self::KeepApart(to_blame) => *to_blame != slot,
+            Self::Bisect(_, signal) => signal.is_none(),
+            Self::Nothing => false,
         }
     }
 }
 
-/// Who of some tenants holds most, if that explains more than is left unexplained.
+/// Which of several tenants holds most, if that explains more than is left unexplained.
 #[must_use]
 pub fn holds_most(held: &[u64], unexplained: u64) -> Option<usize> {
-    let (place, most) = held.iter().enumerate().max_by_key(|(place, held)| (**held, std::cmp::Reverse(*place)))?;
-    (*most > 0 && *most >= unexplained).then_some(place)
+    let (index, most) = held.iter().enumerate().max_by_key(|(index, held)| (**held, std::cmp::Reverse(*index)))?;
+    (*most > 0 && *most >= unexplained).then_some(index)
 }
 
 #[cfg(test)]
@@ -260,14 +264,14 @@ mod tests {
         [attacks.as_slice(), &faults, &gave_up, &no_memory, &did, &silent].concat()
     }
 
-    /// One letter for each of plenty, pressed, near: C in company, M want of memory, H halves
-    /// without points, P halves with points.
+    /// One letter for each of plenty, pressed, near: C in company, M want of memory, H bisect
+    /// without points, P bisect with points.
     fn row(ending: Ending, thread: Thread) -> String {
         let letter = |room| match blame(ending, thread, true, room) {
             Verdict::Thread(seen) if seen == Seen::in_company(ending.signal().unwrap()) => 'C',
             Verdict::WantOfMemory => 'M',
-            Verdict::Halves(None) => 'H',
-            Verdict::Halves(Some(_)) => 'P',
+            Verdict::Bisect(None) => 'H',
+            Verdict::Bisect(Some(_)) => 'P',
             other => panic!("{ending:?}: {other:?}"),
         };
         ROOMS.map(letter).iter().collect()
@@ -299,7 +303,7 @@ mod tests {
     }
 
     #[test]
-    fn who_was_always_alone_did_it_for_certain() {
+    fn a_tenant_that_was_always_alone_is_blamed_with_certainty() {
         for (ending, room) in endings().into_iter().flat_map(|ending| ROOMS.map(|room| (ending, room))) {
             let certain = Verdict::Thread(Seen::certain(ending.signal().unwrap()));
             assert_eq!(blame(ending, HERE, false, room), certain, "{ending:?}, {room:?}");
@@ -307,19 +311,19 @@ mod tests {
     }
 
     #[test]
-    fn who_has_left_has_done_nothing_and_innocent_ends_are_nobodys() {
+    fn a_tenant_that_has_left_is_not_blamed_and_innocent_ends_blame_no_tenant() {
         for (ending, room) in endings().into_iter().flat_map(|ending| ROOMS.map(|room| (ending, room))) {
-            assert_eq!(blame(ending, Thread::Left, true, room), Verdict::Nobody);
-            assert_eq!(blame(Ending::Innocent, HERE, true, room), Verdict::Nobody);
+            assert_eq!(blame(ending, Thread::Left, true, room), Verdict::Nothing);
+            assert_eq!(blame(Ending::Innocent, HERE, true, room), Verdict::Nothing);
         }
     }
 
     #[test]
-    fn less_room_never_makes_it_more_somebodys() {
+    fn less_room_never_makes_a_tenant_more_to_blame() {
         let worse = |ending, thread| {
             let order = ROOMS.map(|room| blame(ending, thread, true, room));
             let blamed =
-                order.map(|verdict| u8::from(matches!(verdict, Verdict::Thread(_) | Verdict::Halves(Some(_)))));
+                order.map(|verdict| u8::from(matches!(verdict, Verdict::Thread(_) | Verdict::Bisect(Some(_)))));
             assert!(blamed.is_sorted_by(|more, less| more >= less), "{ending:?}: {order:?}");
         };
         endings().into_iter().for_each(|ending| {
@@ -329,23 +333,23 @@ mod tests {
     }
 
     #[test]
-    fn a_death_is_put_on_the_thread_that_it_was_on_or_on_the_only_one_there() {
+    fn a_death_is_blamed_on_the_thread_that_it_was_on_or_on_the_only_tenant() {
         let seen = Seen::certain(Signal::Crash);
-        let on = |thread, here: &[u8]| put(Verdict::Thread(seen), thread, here, None);
-        assert_eq!(on(Some(2), &[1, 2]), Put::Doing(2, seen));
-        assert_eq!(on(None, &[1]), Put::Doing(1, seen));
-        assert_eq!(on(None, &[]), Put::Nobody);
+        let on = |thread, here: &[u8]| consequence(Verdict::Thread(seen), thread, here, None);
+        assert_eq!(on(Some(2), &[1, 2]), Consequence::Blame(2, seen));
+        assert_eq!(on(None, &[1]), Consequence::Blame(1, seen));
+        assert_eq!(on(None, &[]), Consequence::Nothing);
     }
 
     #[test]
-    fn want_of_memory_is_put_on_who_holds_most_or_on_all_without_points() {
-        let on = |largest| put(Verdict::WantOfMemory, Some(1), &[1, 2], largest);
-        assert_eq!(on(Some(2)), Put::Holds(2));
-        assert_eq!(on(None), Put::Halves(Because::WantOfMemory, None));
+    fn want_of_memory_isolates_the_largest_holder_or_bisects_all_without_points() {
+        let on = |largest| consequence(Verdict::WantOfMemory, Some(1), &[1, 2], largest);
+        assert_eq!(on(Some(2)), Consequence::KeepApart(2));
+        assert_eq!(on(None), Consequence::Bisect(Because::WantOfMemory, None));
     }
 
     #[test]
-    fn a_death_is_one_places_doing_at_most_and_never_that_of_one_that_it_acquits() {
+    fn a_death_blames_at_most_one_slot_and_never_one_that_it_exonerates() {
         let verdicts: Vec<_> = endings()
             .into_iter()
             .flat_map(|ending| [Thread::Here, Thread::Left, Thread::Unknown].map(|thread| (ending, thread)))
@@ -354,18 +358,18 @@ mod tests {
             .collect();
         for (verdict, largest) in verdicts.iter().flat_map(|verdict| [None, Some(2)].map(|largest| (*verdict, largest)))
         {
-            let put = put(verdict, Some(1), &[1, 2, 3], largest);
-            let doing: Vec<_> = (1..=3).filter(|place| put.is_doing_of(*place)).collect();
-            assert!(doing.len() <= 1, "{put:?}");
-            assert!(doing.iter().all(|place| !put.acquits(*place)), "{put:?}");
-            let acquitted = (1..=3).filter(|place| put.acquits(*place)).count();
-            // Somebody is responsible, or everybody is acquitted, or nobody is.
-            assert!([0, 2, 3].contains(&acquitted), "{put:?}");
+            let consequence = consequence(verdict, Some(1), &[1, 2, 3], largest);
+            let doing: Vec<_> = (1..=3).filter(|slot| consequence.blames(*slot)).collect();
+            assert!(doing.len() <= 1, "{consequence:?}");
+            assert!(doing.iter().all(|slot| !consequence.exonerates(*slot)), "{consequence:?}");
+            let acquitted = (1..=3).filter(|slot| consequence.exonerates(*slot)).count();
+            // One tenant is responsible, or all are exonerated, or none is.
+            assert!([0, 2, 3].contains(&acquitted), "{consequence:?}");
         }
     }
 
     #[test]
-    fn how_near_the_bound_is_goes_by_per_cent_and_nought_is_never() {
+    fn the_distance_to_the_bound_is_in_per_cent_and_zero_means_never() {
         let rules = MemoryRules::default();
         let bound = 8 << 30;
         let at = |percent: u64| Room::of(bound / 100 * percent, bound, &rules);
@@ -378,7 +382,7 @@ mod tests {
     }
 
     #[test]
-    fn who_holds_most_is_first_unless_more_is_unexplained() {
+    fn the_largest_holder_is_known_unless_more_is_unexplained() {
         assert_eq!(holds_most(&[1, 5, 3], 0), Some(1));
         assert_eq!(holds_most(&[1, 5, 3], 5), Some(1));
         assert_eq!(holds_most(&[1, 5, 3], 6), None);

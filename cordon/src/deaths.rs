@@ -1,10 +1,11 @@
 //! What the deaths of processes cost the uid whose tenants are blamed for them.
 //!
-//! A tenant that has ended a process lives alone from then on. A peer that has many names ends the
-//! next process under the next one, and the neighbours lose theirs again and again. So a uid has a
-//! budget of deaths as well, which it regains with time. While the budget is used up, whoever of
-//! the uid gets a new home is on probation, and alone until all deaths are forgiven. A neighbour
-//! loses its process at most as often as the budget says: after that it is alone too.
+//! A tenant that has killed a process lives alone from then on. But a peer with many names kills
+//! the next process under the next name, and the neighbours lose their processes again and again.
+//! So each uid also has a budget of deaths, which it regains over time. While the budget is used
+//! up, every tenant of the uid that gets a new home is on probation, and lives alone until all
+//! deaths are forgiven. So a neighbour loses its process at most as often as the budget allows;
+//! after that it is alone too.
 //!
 //! ```text
 //! clear ── deaths ──▶ within the budget ── deaths ──▶ used up
@@ -12,10 +13,10 @@
 //!   └───────── time ───────┘  └───────── time ──────────┘
 //! ```
 //!
-//! It holds for every uid, root too: tenants of one uid are each other's neighbours, since no
-//! process is shared by two uids. One tenant cannot use up the budget, because a tenant that lives
-//! alone already costs nothing (`one_tenant_never_uses_up_a_budget` in `tests/model.rs`). Nobody
-//! is refused for the deaths that others caused as long as the uid has a process left, and no
+//! The budget holds for every uid, even root: the neighbours that it protects are of the same uid,
+//! since two uids never share a process. One tenant cannot use up the budget, because a tenant that
+//! already lives alone costs nothing (`one_tenant_never_uses_up_a_budget` in `tests/model.rs`). No
+//! tenant is refused for deaths that others caused as long as the uid has a process left, and no
 //! tenant's standing changes.
 
 use serde::{Deserialize, Serialize};
@@ -26,24 +27,24 @@ use crate::{Level, Time};
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct DeathRules {
-    /// From so many deaths on, new homes of the uid are alone; 0 for never.
+    /// From this many deaths on, new homes of the uid are alone; 0 for never.
     pub budget: u32,
-    /// One death is forgiven after so long, then the next one.
+    /// How long until one death is forgiven, and then the next one.
     pub regain_secs: u64,
 }
 
 impl Default for DeathRules {
     fn default() -> Self {
-        // A suspicion lasts ten minutes, so it takes two tenants at least. What a neighbour loses
-        // with one process in a minute is one run that is begun again.
+        // A suspicion lasts ten minutes, so it takes at least two tenants to use this up. A
+        // neighbour that loses a process a minute loses one run, which is restarted.
         Self { budget: 2, regain_secs: 60 }
     }
 }
 
-/// So many times the budget are remembered: whoever stops is forgiven within minutes.
+/// At most this many times the budget is remembered: a uid that stops is forgiven within minutes.
 const REMEMBERED: u32 = 5;
 
-/// The deaths that are held against one uid.
+/// The deaths held against one uid.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Deaths {
     /// When the last of them is forgiven.
@@ -51,8 +52,9 @@ pub struct Deaths {
 }
 
 impl Deaths {
-    /// A tenant is blamed for a death, which lived at that level until then. One that was alone by
-    /// its own standing took nobody with it, and the uid has paid for it before.
+    /// A tenant that lived at `level` until then is blamed for a death. If its own standing had it
+    /// live alone, the death cost no neighbour anything, and the uid was charged for the earlier
+    /// death.
     pub fn blamed(&mut self, level: Level, rules: &DeathRules, now: Time) {
         if level == Level::Shared {
             let most = regain_ms(rules).saturating_mul((rules.budget * REMEMBERED).into());
@@ -61,25 +63,25 @@ impl Deaths {
         }
     }
 
-    /// How many are not forgiven yet.
+    /// How many deaths are not forgiven yet.
     #[must_use]
     pub fn count(&self, rules: &DeathRules, now: Time) -> u64 {
         self.clear_at.since(now).div_ceil(regain_ms(rules))
     }
 
-    /// New homes are alone.
+    /// Whether new homes are alone.
     #[must_use]
     pub fn is_used_up(&self, rules: &DeathRules, now: Time) -> bool {
         rules.budget > 0 && self.count(rules, now) >= rules.budget.into()
     }
 
-    /// All is forgiven.
+    /// Whether all deaths are forgiven.
     #[must_use]
     pub fn is_clear(&self, now: Time) -> bool {
         self.clear_at <= now
     }
 
-    /// Milliseconds until all is forgiven.
+    /// Milliseconds until all deaths are forgiven.
     #[must_use]
     pub fn clear_in_ms(&self, now: Time) -> u64 {
         self.clear_at.since(now)
@@ -114,14 +116,14 @@ mod tests {
     }
 
     #[test]
-    fn whoever_stops_is_forgiven_within_minutes_however_many_there_were() {
+    fn a_uid_that_stops_is_forgiven_within_minutes_however_many_deaths_it_caused() {
         let deaths = after(10_000);
         assert_eq!(deaths.count(&DeathRules::default(), START), 10);
         assert!(deaths.is_clear(START.plus(10 * MINUTE)));
     }
 
     #[test]
-    fn who_lived_alone_costs_nothing() {
+    fn a_tenant_that_lived_alone_costs_nothing() {
         let mut deaths = Deaths::default();
         for level in [Level::Solo, Level::Sealed] {
             deaths.blamed(level, &DeathRules::default(), START);
@@ -130,7 +132,7 @@ mod tests {
     }
 
     #[test]
-    fn a_budget_of_nought_is_never_used_up() {
+    fn a_budget_of_zero_is_never_used_up() {
         let rules = DeathRules { budget: 0, ..DeathRules::default() };
         let mut deaths = Deaths::default();
         (0..100).for_each(|_| deaths.blamed(Level::Shared, &rules, START));

@@ -1,9 +1,11 @@
-//! From what was seen to where a tenant lives.
+//! Decides from observations where a tenant must live.
 //!
-//! A level has three causes, and the furthest out counts: what the tenant has *earned* by its score, with hysteresis; a
-//! *suspicion* for some minutes, of whoever has ended a process or may have; and an operator's *order*.
+//! A level has three causes, of which the furthest out counts: what the tenant has *earned* by its
+//! score, with hysteresis; a *suspicion* that lasts for some minutes after the tenant killed a
+//! process, or may have; and an operator's *order*.
 //!
-//! Outward at once, inward a level at a time after a clean time. From `expelled` only an operator leads back.
+//! A tenant moves outward at once, and inward one level at a time, each after a clean period. Only
+//! an operator can let an expelled tenant back in.
 
 use serde::{Deserialize, Serialize};
 
@@ -17,23 +19,23 @@ use crate::{Level, Time};
 #[serde(rename_all = "lowercase")]
 #[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub enum Trust {
-    /// The operator vouches for its code. It is never beside anybody else.
+    /// The operator vouches for its code. It shares a process only with other trusted tenants.
     Trusted,
     #[default]
     Standard,
-    /// Nobody vouches for it: free accounts, what a model wrote.
+    /// Its code is not vouched for: free accounts, code that a model wrote.
     Untrusted,
 }
 
-/// What is so, whatever the tenant does.
+/// Facts that count for or against a tenant, whatever it does.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Circumstances {
     pub trust: Trust,
-    /// The engine is older than the operator says it has to be.
+    /// The engine is older than the operator demands.
     pub outdated_engine: bool,
 }
 
-/// An operator's word: at least so far out, until it is lifted.
+/// An operator's order: the tenant lives at least this far out until the order is lifted.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Order {
     pub level: Level,
@@ -49,15 +51,15 @@ pub struct Order {
 pub enum Reason {
     /// Its score has reached a threshold.
     Score { score: f64, threshold: f64 },
-    /// What the score is made of.
+    /// One part of the score.
     Signal { signal: Signal, source: Source, points: f64, count: u32, age_ms: u64 },
-    /// It has ended a process, or may have, and is kept away from others for a while.
+    /// It has killed a process, or may have, and is kept apart for a while.
     Suspected { until: Time },
-    /// An operator said so.
+    /// An operator ordered it.
     Order { reason: String, by_uid: u32 },
     /// An operator has forgiven it.
     Lifted { reason: String, by_uid: u32 },
-    /// Nothing has counted against it for so long.
+    /// Nothing has counted against it for this long.
     Clean { for_ms: u64, score: f64 },
     /// The suspicion is over.
     Unsuspected,
@@ -71,7 +73,7 @@ pub enum Decision {
     Expel { from: Level, reasons: Vec<Reason> },
 }
 
-/// A move that was made.
+/// A past move.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct Past {
@@ -81,30 +83,30 @@ pub struct Past {
     pub reasons: Vec<Reason>,
 }
 
-/// Moves that are remembered with a tenant; the audit log has all of them.
+/// How many moves are remembered with a tenant; the audit log has all of them.
 const REMEMBERED: usize = 20;
 
-/// How a tenant stands: all that is kept of it, also over restarts.
+/// A tenant's standing: everything that is kept about it, even across restarts.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Standing {
     score: Score,
-    /// Where it lives, or has to.
+    /// The level at which the tenant must live.
     level: Level,
-    /// By its score alone.
+    /// The level by its score alone.
     earned: Level,
     since: Time,
-    /// When something last counted that was its own doing.
+    /// When evidence or nuisance last counted against the tenant.
     marked: Time,
     suspected_until: Time,
     order: Option<Box<Order>>,
     first_seen: Time,
-    /// The latest moment at which anything was decided: time does not go back.
+    /// The latest moment of a decision: time never goes back.
     latest: Time,
     history: Vec<Past>,
 }
 
 impl Standing {
-    /// Of a tenant that nobody has seen before.
+    /// The standing of a tenant that was never seen before.
     #[must_use]
     pub fn new(now: Time) -> Self {
         Self {
@@ -126,7 +128,7 @@ impl Standing {
         self.level
     }
 
-    /// Since when it is there.
+    /// Since when it has had this level.
     #[must_use]
     pub fn since(&self) -> Time {
         self.since
@@ -142,7 +144,7 @@ impl Standing {
         self.first_seen
     }
 
-    /// The end of a suspicion that still holds.
+    /// The end of a suspicion that is not over.
     #[must_use]
     pub fn suspected_until(&self) -> Option<Time> {
         (self.suspected_until > self.latest).then_some(self.suspected_until)
@@ -153,7 +155,7 @@ impl Standing {
         &self.history
     }
 
-    /// Forgets all moves but the last ones.
+    /// Forgets all moves but the `last` ones.
     pub fn forget_moves_but(&mut self, last: usize) {
         let over = self.history.len().saturating_sub(last);
         if over > 0 {
@@ -162,20 +164,21 @@ impl Standing {
         }
     }
 
-    /// Nothing is known of it but that it is there: it may be forgotten.
+    /// Whether nothing is known about the tenant except that it exists: it may be forgotten.
     #[must_use]
     pub fn is_blank(&self) -> bool {
         self.score.is_empty() && self.level == Level::Shared && self.order.is_none() && self.history.is_empty()
     }
 
-    /// What is known of it is no more than a few points: where there is no room to remember everybody, it may be forgotten.
+    /// Whether nothing is known about the tenant but a few points: it may be forgotten if there is
+    /// no room for all tenants.
     #[must_use]
     pub fn is_slight(&self, rules: &Rules, now: Time) -> bool {
         let points: f64 = self.score.contributions(rules, now.max(self.latest)).map(|known| known.points).sum();
         self.level == Level::Shared && self.order.is_none() && self.history.is_empty() && points < rules.watch
     }
 
-    /// The score, signal by signal, the heaviest first.
+    /// The score, signal by signal, largest first.
     #[must_use]
     pub fn contributions(&self, circumstances: Circumstances, rules: &Rules, now: Time) -> Vec<Contribution> {
         let now = now.max(self.latest);
@@ -196,7 +199,7 @@ impl Standing {
         list
     }
 
-    /// It may have attacked somebody in company, or may have been made to look so.
+    /// Whether it may have attacked a neighbour, or may have been made to look so.
     #[must_use]
     pub fn is_doubtful(&self) -> bool {
         self.score.has_doubtful_evidence()
@@ -208,7 +211,8 @@ impl Standing {
         total(&self.contributions(circumstances, rules, now), rules)
     }
 
-    /// An operator's word. It holds until it is lifted, and is never further in than what the score says.
+    /// An operator's order. It holds until it is lifted, and never keeps a tenant further in than
+    /// its score demands.
     pub fn command(&mut self, order: Order, circumstances: Circumstances, rules: &Rules, now: Time) -> Decision {
         self.order = Some(Box::new(order));
         decide(self, &[], circumstances, rules, now)
@@ -222,11 +226,11 @@ impl Standing {
         self.order = None;
         self.earned = Level::Shared;
         self.suspected_until = Time::default();
-        self.settle(Level::Shared, vec![Reason::Lifted { reason, by_uid }], now)
+        self.set_level(Level::Shared, vec![Reason::Lifted { reason, by_uid }], now)
     }
 
     /// Puts the tenant on a level, and remembers why.
-    fn settle(&mut self, to: Level, reasons: Vec<Reason>, now: Time) -> Decision {
+    fn set_level(&mut self, to: Level, reasons: Vec<Reason>, now: Time) -> Decision {
         let from = self.level;
         if to == from {
             return Decision::Stay;
@@ -241,7 +245,7 @@ impl Standing {
     }
 }
 
-/// Takes in what was seen, and says where the tenant has to live from now on.
+/// Takes in observations, and decides where the tenant must live from now on.
 pub fn decide(
     standing: &mut Standing,
     seen: &[Seen],
@@ -256,9 +260,9 @@ pub fn decide(
         if matches!(signal.kind(), Kind::Evidence | Kind::Nuisance) {
             standing.marked = now;
         }
-        // Also where it was alone: the next process might have been one with others in it.
+        // Even if the tenant was alone: the next process might hold other tenants.
         if signal.takes_worker() {
-            // Six times as long each time, and never longer than a clean time takes.
+            // Six times as long each time, up to the clean period.
             let times = standing.score.processes_taken().saturating_sub(1).min(8);
             let secs = rules.suspicion_secs.saturating_mul(6_u64.pow(times)).min(rules.back_after_secs);
             standing.suspected_until = standing.suspected_until.max(now.plus(secs.saturating_mul(1000)));
@@ -307,7 +311,7 @@ pub fn decide(
             _ => Reason::Unsuspected,
         });
     }
-    standing.settle(to, reasons, now)
+    standing.set_level(to, reasons, now)
 }
 
 #[cfg(test)]
@@ -338,7 +342,7 @@ mod tests {
     }
 
     #[test]
-    fn in_company_a_violation_is_a_suspicion_that_ends() {
+    fn in_company_a_violation_causes_a_suspicion_that_ends() {
         let mut standing = Standing::new(START);
         let first = see(&mut standing, Seen::in_company(Signal::ClosedKey), 0);
         assert!(matches!(first, Decision::Move { to: Level::Solo, .. }), "{first:?}");
@@ -348,7 +352,7 @@ mod tests {
     }
 
     #[test]
-    fn who_ends_a_process_is_kept_from_others_also_if_nobody_was_there() {
+    fn a_tenant_that_kills_a_process_is_kept_apart_even_if_it_was_alone() {
         let mut standing = Standing::new(START);
         see(&mut standing, Seen::certain(Signal::HardKill), 0);
         assert_eq!(standing.level(), Level::Solo);
@@ -364,7 +368,7 @@ mod tests {
     }
 
     #[test]
-    fn back_in_a_level_at_a_time_and_each_after_a_clean_day() {
+    fn a_tenant_moves_inward_a_level_at_a_time_and_each_after_a_clean_day() {
         let mut standing = Standing::new(START);
         see(&mut standing, Seen::certain(Signal::HardKill), 0);
         see(&mut standing, Seen::certain(Signal::HardKill), 0);
@@ -380,7 +384,7 @@ mod tests {
     }
 
     #[test]
-    fn an_order_holds_whatever_the_score_says_and_never_holds_a_tenant_in() {
+    fn an_order_holds_whatever_the_score_and_never_keeps_a_tenant_further_in() {
         let mut standing = Standing::new(START);
         let order = |level| Order { level, reason: "looks odd".into(), by_uid: 0, at: START };
         let rules = Rules::default();
@@ -393,7 +397,7 @@ mod tests {
     }
 
     #[test]
-    fn everything_is_read_back() {
+    fn a_standing_is_read_back_unchanged() {
         let mut standing = Standing::new(START);
         see(&mut standing, Seen::in_company(Signal::ClosedKey), 5);
         see(&mut standing, Seen::certain(Signal::Busy), 6);

@@ -1,28 +1,29 @@
-//! How far out a tenant lives, and beside whom: pure policy over values.
+//! How far out a tenant lives, and which tenants it may share a process with: pure policy over
+//! values.
 //!
-//! No I/O, no clock, no threads (`clippy.toml` forbids them): whoever asks passes what is known and
-//! what time it is, and gets an answer with its reasons as data.
+//! No I/O, no clock, no threads (`clippy.toml` forbids them): the caller passes what is known and
+//! the time, and gets an answer with its reasons as data.
 //!
 //! ```text
-//! Sample ─ Shape::look ─▶ Signal ─ decide ─▶ Decision { Stay, Move, Expel } ─ (the daemon moves the tenant) ─ place ─▶ Placement
+//! Sample ─ Shape::observe ─▶ Signal ─ decide ─▶ Decision ─ (the daemon moves the tenant) ─ place
 //!
 //!            score ≥ 60            ≥ 90, with evidence        ≥ 180
-//!   shared ───────────▶ solo ───────────▶ sealed ───────────▶ expelled ── only an operator lifts that
+//!   shared ───────────▶ solo ───────────▶ sealed ───────────▶ expelled ── lifted by an operator
 //!      ▲                 │ ▲                │
 //!      └─ a day clean ───┘ └─── and again ──┘      (and the score below 20)
 //! ```
 //!
 //! | module | owns |
 //! |---|---|
-//! | [`signal`] | the one table of what counts against a tenant, of its kind, source and weight |
-//! | [`rules`] | the other numbers: thresholds and times, with the defaults; weights that are set |
-//! | [`score`] | what was counted and what is left of it |
-//! | [`mod@decide`] | from a score to a level, with hysteresis, suspicion and an operator's word |
-//! | [`shape`] | what a tenant's thread looks like while it runs, in windows |
-//! | [`mod@place`] | which process a tenant goes to: who may be beside whom |
+//! | [`signal`] | the table of what counts against a tenant: kind, source and weight of each signal |
+//! | [`rules`] | the other numbers: thresholds and times, with the defaults, and configured weights |
+//! | [`score`] | the decayed sum of a tenant's signals |
+//! | [`mod@decide`] | from a score to a level, with hysteresis, suspicion and operators' orders |
+//! | [`shape`] | how a tenant's thread behaves while it runs, in windows |
+//! | [`mod@place`] | which process a tenant goes to, and which tenants may share one |
 //! | [`moving`] | when a tenant moves |
-//! | [`mod@blame`] | whose doing the death of a process was |
-//! | [`deaths`] | what such deaths cost the uid whose tenants they are |
+//! | [`mod@blame`] | which tenant is to blame for the death of a process |
+//! | [`deaths`] | what such deaths cost the uid of the tenants blamed |
 //! | [`audit`] | a chain of hashed lines |
 #![forbid(unsafe_code)]
 #![deny(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing, clippy::panic)]
@@ -55,19 +56,20 @@ pub use rules::Rules;
 pub use shape::{Sample, Shape};
 pub use signal::{Kind, Seen, Signal, Source};
 
-/// How far out a tenant lives.
+/// The cordon level: how far out a tenant lives.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 #[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub enum Level {
-    /// A process with other tenants.
+    /// In a process with other tenants.
     #[default]
     Shared,
-    /// A process of its own.
+    /// In a process of its own.
     Solo,
-    /// A process of its own that makes no code: no JIT, no WebAssembly, nothing becomes executable; lower limits, no secrets.
+    /// In a process of its own that generates no code: no JIT, no WebAssembly, no page becomes
+    /// executable; with lower limits and without secrets.
     Sealed,
-    /// Not run at all.
+    /// It may not run.
     Expelled,
 }
 
@@ -84,13 +86,13 @@ impl Level {
         }
     }
 
-    /// It has a process of its own.
+    /// Whether the tenant has a process of its own.
     #[must_use]
     pub fn is_alone(self) -> bool {
         matches!(self, Self::Solo | Self::Sealed)
     }
 
-    /// One step back in.
+    /// One level further in.
     #[must_use]
     pub fn inward(self) -> Self {
         match self {
@@ -115,19 +117,19 @@ impl std::str::FromStr for Level {
     }
 }
 
-/// A word that names no level.
+/// A word that does not name a level.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("there is no cordon {0:?}; it is one of shared, solo, sealed, expelled")]
 pub struct UnknownLevel(String);
 
-/// A moment, in milliseconds after 1970.
+/// A moment, in milliseconds since 1970.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(transparent)]
 #[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct Time(pub u64);
 
 impl Time {
-    /// Milliseconds from `earlier` to here; none if it is not earlier.
+    /// Milliseconds from `earlier` to `self`; 0 if `earlier` is later.
     #[must_use]
     pub fn since(self, earlier: Self) -> u64 {
         self.0.saturating_sub(earlier.0)

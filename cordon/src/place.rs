@@ -1,9 +1,10 @@
-//! Which process a tenant goes to.
+//! Decides which process a tenant goes to.
 //!
-//! Keys and cages keep two tenants of a process apart; placement decides whom that has to hold for. Tenants share a process
-//! only with their like: of the same trust, watched with watched, suspects of one death with
-//! those of the same half of it, tenants on probation ([`crate::deaths`]) with each other; and
-//! one that holds secrets only with unwatched tenants of its own owner.
+//! Keys and cages isolate the tenants of a process from each other; placement decides which tenants
+//! rely on that. Tenants share a process only with tenants like them: of equal trust; watched with
+//! watched; suspects of one death with those of the same half; tenants on probation
+//! ([`crate::deaths`]) with each other. A tenant that holds secrets shares only with unwatched
+//! tenants of its own owner.
 
 use crate::Level;
 use crate::decide::Trust;
@@ -11,26 +12,26 @@ use crate::decide::Trust;
 /// The most tenants that one process may hold, however many keys there are.
 ///
 /// 15 keys, less V8's for JIT pages, less the fault record's, less one in reserve. Where there are
-/// keys [`Capacity::keys`] is at most this.
+/// keys, [`Capacity::keys`] is at most this.
 pub const MAX_TENANTS_PER_PROCESS: usize = 12;
 
 /// Cages that fit a process: 47 bits of address space, 1376 GiB each (measured: 93).
 pub const CAGES_PER_PROCESS: usize = 90;
 
-/// What the machine offers for keeping tenants of one process apart.
+/// What the machine offers for isolating the tenants of one process.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Capacity {
     /// Keys that tenants of one process can have.
     pub keys: usize,
     /// Cages that fit one process.
     pub cages: usize,
-    /// The operator accepts tenants side by side with cages alone, without keys.
+    /// The operator accepts that tenants share a process with cages alone, without keys.
     pub share_without_keys: bool,
 }
 
 impl Capacity {
-    /// Tenants that one process may hold: the fewest of keys, cages and [`MAX_TENANTS_PER_PROCESS`], and one where
-    /// there is nothing to keep two apart.
+    /// How many tenants one process may hold: the fewest of keys, cages and
+    /// [`MAX_TENANTS_PER_PROCESS`], and one if nothing can isolate two.
     #[must_use]
     pub fn tenants_per_process(self) -> usize {
         let apart = if self.share_without_keys && self.keys == 0 { MAX_TENANTS_PER_PROCESS } else { self.keys };
@@ -42,11 +43,11 @@ impl Capacity {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Bounds {
     pub processes: usize,
-    /// Of those, how many may be somebody's own.
+    /// Of those, how many may hold one tenant alone.
     pub alone: usize,
 }
 
-/// The half of a process's tenants that were there when it died, and nobody knows whose doing it was.
+/// One half of the tenants that were in a process when it died an unattributed death.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Case {
     /// Which death.
@@ -55,25 +56,26 @@ pub struct Case {
     pub half: u8,
 }
 
-/// What decides whom a tenant may be beside.
+/// What decides which tenants a tenant may share a process with.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Traits {
-    /// Whose it is, if that was said.
+    /// The tenant's owner, if its policy names one.
     pub owner: Option<String>,
     pub trust: Trust,
     pub holds_secrets: bool,
-    /// Its score is over the threshold for that.
+    /// Its score is over the threshold for being watched.
     pub watched: bool,
-    /// It may have attacked somebody in company. Two of those are never together: each would be the other's excuse.
+    /// It may have attacked a neighbour. Two such tenants never share a process, or each could be
+    /// blamed for what the other did.
     pub doubtful: bool,
     pub case: Option<Case>,
-    /// Its home was begun while its uid's budget of deaths was used up. It is only here if there
-    /// was no room alone.
+    /// Its home was made while its uid's budget of deaths was used up. It shares a process only if
+    /// there was no room alone.
     pub on_probation: bool,
 }
 
 impl Traits {
-    /// Whether the two may be in one process.
+    /// Whether the two may share a process.
     #[must_use]
     pub fn may_share_with(&self, other: &Self) -> bool {
         let same_owner = self.owner.is_some() && self.owner == other.owner;
@@ -88,9 +90,12 @@ impl Traits {
 }
 
 impl Traits {
-    /// Whether this one of two that are in one process already has to go: the one that holds secrets from those that are not its
-    /// owner's, the one that is watched from secrets. That one is watched and the other is not is no reason by itself, or a
-    /// tenant could drive its neighbours out by what it does.
+    /// Whether `self` must leave a process that it shares with `other`.
+    ///
+    /// A tenant must leave tenants of another trust, a suspect those outside its half, a tenant
+    /// with secrets those of other owners, and a watched tenant secrets. Placement
+    /// (`may_share_with`) is stricter: it also keeps watched and unwatched tenants apart. Here that
+    /// difference alone does not count, or a tenant could drive its neighbours out by what it does.
     #[must_use]
     pub fn must_leave(&self, other: &Self) -> bool {
         let same_owner = self.owner.is_some() && self.owner == other.owner;
@@ -101,17 +106,18 @@ impl Traits {
     }
 }
 
-/// A worker process, as far as placement is concerned.
+/// A worker process, as placement sees it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Process<Id> {
     pub id: Id,
     pub level: Level,
-    /// Tenants that it holds now.
-    pub residents: Vec<Traits>,
-    /// Of them, how many run something at the moment.
+    /// The tenants that it holds now.
+    pub tenants: Vec<Traits>,
+    /// How many of them are running something.
     pub busy: usize,
-    /// Places that were ever used: a cage and a key are never handed on, so a place is spent for good.
-    pub places_used: usize,
+    /// The slots that were ever used: a cage and a key are never reused, so a slot is used up for
+    /// good.
+    pub slots_used: usize,
 }
 
 /// Where a tenant goes.
@@ -121,22 +127,22 @@ pub enum Placement<Id> {
     Into(Id),
     /// Into a new process of this level.
     New(Level),
-    /// Nowhere: there are as many processes as there may be.
+    /// Nowhere: the bound of processes is reached.
     Full,
-    /// Nowhere: as many tenants live alone as may.
+    /// Nowhere: the bound of tenants that live alone is reached.
     FullAlone,
-    /// Nowhere: it is expelled.
+    /// Nowhere: the tenant is expelled.
     Refused,
 }
 
-/// So many busy tenants are no reason to look for another process.
+/// How many tenants may be busy before another process is preferred, and again for each multiple.
 const BUSY_TOGETHER: usize = 4;
 
 /// Places one tenant.
 ///
-/// One that lives alone always gets a process that nobody was in before it. One that shares joins, among those that are
-/// not too busy, the fullest process that it may be in and that still has an unused place, so that processes fill up and empty
-/// ones can end.
+/// A tenant that lives alone always gets a process that no tenant was in before. A tenant that
+/// shares joins, among the least busy of the processes that it may be in and that have an unused
+/// slot, the fullest, so that processes fill up and empty ones can end.
 pub fn place<Id: Copy + Ord>(
     tenant: &Traits,
     level: Level,
@@ -147,15 +153,15 @@ pub fn place<Id: Copy + Ord>(
     let fits = |process: &&Process<Id>| match level {
         Level::Shared => {
             process.level == Level::Shared
-                && process.places_used < capacity.tenants_per_process()
-                && process.residents.iter().all(|resident| tenant.may_share_with(resident))
+                && process.slots_used < capacity.tenants_per_process()
+                && process.tenants.iter().all(|other| tenant.may_share_with(other))
         }
         // A spare process that was started ahead is as good as a new one.
-        Level::Solo | Level::Sealed => process.level == level && process.places_used == 0,
+        Level::Solo | Level::Sealed => process.level == level && process.slots_used == 0,
         Level::Expelled => false,
     };
     let preferred = |process: &&Process<Id>| {
-        (std::cmp::Reverse(process.busy / BUSY_TOGETHER), process.residents.len(), std::cmp::Reverse(process.id))
+        (std::cmp::Reverse(process.busy / BUSY_TOGETHER), process.tenants.len(), std::cmp::Reverse(process.id))
     };
     let alone = processes.iter().filter(|process| process.level.is_alone()).count();
     match processes.iter().filter(fits).max_by_key(preferred) {
@@ -167,9 +173,9 @@ pub fn place<Id: Copy + Ord>(
     }
 }
 
-/// Splits those who were in a process that died, and nobody knows why. Each half stays together, away from everybody else; who
-/// is the only one of a half lives alone (`None`). If a half dies again, it is split again: after a few deaths the one whose
-/// doing it is is alone.
+/// Bisects the tenants that were in a process which died an unattributed death. Each half stays
+/// together, apart from all other tenants; a half of one tenant lives alone (`None`). If a half's
+/// process dies again, it is bisected again: after a few deaths the tenant responsible is alone.
 #[must_use]
 pub fn bisect(suspects: usize, death: u64) -> Vec<Option<Case>> {
     let first = suspects.div_ceil(2);
@@ -189,9 +195,9 @@ mod tests {
     const NO_KEYS: Capacity = Capacity { keys: 0, ..TWELVE };
     const EIGHT: Bounds = Bounds { processes: 8, alone: 4 };
 
-    fn process(id: u32, level: Level, residents: Vec<Traits>) -> Process<u32> {
-        let places_used = residents.len();
-        Process { id, level, residents, busy: 0, places_used }
+    fn process(id: u32, level: Level, tenants: Vec<Traits>) -> Process<u32> {
+        let slots_used = tenants.len();
+        Process { id, level, tenants, busy: 0, slots_used }
     }
 
     #[test]
@@ -203,21 +209,21 @@ mod tests {
     }
 
     #[test]
-    fn a_spent_place_is_not_used_again() {
-        let spent = Process { places_used: 12, ..process(1, Level::Shared, Vec::new()) };
-        assert_eq!(place(&Traits::default(), Level::Shared, &[spent], TWELVE, EIGHT), Placement::New(Level::Shared));
+    fn a_used_slot_is_not_used_again() {
+        let used_up = Process { slots_used: 12, ..process(1, Level::Shared, Vec::new()) };
+        assert_eq!(place(&Traits::default(), Level::Shared, &[used_up], TWELVE, EIGHT), Placement::New(Level::Shared));
     }
 
     #[test]
-    fn a_tenant_of_its_own_never_joins_a_process_that_was_anybodys() {
-        let used = Process { places_used: 1, ..process(2, Level::Solo, Vec::new()) };
+    fn a_tenant_that_lives_alone_never_joins_a_process_that_was_used() {
+        let used = Process { slots_used: 1, ..process(2, Level::Solo, Vec::new()) };
         let processes = [process(1, Level::Shared, Vec::new()), used];
         assert_eq!(place(&Traits::default(), Level::Solo, &processes, TWELVE, EIGHT), Placement::New(Level::Solo));
         assert_eq!(place(&Traits::default(), Level::Sealed, &processes, TWELVE, EIGHT), Placement::New(Level::Sealed));
     }
 
     #[test]
-    fn the_bounds_hold_and_a_risky_tenant_is_never_beside_another_for_want_of_room() {
+    fn the_bounds_hold_and_a_risky_tenant_never_shares_for_lack_of_room() {
         let full = [process(1, Level::Solo, vec![Traits::default()])];
         let one = Bounds { processes: 1, alone: 1 };
         assert_eq!(place(&Traits::default(), Level::Shared, &full, TWELVE, one), Placement::Full);
@@ -234,20 +240,20 @@ mod tests {
             |owner: Option<&str>| Traits { owner: owner.map(str::to_owned), holds_secrets: true, ..Traits::default() };
         assert!(holder(Some("a")).may_share_with(&holder(Some("a"))));
         assert!(!holder(Some("a")).may_share_with(&holder(Some("b"))));
-        assert!(!holder(None).may_share_with(&holder(None)), "nobody said whose they are");
+        assert!(!holder(None).may_share_with(&holder(None)), "their owners are unknown");
         assert!(!holder(Some("a")).may_share_with(&Traits::default()));
         assert!(!Traits::default().may_share_with(&holder(Some("a"))));
     }
 
     #[test]
-    fn two_suspects_are_never_each_others_excuse() {
+    fn two_doubtful_tenants_never_share_a_process() {
         let suspect = Traits { watched: true, doubtful: true, ..Traits::default() };
         assert!(!suspect.may_share_with(&suspect));
         assert!(suspect.may_share_with(&Traits { watched: true, ..Traits::default() }));
     }
 
     #[test]
-    fn on_probation_a_tenant_is_never_beside_those_who_were_there_before() {
+    fn a_tenant_on_probation_never_shares_with_tenants_that_are_not() {
         let tenant = Traits { on_probation: true, ..Traits::default() };
         let processes =
             [process(1, Level::Shared, vec![Traits::default()]), process(2, Level::Shared, vec![tenant.clone()])];
@@ -258,11 +264,11 @@ mod tests {
     }
 
     #[test]
-    fn of_two_that_may_not_be_together_any_more_one_leaves() {
+    fn of_two_tenants_that_may_no_longer_share_one_leaves() {
         let plain = Traits::default();
         let watched = Traits { watched: true, ..Traits::default() };
         let holder = Traits { owner: Some("a".into()), holds_secrets: true, ..Traits::default() };
-        assert!(!plain.must_leave(&watched) && !watched.must_leave(&plain), "that alone drives nobody out");
+        assert!(!plain.must_leave(&watched) && !watched.must_leave(&plain), "being watched alone evicts neither");
         assert!(watched.must_leave(&holder) && holder.must_leave(&watched));
         assert!(holder.must_leave(&plain) && !plain.must_leave(&holder));
         let suspect = Traits { case: Some(Case { death: 1, half: 0 }), ..Traits::default() };
@@ -275,14 +281,14 @@ mod tests {
     fn the_fuller_process_is_preferred_unless_it_is_busy() {
         let three = process(1, Level::Shared, vec![Traits::default(); 3]);
         let one = process(2, Level::Shared, vec![Traits::default()]);
-        let busy = Process { busy: 4, residents: vec![Traits::default(); 5], places_used: 5, ..three.clone() };
+        let busy = Process { busy: 4, tenants: vec![Traits::default(); 5], slots_used: 5, ..three.clone() };
         let tenant = Traits::default();
         assert_eq!(place(&tenant, Level::Shared, &[one.clone(), three], TWELVE, EIGHT), Placement::Into(1));
         assert_eq!(place(&tenant, Level::Shared, &[one, busy], TWELVE, EIGHT), Placement::Into(2));
     }
 
     #[test]
-    fn whoever_it_was_is_alone_after_a_few_deaths() {
+    fn the_tenant_responsible_is_alone_after_a_few_deaths() {
         let (mut suspects, mut deaths) = (12, 0);
         while suspects > 1 {
             let cases = bisect(suspects, deaths);

@@ -1,6 +1,7 @@
-//! What was counted against a tenant, and what is left of it.
+//! A tenant's score: the decayed sum of the signals against it.
 //!
-//! Points of a signal halve with its half-life. Time never goes back: a clock that does is a clock that stands still.
+//! The points of a signal halve with each half-life. Time never goes back: a clock that is set back
+//! counts as one that stands still.
 
 use serde::{Deserialize, Serialize};
 
@@ -8,20 +9,20 @@ use crate::Time;
 use crate::rules::Rules;
 use crate::signal::{Kind, Signal, Source};
 
-/// What one signal has come to.
+/// The points of one signal.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 pub(crate) struct Entry {
     signal: Signal,
-    /// It is known whose doing it was: there was nobody else in the process, or nobody else could have done it.
+    /// No other tenant can have caused it: none was in the process, or none could have.
     certain: bool,
-    /// At `at`.
+    /// At the moment `at`.
     points: f64,
     at: Time,
-    /// How often.
+    /// How often the signal was counted.
     count: u32,
 }
 
-/// All that was counted.
+/// All signals that were counted.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 #[serde(transparent)]
 pub struct Score(Vec<Entry>);
@@ -32,15 +33,16 @@ pub struct Score(Vec<Entry>);
 pub struct Contribution {
     pub signal: Signal,
     pub source: Source,
-    /// Nobody else can have caused it. What others may have caused counts for less: see [`total`].
+    /// No other tenant can have caused it. What others may have caused counts for less: see
+    /// [`total`].
     pub certain: bool,
     pub points: f64,
     pub count: u32,
-    /// Since it was last seen.
+    /// Since it was last counted.
     pub age_ms: u64,
 }
 
-/// Less than that is nothing.
+/// Fewer points than this are forgotten.
 const NOTHING: f64 = 0.05;
 
 impl Entry {
@@ -63,13 +65,13 @@ impl Score {
             entry.at = now;
             entry.count = entry.count.saturating_add(1);
         } else {
-            // Most have one, and there may be very many of them.
+            // Most tenants have one signal, and there may be very many tenants.
             self.0.reserve_exact(1);
             self.0.push(Entry { signal, certain, points: weight.points, at: now, count: 1 });
         }
     }
 
-    /// Forgets what has become nothing.
+    /// Forgets signals whose points have decayed.
     pub(crate) fn tidy(&mut self, rules: &Rules, now: Time) {
         self.0.retain(|entry| entry.left(rules, now) >= NOTHING);
     }
@@ -82,7 +84,7 @@ impl Score {
         self.0.iter().any(|entry| !entry.certain && entry.signal.kind() == Kind::Evidence)
     }
 
-    /// How many processes it has ended, or may have.
+    /// How many processes it has killed, or may have.
     pub(crate) fn processes_taken(&self) -> u32 {
         let taken = self.0.iter().filter(|entry| entry.signal.takes_worker());
         taken.fold(0, |sum, entry| sum.saturating_add(entry.count))
@@ -100,11 +102,12 @@ impl Score {
     }
 }
 
-/// What contributions come to.
+/// The sum of contributions.
 ///
-/// Evidence that is certain counts whole. Everything else of a tenant's own stays below `sealed`. What others may have caused (a
-/// share, and what happened in company) and what only the worker says count up to just below `solo`: nobody can push a
-/// neighbour over it, and no worker its tenant.
+/// Evidence that is certain counts in full. All else that the tenant itself did stays below
+/// `sealed`. What others may have caused (a share, and what happened in company), and what only the
+/// worker reports, count up to just below `solo`: so no tenant can push a neighbour over that
+/// threshold, and no worker its tenant.
 #[must_use]
 pub fn total(contributions: &[Contribution], rules: &Rules) -> f64 {
     let sum = |wanted: &dyn Fn(&Contribution) -> bool| -> f64 {
@@ -136,7 +139,7 @@ mod tests {
     }
 
     #[test]
-    fn half_of_it_is_left_after_a_half_life() {
+    fn half_of_the_points_are_left_after_a_half_life() {
         let (mut score, rules) = (Score::default(), Rules::default());
         score.add(Signal::HardKill, true, &rules, START);
         let at = |hours: u64| {
@@ -147,7 +150,7 @@ mod tests {
     }
 
     #[test]
-    fn a_clock_that_goes_back_makes_nothing_worth_more() {
+    fn a_clock_that_goes_back_raises_no_score() {
         let (mut score, rules) = (Score::default(), Rules::default());
         score.add(Signal::HardKill, true, &rules, START);
         score.add(Signal::HardKill, true, &rules, Time(0));

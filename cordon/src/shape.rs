@@ -1,52 +1,57 @@
-//! What a tenant's thread looks like while it runs, in windows of half a second: from the kernel's clocks and counters and from the
-//! supervisor's own count of messages.
+//! How a tenant's thread behaves while it runs, in windows of half a second: from the kernel's
+//! clocks and counters, and from the supervisor's own count of messages.
 //!
-//! The detector of Cloudflare's that was beaten in 2026 looked when an invocation had ended, and divided by what input and
-//! output inflate. Here a window is judged while a run goes on, and computing is judged by itself: talking does not hide it.
+//! Cloudflare's detector that was beaten in 2026 looked only after an invocation had ended, and
+//! divided by values that input and output inflate. Here a window is judged during a run, and
+//! computing is judged by itself: communication does not hide it.
 
 use serde::{Deserialize, Serialize};
 
 use crate::Time;
 use crate::signal::Signal;
 
-/// What makes a window one that counts.
+/// What makes a window count.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct ShapeRules {
     pub window_ms: u64,
-    /// A window is busy if the thread ran for this part of the time in which it did not wait for a processor ...
+    /// A window is busy if the thread ran for this part of the time in which it was not waiting for
+    /// a processor ...
     pub busy_share: f64,
-    /// ... and for this part of all time: one that only waits has done nothing ...
+    /// ... and for this part of all time (a thread that only waited has done nothing) ...
     pub busy_least: f64,
-    /// ... and each run took at least so much of it: many short runs are a busy service, not a spinner.
+    /// ... and each run took at least this much of it: many short runs are a busy service, not a
+    /// spinner.
     pub busy_ms_per_run: u64,
-    /// It counts from so many busy windows in a row on.
+    /// How many busy windows in a row it takes to count.
     pub streak: u32,
-    /// Page faults of a window that count, beyond what its isolates need.
+    /// How many page faults in a window count, beyond what its isolates need.
     pub faults: u64,
     /// What an isolate needs: making and disposing of it, and some garbage.
     pub faults_per_isolate: u64,
-    /// A minute in which the thread ran for this part of the time in which it could, and for half of that part of all time, counts
-    /// as busy by itself, however the work was spread and however short the runs were; with fewer messages than seconds also as
-    /// a minute of computing.
+    /// A minute counts as busy by itself if the thread ran for this part of the time in which it
+    /// could, and for half that part of all time, however the work was spread and however short the
+    /// runs were. With fewer messages than seconds it also counts as a minute of computing.
     pub minute_share: f64,
-    /// Messages of a window from which on their rhythm is looked at.
+    /// How many messages in a window it takes for their rhythm to be examined.
     pub messages: u64,
-    /// They are small up to so many bytes on average,
+    /// They are small up to this many bytes on average,
     pub message_bytes: u64,
     /// and regular if the times between them deviate by less than this part of their mean.
     pub regular: f64,
-    /// Console output of a window that counts.
+    /// How many bytes of console output in a window count.
     pub log_bytes: u64,
-    /// Resident memory counts beyond so many times the tenant's `memoryMb` (heap, buffers, isolates that are kept) ...
+    /// Resident memory counts beyond this many times the tenant's `memoryMb` (heap, buffers,
+    /// isolates that are kept) ...
     pub resident_times: f64,
-    /// ... and so many MiB.
+    /// ... and this many MiB more.
     pub resident_spare_mb: u64,
-    /// Mispredicted branches in a thousand instructions that count, from three windows in a row on.
+    /// How many mispredicted branches in a thousand instructions count, from three windows in a row
+    /// on.
     pub mispredictions: f64,
-    /// An isolate that has lived so long ...
+    /// An isolate counts if it has lived this long ...
     pub long_lived_secs: u64,
-    /// ... and was called so often an hour.
+    /// ... and was called this many times an hour.
     pub long_lived_calls: u64,
 }
 
@@ -79,7 +84,7 @@ impl Default for ShapeRules {
 pub struct Messages {
     pub count: u64,
     pub bytes: u64,
-    /// The sum of the times between them, and of their squares, in milliseconds.
+    /// The sum of the times between them, and of the squares of those, in milliseconds.
     pub gaps_ms: f64,
     pub gaps_ms2: f64,
 }
@@ -94,23 +99,23 @@ impl ShapeRules {
     }
 }
 
-/// What was counted of one thread up to a moment. Every number only grows as long as it is the same thread.
+/// The counts of one thread up to a moment. As long as it is the same thread, no count decreases.
 #[derive(Debug, Clone, Copy, Default, PartialEq)]
 pub struct Sample {
     pub at: Time,
-    /// On a processor, and waiting for one (`/proc/PID/task/TID/schedstat`).
+    /// Time on a processor, and waiting for one (`/proc/PID/task/TID/schedstat`).
     pub ran_ms: u64,
     pub waited_ms: u64,
     /// Minor page faults (`/proc/PID/task/TID/stat`).
     pub faults: u64,
     /// Runs begun.
     pub runs: u64,
-    /// Of those, how many were to have an isolate made for them.
+    /// How many of those needed a new isolate.
     pub isolates: u64,
     pub messages: Messages,
-    /// Of those, console output.
+    /// How many of those bytes are console output.
     pub log_bytes: u64,
-    /// By the processor's counters, where there are some.
+    /// By the processor's counters, where available.
     pub instructions: u64,
     pub mispredictions: u64,
     /// How long its oldest isolate has lived, and how often that was called.
@@ -126,10 +131,10 @@ pub struct Shape {
     paging: u32,
     regular: u32,
     mispredicting: u32,
-    /// Where the present minute began.
+    /// Where the current minute began.
     minute: Option<Sample>,
-    /// When a long life was last told of.
-    told_long_lived_ms: u64,
+    /// When a long life was last reported.
+    reported_long_lived_ms: u64,
 }
 
 const MINUTE_MS: u64 = 60_000;
@@ -137,9 +142,9 @@ const MINUTE_SECS: u64 = 60;
 const HOUR_MS: u64 = 3_600_000;
 
 impl Shape {
-    /// Looks at one more window. Nothing comes of the first sample, nor of one that is too near to the last. After a pause
-    /// windows in a row begin anew.
-    pub fn look(&mut self, sample: Sample, rules: &ShapeRules) -> Vec<Signal> {
+    /// Takes in one more window. The first sample yields nothing, nor does one too soon after the
+    /// last. After a pause, windows in a row are counted anew.
+    pub fn observe(&mut self, sample: Sample, rules: &ShapeRules) -> Vec<Signal> {
         let Some(last) = self.last else {
             self.last = Some(sample);
             return Vec::new();
@@ -150,10 +155,10 @@ impl Shape {
         }
         self.last = Some(sample);
         let mut signals = Vec::new();
-        // A pause ends what goes by windows in a row, and not what goes by the minute.
+        // A pause resets what counts windows in a row, but not what counts over a minute.
         if elapsed > rules.window_ms.saturating_mul(3) {
             (self.busy, self.paging, self.regular, self.mispredicting) = (0, 0, 0, 0);
-            self.look_at_minute(&last, &sample, rules, &mut signals);
+            self.observe_minute(&last, &sample, rules, &mut signals);
             return signals;
         }
         let runs = sample.runs.saturating_sub(last.runs);
@@ -177,21 +182,22 @@ impl Shape {
         if sample.log_bytes.saturating_sub(last.log_bytes) >= rules.log_bytes {
             signals.push(Signal::LogFlood);
         }
-        self.look_at_minute(&last, &sample, rules, &mut signals);
+        self.observe_minute(&last, &sample, rules, &mut signals);
         if self.lives_long(&sample, rules) {
             signals.push(Signal::LongLived);
         }
         signals
     }
 
-    /// Work that is spread so that no window is busy is seen over a minute.
-    fn look_at_minute(&mut self, last: &Sample, sample: &Sample, rules: &ShapeRules, signals: &mut Vec<Signal>) {
+    /// Over a minute, detects work that is spread so that no single window is busy.
+    fn observe_minute(&mut self, last: &Sample, sample: &Sample, rules: &ShapeRules, signals: &mut Vec<Signal>) {
         let begin = *self.minute.get_or_insert(*last);
         let elapsed = sample.at.since(begin.at);
         if elapsed < MINUTE_MS {
             return;
         }
-        // However short its runs are: who takes half a processor for a minute is better off alone, and so are the others.
+        // However short its runs are: a tenant that uses half a processor for a minute should live
+        // alone, for its neighbours' sake.
         let rules = &ShapeRules { busy_share: rules.minute_share, busy_least: rules.minute_share / 2.0, ..*rules };
         if is_busy(&begin, sample, elapsed, 0, rules) {
             if !signals.contains(&Signal::Busy) {
@@ -204,25 +210,25 @@ impl Shape {
         self.minute = None;
     }
 
-    /// Once an hour, of an isolate that lives long and is called much.
+    /// Whether to report, at most once an hour, an isolate that lives long and is called much.
     fn lives_long(&mut self, sample: &Sample, rules: &ShapeRules) -> bool {
-        let due = sample.isolate_ms >= self.told_long_lived_ms.saturating_add(HOUR_MS)
-            || (self.told_long_lived_ms == 0 && sample.isolate_ms >= rules.long_lived_secs.saturating_mul(1000));
+        let due = sample.isolate_ms >= self.reported_long_lived_ms.saturating_add(HOUR_MS)
+            || (self.reported_long_lived_ms == 0 && sample.isolate_ms >= rules.long_lived_secs.saturating_mul(1000));
         let calls_an_hour = sample.isolate_calls.saturating_mul(HOUR_MS) / sample.isolate_ms.max(1);
         let lives_long = due
             && sample.isolate_ms >= rules.long_lived_secs.saturating_mul(1000)
             && calls_an_hour >= rules.long_lived_calls;
         if lives_long {
-            self.told_long_lived_ms = sample.isolate_ms;
-        } else if sample.isolate_ms < self.told_long_lived_ms {
+            self.reported_long_lived_ms = sample.isolate_ms;
+        } else if sample.isolate_ms < self.reported_long_lived_ms {
             // Another isolate.
-            self.told_long_lived_ms = 0;
+            self.reported_long_lived_ms = 0;
         }
         lives_long
     }
 }
 
-/// Counts on while `holds`, and begins anew when it does not.
+/// Counts up while `holds`, and starts anew when it does not.
 fn streak(count: &mut u32, holds: bool) -> u32 {
     *count = if holds { count.saturating_add(1) } else { 0 };
     *count
@@ -232,7 +238,8 @@ fn streak(count: &mut u32, holds: bool) -> u32 {
 fn is_busy(last: &Sample, sample: &Sample, elapsed: u64, runs: u64, rules: &ShapeRules) -> bool {
     let ran = sample.ran_ms.saturating_sub(last.ran_ms);
     let waited = sample.waited_ms.saturating_sub(last.waited_ms).min(elapsed);
-    // Of the time in which it could have run: a neighbour that takes the processors makes nobody else look busy.
+    // As a part of the time in which it could run: a neighbour that takes the processors does not
+    // make others look busy.
     let could = elapsed.saturating_sub(waited).max(1) as f64;
     ran as f64 >= rules.busy_share * could
         && ran as f64 >= rules.busy_least * elapsed as f64
@@ -255,7 +262,7 @@ fn is_regular(last: &Messages, now: &Messages, rules: &ShapeRules) -> bool {
 fn mispredicts(last: &Sample, sample: &Sample, rules: &ShapeRules) -> bool {
     let instructions = sample.instructions.saturating_sub(last.instructions);
     let mispredictions = sample.mispredictions.saturating_sub(last.mispredictions);
-    // A million instructions are a millisecond: less says nothing.
+    // A million instructions take about a millisecond: fewer are too few to judge.
     instructions >= 1_000_000 && mispredictions as f64 * 1000.0 >= rules.mispredictions * instructions as f64
 }
 
@@ -271,11 +278,11 @@ mod tests {
     /// Samples a second apart, each made from the one before.
     fn watch(windows: usize, next: impl Fn(Sample) -> Sample) -> Vec<Vec<Signal>> {
         let (mut shape, mut sample, rules) = (Shape::default(), Sample::default(), seconds());
-        shape.look(sample, &rules);
+        shape.observe(sample, &rules);
         (0..windows)
             .map(|_| {
                 sample = Sample { at: sample.at.plus(1000), ..next(sample) };
-                shape.look(sample, &rules)
+                shape.observe(sample, &rules)
             })
             .collect()
     }
@@ -285,7 +292,7 @@ mod tests {
     }
 
     #[test]
-    fn a_spinner_is_seen_from_the_second_window_on_and_a_busy_service_never() {
+    fn a_spinner_is_detected_from_the_second_window_on_and_a_busy_service_never() {
         let spinner = watch(5, |last| Sample { ran_ms: last.ran_ms + 990, runs: last.runs + 1, ..last });
         assert_eq!(spinner.iter().map(Vec::len).collect::<Vec<_>>(), [0, 1, 1, 1, 1]);
         let service = watch(5, |last| Sample { ran_ms: last.ran_ms + 990, runs: last.runs + 400, ..last });
@@ -293,7 +300,7 @@ mod tests {
     }
 
     #[test]
-    fn a_spinner_is_seen_on_a_busy_machine_and_whom_it_keeps_waiting_is_not() {
+    fn a_spinner_is_detected_on_a_busy_machine_and_a_neighbour_that_waits_is_not() {
         let spinner = watch(3, |last| Sample { ran_ms: last.ran_ms + 300, waited_ms: last.waited_ms + 700, ..last });
         assert_eq!(count(&spinner, Signal::Busy), 2);
         let waits = watch(9, |last| Sample {
@@ -306,7 +313,7 @@ mod tests {
     }
 
     #[test]
-    fn talking_does_not_hide_computing_and_silence_is_told_apart() {
+    fn messages_do_not_hide_computing_and_computing_in_silence_is_a_signal_of_its_own() {
         let messages = |last: Sample, count| Messages { count: last.messages.count + count, ..last.messages };
         let silent = watch(60, |last| Sample { ran_ms: last.ran_ms + 990, ..last });
         assert_eq!((count(&silent, Signal::Busy), count(&silent, Signal::ComputeOnly)), (59, 1));
@@ -315,7 +322,7 @@ mod tests {
     }
 
     #[test]
-    fn work_that_is_spread_is_seen_after_a_minute() {
+    fn work_that_is_spread_is_detected_after_a_minute() {
         let halves = watch(120, |last| {
             let (second, ran_ms) = (last.at.0 / 1000, last.ran_ms);
             Sample { ran_ms: ran_ms + if second.is_multiple_of(2) { 950 } else { 150 }, ..last }
@@ -328,17 +335,17 @@ mod tests {
         assert_eq!(count(&short, Signal::Busy), 2);
         let (mut shape, mut sample, mut busy, rules) = (Shape::default(), Sample::default(), 0, seconds());
         for second in 0..240_u64 {
-            // Seen only while something runs: four seconds of eight.
+            // Sampled only while something runs: four seconds of eight.
             let runs = second % 8 < 4;
             sample.ran_ms += if runs { 1000 } else { 0 };
             sample.at = Time(second * 1000);
-            busy += if runs { count(&[shape.look(sample, &rules)], Signal::Busy) } else { 0 };
+            busy += if runs { count(&[shape.observe(sample, &rules)], Signal::Busy) } else { 0 };
         }
         assert!(busy > 60, "by windows in a row, and by the minute: {busy}");
     }
 
     #[test]
-    fn a_memory_bomb_is_seen_and_many_isolates_are_not() {
+    fn a_memory_bomb_is_detected_and_many_isolates_are_not_one() {
         let bomb = watch(3, |last| Sample { faults: last.faults + 30_000, isolates: last.isolates + 2, ..last });
         assert_eq!(count(&bomb, Signal::Paging), 2);
         let made = |last: Sample| Sample { faults: last.faults + 44_000, runs: last.runs + 400, ..last };
@@ -348,7 +355,7 @@ mod tests {
     }
 
     #[test]
-    fn a_clock_of_messages_is_regular_and_a_conversation_is_not() {
+    fn messages_like_a_clock_are_regular_and_a_conversation_is_not() {
         let with_gaps = |windows, gap: fn(u64) -> f64| {
             watch(windows, |last| {
                 let mut messages = last.messages;
@@ -377,7 +384,7 @@ mod tests {
     }
 
     #[test]
-    fn a_long_life_is_told_once_an_hour() {
+    fn a_long_life_is_reported_once_an_hour() {
         let windows = watch(9000, |last| Sample {
             isolate_ms: last.isolate_ms + 1000,
             isolate_calls: last.isolate_calls + 20,
@@ -387,13 +394,13 @@ mod tests {
     }
 
     #[test]
-    fn a_pause_begins_everything_anew() {
+    fn a_pause_resets_every_count_of_windows_in_a_row() {
         let (mut shape, rules) = (Shape::default(), seconds());
         let at = |at, ran_ms| Sample { at: Time(at), ran_ms, ..Sample::default() };
-        assert!(shape.look(at(0, 0), &rules).is_empty());
-        assert!(shape.look(at(1000, 1000), &rules).is_empty());
-        assert!(shape.look(at(9000, 9000), &rules).is_empty());
-        assert!(shape.look(at(10_000, 10_000), &rules).is_empty());
-        assert_eq!(shape.look(at(11_000, 11_000), &rules), [Signal::Busy]);
+        assert!(shape.observe(at(0, 0), &rules).is_empty());
+        assert!(shape.observe(at(1000, 1000), &rules).is_empty());
+        assert!(shape.observe(at(9000, 9000), &rules).is_empty());
+        assert!(shape.observe(at(10_000, 10_000), &rules).is_empty());
+        assert_eq!(shape.observe(at(11_000, 11_000), &rules), [Signal::Busy]);
     }
 }

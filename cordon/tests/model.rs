@@ -1,4 +1,4 @@
-//! What holds whatever is seen, in whatever order, at whatever times.
+//! Properties that hold for any observations, in any order, at any times.
 #![allow(clippy::unwrap_used, clippy::indexing_slicing, reason = "tests")]
 
 use enisle_cordon::{
@@ -20,7 +20,7 @@ fn circumstances() -> impl Strategy<Value = Circumstances> {
     (trust, any::<bool>()).prop_map(|(trust, outdated_engine)| Circumstances { trust, outdated_engine })
 }
 
-/// What is seen (perhaps nothing), and how long after the last time.
+/// What is observed (perhaps nothing), and how long after the last observation.
 fn steps() -> impl Strategy<Value = Vec<(Option<Seen>, u64)>> {
     let seen = (signals(|_| true), any::<bool>())
         .prop_map(|(signal, alone)| if alone { Seen::certain(signal) } else { Seen::in_company(signal) });
@@ -29,9 +29,10 @@ fn steps() -> impl Strategy<Value = Vec<(Option<Seen>, u64)>> {
 }
 
 proptest! {
-    /// Outward at once, inward a level at a time after a clean time and below the threshold for it, from `expelled` never.
+    /// A tenant moves outward at once; inward a level at a time, after a clean period and below the
+    /// threshold for it; and never from `expelled`.
     #[test]
-    fn levels_move_as_they_may(steps in steps(), around in circumstances()) {
+    fn tenants_move_only_as_the_rules_allow(steps in steps(), around in circumstances()) {
         let (rules, mut standing, mut now) = (Rules::default(), Standing::new(START), START);
         let mut last_mark = START;
         for (seen, pause) in steps {
@@ -58,7 +59,7 @@ proptest! {
                 }
             };
             prop_assert!(!reasons.is_empty(), "a decision without a reason");
-            prop_assert_ne!(before, Level::Expelled, "only an operator leads back");
+            prop_assert_ne!(before, Level::Expelled, "only an operator lets an expelled tenant back in");
             if after < before {
                 prop_assert_eq!(after, before.inward());
                 let suspicion_over = before == Level::Solo && score < rules.solo;
@@ -69,9 +70,9 @@ proptest! {
         }
     }
 
-    /// A tenant cannot lower its score: nothing that can be seen takes points away.
+    /// A tenant cannot lower its score: no observation takes points away.
     #[test]
-    fn nothing_that_is_seen_lowers_a_score_or_leads_in(steps in steps(), around in circumstances()) {
+    fn no_observation_lowers_a_score_or_moves_a_tenant_inward(steps in steps(), around in circumstances()) {
         let (rules, mut standing, mut now) = (Rules::default(), Standing::new(START), START);
         for (seen, pause) in steps {
             now = now.plus(pause);
@@ -83,8 +84,9 @@ proptest! {
         }
     }
 
-    /// Whatever happens beside a tenant, and in company on its own thread, its score stays below the cordon, and it is never
-    /// sealed: an attacker cannot push a neighbour out.
+    /// Whatever its neighbours do, and whatever happens in company on its own thread, a tenant's
+    /// score stays below the cordon, and it is never sealed: an attacker cannot push a neighbour
+    /// out.
     #[test]
     fn neighbours_cannot_push_a_tenant_over_the_threshold(
         beside in proptest::collection::vec((signals(|s| s.takes_worker() || s.kind() == Kind::Share), 0..DAY), 1..200),
@@ -104,9 +106,9 @@ proptest! {
         prop_assert_eq!(standing.level(), Level::Shared);
     }
 
-    /// The worker's own word never moves anybody.
+    /// What only a worker alleges never moves a tenant.
     #[test]
-    fn a_workers_word_moves_nobody(
+    fn what_a_worker_alleges_never_moves_a_tenant(
         said in proptest::collection::vec((signals(|s| s.source() == Source::Worker), 0_u64..1000), 0..200),
         around in circumstances(),
     ) {
@@ -117,7 +119,8 @@ proptest! {
         }
     }
 
-    /// One tenant that ends processes whenever it can cannot have others of its uid live alone.
+    /// One tenant that kills processes whenever it can cannot force others of its uid to live
+    /// alone.
     #[test]
     fn one_tenant_never_uses_up_a_budget(
         seen in proptest::collection::vec((signals(Signal::takes_worker), any::<bool>(), 0..20 * 60_000_u64), 1..80),
@@ -135,11 +138,11 @@ proptest! {
         }
     }
 
-    /// A uid that ends processes under ever new names ends a neighbour's no more often than its
-    /// budget says, and once for each death that was forgiven meanwhile. The neighbour's next home
-    /// is alone where the budget is used up, and stays so until all is forgiven.
+    /// A uid that kills processes under ever new names kills a neighbour's process no more often
+    /// than its budget allows, plus once for each death that was forgiven meanwhile. If the budget
+    /// is used up, the neighbour's next home is alone, and stays so until all deaths are forgiven.
     #[test]
-    fn ever_new_names_end_a_neighbours_process_no_more_often_than_the_budget_says(
+    fn ever_new_names_kill_a_neighbours_process_no_more_often_than_the_budget_allows(
         deeds in proptest::collection::vec((0..3 * 60_000_u64, any::<bool>()), 1..300),
         budget in 1_u32..6,
     ) {
@@ -159,7 +162,8 @@ proptest! {
         }
     }
 
-    /// A restart changes nothing: what was written and read decides as what was never written.
+    /// A restart changes nothing: a standing that was written and read back decides like one that
+    /// was not.
     #[test]
     fn a_standing_survives_a_restart(steps in steps(), restart_at in 0_usize..80, around in circumstances()) {
         let (rules, mut now) = (Rules::default(), START);
@@ -174,9 +178,9 @@ proptest! {
         }
     }
 
-    /// A clock that is set back makes no score older: it is as if it stood still.
+    /// A clock that is set back makes no score older: it counts as standing still.
     #[test]
-    fn a_clock_that_goes_back_helps_nobody(
+    fn a_clock_that_goes_back_does_not_help_a_tenant(
         steps in proptest::collection::vec((proptest::option::of(signals(|_| true)), 0..20 * DAY), 1..50),
     ) {
         let (rules, around) = (Rules::default(), Circumstances::default());
@@ -190,8 +194,9 @@ proptest! {
         }
     }
 
-    /// Whoever comes in whatever order: nobody is beside somebody whom they may not be beside, nobody beside a tenant that
-    /// lives alone, no place is used twice, and no bound is exceeded, however full it is.
+    /// In whatever order tenants come, however full it is: no tenant shares a process with one that
+    /// it may not share with, or with one that lives alone; no slot is used twice, and no bound is
+    /// exceeded.
     #[test]
     fn placement_keeps_tenants_apart(
         tenants in proptest::collection::vec((traits(), proptest::sample::select(Level::ALL.to_vec()), any::<bool>()), 0..120),
@@ -207,7 +212,7 @@ proptest! {
                 Placement::Into(id) => id,
                 Placement::New(level) => {
                     let id = processes.len();
-                    processes.push(Process { id, level, residents: Vec::new(), busy: 0, places_used: 0 });
+                    processes.push(Process { id, level, tenants: Vec::new(), busy: 0, slots_used: 0 });
                     id
                 }
                 Placement::Full => {
@@ -224,18 +229,18 @@ proptest! {
                 }
             };
             prop_assert_eq!(processes[id].level, level);
-            prop_assert!(processes[id].residents.iter().all(|other| tenant.may_share_with(other)));
-            prop_assert!(processes[id].residents.iter().all(|other| tenant.on_probation == other.on_probation));
-            processes[id].places_used += 1;
+            prop_assert!(processes[id].tenants.iter().all(|other| tenant.may_share_with(other)));
+            prop_assert!(processes[id].tenants.iter().all(|other| tenant.on_probation == other.on_probation));
+            processes[id].slots_used += 1;
             if !leaves {
-                processes[id].residents.push(tenant);
+                processes[id].tenants.push(tenant);
             }
         }
         prop_assert!(processes.len() <= processes_most);
         prop_assert!(processes.iter().filter(|process| process.level.is_alone()).count() <= alone_most);
         for process in processes {
             let bound = if process.level.is_alone() { 1 } else { capacity.tenants_per_process() };
-            prop_assert!(process.places_used <= bound);
+            prop_assert!(process.slots_used <= bound);
         }
     }
 }

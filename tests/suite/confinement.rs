@@ -184,7 +184,7 @@ fn assert_rejected(name: &str, finding: &str) {
 
 fn assert_rejected_at(name: &str, level: Option<&str>, finding: &str) {
     let (daemon, answer) = with_rogue_at(name, level);
-    assert!(answer.contains("not what it should be") && answer.contains(finding), "{name}: {answer}");
+    assert!(answer.contains("failed verification") && answer.contains(finding), "{name}: {answer}");
     let events = daemon.events();
     assert!(events.iter().any(|event| event["event"] == "workerRejected"), "{name}: {events:?}");
     assert_eq!(daemon.get("/v1/tenants/t")["usage"]["begun"], 0, "{name} was given a run: {events:?}");
@@ -198,7 +198,7 @@ fn a_worker_that_left_out_a_step_never_gets_a_tenant() {
         (Layer::Rlimits, "Max core file size"),
         (Layer::Capabilities, "CapEff"),
         (Layer::Seccomp, "seccomp mode 0"),
-        (Layer::Keys, "keys: it took none"),
+        (Layer::Keys, "keys: it reports none"),
     ] {
         if machine_has(layer) {
             assert_rejected(&format!("rogue-without-{layer}"), finding);
@@ -233,7 +233,7 @@ fn a_sealed_worker_is_looked_at_like_every_other_and_for_its_seals() {
 fn a_worker_that_lies_about_its_keys_never_gets_a_tenant() {
     if machine_has(Layer::Keys) {
         assert_rejected("rogue-lies-of-keys", "only 0 mappings are on its islands");
-        assert_rejected("rogue-shares-keys", "are not one for each of 12 places");
+        assert_rejected("rogue-shares-keys", "are not one for each of 12 slots");
     }
 }
 
@@ -245,7 +245,7 @@ fn a_worker_that_keeps_a_descriptor_never_gets_a_tenant() {
 #[test]
 fn a_worker_that_is_not_understood_before_it_is_ready_never_gets_a_tenant() {
     let (daemon, answer) = with_rogue("rogue-says-noise");
-    assert!(answer.contains("did not get ready: a frame of 4294967295 bytes"), "{answer}");
+    assert!(answer.contains("did not become ready: a frame of 4294967295 bytes"), "{answer}");
     assert_eq!(daemon.get("/v1/workers")["workers"], json!([]));
     assert_eq!(daemon.get("/v1/tenants/t")["usage"]["begun"], 0);
 }

@@ -1,4 +1,4 @@
-//! What time it is: the one place that asks for the wall clock.
+//! The current time: the only module that reads the wall clock.
 
 use std::sync::LazyLock;
 use std::time::{Instant, SystemTime, UNIX_EPOCH};
@@ -11,13 +11,13 @@ pub(crate) fn unix_ms() -> u64 {
     u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
 }
 
-/// The same for the engine that decides about cordons, which sees to it that time does not go back.
+/// The same for the engine that decides on cordons, which makes sure that its time never goes back.
 pub(crate) fn now() -> Time {
     Time(unix_ms())
 }
 
-/// Milliseconds since the daemon's first look: windows, and deaths that are forgiven, are no
-/// business of the wall clock's, which may be set.
+/// Milliseconds since the daemon first asked. Windows and the forgiving of deaths use this clock,
+/// because the wall clock may be set.
 pub(crate) fn monotonic() -> Time {
     static EPOCH: LazyLock<Instant> = LazyLock::new(Instant::now);
     Time(u64::try_from(EPOCH.elapsed().as_millis()).unwrap_or(u64::MAX))

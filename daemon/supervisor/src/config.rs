@@ -1,4 +1,4 @@
-//! The configuration file: every key optional, unknown keys an error.
+//! The configuration file: every key is optional, unknown keys are an error.
 
 use std::io;
 use std::path::{Path, PathBuf};
@@ -13,11 +13,11 @@ use crate::files;
 use crate::ranges::UIDS;
 use crate::tenants::policy::{Policy, TenantPattern};
 
-/// What `enisled.toml` may hold. The values here are the defaults.
+/// The keys of `enisled.toml`. The values here are the defaults.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub(crate) struct Config {
-    /// Layers that have to be there, or the daemon does not start (names as in `enisle doctor`).
+    /// Layers without which the daemon does not start (names as in `enisle doctor`).
     pub(crate) required: Vec<String>,
     pub(crate) workers: Workers,
     pub(crate) cordon: Cordon,
@@ -32,7 +32,7 @@ pub(crate) struct Config {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub(crate) struct Audit {
-    /// What its files may have together, in MiB; over that the oldest are deleted.
+    /// The size of its files together, in MiB; beyond that the oldest are deleted.
     pub(crate) keep_mb: u64,
 }
 
@@ -48,18 +48,20 @@ pub(crate) struct Workers {
     /// The worker program; beside `enisled` if not given.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) program: Option<PathBuf>,
-    /// Most worker processes.
+    /// The largest number of worker processes.
     pub(crate) max: usize,
-    /// The most memory that a policy may grant to a tenant, in MiB; what the process may commit is computed from it.
+    /// The most memory that a policy may grant to a tenant, in MiB. What a process may commit is
+    /// computed from it.
     pub(crate) max_memory_mb: u32,
-    /// A tenant that has run nothing for so long moves out, in seconds.
+    /// How long a tenant may run nothing before it is moved out, in seconds.
     pub(crate) idle_secs: u64,
-    /// Memory protection keys: `auto` uses them where the machine has them, `require` does not start without them, `off`
-    /// does without.
+    /// Memory protection keys: `auto` uses them where the machine has them, `require` does not
+    /// start without them, `off` does not use them.
     pub(crate) keys: Keys,
-    /// A worker process that is older takes no new tenants, and ends when its tenants are idle, in seconds.
+    /// The age at which a worker process stops admitting tenants, in seconds; it ends once its
+    /// tenants are idle.
     pub(crate) max_age_secs: u64,
-    /// Accept tenants side by side in one process with cages alone, on a machine without protection keys.
+    /// Whether tenants may share a process with cages alone, on a machine without protection keys.
     pub(crate) share_without_keys: bool,
     /// As root: workers run under this uid and the ones after it, one each.
     pub(crate) uid_base: u32,
@@ -78,20 +80,23 @@ pub(crate) enum Keys {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub(crate) struct Cordon {
-    /// Most processes that are one tenant's own; further tenants that need one wait, and are refused.
+    /// The largest number of processes that hold one tenant alone. Further tenants that need one
+    /// wait, and are then refused.
     pub(crate) max_alone: usize,
-    /// How long they wait, in seconds; a run whose tenant is leaving a home for want of another one
-    /// waits as long for room.
+    /// How long such tenants wait, in seconds. A run whose tenant is leaving a home, with no room
+    /// for another yet, waits equally long.
     pub(crate) queue_secs: u64,
-    /// A run that does not end for so long in the home that its tenant is leaving is begun again in the new one, in seconds.
+    /// How long a run may go on in a home that its tenant is leaving, in seconds; then it restarts
+    /// in the new home.
     pub(crate) drain_secs: u64,
-    /// The oldest version of V8 that has no known hole (`15.2` is before `15.2.7`). An older one counts against every tenant
-    /// that is not trusted.
+    /// The oldest version of V8 without a known vulnerability (`15.2` is before `15.2.7`). An older
+    /// one counts against every tenant that is not trusted.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) v8_at_least: Option<V8Version>,
-    /// The processor's counters of mispredicted branches: `auto` uses them where they are there, `off` does not.
+    /// The processor's counters of mispredicted branches: `auto` uses them if available, `off` does
+    /// not.
     pub(crate) counters: Counters,
-    /// What a run of a sealed tenant may use at the most.
+    /// The most that a run of a sealed tenant may use.
     pub(crate) sealed: SealedLimits,
     /// Thresholds, weights, times: `enisle_cordon::Rules`.
     pub(crate) rules: Rules,
@@ -105,20 +110,20 @@ pub(crate) enum Counters {
 }
 
 impl Cordon {
-    /// Whether a version of V8 is older than it has to be.
+    /// Whether a version of V8 is older than `v8_at_least`.
     pub(crate) fn is_outdated(&self, v8: &str) -> bool {
         let parts = || v8.split('.').map_while(|part| part.split('-').next()?.parse().ok()).collect::<Vec<u32>>();
         self.v8_at_least.as_ref().is_some_and(|least| parts() < least.0)
     }
 }
 
-/// A version of V8: one to four numbers with points between them.
+/// A version of V8: one to four numbers separated by periods.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
 pub(crate) struct V8Version(Vec<u32>);
 
 #[derive(Debug, thiserror::Error)]
-#[error("{0:?} is no version of V8, which is one to four numbers with points between them, like 15.2.7")]
+#[error("{0:?} is not a version of V8, which is one to four numbers separated by periods, like 15.2.7")]
 pub(crate) struct BadVersion(String);
 
 impl TryFrom<String> for V8Version {
@@ -139,49 +144,49 @@ impl From<V8Version> for String {
     }
 }
 
-/// Who may do what. Root and the daemon's own uid may do everything.
+/// What a uid may do. Root and the daemon's own uid may do everything.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct Peer {
     pub(crate) uid: u32,
-    /// Tenants that this uid may act for: names, or beginnings of names followed by `*`.
+    /// The tenants that this uid may act for: names, or beginnings of names followed by `*`.
     #[serde(default)]
     pub(crate) tenants: Vec<TenantPattern>,
-    /// Policies, workers and events of all tenants.
+    /// Whether it may set policies and see workers and events of all tenants.
     #[serde(default)]
     pub(crate) operate: bool,
     /// The most that this uid may hold of each thing that all clients share, in per cent of the
-    /// whole; if it is not given, half of what the others leave free ([`crate::share`]).
+    /// whole; if not given, half of what the others leave free ([`crate::share`]).
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) share_percent: Option<u8>,
 }
 
-/// Connections of all uids that no rule names, beside `api.connections`.
+/// How many connections, beside `api.connections`, all uids together have that no rule names.
 pub(crate) const STRANGERS_CONNECTIONS: u64 = 8;
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub(crate) struct Api {
-    /// Most open connections; further ones are refused.
+    /// The largest number of open connections; further ones are refused.
     pub(crate) connections: usize,
-    /// A request's head and body have to arrive within so many seconds, each.
+    /// How long a request's head and its body may each take to arrive, in seconds.
     pub(crate) read_secs: u64,
-    /// Bodies that are read, waiting or running, and answers that are not taken yet, all clients
+    /// Bodies that are being read, waiting or running, and answers not yet sent, of all clients
     /// together, in MiB.
     pub(crate) body_mb: usize,
-    /// Registered scripts, all tenants together, in MiB.
+    /// Registered scripts of all tenants together, in MiB.
     pub(crate) script_mb: usize,
-    /// An answer has to be taken within so many seconds, or its client is cut off; a follower of
-    /// events, if it takes nothing for so long.
+    /// How long a client may take to read an answer, in seconds, before it is disconnected; for a
+    /// client that follows events, how long it may read nothing.
     pub(crate) write_secs: u64,
-    /// At the end runs in flight have so many seconds to finish.
+    /// How long runs in flight may take to finish when the daemon ends, in seconds.
     pub(crate) drain_secs: u64,
 }
 
 impl Default for Config {
     fn default() -> Self {
         Self {
-            // What every machine has that can run the daemon at all.
+            // Layers that every machine has on which the daemon can run at all.
             required: [Layer::Rlimits, Layer::Capabilities, Layer::NoNewPrivileges, Layer::Seccomp]
                 .map(|layer| layer.name().to_owned())
                 .to_vec(),
@@ -205,7 +210,8 @@ impl Default for Workers {
             keys: Keys::Auto,
             max_age_secs: 24 * 60 * 60,
             share_without_keys: false,
-            // Behind the ranges that systemd and container managers hand out (systemd's UIDS-GIDS.md).
+            // Above the ranges that systemd and container managers hand out (systemd's
+            // UIDS-GIDS.md).
             uid_base: 1_900_000_000,
         }
     }
@@ -214,7 +220,7 @@ impl Default for Workers {
 impl Default for Cordon {
     fn default() -> Self {
         Self {
-            // Half of all processes: the tenants that behave keep the other half.
+            // Half of all processes: well-behaved tenants keep the other half.
             max_alone: 32,
             queue_secs: 5,
             drain_secs: 10,
@@ -232,7 +238,7 @@ impl Default for Api {
     }
 }
 
-/// A thousand rules of a thousand bytes.
+/// Enough for a thousand rules of a thousand bytes.
 const MOST_BYTES: u64 = 1 << 20;
 
 #[derive(Debug, thiserror::Error)]
@@ -248,7 +254,7 @@ pub(crate) enum ConfigError {
     #[error("{path}: cordon.rules: {error}")]
     Rules { path: PathBuf, error: enisle_cordon::rules::RulesError },
     #[error(
-        "{path}: [[peers]] uid {uid} is among the uids that workers get ({first} to {last}), so no client may have it; move \
+        "{path}: [[peers]] uid {uid} is among the uids of workers ({first} to {last}), so no client may have it; move \
          workers.uid_base"
     )]
     PeerOfWorkers { path: PathBuf, uid: u32, first: u32, last: u32 },
@@ -322,7 +328,7 @@ mod tests {
     }
 
     #[test]
-    fn rules_of_cordons_are_read_and_checked() {
+    fn cordon_rules_are_read_and_checked() {
         let config =
             parse("[cordon]\nv8_at_least = \"15.2\"\n[cordon.rules]\nsolo = 50\n[cordon.rules.shape]\nstreak = 9\n");
         let cordon = config.unwrap().cordon;
@@ -339,16 +345,16 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_version_of_v8_is_refused() {
+    fn text_that_is_not_a_version_of_v8_is_refused() {
         for bad in ["fifteen", "v99.0", "99.99999999999.0", "", "15.", ".2", "15.2-rusty", "+1", "1.2.3.4.5"] {
             let error = parse(&format!("[cordon]\nv8_at_least = {bad:?}\n")).unwrap_err();
-            assert!(error.contains("v8_at_least") && error.contains("no version of V8"), "{bad}: {error}");
+            assert!(error.contains("v8_at_least") && error.contains("not a version of V8"), "{bad}: {error}");
         }
         assert!(parse("[cordon]\nv8_at_least = \"15.2.7.1\"\n").is_ok());
     }
 
     #[test]
-    fn a_rule_names_tenants_as_they_can_be_named() {
+    fn a_rule_names_tenants_only_by_possible_names() {
         let rule = |tenant: &str| parse(&format!("[[peers]]\nuid = 5\ntenants = [{tenant:?}]\n"));
         for bad in ["ac*me", "", "**", "a b", "../x", "-a*", "*a", "a*b*", &"a".repeat(65), &("a".repeat(65) + "*")] {
             let error = rule(bad).unwrap_err();
@@ -360,7 +366,7 @@ mod tests {
     }
 
     #[test]
-    fn a_peer_is_no_worker() {
+    fn a_peer_may_not_have_a_workers_uid() {
         let rule = |uid: u32| parse(&format!("[workers]\nuid_base = 5000000\n[[peers]]\nuid = {uid}\n"));
         for workers in [5_000_000, 5_000_001, 5_060_000] {
             let error = rule(workers).unwrap_err();
@@ -375,7 +381,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_printed_is_read_back() {
+    fn the_printed_configuration_is_read_back_unchanged() {
         let config = Config {
             peers: vec![Peer {
                 uid: 7,

@@ -1,4 +1,4 @@
-//! The daemon as a whole: its parts, its tenants and their homes.
+//! The daemon as a whole: its parts, and the tenants that it knows.
 
 use std::collections::BTreeMap;
 use std::ops::Bound;
@@ -19,7 +19,7 @@ use crate::events::{Audit, Events, What};
 use crate::files::Folder;
 use crate::homes::find::Homes;
 use crate::homes::pool::Pool;
-use crate::peers::whose;
+use crate::peers::acting_uid;
 use crate::run_id::RunIds;
 use crate::share::{Exhausted, Held, Lanes, Parts, Supply, Turns};
 use crate::state::kept::RecordError;
@@ -30,15 +30,16 @@ use crate::tenants::policy::{KeptPolicy, Policy, Store, StoreError, TenantName};
 use crate::tenants::tenant::Tenant;
 use crate::workers::machine::{self, Machine, MachineError, Workers};
 
-/// Tenants that the daemon remembers at one time. More names than that are refused: each costs memory.
+/// How many tenants the daemon remembers at one time. Further names are refused, because each costs
+/// memory.
 const MAX_TENANTS: u64 = 100_000;
-/// So many are looked at when there is no room for a new name.
+/// How many tenants are considered for forgetting at a time, to make room for a new name.
 const FORGET_AMONG: usize = 64;
-/// Tenants that are looked at before others have their turn.
+/// How many tenants are handled before other tasks get their turn.
 pub(crate) const SOME_TENANTS: usize = 256;
-/// Policies that are written at one time.
+/// How many policies are written at one time.
 const WRITES: usize = 4;
-/// Pieces of answers that are written before others have their turn.
+/// How many pieces of answers are written at one time.
 const PIECES: usize = 4;
 
 #[derive(Debug)]
@@ -46,16 +47,16 @@ pub(crate) struct Daemon {
     pub(crate) config: Config,
     pub(crate) supplies: Supplies,
     pub(crate) work: Lanes,
-    /// Policies that are being written: each waits for the disk, on a thread that others need.
+    /// Turns for writing policies: each write blocks a thread that other work needs.
     pub(crate) writes: Turns,
-    /// Pieces of answers that are being written.
+    /// Turns for writing pieces of answers.
     pub(crate) pieces: Arc<Turns>,
     pub(crate) posture: Posture,
-    /// What workers take on: what the machine has, less what the configuration does without.
+    /// The layers of workers: those of the machine, less those that the configuration does without.
     pub(crate) layers: LayerSet,
     pub(crate) events: Arc<Events>,
     pub(crate) warden: Arc<Warden>,
-    /// Whether the processor's counters are used; why not otherwise.
+    /// Whether the processor's counters are used; the error says why not.
     pub(crate) counters: Result<(), String>,
     pub(crate) homes: Arc<Homes>,
     pub(crate) started: Instant,
@@ -65,20 +66,20 @@ pub(crate) struct Daemon {
     tenants: Mutex<BTreeMap<TenantName, Arc<Tenant>>>,
     run_ids: RunIds,
     pub(crate) flights: Arc<Flights>,
-    /// Up to that name tenants were looked at when there was no room for a new one.
+    /// The last name considered when there was no room for a new one.
     forgot_up_to: Mutex<Option<TenantName>>,
-    /// Tenants that may have to live elsewhere.
+    /// Tenants that may have to move.
     pub(crate) moves: Mutex<Option<mpsc::UnboundedReceiver<Arc<Tenant>>>>,
 }
 
-/// What all clients share, but for the homes, which are the pool's.
+/// What all clients share, except the worker processes, which are the pool's.
 #[derive(Debug)]
 pub(crate) struct Supplies {
     /// Names of tenants.
     names: Supply,
     /// Bytes of bodies, of the runs made of them, and of their answers.
     pub(crate) bodies: Supply,
-    /// Bytes of registered scripts, and of what policies name.
+    /// Bytes of registered scripts, and of names in policies.
     pub(crate) scripts: Supply,
 }
 
@@ -123,9 +124,10 @@ fn remembered(
     config: &Config,
     now: Instant,
 ) -> BTreeMap<TenantName, Arc<Tenant>> {
-    // Who made it first is not written down: whoever may act for it pays for it.
+    // The uid that first used the name is not recorded, so the uid that may act for the tenant is
+    // charged.
     let owner = nix::unistd::geteuid().as_raw();
-    let held = |name: &TenantName| supplies.names.keep(whose(&config.peers, name.as_str()).unwrap_or(owner), 1);
+    let held = |name: &TenantName| supplies.names.keep(acting_uid(&config.peers, name.as_str()).unwrap_or(owner), 1);
     let tenant =
         |name: &TenantName, standing| Tenant::new(name.clone(), Arc::clone(defaults), standing, held(name), now);
     let mut tenants = BTreeMap::new();
@@ -140,7 +142,7 @@ fn remembered(
 }
 
 impl Daemon {
-    /// Probes the machine, has the snapshot made in a jailed worker, and is ready to admit.
+    /// Probes the machine, has the snapshot made in a jailed worker, and is ready to admit tenants.
     pub(crate) async fn set_up(
         config: Config,
         program: std::path::PathBuf,
@@ -156,11 +158,11 @@ impl Daemon {
         let recorder = Arc::new(recorder);
         let events = Arc::new(Events::new(config.peers.clone(), Some(Arc::clone(&recorder) as Arc<dyn Audit>)));
         for what in kept.broken {
-            tracing::error!(%what, "what was kept is broken");
+            tracing::error!(%what, "a kept record is broken");
             events.tell(What::RecordBroken { what });
         }
         let (warden, moves) = Warden::new(Arc::clone(&events), config.cordon.clone(), recorder);
-        // One process is left for those who share.
+        // One process is left for tenants that share.
         let alone = config.cordon.max_alone.min(processes.saturating_sub(1).max(1));
         let bounds = Bounds { processes, alone };
         let counters = match config.cordon.counters {
@@ -203,8 +205,8 @@ impl Daemon {
         self.tenants.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// The tenant of that name, known from now on, for a uid that has room for one more name. Those
-    /// that have no policy of their own, live nowhere and run nothing are forgotten if it has none.
+    /// The tenant of that name, made if it is unknown. If the uid has no room for one more name,
+    /// tenants that need not be remembered are forgotten first.
     pub(crate) fn tenant(&self, name: &TenantName, uid: u32) -> Result<Arc<Tenant>, Exhausted> {
         let mut tenants = self.tenants();
         if let Some(tenant) = tenants.get(name) {
@@ -220,8 +222,8 @@ impl Daemon {
         Ok(tenant)
     }
 
-    /// Forgets those of a uid's tenants, and of those that were there at the start, that need not
-    /// be remembered, among the next few: looking at all of them would take too long.
+    /// Forgets tenants that need not be remembered, of this uid and of those known since the start.
+    /// Only the next few are considered: considering all of them would take too long.
     fn forget_some(&self, tenants: &mut BTreeMap<TenantName, Arc<Tenant>>, uid: u32) {
         let (rules, now) = (&self.config.cordon.rules, clock::now());
         let mut up_to = self.forgot_up_to.lock().unwrap_or_else(PoisonError::into_inner);
@@ -253,7 +255,7 @@ impl Daemon {
         self.tenants().len()
     }
 
-    /// The next tenants by name, so many at the most.
+    /// The next tenants by name, at most `most`.
     pub(crate) fn tenants_after(&self, name: Option<&TenantName>, most: usize) -> Vec<Arc<Tenant>> {
         let tenants = self.tenants();
         let from = name.map_or(Bound::Unbounded, Bound::Excluded);
@@ -264,8 +266,8 @@ impl Daemon {
             .collect()
     }
 
-    /// Sets and keeps a tenant's policy, for whose line there is room. It holds from the next run
-    /// on.
+    /// Sets and stores a tenant's policy, whose line in the audit log there is room for. It takes
+    /// effect with the next run.
     pub(crate) fn set_policy(
         &self,
         tenant: &Tenant,
@@ -274,7 +276,7 @@ impl Daemon {
         line: Line,
     ) -> Result<Written, StoreError> {
         let by_uid = held.uid();
-        // Of two at one time, the one that holds has the later line.
+        // If two policies are set at one time, the one that takes effect has the later line.
         let in_order = self.store.put(&tenant.name, &policy, by_uid)?;
         tenant.set_policy(policy, held);
         let written = self.warden.recorder.decided(line);
@@ -292,16 +294,16 @@ impl Daemon {
         self.flights.count()
     }
 
-    /// Takes no new runs and waits for those in flight, `drain` at most.
+    /// Refuses new runs, and waits for those in flight, for at most `drain`.
     pub(crate) async fn drain(&self, drain: Duration) {
         self.flights.close();
         self.events.tell(What::Draining);
         if !self.flights.over(drain).await {
-            tracing::warn!(runs = self.in_flight(), "runs are still in flight; ending all the same");
+            tracing::warn!(runs = self.in_flight(), "runs are still in flight; ending anyway");
         }
     }
 
-    /// What has changed since the last round, at the end of the daemon.
+    /// Records what has changed since the last round, at the end of the daemon.
     pub(crate) fn write_down(&self) {
         let mut last = None;
         loop {

@@ -1,4 +1,5 @@
-//! What goes on for as long as the daemon lives: rooms are tidied, tenants watched while they run, and moved.
+//! What goes on for as long as the daemon lives: idle and old homes are retired, running tenants
+//! are observed, and misplaced tenants are moved.
 
 use std::sync::{Arc, PoisonError};
 use std::time::Duration;
@@ -10,28 +11,29 @@ use crate::cordons::warden::Scene;
 use crate::daemon::{Daemon, SOME_TENANTS, Supplies};
 use crate::events::What;
 use crate::homes::blame::Roster;
-use crate::homes::entries::Household;
+use crate::homes::entries::OccupiedWorker;
 use crate::workers::holdings::Unexplained;
 use crate::workers::process::Worker;
 
-/// Memory is looked at with one window of so many: reading a process's mappings takes some
-/// milliseconds. What grows fast is looked at with the next one.
-const LOOKS_AT_MEMORY: u32 = 6;
-/// An idle worker holds what it held: one of them is looked at with so many windows.
-const LOOKS_AT_IDLE: u32 = 60;
-/// What a run needs for a moment is no reason to move anybody.
-const LOOKS_BEFORE_ACTION: u32 = 2;
+/// Memory is read in one window of this many: reading a process's mappings takes some milliseconds.
+/// A process that grows fast is read in the next window.
+const WINDOWS_PER_READING: u32 = 6;
+/// An idle worker's memory does not change, so in one window of this many, one idle worker is read.
+const WINDOWS_PER_IDLE_READING: u32 = 60;
+/// How many readings in a row must find too much before a tenant is moved: what a run needs for a
+/// moment is no reason.
+const READINGS_BEFORE_ACTION: u32 = 2;
 
-/// How long the pages of a large request stay after it at the most.
+/// How long the pages of a large request are kept after it, at most.
 const GIVE_BACK_EVERY: Duration = Duration::from_secs(2);
 
-/// With so many names it is worth looking now and then, whatever was asked.
+/// With more names than this, freed pages are given back now and then even without large requests.
 const MANY_NAMES: usize = 10_000;
 const ROUNDS_WITH_NAMES: u32 = 5;
 
 impl Daemon {
-    /// Lets idle tenants move out, ends old workers, and looks at the keys of one worker after the other, for as long as
-    /// the daemon lives.
+    /// Retires idle homes, ends old workers, and checks the keys of one worker after the other, for
+    /// as long as the daemon lives.
     pub(crate) async fn keep_house(self: &Arc<Self>) {
         let workers = &self.config.workers;
         let (idle, age) = (Duration::from_secs(workers.idle_secs), Duration::from_secs(workers.max_age_secs));
@@ -54,7 +56,7 @@ impl Daemon {
         loop {
             rounds.tick().await;
             let Supplies { bodies, scripts, .. } = &self.supplies;
-            // Many names leave many small things: notes for the records, events.
+            // Many names leave many small allocations: queued records, events.
             rounds_left = if rounds_left == 0 { ROUNDS_WITH_NAMES } else { rounds_left - 1 };
             let names = rounds_left == 0 && self.count_tenants() > MANY_NAMES;
             if bodies.has_given_back_much() | scripts.has_given_back_much() | names {
@@ -63,7 +65,7 @@ impl Daemon {
         }
     }
 
-    /// Points halve, suspicions end; whoever lives elsewhere than it has to is moved.
+    /// Lets scores decay and suspicions end, and has misplaced tenants moved.
     async fn look_after_tenants(self: &Arc<Self>) {
         let mut last = None;
         loop {
@@ -79,62 +81,62 @@ impl Daemon {
             }
             let Some(tenant) = some.last() else { return };
             last = Some(tenant.name.clone());
-            // There may be a hundred thousand of them, and others want their turn.
+            // There may be a hundred thousand tenants, and other tasks need their turn.
             tokio::task::yield_now().await;
         }
     }
 
-    /// Looks at every running tenant's thread, a window at a time, for as long as the daemon lives: while a run goes on, not
-    /// when it has ended.
+    /// Observes the thread of every running tenant, one window at a time, for as long as the daemon
+    /// lives: during a run, not after it.
     pub(crate) async fn watch(self: &Arc<Self>) {
         let (rules, counters) = (&self.config.cordon.rules.shape, self.counters.is_ok());
         let mut windows = tokio::time::interval(Duration::from_millis(rules.window_ms));
         windows.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
-        let (mut count, mut looking, mut in_turn) = (0, None, 0);
+        let (mut count, mut reading, mut in_turn) = (0, None, 0);
         loop {
             windows.tick().await;
             let busy = self.homes.pool.busy();
-            for (tenant, resident) in &busy {
-                let seen: Vec<_> = resident.look(rules, counters).into_iter().map(Seen::certain).collect();
+            for (tenant, home) in &busy {
+                let seen: Vec<_> = home.observe(rules, counters).into_iter().map(Seen::certain).collect();
                 if !seen.is_empty() {
-                    self.warden.saw(tenant, resident.uid, &seen);
+                    self.warden.saw(tenant, home.uid, &seen);
                 }
             }
-            count = (count + 1) % LOOKS_AT_IDLE;
-            // It takes its time, and windows do not wait for it.
-            if looking.as_ref().is_none_or(tokio::task::JoinHandle::is_finished) {
-                let households = self.to_be_looked_at(count, &mut in_turn);
-                if !households.is_empty() {
+            count = (count + 1) % WINDOWS_PER_IDLE_READING;
+            // A reading takes time, and the windows do not wait for it.
+            if reading.as_ref().is_none_or(tokio::task::JoinHandle::is_finished) {
+                let workers = self.to_be_read(count, &mut in_turn);
+                if !workers.is_empty() {
                     let daemon = Arc::clone(self);
-                    looking = Some(tokio::spawn(async move { daemon.look_at_memory(households).await }));
+                    reading = Some(tokio::spawn(async move { daemon.read_memory(workers).await }));
                 }
             }
         }
     }
 
-    /// The workers whose memory is looked at in that window: those that have grown; now and then
-    /// every busy one, and of the idle ones one in turn.
-    fn to_be_looked_at(&self, window: u32, in_turn: &mut u64) -> Vec<Household> {
-        let mut households = self.homes.pool.households();
+    /// The workers whose memory is read in that window: those that have grown; at intervals every
+    /// busy one, and one of the idle ones in turn.
+    fn to_be_read(&self, window: u32, in_turn: &mut u64) -> Vec<OccupiedWorker> {
+        let mut workers = self.homes.pool.occupied();
         let mut next = None;
         if window == 0 {
-            let idle = || households.iter().filter(|household| !household.busy).map(|household| household.worker.id);
+            let idle = || workers.iter().filter(|occupied| !occupied.busy).map(|occupied| occupied.worker.id);
             next = idle().filter(|id| *id > *in_turn).min().or_else(|| idle().min());
             *in_turn = next.unwrap_or_default();
         }
-        let now_and_then = window.is_multiple_of(LOOKS_AT_MEMORY);
-        households.retain(|Household { worker, busy, .. }| {
-            (now_and_then && (*busy || worker.is_over())) || Some(worker.id) == next || worker.has_grown()
+        let is_due = window.is_multiple_of(WINDOWS_PER_READING);
+        workers.retain(|OccupiedWorker { worker, busy, .. }| {
+            (is_due && (*busy || worker.is_over())) || Some(worker.id) == next || worker.has_grown()
         });
-        households
+        workers
     }
 
-    /// Compares what processes hold with what their tenants explain: what is on an island with the
-    /// limits of its tenant, what is anywhere else with what a process needs.
-    async fn look_at_memory(&self, households: Vec<Household>) {
-        for Household { worker, roster, tenants, .. } in households {
-            let looked_at = Arc::clone(&worker);
-            if tokio::task::spawn_blocking(move || looked_at.look_at_memory()).await.is_err() {
+    /// Compares what processes hold with what their tenants explain: memory on an island with its
+    /// tenant's limits, all other memory with what a process needs.
+    async fn read_memory(&self, workers: Vec<OccupiedWorker>) {
+        for OccupiedWorker { worker, roster, tenants, .. } in workers {
+            let process = Arc::clone(&worker);
+            if tokio::task::spawn_blocking(move || process.read_memory()).await.is_err() {
                 continue;
             }
             for (slot, tenant) in &tenants {
@@ -144,15 +146,15 @@ impl Daemon {
                     self.warden.saw(tenant, worker.uid, &[Seen::certain(Signal::Resident)]);
                 }
             }
-            if let Some(found) = worker.unexplained().filter(|found| found.looks >= LOOKS_BEFORE_ACTION) {
+            if let Some(found) = worker.unexplained().filter(|found| found.readings >= READINGS_BEFORE_ACTION) {
                 self.empty(&worker, &roster, found);
             }
         }
     }
 
-    /// A process holds more than its tenants explain: nobody comes in any more, and one tenant
-    /// leaves with each look, whoever seems to hold most of it first, and alone. What is left of it
-    /// ends with the last one.
+    /// Empties a process that holds more than its tenants explain: no more tenants are admitted,
+    /// and one tenant leaves with each reading, first the one that seems to hold most, which then
+    /// lives alone. What remains is freed when the last tenant leaves.
     fn empty(&self, worker: &Worker, roster: &Roster, found: Unexplained) {
         self.homes.pool.close(worker);
         let Some((slot, holds_most)) = worker.send_one_away() else { return };
@@ -168,7 +170,7 @@ impl Daemon {
             most_mb,
         });
         if worker.was_one_tenants() {
-            // Nobody else can have made it hold that.
+            // No other tenant can have caused it.
             self.warden.saw(&tenant, worker.uid, &[Seen::certain(Signal::Resident)]);
         } else if holds_most {
             let scene = Scene { worker: worker.id, uid: worker.uid };
@@ -177,7 +179,7 @@ impl Daemon {
         self.warden.ask_for_move(&tenant);
     }
 
-    /// Moves tenants that have to live elsewhere, for as long as the daemon lives.
+    /// Moves misplaced tenants, for as long as the daemon lives.
     pub(crate) async fn move_tenants(self: &Arc<Self>) {
         let Some(mut moves) = self.moves.lock().unwrap_or_else(PoisonError::into_inner).take() else { return };
         while let Some(tenant) = moves.recv().await {

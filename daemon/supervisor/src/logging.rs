@@ -1,7 +1,8 @@
-//! The daemon's own log on standard error, written by a thread that nobody waits for.
+//! The daemon's own log on standard error, written by a thread of its own, so that logging never
+//! blocks.
 //!
-//! What waits to be written is bounded. A line over the bound is dropped and counted, and the count
-//! is told when lines can be written again. Ordinary lines may take a quarter of the room: however
+//! The queue of lines is bounded. A line beyond the bound is dropped and counted, and the count is
+//! logged once lines can be written again. Ordinary lines may use a quarter of the queue: however
 //! many there are, there is room for evidence and errors.
 
 use std::borrow::Cow;
@@ -15,14 +16,14 @@ use tracing_subscriber::fmt::MakeWriter;
 use tracing_subscriber::fmt::format::Writer;
 use tracing_subscriber::fmt::time::{FormatTime, SystemTime};
 
-/// The target of lines that must not be dropped for ordinary ones.
+/// The target of lines that ordinary lines must not crowd out.
 pub(crate) const EVIDENCE: &str = "enisled::evidence";
 
 const MOST_BYTES: usize = 4 << 20;
 const MOST_ORDINARY_BYTES: usize = 1 << 20;
-/// What a line takes beside its text.
+/// What a queued line takes beside its text.
 const LINE_BYTES: usize = 64;
-/// How often it is told that lines were lost, and how long the end of the daemon waits for the log.
+/// How often lost lines are reported, and how long the end of the daemon waits for the log.
 const PAUSE: Duration = Duration::from_secs(1);
 
 enum Message {
@@ -36,14 +37,14 @@ struct Waiting {
     lost: AtomicU64,
 }
 
-/// Where lines are handed over.
+/// The queue that lines are put into.
 #[derive(Debug, Clone)]
 pub(crate) struct Log {
     messages: mpsc::Sender<Message>,
     waiting: Arc<Waiting>,
 }
 
-/// Begins to log, as `ENISLE_LOG` says.
+/// Starts logging, at the levels of `ENISLE_LOG`.
 pub(crate) fn start() -> io::Result<Log> {
     let log = start_on(io::stderr())?;
     let filter = tracing_subscriber::EnvFilter::try_from_env("ENISLE_LOG").unwrap_or_else(|_| "info".into());
@@ -64,7 +65,7 @@ fn start_on(out: impl Write + Send + 'static) -> io::Result<Log> {
 }
 
 impl Log {
-    /// Waits until what was said is written, a second at the most.
+    /// Waits until all queued lines are written, for at most a second.
     pub(crate) fn flush(&self) {
         let (done, wait) = mpsc::channel();
         if self.messages.send(Message::Flush(done)).is_ok() {
@@ -84,7 +85,7 @@ impl Log {
 }
 
 fn write(mut out: impl Write, messages: &mpsc::Receiver<Message>, waiting: &Waiting) {
-    let mut told: Option<Instant> = None;
+    let mut reported: Option<Instant> = None;
     while let Ok(message) = messages.recv() {
         let text = match message {
             Message::Line(text) => text,
@@ -98,10 +99,10 @@ fn write(mut out: impl Write, messages: &mpsc::Receiver<Message>, waiting: &Wait
         }
         let bytes = text.len() + LINE_BYTES;
         let left = waiting.bytes.fetch_sub(bytes, Ordering::Relaxed) - bytes;
-        if left == 0 || told.is_none_or(|told| told.elapsed() >= PAUSE) {
+        if left == 0 || reported.is_none_or(|last| last.elapsed() >= PAUSE) {
             let lost = waiting.lost.swap(0, Ordering::Relaxed);
             if lost > 0 {
-                told = Some(Instant::now());
+                reported = Some(Instant::now());
                 if out.write_all(lost_line(lost).as_bytes()).is_err() {
                     waiting.lost.fetch_add(lost, Ordering::Relaxed);
                 }
@@ -113,11 +114,13 @@ fn write(mut out: impl Write, messages: &mpsc::Receiver<Message>, waiting: &Wait
 fn lost_line(lost: u64) -> String {
     let mut line = String::new();
     let _ = SystemTime.format_time(&mut Writer::new(&mut line));
-    line + &format!("  WARN enisled::logging: lines of the log were lost, for nobody took them in time lost={lost}\n")
+    line + &format!(
+        "  WARN enisled::logging: lines of the log were lost because they were not read in time lost={lost}\n"
+    )
 }
 
-/// A line in which every character is seen, and where it stands: what changes the order of others,
-/// hides, or ends a line elsewhere is escaped as JSON does it, so that an event stays JSON.
+/// A line in which every character is visible and in its place: whatever reorders or hides text, or
+/// ends a line where others do not, is escaped as JSON does, so that an event stays valid JSON.
 /// (`char::escape_debug` escapes what Unicode calls format, separator, unassigned or combining.)
 fn legible(text: &[u8]) -> Cow<'_, [u8]> {
     if text.is_ascii() {
@@ -135,7 +138,7 @@ fn legible(text: &[u8]) -> Cow<'_, [u8]> {
     out.into_bytes().into()
 }
 
-/// One line on its way.
+/// One line on its way to the queue.
 #[derive(Debug)]
 pub(crate) struct Line<'a> {
     log: &'a Log,
@@ -172,7 +175,7 @@ mod tests {
     use std::io::Read;
 
     #[test]
-    fn nobody_waits_for_a_reader_and_what_was_lost_is_told() {
+    fn logging_never_waits_for_a_reader_and_reports_lost_lines() {
         let (mut read, write) = io::pipe().unwrap();
         let log = start_on(write).unwrap();
         for n in 0..100_000 {
@@ -185,13 +188,13 @@ mod tests {
         });
         drop(log);
         let text = reader.join().unwrap().unwrap();
-        let told = text.lines().filter_map(|line| line.rsplit_once("lost=")?.1.parse::<u64>().ok()).sum::<u64>();
-        assert!(told > 0 && text.contains("\nevidence\n"));
-        assert_eq!(text.matches("ordinary").count() as u64 + told, 100_000);
+        let lost = text.lines().filter_map(|line| line.rsplit_once("lost=")?.1.parse::<u64>().ok()).sum::<u64>();
+        assert!(lost > 0 && text.contains("\nevidence\n"));
+        assert_eq!(text.matches("ordinary").count() as u64 + lost, 100_000);
     }
 
     #[test]
-    fn what_would_reorder_or_hide_text_is_escaped_and_stays_json() {
+    fn text_that_would_reorder_or_hide_others_is_escaped_and_stays_json() {
         let said = r#"{"reason":"Grüße, 東京\n"}"#;
         assert_eq!(legible(said.as_bytes()), said.as_bytes());
         let hidden = "\u{202e}\u{2066}\u{61c}\u{200f}\u{2028}\u{feff}\u{ad}\u{85}\u{3164}\u{e0041}";
@@ -201,7 +204,7 @@ mod tests {
     }
 
     #[test]
-    fn what_was_said_is_written_before_the_end() {
+    fn queued_lines_are_written_before_the_end() {
         let (mut read, write) = io::pipe().unwrap();
         let log = start_on(write).unwrap();
         log.line(b"the end\n", MOST_BYTES);

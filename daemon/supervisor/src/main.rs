@@ -1,4 +1,5 @@
-//! `enisled`: the supervisor. It holds the API, the tenants and their placement; V8 is in its workers alone.
+//! `enisled`, the supervisor. It holds the API, the tenants and their placement; V8 runs only in
+//! its workers.
 #![forbid(unsafe_code)]
 #![deny(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing, clippy::panic)]
 #![cfg_attr(
@@ -61,20 +62,21 @@ struct Arguments {
     /// The configuration file.
     #[arg(long, value_name = "FILE")]
     config: Option<PathBuf>,
-    /// Read the database of standings on standard input and exit: what the daemon has a process
-    /// of its own do before it opens one.
+    /// Read the database of standings on standard input and exit. The daemon runs this in a process
+    /// of its own before it opens a database.
     #[arg(long, hide = true)]
     examine: bool,
-    /// Check the configuration, and that this machine can start it, and exit.
+    /// Check the configuration and whether the daemon could start on this machine, and exit.
     #[arg(long)]
     check_config: bool,
-    /// Print the configuration with every value that holds, and exit.
+    /// Print the configuration with every value in effect, and exit.
     #[arg(long)]
     print_config: bool,
 }
 
 fn main() -> ExitCode {
-    // Before anything is made: whatever sets no mode of its own is the daemon's alone.
+    // Before any file is made: a file made without a mode of its own is accessible to the daemon
+    // only.
     nix::sys::stat::umask(nix::sys::stat::Mode::from_bits_truncate(0o077));
     let arguments = Arguments::parse();
     if arguments.examine {
@@ -85,7 +87,7 @@ fn main() -> ExitCode {
         Err(error) => {
             let _ = std::io::Write::write_all(
                 &mut std::io::stderr(),
-                format!("no thread for the log: {error}\n").as_bytes(),
+                format!("the thread that writes the log cannot be started: {error}\n").as_bytes(),
             );
             return ExitCode::FAILURE;
         }
@@ -93,7 +95,7 @@ fn main() -> ExitCode {
     let code = match start(arguments) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            // One sentence; a backtrace helps nobody who set something wrong.
+            // One sentence: a backtrace does not help with a wrong setting.
             tracing::error!("{error:#}");
             ExitCode::FAILURE
         }
@@ -102,7 +104,7 @@ fn main() -> ExitCode {
     code
 }
 
-/// The process that reads a database before the daemon does says what is wrong with it by how it ends.
+/// Reads a database in a process of its own; the exit status says what is wrong with it.
 fn examine() -> ExitCode {
     let file = std::io::stdin().as_fd().try_clone_to_owned().map(std::fs::File::from);
     let examined = file.map_err(redb::Error::from).and_then(state::standings::examine);
@@ -118,23 +120,24 @@ fn start(arguments: Arguments) -> anyhow::Result<()> {
         let text = toml::to_string(&config)?;
         return Ok(std::io::Write::write_all(&mut std::io::stdout(), text.as_bytes())?);
     }
-    // One thread: the daemon moves bytes, the work is in the workers, and what stays on a thread need not be handed over.
-    // Parsing of large bodies and waiting for the disk are done elsewhere.
+    // One thread: the daemon moves bytes while the workers do the work, and data that stays on one
+    // thread needs no hand-over. Parsing large bodies and waiting for the disk are done on other
+    // threads.
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     if arguments.check_config {
-        return runtime.block_on(check_start(Places::new(&arguments, &config)?, &config));
+        return runtime.block_on(check_start(StartPaths::new(&arguments, &config)?, &config));
     }
     runtime.block_on(run(arguments, config))
 }
 
-/// Where what a start needs is.
-struct Places {
+/// The paths that a start needs.
+struct StartPaths {
     program: PathBuf,
     state_dir: PathBuf,
     socket: PathBuf,
 }
 
-impl Places {
+impl StartPaths {
     fn new(arguments: &Arguments, config: &Config) -> std::io::Result<Self> {
         Ok(Self {
             program: config.workers.program.clone().map_or_else(paths::worker_program, Ok)?,
@@ -143,7 +146,7 @@ impl Places {
         })
     }
 
-    /// Whether the socket is somewhere else than what the daemon keeps.
+    /// Whether the socket is apart from the files that the daemon keeps.
     fn check_apart(&self) -> anyhow::Result<()> {
         let (state, folder) = (resolved(&self.state_dir)?, resolved(&files::parent(&self.socket))?);
         let own = [state::recorder::LOCK, state::standings::DATABASE, state::recorder::FOLDER, tenants::policy::FOLDER];
@@ -152,7 +155,7 @@ impl Places {
             [state::recorder::FOLDER, tenants::policy::FOLDER].iter().any(|own| folder.starts_with(state.join(own)));
         anyhow::ensure!(
             !is_own && !among,
-            "the socket {} would be in the way of what the daemon keeps in {}; give it another --socket",
+            "the socket {} would collide with the daemon's own files in {}; choose another --socket",
             self.socket.display(),
             self.state_dir.display()
         );
@@ -160,7 +163,7 @@ impl Places {
     }
 }
 
-/// A path without links, as far as it exists.
+/// A path with links resolved, as far as it exists.
 fn resolved(path: &Path) -> std::io::Result<PathBuf> {
     let path = std::path::absolute(path)?;
     let exists = path.ancestors().find_map(|above| Some((above.canonicalize().ok()?, path.strip_prefix(above).ok()?)));
@@ -171,41 +174,41 @@ fn check_program(path: &Path) -> anyhow::Result<()> {
     let found =
         std::fs::metadata(path).with_context(|| format!("the worker program {} cannot be used", path.display()))?;
     let executable = found.is_file() && found.permissions().mode() & 0o111 != 0;
-    anyhow::ensure!(executable, "the worker program {} is not a program", path.display());
+    anyhow::ensure!(executable, "the worker program {} is not an executable file", path.display());
     Ok(())
 }
 
-/// What a start would refuse, found without making, changing or taking anything: another daemon may
-/// be running, which is not in the way of a check.
-async fn check_start(places: Places, config: &Config) -> anyhow::Result<()> {
-    check_program(&places.program)?;
-    places.check_apart()?;
-    api::server::check_place(&places.socket)?;
+/// Finds what a start would refuse, without making, changing or locking anything: another daemon
+/// may be running, and does not disturb the check.
+async fn check_start(paths: StartPaths, config: &Config) -> anyhow::Result<()> {
+    check_program(&paths.program)?;
+    paths.check_apart()?;
+    api::server::check_place(&paths.socket)?;
     let context = |path: &Path| format!("{} cannot be used for the daemon's state", path.display());
     let look = |path: &Path| Folder::look(path).with_context(|| context(path));
-    if let Some(state) = look(&places.state_dir)? {
+    if let Some(state) = look(&paths.state_dir)? {
         for name in [state::recorder::LOCK, state::standings::DATABASE] {
             state.check(name, How::Change).with_context(|| context(&state.path_of(name)))?;
         }
     }
-    look(&places.state_dir.join(tenants::policy::FOLDER))?;
-    let audit = places.state_dir.join(state::recorder::FOLDER);
+    look(&paths.state_dir.join(tenants::policy::FOLDER))?;
+    let audit = paths.state_dir.join(state::recorder::FOLDER);
     if let Some(folder) = look(&audit)? {
         state::audit_log::check(&folder).with_context(|| context(&audit))?;
     }
-    Ok(workers::machine::check(config, places.program).await?)
+    Ok(workers::machine::check(config, paths.program).await?)
 }
 
 async fn run(arguments: Arguments, config: Config) -> anyhow::Result<()> {
-    let places = Places::new(&arguments, &config)?;
-    places.check_apart()?;
-    let Places { program, state_dir, socket } = places;
+    let paths = StartPaths::new(&arguments, &config)?;
+    paths.check_apart()?;
+    let StartPaths { program, state_dir, socket } = paths;
     check_program(&program)?;
     let (api, parts) = (config.api.clone(), Parts::new(&config.peers));
     // First, so that a second daemon on the same socket fails before it does anything.
     let bound = api::server::bind(&socket)?;
     let daemon = Arc::new(Daemon::set_up(config, program, &state_dir).await.context("enisled cannot start")?);
-    tracing::info!(socket = %socket.display(), state = %state_dir.display(), "enisled listens");
+    tracing::info!(socket = %socket.display(), state = %state_dir.display(), "enisled is listening");
     daemon.events.tell(What::Started { version: env!("CARGO_PKG_VERSION") });
 
     let mut terminate = signal(SignalKind::terminate())?;
@@ -231,12 +234,13 @@ async fn run(arguments: Arguments, config: Config) -> anyhow::Result<()> {
     housekeeping.iter().for_each(tokio::task::JoinHandle::abort);
     let ending = async {
         daemon.drain(Duration::from_secs(api.drain_secs)).await;
-        // The last answers are on their way; a client that does not take them is not waited for.
+        // The last answers are on their way; the daemon does not wait long for clients that do not
+        // read them.
         let _ = tokio::time::timeout(Duration::from_secs(1), connections.shutdown()).await;
     };
     tokio::select! {
         () = ending => {}
-        // Asked twice: at once.
+        // A second signal ends the daemon at once.
         _ = terminate.recv() => {}
         _ = interrupt.recv() => {}
     }
@@ -254,7 +258,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_help_names_all_that_is_kept() {
+    fn the_help_names_everything_that_is_kept() {
         let help = Arguments::command().render_help().to_string();
         let kept = help.lines().find(|line| line.contains("--state-dir")).unwrap();
         for what in ["policies", "standings", "audit log"] {

@@ -1,5 +1,4 @@
-//! Where things are when nobody says; what the command line has to know too is in
-//! `enisle_hardening::places`.
+//! Default paths. Those that the command line needs too are in `enisle_hardening::places`.
 
 use std::env;
 use std::fs;
@@ -13,8 +12,8 @@ pub(crate) fn config() -> Option<PathBuf> {
     Some(enisle_hardening::places::config()).filter(|path| is_there(path))
 }
 
-/// Whether there is anything: also what cannot be looked at, and a link that leads nowhere. Whoever
-/// opens it says what is wrong with it.
+/// Whether something exists at the path, even if it cannot be read or is a dangling link: opening
+/// it then reports what is wrong.
 fn is_there(path: &Path) -> bool {
     let nothing = |path: &Path| fs::symlink_metadata(path).is_err_and(|error| error.kind() == io::ErrorKind::NotFound);
     !nothing(path) || path.ancestors().any(|above| above.is_symlink() && !above.exists())
@@ -33,7 +32,7 @@ mod tests {
     use crate::config::Config;
 
     #[test]
-    fn only_a_configuration_that_is_not_there_is_none() {
+    fn only_a_path_without_anything_counts_as_no_configuration() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("enisle/enisled.toml");
         assert!(!is_there(&path));

@@ -1,9 +1,10 @@
-//! The rules about uids, `[[peers]]`, where no client asks.
+//! The rules about uids, `[[peers]]`, for questions that do not come from a client.
 
 use crate::config::Peer as Rule;
 
-/// The uid that acts for a tenant, by the rule that names it most exactly; none if no rule does.
-pub(crate) fn whose(rules: &[Rule], tenant: &str) -> Option<u32> {
+/// The uid that acts for a tenant, by the most specific rule that names the tenant; `None` if no
+/// rule does.
+pub(crate) fn acting_uid(rules: &[Rule], tenant: &str) -> Option<u32> {
     let patterns = rules.iter().flat_map(|rule| rule.tenants.iter().map(|pattern| (pattern, rule.uid)));
     let matching = patterns.filter(|(pattern, _)| pattern.covers(tenant));
     matching.max_by_key(|(pattern, _)| pattern.exactness()).map(|(_, uid)| uid)
@@ -14,7 +15,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_tenant_is_whose_rule_names_it_most_exactly() {
+    fn the_most_specific_rule_that_names_a_tenant_decides() {
         let rule = |uid, pattern: &str| Rule {
             uid,
             tenants: vec![pattern.parse().unwrap()],
@@ -23,8 +24,8 @@ mod tests {
         };
         let rules = [rule(1, "*"), rule(2, "acme-*"), rule(3, "acme-x")];
         for (tenant, uid) in [("acme-x", 3), ("acme-y", 2), ("acme-", 2), ("other", 1)] {
-            assert_eq!(whose(&rules, tenant), Some(uid), "{tenant}");
+            assert_eq!(acting_uid(&rules, tenant), Some(uid), "{tenant}");
         }
-        assert_eq!(whose(&rules[1..], "other"), None);
+        assert_eq!(acting_uid(&rules[1..], "other"), None);
     }
 }

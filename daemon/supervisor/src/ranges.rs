@@ -1,9 +1,9 @@
-//! The range of every number of the configuration, in one table.
+//! The range of every number in the configuration, in one table.
 //!
-//! The table is held against the configuration as it would be written to a file, so a number that
-//! is not in the table is an error too: no key can be added without saying between what it may be.
-//! Relations between numbers (thresholds that rise, a default under a ceiling) are the affair of
-//! whoever owns them.
+//! The table is checked against the configuration as it would be written to a file. A number
+//! without a range is therefore an error, and no key can be added without one. Relations between
+//! numbers (thresholds that rise, a default under a ceiling) are checked by the module that owns
+//! them.
 
 use enisle_wire::limits::Limit;
 use serde::Serialize;
@@ -13,17 +13,18 @@ use crate::tenants::policy;
 
 const HOUR: u32 = 3600;
 const YEAR: u32 = 366 * 24 * HOUR;
-/// More of anything than one machine has processes, windows or messages for.
+/// More of anything than one machine has: processes, windows, messages.
 const MANY: u32 = 1_000_000_000;
 /// The largest scores and weights; thresholds are around 100.
 const POINTS: f64 = 1_000_000.0;
-/// "More than nothing", of a number with a fraction.
+/// The least fraction that counts as more than nothing.
 const LITTLE: f64 = 0.001;
-/// Uids that a worker may get beyond the first one (`Blueprint::ids`); the last uid of all is none.
+/// How many uids workers may get after the first one (`Blueprint::ids`). The highest uid of all is
+/// not a uid.
 pub(crate) const UIDS: u32 = 60_000;
 
-/// A number: at least this, at most that. In a key `*` stands for any name; a list has a number of
-/// elements, `count`, and is otherwise as its elements.
+/// The least and the greatest value of a number. In a key, `*` stands for any name; a list has the
+/// number of its elements, `count`, and its elements' keys are its own.
 type Range = (&'static str, f64, f64);
 
 /// A range of whole numbers.
@@ -31,12 +32,12 @@ const fn whole(key: &'static str, least: u32, most: u32) -> Range {
     (key, least as f64, most as f64)
 }
 
-/// A range that a policy's number has in the API as well.
+/// A range that a policy's number also has in the API.
 const fn of_policy(key: &'static str, (least, most): (u32, u32)) -> Range {
     whole(key, least, most)
 }
 
-/// Tables of limits, a row for each of [`Limit`].
+/// Tables of limits, with a row for each [`Limit`].
 const LIMITS: [&str; 2] = ["defaults.limits.", "cordon.sealed."];
 
 const RANGES: &[Range] = &[
@@ -45,7 +46,7 @@ const RANGES: &[Range] = &[
     of_policy("workers.max_memory_mb", Limit::MemoryMb.range()),
     whole("workers.idle_secs", 0, YEAR),
     whole("workers.max_age_secs", 1, YEAR),
-    // Not those of people and services, and room for the ones behind it.
+    // Above the uids of people and services, and with room for the uids after it.
     whole("workers.uid_base", 1000, u32::MAX - 1 - UIDS),
     whole("cordon.max_alone", 0, 10_000),
     whole("cordon.queue_secs", 0, HOUR),
@@ -94,7 +95,7 @@ const RANGES: &[Range] = &[
     of_policy("defaults.secrets.count", policy::SECRETS),
     whole("peers.count", 0, 1000),
     whole("peers.tenants.count", 0, 1000),
-    // The last one stands for "no uid".
+    // The highest one means "no uid".
     whole("peers.uid", 0, u32::MAX - 1),
     whole("peers.share_percent", 1, 100),
     whole("audit.keep_mb", 16, 1 << 20),
@@ -110,17 +111,17 @@ const RANGES: &[Range] = &[
 pub(crate) enum RangeError {
     #[error("{key} is {value}; it must be between {least} and {most}")]
     Outside { key: String, value: f64, least: f64, most: f64 },
-    #[error("{0} is a number without a range (ranges.rs): a defect of enisled's")]
+    #[error("{0} is a number without a range (ranges.rs): a defect of enisled")]
     Unknown(String),
-    #[error("the configuration cannot be written down: {0}")]
+    #[error("the configuration cannot be serialized: {0}")]
     Unwritable(#[from] toml::ser::Error),
 }
 
-/// Whether every number of a configuration is in its range.
+/// Checks that every number of a configuration is in its range.
 pub(crate) fn check(config: &impl Serialize) -> Result<(), RangeError> {
     for (key, value) in numbers(config)? {
         let (least, most) = range_of(&key).ok_or_else(|| RangeError::Unknown(key.clone()))?;
-        // Also of what is not a number at all, which is in no range.
+        // This also refuses NaN, which is in no range.
         if !(least..=most).contains(&value) {
             return Err(RangeError::Outside { key, value, least, most });
         }
@@ -128,7 +129,7 @@ pub(crate) fn check(config: &impl Serialize) -> Result<(), RangeError> {
     Ok(())
 }
 
-/// Between what a number has to be. What a run may use has its own table.
+/// The range of a number. The limits of runs have a table of their own.
 fn range_of(key: &str) -> Option<(f64, f64)> {
     if let Some(limit) = LIMITS.iter().find_map(|table| key.strip_prefix(table)).and_then(Limit::of_key) {
         let (least, most) = limit.range();
@@ -150,7 +151,7 @@ fn stands_for(pattern: &str, key: &str) -> bool {
     }
 }
 
-/// Every number of a configuration by its key.
+/// Every number of a configuration, by its key.
 fn numbers(config: &impl Serialize) -> Result<Vec<(String, f64)>, toml::ser::Error> {
     let (mut found, mut unseen) = (Vec::new(), vec![(String::new(), Value::try_from(config)?)]);
     while let Some((key, value)) = unseen.pop() {
@@ -186,8 +187,8 @@ mod tests {
         numbers(&whole_configuration()).unwrap().into_iter().map(|(key, _)| key).collect()
     }
 
-    /// The configuration with one number changed; as text, because that is how numbers come. That a
-    /// list has fewer elements than none cannot be written.
+    /// The configuration with one number changed, as text, because that is how numbers arrive. The
+    /// error says if the change cannot be written, such as a list with fewer than no elements.
     fn with(key: &str, number: f64) -> Result<Config, String> {
         let mut tree = Value::try_from(whole_configuration()).unwrap();
         let mut at = &mut tree;
@@ -225,7 +226,7 @@ mod tests {
             assert!(range_of(key).is_some(), "{key} has no range");
         }
         for (pattern, ..) in RANGES {
-            assert!(numbers.iter().any(|(key, _)| stands_for(pattern, key)), "{pattern} is no key");
+            assert!(numbers.iter().any(|(key, _)| stands_for(pattern, key)), "{pattern} is not a key");
         }
         for limit in Limit::ALL {
             let [defaults, sealed] =
@@ -235,7 +236,7 @@ mod tests {
     }
 
     #[test]
-    fn the_ends_of_a_range_are_in_it_and_what_is_beyond_them_is_refused_by_name() {
+    fn the_ends_of_a_range_are_accepted_and_values_beyond_are_refused_by_name() {
         let of_limits = whole_keys().into_iter().filter(|key| LIMITS.iter().any(|table| key.starts_with(table)));
         let rows = RANGES.iter().map(|&(key, least, most)| (key.to_owned(), least, most));
         for (key, least, most) in rows.chain(of_limits.map(|key| {
@@ -255,7 +256,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_not_a_number_at_all_is_refused() {
+    fn nan_and_infinities_are_refused() {
         for number in [f64::NAN, f64::INFINITY, f64::NEG_INFINITY] {
             assert!(refusal("cordon.rules.solo", number).contains("cordon.rules.solo"));
         }

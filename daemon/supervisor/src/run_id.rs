@@ -1,4 +1,4 @@
-//! The names of runs: each is 128 random bits, and says nothing of how many others there were.
+//! Run ids: 128 random bits each, so that an id tells nothing about how many other runs there were.
 
 use std::fs::File;
 use std::hash::{BuildHasher, Hasher, RandomState};
@@ -6,7 +6,7 @@ use std::io::{self, Read};
 
 use enisle_wire::tenant::RunId;
 
-/// Where names come from. They are drawn so often that the file stays open.
+/// The source of run ids. They are drawn so frequently that the file stays open.
 #[derive(Debug)]
 pub(crate) struct RunIds(File);
 
@@ -19,7 +19,8 @@ impl RunIds {
         let mut bytes = [0; 16];
         match (&self.0).read_exact(&mut bytes) {
             Ok(()) => RunId(u128::from_ne_bytes(bytes)),
-            // The file does not fail. If it did, two random numbers of the standard library's do.
+            // Reading this file does not fail. If it did, two random numbers of the standard
+            // library would do.
             Err(_) => RunId(u128::from(number()) << 64 | u128::from(number())),
         }
     }
@@ -35,7 +36,7 @@ mod tests {
     use std::collections::BTreeSet;
 
     #[test]
-    fn no_name_comes_twice_and_each_bit_is_as_often_set_as_not() {
+    fn ids_do_not_repeat_and_each_bit_is_set_half_of_the_time() {
         const NAMES: u32 = 10_000;
         let ids = RunIds::open().unwrap();
         let names: BTreeSet<_> = (0..NAMES).map(|_| ids.next().0).collect();

@@ -1,4 +1,4 @@
-//! What unit tests wait with and for: a deadline, and a thread that computes.
+//! What unit tests wait with, and wait for: a deadline, and a thread that computes.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -11,25 +11,24 @@ use nix::unistd::{Pid, gettid};
 /// Longer than anything that a unit test waits for takes on a busy machine.
 const PATIENCE: Duration = Duration::from_secs(20);
 
-/// The time between two looks.
+/// The time between two probes.
 const PAUSE: Duration = Duration::from_millis(2);
 
-/// Waits until `look` finds something.
+/// Waits until `probe` finds something.
 ///
-/// # Panics
-/// It found nothing within [`PATIENCE`].
-pub(crate) fn until<T>(what: &str, mut look: impl FnMut() -> Option<T>) -> T {
+/// # Panics It found nothing within [`PATIENCE`].
+pub(crate) fn until<T>(what: &str, mut probe: impl FnMut() -> Option<T>) -> T {
     let begun = Instant::now();
     loop {
-        if let Some(found) = look() {
+        if let Some(found) = probe() {
             return found;
         }
-        assert!(begun.elapsed() < PATIENCE, "{what} did not come about");
+        assert!(begun.elapsed() < PATIENCE, "{what} did not happen");
         sleep(PAUSE);
     }
 }
 
-/// A thread that computes until this is dropped, also by a panic.
+/// A thread that computes until this is dropped, even by a panic.
 pub(crate) struct Busy {
     pub(crate) thread: Pid,
     done: Arc<AtomicBool>,

@@ -40,7 +40,7 @@ pub(super) struct Tenant {
 struct Home {
     level: Level,
     residents: BTreeSet<usize>,
-    places_used: usize,
+    slots_used: usize,
 }
 
 /// The result of a simulation.
@@ -203,12 +203,12 @@ impl<'a> World<'a> {
     fn work(&mut self, tenant: usize, secs: f64, next: impl Fn(Sample) -> Sample) {
         let begun = self.now;
         let (mut shape, mut sample) = (Shape::default(), Sample { at: self.now, ..Sample::default() });
-        shape.look(sample, &self.rules.shape);
+        shape.observe(sample, &self.rules.shape);
         #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "some thousand seconds")]
         for _ in 0..(secs * 1000.0) as u64 / self.rules.shape.window_ms {
             self.now = self.now.plus(self.rules.shape.window_ms);
             sample = Sample { at: self.now, ..next(sample) };
-            let seen: Vec<_> = shape.look(sample, &self.rules.shape).into_iter().map(Seen::certain).collect();
+            let seen: Vec<_> = shape.observe(sample, &self.rules.shape).into_iter().map(Seen::certain).collect();
             if !seen.is_empty() {
                 self.see(tenant, &seen);
             }
@@ -224,7 +224,7 @@ impl<'a> World<'a> {
 
     /// A tenant ends its process; every tenant there needs another one.
     fn take(&mut self, tenant: usize, signal: Signal) {
-        let alone = self.homes.get(&self.tenants[tenant].home).is_none_or(|home| home.places_used <= 1);
+        let alone = self.homes.get(&self.tenants[tenant].home).is_none_or(|home| home.slots_used <= 1);
         let others = self.beside(tenant);
         self.homes.remove(&self.tenants[tenant].home);
         self.see(tenant, &[if alone { Seen::certain(signal) } else { Seen::in_company(signal) }]);
@@ -241,7 +241,7 @@ impl<'a> World<'a> {
         let mut there = self.beside(tenant);
         there.push(tenant);
         there.sort_unstable();
-        let alone = self.homes.get(&self.tenants[tenant].home).is_none_or(|home| home.places_used <= 1);
+        let alone = self.homes.get(&self.tenants[tenant].home).is_none_or(|home| home.slots_used <= 1);
         if alone {
             return self.take(tenant, signal);
         }
@@ -306,11 +306,11 @@ impl<'a> World<'a> {
         // A tenant that must live alone joins no process, and no tenant joins a process whose slots
         // are used up.
         let open = |home: &&Home| {
-            level == Level::Shared && home.level == level && home.places_used < CAPACITY.tenants_per_process()
+            level == Level::Shared && home.level == level && home.slots_used < CAPACITY.tenants_per_process()
         };
         let process = |(id, home): (&u32, &Home)| {
-            let residents = home.residents.iter().map(|who| self.tenants[*who].traits.clone()).collect();
-            Process { id: *id, level, residents, busy: 0, places_used: home.places_used }
+            let tenants = home.residents.iter().map(|who| self.tenants[*who].traits.clone()).collect();
+            Process { id: *id, level, tenants, busy: 0, slots_used: home.slots_used }
         };
         let processes: Vec<_> = self.homes.iter().filter(|(_, home)| open(home)).map(process).collect();
         let bounds = Bounds { processes: usize::MAX, alone: usize::MAX };
@@ -326,7 +326,7 @@ impl<'a> World<'a> {
         self.tenants[index].home = id;
         if let Some(home) = self.homes.get_mut(&id) {
             home.residents.insert(index);
-            home.places_used += 1;
+            home.slots_used += 1;
         }
     }
 

@@ -27,7 +27,7 @@ use crate::json_text::fields;
 use crate::share::{Supply, charged};
 use crate::tenants::in_flight::InFlight;
 use crate::tenants::policy::{Policy, TenantName};
-use crate::tenants::scripts::{Draft, OVERHEAD_BYTES, RegisterError, Script};
+use crate::tenants::scripts::{NewScript, OVERHEAD_BYTES, RegisterError, Script};
 use crate::tenants::tenant::Tenant;
 use enisle_wire::limits::RequestedLimits;
 
@@ -89,13 +89,13 @@ pub(crate) async fn put(
     let body = read_body(body, MAX_BODY_BYTES, peer.uid, &daemon).await?;
     let (policy, scripts) = (tenant.policy(), daemon.supplies.scripts.clone());
     let bytes = body.bytes.len();
-    let drafted = move || {
+    let parsed = move || {
         let _in_flight = in_flight;
-        draft(body, &policy, &scripts)
+        new_script(body, &policy, &scripts)
     };
-    let draft = work(bytes, peer.uid, &daemon, drafted).await?.ok_or_else(|| no_network(&daemon, &tenant, peer.uid))?;
+    let new = work(bytes, peer.uid, &daemon, parsed).await?.ok_or_else(|| no_network(&daemon, &tenant, peer.uid))?;
     let known = tenant.scripts().get(&id);
-    let script = tenant.scripts().register(&id, draft, wanted.replace != 0)?;
+    let script = tenant.scripts().register(&id, new, wanted.replace != 0)?;
     let status = match known {
         Some(known) if known.key == script.key => StatusCode::OK,
         Some(_) => {
@@ -108,7 +108,11 @@ pub(crate) async fn put(
 }
 
 /// `None` if it asks for a network.
-fn draft(RawBody { bytes, held }: RawBody, policy: &Policy, scripts: &Supply) -> Result<Option<Draft>, Problem> {
+fn new_script(
+    RawBody { bytes, held }: RawBody,
+    policy: &Policy,
+    scripts: &Supply,
+) -> Result<Option<NewScript>, Problem> {
     let [short, main, modules, env, limits, outbound] = fields(&bytes, SCRIPT)?;
     let limits = wish(limits)?;
     if outbound.is_some() {
@@ -121,7 +125,7 @@ fn draft(RawBody { bytes, held }: RawBody, policy: &Policy, scripts: &Supply) ->
     // What it is held for from now on is another thing, of which there is another supply.
     let _held = scripts.take(held.uid(), OVERHEAD_BYTES + frames.len() as u64)?;
     let limits = (limits != RequestedLimits::default()).then(|| Box::new(limits));
-    Ok(Some(Draft { frames: frames.into(), code_at, limits, digest, _held }))
+    Ok(Some(NewScript { frames: frames.into(), code_at, limits, digest, _held }))
 }
 
 pub(crate) async fn show_one(
@@ -148,7 +152,7 @@ pub(crate) async fn forget(
 /// Has the isolates disposed of whose versions are not registered any more.
 fn forget_isolates(daemon: &Daemon, tenant: &Tenant) {
     // Where the lock of its home is held, it is moving in or out, and keeps nothing.
-    if let Some(home) = daemon.homes.residence(&tenant.name) {
+    if let Some(home) = daemon.homes.current_home(&tenant.name) {
         home.forget_replaced();
     }
 }

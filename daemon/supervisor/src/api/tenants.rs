@@ -205,13 +205,13 @@ fn show_row(tenant: &Tenant, daemon: &Daemon) -> TenantRow {
 }
 
 fn show_residence(daemon: &Daemon, tenant: &Tenant) -> Option<Residence> {
-    let resident = daemon.homes.residence(&tenant.name)?;
+    let home = daemon.homes.current_home(&tenant.name)?;
     Some(Residence {
-        worker: resident.worker.id,
-        pid: resident.worker.pid.as_raw(),
-        cordon: resident.worker.level,
-        warm: resident.is_idle(),
-        unused_ms: millis(resident.unused_for()),
+        worker: home.worker.id,
+        pid: home.worker.pid.as_raw(),
+        cordon: home.worker.level,
+        warm: home.is_idle(),
+        unused_ms: millis(home.unused_for()),
     })
 }
 

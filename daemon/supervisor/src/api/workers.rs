@@ -37,7 +37,7 @@ fn show(listed: &Listed) -> Worker {
         pid,
         cordon: listed.worker.level,
         tenants: listed.tenants.clone(),
-        places_used: listed.places_used,
+        places_used: listed.slots_used,
         rss_bytes: rss_bytes(pid),
         committed_bytes: listed.worker.committed_bytes(),
         bound_bytes: listed.worker.bound,

@@ -1,7 +1,8 @@
-//! The processor's own counters of a tenant's thread: instructions and mispredicted branches, in user mode.
+//! The processor's own counters for a tenant's thread: instructions and mispredicted branches, in
+//! user mode.
 //!
-//! Optional: many virtual machines have none, and the kernel may forbid them (`perf_event_paranoid`). Where they are not there,
-//! nothing is counted and nothing is said but in `GET /v1/info`.
+//! Optional: many virtual machines have none, and the kernel may forbid their use
+//! (`perf_event_paranoid`). Without them nothing is counted, and only `GET /v1/info` says so.
 
 use std::io;
 
@@ -9,7 +10,7 @@ use nix::unistd::Pid;
 use perf_event::events::{Event, Hardware};
 use perf_event::{Builder, Counter};
 
-/// Two counters of one thread.
+/// The two counters of one thread.
 #[derive(Debug)]
 pub(crate) struct Counters {
     instructions: Counter,
@@ -17,7 +18,7 @@ pub(crate) struct Counters {
 }
 
 impl Counters {
-    /// Begins to count for a thread.
+    /// Starts counting for a thread.
     pub(crate) fn of(thread: Pid) -> io::Result<Self> {
         Self::counting(thread, Hardware::INSTRUCTIONS, Hardware::BRANCH_MISSES)
     }
@@ -39,7 +40,7 @@ fn begin(thread: Pid, event: impl Event) -> io::Result<Counter> {
     Ok(counter)
 }
 
-/// Whether this machine has them and lets this process use them; why not otherwise.
+/// Whether this machine has the counters and lets this process use them; the error says why not.
 pub(crate) fn probe() -> Result<(), String> {
     let counted = Counters::of(nix::unistd::gettid()).and_then(|mut counters| counters.read());
     counted.map(drop).map_err(|error| format!("the processor's counters cannot be used here: {error}"))
@@ -54,7 +55,7 @@ mod tests {
     use super::*;
     use crate::waiting::{Busy, until};
 
-    /// Of events that are there also where the processor's are not.
+    /// Counts software events, which exist even where the processor's counters do not.
     fn software(thread: Pid) -> Result<Counters, Errno> {
         let counters = Counters::counting(thread, Software::TASK_CLOCK, Software::PAGE_FAULTS);
         counters.map_err(|error| Errno::from_raw(error.raw_os_error().unwrap_or(0)))
@@ -68,7 +69,8 @@ mod tests {
             let mut counters = software(busy.thread).unwrap();
             return until("a count", || (counters.read().unwrap().0 > 0).then_some(()));
         };
-        // perf_event_paranoid, a filter around this process, a kernel without them.
+        // Refused by perf_event_paranoid, by a filter around this process, or by a kernel without
+        // the call.
         assert!([Errno::EACCES, Errno::EPERM, Errno::ENOSYS].contains(&errno), "{errno}");
         assert_eq!(software(busy.thread).err(), Some(errno));
         assert!(probe().is_err());

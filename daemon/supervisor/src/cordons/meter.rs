@@ -1,4 +1,4 @@
-//! What the supervisor counts of a tenant on its channel, while it runs.
+//! Counts what a tenant does on its channel, as the supervisor sees it.
 
 use std::collections::{BTreeSet, VecDeque};
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -24,10 +24,10 @@ struct Counts {
     /// Since when scripts have been kept warm here, and how often they were called.
     kept_since: Option<Instant>,
     kept_calls: u64,
-    /// The scripts whose isolates are there, as far as can be told from here, the last one last.
+    /// The scripts whose isolates are kept, as inferred here, the most recently used last.
     kept: VecDeque<u64>,
-    /// The scripts of whom there may be one, because the thread was not told to dispose of it:
-    /// those that are registered, and a few that were until just now.
+    /// The scripts that may have an isolate, because the thread was not asked to dispose of it:
+    /// those that are registered, and a few that were until recently.
     may_be_kept: BTreeSet<u64>,
 }
 
@@ -36,7 +36,7 @@ impl Meter {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// A run goes out. The first message of a run is compared with none before it.
+    /// A run is sent. The first message of a run has no gap before it.
     pub(crate) fn run_begins(&self, keeps: Option<u64>) {
         let mut counts = self.lock();
         counts.runs += 1;
@@ -55,8 +55,8 @@ impl Meter {
         }
     }
 
-    /// Those scripts that are not registered any more and of whom there may be an isolate. It is
-    /// disposed of.
+    /// The scripts that are no longer registered and may have an isolate. The caller has their
+    /// isolates disposed of.
     pub(crate) fn forget_but(&self, is_registered: impl Fn(u64) -> bool) -> Vec<u64> {
         let mut counts = self.lock();
         let forgotten: Vec<_> = counts.may_be_kept.extract_if(.., |key| !is_registered(*key)).collect();
@@ -64,7 +64,7 @@ impl Meter {
         forgotten
     }
 
-    /// The thread has said something of a run; `log_bytes` of it are console output.
+    /// The thread has sent a message of a run; `log_bytes` of it are console output.
     pub(crate) fn message(&self, bytes: usize, log_bytes: usize) {
         let (now, mut counts) = (Instant::now(), self.lock());
         counts.messages.count += 1;
@@ -77,7 +77,7 @@ impl Meter {
         }
     }
 
-    /// All counts of one moment, with the kernel's and the processor's.
+    /// All counts of one moment, merged with the kernel's and the processor's.
     pub(crate) fn sample(&self, kernels: Sample, (instructions, mispredictions): (u64, u64)) -> Sample {
         let counts = self.lock();
         let isolate_ms = counts.kept_since.map_or(0, |since| since.elapsed().as_millis());
@@ -101,13 +101,13 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_run_needs_an_isolate_unless_its_script_was_among_the_last_ones() {
+    fn a_run_needs_an_isolate_unless_its_script_was_among_the_most_recent() {
         let meter = Meter::default();
         let isolates = || meter.lock().isolates;
         (0..8).for_each(|key| meter.run_begins(Some(key)));
         (0..8).for_each(|key| meter.run_begins(Some(key)));
         assert_eq!(isolates(), 8);
-        // One more than there is room for, in turn: none is ever there.
+        // One more than there is room for, in turn: none is ever kept until its next call.
         (0..9).cycle().take(18).for_each(|key| meter.run_begins(Some(key + 100)));
         assert_eq!(isolates(), 26);
         meter.run_begins(None);
@@ -115,7 +115,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_not_registered_any_more_is_forgotten_once() {
+    fn a_script_that_is_no_longer_registered_is_forgotten_once() {
         let meter = Meter::default();
         (0..20).for_each(|key| meter.run_begins(Some(key)));
         assert_eq!(meter.forget_but(|key| key != 3), [3]);

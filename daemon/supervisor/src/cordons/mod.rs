@@ -1,4 +1,4 @@
-//! What was seen of tenants, and the decisions that follow.
+//! What is observed of tenants, and the decisions that follow.
 
 pub(crate) mod counters;
 pub(crate) mod meter;

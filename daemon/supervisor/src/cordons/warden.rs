@@ -1,4 +1,5 @@
-//! Who watches: takes what was seen of tenants, has the pure engine decide, writes it down, tells of it, and asks for the move.
+//! The warden: takes observations of tenants, has the pure engine decide, records the decision,
+//! emits an event, and asks for the move, in that order.
 
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -16,7 +17,7 @@ use crate::state::notes::{Refused, Written};
 use crate::state::recorder::Recorder;
 use crate::tenants::tenant::Tenant;
 
-/// The process in which something happened, for what is told and written of it.
+/// The process in which something happened, for the event and the record of it.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Scene {
     pub(crate) worker: u64,
@@ -28,14 +29,14 @@ pub(crate) struct Warden {
     pub(crate) events: Arc<Events>,
     pub(crate) recorder: Arc<Recorder>,
     pub(crate) cordon: Cordon,
-    /// V8 is older than the operator says it has to be.
+    /// Whether V8 is older than the operator demands.
     outdated_engine: AtomicBool,
     /// The version of V8 of the last worker that started.
     engine: Mutex<Option<String>>,
-    /// Tenants that have to live elsewhere.
+    /// Tenants that may have to move.
     moves: mpsc::UnboundedSender<Arc<Tenant>>,
     deaths: AtomicU64,
-    /// The uids against whom deaths are held; those that are forgiven are forgotten.
+    /// The deaths held against each uid; an entry is removed once all of its deaths are forgiven.
     blamed: Mutex<BTreeMap<u32, Deaths>>,
 }
 
@@ -68,11 +69,11 @@ impl Warden {
         self.engine.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
-    /// Something was seen of a tenant that a uid ran.
+    /// Takes in observations of a tenant that a uid ran.
     pub(crate) fn saw(&self, tenant: &Arc<Tenant>, uid: u32, seen: &[Seen]) {
         let around = tenant.circumstances(self.engine_is_outdated());
         let decision = decide(&mut tenant.standing(), seen, around, &self.cordon.rules, clock::now());
-        // Evidence is written down now, the rest with the next round.
+        // Evidence is recorded now, the rest with the next round.
         if seen.iter().any(|seen| seen.signal.kind() == Kind::Evidence) {
             self.write_down(tenant);
         } else if !seen.is_empty() {
@@ -81,7 +82,8 @@ impl Warden {
         self.carry_out(tenant, uid, decision);
     }
 
-    /// Time has passed: points have halved, a suspicion may be over. Writes down what has changed.
+    /// Takes in that time has passed: scores have decayed, a suspicion may be over. Records what
+    /// has changed.
     pub(crate) fn look_after(&self, tenant: &Arc<Tenant>) {
         if tenant.standing().is_blank() && !tenant.unwritten.load(Ordering::Relaxed) {
             return;
@@ -96,7 +98,7 @@ impl Warden {
         self.recorder.stands(&tenant.name, &tenant.standing(), tenant.has_policy.load(Ordering::Relaxed));
     }
 
-    /// An operator's word. It takes effect if there is room to write it down.
+    /// Takes an operator's order. It takes effect only if there is room to record it.
     pub(crate) fn command(
         &self,
         tenant: &Arc<Tenant>,
@@ -110,7 +112,8 @@ impl Warden {
         let around = tenant.circumstances(self.engine_is_outdated());
         let order = Order { level, reason: reason.clone(), by_uid, at: clock::now() };
         let decision = tenant.standing().command(order, around, &self.cordon.rules, clock::now());
-        // Before the line, whose writing is waited for: what was answered outlives a crash.
+        // Before the line in the audit log, for which the caller waits: what was answered outlives
+        // a crash.
         self.write_down(tenant);
         let written = self.recorder.decided(line);
         self.events.tell(What::Ordered { tenant: name, level, reason, by_uid });
@@ -118,8 +121,8 @@ impl Warden {
         Ok(written)
     }
 
-    /// An operator forgives: order, score, suspicion. It takes effect if there is room to write it
-    /// down.
+    /// An operator forgives everything: order, score, suspicion. It takes effect only if there is
+    /// room to record it.
     pub(crate) fn forgive(&self, tenant: &Arc<Tenant>, reason: String, by_uid: u32) -> Result<Written, Refused> {
         let name = tenant.name.to_string();
         let entry = Entry::Lifted { tenant: name.clone(), reason: reason.clone(), by_uid };
@@ -134,7 +137,8 @@ impl Warden {
         Ok(written)
     }
 
-    /// Whose doing it is: `uid`, who ran the tenant or gave the order.
+    /// Records a decision, emits its event and asks for the move. `uid` is who ran the tenant, or
+    /// gave the order.
     fn carry_out(&self, tenant: &Arc<Tenant>, uid: u32, decision: Decision) {
         let (from, to, reasons) = match decision {
             Decision::Stay => return,
@@ -148,13 +152,13 @@ impl Warden {
         self.ask_for_move(tenant);
     }
 
-    /// It may have to live elsewhere; whoever moves tenants looks.
+    /// Has the tenant moved, if it does not live where it must.
     pub(crate) fn ask_for_move(&self, tenant: &Arc<Tenant>) {
         let _ = self.moves.send(Arc::clone(tenant));
     }
 
-    /// A process of a uid's died by something that one of its tenants did, or seems to have done.
-    /// The others get their small share.
+    /// A uid's process died, and one of its tenants is blamed, with or without certainty. If it is
+    /// evidence, the other tenants get a small share of points.
     pub(crate) fn saw_death(&self, culprit: &Arc<Tenant>, uid: u32, seen: Seen, others: &[Arc<Tenant>]) {
         self.hold_against(uid, culprit.standing().level());
         self.saw(culprit, uid, &[seen]);
@@ -169,7 +173,7 @@ impl Warden {
         self.blamed.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// A tenant of that uid, who lived at that level until then, is blamed for a death.
+    /// A tenant of that uid, which lived at that level until then, is blamed for a death.
     fn hold_against(&self, uid: u32, level: Level) {
         let (rules, now) = (&self.cordon.rules.deaths, clock::monotonic());
         let mut blamed = self.blamed();
@@ -183,46 +187,47 @@ impl Warden {
         }
     }
 
-    /// So many deaths are held against that uid that its new homes are alone.
+    /// Whether the uid's budget of deaths is used up, so that its new homes are alone.
     pub(crate) fn has_used_up(&self, uid: u32) -> bool {
         self.blamed().get(&uid).is_some_and(|deaths| deaths.is_used_up(&self.cordon.rules.deaths, clock::monotonic()))
     }
 
-    /// No death is held against that uid.
+    /// Whether no death is held against that uid.
     pub(crate) fn has_forgiven(&self, uid: u32) -> bool {
         self.blamed().get(&uid).is_none_or(|deaths| deaths.is_clear(clock::monotonic()))
     }
 
-    /// Every uid against whom deaths are held.
+    /// Every uid with the deaths held against it.
     pub(crate) fn held_against(&self) -> Vec<(u32, Deaths)> {
         let (now, blamed) = (clock::monotonic(), self.blamed());
         blamed.iter().filter(|(_, deaths)| !deaths.is_clear(now)).map(|(uid, deaths)| (*uid, *deaths)).collect()
     }
 
-    /// A process died, and nobody knows whose doing it was: its tenants are split, and each gets a
-    /// few points. One that broke the protocol, or whose pages did not carry their keys, was taken
-    /// over as a whole; of those each is alone for a while.
+    /// A process died, and its death is unattributed: its tenants are bisected, and each gets a few
+    /// points. If the process broke the protocol, or its pages did not carry their keys, it was
+    /// taken over as a whole; then each tenant is alone for a while.
     pub(crate) fn saw_unexplained_death(&self, tenants: &[Arc<Tenant>], signal: Signal, scene: Scene) {
         if matches!(signal, Signal::Protocol | Signal::ClosedKey) {
             let alone: Vec<_> = tenants.iter().map(|tenant| (Arc::clone(tenant), None)).collect();
             self.keep_apart(&alone, Because::UnexplainedDeath, scene);
         } else {
-            self.halve(tenants, Because::UnexplainedDeath, scene);
+            self.bisect(tenants, Because::UnexplainedDeath, scene);
         }
         for tenant in tenants {
             self.saw(tenant, scene.uid, &[Seen::certain(Signal::Unattributed)]);
         }
     }
 
-    /// Keeps tenants in halves for a while, away from everybody else: it was one of them.
-    pub(crate) fn halve(&self, tenants: &[Arc<Tenant>], because: Because, scene: Scene) {
+    /// Bisects suspects: one of them is responsible, so each half is kept apart from all other
+    /// tenants for a while.
+    pub(crate) fn bisect(&self, tenants: &[Arc<Tenant>], because: Because, scene: Scene) {
         let death = self.deaths.fetch_add(1, Ordering::Relaxed);
         let halves = tenants.iter().cloned().zip(bisect(tenants.len(), death)).collect::<Vec<_>>();
         self.keep_apart(&halves, because, scene);
     }
 
-    /// Keeps tenants from others for a while, each alone or with those of its case. Their standings
-    /// stay as they are: it is not known that they did anything.
+    /// Keeps tenants apart for a while, each alone or with those of its case. Their standings do
+    /// not change: it is not known that they did anything.
     pub(crate) fn keep_apart(&self, tenants: &[(Arc<Tenant>, Option<Case>)], because: Because, scene: Scene) {
         if tenants.is_empty() {
             return;
@@ -248,7 +253,7 @@ impl Warden {
         self.recorder.seen(Some(scene.uid), &apart);
     }
 
-    /// How a tenant stands that was never seen before.
+    /// The standing of a tenant that was never seen before.
     pub(crate) fn newcomer() -> Standing {
         Standing::new(clock::now())
     }

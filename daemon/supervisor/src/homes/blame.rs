@@ -1,10 +1,10 @@
-//! What the end of a process means for those who lived in it: on whose account it goes, and what is
-//! told of it.
+//! Applies the end of a process to the tenants that lived in it: whose standing it changes, and
+//! which event it emits.
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use enisle_cordon::blame::Put;
+use enisle_cordon::blame::Consequence;
 use enisle_cordon::{Because, Verdict};
 use enisle_hardening::fault::Fault;
 use enisle_wire::control::Slot;
@@ -17,7 +17,7 @@ use crate::workers::exit::Exit;
 use crate::workers::process::Worker;
 use crate::workers::violation::{self, Attack};
 
-/// Everybody who was ever admitted to one process, by their places.
+/// Every tenant that was ever admitted to one process, by slot.
 #[derive(Debug, Default)]
 pub(crate) struct Roster(Mutex<BTreeMap<Slot, Arc<Tenant>>>);
 
@@ -30,7 +30,7 @@ impl Roster {
         self.lock().insert(slot, Arc::clone(tenant));
     }
 
-    /// Who lives, or lived, in that place.
+    /// The tenant that lives, or lived, in that slot.
     pub(crate) fn tenant_in(&self, slot: Slot) -> Option<Arc<Tenant>> {
         self.lock().get(&slot).cloned()
     }
@@ -39,38 +39,38 @@ impl Roster {
         self.tenant_in(slot).map(|tenant| tenant.name.to_string())
     }
 
-    /// Who lives in those places, but for one.
+    /// The tenants of the slots in `here`, except that of `but`.
     fn others(&self, here: &[Slot], but: Option<Slot>) -> Vec<Arc<Tenant>> {
         let others = here.iter().filter(|slot| Some(**slot) != but);
         others.filter_map(|slot| self.tenant_in(*slot)).collect()
     }
 }
 
-/// Tells of the end of a process, and puts it on the accounts of those who were there: of the one
-/// whose doing it was, of all a little, or of nobody.
-pub(super) fn settle(worker: &Worker, exit: &Exit, roster: &Roster, warden: &Warden) {
+/// Emits an event if the process ended by a fault, and applies the consequence: to the tenant
+/// responsible, to all tenants that were there, or to none.
+pub(super) fn apply(worker: &Worker, exit: &Exit, roster: &Roster, warden: &Warden) {
     if let Death::Fault(fault) = &exit.death {
-        warden.events.tell(told(worker, fault, exit.verdict, roster));
+        warden.events.tell(fault_event(worker, fault, exit.verdict, roster));
     }
     let scene = Scene { worker: worker.id, uid: worker.uid };
     let all = || roster.others(&exit.here, None);
-    match exit.put {
-        Put::Nobody => {}
-        Put::Doing(slot, seen) => {
+    match exit.consequence {
+        Consequence::Nothing => {}
+        Consequence::Blame(slot, seen) => {
             let Some(culprit) = roster.tenant_in(slot) else { return };
             warden.saw_death(&culprit, worker.uid, seen, &roster.others(&exit.here, Some(slot)));
         }
-        Put::Holds(slot) => {
+        Consequence::KeepApart(slot) => {
             let largest: Vec<_> = roster.tenant_in(slot).into_iter().map(|largest| (largest, None)).collect();
             warden.keep_apart(&largest, Because::WantOfMemory, scene);
         }
-        Put::Halves(because, None) => warden.halve(&all(), because, scene),
-        Put::Halves(_, Some(signal)) => warden.saw_unexplained_death(&all(), signal, scene),
+        Consequence::Bisect(because, None) => warden.bisect(&all(), because, scene),
+        Consequence::Bisect(_, Some(signal)) => warden.saw_unexplained_death(&all(), signal, scene),
     }
 }
 
-/// The event of a fault: on whose thread it was, and what follows from it.
-fn told(worker: &Worker, fault: &Fault, verdict: Verdict, roster: &Roster) -> What {
+/// The event of a fault: on which thread it was, and who is blamed.
+fn fault_event(worker: &Worker, fault: &Fault, verdict: Verdict, roster: &Roster) -> What {
     let (worker_id, pid, uid) = (worker.id, worker.pid.as_raw(), worker.uid);
     let tenant = fault.place.and_then(|place| roster.name_in(Slot(place)));
     let (what, pc) = (violation::describe(fault), format!("{:#x}", fault.pc));
@@ -81,19 +81,19 @@ fn told(worker: &Worker, fault: &Fault, verdict: Verdict, roster: &Roster) -> Wh
             What::Violation { worker: worker_id, pid, uid, tenant, layer, what, address, victim, pc }
         }
         None => {
-            let (room_mb, blame) = (fault.room >> 20, in_a_word(verdict));
+            let (room_mb, blame) = (fault.room >> 20, verdict_name(verdict));
             What::Crashed { worker: worker_id, pid, uid, tenant, what, pc, room_mb, blame }
         }
     }
 }
 
-/// What follows from a death, for an event.
-fn in_a_word(verdict: Verdict) -> &'static str {
+/// The verdict on a death as one word, for an event.
+fn verdict_name(verdict: Verdict) -> &'static str {
     match verdict {
-        Verdict::Nobody => "nobody",
+        Verdict::Nothing => "nobody",
         Verdict::Thread(seen) if seen.certain => "certain",
         Verdict::Thread(_) => "inCompany",
         Verdict::WantOfMemory => "wantOfMemory",
-        Verdict::Halves(_) => "unknown",
+        Verdict::Bisect(_) => "unknown",
     }
 }

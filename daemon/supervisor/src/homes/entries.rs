@@ -1,4 +1,4 @@
-//! Every worker and who lives in it: what there is, and what can be read off it.
+//! Every worker with its occupants: the data, and what can be read from it.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -10,35 +10,35 @@ use tokio::sync::OnceCell;
 
 use crate::homes::blame::Roster;
 use crate::homes::home::Home;
-use crate::homes::resident::Resident;
+use crate::homes::residence::Residence;
 use crate::share::Held;
 use crate::tenants::tenant::Tenant;
 use crate::workers::process::Worker;
 
-/// A uid's part of the homes; and of those for tenants who live alone, if it is one.
+/// A uid's share of the processes, and of those for tenants that live alone if this is one.
 pub(super) type Part = (Held, Option<Held>);
 
-/// Somebody who has a place in a worker, or is about to move in.
+/// A tenant that has a slot in a worker, or is about to move in.
 #[derive(Debug)]
-struct Lodger {
-    home: Arc<Home>,
-    /// Once it has moved in.
-    resident: Option<Arc<Resident>>,
+struct Occupant {
+    residence: Arc<Residence>,
+    /// Set once the tenant has moved in.
+    home: Option<Arc<Home>>,
 }
 
-/// A worker, living or about to.
+/// A worker, running or about to start.
 #[derive(Debug)]
 pub(super) struct Entry {
     pub(super) uid: u32,
     pub(super) level: Level,
-    places_used: u32,
-    /// Nobody comes in any more.
+    slots_used: u32,
+    /// No more tenants are admitted.
     pub(super) closing: bool,
-    lodgers: BTreeMap<Slot, Lodger>,
-    /// Set once its process is ready; whoever comes first starts it, whoever comes meanwhile waits.
+    occupants: BTreeMap<Slot, Occupant>,
+    /// Set once the process is ready. The first tenant starts it; others wait for that start.
     pub(super) worker: Arc<OnceCell<Arc<Worker>>>,
     pub(super) roster: Arc<Roster>,
-    /// The start has it too, which may last longer than anybody's wish for the process.
+    /// Shared with the start, which may outlast the request for the process.
     pub(super) held: Arc<Part>,
 }
 
@@ -46,17 +46,17 @@ pub(super) struct Entry {
 #[derive(Debug)]
 pub(crate) struct Listed {
     pub(crate) worker: Arc<Worker>,
-    pub(crate) places_used: u32,
+    pub(crate) slots_used: u32,
     pub(crate) tenants: Vec<String>,
 }
 
-/// A worker with those who live in it.
+/// A worker with its tenants.
 #[derive(Debug)]
-pub(crate) struct Household {
+pub(crate) struct OccupiedWorker {
     pub(crate) worker: Arc<Worker>,
     pub(crate) roster: Arc<Roster>,
     pub(crate) tenants: Vec<(Slot, Arc<Tenant>)>,
-    /// One of them has a run here or on its way.
+    /// One of them has a run in progress or on its way.
     pub(crate) busy: bool,
 }
 
@@ -65,106 +65,106 @@ impl Entry {
         Self {
             uid,
             level,
-            places_used: 0,
+            slots_used: 0,
             closing: false,
-            lodgers: BTreeMap::new(),
+            occupants: BTreeMap::new(),
             worker: Arc::default(),
             roster: Arc::default(),
             held,
         }
     }
 
-    /// Takes the next place for a tenant that is about to move in. It is never anybody else's.
-    pub(super) fn take_place(&mut self, home: &Arc<Home>) -> Slot {
-        let slot = Slot(self.places_used);
-        self.places_used += 1;
-        self.lodgers.insert(slot, Lodger { home: Arc::clone(home), resident: None });
+    /// Takes the next slot for a tenant that is about to move in. A slot is never reused.
+    pub(super) fn take_slot(&mut self, residence: &Arc<Residence>) -> Slot {
+        let slot = Slot(self.slots_used);
+        self.slots_used += 1;
+        self.occupants.insert(slot, Occupant { residence: Arc::clone(residence), home: None });
         slot
     }
 
-    pub(super) fn moved_in(&mut self, slot: Slot, home: &Arc<Home>, resident: &Arc<Resident>) {
-        let lodger = Lodger { home: Arc::clone(home), resident: Some(Arc::clone(resident)) };
-        self.lodgers.insert(slot, lodger);
+    pub(super) fn moved_in(&mut self, slot: Slot, residence: &Arc<Residence>, home: &Arc<Home>) {
+        let occupant = Occupant { residence: Arc::clone(residence), home: Some(Arc::clone(home)) };
+        self.occupants.insert(slot, occupant);
     }
 
-    /// Who had that place, if anybody did.
-    pub(super) fn moved_out(&mut self, slot: Slot) -> Option<Arc<Home>> {
-        self.lodgers.remove(&slot).map(|lodger| lodger.home)
+    /// Frees a slot; returns whose it was, if it was taken.
+    pub(super) fn moved_out(&mut self, slot: Slot) -> Option<Arc<Residence>> {
+        self.occupants.remove(&slot).map(|occupant| occupant.residence)
     }
 
     pub(super) fn is_empty(&self) -> bool {
-        self.lodgers.is_empty()
+        self.occupants.is_empty()
     }
 
     pub(super) fn is_dead(&self) -> bool {
         self.worker.get().is_some_and(|worker| worker.is_dead())
     }
 
-    pub(super) fn residents(&self) -> impl Iterator<Item = &Arc<Resident>> {
-        self.lodgers.values().filter_map(|lodger| lodger.resident.as_ref())
+    pub(super) fn homes(&self) -> impl Iterator<Item = &Arc<Home>> {
+        self.occupants.values().filter_map(|occupant| occupant.home.as_ref())
     }
 
     pub(super) fn tenants(&self) -> impl Iterator<Item = &Arc<Tenant>> {
-        self.lodgers.values().map(|lodger| &lodger.home.tenant)
+        self.occupants.values().map(|occupant| &occupant.residence.tenant)
     }
 
     pub(super) fn names(&self) -> Vec<String> {
         self.tenants().map(|tenant| tenant.name.to_string()).collect()
     }
 
-    /// Those who have a place here, but for one.
-    pub(super) fn others(&self, but: Slot) -> impl Iterator<Item = &Arc<Home>> {
-        self.lodgers.iter().filter(move |(slot, _)| **slot != but).map(|(_, lodger)| &lodger.home)
+    /// The residences of all occupants but the one in slot `but`.
+    pub(super) fn others(&self, but: Slot) -> impl Iterator<Item = &Arc<Residence>> {
+        self.occupants.iter().filter(move |(slot, _)| **slot != but).map(|(_, occupant)| &occupant.residence)
     }
 
-    /// Those whose tenants have a run here or on its way, with their homes.
-    pub(super) fn busy(&self) -> impl Iterator<Item = (Arc<Tenant>, Arc<Resident>)> {
-        self.lodgers.values().filter_map(|lodger| {
-            let resident = lodger.resident.as_ref().filter(|resident| resident.is_used())?;
-            Some((Arc::clone(&lodger.home.tenant), Arc::clone(resident)))
+    /// The homes with a run in progress or on its way, and their tenants.
+    pub(super) fn busy(&self) -> impl Iterator<Item = (Arc<Tenant>, Arc<Home>)> {
+        self.occupants.values().filter_map(|occupant| {
+            let home = occupant.home.as_ref().filter(|home| home.is_used())?;
+            Some((Arc::clone(&occupant.residence.tenant), Arc::clone(home)))
         })
     }
 
-    /// All have moved in, and none of them has a run here or on its way.
+    /// All tenants have moved in, and none has a run in progress or on its way.
     pub(super) fn is_idle(&self) -> bool {
-        self.lodgers.values().all(|lodger| lodger.resident.as_ref().is_some_and(|resident| resident.is_idle()))
+        self.occupants.values().all(|occupant| occupant.home.as_ref().is_some_and(|home| home.is_idle()))
     }
 
-    /// How long ago anybody in it was used last.
+    /// The time since any of its homes was last used.
     pub(super) fn unused_for(&self) -> Option<Duration> {
-        self.residents().map(|resident| resident.unused_for()).min()
+        self.homes().map(|home| home.unused_for()).min()
     }
 
     fn process(&self, id: u64, traits: impl Fn(&Tenant) -> Traits) -> Process<u64> {
         Process {
             id,
             level: self.level,
-            residents: self.tenants().map(|tenant| traits(tenant)).collect(),
-            busy: self.residents().filter(|resident| resident.is_used()).count(),
-            places_used: self.places_used as usize,
+            tenants: self.tenants().map(|tenant| traits(tenant)).collect(),
+            busy: self.homes().filter(|home| home.is_used()).count(),
+            slots_used: self.slots_used as usize,
         }
     }
 
-    /// A living one that somebody lives in.
-    pub(super) fn household(&self) -> Option<Household> {
+    /// The worker with its tenants, if it is alive and has any.
+    pub(super) fn occupied(&self) -> Option<OccupiedWorker> {
         let worker = self.worker.get().filter(|worker| !worker.is_dead() && !self.is_empty())?;
-        let tenants = self.lodgers.iter().map(|(slot, lodger)| (*slot, Arc::clone(&lodger.home.tenant)));
-        Some(Household {
+        let tenants = self.occupants.iter().map(|(slot, occupant)| (*slot, Arc::clone(&occupant.residence.tenant)));
+        Some(OccupiedWorker {
             worker: Arc::clone(worker),
             roster: Arc::clone(&self.roster),
             tenants: tenants.collect(),
-            busy: self.residents().any(|resident| resident.is_used()),
+            busy: self.homes().any(|home| home.is_used()),
         })
     }
 
-    /// One that has started.
+    /// The worker for listing, if it has started.
     pub(super) fn listed(&self) -> Option<Listed> {
         let worker = Arc::clone(self.worker.get()?);
-        Some(Listed { worker, places_used: self.places_used, tenants: self.names() })
+        Some(Listed { worker, slots_used: self.slots_used, tenants: self.names() })
     }
 }
 
-/// Every worker, living or about to, by a number that no other one ever has.
+/// Every worker, running or about to start, by a number that is never reused.
 #[derive(Debug, Default)]
 pub(super) struct Entries {
     last_id: u64,
@@ -178,19 +178,20 @@ impl Entries {
         self.last_id
     }
 
-    /// The entry behind which that worker is.
+    /// The entry of that worker.
     pub(super) fn of(&mut self, worker: &Worker) -> Option<(u64, &mut Entry)> {
         let is_it = |entry: &Entry| entry.worker.get().is_some_and(|known| known.id == worker.id);
         self.by_id.iter_mut().find(|(_, entry)| is_it(entry)).map(|(id, entry)| (*id, entry))
     }
 
-    /// A uid's workers that somebody may come into, for placement.
+    /// A uid's workers that still admit tenants, for placement.
     pub(super) fn open_to(&self, uid: u32, traits: impl Fn(&Tenant) -> Traits + Copy) -> Vec<Process<u64>> {
         let open = self.by_id.iter().filter(|(_, entry)| entry.uid == uid && !entry.closing);
         open.map(|(id, entry)| entry.process(*id, traits)).collect()
     }
 
-    /// How many of a uid's workers take nobody in any more; and of those for tenants who live alone.
+    /// How many of a uid's workers admit no more tenants, and how many of those are for tenants
+    /// that live alone.
     pub(super) fn closing(&self, uid: u32) -> (usize, usize) {
         let closing = self.by_id.values().filter(|entry| entry.uid == uid && entry.closing);
         closing.fold((0, 0), |(all, alone), entry| (all + 1, alone + usize::from(entry.level.is_alone())))

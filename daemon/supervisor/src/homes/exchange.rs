@@ -1,5 +1,5 @@
-//! What a home and the task that speaks for it hand to each other: runs, their ends, and how far
-//! the home has come.
+//! What a home and the task that speaks for it exchange: runs, how they ended, and the home's
+//! state.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -20,20 +20,20 @@ use crate::workers::listeners::Listener;
 /// How a job ended.
 #[derive(Debug)]
 pub(crate) enum Ended {
-    /// By the worker's word.
+    /// As reported by the worker.
     Done(Box<Finished>),
-    /// By the supervisor's own judgement, from how the process ended.
+    /// As judged by the supervisor, from how the process ended.
     Judged(Box<Finished>),
-    /// The worker died under it.
+    /// The worker died during the run.
     Lost(Lost),
-    /// It ended, and there was no room for its answer.
+    /// The run ended, and there was no memory for its answer.
     Unanswered { bytes: usize, why: Exhausted, usage: Usage },
-    /// The resident was gone before the run began.
+    /// The home was gone before the run began.
     NotBegun,
 }
 
 impl Ended {
-    /// What it is charged.
+    /// The CPU time that the run is charged.
     pub(crate) fn cpu_us(&self) -> u64 {
         match self {
             Self::Done(finished) | Self::Judged(finished) => finished.usage.cpu_us,
@@ -46,9 +46,9 @@ impl Ended {
 #[derive(Debug)]
 pub(crate) struct Lost {
     pub(crate) why: String,
-    /// It is known to be another tenant's doing.
+    /// The death is known to be another tenant's doing.
     pub(crate) anothers_doing: bool,
-    /// What it had used; nothing where it was another tenant's doing.
+    /// What the run had used; zero where the death was another tenant's doing.
     pub(crate) usage: Usage,
 }
 
@@ -61,14 +61,14 @@ pub(crate) struct Finished {
     pub(crate) truncated: bool,
     pub(crate) usage: Usage,
     pub(crate) queued: Duration,
-    /// The worker's word: it weighs little.
+    /// Alleged by the worker: it weighs little.
     pub(crate) advice: Advice,
-    /// What result and log are charged, where they are of any size.
+    /// What result and log are charged, unless they are negligibly small.
     pub(crate) held: Option<Held>,
 }
 
 impl Finished {
-    /// An end that no worker has told of.
+    /// An end that the supervisor decides on without a report from the worker.
     pub(crate) fn of_ours(outcome: Outcome, error: Option<ScriptError>, usage: Usage) -> Self {
         Self {
             outcome,
@@ -84,7 +84,7 @@ impl Finished {
     }
 }
 
-/// What is spoken on with a tenant's thread.
+/// The connection to a tenant's thread.
 #[derive(Debug)]
 pub(crate) struct Channel {
     pub(crate) slot: Slot,
@@ -98,39 +98,40 @@ pub(crate) struct Ticket {
     /// When it began to wait.
     pub(crate) at: Instant,
     pub(crate) reply: oneshot::Sender<Ended>,
-    /// The next one's turn comes when this one is over.
+    /// Gives the turn to the next run when this one is over.
     pub(crate) _turn: OwnedSemaphorePermit,
 }
 
 /// What a home and its task share.
 #[derive(Debug)]
-pub(crate) struct State {
+pub(crate) struct HomeState {
     pub(crate) warm: AtomicBool,
     pub(crate) phase: watch::Sender<Phase>,
-    /// One run at a time. Those that wait do so here, not in the queue of the task: who goes away
-    /// waits no more.
+    /// One run at a time. Runs queue here and not in the task's channel, so that a run whose client
+    /// disconnects leaves the queue at once.
     pub(crate) turn: Arc<Semaphore>,
     pub(crate) leaves: watch::Sender<Leaves>,
-    /// A script was replaced or deleted: its isolate is of no use. Which ones are there, the meter
-    /// knows, so that however often this happens nothing waits here.
+    /// A script was replaced or deleted: its isolate is of no more use. The notification says only
+    /// that this happened; which isolates exist is kept by the meter, so repeated changes do not
+    /// accumulate.
     pub(crate) scripts_changed: Notify,
     pub(crate) meter: Meter,
-    /// Milliseconds after `epoch` at which it was last used.
+    /// When it was last used, in milliseconds after `epoch`.
     used_ms: AtomicU64,
     epoch: Instant,
 }
 
-/// Whether the tenant leaves a home, and for how long its last run there is waited for.
+/// Whether the tenant leaves a home, and how long its last run there may take.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) enum Leaves {
     No,
-    /// For as long as the run takes.
+    /// As long as the run takes.
     InTime,
-    /// For a bounded time.
+    /// A bounded time.
     InHaste,
 }
 
-/// How far a home has come.
+/// How far the start of a home has come.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Phase {
     Starting,
@@ -139,7 +140,7 @@ pub(crate) enum Phase {
     Gone,
 }
 
-impl Default for State {
+impl Default for HomeState {
     fn default() -> Self {
         Self {
             warm: AtomicBool::new(false),
@@ -154,21 +155,21 @@ impl Default for State {
     }
 }
 
-impl State {
-    /// Nothing comes from here any more.
+impl HomeState {
+    /// The task has ended: no more runs are accepted, and no more results come.
     pub(crate) fn gone(&self) {
         self.warm.store(false, Ordering::Relaxed);
         self.turn.close();
         self.phase.send_replace(Phase::Gone);
     }
 
-    /// It is used now.
+    /// Notes that the home is in use now.
     pub(crate) fn touch(&self) {
         let now = u64::try_from(self.epoch.elapsed().as_millis()).unwrap_or(u64::MAX);
         self.used_ms.store(now, Ordering::Relaxed);
     }
 
-    /// For how long it has not been used.
+    /// How long it has not been used.
     pub(crate) fn idle(&self) -> Duration {
         self.epoch.elapsed().saturating_sub(Duration::from_millis(self.used_ms.load(Ordering::Relaxed)))
     }

@@ -1,36 +1,36 @@
-//! The home that a run goes to.
+//! Finds the home that a run goes to.
 //!
-//! Locks, the outer one first: the daemon's tenants, [`Homes::by_tenant`], [`Home::present`] (held
-//! while a home is made), the pool's entries, what a worker has of its places, what a tenant has of
-//! itself. Inner ones are never held while an outer one is waited for.
+//! Lock order, outermost first: the daemon's tenants, [`Homes::by_tenant`], [`Residence::current`]
+//! (held while a home is made), the pool's entries, a worker's slots, a tenant's own fields. An
+//! inner lock is never held while waiting for an outer one.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use enisle_cordon::Level;
-use enisle_cordon::moving::Dwelling;
+use enisle_cordon::moving::HomeFacts;
 use enisle_wire::limits::Limits;
 
 use crate::config::{Config, Cordon};
 use crate::cordons::warden::Warden;
 use crate::events::Events;
-use crate::homes::home::Home;
+use crate::homes::home::{Home, Visit};
 use crate::homes::job::Job;
 use crate::homes::pool::{AdmitError, Pool};
-use crate::homes::resident::{Resident, Visit};
+use crate::homes::residence::Residence;
 use crate::tenants::policy::TenantName;
 use crate::tenants::tenant::Tenant;
 use crate::workers::process::Worker;
 
-/// How often the runs of a tenant that lives where it should not ask for its move.
+/// How often the runs of a misplaced tenant may ask for its move.
 const RUNS_ASK_EVERY: Duration = Duration::from_millis(200);
 
-/// Which tenant is in which process.
+/// Which tenant lives in which process.
 #[derive(Debug)]
 pub(crate) struct Homes {
-    /// Of those tenants that live anywhere, or did until just now.
-    by_tenant: Mutex<HashMap<TenantName, Arc<Home>>>,
+    /// The tenants that live somewhere, or did until just now.
+    by_tenant: Mutex<HashMap<TenantName, Arc<Residence>>>,
     pub(crate) pool: Pool,
     pub(super) warden: Arc<Warden>,
     pub(super) events: Arc<Events>,
@@ -50,107 +50,110 @@ impl Homes {
         }
     }
 
-    fn by_tenant(&self) -> MutexGuard<'_, HashMap<TenantName, Arc<Home>>> {
+    fn by_tenant(&self) -> MutexGuard<'_, HashMap<TenantName, Arc<Residence>>> {
         self.by_tenant.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// What there is of where a tenant lives, if it lives anywhere.
-    pub(super) fn known(&self, name: &TenantName) -> Option<Arc<Home>> {
+    /// The tenant's residence, if it lives anywhere.
+    pub(super) fn known(&self, name: &TenantName) -> Option<Arc<Residence>> {
         self.by_tenant().get(name).cloned()
     }
 
-    /// The same, from now on for one that lives nowhere.
-    fn of(&self, tenant: &Arc<Tenant>) -> Arc<Home> {
-        let mut homes = self.by_tenant();
-        let home = homes.entry(tenant.name.clone()).or_insert_with(|| Arc::new(Home::new(Arc::clone(tenant))));
-        // Of one that was forgotten and has the same name nothing is needed, or it would not have
-        // been.
-        if !Arc::ptr_eq(&home.tenant, tenant) {
-            *home = Arc::new(Home::new(Arc::clone(tenant)));
+    /// The tenant's residence; a new one for a tenant that lives nowhere.
+    fn of(&self, tenant: &Arc<Tenant>) -> Arc<Residence> {
+        let mut known = self.by_tenant();
+        let residence =
+            known.entry(tenant.name.clone()).or_insert_with(|| Arc::new(Residence::new(Arc::clone(tenant))));
+        // A stale entry belongs to a forgotten tenant of the same name. Nothing of it is needed, or
+        // the tenant would not have been forgotten.
+        if !Arc::ptr_eq(&residence.tenant, tenant) {
+            *residence = Arc::new(Residence::new(Arc::clone(tenant)));
         }
-        Arc::clone(home)
+        Arc::clone(residence)
     }
 
     /// Where a tenant lives now.
-    pub(crate) fn residence(&self, name: &TenantName) -> Option<Arc<Resident>> {
-        self.known(name)?.residence()
+    pub(crate) fn current_home(&self, name: &TenantName) -> Option<Arc<Home>> {
+        self.known(name)?.current_home()
     }
 
-    /// Forgets where a tenant lived, if it lives nowhere and nobody is about to change that.
-    /// Whether nothing is known of it now.
+    /// Drops a tenant's residence if the tenant lives nowhere and no run or move is about to give
+    /// it a home. Returns whether the tenant now has no residence.
     pub(crate) fn forget(&self, name: &TenantName) -> bool {
-        let mut homes = self.by_tenant();
-        let Some(home) = homes.get(name) else { return true };
-        // Whoever gets one does so under the lock.
-        let needed = Arc::strong_count(home) > 1 || home.is_needed();
+        let mut known = self.by_tenant();
+        let Some(residence) = known.get(name) else { return true };
+        // References are only handed out under this lock, so the count cannot grow here.
+        let needed = Arc::strong_count(residence) > 1 || residence.is_needed();
         if !needed {
-            homes.remove(name);
+            known.remove(name);
         }
         !needed
     }
 
-    /// The tenant's home; a new one if it has none, has lost it, or its process is old. Where it
-    /// has to live elsewhere, it is moved meanwhile (`rehome`); only one that must not be beside
-    /// others waits for that.
+    /// The tenant's home; a new one if it has none, has lost it, or its process is old. A misplaced
+    /// tenant is moved in the background (`rehome`) while its runs continue; only a tenant that
+    /// must not stay among its neighbours waits for the move.
     ///
-    /// Where there is no room for one that has to live alone, or that is leaving a home in which a
-    /// run has yet to end, it waits `until` then.
+    /// Without room, a tenant that must live alone, or that still has a run in a home it is
+    /// leaving, waits for room until `until`.
     pub(crate) async fn find(
         self: &Arc<Self>,
         tenant: &Arc<Tenant>,
         job: &Job,
         until: Instant,
     ) -> Result<Visit, AdmitError> {
-        let home = &self.of(tenant);
-        let mut present = home.present.lock().await;
+        let residence = &self.of(tenant);
+        let mut current = residence.current.lock().await;
         loop {
             tenant.may_run()?;
-            // Secrets are nowhere where somebody else is whom they are not for.
+            // A tenant's secrets are never in a process with a tenant that they must be kept from.
             if tenant.holds_secrets()
-                && let Some(old) = present.take_if(|old| self.pool.is_among_others(tenant, old))
+                && let Some(old) = current.take_if(|old| self.pool.is_among_others(tenant, old))
             {
-                self.drain_home(home, old, true);
+                self.drain_home(residence, old, true);
             }
-            if let Some(visit) = present.as_ref().and_then(Resident::visit) {
-                // Further in there is time, and whoever is alone for its own sake need not be.
+            if let Some(visit) = current.as_ref().and_then(Home::visit) {
+                // Moving inward is not urgent, and a tenant that lives alone for its own protection
+                // need not move.
                 let leaves = tenant.needs().is_too_far_in(visit.worker.level) || self.is_old(&visit.worker);
-                if leaves && home.runs_may_ask(RUNS_ASK_EVERY) {
+                if leaves && residence.runs_may_ask(RUNS_ASK_EVERY) {
                     self.warden.ask_for_move(tenant);
                 }
                 return Ok(visit);
             }
-            *present = None;
+            *current = None;
             let level = self.level_of_new_home(tenant, job.in_flight.uid);
             let memory_mb = job.run.limits.memory_mb.min(self.limits_at(tenant, level).memory_mb);
-            // A home alone that is nothing but others' doing is not waited for.
+            // A home alone that is needed only because of other tenants' deaths is not waited for.
             let own_doing = tenant.on_probation().is_none() || tenant.standing().level().is_alone();
             let patience = if own_doing { until } else { Instant::now() };
-            let admitted = match self.pool.admit(home, level, memory_mb, job.in_flight.uid, patience).await {
-                // That it lives alone was for its own sake, or is not its own doing: it is not
-                // refused for that.
+            let admitted = match self.pool.admit(residence, level, memory_mb, job.in_flight.uid, patience).await {
+                // The tenant was to live alone for its own protection, or because of what others
+                // did: it is not refused for that.
                 Err(AdmitError::Full(_) | AdmitError::FullAlone(_))
                     if level.is_alone() && tenant.standing().level() == Level::Shared =>
                 {
-                    self.pool.admit(home, Level::Shared, memory_mb, job.in_flight.uid, until).await
+                    self.pool.admit(residence, Level::Shared, memory_mb, job.in_flight.uid, until).await
                 }
                 admitted => admitted,
             };
             match admitted {
-                Ok(admitted) => *present = Some(admitted),
-                // It was expelled while it waited for room; the next look says so.
+                Ok(admitted) => *current = Some(admitted),
+                // The tenant was expelled while it waited for room; the next iteration reports
+                // that.
                 Err(_) if tenant.wanted_level() == Level::Expelled => {}
                 Err(error) => return Err(error),
             }
         }
     }
 
-    /// How far out a tenant's next home has to be, on the account of a uid.
+    /// The level of a tenant's next home, on the account of a uid.
     ///
-    /// While the uid's budget of deaths is used up, it is alone, also for those who have done
-    /// nothing: whose doing the next death will be shows only afterwards, and a neighbour is safe
-    /// where nobody else is. Whoever has a home in company stays there. If there is no room alone,
-    /// such tenants are together, and never beside those who were there before: want of homes alone
-    /// is no reason to refuse somebody for what another tenant did.
+    /// While the uid's budget of deaths is used up, new homes are alone, even for tenants that have
+    /// done nothing: who causes the next death shows only afterwards, and only a tenant without
+    /// neighbours is safe from it. A tenant that already shares a process stays there. If there is
+    /// no room alone, such tenants share with each other, but never with tenants that lived there
+    /// before: lack of room alone is no reason to refuse one tenant for what another did.
     pub(crate) fn level_of_new_home(&self, tenant: &Tenant, uid: u32) -> Level {
         if self.warden.has_used_up(uid) {
             tenant.put_on_probation(uid);
@@ -158,15 +161,16 @@ impl Homes {
         tenant.wanted_level()
     }
 
-    /// What a tenant's runs may use at that level: the lower of its policy's and the level's.
+    /// What a tenant's runs may use at that level: for each limit, the lower of the policy's and
+    /// the level's.
     pub(crate) fn limits_at(&self, tenant: &Tenant, level: Level) -> Limits {
         let limits = tenant.policy().limits;
         if level == Level::Sealed { self.cordon.sealed.lower(limits) } else { limits }
     }
 
-    /// A home, for who decides whether its tenant moves.
-    pub(super) fn dwelling(&self, tenant: &Tenant, home: &Resident) -> Dwelling {
-        Dwelling {
+    /// A home, as the pure function that decides on moves sees it.
+    pub(super) fn facts_of(&self, tenant: &Tenant, home: &Home) -> HomeFacts {
+        HomeFacts {
             level: home.worker.level,
             is_old: self.is_old(&home.worker),
             is_unwanted: home.worker.is_unwanted(home.slot),
@@ -174,7 +178,8 @@ impl Homes {
         }
     }
 
-    /// What an attacker has learnt of a process's memory is worth nothing in the next one.
+    /// Old processes are left because what an attacker has learnt about a process's memory is
+    /// worthless in the next one.
     pub(crate) fn is_old(&self, worker: &Worker) -> bool {
         worker.started_at.elapsed() >= self.max_age
     }

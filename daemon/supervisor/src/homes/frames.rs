@@ -1,4 +1,4 @@
-//! Frames from a tenant's thread, as they come.
+//! Reads frames from a tenant's thread as they arrive.
 
 use enisle_wire::tenant::FromTenant;
 use enisle_wire::{FrameError, MAX_FROM_TENANT_BYTES};
@@ -8,21 +8,21 @@ use tokio::sync::mpsc;
 
 use crate::workers::channel::{read_body, read_len, skip};
 
-/// A frame that is larger is announced before it is read, and charged for.
+/// A larger frame is announced, and charged, before it is read.
 const LARGE_BYTES: usize = 64 << 10;
 
-/// What comes from a tenant's thread.
+/// What arrives from a tenant's thread.
 #[derive(Debug)]
 pub(super) enum Heard {
     Frame(Result<FromTenant, FrameError>),
-    /// A large frame; whether it is read or skipped has to be said ([`FrameReader::decide`]).
+    /// A large frame. [`FrameReader::decide`] must be called to have it read or skipped.
     Large {
         bytes: usize,
         kind: Kind,
     },
 }
 
-/// What a large frame is.
+/// What a large frame carries.
 #[derive(Debug, Clone, Copy)]
 pub(super) enum Kind {
     Log,
@@ -41,7 +41,8 @@ impl Kind {
     }
 }
 
-/// Frames as they come, read by a task of its own so that a wait for one can be abandoned without losing half of it.
+/// Frames as they arrive, read by a task of their own: a wait for a frame can then be cancelled
+/// without losing half of one.
 #[derive(Debug)]
 pub(super) struct FrameReader {
     pub(super) heard: mpsc::Receiver<Heard>,
@@ -68,7 +69,7 @@ impl FrameReader {
         Self { heard, verdicts }
     }
 
-    /// The next frame; none if it was skipped.
+    /// The next frame; `None` if it was skipped.
     async fn read(
         channel: &mut OwnedReadHalf,
         send: &mpsc::Sender<Heard>,
@@ -90,7 +91,7 @@ impl FrameReader {
         }
     }
 
-    /// Has the large frame that was announced read, or skipped.
+    /// Has the announced large frame read or skipped.
     pub(super) async fn decide(&self, read: bool) {
         let _ = self.verdicts.send(read).await;
     }

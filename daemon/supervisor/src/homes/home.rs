@@ -1,112 +1,256 @@
-//! Where one tenant lives, and the homes that it is leaving.
+//! A home: one tenant in one worker, as the rest of the daemon holds it: which runs may enter, and
+//! how each ended. The task behind it, which speaks on the tenant's channel, is in
+//! [`crate::homes::speaker`].
+//!
+//! When a tenant leaves a home, its current run finishes there; queued runs go to the next home.
 
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
-use crate::homes::resident::Resident;
-use crate::tenants::tenant::Tenant;
+use enisle_cordon::{Shape, Signal, shape};
+use enisle_wire::control::Slot;
+use enisle_wire::tenant::RunId;
+use nix::unistd::Pid;
+use tokio::sync::{Notify, mpsc, oneshot};
 
-/// What there is of a tenant as long as it lives somewhere, or did until just now.
+use crate::cordons::counters::Counters;
+use crate::cordons::warden::Warden;
+use crate::homes::exchange::{Channel, Ended, HomeState, Leaves, Phase, Ticket};
+use crate::homes::job::Job;
+use crate::homes::speaker::Speaker;
+use crate::tenants::tenant::Tenant;
+use crate::workers::process::Worker;
+use crate::workers::threads;
+
+/// A tenant's slot in a worker with the channel to its thread, as the rest of the daemon holds it.
 #[derive(Debug)]
 pub(crate) struct Home {
-    pub(crate) tenant: Arc<Tenant>,
-    /// Where its runs go. Who holds the lock keeps them from going anywhere.
-    pub(super) present: tokio::sync::Mutex<Option<Arc<Resident>>>,
-    /// Somebody is moving it, and somebody has asked for that since.
-    pub(super) moving: AtomicBool,
-    pub(super) asked_to_move: AtomicBool,
-    left: Mutex<Left>,
+    pub(crate) worker: Arc<Worker>,
+    pub(crate) slot: Slot,
+    /// The number of this home among the tenant's homes.
+    pub(crate) token: u64,
+    /// On whose account the tenant is here.
+    pub(crate) uid: u32,
+    tickets: mpsc::Sender<Box<Ticket>>,
+    state: Arc<HomeState>,
+    /// Runs in progress or on their way; [`CLOSED`] once the tenant moves out.
+    users: AtomicUsize,
+    unused: Notify,
+    /// Nothing from here is accepted any more.
+    fenced: AtomicBool,
+    /// The tenant's thread once it is known, and the processor's counters for it.
+    thread: OnceLock<Pid>,
+    counters: Mutex<Option<Counters>>,
+    shape: Mutex<Shape>,
 }
 
-#[derive(Debug, Default)]
-struct Left {
-    /// The homes that it has left and in which a run has yet to end.
-    draining: Vec<Weak<Resident>>,
-    /// When its runs last asked for a move, and when it was last told that there is no room for
-    /// one.
-    runs_asked: Option<Instant>,
-    no_room_told: Option<Instant>,
+/// No more runs enter.
+const CLOSED: usize = usize::MAX;
+
+/// Permission to run here: while it exists, the tenant does not move out.
+#[derive(Debug)]
+pub(crate) struct Visit(Arc<Home>);
+
+impl std::ops::Deref for Visit {
+    type Target = Home;
+
+    fn deref(&self) -> &Home {
+        &self.0
+    }
+}
+
+impl Drop for Visit {
+    fn drop(&mut self) {
+        self.0.state.touch();
+        if self.0.users.fetch_sub(1, Ordering::SeqCst) == 1 {
+            self.0.unused.notify_waiters();
+        }
+    }
+}
+
+/// Cancels a run whose client has disconnected: dropping this before the run ends cancels it.
+struct CancelOnDrop<'a> {
+    home: &'a Home,
+    run: Option<RunId>,
+}
+
+impl Drop for CancelOnDrop<'_> {
+    fn drop(&mut self) {
+        if let Some(run) = self.run {
+            self.home.worker.cancel(self.home.slot, run);
+        }
+    }
 }
 
 impl Home {
-    pub(super) fn new(tenant: Arc<Tenant>) -> Self {
-        Self {
-            tenant,
-            present: tokio::sync::Mutex::default(),
-            moving: AtomicBool::new(false),
-            asked_to_move: AtomicBool::new(false),
-            left: Mutex::default(),
+    /// Starts speaking on `channel`, whose other end is sent to the worker with the admission.
+    pub(crate) fn new(
+        tenant: Arc<Tenant>,
+        worker: Arc<Worker>,
+        channel: Channel,
+        uid: u32,
+        warden: Arc<Warden>,
+    ) -> Arc<Self> {
+        let token = tenant.next_token();
+        let (tickets, receive) = mpsc::channel(1);
+        let (state, slot) = (Arc::<HomeState>::default(), channel.slot);
+        let speaker = Speaker::new(tenant, Arc::clone(&worker), channel, Arc::clone(&state), warden);
+        tokio::spawn(speaker.speak(receive));
+        Arc::new(Self {
+            worker,
+            slot,
+            token,
+            uid,
+            tickets,
+            state,
+            users: AtomicUsize::new(0),
+            unused: Notify::new(),
+            fenced: AtomicBool::new(false),
+            thread: OnceLock::new(),
+            counters: Mutex::default(),
+            shape: Mutex::default(),
+        })
+    }
+
+    /// Enters the home. `None` once the tenant is moving out, or its worker is dead.
+    pub(crate) fn visit(self: &Arc<Self>) -> Option<Visit> {
+        if !self.is_open() {
+            return None;
+        }
+        let come_in = |users| if users == CLOSED { None } else { Some(users + 1) };
+        self.users.fetch_update(Ordering::SeqCst, Ordering::SeqCst, come_in).ok()?;
+        self.state.touch();
+        Some(Visit(Arc::clone(self)))
+    }
+
+    /// Has isolates of scripts that are no longer registered disposed of, if any are here.
+    pub(crate) fn forget_replaced(&self) {
+        self.state.scripts_changed.notify_one();
+    }
+
+    /// Closes the home to further runs, if no run is in it.
+    pub(crate) fn close(&self) -> bool {
+        self.users.compare_exchange(0, CLOSED, Ordering::SeqCst, Ordering::SeqCst).is_ok()
+    }
+
+    /// Whether runs may enter.
+    pub(crate) fn is_open(&self) -> bool {
+        !self.tickets.is_closed()
+            && !self.worker.is_dead()
+            && !self.is_closed()
+            && *self.state.leaves.borrow() == Leaves::No
+    }
+
+    /// The tenant leaves: its thread ends after the current run, and queued runs go to the next
+    /// home.
+    pub(crate) fn leave(&self) {
+        self.leave_at_least(Leaves::InTime);
+    }
+
+    /// The tenant leaves, and its current run has bounded time: whatever waits for that run to end
+    /// learns of it from [`Home::overstays`].
+    pub(crate) fn leave_in_haste(&self) {
+        self.leave_at_least(Leaves::InHaste);
+    }
+
+    fn leave_at_least(&self, leaves: Leaves) {
+        self.state.turn.close();
+        self.state.leaves.send_if_modified(|known| {
+            let later = *known < leaves;
+            *known = leaves.max(*known);
+            later
+        });
+    }
+
+    /// Waits until the tenant has been leaving in haste for `patience`.
+    pub(crate) async fn overstays(&self, patience: Duration) {
+        let mut leaves = self.state.leaves.subscribe();
+        if leaves.wait_for(|leaves| *leaves == Leaves::InHaste).await.is_ok() {
+            tokio::time::sleep(patience).await;
         }
     }
 
-    fn left(&self) -> MutexGuard<'_, Left> {
-        self.left.lock().unwrap_or_else(PoisonError::into_inner)
+    /// From now on, everything that still arrives from here is discarded.
+    pub(crate) fn fence(&self) {
+        self.leave();
+        self.fenced.store(true, Ordering::SeqCst);
     }
 
-    /// Where the tenant lives now.
-    pub(super) fn residence(&self) -> Option<Arc<Resident>> {
-        self.present.try_lock().ok()?.as_ref().filter(|resident| resident.is_open()).cloned()
+    pub(crate) fn is_fenced(&self) -> bool {
+        self.fenced.load(Ordering::SeqCst)
     }
 
-    /// Whether there is anything in it that must not be forgotten. Of a worker that is dead all
-    /// that there is would be kept, so that is given up here.
-    pub(super) fn is_needed(&self) -> bool {
-        // Whoever holds the lock is giving the tenant a home.
-        let Ok(mut present) = self.present.try_lock() else { return true };
-        present.take_if(|home| !home.is_open());
-        present.is_some() || self.moving.load(Ordering::SeqCst) || self.is_draining()
+    /// Waits until the thread is locked down and has an isolate. False if that never happens.
+    pub(crate) async fn is_ready(&self) -> bool {
+        let mut phase = self.state.phase.subscribe();
+        let decided = phase.wait_for(|phase| *phase != Phase::Starting).await;
+        decided.is_ok_and(|phase| *phase == Phase::Ready)
     }
 
-    /// Whether the tenant's runs may ask for a move again.
-    pub(super) fn runs_may_ask(&self, pause: Duration) -> bool {
-        has_passed(&mut self.left().runs_asked, pause)
+    /// Whether a run is in progress or on its way.
+    pub(crate) fn is_used(&self) -> bool {
+        !matches!(self.users.load(Ordering::SeqCst), 0 | CLOSED)
     }
 
-    /// Whether it is to be told again that there is no room for a move.
-    pub(super) fn is_told_of_no_room(&self, pause: Duration) -> bool {
-        has_passed(&mut self.left().no_room_told, pause)
+    /// Samples the thread's last window, with the processor's counters if available.
+    pub(crate) fn observe(&self, rules: &shape::ShapeRules, with_counters: bool) -> Vec<Signal> {
+        let thread = self.thread.get().copied().or_else(|| {
+            let thread = self.worker.thread_of(self.slot)?;
+            let mut counters = self.counters.lock().unwrap_or_else(PoisonError::into_inner);
+            *counters = with_counters.then(|| Counters::of(thread).ok()).flatten();
+            Some(*self.thread.get_or_init(|| thread))
+        });
+        let mut counters = self.counters.lock().unwrap_or_else(PoisonError::into_inner);
+        let counted = counters.as_mut().and_then(|counters| counters.read().ok()).unwrap_or_default();
+        let kernels = thread.and_then(|thread| threads::counts(self.worker.pid, thread));
+        let sample = kernels.map(|kernels| self.state.meter.sample(kernels, counted));
+        let mut shape = self.shape.lock().unwrap_or_else(PoisonError::into_inner);
+        sample.map(|sample| shape.observe(sample, rules)).unwrap_or_default()
     }
 
-    /// A run has yet to end in a home that the tenant has left.
-    pub(super) fn drains(&self, resident: &Arc<Resident>) {
-        let draining = &mut self.left().draining;
-        draining.retain(|home| home.strong_count() > 0);
-        draining.push(Arc::downgrade(resident));
+    /// Whether the tenant is moving out.
+    pub(crate) fn is_closed(&self) -> bool {
+        self.users.load(Ordering::SeqCst) == CLOSED
     }
 
-    /// There is a home that the tenant has left: there may be room once the last run there has
-    /// ended.
-    pub(super) fn is_draining(&self) -> bool {
-        self.left().draining.iter().any(|home| home.strong_count() > 0)
-    }
-
-    /// The homes that the tenant has left and that are still there.
-    pub(super) fn draining(&self) -> Vec<Arc<Resident>> {
-        self.left().draining.iter().filter_map(Weak::upgrade).collect()
-    }
-
-    /// The same, to be ended: they are not asked for again.
-    pub(super) fn take_draining(&self) -> Vec<Arc<Resident>> {
-        std::mem::take(&mut self.left().draining).iter().filter_map(Weak::upgrade).collect()
-    }
-
-    /// The tenant does not live there any more.
-    pub(super) fn has_left(&self, resident: &Resident) {
-        // Whoever holds the lock looks whether the home is open.
-        if let Ok(mut present) = self.present.try_lock()
-            && present.as_deref().is_some_and(|present| std::ptr::eq(present, resident))
-        {
-            *present = None;
+    /// Waits until no run is in the home, and closes it. The caller must keep new runs from
+    /// entering meanwhile.
+    pub(crate) async fn close_when_unused(&self) {
+        loop {
+            let unused = self.unused.notified();
+            if self.close() || self.is_closed() || self.worker.is_dead() {
+                return;
+            }
+            tokio::select! {
+                () = unused => {}
+                _ = self.worker.death() => {}
+            }
         }
     }
-}
 
-/// Whether so much has passed since this was last true; the time begins anew then.
-fn has_passed(last: &mut Option<Instant>, pause: Duration) -> bool {
-    let passed = last.is_none_or(|last| last.elapsed() >= pause);
-    if passed {
-        *last = Some(Instant::now());
+    /// Runs one job. Dropping the future cancels it.
+    pub(crate) async fn run(&self, job: Job) -> Ended {
+        let at = Instant::now();
+        let Ok(turn) = Arc::clone(&self.state.turn).acquire_owned().await else { return Ended::NotBegun };
+        let mut guard = CancelOnDrop { home: self, run: Some(job.run.id) };
+        let (reply, answer) = oneshot::channel();
+        // The ticket always fits: it carries the turn, and only one turn exists.
+        let ended = match self.tickets.try_send(Box::new(Ticket { job, at, reply, _turn: turn })) {
+            Ok(()) => answer.await.unwrap_or(Ended::NotBegun),
+            Err(_) => Ended::NotBegun,
+        };
+        guard.run = None;
+        ended
     }
-    passed
+
+    /// A warm isolate is waiting, and no run is in progress or on its way.
+    ///
+    pub(crate) fn is_idle(&self) -> bool {
+        self.state.warm.load(Ordering::Relaxed) && matches!(self.users.load(Ordering::SeqCst), 0 | CLOSED)
+    }
+
+    pub(crate) fn unused_for(&self) -> Duration {
+        self.state.idle()
+    }
 }

@@ -1,5 +1,5 @@
-//! A run on its way to a worker, in the parts that it is sent in: each encoded once, sent again if
-//! the worker dies, and held once however many runs share it.
+//! A run on its way to a worker, in the parts that are sent: each part is encoded once, sent again
+//! if the worker dies, and held in memory once, however many runs share it.
 
 use std::sync::Arc;
 
@@ -22,12 +22,13 @@ pub(crate) struct Job {
     pub(crate) env: Bytes,
     /// The `Code` frame.
     pub(crate) code: Bytes,
-    /// Given back when nothing of the run is left, whoever still waits for it.
+    /// The run's place in the quota, released when nothing of the run is left, even if a client
+    /// still waits for it.
     pub(crate) in_flight: Arc<InFlight>,
 }
 
 impl Job {
-    /// What is sent at once, in order: all but the code of a run that may find it in the home.
+    /// The parts that are sent at once, in order: all but the code, if the home may still have it.
     pub(crate) fn parts(&self) -> Result<Vec<Bytes>, FrameError> {
         let run = encode(&ToTenant::Run(self.run.clone()), MAX_TO_TENANT_BYTES)?;
         let mut parts = vec![run.into(), self.input.clone(), self.env.clone()];
@@ -37,8 +38,9 @@ impl Job {
         Ok(parts)
     }
 
-    /// The same run as a sealed worker gets it: under lower limits, without the entries of `env` that are secrets, without code
-    /// from strings. An `env` of its own is charged to who asked for the run.
+    /// The same run as a sealed worker gets it: with lower limits, without the secrets in `env`,
+    /// without code from strings. If that makes a new `env`, it is charged to the uid that asked
+    /// for the run.
     pub(crate) fn sealed(mut self, limits: &Limits, secrets: &[String]) -> Result<Self, Unsealable> {
         self.run.limits = self.run.limits.lower(limits);
         self.run.allow_eval = false;
@@ -55,18 +57,18 @@ impl Job {
     }
 }
 
-/// Why a run could not be made ready for a sealed worker.
+/// Why a run could not be prepared for a sealed worker.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum Unsealable {
     #[error(transparent)]
     NoRoom(#[from] Exhausted),
-    #[error("its env is none")]
+    #[error("its env frame is not an env")]
     NoEnv,
     #[error(transparent)]
     Frame(#[from] FrameError),
 }
 
-/// A JSON object without some of its entries; the others as they were written. Nothing at all if it is none.
+/// A JSON object without some of its entries, the others unchanged; `{}` if `env` is not an object.
 fn without(env: &str, secrets: &[String]) -> String {
     let mut kept = String::from("{");
     let read = entries(env.as_bytes(), |name, value| {
@@ -89,6 +91,6 @@ mod tests {
         let secrets = ["KEY".to_owned()];
         let env = r#"{"KEY":"x","n":1.50,"\u004bEY":3,"o":{"KEY":2}}"#;
         assert_eq!(without(env, &secrets), r#"{"n":1.50,"o":{"KEY":2}}"#);
-        assert_eq!(without("no json", &secrets), "{}");
+        assert_eq!(without("not JSON", &secrets), "{}");
     }
 }

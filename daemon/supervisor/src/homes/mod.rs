@@ -1,4 +1,4 @@
-//! Which tenant is in which process.
+//! Which tenant is in which process, and the channel to it.
 
 pub(crate) mod blame;
 pub(crate) mod entries;
@@ -10,6 +10,6 @@ pub(crate) mod job;
 pub(crate) mod pool;
 mod rehome;
 mod report;
-pub(crate) mod resident;
+pub(crate) mod residence;
 mod sending;
 mod speaker;

@@ -1,9 +1,9 @@
-//! Which tenants live where: placement by `cordon`, admission, idleness, and what happens when a worker dies.
+//! Decides which tenants live where: placement (by `cordon`), admission, retirement of idle
+//! tenants, and removal of dead workers.
 //!
-//! A worker is one uid's: tenants that different uids run never share one, so that what a uid has
-//! taken is counted in whole workers. A place in a worker is spent by the tenant that has it: cage
-//! and key are never handed on. A worker whose places are spent and whose tenants have left is
-//! ended.
+//! A worker belongs to one uid: tenants that different uids run never share a worker, so a uid's
+//! usage is counted in whole workers. A slot in a worker is used up by its tenant: a cage and a key
+//! are never reused. A worker whose slots are used up and whose tenants have left is ended.
 
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream as StdUnixStream;
@@ -19,11 +19,11 @@ use tokio::sync::{Notify, OnceCell, oneshot};
 use crate::clock;
 use crate::cordons::warden::Warden;
 use crate::events::What;
-use crate::homes::blame::{Roster, settle};
-use crate::homes::entries::{Entries, Entry, Household, Listed, Part};
+use crate::homes::blame::{Roster, apply};
+use crate::homes::entries::{Entries, Entry, Listed, OccupiedWorker, Part};
 use crate::homes::exchange::Channel;
 use crate::homes::home::Home;
-use crate::homes::resident::Resident;
+use crate::homes::residence::Residence;
 use crate::share::{Parts, Supply, Turn, Turns};
 use crate::tenants::tenant::{Expelled, Tenant};
 use crate::workers::birth::{Blueprint, StartError};
@@ -31,22 +31,22 @@ use crate::workers::exit::Exit;
 use crate::workers::owner::start;
 use crate::workers::process::Worker;
 
-/// How often somebody who waits for room looks for tenants that have become idle.
+/// How often a tenant that waits for room looks for tenants that have become idle.
 const LOOK_FOR_ROOM: Duration = Duration::from_millis(100);
 
-/// Processes that are started at one time, and for one uid.
+/// How many processes are started at one time, in all and for one uid.
 const STARTS: usize = 16;
 const STARTS_EACH: usize = 2;
 
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum AdmitError {
     #[error(
-        "every one of the {0} worker processes that are there for this uid is taken by a busy tenant (workers.max; a uid has half \
+        "every one of the {0} worker processes available to this uid holds a busy tenant (workers.max; a uid has half \
          of what the others leave, or its share_percent in [[peers]])"
     )]
     Full(usize),
     #[error(
-        "as many tenants of this uid live alone as may ({0}; cordon.max_alone), each busy, and this one is not put beside others \
+        "as many tenants of this uid as may live alone do ({0}; cordon.max_alone), each is busy, and this one is not put beside others \
          instead"
     )]
     FullAlone(usize),
@@ -68,10 +68,10 @@ pub(crate) struct Pool {
     snapshot: Arc<OwnedFd>,
     starts: Turns,
     warden: Arc<Warden>,
-    /// Somebody has left.
+    /// Notified whenever a tenant has left.
     room: Notify,
     entries: Mutex<Entries>,
-    /// The worker whose keys were looked at last.
+    /// The worker whose keys were checked last.
     inspected: AtomicU64,
 }
 
@@ -103,38 +103,41 @@ impl Pool {
         self.entries.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Gives a tenant a home, on the account of a uid. It says by itself when it is warm; runs may
-    /// be sent before. One that has to live alone, whose uid has no process at all, or that has a
-    /// run left in a home that it is leaving, waits for room, `until` then; the first is never put
-    /// beside others for want of it.
+    /// Gives a tenant a home, on the account of a uid. The home reports when it is warm; runs may
+    /// be sent before. A tenant that must live alone, whose uid has no process at all, or that
+    /// still has a run in a home it is leaving waits for room until `until`. A tenant that must
+    /// live alone is never put beside others for lack of room.
     pub(crate) async fn admit(
         &self,
-        home: &Arc<Home>,
+        residence: &Arc<Residence>,
         level: Level,
         memory_mb: u32,
         uid: u32,
         until: Instant,
-    ) -> Result<Arc<Resident>, AdmitError> {
-        let tenant = &home.tenant;
+    ) -> Result<Arc<Home>, AdmitError> {
+        let tenant = &residence.tenant;
         let reserved = loop {
             let room = self.room.notified();
-            let error = match self.reserve(home, level, uid) {
+            let error = match self.reserve(residence, level, uid) {
                 Ok(reserved) => break reserved,
                 Err(AdmitError::Full(_)) if self.make_room(uid, &self.homes, |_| true) => continue,
                 Err(AdmitError::FullAlone(_)) if self.make_room(uid, &self.homes_alone, Level::is_alone) => continue,
                 Err(error) => error,
             };
             let left = until.saturating_duration_since(Instant::now());
-            // Whoever has nothing waits as well: a process that is idle next is theirs.
-            if left.is_zero() || !(level.is_alone() || self.homes.held_by(uid) == 0 || home.is_draining()) {
+            // A uid without a process waits as well: the next process that becomes idle is given up
+            // for it.
+            if left.is_zero() || !(level.is_alone() || self.homes.held_by(uid) == 0 || residence.is_draining()) {
                 return Err(error);
             }
-            // A tenant that has become idle makes no noise, so it is looked for now and then.
+            // A tenant that becomes idle does not notify, so idle tenants are looked for at
+            // intervals.
             let _ = tokio::time::timeout(left.min(LOOK_FOR_ROOM), room).await;
         };
-        // Until the tenant has moved in, a failure or a client that goes away gives the place up again.
+        // Until the tenant has moved in, a failure or a client that disconnects gives the slot up
+        // again.
         let mut reservation = Reservation { pool: self, entry: reserved.entry, slot: reserved.slot, kept: false };
-        let Place { entry, slot, worker: cell, roster, held } = reserved;
+        let ReservedSlot { entry, slot, worker: cell, roster, held } = reserved;
         let start = || self.start(level, uid, Arc::clone(&roster), held);
         let worker = Arc::clone(cell.get_or_try_init(start).await?);
         let (ours, theirs) = StdUnixStream::pair().map_err(AdmitError::Channel)?;
@@ -143,15 +146,15 @@ impl Pool {
         roster.add(slot, tenant);
         let listener = worker.admit(Admit { slot, memory_mb }, theirs.into());
         let channel = Channel { slot, stream: ours, listener };
-        let resident = Resident::new(Arc::clone(tenant), Arc::clone(&worker), channel, uid, Arc::clone(&self.warden));
+        let home = Home::new(Arc::clone(tenant), Arc::clone(&worker), channel, uid, Arc::clone(&self.warden));
         if let Some(entry) = self.lock().by_id.get_mut(&entry) {
-            entry.moved_in(slot, home, &resident);
+            entry.moved_in(slot, residence, &home);
         }
         reservation.kept = true;
         let reason = match level {
             Level::Shared => "first run, or back after idleness",
-            Level::Solo => "it has to live alone",
-            Level::Sealed | Level::Expelled => "it has to live sealed",
+            Level::Solo => "it must live alone",
+            Level::Sealed | Level::Expelled => "it must live sealed",
         };
         self.warden.events.tell(What::Admitted {
             tenant: tenant.name.to_string(),
@@ -160,11 +163,11 @@ impl Pool {
             level: level.as_str(),
             reason,
         });
-        Ok(resident)
+        Ok(home)
     }
 
-    /// Starts a process, in its uid's turn. What has begun goes on when the client goes away, and
-    /// the uid's part is held until it is over: starts that nobody waits for are not for nothing.
+    /// Starts a process in its uid's turn. A start that has begun continues when the client
+    /// disconnects, and the uid's share is held until it is over: abandoned starts are not free.
     async fn start(
         &self,
         level: Level,
@@ -178,7 +181,7 @@ impl Pool {
         let (send, receive) = oneshot::channel();
         tokio::spawn(async move {
             let (judge, rules) = (Arc::clone(&warden), &warden.cordon.rules.memory);
-            let on_exit = Box::new(move |worker: &Worker, exit: &Exit| settle(worker, exit, &roster, &judge));
+            let on_exit = Box::new(move |worker: &Worker, exit: &Exit| apply(worker, exit, &roster, &judge));
             let started = start(&blueprint, level, uid, &snapshot, rules, &warden.events, on_exit).await;
             if let Ok(worker) = &started {
                 warden.note_engine(&worker.v8);
@@ -190,36 +193,36 @@ impl Pool {
         receive.await.map_err(|_| interrupted())??.worker.take().ok_or_else(interrupted)
     }
 
-    /// Takes a place, if there is one. The process behind it may still have to be started.
-    fn reserve(&self, home: &Arc<Home>, level: Level, uid: u32) -> Result<Place, AdmitError> {
+    /// Takes a slot, if there is one. The process behind it may still have to be started.
+    fn reserve(&self, residence: &Arc<Residence>, level: Level, uid: u32) -> Result<ReservedSlot, AdmitError> {
         self.bury_dead();
         let (outdated, now) = (self.warden.engine_is_outdated(), clock::now());
         let traits = |tenant: &Tenant| tenant.traits(outdated, &self.warden.cordon.rules, now);
         let mut entries = self.lock();
         let processes = entries.open_to(uid, traits);
-        // Those that take nobody in are there all the same.
+        // Closing workers accept no tenants, but still count against the bounds.
         let (closing, closing_alone) = entries.closing(uid);
         let most = |supply: &Supply| usize::try_from(supply.most(uid)).unwrap_or(usize::MAX);
         let (most, alone) = (most(&self.homes), most(&self.homes_alone));
         let bounds = Bounds { processes: most.saturating_sub(closing), alone: alone.saturating_sub(closing_alone) };
-        let id = match place(&traits(&home.tenant), level, &processes, self.capacity, bounds) {
+        let id = match place(&traits(&residence.tenant), level, &processes, self.capacity, bounds) {
             Placement::Into(id) => id,
             Placement::Full | Placement::Refused => return Err(AdmitError::Full(most)),
             Placement::FullAlone => return Err(AdmitError::FullAlone(alone)),
             Placement::New(level) => {
-                let home = self.homes.take(uid, 1).map_err(|_| AdmitError::Full(most))?;
-                let home_alone = level.is_alone().then(|| self.homes_alone.take(uid, 1)).transpose();
-                let held = Arc::new((home, home_alone.map_err(|_| AdmitError::FullAlone(alone))?));
+                let held_home = self.homes.take(uid, 1).map_err(|_| AdmitError::Full(most))?;
+                let held_alone = level.is_alone().then(|| self.homes_alone.take(uid, 1)).transpose();
+                let held = Arc::new((held_home, held_alone.map_err(|_| AdmitError::FullAlone(alone))?));
                 entries.add(Entry::new(uid, level, held))
             }
         };
         let entry = entries.by_id.get_mut(&id).ok_or(AdmitError::Full(most))?;
-        let slot = entry.take_place(home);
+        let slot = entry.take_slot(residence);
         let (worker, roster, held) = (Arc::clone(&entry.worker), Arc::clone(&entry.roster), Arc::clone(&entry.held));
-        Ok(Place { entry: id, slot, worker, roster, held })
+        Ok(ReservedSlot { entry: id, slot, worker, roster, held })
     }
 
-    /// Forgets dead workers, and tells of each.
+    /// Removes dead workers from the pool, and emits an event for each.
     pub(crate) fn bury_dead(&self) {
         let dead: Vec<_> = self.lock().by_id.extract_if(.., |_, entry| entry.is_dead()).collect();
         for (_, entry) in dead {
@@ -235,65 +238,66 @@ impl Pool {
         }
     }
 
-    /// A tenant has left its place. A process that nobody lives in any more, and that has spent a place, is ended.
-    pub(crate) fn leave(&self, resident: &Resident, reason: &'static str) {
-        resident.leave();
-        resident.worker.has_left(resident.slot);
+    /// Removes a tenant that has left from its slot. A process without tenants, at least one of
+    /// whose slots is used up, is ended.
+    pub(crate) fn leave(&self, home: &Home, reason: &'static str) {
+        home.leave();
+        home.worker.has_left(home.slot);
         let mut entries = self.lock();
-        let Some((id, entry)) = entries.of(&resident.worker) else { return };
-        if let Some(home) = entry.moved_out(resident.slot) {
-            home.has_left(resident);
+        let Some((id, entry)) = entries.of(&home.worker) else { return };
+        if let Some(residence) = entry.moved_out(home.slot) {
+            residence.has_left(home);
             self.warden.events.tell(What::Retired {
-                tenant: home.tenant.name.to_string(),
-                uid: resident.uid,
-                worker: resident.worker.id,
+                tenant: residence.tenant.name.to_string(),
+                uid: home.uid,
+                worker: home.worker.id,
                 reason,
             });
         }
         if entry.is_empty() {
             entries.by_id.remove(&id);
-            self.warden.events.tell(retired(&resident.worker));
-            resident.worker.kill("nobody lives in it any more");
+            self.warden.events.tell(retired(&home.worker));
+            home.worker.kill("no tenant lives in it any more");
         }
         self.room.notify_waiters();
     }
 
-    /// Lets the residents move out that have run nothing for `idle`.
+    /// Retires the homes that have run nothing for `idle`.
     pub(crate) fn retire_idle(&self, idle: Duration) {
         self.move_out(|_| true, idle, "idle");
     }
 
-    /// Takes nobody into that worker any more.
+    /// Admits no more tenants to that worker.
     pub(crate) fn close(&self, worker: &Worker) {
         if let Some((_, entry)) = self.lock().of(worker) {
             entry.closing = true;
         }
     }
 
-    /// Takes nobody into workers older than `age` any more, and lets their residents move out as soon as they are idle: what
-    /// an attacker has learnt of a process's memory is worth nothing in the next one.
+    /// Admits no more tenants to workers older than `age`, and retires their homes as soon as they
+    /// are idle: what an attacker has learnt about a process's memory is worthless in the next one.
     pub(crate) fn retire_old(&self, age: Duration) {
         for entry in self.lock().by_id.values_mut() {
             entry.closing |= entry.worker.get().is_some_and(|worker| worker.started_at.elapsed() >= age);
         }
-        self.move_out(|entry| entry.closing, Duration::ZERO, "its process takes nobody in any more");
+        self.move_out(|entry| entry.closing, Duration::ZERO, "its process admits no more tenants");
     }
 
-    fn move_out(&self, whose: impl Fn(&Entry) -> bool, idle: Duration, reason: &'static str) {
-        let residents: Vec<_> = {
+    fn move_out(&self, which: impl Fn(&Entry) -> bool, idle: Duration, reason: &'static str) {
+        let homes: Vec<_> = {
             let entries = self.lock();
-            let entries = entries.by_id.values().filter(|entry| whose(entry));
-            entries.flat_map(Entry::residents).cloned().collect()
+            let entries = entries.by_id.values().filter(|entry| which(entry));
+            entries.flat_map(Entry::homes).cloned().collect()
         };
-        for resident in residents {
-            if resident.is_idle() && resident.unused_for() >= idle && resident.close() {
-                self.leave(&resident, reason);
+        for home in homes {
+            if home.is_idle() && home.unused_for() >= idle && home.close() {
+                self.leave(&home, reason);
             }
         }
     }
 
-    /// Looks at the keys of one worker, each time the next one. One whose pages do not carry the keys that they should is
-    /// ended: its tenants are not kept apart.
+    /// Checks the keys of one worker, the next one at each call. A worker whose pages do not carry
+    /// the keys that they should is killed: its tenants are not isolated from each other.
     pub(crate) async fn inspect_next(&self) {
         let worker = {
             let entries = self.lock();
@@ -316,8 +320,8 @@ impl Pool {
         }
     }
 
-    /// Somebody is in that home's process from whom the tenant has to go.
-    pub(crate) fn is_among_others(&self, tenant: &Tenant, home: &Resident) -> bool {
+    /// Whether the home's process has another tenant that this tenant must move away from.
+    pub(crate) fn is_among_others(&self, tenant: &Tenant, home: &Home) -> bool {
         let (outdated, now) = (self.warden.engine_is_outdated(), clock::now());
         let traits = |tenant: &Tenant| tenant.traits(outdated, &self.warden.cordon.rules, now);
         let mut entries = self.lock();
@@ -327,19 +331,19 @@ impl Pool {
             .is_some_and(|(_, entry)| entry.others(home.slot).any(|other| own.must_leave(&traits(&other.tenant))))
     }
 
-    /// Those whose tenants have a run here or on its way, with their homes.
-    pub(crate) fn busy(&self) -> Vec<(Arc<Tenant>, Arc<Resident>)> {
+    /// The homes with a run in progress or on its way, and their tenants.
+    pub(crate) fn busy(&self) -> Vec<(Arc<Tenant>, Arc<Home>)> {
         self.lock().by_id.values().flat_map(Entry::busy).collect()
     }
 
-    /// Every worker that somebody lives in.
-    pub(crate) fn households(&self) -> Vec<Household> {
-        self.lock().by_id.values().filter_map(Entry::household).collect()
+    /// Every worker with at least one tenant.
+    pub(crate) fn occupied(&self) -> Vec<OccupiedWorker> {
+        self.lock().by_id.values().filter_map(Entry::occupied).collect()
     }
 
-    /// Ends the process, among a uid's own of a wanted level, whose tenants are all idle and that
-    /// was unused for longest; if nothing is free, it may also be one of a uid that holds more.
-    /// False if every one is busy.
+    /// Ends one process of a wanted level whose tenants are all idle: of the uid's own, the one
+    /// unused for longest; if nothing is free, it may also be one of a uid that holds more. Returns
+    /// false if every candidate is busy.
     fn make_room(&self, uid: u32, supply: &Supply, wanted: impl Fn(Level) -> bool) -> bool {
         let (nothing_free, own) = (supply.free() == 0, supply.held_by(uid));
         let may_lose = |other: u32| other == uid || (nothing_free && supply.held_by(other) > own);
@@ -347,14 +351,14 @@ impl Pool {
             let entries = self.lock();
             let candidates = entries.by_id.values().filter(|entry| may_lose(entry.uid) && wanted(entry.level));
             let oldest = candidates.filter(|entry| entry.is_idle()).max_by_key(|entry| entry.unused_for());
-            oldest.map(|entry| entry.residents().cloned().collect::<Vec<_>>())
+            oldest.map(|entry| entry.homes().cloned().collect::<Vec<_>>())
         };
         match victim {
-            Some(residents) if !residents.is_empty() => {
-                // One that somebody has come into meanwhile stays, and its process with it.
-                let closed: Vec<_> = residents.iter().filter(|resident| resident.close()).collect();
-                for resident in &closed {
-                    self.leave(resident, "its process was needed for another tenant");
+            Some(homes) if !homes.is_empty() => {
+                // A home that a run has entered meanwhile stays, and its process with it.
+                let closed: Vec<_> = homes.iter().filter(|home| home.close()).collect();
+                for home in &closed {
+                    self.leave(home, "its process was needed for another tenant");
                 }
                 !closed.is_empty()
             }
@@ -374,7 +378,7 @@ impl Pool {
         started.fold((0, 0), |(workers, tenants), entry| (workers + 1, tenants + entry.tenants().count()))
     }
 
-    /// Ends every worker, at the end of the daemon.
+    /// Kills every worker, at the end of the daemon.
     pub(crate) async fn end(&self) {
         let entries = std::mem::take(&mut self.lock().by_id);
         for worker in entries.into_values().filter_map(|entry| entry.worker.get().cloned()) {
@@ -388,8 +392,8 @@ fn retired(worker: &Worker) -> What {
     What::WorkerRetired { worker: worker.id, pid: worker.pid.as_raw(), uid: worker.uid }
 }
 
-/// A process that has started. One that nobody takes is ended; until then its uid has one turn and
-/// one part less.
+/// A process that has started. If it is not taken, it is killed; until it is dead, its uid has one
+/// start and one process fewer.
 struct Fresh {
     worker: Option<Arc<Worker>>,
     warden: Arc<Warden>,
@@ -401,7 +405,7 @@ impl Drop for Fresh {
         let Some(worker) = self.worker.take() else { return };
         let until_dead = self.until_dead.take();
         self.warden.events.tell(retired(&worker));
-        worker.kill("nobody waits for it any more");
+        worker.kill("no tenant waits for it any more");
         tokio::spawn(async move {
             worker.death().await;
             drop(until_dead);
@@ -409,8 +413,8 @@ impl Drop for Fresh {
     }
 }
 
-/// A place that was taken, in a process that may still have to be started.
-struct Place {
+/// A slot that was taken, in a process that may still have to be started.
+struct ReservedSlot {
     entry: u64,
     slot: Slot,
     worker: Arc<OnceCell<Arc<Worker>>>,
@@ -418,7 +422,7 @@ struct Place {
     held: Arc<Part>,
 }
 
-/// A place that was taken and is given up again unless the tenant moves in.
+/// Gives a taken slot up again on drop, unless the tenant has moved in.
 struct Reservation<'a> {
     pool: &'a Pool,
     entry: u64,
@@ -437,12 +441,13 @@ impl Drop for Reservation<'_> {
         if !entry.is_empty() {
             return;
         }
-        // A process that never came to be is forgotten; one that did has spent a place on nobody, and is ended.
+        // A process that was never started is forgotten; one that was has used up a slot, and is
+        // ended.
         let worker = entry.worker.get().cloned();
         entries.by_id.remove(&self.entry);
         if let Some(worker) = worker {
             self.pool.warden.events.tell(retired(&worker));
-            worker.kill("nobody lives in it any more");
+            worker.kill("no tenant lives in it any more");
         }
     }
 }

@@ -1,184 +1,187 @@
-//! Moving a tenant while its runs go on.
+//! Moves a tenant while its runs go on.
 //!
 //! ```text
 //! new home: started ─▶ verified, locked down, warm ─▶ runs go there ─────────────────────────▶
 //! old home: ─────────────── runs go there ──────────▶ drains ─▶ (too long: fenced, ended) ─▶ gone
 //! ```
 //!
-//! No request is in two homes: one that waits in the old home goes to the new one, one that has
-//! begun ends where it is. If that takes too long on the way out, the old home is fenced: whatever
-//! still comes from it is discarded ([`Resident::is_fenced`]), and the run begins again in the new
-//! home. On the way in there is time, until the tenant must be further out, or away from others,
-//! after all.
+//! No request is in two homes: a run that waits in the old home goes to the new one; a run that has
+//! begun finishes where it is. If that takes too long on the way outward, the old home is fenced:
+//! everything it still sends is discarded ([`Home::is_fenced`]), and the run restarts in the new
+//! home. On the way inward a run has unlimited time, unless the tenant must move further out, or
+//! away from its neighbours, after all.
 //!
-//! A move waits for a new home to be ready, and for a run that is getting a home, never for the end
-//! of a run.
+//! A move waits for the new home to be ready and for a run that is being given a home, but never
+//! for a run to end.
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
-use enisle_cordon::moving::{Leave, Move, Residence};
+use enisle_cordon::moving::{Leave, Move, Whereabouts};
 use enisle_cordon::{Level, Signal};
 
 use crate::events::What;
 use crate::homes::find::Homes;
 use crate::homes::home::Home;
-use crate::homes::resident::Resident;
+use crate::homes::residence::Residence;
 use crate::tenants::tenant::Tenant;
 use crate::workers::birth::START_TIMEOUT;
 
-/// A tenant without room is told of so often.
-const TELL_OF_NO_ROOM_EVERY: Duration = Duration::from_secs(10);
+/// How often lack of room for one tenant's move is reported.
+const REPORT_NO_ROOM_EVERY: Duration = Duration::from_secs(10);
 
 impl Homes {
-    /// Puts a tenant where it has to live, if it lives anywhere else; once at a time for each
-    /// tenant. Whoever asks while it is moving is not forgotten. The homes that it is leaving
-    /// already do not wait for their turn.
+    /// Moves a tenant to where it must live, if it lives elsewhere. A tenant has one move at a
+    /// time; a request that arrives during a move is carried out after it. Homes that the tenant is
+    /// already leaving are hastened at once.
     pub(crate) async fn rehome(self: &Arc<Self>, tenant: &Tenant) {
-        let Some(home) = self.known(&tenant.name) else { return };
-        self.hasten(&home);
-        home.asked_to_move.store(true, Ordering::SeqCst);
-        while home.asked_to_move.load(Ordering::SeqCst) && !home.moving.swap(true, Ordering::SeqCst) {
-            while home.asked_to_move.swap(false, Ordering::SeqCst) {
-                self.move_once(&home).await;
+        let Some(residence) = self.known(&tenant.name) else { return };
+        self.hasten(&residence);
+        residence.asked_to_move.store(true, Ordering::SeqCst);
+        while residence.asked_to_move.load(Ordering::SeqCst) && !residence.moving.swap(true, Ordering::SeqCst) {
+            while residence.asked_to_move.swap(false, Ordering::SeqCst) {
+                self.move_once(&residence).await;
             }
-            home.moving.store(false, Ordering::SeqCst);
+            residence.moving.store(false, Ordering::SeqCst);
         }
     }
 
-    /// Sees to the homes of a tenant: those that it is leaving end in time, and one that must live
-    /// elsewhere asks to be moved. Whether it lives anywhere.
+    /// Hastens the homes that a tenant is leaving, and asks for a move if it is misplaced. Returns
+    /// whether the tenant lives anywhere.
     pub(crate) fn look_after(self: &Arc<Self>, tenant: &Arc<Tenant>) -> bool {
-        let Some(home) = self.known(&tenant.name) else { return false };
-        self.hasten(&home);
-        let residence = home.residence();
-        if residence.is_some_and(|residence| tenant.needs().is_misplaced(&self.dwelling(tenant, &residence))) {
+        let Some(residence) = self.known(&tenant.name) else { return false };
+        self.hasten(&residence);
+        let current = residence.current_home();
+        if current.is_some_and(|current| tenant.needs().is_misplaced(&self.facts_of(tenant, &current))) {
             self.warden.ask_for_move(tenant);
         }
-        drop(home);
+        drop(residence);
         !self.forget(&tenant.name)
     }
 
-    async fn move_once(self: &Arc<Self>, home: &Arc<Home>) {
-        let tenant = &home.tenant;
-        // Those that it is leaving first: for the present one a run may be waiting.
-        self.hasten(home);
-        let old = home.present.lock().await.clone();
+    async fn move_once(self: &Arc<Self>, residence: &Arc<Residence>) {
+        let tenant = &residence.tenant;
+        // The homes it is leaving first: the lock on the current home may be held by a run that
+        // waits for room.
+        self.hasten(residence);
+        let old = residence.current.lock().await.clone();
         let alive = old.as_ref().filter(|old| old.is_open());
-        let next = || tenant.needs().next(self.residence_of(tenant, old.as_deref()));
+        let next = || tenant.needs().next(self.whereabouts(tenant, old.as_deref()));
         match next() {
             Move::Stay => return,
             Move::Expel => {
-                let present = home.present.lock().await.take();
-                present.iter().for_each(|present| self.abandon(present, "it is expelled"));
+                let current = residence.current.lock().await.take();
+                current.iter().for_each(|current| self.abandon(current, "it is expelled"));
                 return;
             }
             Move::Go { .. } => {}
         }
-        // It is on the same account wherever it lives.
+        // The tenant stays on the same account wherever it lives.
         let uid = old.as_ref().map_or_else(|| tenant.charged_to(), |old| old.uid);
         let to = self.level_of_new_home(tenant, uid);
-        // It was on its way in, and is alone where it is.
+        // The tenant was to move inward, but its next home would be alone too: it stays.
         let Move::Go { outward } = next() else { return };
         if let Some(old) = alive.filter(|old| self.is_old(&old.worker)) {
             self.pool.close(&old.worker);
         }
         let memory_mb = self.limits_at(tenant, to).memory_mb;
-        let new = match self.pool.admit(home, to, memory_mb, uid, Instant::now()).await {
+        let new = match self.pool.admit(residence, to, memory_mb, uid, Instant::now()).await {
             Ok(new) => new,
             Err(error) => {
-                if home.is_told_of_no_room(TELL_OF_NO_ROOM_EVERY) {
+                if residence.may_report_no_room(REPORT_NO_ROOM_EVERY) {
                     let (name, level, reason) = (tenant.name.to_string(), to.as_str(), error.to_string());
                     self.events.tell(What::NoRoom { tenant: name, uid, level, reason });
                 }
-                return self.without_room(home, old).await;
+                return self.without_room(residence, old).await;
             }
         };
         if !tokio::time::timeout(START_TIMEOUT, new.is_ready()).await.is_ok_and(|ready| ready) {
-            // It died on the way, or says nothing; the next run, or the next round, tries again.
-            self.abandon(&new, "it did not get ready");
+            // The new home died on the way or does not answer; the next run, or the next round of
+            // housekeeping, tries again.
+            self.abandon(&new, "it did not become ready");
             self.pool.bury_dead();
             return;
         }
-        if !self.take_over(home, old.as_ref(), &new).await {
+        if !self.take_over(residence, old.as_ref(), &new).await {
             return;
         }
         let (worker, token) = (new.worker.id, new.token);
         let name = tenant.name.to_string();
         self.events.tell(What::Rehomed { tenant: name, uid, worker, level: to.as_str(), token });
         if let Some(old) = old.filter(|old| old.is_open()) {
-            self.drain_home(home, old, outward);
+            self.drain_home(residence, old, outward);
         }
     }
 
-    /// Has the next runs go to the new home instead of the old one, unless it is not needed any
-    /// more.
-    async fn take_over(&self, home: &Home, old: Option<&Arc<Resident>>, new: &Arc<Resident>) -> bool {
-        let mut present = home.present.lock().await;
-        // Somebody has given it another home meanwhile, because the old one was lost.
-        let same = match (&*present, old) {
+    /// Routes the next runs to the new home instead of the old one, unless the new one is no longer
+    /// needed.
+    async fn take_over(&self, residence: &Residence, old: Option<&Arc<Home>>, new: &Arc<Home>) -> bool {
+        let mut current = residence.current.lock().await;
+        // A run may have got another home meanwhile, because the old one was lost.
+        let same = match (&*current, old) {
             (Some(now), Some(old)) => Arc::ptr_eq(now, old),
             (None, None) => true,
             _ => false,
         };
-        if same && home.tenant.wanted_level() <= new.worker.level {
-            *present = Some(Arc::clone(new));
+        if same && residence.tenant.wanted_level() <= new.worker.level {
+            *current = Some(Arc::clone(new));
             return true;
         }
-        drop(present);
+        drop(current);
         if new.close() {
             self.pool.leave(new, "it was not needed");
         }
-        home.asked_to_move.store(true, Ordering::SeqCst);
+        residence.asked_to_move.store(true, Ordering::SeqCst);
         false
     }
 
-    /// There is no other home. A tenant that leaves all the same has its next runs wait for room.
-    async fn without_room(self: &Arc<Self>, home: &Home, old: Option<Arc<Resident>>) {
+    /// Handles a move for which there is no room. If the tenant must leave all the same, its next
+    /// runs wait for room.
+    async fn without_room(self: &Arc<Self>, residence: &Residence, old: Option<Arc<Home>>) {
         let Some(old) = old.filter(|old| old.is_open()) else { return };
-        let leave = home.tenant.needs().without_room(&self.dwelling(&home.tenant, &old));
+        let leave = residence.tenant.needs().without_room(&self.facts_of(&residence.tenant, &old));
         if leave == Leave::Stays {
             return;
         }
-        let mut present = home.present.lock().await;
-        if present.take_if(|present| Arc::ptr_eq(present, &old)).is_some() {
-            self.drain_home(home, old, leave == Leave::InHaste);
+        let mut current = residence.current.lock().await;
+        if current.take_if(|current| Arc::ptr_eq(current, &old)).is_some() {
+            self.drain_home(residence, old, leave == Leave::InHaste);
         }
     }
 
-    /// Where a tenant lives, for who decides whether it moves.
-    fn residence_of(&self, tenant: &Tenant, home: Option<&Resident>) -> Residence {
+    /// Where a tenant lives, as the pure function that decides on moves sees it.
+    fn whereabouts(&self, tenant: &Tenant, home: Option<&Home>) -> Whereabouts {
         match home {
-            None => Residence::Nowhere,
-            Some(home) if home.is_open() => Residence::In(self.dwelling(tenant, home)),
-            Some(_) => Residence::Lost,
+            None => Whereabouts::Nowhere,
+            Some(home) if home.is_open() => Whereabouts::In(self.facts_of(tenant, home)),
+            Some(_) => Whereabouts::Lost,
         }
     }
 
-    /// Sees to the homes that a tenant is leaving: the runs there end at once if it is expelled,
-    /// and soon if it must not be there any more.
-    fn hasten(self: &Arc<Self>, home: &Home) {
-        let tenant = &home.tenant;
+    /// Sees to the homes that a tenant is leaving: an expelled tenant's runs there end at once, and
+    /// those of a tenant that must not stay there end soon.
+    fn hasten(self: &Arc<Self>, residence: &Residence) {
+        let tenant = &residence.tenant;
         if tenant.wanted_level() == Level::Expelled {
-            home.take_draining().iter().for_each(|left| self.abandon(left, "it is expelled"));
+            residence.take_draining().iter().for_each(|left| self.abandon(left, "it is expelled"));
             return;
         }
-        let draining = home.draining();
-        let must_leave = |left: &&Arc<Resident>| tenant.needs().must_leave(&self.dwelling(tenant, left));
+        let draining = residence.draining();
+        let must_leave = |left: &&Arc<Home>| tenant.needs().must_leave(&self.facts_of(tenant, left));
         draining.iter().filter(must_leave).for_each(|left| left.leave_in_haste());
     }
 
-    /// Lets the run that is under way in a home end that its tenant has left: for a bounded time,
-    /// if there is `haste` or comes to be; then the home is fenced and ended.
-    pub(super) fn drain_home(self: &Arc<Self>, home: &Home, old: Arc<Resident>, haste: bool) {
+    /// Lets the current run finish in a home that its tenant has left. The time is bounded if there
+    /// is `haste`, now or later; once it has passed, the home is fenced and ended.
+    pub(super) fn drain_home(self: &Arc<Self>, residence: &Residence, old: Arc<Home>, haste: bool) {
         if haste {
             old.leave_in_haste()
         } else {
             old.leave()
         }
-        home.drains(&old);
-        let (homes, name, begun) = (Arc::clone(self), home.tenant.name.to_string(), Instant::now());
+        residence.add_draining(&old);
+        let (homes, name, begun) = (Arc::clone(self), residence.tenant.name.to_string(), Instant::now());
         let reason = if self.is_old(&old.worker) { "its process is old" } else { "it lives elsewhere now" };
         tokio::spawn(async move {
             let patience = Duration::from_secs(homes.cordon.drain_secs);
@@ -203,9 +206,9 @@ impl Homes {
         });
     }
 
-    /// Ends a home at once: nothing is taken from it any more, and what runs there is ended. A
-    /// worker that does not obey is ended as a whole.
-    fn abandon(self: &Arc<Self>, old: &Arc<Resident>, reason: &'static str) {
+    /// Ends a home at once: its run is ended, and nothing more is accepted from it. A worker that
+    /// does not comply is killed.
+    fn abandon(self: &Arc<Self>, old: &Arc<Home>, reason: &'static str) {
         old.fence();
         old.worker.retire(old.slot);
         self.pool.leave(old, reason);
@@ -213,7 +216,7 @@ impl Homes {
         tokio::spawn(async move {
             if tokio::time::timeout(START_TIMEOUT, old.close_when_unused()).await.is_err() {
                 old.worker.blame(old.slot, Signal::HardKill);
-                old.worker.kill("a tenant that was told to leave did not");
+                old.worker.kill("a tenant was asked to leave and did not");
             }
         });
     }

@@ -1,4 +1,4 @@
-//! What becomes of a run: what it gave, checked, or what its end was if its process ended first.
+//! What becomes of a run: its checked result, or the outcome that the death of its process implies.
 
 use std::time::Duration;
 
@@ -13,11 +13,11 @@ use crate::homes::exchange::Finished;
 use crate::share::{Exhausted, Held};
 use crate::workers::death::Death;
 
-/// So long an answer waits for room.
+/// How long an answer waits for memory.
 pub(super) const ROOM_PATIENCE: Duration = Duration::from_secs(5);
-/// What a line of the log holds beside its text.
+/// What a log line holds beside its text.
 const LINE_BYTES: u64 = 64;
-/// Looking whether a longer result is JSON is done off the thread that serves connections.
+/// A result longer than this is checked for JSON off the thread that serves connections.
 const INLINE_BYTES: usize = 256 << 10;
 
 /// Why a speaker stops.
@@ -25,18 +25,18 @@ const INLINE_BYTES: usize = 256 << 10;
 pub(super) enum Stop {
     /// The channel is closed: the worker has died, or is about to.
     Closed,
-    /// V8 cannot go on; the process ends with these words.
+    /// V8 cannot continue; this was the thread's last frame before the process ends.
     Aborted {
         certain: bool,
     },
     Violation(String),
 }
 
-/// What a run has given so far.
+/// What has arrived from a run so far.
 pub(super) struct Gathered {
     pub(super) logs: Vec<LogLine>,
     pub(super) held: Held,
-    /// There was no room for some of the log.
+    /// There was no memory for part of the log.
     pub(super) truncated: bool,
 }
 
@@ -55,7 +55,7 @@ impl Gathered {
 }
 
 impl Gathered {
-    /// The report of a run that did not come to its own end.
+    /// The report of a run that did not end by itself.
     pub(super) fn ended(
         self,
         outcome: Outcome,
@@ -78,25 +78,25 @@ impl Gathered {
     }
 }
 
-/// What is known of the end of a run whose process has ended.
+/// What is known about the end of a run whose process has ended.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct End<'a> {
-    /// The process was ended because the run could not be.
+    /// The process was killed because the run could not be interrupted.
     pub(super) overrun: Option<OverrunCause>,
     pub(super) stop: &'a Stop,
     pub(super) death: &'a Death,
     /// A layer stopped this tenant's thread.
     pub(super) attacked: bool,
-    /// Nobody else was ever in the process.
+    /// No other tenant was ever in the process.
     pub(super) alone: bool,
 }
 
 impl End<'_> {
-    /// The run's outcome, if its end was its own doing.
+    /// The run's outcome, if the process ended by the run's own doing.
     pub(super) fn judge(self, limits: &Limits) -> Option<(Outcome, String)> {
         let gave_up = match self.stop {
             Stop::Aborted { certain } => *certain || self.alone,
-            // Where the worker's word did not come through, its end says as much.
+            // If the last frame did not arrive, the exit status says the same.
             Stop::Closed | Stop::Violation(_) => self.alone && *self.death == Death::OutOfMemory,
         };
         match (self.overrun, self.stop) {
@@ -104,7 +104,7 @@ impl End<'_> {
             (None, Stop::Violation(what)) => {
                 Some((Outcome::Violation, format!("its worker broke the protocol: {what}")))
             }
-            // It was over its limit, or there was nobody else.
+            // The run was over its limit, or no other tenant was there.
             (None, _) if gave_up => {
                 let mb = limits.memory_mb;
                 let message = format!(
@@ -121,9 +121,9 @@ impl End<'_> {
     }
 }
 
-/// Checks what the worker says of the run: its result has to be JSON, within the limit. If it is
-/// not, what is wrong. What is small and was not charged before it was read is charged now; how
-/// large it is, if there is no room.
+/// Checks what the worker reports: the result must be JSON, and within the limit. The outer error
+/// says what is wrong. Data too small to be charged before it was read is charged now; the inner
+/// error is its size, if memory for it is lacking.
 pub(super) async fn finished(
     done: Done,
     gathered: Gathered,
@@ -143,7 +143,7 @@ pub(super) async fn finished(
     };
     let result = result.transpose().map_err(|error| format!("a result that is not JSON: {error}"))?;
     if result.is_some() != (done.outcome == Outcome::Ok) {
-        return Err(format!("outcome {} and a result do not go together", done.outcome));
+        return Err(format!("outcome {} does not go with the presence or absence of a result", done.outcome));
     }
     let log_bytes = gathered.log_bytes();
     let Gathered { logs, mut held, truncated: dropped } = gathered;
@@ -161,14 +161,14 @@ pub(super) async fn finished(
     Ok(Ok(Finished { outcome, result, error, logs, truncated, usage, queued, advice, held }))
 }
 
-/// What a run is charged of which only the time is known: as if it had computed all of it, as far
-/// as it may.
+/// The usage of a run of which only the time is known: all of that time as CPU time, up to its
+/// limit.
 pub(super) fn all_the_time(begun: Instant, limits: &Limits) -> Usage {
     let wall_us = micros(begun.elapsed());
     Usage { wall_us, cpu_us: wall_us.min(u64::from(limits.cpu_ms) * 1000), ..Usage::default() }
 }
 
-/// What a run held at the least whose process ended: its limit, if that was it.
+/// The least that a run held whose process ended: its limit, if it exceeded that.
 fn least_held(outcome: Outcome, limits: &Limits) -> u64 {
     if outcome == Outcome::ExceededMemory { u64::from(limits.memory_mb) << 20 } else { 0 }
 }
@@ -177,7 +177,7 @@ pub(super) fn micros(time: Duration) -> u64 {
     u64::try_from(time.as_micros()).unwrap_or(u64::MAX)
 }
 
-/// The name of the error that goes with an outcome that the script did not choose.
+/// The name of the error of an outcome that the script did not cause by throwing.
 fn error_name(outcome: Outcome) -> &'static str {
     match outcome {
         Outcome::Violation => "Violation",
@@ -186,7 +186,7 @@ fn error_name(outcome: Outcome) -> &'static str {
     }
 }
 
-/// A run that V8 could not interrupt: its process was killed for it.
+/// The outcome of a run that V8 could not interrupt, for which its process was killed.
 fn overran(cause: OverrunCause, limits: &Limits) -> (Outcome, String) {
     match cause {
         OverrunCause::Cpu => (Outcome::ExceededCpu, Limit::CpuMs.exceeded(limits.cpu_ms)),
@@ -194,7 +194,7 @@ fn overran(cause: OverrunCause, limits: &Limits) -> (Outcome, String) {
         OverrunCause::Memory => (Outcome::ExceededMemory, Limit::MemoryMb.exceeded(limits.memory_mb)),
         OverrunCause::Canceled => (Outcome::Canceled, "the run was canceled".to_owned()),
         OverrunCause::Disposal => {
-            (Outcome::ExceededCpu, "what was left of runs took too long to dispose of (limits.cpuMs)".to_owned())
+            (Outcome::ExceededCpu, "what runs left took too long to dispose of (limits.cpuMs)".to_owned())
         }
     }
 }
@@ -214,7 +214,7 @@ mod tests {
     }
 
     #[test]
-    fn a_run_that_was_ended_has_the_outcome_of_what_it_was_ended_for() {
+    fn a_run_that_was_killed_has_the_outcome_of_what_it_was_killed_for() {
         let killed = Death::Killed("why".to_owned());
         for (cause, expected) in [
             (OverrunCause::Cpu, Outcome::ExceededCpu),
@@ -232,7 +232,7 @@ mod tests {
     }
 
     #[test]
-    fn v8_gives_up_on_a_run_that_is_over_its_limit_or_that_nobody_is_beside() {
+    fn when_v8_gives_up_it_is_the_runs_doing_if_it_was_over_its_limit_or_alone() {
         let gave_up = |certain, alone| {
             outcome(End { alone, ..end(&Stop::Aborted { certain }, &Death::GaveUp) }) == Some(Outcome::ExceededMemory)
         };
@@ -240,7 +240,7 @@ mod tests {
     }
 
     #[test]
-    fn a_silent_end_is_the_runs_doing_only_where_nobody_else_was() {
+    fn an_exit_without_a_record_is_the_runs_doing_only_if_its_tenant_was_alone() {
         for (death, alone_it_is) in [
             (Death::OutOfMemory, Some(Outcome::ExceededMemory)),
             (Death::Filter, Some(Outcome::Violation)),
@@ -253,7 +253,7 @@ mod tests {
     }
 
     #[test]
-    fn an_attack_and_a_broken_protocol_are_violations_also_in_company() {
+    fn an_attack_and_a_broken_protocol_are_violations_even_in_company() {
         let broken = Stop::Violation("a frame out of turn".to_owned());
         assert_eq!(outcome(end(&broken, &Death::Unknown)), Some(Outcome::Violation));
         assert_eq!(outcome(End { attacked: true, ..end(&CLOSED, &Death::Filter) }), Some(Outcome::Violation));

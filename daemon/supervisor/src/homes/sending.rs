@@ -2,16 +2,16 @@
 
 use axum::body::Bytes;
 
-/// A run's parts on their way to the worker.
+/// The parts of a run that are still to be sent.
 pub(super) struct Sending {
     parts: std::vec::IntoIter<Bytes>,
-    /// What is left of the part that is being sent.
+    /// The rest of the part that is being sent.
     pub(super) present: Bytes,
     code: Bytes,
     pub(super) begun: bool,
 }
 
-/// Parts that have less together are sent as one: each by itself would wake the worker up.
+/// Parts that are smaller than this together are sent as one: each send wakes the worker.
 const TOGETHER_BYTES: usize = 16 << 10;
 
 impl Sending {
@@ -31,7 +31,7 @@ impl Sending {
         }
     }
 
-    /// The worker has all that was sent, and needs the code too.
+    /// The worker has everything that was sent, and needs the code too.
     pub(super) fn add_code(&mut self) {
         self.present = std::mem::take(&mut self.code);
     }

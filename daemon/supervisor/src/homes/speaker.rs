@@ -1,11 +1,11 @@
-//! The task that speaks with one tenant's thread, a run at a time.
+//! The task that speaks with one tenant's thread, one run at a time.
 //!
 //! ```text
 //! warming ─▶ idle ─▶ running ─▶ warming …
 //!    ├────────┴─────────┴─▶ gone (channel closed, protocol broken)
-//!    └────────┴─▶ leaving (the tenant leaves, or nobody holds the resident any more) ─▶ gone
+//!    └────────┴─▶ leaving (the tenant leaves, or the home was dropped) ─▶ gone
 //! ```
-//! A thread that leaves is heard until its end: what it computes is its tenant's.
+//! A leaving thread is read until it ends: the CPU time it still uses is charged to its tenant.
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -22,7 +22,7 @@ use tokio::time::{Instant, timeout_at};
 
 use crate::cordons::warden::Warden;
 use crate::events::What;
-use crate::homes::exchange::{Channel, Ended, Leaves, Lost, Phase, State, Ticket};
+use crate::homes::exchange::{Channel, Ended, HomeState, Leaves, Lost, Phase, Ticket};
 use crate::homes::frames::{FrameReader, Heard, Kind};
 use crate::homes::job::Job;
 use crate::homes::report::{End, Gathered, ROOM_PATIENCE, Stop, all_the_time, finished, micros};
@@ -33,13 +33,14 @@ use crate::workers::death::Death;
 use crate::workers::listeners::Listener;
 use crate::workers::process::Worker;
 
-/// After a run's wall limit, its own watchdog's grace and the warming of an isolate, the process is no longer believed.
+/// How long a run may take beyond its wall limit: its watchdog's grace and the warming of an
+/// isolate fit in. After that the process is no longer trusted to end the run.
 const BACKSTOP: Duration = Duration::from_secs(5);
 
-/// While a large frame is decoded there are two of it.
+/// How many copies of a large frame exist while it is decoded.
 const COPIES: u64 = 2;
 
-/// How far an exchange has come.
+/// What an exchange stopped at.
 enum Step {
     Done(Done),
     Large { bytes: usize, kind: Kind },
@@ -48,7 +49,7 @@ enum Step {
 /// How an exchange ended.
 enum Exchanged {
     Done(Done),
-    /// There was no room for the answer.
+    /// There was no memory for the answer.
     Skipped {
         bytes: usize,
         why: Exhausted,
@@ -62,20 +63,20 @@ pub(crate) struct Speaker {
     slot: Slot,
     read: FrameReader,
     write: OwnedWriteHalf,
-    /// Until the channel has ended.
+    /// Held until the channel has ended.
     listener: Option<Listener>,
     session: Session,
-    state: Arc<State>,
-    /// The thread has said that it is ready, and was believed.
+    state: Arc<HomeState>,
+    /// The thread has reported that it is ready, and its filters were verified.
     confined: bool,
-    /// What of the CPU time of the thread is accounted for, in microseconds, and since when.
+    /// How much of the thread's CPU time is accounted for, in microseconds, and when it last was.
     accounted_us: u64,
     accounted_at: Instant,
     warden: Arc<Warden>,
 }
 
-/// Waits until it is told to leave.
-async fn told(leaves: &mut watch::Receiver<Leaves>) {
+/// Waits until the tenant leaves the home.
+async fn leave_requested(leaves: &mut watch::Receiver<Leaves>) {
     let _ = leaves.wait_for(|leaves| *leaves != Leaves::No).await;
 }
 
@@ -84,7 +85,7 @@ impl Speaker {
         tenant: Arc<Tenant>,
         worker: Arc<Worker>,
         channel: Channel,
-        state: Arc<State>,
+        state: Arc<HomeState>,
         warden: Arc<Warden>,
     ) -> Self {
         let Channel { slot, stream, listener } = channel;
@@ -113,13 +114,13 @@ impl Speaker {
             self.state.warm.store(self.session.is_idle(), Ordering::Relaxed);
             let done = tokio::select! {
                 biased;
-                // Tickets that wait are dropped, which says that they have not begun.
-                () = told(&mut leaves) => break None,
+                // Dropping the waiting tickets reports that their runs did not begin.
+                () = leave_requested(&mut leaves) => break None,
                 () = state.scripts_changed.notified() => self.forget_replaced().await,
                 ticket = tickets.recv() => match ticket {
-                    // Nobody holds the resident any more: the thread may end.
+                    // The home was dropped: the thread may end.
                     None => break None,
-                    // Its client has gone while it waited.
+                    // The client disconnected while the run waited.
                     Some(ticket) if ticket.reply.is_closed() => Ok(()),
                     Some(ticket) => self.carry_out(*ticket).await,
                 },
@@ -136,7 +137,7 @@ impl Speaker {
                 break Some(stop);
             }
         };
-        // Those who still wait have not begun: a ticket that is dropped says so.
+        // Dropping the waiting tickets reports that their runs did not begin.
         tickets.close();
         match stop {
             None => {
@@ -151,13 +152,14 @@ impl Speaker {
             Some(Stop::Closed | Stop::Aborted { .. }) => {}
         }
         drop(self.death().await);
-        // What it was at between runs.
+        // What the thread did between runs.
         let cpu_us = self.unaccounted_us(self.accounted_at, 0);
         self.tenant.usage().add_cpu(cpu_us);
         self.state.gone();
     }
 
-    /// The thread disposes of what it has, and says last what that took. False if it ended before.
+    /// Reads on while the thread disposes of what it has; its last frame reports what that took.
+    /// Returns false if the thread ended without that frame.
     async fn see_off(&mut self) -> bool {
         let _ = self.write.shutdown().await;
         let mut has_left = false;
@@ -181,7 +183,7 @@ impl Speaker {
         }
     }
 
-    /// Between runs a thread computes for its tenant too.
+    /// A thread also works for its tenant between runs.
     fn charge(&mut self, frame: &FromTenant) {
         if let FromTenant::Ready { cpu_us } | FromTenant::Left { cpu_us } = frame {
             self.account(*cpu_us);
@@ -189,17 +191,17 @@ impl Speaker {
         }
     }
 
-    /// So much more of what the thread computed is accounted for.
+    /// Adds to the CPU time that is accounted for.
     fn account(&mut self, cpu_us: u64) {
         self.accounted_us = self.accounted_us.saturating_add(cpu_us);
         self.accounted_at = Instant::now();
     }
 
-    /// What the thread has computed that is not accounted for, now that its process has ended: by
-    /// the kernel's word if it was killed, by its own otherwise, and never more than the time that
-    /// has passed since then. Where neither is known and the end is put on this tenant, it is as if
-    /// it had computed all that time, `most_us` at the most. What another tenant ended is nothing:
-    /// the run is begun again.
+    /// The thread's CPU time that is not accounted for, now that its process has ended: as reported
+    /// by the kernel if the process was killed, otherwise by the thread itself, and never more than
+    /// the time that has passed since. If neither is known and this tenant is blamed, the thread
+    /// counts as having computed all that time, up to `most_us`. If another tenant is blamed it is
+    /// 0: the run is restarted.
     fn unaccounted_us(&self, since: Instant, most_us: u64) -> u64 {
         let passed_us = micros(since.elapsed());
         match self.worker.computed(self.slot) {
@@ -210,8 +212,8 @@ impl Speaker {
         }
     }
 
-    /// Says how a run ended, and has that accounted for. If whoever asked for it has gone away, its
-    /// tenant is charged here.
+    /// Reports how a run ended, and accounts for it. If the receiver is gone, the tenant is charged
+    /// here.
     fn answer(&mut self, reply: oneshot::Sender<Ended>, ended: Ended) {
         self.account(ended.cpu_us());
         if let Err(unheard) = reply.send(ended) {
@@ -219,7 +221,8 @@ impl Speaker {
         }
     }
 
-    /// Waits for the worker's end. A thread that closes its channel unasked, in a process that lives on, ends the process.
+    /// Waits for the worker to end. If the thread has closed its channel without being asked to and
+    /// the process lives on, the process is killed.
     async fn death(&mut self) -> Death {
         self.listener = None;
         match tokio::time::timeout(Duration::from_secs(1), self.worker.death()).await {
@@ -265,12 +268,13 @@ impl Speaker {
         }
     }
 
-    /// The next frame; with the first one the thread's filters are looked at. Not to be abandoned half-way: what was read
-    /// would be lost.
+    /// Checks a frame; the first one also has the thread's filters verified. Not cancel-safe: a
+    /// frame that was read would be lost.
     async fn accept_first(&mut self, frame: Option<Result<FromTenant, FrameError>>) -> Result<FromTenant, Stop> {
         let frame = self.accept(frame)?;
         if !self.confined {
-            // Also a worker that is dying has fewer threads than it had: how it ended then says whose doing it was.
+            // A dying worker also has fewer threads than expected; its exit then shows whom to
+            // blame.
             if let Err(why) = self.worker.check_confinement(self.slot).await {
                 self.worker.misbehaves(Signal::Protocol);
                 self.worker.kill(why);
@@ -282,7 +286,7 @@ impl Speaker {
         Ok(frame)
     }
 
-    /// Has the isolates disposed of whose scripts are not registered any more.
+    /// Asks for the disposal of isolates whose scripts are no longer registered.
     async fn forget_replaced(&mut self) -> Result<(), Stop> {
         let forgotten = self.state.meter.forget_but(|key| self.tenant.scripts().has(key));
         for key in forgotten {
@@ -291,8 +295,8 @@ impl Speaker {
         Ok(())
     }
 
-    /// A few bytes, to a thread that waits for them or is about to; one that does not take them for as long as a run may last is
-    /// ended.
+    /// Sends a few bytes to a thread that is waiting for them or about to. A thread that does not
+    /// read them within the grace of a run is ended.
     async fn forget(&mut self, key: u64) -> Result<(), Stop> {
         let frame = encode(&ToTenant::Forget(key), MAX_TO_TENANT_BYTES).unwrap_or_default();
         match tokio::time::timeout(BACKSTOP, self.write.write_all(&frame)).await {
@@ -302,15 +306,14 @@ impl Speaker {
         }
     }
 
-    /// Sends one run, reads until its end, and answers the ticket.
+    /// Sends one run, reads until it ends, and answers the ticket.
     async fn carry_out(&mut self, ticket: Ticket) -> Result<(), Stop> {
         let Ticket { job, at, reply, _turn } = ticket;
         let (id, limits) = (job.run.id, job.run.limits);
-        // A part that cannot be encoded was never a run: the ticket is dropped, which says that it
-        // has not begun.
+        // A run that cannot be encoded never begins; dropping the ticket reports that.
         let Ok(parts) = job.parts() else { return Ok(()) };
         if !self.session.start(id, &limits, job.run.keep.is_none()) {
-            return Err(Stop::Violation("a run was begun during another".to_owned()));
+            return Err(Stop::Violation("a run began during another".to_owned()));
         }
         self.state.meter.run_begins(job.run.keep);
         self.tenant.usage().begun += 1;
@@ -341,7 +344,7 @@ impl Speaker {
             },
             Err(stop) => stop,
         };
-        // Nothing of it has reached the worker: it did not begin.
+        // Nothing of it has reached the worker: the run did not begin.
         if !sending.begun {
             return Err(stop);
         }
@@ -354,17 +357,19 @@ impl Speaker {
         Err(Stop::Closed)
     }
 
-    /// Sends a run and reads until its end, for as long as it may last. The time for which an
-    /// answer waits for room is not the run's.
+    /// Sends a run and reads until it ends, for as long as it may take. Time during which an answer
+    /// waits for memory does not count.
     async fn converse(&mut self, job: &Job, sending: &mut Sending, gathered: &mut Gathered) -> Result<Exchanged, Stop> {
         let mut until = Instant::now() + Duration::from_millis(job.run.limits.wall_ms.into()) + BACKSTOP;
-        // All waits for room together.
+        // For all waits for memory together.
         let mut patience = ROOM_PATIENCE;
         loop {
             match timeout_at(until, self.exchange(sending, gathered)).await {
                 Ok(Ok(Step::Done(done))) => return Ok(Exchanged::Done(done)),
                 Ok(Ok(Step::Large { bytes, kind: Kind::Other })) => {
-                    return Err(Stop::Violation(format!("a frame of {bytes} bytes that is neither log nor end")));
+                    return Err(Stop::Violation(format!(
+                        "a frame of {bytes} bytes that is neither a log nor a result"
+                    )));
                 }
                 Ok(Ok(Step::Large { bytes, kind })) => {
                     let begun = Instant::now();
@@ -395,7 +400,7 @@ impl Speaker {
         }
     }
 
-    /// What became of a run whose worker died: its own doing, another's, or nobody knows.
+    /// What became of a run whose worker died: ended by its own doing, or lost.
     fn last_report(
         &mut self,
         stop: &Stop,
@@ -427,23 +432,23 @@ impl Speaker {
         }
     }
 
-    /// The worker ended because a layer stopped this tenant's thread.
+    /// Whether the worker ended because a layer stopped this tenant's thread.
     fn attacked(&self, death: &Death) -> bool {
         matches!(death, Death::Fault(fault) if fault.place == Some(self.slot.0) && self.worker.attack(fault).is_some())
     }
 
-    /// Sends what is left to send and reads what comes, until the run's end or a large frame.
+    /// Sends what is left and reads what arrives, until the run ends or a large frame is announced.
     async fn exchange(&mut self, sending: &mut Sending, gathered: &mut Gathered) -> Result<Step, Stop> {
         loop {
             tokio::select! {
-                // Reading first: a thread that writes must never wait for one that writes.
+                // Read first: if both sides only wrote, neither would proceed.
                 biased;
                 heard = self.read.heard.recv() => match self.hear(heard).await? {
                     Err(large) => return Ok(large),
                     Ok(frame @ (FromTenant::Ready { .. } | FromTenant::Left { .. })) => self.charge(&frame),
                     Ok(FromTenant::Needs(_)) if sending.present.is_empty() => sending.add_code(),
                     Ok(FromTenant::Needs(_)) => {
-                        return Err(Stop::Violation("code was asked for before the run had come".to_owned()));
+                        return Err(Stop::Violation("code was requested before the run had arrived".to_owned()));
                     }
                     Ok(FromTenant::Log(lines)) => {
                         let bytes = lines.iter().map(|line| line.text.len()).sum();

@@ -1,15 +1,15 @@
-//! What follows from each way in which an attempt at a run can end: a pure core of [`Daemon::run`].
+//! What follows from each way an attempt at a run can end: the pure core of [`Daemon::run`].
 //!
 //! ```text
-//! from a fenced home, and not our own word: Discard; given up the tenth time
-//! Done, Judged  Answer
-//! Unanswered    Refuse
-//! NotBegun      Wait; given up the eleventh time
-//! Lost          Retry; given up the second time that it is nobody else's doing
+//! in a fenced home, not judged by us: Discard; given up at the tenth
+//! Done, Judged                        Answer
+//! Unanswered                          Refuse
+//! NotBegun                            Wait; given up at the eleventh
+//! Lost                                Retry; given up at the second not done by others
 //! ```
 //!
-//! A run is tried a bounded number of times, but for losses that are another tenant's doing: after
-//! two of those it lives alone, where nobody else can take its worker.
+//! The number of attempts is bounded, except for losses that are another tenant's doing: after two
+//! of those the tenant lives alone, where no other tenant can kill its worker.
 //!
 //! [`Daemon::run`]: crate::daemon::Daemon::run
 
@@ -19,46 +19,46 @@ use enisle_wire::tenant::Usage;
 use crate::homes::exchange::{Ended, Finished, Lost};
 use crate::share::Exhausted;
 
-/// The end in a fenced home after which a run is given up.
+/// A run is given up at this many ends in fenced homes.
 const MOST_FENCED: u32 = 10;
-/// How many workers may die before they come to one and the same run, which waits again then.
+/// How many workers may die before they receive the same run; after each it waits again.
 const MOST_NOT_BEGUN: u32 = 10;
-/// The loss by others' doing after which a run is tried alone.
+/// After this many losses by other tenants' doing, a run is tried alone.
 const MOST_IN_COMPANY: u32 = 2;
-/// The loss that was nobody else's doing after which a run is given up.
+/// A run is given up at this many losses that are not another tenant's doing.
 const LAST_LOSS: u32 = 2;
 
 /// How the attempts at one run have ended so far.
 #[derive(Debug, Default)]
 pub(crate) struct Attempts {
-    /// With a worker, and nobody else's doing.
+    /// With its worker, and not by another tenant's doing.
     lost: u32,
-    /// With a worker, by another tenant's doing.
+    /// With its worker, by another tenant's doing.
     lost_in_company: u32,
     not_begun: u32,
     fenced: u32,
 }
 
-/// What to do about a run, one attempt at which has ended.
+/// What to do about a run after one attempt has ended.
 #[derive(Debug)]
 pub(crate) enum Next {
-    /// That is its end.
+    /// Report this end.
     Answer(Box<Finished>),
-    /// That is its end, and there was no room for its answer.
+    /// Report that it ended and that there was no memory for its answer.
     Refuse {
         bytes: usize,
         why: Exhausted,
         usage: Usage,
     },
-    /// It ended in a home that its tenant has left. That does not count, but for what it used, and
-    /// the run is begun again, or given up.
+    /// It ended in a home that its tenant has left. Only its usage counts; the run restarts, or is
+    /// given up.
     Discard {
         cpu_us: u64,
         gives_up: Option<GaveUp>,
     },
-    /// No worker came to it: it waits for a home again.
+    /// No worker received it: it waits for a home again.
     Wait,
-    /// Its worker died under it. It is begun again, in a home without others where `alone` says so.
+    /// Its worker died during it. It restarts, in a home of its own if `alone`.
     Retry {
         alone: bool,
         why: String,
@@ -67,28 +67,28 @@ pub(crate) enum Next {
     GiveUp(GaveUp, Usage),
 }
 
-/// Why a run is not tried any more, for the report of the outcome `workerLost`.
+/// Why a run is not tried again, for the report of the outcome `workerLost`.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub(crate) enum GaveUp {
     #[error("the worker process died twice under this run; the last time {0}")]
     DiedTwice(String),
-    #[error("this run was begun again and again because its tenant was moved while it ran")]
+    #[error("this run was restarted again and again because its tenant was moved while it ran")]
     Moved,
-    #[error("this run was never begun: no worker process lived long enough to come to it")]
+    #[error("this run never began: no worker process lived long enough to receive it")]
     NeverBegun,
 }
 
 impl GaveUp {
-    /// Whether the run was tried to its end: only then its tenant need not be alone any more.
+    /// Whether the run was tried to its end: only then may its tenant share a process again.
     pub(crate) fn is_an_end(&self) -> bool {
         matches!(self, Self::DiedTwice(_))
     }
 }
 
 impl Attempts {
-    /// An attempt has ended, in a home that was `fenced` by then, or not.
+    /// Takes in how an attempt ended; `fenced` says whether its home was fenced by then.
     pub(crate) fn after(&mut self, ended: Ended, fenced: bool) -> Next {
-        if fenced && !is_our_word(&ended) {
+        if fenced && !is_our_judgement(&ended) {
             self.fenced += 1;
             let gives_up = (self.fenced >= MOST_FENCED).then_some(GaveUp::Moved);
             return Next::Discard { cpu_us: ended.cpu_us(), gives_up };
@@ -97,7 +97,7 @@ impl Attempts {
             Ended::Done(finished) | Ended::Judged(finished) => Next::Answer(finished),
             Ended::Unanswered { bytes, why, usage } => Next::Refuse { bytes, why, usage },
             Ended::NotBegun if self.not_begun >= MOST_NOT_BEGUN => Next::GiveUp(GaveUp::NeverBegun, Usage::default()),
-            // That is not held against it; but not for ever.
+            // Not counted as a loss, but bounded as well.
             Ended::NotBegun => {
                 self.not_begun += 1;
                 Next::Wait
@@ -117,11 +117,12 @@ impl Attempts {
     }
 }
 
-/// It does not come from the worker, so it counts whatever the worker is.
-fn is_our_word(ended: &Ended) -> bool {
+/// Whether an end was decided by the supervisor, and not the worker: it counts even in a fenced
+/// home.
+fn is_our_judgement(ended: &Ended) -> bool {
     match ended {
         Ended::NotBegun | Ended::Unanswered { .. } => true,
-        // A run that had to leave the old home was canceled by us.
+        // A canceled run in a fenced home was canceled by us, to make it leave.
         Ended::Judged(finished) => finished.outcome != Outcome::Canceled,
         Ended::Done(_) | Ended::Lost(_) => false,
     }
@@ -148,7 +149,7 @@ mod tests {
         Ended::Unanswered { bytes: 9, why: supply.take(5, 1).unwrap_err(), usage: USAGE }
     }
 
-    /// Every way in which an attempt can end, but an end of its own.
+    /// Every way an attempt can end, except an end of the run's own.
     fn failure(number: u8) -> Ended {
         match number {
             0 => lost(false),
@@ -157,7 +158,7 @@ mod tests {
         }
     }
 
-    /// Until the first that is not to be followed by another attempt; how many were tried.
+    /// Tries until an attempt is not to be followed by another; returns how many were tried.
     fn try_all(attempts: &mut Attempts, ends: impl IntoIterator<Item = (Ended, bool)>) -> Option<(usize, Next)> {
         let nexts = ends.into_iter().map(|(ended, fenced)| attempts.after(ended, fenced));
         let last =
@@ -169,24 +170,24 @@ mod tests {
     fn a_run_that_was_given_up_says_what_happened_to_it() {
         let died = GaveUp::DiedTwice("it was killed by SIGKILL".to_owned()).to_string();
         assert!(died.contains("died twice") && died.ends_with("it was killed by SIGKILL"), "{died}");
-        for (why, word) in [(GaveUp::Moved, "moved"), (GaveUp::NeverBegun, "never begun")] {
+        for (why, word) in [(GaveUp::Moved, "moved"), (GaveUp::NeverBegun, "never began")] {
             let said = why.to_string();
             assert!(said.contains(word) && !said.contains("died twice"), "{said}");
         }
     }
 
     #[test]
-    fn only_a_run_that_was_tried_to_its_end_ends_the_time_alone() {
+    fn only_a_run_that_was_tried_to_its_end_lets_its_tenant_share_again() {
         assert!(GaveUp::DiedTwice(String::new()).is_an_end());
         assert!(!GaveUp::Moved.is_an_end() && !GaveUp::NeverBegun.is_an_end());
     }
 
     #[test]
-    fn an_end_is_answered_wherever_it_counts() {
+    fn an_end_that_counts_is_reported_wherever_it_happened() {
         for ended in [Ended::Done(finished(Outcome::Ok)), Ended::Judged(finished(Outcome::Canceled))] {
             assert!(matches!(Attempts::default().after(ended, false), Next::Answer(_)));
         }
-        // The supervisor's own word counts from a home that is fenced too.
+        // The supervisor's own judgement counts even in a fenced home.
         for fenced in [false, true] {
             let judged = Ended::Judged(finished(Outcome::Violation));
             assert!(matches!(Attempts::default().after(judged, fenced), Next::Answer(_)));
@@ -197,7 +198,7 @@ mod tests {
     }
 
     #[test]
-    fn what_a_fenced_home_says_is_discarded_and_what_it_used_is_not() {
+    fn what_a_fenced_home_reports_is_discarded_but_its_usage_is_charged() {
         let canceled = || Ended::Judged(finished(Outcome::Canceled));
         for ended in [Ended::Done(finished(Outcome::Ok)), canceled(), lost(true), lost(false)] {
             let next = Attempts::default().after(ended, true);
@@ -209,17 +210,17 @@ mod tests {
     }
 
     #[test]
-    fn a_run_that_no_worker_comes_to_is_given_up_the_eleventh_time() {
+    fn a_run_that_no_worker_receives_is_given_up_the_eleventh_time() {
         let (tried, next) = try_all(&mut Attempts::default(), (0..20).map(|_| (Ended::NotBegun, false))).unwrap();
         assert!(matches!(next, Next::GiveUp(GaveUp::NeverBegun, usage) if usage == Usage::default()), "{next:?}");
         assert_eq!(tried, 11);
     }
 
     #[test]
-    fn a_run_is_alone_after_a_loss_of_its_own_and_given_up_after_the_second() {
+    fn a_run_is_alone_after_one_loss_of_its_own_and_given_up_after_two() {
         let mut attempts = Attempts::default();
         assert!(matches!(attempts.after(lost(false), false), Next::Retry { alone: true, usage: USAGE, .. }));
-        let Next::GiveUp(why, usage) = attempts.after(lost(false), false) else { panic!("it is begun again") };
+        let Next::GiveUp(why, usage) = attempts.after(lost(false), false) else { panic!("it is restarted") };
         assert_eq!((why, usage), (GaveUp::DiedTwice("it was killed".to_owned()), USAGE));
     }
 
@@ -236,20 +237,20 @@ mod tests {
     }
 
     proptest! {
-        /// Nine that are discarded, ten that never began and one loss of its own are tried again at
-        /// the most, in whatever order; the next one of a kind is the last.
+        /// At most nine discarded ends, ten that never began and one loss of its own are tried
+        /// again, in whatever order; the next of any kind is the last.
         #[test]
-        fn only_others_can_have_a_run_tried_for_ever(ends in prop::collection::vec((0_u8..3, any::<bool>()), 0..200)) {
+        fn only_other_tenants_can_have_a_run_tried_for_ever(ends in prop::collection::vec((0_u8..3, any::<bool>()), 0..200)) {
             let mut attempts = Attempts::default();
             let known = ends.iter().map(|(number, fenced)| (failure(*number), *fenced));
             let tried = try_all(&mut attempts, known).map_or(ends.len(), |(tried, _)| tried);
             let others = ends.iter().take(tried).filter(|(number, fenced)| *number == 1 && !fenced).count();
-            prop_assert!(tried - others <= 9 + 10 + 1 + 1, "{tried} attempts, {others} of them others' doing");
+            prop_assert!(tried - others <= 9 + 10 + 1 + 1, "{tried} attempts, {others} of them lost by others' doing");
         }
 
-        /// However many failed before, an end that counts is the run's.
+        /// However many attempts failed before, an end that counts is reported.
         #[test]
-        fn an_end_after_failures_is_still_answered(ends in prop::collection::vec((0_u8..3, any::<bool>()), 0..30)) {
+        fn an_end_after_failures_is_still_reported(ends in prop::collection::vec((0_u8..3, any::<bool>()), 0..30)) {
             let mut attempts = Attempts::default();
             if try_all(&mut attempts, ends.iter().map(|(number, fenced)| (failure(*number), *fenced))).is_none() {
                 prop_assert!(matches!(attempts.after(Ended::Done(finished(Outcome::Ok)), false), Next::Answer(_)));

@@ -1,4 +1,4 @@
-//! What a run is, from its request to its end.
+//! A run, from its request to its end.
 
 pub(crate) mod attempt;
 pub(crate) mod run;

@@ -18,7 +18,7 @@ use crate::tenants::in_flight::InFlight;
 use crate::tenants::quota::OverQuota;
 use crate::tenants::tenant::{Expelled, Tenant};
 
-/// Why a run was not begun.
+/// Why a run did not begin, or has no report.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum RunError {
     #[error(transparent)]
@@ -27,7 +27,7 @@ pub(crate) enum RunError {
     Admit(#[from] AdmitError),
     #[error("the daemon is ending and takes no new runs")]
     Draining,
-    #[error("there is no room to write down what the run may leave behind: {0}")]
+    #[error("what the run may leave behind cannot be recorded: {0}")]
     Unrecorded(Exhausted),
     #[error("the run could not be made ready for a sealed worker: {0}")]
     Unsealable(#[from] Unsealable),
@@ -39,7 +39,7 @@ pub(crate) enum RunError {
     Expelled(#[from] Expelled),
 }
 
-/// A run's end, with where it was.
+/// How a run ended, and where it ran.
 #[derive(Debug)]
 pub(crate) struct Report {
     pub(crate) id: RunId,
@@ -48,8 +48,8 @@ pub(crate) struct Report {
 }
 
 impl Daemon {
-    /// A place in a tenant's quota for one run, held until its end. Taken before a body is read,
-    /// so that bodies count too.
+    /// Takes a place in a tenant's quota for one run, until the run ends. Taken before a body is
+    /// read, so that runs whose bodies are still arriving count too.
     pub(crate) fn begin(&self, tenant: &Arc<Tenant>, uid: u32) -> Result<InFlight, RunError> {
         if self.is_draining() {
             return Err(RunError::Draining);
@@ -59,21 +59,21 @@ impl Daemon {
         Ok(InFlight::begin(&self.flights, tenant, &self.supplies.bodies, uid)?)
     }
 
-    /// One run, to its report. Dropping the future cancels it.
+    /// Carries out one run, to its report. Dropping the future cancels it.
     ///
-    /// A run whose worker dies under it is begun again ([`Attempts`]): no run has an effect outside
-    /// its worker yet.
+    /// A run whose worker dies is restarted ([`Attempts`]): so far no run has effects outside its
+    /// worker.
     pub(crate) async fn run(self: &Arc<Self>, job: Job) -> Result<Report, RunError> {
         let tenant = &Arc::clone(&job.in_flight.tenant);
         let (id, uid) = (job.run.id, job.in_flight.uid);
         let room_until = || Instant::now() + Duration::from_secs(self.config.cordon.queue_secs);
         let (mut attempts, mut until) = (Attempts::default(), room_until());
         loop {
-            let resident = self.homes.find(tenant, &job, until).await?;
-            let level = resident.worker.level;
+            let home = self.homes.find(tenant, &job, until).await?;
+            let level = home.worker.level;
             let fitted = if level == Level::Sealed { self.sealed(&job, tenant).await? } else { job.clone() };
-            let ended = resident.run(fitted).await;
-            let finished = match attempts.after(ended, resident.is_fenced()) {
+            let ended = home.run(fitted).await;
+            let finished = match attempts.after(ended, home.is_fenced()) {
                 Next::Answer(finished) => {
                     tenant.note_end();
                     *finished
@@ -84,13 +84,13 @@ impl Daemon {
                     return Err(RunError::Answer { bytes, why });
                 }
                 Next::Discard { cpu_us, gives_up } => {
-                    self.discard(tenant, uid, id, resident.token, cpu_us);
+                    self.discard(tenant, uid, id, home.token, cpu_us);
                     let Some(why) = gives_up else { continue };
                     given_up(tenant, &why, Usage::default())
                 }
                 Next::GiveUp(why, usage) => given_up(tenant, &why, usage),
                 Next::Wait => {
-                    // So far it has waited for its turn, not for room.
+                    // Until now it waited for its turn, not for room.
                     until = room_until();
                     self.homes.pool.bury_dead();
                     continue;
@@ -99,7 +99,7 @@ impl Daemon {
                     if alone {
                         tenant.retry_alone();
                     }
-                    // The answer has what the last attempt used.
+                    // The answer reports what the last attempt used.
                     tenant.usage().add_cpu(usage.cpu_us);
                     let (tenant, run) = (tenant.name.to_string(), id.to_string());
                     self.events.tell(What::Retried { tenant, uid, run, reason });
@@ -112,7 +112,7 @@ impl Daemon {
         }
     }
 
-    /// What comes from a home that the tenant has left does not count, whatever it says.
+    /// Everything that comes from a home that the tenant has left is discarded.
     fn discard(&self, tenant: &Tenant, uid: u32, run: RunId, token: u64, cpu_us: u64) {
         let mut usage = tenant.usage();
         usage.fenced += 1;
@@ -128,7 +128,7 @@ impl Daemon {
         if policy.secrets.is_empty() {
             return Ok(job.sealed(&limits, &[])?);
         }
-        // An env may be large.
+        // Encoded off this thread, because an env may be large.
         let uid = job.in_flight.uid;
         let turn = self.work.turn(uid, job.env.len()).await;
         let sealed = tokio::task::spawn_blocking(move || {
@@ -139,7 +139,8 @@ impl Daemon {
         Ok(sealed.await.map_err(|_| RunError::Interrupted)??)
     }
 
-    /// Adds a run to its tenant's account, and tells of an end that an operator may want to know.
+    /// Adds a run to its tenant's account, and emits an event if its end is of interest to an
+    /// operator.
     fn note(&self, tenant: &Arc<Tenant>, uid: u32, run: RunId, finished: &Finished) {
         let mut usage = tenant.usage();
         usage.add_cpu(finished.usage.cpu_us);
@@ -163,7 +164,8 @@ impl Daemon {
     }
 }
 
-/// What is answered for a run that is not tried any more.
+/// The answer for a run that is not tried again.
+///
 fn given_up(tenant: &Tenant, why: &GaveUp, usage: Usage) -> Finished {
     if why.is_an_end() {
         tenant.note_end();

@@ -1,4 +1,4 @@
-//! Runs that have begun and are not over.
+//! Runs in flight: begun and not yet over.
 
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, PoisonError};
@@ -10,7 +10,7 @@ use crate::share::{Held, Supply};
 use crate::tenants::quota::OverQuota;
 use crate::tenants::tenant::Tenant;
 
-/// All runs of the daemon, and the end of them.
+/// All runs of the daemon in flight, and whether new ones may begin.
 #[derive(Debug, Default)]
 pub(crate) struct Flights {
     count: AtomicU64,
@@ -23,17 +23,17 @@ impl Flights {
         self.count.load(Ordering::SeqCst)
     }
 
-    /// Whether no new runs are taken.
+    /// Whether new runs are refused.
     pub(crate) fn is_draining(&self) -> bool {
         self.draining.load(Ordering::SeqCst)
     }
 
-    /// Takes no new runs from here on.
+    /// Refuses new runs from now on.
     pub(crate) fn close(&self) {
         self.draining.store(true, Ordering::SeqCst);
     }
 
-    /// Waits until none is left, so long at the most; whether none is.
+    /// Waits until no run is in flight, for at most `patience`. Returns whether none is left.
     pub(crate) async fn over(&self, patience: Duration) -> bool {
         let empty = async {
             loop {
@@ -48,15 +48,15 @@ impl Flights {
     }
 }
 
-/// A run's place in its tenant's quota and in the daemon's count, given back when it is over in
-/// whatever way.
+/// A run's place in its tenant's quota and in the daemon's count, given back when the run is over,
+/// however it ends.
 #[derive(Debug)]
 pub(crate) struct InFlight {
     flights: Arc<Flights>,
     pub(crate) tenant: Arc<Tenant>,
-    /// What its answer is charged to.
+    /// The supply that the run's answer is charged to.
     bodies: Supply,
-    /// Who asked for the run.
+    /// The uid that asked for the run.
     pub(crate) uid: u32,
 }
 
@@ -74,7 +74,7 @@ impl InFlight {
         Ok(Self { flights: Arc::clone(flights), tenant: Arc::clone(tenant), bodies: bodies.clone(), uid })
     }
 
-    /// Nothing yet of what the answer is going to be charged.
+    /// The charge for the run's answer, still empty.
     pub(crate) fn answer(&self) -> Held {
         self.bodies.none(self.uid)
     }

@@ -1,4 +1,4 @@
-//! Data of tenants and its rules. Knows no process.
+//! What is known of tenants, and the rules for it. Knows no process.
 
 pub(crate) mod in_flight;
 pub(crate) mod policy;

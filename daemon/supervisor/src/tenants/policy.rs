@@ -1,4 +1,4 @@
-//! What a tenant may do: its policy, set by an operator, kept in the state folder; and a request's wishes under it.
+//! What a tenant may do: its policy, set by an operator and kept in the state folder.
 
 use std::collections::BTreeMap;
 use std::io::{self, Write};
@@ -13,8 +13,8 @@ use serde::{Deserialize, Serialize, Serializer};
 
 use crate::files::{Folder, How, aside};
 
-/// A tenant's name: what a path of the API, a line of a log and a file of the state folder can carry without escaping.
-/// Its copies share one text.
+/// A tenant's name: text that an API path, a log line and a file name can carry without escaping.
+/// Copies share one allocation.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub(crate) struct TenantName(Arc<str>);
 
@@ -52,12 +52,12 @@ impl TenantName {
     }
 }
 
-/// Tenants that a rule is about: one, or all whose names begin so.
+/// The tenants that a rule applies to: one, or all whose names begin with a prefix.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
 pub(crate) struct TenantPattern {
     beginning: String,
-    /// Names may go on behind the beginning.
+    /// Further characters may follow the beginning.
     open: bool,
 }
 
@@ -94,41 +94,44 @@ impl TenantPattern {
         if self.open { tenant.starts_with(&self.beginning) } else { tenant == self.beginning }
     }
 
-    /// How exactly it says whom it is about: the longer the better, and a name best.
+    /// How specific the pattern is: a longer one more than a shorter one, a full name most.
     pub(crate) fn exactness(&self) -> (bool, usize) {
         (!self.open, self.beginning.len())
     }
 }
 
-/// A tenant's policy. In the configuration file keys are `snake_case`, in the API `camelCase`; both are read.
+/// A tenant's policy. Its keys are `snake_case` in the configuration file and `camelCase` in the
+/// API; both are accepted.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub(crate) struct Policy {
     pub(crate) limits: Limits,
     pub(crate) quota: Quota,
-    /// Whose it is: tenants that hold secrets share a process with nobody else's.
+    /// The tenant's owner. Tenants that hold secrets share a process only with tenants of the same
+    /// owner.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) owner: Option<String>,
-    /// How well its code is known: `trusted`, `standard`, `untrusted`. Only the like share a process.
+    /// How well its code is known: `trusted`, `standard`, `untrusted`. Only tenants of equal trust
+    /// share a process.
     pub(crate) trust: Trust,
-    /// Entries of `env` that are secrets. A sealed tenant does not get them.
+    /// The entries of `env` that are secrets. A sealed tenant does not get them.
     pub(crate) secrets: Vec<String>,
-    /// `eval` and `new Function` work.
+    /// Whether `eval` and `new Function` work.
     #[serde(alias = "allowEval")]
     pub(crate) allow_eval: bool,
 }
 
-/// What a tenant may ask for.
+/// How much a tenant may run.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub(crate) struct Quota {
-    /// Runs that are queued or running.
+    /// Runs queued or running.
     #[serde(alias = "inFlight")]
     pub(crate) in_flight: u32,
-    /// Runs a second, over time.
+    /// Runs per second, over time.
     #[serde(alias = "perSecond")]
     pub(crate) per_second: u32,
-    /// Runs at once after a pause.
+    /// Runs that may start at once after a pause.
     pub(crate) burst: u32,
 }
 
@@ -138,11 +141,12 @@ impl Default for Quota {
     }
 }
 
-/// The least and the most of what is no limit of a run, in the API and in the configuration
+/// The ranges of the numbers that are not limits of a run, in the API and in the configuration
 /// (`ranges`).
 pub(crate) const IN_FLIGHT: (u32, u32) = (1, 10_000);
 pub(crate) const PER_SECOND: (u32, u32) = (1, 1_000_000);
-/// A policy is told, kept and compared as a whole: what it names has bounds as well.
+/// A policy is sent, stored and compared as a whole, so the number and length of its names is
+/// bounded too.
 pub(crate) const SECRETS: (u32, u32) = (0, MAX_SECRETS);
 const NAME_BYTES: (u32, u32) = (0, MAX_POLICY_NAME_BYTES);
 
@@ -150,13 +154,13 @@ const NAME_BYTES: (u32, u32) = (0, MAX_POLICY_NAME_BYTES);
 const SECRET_BYTES: usize = 64;
 
 impl Policy {
-    /// What it holds beside its numbers.
+    /// What the policy holds beside its numbers.
     pub(crate) fn bytes(&self) -> u64 {
         let secrets = self.secrets.iter().map(|name| name.len() + SECRET_BYTES).sum::<usize>();
         (secrets + self.owner.as_ref().map_or(0, String::len)) as u64
     }
 
-    /// Whether every value is one that the daemon can hold to.
+    /// Whether the daemon can enforce every value.
     pub(crate) fn check(&self, max_memory_mb: u32) -> Result<(), OutOfRange> {
         let (limits, quota) = (&self.limits, &self.quota);
         let count = |count: usize| u32::try_from(count).unwrap_or(u32::MAX);
@@ -178,28 +182,29 @@ impl Policy {
     }
 }
 
-/// Where policies are kept in the state folder.
+/// The folder of policies, in the state folder.
 pub(crate) const FOLDER: &str = "tenants";
 
-/// The policies that operators have set, a file each.
+/// The policies that operators have set, one file each.
 #[derive(Debug)]
 pub(crate) struct Store {
-    /// One writer at a time: the file that is written and then renamed has one name.
+    /// One writer at a time: the temporary file, which is written and then renamed, has a fixed
+    /// name.
     folder: Mutex<Folder>,
 }
 
-/// A policy as it is kept, and the uid that set it: what it holds is charged to that uid.
+/// A policy as stored, and the uid that set it, which is charged for what it holds.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) struct KeptPolicy {
     pub(crate) policy: Policy,
-    /// None in a file that an operator wrote.
+    /// `None` in a file that an operator wrote by hand.
     pub(crate) set_by: Option<u32>,
 }
 
 /// The key of that uid in the file.
 const SET_BY: &str = "set_by";
 
-/// The file that is written.
+/// The temporary file.
 const NEW: &str = ".new";
 
 #[derive(Debug, thiserror::Error)]
@@ -211,7 +216,8 @@ pub(crate) enum StoreError {
 }
 
 impl Store {
-    /// Reads every policy in the state folder. A file that is no policy is moved aside and told of.
+    /// Reads every policy in the state folder. A file that is not a valid policy is quarantined,
+    /// and logged.
     pub(crate) fn open(
         state: &Folder,
         max_memory_mb: u32,
@@ -225,16 +231,16 @@ impl Store {
                 Ok((name, policy)) => drop(policies.insert(name, policy)),
                 Err(why) => {
                     let path = folder.path_of(&file);
-                    tracing::error!(file = %path.display(), %why, "a policy cannot be read; moved aside, the tenant has the default");
-                    move_aside(&folder, &file, &format!("{name}.broken")).map_err(failed)?;
+                    tracing::error!(file = %path.display(), %why, "a policy cannot be read; it is quarantined and the tenant has the default");
+                    quarantine(&folder, &file, &format!("{name}.broken")).map_err(failed)?;
                 }
             }
         }
         Ok((Self { folder: Mutex::new(folder) }, policies))
     }
 
-    /// Writes one policy, whole or not at all. Another is not written before what is returned is
-    /// dropped.
+    /// Writes one policy, whole or not at all. No other policy is written until the returned guard
+    /// is dropped.
     pub(crate) fn put(
         &self,
         name: &TenantName,
@@ -244,9 +250,10 @@ impl Store {
         let folder = self.folder.lock().unwrap_or_else(PoisonError::into_inner);
         let kept = format!("{name}.json");
         let write = || {
-            // What a daemon that was killed has left; a folder was left by somebody else.
+            // A leftover of a daemon that was killed. Something that cannot be removed, such as a
+            // folder, is not the daemon's.
             if folder.has(NEW)? && folder.remove(NEW).is_err() {
-                move_aside(&folder, NEW, &format!("{NEW}.broken"))?;
+                quarantine(&folder, NEW, &format!("{NEW}.broken"))?;
             }
             let mut file = folder.open(NEW, How::New)?;
             let mut text = serde_json::to_value(policy)?;
@@ -262,8 +269,8 @@ impl Store {
     }
 }
 
-/// Under that name, or, if it is taken, one that begins so.
-fn move_aside(folder: &Folder, file: &str, name: &str) -> io::Result<()> {
+/// Renames a damaged file to `name` or, if that is taken, to a free name that begins with it.
+fn quarantine(folder: &Folder, file: &str, name: &str) -> io::Result<()> {
     let free = if folder.has(name)? { aside(folder, name)? } else { name.to_owned() };
     folder.rename(file, &free)
 }
@@ -280,7 +287,7 @@ fn read_policy(
     let set_by = text.as_object_mut().and_then(|keys| keys.remove(SET_BY));
     let set_by = serde_json::from_value(set_by.unwrap_or_default()).map_err(|error| format!("{SET_BY}: {error}"))?;
     let mut policy: Policy = serde_json::from_value(text).map_err(|error| error.to_string())?;
-    // The operator may have lowered the ceiling since; that is no reason to forget the rest.
+    // The operator may have lowered the ceiling since; the rest of the policy still holds.
     policy.limits.memory_mb = policy.limits.memory_mb.min(max_memory_mb);
     policy.check(max_memory_mb).map_err(|error| error.to_string())?;
     Ok((name, KeptPolicy { policy, set_by }))
@@ -315,7 +322,7 @@ mod tests {
     }
 
     #[test]
-    fn what_a_policy_names_has_bounds() {
+    fn the_names_in_a_policy_are_bounded() {
         let refusal = |policy: Policy| policy.check(256).map_err(|error| error.to_string());
         let secrets = |count, bytes| Policy { secrets: vec!["s".repeat(bytes); count], ..Policy::default() };
         let owner = |bytes| Policy { owner: Some("o".repeat(bytes)), ..Policy::default() };
@@ -329,7 +336,7 @@ mod tests {
     }
 
     #[test]
-    fn a_policy_survives_a_restart_and_a_broken_one_is_moved_aside() {
+    fn a_policy_survives_a_restart_and_a_broken_one_is_quarantined() {
         let dir = tempfile::tempdir().unwrap();
         let (store, none) = open(dir.path());
         assert!(none.is_empty());
@@ -337,7 +344,7 @@ mod tests {
         let policy = Policy { allow_eval: true, ..Policy::default() };
         drop(store.put(&name, &policy, 7).unwrap());
         fs::write(dir.path().join("tenants/b.json"), "{\"limits\": 3}").unwrap();
-        // One that an operator wrote.
+        // A policy that an operator wrote by hand.
         fs::write(dir.path().join("tenants/c.json"), "{\"allow_eval\": true}").unwrap();
         let (_, read) = open(dir.path());
         let by_hand = KeptPolicy { policy: policy.clone(), set_by: None };
@@ -358,13 +365,13 @@ mod tests {
         assert_eq!(fs::read_to_string(&victim).unwrap(), r#"{"allow_eval": true}"#);
         let (_, read) = open(dir.path());
         assert_eq!(read.into_keys().collect::<Vec<_>>(), ["a".parse().unwrap()]);
-        // A folder that is exchanged meanwhile is not written to.
+        // A folder that was replaced meanwhile is not written to.
         fs::rename(&tenants, dir.path().join("away")).unwrap();
         std::os::unix::fs::symlink(dir.path(), &tenants).unwrap();
         drop(store.put(&"b".parse().unwrap(), &Policy::default(), 7).unwrap());
         assert!(dir.path().join("away/b.json").exists() && !dir.path().join("b.json").exists());
         let tenants = dir.path().join("away");
-        // What a daemon that was killed has left is in nobody's way.
+        // A leftover of a daemon that was killed is no obstacle.
         fs::write(tenants.join(".new"), "half").unwrap();
         drop(store.put(&"a".parse().unwrap(), &Policy::default(), 7).unwrap());
     }

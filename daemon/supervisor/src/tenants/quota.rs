@@ -1,14 +1,15 @@
-//! A tenant's quota: runs at one time, and a rate. Time is passed in, so that tests need none.
+//! A tenant's quota: how many runs at one time, and how many per second. Time is passed in, so that
+//! tests need no clock.
 
 use std::time::{Duration, Instant};
 
 use crate::tenants::policy::Quota;
 
-/// One tenant's account.
+/// One tenant's use of its quota.
 #[derive(Debug)]
 pub(crate) struct Account {
     in_flight: u32,
-    /// Runs that may start at once; fills up with time to the quota's burst.
+    /// Runs that may start at once; refilled over time up to the quota's burst.
     tokens: f64,
     filled_at: Instant,
 }

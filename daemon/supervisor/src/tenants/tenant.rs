@@ -1,8 +1,9 @@
-//! One tenant, as the daemon knows it: its policy, what it may start, and how it stands.
+//! One tenant, as the daemon knows it: its policy, its quota, its scripts, and its standing.
 //!
-//! A hundred thousand tenants may be known of whom each has done next to nothing. What only one
-//! that lives somewhere needs is made then, and goes with its last home ([`Life`]); what its runs
-//! came to stays, and is small ([`Usage`]). A policy is shared by all that have the same.
+//! The daemon may know a hundred thousand tenants, most of which have done next to nothing, so each
+//! is small. What only a tenant with a home needs is made with its first home and dropped after its
+//! last ([`Life`]); what its runs used is kept, and is small ([`Usage`]). Equal policies share one
+//! allocation.
 
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -18,52 +19,53 @@ use crate::tenants::policy::{Policy, TenantName};
 use crate::tenants::quota::Account;
 use crate::tenants::scripts::Scripts;
 
-/// Moves that are remembered of a tenant that lives nowhere and has no policy.
+/// Moves that are remembered of a tenant without a home and without a policy of its own.
 const MOVES_OF_ABSENT: usize = 2;
 
-/// One tenant, known to the daemon since it started, or for longer.
+/// One tenant, known to the daemon since it started or from its records.
 #[derive(Debug)]
 pub(crate) struct Tenant {
     pub(crate) name: TenantName,
     policy: Mutex<Kept>,
     pub(crate) account: Mutex<Account>,
     standing: Mutex<Standing>,
-    /// A run of its was lost with its worker: until a run ends, it lives alone, so that it takes nobody with it.
+    /// A run of this tenant was lost with its worker. Until a run ends, the tenant lives alone, so
+    /// that a repeat takes no other tenant's run with it.
     retries_alone: AtomicBool,
     scripts: Mutex<Scripts>,
-    /// An operator has set its policy.
+    /// Whether an operator has set its policy.
     pub(crate) has_policy: AtomicBool,
-    /// How it stands has changed since it was written down.
+    /// Whether its standing has changed since it was last recorded.
     pub(crate) unwritten: AtomicBool,
-    /// None until it has run something.
+    /// `None` until it has run something.
     usage: OnceLock<Box<Mutex<Usage>>>,
-    /// None where it lives nowhere and is not suspected of anything.
+    /// `None` if it has no home and is not suspected of anything.
     life: Mutex<Option<Box<Life>>>,
-    /// Its part of the names that there may be.
+    /// Its share of the supply of names.
     name_held: Held,
 }
 
-/// A policy, and what is held for it if it is more than a few numbers.
+/// A policy, and what it is charged if it holds more than a few numbers.
 #[derive(Debug)]
 struct Kept {
     policy: Arc<Policy>,
     _held: Option<Box<Held>>,
 }
 
-/// What there is of a tenant as long as it lives somewhere, or did until just now.
+/// What is kept of a tenant while it has a home, and shortly after.
 #[derive(Debug, Default)]
 struct Life {
-    /// It was in a process that died, and nobody knows whose doing it was.
+    /// It was in a process whose death is unattributed.
     suspicion: Option<Suspicion>,
-    /// Its home was begun while this uid's budget of deaths was used up. It lives alone until all
-    /// of them are forgiven.
+    /// Its home was made while this uid's budget of deaths was used up. It lives alone until all
+    /// those deaths are forgiven.
     probation: Option<u32>,
 }
 
-/// A tenant that is not run any more.
+/// A tenant that may not run.
 #[derive(Debug, thiserror::Error)]
 #[error(
-    "tenant {tenant} is expelled and not run any more: {why}; an operator lifts that with \
+    "tenant {tenant} is expelled and may not run: {why}; an operator lifts that with \
      `enisle cordon {tenant} --lift --reason …` (DELETE /v1/tenants/{tenant}/cordon?reason=…)"
 )]
 pub(crate) struct Expelled {
@@ -71,7 +73,8 @@ pub(crate) struct Expelled {
     why: String,
 }
 
-/// For how long, and with whom of the others it may be meanwhile: with nobody (`None`), or with those of its half.
+/// How long a suspicion lasts, and which other suspects the tenant may share a process with
+/// meanwhile: none (`None`), or those of its half.
 #[derive(Debug, Clone, Copy)]
 struct Suspicion {
     case: Option<Case>,
@@ -84,12 +87,12 @@ impl Life {
     }
 }
 
-/// What a tenant's runs came to since the daemon started.
+/// What a tenant's runs have used since the daemon started.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Usage {
-    /// Runs that went out to a worker, each time that they did.
+    /// How often a run was sent to a worker; restarts count again.
     pub(crate) begun: u64,
-    /// Ends that came from a home that the tenant had left: discarded.
+    /// Ends that came from a home that the tenant had left, and were discarded.
     pub(crate) fenced: u64,
     pub(crate) cpu_us: u64,
     /// How many homes it has had.
@@ -104,8 +107,8 @@ impl Usage {
     }
 
     pub(crate) fn note(&mut self, outcome: Outcome) {
-        let place = Outcome::ALL.iter().position(|known| *known == outcome);
-        if let Some(count) = place.and_then(|place| self.ended.get_mut(place)) {
+        let index = Outcome::ALL.iter().position(|known| *known == outcome);
+        if let Some(count) = index.and_then(|index| self.ended.get_mut(index)) {
             *count = count.saturating_add(1);
         }
     }
@@ -115,7 +118,7 @@ impl Usage {
         self.ended.iter().copied().map(u64::from).sum()
     }
 
-    /// How many runs ended in which way.
+    /// The number of runs by outcome.
     pub(crate) fn outcomes(&self) -> BTreeMap<Outcome, u64> {
         let ended = Outcome::ALL.into_iter().zip(self.ended.map(u64::from));
         ended.filter(|(_, count)| *count > 0).collect()
@@ -123,7 +126,7 @@ impl Usage {
 }
 
 impl Tenant {
-    /// Whether it may be run at all.
+    /// Whether the tenant may run at all.
     pub(crate) fn may_run(&self) -> Result<(), Expelled> {
         if self.wanted_level() == Level::Expelled {
             return Err(Expelled { tenant: self.name.clone(), why: self.why_expelled() });
@@ -131,12 +134,12 @@ impl Tenant {
         Ok(())
     }
 
-    /// Why it is expelled, from the last thing that was decided about it.
+    /// Why it is expelled, according to its last move.
     fn why_expelled(&self) -> String {
         let standing = self.standing();
         let reasons = standing.history().last().map(|past| past.reasons.as_slice()).unwrap_or_default();
         let in_words = |reason: &Reason| match reason {
-            Reason::Order { reason, by_uid } => Some(format!("uid {by_uid} said so ({reason})")),
+            Reason::Order { reason, by_uid } => Some(format!("ordered by uid {by_uid} ({reason})")),
             Reason::Score { score, threshold } => Some(format!("its score reached {score:.0} of {threshold:.0}")),
             Reason::Signal { signal, count, .. } => Some(format!("{signal:?} {count} times")),
             Reason::Suspected { .. } | Reason::Lifted { .. } | Reason::Clean { .. } | Reason::Unsuspected => None,
@@ -171,7 +174,7 @@ impl Tenant {
         Arc::clone(&self.policy.lock().unwrap_or_else(PoisonError::into_inner).policy)
     }
 
-    /// Gives it a policy of its own, for which something is held.
+    /// Gives the tenant a policy of its own, with what is charged for it.
     pub(crate) fn set_policy(&self, policy: Policy, held: Held) {
         self.has_policy.store(true, Ordering::Relaxed);
         let kept = Kept { policy: Arc::new(policy), _held: (held.units() > 0).then(|| Box::new(held)) };
@@ -182,9 +185,8 @@ impl Tenant {
         self.life.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Forgets what only one needs that lives somewhere; of its history, if no operator has given
-    /// it a policy, all but its last moves, which the audit log has. To be called where it lives
-    /// nowhere.
+    /// Drops what only a tenant with a home needs, and, unless an operator has set its policy, all
+    /// but its last moves, which the audit log also has. Only for a tenant without a home.
     pub(crate) fn tidy(&self) {
         if !self.has_policy.load(Ordering::Relaxed) {
             self.standing().forget_moves_but(MOVES_OF_ABSENT);
@@ -196,7 +198,7 @@ impl Tenant {
         self.usage.get_or_init(Box::default).lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// What its runs came to, for whoever only looks.
+    /// A copy of what its runs have used, without allocating if it has run nothing.
     pub(crate) fn usage_so_far(&self) -> Usage {
         self.usage.get().map(|_| self.usage().clone()).unwrap_or_default()
     }
@@ -213,29 +215,29 @@ impl Tenant {
         self.account.lock().unwrap_or_else(PoisonError::into_inner).in_flight()
     }
 
-    /// What is so of it, whatever it does.
+    /// Facts that count for or against the tenant, whatever it does.
     pub(crate) fn circumstances(&self, outdated_engine: bool) -> Circumstances {
         let trust = self.policy().trust;
         Circumstances { trust, outdated_engine }
     }
 
-    /// A run has ended: it need not be alone for that any more.
+    /// A run has ended: the tenant no longer needs to be alone because of a lost run.
     pub(crate) fn note_end(&self) {
         self.retries_alone.store(false, Ordering::SeqCst);
     }
 
-    /// Its run was lost; the next attempt is alone.
+    /// A run was lost; its next attempt is alone.
     pub(crate) fn retry_alone(&self) {
         self.retries_alone.store(true, Ordering::SeqCst);
     }
 
-    /// It was in a process that died for nobody knows what.
+    /// The tenant was in a process whose death is unattributed.
     pub(crate) fn suspect(&self, case: Option<Case>, secs: u64) {
         let until = Instant::now() + Duration::from_secs(secs);
         self.life().get_or_insert_default().suspicion = Some(Suspicion { case, until });
     }
 
-    /// An operator has lifted everything.
+    /// An operator has forgiven everything.
     pub(crate) fn clear_suspicion(&self) {
         if let Some(life) = self.life().as_deref_mut() {
             life.suspicion = None;
@@ -243,7 +245,8 @@ impl Tenant {
         self.note_end();
     }
 
-    /// It is kept from others because of a death that nobody can explain: alone or not, and for how much longer.
+    /// Whether the tenant is kept apart because of an unattributed death: if so, whether alone, and
+    /// for how much longer.
     pub(crate) fn kept_apart(&self) -> Option<(bool, Duration)> {
         let suspicion = self.suspicion()?;
         Some((suspicion.case.is_none(), suspicion.until.saturating_duration_since(Instant::now())))
@@ -253,12 +256,13 @@ impl Tenant {
         self.life().as_deref().filter(|life| life.is_suspected()).and_then(|life| life.suspicion)
     }
 
-    /// It gets a home while the budget of deaths of that uid is used up.
+    /// The tenant gets a home while the budget of deaths of that uid is used up.
     pub(crate) fn put_on_probation(&self, uid: u32) {
         self.life().get_or_insert_default().probation = Some(uid);
     }
 
-    /// The uid whose deaths have to be forgiven before it lives beside others.
+    /// The uid whose deaths must be forgiven before the tenant may share a process with tenants
+    /// outside probation.
     pub(crate) fn on_probation(&self) -> Option<u32> {
         self.life().as_deref()?.probation
     }
@@ -270,7 +274,7 @@ impl Tenant {
         }
     }
 
-    /// How far out it has to live at the moment.
+    /// The level at which the tenant must live at the moment.
     pub(crate) fn wanted_level(&self) -> Level {
         let alone = self.retries_alone.load(Ordering::SeqCst)
             || self.on_probation().is_some()
@@ -278,12 +282,12 @@ impl Tenant {
         self.standing().level().max(if alone { Level::Solo } else { Level::Shared })
     }
 
-    /// How far out it has to live, and why.
+    /// The levels that its standing, and everything together, demand.
     pub(crate) fn needs(&self) -> Needs {
         Needs { standing: self.standing().level(), wanted: self.wanted_level() }
     }
 
-    /// Whom it may be beside.
+    /// What decides with which tenants it may share a process.
     pub(crate) fn traits(&self, outdated_engine: bool, rules: &Rules, now: Time) -> Traits {
         let circumstances = self.circumstances(outdated_engine);
         let standing = self.standing();
@@ -302,7 +306,7 @@ impl Tenant {
         }
     }
 
-    /// Whether it has secrets that nobody may be beside.
+    /// Whether it has secrets, which must not be in a process with tenants of other owners.
     pub(crate) fn holds_secrets(&self) -> bool {
         !self.policy().secrets.is_empty()
     }
@@ -314,8 +318,8 @@ impl Tenant {
         usage.homes
     }
 
-    /// Whether it has to be remembered, wherever it lives; if nothing else says so, by how it
-    /// stands.
+    /// Whether the tenant must be remembered, wherever it lives; `standing_is` decides if only its
+    /// standing could demand that.
     pub(crate) fn is_worth_remembering(&self, standing_is: impl Fn(&Standing) -> bool) -> bool {
         self.has_policy.load(Ordering::Relaxed)
             || self.in_flight() > 0
@@ -324,7 +328,7 @@ impl Tenant {
             || standing_is(&self.standing())
     }
 
-    /// The uid that its name is charged to.
+    /// The uid that is charged for its name.
     pub(crate) fn charged_to(&self) -> u32 {
         self.name_held.uid()
     }
@@ -341,7 +345,7 @@ mod tests {
     }
 
     #[test]
-    fn what_a_life_needs_goes_with_it_and_what_the_runs_came_to_stays() {
+    fn what_a_home_needs_is_dropped_with_it_and_what_the_runs_used_is_kept() {
         let tenant = tenant();
         assert_eq!((tenant.next_token(), tenant.next_token()), (1, 2));
         tenant.usage().note(Outcome::Violation);
@@ -366,7 +370,7 @@ mod tests {
         assert!(tenant.life().is_none());
     }
 
-    /// Of a hundred thousand, all of whom have run something, each byte is 100 KB.
+    /// With a hundred thousand tenants, all of which have run something, each byte is 100 KB.
     #[test]
     fn a_tenant_that_lives_nowhere_is_small() {
         assert!(size_of::<Tenant>() <= 336, "{}", size_of::<Tenant>());

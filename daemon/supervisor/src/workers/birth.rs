@@ -1,4 +1,4 @@
-//! A worker before it has a tenant: started from the blueprint, and told what to be.
+//! A worker before it has a tenant: started from the blueprint, and given its role.
 
 use std::ffi::CString;
 use std::fs::File;
@@ -25,26 +25,26 @@ use tokio::net::UnixStream;
 use crate::workers::channel::{read_frame, send};
 use crate::workers::death::Death;
 
-/// `doctor` and placement count keys alike.
+/// `doctor` and placement must agree on the number of keys.
 const _: () = assert!(keys::PROCESSOR_KEYS - keys::RESERVED_KEYS == MAX_TENANTS_PER_PROCESS);
 
-/// From `exec` to `Ready`: the jail and V8 take some 20 ms; a machine may be busy.
+/// From `exec` to `Ready`: the jail and V8 take some 20 ms, but the machine may be busy.
 pub(crate) const START_TIMEOUT: Duration = Duration::from_secs(20);
-/// What a worker may print before the rest is dropped; V8's last words are a few lines.
+/// How many lines a worker may print before the rest is dropped; V8's last words are a few lines.
 const STDERR_LINES: usize = 6;
 const STDERR_LINE_BYTES: u64 = 1024;
 
-/// What every worker of this daemon has in common.
+/// What all workers of this daemon have in common.
 #[derive(Debug)]
 pub(crate) struct Blueprint {
     pub(crate) program: File,
-    /// Of workers that are not sealed.
+    /// The layers of workers that are not sealed.
     pub(crate) layers: LayerSet,
-    /// What sealed ones take on beside those.
+    /// The layers of sealed workers.
     pub(crate) sealing: LayerSet,
     pub(crate) tenants_per_process: u32,
     pub(crate) memory: Memory,
-    /// As root: the first uid of workers. Otherwise they keep the daemon's.
+    /// As root, the first uid of workers; otherwise workers keep the daemon's uid.
     pub(crate) uid_base: Option<u32>,
     next_id: AtomicU64,
     spawner: std::sync::mpsc::Sender<SpawnJob>,
@@ -52,12 +52,13 @@ pub(crate) struct Blueprint {
 
 type SpawnJob = Box<dyn FnOnce() + Send>;
 
-/// Private memory that a worker may commit (`RLIMIT_DATA`), in MiB.
+/// How much private memory a worker may commit (`RLIMIT_DATA`), in MiB.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Memory {
     /// For V8 itself, and one largest allocation on the way to an `exceededMemory`.
     pub(crate) base_mb: u64,
-    /// For heap and buffers of each tenant: the most that a policy may grant, and what a sealed one has.
+    /// For heap and buffers of each tenant: the most that a policy may grant, and a sealed tenant's
+    /// limit.
     pub(crate) tenant_mb: u64,
     pub(crate) sealed_mb: u64,
 }
@@ -68,11 +69,11 @@ pub(crate) enum StartError {
     Spawn(#[from] SpawnError),
     #[error("the worker's channels could not be made: {0}")]
     Channels(io::Error),
-    #[error("the worker says: {0}")]
+    #[error("the worker reports: {0}")]
     Failed(String),
-    #[error("the worker did not get ready: {0}")]
+    #[error("the worker did not become ready: {0}")]
     NotReady(String),
-    #[error("the worker is not what it should be: {}", .0.join("; "))]
+    #[error("the worker failed verification: {}", .0.join("; "))]
     Rejected(Vec<String>),
 }
 
@@ -85,8 +86,8 @@ impl Blueprint {
         uid_base: u32,
     ) -> io::Result<Self> {
         let (layers, sealing) = (layers.unsealed(), layers);
-        // The kernel ties a worker's parent-death signal to the thread that cloned it, so that has to be a thread that
-        // lives as long as the daemon.
+        // The kernel ties a worker's parent-death signal to the thread that cloned it, so this
+        // thread must live as long as the daemon.
         let (spawner, jobs) = std::sync::mpsc::channel::<SpawnJob>();
         std::thread::Builder::new().name("spawner".to_owned()).spawn(move || jobs.iter().for_each(|job| job()))?;
         let uid_base = nix::unistd::geteuid().is_root().then_some(uid_base);
@@ -102,27 +103,27 @@ impl Blueprint {
         })
     }
 
-    /// Tenants that a process of this level may ever hold.
-    pub(crate) fn places(&self, level: Level) -> u32 {
+    /// How many tenants a process of this level may ever hold.
+    pub(crate) fn slots(&self, level: Level) -> u32 {
         if level.is_alone() { 1 } else { self.tenants_per_process }
     }
 
-    /// What a worker of this level may commit.
+    /// How many bytes a worker of this level may commit.
     pub(crate) fn data_bytes(&self, level: Level) -> u64 {
         let Memory { base_mb, tenant_mb, sealed_mb } = self.memory;
         let each = if level == Level::Sealed { sealed_mb } else { tenant_mb };
-        (base_mb + u64::from(self.places(level)) * 2 * each) << 20
+        (base_mb + u64::from(self.slots(level)) * 2 * each) << 20
     }
 
-    /// What a worker of this level takes on.
+    /// The layers of a worker of this level.
     pub(crate) fn layers_of(&self, level: Level) -> LayerSet {
         if level == Level::Sealed { self.sealing } else { self.layers }
     }
 
-    /// The uid and gid that worker `id` has outside.
+    /// The uid and gid of worker `id` outside its user namespace.
     pub(crate) fn ids(&self, id: u64) -> (u32, u32) {
         match self.uid_base {
-            // Enough that no two live workers meet.
+            // Enough numbers that no two live workers have the same.
             Some(base) => {
                 let uid = base.saturating_add(u32::try_from(id % 60_000).unwrap_or(0));
                 (uid, uid)
@@ -148,7 +149,7 @@ impl Blueprint {
     }
 }
 
-/// A worker that was started and says that it is ready; not yet verified.
+/// A worker that was started and reports that it is ready; not yet verified.
 pub(crate) struct Newborn {
     pub(crate) id: u64,
     pub(crate) plan: Plan,
@@ -168,11 +169,11 @@ impl Newborn {
         level: Level,
         snapshot: Option<&OwnedFd>,
     ) -> Result<Self, StartError> {
-        let places = if role == Role::Maker { 1 } else { blueprint.places(level) };
+        let slots = if role == Role::Maker { 1 } else { blueprint.slots(level) };
         let layers = blueprint.layers_of(level);
         let faults = FaultPage::new().map_err(StartError::Channels)?;
-        let zone = Zone::place(places as usize, random);
-        let plan = Plan::for_tenants(layers, blueprint.data_bytes(level), places);
+        let zone = Zone::place(slots as usize, random);
+        let plan = Plan::for_tenants(layers, blueprint.data_bytes(level), slots);
         let id = blueprint.next_id.fetch_add(1, Ordering::Relaxed);
         let (ours, theirs) = StdUnixStream::pair().map_err(StartError::Channels)?;
         let (stderr_read, stderr_write) =
@@ -190,7 +191,7 @@ impl Newborn {
             role,
             layers: layers.bits(),
             data_bytes: blueprint.data_bytes(level),
-            max_tenants: places,
+            max_tenants: slots,
             jitless: level == Level::Sealed,
             zone: zone.parts(),
         };
@@ -204,16 +205,18 @@ impl Newborn {
         Ok(newborn)
     }
 
-    /// The first frame that the worker says, if it comes in time and in order.
+    /// The worker's first frame, if it arrives in time and in order.
     pub(crate) async fn first_word(&mut self) -> Result<FromWorker, StartError> {
         let word =
             tokio::time::timeout(START_TIMEOUT, read_frame::<FromWorker>(&mut self.control, self.session.most_bytes()))
                 .await
-                .map_err(|_| StartError::NotReady(format!("it said nothing for {} s", START_TIMEOUT.as_secs())))?;
+                .map_err(|_| StartError::NotReady(format!("it sent nothing for {} s", START_TIMEOUT.as_secs())))?;
         let word = match word {
             Ok(word) => word,
             Err(FrameError::Closed) => {
-                return Err(StartError::NotReady(self.ended().await.unwrap_or_else(|| "it hung up".to_owned())));
+                return Err(StartError::NotReady(
+                    self.ended().await.unwrap_or_else(|| "it closed its control channel".to_owned()),
+                ));
             }
             Err(error) => return Err(StartError::NotReady(error.to_string())),
         };
@@ -224,7 +227,7 @@ impl Newborn {
         }
     }
 
-    /// How it ended, if it has ended by itself.
+    /// How the process ended, if it has ended by itself.
     async fn ended(&mut self) -> Option<String> {
         for _ in 0..100 {
             match self.started.try_collect() {
@@ -236,21 +239,24 @@ impl Newborn {
     }
 }
 
-/// Has a jailed worker make the startup snapshot, and waits for its end.
+/// Has a jailed worker make the startup snapshot, and waits for the worker to end.
 ///
-/// Where the kernel has put a process's own mappings is random; seen once in some thousand starts,
-/// V8 finds no room for its cage beside them; another process has them elsewhere.
+/// Once in some thousand starts V8 finds no room for its cage between the process's own mappings,
+/// whose addresses the kernel randomizes. Another process has them elsewhere, so a new attempt
+/// succeeds.
 pub(crate) async fn make_snapshot(blueprint: &Arc<Blueprint>) -> Result<Vec<u8>, StartError> {
     for _ in 1..SNAPSHOT_TRIES {
         match try_snapshot(blueprint).await {
-            Err(StartError::NotReady(why)) => tracing::warn!(%why, "the startup snapshot is tried again"),
+            Err(StartError::NotReady(why)) => {
+                tracing::warn!(%why, "the startup snapshot failed and is attempted again")
+            }
             other => return other,
         }
     }
     try_snapshot(blueprint).await
 }
 
-/// So often a snapshot is tried at a start.
+/// How often a snapshot is attempted at a start.
 const SNAPSHOT_TRIES: u32 = 3;
 
 async fn try_snapshot(blueprint: &Arc<Blueprint>) -> Result<Vec<u8>, StartError> {
@@ -263,13 +269,14 @@ async fn try_snapshot(blueprint: &Arc<Blueprint>) -> Result<Vec<u8>, StartError>
 
 fn random() -> u64 {
     let mut bytes = [0; 8];
-    // The kernel's generator is ready long before a daemon starts; if it says nothing, the place is merely predictable.
+    // The kernel's generator is ready long before a daemon starts. If it cannot be read, the zone's
+    // address is merely predictable.
     let _ = File::open("/dev/urandom").and_then(|mut file| file.read_exact(&mut bytes));
     u64::from_ne_bytes(bytes)
 }
 
-/// Passes on how what a worker prints begins: V8's last words, bounded and escaped. What follows are addresses, which help
-/// nobody and are dropped.
+/// Logs the first lines that a worker prints (V8's last words), bounded and escaped. The lines
+/// after those are addresses, which are of no use, and are dropped.
 async fn log_stderr(worker: u64, pipe: OwnedFd) {
     let Ok(pipe) = tokio::net::unix::pipe::Receiver::from_owned_fd(pipe) else { return };
     let mut lines = BufReader::new(pipe);
@@ -285,6 +292,6 @@ async fn log_stderr(worker: u64, pipe: OwnedFd) {
             }
         }
     }
-    // Keep the pipe drained, or the worker would block on it.
+    // Drain the pipe, or the worker would block on it.
     let _ = tokio::io::copy(&mut lines, &mut tokio::io::sink()).await;
 }

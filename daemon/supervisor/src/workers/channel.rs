@@ -1,4 +1,4 @@
-//! Frames to and from a worker, as the supervisor sends and reads them.
+//! Sending frames to a worker, and reading frames from it.
 
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
@@ -27,7 +27,8 @@ pub(crate) async fn send(
     Ok(())
 }
 
-/// Reads one frame; no descriptor can come with it, because none is received for.
+/// Reads one frame. No descriptor can arrive with it: without a control buffer, the kernel discards
+/// descriptors.
 pub(crate) async fn read_frame<T: DeserializeOwned>(
     channel: &mut (impl AsyncReadExt + Unpin),
     cap: usize,
@@ -36,14 +37,14 @@ pub(crate) async fn read_frame<T: DeserializeOwned>(
     read_body(channel, Vec::new(), len).await
 }
 
-/// Reads how long the next frame is.
+/// Reads the length of the next frame.
 pub(crate) async fn read_len(channel: &mut (impl AsyncReadExt + Unpin), cap: usize) -> Result<usize, FrameError> {
     let mut header = [0; HEADER_BYTES];
     closed(channel.read_exact(&mut header).await)?;
     body_len(header, cap)
 }
 
-/// Reads the rest of a frame of that length, of which the `beginning` has been read.
+/// Reads the rest of a frame of that length, whose `beginning` has been read.
 pub(crate) async fn read_body<T: DeserializeOwned>(
     channel: &mut (impl AsyncReadExt + Unpin),
     beginning: Vec<u8>,
@@ -56,7 +57,7 @@ pub(crate) async fn read_body<T: DeserializeOwned>(
     decode(&body)
 }
 
-/// Reads so many bytes and keeps none.
+/// Reads and discards `len` bytes.
 pub(crate) async fn skip(channel: &mut (impl AsyncReadExt + Unpin), len: usize) -> Result<(), FrameError> {
     let skipped = tokio::io::copy(&mut channel.take(len as u64), &mut tokio::io::sink()).await?;
     if skipped == len as u64 { Ok(()) } else { Err(FrameError::Closed) }

@@ -1,4 +1,5 @@
-//! How a worker process ended: by the kernel's word, and by the record of its fault if there is one.
+//! How a worker process ended: as reported by the kernel, and by the record of its fault if there
+//! is one.
 
 use enisle_hardening::fault::{FAULT_EXIT, Fault, FaultPage};
 use enisle_wire::control::{GAVE_UP_EXIT, OUT_OF_MEMORY_EXIT};
@@ -12,7 +13,8 @@ use crate::workers::violation;
 pub(crate) enum Death {
     /// We killed it, for this reason.
     Killed(String),
-    /// Its filter did, for a system call that no worker makes, without a record of whose it was.
+    /// Its seccomp filter killed it for a system call that no worker makes, without a record of the
+    /// thread.
     Filter,
     /// A fault, as the worker recorded it.
     Fault(Fault),
@@ -31,7 +33,7 @@ impl Death {
             WaitStatus::Exited(_, GAVE_UP_EXIT) => faults.read().map_or(Self::GaveUp, Self::Fault),
             WaitStatus::Exited(_, code) => Self::Exited(code),
             WaitStatus::Signaled(_, Signal::SIGSYS, _) => Self::Filter,
-            // It may have been killed between its record and its end.
+            // The process may have been killed between its record and its exit.
             WaitStatus::Signaled(_, signal @ Signal::SIGKILL, _) => {
                 faults.read().map_or(Self::Signaled(signal), Self::Fault)
             }

@@ -1,9 +1,9 @@
-//! The end of a worker process: what was known of it before, and on which place it is put.
+//! The end of a worker process: the evidence from before it, and the verdict.
 
 use std::sync::OnceLock;
 use std::time::Duration;
 
-use enisle_cordon::blame::{Put, Thread};
+use enisle_cordon::blame::{Consequence, Thread};
 use enisle_cordon::{Ending, Room, Signal, Verdict};
 use enisle_hardening::islands::Zone;
 use enisle_wire::control::Slot;
@@ -11,20 +11,23 @@ use enisle_wire::control::Slot;
 use crate::workers::death::Death;
 use crate::workers::violation;
 
-/// What the supervisor saw and heard of a process before its end; of each the first.
+/// What the supervisor observed, and what the process reported, before its end; the first of each
+/// kind counts.
 #[derive(Debug, Default)]
 pub(super) struct Evidence {
-    /// For whose doing it is ended, and what that was, where the supervisor saw it.
+    /// The slot whose tenant the process is killed for, and what that tenant did, if the supervisor
+    /// observed it.
     pub(super) culprit: OnceLock<(Slot, Signal)>,
-    /// Whose run V8 gave up on, by its thread's last words, and whether it was over its own limit.
+    /// The slot on whose run V8 gave up, by its thread's last words, and whether that run was over
+    /// its own limit.
     pub(super) gave_up: OnceLock<(Slot, bool)>,
-    /// It is ended for something that its tenants did, whoever of them.
+    /// The process is killed for something that one of its tenants did, and it is unknown which.
     pub(super) misbehaved: OnceLock<Signal>,
 }
 
 impl Evidence {
-    /// How it ended, for whoever judges it, and on whose thread that was. What the kernel put on
-    /// record goes before what was said.
+    /// How the process ended, as the verdict needs it, and on which slot's thread. What the kernel
+    /// recorded takes precedence over what the process reported.
     pub(super) fn ending(&self, death: &Death, zone: &Zone) -> (Ending, Option<Slot>) {
         let words = self.gave_up.get().copied();
         if let Death::Fault(fault) = death {
@@ -44,8 +47,8 @@ impl Evidence {
             (Death::Filter, None) => Signal::RefusedCall,
             (Death::OutOfMemory, None) => Signal::OutOfMemory,
             (Death::GaveUp, None) => Signal::EngineAbort,
-            // Whoever may send that signal is outside, the kernel's own choice in want of memory
-            // included.
+            // SIGKILL can only come from outside: from an operator, or from the kernel when memory
+            // runs out.
             (Death::Signaled(signal), None) if *signal == nix::sys::signal::Signal::SIGKILL => Signal::Unattributed,
             (Death::Fault(_) | Death::Exited(_) | Death::Signaled(_) | Death::Unknown, None) => Signal::Crash,
         };
@@ -53,23 +56,23 @@ impl Evidence {
     }
 }
 
-/// What was judged of an end, once.
+/// The end of a process, judged once.
 #[derive(Debug)]
 pub(crate) struct Exit {
     pub(crate) death: Death,
     pub(crate) verdict: Verdict,
-    pub(crate) put: Put<Slot>,
-    /// Those who were there.
+    pub(crate) consequence: Consequence<Slot>,
+    /// The slots whose tenants were there.
     pub(crate) here: Vec<Slot>,
-    /// Only one tenant was ever there.
+    /// Whether only one tenant was ever there.
     pub(crate) was_one_tenants: bool,
-    /// On whose thread it ended, and the CPU time of that thread, where that is known.
+    /// The slot on whose thread the process ended, and the CPU time of that thread, if known.
     pub(super) computed: Option<(Slot, Duration)>,
 }
 
 impl Exit {
-    /// Judges by what is known: of the end, of those who were there and how much of its bound the
-    /// process had left, and of who holds most (asked only where that decides).
+    /// Reaches a verdict from how the process ended, which tenants were there, how much of its
+    /// bound the process had left, and which slot holds most (computed only if that decides).
     pub(super) fn judge(
         death: Death,
         (ending, slot): (Ending, Option<Slot>),
@@ -85,12 +88,13 @@ impl Exit {
         };
         let verdict = enisle_cordon::blame(ending, thread, !was_one_tenants, room);
         let largest = (verdict == Verdict::WantOfMemory).then(largest).flatten();
-        let put = enisle_cordon::blame::put(verdict, slot.filter(|_| thread == Thread::Here), &here, largest);
-        Self { death, verdict, put, here, was_one_tenants, computed: None }
+        let consequence =
+            enisle_cordon::blame::consequence(verdict, slot.filter(|_| thread == Thread::Here), &here, largest);
+        Self { death, verdict, consequence, here, was_one_tenants, computed: None }
     }
 
-    /// How much CPU time the thread of that place had used, if it ended over something on that
-    /// thread and that is known.
+    /// The CPU time of that slot's thread, if the process ended on that thread and the time is
+    /// known.
     pub(super) fn computed(&self, slot: Slot) -> Option<Duration> {
         self.computed.filter(|(whose, _)| *whose == slot).map(|(_, time)| time)
     }
@@ -115,7 +119,7 @@ mod tests {
     }
 
     #[test]
-    fn the_record_of_a_fault_goes_before_what_was_said() {
+    fn the_record_of_a_fault_takes_precedence_over_what_was_reported() {
         let evidence = Evidence::default();
         let _ = (evidence.culprit.set((B, Signal::HardKill)), evidence.gave_up.set((B, true)));
         let kind = Kind::Refused { call: 59 };
@@ -125,7 +129,7 @@ mod tests {
     }
 
     #[test]
-    fn what_was_seen_goes_before_last_words_and_those_before_silence() {
+    fn observations_take_precedence_over_last_words_and_those_over_the_exit_status() {
         let (evidence, zone) = (Evidence::default(), zone());
         assert_eq!(evidence.ending(&killed(), &zone), (Ending::Innocent, None));
         assert_eq!(evidence.ending(&Death::Exited(1), &zone), (Ending::Silent(Signal::Crash), None));
@@ -139,21 +143,21 @@ mod tests {
     }
 
     #[test]
-    fn who_is_not_there_any_more_is_not_put_on_record() {
+    fn a_tenant_that_has_left_is_not_blamed() {
         let did = (Ending::Did(Signal::HardKill), Some(B));
-        let judge = |here| Exit::judge(killed(), did, here, false, Room::Plenty, || None).put;
-        assert_eq!(judge(vec![A]), Put::Nobody);
-        assert_eq!(judge(vec![A, B]), Put::Doing(B, Seen::in_company(Signal::HardKill)));
+        let judge = |here| Exit::judge(killed(), did, here, false, Room::Plenty, || None).consequence;
+        assert_eq!(judge(vec![A]), Consequence::Nothing);
+        assert_eq!(judge(vec![A, B]), Consequence::Blame(B, Seen::in_company(Signal::HardKill)));
     }
 
     #[test]
-    fn who_holds_most_is_asked_for_want_of_memory_only() {
+    fn the_largest_holder_is_computed_only_for_want_of_memory() {
         let out_of_memory = (Ending::OutOfMemory { certain: false }, Some(A));
         let judge = |room, largest: fn() -> Option<Slot>| {
-            Exit::judge(Death::OutOfMemory, out_of_memory, vec![A, B], false, room, largest).put
+            Exit::judge(Death::OutOfMemory, out_of_memory, vec![A, B], false, room, largest).consequence
         };
-        assert_eq!(judge(Room::Near, || Some(B)), Put::Holds(B));
-        let unasked = judge(Room::Plenty, || unreachable!("nobody asks"));
-        assert_eq!(unasked, Put::Doing(A, Seen::in_company(Signal::OutOfMemory)));
+        assert_eq!(judge(Room::Near, || Some(B)), Consequence::KeepApart(B));
+        let unasked = judge(Room::Plenty, || unreachable!("the largest holder does not matter here"));
+        assert_eq!(unasked, Consequence::Blame(A, Seen::in_company(Signal::OutOfMemory)));
     }
 }

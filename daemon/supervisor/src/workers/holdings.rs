@@ -1,19 +1,20 @@
-//! What a worker process holds, seen from outside, and who of its tenants holds it.
+//! How much memory a worker process holds, read from outside, and which of its tenants holds it.
 //!
-//! What is on an island is its tenant's. What is anywhere else belongs to nobody by its address,
-//! and is credited in two ways:
+//! Memory on an island belongs to the island's tenant. The address of other memory says nothing
+//! about whose it is; it is credited in two ways:
 //!
-//! | memory outside the islands | whose credit |
+//! | memory outside the islands | credited to |
 //! |---|---|
-//! | on an account that the worker keeps | that place's, as it says |
-//! | any other, touched since the last look | a place's, as far as only its page faults explain it |
+//! | on an account that the worker keeps | the slot that the worker names |
+//! | the rest, touched since the last reading | a slot, as far as only its page faults can explain it |
 //!
-//! Page faults explain nothing that is on the thread's island, or that it took by its account and
-//! gave back: libc keeps that.
+//! Page faults do not explain memory that appeared on the thread's own island, or that the thread
+//! took by its account and gave back: libc keeps that.
 //!
-//! A busy neighbour has page faults, so it is never more than one of several who may have touched
-//! that memory: then the memory is nobody's credit. A place that takes itself off its account
-//! leaves what it holds to nobody, and one that puts more on it blames itself.
+//! A busy neighbour has page faults too, so it is always one of several slots that may have touched
+//! a piece of memory: then that piece is credited to none. So a slot that falsifies its account can
+//! at most leave what it holds uncredited by taking too little; by taking too much it blames
+//! itself.
 
 use std::collections::BTreeMap;
 
@@ -24,57 +25,59 @@ use enisle_wire::control::Slot;
 
 use crate::workers::threads::Faults;
 
-/// What a look at a process finds.
+/// One reading of a process's memory.
 #[derive(Debug, Default)]
-pub(crate) struct Look {
-    /// By the kernel.
+pub(crate) struct Reading {
+    /// As reported by the kernel.
     pub(crate) held: Held,
-    /// Before `held` was looked at, and after that: nothing is held that had no fault by then.
+    /// Page faults before and after `held` was read. Memory read in between had its page fault
+    /// before the second count.
     pub(crate) faults: [Faults; 2],
-    /// What every place has taken outside the islands, by the worker: an allegation.
+    /// What each slot has taken outside the islands, as the worker alleges.
     pub(crate) taken: BTreeMap<Slot, Taken>,
 }
 
-impl Look {
+impl Reading {
     fn on_accounts(&self) -> u64 {
         self.taken.values().map(|taken| taken.now).fold(0, u64::saturating_add)
     }
 }
 
-/// A page fault brings in so much memory, unless the kernel makes huge pages without being asked.
+/// A page fault brings in this much memory, unless the kernel makes huge pages unasked.
 const FAULT_BYTES: u64 = 4096;
 
-/// What was found of one process.
+/// What the readings of one process have shown.
 #[derive(Debug, Default)]
 pub(crate) struct Holdings {
-    /// Outside the islands before anybody lived there.
+    /// What was outside the islands before the first tenant moved in.
     began: Bytes,
-    last: Look,
-    /// What is outside and on no account, by whose thread must have touched it.
+    last: Reading,
+    /// Memory outside the islands and on no account, by the slot whose thread must have touched it.
     touched: BTreeMap<Slot, u64>,
-    /// Looks in a row that found too much outside.
-    looks_over: u32,
+    /// How many readings in a row found too much outside the islands.
+    readings_over: u32,
 }
 
-/// What a process holds outside its tenants' islands, when that is too much.
+/// What a process holds outside its tenants' islands, if that is too much.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Unexplained {
     pub(crate) bytes: u64,
     pub(crate) most: u64,
-    /// How many looks in a row have found it.
-    pub(crate) looks: u32,
+    /// How many readings in a row have found that.
+    pub(crate) readings: u32,
 }
 
 impl Holdings {
-    /// Of a process without a tenant.
+    /// Starts from a process that has no tenant.
     pub(crate) fn new(held: Held) -> Self {
-        Self { began: held.outside, last: Look { held, ..Look::default() }, ..Self::default() }
+        Self { began: held.outside, last: Reading { held, ..Reading::default() }, ..Self::default() }
     }
 
-    pub(crate) fn look(&mut self, look: Look) {
-        let before = std::mem::replace(&mut self.last, look);
-        let grown = |of: fn(&Self, &Look) -> u64| of(self, &self.last).saturating_sub(of(self, &before));
-        // Also by the kernel: what is taken off an account was there before.
+    pub(crate) fn record(&mut self, reading: Reading) {
+        let before = std::mem::replace(&mut self.last, reading);
+        let grown = |of: fn(&Self, &Reading) -> u64| of(self, &self.last).saturating_sub(of(self, &before));
+        // The smaller of the two growths: memory that is taken off an account was already there
+        // before.
         let growth = grown(Self::unexplained).min(grown(Self::brought_in));
         let ([since, _], [_, now]) = (&before.faults, &self.last.faults);
         let all = now.all.saturating_sub(since.all);
@@ -83,16 +86,17 @@ impl Holdings {
             let others = all.saturating_sub(own).saturating_mul(FAULT_BYTES);
             let resident = |held| island(held, *slot).resident;
             let on_island = resident(&self.last.held).saturating_sub(resident(&before.held));
-            // What it took by its account and gave back may be free in libc, and nobody's.
+            // What the slot took by its account and gave back may lie free in libc, and belongs to
+            // no tenant.
             let given = taken(&self.last, *slot).ever.saturating_sub(taken(&before, *slot).ever);
             let own = own.saturating_mul(FAULT_BYTES).saturating_sub(on_island).saturating_sub(given);
             let certain = growth.saturating_sub(others).min(own);
-            // Of a thread that gives back most of what it touches, nothing says that it holds this.
+            // A thread that gives back most of what it touches need not hold the rest.
             if certain >= own / 2 {
                 *self.touched.entry(*slot).or_default() += certain;
             }
         }
-        // What was given back was everybody's, for all that is known.
+        // Memory that was given back may have been any slot's, so all credits shrink in proportion.
         let most = self.grown().saturating_sub(self.last.on_accounts());
         let touched = self.touched.values().sum::<u64>();
         if touched > most {
@@ -100,19 +104,19 @@ impl Holdings {
         }
     }
 
-    /// What is outside beyond what the process began with, committed and in memory: pages of files
-    /// are only the one, reserves only the other.
-    fn brought_in(&self, Look { held: Held { outside, .. }, .. }: &Look) -> u64 {
+    /// What the process holds outside the islands beyond what it began with, counting only memory
+    /// that is both committed and resident: file pages are only resident, reserves only committed.
+    fn brought_in(&self, Reading { held: Held { outside, .. }, .. }: &Reading) -> u64 {
         let committed = outside.committed.saturating_sub(self.began.committed);
         committed.min(outside.resident.saturating_sub(self.began.resident))
     }
 
-    /// Of that, what is on no account.
-    fn unexplained(&self, look: &Look) -> u64 {
-        self.brought_in(look).saturating_sub(look.on_accounts())
+    /// The part of that which is on no account.
+    fn unexplained(&self, reading: &Reading) -> u64 {
+        self.brought_in(reading).saturating_sub(reading.on_accounts())
     }
 
-    /// What a tenant seems to hold in all.
+    /// What a tenant seems to hold in total.
     pub(crate) fn of(&self, slot: Slot) -> u64 {
         self.island(slot).committed.saturating_add(self.credit(slot))
     }
@@ -126,51 +130,51 @@ impl Holdings {
         island(&self.last.held, slot)
     }
 
-    /// All that is committed.
+    /// Everything that is committed.
     pub(crate) fn committed(&self) -> u64 {
         let Held { islands, outside } = &self.last.held;
         islands.iter().map(|bytes| bytes.committed).sum::<u64>() + outside.committed
     }
 
-    /// What is outside the islands and was not there in the beginning.
+    /// What is committed outside the islands beyond what the process began with.
     fn grown(&self) -> u64 {
         self.last.held.outside.committed.saturating_sub(self.began.committed)
     }
 
-    /// Of that, what none of these has a credit for.
+    /// The part of that which is credited to none of these slots.
     fn uncredited(&self, tenants: &[Slot]) -> u64 {
         let credited = tenants.iter().map(|slot| self.credit(*slot)).fold(0, u64::saturating_add);
         self.grown().saturating_sub(credited)
     }
 
-    /// Whether there is more outside the islands than may be; counted over looks.
+    /// Whether more is held outside the islands than `most`; counts the readings that found so.
     pub(crate) fn too_much(&mut self, most: u64) -> Option<Unexplained> {
         let bytes = self.grown();
         if bytes <= most {
-            self.looks_over = 0;
+            self.readings_over = 0;
             return None;
         }
-        self.looks_over = self.looks_over.saturating_add(1);
-        Some(Unexplained { bytes, most, looks: self.looks_over })
+        self.readings_over = self.readings_over.saturating_add(1);
+        Some(Unexplained { bytes, most, readings: self.readings_over })
     }
 
     pub(crate) fn is_over(&self) -> bool {
-        self.looks_over > 0
+        self.readings_over > 0
     }
 
-    /// Who of these holds most of everything, if that is known.
+    /// Which of these slots holds most of everything, if known.
     pub(crate) fn largest(&self, tenants: &[Slot]) -> Option<Slot> {
         self.first(tenants, |slot| self.of(slot))
     }
 
-    /// Who of these holds most of what is outside the islands, if that is known.
+    /// Which of these slots holds most of what is outside the islands, if known.
     pub(crate) fn largest_outside(&self, tenants: &[Slot]) -> Option<Slot> {
         self.first(tenants, |slot| self.credit(slot))
     }
 
     fn first(&self, tenants: &[Slot], held: impl Fn(Slot) -> u64) -> Option<Slot> {
         let held: Vec<_> = tenants.iter().map(|slot| held(*slot)).collect();
-        holds_most(&held, self.uncredited(tenants)).and_then(|place| tenants.get(place).copied())
+        holds_most(&held, self.uncredited(tenants)).and_then(|index| tenants.get(index).copied())
     }
 }
 
@@ -178,15 +182,15 @@ fn count(of: &BTreeMap<Slot, u64>, slot: Slot) -> u64 {
     of.get(&slot).copied().unwrap_or_default()
 }
 
-fn taken(look: &Look, slot: Slot) -> Taken {
-    look.taken.get(&slot).copied().unwrap_or_default()
+fn taken(reading: &Reading, slot: Slot) -> Taken {
+    reading.taken.get(&slot).copied().unwrap_or_default()
 }
 
 fn island(held: &Held, slot: Slot) -> Bytes {
     held.islands.get(slot.0 as usize).copied().unwrap_or_default()
 }
 
-/// `part` of `all` parts of `whole`.
+/// `whole`, shared out: `part` of `all` parts.
 fn share(whole: u64, part: u64, all: u64) -> u64 {
     let share = u128::from(whole) * u128::from(part) / u128::from(all.max(1));
     u64::try_from(share).unwrap_or(u64::MAX)
@@ -198,7 +202,7 @@ mod tests {
 
     const MIB: u64 = 1 << 20;
 
-    /// All of it in memory.
+    /// All of it resident.
     fn held(islands: [u64; 2], outside: u64) -> Held {
         let bytes = |mib: u64| Bytes { resident: mib * MIB, committed: mib * MIB };
         Held { islands: islands.map(bytes).to_vec(), outside: bytes(outside) }
@@ -208,130 +212,133 @@ mod tests {
         (0..).map(Slot).zip(counts).collect()
     }
 
-    /// As many faults as bring in so many MiB; accounts in MiB.
-    fn look(held: Held, faults_mib: [u64; 2], taken_mib: [u64; 2]) -> Look {
+    /// A reading with as many faults as bring in that many MiB; accounts in MiB.
+    fn reading(held: Held, faults_mib: [u64; 2], taken_mib: [u64; 2]) -> Reading {
         let counts = faults_mib.map(|mib| mib * MIB / FAULT_BYTES);
         let faults = Faults { all: counts.iter().sum(), of: both(counts) };
         let taken = (0..).map(Slot).zip(taken_mib.map(|mib| Taken { now: mib * MIB, ever: mib * MIB }));
-        Look { held, faults: [faults.clone(), faults], taken: taken.collect() }
+        Reading { held, faults: [faults.clone(), faults], taken: taken.collect() }
     }
 
     const BOTH: [Slot; 2] = [Slot(0), Slot(1)];
 
     #[test]
-    fn an_account_says_whose_memory_it_is_beside_a_neighbour_with_more_page_faults() {
+    fn an_account_credits_memory_despite_a_neighbour_with_more_page_faults() {
         let mut holdings = Holdings::new(held([0, 0], 100));
-        // The second one fills slowly; the first one uses up and gives back its heap all the time.
+        // The second tenant fills slowly; the first keeps using up and giving back its heap.
         for step in 1..=100 {
-            holdings.look(look(held([20, 20], 100 + 5 * step), [60 * step, 6 * step], [0, 5 * step]));
+            holdings.record(reading(held([20, 20], 100 + 5 * step), [60 * step, 6 * step], [0, 5 * step]));
         }
         assert_eq!((holdings.of(Slot(0)), holdings.of(Slot(1))), (20 * MIB, 520 * MIB));
         assert_eq!((holdings.largest(&BOTH), holdings.largest_outside(&BOTH)), (Some(Slot(1)), Some(Slot(1))));
-        // Nobody is the next one when it has left.
+        // When it has left, no other tenant takes its place.
         assert_eq!(holdings.largest_outside(&[Slot(0)]), None);
     }
 
     #[test]
-    fn memory_on_no_account_is_nobodys_if_two_may_have_touched_it() {
+    fn memory_on_no_account_is_uncredited_if_two_tenants_may_have_touched_it() {
         let mut holdings = Holdings::new(held([0, 0], 100));
         for step in 1..=100 {
-            holdings.look(look(held([20, 20], 100 + 5 * step), [60 * step, 6 * step], [0, 0]));
+            holdings.record(reading(held([20, 20], 100 + 5 * step), [60 * step, 6 * step], [0, 0]));
         }
         assert_eq!((holdings.of(Slot(0)), holdings.of(Slot(1))), (20 * MIB, 20 * MIB));
         assert_eq!((holdings.largest(&BOTH), holdings.largest_outside(&BOTH)), (None, None));
     }
 
     #[test]
-    fn memory_on_no_account_is_whose_thread_must_have_touched_it() {
+    fn memory_on_no_account_is_credited_to_the_thread_that_must_have_touched_it() {
         let mut holdings = Holdings::new(held([0, 0], 100));
-        holdings.look(look(held([10, 20], 100), [10, 20], [0, 0]));
+        holdings.record(reading(held([10, 20], 100), [10, 20], [0, 0]));
         assert_eq!(holdings.largest(&BOTH), Some(Slot(1)), "by its island");
-        holdings.look(look(held([10, 60], 500), [10 + 400, 20 + 90], [0, 0]));
+        holdings.record(reading(held([10, 60], 500), [10 + 400, 20 + 90], [0, 0]));
         assert_eq!((holdings.of(Slot(0)), holdings.of(Slot(1))), (320 * MIB, 60 * MIB));
         assert_eq!(holdings.largest_outside(&BOTH), Some(Slot(0)));
-        holdings.look(look(held([10, 60], 200), [410, 110], [0, 0]));
+        holdings.record(reading(held([10, 60], 200), [410, 110], [0, 0]));
         assert_eq!(holdings.of(Slot(0)), 110 * MIB, "what was given back is taken off");
-        holdings.look(look(held([10, 60], 90), [410, 110], [0, 0]));
+        holdings.record(reading(held([10, 60], 90), [410, 110], [0, 0]));
         assert_eq!((holdings.of(Slot(0)), holdings.largest_outside(&BOTH)), (10 * MIB, None));
     }
 
     #[test]
-    fn nobody_is_credited_with_more_than_its_own_page_faults_explain() {
+    fn no_tenant_is_credited_with_more_than_its_own_page_faults_explain() {
         let mut holdings = Holdings::new(held([0, 0], 100));
-        holdings.look(look(held([0, 0], 500), [3, 0], [0, 0]));
+        holdings.record(reading(held([0, 0], 500), [3, 0], [0, 0]));
         assert_eq!((holdings.of(Slot(0)), holdings.largest_outside(&BOTH)), (3 * MIB, None));
-        // Reserves that nobody has touched, and pages of files, are no page faults of anybody's.
+        // Reserves that no thread has touched, and file pages, do not come from page faults on the
+        // heap.
         let one_sided = |resident: u64, committed: u64| {
             let mut held = held([0, 0], 0);
             held.outside = Bytes { resident: resident * MIB, committed: committed * MIB };
             held
         };
         let mut holdings = Holdings::new(held([0, 0], 100));
-        holdings.look(look(one_sided(100, 500), [0, 300], [0, 0]));
-        holdings.look(look(one_sided(100, 500), [0, 600], [0, 0]));
+        holdings.record(reading(one_sided(100, 500), [0, 300], [0, 0]));
+        holdings.record(reading(one_sided(100, 500), [0, 600], [0, 0]));
         assert_eq!((holdings.of(Slot(1)), holdings.largest_outside(&BOTH)), (0, None));
     }
 
     #[test]
-    fn faults_of_threads_that_have_ended_and_during_a_look_are_not_put_on_others() {
+    fn page_faults_of_ended_threads_or_during_a_reading_are_not_attributed_to_others() {
         let mut holdings = Holdings::new(held([0, 0], 100));
-        let mut gone = look(held([0, 0], 500), [400, 400], [0, 0]);
+        let mut gone = reading(held([0, 0], 500), [400, 400], [0, 0]);
         gone.faults[1].of.remove(&Slot(1));
-        holdings.look(gone);
+        holdings.record(gone);
         assert_eq!(holdings.of(Slot(0)), 0);
-        // Between the faults of the last look and its memory.
+        // The page faults fell between the first fault count of the last reading and its memory.
         let mut holdings = Holdings::new(held([0, 0], 100));
-        let mut first = look(held([0, 0], 100), [0, 400], [0, 0]);
+        let mut first = reading(held([0, 0], 100), [0, 400], [0, 0]);
         first.faults[0] = Faults::default();
-        holdings.look(first);
-        holdings.look(look(held([0, 0], 500), [400, 400], [0, 0]));
+        holdings.record(first);
+        holdings.record(reading(held([0, 0], 500), [400, 400], [0, 0]));
         assert_eq!(holdings.of(Slot(0)), 0);
     }
 
     #[test]
-    fn what_was_taken_and_given_back_is_not_held_because_libc_keeps_it() {
+    fn memory_that_was_taken_and_given_back_is_not_credited_because_libc_keeps_it() {
         let mut holdings = Holdings::new(held([0, 0], 100));
-        let mut look = look(held([0, 0], 200), [90, 10], [1, 20]);
-        look.taken.insert(Slot(0), Taken { now: MIB, ever: 300 * MIB });
-        holdings.look(look);
+        let mut reading = reading(held([0, 0], 200), [90, 10], [1, 20]);
+        reading.taken.insert(Slot(0), Taken { now: MIB, ever: 300 * MIB });
+        holdings.record(reading);
         assert_eq!((holdings.of(Slot(0)), holdings.of(Slot(1))), (MIB, 20 * MIB));
     }
 
     #[test]
-    fn a_thread_that_gives_back_most_of_what_it_touches_is_not_said_to_hold_the_rest() {
+    fn a_thread_that_gives_back_most_of_what_it_touches_is_not_credited_with_the_rest() {
         let mut holdings = Holdings::new(held([0, 0], 100));
-        holdings.look(look(held([0, 0], 150), [500, 10], [0, 0]));
+        holdings.record(reading(held([0, 0], 150), [500, 10], [0, 0]));
         assert_eq!(holdings.of(Slot(0)), 0);
     }
 
     #[test]
-    fn a_forged_account_blames_who_forges_it_or_nobody() {
+    fn a_forged_account_blames_its_forger_or_no_tenant() {
         let honest = |forged| {
             let mut holdings = Holdings::new(held([0, 0], 100));
-            let mut look = look(held([0, 0], 500), [400, 90], [0, 80]);
-            look.taken.insert(Slot(0), Taken { now: forged, ever: 0 });
-            holdings.look(look);
+            let mut reading = reading(held([0, 0], 500), [400, 90], [0, 80]);
+            reading.taken.insert(Slot(0), Taken { now: forged, ever: 0 });
+            holdings.record(reading);
             (holdings.largest_outside(&BOTH), holdings.largest(&BOTH), holdings.of(Slot(1)))
         };
         for (forged, who) in [(0, Some(Slot(0))), (320 * MIB, Some(Slot(0))), (u64::MAX, Some(Slot(0)))] {
             assert_eq!(honest(forged), (who, who, 80 * MIB), "{forged}");
         }
-        // Taking itself off its account does not make it a neighbour's that has page faults.
+        // A slot that takes itself off its account does not shift the memory to a neighbour that
+        // has page faults.
         let mut holdings = Holdings::new(held([0, 0], 100));
-        holdings.look(look(held([0, 0], 500), [320, 80], [320, 80]));
-        holdings.look(look(held([0, 0], 500), [320, 480], [0, 80]));
+        holdings.record(reading(held([0, 0], 500), [320, 80], [320, 80]));
+        holdings.record(reading(held([0, 0], 500), [320, 480], [0, 80]));
         assert_eq!((holdings.largest_outside(&BOTH), holdings.of(Slot(1))), (None, 80 * MIB));
-        // What is on no account is too little to say who, and too much for the one who says.
+        // What is on no account is too little to credit, and too much for the slot that falsified
+        // its own.
         let mut holdings = Holdings::new(held([0, 0], 100));
-        holdings.look(look(held([0, 0], 500), [400, 500], [0, 80]));
+        holdings.record(reading(held([0, 0], 500), [400, 500], [0, 80]));
         assert_eq!(holdings.largest_outside(&BOTH), None);
     }
 
     #[test]
-    fn too_much_is_counted_until_it_is_not_any_more() {
+    fn readings_over_the_bound_are_counted_until_one_is_within_it() {
         let mut holdings = Holdings::new(held([0, 0], 100));
-        holdings.look(look(held([0, 0], 200), [0, 0], [0, 0]));
-        let looks = |holdings: &mut Holdings, most| holdings.too_much(most * MIB).map(|found| found.looks);
+        holdings.record(reading(held([0, 0], 200), [0, 0], [0, 0]));
+        let looks = |holdings: &mut Holdings, most| holdings.too_much(most * MIB).map(|found| found.readings);
         assert_eq!([looks(&mut holdings, 99), looks(&mut holdings, 99)], [Some(1), Some(2)]);
         assert_eq!([looks(&mut holdings, 100), looks(&mut holdings, 99)], [None, Some(1)]);
     }

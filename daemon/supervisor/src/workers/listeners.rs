@@ -1,16 +1,16 @@
-//! Who still listens to the threads of a process: whose doing its end was is judged when all that
-//! they said has been heard.
+//! Which tasks still read from the threads of a process: the end of the process is judged only
+//! after everything its threads sent was read.
 
 use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::sync::watch;
 
-/// Everybody who listens to a thread of one process.
+/// All tasks that read from a thread of one process.
 #[derive(Debug, Default)]
 pub(super) struct Listeners(Arc<watch::Sender<usize>>);
 
-/// The right to listen to one thread. It is dropped when there is no more to hear.
+/// Held while a task reads from one thread; dropped when nothing more can arrive.
 #[derive(Debug)]
 #[must_use]
 pub(crate) struct Listener(Arc<watch::Sender<usize>>);
@@ -21,7 +21,7 @@ impl Listeners {
         Listener(Arc::clone(&self.0))
     }
 
-    /// Waits until nobody listens any more, for `patience` at the most.
+    /// Waits until no task listens any more, for at most `patience`.
     pub(super) async fn have_heard_all(&self, patience: Duration) {
         let _ = tokio::time::timeout(patience, self.0.subscribe().wait_for(|count| *count == 0)).await;
     }
@@ -41,25 +41,25 @@ mod tests {
     use super::*;
 
     #[tokio::test]
-    async fn all_is_heard_when_the_last_one_has_stopped_listening() {
+    async fn the_wait_ends_when_the_last_listener_is_dropped() {
         let listeners = Listeners::default();
         let (one, other) = (listeners.one_more(), listeners.one_more());
         let mut all = pin!(listeners.have_heard_all(Duration::from_secs(3600)));
         drop(one);
-        assert_eq!(look(&mut all), Poll::Pending);
+        assert_eq!(poll_once(&mut all), Poll::Pending);
         drop(other);
         all.await;
     }
 
     #[tokio::test]
-    async fn one_that_never_stops_is_not_waited_for_for_ever() {
+    async fn a_listener_that_is_never_dropped_is_not_waited_for_for_ever() {
         let listeners = Listeners::default();
         let _one = listeners.one_more();
         listeners.have_heard_all(Duration::from_millis(1)).await;
     }
 
-    /// Looks once whether it is over.
-    fn look(future: &mut (impl Future<Output = ()> + Unpin)) -> Poll<()> {
+    /// Polls once.
+    fn poll_once(future: &mut (impl Future<Output = ()> + Unpin)) -> Poll<()> {
         let mut context = std::task::Context::from_waker(std::task::Waker::noop());
         std::pin::Pin::new(future).poll(&mut context)
     }

@@ -1,4 +1,4 @@
-//! What the machine gives, and what workers are started from on it.
+//! What the machine offers, and what workers on it are started from.
 
 use std::fs::File;
 use std::io::{self, Write};
@@ -17,8 +17,8 @@ use crate::config::{Config, Keys};
 use crate::descriptors::{self, DescriptorsError};
 use crate::workers::birth::{Blueprint, Memory, StartError, make_snapshot};
 
-/// Private memory that a worker may commit beside its tenants' own: V8, and one largest
-/// allocation on the way to an `exceededMemory`.
+/// Private memory that a worker may commit beside its tenants': for V8, and one largest allocation
+/// on the way to an `exceededMemory`.
 const WORKER_BASE_MB: u64 = 2048;
 
 #[derive(Debug, thiserror::Error)]
@@ -29,8 +29,8 @@ pub(crate) enum MachineError {
     Program(PathBuf, io::Error),
     #[error("the startup snapshot could not be made: {0}")]
     Snapshot(#[from] StartError),
-    #[error("the startup snapshot could not be sealed: {0}")]
-    Seal(io::Error),
+    #[error("the startup snapshot could not be put into a memory file: {0}")]
+    MemoryFile(io::Error),
     #[error(transparent)]
     Layer(#[from] enisle_hardening::layers::UnknownLayer),
     #[error(transparent)]
@@ -39,7 +39,7 @@ pub(crate) enum MachineError {
     Thread(io::Error),
 }
 
-/// What this machine gives.
+/// What this machine offers.
 #[derive(Debug)]
 pub(crate) struct Machine {
     pub(crate) posture: Posture,
@@ -48,7 +48,7 @@ pub(crate) struct Machine {
     pub(crate) processes: usize,
 }
 
-/// What this machine has, unless it lacks what the configuration requires.
+/// What this machine offers; an error if it lacks what the configuration requires.
 pub(crate) fn probe(config: &Config) -> Result<Machine, MachineError> {
     let posture = Posture::probe();
     let missing: Vec<_> = posture
@@ -80,7 +80,7 @@ pub(crate) fn probe(config: &Config) -> Result<Machine, MachineError> {
 /// What workers are started from.
 pub(crate) struct Workers {
     pub(crate) blueprint: Arc<Blueprint>,
-    /// As one of them has just made it: the program is a worker, and starts on this machine.
+    /// Just made by a worker: so the program is a worker, and starts on this machine.
     pub(crate) snapshot: OwnedFd,
     pub(crate) layers: LayerSet,
 }
@@ -98,37 +98,41 @@ impl Workers {
         let layers = if machine.capacity.keys == 0 { layers.without(Layer::Keys) } else { layers };
         let blueprint = Blueprint::new(file, layers, tenants_per_process, memory, config.workers.uid_base);
         let blueprint = Arc::new(blueprint.map_err(MachineError::Thread)?);
-        let snapshot = sealed(&make_snapshot(&blueprint).await?).map_err(MachineError::Seal)?;
+        let snapshot = memory_file(&make_snapshot(&blueprint).await?).map_err(MachineError::MemoryFile)?;
         Ok(Self { blueprint, snapshot, layers })
     }
 }
 
-/// Finds what a start would refuse of this machine and of the worker program, which has to make a
-/// snapshot; nothing is kept.
+/// Finds what a start would refuse about this machine or the worker program, which must make a
+/// snapshot. Nothing is kept.
 pub(crate) async fn check(config: &Config, program: PathBuf) -> Result<(), MachineError> {
     Workers::make(config, &probe(config)?, program).await.map(drop)
 }
 
-/// The layers that workers take on here: all that the machine has.
+/// The layers that workers use here: all that the machine has.
 fn jail_layers(posture: &Posture) -> LayerSet {
     let layers = posture.layers();
     if layers.has(Layer::Namespaces) {
         return layers;
     }
-    // Without a mount namespace of its own a worker must not touch the mounts.
+    // Without a mount namespace of its own a worker must not change the mounts.
     let layers = layers.without(Layer::EmptyRoot);
-    // An ordinary user cannot look into an undumpable process that is in no namespace of theirs,
-    // and a worker that cannot be verified gets no tenant: being able to look is worth more.
+    // An ordinary user cannot inspect an undumpable process outside a user namespace of theirs, and
+    // a worker that cannot be verified gets no tenant: verification is worth more.
     if nix::unistd::geteuid().is_root() { layers } else { layers.without(Layer::NotDumpable) }
 }
 
-/// The snapshot in memory that nobody can change any more.
-fn sealed(snapshot: &[u8]) -> io::Result<OwnedFd> {
+/// The snapshot in a memory file that can no longer be changed (memfd_create(2), file seals).
+fn memory_file(snapshot: &[u8]) -> io::Result<OwnedFd> {
     let memory = memfd_create(c"enisle-snapshot", MFdFlags::MFD_CLOEXEC | MFdFlags::MFD_ALLOW_SEALING)?;
     let mut file = File::from(memory.try_clone()?);
     file.write_all(snapshot)?;
     let seals = SealFlag::F_SEAL_WRITE | SealFlag::F_SEAL_SHRINK | SealFlag::F_SEAL_GROW | SealFlag::F_SEAL_SEAL;
     fcntl(memory.as_fd(), FcntlArg::F_ADD_SEALS(seals))?;
-    tracing::debug!(bytes = snapshot.len(), descriptor = memory.as_raw_fd(), "the startup snapshot is sealed");
+    tracing::debug!(
+        bytes = snapshot.len(),
+        descriptor = memory.as_raw_fd(),
+        "the startup snapshot is in a read-only memory file"
+    );
     Ok(memory)
 }

@@ -1,16 +1,16 @@
-//! Worker processes and their places. Knows no tenant: who lives in a place, and what the end of a
-//! process means for those who did, is for [`crate::homes`].
+//! Worker processes and their slots. Knows no tenant: which tenant has a slot, and what the end of
+//! a process means for it, is for [`crate::homes`].
 
 pub(crate) mod birth;
 pub(crate) mod channel;
 pub(crate) mod death;
 pub(crate) mod exit;
 pub(crate) mod holdings;
+pub(crate) mod inspection;
 pub(crate) mod listeners;
-pub(crate) mod look;
 pub(crate) mod machine;
 pub(crate) mod owner;
-pub(crate) mod places;
 pub(crate) mod process;
+pub(crate) mod slots;
 pub(crate) mod threads;
 pub(crate) mod violation;

@@ -1,11 +1,11 @@
 //! The task that owns a worker process: starts it, verifies it from outside, speaks on its control
-//! channel, and buries it.
+//! channel, and reaps it.
 //!
 //! ```text
 //! start ─▶ (clone, exec, Start) ─▶ Ready? ─▶ verified? ─▶ living ─▶ ended ─▶ heard ─▶ judged
-//!             └─ refused, late, or not what it should be ─▶ killed before it has a tenant
+//!             └─ refused, late, or failed verification ─▶ killed before it has a tenant
 //! ```
-//! Only this task writes to the control channel, kills, and collects.
+//! Only this task writes to the control channel, kills the process, and reaps it.
 
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
@@ -30,20 +30,20 @@ use crate::workers::channel::send;
 use crate::workers::death::Death;
 use crate::workers::exit::{Evidence, Exit};
 use crate::workers::holdings::Holdings;
+use crate::workers::inspection::{Inspected, Inspection};
 use crate::workers::listeners::Listeners;
-use crate::workers::look::{Look, Looked};
-use crate::workers::places::{Overrun, Places};
 use crate::workers::process::{Command, Worker};
+use crate::workers::slots::{Overrun, Slots};
 use crate::workers::threads;
 
-/// When a process has ended, so long what its threads said last may take to be heard: whoever
-/// listens has nothing to do but read it, or is waiting for room for an answer.
+/// After a process has ended, how long reading its threads' last frames may take. Their readers
+/// have nothing else to do, unless they are waiting for memory for an answer.
 const LAST_WORDS_TIMEOUT: Duration = Duration::from_millis(500);
 
-/// What follows from the end of a process for those who lived in it.
+/// What the end of a process means for the tenants that lived in it.
 pub(crate) type OnExit = Box<dyn FnOnce(&Worker, &Exit) + Send>;
 
-/// Starts a host and verifies it. `on_exit` is called once, before anybody hears of its end.
+/// Starts a host and verifies it. `on_exit` is called once, before the end is visible to others.
 pub(crate) async fn start(
     blueprint: &Arc<Blueprint>,
     level: Level,
@@ -56,12 +56,12 @@ pub(crate) async fn start(
     let layers = blueprint.layers_of(level);
     let mut newborn = Newborn::start(blueprint, Role::Host, level, Some(snapshot)).await?;
     let FromWorker::Ready(ready) = newborn.first_word().await? else {
-        return Err(StartError::NotReady("its first word was not Ready".to_owned()));
+        return Err(StartError::NotReady("its first frame was not Ready".to_owned()));
     };
     let zone = newborn.zone.clone();
     let tags = ready.keys.map(|keys| Tags { zone: zone.clone(), keys: keys.tenants, jit: keys.jit });
-    // Before its first tenant.
-    let Looked { findings, held } = Look::at(blueprint, &newborn, tags.clone()).take().await?;
+    // Before it has a tenant.
+    let Inspected { findings, held } = Inspection::of(blueprint, &newborn, tags.clone()).run().await?;
     if !findings.is_empty() {
         let (worker, pid) = (newborn.id, newborn.started.pid.as_raw());
         events.tell(What::WorkerRejected { worker, pid, uid, findings: findings.clone() });
@@ -77,7 +77,7 @@ pub(crate) async fn start(
         started_at: Instant::now(),
         v8: ready.v8,
         commands,
-        holds_one: blueprint.places(level) == 1,
+        holds_one: blueprint.slots(level) == 1,
         tags,
         zone,
         layers,
@@ -85,7 +85,7 @@ pub(crate) async fn start(
         rules: rules.clone(),
         record: newborn.faults,
         memory: Mutex::new(Holdings::new(held)),
-        places: Mutex::new(Places::default()),
+        slots: Mutex::new(Slots::default()),
         listeners: Listeners::default(),
         evidence: Evidence::default(),
         has_ended: AtomicBool::new(false),
@@ -125,7 +125,7 @@ impl Owner {
                 let _ = pidfd.readable().await;
                 let ended = started.collect().map_or(Death::Unknown, |status| Death::of(status, &self.worker.record));
                 let death = match (killed, ended) {
-                    // It had ended by itself before it was killed.
+                    // The process had ended by itself before it was killed.
                     (_, fault @ Death::Fault(_)) => fault,
                     (Some(why), _) => Death::Killed(why),
                     (None, ended) => ended,
@@ -136,17 +136,17 @@ impl Owner {
         };
         drop(started);
         self.worker.has_ended.store(true, Ordering::Relaxed);
-        // With the channels of those that were on their way to it.
+        // Closes the channels of tenants that were on their way to the process.
         drop(commands);
-        // What its threads said last says whose doing it was.
+        // The threads' last frames decide whom to blame.
         self.worker.listeners.have_heard_all(LAST_WORDS_TIMEOUT).await;
         let exit = self.judge(death, computed);
         on_exit(&self.worker, &exit);
         judged.send_replace(Some(Arc::new(exit)));
     }
 
-    /// The thread for whose doing the process is to be ended may still be there: then the kernel
-    /// says how much it has computed, and not the thread.
+    /// The CPU time of the thread that the process is to be killed for. The thread may still exist,
+    /// so the kernel is asked, not the thread.
     fn computed_by_culprit(&self) -> Option<(Slot, Duration)> {
         let (slot, _) = *self.worker.evidence.culprit.get()?;
         let computed = threads::computed(self.worker.pid, self.worker.thread_of(slot)?)?;
@@ -162,16 +162,16 @@ impl Owner {
             _ => Room::Plenty,
         };
         let (here, ever) = {
-            let places = worker.places();
-            (places.inhabited(), places.ever())
+            let slots = worker.slots();
+            (slots.inhabited(), slots.ever())
         };
-        // Also one that has left: what it took outside its island is still there.
+        // Tenants that have left too: what they took outside their islands is still held.
         let largest = || worker.memory().largest(&ever);
         let exit = Exit::judge(death, (ending, slot), here, worker.was_one_tenants(), room, largest);
         Exit { computed: computed.or(on_record), ..exit }
     }
 
-    /// Until the process ends by itself (`None`) or is to be killed (with the reason).
+    /// Runs until the process ends by itself (`None`) or is to be killed (returns the reason).
     async fn live(
         &mut self,
         pidfd: &AsyncFd<OwnedFd>,
@@ -188,7 +188,7 @@ impl Owner {
                 }
                 got = self.control.read(&mut reader) => {
                     match got {
-                        // The end of the channel: the process is ending too; wait for that.
+                        // End of file: the process is ending too; wait for that.
                         Ok(0) | Err(_) => {
                             let _ = tokio::time::timeout(Duration::from_secs(1), pidfd.readable()).await;
                             return None;
@@ -197,8 +197,8 @@ impl Owner {
                     }
                     if let Err(what) = self.hear(&mut unread) {
                         let (worker, pid, uid) = (self.worker.id, self.worker.pid.as_raw(), self.worker.uid);
-                        let told = What::ProtocolViolation { worker, pid, uid, tenant: None, what: what.clone() };
-                        self.events.tell(told);
+                        let event = What::ProtocolViolation { worker, pid, uid, tenant: None, what: what.clone() };
+                        self.events.tell(event);
                         self.worker.misbehaves(Signal::Protocol);
                         return Some(format!("it broke the protocol: {what}"));
                     }
@@ -231,7 +231,7 @@ impl Owner {
         Err(why)
     }
 
-    /// Every whole frame in `unread`.
+    /// Handles every complete frame in `unread`.
     fn hear(&mut self, unread: &mut Vec<u8>) -> Result<(), String> {
         while let Some(header) = unread.first_chunk::<HEADER_BYTES>() {
             let end = HEADER_BYTES + body_len(*header, self.session.most_bytes()).map_err(|error| error.to_string())?;
@@ -240,15 +240,15 @@ impl Owner {
             unread.drain(..end);
             self.session.accept(&frame).map_err(|violation| violation.to_string())?;
             if let FromWorker::Retired { slot } = &frame {
-                self.worker.places().has_ended(*slot);
+                self.worker.slots().has_ended(*slot);
             }
             if let FromWorker::Overrun { slot, run, cause } = frame {
                 self.worker.blame(slot, Signal::HardKill);
-                self.worker.places().overran(slot, Overrun { run, cause });
-                // Ends this process by itself: the one way to stop code that V8 does not interrupt.
+                self.worker.slots().overran(slot, Overrun { run, cause });
+                // Killing the process is the only way to stop code that V8 does not interrupt.
                 self.worker.kill(match cause {
                     OverrunCause::Disposal => format!("what {run} left took too long to dispose of"),
-                    _ => format!("{run} did not end when it was told to ({cause:?})"),
+                    _ => format!("{run} did not end when it was terminated ({cause:?})"),
                 });
             }
         }

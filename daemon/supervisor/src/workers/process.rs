@@ -1,4 +1,4 @@
-//! A living worker process, as the rest of the daemon holds it. The task that owns it is in
+//! A running worker process, as the rest of the daemon holds it. The task that owns it is in
 //! [`crate::workers::owner`].
 
 use std::os::fd::OwnedFd;
@@ -21,17 +21,19 @@ use crate::workers::death::Death;
 use crate::workers::exit::{Evidence, Exit};
 use crate::workers::holdings::{self, Holdings, Unexplained};
 use crate::workers::listeners::{Listener, Listeners};
-use crate::workers::places::{Overrun, Places};
+use crate::workers::slots::{Overrun, Slots};
 use crate::workers::threads;
 use crate::workers::violation::{self, Attack};
 
-/// For as long the threads of a worker may be other than what was said of them, because one is just ending.
+/// How long a worker's threads may differ from what was reported of them, because one is just
+/// ending.
 const CONFINEMENT_TIMEOUT: Duration = Duration::from_secs(2);
 
-/// A process that has committed such a part of its bound since it was looked at is looked at again.
-const LOOK_AFTER_PART: u64 = 32;
+/// A process is read again once it has committed this fraction of its bound (one part in 32) since
+/// the last reading.
+const READ_AFTER_PART: u64 = 32;
 
-/// What the process's owner is told to do.
+/// A command to the process's owner.
 #[derive(Debug)]
 pub(super) enum Command {
     Admit { admit: Admit, channel: OwnedFd },
@@ -40,47 +42,48 @@ pub(super) enum Command {
     Kill(String),
 }
 
-/// A living worker process, as the rest of the daemon holds it.
+/// A running worker process, as the rest of the daemon holds it.
 #[derive(Debug)]
 pub(crate) struct Worker {
     pub(crate) id: u64,
     pub(crate) pid: Pid,
     pub(crate) level: Level,
-    /// Whose it is.
+    /// The uid whose tenants it holds.
     pub(crate) uid: u32,
     pub(crate) started_at: Instant,
     pub(crate) v8: String,
     pub(super) commands: mpsc::UnboundedSender<Command>,
-    /// It never holds more than one tenant, so what happens to it is that tenant's doing.
+    /// It never holds more than one tenant, so whatever happens in it is that tenant's doing.
     pub(crate) holds_one: bool,
-    /// Which key each page of its islands should carry; none where the layer is off.
+    /// Which key each page of its islands should carry; `None` where the layer is off.
     pub(super) tags: Option<Tags>,
     pub(super) zone: Zone,
     pub(super) layers: LayerSet,
-    /// What it may commit.
+    /// How many bytes it may commit.
     pub(crate) bound: u64,
     pub(super) rules: MemoryRules,
-    /// What it puts on record of itself.
+    /// The page on which it records its faults.
     pub(super) record: FaultPage,
     pub(super) memory: Mutex<Holdings>,
-    pub(super) places: Mutex<Places>,
+    pub(super) slots: Mutex<Slots>,
     pub(super) listeners: Listeners,
     pub(super) evidence: Evidence,
-    /// It has ended, and how is about to be told.
+    /// The process has ended, and the verdict is about to follow.
     pub(super) has_ended: AtomicBool,
     /// How it ended, once that is judged.
     pub(super) exit: watch::Receiver<Option<Arc<Exit>>>,
 }
 
 impl Worker {
-    /// A closed channel of commands means that the process is dead; its residents hear of that by themselves.
+    /// A closed command channel means that the process is dead; its homes notice that by
+    /// themselves.
     fn command(&self, command: Command) {
         let _ = self.commands.send(command);
     }
 
-    /// The end of the process is not judged before the listener is dropped.
+    /// Admits a tenant. The end of the process is not judged before the listener is dropped.
     pub(crate) fn admit(&self, admit: Admit, channel: OwnedFd) -> Listener {
-        self.places().admit(admit.slot);
+        self.slots().admit(admit.slot);
         self.command(Command::Admit { admit, channel });
         self.listeners.one_more()
     }
@@ -98,59 +101,62 @@ impl Worker {
     }
 
     pub(crate) fn overrun(&self, slot: Slot) -> Option<Overrun> {
-        self.places().overrun(slot)
+        self.slots().overrun(slot)
     }
 
     pub(crate) fn is_dead(&self) -> bool {
         self.exit.borrow().is_some()
     }
 
-    pub(super) fn places(&self) -> MutexGuard<'_, Places> {
-        self.places.lock().unwrap_or_else(PoisonError::into_inner)
+    pub(super) fn slots(&self) -> MutexGuard<'_, Slots> {
+        self.slots.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Nobody but one tenant was ever here: whatever happens here is its doing.
+    /// Whether only one tenant was ever here: then whatever happens here is its doing.
     pub(crate) fn was_one_tenants(&self) -> bool {
         let judged = self.exit.borrow().as_ref().map(|exit| exit.was_one_tenants);
-        judged.unwrap_or_else(|| self.holds_one || self.places().count() == 1)
+        judged.unwrap_or_else(|| self.holds_one || self.slots().count() == 1)
     }
 
-    /// A tenant's thread says for the first time that it is ready: it has to run under filters of its own, by the kernel's
-    /// word. Threads come and go meanwhile, so what does not add up is looked at again for a while.
+    /// Called when a tenant's thread first reports that it is ready: the kernel must report filters
+    /// of its own for it. Other threads start and end meanwhile, so a mismatch is checked again for
+    /// a while.
     pub(crate) async fn check_confinement(&self, slot: Slot) -> Result<(), String> {
-        self.places().is_confined(slot);
+        self.slots().is_confined(slot);
         if !self.layers.has(Layer::ThreadFilter) {
             return Ok(());
         }
         let begun = Instant::now();
         loop {
-            let (found, said) = (verify::confined_threads(self.pid, self.layers), self.places().confined());
+            let (found, said) = (verify::confined_threads(self.pid, self.layers), self.slots().confined());
             match found {
                 Ok(found) if found >= said => return Ok(()),
                 _ if self.has_ended.load(Ordering::Relaxed) => return Err("it has died".to_owned()),
                 _ if begun.elapsed() < CONFINEMENT_TIMEOUT => tokio::time::sleep(Duration::from_millis(10)).await,
                 Ok(found) => {
-                    return Err(format!("{said} tenants' threads say that they are confined, and {found} are"));
+                    return Err(format!("{said} tenants' threads report that they are confined, and {found} are"));
                 }
-                Err(error) => return Err(format!("its threads cannot be looked at: {error}")),
+                Err(error) => return Err(format!("its threads cannot be inspected: {error}")),
             }
         }
     }
 
-    /// The kernel's number of a tenant's thread, by the name that it got before any of the tenant's code.
+    /// The thread id of a tenant's thread, found by the name that it got before any of the tenant's
+    /// code ran.
     pub(crate) fn thread_of(&self, slot: Slot) -> Option<Pid> {
         threads::thread_named(self.pid, &format!("tenant-{}", slot.0))
     }
 
-    /// The attack that a fault in this process was, if it was one.
+    /// The attack behind a fault in this process, if it was one.
     pub(crate) fn attack(&self, fault: &Fault) -> Option<Attack> {
         violation::attack(fault, &self.zone)
     }
 
-    /// What the oracle finds: pages of its islands that do not carry the key that they should, in words. May take some 50 ms.
+    /// The findings of the oracle, in words: pages of islands that do not carry the key that they
+    /// should. May take some 50 ms.
     pub(crate) fn mistagged(&self) -> Vec<String> {
         let Some(tags) = &self.tags else { return Vec::new() };
-        // A process that cannot be looked at has ended, which is told elsewhere.
+        // A process that cannot be read has ended, which its owner reports.
         tags::inspect_running(self.pid, tags).map(|seen| seen.findings()).unwrap_or_default()
     }
 
@@ -158,79 +164,80 @@ impl Worker {
         self.memory.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Looks at what the process holds, by the kernel's word. May take some ms.
-    pub(crate) fn look_at_memory(&self) {
+    /// Reads how much memory the process holds, as reported by the kernel. May take some ms.
+    pub(crate) fn read_memory(&self) {
         let before = threads::faults_of(self.pid);
         let taken = (0..).map(Slot).zip(self.record.taken()).collect();
         let held = tags::held(self.pid, &self.zone);
-        // A process that has ended cannot be looked at, or has no memory any more; what was seen
-        // last says how it stood.
+        // A process that has ended cannot be read, or has no memory any more; then the last reading
+        // stands.
         if let (Some(before), Ok(held), Some(after)) = (before, held, threads::faults_of(self.pid))
             && held.outside.committed > 0
         {
-            self.memory().look(holdings::Look { held, faults: [before, after], taken });
+            self.memory().record(holdings::Reading { held, faults: [before, after], taken });
         }
     }
 
-    /// It has committed so much more than at the last look that another one is due.
+    /// Whether it has committed enough since the last reading for another one to be due.
     pub(crate) fn has_grown(&self) -> bool {
         let now = tags::committed(self.pid).unwrap_or_default();
-        now > self.memory().committed() + self.bound / LOOK_AFTER_PART
+        now > self.memory().committed() + self.bound / READ_AFTER_PART
     }
 
-    /// What it had committed at the last look.
+    /// What it had committed at the last reading.
     pub(crate) fn committed_bytes(&self) -> u64 {
         self.memory().committed()
     }
 
-    /// How much of a tenant's island was in memory at the last look.
+    /// How much of a tenant's island was resident at the last reading.
     pub(crate) fn resident_bytes(&self, slot: Slot) -> u64 {
         self.memory().island(slot).resident
     }
 
-    /// Whether the last look found more outside the islands than its tenants explain.
+    /// Whether the last reading found more outside the islands than the tenants explain.
     pub(crate) fn unexplained(&self) -> Option<Unexplained> {
-        let most = self.places().count();
+        let most = self.slots().count();
         self.memory().too_much(self.rules.most_outside(most))
     }
 
-    /// The last look found too much.
+    /// Whether the last reading found too much.
     pub(crate) fn is_over(&self) -> bool {
         self.memory().is_over()
     }
 
-    /// Has the next of its tenants leave, the one that holds most first. Whether it is known that
-    /// the rest is that tenant's.
+    /// Asks one of its tenants to leave, the one that holds most first. Returns its slot, and
+    /// whether it is known to hold most.
     pub(crate) fn send_one_away(&self) -> Option<(Slot, bool)> {
-        let mut places = self.places();
-        let here = places.wanted();
+        let mut slots = self.slots();
+        let here = slots.wanted();
         let largest = self.memory().largest_outside(&here);
         let slot = largest.or_else(|| here.first().copied())?;
-        places.send_away(slot);
+        slots.send_away(slot);
         Some((slot, largest.is_some()))
     }
 
-    /// The tenant of that place has to leave.
+    /// Whether the tenant of that slot is asked to leave.
     pub(crate) fn is_unwanted(&self, slot: Slot) -> bool {
-        self.places().is_unwanted(slot)
+        self.slots().is_unwanted(slot)
     }
 
-    /// The tenant of that place has left; what it was at may still be ending.
+    /// The tenant of that slot has left; its last work may still be ending.
     pub(crate) fn has_left(&self, slot: Slot) {
-        self.places().has_left(slot);
+        self.slots().has_left(slot);
     }
 
-    /// It is to be killed for something that one of its tenants did, whoever that was.
+    /// The process is to be killed for something that one of its tenants did, and it is unknown
+    /// which.
     pub(crate) fn misbehaves(&self, signal: Signal) {
         let _ = self.evidence.misbehaved.set(signal);
     }
 
-    /// The process is ended for what the tenant of that place did.
+    /// The process is to be killed for what the tenant of that slot did.
     pub(crate) fn blame(&self, slot: Slot, signal: Signal) {
         let _ = self.evidence.culprit.set((slot, signal));
     }
 
-    /// V8 gave up on a run of that place; whether the run was over its own limit.
+    /// V8 gave up on a run of that slot; `certain` if that run was over its own limit.
     pub(crate) fn gave_up(&self, slot: Slot, certain: bool) {
         let _ = self.evidence.gave_up.set((slot, certain));
     }
@@ -239,23 +246,23 @@ impl Worker {
         self.exit.borrow().clone()
     }
 
-    /// The process ended, and it was not this tenant's doing.
+    /// Whether the process has ended, and this slot is exonerated.
     pub(crate) fn blames_another(&self, slot: Slot) -> bool {
-        self.exit().is_some_and(|exit| exit.put.acquits(slot))
+        self.exit().is_some_and(|exit| exit.consequence.exonerates(slot))
     }
 
-    /// The process ended, and it was this tenant's doing.
+    /// Whether the process has ended, and this slot is blamed.
     pub(crate) fn blames(&self, slot: Slot) -> bool {
-        self.exit().is_some_and(|exit| exit.put.is_doing_of(slot))
+        self.exit().is_some_and(|exit| exit.consequence.blames(slot))
     }
 
-    /// How much CPU time the thread of that place had used at the end of the process, if that was
-    /// over something on that thread and is known.
+    /// The CPU time of that slot's thread at the end of the process, if the process ended on that
+    /// thread and the time is known.
     pub(crate) fn computed(&self, slot: Slot) -> Option<Duration> {
         self.exit()?.computed(slot)
     }
 
-    /// Waits for the death; says why.
+    /// Waits for the process to die; returns how it died.
     pub(crate) async fn death(&self) -> Death {
         let mut exit = self.exit.clone();
         let exit = exit.wait_for(Option::is_some).await;

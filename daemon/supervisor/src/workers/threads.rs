@@ -1,4 +1,4 @@
-//! What the kernel says of the threads of a worker process.
+//! What the kernel reports about the threads of a worker process.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -11,13 +11,13 @@ use nix::unistd::Pid;
 /// The page faults of a process since it began.
 #[derive(Debug, Default, Clone)]
 pub(crate) struct Faults {
-    /// Of all threads, those that have ended included.
+    /// Of all threads, including those that have ended.
     pub(crate) all: u64,
-    /// Of those tenants' threads that are there.
+    /// Of the tenants' threads that exist.
     pub(crate) of: BTreeMap<Slot, u64>,
 }
 
-/// The thread of that name, among those of a process.
+/// The thread with that name in a process.
 pub(crate) fn thread_named(process: Pid, name: &str) -> Option<Pid> {
     let threads = fs::read_dir(format!("/proc/{process}/task")).ok()?;
     threads.filter_map(Result::ok).find_map(|thread| {
@@ -26,41 +26,41 @@ pub(crate) fn thread_named(process: Pid, name: &str) -> Option<Pid> {
     })
 }
 
-/// The page faults that a process has had since it began, as long as it is there.
+/// The page faults of a process since it began, while it exists.
 pub(crate) fn faults_of(process: Pid) -> Option<Faults> {
     let threads = fs::read_dir(format!("/proc/{process}/task")).into_iter().flatten().filter_map(Result::ok);
     let read = |thread: fs::DirEntry| {
         let stat = fs::read_to_string(thread.path().join("stat")).ok()?;
-        // The worker names them before any of a tenant's code runs.
-        let place = stat.split_once("(tenant-")?.1.split_once(')')?.0.parse().ok()?;
-        Some((Slot(place), faults(&stat)?))
+        // The worker names the threads before any of a tenant's code runs.
+        let slot = stat.split_once("(tenant-")?.1.split_once(')')?.0.parse().ok()?;
+        Some((Slot(slot), faults(&stat)?))
     };
     let of = threads.filter_map(read).collect();
-    // After those, so that it has all of them.
+    // After the threads' counts, so that it includes them.
     let stat = fs::read_to_string(format!("/proc/{process}/stat")).ok()?;
     Some(Faults { all: faults(&stat)?, of })
 }
 
-/// In the text of `/proc/PID/stat`, or of a thread's. The name of a thread, in parentheses, may
-/// hold anything.
+/// Parses the text of `/proc/PID/stat`, or of a thread's. A thread's name, in parentheses, may
+/// contain anything.
 fn faults(stat: &str) -> Option<u64> {
     stat.rsplit_once(')')?.1.split_whitespace().nth(7)?.parse().ok()
 }
 
-/// How long a thread has been on a processor, by the kernel's word, as long as it is there.
+/// How long a thread has been on a processor, as reported by the kernel, while the thread exists.
 pub(crate) fn computed(process: Pid, thread: Pid) -> Option<Duration> {
     times(process, thread).map(|[ran, _]| ran)
 }
 
-/// Time on a processor, and waiting for one (sched-stats.rst: nanoseconds).
+/// Time on a processor, and time waiting for one (sched-stats.rst: nanoseconds).
 fn times(process: Pid, thread: Pid) -> Option<[Duration; 2]> {
     let schedstat = fs::read_to_string(format!("/proc/{process}/task/{thread}/schedstat")).ok()?;
     let mut times = schedstat.split_whitespace().map(|word| Duration::from_nanos(word.parse().unwrap_or(0)));
     Some([times.next()?, times.next()?])
 }
 
-/// What the kernel counts of a thread, as long as it is there: times, and page faults
-/// (proc_pid_stat(5), field 10).
+/// The kernel's counts for a thread while it exists: times, and page faults (proc_pid_stat(5),
+/// field 10).
 pub(crate) fn counts(process: Pid, thread: Pid) -> Option<Sample> {
     let stat = fs::read_to_string(format!("/proc/{process}/task/{thread}/stat")).ok()?;
     let [ran_ms, waited_ms] = times(process, thread)?.map(|time| u64::try_from(time.as_millis()).unwrap_or(u64::MAX));

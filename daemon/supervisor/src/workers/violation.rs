@@ -1,4 +1,4 @@
-//! What a fault in a worker means: an attack that a layer stopped, or a crash.
+//! Tells an attack that a layer stopped from a crash, by the record of a fault.
 
 use enisle_cordon::blame::NULL_PAGE_BYTES;
 use enisle_cordon::{Ending, Signal, Site};
@@ -7,32 +7,33 @@ use enisle_hardening::fault::{Fault, Kind};
 use enisle_hardening::islands::Zone;
 use enisle_wire::control::Slot;
 
-/// As the kernel numbers it, on every processor (signal(7)).
+/// The same number on every processor (signal(7)).
 const SIGABRT: i32 = nix::sys::signal::Signal::SIGABRT as i32;
 
-/// `si_code` of a fault of which the processor did not say where it was (sigaction(2)).
+/// The `si_code` of a fault for which the processor did not report the address (sigaction(2)).
 const SI_KERNEL: i32 = 0x80;
 
 /// A layer stopped something that no script does by accident.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Attack {
-    /// As in `enisle doctor`, or `v8-sandbox`.
+    /// A name from `enisle doctor`, or `v8-sandbox`.
     pub(crate) layer: &'static str,
     pub(crate) address: Option<u64>,
-    /// The place on whose island the address is, if that is another's.
+    /// The slot on whose island the address is, if that is another tenant's.
     pub(crate) victim: Option<Slot>,
 }
 
 /// Whether a fault is an attack.
 ///
-/// A closed key, one that is open and should not be, and a refused system call are. An address on somebody else's island is, mapped or not: V8's guards keep
-/// every honest access on its own. Any other bad address is a crash, and so is V8 giving up.
+/// These are: an access through a closed key, a key that is open and should not be, a refused
+/// system call, and an access to another tenant's island, mapped or not, because V8's guard regions
+/// keep every honest access on its own. Any other bad address is a crash, and so is V8 giving up.
 pub(crate) fn attack(fault: &Fault, zone: &Zone) -> Option<Attack> {
     let victim = |address: u64| {
         let address = usize::try_from(address).ok()?;
-        let place = zone.islands().position(|island| island.range().contains(&address))?;
-        let place = u32::try_from(place).ok().filter(|place| Some(*place) != fault.place)?;
-        Some(Slot(place))
+        let slot = zone.islands().position(|island| island.range().contains(&address))?;
+        let slot = u32::try_from(slot).ok().filter(|slot| Some(*slot) != fault.place)?;
+        Some(Slot(slot))
     };
     match fault.kind {
         Kind::ClosedKey { address, .. } => {
@@ -51,8 +52,8 @@ pub(crate) fn attack(fault: &Fault, zone: &Zone) -> Option<Attack> {
     }
 }
 
-/// What a fault is for whoever judges it. `certain`: the run was over its own limit, by its
-/// thread's last words.
+/// A fault, as the verdict needs it. `certain`: the run was over its own limit, by its thread's
+/// last words.
 pub(crate) fn ending(fault: &Fault, zone: &Zone, certain: bool) -> Ending {
     match (attack(fault, zone), fault.kind) {
         (Some(_), Kind::Refused { .. }) => Ending::Attack(Signal::RefusedCall),
@@ -60,10 +61,11 @@ pub(crate) fn ending(fault: &Fault, zone: &Zone, certain: bool) -> Ending {
         (Some(_), Kind::Access { .. }) => Ending::Attack(Signal::ForeignAddress),
         (_, Kind::OutOfMemory) => Ending::OutOfMemory { certain },
         _ if fault.in_allocator => Ending::Fault(Site::Allocator),
-        // V8 gives up by a breakpoint or an undefined instruction; libc, by this, over its heap.
+        // V8 gives up by a breakpoint or an undefined instruction; libc, by SIGABRT when it finds
+        // its heap damaged.
         (_, Kind::GaveUp) if fault.signal == SIGABRT && !certain => Ending::Fault(Site::Allocator),
         (_, Kind::GaveUp) => Ending::GaveUp { certain },
-        // Of an address that no processor has the kernel says 0 as well.
+        // For a non-canonical address the kernel reports 0 as well, with SI_KERNEL.
         (None, Kind::Access { address }) if address < NULL_PAGE_BYTES && fault.code != SI_KERNEL => {
             Ending::Fault(Site::NullPage)
         }
@@ -71,14 +73,15 @@ pub(crate) fn ending(fault: &Fault, zone: &Zone, certain: bool) -> Ending {
     }
 }
 
-/// In words, for logs and errors. Addresses of the worker are for operators only; see the events.
+/// Describes a fault in words, for logs and errors. Addresses in the worker are for operators only,
+/// and are in events.
 pub(crate) fn describe(fault: &Fault) -> String {
     match fault.kind {
         Kind::ClosedKey { key, .. } => {
-            format!("its thread reached for memory with protection key {key}, which is closed to it")
+            format!("its thread accessed memory with protection key {key}, which is closed to it")
         }
         Kind::Refused { call } => format!("its thread made system call {call}, which the filter refuses"),
-        Kind::Access { .. } => format!("its thread reached for memory that is not there (signal {})", fault.signal),
+        Kind::Access { .. } => format!("its thread accessed memory that it may not access (signal {})", fault.signal),
         Kind::WrongKeys => "its thread had other protection keys open than its own".to_owned(),
         Kind::GaveUp => format!("V8 gave up (signal {})", fault.signal),
         Kind::OutOfMemory => "V8 ran out of memory".to_owned(),
@@ -93,12 +96,12 @@ mod tests {
         Fault { signal: 11, code: 4, place, pc: 0, kind, room: 0, in_allocator: false }
     }
 
-    fn address_on(zone: &Zone, place: usize) -> u64 {
-        zone.island(place).map_or(0, |island| island.sandbox().start as u64)
+    fn address_on(zone: &Zone, slot: usize) -> u64 {
+        zone.island(slot).map_or(0, |island| island.sandbox().start as u64)
     }
 
     #[test]
-    fn a_closed_key_names_the_one_whose_island_it_was() {
+    fn an_access_through_a_closed_key_names_the_victim() {
         let zone = Zone::place(3, || 1);
         let kind = Kind::ClosedKey { address: address_on(&zone, 2), key: 5 };
         let attack = attack(&fault(Some(0), kind), &zone);
@@ -106,23 +109,23 @@ mod tests {
     }
 
     #[test]
-    fn a_bad_address_on_ones_own_island_is_a_crash_and_on_anothers_an_attack() {
+    fn a_bad_address_is_a_crash_on_the_own_island_and_an_attack_on_anothers() {
         let zone = Zone::place(2, || 1);
-        let at = |place| attack(&fault(Some(0), Kind::Access { address: address_on(&zone, place) }), &zone);
+        let at = |slot| attack(&fault(Some(0), Kind::Access { address: address_on(&zone, slot) }), &zone);
         assert_eq!(at(0), None);
         assert_eq!(at(1).map(|attack| attack.layer), Some("v8-sandbox"));
         assert_eq!(attack(&fault(Some(0), Kind::Access { address: 8 }), &zone), None);
     }
 
     #[test]
-    fn the_workers_own_threads_attack_nobody_by_crashing() {
+    fn a_crash_of_the_workers_own_threads_is_not_an_attack() {
         let zone = Zone::place(1, || 1);
         assert_eq!(attack(&fault(None, Kind::Access { address: address_on(&zone, 0) }), &zone), None);
         assert_eq!(attack(&fault(None, Kind::GaveUp), &zone), None);
     }
 
     #[test]
-    fn where_a_fault_was_is_told_by_its_address_and_by_the_allocators_code() {
+    fn the_site_of_a_fault_follows_from_its_address_and_the_allocators_code() {
         let zone = Zone::place(2, || 1);
         let at = |address| fault(Some(0), Kind::Access { address });
         let site = |fault| ending(&fault, &zone, false);

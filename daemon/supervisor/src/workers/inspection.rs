@@ -1,8 +1,8 @@
-//! A worker before it has a tenant, looked at from outside: whether it is what it should be, and
-//! what it holds to begin with.
+//! Inspects a worker from outside before it has a tenant: whether its jail and keys are as planned,
+//! and how much memory it holds to begin with.
 //!
-//! Reading a process's mappings takes some milliseconds, so a look is taken on a thread that may
-//! wait, and owns what it needs: [`Look::take`] is the only way to take one.
+//! Reading a process's mappings takes some milliseconds, so an inspection runs on a thread that may
+//! block, and owns what it needs: [`Inspection::run`] is the only way to run one.
 
 use std::sync::Arc;
 
@@ -15,8 +15,8 @@ use nix::unistd::Pid;
 
 use crate::workers::birth::{Blueprint, Newborn, StartError};
 
-/// What has to be known of a worker to look at it.
-pub(crate) struct Look {
+/// What must be known of a worker to inspect it.
+pub(crate) struct Inspection {
     blueprint: Arc<Blueprint>,
     id: u64,
     pid: Pid,
@@ -24,21 +24,20 @@ pub(crate) struct Look {
     zone: Zone,
     control_inode: u64,
     stderr_inode: u64,
-    /// Which key each page of its islands should carry, by its own word.
+    /// Which key each page of its islands should carry, as the worker reports.
     tags: Option<Tags>,
 }
 
-/// What was seen.
-pub(crate) struct Looked {
-    /// What is wrong with it, in words.
+/// The result of an inspection.
+pub(crate) struct Inspected {
+    /// What is wrong with the worker, in words.
     pub(crate) findings: Vec<String>,
-    /// What it holds; nothing where it is not what it should be, or has ended, which is told
-    /// elsewhere.
+    /// What it holds; empty if the worker failed, or has ended, which its owner reports.
     pub(crate) held: Held,
 }
 
-impl Look {
-    pub(crate) fn at(blueprint: &Arc<Blueprint>, newborn: &Newborn, tags: Option<Tags>) -> Self {
+impl Inspection {
+    pub(crate) fn of(blueprint: &Arc<Blueprint>, newborn: &Newborn, tags: Option<Tags>) -> Self {
         Self {
             blueprint: Arc::clone(blueprint),
             id: newborn.id,
@@ -51,16 +50,16 @@ impl Look {
         }
     }
 
-    pub(crate) async fn take(self) -> Result<Looked, StartError> {
-        let looked = tokio::task::spawn_blocking(move || {
+    pub(crate) async fn run(self) -> Result<Inspected, StartError> {
+        let inspected = tokio::task::spawn_blocking(move || {
             let mut findings = self.jail();
             if self.plan.layers.has(Layer::Keys) {
                 findings.extend(self.keys().into_iter().map(|what| format!("keys: {what}")));
             }
             let held = findings.is_empty().then(|| tags::held(self.pid, &self.zone).ok()).flatten();
-            Looked { findings, held: held.unwrap_or_default() }
+            Inspected { findings, held: held.unwrap_or_default() }
         });
-        looked.await.map_err(|_| StartError::NotReady("the look at it was interrupted".to_owned()))
+        inspected.await.map_err(|_| StartError::NotReady("its inspection was interrupted".to_owned()))
     }
 
     /// What is wrong with its jail.
@@ -80,19 +79,19 @@ impl Look {
         }
     }
 
-    /// What is wrong with its keys: every island has to be there, tagged with a key of its own.
+    /// What is wrong with its keys: every island must exist, tagged with a key of its own.
     fn keys(&self) -> Vec<String> {
-        let Some(tags) = &self.tags else { return vec!["it took none".to_owned()] };
-        let (places, mut distinct) = (tags.zone.islands().count(), tags.keys.clone());
+        let Some(tags) = &self.tags else { return vec!["it reports none".to_owned()] };
+        let (slots, mut distinct) = (tags.zone.islands().count(), tags.keys.clone());
         distinct.extend([0, tags.jit]);
         distinct.sort_unstable();
         distinct.dedup();
-        if tags.keys.len() != places || distinct.len() != places + 2 {
-            return vec![format!("its keys {:?} are not one for each of {places} places", tags.keys)];
+        if tags.keys.len() != slots || distinct.len() != slots + 2 {
+            return vec![format!("its keys {:?} are not one for each of {slots} slots", tags.keys)];
         }
         match tags::inspect(self.pid, tags) {
-            // At the least every sandbox is mapped.
-            Ok(seen) if seen.mappings < places => vec![format!("only {} mappings are on its islands", seen.mappings)],
+            // At least every sandbox is mapped.
+            Ok(seen) if seen.mappings < slots => vec![format!("only {} mappings are on its islands", seen.mappings)],
             Ok(seen) => seen.findings(),
             Err(error) => vec![format!("its mappings cannot be read: {error}")],
         }

@@ -1,0 +1,161 @@
+//! The slots of one worker process: the state of each, in one map under one lock.
+
+use std::collections::BTreeMap;
+use std::time::Instant;
+
+use enisle_wire::control::{OverrunCause, Slot};
+use enisle_wire::tenant::RunId;
+
+use crate::workers::birth::START_TIMEOUT;
+
+/// A run that its worker could not end, or whose remains it could not dispose of; the process was
+/// killed for it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Overrun {
+    pub(crate) run: RunId,
+    pub(crate) cause: OverrunCause,
+}
+
+/// The state of a slot to which a tenant was admitted.
+#[derive(Debug, Default)]
+struct SlotState {
+    /// Its thread has reported that it is ready, and has not ended.
+    confined: bool,
+    /// When its tenant left; its last work may still be ending.
+    left: Option<Instant>,
+    /// Its tenant must leave, because the process holds more than its tenants explain.
+    unwanted: bool,
+    overrun: Option<Overrun>,
+}
+
+impl SlotState {
+    /// Whether a tenant may be running here: its thread is ready, and it has not left long ago.
+    fn is_inhabited(&self) -> bool {
+        self.confined && self.left.is_none_or(|left| left.elapsed() < 2 * START_TIMEOUT)
+    }
+}
+
+/// Every slot to which a tenant was ever admitted.
+#[derive(Debug, Default)]
+pub(super) struct Slots(BTreeMap<Slot, SlotState>);
+
+impl Slots {
+    pub(super) fn admit(&mut self, slot: Slot) {
+        self.0.insert(slot, SlotState::default());
+    }
+
+    pub(super) fn ever(&self) -> Vec<Slot> {
+        self.0.keys().copied().collect()
+    }
+
+    /// How many slots were ever taken.
+    pub(super) fn count(&self) -> usize {
+        self.0.len()
+    }
+
+    /// The slots whose tenants are there.
+    pub(super) fn inhabited(&self) -> Vec<Slot> {
+        self.0.iter().filter(|(_, state)| state.is_inhabited()).map(|(slot, _)| *slot).collect()
+    }
+
+    /// Of those, the slots whose tenants need not leave.
+    pub(super) fn wanted(&self) -> Vec<Slot> {
+        self.inhabited().into_iter().filter(|slot| !self.is_unwanted(*slot)).collect()
+    }
+
+    pub(super) fn is_unwanted(&self, slot: Slot) -> bool {
+        self.0.get(&slot).is_some_and(|state| state.unwanted)
+    }
+
+    pub(super) fn send_away(&mut self, slot: Slot) {
+        self.with(slot, |state| state.unwanted = true);
+    }
+
+    pub(super) fn is_confined(&mut self, slot: Slot) {
+        self.with(slot, |state| state.confined = true);
+    }
+
+    /// How many threads have reported that they are ready, and have not ended.
+    pub(super) fn confined(&self) -> usize {
+        self.0.values().filter(|state| state.confined).count()
+    }
+
+    /// The thread has ended.
+    pub(super) fn has_ended(&mut self, slot: Slot) {
+        self.with(slot, |state| state.confined = false);
+    }
+
+    pub(super) fn has_left(&mut self, slot: Slot) {
+        self.with(slot, |state| state.left = Some(Instant::now()));
+    }
+
+    pub(super) fn overran(&mut self, slot: Slot, overrun: Overrun) {
+        self.with(slot, |state| state.overrun = Some(overrun));
+    }
+
+    pub(super) fn overrun(&self, slot: Slot) -> Option<Overrun> {
+        self.0.get(&slot).and_then(|state| state.overrun)
+    }
+
+    /// Changes a slot's state. A slot to which no tenant was admitted has none, so reports about it
+    /// are ignored.
+    fn with(&mut self, slot: Slot, change: impl FnOnce(&mut SlotState)) {
+        if let Some(state) = self.0.get_mut(&slot) {
+            change(state);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const A: Slot = Slot(0);
+    const B: Slot = Slot(1);
+
+    #[test]
+    fn a_slot_whose_thread_is_not_ready_or_has_ended_is_not_inhabited() {
+        let mut slots = Slots::default();
+        for slot in [A, B] {
+            slots.admit(slot);
+        }
+        assert_eq!((slots.inhabited(), slots.confined()), (Vec::new(), 0));
+        for slot in [A, B] {
+            slots.is_confined(slot);
+        }
+        assert_eq!((slots.inhabited(), slots.confined()), (vec![A, B], 2));
+        slots.has_ended(A);
+        assert_eq!((slots.inhabited(), slots.ever()), (vec![B], vec![A, B]));
+    }
+
+    #[test]
+    fn a_slot_whose_tenant_has_just_left_is_still_inhabited() {
+        let mut slots = Slots::default();
+        slots.admit(A);
+        slots.is_confined(A);
+        slots.has_left(A);
+        assert_eq!(slots.inhabited(), [A]);
+    }
+
+    #[test]
+    fn a_tenant_is_sent_away_once() {
+        let mut slots = Slots::default();
+        for slot in [A, B] {
+            slots.admit(slot);
+        }
+        for slot in [A, B] {
+            slots.is_confined(slot);
+        }
+        slots.send_away(A);
+        assert_eq!((slots.wanted(), slots.is_unwanted(A), slots.is_unwanted(B)), (vec![B], true, false));
+    }
+
+    #[test]
+    fn reports_about_a_slot_that_was_never_taken_are_ignored() {
+        let mut slots = Slots::default();
+        slots.admit(A);
+        slots.is_confined(B);
+        slots.overran(B, Overrun { run: RunId(7), cause: OverrunCause::Cpu });
+        assert_eq!((slots.count(), slots.confined(), slots.overrun(B)), (1, 0, None));
+    }
+}
