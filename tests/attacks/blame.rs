@@ -14,7 +14,8 @@ use std::time::{Duration, Instant};
 use enisle_tests::{attack_worker, is_alive};
 use serde_json::{Value, json};
 
-use crate::ground::{ATTACKER, Ground, Peer, Pings, answering, probed, wait};
+use crate::ground::{ATTACKER, Ground, Peer, wait};
+use crate::pings::{Pings, answering, probed};
 use crate::{Case, Options};
 
 pub(crate) const CASES: &[Case] = &[

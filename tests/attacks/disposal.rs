@@ -9,7 +9,8 @@ use std::time::{Duration, Instant};
 use enisle_tests::{Daemon, SHARING, attack_worker, is_alive};
 use serde_json::{Value, json};
 
-use crate::ground::{Gauge, Pings, STALLED, probed_over, send, wait};
+use crate::ground::{Gauge, STALLED, send, wait};
+use crate::pings::{Pings, probed_over};
 use crate::{Case, Options};
 
 pub(crate) const CASES: &[Case] = &[

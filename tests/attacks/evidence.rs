@@ -9,7 +9,8 @@ use std::time::{Duration, Instant};
 use enisle_tests::{SHARING, programs};
 use serde_json::{Value, json};
 
-use crate::ground::{Ground, Peer, folder, leashed, probed, wait};
+use crate::ground::{Ground, Peer, folder, leashed, wait};
+use crate::pings::probed;
 use crate::{Case, Options};
 
 pub(crate) const CASES: &[Case] = &[

@@ -14,7 +14,8 @@ use enisle_tests::{PATIENCE, SHARING, is_alive, programs};
 use serde_json::json;
 use tempfile::TempDir;
 
-use crate::ground::{ATTACKER, Ground, Peer, STRANGER, VICTIM, answering, copied, folder, leashed, pings, wait};
+use crate::ground::{ATTACKER, Ground, Peer, STRANGER, VICTIM, copied, folder, leashed, pings, wait};
+use crate::pings::answering;
 use crate::{Case, Options};
 
 pub(crate) const CASES: &[Case] = &[

@@ -9,7 +9,8 @@ use std::time::{Duration, Instant};
 use enisle_tests::attack_worker;
 use serde_json::{Value, json};
 
-use crate::ground::{Gauge, Ground, answering, wait};
+use crate::ground::{Gauge, Ground, wait};
+use crate::pings::answering;
 use crate::{Case, Options};
 
 pub(crate) const CASES: &[Case] = &[

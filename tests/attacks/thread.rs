@@ -6,8 +6,9 @@ use std::time::Duration;
 use enisle_tests::{Answer, programs};
 use serde_json::json;
 
-use crate::ground::{Ground, Peer, answered, folder, probed, wait};
+use crate::ground::{Ground, Peer, answered, folder, wait};
 use crate::memory::largest_policy;
+use crate::pings::probed;
 use crate::{Case, Options};
 
 pub(crate) const CASES: &[Case] = &[
