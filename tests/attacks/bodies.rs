@@ -14,7 +14,7 @@ use serde_json::Value;
 
 use crate::ground::{Ground, Peer, UNSERVED, answered, send, wait};
 use crate::pings::probed;
-use crate::shapes::{ANY, Body, Call, MIB, Place, SHAPES, USUAL, between, calls, fields, list, named};
+use crate::shapes::{ANY, Body, Call, MIB, Place, SHAPES, USUAL, between, calls, escapes, fields, list, named};
 use crate::{Case, Options};
 
 pub(crate) const CASES: &[Case] = &[
@@ -376,11 +376,6 @@ fn turns(options: Options) -> Result<String, String> {
     // One that is being processed, one that already has its turn, and those in flight.
     let in_time = served.is_ok_and(|took| !options.bench || took <= options.served_within());
     if in_time && before < BODIES / 2 && after <= before + 4 { Ok(said) } else { Err(said) }
-}
-
-/// A request whose code consists of two-character escapes: no accepted request costs more.
-fn escapes(size: usize) -> Vec<u8> {
-    between(r#"{"code":"()=>1//"#, "\\n", "\"}", size)
 }
 
 /// While the daemon works on one uid's large body, another uid's small requests do not wait for it.

@@ -191,3 +191,8 @@ pub(crate) fn named(value: &str, size: usize) -> Vec<u8> {
     object.push(b'}');
     object
 }
+
+/// A request whose code consists of two-character escapes: no accepted request costs more.
+pub(crate) fn escapes(size: usize) -> Vec<u8> {
+    between(r#"{"code":"()=>1//"#, "\\n", "\"}", size)
+}
