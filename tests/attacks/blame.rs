@@ -26,7 +26,7 @@ pub(crate) const CASES: &[Case] = &[
         title: "fill the bound with memory that all tenants share",
         run: |options| filled(options, &MALLOC),
     },
-    Case { id: "S5 last", title: "fill the bound to the last 64 KiB, whoever crashes first", run: last },
+    Case { id: "S5 last", title: "fill the bound to the last 64 KiB, where either may crash first", run: last },
     Case { id: "S5 crash", title: "a crash with plenty of room is blamed on its thread", run: crashed },
     Case { id: "S5 names", title: "a process ended with every request, under new names", run: new_names },
     Case { id: "S5 unexplained", title: "memory that no tenant explains", run: unexplained },

@@ -25,7 +25,7 @@ pub(crate) const CASES: &[Case] = &[
     Case { id: "S10 pipelined", title: "pipelined requests of clients that never read", run: pipelined },
 ];
 
-/// Makes the daemon know many tenants, whoever owns them.
+/// Makes the daemon know many tenants, of any owner.
 fn populate(ground: &Ground, count: usize) -> usize {
     let paths: Vec<_> = (0..count).map(|n| format!("/v1/tenants/acme-{n}/scripts/s")).collect();
     ground.root.flood(4, "PUT", &paths, br#"{"code":"1"}"#, 201)

@@ -263,7 +263,7 @@ fn a_worker_that_breaks_the_protocol_is_killed_and_reported() {
     ] {
         let (daemon, _) = with_rogue(name);
         let event = daemon.await_event("the violation", |event| event["event"] == "protocolViolation");
-        assert!(told["what"].as_str().is_some_and(|what| what.contains(word)), "{name}: {event}");
+        assert!(event["what"].as_str().is_some_and(|what| what.contains(word)), "{name}: {event}");
         let pid = event["pid"].as_i64().and_then(|pid| i32::try_from(pid).ok()).expect("the event names the process");
         wait_until("the end of the worker", || !is_alive(pid));
         assert_eq!(daemon.request("GET", "/_ping", b"").status, 200);
