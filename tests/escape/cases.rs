@@ -163,7 +163,7 @@ const call = (name, ...args) => attack.syscall(N[name], ...args);
 const text = (string, offset = 0) => {{ new Uint8Array(own).set([...string].map((c) => c.charCodeAt(0)).concat(0), offset); return O + BigInt(offset); }};
 const words = (list, offset = 0) => {{ new BigUint64Array(own, offset, list.length).set(list.map((w) => BigInt.asUintN(64, w))); return O + BigInt(offset); }};
 const stolen = () => attack.read(V, 8n) === s.canary;
-// An attacker that has changed its keys restores them; the next check on an edge would end it otherwise.
+// An attacker that has changed its keys restores them, or the next check on an edge would end it.
 const hidden = (got) => {{ if (s.keys) attack.wrpkru(BigInt(s.pkru)); return got; }};
 ",
         calls.join(", ")
@@ -311,7 +311,8 @@ pub(crate) const CASES: &[Case] = &[
     attack("N03 close", "close a channel, and wait until another tenant gets its number", Expected::Trapped, FILTERS,
         "return call('close', at(s.victim.channel)) === 0n"),
     attack("N04", "send a descriptor to the supervisor", Expected::Trapped, FILTERS, "
-        // msghdr: name, namelen, iov, iovlen, control, controllen, flags; cmsg: length 20, SOL_SOCKET, SCM_RIGHTS, the descriptor.
+        // msghdr: name, namelen, iov, iovlen, control, controllen, flags;
+        // cmsg: length 20, SOL_SOCKET, SCM_RIGHTS, the descriptor.
         words([O, 1n], 256); words([20n, 0x0000000100000001n, channel], 320);
         return call('sendmsg', at(s.victim.channel), words([0n, 0n, O + 256n, 1n, O + 320n, 24n, 0n]), 0x4000n) === 1n"),
     attack("N05", "receive a descriptor", Expected::Trapped, THREAD,

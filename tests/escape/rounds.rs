@@ -108,7 +108,8 @@ pub(crate) fn control(bench: &Bench) -> Result<String, String> {
     }
 }
 
-/// WebAssembly: `(memory (export "m") 1 4096)`, `(func (export "f") (result i32) i32.const 0 i32.load)`.
+/// WebAssembly: `(memory (export "m") 1 4096)`,
+/// `(func (export "f") (result i32) i32.const 0 i32.load)`.
 const WEBASSEMBLY: &str = "(s) => {
     const code = new Uint8Array([0, 0x61, 0x73, 0x6d, 1, 0, 0, 0, 1, 5, 1, 0x60, 0, 1, 0x7f, 3, 2, 1, 0, 5, 5, 1, 1, 1, 0x80, 0x20,
         7, 9, 2, 1, 0x6d, 2, 0, 1, 0x66, 0, 0, 10, 9, 1, 7, 0, 0x41, 0, 0x28, 2, 0, 0x0b]);

@@ -1,4 +1,5 @@
-//! The whole daemon under attack: eleven tenants work, a twelfth attacks from the same process without pause.
+//! The whole daemon under attack: eleven tenants work, and a twelfth attacks from the same process
+//! without pause.
 //!
 //! Every attack ends the process, and its tenant lives alone afterwards, so each attack comes from
 //! a new tenant. No other tenant may have a failed run, and each attack must be reported with
@@ -23,7 +24,8 @@ const ATTACKS: [&str; 6] = [
 ];
 
 const NEAR: &str = "const island = 2n ** 41n, mine = attack.self()[1] & ~4095n;
-    // The slot before was taken earlier, so it has a tenant. A neighbour's cage begins somewhere in the upper part of its island; its window is 1 GiB behind its stack.
+    // The slot before was taken earlier, so it has a tenant. A neighbour's cage begins somewhere in
+    // the upper part of its island; its window is 1 GiB behind its stack.
     const near = [-1n, 1n].map((k) => mine + k * island + (1n << 40n)).filter((at) => attack.probe(at) > 0);";
 
 pub(crate) fn run(worker: &Path, seconds: u64) -> Result<String, String> {

@@ -25,7 +25,7 @@ pub use wait::{PATIENCE, until as wait_until};
 /// built: in the emulated machine.
 pub const PROGRAMS_VARIABLE: &str = "ENISLE_PROGRAMS";
 
-/// The folder with `enisled`, `enisle-worker` and `enisle`, built once for all tests of this process.
+/// The folder with `enisled`, `enisle-worker` and `enisle`, built once for all tests of a process.
 pub fn programs() -> &'static Path {
     static PROGRAMS: OnceLock<PathBuf> = OnceLock::new();
     PROGRAMS.get_or_init(|| {

@@ -5,12 +5,12 @@
 //! | [`scripts`] | what a script can be and do, and what it returns |
 //! | [`requests`] | bad input, rights, quotas, policies, events |
 //! | [`api`] | answers match their description |
-//! | [`hostile`] | scripts that demand too much: each ends with its outcome, and its neighbours go on |
+//! | [`hostile`] | scripts that demand too much end with their outcome; their neighbours go on |
 //! | [`cordon`] | orders, what a level means, and moves that lose no run |
 //! | [`signals`] | what counts against a tenant, and how much |
 //! | [`kept`] | isolates of registered scripts that stay warm |
 //! | [`lifecycle`] | death and recovery, drain, sockets |
-//! | [`confinement`] | what the kernel reports about a worker, and workers that are not confined as they should be |
+//! | [`confinement`] | what the kernel reports about a worker, and badly confined workers |
 //! | [`evidence`] | what remains of an attack whatever else happens, and what a peer learns of it |
 //! | [`clock`] | what a script can learn about time |
 //! | [`hashes`] | names that collide |

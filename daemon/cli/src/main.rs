@@ -1,4 +1,5 @@
-//! `enisle`: the command line. Everything goes through the daemon's socket; nothing here runs JavaScript.
+//! `enisle`: the command line. Every command goes through the daemon's socket; nothing here runs
+//! JavaScript.
 //!
 //! Exit codes: 0 the script succeeded; 1 the script failed, or the audit log is broken; 2 the
 //! command was wrong; 3 the daemon refused, or does not answer; 4 a limit ended the script; 5 a

@@ -9,7 +9,7 @@
 //! |---|---|
 //! | `peer connect SOCKET` | connects, and hands the connection over |
 //! | `peer listen SOCKET` | listens on a new socket that all may use, and hands it over |
-//! | `peer lock FOLDER` | locks every file below the folder that it can open, and answers how many |
+//! | `peer lock FOLDER` | locks every file below the folder that it can open, answers how many |
 #![forbid(unsafe_code)]
 
 use std::error::Error;
