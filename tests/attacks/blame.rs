@@ -1,10 +1,11 @@
-//! Neighbours in one process: whoever fills what they share must not have another one blamed for
-//! it.
+//! Neighbours in one process: a tenant that fills what they share must not get a neighbour blamed
+//! for it.
 //!
 //! A worker process is bounded as a whole (`RLIMIT_DATA`). The attacker takes memory until the
-//! bound is near; then its neighbour is refused some, and reaches for it all the same, as ICU does.
-//! The tenants' own limits hold the attacker well below that, so it has natives that go past them
-//! (`enisle-worker-attack`), and the neighbour one that reads where nothing is.
+//! bound is near; then its neighbour is refused memory and uses the null pointer nevertheless, as
+//! ICU does. The tenants' own limits would stop the attacker well before, so it has natives that
+//! bypass them (`enisle-worker-attack`), and the neighbour has a native that reads at an unmapped
+//! address.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -14,27 +15,28 @@ use std::time::{Duration, Instant};
 use enisle_tests::{attack_worker, is_alive};
 use serde_json::{Value, json};
 
-use crate::ground::{ATTACKER, Ground, Peer, Pings, answering, probed, wait};
+use crate::ground::{ATTACKER, Ground, Peer, wait};
+use crate::pings::{Pings, answering, probed};
 use crate::{Case, Options};
 
 pub(crate) const CASES: &[Case] = &[
     Case { id: "S5 island", title: "fill the bound from an island", run: |options| filled(options, &ISLAND) },
     Case {
         id: "S5 malloc",
-        title: "fill the bound with memory that all share",
+        title: "fill the bound with memory that all tenants share",
         run: |options| filled(options, &MALLOC),
     },
-    Case { id: "S5 last", title: "fill the bound to the last 64 KiB, whoever crashes first", run: last },
-    Case { id: "S5 crash", title: "a crash with plenty of room is its thread's", run: crashed },
+    Case { id: "S5 last", title: "fill the bound to the last 64 KiB, where either may crash first", run: last },
+    Case { id: "S5 crash", title: "a crash with plenty of room is blamed on its thread", run: crashed },
     Case { id: "S5 names", title: "a process ended with every request, under new names", run: new_names },
     Case { id: "S5 unexplained", title: "memory that no tenant explains", run: unexplained },
-    Case { id: "S5 caches", title: "caches of ICU's filled slowly beside a busy neighbour", run: caches },
+    Case { id: "S5 caches", title: "ICU's caches filled slowly beside a busy neighbour", run: caches },
 ];
 
-/// Long enough for anything here.
+/// Long enough for any step here.
 const PATIENCE: Duration = Duration::from_secs(30);
 
-/// A worker whose bound is some 2.3 GiB, with looks at its memory as often as they can be.
+/// A worker whose bound is some 2.3 GiB, with its memory measured as often as possible.
 fn config(memory: &str) -> String {
     let worker = attack_worker().display().to_string();
     format!(
@@ -44,20 +46,20 @@ fn config(memory: &str) -> String {
     )
 }
 
-/// Whoever takes memory in haste is seen by that; the attack of S5 took it a bit at a time.
+/// These signals would expose a tenant that takes memory quickly; the attack of S5 took it slowly.
 const UNNOTICED: &str = "[cordon.rules.signals]\n\
      busy = { points = 0, half_life_secs = 1, most = 0 }\n\
      paging = { points = 0, half_life_secs = 1, most = 0 }\n";
 
-/// What the attacker takes memory with.
+/// The native with which the attacker takes memory.
 struct Way {
     take: &'static str,
-    /// How much of it there has to be left at the end, in bytes: the neighbour needs more.
+    /// The smallest piece to take, in bytes: the neighbour needs more than this.
     least: u64,
 }
 
 impl Way {
-    /// In pieces that halve, until the bound is near.
+    /// Takes pieces, halving their size, until the bound is near.
     fn code(&self) -> String {
         let Self { take, least } = self;
         format!(
@@ -69,13 +71,13 @@ impl Way {
 const ISLAND: Way = Way { take: "hold", least: 16 << 20 };
 const MALLOC: Way = Way { take: "leak", least: 16 << 20 };
 
-/// The comparison of what is held with what is explained comes too late here: it would move the
-/// attacker before there is a crash.
+/// Switches off the comparison of memory held with memory explained: it would move the attacker
+/// before there is a crash.
 const LATE: &str = "outside_mb = 65536\n";
 
-/// The victim's run: what a library does that asks for memory and does not look whether it got any.
+/// The victim's run: it behaves like a library that allocates memory without checking the result.
 const TRUSTING: &str = "() => { if (attack.leak(50_000_000n)) return 'got it'; return attack.read(8n, 1n) }";
-/// The same without want of memory.
+/// The same crash without want of memory.
 const STUMBLES: &str = "() => attack.read(8n, 1n)";
 
 fn run(ground: &Ground, tenant: &str, code: &str) -> Value {
@@ -88,7 +90,7 @@ fn run_as(peer: &Peer, tenant: &str, code: &str) -> Value {
     answer.map_or(Value::Null, |answer| answer.json())
 }
 
-/// The process that both live in.
+/// The process that both tenants live in.
 fn shared(ground: &Ground) -> Result<i32, String> {
     for tenant in ["a", "b"] {
         run(ground, tenant, "() => 1");
@@ -96,12 +98,11 @@ fn shared(ground: &Ground) -> Result<i32, String> {
     let pid = |tenant: &str| ground.tenant(tenant)["resident"]["pid"].as_i64();
     match (pid("a"), pid("b")) {
         (Some(a), Some(b)) if a == b => i32::try_from(a).map_err(|error| error.to_string()),
-        pids => Err(format!("they are not in one process: {pids:?}")),
+        pids => Err(format!("the tenants do not share a process: {pids:?}")),
     }
 }
 
-/// How a tenant stands: its score, how far out it has to live, whether it is suspected or kept
-/// apart.
+/// A tenant's standing: its score, its cordon level, and whether it is suspected or kept apart.
 fn standing(ground: &Ground, tenant: &str) -> Value {
     let cordon = &ground.tenant(tenant)["cordon"];
     let signals: Vec<_> = cordon["signals"].as_array().into_iter().flatten().map(|known| &known["signal"]).collect();
@@ -114,7 +115,7 @@ fn standing(ground: &Ground, tenant: &str) -> Value {
     })
 }
 
-/// What became of the attack against a daemon with these rules.
+/// The result of the attack against a daemon with these rules.
 struct Outcome {
     before: Value,
     victim: Value,
@@ -136,7 +137,7 @@ fn attack_on(ground: &Ground, way: &Way) -> Result<Outcome, String> {
     if taken["outcome"] != "ok" || !is_alive(pid) {
         return Err(format!("the attacker could not take the memory: {taken}"));
     }
-    // What grows fast is looked at within a window.
+    // A process that grows fast is measured within one window.
     let looked_at = || {
         let workers = ground.daemon.get("/v1/workers");
         let bytes = |worker: &Value, key: &str| worker[key].as_u64().unwrap_or_default();
@@ -145,7 +146,10 @@ fn attack_on(ground: &Ground, way: &Way) -> Result<Outcome, String> {
     };
     if !wait(PATIENCE, looked_at) {
         let workers = ground.daemon.get("/v1/workers");
-        return Err(format!("nobody saw that the bound is near: {workers}, {:?}", ground.daemon.events()));
+        return Err(format!(
+            "the daemon did not notice that the bound is near: {workers}, {:?}",
+            ground.daemon.events()
+        ));
     }
     let served = run(ground, "b", TRUSTING);
     let crash = || ground.daemon.events().into_iter().find(|event| event["event"] == "crashed");
@@ -172,8 +176,8 @@ fn filled(options: Options, way: &Way) -> Result<String, String> {
     Ok(format!("{said}; without the rule the victim is {} and the attacker {}", off.victim, off.attacker))
 }
 
-/// Where nothing is left it is mostly the attacker that crashes, as it makes its next isolate. The
-/// victim may be kept alone, where the process died before anybody saw who held most.
+/// With nothing left it is mostly the attacker that crashes, as it makes its next isolate. The
+/// victim may be kept alone, if the process died before the daemon saw which tenant held most.
 fn last(options: Options) -> Result<String, String> {
     let mut said = Vec::new();
     for take in ["hold", "leak"] {
@@ -201,7 +205,7 @@ fn last_on(ground: &Ground, take: &'static str) -> Result<String, String> {
     Ok(line)
 }
 
-/// Want of memory is no excuse where there is none.
+/// Want of memory does not excuse a crash with plenty of room.
 fn crashed(options: Options) -> Result<String, String> {
     let ground = Ground::with(&config(""), None);
     answering(&ground, options, || crashed_on(&ground))
@@ -212,28 +216,28 @@ fn crashed_on(ground: &Ground) -> Result<String, String> {
     run(ground, "b", STUMBLES);
     let suspected = wait(PATIENCE, || standing(ground, "b")["suspected"] == true);
     let (b, a) = (standing(ground, "b"), standing(ground, "a"));
-    let said = format!("who stumbles {b}, its neighbour {a}");
+    let said = format!("the tenant that crashes {b}, its neighbour {a}");
     let held = suspected && b["level"] == "solo" && a["level"] == "shared" && a["suspected"] == false;
     if held { Ok(said) } else { Err(format!("{said}; {:?}", ground.daemon.events())) }
 }
 
-/// So many names the peer has.
+/// How many names the peer uses.
 const NAMES: usize = 8;
-/// What a neighbour runs after each of them.
+/// How many runs the neighbour has after each of them.
 const RUNS_BETWEEN: usize = 50;
-/// The figure that a neighbour's runs are held to.
+/// The latency that a neighbour's runs must keep.
 const NEIGHBOUR: Duration = Duration::from_millis(50);
 
-/// What a peer that ends a process with every request, each time under another name, cost others.
+/// The damage that a peer did by ending a process with every request, each under another name.
 struct Spree {
     /// How often a neighbour of the same uid lost its process.
     lost: usize,
-    /// What its runs took.
+    /// The latencies of its runs.
     took: Vec<Duration>,
-    /// Where it lives now, and where the last attacker began.
+    /// Where the neighbour lives now, and where the last attacker began.
     homes: [Value; 2],
-    /// What the daemon tells of the uid.
-    told: Value,
+    /// The event about the uid.
+    reported: Value,
     info: Value,
 }
 
@@ -268,16 +272,16 @@ fn spree_on(ground: &Ground) -> Result<Spree, String> {
     if !is_alive(others) {
         return Err("a tenant of another uid lost its process".to_owned());
     }
-    let told = ground.daemon.events().into_iter().find(|event| event["event"] == "budgetUsedUp");
+    let reported = ground.daemon.events().into_iter().find(|event| event["event"] == "budgetUsedUp");
     let info = ground.daemon.get("/v1/info")["deaths"]["heldAgainst"][0].clone();
     let good = run_as(peer, "acme-good", "() => 1")["cordon"].clone();
-    Ok(Spree { lost, took, homes: [good, began], told: told.unwrap_or_default(), info })
+    Ok(Spree { lost, took, homes: [good, began], reported: reported.unwrap_or_default(), info })
 }
 
 /// A peer ends a process with every request, under ever new names. Its neighbour in the same uid
-/// loses its process as often as the budget says, and with every request where there is no budget.
+/// loses its process as often as the budget allows; without a budget, with every request.
 fn new_names(options: Options) -> Result<String, String> {
-    let (Spree { lost, took, homes, told, info }, pings) = spree("budget = 2\n")?;
+    let (Spree { lost, took, homes, reported, info }, pings) = spree("budget = 2\n")?;
     let at = |percent: usize| took.get(took.len() * percent / 100).copied().unwrap_or_default();
     let said = format!(
         "the neighbour lost its process {lost} times of {NAMES}; {} of its runs: p50 {:.1?}, p99 {:.1?}, max {:.1?}; {info}",
@@ -286,20 +290,21 @@ fn new_names(options: Options) -> Result<String, String> {
         at(99),
         took.last().copied().unwrap_or_default(),
     );
-    let shown = info["uid"] == ATTACKER && info["usedUp"] == true && told["uid"] == ATTACKER && told["deaths"] == 2;
+    let shown =
+        info["uid"] == ATTACKER && info["usedUp"] == true && reported["uid"] == ATTACKER && reported["deaths"] == 2;
     if lost != 2 || homes != ["solo", "solo"] || !shown || (options.bench && at(99) > NEIGHBOUR) {
-        return Err(format!("{said}; homes {homes:?}; told {told}"));
+        return Err(format!("{said}; homes {homes:?}; reported {reported}"));
     }
     let said = pings.beside(options, Ok(said))?;
     let (off, _) = spree("budget = 0\n")?;
-    if off.lost != NAMES || off.homes[1] != "shared" || !off.told.is_null() {
+    if off.lost != NAMES || off.homes[1] != "shared" || !off.reported.is_null() {
         return Err(format!("{said}; without a budget {} times of {NAMES}, homes {:?}", off.lost, off.homes));
     }
     Ok(format!("{said}; without a budget {} times", off.lost))
 }
 
-/// A process that holds more than its tenants explain is emptied before anybody is refused: who
-/// holds most of it first, and alone.
+/// A process that holds more than its tenants explain is emptied before any tenant is refused
+/// memory: the tenant that holds most leaves first, and lives alone.
 fn unexplained(options: Options) -> Result<String, String> {
     let leak = "() => attack.leak(300_000_000n)";
     let attempt = |memory: &str, done: &dyn Fn(&Ground) -> bool, patience: Duration| {
@@ -310,9 +315,9 @@ fn unexplained(options: Options) -> Result<String, String> {
             run(&ground, "a", leak);
             wait(patience, || done(&ground))
         });
-        let told = ground.daemon.events().into_iter().find(|event| event["event"] == "unexplainedMemory");
+        let reported = ground.daemon.events().into_iter().find(|event| event["event"] == "unexplainedMemory");
         let homes = ["a", "b"].map(|tenant| run(&ground, tenant, "() => 2")["cordon"].clone());
-        Ok::<_, String>((came, told, homes, before == standing(&ground, "b"), is_alive(pid), pings))
+        Ok::<_, String>((came, reported, homes, before == standing(&ground, "b"), is_alive(pid), pings))
     };
     let gone = |ground: &Ground| {
         let apart = ground.tenant("a")["cordon"]["keptApart"]["alone"] == true;
@@ -324,22 +329,23 @@ fn unexplained(options: Options) -> Result<String, String> {
                 .flatten()
                 .any(|worker| worker["tenants"].as_array().is_some_and(|tenants| tenants.len() == 2))
     };
-    let (came, told, homes, same, _, pings) = attempt("outside_mb = 64\noutside_tenant_mb = 16", &gone, PATIENCE)?;
-    let said = format!("told {}; then they live {homes:?}", told.clone().unwrap_or_default());
-    let named = told.as_ref().is_some_and(|told| told["tenant"] == "a");
+    let (came, reported, homes, same, _, pings) = attempt("outside_mb = 64\noutside_tenant_mb = 16", &gone, PATIENCE)?;
+    let said = format!("reported {}; then they live {homes:?}", reported.clone().unwrap_or_default());
+    let named = reported.as_ref().is_some_and(|reported| reported["tenant"] == "a");
     if !came || !named || !same || homes != ["solo", "shared"] {
         return Err(said);
     }
     let said = pings.beside(options, Ok(said))?;
     let looked_at = |ground: &Ground| ground.tenant("a")["cordon"]["keptApart"]["alone"] == true;
-    let (came, told, homes, _, alive, _) = attempt("outside_mb = 4096", &looked_at, Duration::from_secs(3))?;
-    if came || told.is_some() || !alive || homes != ["shared", "shared"] {
-        return Err(format!("{said}; and with a bound that it does not reach {told:?}, {homes:?}"));
+    let (came, reported, homes, _, alive, _) = attempt("outside_mb = 4096", &looked_at, Duration::from_secs(3))?;
+    if came || reported.is_some() || !alive || homes != ["shared", "shared"] {
+        return Err(format!("{said}; but under a bound that it does not reach {reported:?}, {homes:?}"));
     }
-    Ok(format!("{said}; with a bound that it does not reach nothing happens"))
+    Ok(format!("{said}; under a bound that it does not reach, nothing happens"))
 }
 
-/// A plain script that leaves an entry in caches of ICU's for each key, which stay in the process.
+/// A plain script that leaves an entry in ICU's caches for each key; the entries stay in the
+/// process.
 const FILL: &str = "(from, to, numbers) => {
     const letters = [...'abcdefghijklmnopqrstuvwxyz'], pairs = letters.flatMap((a) => letters.map((b) => a + b));
     const calendars = ['chinese', 'hebrew', 'islamic', 'japanese', 'persian', 'buddhist', 'indian', 'coptic'];
@@ -350,10 +356,10 @@ const FILL: &str = "(from, to, numbers) => {
 const NUMBERS: [&str; 12] =
     ["arab", "beng", "deva", "thai", "tibt", "mymr", "gujr", "guru", "khmr", "knda", "laoo", "mlym"];
 
-/// What a neighbour runs: it fills its heap a little, and has the more page faults for it.
+/// The neighbour's run: it fills its heap a little, which causes more page faults.
 const BUSY: &str = "() => { const a = []; for (let i = 0; i < 30000; i++) a.push({ i }); return a.length }";
 
-/// The page faults of every tenant's thread, by place, as the kernel counts them.
+/// The page faults of every tenant's thread, by slot, as counted by the kernel.
 fn page_faults(pid: i32) -> BTreeMap<String, u64> {
     let threads = fs::read_dir(format!("/proc/{pid}/task")).into_iter().flatten().flatten();
     let read = |thread: fs::DirEntry| {
@@ -364,8 +370,8 @@ fn page_faults(pid: i32) -> BTreeMap<String, u64> {
     threads.filter_map(read).collect()
 }
 
-/// Names that fill caches slowly are found by their accounts. By the page faults of its thread it
-/// would be the neighbour.
+/// Tenants that fill caches slowly are found by their accounts. The page faults of the threads
+/// would point to the neighbour.
 fn caches(_: Options) -> Result<String, String> {
     let config = format!(
         "[workers]\nshare_without_keys = true\n[cordon.rules.memory]\noutside_mb = 64\noutside_tenant_mb = 16\n{UNNOTICED}"
@@ -377,11 +383,11 @@ fn caches(_: Options) -> Result<String, String> {
     attackers.iter().for_each(|tenant| drop(run(&ground, tenant, "() => 1")));
     let pid = pid_of("b").ok_or("the neighbour lives nowhere")?;
     if attackers.iter().any(|tenant| pid_of(tenant) != Some(pid)) {
-        return Err("they are not in one process".to_owned());
+        return Err("the tenants do not share a process".to_owned());
     }
     let pid = i32::try_from(pid).map_err(|error| error.to_string())?;
     let before = standing(&ground, "b");
-    let told = || ground.daemon.events().into_iter().find(|event| event["event"] == "unexplainedMemory");
+    let reported = || ground.daemon.events().into_iter().find(|event| event["event"] == "unexplainedMemory");
     let (done, mut counts) = (AtomicBool::new(false), BTreeMap::new());
     let served = std::thread::scope(|scope| {
         let neighbour = scope.spawn(|| {
@@ -397,12 +403,13 @@ fn caches(_: Options) -> Result<String, String> {
         for ((numbers, from), tenant) in chunks.zip(attackers.iter().cycle()) {
             let request = json!({ "code": FILL, "args": [from, from + 10, numbers] }).to_string();
             let _ = ground.root.ask("POST", &format!("/v1/tenants/{tenant}/load"), request.as_bytes());
-            if told().is_some() {
+            if reported().is_some() {
                 break;
             }
             counts = page_faults(pid);
         }
-        // It leaves last, as nobody's crime: the process holds what it held.
+        // The neighbour leaves last and without blame, because the process still holds what it
+        // held.
         let left = wait(PATIENCE, || pid_of("b").is_some_and(|now| now != i64::from(pid)));
         done.store(true, Ordering::Relaxed);
         neighbour.join().map_err(|_| "the neighbour panicked".to_owned())?.map(|()| left)
@@ -410,11 +417,11 @@ fn caches(_: Options) -> Result<String, String> {
     let events = ground.daemon.events();
     let apart: Vec<_> =
         events.iter().filter(|event| event["event"] == "keptApart").map(|event| &event["tenant"]).collect();
-    let first = told().ok_or_else(|| format!("nobody saw the memory: {counts:?}, {events:?}"))?;
+    let first = reported().ok_or_else(|| format!("the daemon did not notice the memory: {counts:?}, {events:?}"))?;
     let after = standing(&ground, "b");
     let said =
-        format!("told {first}; kept apart {apart:?}; the neighbour {before}, then {after}; page faults {counts:?}");
-    let busiest = counts.iter().max_by_key(|(_, faults)| **faults).map(|(place, _)| place.as_str());
+        format!("reported {first}; kept apart {apart:?}; the neighbour {before}, then {after}; page faults {counts:?}");
+    let busiest = counts.iter().max_by_key(|(_, faults)| **faults).map(|(slot, _)| slot.as_str());
     let attacker = |tenant: &Value| attackers.iter().any(|name| tenant == name);
     if !served
         || busiest != Some("0")

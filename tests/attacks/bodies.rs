@@ -1,19 +1,20 @@
 //! The worst body of the allowed size, for every field of every request.
 //!
-//! Nothing here is a list that must be kept. The calls are those of the API's description, the
-//! fields from what the API answers to one that it does not know (`unknown field …, expected one
-//! of …`), at every depth. The supervisor may then have twice the body and 64 MiB, and must be
-//! back at its size of before within ten seconds, whatever the client does.
+//! No list of fields is maintained here. The calls are those of the API's description, and the
+//! fields come from the API's own answers to an unknown field (`unknown field …, expected one of
+//! …`), at every depth. For each body the supervisor may grow by twice its size and 64 MiB, and
+//! must be back at its former size within ten seconds, whatever the client does.
 
 use std::collections::BTreeMap;
-use std::fmt::{self, Display, Write as _};
 use std::io::{Read, Write as _};
 use std::time::{Duration, Instant};
 
 use enisle_tests::Answer;
 use serde_json::Value;
 
-use crate::ground::{Ground, Peer, UNSERVED, answered, probed, send, wait};
+use crate::ground::{Ground, Peer, UNSERVED, answered, send, wait};
+use crate::pings::probed;
+use crate::shapes::{ANY, Body, Call, MIB, Place, SHAPES, USUAL, between, calls, escapes, fields, list, named};
 use crate::{Case, Options};
 
 pub(crate) const CASES: &[Case] = &[
@@ -23,223 +24,41 @@ pub(crate) const CASES: &[Case] = &[
         title: "every field of every request that no peer may make, by root",
         run: |options| sweep(options, true),
     },
-    Case { id: "S1 largest", title: "the worst known bodies at full size, one at a time", run: largest },
+    Case { id: "S1 largest", title: "the worst known bodies at full size, one after the other", run: largest },
     Case { id: "S1 together", title: "a peer's worst bodies, four at a time, waiting and hanging up", run: together },
-    Case { id: "S1 turns", title: "large work of one uid, and a request of another's", run: turns },
+    Case { id: "S1 turns", title: "large requests of one uid, and a request of another uid", run: turns },
     Case {
         id: "S1 dearest",
-        title: "the dearest body that is accepted, and small requests of another uid",
+        title: "the most expensive body that is accepted, and small requests of another uid",
         run: dearest,
     },
-    Case { id: "S1 details", title: "errors that repeat what was sent are cut", run: details },
+    Case { id: "S1 details", title: "errors that repeat input are cut", run: details },
     Case { id: "S1 queries", title: "the worst query for every call", run: queries },
 ];
 
-const MIB: usize = 1 << 20;
-/// Most shapes: large enough that five times the body is told from two.
-const USUAL: usize = 24 * MIB;
 const LARGEST: usize = 90 * MIB;
-/// A trace of the attack that may stay: names of tenants, an allocator's habits.
+/// The growth that may remain after an attack: names of tenants, and memory that the allocator
+/// keeps.
 const STAYS_MIB: u64 = 16;
 const BACK: Duration = Duration::from_secs(10);
-/// A tree that has failed in one way so often has been shown to.
+/// After this many failures to return memory, the sweep no longer waits for it.
 const ENOUGH: usize = 6;
 
-/// A call of the API.
-#[derive(Debug, Clone, PartialEq, Eq)]
-struct Call {
-    method: &'static str,
-    path: &'static str,
-}
-
-/// Every call: those that the API is described with, which a test of the supervisor's holds its
-/// router to.
-fn calls() -> Vec<Call> {
-    let calls = enisle_api::OPERATIONS.iter();
-    calls.map(|operation| Call { method: operation.method.as_str(), path: operation.path }).collect()
-}
-
-impl Call {
-    fn has_body(&self) -> bool {
-        matches!(self.method, "PUT" | "POST" | "PATCH")
-    }
-
-    fn target(&self, tenant: &str) -> String {
-        self.path.replace("{tenant}", tenant).replace("{id}", "s")
-    }
-}
-
-impl Display for Call {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{} {}", self.method, self.path)
-    }
-}
-
-/// A place in a request: names from the outside to the inside. [`ANY`] is whatever name the client
-/// chooses.
-type Place = Vec<String>;
-const ANY: &str = "a.js";
-/// No field has it.
-const UNKNOWN: &str = "\\u0000x";
-
-/// What is known of one call's body.
-struct Body {
-    call: Call,
-    /// Objects with the names of their fields, [`ANY`] alone for a map.
-    objects: BTreeMap<Place, Vec<String>>,
-    /// The largest body that is read.
-    most: usize,
-}
-
-impl Body {
-    /// Asks the API itself; `None` if the peer may not make this call.
-    fn discover(call: Call, peer: &Peer, tenant: &str, most: usize) -> Option<Self> {
-        let target = call.target(tenant);
-        let ask = |place: &[String], value: &str| {
-            let body = place.iter().rev().fold(value.to_owned(), |inner, name| format!("{{\"{name}\":{inner}}}"));
-            peer.ask(call.method, &target, body.as_bytes()).expect("the daemon answers a small request")
-        };
-        let probe = format!("{{\"{UNKNOWN}\":1}}");
-        if ask(&[], &probe).status == 403 {
-            return None;
-        }
-        let mut objects = BTreeMap::new();
-        let mut open = vec![Place::new()];
-        while let Some(place) = open.pop() {
-            let own = fields(&ask(&place, &probe));
-            let below: Place = place.iter().cloned().chain([ANY.to_owned()]).collect();
-            let fields = match own {
-                Some(fields) => fields,
-                // A map takes every name; what is below it is asked then.
-                None if !place.is_empty() && place.last().is_some_and(|name| name != ANY) => {
-                    match fields(&ask(&below, &probe)) {
-                        Some(_) => vec![ANY.to_owned()],
-                        None => continue,
-                    }
-                }
-                None => continue,
-            };
-            for name in &fields {
-                open.push(place.iter().cloned().chain([name.clone()]).collect());
-            }
-            objects.insert(place, fields);
-        }
-        // White space is a body that is read whole and holds nothing.
-        let sizes = [most, 40 * MIB, USUAL, 17 * MIB, 9 * MIB, 4 * MIB, MIB, 64 << 10, 4096];
-        let fits = |size: &usize| {
-            let blank = vec![b' '; *size];
-            peer.ask(call.method, &target, &blank).is_ok_and(|answer| answer.status != 413)
-        };
-        let most = sizes.into_iter().filter(|size| *size <= most).find(fits)?;
-        Some(Self { call, objects, most })
-    }
-
-    /// Every place where a value can stand, the whole body included.
-    fn places(&self) -> Vec<Place> {
-        let inside = self.objects.iter().flat_map(|(place, fields)| {
-            fields.iter().map(|name| place.iter().cloned().chain([name.clone()]).collect())
-        });
-        std::iter::once(Place::new()).chain(inside).collect()
-    }
-
-    /// What stands before and behind a value there, so that the request gets as far as it can.
-    fn around(&self, place: &[String]) -> (String, String) {
-        let Some(first) = place.first() else { return (String::new(), String::new()) };
-        let top = self.objects.get(&Place::new()).map_or(&[][..], Vec::as_slice);
-        let beside = |name: &str| top.iter().any(|field| field == name) && first != name;
-        let mut before = "{".to_owned();
-        match first.as_str() {
-            "modules" => before.push_str("\"mainModule\":\"a.js\","),
-            "mainModule" => before.push_str("\"modules\":{\"a.js\":\"\"},"),
-            _ => {
-                for (name, value) in [("code", "()=>1"), ("level", "solo"), ("reason", "x")] {
-                    if beside(name) {
-                        let _ = write!(before, "\"{name}\":\"{value}\",");
-                    }
-                }
-            }
-        }
-        let _ = write!(before, "\"{first}\":");
-        for name in place.get(1..).unwrap_or_default() {
-            let _ = write!(before, "{{\"{name}\":");
-        }
-        (before, "}".repeat(place.len()))
-    }
-}
-
-/// The names in `unknown field …, expected one of …`.
-fn fields(answer: &Answer) -> Option<Vec<String>> {
-    let problem: Value = serde_json::from_slice(&answer.body).ok()?;
-    let (_, known) = problem["detail"].as_str()?.split_once("unknown field")?.1.split_once("expected")?;
-    Some(known.split('`').skip(1).step_by(2).map(str::to_owned).collect())
-}
-
-/// A value of about that many bytes that costs whoever parses it more than it should.
-struct Shape {
-    name: &'static str,
-    make: fn(usize) -> Vec<u8>,
-}
-
-const SHAPES: &[Shape] = &[
-    Shape { name: "objects", make: |size| list(r#"{"a":0}"#, size) },
-    Shape { name: "zeros", make: |size| list("0", size) },
-    Shape { name: "strings", make: |size| list("\"\"", size) },
-    Shape { name: "names", make: |size| named("\"\"", size) },
-    Shape { name: "nested names", make: |size| named(r#"{"a":{}}"#, size) },
-    Shape { name: "duplicates", make: |size| between("{", "\"a\":0,", "\"a\":0}", size) },
-    Shape { name: "deep arrays", make: |size| [vec![b'['; size / 2], vec![b']'; size / 2]].concat() },
-    Shape { name: "deep objects", make: |size| between("", "{\"a\":", "1", size) },
-    Shape { name: "escapes", make: |size| between("\"", "\\n", "\"", size) },
-    Shape { name: "control characters", make: |size| between("\"", "\\u0001", "\"", size) },
-    Shape { name: "base64", make: |size| between("\"", "AAAA", "\"", size) },
-    Shape { name: "number", make: |size| vec![b'1'; size] },
-    Shape { name: "long name", make: |size| between("{\"", "\\u0001", "\":1}", size) },
-    Shape { name: "blank", make: |size| [vec![b' '; size - 4], b"null".to_vec()].concat() },
-];
-
-fn between(before: &str, repeated: &str, behind: &str, size: usize) -> Vec<u8> {
-    let times = size.saturating_sub(before.len() + behind.len()) / repeated.len();
-    [before.as_bytes(), &repeated.as_bytes().repeat(times), behind.as_bytes()].concat()
-}
-
-fn list(item: &str, size: usize) -> Vec<u8> {
-    between("[", &format!("{item},"), &format!("{item}]"), size)
-}
-
-/// An object with as many names as fit, none of them twice.
-fn named(value: &str, size: usize) -> Vec<u8> {
-    const LETTERS: &[u8; 64] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_";
-    let mut object = b"{".to_vec();
-    let mut number = 0_usize;
-    while object.len() + value.len() + 9 < size {
-        let letter = |place: u32| LETTERS[number / 64_usize.pow(place) % 64];
-        object.push(b'"');
-        object.extend([letter(0), letter(1), letter(2), letter(3)]);
-        object.extend_from_slice(b"\":");
-        object.extend_from_slice(value.as_bytes());
-        object.push(b',');
-        number += 1;
-    }
-    object.pop();
-    object.push(b'}');
-    object
-}
-
-/// What a client does once it has sent its request.
+/// What a client does after it has sent its request.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Client {
     Waits,
-    /// Having sent some more.
+    /// Sends these further bytes, and hangs up.
     HangsUp {
         behind: &'static [u8],
     },
     ReadsByteByByte,
 }
 
-/// Behind a byte that the daemon has no reason to read, it does not see the end of the connection.
+/// With an unread byte in the socket, the daemon does not notice the end of the connection.
 const HANGS_UP: Client = Client::HangsUp { behind: b"G" };
 
-/// Every shape at one size, made once.
+/// Every shape at one size, built once.
 struct Shapes {
     size: usize,
     made: Vec<(&'static str, Vec<u8>)>,
@@ -251,7 +70,7 @@ impl Shapes {
     }
 }
 
-/// What sends bodies, and what they came to.
+/// Sends bodies, and collects their effects.
 struct Sweep<'a> {
     ground: Ground,
     config: &'a str,
@@ -260,7 +79,7 @@ struct Sweep<'a> {
     sent: usize,
     worst: (f64, String),
     failures: Vec<String>,
-    /// Bodies after which the supervisor stayed larger.
+    /// How many bodies left the supervisor larger.
     kept: usize,
     longest: Duration,
 }
@@ -282,7 +101,7 @@ impl<'a> Sweep<'a> {
         sweep
     }
 
-    /// What a daemon has that has worked a little is what it is measured against.
+    /// Lets the daemon work a little: its size after that is the one to compare with.
     fn settle(&mut self) {
         let ground = &self.ground;
         let registered = ground.root.ask("PUT", "/v1/tenants/acme-b/scripts/s", br#"{"code":"()=>1"}"#);
@@ -297,7 +116,8 @@ impl<'a> Sweep<'a> {
         if self.root { &self.ground.root } else { &self.ground.attacker }
     }
 
-    /// Sends one body, and holds the supervisor to what it may have for it; the MiB that it had.
+    /// Sends one body, and checks the supervisor's growth against its bound; returns the growth in
+    /// MiB.
     fn try_body(&mut self, what: &str, call: &Call, tenant: &str, body: &[&[u8]], client: Client) -> u64 {
         let size: usize = body.iter().map(|piece| piece.len()).sum();
         let allowed = self.before + (2 * size / MIB) as u64 + 64;
@@ -309,10 +129,11 @@ impl<'a> Sweep<'a> {
         let quiet = client == Client::Waits || gauge.quiet(BACK);
         let peak = gauge.peak();
         if call.method == "PUT" && call.path.contains("{id}") {
-            // What is registered stays, rightly.
+            // A registered script stays in memory by design.
             let _ = self.peer().ask("DELETE", &call.target(tenant), b"");
         }
-        // A tree that never gives anything back has been shown to; the peaks are still to be seen.
+        // A daemon that never returns memory has been caught by now; the peaks are still of
+        // interest.
         let patience = if self.kept < ENOUGH { BACK } else { Duration::ZERO };
         let back = gauge.back_to(self.before + STAYS_MIB, patience);
         self.sent += 1;
@@ -337,14 +158,14 @@ impl<'a> Sweep<'a> {
             self.failures.push(format!("{call} {what} ({size} MiB, client {client:?}, {status}): {fault}"));
         }
         if back.is_err() || peak.is_none() {
-            // The next one is measured on a daemon that has not suffered.
+            // The next body needs a daemon that has not suffered.
             self.ground = Ground::start(self.config);
             self.settle();
         }
         grown
     }
 
-    /// The status, if the client wants to know.
+    /// Sends a request; returns its status if the client waits for one.
     fn make(&self, call: &Call, tenant: &str, body: &[&[u8]], client: Client) -> String {
         let Ok(mut stream) = self.peer().connect() else { return "no connection".to_owned() };
         // A daemon that refuses early may stop reading.
@@ -396,14 +217,15 @@ fn sweep(options: Options, root: bool) -> Result<String, String> {
         places_found += places.len();
         let own = sweep.ground.attacker.ask(body.call.method, &body.call.target("acme-b"), b"{}");
         if root && !options.slow && own.is_ok_and(|answer| answer.status != 403) {
-            // The same code as for the peer, who has tried it already.
+            // The peer has sent these already, and they take the same path.
             continue;
         }
         let shapes = shapes.entry(body.most).or_insert_with(|| Shapes::of(body.most.saturating_sub(256)));
         for (index, place) in places.iter().enumerate() {
             let (before, behind) = body.around(place);
-            // An attack costs a tenant its standing, and one that is expelled is refused unheard. A
-            // script that is run has to be there, so its tenant is the one that has it.
+            // An attack costs a tenant its standing, and an expelled tenant is refused before its
+            // body is parsed, so each place gets a tenant of its own. To run a script, the tenant
+            // must have one, so that tenant is always the same.
             let tenant =
                 if body.call.path.ends_with("/run") { "acme-b".to_owned() } else { format!("acme-{number}-{index}") };
             let where_to = if place.is_empty() { "body".to_owned() } else { place.join(".") };
@@ -418,7 +240,8 @@ fn sweep(options: Options, root: bool) -> Result<String, String> {
                     (cost, what, value)
                 })
                 .collect();
-            // Clients of the other kinds send what cost most; all of it, if there is time.
+            // The other kinds of client send only the body that cost most, or all of them with
+            // `--slow`.
             costs.sort_by_key(|(cost, ..)| std::cmp::Reverse(*cost));
             let again = if options.slow { costs.len() } else { 1 };
             for (_, what, value) in costs.into_iter().take(again) {
@@ -428,11 +251,11 @@ fn sweep(options: Options, root: bool) -> Result<String, String> {
                 }
             }
             if sweep.failures.len() >= 4 * ENOUGH {
-                return sweep.conclude("given up after so many failures");
+                return sweep.conclude("stopped after too many failures");
             }
         }
     }
-    // The fields were found, or the loops above have attacked nothing.
+    // Without fields the loops above would have attacked nothing.
     let least = if root { 70 } else { 50 };
     if places_found < least {
         return Err(format!("only {places_found} places for a value were found, at least {least} are known"));
@@ -441,8 +264,8 @@ fn sweep(options: Options, root: bool) -> Result<String, String> {
     sweep.conclude(&format!("{place}, {places_found} places"))
 }
 
-/// Shapes that need the names of the fields: each field again and again, and a map of as many
-/// objects as fit.
+/// Shapes built from the names of the fields: each field repeated, and a map with as many objects
+/// as fit.
 fn own_shapes(body: &Body, place: &Place, size: usize) -> Vec<(&'static str, Vec<u8>)> {
     let Some(fields) = body.objects.get(place) else { return Vec::new() };
     let again = fields.iter().filter(|name| *name != ANY).map(|name| {
@@ -455,7 +278,7 @@ fn own_shapes(body: &Body, place: &Place, size: usize) -> Vec<(&'static str, Vec
     again.chain(many).collect()
 }
 
-/// Bodies that have amplified before, on the call that has them.
+/// Bodies whose memory use was amplified before, with their fields.
 fn worst(size: usize) -> Vec<(&'static str, Vec<u8>)> {
     let around = |before: &str, value: Vec<u8>| [before.as_bytes(), &value, b"}"].concat();
     let code = "{\"code\":\"1\",";
@@ -484,14 +307,15 @@ fn largest(_: Options) -> Result<String, String> {
     sweep.conclude("root, 90 MiB")
 }
 
-/// A peer's bodies are bounded by its share, however many it sends at a time.
+/// A peer's share bounds its bodies, however many it sends at a time.
 fn together(options: Options) -> Result<String, String> {
     let ground = Ground::start("");
     let gauge = ground.gauge();
     ground.victim.served("good-1", "()=>1")?;
     gauge.quiet(BACK);
     let before = gauge.rss().ok_or("the daemon died")?;
-    // Half of the default pool of 256 MiB, which counts a body twice; and what a client may cost.
+    // Half of the default pool of 256 MiB, which counts a body twice, and the allowance for a
+    // client.
     let allowed = before + 128 + 128;
     gauge.reset();
     let size = if options.slow { 48 * MIB } else { USUAL };
@@ -528,8 +352,8 @@ fn together(options: Options) -> Result<String, String> {
     if held { Ok(said) } else { Err(said) }
 }
 
-/// Large work is done one at a time, each uid in its turn: whoever comes later does not wait for
-/// all that another uid has sent.
+/// Large work is done one request at a time, and uids take turns: a later uid does not wait for
+/// everything that another uid has sent.
 fn turns(options: Options) -> Result<String, String> {
     const BODIES: usize = 12;
     let ground = Ground::start("");
@@ -540,25 +364,21 @@ fn turns(options: Options) -> Result<String, String> {
         let begin = |number: usize| ground.attacker.begin("POST", &format!("/v1/tenants/acme-t{number}/load"), &body);
         let sent: Vec<_> = (0..BODIES).map(|number| scope.spawn(move || begin(number))).collect();
         let sent: Vec<_> = sent.into_iter().filter_map(|sent| sent.join().ok()?.ok()).collect();
-        let told = || sent.iter().filter(|stream| answered(stream)).count();
-        wait(UNSERVED, || told() > 0);
-        before = told();
-        // In the same lane: what is small has one of its own.
+        let answers = || sent.iter().filter(|stream| answered(stream)).count();
+        wait(UNSERVED, || answers() > 0);
+        before = answers();
+        // This request is large enough for the same lane: small ones have a lane of their own.
         served = ground.victim.answered("POST", "/v1/tenants/good-1/load", &escapes(2 * MIB));
-        after = told();
+        after = answers();
     });
-    let said = format!("{before} of {BODIES} answered when the victim asked, {after} when it was told ({served:?})");
-    // One that is being worked at, one that has its turn already, and those that are on their way.
+    let said =
+        format!("{before} of {BODIES} answered when the victim asked, {after} when its answer came ({served:?})");
+    // One that is being processed, one that already has its turn, and those in flight.
     let in_time = served.is_ok_and(|took| !options.bench || took <= options.served_within());
     if in_time && before < BODIES / 2 && after <= before + 4 { Ok(said) } else { Err(said) }
 }
 
-/// A request whose code is escapes of two characters: nothing that is accepted costs more.
-fn escapes(size: usize) -> Vec<u8> {
-    between(r#"{"code":"()=>1//"#, "\\n", "\"}", size)
-}
-
-/// While one uid's large body is worked at, another one's small requests do not wait for it.
+/// While the daemon works on one uid's large body, another uid's small requests do not wait for it.
 fn dearest(options: Options) -> Result<String, String> {
     const SMALL_BYTES: usize = 40 << 10;
     let ground = Ground::start("");
@@ -582,11 +402,11 @@ fn dearest(options: Options) -> Result<String, String> {
     let said = format!("{} MiB: {sent:?}; meanwhile {asked} times 40 KiB: {served:?}", large.len() / MIB);
     let pings = pings.verdict(options.bench).map_err(|pings| format!("{said}; {pings}"))?;
     let in_time = served.is_ok_and(|took| took <= options.served_within());
-    // It was accepted, and the work at it lasted.
+    // The body was accepted, and the work on it lasted.
     if in_time && sent.is_ok() && asked > 1 { Ok(format!("{said}; {pings}")) } else { Err(said) }
 }
 
-/// Whatever an error repeats of a request, it is short.
+/// Whatever an error repeats of a request, the error is short.
 fn details(_: Options) -> Result<String, String> {
     const MOST: usize = 2048 + '…'.len_utf8();
     let ground = Ground::start("");
@@ -638,12 +458,12 @@ fn details(_: Options) -> Result<String, String> {
         }
     }
     let said = format!("{} requests, at most {longest} bytes of detail, {cut} cut", requests.len());
-    // Some would have been longer, or this has shown nothing.
+    // Some details must have been cut, or the test has shown nothing.
     if cut > 0 { Ok(said) } else { Err(said) }
 }
 
-/// A query is part of the head, which is bounded; every parameter that a call knows, as long as it
-/// may be.
+/// A query is part of the head, whose length is bounded. Tries every parameter of every call at the
+/// greatest length.
 fn queries(_: Options) -> Result<String, String> {
     let ground = Ground::start("");
     let gauge = ground.gauge();
@@ -660,9 +480,9 @@ fn queries(_: Options) -> Result<String, String> {
             for value in ["%01".repeat(20_000), "a&a=".repeat(15_000), "1".repeat(60_000)] {
                 let target = format!("{target}?{name}={value}");
                 let mut stream = ground.root.connect().map_err(|error| error.to_string())?;
-                // A head that is too long is refused before it has been read.
+                // The daemon may refuse an overlong head before it has read all of it.
                 let _ = send(&mut stream, call.method, &target, &[b"{}"]);
-                // Some follow for ever.
+                // Some answers follow events and never end.
                 let first = stream.read(&mut [0; 64]).map_err(|error| format!("{call}: {error}"))?;
                 if first == 0 {
                     return Err(format!("{call}?{name}: closed without an answer"));

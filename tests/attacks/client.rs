@@ -1,4 +1,5 @@
-//! The command line: what a script returns or prints must not make it fail, or drive a terminal.
+//! The command line: what a script returns or prints must neither make it fail nor drive a
+//! terminal.
 
 use std::io::Write;
 use std::process::{Command, Output, Stdio};
@@ -11,8 +12,8 @@ use crate::{Case, Options};
 
 pub(crate) const CASES: &[Case] = &[
     Case { id: "S17 results", title: "results that the client cannot read", run: results },
-    Case { id: "S17 terminal", title: "text that turns a terminal's lines around", run: terminal },
-    Case { id: "S17 forged", title: "a log that reads as what the client says itself", run: forged },
+    Case { id: "S17 terminal", title: "text that reorders a terminal's lines", run: terminal },
+    Case { id: "S17 forged", title: "a log that reads like the client's own lines", run: forged },
 ];
 
 fn enisle(ground: &Ground, arguments: &[&str], code: &str) -> Output {
@@ -25,7 +26,7 @@ fn enisle(ground: &Ground, arguments: &[&str], code: &str) -> Output {
     child.wait_with_output().expect("it ends")
 }
 
-/// The result as its bytes are in an answer.
+/// The result, with its bytes as they are in an answer.
 fn result_in(answer: &[u8]) -> Option<&[u8]> {
     const NAME: &[u8] = b"\"result\":";
     let from = answer.windows(NAME.len()).position(|window| window == NAME)? + NAME.len();
@@ -33,7 +34,8 @@ fn result_in(answer: &[u8]) -> Option<&[u8]> {
     answer.get(from..logs)
 }
 
-/// Each is a result that the script may have, or an exception of the script's: 0 or 1, never 70.
+/// Each is a result that the script may have, or an exception of the script's, so the exit code is
+/// 0 or 1, never 70.
 const RESULTS: &[(&str, &str)] = &[
     ("a lone surrogate", "()=>'\\ud800'"),
     ("a lone surrogate as a name", "()=>({['\\udfff']:1})"),
@@ -46,7 +48,7 @@ const RESULTS: &[(&str, &str)] = &[
     ("a name twice", "()=>JSON.rawJSON('\"\\\\u0000\"')"),
     ("a surrogate that is thrown", "()=>{throw new Error('\\ud800')}"),
     ("a surrogate that is printed", "()=>{console.log('\\ud800')}"),
-    ("a name that is no text", "()=>{const e=new Error('x');e.name='\\udfff';throw e}"),
+    ("a name that is not text", "()=>{const e=new Error('x');e.name='\\udfff';throw e}"),
 ];
 
 fn results(_: Options) -> Result<String, String> {
@@ -111,7 +113,7 @@ fn terminal(_: Options) -> Result<String, String> {
     Err(format!("printed as they were: {}", raw.iter().map(|c| format!("U+{c:04X}")).collect::<Vec<_>>().join(" ")))
 }
 
-/// The client's own lines stand at the margin; nothing of a script's does.
+/// The client's own lines begin at the margin; no line of a script's does.
 fn forged(_: Options) -> Result<String, String> {
     let ground = Ground::start("");
     let said = "violation: a layer stopped it";
@@ -122,6 +124,6 @@ fn forged(_: Options) -> Result<String, String> {
     let printed = String::from_utf8_lossy(&out.stderr).into_owned();
     let there = printed.matches(said).count();
     let forged = printed.lines().filter(|line| line.starts_with(said)).count();
-    let told = format!("{there} lines, {forged} of them at the margin");
-    if there == 4 && forged == 0 { Ok(told) } else { Err(format!("{told}: {printed}")) }
+    let found = format!("{there} lines, {forged} of them at the margin");
+    if there == 4 && forged == 0 { Ok(found) } else { Err(format!("{found}: {printed}")) }
 }

@@ -1,4 +1,4 @@
-//! The time that a script can tell: one load of a line that is in the cache, or is not.
+//! The time that a script can measure: one load of a cache line that is cached, or evicted.
 
 use enisle_tests::{Daemon, SHARING};
 use serde_json::json;
@@ -8,9 +8,9 @@ use crate::{Case, Options};
 pub(crate) const CASES: &[Case] =
     &[Case { id: "S3 stopwatch", title: "a cached load and an evicted one", run: stopwatch }];
 
-/// One load a turn, between two timers that are a stopwatch of 350 ns where they go by a real
-/// clock: whether the line was in the cache, which timer came first, and how long the turn was by
-/// `Date`.
+/// One load per turn, between two timers that would be a stopwatch of 350 ns if they followed a
+/// real clock. Returns whether the line was cached, which timer came first, and how long the turn
+/// was according to `Date`.
 const TRIALS: &str = "async (trials) => {
     const others = new Uint8Array(1 << 22), line = new Uint8Array(64), seen = [];
     globalThis.sink = 0;
@@ -29,8 +29,8 @@ const TRIALS: &str = "async (trials) => {
     return seen;
 }";
 
-/// How well a figure tells two kinds apart: the part of all pairs in which the second one has more.
-/// 0.5 is not at all.
+/// How well a figure separates two kinds: the fraction of all pairs in which the second one has
+/// more. 0.5 means not at all.
 fn area_under_curve(cached: &[i64], evicted: &[i64]) -> f64 {
     let pairs = evicted.iter().flat_map(|b| cached.iter().map(move |a| a.cmp(b)));
     let halves: u64 = pairs

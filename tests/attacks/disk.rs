@@ -1,4 +1,4 @@
-//! A disk that is full: what was decided holds, and is written as soon as there is room.
+//! A full disk: decisions hold, and are written as soon as there is room.
 
 use std::ffi::OsStr;
 use std::fs;
@@ -15,11 +15,11 @@ use crate::ground::{Ground, folder, leashed, wait};
 use crate::{Case, Options};
 
 pub(crate) const CASES: &[Case] = &[
-    Case { id: "S20 full", title: "a disk that is full for a moment lets nobody in again", run: full },
+    Case { id: "S20 full", title: "a disk that is full for a moment readmits no expelled tenant", run: full },
     Case { id: "S20 small", title: "an audit log that fills its disk", run: small },
 ];
 
-/// A disk of its own for a state folder, in namespaces that end with the process that holds them.
+/// A disk for one state folder, in a mount namespace that ends with the process that holds it.
 struct Disk {
     holder: Child,
     state: PathBuf,
@@ -40,7 +40,7 @@ impl Disk {
         if wait(PATIENCE, mounted) { Ok(disk) } else { Err("no tmpfs could be mounted".to_owned()) }
     }
 
-    /// Where a file of the state folder is for those who are outside.
+    /// The path of a file of the state folder, seen from outside the namespace.
     fn path(&self, name: &str) -> PathBuf {
         let state = self.state.strip_prefix("/").unwrap_or(&self.state);
         Path::new("/proc").join(self.holder.id().to_string()).join("root").join(state).join(name)
@@ -54,7 +54,7 @@ impl Disk {
         inside
     }
 
-    /// A daemon that keeps its state on it.
+    /// Starts a daemon that keeps its state on this disk.
     fn start(&self, place: TempDir, config: &str) -> Ground {
         fs::write(place.path().join("enisled.toml"), format!("{SHARING}{config}")).expect("it is ours");
         let mut command = self.inside(&leashed(place.path(), &place.path().join("s"), 0o022));
@@ -63,7 +63,7 @@ impl Disk {
         Ground::around(command.stderr(log).spawn().expect("the leash runs"), place)
     }
 
-    /// Takes what room there is.
+    /// Uses up all free space.
     fn fill(&self) {
         let mut filler = fs::File::create(self.path("filler")).expect("it is ours");
         while filler.write_all(&[b'x'; 4096]).is_ok() {}
@@ -73,7 +73,7 @@ impl Disk {
         fs::remove_file(self.path("filler")).expect("it is ours");
     }
 
-    /// Whether the chain of the audit log is whole.
+    /// Verifies the chain of the audit log.
     fn verified(&self, daemon: &Daemon) -> Result<String, String> {
         let mut verify = Command::new(programs().join("enisle"));
         verify.args([OsStr::new("--socket"), daemon.socket().as_os_str()]).args(["audit", "verify"]);
@@ -112,7 +112,7 @@ fn full(_: Options) -> Result<String, String> {
         return Err(format!("the disk was never full: {before}, {during}"));
     }
     disk.free();
-    // Where the line of the log found no room either, it is tried again.
+    // If the line of the audit log found no room either, the daemon tries again.
     let in_log =
         |tenant: &str| fs::read_to_string(disk.path("audit/audit.jsonl")).is_ok_and(|log| log.contains(tenant));
     if !wait(PATIENCE, || in_log("bad-full")) {

@@ -1,4 +1,4 @@
-//! What a run leaves behind: who pays for its disposal, and who waits for it.
+//! What a run leaves behind: which tenant pays for its disposal, and which tenants wait for it.
 
 use std::fs;
 use std::os::unix::net::UnixStream;
@@ -9,23 +9,24 @@ use std::time::{Duration, Instant};
 use enisle_tests::{Daemon, SHARING, attack_worker, is_alive};
 use serde_json::{Value, json};
 
-use crate::ground::{Gauge, Pings, STALLED, probed_over, send, wait};
+use crate::ground::{Gauge, STALLED, send, wait};
+use crate::pings::{Pings, probed_over};
 use crate::{Case, Options};
 
 pub(crate) const CASES: &[Case] = &[
     Case {
         id: "S14 usage",
-        title: "runs that leave much behind: what is told is what the thread computed",
+        title: "runs that leave much behind: the CPU time charged is what the thread computed",
         run: usage,
     },
-    Case { id: "S14 killed", title: "what a run computed that took its process along", run: killed },
-    Case { id: "S14 gone", title: "what a run computed whose client has gone away", run: gone },
+    Case { id: "S14 killed", title: "the CPU time of a run that ended its process", run: killed },
+    Case { id: "S14 gone", title: "the CPU time of a run whose client has hung up", run: gone },
     Case { id: "S14 neighbour", title: "a neighbour in the process of runs that leave much behind", run: neighbour },
-    Case { id: "S14 bill", title: "who moves out pays for it, and does not where disposal is on no bill", run: bill },
-    Case { id: "S14 bound", title: "moving out has a bound, and without it goes on and on", run: bound },
+    Case { id: "S14 bill", title: "a tenant pays for moving out; without the charge it does not", run: bill },
+    Case { id: "S14 bound", title: "moving out has a bound; without it, moving out goes on and on", run: bound },
 ];
 
-/// What is left.
+/// What the runs leave behind.
 const LEFT: &[(&str, &str)] = &[
     ("array buffers", "for (let i = 0; i < 400000; i++) a.push(new ArrayBuffer(100))"),
     ("one byte each", "for (let i = 0; i < 400000; i++) a.push(new ArrayBuffer(1))"),
@@ -43,7 +44,7 @@ const LEFT: &[(&str, &str)] = &[
     ("little", "a.push(1)"),
 ];
 
-/// Nobody is moved for what this computes, or holds.
+/// A daemon that moves no tenant for what it computes or holds.
 fn daemon(workers: &str) -> Daemon {
     daemon_with(workers, 256)
 }
@@ -56,7 +57,7 @@ fn daemon_with(workers: &str, memory_mb: u32) -> Daemon {
     Daemon::start(&format!("{SHARING}{workers}{limits}{unexplained}{}", unmoved.concat()))
 }
 
-/// An attack through which the daemon has to answer as well.
+/// Runs an attack during which the daemon must keep answering.
 fn answering(
     daemon: &Daemon,
     options: Options,
@@ -82,7 +83,7 @@ fn thread_of(worker: i32) -> Option<PathBuf> {
     threads.find(|(name, _)| name == "tenant-0\n").map(|(_, thread)| thread)
 }
 
-/// What the first tenant's thread has computed, as the kernel has it (sched-stats.rst), in ms.
+/// The CPU time of the first tenant's thread in ms, as reported by the kernel (sched-stats.rst).
 fn computed(worker: i32) -> Option<f64> {
     computed_by(&thread_of(worker)?)
 }
@@ -93,8 +94,8 @@ fn computed_by(thread: &Path) -> Option<f64> {
     Some(f64::from(ns) / 1000.0)
 }
 
-/// Waits until the tenant's thread has told of all that it did; what is told of the tenant then,
-/// and what the thread computed.
+/// Waits until the tenant's thread has reported all its work. Returns the CPU time charged to the
+/// tenant, and the time that the thread has computed.
 fn settled(daemon: &Daemon, worker: i32) -> Result<(f64, f64), String> {
     let tenant = daemon.wait_for("/v1/tenants/t", |tenant| tenant["resident"]["warm"] == true);
     let computed = computed(worker).ok_or("the tenant's thread is gone")?;
@@ -111,19 +112,19 @@ fn usage_on(daemon: &Daemon) -> Result<String, String> {
     let worker = daemon.worker_of("t");
     let (mut said, mut failures) = (Vec::new(), Vec::new());
     for (what, code) in LEFT {
-        let (told_before, computed_before) = settled(daemon, worker)?;
+        let (charged_before, computed_before) = settled(daemon, worker)?;
         let run = daemon.run("t", &format!("() => {{ const a = globalThis.a = []; {code} }}"));
-        let (told, computed) = settled(daemon, worker)?;
-        let (told, computed) = (told - told_before, computed - computed_before);
+        let (charged, computed) = settled(daemon, worker)?;
+        let (charged, computed) = (charged - charged_before, computed - computed_before);
         let of_run = ms(&run["usage"]["cpuMs"]);
-        let line = format!("{what}: run {of_run:.0} ms, tenant {told:.0}, thread {computed:.0}");
-        // The thread goes on for a moment after it has told, and tells of that with the next run.
-        let close = |told: f64| (told - computed).abs() <= 0.03 * computed + 1.0;
-        // A short run's answer does not wait for what is left of it.
+        let line = format!("{what}: run {of_run:.0} ms, tenant {charged:.0}, thread {computed:.0}");
+        // The thread computes for a moment after its report; the next run's report includes that.
+        let close = |charged: f64| (charged - computed).abs() <= 0.03 * computed + 1.0;
+        // A short run's answer does not wait for the disposal of its objects.
         let complete = close(of_run) || computed < 15.0;
-        if run["outcome"] == "ok" && close(told) && complete { said.push(line) } else { failures.push(line) }
+        if run["outcome"] == "ok" && close(charged) && complete { said.push(line) } else { failures.push(line) }
     }
-    // In an isolate that stays nothing is disposed of: the same script is the cheaper by that.
+    // An isolate that is kept disposes of nothing, so the same script is cheaper by that.
     let source = format!("export default () => {{ const a = globalThis.a = []; {} }}", LEFT[0].1);
     daemon.request("PUT", "/v1/tenants/t/scripts/s", json!({ "code": source }).to_string().as_bytes());
     let stays = daemon.request("POST", "/v1/tenants/t/scripts/s/run", b"{}").ok();
@@ -138,7 +139,7 @@ fn usage_on(daemon: &Daemon) -> Result<String, String> {
     if failures.is_empty() { Ok(said.join("; ")) } else { Err(failures.join("; ")) }
 }
 
-/// Some computing, and what takes the process along then.
+/// A computation, and then something that ends the process.
 const KILLERS: &[(&str, &str, &str)] = &[
     ("over its memory", "exceededMemory", "'\\ufdfa'.repeat(2e7).normalize('NFKC')"),
     ("over its time", "exceededWall", "Array.prototype.indexOf.call({ length: 2 ** 53 - 1 }, 1)"),
@@ -148,8 +149,8 @@ const KILLERS: &[(&str, &str, &str)] = &[
 const COMPUTES: &str = "let x = 0; for (let i = 0; i < 1e8; i++) x = (x * 31 + i) | 0;";
 const KILLED_WALL_MS: u32 = 5_000;
 
-/// What a run used is charged also if its process ends with it: what the same computing costs where
-/// nothing follows is in the answer and in the tenant's usage, and no more than time passed.
+/// A run is charged even if its process ends with it. The answer and the tenant's usage must
+/// contain at least the cost of the same computation alone, and no more than the time that passed.
 fn killed(options: Options) -> Result<String, String> {
     let worker = attack_worker().display().to_string();
     let daemon = daemon(&format!("program = {worker:?}\n"));
@@ -172,7 +173,7 @@ fn killed_on(daemon: &Daemon) -> Result<String, String> {
         let run = load(&format!("() => {{ {COMPUTES} {killer} }}"), killer.starts_with("attack"));
         let (charged, wall, total) = (ms(&run["usage"]["cpuMs"]), ms(&run["usage"]["wallMs"]), of_tenant() - before);
         let line = format!("{what}: {costs:.0} ms, run {charged:.0} of {wall:.0} ms, tenant {total:.0}");
-        // One that is lost is tried twice, and the answer has what the second attempt used.
+        // A lost run is tried twice, and the answer contains the second attempt's usage.
         let attempts = if *outcome == "workerLost" { 2.0 } else { 1.0 };
         let held = charged >= 0.7 * costs && charged <= wall && total >= 0.7 * costs * attempts;
         if run["outcome"] != *outcome || is_alive(worker) || !held {
@@ -181,11 +182,11 @@ fn killed_on(daemon: &Daemon) -> Result<String, String> {
         said.push(line);
     }
     let neighbour = ms(&daemon.get("/v1/tenants/neighbour")["usage"]["cpuMs"]);
-    said.push(format!("their neighbour {neighbour:.0}"));
+    said.push(format!("the neighbour {neighbour:.0}"));
     Ok(said.join("; "))
 }
 
-/// A client that hangs up ends its run, and does not get for nothing what it computed.
+/// A client that hangs up ends its run, and is charged for what the run computed.
 fn gone(options: Options) -> Result<String, String> {
     let daemon = daemon("");
     answering(&daemon, options, || gone_on(&daemon))
@@ -194,7 +195,7 @@ fn gone(options: Options) -> Result<String, String> {
 fn gone_on(daemon: &Daemon) -> Result<String, String> {
     daemon.run("t", "() => 1");
     let worker = daemon.worker_of("t");
-    let (told_before, computed_before) = settled(daemon, worker)?;
+    let (charged_before, computed_before) = settled(daemon, worker)?;
     let body = json!({ "code": "() => { for (;;); }" }).to_string();
     let mut client = UnixStream::connect(daemon.socket()).map_err(|error| error.to_string())?;
     send(&mut client, "POST", "/v1/tenants/t/load", &[body.as_bytes()]).map_err(|error| error.to_string())?;
@@ -204,10 +205,10 @@ fn gone_on(daemon: &Daemon) -> Result<String, String> {
     }
     drop(client);
     daemon.wait_for("/v1/tenants/t", |tenant| tenant["inFlight"] == 0);
-    let (told, computed) = settled(daemon, worker)?;
-    let (told, computed) = (told - told_before, computed - computed_before);
-    let said = format!("tenant {told:.0} ms, thread {computed:.0}");
-    if (told - computed).abs() <= 0.03 * computed + 1.0 { Ok(said) } else { Err(said) }
+    let (charged, computed) = settled(daemon, worker)?;
+    let (charged, computed) = (charged - charged_before, computed - computed_before);
+    let said = format!("tenant {charged:.0} ms, thread {computed:.0}");
+    if (charged - computed).abs() <= 0.03 * computed + 1.0 { Ok(said) } else { Err(said) }
 }
 
 fn neighbour(options: Options) -> Result<String, String> {
@@ -258,20 +259,20 @@ fn neighbour_on(daemon: &Daemon, options: Options) -> Result<String, String> {
     Ok(said.join("; "))
 }
 
-/// A script that stays, and the buffers that each of its runs adds.
+/// A script that is kept, and buffers that each of its runs adds.
 const GATHERS: &str = "const a = []; export default (n) => { for (; n > 0; n--) a.push(new ArrayBuffer(1)); return 1 }";
 
-/// Has the tenant of a script that stays move out of a process where a neighbour goes on living,
-/// with one of the defences `lifted` or none.
+/// A tenant with a kept script moves out of a process where a neighbour stays, with one of the
+/// defences `lifted`, or none.
 struct Move {
     daemon: Daemon,
-    /// Where it lived.
+    /// The process where the tenant lived.
     worker: i32,
-    /// What its thread there computed after it was told to leave, as far as it could be seen, and
-    /// all in all.
+    /// The CPU time of its thread there after the order to leave, as far as it was observed, and in
+    /// total.
     leaving: f64,
     computed: f64,
-    /// While it moved.
+    /// The latencies of pings during the move.
     pings: Pings,
 }
 
@@ -284,7 +285,7 @@ fn move_out(lifted: Option<&str>, runs: u32, buffers: u32) -> Result<Move, Strin
     daemon.run("good", "() => 1");
     let worker = daemon.worker_of("t");
     if daemon.worker_of("good") != worker {
-        return Err("they are not in one process".to_owned());
+        return Err("the tenants do not share a process".to_owned());
     }
     let script = json!({ "code": GATHERS, "limits": limits }).to_string();
     daemon.request("PUT", "/v1/tenants/t/scripts/s", script.as_bytes());
@@ -305,10 +306,10 @@ fn move_out(lifted: Option<&str>, runs: u32, buffers: u32) -> Result<Move, Strin
         while let Some(now) = computed_by(&thread) {
             computed = now;
             if begun.elapsed() > STALLED * 6 {
-                return Err(format!("it has not left after {:?}", begun.elapsed()));
+                return Err(format!("the tenant has not left after {:?}", begun.elapsed()));
             }
         }
-        // By the time that this has been answered the daemon has heard of the end.
+        // By the time this run is answered, the daemon knows that the thread has ended.
         let good = daemon.run("good", "() => 1");
         if good["result"] == 1 { Ok(computed) } else { Err(good.to_string()) }
     };
@@ -317,47 +318,47 @@ fn move_out(lifted: Option<&str>, runs: u32, buffers: u32) -> Result<Move, Strin
     Ok(Move { daemon, worker, leaving: computed - before, computed, pings })
 }
 
-/// What is told of the tenant, and what its threads computed here and where it lives now.
-fn told(moved: &Move) -> Result<(f64, f64), String> {
+/// The CPU time charged to the tenant, and what its threads computed here and in its new home.
+fn charged(moved: &Move) -> Result<(f64, f64), String> {
     let now = moved.daemon.worker_of("t");
-    let (told, there) = settled(&moved.daemon, now)?;
-    Ok((told, moved.computed + there))
+    let (charged, there) = settled(&moved.daemon, now)?;
+    Ok((charged, moved.computed + there))
 }
 
 fn bill(options: Options) -> Result<String, String> {
     let mut said = Vec::new();
     for lifted in [None, Some("unbilled")] {
         let moved = move_out(lifted, 1, 300_000)?;
-        let (told, computed) = told(&moved)?;
-        let line = format!("told {told:.0} of {computed:.0} ms, {:.0} of them for moving out", moved.leaving);
-        // The thread may compute for a moment after it was last seen.
-        let held = (told - computed).abs() <= 0.1 * moved.leaving;
-        let escaped = told < computed - 0.9 * moved.leaving;
+        let (charged, computed) = charged(&moved)?;
+        let line = format!("charged {charged:.0} of {computed:.0} ms, {:.0} of them for moving out", moved.leaving);
+        // The thread may compute for a moment after it was last observed.
+        let held = (charged - computed).abs() <= 0.1 * moved.leaving;
+        let escaped = charged < computed - 0.9 * moved.leaving;
         if moved.leaving < 100.0 || !(if lifted.is_none() { held } else { escaped }) {
             return Err(format!("{line}, with {lifted:?}"));
         }
         said.push(moved.pings.beside(options, Ok(line))?);
     }
-    Ok(format!("{}; where it is on no bill {}", said[0], said[1]))
+    Ok(format!("{}; without the charge {}", said[0], said[1]))
 }
 
-/// What the thread may compute while it moves out.
+/// How many ms the thread may compute while it moves out.
 const BOUND_MS: f64 = 1000.0;
 
 fn bound(options: Options) -> Result<String, String> {
     let on = move_out(None, 6, 250_000)?;
     let died = on.daemon.await_event("the end of the worker", |event| event["event"] == "workerDied");
     let signals = on.daemon.get("/v1/tenants/t")["cordon"]["signals"].to_string();
-    let (told, computed) = told(&on)?;
-    let said = format!("ended after {:.0} ms, {died}; told {told:.0} of {computed:.0} ms; {signals}", on.leaving);
+    let (charged, computed) = charged(&on)?;
+    let said = format!("ended after {:.0} ms, {died}; charged {charged:.0} of {computed:.0} ms; {signals}", on.leaving);
     let ended = on.leaving < BOUND_MS * 1.5 && !is_alive(on.worker) && died["reason"].to_string().contains("dispose");
-    // The end of a process takes its threads time, too, which comes after the last word.
-    if !ended || !signals.contains("hardKill") || told < computed - 0.3 * BOUND_MS {
+    // The end of a process also takes its threads time, which comes after their last report.
+    if !ended || !signals.contains("hardKill") || charged < computed - 0.3 * BOUND_MS {
         return Err(said);
     }
     let said = on.pings.beside(options, Ok(said))?;
     let off = move_out(Some("unbounded"), 6, 250_000)?;
-    let without = format!("it goes on for {:.0} ms", off.leaving);
+    let without = format!("moving out goes on for {:.0} ms", off.leaving);
     if off.leaving > BOUND_MS * 1.5 && is_alive(off.worker) && off.daemon.worker_of("good") == off.worker {
         Ok(format!("{said}; without the bound {without}"))
     } else {

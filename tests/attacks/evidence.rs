@@ -1,4 +1,4 @@
-//! Events and logs: what an attack leaves behind must not be washed away.
+//! Events and logs: an attacker must not be able to wash away what its attack left.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -9,25 +9,34 @@ use std::time::{Duration, Instant};
 use enisle_tests::{SHARING, programs};
 use serde_json::{Value, json};
 
-use crate::ground::{Ground, Peer, folder, leashed, probed, wait};
+use crate::ground::{Ground, Peer, folder, leashed, wait};
+use crate::pings::probed;
 use crate::{Case, Options};
 
 pub(crate) const CASES: &[Case] = &[
-    Case { id: "S9 denied", title: "denials over the evidence", run: denied },
-    Case { id: "S9 ended", title: "runs that end badly over the evidence", run: ended },
-    Case { id: "S9 moved", title: "tenants that come and go over the evidence", run: moved },
-    Case { id: "S9 orders", title: "an operator's orders over the evidence", run: orders },
-    Case { id: "S9 policies", title: "an operator's policies over the evidence", run: policies },
-    Case { id: "S9 turned", title: "an operator that fills the audit log until it turns over", run: turned },
-    Case { id: "S12 restarted", title: "an operator's policies over restarts", run: restarted },
-    Case { id: "S9 killed", title: "a peer that ends its own workers over another's evidence", run: killed },
-    Case { id: "S6 events", title: "a peer's events over another's", run: events },
-    Case { id: "S9 counted", title: "what is denied is still counted", run: counted },
-    Case { id: "S13 pipe", title: "a standard error that nobody reads", run: pipe },
+    Case { id: "S9 denied", title: "denials, to wash away evidence", run: denied },
+    Case { id: "S9 ended", title: "runs that end badly, to wash away evidence", run: ended },
+    Case { id: "S9 moved", title: "tenants that come and go, to wash away evidence", run: moved },
+    Case { id: "S9 orders", title: "an operator's orders, to wash away evidence", run: orders },
+    Case { id: "S9 policies", title: "an operator's policies, to wash away evidence", run: policies },
+    Case {
+        id: "S9 turned",
+        title: "an operator that fills the audit log until its oldest files are deleted",
+        run: turned,
+    },
+    Case { id: "S12 restarted", title: "an operator's policies across restarts", run: restarted },
+    Case {
+        id: "S9 killed",
+        title: "a peer that ends its own workers, to wash away another peer's evidence",
+        run: killed,
+    },
+    Case { id: "S6 events", title: "a peer's events against another peer's", run: events },
+    Case { id: "S9 counted", title: "denials are counted even when they are not listed", run: counted },
+    Case { id: "S13 pipe", title: "a standard error that no process reads", run: pipe },
 ];
 
-/// A peer that may give orders and set policies: one key of many, which should not be enough to
-/// wash anything away.
+/// A peer that may give orders and set policies: one key of many, which must not suffice to wash
+/// anything away.
 const OPERATOR: u32 = 5009;
 const OPERATOR_RULE: &str = "[[peers]]\nuid = 5009\ntenants = [\"ops-*\"]\noperate = true\n";
 
@@ -35,23 +44,23 @@ fn operator(ground: &Ground) -> Peer {
     Peer::call(ground.daemon.folder.path(), OPERATOR, "connect", &ground.daemon.socket())
 }
 
-/// An operation of V8's that nothing interrupts: its process is ended for it.
+/// An operation that V8 does not interrupt, so the supervisor ends its process.
 const UNENDING: &str = r#"{"code":"()=>Array.prototype.indexOf.call({length:2**53-1},1)","limits":{"cpuMs":5}}"#;
 
-/// What is left while somebody floods: orders of root's, each with the move that it is, and
-/// policies; and what the daemon sees of others.
+/// The evidence left during a flood: root's orders, each with the move that follows; policies; and
+/// what the daemon itself observes of other tenants.
 const ORDERS: usize = 20;
 const POLICIES: usize = 1200;
 const KILLS: usize = 3;
 
-/// Somebody floods, from before the evidence is left until after it; then it has to be where
-/// operators look: all of it in the audit log, whose chain is whole, and what there is little of
-/// also in the memory and the log.
+/// Floods from before the evidence is left until after it. All the evidence must then be where
+/// operators look: in the audit log, whose chain must be whole, and the rare pieces also in the
+/// memory and in the log.
 fn wash(options: Options, config: &str, flood: impl Fn(&Ground) -> usize + Sync) -> Result<String, String> {
     let ground = Ground::start(config);
     let done = AtomicBool::new(false);
     let ((flooded, left), pings) = probed(&ground, || {
-        // The budget of the log is used up before.
+        // Uses up the log's budget first.
         let first = flood(&ground);
         std::thread::scope(|scope| {
             let flooding = scope.spawn(|| {
@@ -70,10 +79,11 @@ fn wash(options: Options, config: &str, flood: impl Fn(&Ground) -> usize + Sync)
     let missing = || missing(&read_audit(&ground));
     wait(Duration::from_secs(10), || missing().is_empty());
     let (mut lost, log, events) = (missing(), ground.daemon.log(), ground.daemon.events());
-    let told = |event: &str, tenant: &str| events.iter().any(|told| told["event"] == event && told["tenant"] == tenant);
+    let listed =
+        |event: &str, tenant: &str| events.iter().any(|listed| listed["event"] == event && listed["tenant"] == tenant);
     for n in 0..ORDERS {
         let tenant = format!("victim-x{n}");
-        for (place, there) in [("the events", told("cordoned", &tenant)), ("the log", log.contains(&tenant))] {
+        for (place, there) in [("the events", listed("cordoned", &tenant)), ("the log", log.contains(&tenant))] {
             if !there {
                 lost.push(format!("cordoned {tenant} from {place}"));
             }
@@ -82,7 +92,7 @@ fn wash(options: Options, config: &str, flood: impl Fn(&Ground) -> usize + Sync)
     let never_kept =
         ground.root.ask("GET", "/v1/audit", b"").map_or(Value::Null, |answer| answer.json())["lost"].clone();
     if never_kept != 0 {
-        lost.push(format!("{never_kept} lines by the daemon's own word"));
+        lost.push(format!("{never_kept} lines, as reported by the daemon itself"));
     }
     let mut verify = Command::new(programs().join("enisle"));
     let verified = verify.args(["audit", "verify"]).env("ENISLE_SOCKET", ground.daemon.socket()).output();
@@ -90,8 +100,11 @@ fn wash(options: Options, config: &str, flood: impl Fn(&Ground) -> usize + Sync)
     if !verified.status.success() {
         lost.push(format!("the chain: {}", String::from_utf8_lossy(&verified.stderr)));
     }
-    let said =
-        format!("{flooded} over {} pieces of evidence; {} events kept", 2 * ORDERS + POLICIES + KILLS, events.len());
+    let said = format!(
+        "a flood of {flooded} against {} pieces of evidence; {} events kept",
+        2 * ORDERS + POLICIES + KILLS,
+        events.len()
+    );
     let pings = pings.verdict(options.bench).map_err(|pings| format!("{said}; {pings}"))?;
     if flooded == 0 {
         return Err("no flood".to_owned());
@@ -119,13 +132,13 @@ fn leave(ground: &Ground) -> Result<(), String> {
     if set == POLICIES { Ok(()) } else { Err(format!("{set} of {POLICIES} policies were set")) }
 }
 
-/// What of the evidence is not in the audit log.
+/// The evidence that is not in the audit log.
 fn missing(audit: &str) -> Vec<String> {
     let lines = audit.lines().filter_map(|line| serde_json::from_str::<Value>(line).ok());
     let lines: BTreeSet<_> = lines
         .filter_map(|line| {
             let entry = &line["entry"];
-            // Of a policy, what was set.
+            // For a policy, the owner that was set.
             let owner = entry["policy"]["owner"].as_str().unwrap_or_default();
             Some(format!("{} {} {owner}", entry["decision"].as_str()?, entry["tenant"].as_str()?))
         })
@@ -158,7 +171,7 @@ fn ended(options: Options) -> Result<String, String> {
 }
 
 fn moved(options: Options) -> Result<String, String> {
-    // Each is admitted and asks for a network, which raises the tenant's score.
+    // Each request admits its tenant and asks for a network, which raises the tenant's score.
     let next = AtomicUsize::new(0);
     wash(options, "", |ground| {
         let body = br#"{"code":"1","globalOutbound":"x"}"#;
@@ -180,7 +193,7 @@ fn orders(options: Options) -> Result<String, String> {
     })
 }
 
-/// Policies of different tenants: each is a piece of evidence of its own.
+/// Policies of different tenants: each is a separate piece of evidence.
 fn policies(options: Options) -> Result<String, String> {
     wash(options, OPERATOR_RULE, |ground| {
         let paths: Vec<_> = (0..2000).map(|n| format!("/v1/tenants/ops-{n}")).collect();
@@ -188,8 +201,8 @@ fn policies(options: Options) -> Result<String, String> {
     })
 }
 
-/// A log that is full has its oldest files deleted. Whoever fills it with what can be refused is
-/// refused before it has turned over; root, on whom no part is imposed, can turn it over.
+/// A full log loses its oldest files. An operator's share of the log is used up before the log is
+/// full; root, whom no share binds, can fill it.
 fn turned(_: Options) -> Result<String, String> {
     const FILLS: usize = 1500;
     let config = format!("[audit]\nkeep_mb = 16\n{OPERATOR_RULE}");
@@ -210,13 +223,15 @@ fn turned(_: Options) -> Result<String, String> {
         return Err(format!("{said}, and the evidence is {}", if there { "there" } else { "gone" }));
     }
     match attempt(|ground| Peer::call(ground.daemon.folder.path(), 0, "connect", &ground.daemon.socket()))? {
-        (FILLS, false) => Ok(format!("{said}; root set all, and the log had turned over")),
-        (filled, there) => Err(format!("{said}, but root {filled}, and the evidence was there: {there}; no attack")),
+        (FILLS, false) => Ok(format!("{said}; root set all, and the log lost the evidence")),
+        (filled, there) => {
+            Err(format!("{said}, but root set {filled}, and the evidence was there: {there}; no attack"))
+        }
     }
 }
 
-/// What policies name is memory of the daemon's: an operator that has set as many as it may can set
-/// no more after a restart, as it could if they were nobody's then.
+/// The names in policies occupy the daemon's memory. An operator that has set as many as it may can
+/// set no more after a restart; it could if a restart forgot who had set them.
 fn restarted(_: Options) -> Result<String, String> {
     const MORE: usize = 20;
     let config = format!("[api]\nscript_mb = 1\n{OPERATOR_RULE}");
@@ -242,8 +257,8 @@ fn restarted(_: Options) -> Result<String, String> {
     if (1..100).contains(&before) && after == 0 && roots == 200 { Ok(said) } else { Err(said) }
 }
 
-/// Evidence of the first class that a peer can make more of at will: processes that are ended for
-/// what its runs did. Another's must be where operators look, all the same.
+/// Evidence of the first class that a peer can create at will: processes that end for what its runs
+/// did. Another peer's evidence must nevertheless be where operators look.
 fn killed(options: Options) -> Result<String, String> {
     let rounds = if options.slow { 40 } else { 2 };
     let ground = Ground::start("");
@@ -260,7 +275,7 @@ fn killed(options: Options) -> Result<String, String> {
     });
     let of = |tenant: &str, events: &[serde_json::Value]| {
         let is = |event: &&serde_json::Value| {
-            event["event"] == "cordoned" && event["tenant"].as_str().is_some_and(|told| told.starts_with(tenant))
+            event["event"] == "cordoned" && event["tenant"].as_str().is_some_and(|listed| listed.starts_with(tenant))
         };
         events.iter().filter(is).count()
     };
@@ -280,18 +295,18 @@ fn killed(options: Options) -> Result<String, String> {
     if held { Ok(format!("{said}; {pings}")) } else { Err(said) }
 }
 
-/// In every second a peer makes as many different events as it can; another's are told all the
-/// same. Without a part for each they are among the others.
+/// In every second a peer causes as many different events as it can; another peer's are listed
+/// nevertheless. Without shares they are among the surplus that is only counted.
 fn events(options: Options) -> Result<String, String> {
     const RUNS: u64 = 8;
-    /// Not a part of a second, so that runs come at all times of one.
+    /// Not a divisor of a second, so that the runs fall at different moments of it.
     const PAUSE: Duration = Duration::from_millis(730);
     let body = br#"{"code":"()=>{for(;;);}","limits":{"cpuMs":1}}"#;
     let attempt = |share| {
         let ground = Ground::with(SHARING, share);
         let done = AtomicBool::new(false);
         let events = || ground.daemon.events();
-        let told = || {
+        let listed = || {
             let events = events();
             let own = events.iter().filter(|event| event["event"] == "runEnded" && event["tenant"] == "good-1");
             own.map(|event| event["count"].as_u64().unwrap_or(1)).sum::<u64>()
@@ -311,26 +326,26 @@ fn events(options: Options) -> Result<String, String> {
                     std::thread::sleep(PAUSE);
                     let _ = ground.victim.ask("POST", "/v1/tenants/good-1/load", body);
                 }
-                wait(Duration::from_secs(3), || told() >= RUNS);
+                wait(Duration::from_secs(3), || listed() >= RUNS);
                 done.store(true, Ordering::Relaxed);
-                (told(), flood.join().unwrap_or(0))
+                (listed(), flood.join().unwrap_or(0))
             })
         });
         (result, pings)
     };
-    let ((told, flooded), pings) = attempt(None);
-    let said = format!("{told} of {RUNS} told beside {flooded} of the attacker's");
+    let ((listed, flooded), pings) = attempt(None);
+    let said = format!("{listed} of {RUNS} listed beside {flooded} of the attacker's");
     let pings = pings.verdict(options.bench).map_err(|pings| format!("{said}; {pings}"))?;
-    if told < RUNS {
+    if listed < RUNS {
         return Err(said);
     }
     match attempt(Some(100)) {
-        ((told, _), _) if told < RUNS => Ok(format!("{said}; where it may have all places, {told}; {pings}")),
-        _ => Err(format!("{said}, but also where the attacker may have all places: no attack")),
+        ((listed, _), _) if listed < RUNS => Ok(format!("{said}; with all places for the attacker, {listed}; {pings}")),
+        _ => Err(format!("{said}, but also with all places for the attacker: no attack")),
     }
 }
 
-/// Rare is not lost: what comes in masses is told with its number.
+/// Frequent events are not lost: they are listed with their count.
 fn counted(_: Options) -> Result<String, String> {
     const DENIALS: usize = 5000;
     let ground = Ground::start("");
@@ -343,7 +358,7 @@ fn counted(_: Options) -> Result<String, String> {
     };
     let all = wait(Duration::from_secs(5), || total() >= DENIALS as u64);
     let events = ground.daemon.events().iter().filter(|event| event["event"] == "denied").count();
-    let said = format!("{} of {DENIALS} denials told, in {events} events", total());
+    let said = format!("{} of {DENIALS} denials counted, in {events} events", total());
     if all && events < 100 { Ok(said) } else { Err(said) }
 }
 
@@ -353,7 +368,7 @@ fn pipe(options: Options) -> Result<String, String> {
     let mut command = leashed(place.path(), &place.path().join("s"), 0o022);
     let mut process = command.stderr(Stdio::piped()).spawn().map_err(|error| error.to_string())?;
     let unread = process.stderr.take().ok_or("no pipe")?;
-    // A page is full sooner than the 16 that a pipe has otherwise.
+    // One page fills sooner than the 16 pages of a default pipe.
     nix::fcntl::fcntl(&unread, nix::fcntl::FcntlArg::F_SETPIPE_SZ(4096)).map_err(|error| error.to_string())?;
     let ground = Ground::around(process, place);
     let done = AtomicBool::new(false);
@@ -381,7 +396,7 @@ fn pipe(options: Options) -> Result<String, String> {
             while !waits_to_write(&ground) && begun.elapsed() < Duration::from_secs(60) {
                 given += orders(given);
             }
-            // And all of it again, with a pipe that is full.
+            // Once more, with a full pipe.
             given += orders(usize::MAX);
             done.store(true, Ordering::Relaxed);
             (flood.join().unwrap_or(0), given)
@@ -396,8 +411,8 @@ fn pipe(options: Options) -> Result<String, String> {
     Ok(format!("{said}, and the log waited for its reader; {pings}"))
 }
 
-/// Whether a thread of the daemon's waits until its standard error takes more: system call 1, of
-/// descriptor 2 (proc(5), `syscall`).
+/// Whether a thread of the daemon waits to write to standard error: system call 1 on descriptor 2
+/// (proc(5), `syscall`).
 fn waits_to_write(ground: &Ground) -> bool {
     let threads = fs::read_dir(format!("/proc/{}/task", ground.daemon.pid()));
     threads

@@ -14,24 +14,29 @@ use enisle_tests::{PATIENCE, SHARING, is_alive, programs};
 use serde_json::json;
 use tempfile::TempDir;
 
-use crate::ground::{ATTACKER, Ground, Peer, STRANGER, VICTIM, answering, copied, folder, leashed, pings, wait};
+use crate::ground::{ATTACKER, Ground, Peer, STRANGER, VICTIM, copied, folder, leashed, pings, wait};
+use crate::pings::answering;
 use crate::{Case, Options};
 
 pub(crate) const CASES: &[Case] = &[
-    Case { id: "S7 spoofed", title: "a client is pointed to a socket of somebody else's", run: spoofed },
-    Case { id: "S7 default", title: "the client's default place, made by somebody else first", run: default_place },
-    Case { id: "S7 link", title: "the daemon's socket behind a link of somebody else's", run: link },
-    Case { id: "S8 locks", title: "locks that another user takes keep the daemon down", run: locks },
+    Case { id: "S7 spoofed", title: "a client is pointed to another user's socket", run: spoofed },
+    Case { id: "S7 default", title: "the client's default folder, created first by another user", run: default_place },
+    Case { id: "S7 link", title: "the daemon's socket behind another user's link", run: link },
+    Case { id: "S8 locks", title: "locks that another user takes to keep the daemon down", run: locks },
     Case { id: "S15 modes", title: "no file is open to others, whatever the umask", run: modes },
     Case { id: "S15 planted", title: "a state folder where others may write", run: planted },
-    Case { id: "S15 foreign", title: "a state folder of another user's", run: foreign },
-    Case { id: "S15 above", title: "a state folder in another user's, who could exchange it", run: above },
+    Case { id: "S15 foreign", title: "a state folder that belongs to another user", run: foreign },
+    Case {
+        id: "S15 above",
+        title: "a state folder inside a folder of another user, who could exchange it",
+        run: above,
+    },
     Case { id: "S15 exchanged", title: "a state folder that is exchanged while the daemon runs", run: exchanged },
 ];
 
 const SECRET: &str = "MY_SECRET_TOKEN";
 
-/// The client as the victim types it.
+/// The client, as the victim would type it.
 fn client(place: &Path, arguments: &[&str]) -> Child {
     let (script, home) = (place.join("s.js"), place.join("home"));
     fs::write(&script, "(env) => env.key").expect("the folder is ours");
@@ -42,7 +47,7 @@ fn client(place: &Path, arguments: &[&str]) -> Child {
     command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().expect("the client runs")
 }
 
-/// What an attacker on a listening socket hears; each request is answered with a forged result.
+/// What an attacker receives on a listening socket. It answers each request with a forged result.
 fn hear(listener: &UnixListener, done: &AtomicBool) -> Vec<u8> {
     let mut heard = Vec::new();
     listener.set_nonblocking(true).expect("a socket");
@@ -73,7 +78,7 @@ fn forge(mut stream: UnixStream, heard: &mut Vec<u8>) {
     }
 }
 
-/// Lets the victim's client run against a socket of the attacker's.
+/// Runs the victim's client against a socket of the attacker's.
 fn spoof(place: &Path, socket: &Path, arguments: &[&str]) -> Result<String, String> {
     let attacker = Peer::call(place, ATTACKER, "listen", socket);
     let listener = attacker.listen().map_err(|error| error.to_string())?;
@@ -99,7 +104,7 @@ fn spoofed(_: Options) -> Result<String, String> {
     let place = open_folder();
     let socket = place.path().join("open/spoofed");
     let said = spoof(place.path(), &socket, &["--socket", &socket.to_string_lossy()])?;
-    // The same client trusts a daemon of root's.
+    // The same client trusts root's daemon.
     let ground = Ground::start(&format!("[[peers]]\nuid = {VICTIM}\ntenants = [\"default\"]\n"));
     let socket = ground.daemon.socket();
     let output = client(place.path(), &["--socket", &socket.to_string_lossy()])
@@ -109,10 +114,10 @@ fn spoofed(_: Options) -> Result<String, String> {
     if output.status.success() && printed.contains(SECRET) {
         return Ok(format!("{said}; with root's daemon it works"));
     }
-    Err(format!("{said}; but root's daemon is refused as well: {output:?}"))
+    Err(format!("{said}; but the client refuses root's daemon as well: {output:?}"))
 }
 
-/// A folder where everybody may make something, as in `/tmp`.
+/// A folder where every user may create files, as in `/tmp`.
 fn open_folder() -> TempDir {
     let place = folder();
     let open = place.path().join("open");
@@ -131,7 +136,7 @@ fn default_place(_: Options) -> Result<String, String> {
     spoof(place.path(), &taken.join("enisled.sock"), &[])
 }
 
-/// Whether a daemon comes up in a folder: `Err` with what it said, if it ended instead.
+/// Starts a daemon in a folder: `Err` with its log, if it ended instead.
 fn start(folder: &Path, socket: &Path) -> Result<Started, String> {
     fs::write(folder.join("enisled.toml"), SHARING).map_err(|error| error.to_string())?;
     let process = leashed(folder, socket, 0o022).spawn().map_err(|error| error.to_string())?;
@@ -141,7 +146,7 @@ fn start(folder: &Path, socket: &Path) -> Result<Started, String> {
     if is_alive(pid) { Ok(started) } else { Err(fs::read_to_string(folder.join("log")).unwrap_or_default()) }
 }
 
-/// A daemon that is not asked anything.
+/// A daemon to which no request is sent.
 struct Started(Child);
 
 impl Drop for Started {
@@ -199,7 +204,7 @@ fn modes(_: Options) -> Result<String, String> {
         let process =
             leashed(place.path(), &place.path().join("s"), umask).spawn().map_err(|error| error.to_string())?;
         let daemon = enisle_tests::Daemon::await_answer(process, place);
-        // Whatever makes files: policies, orders, scripts, runs.
+        // Do everything that creates files: policies, orders, scripts, runs.
         daemon.request("PUT", "/v1/tenants/t", br#"{"secrets":["key"]}"#).ok();
         daemon.run("t", "()=>1");
         let order = br#"{"level":"sealed","reason":"to be written down"}"#;
@@ -251,7 +256,7 @@ fn above(_: Options) -> Result<String, String> {
     fs::create_dir(place.path().join("state")).map_err(|error| error.to_string())?;
     fs::set_permissions(place.path().join("state"), fs::Permissions::from_mode(0o700)).map_err(|e| e.to_string())?;
     lchown(place.path(), Some(ATTACKER), Some(ATTACKER)).map_err(|error| error.to_string())?;
-    // Which ends it if it starts after all.
+    // `timeout` ends the daemon if it starts after all.
     let mut command = Command::new("timeout");
     command.arg("30").arg(programs().join("enisled"));
     command.arg("--socket").arg(elsewhere.path().join("s")).arg("--state-dir").arg(place.path().join("state"));
@@ -261,7 +266,7 @@ fn above(_: Options) -> Result<String, String> {
     if said.contains(&word) { Ok(said) } else { Err(said) }
 }
 
-/// As whoever owns the folder above could do it.
+/// Exchanges the folder as the owner of its parent could.
 fn exchanged(options: Options) -> Result<String, String> {
     let ground = Ground::start("");
     answering(&ground, options, || exchanged_on(&ground))
@@ -277,12 +282,12 @@ fn exchanged_on(ground: &Ground) -> Result<String, String> {
     fs::write(&kept, "whole").map_err(|error| error.to_string())?;
     fs::rename(&state, &away).map_err(|error| error.to_string())?;
     symlink(&others, &state).map_err(|error| error.to_string())?;
-    let told = |path: &str, body: &[u8]| ground.root.ask("PUT", path, body).map_or(0, |answer| answer.status);
+    let put = |path: &str, body: &[u8]| ground.root.ask("PUT", path, body).map_or(0, |answer| answer.status);
     let order = br#"{"level":"sealed","reason":"to be written down"}"#;
-    let told = [told("/v1/tenants/acme-1", br#"{"owner":"o"}"#), told("/v1/tenants/acme-1/cordon", order)];
+    let statuses = [put("/v1/tenants/acme-1", br#"{"owner":"o"}"#), put("/v1/tenants/acme-1/cordon", order)];
     let written = || fs::read_to_string(away.join("audit/audit.jsonl")).is_ok_and(|log| log.contains("to be written"));
     let written = wait(PATIENCE, written) && away.join("tenants/acme-1.json").exists();
     let untouched = walk(&others).len() == 3 && fs::read_to_string(&kept).is_ok_and(|text| text == "whole");
-    let said = format!("{told:?}; written where it was: {written}, nothing elsewhere: {untouched}");
-    if told == [200, 200] && written && untouched { Ok(said) } else { Err(said) }
+    let said = format!("{statuses:?}; written to the original folder: {written}, nothing elsewhere: {untouched}");
+    if statuses == [200, 200] && written && untouched { Ok(said) } else { Err(said) }
 }

@@ -1,4 +1,5 @@
-//! Where attacks happen: a daemon on a leash, peers of several uids, and measurements.
+//! The ground of every attack: a daemon under a memory bound, peers of several uids, and
+//! measurements.
 
 use std::ffi::OsStr;
 use std::fs;
@@ -10,7 +11,7 @@ use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Mutex, OnceLock, PoisonError};
+use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use enisle_hardening::process::fds;
@@ -25,19 +26,19 @@ use crate::files::walk;
 
 /// A peer that may act for `acme-*`: it attacks.
 pub(crate) const ATTACKER: u32 = 5001;
-/// A peer that may act for `good-*`: it must not notice.
+/// A peer that may act for `good-*`: the attack must not affect it.
 pub(crate) const VICTIM: u32 = 5002;
 /// A user that no rule names.
 pub(crate) const STRANGER: u32 = 5003;
 
-/// Who answers nothing for so long has stalled.
+/// A daemon that answers nothing for this long has stalled.
 pub(crate) const STALLED: Duration = Duration::from_secs(5);
-/// A request of the victim's that takes longer is not served.
+/// A request of the victim's that takes longer counts as not served.
 pub(crate) const UNSERVED: Duration = Duration::from_secs(15);
 
-/// How long a request of the victim's may take. The exact figure is the benchmark's: beside a test
-/// other work may run.
-fn served_within(bench: bool) -> Duration {
+/// How long a request of the victim's may take. Only the benchmark enforces the exact figure:
+/// beside a test, other work may run.
+pub(crate) fn served_within(bench: bool) -> Duration {
     Duration::from_secs(if bench { 1 } else { 2 })
 }
 
@@ -47,10 +48,10 @@ impl Options {
     }
 }
 
-/// What the daemon may commit: well above every bound that it is held to.
+/// How much the daemon may commit: well above every bound that it must keep.
 const LEASH_MIB: u64 = 6144;
 
-/// The rules of every daemon here. `share` is the attacker's `share_percent`, if it has one.
+/// The peers of every daemon here. `share` is the attacker's `share_percent`, if it has one.
 fn peers(share: Option<u32>) -> String {
     let share = share.map_or_else(String::new, |percent| format!("share_percent = {percent}\n"));
     format!(
@@ -58,18 +59,18 @@ fn peers(share: Option<u32>) -> String {
     )
 }
 
-/// What daemons that were attacked have left open to others.
+/// Files of attacked daemons that were open to others.
 static LEFT_OPEN: Mutex<Vec<String>> = Mutex::new(Vec::new());
-/// Files and folders of theirs that were looked at.
+/// How many of their files and folders were examined.
 static LOOKED_AT: AtomicUsize = AtomicUsize::new(0);
 
-/// Looks at what a daemon has kept, whatever it went through, before it is removed.
+/// Examines a daemon's files, whatever the attack has done to them, before they are removed.
 struct Keeps(PathBuf);
 
 impl Drop for Keeps {
     fn drop(&mut self) {
         let state = self.0.join("state");
-        // One that an attack has put in its place is not the daemon's.
+        // A link that an attack has put in place of the folder does not belong to the daemon.
         let below = if state.is_symlink() { Vec::new() } else { walk(&state) };
         let kept = [vec![self.0.join("s.lock"), state], below].concat();
         for path in kept {
@@ -83,7 +84,7 @@ impl Drop for Keeps {
     }
 }
 
-/// How many files and folders of daemons were looked at, if none was open to others.
+/// How many files and folders of daemons were examined, if none was open to others.
 pub(crate) fn nothing_left_open() -> Result<usize, String> {
     let open = LEFT_OPEN.lock().unwrap_or_else(PoisonError::into_inner);
     if open.is_empty() { Ok(LOOKED_AT.load(Ordering::Relaxed)) } else { Err(open.join(", ")) }
@@ -91,7 +92,7 @@ pub(crate) fn nothing_left_open() -> Result<usize, String> {
 
 /// A daemon that is attacked.
 pub(crate) struct Ground {
-    /// First, so that it looks before the folder goes.
+    /// The first field, so that its drop examines the folder before the daemon's drop removes it.
     _keeps: Keeps,
     pub(crate) daemon: Daemon,
     pub(crate) attacker: Peer,
@@ -114,7 +115,7 @@ impl Ground {
         Self::around(process, folder)
     }
 
-    /// The same with so many open files at the most.
+    /// The same with a limit on open files.
     pub(crate) fn with_open_files(config: &str, most: u32) -> Self {
         let folder = folder();
         fs::write(folder.path().join("enisled.toml"), format!("{config}\n{}", peers(None))).expect("it is ours");
@@ -142,7 +143,8 @@ impl Ground {
         let daemon = Daemon::await_answer(process, folder);
         let peer = |uid| Peer::start(daemon.folder.path(), uid, &daemon.socket());
         let (attacker, victim, stranger, root) = (peer(ATTACKER), peer(VICTIM), peer(STRANGER), peer(0));
-        // The socket's mode keeps the stranger out by its group; here the policy is what is tested.
+        // The socket's mode keeps the stranger out by its group, so it is opened: the attacks test
+        // the policy.
         fs::set_permissions(daemon.socket(), fs::Permissions::from_mode(0o666)).expect("it is ours");
         Self { _keeps: Keeps(daemon.folder.path().to_owned()), daemon, attacker, victim, stranger, root }
     }
@@ -151,7 +153,7 @@ impl Ground {
         Gauge(self.daemon.pid())
     }
 
-    /// Has the daemon remember events that are as long as a client can make them; how many bytes a
+    /// Makes the daemon remember events as long as a client can make them; returns how many bytes a
     /// list of them has.
     pub(crate) fn fill_events(&self) -> Result<usize, String> {
         const ORDERS: usize = 1100;
@@ -166,7 +168,8 @@ impl Ground {
             if given < ORDERS || bytes > ENOUGH {
                 break;
             }
-            // A second has room for so many; that there were more is told when it is over.
+            // The daemon keeps a limited number of events per second, and reports the surplus when
+            // the second is over.
             wait(PATIENCE, || list() > bytes);
         }
         if given == ORDERS && bytes > ENOUGH {
@@ -176,7 +179,7 @@ impl Ground {
         }
     }
 
-    /// What the daemon tells root of a tenant.
+    /// The daemon's answer to root about a tenant.
     pub(crate) fn tenant(&self, name: &str) -> Value {
         let asked = self.root.ask("GET", &format!("/v1/tenants/{name}"), b"");
         asked.ok().filter(|answer| answer.status == 200).map_or(Value::Null, |answer| answer.json())
@@ -190,7 +193,7 @@ pub(crate) fn folder() -> TempDir {
     folder
 }
 
-/// The command of a daemon in `folder` on a socket, on a leash.
+/// The command that starts a daemon in `folder` on a socket, under the memory bound.
 pub(crate) fn leashed(folder: &Path, socket: &Path, umask: u32) -> Command {
     let (leash, daemon) = (programs().join("leash"), programs().join("enisled"));
     let (most, umask) = (LEASH_MIB.to_string(), format!("{umask:o}"));
@@ -198,7 +201,8 @@ pub(crate) fn leashed(folder: &Path, socket: &Path, umask: u32) -> Command {
     Daemon::command_of(&words, folder, socket)
 }
 
-/// Whether a daemon answers there: it listens before it has tried everything that may end it.
+/// Whether a daemon answers on the socket. A daemon listens before it has tried everything that may
+/// end its start.
 pub(crate) fn pings(socket: &Path) -> bool {
     let Ok(mut stream) = UnixStream::connect(socket) else { return false };
     let asked = send(&mut stream, "GET", "/_ping", &[]);
@@ -218,9 +222,9 @@ impl Peer {
         Self::call(folder, uid, "connect", socket)
     }
 
-    /// A process of that uid for one of the calls of `peer`.
+    /// Starts a process of that uid for one of the calls of `peer`.
     pub(crate) fn call(folder: &Path, uid: u32, call: &str, place: &Path) -> Self {
-        // The folder that it was built in may be closed to others.
+        // The build folder may be closed to other users.
         let program = folder.join("peer");
         if !program.exists() {
             fs::copy(programs().join("peer"), &program).expect("the program is built");
@@ -234,9 +238,9 @@ impl Peer {
         Self { uid, process: command.spawn().expect("the helper runs"), test: Mutex::new(ours) }
     }
 
-    /// Asks the helper for a descriptor; a number if that is what it has.
+    /// Asks the helper for its answer: a descriptor, or a number.
     fn hand_over(&self) -> io::Result<(u8, Option<OwnedFd>)> {
-        let mut test = self.test.lock().expect("nobody panics with it");
+        let mut test = self.test.lock().expect("no thread panics while it holds the lock");
         test.write_all(&[0])?;
         let mut byte = [0];
         match fds::receive(test.as_fd(), &mut byte)? {
@@ -272,19 +276,20 @@ impl Peer {
         let mut stream = self.connect()?;
         stream.set_read_timeout(Some(time))?;
         stream.set_write_timeout(Some(time))?;
-        // A daemon that refuses early may stop reading; its answer is what counts.
+        // A daemon that refuses early may stop reading; only its answer counts.
         let _ = send(&mut stream, method, path, body);
         Answer::read(&mut stream)
     }
 
-    /// Sends a request and leaves the answer to be read, or not.
+    /// Sends a request; the caller may read the answer, or not.
     pub(crate) fn begin(&self, method: &str, path: &str, body: &[u8]) -> io::Result<UnixStream> {
         let mut stream = self.connect()?;
         send(&mut stream, method, path, &[body])?;
         Ok(stream)
     }
 
-    /// Sends bodies up to the last byte: what has arrived of them is held until they are cut off.
+    /// Sends bodies except for their last byte: the daemon holds what has arrived until it cuts
+    /// them off.
     pub(crate) fn unfinished(&self, how_many: usize, bytes: usize) -> Vec<UnixStream> {
         let body = vec![b' '; bytes];
         let send = |number| {
@@ -296,13 +301,14 @@ impl Peer {
         (0..how_many).filter_map(send).collect()
     }
 
-    /// Runs a function expression for a tenant: how long it took to be `ok`, or what became of it.
+    /// Runs a function expression for a tenant. Returns the time until the outcome was `ok`, or the
+    /// failure.
     pub(crate) fn served(&self, tenant: &str, code: &str) -> Result<Duration, String> {
         let body = json!({ "code": code }).to_string();
         self.answered("POST", &format!("/v1/tenants/{tenant}/load"), body.as_bytes())
     }
 
-    /// How long it took until a request had a good answer, or what became of it.
+    /// The time until a request had a good answer, or the failure.
     pub(crate) fn answered(&self, method: &str, path: &str, body: &[u8]) -> Result<Duration, String> {
         let begun = Instant::now();
         let answer = self.ask_within(UNSERVED, method, path, &[body]);
@@ -316,7 +322,7 @@ impl Peer {
         if good { Ok(begun.elapsed()) } else { Err(format!("{} {short}", answer.status)) }
     }
 
-    /// Sends the same request for every path, many at a time on a few connections; how many of the
+    /// Sends the same request for every path, pipelined over a few connections; returns how many
     /// answers had that status.
     pub(crate) fn flood(&self, streams: usize, method: &str, paths: &[String], body: &[u8], status: u16) -> usize {
         let wanted = format!("HTTP/1.1 {status}");
@@ -366,7 +372,7 @@ impl Drop for Peer {
     }
 }
 
-fn head(method: &str, path: &str, bytes: usize, keep: bool) -> String {
+pub(crate) fn head(method: &str, path: &str, bytes: usize, keep: bool) -> String {
     let close = if keep { "" } else { "connection: close\r\n" };
     format!("{method} {path} HTTP/1.1\r\nhost: d\r\n{close}content-length: {bytes}\r\n\r\n")
 }
@@ -387,19 +393,19 @@ pub(crate) fn send(stream: &mut UnixStream, method: &str, path: &str, body: &[&[
     Ok(())
 }
 
-/// Whether something can be read: an answer, or the end of the connection.
+/// Whether the stream has something to read: an answer, or the end of the connection.
 pub(crate) fn answered(stream: &UnixStream) -> bool {
     use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
     let mut look = [PollFd::new(stream.as_fd(), PollFlags::POLLIN)];
     poll(&mut look, PollTimeout::ZERO).is_ok_and(|ready| ready > 0)
 }
 
-/// The memory and the CPU time of a process, as the kernel counts them (proc_pid_status(5)).
+/// The memory and the CPU time of a process, as counted by the kernel (proc_pid_status(5)).
 #[derive(Clone, Copy)]
 pub(crate) struct Gauge(i32);
 
 impl Gauge {
-    /// Of a worker.
+    /// The gauge of a worker.
     pub(crate) fn of(pid: i32) -> Self {
         Self(pid)
     }
@@ -414,22 +420,22 @@ impl Gauge {
         self.field("Threads:")
     }
 
-    /// MiB that are in memory; `None` if the process has ended.
+    /// Resident MiB; `None` if the process has ended.
     pub(crate) fn rss(self) -> Option<u64> {
         Some(self.field("VmRSS:")?.div_ceil(1024))
     }
 
-    /// KiB that are in memory.
+    /// Resident KiB.
     pub(crate) fn rss_kib(self) -> Option<u64> {
         self.field("VmRSS:")
     }
 
-    /// The most MiB since [`Gauge::reset`].
+    /// The peak in MiB since [`Gauge::reset`].
     pub(crate) fn peak(self) -> Option<u64> {
         Some(self.field("VmHWM:")?.div_ceil(1024))
     }
 
-    /// Begins a new peak.
+    /// Starts a new peak.
     pub(crate) fn reset(self) {
         let _ = fs::write(format!("/proc/{}/clear_refs", self.0), "5");
     }
@@ -442,13 +448,13 @@ impl Gauge {
         times.sum()
     }
 
-    /// How long its first thread has waited for a processor (sched-stats.rst).
-    fn waited(self) -> Duration {
+    /// How long the process's first thread has waited for a processor (sched-stats.rst).
+    pub(crate) fn waited(self) -> Duration {
         let times = fs::read_to_string(format!("/proc/{0}/task/{0}/schedstat", self.0)).unwrap_or_default();
         Duration::from_nanos(times.split(' ').nth(1).and_then(|ns| ns.parse().ok()).unwrap_or_default())
     }
 
-    /// Waits until the process is idle: work for clients that have gone is over.
+    /// Waits until the process is idle, that is, until its work for clients that have gone is over.
     pub(crate) fn quiet(self, patience: Duration) -> bool {
         const WINDOW: Duration = Duration::from_millis(25);
         let begun = Instant::now();
@@ -462,7 +468,7 @@ impl Gauge {
         false
     }
 
-    /// Waits until the process has at most that many MiB; what it had last.
+    /// Waits until the process has at most `most` MiB; returns its last size.
     pub(crate) fn back_to(self, most: u64, patience: Duration) -> Result<u64, String> {
         wait(patience, || self.rss().is_none_or(|rss| rss <= most));
         match self.rss() {
@@ -473,142 +479,7 @@ impl Gauge {
     }
 }
 
-/// A ping is due this often.
-const BEAT: Duration = Duration::from_millis(10);
-
-/// What pings took that are due on a fixed beat, each from when it was due. Those that are due
-/// while one is on its way are answered with it, as other clients' would be: a stall is as many
-/// late pings as were due in it, and one that ends with the attack is no less.
-#[derive(Default)]
-pub(crate) struct Pings {
-    took: Vec<Duration>,
-    /// How late the probe was by itself at the most, with no ping on its way: other work kept it
-    /// from running. The beat goes on from there, for that was not the daemon's doing.
-    late: Duration,
-    /// What the daemon's thread waited for a processor, all in all.
-    waited: Duration,
-    failed: Option<String>,
-}
-
-impl Pings {
-    fn collect(&mut self, stream: &mut UnixStream, stop: &OnceLock<Instant>) -> io::Result<()> {
-        let mut due = Instant::now();
-        let over = |due| stop.get().is_some_and(|stop| due >= *stop);
-        while !over(due) {
-            std::thread::sleep(due.saturating_duration_since(Instant::now()));
-            let late = due.elapsed();
-            self.late = self.late.max(late);
-            due += late;
-            ping(stream)?;
-            let answered = Instant::now();
-            while due <= answered && !over(due) {
-                self.took.push(answered - due);
-                due += BEAT;
-            }
-        }
-        Ok(())
-    }
-}
-
-fn ping(stream: &mut UnixStream) -> io::Result<()> {
-    stream.write_all(head("HEAD", "/_ping", 0, true).as_bytes())?;
-    let mut answer = Vec::new();
-    while !answer.ends_with(b"\r\n\r\n") {
-        let mut piece = [0; 512];
-        match stream.read(&mut piece)? {
-            0 => return Err(io::Error::other("the daemon closed the connection")),
-            got => answer.extend_from_slice(&piece[..got]),
-        }
-    }
-    Ok(())
-}
-
-/// Has the pings stop, also where the attack panics.
-struct Stop<'a>(&'a OnceLock<Instant>);
-
-impl Drop for Stop<'_> {
-    fn drop(&mut self) {
-        let _ = self.0.set(Instant::now());
-    }
-}
-
-/// Does something while the victim asks for pings.
-pub(crate) fn probed<T>(ground: &Ground, attack: impl FnOnce() -> T) -> (T, Pings) {
-    let stream = ground.victim.connect().expect("the victim may connect before the attack");
-    probed_over(stream, ground.gauge(), attack)
-}
-
-/// The same on a connection to any daemon.
-pub(crate) fn probed_over<T>(mut stream: UnixStream, daemon: Gauge, attack: impl FnOnce() -> T) -> (T, Pings) {
-    let (stop, mut pings) = (OnceLock::new(), Pings::default());
-    stream.set_read_timeout(Some(STALLED)).expect("a timeout");
-    let waited = daemon.waited();
-    let result = std::thread::scope(|scope| {
-        scope.spawn(|| pings.failed = pings.collect(&mut stream, &stop).err().map(|error| error.to_string()));
-        let _stop = Stop(&stop);
-        attack()
-    });
-    pings.waited = daemon.waited().saturating_sub(waited);
-    (result, pings)
-}
-
-/// An attack through which the daemon has to answer as well: what came of it, with the figures.
-pub(crate) fn answering(
-    ground: &Ground,
-    options: Options,
-    attack: impl FnOnce() -> Result<String, String>,
-) -> Result<String, String> {
-    let (result, pings) = probed(ground, attack);
-    pings.beside(options, result)
-}
-
-impl Pings {
-    fn at(&self, percent: usize) -> Duration {
-        let mut sorted = self.took.clone();
-        sorted.sort_unstable();
-        sorted.get((sorted.len() * percent / 100).min(sorted.len().saturating_sub(1))).copied().unwrap_or_default()
-    }
-
-    /// What they took but for one in a hundred, and for one of fewer.
-    fn all_but_one_in_a_hundred(&self) -> Duration {
-        let mut sorted = self.took.clone();
-        sorted.sort_unstable();
-        sorted.truncate(sorted.len() - (sorted.len() / 100).max(1).min(sorted.len()));
-        sorted.last().copied().unwrap_or_default()
-    }
-
-    /// Both the figures and what came of an attack, if both hold.
-    pub(crate) fn beside(&self, options: Options, result: Result<String, String>) -> Result<String, String> {
-        match (result, self.verdict(options.bench)) {
-            (Ok(said), Ok(pings)) => Ok(format!("{said}; {pings}")),
-            (Ok(said) | Err(said), Ok(pings) | Err(pings)) => Err(format!("{said}; {pings}")),
-        }
-    }
-
-    /// The latencies in words, or in what way the daemon has stalled. The exact figure is the
-    /// benchmark's: beside a test other work may run.
-    pub(crate) fn verdict(&self, bench: bool) -> Result<String, String> {
-        let ms = |time: Duration| format!("{:.1}", time.as_secs_f64() * 1e3);
-        let (p50, p99, most) = (self.at(50), self.all_but_one_in_a_hundred(), self.at(100));
-        let said = format!(
-            "{} pings: p50 {}, p99 {}, max {} ms (for want of a processor the probe was {} ms late, and the daemon {})",
-            self.took.len(),
-            ms(p50),
-            ms(p99),
-            ms(most),
-            ms(self.late),
-            ms(self.waited)
-        );
-        match &self.failed {
-            Some(error) => Err(format!("a ping failed after {said}: {error}")),
-            None if p99 > Duration::from_millis(if bench { 100 } else { 250 }) => Err(said),
-            None if most > served_within(bench) => Err(said),
-            None => Ok(said),
-        }
-    }
-}
-
-/// A program of this build, where every uid can execute it.
+/// A program of this build, copied to where every uid can execute it.
 pub(crate) fn copied(folder: &Path, program: &str) -> PathBuf {
     let copy = folder.join(program);
     fs::copy(programs().join(program), &copy).expect("the program is built");

@@ -1,28 +1,30 @@
-//! Attacks on the daemon itself, over its socket: by a peer with few rights, by a user with none.
+//! Attacks on the daemon itself, over its socket: by a peer with few rights, and by a user with
+//! none.
 //!
-//! Each case is a finding of an attacker's, or a neighbour of one: it attacks a real `enisled` as
-//! another uid, and looks at what the daemon lost by it. Where the defence can be configured away
-//! (`share_percent = 100`, `near_percent = 0`), the attack has to succeed then, or its failure
-//! meant nothing.
+//! Each case is an attacker's finding, or close to one: it attacks a real `enisled` as another uid,
+//! and measures the damage. Where the defence can be configured away (`share_percent = 100`,
+//! `near_percent = 0`), the attack must succeed without it; otherwise its failure would prove
+//! nothing.
 //!
 //! | module | what is attacked |
 //! |---|---|
-//! | [`blame`] | neighbours in one process, by memory that all of it share |
+//! | [`blame`] | neighbours in one process, through memory that all of them share |
 //! | [`bodies`] | the supervisor's memory, by the worst body for every field of every request |
-//! | [`memory`] | the supervisor's memory, by what is kept: scripts, runs, answers |
+//! | [`memory`] | the supervisor's memory, by what it keeps: scripts, runs, answers |
 //! | [`pools`] | every pool that all clients share |
 //! | [`files`] | files, locks and sockets, by other local users |
+//! | [`disk`] | the state, by a full disk |
 //! | [`evidence`] | events and logs |
-//! | [`thread`] | the one thread |
-//! | [`rights`] | the one thread, by descriptors that are passed to it |
+//! | [`thread`] | the supervisor's one thread |
+//! | [`rights`] | the supervisor's one thread, by descriptors that clients pass to it |
 //! | [`tenant`] | a worker's memory, by a script |
 //! | [`clock`] | the time, by a script |
 //! | [`disposal`] | a tenant's neighbours and its bill, by what a run leaves behind |
 //! | [`client`] | the command line, by a script |
 //! | [`numbers`] | the configuration |
 //!
-//! `--only ID` picks cases by the beginning of their ids, `--slow` sends every body at full size,
-//! `--bench` also holds the daemon to its figures, for which nothing else may run beside it.
+//! `--only ID` picks cases by a prefix of their ids, `--slow` sends every body at full size,
+//! `--bench` also enforces the performance figures, which requires an otherwise idle machine.
 #![forbid(unsafe_code)]
 #![allow(clippy::print_stdout, clippy::print_stderr, reason = "a test runner of its own")]
 
@@ -37,8 +39,10 @@ mod files;
 mod ground;
 mod memory;
 mod numbers;
+mod pings;
 mod pools;
 mod rights;
+mod shapes;
 mod tenant;
 mod thread;
 
@@ -46,14 +50,14 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
-/// How thorough, and how strict.
+/// How thorough the attacks are, and how strict their bounds.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Options {
     pub(crate) slow: bool,
     pub(crate) bench: bool,
 }
 
-/// One attack: what it came to, if the daemon held; what it got, if not.
+/// One attack. `run` returns its figures if the daemon held, and the damage if it did not.
 pub(crate) struct Case {
     id: &'static str,
     title: &'static str,
@@ -88,7 +92,7 @@ fn main() -> ExitCode {
     let options = Options { slow: given("--slow"), bench: given("--bench") };
     let elsewhere = std::env::var("ENISLE_ELSEWHERE").unwrap_or_default();
     if elsewhere.split(',').any(|name| name == "attacks") {
-        println!("runs elsewhere: attacks are a part of the test command by themselves");
+        println!("runs elsewhere: the test command runs the attacks as a step of their own");
         return ExitCode::SUCCESS;
     }
     if !enisle_tests::has("root", nix::unistd::geteuid().is_root()) {
@@ -106,9 +110,10 @@ fn main() -> ExitCode {
     let mut failed = 0;
     for case in &cases {
         let begun = Instant::now();
-        // Daemons are started on this thread, with which they end: one attack after the other.
+        // A daemon ends with the thread that started it, so attacks run one after the other on this
+        // one.
         let result = catch_unwind(AssertUnwindSafe(|| (case.run)(options)));
-        let result = result.unwrap_or_else(|_| Err("it panicked; see above".to_owned()));
+        let result = result.unwrap_or_else(|_| Err("the attack panicked; see above".to_owned()));
         failed += usize::from(result.is_err());
         let (mark, verdict, said) = match result {
             Ok(said) => (' ', "held", said),
@@ -120,9 +125,9 @@ fn main() -> ExitCode {
     let closed = ground::nothing_left_open();
     match &closed {
         Ok(looked) => {
-            println!("  nothing of {looked} files and folders that the attacked daemons kept is open to others")
+            println!("  none of {looked} files and folders of the attacked daemons is open to others")
         }
-        Err(open) => println!("! what the attacked daemons kept is open to others: {open}"),
+        Err(open) => println!("! files of the attacked daemons are open to others: {open}"),
     }
     println!("{} passed, {failed} failed", cases.len() - failed);
     if cases.is_empty() {

@@ -1,4 +1,4 @@
-//! What the supervisor keeps: registered scripts, runs of them, and answers that nobody takes.
+//! The supervisor's memory: registered scripts, their runs, and answers that no client reads.
 
 use std::io::{Read, Write};
 use std::os::unix::net::UnixStream;
@@ -8,30 +8,31 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use serde_json::json;
 
-use crate::ground::{Ground, answered, probed, wait};
+use crate::ground::{Ground, answered, wait};
+use crate::pings::probed;
 use crate::{Case, Options};
 
 pub(crate) const CASES: &[Case] = &[
-    Case { id: "S11 errors", title: "errors that nobody reads", run: failing },
-    Case { id: "S11 events", title: "events that nobody reads, on all connections", run: events },
-    Case { id: "S11 unanswered", title: "runs for whose answers there is no room", run: unanswered },
+    Case { id: "S11 errors", title: "errors that no client reads", run: failing },
+    Case { id: "S11 events", title: "events that no client reads, on all connections", run: events },
+    Case { id: "S11 unanswered", title: "runs whose answers find no memory", run: unanswered },
     Case { id: "S2 sealed", title: "runs of a sealed tenant with a large env", run: sealed },
-    Case { id: "S2 runs", title: "many runs of a large registered script at one time", run: runs },
-    Case { id: "S2 abandoned", title: "runs of a large script whose clients have gone", run: abandoned },
+    Case { id: "S2 runs", title: "many simultaneous runs of a large registered script", run: runs },
+    Case { id: "S2 abandoned", title: "runs of a large script whose clients have hung up", run: abandoned },
     Case { id: "S2 replaced", title: "versions of a script while runs of the old ones wait", run: replaced },
-    Case { id: "S11 deaf", title: "answers that nobody reads", run: |options| answers(options, false) },
+    Case { id: "S11 deaf", title: "answers that no client reads", run: |options| answers(options, false) },
     Case { id: "S11 slow", title: "answers that are read very slowly", run: |options| answers(options, true) },
     Case { id: "S12 modules", title: "scripts of ten thousand empty modules", run: modules },
-    Case { id: "S12 env", title: "scripts of nothing but limits and a name", run: tiny },
-    Case { id: "S12 policies", title: "as many of the largest policies as are taken", run: policies },
-    Case { id: "S6a lived", title: "names that have run something and live nowhere any more", run: lived },
+    Case { id: "S12 env", title: "scripts that consist of limits and a name only", run: tiny },
+    Case { id: "S12 policies", title: "as many of the largest policies as the daemon accepts", run: policies },
+    Case { id: "S6a lived", title: "names that have run something and no longer have a home", run: lived },
     Case { id: "S6a memory", title: "as many names as there may be, each with a script and a signal", run: names },
 ];
 
 const MIB: usize = 1 << 20;
 const BACK: Duration = Duration::from_secs(10);
 
-/// Registers a script that sleeps, beside a text of that size.
+/// Registers a script that sleeps, with a text of that size beside it.
 fn register(ground: &Ground, tenant: &str, id: &str, bytes: usize) -> Result<(), String> {
     let source = "export default (ms)=>new Promise(r=>setTimeout(()=>r(1),ms))";
     let modules = json!({ "m.js": source, "t": { "text": "x".repeat(bytes) } });
@@ -45,7 +46,7 @@ fn begin(ground: &Ground, tenant: &str, ms: u64) -> Option<UnixStream> {
     ground.attacker.begin("POST", &format!("/v1/tenants/{tenant}/scripts/s/run"), body.as_bytes()).ok()
 }
 
-/// Before anything was registered, with a worker in place.
+/// The daemon's size before anything was registered, with a worker in place.
 fn before(ground: &Ground) -> Result<u64, String> {
     ground.attacker.served("acme-1", "()=>1")?;
     ground.victim.served("good-1", "()=>1")?;
@@ -53,7 +54,7 @@ fn before(ground: &Ground) -> Result<u64, String> {
     ground.gauge().rss().ok_or_else(|| "the daemon died".to_owned())
 }
 
-/// The script as it is kept, once more while it is sent, and what a request may cost.
+/// The script as it is kept, once more while it is sent, and the allowance for a request.
 fn allowed(before: u64, bytes: usize) -> u64 {
     before + (2 * bytes / MIB) as u64 + 64
 }
@@ -82,7 +83,8 @@ fn runs(options: Options) -> Result<String, String> {
 }
 
 fn abandoned(options: Options) -> Result<String, String> {
-    // Longer than all of this takes: a run that waits for the first one goes by itself never.
+    // Longer than the whole case takes: a run that waits for the first one would never start by
+    // itself.
     const LONG_MS: u64 = 100_000;
     let ground = Ground::start("[defaults.limits]\nwall_ms = 120000\n");
     let (bytes, gauge) = (size(options), ground.gauge());
@@ -97,18 +99,18 @@ fn abandoned(options: Options) -> Result<String, String> {
         let (mut sent, mut left) = (0, 0);
         for _ in 0..4 {
             let mut streams: Vec<_> = (0..30).filter_map(|_| begin(&ground, "acme-1", 1)).collect();
-            // What stands behind a request must not hide the end of the connection.
+            // Bytes behind a request must not hide the end of the connection.
             let behind = [&b""[..], b"G", b"GET /_ping HTTP/1.1\r\nhost: d\r\n\r\n"];
             for (stream, behind) in streams.iter_mut().zip(behind.iter().cycle()) {
                 let _ = stream.write_all(behind);
             }
-            // Each waits for the first one's end, or is refused.
+            // Each run waits for the end of the first one, or is refused.
             let waiting = || streams.iter().filter(|stream| !answered(stream)).count() as u64;
             wait(BACK, || in_flight() > waiting());
             gauge.quiet(Duration::from_secs(5));
             sent += streams.len();
             drop(streams);
-            // The first one goes on.
+            // Only the first run goes on.
             left += u64::from(!wait(BACK, || in_flight() <= 1)) * in_flight();
         }
         drop(head);
@@ -126,7 +128,7 @@ fn abandoned(options: Options) -> Result<String, String> {
     if peak <= allowed && back.is_ok() { pings.map(|pings| format!("{said}; {pings}")) } else { Err(said) }
 }
 
-/// A version that has been replaced is held by the runs that wait for it; then it counts.
+/// A replaced version stays in memory while runs wait for it, and counts against the pool.
 fn replaced(_: Options) -> Result<String, String> {
     const BYTES: usize = 8 * MIB;
     let ground = Ground::start("[api]\nscript_mb = 64\n");
@@ -146,7 +148,7 @@ fn replaced(_: Options) -> Result<String, String> {
         });
     }
     let peak = gauge.peak().ok_or("the daemon died")?;
-    // The pool for scripts, a request, and a frame that is being sent.
+    // The pool for scripts, a request, and a frame in transit.
     let allowed = before + 64 + 3 * (BYTES / MIB) as u64 + 32;
     let said = format!("{versions} versions of 8 MiB, peak {peak} MiB, {before} before, {allowed} allowed");
     if peak <= allowed { Ok(said) } else { Err(said) }
@@ -156,7 +158,7 @@ fn replaced(_: Options) -> Result<String, String> {
 const LOUD: &str =
     "()=>{ for(let i=0;i<250;i++) console.log('\\u0001'.repeat(1000)); return '\\u0001'.repeat(170000) }";
 
-/// 400 KB of answer, of an error that the worker tells in 64 KiB.
+/// An answer of 400 KB: an error that takes the worker 64 KiB to report.
 const FAILING: &str =
     "()=>{ const e = new Error('\\u0001'.repeat(32000)); e.stack = '\\u0001'.repeat(32000); throw e }";
 
@@ -180,7 +182,7 @@ fn failing(_: Options) -> Result<String, String> {
     if peak <= allowed { Ok(said) } else { Err(said) }
 }
 
-/// Root has all connections, and no part imposed on it.
+/// Root has all connections; no share binds it.
 fn events(options: Options) -> Result<String, String> {
     const READERS: usize = 1000;
     let ground = Ground::start("");
@@ -207,29 +209,31 @@ fn events(options: Options) -> Result<String, String> {
     pings.beside(options, if held { Ok(said) } else { Err(said) })
 }
 
-/// An answer that is discarded is no free run: it counts as one that computed all the time.
+/// A discarded answer does not make its run free: the run is charged as if it had computed all the
+/// time.
 fn unanswered(_: Options) -> Result<String, String> {
     const RESULT: usize = 900_000;
     let ground = Ground::start("[api]\nbody_mb = 16\nread_secs = 120\n");
     before(&ground)?;
     let cpu_ms = || ground.tenant("acme-1")["usage"]["cpuMs"].as_f64().unwrap_or_default();
     let had = cpu_ms();
-    // The attacker's half, but for a MiB: a result is charged twice.
+    // The attacker's half except for one MiB: a result is charged twice.
     let held = ground.attacker.unfinished(57, 64 << 10);
     let code = json!({ "code": format!("()=>'x'.repeat({RESULT})"), "limits": { "cpuMs": 700 } }).to_string();
     let run = || ground.attacker.ask("POST", "/v1/tenants/acme-1/load", code.as_bytes());
     let answer = run().map_err(|error| error.to_string())?;
     let tenant = ground.tenant("acme-1");
     let (status, outcomes, took) = (answer.status, tenant["usage"]["outcomes"].to_string(), cpu_ms() - had);
-    let told = || ground.daemon.events().iter().any(|event| event["outcome"] == "exceededOutput");
-    let told = wait(Duration::from_secs(5), told);
+    let reported = || ground.daemon.events().iter().any(|event| event["outcome"] == "exceededOutput");
+    let reported = wait(Duration::from_secs(5), reported);
     drop(held);
     wait(BACK, || ground.root.ask("GET", "/v1/info", b"").is_ok_and(|info| info.json()["counts"]["inFlight"] == 0));
     let after = run().map_err(|error| error.to_string())?.status;
-    let said = format!("{status}, outcomes {outcomes}, {took:.0} ms of CPU noted, told: {told}; later {after}");
-    // And what the next isolate took, of this run and of the one before, as far as that is known.
+    let said =
+        format!("{status}, outcomes {outcomes}, {took:.0} ms of CPU charged, reported: {reported}; later {after}");
+    // Plus the cost of the next isolate, of this run and of the one before, as far as it is known.
     let noted = outcomes.contains("\"exceededOutput\":1") && (699.0..750.0).contains(&took);
-    if status == 507 && noted && told && after == 200 { Ok(said) } else { Err(said) }
+    if status == 507 && noted && reported && after == 200 { Ok(said) } else { Err(said) }
 }
 
 /// A sealed tenant's runs get an `env` of their own, without its secrets.
@@ -238,16 +242,17 @@ fn sealed(_: Options) -> Result<String, String> {
     let ground = Ground::start(&format!("[api]\nbody_mb = {POOL_MIB}\n"));
     let gauge = ground.gauge();
     before(&ground)?;
-    let told = |answer: std::io::Result<enisle_tests::Answer>| answer.map(|answer| answer.status).unwrap_or_default();
+    let status_of =
+        |answer: std::io::Result<enisle_tests::Answer>| answer.map(|answer| answer.status).unwrap_or_default();
     for number in 0..4 {
         let tenant = format!("acme-{number}");
-        let policy = told(ground.root.ask("PUT", &format!("/v1/tenants/{tenant}"), br#"{"secrets":["KEY"]}"#));
+        let policy = status_of(ground.root.ask("PUT", &format!("/v1/tenants/{tenant}"), br#"{"secrets":["KEY"]}"#));
         let order = br#"{"level":"sealed","reason":"a test"}"#;
-        let ordered = told(ground.root.ask("PUT", &format!("/v1/tenants/{tenant}/cordon"), order));
+        let ordered = status_of(ground.root.ask("PUT", &format!("/v1/tenants/{tenant}/cordon"), order));
         let code = "async()=>{ await new Promise(done => setTimeout(done, 4000)); return 1 }";
         let script = json!({ "code": code, "env": { "KEY": "x", "pad": "y".repeat(1_000_000) } }).to_string();
         let registered =
-            told(ground.attacker.ask("PUT", &format!("/v1/tenants/{tenant}/scripts/s"), script.as_bytes()));
+            status_of(ground.attacker.ask("PUT", &format!("/v1/tenants/{tenant}/scripts/s"), script.as_bytes()));
         if (policy, ordered, registered) != (200, 200, 201) {
             return Err(format!("{tenant}: {policy}, {ordered}, {registered}"));
         }
@@ -279,14 +284,14 @@ fn answers(options: Options, reading: bool) -> Result<String, String> {
             ground.attacker.begin("POST", &path, body.as_bytes()).ok()
         };
         let held: Vec<_> = (0..count).filter_map(begin).collect();
-        // Each has an answer, or waits for room.
+        // Each run has an answer, or waits for memory.
         wait(Duration::from_secs(20), || held.iter().all(answered));
         (ground.victim.served("good-1", LOUD), held)
     });
     let peak = gauge.peak().ok_or("the daemon died")?;
-    // A peer's half of the pool, and what the requests themselves may cost.
+    // A peer's half of the pool, and the allowance for the requests themselves.
     let allowed = before + 128 + 64;
-    // Somebody who takes a byte now and then must not keep the rest for ever.
+    // A client that takes a byte now and then must not hold the rest forever.
     let begun = Instant::now();
     let mut streams = held;
     let limit = Duration::from_secs(2 * WRITE_SECS) + BACK;
@@ -297,7 +302,7 @@ fn answers(options: Options, reading: bool) -> Result<String, String> {
         }
         for stream in streams.iter_mut().filter(|_| reading) {
             let _ = stream.set_nonblocking(true);
-            // A whole buffer of the socket's, or the daemon cannot write anything new.
+            // Reads a whole buffer of the socket's, or the daemon could not write anything new.
             let _ = stream.read(&mut [0; 4096]);
         }
         std::thread::sleep(Duration::from_millis(100));
@@ -313,7 +318,7 @@ fn answers(options: Options, reading: bool) -> Result<String, String> {
     if held { pings.map(|pings| format!("{said}; {pings}")) } else { Err(said) }
 }
 
-/// What is charged is what it costs: the pool is full before the memory is twice its size.
+/// A charge covers the real cost: the pool is full before the memory is twice its size.
 fn fill(options: Options, body: &[u8], most: usize, script_mb: u64) -> Result<String, String> {
     let ground = Ground::start(&format!("[api]\nscript_mb = {script_mb}\n"));
     let gauge = ground.gauge();
@@ -323,14 +328,14 @@ fn fill(options: Options, body: &[u8], most: usize, script_mb: u64) -> Result<St
     let (got, pings) = probed(&ground, || ground.attacker.flood(2, "PUT", &paths, body, 201));
     gauge.quiet(BACK);
     let after = gauge.rss().ok_or("the daemon died")?;
-    // Names are bounded by a pool of their own; and an allocator has its habits.
+    // A pool of their own bounds the names, and an allocator keeps some memory.
     let allowed = before + 2 * script_mb + 8;
     let said = format!("{got} scripts in {script_mb} MiB, {after} MiB, {before} before, {allowed} allowed");
     let pings = pings.verdict(options.bench);
     if after <= allowed { pings.map(|pings| format!("{said}; {pings}")) } else { Err(said) }
 }
 
-/// What a policy names is held for as long as there is the tenant.
+/// The names in a policy stay in memory as long as the tenant exists.
 fn policies(_: Options) -> Result<String, String> {
     const SCRIPT_MB: u64 = 4;
     const TRIED: usize = 400;
@@ -341,24 +346,24 @@ fn policies(_: Options) -> Result<String, String> {
     let put = |n| ground.root.ask("PUT", &format!("/v1/tenants/acme-{n}"), policy.as_bytes());
     let got = (0..TRIED).filter(|n| put(*n).is_ok_and(|answer| answer.status == 200)).count();
     gauge.quiet(BACK);
-    // Their events and notes have an allocator's habits.
+    // The allocator keeps some memory of their events and notes.
     let allowed = before + 2 * SCRIPT_MB + 8;
     let left = gauge.back_to(allowed, BACK);
     let said = format!("{got} policies in {SCRIPT_MB} MiB: {left:?} MiB, {before} before, {allowed} allowed");
-    // Another one without secrets costs nothing.
+    // Another policy, without secrets, costs nothing.
     let plain = ground.root.ask("PUT", "/v1/tenants/acme-plain", b"{}").is_ok_and(|answer| answer.status == 200);
     if left.is_ok() && got > 10 && got < TRIED && plain { Ok(said) } else { Err(said) }
 }
 
-/// A policy with as many secrets as one may have, of whose names an answer is as long as the
-/// largest request: each character takes six bytes.
+/// A policy with the most secrets, whose names make an answer as long as the largest request: each
+/// character takes six bytes.
 pub(crate) fn largest_policy() -> String {
     json!({ "secrets": vec!["\u{1}".repeat(107); 100] }).to_string()
 }
 
-/// Names that must be remembered, with what costs most that needs no process of a tenant's own.
+/// Names that the daemon must remember, each with the most expensive state that needs no process.
 fn names(options: Options) -> Result<String, String> {
-    // What an attack may leave is 100 MiB all in all; of a quarter of the names, as much less.
+    // An attack may leave 100 MiB in total; a quarter of the names may leave a quarter of that.
     let names = if options.slow || options.bench { 100_000 } else { 25_000 };
     let ground = Ground::start("");
     let gauge = ground.gauge();
@@ -367,24 +372,25 @@ fn names(options: Options) -> Result<String, String> {
     let paths = |end: &str| (0..names).map(|n| format!("/v1/tenants/acme-{n}/{end}")).collect::<Vec<_>>();
     let ((known, marked), pings) = probed(&ground, || {
         let known = ground.root.flood(4, "PUT", &paths("scripts/s"), br#"{"code":"1"}"#, 201);
-        // A network is asked for in vain, which counts against each.
+        // A run that asks for the network is refused, which counts against its tenant.
         let marked = ground.root.flood(4, "POST", &paths("load"), br#"{"code":"1","globalOutbound":"x"}"#, 400);
         (known, marked)
     });
-    // How they stand is written down once more within ten seconds.
+    // The daemon writes their standings once more within ten seconds.
     gauge.quiet(BACK);
     let left = gauge.back_to(allowed, Duration::from_secs(30));
     let said = format!("{known} names, {marked} with a signal: {left:?} MiB, {before} before, {allowed} allowed");
     let pings = pings.verdict(options.bench).map_err(|pings| format!("{said}; {pings}"))?;
-    // Two names are taken by those who measure.
+    // The measurement itself takes two names.
     let all = known + 2 >= names && marked >= known;
     if all && left.is_ok() { Ok(format!("{said}; {pings}")) } else { Err(said) }
 }
 
-/// What a home needs goes with it, also where its process dies: what is left of a name that has run
-/// something is as much as of one that has not, and how its runs ended.
+/// A home's memory goes with the home, even if its process dies: a name that has run something
+/// leaves as much as a name that has not, and the outcomes of its runs.
 fn lived(options: Options) -> Result<String, String> {
-    // Of few names more stays, 1,086 to 1,392 bytes in six runs, probably the database's cache.
+    // Fewer names leave more each, 1,086 to 1,392 bytes in six runs, probably because of the
+    // database's cache.
     let (names, most_bytes) = if options.slow || options.bench { (20_000, 1200) } else { (1500, 1600) };
     let ground = Ground::start("idle_secs = 0\n[cordon.rules]\nunexplained_secs = 0\n");
     let gauge = ground.gauge();
@@ -396,19 +402,19 @@ fn lived(options: Options) -> Result<String, String> {
             let workers = ground.daemon.get("/v1/workers");
             for worker in workers["workers"].as_array().into_iter().flatten() {
                 let pid = worker["pid"].as_i64().and_then(|pid| i32::try_from(pid).ok());
-                // It may have ended by itself.
+                // The worker may have ended by itself.
                 let _ = pid.map(|pid| kill(Pid::from_raw(pid), Signal::SIGKILL));
             }
         }
         gauge.quiet(BACK);
         ran
     };
-    // Until rings and caches are full.
+    // Fills rings and caches first.
     live("first", 2000);
     let before = gauge.rss_kib().ok_or("the daemon died")?;
     let ran = live("then", names);
     let bytes = || Some(gauge.rss_kib()?.saturating_sub(before) * 1024 / names as u64);
-    // They are tidied up after in a round of ten seconds at the most.
+    // The daemon tidies up after them within ten seconds.
     let small = wait(Duration::from_secs(30), || bytes().is_none_or(|bytes| bytes <= most_bytes));
     let bytes = bytes().ok_or("the daemon died")?;
     let said = format!("{ran} names, whose processes have died; {bytes} bytes of each stay, {most_bytes} allowed");

@@ -1,4 +1,5 @@
-//! The configuration: every number has a range, and `--check-config` finds what a start would.
+//! The configuration: every number has a range, and `--check-config` refuses what a start would
+//! refuse.
 
 use std::fs;
 use std::path::Path;
@@ -11,11 +12,11 @@ use crate::{Case, Options};
 
 pub(crate) const CASES: &[Case] = &[Case {
     id: "S19 numbers",
-    title: "every number of the configuration, beyond its range and at its ends",
+    title: "every number of the configuration, outside its range and at both ends",
     run: numbers,
 }];
 
-/// Every key with a number, as the daemon itself prints them, with the heading that it is under.
+/// Every key with a number, as the daemon itself prints them, with its heading.
 fn keys() -> Vec<(String, String)> {
     let printed = Command::new(programs().join("enisled")).arg("--print-config").output().expect("it is built");
     let printed = String::from_utf8_lossy(&printed.stdout).into_owned();
@@ -34,7 +35,7 @@ fn keys() -> Vec<(String, String)> {
     keys
 }
 
-/// What `--check-config` says to a configuration: nothing if it is content.
+/// Checks a configuration with `--check-config`; returns the refusal, if any.
 fn check(place: &Path, text: &str) -> Result<(), String> {
     let file = place.join("enisled.toml");
     fs::write(&file, text).map_err(|error| error.to_string())?;
@@ -46,7 +47,7 @@ fn check(place: &Path, text: &str) -> Result<(), String> {
     }
 }
 
-/// Whether a daemon lives with the configuration that was checked last: what it said last, if not.
+/// Whether a daemon starts with the configuration that was checked last; if not, its last message.
 fn live(place: &Path) -> Result<(), String> {
     let socket = place.join("s");
     let _ = fs::remove_file(&socket);
@@ -60,8 +61,8 @@ fn live(place: &Path) -> Result<(), String> {
     if lives { Ok(()) } else { Err(format!("the start ended: {status}, {last}")) }
 }
 
-/// Numbers of which each has its range, and which have to fit each other or the machine as well: at
-/// the end of its range each may be refused for that.
+/// Numbers that have a range each, and that must also fit each other or the machine: the daemon may
+/// refuse an end of their range for that.
 const RELATED: [&str; 12] = [
     "watch",
     "solo",
@@ -74,11 +75,11 @@ const RELATED: [&str; 12] = [
     "max_memory_mb",
     "memory_mb",
     "connections",
-    // No peer may have one of the uids behind it.
+    // No peer may have a uid in the range that begins here.
     "uid_base",
 ];
 
-/// The ends of a number's range, as the daemon says them when it refuses what is beyond.
+/// The ends of a number's range, as the daemon states them when it refuses a value outside.
 fn ends(refusal: &str) -> Option<(&str, &str)> {
     let (_, said) = refusal.split_once("it must be between ")?;
     let (least, said) = said.split_once(" and ")?;
@@ -99,12 +100,12 @@ fn numbers(_: Options) -> Result<String, String> {
         for value in ["9000000000000000000", "4294967295", "255", "-1", "nan", "inf", "1e300"] {
             match check(place.path(), &text(value)) {
                 Err(said) if !said.starts_with("Some(1) ") => failures.push(format!("{key} = {value}: {said}")),
-                // Toml shows the line that it cannot read.
+                // The TOML parser's error shows the line that it cannot read.
                 Err(said) if !said.contains(key) => failures.push(format!("{key} = {value} is not named: {said}")),
                 Err(said) => {
                     range = range.or_else(|| ends(&said).map(|(least, most)| (least.to_owned(), most.to_owned())))
                 }
-                // Within the range of a larger type.
+                // The value is in range for a larger type.
                 Ok(()) => {}
             }
         }
@@ -118,7 +119,7 @@ fn numbers(_: Options) -> Result<String, String> {
                 Err(said) if RELATED.contains(&key.as_str()) && !said.contains("it must be between") => continue,
                 Err(said) => failures.push(format!("{key} = {end}, an end of its range: {said}")),
             }
-            // A heading may stand once.
+            // TOML allows each heading once.
             if !RELATED.contains(&key.as_str()) {
                 let line = format!("{key} = {end}\n");
                 match together.find(&format!("{heading}\n")) {

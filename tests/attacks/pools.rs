@@ -1,7 +1,11 @@
-//! Every pool that all clients share: one uid takes all that it can, then another one is served.
+//! Every pool that all clients share: one uid takes all that it can get, and another uid must still
+//! be served.
 //!
-//! With `share_percent = 100` the attacker may hold all of a pool. Then the pool must be gone, or
-//! what the attacker did was no attack.
+//! With `share_percent = 100` the attacker may hold all of a pool. The pool must then be used up,
+//! or the attack was none.
+//!
+//! This file is long because each pool is one entry of one table, and the entries share their
+//! helpers.
 
 use std::fs;
 use std::io::Write;
@@ -12,7 +16,8 @@ use std::time::{Duration, Instant};
 use enisle_tests::SHARING;
 use serde_json::json;
 
-use crate::ground::{Ground, Peer, answered, probed, wait};
+use crate::ground::{Ground, Peer, answered, wait};
+use crate::pings::probed;
 use crate::{Case, Options};
 
 pub(crate) const CASES: &[Case] = &[
@@ -24,31 +29,31 @@ pub(crate) const CASES: &[Case] = &[
     Case { id: "S6d arrived", title: "bodies sent up to the last byte", run: |options| attack(&ARRIVED, options) },
     Case {
         id: "S6d chunks",
-        title: "bodies of no announced length, never ended",
+        title: "bodies without an announced length, never finished",
         run: |options| attack(&CHUNKS, options),
     },
     Case { id: "S6d sizes", title: "the size of a body that is served beside a peer's half", run: sizes },
     Case { id: "S6e scripts", title: "a peer takes all memory for scripts", run: |options| attack(&SCRIPTS, options) },
     Case { id: "S6e small", title: "the same with scripts of one byte", run: |options| attack(&SMALL, options) },
     Case { id: "S6f connections", title: "a peer takes all connections", run: |options| attack(&CONNECTIONS, options) },
-    Case { id: "S6f churn", title: "connections that end as soon as they have begun", run: churn },
+    Case { id: "S6f churn", title: "connections that end as soon as they begin", run: churn },
     Case { id: "S6f two", title: "a peer and a user without rights take all connections", run: two_uids },
     Case { id: "S6f stranger", title: "a user without rights has eight connections", run: stranger },
     Case { id: "S6g files", title: "a peer takes all open files, by tenants and connections", run: open_files },
     Case { id: "S6 percent", title: "a share of a quarter is a quarter", run: quarter },
     Case { id: "S6 root", title: "root has no share imposed on it", run: root },
-    Case { id: "S6 third", title: "idle processes of a third uid, where the greediest is busy", run: third },
+    Case { id: "S6 third", title: "idle processes of a third uid, while the largest holder is busy", run: third },
     Case { id: "S6 tiny", title: "pools of one or two units", run: tiny },
     Case { id: "S6 processes", title: "tenants of different uids share no process", run: processes },
 ];
 
 struct Pool {
     config: &'static str,
-    /// Whether the attack succeeds against a daemon of today's without shares.
+    /// Whether the attack succeeds against today's daemon without shares.
     control: bool,
-    /// Takes all that there is; what it got, and what must stay open for it.
+    /// Takes everything that it can get; returns what it got, with the connections that keep it.
     take: fn(&Ground) -> Taken,
-    /// Whether the other peer is served.
+    /// The time until the other peer is served, or its refusal.
     serve: fn(&Ground) -> Result<Duration, String>,
 }
 
@@ -57,7 +62,7 @@ struct Taken {
     _held: Vec<UnixStream>,
 }
 
-/// Before anybody's clients have timed out by themselves, the victim must have been served.
+/// The victim must be served before any client times out by itself.
 const PATIENT: &str = "[api]\nread_secs = 120\nwrite_secs = 120\n";
 
 fn attack(pool: &Pool, options: Options) -> Result<String, String> {
@@ -86,7 +91,7 @@ fn script(bytes: usize) -> Vec<u8> {
     json!({ "code": format!("()=>1//{}", "x".repeat(bytes)) }).to_string().into_bytes()
 }
 
-/// As many as the daemon knows at the most.
+/// As many names as the daemon remembers.
 const MOST_NAMES: usize = 100_000;
 
 const NAMES: Pool = Pool {
@@ -100,10 +105,10 @@ const NAMES: Pool = Pool {
     serve: |ground| ground.victim.answered("PUT", "/v1/tenants/good-new/scripts/s", br#"{"code":"1"}"#),
 };
 
-/// Runs that last, and may: what a peer can hold a home with.
+/// Runs of the longest allowed duration, with which a peer can hold a home.
 const SLEEPS: &str = r#"{"code":"()=>new Promise(r=>setTimeout(r,100000))","limits":{"wallMs":110000}}"#;
 
-/// Begins a run for each tenant, and waits until each has a home or was refused one.
+/// Starts a run for each tenant, and waits until each tenant has a home or was refused one.
 fn take_homes(ground: &Ground, tenants: &[String]) -> Taken {
     let run = |tenant: &String| {
         let stream = ground.attacker.begin("POST", &format!("/v1/tenants/{tenant}/load"), SLEEPS.as_bytes());
@@ -128,7 +133,7 @@ const HOMES: Pool = Pool {
     serve: |ground| ground.victim.served("good-1", "()=>1"),
 };
 
-/// A start costs a process, descriptors and a turn, whether anybody waits for it or not.
+/// A start costs a process, descriptors and a turn, even if its client no longer waits for it.
 fn abandoned(options: Options) -> Result<String, String> {
     const MOST: usize = 6;
     const SECONDS: u64 = 5;
@@ -151,7 +156,7 @@ fn abandoned(options: Options) -> Result<String, String> {
             };
             let threads: Vec<_> = (0..6).map(|thread| scope.spawn(move || attack(thread))).collect();
             let (begin, mut most, mut served) = (Instant::now(), 0, Ok::<_, String>(Duration::ZERO));
-            // Each time a tenant that has no process yet.
+            // Each request is for a tenant that has no process yet.
             let mut tenant = 0;
             while begin.elapsed() < Duration::from_secs(SECONDS) && served.is_ok() {
                 most = most.max(descriptors());
@@ -166,7 +171,7 @@ fn abandoned(options: Options) -> Result<String, String> {
     let said = format!("{begun} starts abandoned, at most {most} descriptors, {before} before; the victim: {served:?}");
     let pings = pings.verdict(options.bench).map_err(|pings| format!("{said}; {pings}"))?;
     let in_time = served.is_ok_and(|took| took <= options.served_within());
-    // Those of connections, and some for each process.
+    // The descriptors of connections, and some for each process.
     if in_time && most <= before + EACH * 64 + 20 * MOST { Ok(format!("{said}; {pings}")) } else { Err(said) }
 }
 
@@ -174,7 +179,7 @@ const ALONE: Pool = Pool {
     config: "[workers]\nshare_without_keys = true\nmax = 16\n[cordon]\nmax_alone = 4\nqueue_secs = 2\n[defaults.limits]\nwall_ms = 120000\n",
     control: true,
     take: |ground| {
-        // What they did to have to live alone does not matter here.
+        // An order replaces the misbehaviour that would isolate these tenants.
         let tenants = names("acme-alone-", 7);
         for tenant in tenants.iter().map(String::as_str).chain(["good-alone"]) {
             let order = br#"{"level":"solo","reason":"as if it had misbehaved"}"#;
@@ -186,16 +191,16 @@ const ALONE: Pool = Pool {
     serve: |ground| ground.victim.served("good-alone", "()=>1"),
 };
 
-/// A request of a size that counts.
+/// A request that is large enough to be charged.
 fn serve_large(ground: &Ground) -> Result<Duration, String> {
     ground.victim.answered("POST", "/v1/tenants/good-1/load", &script(1 << 20))
 }
 
-/// Sends many requests at one time, each as far as the daemon reads it.
+/// Sends many requests at once, each as far as the daemon reads it.
 fn hold(ground: &Ground, how_many: usize, request: impl Fn(&mut UnixStream, usize) + Sync) -> Vec<UnixStream> {
     let hold = |number: usize| {
         let mut stream = ground.attacker.connect().expect("the attacker may connect");
-        // Of what the daemon does not want to read, the rest is not sent.
+        // The timeout ends a request that the daemon stops reading.
         stream.set_write_timeout(Some(Duration::from_secs(1))).expect("a timeout");
         request(&mut stream, number);
         stream
@@ -214,7 +219,7 @@ fn open(held: &[UnixStream]) -> String {
 
 const ANNOUNCED: Pool = Pool {
     config: "[workers]\nshare_without_keys = true\n[api]\nbody_mb = 256\nread_secs = 120\n",
-    // What was only announced is not charged.
+    // The daemon does not charge bytes that were only announced.
     control: false,
     take: |ground| {
         let held = hold(ground, 12, |stream, number| {
@@ -227,7 +232,7 @@ const ANNOUNCED: Pool = Pool {
     serve: serve_large,
 };
 
-/// Bodies of a MiB, and a byte that never comes.
+/// Bodies of one MiB whose last byte never comes.
 fn unfinished(ground: &Ground, how_many: usize) -> Vec<UnixStream> {
     let body = vec![b' '; 1 << 20];
     hold(ground, how_many, |stream, number| {
@@ -237,7 +242,7 @@ fn unfinished(ground: &Ground, how_many: usize) -> Vec<UnixStream> {
     })
 }
 
-/// More bodies of a MiB than the pool has, so that what is left is less than one more needs.
+/// More bodies of one MiB than the pool holds, so that less is left than one more body needs.
 const ALMOST: usize = 150;
 
 const ARRIVED: Pool = Pool {
@@ -266,12 +271,12 @@ const CHUNKS: Pool = Pool {
     serve: serve_large,
 };
 
-/// A body is charged twice, and half of the pool is held: an eighth of it fits, and what does not
-/// is not kept waiting for what is not going to be given back.
+/// A body is charged twice, and half of the pool is held: an eighth of the pool fits. A larger body
+/// is refused without a wait, because the attacker will not return what it holds.
 fn sizes(options: Options) -> Result<String, String> {
     const MIB: usize = 1 << 20;
     let ground = Ground::with(ANNOUNCED.config, None);
-    // All but as much as one more of them needs.
+    // Leaves less than one more such body needs.
     let held = unfinished(&ground, 63);
     ground.gauge().quiet(Duration::from_secs(10));
     let (fits, too_large) = (script(30 * MIB), script(40 * MIB));
@@ -281,14 +286,14 @@ fn sizes(options: Options) -> Result<String, String> {
         (asked.map_or(0, |answer| answer.status), begun.elapsed())
     };
     let served = ask(&fits);
-    // By then the attacker has held what it holds for so long that nobody waits for it.
+    // By then the attacker has held its memory for so long that the daemon waits for it no longer.
     let (first, refused) = (ask(&too_large), ask(&too_large));
     let said = format!("beside {}: 30 MiB {served:?}, 40 MiB {first:?}, {refused:?}", open(&held));
     let in_time = refused.1 <= options.served_within() && (!options.bench || served.1 <= options.served_within());
     if !held.iter().any(answered) && served.0 == 200 && refused.0 == 503 && in_time { Ok(said) } else { Err(said) }
 }
 
-/// Registers scripts until the daemon takes no more; how many.
+/// Registers scripts until the daemon refuses one; returns how many.
 fn register(peer: &Peer, beginning: &str, bytes: usize, most: usize) -> usize {
     let body = script(bytes);
     let put = |number: usize| {
@@ -312,7 +317,7 @@ const SCRIPTS: Pool = Pool {
 };
 
 const SMALL: Pool = Pool {
-    // Every script has a cost that its bytes do not show.
+    // Every script has an overhead beyond its bytes.
     config: "[workers]\nshare_without_keys = true\n[api]\nscript_mb = 4\n",
     control: true,
     take: |ground| {
@@ -327,16 +332,17 @@ const SMALL: Pool = Pool {
 const MOST_CONNECTIONS: usize = 64;
 const CONNECTION_CONFIG: &str = "[workers]\nshare_without_keys = true\n[api]\nconnections = 64\nread_secs = 120\n";
 
-/// Connections with half a head each; those that the daemon did not close.
+/// Opens connections and sends half a head on each; returns those that the daemon did not close.
 fn half_heads(peer: &Peer, how_many: usize) -> Vec<UnixStream> {
     let open = |_| {
         let mut stream = peer.connect().ok()?;
-        // Who is over its share may find the connection closed already.
+        // A peer over its share may find the connection closed already.
         let _ = stream.write_all(b"GET /v1");
         Some(stream)
     };
     let mut held: Vec<_> = (0..how_many).map_while(open).collect();
-    // One more shows that the daemon has looked at all before it, unless it takes none any more.
+    // An answer on the last connection shows that the daemon has accepted all before it; a daemon
+    // that accepts none any more gives no answer.
     wait(Duration::from_secs(2), || held.last().is_none_or(answered));
     held.retain(|stream| !answered(stream));
     held
@@ -352,7 +358,7 @@ const CONNECTIONS: Pool = Pool {
     serve: |ground| ground.victim.served("good-1", "()=>1"),
 };
 
-/// A connection costs most when it is taken.
+/// A connection costs most when it is accepted.
 fn churn(options: Options) -> Result<String, String> {
     const SERVED: usize = 100;
     let ground = Ground::start("");
@@ -397,19 +403,19 @@ fn two_uids(options: Options) -> Result<String, String> {
     in_time(options, said, ground.victim.served("good-1", "()=>1"))
 }
 
-/// What uids without rules may have together.
+/// How many connections uids without rules may have together.
 const STRANGERS: usize = 8;
-/// Open files of a connection: the socket, and what tells its end.
+/// The open files of a connection: the socket, and the one that reports its end.
 const EACH: usize = 2;
 
 fn stranger(options: Options) -> Result<String, String> {
     let ground = Ground::start(PATIENT);
     ground.victim.served("good-1", "()=>1")?;
-    // Whether a connection over the bound is closed or waits: what counts is what the daemon holds.
+    // A connection over the bound may be closed or left waiting: only what the daemon holds counts.
     let descriptors = || std::fs::read_dir(format!("/proc/{}/fd", ground.daemon.pid())).map_or(0, Iterator::count);
     let before = descriptors();
     let held = half_heads(&ground.stranger, 200);
-    // Another uid without rules has a part of the same.
+    // Another uid without rules shares the same bound.
     let another = Peer::call(ground.daemon.folder.path(), 5004, "connect", &ground.daemon.socket());
     let more = half_heads(&another, 200);
     let served = ground.victim.served("good-1", "()=>1");
@@ -419,13 +425,12 @@ fn stranger(options: Options) -> Result<String, String> {
     if taken <= EACH * STRANGERS { Ok(said) } else { Err(format!("{said}; {STRANGERS} together allowed")) }
 }
 
-/// Connections, processes and tenants' channels are all open files, of which the kernel allows so
-/// many.
+/// Connections, processes and tenants' channels are all open files, whose number the kernel limits.
 fn open_files(options: Options) -> Result<String, String> {
     const LIMIT: u32 = 640;
     const CONNECTIONS: usize = 128;
     const TENANTS: usize = 400;
-    // As many processes as would be too many.
+    // More processes than that limit allows.
     let config = format!("{SHARING}max = 200\n[api]\nconnections = {CONNECTIONS}\nread_secs = 120\n");
     let ground = Ground::with_open_files(&config, LIMIT);
     let descriptors = || fs::read_dir(format!("/proc/{}/fd", ground.daemon.pid())).map_or(0, Iterator::count);
@@ -435,7 +440,7 @@ fn open_files(options: Options) -> Result<String, String> {
         let lived = ground.attacker.flood(4, "POST", &paths, br#"{"code":"()=>1"}"#, 200);
         let held = half_heads(&ground.attacker, CONNECTIONS);
         let most = descriptors();
-        // One that has a home, and one that has none.
+        // One tenant that has a home, and one that has none.
         let served = ["good-1", "good-2"].iter().try_fold(Duration::ZERO, |longest: Duration, tenant| {
             Ok::<_, String>(longest.max(ground.victim.served(tenant, "()=>1")?))
         });
@@ -448,7 +453,7 @@ fn open_files(options: Options) -> Result<String, String> {
     );
     let pings = pings.verdict(options.bench).map_err(|pings| format!("{said}; {pings}"))?;
     let in_time = served.is_ok_and(|took| took <= options.served_within());
-    // Its part of the processes, and its half of the connections.
+    // The attacker's share of the processes, and its half of the connections.
     let attacked = lived >= 12 && held >= CONNECTIONS / 2 - 4;
     if attacked && refused == 0 && in_time { Ok(format!("{said}; {pings}")) } else { Err(said) }
 }
@@ -463,7 +468,7 @@ fn quarter(_: Options) -> Result<String, String> {
 fn root(_: Options) -> Result<String, String> {
     let ground = Ground::with(SCRIPT_CONFIG, None);
     let got = register(&ground.root, "acme-", 1 << 20, SCRIPT_MB);
-    // And one that a rule names is held to it.
+    // A rule that names root binds it.
     let limited = format!("{SCRIPT_CONFIG}[[peers]]\nuid = 0\ntenants = [\"*\"]\nshare_percent = 50\n");
     let half = register(&Ground::with(&limited, None).root, "acme-", 1 << 20, SCRIPT_MB);
     let said = format!("{got} of {SCRIPT_MB} MiB for scripts, {half} where a rule says half");
@@ -481,12 +486,12 @@ fn processes(_: Options) -> Result<String, String> {
     if other.is_some() && one == two && other != one { Ok(said) } else { Err(said) }
 }
 
-/// Half of the processes are one uid's and busy, the other half another's and idle: whoever comes
-/// then gets one of those.
+/// Half of the processes belong to one uid and are busy, the other half belong to another uid and
+/// are idle: a newcomer gets one of the idle ones.
 fn third(options: Options) -> Result<String, String> {
     let ground = Ground::with(HOMES.config, None);
     let busy = take_homes(&ground, &names("acme-", 3));
-    // Root may hold what is left.
+    // Root may hold the rest.
     for tenant in names("own-", 3) {
         ground.root.served(&tenant, "()=>1")?;
     }
@@ -497,7 +502,7 @@ fn third(options: Options) -> Result<String, String> {
     if workers == 6 { Ok(said) } else { Err(said) }
 }
 
-/// Where a uid may hold the only unit, it gives it up as soon as it is idle.
+/// A uid that holds the only unit must give it up as soon as it is idle.
 fn tiny(options: Options) -> Result<String, String> {
     let mut said = Vec::new();
     let mut serve = |config: &str, what: &str, take: &dyn Fn(&Ground) -> Result<Vec<UnixStream>, String>| {

@@ -1,4 +1,5 @@
-//! Descriptors that a client passes: whoever drops the last hold of one waits for its end.
+//! Descriptors that a client passes: the process that drops the last reference to a lingering
+//! socket waits for its end.
 
 use std::io::{self, IoSlice, Read, Write};
 use std::net::{TcpListener, TcpStream};
@@ -12,21 +13,22 @@ use nix::sys::socket::sockopt::{Linger, RcvBuf};
 use nix::sys::socket::{ControlMessage, MsgFlags, sendmsg, setsockopt};
 use nix::unistd::Pid;
 
-use crate::ground::{Ground, STALLED, answered, probed, wait};
+use crate::ground::{Ground, STALLED, answered, wait};
+use crate::pings::probed;
 use crate::{Case, Options};
 
 pub(crate) const CASES: &[Case] = &[
-    Case { id: "S10 rights", title: "sockets that linger, passed by a user without rights", run: this_kernel },
-    Case { id: "S10 rights before", title: "the same on a kernel that cannot refuse them", run: before },
+    Case { id: "S10 rights", title: "lingering sockets, passed by a user without rights", run: this_kernel },
+    Case { id: "S10 rights before", title: "the same on a kernel that cannot refuse descriptors", run: before },
 ];
 
-/// As long as the attacker likes.
+/// The attacker may choose any value.
 const LINGER_SECS: i32 = 3600;
 const CONNECTIONS: usize = 4;
-/// All that there are for uids without rights; one of them has a half.
+/// All connections that uids without rights may have together; one of these uids may have half.
 const PLACES: usize = 8;
 
-/// A TCP socket that lingers over bytes which the other side never reads.
+/// A TCP socket that lingers over bytes that its peer never reads.
 fn lingering() -> io::Result<(TcpStream, TcpStream)> {
     let listener = TcpListener::bind("127.0.0.1:0")?;
     setsockopt(&listener, RcvBuf, &4096)?;
@@ -38,7 +40,7 @@ fn lingering() -> io::Result<(TcpStream, TcpStream)> {
     Ok((socket, unread))
 }
 
-/// Sends one byte with the last hold of a lingering socket.
+/// Sends one byte with the last reference to a lingering socket.
 fn pass(stream: &UnixStream, flags: MsgFlags) -> io::Result<TcpStream> {
     let (socket, unread) = lingering()?;
     let descriptors = [socket.as_raw_fd()];
@@ -47,15 +49,15 @@ fn pass(stream: &UnixStream, flags: MsgFlags) -> io::Result<TcpStream> {
     Ok(unread)
 }
 
-/// Opens connections of which the last ones are refused: those before them have all places.
+/// Opens connections until the last ones are refused: those before them hold every place.
 fn take_all_places(ground: &Ground) -> io::Result<Vec<UnixStream>> {
     let held = (0..PLACES).map(|_| ground.stranger.connect()).collect::<io::Result<Vec<_>>>()?;
     let refused = wait(PATIENCE, || held.last().is_some_and(answered));
-    if refused { Ok(held) } else { Err(io::Error::other("nobody is refused")) }
+    if refused { Ok(held) } else { Err(io::Error::other("no connection is refused")) }
 }
 
-/// Passes a descriptor on each of some connections before the daemon takes the first; how many
-/// went out, and how many connections were refused.
+/// Passes a descriptor on each of some connections before the daemon accepts the first. Returns how
+/// many descriptors were sent, and how many connections were refused.
 fn pass_on_all(ground: &Ground, flags: MsgFlags) -> io::Result<(usize, usize)> {
     let daemon = Pid::from_raw(ground.daemon.pid());
     kill(daemon, Signal::SIGSTOP)?;
@@ -65,7 +67,7 @@ fn pass_on_all(ground: &Ground, flags: MsgFlags) -> io::Result<(usize, usize)> {
     let streams = streams.into_iter().collect::<io::Result<Vec<_>>>()?;
     let refused = |mut stream: &UnixStream| {
         let _ = stream.set_read_timeout(Some(STALLED));
-        // Where nothing was passed, this is all of a request; otherwise the connection has ended.
+        // If no descriptor was passed, this is a whole request; otherwise the connection has ended.
         let _ = stream.write_all(b"GET /_ping HTTP/1.1\r\nhost: d\r\n\r\n");
         let mut said = [0; 12];
         stream.read_exact(&mut said).is_ok() && said == *b"HTTP/1.1 503"

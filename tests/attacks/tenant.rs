@@ -1,7 +1,7 @@
-//! Memory of a worker, by a script: whatever a tenant's thread makes the process hold counts.
+//! A worker's memory, by a script: all memory that a tenant's thread makes the process hold counts.
 //!
-//! The bound is `memoryMb` × 2 + 64 MiB more than the process had, at any time; `memoryMb` + 16
-//! MiB while nothing runs. Seen from outside, in `/proc`.
+//! At any time the process may hold `memoryMb` × 2 + 64 MiB more than before; while nothing runs,
+//! `memoryMb` + 16 MiB more. Both are measured from outside, in `/proc`.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
@@ -9,7 +9,8 @@ use std::time::{Duration, Instant};
 use enisle_tests::attack_worker;
 use serde_json::{Value, json};
 
-use crate::ground::{Gauge, Ground, answering, wait};
+use crate::ground::{Gauge, Ground, wait};
+use crate::pings::answering;
 use crate::{Case, Options};
 
 pub(crate) const CASES: &[Case] = &[
@@ -21,17 +22,17 @@ pub(crate) const CASES: &[Case] = &[
     },
     Case {
         id: "S4 buffers",
-        title: "buffers, their headers, and texts made of them",
+        title: "buffers, their headers, and texts made from them",
         run: |options| held(options, BUFFERS),
     },
     Case { id: "S4 source", title: "what a parser keeps of a long source", run: sources },
-    Case { id: "S4 lifted", title: "the same where no limit counts it", run: lifted },
+    Case { id: "S4 lifted", title: "the same without the limit", run: lifted },
     Case { id: "S4 kept", title: "what stays between the runs of a script", run: kept },
     Case { id: "S4 beside", title: "a run beside what a script keeps", run: beside },
     Case { id: "S4 large", title: "results and texts that are too long end the run and nothing else", run: large },
-    Case { id: "S4 shelf", title: "scripts that stay, together over the limit, with it and without", run: shelf },
+    Case { id: "S4 shelf", title: "kept scripts, together over the limit, with it and without", run: shelf },
     Case { id: "S4 company", title: "a neighbour in the process of all these", run: company },
-    Case { id: "S4 garbage", title: "dead objects of ICU's go before a run is ended for them", run: garbage },
+    Case { id: "S4 garbage", title: "ICU's dead objects are collected before a run is ended for them", run: garbage },
 ];
 
 /// Longer than any run here may take.
@@ -96,7 +97,7 @@ fn load(ground: &Ground, tenant: &str, request: &Value) -> Value {
     answer.map_or(Value::Null, |answer| answer.json())
 }
 
-/// Runs something, and says by how many MiB the tenant's process grew at the most.
+/// Runs `run`; returns by how many MiB the tenant's process grew at most.
 fn growth<T>(ground: &Ground, tenant: &str, run: impl FnOnce() -> T) -> Result<(T, u64), String> {
     load(ground, tenant, &json!({ "code": "() => 1" }));
     let pid = ground.tenant(tenant)["resident"]["pid"].as_i64().and_then(|pid| i32::try_from(pid).ok());
@@ -104,7 +105,7 @@ fn growth<T>(ground: &Ground, tenant: &str, run: impl FnOnce() -> T) -> Result<(
     gauge.reset();
     let before = gauge.rss().ok_or("the process has gone")?;
     let done = AtomicBool::new(false);
-    // The process may end with the run, so its peak is read all the time.
+    // The process may end with the run, so its peak is sampled continuously.
     let (result, peak) = std::thread::scope(|scope| {
         let watch = scope.spawn(|| {
             let mut peak = before;
@@ -148,7 +149,7 @@ fn held_on(ground: &Ground, bodies: &[&str]) -> Result<String, String> {
     Ok(format!("at most {} MiB under 128: {}", worst.0, worst.1))
 }
 
-/// Sources whose trees take many times their size.
+/// Sources whose syntax trees take many times their size.
 fn sources(options: Options) -> Result<String, String> {
     let ground = Ground::with("", None);
     answering(&ground, options, || sources_on(&ground))
@@ -169,7 +170,7 @@ fn sources_on(ground: &Ground) -> Result<String, String> {
     Ok(format!("at most {worst} MiB under 128"))
 }
 
-/// The switch: where nothing is counted, the gigabyte is held.
+/// The control: without the account, the process holds the gigabyte.
 fn lifted(options: Options) -> Result<String, String> {
     let worker = attack_worker().display().to_string();
     let ground = Ground::with(&format!("[workers]\nprogram = {worker:?}\n"), None);
@@ -177,7 +178,7 @@ fn lifted(options: Options) -> Result<String, String> {
 }
 
 fn lifted_on(ground: &Ground) -> Result<String, String> {
-    let mut told = Vec::new();
+    let mut figures = Vec::new();
     for (number, body) in [HEAP[0], NATIVE[0]].iter().enumerate() {
         let limits = json!({ "memoryMb": 16, "cpuMs": 5000 });
         let request = |attack| json!({ "code": script(body), "props": { "attack": attack }, "limits": limits });
@@ -187,11 +188,11 @@ fn lifted_on(ground: &Ground) -> Result<String, String> {
         });
         let ((_, on), (_, off)) = (on?, off?);
         if on > bound(16) || off < 512 {
-            return Err(format!("{body}: {on} MiB where it counts, {off} MiB where it does not"));
+            return Err(format!("{body}: {on} MiB with the limit, {off} MiB without it"));
         }
-        told.push(format!("{on} and {off} MiB"));
+        figures.push(format!("{on} and {off} MiB"));
     }
-    Ok(told.join(", "))
+    Ok(figures.join(", "))
 }
 
 const SCRIPTS: &[&str] = &[
@@ -203,23 +204,24 @@ const SCRIPTS: &[&str] = &[
     "const keep = []; export default () => { for (let i = 0; i < 2e5; i++) keep.push({ i }); return 1 }",
     "const keep = []; export default () => { for (let i = 0; i < 50000; i++) keep.push(new ArrayBuffer(10)); return 1 }",
     "export default () => { const all = []; for (let i = 0; i < 1e6; i++) all.push({ i }); return 1 }",
-    // Four characters are a name, of which V8 has a table outside its heap.
+    // Strings of four characters become internalized names, for which V8 has a table outside its
+    // heap.
     "const keep = []; let n = 0; const letters = (x) => String.fromCharCode(161 + x % 90, 161 + (x / 90 | 0) % 90, \
      161 + (x / 8100 | 0) % 90, 161 + (x / 729000 | 0) % 90); export default () => { for (let i = 0; i < 20; i++) \
      keep.push(JSON.parse(JSON.stringify(Array.from({ length: 2e4 }, () => letters(n++))))); return 1 }",
-    // Native memory that has died, and then a heap that is nearly full.
+    // Dead native memory first, and then a heap that is nearly full.
     "const g = new Intl.Segmenter('en'); let junk, heap, n = 0; const fill = (count) => { const t = 'x'.repeat(25000); \
      const all = []; for (let i = 0; i < count; i++) all.push(g.segment(t)); return all }; export default () => { n++; \
      if (n === 1) junk = fill(1900); if (n === 2) { junk = null; fill(300) } \
      if (n === 3) { heap = 'x'.repeat(105 << 20); heap.charCodeAt(5) } return 1 }",
 ];
 
-/// Enough for those that gather most to fill the limit: some 28 MiB in a run.
+/// Enough runs for the scripts that gather most to fill the limit: some 28 MiB in a run.
 const fn runs(memory_mb: u64) -> u64 {
     10 + memory_mb / 25
 }
 
-/// Scripts that gather something, run after run.
+/// Scripts that gather memory, run after run.
 fn kept(options: Options) -> Result<String, String> {
     let ground = Ground::with("[workers]\nmax_memory_mb = 512\n[defaults.limits]\nmemory_mb = 512\n", None);
     answering(&ground, options, || kept_on(&ground, options))
@@ -244,12 +246,12 @@ fn kept_on(ground: &Ground, options: Options) -> Result<String, String> {
         }
     }
     let worst = limits.iter().zip(worst);
-    let told = worst.map(|(limit, (most, rest))| format!("at most {most} MiB under {limit}, {rest} MiB at rest"));
-    Ok(told.collect::<Vec<_>>().join("; "))
+    let figures = worst.map(|(limit, (most, rest))| format!("at most {most} MiB under {limit}, {rest} MiB at rest"));
+    Ok(figures.collect::<Vec<_>>().join("; "))
 }
 
-/// Runs a script some times. After each, the tenant's process comes to hold at most the limit and
-/// 16 MiB more than it did; says how much more that was at the most.
+/// Runs a script several times. After each run the tenant's process must come to hold at most the
+/// limit and 16 MiB more than it did before; returns the greatest excess.
 fn rests_after_runs(ground: &Ground, tenant: &str, memory_mb: u64) -> Result<u64, String> {
     let gauge = || ground.tenant(tenant)["resident"]["pid"].as_i64().and_then(|pid| i32::try_from(pid).ok());
     let before = gauge().and_then(|pid| Gauge::of(pid).rss()).ok_or("the tenant lives nowhere")?;
@@ -270,8 +272,8 @@ fn rests_after_runs(ground: &Ground, tenant: &str, memory_mb: u64) -> Result<u64
     Ok(most)
 }
 
-/// Texts of growing length, of which every second one dies before the next length: none of the
-/// holes is large enough for what comes.
+/// Texts of growing length, of which every second one dies before the next length: no hole is large
+/// enough for the next texts.
 const HOLES: &str = "async () => { const g = new Intl.Segmenter('en'); const all = globalThis.all = []; let live = [], \
     used = 0; const h = 'x'.repeat(100 << 20); h.charCodeAt(5); all.push(h); \
     for (const size of [15000, 31000, 63000, 127000]) { const t = 'x'.repeat(size / 2 - 40); \
@@ -279,15 +281,15 @@ const HOLES: &str = "async () => { const g = new Intl.Segmenter('en'); const all
     live.push(g.segment(t)); used += count * (size + 2600); if (size < 127000) { live = live.filter((_, i) => i % 2); \
     used /= 2 } } all.push(live); await new Promise((done) => setTimeout(done, 300)); return 1 }";
 
-/// A heap and buffers, or native memory with holes, while another script's isolate is kept: heaps
-/// of kept isolates are on the account of the run.
+/// A heap and buffers, or native memory with holes, while another script's isolate is kept: a run's
+/// account includes the heaps of kept isolates.
 fn beside(_: Options) -> Result<String, String> {
     const KEEPS: &str = "let k; export default () => { k ??= 'y'.repeat(110 << 20); k.charCodeAt(5); return 1 }";
     const FILLS_BOTH: &str = "async () => { const h = globalThis.h = 'x'.repeat(110 << 20); h.charCodeAt(5); \
         const b = globalThis.b = new Uint8Array(120 << 20).fill(1); \
         await new Promise((done) => setTimeout(done, 300)); return b.length }";
     let ground = Ground::with("", None);
-    let mut told = Vec::new();
+    let mut figures = Vec::new();
     for (number, code) in [FILLS_BOTH, HOLES].iter().enumerate() {
         let tenant = format!("acme-{number}");
         let path = format!("/v1/tenants/{tenant}/scripts/s");
@@ -302,12 +304,12 @@ fn beside(_: Options) -> Result<String, String> {
         if kept["outcome"] != "ok" || answer["outcome"].is_null() || grown > bound(128) {
             return Err(format!("{code}: {grown} MiB: {kept}, {answer}"));
         }
-        told.push(format!("{grown} MiB"));
+        figures.push(format!("{grown} MiB"));
     }
-    Ok(told.join(", "))
+    Ok(figures.join(", "))
 }
 
-/// What V8 could not make is refused before it tries: a neighbour's process goes on.
+/// A value that V8 could not build is refused before V8 tries, so the neighbour's process goes on.
 fn large(_: Options) -> Result<String, String> {
     let ground = Ground::with("", None);
     let pid = |tenant: &str| ground.tenant(tenant)["resident"]["pid"].clone();
@@ -327,15 +329,15 @@ fn large(_: Options) -> Result<String, String> {
             return Err(format!("{code}: {answer}, its process was {before} and is {}", pid(&tenant)));
         }
     }
-    Ok("each ended by itself".to_owned())
+    Ok("each run ended by itself".to_owned())
 }
 
-/// Some 30 MiB of heap, which stay.
+/// Some 30 MiB of heap, which the isolate keeps.
 const FILLS: &str =
     "let a; export default () => { a ??= Array.from({ length: 1e6 }, (_, i) => ({ i })); return a.length }";
 
-/// As many as may stay of one tenant's scripts, each well within the limit. A run of the attack
-/// harness has no limit when its isolate is put on the shelf.
+/// As many scripts of one tenant as may be kept, each well within the limit. A run of the attack
+/// harness has no limit when its isolate is kept.
 fn shelf(options: Options) -> Result<String, String> {
     let worker = attack_worker().display().to_string();
     let ground = Ground::with(&format!("[workers]\nprogram = {worker:?}\n"), None);
@@ -362,23 +364,23 @@ fn shelf_on(ground: &Ground) -> Result<String, String> {
             }
         }
         if !wait(PATIENCE, || ground.tenant(&tenant)["resident"]["warm"] == true) {
-            return Err("it does not come to rest".to_owned());
+            return Err("the tenant does not come to rest".to_owned());
         }
         Ok(gauge.rss().ok_or("the process has gone")?.saturating_sub(before))
     };
     let (on, off) = (rests(false)?, rests(true)?);
-    let said = format!("{on} MiB at rest, {off} MiB where nothing limits them");
+    let said = format!("{on} MiB at rest, {off} MiB without the limit");
     if on <= MEMORY_MB + 16 && off > 2 * MEMORY_MB { Ok(said) } else { Err(said) }
 }
 
-/// The figure that a neighbour's runs are held to.
+/// The latency that a neighbour's runs must keep.
 const NEIGHBOUR: Duration = Duration::from_millis(50);
 
-/// So many programs run beside one neighbour: a process has a dozen places, and never one twice.
+/// How many programs run beside one neighbour: a process has a dozen slots, and uses none twice.
 const PROGRAMS: usize = 8;
 
-/// Everything above, under new names, in the process of one that does nothing: it is served, not
-/// blamed, and not moved.
+/// Everything above, under new names, in the process of an idle neighbour, which must be served,
+/// and neither blamed nor moved.
 fn company(options: Options) -> Result<String, String> {
     let bodies: Vec<_> = HEAP.iter().chain(NATIVE).chain(BUFFERS).collect();
     let mut waits = Vec::new();
@@ -390,20 +392,21 @@ fn company(options: Options) -> Result<String, String> {
     }
     waits.sort_unstable();
     let at = |percent: usize| waits.get(waits.len() * percent / 100).copied().unwrap_or_default();
-    let told = format!(
+    let figures = format!(
         "{} runs of the neighbour: p50 {:.1?}, p99 {:.1?}, max {:.1?}",
         waits.len(),
         at(50),
         at(99),
         waits.last().copied().unwrap_or_default()
     );
-    if options.bench && at(99) > NEIGHBOUR { Err(told) } else { Ok(told) }
+    if options.bench && at(99) > NEIGHBOUR { Err(figures) } else { Ok(figures) }
 }
 
-/// What the neighbour's runs take beside the first of these programs, and how many those were: as
-/// many as there are places for, or fewer if one of them did not come into the neighbour's process.
+/// Runs as many of these programs beside the neighbour as there are slots for, or fewer if a
+/// program's tenant did not move into the neighbour's process. Returns how many ran, and the
+/// latencies of the neighbour's runs.
 fn in_company(programs: &[&&str]) -> Result<(usize, Vec<Duration>), String> {
-    // All programs are one uid's: with a budget of deaths, the later ones would live alone.
+    // All programs belong to one uid: with a budget of deaths, the later ones would live alone.
     let ground = Ground::start("[cordon.rules.deaths]\nbudget = 0\n");
     load(&ground, "good-1", &json!({ "code": "() => 1" }));
     let before = ground.tenant("good-1")["cordon"]["score"].clone();
@@ -442,20 +445,20 @@ fn in_company(programs: &[&&str]) -> Result<(usize, Vec<Duration>), String> {
     Ok(waits)
 }
 
-/// Lets a new tenant move in. Whether that is into the neighbour's process.
+/// Admits a new tenant; returns whether it moved into the neighbour's process.
 fn moves_in_with(ground: &Ground, tenant: &str, neighbour: &str) -> bool {
     let home = |name: &str| ground.tenant(name)["resident"]["pid"].as_i64();
     load(ground, tenant, &json!({ "code": "() => 1" }));
-    // The last program may have ended the neighbour's process: then it is about to get another one.
+    // The last program may have ended the neighbour's process; the neighbour is then about to move.
     wait(COMPANY, || home(neighbour).is_some()) && home(tenant) == home(neighbour)
 }
 
-/// For as long the neighbour may be without a home.
+/// How long the neighbour may be without a home.
 const COMPANY: Duration = Duration::from_secs(10);
 
-/// What a run lets go of costs it nothing but time.
+/// Garbage costs a run nothing but time.
 fn garbage(options: Options) -> Result<String, String> {
-    // A run may not have more than its tenant.
+    // A run cannot have more than its tenant.
     let ground = Ground::with("[defaults.limits]\ncpu_ms = 20000\nwall_ms = 60000\n", None);
     answering(&ground, options, || garbage_on(&ground))
 }
@@ -478,5 +481,5 @@ fn garbage_on(ground: &Ground) -> Result<String, String> {
             return Err(format!("{body}: {grown} MiB: {answer}"));
         }
     }
-    Ok("all ended by themselves".to_owned())
+    Ok("all runs ended by themselves".to_owned())
 }

@@ -1,4 +1,4 @@
-//! The one thread: what costs much for all must not be had for nothing.
+//! The supervisor's one thread: no client may get for free what costs the thread much.
 
 use std::io::Write;
 use std::time::Duration;
@@ -6,8 +6,9 @@ use std::time::Duration;
 use enisle_tests::{Answer, programs};
 use serde_json::json;
 
-use crate::ground::{Ground, Peer, answered, folder, probed, wait};
+use crate::ground::{Ground, Peer, answered, folder, wait};
 use crate::memory::largest_policy;
+use crate::pings::probed;
 use crate::{Case, Options};
 
 pub(crate) const CASES: &[Case] = &[
@@ -15,16 +16,16 @@ pub(crate) const CASES: &[Case] = &[
     Case { id: "S10 refused", title: "long bodies of a user without rights", run: refused },
     Case { id: "S10 lists", title: "lists of many tenants, by operators", run: lists },
     Case { id: "S10 events", title: "events, by operators that read fast, and by many that do not", run: events },
-    Case { id: "S10 errors", title: "errors that repeat what was sent", run: errors },
-    Case { id: "S16 workers", title: "workers that were taken over and flood their channels", run: workers },
-    Case { id: "S16 room", title: "logs of a worker for which there is no room", run: without_room },
+    Case { id: "S10 errors", title: "errors as long as a script can make them", run: errors },
+    Case { id: "S16 workers", title: "compromised workers that flood their channels", run: workers },
+    Case { id: "S16 room", title: "a worker's logs that find no memory", run: without_room },
     Case { id: "S10 open", title: "half of all connections, each with half a request", run: open },
-    Case { id: "S10 writers", title: "policies, as many at a time as there are connections", run: writers },
+    Case { id: "S10 writers", title: "policies, one at a time on each of many connections", run: writers },
     Case { id: "S10 half", title: "pipelined requests on half of all connections", run: half },
     Case { id: "S10 pipelined", title: "pipelined requests of clients that never read", run: pipelined },
 ];
 
-/// Makes the daemon know many tenants, whose they ever are.
+/// Makes the daemon know many tenants, of any owner.
 fn populate(ground: &Ground, count: usize) -> usize {
     let paths: Vec<_> = (0..count).map(|n| format!("/v1/tenants/acme-{n}/scripts/s")).collect();
     ground.root.flood(4, "PUT", &paths, br#"{"code":"1"}"#, 201)
@@ -39,18 +40,18 @@ fn info(options: Options) -> Result<String, String> {
     let ((refused, allowed), pings) = probed(&ground, || {
         let paths = vec!["/v1/info".to_owned(); ASKED];
         let refused = ground.stranger.flood(3, "GET", &paths, b"", 403);
-        // Also who may ask for it must not be able to stall the others.
+        // A client that may ask for it must not be able to stall the others either.
         (refused, ground.attacker.flood(20, "GET", &paths, b"", 200))
     });
-    let said = format!("{known} tenants; {refused} of {ASKED} refused to the one, {allowed} told to the other");
+    let said = format!("{known} tenants; {refused} of {ASKED} refused to the stranger, {allowed} answered to the peer");
     let pings = pings.verdict(options.bench).map_err(|pings| format!("{said}; {pings}"))?;
     if refused == ASKED && allowed == ASKED { Ok(format!("{said}; {pings}")) } else { Err(format!("{said}; {pings}")) }
 }
 
-/// Bodies without an end, in one piece and in chunks of one byte: what is sent of each until the
-/// daemon takes no more, and whether the client still reads why.
+/// Endless bodies, in one piece and in chunks of one byte: how much of each the daemon takes, and
+/// whether the client can still read the refusal.
 fn refused(options: Options) -> Result<String, String> {
-    // What a socket holds unread beside the 64 KiB that are read.
+    // What a socket holds unread, beside the 64 KiB that the daemon reads.
     const MOST: usize = 1 << 20;
     const BODIES: usize = 50;
     let ground = Ground::start("");
@@ -66,7 +67,7 @@ fn refused(options: Options) -> Result<String, String> {
                 while sent <= MOST && stream.write_all(pieces.as_bytes()).is_ok() {
                     sent += pieces.len();
                 }
-                // A body that is still taken has no answer.
+                // The daemon does not answer while it still takes the body.
                 let taken = sent > MOST;
                 let status = if taken { 0 } else { Answer::read(&mut stream)?.status };
                 Ok((sent, status))
@@ -75,10 +76,10 @@ fn refused(options: Options) -> Result<String, String> {
         });
         let sent = sent.map_err(|error| format!("{framing}: {error}"))?;
         let most = sent.iter().map(|(sent, _)| *sent).max().unwrap_or_default();
-        let told = sent.iter().filter(|(_, status)| *status == 403).count();
-        let what = format!("{framing}: at most {} KiB sent, {told} of {BODIES} refused", most >> 10);
+        let refusals = sent.iter().filter(|(_, status)| *status == 403).count();
+        let what = format!("{framing}: at most {} KiB sent, {refusals} of {BODIES} refused", most >> 10);
         let pings = pings.verdict(options.bench).map_err(|pings| format!("{what}; {pings}"))?;
-        if told < BODIES {
+        if refusals < BODIES {
             return Err(what);
         }
         said.push(format!("{what}; {pings}"));
@@ -86,31 +87,30 @@ fn refused(options: Options) -> Result<String, String> {
     Ok(said.join("; "))
 }
 
-/// Lists of tenants about whom there is as much to say as there can be, and those tenants one by
-/// one.
+/// Lists of tenants with as much state as a tenant can have, and each of those tenants alone.
 fn lists(options: Options) -> Result<String, String> {
-    // 128 KiB, and the item with which a page is full.
+    // 128 KiB, and the item that fills a page.
     const PAGE: usize = 160 << 10;
     const AT_ONCE: usize = 6;
     let ground = Ground::start("");
     let known = populate(&ground, MANY);
-    let told = |method: &str, path: &str, body: &str| {
+    let ask = |method: &str, path: &str, body: &str| {
         let answer = ground.root.ask(method, path, body.as_bytes());
         answer.map_err(|error| format!("{method} {path}: {error}"))
     };
-    let page = told("GET", "/v1/tenants?limit=100", "")?.json();
+    let page = ask("GET", "/v1/tenants?limit=100", "")?.json();
     let names: Vec<_> =
         page["tenants"].as_array().into_iter().flatten().filter_map(|row| row["name"].as_str()).collect();
     let many = json!({ "secrets": vec!["s"; 16_000] }).to_string();
-    let refused = told("PUT", "/v1/tenants/acme-0", &many)?.status;
+    let refused = ask("PUT", "/v1/tenants/acme-0", &many)?.status;
     let order = |level: &str| json!({ "level": level, "reason": "\u{1}".repeat(650) }).to_string();
     let (policy, solo, sealed) = (largest_policy(), order("solo"), order("sealed"));
     for name in &names {
         let (path, cordon) = (format!("/v1/tenants/{name}"), format!("/v1/tenants/{name}/cordon"));
-        // As many moves as are remembered.
+        // As many moves as the daemon remembers.
         let moves = [&solo, &sealed].into_iter().cycle().take(20).map(|order| ("PUT", &cordon, order.as_str()));
         for (method, path, body) in [("PUT", &path, policy.as_str())].into_iter().chain(moves) {
-            let status = told(method, path, body)?.status;
+            let status = ask(method, path, body)?.status;
             if status != 200 {
                 return Err(format!("{method} {path}: {status}"));
             }
@@ -135,7 +135,7 @@ fn lists(options: Options) -> Result<String, String> {
     let left = gauge.back_to(before + 16, Duration::from_secs(30));
     let (size, path) = sizes.into_iter().max().unwrap_or_default();
     let said = format!(
-        "{known} tenants, {} with the largest policy; {path} has {size} bytes; {listed} lists and {shown} tenants told; \
+        "{known} tenants, {} with the largest policy; {path} has {size} bytes; {listed} lists and {shown} tenants shown; \
          peak {peak} MiB, {before} before, then {left:?}; a policy of 16,000 secrets: {refused}",
         names.len()
     );
@@ -147,8 +147,8 @@ fn lists(options: Options) -> Result<String, String> {
     Err(format!("{said}; {pings}"))
 }
 
-/// The longest events that can be made, for clients that read as fast as they are written, and for
-/// as many as one uid may have that read nothing.
+/// The longest possible events, for clients that read as fast as the daemon writes, and for as many
+/// clients as one uid may have that read nothing.
 fn events(options: Options) -> Result<String, String> {
     const FAST: usize = 8;
     const EACH: usize = 3;
@@ -174,7 +174,7 @@ fn events(options: Options) -> Result<String, String> {
             readers.into_iter().map(|reader| reader.join().expect("it only reads").unwrap_or(0)).collect::<Vec<_>>()
         })
     });
-    // What is counted in a second takes the place of others, of another length.
+    // The counts of surplus events replace others, of another length.
     let least = (EACH * list / 100 * 95) as u64;
     let whole = read.iter().filter(|read| **read >= least).count();
     let said = format!("{whole} of {FAST} clients have read {EACH} lists of {list} bytes each");
@@ -190,21 +190,21 @@ fn events(options: Options) -> Result<String, String> {
     pings.beside(options, if begun == UNREAD && peak <= before + 64 { Ok(said) } else { Err(said) })
 }
 
-/// A script that throws what is as long as it may be, of what becomes six bytes each.
+/// A script that throws the longest possible error, in characters that take six bytes each.
 fn errors(options: Options) -> Result<String, String> {
     let ground = Ground::start("");
     let throws = "()=>{ const e = new Error('\\u0001'.repeat(900000)); e.stack = e.message; throw e }";
     let body = json!({ "code": throws }).to_string();
-    let (told, pings) = probed(&ground, || {
+    let (answers, pings) = probed(&ground, || {
         let paths: Vec<_> = (0..24).map(|n| format!("/v1/tenants/acme-{}/load", n % 3)).collect();
         ground.attacker.flood(3, "POST", &paths, body.as_bytes(), 200)
     });
-    let said = format!("{told} of 24 errors told");
+    let said = format!("{answers} of 24 errors answered");
     let pings = pings.verdict(options.bench).map_err(|pings| format!("{said}; {pings}"))?;
-    if told == 24 { Ok(format!("{said}; {pings}")) } else { Err(said) }
+    if answers == 24 { Ok(format!("{said}; {pings}")) } else { Err(said) }
 }
 
-/// Every connection that one uid may have, each with as many requests at a time as fit.
+/// Every connection that one uid may have, each with as many pipelined requests as fit.
 fn half(options: Options) -> Result<String, String> {
     const CONNECTIONS: usize = 500;
     const EACH: usize = 30;
@@ -217,18 +217,18 @@ fn half(options: Options) -> Result<String, String> {
         ("POST", "/v1/tenants/acme-1/load", "{}", 400),
     ] {
         let paths = vec![path.to_owned(); CONNECTIONS * EACH];
-        let (told, pings) = probed(&ground, || {
+        let (answers, pings) = probed(&ground, || {
             let streams: Vec<_> = (0..CONNECTIONS).filter_map(|_| ground.attacker.connect().ok()).collect();
             let connected = streams.len();
             drop(streams);
-            let told = ground.attacker.flood(connected, method, &paths, body.as_bytes(), status);
-            (connected, told)
+            let answers = ground.attacker.flood(connected, method, &paths, body.as_bytes(), status);
+            (connected, answers)
         });
-        let (connected, told) = told;
-        let what = format!("{path}: {told} of {} told on {connected} connections", paths.len());
+        let (connected, answers) = answers;
+        let what = format!("{path}: {answers} of {} answered on {connected} connections", paths.len());
         let pings = pings.verdict(options.bench).map_err(|pings| format!("{what}; {pings}"))?;
-        // Of runs the quota lets only so many through.
-        if connected < CONNECTIONS || (status == 200 && told < paths.len() / 2) {
+        // The quota admits only a limited number of runs.
+        if connected < CONNECTIONS || (status == 200 && answers < paths.len() / 2) {
             return Err(what);
         }
         said.push(format!("{what}; {pings}"));
@@ -260,14 +260,14 @@ fn pipelined(options: Options) -> Result<String, String> {
     if peak <= before + 64 { Ok(format!("{said}; {pings}")) } else { Err(format!("{said}; {pings}")) }
 }
 
-/// What is skipped for want of room counts as what is read: it ends as soon.
+/// Skipped input counts like input that is read, so a flood ends as soon.
 fn without_room(options: Options) -> Result<String, String> {
     let place = folder();
     let rogue = place.path().join("rogue-tenant-logs-without-room");
     std::fs::copy(programs().join("rogue-worker"), &rogue).map_err(|error| error.to_string())?;
     let config = format!("[workers]\nprogram = {rogue:?}\nkeys = \"off\"\n[api]\nbody_mb = 16\nread_secs = 120\n");
     let ground = Ground::with(&config, None);
-    // The attacker's half, but for less than a frame of log needs.
+    // The attacker's half, less than a frame of log short of it.
     let held = ground.attacker.unfinished(69, 60_000);
     let waiting = held.iter().filter(|stream| !answered(stream)).count();
     let (ran, pings) = probed(&ground, || ground.attacker.served("acme-1", "()=>1"));
@@ -277,7 +277,7 @@ fn without_room(options: Options) -> Result<String, String> {
     if caught && waiting >= 60 { Ok(format!("{said}; {pings}")) } else { Err(said) }
 }
 
-/// As many connections as one uid may have, none of which ever asks for anything.
+/// As many connections as one uid may have, none of which ever completes a request.
 fn open(options: Options) -> Result<String, String> {
     const OPEN: usize = 508;
     let ground = Ground::start("");
@@ -290,7 +290,7 @@ fn open(options: Options) -> Result<String, String> {
                 Some(stream)
             })
             .collect();
-        // A byte for each, again and again, and somebody who wants something.
+        // Sends one byte on each, again and again, while the victim asks for runs.
         let mut longest = Duration::ZERO;
         for _ in 0..20 {
             held.iter().for_each(|mut stream| drop(stream.write_all(b"x")));
@@ -307,12 +307,12 @@ fn open(options: Options) -> Result<String, String> {
     if held == OPEN && in_time { Ok(format!("{said}; {pings}")) } else { Err(said) }
 }
 
-/// Whoever waits for the disk waits on a thread, of which there are only so many, and which parsing
-/// needs.
+/// A request that waits for the disk occupies a thread. There is a limited number of threads, and
+/// parsing needs them too.
 fn writers(options: Options) -> Result<String, String> {
     const CONNECTIONS: usize = 100;
     const POLICIES: usize = 1000;
-    // Of policies at a time, of bodies, of what the daemon does by itself.
+    // Threads for policies, for bodies, and for the daemon's own work.
     const MORE: u64 = 10;
     let ground = Ground::start("");
     let gauge = ground.gauge();
@@ -343,8 +343,8 @@ fn writers(options: Options) -> Result<String, String> {
     if put == POLICIES && most <= before + MORE && in_time { Ok(format!("{said}; {pings}")) } else { Err(said) }
 }
 
-/// Native code in a worker can send what the worker's own code never would: every such frame ends
-/// the run as a violation, of which events tell, and the thread goes on.
+/// Native code in a worker can send what the worker's own code never would. Every such frame ends
+/// the run as a violation, causes an event, and leaves the supervisor's thread running.
 fn workers(options: Options) -> Result<String, String> {
     const TENANTS: usize = 12;
     let mut said = Vec::new();
@@ -357,7 +357,7 @@ fn workers(options: Options) -> Result<String, String> {
         "is-ready-at-length",
     ] {
         let place = folder();
-        // It is told how by its name.
+        // The rogue's name tells it how to misbehave.
         let rogue = place.path().join(format!("rogue-tenant-{how}"));
         std::fs::copy(programs().join("rogue-worker"), &rogue).map_err(|error| error.to_string())?;
         let config = format!("[workers]\nprogram = {rogue:?}\nkeys = \"off\"\n");
@@ -373,13 +373,13 @@ fn workers(options: Options) -> Result<String, String> {
                 answers.filter(|answer| answer.as_ref().is_err_and(|said| said.contains("violation"))).count()
             })
         });
-        let told = || ground.daemon.events().iter().filter(|event| event["event"] == "protocolViolation").count();
-        wait(Duration::from_secs(5), || told() >= TENANTS);
+        let reports = || ground.daemon.events().iter().filter(|event| event["event"] == "protocolViolation").count();
+        wait(Duration::from_secs(5), || reports() >= TENANTS);
         let peak = gauge.peak().ok_or("the daemon died")?;
         let pings = pings.verdict(options.bench).map_err(|pings| format!("{how}: {pings}"))?;
-        let what = format!("{how}: {caught} of {TENANTS} runs, {} told, peak {peak} MiB, {pings}", told());
-        // Each channel may hold a frame of the largest size.
-        if caught < TENANTS || told() < TENANTS || peak > before + 17 * TENANTS as u64 + 64 {
+        let what = format!("{how}: {caught} of {TENANTS} runs, {} reported, peak {peak} MiB, {pings}", reports());
+        // Each channel may hold one frame of the largest size.
+        if caught < TENANTS || reports() < TENANTS || peak > before + 17 * TENANTS as u64 + 64 {
             return Err(what);
         }
         said.push(what);

@@ -1,8 +1,10 @@
-//! The catalogue as attacks: what an attacker's script does, which layer has to stop it, and without which layers it has to
-//! succeed. Numbers are those of the design's attack catalogue (A.1 memory and keys, A.2 the filter, A.3 namespaces).
+//! The catalogue as attacks: what an attacker's script does, which layer must stop it, and without
+//! which layers it must succeed. The numbers are those of the design's attack catalogue (A.1 memory
+//! and keys, A.2 the filter, A.3 namespaces).
 //!
-//! A script gets `s`, the scene: where the victim's secrets are, and what an attacker of its level would know. It returns
-//! `true` when it has what it was after, and a word when it was refused to its face.
+//! A script gets `s`, the scene: where the victim's secrets are, and what an attacker of its level
+//! would know. It returns `true` if it got what it was after, and a word if a call was refused with
+//! an error.
 
 use enisle_hardening::Layer;
 use enisle_hardening::Layer::{
@@ -12,22 +14,23 @@ use enisle_hardening::Layer::{
 use crate::checks::{self, Check};
 use crate::tables;
 
-/// What has to become of an attack with every layer on.
+/// How an attack must end with every layer on.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Expected {
-    /// The filter traps a call: the record names the attacker's place.
+    /// The filter traps a call; the fault record names the attacker's slot.
     Trapped,
-    /// The kernel kills the process for a call, with SIGSYS and without a record.
+    /// The kernel kills the process for a call, with SIGSYS and without a fault record.
     Killed,
-    /// A closed key: the record names the attacker's place, and the address is the victim's.
+    /// A closed key: the fault record names the attacker's slot, and the address is the victim's.
     ClosedKey,
-    /// The worker finds that the thread has wrong keys, and ends itself; the record names the attacker's place.
+    /// The worker finds that the thread has wrong keys, and ends itself; the fault record names the
+    /// attacker's slot.
     Aborted,
     /// The page is read-only.
     NotWritable,
-    /// The script is refused and goes on.
+    /// A call of the script's is refused with an error, and the script goes on.
     Refused,
-    /// It succeeds, for the reason given, and only in its own process.
+    /// The attack succeeds, for the reason given, and only in its own process.
     Residual(&'static str),
 }
 
@@ -36,7 +39,7 @@ pub(crate) enum Expected {
 pub(crate) enum Control {
     /// The attack succeeds.
     Succeeds,
-    /// It cannot be shown, for this reason.
+    /// The attack cannot be shown, for this reason.
     NotHere(&'static str),
 }
 
@@ -45,9 +48,9 @@ pub(crate) enum Control {
 pub(crate) struct Attack {
     pub(crate) script: &'static str,
     pub(crate) expected: Expected,
-    /// Layers that stand in front of the one under test, and are off in both runs.
+    /// Layers in front of the one under test, which are off in both runs.
     pub(crate) aside: &'static [Layer],
-    /// The layers that stop it.
+    /// The layers that stop the attack.
     pub(crate) without: &'static [Layer],
     pub(crate) control: Control,
 }
@@ -56,11 +59,11 @@ pub(crate) struct Attack {
 #[derive(Debug)]
 pub(crate) enum Kind {
     Attack(Attack),
-    /// Looked at from outside.
+    /// An examination from outside.
     Check(Check),
 }
 
-/// A row of the catalogue; some have several ways.
+/// A row of the catalogue; some rows have several variants.
 #[derive(Debug)]
 pub(crate) struct Case {
     pub(crate) id: &'static str,
@@ -146,7 +149,8 @@ pub(crate) fn number_of(name: &str) -> Option<u64> {
     u64::try_from(*number).ok()
 }
 
-/// In front of every script: numbers of system calls, and what turns the scene's strings into addresses.
+/// Comes before every script: the numbers of system calls, and helpers that turn the scene's
+/// strings into addresses.
 pub(crate) fn prelude() -> String {
     let calls: Vec<_> = NUMBERS.iter().map(|(name, number)| format!("{name}: {number}n")).collect();
     format!(
@@ -159,7 +163,7 @@ const call = (name, ...args) => attack.syscall(N[name], ...args);
 const text = (string, offset = 0) => {{ new Uint8Array(own).set([...string].map((c) => c.charCodeAt(0)).concat(0), offset); return O + BigInt(offset); }};
 const words = (list, offset = 0) => {{ new BigUint64Array(own, offset, list.length).set(list.map((w) => BigInt.asUintN(64, w))); return O + BigInt(offset); }};
 const stolen = () => attack.read(V, 8n) === s.canary;
-// An attacker that has changed its keys puts them back, or the next edge of a call would end it.
+// An attacker that has changed its keys restores them, or the next check on an edge would end it.
 const hidden = (got) => {{ if (s.keys) attack.wrpkru(BigInt(s.pkru)); return got; }};
 ",
         calls.join(", ")
@@ -182,9 +186,9 @@ pub(crate) const CASES: &[Case] = &[
         "return attack.read(at(s.victim.array), 8n).length === 16"),
     attack("M02 tables", "read V8's tables of the victim's isolate", Expected::ClosedKey, KEYS,
         "return attack.read(at(s.victim.table), 8n).length === 16"),
-    attack("M02 rust", "read what the worker keeps for the victim: code, env, results", Expected::ClosedKey, KEYS,
+    attack("M02 rust", "read the worker's own memory for the victim: code, env, results", Expected::ClosedKey, KEYS,
         "return attack.read(at(s.victim.planted), 8n) === s.canary"),
-    behind("M02 island", "read any page of the victim's island that holds something", &[], KEYS,
+    behind("M02 island", "read any used page of the victim's island", &[], KEYS,
         "for (const page of s.victim.pages) if (attack.probe(at(page)) !== s.victim.key || attack.probeWrite(at(page)) !== s.victim.key) return true;
         return s.victim.pages.length + ' pages are closed'"),
     attack("M02 write", "write into a buffer of the victim", Expected::ClosedKey, KEYS,
@@ -192,19 +196,19 @@ pub(crate) const CASES: &[Case] = &[
     attack("M02 write tables", "write into V8's tables of the victim's isolate", Expected::ClosedKey, KEYS,
         "attack.write(at(s.victim.table), 0x58n); return attack.read(at(s.victim.table), 1n) === '58'"),
     check("M03", "the same after the victim has freed, resized and allocated again", Check::NamesAnother("the rounds below, and the oracle in storms")),
-    check("M03 tables", "what a corrupted handle had V8 write into a pooled table is gone in the next isolate", Check::Look(tables::cleared)),
-    check("M04", "what is readable of the victim's memory is on the documented list", Check::Look(checks::readable_is_documented)),
+    check("M03 tables", "what V8 wrote into a pooled table through a corrupted handle is gone in the next isolate", Check::Look(tables::cleared)),
+    check("M04", "the readable parts of the victim's memory are on the documented list", Check::Look(checks::readable_is_documented)),
     residual("M05", "overwrite the victim's isolate", "isolate objects are malloc's, and carry no key; a process is the boundary",
         "attack.write(at(s.victim.isolate) + 64n, BigInt(parseInt(attack.read(at(s.victim.isolate) + 64n, 1n), 16))); return true"),
     uncontrolled("M06", "call the worker with other keys open than its own", Expected::Aborted, "without keys there are no wrong ones",
         "attack.wrpkru(0n); console.log('x'); return true"),
-    check("M07", "no thread has more than one tenant's key, by the kernel's word", Check::Look(checks::keys_of_every_thread)),
+    check("M07", "no thread has more than one tenant's key, as reported by the kernel", Check::Look(checks::keys_of_every_thread)),
     residual("M08", "WRPKRU from native code", "an instruction cannot be forbidden; a process is the boundary",
         "attack.wrpkru(0n); const got = attack.read(V, 8n); attack.wrpkru(BigInt(s.pkru)); return got === s.canary"),
-    uncontrolled("M09 gate", "jump into the gate with a PKRU of one's own", Expected::Aborted,
+    uncontrolled("M09 gate", "jump into the gate with a chosen PKRU", Expected::Aborted,
         "M08 is the same instruction without the comparison", "return attack.callGate(0n) === 0n"),
-    check("M09", "WRPKRU and XRSTOR in the worker's program are those that are known", Check::Look(checks::instructions_that_write_pkru)),
-    check("M10", "constants that are WRPKRU in compiled code",
+    check("M09", "the worker's program has no unknown WRPKRU or XRSTOR", Check::Look(checks::instructions_that_write_pkru)),
+    check("M10", "constants that form WRPKRU in compiled code",
         Check::Residual("V8 does not blind constants; a worker without a compiler is the answer", checks::sprayed_constants)),
     attack("M11", "read the victim through /proc/self/mem", Expected::Trapped,
         &[ThreadFilter, Seccomp, EmptyRoot, Landlock, NotDumpable, Capabilities, NoNewPrivileges], "
@@ -214,11 +218,11 @@ pub(crate) const CASES: &[Case] = &[
         const n = call('process_vm_readv', 1n, words([O + 4096n, 8n]), 1n, words([V, 8n], 64), 1n, 0n);
         return n === 8n && attack.read(O + 4096n, 8n) === s.canary"),
     attack("M13", "attach to another thread by ptrace", Expected::Trapped, FILTERS,
-        // The kernel traces no thread of one's own process: that it says so shows that it was asked.
+        // The kernel lets no process trace its own threads: its error shows that the call was made.
         "return call('ptrace', 16n, 1n, 0n, 0n) === -1n"),
     attack("M14", "give the victim's page key 0", Expected::Trapped, &[ThreadFilter],
         "call('pkey_mprotect', V & ~4095n, 4096n, 3n, 0n); return stolen()"),
-    attack("M14 own", "give the victim's page one's own key", Expected::Trapped, &[ThreadFilter],
+    attack("M14 own", "give the victim's page the attacker's key", Expected::Trapped, &[ThreadFilter],
         "call('pkey_mprotect', V & ~4095n, 4096n, 3n, BigInt(s.key)); return stolen()"),
     attack("M15", "make a page execute-only, which strips its key", Expected::Trapped, FILTERS,
         "call('mprotect', O & ~4095n, 4096n, 4n); const got = call('mprotect', O & ~4095n, 4096n, 3n); return hidden(got === 0n)"),
@@ -229,7 +233,7 @@ pub(crate) const CASES: &[Case] = &[
     attack("M16 munmap", "unmap the victim's page", Expected::Trapped, THREAD, "return call('munmap', V & ~4095n, 4096n) === 0n"),
     attack("M16 mremap", "move a page over the victim's", Expected::Trapped, FILTERS,
         "const p = call('mmap', 0n, 4096n, 3n, 0x22n, -1n, 0n); return call('mremap', p, 4096n, 4096n, 3n, V & ~4095n) === (V & ~4095n)"),
-    attack("M16 reach", "unmap a range that begins at home and reaches the victim", Expected::Trapped, THREAD,
+    attack("M16 reach", "unmap a range that begins on the attacker's island and reaches the victim", Expected::Trapped, THREAD,
         "return call('munmap', at(s.own.sandbox) + (1n << 40n), 1n << 41n) === 0n"),
     attack("M17 dontneed", "zero the victim's page by madvise", Expected::Trapped, THREAD,
         "return call('madvise', V & ~4095n, 4096n, 4n) === 0n"),
@@ -249,7 +253,7 @@ pub(crate) const CASES: &[Case] = &[
     attack("M23", "set up io_uring", Expected::Trapped, &[ThreadFilter, Seccomp, Rlimits], "const got = call('io_uring_setup', 1n, O); return got >= 0n || 'errno ' + got"),
     attack("M24", "make a userfaultfd", Expected::Trapped, FILTERS, "return call('userfaultfd', 1n) >= 0n"),
     attack("M25", "set up asynchronous I/O", Expected::Trapped, FILTERS, "return call('io_setup', 1n, O) === 0n"),
-    attack("M26", "start a thread (libc blocks signals for it, so the kernel kills)", Expected::Killed, &[ThreadFilter, Keys], "return attack.thread(V) >= 0"),
+    attack("M26", "start a thread (libc blocks signals meanwhile, so the kernel kills the process)", Expected::Killed, &[ThreadFilter, Keys], "return attack.thread(V) >= 0"),
     residual("M27", "overwrite the victim's stack", "stacks carry no key: V8's locks read the stacks of waiting threads",
         "const b = attack.read(at(s.victim.stack), 1n); attack.write(at(s.victim.stack), BigInt(parseInt(b, 16))); return b.length === 2"),
     attack("M28 arch_prctl", "move the thread's segment base", Expected::Trapped, FILTERS, "return call('arch_prctl', 0x1003n, O) === 0n"),
@@ -258,12 +262,12 @@ pub(crate) const CASES: &[Case] = &[
         "words([0x7fff000000000006n], 64); return call('seccomp', 1n, 0n, words([1n, O + 64n])) === 0n"),
     attack("M30", "strip the key by the 32-bit table", Expected::Killed, FILTERS, "return attack.syscall32(20n) > 0n"),
     attack("M31 map", "map memory to write and execute", Expected::Trapped, FILTERS, "return attack.execute('b82a000000c3') === 42n"),
-    attack("M31 protect", "make one's own page executable", Expected::Trapped, FILTERS, "return call('mprotect', O & ~4095n, 4096n, 5n) === 0n"),
+    attack("M31 protect", "make the attacker's own page executable", Expected::Trapped, FILTERS, "return call('mprotect', O & ~4095n, 4096n, 5n) === 0n"),
     attack("M32", "have the kernel merge pages", Expected::Trapped, FILTERS,
         "const got = call('madvise', O & ~4095n, 4096n, 12n); return got === 0n || (got === -22n && 'this kernel merges no pages')"),
-    uncontrolled("M33", "overwrite what says which keys a thread gets", Expected::NotWritable, "the page is read-only whatever the layers",
+    uncontrolled("M33", "overwrite the page that says which keys a thread gets", Expected::NotWritable, "the page is read-only whatever the layers",
         "const page = attack.sealed(); attack.read(page, 8n); attack.write(page + 24n, 0n); return true"),
-    check("M33 calls", "whatever a script has the worker do, its keys are what they were", Check::Look(checks::keys_hold_whatever_is_called)),
+    check("M33 calls", "no call that a script can make changes its thread's keys", Check::Look(checks::keys_hold_whatever_is_called)),
     behind("M34", "have the kernel write into the victim's buffer", &[], KEYS,
         "const got = call('getrandom', V, 8n, 0n); return got === 8n || 'errno ' + got"),
     check("M35", "a crash leaves no dump", Check::Look(checks::no_dump)),
@@ -280,22 +284,22 @@ pub(crate) const CASES: &[Case] = &[
     attack("F04 call", "junk in the upper half of the number", Expected::Trapped, FILTERS, "return attack.syscall(N.getppid | 0x1234567800000000n) >= 0n"),
     check("F05", "every thread runs under its filters", Check::Look(checks::filters_of_every_thread)),
     attack("F06", "clone3, whose flags a filter cannot see", Expected::Trapped, FILTERS, "return call('clone3', 0n, 0n) !== -38n"),
-    attack("F07", "ioctl on one's own channel", Expected::Trapped, FILTERS, "return call('ioctl', channel, 0x541bn, O) === 0n"),
+    attack("F07", "ioctl on the attacker's own channel", Expected::Trapped, FILTERS, "return call('ioctl', channel, 0x541bn, O) === 0n"),
     attack("F08 dumpable", "prctl: become dumpable", Expected::Trapped, FILTERS, "return call('prctl', 4n, 1n, 0n, 0n, 0n) === 0n"),
-    attack("F08 name", "prctl: what starting a thread needs", Expected::Trapped, THREAD, "return call('prctl', 15n, text('x'), 0n, 0n, 0n) === 0n"),
+    attack("F08 name", "prctl: options that only the start of a thread needs", Expected::Trapped, THREAD, "return call('prctl', 15n, text('x'), 0n, 0n, 0n) === 0n"),
     attack("F09", "a trapped call is not made and the thread does not go on", Expected::Trapped, FILTERS, "return call('getppid') >= 0n"),
     attack("F09 blocked", "the same with the signal blocked", Expected::Killed, FILTERS,
         "call('rt_sigprocmask', 0n, words([1n << 30n]), 0n, 8n); return call('getppid') >= 0n"),
-    behind("F10", "what is refused with an error has no other effect", &[], THREAD, "const got = call('write', 2n, O, 1n); return got === 1n || 'errno ' + got"),
+    behind("F10", "a call that is refused with an error has no other effect", &[], THREAD, "const got = call('write', 2n, O, 1n); return got === 1n || 'errno ' + got"),
     check("F11", "no decision is left to user space", Check::Look(checks::no_user_notification)),
     attack("F12", "map a descriptor", Expected::Trapped, FILTERS,
-        // The kernel maps no socket: that it says so shows that it was asked.
+        // The kernel maps no socket: its error shows that the call was made.
         "return call('mmap', 0n, 4096n, 1n, 2n, channel, 0n) === -19n"),
     attack("F12 execute", "map a file to execute it", Expected::Trapped, FILTERS,
         "const fd = call('memfd_create', text('x'), 0n); call('ftruncate', fd, 4096n); return call('mmap', 0n, 4096n, 5n, 2n, fd, 0n) > 0n"),
     attack("F13", "execute an inherited file", Expected::Trapped, FILTERS, "return call('execveat', channel, text(''), 0n, 0n, 0x1000n) === -13n"),
     attack("F14", "signal the process", Expected::Trapped, FILTERS, "return call('kill', 1n, 0n) === 0n"),
-    check("F15", "no rule is there that nothing uses; that they do what they say is in hardening/tests/policy.rs", Check::Look(crate::usage::unused_rules)),
+    check("F15", "every rule is used; hardening/tests/policy.rs shows that the rules do what they say", Check::Look(crate::usage::unused_rules)),
 
     // A.3: namespaces, cgroups, descriptors, /proc.
     behind("N01", "open a file of the host", FILTERS, FILES, "const got = call('openat', -100n, text('/etc/passwd'), 0n); return got >= 0n || 'errno ' + got"),
@@ -304,10 +308,11 @@ pub(crate) const CASES: &[Case] = &[
     attack("N03 read", "read the victim's channel", Expected::Trapped, THREAD, "return call('recvfrom', at(s.victim.channel), O, 8n, 0x40n, 0n, 0n) === -11n"),
     attack("N03 write", "speak on the victim's channel", Expected::Trapped, THREAD, "return call('sendto', at(s.victim.channel), O, 1n, 0x4000n, 0n, 0n) === 1n"),
     attack("N03 duplicate", "duplicate a descriptor", Expected::Trapped, FILTERS, "return call('dup', 3n) > 3n"),
-    attack("N03 close", "close a channel, and wait for its number to be another's", Expected::Trapped, FILTERS,
+    attack("N03 close", "close a channel, and wait until another tenant gets its number", Expected::Trapped, FILTERS,
         "return call('close', at(s.victim.channel)) === 0n"),
     attack("N04", "send a descriptor to the supervisor", Expected::Trapped, FILTERS, "
-        // msghdr: name, namelen, iov, iovlen, control, controllen, flags; cmsg: length 20, SOL_SOCKET, SCM_RIGHTS, the descriptor.
+        // msghdr: name, namelen, iov, iovlen, control, controllen, flags;
+        // cmsg: length 20, SOL_SOCKET, SCM_RIGHTS, the descriptor.
         words([O, 1n], 256); words([20n, 0x0000000100000001n, channel], 320);
         return call('sendmsg', at(s.victim.channel), words([0n, 0n, O + 256n, 1n, O + 320n, 24n, 0n]), 0x4000n) === 1n"),
     attack("N05", "receive a descriptor", Expected::Trapped, THREAD,
@@ -315,10 +320,10 @@ pub(crate) const CASES: &[Case] = &[
     attack("N06", "make a socket", Expected::Trapped, FILTERS, "return call('socket', 1n, 1n, 0n) >= 0n"),
     behind("N07", "open the control groups", FILTERS, FILES, "const got = call('openat', -100n, text('/sys'), 0n); return got >= 0n || 'errno ' + got"),
     behind("N08", "read /proc", FILTERS, FILES, "const got = call('openat', -100n, text('/proc/version'), 0n); return got >= 0n || 'errno ' + got"),
-    check("N09", "nothing is in the worker's environment and arguments", Check::Look(checks::environment)),
+    check("N09", "the worker has no environment, and its arguments hold only its name", Check::Look(checks::environment)),
     behind("N10", "signal the supervisor", FILTERS, &[Namespaces, EmptyRoot, Landlock],
         "const got = call('kill', BigInt(s.supervisor), 0n); return got !== -3n || 'errno ' + got"),
     attack("N11 shm", "make System V shared memory", Expected::Trapped, FILTERS, "return call('shmget', 0n, 4096n, 0o600n) >= 0n"),
     attack("N11 keys", "ask for a keyring", Expected::Trapped, FILTERS, "return call('keyctl', 0n, -2n, 1n) > 0n"),
-    check("N12", "a bug in the kernel", Check::Residual("outside what a daemon can hold; the calls that reach it are counted", checks::number_of_calls)),
+    check("N12", "a bug in the kernel", Check::Residual("beyond what a daemon can prevent; the calls that reach the kernel are counted", checks::number_of_calls)),
 ];

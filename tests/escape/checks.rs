@@ -1,4 +1,5 @@
-//! Rows of the catalogue that are looked at from outside, by the kernel's word, and not attacked by a script.
+//! Rows of the catalogue that are not attacked by a script but examined from outside, as reported
+//! by the kernel.
 
 use std::collections::BTreeMap;
 use std::fs::{self, File};
@@ -12,15 +13,15 @@ use serde_json::json;
 use crate::Bench;
 use enisle_tests::rig::{Ran, Rig};
 
-/// How a row is looked at. The text of an error is what was found.
+/// How a row is examined. The text of an error is the finding.
 #[derive(Debug)]
 pub(crate) enum Check {
     Look(fn(&Bench) -> Result<String, String>),
-    /// It cannot be exercised here, for this reason.
+    /// The row cannot be exercised here, for this reason.
     NotHere(&'static str),
-    /// Another part of the tests holds it.
+    /// Another part of the tests covers it.
     NamesAnother(&'static str),
-    /// It is left, for this reason; what can be said about it.
+    /// The risk remains, for this reason; the function measures it.
     Residual(&'static str, fn(&Bench) -> Result<String, String>),
 }
 
@@ -28,15 +29,16 @@ fn text(error: impl std::fmt::Display) -> String {
     error.to_string()
 }
 
-/// A worker with an attacker, a victim with its secrets planted, and one more.
+/// A worker with an attacker, a victim with its secrets planted, and a bystander.
 fn scene(bench: &Bench) -> Result<(Rig, serde_json::Value), String> {
     bench.scene(bench.layers).map_err(text)
 }
 
-/// M04: every copy of the victim's secret, wherever in the process, and whether a neighbour could read it there.
+/// M04: finds every copy of the victim's secret in the process, and whether a neighbour could read
+/// it.
 pub(crate) fn readable_is_documented(bench: &Bench) -> Result<String, String> {
     if !nix::unistd::geteuid().is_root() {
-        return Ok("only root may look into a worker; not looked at".to_owned());
+        return Ok("only root can read a worker's memory: not examined".to_owned());
     }
     let (rig, scene) = scene(bench)?;
     let canary = hex(scene["canary"].as_str().unwrap_or_default());
@@ -44,8 +46,8 @@ pub(crate) fn readable_is_documented(bench: &Bench) -> Result<String, String> {
     let mut places: BTreeMap<&str, usize> = BTreeMap::new();
     for (address, key) in rig.find(&canary).map_err(text)? {
         let island = rig.zone.islands().position(|island| island.range().contains(&address));
-        // SECURITY.md lists what a neighbour can read and may hold a secret for a while: the stack, and V8's own allocations,
-        // none of which should hold one by now.
+        // SECURITY.md lists the memory that a neighbour can read and that may hold a secret for a
+        // while: the stack, and V8's own allocations. None of the latter should hold one by now.
         let place = match (island, key) {
             (Some(1), key) if key == tags.keys[1] => "closed to neighbours",
             (Some(1), 0) if rig.zone.island(1).is_some_and(|island| island.stack().contains(&address)) => "the stack",
@@ -60,7 +62,7 @@ pub(crate) fn readable_is_documented(bench: &Bench) -> Result<String, String> {
     if places.contains_key("closed to neighbours") {
         Ok(format!("copies of one secret: {places:?}"))
     } else {
-        Err(format!("the secret was not found at all, so nothing was looked at: {places:?}"))
+        Err(format!("the secret was not found at all, so nothing was examined: {places:?}"))
     }
 }
 
@@ -88,13 +90,15 @@ pub(crate) fn keys_of_every_thread(bench: &Bench) -> Result<String, String> {
     if seen.len() < 4 { Err(format!("only threads {seen:?} were seen")) } else { Ok(format!("{} threads", seen.len())) }
 }
 
-/// M09: what in the program writes PKRU, at any offset, aligned or not: WRPKRU, and XRSTOR with a mask that may include it.
+/// M09: the instructions in the program that write PKRU, at any offset, aligned or not: WRPKRU, and
+/// XRSTOR with a mask that may include it.
 pub(crate) fn instructions_that_write_pkru(bench: &Bench) -> Result<String, String> {
-    /// The gate's one copy and those of V8, which opens its JIT key; in a debug build of the pinned archive.
+    /// The gate's one copy, and those of V8, which opens its JIT key; counted in a debug build of
+    /// the pinned archive.
     const WRPKRU_KNOWN: usize = 12;
     let mut program = Vec::new();
     File::open(&bench.production_worker).and_then(|mut file| file.read_to_end(&mut program)).map_err(text)?;
-    let executable = executable_parts(&program).ok_or("the worker is no ELF file that can be read")?;
+    let executable = executable_parts(&program).ok_or("the worker is not a readable ELF file")?;
     let count = |needle: &dyn Fn(&[u8]) -> bool| {
         executable.iter().map(|part| part.windows(4).filter(|window| needle(window)).count()).sum::<usize>()
     };
@@ -121,13 +125,14 @@ fn executable_parts(program: &[u8]) -> Option<Vec<&[u8]>> {
     Some(parts)
 }
 
-/// M10: native code that a script has V8 write, with WRPKRU inside a constant, found from outside.
+/// M10: native code that V8 compiles for a script, with WRPKRU inside a constant, found from
+/// outside.
 pub(crate) fn sprayed_constants(bench: &Bench) -> Result<String, String> {
     let (mut rig, _) = scene(bench)?;
     let spray = "() => { const spray = (x) => { let y = x; for (let i = 0; i < 100; i++) y = (y ^ 0x10ef010f) + 0x3cef010f | 0; return y };
         let sum = 0; for (let i = 0; i < 200000; i++) sum = sum + spray(i) | 0; console.log('1'); return new Promise((r) => setTimeout(r, 60000)) }";
     rig.send(0, spray, &json!(null)).map_err(text)?;
-    rig.next_line(0).ok_or("the script did not get there")?;
+    rig.next_line(0).ok_or("the script printed nothing")?;
     let memory = File::open(format!("/proc/{}/mem", rig.pid())).map_err(text)?;
     let (mut found, tags) = (0, rig.tags.clone().ok_or("no keys")?);
     let island = rig.zone.island(0).ok_or("no island")?;
@@ -141,7 +146,7 @@ pub(crate) fn sprayed_constants(bench: &Bench) -> Result<String, String> {
     Ok(format!("{found} copies of WRPKRU in compiled code"))
 }
 
-/// M33: whatever a script makes the worker do, its thread's PKRU is what it was.
+/// M33: no call of a script changes its thread's PKRU.
 pub(crate) fn keys_hold_whatever_is_called(bench: &Bench) -> Result<String, String> {
     let (mut rig, _) = scene(bench)?;
     let script = "async () => {
@@ -166,13 +171,13 @@ pub(crate) fn keys_hold_whatever_is_called(bench: &Bench) -> Result<String, Stri
     }
 }
 
-/// M35: a worker that crashes hard is not dumped.
+/// M35: a worker that crashes leaves no core dump.
 pub(crate) fn no_dump(bench: &Bench) -> Result<String, String> {
     let (mut rig, _) = scene(bench)?;
     let limits = fs::read_to_string(format!("/proc/{}/limits", rig.pid())).map_err(text)?;
     let core = limits.lines().find(|line| line.starts_with("Max core file size")).unwrap_or_default().to_owned();
-    // Of 1 byte, so that none goes to a program either; of 0 where the tests were started with
-    // that.
+    // A limit of 1 byte, so that no dump goes to a program either; 0 if the tests were
+    // started with a limit of 0.
     let bound: Vec<_> = core.split_whitespace().skip(4).take(2).collect();
     if !matches!(bound.as_slice(), ["1", "1"] | ["0", "0"]) {
         return Err(core);
@@ -184,7 +189,7 @@ pub(crate) fn no_dump(bench: &Bench) -> Result<String, String> {
     }
 }
 
-/// F05: how many programs each thread runs under.
+/// F05: the number of filter programs on each thread.
 pub(crate) fn filters_of_every_thread(bench: &Bench) -> Result<String, String> {
     let (rig, _) = scene(bench)?;
     let confined = enisle_hardening::verify::confined_threads(nix::unistd::Pid::from_raw(rig.pid()), bench.layers)
@@ -214,7 +219,7 @@ pub(crate) const POLICIES: [&str; 3] = [
     include_str!("../../hardening/policy/sealed.json"),
 ];
 
-/// F11: what the policies answer with.
+/// F11: the actions that the policies use.
 pub(crate) fn no_user_notification(_: &Bench) -> Result<String, String> {
     for policy in POLICIES {
         let policy: serde_json::Value = serde_json::from_str(policy).map_err(text)?;
@@ -240,12 +245,13 @@ pub(crate) fn descriptors(bench: &Bench) -> Result<String, String> {
         found.push(target.split(':').next().unwrap_or_default().to_owned());
     }
     found.sort();
-    // 0 to 2 (the harness gives /dev/null for the pipe), the control channel, three tenants' channels.
+    // 0 to 2 (the harness gives /dev/null instead of the pipe), the control channel, three tenants'
+    // channels.
     let expected = ["/dev/null", "/dev/null", "/dev/null", "socket", "socket", "socket", "socket"];
     if found == expected { Ok(format!("{} descriptors", found.len())) } else { Err(format!("{found:?}")) }
 }
 
-/// N09: what is in the memory that `/proc` shows.
+/// N09: the contents of the memory that `/proc` shows.
 pub(crate) fn environment(bench: &Bench) -> Result<String, String> {
     let (rig, _) = scene(bench)?;
     let read = |file: &str| fs::read(format!("/proc/{}/{file}", rig.pid())).map_err(text);
@@ -257,7 +263,7 @@ pub(crate) fn environment(bench: &Bench) -> Result<String, String> {
     }
 }
 
-/// N12: the calls of the kernel's that a tenant's thread can reach.
+/// N12: the system calls that a tenant's thread can reach.
 pub(crate) fn number_of_calls(_: &Bench) -> Result<String, String> {
     /// Firecracker's threads have 27 to 50.
     const MOST: usize = 35;

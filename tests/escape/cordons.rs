@@ -1,5 +1,5 @@
-//! Cordons end to end, against tenants with native code: whoever probes is moved, and who is made to stumble is not moved for
-//! good.
+//! Cordons end to end, against tenants with native code: a tenant that probes is moved, and a
+//! tenant whose neighbour makes it crash is not moved for good.
 
 use std::path::Path;
 use std::time::{Duration, Instant};
@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use enisle_tests::Daemon;
 use serde_json::{Value, json};
 
-/// A second is enough for a suspicion here, so that its end can be seen.
+/// Suspicions last one second here, so that the test can observe their end.
 fn config(worker: &Path) -> String {
     let worker = worker.display().to_string();
     format!(
@@ -24,7 +24,8 @@ fn tenant(daemon: &Daemon, name: &str) -> Value {
     daemon.get(&format!("/v1/tenants/{name}"))
 }
 
-/// Waits until a tenant has a home of that level, ready for runs, or is expelled; how long that took.
+/// Waits until a tenant has a home of that level, ready for runs, or is expelled; returns how long
+/// that took.
 fn until(daemon: &Daemon, name: &str, level: &str, begun: Instant) -> Duration {
     daemon.wait_for(&format!("/v1/tenants/{name}"), |tenant| {
         tenant["cordon"]["level"] == level && (level == "expelled" || tenant["resident"]["cordon"] == level)
@@ -37,7 +38,7 @@ const ANOTHER_CAGE: &str = "() => { const mine = attack.self()[1] & ~4095n;
     for (const k of [-1n, 1n]) { const at = mine + k * 2n ** 41n + (1n << 40n); if (attack.probe(at) > 0) attack.read(at, 1n) }
     attack.syscall(57n); return 'went on' }";
 
-/// A tenant that probes is out of company at once, sealed when it does it again, and expelled the third time.
+/// A tenant that probes is isolated at once, sealed the second time, and expelled the third time.
 pub(crate) fn probes(worker: &Path) -> Result<String, String> {
     let mut slowest = Duration::ZERO;
     for code in [SYSTEM_CALL, ANOTHER_CAGE] {
@@ -46,7 +47,7 @@ pub(crate) fn probes(worker: &Path) -> Result<String, String> {
             daemon.run(name, "() => 1");
         }
         if daemon.worker_of("neighbour") != daemon.worker_of("prober") {
-            return Err("they were not in one process".to_owned());
+            return Err("the tenants did not share a process".to_owned());
         }
         for level in ["solo", "sealed", "expelled"] {
             let begun = Instant::now();
@@ -66,16 +67,16 @@ pub(crate) fn probes(worker: &Path) -> Result<String, String> {
             return Err(format!("the neighbour was moved too: {neighbour}"));
         }
     }
-    Ok(format!("solo, sealed, expelled; from the attack to a new home {} ms at the most", slowest.as_millis()))
+    Ok(format!("solo, sealed, expelled; from the attack to a new home at most {} ms", slowest.as_millis()))
 }
 
-/// Overwrites the stack of whoever lives beside the caller, who stumbles over it with the next run.
+/// Overwrites the stacks of the caller's neighbours, which makes their next runs crash.
 const PUSH: &str = "() => { let written = 0; const mine = attack.self()[1] & ~4095n;
     for (const k of [-1n, 1n]) for (let at = mine + k * 2n ** 41n; attack.probe(at) === -1; at++) { attack.write(at, 0x41n); written++ }
     return written }";
 
-/// An attacker makes its neighbour's thread stumble, again and again: the neighbour's score stays below the cordon, and when
-/// the suspicion is over it is back in company.
+/// An attacker makes its neighbour's thread crash, again and again. The neighbour's score must stay
+/// below the threshold, and when the suspicion has ended, the neighbour must be in company again.
 pub(crate) fn pushes(worker: &Path) -> Result<String, String> {
     let daemon = Daemon::start(&config(worker));
     let (mut most, mut stumbles) = (0.0_f64, 0);
@@ -87,7 +88,7 @@ pub(crate) fn pushes(worker: &Path) -> Result<String, String> {
         until(&daemon, "neighbour", "shared", Instant::now());
         daemon.run(&pusher, "() => 1");
         if daemon.worker_of("neighbour") != daemon.worker_of(&pusher) {
-            return Err(format!("round {round}: they were not in one process"));
+            return Err(format!("round {round}: the tenants did not share a process"));
         }
         let pushed = attack(&daemon, &pusher, PUSH);
         if pushed["result"].as_u64().is_none_or(|written| written == 0) {
@@ -104,7 +105,7 @@ pub(crate) fn pushes(worker: &Path) -> Result<String, String> {
     }
     until(&daemon, "neighbour", "shared", Instant::now());
     match (stumbles, most < 60.0) {
-        (0, _) => Err("the neighbour never stumbled, so nothing was tried".to_owned()),
+        (0, _) => Err("the neighbour never crashed, so nothing was tried".to_owned()),
         (_, false) => Err(format!("the neighbour's score reached {most}")),
         _ => Ok(format!("on record in {stumbles} of 3 rounds; its score reached {most}, and it is back in company")),
     }

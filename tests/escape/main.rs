@@ -1,10 +1,13 @@
-//! The attack harness: the catalogue of attacks, each with its expected verdict, each with its layer on and off.
+//! The attack harness: a catalogue of attacks, each with its expected verdict, each with its layer
+//! on and off.
 //!
-//! A worker built with natives for attackers (`attack-natives`, which no release can have) is started for every case as the
-//! supervisor would start it: an attacker, a victim that has planted secrets, and a bystander. With every layer on the attack
-//! has to end as the catalogue says; with the layers that stop it switched off it has to succeed, or the first result meant
-//! nothing. `--rounds N` sets how often memory is allocated, freed and attacked (300), `--soak SECONDS` how long a whole daemon
-//! is attacked (5), `--only ID` picks rows, `--json FILE` writes the table.
+//! Every case gets a worker with natives for attackers (`attack-natives`, which no release can
+//! have), started as the supervisor would start it, with an attacker, a victim that has planted
+//! secrets, and a bystander. With every layer on, the attack must end as the catalogue says. With
+//! the layers that stop it switched off, the attack must succeed; otherwise the first result would
+//! prove nothing. `--rounds N` sets how often memory is allocated, freed and attacked (300),
+//! `--soak SECONDS` how long a whole daemon is attacked (5), `--only ID` picks rows, `--json FILE`
+//! writes the table.
 #![forbid(unsafe_code)]
 #![allow(clippy::print_stdout, clippy::print_stderr, reason = "a test runner of its own")]
 
@@ -35,18 +38,18 @@ use cases::{Attack, CASES, Case, Control, Expected, Kind};
 use checks::Check;
 use enisle_tests::rig::{End, Ran, Rig, Workshop};
 
-/// What the cases work with.
+/// The workers that the cases use.
 pub(crate) struct Bench {
     workshop: Workshop,
-    /// Everything that the machine has.
+    /// All layers that the machine has.
     pub(crate) layers: LayerSet,
     pub(crate) production_worker: PathBuf,
     /// The worker with natives, which [`Bench::workshop`] starts.
     pub(crate) attacker: PathBuf,
 }
 
-/// What is planted: its beginning is what attackers look for.
-const CANARY: &str = "canary: 32 bytes that nobody else has";
+/// The planted secret. Attackers search for its beginning.
+const CANARY: &str = "canary: 32 bytes that no one else has";
 
 const VICTIM: &str = "(s) => {
     const bytes = (n) => new Uint8Array(n).map((_, i) => s.canary.charCodeAt(i % s.canary.length));
@@ -63,13 +66,13 @@ const VICTIM: &str = "(s) => {
 }";
 
 impl Bench {
-    /// A worker of that many places, with nobody in it.
+    /// A worker with that many slots and no tenant.
     pub(crate) fn start(&self, layers: LayerSet, places: u32) -> io::Result<Rig> {
         self.workshop.start(layers, places)
     }
 
-    /// An attacker in place 0, a victim in place 1 that is in the middle of a run, a bystander in place 2; and what an
-    /// attacker is told.
+    /// An attacker in slot 0, a victim in slot 1 that is in the middle of a run, and a bystander in
+    /// slot 2. Returns them with the facts that an attacker gets.
     pub(crate) fn scene(&self, layers: LayerSet) -> io::Result<(Rig, Value)> {
         let mut rig = self.start(layers, 3)?;
         for _ in 0..3 {
@@ -77,10 +80,10 @@ impl Bench {
         }
         rig.send(1, VICTIM, &json!({ "canary": CANARY }))?;
         let mut victim = rig.next_line(1).ok_or_else(|| io::Error::other("the victim has not planted its secrets"))?;
-        let island = |place| rig.zone.island(place).expect("three places");
+        let island = |place| rig.zone.island(place).expect("three slots");
         let window = island(1).window();
         let table = rig.targets(1)?.into_iter().find(|page| window.contains(page));
-        let table = table.ok_or_else(|| io::Error::other("nothing of the victim's is in its window"))?;
+        let table = table.ok_or_else(|| io::Error::other("the victim's window holds no page"))?;
         let key = |place: usize| rig.tags.as_ref().map_or(0, |tags| tags.keys[place]);
         victim["table"] = json!(table.to_string());
         let pages: Vec<_> = rig.targets(1)?.iter().map(ToString::to_string).collect();
@@ -98,7 +101,8 @@ impl Bench {
         Ok((rig, scene))
     }
 
-    /// Runs an attack once; what it came to, and how the worker ended if it did.
+    /// Runs an attack once; returns its result, how the worker ended if it did, and whether the
+    /// bystander still answers.
     fn attempt(&self, attack: &Attack, layers: LayerSet) -> io::Result<(Ran, Option<End>, bool)> {
         let (mut rig, scene) = self.scene(layers)?;
         let script = format!("{}{} }}", cases::prelude(), attack.script);
@@ -115,7 +119,7 @@ impl Bench {
 struct Row {
     id: &'static str,
     title: &'static str,
-    /// With every layer, and without those that stop it.
+    /// The verdict with every layer, and without the layers that stop the attack.
     with: String,
     without: String,
     as_expected: bool,
@@ -144,7 +148,7 @@ fn try_attack(bench: &Bench, case: &Case, attack: &Attack) -> Row {
                 Ok((Ran::Returned(Value::Bool(true)), ..)) => {
                     (format!("succeeds without {}", names(attack.without)), true)
                 }
-                // The machine lacks what the attack is about; the script says what.
+                // The machine lacks the attack's target; the script says what is missing.
                 Ok((Ran::Returned(Value::String(why)), ..)) if why.starts_with("this kernel") => {
                     (format!("not shown: {why}"), true)
                 }
@@ -229,7 +233,7 @@ fn main() -> ExitCode {
     {
         return ExitCode::SUCCESS;
     }
-    // With natives, and without.
+    // The worker with natives, and the one without.
     let (program, production_worker) = (enisle_tests::attack_worker(), enisle_tests::programs().join("enisle-worker"));
     let layers = posture.layers().unsealed();
     let workshop = Workshop::open(&program, layers).expect("the worker starts");
@@ -246,11 +250,11 @@ fn main() -> ExitCode {
             })
         })
         .collect();
-    // Chosen together as `rounds`, or each by its id.
+    // The rounds are chosen together as `rounds`, or each by its id.
     let chosen = |id: &str| wanted("rounds") || wanted(id);
     if chosen("M03 rounds") {
-        let title = "allocate, free, attack: every load and store of a neighbour's is trapped";
-        // The longest one comes first, or the others wait for it.
+        let title = "allocate, free, attack: every load and store into a neighbour is trapped";
+        // The longest job comes first, so that the others do not wait for it.
         jobs.insert(0, Job::new("M03 rounds", || found("M03 rounds", title, rounds::trapped(&bench, rounds))));
     }
     if chosen("M03 control") {
@@ -262,7 +266,7 @@ fn main() -> ExitCode {
         jobs.push(Job::new("M03 wasm", || found("M03 wasm", title, rounds::webassembly(&bench))));
     }
     let mut rows = side_by_side(&jobs);
-    // Each of these is a whole daemon with clients, which takes the whole machine.
+    // Each of these is a whole daemon with clients, and uses the whole machine.
     let mut alone = |id, title, run: &dyn Fn() -> Result<String, String>| {
         if wanted(id) {
             let row = found(id, title, run());
@@ -272,16 +276,16 @@ fn main() -> ExitCode {
     };
     let title = "twelve tenants in a process, one of them attacking without pause";
     alone("soak", title, &|| soak::run(&program, seconds));
-    let title = "who probes system calls or cages is moved out, sealed, expelled";
+    let title = "a tenant that probes system calls or cages is moved out, sealed, expelled";
     alone("cordons", title, &|| cordons::probes(&program));
-    alone("cordons", "who is made to stumble by a neighbour is not pushed out", &|| cordons::pushes(&program));
+    alone("cordons", "a tenant whose neighbour makes it crash is not pushed out", &|| cordons::pushes(&program));
     if let Some(file) = after("--json") {
         std::fs::write(file, as_json(&rows)).expect("the table is written");
     }
     conclude(&rows)
 }
 
-/// What makes one row of the table, with workers of its own.
+/// Produces one row of the table, with workers of its own.
 struct Job<'a> {
     id: &'static str,
     row: Box<dyn Fn() -> Row + Sync + 'a>,
@@ -293,11 +297,11 @@ impl<'a> Job<'a> {
     }
 }
 
-/// Longer than any row takes, where everything is slow.
+/// Longer than any row takes on a slow machine.
 const ROW_LIMIT: Duration = Duration::from_secs(15 * 60);
 
-/// Does the jobs, as many at a time as there are processors, and prints each row as it comes. Ends
-/// the harness, with the rows that have not come, if none comes for [`ROW_LIMIT`].
+/// Runs the jobs, as many at a time as there are processors, and prints each row when it is done.
+/// If no row is done for [`ROW_LIMIT`], ends the harness and names the missing rows.
 fn side_by_side(jobs: &[Job<'_>]) -> Vec<Row> {
     let next = AtomicUsize::new(0);
     let threads = std::thread::available_parallelism().map_or(1, usize::from);
@@ -309,9 +313,9 @@ fn side_by_side(jobs: &[Job<'_>]) -> Vec<Row> {
                 loop {
                     let index = next.fetch_add(1, Ordering::Relaxed);
                     let Some(job) = jobs.get(index) else { break };
-                    // A job that panics is a row that failed; the panic itself was printed.
+                    // A job that panics is a failed row; the panic itself was printed.
                     let row = catch_unwind(AssertUnwindSafe(&job.row)).unwrap_or_else(|_| {
-                        found("panic", "a row of the table", Err("it panicked; see above".to_owned()))
+                        found("panic", "a row of the table", Err("the job panicked; see above".to_owned()))
                     });
                     if done.send((index, row)).is_err() {
                         break;
@@ -332,8 +336,8 @@ fn side_by_side(jobs: &[Job<'_>]) -> Vec<Row> {
                     let begun = jobs.iter().enumerate().take(next.load(Ordering::Relaxed));
                     let stuck: Vec<_> =
                         begun.filter(|(index, _)| !table.contains_key(index)).map(|(_, job)| job.id).collect();
-                    println!("no row in {} s; these have not come: {}", ROW_LIMIT.as_secs(), stuck.join(", "));
-                    // Their threads cannot be waited for; the workers end with their parents.
+                    println!("no row in {} s; these are missing: {}", ROW_LIMIT.as_secs(), stuck.join(", "));
+                    // Their threads cannot be joined; the workers end with their parents.
                     std::process::exit(1);
                 }
             }
@@ -341,7 +345,7 @@ fn side_by_side(jobs: &[Job<'_>]) -> Vec<Row> {
     })
 }
 
-/// The row of something that either holds or does not.
+/// The row of a check that either holds or does not.
 fn found(id: &'static str, title: &'static str, result: Result<String, String>) -> Row {
     let (as_expected, with) = match result {
         Ok(found) => (true, format!("holds: {found}")),

@@ -1,11 +1,13 @@
-//! Storms: memory of a victim is allocated, freed, resized and given back without pause, and attacked and looked at meanwhile.
+//! Storms: a victim's memory is allocated, freed, resized and returned without pause, and meanwhile
+//! attacked and inspected.
 
 use serde_json::{Value, json};
 
 use crate::Bench;
 use enisle_tests::rig::Ran;
 
-/// Every kind of memory that V8 takes and gives back for a tenant: once, then without pause while what was named stays.
+/// Every kind of memory that V8 allocates and frees for a tenant: once, and then without pause
+/// while the named objects stay.
 const STORM: &str = "async (s) => {
     const storm = () => {
         const kept = [];
@@ -31,8 +33,8 @@ const STORM: &str = "async (s) => {
     }
 }";
 
-/// Loads and stores at every address: how many the victim's key stopped, how many found nothing mapped any more, and those
-/// that went through or met another key.
+/// Loads and stores at every address. Returns how many the victim's key stopped, how many found no
+/// mapping any more, and those that went through or met another key.
 const ATTACK: &str = "(s) => {
     let trapped = 0, gone = 0; const through = [];
     for (const text of s.at) {
@@ -44,8 +46,9 @@ const ATTACK: &str = "(s) => {
     return [trapped, gone, through];
 }";
 
-/// Each round the victim has a new isolate, allocates and frees, and stays for a moment; the attacker tries what it named, and
-/// every mapping of its island that holds anything. The oracle looks every tenth time.
+/// Each round the victim has a new isolate, allocates and frees, and stays for a moment. The
+/// attacker tries the addresses that it named, and every used mapping of its island. The oracle
+/// inspects all mappings every tenth round.
 pub(crate) fn trapped(bench: &Bench, rounds: usize) -> Result<String, String> {
     let text = |error: std::io::Error| error.to_string();
     let mut rig = bench.scene(bench.layers).map_err(text)?.0;
@@ -65,7 +68,8 @@ pub(crate) fn trapped(bench: &Bench, rounds: usize) -> Result<String, String> {
             (looks, mappings) = (looks + 1, mappings.max(seen.mappings));
         }
         let mut at: Vec<Value> = named.as_array().cloned().unwrap_or_default();
-        // What is named or mapped now may be given back before the attack: then nothing is there, and no key to stop it.
+        // The victim may free these before the attack: then there is no page, and no key to stop
+        // the access.
         if round % 10 == 0 {
             at.extend(pages.iter().map(|page| json!(page.to_string())));
         }
@@ -81,13 +85,13 @@ pub(crate) fn trapped(bench: &Bench, rounds: usize) -> Result<String, String> {
             other => return Err(format!("round {round}: the victim came to {other:?}")),
         }
     }
-    // Most of them have to meet something, or nothing was tried.
+    // Most accesses must meet a page, or nothing was tried.
     if trapped < 4 * rounds as u64 {
-        return Err(format!("only {trapped} loads and stores met a page of the victim's, {gone} met none"));
+        return Err(format!("only {trapped} loads and stores met a page of the victim, {gone} met none"));
     }
     Ok(format!(
-        "{rounds} rounds: {trapped} loads and stores trapped, {gone} found nothing any more, none went through; \
-         the oracle looked {looks} times at up to {mappings} mappings"
+        "{rounds} rounds: {trapped} loads and stores trapped, {gone} found no mapping any more, none went through; \
+         the oracle inspected up to {mappings} mappings {looks} times"
     ))
 }
 
@@ -104,7 +108,8 @@ pub(crate) fn control(bench: &Bench) -> Result<String, String> {
     }
 }
 
-/// WebAssembly: `(memory (export "m") 1 4096)`, `(func (export "f") (result i32) i32.const 0 i32.load)`.
+/// WebAssembly: `(memory (export "m") 1 4096)`,
+/// `(func (export "f") (result i32) i32.const 0 i32.load)`.
 const WEBASSEMBLY: &str = "(s) => {
     const code = new Uint8Array([0, 0x61, 0x73, 0x6d, 1, 0, 0, 0, 1, 5, 1, 0x60, 0, 1, 0x7f, 3, 2, 1, 0, 5, 5, 1, 1, 1, 0x80, 0x20,
         7, 9, 2, 1, 0x6d, 2, 0, 1, 0x66, 0, 0, 10, 9, 1, 7, 0, 0x41, 0, 0x28, 2, 0, 0x0b]);
@@ -123,15 +128,16 @@ const WEBASSEMBLY: &str = "(s) => {
     return new Promise((resolve) => setTimeout(() => resolve(grown[1]), s.stay));
 }";
 
-/// Tenants have no WebAssembly, and their filter lets nothing become executable, so this runs without the filter and with the
-/// harness's worker: should it come, its memories and its code carry the right keys.
+/// Tenants have no WebAssembly, and their filter makes no memory executable, so this uses the
+/// harness's worker without the filter. It shows that WebAssembly's memories and code would carry
+/// the right keys.
 pub(crate) fn webassembly(bench: &Bench) -> Result<String, String> {
     let text = |error: std::io::Error| error.to_string();
     let layers = bench.layers.without(enisle_hardening::Layer::ThreadFilter);
     let mut rig = bench.scene(layers).map_err(text)?.0;
     let tags = rig.tags.clone().ok_or("no keys")?;
     rig.send(2, WEBASSEMBLY, &json!({ "stay": 500 })).map_err(text)?;
-    let Some(named) = rig.next_line(2) else { return Err(format!("it came to {:?}", rig.end_of_run(2))) };
+    let Some(named) = rig.next_line(2) else { return Err(format!("the run ended as {:?}", rig.end_of_run(2))) };
     let seen =
         enisle_hardening::islands::tags::inspect_running(nix::unistd::Pid::from_raw(rig.pid()), &tags).map_err(text)?;
     if let Some(wrong) = seen.mistagged.first() {

@@ -1,7 +1,9 @@
-//! The whole daemon under attack: eleven tenants work, a twelfth attacks from the same process without pause.
+//! The whole daemon under attack: eleven tenants work, and a twelfth attacks from the same process
+//! without pause.
 //!
-//! Every attack ends the process, and the tenant that made it lives alone afterwards; so each comes from a tenant of its own.
-//! None of the others may have a run that fails, and each attack has to be told of with who did what to whom.
+//! Every attack ends the process, and its tenant lives alone afterwards, so each attack comes from
+//! a new tenant. No other tenant may have a failed run, and each attack must be reported with
+//! attacker, victim and method.
 
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -10,7 +12,8 @@ use std::time::{Duration, Instant};
 use enisle_tests::{Daemon, PATIENCE, SetOnDrop, wait};
 use serde_json::{Value, json};
 
-/// From an attacker's stack to the islands of its neighbours: reads, writes, unmaps, retags; other keys; noise on its channel.
+/// From an attacker's stack to its neighbours' islands: read, write, unmap, retag; other keys;
+/// noise on its channel.
 const ATTACKS: [&str; 6] = [
     "for (const at of near) attack.read(at, 1n)",
     "for (const at of near) attack.write(at, 1n)",
@@ -21,11 +24,12 @@ const ATTACKS: [&str; 6] = [
 ];
 
 const NEAR: &str = "const island = 2n ** 41n, mine = attack.self()[1] & ~4095n;
-    // The place before was taken earlier, so somebody lives there. The cage of a neighbour begins somewhere in the upper part of its island; its window is 1 GiB behind its stack.
+    // The slot before was taken earlier, so it has a tenant. A neighbour's cage begins somewhere in
+    // the upper part of its island; its window is 1 GiB behind its stack.
     const near = [-1n, 1n].map((k) => mine + k * island + (1n << 40n)).filter((at) => attack.probe(at) > 0);";
 
 pub(crate) fn run(worker: &Path, seconds: u64) -> Result<String, String> {
-    // All of these tenants are one uid's, which would be on probation after two attacks.
+    // All of these tenants belong to one uid, which would be on probation after two attacks.
     let config = format!(
         "[workers]\nprogram = {:?}\n[defaults.quota]\nper_second = 1000000\nburst = 1000000\n\
          [cordon.rules.deaths]\nbudget = 0\n",
@@ -55,14 +59,15 @@ pub(crate) fn run(worker: &Path, seconds: u64) -> Result<String, String> {
             .collect();
         let guard = SetOnDrop(&over);
         let begun = Instant::now();
-        // Each attack at least once, however slow the machine is.
+        // Each attack runs at least once, however slow the machine is.
         let goes_on = |attacks: usize| begun.elapsed() < Duration::from_secs(seconds) || attacks < ATTACKS.len();
         while goes_on(attacks) && clients.iter().all(|client| !client.is_finished()) {
             let (tenant, kind) = (format!("attacker-{attacks}"), attacks % ATTACKS.len());
             let code = format!("() => {{ {NEAR} {}; return 'went on' }}", ATTACKS[kind]);
             neighbours += gathered(&daemon);
             let run = daemon.load(&tenant, &json!({ "code": code, "props": { "attack": true } })).ok();
-            // Two attackers in a row may meet in one process, and the second then loses its worker to the first.
+            // Two attackers in a row may meet in one process, and the second then loses its worker
+            // to the first.
             if run["outcome"] != "violation" {
                 unexpected.push(run);
             }
@@ -77,18 +82,19 @@ pub(crate) fn run(worker: &Path, seconds: u64) -> Result<String, String> {
     if let Some(run) = unexpected.first() {
         return Err(format!("{} of {attacks} attacks did not end as violations: {run}", unexpected.len()));
     }
-    // An attacker comes into the fullest process.
+    // The supervisor puts an attacker into the fullest process.
     if neighbours < 3 * attacks {
-        return Err(format!("{neighbours} neighbours in {attacks} attacks: they were not in one process"));
+        return Err(format!("{neighbours} neighbours in {attacks} attacks: the tenants did not share a process"));
     }
     let found = judge(&daemon.events(), attacks, done.load(Ordering::SeqCst))?;
     Ok(format!("{found}; {} neighbours on average when an attacker came", neighbours / attacks.max(1)))
 }
 
-/// An attacker comes into the fullest process; so many have to be there for it to have neighbours.
+/// How many tenants must be in the fullest process, where the attacker goes, so that it has
+/// neighbours.
 const NEIGHBOURS: usize = 6;
 
-/// Waits until enough of the others are back in one process; how many are.
+/// Waits until enough of the others are in one process again; returns how many.
 fn gathered(daemon: &Daemon) -> usize {
     let mut most = 0;
     wait::within(PATIENCE, || {
@@ -98,35 +104,36 @@ fn gathered(daemon: &Daemon) -> usize {
     most
 }
 
-/// Tenants of the fullest process that takes somebody in.
+/// How many tenants the fullest process has that accepts another one.
 fn most_in_one(daemon: &Daemon) -> usize {
     let workers = daemon.get("/v1/workers");
     let shared = workers["workers"].as_array().into_iter().flatten().filter(|worker| worker["cordon"] == "shared");
     shared.filter_map(|worker| worker["tenants"].as_array().map(Vec::len)).max().unwrap_or(0)
 }
 
-/// What was told: at least one attack on a neighbour's memory by name, with address, layer and key.
+/// Judges the events: at least one attack on a neighbour's memory must be reported with its victim,
+/// address, layer and key.
 fn judge(events: &[Value], attacks: usize, done: u64) -> Result<String, String> {
-    let told: Vec<_> = events.iter().filter(|event| event["event"] == "violation").collect();
+    let violations: Vec<_> = events.iter().filter(|event| event["event"] == "violation").collect();
     let complete = |event: &&&Value| {
         event["layer"] == "keys"
             && event["victim"].is_string()
             && event["address"].as_str().is_some_and(|address| address.starts_with("0x"))
             && event["tenant"].as_str().is_some_and(|tenant| tenant.starts_with("attacker-"))
     };
-    let named = told.iter().filter(complete).count();
-    let filtered = told.iter().filter(|event| event["layer"] == "thread-filter").count();
+    let named = violations.iter().filter(complete).count();
+    let filtered = violations.iter().filter(|event| event["layer"] == "thread-filter").count();
     let wrong =
-        told.iter().find(|event| !event["tenant"].as_str().is_some_and(|tenant| tenant.starts_with("attacker-")));
+        violations.iter().find(|event| !event["tenant"].as_str().is_some_and(|tenant| tenant.starts_with("attacker-")));
     let protocol = events.iter().filter(|event| event["event"] == "protocolViolation").count();
     let retried = events.iter().filter(|event| event["event"] == "retried").count();
     match wrong {
-        Some(wrong) => Err(format!("an attack was put on another's account: {wrong}")),
+        Some(wrong) => Err(format!("an attack was blamed on another tenant: {wrong}")),
         None if named == 0 || filtered == 0 || protocol == 0 => Err(format!(
-            "of {attacks} attacks {named} were told of with their victim, {filtered} by the filter, {protocol} by protocol"
+            "of {attacks} attacks {named} were reported with their victim, {filtered} by the filter, {protocol} by protocol"
         )),
         None => Ok(format!(
-            "{attacks} attacks, {done} runs of the others and none failed ({retried} begun again); \
+            "{attacks} attacks, {done} runs of the others and none failed ({retried} restarted); \
              of the last events {named} name the victim, {filtered} the filter"
         )),
     }

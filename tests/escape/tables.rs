@@ -1,18 +1,18 @@
 //! What an isolate leaves in the pointer tables that the tenant's next isolate takes over
 //! (`v8/patches/02-pointer-tables-kept.patch`).
 //!
-//! Handles of objects are indices into such a table, and lie in the cage: whoever can corrupt the
-//! cage points one at a segment that the isolate does not use, and V8 writes there. The next
-//! isolate must find nothing of that.
+//! Handles of objects are indices into such a table, and lie in the cage. An attacker that can
+//! corrupt the cage points a handle at a segment that the isolate does not use, and V8 writes
+//! there. The next isolate must find no trace of that.
 //!
 //! ```text
 //! run     1        2        3
-//! table   A        B        A      the next isolate is made before the last one goes
+//! table   A        B        A      the next isolate is made before the last one is disposed of
 //!         dirty    -        look
 //! ```
 //!
 //! Clearing is part of V8's archive and cannot be switched off. The control is a worker whose
-//! program has a return instruction where the function that clears begins: there the next isolate
+//! program has a return instruction at the start of the clearing function: there the next isolate
 //! must find what was left.
 
 use std::fs::{self, Permissions};
@@ -26,10 +26,10 @@ use tempfile::TempPath;
 use crate::Bench;
 use enisle_tests::rig::{Ran, Rig, Workshop};
 
-/// In front of every script. `tables` are the places in the isolate where its table of external
-/// pointers can be: under the base that is there, a buffer's handle leads to an extension whose
-/// first word, its owner, is that place again. `pooled` are the segments that wait to be used.
-/// Layouts are those of V8 15.2: `JSArrayBuffer::extension_`, `kExternalPointerIndexShift`,
+/// Comes before every script. `tables` are the addresses in the isolate where its table of external
+/// pointers can be: with the base found there, a buffer's handle leads to an extension whose first
+/// word, its owner, is that address again. `pooled` are the segments that wait to be used. The
+/// layouts are those of V8 15.2: `JSArrayBuffer::extension_`, `kExternalPointerIndexShift`,
 /// `ManagedResource`, `SegmentedTable`.
 const PRELUDE: &str = "(s) => {
     const number = (digits) => { let n = 0n; for (let i = digits.length - 2; i >= 0; i -= 2) n = n << 8n | BigInt('0x' + digits.slice(i, i + 2)); return n; };
@@ -51,8 +51,8 @@ const PRELUDE: &str = "(s) => {
     const used = () => pooled.filter((offset) => !/^0*$/.test(attack.read(base + BigInt(offset), 16384n))).length;
 ";
 
-/// Points the buffer's handle at a segment that waits to be used, until a garbage collection has
-/// written there; and copies beside it an entry in use, a pointer that dies with this isolate.
+/// Points the buffer's handle at a waiting segment until a garbage collection has written there,
+/// and copies an entry in use beside it, a pointer that dies with this isolate.
 const DIRTY: &str = "
     if (pooled.length === 0 || used() !== 0) return pooled.length + ' segments wait, ' + used() + ' are not empty';
     // Segments are taken from the front, so this one waits longest; any of its entries will do.
@@ -67,14 +67,15 @@ const DIRTY: &str = "
     return { base: String(base), entry: String(entry), left: [word(entry), word(entry + 8n)].map(String) };
 }";
 
-/// What is where the last isolate with this table wrote, and how many waiting segments are used.
+/// Reads where the last isolate with this table wrote, and counts the waiting segments that are not
+/// empty.
 const LOOK: &str = "
     const entry = BigInt(s.entry), segment = entry - base & ~0x3fffn;
     return { base: String(base), waits: pooled.includes(segment), used: used(), left: [word(entry), word(entry + 8n)].map(String) };
 }";
 
-/// What a tenant's isolate wrote into a waiting segment of a table is gone when the next one has
-/// the table, and is not without the clearing.
+/// What a tenant's isolate wrote into a waiting segment of a table is gone when the next isolate
+/// gets the table; without the clearing it is still there.
 pub(crate) fn cleared(bench: &Bench) -> Result<String, String> {
     let (left, found) = attack(&bench.workshop, bench)?;
     if found != json!({ "base": left["base"], "waits": true, "used": 0, "left": ["0", "0"] }) {
@@ -124,13 +125,13 @@ fn without_clearing(program: &Path) -> io::Result<TempPath> {
     *begins.ok_or_else(|| io::Error::other(format!("{} has no function {CLEAR}", program.display())))? = RETURN;
     let mut copy = tempfile::NamedTempFile::new()?;
     copy.write_all(&bytes)?;
-    // For the user that the worker runs as.
+    // Readable and executable for the worker's uid.
     copy.as_file().set_permissions(Permissions::from_mode(0o755))?;
-    // Closed: a file that is open for writing cannot be executed.
+    // Closed, because a file that is open for writing cannot be executed (execve(2), ETXTBSY).
     Ok(copy.into_temp_path())
 }
 
-/// Where in an ELF file a function begins, by the file's own table of symbols.
+/// The offset of a function in an ELF file, according to the file's own symbol table.
 fn offset_of(program: &[u8], name: &str) -> Option<usize> {
     const SYMBOL_TABLE: usize = 2;
     let number = |at: usize, bytes: usize| {
@@ -150,6 +151,6 @@ fn offset_of(program: &[u8], name: &str) -> Option<usize> {
     };
     let symbol = (symbols..symbols + bytes).step_by(24).find(is_wanted)?;
     let holder = section(number(symbol + 6, 2)?);
-    // From an address in memory to the place in the file.
+    // Converts the address in memory to an offset in the file.
     Some(number(symbol + 8, 8)? - number(holder + 16, 8)? + number(holder + 24, 8)?)
 }

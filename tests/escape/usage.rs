@@ -1,5 +1,6 @@
-//! Rules of the filters that nothing uses: every system call of a worker is seen by `ptrace` while it starts tenants and runs
-//! a bit of everything, and each rule has to have let one through, or to be named below with its reason.
+//! Finds rules of the filters that are not used: `ptrace` shows every system call of a worker while
+//! it starts tenants and runs code of every kind. Each rule must let one of those calls through, or
+//! be listed below with its reason.
 
 use std::collections::BTreeSet;
 
@@ -13,9 +14,10 @@ use serde_json::{Value, json};
 use crate::Bench;
 use crate::checks::POLICIES;
 
-/// What only happens now and then, and what a machine may need that this one does not: by call and, where it matters, value.
+/// Calls that happen only now and then, or that another machine may need: by name and, where it
+/// matters, by value.
 const RARE: &[(&str, &str)] = &[
-    ("write", "last words, from a handler"),
+    ("write", "last message, from a handler"),
     ("tgkill", "abort"),
     ("exit_group", "the end of the process, from a handler"),
     ("restart_syscall", "the kernel's own, after a stop"),
@@ -29,12 +31,12 @@ const RARE: &[(&str, &str)] = &[
     ("brk", "malloc, until its heap has no room to grow"),
     ("mremap", "realloc of large blocks"),
     ("mprotect 7", "V8's code range where there are no keys"),
-    ("pkey_mprotect 3", "a mapping of V8's that is ready to use"),
+    ("pkey_mprotect 3", "V8's mappings when they are ready to use"),
     ("futex 9", "a wait with a deadline on some versions of libc and std"),
     ("futex 0", "a lock that several threads want"),
 ];
 
-/// A run that takes and gives back memory of every kind, waits, prints, fails.
+/// A run that allocates and frees memory of every kind, waits, prints, fails.
 const WORK: &str = "async () => {
     const kept = [];
     for (let i = 0; i < 30; i++) {
@@ -52,7 +54,7 @@ const WORK: &str = "async () => {
     return text.length;
 }";
 
-/// A system call of a thread: whether a tenant's, its number, its arguments.
+/// A system call: whether a tenant's thread made it, its number, its arguments.
 type Seen = BTreeSet<(bool, u64, [u64; 6])>;
 
 pub(crate) fn unused_rules(bench: &Bench) -> Result<String, String> {
@@ -64,7 +66,7 @@ pub(crate) fn unused_rules(bench: &Bench) -> Result<String, String> {
         for rule in policy[name]["filter"].as_array().ok_or("a policy has rules")? {
             rules += 1;
             let used = seen.iter().any(|(tenant, number, args)| {
-                // A tenant's thread is under both lists, once it is confined.
+                // A confined tenant's thread is under both lists.
                 (*tenant || name == "allow") && matches(rule, *number, args)
             });
             let call = rule["syscall"].as_str().unwrap_or_default();
@@ -83,7 +85,7 @@ pub(crate) fn unused_rules(bench: &Bench) -> Result<String, String> {
     if unused.is_empty() {
         Ok(format!("{} different calls seen; all of {rules} rules are used or known to be rare", seen.len()))
     } else {
-        Err(format!("nothing uses {}", unused.join("; ")))
+        Err(format!("unused: {}", unused.join("; ")))
     }
 }
 
@@ -98,14 +100,15 @@ fn matches(rule: &Value, number: u64, args: &[u64; 6]) -> bool {
     named == Some(number) && rule["args"].as_array().is_none_or(|conditions| conditions.iter().all(condition))
 }
 
-/// Every thread that is traced by, and every process that was started by, the calling thread:
-/// workers of other rows are not its own.
+/// Waits only for threads that the calling thread traces and for processes that it started: workers
+/// of other rows are not its own.
 const OWN: WaitPidFlag = WaitPidFlag::__WALL.union(WaitPidFlag::__WNOTHREAD);
 
-/// Traces every thread of the worker, those included that it starts, while tenants move in, work and move out.
+/// Traces every thread of the worker, including those that it starts, while tenants move in, work
+/// and move out.
 ///
-/// A process whose threads are traced is gone only when its tracer has collected each of them. So
-/// the loop goes on until there is none, whatever went wrong: the worker is killed first then.
+/// A process with traced threads is gone only when the tracer has collected each of them. So the
+/// loop continues until none is left, even after an error: it then kills the worker first.
 fn watch(rig: &mut Rig) -> nix::Result<Seen> {
     let worker = Pid::from_raw(rig.pid());
     let mut outcome = trace(worker);
@@ -143,14 +146,14 @@ fn watch(rig: &mut Rig) -> nix::Result<Seen> {
     })
 }
 
-/// Begins to trace every thread that the process has.
+/// Starts to trace every thread of the process.
 fn trace(worker: Pid) -> nix::Result<()> {
     let options = ptrace::Options::PTRACE_O_TRACESYSGOOD | ptrace::Options::PTRACE_O_TRACECLONE;
     for thread in std::fs::read_dir(format!("/proc/{worker}/task")).into_iter().flatten().flatten() {
         let Ok(thread) = thread.file_name().to_string_lossy().parse() else { continue };
         let thread = Pid::from_raw(thread);
         match ptrace::seize(thread, options).and_then(|()| ptrace::interrupt(thread)) {
-            // It has ended since the folder was read.
+            // The thread has ended since the folder was read.
             Ok(()) | Err(nix::Error::ESRCH) => {}
             Err(error) => return Err(error),
         }

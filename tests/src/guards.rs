@@ -1,4 +1,4 @@
-//! What must happen when a test ends, also when it fails.
+//! Cleanup that must happen when a test ends, even if it fails.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 

@@ -1,4 +1,5 @@
-//! What the tests share: a daemon of their own, a client for its socket, and what the machine has to have.
+//! Shared by the tests: a daemon for each test, a client for its socket, and checks for what the
+//! machine offers.
 #![forbid(unsafe_code)]
 #![allow(clippy::print_stderr, reason = "a skipped test says why")]
 
@@ -20,11 +21,11 @@ use tempfile::{TempDir, TempPath};
 pub use guards::SetOnDrop;
 pub use wait::{PATIENCE, until as wait_until};
 
-/// Names the folder with the programs under test where nothing can be built: in the emulated
-/// machine.
+/// The environment variable that names the folder of the programs under test where they cannot be
+/// built: in the emulated machine.
 pub const PROGRAMS_VARIABLE: &str = "ENISLE_PROGRAMS";
 
-/// The folder with `enisled`, `enisle-worker` and `enisle`, built once for all tests of this process.
+/// The folder with `enisled`, `enisle-worker` and `enisle`, built once for all tests of a process.
 pub fn programs() -> &'static Path {
     static PROGRAMS: OnceLock<PathBuf> = OnceLock::new();
     PROGRAMS.get_or_init(|| {
@@ -40,7 +41,7 @@ pub fn programs() -> &'static Path {
     })
 }
 
-/// Builds programs into the folder of a profile, with that profile; the folder.
+/// Builds programs into a profile's folder, with that profile; returns the folder.
 ///
 /// # Panics
 /// They do not build.
@@ -55,11 +56,11 @@ pub fn build(dir: &Path, what: &[&str]) -> PathBuf {
     dir.to_owned()
 }
 
-/// A copy of a program in which texts are replaced by others, which are filled up with spaces:
-/// how a defence is switched off that is a flag of V8's.
+/// A copy of a program in which texts are replaced by others, padded with spaces. This switches off
+/// a defence that is a flag of V8's.
 ///
 /// # Panics
-/// A text is not there, or the other one is longer.
+/// A text is not in the program, or its replacement is longer.
 pub fn altered(program: &Path, texts: &[(&str, &str)]) -> TempPath {
     let mut bytes = fs::read(program).expect("the program is built");
     for (text, other) in texts {
@@ -73,14 +74,14 @@ pub fn altered(program: &Path, texts: &[(&str, &str)]) -> TempPath {
     }
     let mut copy = tempfile::Builder::new().prefix("enisle-altered-").tempfile().expect("a file");
     copy.write_all(&bytes).expect("the copy is written");
-    // For the user that the worker runs as.
+    // Readable and executable for the worker's uid.
     let open = std::os::unix::fs::PermissionsExt::from_mode(0o755);
     copy.as_file().set_permissions(open).expect("it is ours");
-    // Closed: a file that is open for writing cannot be executed.
+    // Closed, because a file that is open for writing cannot be executed (execve(2), ETXTBSY).
     copy.into_temp_path()
 }
 
-/// The worker with natives to attack it with (`attack-natives`), built if it is not there.
+/// The worker with natives for attackers (`attack-natives`), built if it does not exist.
 pub fn attack_worker() -> PathBuf {
     static WORKER: OnceLock<PathBuf> = OnceLock::new();
     let worker = WORKER.get_or_init(|| {
@@ -93,9 +94,10 @@ pub fn attack_worker() -> PathBuf {
     worker.clone()
 }
 
-/// Whether a test can run that needs `feature` (`pku`, `userns`, `landlock`, `seccomp`, `root`, or a program such as `node`). If
-/// it cannot, it says so; with the feature named in `ENISLE_REQUIRE` it fails instead, and with it
-/// named in `ENISLE_ELSEWHERE` another machine of the same test command runs it.
+/// Whether a test can run that needs `feature` (`pku`, `userns`, `landlock`, `seccomp`, `root`, or
+/// a program such as `node`). If it cannot, this prints so. If `ENISLE_REQUIRE` names the feature,
+/// the test fails instead; if `ENISLE_ELSEWHERE` names it, another machine of the same test command
+/// runs the test.
 pub fn has(feature: &str, present: bool) -> bool {
     let names = |variable| std::env::var(variable).unwrap_or_default().split(',').any(|name| name == feature);
     assert!(present || !names("ENISLE_REQUIRE"), "ENISLE_REQUIRE names {feature}, and this machine lacks it");
@@ -114,7 +116,7 @@ pub struct Daemon {
     pub folder: TempDir,
 }
 
-/// Tenants share a process also on machines without keys: what most tests need.
+/// Lets tenants share a process even on machines without keys, which most tests need.
 pub const SHARING: &str = "[workers]\nshare_without_keys = true\n";
 
 impl Daemon {
@@ -126,7 +128,7 @@ impl Daemon {
 
     /// Starts a daemon in a folder that an earlier one may have used.
     pub fn start_in(folder: TempDir, config: &str) -> Self {
-        // Readable for tests that run a client as another user.
+        // Readable, because some tests run a client as another user.
         let open = std::os::unix::fs::PermissionsExt::from_mode(0o755);
         fs::set_permissions(folder.path(), open).expect("the folder is ours");
         fs::write(folder.path().join("enisled.toml"), config).expect("the configuration is written");
@@ -155,7 +157,7 @@ impl Daemon {
     /// execute one.
     ///
     /// # Panics
-    /// There is no word.
+    /// `words` is empty.
     pub fn command_of(words: &[&OsStr], folder: &Path, socket: &Path) -> Command {
         let log = fs::File::create(folder.join("log")).expect("a log file");
         let (program, rest) = words.split_first().expect("a program");
@@ -182,25 +184,25 @@ impl Daemon {
         self.try_request("GET", "/_ping", b"").is_ok()
     }
 
-    /// Kills the daemon as nothing may, and gives its folder back.
+    /// Kills the daemon without warning, and returns its folder.
     pub fn kill_hard(mut self) -> TempDir {
         self.process.kill().expect("the daemon is our child");
         self.process.wait().expect("the daemon is our child");
         std::mem::replace(&mut self.folder, tempfile::tempdir().expect("a folder"))
     }
 
-    /// Asks the daemon to end, without waiting for it.
+    /// Asks the daemon to end, without waiting for its end.
     pub fn terminate(&self) {
         nix::sys::signal::kill(nix::unistd::Pid::from_raw(self.pid()), nix::sys::signal::Signal::SIGTERM)
             .expect("it is ours");
     }
 
-    /// Waits for the daemon's end; its exit code.
+    /// Waits until the daemon has ended; returns its exit code.
     pub fn exit_code(&mut self) -> Option<i32> {
         self.process.wait().expect("the daemon is our child").code()
     }
 
-    /// One request, one answer.
+    /// Sends one request and reads its answer.
     pub fn request(&self, method: &str, path: &str, body: &[u8]) -> Answer {
         self.try_request(method, path, body).unwrap_or_else(|error| panic!("{method} {path}: {error}\n{}", self.log()))
     }
@@ -218,19 +220,19 @@ impl Daemon {
         self.request("POST", &format!("/v1/tenants/{tenant}/load"), request.to_string().as_bytes())
     }
 
-    /// Runs one function expression for a tenant; what the run came to.
+    /// Runs one function expression for a tenant; returns the answer.
     pub fn run(&self, tenant: &str, code: &str) -> Value {
         self.load(tenant, &json!({ "code": code })).ok()
     }
 
-    /// Waits until `ready` says so of the state that `path` shows.
+    /// Waits until `ready` accepts the state at `path`; returns that state.
     pub fn wait_for(&self, path: &str, ready: impl Fn(&Value) -> bool) -> Value {
         let mut state = Value::Null;
         let came = wait::within(PATIENCE, || {
             state = self.get(path);
             ready(&state)
         });
-        assert!(came, "{path} never became what was awaited: {state}\n{}", self.log());
+        assert!(came, "{path} never reached the awaited state: {state}\n{}", self.log());
         state
     }
 
@@ -240,21 +242,22 @@ impl Daemon {
         answer.body.split(|byte| *byte == b'\n').filter_map(|line| serde_json::from_slice(line).ok()).collect()
     }
 
-    /// Waits for an event of which `is_it` says so. What anybody can cause is told once a second.
+    /// Waits for an event that `is_it` accepts. Events that any client can cause are emitted once a
+    /// second.
     pub fn await_event(&self, what: &str, is_it: impl Fn(&Value) -> bool) -> Value {
         wait::found(PATIENCE, || self.events().into_iter().find(&is_it))
-            .unwrap_or_else(|| panic!("{what} was never told of: {:?}", self.events()))
+            .unwrap_or_else(|| panic!("no event reports {what}: {:?}", self.events()))
     }
 
-    /// The worker that a tenant lives in, if it lives anywhere at the moment.
+    /// The worker where a tenant lives, if it has a home at the moment.
     pub fn home_of(&self, tenant: &str) -> Option<i32> {
         let pid = self.get(&format!("/v1/tenants/{tenant}"))["resident"]["pid"].as_i64()?;
         i32::try_from(pid).ok()
     }
 
-    /// The worker that a tenant lives in.
+    /// The worker where a tenant lives.
     pub fn worker_of(&self, tenant: &str) -> i32 {
-        self.home_of(tenant).unwrap_or_else(|| panic!("{tenant} lives nowhere"))
+        self.home_of(tenant).unwrap_or_else(|| panic!("{tenant} has no home"))
     }
 }
 
@@ -263,7 +266,7 @@ impl Drop for Daemon {
         let _ = self.process.kill();
         let _ = self.process.wait();
         if std::thread::panicking() {
-            eprintln!("what the daemon said:\n{}", self.log());
+            eprintln!("the daemon's log:\n{}", self.log());
         }
     }
 }
@@ -306,8 +309,8 @@ impl From<Response> for Answer {
     }
 }
 
-/// Whether a process is there.
+/// Whether a process is alive.
 pub fn is_alive(pid: i32) -> bool {
-    // A zombie is dead: nobody has collected it yet.
+    // A zombie is dead: its parent has not collected it yet.
     fs::read_to_string(format!("/proc/{pid}/stat")).is_ok_and(|stat| !stat.contains(") Z "))
 }

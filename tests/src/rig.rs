@@ -1,4 +1,5 @@
-//! One worker in a vice: started as the supervisor starts it, with the layers that a case asks for, and spoken to directly.
+//! One worker in a test rig: started as the supervisor starts it, with the layers that a case asks
+//! for, and spoken to directly.
 
 use std::fs::File;
 use std::io::{self, Read, Write};
@@ -25,10 +26,10 @@ use serde_json::{Value, json};
 
 /// Longer than anything here takes.
 const PATIENCE: Duration = Duration::from_secs(20);
-/// Committed memory: plenty.
+/// The bound of committed memory: plenty.
 const DATA_BYTES: u64 = 8 << 30;
 
-/// What every worker of a run of the harness has in common.
+/// What all workers of a harness run share.
 #[derive(Debug)]
 pub struct Workshop {
     program: File,
@@ -54,13 +55,13 @@ pub struct Tenant {
     runs: u64,
 }
 
-/// What became of a run.
+/// How a run ended.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Ran {
     Returned(Value),
-    /// It threw.
+    /// The script threw.
     Threw(String),
-    /// The worker ended under it.
+    /// The worker ended during the run.
     Gone,
 }
 
@@ -72,7 +73,7 @@ pub struct End {
 }
 
 impl Workshop {
-    /// Opens the worker program and has it make the snapshot.
+    /// Opens the worker program and has it make the startup snapshot.
     pub fn open(program: &std::path::Path, layers: LayerSet) -> io::Result<Self> {
         let null = || File::open("/dev/null").map(OwnedFd::from);
         let mut workshop = Self { program: File::open(program)?, snapshot: null()? };
@@ -85,9 +86,9 @@ impl Workshop {
         Ok(workshop)
     }
 
-    /// A host with `places` places, ready.
-    pub fn start(&self, layers: LayerSet, places: u32) -> io::Result<Rig> {
-        let mut rig = self.start_as(Role::Host, layers, places, Some(&self.snapshot))?;
+    /// A host with that many slots, ready.
+    pub fn start(&self, layers: LayerSet, slots: u32) -> io::Result<Rig> {
+        let mut rig = self.start_as(Role::Host, layers, slots, Some(&self.snapshot))?;
         match read_frame(&mut rig.control, MAX_FROM_WORKER_BYTES).map_err(io::Error::other)? {
             FromWorker::Ready(ready) => {
                 let zone = rig.zone.clone();
@@ -98,7 +99,7 @@ impl Workshop {
         }
     }
 
-    fn start_as(&self, role: Role, layers: LayerSet, places: u32, snapshot: Option<&OwnedFd>) -> io::Result<Rig> {
+    fn start_as(&self, role: Role, layers: LayerSet, slots: u32, snapshot: Option<&OwnedFd>) -> io::Result<Rig> {
         let (mut control, theirs) = UnixStream::pair()?;
         control.set_read_timeout(Some(PATIENCE))?;
         let root = nix::unistd::geteuid().is_root();
@@ -120,7 +121,7 @@ impl Workshop {
         .map_err(io::Error::other)?;
         let faults = FaultPage::new()?;
         let mut random = File::open("/dev/urandom")?;
-        let zone = Zone::place(places as usize, || {
+        let zone = Zone::place(slots as usize, || {
             let mut bytes = [0; 8];
             random.read_exact(&mut bytes).expect("the kernel has random numbers");
             u64::from_ne_bytes(bytes)
@@ -131,7 +132,7 @@ impl Workshop {
             role,
             layers: layers.bits(),
             data_bytes: DATA_BYTES,
-            max_tenants: places,
+            max_tenants: slots,
             jitless: layers.has(Layer::DenyWriteExecute),
             zone: zone_parts,
         };
@@ -147,18 +148,18 @@ impl Rig {
     /// The worker's process.
     ///
     /// # Panics
-    /// It has ended.
+    /// The process has ended.
     #[must_use]
     pub fn pid(&self) -> i32 {
         self.started.as_ref().expect("it has not ended").pid.as_raw()
     }
 
-    /// One more tenant, in the next place; waits until its thread is ready.
+    /// Admits one more tenant, into the next slot, and waits until its thread is ready.
     pub fn admit(&mut self) -> io::Result<usize> {
-        let place = self.tenants.len();
+        let number = self.tenants.len();
         let (mut ours, theirs) = UnixStream::pair()?;
         ours.set_read_timeout(Some(PATIENCE))?;
-        let slot = Slot(u32::try_from(place).map_err(io::Error::other)?);
+        let slot = Slot(u32::try_from(number).map_err(io::Error::other)?);
         let bytes =
             encode(&ToWorker::Admit(Admit { slot, memory_mb: 128 }), MAX_TO_WORKER_BYTES).map_err(io::Error::other)?;
         let sent = fds::send_with(self.control.as_fd(), &bytes, &[theirs.as_fd()])?;
@@ -170,10 +171,11 @@ impl Rig {
         }
         self.tenants.push(Tenant { channel: ours, runs: 0 });
         self.admitted += 1;
-        Ok(place)
+        Ok(number)
     }
 
-    /// Lets every tenant move out, and waits until the worker says that their threads have ended.
+    /// Makes every tenant move out, and waits until the worker reports that their threads have
+    /// ended.
     pub fn move_out(&mut self) {
         self.tenants.clear();
         let mut left = std::mem::take(&mut self.admitted);
@@ -183,38 +185,38 @@ impl Rig {
     }
 
     /// See [`Tenant::send`].
-    pub fn send(&mut self, place: usize, code: &str, argument: &Value) -> io::Result<()> {
-        self.tenants[place].send(code, argument)
+    pub fn send(&mut self, slot: usize, code: &str, argument: &Value) -> io::Result<()> {
+        self.tenants[slot].send(code, argument)
     }
 
     /// See [`Tenant::end_of_run`].
-    pub fn end_of_run(&mut self, place: usize) -> Ran {
-        self.tenants[place].end_of_run()
+    pub fn end_of_run(&mut self, slot: usize) -> Ran {
+        self.tenants[slot].end_of_run()
     }
 
     /// See [`Tenant::next_line`].
-    pub fn next_line(&mut self, place: usize) -> Option<Value> {
-        self.tenants[place].next_line()
+    pub fn next_line(&mut self, slot: usize) -> Option<Value> {
+        self.tenants[slot].next_line()
     }
 
     /// See [`Tenant::run`].
-    pub fn run(&mut self, place: usize, code: &str, argument: &Value) -> Ran {
-        self.tenants[place].run(code, argument)
+    pub fn run(&mut self, slot: usize, code: &str, argument: &Value) -> Ran {
+        self.tenants[slot].run(code, argument)
     }
 
-    /// Everybody who was admitted, for speaking with several at a time.
+    /// All admitted tenants, for runs on several at a time.
     pub fn tenants(&mut self) -> &mut [Tenant] {
         &mut self.tenants
     }
 
-    /// Whether a tenant in that place still gets an answer.
-    pub fn answers(&mut self, place: usize) -> bool {
-        self.run(place, "() => 'alive'", &Value::Null) == Ran::Returned(json!("alive"))
+    /// Whether a tenant in that slot still answers a run.
+    pub fn answers(&mut self, slot: usize) -> bool {
+        self.run(slot, "() => 'alive'", &Value::Null) == Ran::Returned(json!("alive"))
     }
 
-    /// Kills the worker; nothing if it has ended.
+    /// Kills the worker. Does nothing if it has ended.
     pub fn kill(&self) {
-        self.started.as_ref().expect("nobody has waited for its end").kill();
+        self.started.as_ref().expect("the worker's end has not been awaited").kill();
     }
 
     /// Waits for the end of the worker.
@@ -228,13 +230,14 @@ impl Rig {
         tags::mappings(io::BufReader::new(File::open(format!("/proc/{}/smaps", self.pid()))?)).collect()
     }
 
-    /// Every place in the process where those bytes are, with the key of the page: what `/proc/PID/mem` shows to root.
+    /// Every address in the process where those bytes are, with the key of the page: what
+    /// `/proc/PID/mem` shows to root.
     pub fn find(&self, needle: &[u8]) -> io::Result<Vec<(usize, u8)>> {
         let memory = File::open(format!("/proc/{}/mem", self.pid()))?;
         let mut found = Vec::new();
         for Mapping { pages, key, .. } in self.resident()? {
             let mut bytes = vec![0; pages.len().min(256 << 20)];
-            // What cannot be read holds nothing.
+            // An unreadable mapping holds no copy.
             let Ok(read) = memory.read_at(&mut bytes, pages.start as u64) else { continue };
             let hits = memchr::memmem::find_iter(&bytes[..read], needle);
             found.extend(hits.map(|offset| (pages.start + offset, key)));
@@ -242,15 +245,15 @@ impl Rig {
         Ok(found)
     }
 
-    /// Mappings of which anything is in memory.
+    /// The mappings with resident pages.
     fn resident(&self) -> io::Result<Vec<Mapping>> {
         Ok(self.mappings()?.into_iter().filter(|mapping| mapping.resident > 0).collect())
     }
 
-    /// Pages on a tenant's island that hold something, outside its stack and its code: what there is to attack, whatever key
-    /// they carry.
-    pub fn targets(&self, place: usize) -> io::Result<Vec<usize>> {
-        let island = self.zone.island(place).expect("a place of this worker");
+    /// The used pages of a tenant's island, outside its stack and its code, whatever key they
+    /// carry: what there is to attack.
+    pub fn targets(&self, slot: usize) -> io::Result<Vec<usize>> {
+        let island = self.zone.island(slot).expect("a slot of this worker");
         let (range, stack) = (island.range(), island.stack());
         let on_island = |pages: &std::ops::Range<usize>| range.contains(&pages.start) && !stack.contains(&pages.start);
         let code = self.tags.as_ref().map(|tags| tags.jit);
@@ -284,7 +287,7 @@ impl Tenant {
             keep: None,
         };
         let input = Input { args: json!([argument]).to_string(), props: "{\"attack\":true}".to_owned() };
-        // Where a tenant keeps its secrets.
+        // `env` is where tenants keep their secrets.
         let env = Env { json: if argument.is_object() { argument.to_string() } else { "{}".to_owned() } };
         let code = Code::Short(code.to_owned());
         for part in [ToTenant::Run(run), ToTenant::Input(input), ToTenant::Env(env), ToTenant::Code(code)] {

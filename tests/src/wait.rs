@@ -1,6 +1,6 @@
-//! Waiting with a deadline: a look every few milliseconds.
+//! Waits with a deadline: checks a condition every few milliseconds.
 //!
-//! A test shares the processors with the daemon that it waits for, so it sleeps between two looks.
+//! A test shares the processors with the daemon that it waits for, so it sleeps between two checks.
 
 use std::thread;
 use std::time::{Duration, Instant};
@@ -8,23 +8,23 @@ use std::time::{Duration, Instant};
 /// Longer than anything here takes on a busy machine.
 pub const PATIENCE: Duration = Duration::from_secs(60);
 
-/// The time between two looks.
+/// The time between two checks.
 pub const PAUSE: Duration = Duration::from_millis(5);
 
-/// Waits until `done`.
+/// Waits until `done` returns true.
 ///
 /// # Panics
 /// `done` was still false after [`PATIENCE`].
 pub fn until(what: &str, done: impl FnMut() -> bool) {
-    assert!(within(PATIENCE, done), "{what} did not come about");
+    assert!(within(PATIENCE, done), "{what} did not happen");
 }
 
-/// Waits until `done`, at most for `patience`, and returns the last answer.
+/// Waits until `done` returns true, at most for `patience`, and returns the last answer.
 pub fn within(patience: Duration, mut done: impl FnMut() -> bool) -> bool {
     found(patience, || done().then_some(())).is_some()
 }
 
-/// Waits until `look` finds something, at most for `patience`. The last look is at the deadline.
+/// Waits until `look` finds something, at most for `patience`. The last check is at the deadline.
 pub fn found<T>(patience: Duration, mut look: impl FnMut() -> Option<T>) -> Option<T> {
     let begun = Instant::now();
     loop {
@@ -42,7 +42,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_wait_in_vain_ends_with_a_look_at_the_deadline() {
+    fn a_wait_in_vain_ends_with_a_check_at_the_deadline() {
         let (mut looks, begun) = (0, Instant::now());
         assert!(!within(PAUSE * 4, || {
             looks += 1;

@@ -1,4 +1,4 @@
-//! What the daemon answers, held to its description (`enisle-api`).
+//! The daemon's answers match their description (`enisle-api`).
 
 use enisle_api::OPENAPI;
 use enisle_api::types::about::{Info, Version};
@@ -16,7 +16,7 @@ use serde_json::{Value, json};
 
 use crate::evidence::{GUEST, STRANGER, ask_as, with_guest};
 
-/// Reads an answer as what it is described as, and holds that nothing of it is lost.
+/// Parses an answer as its described type, and asserts that no field is lost.
 #[track_caller]
 fn described<T: DeserializeOwned + Serialize>(answer: &[u8]) -> T {
     let shown = String::from_utf8_lossy(answer);
@@ -27,7 +27,7 @@ fn described<T: DeserializeOwned + Serialize>(answer: &[u8]) -> T {
 }
 
 #[test]
-fn what_an_operator_is_answered_is_as_it_is_described() {
+fn answers_to_an_operator_match_their_description() {
     let daemon = Daemon::start(SHARING);
     let ask = |method: &str, path: &str, body: &Value| {
         let answer = daemon.request(method, path, body.to_string().as_bytes());
@@ -37,8 +37,8 @@ fn what_an_operator_is_answered_is_as_it_is_described() {
     let policy = json!({ "owner": "o", "secrets": ["s"], "quota": { "burst": 9 } });
     described::<TenantView>(&ask("PUT", "/v1/tenants/t", &policy).1);
     for (status, version) in [(201, 1), (200, 1)] {
-        let (told, script) = ask("PUT", "/v1/tenants/t/scripts/s", &json!({ "code": "n => n" }));
-        assert_eq!((told, described::<Script>(&script).version), (status, version));
+        let (answered, script) = ask("PUT", "/v1/tenants/t/scripts/s", &json!({ "code": "n => n" }));
+        assert_eq!((answered, described::<Script>(&script).version), (status, version));
     }
     let code = json!({ "code": "() => { console.log('x'); throw new Error('y') }" });
     for (path, body) in [("scripts/s/run", json!({ "args": [null] })), ("load", code)] {
@@ -66,7 +66,7 @@ fn what_an_operator_is_answered_is_as_it_is_described() {
 }
 
 #[test]
-fn what_a_peer_is_answered_is_as_it_is_described() {
+fn answers_to_a_peer_match_their_description() {
     let Some(daemon) = with_guest() else { return };
     let get = |path: &str| ask_as(&daemon, GUEST, "GET", path, "").body;
     let run = ask_as(&daemon, GUEST, "POST", "/v1/tenants/guest-1/load", r#"{"code": "() => 1"}"#);
@@ -77,7 +77,7 @@ fn what_a_peer_is_answered_is_as_it_is_described() {
 }
 
 #[test]
-fn the_document_is_for_everybody_whom_a_rule_names() {
+fn the_document_is_served_to_every_uid_that_a_rule_names() {
     let Some(daemon) = with_guest() else { return };
     let document = ask_as(&daemon, GUEST, "GET", "/openapi.json", "");
     assert!(document.head.to_ascii_lowercase().contains("content-type: application/json"), "{}", document.head);

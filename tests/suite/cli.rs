@@ -39,7 +39,7 @@ fn a_file_runs_with_its_console_and_its_result() {
 }
 
 #[test]
-fn what_happened_decides_the_exit_code() {
+fn the_outcome_decides_the_exit_code() {
     let daemon = Daemon::start(SHARING);
     for (request, code) in [
         (r#"{"code": "() => 1"}"#, 0),
@@ -87,7 +87,7 @@ fn a_result_comes_through_whatever_it_is() {
 }
 
 #[test]
-fn nothing_of_a_script_changes_how_a_terminal_shows_the_rest() {
+fn no_text_of_a_script_changes_how_a_terminal_shows_the_rest() {
     let daemon = Daemon::start(SHARING);
     let marks = r"\u202e\u2066\u061c\u200f\u2028\ufeff\u{e0041}";
     let code =
@@ -101,7 +101,7 @@ fn nothing_of_a_script_changes_how_a_terminal_shows_the_rest() {
             assert!(shown.contains(&format!("{letter}\\u202e\\u2066")), "{letter}: {shown}");
         }
     }
-    // For whoever reads the result as JSON it is what it was.
+    // A reader of JSON still gets the same text.
     let result: Value = serde_json::from_slice(&returned.stdout).expect("JSON");
     let marks = "\u{202e}\u{2066}\u{61c}\u{200f}\u{2028}\u{feff}\u{e0041}";
     assert_eq!(result, serde_json::json!({ format!("d{marks}"): format!("e{marks}") }));
@@ -160,7 +160,7 @@ fn cordons_and_the_audit_log_from_the_command_line() {
     assert_eq!(enisle(&["cordon", "t", "solo"]).0, 2, "no reason");
     assert_eq!(enisle(&["cordon", "t", "shared", "--reason", "x"]).0, 2);
     assert!(enisle(&["events"]).1.contains("cordoned"));
-    // Two orders and the two moves that came of them.
+    // Two orders, and the two moves that followed from them.
     enisle_tests::wait_until("the audit log", || daemon.get("/v1/audit")["seq"] == 4);
     let (code, verified) = enisle(&["audit", "verify"]);
     assert!(code == 0 && verified.starts_with("4 lines in 1 files are whole"), "{verified}");

@@ -1,8 +1,9 @@
-//! The time that a script sees: nothing that it can observe tells how long something took.
+//! The time that a script sees: nothing that it can observe reveals how long something took.
 //!
-//! The attacks are stopwatches: start something, do X, start something else, and see in which order
-//! they come. For every pair that is tried, what comes is the same for every X. Where the defence
-//! can be switched off, in a worker with the attack harness's natives, the same stopwatch goes.
+//! The attacks are stopwatches: start something, do X, start something else, and observe the order
+//! in which they complete. For every pair tried, the order is the same for every X. Where the
+//! defence can be switched off, in a worker with the attack harness's natives, the same stopwatch
+//! works.
 
 use std::collections::BTreeSet;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -10,7 +11,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use enisle_tests::{Daemon, SHARING, SetOnDrop, altered, attack_worker, programs};
 use serde_json::{Value, json};
 
-/// Nobody is moved for computing, and the limits are far.
+/// No tenant is moved for computing, and the limits are far away.
 fn config(program: &std::path::Path) -> String {
     let unmoved = ["busy", "paging", "computeOnly"]
         .map(|signal| format!("[cordon.rules.signals.{signal}]\npoints = 0\nhalf_life_secs = 1\nmost = 0\n"));
@@ -18,8 +19,8 @@ fn config(program: &std::path::Path) -> String {
     format!("{SHARING}program = {:?}\n{limits}{}", program.display().to_string(), unmoved.concat())
 }
 
-/// What can take its time, and what it has to be: nothing, long, or a load of lines that are in the
-/// cache or are not.
+/// The work X to be timed: nothing, a long computation, or loads of cache lines that are cached or
+/// evicted.
 const X: &str = "
     const lines = new Uint8Array(1 << 14), others = new Uint8Array(1 << 22);
     globalThis.sink = 0;
@@ -29,8 +30,8 @@ const X: &str = "
     const X = KINDS[kind];
 ";
 
-/// Everything that can be waited for, alone and in a chain. Each says what comes and when the last
-/// of it has come; what it does at every step may take its time too.
+/// Everything that can be waited for, alone and in a chain. Each waiter calls `say` at every step
+/// and `end` after the last one; every step may take time as well.
 const WAITERS: &str = "
     const waiters = {};
     for (const ms of [0, 1, 1.9, 2, 3, 3.000350, 3.9, 5, -1, NaN, 2 ** 32 + 2]) {
@@ -61,8 +62,8 @@ const WAITERS: &str = "
     waiters['console'] = (say, end) => { console.log('line'); setTimeout(() => { say(); console.log('line'); end() }, 1) };
 ";
 
-/// Tries every ordered pair of waiters with X between them, or X at every step of the first one.
-/// What came, pair by pair; and the lines of the log have the times of their turns.
+/// Tries every ordered pair of waiters, with X between them or at every step of the first one.
+/// Returns the order of completion of each pair.
 const PAIRS: &str = "
     const came = {};
     for (const a in waiters) {
@@ -77,36 +78,36 @@ const PAIRS: &str = "
     return came;
 ";
 
-fn pairs(daemon: &Daemon, kind: &str, place: &str, moving: bool) -> Value {
+fn pairs(daemon: &Daemon, kind: &str, position: &str, moving: bool) -> Value {
     let thaw = if moving { "attack.thaw();" } else { "" };
     let code = format!("async (kind, where) => {{ {thaw}{X}{WAITERS}{PAIRS} }}");
-    let request = json!({ "code": code, "args": [kind, place], "props": { "attack": true } });
+    let request = json!({ "code": code, "args": [kind, position], "props": { "attack": true } });
     let run = daemon.load("t", &request).ok();
     assert_eq!(run["outcome"], "ok", "{run}");
     run["result"].clone()
 }
 
-/// The pairs that came in another order.
+/// The pairs that completed in another order.
 fn differ(expected: &Value, came: &Value) -> Vec<String> {
     let differ = expected.as_object().into_iter().flatten().filter(|(pair, order)| came[*pair] != **order);
     differ.map(|(pair, order)| format!("{pair}: {order}, {}", came[pair])).collect()
 }
 
 #[test]
-fn no_order_of_two_events_tells_how_long_something_took() {
+fn no_order_of_two_events_reveals_how_long_something_took() {
     let daemon = Daemon::start(&config(&programs().join("enisle-worker")));
-    for place in ["between", "inside"] {
-        let expected = pairs(&daemon, "nothing", place, false);
+    for position in ["between", "inside"] {
+        let expected = pairs(&daemon, "nothing", position, false);
         let number = expected.as_object().map_or(0, serde_json::Map::len);
         assert!(number > 900, "{number} pairs");
         for kind in ["long", "cached", "evicted"] {
-            let differ = differ(&expected, &pairs(&daemon, kind, place, false));
-            assert!(differ.is_empty(), "{kind} {place}: {} of {number} pairs, {:?}", differ.len(), differ.first());
+            let differ = differ(&expected, &pairs(&daemon, kind, position, false));
+            assert!(differ.is_empty(), "{kind} {position}: {} of {number} pairs, {:?}", differ.len(), differ.first());
         }
     }
 }
 
-/// Two timers that are a stopwatch: the first one fires first if X took longer than a millisecond.
+/// Two timers as a stopwatch: the first one fires first if X took longer than a millisecond.
 const STOPWATCH: &str = "async (kind, moving) => {
     const order = [];
     if (moving) attack.thaw();
@@ -115,23 +116,24 @@ const STOPWATCH: &str = "async (kind, moving) => {
 }";
 
 #[test]
-fn with_a_clock_that_moves_the_order_of_timers_tells() {
+fn with_a_moving_clock_the_order_of_timers_reveals_the_time() {
     let daemon = Daemon::start(&config(&attack_worker()));
     let code = STOPWATCH.replacen('{', &format!("{{{X}"), 1);
     let order = |kind: &str, moving: bool| {
         let request = json!({ "code": code, "args": [kind, moving], "props": { "attack": true } });
         daemon.load("t", &request).ok()["result"].clone()
     };
-    // Not always: the machine may be slow between the two. The stopwatch needs one time of ten.
+    // The machine may be slow between the two timers; one success in ten is enough for the
+    // stopwatch.
     assert!((0..10).any(|_| order("nothing", true) == "second,first"));
     assert_eq!(order("long", true), "first,second");
     assert_eq!((order("nothing", false), order("long", false)), (json!("second,first"), json!("second,first")));
     let [short, long] = ["nothing", "long"].map(|kind| pairs(&daemon, kind, "between", true));
-    assert!(!differ(&short, &long).is_empty(), "the search finds no stopwatch where there is one");
+    assert!(!differ(&short, &long).is_empty(), "the search finds the stopwatch when there is one");
 }
 
 #[test]
-fn a_date_is_whole_never_goes_back_and_sees_every_delay_pass() {
+fn a_date_is_whole_never_goes_back_and_counts_every_delay() {
     let daemon = Daemon::start(&config(&programs().join("enisle-worker")));
     let code = "async () => {
         const wrong = [], start = Date.now(); let last = start;
@@ -153,7 +155,7 @@ fn a_date_is_whole_never_goes_back_and_sees_every_delay_pass() {
 }
 
 #[test]
-fn lines_of_the_log_have_the_time_of_their_turn() {
+fn lines_of_the_log_carry_the_time_of_their_turn() {
     let daemon = Daemon::start(&config(&programs().join("enisle-worker")));
     let code = format!(
         "async (kind) => {{ {X} const begun = Date.now(), times = [];
@@ -166,8 +168,8 @@ fn lines_of_the_log_have_the_time_of_their_turn() {
     assert_eq!(times.len(), 25);
 }
 
-/// At which of its allocations a script sees that garbage was collected, four times in a row. What
-/// X does is the same for every length, and takes longer.
+/// At which of its allocations a script observes that garbage was collected, four times in a row. X
+/// has the same effect for every length, and takes longer for a greater one.
 const COLLECTIONS: &str = "async (length) => {
     const text = 'a'.repeat(4e6) + 'b'; text.indexOf('c');
     const X = () => { globalThis.found = text.indexOf('c', text.length - 1 - length) };
@@ -191,7 +193,7 @@ const COLLECTIONS: &str = "async (length) => {
     return seen.join();
 }";
 
-/// As `engine/start.rs` in the worker has them.
+/// The same flags as in the worker's `engine/start.rs`.
 const UNTIMED_FLAGS: &str = "--no-incremental-marking --heap-growing-percent=50 --min-semi-space-size=1 \
                              --max-semi-space-size=1 --no-scavenger-updates-allocation-limit";
 
@@ -202,22 +204,23 @@ fn collections(daemon: &Daemon, length: u32) -> Value {
 }
 
 #[test]
-fn when_garbage_is_collected_tells_nothing_of_the_time() {
+fn garbage_collections_reveal_nothing_about_the_time() {
     let worker = programs().join("enisle-worker");
     let daemon = Daemon::start(&config(&worker));
-    // The first run of a tenant's may find other code compiled than later ones.
+    // A tenant's first run may find other code compiled than later runs do.
     collections(&daemon, 0);
     let expected = collections(&daemon, 0);
     for length in [0, 1000, 100_000, 300_000, 0] {
         assert_eq!(collections(&daemon, length), expected, "{length}");
     }
     drop(daemon);
-    // With V8's own schedule it differs from run to run, for what is measured does.
+    // With V8's own schedule the result differs from run to run, because the schedule depends on
+    // measured time.
     let own_schedule = altered(&worker, &[(UNTIMED_FLAGS, ""), ("--memory-saver-mode", "")]);
     let daemon = Daemon::start(&config(&own_schedule));
     let (mut seen, over) = (BTreeSet::new(), AtomicBool::new(false));
     let differs = std::thread::scope(|scope| {
-        // On a machine that does nothing else, what is measured may be the same for a while.
+        // On an otherwise idle machine the measured times may stay the same for a while.
         for _ in 0..std::thread::available_parallelism().map_or(1, usize::from) {
             scope.spawn(|| {
                 while !over.load(Ordering::Relaxed) {
@@ -234,15 +237,15 @@ fn when_garbage_is_collected_tells_nothing_of_the_time() {
     assert!(differs, "{seen:?}");
 }
 
-/// What ICU keeps for all threads of a process: formatters with these keys.
+/// Formatters with these keys, which ICU caches for all threads of a process.
 const KEYS: &str = "
     const letters = [...'abcdefghijklmnopqrstuvwxyz'], pairs = letters.flatMap((a) => letters.map((b) => a + b));
     const keys = Intl.DateTimeFormat.supportedLocalesOf(pairs).slice(0, 10).map((locale) => `${locale}-u-ca-hebrew-nu-${numbers}`);
     const make = (key) => { const made = new Intl.DateTimeFormat(key, { dateStyle: 'full' }); made.format(0); return made };
 ";
 
-/// How much less memory a script sees it has when it has made these formatters, by what it is
-/// refused, to the nearest KiB.
+/// How much less memory a script has left after it has made these formatters, to the nearest KiB,
+/// judged by which allocations are refused.
 const MEMORY_LEFT: &str = "
     await new Promise((done) => setTimeout(done, 1));
     const decoder = new TextDecoder('utf-8', { fatal: true }), bad = new Uint8Array(4 << 20).fill(255), held = [];
@@ -256,8 +259,8 @@ const MEMORY_LEFT: &str = "
     return before - left();
 ";
 
-/// What a tenant sees that its formatters took: of keys that its neighbour has used before, and of
-/// others.
+/// The memory that a tenant sees its formatters take: with keys that its neighbour has used before,
+/// and with others.
 fn seen_of_caches(daemon: &Daemon, exactly: bool, numbers: [&str; 2]) -> [Value; 2] {
     let run = |tenant: &str, code: String, numbers: &str| {
         let request = json!({ "code": code, "args": [numbers], "props": { "attack": exactly } });
@@ -269,7 +272,7 @@ fn seen_of_caches(daemon: &Daemon, exactly: bool, numbers: [&str; 2]) -> [Value;
     let fill = format!("(numbers) => {{ {KEYS} keys.forEach(make); return 1 }}");
     let account = if exactly { "attack.account(128);" } else { "" };
     let look = format!("async (numbers) => {{ {account} {KEYS} {MEMORY_LEFT} }}");
-    // What the first formatter of a tenant makes stays with it.
+    // A tenant's first formatter also makes objects that stay with the tenant.
     let _ = ["a", "b"].map(|tenant| run(tenant, fill.clone(), "latn"));
     let [known, new] = numbers;
     run("b", fill, known);
@@ -278,7 +281,7 @@ fn seen_of_caches(daemon: &Daemon, exactly: bool, numbers: [&str; 2]) -> [Value;
 }
 
 #[test]
-fn what_memory_a_script_sees_does_not_tell_what_a_neighbour_has_cached() {
+fn the_memory_that_a_script_sees_does_not_reveal_what_a_neighbour_has_cached() {
     let daemon = Daemon::start(&config(&programs().join("enisle-worker")));
     for numbers in [["arab", "beng"], ["deva", "thai"], ["tibt", "mymr"]] {
         let [known, new] = seen_of_caches(&daemon, false, numbers);
@@ -287,6 +290,6 @@ fn what_memory_a_script_sees_does_not_tell_what_a_neighbour_has_cached() {
     drop(daemon);
     let daemon = Daemon::start(&config(&attack_worker()));
     let [known, new] = seen_of_caches(&daemon, true, ["arab", "beng"]).map(|seen| seen.as_i64().unwrap_or(-1));
-    // It goes by pages, of which what is known may need none.
+    // The exact account counts pages, and keys that are cached already may need none.
     assert!(known >= 0 && new > (known * 3 / 2).max(64 << 10), "with the exact account: {known}, {new}");
 }

@@ -1,6 +1,8 @@
-//! What the kernel says of a worker that runs, and what becomes of workers that are not what they should be.
+//! What the kernel reports about a running worker, and what happens to workers that are not
+//! confined as they should be.
 //!
-//! That each layer stops its attack, and that the attack succeeds without the layer, is in `hardening/tests/layers`.
+//! `hardening/tests/layers` shows that each layer stops its attack, and that the attack succeeds
+//! without the layer.
 
 use std::fs;
 use std::os::unix::process::CommandExt;
@@ -20,8 +22,8 @@ fn machine_has(layer: Layer) -> bool {
     has(name, Posture::probe().layers().has(layer))
 }
 
-/// The policy of a thread (`SCHED_*`), which is field 41 of its `stat`. The name before may hold
-/// anything.
+/// The scheduling policy of a thread (`SCHED_*`), field 41 of its `stat`. The name before it, field
+/// 2, may contain any character.
 fn scheduling_policy(stat: &str) -> libc::c_int {
     let behind_name = stat.rsplit_once(')').expect("a name in brackets").1;
     behind_name.split_whitespace().nth(38).and_then(|field| field.parse().ok()).expect("41 fields")
@@ -32,7 +34,7 @@ fn the_kernel_confirms_that_a_worker_is_confined() {
     let daemon = Daemon::start(SHARING);
     daemon.run("t", "() => 1");
     let proc = format!("/proc/{}", daemon.worker_of("t"));
-    // A thread gives itself its name.
+    // A thread sets its own name after it has started.
     wait_until("the watchdog to run", || {
         let names = fs::read_dir(format!("{proc}/task")).expect("the worker is there");
         names
@@ -47,15 +49,15 @@ fn the_kernel_confirms_that_a_worker_is_confined() {
         for line in ["CapEff:\t0000000000000000", "NoNewPrivs:\t1", "Seccomp:\t2"] {
             assert!(status.contains(line), "{line} is not in\n{status}");
         }
-        // An ordinary user without a namespace cannot empty it, and has nothing to gain from it
-        // (no_new_privs).
+        // An ordinary user without a namespace cannot empty the bounding set, and gains nothing
+        // from it (no_new_privs).
         let emptied = nix::unistd::geteuid().is_root() || Posture::probe().layers().has(Layer::Namespaces);
         assert!(!emptied || status.contains("CapBnd:\t0000000000000000"), "{status}");
         let field = |name| status.lines().find_map(|line| line.strip_prefix(name)).unwrap_or_default().to_owned();
         threads.push((field("Name:\t"), field("Seccomp_filters:\t"), scheduling_policy(&stat)));
     }
     threads.sort();
-    // Who watches wakes up beside a tenant that computes.
+    // The watchdog must wake up beside a tenant that computes, so it alone is not SCHED_BATCH.
     let expected = [
         ("enisle-worker", "2", libc::SCHED_OTHER),
         ("tenant-0", "5", libc::SCHED_BATCH),
@@ -76,19 +78,21 @@ fn the_kernel_confirms_that_a_worker_is_confined() {
     assert!(fs::read(format!("{proc}/environ")).expect("the worker is there").is_empty());
 }
 
-/// A daemon that runs as an ordinary user; `through` is what executes it, if not the test itself.
+/// A daemon that runs as an ordinary user. `through` names the programs that execute it, if the
+/// test does not do so itself.
 fn as_ordinary_user(through: &[&str]) -> Daemon {
     const USER: u32 = 4_000_003;
     let folder = tempfile::Builder::new().prefix("enisle-user-").tempdir().expect("a folder");
     let open = std::os::unix::fs::PermissionsExt::from_mode(0o755);
     fs::set_permissions(folder.path(), open).expect("the folder is ours");
-    // Copies, because the folder that they were built in may be closed to others.
+    // Copies, because the build folder may be closed to other users.
     for program in ["enisled", "enisle-worker", "without-userns"] {
         fs::copy(programs().join(program), folder.path().join(program)).expect("the program is built");
     }
     let id = |raw| Some(nix::unistd::Uid::from_raw(raw));
     nix::unistd::chown(folder.path(), id(USER), None).expect("root may give a folder away");
-    // Inside the namespace that allows no further ones, this test's uid is the one that stands for all unmapped ones.
+    // Inside the namespace that allows no further ones, this test's uid is shown as the overflow
+    // uid.
     let rule = "[[peers]]\nuid = 65534\ntenants = [\"*\"]\noperate = true\n";
     fs::write(folder.path().join("enisled.toml"), rule).expect("a configuration");
     let words: Vec<_> = through.iter().chain(&["enisled"]).map(|program| folder.path().join(program)).collect();
@@ -142,7 +146,7 @@ fn without_user_namespaces_an_ordinary_user_keeps_the_other_layers() {
 }
 
 #[test]
-fn a_layer_that_is_required_and_missing_keeps_the_daemon_from_starting() {
+fn a_daemon_that_requires_a_missing_layer_does_not_start() {
     let folder = tempfile::tempdir().expect("a folder");
     fs::write(folder.path().join("enisled.toml"), "required = [\"namespaces\"]\n").expect("a configuration");
     // A machine without user namespaces, whatever this one has.
@@ -156,13 +160,13 @@ fn a_layer_that_is_required_and_missing_keeps_the_daemon_from_starting() {
     assert!(!out.status.success() && said.contains("namespaces") && said.contains("requires"), "{said}");
 }
 
-/// A daemon whose workers are the rogue of that name; what the first load for it is answered with, and the daemon. A rogue
-/// takes no keys, so it is asked for none, except where that is the point.
+/// Starts a daemon whose workers are the rogue of that name; returns it and its answer to the first
+/// load. A rogue takes no keys, so keys are off, except where they are what is tested.
 fn with_rogue(name: &str) -> (Daemon, String) {
     with_rogue_at(name, None)
 }
 
-/// The same, for a tenant of that level.
+/// The same, for a tenant at that cordon level.
 fn with_rogue_at(name: &str, level: Option<&str>) -> (Daemon, String) {
     let keys = if name.contains("keys") { "auto" } else { "off" };
     let folder = tempfile::Builder::new().prefix("enisle-rogue-").tempdir().expect("a folder");
@@ -187,12 +191,12 @@ fn assert_rejected_at(name: &str, level: Option<&str>, finding: &str) {
     assert!(answer.contains("failed verification") && answer.contains(finding), "{name}: {answer}");
     let events = daemon.events();
     assert!(events.iter().any(|event| event["event"] == "workerRejected"), "{name}: {events:?}");
-    assert_eq!(daemon.get("/v1/tenants/t")["usage"]["begun"], 0, "{name} was given a run: {events:?}");
+    assert_eq!(daemon.get("/v1/tenants/t")["usage"]["begun"], 0, "{name} got a run: {events:?}");
     assert_eq!(daemon.get("/v1/workers")["workers"], json!([]));
 }
 
 #[test]
-fn a_worker_that_left_out_a_step_never_gets_a_tenant() {
+fn a_worker_that_skips_a_step_of_its_jail_never_gets_a_tenant() {
     for (layer, finding) in [
         (Layer::EmptyRoot, "mounts are not one empty"),
         (Layer::Rlimits, "Max core file size"),
@@ -207,21 +211,21 @@ fn a_worker_that_left_out_a_step_never_gets_a_tenant() {
 }
 
 #[test]
-fn a_worker_that_can_still_be_speculated_in_never_gets_a_tenant_where_it_has_a_choice() {
+fn a_worker_without_speculation_controls_never_gets_a_tenant_where_the_machine_offers_them() {
     let posture = Posture::probe();
     let speculation = posture.findings.iter().find(|finding| finding.layer == Layer::Speculation);
     let speculation = speculation.expect("every layer is probed");
     if speculation.on {
         assert_rejected("rogue-without-speculation", "Speculation");
     } else {
-        // Nobody promises what the machine decides: `verify` reads both states in its own tests.
+        // The daemon cannot promise what the machine decides; `verify` tests both states itself.
         let (daemon, _) = with_rogue("rogue-without-speculation");
         assert!(!daemon.events().iter().any(|event| event["event"] == "workerRejected"), "{speculation:?}");
     }
 }
 
 #[test]
-fn a_sealed_worker_is_looked_at_like_every_other_and_for_its_seals() {
+fn a_sealed_worker_is_verified_like_any_other_and_for_its_filter() {
     if machine_has(Layer::SealedFilter) {
         assert_rejected_at("rogue-without-sealed-filter", Some("sealed"), "with 2 filters");
         assert_rejected_at("rogue-without-capabilities", Some("sealed"), "CapEff");
@@ -243,7 +247,7 @@ fn a_worker_that_keeps_a_descriptor_never_gets_a_tenant() {
 }
 
 #[test]
-fn a_worker_that_is_not_understood_before_it_is_ready_never_gets_a_tenant() {
+fn a_worker_that_sends_noise_before_it_is_ready_never_gets_a_tenant() {
     let (daemon, answer) = with_rogue("rogue-says-noise");
     assert!(answer.contains("did not become ready: a frame of 4294967295 bytes"), "{answer}");
     assert_eq!(daemon.get("/v1/workers")["workers"], json!([]));
@@ -251,23 +255,23 @@ fn a_worker_that_is_not_understood_before_it_is_ready_never_gets_a_tenant() {
 }
 
 #[test]
-fn a_worker_that_breaks_the_protocol_is_killed_and_told_of() {
+fn a_worker_that_breaks_the_protocol_is_killed_and_reported() {
     for (name, word) in [
         ("rogue-says-ready-twice", "Ready from a worker that is ready already"),
         ("rogue-says-another-tenant", "slot 7, which this worker does not hold"),
         ("rogue-says-too-much", "a frame of 4294967295 bytes"),
     ] {
         let (daemon, _) = with_rogue(name);
-        let told = daemon.await_event("the violation", |event| event["event"] == "protocolViolation");
-        assert!(told["what"].as_str().is_some_and(|what| what.contains(word)), "{name}: {told}");
-        let pid = told["pid"].as_i64().and_then(|pid| i32::try_from(pid).ok()).expect("the event names the process");
+        let event = daemon.await_event("the violation", |event| event["event"] == "protocolViolation");
+        assert!(event["what"].as_str().is_some_and(|what| what.contains(word)), "{name}: {event}");
+        let pid = event["pid"].as_i64().and_then(|pid| i32::try_from(pid).ok()).expect("the event names the process");
         wait_until("the end of the worker", || !is_alive(pid));
         assert_eq!(daemon.request("GET", "/_ping", b"").status, 200);
     }
 }
 
 #[test]
-fn a_worker_that_floods_its_tenants_channel_is_killed_and_told_of() {
+fn a_worker_that_floods_its_tenants_channel_is_killed_and_reported() {
     for (how, word) in [
         ("says-ready-again", "Ready was said twice"),
         ("logs-nothing", "a log without a line"),
@@ -277,9 +281,9 @@ fn a_worker_that_floods_its_tenants_channel_is_killed_and_told_of() {
     ] {
         let (daemon, answer) = with_rogue(&format!("rogue-tenant-{how}"));
         assert!(answer.contains("\"outcome\":\"violation\"") && answer.contains(word), "{how}: {answer}");
-        let told = daemon.await_event("the violation", |event| event["event"] == "protocolViolation");
-        assert_eq!(told["tenant"], "t", "{told}");
-        // What an attack leaves is in the audit log, with its details.
+        let event = daemon.await_event("the violation", |event| event["event"] == "protocolViolation");
+        assert_eq!(event["tenant"], "t", "{event}");
+        // The audit log keeps the attack's traces, with its details.
         let log = daemon.folder.path().join("state/audit/audit.jsonl");
         wait_until("the audit log", || {
             fs::read_to_string(&log).is_ok_and(|log| log.contains("protocolViolation") && log.contains(word))
@@ -288,10 +292,10 @@ fn a_worker_that_floods_its_tenants_channel_is_killed_and_told_of() {
 }
 
 #[test]
-fn a_refused_call_in_a_process_that_only_one_tenant_ever_lived_in_is_that_tenants() {
+fn a_refused_call_in_a_process_with_one_tenant_ever_is_attributed_to_that_tenant() {
     let (daemon, answer) = with_rogue("rogue-tenant-opens-a-file");
     assert!(answer.contains("\"outcome\":\"violation\"") && answer.contains("the filter stopped"), "{answer}");
-    assert!(!daemon.events().iter().any(|event| event["event"] == "retried"), "it is not begun again");
+    assert!(!daemon.events().iter().any(|event| event["event"] == "retried"), "the run is not restarted");
 }
 
 #[test]
@@ -308,7 +312,7 @@ fn with_keys_off_every_tenant_has_a_process_of_its_own_and_the_posture_says_so()
 }
 
 #[test]
-fn with_keys_every_page_of_every_tenant_carries_its_own() {
+fn with_keys_every_page_of_a_tenant_carries_its_own_key() {
     if !machine_has(Layer::Keys) {
         return;
     }
@@ -317,7 +321,11 @@ fn with_keys_every_page_of_every_tenant_carries_its_own() {
         daemon.run(tenant, "() => new ArrayBuffer(1 << 20).byteLength");
     }
     let worker = daemon.worker_of("a");
-    assert_eq!((daemon.worker_of("b"), daemon.worker_of("c")), (worker, worker), "keys let them share");
+    assert_eq!(
+        (daemon.worker_of("b"), daemon.worker_of("c")),
+        (worker, worker),
+        "keys allow tenants to share a process"
+    );
     let smaps = fs::read_to_string(format!("/proc/{worker}/smaps")).expect("the worker is there");
     let mut dirty = std::collections::BTreeMap::new();
     let mut kib = 0;
@@ -329,7 +337,7 @@ fn with_keys_every_page_of_every_tenant_carries_its_own() {
             *dirty.entry(number(rest)).or_insert(0) += kib;
         }
     }
-    // Three tenants with a heap each, beside the default key and V8's.
+    // Three tenants, with a heap each; the default key and V8's are not counted.
     let tenants = dirty.iter().filter(|(key, kib)| **key > 1 && **kib > 500).count();
     assert_eq!(tenants, 3, "KiB by key: {dirty:?}");
 }

@@ -1,4 +1,4 @@
-//! What is left of an attack whatever else happens, and what a peer is told.
+//! What remains of an attack whatever else happens, and what a peer may see.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -13,15 +13,16 @@ use serde_json::{Value, json};
 pub(crate) const STRANGER: u32 = 4_000_001;
 pub(crate) const GUEST: u32 = 4_000_002;
 
-/// A daemon that lets a guest act for some tenants; none where other users cannot be had.
+/// A daemon that lets a guest act for some tenants; `None` where the test cannot become another
+/// user.
 pub(crate) fn with_guest() -> Option<Daemon> {
     has("root", nix::unistd::geteuid().is_root()).then(|| {
         let daemon = Daemon::start(&format!("{SHARING}[[peers]]\nuid = {GUEST}\ntenants = [\"guest-*\"]\n"));
-        // The socket's mode lets nobody else in; the policy is what is tested here.
+        // The socket's mode keeps other uids out, so it is opened: these tests are about the
+        // policy.
         let open = std::os::unix::fs::PermissionsExt::from_mode(0o666);
         fs::set_permissions(daemon.socket(), open).expect("the socket is ours");
-        // As this test runs from a folder that others may not enter, the program is copied out of
-        // it.
+        // The test's own folder may be closed to other users, so the program is copied out of it.
         fs::copy(programs().join("relay"), daemon.folder.path().join("relay")).expect("the program is there");
         daemon
     })
@@ -33,7 +34,7 @@ fn request(method: &str, path: &str, body: &str, last: bool) -> String {
     format!("{head}\r\ncontent-length: {}\r\n\r\n{body}", body.len())
 }
 
-/// What comes back when another user sends that.
+/// Sends requests as another user; returns all that comes back.
 fn send_as(daemon: &Daemon, uid: u32, requests: &str) -> Vec<u8> {
     let mut peer = Command::new(daemon.folder.path().join("relay"));
     peer.arg(daemon.socket()).uid(uid).gid(uid).current_dir("/").stdin(Stdio::piped()).stdout(Stdio::piped());
@@ -67,22 +68,22 @@ fn a_flood_of_denials_erases_nothing_and_is_counted() {
     wait_until("that every denial is counted", || counted() == DENIALS);
     let events = daemon.events();
     for kind in ["ordered", "cordoned", "policyChanged"] {
-        let told = events.iter().filter(|event| event["event"] == kind && event["tenant"] == "victim").count();
-        assert_eq!(told, 1, "{kind}: {events:?}");
+        let count = events.iter().filter(|event| event["event"] == kind && event["tenant"] == "victim").count();
+        assert_eq!(count, 1, "{kind}: {events:?}");
     }
     let log = daemon.log();
     assert!(log.contains("EVIDENCE") && log.contains("policyChanged"), "{log}");
 }
 
 #[test]
-fn a_log_that_nobody_reads_stops_nothing_and_what_was_lost_is_told() {
+fn an_unread_log_stops_nothing_and_lost_lines_are_counted() {
     let folder = tempfile::Builder::new().prefix("enisle-test-").tempdir().expect("a folder");
     fs::write(folder.path().join("enisled.toml"), SHARING).expect("a configuration");
     let mut command = Daemon::command(folder.path(), &folder.path().join("s"));
     let mut process = command.env("ENISLE_LOG", "debug").stderr(Stdio::piped()).spawn().expect("enisled runs");
     let log = process.stderr.take().expect("it is a pipe");
     let daemon = Daemon::await_answer(process, folder);
-    // Each is a line of the log.
+    // Each request causes a line of the log.
     for _ in 0..15_000 {
         let mut stream = UnixStream::connect(daemon.socket()).expect("the daemon listens");
         let _ = stream.write_all(b"nonsense\r\n\r\n");
@@ -95,7 +96,7 @@ fn a_log_that_nobody_reads_stops_nothing_and_what_was_lost_is_told() {
 }
 
 #[test]
-fn a_peer_sees_of_its_own_tenant_what_it_needs_and_a_stranger_nothing() {
+fn a_peer_sees_what_it_needs_of_its_own_tenant_and_a_stranger_sees_nothing() {
     let Some(daemon) = with_guest() else { return };
     let load = json!({ "code": "() => 1" }).to_string();
     let own = |body: &str| ask_as(&daemon, GUEST, "POST", "/v1/tenants/guest-1/load", body);
@@ -108,7 +109,7 @@ fn a_peer_sees_of_its_own_tenant_what_it_needs_and_a_stranger_nothing() {
         let digits = run["id"].as_str().and_then(|id| id.strip_prefix("run_")).filter(|digits| digits.len() == 32);
         digits.and_then(|digits| u128::from_str_radix(digits, 16).ok()).expect("a run has an id of 128 bits")
     };
-    // Of two random numbers some 64 bits differ, of two that follow on each other a few.
+    // Two random numbers differ in some 64 bits, two consecutive ones in a few.
     assert!((number(&first) ^ number(&second)).count_ones() > 20, "{first} {second}");
     let tenant = ask_as(&daemon, GUEST, "GET", "/v1/tenants/guest-1", "").ok();
     let keys = |value: &Value| value.as_object().map(|map| map.keys().cloned().collect::<BTreeSet<_>>());
@@ -116,7 +117,7 @@ fn a_peer_sees_of_its_own_tenant_what_it_needs_and_a_stranger_nothing() {
     assert_eq!(keys(&tenant), names(&["name", "policy", "inFlight", "cordon", "usage"]), "{tenant}");
     assert_eq!(keys(&tenant["cordon"]), names(&["level", "sinceUnixMs"]), "{tenant}");
     assert!(tenant["usage"]["cpuMs"].is_u64() && tenant["usage"]["runs"] == 2, "{tenant}");
-    assert!(daemon.get("/v1/tenants/guest-1")["cordon"]["thresholds"].is_object(), "operators see all");
+    assert!(daemon.get("/v1/tenants/guest-1")["cordon"]["thresholds"].is_object(), "operators see everything");
     let info = ask_as(&daemon, GUEST, "GET", "/v1/info", "").ok();
     assert_eq!(keys(&info), names(&["defaults", "outcomes", "uptimeMs", "draining"]), "{info}");
     for path in ["/v1/info", "/v1/version", "/v1/tenants", "/v1/tenants/guest-1"] {

@@ -1,5 +1,5 @@
-//! Names that collide: whoever knows V8's hash seed can compute any number of them, and a script
-//! that reads them from somebody's JSON is stalled. No two starts of the daemon have the same seed.
+//! Names that collide: an attacker that knows V8's hash seed can compute any number of them, and
+//! stall a script that parses the attacker's JSON. No two starts of the daemon have the same seed.
 
 use std::fs;
 use std::os::unix::fs::FileExt;
@@ -8,8 +8,8 @@ use std::path::Path;
 use enisle_tests::{Daemon, SHARING, altered, has, programs};
 use serde_json::json;
 
-/// What V8 hashes names with (`HashSeed::Data` in V8's numbers/hash-seed.h): the seed, and three
-/// secrets that are made of it.
+/// The values that V8 hashes names with (`HashSeed::Data` in V8's numbers/hash-seed.h): the seed,
+/// and three secrets derived from it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 struct Seed {
     seed: u64,
@@ -17,14 +17,14 @@ struct Seed {
 }
 
 impl Seed {
-    /// The seed, its secrets, and what names that are whole numbers are hashed with: for each
-    /// secret a multiplier, and what undoes it. An archive that hashes such names by their value
-    /// alone (without `v8_enable_seeded_array_index_hash`) has no multipliers.
+    /// The number of words: the seed, its secrets, and for each secret a multiplier with its
+    /// inverse, which hash names that are whole numbers. An archive that hashes such names by their
+    /// value alone (without `v8_enable_seeded_array_index_hash`) has no multipliers.
     const WORDS: usize = 7;
 
-    /// Secrets are odd, each byte has four bits that are set, and any two differ in 32 bits
-    /// (`rapidhash_make_secret` in V8's third_party/rapidhash-v8/secret.h): nothing else in a
-    /// process is like that, but for the secrets that V8 has by default.
+    /// Secrets are odd, each of their bytes has four bits set, and any two differ in 32 bits
+    /// (`rapidhash_make_secret` in V8's third_party/rapidhash-v8/secret.h). Nothing else in a
+    /// process looks like that, except V8's default secrets.
     fn from_words(words: [u64; Self::WORDS]) -> Option<Self> {
         const BY_DEFAULT: u64 = 0x2d35_8dcc_aa6c_78a5;
         const NUMBER: u64 = (1 << 24) - 1;
@@ -45,7 +45,7 @@ impl Seed {
         .then_some(Self { seed, secrets })
     }
 
-    /// In the memory of a worker, as root sees it.
+    /// Finds the seed in the memory of a worker, as root sees it.
     fn of_worker(pid: i32) -> Self {
         let maps = fs::read_to_string(format!("/proc/{pid}/maps")).expect("the worker lives");
         let memory = fs::File::open(format!("/proc/{pid}/mem")).expect("we are root");
@@ -57,12 +57,13 @@ impl Seed {
         found[0]
     }
 
-    /// Names that all have the same hash, whatever the eight bytes are in which they differ. They
-    /// are multiplied by what the first eight are apart from the last secret: by zero
-    /// (`rapidhash` in V8's third_party/rapidhash-v8/rapidhash.h).
+    /// Names that all have the same hash, whatever the eight bytes are in which they differ: those
+    /// are multiplied by the difference between the first eight bytes and the last secret, which is
+    /// zero here (`rapidhash` in V8's third_party/rapidhash-v8/rapidhash.h).
     fn colliding(self, number: u64) -> Vec<String> {
         let latin = |bytes: [u8; 8]| bytes.map(char::from).iter().collect::<String>();
-        // Names are compared from the front once their hashes are the same.
+        // V8 compares names with equal hashes from the front, so the digits that vary fastest come
+        // last.
         let name = |n: u64| {
             format!(
                 "{}{}{}",
@@ -71,13 +72,13 @@ impl Seed {
                 "x".repeat(16)
             )
         };
-        // Seven bits of each byte, so that nothing has to be escaped.
+        // Five bits per byte, so that every character is printable ASCII.
         let digits = |n: u64| (0..8).fold(0, |word, digit| word | (n >> (5 * digit) & 0x1f) << (8 * digit));
         (0..number).map(|n| name(digits(n))).collect()
     }
 }
 
-/// A readable mapping that is not too large to be looked through.
+/// A readable mapping that is small enough to be searched.
 fn mapped(line: &str) -> Option<(u64, u64)> {
     let (range, rest) = line.split_once(' ')?;
     let (from, to) = range.split_once('-')?;
@@ -87,7 +88,7 @@ fn mapped(line: &str) -> Option<(u64, u64)> {
 
 fn seeds(memory: &fs::File, from: u64, to: u64) -> Vec<Seed> {
     let mut bytes = vec![0; usize::try_from(to - from).expect("64 bits")];
-    // What cannot be read holds nothing.
+    // An unreadable mapping holds no seed.
     let read = memory.read_at(&mut bytes, from).unwrap_or(0);
     let words: Vec<_> =
         bytes[..read].chunks_exact(8).map(|word| u64::from_le_bytes(word.try_into().expect("eight"))).collect();
@@ -100,7 +101,7 @@ fn start(worker: &Path) -> Daemon {
     daemon
 }
 
-/// What becomes of a script that reads an object with those names, and has a quarter of a second.
+/// The outcome of a script that reads an object with those names within a quarter of a second.
 fn reads(daemon: &Daemon, names: &[String]) -> String {
     let object: serde_json::Map<_, _> = names.iter().map(|name| (name.clone(), json!(1))).collect();
     let code = "(text) => Object.keys(JSON.parse(text)).length";
@@ -110,11 +111,11 @@ fn reads(daemon: &Daemon, names: &[String]) -> String {
     run["outcome"].as_str().unwrap_or_default().to_owned()
 }
 
-/// Enough for seconds, if they collide, and a few milliseconds, if not.
+/// Enough names for seconds if they collide, and for a few milliseconds if they do not.
 const NAMES: u64 = 30_000;
 
 #[test]
-fn names_that_collide_after_one_start_do_not_after_another() {
+fn names_that_collide_after_one_start_do_not_collide_after_another() {
     if !has("root", nix::unistd::geteuid().is_root()) {
         return;
     }
@@ -123,11 +124,11 @@ fn names_that_collide_after_one_start_do_not_after_another() {
     let [seed, other] = [&first, &second].map(|daemon| Seed::of_worker(daemon.worker_of("t")));
     assert!(seed.seed != other.seed && seed.secrets != other.secrets, "{seed:x?}");
     let names = seed.colliding(NAMES);
-    // Whoever knows the seed stalls the script: the names are what they are said to be.
+    // The forged names stall the script for which they were computed, so they do collide.
     assert_eq!(reads(&first, &names), "exceededCpu");
     assert_eq!(reads(&second, &names), "ok");
 
-    // Without the defence every start has the seed of the archive.
+    // Without the defence every start has the archive's seed.
     let without = altered(&worker, &[("--rehash-snapshot", "")]);
     let (first, second) = (start(&without), start(&without));
     let [seed, same] = [&first, &second].map(|daemon| Seed::of_worker(daemon.worker_of("t")));

@@ -1,5 +1,5 @@
-//! Scripts that want too much: each ends with its outcome, the worker lives on where V8 lets it, and neighbours in the
-//! same process go on in every case.
+//! Scripts that demand too much: each ends with its outcome, the worker survives where V8 lets it,
+//! and neighbours in the same process always go on.
 
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 
@@ -8,27 +8,30 @@ use serde_json::{Value, json};
 
 use self::Survives::{MayDie, Must};
 
-/// A script, the outcomes that it may have, and what becomes of its worker.
+/// A script, the outcomes that it may have, and what happens to its worker.
 type Case = (&'static str, &'static [&'static str], Survives);
 
-/// Whether a worker lives on after a script.
+/// Whether a worker survives a script.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Survives {
     Must,
-    /// It may end with the script: V8 does not interrupt each in time, and gives up on some.
+    /// The worker may end with the script: V8 does not interrupt every script in time, and aborts
+    /// on some.
     MayDie,
 }
 
 const CPU: &[&str] = &["exceededCpu"];
 const MEMORY: &[&str] = &["exceededMemory"];
 const ERROR: &[&str] = &["exception"];
-/// Whichever limit comes first on the machine that this runs on.
+/// Whichever limit the machine reaches first.
 const EITHER: &[&str] = &["exceededCpu", "exceededMemory", "exception"];
 
-/// Runs every case for one tenant while another, in the same process, runs without pause. No run of the other may fail.
+/// Runs every case for one tenant while another tenant, in the same process, runs without pause. No
+/// run of the neighbour's may fail.
 fn run_corpus(cpu_ms: u32, cases: &[Case]) {
-    // The machine's speed decides nothing: only the limit that a corpus is about is near.
-    // Nor does a cordon: a tenant that moves has another worker, and what is asked here is whether its worker lives on.
+    // The machine's speed must not decide: only the limit that a corpus is about is near. Nor may a
+    // cordon: a tenant that moves gets another worker, and these tests ask whether its worker
+    // survived.
     let unmoved = ["busy", "paging", "computeOnly"]
         .map(|signal| format!("[cordon.rules.signals.{signal}]\npoints = 0\nhalf_life_secs = 1\nmost = 0\n"));
     let limits = "[defaults.limits]\ncpu_ms = 60000\nwall_ms = 120000\n";
@@ -94,18 +97,20 @@ fn spinning_in_every_form_ends_at_the_cpu_limit() {
             ("() => { setTimeout(() => { for (;;); }, 1); return new Promise(() => {}) }", CPU, Must),
             ("() => { const p = new Proxy(function () {}, { apply() { for (;;); } }); p() }", CPU, Must),
             ("() => { let b = 3n; for (;;) b = b * b % (2n ** 256n) + 1n }", CPU, Must),
-            // With numbers this long V8 takes some 40 of the 50 ms to notice, on a machine that does nothing else.
+            // With numbers of this length V8 takes some 40 of the 50 ms to notice, even on an idle
+            // machine.
             ("() => { let b = 3n; for (;;) b = b * b % (2n ** 4096n) + 1n }", CPU, MayDie),
         ],
     );
 }
 
 #[test]
-fn work_that_v8_does_not_interrupt_ends_all_the_same() {
+fn work_that_v8_does_not_interrupt_ends_nevertheless() {
     run_corpus(
         200,
         &[
-            // Not interrupted: the watchdog reports it, and the process is ended.
+            // V8 does not interrupt these: the watchdog reports them, and the supervisor ends the
+            // process.
             ("() => Array.prototype.indexOf.call({ length: 2 ** 53 - 1 }, 1)", CPU, MayDie),
             ("() => Array.prototype.includes.call({ length: 2 ** 53 - 1 }, 1)", CPU, MayDie),
             ("() => { const a = new Float64Array(7e6); for (;;) a.sort() }", CPU, MayDie),
@@ -160,7 +165,7 @@ fn memory_in_every_form_ends_at_the_memory_limit() {
                 &["ok"],
                 Must,
             ),
-            // V8 gives up here; the run is told so, and the neighbour's is run again.
+            // V8 aborts on these: the run gets its outcome, and the neighbour's run is restarted.
             ("() => 'x'.repeat(5e8).split('').length", EITHER, MayDie),
             ("() => new Array(1e9).fill(0).length", EITHER, MayDie),
         ],
@@ -168,7 +173,7 @@ fn memory_in_every_form_ends_at_the_memory_limit() {
 }
 
 #[test]
-fn depth_in_every_form_is_an_error_of_the_scripts() {
+fn nesting_in_every_form_is_an_error_of_the_script() {
     run_corpus(
         1000,
         &[
@@ -199,21 +204,21 @@ fn depth_in_every_form_is_an_error_of_the_scripts() {
 }
 
 #[test]
-fn attackers_one_after_another_cost_an_innocent_nothing_but_time() {
+fn successive_attackers_cost_an_innocent_tenant_nothing_but_time() {
     let daemon = Daemon::start(SHARING);
     let innocents = ["a", "b", "c", "d"];
     for name in innocents {
         assert_eq!(daemon.run(name, "() => 1")["result"], 1);
     }
     let together: std::collections::BTreeSet<_> = innocents.iter().map(|name| daemon.worker_of(name)).collect();
-    assert_eq!(together.len(), 1, "they share a process");
+    assert_eq!(together.len(), 1, "the innocents share a process");
     std::thread::scope(|scope| {
         let daemon = &daemon;
         let runs = innocents.map(|name| {
             scope.spawn(move || daemon.run(name, "() => new Promise((r) => setTimeout(() => r('done'), 1500))"))
         });
         for attacker in 0..5 {
-            // Each takes its worker with it: V8 does not interrupt this.
+            // Each attacker ends its worker, because V8 does not interrupt this call.
             let code = "() => Array.prototype.indexOf.call({ length: 2 ** 53 - 1 }, 1)";
             let run =
                 daemon.load(&format!("attacker-{attacker}"), &json!({ "code": code, "limits": { "cpuMs": 20 } })).ok();
@@ -224,15 +229,15 @@ fn attackers_one_after_another_cost_an_innocent_nothing_but_time() {
             assert_eq!(run["result"], "done", "{run}");
         }
     });
-    assert!(daemon.events().iter().any(|event| event["event"] == "retried"), "nobody was in their way");
-    // Whoever has taken a worker lives alone, also after a run that went well.
+    assert!(daemon.events().iter().any(|event| event["event"] == "retried"), "no innocent run was lost");
+    // A tenant that has ended a worker lives alone, even after a run that went well.
     assert_eq!(daemon.run("attacker-0", "() => 1")["cordon"], "solo");
     assert_eq!(daemon.run("attacker-0", "() => 1")["cordon"], "solo");
 }
 
-/// The open issues of isolated-vm that users know, by their numbers there.
+/// Open issues of isolated-vm that its users know, by their numbers there.
 #[test]
-fn what_broke_isolated_vm_does_not_break_us() {
+fn what_broke_isolated_vm_does_not_break_enisle() {
     run_corpus(
         2000,
         &[
@@ -288,7 +293,7 @@ fn output_and_logs_are_cut_at_their_limits() {
 
 #[test]
 fn without_its_limit_the_same_script_goes_on() {
-    // The other half of every limit's test: what ended it was the limit.
+    // The counterpart of every limit's test: without the limit the script would have gone on.
     let daemon = Daemon::start(SHARING);
     let run = |code: &str, limits: Value| {
         daemon.load("t", &json!({ "code": code, "limits": limits })).ok()["outcome"].clone()

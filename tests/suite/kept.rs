@@ -1,4 +1,4 @@
-//! Scripts that are registered and stay warm: `get()`.
+//! Registered scripts, whose isolates stay warm between runs.
 
 use enisle_tests::{Daemon, SHARING, is_alive, wait_until};
 use serde_json::{Value, json};
@@ -21,7 +21,7 @@ fn an_isolate_stays_between_the_runs_of_its_script_and_of_no_other() {
     let results: Vec<_> = (0..3).map(|_| run(&daemon, "a", &json!({}))["result"].clone()).collect();
     assert_eq!(results, [1, 2, 3]);
     assert_eq!(run(&daemon, "b", &json!({}))["result"], 1);
-    assert_eq!(daemon.run("t", "() => typeof n")["result"], "undefined", "a load is fresh as ever");
+    assert_eq!(daemon.run("t", "() => typeof n")["result"], "undefined", "a load still gets a fresh isolate");
     assert_eq!(run(&daemon, "a", &json!({}))["result"], 4);
     let shown = daemon.get("/v1/tenants/t/scripts/a");
     assert_eq!((&shown["runs"], &shown["version"]), (&json!(4), &json!(1)));
@@ -37,7 +37,7 @@ fn a_script_is_called_with_its_env_and_the_runs_arguments() {
     assert_eq!(run(&daemon, "a", &json!({ "args": ["x"] }))["result"], json!(["x"]));
     let failed = run(&daemon, "a", &json!({ "entrypoint": "none" }));
     assert_eq!(failed["outcome"], "exception", "{failed}");
-    assert_eq!(run(&daemon, "a", &request)["result"], 42, "an exception costs no isolate its life");
+    assert_eq!(run(&daemon, "a", &request)["result"], 42, "an isolate survives an exception");
 }
 
 #[test]
@@ -60,13 +60,13 @@ fn a_name_keeps_its_content_until_it_is_replaced() {
 }
 
 #[test]
-fn a_run_over_its_limits_costs_the_isolate_and_not_the_script() {
+fn a_run_over_its_limits_costs_the_isolate_but_not_the_script() {
     let daemon = Daemon::start(SHARING);
     let code = "let n = 0; export default (spin) => { n++; while (spin); return n }";
     put(&daemon, "a", &json!({ "code": code, "limits": { "cpuMs": 50 } }));
     assert_eq!(run(&daemon, "a", &json!({ "args": [false] }))["result"], 1);
     assert_eq!(run(&daemon, "a", &json!({ "args": [true] }))["outcome"], "exceededCpu");
-    assert_eq!(run(&daemon, "a", &json!({ "args": [false] }))["result"], 1, "begun anew");
+    assert_eq!(run(&daemon, "a", &json!({ "args": [false] }))["result"], 1, "the isolate is new");
 }
 
 #[test]
@@ -78,12 +78,12 @@ fn many_scripts_stay_within_the_tenants_memory() {
         put(&daemon, &format!("s{id}"), &json!({ "code": code, "limits": limits }));
         assert_eq!(run(&daemon, &format!("s{id}"), &json!({}))["result"], 1);
     }
-    assert_eq!(run(&daemon, "s11", &json!({}))["result"], 2, "the last one is still there");
-    assert_eq!(run(&daemon, "s0", &json!({}))["result"], 1, "the first one had to go");
+    assert_eq!(run(&daemon, "s11", &json!({}))["result"], 2, "the last isolate is kept");
+    assert_eq!(run(&daemon, "s0", &json!({}))["result"], 1, "the first isolate was disposed of");
 }
 
 #[test]
-fn a_script_is_made_anew_where_its_tenant_moves_to() {
+fn a_script_is_evaluated_anew_in_its_tenants_new_home() {
     let daemon = Daemon::start(SHARING);
     put(&daemon, "a", &json!({ "code": COUNTER, "env": { "x": 1 } }));
     daemon.run("neighbour", "() => 1");
@@ -94,12 +94,12 @@ fn a_script_is_made_anew_where_its_tenant_moves_to() {
         daemon.wait_for("/v1/tenants/t", |tenant| tenant["resident"]["cordon"] == level);
         let moved = run(&daemon, "a", &json!({}));
         assert_eq!((&moved["result"], &moved["cordon"]), (&json!(1), &json!(level)), "{moved}");
-        assert_eq!(run(&daemon, "a", &json!({}))["result"], 2, "and stays there");
+        assert_eq!(run(&daemon, "a", &json!({}))["result"], 2, "the isolate is kept in the new home");
     }
     let worker = daemon.worker_of("t");
     nix::sys::signal::kill(nix::unistd::Pid::from_raw(worker), nix::sys::signal::Signal::SIGKILL).expect("it lives");
     wait_until("the end of the worker", || !is_alive(worker));
-    assert_eq!(run(&daemon, "a", &json!({}))["result"], 1, "also after its home was lost");
+    assert_eq!(run(&daemon, "a", &json!({}))["result"], 1, "the isolate is new after its home was lost");
 }
 
 #[test]
@@ -112,18 +112,18 @@ fn timers_of_an_earlier_run_do_not_fire_in_a_later_one() {
 }
 
 #[test]
-fn what_is_forgotten_gives_its_memory_back_and_what_is_kept_leaves_room() {
+fn a_deleted_script_returns_its_memory_and_kept_scripts_leave_room() {
     let daemon = Daemon::start(SHARING);
     let code = "const keep = []; export default (mb) => { keep.push(new Uint8Array(mb << 20)); return keep.length }";
     put(&daemon, "a", &json!({ "code": code }));
     assert_eq!(run(&daemon, "a", &json!({ "args": [50] }))["result"], 1);
     let load = json!({ "code": "(mb) => new Uint8Array(mb << 20).length >> 20", "args": [70] });
-    assert_eq!(daemon.load("t", &load).ok()["result"], 70, "half of 128 MiB are left to a run");
-    assert_eq!(run(&daemon, "a", &json!({ "args": [50] }))["result"], 2, "and it was kept");
-    // Now it keeps more than half, and goes when another run needs room.
+    assert_eq!(daemon.load("t", &load).ok()["result"], 70, "half of 128 MiB is left for a run");
+    assert_eq!(run(&daemon, "a", &json!({ "args": [50] }))["result"], 2, "the script was kept");
+    // The script now keeps more than half, and is disposed of when another run needs room.
     assert_eq!(daemon.load("t", &load).ok()["result"], 70);
     assert_eq!(run(&daemon, "a", &json!({ "args": [50] }))["result"], 1);
     assert_eq!(daemon.request("DELETE", "/v1/tenants/t/scripts/a", b"").status, 204);
     let all = json!({ "code": "(mb) => new Uint8Array(mb << 20).length >> 20", "args": [120] });
-    assert_eq!(daemon.load("t", &all).ok()["result"], 120, "a script that is deleted keeps nothing");
+    assert_eq!(daemon.load("t", &all).ok()["result"], 120, "a deleted script keeps no memory");
 }

@@ -50,7 +50,8 @@ fn a_run_whose_worker_is_killed_twice_is_lost_and_the_next_one_works() {
     let daemon = Daemon::start(SHARING);
     std::thread::scope(|scope| {
         let run = scope.spawn(|| daemon.run("t", WAITS));
-        // A worker that is killed before the run has begun in it does not count, so every one is killed.
+        // A worker killed before the run has begun in it does not count, so the test kills every
+        // worker.
         let mut last = 0;
         wait_until("the end of the run", || {
             if let Some(worker) = daemon.home_of("t").filter(|worker| *worker != last && is_alive(*worker)) {
@@ -66,7 +67,7 @@ fn a_run_whose_worker_is_killed_twice_is_lost_and_the_next_one_works() {
     assert_eq!(daemon.run("t", "() => 'next'")["result"], "next");
 }
 
-/// Nobody knows what it computed, and nobody else was there.
+/// How much the run computed is unknown, and its tenant was alone in the process.
 #[test]
 fn a_run_whose_worker_is_killed_is_charged_for_the_time_that_passed() {
     let daemon = Daemon::start(SHARING);
@@ -82,10 +83,10 @@ fn a_run_whose_worker_is_killed_is_charged_for_the_time_that_passed() {
         kill_worker(daemon.worker_of("t"));
         let run = run.join().expect("the run is answered");
         assert_eq!(run["result"], "done", "{run}");
-        // The answer has what the attempt used that ended well, which waited too.
+        // The answer holds the usage of the successful attempt alone, which also waited.
         assert!(cpu_ms(&run) < 200.0, "{run}");
         let charged = cpu_ms(&tenant()) - before;
-        // `cpuMs` of the policy is a second.
+        // The policy's `cpuMs` is one second.
         assert!((300.0..1200.0).contains(&charged), "{charged}");
     });
 }
@@ -113,7 +114,7 @@ fn no_worker_outlives_the_daemon_and_a_new_one_takes_the_same_socket() {
 }
 
 #[test]
-fn at_its_end_the_daemon_lets_runs_finish_and_takes_no_new_ones() {
+fn a_terminating_daemon_lets_runs_finish_and_takes_no_new_ones() {
     let mut daemon = Daemon::start(SHARING);
     let socket = daemon.socket();
     let run = std::thread::scope(|scope| {
@@ -169,8 +170,8 @@ fn a_tenant_that_is_idle_moves_out_and_back_in() {
 }
 
 #[test]
-fn a_place_is_not_used_twice_and_a_full_machine_makes_room_from_the_idle() {
-    // Without sharing a process has one place; two processes, three tenants.
+fn a_slot_is_not_used_twice_and_a_full_machine_evicts_idle_tenants() {
+    // Without sharing a process has one slot: two processes, three tenants.
     let daemon = Daemon::start("[workers]\nmax = 2\n");
     let capacity = daemon.get("/v1/info")["capacity"]["tenantsPerProcess"].as_u64().unwrap_or(1);
     let tenants = 2 * capacity + 1;
@@ -205,7 +206,7 @@ fn a_machine_full_of_busy_tenants_refuses_the_next_one() {
 }
 
 #[test]
-fn a_worker_that_is_old_is_left_also_by_a_tenant_that_never_rests() {
+fn an_old_worker_is_left_even_by_a_tenant_that_is_never_idle() {
     let daemon = Daemon::start("[workers]\nmax_age_secs = 1\n");
     daemon.run("t", "() => 1");
     let first = daemon.worker_of("t");

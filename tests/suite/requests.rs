@@ -11,7 +11,7 @@ use serde_json::json;
 const LOAD: &str = "/v1/tenants/t/load";
 
 #[test]
-fn bad_input_is_answered_with_what_was_wrong_and_harms_nobody() {
+fn bad_input_is_answered_with_what_was_wrong_and_harms_no_tenant() {
     let daemon = Daemon::start(SHARING);
     let pid = daemon.pid();
     for (method, path, body, status, word) in [
@@ -78,7 +78,7 @@ fn a_half_sent_body_and_a_client_that_never_reads_are_cut_off() {
     headless.set_read_timeout(Some(PATIENCE)).expect("a timeout");
     headless.read_to_end(&mut Vec::new()).expect("the connection is closed");
 
-    // More answers than the socket holds, none of them read: the daemon gives up on the writing side.
+    // The answers exceed the socket's buffer and none is read, so the daemon gives up writing.
     let mut deaf = UnixStream::connect(daemon.socket()).expect("the daemon listens");
     let body = json!({ "code": "() => 'x'.repeat(1e6)" }).to_string();
     let request = format!("POST {LOAD} HTTP/1.1\r\nhost: d\r\ncontent-length: {}\r\n\r\n{body}", body.len());
@@ -96,14 +96,15 @@ fn a_client_that_goes_away_cancels_its_run() {
         .expect("it reads");
     daemon.wait_for("/v1/tenants/t", |tenant| tenant["inFlight"] == 1 && tenant["resident"].is_object());
     drop(client);
-    // The next run has the thread at once: its wall limit is far below what the first would have taken.
+    // The next run gets the thread at once: its wall limit is far below the time that the first run
+    // would have taken.
     daemon.wait_for("/v1/tenants/t", |tenant| tenant["inFlight"] == 0);
     let run = daemon.load("t", &json!({ "code": "() => 1", "limits": { "wallMs": 3000 } })).ok();
     assert_eq!(run["result"], 1, "{run}");
 }
 
 #[test]
-fn over_its_quota_a_tenant_is_told_when_to_come_back() {
+fn over_its_quota_a_tenant_learns_when_to_retry() {
     let daemon = Daemon::start(SHARING);
     daemon.request("PUT", "/v1/tenants/t", br#"{"quota": {"inFlight": 1, "perSecond": 1, "burst": 2}}"#).ok();
     assert_eq!(daemon.run("t", "() => 1")["result"], 1);
@@ -130,7 +131,7 @@ fn a_policy_holds_at_once_and_after_a_restart() {
 }
 
 #[test]
-fn events_tell_what_happened_and_a_follower_hears_what_comes() {
+fn events_list_what_happened_and_a_follower_receives_new_ones() {
     let daemon = Daemon::start(SHARING);
     let mut follower = UnixStream::connect(daemon.socket()).expect("the daemon listens");
     follower.write_all(b"GET /v1/events?follow=1 HTTP/1.1\r\nhost: d\r\n\r\n").expect("it reads");
@@ -149,7 +150,7 @@ fn events_tell_what_happened_and_a_follower_hears_what_comes() {
 }
 
 #[test]
-fn the_daemon_says_what_it_is() {
+fn the_daemon_describes_itself() {
     let daemon = Daemon::start(SHARING);
     let ping = daemon.request("HEAD", "/_ping", b"");
     assert!(ping.status == 200 && ping.head.to_ascii_lowercase().contains("api-version: 1"), "{}", ping.head);
@@ -177,13 +178,13 @@ fn a_peer_without_rights_is_refused_and_one_with_them_is_not() {
     const STRANGER: u32 = 4_000_001;
     const GUEST: u32 = 4_000_002;
     let daemon = Daemon::start(&format!("{SHARING}[[peers]]\nuid = {GUEST}\ntenants = [\"guest-*\"]\n"));
-    // The socket's mode lets nobody else in; the policy is what is tested here.
+    // The socket's mode keeps other uids out, so it is opened: this test is about the policy.
     let open = std::os::unix::fs::PermissionsExt::from_mode(0o666);
     std::fs::set_permissions(daemon.socket(), open).expect("the socket is ours");
     let script = daemon.folder.path().join("s.js");
     std::fs::write(&script, "() => 1").expect("a script");
     let run = |uid: u32, arguments: &[&str]| {
-        // As this test runs from a folder that others may not enter, the program is copied out of it.
+        // The test's own folder may be closed to other users, so the program is copied out of it.
         let program = daemon.folder.path().join("enisle");
         std::fs::copy(programs().join("enisle"), &program).expect("the program is there");
         let out = Command::new(program)

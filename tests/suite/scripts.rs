@@ -1,4 +1,4 @@
-//! What a script can be and do, and what comes back.
+//! What a script can be and do, and what it returns.
 
 use enisle_tests::{Daemon, SHARING};
 use serde_json::{Value, json};
@@ -83,7 +83,7 @@ fn a_module_may_import_itself_and_its_importer_while_it_is_evaluated() {
                             "b.js": "globalThis.seen = import('m.js')" }),
     );
     assert_eq!(back["result"], 2, "{back}");
-    // Waiting for oneself never ends, and says so; it takes nobody with it.
+    // A module that awaits itself never settles. The error says so, and the worker survives.
     let waits = load(json!({ "m.js": "await import('m.js'); export default () => 1" }));
     assert!(
         waits["outcome"] == "exception"
@@ -94,7 +94,7 @@ fn a_module_may_import_itself_and_its_importer_while_it_is_evaluated() {
 }
 
 #[test]
-fn what_a_microtask_or_a_timer_throws_ends_the_run_as_an_exception() {
+fn an_exception_in_a_microtask_or_a_timer_ends_the_run() {
     let daemon = Daemon::start(SHARING);
     for code in [
         "async () => { queueMicrotask(() => { throw new Error('here') }); await 0; return 1 }",
@@ -109,7 +109,7 @@ fn what_a_microtask_or_a_timer_throws_ends_the_run_as_an_exception() {
 }
 
 #[test]
-fn an_import_of_anything_else_is_an_error_that_names_it() {
+fn an_import_of_an_unknown_name_is_an_error_that_names_it() {
     let daemon = Daemon::start(SHARING);
     for import in [
         "import 'fs'",
@@ -190,7 +190,7 @@ fn an_error_has_a_stack_in_the_tenants_own_files() {
 }
 
 #[test]
-fn a_rejection_that_nobody_handles_is_a_line_of_the_log() {
+fn an_unhandled_rejection_is_a_line_of_the_log() {
     let daemon = Daemon::start(SHARING);
     let run = daemon.run("t", "async () => { Promise.reject(new Error('lost')); const late = Promise.reject(1); late.catch(() => {}); return 'ok' }");
     assert_eq!((&run["outcome"], run["logs"].as_array().map(Vec::len)), (&json!("ok"), Some(1)), "{run}");
@@ -245,7 +245,7 @@ fn timers_fire_in_order_and_the_clock_stands_still_while_code_runs() {
 }
 
 #[test]
-fn what_the_platform_offers_works_and_the_rest_is_gone() {
+fn the_documented_globals_work_and_forbidden_ones_are_absent() {
     let daemon = Daemon::start(SHARING);
     let run = daemon.run(
         "t",
@@ -326,7 +326,7 @@ fn no_clock_moves_while_code_runs_and_all_move_with_an_event() {
 }
 
 #[test]
-fn nothing_is_there_that_makes_a_clock_of_its_own() {
+fn no_global_provides_a_clock_of_its_own() {
     let daemon = Daemon::start(SHARING);
     let run = daemon.run(
         "t",

@@ -1,9 +1,9 @@
 //! What a script finds in its global object, property by property: `surface.txt`, in every kind of
 //! worker.
 //!
-//! A new V8 adds properties, and a patch or a flag may lose some
-//! (`v8/patches/05-features-in-snapshot.patch`) or bring one back that no tenant may have
-//! (`WebAssembly`). Either is a difference here, to be looked at before the list is changed.
+//! A new V8 adds properties, and a patch or a flag may remove some
+//! (`v8/patches/05-features-in-snapshot.patch`) or bring back one that no tenant may have
+//! (`WebAssembly`). Either makes this test fail; examine the difference before you change the list.
 
 use std::collections::BTreeSet;
 
@@ -14,7 +14,7 @@ const SCRIPT: &str = include_str!("surface.js");
 const KNOWN: &str = include_str!("surface.txt");
 
 #[test]
-fn a_script_finds_what_is_known_and_nothing_else() {
+fn a_script_finds_the_known_properties_and_no_others() {
     let daemon = Daemon::start(SHARING);
     let order = json!({ "level": "sealed", "reason": "a test" }).to_string();
     daemon.request("PUT", "/v1/tenants/sealed/cordon", order.as_bytes()).ok();
@@ -24,7 +24,7 @@ fn a_script_finds_what_is_known_and_nothing_else() {
         let found = run["result"].as_array().unwrap_or_else(|| panic!("{tenant}: {run}"));
         let found: BTreeSet<_> = found.iter().filter_map(|line| line.as_str()).collect();
         let (new, gone): (Vec<_>, Vec<_>) = (found.difference(&known).collect(), known.difference(&found).collect());
-        assert!(new.is_empty() && gone.is_empty(), "{tenant}: new are {new:?}, gone are {gone:?}");
+        assert!(new.is_empty() && gone.is_empty(), "{tenant}: new: {new:?}, missing: {gone:?}");
     }
     for forbidden in ["WebAssembly", "SharedArrayBuffer", "Atomics", "fetch", "process", "require"] {
         let path = format!("globalThis.{forbidden} ");

@@ -1,4 +1,5 @@
-//! `enisle audit verify`: reads the log of decisions from its files, and compares its end with what the daemon knows.
+//! `enisle audit verify`: reads the audit log from its files, and compares its end with what the
+//! daemon has written.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -16,7 +17,8 @@ use crate::show;
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum Audit {
-    /// Check that no line was changed, taken out or put in. With a daemon on the socket also that none is missing at the end.
+    /// Check that no line was changed, removed or inserted. If a daemon answers on the socket, also
+    /// check that no line is missing at the end.
     Verify {
         /// The folder of the log; the daemon's own if it is not given.
         #[arg(value_name = "DIR")]
@@ -25,7 +27,8 @@ pub(crate) enum Audit {
 }
 
 pub(crate) async fn verify(folder: Option<PathBuf>, client: &Client, as_json: bool) -> Result<u8, Failure> {
-    // Asked before the files are read: what is written meanwhile makes the chain longer, never shorter.
+    // Asked before the files are read: lines written meanwhile make the chain longer, never
+    // shorter.
     let daemon = match (client.get("/v1/audit").await, &folder) {
         (Ok(daemon), _) => Some(daemon.read::<AuditHead>()?),
         (Err(_), Some(_)) => None,
@@ -49,7 +52,7 @@ pub(crate) async fn verify(folder: Option<PathBuf>, client: &Client, as_json: bo
     }
     outln!("{} lines in {files} files are whole, up to number {} ({})", verifier.lines(), head.seq, head.hash);
     if known.is_none() {
-        outln!("no daemon that writes there was asked: that no line is missing at the end is not known");
+        outln!("no daemon that writes there was asked: lines may be missing at the end");
     }
     Ok(0)
 }
@@ -58,7 +61,8 @@ fn same(one: &Path, other: &Path) -> bool {
     matches!((one.canonicalize(), other.canonicalize()), (Ok(one), Ok(other)) if one == other)
 }
 
-/// Every file of the log, the oldest first; the present one is last, as its name is the first in no order.
+/// Reads every file of the log, the oldest first. The current file comes last, though its name
+/// would sort first.
 fn read(folder: &Path) -> Result<Chain, Failure> {
     let failed =
         |path: &Path, error: std::io::Error| Failure::Usage(format!("{} cannot be read: {error}", path.display()));
@@ -66,7 +70,7 @@ fn read(folder: &Path) -> Result<Chain, Failure> {
     let mut names: Vec<_> = entries.filter_map(|entry| entry.ok()?.file_name().into_string().ok()).collect();
     if let Some(aside) = names.iter().find(|name| name.contains(".broken-")) {
         return Err(Failure::Broken(format!(
-            "the daemon found {} broken and put it aside: look at it, then take it away",
+            "the daemon found {} broken and quarantined it: examine the file, then move it out of the folder",
             folder.join(aside).display()
         )));
     }
@@ -75,7 +79,8 @@ fn read(folder: &Path) -> Result<Chain, Failure> {
     let mut chain = Chain { files: names.len(), ..Chain::default() };
     for name in &names {
         let path = folder.join(name);
-        // What is no text is no line either, and is found as such.
+        // Bytes that are not text are not a valid line either, and the verifier reports them as
+        // such.
         let bytes = fs::read(&path).map_err(|error| failed(&path, error))?;
         for line in String::from_utf8_lossy(&bytes).lines() {
             let read = chain.verifier.read(line);
@@ -100,13 +105,13 @@ struct Chain {
     files: usize,
     /// The hash of each line, by its number.
     hashes: BTreeMap<u64, String>,
-    /// The last lines of files that were deleted, by the log's own word.
+    /// The last lines of deleted files, according to the log itself.
     deleted: Vec<Head>,
-    /// The first line says that what was before could not be read.
+    /// The first line says that earlier lines could not be read.
     begins_anew: bool,
 }
 
-/// Of a line, what explains why others are not there.
+/// The part of a line that explains why other lines are absent.
 #[derive(Deserialize)]
 #[serde(tag = "decision", rename_all = "camelCase")]
 enum Absence {
@@ -132,7 +137,7 @@ impl Chain {
         }
     }
 
-    /// Where the first lines are gone, a later one has to say so.
+    /// If the first lines are missing, a later line must say so.
     fn explain_beginning(&self) -> Result<(), String> {
         match self.verifier.before() {
             Some(before) if before.seq > 0 && !self.begins_anew && !self.deleted.contains(before) => Err(format!(
@@ -145,7 +150,7 @@ impl Chain {
     }
 }
 
-/// The daemon's last line has to be among those read.
+/// The daemon's last line must be among those read.
 fn compare(known: &Head, read: &Chain, folder: &Path) -> Result<(), Failure> {
     if known.seq == 0 || read.hashes.get(&known.seq) == Some(&known.hash) {
         return Ok(());
@@ -157,7 +162,7 @@ fn compare(known: &Head, read: &Chain, folder: &Path) -> Result<(), Failure> {
             folder.display(),
             known.seq
         ),
-        false => format!("{}: line {} is another one than the daemon has written", folder.display(), known.seq),
+        false => format!("{}: line {} differs from the one that the daemon has written", folder.display(), known.seq),
     }))
 }
 
@@ -175,7 +180,7 @@ mod tests {
     }
 
     #[test]
-    fn a_chain_may_begin_later_if_it_says_itself_what_was_deleted() {
+    fn a_chain_may_begin_later_if_it_records_what_was_deleted() {
         let folder = tempfile::tempdir().unwrap();
         let (mut head, ordered) = (Head::default(), json!({ "decision": "ordered", "tenant": "t" }));
         write(folder.path(), "audit-000000000001.jsonl", &mut head, &[ordered.clone(), ordered.clone()]);

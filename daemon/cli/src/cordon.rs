@@ -1,4 +1,5 @@
-//! `enisle inspect TENANT` and `enisle cordon TENANT …`: how a tenant stands, and an operator's word about it.
+//! `enisle inspect TENANT` and `enisle cordon TENANT …`: a tenant's standing, and an operator's
+//! order about it.
 
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
@@ -19,13 +20,13 @@ use crate::{Failure, segment};
 pub(crate) struct Change {
     /// The tenant's name.
     tenant: String,
-    /// At least so far out from now on: solo, sealed or expelled.
+    /// The least cordon level from now on: solo, sealed or expelled.
     #[arg(group = "what")]
     level: Option<Level>,
-    /// Let it in again, and forgive what has counted against it.
+    /// Let the tenant in again, and forgive what has counted against it.
     #[arg(long, group = "what")]
     lift: bool,
-    /// Why; it is written to the audit log.
+    /// Why; the reason is written to the audit log.
     #[arg(long)]
     reason: String,
 }
@@ -35,7 +36,7 @@ pub(crate) async fn change(change: Change, client: &Client, as_json: bool) -> Re
     let tenant = match change.level {
         Some(level) => {
             let order = serde_json::to_vec(&CordonRequest { level, reason: change.reason });
-            let order = order.map_err(|error| Failure::Usage(format!("this is no order: {error}")))?;
+            let order = order.map_err(|error| Failure::Usage(format!("this is not a valid order: {error}")))?;
             client.put(&path, order).await?
         }
         None => client.delete(&format!("{path}?reason={}", encoded(&change.reason))).await?,
@@ -58,7 +59,7 @@ pub(crate) fn inspect(tenant: &TenantView) {
     }
 }
 
-/// For people: where it lives, why, and what it has used.
+/// The lines for people: the tenant's standing, its usage, its home and its policy.
 fn describe(tenant: &TenantView, now: SystemTime) -> Vec<String> {
     let now_ms = now.duration_since(UNIX_EPOCH).map_or(0, |since| u64::try_from(since.as_millis()).unwrap_or(u64::MAX));
     match tenant {
@@ -69,7 +70,7 @@ fn describe(tenant: &TenantView, now: SystemTime) -> Vec<String> {
             lines.extend([lives(tenant.resident.as_ref()), policy(&tenant.policy)]);
             lines
         }
-        // Why, and where, only operators are told.
+        // The reasons and the home are shown to operators only.
         TenantView::Own(tenant) => {
             let (cordon, usage) = (&tenant.cordon, &tenant.usage);
             let since = age(now_ms.saturating_sub(cordon.since_unix_ms));
@@ -83,7 +84,7 @@ fn describe(tenant: &TenantView, now: SystemTime) -> Vec<String> {
     }
 }
 
-/// How a tenant stands, and how it came to this.
+/// A tenant's standing, and how it came about.
 fn stands(name: &str, cordon: &Cordon, now_ms: u64) -> Vec<String> {
     let ago = |at: u64| age(now_ms.saturating_sub(at));
     let left = |until: u64| age(until.saturating_sub(now_ms));
@@ -103,12 +104,12 @@ fn stands(name: &str, cordon: &Cordon, now_ms: u64) -> Vec<String> {
         lines.push(format!("  ordered  {level} by uid {uid} {ago} ago: {}", order.reason));
     }
     if let Some(until) = cordon.suspected_until_unix_ms {
-        lines.push(format!("  suspected for {} more: it has ended a process, or may have", left(until)));
+        lines.push(format!("  suspected for {} more: it ended a process, or may have", left(until)));
     }
     if let Some(apart) = &cordon.kept_apart {
-        let with = if apart.alone { "alone" } else { "with half of those who were there" };
+        let with = if apart.alone { "alone" } else { "with half of its former neighbours" };
         let left = age(apart.for_ms);
-        lines.push(format!("  kept {with} for {left} more: a process that it was in died, and nobody knows why"));
+        lines.push(format!("  kept {with} for {left} more: a process that it lived in died for an unknown reason"));
     }
     if cordon.on_probation {
         lines.push("  on probation: it has a new home, and its uid's budget of deaths was used up".to_owned());
@@ -129,7 +130,7 @@ fn stands(name: &str, cordon: &Cordon, now_ms: u64) -> Vec<String> {
 
 fn signal(state: &SignalState) -> String {
     let SignalState { points, weight, count, .. } = state;
-    let in_company = if state.certain { "" } else { "  in company: perhaps another's doing" };
+    let in_company = if state.certain { "" } else { "  in company: perhaps caused by a neighbour" };
     format!(
         "  {:<16} {:<10} {points:>7?} {weight:>7?} {count:>6} {:>8}  {}{in_company}",
         word(&state.signal),
@@ -166,13 +167,13 @@ fn in_words(reason: &Reason) -> String {
         Reason::Signal { signal, points, .. } => format!("{} {points:.0}", word(signal)),
         Reason::Suspected { .. } => "suspected".to_owned(),
         Reason::Unsuspected => "no longer suspected".to_owned(),
-        Reason::Order { reason, by_uid } => format!("uid {by_uid} said so: {reason}"),
+        Reason::Order { reason, by_uid } => format!("ordered by uid {by_uid}: {reason}"),
         Reason::Lifted { reason, by_uid } => format!("uid {by_uid} lifted it: {reason}"),
         Reason::Clean { for_ms, .. } => format!("clean for {}", age(*for_ms)),
     }
 }
 
-/// A duration, in the largest unit that it has two of.
+/// A duration, in the largest unit of which it holds at least two.
 fn age(ms: u64) -> String {
     let secs = Duration::from_millis(ms).as_secs();
     match secs {

@@ -1,4 +1,5 @@
-//! `enisle doctor`: the posture of this machine, a line a layer, and what the running daemon makes of it.
+//! `enisle doctor`: the posture of this machine, one line per layer, and that of the running
+//! daemon.
 
 use enisle_api::client::{Client, ClientError};
 use enisle_api::types::about::Info;
@@ -36,14 +37,14 @@ pub(crate) async fn examine(client: &Client, as_json: bool) {
     }
 }
 
-/// What the daemon says of itself. It may do without what the machine has, or see less of it than
-/// we do.
+/// What the daemon reports about itself. The daemon may be configured to do without a layer that
+/// the machine has, or may see less of the machine than this program does.
 fn daemon(info: &Info, client: &Client) {
-    let hidden = "what its workers are without is for operators ([[peers]] operate = true)";
+    let hidden = "which layers its workers lack is shown to operators ([[peers]] operate = true)";
     let consequence = info.posture.as_ref().map_or(hidden, |posture| &posture.consequence);
     outln!("daemon on {}: {consequence}", client.socket().display());
     for layer in info.posture.iter().flat_map(|posture| &posture.layers).filter(|layer| !layer.on) {
-        outln!("its workers are without {}: {}", layer.layer, layer.consequence.as_deref().unwrap_or("?"));
+        outln!("its workers lack {}: {}", layer.layer, layer.consequence.as_deref().unwrap_or("?"));
     }
 }
 

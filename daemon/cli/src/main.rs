@@ -1,11 +1,13 @@
-//! `enisle`: the command line. Everything goes through the daemon's socket; nothing here runs JavaScript.
+//! `enisle`: the command line. Every command goes through the daemon's socket; nothing here runs
+//! JavaScript.
 //!
-//! Exit codes: 0 the script ended well; 1 it failed by itself; 2 the command was wrong; 3 the daemon refused or is not
-//! there; 4 a limit ended the script; 5 a layer stopped an attack; 70 our own fault.
+//! Exit codes: 0 the script succeeded; 1 the script failed, or the audit log is broken; 2 the
+//! command was wrong; 3 the daemon refused, or does not answer; 4 a limit ended the script; 5 a
+//! layer stopped an attack; 70 a fault of enisle itself.
 #![forbid(unsafe_code)]
 
-/// Prints a line for people: nothing in it drives the terminal, shows as something else
-/// ([`show::safe`]), or comes to stand where it was not written.
+/// Prints a line for people. Nothing in the line can drive the terminal, be shown as something else
+/// ([`show::safe`]), or appear in a place where it was not written.
 macro_rules! outln {
     ($($text:tt)*) => { crate::show::out_safe(&format!($($text)*)) };
 }
@@ -31,17 +33,17 @@ use enisle_api::types::tenant::{TenantRow, TenantView};
 use enisle_api::types::worker::Worker;
 use serde_json::Value;
 
-/// Runs untrusted JavaScript, each tenant on an island of its own.
+/// Runs untrusted JavaScript, each tenant on its own island.
 #[derive(Debug, Parser)]
 #[command(name = "enisle", version)]
 struct Arguments {
     /// The daemon's socket.
     #[arg(long, env = "ENISLE_SOCKET", global = true, value_name = "PATH")]
     socket: Option<PathBuf>,
-    /// Whom to take for the daemon beside root and yourself: the uid that has the socket.
+    /// The uid that the daemon runs as, accepted beside root and your own.
     #[arg(long, env = "ENISLE_DAEMON_UID", global = true, value_name = "UID")]
     daemon_uid: Option<u32>,
-    /// JSON, for machines: the daemon's own bytes.
+    /// Print JSON, for machines: the daemon's own bytes.
     #[arg(long, global = true)]
     json: bool,
     #[command(subcommand)]
@@ -54,11 +56,11 @@ enum Command {
     Run(run::RunFile),
     /// Send a load request as the API takes it, from a file or from standard input (`-`).
     Load(run::LoadFile),
-    /// The worker processes and who lives in them.
+    /// The worker processes and the tenants that live in them.
     Ps,
-    /// Every tenant that the daemon knows, with its cordon and what it used.
+    /// Every tenant that the daemon knows, with its cordon level and its usage.
     Tenants,
-    /// One tenant: how far out it lives and why, its policy, what it used.
+    /// One tenant: its cordon level and the reasons, its policy, its usage.
     Inspect {
         /// The tenant's name.
         tenant: String,
@@ -68,22 +70,22 @@ enum Command {
     /// The log of every decision.
     #[command(subcommand)]
     Audit(audit::Audit),
-    /// What happened; with `-f` also what happens next.
+    /// Past events; with `-f` also those to come.
     Events {
         /// Go on until interrupted.
         #[arg(short, long)]
         follow: bool,
     },
-    /// What this machine offers, layer by layer, and how to get what is missing.
+    /// What this machine offers, layer by layer, and how to get what it lacks.
     Doctor,
     /// Print a completion script.
     Completions {
-        /// The shell that it is for.
+        /// The shell to print it for.
         shell: clap_complete::Shell,
     },
 }
 
-/// Why a command did not do its work.
+/// Why a command failed.
 #[derive(Debug, thiserror::Error)]
 enum Failure {
     #[error("{}", advice(.0))]
@@ -96,14 +98,14 @@ enum Failure {
     Broken(String),
 }
 
-/// What a client says, and what to do about it with this command line.
+/// A client's error, and what to do about it with this command line.
 fn advice(error: &ClientError) -> String {
     match error {
         ClientError::Unreachable { .. } => {
             format!("{error}; start one with `enisled`, or use `enisle run --standalone`")
         }
         ClientError::Stranger { uid, .. } => {
-            format!("{error}. If that is the daemon that you mean, say so with --daemon-uid {uid}")
+            format!("{error}. If that is the daemon you mean, pass --daemon-uid {uid}")
         }
         ClientError::Problem { .. } | ClientError::Broken(_) => error.to_string(),
     }
@@ -197,7 +199,7 @@ fn typed<T: serde::de::DeserializeOwned>(value: Value) -> Result<T, ClientError>
     serde_json::from_value(value).map_err(|error| ClientError::Broken(error.to_string()))
 }
 
-/// A list of the daemon's, all its pages in one, as it came.
+/// A list of the daemon's: the items of all its pages, unchanged.
 async fn pages(client: &Client, name: &str) -> Result<Value, ClientError> {
     let (mut all, mut path) = (Vec::new(), format!("/v1/{name}"));
     loop {
@@ -224,7 +226,7 @@ mod tests {
     }
 
     #[test]
-    fn what_went_wrong_decides_the_exit_code() {
+    fn the_kind_of_failure_decides_the_exit_code() {
         let problem = |status| Failure::Client(ClientError::Problem { status, detail: String::new() });
         assert_eq!(problem(400).exit_code(), 2);
         assert_eq!(problem(403).exit_code(), 3);

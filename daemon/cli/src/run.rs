@@ -1,4 +1,4 @@
-//! `enisle run FILE` and `enisle load -`: a script goes in, its console and its result come out.
+//! `enisle run FILE` and `enisle load -`: send a script, print its console and its result.
 
 use std::io::Read;
 use std::path::{Path, PathBuf};
@@ -18,7 +18,7 @@ use crate::{Failure, segment, show};
 pub(crate) struct RunFile {
     /// A JavaScript file: a module, or one function expression.
     file: PathBuf,
-    /// On whose behalf.
+    /// The tenant to run it for.
     #[arg(long, default_value = "default")]
     tenant: String,
     /// One entry of `env`; the value is JSON if it parses as JSON, otherwise text.
@@ -48,7 +48,7 @@ pub(crate) struct RunFile {
 pub(crate) struct LoadFile {
     /// The request: a file, or `-`.
     file: PathBuf,
-    /// On whose behalf.
+    /// The tenant to run it for.
     #[arg(long, default_value = "default")]
     tenant: String,
     /// Start a private daemon for this one run.
@@ -80,11 +80,12 @@ pub(crate) async fn file(command: RunFile, client: Client, as_json: bool) -> Res
     let args = Some(arguments(&command.args)?);
     let call = Call { entrypoint: command.entrypoint, method: command.method, args, props: None };
     let request = serde_json::to_string(&LoadRequest { script, call });
-    let request = request.map_err(|error| Failure::Usage(format!("this is no request: {error}")))?;
+    let request = request.map_err(|error| Failure::Usage(format!("this is not a valid request: {error}")))?;
     send(&request, &command.tenant, command.standalone, client, as_json).await
 }
 
-/// A guess that only decides under which name errors show the file: the daemon takes both forms as `code`.
+/// A guess, which decides only the name under which errors show the file: the daemon takes both
+/// forms as `code`.
 fn is_module(source: &str) -> bool {
     source.lines().any(|line| line.starts_with("export ") || line.starts_with("export{"))
 }
@@ -144,7 +145,7 @@ fn arguments(args: &[String]) -> Result<Vec<Value>, Failure> {
 fn environment(entries: &[String]) -> Result<Map<String, Value>, Failure> {
     let parse = |entry: &String| {
         let (key, value) =
-            entry.split_once('=').ok_or_else(|| Failure::Usage(format!("--env {entry}: it has to be K=V")))?;
+            entry.split_once('=').ok_or_else(|| Failure::Usage(format!("--env {entry}: it must be K=V")))?;
         let value = serde_json::from_str(value).unwrap_or_else(|_| Value::from(value));
         Ok((key.to_owned(), value))
     };
@@ -156,7 +157,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn values_of_env_are_json_where_they_can_be() {
+    fn values_of_env_are_json_where_they_parse_as_json() {
         let env = environment(&["a=1".into(), "b=x=y".into(), "c={\"d\":2}".into()]).unwrap();
         assert_eq!(Value::from(env), serde_json::json!({"a": 1, "b": "x=y", "c": {"d": 2}}));
     }

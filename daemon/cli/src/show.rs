@@ -1,5 +1,5 @@
-//! Answers for people, and the same for machines. What people see is escaped, all of it: text of a
-//! tenant's must not drive the terminal, nor show as something else than it is. Machines get the
+//! Output for people and for machines. Output for people is escaped, all of it: text of a tenant's
+//! must neither drive the terminal nor be shown as something that it is not. Machines get the
 //! daemon's bytes.
 
 use std::io::{Write, stderr, stdout};
@@ -13,8 +13,8 @@ use serde::Serialize;
 use serde_json::Value;
 use unicode_width::UnicodeWidthChar;
 
-/// A line on standard output as it is; `outln!` is for people. A reader that has gone away ends the
-/// program quietly, as it ends `cat`.
+/// Prints a line on standard output as it is; `outln!` is for people. If the reader has gone away,
+/// the program ends quietly, as `cat` does.
 pub(crate) fn out(text: &str) {
     let mut out = std::io::stdout().lock();
     if out.write_all(text.as_bytes()).and_then(|()| out.write_all(b"\n")).is_err() {
@@ -22,7 +22,7 @@ pub(crate) fn out(text: &str) {
     }
 }
 
-/// A line on standard error. Nobody may be there to read it.
+/// Prints a line on standard error. A closed standard error is ignored.
 pub(crate) fn err(text: &str) {
     let _ = std::io::stderr().lock().write_all(format!("{text}\n").as_bytes());
 }
@@ -37,7 +37,7 @@ pub(crate) fn err_safe(text: &str) {
     err(&shown(text, columns(stderr())));
 }
 
-/// [`safe`], and on a terminal of so many columns never a line that the terminal would break.
+/// [`safe`], and on a terminal of `columns` columns never a line that the terminal would break.
 fn shown(text: &str, columns: Option<usize>) -> String {
     let safe = safe(text);
     match columns {
@@ -52,9 +52,10 @@ pub(crate) fn json(body: &Body) -> Result<(), ClientError> {
     Ok(())
 }
 
-/// `text` with every character escaped that is not shown as itself: control characters but line
-/// ends and tabs, what changes the order of others, or hides, and marks that are piled up over a
-/// line's neighbours. The escapes are those of JSON, so a result stays the JSON that it was.
+/// `text`, with every character escaped that is not shown as itself: control characters except line
+/// ends and tabs, characters that are invisible or reorder their neighbours, and combining marks
+/// piled up until they cover neighbouring lines. The escapes are those of JSON, so an escaped
+/// result is still the same JSON.
 pub(crate) fn safe(text: &str) -> String {
     let mut out = String::with_capacity(text.len());
     let mut marks = 0;
@@ -69,21 +70,22 @@ pub(crate) fn safe(text: &str) -> String {
     out
 }
 
-/// Marks on one letter. No language writes as many.
+/// The most combining marks on one letter. No language writes as many.
 const MOST_MARKS: usize = 6;
 
-/// How wide a terminal is; `None` if it is none.
+/// The width of a terminal; `None` if the stream is not a terminal.
 fn columns(stream: impl AsFd) -> Option<usize> {
-    // None but a terminal has a size (ioctl_tty(2)). One that does not know its own is taken for
-    // the usual one, as everywhere.
+    // Only a terminal has a size (ioctl_tty(2)). A terminal that does not know its own is assumed
+    // to have the usual width.
     let size = rustix::termios::tcgetwinsize(stream).ok()?;
     Some(if size.ws_col == 0 { 80 } else { size.ws_col.into() })
 }
 
-/// Where a line goes on, or a script's text begins another one: the margin is the client's.
+/// Begins the rest of a folded line, and every further line of a script's text: only this client's
+/// own lines begin at the margin.
 const INDENT: &str = "    ";
 
-/// `text` with line ends where a terminal would break it: the terminal would go on at the margin.
+/// `text`, broken where a terminal would break it: the terminal would continue at the margin.
 fn folded(text: &str, columns: usize) -> String {
     let mut out = String::with_capacity(text.len());
     let mut at = 0;
@@ -103,8 +105,8 @@ fn folded(text: &str, columns: usize) -> String {
     out
 }
 
-/// How many columns a character takes at the most, whatever the terminal thinks of it: a line that
-/// ends early passes for nothing else.
+/// The most columns that any terminal gives a character. A line that ends too early is harmless; a
+/// line that the terminal breaks could pass for one of the client's.
 fn most_columns(c: char) -> usize {
     match c {
         '\t' => 8,
@@ -113,20 +115,20 @@ fn most_columns(c: char) -> usize {
     }
 }
 
-/// What the API calls one of its words: a level, a signal.
+/// The API's name for a level, a signal and the like.
 pub(crate) fn word(value: &impl Serialize) -> String {
     serde_json::to_value(value).ok().and_then(|value| Some(value.as_str()?.to_owned())).unwrap_or_default()
 }
 
-/// A script's text, whose further lines do not stand at the margin: there they would pass for what
-/// the client says itself. Those of a stack are indented already.
+/// A script's text with its further lines indented: at the margin they would pass for lines of the
+/// client's own. The lines of a stack are indented already.
 fn hanging(text: &str) -> String {
     let mut lines = text.split('\n');
     let first = lines.next().unwrap_or_default().to_owned();
     lines.fold(first, |shown, line| shown + if line.starts_with("    ") { "\n" } else { "\n    " } + line)
 }
 
-/// [`safe`], where a line end would begin a line that nobody wrote.
+/// [`safe`] without line ends: each would begin a line that this program did not write.
 pub(crate) fn one_line(text: &str) -> String {
     safe(text).replace('\n', "\\n")
 }
@@ -166,14 +168,14 @@ pub(crate) fn answer(answer: &Answer) {
     }
 }
 
-/// How much longer than the text itself a result may become by being indented: one that is deep
+/// How many times longer than the text itself indentation may make a result: a deeply nested one
 /// would fill the terminal, or the disk, with blanks.
 const MOST_INDENTED: usize = 8;
 const SPARE_BYTES: usize = 4096;
 
-/// JSON with line ends and indentation, and nothing else changed: no number is rounded, no key
-/// moved, and depth and escapes are whatever they are. `None` if it would become much longer than
-/// it is.
+/// JSON with line ends and indentation added, and nothing else changed: no number is rounded, no
+/// key is moved, and depth and escapes are kept. `None` if the result would become much longer than
+/// `json`.
 fn pretty(json: &str) -> Option<String> {
     let most = json.len().saturating_mul(MOST_INDENTED).saturating_add(SPARE_BYTES);
     let mut out = String::with_capacity(json.len());
@@ -242,7 +244,7 @@ pub(crate) fn tenants(tenants: &[TenantRow]) {
     }
 }
 
-/// One line of the events: the JSON itself, or its parts in a row.
+/// Prints one event: the JSON itself, or its parts in a row.
 pub(crate) fn event(text: &str, as_json: bool) {
     if as_json {
         return out(text);
@@ -265,7 +267,7 @@ pub(crate) fn event(text: &str, as_json: bool) {
 mod tests {
     use super::*;
 
-    /// An answer with that outcome, and what follows it.
+    /// An answer with this outcome, and the fields that follow it.
     fn answer_of(outcome: &str) -> String {
         let usage = r#"{"cpuMs":1.5,"wallMs":2,"startupUs":0,"queuedUs":0,"peakHeapBytes":0}"#;
         format!(r#"{{"id":"r","outcome":{outcome},"logs":[],"truncated":false,"usage":{usage},"cordon":"solo"}}"#)
@@ -278,13 +280,13 @@ mod tests {
     }
 
     #[test]
-    fn nothing_that_is_not_shown_as_itself_reaches_the_terminal() {
+    fn no_character_that_is_not_shown_as_itself_reaches_the_terminal() {
         let bidirectional = ['\u{200e}', '\u{200f}', '\u{61c}'].into_iter();
         let bidirectional = bidirectional.chain('\u{202a}'..='\u{202e}').chain('\u{2066}'..='\u{2069}');
         for c in bidirectional.chain(['\u{feff}', '\u{2028}', '\u{2029}', '\u{ad}', '\u{200b}', '\u{e0041}']) {
             let shown = safe(&c.to_string());
             assert!(shown.is_ascii(), "{shown}");
-            // It stays the same text for whoever reads it as JSON.
+            // A reader of JSON still gets the same text.
             assert_eq!(serde_json::from_str::<String>(&format!("\"{shown}\"")).unwrap(), c.to_string());
         }
         let ordinary = "Grüße, 你好, עברית, \u{1f600} \t\n";
@@ -292,7 +294,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_carried_along_unseen_is_shown() {
+    fn invisible_characters_are_shown_as_escapes() {
         for hidden in ['\u{fe00}', '\u{fe0f}', '\u{2800}'] {
             assert_eq!(safe(&hidden.to_string()), format!("\\u{:04x}", u32::from(hidden)));
         }
@@ -306,7 +308,7 @@ mod tests {
     }
 
     #[test]
-    fn no_text_of_a_scripts_comes_to_stand_at_the_margin_of_a_terminal() {
+    fn no_text_of_a_script_reaches_the_margin_of_a_terminal() {
         let says = "enisle: the daemon says 200";
         for (blank, columns) in
             [(" ", 80), (" ", 7), ("\t", 80), ("\u{3000}", 80), ("\u{a0}", 81), ("ä", 80), ("\u{300}", 80)]
@@ -318,7 +320,7 @@ mod tests {
                 let first = lines.next().unwrap();
                 assert!(first.starts_with("[log] "), "{shown}");
                 assert!(lines.clone().all(|line| line.starts_with(INDENT)), "{shown}");
-                // Nor would the terminal break one of them.
+                // The terminal does not break any of these lines either.
                 let widest = |line: &str| line.chars().map(most_columns).sum::<usize>();
                 assert!([first].into_iter().chain(lines).all(|line| widest(line) <= columns.max(12)), "{shown}");
                 assert_eq!(shown.replace(&format!("\n{INDENT}"), ""), safe(&line));
@@ -327,7 +329,7 @@ mod tests {
     }
 
     #[test]
-    fn what_fits_a_terminal_is_not_folded_and_nothing_is_elsewhere() {
+    fn text_that_fits_a_terminal_is_not_folded_nor_is_any_text_elsewhere() {
         let text = format!("{}\n{}", "x".repeat(80), "y".repeat(80));
         assert_eq!(shown(&text, Some(80)), text);
         assert_eq!(shown(&text, None), text);
@@ -337,7 +339,7 @@ mod tests {
     }
 
     #[test]
-    fn a_result_is_indented_and_otherwise_as_it_was() {
+    fn a_result_is_indented_and_otherwise_unchanged() {
         let (result, indented) = (
             r#"{"z":1.10,"a":[1e999,{},[ ],"\ud800\"{[:,"],"a":null}"#,
             "{\n  \"z\": 1.10,\n  \"a\": [\n    1e999,\n    {},\n    [],\n    \"\\ud800\\\"{[:,\"\n  ],\n  \"a\": null\n}",

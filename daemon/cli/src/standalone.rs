@@ -1,4 +1,4 @@
-//! `--standalone`: a private daemon for one call, gone with it.
+//! `--standalone`: a private daemon for one call, which ends with the call.
 
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
@@ -9,7 +9,7 @@ use nix::unistd::Pid;
 
 const START_TIMEOUT: Duration = Duration::from_secs(30);
 
-/// A daemon of our own, in a folder of its own.
+/// A private daemon, in a folder of its own.
 #[derive(Debug)]
 pub(crate) struct Private {
     daemon: Child,
@@ -45,7 +45,7 @@ impl Private {
                 return Ok(());
             }
             if let Ok(Some(status)) = self.daemon.try_wait() {
-                return Err(format!("the private daemon did not start ({status}); what it said stands above"));
+                return Err(format!("the private daemon did not start ({status}); its messages are above"));
             }
             tokio::time::sleep(Duration::from_millis(10)).await;
         }

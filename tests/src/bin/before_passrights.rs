@@ -1,5 +1,5 @@
-//! Executes a program on a kernel that does not know `SO_PASSRIGHTS`, as none before Linux 6.16
-//! does.
+//! Executes a program on a kernel that does not know `SO_PASSRIGHTS`, like every kernel before
+//! Linux 6.16.
 #![forbid(unsafe_code)]
 
 use std::collections::BTreeMap;

@@ -1,4 +1,4 @@
-//! Listens where a daemon would, says so, and prints all that one client sends it.
+//! Listens where a daemon would, announces that, and prints everything that one client sends.
 #![forbid(unsafe_code)]
 
 use std::io::{Read, Write};

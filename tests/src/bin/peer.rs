@@ -1,15 +1,15 @@
-//! What only a process of another uid can do, for a test that runs as root.
+//! Performs actions that only a process of another uid can, for a test that runs as root.
 //!
-//! The kernel tells the daemon the uid of whoever called `connect`, and tells a client the uid of
-//! whoever called `listen` (unix(7), `SO_PEERCRED`). So a process of that uid makes the socket and
-//! hands it over, and the test uses it. Standard input is a Unix socket to the test; when the test
-//! closes it, or dies, this process ends.
+//! The kernel reports to the daemon the uid of the process that called `connect`, and to a client
+//! the uid of the process that called `listen` (unix(7), `SO_PEERCRED`). So a process of that uid
+//! creates the socket and hands it over, and the test uses it. Standard input is a Unix socket to
+//! the test; when the test closes it, or dies, this process ends.
 //!
-//! | call | on each byte that comes |
+//! | call | on each byte received |
 //! |---|---|
 //! | `peer connect SOCKET` | connects, and hands the connection over |
 //! | `peer listen SOCKET` | listens on a new socket that all may use, and hands it over |
-//! | `peer lock FOLDER` | locks every file below the folder that it can open, says how many |
+//! | `peer lock FOLDER` | locks every file below the folder that it can open, answers how many |
 #![forbid(unsafe_code)]
 
 use std::error::Error;
@@ -49,7 +49,7 @@ fn main() -> Result<(), Box<dyn Error>> {
     Ok(())
 }
 
-/// Takes every lock that can be had.
+/// Takes every lock that this uid can take.
 fn lock(place: &Path, locks: &mut Vec<Flock<File>>) {
     let Ok(entries) = fs::read_dir(place) else { return };
     for path in entries.flatten().map(|entry| entry.path()) {

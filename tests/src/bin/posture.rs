@@ -1,5 +1,5 @@
-//! Looks whether this machine is what its maker says it is, and whether the daemon keeps its
-//! promises on it: what each machine of the matrix of postures runs.
+//! Checks that this machine is what its maker says it is, and that the daemon keeps its promises on
+//! it. Each machine of the matrix of postures runs this.
 //!
 //! `posture [--off LAYER,LAYER…] [--without LAYER,LAYER…]`: `doctor` must report the layers of
 //! `--off` as off and every other one as on; the daemon must start, report the same layers and
@@ -47,7 +47,7 @@ fn check(checks: &[(&str, &dyn Fn() -> Checked)]) -> (usize, usize) {
     (checks.len() - failed, failed)
 }
 
-/// Whether a list of layers has exactly those off.
+/// Checks that exactly these layers are off in a list.
 fn same_layers(off: &BTreeSet<String>, layers: &Value) -> Checked {
     let layers = layers.as_array().ok_or("there is no list of layers")?;
     let found = layers.iter().filter(|layer| layer["on"] == false).filter_map(|layer| layer["layer"].as_str());
@@ -62,8 +62,12 @@ fn doctor(off: &BTreeSet<String>) -> Checked {
         .map_err(|error| format!("{error}: {}", String::from_utf8_lossy(&out.stderr)))?;
     same_layers(off, &posture["layers"])?;
     let setting = std::fs::read_to_string("/proc/sys/vm/overcommit_memory").map_err(|error| error.to_string())?;
-    let told = posture["notes"].to_string().contains("vm.overcommit_memory");
-    if told == (setting.trim() == "2") { Ok(()) } else { Err(format!("overcommit is {setting}: {}", posture["notes"])) }
+    let noted = posture["notes"].to_string().contains("vm.overcommit_memory");
+    if noted == (setting.trim() == "2") {
+        Ok(())
+    } else {
+        Err(format!("overcommit is {setting}: {}", posture["notes"]))
+    }
 }
 
 fn runs(daemon: &Daemon) -> Checked {
@@ -71,7 +75,7 @@ fn runs(daemon: &Daemon) -> Checked {
     expect(&run, "result", &json!([42, "1970-01-01T00:00:00.000Z", 1 << 20]))
 }
 
-/// Tenants share a process where there are keys, and nowhere else.
+/// Checks that tenants share a process if there are keys, and only then.
 fn company(daemon: &Daemon, keys: bool) -> Checked {
     for tenant in ["one", "other"] {
         expect(&daemon.run(tenant, "() => 1"), "result", &json!(1))?;

@@ -1,5 +1,5 @@
-//! Passes standard input on to the socket that is named, and what comes back to standard output:
-//! for tests that are another user to the daemon, which knows who has connected.
+//! Copies standard input to the named socket, and the socket's answers to standard output. Tests
+//! use it to be another user to the daemon, which learns from the kernel who has connected.
 #![forbid(unsafe_code)]
 
 use std::io::{self, copy, stdin, stdout};
@@ -10,7 +10,7 @@ fn main() -> io::Result<()> {
     let socket = std::env::args_os().nth(1).ok_or_else(|| io::Error::other("no socket is named"))?;
     let stream = UnixStream::connect(socket)?;
     let mut sending = stream.try_clone()?;
-    // An answer may be all that is read: then this ends with the program.
+    // The caller may only read an answer; this thread then ends with the program.
     std::thread::spawn(move || copy(&mut stdin(), &mut sending));
     copy(&mut &stream, &mut stdout())?;
     stream.shutdown(Shutdown::Both)

@@ -1,10 +1,10 @@
-//! A worker that misbehaves, each in one way, for the tests of what the supervisor does about it.
+//! A worker that misbehaves in one way, for the tests of the supervisor's reaction.
 //!
-//! The name of the executable says how: `rogue-without-LAYER` leaves out one step of the jail and
-//! says that it is ready; `rogue-with-descriptor` keeps a descriptor; `rogue-says-…` breaks the
-//! protocol on the control channel, and `rogue-tenant-…` on its tenant's, from a thread that is
-//! confined as a tenant's is. As a maker every one of them hands out an empty snapshot, which the
-//! supervisor has no reason to look into.
+//! The name of the executable says how: `rogue-without-LAYER` skips one step of the jail and
+//! reports that it is ready; `rogue-with-descriptor` keeps a descriptor; `rogue-says-…` breaks
+//! the protocol on the control channel, and `rogue-tenant-…` on its tenant's, from a thread that
+//! is confined as a tenant's is. As a maker, every rogue sends an empty snapshot, which the
+//! supervisor has no reason to inspect.
 #![forbid(unsafe_code)]
 
 use std::error::Error;
@@ -26,7 +26,7 @@ use enisle_wire::{
 };
 
 fn main() -> ExitCode {
-    // Read before the jail: afterwards there is no /proc.
+    // Read before the jail, which has no /proc.
     let name = std::fs::read_link("/proc/self/exe").unwrap_or_default();
     let name = name.file_name().unwrap_or_default().to_string_lossy().into_owned();
     match misbehave(&name) {
@@ -53,7 +53,7 @@ fn misbehave(name: &str) -> Result<(), Box<dyn Error>> {
     if kept.is_none() {
         jail::enter(&Plan::for_tenants(layers, start.data_bytes, start.max_tenants))?;
     } else {
-        // The jail closes what it finds, so this one stays out of it altogether.
+        // The jail closes every descriptor that it finds, so this rogue does not enter it.
         layers = LayerSet::NONE;
     }
     if layers.has(Layer::SealedFilter) {
@@ -95,9 +95,9 @@ fn misbehave(name: &str) -> Result<(), Box<dyn Error>> {
     Ok(())
 }
 
-/// Speaks for the first tenant that is admitted, once it has a run.
+/// Speaks for the first admitted tenant, once that tenant has a run.
 fn speak_for_tenant(how: &str, start: &Start, layers: LayerSet, control: &UnixStream) -> Result<(), Box<dyn Error>> {
-    let descriptor = fds::receive(control.as_fd(), &mut [0; 4096])?.1.pop().ok_or("nobody was admitted")?;
+    let descriptor = fds::receive(control.as_fd(), &mut [0; 4096])?.1.pop().ok_or("no tenant was admitted")?;
     let mut channel = UnixStream::from(descriptor);
     if layers.has(Layer::ThreadFilter) {
         let zone = Zone::from_parts(&start.zone).ok_or("no zone")?;
@@ -118,12 +118,12 @@ fn speak_for_tenant(how: &str, start: &Start, layers: LayerSet, control: &UnixSt
         "logs-in-small-frames" => loop {
             say(&mut channel, &FromTenant::Log(vec![line()]))?;
         },
-        // As much as a channel takes, of what the supervisor finds no room for.
+        // Fills the channel with lines for which the supervisor has no memory.
         "logs-without-room" => loop {
             let text = "x".repeat(70_000);
             say(&mut channel, &FromTenant::Log(vec![LogLine { t_ms: 0, level: Level::Log, text }]))?;
         },
-        // A large frame of a kind that is small.
+        // A large frame of a kind that should be small.
         "is-ready-at-length" => {
             use std::io::Write;
             let length = u32::try_from(4 << 20)?.to_le_bytes();
@@ -131,7 +131,7 @@ fn speak_for_tenant(how: &str, start: &Start, layers: LayerSet, control: &UnixSt
             channel.write_all(&vec![0; 4 << 20])?;
         }
         "logs-too-many-lines" => say(&mut channel, &FromTenant::Log(vec![line(); MAX_LOG_LINES + 1]))?,
-        // Nothing in this program notes whose call it was.
+        // This program has no handler that records which thread made the call.
         "opens-a-file" => drop(File::open("/etc/passwd")),
         "has-a-long-error" => {
             let error = ScriptError { name: "E".to_owned(), message: "x".repeat(MAX_ERROR_BYTES + 1), stack: None };
@@ -154,7 +154,7 @@ fn speak_for_tenant(how: &str, start: &Start, layers: LayerSet, control: &UnixSt
     Ok(())
 }
 
-/// Reads and ignores, until the supervisor hangs up or kills.
+/// Reads and ignores everything, until the supervisor hangs up or kills this process.
 fn wait_for_the_end(channel: &mut UnixStream) {
     while channel.read(&mut [0; 4096]).is_ok_and(|got| got > 0) {}
 }

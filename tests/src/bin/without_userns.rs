@@ -1,4 +1,5 @@
-//! Executes a program in a user namespace that allows no further ones: a machine without them, as an ordinary user sees it.
+//! Executes a program in a user namespace that allows no further ones: to an ordinary user, a
+//! machine without user namespaces.
 #![forbid(unsafe_code)]
 
 use std::error::Error;
@@ -14,7 +15,8 @@ fn main() -> Result<(), Box<dyn Error>> {
     fs::write("/proc/self/setgroups", "deny")?;
     fs::write("/proc/self/uid_map", format!("{uid} {uid} 1"))?;
     fs::write("/proc/self/gid_map", format!("{gid} {gid} 1"))?;
-    // The capabilities of this namespace last until the exec; then it is an ordinary user again.
+    // The capabilities of this namespace last until the exec; after it this is an ordinary user
+    // again.
     fs::write("/proc/sys/user/max_user_namespaces", "0")?;
     Err(Command::new(program).args(arguments).exec().into())
 }

@@ -1,5 +1,5 @@
-//! The files that live in the machine's memory, and the archive (cpio, `newc`) that the kernel
-//! unpacks them from.
+//! The files in the machine's memory, and the archive (cpio, `newc`) from which the kernel unpacks
+//! them.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{self, File};
@@ -24,8 +24,8 @@ enum Content {
     Text(String),
 }
 
-/// What is in the machine, by its path there. All of it belongs to root and is executable; nothing
-/// depends on less.
+/// The machine's files, by their paths there. All of them belong to root and are executable;
+/// nothing depends on less.
 #[derive(Debug, Clone)]
 pub struct Files(BTreeMap<PathBuf, Content>);
 
@@ -100,14 +100,14 @@ fn libraries(program: &Path) -> Result<Vec<PathBuf>, VmError> {
     let out = Command::new("ldd").arg(program).output().map_err(|error| failed(error.to_string()))?;
     let (listed, complaint) = (String::from_utf8_lossy(&out.stdout), String::from_utf8_lossy(&out.stderr));
     if !out.status.success() {
-        // A program that is linked statically needs none.
+        // A statically linked program needs none.
         let is_static = complaint.contains("not a dynamic executable") || listed.contains("statically linked");
         return if is_static { Ok(Vec::new()) } else { Err(failed(complaint.into_owned())) };
     }
     if let Some(line) = listed.lines().find(|line| line.contains("not found")) {
         return Err(failed(line.trim().to_owned()));
     }
-    // Lines are `name => /path (address)` or `/path (address)`; the kernel's own has no path.
+    // Lines are `name => /path (address)` or `/path (address)`; the kernel's vDSO has no path.
     Ok(listed.split_whitespace().filter(|word| word.starts_with('/')).map(PathBuf::from).collect())
 }
 
@@ -116,7 +116,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn an_archive_has_every_folder_before_what_is_in_it() {
+    fn an_archive_lists_every_folder_before_its_contents() {
         let mut files = Files(BTreeMap::new());
         files.text("/vm/deep/er/file", "content");
         let mut archive = Vec::new();

@@ -1,4 +1,4 @@
-//! What the machine is like once its kernel runs: mounts, settings, and who runs the command.
+//! The machine after its kernel has started: mounts, settings, and the user that runs the command.
 
 use std::fmt::Write;
 
@@ -12,18 +12,18 @@ pub enum Cgroups {
     Hybrid,
 }
 
-/// The first process's orders.
+/// The settings of the first process.
 #[derive(Debug, Clone)]
 pub struct Guest {
     pub cgroups: Cgroups,
     /// Settings below `/proc/sys`, by their dotted names.
     pub sysctls: Vec<(&'static str, &'static str)>,
-    /// `/proc` shows a process to its own user alone (`hidepid=2`).
+    /// Whether `/proc` shows a process to its own user alone (`hidepid=2`).
     pub hidepid: bool,
-    /// The root can be exchanged by `pivot_root`. It cannot while the root is the kernel's first
+    /// Whether `pivot_root` can exchange the root. It cannot while the root is the kernel's first
     /// file system.
     pub pivotable_root: bool,
-    /// Who runs the command: root, or an ordinary user with this id.
+    /// The user that runs the command: root, or an ordinary user with this id.
     pub uid: u32,
 }
 

@@ -2,12 +2,12 @@
 # The first process of the emulated machine. It sets the machine up as /vm/settings says, runs
 # /vm/command, and powers off. The kernel's console is the first serial port, the command's output
 # the second, its exit status the third. A step that fails ends this process, and with it the
-# machine: the kernel's console says where.
+# machine: the kernel's console shows where.
 set -e
 export PATH=/bin:/usr/bin:/sbin:/usr/sbin HOME=/root
 . /vm/settings
 
-# pivot_root cannot exchange the kernel's first file system, so the machine moves onto another one.
+# pivot_root cannot exchange the kernel's first file system, so the machine moves to another one.
 if [ "$PIVOTABLE_ROOT" = true ] && [ ! -e /vm/moved ]; then
   busybox mkdir /new
   busybox mount -t tmpfs -o size=90%,mode=755 root /new
@@ -23,7 +23,7 @@ if [ "$PIVOTABLE_ROOT" = true ] && [ ! -e /vm/moved ]; then
   exec busybox switch_root /new /init
 fi
 
-# Programs that are there already stay; busybox stands in for the rest.
+# Programs that exist already are kept; busybox provides the rest.
 busybox mkdir -p /bin /sbin /usr/bin /usr/sbin /proc /sys /dev /etc /run /root /tmp /var
 for applet in $(busybox --list-full); do
   [ -e "/$applet" ] || busybox ln -s /bin/busybox "/$applet"
@@ -62,7 +62,7 @@ for setting in $SYSCTLS; do
   sysctl -q -w "$setting"
 done
 
-# Raw: a line ends as the command ends it.
+# Raw mode: lines end as the command ends them.
 stty -F /dev/ttyS1 raw -echo
 stty -F /dev/ttyS2 raw -echo
 set +e
@@ -73,7 +73,7 @@ else
   su user -c 'sh /vm/command' > /dev/ttyS1 2>&1 < /dev/null
 fi
 echo "$?" > /dev/ttyS2
-# What has been written to the ports is still on its way.
+# This waits until the ports have sent everything that was written to them.
 stty -F /dev/ttyS1 -echo
 stty -F /dev/ttyS2 -echo
 poweroff -f

@@ -12,7 +12,8 @@ pub struct Kernel {
     /// Its release, such as `6.1.0-56-amd64`.
     pub release: String,
     pub image: PathBuf,
-    /// Has the drivers for disks; only a machine that boots from an image needs it.
+    /// The initial file system with drivers for disks; only a machine that boots from an image
+    /// needs it.
     pub initrd: Option<PathBuf>,
 }
 
@@ -68,7 +69,7 @@ mod tests {
     }
 
     #[test]
-    fn a_machine_without_a_kernel_is_told_what_to_install() {
+    fn an_error_without_a_kernel_says_what_to_install() {
         let boot = tempfile::tempdir().unwrap();
         let error = Kernel::newest_in(boot.path()).unwrap_err().to_string();
         assert!(error.contains("apt-get install") && error.contains("linux-image-amd64"), "{error}");

@@ -1,14 +1,14 @@
-//! A machine of the tests' own: emulated in software, so that it has every layer that the real
-//! machine may lack.
+//! A machine of the tests' own, emulated in software, so that it has every layer that the host may
+//! lack.
 //!
 //! `qemu-system-x86_64 -accel tcg -cpu max` has memory protection keys on any host. The machine
 //! boots a Debian kernel either into an archive of files that lives in its memory
 //! ([`Machine::with_files`]) or from a disk image with an init of its own
 //! ([`Machine::with_image`]). It has no network and no disk of the host.
 //!
-//! The machine speaks through three serial ports: the kernel's console on the first, what the
-//! command prints on the second, the command's exit status on the third. It powers off by itself;
-//! one that does not is ended at its time limit.
+//! The machine uses three serial ports: the kernel's console on the first, the command's output on
+//! the second, the command's exit status on the third. It powers off by itself; a machine that does
+//! not is killed at its time limit.
 //!
 //! ```no_run
 //! use std::time::Duration;
@@ -41,7 +41,7 @@ pub use guest::{Cgroups, Guest};
 pub use kernel::Kernel;
 pub use machine::{Machine, Report};
 
-/// The packages that the machine is made of, by their names in Debian.
+/// The packages that the machine needs, by their names in Debian.
 pub const PACKAGES: &[&str] = &["qemu-system-x86", "linux-image-amd64", "busybox-static"];
 
 /// Why a machine gave no report.
@@ -59,7 +59,7 @@ pub enum VmError {
     Archive(io::Error),
     #[error("qemu-system-x86_64 could not be run: {0}")]
     Emulator(io::Error),
-    #[error("the emulated machine was ended after {} s, its time limit; it last printed:\n{tail}", limit.as_secs())]
+    #[error("the emulated machine was killed after {} s, its time limit; it last printed:\n{tail}", limit.as_secs())]
     TimeLimit { limit: Duration, tail: String },
     #[error("the emulated machine ended before its command did; it last printed:\n{tail}")]
     NoStatus { tail: String },

@@ -1,4 +1,4 @@
-//! One machine: built, booted, watched until it powers off.
+//! One machine: built, booted, and watched until it powers off.
 
 use std::fs::{self, File};
 use std::io::{BufRead, BufReader, Write};
@@ -12,11 +12,11 @@ use crate::guest::INIT;
 use crate::{Files, Guest, Kernel, VmError, file_error};
 
 const EMULATOR: &str = "qemu-system-x86_64";
-/// Starts the emulator so that it ends with the process that wanted it, however that ends
+/// Starts the emulator so that it ends with the process that started it, however that process ends
 /// (`setpriv(1)`, of util-linux).
 const LEASH: [&str; 3] = ["setpriv", "--pdeathsig", "KILL"];
 
-/// Lines of output that an error shows.
+/// How many lines of output an error shows.
 const TAIL_LINES: usize = 100;
 
 /// What the machine boots into.
@@ -24,7 +24,7 @@ const TAIL_LINES: usize = 100;
 enum Root {
     /// Files in its memory; the first process is `init.sh`.
     Files { files: Files, guest: Box<Guest>, command: String },
-    /// A raw disk image with an init of its own. What the machine writes to it is dropped at the
+    /// A raw disk image with an init of its own. The machine's writes to it are discarded at the
     /// end.
     Image(PathBuf),
 }
@@ -40,14 +40,14 @@ pub struct Machine {
     time_limit: Duration,
 }
 
-/// How a machine ended by itself.
+/// How a machine ended that powered off by itself.
 #[derive(Debug, Clone)]
 pub struct Report {
     /// The command's exit status.
     pub status: i32,
-    /// What the command printed, both streams.
+    /// The command's output, both streams.
     pub output: String,
-    /// What the kernel and the first process printed.
+    /// The output of the kernel and the first process.
     pub console: String,
     /// From power on to power off.
     pub elapsed: Duration,
@@ -131,7 +131,7 @@ impl Machine {
             output.push('\n');
         });
         drop(child);
-        // What did not come is shown as nothing.
+        // A file that was never written is shown as empty.
         let text =
             |path: &Path| fs::read(path).map(|bytes| String::from_utf8_lossy(&bytes).into_owned()).unwrap_or_default();
         let (console, complaints) = (text(&console), text(&complaints));
@@ -147,7 +147,7 @@ impl Machine {
         Ok(Report { status, output, console, elapsed: begun.elapsed() })
     }
 
-    /// The emulator's command line, all but the serial ports.
+    /// The emulator's command line, without the serial ports.
     fn emulator(&self, folder: &Path) -> Result<Command, VmError> {
         let mut append = "console=ttyS0 panic=-1 loglevel=4".to_owned();
         if !is_installed(EMULATOR) {
@@ -178,7 +178,7 @@ impl Machine {
                 let initrd = self.kernel.initrd.as_ref();
                 let missing = || VmError::NoInitrd { release: self.kernel.release.clone() };
                 emulator.arg("-initrd").arg(initrd.ok_or_else(missing)?);
-                // A comma in a name begins the next option, so it is doubled.
+                // A comma in a name would begin the next option, so it is doubled.
                 let file = image.display().to_string().replace(',', ",,");
                 emulator.arg("-drive").arg(format!("file={file},format=raw,if=virtio,snapshot=on"));
                 append += " root=/dev/vda rw";
@@ -193,7 +193,7 @@ impl Machine {
     }
 }
 
-/// A machine that is on. It ends with this value.
+/// A machine that is on. It ends when this value is dropped.
 struct Running(Child);
 
 impl Running {
@@ -206,7 +206,7 @@ impl Running {
     fn lines(&mut self, deadline: Instant, mut on_line: impl FnMut(&str)) -> bool {
         let Some(stdout) = self.0.stdout.take() else { return true };
         let (sender, receiver) = mpsc::channel();
-        // Ends when the emulator does, which is at the latest when `self` is dropped.
+        // The thread ends with the emulator, at the latest when `self` is dropped.
         thread::spawn(move || {
             let mut reader = BufReader::new(stdout);
             let mut line = Vec::new();
@@ -220,7 +220,7 @@ impl Running {
         });
         loop {
             match receiver.recv_timeout(deadline.saturating_duration_since(Instant::now())) {
-                // A machine that talks without end does not outlive its limit by doing so.
+                // Endless output does not extend a machine's time limit.
                 Ok(_) if Instant::now() > deadline => return false,
                 Ok(line) => on_line(&line),
                 Err(RecvTimeoutError::Timeout) => return false,
@@ -232,7 +232,7 @@ impl Running {
 
 impl Drop for Running {
     fn drop(&mut self) {
-        // One that has powered off is only collected.
+        // For a machine that has powered off, this only collects the process.
         let _ = self.0.kill();
         let _ = self.0.wait();
     }

@@ -1,4 +1,4 @@
-//! The machine itself: what it is, how it ends, and that it boots an image as well as files.
+//! The machine itself: its properties, how it ends, and that it boots an image as well as files.
 #![forbid(unsafe_code)]
 
 use std::os::unix::fs::symlink;
@@ -8,8 +8,8 @@ use std::time::Duration;
 
 use enisle_vm::{Files, Guest, Kernel, Machine, VmError};
 
-/// The kernel that the machine boots here; none where the packages of [`enisle_vm::PACKAGES`] are
-/// not installed.
+/// The kernel that the machine boots; `None` if the packages of [`enisle_vm::PACKAGES`] are not
+/// installed.
 fn kernel() -> Option<Kernel> {
     let emulator = Command::new("qemu-system-x86_64").arg("--version").output().is_ok();
     let kernel = Kernel::installed().ok().filter(|_| emulator && Files::new().is_ok());
@@ -33,7 +33,7 @@ fn a_command_runs_on_a_machine_with_protection_keys_and_its_output_and_status_co
 }
 
 #[test]
-fn the_kernel_and_the_guest_are_what_they_are_told_to_be() {
+fn the_kernel_and_the_guest_follow_their_settings() {
     let guest = Guest { sysctls: vec![("vm.overcommit_memory", "2")], hidepid: true, uid: 1234, ..Guest::default() };
     let command = "grep -c ospke /proc/cpuinfo; id -u; cat /proc/sys/vm/overcommit_memory; ls -d /proc/1; nproc; :";
     let Some(machine) = machine(guest, command) else { return };
@@ -42,7 +42,7 @@ fn the_kernel_and_the_guest_are_what_they_are_told_to_be() {
 }
 
 #[test]
-fn a_machine_that_does_not_end_is_ended_and_the_error_says_after_how_long() {
+fn a_machine_that_does_not_end_is_killed_and_the_error_says_after_how_long() {
     let Some(machine) = machine(Guest::default(), "while :; do :; done") else { return };
     let error = machine.time_limit(Duration::from_secs(3)).run(|_| {}).expect_err("it never powers off");
     assert!(matches!(error, VmError::TimeLimit { .. }), "{error}");
@@ -50,15 +50,15 @@ fn a_machine_that_does_not_end_is_ended_and_the_error_says_after_how_long() {
 }
 
 #[test]
-fn a_machine_that_panics_is_told_from_one_whose_command_failed() {
+fn a_machine_that_panics_is_distinguished_from_a_command_that_failed() {
     let Some(machine) = machine(Guest::default(), "echo c > /proc/sysrq-trigger") else { return };
     let error = machine.run(|_| {}).expect_err("there is no status");
     assert!(matches!(error, VmError::NoStatus { .. }), "{error}");
-    assert!(error.to_string().contains("sysrq"), "the kernel's last words: {error}");
+    assert!(error.to_string().contains("sysrq"), "the error shows the kernel's last lines: {error}");
 }
 
 #[test]
-fn an_image_boots_with_an_init_of_its_own_and_is_left_as_it_was() {
+fn an_image_boots_with_its_own_init_and_stays_unchanged() {
     let Some(kernel) = kernel() else { return };
     let folder = tempfile::tempdir().expect("a folder");
     let image = image(folder.path());
@@ -85,7 +85,7 @@ fn image(folder: &Path) -> std::path::PathBuf {
     let executable = std::os::unix::fs::PermissionsExt::from_mode(0o755);
     std::fs::set_permissions(root.join("init"), executable).expect("it is ours");
     let image = folder.join("image");
-    // Debian keeps it where an ordinary user's PATH does not look.
+    // Debian installs mke2fs outside an ordinary user's PATH.
     let made = Command::new("/sbin/mke2fs").args(["-q", "-t", "ext4", "-d"]).arg(&root).arg(&image).arg("32M").status();
     assert!(made.expect("mke2fs runs").success());
     image
