@@ -284,7 +284,9 @@ impl Tenant {
 
     /// The levels that its standing, and everything together, demand.
     pub(crate) fn needs(&self) -> Needs {
-        Needs { standing: self.standing().level(), wanted: self.wanted_level() }
+        // In a statement of its own: both take the lock on the standing.
+        let standing = self.standing().level();
+        Needs { standing, wanted: self.wanted_level() }
     }
 
     /// What decides with which tenants it may share a process.
@@ -356,6 +358,13 @@ mod tests {
         assert!(tenant.life().is_none());
         assert_eq!((tenant.usage_so_far().runs(), tenant.next_token()), (2, 3));
         assert_eq!(tenant.usage_so_far().outcomes(), BTreeMap::from([(Outcome::Ok, 1), (Outcome::Violation, 1)]));
+    }
+
+    #[test]
+    fn a_suspect_needs_a_process_of_its_own_and_its_standing_stays_shared() {
+        let tenant = tenant();
+        tenant.suspect(None, 60);
+        assert_eq!(tenant.needs(), Needs { standing: Level::Shared, wanted: Level::Solo });
     }
 
     #[test]
