@@ -1,5 +1,5 @@
 //! The numbers: thresholds, times, and weights that differ from those of [`crate::signal`]. All of
-//! them are configuration; these are the defaults, and why.
+//! them can be configured; these are the defaults, with their reasons.
 
 use std::collections::BTreeMap;
 
@@ -19,29 +19,30 @@ pub(crate) const DAY: u64 = 24 * HOUR;
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Rules {
-    /// From this score on a tenant is watched: it shares a process only with others that are.
+    /// From this score on a tenant is watched: it shares a process only with other watched tenants.
     pub watch: f64,
     /// From this score on it lives alone.
     pub solo: f64,
-    /// From this score on it lives sealed. Only evidence gets it there.
+    /// From this score on it lives sealed. Only evidence leads there.
     pub sealed: f64,
-    /// From this score on it is not run any more.
+    /// From this score on it may not run.
     pub expelled: f64,
-    /// It comes back in, a level at a time, when its score is below this ...
+    /// It moves inward, one level at a time, when its score is below this ...
     pub back_below: f64,
-    /// ... and nothing has counted against it for so long.
+    /// ... and nothing has counted against it for this long.
     pub back_after_secs: u64,
-    /// Whoever took a process along, or may have, lives alone for so long, whatever its score; six times as long each further time.
+    /// A tenant that killed a process, or may have, lives alone for this long, whatever its score;
+    /// six times as long each further time.
     pub suspicion_secs: u64,
-    /// Those who were in a process that died for nobody knows what are kept in halves for so long.
+    /// Tenants that were in a process which died an unattributed death are bisected for this long.
     pub unexplained_secs: u64,
-    /// What the worker's own word amounts to, all of it together.
+    /// The most that everything a worker alleges amounts to.
     pub advisory_most: f64,
-    /// What happened beside a tenant amounts to, all of it together.
+    /// The most that everything that happened beside a tenant amounts to.
     pub share_most: f64,
-    /// What everything but evidence amounts to, all of it together: below `sealed`.
+    /// The most that everything but evidence amounts to: below `sealed`.
     pub nuisance_most: f64,
-    /// Known for less than that is new.
+    /// A tenant known for less than this is new.
     pub new_for_secs: u64,
     /// Weights that differ from the defaults, by signal.
     pub signals: BTreeMap<Signal, Weight>,
@@ -61,7 +62,8 @@ impl Default for Rules {
             back_below: 20.0,
             back_after_secs: DAY,
             suspicion_secs: 10 * MINUTE,
-            // Long enough for one that does it again; short, for it can be done to others.
+            // Long enough to catch a tenant that does it again; short, because innocent tenants may
+            // be affected.
             unexplained_secs: HOUR,
             advisory_most: 15.0,
             share_most: 15.0,
@@ -78,17 +80,17 @@ impl Default for Rules {
 /// Why rules cannot be used.
 #[derive(Debug, Clone, PartialEq, thiserror::Error)]
 pub enum RulesError {
-    #[error("the thresholds have to rise: back_below {0}, watch {1}, solo {2}, sealed {3}, expelled {4}")]
+    #[error("the thresholds must rise: back_below {0}, watch {1}, solo {2}, sealed {3}, expelled {4}")]
     Thresholds(f64, f64, f64, f64, f64),
-    #[error("{0} is {1}; it has to be a number between 0 and {2}")]
+    #[error("{0} is {1}; it must be a number between 0 and {2}")]
     Range(&'static str, f64, f64),
-    #[error("the weight of {0:?} has to be positive numbers, and most at least points")]
+    #[error("the weight of {0:?} must consist of positive numbers, with most at least points")]
     Weight(Signal),
-    #[error("shape.window_ms is {0}; it has to be between 100 and 60000")]
+    #[error("shape.window_ms is {0}; it must be between 100 and 60000")]
     Window(u64),
     #[error("{0} is {1} seconds; the most is a year")]
     Time(&'static str, u64),
-    #[error("shape: streak has to be at least 1, shares between 0 and 1, and every other number positive")]
+    #[error("shape: streak must be at least 1, shares between 0 and 1, and every other number positive")]
     Shape,
 }
 
@@ -99,10 +101,9 @@ impl Rules {
         self.signals.get(&signal).copied().unwrap_or_else(|| signal.default_weight())
     }
 
-    /// Whether the rules mean what their names say.
+    /// Checks that the rules do not contradict their names.
     ///
-    /// # Errors
-    /// What is wrong, by the key's name.
+    /// # Errors What is wrong, with the name of the key.
     pub fn check(&self) -> Result<(), RulesError> {
         let Self { back_below, watch, solo, sealed, expelled, .. } = *self;
         let thresholds = [0.0, back_below, watch, solo, sealed, expelled];
@@ -156,7 +157,7 @@ mod tests {
     use crate::signal::Kind;
 
     #[test]
-    fn the_defaults_are_rules() {
+    fn the_defaults_are_valid() {
         assert_eq!(Rules::default().check(), Ok(()));
         let weights = Signal::ALL.map(|signal| (signal, signal.default_weight())).into();
         assert_eq!(Rules { signals: weights, ..Rules::default() }.check(), Ok(()));
@@ -173,7 +174,7 @@ mod tests {
     }
 
     #[test]
-    fn nothing_before_its_first_deed_cordons_a_tenant() {
+    fn what_is_known_before_a_tenant_does_anything_never_cordons_it() {
         let priors: f64 = Signal::ALL
             .into_iter()
             .filter(|signal| signal.kind() == Kind::Prior)

@@ -1,17 +1,18 @@
-//! What counts against a tenant, and who says so.
+//! What counts against a tenant, and how it was measured.
 //!
-//! A signal is something that the kernel did or counted, or that the supervisor saw for itself. What a worker says of its
-//! own tenant is *advisory*: all of it together stays below every threshold, for a worker may have been taken over.
+//! A signal is something that the kernel did or counted, or that the supervisor observed. What a
+//! worker alleges about its own tenant is *advisory*: all of it together stays below every
+//! threshold, because a worker may have been taken over.
 //!
-//! A row of the table here and the place that sees it are all that a signal needs: names in the
-//! API, in `[cordon.rules.signals]` and in what the daemon keeps, default weights, and the check of
-//! SPECIFICATION.md's table come from the row.
+//! To add a signal, add a row to the table here and the code that observes it. The names in the
+//! API, in `[cordon.rules.signals]` and in the daemon's files, the default weights, and the check
+//! of SPECIFICATION.md's table all come from the row.
 
 use serde::{Deserialize, Serialize};
 
 use crate::rules::{DAY, HOUR, MINUTE};
 
-/// Who measured it.
+/// Who measured a signal.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 #[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
@@ -20,25 +21,26 @@ pub enum Source {
     Kernel,
     /// The supervisor, from what went over its own channels.
     Supervisor,
-    /// A person's word, or what a person has set.
+    /// An operator, by an order or a setting.
     Operator,
-    /// The worker's own word: advisory.
+    /// Alleged by the worker: advisory.
     Worker,
 }
 
-/// What it is evidence of.
+/// What a signal is evidence of.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub enum Kind {
-    /// No script does it by accident, or only one that breaks the engine. It alone leads to `sealed` and further.
+    /// No script does it by accident, except one that breaks the engine. Only evidence leads to
+    /// `sealed` and further.
     Evidence,
-    /// It costs the neighbours: a process of its own is all that it takes.
+    /// It costs the neighbours: a process of its own is a sufficient remedy.
     Nuisance,
-    /// The worker's word.
+    /// Alleged by the worker.
     Advisory,
     /// It happened beside this tenant, not by it.
     Share,
-    /// What is known of a tenant before it does anything.
+    /// What is known about a tenant before it does anything.
     Prior,
 }
 
@@ -48,7 +50,7 @@ pub enum Kind {
 pub struct Weight {
     /// Points each time.
     pub points: f64,
-    /// The time after which half of them are left.
+    /// The time after which half of the points are left.
     pub half_life_secs: u64,
     /// The most that this signal alone can amount to.
     pub most: f64,
@@ -71,7 +73,7 @@ macro_rules! signals {
             /// In the order of the table.
             pub const ALL: [Self; [$($name),+].len()] = [$(Self::$signal),+];
 
-            /// As the API, the configuration and the daemon's files call it.
+            /// The name in the API, the configuration and the daemon's files.
             #[must_use]
             pub const fn name(self) -> &'static str {
                 match self { $(Self::$signal => $name,)+ }
@@ -87,15 +89,15 @@ macro_rules! signals {
                 match self { $(Self::$signal => Kind::$kind,)+ }
             }
 
-            /// Whether it ended the process of everybody who was there. In company nobody can know
-            /// for certain whose doing it was: whoever can write anywhere can make a neighbour's
-            /// thread stumble.
+            /// Whether the signal means that the process of all its tenants ended. In company, who
+            /// caused it is never certain: a tenant that can write anywhere can make a neighbour's
+            /// thread fail.
             #[must_use]
             pub const fn takes_worker(self) -> bool {
                 match self { $(Self::$signal => $takes_worker,)+ }
             }
 
-            /// What it counts where the configuration says nothing else.
+            /// The weight unless the configuration sets another.
             #[must_use]
             pub const fn default_weight(self) -> Weight {
                 match self {
@@ -109,28 +111,29 @@ macro_rules! signals {
 signals! {
     /// A system call that the filter refuses.
     RefusedCall "refusedCall": Kernel, Evidence, takes worker true, points 100.0, half-life 30 * DAY, most 300.0;
-    /// Memory behind a closed protection key, or a key open that should not be.
+    /// An access to memory behind a closed protection key, or an open key that should be closed.
     ClosedKey "closedKey": Kernel, Evidence, takes worker true, points 100.0, half-life 30 * DAY, most 300.0;
-    /// An address on another tenant's island.
+    /// An access to an address on another tenant's island.
     ForeignAddress "foreignAddress": Kernel, Evidence, takes worker true, points 80.0, half-life 30 * DAY, most 240.0;
-    /// A frame out of turn, too long, or for somebody else.
+    /// A frame out of turn, too long, or for another tenant.
     Protocol "protocol": Supervisor, Evidence, takes worker true, points 100.0, half-life 30 * DAY, most 300.0;
-    // A buggy engine is a buggy engine: crashes alone seal, and never expel.
-    /// A bad address of its own, or an illegal instruction.
+    // Crashes may be the engine's bugs: alone they lead to `sealed`, but never to `expelled`.
+    /// An access to a bad address elsewhere, or an illegal instruction.
     Crash "crash": Kernel, Evidence, takes worker true, points 60.0, half-life 7 * DAY, most 120.0;
-    // V8 also gives up on arrays that are too long, which is a bug of the script's: it never seals.
-    /// V8 gave up on a check of its own.
+    // V8 also gives up on arrays that are too long, which is a bug in the script, so this never
+    // leads to `sealed`.
+    /// V8 gave up on one of its own checks.
     EngineAbort "engineAbort": Kernel, Nuisance, takes worker true, points 60.0, half-life 7 * DAY, most 80.0;
-    // Each makes all neighbours begin again, so the second one within hours is enough.
+    // Each one makes all neighbours' runs restart, so a second one within hours is enough.
     /// V8 ran out of memory and took its process along.
     OutOfMemory "outOfMemory": Kernel, Nuisance, takes worker true, points 40.0, half-life 6 * HOUR, most 80.0;
-    /// A run did not end when it was told to, and its process was ended.
+    /// A run did not end when it was terminated, and its process was killed.
     HardKill "hardKill": Supervisor, Nuisance, takes worker true, points 40.0, half-life DAY, most 80.0;
-    // A window is half a second, counted from the fourth in a row on, so that four seconds of
-    // it are enough. The half-life is short: a busy hour is not held against anybody for long.
+    // A window is half a second, counted from the fourth in a row on, so four seconds of it are
+    // enough. The half-life is short, so that a busy hour does not count for long.
     /// A window in which its thread did nothing but compute, for few runs.
     Busy "busy": Kernel, Nuisance, takes worker false, points 12.0, half-life 10 * MINUTE, most 70.0;
-    /// A minute of computing with hardly a word, the shape of a Spectre attack.
+    /// A minute of computing with hardly a message, the shape of a Spectre attack.
     ComputeOnly "computeOnly": Kernel, Nuisance, takes worker false, points 10.0, half-life 2 * HOUR, most 40.0;
     /// A window of page faults far beyond what its runs need.
     Paging "paging": Kernel, Nuisance, takes worker false, points 12.0, half-life 10 * MINUTE, most 70.0;
@@ -142,37 +145,37 @@ signals! {
     RemoteTiming "remoteTiming": Supervisor, Nuisance, takes worker false, points 5.0, half-life HOUR, most 30.0;
     /// An isolate that lives long and is called much.
     LongLived "longLived": Supervisor, Nuisance, takes worker false, points 5.0, half-life 2 * HOUR, most 20.0;
-    /// More console output than anybody reads.
+    /// More console output than can be read.
     LogFlood "logFlood": Supervisor, Nuisance, takes worker false, points 4.0, half-life HOUR, most 20.0;
-    // A field of a request says so, not the script.
+    // A field of a request asks for it, not the script.
     /// A request for a network that its policy does not grant.
     DeniedEgress "deniedEgress": Supervisor, Nuisance, takes worker false, points 8.0, half-life DAY, most 20.0;
-    /// A run over its memory.
+    /// A run over its memory limit.
     NearMemory "nearMemory": Worker, Advisory, takes worker false, points 5.0, half-life 6 * HOUR, most 15.0;
-    /// An import of something that is not there.
+    /// An import of a module that does not exist.
     DeniedImport "deniedImport": Worker, Advisory, takes worker false, points 5.0, half-life DAY, most 15.0;
     /// Code from strings, where the policy forbids it.
     DeniedCode "deniedCode": Worker, Advisory, takes worker false, points 3.0, half-life 6 * HOUR, most 15.0;
     /// More timers than its limit.
     TimerFlood "timerFlood": Worker, Advisory, takes worker false, points 4.0, half-life HOUR, most 20.0;
-    // Whoever attacks chooses its neighbours to some degree: to them this is a hint, no more.
+    // An attacker chooses its neighbours to some degree, so for them this is no more than a hint.
     /// A neighbour attacked or crashed beside it.
     CoTenant "coTenant": Supervisor, Share, takes worker false, points 5.0, half-life 30 * DAY, most 15.0;
-    /// A process that it was in died, and nobody knows whose doing it was.
+    /// A process that it was in died an unattributed death.
     Unattributed "unattributed": Supervisor, Share, takes worker false, points 5.0, half-life 7 * DAY, most 15.0;
     /// Known for less than a day.
     New "new": Supervisor, Prior, takes worker false, points 10.0, half-life DAY, most 10.0;
-    /// Its policy says that nobody vouches for its code.
+    /// Its policy says that its code is not vouched for.
     Untrusted "untrusted": Operator, Prior, takes worker false, points 10.0, half-life DAY, most 10.0;
-    /// V8 is older than the operator says it has to be.
+    /// V8 is older than the operator demands.
     OutdatedEngine "outdatedEngine": Operator, Prior, takes worker false, points 20.0, half-life DAY, most 20.0;
 }
 
-/// One signal, as it was seen.
+/// One observation of a signal.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Seen {
     pub signal: Signal,
-    /// Nobody else was there who could have caused it.
+    /// No other tenant was there that could have caused it.
     pub certain: bool,
 }
 
@@ -182,7 +185,7 @@ impl Seen {
         Self { signal, certain: true }
     }
 
-    /// It happened in a process with others in it.
+    /// The signal happened in a process that held other tenants.
     #[must_use]
     pub fn in_company(signal: Signal) -> Self {
         Self { signal, certain: !signal.takes_worker() }
@@ -194,7 +197,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_a_worker_says_is_advisory_and_nothing_else_is() {
+    fn what_a_worker_alleges_is_advisory_and_nothing_else_is() {
         for signal in Signal::ALL {
             assert_eq!(signal.source() == Source::Worker, signal.kind() == Kind::Advisory, "{signal:?}");
         }
