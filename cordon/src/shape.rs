@@ -351,7 +351,7 @@ mod tests {
         let made = |last: Sample| Sample { faults: last.faults + 44_000, runs: last.runs + 400, ..last };
         let isolates = watch(3, |last| Sample { isolates: last.isolates + 400, ..made(last) });
         assert_eq!(count(&isolates, Signal::Paging), 0);
-        assert_eq!(count(&watch(3, made), Signal::Paging), 2, "runs that need no isolate are no excuse");
+        assert_eq!(count(&watch(3, made), Signal::Paging), 2, "runs that need no isolate explain no page faults");
     }
 
     #[test]

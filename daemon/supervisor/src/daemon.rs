@@ -68,7 +68,7 @@ pub(crate) struct Daemon {
     pub(crate) flights: Arc<Flights>,
     /// The last name considered when there was no room for a new one.
     forgot_up_to: Mutex<Option<TenantName>>,
-    /// Tenants that may have to move.
+    /// Tenants that may need to move.
     pub(crate) moves: Mutex<Option<mpsc::UnboundedReceiver<Arc<Tenant>>>>,
 }
 

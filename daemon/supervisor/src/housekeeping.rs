@@ -21,7 +21,7 @@ const WINDOWS_PER_READING: u32 = 6;
 /// An idle worker's memory does not change, so in one window of this many, one idle worker is read.
 const WINDOWS_PER_IDLE_READING: u32 = 60;
 /// How many readings in a row must find too much before a tenant is moved: what a run needs for a
-/// moment is no reason.
+/// moment does not count.
 const READINGS_BEFORE_ACTION: u32 = 2;
 
 /// How long the pages of a large request are kept after it, at most.

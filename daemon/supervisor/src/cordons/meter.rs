@@ -55,7 +55,7 @@ impl Meter {
         }
     }
 
-    /// The scripts that are no longer registered and may have an isolate. The caller has their
+    /// The unregistered scripts that may have an isolate. The caller has their
     /// isolates disposed of.
     pub(crate) fn forget_but(&self, is_registered: impl Fn(u64) -> bool) -> Vec<u64> {
         let mut counts = self.lock();

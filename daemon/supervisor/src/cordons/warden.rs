@@ -33,7 +33,7 @@ pub(crate) struct Warden {
     outdated_engine: AtomicBool,
     /// The version of V8 of the last worker that started.
     engine: Mutex<Option<String>>,
-    /// Tenants that may have to move.
+    /// Tenants that may need to move.
     moves: mpsc::UnboundedSender<Arc<Tenant>>,
     deaths: AtomicU64,
     /// The deaths held against each uid; an entry is removed once all of its deaths are forgiven.

@@ -153,7 +153,7 @@ impl Homes {
     /// done nothing: who causes the next death shows only afterwards, and only a tenant without
     /// neighbours is safe from it. A tenant that already shares a process stays there. If there is
     /// no room alone, such tenants share with each other, but never with tenants that lived there
-    /// before: lack of room alone is no reason to refuse one tenant for what another did.
+    /// before: lack of room alone must not get one tenant refused for what another did.
     pub(crate) fn level_of_new_home(&self, tenant: &Tenant, uid: u32) -> Level {
         if self.warden.has_used_up(uid) {
             tenant.put_on_probation(uid);

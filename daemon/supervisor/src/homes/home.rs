@@ -124,7 +124,7 @@ impl Home {
         Some(Visit(Arc::clone(self)))
     }
 
-    /// Has isolates of scripts that are no longer registered disposed of, if any are here.
+    /// Has isolates of replaced or deleted scripts disposed of, if any are here.
     pub(crate) fn forget_replaced(&self) {
         self.state.scripts_changed.notify_one();
     }

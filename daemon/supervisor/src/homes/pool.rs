@@ -193,7 +193,7 @@ impl Pool {
         receive.await.map_err(|_| interrupted())??.worker.take().ok_or_else(interrupted)
     }
 
-    /// Takes a slot, if there is one. The process behind it may still have to be started.
+    /// Takes a slot, if there is one. The process behind it may still need to be started.
     fn reserve(&self, residence: &Arc<Residence>, level: Level, uid: u32) -> Result<ReservedSlot, AdmitError> {
         self.bury_dead();
         let (outdated, now) = (self.warden.engine_is_outdated(), clock::now());
@@ -413,7 +413,7 @@ impl Drop for Fresh {
     }
 }
 
-/// A slot that was taken, in a process that may still have to be started.
+/// A slot that was taken, in a process that may still need to be started.
 struct ReservedSlot {
     entry: u64,
     slot: Slot,

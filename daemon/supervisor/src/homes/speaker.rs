@@ -34,7 +34,7 @@ use crate::workers::listeners::Listener;
 use crate::workers::process::Worker;
 
 /// How long a run may take beyond its wall limit: its watchdog's grace and the warming of an
-/// isolate fit in. After that the process is no longer trusted to end the run.
+/// isolate fit in. After that the process is not trusted to end the run.
 const BACKSTOP: Duration = Duration::from_secs(5);
 
 /// How many copies of a large frame exist while it is decoded.
@@ -286,7 +286,7 @@ impl Speaker {
         Ok(frame)
     }
 
-    /// Asks for the disposal of isolates whose scripts are no longer registered.
+    /// Asks for the disposal of isolates whose scripts were replaced or deleted.
     async fn forget_replaced(&mut self) -> Result<(), Stop> {
         let forgotten = self.state.meter.forget_but(|key| self.tenant.scripts().has(key));
         for key in forgotten {
