@@ -284,7 +284,9 @@ impl Tenant {
 
     /// The levels that its standing, and everything together, demand.
     pub(crate) fn needs(&self) -> Needs {
-        Needs { standing: self.standing().level(), wanted: self.wanted_level() }
+        // A temporary lock would be held until both are known, and `wanted_level` takes it too.
+        let standing = self.standing().level();
+        Needs { standing, wanted: self.wanted_level() }
     }
 
     /// What decides with which tenants it may share a process.
