@@ -1,7 +1,7 @@
 //! The filters of a worker: everything that is not needed ends the process.
 //!
-//! Policies are data, `policy/*.json`; each rule there says who needs it. The build script compiles them, so a policy that
-//! is empty or does not parse is a build that fails.
+//! Policies are data, `policy/*.json`; each rule there says who needs it. The build script compiles
+//! them, so a policy that is empty or does not parse is a build that fails.
 //!
 //! | program | whose | answer |
 //! |---|---|---|
@@ -12,9 +12,10 @@
 //! | `sealed` | every thread of a sealed worker | trap what asks for executable memory, or returns from a signal |
 //! | `mute` ([`Own`]) | the same | `EBADF` for standard error, where V8 prints before it gives up |
 //!
-//! The kernel runs them all and takes the strictest answer. *Trap* raises SIGSYS in the thread, whose handler records whose
-//! thread it was and ends the process ([`crate::fault`]); if it cannot run, the kernel ends the process all the same. The call
-//! is not made in either case. Calls of another architecture are answered by the kernel's kill, without a record.
+//! The kernel runs them all and takes the strictest answer. *Trap* raises SIGSYS in the thread,
+//! whose handler records whose thread it was and ends the process ([`crate::fault`]); if it cannot
+//! run, the kernel ends the process all the same. The call is not made in either case. Calls of
+//! another architecture are answered by the kernel's kill, without a record.
 
 use std::collections::BTreeMap;
 use std::ops::Range;
@@ -90,7 +91,8 @@ pub fn confine(own: &Own<'_>) -> Result<(), FilterError> {
     Ok(())
 }
 
-/// Every program that a tenant's thread may run under, by its name: for tests, and to see how long they are.
+/// Every program that a tenant's thread may run under, by its name: for tests, and to see how long
+/// they are.
 ///
 /// # Errors
 /// The rules of `own` cannot be compiled.
@@ -120,7 +122,8 @@ const RANGES: [libc::c_long; 6] = [
 const DESCRIPTORS: [libc::c_long; 2] = [libc::SYS_recvfrom, libc::SYS_sendto];
 
 impl Own<'_> {
-    /// `own` and `mute`. Rules of one call are alternatives, conditions of one rule all have to hold.
+    /// `own` and `mute`. Rules of one call are alternatives, conditions of one rule all have to
+    /// hold.
     fn programs(&self) -> Result<[BpfProgram; 2], seccompiler::BackendError> {
         let mut rules: BTreeMap<i64, Vec<Rule>> = BTreeMap::new();
         for call in RANGES {
@@ -168,8 +171,8 @@ impl Own<'_> {
         others.map(within).collect()
     }
 
-    /// What no call may name: an address on anybody else's island, and a range that is long enough to reach from outside
-    /// into one, other than the thread's own sandbox.
+    /// What no call may name: an address on anybody else's island, and a range that is long enough
+    /// to reach from outside into one, other than the thread's own sandbox.
     fn ranges(&self) -> Result<Vec<Rule>, seccompiler::BackendError> {
         let sandbox = self.island.sandbox();
         let mut rules = self.others_islands(0)?;

@@ -1,8 +1,8 @@
 //! The layers of a worker's confinement: the one table of them.
 //!
-//! A row here, what takes the layer on ([`crate::jail`], [`crate::seccomp`], [`crate::mpk`]) and what
-//! probes for it ([`crate::posture`]) are all that a layer needs. The configuration, `doctor`, the API
-//! and the tests go by its name.
+//! A row here, what takes the layer on ([`crate::jail`], [`crate::seccomp`], [`crate::mpk`]) and
+//! what probes for it ([`crate::posture`]) are all that a layer needs. The configuration, `doctor`,
+//! the API and the tests go by its name.
 
 use std::fmt;
 use std::str::FromStr;
@@ -13,8 +13,8 @@ macro_rules! layers {
             against: $protects:literal, without: $without:literal, remedy: $remedy:expr,
         }
     )+) => {
-        /// One layer. The order is that of `doctor`'s table. A worker takes the layers on in the order of
-        /// [`crate::jail::enter`], then keys and filters.
+        /// One layer. The order is that of `doctor`'s table. A worker takes the layers on in the
+        /// order of [`crate::jail::enter`], then keys and filters.
         #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
         #[repr(u8)]
         pub enum Layer {

@@ -153,7 +153,8 @@ const AT_THE_ROOT: libc::c_int = 0x80;
 /// (pivot_root(2), EINVAL).
 fn mount_and_exit() -> ! {
     let null = ptr::null::<libc::c_char>();
-    // SAFETY: source, type and data may be null for a change of propagation; the target is a C string.
+    // SAFETY: source, type and data may be null for a change of propagation; the target is a C
+    // string.
     let private = unsafe { libc::mount(null, c"/".as_ptr(), null, libc::MS_REC | libc::MS_PRIVATE, null.cast()) };
     let mounted = if private == 0 {
         let (target, kind) = (c"/proc".as_ptr(), c"tmpfs".as_ptr());
@@ -192,7 +193,8 @@ const LANDLOCK_WITH_SCOPES: libc::c_long = 6;
 
 fn landlock_version() -> io::Result<libc::c_long> {
     const LANDLOCK_CREATE_RULESET_VERSION: libc::c_int = 1;
-    // SAFETY: with the version flag the attribute is null and its size 0; see landlock_create_ruleset(2).
+    // SAFETY: with the version flag the attribute is null and its size 0; see
+    // landlock_create_ruleset(2).
     let version = unsafe {
         libc::syscall(
             libc::SYS_landlock_create_ruleset,

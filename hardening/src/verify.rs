@@ -54,7 +54,8 @@ impl std::fmt::Display for Finding {
 /// Reads a worker's state and compares.
 ///
 /// # Errors
-/// `/proc` of that process could not be read: it has died, or it is not ours to see. Both mean that it is not verified.
+/// `/proc` of that process could not be read: it has died, or it is not ours to see. Both mean that
+/// it is not verified.
 pub fn verify(pid: Pid, expected: &Expected<'_>) -> io::Result<Vec<Finding>> {
     let mut findings = Findings { expected, list: Vec::new() };
     let proc = format!("/proc/{pid}");
@@ -133,7 +134,8 @@ impl Findings<'_> {
             let bits = field(status, set).to_owned();
             self.expect(Layer::Capabilities, is_zero(&bits), || format!("{set} is {bits}"));
         }
-        // An ordinary user without a namespace cannot empty the bounding set; no_new_privs makes it moot.
+        // An ordinary user without a namespace cannot empty the bounding set; no_new_privs makes it
+        // moot.
         if self.expected.plan.layers.has(Layer::Namespaces) || nix::unistd::geteuid().is_root() {
             let bits = field(status, "CapBnd").to_owned();
             self.expect(Layer::Capabilities, is_zero(&bits), || format!("CapBnd is {bits}"));
@@ -241,7 +243,8 @@ fn field<'a>(status: &'a str, name: &str) -> &'a str {
     status.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(':')).unwrap_or("").trim()
 }
 
-/// Whether a line of `/proc/PID/maps` is executable memory that no file is behind, or that can be written too.
+/// Whether a line of `/proc/PID/maps` is executable memory that no file is behind, or that can be
+/// written too.
 fn is_made_code(line: &str) -> bool {
     let mut fields = line.split_whitespace();
     let (protection, inode) = (fields.nth(1).unwrap_or_default(), fields.nth(2).unwrap_or_default());

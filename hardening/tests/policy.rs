@@ -1,9 +1,9 @@
 //! Do the compiled filters do what the policies say?
 //!
-//! Every rule is driven with arguments that it allows and with each of its conditions broken, with junk in the upper halves of
-//! what the kernel takes as an `int`, through an interpreter of BPF and past it a reading of the policy that shares no code
-//! with the compiler. What the two say has to be the same. (The harness in `tests/escape` asks the kernel, and finds rules
-//! that nothing uses.)
+//! Every rule is driven with arguments that it allows and with each of its conditions broken, with
+//! junk in the upper halves of what the kernel takes as an `int`, through an interpreter of BPF and
+//! past it a reading of the policy that shares no code with the compiler. What the two say has to
+//! be the same. (The harness in `tests/escape` asks the kernel, and finds rules that nothing uses.)
 
 use std::collections::BTreeMap;
 use std::os::fd::{AsFd, AsRawFd};
@@ -187,7 +187,8 @@ fn every_rule_lets_through_what_it_names_and_nothing_beside_it() {
                         assert_eq!(run(&program, &call), expected, "{name}: {call:?}");
                         refused |= expected == otherwise;
                     }
-                    // The kernel does not look at the upper half of an int; of anything else it does.
+                    // The kernel does not look at the upper half of an int; of anything else it
+                    // does.
                     let mut junk = args;
                     junk[condition.index] |= JUNK;
                     let expected = if condition.int { matched } else { otherwise };
@@ -241,7 +242,8 @@ proptest! {
         prop_assert_eq!(run(&program, &call), says(&rules(name), &call, matched, otherwise));
     }
 
-    /// `own` against a reading of its own: an address is home, or on nobody's island; a long range is the sandbox.
+    /// `own` against a reading of its own: an address is home, or on nobody's island; a long range
+    /// is the sandbox.
     #[test]
     fn a_range_is_at_home_or_on_no_island(
         which in 0_usize..6,

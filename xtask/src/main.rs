@@ -25,7 +25,7 @@ enum Task {
     Demo,
     /// Check the style and run every test.
     Test(test::Options),
-    /// Check which part of the supervisor imports which.
+    /// Check which part of a program imports which.
     Imports,
     /// Check the width of comments and the length of files.
     Text,

@@ -1,5 +1,5 @@
-//! The bare engine in a plain loop, for `cargo xtask bench load`: `raw_v8 SCRIPT TURNS` prints two numbers a turn, in ns:
-//! isolate + context + compile + run, and the same with dispose.
+//! The bare engine in a plain loop, for `cargo xtask bench load`: `raw_v8 SCRIPT TURNS` prints two
+//! numbers a turn, in ns: isolate + context + compile + run, and the same with dispose.
 #![allow(clippy::print_stdout, reason = "its output is what it is for")]
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {

@@ -1,4 +1,5 @@
-//! Links the archive and runs one line of JavaScript in a cage of its own: what `cargo xtask v8 verify` executes.
+//! Links the archive and runs one line of JavaScript in a cage of its own: what `cargo xtask v8
+//! verify` executes.
 #![allow(clippy::print_stdout, reason = "a probe answers on its terminal")]
 
 use std::ffi::{c_int, c_void};

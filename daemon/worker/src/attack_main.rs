@@ -1,4 +1,5 @@
-//! `enisle-worker-attack`: the worker with natives to attack it with, for `tests/escape` and nothing else.
+//! `enisle-worker-attack`: the worker with natives to attack it with, for `tests/escape` and
+//! nothing else.
 #![forbid(unsafe_code)]
 
 fn main() -> std::process::ExitCode {

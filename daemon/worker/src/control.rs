@@ -35,7 +35,8 @@ impl Control {
         Self { channel: Arc::new(channel), buffer: Vec::new(), descriptors: VecDeque::new() }
     }
 
-    /// For whoever speaks; there is to be one per process, for two would write into each other's frames.
+    /// For whoever speaks; there is to be one per process, for two would write into each other's
+    /// frames.
     pub(crate) fn speaker(&self) -> Speaker {
         Speaker(Arc::new(Mutex::new(Arc::clone(&self.channel))))
     }

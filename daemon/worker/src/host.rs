@@ -1,4 +1,5 @@
-//! A host's own threads: the main one obeys the control channel, the watchdog looks after the tenants' clocks.
+//! A host's own threads: the main one obeys the control channel, the watchdog looks after the
+//! tenants' clocks.
 
 use std::collections::BTreeMap;
 use std::error::Error;

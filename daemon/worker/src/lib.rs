@@ -1,12 +1,15 @@
-//! `enisle-worker`: the jailed process that holds tenants. Started by `enisled` and by nothing else.
+//! `enisle-worker`: the jailed process that holds tenants. Started by `enisled` and by nothing
+//! else.
 //!
 //! 1. The first frame on descriptor 3 says what to be ([`enisle_wire::control::Start`]).
 //! 2. The jail (`enisle_hardening::jail`), while there is one thread.
 //! 3. V8, on the main thread, which never enters an isolate afterwards.
 //! 4. As *host*: protection keys, and a cage for every tenant that may come, each with its key.
-//! 5. The filter (`enisle_hardening::filter`): from here on nothing can be opened, started or reached.
-//! 6. As *maker*: the startup snapshot, and the end. As *host*: tenants, one thread each ([`tenant`]), which takes on a filter
-//!    of its own, while this thread answers the control channel and another watches their clocks ([`watchdog`]).
+//! 5. The filter (`enisle_hardening::filter`): from here on nothing can be opened, started or
+//!    reached.
+//! 6. As *maker*: the startup snapshot, and the end. As *host*: tenants, one thread each
+//!    ([`tenant`]), which takes on a filter of its own, while this thread answers the control
+//!    channel and another watches their clocks ([`watchdog`]).
 
 #[cfg(all(feature = "attack-natives", not(debug_assertions)))]
 compile_error!("attack-natives hands every tenant the process: no release can have it");
@@ -81,7 +84,8 @@ fn run(control: &mut Control) -> Result<(), Box<dyn std::error::Error>> {
     let speaker = control.speaker();
     if start.role == Role::Maker {
         seccomp_if(layers)?;
-        // A thread of its own: V8 asks for the bounds of the stack, which for a main thread are in a file.
+        // A thread of its own: V8 asks for the bounds of the stack, which for a main thread are in
+        // a file.
         let made = std::thread::spawn(snapshot::make).join().map_err(|_| "making the snapshot panicked")?;
         return Ok(speaker.say(&FromWorker::Snapshot(made?))?);
     }

@@ -1,7 +1,8 @@
 //! The bare engine in a plain loop: what `cargo xtask bench load` compares the daemon with.
 //!
-//! The same flags, the same snapshot, the same kind of cage, the same script; no jail, no channel, no limits. What it
-//! measures is what a program would pay that embeds V8 by itself and makes an isolate when a request comes.
+//! The same flags, the same snapshot, the same kind of cage, the same script; no jail, no channel,
+//! no limits. What it measures is what a program would pay that embeds V8 by itself and makes an
+//! isolate when a request comes.
 
 use std::time::{Duration, Instant};
 

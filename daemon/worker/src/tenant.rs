@@ -1,15 +1,18 @@
 //! One tenant: one thread, one cage, one key, one channel.
 //!
 //! ```text
-//! admit ─▶ enter the cage ─▶ warm ─▶ lock down ─▶ Ready ─▶ wait for Run ─▶ execute ─▶ Done ─▶ warm the next ─▶ dispose of the last ─▶ Ready …
-//!                                                             │            └─ long ─▶ warm, dispose ─▶ Done ─▶ Ready …
-//!                                                             └─ channel closed ─▶ dispose of all, give the cage back ─▶ Left
+//! admit ─▶ enter the cage ─▶ warm ─▶ lock down ─▶ Ready ─▶ wait
+//!
+//! wait ─┬─ Run ─▶ execute ─┬─ short ─▶ Done ─▶ warm the next ─▶ dispose of the last ─▶ Ready …
+//!       │                  └─ long ─▶ warm the next ─▶ dispose of the last ─▶ Done ─▶ Ready …
+//!       └─ channel closed ─▶ dispose of all ─▶ give the cage back ─▶ Left
 //! ```
 //!
 //! All that the thread computes is told with `Done`, `Ready` and `Left`, and all that it does but
 //! wait is bounded ([`Watched`]).
 //!
-//! The isolate of a script that is kept goes to the shelf instead, and the script's next run is executed there.
+//! The isolate of a script that is kept goes to the shelf instead, and the script's next run is
+//! executed there.
 //!
 //! ```text
 //! Run(keep) ─▶ on the shelf? ─▶ execute there ─▶ Done ─▶ back on the shelf ─▶ Ready
@@ -72,7 +75,8 @@ pub(crate) struct Tenant {
     pub(crate) watched: Arc<Watched>,
     finished: Arc<AtomicBool>,
     thread: IslandThread,
-    /// Held until the thread has ended, which may not close it: whoever could would wait for the number to be another's.
+    /// Held until the thread has ended, which may not close it: whoever could would wait for the
+    /// number to be another's.
     _channel: Arc<UnixStream>,
 }
 
@@ -259,7 +263,8 @@ impl Serving<'_> {
         }
         let source = Source::Code(self.incoming.code()?);
         let arrived = Instant::now();
-        // A heap limit is fixed when an isolate is made. The one that is warm has the limit of the run before.
+        // A heap limit is fixed when an isolate is made. The one that is warm has the limit of the
+        // run before.
         if warm.memory_mb != memory_mb {
             *warm = Resting::warm(cage, self.snapshot, memory_mb)?;
         }

@@ -1,8 +1,10 @@
-//! Limits of time: one thread of the worker watches every tenant's clock, and ends runs that are over.
+//! Limits of time: one thread of the worker watches every tenant's clock, and ends runs that are
+//! over.
 //!
-//! A thread cannot use CPU time faster than time passes, so the earliest moment at which a run can be over is known when
-//! it begins. The watchdog sleeps until the earliest of those moments, looks, and sleeps again; a run that begins
-//! wakes it only if its own moment is earlier. Short runs cost it nothing.
+//! A thread cannot use CPU time faster than time passes, so the earliest moment at which a run can
+//! be over is known when it begins. The watchdog sleeps until the earliest of those moments, looks,
+//! and sleeps again; a run that begins wakes it only if its own moment is earlier. Short runs cost
+//! it nothing.
 //!
 //! ```text
 //! waiting ── tidy ──▶ tidying ── arm ──▶ running ── disarm ──▶ tidying ── wait ──▶ waiting
@@ -24,10 +26,12 @@ use enisle_wire::control::{OverrunCause, Slot};
 use enisle_wire::limits::Limits;
 use enisle_wire::tenant::RunId;
 
-/// How long a run may take to notice that it was ended. V8 notices at the next loop or call; what does not notice in
-/// this time is one of its own long operations, and only the end of the process stops it.
+/// How long a run may take to notice that it was ended. V8 notices at the next loop or call; what
+/// does not notice in this time is one of its own long operations, and only the end of the process
+/// stops it.
 const GRACE: Duration = Duration::from_millis(50);
-/// Of that, how long it has to have run: a thread that waits for a processor cannot notice anything.
+/// Of that, how long it has to have run: a thread that waits for a processor cannot notice
+/// anything.
 const GRACE_CPU: Duration = Duration::from_millis(25);
 /// However busy the machine is, no longer than that.
 const LAST_GRACE: Duration = Duration::from_millis(500);
@@ -147,8 +151,8 @@ pub(crate) struct Watched {
     alarm: Arc<Alarm>,
 }
 
-/// What wakes the watchdog, and when it will wake by itself. In memory that all threads share, with a futex behind it: a
-/// tenant's thread has no descriptor but its own channel.
+/// What wakes the watchdog, and when it will wake by itself. In memory that all threads share, with
+/// a futex behind it: a tenant's thread has no descriptor but its own channel.
 #[derive(Debug)]
 pub(crate) struct Alarm {
     epoch: Instant,

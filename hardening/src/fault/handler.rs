@@ -82,7 +82,8 @@ fn is_in_allocator(pc: u64) -> bool {
     (first.saturating_sub(BEFORE)..last.max(first) + BEHIND).contains(&pc)
 }
 
-/// How often a thread that comes second looks whether the first one has written its record: some 10 ms.
+/// How often a thread that comes second looks whether the first one has written its record: some 10
+/// ms.
 const PATIENCE: u32 = 1 << 20;
 
 fn record(signal: libc::c_int, info: *const Info, context: *const libc::c_void) {
@@ -98,7 +99,8 @@ fn record(signal: libc::c_int, info: *const Info, context: *const libc::c_void) 
         }
         return;
     }
-    // SAFETY: the kernel, or `wrong_keys`, passes a valid siginfo, which is larger than what is named of it.
+    // SAFETY: the kernel, or `wrong_keys`, passes a valid siginfo, which is larger than what is
+    // named of it.
     let info = unsafe { &*info };
     raw.signal.store(signal, Ordering::Relaxed);
     raw.code.store(info.code, Ordering::Relaxed);

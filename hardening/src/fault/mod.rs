@@ -1,24 +1,28 @@
-//! Signals that end a worker, and the record of the first one, for the supervisor to read when the process is gone.
+//! Signals that end a worker, and the record of the first one, for the supervisor to read when the
+//! process is gone.
 //!
 //! ```text
 //! fault in a thread ─▶ handler, on the thread's own signal stack, every key but 0 closed
-//!                        ├─ writes one record to the page that the supervisor shares (the first fault wins)
-//!                        └─ last words (V8 gave up) or nothing, then _exit: a handler never returns
+//!   ├─ writes one record to the page that the supervisor shares (the first fault wins)
+//!   └─ last words (V8 gave up) or nothing, then _exit: a handler never returns
 //! ```
 //!
-//! The page carries a key of its own, which no thread has open; only the handler opens it, for the length of the record. Which
-//! thread is whose stands there too, by the kernel's number of the thread, and what the handler goes by is read-only
-//! ([`crate::islands::frozen`]). So a script that can write anywhere but cannot execute cannot forge a record. It can still make another
-//! thread stumble, over that one's stack or isolate, which carry no key; and one that can execute can write what it likes.
-//! What the supervisor reads is an allegation, and [`FaultPage::read`] checks it as one.
+//! The page carries a key of its own, which no thread has open; only the handler opens it, for the
+//! length of the record. Which thread is whose stands there too, by the kernel's number of the
+//! thread, and what the handler goes by is read-only ([`crate::islands::frozen`]). So a script that
+//! can write anywhere but cannot execute cannot forge a record. It can still make another thread
+//! stumble, over that one's stack or isolate, which carry no key; and one that can execute can
+//! write what it likes. What the supervisor reads is an allegation, and [`FaultPage::read`] checks
+//! it as one.
 //!
 //! Behind the record lies a second page without a key, with an account for each place of the bytes
 //! that its thread has taken outside the islands ([`account`]). A thread that can write anywhere
 //! can write there as well.
 //!
-//! Handlers are also the answer of the filter ([`crate::filter`] traps instead of killing, so that there is a record);
-//! where a handler cannot run, because the signal is blocked or the stack is gone, the kernel kills the process.
-//! V8's own handler for WebAssembly is never installed: it would take a closed key for an index out of bounds.
+//! Handlers are also the answer of the filter ([`crate::filter`] traps instead of killing, so that
+//! there is a record); where a handler cannot run, because the signal is blocked or the stack is
+//! gone, the kernel kills the process. V8's own handler for WebAssembly is never installed: it
+//! would take a closed key for an index out of bounds.
 //!
 //! | module | owns |
 //! |---|---|

@@ -13,11 +13,13 @@ use crate::islands::keys::pkru::Pkru;
 use crate::islands::keys::{Key, KeyError};
 use crate::process::thread::CpuClock;
 
-/// What stands for the thread of a place that was given up: no number of a thread, so nobody can take it again.
+/// What stands for the thread of a place that was given up: no number of a thread, so nobody can
+/// take it again.
 const SPENT: i32 = -1;
 
-/// From now on the calling thread is that of `place`, and it has only key 0 and the record's open, which it is to change next.
-/// False if somebody is or was there already. To be called before any code of a tenant runs in the thread.
+/// From now on the calling thread is that of `place`, and it has only key 0 and the record's open,
+/// which it is to change next. False if somebody is or was there already. To be called before any
+/// code of a tenant runs in the thread.
 #[must_use]
 pub fn thread_of(place: u32) -> bool {
     let this = nix::unistd::gettid().as_raw();
@@ -25,14 +27,15 @@ pub fn thread_of(place: u32) -> bool {
     known.is_some_and(|known| known.compare_exchange(0, this, Ordering::AcqRel, Ordering::Relaxed).is_ok())
 }
 
-/// The thread of `place` is about to end: the kernel may give its number to another one. To be called by that thread, when no
-/// code of a tenant runs in it any more.
+/// The thread of `place` is about to end: the kernel may give its number to another one. To be
+/// called by that thread, when no code of a tenant runs in it any more.
 pub fn thread_leaves(place: u32) {
     let place = usize::try_from(place).unwrap_or(usize::MAX);
     if let Some(known) = open_page().and_then(|raw| raw.threads.get(place)) {
         known.store(SPENT, Ordering::Release);
     }
-    // Its own key once more, for what is freed at the end of a thread: by the frozen page, never by a value from the stack.
+    // Its own key once more, for what is freed at the end of a thread: by the frozen page, never by
+    // a value from the stack.
     if let Some(pkru) = frozen::pkru_of(place) {
         pkru.install();
     }

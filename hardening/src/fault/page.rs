@@ -1,10 +1,12 @@
-//! The page of the record and that of the accounts, as both sides see them: all atomics, for either may write at any time.
+//! The page of the record and that of the accounts, as both sides see them: all atomics, for either
+//! may write at any time.
 
 use std::sync::atomic::{AtomicI32, AtomicI64, AtomicU32, AtomicU64, Ordering};
 
 use crate::islands::frozen::MOST_PLACES;
 
-/// In place of a `si_code`, which the kernel never gives to SIGABRT: the worker itself found wrong keys.
+/// In place of a `si_code`, which the kernel never gives to SIGABRT: the worker itself found wrong
+/// keys.
 pub(super) const WRONG_KEYS: libc::c_int = i32::MIN;
 /// The same: V8 ran out of memory, and raised no signal.
 pub(super) const OUT_OF_MEMORY: libc::c_int = i32::MIN + 1;

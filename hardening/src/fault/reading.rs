@@ -1,4 +1,5 @@
-//! The supervisor's side: the pages that it shares with one worker, and what it reads there when the worker is gone.
+//! The supervisor's side: the pages that it shares with one worker, and what it reads there when
+//! the worker is gone.
 
 use std::fs::File;
 use std::io;
@@ -109,7 +110,8 @@ impl FaultPage {
         (us > 0).then(|| Duration::from_micros(us))
     }
 
-    /// The fault that ended the worker, if one was recorded and says something that a fault can say.
+    /// The fault that ended the worker, if one was recorded and says something that a fault can
+    /// say.
     #[must_use]
     pub fn read(&self) -> Option<Fault> {
         let raw = self.raw();

@@ -1,4 +1,5 @@
-//! How much the process could still commit, found where no file can be opened: in a handler, before the process ends.
+//! How much the process could still commit, found where no file can be opened: in a handler, before
+//! the process ends.
 
 use std::ptr;
 

@@ -1,8 +1,10 @@
-//! What later threads of a worker go by, in a page that is read-only before the first tenant moves in.
+//! What later threads of a worker go by, in a page that is read-only before the first tenant moves
+//! in.
 //!
-//! Which keys the thread of a place may open, where the islands are, where faults are recorded: in ordinary memory a tenant
-//! that can write anywhere, but cannot execute, would change it and wait for the next thread to come. Everything is stored
-//! once, by the main thread, before [`freeze`]; a store after it is a fault.
+//! Which keys the thread of a place may open, where the islands are, where faults are recorded: in
+//! ordinary memory a tenant that can write anywhere, but cannot execute, would change it and wait
+//! for the next thread to come. Everything is stored once, by the main thread, before [`freeze`]; a
+//! store after it is a fault.
 
 use std::io;
 use std::ptr;
@@ -44,8 +46,8 @@ pub(crate) static FROZEN: Frozen = Frozen {
     zone: [const { AtomicUsize::new(0) }; MOST_PLACES + 1],
 };
 
-/// Says where the islands are, which key V8 has taken for its JIT pages, and which one each place has; the keys are spent with
-/// it. Places over [`MOST_PLACES`] are nobody's.
+/// Says where the islands are, which key V8 has taken for its JIT pages, and which one each place
+/// has; the keys are spent with it. Places over [`MOST_PLACES`] are nobody's.
 pub fn assign(zone: &Zone, jit: Option<u8>, own: Vec<Key>) {
     let parts = zone.parts();
     for (known, part) in FROZEN.zone.iter().zip(&parts) {

@@ -1,7 +1,8 @@
-//! The part of a worker's address space where each tenant lives, and what tells one's pages from another's.
+//! The part of a worker's address space where each tenant lives, and what tells one's pages from
+//! another's.
 //!
-//! This room owns places and keys. It knows the kernel's interface to both, and may not know the jail, the filters or who
-//! records a fault.
+//! This room owns places and keys. It knows the kernel's interface to both, and may not know the
+//! jail, the filters or who records a fault.
 //!
 //! | module | owns |
 //! |---|---|

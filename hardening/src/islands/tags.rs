@@ -1,7 +1,9 @@
-//! The oracle: does every page of every island carry the key that it should? Read from outside the process.
+//! The oracle: does every page of every island carry the key that it should? Read from outside the
+//! process.
 //!
-//! `ProtectionKey:` in `/proc/PID/smaps` (`proc_pid_smaps(5)`) is the kernel's own word for each mapping, whatever the worker
-//! believes it has tagged. Used by tests after storms of allocations, and now and then on workers in production.
+//! `ProtectionKey:` in `/proc/PID/smaps` (`proc_pid_smaps(5)`) is the kernel's own word for each
+//! mapping, whatever the worker believes it has tagged. Used by tests after storms of allocations,
+//! and now and then on workers in production.
 
 use std::fs::File;
 use std::io::{self, BufRead, BufReader};
@@ -85,8 +87,9 @@ pub fn inspect(pid: Pid, tags: &Tags) -> io::Result<Seen> {
 /// Between two looks at something that is wrong.
 const PAUSE: Duration = Duration::from_millis(20);
 
-/// Looks at a process in which tenants run. A page is mapped and tagged by two system calls, and a look may come between
-/// them; so what is wrong is looked at twice more, and counts if something is wrong every time.
+/// Looks at a process in which tenants run. A page is mapped and tagged by two system calls, and a
+/// look may come between them; so what is wrong is looked at twice more, and counts if something is
+/// wrong every time.
 ///
 /// # Errors
 /// As [`inspect`]'s.
@@ -204,7 +207,8 @@ pub struct Mapping {
     pub is_data: bool,
 }
 
-/// The mappings in an `smaps` file. A kernel without keys prints none, and every mapping then has key 0.
+/// The mappings in an `smaps` file. A kernel without keys prints none, and every mapping then has
+/// key 0.
 pub fn mappings(smaps: impl BufRead) -> impl Iterator<Item = io::Result<Mapping>> {
     let mut lines = smaps.lines();
     let mut next: Option<Mapping> = None;

@@ -1,22 +1,24 @@
-//! Where in a worker's address space each tenant lives: one zone, cut into islands of equal size, one a place.
+//! Where in a worker's address space each tenant lives: one zone, cut into islands of equal size,
+//! one a place.
 //!
 //! ```text
 //! zone ─┬─ island 0 ─┬─ island 1 ─┬─ … ─┐
-//!       │ gap │ stack │ window │ … │ V8's sandbox of the tenant (1376 GiB, guards of its own included) │
+//!       │ gap │ stack │ window │ … │ V8's sandbox of the tenant (1376 GiB, with its guards) │
 //! ```
 //!
-//! The stack is that of the tenant's thread; the window takes what V8 maps for the tenant outside its sandbox (trusted
-//! range, pointer tables, code range). Everything there carries the tenant's key, with two exceptions: pages of the window may
-//! carry V8's key for JIT pages, and the stack carries none. It cannot: a thread that waits for one of V8's locks is
-//! described on its own stack, and whoever gives the lock away reads that (abseil's `Mutex`). Because all
-//! islands are known before the first tenant moves in and lie side by side, "not on anybody else's island" is two
-//! comparisons in a filter, and one look at `smaps` from outside checks them all.
+//! The stack is that of the tenant's thread; the window takes what V8 maps for the tenant outside
+//! its sandbox (trusted range, pointer tables, code range). Everything there carries the tenant's
+//! key, with two exceptions: pages of the window may carry V8's key for JIT pages, and the stack
+//! carries none. It cannot: a thread that waits for one of V8's locks is described on its own
+//! stack, and whoever gives the lock away reads that (abseil's `Mutex`). Because all islands are
+//! known before the first tenant moves in and lie side by side, "not on anybody else's island" is
+//! two comparisons in a filter, and one look at `smaps` from outside checks them all.
 //!
-//! The gap in front of every island is longer than the longest range that the filter lets a thread name, so that a range
-//! that begins on one island never reaches what is mapped on the next.
+//! The gap in front of every island is longer than the longest range that the filter lets a thread
+//! name, so that a range that begins on one island never reaches what is mapped on the next.
 //!
-//! The numbers: 47 bits of address space hold 64 islands of 2 TiB; V8 reserves 1376 GiB for a sandbox (the patch's
-//! `v8_tenant_group_sandbox`), aligned to 4 GiB.
+//! The numbers: 47 bits of address space hold 64 islands of 2 TiB; V8 reserves 1376 GiB for a
+//! sandbox (the patch's `v8_tenant_group_sandbox`), aligned to 4 GiB.
 
 use std::ops::Range;
 
@@ -26,16 +28,18 @@ const GIB: usize = 1 << 30;
 pub const ISLAND_BYTES: usize = 2048 * GIB;
 /// In front of every island: nothing is ever mapped there.
 pub const GAP_BYTES: usize = 64 * GIB;
-/// V8 takes 984 KiB of a thread's stack (`--stack-size`) and throws a `RangeError` then; the rest is for native code on top.
+/// V8 takes 984 KiB of a thread's stack (`--stack-size`) and throws a `RangeError` then; the rest
+/// is for native code on top.
 const STACK_BYTES: usize = 4 << 20;
 /// For stack and window. An isolate's pointer tables take 1.4 GiB of it while it lives.
 const WINDOW_BYTES: usize = 256 * GIB;
-/// What V8 reserves for a sandbox; the longest range that a thread may name, and only by its own start.
+/// What V8 reserves for a sandbox; the longest range that a thread may name, and only by its own
+/// start.
 pub const SANDBOX_BYTES: usize = 1376 * GIB;
 /// Sandboxes, and so cages, begin at a multiple of this.
 const SANDBOX_ALIGNMENT: usize = 4 * GIB;
-/// The zone begins within these bounds: above the program and its heap as PIE puts them low, below where the kernel
-/// places mappings of its own choice.
+/// The zone begins within these bounds: above the program and its heap as PIE puts them low, below
+/// where the kernel places mappings of its own choice.
 const LOWEST: usize = 4096 * GIB;
 const HIGHEST: usize = 64 * 1024 * GIB;
 
@@ -55,7 +59,8 @@ pub struct Island {
 }
 
 impl Zone {
-    /// A zone of `count` islands at a place that `random` decides, and with sandboxes at places that it decides.
+    /// A zone of `count` islands at a place that `random` decides, and with sandboxes at places
+    /// that it decides.
     #[must_use]
     pub fn place(count: usize, mut random: impl FnMut() -> u64) -> Self {
         let mut below = |bound: usize| usize::try_from(random() % bound.max(1) as u64).unwrap_or(0);
@@ -133,8 +138,8 @@ mod tests {
     use proptest::prelude::*;
 
     proptest! {
-        /// Whatever the random numbers are: nothing overlaps, nothing leaves the zone, and no gap is shorter than the
-        /// longest range that a filter lets a thread name.
+        /// Whatever the random numbers are: nothing overlaps, nothing leaves the zone, and no gap
+        /// is shorter than the longest range that a filter lets a thread name.
         #[test]
         fn islands_never_touch(count in 1_usize..16, seed in any::<u64>()) {
             let mut state = seed;

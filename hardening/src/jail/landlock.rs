@@ -1,4 +1,5 @@
-//! Landlock with every right handled and none granted: what stands behind the filter, should it have a hole.
+//! Landlock with every right handled and none granted: what stands behind the filter, should it
+//! have a hole.
 
 use landlock::{
     ABI, Access, AccessFs, AccessNet, CompatLevel, Compatible, Ruleset, RulesetAttr, RulesetCreatedAttr, RulesetStatus,
@@ -7,7 +8,8 @@ use landlock::{
 
 use super::JailError;
 
-/// The newest interface that this code knows; older kernels give what they have, and the posture says how much.
+/// The newest interface that this code knows; older kernels give what they have, and the posture
+/// says how much.
 const NEWEST: ABI = ABI::V6;
 
 pub(super) fn grant_nothing(set_no_new_privs: bool) -> Result<(), JailError> {

@@ -10,9 +10,11 @@ pub(super) fn set(plan: &Plan) -> Result<(), JailError> {
         // No file can grow: there is none to write, and none can be made useful.
         ("RLIMIT_FSIZE", Resource::RLIMIT_FSIZE, 0),
         ("RLIMIT_NOFILE", Resource::RLIMIT_NOFILE, plan.descriptors),
-        // Threads of this user namespace, so neighbours under the same uid do not count (Linux 5.14 and later).
+        // Threads of this user namespace, so neighbours under the same uid do not count (Linux 5.14
+        // and later).
         ("RLIMIT_NPROC", Resource::RLIMIT_NPROC, plan.threads),
-        // Committed private memory. V8 reserves terabytes of address space, so RLIMIT_AS cannot serve.
+        // Committed private memory. V8 reserves terabytes of address space, so RLIMIT_AS cannot
+        // serve.
         ("RLIMIT_DATA", Resource::RLIMIT_DATA, plan.data_bytes),
         ("RLIMIT_MEMLOCK", Resource::RLIMIT_MEMLOCK, 0),
         ("RLIMIT_MSGQUEUE", Resource::RLIMIT_MSGQUEUE, 0),

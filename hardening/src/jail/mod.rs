@@ -1,7 +1,8 @@
 //! The steps that a worker takes before V8 starts: one step, one why, one error.
 //!
-//! The order matters and is the order of [`enter`]: what needs a capability comes before capabilities go, what the next
-//! step could undo comes after it. The filter ([`crate::filter`]) comes last, when V8 has started.
+//! The order matters and is the order of [`enter`]: what needs a capability comes before
+//! capabilities go, what the next step could undo comes after it. The filter ([`crate::filter`])
+//! comes last, when V8 has started.
 
 mod landlock;
 pub(crate) mod limits;
@@ -123,7 +124,8 @@ pub fn enter(plan: &Plan) -> Result<(), JailError> {
 /// Nothing but 0, 1, 2 and the control channel crosses into the jail.
 fn close_inherited() -> Result<(), JailError> {
     let first = CONTROL_FD.cast_unsigned() + 1;
-    // SAFETY: close_range takes three numbers; this early no Rust value owns a descriptor above the control channel's.
+    // SAFETY: close_range takes three numbers; this early no Rust value owns a descriptor above the
+    // control channel's.
     let result = unsafe { libc::syscall(libc::SYS_close_range, first, u32::MAX, 0) };
     if result == 0 { Ok(()) } else { Err(JailError::CloseRange(io::Error::last_os_error())) }
 }
@@ -132,8 +134,9 @@ fn close_inherited() -> Result<(), JailError> {
 const UNBOUNDED_THREADS: u64 = 1 << 16;
 
 impl Plan {
-    /// The jail of a worker that holds up to `tenants`. Supervisor and worker both compute it, so that what one builds is
-    /// what the other verifies: the hard limit that it asks the kernel for is inherited.
+    /// The jail of a worker that holds up to `tenants`. Supervisor and worker both compute it, so
+    /// that what one builds is what the other verifies: the hard limit that it asks the kernel for
+    /// is inherited.
     #[must_use]
     pub fn for_tenants(layers: LayerSet, data_bytes: u64, tenants: u32) -> Self {
         let tenants = u64::from(tenants);
@@ -142,8 +145,9 @@ impl Plan {
             data_bytes,
             // 0, 1, 2 and the control channel; a channel for each tenant; some in reserve.
             descriptors: 16 + tenants,
-            // The main thread and a thread a tenant; a thread that has just ended still counts for a moment. Without a user
-            // namespace everything that the same user runs counts too, and a bound would be on somebody else.
+            // The main thread and a thread a tenant; a thread that has just ended still counts for
+            // a moment. Without a user namespace everything that the same user runs counts too, and
+            // a bound would be on somebody else.
             threads: if layers.has(Layer::Namespaces) {
                 4 + 2 * tenants
             } else {

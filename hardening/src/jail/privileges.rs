@@ -7,13 +7,14 @@ use caps::CapSet;
 
 use super::JailError;
 
-/// `SECBIT_NOROOT`, `SECBIT_NO_SETUID_FIXUP`, `SECBIT_NO_CAP_AMBIENT_RAISE`, each with its lock (linux/securebits.h):
-/// uid 0 means nothing any more, and no exec gives a capability back. `KEEP_CAPS` stays off, locked.
+/// `SECBIT_NOROOT`, `SECBIT_NO_SETUID_FIXUP`, `SECBIT_NO_CAP_AMBIENT_RAISE`, each with its lock
+/// (linux/securebits.h): uid 0 means nothing any more, and no exec gives a capability back.
+/// `KEEP_CAPS` stays off, locked.
 const SECURE_BITS: libc::c_ulong = 0b1110_1111;
 
 pub(super) fn drop_capabilities() -> Result<(), JailError> {
-    // The bounding set and the securebits take CAP_SETPCAP, so they go first. An ordinary user without a namespace of
-    // its own has no such capability, and nothing in any other set either.
+    // The bounding set and the securebits take CAP_SETPCAP, so they go first. An ordinary user
+    // without a namespace of its own has no such capability, and nothing in any other set either.
     if caps::has_cap(None, CapSet::Effective, caps::Capability::CAP_SETPCAP).unwrap_or(false) {
         caps::clear(None, CapSet::Bounding).map_err(|error| JailError::Capabilities("bounding", error))?;
         // SAFETY: PR_SET_SECUREBITS takes a number.
@@ -32,8 +33,9 @@ pub(super) fn drop_capabilities() -> Result<(), JailError> {
     Ok(())
 }
 
-/// A nested user namespace would give every capability back inside it. The filter refuses to make one; this is the
-/// layer behind it, for as long as the host's `/proc` is still there. Where `/proc` is read-only the filter stands alone.
+/// A nested user namespace would give every capability back inside it. The filter refuses to make
+/// one; this is the layer behind it, for as long as the host's `/proc` is still there. Where
+/// `/proc` is read-only the filter stands alone.
 pub(super) fn forbid_user_namespaces() {
     let _ = fs::write("/proc/sys/user/max_user_namespaces", "0");
 }
@@ -66,8 +68,8 @@ pub(super) fn hide_host_name() -> io::Result<()> {
     if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
 }
 
-/// No page that is or was writable becomes executable, and none that is executable becomes writable, for good
-/// (PR_SET_MDWE(2const)).
+/// No page that is or was writable becomes executable, and none that is executable becomes
+/// writable, for good (PR_SET_MDWE(2const)).
 pub(super) fn deny_write_execute() -> io::Result<()> {
     let refuse = libc::c_ulong::from(libc::PR_MDWE_REFUSE_EXEC_GAIN);
     // SAFETY: the request takes numbers only.

@@ -4,7 +4,8 @@ use nix::mount::{MntFlags, MsFlags, mount, umount2};
 
 use super::JailError;
 
-/// A folder that every Linux has, to mount on; it is in our own mount namespace, so nobody else sees it covered.
+/// A folder that every Linux has, to mount on; it is in our own mount namespace, so nobody else
+/// sees it covered.
 const MOUNT_POINT: &str = "/proc";
 
 pub(super) fn enter_empty() -> Result<(), JailError> {
@@ -16,7 +17,8 @@ pub(super) fn enter_empty() -> Result<(), JailError> {
     mount(Some("enisle"), MOUNT_POINT, Some("tmpfs"), locked, Some("size=4096,nr_inodes=1,mode=0555"))
         .map_err(JailError::MountEmpty)?;
     nix::unistd::chdir(MOUNT_POINT).map_err(JailError::PivotRoot)?;
-    // pivot_root(".", ".") stacks the old root on the new one, so no folder for it is needed; see pivot_root(2), NOTES.
+    // pivot_root(".", ".") stacks the old root on the new one, so no folder for it is needed; see
+    // pivot_root(2), NOTES.
     nix::unistd::pivot_root(".", ".").map_err(JailError::PivotRoot)?;
     umount2(".", MntFlags::MNT_DETACH).map_err(JailError::Detach)?;
     nix::unistd::chdir("/").map_err(JailError::PivotRoot)?;

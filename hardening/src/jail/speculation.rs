@@ -22,10 +22,11 @@ pub(super) fn force_off() -> Result<(), JailError> {
         }
         let error = io::Error::last_os_error();
         match error.raw_os_error() {
-            // ENODEV: this processor has no such control; ENXIO: it is fixed for the whole machine, on or off.
+            // ENODEV: this processor has no such control; ENXIO: it is fixed for the whole machine,
+            // on or off.
             Some(libc::ENODEV | libc::ENXIO) => {}
-            // EPERM: forced off before, by whoever started us; or left on for the whole machine, and then no process can
-            // choose. The posture tells which.
+            // EPERM: forced off before, by whoever started us; or left on for the whole machine,
+            // and then no process can choose. The posture tells which.
             Some(libc::EPERM) if !controllable(control) => {}
             _ => return Err(JailError::Speculation(name, error)),
         }

@@ -12,8 +12,8 @@ use super::spawn::CONTROL_FD;
 /// The most descriptors that come with one frame: a start's snapshot and its page for faults.
 pub const MOST_DESCRIPTORS: usize = 2;
 
-/// Sends `bytes` with descriptors on their first byte. Returns how many bytes went out; the descriptors go with them if it
-/// is not none of them.
+/// Sends `bytes` with descriptors on their first byte. Returns how many bytes went out; the
+/// descriptors go with them if it is not none of them.
 ///
 /// # Errors
 /// The socket's own.
@@ -34,7 +34,8 @@ pub fn receive(socket: BorrowedFd<'_>, buffer: &mut [u8]) -> io::Result<(usize, 
     let mut descriptors = Vec::new();
     for control in message.cmsgs()? {
         if let ControlMessageOwned::ScmRights(numbers) = control {
-            // SAFETY: the kernel has just installed these descriptors in this process; nobody else owns them.
+            // SAFETY: the kernel has just installed these descriptors in this process; nobody else
+            // owns them.
             descriptors.extend(numbers.into_iter().map(|number| unsafe { OwnedFd::from_raw_fd(number) }));
         }
     }
@@ -51,7 +52,7 @@ pub fn control_channel() -> Option<UnixStream> {
     if TAKEN.swap(true, Ordering::Relaxed) {
         return None;
     }
-    // SAFETY: the supervisor puts the channel at this number before it executes a worker, and only this call, once,
-    // turns the number into an owner.
+    // SAFETY: the supervisor puts the channel at this number before it executes a worker, and only
+    // this call, once, turns the number into an owner.
     Some(unsafe { UnixStream::from_raw_fd(CONTROL_FD) })
 }

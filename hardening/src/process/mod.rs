@@ -1,4 +1,5 @@
-//! Processes and threads, as the kernel has them: starting one, what passes between two, what a thread is made of.
+//! Processes and threads, as the kernel has them: starting one, what passes between two, what a
+//! thread is made of.
 //!
 //! This room wraps system calls and knows nothing of tenants, keys or layers.
 //!

@@ -3,8 +3,8 @@
 /// `si_code` of a load or store by a closed key (`sigaction(2)`).
 pub const SEGV_PKUERR: i32 = 4;
 
-/// The kernel's `siginfo_t` (asm-generic/siginfo.h) with the fields of a fault, some of which libc does not name. Which of
-/// them mean something is up to the signal.
+/// The kernel's `siginfo_t` (asm-generic/siginfo.h) with the fields of a fault, some of which libc
+/// does not name. Which of them mean something is up to the signal.
 #[repr(C)]
 #[derive(Default)]
 pub(crate) struct Info {

@@ -1,12 +1,13 @@
-//! A new process in namespaces of its own: `clone3`, then `execveat`, nothing between that could allocate.
+//! A new process in namespaces of its own: `clone3`, then `execveat`, nothing between that could
+//! allocate.
 //!
 //! ```text
 //! supervisor                               child
 //!   clone3(NEWUSER|NEWNS|NEWPID|…) ───────▶ waits for one byte
 //!   writes uid_map, gid_map, oom_score_adj    │
 //!   sends the byte ─────────────────────────▶ steps back behind the daemon (nice)
-//!                                             becomes uid 0 of its namespace (= an unprivileged uid outside)
-//!   waits for the end of the pipe             puts descriptors 0, 1, 2, 3 in place, the rest close-on-exec
+//!                                             becomes uid 0 of its namespace
+//!   waits for the end of the pipe             puts 0 to 3 in place, the rest close-on-exec
 //!     end of file: it is executing ◀───────── execveat(worker, empty environment)
 //!     four bytes: the errno that stopped it
 //! ```
@@ -66,8 +67,8 @@ pub struct Spawn<'a> {
     pub gid: u32,
 }
 
-/// A started worker. Dropping it before it was collected kills and collects the process, so none is left behind however
-/// its owner ends. The pidfd names it without races.
+/// A started worker. Dropping it before it was collected kills and collects the process, so none is
+/// left behind however its owner ends. The pidfd names it without races.
 #[derive(Debug)]
 pub struct Started {
     pub pid: Pid,
@@ -90,13 +91,14 @@ pub enum SpawnError {
     Exec(io::Error),
 }
 
-/// Starts a worker. To be called from a thread that lives as long as the daemon: the worker's parent-death signal is
-/// tied to the thread that cloned it.
+/// Starts a worker. To be called from a thread that lives as long as the daemon: the worker's
+/// parent-death signal is tied to the thread that cloned it.
 ///
 /// # Errors
 /// [`SpawnError`] names the step; no process is left behind.
 pub fn spawn(spawn: Spawn<'_>) -> Result<Started, SpawnError> {
-    // All sources stand above the targets 0..=3, so that putting one in place never overwrites another.
+    // All sources stand above the targets 0..=3, so that putting one in place never overwrites
+    // another.
     let null = fs::OpenOptions::new().read(true).write(true).open("/dev/null").map_err(SpawnError::Descriptors)?;
     let null = above(null.as_raw_fd())?;
     let control = above(spawn.control.as_raw_fd())?;
@@ -179,7 +181,8 @@ impl Started {
 
     /// Kills the process; nothing if it has ended.
     pub fn kill(&self) {
-        // SAFETY: the descriptor is this process's pidfd; no further information goes with the signal.
+        // SAFETY: the descriptor is this process's pidfd; no further information goes with the
+        // signal.
         unsafe {
             libc::syscall(
                 libc::SYS_pidfd_send_signal,
@@ -229,7 +232,8 @@ impl Drop for Started {
 fn release(ours: &mut UnixStream, pid: Pid, spawn: &Spawn<'_>) -> Result<(), SpawnError> {
     if spawn.namespaces {
         let write = |file: &str, text: String| fs::write(format!("/proc/{pid}/{file}"), text).map_err(SpawnError::Map);
-        // Without root a gid map needs setgroups switched off; with root the child first drops root's own groups.
+        // Without root a gid map needs setgroups switched off; with root the child first drops
+        // root's own groups.
         if !nix::unistd::geteuid().is_root() {
             write("setgroups", "deny".to_owned())?;
         }
@@ -253,7 +257,8 @@ fn own_nice() -> i32 {
 
 /// A close-on-exec copy of `fd` at 10 or above.
 fn above(fd: RawFd) -> Result<OwnedFd, SpawnError> {
-    // SAFETY: F_DUPFD_CLOEXEC takes any number as its descriptor and an integer argument; it touches no memory.
+    // SAFETY: F_DUPFD_CLOEXEC takes any number as its descriptor and an integer argument; it
+    // touches no memory.
     let copy = unsafe { libc::fcntl(fd, libc::F_DUPFD_CLOEXEC, 10) };
     if copy < 0 {
         return Err(SpawnError::Descriptors(io::Error::last_os_error()));
@@ -262,7 +267,8 @@ fn above(fd: RawFd) -> Result<OwnedFd, SpawnError> {
     Ok(unsafe { OwnedFd::from_raw_fd(copy) })
 }
 
-/// All that the child needs, prepared before the clone: plain numbers and one pointer to prepared memory.
+/// All that the child needs, prepared before the clone: plain numbers and one pointer to prepared
+/// memory.
 struct Child {
     null: RawFd,
     control: RawFd,
@@ -326,7 +332,8 @@ impl Child {
         // SAFETY: close_range takes three numbers; with CLOEXEC it closes nothing before the exec.
         check(unsafe { libc::syscall(libc::SYS_close_range, rest, u32::MAX, libc::CLOSE_RANGE_CLOEXEC) })?;
         let empty_mask = 0_u64;
-        // SAFETY: the mask is eight readable bytes, as the kernel's sigset is; the old one is not asked for.
+        // SAFETY: the mask is eight readable bytes, as the kernel's sigset is; the old one is not
+        // asked for.
         check(unsafe {
             libc::syscall(
                 libc::SYS_rt_sigprocmask,
@@ -337,7 +344,8 @@ impl Child {
             )
         })?;
         let environment = [ptr::null::<libc::c_char>()];
-        // SAFETY: the path is an empty string, `argv` and `environment` end in null; all outlive the call.
+        // SAFETY: the path is an empty string, `argv` and `environment` end in null; all outlive
+        // the call.
         let failed = unsafe {
             libc::syscall(
                 libc::SYS_execveat,

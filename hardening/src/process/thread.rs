@@ -45,8 +45,9 @@ impl CpuClock {
     }
 }
 
-/// Makes all threads allocate from libc's one main arena. An arena a thread costs memory a tenant, and gives memory back
-/// only after reading a file of `/proc`, which the filter answers by ending the process. To be called before any thread.
+/// Makes all threads allocate from libc's one main arena. An arena a thread costs memory a tenant,
+/// and gives memory back only after reading a file of `/proc`, which the filter answers by ending
+/// the process. To be called before any thread.
 pub fn share_one_arena() {
     // SAFETY: mallopt takes two numbers; no other thread allocates yet.
     unsafe { libc::mallopt(libc::M_ARENA_MAX, 1) };
@@ -81,11 +82,12 @@ struct Beginning {
     signal_stack: Range<usize>,
 }
 
-/// Starts a thread on `stack`, whose lowest page becomes its guard. Its signal stack is the thread's for its whole life, and on
-/// pages without a key, for handlers run with every key closed.
+/// Starts a thread on `stack`, whose lowest page becomes its guard. Its signal stack is the
+/// thread's for its whole life, and on pages without a key, for handlers run with every key closed.
 ///
 /// # Safety
-/// `stack` is mapped readable and writable, in whole pages, and nobody else uses it until the thread has been joined.
+/// `stack` is mapped readable and writable, in whole pages, and nobody else uses it until the
+/// thread has been joined.
 ///
 /// # Errors
 /// No memory, or the kernel starts no thread.
@@ -97,7 +99,8 @@ pub unsafe fn spawn(name: CString, stack: &Range<usize>, body: Box<dyn FnOnce() 
     let signal_stack = MmapOptions::new().len(PAGE_BYTES + signal_bytes).map_anon()?;
     let signal_stack = MmapRaw::from(signal_stack);
     for guard in [stack.start, signal_stack.as_mut_ptr() as usize] {
-        // SAFETY: the page is the lowest of memory that this function was given or has made, and is not in use yet.
+        // SAFETY: the page is the lowest of memory that this function was given or has made, and is
+        // not in use yet.
         if unsafe { libc::mprotect(guard as *mut libc::c_void, PAGE_BYTES, libc::PROT_NONE) } != 0 {
             return Err(io::Error::last_os_error());
         }

@@ -195,7 +195,8 @@ pub(crate) fn process_vm_readv(_: &Target) -> io::Result<()> {
 
 pub(crate) fn thirty_two_bit_call(_: &Target) -> io::Result<()> {
     let result: i32;
-    // SAFETY: system call 20 of the 32-bit table is getpid, which takes nothing; r8 to r11 are clobbered by int 0x80.
+    // SAFETY: system call 20 of the 32-bit table is getpid, which takes nothing; r8 to r11 are
+    // clobbered by int 0x80.
     unsafe {
         std::arch::asm!("int 0x80", inlateout("eax") 20 => result, out("r8") _, out("r9") _, out("r10") _, out("r11") _);
     }

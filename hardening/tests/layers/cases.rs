@@ -1,4 +1,5 @@
-//! Every attack, with the layer that has to stop it, and what a machine must have so that there is something to show.
+//! Every attack, with the layer that has to stop it, and what a machine must have so that there is
+//! something to show.
 
 use std::io;
 

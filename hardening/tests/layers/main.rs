@@ -1,8 +1,9 @@
 //! Every layer, attacked with it on and with it off.
 //!
-//! The test starts itself again as a worker would be started, with one layer alone (and what that layer needs), and
-//! attacks what this layer is for: the attack has to fail. Then once more with no layer at all: the same attack has to
-//! succeed, or the first result meant nothing. Layers overlap on purpose, so each is tried by itself.
+//! The test starts itself again as a worker would be started, with one layer alone (and what that
+//! layer needs), and attacks what this layer is for: the attack has to fail. Then once more with no
+//! layer at all: the same attack has to succeed, or the first result meant nothing. Layers overlap
+//! on purpose, so each is tried by itself.
 #![allow(clippy::print_stdout, clippy::print_stderr, reason = "a test runner of its own")]
 
 mod attacker;

@@ -1,4 +1,5 @@
-//! What holds for every worker, whatever its layers: it dies with its parent, has no keys of the daemon's, and steps back.
+//! What holds for every worker, whatever its layers: it dies with its parent, has no keys of the
+//! daemon's, and steps back.
 
 use std::io::Read;
 
@@ -11,7 +12,8 @@ use crate::is_required;
 
 /// Starts a process from a thread that ends at once, and says whether the process ended with it.
 pub(crate) fn dies_with_its_parent(layers: LayerSet) -> bool {
-    // Waits for a byte that never comes: it ends only by its parent's death, or by the end of the channel.
+    // Waits for a byte that never comes: it ends only by its parent's death, or by the end of the
+    // channel.
     let started = std::thread::spawn(move || {
         let arguments = ["layers", "wait", &layers.bits().to_string()];
         let (attacker, mut channel) = start(&arguments.map(str::to_owned), layers);

@@ -14,7 +14,8 @@ pub(super) fn fill_random(bytes: &mut [u8]) -> bool {
     true
 }
 
-/// Ends every thread of the process at once, running nothing. For places that V8 must not return from.
+/// Ends every thread of the process at once, running nothing. For places that V8 must not return
+/// from.
 pub(super) fn exit_now(code: libc::c_int) -> ! {
     // SAFETY: _exit has no preconditions.
     unsafe { libc::_exit(code) }

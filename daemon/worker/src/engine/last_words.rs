@@ -1,5 +1,5 @@
-//! What a run says when V8 cannot go on: whose it was, before the process ends. That it does not come to
-//! that is up to what is done at the heap limit ([`super::memory::heap_limit`]).
+//! What a run says when V8 cannot go on: whose it was, before the process ends. That it does not
+//! come to that is up to what is done at the heap limit ([`super::memory::heap_limit`]).
 
 use std::cell::Cell;
 use std::os::fd::{AsRawFd, RawFd};
@@ -72,7 +72,8 @@ pub(super) unsafe extern "C" fn out_of_memory(_: *const std::ffi::c_char, _: &v8
     exit_now(OUT_OF_MEMORY_EXIT);
 }
 
-/// V8 has given up, by a check of its own: among others that no array is larger than one may be. Runs in a handler.
+/// V8 has given up, by a check of its own: among others that no array is larger than one may be.
+/// Runs in a handler.
 pub(super) extern "C" fn gave_up() {
     say_last_words();
     exit_now(GAVE_UP_EXIT);

@@ -1,4 +1,5 @@
-//! A script's modules: compiled, linked and imported by exact name, from what came with the run and nothing else.
+//! A script's modules: compiled, linked and imported by exact name, from what came with the run and
+//! nothing else.
 
 use std::collections::HashMap;
 use std::ffi::c_char;
@@ -11,7 +12,8 @@ use super::memory::{confinement, quota};
 use super::values::throw;
 use crate::watchdog::Watched;
 
-/// What `import { WorkerEntrypoint } from …` may name; the first is what Dynamic Workers' code says.
+/// What `import { WorkerEntrypoint } from …` may name; the first is what Dynamic Workers' code
+/// says.
 const BUILT_IN: [&str; 2] = ["cloudflare:workers", "enisle:workers"];
 
 /// The name that the short form's one module has.
@@ -254,8 +256,9 @@ pub(super) fn import_dynamically<'s>(
         Some(word) => v8::String::new(scope, &word)?.into(),
         None => v8::undefined(scope).into(),
     };
-    // Not now: a module that is being evaluated may import itself, and V8 ends the process if it is evaluated twice at a
-    // time. A job of its own runs when the present one is over, as the language has it.
+    // Not now: a module that is being evaluated may import itself, and V8 ends the process if it is
+    // evaluated twice at a time. A job of its own runs when the present one is over, as the
+    // language has it.
     let what = v8::Array::new_with_elements(scope, &[resource, specifier.into(), attribute]);
     let later = v8::Function::builder(import_later).data(what.into()).build(scope)?;
     let resolver = v8::PromiseResolver::new(scope)?;
@@ -313,7 +316,8 @@ fn evaluate_data<'s>(
     let value: v8::Local<'_, v8::Value> = match source.kind {
         ModuleKind::Data => {
             let bytes = Arc::clone(&source.body);
-            // V8 ends the process if a buffer that the host makes is refused, so the question comes first.
+            // V8 ends the process if a buffer that the host makes is refused, so the question comes
+            // first.
             if !quota::has_room(bytes.len()) {
                 let text = format!("{name} does not fit the run's memory (limits.memoryMb)");
                 return throw(scope, v8::Exception::range_error, &text);

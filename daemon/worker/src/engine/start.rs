@@ -9,13 +9,16 @@ use super::last_words;
 use super::memory::mappings::Reserved;
 use super::memory::{account, commons, hooks, icu_caches};
 
-/// What V8 is told before it starts. Frozen afterwards (`--freeze-flags-after-init` is V8's default).
+/// What V8 is told before it starts. Frozen afterwards (`--freeze-flags-after-init` is V8's
+/// default).
 ///
-/// * `single-threaded`: a pool thread of V8's would work on all tenants' heaps, with no tenant's key.
-/// * `sandbox-prohibit-insecure-mode`: too little address space for whole cages ends the process instead of silently
-///   making do with cages that have no guard regions.
+/// * `single-threaded`: a pool thread of V8's would work on all tenants' heaps, with no tenant's
+///   key.
+/// * `sandbox-prohibit-insecure-mode`: too little address space for whole cages ends the process
+///   instead of silently making do with cages that have no guard regions.
 /// * `no-wasm-native-module-cache`: that cache is shared by all cages of the process.
-/// * `stack-size` (KiB): V8's own default on this architecture, a quarter of a tenant thread's stack.
+/// * `stack-size` (KiB): V8's own default on this architecture, a quarter of a tenant thread's
+///   stack.
 /// * `concurrent-marking-max-worker-num`: 0 means as many as the platform has threads. That is
 ///   none, so there are no tables for seven.
 /// * `memory-saver-mode`: what dead objects hold of ICU's is freed with each garbage collection,
@@ -40,7 +43,8 @@ const UNTIMED_FLAGS: &str = "--no-incremental-marking --heap-growing-percent=50 
 /// No code but JavaScript. The storms of the attack harness also go through WebAssembly's memories.
 const WASM_FLAGS: &str = if cfg!(feature = "attack-natives") { "" } else { "--no-expose-wasm" };
 
-/// Of a sealed worker: the interpreter alone, also for regular expressions, and no range for code is ever asked for.
+/// Of a sealed worker: the interpreter alone, also for regular expressions, and no range for code
+/// is ever asked for.
 const JITLESS_FLAGS: &str = "--jitless";
 
 /// Of the maker. V8's own snapshot has the hash seed that the archive was built with, which
@@ -63,13 +67,15 @@ unsafe extern "C" {
     /// `absl::base_internal::NumCPUs()`, in the archive.
     #[link_name = "_ZN4absl13base_internal7NumCPUsEv"]
     fn count_processors() -> std::ffi::c_int;
-    /// `absl::base_internal::NominalCPUFrequency()`, in the archive. Where no file says it, it is measured in some ms.
+    /// `absl::base_internal::NominalCPUFrequency()`, in the archive. Where no file says it, it is
+    /// measured in some ms.
     #[link_name = "_ZN4absl13base_internal19NominalCPUFrequencyEv"]
     fn processor_frequency() -> f64;
 }
 
-/// Starts V8 on the calling thread, which has to be the ancestor of every thread that will enter an isolate: V8's key
-/// for JIT pages is inherited. V8 puts nothing into `zone` as long as what is returned lives, beside V8's version.
+/// Starts V8 on the calling thread, which has to be the ancestor of every thread that will enter an
+/// isolate: V8's key for JIT pages is inherited. V8 puts nothing into `zone` as long as what is
+/// returned lives, beside V8's version.
 pub(crate) fn v8(zone: &Zone, purpose: Purpose) -> io::Result<(&'static str, Reserved)> {
     hooks::check()?;
     hooks::take_over_icu()?;
@@ -88,21 +94,23 @@ pub(crate) fn v8(zone: &Zone, purpose: Purpose) -> io::Result<(&'static str, Res
     v8::V8::initialize();
     hooks::make_what_is_shared();
     icu_caches::bound()?;
-    // V8's locks ask how many processors there are, and how fast, when two threads first want the same one: by then
-    // behind the filter. The answers are kept, so they are asked for now.
-    // SAFETY: the function takes nothing and may be called at any time.
+    // V8's locks ask how many processors there are, and how fast, when two threads first want the
+    // same one: by then behind the filter. The answers are kept, so they are asked for now. SAFETY:
+    // the function takes nothing and may be called at any time.
     unsafe { count_processors() };
     // SAFETY: as above.
     unsafe { processor_frequency() };
     Ok((v8::V8::get_version(), reserved))
 }
 
-/// Everything that V8 and its ICU look up in files when they first need it, needed once while there is no filter yet.
+/// Everything that V8 and its ICU look up in files when they first need it, needed once while there
+/// is no filter yet.
 const WARM_UP: &str = r"new Date(2020, 1, 1).toString(); new Date(5).toLocaleString(); new Intl.DateTimeFormat().format(0);
     (1234.5).toLocaleString(); 'ab'.localeCompare('ac'); '\u00e9'.normalize('NFD'); /\p{L}/u.test('x'); new Intl.Collator()";
 
-/// Runs [`WARM_UP`] on a thread of its own, in V8's default group, where no tenant ever is. That libc takes a signal for
-/// itself with the first thread is part of it: the filter lets nobody change handlers.
+/// Runs [`WARM_UP`] on a thread of its own, in V8's default group, where no tenant ever is. That
+/// libc takes a signal for itself with the first thread is part of it: the filter lets nobody
+/// change handlers.
 pub(crate) fn warm_up() -> Result<(), &'static str> {
     std::thread::spawn(|| {
         let isolate = &mut v8::Isolate::new(v8::CreateParams::default());
@@ -121,8 +129,9 @@ pub(crate) fn warm_up() -> Result<(), &'static str> {
     .map_err(|_| "V8's first script panicked")?
 }
 
-/// Takes over the signals of a fault. V8 giving up, by a breakpoint or an undefined instruction, and libc, by SIGABRT, first
-/// tell whose run it was. To be called before the filter, which lets nobody change handlers.
+/// Takes over the signals of a fault. V8 giving up, by a breakpoint or an undefined instruction,
+/// and libc, by SIGABRT, first tell whose run it was. To be called before the filter, which lets
+/// nobody change handlers.
 pub(crate) fn set_signal_handlers() -> io::Result<()> {
     enisle_hardening::fault::handle(last_words::gave_up)?;
     #[cfg(feature = "attack-natives")]

@@ -1,4 +1,5 @@
-// From a module's exports to a result: finding the entry point, calling it, writing its value as JSON.
+// From a module's exports to a result: finding the entry point, calling it, writing its value as
+// JSON.
 
 class WorkerEntrypoint {
   constructor(ctx, env) {
@@ -107,7 +108,8 @@ class ResultError extends TypeError {
 
 const open = new Set();
 
-// A copy of `value` that JSON carries whole, each getter asked once; an error that says where where it cannot.
+// A copy of `value` that JSON carries whole, each getter asked once; where it cannot, an error that
+// says where.
 function plain(value, key, depth) {
   if (typeof value === "object" && value !== null) {
     // Once, as JSON.stringify does: what it returns is not asked again.

@@ -1,6 +1,6 @@
-// The language's own functions, taken before any tenant's code can replace them. The runtime calls nothing else:
-// a tenant that poisons a prototype gets its own surprises, never ours. Spreading and for-of are avoided throughout,
-// for they ask Symbol.iterator, which a tenant can replace.
+// The language's own functions, taken before any tenant's code can replace them. The runtime calls
+// nothing else: a tenant that poisons a prototype gets its own surprises, never ours. Spreading and
+// for-of are avoided throughout, for they ask Symbol.iterator, which a tenant can replace.
 const { apply, construct, ownKeys, getPrototypeOf, defineProperty } = Reflect;
 const uncurry = (fn) => (self, a, b, c) => apply(fn, self, [a, b, c]);
 

@@ -1,4 +1,5 @@
-// Timers: the deadlines live outside, where they are counted against the run's limit; the callbacks live here.
+// Timers: the deadlines live outside, where they are counted against the run's limit; the callbacks
+// live here.
 const timers = new Map();
 
 function startTimer(callback, delay, args, again) {

@@ -7,7 +7,8 @@ use super::{KeyError, sys};
 use crate::process::siginfo::{Info, SEGV_PKUERR};
 use crate::process::spawn::clone_args;
 
-/// A key of this process, allocated and never freed. There is one value for each key, so whoever holds it owns its pages.
+/// A key of this process, allocated and never freed. There is one value for each key, so whoever
+/// holds it owns its pages.
 #[derive(Debug, PartialEq, Eq, Hash)]
 pub struct Key(u8);
 
@@ -21,8 +22,8 @@ impl Key {
     /// Tags `pages` and gives them `protection`.
     ///
     /// # Safety
-    /// The pages are mapped, nobody relies on another protection of theirs, and every thread that touches them from now on
-    /// has this key open.
+    /// The pages are mapped, nobody relies on another protection of theirs, and every thread that
+    /// touches them from now on has this key open.
     ///
     /// # Errors
     /// The kernel's.
@@ -41,8 +42,9 @@ pub struct KeyRing {
 }
 
 impl KeyRing {
-    /// Takes one key for the fault record and one for each of `tenants`. To be called on the main thread when V8 has
-    /// started and no other thread has; they are open for it until [`Pkru::install`] says otherwise.
+    /// Takes one key for the fault record and one for each of `tenants`. To be called on the main
+    /// thread when V8 has started and no other thread has; they are open for it until
+    /// [`Pkru::install`] says otherwise.
     ///
     /// # Errors
     /// There are too few, or V8 has none.
@@ -64,15 +66,16 @@ impl KeyRing {
     }
 }
 
-/// The key that V8 has taken, on the main thread and before anybody else takes one. V8 takes one wherever there are some,
-/// whatever we do with the rest.
+/// The key that V8 has taken, on the main thread and before anybody else takes one. V8 takes one
+/// wherever there are some, whatever we do with the rest.
 #[must_use]
 pub fn jit_key() -> Option<u8> {
     // OSPKE, CPUID leaf 7: without it the register cannot be read.
     if std::arch::x86_64::__cpuid_count(7, 0).ecx & 1 << 4 == 0 {
         return None;
     }
-    // A thread starts with every key closed, and `pkey_alloc` opens the one that it hands out: whatever is open now is V8's.
+    // A thread starts with every key closed, and `pkey_alloc` opens the one that it hands out:
+    // whatever is open now is V8's.
     let open = Pkru::current().readable();
     (open.count_ones() == 1).then(|| u8::try_from(open.trailing_zeros()).unwrap_or(0))
 }
@@ -87,9 +90,10 @@ pub fn available() -> usize {
     keys.len()
 }
 
-/// Whether this kernel delivers a fault on a closed key as we rely on: to a handler on a stack of key 0, with the code and
-/// the key in its information, and with every key closed while it runs. Kernels before 6.12 have lost the signal where a
-/// stack was closed; it is tried, not looked up. Tried in a child that the fault ends in any case.
+/// Whether this kernel delivers a fault on a closed key as we rely on: to a handler on a stack of
+/// key 0, with the code and the key in its information, and with every key closed while it runs.
+/// Kernels before 6.12 have lost the signal where a stack was closed; it is tried, not looked up.
+/// Tried in a child that the fault ends in any case.
 #[must_use]
 pub fn delivers_faults() -> bool {
     let mut args = clone_args(0, 0);
@@ -113,7 +117,8 @@ fn fault_on_a_closed_key() -> ! {
     let stack_bytes = 64 * 1024;
     let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS;
     let map = |bytes| {
-        // SAFETY: an anonymous mapping at an address of the kernel's choice touches no other memory.
+        // SAFETY: an anonymous mapping at an address of the kernel's choice touches no other
+        // memory.
         unsafe { libc::mmap(std::ptr::null_mut(), bytes, libc::PROT_READ | libc::PROT_WRITE, flags, -1, 0) }
     };
     let (stack, page) = (map(stack_bytes), map(4096));
@@ -131,7 +136,8 @@ fn fault_on_a_closed_key() -> ! {
         // SAFETY: the page was mapped above and nobody else knows of it.
         if unsafe { key.tag(&(page as usize..page as usize + 4096), libc::PROT_READ) }.is_ok() {
             Pkru::CLOSED.install();
-            // SAFETY: the address is mapped and readable; that its key is closed makes this a fault, which is the point.
+            // SAFETY: the address is mapped and readable; that its key is closed makes this a
+            // fault, which is the point.
             unsafe { page.cast::<u8>().read_volatile() };
         }
     }

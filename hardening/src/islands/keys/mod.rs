@@ -1,15 +1,19 @@
-//! Memory protection keys (`pkeys(7)`): one for each tenant of a process, and which of them a thread has open.
+//! Memory protection keys (`pkeys(7)`): one for each tenant of a process, and which of them a
+//! thread has open.
 //!
-//! A key names pages; a register of the thread (PKRU, [`pkru`]) says which keys its loads and stores may use. A tenant's
-//! thread has key 0, its own key and V8's key for JIT pages; a key of another tenant is closed to it at all times.
+//! A key names pages; a register of the thread (PKRU, [`pkru`]) says which keys its loads and
+//! stores may use. A tenant's thread has key 0, its own key and V8's key for JIT pages; a key of
+//! another tenant is closed to it at all times.
 //!
 //! ```text
-//! main thread:  V8 starts (takes its JIT key) ─▶ KeyRing::take ─▶ cages are tagged ─▶ Pkru::of_nobody ─▶ filter: no more keys
-//! tenant thread:                                 starts with all closed ─▶ frozen::pkru_of(its place) ─▶ filter ─▶ tenant's code
+//! main thread:   V8 starts (takes its JIT key) ─▶ KeyRing::take ─▶ cages are tagged
+//!                ─▶ Pkru::of_nobody ─▶ filter: no more keys
+//! tenant thread: starts with all closed ─▶ frozen::pkru_of(its place) ─▶ filter ─▶ tenant's code
 //! ```
 //!
-//! Keys are taken before the filter is there, and never freed: a freed key that is allocated again opens old pages.
-//! Shape after Wasmtime's `vm/mpk`: one interface, [`enabled`] or `disabled` behind it, the kernel in [`sys`].
+//! Keys are taken before the filter is there, and never freed: a freed key that is allocated again
+//! opens old pages. Shape after Wasmtime's `vm/mpk`: one interface, [`enabled`] or `disabled`
+//! behind it, the kernel in [`sys`].
 //!
 //! What keys do not stop is native code: `WRPKRU` is an ordinary instruction.
 
@@ -32,7 +36,8 @@ pub const PROCESSOR_KEYS: usize = 15;
 /// One is V8's, for JIT pages; one is the fault record's ([`crate::fault`]); one stays in reserve.
 pub const RESERVED_KEYS: usize = 3;
 
-/// How many tenants of one process can have a key of their own, where a process can take `available` keys.
+/// How many tenants of one process can have a key of their own, where a process can take
+/// `available` keys.
 #[must_use]
 pub fn tenants_of(available: usize) -> usize {
     available.min(PROCESSOR_KEYS).saturating_sub(RESERVED_KEYS)

@@ -1,13 +1,14 @@
 //! PKRU: two bits a key, in a register of the thread that unprivileged code can write.
 //!
-//! Every value is built from [`Pkru::CLOSED`], so a key that nobody names is closed. There is one place that writes the
-//! register, [`Pkru::install`].
+//! Every value is built from [`Pkru::CLOSED`], so a key that nobody names is closed. There is one
+//! place that writes the register, [`Pkru::install`].
 
 use std::io;
 
 use super::Key;
 
-/// Which keys a thread may use (Intel SDM, volume 3A, 4.6.2: bit 2k disables access by key k, bit 2k+1 disables writes).
+/// Which keys a thread may use (Intel SDM, volume 3A, 4.6.2: bit 2k disables access by key k, bit
+/// 2k+1 disables writes).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Pkru(u32);
 
@@ -47,8 +48,8 @@ impl Pkru {
     #[must_use]
     pub fn current() -> Self {
         let value: u32;
-        // SAFETY: RDPKRU reads a register; ECX has to be 0 and EDX is overwritten. Whoever asks has keys, so the
-        // instruction exists.
+        // SAFETY: RDPKRU reads a register; ECX has to be 0 and EDX is overwritten. Whoever asks has
+        // keys, so the instruction exists.
         unsafe { std::arch::asm!("rdpkru", in("ecx") 0, out("eax") value, out("edx") _, options(nomem, nostack)) };
         Self(value)
     }
@@ -59,13 +60,14 @@ impl Pkru {
         (1..16).filter(|key| self.0 >> (2 * key) & ACCESS_DISABLED == 0).fold(0, |set, key| set | 1 << key)
     }
 
-    /// Writes the register. The one gate: whatever jumps to its WRPKRU with a value of its own runs into the comparison
-    /// behind it, with the value that the caller's frame wanted, and from there into the end of the process
-    /// (the pattern of ERIM, USENIX Security '19). Whoever chooses both registers passes: it is a hurdle, not a wall.
+    /// Writes the register. The one gate: whatever jumps to its WRPKRU with a value of its own runs
+    /// into the comparison behind it, with the value that the caller's frame wanted, and from there
+    /// into the end of the process (the pattern of ERIM, USENIX Security '19). Whoever chooses both
+    /// registers passes: it is a hurdle, not a wall.
     #[inline(never)]
     pub fn install(self) {
-        // SAFETY: WRPKRU takes EAX, and ECX and EDX as 0. It is no barrier for the compiler, hence no `nomem`: loads and
-        // stores stay on their side of it.
+        // SAFETY: WRPKRU takes EAX, and ECX and EDX as 0. It is no barrier for the compiler, hence
+        // no `nomem`: loads and stores stay on their side of it.
         unsafe {
             std::arch::asm!(
                 "wrpkru",
@@ -83,7 +85,8 @@ impl Pkru {
         };
     }
 
-    /// What the register of another process's thread holds, by `ptrace`: stops the thread for a moment. For tests.
+    /// What the register of another process's thread holds, by `ptrace`: stops the thread for a
+    /// moment. For tests.
     ///
     /// # Errors
     /// The thread cannot be traced, or has no such register.
@@ -123,8 +126,9 @@ impl Pkru {
 }
 
 unsafe extern "C" {
-    /// The gate wrote another value than it should have: that goes on record, and the process ends (`crate::fault`). By
-    /// name, because that record is written through this gate: the room of keys imports nothing from it.
+    /// The gate wrote another value than it should have: that goes on record, and the process ends
+    /// (`crate::fault`). By name, because that record is written through this gate: the room of
+    /// keys imports nothing from it.
     fn enisle_wrong_value() -> !;
 }
 

@@ -18,7 +18,8 @@ pub(super) fn free(key: u8) {
 /// `pkey_mprotect(2)`.
 ///
 /// # Safety
-/// As `mprotect(2)`: nobody relies on another protection of `pages`, and whoever uses them has `key` open.
+/// As `mprotect(2)`: nobody relies on another protection of `pages`, and whoever uses them has
+/// `key` open.
 pub(super) unsafe fn tag(pages: &Range<usize>, protection: libc::c_int, key: u8) -> Result<(), i32> {
     let (start, bytes) = (pages.start, pages.end - pages.start);
     // SAFETY: the caller's.

@@ -1,9 +1,11 @@
-//! Natives to attack the process with: what an attacker has who has broken V8, without the bug that it would take.
+//! Natives to attack the process with: what an attacker has who has broken V8, without the bug that
+//! it would take.
 //!
-//! Only in builds with the feature `attack-natives`, which no release can have, and only for runs whose `props` say
-//! `"attack": true`. They stand for what an attacker may have come to: reading and writing anywhere
-//! (a way out of V8's sandbox), and making any system call, writing PKRU, forging a signal frame
-//! (native code). The victims use `address` and `plant`, to say where their secrets are.
+//! Only in builds with the feature `attack-natives`, which no release can have, and only for runs
+//! whose `props` say `"attack": true`. They stand for what an attacker may have come to: reading
+//! and writing anywhere (a way out of V8's sandbox), and making any system call, writing PKRU,
+//! forging a signal frame (native code). The victims use `address` and `plant`, to say where their
+//! secrets are.
 
 mod probe;
 mod raw;
@@ -142,7 +144,8 @@ fn forge_sigreturn<'s>(scope: &mut Scope<'s, '_>, args: Args<'s>, result: v8::Re
     return_word(scope, result, probe::forge_sigreturn(u32::try_from(value & 0xffff_ffff).unwrap_or(0)).into());
 }
 
-/// `thread(address)`: starts a thread, which reads one byte there. The byte, or -1 if there is no thread.
+/// `thread(address)`: starts a thread, which reads one byte there. The byte, or -1 if there is no
+/// thread.
 fn start_thread<'s>(scope: &mut Scope<'s, '_>, args: Args<'s>, mut result: v8::ReturnValue<'s>) {
     let [address] = words(scope, &args);
     // What starts a thread is freed by that thread.
@@ -151,7 +154,8 @@ fn start_thread<'s>(scope: &mut Scope<'s, '_>, args: Args<'s>, mut result: v8::R
     result.set_int32(thread.ok().and_then(|thread| thread.join().ok()).unwrap_or(-1));
 }
 
-/// `execute(hex)`: maps memory that can be written and executed, puts the bytes there and calls them; what RAX holds then.
+/// `execute(hex)`: maps memory that can be written and executed, puts the bytes there and calls
+/// them; what RAX holds then.
 fn execute<'s>(scope: &mut Scope<'s, '_>, args: Args<'s>, result: v8::ReturnValue<'s>) {
     let text = args.get(0).to_rust_string_lossy(scope);
     let digits: Vec<_> = text.chars().filter_map(|digit| digit.to_digit(16)).collect();

@@ -1,8 +1,9 @@
-//! Loads and stores that survive their fault, so that ten thousand of them fit one process; and a forged signal frame.
+//! Loads and stores that survive their fault, so that ten thousand of them fit one process; and a
+//! forged signal frame.
 //!
-//! The handler of hardening ends the process at the first fault. In front of it, in this build, stands one that looks where
-//! the fault was: at the one load or store below it goes on behind it, without `rt_sigreturn`, which the filter refuses;
-//! anywhere else it hands over.
+//! The handler of hardening ends the process at the first fault. In front of it, in this build,
+//! stands one that looks where the fault was: at the one load or store below it goes on behind it,
+//! without `rt_sigreturn`, which the filter refuses; anywhere else it hands over.
 
 use std::arch::global_asm;
 use std::cell::Cell;
@@ -24,7 +25,8 @@ global_asm!(
     "lock or byte ptr [rdi], 0",
     "xor eax, eax",
     "ret",
-    // Goes on behind a fault in one of the above, whose registers RDI points to: with 1 as the result.
+    // Goes on behind a fault in one of the above, whose registers RDI points to: with 1 as the
+    // result.
     ".globl attack_resume",
     "attack_resume:",
     "mov rbx, [rdi + 8 * 11]",
@@ -95,7 +97,8 @@ extern "C" fn on_fault(signal: libc::c_int, info: *mut libc::siginfo_t, context:
     let at = registers.get(usize::try_from(libc::REG_RIP).unwrap_or(0)).copied().unwrap_or(0);
     let probes = [attack_probe_load as *const () as i64, attack_probe_store as *const () as i64];
     if probes.contains(&at) {
-        // SAFETY: the kernel passes a valid siginfo, which is 128 bytes long: code in word 2, key in word 8.
+        // SAFETY: the kernel passes a valid siginfo, which is 128 bytes long: code in word 2, key
+        // in word 8.
         let words = unsafe { &*info.cast::<[i32; 32]>() };
         let (code, key) = (words[2], words[8]);
         KEY.set(if code == SEGV_PKUERR { key } else { 0 });
@@ -108,8 +111,9 @@ extern "C" fn on_fault(signal: libc::c_int, info: *mut libc::siginfo_t, context:
     }
 }
 
-/// Returns through a frame with that PKRU; what PKRU is then. The frame is that of a real signal, raised by the attacker and
-/// changed in its handler: with the filter on, none of the calls that this takes is let through.
+/// Returns through a frame with that PKRU; what PKRU is then. The frame is that of a real signal,
+/// raised by the attacker and changed in its handler: with the filter on, none of the calls that
+/// this takes is let through.
 pub(super) fn forge_sigreturn(value: u32) -> u32 {
     PKRU.set(value);
     // SAFETY: all-zero is a valid sigaction.
@@ -123,7 +127,8 @@ pub(super) fn forge_sigreturn(value: u32) -> u32 {
     raw::pkru()
 }
 
-/// Where PKRU is in a frame's extended state, on processors where AVX-512 and AMX come before it (CPUID leaf 0xd, 9).
+/// Where PKRU is in a frame's extended state, on processors where AVX-512 and AMX come before it
+/// (CPUID leaf 0xd, 9).
 fn pkru_offset() -> usize {
     std::arch::x86_64::__cpuid_count(0xd, 9).ebx as usize
 }

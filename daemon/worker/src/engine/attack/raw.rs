@@ -1,11 +1,13 @@
-//! The bare instructions. Every one of them is unsound on purpose: that is what an attacker's natives are for. They are
-//! reached only from runs that ask for them, in builds that no release can be.
+//! The bare instructions. Every one of them is unsound on purpose: that is what an attacker's
+//! natives are for. They are reached only from runs that ask for them, in builds that no release
+//! can be.
 
 use std::arch::asm;
 
 /// One byte, from anywhere.
 pub(super) fn load(address: u64) -> u8 {
-    // SAFETY: none; if the address is bad or its key closed, the fault is what the harness waits for.
+    // SAFETY: none; if the address is bad or its key closed, the fault is what the harness waits
+    // for.
     unsafe { (address as *const u8).read_volatile() }
 }
 
@@ -46,8 +48,8 @@ pub(super) fn write_pkru(value: u32) {
     unsafe { asm!("wrpkru", in("eax") value, in("ecx") 0, in("edx") 0) };
 }
 
-/// Jumps to the WRPKRU inside the gate, past the load of the value that its caller wanted: what a chain of returns would do.
-/// Returns PKRU if the gate lets it come back.
+/// Jumps to the WRPKRU inside the gate, past the load of the value that its caller wanted: what a
+/// chain of returns would do. Returns PKRU if the gate lets it come back.
 pub(super) fn call_gate(value: u32) -> u32 {
     let gate = enisle_hardening::islands::keys::pkru::Pkru::install as *const () as usize;
     // WRPKRU is 0f 01 ef; the gate is a few dozen bytes long.

@@ -1,7 +1,8 @@
 //! An isolate at rest: made from the snapshot, with its context, entered only while a run is in it.
 //!
-//! V8 keeps a stack of entered isolates per thread. Isolates at rest are not on it, so the next one can be made before
-//! the last one is disposed of, in any order; that keeps the cage's shared parts alive between runs.
+//! V8 keeps a stack of entered isolates per thread. Isolates at rest are not on it, so the next one
+//! can be made before the last one is disposed of, in any order; that keeps the cage's shared parts
+//! alive between runs.
 
 use std::fmt;
 use std::marker::PhantomData;
@@ -57,7 +58,8 @@ impl<'cage> Resting<'cage> {
             .allow_atomics_wait(false);
         let mut isolate = v8::Isolate::new(params);
         isolate.set_microtasks_policy(v8::MicrotasksPolicy::Explicit);
-        // Without a listener V8 prints what nobody caught, to a standard output that a worker does not have.
+        // Without a listener V8 prints what nobody caught, to a standard output that a worker does
+        // not have.
         isolate.add_message_listener(callbacks::uncaught);
         isolate.set_promise_reject_callback(callbacks::promise_rejected);
         isolate.set_host_import_module_dynamically_callback(modules::import_dynamically);
@@ -108,7 +110,8 @@ impl<'cage> Resting<'cage> {
         })
     }
 
-    /// Compiles and evaluates a module that imports nothing, and calls its default export: the engine alone.
+    /// Compiles and evaluates a module that imports nothing, and calls its default export: the
+    /// engine alone.
     pub(crate) fn call_default_export(&mut self, script: &str) -> Option<()> {
         let context = self.context.clone();
         self.entered(|isolate| {

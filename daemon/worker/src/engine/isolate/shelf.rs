@@ -1,4 +1,5 @@
-//! Isolates that stay between the runs of a script, within a tenant's memory; the least recently used go first.
+//! Isolates that stay between the runs of a script, within a tenant's memory; the least recently
+//! used go first.
 
 use enisle_wire::MOST_KEPT;
 
@@ -6,7 +7,8 @@ use super::resting::Resting;
 use crate::engine::memory::quota;
 use crate::engine::modules::Modules;
 
-/// What stays of a script whose isolate is kept: it has been evaluated, and is only called from then on.
+/// What stays of a script whose isolate is kept: it has been evaluated, and is only called from
+/// then on.
 #[derive(Debug)]
 pub(crate) struct Evaluated {
     pub(in crate::engine) modules: Modules,

@@ -1,7 +1,8 @@
-//! Making and mapping the startup snapshot: a context with the runtime in it, as bytes that every tenant's isolates begin from.
+//! Making and mapping the startup snapshot: a context with the runtime in it, as bytes that every
+//! tenant's isolates begin from.
 //!
-//! Done once per start of the supervisor, in a jailed worker that holds no tenant, so that a snapshot always fits the
-//! build that reads it and no file has to be trusted.
+//! Done once per start of the supervisor, in a jailed worker that holds no tenant, so that a
+//! snapshot always fits the build that reads it and no file has to be trusted.
 
 use std::fs::File;
 use std::io;
@@ -25,8 +26,8 @@ pub(crate) enum SnapshotError {
 /// Maps the snapshot for the life of the process.
 pub(crate) fn map(descriptor: OwnedFd) -> io::Result<&'static [u8]> {
     let file = File::from(descriptor);
-    // SAFETY: the supervisor has sealed the memfd against writing and resizing before it sent it, so the bytes never
-    // change under the map.
+    // SAFETY: the supervisor has sealed the memfd against writing and resizing before it sent it,
+    // so the bytes never change under the map.
     let map = unsafe { Mmap::map(&file) }?;
     Ok(Box::leak(Box::new(map)))
 }
@@ -49,8 +50,8 @@ pub(crate) fn make() -> Result<Vec<u8>, SnapshotError> {
     Ok(blob.ok_or(SnapshotError::Blob)?.to_vec())
 }
 
-/// What a run does, done once: V8 compiles a function when it is first called, and a snapshot keeps what is compiled. It
-/// leaves no trace in the runtime's own state.
+/// What a run does, done once: V8 compiles a function when it is first called, and a snapshot keeps
+/// what is compiled. It leaves no trace in the runtime's own state.
 const EXERCISE: &str = "(async (invoke, describe, WorkerEntrypoint) => {
     class Entry extends WorkerEntrypoint { run(x) { return { x, list: [1, 'a', null, true, undefined], env: this.env } } }
     const modules = [{ default: { async run() { console.log('a', 1, { b: [2] }); return { c: 3 } } } },

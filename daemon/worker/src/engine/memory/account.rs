@@ -1,10 +1,10 @@
-//! What a tenant's thread holds outside the heaps of its running isolate, in bytes: counters, and the two marks
-//! at which something is done about them.
+//! What a tenant's thread holds outside the heaps of its running isolate, in bytes: counters, and
+//! the two marks at which something is done about them.
 //!
-//! One tenant is one thread, so the counters are thread-local. The heaps below count what they take and give
-//! back here; what limits there are, and what a script sees of them, is decided above, in [`super::quota`]. A
-//! counter that passes the first mark makes the run look at its memory, at the next point where V8 can collect
-//! garbage; one that passes the last mark ends the process.
+//! One tenant is one thread, so the counters are thread-local. The heaps below count what they take
+//! and give back here; what limits there are, and what a script sees of them, is decided above, in
+//! [`super::quota`]. A counter that passes the first mark makes the run look at its memory, at the
+//! next point where V8 can collect garbage; one that passes the last mark ends the process.
 
 use std::cell::Cell;
 use std::ffi::c_void;
@@ -140,8 +140,8 @@ pub(super) fn give_back_outside(place: u32, bytes: usize) {
 #[derive(Debug)]
 pub(in crate::engine) struct Held<'a>(std::marker::PhantomData<&'a v8::IsolateHandle>);
 
-/// From now on the run that `handle` is of looks at its memory by `look`, whenever it passes the mark that
-/// [`look_at`] sets; at `last` bytes the process ends.
+/// From now on the run that `handle` is of looks at its memory by `look`, whenever it passes the
+/// mark that [`look_at`] sets; at `last` bytes the process ends.
 pub(super) fn hold(handle: &v8::IsolateHandle, look: Look, last: usize) -> Held<'_> {
     RUN.set(handle);
     LOOK.set(Some(look));

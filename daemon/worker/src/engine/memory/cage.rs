@@ -1,4 +1,5 @@
-//! One cage: a V8 isolate group on an island of its own, which belongs to one tenant's thread for its whole life.
+//! One cage: a V8 isolate group on an island of its own, which belongs to one tenant's thread for
+//! its whole life.
 //!
 //! ```text
 //! main thread:     build_all ─▶ Cage ─▶ start_thread ─▶ IslandThread ─▶ join
@@ -42,7 +43,8 @@ unsafe extern "C" {
 }
 
 unsafe extern "C" {
-    /// `absl::synchronization_internal::CreateThreadIdentity()`, in the archive: how V8's locks know a thread.
+    /// `absl::synchronization_internal::CreateThreadIdentity()`, in the archive: how V8's locks
+    /// know a thread.
     #[link_name = "_ZN4absl24synchronization_internal20CreateThreadIdentityEv"]
     fn introduce_thread() -> *mut std::ffi::c_void;
 }
@@ -67,8 +69,8 @@ pub(crate) enum CageError {
 
 /// A cage that no thread has entered yet.
 ///
-/// Which keys its thread gets is not in here but in `enisle_hardening::islands::frozen`, by the place: this is memory that every
-/// tenant of the process may be able to write one day.
+/// Which keys its thread gets is not in here but in `enisle_hardening::islands::frozen`, by the
+/// place: this is memory that every tenant of the process may be able to write one day.
 #[derive(Debug)]
 pub(crate) struct Cage {
     group: *mut Group,
@@ -82,8 +84,9 @@ pub(crate) struct Cage {
 unsafe impl Send for Cage {}
 
 impl Cage {
-    /// Makes every cage of the process, each tagged with the key of its place from its first page on. The zone was `reserved`
-    /// until now, and is assigned; no other thread may ask for memory meanwhile.
+    /// Makes every cage of the process, each tagged with the key of its place from its first page
+    /// on. The zone was `reserved` until now, and is assigned; no other thread may ask for memory
+    /// meanwhile.
     pub(crate) fn build_all(reserved: Reserved) -> Result<Vec<Self>, CageError> {
         drop(reserved);
         commons::open(&frozen::zone());
@@ -162,10 +165,9 @@ impl Entering {
             pkru.install();
             confinement::expect(pkru);
         }
-        // V8's locks make that of a thread when it first waits, in memory that all threads read: before this one's memory
-        // is its own.
-        // SAFETY: the thread has none yet: it was started for the one `Entering` that there is for
-        // it, which is used up here.
+        // V8's locks make that of a thread when it first waits, in memory that all threads read:
+        // before this one's memory is its own. SAFETY: the thread has none yet: it was started for
+        // the one `Entering` that there is for it, which is used up here.
         unsafe { introduce_thread() };
         mappings::move_to(Some(cage.home));
         // SAFETY: `group` is live; this thread is in no other cage.

@@ -1,4 +1,5 @@
-//! Whether a tenant's thread still has the keys open that it should, asked at the edges of every call from V8 to us.
+//! Whether a tenant's thread still has the keys open that it should, asked at the edges of every
+//! call from V8 to us.
 //!
 //! Nothing that a tenant can reach opens a key, and nothing of ours does after
 //! [`super::cage::Entering::enter`]; V8 opens its JIT key for writing while it writes code, never

@@ -41,14 +41,16 @@ fn on_an_island(memory: *mut u8) -> bool {
     frozen::is_in_zone(memory as usize)
 }
 
-/// Gives the calling thread a heap on its island, where its mappings go by now. False if there is no memory for it.
+/// Gives the calling thread a heap on its island, where its mappings go by now. False if there is
+/// no memory for it.
 pub(super) fn open() -> bool {
     const { assert!(size_of::<Dlmalloc<Pages>>() <= PAGE) };
     let heap = map(PAGE).cast::<Dlmalloc<Pages>>();
     if heap.is_null() {
         return false;
     }
-    // SAFETY: the page was mapped for this, is large enough and aligned for anything, and stays as long as the thread.
+    // SAFETY: the page was mapped for this, is large enough and aligned for anything, and stays as
+    // long as the thread.
     unsafe { heap.write(Dlmalloc::new_with_allocator(Pages)) };
     OWN.set(heap);
     true
@@ -262,8 +264,8 @@ fn not_from_here() -> ! {
     std::process::abort()
 }
 
-// SAFETY: memory comes from one of two allocators that keep this contract, and goes back to the one that its address is
-// from: no other allocator hands out addresses of the zone.
+// SAFETY: memory comes from one of two allocators that keep this contract, and goes back to the one
+// that its address is from: no other allocator hands out addresses of the zone.
 unsafe impl GlobalAlloc for Heap {
     unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
         let own = with_private(|heap| {

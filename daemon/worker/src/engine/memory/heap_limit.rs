@@ -1,7 +1,8 @@
-//! What is done when a run meets its limit of memory: it is ended, and V8 gets the room to get there.
+//! What is done when a run meets its limit of memory: it is ended, and V8 gets the room to get
+//! there.
 //!
-//! V8 asks at the heap's limit ([`near_heap_limit`]); for what lies outside the heap the run itself has asked to be
-//! looked at ([`look_at_memory`], by [`super::quota`]).
+//! V8 asks at the heap's limit ([`near_heap_limit`]); for what lies outside the heap the run itself
+//! has asked to be looked at ([`look_at_memory`], by [`super::quota`]).
 
 use std::sync::Arc;
 
@@ -9,15 +10,17 @@ use super::{confinement, oversized, quota};
 use crate::engine::last_words;
 use crate::watchdog::{Cause, Watched};
 
-/// V8 is near a heap limit. Ends the run, and gives V8 the room that it needs to get there: the next allocation may be
-/// one of the largest that there are, and refusing it would end the process with everybody in it.
+/// V8 is near a heap limit. Ends the run, and gives V8 the room that it needs to get there: the
+/// next allocation may be one of the largest that there are, and refusing it would end the process
+/// with everybody in it.
 pub(in crate::engine) unsafe extern "C" fn near_heap_limit(
     data: *mut std::ffi::c_void,
     current: usize,
     initial: usize,
 ) -> usize {
     confinement::edge();
-    // SAFETY: `data` is the `HeapWatch` that `execute` keeps alive until it has taken this callback away.
+    // SAFETY: `data` is the `HeapWatch` that `execute` keeps alive until it has taken this callback
+    // away.
     let watch = unsafe { &*data.cast::<HeapWatch<'_>>() };
     // SAFETY: V8 calls this on the isolate's own thread; what comes out is not dropped as an owner.
     let mut isolate = unsafe { v8::Isolate::from_raw_isolate_ptr(watch.isolate) };

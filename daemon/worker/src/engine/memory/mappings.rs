@@ -6,9 +6,10 @@
 //! `malloc` does not come this way: its memory is shared by all tenants of the process and carries
 //! no key.
 //!
-//! So every mapping of V8's for a tenant is tagged, whichever part of V8 makes it: pointer tables of each isolate, the code
-//! range, the trusted range. Pages that V8 replaces (`MAP_FIXED`, which drops a key) are tagged again. The patch in
-//! `v8/patches` tags sandbox and trusted range by itself; there this is the second layer.
+//! So every mapping of V8's for a tenant is tagged, whichever part of V8 makes it: pointer tables
+//! of each isolate, the code range, the trusted range. Pages that V8 replaces (`MAP_FIXED`, which
+//! drops a key) are tagged again. The patch in `v8/patches` tags sandbox and trusted range by
+//! itself; there this is the second layer.
 
 use std::cell::Cell;
 use std::ffi::c_void;
@@ -24,8 +25,9 @@ use super::oversized;
 const SANDBOX_FROM: usize = 1 << 40;
 /// Where the search goes on when a place is taken.
 const STEP: usize = 1 << 30;
-/// V8 keeps the lowest addresses unmapped by mapping them itself, from 1 MiB at the most on (v8/src/sandbox/sandbox.cc). Any
-/// other hint is a wish that may be disregarded, however low: V8's are random.
+/// V8 keeps the lowest addresses unmapped by mapping them itself, from 1 MiB at the most on
+/// (v8/src/sandbox/sandbox.cc). Any other hint is a wish that may be disregarded, however low: V8's
+/// are random.
 const LOW: usize = 2 << 20;
 const PAGE: usize = 4096;
 
@@ -34,7 +36,8 @@ const PAGE: usize = 4096;
 pub(super) struct Home {
     island: Island,
     key: Option<u8>,
-    /// Where in the window the next mapping is tried. It only moves on, so what was unmapped is not reused soon.
+    /// Where in the window the next mapping is tried. It only moves on, so what was unmapped is not
+    /// reused soon.
     next: usize,
 }
 
@@ -51,7 +54,8 @@ impl Home {
     }
 }
 
-/// From now on this thread's mappings go to that island; to nowhere in particular with `None`. Returns where they went.
+/// From now on this thread's mappings go to that island; to nowhere in particular with `None`.
+/// Returns where they went.
 pub(super) fn move_to(home: Option<Home>) -> Option<Home> {
     HOME.replace(home)
 }
@@ -90,7 +94,8 @@ pub(super) unsafe fn sweep(island: Island) {
     unsafe { libc::munmap(range.start as *mut c_void, range.len()) };
 }
 
-/// Keeps a range of addresses free while V8 chooses places of its own; dropping it gives the range back.
+/// Keeps a range of addresses free while V8 chooses places of its own; dropping it gives the range
+/// back.
 #[derive(Debug)]
 pub(crate) struct Reserved(Range<usize>);
 
@@ -156,11 +161,13 @@ pub(in crate::engine) unsafe extern "C" fn v8_tenant_mmap(
 }
 
 impl Home {
-    /// Maps where V8 leaves the choice: a sandbox in its place, everything else in the window. Remembers where it got to.
+    /// Maps where V8 leaves the choice: a sandbox in its place, everything else in the window.
+    /// Remembers where it got to.
     fn place(mut self, bytes: size_t, protection: c_int, flags: c_int, fd: c_int, offset: off_t) -> *mut c_void {
         let try_at = |at: usize| {
             let flags = flags | libc::MAP_FIXED_NOREPLACE;
-            // SAFETY: whoever asks for a mapping at any place takes this one; with NOREPLACE it touches no other.
+            // SAFETY: whoever asks for a mapping at any place takes this one; with NOREPLACE it
+            // touches no other.
             unsafe { system_call(at as *mut c_void, bytes, protection, flags, fd, offset) }
         };
         let mapped =

@@ -1,7 +1,7 @@
 //! A tenant's memory: where it comes from, which key it carries, how much of it there may be.
 //!
-//! This room owns every page that a tenant's thread takes. It knows threads, cages and limits, and may not know what
-//! runs in an isolate: neither runs, modules nor natives.
+//! This room owns every page that a tenant's thread takes. It knows threads, cages and limits, and
+//! may not know what runs in an isolate: neither runs, modules nor natives.
 //!
 //! | module | owns |
 //! |---|---|

@@ -119,7 +119,8 @@ pub(crate) fn settle() {
     BASE.set(native());
 }
 
-/// From now on the run that `handle` is of looks at its native memory by `look` when it nears the limit.
+/// From now on the run that `handle` is of looks at its native memory by `look` when it nears the
+/// limit.
 pub(in crate::engine) fn hold(handle: &v8::IsolateHandle, look: Look) -> Held<'_> {
     let used = used();
     let held = account::hold(handle, look, used.max(LIMIT.get()).saturating_add(SLACK));
@@ -234,8 +235,9 @@ pub(in crate::engine) fn shelve(bytes: usize) {
     account::shelve(if is_lifted() { 0 } else { bytes });
 }
 
-/// Whether an allocation was refused since the last call. V8 collects garbage before it believes a refusal, and then
-/// tells its near-heap-limit callback, though the heap itself may be nearly empty.
+/// Whether an allocation was refused since the last call. V8 collects garbage before it believes a
+/// refusal, and then tells its near-heap-limit callback, though the heap itself may be nearly
+/// empty.
 pub(super) fn take_refused() -> bool {
     REFUSED.replace(false)
 }
@@ -273,7 +275,8 @@ extern "C" fn v8_tenant_give_back(bytes: usize) {
     refund(cost(bytes));
 }
 
-/// V8 asks this first and answers a larger request with a `RangeError` without collecting garbage for it.
+/// V8 asks this first and answers a larger request with a `RangeError` without collecting garbage
+/// for it.
 #[unsafe(no_mangle)]
 extern "C" fn v8_tenant_most() -> usize {
     LIMIT.get().saturating_sub(seen_base()).max(ALWAYS_GRANTED)

@@ -8,7 +8,8 @@ use crate::engine::memory::confinement;
 #[derive(Debug, Default)]
 pub(in crate::engine) struct Failures {
     pub(in crate::engine) rejections: Vec<(v8::Global<v8::Promise>, Option<v8::Global<v8::Value>>)>,
-    /// What a microtask threw that nobody could catch: it ends the run, as what a timer throws does.
+    /// What a microtask threw that nobody could catch: it ends the run, as what a timer throws
+    /// does.
     pub(in crate::engine) uncaught: Option<v8::Global<v8::Value>>,
 }
 
@@ -24,7 +25,8 @@ pub(in crate::engine) unsafe extern "C" fn promise_rejected(message: v8::Promise
     let value = message.get_value().map(|value| v8::Global::new(scope, value));
     let Some(failures) = scope.get_slot_mut::<Failures>() else { return };
     match message.get_event() {
-        // Handles lie outside the heap limit, so their number is bounded; nobody reads a thousand of the same warning.
+        // Handles lie outside the heap limit, so their number is bounded; nobody reads a thousand
+        // of the same warning.
         v8::PromiseRejectEvent::PromiseRejectWithNoHandler if failures.rejections.len() < MAX_REJECTIONS => {
             failures.rejections.push((promise, value));
         }

@@ -1,5 +1,5 @@
-//! The console of one run: lines up to its limits, sent on in batches. What a line says is put together by
-//! `runtime/console.js`.
+//! The console of one run: lines up to its limits, sent on in batches. What a line says is put
+//! together by `runtime/console.js`.
 
 use std::os::unix::net::UnixStream;
 use std::sync::Arc;

@@ -1,7 +1,8 @@
 //! All natives by their names in the runtime.
 //!
-//! A native reads all its arguments before it does anything, never calls back into the script, and never keeps a pointer
-//! into V8's memory. None of them has more authority than the script: it can print, ask for a timer, and compute.
+//! A native reads all its arguments before it does anything, never calls back into the script, and
+//! never keeps a pointer into V8's memory. None of them has more authority than the script: it can
+//! print, ask for a timer, and compute.
 
 use v8::MapFnTo;
 
@@ -10,7 +11,8 @@ use super::runtime;
 /// A native with its name in the runtime.
 macro_rules! natives {
     ($($name:literal => $file:ident::$function:ident),* $(,)?) => {
-        /// The addresses of all natives: part of a snapshot, so the order is the same in every process of this build.
+        /// The addresses of all natives: part of a snapshot, so the order is the same in every
+        /// process of this build.
         pub(in crate::engine) fn external_references() -> Vec<v8::ExternalReference> {
             let source = &raw const runtime::SOURCE;
             vec![

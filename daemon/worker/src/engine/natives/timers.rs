@@ -8,9 +8,9 @@
 //! then is set for that moment and its delay. Who is set for the same moment comes in the order of
 //! their numbers. Nothing of this depends on how long anything took.
 //!
-//! When a timer fires is another question: when the turn's clock ([`crate::engine::run::clock`]) has gone on by
-//! its delay, and all that come before it have fired. So after a turn that took long, timers may be
-//! late by as much.
+//! When a timer fires is another question: when the turn's clock ([`crate::engine::run::clock`])
+//! has gone on by its delay, and all that come before it have fired. So after a turn that took
+//! long, timers may be late by as much.
 
 use std::cmp::Reverse;
 use std::collections::{BinaryHeap, HashSet};

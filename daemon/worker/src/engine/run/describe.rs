@@ -1,4 +1,5 @@
-//! What a script has thrown, in words: by the runtime's `describe`, with a stack in the tenant's own files.
+//! What a script has thrown, in words: by the runtime's `describe`, with a stack in the tenant's
+//! own files.
 
 use enisle_wire::MAX_ERROR_BYTES;
 use enisle_wire::tenant::ScriptError;
@@ -15,7 +16,8 @@ pub(super) struct Describer<'a> {
 }
 
 impl Describer<'_> {
-    /// What was thrown, described by the runtime. `position` is where, for errors that have no stack of their own.
+    /// What was thrown, described by the runtime. `position` is where, for errors that have no
+    /// stack of their own.
     pub(super) fn failed(
         &self,
         scope: &mut v8::PinScope<'_, '_>,
@@ -60,7 +62,8 @@ pub(super) fn position(scope: &v8::PinScope<'_, '_>, message: v8::Local<'_, v8::
     Some(format!("{}:{line}:{}", file.to_rust_string_lossy(scope), message.get_start_column().wrapping_add(1)))
 }
 
-/// A stack in the tenant's own files: without the runtime's frames, and with the position of a compile error.
+/// A stack in the tenant's own files: without the runtime's frames, and with the position of a
+/// compile error.
 fn clean_stack(stack: &str, position: Option<&str>) -> String {
     let mut lines: Vec<_> = stack.lines().filter(|line| !is_of_runtime(line)).map(str::to_owned).collect();
     if let Some(position) = position

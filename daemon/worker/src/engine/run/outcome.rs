@@ -15,7 +15,8 @@ pub(super) enum Ended {
     Terminated,
 }
 
-/// From how the script ended and what the watchdog says to the outcome, with a sentence that says what to do.
+/// From how the script ended and what the watchdog says to the outcome, with a sentence that says
+/// what to do.
 pub(super) fn conclude(
     ended: Ended,
     cause: Option<Cause>,

@@ -4,8 +4,9 @@
 //! compile main ─▶ link ─▶ evaluate ─▶ (wait) ─▶ call the entry point ─▶ (wait) ─▶ result as JSON
 //! ```
 //!
-//! (wait) is the event loop ([`super::event_loop`]). The watchdog may end a run at any point of this: every call into V8 can
-//! return "terminated", and the cause that the watchdog noted decides the outcome.
+//! (wait) is the event loop ([`super::event_loop`]). The watchdog may end a run at any point of
+//! this: every call into V8 can return "terminated", and the cause that the watchdog noted decides
+//! the outcome.
 
 use std::time::{Duration, Instant};
 
@@ -82,7 +83,8 @@ impl Script<'_> {
     /// The main module, evaluated once; what it exports.
     fn exports<'s>(&mut self, scope: &mut v8::PinScope<'s, '_>) -> Result<v8::Local<'s, v8::Value>, Ended> {
         let first = self.linked(scope, 0);
-        // The short form may be an expression: as a module it exports nothing, or does not even compile.
+        // The short form may be an expression: as a module it exports nothing, or does not even
+        // compile.
         let perhaps = match &first {
             Ok(module) => exports_nothing(scope, *module),
             Err(Ended::Failed(_)) => true,
@@ -104,7 +106,8 @@ impl Script<'_> {
         Ok(module.get_module_namespace())
     }
 
-    /// The short form as a module that exports the one expression that it is; if it is none, what it was `before`.
+    /// The short form as a module that exports the one expression that it is; if it is none, what
+    /// it was `before`.
     fn as_expression<'s>(
         &self,
         scope: &mut v8::PinScope<'s, '_>,
@@ -174,7 +177,8 @@ impl Script<'_> {
     }
 }
 
-/// Whether a linked module exports nothing. Names only: before evaluation there are no values to ask for.
+/// Whether a linked module exports nothing. Names only: before evaluation there are no values to
+/// ask for.
 fn exports_nothing(scope: &mut v8::PinScope<'_, '_>, module: v8::Local<'_, v8::Module>) -> bool {
     let names = v8::GetPropertyNamesArgs {
         property_filter: v8::PropertyFilter::SKIP_SYMBOLS,

@@ -1,4 +1,5 @@
-//! What natives, modules and callbacks find in the isolate while a run is in it, each in a slot of its own.
+//! What natives, modules and callbacks find in the isolate while a run is in it, each in a slot of
+//! its own.
 
 use std::sync::Arc;
 
@@ -88,8 +89,8 @@ pub(super) struct Left {
 }
 
 impl Left {
-    /// Sends on what waits of the console. `exports` are the main module's, if the script stays; `heap_bytes` is
-    /// what it has on the heap then.
+    /// Sends on what waits of the console. `exports` are the main module's, if the script stays;
+    /// `heap_bytes` is what it has on the heap then.
     pub(super) fn of(
         state: Option<(State, Advice)>,
         exports: Option<v8::Global<v8::Value>>,
