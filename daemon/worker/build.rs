@@ -1,6 +1,6 @@
 //! Refuses to link a V8 archive that is not the one that was made: its checksum and that of its
 //! bindings are compared with `SHA256SUMS` beside them, before the first program is linked and
-//! whenever one of the files changes.
+//! whenever one of the files changes. Has the linker put functions of ours before some of it.
 
 use std::error::Error;
 use std::io::Write;
@@ -10,7 +10,18 @@ use std::process::{Command, Stdio};
 /// The parts of `SHA256SUMS` that a program is made of.
 const LINKED: [&str; 2] = ["librusty_v8_", "src_binding_"];
 
+/// Functions of ICU's that stand behind ours in programs (`date_patterns.rs`, `hooks.rs` in `src/engine/memory`).
+/// In unit tests they stand in front, and ours are never called.
+const WRAPPED: [&str; 3] = [
+    "_ZN6icu_7824DateTimePatternGenerator14createInstanceERKNS_6LocaleER10UErrorCode",
+    "_ZNK6icu_7824DateTimePatternGenerator5cloneEv",
+    "_ZNK6icu_7813UnicodeString5cloneEv",
+];
+
 fn main() -> Result<(), Box<dyn Error>> {
+    for name in WRAPPED {
+        println!("cargo::rustc-link-arg-bins=-Wl,--wrap={name}");
+    }
     println!("cargo::rerun-if-env-changed=RUSTY_V8_ARCHIVE");
     let folder = std::env::var_os("RUSTY_V8_ARCHIVE").map(PathBuf::from).unwrap_or_default();
     let sums = folder.join("SHA256SUMS");

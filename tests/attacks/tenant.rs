@@ -28,6 +28,11 @@ pub(crate) const CASES: &[Case] = &[
     Case { id: "S4 source", title: "what a parser keeps of a long source", run: sources },
     Case { id: "S4 lifted", title: "the same without the limit", run: lifted },
     Case { id: "S4 kept", title: "what stays between the runs of a script", run: kept },
+    Case {
+        id: "S4 locales",
+        title: "date formats of three thousand locales, with V8's cache of them and without",
+        run: locales,
+    },
     Case { id: "S4 beside", title: "a run beside what a script keeps", run: beside },
     Case { id: "S4 large", title: "results and texts that are too long end the run and nothing else", run: large },
     Case { id: "S4 shelf", title: "kept scripts, together over the limit, with it and without", run: shelf },
@@ -309,14 +314,51 @@ fn beside(_: Options) -> Result<String, String> {
     Ok(figures.join(", "))
 }
 
+/// Three thousand locales with their digits.
+const LOCALES: &str = "async () => { const letters = 'abcdefghijklmnopqrstuvwxyz'.split(''); \
+    const names = letters.flatMap((a) => letters.map((b) => a + b)); let asked = 0; \
+    const known = Intl.DateTimeFormat.supportedLocalesOf(names).slice(0, 60); \
+    for (const digits of Intl.supportedValuesOf('numberingSystem').slice(0, 50)) for (const locale of known) \
+    { new Intl.DateTimeFormat(`${locale}-u-nu-${digits}`); asked++ } return asked }";
+
+/// A run that asks for many locales goes on under a small limit; where V8's cache is V8's own, it
+/// holds them all.
+fn locales(options: Options) -> Result<String, String> {
+    let worker = attack_worker().display().to_string();
+    let limits = "[defaults.limits]\ncpu_ms = 30000\nwall_ms = 60000\n";
+    let ground = Ground::with(&format!("[workers]\nprogram = {worker:?}\n{limits}"), None);
+    answering(&ground, options, || locales_on(&ground))
+}
+
+fn locales_on(ground: &Ground) -> Result<String, String> {
+    const MEMORY_MB: u64 = 16;
+    let held = |attack: bool| {
+        let tenant = format!("acme-{attack}");
+        let request = json!({ "code": LOCALES, "limits": { "memoryMb": MEMORY_MB }, "props": { "attack": attack } });
+        let (answer, grown) = growth(ground, &tenant, || load(ground, &tenant, &request))?;
+        if answer["outcome"] == "ok" && answer["result"] == 3000 { Ok(grown) } else { Err(answer.to_string()) }
+    };
+    let (on, off) = (held(false)?, held(true)?);
+    let said = format!("{on} MiB under {MEMORY_MB}, {off} MiB where V8 keeps its own");
+    if on <= 2 * MEMORY_MB && off > 100 { Ok(said) } else { Err(said) }
+}
+
 /// A value that V8 could not build is refused before V8 tries, so the neighbour's process goes on.
 fn large(_: Options) -> Result<String, String> {
     let ground = Ground::with("", None);
     let pid = |tenant: &str| ground.tenant(tenant)["resident"]["pid"].clone();
-    for (number, (code, outcome)) in [
-        ("() => '\\u1234'.repeat(4.5e7)", "exceededOutput"),
-        ("() => ({ a: ['\\u1234'.repeat(2e7), '\\u1234'.repeat(2.5e7)] })", "exceededOutput"),
-        ("() => new TextDecoder().decode(new Uint8Array(60 << 20).fill(200))", "exception"),
+    for (number, (code, memory_mb, outcome)) in [
+        ("() => '\\u1234'.repeat(4.5e7)", 128, "exceededOutput"),
+        ("() => ({ a: ['\\u1234'.repeat(2e7), '\\u1234'.repeat(2.5e7)] })", 128, "exceededOutput"),
+        ("() => new TextDecoder().decode(new Uint8Array(60 << 20).fill(200))", 128, "exception"),
+        ("() => '\u{fdfa}'.repeat(2e7).normalize('NFKC').length", 128, "exceededMemory"),
+        ("() => { for (;;) try { '\u{fdfa}'.repeat(2e6).normalize('NFKC') } catch {} }", 8, "exceededMemory"),
+        (
+            "() => new Intl.Collator('th').compare('\u{e40}'.repeat(2e6), '\u{e40}'.repeat(2e6) + 1)",
+            8,
+            "exceededMemory",
+        ),
+        ("() => (2n ** (1n << 29n)).toString().length", 8, "exceededMemory"),
     ]
     .iter()
     .enumerate()
@@ -324,7 +366,7 @@ fn large(_: Options) -> Result<String, String> {
         let tenant = format!("acme-{number}");
         load(&ground, &tenant, &json!({ "code": "() => 1" }));
         let before = pid(&tenant);
-        let answer = load(&ground, &tenant, &json!({ "code": code }));
+        let answer = load(&ground, &tenant, &json!({ "code": code, "limits": { "memoryMb": memory_mb } }));
         if answer["outcome"] != *outcome || pid(&tenant) != before {
             return Err(format!("{code}: {answer}, its process was {before} and is {}", pid(&tenant)));
         }

@@ -36,7 +36,7 @@ use enisle_wire::{FrameError, MAX_FROM_TENANT_BYTES, MAX_TO_TENANT_BYTES, read_f
 use crate::engine::isolate::resting::{Resting, Snapshot};
 use crate::engine::isolate::shelf::{Evaluated, Kept, Shelf};
 use crate::engine::memory::cage::{Cage, Entered, Entering, IslandThread};
-use crate::engine::memory::{heap, oversized, quota};
+use crate::engine::memory::{date_patterns, heap, oversized, quota};
 use crate::engine::run::clock::Clock;
 use crate::engine::run::execute::{Order, execute};
 use crate::engine::run::state::Source;
@@ -187,6 +187,8 @@ fn live(
     drop(serving);
     watched.tidy();
     drop(isolates);
+    date_patterns::forget();
+    quota::trim();
     drop(cage);
     say(channel, &FromTenant::Left { cpu_us: watched.take_us() })?;
     ended

@@ -7,7 +7,7 @@ use enisle_hardening::islands::Zone;
 use super::kernel::fill_random;
 use super::last_words;
 use super::memory::mappings::Reserved;
-use super::memory::{account, commons, hooks, icu_caches};
+use super::memory::{account, commons, date_patterns, hooks, icu_caches};
 
 /// What V8 is told before it starts. Frozen afterwards (`--freeze-flags-after-init` is V8's
 /// default).
@@ -126,7 +126,8 @@ pub(crate) fn warm_up() -> Result<(), &'static str> {
         if counted >= buffer.byte_length() { Ok(()) } else { Err("V8 does not count the bytes of buffers") }
     })
     .join()
-    .map_err(|_| "V8's first script panicked")?
+    .map_err(|_| "V8's first script panicked")??;
+    if date_patterns::is_cache_found() { Ok(()) } else { Err("V8's cache of date patterns would have no bound") }
 }
 
 /// Takes over the signals of a fault. V8 giving up, by a breakpoint or an undefined instruction,

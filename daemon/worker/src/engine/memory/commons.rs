@@ -45,6 +45,8 @@ struct Common {
     is_trimmed: bool,
     /// By size: [`SMALLEST_VOID`], twice as much, and so on.
     voids: [*mut Void; VOID_SIZES],
+    /// Where the next block of [`take_for_good`] goes, and how much room there is.
+    for_good: (*mut u8, usize),
 }
 
 /// What was free between live blocks when the heap was last trimmed: blocks of the heap's without
@@ -67,6 +69,7 @@ impl Common {
             live: 0,
             is_trimmed: true,
             voids: [ptr::null_mut(); VOID_SIZES],
+            for_good: (ptr::null_mut(), 0),
         }
     }
 
@@ -191,6 +194,36 @@ pub(super) fn take(bytes: usize, align: usize) -> Option<*mut c_void> {
     Some(unsafe { Head::write(base, before, bytes, place) })
 }
 
+/// Blocks of [`take_for_good`] are parts of blocks of this size.
+const FOR_GOOD: usize = 32 << 10;
+
+/// As [`take`], for a small block that stays as long as the process. Such blocks are side by side:
+/// each would keep a page otherwise, among blocks that go.
+pub(super) fn take_for_good(bytes: usize) -> Option<*mut c_void> {
+    let (place, align) = (account::place(), size_of::<Head>());
+    let before = Head::room(align);
+    let whole = bytes.next_multiple_of(align) + before;
+    if whole > FOR_GOOD {
+        return take(bytes, align);
+    }
+    let room = |common: &mut Common| (common.for_good.1 >= whole).then(|| common.cut(whole));
+    let had = room(&mut *lock(place)?);
+    let base = match had {
+        Some(base) => base,
+        None => {
+            let more = take(FOR_GOOD, align)?;
+            let mut common = lock(place)?;
+            common.for_good = (more.cast(), if more.is_null() { 0 } else { FOR_GOOD });
+            room(&mut common).unwrap_or(ptr::null_mut())
+        }
+    };
+    // SAFETY: `whole` bytes begin at `base`, if it is not null.
+    Some(unsafe { Head::write(base, before, bytes, STAYS) })
+}
+
+/// In place of whose account it is on: the block is never given back.
+const STAYS: u32 = u32::MAX;
+
 /// Frees a block of [`take`], if it is one.
 ///
 /// # Safety
@@ -199,6 +232,9 @@ pub(super) unsafe fn give_back(block: *mut c_void) -> bool {
     let Some(place) = place_of(block as usize) else { return false };
     // SAFETY: only `take` hands out blocks here, each with a head.
     let (head, base) = unsafe { Head::of(block) };
+    if head.place == STAYS {
+        return true;
+    }
     shrink(place, |common| {
         let whole = head.bytes.saturating_add(block as usize - base as usize);
         common.live = common.live.saturating_sub(whole);
@@ -256,6 +292,13 @@ fn shrink(place: u32, call: impl FnOnce(&mut Common)) {
 }
 
 impl Common {
+    /// The next bytes of what stays, of which there are as many.
+    fn cut(&mut self, bytes: usize) -> *mut u8 {
+        let (at, left) = self.for_good;
+        self.for_good = (at.wrapping_add(bytes), left - bytes);
+        at
+    }
+
     fn mapped(&self) -> usize {
         self.heap.allocator().mapped.get()
     }

@@ -21,7 +21,7 @@ use std::ptr;
 
 use libc::size_t;
 
-use super::{commons, confinement, heap, mappings};
+use super::{commons, confinement, date_patterns, heap, mappings, quota};
 use crate::engine::last_words;
 
 /// All functions of ours that the archive knows, in the order of `v8/patches/16-hooks-seen.patch`.
@@ -144,7 +144,12 @@ const ALIGNMENT: usize = 16;
 /// A block that all threads may use. The process ends where there is no memory: C++ without
 /// exceptions cannot be told.
 fn common(bytes: usize, alignment: usize) -> *mut c_void {
-    let block = commons::take(bytes, alignment).unwrap_or_else(|| {
+    let taken = if date_patterns::is_note() && alignment <= ALIGNMENT {
+        commons::take_for_good(bytes)
+    } else {
+        commons::take(bytes, alignment)
+    };
+    let block = taken.unwrap_or_else(|| {
         if alignment <= ALIGNMENT {
             // SAFETY: malloc has no preconditions.
             unsafe { libc::malloc(bytes) }
@@ -230,12 +235,25 @@ operators! {
         _ZdlPvSt11align_val_tRKSt9nothrow_t _ZdaPvSt11align_val_tRKSt9nothrow_t
 }
 
+/// Blocks of this size on may be refused to ICU. It asks for them for buffers of text and of what
+/// it makes of text, and looks whether it got them (`UnicodeString::allocate`,
+/// `MaybeStackArray::resize`, `FormattedStringBuilder`). For small blocks it does not always.
+const MAY_FAIL_FROM: usize = 1 << 20;
+
+/// Whether ICU is to do without a block: the process would end for it.
+fn is_refused(bytes: usize) -> bool {
+    bytes >= MAY_FAIL_FROM && quota::ends_instead(bytes)
+}
+
 unsafe extern "C" fn icu_malloc(_: *const c_void, bytes: size_t) -> *mut c_void {
     count::call("icu");
-    common(bytes, ALIGNMENT)
+    if is_refused(bytes) { ptr::null_mut() } else { common(bytes, ALIGNMENT) }
 }
 
 unsafe extern "C" fn icu_realloc(_: *const c_void, block: *mut c_void, bytes: size_t) -> *mut c_void {
+    if is_refused(bytes) {
+        return ptr::null_mut();
+    }
     let larger = common(bytes, ALIGNMENT);
     if !block.is_null() {
         // SAFETY: ICU's block is live.
@@ -246,6 +264,29 @@ unsafe extern "C" fn icu_realloc(_: *const c_void, block: *mut c_void, bytes: si
         unsafe { give_back(block) };
     }
     larger
+}
+
+/// `icu::UnicodeString` (`unicode/unistr.h`), which has 64 bytes.
+#[repr(C, align(16))]
+struct UnicodeString(std::mem::MaybeUninit<[u8; 64]>);
+
+/// Stands before ICU's function of that name (`--wrap`, `build.rs`): where the text was refused to
+/// it, the copy is empty. V8 looks for no null there (`js-segments.cc`).
+///
+/// # Safety
+/// As ICU's.
+#[unsafe(export_name = "__wrap__ZNK6icu_7813UnicodeString5cloneEv")]
+unsafe extern "C" fn clone_text(text: *const UnicodeString) -> *mut UnicodeString {
+    // SAFETY: the caller's.
+    let copy = unsafe { icu_clone_text(text) };
+    if !copy.is_null() {
+        return copy;
+    }
+    let mut empty = UnicodeString(std::mem::MaybeUninit::uninit());
+    // SAFETY: there is room for a string. It has nothing that would have to be given back.
+    unsafe { icu_repeated_text(&raw mut empty, 0, 0, 0) };
+    // SAFETY: the string was made just now.
+    unsafe { icu_clone_text(&raw const empty) }
 }
 
 unsafe extern "C" fn icu_free(_: *const c_void, block: *mut c_void) {
@@ -263,6 +304,13 @@ unsafe extern "C" {
         free: unsafe extern "C" fn(*const c_void, *mut c_void),
         error: *mut c_int,
     );
+    /// `icu::UnicodeString::clone() const`, in the archive.
+    #[cfg_attr(not(test), link_name = "__real__ZNK6icu_7813UnicodeString5cloneEv")]
+    #[cfg_attr(test, link_name = "_ZNK6icu_7813UnicodeString5cloneEv")]
+    fn icu_clone_text(text: *const UnicodeString) -> *mut UnicodeString;
+    /// `icu::UnicodeString::UnicodeString(int32_t capacity, UChar32, int32_t count)`, in the archive.
+    #[link_name = "_ZN6icu_7813UnicodeStringC1Eiii"]
+    fn icu_repeated_text(text: *mut UnicodeString, capacity: c_int, unit: c_int, count: c_int);
     /// `v8::internal::compiler::TypeCache::Get()`, in the archive.
     #[link_name = "_ZN2v88internal8compiler9TypeCache3GetEv"]
     fn make_type_cache() -> *const c_void;

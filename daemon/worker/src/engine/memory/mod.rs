@@ -14,6 +14,7 @@
 //! | [`mappings`] | where V8's mappings go |
 //! | [`oversized`] | the object that a run was ended for |
 //! | [`account`] | how much a thread holds, and when something is done about it |
+//! | [`date_patterns`] | V8's cache of date patterns, which all tenants share as well |
 //! | [`icu_caches`] | the bound of the cache that all tenants share |
 //! | [`confinement`] | whether the thread has the keys open that it should |
 
@@ -21,6 +22,7 @@ pub(super) mod account;
 pub(crate) mod cage;
 pub(crate) mod commons;
 pub(super) mod confinement;
+pub(crate) mod date_patterns;
 pub(crate) mod heap;
 pub(super) mod heap_limit;
 pub(super) mod hooks;

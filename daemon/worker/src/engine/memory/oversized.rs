@@ -1,7 +1,7 @@
 //! An object that is larger than its run's limit, which the run was ended for. V8 makes it all the
 //! same, and writes all of it before it looks whether it has to end: a string of a gigabyte, from
 //! parts that are few. Nobody will read it. So as long as the run lasts, the watchdog gives its
-//! pages back, all but the first ones, where V8's own notes are.
+//! pages back, all but the first ones, where V8's own notes are, and the last ones.
 //!
 //! To the rest of V8 that is a tenant that writes zeros into its own sandbox, which V8's sandbox
 //! is there for.
@@ -27,6 +27,9 @@ const NONE: usize = usize::MAX;
 
 /// Pages at the beginning of an object that stay: the notes that V8 keeps in front of it.
 const STAY: usize = 1 << 20;
+/// Pages at its end that stay, where V8 commits in steps of 256 KiB: the highest digit of a `BigInt`
+/// is never zero, and V8 reads past its digits if it is.
+const END_STAYS: usize = 512 << 10;
 
 static OVERSIZED: [Oversized; MOST_PLACES] =
     [const { Oversized { start: AtomicUsize::new(0), bytes: AtomicUsize::new(NONE) } }; MOST_PLACES];
@@ -95,13 +98,13 @@ pub(crate) fn trim(place: u32) -> bool {
     let start = object.start.load(Ordering::Acquire);
     let sandbox = usize::try_from(place).ok().and_then(|place| frozen::zone().island(place)).map(Island::sandbox);
     if let Some(sandbox) = sandbox
-        && bytes > STAY
+        && bytes > STAY + END_STAYS
         && sandbox.contains(&start)
         && bytes <= sandbox.end - start
     {
         // SAFETY: the pages are in the sandbox of the place. V8 puts up with whatever is written
         // there, and reads nothing of this object before it ends the run.
-        unsafe { libc::madvise((start + STAY) as *mut c_void, bytes - STAY, libc::MADV_DONTNEED) };
+        unsafe { libc::madvise((start + STAY) as *mut c_void, bytes - STAY - END_STAYS, libc::MADV_DONTNEED) };
     }
     true
 }

@@ -15,8 +15,8 @@
 //! |---|---|
 //! | a buffer, by what the script sees | V8 collects garbage, then the script gets a `RangeError` |
 //! | a buffer, by the exact account alone | V8 collects garbage; if that is not enough, the run ends |
-//! | native memory | nothing can be refused: ICU writes to where memory should be. At the next look the run collects garbage, which frees what dead objects hold, and is ended if that was not enough |
-//! | native memory, by more than [`SLACK`], within one operation of V8's | the process ends, and it is known whose run it was |
+//! | native memory | little can be refused: ICU writes to where memory should be. At the next look the run collects garbage, which frees what dead objects hold, and is ended if that was not enough |
+//! | the same, by more than [`SLACK`], within one operation of V8's | a large block is refused to ICU, and the run ends; for anything else the process ends, and it is known whose run it was |
 
 use std::cell::Cell;
 
@@ -67,6 +67,8 @@ thread_local! {
     static EXACTLY: Cell<bool> = const { Cell::new(false) };
     /// The last buffer that V8 asked for fits what the script sees, and not the exact account.
     static EXHAUSTED: Cell<bool> = const { Cell::new(false) };
+    /// The run has asked for more of what is the process's than a tenant gets.
+    static TO_END: Cell<bool> = const { Cell::new(false) };
     static REFUSED: Cell<bool> = const { Cell::new(false) };
 }
 
@@ -84,6 +86,7 @@ pub(in crate::engine) fn set_limit(bytes: usize) {
     LIMIT.set(bytes.saturating_add(seen_base()));
     REFUSED.set(false);
     EXHAUSTED.set(false);
+    TO_END.set(false);
     #[cfg(feature = "attack-natives")]
     EXACTLY.set(false);
     begin_turn();
@@ -225,9 +228,25 @@ pub(in crate::engine) fn has_room(bytes: usize) -> bool {
     fits
 }
 
-/// The last buffer did not fit, and there was no later one that did.
+/// The last buffer did not fit, and there was no later one that did; or the run is to end anyway.
 pub(super) fn is_exhausted() -> bool {
-    EXHAUSTED.get()
+    EXHAUSTED.get() || TO_END.get()
+}
+
+/// The run has asked for more of what is the process's than a tenant gets.
+pub(super) fn end_the_run() {
+    TO_END.set(true);
+    account::ask_to_look();
+}
+
+/// Whether the process would end for so many bytes more of native memory. If so the run ends
+/// instead, and whoever asked has to do without them.
+pub(super) fn ends_instead(bytes: usize) -> bool {
+    let refused = bytes > account::until_last();
+    if refused {
+        end_the_run();
+    }
+    refused
 }
 
 /// So much heap is on the shelf by now.

@@ -1,0 +1,262 @@
+//! V8's cache of what date formats are made with (`DateTimePatternGenerator`), by locale: one for
+//! all threads of the process, which never forgets (`js-date-time-format.cc`). What it keeps for a
+//! locale would be some 45 KiB, and a script chooses the locales.
+//!
+//! So it keeps records of ours, of some 100 bytes, which it takes for generators. It does two
+//! things only with what it keeps: it has it made ([`create_instance`]), and has it copied
+//! ([`clone`]). The linker puts both functions of ours before ICU's (`--wrap`, `build.rs`).
+//!
+//! ```text
+//! V8's cache ── createInstance ─▶ a record: the locale's name
+//!            └─ clone(record) ──▶ a copy of the thread's own generator, which is made if it has none
+//! ```
+//!
+//! A tenant's thread has the generators that it used last, in the commons, on its own account. So
+//! what a formatter costs a tenant does not tell what its neighbours have used. A tenant adds
+//! [`MOST_RECORDS`] and no more: the run that asks for another is ended.
+//!
+//! Others call `createInstance` as well, for generators that they use and delete. What tells V8's
+//! cache from them is where it calls from, which V8's first script shows ([`is_cache_found`]).
+
+use std::arch::naked_asm;
+use std::cell::Cell;
+use std::ffi::{CStr, c_char, c_int, c_void};
+use std::mem::MaybeUninit;
+use std::ptr;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use super::{commons, quota};
+
+/// How many generators a tenant's thread has at the most, of some 45 KiB each.
+const MOST_GENERATORS: usize = 32;
+
+/// How many records a tenant adds. There are some 800 locales, and each of them with some 20
+/// calendars and 90 kinds of digits.
+const MOST_RECORDS: u32 = 4096;
+
+/// `icu::DateTimePatternGenerator`. The pointer in front of it is to its table of virtual
+/// functions, or to [`MARK`]: then it is a [`Record`].
+#[repr(C)]
+struct Generator {
+    first: *const c_void,
+}
+
+/// What V8's cache keeps, with the locale's name behind it, which ends with a zero.
+#[repr(C)]
+struct Record {
+    mark: *const c_void,
+}
+
+static MARK: u8 = 0;
+
+/// `icu::Locale` (`unicode/locid.h`), which is less than half as large.
+#[repr(C, align(16))]
+struct Locale(MaybeUninit<[u8; 256]>);
+
+/// Where V8's cache calls from: the address that [`create_instance`] returns to.
+static CACHE: AtomicUsize = AtomicUsize::new(0);
+
+/// A generator of the thread's own, and the record that it is for. Both null where there is none.
+type Own = (*const Record, *mut Generator);
+
+thread_local! {
+    /// The last used one first.
+    static OWN: Cell<[Own; MOST_GENERATORS]> = const { Cell::new([(ptr::null(), ptr::null_mut()); MOST_GENERATORS]) };
+    static RECORDS: Cell<u32> = const { Cell::new(0) };
+    /// How many notes V8's cache has still to make on the record that it was given.
+    static ADDS: Cell<u32> = const { Cell::new(0) };
+    /// The last generator that was not for the cache as far as anybody knew, and where it was asked
+    /// for.
+    static LAST: Cell<(*const Generator, usize)> = const { Cell::new((ptr::null(), 0)) };
+}
+
+unsafe extern "C" {
+    /// `icu::DateTimePatternGenerator::createInstance(const icu::Locale&, UErrorCode&)`.
+    #[cfg_attr(
+        not(test),
+        link_name = "__real__ZN6icu_7824DateTimePatternGenerator14createInstanceERKNS_6LocaleER10UErrorCode"
+    )]
+    #[cfg_attr(test, link_name = "_ZN6icu_7824DateTimePatternGenerator14createInstanceERKNS_6LocaleER10UErrorCode")]
+    fn icu_create_instance(locale: *const Locale, error: *mut c_int) -> *mut Generator;
+    /// `icu::DateTimePatternGenerator::clone() const`.
+    #[cfg_attr(not(test), link_name = "__real__ZNK6icu_7824DateTimePatternGenerator5cloneEv")]
+    #[cfg_attr(test, link_name = "_ZNK6icu_7824DateTimePatternGenerator5cloneEv")]
+    fn icu_clone(generator: *const Generator) -> *mut Generator;
+    /// Its destructor, which gives its memory back.
+    #[link_name = "_ZN6icu_7824DateTimePatternGeneratorD0Ev"]
+    fn icu_delete(generator: *mut Generator);
+    /// `icu::Locale::getName() const`.
+    #[link_name = "_ZNK6icu_786Locale7getNameEv"]
+    fn name_of(locale: *const Locale) -> *const c_char;
+    /// `icu::Locale::createFromName(const char*)`, which writes what it returns.
+    #[link_name = "_ZN6icu_786Locale14createFromNameEPKc"]
+    fn locale_from_name(locale: *mut Locale, name: *const c_char) -> *mut Locale;
+    /// `icu::Locale::~Locale()`.
+    #[link_name = "_ZN6icu_786LocaleD1Ev"]
+    fn drop_locale(locale: *mut Locale);
+}
+
+#[cfg(not(target_arch = "x86_64"))]
+compile_error!("where V8's cache calls from is read as on x86-64");
+
+/// V8's cache allocates a node of its map for a record, and a copy of the name if that is long, and
+/// then has the record copied. Both stay as well.
+const NOTES: u32 = 2;
+
+/// Whether what the calling thread allocates now is such a note.
+pub(super) fn is_note() -> bool {
+    let left = ADDS.get();
+    ADDS.set(left.saturating_sub(1));
+    left > 0
+}
+
+/// Stands before ICU's function of that name: adds the address that it was called from.
+///
+/// # Safety
+/// As ICU's.
+#[unsafe(naked)]
+#[unsafe(export_name = "__wrap__ZN6icu_7824DateTimePatternGenerator14createInstanceERKNS_6LocaleER10UErrorCode")]
+unsafe extern "C" fn create_instance(locale: *const Locale, error: *mut c_int) -> *mut Generator {
+    naked_asm!("mov rdx, [rsp]", "jmp {}", sym created)
+}
+
+/// # Safety
+/// As ICU's.
+unsafe extern "C" fn created(locale: *const Locale, error: *mut c_int, caller: usize) -> *mut Generator {
+    if caller == CACHE.load(Ordering::Relaxed) && !quota::is_lifted() {
+        // SAFETY: the caller's.
+        let record = unsafe { record(locale) };
+        if !record.is_null() {
+            ADDS.set(NOTES);
+            return record.cast_mut().cast();
+        }
+    }
+    // SAFETY: the caller's.
+    let generator = unsafe { icu_create_instance(locale, error) };
+    LAST.set((generator, caller));
+    generator
+}
+
+/// Stands before ICU's function of that name.
+///
+/// # Safety
+/// As ICU's; or `generator` is a record.
+#[unsafe(export_name = "__wrap__ZNK6icu_7824DateTimePatternGenerator5cloneEv")]
+unsafe extern "C" fn clone(generator: *const Generator) -> *mut Generator {
+    ADDS.set(0);
+    // SAFETY: the caller's.
+    let original = if unsafe { &*generator }.first == (&raw const MARK).cast() {
+        // SAFETY: only a record is marked.
+        unsafe { own(generator.cast()) }
+    } else {
+        let (last, caller) = LAST.get();
+        if last == generator {
+            let _ = CACHE.compare_exchange(0, caller, Ordering::Relaxed, Ordering::Relaxed);
+        }
+        generator.cast_mut()
+    };
+    // V8 ends the process where it is null, as ICU's would be.
+    if original.is_null() {
+        return ptr::null_mut();
+    }
+    // SAFETY: it is ICU's.
+    unsafe { icu_clone(original) }
+}
+
+/// Whether V8's cache has been seen making and copying a generator. To be called when V8's first
+/// script has made a date format.
+pub(in crate::engine) fn is_cache_found() -> bool {
+    CACHE.load(Ordering::Relaxed) != 0
+}
+
+/// A new record, or null where there is no tenant, or no memory.
+///
+/// # Safety
+/// `locale` is ICU's.
+unsafe fn record(locale: *const Locale) -> *const Record {
+    // SAFETY: the caller's.
+    let name = unsafe { name_of(locale) };
+    // SAFETY: ICU's names end with a zero, and live as long as their locales.
+    let name = unsafe { CStr::from_ptr(name) }.to_bytes_with_nul();
+    let Some(memory) = commons::take_for_good(size_of::<Record>() + name.len()) else {
+        return ptr::null();
+    };
+    let record = memory.cast::<Record>();
+    if record.is_null() {
+        return record;
+    }
+    // SAFETY: the block is as large, and aligned.
+    unsafe { record.write(Record { mark: (&raw const MARK).cast() }) };
+    // SAFETY: the name has room behind the record.
+    let behind = unsafe { record.add(1) }.cast::<u8>();
+    // SAFETY: as above.
+    unsafe { behind.copy_from_nonoverlapping(name.as_ptr(), name.len()) };
+    // One over the bound is whole as well: a neighbour may be the next to ask for it.
+    RECORDS.set(RECORDS.get().saturating_add(1));
+    if RECORDS.get() > MOST_RECORDS {
+        quota::end_the_run();
+    }
+    record
+}
+
+/// The calling thread's generator for a record, or null.
+///
+/// # Safety
+/// The record is whole.
+unsafe fn own(record: *const Record) -> *mut Generator {
+    let mut all = OWN.get();
+    let at = all.iter().position(|(of, _)| *of == record);
+    let generator = match at.and_then(|at| all.get(at)) {
+        Some((_, generator)) => *generator,
+        None => {
+            // SAFETY: the caller's: the name stands behind it.
+            let name = unsafe { record.add(1) };
+            // SAFETY: as above.
+            unsafe { make(name.cast()) }
+        }
+    };
+    if generator.is_null() {
+        return generator;
+    }
+    // The others move on by one place, up to the one where this was, or to the end.
+    if let Some(moved) = all.get_mut(..=at.unwrap_or(MOST_GENERATORS - 1)) {
+        moved.rotate_right(1);
+    }
+    let [first, ..] = &mut all;
+    let (_, last) = std::mem::replace(first, (record, generator));
+    OWN.set(all);
+    if at.is_none() && !last.is_null() {
+        // SAFETY: it was in the list once, and is in it no more; V8 has copies only.
+        unsafe { icu_delete(last) };
+    }
+    generator
+}
+
+/// A generator for a locale, or the one that V8 would take instead. Null where there is no memory.
+///
+/// # Safety
+/// `name` is a locale's.
+unsafe fn make(name: *const c_char) -> *mut Generator {
+    for name in [name, c"root".as_ptr()] {
+        let (mut locale, mut error) = (Locale(MaybeUninit::uninit()), 0);
+        // SAFETY: there is room for a locale.
+        unsafe { locale_from_name(&raw mut locale, name) };
+        // SAFETY: the locale was made just now, and `error` says that nothing has failed yet.
+        let generator = unsafe { icu_create_instance(&raw const locale, &raw mut error) };
+        // SAFETY: as above; it is not used any more.
+        unsafe { drop_locale(&raw mut locale) };
+        if error <= 0 {
+            return generator;
+        }
+    }
+    ptr::null_mut()
+}
+
+/// The tenant of the calling thread leaves: its generators go.
+pub(crate) fn forget() {
+    let none = [(ptr::null(), ptr::null_mut()); MOST_GENERATORS];
+    for (_, generator) in OWN.replace(none).into_iter().filter(|(_, generator)| !generator.is_null()) {
+        // SAFETY: as in `own`.
+        unsafe { icu_delete(generator) };
+    }
+}
