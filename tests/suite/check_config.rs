@@ -78,11 +78,11 @@ fn a_check_and_a_start_refuse_the_same_places() {
         (own.join("run/s"), PathBuf::from("/proc/enisle"), "/proc"),
         (own.join("run/s"), PathBuf::from("/sys/enisle/state"), "/sys"),
         (PathBuf::from("/proc/enisle/s"), own.join("state"), "/proc"),
-        (own.join("state/lock"), own.join("state"), "would be in the way"),
-        (own.join("state/standings.redb"), own.join("state"), "would be in the way"),
-        (own.join("state/audit"), own.join("state"), "would be in the way"),
-        (own.join("state/tenants/a.json"), own.join("state"), "would be in the way"),
-        (own.join("way/state/audit"), own.join("other/state"), "would be in the way"),
+        (own.join("state/lock"), own.join("state"), "would collide"),
+        (own.join("state/standings.redb"), own.join("state"), "would collide"),
+        (own.join("state/audit"), own.join("state"), "would collide"),
+        (own.join("state/tenants/a.json"), own.join("state"), "would collide"),
+        (own.join("way/state/audit"), own.join("other/state"), "would collide"),
     ] {
         for check in [true, false] {
             let (code, said) = elsewhere(&folder, &socket, &state, check);
