@@ -11,8 +11,8 @@ use memmap2::MmapRaw;
 use nix::fcntl::{FcntlArg, SealFlag, fcntl};
 use nix::sys::memfd::{MFdFlags, memfd_create};
 
-use super::page::{Accounts, NOBODY, OUT_OF_MEMORY, PAGE_BYTES, Raw, SHARED_BYTES, WRITTEN, WRONG_KEYS};
-use crate::islands::frozen::MOST_PLACES;
+use super::page::{Accounts, NO_SLOT, OUT_OF_MEMORY, PAGE_BYTES, Raw, SHARED_BYTES, WRITTEN, WRONG_KEYS};
+use crate::islands::frozen::MOST_SLOTS;
 use crate::process::siginfo::SEGV_PKUERR;
 
 /// What the supervisor reads of an [`super::Account`]: an allegation.
@@ -22,16 +22,16 @@ pub struct Taken {
     pub ever: u64,
 }
 
-/// A fault, as the worker alleges it.
+/// A fault, as alleged by the worker.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Fault {
     pub signal: libc::c_int,
     pub code: libc::c_int,
-    /// Of the tenant whose thread it was; none for the worker's own threads.
-    pub place: Option<u32>,
+    /// The slot of the tenant whose thread it was; `None` for the worker's own threads.
+    pub slot: Option<u32>,
     pub pc: u64,
     pub kind: Kind,
-    /// What the process could still have committed just then, in bytes ([`room`]).
+    /// How much the process could still have committed at that moment, in bytes ([`room`]).
     pub room: u64,
     /// It happened inside libc's allocator.
     pub in_allocator: bool,
@@ -42,11 +42,11 @@ pub struct Fault {
 pub enum Kind {
     /// A load or store at `address`, whose pages carry `key`, which was closed.
     ClosedKey { address: u64, key: u32 },
-    /// A system call that the filter does not let through.
+    /// A system call that the filter does not allow.
     Refused { call: libc::c_int },
-    /// A load or store where nothing is, or that the page does not allow.
+    /// A load or store where nothing is mapped, or that the page does not allow.
     Access { address: u64 },
-    /// The thread had other keys open than its own.
+    /// The thread had keys open other than its own.
     WrongKeys,
     /// V8 or libc has given up.
     GaveUp,
@@ -54,7 +54,7 @@ pub enum Kind {
     OutOfMemory,
 }
 
-/// The supervisor's side: memory that nobody can resize, shared with one worker.
+/// Memory that neither side can resize, shared with one worker.
 #[derive(Debug)]
 pub struct FaultPage {
     memory: OwnedFd,
@@ -68,12 +68,12 @@ impl FaultPage {
         let memory = memfd_create(c"enisle-fault", MFdFlags::MFD_CLOEXEC | MFdFlags::MFD_ALLOW_SEALING)?;
         let file = File::from(memory.try_clone()?);
         file.set_len(SHARED_BYTES as u64)?;
-        // A page that is cut off ends whoever reads it, and that would be the supervisor.
+        // If the worker could cut the page off, reading it would end the supervisor.
         fcntl(&memory, FcntlArg::F_ADD_SEALS(SealFlag::F_SEAL_SHRINK | SealFlag::F_SEAL_GROW | SealFlag::F_SEAL_SEAL))?;
         Ok(Self { map: MmapRaw::map_raw(&file)?, memory })
     }
 
-    /// For the worker.
+    /// To be passed to the worker.
     #[must_use]
     pub fn descriptor(&self) -> BorrowedFd<'_> {
         self.memory.as_fd()
@@ -93,25 +93,24 @@ impl FaultPage {
         unsafe { &*page.cast::<Accounts>() }
     }
 
-    /// What the worker says that each place has taken outside the islands.
+    /// How much each slot has taken outside the islands, as claimed by the worker.
     #[must_use]
-    pub fn taken(&self) -> [Taken; MOST_PLACES] {
+    pub fn taken(&self) -> [Taken; MOST_SLOTS] {
         self.accounts().each_ref().map(|account| Taken {
             now: u64::try_from(account.now.load(Ordering::Relaxed)).unwrap_or(0),
             ever: account.ever.load(Ordering::Relaxed),
         })
     }
 
-    /// How much CPU time the thread of that place had used when it recorded a fault or was about to
-    /// end the process, if it says so. An allegation as well.
+    /// How much CPU time the thread of that slot had used when it recorded a fault or was about to
+    /// end the process, if it recorded that. An allegation as well.
     #[must_use]
-    pub fn computed(&self, place: u32) -> Option<Duration> {
-        let us = self.raw().computed_us.get(usize::try_from(place).ok()?)?.load(Ordering::Acquire);
+    pub fn computed(&self, slot: u32) -> Option<Duration> {
+        let us = self.raw().computed_us.get(usize::try_from(slot).ok()?)?.load(Ordering::Acquire);
         (us > 0).then(|| Duration::from_micros(us))
     }
 
-    /// The fault that ended the worker, if one was recorded and says something that a fault can
-    /// say.
+    /// The fault that ended the worker, if a record was completed that describes a possible fault.
     #[must_use]
     pub fn read(&self) -> Option<Fault> {
         let raw = self.raw();
@@ -129,11 +128,11 @@ impl FaultPage {
             libc::SIGILL | libc::SIGTRAP | libc::SIGABRT => Kind::GaveUp,
             _ => return None,
         };
-        let place = raw.place.load(Ordering::Relaxed);
-        let place = (place != NOBODY).then_some(place);
+        let slot = raw.slot.load(Ordering::Relaxed);
+        let slot = (slot != NO_SLOT).then_some(slot);
         let (pc, room) = (raw.pc.load(Ordering::Relaxed), raw.room.load(Ordering::Relaxed));
         let in_allocator = raw.in_allocator.load(Ordering::Relaxed) == 1;
-        Some(Fault { signal, code, place, pc, kind, room, in_allocator })
+        Some(Fault { signal, code, slot, pc, kind, room, in_allocator })
     }
 }
 
@@ -149,13 +148,13 @@ mod tests {
     }
 
     #[test]
-    fn a_page_that_nobody_wrote_or_that_was_left_half_written_says_nothing() {
+    fn a_page_that_is_empty_or_half_written_holds_no_record() {
         assert_eq!(page_with(|_| {}).read(), None);
         assert_eq!(page_with(|raw| raw.state.store(WRITING, Ordering::Release)).read(), None);
     }
 
     #[test]
-    fn a_record_of_a_signal_that_no_fault_raises_is_not_believed() {
+    fn a_record_of_a_signal_that_no_fault_raises_is_ignored() {
         let page = page_with(|raw| {
             raw.signal.store(libc::SIGTERM, Ordering::Relaxed);
             raw.state.store(WRITTEN, Ordering::Release);
@@ -164,14 +163,14 @@ mod tests {
     }
 
     #[test]
-    fn a_closed_key_is_told_from_another_fault_by_its_code() {
+    fn a_closed_key_is_distinguished_from_another_fault_by_its_code() {
         let fault = |code| {
             page_with(|raw| {
                 raw.signal.store(libc::SIGSEGV, Ordering::Relaxed);
                 raw.code.store(code, Ordering::Relaxed);
                 raw.key.store(7, Ordering::Relaxed);
                 raw.address.store(0x1000, Ordering::Relaxed);
-                raw.place.store(NOBODY, Ordering::Relaxed);
+                raw.slot.store(NO_SLOT, Ordering::Relaxed);
                 raw.state.store(WRITTEN, Ordering::Release);
             })
             .read()
@@ -179,11 +178,11 @@ mod tests {
         };
         assert_eq!(fault(SEGV_PKUERR).kind, Kind::ClosedKey { address: 0x1000, key: 7 });
         assert_eq!(fault(1).kind, Kind::Access { address: 0x1000 });
-        assert_eq!(fault(1).place, None);
+        assert_eq!(fault(1).slot, None);
     }
 
     #[test]
-    fn nobody_can_resize_the_page() {
+    fn the_page_cannot_be_resized() {
         let page = FaultPage::new().unwrap();
         let file = File::from(page.descriptor().try_clone_to_owned().unwrap());
         assert!(file.set_len(0).is_err());
