@@ -1,11 +1,11 @@
-//! Compiles the policies to BPF, so that a policy that is wrong is a build that fails.
+//! Compiles the policies to BPF, so that a wrong policy fails the build.
 
 use std::error::Error;
 use std::fmt::Write;
 use std::path::Path;
 use std::{env, fs};
 
-/// Each file, with exactly the programs that it has to hold.
+/// Each file, with exactly the programs that it must hold.
 const POLICIES: [(&str, &[&str]); 3] = [
     ("policy/worker.json", &["allow", "refuse"]),
     ("policy/tenant.json", &["tenant"]),
@@ -21,7 +21,7 @@ fn main() -> Result<(), Box<dyn Error>> {
             env::var("CARGO_CFG_TARGET_ARCH")?.as_str().try_into()?,
         )?;
         if programs.len() != names.len() {
-            return Err(format!("{policy} has to hold exactly the programs {names:?}").into());
+            return Err(format!("{policy} must hold exactly the programs {names:?}").into());
         }
         for name in names {
             let program = programs.get(*name).ok_or_else(|| format!("{policy} has no program {name:?}"))?;

@@ -1,17 +1,18 @@
-//! Refuses to link a V8 archive that is not the one that was made: its checksum and that of its
-//! bindings are compared with `SHA256SUMS` beside them, before the first program is linked and
-//! whenever one of the files changes. Has the linker put functions of ours before some of it.
+//! Refuses to link a V8 archive other than the one that was built for this tree: its checksum and
+//! that of its bindings are compared with `SHA256SUMS` beside them, before the first program is
+//! linked and whenever one of the files changes. Also has the linker call the worker's functions in
+//! place of a few of the archive's.
 
 use std::error::Error;
 use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
-/// The parts of `SHA256SUMS` that a program is made of.
+/// The files of `SHA256SUMS` that a program is linked from.
 const LINKED: [&str; 2] = ["librusty_v8_", "src_binding_"];
 
-/// Functions of ICU's that stand behind ours in programs (`date_patterns.rs`, `hooks.rs` in `src/engine/memory`).
-/// In unit tests they stand in front, and ours are never called.
+/// Functions of ICU that programs call only through the worker's own (`date_patterns.rs` and
+/// `hooks.rs` in `src/engine/memory`). Unit tests call ICU's directly, and the worker's never.
 const WRAPPED: [&str; 3] = [
     "_ZN6icu_7824DateTimePatternGenerator14createInstanceERKNS_6LocaleER10UErrorCode",
     "_ZNK6icu_7824DateTimePatternGenerator5cloneEv",
@@ -54,7 +55,7 @@ fn compare(folder: &Path, sums: &str) -> Result<(), Box<dyn Error>> {
     }
     let what = folder.display();
     Err(format!(
-        "the V8 archive in {what} is not the one that was made; get the files again (git checkout -- v8), or build an archive \
+        "the V8 archive in {what} does not match its SHA256SUMS; restore the files (git checkout -- v8), or build an archive \
          with: cargo xtask v8 build"
     )
     .into())

@@ -1,21 +1,21 @@
-//! The filters of a worker: everything that is not needed ends the process.
+//! The filters of a worker: a system call that is not needed ends the process.
 //!
-//! Policies are data, `policy/*.json`; each rule there says who needs it. The build script compiles
-//! them, so a policy that is empty or does not parse is a build that fails.
+//! Policies are data, `policy/*.json`; each rule there names what needs it. The build script
+//! compiles them, so a policy that is empty or does not parse fails the build.
 //!
-//! | program | whose | answer |
+//! | program | runs on | answer |
 //! |---|---|---|
-//! | `allow` | every thread of the process, from the end of its start-up on | trap what is not listed |
-//! | `refuse` | the same | `ENOSYS` for what libc probes |
-//! | `tenant` | a tenant's thread, before any of its code | trap what is not listed: a shorter list, without new filters, threads, signal handlers, executable memory |
-//! | `own` ([`Own`]) | the same | trap what names anybody else's island, key, descriptor or thread |
-//! | `sealed` | every thread of a sealed worker | trap what asks for executable memory, or returns from a signal |
+//! | `allow` | every thread of the process, from the end of its start-up on | trap calls that are not listed |
+//! | `refuse` | the same | `ENOSYS` for calls that libc probes |
+//! | `tenant` | a tenant's thread, before any of its code | trap calls that are not listed: a shorter list, without new filters, threads, signal handlers, executable memory |
+//! | `own` ([`Own`]) | the same | trap calls that name an island, key, descriptor or thread other than its own |
+//! | `sealed` | every thread of a sealed worker | trap calls that request executable memory, or return from a signal |
 //! | `mute` ([`Own`]) | the same | `EBADF` for standard error, where V8 prints before it gives up |
 //!
 //! The kernel runs them all and takes the strictest answer. *Trap* raises SIGSYS in the thread,
-//! whose handler records whose thread it was and ends the process ([`crate::fault`]); if it cannot
-//! run, the kernel ends the process all the same. The call is not made in either case. Calls of
-//! another architecture are answered by the kernel's kill, without a record.
+//! whose handler records whose thread it was and ends the process ([`crate::fault`]); if the
+//! handler cannot run, the kernel ends the process. The call is not made in either case. For a call
+//! of another architecture the kernel kills the process without a record.
 
 use std::collections::BTreeMap;
 use std::ops::Range;
@@ -31,9 +31,9 @@ use crate::layers::{Layer, LayerSet};
 
 include!(concat!(env!("OUT_DIR"), "/policy.rs"));
 
-/// Programs that every thread of a filtered worker runs under, for [`crate::verify`].
+/// How many programs every thread of a filtered worker runs under, for [`crate::verify`].
 pub const FILTERS: usize = 2;
-/// What a tenant's thread runs under beside those.
+/// How many more a tenant's thread runs under.
 pub const THREAD_FILTERS: usize = 3;
 
 /// The filter could not be installed.
@@ -47,7 +47,7 @@ pub struct FilterError {
 /// Filters every thread of the process, for good.
 ///
 /// # Errors
-/// The kernel refused; the process is then to exit.
+/// The kernel refused; the process must then exit.
 pub fn install() -> Result<(), FilterError> {
     for (name, program) in [("refuse", REFUSE), ("allow", ALLOW)] {
         apply_filter_all_threads(program).map_err(|error| FilterError { name, error })?;
@@ -58,7 +58,7 @@ pub fn install() -> Result<(), FilterError> {
 /// Filters every thread of a sealed worker, on top of [`install`], for good.
 ///
 /// # Errors
-/// The kernel refused; the process is then to exit.
+/// The kernel refused; the process must then exit.
 pub fn seal() -> Result<(), FilterError> {
     apply_filter_all_threads(SEALED).map_err(|error| FilterError { name: "sealed", error })
 }
@@ -74,12 +74,12 @@ pub fn filters_of(layers: LayerSet) -> usize {
 pub struct Own<'a> {
     pub zone: &'a Zone,
     pub island: Island,
-    /// Its own key and V8's for JIT pages, where there are some.
+    /// Its own key and V8's for JIT pages; empty where there are no keys.
     pub keys: &'a [u8],
     pub channel: BorrowedFd<'a>,
 }
 
-/// Filters the calling thread, for good: from here on it can install no other filter.
+/// Filters the calling thread, for good: afterwards it cannot install another filter.
 ///
 /// # Errors
 /// The kernel refused; the thread must then run no tenant's code.
@@ -91,8 +91,8 @@ pub fn confine(own: &Own<'_>) -> Result<(), FilterError> {
     Ok(())
 }
 
-/// Every program that a tenant's thread may run under, by its name: for tests, and to see how long
-/// they are.
+/// Every program that a tenant's thread may run under, by name: for tests, and to measure their
+/// length.
 ///
 /// # Errors
 /// The rules of `own` cannot be compiled.
@@ -122,8 +122,8 @@ const RANGES: [libc::c_long; 6] = [
 const DESCRIPTORS: [libc::c_long; 2] = [libc::SYS_recvfrom, libc::SYS_sendto];
 
 impl Own<'_> {
-    /// `own` and `mute`. Rules of one call are alternatives, conditions of one rule all have to
-    /// hold.
+    /// `own` and `mute`. The rules of one call are alternatives; a rule matches if all its
+    /// conditions do.
     fn programs(&self) -> Result<[BpfProgram; 2], seccompiler::BackendError> {
         let mut rules: BTreeMap<i64, Vec<Rule>> = BTreeMap::new();
         for call in RANGES {
@@ -132,7 +132,7 @@ impl Own<'_> {
         rules.entry(libc::SYS_mremap).or_default().push(too_long(2)?);
         let mut foreign_key: Vec<_> =
             self.keys.iter().map(|key| int(3, Op::Ne, u64::from(*key))).collect::<Result<_, _>>()?;
-        // -1 leaves the key as it is, which is all that V8 could want without one.
+        // -1 leaves the key unchanged; without keys V8 needs nothing else.
         if foreign_key.is_empty() {
             foreign_key.push(int(3, Op::Ne, u64::from(u32::MAX))?);
         }
@@ -161,7 +161,7 @@ impl Own<'_> {
         Ok([compile(rules, SeccompAction::Trap)?, compile(muted, errno)?])
     }
 
-    /// Argument `index` is an address on anybody else's island.
+    /// Matches an address in argument `index` that is on another tenant's island.
     fn others_islands(&self, index: u8) -> Result<Vec<Rule>, seccompiler::BackendError> {
         let (zone, own) = (self.zone.range(), self.island.range());
         let others = [zone.start..own.start, own.end..zone.end].into_iter().filter(|others| !others.is_empty());
@@ -171,8 +171,8 @@ impl Own<'_> {
         others.map(within).collect()
     }
 
-    /// What no call may name: an address on anybody else's island, and a range that is long enough
-    /// to reach from outside into one, other than the thread's own sandbox.
+    /// What no call may name: an address on another tenant's island, and a range other than the
+    /// thread's own sandbox that is long enough to reach an island from outside.
     fn ranges(&self) -> Result<Vec<Rule>, seccompiler::BackendError> {
         let sandbox = self.island.sandbox();
         let mut rules = self.others_islands(0)?;
@@ -186,12 +186,12 @@ fn too_long(index: u8) -> Result<Rule, seccompiler::BackendError> {
     Rule::new(vec![long(index, Op::Ge, GAP_BYTES as u64)?])
 }
 
-/// A condition on an argument that the kernel takes as an `int`: its upper half does not count.
+/// A condition on an argument that the kernel takes as an `int`: the upper half is ignored.
 fn int(index: u8, op: Op, value: u64) -> Result<Condition, seccompiler::BackendError> {
     Condition::new(index, Width::Dword, op, value)
 }
 
-/// A condition on an argument that the kernel takes whole.
+/// A condition on an argument that the kernel takes in full.
 fn long(index: u8, op: Op, value: u64) -> Result<Condition, seccompiler::BackendError> {
     Condition::new(index, Width::Qword, op, value)
 }

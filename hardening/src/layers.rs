@@ -1,8 +1,8 @@
 //! The layers of a worker's confinement: the one table of them.
 //!
-//! A row here, what takes the layer on ([`crate::jail`], [`crate::seccomp`], [`crate::mpk`]) and
-//! what probes for it ([`crate::posture`]) are all that a layer needs. The configuration, `doctor`,
-//! the API and the tests go by its name.
+//! A row here, the code that takes the layer on ([`crate::jail`], [`crate::filter`],
+//! [`crate::islands`]) and the probe for it ([`crate::posture`]) are all that a layer needs. The
+//! configuration, `doctor`, the API and the tests use its name.
 
 use std::fmt;
 use std::str::FromStr;
@@ -13,8 +13,8 @@ macro_rules! layers {
             against: $protects:literal, without: $without:literal, remedy: $remedy:expr,
         }
     )+) => {
-        /// One layer. The order is that of `doctor`'s table. A worker takes the layers on in the
-        /// order of [`crate::jail::enter`], then keys and filters.
+        /// One layer, in the order of `doctor`'s table. A worker takes the layers on in the order
+        /// of [`crate::jail::enter`], then keys and filters.
         #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
         #[repr(u8)]
         pub enum Layer {
@@ -42,13 +42,13 @@ macro_rules! layers {
                 match self { $(Self::$layer => $protects,)+ }
             }
 
-            /// What it means that it is missing.
+            /// What follows if it is missing.
             #[must_use]
             pub const fn without(self) -> &'static str {
                 match self { $(Self::$layer => $without,)+ }
             }
 
-            /// How to get it where it is missing.
+            /// How to get it if it is missing.
             #[must_use]
             pub const fn remedy(self) -> &'static str {
                 match self { $(Self::$layer => $remedy,)+ }
@@ -57,7 +57,7 @@ macro_rules! layers {
     };
 }
 
-/// Workers that take a layer on.
+/// Which workers take a layer on.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Workers {
     All,
@@ -78,7 +78,7 @@ layers! {
     }
     EmptyRoot "empty-root", of All workers {
         against: "reading or writing any file: the worker's file system is empty and read-only",
-        without: "the host's files are in sight of workers, behind Landlock and the filter",
+        without: "workers see the host's files, and only Landlock and the filter protect them",
         remedy: USER_NAMESPACES,
     }
     Rlimits "rlimits", of All workers {
@@ -88,7 +88,7 @@ layers! {
     }
     Speculation "speculation", of All workers {
         against: "speculative store bypass and indirect branches trained by another process",
-        without: "tenants may learn what other processes of the machine leave in its predictors",
+        without: "tenants may learn what other processes leave in the processor's predictors",
         remedy: "boot without mitigations=off; a processor that is not affected needs nothing",
     }
     Landlock "landlock", of All workers {
@@ -152,7 +152,7 @@ impl fmt::Display for Layer {
     }
 }
 
-/// A word that names no layer.
+/// A name of no layer.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("there is no layer {0:?}; the layers are {list}", list = Layer::ALL.map(Layer::name).join(", "))]
 pub struct UnknownLayer(pub String);
@@ -169,7 +169,7 @@ fn bit(layer: Layer) -> u32 {
     1 << (layer as u8)
 }
 
-/// Some of the layers.
+/// A set of layers.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct LayerSet(u32);
 
@@ -196,7 +196,7 @@ impl LayerSet {
         Self(self.0 | bit(layer))
     }
 
-    /// Those of a worker that is not sealed.
+    /// The layers of a worker that is not sealed.
     #[must_use]
     pub fn unsealed(self) -> Self {
         self.iter().filter(|layer| layer.workers() == Workers::All).collect()
@@ -208,7 +208,7 @@ impl LayerSet {
         self.0
     }
 
-    /// Unknown bits are dropped: they name no step.
+    /// Unknown bits are dropped: they name no layer.
     #[must_use]
     pub fn from_bits(bits: u32) -> Self {
         Self(bits & Self::all().0)

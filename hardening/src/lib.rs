@@ -1,4 +1,4 @@
-//! What confines a worker process, step by step, and what proves from outside that it does.
+//! What confines a worker process, step by step, and what proves from outside that it is confined.
 //!
 //! | module | owns |
 //! |---|---|
@@ -8,9 +8,9 @@
 //! | [`jail`] | the steps that a worker takes before V8 starts |
 //! | [`islands`] | where in a worker's address space each tenant lives, and by which key |
 //! | [`fault`] | signals that end a worker, and the record of the first one |
-//! | [`filter`] | the filters that it takes on after V8 has started, and those of a tenant's thread, from `policy/` |
-//! | [`verify`] | what the supervisor reads about a worker before it trusts it with a tenant |
-//! | [`places`] | where daemon and command line find each other when nobody says |
+//! | [`filter`] | the filters that it installs after V8 has started, and those of a tenant's thread, from `policy/` |
+//! | [`verify`] | what the supervisor reads about a worker before it admits a tenant there |
+//! | [`places`] | where daemon and command line find each other by default |
 //!
 //! This crate and the worker's V8 edge are the only ones with `unsafe`.
 

@@ -1,21 +1,21 @@
-//! Where the daemon and its command line find each other when nobody says: for root as the FHS has
-//! it, for an ordinary user as XDG has it. Both programs use this definition.
+//! Where the daemon and its command line find each other by default: FHS paths for root, XDG paths
+//! for an ordinary user. Both programs use this definition.
 //!
-//! No default is in a folder where other users may make files, such as `/tmp`: the one who makes it
-//! first would be the daemon.
+//! No default is in a folder where other users may create files, such as `/tmp`: a user who created
+//! the file first could pose as the daemon.
 
 use std::env;
 use std::ffi::OsString;
 use std::path::PathBuf;
 
-/// Where to look: who asks, and with which environment.
+/// Whose paths are wanted, and the environment that decides them.
 struct Asker<'a> {
     root: bool,
     variable: &'a dyn Fn(&str) -> Option<OsString>,
 }
 
 impl Asker<'_> {
-    /// A folder that a variable names. A relative path is not one (XDG Base Directory
+    /// The folder that a variable names. A relative path is ignored (XDG Base Directory
     /// Specification).
     fn named(&self, variable: &str) -> Option<PathBuf> {
         (self.variable)(variable).map(PathBuf::from).filter(|path| path.is_absolute())
@@ -33,7 +33,7 @@ impl Asker<'_> {
     fn socket(&self) -> PathBuf {
         let folder = match self.root {
             true => PathBuf::from("/run/enisle"),
-            // Without a session there is no such folder: cron, su, containers.
+            // Without a session the folder does not exist: cron, su, containers.
             false => match self.named("XDG_RUNTIME_DIR") {
                 Some(session) => session.join("enisle"),
                 None => self.state_dir().join("run"),
@@ -60,7 +60,7 @@ pub fn socket() -> PathBuf {
     asker().socket()
 }
 
-/// What the daemon keeps.
+/// The folder of the daemon's state.
 #[must_use]
 pub fn state_dir() -> PathBuf {
     asker().state_dir()
@@ -82,7 +82,7 @@ mod tests {
     }
 
     #[test]
-    fn no_default_is_where_others_may_make_it() {
+    fn no_default_is_in_a_folder_that_others_may_write_to() {
         let home = ("HOME", "/home/a");
         assert_eq!(socket_of(true, &[home]).to_str(), Some("/run/enisle/enisled.sock"));
         assert_eq!(

@@ -24,14 +24,15 @@ pub struct Posture {
     pub findings: Vec<Finding>,
     /// Protection keys that a process can take and rely on.
     pub keys: usize,
-    /// What an operator has to know about this machine beside its layers.
+    /// What an operator should know about this machine besides its layers.
     pub notes: Vec<String>,
-    /// Landlock also fences abstract sockets and signals (its interface 6, Linux 6.12).
+    /// Landlock also restricts abstract sockets and signals (version 6 of its interface, Linux
+    /// 6.12).
     pub landlock_scopes: bool,
 }
 
 impl Posture {
-    /// Probes this machine. Takes a few milliseconds and one short-lived child.
+    /// Probes this machine. Takes a few milliseconds and short-lived children.
     #[must_use]
     pub fn probe() -> Self {
         let keys = keys::available();
@@ -73,7 +74,7 @@ impl Posture {
         Self { findings, keys: if faults { keys } else { 0 }, notes, landlock_scopes }
     }
 
-    /// The layers that are there.
+    /// The layers that this machine has.
     #[must_use]
     pub fn layers(&self) -> LayerSet {
         self.findings.iter().filter(|finding| finding.on).map(|finding| finding.layer).collect()
@@ -85,11 +86,11 @@ impl Posture {
     }
 }
 
-/// How far a child got that was made in every namespace.
+/// How far a child in namespaces of its own got.
 enum Probe {
-    /// It could not be made, or its file systems could not be mounted, for this reason.
+    /// The child could not be made, or could not mount its file systems, for this reason.
     NoNamespaces(String),
-    /// It could not exchange its root.
+    /// The child could not replace its root.
     NoNewRoot(io::Error),
     Complete,
 }
@@ -144,12 +145,12 @@ fn probe_namespaces() -> Probe {
     }
 }
 
-/// Set in the exit code of a child that mounted and could not exchange its root; the errno is in
-/// the other seven bits.
+/// Set in the exit code of a child that mounted but could not replace its root; the errno is in the
+/// other seven bits.
 const AT_THE_ROOT: libc::c_int = 0x80;
 
 /// The child's part: the two mounts that security modules forbid to unprivileged namespaces, and
-/// the exchange of the root, which the kernel forbids where the root is its first file system
+/// replacing the root, which the kernel forbids if the root is its first file system
 /// (pivot_root(2), EINVAL).
 fn mount_and_exit() -> ! {
     let null = ptr::null::<libc::c_char>();
@@ -168,7 +169,7 @@ fn mount_and_exit() -> ! {
     unsafe { libc::_exit(code) }
 }
 
-/// Makes what is mounted on `/proc` the root; the exit code.
+/// Makes the file system mounted on `/proc` the root; returns the exit code.
 fn exchange_root() -> libc::c_int {
     let here = c".".as_ptr();
     // SAFETY: the path is a C string.
@@ -181,14 +182,14 @@ fn exchange_root() -> libc::c_int {
     }
 }
 
-/// Asks only: what this process has set, which an older kernel does not know.
+/// Only asks for this process's setting, which an older kernel does not know.
 fn deny_write_execute() -> (bool, String) {
     // SAFETY: the request takes no pointer.
     let result = unsafe { libc::prctl(libc::PR_GET_MDWE, 0, 0, 0, 0) };
     if result >= 0 { (true, String::new()) } else { (false, "this kernel does not know PR_SET_MDWE".to_owned()) }
 }
 
-/// The first version of Landlock's interface that fences abstract sockets and signals.
+/// The first version of Landlock's interface that restricts abstract sockets and signals.
 const LANDLOCK_WITH_SCOPES: libc::c_long = 6;
 
 fn landlock_version() -> io::Result<libc::c_long> {
@@ -206,9 +207,9 @@ fn landlock_version() -> io::Result<libc::c_long> {
     if version > 0 { Ok(version) } else { Err(io::Error::last_os_error()) }
 }
 
-/// Where the kernel promises no memory that it does not have (`vm.overcommit_memory` is 2), V8's
+/// If the kernel promises no memory that it does not have (`vm.overcommit_memory` is 2), V8's
 /// ranges for code count in full, used or not. The two figures are `Committed_AS` with one tenant
-/// and with each further one, measured.
+/// and for each further one, measured.
 fn strict_overcommit() -> Option<String> {
     let setting = fs::read_to_string("/proc/sys/vm/overcommit_memory").ok()?;
     if setting.trim() != "2" {
@@ -223,14 +224,14 @@ fn strict_overcommit() -> Option<String> {
     ))
 }
 
-/// Where clients can pass descriptors to the daemon, which wants none.
+/// A note for kernels on which clients can pass descriptors to the daemon, which wants none.
 fn passed_descriptors() -> Option<String> {
     let why = "this kernel cannot refuse descriptors that clients pass (SO_PASSRIGHTS, Linux 6.16): the daemon ends such \
                a connection, and has a thread of its own close it";
     (!rights::can_be_refused()).then(|| why.to_owned())
 }
 
-/// What `doctor` says where there are keys.
+/// What `doctor` shows if there are keys.
 fn keys_detail(keys: usize) -> String {
     let tenants = keys::tenants_of(keys);
     format!("{keys} keys, for {tenants} tenants a process; native code in a tenant's thread can open any of them")
@@ -252,7 +253,7 @@ fn speculation() -> (bool, String) {
     let status = fs::read_to_string("/proc/self/status").unwrap_or_default();
     let states: Vec<_> =
         status.lines().filter_map(|line| line.strip_prefix("Speculation")?.split_once(":\t")).collect();
-    // Left on for every process of the machine, and no process can choose.
+    // Left on for the whole machine, so that no process can choose.
     let exposed = states.iter().any(|(_, state)| matches!(*state, "vulnerable" | "always enabled"));
     let detail =
         states.iter().map(|(name, state)| format!("{} {state}", name.trim_start_matches('_'))).collect::<Vec<_>>();
@@ -274,7 +275,7 @@ mod tests {
     }
 
     #[test]
-    fn all_keys_of_a_processor_are_for_twelve_tenants() {
+    fn all_keys_of_a_processor_serve_twelve_tenants() {
         let detail = keys_detail(15);
         assert!(detail.starts_with("15 keys, for 12 tenants a process;"), "{detail}");
     }

@@ -1,12 +1,12 @@
-//! What the supervisor reads about a worker, from outside, before it trusts it with a tenant.
+//! Verifies a worker from outside, before the supervisor admits a tenant there.
 //!
 //! Everything is read from `/proc`, which the worker cannot write; nothing that the worker says is
-//! used. That a sealed worker makes no code is seen by what is executable in it. A layer is looked
-//! for if the plan has it. What every worker must be, whatever its layers, is required always: the
-//! right program, user and group, four descriptors, an empty environment.
+//! used. A sealed worker is checked for executable memory that it could have made. Each layer is
+//! checked if the plan has it. What every worker must be, whatever its layers, is always checked:
+//! the right program, user and group, four descriptors, an empty environment.
 //!
-//! `/proc` does not show Landlock, the dumpable flag and the parent-death signal. They rest on the
-//! worker's start-up code, which runs before any tenant's.
+//! `/proc` does not show Landlock, the dumpable flag and the parent-death signal. For these the
+//! supervisor trusts the worker's start-up code, which runs before any tenant's.
 
 use std::fs::{self, File};
 use std::io;
@@ -23,21 +23,21 @@ use crate::process::spawn::{NAMESPACES, OOM_SCORE};
 #[derive(Debug)]
 pub struct Expected<'a> {
     pub plan: &'a Plan,
-    /// The program that it was started from.
+    /// The program that was executed.
     pub program: &'a File,
     /// The uid and gid outside.
     pub uid: u32,
     pub gid: u32,
     /// The inode of the worker's end of the control channel.
     pub control_inode: u64,
-    /// The inode of the pipe that is its standard error.
+    /// The inode of the pipe that is the worker's standard error.
     pub stderr_inode: u64,
 }
 
-/// One thing that is not what it should be.
+/// One deviation from what is expected.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Finding {
-    /// The layer that is missing; none if the finding is about what every worker must be.
+    /// The layer that is missing; `None` if the finding is about what every worker must be.
     pub layer: Option<Layer>,
     pub what: String,
 }
@@ -51,10 +51,10 @@ impl std::fmt::Display for Finding {
     }
 }
 
-/// Reads a worker's state and compares.
+/// Reads a worker's state and compares it.
 ///
 /// # Errors
-/// `/proc` of that process could not be read: it has died, or it is not ours to see. Both mean that
+/// `/proc` of the worker could not be read: it has died, or the caller may not see it. Either way
 /// it is not verified.
 pub fn verify(pid: Pid, expected: &Expected<'_>) -> io::Result<Vec<Finding>> {
     let mut findings = Findings { expected, list: Vec::new() };
@@ -84,7 +84,7 @@ pub fn confined_threads(pid: Pid, layers: LayerSet) -> io::Result<usize> {
     let own = crate::filter::filters_of(layers) + crate::filter::THREAD_FILTERS;
     let mut confined = 0;
     for thread in fs::read_dir(format!("/proc/{pid}/task"))? {
-        // A thread that has just ended is none.
+        // A thread that has just ended does not count.
         let Ok(status) = fs::read_to_string(thread?.path().join("status")) else { continue };
         confined += usize::from(filters(&status) >= own);
     }
@@ -101,14 +101,14 @@ struct Findings<'a> {
 }
 
 impl Findings<'_> {
-    /// Notes `what` unless `holds`, if `layer` is one that this worker should have.
+    /// Adds the finding `what` unless `holds`, if this worker should have `layer`.
     fn expect(&mut self, layer: Layer, holds: bool, what: impl FnOnce() -> String) {
         if !holds && self.expected.plan.layers.has(layer) {
             self.list.push(Finding { layer: Some(layer), what: what() });
         }
     }
 
-    /// Notes `what` unless `holds`, whatever the layers of this worker.
+    /// Adds the finding `what` unless `holds`, whatever the layers of this worker.
     fn require(&mut self, holds: bool, what: impl FnOnce() -> String) {
         if !holds {
             self.list.push(Finding { layer: None, what: what() });
@@ -118,11 +118,11 @@ impl Findings<'_> {
     fn identity(&mut self, status: &str, exe: &fs::Metadata) -> io::Result<()> {
         let program = File::from(self.expected.program.as_fd().try_clone_to_owned()?).metadata()?;
         self.require((exe.dev(), exe.ino()) == (program.dev(), program.ino()), || {
-            "it executes another program than the worker's".to_owned()
+            "it executes a program other than the worker's".to_owned()
         });
         for (name, id) in [("Uid", self.expected.uid), ("Gid", self.expected.gid)] {
             let (found, id) = (field(status, name).to_owned(), id.to_string());
-            // Real, effective, saved, of the file system.
+            // Real, effective, saved and file system id.
             let all = found.split_whitespace().eq([id.as_str(); 4]);
             self.require(all, || format!("{name} is {found}, expected {id}"));
         }
@@ -134,8 +134,8 @@ impl Findings<'_> {
             let bits = field(status, set).to_owned();
             self.expect(Layer::Capabilities, is_zero(&bits), || format!("{set} is {bits}"));
         }
-        // An ordinary user without a namespace cannot empty the bounding set; no_new_privs makes it
-        // moot.
+        // An ordinary user without a namespace cannot empty the bounding set; no_new_privs makes
+        // that harmless.
         if self.expected.plan.layers.has(Layer::Namespaces) || nix::unistd::geteuid().is_root() {
             let bits = field(status, "CapBnd").to_owned();
             self.expect(Layer::Capabilities, is_zero(&bits), || format!("CapBnd is {bits}"));
@@ -207,7 +207,7 @@ impl Findings<'_> {
         });
     }
 
-    /// Exactly: null, null, our pipe, our socket.
+    /// Exactly: null, null, the supervisor's pipe, the supervisor's socket.
     fn descriptors(&mut self, proc: &str) -> io::Result<()> {
         let socket = format!("socket:[{}]", self.expected.control_inode);
         let pipe = format!("pipe:[{}]", self.expected.stderr_inode);
@@ -226,7 +226,8 @@ impl Findings<'_> {
         Ok(())
     }
 
-    /// In a sealed worker only the program, its libraries and the kernel's own page are executable.
+    /// In a sealed worker only the program, its libraries and the kernel's own pages are
+    /// executable.
     fn code(&mut self, maps: &str) {
         for line in maps.lines() {
             self.expect(Layer::DenyWriteExecute, !is_made_code(line), || format!("it has made code: {line}"));
@@ -238,13 +239,13 @@ impl Findings<'_> {
     }
 }
 
-/// The value of one line of `/proc/PID/status`; empty where this kernel has no such line.
+/// The value of one line of `/proc/PID/status`; empty if this kernel has no such line.
 fn field<'a>(status: &'a str, name: &str) -> &'a str {
     status.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(':')).unwrap_or("").trim()
 }
 
-/// Whether a line of `/proc/PID/maps` is executable memory that no file is behind, or that can be
-/// written too.
+/// Whether a line of `/proc/PID/maps` is executable memory that has no file, or that is writable
+/// too.
 fn is_made_code(line: &str) -> bool {
     let mut fields = line.split_whitespace();
     let (protection, inode) = (fields.nth(1).unwrap_or_default(), fields.nth(2).unwrap_or_default());
@@ -252,9 +253,9 @@ fn is_made_code(line: &str) -> bool {
     protection.contains('x') && (protection.contains('w') || (inode == "0" && !kernels))
 }
 
-/// Whether a process may choose to speculate, by the kernel's word for it. "thread …" and
-/// "conditional …" are processes that can choose; only a forced choice cannot be taken back.
-/// Every other word is about the whole machine, and the posture tells that
+/// Whether a process may still choose to speculate, judged by the state that the kernel reports.
+/// With "thread …" and "conditional …" the process can choose; only a forced choice is final.
+/// Every other state is about the whole machine, and the posture reports it
 /// (`Documentation/userspace-api/spec_ctrl.rst`, `arch/x86/kernel/cpu/bugs.c`).
 fn can_be_turned_on(state: &str) -> bool {
     let can_choose = state.starts_with("thread ") || state.starts_with("conditional ");
@@ -278,7 +279,7 @@ mod tests {
     }
 
     #[test]
-    fn code_that_was_made_is_told_from_code_that_was_loaded() {
+    fn code_that_was_made_is_distinguished_from_code_that_was_loaded() {
         assert!(is_made_code("7f00-7f10 rwxp 00000000 00:00 0 "));
         assert!(is_made_code("7f00-7f10 r-xp 00000000 00:00 0 [anon:v8]"));
         assert!(is_made_code("7f00-7f10 rwxp 00000000 08:01 77 /worker"));
@@ -288,7 +289,7 @@ mod tests {
     }
 
     #[test]
-    fn only_a_forced_choice_about_speculation_is_for_good() {
+    fn only_a_forced_choice_about_speculation_is_final() {
         for state in ["thread vulnerable", "thread mitigated", "conditional enabled", "conditional disabled"] {
             assert!(can_be_turned_on(state), "{state}");
         }
@@ -298,7 +299,7 @@ mod tests {
     }
 
     #[test]
-    fn a_worker_that_would_outlive_the_daemon_when_memory_runs_out_is_found() {
+    fn a_worker_that_the_kernel_would_spare_when_memory_runs_out_is_found() {
         let plan = Plan::for_tenants(LayerSet::NONE.with(Layer::Rlimits), 1, 1);
         let program = File::open("/proc/self/exe").unwrap();
         let expected = Expected { plan: &plan, program: &program, uid: 0, gid: 0, control_inode: 0, stderr_inode: 0 };
@@ -310,7 +311,7 @@ mod tests {
         assert_eq!(["500\n", "1000\n", "499\n", "0\n", "-1000\n", ""].map(found), [0, 0, 1, 1, 1, 1]);
     }
 
-    /// What a look finds wrong with a worker that should have no layer at all.
+    /// What a check finds wrong with a worker that should have no layer at all.
     fn found_without_layers(look: impl FnOnce(&mut Findings<'_>)) -> Vec<String> {
         let plan = Plan::for_tenants(LayerSet::NONE, 1, 1);
         let program = File::open("/proc/self/exe").unwrap();
@@ -321,14 +322,14 @@ mod tests {
     }
 
     #[test]
-    fn another_program_or_user_is_found_whatever_the_layers() {
+    fn another_program_or_user_is_found_without_any_layer() {
         let found = |uids: &str, gids: &str, exe: &str| {
             let (status, exe) = (format!("Uid:\t{uids}\nGid:\t{gids}\n"), fs::metadata(exe).unwrap());
             found_without_layers(|findings| findings.identity(&status, &exe).unwrap())
         };
         let (own, other) = ("/proc/self/exe", "/dev/null");
         assert_eq!(found("7\t7\t7\t7", "8\t8\t8\t8", own), [""; 0]);
-        let program = "it executes another program than the worker's";
+        let program = "it executes a program other than the worker's";
         assert_eq!(found("7\t7\t7\t7", "8\t8\t8\t8", other), [program]);
         assert_eq!(found("7\t7\t0\t7", "8\t8\t8\t8", own), ["Uid is 7\t7\t0\t7, expected 7"]);
         assert_eq!(found("7\t7\t7\t7", "8\t8\t8\t0", own), ["Gid is 8\t8\t8\t0, expected 8"]);
@@ -336,7 +337,7 @@ mod tests {
     }
 
     #[test]
-    fn a_descriptor_too_many_is_found_whatever_the_layers() {
+    fn an_extra_descriptor_is_found_without_any_layer() {
         let proc = tempfile::tempdir().unwrap();
         let open = proc.path().join("fd");
         fs::create_dir(&open).unwrap();
@@ -352,7 +353,7 @@ mod tests {
     }
 
     #[test]
-    fn an_environment_is_found_whatever_the_layers() {
+    fn an_environment_is_found_without_any_layer() {
         assert_eq!(found_without_layers(|findings| findings.environment(b"")), [""; 0]);
         let found = found_without_layers(|findings| findings.environment(b"SECRET=1\0"));
         assert_eq!(found, ["its environment is not empty"]);

@@ -1,9 +1,10 @@
 //! Do the compiled filters do what the policies say?
 //!
-//! Every rule is driven with arguments that it allows and with each of its conditions broken, with
-//! junk in the upper halves of what the kernel takes as an `int`, through an interpreter of BPF and
-//! past it a reading of the policy that shares no code with the compiler. What the two say has to
-//! be the same. (The harness in `tests/escape` asks the kernel, and finds rules that nothing uses.)
+//! Every rule is tested with arguments that it allows and with each of its conditions broken, with
+//! junk in the upper halves of arguments that the kernel takes as an `int`: once by interpreting
+//! the compiled BPF, once by reading the policy with code that the compiler does not share. Both
+//! must give the same answer. (The harness in `tests/escape` asks the kernel, and finds rules that
+//! nothing uses.)
 
 use std::collections::BTreeMap;
 use std::os::fd::{AsFd, AsRawFd};
@@ -43,14 +44,14 @@ impl Call {
         match offset {
             0 => self.number,
             4 => self.architecture,
-            // The instruction pointer, which no rule asks for.
+            // The instruction pointer, which no rule examines.
             8 | 12 => 0,
             _ => half(self.args[(offset as usize - 16) / 8], offset % 8 == 4),
         }
     }
 }
 
-/// Classic BPF, as much of it as filters have (linux/filter.h).
+/// Classic BPF, the part of it that filters use (linux/filter.h).
 fn run(program: &[seccompiler::sock_filter], call: &Call) -> u32 {
     let (mut at, mut accumulator) = (0, 0_u32);
     loop {
@@ -66,7 +67,7 @@ fn run(program: &[seccompiler::sock_filter], call: &Call) -> u32 {
             0x35 => at += jump(accumulator >= step.k),
             0x45 => at += jump(accumulator & step.k != 0),
             0x06 => return step.k,
-            other => panic!("instruction {other:#x} is not one of a filter"),
+            other => panic!("instruction {other:#x} does not belong in a filter"),
         }
     }
 }
@@ -134,7 +135,7 @@ fn rules(name: &str) -> BTreeMap<i64, Vec<Vec<Condition>>> {
     rules
 }
 
-/// What the policy says of a call.
+/// What the policy answers to a call.
 fn says(rules: &BTreeMap<i64, Vec<Vec<Condition>>>, call: &Call, matched: u32, otherwise: u32) -> u32 {
     let matches = rules
         .get(&i64::from(call.number))
@@ -162,7 +163,7 @@ impl Compiled {
 const TABLES: [(&str, u32, u32); 3] = [("allow", ALLOW, TRAP), ("tenant", ALLOW, TRAP), ("refuse", ENOSYS, ALLOW)];
 
 #[test]
-fn every_rule_lets_through_what_it_names_and_nothing_beside_it() {
+fn every_rule_allows_what_it_names_and_nothing_else() {
     let compiled = Compiled::new();
     for (name, matched, otherwise) in TABLES {
         let (program, rules) = (compiled.program(name, &[4, 1]), rules(name));
@@ -187,8 +188,7 @@ fn every_rule_lets_through_what_it_names_and_nothing_beside_it() {
                         assert_eq!(run(&program, &call), expected, "{name}: {call:?}");
                         refused |= expected == otherwise;
                     }
-                    // The kernel does not look at the upper half of an int; of anything else it
-                    // does.
+                    // The kernel ignores the upper half of an int, and of nothing else.
                     let mut junk = args;
                     junk[condition.index] |= JUNK;
                     let expected = if condition.int { matched } else { otherwise };
@@ -198,14 +198,14 @@ fn every_rule_lets_through_what_it_names_and_nothing_beside_it() {
                         "{name}, junk for {condition:?} of call {number}"
                     );
                 }
-                assert!(refused, "{name}: nothing that is close to {rule:?} of call {number} is refused");
+                assert!(refused, "{name}: no call close to {rule:?} of call {number} is refused");
             }
         }
     }
 }
 
 #[test]
-fn what_no_rule_names_is_trapped_and_other_tables_are_killed() {
+fn a_call_without_a_rule_is_trapped_and_another_architecture_is_killed() {
     let compiled = Compiled::new();
     for (name, _, otherwise) in TABLES {
         let (program, rules) = (compiled.program(name, &[4, 1]), rules(name));
@@ -219,7 +219,7 @@ fn what_no_rule_names_is_trapped_and_other_tables_are_killed() {
 }
 
 #[test]
-fn a_tenants_list_is_a_part_of_its_process_list() {
+fn a_tenants_list_is_a_subset_of_the_processes() {
     let (all, tenant) = (rules("allow"), rules("tenant"));
     assert!(tenant.keys().all(|number| all.contains_key(number)));
     for gone in [libc::SYS_clone, libc::SYS_seccomp, libc::SYS_sigaltstack, libc::SYS_rseq, libc::SYS_recvmsg] {
@@ -242,10 +242,10 @@ proptest! {
         prop_assert_eq!(run(&program, &call), says(&rules(name), &call, matched, otherwise));
     }
 
-    /// `own` against a reading of its own: an address is home, or on nobody's island; a long range
-    /// is the sandbox.
+    /// Compares `own` with its meaning: an address is on the own island or on none; a long range is
+    /// the own sandbox.
     #[test]
-    fn a_range_is_at_home_or_on_no_island(
+    fn a_range_is_on_the_own_island_or_on_none(
         which in 0_usize..6,
         near in prop_oneof![Just("zone"), Just("own"), Just("end of own"), Just("end of zone"), Just("sandbox"), Just("nowhere")],
         offset in -8192_i64..8192,
@@ -264,7 +264,7 @@ proptest! {
         let offset = if near == "sandbox" && offset % 2 == 0 { 0 } else { offset };
         let address = (base as u64).wrapping_add_signed(offset);
         let calls = [libc::SYS_mmap, libc::SYS_munmap, libc::SYS_mprotect, libc::SYS_pkey_mprotect, libc::SYS_madvise, libc::SYS_mremap];
-        // A key that is its own, and a new length that is short.
+        // A key of its own, and a new length that is short.
         let args = if calls[which] == libc::SYS_pkey_mprotect { [address, bytes, 0, 4, 0, 0] } else { [address, bytes, 0, 0, 0, 0] };
         let at = usize::try_from(address).unwrap();
         let anothers = zone.contains(&at) && !own.range().contains(&at);
@@ -275,7 +275,7 @@ proptest! {
 }
 
 #[test]
-fn a_thread_names_its_own_keys_descriptor_and_thread_only() {
+fn a_thread_may_name_only_its_own_keys_descriptor_and_thread() {
     let compiled = Compiled::new();
     let with_keys = compiled.program("own", &[4, 1]);
     let without = compiled.program("own", &[]);

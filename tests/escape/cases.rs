@@ -266,7 +266,7 @@ pub(crate) const CASES: &[Case] = &[
     attack("M32", "have the kernel merge pages", Expected::Trapped, FILTERS,
         "const got = call('madvise', O & ~4095n, 4096n, 12n); return got === 0n || (got === -22n && 'this kernel merges no pages')"),
     uncontrolled("M33", "overwrite the page that says which keys a thread gets", Expected::NotWritable, "the page is read-only whatever the layers",
-        "const page = attack.sealed(); attack.read(page, 8n); attack.write(page + 24n, 0n); return true"),
+        "const page = attack.frozen(); attack.read(page, 8n); attack.write(page + 24n, 0n); return true"),
     check("M33 calls", "no call that a script can make changes its thread's keys", Check::Look(checks::keys_hold_whatever_is_called)),
     behind("M34", "have the kernel write into the victim's buffer", &[], KEYS,
         "const got = call('getrandom', V, 8n, 0n); return got === 8n || 'errno ' + got"),

@@ -1,6 +1,6 @@
 //! The control channel: one per worker process.
 //!
-//! In the worker the main thread and the watchdog speak on it, never a tenant's thread.
+//! In the worker the main thread and the watchdog send on it, a tenant's thread never does.
 //!
 //! ```text
 //!   supervisor ── Start ──▶ worker   (jail, V8, seccomp)
@@ -16,27 +16,28 @@ use serde::{Deserialize, Serialize};
 use crate::tenant::RunId;
 use crate::{MAX_FROM_HOST_BYTES, MAX_FROM_WORKER_BYTES};
 
-/// How a worker exits when V8 has no memory left.
+/// The exit code of a worker whose V8 has run out of memory.
 pub const OUT_OF_MEMORY_EXIT: i32 = 86;
-/// How a worker exits when V8 gives up for another reason. How it exits after a fault:
+/// The exit code of a worker whose V8 gave up for another reason. After a fault it is
 /// `hardening::fault::FAULT_EXIT`.
 pub const GAVE_UP_EXIT: i32 = 87;
 
-/// A place for one tenant in one worker process; never used twice in the life of the process.
+/// A numbered place for one tenant in one worker process; never used twice in the life of the
+/// process.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 pub struct Slot(pub u32);
 
 /// From the supervisor to a worker.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub enum ToWorker {
-    /// The first word; with it come the descriptor of the page for faults and, for a host, that of
-    /// the snapshot.
+    /// The first frame. It carries the descriptor of the fault page and, for a host, that of the
+    /// snapshot.
     Start(Start),
-    /// A tenant moves in; with it comes the descriptor of its channel.
+    /// A tenant moves in. The frame carries the descriptor of its channel.
     Admit(Admit),
-    /// End this run if it is still that tenant's.
+    /// End this run if the tenant is still on it.
     Cancel { slot: Slot, run: RunId },
-    /// A tenant moves out, whatever it is doing.
+    /// A tenant moves out, even in the middle of a run.
     Retire { slot: Slot },
 }
 
@@ -44,15 +45,15 @@ pub enum ToWorker {
 pub struct Start {
     pub version: u16,
     pub role: Role,
-    /// The jail's layers, as bits of `hardening::LayerSet`.
+    /// The jail's layers, as the bits of `hardening::LayerSet`.
     pub layers: u32,
-    /// Most committed private memory (`RLIMIT_DATA`).
+    /// The most committed private memory (`RLIMIT_DATA`).
     pub data_bytes: u64,
     pub max_tenants: u32,
-    /// The engine makes no machine code: interpreter only, no WebAssembly.
+    /// The engine generates no machine code: interpreter only, no WebAssembly.
     pub jitless: bool,
-    /// Where the tenants' islands are, as `hardening::islands::Zone::parts` has it. The supervisor
-    /// chooses, so that it knows where to look without the worker's word.
+    /// Where the tenants' islands are, in the form of `hardening::islands::Zone::parts`. The
+    /// supervisor chooses, so that it knows where to look without trusting the worker.
     pub zone: Vec<u64>,
 }
 
@@ -67,7 +68,7 @@ pub enum Role {
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct Admit {
     pub slot: Slot,
-    /// The heap limit of the isolate that is warmed; a run with a lower one gets a fresh one.
+    /// The heap limit of the isolate that is warmed; a run with a lower limit gets a fresh isolate.
     pub memory_mb: u32,
 }
 
@@ -80,8 +81,8 @@ pub enum FromWorker {
     Retired {
         slot: Slot,
     },
-    /// A run was told to end and did not, or disposing of what runs have left takes too long: only
-    /// the end of the process stops it.
+    /// A run did not end when it was stopped, or disposing of what runs have left takes too long:
+    /// only the end of the process stops it.
     Overrun {
         slot: Slot,
         run: RunId,
@@ -94,15 +95,15 @@ pub enum FromWorker {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Ready {
     pub v8: String,
-    /// The protection keys of this process; none where the layer is off.
+    /// The protection keys of this process; `None` where the layer is off.
     pub keys: Option<Keys>,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Keys {
-    /// V8's, for JIT pages.
+    /// V8's key for JIT pages.
     pub jit: u8,
-    /// One for each place, in order.
+    /// One key for each slot, in order.
     pub tenants: Vec<u8>,
 }
 
@@ -112,21 +113,21 @@ pub enum OverrunCause {
     Wall,
     Memory,
     Canceled,
-    /// The run had ended, and something that it or an earlier one left was being disposed of.
+    /// The run had ended, and the thread was disposing of something that it or an earlier run left.
     Disposal,
 }
 
-/// A frame came out of order.
+/// A frame that the worker's role or state does not allow.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-pub enum Violation {
+pub enum ProtocolError {
     #[error("{0} before the worker was ready")]
     TooEarly(&'static str),
     #[error("{0} from a worker that is ready already")]
     TooLate(&'static str),
-    /// A host made a snapshot, or a maker would host tenants.
-    #[error("{0} from a worker that has another role")]
+    /// A host sent a snapshot, or a maker offered to host tenants.
+    #[error("{0} from a worker of the other role")]
     WrongRole(&'static str),
-    #[error("a version of V8 that is too long")]
+    #[error("an overlong V8 version")]
     LongReady,
     #[error("{frame} for slot {slot}, which this worker does not hold")]
     NotHeld { frame: &'static str, slot: u32 },
@@ -146,7 +147,7 @@ impl Session {
         Self { role, ready: false, held: std::collections::BTreeSet::new() }
     }
 
-    /// The most that a frame of this worker may have: a host says nothing long.
+    /// The largest frame that this worker may send: a host sends only small ones.
     #[must_use]
     pub fn most_bytes(&self) -> usize {
         match self.role {
@@ -155,25 +156,25 @@ impl Session {
         }
     }
 
-    /// `Admit` goes out.
+    /// Notes that `Admit` was sent.
     pub fn admit(&mut self, slot: Slot) {
         self.held.insert(slot);
     }
 
-    /// A frame came in.
+    /// Checks a frame that came in.
     ///
     /// # Errors
-    /// It was not that worker's turn: it is to be killed.
-    pub fn accept(&mut self, frame: &FromWorker) -> Result<(), Violation> {
+    /// The frame was not allowed: the worker must be killed.
+    pub fn accept(&mut self, frame: &FromWorker) -> Result<(), ProtocolError> {
         match frame {
-            FromWorker::Failed(_) if self.ready => Err(Violation::TooLate("Failed")),
+            FromWorker::Failed(_) if self.ready => Err(ProtocolError::TooLate("Failed")),
             FromWorker::Failed(_) => Ok(()),
-            FromWorker::Snapshot(_) if self.role == Role::Host => Err(Violation::WrongRole("Snapshot")),
-            FromWorker::Ready(_) if self.role == Role::Maker => Err(Violation::WrongRole("Ready")),
-            FromWorker::Ready(_) if self.ready => Err(Violation::TooLate("Ready")),
-            FromWorker::Snapshot(_) if self.ready => Err(Violation::TooLate("Snapshot")),
-            // It is kept, and shown with every worker.
-            FromWorker::Ready(ready) if ready.v8.len() > 64 => Err(Violation::LongReady),
+            FromWorker::Snapshot(_) if self.role == Role::Host => Err(ProtocolError::WrongRole("Snapshot")),
+            FromWorker::Ready(_) if self.role == Role::Maker => Err(ProtocolError::WrongRole("Ready")),
+            FromWorker::Ready(_) if self.ready => Err(ProtocolError::TooLate("Ready")),
+            FromWorker::Snapshot(_) if self.ready => Err(ProtocolError::TooLate("Snapshot")),
+            // The version is stored, and shown with every worker.
+            FromWorker::Ready(ready) if ready.v8.len() > 64 => Err(ProtocolError::LongReady),
             FromWorker::Ready(_) | FromWorker::Snapshot(_) => {
                 self.ready = true;
                 Ok(())
@@ -187,13 +188,13 @@ impl Session {
         }
     }
 
-    fn expect_held(&self, frame: &'static str, slot: Slot) -> Result<(), Violation> {
+    fn expect_held(&self, frame: &'static str, slot: Slot) -> Result<(), ProtocolError> {
         if !self.ready {
-            Err(Violation::TooEarly(frame))
+            Err(ProtocolError::TooEarly(frame))
         } else if self.held.contains(&slot) {
             Ok(())
         } else {
-            Err(Violation::NotHeld { frame, slot: slot.0 })
+            Err(ProtocolError::NotHeld { frame, slot: slot.0 })
         }
     }
 }
@@ -207,20 +208,20 @@ mod tests {
     }
 
     #[test]
-    fn a_worker_speaks_only_for_the_tenants_that_it_holds() {
+    fn a_worker_speaks_only_for_the_slots_that_it_holds() {
         let mut session = Session::new(Role::Host);
         assert_eq!(session.accept(&ready()), Ok(()));
         session.admit(Slot(3));
         let other = FromWorker::Retired { slot: Slot(4) };
-        assert_eq!(session.accept(&other), Err(Violation::NotHeld { frame: "Retired", slot: 4 }));
+        assert_eq!(session.accept(&other), Err(ProtocolError::NotHeld { frame: "Retired", slot: 4 }));
         assert_eq!(session.accept(&FromWorker::Retired { slot: Slot(3) }), Ok(()));
         assert!(session.accept(&FromWorker::Retired { slot: Slot(3) }).is_err());
     }
 
     #[test]
-    fn a_version_that_is_none_is_refused() {
+    fn an_overlong_version_is_refused() {
         let ready = FromWorker::Ready(Ready { v8: "1".repeat(65), keys: None });
-        assert_eq!(Session::new(Role::Host).accept(&ready), Err(Violation::LongReady));
+        assert_eq!(Session::new(Role::Host).accept(&ready), Err(ProtocolError::LongReady));
     }
 
     #[test]
@@ -233,24 +234,24 @@ mod tests {
     }
 
     #[test]
-    fn a_host_makes_no_snapshot_and_a_maker_hosts_nobody() {
+    fn a_host_makes_no_snapshot_and_a_maker_hosts_no_tenant() {
         let mut maker = Session::new(Role::Maker);
         let snapshot = FromWorker::Snapshot(vec![]);
-        assert_eq!(Session::new(Role::Host).accept(&snapshot), Err(Violation::WrongRole("Snapshot")));
-        assert_eq!(maker.accept(&ready()), Err(Violation::WrongRole("Ready")));
+        assert_eq!(Session::new(Role::Host).accept(&snapshot), Err(ProtocolError::WrongRole("Snapshot")));
+        assert_eq!(maker.accept(&ready()), Err(ProtocolError::WrongRole("Ready")));
         assert_eq!(maker.accept(&snapshot), Ok(()));
     }
 
     #[test]
-    fn a_violation_names_the_frame_that_came_out_of_order() {
+    fn an_error_names_the_frame_that_came_out_of_order() {
         let snapshot = FromWorker::Snapshot(vec![]);
         let of_a_host = Session::new(Role::Host).accept(&snapshot).unwrap_err();
-        assert_eq!(of_a_host.to_string(), "Snapshot from a worker that has another role");
+        assert_eq!(of_a_host.to_string(), "Snapshot from a worker of the other role");
         let mut maker = Session::new(Role::Maker);
         assert_eq!(maker.accept(&snapshot), Ok(()));
         assert_eq!(maker.accept(&snapshot).unwrap_err().to_string(), "Snapshot from a worker that is ready already");
         let mut host = Session::new(Role::Host);
         assert_eq!(host.accept(&ready()), Ok(()));
-        assert_eq!(host.accept(&ready()), Err(Violation::TooLate("Ready")));
+        assert_eq!(host.accept(&ready()), Err(ProtocolError::TooLate("Ready")));
     }
 }

@@ -1,11 +1,11 @@
-//! Length-prefixed frames: capped before they are read, whole or refused.
+//! Length-prefixed frames: checked against a cap before they are read, complete or refused.
 
 use std::io::{self, Read, Write};
 
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
-/// The bytes in front of every frame: its length, little endian.
+/// The bytes in front of every frame: the length of its body, little endian.
 pub const HEADER_BYTES: usize = 4;
 
 /// Why bytes are not a frame.
@@ -17,7 +17,7 @@ pub enum FrameError {
     TooLong { len: usize, cap: usize },
     #[error("a frame does not decode: {0}")]
     Malformed(postcard::Error),
-    #[error("a frame has {0} bytes behind its end")]
+    #[error("a frame has {0} bytes after its message")]
     Trailing(usize),
     #[error("a frame cannot be encoded: {0}")]
     Unencodable(postcard::Error),
@@ -28,7 +28,7 @@ pub enum FrameError {
 /// The length that a header announces, if `cap` allows it.
 ///
 /// # Errors
-/// [`FrameError::TooLong`] before anything was allocated.
+/// [`FrameError::TooLong`], before anything is allocated.
 pub fn body_len(header: [u8; HEADER_BYTES], cap: usize) -> Result<usize, FrameError> {
     let len = usize::try_from(u32::from_le_bytes(header)).unwrap_or(usize::MAX);
     if len > cap { Err(FrameError::TooLong { len, cap }) } else { Ok(len) }
@@ -37,12 +37,13 @@ pub fn body_len(header: [u8; HEADER_BYTES], cap: usize) -> Result<usize, FrameEr
 /// `message` with its header in front.
 ///
 /// # Errors
-/// [`FrameError::TooLong`] if `message` does not fit `cap`: the sender's own mistake, found before sending.
+/// [`FrameError::TooLong`] if `message` exceeds `cap`: the sender's own mistake, found before
+/// sending.
 pub fn encode<T: Serialize>(message: &T, cap: usize) -> Result<Vec<u8>, FrameError> {
     append(Vec::new(), message, cap)
 }
 
-/// `message` as a frame behind the `frames` that are there.
+/// Appends `message` as a frame to `frames`.
 ///
 /// # Errors
 /// As [`encode`].
@@ -62,7 +63,7 @@ pub fn append<T: Serialize>(mut frames: Vec<u8>, message: &T, cap: usize) -> Res
     }
 }
 
-/// One message out of one body, with nothing behind it.
+/// Decodes one message from one body and refuses bytes that follow it.
 ///
 /// # Errors
 /// [`FrameError::Malformed`] or [`FrameError::Trailing`].
@@ -77,7 +78,8 @@ pub fn decode<T: DeserializeOwned>(body: &[u8]) -> Result<T, FrameError> {
 /// Reads one frame from a blocking channel (the worker's side).
 ///
 /// # Errors
-/// [`FrameError::Closed`] at a clean end, otherwise what was wrong.
+/// [`FrameError::Closed`] if the peer closed the channel, even within a frame; otherwise what was
+/// wrong.
 pub fn read_frame<T: DeserializeOwned>(channel: &mut impl Read, cap: usize) -> Result<T, FrameError> {
     let mut header = [0; HEADER_BYTES];
     read_all(channel, &mut header)?;
@@ -96,7 +98,7 @@ fn read_all(channel: &mut impl Read, buffer: &mut [u8]) -> Result<(), FrameError
 /// Writes one frame to a blocking channel (the worker's side).
 ///
 /// # Errors
-/// [`FrameError::TooLong`] before anything was written, or the channel's own error.
+/// [`FrameError::TooLong`] before anything is written, or the channel's own error.
 pub fn write_frame<T: Serialize>(channel: &mut impl Write, message: &T, cap: usize) -> Result<(), FrameError> {
     Ok(channel.write_all(&encode(message, cap)?)?)
 }

@@ -1,8 +1,8 @@
 //! What one run may use: the one table of limits.
 //!
-//! A row here and what enforces it is all that a limit needs. The frames, policies, requests, the
-//! configuration with its ranges, what a sealed tenant gets, the API's description and the table of
-//! SPECIFICATION.md come from it.
+//! A row here and the code that enforces it are all that a limit needs. The frames, policies,
+//! requests, the configuration with its ranges, the limits of sealed tenants, the API's description
+//! and the table of SPECIFICATION.md come from this table.
 
 use std::collections::BTreeMap;
 
@@ -14,15 +14,15 @@ macro_rules! limits {
         $field:ident $limit:ident $name:literal: $unit:ident,
         default $default:expr, from $least:expr, to $most:expr, sealed $sealed:expr, over it $over:literal;
     )+) => {
-        /// What one run may use. Keys are `snake_case` where a file is read or written, and
-        /// `camelCase` in the API ([`Shown`]); both are read.
+        /// What one run may use. Keys are `snake_case` in files and `camelCase` in the API
+        /// ([`Shown`]); both are read.
         #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
         #[serde(deny_unknown_fields, default)]
         pub struct Limits {
             $($(#[doc = $doc])+ #[serde(alias = $name)] pub $field: u32,)+
         }
 
-        /// [`Limits`] as the API shows them.
+        /// [`Limits`] in the form of the API.
         #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
         #[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
         #[cfg_attr(feature = "schema", schemars(rename = "Limits"))]
@@ -33,8 +33,7 @@ macro_rules! limits {
             pub $field: u32,)+
         }
 
-        /// Limits to be set, or those that a run asks for, of which the lower one of run and policy
-        /// holds.
+        /// Limits to set, or limits that a run requests; of run and policy the lower limit holds.
         #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
         #[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
         #[serde(deny_unknown_fields)]
@@ -45,7 +44,7 @@ macro_rules! limits {
             pub $field: Option<u32>,)+
         }
 
-        /// A limit by itself.
+        /// Names one limit.
         #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
         pub enum Limit {
             $($(#[doc = $doc])+ $limit,)+
@@ -54,13 +53,13 @@ macro_rules! limits {
         impl Limit {
             pub const ALL: [Self; [$($default),+].len()] = [$(Self::$limit),+];
 
-            /// As the API calls it.
+            /// Its name in the API.
             #[must_use]
             pub const fn name(self) -> &'static str {
                 match self { $(Self::$limit => $name,)+ }
             }
 
-            /// As files call it.
+            /// Its key in files.
             #[must_use]
             pub const fn key(self) -> &'static str {
                 match self { $(Self::$limit => stringify!($field),)+ }
@@ -76,19 +75,19 @@ macro_rules! limits {
                 match self { $(Self::$limit => $default,)+ }
             }
 
-            /// The least and the most of it.
+            /// The lowest and the highest value.
             #[must_use]
             pub const fn range(self) -> (u32, u32) {
                 match self { $(Self::$limit => ($least, $most),)+ }
             }
 
-            /// What a sealed tenant has of it at the most, if that is less than its policy says.
+            /// The most that a sealed tenant gets, if that is less than its policy allows.
             #[must_use]
             pub const fn sealed(self) -> Option<u32> {
                 match self { $(Self::$limit => $sealed,)+ }
             }
 
-            /// What becomes of a run that goes over it, for the documentation.
+            /// What happens to a run that exceeds it, for the documentation.
             #[must_use]
             pub const fn over_it(self) -> &'static str {
                 match self { $(Self::$limit => $over,)+ }
@@ -146,29 +145,29 @@ pub enum Unit {
 const MIB: u32 = 1 << 20;
 
 limits! {
-    /// Time of the processor, in milliseconds.
+    /// CPU time, in milliseconds.
     cpu_ms CpuMs "cpuMs": Ms, default 1000, from 1, to 300_000, sealed Some(250), over it "`exceededCpu`";
-    /// From its arrival to its end, in milliseconds.
+    /// From the run's arrival to its end, in milliseconds.
     wall_ms WallMs "wallMs": Ms, default 10_000, from 1, to 3_600_000, sealed Some(5000), over it "`exceededWall`";
-    /// MiB for the heap, and once more for what is outside it.
+    /// MiB for the heap, and as much again for memory outside it.
     memory_mb MemoryMb "memoryMb": MiB, default 128, from 8, to 1024, sealed Some(64), over it "`exceededMemory`; a buffer: `RangeError` in the script";
-    /// Of the result.
+    /// Bytes of the result.
     output_bytes OutputBytes "outputBytes": Bytes, default MIB, from 1, to 16 * MIB, sealed None, over it "`exceededOutput`";
-    /// Of the log.
+    /// Bytes of the log.
     log_bytes LogBytes "logBytes": Bytes, default 256 << 10, from 0, to 8 * MIB, sealed None, over it "the rest is dropped, `truncated` is true";
-    /// Of the log.
+    /// Lines of the log.
     log_lines LogLines "logLines": Count, default 1000, from 0, to 100_000, sealed None, over it "the rest is dropped, `truncated` is true";
-    /// Pending at one time.
+    /// Timers pending at one time.
     timers Timers "timers": Count, default 1000, from 0, to 100_000, sealed Some(100), over it "`RangeError` in the script";
-    /// All modules together.
+    /// Bytes of all modules together.
     code_bytes CodeBytes "codeBytes": Bytes, default 64 * MIB, from 1, to 64 * MIB, sealed None, over it "413";
     /// Accepted; nothing makes requests yet.
     sub_requests SubRequests "subRequests": Count, default 50, from 0, to 1_000_000, sealed None, over it "nothing makes requests yet";
-    /// Calls that a run waits for at one time. Accepted; nothing makes calls yet.
+    /// Calls that a run may wait for at one time. Accepted; nothing makes calls yet.
     concurrent_calls ConcurrentCalls "concurrentCalls": Count, default 6, from 1, to 1000, sealed None, over it "nothing makes calls yet";
 }
 
-/// What is not between the least and the most of its limit.
+/// A value outside the range of its limit.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{name} is {value}, which is not between {least} and {most}")]
 pub struct OutOfRange {
@@ -179,19 +178,19 @@ pub struct OutOfRange {
 }
 
 impl Limit {
-    /// The one that files call so.
+    /// The limit with this key in files.
     #[must_use]
     pub fn of_key(key: &str) -> Option<Self> {
         Self::ALL.into_iter().find(|limit| limit.key() == key)
     }
 
-    /// The most of it.
+    /// The highest value.
     #[must_use]
     pub const fn most(self) -> u32 {
         self.range().1
     }
 
-    /// That a run went over a limit of `most`.
+    /// The message for a run that exceeded a limit of `most`.
     #[must_use]
     pub fn exceeded(self, most: u32) -> String {
         let name = self.name();
@@ -205,7 +204,7 @@ impl Limit {
 }
 
 impl Limits {
-    /// The lower ones of these and of others.
+    /// The lower of both, for each limit.
     #[must_use]
     pub fn lower(mut self, others: &Self) -> Self {
         for limit in Limit::ALL {
@@ -215,10 +214,10 @@ impl Limits {
         self
     }
 
-    /// Whether each is one that a run can have, with so much memory at the most.
+    /// Whether every limit is in its range, with at most `max_memory_mb` of memory.
     ///
     /// # Errors
-    /// The first one that is not.
+    /// The first limit that is not.
     pub fn check(&self, max_memory_mb: u32) -> Result<(), OutOfRange> {
         Limit::ALL.into_iter().try_for_each(|limit| {
             let (least, most) = limit.range();
@@ -230,11 +229,11 @@ impl Limits {
 }
 
 impl RequestedLimits {
-    /// Whether each is one that a run can have; one that is over the policy's is no error, the
-    /// lower one holds.
+    /// Whether no limit is below its range. One above the policy's is not an error: the lower limit
+    /// holds.
     ///
     /// # Errors
-    /// The first one that is not.
+    /// The first limit that is.
     pub fn check(&self) -> Result<(), OutOfRange> {
         Limit::ALL.into_iter().try_for_each(|limit| {
             let (name, least, most) = (limit.name(), limit.range().0, u32::MAX);
@@ -245,7 +244,7 @@ impl RequestedLimits {
         })
     }
 
-    /// The limits of a run that asks for these: a policy's, where these are not lower.
+    /// The limits of a run that requests these: the policy's, or these where they are lower.
     #[must_use]
     pub fn under(&self, policy: &Limits) -> Limits {
         let mut limits = *policy;
@@ -259,7 +258,7 @@ impl RequestedLimits {
     }
 }
 
-/// What a sealed tenant's runs may use at the most: of some limits less than its policy says.
+/// The most that a sealed tenant's runs may use: for some limits less than the policy allows.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(try_from = "BTreeMap<String, u32>", into = "BTreeMap<String, u32>")]
 pub struct SealedLimits(Limits);
@@ -287,9 +286,9 @@ impl SealedLimits {
     }
 }
 
-/// A key that is none of a sealed tenant's limits.
+/// A key that is not one of a sealed tenant's limits.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("{0} is none of a sealed tenant's limits, which are {known}", known = known())]
+#[error("{0} is not one of a sealed tenant's limits, which are {known}", known = known())]
 pub struct UnknownLimit(String);
 
 fn known() -> String {
@@ -372,7 +371,7 @@ mod tests {
         assert!(SealedLimits::try_from(BTreeMap::from([("code_bytes".to_owned(), 7)])).is_err());
     }
 
-    /// A number as people read it.
+    /// A number in the form of the specification.
     fn grouped(value: u32, unit: Unit) -> String {
         if unit == Unit::Bytes && value >= 1 << 20 {
             return format!("{} MiB", value >> 20);

@@ -2,30 +2,30 @@
 
 use serde::{Deserialize, Serialize};
 
-/// How a run ended. Names follow workerd's `outcome.capnp` where it has one.
+/// How a run ended. Names follow workerd's `outcome.capnp` where it has an equivalent.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 #[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub enum Outcome {
     /// The entry point's value is the result.
     Ok,
-    /// The script threw, did not compile, or returned what JSON cannot carry.
+    /// The script threw, did not compile, or returned a value that JSON cannot carry.
     Exception,
-    /// `limits.cpuMs` of its thread's CPU time were used up.
+    /// The run used up `limits.cpuMs` of its thread's CPU time.
     ExceededCpu,
     /// `limits.wallMs` passed.
     ExceededWall,
-    /// `limits.memoryMb` of heap or of buffers were not enough.
+    /// The run needed more than `limits.memoryMb` of heap or of buffers.
     ExceededMemory,
     /// The result was larger than `limits.outputBytes`.
     ExceededOutput,
-    /// The client went away or asked for an end.
+    /// The client disconnected or canceled the run.
     Canceled,
     /// The worker process died and the run could not be run again.
     WorkerLost,
     /// A layer stopped an attack.
     Violation,
-    /// Our own fault.
+    /// A fault of enisle's own.
     InternalError,
 }
 
@@ -75,11 +75,11 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_readme_tells_of_every_outcome_and_of_no_other() {
+    fn the_readme_describes_every_outcome_and_no_other() {
         let readme = include_str!("../../../README.md");
         let table = readme.split("\n| outcome |").nth(1).unwrap().split("\n\n").next().unwrap();
         let firsts = table.lines().skip(1).filter_map(|row| row.split('|').nth(1));
-        let told: BTreeSet<_> = firsts.flat_map(|cell| cell.split('`').skip(1).step_by(2)).collect();
-        assert_eq!(told, Outcome::ALL.map(Outcome::as_str).into_iter().collect());
+        let described: BTreeSet<_> = firsts.flat_map(|cell| cell.split('`').skip(1).step_by(2)).collect();
+        assert_eq!(described, Outcome::ALL.map(Outcome::as_str).into_iter().collect());
     }
 }

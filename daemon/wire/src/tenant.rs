@@ -1,4 +1,4 @@
-//! The tenant channel: the supervisor sends runs, the tenant's thread sends what they did.
+//! The tenant channel: the supervisor sends runs, the tenant's thread reports on them.
 //!
 //! ```text
 //!             ┌── Ready ◀──┐
@@ -12,13 +12,13 @@
 //!        └────────┘
 //! ```
 //!
-//! A run comes in parts, each a frame, so that the supervisor holds what many runs share once: `Run`,
-//! `Input`, `Env`, `Code`, in that order. The code of a run that keeps its isolate is sent only when
-//! the thread says that it `Needs` it.
+//! A run comes in parts, `Run`, `Input`, `Env` and `Code` in that order, each a frame of its own,
+//! so that the supervisor stores once what several runs share. For a run that keeps its isolate,
+//! the supervisor sends the code only when the thread says that it `Needs` it.
 //!
-//! The supervisor may send a run while the thread still warms an isolate (it waits in the socket),
-//! but never a second one before `Done`. Closing the channel retires the tenant: the thread
-//! disposes of all that it has, and its last word is `Left`.
+//! The supervisor may send a run while the thread still warms an isolate (the run waits in the
+//! socket), but never a second one before `Done`. Closing the channel retires the tenant: the
+//! thread disposes of all that it has, and its last frame is `Left`.
 
 mod session;
 
@@ -28,9 +28,9 @@ use serde::{Deserialize, Deserializer, Serialize};
 use crate::limits::Limits;
 use crate::{MAX_ERROR_BYTES, MAX_ERROR_NAME_BYTES, MAX_LOG_LINES, Outcome};
 
-pub use session::{Session, Violation};
+pub use session::{ProtocolError, Session};
 
-/// Names a run: 128 random bits, never the same twice.
+/// Names a run: 128 random bits, never used twice.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 pub struct RunId(pub u128);
 
@@ -47,31 +47,30 @@ pub type Module = ModuleOf<Vec<u8>>;
 pub type Input = InputOf<String>;
 pub type Env = EnvOf<String>;
 
-/// [`ToTenant`] with its texts and bodies in whatever form the sender has them: they are written as
-/// strings and bytes are.
+/// [`ToTenant`] with texts and bodies of any type that serializes as strings and bytes do.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub enum ToTenantOf<Text, Body> {
     Run(Run),
     Input(InputOf<Text>),
     Env(EnvOf<Text>),
     Code(CodeOf<Text, Body>),
-    /// The isolate that is kept for runs with that number is not needed any more.
+    /// The isolate that rests under this number is no longer needed.
     Forget(u64),
 }
 
-/// One run of one script: what is small, and differs from run to run.
+/// One run of one script: the part that is small and differs from run to run.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct Run {
     pub id: RunId,
     /// The export that is the entry point.
     pub entrypoint: String,
-    /// The method to call; an entry point that is a function needs none.
+    /// The method to call; `None` if the entry point is a function.
     pub method: Option<String>,
-    /// The lower ones of policy and request.
+    /// The lower of policy and request, for each limit.
     pub limits: Limits,
     /// `eval` and `new Function` work.
     pub allow_eval: bool,
-    /// The script's isolate stays for the next run with the same number, if there is room.
+    /// After the run the isolate rests for the next run with the same number, if memory allows.
     pub keep: Option<u64>,
 }
 
@@ -80,11 +79,11 @@ pub struct Run {
 pub struct InputOf<Text> {
     /// JSON: an array.
     pub args: Text,
-    /// JSON, handed over as `ctx.props`.
+    /// JSON, passed as `ctx.props`.
     pub props: Text,
 }
 
-/// What a script is given beside its arguments.
+/// What a script is given besides its arguments.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct EnvOf<Text> {
     pub json: Text,
@@ -104,7 +103,7 @@ pub enum CodeOf<Text, Body> {
 pub struct ModuleOf<Body> {
     pub name: String,
     pub kind: ModuleKind,
-    /// Source, text, JSON or bytes, by `kind`.
+    /// Source, text, JSON or bytes, as `kind` says.
     pub body: Body,
 }
 
@@ -119,37 +118,38 @@ pub enum ModuleKind {
 /// From a tenant's thread to the supervisor.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub enum FromTenant {
-    /// An isolate is warm: the next run starts at once. With what the thread computed since the end
-    /// of the last run: it has disposed of what was left, and made that isolate. The first one says
-    /// what its start took, which is on nobody's account.
+    /// An isolate is warm: the next run starts at once. Carries the CPU time that the thread used
+    /// since the end of the last run, to dispose of what was left and to make the isolate. In the
+    /// first one it is the cost of starting the thread, which no tenant is charged for.
     Ready {
         cpu_us: u64,
     },
-    /// There is no isolate of the script that the run would keep: its code, please.
+    /// No isolate of the script rests that this run could use: the thread requests its code.
     Needs(RunId),
     Log(#[serde(deserialize_with = "few_lines")] Vec<LogLine>),
     Done(Box<Done>),
-    /// V8 could not go on and ends the process: the last thing that this process says. It is `certain` that the run is the
-    /// reason if the run was over its own heap limit; otherwise a neighbour may have taken the memory.
+    /// V8 could not continue and ends the process: the last frame from this process. `certain`
+    /// means that the run was over its own heap limit and is the cause; otherwise a neighbour may
+    /// have taken the memory.
     Aborting {
         id: RunId,
         certain: bool,
     },
-    /// The tenant has moved out. With what the thread computed since it last said so.
+    /// The tenant has moved out. Carries the CPU time that its thread used since it last reported.
     Left {
         cpu_us: u64,
     },
 }
 
 impl FromTenant {
-    /// The first bytes of an encoded `Log` and `Done`, by which a large frame is known before it is
-    /// read. No other may be large.
+    /// The first byte of an encoded `Log` or `Done`, by which the receiver identifies a large frame
+    /// before reading it. No other frame may be large.
     pub const LOG_TAG: u8 = 2;
     pub const DONE_TAG: u8 = 3;
 }
 
-/// At most [`MAX_LOG_LINES`], found while they are read: a line without text is a few bytes in a
-/// frame, and many times as many in memory.
+/// Stops at [`MAX_LOG_LINES`] while decoding: an empty line is a few bytes in a frame, and many
+/// times that in memory.
 fn few_lines<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<LogLine>, D::Error> {
     struct Few;
 
@@ -177,7 +177,7 @@ fn few_lines<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<LogLine>,
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct LogLine {
-    /// Since the run began.
+    /// Since the start of the run.
     pub t_ms: u32,
     pub level: Level,
     pub text: String,
@@ -211,12 +211,12 @@ pub struct Done {
 pub struct ScriptError {
     pub name: String,
     pub message: String,
-    /// Positions in the tenant's own files.
+    /// Positions are in the tenant's own files.
     pub stack: Option<String>,
 }
 
 impl ScriptError {
-    /// As much of an error as is passed on.
+    /// Cuts an error to the size that is passed on.
     #[must_use]
     pub fn bounded(mut self) -> Self {
         let cut = |text: &mut String, most| text.truncate(text.floor_char_boundary(most));
@@ -232,11 +232,11 @@ impl ScriptError {
     }
 }
 
-/// What a run used, by the worker's own word: metering, never evidence.
+/// What a run used, as claimed by the worker: metering, never evidence.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Usage {
-    /// Of the thread, since it last said what it used: the reading of the run and, where the run
-    /// was long, the disposal of what it left are in it.
+    /// CPU time of the thread since its last report. It includes reading the run and, after a long
+    /// run, disposing of what it left.
     pub cpu_us: u64,
     pub wall_us: u64,
     /// From the arrival of the run to the call of the entry point.
@@ -244,12 +244,12 @@ pub struct Usage {
     pub peak_heap_bytes: u64,
 }
 
-/// What a script asked for in vain, by the worker's own word: it counts a little, and never much.
+/// What a script attempted in vain, as claimed by the worker: it counts a little, and never much.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Advice {
-    /// Imports of modules that are not there.
+    /// Imports of modules that do not exist.
     pub imports: u32,
-    /// Code from strings, where it is not allowed.
+    /// Code from strings, where that is not allowed.
     pub code: u32,
     /// Timers over the limit.
     pub timers: u32,

@@ -1,6 +1,6 @@
 //! The bare engine in a plain loop, for `cargo xtask bench load`: `raw_v8 SCRIPT TURNS` prints two
-//! numbers a turn, in ns: isolate + context + compile + run, and the same with dispose.
-#![allow(clippy::print_stdout, reason = "its output is what it is for")]
+//! numbers for each turn, in ns: isolate + context + compile + run, and the same with dispose.
+#![allow(clippy::print_stdout, reason = "its output is its purpose")]
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {
     let mut arguments = std::env::args().skip(1);

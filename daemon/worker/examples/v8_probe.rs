@@ -1,10 +1,10 @@
-//! Links the archive and runs one line of JavaScript in a cage of its own: what `cargo xtask v8
-//! verify` executes.
+//! Links the archive and runs one line of JavaScript in a cage of its own: run by `cargo xtask v8
+//! verify`.
 #![allow(clippy::print_stdout, reason = "a probe answers on its terminal")]
 
 use std::ffi::{c_int, c_void};
 
-// What `v8/patches/01-tenant-groups.patch` adds to the archive.
+// Added to the archive by `v8/patches/01-tenant-groups.patch`.
 unsafe extern "C" {
     fn v8_tenant_group_new(pkey: c_int) -> *mut c_void;
     fn v8_tenant_set_group(group: *mut c_void);
@@ -14,7 +14,7 @@ fn main() {
     v8::V8::set_flags_from_string("--single-threaded --sandbox-prohibit-insecure-mode");
     v8::V8::initialize_platform(v8::new_single_threaded_default_platform(false).make_shared());
     v8::V8::initialize();
-    // SAFETY: V8 is initialised; -1 asks for no key.
+    // SAFETY: V8 is initialised; -1 requests no key.
     let group = unsafe { v8_tenant_group_new(-1) };
     // SAFETY: `group` is live for the rest of the process.
     unsafe { v8_tenant_set_group(group) };

@@ -1,12 +1,12 @@
 //! Stress for the patched V8 (`v8/patches`), without the rest of the worker. `v8_stress ROUNDS`:
-//! isolates made, entered again and disposed of in every order, in two groups on two threads, with
-//! scripts that fill pointer tables; every result is the same. `v8_stress rest RUNS`: what a group
-//! still holds after runs that each filled their limit. `MORE_FLAGS` goes to V8.
+//! isolates are made, entered again and disposed of in every order, in two groups on two threads,
+//! with scripts that fill pointer tables; every result must be the same. `v8_stress rest RUNS`:
+//! what a group still holds after runs that each filled their limit. `MORE_FLAGS` is passed to V8.
 #![allow(clippy::print_stdout, reason = "a program for a terminal")]
 
 use std::ffi::{c_int, c_void};
 
-// What `v8/patches` adds to the archive.
+// Added to the archive by `v8/patches`.
 unsafe extern "C" {
     fn v8_tenant_group_new(pkey: c_int) -> *mut c_void;
     fn v8_tenant_group_delete(group: *mut c_void);
@@ -14,7 +14,8 @@ unsafe extern "C" {
     fn v8_tenant_trim(isolate: *mut c_void);
 }
 
-/// A group without a key, in which this thread's next isolates are made. Its isolates go before it.
+/// A group without a key, in which this thread's next isolates are made. Its isolates must be
+/// dropped before it.
 struct Group(*mut c_void);
 
 impl Group {
@@ -42,13 +43,13 @@ fn enter(isolate: &mut v8::OwnedIsolate) {
 }
 
 fn exit(isolate: &mut v8::OwnedIsolate) {
-    // SAFETY: it is the one that this thread has entered last.
+    // SAFETY: it is the one that this thread entered last.
     unsafe { isolate.exit() };
 }
 
 /// Gives back what the pools of the isolate's group keep.
 fn trim(isolate: &v8::OwnedIsolate) {
-    // SAFETY: the pointer is handed to V8 while `isolate` lives.
+    // SAFETY: the pointer is passed to V8 while `isolate` lives.
     let raw = unsafe { isolate.as_raw_isolate_ptr() };
     // SAFETY: UnsafeRawIsolatePtr is one pointer to the C++ isolate.
     let raw: *mut c_void = unsafe { std::mem::transmute_copy(&raw) };
@@ -122,7 +123,7 @@ fn evaluate(isolate: &mut v8::OwnedIsolate, source: &str) -> String {
     let source = v8::String::new(scope, source).unwrap();
     v8::Script::compile(scope, source, None).unwrap().run(scope).expect("ran").to_rust_string_lossy(scope)
 }
-/// A group with one isolate at rest, as a tenant has it, and runs in isolates of their own that
+/// A group with one resting isolate, as a tenant has it, and runs in isolates of their own that
 /// fill 64 MB.
 fn rest(runs: usize) {
     let group = Group::new();
@@ -160,8 +161,8 @@ fn rest(runs: usize) {
     drop(group);
 }
 
-/// Makes, leaves, enters and disposes of isolates at random; what a program in them gives, which is
-/// the same every time.
+/// Makes, leaves, enters and disposes of isolates at random. Returns the result of a program in
+/// them, which must be the same every time.
 fn churn(blob: Option<&'static [u8]>, seed: u64, rounds: usize) -> String {
     let mut seed = 0x9e3779b97f4a7c15 + seed;
     let mut random = |n: u64| {

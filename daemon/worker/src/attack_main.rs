@@ -1,5 +1,4 @@
-//! `enisle-worker-attack`: the worker with natives to attack it with, for `tests/escape` and
-//! nothing else.
+//! `enisle-worker-attack`: the worker with natives to attack it with, for `tests/escape` only.
 #![forbid(unsafe_code)]
 
 fn main() -> std::process::ExitCode {

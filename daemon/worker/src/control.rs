@@ -1,4 +1,4 @@
-//! The control channel, seen from the worker: frames, each with the descriptor that came along.
+//! The worker's end of the control channel: frames, each with the descriptor that came with it.
 
 use std::collections::VecDeque;
 use std::error::Error;
@@ -11,7 +11,7 @@ use enisle_wire::control::{FromWorker, Start, ToWorker};
 use enisle_wire::frame::{HEADER_BYTES, body_len};
 use enisle_wire::{FrameError, MAX_FROM_WORKER_BYTES, MAX_TO_WORKER_BYTES, decode, write_frame};
 
-/// The half that speaks, whole frames from any of the worker's own threads.
+/// The sending half: whole frames, from any of the worker's own threads.
 #[derive(Debug, Clone)]
 pub(crate) struct Speaker(Arc<Mutex<Arc<UnixStream>>>);
 
@@ -22,7 +22,7 @@ impl Speaker {
     }
 }
 
-/// The half that listens.
+/// The receiving half.
 #[derive(Debug)]
 pub(crate) struct Control {
     channel: Arc<UnixStream>,
@@ -35,8 +35,7 @@ impl Control {
         Self { channel: Arc::new(channel), buffer: Vec::new(), descriptors: VecDeque::new() }
     }
 
-    /// For whoever speaks; there is to be one per process, for two would write into each other's
-    /// frames.
+    /// The sending half. There must be one per process: two would write into each other's frames.
     pub(crate) fn speaker(&self) -> Speaker {
         Speaker(Arc::new(Mutex::new(Arc::clone(&self.channel))))
     }
@@ -46,14 +45,14 @@ impl Control {
         loop {
             match self.buffered()? {
                 Some(ToWorker::Start(start)) => return Ok(start),
-                Some(_) => return Err("the first word was not Start".into()),
+                Some(_) => return Err("the first frame was not Start".into()),
                 None if self.receive()? => {}
-                None => return Err("the daemon went away before it said anything".into()),
+                None => return Err("the daemon closed the channel before it sent a frame".into()),
             }
         }
     }
 
-    /// The oldest descriptor that has come and was not taken.
+    /// The oldest descriptor that has arrived and was not taken.
     pub(crate) fn take_descriptor(&mut self) -> Option<OwnedFd> {
         self.descriptors.pop_front()
     }
@@ -67,7 +66,7 @@ impl Control {
         Ok(got > 0)
     }
 
-    /// The next frame that has arrived whole.
+    /// The next frame that has arrived completely.
     pub(crate) fn buffered(&mut self) -> Result<Option<ToWorker>, Box<dyn Error>> {
         let Some(header) = self.buffer.first_chunk::<HEADER_BYTES>() else { return Ok(None) };
         let end = HEADER_BYTES + body_len(*header, MAX_TO_WORKER_BYTES)?;

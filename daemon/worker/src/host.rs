@@ -1,4 +1,4 @@
-//! A host's own threads: the main one obeys the control channel, the watchdog looks after the
+//! A host's own threads: the main thread obeys the control channel, the watchdog checks the
 //! tenants' clocks.
 
 use std::collections::BTreeMap;
@@ -16,7 +16,7 @@ use crate::engine::memory::{commons, oversized};
 use crate::tenant::{Surroundings, Tenant};
 use crate::watchdog::Alarm;
 
-/// How often the pages of an oversized object are given back: V8 writes some two MiB in a
+/// How often the pages of an oversized object are given back: V8 writes about two MiB in a
 /// millisecond.
 const OVERSIZED_EVERY: Duration = Duration::from_millis(1);
 
@@ -35,7 +35,7 @@ pub(crate) fn serve(
     let mut host = Host { shared, cages, surroundings: Arc::new(surroundings) };
     loop {
         if !control.receive()? {
-            // The daemon is gone. There is nobody left to run anything for.
+            // The daemon is gone, so there is nothing left to do.
             std::process::exit(0);
         }
         while let Some(command) = control.buffered()? {
@@ -67,7 +67,7 @@ impl Shared {
         }
     }
 
-    /// Looks after every tenant. Returns when to look again.
+    /// Checks every tenant. Returns when to check again.
     fn round(&self) -> Result<Option<Instant>, FrameError> {
         let now = Instant::now();
         let mut next: Option<Instant> = None;
@@ -97,7 +97,7 @@ impl Shared {
 /// The main thread.
 struct Host {
     shared: Arc<Shared>,
-    /// Cages that nobody had yet. One is never handed on, so they only get fewer.
+    /// Cages that no tenant has had yet. A cage is never reused, so the number only shrinks.
     cages: BTreeMap<Slot, Cage>,
     surroundings: Arc<Surroundings>,
 }
@@ -105,7 +105,7 @@ struct Host {
 impl Host {
     fn obey(&mut self, command: ToWorker, control: &mut Control) -> Result<(), Box<dyn Error>> {
         match command {
-            ToWorker::Start(_) => return Err("Start was said twice".into()),
+            ToWorker::Start(_) => return Err("Start was sent twice".into()),
             ToWorker::Admit(admit) => self.admit(&admit, control)?,
             ToWorker::Cancel { slot, run } => {
                 if let Some(tenant) = self.shared.tenants().get(&slot) {
@@ -123,10 +123,10 @@ impl Host {
 
     fn admit(&mut self, admit: &Admit, control: &mut Control) -> Result<(), Box<dyn Error>> {
         let channel = control.take_descriptor().ok_or("Admit came without a channel")?;
-        let cage = self.cages.remove(&admit.slot).ok_or("Admit named a place that is spent")?;
+        let cage = self.cages.remove(&admit.slot).ok_or("Admit named a slot that is used up")?;
         let tenant = Tenant::admit(admit, UnixStream::from(channel), cage, &self.surroundings)?;
         self.shared.tenants().insert(admit.slot, tenant);
-        // Its thread may have ended already, when there was nobody yet to collect.
+        // The tenant's thread may have ended already, before the watchdog could collect it.
         self.shared.alarm.ring();
         Ok(())
     }

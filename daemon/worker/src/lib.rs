@@ -1,18 +1,17 @@
 //! `enisle-worker`: the jailed process that holds tenants. Started by `enisled` and by nothing
 //! else.
 //!
-//! 1. The first frame on descriptor 3 says what to be ([`enisle_wire::control::Start`]).
+//! 1. The first frame on descriptor 3 says which role to take ([`enisle_wire::control::Start`]).
 //! 2. The jail (`enisle_hardening::jail`), while there is one thread.
 //! 3. V8, on the main thread, which never enters an isolate afterwards.
 //! 4. As *host*: protection keys, and a cage for every tenant that may come, each with its key.
-//! 5. The filter (`enisle_hardening::filter`): from here on nothing can be opened, started or
-//!    reached.
+//! 5. The filter (`enisle_hardening::filter`): from here on nothing can be opened, executed or connected to.
 //! 6. As *maker*: the startup snapshot, and the end. As *host*: tenants, one thread each
-//!    ([`tenant`]), which takes on a filter of its own, while this thread answers the control
-//!    channel and another watches their clocks ([`watchdog`]).
+//! ([`tenant`]), which installs a filter of its own, while this thread serves the control channel
+//! and another watches the tenants' clocks ([`watchdog`]).
 
 #[cfg(all(feature = "attack-natives", not(debug_assertions)))]
-compile_error!("attack-natives hands every tenant the process: no release can have it");
+compile_error!("attack-natives gives every tenant control of the process: a release must not have it");
 
 mod control;
 mod engine;
@@ -68,10 +67,10 @@ fn run(control: &mut Control) -> Result<(), Box<dyn std::error::Error>> {
         return Err(format!("the daemon speaks version {} of the wire, this worker {VERSION}", start.version).into());
     }
     // Mapped while descriptors can still be mapped; the mappings need no descriptor afterwards.
-    fault::share(control.take_descriptor().ok_or("no page for faults came with the start")?)?;
+    fault::share(control.take_descriptor().ok_or("Start came without a fault page")?)?;
     let snapshot = control.take_descriptor().map(snapshot::map).transpose()?;
     let layers = LayerSet::from_bits(start.layers);
-    let zone = Zone::from_parts(&start.zone).ok_or("the zone has no place in this machine's address space")?;
+    let zone = Zone::from_parts(&start.zone).ok_or("the zone does not fit this machine's address space")?;
     jail::enter(&Plan::for_tenants(layers, start.data_bytes, start.max_tenants))?;
     let purpose = match (start.role, start.jitless) {
         (Role::Maker, _) => Purpose::Snapshot,
@@ -89,29 +88,29 @@ fn run(control: &mut Control) -> Result<(), Box<dyn std::error::Error>> {
         let made = std::thread::spawn(snapshot::make).join().map_err(|_| "making the snapshot panicked")?;
         return Ok(speaker.say(&FromWorker::Snapshot(made?))?);
     }
-    let told = if layers.has(Layer::Keys) {
+    let reported = if layers.has(Layer::Keys) {
         let (jit, record, tenants) = KeyRing::take(zone.islands().count())?.split();
-        let told = Keys { jit, tenants: tenants.iter().map(Key::number).collect() };
+        let reported = Keys { jit, tenants: tenants.iter().map(Key::number).collect() };
         fault::guard(&record)?;
         frozen::assign(&zone, Some(jit), tenants);
-        Some(told)
+        Some(reported)
     } else {
         frozen::assign(&zone, keys::jit_key(), Vec::new());
         None
     };
     let cages = Cage::build_all(reserved)?;
-    // No tenant's key is open to any thread but its own from here on.
-    if let Some(told) = &told {
-        Pkru::of_nobody(told.jit).install();
+    // From here on no tenant's key is open to any thread but its own.
+    if let Some(reported) = &reported {
+        Pkru::of_nobody(reported.jit).install();
     }
     frozen::freeze()?;
     seccomp_if(layers)?;
     let surroundings = Surroundings {
-        snapshot: Snapshot(snapshot.ok_or("no snapshot came with the start")?),
+        snapshot: Snapshot(snapshot.ok_or("Start came without a snapshot")?),
         thread_filter: layers.has(Layer::ThreadFilter),
         alarm: Arc::new(Alarm::new()),
     };
-    speaker.say(&FromWorker::Ready(Ready { v8: v8.to_owned(), keys: told }))?;
+    speaker.say(&FromWorker::Ready(Ready { v8: v8.to_owned(), keys: reported }))?;
     host::serve(control, speaker, surroundings, cages)
 }
 

@@ -1,5 +1,4 @@
-//! `enisle-worker`; everything is in the library, which the benchmark of the bare engine uses as
-//! well.
+//! `enisle-worker`. All of it is in the library, which the benchmark of the bare engine uses too.
 #![forbid(unsafe_code)]
 
 fn main() -> std::process::ExitCode {

@@ -1,8 +1,8 @@
-//! The bare engine in a plain loop: what `cargo xtask bench load` compares the daemon with.
+//! The bare engine in a plain loop: the baseline of `cargo xtask bench load`.
 //!
 //! The same flags, the same snapshot, the same kind of cage, the same script; no jail, no channel,
-//! no limits. What it measures is what a program would pay that embeds V8 by itself and makes an
-//! isolate when a request comes.
+//! no limits. It measures the cost of a program that embeds V8 by itself and makes an isolate for
+//! each request.
 
 use std::time::{Duration, Instant};
 
@@ -21,7 +21,7 @@ use crate::engine::start::{self, Purpose};
 pub struct Turn {
     /// Isolate, context, compile, run.
     pub run: Duration,
-    /// The same and disposing of the isolate.
+    /// The same, and disposing of the isolate.
     pub whole: Duration,
 }
 
@@ -35,13 +35,13 @@ pub fn measure(script: &str, turns: usize) -> Result<Vec<Turn>, Box<dyn std::err
     start::warm_up()?;
     let snapshot = Box::leak(snapshot::make()?.into_boxed_slice());
     let script = script.to_owned();
-    // Where it is noted which place is taken.
+    // Where the slot's thread is registered.
     fault::share(FaultPage::new()?.descriptor().try_clone_to_owned()?)?;
     frozen::assign(&zone, keys::jit_key(), Vec::new());
     let cage = Cage::build_all(reserved)?.pop().ok_or("no cage")?;
     let (send, receive) = std::sync::mpsc::sync_channel(1);
     let thread = cage.start_thread(c"raw".to_owned(), move |cage| {
-        // Nobody but `measure` listens, which waits for this.
+        // Only `measure` receives, which waits for this.
         let _ = send.send(in_cage(cage, Snapshot(snapshot), &script, turns));
     })?;
     let measured = receive.recv();
@@ -51,8 +51,8 @@ pub fn measure(script: &str, turns: usize) -> Result<Vec<Turn>, Box<dyn std::err
 
 fn in_cage(cage: Entering, snapshot: Snapshot, script: &str, turns: usize) -> Result<Vec<Turn>, String> {
     let cage = cage.enter().map_err(|error| error.to_string())?;
-    // One isolate stays, so that the cage's shared parts do: the loop is not charged for building
-    // them.
+    // One isolate stays, so that the cage's shared parts stay too: the loop is not charged for
+    // building them.
     let _stays = Resting::new(&cage, snapshot, 128).map_err(|error| error.to_string())?;
     (0..turns).map(|_| turn(&cage, snapshot, script)).collect()
 }

@@ -1,18 +1,18 @@
-//! Limits of time: one thread of the worker watches every tenant's clock, and ends runs that are
-//! over.
+//! Limits of time: one thread of the worker watches every tenant's clock, and ends runs that exceed
+//! a limit.
 //!
 //! A thread cannot use CPU time faster than time passes, so the earliest moment at which a run can
-//! be over is known when it begins. The watchdog sleeps until the earliest of those moments, looks,
-//! and sleeps again; a run that begins wakes it only if its own moment is earlier. Short runs cost
-//! it nothing.
+//! exceed its limits is known when it begins. The watchdog sleeps until the earliest of those
+//! moments, checks, and sleeps again; a run that begins wakes it only if its own moment is earlier.
+//! Short runs cost it nothing.
 //!
 //! ```text
 //! waiting ── tidy ──▶ tidying ── arm ──▶ running ── disarm ──▶ tidying ── wait ──▶ waiting
 //!                                           └─ end(cause) ─▶ ending ─ disarm ─▲
 //! ```
-//! Whatever a thread does outside its runs, it is tidying: it disposes of isolates, makes the next
-//! one, or moves out. That time is bounded too. Nothing interrupts a disposal, so one that takes
-//! longer is reported like a run that does not obey. A thread that waits computes nothing.
+//! Outside its runs a thread is tidying: it disposes of isolates, makes the next one, or moves out.
+//! That time is limited too. Nothing interrupts a disposal, so one that takes too long is reported
+//! like a run that does not stop. A waiting thread uses no CPU time.
 //!
 //! `tidy`, `arm`, `disarm` and `wait` belong to the tenant's thread, `end` to the watchdog, the
 //! control channel and V8's heap callback.
@@ -26,22 +26,22 @@ use enisle_wire::control::{OverrunCause, Slot};
 use enisle_wire::limits::Limits;
 use enisle_wire::tenant::RunId;
 
-/// How long a run may take to notice that it was ended. V8 notices at the next loop or call; what
-/// does not notice in this time is one of its own long operations, and only the end of the process
-/// stops it.
+/// How long a run may take to notice that it was ended. V8 notices at the next loop or call. A run
+/// that does not notice in this time is in one long operation of V8, and only the end of the
+/// process stops it.
 const GRACE: Duration = Duration::from_millis(50);
-/// Of that, how long it has to have run: a thread that waits for a processor cannot notice
+/// How much of that the thread must have run: a thread that waits for a processor cannot notice
 /// anything.
 const GRACE_CPU: Duration = Duration::from_millis(25);
-/// However busy the machine is, no longer than that.
+/// The longest grace beyond that, however busy the machine is.
 const LAST_GRACE: Duration = Duration::from_millis(500);
-/// After a memory limit V8 may first collect a heap that is full: so long of the thread's own time.
+/// After a memory limit V8 may first collect a full heap: how much of the thread's own CPU time
+/// that may take.
 const MEMORY_GRACE: Duration = Duration::from_millis(1000);
-/// However busy the machine is, no longer than that on top.
+/// The longest grace beyond that, however busy the machine is.
 const LAST_MEMORY_GRACE: Duration = Duration::from_secs(4);
 
-/// How long a thread may tidy: as long as the longest of its runs was allowed to compute, and at
-/// least so long.
+/// The least CPU time that a thread may tidy; more if one of its runs was allowed more.
 const TIDY_LEAST: Duration = Duration::from_secs(1);
 
 /// Why a run was ended.
@@ -64,7 +64,7 @@ impl From<Cause> for OverrunCause {
     }
 }
 
-/// The run that is in a tenant's thread.
+/// The run in a tenant's thread.
 #[derive(Debug)]
 struct Armed {
     run: RunId,
@@ -79,7 +79,7 @@ struct Armed {
 /// What a thread does outside its runs.
 #[derive(Debug)]
 struct Tidying {
-    /// The last run.
+    /// The last run before it.
     run: RunId,
     begun: Duration,
     cpu_deadline: Duration,
@@ -101,10 +101,10 @@ impl Tidying {
     }
 }
 
-/// What a tenant's thread is at.
+/// What a tenant's thread is doing.
 #[derive(Debug, Default)]
 enum Doing {
-    /// It waits for the supervisor, or no script has run in it yet.
+    /// It waits for the supervisor, or has run no script yet.
     #[default]
     Waiting,
     Running(Armed),
@@ -115,11 +115,11 @@ enum Doing {
 struct State {
     doing: Doing,
     last: Option<RunId>,
-    /// The longest that a run here was allowed to compute.
+    /// The longest CPU limit of any run of this thread.
     most: Duration,
-    /// Up to where the thread's own time has been reported.
-    told: Duration,
-    /// The last run that was canceled: it may still be on its way to this thread.
+    /// How much of the thread's CPU time has been reported.
+    reported: Duration,
+    /// The last canceled run: it may still be on its way to this thread.
     canceled: Option<RunId>,
     lifted: Lifted,
 }
@@ -130,17 +130,17 @@ impl State {
     }
 }
 
-/// In no other build can anything be switched off.
+/// No other build can switch anything off.
 const HARNESS: bool = cfg!(feature = "attack-natives");
 
-/// What the attack harness has switched off, to show what it is for.
+/// Protections that the attack harness has switched off, to show what they prevent.
 #[derive(Debug, Default, Clone, Copy)]
 struct Lifted {
     bill: bool,
     bound: bool,
 }
 
-/// One tenant's thread, as the watchdog sees it.
+/// One tenant's thread, from the watchdog's side.
 #[derive(Debug)]
 pub(crate) struct Watched {
     slot: Slot,
@@ -151,8 +151,8 @@ pub(crate) struct Watched {
     alarm: Arc<Alarm>,
 }
 
-/// What wakes the watchdog, and when it will wake by itself. In memory that all threads share, with
-/// a futex behind it: a tenant's thread has no descriptor but its own channel.
+/// Wakes the watchdog, and knows when it will wake by itself. In memory that all threads share, on
+/// a futex: a tenant's thread has no descriptor except its own channel.
 #[derive(Debug)]
 pub(crate) struct Alarm {
     epoch: Instant,
@@ -184,7 +184,7 @@ impl Alarm {
             };
         }
         *rung = false;
-        // Awake: whoever begins a run before the next sleep rings, so that no deadline is missed.
+        // Awake: a run that begins before the next sleep rings, so no deadline is missed.
         self.wakes_at.store(u64::MAX, Ordering::SeqCst);
     }
 
@@ -203,7 +203,7 @@ impl Alarm {
 }
 
 impl Watched {
-    /// For the calling thread.
+    /// Watches the calling thread.
     pub(crate) fn new(slot: Slot, clock: CpuClock, alarm: Arc<Alarm>) -> Self {
         let (state, ended) = (Mutex::default(), Condvar::new());
         Self { slot, clock, state, ended, retiring: AtomicBool::new(false), alarm }
@@ -244,7 +244,8 @@ impl Watched {
         self.alarm.by(now + cpu.min(wall));
     }
 
-    /// The run has left its isolate: the thread tidies. Says why the run was ended, if it was.
+    /// The run has left its isolate, and the thread tidies. Returns why the run was ended, if it
+    /// was.
     pub(crate) fn disarm(&self) -> Option<Cause> {
         let mut state = self.lock();
         let ended = state.armed().and_then(|armed| armed.ended);
@@ -252,13 +253,13 @@ impl Watched {
         ended.map(|(cause, ..)| cause)
     }
 
-    /// The thread has something to do outside its runs.
+    /// The thread has work to do outside its runs.
     pub(crate) fn tidy(&self) {
         self.begin_to_tidy(self.lock());
     }
 
     fn begin_to_tidy(&self, mut state: MutexGuard<'_, State>) {
-        // What is there before the first run is not of a script's making.
+        // Before the first run nothing here was made by a script.
         let Some(run) = state.last else { return };
         let (begun, most) = (self.clock.now(), state.most.max(TIDY_LEAST));
         state.doing = Doing::Tidying(Tidying { run, begun, cpu_deadline: begun + most, reported: false });
@@ -266,47 +267,47 @@ impl Watched {
         self.alarm.by(Instant::now() + most);
     }
 
-    /// The thread waits for the supervisor's word.
+    /// The thread waits for the supervisor.
     pub(crate) fn wait(&self) {
         self.lock().doing = Doing::Waiting;
     }
 
-    /// The thread's own time in microseconds, of which each part is taken, and reported, once.
+    /// The thread's CPU time in microseconds since the last call: each part is reported once.
     pub(crate) fn take_us(&self) -> u64 {
         let (mut state, now) = (self.lock(), self.clock.now());
         let until = match &state.doing {
             Doing::Tidying(tidying) if HARNESS && state.lifted.bill => tidying.begun,
             _ => now,
         };
-        let used = until.saturating_sub(std::mem::replace(&mut state.told, now));
+        let used = until.saturating_sub(std::mem::replace(&mut state.reported, now));
         u64::try_from(used.as_micros()).unwrap_or(u64::MAX)
     }
 
-    /// From now on disposal is on no bill: the attack harness shows what the bill is for.
+    /// From now on disposal is not billed: the attack harness shows what billing prevents.
     #[cfg(feature = "attack-natives")]
     pub(crate) fn lift_bill(&self) {
         self.lock().lifted.bill = true;
     }
 
-    /// From now on disposal has no bound.
+    /// From now on disposal has no limit.
     #[cfg(feature = "attack-natives")]
     pub(crate) fn lift_bound(&self) {
         self.lock().lifted.bound = true;
     }
 
-    /// Why the present run was ended, if it was.
+    /// Why the current run was ended, if it was.
     pub(crate) fn cause(&self) -> Option<Cause> {
         self.lock().armed()?.ended.map(|(cause, ..)| cause)
     }
 
-    /// Ends the present run. The first cause counts.
+    /// Ends the current run. The first cause counts.
     pub(crate) fn end(&self, cause: Cause) {
         if let Some(armed) = self.lock().armed() {
             self.end_now(armed, cause);
         }
     }
 
-    /// Ends the run that the caller holds the lock of, so that it is this run and no later one.
+    /// Ends `armed`. The caller holds the lock, so that it is this run and not a later one.
     fn end_now(&self, armed: &mut Armed, cause: Cause) {
         if armed.ended.is_none() {
             let now = Instant::now();
@@ -317,12 +318,12 @@ impl Watched {
         }
     }
 
-    /// There is something that the watchdog has to look after.
+    /// The watchdog must check the tenants now.
     pub(crate) fn look_now(&self) {
         self.alarm.ring();
     }
 
-    /// Ends `run`, now or when it comes.
+    /// Ends `run`, now or when it arrives.
     pub(crate) fn cancel(&self, run: RunId) {
         let mut state = self.lock();
         state.canceled = Some(run);
@@ -331,13 +332,13 @@ impl Watched {
         }
     }
 
-    /// The tenant moves out: its present run and any later one are ended.
+    /// The tenant moves out: its current run and any later one are ended.
     pub(crate) fn retire(&self) {
         self.retiring.store(true, Ordering::SeqCst);
         self.end(Cause::Canceled);
     }
 
-    /// Sleeps outside V8 until `due`, or until the run is ended; says why in that case.
+    /// Sleeps outside V8 until `due`, or until the run is ended; then returns why.
     pub(crate) fn sleep_until(&self, due: Instant) -> Option<Cause> {
         let mut state = self.lock();
         loop {
@@ -351,12 +352,12 @@ impl Watched {
         }
     }
 
-    /// Whether its thread runs nothing, and waits for the next run.
+    /// Whether the thread has no run, and waits for the next.
     pub(crate) fn is_idle(&self) -> bool {
         matches!(self.lock().doing, Doing::Waiting)
     }
 
-    /// Looks at the clocks. Returns a run that does not obey, and when to look again.
+    /// Checks the clocks. Returns a run that does not stop, and when to check again.
     pub(crate) fn check(&self, now: Instant) -> (Option<(RunId, OverrunCause)>, Option<Instant>) {
         let state = &mut *self.lock();
         let armed = match &mut state.doing {
@@ -382,7 +383,7 @@ impl Watched {
             Cause::Memory => (since + MEMORY_GRACE).min(armed.wall_deadline.max(since) + GRACE),
             Cause::Cpu | Cause::Wall | Cause::Canceled => since + GRACE,
         };
-        // Once its time is over, a full heap is no excuse any more.
+        // After the wall deadline a full heap no longer extends the grace.
         let (least, longest) = match cause {
             Cause::Memory if now < armed.wall_deadline => (MEMORY_GRACE, LAST_MEMORY_GRACE),
             _ => (GRACE_CPU, LAST_GRACE),
@@ -409,7 +410,7 @@ mod tests {
     }
 
     #[test]
-    fn tidying_past_its_bound_is_reported_once() {
+    fn tidying_past_its_limit_is_reported_once() {
         let (watched, run) = (watched(), RunId(7));
         let look = || watched.check(Instant::now());
         watched.lock().last = Some(run);

@@ -1,4 +1,5 @@
-//! The handler of every signal that a fault can raise: one record, last words perhaps, and the end.
+//! The handler of every signal that a fault can raise: it writes one record, may say last words,
+//! and ends the process.
 
 use std::io;
 use std::ptr;
@@ -10,16 +11,16 @@ use super::room::room;
 use crate::islands::frozen::FROZEN;
 use crate::process::siginfo::Info;
 
-/// How a worker exits after a fault that has been recorded.
+/// The exit code of a worker after a recorded fault.
 pub const FAULT_EXIT: i32 = 88;
 
 const SIGNALS: [libc::c_int; 6] =
     [libc::SIGSEGV, libc::SIGBUS, libc::SIGILL, libc::SIGTRAP, libc::SIGSYS, libc::SIGABRT];
 
-/// Takes over every signal that a fault can raise. To be called before the filter, which lets
-/// nobody change handlers. `last_words` runs in the handler when V8 or libc has given up. Like the
-/// handler it must be async-signal-safe (signal-safety(7)): no lock, no allocation, no first use of
-/// a thread-local that has a destructor.
+/// Takes over every signal that a fault can raise. To be called before the filter, after which
+/// handlers can no longer be changed. `last_words` runs in the handler when V8 or libc has given
+/// up. Like the handler it must be async-signal-safe (signal-safety(7)): no lock, no allocation, no
+/// first use of a thread-local that has a destructor.
 ///
 /// # Errors
 /// The kernel's.
@@ -53,7 +54,7 @@ extern "C" fn on_fault(signal: libc::c_int, info: *const Info, context: *const l
     unsafe { libc::_exit(FAULT_EXIT) };
 }
 
-/// The calling thread has other keys open than it should: puts that on record and ends the process.
+/// The calling thread has keys open that it should not have: records that and ends the process.
 pub fn wrong_keys() -> ! {
     let info = Info::with_code(WRONG_KEYS);
     record(libc::SIGABRT, &raw const info, ptr::null());
@@ -61,20 +62,20 @@ pub fn wrong_keys() -> ! {
     unsafe { libc::_exit(FAULT_EXIT) };
 }
 
-/// What the gate of [`crate::islands::keys::pkru`] calls by name.
+/// The gate of [`crate::islands::keys::pkru`] calls this by name.
 #[unsafe(no_mangle)]
 extern "C" fn enisle_wrong_value() -> ! {
     wrong_keys()
 }
 
-/// V8 has run out of memory on the calling thread: puts that on record. The process must end next.
+/// V8 has run out of memory on the calling thread: records that. The process must end next.
 pub fn out_of_memory() {
     let info = Info::with_code(OUT_OF_MEMORY);
     record(libc::SIGABRT, &raw const info, ptr::null());
 }
 
-/// Whether an address is in the code of libc's allocator, whose functions lie side by side:
-/// `malloc` and those behind it that a program can name, and the ones before it that it cannot.
+/// Whether an address is in the code of libc's allocator. Its functions lie side by side: `malloc`
+/// and the exported ones after it, and the internal ones before it.
 fn is_in_allocator(pc: u64) -> bool {
     const BEFORE: u64 = 12 << 10;
     const BEHIND: u64 = 4 << 10;
@@ -82,7 +83,7 @@ fn is_in_allocator(pc: u64) -> bool {
     (first.saturating_sub(BEFORE)..last.max(first) + BEHIND).contains(&pc)
 }
 
-/// How often a thread that comes second looks whether the first one has written its record: some 10
+/// How often the second thread to fault checks whether the first has written its record: about 10
 /// ms.
 const PATIENCE: u32 = 1 << 20;
 
@@ -90,7 +91,7 @@ fn record(signal: libc::c_int, info: *const Info, context: *const libc::c_void) 
     let Some(raw) = open_page() else { return };
     let place = note_computed(raw);
     if raw.state.compare_exchange(EMPTY, WRITING, Ordering::AcqRel, Ordering::Relaxed).is_err() {
-        // Whoever comes second must not end the process under the first one's hands.
+        // The second thread must not end the process while the first is still writing.
         for _ in 0..PATIENCE {
             if raw.state.load(Ordering::Acquire) == WRITTEN {
                 return;
@@ -99,8 +100,8 @@ fn record(signal: libc::c_int, info: *const Info, context: *const libc::c_void) 
         }
         return;
     }
-    // SAFETY: the kernel, or `wrong_keys`, passes a valid siginfo, which is larger than what is
-    // named of it.
+    // SAFETY: the kernel, or `wrong_keys`, passes a valid siginfo, which is at least as large as
+    // `Info`.
     let info = unsafe { &*info };
     raw.signal.store(signal, Ordering::Relaxed);
     raw.code.store(info.code, Ordering::Relaxed);
@@ -135,7 +136,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_allocator_is_told_from_other_code_of_libcs() {
+    fn allocator_code_is_distinguished_from_other_code_of_libc() {
         for function in [libc::malloc as *const (), libc::free as *const (), libc::realloc as *const ()] {
             assert!(is_in_allocator(function as u64));
         }

@@ -1,4 +1,4 @@
-//! Signals that end a worker, and the record of the first one, for the supervisor to read when the
+//! Signals that end a worker, and the record of the first one, which the supervisor reads when the
 //! process is gone.
 //!
 //! ```text
@@ -7,28 +7,28 @@
 //!   └─ last words (V8 gave up) or nothing, then _exit: a handler never returns
 //! ```
 //!
-//! The page carries a key of its own, which no thread has open; only the handler opens it, for the
-//! length of the record. Which thread is whose stands there too, by the kernel's number of the
-//! thread, and what the handler goes by is read-only ([`crate::islands::frozen`]). So a script that
-//! can write anywhere but cannot execute cannot forge a record. It can still make another thread
-//! stumble, over that one's stack or isolate, which carry no key; and one that can execute can
+//! The page carries a key of its own, which no thread has open; only the handler opens it, while it
+//! writes the record. The page also notes which thread belongs to which slot, by the kernel's
+//! thread id, and what the handler relies on is read-only ([`crate::islands::frozen`]). So a script
+//! that can write anywhere but cannot execute cannot forge a record. It can still make another
+//! thread fault, by way of its stack or isolate, which carry no key; and one that can execute can
 //! write what it likes. What the supervisor reads is an allegation, and [`FaultPage::read`] checks
 //! it as one.
 //!
-//! Behind the record lies a second page without a key, with an account for each place of the bytes
+//! Behind the record lies a second page without a key, with an account for each slot of the bytes
 //! that its thread has taken outside the islands ([`account`]). A thread that can write anywhere
 //! can write there as well.
 //!
-//! Handlers are also the answer of the filter ([`crate::filter`] traps instead of killing, so that
-//! there is a record); where a handler cannot run, because the signal is blocked or the stack is
-//! gone, the kernel kills the process. V8's own handler for WebAssembly is never installed: it
-//! would take a closed key for an index out of bounds.
+//! Handlers also answer the filter: [`crate::filter`] traps instead of killing, so that a record is
+//! written. Where a handler cannot run, because the signal is blocked or the stack is gone, the
+//! kernel kills the process. V8's own handler for WebAssembly is never installed: it would take a
+//! closed key for an index out of bounds.
 //!
 //! | module | owns |
 //! |---|---|
-//! | [`page`] | what lies where in the two pages |
+//! | [`page`] | the layout of the two pages |
 //! | [`reading`] | the supervisor's side |
-//! | [`own`] | the worker's: threads, accounts, CPU time |
+//! | [`own`] | the worker's side: threads, accounts, CPU time |
 //! | [`handler`] | the handler and the record |
 //! | [`room`] | how much the process could still commit |
 

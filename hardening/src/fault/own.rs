@@ -1,4 +1,5 @@
-//! The worker's side: which thread is whose, what each has taken, and how much it has computed.
+//! The worker's side: which thread belongs to which slot, what each slot has taken, and how much
+//! CPU time each thread used.
 
 use std::fs::File;
 use std::io;
@@ -13,13 +14,13 @@ use crate::islands::keys::pkru::Pkru;
 use crate::islands::keys::{Key, KeyError};
 use crate::process::thread::CpuClock;
 
-/// What stands for the thread of a place that was given up: no number of a thread, so nobody can
-/// take it again.
+/// Marks a slot that its thread has left. Not a valid thread id, so no thread can take the slot
+/// again.
 const SPENT: i32 = -1;
 
-/// From now on the calling thread is that of `place`, and it has only key 0 and the record's open,
-/// which it is to change next. False if somebody is or was there already. To be called before any
-/// code of a tenant runs in the thread.
+/// Registers the calling thread as that of `place`. Afterwards the thread has only key 0 and the
+/// record's key open, and must install its own keys next. False if the slot is or was taken. To be
+/// called before any code of a tenant runs in the thread.
 #[must_use]
 pub fn thread_of(place: u32) -> bool {
     let this = nix::unistd::gettid().as_raw();
@@ -27,21 +28,21 @@ pub fn thread_of(place: u32) -> bool {
     known.is_some_and(|known| known.compare_exchange(0, this, Ordering::AcqRel, Ordering::Relaxed).is_ok())
 }
 
-/// The thread of `place` is about to end: the kernel may give its number to another one. To be
-/// called by that thread, when no code of a tenant runs in it any more.
+/// The thread of `place` is about to end, after which the kernel may reuse its id. To be called by
+/// that thread, when it will run no tenant's code any more.
 pub fn thread_leaves(place: u32) {
     let place = usize::try_from(place).unwrap_or(usize::MAX);
     if let Some(known) = open_page().and_then(|raw| raw.threads.get(place)) {
         known.store(SPENT, Ordering::Release);
     }
-    // Its own key once more, for what is freed at the end of a thread: by the frozen page, never by
-    // a value from the stack.
+    // Opens the thread's own key once more, for what is freed at the end of a thread: by the frozen
+    // page, never by a value from the stack.
     if let Some(pkru) = frozen::pkru_of(place) {
         pkru.install();
     }
 }
 
-/// The page, with its key open. The key stays open: whoever is not about to exit closes it again.
+/// The page, with its key open. The key stays open: a caller that does not exit next must close it.
 pub(super) fn open_page() -> Option<&'static Raw> {
     let page = FROZEN.fault_page.load(Ordering::Acquire).cast::<Raw>();
     if page.is_null() {
@@ -56,10 +57,10 @@ pub(super) fn open_page() -> Option<&'static Raw> {
     Some(unsafe { &*page })
 }
 
-/// The worker's side: maps both pages. To be called while descriptors can still be mapped.
+/// Maps both pages into the worker. To be called while descriptors can still be mapped.
 ///
 /// # Errors
-/// The descriptor is no page.
+/// The descriptor cannot be mapped, or is too small.
 pub fn share(page: OwnedFd) -> io::Result<()> {
     let map = MmapRaw::map_raw(&File::from(page))?;
     if map.len() < SHARED_BYTES {
@@ -71,8 +72,8 @@ pub fn share(page: OwnedFd) -> io::Result<()> {
     Ok(())
 }
 
-/// The account of a place, which the supervisor may read at any time. None where there is no such
-/// place, or no supervisor.
+/// The account of a slot, which the supervisor may read at any time. `None` if the slot does not
+/// exist, or there is no supervisor.
 #[inline]
 #[must_use]
 pub fn account(place: u32) -> Option<&'static Account> {
@@ -87,7 +88,7 @@ pub fn account(place: u32) -> Option<&'static Account> {
     unsafe { &*page.cast::<Accounts>() }.get(usize::try_from(place).ok()?)
 }
 
-/// Gives the record's page a key of its own, which is never open but in a handler.
+/// Gives the record's page a key of its own, which only the handler ever opens.
 ///
 /// # Errors
 /// The kernel's.
@@ -99,15 +100,15 @@ pub fn guard(key: &Key) -> Result<(), KeyError> {
     Ok(())
 }
 
-/// The calling thread is about to end the process, over what its tenant did: puts on record how
-/// much CPU time it has used. No tenant's code may run in it any more.
+/// The calling thread is about to end the process because of what its tenant did: records how much
+/// CPU time the thread has used. No tenant's code may run in it any more.
 pub fn thread_ends_process() {
     if let Some(raw) = open_page() {
         note_computed(raw);
     }
 }
 
-/// Which place's thread this is, if any; with its CPU time on record.
+/// The slot of the calling thread, if any; records its CPU time.
 pub(super) fn note_computed(raw: &Raw) -> Option<usize> {
     // SAFETY: gettid has no preconditions.
     let this = unsafe { libc::gettid() };
@@ -124,17 +125,17 @@ mod tests {
     use crate::islands::frozen::MOST_PLACES;
 
     #[test]
-    fn the_cpu_time_of_a_place_is_told_once_its_thread_has_put_it_on_record() {
+    fn the_cpu_time_of_a_slot_is_known_once_its_thread_has_recorded_it() {
         let page = FaultPage::new().unwrap();
         page.raw().threads[3].store(nix::unistd::gettid().as_raw(), Ordering::Release);
         assert_eq!(page.computed(3), None);
         assert_eq!(note_computed(page.raw()), Some(3));
-        let told = page.computed(3).unwrap();
-        assert!(told <= CpuClock::OWN.now() && page.computed(4).is_none() && page.computed(u32::MAX).is_none());
+        let computed = page.computed(3).unwrap();
+        assert!(computed <= CpuClock::OWN.now() && page.computed(4).is_none() && page.computed(u32::MAX).is_none());
     }
 
     #[test]
-    fn an_account_of_the_worker_is_what_the_supervisor_reads_and_never_less_than_nothing() {
+    fn the_supervisor_reads_a_workers_account_and_never_less_than_zero() {
         let page = FaultPage::new().unwrap();
         share(page.descriptor().try_clone_to_owned().unwrap()).unwrap();
         account(3).unwrap().take(5000);

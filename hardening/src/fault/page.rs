@@ -1,20 +1,20 @@
-//! The page of the record and that of the accounts, as both sides see them: all atomics, for either
-//! may write at any time.
+//! The layout of the record's page and the accounts' page. All fields are atomics, because either
+//! side may write at any time.
 
 use std::sync::atomic::{AtomicI32, AtomicI64, AtomicU32, AtomicU64, Ordering};
 
 use crate::islands::frozen::MOST_PLACES;
 
-/// In place of a `si_code`, which the kernel never gives to SIGABRT: the worker itself found wrong
-/// keys.
+/// Stands for a `si_code`, with a value that the kernel never gives to SIGABRT: the worker itself
+/// found wrong keys.
 pub(super) const WRONG_KEYS: libc::c_int = i32::MIN;
 /// The same: V8 ran out of memory, and raised no signal.
 pub(super) const OUT_OF_MEMORY: libc::c_int = i32::MIN + 1;
 
 pub(super) const PAGE_BYTES: usize = 4096;
-/// The page of the record, and behind it that of the accounts.
+/// The page of the record, followed by that of the accounts.
 pub(super) const SHARED_BYTES: usize = 2 * PAGE_BYTES;
-/// What is at the start of the page. Atomics, because the other side may write at any time.
+/// The start of the record's page.
 #[repr(C)]
 #[derive(Debug)]
 pub(super) struct Raw {
@@ -28,24 +28,24 @@ pub(super) struct Raw {
     pub(super) pc: AtomicU64,
     /// See [`Fault::room`].
     pub(super) room: AtomicU64,
-    /// 1 if `pc` was in the allocator.
+    /// 1 if `pc` was in libc's allocator.
     pub(super) in_allocator: AtomicU32,
-    /// The thread of each place; 0 where nobody has come yet.
+    /// The thread of each slot; 0 if none has registered yet.
     pub(super) threads: [AtomicI32; MOST_PLACES],
-    /// See [`FaultPage::computed`]; 0 where nothing was written.
+    /// See [`FaultPage::computed`]; 0 if nothing was written.
     pub(super) computed_us: [AtomicU64; MOST_PLACES],
 }
 
-/// The page holds it: `FaultPage::read` and `open_page` rely on that.
+/// It must fit the page: `FaultPage::read` and `open_page` rely on that.
 const _: () = assert!(size_of::<Raw>() <= PAGE_BYTES && align_of::<Raw>() <= PAGE_BYTES);
 
-/// What a place has taken outside the islands, in bytes, as the worker counts it.
+/// What a slot has taken outside the islands, in bytes, as counted by the worker.
 #[derive(Debug)]
 #[repr(C)]
 pub struct Account {
-    /// And not given back. Signed: a thread that gives back more than it took owes the rest.
+    /// Taken and not given back. Signed: a thread that gives back more than it took owes the rest.
     pub(super) now: AtomicI64,
-    /// In all.
+    /// Taken in all.
     pub(super) ever: AtomicU64,
 }
 
@@ -55,20 +55,20 @@ impl Account {
         self.ever.fetch_add(bytes as u64, Ordering::Relaxed);
     }
 
-    /// Any thread may give back what a place has taken.
+    /// Any thread may give back what a slot has taken.
     pub fn give_back(&self, bytes: usize) {
         self.now.fetch_sub(i64::try_from(bytes).unwrap_or(i64::MAX), Ordering::Relaxed);
     }
 }
 
-/// By place.
+/// By slot.
 pub(super) type Accounts = [Account; MOST_PLACES];
 
-/// Their page holds them: `FaultPage::accounts` and `account` rely on that.
+/// They must fit their page: `FaultPage::accounts` and `account` rely on that.
 const _: () = assert!(size_of::<Accounts>() <= PAGE_BYTES && align_of::<Accounts>() <= PAGE_BYTES);
 
 pub(super) const EMPTY: u32 = 0;
 pub(super) const WRITING: u32 = 1;
 pub(super) const WRITTEN: u32 = 2;
-/// The thread of no tenant.
+/// Stands for the slot of a thread that is not a tenant's.
 pub(super) const NOBODY: u32 = u32::MAX;

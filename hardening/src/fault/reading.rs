@@ -22,16 +22,16 @@ pub struct Taken {
     pub ever: u64,
 }
 
-/// A fault, as the worker alleges it.
+/// A fault, as alleged by the worker.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Fault {
     pub signal: libc::c_int,
     pub code: libc::c_int,
-    /// Of the tenant whose thread it was; none for the worker's own threads.
+    /// The slot of the tenant whose thread it was; `None` for the worker's own threads.
     pub place: Option<u32>,
     pub pc: u64,
     pub kind: Kind,
-    /// What the process could still have committed just then, in bytes ([`room`]).
+    /// How much the process could still have committed at that moment, in bytes ([`room`]).
     pub room: u64,
     /// It happened inside libc's allocator.
     pub in_allocator: bool,
@@ -42,11 +42,11 @@ pub struct Fault {
 pub enum Kind {
     /// A load or store at `address`, whose pages carry `key`, which was closed.
     ClosedKey { address: u64, key: u32 },
-    /// A system call that the filter does not let through.
+    /// A system call that the filter does not allow.
     Refused { call: libc::c_int },
-    /// A load or store where nothing is, or that the page does not allow.
+    /// A load or store where nothing is mapped, or that the page does not allow.
     Access { address: u64 },
-    /// The thread had other keys open than its own.
+    /// The thread had keys open other than its own.
     WrongKeys,
     /// V8 or libc has given up.
     GaveUp,
@@ -54,7 +54,7 @@ pub enum Kind {
     OutOfMemory,
 }
 
-/// The supervisor's side: memory that nobody can resize, shared with one worker.
+/// Memory that neither side can resize, shared with one worker.
 #[derive(Debug)]
 pub struct FaultPage {
     memory: OwnedFd,
@@ -68,12 +68,12 @@ impl FaultPage {
         let memory = memfd_create(c"enisle-fault", MFdFlags::MFD_CLOEXEC | MFdFlags::MFD_ALLOW_SEALING)?;
         let file = File::from(memory.try_clone()?);
         file.set_len(SHARED_BYTES as u64)?;
-        // A page that is cut off ends whoever reads it, and that would be the supervisor.
+        // If the worker could cut the page off, reading it would end the supervisor.
         fcntl(&memory, FcntlArg::F_ADD_SEALS(SealFlag::F_SEAL_SHRINK | SealFlag::F_SEAL_GROW | SealFlag::F_SEAL_SEAL))?;
         Ok(Self { map: MmapRaw::map_raw(&file)?, memory })
     }
 
-    /// For the worker.
+    /// To be passed to the worker.
     #[must_use]
     pub fn descriptor(&self) -> BorrowedFd<'_> {
         self.memory.as_fd()
@@ -93,7 +93,7 @@ impl FaultPage {
         unsafe { &*page.cast::<Accounts>() }
     }
 
-    /// What the worker says that each place has taken outside the islands.
+    /// How much each slot has taken outside the islands, as claimed by the worker.
     #[must_use]
     pub fn taken(&self) -> [Taken; MOST_PLACES] {
         self.accounts().each_ref().map(|account| Taken {
@@ -102,16 +102,15 @@ impl FaultPage {
         })
     }
 
-    /// How much CPU time the thread of that place had used when it recorded a fault or was about to
-    /// end the process, if it says so. An allegation as well.
+    /// How much CPU time the thread of that slot had used when it recorded a fault or was about to
+    /// end the process, if it recorded that. An allegation as well.
     #[must_use]
     pub fn computed(&self, place: u32) -> Option<Duration> {
         let us = self.raw().computed_us.get(usize::try_from(place).ok()?)?.load(Ordering::Acquire);
         (us > 0).then(|| Duration::from_micros(us))
     }
 
-    /// The fault that ended the worker, if one was recorded and says something that a fault can
-    /// say.
+    /// The fault that ended the worker, if a record was completed that describes a possible fault.
     #[must_use]
     pub fn read(&self) -> Option<Fault> {
         let raw = self.raw();
@@ -149,13 +148,13 @@ mod tests {
     }
 
     #[test]
-    fn a_page_that_nobody_wrote_or_that_was_left_half_written_says_nothing() {
+    fn a_page_that_is_empty_or_half_written_holds_no_record() {
         assert_eq!(page_with(|_| {}).read(), None);
         assert_eq!(page_with(|raw| raw.state.store(WRITING, Ordering::Release)).read(), None);
     }
 
     #[test]
-    fn a_record_of_a_signal_that_no_fault_raises_is_not_believed() {
+    fn a_record_of_a_signal_that_no_fault_raises_is_ignored() {
         let page = page_with(|raw| {
             raw.signal.store(libc::SIGTERM, Ordering::Relaxed);
             raw.state.store(WRITTEN, Ordering::Release);
@@ -164,7 +163,7 @@ mod tests {
     }
 
     #[test]
-    fn a_closed_key_is_told_from_another_fault_by_its_code() {
+    fn a_closed_key_is_distinguished_from_another_fault_by_its_code() {
         let fault = |code| {
             page_with(|raw| {
                 raw.signal.store(libc::SIGSEGV, Ordering::Relaxed);
@@ -183,7 +182,7 @@ mod tests {
     }
 
     #[test]
-    fn nobody_can_resize_the_page() {
+    fn the_page_cannot_be_resized() {
         let page = FaultPage::new().unwrap();
         let file = File::from(page.descriptor().try_clone_to_owned().unwrap());
         assert!(file.set_len(0).is_err());

@@ -1,18 +1,18 @@
-//! How much the process could still commit, found where no file can be opened: in a handler, before
-//! the process ends.
+//! How much the process could still commit, measured where no file can be opened: in a handler,
+//! before the process ends.
 
 use std::ptr;
 
 use crate::islands::{GAP_BYTES, frozen};
 
-/// How much [`room`] looks for: the filter of a tenant's thread lets no mapping be as long as
+/// The most that [`room`] looks for: the filter of a tenant's thread refuses a mapping as long as
 /// [`GAP_BYTES`].
 const MOST_ROOM: usize = GAP_BYTES - LEAST_ROOM;
 const LEAST_ROOM: usize = 1 << 16;
 
 /// What the process may still commit (`RLIMIT_DATA`, or the machine's own limit), within 64 KiB.
-/// Found by asking for it: a handler can open no file in `/proc`, and a process that has ended has
-/// no memory that the supervisor could look at.
+/// Found by trying: a handler cannot open a file in `/proc`, and a process that has ended has no
+/// memory that the supervisor could look at.
 pub(super) fn room() -> usize {
     let (mut found, mut step) = (0, (MOST_ROOM + LEAST_ROOM) / 2);
     while step >= LEAST_ROOM {
@@ -24,19 +24,20 @@ pub(super) fn room() -> usize {
     found
 }
 
-/// Whether the process may still commit so much. Found by asking for it.
+/// Whether the process may still commit `bytes`. Found by trying.
 #[must_use]
 pub fn may_commit(bytes: usize) -> bool {
     let protection = libc::PROT_READ | libc::PROT_WRITE;
     let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE;
-    // SAFETY: the kernel chooses a place where nothing is.
+    // SAFETY: the kernel chooses an address where nothing is mapped.
     let at = unsafe { libc::mmap(ptr::null_mut(), bytes, protection, flags, -1, 0) };
     if at == libc::MAP_FAILED {
         return false;
     }
-    // On another's island the filter would trap: it stays then, for the moment that is left.
+    // On another tenant's island the filter would trap the unmapping: the mapping then stays until
+    // the process ends.
     if !frozen::is_in_zone(at as usize) {
-        // SAFETY: it was mapped just now, and nobody uses it.
+        // SAFETY: it was mapped just now, and nothing uses it.
         unsafe { libc::munmap(at, bytes) };
     }
     true
@@ -47,8 +48,8 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_a_process_may_still_commit_is_found_within_its_bound() {
-        // A bound of the process's own, which other tests of this process must not meet.
+    fn what_a_process_may_still_commit_is_measured_within_its_limit() {
+        // The limit would affect other tests of this process, so a child takes it.
         // SAFETY: the child makes system calls only, and ends.
         let child = unsafe { nix::unistd::fork() }.unwrap();
         if child.is_child() {

@@ -1,10 +1,10 @@
-//! What later threads of a worker go by, in a page that is read-only before the first tenant moves
-//! in.
+//! What later threads of a worker rely on, in a page that is read-only before the first tenant
+//! moves in.
 //!
-//! Which keys the thread of a place may open, where the islands are, where faults are recorded: in
+//! Which keys the thread of a slot may open, where the islands are, where faults are recorded: in
 //! ordinary memory a tenant that can write anywhere, but cannot execute, would change it and wait
-//! for the next thread to come. Everything is stored once, by the main thread, before [`freeze`]; a
-//! store after it is a fault.
+//! for the next thread to start. The main thread stores everything once, before [`freeze`]; a store
+//! after it is a fault.
 
 use std::io;
 use std::ptr;
@@ -14,25 +14,25 @@ use super::keys::Key;
 use super::keys::pkru::Pkru;
 use super::zone::{ISLAND_BYTES, Zone};
 
-/// Places that a process can have, at the most.
+/// The most slots that a process can have.
 pub const MOST_PLACES: usize = 64;
 
-/// A page of its own.
+/// Fills a page of its own.
 #[repr(C, align(4096))]
 pub(crate) struct Frozen {
     /// Where faults are recorded.
     pub(crate) fault_page: AtomicPtr<libc::c_void>,
-    /// What a handler sets its keys to while it writes there; 0 where there are no keys.
+    /// The PKRU value of a handler while it writes there; 0 where there are no keys.
     pub(crate) writer: AtomicU32,
-    /// What to do when V8 gives up: say so on the tenant's channel, and exit.
+    /// Called when V8 gives up: reports it on the tenant's channel.
     pub(crate) last_words: AtomicPtr<libc::c_void>,
     /// V8's key for JIT pages; 0 where the machine has none.
     jit: AtomicU32,
-    /// The tenants' keys, by place.
+    /// The tenants' keys, by slot.
     own: [AtomicU32; MOST_PLACES],
-    /// How many of `zone` count.
+    /// How many entries of `zone` are used.
     zone_parts: AtomicUsize,
-    /// As [`Zone::parts`] has it.
+    /// In the form of [`Zone::parts`].
     zone: [AtomicUsize; MOST_PLACES + 1],
 }
 
@@ -46,8 +46,8 @@ pub(crate) static FROZEN: Frozen = Frozen {
     zone: [const { AtomicUsize::new(0) }; MOST_PLACES + 1],
 };
 
-/// Says where the islands are, which key V8 has taken for its JIT pages, and which one each place
-/// has; the keys are spent with it. Places over [`MOST_PLACES`] are nobody's.
+/// Stores where the islands are, V8's key for JIT pages, and the key of each slot; this uses the
+/// keys up. Slots from [`MOST_PLACES`] on have no key.
 pub fn assign(zone: &Zone, jit: Option<u8>, own: Vec<Key>) {
     let parts = zone.parts();
     for (known, part) in FROZEN.zone.iter().zip(&parts) {
@@ -66,7 +66,7 @@ pub fn assign(zone: &Zone, jit: Option<u8>, own: Vec<Key>) {
 /// The kernel's.
 pub fn freeze() -> io::Result<()> {
     let page = ptr::from_ref(&FROZEN).cast_mut().cast();
-    // SAFETY: it fills whole pages and nothing else is in them; nobody stores to them any more.
+    // SAFETY: it fills whole pages and nothing else is in them; nothing stores to them any more.
     let result = unsafe { libc::mprotect(page, size_of::<Frozen>(), libc::PROT_READ) };
     if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
 }
@@ -79,7 +79,7 @@ pub fn zone() -> Zone {
     Zone::from_parts(&parts).unwrap_or_else(|| Zone::place(0, || 0))
 }
 
-/// Whether an address is on an island, or between two.
+/// Whether an address is on an island, or in the gap between two.
 #[must_use]
 pub fn is_in_zone(address: usize) -> bool {
     let islands = FROZEN.zone_parts.load(Ordering::Relaxed).saturating_sub(1);
@@ -91,7 +91,7 @@ fn key(known: &AtomicU32) -> Option<u8> {
     u8::try_from(known.load(Ordering::Relaxed)).ok().filter(|key| *key != 0)
 }
 
-/// The key of a place; none where the layer is off, or there is no such place.
+/// The key of a slot; `None` where the layer is off, or the slot does not exist.
 #[must_use]
 pub fn key_of(place: usize) -> Option<u8> {
     key(FROZEN.own.get(place)?)
@@ -103,13 +103,13 @@ pub fn jit_key() -> Option<u8> {
     key(&FROZEN.jit)
 }
 
-/// What the thread of a place may use: key 0, its own, and V8's for reading.
+/// What the thread of a slot may use: key 0, its own key, and V8's for reading.
 #[must_use]
 pub fn pkru_of(place: usize) -> Option<Pkru> {
     Some(Pkru::of_nobody(jit_key()?).open_number(key_of(place)?))
 }
 
-/// Where the page is, for those who try to write to it.
+/// The address of the page, for tests that try to write to it.
 #[must_use]
 pub fn address() -> usize {
     ptr::from_ref(&FROZEN) as usize
@@ -120,7 +120,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_page_is_nobody_elses() {
+    fn the_page_holds_nothing_else() {
         assert_eq!(address() % 4096, 0);
         assert_eq!(size_of::<Frozen>() % 4096, 0);
     }

@@ -1,15 +1,15 @@
-//! The part of a worker's address space where each tenant lives, and what tells one's pages from
-//! another's.
+//! The part of a worker's address space where each tenant lives, and what distinguishes the pages
+//! of one tenant from another's.
 //!
-//! This room owns places and keys. It knows the kernel's interface to both, and may not know the
-//! jail, the filters or who records a fault.
+//! This module owns slots and keys. It knows the kernel's interface to both, and must not know the
+//! jail, the filters or the code that records a fault.
 //!
 //! | module | owns |
 //! |---|---|
 //! | `zone` | where in the address space each tenant lives |
 //! | [`keys`] | memory protection keys, and which of them a thread has open |
-//! | [`tags`] | the oracle: whether every page of every island carries the key that it should |
-//! | [`frozen`] | what later threads go by, in a page that is read-only before the first tenant |
+//! | [`tags`] | the oracle: whether every page of every island carries the right key |
+//! | [`frozen`] | what later threads rely on, in a page that is read-only before the first tenant moves in |
 
 pub mod frozen;
 pub mod keys;

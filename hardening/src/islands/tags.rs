@@ -1,9 +1,8 @@
-//! The oracle: does every page of every island carry the key that it should? Read from outside the
-//! process.
+//! The oracle: does every page of every island carry the right key? Read from outside the process.
 //!
-//! `ProtectionKey:` in `/proc/PID/smaps` (`proc_pid_smaps(5)`) is the kernel's own word for each
-//! mapping, whatever the worker believes it has tagged. Used by tests after storms of allocations,
-//! and now and then on workers in production.
+//! `ProtectionKey:` in `/proc/PID/smaps` (`proc_pid_smaps(5)`) is the key of each mapping as
+//! reported by the kernel, whatever the worker believes it has tagged. Used by tests after storms
+//! of allocations, and from time to time on workers in production.
 
 use std::fs::File;
 use std::io::{self, BufRead, BufReader};
@@ -29,7 +28,7 @@ pub struct Tags {
 pub struct Mistagged {
     pub pages: Range<usize>,
     pub key: u8,
-    /// On this island; none for a tenant's key outside every island.
+    /// The island that it is on; `None` for a tenant's key outside every island.
     pub place: Option<usize>,
 }
 
@@ -46,26 +45,26 @@ impl std::fmt::Display for Mistagged {
 /// What the oracle saw.
 #[derive(Debug, Default, Clone, PartialEq, Eq)]
 pub struct Seen {
-    /// Mappings on islands, right and wrong ones.
+    /// Mappings on islands, right or wrong.
     pub mappings: usize,
-    /// How many of all are wrong.
+    /// How many mappings are wrong, of all in the process.
     pub wrong: usize,
-    /// The first of them.
+    /// The first wrong ones.
     pub mistagged: Vec<Mistagged>,
 }
 
-/// A process can have tens of thousands of wrong mappings; so many are told of.
-const MOST_TOLD: usize = 8;
+/// A process can have tens of thousands of wrong mappings; this many are reported.
+const MOST_REPORTED: usize = 8;
 
 impl Seen {
     fn add(&mut self, wrong: Mistagged) {
         self.wrong += 1;
-        if self.mistagged.len() < MOST_TOLD {
+        if self.mistagged.len() < MOST_REPORTED {
             self.mistagged.push(wrong);
         }
     }
 
-    /// What is wrong, in a few words.
+    /// What is wrong, one sentence for each mapping.
     #[must_use]
     pub fn findings(&self) -> Vec<String> {
         let mut findings: Vec<_> = self.mistagged.iter().map(ToString::to_string).collect();
@@ -76,19 +75,19 @@ impl Seen {
     }
 }
 
-/// Looks at a process.
+/// Inspects a process.
 ///
 /// # Errors
-/// It cannot be looked at: it has died, or it is not ours.
+/// The process has died, or the caller may not read its `/proc`.
 pub fn inspect(pid: Pid, tags: &Tags) -> io::Result<Seen> {
     compare(BufReader::new(File::open(format!("/proc/{pid}/smaps"))?), tags)
 }
 
-/// Between two looks at something that is wrong.
+/// Between two inspections when something is wrong.
 const PAUSE: Duration = Duration::from_millis(20);
 
-/// Looks at a process in which tenants run. A page is mapped and tagged by two system calls, and a
-/// look may come between them; so what is wrong is looked at twice more, and counts if something is
+/// Inspects a process in which tenants run. A page is mapped and tagged by two system calls, and an
+/// inspection may come between them; so what is wrong is inspected twice more, and counts if it is
 /// wrong every time.
 ///
 /// # Errors
@@ -143,7 +142,7 @@ pub fn compare(smaps: impl BufRead, tags: &Tags) -> io::Result<Seen> {
     Ok(seen)
 }
 
-/// Bytes of some mappings.
+/// Sizes of some mappings.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Bytes {
     /// In memory.
@@ -161,7 +160,7 @@ pub struct Held {
     pub outside: Bytes,
 }
 
-/// What a process holds, by whose island it is on.
+/// What a process holds, by island.
 ///
 /// # Errors
 /// As [`inspect`]'s.
@@ -189,11 +188,11 @@ fn sum(smaps: impl BufRead, zone: &Zone) -> io::Result<Held> {
 pub fn committed(pid: Pid) -> io::Result<u64> {
     let statm = std::fs::read_to_string(format!("/proc/{pid}/statm"))?;
     let pages: Option<u64> = statm.split_whitespace().nth(5).and_then(|pages| pages.parse().ok());
-    let pages = pages.ok_or_else(|| io::Error::other("statm is not as it should be"))?;
+    let pages = pages.ok_or_else(|| io::Error::other("statm is not in the form of proc_pid_statm(5)"))?;
     Ok(pages.saturating_mul(PAGE_BYTES))
 }
 
-/// Of both processors that workers run on.
+/// On both processor architectures that workers run on.
 const PAGE_BYTES: u64 = 4096;
 
 /// One mapping of a process, with its key.
@@ -201,7 +200,7 @@ const PAGE_BYTES: u64 = 4096;
 pub struct Mapping {
     pub pages: Range<usize>,
     pub key: u8,
-    /// Bytes of it that are in memory.
+    /// How many of its bytes are in memory.
     pub resident: u64,
     /// It is private and writable.
     pub is_data: bool,
@@ -233,7 +232,7 @@ pub fn mappings(smaps: impl BufRead) -> impl Iterator<Item = io::Result<Mapping>
     })
 }
 
-/// `start-end perms …` in hexadecimal; every other line has a word and a colon first.
+/// `start-end perms …` in hexadecimal; every other line starts with a word and a colon.
 fn heading(line: &str) -> Option<(Range<usize>, bool)> {
     let mut words = line.split_whitespace();
     let (start, end) = words.next()?.split_once('-')?;
@@ -323,18 +322,18 @@ mod tests {
     }
 
     #[test]
-    fn what_is_committed_is_the_kernels_word() {
+    fn what_is_committed_agrees_with_the_mappings() {
         let own = nix::unistd::getpid();
         let summed = held(own, &tags().zone).unwrap().outside.committed;
-        let told = committed(own).unwrap();
-        assert!(told.abs_diff(summed) < 64 << 20, "{told} {summed}");
+        let reported = committed(own).unwrap();
+        assert!(reported.abs_diff(summed) < 64 << 20, "{reported} {summed}");
     }
 
     #[test]
-    fn of_many_wrong_mappings_a_few_are_told_of() {
+    fn of_many_wrong_mappings_the_first_are_reported() {
         let many: Vec<_> = (0..1000).map(|index| (page(0x10_0000 + index * 8192), 4)).collect();
         let seen = compare(smaps(&many).as_bytes(), &tags()).unwrap();
-        assert_eq!((seen.wrong, seen.findings().len()), (1000, MOST_TOLD + 1));
+        assert_eq!((seen.wrong, seen.findings().len()), (1000, MOST_REPORTED + 1));
         assert!(seen.findings().last().unwrap().contains("992 more"));
     }
 

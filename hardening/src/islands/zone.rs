@@ -1,5 +1,5 @@
 //! Where in a worker's address space each tenant lives: one zone, cut into islands of equal size,
-//! one a place.
+//! one for each slot.
 //!
 //! ```text
 //! zone ─┬─ island 0 ─┬─ island 1 ─┬─ … ─┐
@@ -9,10 +9,11 @@
 //! The stack is that of the tenant's thread; the window takes what V8 maps for the tenant outside
 //! its sandbox (trusted range, pointer tables, code range). Everything there carries the tenant's
 //! key, with two exceptions: pages of the window may carry V8's key for JIT pages, and the stack
-//! carries none. It cannot: a thread that waits for one of V8's locks is described on its own
-//! stack, and whoever gives the lock away reads that (abseil's `Mutex`). Because all islands are
-//! known before the first tenant moves in and lie side by side, "not on anybody else's island" is
-//! two comparisons in a filter, and one look at `smaps` from outside checks them all.
+//! carries none. It cannot: a thread that waits for one of V8's locks describes itself on its own
+//! stack, and the thread that hands the lock over reads that (abseil's `Mutex`). Because all
+//! islands are known before the first tenant moves in and lie side by side, "not on another
+//! tenant's island" is two comparisons in a filter, and one look at `smaps` from outside checks
+//! them all.
 //!
 //! The gap in front of every island is longer than the longest range that the filter lets a thread
 //! name, so that a range that begins on one island never reaches what is mapped on the next.
@@ -26,20 +27,20 @@ const GIB: usize = 1 << 30;
 
 /// From one island to the next.
 pub const ISLAND_BYTES: usize = 2048 * GIB;
-/// In front of every island: nothing is ever mapped there.
+/// The gap in front of every island: nothing is ever mapped there.
 pub const GAP_BYTES: usize = 64 * GIB;
-/// V8 takes 984 KiB of a thread's stack (`--stack-size`) and throws a `RangeError` then; the rest
+/// V8 takes 984 KiB of a thread's stack (`--stack-size`) and then throws a `RangeError`; the rest
 /// is for native code on top.
 const STACK_BYTES: usize = 4 << 20;
-/// For stack and window. An isolate's pointer tables take 1.4 GiB of it while it lives.
+/// For stack and window. A live isolate's pointer tables take 1.4 GiB of it.
 const WINDOW_BYTES: usize = 256 * GIB;
-/// What V8 reserves for a sandbox; the longest range that a thread may name, and only by its own
-/// start.
+/// What V8 reserves for a sandbox. It is the longest range that a thread may name, and only from
+/// its own sandbox's start.
 pub const SANDBOX_BYTES: usize = 1376 * GIB;
 /// Sandboxes, and so cages, begin at a multiple of this.
 const SANDBOX_ALIGNMENT: usize = 4 * GIB;
-/// The zone begins within these bounds: above the program and its heap as PIE puts them low, below
-/// where the kernel places mappings of its own choice.
+/// The zone begins within these bounds: above the program and its heap, which PIE puts low, and
+/// below the addresses that the kernel chooses for mappings.
 const LOWEST: usize = 4096 * GIB;
 const HIGHEST: usize = 64 * 1024 * GIB;
 
@@ -59,14 +60,14 @@ pub struct Island {
 }
 
 impl Zone {
-    /// A zone of `count` islands at a place that `random` decides, and with sandboxes at places
-    /// that it decides.
+    /// A zone of `count` islands. `random` decides where it begins, and where in its island each
+    /// sandbox begins.
     #[must_use]
     pub fn place(count: usize, mut random: impl FnMut() -> u64) -> Self {
         let mut below = |bound: usize| usize::try_from(random() % bound.max(1) as u64).unwrap_or(0);
         let room = HIGHEST - LOWEST - count * ISLAND_BYTES;
         let base = LOWEST + below(room / SANDBOX_ALIGNMENT) * SANDBOX_ALIGNMENT;
-        // One step less: V8 asks for its alignment on top and gives the rest back.
+        // One step less: V8 reserves its alignment in addition and gives the rest back.
         let slack = (ISLAND_BYTES - GAP_BYTES - WINDOW_BYTES - SANDBOX_BYTES) / SANDBOX_ALIGNMENT - 1;
         let sandbox = |island: usize, steps: usize| {
             base + island * ISLAND_BYTES + GAP_BYTES + WINDOW_BYTES + steps * SANDBOX_ALIGNMENT
@@ -83,7 +84,7 @@ impl Zone {
         Some(Self { base, sandboxes: parts.collect::<Option<_>>()? })
     }
 
-    /// Where it begins, and where each sandbox does: for the wire.
+    /// The start of the zone and of each sandbox, for the wire.
     #[must_use]
     pub fn parts(&self) -> Vec<u64> {
         std::iter::once(self.base).chain(self.sandboxes.iter().copied()).map(|part| part as u64).collect()
@@ -119,7 +120,7 @@ impl Island {
         self.base + GAP_BYTES..self.base + GAP_BYTES + STACK_BYTES
     }
 
-    /// Where everything but stack and sandbox goes.
+    /// Takes everything but stack and sandbox.
     #[must_use]
     pub fn window(self) -> Range<usize> {
         self.base + GAP_BYTES + GIB..self.base + GAP_BYTES + WINDOW_BYTES
@@ -138,8 +139,8 @@ mod tests {
     use proptest::prelude::*;
 
     proptest! {
-        /// Whatever the random numbers are: nothing overlaps, nothing leaves the zone, and no gap
-        /// is shorter than the longest range that a filter lets a thread name.
+        /// For all random numbers: nothing overlaps, nothing leaves the zone, and no gap is shorter
+        /// than the longest range that a filter lets a thread name.
         #[test]
         fn islands_never_touch(count in 1_usize..16, seed in any::<u64>()) {
             let mut state = seed;

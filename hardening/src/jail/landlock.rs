@@ -1,5 +1,5 @@
-//! Landlock with every right handled and none granted: what stands behind the filter, should it
-//! have a hole.
+//! Landlock with every right handled and none granted: a second layer, should the filter have a
+//! hole.
 
 use landlock::{
     ABI, Access, AccessFs, AccessNet, CompatLevel, Compatible, Ruleset, RulesetAttr, RulesetCreatedAttr, RulesetStatus,
@@ -8,8 +8,8 @@ use landlock::{
 
 use super::JailError;
 
-/// The newest interface that this code knows; older kernels give what they have, and the posture
-/// says how much.
+/// The newest interface that this code knows. Older kernels enforce what they support, and the
+/// posture reports how much.
 const NEWEST: ABI = ABI::V6;
 
 pub(super) fn grant_nothing(set_no_new_privs: bool) -> Result<(), JailError> {

@@ -1,8 +1,8 @@
-//! The steps that a worker takes before V8 starts: one step, one why, one error.
+//! The steps that a worker takes before V8 starts: each with one reason and one error.
 //!
 //! The order matters and is the order of [`enter`]: what needs a capability comes before
-//! capabilities go, what the next step could undo comes after it. The filter ([`crate::filter`])
-//! comes last, when V8 has started.
+//! capabilities are dropped, and what the next step could undo comes after that step. The filter
+//! ([`crate::filter`]) comes last, when V8 has started.
 
 mod landlock;
 pub(crate) mod limits;
@@ -15,15 +15,15 @@ use std::io;
 use crate::layers::{Layer, LayerSet};
 use crate::process::spawn::CONTROL_FD;
 
-/// How tight the jail is; the steps themselves have no settings.
+/// The parameters of the jail; the steps themselves have no settings.
 #[derive(Debug, Clone, Copy)]
 pub struct Plan {
     pub layers: LayerSet,
-    /// Most committed private memory of the process (`RLIMIT_DATA`).
+    /// The most committed private memory of the process (`RLIMIT_DATA`).
     pub data_bytes: u64,
-    /// Most open descriptors.
+    /// The most open descriptors.
     pub descriptors: u64,
-    /// Most threads.
+    /// The most threads.
     pub threads: u64,
 }
 
@@ -48,7 +48,7 @@ pub enum JailError {
     ReadOnly(nix::Error),
     #[error("the host's name could not be hidden: {0}")]
     HostName(io::Error),
-    #[error("the keyring of whoever started the daemon could not be left: {0}")]
+    #[error("the session keyring that the daemon was started with could not be left: {0}")]
     Keyring(io::Error),
     #[error("the limit {0} could not be set: {1}")]
     Rlimit(&'static str, nix::Error),
@@ -70,12 +70,12 @@ pub enum JailError {
     ParentDeath(nix::Error),
 }
 
-/// Takes on every layer of `plan` but the filter. To be called while the process has one thread.
+/// Takes on every layer of `plan` except the filter. To be called while the process has one thread.
 ///
 /// # Errors
-/// The first step that failed; the process is then to exit, for half a jail is none.
+/// The first step that failed; the process must then exit, because half a jail confines nothing.
 pub fn enter(plan: &Plan) -> Result<(), JailError> {
-    // An environment carries secrets of whoever started the daemon, and settings of libc.
+    // An environment carries secrets of the user who started the daemon, and settings of libc.
     if let Some((name, _)) = std::env::vars_os().next() {
         return Err(JailError::Environment(name));
     }
@@ -83,7 +83,7 @@ pub fn enter(plan: &Plan) -> Result<(), JailError> {
     privileges::leave_session_keyring().map_err(JailError::Keyring)?;
     let on = |layer| plan.layers.has(layer);
     if on(Layer::Namespaces) {
-        // The namespaces were made by the clone; being process 1 shows that they are there.
+        // `clone3` made the namespaces; being process 1 shows that they exist.
         if std::process::id() != 1 {
             return Err(JailError::NotFirst);
         }
@@ -114,14 +114,14 @@ pub fn enter(plan: &Plan) -> Result<(), JailError> {
     if on(Layer::DenyWriteExecute) {
         privileges::deny_write_execute().map_err(JailError::DenyWriteExecute)?;
     }
-    // Last: the kernel clears this signal whenever credentials change.
+    // Last: the kernel clears this signal when credentials change.
     if on(Layer::ParentDeath) {
         nix::sys::prctl::set_pdeathsig(nix::sys::signal::Signal::SIGKILL).map_err(JailError::ParentDeath)?;
     }
     Ok(())
 }
 
-/// Nothing but 0, 1, 2 and the control channel crosses into the jail.
+/// Only descriptors 0, 1, 2 and the control channel cross into the jail.
 fn close_inherited() -> Result<(), JailError> {
     let first = CONTROL_FD.cast_unsigned() + 1;
     // SAFETY: close_range takes three numbers; this early no Rust value owns a descriptor above the
@@ -135,8 +135,7 @@ const UNBOUNDED_THREADS: u64 = 1 << 16;
 
 impl Plan {
     /// The jail of a worker that holds up to `tenants`. Supervisor and worker both compute it, so
-    /// that what one builds is what the other verifies: the hard limit that it asks the kernel for
-    /// is inherited.
+    /// that one builds what the other verifies: they inherit the same hard limit from the kernel.
     #[must_use]
     pub fn for_tenants(layers: LayerSet, data_bytes: u64, tenants: u32) -> Self {
         let tenants = u64::from(tenants);
@@ -145,9 +144,9 @@ impl Plan {
             data_bytes,
             // 0, 1, 2 and the control channel; a channel for each tenant; some in reserve.
             descriptors: 16 + tenants,
-            // The main thread and a thread a tenant; a thread that has just ended still counts for
-            // a moment. Without a user namespace everything that the same user runs counts too, and
-            // a bound would be on somebody else.
+            // The main thread and one thread for each tenant; a thread that has just ended still
+            // counts for a moment. Without a user namespace every process of the same user counts
+            // too, and a limit could be used up by others.
             threads: if layers.has(Layer::Namespaces) {
                 4 + 2 * tenants
             } else {

@@ -1,4 +1,4 @@
-//! Capabilities: a worker is uid 0 of its own user namespace and can do nothing there.
+//! Capabilities: a worker is uid 0 of its own user namespace and has no privilege there.
 
 use std::fs;
 use std::io;
@@ -8,13 +8,14 @@ use caps::CapSet;
 use super::JailError;
 
 /// `SECBIT_NOROOT`, `SECBIT_NO_SETUID_FIXUP`, `SECBIT_NO_CAP_AMBIENT_RAISE`, each with its lock
-/// (linux/securebits.h): uid 0 means nothing any more, and no exec gives a capability back.
-/// `KEEP_CAPS` stays off, locked.
+/// (linux/securebits.h): uid 0 loses its meaning, and no exec gives a capability back. `KEEP_CAPS`
+/// stays off, locked.
 const SECURE_BITS: libc::c_ulong = 0b1110_1111;
 
 pub(super) fn drop_capabilities() -> Result<(), JailError> {
-    // The bounding set and the securebits take CAP_SETPCAP, so they go first. An ordinary user
-    // without a namespace of its own has no such capability, and nothing in any other set either.
+    // Clearing the bounding set and setting the securebits take CAP_SETPCAP, so they come first. An
+    // ordinary user without a namespace of its own does not have that capability, nor any in the
+    // other sets.
     if caps::has_cap(None, CapSet::Effective, caps::Capability::CAP_SETPCAP).unwrap_or(false) {
         caps::clear(None, CapSet::Bounding).map_err(|error| JailError::Capabilities("bounding", error))?;
         // SAFETY: PR_SET_SECUREBITS takes a number.
@@ -34,15 +35,15 @@ pub(super) fn drop_capabilities() -> Result<(), JailError> {
 }
 
 /// A nested user namespace would give every capability back inside it. The filter refuses to make
-/// one; this is the layer behind it, for as long as the host's `/proc` is still there. Where
-/// `/proc` is read-only the filter stands alone.
+/// one; this is the layer behind it, set while the host's `/proc` is still mounted. Where `/proc`
+/// is read-only the filter stands alone.
 pub(super) fn forbid_user_namespaces() {
     let _ = fs::write("/proc/sys/user/max_user_namespaces", "0");
 }
 
-/// The session keyring is inherited, with the keys of whoever started the daemon
-/// (session-keyring(7)). An empty one takes its place; the filter, which refuses every call about
-/// keys, is the layer behind it.
+/// The session keyring is inherited, with the keys of the user who started the daemon
+/// (session-keyring(7)). An empty one replaces it; the filter, which refuses every call about keys,
+/// is the layer behind this.
 pub(super) fn leave_session_keyring() -> io::Result<()> {
     let anonymous = std::ptr::null::<libc::c_char>();
     // SAFETY: KEYCTL_JOIN_SESSION_KEYRING takes a name, or null for a keyring without one.
@@ -52,15 +53,15 @@ pub(super) fn leave_session_keyring() -> io::Result<()> {
     }
     let error = io::Error::last_os_error();
     match error.raw_os_error() {
-        // A kernel without keys; a container manager's filter, which this process is under as well.
-        // EDQUOT: this user's quota of keys is used up, by whatever else it runs, and no reason to
-        // run nothing: the filter stands alone.
+        // A kernel without keys, or the filter of a container manager that this process runs under.
+        // EDQUOT: this user's other processes have used up its quota of keys, which is not a reason
+        // to refuse to start: the filter stands alone.
         Some(libc::ENOSYS | libc::EPERM | libc::EDQUOT) => Ok(()),
         _ => Err(error),
     }
 }
 
-/// `uname` tells the host's name otherwise.
+/// Otherwise `uname` reveals the host's name.
 pub(super) fn hide_host_name() -> io::Result<()> {
     let name = b"enisle";
     // SAFETY: `name` is readable for the length given.
@@ -68,8 +69,8 @@ pub(super) fn hide_host_name() -> io::Result<()> {
     if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
 }
 
-/// No page that is or was writable becomes executable, and none that is executable becomes
-/// writable, for good (PR_SET_MDWE(2const)).
+/// No page that is or was writable becomes executable, and no executable page becomes writable, for
+/// good (PR_SET_MDWE(2const)).
 pub(super) fn deny_write_execute() -> io::Result<()> {
     let refuse = libc::c_ulong::from(libc::PR_MDWE_REFUSE_EXEC_GAIN);
     // SAFETY: the request takes numbers only.

@@ -1,4 +1,4 @@
-//! Speculation controls, forced so that nothing in the process can turn them off again.
+//! Speculation controls, forced on so that nothing in the process can turn them off again.
 //!
 //! `PR_SET_SPECULATION_CTRL`, see the kernel's `Documentation/userspace-api/spec_ctrl.rst`.
 
@@ -7,7 +7,7 @@ use std::io;
 use super::JailError;
 
 const CONTROLS: [(&str, libc::c_int); 2] = [
-    // Loads that pass older stores (Spectre v4) can be steered from JIT-compiled code.
+    // Loads that bypass older stores (Spectre v4) can be steered from JIT-compiled code.
     ("store bypass", libc::PR_SPEC_STORE_BYPASS),
     // Indirect branches trained by another process (Spectre v2).
     ("indirect branch", libc::PR_SPEC_INDIRECT_BRANCH),
@@ -25,8 +25,8 @@ pub(super) fn force_off() -> Result<(), JailError> {
             // ENODEV: this processor has no such control; ENXIO: it is fixed for the whole machine,
             // on or off.
             Some(libc::ENODEV | libc::ENXIO) => {}
-            // EPERM: forced off before, by whoever started us; or left on for the whole machine,
-            // and then no process can choose. The posture tells which.
+            // EPERM: forced off before, by the process that started the daemon; or left on for the
+            // whole machine, so that no process can choose. The posture reports which.
             Some(libc::EPERM) if !controllable(control) => {}
             _ => return Err(JailError::Speculation(name, error)),
         }
@@ -34,7 +34,7 @@ pub(super) fn force_off() -> Result<(), JailError> {
     Ok(())
 }
 
-/// Whether this process could choose, and has not been forced yet.
+/// Whether this process could choose, and was not forced before.
 fn controllable(control: libc::c_int) -> bool {
     // SAFETY: PR_GET_SPECULATION_CTRL takes numbers only.
     let state = unsafe { libc::prctl(libc::PR_GET_SPECULATION_CTRL, control, 0, 0, 0) };

@@ -1,4 +1,4 @@
-//! Descriptors over a Unix socket (`SCM_RIGHTS`), and the one that a worker is born with.
+//! Descriptors over a Unix socket (`SCM_RIGHTS`), and the one that a worker starts with.
 
 use std::io::{self, IoSlice, IoSliceMut};
 use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
@@ -9,11 +9,11 @@ use nix::sys::socket::{ControlMessage, ControlMessageOwned, MsgFlags, recvmsg, s
 
 use super::spawn::CONTROL_FD;
 
-/// The most descriptors that come with one frame: a start's snapshot and its page for faults.
+/// The most descriptors that come with one frame: `Start` brings the snapshot and the fault page.
 pub const MOST_DESCRIPTORS: usize = 2;
 
-/// Sends `bytes` with descriptors on their first byte. Returns how many bytes went out; the
-/// descriptors go with them if it is not none of them.
+/// Sends `bytes` with descriptors attached to the first byte. Returns how many bytes were sent; the
+/// descriptors have gone with them if that is not zero.
 ///
 /// # Errors
 /// The socket's own.
@@ -23,7 +23,7 @@ pub fn send_with(socket: BorrowedFd<'_>, bytes: &[u8], descriptors: &[BorrowedFd
     Ok(sendmsg::<()>(socket.as_raw_fd(), &[IoSlice::new(bytes)], &rights, MsgFlags::MSG_NOSIGNAL, None)?)
 }
 
-/// Receives into `buffer`, and the descriptors that came along, close-on-exec.
+/// Receives into `buffer`, and the descriptors that came with the bytes, close-on-exec.
 ///
 /// # Errors
 /// The socket's own, or more descriptors came than a frame may carry.
@@ -34,7 +34,7 @@ pub fn receive(socket: BorrowedFd<'_>, buffer: &mut [u8]) -> io::Result<(usize, 
     let mut descriptors = Vec::new();
     for control in message.cmsgs()? {
         if let ControlMessageOwned::ScmRights(numbers) = control {
-            // SAFETY: the kernel has just installed these descriptors in this process; nobody else
+            // SAFETY: the kernel has just installed these descriptors in this process; nothing else
             // owns them.
             descriptors.extend(numbers.into_iter().map(|number| unsafe { OwnedFd::from_raw_fd(number) }));
         }
@@ -45,7 +45,7 @@ pub fn receive(socket: BorrowedFd<'_>, buffer: &mut [u8]) -> io::Result<(usize, 
     Ok((message.bytes, descriptors))
 }
 
-/// The control channel that a worker is born with. The first call gets it, a second one nothing.
+/// The control channel that a worker starts with. The first call returns it, later ones `None`.
 #[must_use]
 pub fn control_channel() -> Option<UnixStream> {
     static TAKEN: AtomicBool = AtomicBool::new(false);

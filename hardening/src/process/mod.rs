@@ -1,16 +1,16 @@
-//! Processes and threads, as the kernel has them: starting one, what passes between two, what a
-//! thread is made of.
+//! Processes and threads at the level of the kernel: starting one, passing descriptors between two,
+//! the parts of a thread.
 //!
-//! This room wraps system calls and knows nothing of tenants, keys or layers.
+//! This module wraps system calls and knows nothing of tenants, keys or layers.
 //!
 //! | module | owns |
 //! |---|---|
 //! | [`spawn`] | a new process in namespaces of its own, by `clone3` and `execveat` |
 //! | [`fds`] | descriptors over a socket |
-//! | [`rights`] | descriptors that a client passes and nobody wants |
+//! | [`rights`] | descriptors that a client passes unasked |
 //! | [`thread`] | a tenant's thread: its stack, its clock |
-//! | [`siginfo`] | what the kernel says of a fault |
-//! | [`allocator`] | libc's allocator, told to give back what is freed |
+//! | [`siginfo`] | what the kernel reports about a fault |
+//! | [`allocator`] | libc's allocator, configured to give back what is freed |
 
 pub mod allocator;
 pub mod fds;

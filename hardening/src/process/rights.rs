@@ -1,8 +1,8 @@
-//! Descriptors that a client passes (`SCM_RIGHTS`, unix(7)) and that nobody here wants.
+//! Descriptors that a client passes (`SCM_RIGHTS`, unix(7)) and that the daemon does not want.
 //!
-//! A passed descriptor may be the last hold of something whose end takes as long as its owner
-//! likes: a TCP socket with `SO_LINGER` and unsent data. Whoever receives it without taking it, or
-//! closes a socket in which it waits, waits for that end.
+//! A passed descriptor may be the last reference to something that takes as long to close as its
+//! owner likes: a TCP socket with `SO_LINGER` and unsent data. A process that receives it without
+//! keeping it, or closes a socket in which it waits, blocks until that is over.
 
 use std::io::{self, IoSliceMut};
 use std::mem;
@@ -15,7 +15,7 @@ use nix::sys::socket::{MsgFlags, recvmsg};
 /// `<asm-generic/socket.h>`, since Linux 6.16; libc does not have it yet.
 const SO_PASSRIGHTS: libc::c_int = 83;
 
-/// Makes a socket refuse passed descriptors, and all sockets that it accepts afterwards: their
+/// Makes a socket, and all sockets that it accepts afterwards, refuse passed descriptors: the
 /// sender gets `EPERM`.
 ///
 /// # Errors
@@ -30,7 +30,7 @@ pub fn refuse(socket: BorrowedFd<'_>) -> io::Result<()> {
     }
     let mut read: libc::c_int = 1;
     let (value, size) = (ptr::from_mut(&mut read).cast(), &raw mut length);
-    // SAFETY: the kernel writes an int and its length, for both of which there is room.
+    // SAFETY: the kernel writes an int and its length, and both fit.
     let got = unsafe { libc::getsockopt(fd, libc::SOL_SOCKET, SO_PASSRIGHTS, value, size) };
     match got {
         0 if read == 0 => Ok(()),
@@ -42,7 +42,7 @@ pub fn refuse(socket: BorrowedFd<'_>) -> io::Result<()> {
 #[expect(clippy::cast_possible_truncation, reason = "the size of an int")]
 const LENGTH_OF_INT: libc::socklen_t = mem::size_of::<libc::c_int>() as libc::socklen_t;
 
-/// Whether this kernel can refuse them.
+/// Whether this kernel can refuse passed descriptors.
 #[must_use]
 pub fn can_be_refused() -> bool {
     UnixStream::pair().is_ok_and(|(socket, _)| refuse(socket.as_fd()).is_ok())
@@ -51,20 +51,21 @@ pub fn can_be_refused() -> bool {
 /// What waits in a socket.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Waiting {
-    /// How many bytes of it, and no descriptor with any of them; none at the end of the stream.
+    /// How many bytes were copied, none of which has a descriptor attached; zero at the end of the
+    /// stream.
     Bytes(usize),
-    /// Descriptors, with one of the first bytes.
+    /// Descriptors, attached to one of the first bytes.
     Descriptors,
 }
 
-/// Copies the first bytes that wait in a socket, and leaves them there. What comes with them stays
-/// as it is: the kernel reports that there was no room for it (`MSG_CTRUNC`), and drops references
-/// that are not the last ones.
+/// Copies the first bytes that wait in a socket, and leaves them there. Attached descriptors stay
+/// as they are: the kernel reports that they did not fit (`MSG_CTRUNC`), and drops references that
+/// are not the last ones.
 ///
-/// Out-of-band bytes are passed over unless the socket has `SO_OOBINLINE`.
+/// Out-of-band bytes are skipped unless the socket has `SO_OOBINLINE`.
 ///
 /// # Errors
-/// The socket's own; `WouldBlock` where nothing waits in one that does not block.
+/// The socket's own; `WouldBlock` if nothing waits in a non-blocking socket.
 pub fn look(socket: BorrowedFd<'_>, buffer: &mut [u8]) -> io::Result<Waiting> {
     let mut slices = [IoSliceMut::new(buffer)];
     let looked = recvmsg::<()>(socket.as_raw_fd(), &mut slices, None, MsgFlags::MSG_PEEK)?;

@@ -1,10 +1,10 @@
-//! What the kernel says of a fault (`sigaction(2)`).
+//! What the kernel reports about a fault (`sigaction(2)`).
 
-/// `si_code` of a load or store by a closed key (`sigaction(2)`).
+/// `si_code` of a load or store refused by a closed key (`sigaction(2)`).
 pub const SEGV_PKUERR: i32 = 4;
 
 /// The kernel's `siginfo_t` (asm-generic/siginfo.h) with the fields of a fault, some of which libc
-/// does not name. Which of them mean something is up to the signal.
+/// does not name. The signal determines which of them have a meaning.
 #[repr(C)]
 #[derive(Default)]
 pub(crate) struct Info {
@@ -23,7 +23,7 @@ pub(crate) struct Info {
 }
 
 impl Info {
-    /// One that no signal brought.
+    /// One that does not come from a signal.
     pub(crate) fn with_code(code: libc::c_int) -> Self {
         Self { code, ..Self::default() }
     }

@@ -1,21 +1,21 @@
-//! A new process in namespaces of its own: `clone3`, then `execveat`, nothing between that could
-//! allocate.
+//! A new process in namespaces of its own: `clone3`, then `execveat`, and nothing in between that
+//! could allocate.
 //!
 //! ```text
 //! supervisor                               child
 //!   clone3(NEWUSER|NEWNS|NEWPID|…) ───────▶ waits for one byte
 //!   writes uid_map, gid_map, oom_score_adj    │
 //!   sends the byte ─────────────────────────▶ steps back behind the daemon (nice)
-//!                                             becomes uid 0 of its namespace
-//!   waits for the end of the pipe             puts 0 to 3 in place, the rest close-on-exec
+//!                                             becomes uid 0 of its namespace (an unprivileged uid outside)
+//!   waits for the end of the pipe             puts descriptors 0, 1, 2, 3 in place, the rest close-on-exec
 //!     end of file: it is executing ◀───────── execveat(worker, empty environment)
 //!     four bytes: the errno that stopped it
 //! ```
 //!
-//! The parent is a process with many threads, and any of them may have held a lock at the moment of
-//! the clone. So between `clone3` and `execveat` the child makes system calls only, on values that
-//! were prepared before: directly, or through libc's thin wrappers (`read`, `write`, `errno`),
-//! which take no lock and allocate nothing.
+//! The parent has many threads, and any of them may have held a lock at the moment of the clone. So
+//! between `clone3` and `execveat` the child only makes system calls, on values that were prepared
+//! before: directly, or through libc's thin wrappers (`read`, `write`, `errno`), which take no lock
+//! and allocate nothing.
 
 use std::ffi::CString;
 use std::fs;
@@ -41,20 +41,20 @@ pub const NAMESPACES: [(&str, libc::c_int); 7] = [
     ("cgroup", libc::CLONE_NEWCGROUP),
 ];
 
-/// A worker's `oom_score_adj` is at least this: where memory runs out, the kernel ends a worker,
-/// whose runs begin again elsewhere, and not the daemon, with which all workers end
+/// A worker's `oom_score_adj` is at least this: when memory runs out, the kernel ends a worker,
+/// whose runs start again elsewhere, and not the daemon, with which all workers end
 /// (proc_pid_oom_score_adj(5)).
 pub const OOM_SCORE: i32 = 500;
 
-/// How much nicer than the daemon a worker is, so that the daemon's thread goes first where both
-/// want a processor (sched(7)). One step is a fifth less of it. With five, the slowest in a hundred
-/// of 8 clients' runs on two busy cores took a quarter longer.
+/// The difference between a worker's nice value and the daemon's, so that the daemon's thread goes
+/// first when both want a processor (sched(7)). Each step costs a fifth of the processor time. With
+/// 5, the slowest hundredth of the runs of 8 clients on two busy cores took a quarter longer.
 pub const NICER: i32 = 1;
 
 /// What to start.
 #[derive(Debug)]
 pub struct Spawn<'a> {
-    /// The program, opened: its path need not be reachable for the worker's uid.
+    /// The program, opened: the worker's uid need not be able to reach its path.
     pub program: BorrowedFd<'a>,
     pub arguments: &'a [CString],
     /// Becomes [`CONTROL_FD`].
@@ -62,13 +62,13 @@ pub struct Spawn<'a> {
     /// Becomes standard error.
     pub stderr: OwnedFd,
     pub namespaces: bool,
-    /// The uid and gid outside; only root can choose another than its own.
+    /// The uid and gid outside; only root can choose another uid than its own.
     pub uid: u32,
     pub gid: u32,
 }
 
 /// A started worker. Dropping it before it was collected kills and collects the process, so none is
-/// left behind however its owner ends. The pidfd names it without races.
+/// left behind however its owner ends. The pidfd names the process without races.
 #[derive(Debug)]
 pub struct Started {
     pub pid: Pid,
@@ -85,9 +85,9 @@ pub enum SpawnError {
     Clone(io::Error),
     #[error("the worker's uid and gid could not be mapped: {0}")]
     Map(io::Error),
-    #[error("the worker could not be made the first to go when memory runs out (oom_score_adj): {0}")]
+    #[error("the worker could not be made the first to be killed when memory runs out (oom_score_adj): {0}")]
     OomScore(io::Error),
-    #[error("the worker did not get as far as executing its program: {0}")]
+    #[error("the worker did not reach the execution of its program: {0}")]
     Exec(io::Error),
 }
 
@@ -97,8 +97,8 @@ pub enum SpawnError {
 /// # Errors
 /// [`SpawnError`] names the step; no process is left behind.
 pub fn spawn(spawn: Spawn<'_>) -> Result<Started, SpawnError> {
-    // All sources stand above the targets 0..=3, so that putting one in place never overwrites
-    // another.
+    // All sources are above the targets 0..=3, so that no dup2 to a target overwrites another
+    // source.
     let null = fs::OpenOptions::new().read(true).write(true).open("/dev/null").map_err(SpawnError::Descriptors)?;
     let null = above(null.as_raw_fd())?;
     let control = above(spawn.control.as_raw_fd())?;
@@ -140,14 +140,14 @@ pub fn spawn(spawn: Spawn<'_>) -> Result<Started, SpawnError> {
         _ => {}
     }
     let pid = Pid::from_raw(i32::try_from(pid).unwrap_or(i32::MAX));
-    // SAFETY: CLONE_PIDFD made the kernel store a new descriptor there, which nobody else owns.
+    // SAFETY: CLONE_PIDFD made the kernel store a new descriptor there, which nothing else owns.
     let started = Started { pid, pidfd: unsafe { OwnedFd::from_raw_fd(pidfd) }, collected: false };
     drop(sync);
 
     release(&mut ours, pid, &spawn)?;
     let mut errno = [0; 4];
     match ours.read_exact(&mut errno) {
-        // The end of the pipe: close-on-exec closed it, the worker's program runs.
+        // End of file: the exec closed the child's end, so the worker's program runs.
         Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => Ok(started),
         result => Err(SpawnError::Exec(
             result.err().unwrap_or_else(|| io::Error::from_raw_os_error(i32::from_ne_bytes(errno))),
@@ -155,7 +155,7 @@ pub fn spawn(spawn: Spawn<'_>) -> Result<Started, SpawnError> {
     }
 }
 
-/// Arguments of `clone3` for a process, not a thread, that tells of its end by SIGCHLD.
+/// Arguments of `clone3` for a process, not a thread, whose end raises SIGCHLD.
 pub(crate) fn clone_args(flags: libc::c_int, pidfd: u64) -> libc::clone_args {
     libc::clone_args {
         flags: u64::from(flags.cast_unsigned()),
@@ -179,7 +179,7 @@ impl Started {
         self.pidfd.as_fd()
     }
 
-    /// Kills the process; nothing if it has ended.
+    /// Kills the process; does nothing if it has ended.
     pub fn kill(&self) {
         // SAFETY: the descriptor is this process's pidfd; no further information goes with the
         // signal.
@@ -194,12 +194,12 @@ impl Started {
         };
     }
 
-    /// How it ended, once it has; collects it then.
+    /// How the process ended, if it has; collects it then.
     pub fn try_collect(&mut self) -> Option<WaitStatus> {
         self.wait(WaitPidFlag::WEXITED | WaitPidFlag::WNOHANG)
     }
 
-    /// Waits for its end and collects it.
+    /// Waits for the end of the process and collects it.
     pub fn collect(&mut self) -> Option<WaitStatus> {
         self.wait(WaitPidFlag::WEXITED)
     }
@@ -228,20 +228,20 @@ impl Drop for Started {
     }
 }
 
-/// Maps the child's uid 0 to its uid outside and lets it go on.
+/// Maps the child's uid 0 to its uid outside and lets it continue.
 fn release(ours: &mut UnixStream, pid: Pid, spawn: &Spawn<'_>) -> Result<(), SpawnError> {
     if spawn.namespaces {
         let write = |file: &str, text: String| fs::write(format!("/proc/{pid}/{file}"), text).map_err(SpawnError::Map);
-        // Without root a gid map needs setgroups switched off; with root the child first drops
-        // root's own groups.
+        // Without root, a gid map requires that setgroups is switched off; with root the child
+        // first drops root's own groups.
         if !nix::unistd::geteuid().is_root() {
             write("setgroups", "deny".to_owned())?;
         }
         write("uid_map", format!("0 {} 1", spawn.uid))?;
         write("gid_map", format!("0 {} 1", spawn.gid))?;
     }
-    // Raising the score needs no right, and it survives the exec. On top of the daemon's own, which
-    // may be more than nothing.
+    // Raising the score takes no privilege, and it survives the exec. It is added to the daemon's
+    // own, which may be above zero.
     let own = fs::read_to_string("/proc/self/oom_score_adj").ok().and_then(|score| score.trim().parse().ok());
     let score = (own.unwrap_or(0) + OOM_SCORE).clamp(OOM_SCORE, 1000);
     fs::write(format!("/proc/{pid}/oom_score_adj"), score.to_string()).map_err(SpawnError::OomScore)?;
@@ -251,7 +251,7 @@ fn release(ours: &mut UnixStream, pid: Pid, spawn: &Spawn<'_>) -> Result<(), Spa
 /// The nice value of this thread.
 fn own_nice() -> i32 {
     // SAFETY: getpriority takes two numbers. It may return -1, which is a nice value or an error;
-    // either is next to none.
+    // either is close to zero.
     unsafe { libc::getpriority(libc::PRIO_PROCESS, 0) }
 }
 
@@ -263,19 +263,18 @@ fn above(fd: RawFd) -> Result<OwnedFd, SpawnError> {
     if copy < 0 {
         return Err(SpawnError::Descriptors(io::Error::last_os_error()));
     }
-    // SAFETY: fcntl has just made this descriptor; nobody else owns it.
+    // SAFETY: fcntl has just made this descriptor; nothing else owns it.
     Ok(unsafe { OwnedFd::from_raw_fd(copy) })
 }
 
-/// All that the child needs, prepared before the clone: plain numbers and one pointer to prepared
-/// memory.
+/// All that the child needs, prepared before the clone: numbers and one pointer to prepared memory.
 struct Child {
     null: RawFd,
     control: RawFd,
     stderr: RawFd,
     program: RawFd,
     sync: RawFd,
-    /// The parent's end of `sync`, which the child must not hold: it waits for its end.
+    /// The parent's end of `sync`. The child must close it, or it would never see its end of file.
     parents: RawFd,
     argv: *const *const libc::c_char,
     namespaces: bool,
@@ -286,7 +285,7 @@ struct Child {
 }
 
 impl Child {
-    /// System calls and libc's thin wrappers around them only: another thread of the parent may
+    /// Only system calls and libc's thin wrappers around them: another thread of the parent may
     /// have held any lock at the moment of the clone.
     fn run(&self) -> ! {
         let error = match self.become_worker() {
@@ -309,10 +308,10 @@ impl Child {
         if got != 1 {
             return Err(libc::ECANCELED);
         }
-        // SAFETY: setpriority takes three numbers. Of more than 19 the kernel makes 19.
+        // SAFETY: setpriority takes three numbers. The kernel caps the last one at 19.
         check(unsafe { libc::syscall(libc::SYS_setpriority, libc::PRIO_PROCESS, 0, self.nice) })?;
         if self.change_ids {
-            // Inside the namespace the worker is its uid 0, which is an ordinary uid outside.
+            // Inside the namespace the worker is uid 0, which is an ordinary uid outside.
             let (uid, gid) = if self.namespaces { (0, 0) } else { (self.uid, self.gid) };
             if !self.namespaces {
                 empty_bounding_set()?;
@@ -332,8 +331,8 @@ impl Child {
         // SAFETY: close_range takes three numbers; with CLOEXEC it closes nothing before the exec.
         check(unsafe { libc::syscall(libc::SYS_close_range, rest, u32::MAX, libc::CLOSE_RANGE_CLOEXEC) })?;
         let empty_mask = 0_u64;
-        // SAFETY: the mask is eight readable bytes, as the kernel's sigset is; the old one is not
-        // asked for.
+        // SAFETY: the mask is eight readable bytes, like the kernel's sigset; the old one is not
+        // requested.
         check(unsafe {
             libc::syscall(
                 libc::SYS_rt_sigprocmask,
@@ -361,14 +360,14 @@ impl Child {
     }
 }
 
-/// Outside a user namespace only root can empty the bounding set, so it is done before the child
+/// Outside a user namespace only root can empty the bounding set, so the child does it before it
 /// stops being root. Inside one the worker does it itself (`jail::privileges`).
 fn empty_bounding_set() -> Result<(), i32> {
     for capability in 0_u64.. {
         // SAFETY: PR_CAPBSET_DROP takes a number.
         let dropped = unsafe { libc::syscall(libc::SYS_prctl, libc::PR_CAPBSET_DROP, capability, 0, 0, 0) };
         match check(dropped) {
-            // There is no capability of this number, and so none above it (capabilities(7)).
+            // No capability has this number, and so none has a higher one (capabilities(7)).
             Err(libc::EINVAL) => break,
             dropped => dropped?,
         }

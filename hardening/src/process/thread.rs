@@ -14,12 +14,12 @@ use memmap2::{MmapOptions, MmapRaw};
 pub struct CpuClock(libc::clockid_t);
 
 impl CpuClock {
-    /// That of whichever thread reads it.
+    /// The clock of the thread that reads it.
     pub(crate) const OWN: Self = Self(libc::CLOCK_THREAD_CPUTIME_ID);
 
     /// The clock of the calling thread. Once the thread has ended the clock reads as zero, unless
-    /// the kernel has given the thread's number to another thread of this process: then it reads
-    /// the other thread's time. So it is to be read only while the thread lives.
+    /// the kernel has given the thread's id to another thread of this process: then it reads the
+    /// other thread's time. It must therefore be read only while the thread lives.
     ///
     /// # Errors
     /// The kernel has no per-thread clocks.
@@ -38,32 +38,32 @@ impl CpuClock {
     #[must_use]
     pub fn now(self) -> Duration {
         let mut time = libc::timespec { tv_sec: 0, tv_nsec: 0 };
-        // SAFETY: `time` is writable. For a number that no thread of the process has, the call
-        // fails and leaves it zero.
+        // SAFETY: `time` is writable. For an id that no thread of the process has, the call fails
+        // and leaves it zero.
         unsafe { libc::clock_gettime(self.0, &raw mut time) };
         Duration::new(u64::try_from(time.tv_sec).unwrap_or(0), u32::try_from(time.tv_nsec).unwrap_or(0))
     }
 }
 
-/// Makes all threads allocate from libc's one main arena. An arena a thread costs memory a tenant,
-/// and gives memory back only after reading a file of `/proc`, which the filter answers by ending
-/// the process. To be called before any thread.
+/// Makes all threads allocate from libc's one main arena. An arena for each thread would cost
+/// memory for each tenant, and gives memory back only after reading a file in `/proc`, for which
+/// the filter ends the process. To be called before any other thread starts.
 pub fn share_one_arena() {
     // SAFETY: mallopt takes two numbers; no other thread allocates yet.
     unsafe { libc::mallopt(libc::M_ARENA_MAX, 1) };
 }
 
-/// Tells the scheduler that the calling thread computes and does not wait: it neither preempts the
-/// supervisor when it wakes up nor trades places in the middle of a run that is over in a
-/// millisecond. The threads that watch it keep the ordinary policy, so that they wake up beside it.
-/// Without effect where it is refused.
+/// Declares to the scheduler that the calling thread computes and does not wait: it neither
+/// preempts the supervisor when it wakes up nor is preempted during a run of a millisecond. The
+/// threads that watch it keep the ordinary policy, so that they can run beside it. If the kernel
+/// refuses, nothing changes.
 fn schedule_as_batch() {
     let parameters = libc::sched_param { sched_priority: 0 };
     // SAFETY: the parameters are readable; 0 is the calling thread.
     unsafe { libc::sched_setscheduler(0, libc::SCHED_BATCH, &raw const parameters) };
 }
 
-/// Usable bytes of a signal stack, beside the frame that the kernel puts there.
+/// Usable bytes of a signal stack, besides the frame that the kernel puts there.
 const SIGNAL_STACK_BYTES: usize = 64 * 1024;
 const PAGE_BYTES: usize = 4096;
 
@@ -71,26 +71,26 @@ const PAGE_BYTES: usize = 4096;
 #[derive(Debug)]
 pub struct Thread {
     thread: libc::pthread_t,
-    /// Given back by [`Self::join`] alone: a thread that nobody joins may still need it.
+    /// Unmapped by [`Self::join`] alone: a thread that was not joined may still need it.
     signal_stack: ManuallyDrop<MmapRaw>,
 }
 
-/// What a thread begins with.
+/// What a new thread starts with.
 struct Beginning {
     name: CString,
     body: Box<dyn FnOnce() + Send>,
     signal_stack: Range<usize>,
 }
 
-/// Starts a thread on `stack`, whose lowest page becomes its guard. Its signal stack is the
-/// thread's for its whole life, and on pages without a key, for handlers run with every key closed.
+/// Starts a thread on `stack`, whose lowest page becomes its guard. The thread keeps its signal
+/// stack for its whole life, on pages without a key, because handlers run with every key closed.
 ///
 /// # Safety
-/// `stack` is mapped readable and writable, in whole pages, and nobody else uses it until the
+/// `stack` is mapped readable and writable, in whole pages, and nothing else uses it until the
 /// thread has been joined.
 ///
 /// # Errors
-/// No memory, or the kernel starts no thread.
+/// Out of memory, or the kernel starts no thread.
 pub unsafe fn spawn(name: CString, stack: &Range<usize>, body: Box<dyn FnOnce() + Send>) -> io::Result<Thread> {
     // The frame grows with the processor's registers: AVX-512 and AMX alone take 11 KiB.
     // SAFETY: getauxval has no preconditions.
@@ -133,7 +133,8 @@ pub unsafe fn spawn(name: CString, stack: &Range<usize>, body: Box<dyn FnOnce() 
 extern "C" fn begin(beginning: *mut libc::c_void) -> *mut libc::c_void {
     // SAFETY: `spawn` passes the box on to this thread alone.
     let Beginning { name, body, signal_stack } = *unsafe { Box::from_raw(beginning.cast::<Beginning>()) };
-    // By the thread itself: for another one libc goes through a file. A name too long is cut.
+    // The thread sets its own name: for another thread libc would go through a file. Long names are
+    // cut.
     // SAFETY: the name is a C string.
     unsafe { libc::prctl(libc::PR_SET_NAME, name.as_ptr()) };
     drop(name);
@@ -148,7 +149,7 @@ extern "C" fn begin(beginning: *mut libc::c_void) -> *mut libc::c_void {
 }
 
 impl Thread {
-    /// Waits for its end and gives its signal stack back.
+    /// Waits for the thread to end and unmaps its signal stack.
     pub fn join(self) {
         let Self { thread, signal_stack } = self;
         // SAFETY: `thread` was started joinable and this value, the only one, joins it once.

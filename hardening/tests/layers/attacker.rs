@@ -1,4 +1,4 @@
-//! Starting the attacker, as a worker would be started, and hearing what became of it.
+//! Starts the attacker as a worker would be started, and receives the outcome of its attack.
 
 use std::ffi::CString;
 use std::fs::File;
@@ -16,7 +16,7 @@ use tempfile::TempDir;
 
 use crate::attacks::Target;
 
-/// What became of an attack.
+/// The outcome of an attack.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) enum Verdict {
     Succeeded,
@@ -24,7 +24,7 @@ pub(crate) enum Verdict {
     Broken(String),
 }
 
-/// A socket of the host, and a program that makes whoever executes it root.
+/// A socket of the host, and a setuid program.
 pub(crate) fn prepare(folder: &TempDir) -> Target {
     let abstract_name = format!("enisle-layers-{}", std::process::id());
     let address = SocketAddr::from_abstract_name(&abstract_name).expect("a name");
@@ -46,7 +46,7 @@ pub(crate) fn start(arguments: &[String], layers: LayerSet) -> (Started, UnixStr
     let stderr = OwnedFd::from(File::options().write(true).open("/dev/null").expect("/dev/null"));
     let arguments: Vec<_> = arguments.iter().map(|text| CString::new(text.as_str()).expect("no zero")).collect();
     let root = nix::unistd::geteuid().is_root();
-    // As root the attacker is an ordinary user, as a worker is.
+    // Under root the attacker is an ordinary user, as a worker is.
     let uid = if root { 1_899_999_999 } else { nix::unistd::geteuid().as_raw() };
     let gid = if root { uid } else { nix::unistd::getegid().as_raw() };
     let namespaces = layers.has(Layer::Namespaces);

@@ -1,4 +1,4 @@
-//! The attacks: what each does inside the jail. An error is an attack that failed.
+//! The attacks: what each does inside the jail. An error means that the attack failed.
 
 use std::fs::File;
 use std::io::{self, Read, Write};
@@ -10,20 +10,20 @@ use std::path::PathBuf;
 use enisle_hardening::process::fds;
 use nix::sys::wait::WaitStatus;
 
-/// What the attacker is told before it enters the jail.
+/// What the attacker knows before it enters the jail.
 pub(crate) struct Target {
     pub(crate) abstract_name: String,
-    /// A folder of the host's where everybody may write, with the program in it.
+    /// A folder of the host that every user may write to, with the program in it.
     pub(crate) folder: PathBuf,
 }
 
 impl Target {
-    /// A program that makes whoever executes it root.
+    /// A program that makes its user root.
     pub(crate) fn setuid_program(&self) -> PathBuf {
         self.folder.join("id")
     }
 
-    /// What an attacker writes.
+    /// The file that an attacker writes.
     fn file(&self) -> PathBuf {
         self.folder.join("written")
     }
@@ -62,7 +62,7 @@ pub(crate) fn open_without_end(_: &Target) -> io::Result<()> {
 }
 
 pub(crate) fn grow_a_file(target: &Target) -> io::Result<()> {
-    // Over the limit the kernel sends SIGXFSZ, which ends the process.
+    // Above the limit the kernel sends SIGXFSZ, which ends the process.
     File::create(target.file())?.write_all(&[0; 4096])
 }
 
@@ -132,7 +132,8 @@ pub(crate) fn start_a_process(_: &Target) -> io::Result<()> {
 }
 
 pub(crate) fn execute_a_program(_: &Target) -> io::Result<()> {
-    // It has to come back to say that it succeeded, so it is told by the file that does not exist.
+    // A successful exec would not return to report it; success is that the file was looked for and
+    // not found.
     let (program, arguments) = (c"/no/such/program", [std::ptr::null()]);
     // SAFETY: the path is a C string, the list ends in null.
     unsafe { libc::execv(program.as_ptr(), arguments.as_ptr()) };
@@ -168,7 +169,7 @@ pub(crate) fn map_write_execute(_: &Target) -> io::Result<()> {
     map(libc::PROT_READ | libc::PROT_WRITE | libc::PROT_EXEC, libc::MAP_PRIVATE).map(drop)
 }
 
-/// All three at once: the one kind of executable memory that the ordinary filter allows.
+/// All three at once: the only kind of executable memory that the ordinary filter allows.
 pub(crate) fn make_code_range(_: &Target) -> io::Result<()> {
     let page = map(libc::PROT_NONE, libc::MAP_PRIVATE)?;
     // SAFETY: the page was mapped above and holds nothing.

@@ -1,5 +1,5 @@
-//! Every attack, with the layer that has to stop it, and what a machine must have so that there is
-//! something to show.
+//! Every attack, with the layer that must stop it, and what a machine must have for the attack to
+//! succeed without the layer.
 
 use std::io;
 
@@ -8,31 +8,31 @@ use enisle_hardening::{Layer, Posture};
 
 use crate::attacks::*;
 
-/// An attack, and the layer that has to stop it.
+/// An attack, and the layer that must stop it.
 pub(crate) struct Case {
     pub(crate) name: &'static str,
     pub(crate) layer: Layer,
-    /// Layers that the one under test cannot do without.
+    /// Layers that the one under test depends on.
     pub(crate) needs: &'static [Layer],
     pub(crate) attack: fn(&Target) -> io::Result<()>,
     pub(crate) takes: Takes,
 }
 
-/// What a machine must have beside the layer, or there is nothing to show.
+/// What a machine must have besides the layer for the attack to be possible.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Takes {
     Nothing,
     /// Only root can arrange the attack.
     Root,
-    /// The same, on a machine where a process may read the memory of another one of its user
+    /// The same, on a machine where a process may read the memory of another process of its user
     /// (Yama's first level forbids it).
     RootThatMayTrace,
-    /// Landlock's scopes, which older kernels lack: there the attack succeeds, and the posture says
-    /// so.
+    /// Landlock's scopes, which older kernels lack: there the attack succeeds, and the posture
+    /// reports it.
     Scopes,
     /// Without user namespaces the machine itself forbids the attack.
     UserNamespaces,
-    /// A key can be had only where the processor and the kernel have some.
+    /// A key can be taken only where the processor and the kernel support keys.
     Keys,
 }
 
@@ -43,9 +43,9 @@ impl Takes {
             Self::Root | Self::RootThatMayTrace if !nix::unistd::geteuid().is_root() => {
                 Some("only root can arrange it")
             }
-            Self::RootThatMayTrace if yama_forbids_tracing() => Some("this machine forbids it to everybody (Yama)"),
+            Self::RootThatMayTrace if yama_forbids_tracing() => Some("this machine forbids it to every process (Yama)"),
             Self::UserNamespaces if !posture.layers().has(Layer::Namespaces) => {
-                Some("this machine forbids it to everybody")
+                Some("this machine forbids it to every process")
             }
             Self::Keys if keys::available() == 0 => Some("this machine has no protection keys"),
             _ => None,

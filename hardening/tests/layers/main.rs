@@ -1,9 +1,9 @@
-//! Every layer, attacked with it on and with it off.
+//! Attacks every layer with it on and with it off.
 //!
-//! The test starts itself again as a worker would be started, with one layer alone (and what that
-//! layer needs), and attacks what this layer is for: the attack has to fail. Then once more with no
-//! layer at all: the same attack has to succeed, or the first result meant nothing. Layers overlap
-//! on purpose, so each is tried by itself.
+//! The test starts itself again as a worker would be started, with one layer alone (and the layers
+//! that it needs), and attacks what this layer protects: the attack must fail. Then once more with
+//! no layer at all: the same attack must succeed, or the first result means nothing. Layers overlap
+//! on purpose, so each is tested by itself.
 #![allow(clippy::print_stdout, clippy::print_stderr, reason = "a test runner of its own")]
 
 mod attacker;
@@ -42,7 +42,7 @@ fn plan(layers: LayerSet) -> Plan {
     Plan { layers, data_bytes: 64 << 20, descriptors: 20, threads: 8 }
 }
 
-/// Inside the jail: says that it is there, and waits for something that never comes.
+/// Inside the jail: reports that it is there, and waits for a byte that never comes.
 fn wait(layers: LayerSet) -> ExitCode {
     let Some(mut channel) = fds::control_channel() else { return ExitCode::FAILURE };
     if jail::enter(&plan(layers)).is_ok() && channel.write_all(&[0]).is_ok() {
@@ -72,7 +72,7 @@ fn attack(index: usize, layers: LayerSet, target: &Target) -> ExitCode {
     ExitCode::SUCCESS
 }
 
-/// Inside the jail: says which session keyring it has.
+/// Inside the jail: reports its session keyring.
 fn leave_keyring() -> ExitCode {
     let Some(mut channel) = fds::control_channel() else { return ExitCode::FAILURE };
     match jail::enter(&plan(LayerSet::NONE)) {
@@ -81,7 +81,7 @@ fn leave_keyring() -> ExitCode {
     }
 }
 
-/// How many there were of each.
+/// How many cases passed, failed and were skipped.
 #[derive(Default)]
 struct Tally {
     passed: u32,
@@ -90,7 +90,7 @@ struct Tally {
 }
 
 impl Tally {
-    /// Prints what became of one of them, and counts it.
+    /// Prints the result of one case, and counts it.
     fn count(&mut self, label: &str, result: Said) {
         let (counter, text) = match result {
             Said::Passed(text) => (&mut self.passed, text),
@@ -103,7 +103,7 @@ impl Tally {
     }
 }
 
-/// What is said of one.
+/// The result of one case.
 enum Said {
     Passed(String),
     Failed(String),
@@ -111,7 +111,7 @@ enum Said {
 }
 
 impl Said {
-    /// Of what can be skipped where it need not be there.
+    /// Skipped, unless this machine is required to have it.
     fn lacking(why: String, required: bool) -> Self {
         if required { Self::Failed(why) } else { Self::Skipped(why) }
     }
@@ -123,7 +123,7 @@ impl Said {
 
 fn run_all() -> ExitCode {
     let posture = Posture::probe();
-    // Gone when this function returns or panics, with all that an attacker has written there.
+    // Removed when this function returns or panics, with all that an attacker has written there.
     let folder = tempfile::Builder::new().prefix("enisle-layers-").tempdir().expect("a folder");
     let target = prepare(&folder);
     let mut tally = Tally::default();
@@ -141,7 +141,7 @@ fn run_all() -> ExitCode {
             "every worker",
             "reach the keys of the daemon's session",
             workers::keys_are_left(),
-            "this machine lets nobody have any",
+            "this machine allows no session keyring",
         ),
         ("every worker", "compete with the daemon for memory and processors", workers::steps_back(), ""),
         ("keys", "are as many after they were counted as before", workers::counting_keys_gives_them_back(), no_keys),
@@ -183,7 +183,7 @@ fn run_case(index: usize, case: &Case, posture: &Posture, target: &Target) -> Sa
     }
 }
 
-/// Whether this machine must have a feature, so that nothing is skipped for the want of it.
+/// Whether this machine is required to have a feature, so that its cases must not be skipped.
 fn is_required(feature: &str) -> bool {
     std::env::var("ENISLE_REQUIRE").unwrap_or_default().split(',').any(|word| word == feature)
 }

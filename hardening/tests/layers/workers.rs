@@ -1,5 +1,5 @@
-//! What holds for every worker, whatever its layers: it dies with its parent, has no keys of the
-//! daemon's, and steps back.
+//! What holds for every worker, whatever its layers: it dies with its parent, has none of the
+//! daemon's keys, and yields to the daemon.
 
 use std::io::Read;
 
@@ -10,20 +10,20 @@ use enisle_hardening::process::spawn::{NICER, OOM_SCORE};
 use crate::attacker::start;
 use crate::is_required;
 
-/// Starts a process from a thread that ends at once, and says whether the process ended with it.
+/// Starts a process from a thread that ends at once, and returns whether the process ended with it.
 pub(crate) fn dies_with_its_parent(layers: LayerSet) -> bool {
-    // Waits for a byte that never comes: it ends only by its parent's death, or by the end of the
-    // channel.
+    // The process waits for a byte that never comes: it ends only by its parent's death, or by the
+    // end of the channel.
     let started = std::thread::spawn(move || {
         let arguments = ["layers", "wait", &layers.bits().to_string()];
         let (attacker, mut channel) = start(&arguments.map(str::to_owned), layers);
-        // It is in its jail, with its signal set, when it says so.
+        // It writes a byte when it is in its jail with its death signal set.
         channel.read_exact(&mut [0]).expect("it is ready");
         (attacker, channel)
     });
     let (mut attacker, mut channel) = started.join().expect("the thread ends");
     channel.set_read_timeout(Some(std::time::Duration::from_secs(2))).expect("a timeout");
-    // The end of the channel comes with its death; a time-out means that it lives.
+    // The channel ends when the process dies; a time-out means that it lives.
     let dead = channel.read(&mut [0]).is_ok_and(|got| got == 0);
     drop(channel);
     attacker.kill();
@@ -31,13 +31,13 @@ pub(crate) fn dies_with_its_parent(layers: LayerSet) -> bool {
     dead
 }
 
-/// The number of the session keyring; negative if there is none, or none can be had.
+/// The number of the session keyring; negative if there is none, or none is allowed.
 pub(crate) fn session_keyring() -> i64 {
     // SAFETY: KEYCTL_GET_KEYRING_ID takes two numbers.
     unsafe { libc::syscall(libc::SYS_keyctl, libc::KEYCTL_GET_KEYRING_ID, libc::KEY_SPEC_SESSION_KEYRING, 0) }
 }
 
-/// Whether a worker has another session keyring than whoever started it.
+/// Whether a worker's session keyring differs from that of the process that started it.
 pub(crate) fn keys_are_left() -> Option<bool> {
     // One of this test's own, so that there is one to inherit.
     // SAFETY: KEYCTL_JOIN_SESSION_KEYRING takes a name, or null for a keyring without one.
@@ -53,7 +53,8 @@ pub(crate) fn keys_are_left() -> Option<bool> {
     Some(i64::from_le_bytes(theirs) != ours && session_keyring() == ours)
 }
 
-/// Whether the kernel would end a worker before whoever started it, and prefers the latter.
+/// Whether the kernel would kill a worker before the process that started it, and schedules the
+/// worker after it.
 pub(crate) fn steps_back() -> Option<bool> {
     let arguments = ["layers", "wait", &LayerSet::NONE.bits().to_string()];
     let (mut worker, mut channel) = start(&arguments.map(str::to_owned), LayerSet::NONE);
@@ -71,7 +72,7 @@ pub(crate) fn steps_back() -> Option<bool> {
     Some(theirs.0 == (ours.0 + OOM_SCORE).clamp(OOM_SCORE, 1000) && theirs.1 == (ours.1 + NICER).min(19))
 }
 
-/// Nothing to show where there are no keys, unless there must be some.
+/// `None` where there are no keys, unless they are required.
 fn with_keys(holds: impl FnOnce() -> bool) -> Option<bool> {
     if keys::available() > 0 { Some(holds()) } else { is_required("pku").then_some(false) }
 }

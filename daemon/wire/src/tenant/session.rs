@@ -1,16 +1,16 @@
-//! Whose turn it is on a tenant channel: frames that come out of order, or say more than a run may,
-//! are violations.
+//! The protocol of a tenant channel: refuses frames that are out of order or larger than a run may
+//! send.
 
 use super::{FromTenant, RunId};
 use crate::limits::Limits;
 use crate::{MAX_ERROR_BYTES, MAX_ERROR_NAME_BYTES};
 
-/// A frame came out of order.
+/// A frame that the protocol does not allow.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-pub enum Violation {
-    #[error("Ready was said twice without a run between")]
+pub enum ProtocolError {
+    #[error("Ready was sent twice without a run in between")]
     ReadyTwice,
-    #[error("Left was said during a run")]
+    #[error("Left was sent during a run")]
     LeftRunning,
     #[error("a frame after Left")]
     AfterLeft,
@@ -18,9 +18,9 @@ pub enum Violation {
     WrongRun { frame: &'static str, claimed: RunId, actual: Option<RunId> },
     #[error("a log without a run")]
     LogWithoutRun,
-    #[error("the code of {0} was asked for, which it has had")]
+    #[error("the code of {0} was requested, and had been sent already")]
     NeedsTwice(RunId),
-    #[error("a log without a line")]
+    #[error("a log frame without a line")]
     EmptyLog,
     #[error("an error of more than {MAX_ERROR_NAME_BYTES} bytes of name, or {MAX_ERROR_BYTES} of message or stack")]
     LongError,
@@ -28,18 +28,18 @@ pub enum Violation {
     LogFlood(u64),
 }
 
-/// What a line is counted as beside its text: its time, level and length.
+/// What a line counts for besides its text: its time, level and length.
 const LINE_OVERHEAD_BYTES: u64 = 16;
-/// What a frame of log is counted as beside its lines. Each line may be a frame of its own.
+/// What a log frame counts for besides its lines. Each line may be a frame of its own.
 const FRAME_OVERHEAD_BYTES: u64 = 16;
 
-/// The supervisor's view of one tenant channel: whose turn it is.
+/// The supervisor's view of one tenant channel.
 #[derive(Debug, Default)]
 pub struct Session {
     warm: bool,
     left: bool,
     running: Option<RunId>,
-    /// The code of the run has not gone out.
+    /// The code of the run has not been sent.
     may_need_code: bool,
     log_bytes: u64,
     log_cap: u64,
@@ -57,8 +57,8 @@ impl Session {
         self.running
     }
 
-    /// A run goes out, its code with it or not. False if one is out already: then it must not be
-    /// sent.
+    /// Notes that a run is to be sent, with its code or without. False if one is in progress: the
+    /// caller must then not send it.
     #[must_use]
     pub fn start(&mut self, run: RunId, limits: &Limits, with_code: bool) -> bool {
         if self.running.is_some() {
@@ -72,28 +72,28 @@ impl Session {
         true
     }
 
-    /// A frame came in.
+    /// Checks a frame that came in.
     ///
     /// # Errors
-    /// It was not that peer's turn: the worker is to be killed.
-    pub fn accept(&mut self, frame: &FromTenant) -> Result<(), Violation> {
+    /// The frame was not allowed: the worker must be killed.
+    pub fn accept(&mut self, frame: &FromTenant) -> Result<(), ProtocolError> {
         match frame {
-            _ if self.left => Err(Violation::AfterLeft),
-            FromTenant::Ready { .. } if self.warm => Err(Violation::ReadyTwice),
+            _ if self.left => Err(ProtocolError::AfterLeft),
+            FromTenant::Ready { .. } if self.warm => Err(ProtocolError::ReadyTwice),
             FromTenant::Ready { .. } => {
                 self.warm = true;
                 Ok(())
             }
             FromTenant::Needs(id) => {
                 self.expect("Needs", *id)?;
-                if std::mem::take(&mut self.may_need_code) { Ok(()) } else { Err(Violation::NeedsTwice(*id)) }
+                if std::mem::take(&mut self.may_need_code) { Ok(()) } else { Err(ProtocolError::NeedsTwice(*id)) }
             }
             FromTenant::Log(lines) => {
                 if self.running.is_none() {
-                    return Err(Violation::LogWithoutRun);
+                    return Err(ProtocolError::LogWithoutRun);
                 }
                 if lines.is_empty() {
-                    return Err(Violation::EmptyLog);
+                    return Err(ProtocolError::EmptyLog);
                 }
                 self.count_log(lines.iter().fold(FRAME_OVERHEAD_BYTES, |sum, line| {
                     sum.saturating_add(line.text.len() as u64 + LINE_OVERHEAD_BYTES)
@@ -102,14 +102,14 @@ impl Session {
             FromTenant::Done(done) => {
                 self.expect("Done", done.id)?;
                 if done.error.as_ref().is_some_and(|error| !error.is_bounded()) {
-                    return Err(Violation::LongError);
+                    return Err(ProtocolError::LongError);
                 }
                 self.running = None;
                 self.warm = false;
                 Ok(())
             }
             FromTenant::Aborting { id, .. } => self.expect("Aborting", *id),
-            FromTenant::Left { .. } if self.running.is_some() => Err(Violation::LeftRunning),
+            FromTenant::Left { .. } if self.running.is_some() => Err(ProtocolError::LeftRunning),
             FromTenant::Left { .. } => {
                 self.left = true;
                 Ok(())
@@ -117,34 +117,34 @@ impl Session {
         }
     }
 
-    fn count_log(&mut self, bytes: u64) -> Result<(), Violation> {
+    fn count_log(&mut self, bytes: u64) -> Result<(), ProtocolError> {
         self.log_bytes = self.log_bytes.saturating_add(bytes);
-        if self.log_bytes > self.log_cap { Err(Violation::LogFlood(self.log_cap)) } else { Ok(()) }
+        if self.log_bytes > self.log_cap { Err(ProtocolError::LogFlood(self.log_cap)) } else { Ok(()) }
     }
 
-    /// A frame of log came, and was not read: it counts as its bytes, which are no more than what
-    /// its lines would have counted as.
+    /// Counts a log frame that was not decoded, by its bytes, which are at most what its lines
+    /// would have counted for.
     ///
     /// # Errors
     /// As [`Session::accept`].
-    pub fn skip_log(&mut self, bytes: usize) -> Result<(), Violation> {
+    pub fn skip_log(&mut self, bytes: usize) -> Result<(), ProtocolError> {
         if self.running.is_none() {
-            return Err(Violation::LogWithoutRun);
+            return Err(ProtocolError::LogWithoutRun);
         }
         self.count_log(bytes as u64)
     }
 
-    /// The end of the run came, and was not read.
+    /// Notes the end of the run, from a frame that was not decoded.
     pub fn skip_end(&mut self) {
         self.running = None;
         self.warm = false;
     }
 
-    fn expect(&self, frame: &'static str, claimed: RunId) -> Result<(), Violation> {
+    fn expect(&self, frame: &'static str, claimed: RunId) -> Result<(), ProtocolError> {
         if self.running == Some(claimed) {
             Ok(())
         } else {
-            Err(Violation::WrongRun { frame, claimed, actual: self.running })
+            Err(ProtocolError::WrongRun { frame, claimed, actual: self.running })
         }
     }
 }
@@ -174,13 +174,13 @@ mod tests {
     }
 
     #[test]
-    fn nothing_comes_after_the_last_word_and_none_is_said_during_a_run() {
+    fn left_is_refused_during_a_run_and_is_the_last_frame() {
         let (mut session, left) = (Session::default(), FromTenant::Left { cpu_us: 0 });
         assert!(start(&mut session, 1));
-        assert_eq!(session.accept(&left), Err(Violation::LeftRunning));
+        assert_eq!(session.accept(&left), Err(ProtocolError::LeftRunning));
         assert_eq!(session.accept(&done(1)), Ok(()));
         assert_eq!(session.accept(&left), Ok(()));
-        assert_eq!(session.accept(&FromTenant::Ready { cpu_us: 0 }), Err(Violation::AfterLeft));
+        assert_eq!(session.accept(&FromTenant::Ready { cpu_us: 0 }), Err(ProtocolError::AfterLeft));
     }
 
     #[test]
@@ -193,19 +193,19 @@ mod tests {
     }
 
     #[test]
-    fn an_end_for_another_run_is_a_violation() {
+    fn a_done_for_another_run_is_refused() {
         let mut session = Session::default();
         assert!(start(&mut session, 1));
-        assert!(matches!(session.accept(&done(2)), Err(Violation::WrongRun { .. })));
+        assert!(matches!(session.accept(&done(2)), Err(ProtocolError::WrongRun { .. })));
     }
 
     #[test]
-    fn a_log_that_was_skipped_counts_and_never_more_than_one_that_was_read() {
+    fn a_skipped_log_counts_and_never_more_than_a_decoded_one() {
         let mut session = Session::default();
-        assert_eq!(session.skip_log(1), Err(Violation::LogWithoutRun));
+        assert_eq!(session.skip_log(1), Err(ProtocolError::LogWithoutRun));
         assert!(start(&mut session, 1));
         let skipped = (0..100).take_while(|_| session.skip_log(40).is_ok()).count();
-        assert_eq!(skipped, 10, "420 bytes are the most");
+        assert_eq!(skipped, 10, "the cap is 420 bytes");
         for (lines, bytes) in [(1, 0), (1, 70_000), (400, 200), (MAX_LOG_LINES, 3)] {
             let line = LogLine { t_ms: u32::MAX, level: Level::Error, text: "x".repeat(bytes) };
             let counted = FRAME_OVERHEAD_BYTES + lines as u64 * (bytes as u64 + LINE_OVERHEAD_BYTES);
@@ -218,44 +218,45 @@ mod tests {
     }
 
     #[test]
-    fn an_end_without_a_run_is_a_violation() {
-        assert!(matches!(Session::default().accept(&done(2)), Err(Violation::WrongRun { .. })));
+    fn a_done_without_a_run_is_refused() {
+        assert!(matches!(Session::default().accept(&done(2)), Err(ProtocolError::WrongRun { .. })));
     }
 
     #[test]
-    fn the_code_of_a_run_is_asked_for_once_and_only_if_it_was_not_sent() {
+    fn code_may_be_requested_once_and_only_if_it_was_not_sent() {
         let (mut session, needs) = (Session::default(), FromTenant::Needs(RunId(1)));
         assert!(start(&mut session, 1));
         assert_eq!(session.accept(&needs), Ok(()));
-        assert_eq!(session.accept(&needs), Err(Violation::NeedsTwice(RunId(1))));
+        assert_eq!(session.accept(&needs), Err(ProtocolError::NeedsTwice(RunId(1))));
         let mut session = Session::default();
         assert!(session.start(RunId(1), &LIMITS, true));
-        assert_eq!(session.accept(&needs), Err(Violation::NeedsTwice(RunId(1))));
-        assert!(matches!(session.accept(&FromTenant::Needs(RunId(2))), Err(Violation::WrongRun { .. })));
+        assert_eq!(session.accept(&needs), Err(ProtocolError::NeedsTwice(RunId(1))));
+        assert!(matches!(session.accept(&FromTenant::Needs(RunId(2))), Err(ProtocolError::WrongRun { .. })));
     }
 
     #[test]
-    fn a_log_flood_is_a_violation() {
+    fn a_log_flood_is_refused() {
         let mut session = Session::default();
         assert!(start(&mut session, 1));
         let line = LogLine { t_ms: 0, level: Level::Log, text: "x".repeat(10_000) };
-        assert!(matches!(session.accept(&FromTenant::Log(vec![line])), Err(Violation::LogFlood(_))));
+        assert!(matches!(session.accept(&FromTenant::Log(vec![line])), Err(ProtocolError::LogFlood(_))));
     }
 
     #[test]
-    fn a_log_without_a_line_is_a_violation_and_frames_count() {
+    fn a_log_without_a_line_is_refused_and_frames_count() {
         let mut session = Session::default();
         assert!(start(&mut session, 1));
-        assert_eq!(session.accept(&FromTenant::Log(Vec::new())), Err(Violation::EmptyLog));
-        // As many lines as there may be, each with its part of the text and in a frame of its own.
+        assert_eq!(session.accept(&FromTenant::Log(Vec::new())), Err(ProtocolError::EmptyLog));
+        // The most lines that the limits allow, each in a frame of its own, with all the text they
+        // allow.
         for _ in 0..LIMITS.log_lines {
             assert_eq!(session.accept(&FromTenant::Log(vec![line("0123456789")])), Ok(()));
         }
-        assert!(matches!(session.accept(&FromTenant::Log(vec![line("")])), Err(Violation::LogFlood(_))));
+        assert!(matches!(session.accept(&FromTenant::Log(vec![line("")])), Err(ProtocolError::LogFlood(_))));
     }
 
     #[test]
-    fn an_error_that_is_larger_than_a_worker_makes_them_is_a_violation() {
+    fn an_error_longer_than_a_worker_sends_is_refused() {
         let error = |name, message, stack| {
             let stack = Some("x".repeat(stack));
             ScriptError { name: "x".repeat(name), message: "ä".repeat(message / 2), stack }
@@ -277,7 +278,7 @@ mod tests {
     }
 
     proptest! {
-        /// Whatever order frames come in, at most one `Done` is believed for each run.
+        /// In whatever order frames arrive, at most one `Done` is accepted for each run.
         #[test]
         fn each_run_ends_at_most_once(steps in proptest::collection::vec((0_u8..4, 0_u128..4), 0..200)) {
             let mut session = Session::default();

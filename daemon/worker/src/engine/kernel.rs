@@ -1,6 +1,6 @@
-//! What the engine asks of the kernel itself.
+//! What the engine requests from the kernel directly.
 
-/// Fills `bytes` from the kernel. False if it cannot; V8 then ends the process.
+/// Fills `bytes` with random bytes from the kernel. False if it cannot; V8 then ends the process.
 pub(super) fn fill_random(bytes: &mut [u8]) -> bool {
     let mut rest = bytes;
     while !rest.is_empty() {
@@ -14,8 +14,8 @@ pub(super) fn fill_random(bytes: &mut [u8]) -> bool {
     true
 }
 
-/// Ends every thread of the process at once, running nothing. For places that V8 must not return
-/// from.
+/// Ends every thread of the process at once, running nothing. For callbacks that must not return to
+/// V8.
 pub(super) fn exit_now(code: libc::c_int) -> ! {
     // SAFETY: _exit has no preconditions.
     unsafe { libc::_exit(code) }

@@ -1,5 +1,5 @@
-//! What a run says when V8 cannot go on: whose it was, before the process ends. That it does not
-//! come to that is up to what is done at the heap limit ([`super::memory::heap_limit`]).
+//! What a run reports when V8 cannot continue: whose run it was, before the process ends.
+//! [`super::memory::heap_limit`] tries to keep it from coming to that.
 
 use std::cell::Cell;
 use std::os::fd::{AsRawFd, RawFd};
@@ -11,12 +11,12 @@ use enisle_wire::{MAX_FROM_TENANT_BYTES, encode};
 
 use super::kernel::exit_now;
 
-/// What the thread says if V8 cannot go on: prepared, because saying it must not allocate. Plain
-/// values, because a handler reads them, which may do so at any point of the thread's life.
+/// What the thread reports if V8 cannot continue: prepared, because reporting must not allocate.
+/// Plain values, because a handler reads them, at any point of the thread's life.
 #[derive(Debug, Clone, Copy)]
 struct LastWords {
     channel: RawFd,
-    /// The frame when the run is over its own heap limit, and when it may not be.
+    /// The frame for a run that is over its own heap limit, and the one for a run that may not be.
     certain: Frame,
     uncertain: Frame,
     over_its_limit: bool,
@@ -26,8 +26,8 @@ thread_local! {
     static LAST_WORDS: Cell<Option<LastWords>> = const { Cell::new(None) };
 }
 
-// A thread-local with a destructor would be registered by its first use, which allocates, and be
-// gone before its thread is: the handler may do neither.
+// The first use of a thread-local with a destructor registers it, which allocates, and the
+// thread-local is gone before its thread: in a handler neither is acceptable.
 const _: () = assert!(!std::mem::needs_drop::<Cell<Option<LastWords>>>());
 
 /// `Aborting`, encoded.
@@ -38,10 +38,10 @@ struct Frame {
 }
 
 impl Frame {
-    /// Header, tag, a run's identifier, and whether it is certain: 25 bytes at the most.
+    /// Header, tag, a run's identifier, and whether it is certain: at most 25 bytes.
     const MOST: usize = 32;
 
-    /// Empty if it is longer than it can be.
+    /// Empty if the encoding does not fit, which cannot happen.
     fn aborting(id: RunId, certain: bool) -> Self {
         let encoded = encode(&FromTenant::Aborting { id, certain }, MAX_FROM_TENANT_BYTES).unwrap_or_default();
         let mut frame = Self { bytes: [0; Self::MOST], length: 0 };
@@ -57,13 +57,13 @@ impl Frame {
     }
 }
 
-/// More than V8 asks for at a time, but for one object that is over every limit anyway.
+/// More than V8 requests at a time, except for a single object that is over every limit anyway.
 const PLENTY: usize = 64 << 20;
 
-/// V8 cannot go on: tell whose run it was, and end the process.
+/// V8 cannot continue: reports whose run it was, and ends the process.
 pub(super) unsafe extern "C" fn out_of_memory(_: *const std::ffi::c_char, _: &v8::OomDetails) {
-    // What the process could still commit says whose want of memory it was.
-    // Where the process has plenty, it is the heap's own limit that V8 has met.
+    // What the process could still commit tells the two cases apart: where it could commit plenty,
+    // V8 has met the heap's own limit; otherwise the process is out of memory.
     if enisle_hardening::fault::may_commit(PLENTY) {
         it_is_over_its_limit();
     }
@@ -72,8 +72,8 @@ pub(super) unsafe extern "C" fn out_of_memory(_: *const std::ffi::c_char, _: &v8
     exit_now(OUT_OF_MEMORY_EXIT);
 }
 
-/// V8 has given up, by a check of its own: among others that no array is larger than one may be.
-/// Runs in a handler.
+/// V8 has given up because one of its own checks failed: among others, that no array exceeds the
+/// maximum length. Runs in a handler.
 pub(super) extern "C" fn gave_up() {
     say_last_words();
     exit_now(GAVE_UP_EXIT);
@@ -88,12 +88,12 @@ fn say_last_words() {
     }
 }
 
-/// The run has met its own limit of memory, whatever happens next.
+/// The run has met its own memory limit, whatever happens next.
 pub(super) fn it_is_over_its_limit() {
     LAST_WORDS.set(LAST_WORDS.get().map(|words| LastWords { over_its_limit: true, ..words }));
 }
 
-/// The tenant's native memory is so far over its limit that the run cannot be waited for.
+/// The tenant's native memory is so far over its limit that waiting for the run to end is not safe.
 #[cold]
 pub(super) fn over_the_limit() -> ! {
     it_is_over_its_limit();
@@ -102,7 +102,7 @@ pub(super) fn over_the_limit() -> ! {
     exit_now(OUT_OF_MEMORY_EXIT);
 }
 
-/// The process has no memory left, whoever has it.
+/// The process has no memory left, whichever tenant took it.
 #[cold]
 pub(super) fn no_memory_left() -> ! {
     enisle_hardening::fault::out_of_memory();
@@ -110,7 +110,7 @@ pub(super) fn no_memory_left() -> ! {
     exit_now(OUT_OF_MEMORY_EXIT);
 }
 
-/// Prepares what this thread says if V8 cannot go on with a run.
+/// Prepares what this thread reports if V8 cannot continue with a run.
 pub(super) fn remember_last_words(channel: &UnixStream, id: RunId) {
     let (certain, uncertain) = (Frame::aborting(id, true), Frame::aborting(id, false));
     LAST_WORDS.set(Some(LastWords { channel: channel.as_raw_fd(), certain, uncertain, over_its_limit: false }));
@@ -129,7 +129,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_frame_of_every_run_has_room() {
+    fn the_frame_of_every_run_fits() {
         for (id, certain) in [(u128::MAX, true), (u128::MAX, false), (0, true)] {
             let id = RunId(id);
             let encoded = encode(&FromTenant::Aborting { id, certain }, MAX_FROM_TENANT_BYTES).unwrap();
@@ -137,7 +137,7 @@ mod tests {
         }
     }
 
-    /// Says the thread's last words when the thread ends.
+    /// Writes the thread's last words when the thread ends.
     struct AtTheEnd;
 
     impl Drop for AtTheEnd {
@@ -155,7 +155,7 @@ mod tests {
     fn a_thread_has_its_last_words_until_it_has_ended() {
         let (mut ours, channel) = UnixStream::pair().unwrap();
         std::thread::spawn(move || {
-            // Destructors go the way back: this one is the last.
+            // Destructors run in reverse order: this one runs last.
             AT_THE_END.set(Some(AtTheEnd));
             remember_last_words(&channel, RunId(7));
             // Open until the end of the test's process.

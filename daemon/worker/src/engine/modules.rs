@@ -1,5 +1,5 @@
-//! A script's modules: compiled, linked and imported by exact name, from what came with the run and
-//! nothing else.
+//! A script's modules: compiled, linked and imported by exact name, and only from what came with
+//! the run.
 
 use std::collections::HashMap;
 use std::ffi::c_char;
@@ -12,11 +12,11 @@ use super::memory::{confinement, quota};
 use super::values::throw;
 use crate::watchdog::Watched;
 
-/// What `import { WorkerEntrypoint } from …` may name; the first is what Dynamic Workers' code
-/// says.
+/// What `import { WorkerEntrypoint } from …` may name; the first is the name that code for
+/// Dynamic Workers uses.
 const BUILT_IN: [&str; 2] = ["cloudflare:workers", "enisle:workers"];
 
-/// The name that the short form's one module has.
+/// The name of the one module of the short form.
 pub(super) const SHORT_NAME: &str = "main.js";
 
 /// The modules of one run.
@@ -24,9 +24,9 @@ pub(super) const SHORT_NAME: &str = "main.js";
 pub(in crate::engine) struct Modules {
     sources: HashMap<String, Source>,
     compiled: HashMap<String, v8::Global<v8::Module>>,
-    /// The names of compiled modules by V8's hash of them, which is not unique.
+    /// The names of compiled modules by V8's hash of the module, which is not unique.
     names: HashMap<NonZeroI32, Vec<(v8::Global<v8::Module>, String)>>,
-    /// What the built-in modules export.
+    /// The export of the built-in modules.
     worker_entrypoint: v8::Global<v8::Value>,
 }
 
@@ -34,14 +34,14 @@ pub(in crate::engine) struct Modules {
 #[derive(Debug, Clone)]
 struct Source {
     kind: ModuleKind,
-    /// V8 may hold it as well: large sources are there once.
+    /// V8 may hold it too: a large source exists once.
     body: Arc<[u8]>,
-    /// It is an expression, for a module that exports it.
+    /// The source is an expression, for a module that exports it.
     expression: bool,
 }
 
 impl Modules {
-    /// Takes a run's code apart. Returns the main module's name with them.
+    /// Splits a run's code into modules. Returns the main module's name with them.
     pub(super) fn new(code: Code, worker_entrypoint: v8::Global<v8::Value>) -> (Self, String) {
         let (main, modules) = match code {
             Code::Modules { main, modules } => (main, modules),
@@ -62,8 +62,8 @@ impl Modules {
         self.names.get(&hash)?.iter().find(|(known, _)| known == module).map(|(_, name)| name.as_str())
     }
 
-    /// From now on the short form's source, which turned out to be an expression, stands for a
-    /// module that exports it. Returns what was compiled before.
+    /// From now on the short form's source, which may be an expression, is compiled as a module
+    /// that exports it. Returns what was compiled before.
     pub(super) fn wrap_expression(&mut self) -> Option<v8::Global<v8::Module>> {
         if let Some(source) = self.sources.get_mut(SHORT_NAME) {
             source.expression = true;
@@ -76,13 +76,13 @@ impl Modules {
         self.compiled.remove(SHORT_NAME)
     }
 
-    /// It was no expression after all.
+    /// The source was not an expression after all.
     pub(super) fn unwrap_expression(&mut self, statement: v8::Global<v8::Module>) {
         self.compiled.insert(SHORT_NAME.to_owned(), statement);
     }
 }
 
-/// Compiles the module `name`, once. `line_offset` moves the positions that errors show.
+/// Compiles the module `name`, once. `line_offset` shifts the positions that errors show.
 ///
 /// `None` means that an exception is pending.
 pub(super) fn compile<'s>(
@@ -120,18 +120,18 @@ pub(super) fn compile<'s>(
     Some(module)
 }
 
-/// From this size on a text in ASCII stays outside V8's heap: there it would count against the
-/// heap's limit as often as the worker compiles it, and an expression is compiled twice.
+/// From this size on an ASCII text stays outside V8's heap: inside, it would count against the heap
+/// limit each time the worker compiles it, and an expression is compiled twice.
 const OUTSIDE_FROM_BYTES: usize = 64 << 10;
 
-/// A module's text as a string of V8's. It is made once: a module is compiled once.
+/// A module's text as a string of V8. It is made once, because a module is compiled once.
 fn text_of<'s>(scope: &v8::PinScope<'s, '_>, body: &Arc<[u8]>) -> Option<v8::Local<'s, v8::String>> {
     if body.len() < OUTSIDE_FROM_BYTES || !body.is_ascii() {
         return v8::String::new_from_utf8(scope, body, v8::NewStringType::Normal);
     }
     let (bytes, length) = (Arc::into_raw(Arc::clone(body)), body.len());
-    // SAFETY: the bytes are ASCII, and live until `give_back`, which V8 calls once, gives up what
-    // was taken here.
+    // SAFETY: the bytes are ASCII, and live until V8 calls `give_back`, once, which releases the
+    // reference that was taken here.
     let text = unsafe { v8::String::new_external_onebyte_raw(scope, bytes.cast_mut().cast(), length, give_back) };
     if text.is_none() {
         // SAFETY: V8 has not taken it.
@@ -140,7 +140,7 @@ fn text_of<'s>(scope: &v8::PinScope<'s, '_>, body: &Arc<[u8]>) -> Option<v8::Loc
     text
 }
 
-/// V8 has no use for a string any more that [`text_of`] made.
+/// V8 no longer needs a string that [`text_of`] made.
 unsafe extern "C" fn give_back(bytes: *mut c_char, length: usize) {
     let bytes = std::ptr::slice_from_raw_parts(bytes.cast::<u8>(), length);
     // SAFETY: pointer and length are those of `Arc::into_raw` there.
@@ -148,7 +148,7 @@ unsafe extern "C" fn give_back(bytes: *mut c_char, length: usize) {
 }
 
 impl Source {
-    /// What V8 compiles.
+    /// The text that V8 compiles.
     fn text<'s>(&self, scope: &mut v8::PinScope<'s, '_>) -> Option<v8::Local<'s, v8::String>> {
         let text = text_of(scope, &self.body)?;
         if !self.expression {
@@ -171,7 +171,7 @@ fn synthetic<'s>(
     Some(v8::Module::create_synthetic_module(scope, name, &[export], steps))
 }
 
-/// Answers V8's question for the module behind one `import`.
+/// Finds the module behind one `import`, when V8 asks for it.
 fn lookup<'s>(
     scope: &mut v8::PinScope<'s, '_>,
     importer: &str,
@@ -199,14 +199,14 @@ fn lookup<'s>(
         None => {}
         Some(word) if word == "json" && kind == Some(ModuleKind::Json) => {}
         Some(word) => {
-            let text = format!("{importer} imports {specifier:?} with type {word:?}, which it is not");
+            let text = format!("{importer} imports {specifier:?} with type {word:?}, which that module does not have");
             return throw(scope, v8::Exception::type_error, &text);
         }
     }
     compile(scope, specifier, 0)
 }
 
-/// The `type` among import attributes, which come as `step` entries each.
+/// The `type` among import attributes, which are given as `step` entries each.
 fn type_attribute(
     scope: &v8::PinScope<'_, '_>,
     attributes: v8::Local<'_, v8::FixedArray>,
@@ -221,7 +221,7 @@ fn type_attribute(
     })
 }
 
-/// Links a module to what it imports.
+/// Links a module to its imports.
 pub(super) fn resolve<'s>(
     context: v8::Local<'s, v8::Context>,
     specifier: v8::Local<'s, v8::String>,
@@ -235,7 +235,7 @@ pub(super) fn resolve<'s>(
     let attribute = type_attribute(scope, attributes, 3);
     let hash = referrer.get_identity_hash();
     let referrer = v8::Global::new(scope, referrer);
-    // Linking runs no code of the script's, so V8 does not notice there that the run was ended.
+    // Linking runs no code of the script, so V8 does not notice there that the run was ended.
     if scope.get_slot::<Arc<Watched>>()?.cause().is_some() {
         return throw(scope, v8::Exception::error, "the run was ended");
     }
@@ -256,9 +256,9 @@ pub(super) fn import_dynamically<'s>(
         Some(word) => v8::String::new(scope, &word)?.into(),
         None => v8::undefined(scope).into(),
     };
-    // Not now: a module that is being evaluated may import itself, and V8 ends the process if it is
-    // evaluated twice at a time. A job of its own runs when the present one is over, as the
-    // language has it.
+    // Not now: a module that is being evaluated may import itself, and V8 ends the process on a
+    // nested evaluation. A job of its own runs when the current one is over, as the language
+    // specifies.
     let what = v8::Array::new_with_elements(scope, &[resource, specifier.into(), attribute]);
     let later = v8::Function::builder(import_later).data(what.into()).build(scope)?;
     let resolver = v8::PromiseResolver::new(scope)?;
@@ -267,7 +267,7 @@ pub(super) fn import_dynamically<'s>(
     resolver.get_promise(scope).then(scope, later)
 }
 
-/// The job behind `import(…)`. What it throws rejects the promise that the script holds.
+/// The job behind `import(…)`. An exception in it rejects the promise that the script holds.
 fn import_later<'s>(
     scope: &mut v8::PinScope<'s, '_>,
     args: v8::FunctionCallbackArguments<'s>,
@@ -286,7 +286,7 @@ fn import_later<'s>(
     }
 }
 
-/// Links and evaluates; the promise is of the namespace, and waits for top-level `await`.
+/// Links and evaluates a module; the promise yields its namespace, after top-level `await`.
 fn evaluated_namespace<'s>(
     scope: &mut v8::PinScope<'s, '_>,
     module: v8::Local<'s, v8::Module>,
@@ -302,7 +302,7 @@ fn return_data<'s>(_: &mut v8::PinScope<'s, '_>, args: v8::FunctionCallbackArgum
     rv.set(args.data());
 }
 
-/// Gives a JSON, text or data module its one export.
+/// Sets the one export of a JSON, text or data module.
 fn evaluate_data<'s>(
     context: v8::Local<'s, v8::Context>,
     module: v8::Local<'s, v8::Module>,
@@ -316,7 +316,7 @@ fn evaluate_data<'s>(
     let value: v8::Local<'_, v8::Value> = match source.kind {
         ModuleKind::Data => {
             let bytes = Arc::clone(&source.body);
-            // V8 ends the process if a buffer that the host makes is refused, so the question comes
+            // V8 ends the process if a buffer that the host makes is refused, so this is checked
             // first.
             if !quota::has_room(bytes.len()) {
                 let text = format!("{name} does not fit the run's memory (limits.memoryMb)");
@@ -337,7 +337,7 @@ fn evaluate_data<'s>(
     Some(v8::undefined(scope).into())
 }
 
-/// Parses a JSON module; an error names it.
+/// Parses a JSON module; an error contains its name.
 fn parse_json<'s>(
     scope: &mut v8::PinScope<'s, '_>,
     name: &str,
@@ -350,7 +350,7 @@ fn parse_json<'s>(
         }
         caught.exception().map(|exception| exception.to_rust_string_lossy(caught)).unwrap_or_default()
     };
-    throw(scope, v8::Exception::syntax_error, &format!("the module {name} is no JSON: {problem}"))
+    throw(scope, v8::Exception::syntax_error, &format!("the module {name} is not JSON: {problem}"))
 }
 
 fn evaluate_built_in<'s>(

@@ -1,8 +1,9 @@
-//! Values that pass between V8 and us: bounded texts, and errors that a script can catch.
+//! Values that pass between V8 and the worker: bounded texts, and errors that a script can catch.
 
-/// `text` of a value as a string, at most `cap` bytes of it, and whether that was all.
+/// A string of at most `cap` bytes of `text`, and whether that was all of it.
 pub(super) fn bounded_text(scope: &v8::Isolate, text: v8::Local<'_, v8::String>, cap: usize) -> (String, bool) {
-    // A UTF-16 unit takes three bytes at most, so this never allocates more than the cap asks for.
+    // A UTF-16 unit takes at most three bytes, so this never allocates more than that times the
+    // cap.
     let mut bytes = vec![0; cap.min(text.length().saturating_mul(3))];
     let mut taken = 0;
     let flags = v8::WriteFlags::kReplaceInvalidUtf8;
@@ -11,7 +12,7 @@ pub(super) fn bounded_text(scope: &v8::Isolate, text: v8::Local<'_, v8::String>,
     (String::from_utf8_lossy(&bytes).into_owned(), taken == text.length())
 }
 
-/// Throws an error of the kind that `make` makes. Always `None`, for callbacks that return so.
+/// Throws an error that `make` makes. Always returns `None`, for callbacks that return an `Option`.
 pub(super) fn throw<T>(
     scope: &v8::PinScope<'_, '_>,
     make: for<'s> fn(&v8::PinScope<'s, '_>, v8::Local<'_, v8::String>) -> v8::Local<'s, v8::Value>,

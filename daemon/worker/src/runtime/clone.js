@@ -7,8 +7,7 @@ class DataCloneError extends Error {
   }
 }
 
-// In the tenant's own heap, under its own limits, rather than through V8's serializer, whose buffer
-// is neither.
+// In the tenant's own heap, under its own limits; the buffer of V8's serializer is in neither.
 function clone(value, seen) {
   if (typeof value === "function" || typeof value === "symbol") {
     throw new DataCloneError(`${inspect(value, 1, new Set())} could not be cloned`);

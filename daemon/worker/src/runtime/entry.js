@@ -1,4 +1,4 @@
-// From a module's exports to a result: finding the entry point, calling it, writing its value as
+// From a module's exports to a result: finds the entry point, calls it, and writes its value as
 // JSON.
 
 class WorkerEntrypoint {
@@ -8,7 +8,7 @@ class WorkerEntrypoint {
   }
 }
 
-// `exports` is the main module's namespace. The result as JSON; or, where it is longer than
+// `exports` is the main module's namespace. Returns the result as JSON; or, if it is longer than
 // `outputBytes`, how many bytes it has at least.
 async function invoke(exports, entrypoint, method, argsJson, envJson, propsJson, outputBytes = Infinity) {
   timeOrigin = dateNow();
@@ -38,8 +38,8 @@ async function invoke(exports, entrypoint, method, argsJson, envJson, propsJson,
   return json === undefined ? "null" : json;
 }
 
-// Bytes that the result may still have. It is not written where it is too long: that would take
-// many times as many, before anybody counts them.
+// How many bytes the result may still have. A result that is too long is not written: that would
+// take many times its size before its bytes could be counted.
 let room = 0;
 const TOO_LONG = createObject(null);
 
@@ -63,12 +63,12 @@ function find(exports, entrypoint) {
   }
   const entry = exports[entrypoint];
   if ((typeof entry !== "object" && typeof entry !== "function") || entry === null) {
-    throw new TypeError(`the export ${entrypoint} is no entry point: it is ${entry === null ? "null" : typeof entry}, not an object, a class or a function`);
+    throw new TypeError(`the export ${entrypoint} is not an entry point: it is ${entry === null ? "null" : typeof entry}, not an object, a class or a function`);
   }
   return entry;
 }
 
-// Own properties and those of the object's own classes; never what every object has.
+// Own properties and those of the object's own classes; never those that every object has.
 function findMethod(target, entrypoint, method) {
   const name = method === undefined ? "run" : method;
   for (let owner = target; owner !== null && owner !== ObjectPrototype; owner = getPrototypeOf(owner)) {
@@ -81,7 +81,7 @@ function findMethod(target, entrypoint, method) {
   throw new TypeError(`the entry point ${entrypoint} has no method ${name}`);
 }
 
-// Deeper than any honest result, and far from the end of the stack.
+// Deeper than an honest result, and far from the end of the stack.
 const MAX_DEPTH = 500;
 
 class ResultError extends TypeError {
@@ -108,16 +108,16 @@ class ResultError extends TypeError {
 
 const open = new Set();
 
-// A copy of `value` that JSON carries whole, each getter asked once; where it cannot, an error that
+// A copy of `value` that JSON carries completely, reading each getter once; otherwise an error that
 // says where.
 function plain(value, key, depth) {
   if (typeof value === "object" && value !== null) {
-    // Once, as JSON.stringify does: what it returns is not asked again.
+    // Once, as JSON.stringify does: the value that toJSON returns is not asked for a toJSON.
     const toJson = value.toJSON;
     if (typeof toJson === "function") value = apply(toJson, value, [key]);
   }
   value = unboxed(value);
-  // Each character, and each value, has a byte at the least.
+  // Each character, and each value, takes at least one byte.
   take(typeof value === "string" ? value.length : 1);
   switch (typeof value) {
     case "string":
@@ -168,7 +168,7 @@ function plainObject(value, depth) {
   for (let i = 0; i < keys.length; i++) {
     const own = typeof keys[i] === "string" ? descriptorOf(value, keys[i]) : undefined;
     if (own === undefined || !own.enumerable) continue;
-    // It has had its say, and JSON does not carry it.
+    // It has been called, and JSON does not carry it.
     if (keys[i] === "toJSON" && typeof own.value === "function") continue;
     take(keys[i].length);
     const item = step(value, keys[i], isIdentifier(keys[i]) ? `.${keys[i]}` : `[${stringifyJson(keys[i])}]`, depth);

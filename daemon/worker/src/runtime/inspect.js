@@ -1,5 +1,5 @@
-// Values as text, for console: bounded in depth, width and length, and without calling a getter
-// or a proxy's trap where that can be avoided.
+// Values as text, for console: bounded in depth, width and length, and without calling a getter or
+// a proxy's trap where that can be avoided.
 const DEPTH = 4;
 const WIDTH = 100;
 

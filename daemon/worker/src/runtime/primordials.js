@@ -1,6 +1,6 @@
-// The language's own functions, taken before any tenant's code can replace them. The runtime calls
-// nothing else: a tenant that poisons a prototype gets its own surprises, never ours. Spreading and
-// for-of are avoided throughout, for they ask Symbol.iterator, which a tenant can replace.
+// The language's own functions, taken before a tenant's code can replace them. The runtime calls
+// nothing else: a tenant that poisons a prototype affects itself, never the runtime. Spreading and
+// for-of are avoided throughout, because they use Symbol.iterator, which a tenant can replace.
 const { apply, construct, ownKeys, getPrototypeOf, defineProperty } = Reflect;
 const uncurry = (fn) => (self, a, b, c) => apply(fn, self, [a, b, c]);
 
@@ -74,7 +74,7 @@ const viewConstructors = {
 };
 const errorConstructors = { __proto__: null, Error, EvalError, RangeError, ReferenceError, SyntaxError, TypeError, URIError };
 
-// True when `read(value)` does not throw: the brand check of a built-in, which no tenant can fake.
+// True if `read(value)` does not throw: the brand check of a built-in, which a tenant cannot fake.
 const brand = (read) => (value) => {
   try {
     read(value);
@@ -112,7 +112,7 @@ function isClass(fn) {
   return prototype !== undefined && !prototype.writable;
 }
 
-// Adds to the end without looking at setters that a tenant may have put on Array.prototype.
+// Appends without using setters that a tenant may have put on Array.prototype.
 function push(array, value) {
   defineProperty(array, array.length, { __proto__: null, value, writable: true, enumerable: true, configurable: true });
 }

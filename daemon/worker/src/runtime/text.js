@@ -49,7 +49,7 @@ function notBase64(message) {
   return error;
 }
 
-// What is decoded are bytes, what the web wants is a string of characters up to U+00FF.
+// Decoding yields bytes; the web platform wants a string of characters up to U+00FF.
 function btoa(text) {
   const bytes = native.latin1Bytes(toStr(text));
   if (bytes === undefined) throw notBase64("btoa takes characters up to U+00FF only");

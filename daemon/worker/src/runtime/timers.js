@@ -1,10 +1,10 @@
-// Timers: the deadlines live outside, where they are counted against the run's limit; the callbacks
-// live here.
+// Timers: the deadlines are in the worker, which counts them against the run's limit; the callbacks
+// are here.
 const timers = new Map();
 
 function startTimer(callback, delay, args, again) {
   if (typeof callback !== "function") throw new TypeError("a timer needs a function to call");
-  // Whole milliseconds, as the HTML standard has it: a `long`, and never less than one.
+  // Whole milliseconds, as the HTML standard specifies: a `long`, and at least one.
   const number = toNum(delay) | 0;
   const ms = number >= 1 ? number : 1;
   const id = native.timerStart(ms);
@@ -16,7 +16,7 @@ function stopTimer(id) {
   if (typeof id === "number" && mapDelete(timers, id)) native.timerStop(id);
 }
 
-// Called from outside when a deadline has passed.
+// Called by the worker when a deadline has passed.
 function fireTimer(id) {
   const timer = mapGet(timers, id);
   if (timer === undefined) return;

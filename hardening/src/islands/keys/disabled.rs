@@ -1,4 +1,4 @@
-//! Where there are no keys: a key has no values, so no code that holds one can run.
+//! Where there are no keys: the types have no values, so no code that holds a key can run.
 
 use std::ops::Range;
 
@@ -15,7 +15,7 @@ impl Key {
     }
 
     /// # Safety
-    /// There is no key, so nobody calls it.
+    /// There is no key, so it cannot be called.
     ///
     /// # Errors
     /// Never.
@@ -57,7 +57,7 @@ pub fn delivers_faults() -> bool {
 }
 
 pub mod pkru {
-    //! There is no such register.
+    //! The register does not exist.
 
     use super::Key;
 

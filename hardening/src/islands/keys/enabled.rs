@@ -7,13 +7,13 @@ use super::{KeyError, sys};
 use crate::process::siginfo::{Info, SEGV_PKUERR};
 use crate::process::spawn::clone_args;
 
-/// A key of this process, allocated and never freed. There is one value for each key, so whoever
-/// holds it owns its pages.
+/// A key of this process, allocated and never freed. There is one value for each key, and its
+/// holder owns the pages of the key.
 #[derive(Debug, PartialEq, Eq, Hash)]
 pub struct Key(u8);
 
 impl Key {
-    /// As the kernel and V8 number it.
+    /// The number that the kernel and V8 use for it.
     #[must_use]
     pub fn number(&self) -> u8 {
         self.0
@@ -22,7 +22,7 @@ impl Key {
     /// Tags `pages` and gives them `protection`.
     ///
     /// # Safety
-    /// The pages are mapped, nobody relies on another protection of theirs, and every thread that
+    /// The pages are mapped, nothing relies on another protection of theirs, and every thread that
     /// touches them from now on has this key open.
     ///
     /// # Errors
@@ -43,8 +43,8 @@ pub struct KeyRing {
 
 impl KeyRing {
     /// Takes one key for the fault record and one for each of `tenants`. To be called on the main
-    /// thread when V8 has started and no other thread has; they are open for it until
-    /// [`Pkru::install`] says otherwise.
+    /// thread when V8 has started and no other thread has; the keys are open for it until
+    /// [`Pkru::install`].
     ///
     /// # Errors
     /// There are too few, or V8 has none.
@@ -66,21 +66,21 @@ impl KeyRing {
     }
 }
 
-/// The key that V8 has taken, on the main thread and before anybody else takes one. V8 takes one
-/// wherever there are some, whatever we do with the rest.
+/// The key that V8 has taken, found on the main thread before anything else takes one. V8 takes one
+/// wherever there are keys, whatever we do with the rest.
 #[must_use]
 pub fn jit_key() -> Option<u8> {
     // OSPKE, CPUID leaf 7: without it the register cannot be read.
     if std::arch::x86_64::__cpuid_count(7, 0).ecx & 1 << 4 == 0 {
         return None;
     }
-    // A thread starts with every key closed, and `pkey_alloc` opens the one that it hands out:
-    // whatever is open now is V8's.
+    // A thread starts with every key closed, and `pkey_alloc` opens the key that it allocates: the
+    // one that is open now is V8's.
     let open = Pkru::current().readable();
     (open.count_ones() == 1).then(|| u8::try_from(open.trailing_zeros()).unwrap_or(0))
 }
 
-/// How many keys a fresh process could take, V8's included.
+/// How many keys a fresh process can take, V8's included.
 #[must_use]
 pub fn available() -> usize {
     let keys: Vec<_> = std::iter::from_fn(sys::alloc).collect();
@@ -90,10 +90,10 @@ pub fn available() -> usize {
     keys.len()
 }
 
-/// Whether this kernel delivers a fault on a closed key as we rely on: to a handler on a stack of
-/// key 0, with the code and the key in its information, and with every key closed while it runs.
-/// Kernels before 6.12 have lost the signal where a stack was closed; it is tried, not looked up.
-/// Tried in a child that the fault ends in any case.
+/// Whether this kernel delivers a fault on a closed key as the fault handler needs it: on a stack
+/// of key 0, with the code and the key in the siginfo, and with every other key closed while the
+/// handler runs. Kernels before 6.12 have lost the signal where a stack was closed; this is tried,
+/// not looked up by version. A child tries it, which the fault ends in any case.
 #[must_use]
 pub fn delivers_faults() -> bool {
     let mut args = clone_args(0, 0);
@@ -127,13 +127,13 @@ fn fault_on_a_closed_key() -> ! {
     let mut action: libc::sigaction = unsafe { std::mem::zeroed() };
     action.sa_sigaction = check_and_exit as *const () as usize;
     action.sa_flags = libc::SA_SIGINFO | libc::SA_ONSTACK;
-    // SAFETY: `stack` names memory of the size given that nobody else uses.
+    // SAFETY: `stack` names memory of the size given that nothing else uses.
     let on_stack = unsafe { libc::sigaltstack(&raw const stack, std::ptr::null_mut()) };
     // SAFETY: the handler makes system calls only.
     let handled = unsafe { libc::sigaction(libc::SIGSEGV, &raw const action, std::ptr::null_mut()) };
     if let (0, 0, Some(key)) = (on_stack, handled, sys::alloc()) {
         let key = Key(key);
-        // SAFETY: the page was mapped above and nobody else knows of it.
+        // SAFETY: the page was mapped above and nothing else knows of it.
         if unsafe { key.tag(&(page as usize..page as usize + 4096), libc::PROT_READ) }.is_ok() {
             Pkru::CLOSED.install();
             // SAFETY: the address is mapped and readable; that its key is closed makes this a
@@ -146,7 +146,7 @@ fn fault_on_a_closed_key() -> ! {
 }
 
 extern "C" fn check_and_exit(_: libc::c_int, info: *const Info, _: *const libc::c_void) {
-    // SAFETY: the kernel passes a valid siginfo, which is larger than what is named of it.
+    // SAFETY: the kernel passes a valid siginfo, which is at least as large as `Info`.
     let info = unsafe { &*info };
     let closed = Pkru::current().readable() == 0;
     let as_expected = info.code == SEGV_PKUERR && info.key > 0 && closed;

@@ -6,13 +6,12 @@
 //! another tenant is closed to it at all times.
 //!
 //! ```text
-//! main thread:   V8 starts (takes its JIT key) ─▶ KeyRing::take ─▶ cages are tagged
-//!                ─▶ Pkru::of_nobody ─▶ filter: no more keys
-//! tenant thread: starts with all closed ─▶ frozen::pkru_of(its place) ─▶ filter ─▶ tenant's code
+//! main thread:  V8 starts (takes its JIT key) ─▶ KeyRing::take ─▶ cages are tagged ─▶ Pkru::of_nobody ─▶ filter: no more keys
+//! tenant thread:                                 starts with all closed ─▶ frozen::pkru_of(its slot) ─▶ filter ─▶ tenant's code
 //! ```
 //!
-//! Keys are taken before the filter is there, and never freed: a freed key that is allocated again
-//! opens old pages. Shape after Wasmtime's `vm/mpk`: one interface, [`enabled`] or `disabled`
+//! Keys are taken before the filter is installed, and never freed: a freed key that is allocated
+//! again opens old pages. Shape after Wasmtime's `vm/mpk`: one interface, [`enabled`] or `disabled`
 //! behind it, the kernel in [`sys`].
 //!
 //! What keys do not stop is native code: `WRPKRU` is an ordinary instruction.
@@ -31,13 +30,13 @@ mod disabled;
 #[cfg(not(all(target_arch = "x86_64", target_os = "linux")))]
 pub use disabled::{Key, KeyRing, available, delivers_faults, jit_key, pkru};
 
-/// Keys beside key 0 that the processor knows.
+/// The keys of the processor besides key 0.
 pub const PROCESSOR_KEYS: usize = 15;
 /// One is V8's, for JIT pages; one is the fault record's ([`crate::fault`]); one stays in reserve.
 pub const RESERVED_KEYS: usize = 3;
 
-/// How many tenants of one process can have a key of their own, where a process can take
-/// `available` keys.
+/// How many tenants of one process can have a key of their own, if a process can take `available`
+/// keys.
 #[must_use]
 pub fn tenants_of(available: usize) -> usize {
     available.min(PROCESSOR_KEYS).saturating_sub(RESERVED_KEYS)
@@ -46,7 +45,9 @@ pub fn tenants_of(available: usize) -> usize {
 /// Why keys could not be taken.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum KeyError {
-    #[error("{taken} protection keys could be taken, and {wanted} are needed: one for the fault record, one a tenant")]
+    #[error(
+        "{taken} protection keys could be taken, and {wanted} are needed: one for the fault record, one for each tenant"
+    )]
     TooFew { taken: usize, wanted: usize },
     #[error("V8 took no protection key for its JIT pages")]
     NoJitKey,
@@ -59,7 +60,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_budget_leaves_v8_and_the_fault_record_their_keys_and_one_in_reserve() {
+    fn v8_and_the_fault_record_keep_their_keys_and_one_stays_in_reserve() {
         assert_eq!((tenants_of(15), tenants_of(4), tenants_of(3), tenants_of(0)), (12, 1, 0, 0));
         assert_eq!(tenants_of(99), 12);
     }

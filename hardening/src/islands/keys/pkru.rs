@@ -1,7 +1,7 @@
 //! PKRU: two bits a key, in a register of the thread that unprivileged code can write.
 //!
-//! Every value is built from [`Pkru::CLOSED`], so a key that nobody names is closed. There is one
-//! place that writes the register, [`Pkru::install`].
+//! Every value is built from [`Pkru::CLOSED`], so a key that was never opened is closed. Only
+//! [`Pkru::install`] writes the register.
 
 use std::io;
 
@@ -12,7 +12,7 @@ use super::Key;
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Pkru(u32);
 
-/// The register set of `PTRACE_GETREGSET` that has PKRU in it (linux/elf.h).
+/// The register set of `PTRACE_GETREGSET` that contains PKRU (linux/elf.h).
 const NT_X86_XSTATE: libc::c_int = 0x202;
 const ACCESS_DISABLED: u32 = 0b01;
 const WRITE_DISABLED: u32 = 0b10;
@@ -48,26 +48,26 @@ impl Pkru {
     #[must_use]
     pub fn current() -> Self {
         let value: u32;
-        // SAFETY: RDPKRU reads a register; ECX has to be 0 and EDX is overwritten. Whoever asks has
-        // keys, so the instruction exists.
+        // SAFETY: RDPKRU reads a register; ECX must be 0 and EDX is overwritten. A caller has keys,
+        // so the instruction exists.
         unsafe { std::arch::asm!("rdpkru", in("ecx") 0, out("eax") value, out("edx") _, options(nomem, nostack)) };
         Self(value)
     }
 
-    /// Keys beside 0 whose pages can be read with this value.
+    /// Keys besides 0 whose pages can be read with this value.
     #[must_use]
     pub fn readable(self) -> u32 {
         (1..16).filter(|key| self.0 >> (2 * key) & ACCESS_DISABLED == 0).fold(0, |set, key| set | 1 << key)
     }
 
-    /// Writes the register. The one gate: whatever jumps to its WRPKRU with a value of its own runs
-    /// into the comparison behind it, with the value that the caller's frame wanted, and from there
-    /// into the end of the process (the pattern of ERIM, USENIX Security '19). Whoever chooses both
-    /// registers passes: it is a hurdle, not a wall.
+    /// Writes the register. This is the only gate: a jump to its WRPKRU with another value meets
+    /// the comparison after it, which knows the value that the caller's frame wanted, and ends the
+    /// process (the pattern of ERIM, USENIX Security '19). An attacker who chooses both registers
+    /// passes: it is a hurdle, not a wall.
     #[inline(never)]
     pub fn install(self) {
-        // SAFETY: WRPKRU takes EAX, and ECX and EDX as 0. It is no barrier for the compiler, hence
-        // no `nomem`: loads and stores stay on their side of it.
+        // SAFETY: WRPKRU takes EAX, and ECX and EDX as 0. Without `nomem` the compiler moves no
+        // load or store across it.
         unsafe {
             std::arch::asm!(
                 "wrpkru",
@@ -103,7 +103,7 @@ impl Pkru {
         let mut slice = libc::iovec { iov_base: state.as_mut_ptr().cast(), iov_len: state.len() };
         // SAFETY: the slice names writable memory of its length.
         let read = check(unsafe { libc::ptrace(libc::PTRACE_GETREGSET, thread, NT_X86_XSTATE, &raw mut slice) });
-        // SAFETY: as above; the thread goes on.
+        // SAFETY: as above; the thread continues.
         unsafe { libc::ptrace(libc::PTRACE_DETACH, thread, nothing, nothing) };
         read?;
         // PKRU is component 9 (Intel SDM, volume 1, 13.1); CPUID leaf 0xd says where it is.
@@ -112,7 +112,7 @@ impl Pkru {
         bytes.map(|bytes| Self(u32::from_le_bytes(bytes))).ok_or_else(|| io::Error::other("the state is too short"))
     }
 
-    /// What [`Self::bits`] said.
+    /// The inverse of [`Self::bits`].
     #[must_use]
     pub(crate) fn from_bits(bits: u32) -> Self {
         Self(bits)
@@ -126,9 +126,9 @@ impl Pkru {
 }
 
 unsafe extern "C" {
-    /// The gate wrote another value than it should have: that goes on record, and the process ends
-    /// (`crate::fault`). By name, because that record is written through this gate: the room of
-    /// keys imports nothing from it.
+    /// The gate wrote another value than it should have: records that and ends the process
+    /// (`crate::fault`). Called by name, because the record itself is written through this gate:
+    /// the module of keys imports nothing from `fault`.
     fn enisle_wrong_value() -> !;
 }
 

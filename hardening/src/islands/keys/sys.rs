@@ -1,8 +1,8 @@
-//! The four system calls.
+//! The system calls about keys.
 
 use std::ops::Range;
 
-/// `pkey_alloc(2)` without restrictions: open for the calling thread until it says otherwise.
+/// `pkey_alloc(2)` without restrictions: the key is open for the calling thread until it closes it.
 pub(super) fn alloc() -> Option<u8> {
     // SAFETY: pkey_alloc takes two numbers: no flags, no access disabled.
     let key = unsafe { libc::syscall(libc::SYS_pkey_alloc, 0, 0) };
@@ -18,8 +18,8 @@ pub(super) fn free(key: u8) {
 /// `pkey_mprotect(2)`.
 ///
 /// # Safety
-/// As `mprotect(2)`: nobody relies on another protection of `pages`, and whoever uses them has
-/// `key` open.
+/// As `mprotect(2)`: nothing relies on another protection of `pages`, and every thread that uses
+/// them has `key` open.
 pub(super) unsafe fn tag(pages: &Range<usize>, protection: libc::c_int, key: u8) -> Result<(), i32> {
     let (start, bytes) = (pages.start, pages.end - pages.start);
     // SAFETY: the caller's.

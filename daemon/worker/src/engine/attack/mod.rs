@@ -1,11 +1,11 @@
-//! Natives to attack the process with: what an attacker has who has broken V8, without the bug that
-//! it would take.
+//! Natives to attack the process with: the abilities of an attacker who has broken V8, without the
+//! bug that it would take.
 //!
 //! Only in builds with the feature `attack-natives`, which no release can have, and only for runs
-//! whose `props` say `"attack": true`. They stand for what an attacker may have come to: reading
-//! and writing anywhere (a way out of V8's sandbox), and making any system call, writing PKRU,
-//! forging a signal frame (native code). The victims use `address` and `plant`, to say where their
-//! secrets are.
+//! whose `props` contain `"attack": true`. They stand for what an attacker may have achieved:
+//! reading and writing anywhere (an escape from V8's sandbox), and making any system call, writing
+//! PKRU, forging a signal frame (native code). The victims use `address` and `plant`, to report
+//! where their secrets are.
 
 mod probe;
 mod raw;
@@ -21,7 +21,7 @@ pub(super) use probe::survive_probes;
 
 thread_local! {
     static CHANNEL: Cell<RawFd> = const { Cell::new(-1) };
-    /// Where the clock of this run began.
+    /// The start of this run's clock.
     static EPOCH: Cell<Option<Instant>> = const { Cell::new(None) };
 }
 
@@ -33,7 +33,7 @@ pub(crate) fn channel_is(fd: RawFd) {
 type Args<'s> = v8::FunctionCallbackArguments<'s>;
 type Scope<'s, 'i> = v8::PinScope<'s, 'i>;
 
-/// Puts `attack` into the global object, if this run asks for it.
+/// Puts `attack` into the global object, if this run requests it.
 pub(super) fn arm(scope: &mut Scope<'_, '_>, props: &str, epoch: Instant) {
     EPOCH.set(Some(epoch));
     if !props.contains("\"attack\":true") {
@@ -54,7 +54,7 @@ pub(super) fn arm(scope: &mut Scope<'_, '_>, props: &str, epoch: Instant) {
         "read" => read, "write" => write, "probe" => probe_load, "probeWrite" => probe_store,
         "syscall" => syscall, "syscall32" => syscall_32, "pkru" => pkru, "wrpkru" => write_pkru,
         "sigreturn" => forge_sigreturn, "thread" => start_thread, "execute" => execute, "address" => address,
-        "object" => object_address, "plant" => plant, "self" => about_self, "sealed" => sealed_page, "callGate" => call_gate,
+        "object" => object_address, "plant" => plant, "self" => about_self, "frozen" => frozen_page, "callGate" => call_gate,
         "thaw" => thaw, "hold" => hold, "leak" => leak, "unbilled" => unbilled, "unbounded" => unbounded,
         "account" => account,
     }
@@ -97,13 +97,14 @@ fn write<'s>(scope: &mut Scope<'s, '_>, args: Args<'s>, _: v8::ReturnValue<'s>) 
     raw::store(address, u8::try_from(byte & 0xff).unwrap_or(0));
 }
 
-/// `probe(address)`: the key that stopped a load there, 0 for another fault, -1 if nothing did.
+/// `probe(address)`: the key that stopped a load there, 0 for another fault, -1 if the load
+/// succeeded.
 fn probe_load<'s>(scope: &mut Scope<'s, '_>, args: Args<'s>, mut result: v8::ReturnValue<'s>) {
     let [address] = words(scope, &args);
     result.set_int32(probe::load(address));
 }
 
-/// `probeWrite(address)`: the same for a store, of what a load would find if it could.
+/// `probeWrite(address)`: the same for a store, which writes back what is there.
 fn probe_store<'s>(scope: &mut Scope<'s, '_>, args: Args<'s>, mut result: v8::ReturnValue<'s>) {
     let [address] = words(scope, &args);
     result.set_int32(probe::store(address));
@@ -115,7 +116,7 @@ fn syscall<'s>(scope: &mut Scope<'s, '_>, args: Args<'s>, result: v8::ReturnValu
     return_word(scope, result, raw::system_call(words));
 }
 
-/// `syscall32(number, a0 … a2)`: by the table of 32-bit programs.
+/// `syscall32(number, a0 … a2)`: the same by the 32-bit table.
 fn syscall_32<'s>(scope: &mut Scope<'s, '_>, args: Args<'s>, result: v8::ReturnValue<'s>) {
     let words = words::<4>(scope, &args);
     return_word(scope, result, raw::system_call_32(words));
@@ -126,36 +127,37 @@ fn pkru<'s>(scope: &mut Scope<'s, '_>, _: Args<'s>, result: v8::ReturnValue<'s>)
     return_word(scope, result, raw::pkru().into());
 }
 
-/// `wrpkru(value)`: the instruction itself, as injected code would have it.
+/// `wrpkru(value)`: the instruction itself, as injected code would use it.
 fn write_pkru<'s>(scope: &mut Scope<'s, '_>, args: Args<'s>, _: v8::ReturnValue<'s>) {
     let [value] = words(scope, &args);
     raw::write_pkru(u32::try_from(value & 0xffff_ffff).unwrap_or(0));
 }
 
-/// `callGate(value)`: a jump to the WRPKRU of the worker's gate, with a value of the attacker's.
+/// `callGate(value)`: a jump to the WRPKRU of the worker's gate, with a value that the attacker
+/// chose.
 fn call_gate<'s>(scope: &mut Scope<'s, '_>, args: Args<'s>, result: v8::ReturnValue<'s>) {
     let [value] = words(scope, &args);
     return_word(scope, result, raw::call_gate(u32::try_from(value & 0xffff_ffff).unwrap_or(0)).into());
 }
 
-/// `sigreturn(pkru)`: returns through a signal frame with a PKRU of the attacker's.
+/// `sigreturn(pkru)`: returns through a signal frame with a PKRU that the attacker chose.
 fn forge_sigreturn<'s>(scope: &mut Scope<'s, '_>, args: Args<'s>, result: v8::ReturnValue<'s>) {
     let [value] = words(scope, &args);
     return_word(scope, result, probe::forge_sigreturn(u32::try_from(value & 0xffff_ffff).unwrap_or(0)).into());
 }
 
-/// `thread(address)`: starts a thread, which reads one byte there. The byte, or -1 if there is no
-/// thread.
+/// `thread(address)`: starts a thread, which reads one byte there. Returns the byte, or -1 if no
+/// thread started.
 fn start_thread<'s>(scope: &mut Scope<'s, '_>, args: Args<'s>, mut result: v8::ReturnValue<'s>) {
     let [address] = words(scope, &args);
-    // What starts a thread is freed by that thread.
+    // A new thread frees what its start allocated.
     let thread =
         super::memory::heap::shared(|| std::thread::Builder::new().spawn(move || i32::from(raw::load(address))));
     result.set_int32(thread.ok().and_then(|thread| thread.join().ok()).unwrap_or(-1));
 }
 
-/// `execute(hex)`: maps memory that can be written and executed, puts the bytes there and calls
-/// them; what RAX holds then.
+/// `execute(hex)`: maps writable and executable memory, puts the bytes there and calls them;
+/// returns RAX.
 fn execute<'s>(scope: &mut Scope<'s, '_>, args: Args<'s>, result: v8::ReturnValue<'s>) {
     let text = args.get(0).to_rust_string_lossy(scope);
     let digits: Vec<_> = text.chars().filter_map(|digit| digit.to_digit(16)).collect();
@@ -166,7 +168,7 @@ fn execute<'s>(scope: &mut Scope<'s, '_>, args: Args<'s>, result: v8::ReturnValu
     return_word(scope, result, raw::execute(&bytes));
 }
 
-/// `address(value)`: where a buffer's bytes are, or where on the heap another object is.
+/// `address(value)`: the address of a buffer's bytes, or the heap address of another object.
 fn address<'s>(scope: &mut Scope<'s, '_>, args: Args<'s>, result: v8::ReturnValue<'s>) {
     let value = args.get(0);
     let address = match value.try_cast::<v8::ArrayBuffer>() {
@@ -176,12 +178,12 @@ fn address<'s>(scope: &mut Scope<'s, '_>, args: Args<'s>, result: v8::ReturnValu
     return_word(scope, result, address.cast_signed());
 }
 
-/// `object(value)`: where on the heap an object is; of a buffer too, whose bytes are elsewhere.
+/// `object(value)`: the heap address of an object, also of a buffer, whose bytes are elsewhere.
 fn object_address<'s>(scope: &mut Scope<'s, '_>, args: Args<'s>, result: v8::ReturnValue<'s>) {
     return_word(scope, result, raw::heap_address(args.get(0)).cast_signed());
 }
 
-/// `plant(text)`: puts the bytes on the worker's own heap, for good; where they are.
+/// `plant(text)`: puts the bytes on the worker's own heap, for good; returns their address.
 fn plant<'s>(scope: &mut Scope<'s, '_>, args: Args<'s>, result: v8::ReturnValue<'s>) {
     let bytes = args.get(0).to_rust_string_lossy(scope).into_bytes();
     let address = bytes.leak().as_ptr() as u64;
@@ -203,47 +205,47 @@ fn about_self<'s>(scope: &mut Scope<'s, '_>, _: Args<'s>, mut result: v8::Return
     result.set(v8::Array::new_with_elements(scope, &facts).into());
 }
 
-/// `sealed()`: where the page is that says which keys a thread gets.
-fn sealed_page<'s>(scope: &mut Scope<'s, '_>, _: Args<'s>, result: v8::ReturnValue<'s>) {
+/// `frozen()`: the address of the page that decides which keys a thread gets.
+fn frozen_page<'s>(scope: &mut Scope<'s, '_>, _: Args<'s>, result: v8::ReturnValue<'s>) {
     return_word(scope, result, (enisle_hardening::islands::frozen::address() as u64).cast_signed());
 }
 
-/// `thaw()`: from now on this run's timers go by the real clock, as if the turn's moved.
+/// `thaw()`: from now on this run's timers use the real clock, as if the turn's clock moved.
 fn thaw<'s>(scope: &mut Scope<'s, '_>, _: Args<'s>, _: v8::ReturnValue<'s>) {
     if let Some(timers) = scope.get_slot_mut::<super::natives::timers::Timers>() {
         timers.moving_clock = EPOCH.get();
     }
 }
 
-/// `account(mib)`: from now on this run has so much memory again, and sees its account as it is.
+/// `account(mib)`: from now on this run has this memory limit again, and its account is exact.
 fn account<'s>(scope: &mut Scope<'s, '_>, args: Args<'s>, _: v8::ReturnValue<'s>) {
     let [mib] = words(scope, &args);
     super::memory::quota::set_limit(usize::try_from(mib << 20).unwrap_or(usize::MAX));
     super::memory::quota::see_exactly();
 }
 
-/// `unbilled()`: from now on the disposal of what this tenant's runs leave is on no bill.
+/// `unbilled()`: from now on this tenant is not billed for disposing of what its runs leave.
 fn unbilled<'s>(scope: &mut Scope<'s, '_>, _: Args<'s>, _: v8::ReturnValue<'s>) {
     if let Some(watched) = scope.get_slot::<Arc<Watched>>() {
         watched.lift_bill();
     }
 }
 
-/// `unbounded()`: from now on it may take as long as it likes.
+/// `unbounded()`: from now on disposal may take as long as it likes.
 fn unbounded<'s>(scope: &mut Scope<'s, '_>, _: Args<'s>, _: v8::ReturnValue<'s>) {
     if let Some(watched) = scope.get_slot::<Arc<Watched>>() {
         watched.lift_bound();
     }
 }
 
-/// `hold(bytes)`: commits so much on the island, past every limit of the tenant's and without
-/// touching it. False if the kernel refuses.
+/// `hold(bytes)`: commits memory on the island, past every limit of the tenant and without touching
+/// it. False if the kernel refuses.
 fn hold<'s>(scope: &mut Scope<'s, '_>, args: Args<'s>, mut result: v8::ReturnValue<'s>) {
     let [bytes] = words(scope, &args);
     result.set_bool(raw::hold(usize::try_from(bytes).unwrap_or(usize::MAX)));
 }
 
-/// `leak(bytes)`: the same from libc's `malloc`, which belongs to all tenants, and touches it.
+/// `leak(bytes)`: the same from libc's `malloc`, which all tenants share, and touches it.
 fn leak<'s>(scope: &mut Scope<'s, '_>, args: Args<'s>, mut result: v8::ReturnValue<'s>) {
     let [bytes] = words(scope, &args);
     result.set_bool(raw::leak(usize::try_from(bytes).unwrap_or(usize::MAX)));

@@ -1,9 +1,9 @@
-//! Loads and stores that survive their fault, so that ten thousand of them fit one process; and a
-//! forged signal frame.
+//! Loads and stores that survive their fault, so that one process can make ten thousand of them;
+//! and a forged signal frame.
 //!
-//! The handler of hardening ends the process at the first fault. In front of it, in this build,
-//! stands one that looks where the fault was: at the one load or store below it goes on behind it,
-//! without `rt_sigreturn`, which the filter refuses; anywhere else it hands over.
+//! The handler of hardening ends the process at the first fault. In this build another handler runs
+//! before it and checks where the fault was. After the load or store below it continues, without
+//! `rt_sigreturn`, which the filter refuses; any other fault it passes on.
 
 use std::arch::global_asm;
 use std::cell::Cell;
@@ -25,8 +25,8 @@ global_asm!(
     "lock or byte ptr [rdi], 0",
     "xor eax, eax",
     "ret",
-    // Goes on behind a fault in one of the above, whose registers RDI points to: with 1 as the
-    // result.
+    // Continues after a fault in one of the above, with the registers that RDI points to and 1 as
+    // the result.
     ".globl attack_resume",
     "attack_resume:",
     "mov rbx, [rdi + 8 * 11]",
@@ -55,10 +55,10 @@ type Handler = extern "C" fn(libc::c_int, *mut libc::siginfo_t, *mut libc::c_voi
 
 static BEHIND: OnceLock<Handler> = OnceLock::new();
 
-/// The key that stopped a load, 0 for another fault, -1 if nothing did.
+/// The key that stopped a load, 0 for another fault, -1 if the load succeeded.
 pub(super) fn load(address: u64) -> i32 {
     probed(|| {
-        // SAFETY: none; a fault comes back with 1.
+        // SAFETY: none; a fault returns 1.
         unsafe { attack_probe_load(address) }
     })
 }
@@ -66,7 +66,7 @@ pub(super) fn load(address: u64) -> i32 {
 /// The same for a store that changes nothing.
 pub(super) fn store(address: u64) -> i32 {
     probed(|| {
-        // SAFETY: none; a fault comes back with 1.
+        // SAFETY: none; a fault returns 1.
         unsafe { attack_probe_store(address) }
     })
 }
@@ -76,13 +76,13 @@ fn probed(probe: impl Fn() -> u32) -> i32 {
     if probe() == 0 { -1 } else { KEY.get() }
 }
 
-/// Puts the handler in front of hardening's.
+/// Installs the handler that runs before hardening's.
 pub(crate) fn survive_probes() -> io::Result<()> {
     // SAFETY: all-zero is a valid sigaction.
     let (mut action, mut before): (libc::sigaction, libc::sigaction) = unsafe { std::mem::zeroed() };
     action.sa_sigaction = on_fault as *const () as usize;
     action.sa_flags = libc::SA_SIGINFO | libc::SA_ONSTACK | libc::SA_NODEFER;
-    // SAFETY: the handler makes no call that a handler may not make.
+    // SAFETY: the handler is async-signal-safe.
     if unsafe { libc::sigaction(libc::SIGSEGV, &raw const action, &raw mut before) } != 0 {
         return Err(io::Error::last_os_error());
     }
@@ -111,9 +111,9 @@ extern "C" fn on_fault(signal: libc::c_int, info: *mut libc::siginfo_t, context:
     }
 }
 
-/// Returns through a frame with that PKRU; what PKRU is then. The frame is that of a real signal,
-/// raised by the attacker and changed in its handler: with the filter on, none of the calls that
-/// this takes is let through.
+/// Returns through a signal frame with this PKRU value, and returns PKRU as it is then. The frame
+/// is that of a real signal, raised by the attacker and changed in its handler: with the filter on,
+/// each of the calls that this takes is refused.
 pub(super) fn forge_sigreturn(value: u32) -> u32 {
     PKRU.set(value);
     // SAFETY: all-zero is a valid sigaction.
@@ -136,9 +136,9 @@ fn pkru_offset() -> usize {
 extern "C" fn change_frame(_: libc::c_int, _: *mut libc::siginfo_t, context: *mut libc::c_void) {
     // SAFETY: with SA_SIGINFO the kernel passes a valid context.
     let state = unsafe { (*context.cast::<libc::ucontext_t>()).uc_mcontext.fpregs }.cast::<u8>();
-    // SAFETY: none; on a processor with keys the frame has room for them.
+    // SAFETY: none; on a processor with keys the frame includes them.
     let state = unsafe { std::slice::from_raw_parts_mut(state, pkru_offset() + 4) };
-    // XSTATE_BV, behind the 512 bytes of the legacy area: bit 9 says that PKRU is there.
+    // XSTATE_BV, after the 512 bytes of the legacy area: bit 9 says that PKRU is present.
     state[512 + 1] |= 1 << 1;
     let at = state.len() - 4;
     state[at..].copy_from_slice(&PKRU.get().to_le_bytes());

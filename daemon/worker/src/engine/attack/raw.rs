@@ -1,6 +1,5 @@
-//! The bare instructions. Every one of them is unsound on purpose: that is what an attacker's
-//! natives are for. They are reached only from runs that ask for them, in builds that no release
-//! can be.
+//! The bare instructions. Each is unsound on purpose: that is what an attacker's natives are for.
+//! Only runs that request them reach them, in builds that cannot be a release.
 
 use std::arch::asm;
 
@@ -20,7 +19,7 @@ pub(super) fn store(address: u64, byte: u8) {
 /// Any system call, with any upper halves.
 pub(super) fn system_call([number, a, b, c, d, e, f]: [u64; 7]) -> i64 {
     let result: i64;
-    // SAFETY: none; what the call does is what the harness asks for.
+    // SAFETY: none; the effect of the call is what the harness tests.
     unsafe {
         asm!("syscall", inlateout("rax") number => result, in("rdi") a, in("rsi") b, in("rdx") c, in("r10") d, in("r8") e,
              in("r9") f, lateout("rcx") _, lateout("r11") _);
@@ -28,10 +27,10 @@ pub(super) fn system_call([number, a, b, c, d, e, f]: [u64; 7]) -> i64 {
     result
 }
 
-/// A system call by the 32-bit table. RBX is LLVM's own, so it is set by hand.
+/// A system call by the 32-bit table. LLVM reserves RBX, so it is set by hand.
 pub(super) fn system_call_32([number, a, b, c]: [u64; 4]) -> i64 {
     let result: i64;
-    // SAFETY: none; as above. RBX is put back.
+    // SAFETY: none; as above. RBX is restored.
     unsafe {
         asm!("xchg rbx, {a}", "int 0x80", "xchg rbx, {a}", a = inout(reg) a => _, inlateout("rax") number => result,
              in("rcx") b, in("rdx") c, lateout("r8") _, lateout("r9") _, lateout("r10") _, lateout("r11") _);
@@ -44,12 +43,12 @@ pub(super) fn pkru() -> u32 {
 }
 
 pub(super) fn write_pkru(value: u32) {
-    // SAFETY: none; whether the thread may go on with this value is what the harness finds out.
+    // SAFETY: none; whether the thread can continue with this value is what the harness tests.
     unsafe { asm!("wrpkru", in("eax") value, in("ecx") 0, in("edx") 0) };
 }
 
-/// Jumps to the WRPKRU inside the gate, past the load of the value that its caller wanted: what a
-/// chain of returns would do. Returns PKRU if the gate lets it come back.
+/// Jumps to the WRPKRU inside the gate, past the load of the value that its caller wanted, as a
+/// chain of returns would. Returns PKRU if the gate lets it return.
 pub(super) fn call_gate(value: u32) -> u32 {
     let gate = enisle_hardening::islands::keys::pkru::Pkru::install as *const () as usize;
     // WRPKRU is 0f 01 ef; the gate is a few dozen bytes long.
@@ -57,8 +56,8 @@ pub(super) fn call_gate(value: u32) -> u32 {
         .find(|at| load(*at as u64) == 0x0f && load(*at as u64 + 1) == 0x01 && load(*at as u64 + 2) == 0xef);
     let Some(at) = at else { return 0 };
     let other = u64::from(!value);
-    // SAFETY: none; whichever register the compiler has the gate compare holds something else than
-    // `value`, and it does not come back. Who can choose that register as well passes, as
+    // SAFETY: none; whichever register the compiler has the gate compare holds another value than
+    // `value`, so it does not return. An attacker who can choose that register too passes, as
     // `Pkru::install` says.
     unsafe {
         asm!("push rax", "call r11", "pop rcx", inlateout("r11") at => _, inlateout("eax") value => _, inlateout("ecx") 0 => _,
@@ -68,7 +67,7 @@ pub(super) fn call_gate(value: u32) -> u32 {
     pkru()
 }
 
-/// Puts `bytes` into memory that can be executed, and calls them.
+/// Puts `bytes` into executable memory, and calls them.
 pub(super) fn execute(bytes: &[u8]) -> i64 {
     let protection = (libc::PROT_READ | libc::PROT_WRITE | libc::PROT_EXEC).cast_unsigned();
     let flags = (libc::MAP_PRIVATE | libc::MAP_ANONYMOUS).cast_unsigned();
@@ -80,12 +79,12 @@ pub(super) fn execute(bytes: &[u8]) -> i64 {
     for (address, byte) in (page.cast_unsigned()..).zip(bytes) {
         store(address, *byte);
     }
-    // SAFETY: none; the page holds what the harness wants to be executed.
+    // SAFETY: none; the page holds what the harness wants to execute.
     let code: extern "C" fn() -> i64 = unsafe { std::mem::transmute(page as *const ()) };
     code()
 }
 
-/// Where on the heap an object is: a handle is a pointer to the tagged address.
+/// The heap address of an object: a handle is a pointer to the tagged address.
 pub(super) fn heap_address(value: v8::Local<'_, v8::Value>) -> u64 {
     const { assert!(size_of::<v8::Local<'_, v8::Value>>() == size_of::<*const u64>()) };
     // SAFETY: a Local is one pointer, to a slot with the object's address and a tag in its lowest
@@ -96,25 +95,25 @@ pub(super) fn heap_address(value: v8::Local<'_, v8::Value>) -> u64 {
 }
 
 pub(super) fn isolate_address(isolate: &v8::Isolate) -> u64 {
-    // SAFETY: the pointer is only looked at.
+    // SAFETY: the pointer is only read.
     let raw = unsafe { isolate.as_raw_isolate_ptr() };
     const { assert!(size_of::<v8::UnsafeRawIsolatePtr>() == size_of::<u64>()) };
     // SAFETY: UnsafeRawIsolatePtr is one pointer.
     unsafe { std::mem::transmute_copy(&raw) }
 }
 
-/// Maps so much where V8 would for this tenant, and keeps it.
+/// Maps `bytes` where V8 would for this tenant, and keeps them.
 pub(super) fn hold(bytes: usize) -> bool {
     let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE;
     let protection = libc::PROT_READ | libc::PROT_WRITE;
-    // SAFETY: a mapping where nothing was touches nobody's.
+    // SAFETY: a mapping where nothing was mapped affects no other memory.
     let at = unsafe {
         crate::engine::memory::mappings::v8_tenant_mmap(std::ptr::null_mut(), bytes, protection, flags, -1, 0)
     };
     at != libc::MAP_FAILED
 }
 
-/// Takes so much from libc, touches every page of it, and keeps it.
+/// Takes `bytes` from libc, touches every page of them, and keeps them.
 pub(super) fn leak(bytes: usize) -> bool {
     // SAFETY: malloc has no preconditions.
     let at = unsafe { libc::malloc(bytes) }.cast::<u8>();

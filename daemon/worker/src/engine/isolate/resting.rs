@@ -1,8 +1,9 @@
-//! An isolate at rest: made from the snapshot, with its context, entered only while a run is in it.
+//! A resting isolate: made from the snapshot, with its context, and entered only while a run is in
+//! it.
 //!
-//! V8 keeps a stack of entered isolates per thread. Isolates at rest are not on it, so the next one
-//! can be made before the last one is disposed of, in any order; that keeps the cage's shared parts
-//! alive between runs.
+//! V8 keeps a stack of entered isolates for each thread. Resting isolates are not on it, so the
+//! next one can be made before the last one is disposed of, in any order; that keeps the cage's
+//! shared parts alive between runs.
 
 use std::fmt;
 use std::marker::PhantomData;
@@ -17,7 +18,7 @@ use crate::engine::{last_words, modules};
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Snapshot(pub(crate) &'static [u8]);
 
-/// The functions that the runtime in the snapshot hands to us.
+/// The functions of the runtime in the snapshot that the worker calls.
 pub(in crate::engine) struct Runtime {
     pub(in crate::engine) invoke: v8::Global<v8::Function>,
     pub(in crate::engine) fire_timer: v8::Global<v8::Function>,
@@ -26,9 +27,9 @@ pub(in crate::engine) struct Runtime {
     pub(in crate::engine) worker_entrypoint: v8::Global<v8::Value>,
 }
 
-/// A warm isolate at rest, in the cage of the calling thread, which it cannot outlive.
+/// A warm resting isolate, in the cage of the calling thread, which it cannot outlive.
 pub(crate) struct Resting<'cage> {
-    /// Dropped by hand: V8 wants it entered exactly once at that moment.
+    /// Dropped manually: at that moment V8 requires it to be entered exactly once.
     isolate: ManuallyDrop<v8::OwnedIsolate>,
     pub(in crate::engine) context: v8::Global<v8::Context>,
     pub(in crate::engine) runtime: Runtime,
@@ -42,7 +43,7 @@ impl fmt::Debug for Resting<'_> {
     }
 }
 
-/// The snapshot does not hold what this worker looks for in it: it was made by another build.
+/// The snapshot lacks something that this worker needs: it was made by another build.
 #[derive(Debug, thiserror::Error)]
 #[error("the startup snapshot lacks {0}: it was made by another build of the worker")]
 pub(crate) struct SnapshotMismatch(&'static str);
@@ -58,7 +59,7 @@ impl<'cage> Resting<'cage> {
             .allow_atomics_wait(false);
         let mut isolate = v8::Isolate::new(params);
         isolate.set_microtasks_policy(v8::MicrotasksPolicy::Explicit);
-        // Without a listener V8 prints what nobody caught, to a standard output that a worker does
+        // Without a listener V8 prints uncaught exceptions, to a standard output that a worker does
         // not have.
         isolate.add_message_listener(callbacks::uncaught);
         isolate.set_promise_reject_callback(callbacks::promise_rejected);
@@ -84,9 +85,9 @@ impl<'cage> Resting<'cage> {
         }
     }
 
-    /// An isolate that has already run something: what V8 prepares when it first compiles and calls
-    /// is prepared, and the pages that a run touches first are there. An error if not even that
-    /// runs.
+    /// An isolate that has already run something: what V8 prepares at the first compilation and
+    /// call is prepared, and the pages that a run touches first are mapped. An error if not even
+    /// that runs.
     pub(crate) fn warm(cage: &'cage Entered, snapshot: Snapshot, memory_mb: u32) -> Result<Self, SnapshotMismatch> {
         let mut isolate = Self::new(cage, snapshot, memory_mb)?;
         isolate.prime().ok_or(SnapshotMismatch("a runtime that runs"))?;
@@ -110,8 +111,8 @@ impl<'cage> Resting<'cage> {
         })
     }
 
-    /// Compiles and evaluates a module that imports nothing, and calls its default export: the
-    /// engine alone.
+    /// Compiles and evaluates a module without imports, and calls its default export: the engine
+    /// alone.
     pub(crate) fn call_default_export(&mut self, script: &str) -> Option<()> {
         let context = self.context.clone();
         self.entered(|isolate| {
@@ -126,7 +127,7 @@ impl<'cage> Resting<'cage> {
         })
     }
 
-    /// Collects garbage. Says how many bytes of heap are left.
+    /// Collects garbage. Returns how many bytes of heap are left.
     pub(super) fn collect(&mut self) -> usize {
         self.entered(|isolate| {
             isolate.memory_pressure_notification(v8::MemoryPressureLevel::Critical);
@@ -134,7 +135,7 @@ impl<'cage> Resting<'cage> {
         })
     }
 
-    /// Enters the isolate for the length of `work`.
+    /// Enters the isolate for the duration of `work`.
     pub(in crate::engine) fn entered<T>(&mut self, work: impl FnOnce(&mut v8::OwnedIsolate) -> T) -> T {
         // SAFETY: this thread made the isolate, and it is at rest; the exit below matches.
         unsafe { self.isolate.enter() };
@@ -145,7 +146,7 @@ impl<'cage> Resting<'cage> {
     }
 }
 
-/// What a module that imports nothing exports.
+/// The exports of a module without imports.
 fn evaluate<'s>(scope: &mut v8::PinScope<'s, '_>, source: &str) -> Option<v8::Local<'s, v8::Object>> {
     let (source, name) = (v8::String::new(scope, source)?, v8::String::new(scope, "main.js")?);
     let origin = v8::ScriptOrigin::new(scope, name.into(), 0, 0, false, 0, None, false, false, true, None);

@@ -1,5 +1,5 @@
-//! Isolates that stay between the runs of a script, within a tenant's memory; the least recently
-//! used go first.
+//! Isolates that rest between the runs of a script, within a tenant's memory; the least recently
+//! used are dropped first.
 
 use enisle_wire::MOST_KEPT;
 
@@ -7,45 +7,44 @@ use super::resting::Resting;
 use crate::engine::memory::quota;
 use crate::engine::modules::Modules;
 
-/// What stays of a script whose isolate is kept: it has been evaluated, and is only called from
-/// then on.
+/// The state of a script whose isolate is kept: it has been evaluated, and later runs only call it.
 #[derive(Debug)]
 pub(crate) struct Evaluated {
     pub(in crate::engine) modules: Modules,
     pub(in crate::engine) exports: v8::Global<v8::Value>,
-    /// Numbers of timers go on, so that an old one never names a new one.
+    /// Timer numbers continue from it, so that an old number never names a new timer.
     pub(in crate::engine) last_timer: u32,
-    /// Heap, when the last run had ended.
+    /// Bytes of heap after the last run.
     pub(in crate::engine) heap_bytes: usize,
 }
 
-/// One script's isolate, at rest.
+/// One script's resting isolate.
 #[derive(Debug)]
 pub(crate) struct Kept<'cage> {
     key: u64,
-    /// Before the isolate, which it points into.
+    /// Declared before the isolate, which it points into, so that it is dropped first.
     pub(crate) evaluated: Evaluated,
     pub(crate) resting: Resting<'cage>,
 }
 
-/// The isolates of one tenant that stay, the least recently used first.
+/// The kept isolates of one tenant, the least recently used first.
 #[derive(Debug, Default)]
 pub(crate) struct Shelf<'cage>(Vec<Kept<'cage>>);
 
 impl<'cage> Shelf<'cage> {
-    /// Takes a script's isolate from the shelf, if it is there and has that heap limit.
+    /// Takes a script's isolate from the shelf, if it is there and has this heap limit.
     pub(crate) fn take(&mut self, key: u64, memory_mb: u32) -> Option<Kept<'cage>> {
         let at = self.0.iter().position(|kept| kept.key == key)?;
         let kept = self.remove(at);
         (kept.resting.memory_mb == memory_mb).then_some(kept)
     }
 
-    /// Puts an isolate on the shelf, and disposes of those that do not fit the tenant's memory: all
-    /// that the tenant holds is to be within the limit while nothing runs. The last one may first
-    /// collect its garbage.
+    /// Puts an isolate on the shelf, and disposes of those that do not fit the tenant's memory:
+    /// while nothing runs, all that the tenant holds must be within the limit. The last one may
+    /// first collect its garbage.
     pub(crate) fn put(&mut self, key: u64, resting: Resting<'cage>, evaluated: Evaluated) {
         self.0.push(Kept { key, evaluated, resting });
-        self.tell();
+        self.account();
         while self.0.len() > MOST_KEPT || (self.0.len() > 1 && self.is_over()) {
             drop(self.remove(0));
         }
@@ -53,7 +52,7 @@ impl<'cage> Shelf<'cage> {
             && let Some(last) = self.0.last_mut()
         {
             last.evaluated.heap_bytes = last.resting.collect();
-            self.tell();
+            self.account();
             if self.is_over() {
                 drop(self.remove(0));
             }
@@ -67,10 +66,11 @@ impl<'cage> Shelf<'cage> {
     /// Disposes of a script's isolate.
     pub(crate) fn forget(&mut self, key: u64) {
         self.0.retain(|kept| kept.key != key);
-        self.tell();
+        self.account();
     }
 
-    /// What is kept is on the account of each run. It leaves a run half of the limit at the least.
+    /// Kept isolates count on the account of each run. Disposes of them until the run has at least
+    /// half of the limit.
     pub(crate) fn make_room(&mut self, memory_mb: u32) {
         let half = (memory_mb as usize) << 19;
         while !self.0.is_empty() && quota::is_above(half) {
@@ -80,17 +80,17 @@ impl<'cage> Shelf<'cage> {
 
     fn remove(&mut self, at: usize) -> Kept<'cage> {
         let kept = self.0.remove(at);
-        self.tell();
+        self.account();
         kept
     }
 
     /// Puts the heaps on the shelf on the tenant's account.
-    fn tell(&self) {
+    fn account(&self) {
         quota::shelve(self.0.iter().map(|kept| kept.evaluated.heap_bytes).sum());
     }
 
     fn is_over(&self) -> bool {
-        // A sixteenth for pages that are filled in part, which no account has.
+        // A sixteenth for partly filled pages, which no account counts.
         let unseen = self.0.last().map_or(0, |kept| (kept.resting.memory_mb as usize) << 16);
         quota::is_above_limit_less(unseen)
     }

@@ -1,8 +1,8 @@
-//! Making and mapping the startup snapshot: a context with the runtime in it, as bytes that every
-//! tenant's isolates begin from.
+//! Makes and maps the startup snapshot: a context with the runtime in it, as bytes that every
+//! tenant's isolates start from.
 //!
 //! Done once per start of the supervisor, in a jailed worker that holds no tenant, so that a
-//! snapshot always fits the build that reads it and no file has to be trusted.
+//! snapshot always fits the build that reads it and no file must be trusted.
 
 use std::fs::File;
 use std::io;
@@ -12,7 +12,7 @@ use memmap2::Mmap;
 
 use crate::engine::natives::{registry, runtime};
 
-/// Where the runtime's object is in the context's data.
+/// The index of the runtime's object in the context's data.
 pub(super) const RUNTIME_INDEX: usize = 0;
 
 #[derive(Debug, thiserror::Error)]
@@ -26,13 +26,13 @@ pub(crate) enum SnapshotError {
 /// Maps the snapshot for the life of the process.
 pub(crate) fn map(descriptor: OwnedFd) -> io::Result<&'static [u8]> {
     let file = File::from(descriptor);
-    // SAFETY: the supervisor has sealed the memfd against writing and resizing before it sent it,
-    // so the bytes never change under the map.
+    // SAFETY: the supervisor has added the memfd's seals against writing and resizing before it
+    // sent the descriptor, so the bytes never change under the map.
     let map = unsafe { Mmap::map(&file) }?;
     Ok(Box::leak(Box::new(map)))
 }
 
-/// Makes the snapshot on the calling thread, in V8's default group, where no tenant ever is.
+/// Makes the snapshot on the calling thread, in V8's default group, which no tenant uses.
 pub(crate) fn make() -> Result<Vec<u8>, SnapshotError> {
     let mut isolate = v8::Isolate::snapshot_creator(Some(registry::external_references().into()), None);
     let made = {
@@ -44,7 +44,7 @@ pub(crate) fn make() -> Result<Vec<u8>, SnapshotError> {
         scope.set_default_context(context);
         made
     };
-    // Also after a failure: a snapshot creator that is dropped without this is a panic.
+    // Even after a failure: dropping a snapshot creator without this panics.
     let blob = isolate.create_blob(v8::FunctionCodeHandling::Keep);
     made?;
     Ok(blob.ok_or(SnapshotError::Blob)?.to_vec())
@@ -78,7 +78,8 @@ fn exercise(scope: &mut v8::PinScope<'_, '_>, api: v8::Local<'_, v8::Object>) ->
     (promise.state() == v8::PromiseState::Fulfilled).then_some(())
 }
 
-/// No second thread to share with. Code of other languages is not even set up (`--no-expose-wasm`).
+/// There is no second thread to share memory with. WebAssembly is not even set up
+/// (`--no-expose-wasm`).
 const NOT_FOR_TENANTS: &[&str] = &["SharedArrayBuffer", "Atomics"];
 
 fn remove_globals(scope: &mut v8::PinScope<'_, '_>, context: v8::Local<'_, v8::Context>) {

@@ -1,16 +1,16 @@
-//! Bytes of buffers, in and out, for which the tenant's memory has room.
+//! Bytes of buffers, in and out, within the tenant's memory.
 
 use crate::engine::memory::quota;
 use crate::engine::values::throw_range_error;
 
-/// Returns a new `Uint8Array` of so many bytes, which `fill` writes.
+/// Returns a new `Uint8Array` of `length` bytes, which `fill` writes.
 pub(super) fn fill_buffer<'s>(
     scope: &mut v8::PinScope<'s, '_>,
     length: usize,
     rv: &mut v8::ReturnValue<'s>,
     fill: impl FnOnce(&v8::Isolate, &mut [u8]),
 ) {
-    // V8 ends the process if a buffer that the host makes is refused, so the question comes first.
+    // V8 ends the process if a buffer that the host makes is refused, so this is checked first.
     if !quota::has_room(length) {
         return throw_range_error(scope, "the bytes do not fit the run's memory (limits.memoryMb)");
     }
@@ -25,7 +25,7 @@ pub(super) fn fill_buffer<'s>(
     }
 }
 
-/// A copy of what is in a view; an exception is pending if there is no room for it.
+/// A copy of the bytes of a view; an exception is pending if it does not fit.
 pub(super) fn bytes_of(scope: &mut v8::PinScope<'_, '_>, view: v8::Local<'_, v8::Uint8Array>) -> Option<Vec<u8>> {
     if !quota::has_room(view.byte_length()) {
         throw_range_error(scope, "the bytes do not fit the run's memory twice (limits.memoryMb)");

@@ -1,21 +1,21 @@
-//! V8's own questions to its embedder, and what it tells us of.
+//! V8's callbacks to its embedder: permissions, and exceptions that a script did not handle.
 
 use enisle_wire::tenant::Advice;
 
 use crate::engine::memory::confinement;
 
-/// What a run has thrown that nobody has caught, by now.
+/// What a run has thrown and not caught so far.
 #[derive(Debug, Default)]
 pub(in crate::engine) struct Failures {
     pub(in crate::engine) rejections: Vec<(v8::Global<v8::Promise>, Option<v8::Global<v8::Value>>)>,
-    /// What a microtask threw that nobody could catch: it ends the run, as what a timer throws
-    /// does.
+    /// Thrown by a microtask, where nothing could catch it: it ends the run, like an exception in a
+    /// timer.
     pub(in crate::engine) uncaught: Option<v8::Global<v8::Value>>,
 }
 
 const MAX_REJECTIONS: usize = 100;
 
-/// V8 tells of a rejection that nobody handles, and again if somebody does later.
+/// V8 reports a rejection without a handler, and again if a handler is added later.
 pub(in crate::engine) unsafe extern "C" fn promise_rejected(message: v8::PromiseRejectMessage<'_>) {
     confinement::edge();
     // SAFETY: V8 calls this on the thread that has entered the isolate of `message`.
@@ -25,8 +25,8 @@ pub(in crate::engine) unsafe extern "C" fn promise_rejected(message: v8::Promise
     let value = message.get_value().map(|value| v8::Global::new(scope, value));
     let Some(failures) = scope.get_slot_mut::<Failures>() else { return };
     match message.get_event() {
-        // Handles lie outside the heap limit, so their number is bounded; nobody reads a thousand
-        // of the same warning.
+        // Handles lie outside the heap limit, so their number is bounded; a thousand identical
+        // warnings are of no use.
         v8::PromiseRejectEvent::PromiseRejectWithNoHandler if failures.rejections.len() < MAX_REJECTIONS => {
             failures.rejections.push((promise, value));
         }
@@ -38,7 +38,7 @@ pub(in crate::engine) unsafe extern "C" fn promise_rejected(message: v8::Promise
     }
 }
 
-/// V8 tells of an exception that nothing on the stack could catch: one that a microtask threw.
+/// V8 reports an exception that nothing on the stack could catch: one that a microtask threw.
 pub(in crate::engine) unsafe extern "C" fn uncaught(
     message: v8::Local<'_, v8::Message>,
     exception: v8::Local<'_, v8::Value>,
@@ -52,8 +52,8 @@ pub(in crate::engine) unsafe extern "C" fn uncaught(
     }
 }
 
-/// Whether code of WebAssembly may be made: in builds for attacks alone. In all others V8 does not
-/// even set its global up (`--no-expose-wasm`), and this stands behind that.
+/// Whether WebAssembly code may be made: only in builds for attacks. In all others V8 does not even
+/// set its global up (`--no-expose-wasm`), and this is the second barrier.
 pub(in crate::engine) unsafe extern "C" fn allow_wasm(
     _: v8::Local<'_, v8::Context>,
     _: v8::Local<'_, v8::String>,

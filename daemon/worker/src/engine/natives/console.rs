@@ -1,5 +1,5 @@
-//! The console of one run: lines up to its limits, sent on in batches. What a line says is put
-//! together by `runtime/console.js`.
+//! The console of one run: lines up to its limits, sent in batches. `runtime/console.js` formats
+//! the lines.
 
 use std::os::unix::net::UnixStream;
 use std::sync::Arc;
@@ -10,12 +10,12 @@ use enisle_wire::{MAX_FROM_TENANT_BYTES, MAX_LOG_LINES, write_frame};
 
 use crate::engine::values::bounded_text;
 
-/// The console of one run: lines up to its limits, sent on in batches.
+/// The console of one run: lines up to its limits, sent in batches.
 #[derive(Debug)]
 pub(in crate::engine) struct Log {
     channel: Arc<UnixStream>,
-    /// Of the present turn, since the run began: a line says no more of the time than its script
-    /// knows.
+    /// The time of the current turn, since the run began: a line reveals no more of the time than
+    /// its script knows.
     pub(in crate::engine) t_ms: u32,
     pending: Vec<LogLine>,
     pending_bytes: usize,
@@ -24,7 +24,7 @@ pub(in crate::engine) struct Log {
     pub(in crate::engine) truncated: bool,
 }
 
-/// Lines are sent on at the latest when this much waits.
+/// Lines are sent at the latest when this many bytes wait.
 const LOG_BATCH_BYTES: usize = 8 * 1024;
 
 impl Log {
@@ -40,7 +40,7 @@ impl Log {
         }
     }
 
-    /// Bytes that the next line may have; none when lines are only counted as dropped any more.
+    /// How many bytes the next line may have; `None` once lines are only counted as dropped.
     pub(in crate::engine) fn room(&mut self) -> Option<usize> {
         if self.bytes_left == 0 || self.lines_left == 0 {
             self.truncated = true;
@@ -60,12 +60,12 @@ impl Log {
         }
     }
 
-    /// Sends on what waits.
+    /// Sends the lines that wait.
     pub(in crate::engine) fn flush(&mut self) {
         if !self.pending.is_empty() {
             self.pending_bytes = 0;
             let batch = FromTenant::Log(std::mem::take(&mut self.pending));
-            // A supervisor that is gone is noticed where the end of the run is written.
+            // If the supervisor is gone, writing the end of the run notices that.
             let _ = write_frame(&mut &*self.channel, &batch, MAX_FROM_TENANT_BYTES);
         }
     }

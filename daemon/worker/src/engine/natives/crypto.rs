@@ -1,9 +1,9 @@
-//! Random bytes, the kernel's (`runtime/crypto.js`).
+//! Random bytes from the kernel (`runtime/crypto.js`).
 
 use crate::engine::kernel::fill_random;
 use crate::engine::values::throw_type_error;
 
-/// `random(view)`: fills it.
+/// `random(view)`: fills the view.
 pub(super) fn random<'s>(
     scope: &mut v8::PinScope<'s, '_>,
     args: v8::FunctionCallbackArguments<'s>,
@@ -16,6 +16,6 @@ pub(super) fn random<'s>(
     if !fill_random(&mut bytes) {
         return throw_type_error(scope, "the kernel gave no random bytes");
     }
-    // The store is only as long as it is now: a buffer that was shrunk meanwhile takes fewer bytes.
+    // The store has its current length: a buffer that was shrunk meanwhile takes fewer bytes.
     store.iter().skip(offset).zip(bytes).for_each(|(place, byte)| place.set(byte));
 }

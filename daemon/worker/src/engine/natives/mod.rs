@@ -1,9 +1,9 @@
-//! What a script finds in its global object, in two halves: functions of ours, a file a subject,
-//! and the runtime that calls them, a file of JavaScript for each (`runtime/*.js`).
+//! What a script finds in its global object, in two halves: native functions, one file for each
+//! subject, and the runtime that calls them, one file of JavaScript for each (`runtime/*.js`).
 //!
-//! What a native keeps for a run lies in a slot of the isolate, of a type of its own
-//! ([`console::Log`], [`timers::Timers`], [`callbacks::Failures`]). A native knows its slot and the
-//! tenant's memory, and may not know runs or isolates at rest.
+//! What a native keeps for a run lies in an isolate slot of its own type ([`console::Log`],
+//! [`timers::Timers`], [`callbacks::Failures`]). A native knows its slot and the tenant's memory,
+//! and must not know runs or resting isolates.
 
 mod bytes;
 pub(super) mod callbacks;

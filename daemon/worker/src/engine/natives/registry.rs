@@ -1,8 +1,8 @@
 //! All natives by their names in the runtime.
 //!
 //! A native reads all its arguments before it does anything, never calls back into the script, and
-//! never keeps a pointer into V8's memory. None of them has more authority than the script: it can
-//! print, ask for a timer, and compute.
+//! never keeps a pointer into V8's memory. None has more authority than the script: it can print,
+//! request a timer, and compute.
 
 use v8::MapFnTo;
 
@@ -34,7 +34,8 @@ macro_rules! natives {
             Some(object)
         }
 
-        /// The natives as V8 calls them: with a look at the thread's keys on either side.
+        /// The natives in the form that V8 calls, with a check of the thread's keys before and
+        /// after.
         mod edged {
             use crate::engine::memory::confinement::edge;
 

@@ -1,4 +1,4 @@
-//! The runtime: what it is made of, and its name.
+//! The runtime: its parts, and its name.
 
 /// The runtime as one function of the natives; each part is a file with a purpose of its own.
 const RUNTIME: &str = concat!(
@@ -15,9 +15,10 @@ const RUNTIME: &str = concat!(
     "\n})"
 );
 
-/// The source as V8 holds it: it stays where the program has it, and no isolate gets a copy of its
-/// own. ASCII alone, or it does not compile.
+/// The source in the form that V8 holds: it stays in the program's memory, and no isolate gets a
+/// copy. Must be ASCII, or it does not compile.
 pub(in crate::engine) static SOURCE: v8::OneByteConst = v8::String::create_external_onebyte_const(RUNTIME.as_bytes());
 
-/// The name of the runtime's file; lines of a stack that mention it are cut from what tenants see.
+/// The name of the runtime's file; stack lines that mention it are removed before a tenant sees
+/// them.
 pub(in crate::engine) const NAME: &str = "enisle:runtime";

@@ -1,16 +1,16 @@
-//! The timers of one run: when each is due, and in which order they fire. Their callbacks are the
-//! runtime's (`runtime/timers.js`).
+//! The timers of one run: when each is due, and in which order they fire. Their callbacks are in
+//! the runtime (`runtime/timers.js`).
 //!
-//! **The order tells nothing of the time.** If timers fired as the real clock has it, two of them
+//! **The order reveals nothing about the time.** If timers fired by the real clock, two of them
 //! would be a stopwatch: start one, do something, start the other, and see which comes first. So
-//! the order goes by a clock of its own, which only timers move: it begins at 0, and while a
-//! timer's callback runs it is at the moment for which that timer was set. A timer that is started
-//! then is set for that moment and its delay. Who is set for the same moment comes in the order of
-//! their numbers. Nothing of this depends on how long anything took.
+//! the order follows a clock of its own, which only timers move: it begins at 0, and while a
+//! timer's callback runs it is at the moment for which that timer was set. A timer that the
+//! callback starts is set for that moment plus its delay. Timers set for the same moment fire in
+//! the order of their numbers. Nothing of this depends on how long anything took.
 //!
 //! When a timer fires is another question: when the turn's clock ([`crate::engine::run::clock`])
-//! has gone on by its delay, and all that come before it have fired. So after a turn that took
-//! long, timers may be late by as much.
+//! has advanced by its delay, and all timers before it have fired. So after a long turn, timers may
+//! be late by as much.
 
 use std::cmp::Reverse;
 use std::collections::{BinaryHeap, HashSet};
@@ -19,7 +19,7 @@ use enisle_wire::tenant::Advice;
 
 use crate::engine::values::throw_range_error;
 
-/// When a timer fires. Ordered as timers fire: `number` is unique among those that wait.
+/// When a timer fires. Ordered as timers fire: `number` is unique among the pending ones.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(in crate::engine) struct Due {
     /// On the clock that only timers move.
@@ -36,11 +36,11 @@ pub(in crate::engine) struct Timers {
     live: HashSet<u32>,
     last: u32,
     limit: usize,
-    /// For which the timer was set that fires in this turn.
+    /// The moment for which the timer was set that fires in this turn.
     moment_ms: u64,
     /// The turn's clock.
     now_ms: u64,
-    /// Switches the defence off: for whoever attacks without it.
+    /// Switches the defence off, for an attack that shows what it prevents.
     #[cfg(feature = "attack-natives")]
     pub(in crate::engine) moving_clock: Option<std::time::Instant>,
 }
@@ -50,7 +50,7 @@ impl Timers {
         Self { limit: limit as usize, now_ms, ..Self::default() }
     }
 
-    /// Later timers have higher numbers than that.
+    /// Later timers get numbers above `last`.
     pub(in crate::engine) fn go_on_from(&mut self, last: u32) {
         self.last = last;
     }
@@ -59,7 +59,7 @@ impl Timers {
         self.last
     }
 
-    /// Starts a timer; its number. None where so many wait already.
+    /// Starts a timer and returns its number. `None` if the limit of pending timers is reached.
     pub(in crate::engine) fn start(&mut self, delay_ms: u32) -> Option<u32> {
         if self.live.len() >= self.limit {
             return None;
@@ -69,22 +69,22 @@ impl Timers {
         Some(self.last)
     }
 
-    /// Starts a timer that fires in this turn once more.
+    /// Starts a timer again that fires in this turn.
     pub(in crate::engine) fn again(&mut self, number: u32, delay_ms: u32) {
         let (moment_ms, now_ms) = self.present();
         let delay_ms = u64::from(delay_ms.max(1));
         let due = Due { moment_ms: moment_ms + delay_ms, number, not_before_ms: now_ms + delay_ms };
         self.live.insert(number);
         self.queue.push(Reverse(due));
-        // Stopped timers stay queued until they are due: a loop of starts and stops must not grow
-        // the queue.
+        // Stopped timers stay queued until they are due, so a loop of starts and stops must not
+        // grow the queue.
         if self.queue.len() > 2 * self.live.len() + 64 {
             let live = &self.live;
             self.queue.retain(|Reverse(due)| live.contains(&due.number));
         }
     }
 
-    /// From where delays count.
+    /// The moments from which delays count.
     fn present(&self) -> (u64, u64) {
         #[cfg(feature = "attack-natives")]
         if let Some(epoch) = self.moving_clock {
@@ -109,8 +109,8 @@ impl Timers {
         None
     }
 
-    /// Takes the next timer, whose turn begins: its number. It counts as stopped unless the runtime
-    /// starts it again while it fires.
+    /// Takes the next timer, whose turn begins, and returns its number. It counts as stopped unless
+    /// the runtime starts it again while it fires.
     pub(in crate::engine) fn fire(&mut self, now_ms: u64) -> Option<u32> {
         let due = self.next()?;
         self.queue.pop();
@@ -120,7 +120,7 @@ impl Timers {
     }
 }
 
-/// A delay in whole milliseconds, as the runtime has truncated it.
+/// A delay in whole milliseconds, truncated by the runtime.
 fn delay_ms(scope: &mut v8::PinScope<'_, '_>, value: v8::Local<'_, v8::Value>) -> u32 {
     value.uint32_value(scope).unwrap_or(1)
 }
@@ -180,7 +180,8 @@ pub(super) fn microtask<'s>(
 mod tests {
     use super::*;
 
-    /// Fires the next timer as early as it may; where the clock is then, and which it was.
+    /// Fires the next timer as early as allowed; returns the clock at that moment, and the timer's
+    /// number.
     fn fire(timers: &mut Timers) -> Option<(u64, u32)> {
         let due = timers.next()?;
         let now_ms = due.not_before_ms.max(timers.now_ms);

@@ -1,4 +1,4 @@
-//! The time that a script sees. It stands still for a turn, and is whole milliseconds.
+//! The time that a script sees. It stands still during a turn, and counts whole milliseconds.
 //!
 //! ```text
 //! Clock::new ─▶ begin_run ─▶ (wait_for ─▶ look)*
@@ -6,9 +6,10 @@
 //!                   └───────────────┘
 //! ```
 //!
-//! A millisecond whose edge can be waited for is a much finer clock: do something again and again
-//! until the edge comes, and count. So each look is behind the real clock by a random part of a
-//! millisecond, and nobody can tell from one look where in its millisecond the clock was. It never
+//! If a script could wait for the exact edge of a millisecond, it would have a much finer clock:
+//! repeat an operation until the edge comes, and count. So each look is behind the real clock by a
+//! random part of a millisecond, and one look does not reveal where in its millisecond the clock
+//! was. The time never goes back.
 //! goes back.
 
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
@@ -20,20 +21,20 @@ use crate::engine::memory::cage;
 #[derive(Debug)]
 pub(crate) struct Clock {
     epoch: Instant,
-    /// Milliseconds from 1970 to `epoch`, as the machine's clock had it when a run began. Where
-    /// that clock was set back meanwhile, this stays.
+    /// Milliseconds from 1970 to `epoch`, by the machine's clock when a run began. If that clock
+    /// was set back meanwhile, this stays.
     epoch_ms: u64,
     now_ms: u64,
 }
 
-/// By how much a look is behind: drawn before a wait, so that nothing is read too early after it.
+/// How far a look is behind: drawn before a wait, so that the look after the wait is not too early.
 #[derive(Debug, Clone, Copy)]
 pub(in crate::engine) struct Lag(Duration);
 
 impl Lag {
     fn draw() -> Self {
         let mut random = [0; 4];
-        // Without random bytes V8 has ended the process long ago.
+        // Without random bytes V8 would have ended the process long before.
         fill_random(&mut random);
         Self(Duration::from_nanos((u64::from(u32::from_ne_bytes(random)) * 1_000_000) >> 32))
     }
@@ -48,19 +49,19 @@ impl Clock {
         Self { epoch: Instant::now(), epoch_ms: 0, now_ms: 0 }
     }
 
-    /// A run begins. What it sees first may not be less than what the last one saw.
+    /// A run begins. It must not see an earlier time than the last one saw.
     pub(in crate::engine) fn begin_run(&mut self) {
         let since_1970 = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
         self.epoch_ms = self.epoch_ms.max(whole_ms(since_1970.saturating_sub(self.epoch.elapsed())));
         self.look(Lag::draw());
     }
 
-    /// Milliseconds since this clock was made, of the present turn.
+    /// Milliseconds since this clock was made, as of the current turn.
     pub(in crate::engine) fn now_ms(&self) -> u64 {
         self.now_ms
     }
 
-    /// From when on a look finds at least `ms`, and the lag for that look.
+    /// The moment from which a look finds at least `ms`, and the lag for that look.
     pub(in crate::engine) fn wait_for(&self, ms: u64) -> (Instant, Lag) {
         let lag = Lag::draw();
         (self.epoch + Duration::from_millis(ms) + lag.0, lag)
@@ -76,7 +77,7 @@ impl Clock {
         self.now_ms = self.now_ms.max(whole_ms(elapsed.saturating_sub(lag.0)));
     }
 
-    /// The real clock, which moves: what the attack harness has timers go by to see what it tells.
+    /// The real, moving clock: the attack harness has timers use it to see what that would reveal.
     #[cfg(feature = "attack-natives")]
     pub(in crate::engine) fn epoch(&self) -> Instant {
         self.epoch
@@ -112,7 +113,7 @@ mod tests {
     }
 
     #[test]
-    fn whoever_waits_for_a_moment_finds_it() {
+    fn a_wait_for_a_moment_reaches_it() {
         let mut clock = Clock::new();
         for ms in [0, 1, 7, 7, 1000] {
             let (until, lag) = clock.wait_for(ms);

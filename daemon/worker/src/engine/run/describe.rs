@@ -1,4 +1,4 @@
-//! What a script has thrown, in words: by the runtime's `describe`, with a stack in the tenant's
+//! Describes what a script has thrown, by the runtime's `describe`, with a stack in the tenant's
 //! own files.
 
 use enisle_wire::MAX_ERROR_BYTES;
@@ -9,14 +9,14 @@ use crate::engine::natives::runtime;
 use crate::engine::values::bounded_text;
 use crate::watchdog::Watched;
 
-/// Puts into words what the script of one run has thrown.
+/// Describes what the script of one run has thrown.
 pub(super) struct Describer<'a> {
     pub(super) watched: &'a Watched,
     pub(super) describe: v8::Global<v8::Function>,
 }
 
 impl Describer<'_> {
-    /// What was thrown, described by the runtime. `position` is where, for errors that have no
+    /// The description of an exception. `position` is where it was thrown, for errors that have no
     /// stack of their own.
     pub(super) fn failed(
         &self,
@@ -74,9 +74,9 @@ fn clean_stack(stack: &str, position: Option<&str>) -> String {
     lines.join("\n")
 }
 
-/// Whether a line of a stack is a frame of the runtime's: its position is
-/// `enisle:runtime:LINE:COLUMN`, by itself or in parentheses at the end. What else has that name in
-/// it, a message or a longer name of a module, is the tenant's.
+/// Whether a line of a stack is a frame of the runtime: its position is
+/// `enisle:runtime:LINE:COLUMN`, by itself or in parentheses at the end. Anything else that
+/// contains that name, a message or a longer module name, is the tenant's.
 fn is_of_runtime(line: &str) -> bool {
     let Some(frame) = line.trim_start().strip_prefix("at ") else { return false };
     let position = match frame.strip_suffix(')').and_then(|frame| frame.rsplit_once('(')) {
@@ -106,7 +106,7 @@ mod tests {
     }
 
     #[test]
-    fn what_a_tenant_says_about_the_runtime_stays_in_its_stack() {
+    fn a_tenants_own_mention_of_the_runtime_stays_in_its_stack() {
         for stack in [
             "Error: enisle:runtime is not my module",
             "Error: see\nenisle:runtime:3:4",

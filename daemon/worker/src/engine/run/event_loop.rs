@@ -1,7 +1,7 @@
 //! The event loop of one run.
 //!
 //! ```text
-//! drain microtasks ─▶ settled? ─▶ the value, or what it was rejected with
+//! drain microtasks ─▶ settled? ─▶ the value, or the reason of the rejection
 //!        ▲               └─ no: sleep until the next timer is due ─▶ fire it ─┐
 //!        └────────────────────────────────────────────────────────────────────┘
 //! ```
@@ -16,11 +16,11 @@ use crate::engine::natives::callbacks::Failures;
 use crate::engine::natives::console::Log;
 use crate::engine::natives::timers::Timers;
 
-/// What turns go by.
+/// What turns depend on.
 pub(super) struct EventLoop<'a> {
     pub(super) describer: Describer<'a>,
     pub(super) clock: &'a mut Clock,
-    /// What the clock said when the run began.
+    /// The clock's time when the run began.
     pub(super) begun_ms: u64,
     pub(super) fire_timer: v8::Global<v8::Function>,
 }
@@ -67,7 +67,7 @@ impl EventLoop<'_> {
                 stack: None,
             }));
         };
-        // Timers that are due by the clock as it stands take no new look at it.
+        // For timers that are already due, the clock is not read again.
         if due.not_before_ms > self.clock.now_ms() {
             let (until, lag) = self.clock.wait_for(due.not_before_ms);
             if self.describer.watched.sleep_until(until).is_some() {
@@ -85,7 +85,7 @@ impl EventLoop<'_> {
             let fire = v8::Local::new(caught, &self.fire_timer);
             let undefined = v8::undefined(caught).into();
             let number = v8::Integer::new_from_unsigned(caught, number).into();
-            // A callback that throws ends the run, as an uncaught exception does.
+            // A callback that throws ends the run, like an uncaught exception.
             if fire.call(caught, undefined, &[number]).is_none() {
                 let exception = caught.exception();
                 caught.reset();
@@ -95,7 +95,7 @@ impl EventLoop<'_> {
         Ok(())
     }
 
-    /// Rejections that nobody has handled by the end of a turn become lines of the log.
+    /// Writes rejections that are unhandled at the end of a turn to the log.
     fn report_rejections(&self, scope: &mut v8::PinScope<'_, '_>) {
         let Some(failures) = scope.get_slot_mut::<Failures>() else { return };
         for (_, reason) in std::mem::take(&mut failures.rejections) {

@@ -1,4 +1,4 @@
-//! One run, from its frame to its end: into an isolate at rest, and out of it again.
+//! One run, from its frame to its end: into a resting isolate, and out of it again.
 
 use std::os::unix::net::UnixStream;
 use std::sync::Arc;
@@ -30,8 +30,8 @@ pub(crate) struct Order {
     pub(crate) env: Env,
 }
 
-/// Executes one run. `arrived` is when all of it had been read. With its end comes what the next
-/// run of the script can go on from, if this one asked for that and ended by itself.
+/// Executes one run. `arrived` is when all of it had been read. Also returns the state for the next
+/// run of the script, if this run requested that and ended by itself.
 pub(crate) fn execute(
     resting: &mut Resting<'_>,
     source: Source,
@@ -86,7 +86,7 @@ pub(crate) fn execute(
         cpu_us: micros(watched.clock().now().saturating_sub(begun)),
         startup_us: micros(script.startup),
         peak_heap_bytes: (heap + account::used_outside_heaps()) as u64,
-        // How long it took as a whole is known when its end is said.
+        // The total time is known when the end of the run is sent.
         wall_us: 0,
     };
     (Done { id, outcome, result, error, truncated, usage, advice }, evaluated)
@@ -106,7 +106,7 @@ fn micros(duration: Duration) -> u64 {
     u64::try_from(duration.as_micros()).unwrap_or(u64::MAX)
 }
 
-/// Does `work` with a run in the isolate while its limits of time and memory hold.
+/// Does `work` with a run in the isolate while its limits of time and memory are enforced.
 fn limited(
     isolate: &mut v8::OwnedIsolate,
     watched: &Watched,
@@ -121,7 +121,7 @@ fn limited(
     watched.arm(id, limits, handle.clone());
     let held = quota::hold(&handle, look_at_memory);
     let ended = if quota::is_over() {
-        // Its code and arguments alone are more.
+        // Its code and arguments alone exceed the limit.
         watched.end(Cause::Memory);
         Ended::Terminated
     } else {

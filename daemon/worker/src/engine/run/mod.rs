@@ -1,9 +1,9 @@
 //! One run: from its frame to its end ([`execute`]), inside its isolate ([`script`],
-//! [`event_loop`]), what is said of how it ended ([`outcome`], [`describe`]), and the time that it
+//! [`event_loop`]), the report of how it ended ([`outcome`], [`describe`]), and the time that it
 //! sees ([`clock`]).
 //!
-//! This room owns what lives as long as a run. It is the outermost one of the engine: it may know
-//! all others, and none of them knows it.
+//! This module owns what lives as long as a run. It is the outermost one of the engine: it may
+//! import all others, and none of them imports it.
 
 pub(crate) mod clock;
 mod describe;

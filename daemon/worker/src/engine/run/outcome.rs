@@ -1,4 +1,4 @@
-//! How a run ended: what the script says of it, what the watchdog says, and the outcome of both.
+//! How a run ended: derived from the script's end and the watchdog's cause.
 
 use enisle_wire::Outcome;
 use enisle_wire::limits::{Limit, Limits};
@@ -6,7 +6,7 @@ use enisle_wire::tenant::ScriptError;
 
 use crate::watchdog::Cause;
 
-/// Why a run ended, as far as the script knows.
+/// Why a run ended, as far as the script's execution shows.
 pub(super) enum Ended {
     Result(String),
     Failed(ScriptError),
@@ -15,8 +15,8 @@ pub(super) enum Ended {
     Terminated,
 }
 
-/// From how the script ended and what the watchdog says to the outcome, with a sentence that says
-/// what to do.
+/// The outcome of how the script ended and of the watchdog's cause, with a message that says which
+/// limit to change.
 pub(super) fn conclude(
     ended: Ended,
     cause: Option<Cause>,
@@ -43,7 +43,7 @@ pub(super) fn conclude(
             );
             (Outcome::ExceededOutput, None, error("LimitError", message))
         }
-        // V8 was told to end by nobody that we know of.
+        // V8 was terminated, and no cause is known.
         (None, Ended::Terminated) => {
             (Outcome::InternalError, None, error("InternalError", "the run was ended without a cause".to_owned()))
         }

@@ -16,7 +16,7 @@ use super::outcome::Ended;
 use crate::engine::modules::{self, Modules};
 use crate::engine::values::bounded_text;
 
-/// What is called, and with what.
+/// The entry point and its arguments.
 pub(super) struct Entry {
     pub(super) entrypoint: String,
     pub(super) method: Option<String>,
@@ -34,16 +34,16 @@ pub(super) struct Script<'a> {
     /// The code came as one file, which may be an expression.
     pub(super) short: bool,
     pub(super) entry: Entry,
-    /// It may make code from strings.
+    /// The script may make code from strings.
     pub(super) allow_eval: bool,
     pub(super) output_cap: usize,
     pub(super) invoke: v8::Global<v8::Function>,
     pub(super) forget_timers: v8::Global<v8::Function>,
-    /// Of the main module, once it has been evaluated.
+    /// The exports of the main module, once it has been evaluated.
     pub(super) exports: Option<v8::Global<v8::Value>>,
-    /// When all of the run had been read.
+    /// When the whole run had been read.
     pub(super) arrived: Instant,
-    /// From then until the entry point was called; zero as long as it was not.
+    /// From then until the call of the entry point; zero before.
     pub(super) startup: Duration,
 }
 
@@ -67,7 +67,7 @@ impl Script<'_> {
         let promise = self.call_entry(scope, exports)?;
         let value = self.events.settled(scope, promise)?;
         let Ok(json) = value.try_cast::<v8::String>() else {
-            // The runtime has stopped where it was too long.
+            // The runtime stopped when the result was too long.
             return match value.integer_value(scope).map(usize::try_from) {
                 Some(Ok(bytes)) => Ok(Ended::TooLarge(bytes)),
                 _ => Ok(Ended::Terminated),
@@ -80,7 +80,7 @@ impl Script<'_> {
         Ok(Ended::Result(bounded_text(scope, json, self.output_cap).0))
     }
 
-    /// The main module, evaluated once; what it exports.
+    /// The exports of the main module, which is evaluated once.
     fn exports<'s>(&mut self, scope: &mut v8::PinScope<'s, '_>) -> Result<v8::Local<'s, v8::Value>, Ended> {
         let first = self.linked(scope, 0);
         // The short form may be an expression: as a module it exports nothing, or does not even
@@ -106,8 +106,8 @@ impl Script<'_> {
         Ok(module.get_module_namespace())
     }
 
-    /// The short form as a module that exports the one expression that it is; if it is none, what
-    /// it was `before`.
+    /// The short form as a module that exports its one expression; if it is not an expression, the
+    /// module as it was `before`.
     fn as_expression<'s>(
         &self,
         scope: &mut v8::PinScope<'s, '_>,
@@ -125,7 +125,7 @@ impl Script<'_> {
         before
     }
 
-    /// A module compiled and linked to what it imports, not yet evaluated.
+    /// A module that is compiled and linked to its imports, but not evaluated.
     fn linked<'s>(
         &self,
         scope: &mut v8::PinScope<'s, '_>,
@@ -177,8 +177,8 @@ impl Script<'_> {
     }
 }
 
-/// Whether a linked module exports nothing. Names only: before evaluation there are no values to
-/// ask for.
+/// Whether a linked module exports nothing. Checks names only: before evaluation there are no
+/// values.
 fn exports_nothing(scope: &mut v8::PinScope<'_, '_>, module: v8::Local<'_, v8::Module>) -> bool {
     let names = v8::GetPropertyNamesArgs {
         property_filter: v8::PropertyFilter::SKIP_SYMBOLS,

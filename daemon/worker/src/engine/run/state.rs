@@ -1,4 +1,4 @@
-//! What natives, modules and callbacks find in the isolate while a run is in it, each in a slot of
+//! What natives, modules and callbacks find in the isolate during a run, each in an isolate slot of
 //! its own.
 
 use std::sync::Arc;
@@ -12,19 +12,19 @@ use crate::engine::natives::console::Log;
 use crate::engine::natives::timers::Timers;
 use crate::watchdog::Watched;
 
-/// What a run is a run of.
+/// The code of a run.
 #[derive(Debug)]
 pub(crate) enum Source {
-    /// In a warm isolate that nothing has run in.
+    /// In a warm isolate that has run nothing.
     Code(Code),
-    /// In the isolate that it was evaluated in.
+    /// In the isolate that the script was evaluated in.
     Evaluated(Evaluated),
 }
 
-/// What a run begins with.
+/// The state that a run begins with.
 pub(super) struct Begun {
     pub(super) state: State,
-    /// The name of the main module, which has yet to be evaluated if there are no exports.
+    /// The name of the main module, which is still to be evaluated if `exports` is `None`.
     pub(super) main: String,
     pub(super) exports: Option<v8::Global<v8::Value>>,
 }
@@ -50,7 +50,7 @@ impl Source {
     }
 }
 
-/// What outlasts the isolate's part of a run.
+/// The state that outlasts the run's time in the isolate.
 #[derive(Debug)]
 pub(super) struct State {
     log: Log,
@@ -59,7 +59,7 @@ pub(super) struct State {
 }
 
 impl State {
-    /// Puts everything into the isolate's slots, beside what every run begins without.
+    /// Puts everything into the isolate's slots, with fresh state for the rest.
     pub(super) fn enter(self, isolate: &mut v8::Isolate, watched: &Arc<Watched>) {
         isolate.set_slot(self.log);
         isolate.set_slot(self.timers);
@@ -69,7 +69,7 @@ impl State {
         isolate.set_slot(Arc::clone(watched));
     }
 
-    /// Takes everything out again, with what was asked for in vain.
+    /// Takes everything out again, with the advice.
     pub(super) fn leave(isolate: &mut v8::Isolate) -> Option<(Self, Advice)> {
         isolate.remove_slot::<Arc<Watched>>();
         isolate.remove_slot::<Failures>();
@@ -82,15 +82,15 @@ impl State {
 /// What is left of a run's state when it is over.
 pub(super) struct Left {
     pub(super) advice: Advice,
-    /// Lines of the console were dropped.
+    /// Console lines were dropped.
     pub(super) truncated: bool,
-    /// What the next run of the script goes on from.
+    /// The state for the next run of the script.
     pub(super) evaluated: Option<Evaluated>,
 }
 
 impl Left {
-    /// Sends on what waits of the console. `exports` are the main module's, if the script stays;
-    /// `heap_bytes` is what it has on the heap then.
+    /// Sends the console lines that wait. `exports` are the main module's, if the script stays;
+    /// `heap_bytes` is its heap at that time.
     pub(super) fn of(
         state: Option<(State, Advice)>,
         exports: Option<v8::Global<v8::Value>>,
