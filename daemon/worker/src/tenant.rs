@@ -8,11 +8,11 @@
 //!       └─ channel closed ─▶ dispose of all ─▶ give the cage back ─▶ Left
 //! ```
 //!
-//! All that the thread computes is told with `Done`, `Ready` and `Left`, and all that it does but
-//! wait is bounded ([`Watched`]).
+//! The thread reports all its CPU time with `Done`, `Ready` and `Left`, and everything it does
+//! except waiting is bounded ([`Watched`]).
 //!
-//! The isolate of a script that is kept goes to the shelf instead, and the script's next run is
-//! executed there.
+//! If a script's isolate is kept, it goes to the shelf instead, and the script's next run is
+//! executed in it.
 //!
 //! ```text
 //! Run(keep) ─▶ on the shelf? ─▶ execute there ─▶ Done ─▶ back on the shelf ─▶ Ready
@@ -42,7 +42,7 @@ use crate::engine::run::execute::{Order, execute};
 use crate::engine::run::state::Source;
 use crate::watchdog::{Alarm, Watched};
 
-/// What every tenant's thread of a process needs to know.
+/// What every tenant's thread of a process shares.
 #[derive(Debug)]
 pub(crate) struct Surroundings {
     pub(crate) snapshot: Snapshot,
@@ -53,35 +53,35 @@ pub(crate) struct Surroundings {
 
 /// One thread of a process makes an isolate at a time; without this, eight clients get 4 to 7 %
 /// fewer runs (`cargo xtask bench load`, two processors). Making one takes the same time whatever a
-/// script has done. Disposing of one does not, so that is each thread's own: no tenant waits for
-/// what another one left.
+/// script has done. Disposing of one does not, so each thread does that by itself: no tenant waits
+/// for what another one left.
 static MAKING: Mutex<()> = Mutex::new(());
 
-/// From this size on the memory of a run is worth the time that giving its pages back takes. A
-/// trivial run has a tenth.
+/// From this size on, giving back the pages of a run is worth the time. A trivial run has a tenth
+/// of it.
 const HEAVY_BYTES: u64 = 8 << 20;
 
-/// A run that computed for so long says that it has ended when what it left has been disposed of,
-/// which may take as long again and is part of its usage. After a shorter one the client does not
-/// wait for that.
+/// A run with this much CPU time reports its end only when what it left has been disposed of, which
+/// may take as long again and is part of its usage. After a shorter run the client does not wait
+/// for that.
 const LONG_US: u64 = 5_000;
 
-/// The parts of a small run come with one call.
+/// All parts of a small run are read with one call.
 const READ_AHEAD_BYTES: usize = 16 << 10;
 
-/// A tenant's thread, as the worker's own threads hold it.
+/// A tenant's thread, from the side of the worker's own threads.
 #[derive(Debug)]
 pub(crate) struct Tenant {
     pub(crate) watched: Arc<Watched>,
     finished: Arc<AtomicBool>,
     thread: IslandThread,
-    /// Held until the thread has ended, which may not close it: whoever could would wait for the
-    /// number to be another's.
+    /// Held until the thread has ended. The thread itself may not close it: an attacker that could
+    /// would wait until the number names another tenant's channel.
     _channel: Arc<UnixStream>,
 }
 
 impl Tenant {
-    /// Starts the thread. It says `Ready` on its own channel.
+    /// Starts the thread, which sends `Ready` on its own channel.
     pub(crate) fn admit(
         admit: &Admit,
         channel: UnixStream,
@@ -99,7 +99,7 @@ impl Tenant {
             if let Ok(clock) = CpuClock::of_this_thread() {
                 let watched = Arc::new(Watched::new(slot, clock, Arc::clone(&surroundings.alarm)));
                 if send.send(Arc::clone(&watched)).is_ok() {
-                    // An error here is a channel that was closed: the tenant has moved out.
+                    // An error here means that the channel was closed: the tenant has moved out.
                     let _ = live(&watched, &threads_channel, cage, &surroundings, memory_mb);
                 }
             }
@@ -123,7 +123,7 @@ impl Tenant {
     }
 }
 
-/// What the supervisor says to a tenant's thread.
+/// Reads what the supervisor sends to a tenant's thread.
 struct Incoming<'a> {
     frames: BufReader<&'a UnixStream>,
     watched: &'a Watched,
@@ -131,7 +131,7 @@ struct Incoming<'a> {
 
 impl<'a> Incoming<'a> {
     fn new(channel: &'a UnixStream, watched: &'a Watched) -> Self {
-        // What is read ahead is the tenant's as well.
+        // The read-ahead buffer is the tenant's memory too.
         Self { frames: heap::private(|| BufReader::with_capacity(READ_AHEAD_BYTES, channel)), watched }
     }
 
@@ -139,7 +139,7 @@ impl<'a> Incoming<'a> {
         heap::private(|| read_frame(&mut self.frames, MAX_TO_TENANT_BYTES))
     }
 
-    /// The next run. What is to be forgotten meanwhile goes from the shelf.
+    /// The next run. Meanwhile takes isolates from the shelf that are to be forgotten.
     fn order(&mut self, shelf: &mut Shelf<'_>) -> Result<Order, Box<dyn Error>> {
         loop {
             self.watched.wait();
@@ -148,7 +148,7 @@ impl<'a> Incoming<'a> {
             match frame {
                 ToTenant::Run(run) => match (self.next()?, self.next()?) {
                     (ToTenant::Input(input), ToTenant::Env(env)) => return Ok(Order { run, input, env }),
-                    _ => return Err("a run came without its input".into()),
+                    _ => return Err("a run came without its input or env".into()),
                 },
                 ToTenant::Forget(key) => shelf.forget(key),
                 _ => return Err("part of a run came without the run".into()),
@@ -177,7 +177,7 @@ fn live(
     crate::engine::attack::channel_is(std::os::fd::AsRawFd::as_raw_fd(&**channel));
     let warm = Resting::warm(&cage, surroundings.snapshot, memory_mb)?;
     let mut isolates = Isolates { cage: &cage, warm, shelf: Shelf::default() };
-    // The cage's code range is there now; nothing that comes makes memory executable.
+    // The cage's code range exists now; nothing later makes memory executable.
     if surroundings.thread_filter {
         cage.lock_down(channel.as_fd())?;
     }
@@ -190,18 +190,18 @@ fn live(
     date_patterns::forget();
     quota::trim();
     drop(cage);
-    say(channel, &FromTenant::Left { cpu_us: watched.take_us() })?;
+    send(channel, &FromTenant::Left { cpu_us: watched.take_us() })?;
     ended
 }
 
-/// The isolates of one tenant, and the cage that they are in.
+/// The isolates of one tenant, and their cage.
 struct Isolates<'cage> {
     cage: &'cage Entered,
     warm: Resting<'cage>,
     shelf: Shelf<'cage>,
 }
 
-fn say(channel: &UnixStream, frame: &FromTenant) -> Result<(), FrameError> {
+fn send(channel: &UnixStream, frame: &FromTenant) -> Result<(), FrameError> {
     write_frame(&mut &*channel, frame, MAX_FROM_TENANT_BYTES)
 }
 
@@ -221,7 +221,7 @@ impl Serving<'_> {
             if isolates.shelf.is_empty() {
                 quota::settle();
             }
-            say(self.channel, &FromTenant::Ready { cpu_us: self.watched.take_us() })?;
+            send(self.channel, &FromTenant::Ready { cpu_us: self.watched.take_us() })?;
             let order = self.incoming.order(&mut isolates.shelf)?;
             let (key, memory_mb) = (order.run.keep, order.run.limits.memory_mb);
             let kept = key.and_then(|key| Some((key, isolates.shelf.take(key, memory_mb)?)));
@@ -256,17 +256,17 @@ impl Serving<'_> {
         Ok(done.map_or(Ok(()), |done| self.say_done(arrived, done))?)
     }
 
-    /// A run in the warm isolate; the next one is made behind it.
+    /// A run in the warm isolate; the next one is made after it.
     fn run_warm(&mut self, order: Order, isolates: &mut Isolates<'_>) -> Result<(), Box<dyn Error>> {
         let Isolates { cage, warm, shelf } = isolates;
         let (id, key, memory_mb) = (order.run.id, order.run.keep, order.run.limits.memory_mb);
         if key.is_some() {
-            say(self.channel, &FromTenant::Needs(id))?;
+            send(self.channel, &FromTenant::Needs(id))?;
         }
         let source = Source::Code(self.incoming.code()?);
         let arrived = Instant::now();
-        // A heap limit is fixed when an isolate is made. The one that is warm has the limit of the
-        // run before.
+        // An isolate's heap limit is fixed when it is made. The warm one has the limit of the run
+        // before.
         if warm.memory_mb != memory_mb {
             *warm = Resting::warm(cage, self.snapshot, memory_mb)?;
         }
@@ -276,7 +276,8 @@ impl Serving<'_> {
         if let Some(short) = done.take_if(|done| done.usage.cpu_us < LONG_US) {
             self.say_done(arrived, short)?;
         }
-        // The next one first: a cage whose last isolate goes would build its shared parts anew.
+        // The next one first: a cage that loses its last isolate would have to build its shared
+        // parts anew.
         let next = {
             let _turn = MAKING.lock().unwrap_or_else(PoisonError::into_inner);
             Resting::warm(cage, self.snapshot, memory_mb)?
@@ -304,7 +305,7 @@ impl Serving<'_> {
     fn say_done(&self, arrived: Instant, mut done: Done) -> Result<(), FrameError> {
         done.usage.cpu_us = self.watched.take_us();
         done.usage.wall_us = u64::try_from(arrived.elapsed().as_micros()).unwrap_or(u64::MAX);
-        heap::private(|| say(self.channel, &FromTenant::Done(Box::new(done))))
+        heap::private(|| send(self.channel, &FromTenant::Done(Box::new(done))))
     }
 }
 

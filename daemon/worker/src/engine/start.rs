@@ -1,4 +1,5 @@
-//! Starting V8: its flags, what it would look up later, and the signals that end the process.
+//! Starting V8: its flags, what it would otherwise look up later, and the signals that end the
+//! process.
 
 use std::io;
 
@@ -9,48 +10,46 @@ use super::last_words;
 use super::memory::mappings::Reserved;
 use super::memory::{account, commons, date_patterns, hooks, icu_caches};
 
-/// What V8 is told before it starts. Frozen afterwards (`--freeze-flags-after-init` is V8's
-/// default).
+/// The flags that V8 starts with. Frozen afterwards (`--freeze-flags-after-init` is V8's default).
 ///
-/// * `single-threaded`: a pool thread of V8's would work on all tenants' heaps, with no tenant's
-///   key.
-/// * `sandbox-prohibit-insecure-mode`: too little address space for whole cages ends the process
-///   instead of silently making do with cages that have no guard regions.
+/// * `single-threaded`: a pool thread of V8 would work on all tenants' heaps, with no tenant's key.
+/// * `sandbox-prohibit-insecure-mode`: too little address space for whole cages ends the process,
+///   instead of silently leaving cages without guard regions.
 /// * `no-wasm-native-module-cache`: that cache is shared by all cages of the process.
 /// * `stack-size` (KiB): V8's own default on this architecture, a quarter of a tenant thread's
 ///   stack.
-/// * `concurrent-marking-max-worker-num`: 0 means as many as the platform has threads. That is
-///   none, so there are no tables for seven.
-/// * `memory-saver-mode`: what dead objects hold of ICU's is freed with each garbage collection,
-///   not in a task of V8's, for which nobody waits here.
+/// * `concurrent-marking-max-worker-num`: 0 means one for each thread of the platform. It has none,
+///   so V8 allocates no tables for seven.
+/// * `memory-saver-mode`: what dead objects hold of ICU is freed with each garbage collection, not
+///   in a task of V8, which nothing here would run.
 const FLAGS: &str = "--single-threaded --sandbox-prohibit-insecure-mode --no-wasm-native-module-cache \
                      --stack-size=984 --concurrent-marking-max-worker-num=0 --memory-saver-mode";
 
-/// Garbage is collected when so much has been allocated, however long that took. A script sees a
-/// collection by its `WeakRef`s; V8's own schedule goes by how fast script and collector are, which
-/// is a clock that moves inside a turn. What each of these would measure (V8's heap/):
+/// Garbage is collected after a certain amount was allocated, however long that took. A script sees
+/// a collection by its `WeakRef`s; V8's own schedule depends on how fast script and collector are,
+/// which makes it a clock that moves inside a turn. What each of these would measure (V8's heap/):
 ///
-/// * `incremental-marking`: how much a step marks goes by its duration (incremental-marking.cc).
-/// * `heap-growing-percent`: the next limit goes by both speeds (heap-controller.cc), at most to
+/// * `incremental-marking`: how much a step marks depends on its duration (incremental-marking.cc).
+/// * `heap-growing-percent`: the next limit depends on both speeds (heap-controller.cc), up to
 ///   twice what is alive. Half more is what it was on average.
 /// * the semispaces: they shrink when little is allocated in a millisecond, and grow again
-///   (`Heap::ShouldResizeNewSpace`). One MiB is what a heap begins with.
+///   (`Heap::ShouldResizeNewSpace`). A heap begins with one MiB.
 /// * `scavenger-updates-allocation-limit`: only when little is allocated in a millisecond
 ///   (`Heap::RecomputeLimits`).
 const UNTIMED_FLAGS: &str = "--no-incremental-marking --heap-growing-percent=50 --min-semi-space-size=1 \
                              --max-semi-space-size=1 --no-scavenger-updates-allocation-limit";
 
-/// No code but JavaScript. The storms of the attack harness also go through WebAssembly's memories.
+/// No code but JavaScript. The attack harness also allocates through WebAssembly's memories.
 const WASM_FLAGS: &str = if cfg!(feature = "attack-natives") { "" } else { "--no-expose-wasm" };
 
-/// Of a sealed worker: the interpreter alone, also for regular expressions, and no range for code
-/// is ever asked for.
+/// For a sealed worker: the interpreter alone, also for regular expressions, and V8 never requests
+/// a code range.
 const JITLESS_FLAGS: &str = "--jitless";
 
-/// Of the maker. V8's own snapshot has the hash seed that the archive was built with, which
-/// everybody knows, and names that collide under it can be computed. With this flag what is
-/// restored is hashed anew, with a random seed, which ours then has. Hosts restore ours as it is:
-/// hashing it anew for each isolate takes some 7 % of a turn.
+/// For the maker. V8's own snapshot has the hash seed that the archive was built with, which is
+/// public, so names that collide under it can be computed. With this flag V8 rehashes what it
+/// restores with a random seed, which the worker's snapshot then has. Hosts restore that as it is:
+/// rehashing it for each isolate takes about 7 % of a turn.
 const MAKER_FLAGS: &str = "--rehash-snapshot";
 
 /// What V8 is started for.
@@ -67,15 +66,15 @@ unsafe extern "C" {
     /// `absl::base_internal::NumCPUs()`, in the archive.
     #[link_name = "_ZN4absl13base_internal7NumCPUsEv"]
     fn count_processors() -> std::ffi::c_int;
-    /// `absl::base_internal::NominalCPUFrequency()`, in the archive. Where no file says it, it is
-    /// measured in some ms.
+    /// `absl::base_internal::NominalCPUFrequency()`, in the archive. If no file contains it, it is
+    /// measured, which takes some ms.
     #[link_name = "_ZN4absl13base_internal19NominalCPUFrequencyEv"]
     fn processor_frequency() -> f64;
 }
 
-/// Starts V8 on the calling thread, which has to be the ancestor of every thread that will enter an
-/// isolate: V8's key for JIT pages is inherited. V8 puts nothing into `zone` as long as what is
-/// returned lives, beside V8's version.
+/// Starts V8 on the calling thread, which must be the ancestor of every thread that will enter an
+/// isolate: V8's key for JIT pages is inherited. Returns V8's version, and the reservation of
+/// `zone`: V8 puts nothing there while the reservation lives.
 pub(crate) fn v8(zone: &Zone, purpose: Purpose) -> io::Result<(&'static str, Reserved)> {
     hooks::check()?;
     hooks::take_over_icu()?;
@@ -94,23 +93,23 @@ pub(crate) fn v8(zone: &Zone, purpose: Purpose) -> io::Result<(&'static str, Res
     v8::V8::initialize();
     hooks::make_what_is_shared();
     icu_caches::bound()?;
-    // V8's locks ask how many processors there are, and how fast, when two threads first want the
-    // same one: by then behind the filter. The answers are kept, so they are asked for now. SAFETY:
-    // the function takes nothing and may be called at any time.
+    // V8's locks ask for the number and speed of the processors when two threads first contend for
+    // one: by then behind the filter. The answers are kept, so they are requested now.
+    // SAFETY: the function takes nothing and may be called at any time.
     unsafe { count_processors() };
     // SAFETY: as above.
     unsafe { processor_frequency() };
     Ok((v8::V8::get_version(), reserved))
 }
 
-/// Everything that V8 and its ICU look up in files when they first need it, needed once while there
+/// Everything that V8 and its ICU look up in files when they first need it, used once while there
 /// is no filter yet.
 const WARM_UP: &str = r"new Date(2020, 1, 1).toString(); new Date(5).toLocaleString(); new Intl.DateTimeFormat().format(0);
     (1234.5).toLocaleString(); 'ab'.localeCompare('ac'); '\u00e9'.normalize('NFD'); /\p{L}/u.test('x'); new Intl.Collator()";
 
-/// Runs [`WARM_UP`] on a thread of its own, in V8's default group, where no tenant ever is. That
-/// libc takes a signal for itself with the first thread is part of it: the filter lets nobody
-/// change handlers.
+/// Runs [`WARM_UP`] on a thread of its own, in V8's default group, which no tenant uses. The first
+/// thread also makes libc take a signal for itself, which must come before the filter: it lets no
+/// thread change handlers.
 pub(crate) fn warm_up() -> Result<(), &'static str> {
     std::thread::spawn(|| {
         let isolate = &mut v8::Isolate::new(v8::CreateParams::default());
@@ -119,7 +118,7 @@ pub(crate) fn warm_up() -> Result<(), &'static str> {
         let scope = &mut v8::ContextScope::new(scope, context);
         let script = v8::String::new(scope, WARM_UP).and_then(|source| v8::Script::compile(scope, source, None));
         script.and_then(|script| script.run(scope)).ok_or("V8's first script failed")?;
-        // Limits hold only if V8 asks for them.
+        // Limits hold only if V8 calls the hooks that count.
         let before = account::buffers();
         let buffer = v8::ArrayBuffer::new(scope, 1000);
         let counted = account::buffers() - before;
@@ -130,9 +129,9 @@ pub(crate) fn warm_up() -> Result<(), &'static str> {
     if date_patterns::is_cache_found() { Ok(()) } else { Err("V8's cache of date patterns would have no bound") }
 }
 
-/// Takes over the signals of a fault. V8 giving up, by a breakpoint or an undefined instruction,
-/// and libc, by SIGABRT, first tell whose run it was. To be called before the filter, which lets
-/// nobody change handlers.
+/// Takes over the signals of a fault. If V8 gives up, by a breakpoint or an undefined instruction,
+/// or libc, by SIGABRT, the handler first reports whose run it was. To be called before the filter,
+/// which lets no thread change handlers.
 pub(crate) fn set_signal_handlers() -> io::Result<()> {
     enisle_hardening::fault::handle(last_words::gave_up)?;
     #[cfg(feature = "attack-natives")]

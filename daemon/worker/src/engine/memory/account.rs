@@ -1,10 +1,10 @@
 //! What a tenant's thread holds outside the heaps of its running isolate, in bytes: counters, and
-//! the two marks at which something is done about them.
+//! the two thresholds at which the worker acts.
 //!
-//! One tenant is one thread, so the counters are thread-local. The heaps below count what they take
-//! and give back here; what limits there are, and what a script sees of them, is decided above, in
-//! [`super::quota`]. A counter that passes the first mark makes the run look at its memory, at the
-//! next point where V8 can collect garbage; one that passes the last mark ends the process.
+//! One tenant is one thread, so the counters are thread-local. The heaps below count here what they
+//! take and give back; the limits, and what a script sees of them, are decided above, in
+//! [`super::quota`]. A counter that passes the first threshold makes the run check its memory, at
+//! the next point where V8 can collect garbage; one that passes the last ends the process.
 
 use std::cell::Cell;
 use std::ffi::c_void;
@@ -16,29 +16,29 @@ use enisle_hardening::islands::frozen::MOST_PLACES;
 
 use crate::engine::last_words;
 
-/// How a run looks at its memory: what V8 calls at an interrupt.
+/// How a run checks its memory: what V8 calls at an interrupt.
 pub(in crate::engine) type Look = unsafe extern "C" fn(v8::UnsafeRawIsolatePtr, *mut c_void);
 
-/// The place of a thread that is no tenant's.
+/// Stands for the slot of a thread that is not a tenant's.
 const NOBODY: u32 = u32::MAX;
 
 thread_local! {
     static PLACE: Cell<u32> = const { Cell::new(NOBODY) };
     static BUFFERS: Cell<usize> = const { Cell::new(0) };
     static NATIVE: Cell<usize> = const { Cell::new(0) };
-    /// Heaps of isolates that are kept, without the one that is in a run.
+    /// Heaps of kept isolates, without the one that is in a run.
     static SHELVED: Cell<usize> = const { Cell::new(0) };
-    /// From how many bytes on it is time to look.
+    /// At how many bytes the run checks its memory.
     static NEXT_LOOK: Cell<usize> = const { Cell::new(usize::MAX) };
-    /// From how many bytes on the process ends.
+    /// At how many bytes the process ends.
     static LAST: Cell<usize> = const { Cell::new(usize::MAX) };
-    /// The run that is to look.
+    /// The run that is to check.
     static RUN: Cell<*const v8::IsolateHandle> = const { Cell::new(ptr::null()) };
-    /// How it looks: set with `RUN`.
+    /// How it checks: set with `RUN`.
     static LOOK: Cell<Option<Look>> = const { Cell::new(None) };
 }
 
-/// Native memory of each place that other threads have given back, until its own thread notices.
+/// Native memory of each slot that other threads have given back, until its own thread notices.
 static GIVEN_BACK: [AtomicUsize; MOST_PLACES] = [const { AtomicUsize::new(0) }; MOST_PLACES];
 
 /// A thread begins with a new cage.
@@ -51,7 +51,7 @@ pub(super) fn reset(place: u32) {
     LAST.set(usize::MAX);
 }
 
-/// Whose thread this is.
+/// The slot of the calling thread.
 pub(super) fn place() -> u32 {
     PLACE.get()
 }
@@ -66,12 +66,12 @@ pub(in crate::engine) fn used_outside_heaps() -> usize {
     BUFFERS.get().saturating_add(native())
 }
 
-/// Of buffers alone.
+/// Bytes of buffers alone.
 pub(in crate::engine) fn buffers() -> usize {
     BUFFERS.get()
 }
 
-/// Of native memory alone.
+/// Bytes of native memory alone.
 pub(super) fn native() -> usize {
     if let Some(given_back) = given_back(PLACE.get()) {
         NATIVE.set(NATIVE.get().saturating_sub(given_back.swap(0, Ordering::Relaxed)));
@@ -83,12 +83,12 @@ fn given_back(place: u32) -> Option<&'static AtomicUsize> {
     GIVEN_BACK.get(usize::try_from(place).ok()?)
 }
 
-/// So much heap is on the shelf by now.
+/// Sets how many bytes of heap are on the shelf.
 pub(super) fn shelve(bytes: usize) {
     SHELVED.set(bytes);
 }
 
-/// Counts the bytes of a buffer, for which there is room.
+/// Counts the bytes of a buffer that was granted.
 pub(super) fn take_buffer(bytes: usize) {
     BUFFERS.set(BUFFERS.get().saturating_add(bytes));
 }
@@ -107,7 +107,7 @@ pub(super) fn take_native(bytes: usize) {
     }
 }
 
-/// Native memory outside the island, which the supervisor can only tell whose it is by the account
+/// Counts native memory outside the island. The supervisor can attribute it only by the account
 /// that it reads ([`fault::account`]).
 #[inline]
 pub(super) fn take_outside(bytes: usize) {
@@ -117,13 +117,13 @@ pub(super) fn take_outside(bytes: usize) {
     }
 }
 
-/// Native memory of this thread's own.
+/// Native memory of the calling thread itself.
 #[inline]
 pub(super) fn give_back_native(bytes: usize) {
     NATIVE.set(NATIVE.get().saturating_sub(bytes));
 }
 
-/// What [`take_outside`] counted, perhaps for another tenant: caches of ICU's are the process's.
+/// The inverse of [`take_outside`], perhaps for another tenant: ICU's caches belong to the process.
 #[inline]
 pub(super) fn give_back_outside(place: u32, bytes: usize) {
     if let Some(account) = fault::account(place) {
@@ -136,12 +136,12 @@ pub(super) fn give_back_outside(place: u32, bytes: usize) {
     }
 }
 
-/// A run, while native memory is held against the limit for it.
+/// A run, while its native memory is held against a limit.
 #[derive(Debug)]
 pub(in crate::engine) struct Held<'a>(std::marker::PhantomData<&'a v8::IsolateHandle>);
 
-/// From now on the run that `handle` is of looks at its memory by `look`, whenever it passes the
-/// mark that [`look_at`] sets; at `last` bytes the process ends.
+/// From now on the run of `handle` checks its memory by `look` when it passes the threshold that
+/// [`look_at`] sets; at `last` bytes the process ends.
 pub(super) fn hold(handle: &v8::IsolateHandle, look: Look, last: usize) -> Held<'_> {
     RUN.set(handle);
     LOOK.set(Some(look));
@@ -157,23 +157,23 @@ impl Drop for Held<'_> {
     }
 }
 
-/// The next look is at so many bytes.
+/// Sets the next check to `bytes`.
 pub(super) fn look_at(bytes: usize) {
     NEXT_LOOK.set(bytes);
 }
 
-/// How many bytes there are until the process ends.
+/// How many bytes are left until the process ends.
 pub(super) fn until_last() -> usize {
     LAST.get().saturating_sub(used())
 }
 
-/// There are no more looks: the process ends when so many bytes more are taken.
+/// Stops the checks: the process ends when `bytes` more are taken.
 pub(super) fn end_after(bytes: usize) {
     NEXT_LOOK.set(usize::MAX);
     LAST.set(used().saturating_add(bytes));
 }
 
-/// Nothing is done, however much is taken.
+/// Nothing happens, however much is taken.
 pub(super) fn no_marks() {
     NEXT_LOOK.set(usize::MAX);
     LAST.set(usize::MAX);
@@ -188,12 +188,12 @@ fn near_the_limit() {
     if used <= NEXT_LOOK.get() {
         return;
     }
-    // One look at a time.
+    // One check at a time.
     NEXT_LOOK.set(usize::MAX);
     ask_to_look();
 }
 
-/// Has the run look at its memory as soon as it can.
+/// Has the run check its memory as soon as it can.
 #[cold]
 pub(super) fn ask_to_look() {
     // SAFETY: null, or what the `Held` of this thread borrows.
@@ -212,7 +212,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_another_thread_gives_back_comes_off_the_account_of_who_took_it() {
+    fn what_another_thread_gives_back_comes_off_the_owners_account() {
         reset(2);
         take_native(1000);
         std::thread::spawn(|| give_back_outside(2, 400)).join().unwrap();

@@ -8,9 +8,8 @@
 //!
 //! Every cage of the process is built before the first tenant. A cage can only be entered by the
 //! thread that was started on its island, once: that thread alone has the [`Entering`]. From then
-//! on its key is open and its mappings go to the island; with `lock_down` its filter is on. The
-//! island is unmapped by [`IslandThread::join`] and by nothing else, so not before the thread has
-//! ended.
+//! on its key is open and its mappings go to the island; with `lock_down` its filter is on. Only
+//! [`IslandThread::join`] unmaps the island, so never before the thread has ended.
 
 use std::ffi::{CString, c_int};
 use std::io;
@@ -33,7 +32,7 @@ struct Group {
     _opaque: [u8; 0],
 }
 
-// What `v8/patches/01-tenant-groups.patch` adds to the archive's `binding.cc`.
+// Added to the archive's `binding.cc` by `v8/patches/01-tenant-groups.patch`.
 unsafe extern "C" {
     fn v8_tenant_group_new(pkey: c_int) -> *mut Group;
     fn v8_tenant_group_delete(group: *mut Group);
@@ -44,7 +43,7 @@ unsafe extern "C" {
 
 unsafe extern "C" {
     /// `absl::synchronization_internal::CreateThreadIdentity()`, in the archive: how V8's locks
-    /// know a thread.
+    /// identify a thread.
     #[link_name = "_ZN4absl24synchronization_internal20CreateThreadIdentityEv"]
     fn introduce_thread() -> *mut std::ffi::c_void;
 }
@@ -55,13 +54,13 @@ const NO_KEY: c_int = -1;
 /// Why a cage could not be made.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum CageError {
-    #[error("V8 put a sandbox at {0:x?} instead of on its island")]
+    #[error("V8 put a sandbox at {0:x?} and not on its island")]
     Elsewhere(Range<usize>),
     #[error("a tenant's thread could not be started: {0}")]
     Thread(io::Error),
     #[error("there is no memory for a tenant's heap")]
     Heap,
-    #[error("somebody is in that place, or was")]
+    #[error("the slot has or had a tenant")]
     Taken,
     #[error(transparent)]
     Filter(#[from] filter::FilterError),
@@ -69,8 +68,8 @@ pub(crate) enum CageError {
 
 /// A cage that no thread has entered yet.
 ///
-/// Which keys its thread gets is not in here but in `enisle_hardening::islands::frozen`, by the
-/// place: this is memory that every tenant of the process may be able to write one day.
+/// It does not contain the keys of its thread. They are in `enisle_hardening::islands::frozen`, by
+/// slot, because a tenant of the process may find a way to write this memory.
 #[derive(Debug)]
 pub(crate) struct Cage {
     group: *mut Group,
@@ -84,8 +83,8 @@ pub(crate) struct Cage {
 unsafe impl Send for Cage {}
 
 impl Cage {
-    /// Makes every cage of the process, each tagged with the key of its place from its first page
-    /// on. The zone was `reserved` until now, and is assigned; no other thread may ask for memory
+    /// Makes every cage of the process, each tagged with the key of its slot from its first page
+    /// on. The zone was `reserved` until now, and is assigned; no other thread may allocate
     /// meanwhile.
     pub(crate) fn build_all(reserved: Reserved) -> Result<Vec<Self>, CageError> {
         drop(reserved);
@@ -110,7 +109,7 @@ impl Cage {
         Ok(Self { group, place, island, home })
     }
 
-    /// Starts a thread on this island's stack, to enter the cage.
+    /// Starts a thread on this island's stack, which enters the cage.
     pub(crate) fn start_thread(
         self,
         name: CString,
@@ -134,8 +133,8 @@ pub(crate) struct IslandThread {
 }
 
 impl IslandThread {
-    /// Waits for its end, and gives everything back that is still mapped on its island: its stack,
-    /// its heap.
+    /// Waits for the thread to end, and unmaps everything that is still mapped on its island: its
+    /// stack, its heap.
     pub(crate) fn join(self) {
         self.thread.join();
         // SAFETY: the thread that lived there has just been joined. Its isolates and its cage ended
@@ -145,8 +144,8 @@ impl IslandThread {
     }
 }
 
-/// A cage, in the thread that was started to enter it. There is one for each such thread, which
-/// cannot be handed to another one.
+/// A cage, in the thread that was started to enter it. Each such thread has one, which cannot be
+/// passed to another.
 #[derive(Debug)]
 pub(crate) struct Entering {
     cage: Cage,
@@ -154,7 +153,7 @@ pub(crate) struct Entering {
 }
 
 impl Entering {
-    /// Makes the calling thread the tenant's: opens its key and no other, and sends what V8 maps
+    /// Makes the calling thread the tenant's: opens its key and no other, and directs what V8 maps
     /// and makes from now on to this cage.
     pub(crate) fn enter(self) -> Result<Entered, CageError> {
         let Self { cage, _thread } = self;
@@ -165,9 +164,10 @@ impl Entering {
             pkru.install();
             confinement::expect(pkru);
         }
-        // V8's locks make that of a thread when it first waits, in memory that all threads read:
-        // before this one's memory is its own. SAFETY: the thread has none yet: it was started for
-        // the one `Entering` that there is for it, which is used up here.
+        // V8's locks make a thread's identity when it first waits, in memory that all threads read:
+        // so it must be made before this thread's allocations become private.
+        // SAFETY: the thread has no identity yet: it was started for its one `Entering`, which is
+        // used up here.
         unsafe { introduce_thread() };
         mappings::move_to(Some(cage.home));
         // SAFETY: `group` is live; this thread is in no other cage.
@@ -189,7 +189,7 @@ pub(crate) struct Entered {
 }
 
 impl Entered {
-    /// Takes on the thread's own filter, for good. No tenant's code runs before.
+    /// Installs the thread's own filter, for good. No tenant's code runs before.
     pub(crate) fn lock_down(&self, channel: BorrowedFd<'_>) -> Result<(), CageError> {
         let (zone, place) = (frozen::zone(), self.cage.place as usize);
         let island = zone.island(place).ok_or(CageError::Taken)?;
@@ -205,8 +205,8 @@ impl Drop for Entered {
         // SAFETY: `group` came from v8_tenant_group_new and is dropped once, here; every isolate in
         // it borrowed this value, and is gone.
         unsafe { v8_tenant_group_delete(self.cage.group) };
-        // What V8 still holds is for other threads as well, and goes with this island.
-        debug_assert_eq!(heap::blocks(), 0, "something of the process is on an island");
+        // What V8 still holds would be shared with other threads, and be unmapped with this island.
+        debug_assert_eq!(heap::blocks(), 0, "memory that the process shares is on an island");
         fault::thread_leaves(self.cage.place);
     }
 }

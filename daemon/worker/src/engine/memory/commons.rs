@@ -1,14 +1,14 @@
-//! What a tenant's thread allocates and other threads may use: isolate objects, what C++ and ICU
-//! allocate. It has no key, and may outlive its tenant.
+//! What a tenant's thread allocates and other threads may use: isolate objects, and the allocations
+//! of C++ and ICU. It has no key, and may outlive its tenant.
 //!
 //! ```text
-//! commons ─┬─ place 0, 16 GiB ─┬─ place 1 ─┬─ … ─┐ islands
+//! commons ─┬─ slot 0, 16 GiB ─┬─ slot 1 ─┬─ … ─┐ islands
 //! ```
 //!
-//! Each place has a heap of its own here. What is on the tenant's account ([`super::account`]) is
-//! the heap's pages, not its blocks: between live blocks there may be any number of free ones, and
-//! a script decides which. The heaps are not libc's, whose one arena all threads would wait for
-//! while it is trimmed. A block goes back to the heap that its address says, on any thread.
+//! Each slot has a heap of its own here. The tenant's account ([`super::account`]) counts the
+//! heap's pages, not its blocks: any number of free blocks may lie between live ones, and a script
+//! decides which. The heaps are not libc's, whose one arena would block all threads while it is
+//! trimmed. A block goes back to the heap that its address belongs to, on any thread.
 
 use std::cell::Cell;
 use std::ffi::c_void;
@@ -24,39 +24,39 @@ use enisle_hardening::islands::frozen::MOST_PLACES;
 use super::heap::Head;
 use super::{account, mappings};
 
-/// Of each place.
+/// Of each slot.
 const PART: usize = 16 << 30;
 const ALL: usize = PART * MOST_PLACES;
 const PAGE: usize = 4096;
-/// What a heap takes from the kernel at a time, and gives back when nothing lives there.
+/// What a heap takes from the kernel at a time, and gives back when nothing in it is live.
 const SEGMENT: usize = 1 << 20;
 
-/// Where the commons begin; 0 until they are there.
+/// Where the commons begin; 0 until they are open.
 static START: AtomicUsize = AtomicUsize::new(0);
 
 static HEAPS: [Mutex<Common>; MOST_PLACES] = [const { Mutex::new(Common::new()) }; MOST_PLACES];
 
-/// The heap of one place.
+/// The heap of one slot.
 struct Common {
     heap: Dlmalloc<Pages>,
     /// Bytes of live blocks.
     live: usize,
     /// Nothing was taken since it was last trimmed.
     is_trimmed: bool,
-    /// By size: [`SMALLEST_VOID`], twice as much, and so on.
+    /// By size: [`SMALLEST_VOID`], twice that, and so on.
     voids: [*mut Void; VOID_SIZES],
     /// Where the next block of [`take_for_good`] goes, and how much room there is.
     for_good: (*mut u8, usize),
 }
 
-/// What was free between live blocks when the heap was last trimmed: blocks of the heap's without
-/// pages, but for the first one and the last. They are given back to the heap before it grows.
+/// A range that was free between live blocks when the heap was last trimmed: a block of the heap
+/// that has no pages except its first and last. Voids are given back to the heap before it grows.
 struct Void {
     next: *mut Void,
 }
 
 const SMALLEST_VOID: usize = 16 << 10;
-/// The largest are of half a segment.
+/// The largest void is half a segment.
 const VOID_SIZES: usize = 6;
 
 // SAFETY: the heap's pointers lead to pages that every thread can use.
@@ -73,11 +73,11 @@ impl Common {
         }
     }
 
-    /// A block: of what is free, else of what is void, else of new pages. Or null.
+    /// A block from free memory, else from voids, else from new pages. Or null.
     fn malloc(&mut self, bytes: usize, align: usize) -> *mut u8 {
         loop {
             let block = self.malloc_within(bytes, align);
-            // As much as the heap may need to align the block, and for its own notes.
+            // The most that the heap may need, with alignment and its own metadata.
             if !block.is_null() || !self.fill_void(bytes.saturating_add(2 * align + 64)) {
                 break if block.is_null() {
                     // SAFETY: the size is not zero, the alignment a power of two.
@@ -89,7 +89,7 @@ impl Common {
         }
     }
 
-    /// A block of the pages that the heap has.
+    /// A block from the pages that the heap has.
     fn malloc_within(&mut self, bytes: usize, align: usize) -> *mut u8 {
         self.heap.allocator().is_closed.set(true);
         // SAFETY: the size is not zero, the alignment a power of two.
@@ -98,7 +98,7 @@ impl Common {
         block
     }
 
-    /// Gives the smallest void of at least so many bytes back to the heap. False if there is none.
+    /// Gives the smallest void of at least `bytes` back to the heap. False if there is none.
     fn fill_void(&mut self, bytes: usize) -> bool {
         let sizes = (0..).map(|number| SMALLEST_VOID << number).zip(&mut self.voids);
         let Some((size, first)) = sizes.filter(|(size, _)| *size >= bytes).find(|(_, first)| !first.is_null()) else {
@@ -108,12 +108,12 @@ impl Common {
         // SAFETY: `make_voids` wrote it, on a page that stays.
         *first = unsafe { void.read() }.next;
         self.heap.allocator().count(inner_pages(void, size).len());
-        // SAFETY: it is a block of this heap's, and in no list any more.
+        // SAFETY: it is a block of this heap, and no longer in a list.
         unsafe { self.heap.c_free(void.cast()) };
         true
     }
 
-    /// Gives back to the kernel every page in which nothing lives.
+    /// Gives back to the kernel every page in which nothing is live.
     fn trim(&mut self) {
         self.is_trimmed = true;
         while self.fill_void(0) {}
@@ -147,7 +147,7 @@ impl Common {
     }
 }
 
-/// Where the commons are, for a zone: in front of it. Nothing else may be mapped there.
+/// Where the commons of a zone are: in front of it. Nothing else may be mapped there.
 pub(in crate::engine) fn range(zone: &Zone) -> Range<usize> {
     let end = zone.range().start;
     end.saturating_sub(ALL)..end
@@ -158,20 +158,20 @@ pub(super) fn open(zone: &Zone) {
     START.store(range(zone).start, Ordering::Relaxed);
 }
 
-/// Whose an address is, if it is here.
+/// The slot that an address belongs to, if it is here.
 fn place_of(address: usize) -> Option<u32> {
     let start = START.load(Ordering::Relaxed);
     let offset = address.checked_sub(start).filter(|offset| start > 0 && *offset < ALL)?;
     u32::try_from(offset / PART).ok()
 }
 
-/// The heap of a place.
+/// The heap of a slot.
 fn lock(place: u32) -> Option<MutexGuard<'static, Common>> {
     Some(HEAPS.get(usize::try_from(place).ok()?)?.lock().unwrap_or_else(PoisonError::into_inner))
 }
 
-/// A block on the account of the tenant whose thread this is; `None` in a thread that is no
-/// tenant's, null where there is no memory.
+/// A block on the account of the calling thread's tenant; `None` if the thread is not a tenant's,
+/// null if there is no memory.
 pub(super) fn take(bytes: usize, align: usize) -> Option<*mut c_void> {
     let place = account::place();
     let start = START.load(Ordering::Relaxed);
@@ -186,7 +186,7 @@ pub(super) fn take(bytes: usize, align: usize) -> Option<*mut c_void> {
         common.is_trimmed = false;
         (base, common.mapped().saturating_sub(had))
     };
-    // Without the lock: whoever is told that the limit is near allocates.
+    // Without the lock: reporting that the limit is near allocates.
     if taken > 0 {
         account::take_outside(taken);
     }
@@ -230,7 +230,7 @@ const STAYS: u32 = u32::MAX;
 /// As free's.
 pub(super) unsafe fn give_back(block: *mut c_void) -> bool {
     let Some(place) = place_of(block as usize) else { return false };
-    // SAFETY: only `take` hands out blocks here, each with a head.
+    // SAFETY: only `take` returns blocks here, each with a head.
     let (head, base) = unsafe { Head::of(block) };
     if head.place == STAYS {
         return true;
@@ -249,17 +249,17 @@ pub(super) unsafe fn give_back(block: *mut c_void) -> bool {
 /// # Safety
 /// The block is live.
 pub(super) unsafe fn size(block: *mut c_void) -> Option<usize> {
-    // SAFETY: only `take` hands out blocks here, each with a head.
+    // SAFETY: only `take` returns blocks here, each with a head.
     place_of(block as usize).map(|_| unsafe { Head::of(block) }.0.bytes)
 }
 
-/// Gives pages of the calling thread's tenant back to the kernel in which nothing lives any more.
+/// Gives pages of the calling thread's tenant back to the kernel in which nothing is live any more.
 pub(super) fn trim() {
     shrink(account::place(), Common::trim);
 }
 
-/// The same for a tenant that runs nothing, whose thread does not: unless nothing was taken since.
-/// To be called on any thread.
+/// The same for a tenant that has no run, on behalf of its thread: unless nothing was taken since.
+/// May be called on any thread.
 pub(crate) fn trim_idle(place: u32) {
     shrink(place, |common| {
         if !common.is_trimmed {
@@ -268,18 +268,18 @@ pub(crate) fn trim_idle(place: u32) {
     });
 }
 
-/// Bytes of the calling thread's tenant's that are free to be allocated again, on pages that count.
+/// Bytes of the calling thread's tenant that are free to be allocated again, on pages that count.
 pub(super) fn free() -> usize {
     lock(account::place()).map_or(0, |common| common.mapped().saturating_sub(common.live))
 }
 
-/// The whole pages of a void, behind what is written in it.
+/// The whole pages of a void, after what is written in it.
 fn inner_pages(void: *mut Void, size: usize) -> Range<usize> {
     let start = (void as usize + size_of::<Void>()).next_multiple_of(PAGE);
     start..(void as usize + size) / PAGE * PAGE
 }
 
-/// Calls the heap of a place, and takes off its tenant's account what that has unmapped.
+/// Calls the heap of a slot, and takes what that has unmapped off its tenant's account.
 fn shrink(place: u32, call: impl FnOnce(&mut Common)) {
     let Some(mut common) = lock(place) else { return };
     let had = common.mapped();
@@ -304,15 +304,15 @@ impl Common {
     }
 }
 
-/// A place's part of the commons, and how much of it is mapped.
+/// A slot's part of the commons, and how much of it is mapped.
 #[derive(Debug)]
 struct Pages {
     part: Cell<usize>,
-    /// Where the next mapping is tried. It only moves on, and begins anew at the end.
+    /// Where the next mapping is tried. It only advances, and starts over at the end.
     next: Cell<usize>,
-    /// Without pages of voids.
+    /// Without the pages of voids.
     mapped: Cell<usize>,
-    /// The heap is to make do with what it has.
+    /// The heap must use only what it has.
     is_closed: Cell<bool>,
 }
 
@@ -335,8 +335,8 @@ impl Pages {
         self.mapped.set(self.mapped.get().saturating_sub(bytes));
     }
 
-    /// Pages, with a gap behind them, or null: segments that touch would be one, which one live
-    /// block keeps.
+    /// Pages, with a gap after them, or null. Segments that touch would merge into one, which a
+    /// single live block keeps.
     fn map(&self, bytes: usize) -> *mut u8 {
         let mut tries = 0;
         while bytes < PART / 2 && tries < PART / STEP {
@@ -359,7 +359,7 @@ impl Pages {
     }
 
     /// # Safety
-    /// Pages of [`Self::map`] in which nothing lives any more.
+    /// Pages of [`Self::map`] in which nothing is live any more.
     unsafe fn unmap(&self, memory: *mut u8, bytes: usize) -> bool {
         // SAFETY: the caller's.
         let unmapped = unsafe { libc::munmap(memory.cast(), bytes) } == 0;
@@ -370,10 +370,10 @@ impl Pages {
     }
 }
 
-/// How far to go on where something is mapped already.
+/// How far to advance where something is mapped already.
 const STEP: usize = 16 << 20;
 
-// SAFETY: regions are mappings of their own, readable and writable, and given back only as asked.
+// SAFETY: regions are mappings of their own, readable and writable, and given back only on request.
 unsafe impl dlmalloc::Allocator for Pages {
     fn alloc(&self, size: usize) -> (*mut u8, usize, u32) {
         let bytes = size.next_multiple_of(SEGMENT);
@@ -385,14 +385,14 @@ unsafe impl dlmalloc::Allocator for Pages {
     }
 
     fn free_part(&self, memory: *mut u8, old_bytes: usize, new_bytes: usize) -> bool {
-        // SAFETY: the region has so many bytes.
+        // SAFETY: the region has `old_bytes` bytes.
         let tail = unsafe { memory.add(new_bytes) };
-        // SAFETY: dlmalloc gives back the tail of a region of ours.
+        // SAFETY: dlmalloc gives back the tail of a region of this allocator.
         unsafe { self.unmap(tail, old_bytes - new_bytes) }
     }
 
     fn free(&self, memory: *mut u8, bytes: usize) -> bool {
-        // SAFETY: dlmalloc gives back a region of ours.
+        // SAFETY: dlmalloc gives back a region of this allocator.
         unsafe { self.unmap(memory, bytes) }
     }
 
@@ -413,7 +413,7 @@ unsafe impl dlmalloc::Allocator for Pages {
 mod tests {
     use super::*;
 
-    /// In a thread of a tenant's, which no other test is.
+    /// Runs in a tenant's thread, in a slot that no other test uses.
     fn in_place<T: Send>(place: u32, test: impl FnOnce() -> T + Send) -> T {
         open(&Zone::place(1, || 0));
         let run = || {
@@ -426,7 +426,7 @@ mod tests {
     fn block(bytes: usize, align: usize) -> usize {
         let block = take(bytes, align).unwrap() as usize;
         assert!(block != 0 && block.is_multiple_of(align));
-        // SAFETY: the block has so many bytes.
+        // SAFETY: the block has `bytes` bytes.
         unsafe { ptr::with_exposed_provenance_mut::<u8>(block).write_bytes(1, bytes) };
         block
     }
@@ -437,7 +437,7 @@ mod tests {
     }
 
     #[test]
-    fn holes_between_live_blocks_are_on_the_account_until_their_pages_are_given_back() {
+    fn holes_between_live_blocks_count_until_their_pages_are_given_back() {
         const BYTES: usize = 100_000;
         in_place(11, || {
             let blocks: Vec<_> = (0..300).map(|_| block(BYTES, 16)).collect();
@@ -448,7 +448,7 @@ mod tests {
             trim();
             let half = account::used();
             assert!(half < full * 6 / 10, "{half} of {full}");
-            // What was void is used again before the heap grows, and counts again.
+            // A void is used again before the heap grows, and counts again.
             let others: Vec<_> = (0..100).map(|_| block(BYTES / 3, 16)).collect();
             let more = account::used();
             assert!(more > half + 20 * BYTES && more <= full, "{more} after {half}");
@@ -473,7 +473,7 @@ mod tests {
     }
 
     #[test]
-    fn a_block_goes_back_on_any_thread_and_comes_off_the_account_of_who_took_it() {
+    fn a_block_goes_back_on_any_thread_and_comes_off_its_owners_account() {
         in_place(13, || {
             let (small, large) = (block(100, 64), block(1 << 20, 16));
             let taken = account::used();
@@ -485,7 +485,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_tenants_is_not_from_here() {
+    fn memory_that_is_not_a_tenants_is_not_from_here() {
         assert!(take(100, 16).is_none());
         // SAFETY: an address that is not here is not touched.
         assert!(!unsafe { give_back(ptr::null_mut()) });

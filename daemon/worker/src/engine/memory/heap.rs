@@ -1,12 +1,12 @@
 //! A tenant's own heap, on its island: what Rust allocates for the tenant (code, `env`, arguments,
-//! log lines and results), and what V8 asks `malloc` for ([`super::hooks`]).
+//! log lines and results), and what V8 requests from `malloc` ([`super::hooks`]).
 //!
 //! The worker's allocator is libc's, whose memory all tenants share and which carries no key. While
 //! a tenant's thread is in [`private`], what Rust allocates comes from the tenant's heap instead,
 //! in pages that [`super::mappings`] has put on its island and tagged, and that count as the
-//! tenant's ([`super::account`]). Whatever is freed goes back to where its address says it came
-//! from, inside or outside; what is on another thread's island ends the process. What other threads
-//! have to read as well is allocated outside.
+//! tenant's ([`super::account`]). What is freed goes back to where its address says it came from,
+//! inside or outside; freeing what is on another thread's island ends the process. What other
+//! threads must read too is allocated outside.
 
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::cell::Cell;
@@ -25,7 +25,7 @@ pub struct Heap;
 /// Pages of the calling thread's island.
 struct Pages;
 
-/// Larger than anything that comes from one allocation of a run, so that segments are few.
+/// Larger than any single allocation of a run, so that segments are few.
 const SEGMENT: usize = 256 << 10;
 const PAGE: usize = 4096;
 
@@ -36,7 +36,7 @@ thread_local! {
     static BLOCKS: Cell<usize> = const { Cell::new(0) };
 }
 
-/// An address on an island is from the heap of the thread that lives there.
+/// Whether an address is on an island, and so from the heap of the thread that lives there.
 fn on_an_island(memory: *mut u8) -> bool {
     frozen::is_in_zone(memory as usize)
 }
@@ -59,12 +59,12 @@ pub(super) fn open() -> bool {
 /// Pages on the calling thread's island, or null.
 fn map(bytes: usize) -> *mut u8 {
     let (protection, flags) = (libc::PROT_READ | libc::PROT_WRITE, libc::MAP_PRIVATE | libc::MAP_ANONYMOUS);
-    // SAFETY: a mapping at a place of the island's choice touches no other one.
+    // SAFETY: a mapping at an address of the island's choice touches no other one.
     let memory = unsafe { mappings::v8_tenant_mmap(ptr::null_mut(), bytes, protection, flags, -1, 0) };
     if memory == libc::MAP_FAILED { ptr::null_mut() } else { memory.cast() }
 }
 
-/// As [`map`], on the tenant's account.
+/// Like [`map`], on the tenant's account.
 fn map_counted(bytes: usize) -> *mut u8 {
     account::take_native(bytes);
     let memory = map(bytes);
@@ -75,7 +75,7 @@ fn map_counted(bytes: usize) -> *mut u8 {
 }
 
 /// # Safety
-/// Pages of [`map_counted`] in which nothing lives any more.
+/// Pages of [`map_counted`] in which nothing is live any more.
 unsafe fn unmap_counted(memory: *mut u8, bytes: usize) -> bool {
     // SAFETY: the caller's.
     let unmapped = unsafe { libc::munmap(memory.cast(), bytes) } == 0;
@@ -89,8 +89,8 @@ unsafe fn unmap_counted(memory: *mut u8, bytes: usize) -> bool {
 /// freed.
 const MAPPED_FROM: usize = SEGMENT;
 
-/// A block of `bytes` of the calling thread's own heap; `None` in a thread that has none, null
-/// where there is no memory.
+/// A block of `bytes` of the calling thread's own heap; `None` in a thread that has none, null if
+/// there is no memory.
 pub(super) fn take(bytes: usize, align: usize) -> Option<*mut c_void> {
     let before = Head::room(align);
     let whole = bytes.checked_add(before)?;
@@ -120,18 +120,18 @@ pub(super) unsafe fn give_back(block: *mut c_void) -> bool {
     if !on_an_island(block.cast()) {
         return false;
     }
-    // What is of another thread's heap stays with it: that heap is not for two threads, and goes
-    // with its island.
+    // A block of another thread's heap stays with it: that heap is not for two threads, and is
+    // unmapped with its island.
     if !mappings::is_home(block as usize) {
         return true;
     }
     with_own(|heap| {
-        // SAFETY: only `take` hands out blocks on an island, each with a head.
+        // SAFETY: only `take` returns blocks on an island, each with a head.
         let (head, base) = unsafe { Head::of(block) };
         BLOCKS.set(BLOCKS.get() - 1);
         let whole = head.bytes + head.before as usize;
         if whole >= MAPPED_FROM && head.before as usize <= PAGE {
-            // SAFETY: `take` mapped as many whole pages there.
+            // SAFETY: `take` mapped this many whole pages there.
             unsafe { unmap_counted(base, whole.next_multiple_of(PAGE)) };
         } else {
             // SAFETY: the block is this heap's.
@@ -146,31 +146,31 @@ pub(super) unsafe fn give_back(block: *mut c_void) -> bool {
 /// # Safety
 /// The block is live.
 pub(super) unsafe fn size(block: *mut c_void) -> Option<usize> {
-    // SAFETY: only `take` hands out blocks on an island, each with a head.
+    // SAFETY: only `take` returns blocks on an island, each with a head.
     on_an_island(block.cast()).then(|| unsafe { Head::of(block) }.0.bytes)
 }
 
-/// Gives pages back to the kernel in which nothing lives any more.
+/// Gives pages back to the kernel in which nothing is live any more.
 pub(super) fn trim() {
-    // SAFETY: the heap is whole: no other call of it is under way.
+    // SAFETY: the heap is whole: no other call of it is in progress.
     with_own(|heap| unsafe { heap.trim(0) });
 }
 
-/// What stands in front of a block that C or C++ was given.
+/// Precedes a block that C or C++ was given.
 #[derive(Debug, Clone, Copy)]
 #[repr(C)]
 pub(super) struct Head {
     pub(super) bytes: usize,
-    /// From the beginning of the allocation to the block.
+    /// From the start of the allocation to the block.
     before: u32,
-    /// Whose account it is on.
+    /// The slot whose account it is on.
     pub(super) place: u32,
 }
 
 const HEAD: usize = size_of::<Head>();
 
 impl Head {
-    /// Bytes in front of a block of that alignment.
+    /// Bytes in front of a block of this alignment.
     pub(super) fn room(align: usize) -> usize {
         align.max(HEAD)
     }
@@ -178,7 +178,7 @@ impl Head {
     /// The block that begins `before` bytes after `base`, with its head; null stays null.
     ///
     /// # Safety
-    /// `before` came from [`Self::room`], and so many bytes begin at `base`, which is aligned for
+    /// `before` came from [`Self::room`], and `bytes` bytes begin at `base`, which is aligned for
     /// the block.
     pub(super) unsafe fn write(base: *mut u8, before: usize, bytes: usize, place: u32) -> *mut c_void {
         if base.is_null() {
@@ -187,14 +187,14 @@ impl Head {
         // SAFETY: the caller's.
         let block = unsafe { base.add(before) };
         let head = Self { bytes, before: u32::try_from(before).unwrap_or(0), place };
-        // SAFETY: at least a head's room is in front of the block.
+        // SAFETY: in front of the block a head fits at least.
         let at = unsafe { block.cast::<Self>().sub(1) };
         // SAFETY: as above; the block, and so its head, is aligned for a head.
         unsafe { at.write(head) };
         block.cast()
     }
 
-    /// The head of a block, and where its allocation begins.
+    /// The head of a block, and the start of its allocation.
     ///
     /// # Safety
     /// [`Self::write`] made the block, and it is live.
@@ -208,13 +208,13 @@ impl Head {
     }
 }
 
-/// Allocates on the tenant's island in `work`; as ever in a thread that has none.
+/// Allocates on the tenant's island in `work`; in a thread that has no island, as usual.
 pub(crate) fn private<T>(work: impl FnOnce() -> T) -> T {
     switched(true, work)
 }
 
-/// Allocates where every thread can read in `work`, which is in [`private`]. Nothing but an attack
-/// hands memory to another thread from there.
+/// Allocates where every thread can read in `work`, which is in [`private`]. Only an attack passes
+/// memory to another thread from there.
 #[cfg(any(test, feature = "attack-natives"))]
 pub(in crate::engine) fn shared<T>(work: impl FnOnce() -> T) -> T {
     switched(false, work)
@@ -227,25 +227,25 @@ fn switched<T>(private: bool, work: impl FnOnce() -> T) -> T {
     result
 }
 
-/// Calls the calling thread's own heap, if it has one. While the call lasts, the thread has none:
-/// a call within it would find the heap half changed, so it allocates as ever.
+/// Calls the calling thread's own heap, if it has one. During the call the thread has none: a
+/// nested call would find the heap half changed, so it allocates as usual.
 fn with_own<T>(call: impl FnOnce(&mut Dlmalloc<Pages>) -> T) -> Option<T> {
     let heap = OWN.replace(ptr::null_mut());
     // SAFETY: null or what `open` stored, which lives as long as the thread, and which no other
-    // thread knows of. This one has no second reference: nothing finds the heap until it is put
+    // thread knows of. This thread has no second reference: nothing finds the heap until it is put
     // back.
     let result = unsafe { heap.as_mut() }.map(call);
     OWN.set(heap);
     result
 }
 
-/// As [`with_own`], if Rust is to allocate on the island.
+/// Like [`with_own`], if Rust is to allocate on the island.
 fn with_private<T>(call: impl FnOnce(&mut Dlmalloc<Pages>) -> T) -> Option<T> {
     if PRIVATE.get() { with_own(call) } else { None }
 }
 
 /// Calls the heap that `memory` is from, which is on an island: the calling thread's own. No other
-/// thread can give it back, and libc has never heard of it.
+/// thread can give it back, and libc does not know it.
 fn with_owner<T>(memory: *mut u8, call: impl FnOnce(&mut Dlmalloc<Pages>) -> T) -> T {
     if mappings::is_home(memory as usize)
         && let Some(result) = with_own(call)
@@ -255,17 +255,18 @@ fn with_owner<T>(memory: *mut u8, call: impl FnOnce(&mut Dlmalloc<Pages>) -> T) 
     not_from_here()
 }
 
-/// Somebody frees what lives on the island of another thread. Ends the process.
+/// A thread frees memory on the island of another thread. Ends the process.
 #[cold]
 fn not_from_here() -> ! {
     const WORDS: &[u8] = b"a thread frees memory on an island that is not its own\n";
-    // SAFETY: the bytes are readable. A tenant's thread is refused this, which it may be.
+    // SAFETY: the bytes are readable. The filter may refuse this to a tenant's thread, which does
+    // no harm.
     unsafe { libc::write(libc::STDERR_FILENO, WORDS.as_ptr().cast(), WORDS.len()) };
     std::process::abort()
 }
 
 // SAFETY: memory comes from one of two allocators that keep this contract, and goes back to the one
-// that its address is from: no other allocator hands out addresses of the zone.
+// that its address belongs to: no other allocator returns addresses of the zone.
 unsafe impl GlobalAlloc for Heap {
     unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
         let own = with_private(|heap| {
@@ -292,7 +293,7 @@ unsafe impl GlobalAlloc for Heap {
         }
         with_owner(memory, |heap| {
             if is_mapped(layout) {
-                // SAFETY: as many pages were mapped for it, and nobody uses them any more.
+                // SAFETY: this many pages were mapped for it, and nothing uses them any more.
                 unsafe { unmap_counted(memory, whole_pages(layout)) };
             } else {
                 // SAFETY: the memory is on the island of this thread, so it is this heap's.
@@ -306,7 +307,7 @@ unsafe impl GlobalAlloc for Heap {
             // SAFETY: the caller's; what is on no island is from libc.
             return unsafe { System.realloc(memory, layout, bytes) };
         }
-        // SAFETY: the size is the caller's, and the alignment was good before.
+        // SAFETY: the size is the caller's, and the alignment was valid before.
         let wanted = unsafe { Layout::from_size_align_unchecked(bytes, layout.align()) };
         let moved = with_owner(memory, |heap| {
             if is_mapped(wanted) {
@@ -320,7 +321,7 @@ unsafe impl GlobalAlloc for Heap {
             }
         });
         if !moved.is_null() && (is_mapped(layout) || is_mapped(wanted)) {
-            // SAFETY: both have at least so many bytes.
+            // SAFETY: both have at least this many bytes.
             unsafe { memory.copy_to_nonoverlapping(moved, layout.size().min(bytes)) };
             // SAFETY: the caller does not use it any more.
             unsafe { self.dealloc(memory, layout) };
@@ -329,7 +330,7 @@ unsafe impl GlobalAlloc for Heap {
     }
 }
 
-/// Whether something of that layout is a mapping of its own.
+/// Whether memory of this layout is a mapping of its own.
 fn is_mapped(layout: Layout) -> bool {
     layout.size() >= MAPPED_FROM && layout.align() <= PAGE
 }
@@ -342,7 +343,7 @@ fn map_for(layout: Layout) -> *mut u8 {
     map_counted(whole_pages(layout))
 }
 
-// SAFETY: regions are mappings of their own, readable and writable, and given back only as asked.
+// SAFETY: regions are mappings of their own, readable and writable, and given back only on request.
 unsafe impl dlmalloc::Allocator for Pages {
     fn alloc(&self, size: usize) -> (*mut u8, usize, u32) {
         let bytes = size.next_multiple_of(SEGMENT);
@@ -354,12 +355,13 @@ unsafe impl dlmalloc::Allocator for Pages {
     }
 
     fn free_part(&self, memory: *mut u8, old_bytes: usize, new_bytes: usize) -> bool {
-        // SAFETY: dlmalloc gives back the tail of a region of ours.
+        // SAFETY: dlmalloc gives back the tail of a region of this allocator.
         self.free(unsafe { memory.add(new_bytes) }, old_bytes - new_bytes)
     }
 
     fn free(&self, memory: *mut u8, bytes: usize) -> bool {
-        // SAFETY: dlmalloc gives back a region of ours, in which nothing lives any more.
+        // SAFETY: dlmalloc gives back a region of this allocator, in which nothing is live any
+        // more.
         unsafe { unmap_counted(memory, bytes) }
     }
 
@@ -385,11 +387,11 @@ mod tests {
 
     use super::*;
 
-    /// In the child process of a test: what it is to do with memory on an island.
+    /// In the child process of a test: what it must do with memory on an island.
     const CHILD: &str = "ENISLE_TEST_FOREIGN_MEMORY";
 
     #[test]
-    fn a_thread_that_gives_back_memory_on_an_island_that_is_not_its_own_ends_the_process() {
+    fn freeing_memory_on_another_threads_island_ends_the_process() {
         for what in ["dealloc", "realloc"] {
             let ended = Command::new(std::env::current_exe().unwrap())
                 .args(["--exact", "--ignored", "--nocapture", "engine::memory::heap::tests::child_gives_back"])
@@ -415,11 +417,11 @@ mod tests {
         mappings::move_to(None);
         assert!(on_an_island(memory));
         let layout = Layout::from_size_align(64, 16).unwrap();
-        // As an allocator's block: libc finds a size in front of it.
-        // SAFETY: the page was mapped just now and has so many bytes.
+        // Like an allocator's block: libc finds a size in front of it.
+        // SAFETY: the page was mapped just now and is large enough.
         let block = unsafe { memory.add(64) };
         if what == "realloc" {
-            // SAFETY: never given back before; the call is not to return.
+            // SAFETY: never given back before; the call must not return.
             let _ = unsafe { Heap.realloc(block, layout, 128) };
         } else {
             // SAFETY: as above.
@@ -428,7 +430,7 @@ mod tests {
     }
 
     #[test]
-    fn without_a_heap_of_its_own_a_thread_allocates_as_ever() {
+    fn without_a_heap_of_its_own_a_thread_allocates_as_usual() {
         let text = private(|| "x".repeat(100));
         assert!(!on_an_island(text.as_ptr().cast_mut()));
         assert_eq!(shared(|| text.clone()), text);

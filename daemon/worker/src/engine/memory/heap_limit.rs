@@ -1,8 +1,8 @@
-//! What is done when a run meets its limit of memory: it is ended, and V8 gets the room to get
-//! there.
+//! What happens when a run meets its memory limit: it is ended, and V8 gets enough memory to end
+//! it.
 //!
-//! V8 asks at the heap's limit ([`near_heap_limit`]); for what lies outside the heap the run itself
-//! has asked to be looked at ([`look_at_memory`], by [`super::quota`]).
+//! V8 calls at the heap's limit ([`near_heap_limit`]). For memory outside the heap, the run itself
+//! requests a check ([`look_at_memory`], by [`super::quota`]).
 
 use std::sync::Arc;
 
@@ -10,25 +10,25 @@ use super::{confinement, oversized, quota};
 use crate::engine::last_words;
 use crate::watchdog::{Cause, Watched};
 
-/// V8 is near a heap limit. Ends the run, and gives V8 the room that it needs to get there: the
-/// next allocation may be one of the largest that there are, and refusing it would end the process
-/// with everybody in it.
+/// V8 is near a heap limit. Ends the run, and gives V8 the memory that it needs until then: the
+/// next allocation may be one of the largest, and refusing it would end the process with all its
+/// tenants.
 pub(in crate::engine) unsafe extern "C" fn near_heap_limit(
     data: *mut std::ffi::c_void,
     current: usize,
     initial: usize,
 ) -> usize {
     confinement::edge();
-    // SAFETY: `data` is the `HeapWatch` that `execute` keeps alive until it has taken this callback
-    // away.
+    // SAFETY: `data` is the `HeapWatch` that `execute` keeps alive until it has removed this
+    // callback.
     let watch = unsafe { &*data.cast::<HeapWatch<'_>>() };
-    // SAFETY: V8 calls this on the isolate's own thread; what comes out is not dropped as an owner.
+    // SAFETY: V8 calls this on the isolate's own thread; the result is not dropped as an owner.
     let mut isolate = unsafe { v8::Isolate::from_raw_isolate_ptr(watch.isolate) };
     // SAFETY: the function takes nothing and reads a variable of this thread.
     let for_an_object = unsafe { v8_tenant_wanted() } != 0;
-    // A refused array buffer makes V8 ask here too, when it has collected garbage in vain. That is
-    // not a full heap. An object that does not fit needs its room though, however empty the heap
-    // is: V8 ends the process otherwise.
+    // V8 also calls here when an array buffer was refused and a garbage collection has not helped.
+    // That is not a full heap. An object that does not fit must get its memory though, however
+    // empty the heap is: V8 ends the process otherwise.
     if !for_an_object && quota::take_refused() && isolate.get_heap_statistics().used_heap_size() < initial / 2 {
         return current;
     }
@@ -37,8 +37,8 @@ pub(in crate::engine) unsafe extern "C" fn near_heap_limit(
     }
     watch.watched.end(Cause::Memory);
     last_words::it_is_over_its_limit();
-    // What native memory leaves of the run's last room. A run that fills that as well, with small
-    // objects, is not on its way out.
+    // What native memory leaves of the run's last allowance. A run that fills that too, with small
+    // objects, is not about to end.
     let room = quota::last_room();
     quota::no_more();
     // SAFETY: as above.
@@ -54,13 +54,14 @@ pub(in crate::engine) unsafe extern "C" fn near_heap_limit(
     limit.saturating_add(wanted)
 }
 
-/// Smaller objects find their room.
+/// Smaller objects fit without it.
 const OVERSIZED_FROM: usize = 1 << 20;
 
-/// V8 is at a point where a run may be looked at, and this one has asked for it because its native
-/// memory nears the limit: what dead objects hold goes, and if that is not enough, so does the run.
+/// V8 is at a point where a run may be checked, which this one has requested because its native
+/// memory nears the limit: what dead objects hold is freed, and if that is not enough, the run is
+/// ended.
 pub(in crate::engine) unsafe extern "C" fn look_at_memory(isolate: v8::UnsafeRawIsolatePtr, _: *mut std::ffi::c_void) {
-    // SAFETY: V8 calls this on the isolate's own thread; what comes out is not dropped as an owner.
+    // SAFETY: V8 calls this on the isolate's own thread; the result is not dropped as an owner.
     let mut isolate = unsafe { v8::Isolate::from_raw_isolate_ptr(isolate) };
     isolate.memory_pressure_notification(v8::MemoryPressureLevel::Critical);
     if quota::is_over() || quota::is_exhausted() {
@@ -73,12 +74,12 @@ pub(in crate::engine) unsafe extern "C" fn look_at_memory(isolate: v8::UnsafeRaw
 }
 
 unsafe extern "C" {
-    /// The size of the object that V8 asks for room for, in the archive
+    /// The size of the object that V8 requests memory for, in the archive
     /// (`v8/patches/14-large-objects.patch`).
     fn v8_tenant_wanted() -> usize;
 }
 
-/// What the callback at the heap limit needs to know.
+/// What the callback at the heap limit needs.
 pub(in crate::engine) struct HeapWatch<'a> {
     pub(in crate::engine) watched: &'a Watched,
     pub(in crate::engine) isolate: v8::UnsafeRawIsolatePtr,

@@ -1,19 +1,19 @@
 //! The memory of V8, ICU and the C++ library: the archive calls the functions below where it would
 //! call libc's (`v8/patches/15-memory-hooks.patch`).
 //!
-//! | who asks, on a tenant's thread | what for | from where |
+//! | caller, on a tenant's thread | purpose | source |
 //! |---|---|---|
-//! | V8, `malloc` | zones (a parser's and compiler's notes), regular expression stacks, serialisers | the tenant's heap on its island ([`super::heap`]), behind its key |
-//! | V8, `malloc` while it writes code | notes on code, of all threads | the tenant's heap in the commons ([`super::commons`]) |
-//! | V8, `aligned_alloc` | isolate objects, which the watchdog has to reach; tables of names | the same |
+//! | V8, `malloc` | zones (working memory of parser and compiler), regular expression stacks, serialisers | the tenant's heap on its island ([`super::heap`]), behind its key |
+//! | V8, `malloc` while it writes code | metadata of code, for all threads | the tenant's heap in the commons ([`super::commons`]) |
+//! | V8, `aligned_alloc` | isolate objects, which the watchdog must reach; tables of names | the same |
 //! | C++, `operator new` | V8's containers and objects, and what V8 keeps for all isolates: the platform's task runners, caches of `Intl` | the same |
 //! | ICU | formatters, and caches for all threads | the same |
 //!
-//! All but the first may be of use to other threads later, and nothing tells which, so they
-//! cannot be on an island. On a thread that is no tenant's everything is libc's.
+//! Other threads may later use all of these except the first, and nothing shows which, so they
+//! cannot be on an island. On a thread that is not a tenant's everything is libc's.
 //!
-//! The address decides where memory goes back to, never the thread. The archive frees on one
-//! thread what it took on another, what it took before `main`, and what libc allocated for it.
+//! The address decides where memory goes back to, never the thread. The archive frees on one thread
+//! what it took on another, what it took before `main`, and what libc allocated for it.
 
 use std::ffi::{c_int, c_void};
 use std::io;
@@ -24,7 +24,7 @@ use libc::size_t;
 use super::{commons, confinement, date_patterns, heap, mappings, quota};
 use crate::engine::last_words;
 
-/// All functions of ours that the archive knows, in the order of `v8/patches/16-hooks-seen.patch`.
+/// All hook functions that the archive knows, in the order of `v8/patches/16-hooks-seen.patch`.
 const HOOKS: [&str; 10] =
     ["take", "give_back", "most", "mmap", "malloc", "calloc", "realloc", "free", "aligned_alloc", "usable_size"];
 
@@ -33,8 +33,7 @@ unsafe extern "C" {
     fn v8_tenant_hooks() -> u32;
 }
 
-/// The archive skips a missing function without a word: limits would not hold, and nobody would see
-/// it.
+/// The archive silently skips a missing function: limits would not hold, and nothing would show it.
 pub(in crate::engine) fn check() -> io::Result<()> {
     // SAFETY: the function takes nothing and reads constants of the program.
     let found = unsafe { v8_tenant_hooks() };
@@ -76,8 +75,8 @@ unsafe extern "C" fn v8_tenant_calloc(elements: size_t, bytes: size_t) -> *mut c
     }
 }
 
-/// Always moves the block, which costs nobody anything: V8 asks for this never while it compiles,
-/// matches, sorts or reads JSON, and ICU three times in making 300 formatters.
+/// Always moves the block, which costs little: V8 never calls this while it compiles, matches,
+/// sorts or reads JSON, and ICU three times in making 300 formatters.
 ///
 /// # Safety
 /// As libc's.
@@ -133,16 +132,16 @@ unsafe extern "C" fn v8_tenant_usable_size(memory: *mut c_void) -> size_t {
 }
 
 /// A block on the island of the calling thread, if it has one. While V8 has the key of its JIT
-/// pages open, it allocates notes on code, which all threads read.
+/// pages open, it allocates metadata of code, which all threads read.
 fn of_a_tenant(bytes: usize) -> Option<*mut c_void> {
     if confinement::writes_code() { commons::take(bytes, ALIGNMENT) } else { heap::take(bytes, ALIGNMENT) }
 }
 
-/// As malloc has it: enough for everything that asks for no alignment of its own.
+/// The same as malloc's: enough for everything without an alignment of its own.
 const ALIGNMENT: usize = 16;
 
-/// A block that all threads may use. The process ends where there is no memory: C++ without
-/// exceptions cannot be told.
+/// A block that all threads may use. The process ends if there is no memory: C++ without exceptions
+/// cannot handle that.
 fn common(bytes: usize, alignment: usize) -> *mut c_void {
     let taken = if date_patterns::is_note() && alignment <= ALIGNMENT {
         commons::take_for_good(bytes)
@@ -191,8 +190,8 @@ unsafe fn size(block: *mut c_void) -> Option<usize> {
     on_an_island.or_else(|| unsafe { commons::size(block) })
 }
 
-/// Operators new and delete, in the place of the archive's. What a pair of them does is the same,
-/// whether it is for arrays, says its size, or may fail, which it never does here.
+/// Operators new and delete, replacing the archive's. What a pair of them does is the same, whether
+/// it is for arrays, gets a size, or may fail, which it never does here.
 macro_rules! operators {
     (new: $($new:ident)*; aligned: $($aligned:ident)*; delete: $($delete:ident)*) => {
         $(
@@ -295,7 +294,8 @@ unsafe extern "C" fn icu_free(_: *const c_void, block: *mut c_void) {
 }
 
 unsafe extern "C" {
-    /// ICU's, in the archive: what it allocates with. Only before it has allocated anything.
+    /// ICU's function in the archive that sets its allocator. Only before ICU has allocated
+    /// anything.
     #[link_name = "u_setMemoryFunctions_78"]
     fn set_memory_functions_of_icu(
         context: *const c_void,
@@ -316,7 +316,7 @@ unsafe extern "C" {
     fn make_type_cache() -> *const c_void;
 }
 
-/// ICU's memory from now on comes from here. To be called before V8 starts.
+/// Makes ICU allocate here from now on. To be called before V8 starts.
 pub(in crate::engine) fn take_over_icu() -> io::Result<()> {
     let mut error = 0;
     // SAFETY: the functions keep malloc's contract, and ICU has not allocated anything yet.
@@ -324,9 +324,9 @@ pub(in crate::engine) fn take_over_icu() -> io::Result<()> {
     if error > 0 { Err(io::Error::other(format!("ICU refuses V8's hooks: error {error}"))) } else { Ok(()) }
 }
 
-/// Makes what all of V8 shares and asks `malloc` for when it first needs it: it may not be on the
-/// island of whoever comes first. Everything else of that kind is made with operator new. A debug
-/// build looks whether an island has blocks left when its cage is gone
+/// Makes what all of V8 shares and requests from `malloc` when it first needs it: it must not be on
+/// the island of the thread that comes first. Everything else of that kind is made with operator
+/// new. A debug build checks whether an island has blocks left when its cage is gone
 /// ([`super::cage::Entered`]).
 pub(in crate::engine) fn make_what_is_shared() {
     // SAFETY: V8 has started; the function takes nothing.
@@ -357,7 +357,7 @@ mod count {
         CALLS.set(calls);
     }
 
-    /// The hooks that this thread has called in `work`, each as often as it was.
+    /// The hooks that this thread called in `work`, and how often.
     pub(super) fn calls(work: impl FnOnce()) -> Vec<(&'static str, u32)> {
         CALLS.set([0; NAMES.len()]);
         work();
@@ -372,8 +372,8 @@ mod tests {
 
     use super::*;
 
-    // Of the archive: operators new and delete of C++, ICU's functions, and what libc's names have
-    // become.
+    // In the archive: operators new and delete of C++, ICU's functions, and the names that replace
+    // libc's.
     unsafe extern "C" {
         #[link_name = "_Znwm"]
         fn new(bytes: size_t) -> *mut c_void;
@@ -401,8 +401,8 @@ mod tests {
 
     #[test]
     fn operators_new_and_delete_come_here() {
-        // The compiler knows these functions, and leaves out a pair whose memory nobody sees.
-        // SAFETY: each address is given back once, to the function that belongs to the one that it
+        // The compiler knows these functions, and omits a pair whose memory is not used.
+        // SAFETY: each address is given back once, to the function that matches the one that it
         // came from.
         let called = count::calls(|| unsafe { delete(black_box(new(100))) });
         assert_eq!(called, [("new", 1), ("delete", 1)]);

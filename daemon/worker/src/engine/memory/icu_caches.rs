@@ -1,13 +1,13 @@
-//! ICU's cache of what formatters are made of, by locale: one for all threads of the process.
+//! ICU's cache of the parts of formatters, by locale: one for all threads of the process.
 //!
-//! What it keeps is on the account of the tenant whose thread made it come, and stays there when
-//! nobody uses it any more. ICU itself would keep a thousand such things (`unifiedcache.cpp`), of
-//! up to some 200 KiB each; a script chooses the locales.
+//! What the cache keeps is on the account of the tenant whose thread added it, and stays there when
+//! it is no longer used. ICU itself would keep a thousand unused entries (`unifiedcache.cpp`), of
+//! up to about 200 KiB each; a script chooses the locales.
 
 use std::ffi::{c_int, c_void};
 use std::io;
 
-/// How many things the cache keeps that nobody uses. A formatter takes three or four.
+/// How many unused entries the cache keeps. A formatter takes three or four.
 const MOST_UNUSED: c_int = 64;
 
 unsafe extern "C" {
@@ -19,14 +19,14 @@ unsafe extern "C" {
     fn set_eviction_policy(cache: *mut c_void, most_unused: c_int, percent_of_used: c_int, error: *mut c_int);
 }
 
-/// Has ICU keep little of what nobody uses. To be called before the first tenant.
+/// Has ICU keep few unused entries. To be called before the first tenant.
 pub(in crate::engine) fn bound() -> io::Result<()> {
     let mut error = 0;
-    // SAFETY: `error` is writable and says that nothing has failed yet.
+    // SAFETY: `error` is writable and zero, which means that nothing has failed yet.
     let cache = unsafe { instance(&raw mut error) };
     if error <= 0 {
         // SAFETY: the cache lives as long as the process; `error` is as above.
         unsafe { set_eviction_policy(cache, MOST_UNUSED, 0, &raw mut error) };
     }
-    if error <= 0 { Ok(()) } else { Err(io::Error::other(format!("ICU's cache has no bound: error {error}"))) }
+    if error <= 0 { Ok(()) } else { Err(io::Error::other(format!("ICU's cache could not be bounded: error {error}"))) }
 }

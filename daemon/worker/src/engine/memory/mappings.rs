@@ -2,14 +2,13 @@
 //!
 //! The archive calls [`v8_tenant_mmap`] where it would call libc's `mmap`
 //! (`v8/patches/13-mapping-hook.patch`). A mapping of a tenant's thread is put on its island and
-//! tagged with its key. For every other thread this is the system call and nothing else. libc's own
-//! `malloc` does not come this way: its memory is shared by all tenants of the process and carries
-//! no key.
+//! tagged with its key. For every other thread this is the plain system call. libc's own `malloc`
+//! does not come this way: all tenants of the process share its memory, which carries no key.
 //!
-//! So every mapping of V8's for a tenant is tagged, whichever part of V8 makes it: pointer tables
-//! of each isolate, the code range, the trusted range. Pages that V8 replaces (`MAP_FIXED`, which
+//! So every mapping of V8 for a tenant is tagged, whichever part of V8 makes it: pointer tables of
+//! each isolate, the code range, the trusted range. Pages that V8 replaces (`MAP_FIXED`, which
 //! drops a key) are tagged again. The patch in `v8/patches` tags sandbox and trusted range by
-//! itself; there this is the second layer.
+//! itself; for them this is the second layer.
 
 use std::cell::Cell;
 use std::ffi::c_void;
@@ -21,13 +20,12 @@ use libc::{c_int, c_long, off_t, size_t};
 
 use super::oversized;
 
-/// From which size on a mapping is V8's sandbox: nothing else is nearly as large.
+/// From this size on a mapping is V8's sandbox: nothing else is nearly as large.
 const SANDBOX_FROM: usize = 1 << 40;
-/// Where the search goes on when a place is taken.
+/// How far the search advances when an address is taken.
 const STEP: usize = 1 << 30;
-/// V8 keeps the lowest addresses unmapped by mapping them itself, from 1 MiB at the most on
-/// (v8/src/sandbox/sandbox.cc). Any other hint is a wish that may be disregarded, however low: V8's
-/// are random.
+/// V8 keeps the lowest addresses unmapped by mapping them itself, from at most 1 MiB on
+/// (v8/src/sandbox/sandbox.cc). Any other hint may be ignored, however low: V8's are random.
 const LOW: usize = 2 << 20;
 const PAGE: usize = 4096;
 
@@ -36,7 +34,7 @@ const PAGE: usize = 4096;
 pub(super) struct Home {
     island: Island,
     key: Option<u8>,
-    /// Where in the window the next mapping is tried. It only moves on, so what was unmapped is not
+    /// Where in the window the next mapping is tried. It only advances, so what was unmapped is not
     /// reused soon.
     next: usize,
 }
@@ -54,8 +52,8 @@ impl Home {
     }
 }
 
-/// From now on this thread's mappings go to that island; to nowhere in particular with `None`.
-/// Returns where they went.
+/// From now on this thread's mappings go to that island; with `None`, anywhere. Returns where they
+/// went before.
 pub(super) fn move_to(home: Option<Home>) -> Option<Home> {
     HOME.replace(home)
 }
@@ -75,7 +73,7 @@ pub(super) fn map_stack(home: &Home) -> io::Result<Range<usize>> {
     if mapped as usize == stack.start { Ok(stack) } else { Err(io::Error::last_os_error()) }
 }
 
-/// Maps pages that every thread can use, where nothing is mapped; null if it cannot.
+/// Maps pages that every thread can use, where nothing is mapped; null if that fails.
 pub(super) fn map_at(start: usize, bytes: usize) -> *mut u8 {
     let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_FIXED_NOREPLACE;
     let protection = libc::PROT_READ | libc::PROT_WRITE;
@@ -84,7 +82,7 @@ pub(super) fn map_at(start: usize, bytes: usize) -> *mut u8 {
     if mapped == libc::MAP_FAILED { std::ptr::null_mut() } else { mapped.cast() }
 }
 
-/// Unmaps whatever is left on an island.
+/// Unmaps everything that is left on an island.
 ///
 /// # Safety
 /// The thread that lived there has been joined, and nothing on the island is used any more.
@@ -94,8 +92,8 @@ pub(super) unsafe fn sweep(island: Island) {
     unsafe { libc::munmap(range.start as *mut c_void, range.len()) };
 }
 
-/// Keeps a range of addresses free while V8 chooses places of its own; dropping it gives the range
-/// back.
+/// Keeps a range of addresses free while V8 chooses addresses of its own; dropping it gives the
+/// range back.
 #[derive(Debug)]
 pub(crate) struct Reserved(Range<usize>);
 
@@ -110,7 +108,7 @@ impl Reserved {
 
 impl Drop for Reserved {
     fn drop(&mut self) {
-        // SAFETY: the range was mapped by `new`, and nobody uses it.
+        // SAFETY: the range was mapped by `new`, and nothing uses it.
         unsafe { libc::munmap(self.0.start as *mut c_void, self.0.len()) };
     }
 }
@@ -135,7 +133,7 @@ pub(in crate::engine) unsafe extern "C" fn v8_tenant_mmap(
     let chosen = flags & (libc::MAP_FIXED | libc::MAP_FIXED_NOREPLACE) != 0;
     let at_home =
         if chosen { home.island.range().contains(&(hint as usize)) } else { !(1..LOW).contains(&(hint as usize)) };
-    // Elsewhere V8 replaces pages that all tenants of the process share.
+    // Here V8 replaces pages that all tenants of the process share.
     let Some(key) = home.key.filter(|_| at_home) else {
         return if chosen || !at_home {
             // SAFETY: the caller's.
@@ -144,7 +142,7 @@ pub(in crate::engine) unsafe extern "C" fn v8_tenant_mmap(
             home.place(bytes, protection, flags, fd, offset)
         };
     };
-    // Nobody can use a page before it has its key.
+    // No access until the page has its key.
     let mapped = if chosen {
         // SAFETY: the caller's.
         unsafe { system_call(hint, bytes, libc::PROT_NONE, flags, fd, offset) }
@@ -153,7 +151,7 @@ pub(in crate::engine) unsafe extern "C" fn v8_tenant_mmap(
     };
     // SAFETY: the pages were mapped just now, for a thread that has the key open.
     if mapped != libc::MAP_FAILED && !unsafe { tag(mapped as usize, bytes, protection, key) } {
-        // SAFETY: as above; nobody has seen them yet.
+        // SAFETY: as above; nothing has seen them yet.
         unsafe { libc::munmap(mapped, bytes) };
         return libc::MAP_FAILED;
     }
@@ -161,13 +159,13 @@ pub(in crate::engine) unsafe extern "C" fn v8_tenant_mmap(
 }
 
 impl Home {
-    /// Maps where V8 leaves the choice: a sandbox in its place, everything else in the window.
-    /// Remembers where it got to.
+    /// Maps where V8 leaves the choice: a sandbox at its reserved address, everything else in the
+    /// window. Remembers how far it got.
     fn place(mut self, bytes: size_t, protection: c_int, flags: c_int, fd: c_int, offset: off_t) -> *mut c_void {
         let try_at = |at: usize| {
             let flags = flags | libc::MAP_FIXED_NOREPLACE;
-            // SAFETY: whoever asks for a mapping at any place takes this one; with NOREPLACE it
-            // touches no other.
+            // SAFETY: the caller accepts any address; with NOREPLACE the mapping touches no other
+            // one.
             unsafe { system_call(at as *mut c_void, bytes, protection, flags, fd, offset) }
         };
         let mapped =
@@ -176,7 +174,7 @@ impl Home {
         mapped
     }
 
-    /// Tries places in the window, once around, until one is free.
+    /// Tries addresses in the window, once around, until one is free.
     fn search(&mut self, bytes: usize, place: impl Fn(usize) -> *mut c_void) -> *mut c_void {
         let window = self.island.window();
         let bytes = bytes.next_multiple_of(PAGE);
@@ -198,8 +196,8 @@ impl Home {
     }
 }
 
-/// V8 commits pages with `mprotect`, which the program takes over from libc to learn where the
-/// object is that a run was ended for.
+/// V8 commits pages with `mprotect`. The program replaces libc's, to learn where the object is that
+/// a run was ended for.
 ///
 /// # Safety
 /// As the system call's.
@@ -210,7 +208,7 @@ unsafe extern "C" fn mprotect(start: *mut c_void, bytes: size_t, protection: c_i
     committed(result, start as usize, bytes, protection)
 }
 
-/// As [`mprotect`].
+/// Like [`mprotect`].
 ///
 /// # Safety
 /// As the system call's.
@@ -221,7 +219,8 @@ unsafe extern "C" fn pkey_mprotect(start: *mut c_void, bytes: size_t, protection
     committed(result, start as usize, bytes, protection)
 }
 
-/// Whether the linker has taken [`mprotect`] for libc's. If not, nobody sees what V8 commits.
+/// Whether the linker has used [`mprotect`] in place of libc's. If not, what V8 commits goes
+/// unnoticed.
 pub(super) fn sees_commits() -> bool {
     libc::mprotect as *const () == mprotect as *const ()
 }
@@ -254,7 +253,7 @@ unsafe fn system_call(
 /// Gives pages a key, and `protection` with it. False if the kernel refuses.
 ///
 /// # Safety
-/// The pages are mapped, nobody relies on another protection of theirs, and every thread that uses
+/// The pages are mapped, nothing relies on another protection of theirs, and every thread that uses
 /// them has the key open.
 unsafe fn tag(start: usize, bytes: usize, protection: c_int, key: u8) -> bool {
     // SAFETY: the caller's.

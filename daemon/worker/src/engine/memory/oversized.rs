@@ -1,10 +1,10 @@
 //! An object that is larger than its run's limit, which the run was ended for. V8 makes it all the
-//! same, and writes all of it before it looks whether it has to end: a string of a gigabyte, from
-//! parts that are few. Nobody will read it. So as long as the run lasts, the watchdog gives its
-//! pages back, all but the first ones, where V8's own notes are, and the last ones.
+//! same, and writes all of it before it checks whether it must end: a string of a gigabyte, from a
+//! few parts. Nothing will read it. So while the run lasts, the watchdog gives its pages back,
+//! except the first ones, where V8's own metadata is, and the last ones.
 //!
-//! To the rest of V8 that is a tenant that writes zeros into its own sandbox, which V8's sandbox
-//! is there for.
+//! To the rest of V8 this is like a tenant that writes zeros into its own sandbox, which V8's
+//! sandbox is designed for.
 
 use std::cell::Cell;
 use std::ffi::c_void;
@@ -15,29 +15,29 @@ use enisle_hardening::islands::frozen::{self, MOST_PLACES};
 
 use super::account;
 
-/// Where the object of a place is.
+/// Where the object of a slot is.
 #[derive(Debug)]
 struct Oversized {
     start: AtomicUsize,
-    /// 0 as long as it is only expected; [`NONE`] otherwise.
+    /// 0 while the object is only expected; [`NONE`] if there is none.
     bytes: AtomicUsize,
 }
 
 const NONE: usize = usize::MAX;
 
-/// Pages at the beginning of an object that stay: the notes that V8 keeps in front of it.
+/// How much stays at the beginning of an object: the metadata that V8 keeps in front of it.
 const STAY: usize = 1 << 20;
-/// Pages at its end that stay, where V8 commits in steps of 256 KiB: the highest digit of a `BigInt`
-/// is never zero, and V8 reads past its digits if it is.
+/// How much stays at its end, where V8 commits in steps of 256 KiB: V8 reads past the digits of a
+/// `BigInt` whose highest digit is zero, which it never is.
 const END_STAYS: usize = 512 << 10;
 
 static OVERSIZED: [Oversized; MOST_PLACES] =
     [const { Oversized { start: AtomicUsize::new(0), bytes: AtomicUsize::new(NONE) } }; MOST_PLACES];
 
 thread_local! {
-    /// How large the object is that comes next, which nobody will read.
+    /// The size of the next object, which nothing will read.
     static EXPECTED: Cell<usize> = const { Cell::new(NONE) };
-    /// How many there were in this run.
+    /// How many such objects this run has made.
     static SEEN: Cell<u32> = const { Cell::new(0) };
 }
 
@@ -45,11 +45,11 @@ fn of_place(place: u32) -> Option<&'static Oversized> {
     OVERSIZED.get(usize::try_from(place).ok()?)
 }
 
-/// So many of them come one after the other, within one operation of V8's.
+/// The most such objects in a run: they follow each other within one operation of V8.
 const MOST_OVERSIZED: u32 = 8;
 
-/// An object of so many bytes comes next on this thread, or later in this run. False if there were
-/// too many. The pages of the last one are given back; those before it have been written.
+/// An object of `bytes` comes next on this thread, or later in this run. False if there were too
+/// many. The pages of the last one are given back; those before it have been written.
 pub(super) fn expect(bytes: usize) -> bool {
     let seen = SEEN.get() + 1;
     SEEN.set(seen);
@@ -57,14 +57,14 @@ pub(super) fn expect(bytes: usize) -> bool {
         return false;
     }
     EXPECTED.set(bytes);
-    // As long as it is only expected, the one before is looked after.
+    // While the new one is only expected, the one before is still given back.
     if let Some(object) = of_place(account::place()) {
         let _ = object.bytes.compare_exchange(NONE, 0, Ordering::AcqRel, Ordering::Relaxed);
     }
     true
 }
 
-/// Whether a mapping of so many bytes may be that object.
+/// Whether a mapping of `bytes` may be that object.
 pub(super) fn is_expected(bytes: usize) -> bool {
     bytes >= EXPECTED.get()
 }
@@ -87,8 +87,8 @@ pub(crate) fn forget() {
     }
 }
 
-/// Gives back the pages of the oversized object of a place. Says whether there is one, or may be
-/// one soon.
+/// Gives back the pages of the oversized object of a slot. Returns whether there is one, or may be
+/// soon.
 pub(crate) fn trim(place: u32) -> bool {
     let Some(object) = of_place(place) else { return false };
     let bytes = object.bytes.load(Ordering::Acquire);
@@ -102,8 +102,8 @@ pub(crate) fn trim(place: u32) -> bool {
         && sandbox.contains(&start)
         && bytes <= sandbox.end - start
     {
-        // SAFETY: the pages are in the sandbox of the place. V8 puts up with whatever is written
-        // there, and reads nothing of this object before it ends the run.
+        // SAFETY: the pages are in the sandbox of the slot. V8 tolerates whatever is written there,
+        // and reads nothing of this object before it ends the run.
         unsafe { libc::madvise((start + STAY) as *mut c_void, bytes - STAY - END_STAYS, libc::MADV_DONTNEED) };
     }
     true

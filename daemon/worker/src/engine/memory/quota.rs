@@ -1,57 +1,58 @@
 //! What a tenant makes its process hold outside V8's heap: array buffers, and what V8, ICU, C++ and
 //! Rust allocate for it ("native" memory).
 //!
-//! V8 has no such limit. The archive's patches ask the functions below before they allocate a
+//! V8 has no such limit. The archive's patches call the functions below before they allocate a
 //! buffer, and [`super::heap`] and [`super::commons`] count on the thread's account
-//! ([`super::account`]) which pages they take and give back. The heaps of isolates that are kept
-//! ([`crate::engine::isolate::shelf`]) are on it as well.
+//! ([`super::account`]) which pages they take and give back. The account also includes the heaps of
+//! kept isolates ([`crate::engine::isolate::shelf`]).
 //!
-//! What a script sees of the account must not tell how far another tenant's thread is: an entry of
-//! a cache that ICU keeps for all threads is on the account of whoever makes it, so what a
-//! formatter costs says who came first. So refusals that a script sees go by its own buffers, and
-//! by what else it held when its turn began, in whole MiB. The exact account ends runs.
+//! What a script sees of the account must not reveal what another tenant's thread has done. An
+//! entry of a cache that ICU keeps for all threads is on the account of the thread that adds it, so
+//! the cost of a formatter shows who came first. So refusals that a script sees depend on its own
+//! buffers, and on what else it held when its turn began, in whole MiB. The exact account ends
+//! runs.
 //!
 //! | over the limit | what happens |
 //! |---|---|
 //! | a buffer, by what the script sees | V8 collects garbage, then the script gets a `RangeError` |
 //! | a buffer, by the exact account alone | V8 collects garbage; if that is not enough, the run ends |
-//! | native memory | little can be refused: ICU writes to where memory should be. At the next look the run collects garbage, which frees what dead objects hold, and is ended if that was not enough |
-//! | the same, by more than [`SLACK`], within one operation of V8's | a large block is refused to ICU, and the run ends; for anything else the process ends, and it is known whose run it was |
+//! | native memory | little can be refused: ICU writes to where memory should be. At the next check the run collects garbage, which frees what dead objects hold, and is ended if that was not enough |
+//! | native memory, by more than [`SLACK`], within one operation of V8 | a large block is refused to ICU, and the run ends; for anything else the process ends, and the run responsible is known |
 
 use std::cell::Cell;
 
 use super::account::{self, Held, Look, native, used};
 use super::{commons, confinement, heap};
 
-/// V8 aborts where it cannot move an on-heap typed array of up to this size out of the heap
-/// (`v8_typed_array_max_size_in_heap`), so that much is always granted, and counted.
+/// V8 aborts if it cannot move an on-heap typed array of up to this size out of the heap
+/// (`v8_typed_array_max_size_in_heap`), so this is always granted, and counted.
 const ALWAYS_GRANTED: usize = 64;
 
-/// What a tenant's isolates themselves take in native memory, before any script is in them: two
-/// at a time, some 0.7 MiB each.
+/// What a tenant's isolates themselves take in native memory, before they run a script: two at a
+/// time, about 0.7 MiB each.
 const OWN: usize = 2 << 20;
 
-/// What stays of a tenant when nothing of its scripts does, beyond [`OWN`]: caches of V8's and
-/// ICU's, which all threads use and nobody can give back. So much of it is not held against the
-/// tenant: less than the 16 MiB that it may hold beside its limit at rest.
+/// What stays of a tenant when its scripts hold nothing, beyond [`OWN`]: caches of V8 and ICU,
+/// which all threads use and nothing can give back. Up to this much is not held against the tenant:
+/// less than the 16 MiB that it may hold beyond its limit at rest.
 const MOST_BASE: usize = 14 << 20;
 
-/// How far native memory gets over the limit until the run notices. V8 looks when a loop has
-/// executed so many bytes of bytecode (`--interrupt-budget`), which are some thousand turns of a
-/// short one, and a formatter has 30 KiB.
+/// How far native memory gets over the limit until the run notices. V8 checks when a loop has
+/// executed a number of bytes of bytecode (`--interrupt-budget`), which is about a thousand turns
+/// of a short one, and a formatter has 30 KiB.
 const SLACK: usize = 48 << 20;
 
 /// How much more a run gets, of either kind, until it notices that it was ended. With [`SLACK`]
 /// that is less than 64 MiB.
 pub(super) const LAST_ROOM: usize = 8 << 20;
 
-/// Looks at less than this distance from the limit are not worth their garbage collection.
+/// Checks closer to the limit than this are not worth their garbage collection.
 const CLOSE: usize = 1 << 20;
 
-/// In such steps a script sees what it holds in native memory ...
+/// In these steps a script sees what it holds in native memory ...
 const SEEN_STEP: usize = 1 << 20;
-/// ... and at least so much more than it holds when a turn begins: so much it can take in that turn
-/// and still be refused a buffer before the run is ended for it.
+/// ... and at least this much more than it holds when a turn begins: it can take as much in that
+/// turn and still be refused a buffer before the run is ended for it.
 const RESERVE: usize = 1 << 20;
 
 /// What a script sees a buffer take in native memory, which is more than V8's objects for it.
@@ -61,13 +62,13 @@ thread_local! {
     static LIMIT: Cell<usize> = const { Cell::new(usize::MAX) };
     /// What the tenant's thread held when nothing of its scripts was left.
     static BASE: Cell<usize> = const { Cell::new(0) };
-    /// What of native memory the script sees: as it was when the turn began.
+    /// How much native memory the script sees: as it was when the turn began.
     static SEEN: Cell<usize> = const { Cell::new(0) };
     #[cfg(feature = "attack-natives")]
     static EXACTLY: Cell<bool> = const { Cell::new(false) };
-    /// The last buffer that V8 asked for fits what the script sees, and not the exact account.
+    /// The last buffer that V8 requested fits what the script sees, and not the exact account.
     static EXHAUSTED: Cell<bool> = const { Cell::new(false) };
-    /// The run has asked for more of what is the process's than a tenant gets.
+    /// The run has requested more of the process's memory than a tenant gets.
     static TO_END: Cell<bool> = const { Cell::new(false) };
     static REFUSED: Cell<bool> = const { Cell::new(false) };
 }
@@ -81,7 +82,7 @@ pub(super) fn reset(place: u32) {
     LIMIT.set(usize::MAX);
 }
 
-/// Sets the limit of this thread's tenant for what comes now.
+/// Sets the limit of this thread's tenant from now on.
 pub(in crate::engine) fn set_limit(bytes: usize) {
     LIMIT.set(bytes.saturating_add(seen_base()));
     REFUSED.set(false);
@@ -92,7 +93,7 @@ pub(in crate::engine) fn set_limit(bytes: usize) {
     begin_turn();
 }
 
-/// A turn of the script begins: it sees what it holds now until the next one.
+/// A turn of the script begins: what it holds now is what it sees until the next one.
 pub(in crate::engine) fn begin_turn() {
     SEEN.set(seen(native()));
 }
@@ -101,13 +102,13 @@ fn seen(native: usize) -> usize {
     native.saturating_add(RESERVE).next_multiple_of(SEEN_STEP)
 }
 
-/// What the attack harness shows: a script that sees the exact account.
+/// For the attack harness: a script that sees the exact account.
 #[cfg(feature = "attack-natives")]
 pub(in crate::engine) fn see_exactly() {
     EXACTLY.set(true);
 }
 
-/// What is not held against the tenant.
+/// How much is not held against the tenant.
 fn base() -> usize {
     BASE.get().clamp(OWN, MOST_BASE)
 }
@@ -122,8 +123,7 @@ pub(crate) fn settle() {
     BASE.set(native());
 }
 
-/// From now on the run that `handle` is of looks at its native memory by `look` when it nears the
-/// limit.
+/// From now on the run of `handle` checks its native memory by `look` when it nears the limit.
 pub(in crate::engine) fn hold(handle: &v8::IsolateHandle, look: Look) -> Held<'_> {
     let used = used();
     let held = account::hold(handle, look, used.max(LIMIT.get()).saturating_add(SLACK));
@@ -131,8 +131,8 @@ pub(in crate::engine) fn hold(handle: &v8::IsolateHandle, look: Look) -> Held<'_
     held
 }
 
-/// Half way from what lives to the limit, and at last at the limit itself; but not before what is
-/// free has been used up, which shows when the heap grows.
+/// Half way from what is live to the limit, and finally at the limit itself; but not before free
+/// memory has been used up, which shows when the heap grows.
 fn look_again(used: usize) {
     let live = used.saturating_sub(commons::free());
     let half_way = live + LIMIT.get().saturating_sub(live) / 2;
@@ -144,24 +144,24 @@ pub(super) fn last_room() -> usize {
     account::until_last().max(LAST_ROOM)
 }
 
-/// The run is over: it gets no more than [`LAST_ROOM`] until it notices.
+/// The run is over: it gets at most [`LAST_ROOM`] until it notices.
 pub(super) fn no_more() {
     account::end_after(LAST_ROOM);
 }
 
-/// No limit holds for this run: the attack harness shows what the limits are for.
+/// Lifts all limits for this run: the attack harness shows what they prevent.
 #[cfg(feature = "attack-natives")]
 pub(in crate::engine) fn lift() {
     LIMIT.set(usize::MAX);
     account::no_marks();
 }
 
-/// Whether no limit holds for this run.
+/// Whether this run's limits are lifted.
 pub(super) fn is_lifted() -> bool {
     cfg!(feature = "attack-natives") && LIMIT.get() == usize::MAX
 }
 
-/// Whether the tenant holds more than its limit. If not, the next look is set.
+/// Whether the tenant holds more than its limit. If not, the next check is set.
 pub(in crate::engine) fn is_over() -> bool {
     let over = is_truly_above(LIMIT.get());
     if !over {
@@ -170,36 +170,36 @@ pub(in crate::engine) fn is_over() -> bool {
     over
 }
 
-/// Whether the tenant holds more than so much, beside what is not held against it.
+/// Whether the tenant holds more than `bytes`, beyond what is not held against it.
 pub(in crate::engine) fn is_above(bytes: usize) -> bool {
     is_truly_above(bytes.saturating_add(base()))
 }
 
-/// Gives pages of the calling thread's tenant back to the kernel in which nothing lives any more.
+/// Gives pages of the calling thread's tenant back to the kernel in which nothing is live any more.
 pub(crate) fn trim() {
     heap::trim();
     commons::trim();
 }
 
 fn is_truly_above(bytes: usize) -> bool {
-    // Pages in which nothing lives any more go first.
+    // Pages in which nothing is live any more are given back first.
     used() > bytes && {
         trim();
         used() > bytes
     }
 }
 
-/// As [`is_above`], of the limit but for the last bytes of it.
+/// Like [`is_above`], for the limit minus `bytes`.
 pub(in crate::engine) fn is_above_limit_less(bytes: usize) -> bool {
     is_truly_above(LIMIT.get().saturating_sub(bytes))
 }
 
-/// Bytes that the tenant may still take, by the exact account.
+/// How many bytes the tenant may still take, by the exact account.
 pub(in crate::engine) fn left() -> usize {
     LIMIT.get().saturating_sub(used())
 }
 
-/// Bytes that the script sees it may still take. Nothing that another thread does within a turn
+/// How many bytes the script sees it may still take. Nothing that another thread does within a turn
 /// changes that.
 fn seen_left() -> usize {
     #[cfg(feature = "attack-natives")]
@@ -209,38 +209,38 @@ fn seen_left() -> usize {
     LIMIT.get().saturating_sub(account::buffers().saturating_add(SEEN.get()))
 }
 
-/// Whether the script may have so many bytes more. If only the exact account is over its limit, the
-/// run is about to be ended.
+/// Whether the script may have `bytes` more. If only the exact account is over its limit, the run
+/// is about to be ended.
 pub(in crate::engine) fn has_room(bytes: usize) -> bool {
     if bytes > seen_left() {
         return false;
     }
     let fits = bytes <= left() || {
-        // Pages in which nothing lives any more go first.
+        // Pages in which nothing is live any more are given back first.
         trim();
         bytes <= left()
     };
     EXHAUSTED.set(!fits);
     if !fits {
-        // The look ends it.
+        // The check ends it.
         account::ask_to_look();
     }
     fits
 }
 
-/// The last buffer did not fit, and there was no later one that did; or the run is to end anyway.
+/// The last buffer did not fit, and no later one did; or the run is to end anyway.
 pub(super) fn is_exhausted() -> bool {
     EXHAUSTED.get() || TO_END.get()
 }
 
-/// The run has asked for more of what is the process's than a tenant gets.
+/// The run has requested more of the process's memory than a tenant gets: ends it.
 pub(super) fn end_the_run() {
     TO_END.set(true);
     account::ask_to_look();
 }
 
-/// Whether the process would end for so many bytes more of native memory. If so the run ends
-/// instead, and whoever asked has to do without them.
+/// Whether `bytes` more of native memory would end the process. If so the run ends instead, and the
+/// caller must do without them.
 pub(super) fn ends_instead(bytes: usize) -> bool {
     let refused = bytes > account::until_last();
     if refused {
@@ -249,19 +249,19 @@ pub(super) fn ends_instead(bytes: usize) -> bool {
     refused
 }
 
-/// So much heap is on the shelf by now.
+/// Sets how many bytes of heap are on the shelf.
 pub(in crate::engine) fn shelve(bytes: usize) {
     account::shelve(if is_lifted() { 0 } else { bytes });
 }
 
-/// Whether an allocation was refused since the last call. V8 collects garbage before it believes a
-/// refusal, and then tells its near-heap-limit callback, though the heap itself may be nearly
+/// Whether an allocation was refused since the last call. V8 collects garbage before it accepts a
+/// refusal, and then calls its near-heap-limit callback, though the heap itself may be nearly
 /// empty.
 pub(super) fn take_refused() -> bool {
     REFUSED.replace(false)
 }
 
-/// What a buffer of so many bytes takes: V8's allocator goes by steps of 128 (isolate-group.h).
+/// What a buffer of `bytes` takes: V8's allocator uses steps of 128 (isolate-group.h).
 const fn cost(bytes: usize) -> usize {
     bytes.saturating_add(127) / 128 * 128
 }
@@ -282,7 +282,7 @@ fn refund(bytes: usize) {
     account::give_back_buffer(bytes);
 }
 
-/// V8 asks before it allocates a buffer, or reserves a resizable one, whole.
+/// V8 calls this before it allocates a buffer, or reserves a resizable one in full.
 #[unsafe(no_mangle)]
 extern "C" fn v8_tenant_take(bytes: usize) -> bool {
     confinement::edge();
@@ -294,7 +294,7 @@ extern "C" fn v8_tenant_give_back(bytes: usize) {
     refund(cost(bytes));
 }
 
-/// V8 asks this first and answers a larger request with a `RangeError` without collecting garbage
+/// V8 asks this first, and answers a larger request with a `RangeError` without collecting garbage
 /// for it.
 #[unsafe(no_mangle)]
 extern "C" fn v8_tenant_most() -> usize {
@@ -307,7 +307,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn an_account_refuses_over_its_limit_and_grants_again_after_a_refund() {
+    fn an_account_refuses_above_its_limit_and_grants_again_after_a_refund() {
         reset(0);
         set_limit(1000);
         assert!(charge(OWN + 900));
@@ -318,7 +318,7 @@ mod tests {
     }
 
     #[test]
-    fn what_v8_cannot_do_without_is_granted_and_counted() {
+    fn what_v8_needs_unconditionally_is_granted_and_counted() {
         reset(0);
         set_limit(10);
         assert!(charge(OWN));
@@ -328,7 +328,7 @@ mod tests {
     }
 
     #[test]
-    fn what_a_script_sees_within_a_turn_does_not_depend_on_what_a_cache_had() {
+    fn what_a_script_sees_within_a_turn_does_not_depend_on_a_caches_content() {
         let refused_from = |taken: usize, given_back: usize| {
             reset(6);
             take_native(OWN);
@@ -345,7 +345,7 @@ mod tests {
     }
 
     #[test]
-    fn a_buffer_that_fits_what_a_script_sees_and_not_the_account_is_refused_and_ends_the_run() {
+    fn a_buffer_that_fits_the_visible_account_but_not_the_exact_one_ends_the_run() {
         reset(7);
         set_limit(10 << 20);
         take_native(seen_base() + (4 << 20));
@@ -354,7 +354,7 @@ mod tests {
         // Garbage has gone meanwhile.
         refund(6 << 20);
         assert!(charge(1 << 20) && !is_exhausted());
-        // And what is over both is an error of the script's.
+        // A buffer that is over both is an error in the script.
         assert!(!charge(20 << 20) && !is_exhausted());
     }
 
@@ -371,7 +371,7 @@ mod tests {
     }
 
     #[test]
-    fn what_stays_without_a_script_is_not_held_against_the_next_one() {
+    fn what_stays_after_all_scripts_is_not_held_against_the_next() {
         reset(4);
         take_native(12 << 20);
         set_limit(8 << 20);
@@ -388,7 +388,7 @@ mod tests {
     }
 
     #[test]
-    fn looks_come_closer_and_the_last_one_is_at_the_limit() {
+    fn checks_come_closer_and_the_last_one_is_at_the_limit() {
         reset(3);
         set_limit(100 << 20);
         let mut looks = Vec::new();
