@@ -1,11 +1,11 @@
 //! One tenant: one thread, one cage, one key, one channel.
 //!
 //! ```text
-//! admit ─▶ enter the cage ─▶ warm ─▶ lock down ─▶ Ready ─▶ wait
+//! admit ─▶ enter the cage ─▶ warm ─▶ lock down ─▶ Ready ─▶ wait for Run
 //!
-//! wait ─┬─ Run ─▶ execute ─┬─ short ─▶ Done ─▶ warm the next ─▶ dispose of the last ─▶ Ready …
-//!       │                  └─ long ─▶ warm the next ─▶ dispose of the last ─▶ Done ─▶ Ready …
-//!       └─ channel closed ─▶ dispose of all ─▶ give the cage back ─▶ Left
+//! wait for Run ─┬─ short ─▶ execute ─▶ Done ─▶ warm the next ─▶ dispose of the last ─▶ Ready …
+//!               ├─ long ──▶ execute ─▶ warm the next ─▶ dispose of the last ─▶ Done ─▶ Ready …
+//!               └─ channel closed ─▶ dispose of all, give the cage back ─▶ Left
 //! ```
 //!
 //! The thread reports all its CPU time with `Done`, `Ready` and `Left`, and everything it does

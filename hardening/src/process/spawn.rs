@@ -5,9 +5,9 @@
 //! supervisor                               child
 //!   clone3(NEWUSER|NEWNS|NEWPID|…) ───────▶ waits for one byte
 //!   writes uid_map, gid_map, oom_score_adj    │
-//!   sends the byte ─────────────────────────▶ steps back behind the daemon (nice)
-//!                                             becomes uid 0 of its namespace (an unprivileged uid outside)
-//!   waits for the end of the pipe             puts descriptors 0, 1, 2, 3 in place, the rest close-on-exec
+//!   sends the byte ─────────────────────────▶ raises its nice value above the daemon's
+//!                                             becomes uid 0 of its user namespace
+//!   waits for the end of the pipe             opens 0, 1, 2, 3; makes the rest close-on-exec
 //!     end of file: it is executing ◀───────── execveat(worker, empty environment)
 //!     four bytes: the errno that stopped it
 //! ```

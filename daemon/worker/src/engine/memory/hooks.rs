@@ -65,7 +65,7 @@ unsafe extern "C" fn v8_tenant_calloc(elements: size_t, bytes: size_t) -> *mut c
     let Some(whole) = elements.checked_mul(bytes) else { return ptr::null_mut() };
     match of_a_tenant(whole) {
         Some(block) if !block.is_null() => {
-            // SAFETY: the block has so many bytes.
+            // SAFETY: the block has `bytes` bytes.
             unsafe { block.cast::<u8>().write_bytes(0, whole) };
             block
         }
@@ -97,7 +97,7 @@ unsafe extern "C" fn v8_tenant_realloc(memory: *mut c_void, bytes: size_t) -> *m
     if block.is_null() {
         return block;
     }
-    // SAFETY: both blocks are live, and have at least so many bytes.
+    // SAFETY: both blocks are live, and have at least that many bytes.
     unsafe { memory.cast::<u8>().copy_to_nonoverlapping(block.cast(), before.min(bytes)) };
     // SAFETY: the caller does not use it any more.
     unsafe { give_back(memory) };
@@ -257,7 +257,7 @@ unsafe extern "C" fn icu_realloc(_: *const c_void, block: *mut c_void, bytes: si
     if !block.is_null() {
         // SAFETY: ICU's block is live.
         let before = unsafe { v8_tenant_usable_size(block) };
-        // SAFETY: both blocks are live, and have at least so many bytes.
+        // SAFETY: both blocks are live, and have at least that many bytes.
         unsafe { block.cast::<u8>().copy_to_nonoverlapping(larger.cast(), before.min(bytes)) };
         // SAFETY: ICU does not use it any more.
         unsafe { give_back(block) };

@@ -16,7 +16,7 @@ pub(super) fn fill_buffer<'s>(
     }
     let store = v8::ArrayBuffer::new_backing_store(scope, length).make_shared();
     if let Some(start) = store.data() {
-        // SAFETY: the store has so many bytes, and no script has it yet.
+        // SAFETY: the store has `length` bytes, and no script has it yet.
         fill(scope, unsafe { std::slice::from_raw_parts_mut(start.as_ptr().cast(), length) });
     }
     let buffer = v8::ArrayBuffer::with_backing_store(scope, &store);
