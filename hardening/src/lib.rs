@@ -10,7 +10,7 @@
 //! | [`fault`] | signals that end a worker, and the record of the first one |
 //! | [`filter`] | the filters that it installs after V8 has started, and those of a tenant's thread, from `policy/` |
 //! | [`verify`] | what the supervisor reads about a worker before it admits a tenant there |
-//! | [`places`] | where daemon and command line find each other by default |
+//! | [`paths`] | where daemon and command line find each other by default |
 //!
 //! This crate and the worker's V8 edge are the only ones with `unsafe`.
 
@@ -19,7 +19,7 @@ pub mod filter;
 pub mod islands;
 pub mod jail;
 pub mod layers;
-pub mod places;
+pub mod paths;
 pub mod posture;
 pub mod process;
 pub mod verify;

@@ -78,8 +78,8 @@ pub(crate) fn keys_of_every_thread(bench: &Bench) -> Result<String, String> {
         let pkru = Pkru::of_thread(id).map_err(text)?.bits();
         let readable: Vec<_> = (1..16).filter(|key| pkru >> (2 * key) & 1 == 0).collect();
         let mut allowed = vec![tags.jit];
-        if let Some(place) = name.strip_prefix("tenant-").and_then(|place| place.parse::<usize>().ok()) {
-            allowed.push(tags.keys[place]);
+        if let Some(slot) = name.strip_prefix("tenant-").and_then(|slot| slot.parse::<usize>().ok()) {
+            allowed.push(tags.keys[slot]);
         }
         allowed.sort_unstable();
         if readable != allowed {

@@ -67,8 +67,8 @@ const VICTIM: &str = "(s) => {
 
 impl Bench {
     /// A worker with that many slots and no tenant.
-    pub(crate) fn start(&self, layers: LayerSet, places: u32) -> io::Result<Rig> {
-        self.workshop.start(layers, places)
+    pub(crate) fn start(&self, layers: LayerSet, slots: u32) -> io::Result<Rig> {
+        self.workshop.start(layers, slots)
     }
 
     /// An attacker in slot 0, a victim in slot 1 that is in the middle of a run, and a bystander in
@@ -80,11 +80,11 @@ impl Bench {
         }
         rig.send(1, VICTIM, &json!({ "canary": CANARY }))?;
         let mut victim = rig.next_line(1).ok_or_else(|| io::Error::other("the victim has not planted its secrets"))?;
-        let island = |place| rig.zone.island(place).expect("three slots");
+        let island = |slot| rig.zone.island(slot).expect("three slots");
         let window = island(1).window();
         let table = rig.targets(1)?.into_iter().find(|page| window.contains(page));
         let table = table.ok_or_else(|| io::Error::other("the victim's window holds no page"))?;
-        let key = |place: usize| rig.tags.as_ref().map_or(0, |tags| tags.keys[place]);
+        let key = |slot: usize| rig.tags.as_ref().map_or(0, |tags| tags.keys[slot]);
         victim["table"] = json!(table.to_string());
         let pages: Vec<_> = rig.targets(1)?.iter().map(ToString::to_string).collect();
         victim["pages"] = json!(pages);
@@ -181,23 +181,23 @@ fn judge(expected: Expected, ran: &Ran, end: Option<&End>, bystander: bool) -> (
     if succeeded {
         return ("SUCCEEDS".to_owned(), false);
     }
-    let place = |end: &End| end.fault.and_then(|fault| fault.place);
+    let slot = |end: &End| end.fault.and_then(|fault| fault.slot);
     match (ran, end) {
         (Ran::Returned(Value::String(word)), _) => {
             (format!("refused: {word}"), expected == Expected::Refused && bystander)
         }
         (Ran::Gone, Some(end)) => match (end.fault.map(|fault| fault.kind), end.status) {
             (Some(FaultKind::Refused { call }), _) => {
-                (format!("trapped: call {call}"), expected == Expected::Trapped && place(end) == Some(0))
+                (format!("trapped: call {call}"), expected == Expected::Trapped && slot(end) == Some(0))
             }
             (Some(FaultKind::ClosedKey { key, .. }), _) => {
-                (format!("closed key {key}"), expected == Expected::ClosedKey && place(end) == Some(0))
+                (format!("closed key {key}"), expected == Expected::ClosedKey && slot(end) == Some(0))
             }
             (Some(FaultKind::WrongKeys), _) => {
-                ("ended by itself: wrong keys".to_owned(), expected == Expected::Aborted && place(end) == Some(0))
+                ("ended by itself: wrong keys".to_owned(), expected == Expected::Aborted && slot(end) == Some(0))
             }
             (Some(FaultKind::Access { .. }), _) => {
-                ("not writable".to_owned(), expected == Expected::NotWritable && place(end) == Some(0))
+                ("not writable".to_owned(), expected == Expected::NotWritable && slot(end) == Some(0))
             }
             (None, Some(WaitStatus::Signaled(_, Signal::SIGSYS, _))) => {
                 ("killed: SIGSYS".to_owned(), expected == Expected::Killed)

@@ -149,7 +149,7 @@ fn main() -> ExitCode {
 }
 
 async fn act(arguments: Arguments) -> Result<u8, Failure> {
-    let client = Client::new(arguments.socket.unwrap_or_else(enisle_hardening::places::socket), arguments.daemon_uid);
+    let client = Client::new(arguments.socket.unwrap_or_else(enisle_hardening::paths::socket), arguments.daemon_uid);
     let json = arguments.json;
     match arguments.command {
         Command::Run(command) => run::file(command, client, json).await,

@@ -1,15 +1,15 @@
-//! Default paths. Those that the command line needs too are in `enisle_hardening::places`.
+//! Default paths. Those that the command line needs too are in `enisle_hardening::paths`.
 
 use std::env;
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 
-pub(crate) use enisle_hardening::places::{socket, state_dir};
+pub(crate) use enisle_hardening::paths::{socket, state_dir};
 
 /// The configuration file, if there is one.
 pub(crate) fn config() -> Option<PathBuf> {
-    Some(enisle_hardening::places::config()).filter(|path| is_there(path))
+    Some(enisle_hardening::paths::config()).filter(|path| is_there(path))
 }
 
 /// Whether something exists at the path, even if it cannot be read or is a dangling link: opening

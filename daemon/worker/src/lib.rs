@@ -5,10 +5,11 @@
 //! 2. The jail (`enisle_hardening::jail`), while there is one thread.
 //! 3. V8, on the main thread, which never enters an isolate afterwards.
 //! 4. As *host*: protection keys, and a cage for every tenant that may come, each with its key.
-//! 5. The filter (`enisle_hardening::filter`): from here on nothing can be opened, executed or connected to.
+//! 5. The filter (`enisle_hardening::filter`): from here on nothing can be opened, executed or
+//!    connected to.
 //! 6. As *maker*: the startup snapshot, and the end. As *host*: tenants, one thread each
-//! ([`tenant`]), which installs a filter of its own, while this thread serves the control channel
-//! and another watches the tenants' clocks ([`watchdog`]).
+//!    ([`tenant`]), which installs a filter of its own, while this thread serves the control
+//!    channel and another watches the tenants' clocks ([`watchdog`]).
 
 #[cfg(all(feature = "attack-natives", not(debug_assertions)))]
 compile_error!("attack-natives gives every tenant control of the process: a release must not have it");
@@ -101,7 +102,7 @@ fn run(control: &mut Control) -> Result<(), Box<dyn std::error::Error>> {
     let cages = Cage::build_all(reserved)?;
     // From here on no tenant's key is open to any thread but its own.
     if let Some(reported) = &reported {
-        Pkru::of_nobody(reported.jit).install();
+        Pkru::of_worker_thread(reported.jit).install();
     }
     frozen::freeze()?;
     seccomp_if(layers)?;

@@ -6,7 +6,7 @@ use std::ptr;
 use std::sync::atomic::Ordering;
 
 use super::own::{note_computed, open_page};
-use super::page::{EMPTY, NOBODY, OUT_OF_MEMORY, WRITING, WRITTEN, WRONG_KEYS};
+use super::page::{EMPTY, NO_SLOT, OUT_OF_MEMORY, WRITING, WRITTEN, WRONG_KEYS};
 use super::room::room;
 use crate::islands::frozen::FROZEN;
 use crate::process::siginfo::Info;
@@ -89,7 +89,7 @@ const PATIENCE: u32 = 1 << 20;
 
 fn record(signal: libc::c_int, info: *const Info, context: *const libc::c_void) {
     let Some(raw) = open_page() else { return };
-    let place = note_computed(raw);
+    let slot = note_computed(raw);
     if raw.state.compare_exchange(EMPTY, WRITING, Ordering::AcqRel, Ordering::Relaxed).is_err() {
         // The second thread must not end the process while the first is still writing.
         for _ in 0..PATIENCE {
@@ -108,7 +108,7 @@ fn record(signal: libc::c_int, info: *const Info, context: *const libc::c_void) 
     raw.address.store(info.address, Ordering::Relaxed);
     raw.key.store(info.key, Ordering::Relaxed);
     raw.call.store(info.call, Ordering::Relaxed);
-    raw.place.store(place.and_then(|place| u32::try_from(place).ok()).unwrap_or(NOBODY), Ordering::Relaxed);
+    raw.slot.store(slot.and_then(|slot| u32::try_from(slot).ok()).unwrap_or(NO_SLOT), Ordering::Relaxed);
     let pc = program_counter(context);
     raw.pc.store(pc, Ordering::Relaxed);
     raw.in_allocator.store(is_in_allocator(pc).into(), Ordering::Relaxed);

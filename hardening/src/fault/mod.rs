@@ -3,8 +3,8 @@
 //!
 //! ```text
 //! fault in a thread ─▶ handler, on the thread's own signal stack, every key but 0 closed
-//!   ├─ writes one record to the page that the supervisor shares (the first fault wins)
-//!   └─ last words (V8 gave up) or nothing, then _exit: a handler never returns
+//!                        ├─ writes one record to the shared page (the first fault wins)
+//!                        └─ last words if V8 gave up; _exit: a handler never returns
 //! ```
 //!
 //! The page carries a key of its own, which no thread has open; only the handler opens it, while it

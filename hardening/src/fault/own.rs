@@ -16,28 +16,28 @@ use crate::process::thread::CpuClock;
 
 /// Marks a slot that its thread has left. Not a valid thread id, so no thread can take the slot
 /// again.
-const SPENT: i32 = -1;
+const USED_UP: i32 = -1;
 
-/// Registers the calling thread as that of `place`. Afterwards the thread has only key 0 and the
+/// Registers the calling thread as that of `slot`. Afterwards the thread has only key 0 and the
 /// record's key open, and must install its own keys next. False if the slot is or was taken. To be
 /// called before any code of a tenant runs in the thread.
 #[must_use]
-pub fn thread_of(place: u32) -> bool {
+pub fn thread_of(slot: u32) -> bool {
     let this = nix::unistd::gettid().as_raw();
-    let known = open_page().zip(usize::try_from(place).ok()).and_then(|(raw, place)| raw.threads.get(place));
+    let known = open_page().zip(usize::try_from(slot).ok()).and_then(|(raw, slot)| raw.threads.get(slot));
     known.is_some_and(|known| known.compare_exchange(0, this, Ordering::AcqRel, Ordering::Relaxed).is_ok())
 }
 
-/// The thread of `place` is about to end, after which the kernel may reuse its id. To be called by
+/// The thread of `slot` is about to end, after which the kernel may reuse its id. To be called by
 /// that thread, when it will run no tenant's code any more.
-pub fn thread_leaves(place: u32) {
-    let place = usize::try_from(place).unwrap_or(usize::MAX);
-    if let Some(known) = open_page().and_then(|raw| raw.threads.get(place)) {
-        known.store(SPENT, Ordering::Release);
+pub fn thread_leaves(slot: u32) {
+    let slot = usize::try_from(slot).unwrap_or(usize::MAX);
+    if let Some(known) = open_page().and_then(|raw| raw.threads.get(slot)) {
+        known.store(USED_UP, Ordering::Release);
     }
     // Opens the thread's own key once more, for what is freed at the end of a thread: by the frozen
     // page, never by a value from the stack.
-    if let Some(pkru) = frozen::pkru_of(place) {
+    if let Some(pkru) = frozen::pkru_of(slot) {
         pkru.install();
     }
 }
@@ -76,7 +76,7 @@ pub fn share(page: OwnedFd) -> io::Result<()> {
 /// exist, or there is no supervisor.
 #[inline]
 #[must_use]
-pub fn account(place: u32) -> Option<&'static Account> {
+pub fn account(slot: u32) -> Option<&'static Account> {
     let page = FROZEN.fault_page.load(Ordering::Acquire).cast::<u8>();
     if page.is_null() {
         return None;
@@ -85,7 +85,7 @@ pub fn account(place: u32) -> Option<&'static Account> {
     let page = unsafe { page.add(PAGE_BYTES) };
     // SAFETY: `share` mapped them for the life of the process, the second one holds `Accounts`
     // (asserted there), and it has no key of its own.
-    unsafe { &*page.cast::<Accounts>() }.get(usize::try_from(place).ok()?)
+    unsafe { &*page.cast::<Accounts>() }.get(usize::try_from(slot).ok()?)
 }
 
 /// Gives the record's page a key of its own, which only the handler ever opens.
@@ -112,17 +112,17 @@ pub fn thread_ends_process() {
 pub(super) fn note_computed(raw: &Raw) -> Option<usize> {
     // SAFETY: gettid has no preconditions.
     let this = unsafe { libc::gettid() };
-    let place = raw.threads.iter().position(|thread| thread.load(Ordering::Acquire) == this)?;
+    let slot = raw.threads.iter().position(|thread| thread.load(Ordering::Acquire) == this)?;
     let computed_us = u64::try_from(CpuClock::OWN.now().as_micros()).unwrap_or(u64::MAX);
-    raw.computed_us.get(place)?.store(computed_us, Ordering::Release);
-    Some(place)
+    raw.computed_us.get(slot)?.store(computed_us, Ordering::Release);
+    Some(slot)
 }
 
 #[cfg(test)]
 mod tests {
     use super::super::reading::{FaultPage, Taken};
     use super::*;
-    use crate::islands::frozen::MOST_PLACES;
+    use crate::islands::frozen::MOST_SLOTS;
 
     #[test]
     fn the_cpu_time_of_a_slot_is_known_once_its_thread_has_recorded_it() {
@@ -143,7 +143,7 @@ mod tests {
         account(4).unwrap().give_back(1);
         let taken = page.taken();
         assert_eq!((taken[3], taken[4]), (Taken { now: 4000, ever: 5000 }, Taken::default()));
-        let most = u32::try_from(MOST_PLACES).unwrap();
+        let most = u32::try_from(MOST_SLOTS).unwrap();
         assert!(account(most - 1).is_some() && account(most).is_none());
         assert_eq!(page.read(), None);
     }

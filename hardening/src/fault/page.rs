@@ -3,7 +3,7 @@
 
 use std::sync::atomic::{AtomicI32, AtomicI64, AtomicU32, AtomicU64, Ordering};
 
-use crate::islands::frozen::MOST_PLACES;
+use crate::islands::frozen::MOST_SLOTS;
 
 /// Stands for a `si_code`, with a value that the kernel never gives to SIGABRT: the worker itself
 /// found wrong keys.
@@ -22,7 +22,7 @@ pub(super) struct Raw {
     pub(super) signal: AtomicI32,
     pub(super) code: AtomicI32,
     pub(super) key: AtomicU32,
-    pub(super) place: AtomicU32,
+    pub(super) slot: AtomicU32,
     pub(super) call: AtomicI32,
     pub(super) address: AtomicU64,
     pub(super) pc: AtomicU64,
@@ -31,9 +31,9 @@ pub(super) struct Raw {
     /// 1 if `pc` was in libc's allocator.
     pub(super) in_allocator: AtomicU32,
     /// The thread of each slot; 0 if none has registered yet.
-    pub(super) threads: [AtomicI32; MOST_PLACES],
+    pub(super) threads: [AtomicI32; MOST_SLOTS],
     /// See [`FaultPage::computed`]; 0 if nothing was written.
-    pub(super) computed_us: [AtomicU64; MOST_PLACES],
+    pub(super) computed_us: [AtomicU64; MOST_SLOTS],
 }
 
 /// It must fit the page: `FaultPage::read` and `open_page` rely on that.
@@ -62,7 +62,7 @@ impl Account {
 }
 
 /// By slot.
-pub(super) type Accounts = [Account; MOST_PLACES];
+pub(super) type Accounts = [Account; MOST_SLOTS];
 
 /// They must fit their page: `FaultPage::accounts` and `account` rely on that.
 const _: () = assert!(size_of::<Accounts>() <= PAGE_BYTES && align_of::<Accounts>() <= PAGE_BYTES);
@@ -71,4 +71,4 @@ pub(super) const EMPTY: u32 = 0;
 pub(super) const WRITING: u32 = 1;
 pub(super) const WRITTEN: u32 = 2;
 /// Stands for the slot of a thread that is not a tenant's.
-pub(super) const NOBODY: u32 = u32::MAX;
+pub(super) const NO_SLOT: u32 = u32::MAX;

@@ -11,8 +11,8 @@ use memmap2::MmapRaw;
 use nix::fcntl::{FcntlArg, SealFlag, fcntl};
 use nix::sys::memfd::{MFdFlags, memfd_create};
 
-use super::page::{Accounts, NOBODY, OUT_OF_MEMORY, PAGE_BYTES, Raw, SHARED_BYTES, WRITTEN, WRONG_KEYS};
-use crate::islands::frozen::MOST_PLACES;
+use super::page::{Accounts, NO_SLOT, OUT_OF_MEMORY, PAGE_BYTES, Raw, SHARED_BYTES, WRITTEN, WRONG_KEYS};
+use crate::islands::frozen::MOST_SLOTS;
 use crate::process::siginfo::SEGV_PKUERR;
 
 /// What the supervisor reads of an [`super::Account`]: an allegation.
@@ -28,7 +28,7 @@ pub struct Fault {
     pub signal: libc::c_int,
     pub code: libc::c_int,
     /// The slot of the tenant whose thread it was; `None` for the worker's own threads.
-    pub place: Option<u32>,
+    pub slot: Option<u32>,
     pub pc: u64,
     pub kind: Kind,
     /// How much the process could still have committed at that moment, in bytes ([`room`]).
@@ -95,7 +95,7 @@ impl FaultPage {
 
     /// How much each slot has taken outside the islands, as claimed by the worker.
     #[must_use]
-    pub fn taken(&self) -> [Taken; MOST_PLACES] {
+    pub fn taken(&self) -> [Taken; MOST_SLOTS] {
         self.accounts().each_ref().map(|account| Taken {
             now: u64::try_from(account.now.load(Ordering::Relaxed)).unwrap_or(0),
             ever: account.ever.load(Ordering::Relaxed),
@@ -105,8 +105,8 @@ impl FaultPage {
     /// How much CPU time the thread of that slot had used when it recorded a fault or was about to
     /// end the process, if it recorded that. An allegation as well.
     #[must_use]
-    pub fn computed(&self, place: u32) -> Option<Duration> {
-        let us = self.raw().computed_us.get(usize::try_from(place).ok()?)?.load(Ordering::Acquire);
+    pub fn computed(&self, slot: u32) -> Option<Duration> {
+        let us = self.raw().computed_us.get(usize::try_from(slot).ok()?)?.load(Ordering::Acquire);
         (us > 0).then(|| Duration::from_micros(us))
     }
 
@@ -128,11 +128,11 @@ impl FaultPage {
             libc::SIGILL | libc::SIGTRAP | libc::SIGABRT => Kind::GaveUp,
             _ => return None,
         };
-        let place = raw.place.load(Ordering::Relaxed);
-        let place = (place != NOBODY).then_some(place);
+        let slot = raw.slot.load(Ordering::Relaxed);
+        let slot = (slot != NO_SLOT).then_some(slot);
         let (pc, room) = (raw.pc.load(Ordering::Relaxed), raw.room.load(Ordering::Relaxed));
         let in_allocator = raw.in_allocator.load(Ordering::Relaxed) == 1;
-        Some(Fault { signal, code, place, pc, kind, room, in_allocator })
+        Some(Fault { signal, code, slot, pc, kind, room, in_allocator })
     }
 }
 
@@ -170,7 +170,7 @@ mod tests {
                 raw.code.store(code, Ordering::Relaxed);
                 raw.key.store(7, Ordering::Relaxed);
                 raw.address.store(0x1000, Ordering::Relaxed);
-                raw.place.store(NOBODY, Ordering::Relaxed);
+                raw.slot.store(NO_SLOT, Ordering::Relaxed);
                 raw.state.store(WRITTEN, Ordering::Release);
             })
             .read()
@@ -178,7 +178,7 @@ mod tests {
         };
         assert_eq!(fault(SEGV_PKUERR).kind, Kind::ClosedKey { address: 0x1000, key: 7 });
         assert_eq!(fault(1).kind, Kind::Access { address: 0x1000 });
-        assert_eq!(fault(1).place, None);
+        assert_eq!(fault(1).slot, None);
     }
 
     #[test]

@@ -15,7 +15,7 @@ use super::keys::pkru::Pkru;
 use super::zone::{ISLAND_BYTES, Zone};
 
 /// The most slots that a process can have.
-pub const MOST_PLACES: usize = 64;
+pub const MOST_SLOTS: usize = 64;
 
 /// Fills a page of its own.
 #[repr(C, align(4096))]
@@ -29,11 +29,11 @@ pub(crate) struct Frozen {
     /// V8's key for JIT pages; 0 where the machine has none.
     jit: AtomicU32,
     /// The tenants' keys, by slot.
-    own: [AtomicU32; MOST_PLACES],
+    own: [AtomicU32; MOST_SLOTS],
     /// How many entries of `zone` are used.
     zone_parts: AtomicUsize,
     /// In the form of [`Zone::parts`].
-    zone: [AtomicUsize; MOST_PLACES + 1],
+    zone: [AtomicUsize; MOST_SLOTS + 1],
 }
 
 pub(crate) static FROZEN: Frozen = Frozen {
@@ -41,19 +41,19 @@ pub(crate) static FROZEN: Frozen = Frozen {
     writer: AtomicU32::new(0),
     last_words: AtomicPtr::new(ptr::null_mut()),
     jit: AtomicU32::new(0),
-    own: [const { AtomicU32::new(0) }; MOST_PLACES],
+    own: [const { AtomicU32::new(0) }; MOST_SLOTS],
     zone_parts: AtomicUsize::new(0),
-    zone: [const { AtomicUsize::new(0) }; MOST_PLACES + 1],
+    zone: [const { AtomicUsize::new(0) }; MOST_SLOTS + 1],
 };
 
 /// Stores where the islands are, V8's key for JIT pages, and the key of each slot; this uses the
-/// keys up. Slots from [`MOST_PLACES`] on have no key.
+/// keys up. Slots from [`MOST_SLOTS`] on have no key.
 pub fn assign(zone: &Zone, jit: Option<u8>, own: Vec<Key>) {
     let parts = zone.parts();
     for (known, part) in FROZEN.zone.iter().zip(&parts) {
         known.store(usize::try_from(*part).unwrap_or(0), Ordering::Relaxed);
     }
-    FROZEN.zone_parts.store(parts.len().min(MOST_PLACES + 1), Ordering::Relaxed);
+    FROZEN.zone_parts.store(parts.len().min(MOST_SLOTS + 1), Ordering::Relaxed);
     FROZEN.jit.store(jit.unwrap_or(0).into(), Ordering::Relaxed);
     for (known, key) in FROZEN.own.iter().zip(own) {
         known.store(key.number().into(), Ordering::Relaxed);
@@ -93,8 +93,8 @@ fn key(known: &AtomicU32) -> Option<u8> {
 
 /// The key of a slot; `None` where the layer is off, or the slot does not exist.
 #[must_use]
-pub fn key_of(place: usize) -> Option<u8> {
-    key(FROZEN.own.get(place)?)
+pub fn key_of(slot: usize) -> Option<u8> {
+    key(FROZEN.own.get(slot)?)
 }
 
 /// V8's key for JIT pages, which it takes wherever the machine has keys.
@@ -105,8 +105,8 @@ pub fn jit_key() -> Option<u8> {
 
 /// What the thread of a slot may use: key 0, its own key, and V8's for reading.
 #[must_use]
-pub fn pkru_of(place: usize) -> Option<Pkru> {
-    Some(Pkru::of_nobody(jit_key()?).open_number(key_of(place)?))
+pub fn pkru_of(slot: usize) -> Option<Pkru> {
+    Some(Pkru::of_worker_thread(jit_key()?).open_number(key_of(slot)?))
 }
 
 /// The address of the page, for tests that try to write to it.

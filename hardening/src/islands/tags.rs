@@ -29,14 +29,14 @@ pub struct Mistagged {
     pub pages: Range<usize>,
     pub key: u8,
     /// The island that it is on; `None` for a tenant's key outside every island.
-    pub place: Option<usize>,
+    pub slot: Option<usize>,
 }
 
 impl std::fmt::Display for Mistagged {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         let Range { start, end } = self.pages;
-        match self.place {
-            Some(place) => write!(f, "{start:x}-{end:x} on island {place} carries key {}", self.key),
+        match self.slot {
+            Some(slot) => write!(f, "{start:x}-{end:x} on island {slot} carries key {}", self.key),
             None => write!(f, "{start:x}-{end:x} is on no island and carries key {}, a tenant's", self.key),
         }
     }
@@ -122,7 +122,7 @@ pub fn compare(smaps: impl BufRead, tags: &Tags) -> io::Result<Seen> {
         let zone = tags.zone.range();
         if pages.end <= zone.start || pages.start >= zone.end {
             if tags.keys.contains(&key) {
-                seen.add(Mistagged { pages, key, place: None });
+                seen.add(Mistagged { pages, key, slot: None });
             }
             continue;
         }
@@ -136,7 +136,7 @@ pub fn compare(smaps: impl BufRead, tags: &Tags) -> io::Result<Seen> {
             key == *own || (key == tags.jit && within(island.window())) || (key == 0 && within(island.stack()))
         });
         if !right {
-            seen.add(Mistagged { pages, key, place: home.map(|(place, _)| place) });
+            seen.add(Mistagged { pages, key, slot: home.map(|(slot, _)| slot) });
         }
     }
     Ok(seen)
@@ -269,7 +269,7 @@ mod tests {
         assert_eq!(seen(4), Seen { mappings: 1, ..Seen::default() });
         for wrong in [0, 1, 3] {
             assert_eq!(seen(wrong).mistagged.len(), 1, "key {wrong}");
-            assert_eq!(seen(wrong).mistagged[0].place, Some(1));
+            assert_eq!(seen(wrong).mistagged[0].slot, Some(1));
         }
     }
 
@@ -303,14 +303,14 @@ mod tests {
     #[test]
     fn a_tenants_key_outside_the_islands_is_wrong() {
         let seen = compare(smaps(&[(page(0x1000), 4), (page(0x8000), 0)]).as_bytes(), &tags()).unwrap();
-        let wrong = Mistagged { pages: page(0x1000), key: 4, place: None };
+        let wrong = Mistagged { pages: page(0x1000), key: 4, slot: None };
         assert_eq!(seen, Seen { mappings: 0, wrong: 1, mistagged: vec![wrong] });
     }
 
     #[test]
     fn what_is_held_is_added_up_by_island() {
         let zone = tags().zone;
-        let at = |place| zone.island(place).unwrap().sandbox().start;
+        let at = |slot| zone.island(slot).unwrap().sandbox().start;
         let line = |start: usize, permissions: &str| {
             let end = start + 65536;
             format!("{start:x}-{end:x} {permissions} 0 00:00 0 \nRss: 12 kB\nProtectionKey: 3\n")

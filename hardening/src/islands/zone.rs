@@ -97,13 +97,13 @@ impl Zone {
     }
 
     #[must_use]
-    pub fn island(&self, place: usize) -> Option<Island> {
-        let sandbox = *self.sandboxes.get(place)?;
-        Some(Island { base: self.base + place * ISLAND_BYTES, sandbox })
+    pub fn island(&self, slot: usize) -> Option<Island> {
+        let sandbox = *self.sandboxes.get(slot)?;
+        Some(Island { base: self.base + slot * ISLAND_BYTES, sandbox })
     }
 
     pub fn islands(&self) -> impl Iterator<Item = Island> {
-        (0..self.sandboxes.len()).filter_map(|place| self.island(place))
+        (0..self.sandboxes.len()).filter_map(|slot| self.island(slot))
     }
 }
 

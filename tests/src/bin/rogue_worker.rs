@@ -62,10 +62,10 @@ fn misbehave(name: &str) -> Result<(), Box<dyn Error>> {
     if layers.has(Layer::Seccomp) {
         filter::install()?;
     }
-    let places = u8::try_from(start.max_tenants)?;
+    let slots = u8::try_from(start.max_tenants)?;
     let keys = match name {
-        "rogue-lies-of-keys" => Some(Keys { jit: 1, tenants: (2..2 + places).collect() }),
-        "rogue-shares-keys" => Some(Keys { jit: 1, tenants: vec![2; places.into()] }),
+        "rogue-lies-of-keys" => Some(Keys { jit: 1, tenants: (2..2 + slots).collect() }),
+        "rogue-shares-keys" => Some(Keys { jit: 1, tenants: vec![2; slots.into()] }),
         _ => None,
     };
     let ready = FromWorker::Ready(Ready { v8: "rogue".to_owned(), keys });

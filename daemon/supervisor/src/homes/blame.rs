@@ -72,7 +72,7 @@ pub(super) fn apply(worker: &Worker, exit: &Exit, roster: &Roster, warden: &Ward
 /// The event of a fault: on which thread it was, and who is blamed.
 fn fault_event(worker: &Worker, fault: &Fault, verdict: Verdict, roster: &Roster) -> What {
     let (worker_id, pid, uid) = (worker.id, worker.pid.as_raw(), worker.uid);
-    let tenant = fault.place.and_then(|place| roster.name_in(Slot(place)));
+    let tenant = fault.slot.and_then(|slot| roster.name_in(Slot(slot)));
     let (what, pc) = (violation::describe(fault), format!("{:#x}", fault.pc));
     match worker.attack(fault) {
         Some(Attack { layer, address, victim }) => {

@@ -434,7 +434,7 @@ impl Speaker {
 
     /// Whether the worker ended because a layer stopped this tenant's thread.
     fn attacked(&self, death: &Death) -> bool {
-        matches!(death, Death::Fault(fault) if fault.place == Some(self.slot.0) && self.worker.attack(fault).is_some())
+        matches!(death, Death::Fault(fault) if fault.slot == Some(self.slot.0) && self.worker.attack(fault).is_some())
     }
 
     /// Sends what is left and reads what arrives, until the run ends or a large frame is announced.

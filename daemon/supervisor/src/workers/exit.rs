@@ -31,7 +31,7 @@ impl Evidence {
     pub(super) fn ending(&self, death: &Death, zone: &Zone) -> (Ending, Option<Slot>) {
         let words = self.gave_up.get().copied();
         if let Death::Fault(fault) = death {
-            let slot = fault.place.map(Slot);
+            let slot = fault.slot.map(Slot);
             let certain = words.is_some_and(|(speaker, certain)| certain && Some(speaker) == slot);
             return (violation::ending(fault, zone, certain), slot);
         }
@@ -123,7 +123,7 @@ mod tests {
         let evidence = Evidence::default();
         let _ = (evidence.culprit.set((B, Signal::HardKill)), evidence.gave_up.set((B, true)));
         let kind = Kind::Refused { call: 59 };
-        let fault = Fault { signal: 31, code: 1, place: Some(A.0), pc: 0, kind, room: 0, in_allocator: false };
+        let fault = Fault { signal: 31, code: 1, slot: Some(A.0), pc: 0, kind, room: 0, in_allocator: false };
         let found = evidence.ending(&Death::Fault(fault), &zone());
         assert_eq!(found, (Ending::Attack(Signal::RefusedCall), Some(A)));
     }

@@ -32,7 +32,7 @@ pub(crate) fn attack(fault: &Fault, zone: &Zone) -> Option<Attack> {
     let victim = |address: u64| {
         let address = usize::try_from(address).ok()?;
         let slot = zone.islands().position(|island| island.range().contains(&address))?;
-        let slot = u32::try_from(slot).ok().filter(|slot| Some(*slot) != fault.place)?;
+        let slot = u32::try_from(slot).ok().filter(|slot| Some(*slot) != fault.slot)?;
         Some(Slot(slot))
     };
     match fault.kind {
@@ -40,11 +40,11 @@ pub(crate) fn attack(fault: &Fault, zone: &Zone) -> Option<Attack> {
             Some(Attack { layer: Layer::Keys.name(), address: Some(address), victim: victim(address) })
         }
         Kind::Refused { .. } => {
-            let layer = if fault.place.is_some() { Layer::ThreadFilter } else { Layer::Seccomp };
+            let layer = if fault.slot.is_some() { Layer::ThreadFilter } else { Layer::Seccomp };
             Some(Attack { layer: layer.name(), address: None, victim: None })
         }
         Kind::Access { address } => {
-            let victim = victim(address).filter(|_| fault.place.is_some())?;
+            let victim = victim(address).filter(|_| fault.slot.is_some())?;
             Some(Attack { layer: "v8-sandbox", address: Some(address), victim: Some(victim) })
         }
         Kind::WrongKeys => Some(Attack { layer: Layer::Keys.name(), address: None, victim: None }),
@@ -92,8 +92,8 @@ pub(crate) fn describe(fault: &Fault) -> String {
 mod tests {
     use super::*;
 
-    fn fault(place: Option<u32>, kind: Kind) -> Fault {
-        Fault { signal: 11, code: 4, place, pc: 0, kind, room: 0, in_allocator: false }
+    fn fault(slot: Option<u32>, kind: Kind) -> Fault {
+        Fault { signal: 11, code: 4, slot, pc: 0, kind, room: 0, in_allocator: false }
     }
 
     fn address_on(zone: &Zone, slot: usize) -> u64 {

@@ -73,7 +73,7 @@ pub mod pkru {
         }
 
         #[must_use]
-        pub fn of_nobody(_: u8) -> Self {
+        pub fn of_worker_thread(_: u8) -> Self {
             Self(())
         }
 

@@ -6,8 +6,9 @@
 //! another tenant is closed to it at all times.
 //!
 //! ```text
-//! main thread:  V8 starts (takes its JIT key) ─▶ KeyRing::take ─▶ cages are tagged ─▶ Pkru::of_nobody ─▶ filter: no more keys
-//! tenant thread:                                 starts with all closed ─▶ frozen::pkru_of(its slot) ─▶ filter ─▶ tenant's code
+//! main thread:   V8 starts (takes its JIT key) ─▶ KeyRing::take ─▶ cages are tagged
+//!                  ─▶ Pkru::of_worker_thread ─▶ filter: no more keys
+//! tenant thread: starts with all closed ─▶ frozen::pkru_of(its slot) ─▶ filter ─▶ tenant's code
 //! ```
 //!
 //! Keys are taken before the filter is installed, and never freed: a freed key that is allocated

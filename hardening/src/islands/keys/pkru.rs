@@ -24,7 +24,7 @@ impl Pkru {
 
     /// For the worker's own threads: key 0, and V8's key for JIT pages for reading.
     #[must_use]
-    pub fn of_nobody(jit: u8) -> Self {
+    pub fn of_worker_thread(jit: u8) -> Self {
         Self::CLOSED.open_number_for_reading(jit)
     }
 

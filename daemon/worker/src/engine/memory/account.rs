@@ -12,7 +12,7 @@ use std::ptr;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use enisle_hardening::fault;
-use enisle_hardening::islands::frozen::MOST_PLACES;
+use enisle_hardening::islands::frozen::MOST_SLOTS;
 
 use crate::engine::last_words;
 
@@ -20,10 +20,10 @@ use crate::engine::last_words;
 pub(in crate::engine) type Look = unsafe extern "C" fn(v8::UnsafeRawIsolatePtr, *mut c_void);
 
 /// Stands for the slot of a thread that is not a tenant's.
-const NOBODY: u32 = u32::MAX;
+const NO_SLOT: u32 = u32::MAX;
 
 thread_local! {
-    static PLACE: Cell<u32> = const { Cell::new(NOBODY) };
+    static SLOT: Cell<u32> = const { Cell::new(NO_SLOT) };
     static BUFFERS: Cell<usize> = const { Cell::new(0) };
     static NATIVE: Cell<usize> = const { Cell::new(0) };
     /// Heaps of kept isolates, without the one that is in a run.
@@ -39,11 +39,11 @@ thread_local! {
 }
 
 /// Native memory of each slot that other threads have given back, until its own thread notices.
-static GIVEN_BACK: [AtomicUsize; MOST_PLACES] = [const { AtomicUsize::new(0) }; MOST_PLACES];
+static GIVEN_BACK: [AtomicUsize; MOST_SLOTS] = [const { AtomicUsize::new(0) }; MOST_SLOTS];
 
 /// A thread begins with a new cage.
-pub(super) fn reset(place: u32) {
-    PLACE.set(place);
+pub(super) fn reset(slot: u32) {
+    SLOT.set(slot);
     BUFFERS.set(0);
     NATIVE.set(0);
     SHELVED.set(0);
@@ -52,8 +52,8 @@ pub(super) fn reset(place: u32) {
 }
 
 /// The slot of the calling thread.
-pub(super) fn place() -> u32 {
-    PLACE.get()
+pub(super) fn slot() -> u32 {
+    SLOT.get()
 }
 
 /// All that is on the account.
@@ -73,14 +73,14 @@ pub(in crate::engine) fn buffers() -> usize {
 
 /// Bytes of native memory alone.
 pub(super) fn native() -> usize {
-    if let Some(given_back) = given_back(PLACE.get()) {
+    if let Some(given_back) = given_back(SLOT.get()) {
         NATIVE.set(NATIVE.get().saturating_sub(given_back.swap(0, Ordering::Relaxed)));
     }
     NATIVE.get()
 }
 
-fn given_back(place: u32) -> Option<&'static AtomicUsize> {
-    GIVEN_BACK.get(usize::try_from(place).ok()?)
+fn given_back(slot: u32) -> Option<&'static AtomicUsize> {
+    GIVEN_BACK.get(usize::try_from(slot).ok()?)
 }
 
 /// Sets how many bytes of heap are on the shelf.
@@ -112,7 +112,7 @@ pub(super) fn take_native(bytes: usize) {
 #[inline]
 pub(super) fn take_outside(bytes: usize) {
     take_native(bytes);
-    if let Some(account) = fault::account(PLACE.get()) {
+    if let Some(account) = fault::account(SLOT.get()) {
         account.take(bytes);
     }
 }
@@ -125,13 +125,13 @@ pub(super) fn give_back_native(bytes: usize) {
 
 /// The inverse of [`take_outside`], perhaps for another tenant: ICU's caches belong to the process.
 #[inline]
-pub(super) fn give_back_outside(place: u32, bytes: usize) {
-    if let Some(account) = fault::account(place) {
+pub(super) fn give_back_outside(slot: u32, bytes: usize) {
+    if let Some(account) = fault::account(slot) {
         account.give_back(bytes);
     }
-    if place == PLACE.get() {
+    if slot == SLOT.get() {
         give_back_native(bytes);
-    } else if let Some(given_back) = given_back(place) {
+    } else if let Some(given_back) = given_back(slot) {
         given_back.fetch_add(bytes, Ordering::Relaxed);
     }
 }

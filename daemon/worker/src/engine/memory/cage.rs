@@ -73,7 +73,7 @@ pub(crate) enum CageError {
 #[derive(Debug)]
 pub(crate) struct Cage {
     group: *mut Group,
-    place: u32,
+    slot: u32,
     island: Island,
     home: Home,
 }
@@ -89,11 +89,11 @@ impl Cage {
     pub(crate) fn build_all(reserved: Reserved) -> Result<Vec<Self>, CageError> {
         drop(reserved);
         commons::open(&frozen::zone());
-        (0..).zip(frozen::zone().islands()).map(|(place, island)| Self::build(place, island)).collect()
+        (0..).zip(frozen::zone().islands()).map(|(slot, island)| Self::build(slot, island)).collect()
     }
 
-    fn build(place: u32, island: Island) -> Result<Self, CageError> {
-        let key = frozen::key_of(place as usize);
+    fn build(slot: u32, island: Island) -> Result<Self, CageError> {
+        let key = frozen::key_of(slot as usize);
         let mut random = [0; 8];
         kernel::fill_random(&mut random);
         mappings::move_to(Some(Home::new(island, key, u64::from_ne_bytes(random))));
@@ -106,7 +106,7 @@ impl Cage {
         if (base..base + bytes) != island.sandbox() {
             return Err(CageError::Elsewhere(base..base + bytes));
         }
-        Ok(Self { group, place, island, home })
+        Ok(Self { group, slot, island, home })
     }
 
     /// Starts a thread on this island's stack, which enters the cage.
@@ -157,10 +157,10 @@ impl Entering {
     /// and makes from now on to this cage.
     pub(crate) fn enter(self) -> Result<Entered, CageError> {
         let Self { cage, _thread } = self;
-        if !fault::thread_of(cage.place) {
+        if !fault::thread_of(cage.slot) {
             return Err(CageError::Taken);
         }
-        if let Some(pkru) = frozen::pkru_of(cage.place as usize) {
+        if let Some(pkru) = frozen::pkru_of(cage.slot as usize) {
             pkru.install();
             confinement::expect(pkru);
         }
@@ -172,7 +172,7 @@ impl Entering {
         mappings::move_to(Some(cage.home));
         // SAFETY: `group` is live; this thread is in no other cage.
         unsafe { v8_tenant_set_group(cage.group) };
-        quota::reset(cage.place);
+        quota::reset(cage.slot);
         let entered = Entered { cage, _thread };
         if heap::open() { Ok(entered) } else { Err(CageError::Heap) }
     }
@@ -191,9 +191,9 @@ pub(crate) struct Entered {
 impl Entered {
     /// Installs the thread's own filter, for good. No tenant's code runs before.
     pub(crate) fn lock_down(&self, channel: BorrowedFd<'_>) -> Result<(), CageError> {
-        let (zone, place) = (frozen::zone(), self.cage.place as usize);
-        let island = zone.island(place).ok_or(CageError::Taken)?;
-        let keys: Vec<_> = frozen::key_of(place).into_iter().chain(frozen::jit_key()).collect();
+        let (zone, slot) = (frozen::zone(), self.cage.slot as usize);
+        let island = zone.island(slot).ok_or(CageError::Taken)?;
+        let keys: Vec<_> = frozen::key_of(slot).into_iter().chain(frozen::jit_key()).collect();
         Ok(filter::confine(&filter::Own { zone: &zone, island, keys: &keys, channel })?)
     }
 }
@@ -207,7 +207,7 @@ impl Drop for Entered {
         unsafe { v8_tenant_group_delete(self.cage.group) };
         // What V8 still holds would be shared with other threads, and be unmapped with this island.
         debug_assert_eq!(heap::blocks(), 0, "memory that the process shares is on an island");
-        fault::thread_leaves(self.cage.place);
+        fault::thread_leaves(self.cage.slot);
     }
 }
 

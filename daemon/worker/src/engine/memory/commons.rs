@@ -19,14 +19,14 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use dlmalloc::Dlmalloc;
 use enisle_hardening::islands::Zone;
-use enisle_hardening::islands::frozen::MOST_PLACES;
+use enisle_hardening::islands::frozen::MOST_SLOTS;
 
 use super::heap::Head;
 use super::{account, mappings};
 
 /// Of each slot.
 const PART: usize = 16 << 30;
-const ALL: usize = PART * MOST_PLACES;
+const ALL: usize = PART * MOST_SLOTS;
 const PAGE: usize = 4096;
 /// What a heap takes from the kernel at a time, and gives back when nothing in it is live.
 const SEGMENT: usize = 1 << 20;
@@ -34,7 +34,7 @@ const SEGMENT: usize = 1 << 20;
 /// Where the commons begin; 0 until they are open.
 static START: AtomicUsize = AtomicUsize::new(0);
 
-static HEAPS: [Mutex<Common>; MOST_PLACES] = [const { Mutex::new(Common::new()) }; MOST_PLACES];
+static HEAPS: [Mutex<Common>; MOST_SLOTS] = [const { Mutex::new(Common::new()) }; MOST_SLOTS];
 
 /// The heap of one slot.
 struct Common {
@@ -159,27 +159,27 @@ pub(super) fn open(zone: &Zone) {
 }
 
 /// The slot that an address belongs to, if it is here.
-fn place_of(address: usize) -> Option<u32> {
+fn slot_of(address: usize) -> Option<u32> {
     let start = START.load(Ordering::Relaxed);
     let offset = address.checked_sub(start).filter(|offset| start > 0 && *offset < ALL)?;
     u32::try_from(offset / PART).ok()
 }
 
 /// The heap of a slot.
-fn lock(place: u32) -> Option<MutexGuard<'static, Common>> {
-    Some(HEAPS.get(usize::try_from(place).ok()?)?.lock().unwrap_or_else(PoisonError::into_inner))
+fn lock(slot: u32) -> Option<MutexGuard<'static, Common>> {
+    Some(HEAPS.get(usize::try_from(slot).ok()?)?.lock().unwrap_or_else(PoisonError::into_inner))
 }
 
 /// A block on the account of the calling thread's tenant; `None` if the thread is not a tenant's,
 /// null if there is no memory.
 pub(super) fn take(bytes: usize, align: usize) -> Option<*mut c_void> {
-    let place = account::place();
+    let slot = account::slot();
     let start = START.load(Ordering::Relaxed);
     let before = Head::room(align);
     let whole = bytes.saturating_add(before);
     let (base, taken) = {
-        let mut common = lock(place).filter(|_| start > 0)?;
-        common.heap.allocator().begin(start + place as usize * PART);
+        let mut common = lock(slot).filter(|_| start > 0)?;
+        common.heap.allocator().begin(start + slot as usize * PART);
         let had = common.mapped();
         let base = common.malloc(whole, align.max(size_of::<Head>()));
         common.live += if base.is_null() { 0 } else { whole };
@@ -191,7 +191,7 @@ pub(super) fn take(bytes: usize, align: usize) -> Option<*mut c_void> {
         account::take_outside(taken);
     }
     // SAFETY: `whole` bytes begin at `base`, if it is not null.
-    Some(unsafe { Head::write(base, before, bytes, place) })
+    Some(unsafe { Head::write(base, before, bytes, slot) })
 }
 
 /// Blocks of [`take_for_good`] are parts of blocks of this size.
@@ -200,19 +200,19 @@ const FOR_GOOD: usize = 32 << 10;
 /// As [`take`], for a small block that stays as long as the process. Such blocks are side by side:
 /// each would keep a page otherwise, among blocks that go.
 pub(super) fn take_for_good(bytes: usize) -> Option<*mut c_void> {
-    let (place, align) = (account::place(), size_of::<Head>());
+    let (slot, align) = (account::slot(), size_of::<Head>());
     let before = Head::room(align);
     let whole = bytes.next_multiple_of(align) + before;
     if whole > FOR_GOOD {
         return take(bytes, align);
     }
     let room = |common: &mut Common| (common.for_good.1 >= whole).then(|| common.cut(whole));
-    let had = room(&mut *lock(place)?);
+    let had = room(&mut *lock(slot)?);
     let base = match had {
         Some(base) => base,
         None => {
             let more = take(FOR_GOOD, align)?;
-            let mut common = lock(place)?;
+            let mut common = lock(slot)?;
             common.for_good = (more.cast(), if more.is_null() { 0 } else { FOR_GOOD });
             room(&mut common).unwrap_or(ptr::null_mut())
         }
@@ -229,13 +229,13 @@ const STAYS: u32 = u32::MAX;
 /// # Safety
 /// As free's.
 pub(super) unsafe fn give_back(block: *mut c_void) -> bool {
-    let Some(place) = place_of(block as usize) else { return false };
+    let Some(slot) = slot_of(block as usize) else { return false };
     // SAFETY: only `take` returns blocks here, each with a head.
     let (head, base) = unsafe { Head::of(block) };
-    if head.place == STAYS {
+    if head.slot == STAYS {
         return true;
     }
-    shrink(place, |common| {
+    shrink(slot, |common| {
         let whole = head.bytes.saturating_add(block as usize - base as usize);
         common.live = common.live.saturating_sub(whole);
         // SAFETY: the block is this heap's.
@@ -250,18 +250,18 @@ pub(super) unsafe fn give_back(block: *mut c_void) -> bool {
 /// The block is live.
 pub(super) unsafe fn size(block: *mut c_void) -> Option<usize> {
     // SAFETY: only `take` returns blocks here, each with a head.
-    place_of(block as usize).map(|_| unsafe { Head::of(block) }.0.bytes)
+    slot_of(block as usize).map(|_| unsafe { Head::of(block) }.0.bytes)
 }
 
 /// Gives pages of the calling thread's tenant back to the kernel in which nothing is live any more.
 pub(super) fn trim() {
-    shrink(account::place(), Common::trim);
+    shrink(account::slot(), Common::trim);
 }
 
 /// The same for a tenant that has no run, on behalf of its thread: unless nothing was taken since.
 /// May be called on any thread.
-pub(crate) fn trim_idle(place: u32) {
-    shrink(place, |common| {
+pub(crate) fn trim_idle(slot: u32) {
+    shrink(slot, |common| {
         if !common.is_trimmed {
             common.trim();
         }
@@ -270,7 +270,7 @@ pub(crate) fn trim_idle(place: u32) {
 
 /// Bytes of the calling thread's tenant that are free to be allocated again, on pages that count.
 pub(super) fn free() -> usize {
-    lock(account::place()).map_or(0, |common| common.mapped().saturating_sub(common.live))
+    lock(account::slot()).map_or(0, |common| common.mapped().saturating_sub(common.live))
 }
 
 /// The whole pages of a void, after what is written in it.
@@ -280,14 +280,14 @@ fn inner_pages(void: *mut Void, size: usize) -> Range<usize> {
 }
 
 /// Calls the heap of a slot, and takes what that has unmapped off its tenant's account.
-fn shrink(place: u32, call: impl FnOnce(&mut Common)) {
-    let Some(mut common) = lock(place) else { return };
+fn shrink(slot: u32, call: impl FnOnce(&mut Common)) {
+    let Some(mut common) = lock(slot) else { return };
     let had = common.mapped();
     call(&mut common);
     let given_back = had.saturating_sub(common.mapped());
     drop(common);
     if given_back > 0 {
-        account::give_back_outside(place, given_back);
+        account::give_back_outside(slot, given_back);
     }
 }
 
@@ -414,10 +414,10 @@ mod tests {
     use super::*;
 
     /// Runs in a tenant's thread, in a slot that no other test uses.
-    fn in_place<T: Send>(place: u32, test: impl FnOnce() -> T + Send) -> T {
+    fn in_slot<T: Send>(slot: u32, test: impl FnOnce() -> T + Send) -> T {
         open(&Zone::place(1, || 0));
         let run = || {
-            account::reset(place);
+            account::reset(slot);
             test()
         };
         std::thread::scope(|scope| scope.spawn(run).join()).unwrap()
@@ -439,7 +439,7 @@ mod tests {
     #[test]
     fn holes_between_live_blocks_count_until_their_pages_are_given_back() {
         const BYTES: usize = 100_000;
-        in_place(11, || {
+        in_slot(11, || {
             let blocks: Vec<_> = (0..300).map(|_| block(BYTES, 16)).collect();
             let full = account::used();
             assert!((300 * BYTES..400 * BYTES).contains(&full), "{full}");
@@ -461,7 +461,7 @@ mod tests {
 
     #[test]
     fn a_large_block_is_off_the_account_when_it_is_given_back() {
-        in_place(12, || {
+        in_slot(12, || {
             for (bytes, align) in [(5 << 20, 16), (5 << 20, 4096)] {
                 let block = block(bytes, align);
                 assert!(account::used() >= bytes);
@@ -474,7 +474,7 @@ mod tests {
 
     #[test]
     fn a_block_goes_back_on_any_thread_and_comes_off_its_owners_account() {
-        in_place(13, || {
+        in_slot(13, || {
             let (small, large) = (block(100, 64), block(1 << 20, 16));
             let taken = account::used();
             assert!(taken > 1 << 20);

@@ -104,7 +104,7 @@ pub(super) fn take(bytes: usize, align: usize) -> Option<*mut c_void> {
     })?;
     BLOCKS.set(BLOCKS.get() + usize::from(!base.is_null()));
     // SAFETY: `whole` bytes begin at `base`, if it is not null.
-    Some(unsafe { Head::write(base, before, bytes, account::place()) })
+    Some(unsafe { Head::write(base, before, bytes, account::slot()) })
 }
 
 /// How many blocks of [`take`] the calling thread still has.
@@ -164,7 +164,7 @@ pub(super) struct Head {
     /// From the start of the allocation to the block.
     before: u32,
     /// The slot whose account it is on.
-    pub(super) place: u32,
+    pub(super) slot: u32,
 }
 
 const HEAD: usize = size_of::<Head>();
@@ -180,13 +180,13 @@ impl Head {
     /// # Safety
     /// `before` came from [`Self::room`], and `bytes` bytes begin at `base`, which is aligned for
     /// the block.
-    pub(super) unsafe fn write(base: *mut u8, before: usize, bytes: usize, place: u32) -> *mut c_void {
+    pub(super) unsafe fn write(base: *mut u8, before: usize, bytes: usize, slot: u32) -> *mut c_void {
         if base.is_null() {
             return ptr::null_mut();
         }
         // SAFETY: the caller's.
         let block = unsafe { base.add(before) };
-        let head = Self { bytes, before: u32::try_from(before).unwrap_or(0), place };
+        let head = Self { bytes, before: u32::try_from(before).unwrap_or(0), slot };
         // SAFETY: in front of the block a head fits at least.
         let at = unsafe { block.cast::<Self>().sub(1) };
         // SAFETY: as above; the block, and so its head, is aligned for a head.

@@ -11,7 +11,7 @@ use std::ffi::c_void;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use enisle_hardening::islands::Island;
-use enisle_hardening::islands::frozen::{self, MOST_PLACES};
+use enisle_hardening::islands::frozen::{self, MOST_SLOTS};
 
 use super::account;
 
@@ -31,8 +31,8 @@ const STAY: usize = 1 << 20;
 /// `BigInt` whose highest digit is zero, which it never is.
 const END_STAYS: usize = 512 << 10;
 
-static OVERSIZED: [Oversized; MOST_PLACES] =
-    [const { Oversized { start: AtomicUsize::new(0), bytes: AtomicUsize::new(NONE) } }; MOST_PLACES];
+static OVERSIZED: [Oversized; MOST_SLOTS] =
+    [const { Oversized { start: AtomicUsize::new(0), bytes: AtomicUsize::new(NONE) } }; MOST_SLOTS];
 
 thread_local! {
     /// The size of the next object, which nothing will read.
@@ -41,8 +41,8 @@ thread_local! {
     static SEEN: Cell<u32> = const { Cell::new(0) };
 }
 
-fn of_place(place: u32) -> Option<&'static Oversized> {
-    OVERSIZED.get(usize::try_from(place).ok()?)
+fn of_slot(slot: u32) -> Option<&'static Oversized> {
+    OVERSIZED.get(usize::try_from(slot).ok()?)
 }
 
 /// The most such objects in a run: they follow each other within one operation of V8.
@@ -58,7 +58,7 @@ pub(super) fn expect(bytes: usize) -> bool {
     }
     EXPECTED.set(bytes);
     // While the new one is only expected, the one before is still given back.
-    if let Some(object) = of_place(account::place()) {
+    if let Some(object) = of_slot(account::slot()) {
         let _ = object.bytes.compare_exchange(NONE, 0, Ordering::AcqRel, Ordering::Relaxed);
     }
     true
@@ -71,7 +71,7 @@ pub(super) fn is_expected(bytes: usize) -> bool {
 
 /// The object is there, in the sandbox of this thread.
 pub(super) fn is_at(start: usize, bytes: usize) {
-    if let Some(object) = of_place(account::place()) {
+    if let Some(object) = of_slot(account::slot()) {
         EXPECTED.set(NONE);
         object.start.store(start, Ordering::Release);
         object.bytes.store(bytes, Ordering::Release);
@@ -82,21 +82,21 @@ pub(super) fn is_at(start: usize, bytes: usize) {
 pub(crate) fn forget() {
     EXPECTED.set(NONE);
     SEEN.set(0);
-    if let Some(object) = of_place(account::place()) {
+    if let Some(object) = of_slot(account::slot()) {
         object.bytes.store(NONE, Ordering::Release);
     }
 }
 
 /// Gives back the pages of the oversized object of a slot. Returns whether there is one, or may be
 /// soon.
-pub(crate) fn trim(place: u32) -> bool {
-    let Some(object) = of_place(place) else { return false };
+pub(crate) fn trim(slot: u32) -> bool {
+    let Some(object) = of_slot(slot) else { return false };
     let bytes = object.bytes.load(Ordering::Acquire);
     if bytes == NONE {
         return false;
     }
     let start = object.start.load(Ordering::Acquire);
-    let sandbox = usize::try_from(place).ok().and_then(|place| frozen::zone().island(place)).map(Island::sandbox);
+    let sandbox = usize::try_from(slot).ok().and_then(|slot| frozen::zone().island(slot)).map(Island::sandbox);
     if let Some(sandbox) = sandbox
         && bytes > STAY + END_STAYS
         && sandbox.contains(&start)

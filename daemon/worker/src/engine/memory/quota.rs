@@ -74,8 +74,8 @@ thread_local! {
 }
 
 /// A thread begins with a new cage.
-pub(super) fn reset(place: u32) {
-    account::reset(place);
+pub(super) fn reset(slot: u32) {
+    account::reset(slot);
     BASE.set(0);
     SEEN.set(0);
     EXHAUSTED.set(false);
