@@ -65,7 +65,7 @@ unsafe extern "C" fn v8_tenant_calloc(elements: size_t, bytes: size_t) -> *mut c
     let Some(whole) = elements.checked_mul(bytes) else { return ptr::null_mut() };
     match of_a_tenant(whole) {
         Some(block) if !block.is_null() => {
-            // SAFETY: the block has `bytes` bytes.
+            // SAFETY: the block has `whole` bytes.
             unsafe { block.cast::<u8>().write_bytes(0, whole) };
             block
         }
