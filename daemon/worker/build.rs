@@ -1,7 +1,7 @@
 //! Refuses to link a V8 archive other than the one that was built for this tree: its checksum and
 //! that of its bindings are compared with `SHA256SUMS` beside them, before the first program is
-//! linked and whenever one of the files changes. Makes the linker put functions of ours in front of
-//! some of it.
+//! linked and whenever one of the files changes. Also has the linker call the worker's functions in
+//! place of a few of the archive's.
 
 use std::error::Error;
 use std::io::Write;
@@ -11,8 +11,8 @@ use std::process::{Command, Stdio};
 /// The files of `SHA256SUMS` that a program is linked from.
 const LINKED: [&str; 2] = ["librusty_v8_", "src_binding_"];
 
-/// Functions of ICU's that stand behind ours in programs (`date_patterns.rs`, `hooks.rs` in `src/engine/memory`).
-/// In unit tests they stand in front, and ours are never called.
+/// Functions of ICU that programs call only through the worker's own (`date_patterns.rs` and
+/// `hooks.rs` in `src/engine/memory`). Unit tests call ICU's directly, and the worker's never.
 const WRAPPED: [&str; 3] = [
     "_ZN6icu_7824DateTimePatternGenerator14createInstanceERKNS_6LocaleER10UErrorCode",
     "_ZNK6icu_7824DateTimePatternGenerator5cloneEv",

@@ -45,7 +45,7 @@ struct Common {
     is_trimmed: bool,
     /// By size: [`SMALLEST_VOID`], twice that, and so on.
     voids: [*mut Void; VOID_SIZES],
-    /// Where the next block of [`take_for_good`] goes, and how much room there is.
+    /// Where the next block of [`take_for_good`] goes, and how many bytes are left there.
     for_good: (*mut u8, usize),
 }
 
@@ -197,8 +197,8 @@ pub(super) fn take(bytes: usize, align: usize) -> Option<*mut c_void> {
 /// Blocks of [`take_for_good`] are parts of blocks of this size.
 const FOR_GOOD: usize = 32 << 10;
 
-/// As [`take`], for a small block that stays as long as the process. Such blocks are side by side:
-/// each would keep a page otherwise, among blocks that go.
+/// Like [`take`], for a small block that stays as long as the process. Such blocks lie side by
+/// side: otherwise each would keep a page, among blocks that are freed.
 pub(super) fn take_for_good(bytes: usize) -> Option<*mut c_void> {
     let (slot, align) = (account::slot(), size_of::<Head>());
     let before = Head::room(align);
@@ -221,7 +221,11 @@ pub(super) fn take_for_good(bytes: usize) -> Option<*mut c_void> {
     Some(unsafe { Head::write(base, before, bytes, STAYS) })
 }
 
+<<<<<<< HEAD
 /// The slot in the head of a block that is never given back.
+=======
+/// Stands for a slot in the head of a block that is never given back.
+>>>>>>> h-wworker
 const STAYS: u32 = u32::MAX;
 
 /// Frees a block of [`take`], if it is one.
@@ -230,7 +234,11 @@ const STAYS: u32 = u32::MAX;
 /// As free's.
 pub(super) unsafe fn give_back(block: *mut c_void) -> bool {
     let Some(slot) = slot_of(block as usize) else { return false };
+<<<<<<< HEAD
     // SAFETY: only `take` returns blocks here, each with a head.
+=======
+    // SAFETY: only `take` and `take_for_good` return blocks here, each with a head.
+>>>>>>> h-wworker
     let (head, base) = unsafe { Head::of(block) };
     if head.slot == STAYS {
         return true;
@@ -249,7 +257,11 @@ pub(super) unsafe fn give_back(block: *mut c_void) -> bool {
 /// # Safety
 /// The block is live.
 pub(super) unsafe fn size(block: *mut c_void) -> Option<usize> {
+<<<<<<< HEAD
     // SAFETY: only `take` returns blocks here, each with a head.
+=======
+    // SAFETY: only `take` and `take_for_good` return blocks here, each with a head.
+>>>>>>> h-wworker
     slot_of(block as usize).map(|_| unsafe { Head::of(block) }.0.bytes)
 }
 
@@ -292,7 +304,7 @@ fn shrink(slot: u32, call: impl FnOnce(&mut Common)) {
 }
 
 impl Common {
-    /// The next bytes of what stays, of which there are as many.
+    /// The next `bytes` for [`take_for_good`], of which at least as many are left.
     fn cut(&mut self, bytes: usize) -> *mut u8 {
         let (at, left) = self.for_good;
         self.for_good = (at.wrapping_add(bytes), left - bytes);

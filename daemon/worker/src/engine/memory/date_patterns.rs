@@ -1,22 +1,23 @@
-//! V8's cache of what date formats are made with (`DateTimePatternGenerator`), by locale: one for
-//! all threads of the process, which never forgets (`js-date-time-format.cc`). What it keeps for a
-//! locale would be some 45 KiB, and a script chooses the locales.
+//! V8's cache of the `DateTimePatternGenerator`s that date formats are made with, by locale: one
+//! for all threads of the process, which never drops an entry (`js-date-time-format.cc`). An entry
+//! for a locale would be about 45 KiB, and a script chooses the locales.
 //!
-//! So it keeps records of ours, of some 100 bytes, which it takes for generators. It does two
-//! things only with what it keeps: it has it made ([`create_instance`]), and has it copied
-//! ([`clone`]). The linker puts both functions of ours before ICU's (`--wrap`, `build.rs`).
+//! So the cache keeps small records of about 100 bytes, which it takes for generators. It only does
+//! two things with an entry: it has it made ([`create_instance`]), and has it copied ([`clone`]).
+//! The linker puts these two functions in place of ICU's (`--wrap`, `build.rs`).
 //!
 //! ```text
 //! V8's cache ── createInstance ─▶ a record: the locale's name
 //!            └─ clone(record) ──▶ a copy of the thread's own generator, which is made if it has none
 //! ```
 //!
-//! A tenant's thread has the generators that it used last, in the commons, on its own account. So
-//! what a formatter costs a tenant does not tell what its neighbours have used. A tenant adds
-//! [`MOST_RECORDS`] and no more: the run that asks for another is ended.
+//! A tenant's thread keeps the generators that it used last, in the commons, on its own account. So
+//! the cost of a formatter does not reveal to a tenant what its neighbours have used. A tenant may
+//! add [`MOST_RECORDS`] records: a run that requests another is ended.
 //!
-//! Others call `createInstance` as well, for generators that they use and delete. What tells V8's
-//! cache from them is where it calls from, which V8's first script shows ([`is_cache_found`]).
+//! Other code also calls `createInstance`, for generators that it uses and deletes. V8's cache is
+//! recognised by the address that it calls from, which V8's first script shows
+//! ([`is_cache_found`]).
 
 use std::arch::naked_asm;
 use std::cell::Cell;
@@ -27,21 +28,21 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 
 use super::{commons, quota};
 
-/// How many generators a tenant's thread has at the most, of some 45 KiB each.
+/// The most generators that a tenant's thread keeps, of about 45 KiB each.
 const MOST_GENERATORS: usize = 32;
 
-/// How many records a tenant adds. There are some 800 locales, and each of them with some 20
-/// calendars and 90 kinds of digits.
+/// The most records that a tenant adds. There are about 800 locales, each with about 20 calendars
+/// and 90 kinds of digits.
 const MOST_RECORDS: u32 = 4096;
 
-/// `icu::DateTimePatternGenerator`. The pointer in front of it is to its table of virtual
-/// functions, or to [`MARK`]: then it is a [`Record`].
+/// `icu::DateTimePatternGenerator`. Its first pointer is to its table of virtual functions, or to
+/// [`MARK`]: then it is a [`Record`].
 #[repr(C)]
 struct Generator {
     first: *const c_void,
 }
 
-/// What V8's cache keeps, with the locale's name behind it, which ends with a zero.
+/// An entry of V8's cache, followed by the locale's name, which ends with a zero.
 #[repr(C)]
 struct Record {
     mark: *const c_void,
@@ -53,20 +54,20 @@ static MARK: u8 = 0;
 #[repr(C, align(16))]
 struct Locale(MaybeUninit<[u8; 256]>);
 
-/// Where V8's cache calls from: the address that [`create_instance`] returns to.
+/// The address that V8's cache calls from: where [`create_instance`] returns to.
 static CACHE: AtomicUsize = AtomicUsize::new(0);
 
-/// A generator of the thread's own, and the record that it is for. Both null where there is none.
+/// A generator of the thread's own, and the record that it is for. Both are null in an empty entry.
 type Own = (*const Record, *mut Generator);
 
 thread_local! {
     /// The last used one first.
     static OWN: Cell<[Own; MOST_GENERATORS]> = const { Cell::new([(ptr::null(), ptr::null_mut()); MOST_GENERATORS]) };
     static RECORDS: Cell<u32> = const { Cell::new(0) };
-    /// How many notes V8's cache has still to make on the record that it was given.
+    /// How many allocations V8's cache has still to make for the record that it was given.
     static ADDS: Cell<u32> = const { Cell::new(0) };
-    /// The last generator that was not for the cache as far as anybody knew, and where it was asked
-    /// for.
+    /// The last generator that was not for the cache, as far as was known, and the address that
+    /// requested it.
     static LAST: Cell<(*const Generator, usize)> = const { Cell::new((ptr::null(), 0)) };
 }
 
@@ -97,20 +98,20 @@ unsafe extern "C" {
 }
 
 #[cfg(not(target_arch = "x86_64"))]
-compile_error!("where V8's cache calls from is read as on x86-64");
+compile_error!("the address that V8's cache calls from is read as on x86-64");
 
 /// V8's cache allocates a node of its map for a record, and a copy of the name if that is long, and
-/// then has the record copied. Both stay as well.
+/// then has the record copied. Both allocations stay too.
 const NOTES: u32 = 2;
 
-/// Whether what the calling thread allocates now is such a note.
+/// Whether the calling thread's current allocation is one of these.
 pub(super) fn is_note() -> bool {
     let left = ADDS.get();
     ADDS.set(left.saturating_sub(1));
     left > 0
 }
 
-/// Stands before ICU's function of that name: adds the address that it was called from.
+/// Replaces ICU's function of that name: adds the address that it was called from.
 ///
 /// # Safety
 /// As ICU's.
@@ -137,7 +138,7 @@ unsafe extern "C" fn created(locale: *const Locale, error: *mut c_int, caller: u
     generator
 }
 
-/// Stands before ICU's function of that name.
+/// Replaces ICU's function of that name.
 ///
 /// # Safety
 /// As ICU's; or `generator` is a record.
@@ -155,7 +156,7 @@ unsafe extern "C" fn clone(generator: *const Generator) -> *mut Generator {
         }
         generator.cast_mut()
     };
-    // V8 ends the process where it is null, as ICU's would be.
+    // V8 ends the process if this is null, as it would for a null from ICU.
     if original.is_null() {
         return ptr::null_mut();
     }
@@ -163,13 +164,13 @@ unsafe extern "C" fn clone(generator: *const Generator) -> *mut Generator {
     unsafe { icu_clone(original) }
 }
 
-/// Whether V8's cache has been seen making and copying a generator. To be called when V8's first
+/// Whether V8's cache was observed making and copying a generator. To be called when V8's first
 /// script has made a date format.
 pub(in crate::engine) fn is_cache_found() -> bool {
     CACHE.load(Ordering::Relaxed) != 0
 }
 
-/// A new record, or null where there is no tenant, or no memory.
+/// A new record, or null in a thread that is not a tenant's, or if there is no memory.
 ///
 /// # Safety
 /// `locale` is ICU's.
@@ -185,13 +186,13 @@ unsafe fn record(locale: *const Locale) -> *const Record {
     if record.is_null() {
         return record;
     }
-    // SAFETY: the block is as large, and aligned.
+    // SAFETY: the block is large enough, and aligned.
     unsafe { record.write(Record { mark: (&raw const MARK).cast() }) };
-    // SAFETY: the name has room behind the record.
+    // SAFETY: the name fits after the record.
     let behind = unsafe { record.add(1) }.cast::<u8>();
     // SAFETY: as above.
     unsafe { behind.copy_from_nonoverlapping(name.as_ptr(), name.len()) };
-    // One over the bound is whole as well: a neighbour may be the next to ask for it.
+    // The record over the limit is complete too: a neighbour may be the next to request it.
     RECORDS.set(RECORDS.get().saturating_add(1));
     if RECORDS.get() > MOST_RECORDS {
         quota::end_the_run();
@@ -202,14 +203,14 @@ unsafe fn record(locale: *const Locale) -> *const Record {
 /// The calling thread's generator for a record, or null.
 ///
 /// # Safety
-/// The record is whole.
+/// The record is complete.
 unsafe fn own(record: *const Record) -> *mut Generator {
     let mut all = OWN.get();
     let at = all.iter().position(|(of, _)| *of == record);
     let generator = match at.and_then(|at| all.get(at)) {
         Some((_, generator)) => *generator,
         None => {
-            // SAFETY: the caller's: the name stands behind it.
+            // SAFETY: the caller's: the name follows the record.
             let name = unsafe { record.add(1) };
             // SAFETY: as above.
             unsafe { make(name.cast()) }
@@ -218,7 +219,7 @@ unsafe fn own(record: *const Record) -> *mut Generator {
     if generator.is_null() {
         return generator;
     }
-    // The others move on by one place, up to the one where this was, or to the end.
+    // The others move back by one, as far as the entry where this one was, or the end.
     if let Some(moved) = all.get_mut(..=at.unwrap_or(MOST_GENERATORS - 1)) {
         moved.rotate_right(1);
     }
@@ -226,20 +227,20 @@ unsafe fn own(record: *const Record) -> *mut Generator {
     let (_, last) = std::mem::replace(first, (record, generator));
     OWN.set(all);
     if at.is_none() && !last.is_null() {
-        // SAFETY: it was in the list once, and is in it no more; V8 has copies only.
+        // SAFETY: it was in the list once, and is no longer; V8 has only copies.
         unsafe { icu_delete(last) };
     }
     generator
 }
 
-/// A generator for a locale, or the one that V8 would take instead. Null where there is no memory.
+/// A generator for a locale, or the one that V8 would use instead. Null if there is no memory.
 ///
 /// # Safety
 /// `name` is a locale's.
 unsafe fn make(name: *const c_char) -> *mut Generator {
     for name in [name, c"root".as_ptr()] {
         let (mut locale, mut error) = (Locale(MaybeUninit::uninit()), 0);
-        // SAFETY: there is room for a locale.
+        // SAFETY: a locale fits there.
         unsafe { locale_from_name(&raw mut locale, name) };
         // SAFETY: the locale was made just now, and `error` says that nothing has failed yet.
         let generator = unsafe { icu_create_instance(&raw const locale, &raw mut error) };
@@ -252,7 +253,7 @@ unsafe fn make(name: *const c_char) -> *mut Generator {
     ptr::null_mut()
 }
 
-/// The tenant of the calling thread leaves: its generators go.
+/// The tenant of the calling thread leaves: deletes its generators.
 pub(crate) fn forget() {
     let none = [(ptr::null(), ptr::null_mut()); MOST_GENERATORS];
     for (_, generator) in OWN.replace(none).into_iter().filter(|(_, generator)| !generator.is_null()) {

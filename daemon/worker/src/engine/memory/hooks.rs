@@ -234,12 +234,12 @@ operators! {
         _ZdlPvSt11align_val_tRKSt9nothrow_t _ZdaPvSt11align_val_tRKSt9nothrow_t
 }
 
-/// Blocks of this size on may be refused to ICU. It asks for them for buffers of text and of what
-/// it makes of text, and looks whether it got them (`UnicodeString::allocate`,
-/// `MaybeStackArray::resize`, `FormattedStringBuilder`). For small blocks it does not always.
+/// From this size on a block may be refused to ICU. ICU requests these for buffers of text and of
+/// what it makes of text, and checks whether it got them (`UnicodeString::allocate`,
+/// `MaybeStackArray::resize`, `FormattedStringBuilder`). For small blocks it does not always check.
 const MAY_FAIL_FROM: usize = 1 << 20;
 
-/// Whether ICU is to do without a block: the process would end for it.
+/// Whether ICU must do without a block because it would end the process.
 fn is_refused(bytes: usize) -> bool {
     bytes >= MAY_FAIL_FROM && quota::ends_instead(bytes)
 }
@@ -269,8 +269,8 @@ unsafe extern "C" fn icu_realloc(_: *const c_void, block: *mut c_void, bytes: si
 #[repr(C, align(16))]
 struct UnicodeString(std::mem::MaybeUninit<[u8; 64]>);
 
-/// Stands before ICU's function of that name (`--wrap`, `build.rs`): where the text was refused to
-/// it, the copy is empty. V8 looks for no null there (`js-segments.cc`).
+/// Replaces ICU's function of that name (`--wrap`, `build.rs`): if ICU was refused the text, the
+/// copy is empty. V8 does not check for null there (`js-segments.cc`).
 ///
 /// # Safety
 /// As ICU's.
@@ -282,7 +282,7 @@ unsafe extern "C" fn clone_text(text: *const UnicodeString) -> *mut UnicodeStrin
         return copy;
     }
     let mut empty = UnicodeString(std::mem::MaybeUninit::uninit());
-    // SAFETY: there is room for a string. It has nothing that would have to be given back.
+    // SAFETY: a string fits there. It holds nothing that must be given back.
     unsafe { icu_repeated_text(&raw mut empty, 0, 0, 0) };
     // SAFETY: the string was made just now.
     unsafe { icu_clone_text(&raw const empty) }
@@ -308,7 +308,8 @@ unsafe extern "C" {
     #[cfg_attr(not(test), link_name = "__real__ZNK6icu_7813UnicodeString5cloneEv")]
     #[cfg_attr(test, link_name = "_ZNK6icu_7813UnicodeString5cloneEv")]
     fn icu_clone_text(text: *const UnicodeString) -> *mut UnicodeString;
-    /// `icu::UnicodeString::UnicodeString(int32_t capacity, UChar32, int32_t count)`, in the archive.
+    /// `icu::UnicodeString::UnicodeString(int32_t capacity, UChar32, int32_t count)`, in the
+    /// archive.
     #[link_name = "_ZN6icu_7813UnicodeStringC1Eiii"]
     fn icu_repeated_text(text: *mut UnicodeString, capacity: c_int, unit: c_int, count: c_int);
     /// `v8::internal::compiler::TypeCache::Get()`, in the archive.

@@ -15,7 +15,7 @@
 //! | [`mappings`] | where V8's mappings go |
 //! | [`oversized`] | the object that a run was ended for |
 //! | [`account`] | how much a thread holds, and the thresholds at which the worker acts |
-//! | [`date_patterns`] | V8's cache of date patterns, which all tenants share as well |
+//! | [`date_patterns`] | V8's cache of date patterns, which all tenants share too |
 //! | [`icu_caches`] | the bound of ICU's cache, which all tenants share |
 //! | [`confinement`] | whether the thread has the right keys open |
 

@@ -68,7 +68,7 @@ thread_local! {
     static EXACTLY: Cell<bool> = const { Cell::new(false) };
     /// The last buffer that V8 requested fits what the script sees, and not the exact account.
     static EXHAUSTED: Cell<bool> = const { Cell::new(false) };
-    /// The run has asked for more of what is the process's than a tenant gets.
+    /// The run has requested more of the process's memory than a tenant gets.
     static TO_END: Cell<bool> = const { Cell::new(false) };
     static REFUSED: Cell<bool> = const { Cell::new(false) };
 }
@@ -228,19 +228,19 @@ pub(in crate::engine) fn has_room(bytes: usize) -> bool {
     fits
 }
 
-/// The last buffer did not fit, and there was no later one that did; or the run is to end anyway.
+/// The last buffer did not fit, and no later one did; or the run is to end anyway.
 pub(super) fn is_exhausted() -> bool {
     EXHAUSTED.get() || TO_END.get()
 }
 
-/// The run has asked for more of what is the process's than a tenant gets.
+/// The run has requested more of the process's memory than a tenant gets: ends it.
 pub(super) fn end_the_run() {
     TO_END.set(true);
     account::ask_to_look();
 }
 
-/// Whether the process would end for so many bytes more of native memory. If so the run ends
-/// instead, and whoever asked has to do without them.
+/// Whether `bytes` more of native memory would end the process. If so the run ends instead, and the
+/// caller must do without them.
 pub(super) fn ends_instead(bytes: usize) -> bool {
     let refused = bytes > account::until_last();
     if refused {
