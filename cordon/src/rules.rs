@@ -1,5 +1,5 @@
 //! The numbers: thresholds, times, and weights that differ from those of [`crate::signal`]. All of
-//! them are configuration; these are the defaults, and why.
+//! them are configuration. These are the defaults, and the reasons for them.
 
 use std::collections::BTreeMap;
 
@@ -19,29 +19,30 @@ pub(crate) const DAY: u64 = 24 * HOUR;
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Rules {
-    /// From this score on a tenant is watched: it shares a process only with others that are.
+    /// At this score a tenant is watched: it shares a process only with other watched tenants.
     pub watch: f64,
-    /// From this score on it lives alone.
+    /// At this score a tenant gets a process of its own.
     pub solo: f64,
-    /// From this score on it lives sealed. Only evidence gets it there.
+    /// At this score a tenant is sealed. Only evidence adds up to this much.
     pub sealed: f64,
-    /// From this score on it is not run any more.
+    /// At this score a tenant is no longer run.
     pub expelled: f64,
-    /// It comes back in, a level at a time, when its score is below this ...
+    /// A tenant moves back in, one level at a time, when its score is below this ...
     pub back_below: f64,
-    /// ... and nothing has counted against it for so long.
+    /// ... and nothing has counted against it for this long.
     pub back_after_secs: u64,
-    /// Whoever took a process along, or may have, lives alone for so long, whatever its score; six times as long each further time.
+    /// How long a tenant that took a process down, or may have, lives alone, whatever its score;
+    /// six times as long each further time.
     pub suspicion_secs: u64,
-    /// Those who were in a process that died for nobody knows what are kept in halves for so long.
+    /// How long the tenants of a process that died for an unknown reason stay bisected.
     pub unexplained_secs: u64,
-    /// What the worker's own word amounts to, all of it together.
+    /// The most that all advisory signals (what the worker says) may add up to.
     pub advisory_most: f64,
-    /// What happened beside a tenant amounts to, all of it together.
+    /// The most that all signals about what happened beside a tenant may add up to.
     pub share_most: f64,
-    /// What everything but evidence amounts to, all of it together: below `sealed`.
+    /// The most that everything but evidence may add up to: below `sealed`.
     pub nuisance_most: f64,
-    /// Known for less than that is new.
+    /// A tenant known for less than this is new.
     pub new_for_secs: u64,
     /// Weights that differ from the defaults, by signal.
     pub signals: BTreeMap<Signal, Weight>,
@@ -61,7 +62,8 @@ impl Default for Rules {
             back_below: 20.0,
             back_after_secs: DAY,
             suspicion_secs: 10 * MINUTE,
-            // Long enough for one that does it again; short, for it can be done to others.
+            // Long enough to catch a tenant that does it again; short, because a tenant can do it
+            // to others.
             unexplained_secs: HOUR,
             advisory_most: 15.0,
             share_most: 15.0,
@@ -78,17 +80,19 @@ impl Default for Rules {
 /// Why rules cannot be used.
 #[derive(Debug, Clone, PartialEq, thiserror::Error)]
 pub enum RulesError {
-    #[error("the thresholds have to rise: back_below {0}, watch {1}, solo {2}, sealed {3}, expelled {4}")]
+    #[error("the thresholds must rise: back_below {0}, watch {1}, solo {2}, sealed {3}, expelled {4}")]
     Thresholds(f64, f64, f64, f64, f64),
-    #[error("{0} is {1}; it has to be a number between 0 and {2}")]
+    #[error("{0} is {1}; it must be a number from 0 up to, but below, {2}")]
     Range(&'static str, f64, f64),
-    #[error("the weight of {0:?} has to be positive numbers, and most at least points")]
+    #[error(
+        "the weight of {0:?} is invalid: points must be 0 or more, most at least points, half_life_secs at least 1"
+    )]
     Weight(Signal),
-    #[error("shape.window_ms is {0}; it has to be between 100 and 60000")]
+    #[error("shape.window_ms is {0}; it must be between 100 and 60000")]
     Window(u64),
-    #[error("{0} is {1} seconds; the most is a year")]
+    #[error("{0} is {1} seconds; it must be at most 366 days")]
     Time(&'static str, u64),
-    #[error("shape: streak has to be at least 1, shares between 0 and 1, and every other number positive")]
+    #[error("shape: streak must be at least 1, shares between 0 and 1, and every other number positive")]
     Shape,
 }
 
@@ -99,10 +103,10 @@ impl Rules {
         self.signals.get(&signal).copied().unwrap_or_else(|| signal.default_weight())
     }
 
-    /// Whether the rules mean what their names say.
+    /// Checks that the rules are consistent.
     ///
     /// # Errors
-    /// What is wrong, by the key's name.
+    /// Names the key that is wrong.
     pub fn check(&self) -> Result<(), RulesError> {
         let Self { back_below, watch, solo, sealed, expelled, .. } = *self;
         let thresholds = [0.0, back_below, watch, solo, sealed, expelled];
@@ -156,7 +160,7 @@ mod tests {
     use crate::signal::Kind;
 
     #[test]
-    fn the_defaults_are_rules() {
+    fn the_defaults_are_consistent() {
         assert_eq!(Rules::default().check(), Ok(()));
         let weights = Signal::ALL.map(|signal| (signal, signal.default_weight())).into();
         assert_eq!(Rules { signals: weights, ..Rules::default() }.check(), Ok(()));
@@ -173,7 +177,7 @@ mod tests {
     }
 
     #[test]
-    fn nothing_before_its_first_deed_cordons_a_tenant() {
+    fn a_tenant_that_has_done_nothing_is_not_cordoned() {
         let priors: f64 = Signal::ALL
             .into_iter()
             .filter(|signal| signal.kind() == Kind::Prior)

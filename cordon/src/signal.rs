@@ -1,44 +1,46 @@
-//! What counts against a tenant, and who says so.
+//! What counts against a tenant, and who measured it.
 //!
-//! A signal is something that the kernel did or counted, or that the supervisor saw for itself. What a worker says of its
-//! own tenant is *advisory*: all of it together stays below every threshold, for a worker may have been taken over.
+//! A signal is something that the kernel did or counted, or that the supervisor observed itself.
+//! What a worker says about its own tenant is *advisory*: all of it together stays below every
+//! threshold, because a worker may have been taken over.
 //!
-//! A row of the table here and the place that sees it are all that a signal needs: names in the
-//! API, in `[cordon.rules.signals]` and in what the daemon keeps, default weights, and the check of
-//! SPECIFICATION.md's table come from the row.
+//! A signal needs one row of the table below and the code that raises it. The row gives its name in
+//! the API, in `[cordon.rules.signals]` and in the daemon's files, its default weight, and what
+//! SPECIFICATION.md's table is checked against.
 
 use serde::{Deserialize, Serialize};
 
 use crate::rules::{DAY, HOUR, MINUTE};
 
-/// Who measured it.
+/// Who measured a signal.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 #[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub enum Source {
-    /// A trap, an exit status, a clock or a counter of the kernel's.
+    /// The kernel: a trap, an exit status, a clock or a counter.
     Kernel,
-    /// The supervisor, from what went over its own channels.
+    /// The supervisor, from the traffic on its own channels.
     Supervisor,
-    /// A person's word, or what a person has set.
+    /// The operator: an order or a setting.
     Operator,
-    /// The worker's own word: advisory.
+    /// The worker itself: advisory.
     Worker,
 }
 
-/// What it is evidence of.
+/// What a signal is evidence of.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub enum Kind {
-    /// No script does it by accident, or only one that breaks the engine. It alone leads to `sealed` and further.
+    /// No script does it by accident, except one that breaks the engine. Only evidence leads to
+    /// `sealed` and beyond.
     Evidence,
-    /// It costs the neighbours: a process of its own is all that it takes.
+    /// It costs the neighbours something: a process of its own is enough to stop it.
     Nuisance,
-    /// The worker's word.
+    /// The worker says so.
     Advisory,
-    /// It happened beside this tenant, not by it.
+    /// It happened beside this tenant, and this tenant did not do it.
     Share,
-    /// What is known of a tenant before it does anything.
+    /// Known about a tenant before it does anything.
     Prior,
 }
 
@@ -46,11 +48,11 @@ pub enum Kind {
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Weight {
-    /// Points each time.
+    /// Points for each occurrence.
     pub points: f64,
-    /// The time after which half of them are left.
+    /// The time after which half of the points are left.
     pub half_life_secs: u64,
-    /// The most that this signal alone can amount to.
+    /// The most that this signal alone can add up to.
     pub most: f64,
 }
 
@@ -71,7 +73,7 @@ macro_rules! signals {
             /// In the order of the table.
             pub const ALL: [Self; [$($name),+].len()] = [$(Self::$signal),+];
 
-            /// As the API, the configuration and the daemon's files call it.
+            /// The name in the API, the configuration and the daemon's files.
             #[must_use]
             pub const fn name(self) -> &'static str {
                 match self { $(Self::$signal => $name,)+ }
@@ -87,15 +89,15 @@ macro_rules! signals {
                 match self { $(Self::$signal => Kind::$kind,)+ }
             }
 
-            /// Whether it ended the process of everybody who was there. In company nobody can know
-            /// for certain whose doing it was: whoever can write anywhere can make a neighbour's
-            /// thread stumble.
+            /// Whether it ends the worker, with the runs of all its tenants. If there were several,
+            /// the blame is uncertain: an attacker who can write anywhere can make a neighbour's
+            /// thread fault.
             #[must_use]
             pub const fn takes_worker(self) -> bool {
                 match self { $(Self::$signal => $takes_worker,)+ }
             }
 
-            /// What it counts where the configuration says nothing else.
+            /// The weight if the configuration sets none.
             #[must_use]
             pub const fn default_weight(self) -> Weight {
                 match self {
@@ -113,66 +115,67 @@ signals! {
     ClosedKey "closedKey": Kernel, Evidence, takes worker true, points 100.0, half-life 30 * DAY, most 300.0;
     /// An address on another tenant's island.
     ForeignAddress "foreignAddress": Kernel, Evidence, takes worker true, points 80.0, half-life 30 * DAY, most 240.0;
-    /// A frame out of turn, too long, or for somebody else.
+    /// A frame out of turn, too long, or meant for another tenant.
     Protocol "protocol": Supervisor, Evidence, takes worker true, points 100.0, half-life 30 * DAY, most 300.0;
-    // A buggy engine is a buggy engine: crashes alone seal, and never expel.
-    /// A bad address of its own, or an illegal instruction.
+    // A buggy engine is a buggy engine: crashes alone seal a tenant, and never expel it.
+    /// A bad address that belongs to no other tenant, or an illegal instruction.
     Crash "crash": Kernel, Evidence, takes worker true, points 60.0, half-life 7 * DAY, most 120.0;
-    // V8 also gives up on arrays that are too long, which is a bug of the script's: it never seals.
-    /// V8 gave up on a check of its own.
+    // V8 also aborts on arrays that are too long, which is a mere bug in a script. So this never
+    // seals.
+    /// V8 aborted on a failed check.
     EngineAbort "engineAbort": Kernel, Nuisance, takes worker true, points 60.0, half-life 7 * DAY, most 80.0;
-    // Each makes all neighbours begin again, so the second one within hours is enough.
-    /// V8 ran out of memory and took its process along.
+    // Each one restarts the runs of all neighbours, so the second one within hours is enough.
+    /// V8 ran out of memory and took its process down.
     OutOfMemory "outOfMemory": Kernel, Nuisance, takes worker true, points 40.0, half-life 6 * HOUR, most 80.0;
-    /// A run did not end when it was told to, and its process was ended.
+    /// A run did not stop when ordered to, so its process was ended.
     HardKill "hardKill": Supervisor, Nuisance, takes worker true, points 40.0, half-life DAY, most 80.0;
-    // A window is half a second, counted from the fourth in a row on, so that four seconds of
-    // it are enough. The half-life is short: a busy hour is not held against anybody for long.
+    // A window is half a second, counted from the fourth in a row, so four seconds are enough. The
+    // half-life is short: a busy hour must not count against a tenant for long.
     /// A window in which its thread did nothing but compute, for few runs.
     Busy "busy": Kernel, Nuisance, takes worker false, points 12.0, half-life 10 * MINUTE, most 70.0;
-    /// A minute of computing with hardly a word, the shape of a Spectre attack.
+    /// A minute of computing with hardly a message, the shape of a Spectre attack.
     ComputeOnly "computeOnly": Kernel, Nuisance, takes worker false, points 10.0, half-life 2 * HOUR, most 40.0;
     /// A window of page faults far beyond what its runs need.
     Paging "paging": Kernel, Nuisance, takes worker false, points 12.0, half-life 10 * MINUTE, most 70.0;
     /// More resident memory on its island than its limits explain.
     Resident "resident": Kernel, Nuisance, takes worker false, points 20.0, half-life HOUR, most 60.0;
-    /// Mispredicted branches beyond the usual, by the processor's counters.
+    /// Mispredicted branches above the usual rate, by the processor's counters.
     Mispredictions "mispredictions": Kernel, Nuisance, takes worker false, points 20.0, half-life 2 * HOUR, most 80.0;
-    /// Many small messages at regular times, the shape of a clock made of messages.
+    /// Many small messages at regular intervals, the shape of a clock made of messages.
     RemoteTiming "remoteTiming": Supervisor, Nuisance, takes worker false, points 5.0, half-life HOUR, most 30.0;
-    /// An isolate that lives long and is called much.
+    /// An isolate that lives long and is called often.
     LongLived "longLived": Supervisor, Nuisance, takes worker false, points 5.0, half-life 2 * HOUR, most 20.0;
-    /// More console output than anybody reads.
+    /// More console output than any reader could use.
     LogFlood "logFlood": Supervisor, Nuisance, takes worker false, points 4.0, half-life HOUR, most 20.0;
-    // A field of a request says so, not the script.
+    // A field of the request says so, not the script.
     /// A request for a network that its policy does not grant.
     DeniedEgress "deniedEgress": Supervisor, Nuisance, takes worker false, points 8.0, half-life DAY, most 20.0;
-    /// A run over its memory.
+    /// A run over its memory limit.
     NearMemory "nearMemory": Worker, Advisory, takes worker false, points 5.0, half-life 6 * HOUR, most 15.0;
-    /// An import of something that is not there.
+    /// An import of a module that does not exist.
     DeniedImport "deniedImport": Worker, Advisory, takes worker false, points 5.0, half-life DAY, most 15.0;
     /// Code from strings, where the policy forbids it.
     DeniedCode "deniedCode": Worker, Advisory, takes worker false, points 3.0, half-life 6 * HOUR, most 15.0;
     /// More timers than its limit.
     TimerFlood "timerFlood": Worker, Advisory, takes worker false, points 4.0, half-life HOUR, most 20.0;
-    // Whoever attacks chooses its neighbours to some degree: to them this is a hint, no more.
+    // An attacker chooses its neighbours to some degree, so this is only a hint about them.
     /// A neighbour attacked or crashed beside it.
     CoTenant "coTenant": Supervisor, Share, takes worker false, points 5.0, half-life 30 * DAY, most 15.0;
-    /// A process that it was in died, and nobody knows whose doing it was.
+    /// A process that it was in died, and the death could not be attributed.
     Unattributed "unattributed": Supervisor, Share, takes worker false, points 5.0, half-life 7 * DAY, most 15.0;
     /// Known for less than a day.
     New "new": Supervisor, Prior, takes worker false, points 10.0, half-life DAY, most 10.0;
-    /// Its policy says that nobody vouches for its code.
+    /// Its policy says that its code is not vouched for.
     Untrusted "untrusted": Operator, Prior, takes worker false, points 10.0, half-life DAY, most 10.0;
-    /// V8 is older than the operator says it has to be.
+    /// V8 is older than the version that the operator requires.
     OutdatedEngine "outdatedEngine": Operator, Prior, takes worker false, points 20.0, half-life DAY, most 20.0;
 }
 
-/// One signal, as it was seen.
+/// One signal, as observed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Seen {
     pub signal: Signal,
-    /// Nobody else was there who could have caused it.
+    /// No other tenant was there that could have caused it.
     pub certain: bool,
 }
 
@@ -182,7 +185,7 @@ impl Seen {
         Self { signal, certain: true }
     }
 
-    /// It happened in a process with others in it.
+    /// It happened in a process with other tenants in it.
     #[must_use]
     pub fn in_company(signal: Signal) -> Self {
         Self { signal, certain: !signal.takes_worker() }
@@ -194,7 +197,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_a_worker_says_is_advisory_and_nothing_else_is() {
+    fn only_what_a_worker_says_is_advisory() {
         for signal in Signal::ALL {
             assert_eq!(signal.source() == Source::Worker, signal.kind() == Kind::Advisory, "{signal:?}");
         }
@@ -215,7 +218,7 @@ mod tests {
         }
     }
 
-    /// Seconds as people read them.
+    /// A duration in the largest unit that divides it.
     fn time(secs: u64) -> String {
         let (unit, name) = [(DAY, "d"), (HOUR, "h"), (MINUTE, "min"), (1, "s")]
             .into_iter()

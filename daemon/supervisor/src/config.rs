@@ -338,9 +338,7 @@ mod tests {
         {
             assert_eq!(cordon.is_outdated(v8), outdated, "{v8}");
         }
-        assert!(
-            parse("[cordon.rules]\nsolo = 95\n").unwrap_err().contains("cordon.rules: the thresholds have to rise")
-        );
+        assert!(parse("[cordon.rules]\nsolo = 95\n").unwrap_err().contains("cordon.rules: the thresholds must rise"));
         assert!(parse("[cordon.rules.signals.crush]\npoints = 1\n").unwrap_err().contains("crush"));
     }
 
