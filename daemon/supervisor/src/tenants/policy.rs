@@ -371,7 +371,7 @@ mod tests {
         drop(store.put(&"b".parse().unwrap(), &Policy::default(), 7).unwrap());
         assert!(dir.path().join("away/b.json").exists() && !dir.path().join("b.json").exists());
         let tenants = dir.path().join("away");
-        // A leftover of a daemon that was killed is no obstacle.
+        // A leftover of a daemon that was killed does not get in the way.
         fs::write(tenants.join(".new"), "half").unwrap();
         drop(store.put(&"a".parse().unwrap(), &Policy::default(), 7).unwrap());
     }
