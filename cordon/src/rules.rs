@@ -21,7 +21,7 @@ pub(crate) const DAY: u64 = 24 * HOUR;
 pub struct Rules {
     /// From this score on a tenant is watched: it shares a process only with other watched tenants.
     pub watch: f64,
-    /// From this score on it lives alone.
+    /// At this score a tenant gets a process of its own.
     pub solo: f64,
     /// From this score on it lives sealed. Only evidence leads there.
     pub sealed: f64,
@@ -88,7 +88,7 @@ pub enum RulesError {
     Weight(Signal),
     #[error("shape.window_ms is {0}; it must be between 100 and 60000")]
     Window(u64),
-    #[error("{0} is {1} seconds; the most is a year")]
+    #[error("{0} is {1} seconds; it must be at most 366 days")]
     Time(&'static str, u64),
     #[error("shape: streak must be at least 1, shares between 0 and 1, and every other number positive")]
     Shape,

@@ -17,9 +17,9 @@ use crate::rules::{DAY, HOUR, MINUTE};
 #[serde(rename_all = "camelCase")]
 #[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub enum Source {
-    /// A trap, an exit status, a clock or a counter of the kernel's.
+    /// The kernel: a trap, an exit status, a clock or a counter.
     Kernel,
-    /// The supervisor, from what went over its own channels.
+    /// The supervisor, from the traffic on its own channels.
     Supervisor,
     /// An operator, by an order or a setting.
     Operator,
@@ -38,7 +38,7 @@ pub enum Kind {
     Nuisance,
     /// Alleged by the worker.
     Advisory,
-    /// It happened beside this tenant, not by it.
+    /// It happened beside this tenant, and this tenant did not do it.
     Share,
     /// What is known about a tenant before it does anything.
     Prior,
@@ -48,11 +48,11 @@ pub enum Kind {
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Weight {
-    /// Points each time.
+    /// Points for each occurrence.
     pub points: f64,
     /// The time after which half of the points are left.
     pub half_life_secs: u64,
-    /// The most that this signal alone can amount to.
+    /// The most that this signal alone can add up to.
     pub most: f64,
 }
 
@@ -139,11 +139,11 @@ signals! {
     Paging "paging": Kernel, Nuisance, takes worker false, points 12.0, half-life 10 * MINUTE, most 70.0;
     /// More resident memory on its island than its limits explain.
     Resident "resident": Kernel, Nuisance, takes worker false, points 20.0, half-life HOUR, most 60.0;
-    /// Mispredicted branches beyond the usual, by the processor's counters.
+    /// Mispredicted branches above the usual rate, by the processor's counters.
     Mispredictions "mispredictions": Kernel, Nuisance, takes worker false, points 20.0, half-life 2 * HOUR, most 80.0;
-    /// Many small messages at regular times, the shape of a clock made of messages.
+    /// Many small messages at regular intervals, the shape of a clock made of messages.
     RemoteTiming "remoteTiming": Supervisor, Nuisance, takes worker false, points 5.0, half-life HOUR, most 30.0;
-    /// An isolate that lives long and is called much.
+    /// An isolate that lives long and is called often.
     LongLived "longLived": Supervisor, Nuisance, takes worker false, points 5.0, half-life 2 * HOUR, most 20.0;
     /// More console output than can be read.
     LogFlood "logFlood": Supervisor, Nuisance, takes worker false, points 4.0, half-life HOUR, most 20.0;
@@ -218,7 +218,7 @@ mod tests {
         }
     }
 
-    /// Seconds as people read them.
+    /// A duration in the largest unit that divides it.
     fn time(secs: u64) -> String {
         let (unit, name) = [(DAY, "d"), (HOUR, "h"), (MINUTE, "min"), (1, "s")]
             .into_iter()
