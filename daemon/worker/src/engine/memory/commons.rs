@@ -221,11 +221,7 @@ pub(super) fn take_for_good(bytes: usize) -> Option<*mut c_void> {
     Some(unsafe { Head::write(base, before, bytes, STAYS) })
 }
 
-<<<<<<< HEAD
-/// The slot in the head of a block that is never given back.
-=======
 /// Stands for a slot in the head of a block that is never given back.
->>>>>>> h-wworker
 const STAYS: u32 = u32::MAX;
 
 /// Frees a block of [`take`], if it is one.
@@ -234,11 +230,7 @@ const STAYS: u32 = u32::MAX;
 /// As free's.
 pub(super) unsafe fn give_back(block: *mut c_void) -> bool {
     let Some(slot) = slot_of(block as usize) else { return false };
-<<<<<<< HEAD
-    // SAFETY: only `take` returns blocks here, each with a head.
-=======
     // SAFETY: only `take` and `take_for_good` return blocks here, each with a head.
->>>>>>> h-wworker
     let (head, base) = unsafe { Head::of(block) };
     if head.slot == STAYS {
         return true;
@@ -257,11 +249,7 @@ pub(super) unsafe fn give_back(block: *mut c_void) -> bool {
 /// # Safety
 /// The block is live.
 pub(super) unsafe fn size(block: *mut c_void) -> Option<usize> {
-<<<<<<< HEAD
-    // SAFETY: only `take` returns blocks here, each with a head.
-=======
     // SAFETY: only `take` and `take_for_good` return blocks here, each with a head.
->>>>>>> h-wworker
     slot_of(block as usize).map(|_| unsafe { Head::of(block) }.0.bytes)
 }
 
