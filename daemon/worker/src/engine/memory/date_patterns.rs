@@ -8,7 +8,7 @@
 //!
 //! ```text
 //! V8's cache ── createInstance ─▶ a record: the locale's name
-//!            └─ clone(record) ──▶ a copy of the thread's own generator, which is made if it has none
+//!            └─ clone(record) ──▶ a copy of the thread's own generator, made if it has none
 //! ```
 //!
 //! A tenant's thread keeps the generators that it used last, in the commons, on its own account. So

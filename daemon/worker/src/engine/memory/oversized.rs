@@ -27,8 +27,8 @@ const NONE: usize = usize::MAX;
 
 /// How much stays at the beginning of an object: the metadata that V8 keeps in front of it.
 const STAY: usize = 1 << 20;
-/// How much stays at its end, where V8 commits in steps of 256 KiB: V8 reads past the digits of a
-/// `BigInt` whose highest digit is zero, which it never is.
+/// How much stays at its end, where V8 commits in steps of 256 KiB: the highest digit of a `BigInt`
+/// must not become zero, because V8 would then read past its digits.
 const END_STAYS: usize = 512 << 10;
 
 static OVERSIZED: [Oversized; MOST_SLOTS] =
