@@ -2,6 +2,9 @@
 //!
 //! At any time the process may hold `memoryMb` × 2 + 64 MiB more than before; while nothing runs,
 //! `memoryMb` + 16 MiB more. Both are measured from outside, in `/proc`.
+//!
+//! This file is long because every case is a script and the figure that it must keep, measured by
+//! the same gauge.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
