@@ -119,7 +119,7 @@ impl std::str::FromStr for Level {
 
 /// A word that does not name a level.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("there is no cordon {0:?}; it is one of shared, solo, sealed, expelled")]
+#[error("there is no cordon level {0:?}; it must be one of shared, solo, sealed, expelled")]
 pub struct UnknownLevel(String);
 
 /// A moment, in milliseconds since 1970.

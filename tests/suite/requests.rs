@@ -26,7 +26,7 @@ fn bad_input_is_answered_with_what_was_wrong_and_harms_no_tenant() {
             400,
             "control characters",
         ),
-        ("POST", LOAD, b"{\"code\": \"() => 1\", \"env\": 3}", 400, "env has to be an object"),
+        ("POST", LOAD, b"{\"code\": \"() => 1\", \"env\": 3}", 400, "env must be an object"),
         ("POST", "/v1/tenants/..%2Fetc/load", b"{}", 400, "a tenant's name"),
         ("POST", "/v1/tenants/a%00b/load", b"{}", 400, "a tenant's name"),
         ("GET", "/v1/nothing", b"", 404, "no such resource"),

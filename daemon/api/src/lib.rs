@@ -1,15 +1,16 @@
 //! The API, described once: what the daemon accepts and answers as types, its operations as a
-//! table, the OpenAPI document that both make, and clients of the daemon's socket.
+//! table, the OpenAPI document generated from both, and clients of the daemon's socket.
 //!
 //! | module | owns |
 //! |---|---|
-//! | [`types`] | requests, answers, events and problems, a file a resource |
-//! | [`bounds`] | numbers that a request or an answer keeps to |
-//! | [`operations`] | every operation: method, path, who may, what goes in and comes out |
-//! | [`openapi`] | the OpenAPI 3.1 document made of them (feature `schema`) |
+//! | [`types`] | requests, answers, events and problems, one file per resource |
+//! | [`bounds`] | the bounds of requests and answers |
+//! | [`operations`] | every operation: method, path, permission, request and answers |
+//! | [`openapi`] | the OpenAPI 3.1 document generated from them (feature `schema`) |
 //! | [`client`] | clients: asynchronous (feature `client`), blocking (feature `blocking`) |
 //!
-//! Without features there are the types and the table alone: the daemon has nothing else of it.
+//! Without features, this crate is the types and the table alone, which is all that the daemon
+//! uses.
 #![forbid(unsafe_code)]
 #![deny(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing, clippy::panic)]
 #![cfg_attr(
@@ -27,8 +28,8 @@ pub mod types;
 
 pub use operations::{OPERATIONS, Operation};
 
-/// The API's version, as every answer tells it in `api-version`.
+/// The API's version, which every answer carries in its `api-version` header.
 pub const API_VERSION: &str = "1";
 
-/// The OpenAPI document, as `GET /openapi.json` answers it. `cargo xtask openapi` renews it.
+/// The OpenAPI document, as `GET /openapi.json` returns it. `cargo xtask openapi` regenerates it.
 pub const OPENAPI: &str = include_str!("../openapi.json");

@@ -1,8 +1,8 @@
-//! The OpenAPI 3.1 document, made of [`OPERATIONS`] and of the types' schemas. It is committed as
-//! `openapi.json` and served from there; a test says when the two differ.
+//! The OpenAPI 3.1 document, generated from [`OPERATIONS`] and the schemas of the types. It is
+//! committed as `openapi.json` and served from there; a test fails when the two differ.
 //!
-//! Schemas of requests say what a client may write, those of answers what it can rely on (the two
-//! contracts of `schemars`). Their dialect, JSON Schema 2020-12, is OpenAPI 3.1's own.
+//! Schemas of requests describe what a client may send, those of answers what it can rely on (the
+//! two contracts of `schemars`). Their dialect is OpenAPI 3.1's own, JSON Schema 2020-12.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -17,10 +17,10 @@ use crate::operations::{Answered, Body, OPERATIONS, Operation, Parameter, Parame
 use crate::types::problem::{Problem, ProblemKind};
 use crate::types::{about, audit, cordon, event, policy, run, script, tenant, worker};
 
-/// Where a document has its schemas.
+/// Where the schemas are in the document.
 const SCHEMAS: &str = "/components/schemas";
 
-/// The document, as it is committed.
+/// The document as text, as it is committed.
 #[must_use]
 pub fn text() -> String {
     let mut text = format!("{:#}", document());
@@ -43,7 +43,7 @@ pub fn document() -> Value {
             "title": "enisled",
             "version": API_VERSION,
             "description": "Runs untrusted JavaScript, each tenant on an island of its own. HTTP/1.1 on a Unix socket; \
-                who is calling is the uid at the other end.",
+                a caller is identified by the uid of its process.",
             "license": { "name": "MIT OR Apache-2.0" },
         },
         "paths": paths,
@@ -51,7 +51,7 @@ pub fn document() -> Value {
     })
 }
 
-/// Schemas of requests and of answers, each collected in its contract.
+/// Schemas of requests and of answers, each collected under its own contract.
 struct Schemas {
     requests: SchemaGenerator,
     answers: SchemaGenerator,
@@ -93,14 +93,14 @@ impl Schemas {
         schema.to_value()
     }
 
-    /// All of them by name. A name stands for one schema: a test compares those that are in both.
+    /// All schemas by name. A name stands for one schema: a test compares those in both contracts.
     fn all(mut self) -> BTreeMap<String, Value> {
         let answers = self.answers.take_definitions(true);
         answers.into_iter().chain(self.requests.take_definitions(true)).collect()
     }
 }
 
-/// What may be left out of a request is written or left out, not `null`.
+/// Optional fields of a request are written or left out, never `null`.
 #[derive(Debug, Clone)]
 struct WithoutNull;
 
@@ -157,7 +157,7 @@ fn add(described: &mut Value, field: &str, value: Value) {
     described.as_object_mut().map(|described| described.insert(field.to_owned(), value));
 }
 
-/// The parameters of a path. The ids of scripts are made as the names of tenants are.
+/// The parameters of a path. Script ids follow the same rules as tenant names.
 fn in_path(path: &'static str) -> impl Iterator<Item = Value> {
     let names = path.split('/').filter_map(|part| part.strip_prefix('{')?.strip_suffix('}'));
     names.map(|name| {
@@ -195,13 +195,14 @@ fn answered(answer: &Answered, schemas: &mut Schemas) -> Value {
     }
 }
 
-/// All problems of an operation that have that status.
+/// All problems of an operation with this status.
 fn problem(status: u16, problems: &[ProblemKind], schemas: &mut Schemas) -> Value {
     let these: Vec<_> = problems.iter().filter(|problem| problem.status() == status).collect();
-    let told: Vec<_> = these.iter().map(|problem| format!("`{}`: {}.", problem.urn(), problem.parts().2)).collect();
+    let sentences: Vec<_> =
+        these.iter().map(|problem| format!("`{}`: {}.", problem.urn(), problem.parts().2)).collect();
     let schema = schemas.answers.subschema_for::<Problem>();
     let mut described =
-        json!({ "description": told.join(" "), "content": { "application/problem+json": { "schema": schema } } });
+        json!({ "description": sentences.join(" "), "content": { "application/problem+json": { "schema": schema } } });
     if these.iter().any(|problem| problem.says_when_to_retry()) {
         let header = json!({ "description": "In seconds.", "schema": { "type": "integer" } });
         add(&mut described, "headers", json!({ "Retry-After": header }));
@@ -209,7 +210,7 @@ fn problem(status: u16, problems: &[ProblemKind], schemas: &mut Schemas) -> Valu
     described
 }
 
-/// The names of the fields of a type that is an object, or one of several, as JSON has them.
+/// The JSON field names of a type that is an object, or a choice of objects.
 #[must_use]
 pub fn fields_of<T: JsonSchema>() -> BTreeSet<String> {
     let schema = SchemaGenerator::default().into_root_schema_for::<T>().to_value();
@@ -223,8 +224,8 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_committed_document_is_what_the_types_say() {
-        assert!(text() == crate::OPENAPI, "daemon/api/openapi.json is not what the types say: cargo xtask openapi");
+    fn the_committed_document_is_the_generated_one() {
+        assert!(text() == crate::OPENAPI, "daemon/api/openapi.json is out of date; run cargo xtask openapi");
     }
 
     #[test]
@@ -236,12 +237,12 @@ mod tests {
         }
         let (answers, requests) = (schemas.answers.take_definitions(true), schemas.requests.take_definitions(true));
         for (name, schema) in &requests {
-            assert!(answers.get(name).is_none_or(|answered| answered == schema), "{name} is two schemas");
+            assert!(answers.get(name).is_none_or(|answered| answered == schema), "{name} stands for two schemas");
         }
     }
 
     #[test]
-    fn every_reference_leads_somewhere_and_every_schema_is_referred_to() {
+    fn every_reference_resolves_and_every_schema_is_referenced() {
         fn references(value: &Value, found: &mut BTreeSet<String>) {
             match value {
                 Value::Object(fields) => {
@@ -261,7 +262,7 @@ mod tests {
     }
 
     #[test]
-    fn a_request_is_closed_and_has_no_null_but_where_nothing_else_may_stand() {
+    fn a_request_is_closed_and_allows_null_only_where_it_is_the_only_value() {
         let document = document();
         let schemas = &document["components"]["schemas"];
         for name in ["LoadRequest", "RunRequest", "ScriptRequest", "PolicyRequest", "CordonRequest", "RequestedLimits"]
@@ -278,7 +279,7 @@ mod tests {
     }
 
     #[test]
-    fn fields_are_those_of_json() {
+    fn fields_have_their_json_names() {
         let quota = fields_of::<policy::Quota>();
         assert_eq!(quota, ["burst", "inFlight", "perSecond"].map(str::to_owned).into());
         assert!(fields_of::<run::LoadRequest>().is_superset(&fields_of::<run::Call>()));

@@ -1,5 +1,5 @@
-//! Every operation of the API, a row each. The daemon's router has exactly these routes, which a
-//! test of the daemon compares.
+//! Every operation of the API, one row each. The daemon's router has exactly these routes: a test
+//! of the daemon compares them.
 
 use crate::bounds::MOST_ITEMS;
 use crate::types::problem::ProblemKind::{
@@ -28,7 +28,7 @@ impl Method {
     }
 }
 
-/// Which peers an operation is for. Root and the daemon's own uid may do everything.
+/// Which peers may call an operation. Root and the daemon's own uid may call every one.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Who {
     Anybody,
@@ -43,7 +43,7 @@ impl Who {
     #[must_use]
     pub const fn in_words(self) -> &'static str {
         match self {
-            Self::Anybody => "Anybody may ask.",
+            Self::Anybody => "For every peer.",
             Self::Named => "For every uid that a rule of `[[peers]]` names.",
             Self::Actor => "For uids that may act for the tenant (`[[peers]] tenants`).",
             Self::Operator => "For operators (`[[peers]] operate = true`).",
@@ -51,7 +51,7 @@ impl Who {
     }
 }
 
-/// A parameter behind the `?` of a path.
+/// A query parameter.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Parameter {
     pub name: &'static str,
@@ -65,18 +65,18 @@ pub enum ParameterValue {
     /// 0 or 1.
     Flag,
     Text,
-    /// From 1 to this many.
+    /// From 1 to this number.
     UpTo(usize),
 }
 
-/// A body of a request or an answer, by its type in [`crate::types`].
+/// The body of a request or an answer, by its type in [`crate::types`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Body {
     /// `text/plain`.
     Text,
-    /// A document without a type here.
+    /// A document that has no type here.
     Document,
-    /// `application/x-ndjson`: events, one a line.
+    /// `application/x-ndjson`: one event a line.
     Events,
     AuditHead,
     Answer,
@@ -101,13 +101,13 @@ pub struct Answered {
     pub body: Option<Body>,
 }
 
-/// One operation. Where `GET` is answered, `HEAD` is answered too.
+/// One operation. Every `GET` also answers `HEAD`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Operation {
-    /// Names it for programs that are generated from the document.
+    /// The name for generated clients.
     pub id: &'static str,
     pub method: Method,
-    /// With the names of its variable parts in braces.
+    /// With the names of its variables in braces.
     pub path: &'static str,
     pub summary: &'static str,
     pub who: Who,
@@ -122,13 +122,13 @@ const PAGE: &[Parameter] = &[
         name: "after",
         value: ParameterValue::Text,
         required: false,
-        summary: "Begin behind this item: the `next` of the page before.",
+        summary: "Begin after this item: the `next` of the previous page.",
     },
     Parameter {
         name: "limit",
         value: ParameterValue::UpTo(MOST_ITEMS),
         required: false,
-        summary: "At most this many items. A page takes no item after 128 KiB either.",
+        summary: "At most this many items. A page also ends once it has 128 KiB.",
     },
 ];
 
@@ -142,11 +142,11 @@ pub const OPERATIONS: &[Operation] = &[
         id: "ping",
         method: Method::Get,
         path: "/_ping",
-        summary: "Whether the daemon is there.",
+        summary: "Checks that the daemon is running.",
         who: Who::Anybody,
         query: &[],
         request: None,
-        answers: &[ok("It is.", Body::Text)],
+        answers: &[ok("The daemon is running.", Body::Text)],
         problems: &[],
     },
     Operation {
@@ -164,7 +164,7 @@ pub const OPERATIONS: &[Operation] = &[
         id: "version",
         method: Method::Get,
         path: "/v1/version",
-        summary: "Which versions run.",
+        summary: "The running versions.",
         who: Who::Named,
         query: &[],
         request: None,
@@ -179,14 +179,14 @@ pub const OPERATIONS: &[Operation] = &[
         who: Who::Named,
         query: &[],
         request: None,
-        answers: &[ok("What the peer may know.", Body::Info)],
+        answers: &[ok("What the peer may see.", Body::Info)],
         problems: &[Forbidden],
     },
     Operation {
         id: "listTenants",
         method: Method::Get,
         path: "/v1/tenants",
-        summary: "Every tenant that is known, a page.",
+        summary: "Every known tenant, by page.",
         who: Who::Operator,
         query: PAGE,
         request: None,
@@ -197,7 +197,7 @@ pub const OPERATIONS: &[Operation] = &[
         id: "showTenant",
         method: Method::Get,
         path: "/v1/tenants/{tenant}",
-        summary: "One tenant: its policy and use, its cordon; operators also see every reason for it.",
+        summary: "One tenant: its policy, usage and cordon; operators also see the reasons for the cordon.",
         who: Who::Actor,
         query: &[],
         request: None,
@@ -208,38 +208,38 @@ pub const OPERATIONS: &[Operation] = &[
         id: "setPolicy",
         method: Method::Put,
         path: "/v1/tenants/{tenant}",
-        summary: "Sets the policy of a tenant, as a whole.",
+        summary: "Replaces the whole policy of a tenant.",
         who: Who::Operator,
         query: &[],
         request: Some(Body::PolicyRequest),
-        answers: &[ok("It is set, and its line of the audit log is on the disk.", Body::TenantView)],
+        answers: &[ok("The policy is set, and its audit log entry is on disk.", Body::TenantView)],
         problems: &[BadRequest, Forbidden, TooSlow, TooLarge, Internal, NoCapacity],
     },
     Operation {
         id: "orderCordon",
         method: Method::Put,
         path: "/v1/tenants/{tenant}/cordon",
-        summary: "Orders that a tenant lives at least that far out.",
+        summary: "Orders a tenant to at least a cordon level.",
         who: Who::Operator,
         query: &[],
         request: Some(Body::CordonRequest),
-        answers: &[ok("It is ordered, and its line of the audit log is on the disk.", Body::TenantView)],
+        answers: &[ok("The order holds, and its audit log entry is on disk.", Body::TenantView)],
         problems: &[BadRequest, Forbidden, TooSlow, TooLarge, Internal, NoCapacity],
     },
     Operation {
         id: "liftCordon",
         method: Method::Delete,
         path: "/v1/tenants/{tenant}/cordon",
-        summary: "Lifts the order, and forgives what has counted against the tenant.",
+        summary: "Lifts the order, and clears everything that has counted against the tenant.",
         who: Who::Operator,
         query: &[Parameter {
             name: "reason",
             value: ParameterValue::Text,
             required: true,
-            summary: "Why: 1 to 1,024 bytes, which are written to the audit log.",
+            summary: "The reason, 1 to 1,024 bytes; it is written to the audit log.",
         }],
         request: None,
-        answers: &[ok("It is lifted, and its line of the audit log is on the disk.", Body::TenantView)],
+        answers: &[ok("The order is lifted, and its audit log entry is on disk.", Body::TenantView)],
         problems: &[BadRequest, Forbidden, NotFound, TooLarge, Internal, NoCapacity],
     },
     Operation {
@@ -250,7 +250,7 @@ pub const OPERATIONS: &[Operation] = &[
         who: Who::Actor,
         query: &[],
         request: Some(Body::LoadRequest),
-        answers: &[ok("The run has ended; how, says `outcome`.", Body::Answer)],
+        answers: &[ok("The run has ended; `outcome` says how.", Body::Answer)],
         problems: &[BadRequest, Forbidden, Expelled, TooSlow, TooLarge, Quota, Internal, NoCapacity, NoRoom],
     },
     Operation {
@@ -274,12 +274,12 @@ pub const OPERATIONS: &[Operation] = &[
             name: "replace",
             value: ParameterValue::Flag,
             required: false,
-            summary: "1: an id that has other content gets this one, as a new version.",
+            summary: "1: if the id has other content, replace it, as a new version.",
         }],
         request: Some(Body::ScriptRequest),
         answers: &[
-            ok("It was registered already, with the same content.", Body::Script),
-            Answered { status: 201, summary: "It is registered.", body: Some(Body::Script) },
+            ok("The id was already registered with the same content.", Body::Script),
+            Answered { status: 201, summary: "The script is registered.", body: Some(Body::Script) },
         ],
         problems: &[BadRequest, Forbidden, Expelled, TooSlow, Conflict, TooLarge, Quota, Internal, NoCapacity],
     },
@@ -287,11 +287,11 @@ pub const OPERATIONS: &[Operation] = &[
         id: "forgetScript",
         method: Method::Delete,
         path: "/v1/tenants/{tenant}/scripts/{id}",
-        summary: "Forgets a script.",
+        summary: "Deletes a registered script.",
         who: Who::Actor,
         query: &[],
         request: None,
-        answers: &[Answered { status: 204, summary: "It is forgotten.", body: None }],
+        answers: &[Answered { status: 204, summary: "The script is deleted.", body: None }],
         problems: &[BadRequest, Forbidden, NotFound],
     },
     Operation {
@@ -302,14 +302,14 @@ pub const OPERATIONS: &[Operation] = &[
         who: Who::Actor,
         query: &[],
         request: Some(Body::RunRequest),
-        answers: &[ok("The run has ended; how, says `outcome`.", Body::Answer)],
+        answers: &[ok("The run has ended; `outcome` says how.", Body::Answer)],
         problems: &[BadRequest, Forbidden, Expelled, NotFound, TooSlow, TooLarge, Quota, Internal, NoCapacity, NoRoom],
     },
     Operation {
         id: "audit",
         method: Method::Get,
         path: "/v1/audit",
-        summary: "Where the audit log is, and its last line.",
+        summary: "Where the audit log is, and its last entry.",
         who: Who::Operator,
         query: &[],
         request: None,
@@ -320,7 +320,7 @@ pub const OPERATIONS: &[Operation] = &[
         id: "listWorkers",
         method: Method::Get,
         path: "/v1/workers",
-        summary: "The worker processes, a page.",
+        summary: "The worker processes, by page.",
         who: Who::Operator,
         query: PAGE,
         request: None,
@@ -331,13 +331,13 @@ pub const OPERATIONS: &[Operation] = &[
         id: "events",
         method: Method::Get,
         path: "/v1/events",
-        summary: "What happened, one JSON object a line.",
+        summary: "Events, one JSON object a line.",
         who: Who::Operator,
         query: &[Parameter {
             name: "follow",
             value: ParameterValue::Flag,
             required: false,
-            summary: "1: the answer goes on with what happens next, until the daemon ends.",
+            summary: "1: the answer continues with new events until the daemon ends.",
         }],
         request: None,
         answers: &[ok("Lines, each an `EventLine`.", Body::Events)],
@@ -352,18 +352,18 @@ mod tests {
     use super::*;
 
     #[test]
-    fn every_operation_has_an_id_and_a_route_of_its_own() {
+    fn every_operation_has_its_own_id_and_route() {
         let ids: BTreeSet<_> = OPERATIONS.iter().map(|operation| operation.id).collect();
         let routes: BTreeSet<_> = OPERATIONS.iter().map(|operation| (operation.path, operation.method)).collect();
         assert_eq!((ids.len(), routes.len()), (OPERATIONS.len(), OPERATIONS.len()));
     }
 
     #[test]
-    fn every_kind_of_problem_but_that_of_the_wrong_method_belongs_to_an_operation() {
-        let told: BTreeSet<_> = OPERATIONS.iter().flat_map(|operation| operation.problems).copied().collect();
+    fn every_problem_except_method_not_allowed_belongs_to_an_operation() {
+        let declared: BTreeSet<_> = OPERATIONS.iter().flat_map(|operation| operation.problems).copied().collect();
         let mut all: BTreeSet<_> = ProblemKind::ALL.into_iter().collect();
         all.remove(&ProblemKind::MethodNotAllowed);
-        assert_eq!(told, all);
+        assert_eq!(declared, all);
         for operation in OPERATIONS {
             assert!(operation.problems.is_sorted(), "{}", operation.id);
         }

@@ -15,7 +15,7 @@ use crate::clock;
 use crate::config::{Config, Counters};
 use crate::cordons::counters;
 use crate::cordons::warden::Warden;
-use crate::events::{Audit, Events, What};
+use crate::events::{Audit, EventKind, Events};
 use crate::files::Folder;
 use crate::homes::find::Homes;
 use crate::homes::pool::Pool;
@@ -159,7 +159,7 @@ impl Daemon {
         let events = Arc::new(Events::new(config.peers.clone(), Some(Arc::clone(&recorder) as Arc<dyn Audit>)));
         for what in kept.broken {
             tracing::error!(%what, "a kept record is broken");
-            events.tell(What::RecordBroken { what });
+            events.emit(EventKind::RecordBroken { what });
         }
         let (warden, moves) = Warden::new(Arc::clone(&events), config.cordon.clone(), recorder);
         // One process is left for tenants that share.
@@ -282,7 +282,7 @@ impl Daemon {
         let written = self.warden.recorder.decided(line);
         drop(in_order);
         tenant.unwritten.store(true, Ordering::Relaxed);
-        self.events.tell(What::PolicyChanged { tenant: tenant.name.to_string(), by_uid });
+        self.events.emit(EventKind::PolicyChanged { tenant: tenant.name.to_string(), by_uid });
         Ok(written)
     }
 
@@ -297,7 +297,7 @@ impl Daemon {
     /// Refuses new runs, and waits for those in flight, for at most `drain`.
     pub(crate) async fn drain(&self, drain: Duration) {
         self.flights.close();
-        self.events.tell(What::Draining);
+        self.events.emit(EventKind::Draining);
         if !self.flights.over(drain).await {
             tracing::warn!(runs = self.in_flight(), "runs are still in flight; ending anyway");
         }

@@ -1,22 +1,25 @@
-//! Everything that the daemon keeps is opened here: for the daemon alone, and by nobody else's
-//! hand.
+//! Everything that the daemon keeps is opened here: for the daemon alone, and safe from other
+//! users.
 //!
-//! A folder is opened once, from the root on and a step at a time, and held by its descriptor
-//! ([`Folder`]): everything else happens below that, by name, so that whoever exchanges a folder on
-//! the way to it exchanges nothing for the daemon. At the start nobody may be able to: each folder
-//! on the way belongs to root or to the daemon, and others may not write to it, or are kept from
-//! each other's files there (`/tmp`); links on the way are root's or the daemon's. The folder
-//! itself is no link, and nobody else may write to it at all.
+//! A folder is opened once, step by step from the root, and held by its descriptor ([`Folder`]).
+//! Everything else happens below that descriptor, by name, so that exchanging a folder on the way
+//! to it later changes nothing for the daemon. At the start no other user may be able to exchange
+//! one. Each folder on the way must belong to root or to the daemon; other users must not be able
+//! to write to it, unless its sticky bit keeps them from each other's files (`/tmp`). Links on the
+//! way must be root's or the daemon's. The folder itself must not be a link, and no other user may
+//! write to it at all.
 //!
-//! A file is never opened through a link either, and has the mode 0600. What is the daemon's and
-//! gives others rights (an older version made it so) is closed to them, which is reported; what is
-//! somebody else's is refused.
+//! A file is never opened through a link either, and has the mode 0600. A file that is the daemon's
+//! and gives other users rights (an older version created such files) is closed to them, which is
+//! logged. A file that belongs to another user is refused.
 //!
-//! The configuration is only read: its file, whoever may read it, is root's or the daemon's and
-//! written by nobody else, and so is the way to it, links included ([`read_settings`]).
+//! The configuration is only read. Any user may read its file, but it must belong to root or the
+//! daemon and be writable by no other user, and the same holds for the way to it, links included
+//! ([`read_settings`]).
 //!
-//! The folder of the socket is the exception: others may enter it, or they could not connect. Its
-//! lock file is closed to them all the same, because `flock` needs no more than an open descriptor.
+//! The folder of the socket is the exception: other users may enter it, or they could not connect.
+//! Its lock file is closed to them all the same, because `flock` needs no more than an open
+//! descriptor.
 
 mod found;
 mod way;
@@ -43,15 +46,15 @@ use nix::unistd::{UnlinkatFlags, unlinkat};
 /// What a file is opened for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum How {
-    /// To be read; it has to exist.
+    /// To read it; it must exist.
     Read,
-    /// To be changed; it has to exist.
+    /// To change it; it must exist.
     Change,
-    /// To be read and changed; made if it does not exist.
+    /// To read and change it; created if it does not exist.
     Keep,
-    /// To be written at its end; made if it does not exist.
+    /// To append to it; created if it does not exist.
     Append,
-    /// To be written; it must not exist.
+    /// To write it; it must not exist.
     New,
 }
 
@@ -67,39 +70,39 @@ impl How {
     }
 }
 
-/// How large a filesystem is, and how much of it the daemon may still take.
+/// How large a filesystem is, and how much of it the daemon may still use.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Room {
     pub(crate) of_all: u64,
     pub(crate) free: u64,
 }
 
-/// A folder of what the daemon keeps. Names in it are names alone.
+/// A folder of what the daemon keeps. Names in it are plain names, never paths.
 #[derive(Debug)]
 pub(crate) struct Folder {
     folder: OwnedFd,
-    /// Where it was when it was opened, for people.
+    /// Where the folder was when it was opened, for messages.
     path: PathBuf,
 }
 
 impl Folder {
-    /// Opens a folder, and makes it if it does not exist.
+    /// Opens a folder, and creates it if it does not exist.
     pub(crate) fn make(path: &Path) -> io::Result<Self> {
         Self::closed(walk(path, Missing::Make { others_enter: false }, Last::Kept)?, path)
     }
 
-    /// Opens a folder that exists, without changing anything. None if it does not exist and can be
-    /// made.
+    /// Opens a folder that exists, without changing anything. Returns `None` if it does not exist
+    /// and can be created.
     pub(crate) fn look(path: &Path) -> io::Result<Option<Self>> {
         Ok(check_folder(path)?.map(|folder| Self { folder, path: path.to_owned() }))
     }
 
-    /// Whether a file of it could be opened, without changing anything.
+    /// Checks, without changing anything, that a file in it could be opened.
     pub(crate) fn check(&self, name: &str, how: How) -> io::Result<()> {
         check_open(&self.folder, OsStr::new(name_alone(name)?), how)
     }
 
-    /// Opens a folder of this one, and makes it if it does not exist.
+    /// Opens a folder in this one, and creates it if it does not exist.
     pub(crate) fn make_below(&self, name: &str) -> io::Result<Self> {
         let alone = OsStr::new(name_alone(name)?);
         make_at(&self.folder, alone, false)?;
@@ -117,7 +120,7 @@ impl Folder {
         Ok(Self { folder, path: path.to_owned() })
     }
 
-    /// The same folder once more.
+    /// A second handle to the same folder.
     pub(crate) fn try_clone(&self) -> io::Result<Self> {
         Ok(Self { folder: self.folder.try_clone()?, path: self.path.clone() })
     }
@@ -129,29 +132,29 @@ impl Folder {
         Ok(Room { of_all: bytes(found.blocks()), free: bytes(found.blocks_available()) })
     }
 
-    /// Where it was when it was opened.
+    /// Where the folder was when it was opened.
     pub(crate) fn path(&self) -> &Path {
         &self.path
     }
 
-    /// Where something in it was then: for people, not to be opened.
+    /// Where something in it was then: for messages, not to be opened.
     pub(crate) fn path_of(&self, name: &str) -> PathBuf {
         self.path.join(name)
     }
 
-    /// Opens a file of it.
+    /// Opens a file in it.
     pub(crate) fn open(&self, name: &str, how: How) -> io::Result<File> {
         below(&self.folder, &self.path_of(name_alone(name)?), how)
     }
 
-    /// Reads a file of it.
+    /// Reads a file in it.
     pub(crate) fn read(&self, name: &str) -> io::Result<Vec<u8>> {
         let mut bytes = Vec::new();
         self.open(name, How::Read)?.read_to_end(&mut bytes)?;
         Ok(bytes)
     }
 
-    /// What is there under that name, a link too; none if nothing is.
+    /// What exists under that name, including a link; `None` if nothing does.
     pub(crate) fn find(&self, name: &str) -> io::Result<Option<FileStat>> {
         match fstatat(&self.folder, name_alone(name)?, AtFlags::AT_SYMLINK_NOFOLLOW) {
             Err(Errno::ENOENT) => Ok(None),
@@ -163,7 +166,7 @@ impl Folder {
         Ok(self.find(name)?.is_some())
     }
 
-    /// Every name in it that is a text, in order.
+    /// Every name in it that is valid UTF-8, in order.
     pub(crate) fn names(&self) -> io::Result<Vec<String>> {
         let mut open = Dir::from_fd(openat(&self.folder, ".", FOLDER, Mode::empty())?)?;
         let mut names = Vec::new();
@@ -183,20 +186,20 @@ impl Folder {
         Ok(unlinkat(&self.folder, name_alone(name)?, UnlinkatFlags::NoRemoveDir)?)
     }
 
-    /// Has what was made, renamed and removed in it on the disk.
+    /// Makes sure that everything created, renamed and removed in it is on disk.
     pub(crate) fn sync(&self) -> io::Result<()> {
         File::from(self.folder.try_clone()?).sync_all()
     }
 }
 
-/// Opens the file that `path` names below its folder, which was opened before. The only place where
-/// the daemon opens what it keeps.
+/// Opens the file that `path` names, below its folder, which is already open. This is the only
+/// place where the daemon opens what it keeps.
 pub(crate) fn below(folder: &OwnedFd, path: &Path, how: How) -> io::Result<File> {
     let name = path.file_name().ok_or_else(|| refused("it has no name".to_owned()))?;
     let (file, found, others) = open_file(folder, name, how)?;
     match others {
         Others::Nothing => {}
-        // Root may show what is root's; but what others write is not to be believed.
+        // Root may make its own files readable, but a file that others can write is not trusted.
         Others::Read if !is_ours(&found) => {}
         Others::Read | Others::Write if is_ours(&found) => close_to_others(&file, path, &found, 0o600)?,
         _ => return Err(refused(format!("others may write to it (mode {:o})", bits(&found)))),
@@ -210,13 +213,13 @@ fn open_file(folder: &OwnedFd, name: &OsStr, how: How) -> io::Result<(OwnedFd, F
     Ok((file, found, others))
 }
 
-/// Opens a file, whosever it is, and nothing but a file.
+/// Opens a file of any owner, and nothing but a regular file.
 fn open_only(folder: &OwnedFd, name: &OsStr, how: How) -> io::Result<(OwnedFd, FileStat)> {
-    // A pipe in the place of a file must not keep the daemon waiting.
+    // A pipe in the place of a file must not block the daemon.
     let flags = how.flags() | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC | OFlag::O_NONBLOCK | OFlag::O_NOCTTY;
     let file = openat(folder, name, flags, Mode::S_IRUSR | Mode::S_IWUSR).map_err(|errno| match errno {
-        Errno::ELOOP => refused("it is a link, and the daemon follows none".to_owned()),
-        // A folder; a socket, or a pipe that nobody reads.
+        Errno::ELOOP => refused("it is a link, and the daemon follows no links".to_owned()),
+        // A folder; or a socket, or a pipe without a reader.
         Errno::EISDIR | Errno::ENXIO => not_a_file(),
         errno => errno.into(),
     })?;
@@ -227,17 +230,17 @@ fn open_only(folder: &OwnedFd, name: &OsStr, how: How) -> io::Result<(OwnedFd, F
     Ok((file, found))
 }
 
-/// Opens the folder of the socket, and makes it if it does not exist. What root makes, others may
-/// enter: the group of the socket has to get to it. Others' rights to an existing one are left as
-/// they are, unless they may write there: they could put a socket of theirs in the place of the
-/// daemon's, or make its lock file first.
+/// Opens the folder of the socket, and creates it if it does not exist. If root creates it, others
+/// may enter, because the group of the socket must be able to reach it. The rights of others to an
+/// existing folder are left as they are, unless they may write there: they could replace the
+/// daemon's socket, or create its lock file first.
 pub(crate) fn make_socket_folder(path: &Path) -> io::Result<OwnedFd> {
     let others_enter = nix::unistd::geteuid().is_root();
     Ok(look(walk(path, Missing::Make { others_enter }, Last::Kept)?)?.0)
 }
 
-/// Opens a folder that exists and can be used, without changing anything. None if it does not
-/// exist, and can be made.
+/// Opens a folder that exists and can be used, without changing anything. Returns `None` if it does
+/// not exist and can be created.
 pub(crate) fn check_folder(path: &Path) -> io::Result<Option<OwnedFd>> {
     match walk(path, Missing::Check, Last::Kept).and_then(look) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
@@ -249,8 +252,8 @@ pub(crate) fn check_folder(path: &Path) -> io::Result<Option<OwnedFd>> {
     }
 }
 
-/// Whether [`below`] would open that file of a folder to change it, without changing anything. One
-/// that does not exist can be made.
+/// Checks, without changing anything, that [`below`] would open that file of a folder to change it.
+/// A file that does not exist could be created.
 pub(crate) fn check_file(folder: &OwnedFd, name: &OsStr) -> io::Result<()> {
     check_open(folder, name, How::Change)
 }
@@ -265,8 +268,8 @@ fn check_open(folder: &OwnedFd, name: &OsStr, how: How) -> io::Result<()> {
     }
 }
 
-/// Reads a file of settings, which decide as much as what the daemon keeps. A link is followed if
-/// only root and the daemon could exchange it.
+/// Reads a configuration file, which decides as much as what the daemon keeps. A link is followed
+/// if only root and the daemon could exchange it.
 pub(crate) fn read_settings(path: &Path, most_bytes: u64) -> io::Result<Vec<u8>> {
     let roots = fstat(open("/", STEP, Mode::empty())?)?.st_uid;
     let mut path = std::path::absolute(path)?;
@@ -285,16 +288,16 @@ pub(crate) fn read_settings(path: &Path, most_bytes: u64) -> io::Result<Vec<u8>>
     Err(Errno::ELOOP.into())
 }
 
-/// Reads the file that was found, whose owner is believed.
+/// Reads the file that was found, whose owner is trusted.
 fn read_at_most(folder: &OwnedFd, name: &OsStr, found: &FileStat, most_bytes: u64) -> io::Result<Vec<u8>> {
     let (file, opened) = open_only(folder, name, How::Read)?;
     if (opened.st_dev, opened.st_ino) != (found.st_dev, found.st_ino) {
-        return Err(refused("it was exchanged meanwhile".to_owned()));
+        return Err(refused("it was replaced while it was being opened".to_owned()));
     }
     if bits(&opened) & 0o022 != 0 {
         let mode = bits(&opened);
         return Err(refused(format!(
-            "others may write to it (mode {mode:o}), so it cannot be believed; look at it, then `chmod go-w` it"
+            "others may write to it (mode {mode:o}), so it cannot be trusted; check its contents, then `chmod go-w` it"
         )));
     }
     let mut bytes = Vec::new();
@@ -303,19 +306,19 @@ fn read_at_most(folder: &OwnedFd, name: &OsStr, found: &FileStat, most_bytes: u6
     if fits { Ok(bytes) } else { Err(io::Error::other(format!("it has more than {most_bytes} bytes"))) }
 }
 
-/// The folder that `path` is in; a name alone is in the present one.
+/// The folder that contains `path`; for a plain name, the current one.
 pub(crate) fn parent(path: &Path) -> PathBuf {
     path.parent().filter(|dir| !dir.as_os_str().is_empty()).unwrap_or_else(|| Path::new(".")).to_owned()
 }
 
-/// A name that is not a way to somewhere else.
+/// Checks that a name is not a path to somewhere else.
 fn name_alone(name: &str) -> io::Result<&str> {
     let alone = Path::new(name).file_name().is_some_and(|alone| alone == name);
     if alone { Ok(name) } else { Err(refused(format!("{name:?} is not the name of a file"))) }
 }
 
-/// A name for what is put aside that nothing in the folder has yet.
-pub(crate) fn aside(folder: &Folder, name: &str) -> io::Result<String> {
+/// A name for quarantined data that does not exist in the folder yet.
+pub(crate) fn quarantine_name(folder: &Folder, name: &str) -> io::Result<String> {
     let mut number = 0_u32;
     loop {
         let free = format!("{name}.broken-{}-{number}", clock::unix_ms());
@@ -350,7 +353,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_made_is_the_daemons_alone() {
+    fn what_is_created_belongs_to_the_daemon_alone() {
         let dir = tempfile::tempdir().unwrap();
         for (name, how) in [("keep", How::Keep), ("append", How::Append), ("new", How::New)] {
             let path = dir.path().join(name);
@@ -390,7 +393,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_file_is_refused_without_waiting_for_it() {
+    fn what_is_not_a_file_is_refused_without_blocking() {
         let dir = tempfile::tempdir().unwrap();
         let pipe = dir.path().join("pipe");
         nix::unistd::mkfifo(&pipe, Mode::S_IRWXU).unwrap();
@@ -401,7 +404,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_ours_and_open_to_others_is_closed() {
+    fn what_is_ours_and_open_to_others_is_closed_to_them() {
         let dir = tempfile::tempdir().unwrap();
         let (folder_path, file) = (dir.path().join("state"), dir.path().join("state/file"));
         fs::create_dir(&folder_path).unwrap();
@@ -413,7 +416,7 @@ mod tests {
     }
 
     #[test]
-    fn a_way_that_others_could_exchange_is_refused() {
+    fn a_path_that_others_could_exchange_is_refused() {
         let dir = tempfile::tempdir().unwrap();
         let (way, state) = (dir.path().join("way"), dir.path().join("way/a/state"));
         fs::create_dir(&way).unwrap();
@@ -425,7 +428,7 @@ mod tests {
             }
             assert!(check_folder(&state).is_err() && !way.join("a").exists());
         }
-        // Where nobody can rename what is another's, others may write.
+        // With the sticky bit, others may write, because they cannot rename each other's files.
         set_mode(&way, 0o1777);
         assert!(check_folder(&state).unwrap().is_none());
         Folder::make(&state).unwrap();
@@ -435,7 +438,7 @@ mod tests {
     }
 
     #[test]
-    fn a_link_on_the_way_is_gone_along_and_what_is_behind_it_is_looked_at() {
+    fn a_link_on_the_way_is_followed_and_its_target_is_checked() {
         let dir = tempfile::tempdir().unwrap();
         let (there, way) = (dir.path().join("there"), dir.path().join("way"));
         fs::create_dir(&there).unwrap();
@@ -458,7 +461,7 @@ mod tests {
     }
 
     #[test]
-    fn a_folder_that_was_exchanged_is_still_the_one_that_was_opened() {
+    fn a_folder_exchanged_later_is_still_the_one_that_was_opened() {
         let dir = tempfile::tempdir().unwrap();
         let (path, away, others) = (dir.path().join("state"), dir.path().join("away"), dir.path().join("others"));
         fs::create_dir(&others).unwrap();
@@ -482,7 +485,7 @@ mod tests {
     }
 
     #[test]
-    fn a_folder_that_others_may_write_to_is_refused_and_left_as_it_is() {
+    fn a_folder_that_others_may_write_to_is_refused_and_left_unchanged() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("state");
         fs::create_dir(&path).unwrap();

@@ -9,7 +9,7 @@ use enisle_hardening::process::allocator;
 
 use crate::cordons::warden::Scene;
 use crate::daemon::{Daemon, SOME_TENANTS, Supplies};
-use crate::events::What;
+use crate::events::EventKind;
 use crate::homes::blame::Roster;
 use crate::homes::entries::OccupiedWorker;
 use crate::workers::holdings::Unexplained;
@@ -161,7 +161,7 @@ impl Daemon {
         let Some(tenant) = roster.tenant_in(slot) else { return };
         let (name, pid) = (tenant.name.to_string(), worker.pid.as_raw());
         let (held_mb, most_mb) = (found.bytes >> 20, found.most >> 20);
-        self.events.tell(What::UnexplainedMemory {
+        self.events.emit(EventKind::UnexplainedMemory {
             worker: worker.id,
             pid,
             uid: worker.uid,

@@ -1,5 +1,5 @@
-//! JSON as a client wrote it, taken apart without a copy: what a request costs beside its own bytes
-//! is decided here, not by whoever wrote it.
+//! JSON as a client wrote it, taken apart without a copy: this code decides what a request costs
+//! beside its own bytes, not its author.
 
 use std::fmt;
 
@@ -7,7 +7,7 @@ use serde::de::{Deserialize, Deserializer, Error, MapAccess, Visitor};
 use serde::{Serialize, Serializer};
 use serde_json::value::RawValue;
 
-/// A name is shown with so many characters at the most.
+/// The most characters of a name that an error shows.
 const SHOWN: usize = 100;
 
 /// What is wrong with an object.
@@ -15,11 +15,11 @@ const SHOWN: usize = 100;
 pub(crate) enum BadObject {
     #[error("{0}")]
     Syntax(serde_json::Error),
-    #[error("it has to be a JSON object")]
+    #[error("it must be a JSON object")]
     NotAnObject,
     #[error("unknown field `{name}`, expected one of {}", quoted(.expected))]
     Unknown { name: String, expected: Vec<&'static str> },
-    #[error("field `{0}` stands twice")]
+    #[error("field `{0}` appears twice")]
     Twice(&'static str),
     #[error("{0}")]
     Entry(String),
@@ -30,7 +30,7 @@ fn quoted(names: &[&str]) -> String {
 }
 
 /// Calls `each` with the name and the value of every entry of a JSON object, as they were written,
-/// until it says what is wrong.
+/// until it returns an error.
 pub(crate) fn entries<'a>(
     text: &'a [u8],
     each: impl FnMut(&'a RawValue, &'a RawValue) -> Result<(), String>,
@@ -58,7 +58,7 @@ pub(crate) fn entries<'a>(
         }
     }
 
-    // Of what is no object, the parser's complaint would show all of it.
+    // If the value is not an object, the parser's error would show all of it.
     match text.trim_ascii_start().first() {
         Some(b'{') | None => {}
         Some(_) => return Err(BadObject::NotAnObject),
@@ -82,8 +82,8 @@ impl<'de> Deserialize<'de> for Name<'de> {
     }
 }
 
-/// The values of the fields of that name, as they were written; none for one that is not there, or
-/// is `null`. Every other field is an error.
+/// The values of the named fields, as they were written; `None` for a field that is missing or
+/// `null`. Every other field is an error.
 pub(crate) fn fields<'a, const N: usize>(
     text: &'a [u8],
     expected: [&'static str; N],
@@ -112,10 +112,10 @@ pub(crate) fn fields<'a, const N: usize>(
     Ok(found.map(|value| value.filter(|value| value.get() != "null")))
 }
 
-/// Whether a name, as it was written, is that one.
+/// Whether a name, as it was written, is this one.
 pub(crate) fn is_named(written: &RawValue, name: &str) -> bool {
     let text = written.get();
-    // The same, or the same with escapes: six characters for one at the most.
+    // The same, or the same with escapes: at most six characters for one.
     text.len() <= 6 * name.len() + 2 && Text::of(written).is_ok_and(|text| text.to_string() == name)
 }
 
@@ -129,20 +129,20 @@ fn shown(written: &RawValue) -> String {
     shown
 }
 
-/// A JSON string as it was written, which decodes to so many bytes.
+/// A JSON string as it was written, and the number of bytes that it decodes to.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Text<'a> {
-    /// Between its quotes.
+    /// Between the quotes.
     written: &'a str,
     bytes: usize,
 }
 
-/// Why a value is no text.
+/// Why a value is not a text.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub(crate) enum BadText {
-    #[error("it has to be a string")]
+    #[error("it must be a string")]
     NotAString,
-    #[error("it has half of a surrogate pair as a \\u escape, which is no character")]
+    #[error("it has half of a surrogate pair as a \\u escape, which is not a character")]
     LoneSurrogate,
 }
 
@@ -154,7 +154,7 @@ impl<'a> Text<'a> {
         Ok(Self { written, bytes })
     }
 
-    /// Of the text itself, not as it was written.
+    /// The length of the text itself, not as it was written.
     pub(crate) fn len(&self) -> usize {
         self.bytes
     }
@@ -165,7 +165,7 @@ impl<'a> Text<'a> {
     }
 }
 
-/// So much of a text is decoded before it is passed on.
+/// How much of a text is decoded before it is passed on.
 const BLOCK_BYTES: usize = 4096;
 
 impl fmt::Display for Text<'_> {
@@ -202,7 +202,7 @@ impl fmt::Display for Text<'_> {
     }
 }
 
-/// What is decoded and not passed on yet: whole characters.
+/// Decoded and not yet passed on: whole characters.
 struct Block(Vec<u8>);
 
 impl Block {
@@ -234,7 +234,7 @@ impl Serialize for Text<'_> {
 }
 
 /// How many bytes the inside of a JSON string decodes to (RFC 8259, section 7). A parser has
-/// accepted it.
+/// accepted the string already.
 fn decoded_len(written: &str) -> Result<usize, BadText> {
     let (mut rest, mut len) = (written.as_bytes(), 0);
     loop {
@@ -258,9 +258,9 @@ fn decoded_len(written: &str) -> Result<usize, BadText> {
     }
 }
 
-/// What stands before the next escape, at least the first byte; and what stands behind that.
+/// The part before the next escape, at least one byte; and the rest.
 fn until_escape(text: &[u8]) -> (&[u8], &[u8]) {
-    /// For so little the search that is made for much takes longer.
+    /// At this length a plain loop is faster than `memchr`.
     const NEAR_BYTES: usize = 16;
     let behind = text.get(1..).unwrap_or_default();
     let near = behind.iter().take(NEAR_BYTES).position(|byte| *byte == b'\\');
@@ -280,8 +280,8 @@ fn one_byte(letter: u8) -> u8 {
     }
 }
 
-/// What the `\uXXXX` at the beginning stands for, with the next one if they are the halves of a
-/// surrogate pair; and of how many bytes it is made.
+/// The character that the `\uXXXX` at the beginning stands for, together with the next one if they
+/// form a surrogate pair; and how many bytes they take.
 fn code_point(text: &[u8]) -> Result<(char, usize), BadText> {
     let first = unit(text).ok_or(BadText::LoneSurrogate)?;
     if let Some(c) = char::from_u32(first.into()) {
@@ -310,7 +310,7 @@ mod tests {
     }
 
     #[test]
-    fn fields_are_found_whatever_their_order_and_however_they_are_written() {
+    fn fields_are_found_in_any_order_and_spelling() {
         let [a, b, c] = fields(br#" {"b": [1, 2], "\u0061": "x", "c": null} "#, ["a", "b", "c"]).unwrap();
         assert_eq!(a.map(RawValue::get), Some("\"x\""));
         assert_eq!(b.map(RawValue::get), Some("[1, 2]"));
@@ -318,7 +318,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_wrong_with_an_object_is_said_in_few_words() {
+    fn an_invalid_object_is_explained_briefly() {
         let long = format!("{{\"{}\": 1}}", "x".repeat(1 << 20));
         for (text, word) in [
             ("[]", "JSON object"),
@@ -326,7 +326,7 @@ mod tests {
             ("", "EOF"),
             ("{\"a\": 1} 2", "trailing"),
             ("{\"b\": 1}", "unknown field `b`, expected one of `a`, `z`"),
-            ("{\"a\": 1, \"a\": 2}", "`a` stands twice"),
+            ("{\"a\": 1, \"a\": 2}", "`a` appears twice"),
             ("{\"a\": tru}", "expected"),
             (&long, "…`, expected"),
         ] {
@@ -337,7 +337,7 @@ mod tests {
     }
 
     #[test]
-    fn half_a_surrogate_pair_is_no_text() {
+    fn half_a_surrogate_pair_is_not_a_text() {
         for text in [r#""\ud800""#, r#""\ud800x""#, r#""\ud800\u0041""#, r#""\udc00""#, r#""\ud800\ud800""#] {
             assert_eq!(Text::of(raw(text)).unwrap_err(), BadText::LoneSurrogate, "{text}");
         }
@@ -345,7 +345,7 @@ mod tests {
     }
 
     #[test]
-    fn a_text_of_many_blocks_is_what_the_parser_says() {
+    fn a_text_of_many_blocks_decodes_as_in_the_parser() {
         let long = "x".repeat(2 * BLOCK_BYTES);
         for piece in
             [r"\n", r"\/", r"\u0041", r"\u00e9", "\u{e9}", r"\ud83d\ude00", r#"\"x"#, &long, r"x\\", "\u{e9}\\t"]
@@ -360,9 +360,9 @@ mod tests {
     }
 
     proptest! {
-        /// As `serde_json` reads it, to the byte; and the same on its way to a worker.
+        /// Compared with `serde_json`, to the byte; and the same when encoded for a worker.
         #[test]
-        fn a_text_is_what_the_parser_says(text in "(\\PC|[\"\\\\/\n\r\t\u{8}\u{c}\u{0}\u{1f600}]){0,40}", ascii in any::<bool>()) {
+        fn a_text_decodes_as_in_the_parser(text in "(\\PC|[\"\\\\/\n\r\t\u{8}\u{c}\u{0}\u{1f600}]){0,40}", ascii in any::<bool>()) {
             let mut written = serde_json::to_string(&text).unwrap();
             if ascii {
                 let escaped = |c: char| c.encode_utf16(&mut [0; 2]).iter().map(|unit| format!("\\u{unit:04x}")).collect::<String>();

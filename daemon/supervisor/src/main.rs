@@ -45,7 +45,7 @@ use tokio::signal::unix::{SignalKind, signal};
 
 use crate::config::Config;
 use crate::daemon::Daemon;
-use crate::events::What;
+use crate::events::EventKind;
 use crate::files::{Folder, How};
 use crate::share::Parts;
 
@@ -209,7 +209,7 @@ async fn run(arguments: Arguments, config: Config) -> anyhow::Result<()> {
     let bound = api::server::bind(&socket)?;
     let daemon = Arc::new(Daemon::set_up(config, program, &state_dir).await.context("enisled cannot start")?);
     tracing::info!(socket = %socket.display(), state = %state_dir.display(), "enisled is listening");
-    daemon.events.tell(What::Started { version: env!("CARGO_PKG_VERSION") });
+    daemon.events.emit(EventKind::Started { version: env!("CARGO_PKG_VERSION") });
 
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
@@ -245,7 +245,7 @@ async fn run(arguments: Arguments, config: Config) -> anyhow::Result<()> {
         _ = interrupt.recv() => {}
     }
     daemon.homes.pool.end().await;
-    daemon.events.tell_counted();
+    daemon.events.emit_counted();
     daemon.write_down();
     tracing::info!("enisled has ended");
     Ok(())

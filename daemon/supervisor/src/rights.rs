@@ -1,19 +1,20 @@
-//! Descriptors that clients pass with their bytes (`SCM_RIGHTS`), which no client has a reason to.
+//! Descriptors that clients pass with their bytes (`SCM_RIGHTS`), which no client has a reason to
+//! do.
 //!
-//! Dropping the last hold of what was passed may take as long as its owner likes
-//! ([`enisle_hardening::process::rights`]). The thread that serves connections must not be the one that
-//! drops it. When the socket is bound, one of two ways is decided on:
+//! Dropping the last reference to a passed descriptor may take as long as its owner likes
+//! ([`enisle_hardening::process::rights`]), so the thread that serves connections must not be the
+//! one that drops it. When the socket is bound, one of two ways is chosen:
 //!
 //! | way | where | what happens |
 //! |---|---|---|
 //! | [`Rights::Refused`] | Linux 6.16 and later | the kernel refuses them to the sender |
-//! | [`Rights::Watched`] | before | bytes are looked at before they are received |
+//! | [`Rights::Watched`] | before | bytes are peeked at before they are received |
 //!
-//! A client that is watched and has passed any has broken the protocol: nothing more of it is read.
-//! So no descriptor of a client's is ever received. A socket in which something still waits when
-//! its connection ends is closed by a thread that is itself ending: the kernel does not let such a
-//! thread linger (`inet_release`, `PF_EXITING`). That thread has a table of descriptors of its own,
-//! a copy of this process's, so that its hold is the last one.
+//! A watched client that has passed any has broken the protocol: nothing more is read from it. So
+//! no descriptor of a client is ever received. If something is still unread in a socket when its
+//! connection ends, a thread that is itself ending closes the socket: the kernel does not let such
+//! a thread linger (`inet_release`, `PF_EXITING`). That thread has its own descriptor table, a copy
+//! of this process's, so that it has the last reference.
 
 use std::convert::Infallible;
 use std::io::{self, IoSlice};
@@ -31,7 +32,7 @@ use nix::sys::socket::{MsgFlags, Shutdown, recv, setsockopt, shutdown};
 use tokio::io::{AsyncRead, AsyncWrite, Interest, ReadBuf};
 use tokio::net::{UnixListener, UnixStream};
 
-/// Who keeps passed descriptors from the thread that serves connections.
+/// What keeps passed descriptors away from the thread that serves connections.
 #[derive(Debug, Clone)]
 pub(crate) enum Rights {
     Refused,
@@ -39,12 +40,13 @@ pub(crate) enum Rights {
 }
 
 impl Rights {
-    /// Has the kernel refuse them to all who connect from now on, or begins to watch for them.
+    /// Has the kernel refuse them to all clients that connect from now on, or starts to watch for
+    /// them.
     pub(crate) fn of(listener: &UnixListener) -> io::Result<Self> {
         match rights::refuse(listener.as_fd()) {
             Ok(()) => Ok(Self::Refused),
             Err(error) => {
-                tracing::info!(%error, "this kernel cannot refuse descriptors that clients pass: they are watched for");
+                tracing::info!(%error, "this kernel cannot refuse descriptors that clients pass; the daemon watches for them instead");
                 Self::watched()
             }
         }
@@ -54,7 +56,8 @@ impl Rights {
         Ok(Self::Watched(Closer::start()?))
     }
 
-    /// Divides a connection that was accepted: its bytes, and its last hold, to be dropped last.
+    /// Splits an accepted connection into its byte stream and its last reference, which must be
+    /// dropped last.
     pub(crate) fn divide(&self, stream: UnixStream) -> io::Result<(Client, Last)> {
         let prepared = stream.as_fd().try_clone_to_owned().and_then(|socket| {
             self.prepare(&stream)?;
@@ -72,16 +75,16 @@ impl Rights {
         }
     }
 
-    /// Closes a connection of which nothing is read.
+    /// Closes a connection from which nothing is read.
     pub(crate) fn refuse(&self, stream: UnixStream) {
         let _ = self.prepare(&stream);
-        // It gives the descriptor up without any loss but of its registration.
+        // `into_std` fails only if the descriptor cannot be deregistered.
         if let Ok(stream) = stream.into_std() {
             self.close(stream.into());
         }
     }
 
-    /// An out-of-band byte would be passed over when descriptors are looked for.
+    /// Makes out-of-band bytes part of the stream, or the search for descriptors would skip them.
     fn prepare(&self, stream: &UnixStream) -> io::Result<()> {
         if self.is_watched() {
             setsockopt(stream, OobInline, &true)?;
@@ -93,10 +96,10 @@ impl Rights {
         matches!(self, Self::Watched(_))
     }
 
-    /// Closes a socket of which this is the last hold.
+    /// Closes a socket of which this is the last reference.
     fn close(&self, socket: OwnedFd) {
         let Self::Watched(closer) = self else { return };
-        // Now nothing more can be sent.
+        // From here on, nothing more can be sent.
         let _ = shutdown(socket.as_raw_fd(), Shutdown::Both);
         match rights::look(socket.as_fd(), &mut [0]) {
             Ok(Waiting::Bytes(0)) => {}
@@ -105,7 +108,7 @@ impl Rights {
     }
 }
 
-/// The last hold of a client's socket.
+/// The last reference to a client's socket.
 #[derive(Debug)]
 pub(crate) struct Last {
     /// Until it is dropped.
@@ -127,7 +130,7 @@ impl Drop for Last {
     }
 }
 
-/// The bytes of a client.
+/// The byte stream of a client.
 #[derive(Debug)]
 pub(crate) struct Client {
     stream: UnixStream,
@@ -135,7 +138,7 @@ pub(crate) struct Client {
 }
 
 impl Client {
-    /// Receives what was looked at, and so has no descriptors with it.
+    /// Receives bytes that were peeked at, and so come without descriptors.
     fn receive(&self, room: &mut [u8]) -> io::Result<usize> {
         self.stream.try_io(Interest::READABLE, || match rights::look(self.stream.as_fd(), room)? {
             Waiting::Bytes(seen) => match room.get_mut(..seen) {
@@ -160,7 +163,7 @@ impl AsyncRead for Client {
                     into.advance(received);
                     return Poll::Ready(Ok(()));
                 }
-                // The readiness is taken back: the next round waits.
+                // The readiness is cleared: the next round waits.
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
                 Err(error) => return Poll::Ready(Err(error)),
             }
@@ -194,12 +197,12 @@ impl AsyncWrite for Client {
     }
 }
 
-/// The thread that has sockets closed, all that wait at one time at once. It never waits for an
-/// end: its own holds are not the last ones.
+/// The thread that has sockets closed, all waiting ones together. It never blocks on a close,
+/// because its own references are not the last ones.
 #[derive(Debug, Clone)]
 pub(crate) struct Closer(Sender<OwnedFd>);
 
-/// Where there is no thread to be had, one is tried for again after this time.
+/// How long to wait before another attempt to start a thread.
 const AGAIN: Duration = Duration::from_millis(100);
 
 impl Closer {
@@ -210,7 +213,7 @@ impl Closer {
     }
 
     fn close(&self, socket: OwnedFd) {
-        // It lives as long as this does.
+        // The receiver lives as long as this sender.
         let _ = self.0.send(socket);
     }
 }
@@ -226,7 +229,7 @@ fn close_all(sockets: &Receiver<OwnedFd>) {
                     break;
                 }
                 Err(error) => {
-                    tracing::warn!(%error, "no thread to close connections on");
+                    tracing::warn!(%error, "cannot start a thread to close connections on");
                     thread::sleep(AGAIN);
                 }
             }
@@ -234,24 +237,24 @@ fn close_all(sockets: &Receiver<OwnedFd>) {
     }
 }
 
-/// A thread with holds of its own of all descriptors, which it drops as it ends.
+/// A thread with its own references to all descriptors, which it drops when it ends.
 struct Ending(Sender<Infallible>);
 
 impl Ending {
-    /// Returns when the thread has its holds.
+    /// Returns when the thread has its references.
     fn begin() -> io::Result<Self> {
-        let ((tell, told), (end, ends)) = (channel(), channel());
+        let ((send, unshared), (end, ends)) = (channel(), channel());
         let thread = move || {
-            let _ = tell.send(unshare(CloneFlags::CLONE_FILES));
-            // Nothing is ever sent: this is the end of the other side.
+            let _ = send.send(unshare(CloneFlags::CLONE_FILES));
+            // Nothing is ever sent: this returns when the other side is dropped.
             let _ = ends.recv();
         };
         thread::Builder::new().name("ending".to_owned()).spawn(thread)?;
-        told.recv().map_err(io::Error::other)??;
+        unshared.recv().map_err(io::Error::other)??;
         Ok(Self(end))
     }
 
-    /// Has it end, without being waited for.
+    /// Lets the thread end, without waiting for it.
     fn end(self) {
         drop(self.0);
     }
@@ -275,7 +278,7 @@ mod tests {
     const LONG: Duration = Duration::from_secs(120);
     const SHORT: Duration = Duration::from_secs(10);
 
-    /// A TCP socket whose close takes that long, and its other side, which never reads.
+    /// A TCP socket whose close takes this long, and its other side, which never reads.
     fn lingering(time: Duration) -> (TcpStream, TcpStream) {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         setsockopt(&listener, RcvBuf, &4096).unwrap();
@@ -288,7 +291,7 @@ mod tests {
         (socket, unread)
     }
 
-    /// A connection on which a byte has come with the last hold of a lingering socket.
+    /// A connection on which a byte has arrived with the last reference to a lingering socket.
     struct Passed {
         ours: UnixStream,
         theirs: Peer,
@@ -307,7 +310,7 @@ mod tests {
         }
     }
 
-    /// Waits until the socket on the other side is nobody's: its row in `/proc/net/tcp` has an
+    /// Waits until the socket on the other side has no owner: its row in `/proc/net/tcp` has an
     /// inode until its close is over (`__tcp_close`).
     fn is_closed(unread: &TcpStream) -> bool {
         let port = format!(":{:04X}", unread.peer_addr().unwrap().port());
@@ -329,7 +332,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_client_that_passes_descriptors_makes_nobody_wait_for_their_end() {
+    async fn a_client_that_passes_descriptors_does_not_block_the_daemon() {
         for flags in [MsgFlags::empty(), MsgFlags::MSG_OOB] {
             let Passed { ours, mut theirs, unread } = Passed::new(LONG, flags);
             let begun = Instant::now();
@@ -344,7 +347,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_connection_that_is_closed_unread_makes_nobody_wait_either() {
+    async fn closing_an_unread_connection_does_not_block_the_daemon() {
         for flags in [MsgFlags::empty(), MsgFlags::MSG_OOB] {
             let Passed { ours, theirs: _theirs, unread } = Passed::new(LONG, flags);
             let (begun, rights) = (Instant::now(), Rights::watched().unwrap());
@@ -355,7 +358,7 @@ mod tests {
 
     /// The attack: without the defence, both ways take as long as the socket lingers.
     #[tokio::test]
-    async fn where_nobody_watches_the_end_is_waited_for() {
+    async fn without_the_defence_the_daemon_waits_for_the_close() {
         const TIME: Duration = Duration::from_secs(1);
         let Passed { ours, theirs: _theirs, unread: _unread } = Passed::new(TIME, MsgFlags::empty());
         let begun = Instant::now();
@@ -369,7 +372,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_kernel_that_can_refuse_descriptors_does_before_a_connection_is_accepted_and_after() {
+    async fn a_capable_kernel_refuses_descriptors_before_and_after_a_connection_is_accepted() {
         let can = rights::can_be_refused();
         let folder = tempfile::tempdir().unwrap();
         let listener = UnixListener::bind(folder.path().join("s")).unwrap();
@@ -384,7 +387,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn bytes_come_whole_and_in_order_and_end_where_the_client_ends() {
+    async fn bytes_arrive_complete_and_in_order_up_to_the_clients_end() {
         let (ours, theirs) = UnixStream::pair().unwrap();
         let (mut client, _last) = Rights::watched().unwrap().divide(ours).unwrap();
         let bytes: Vec<u8> = (0..1 << 20).map(|n: u32| n.to_le_bytes()[n as usize % 3]).collect();

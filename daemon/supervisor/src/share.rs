@@ -1,8 +1,8 @@
-//! What all clients share, and how much of it each may have.
+//! What all clients share, and how much of it each uid may have.
 //!
-//! A uid may hold half of what the others leave free: however many uids take all that they can,
-//! there is something left for the next one. Root and the daemon's own uid may hold all of it,
-//! unless `[[peers]]` names them; `share_percent` there says how much instead of half.
+//! A uid may hold half of what the others leave free: however many uids take all they can,
+//! something is left for the next one. Root and the daemon's own uid may hold all of it, unless
+//! `[[peers]]` names them; `share_percent` there sets another part than half.
 
 mod turns;
 
@@ -19,7 +19,7 @@ use crate::config::Peer;
 
 pub(crate) use turns::{Lanes, Turn, Turns};
 
-/// How much of a pool one uid may hold.
+/// How much of a supply one uid may hold.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Part {
     All,
@@ -39,10 +39,10 @@ impl Part {
     }
 }
 
-/// What the configuration says of each uid's part.
+/// What the configuration says about each uid's part.
 #[derive(Debug, Clone)]
 pub(crate) struct Parts {
-    /// None where it has a part as everybody has.
+    /// `None` if root and the daemon's uid have the same part as other uids.
     owner: Option<u32>,
     named: BTreeMap<u32, Option<u8>>,
 }
@@ -57,22 +57,22 @@ impl Parts {
         Self { owner: Some(nix::unistd::geteuid().as_raw()), named }
     }
 
-    /// Half of what is free for everybody, whatever the rules say.
+    /// Half of what is free for every uid, whatever the rules say.
     pub(crate) fn halves() -> Self {
         Self { owner: None, named: BTreeMap::new() }
     }
 
-    /// Root and the daemon's own uid have no more than others either.
+    /// Gives root and the daemon's own uid no more than others.
     pub(crate) fn without_owner(self) -> Self {
         Self { owner: None, ..self }
     }
 
-    /// Whether a rule names that uid, or it needs none.
+    /// Whether a rule names the uid, or it needs none.
     pub(crate) fn knows(&self, uid: u32) -> bool {
         self.is_owner(uid) || self.named.contains_key(&uid)
     }
 
-    /// Whether no part is imposed on that uid.
+    /// Whether the uid may hold everything.
     pub(crate) fn has_all(&self, uid: u32) -> bool {
         self.of(uid) == Part::All
     }
@@ -90,37 +90,37 @@ impl Parts {
     }
 }
 
-/// Units of something that all clients share: bytes, places, names.
+/// Units of something that all clients share: bytes, connections, names.
 #[derive(Debug, Clone)]
 pub(crate) struct Supply(Arc<Inner>);
 
 #[derive(Debug)]
 struct Inner {
-    /// What the units are, with where the configuration says how many there are.
+    /// What the units are, and which setting says how many there are.
     what: &'static str,
     whole: u64,
     parts: Parts,
     held: Mutex<BTreeMap<u32, Holding>>,
     given_back: Notify,
-    /// Much was given back at one time since somebody asked.
+    /// Much was given back at one time since this was last queried.
     much_given_back: AtomicBool,
 }
 
-/// What a uid holds, and since when it is just so much.
+/// What a uid holds, and since when the amount has not changed.
 #[derive(Debug, Clone, Copy)]
 struct Holding {
     units: u64,
     since: Instant,
 }
 
-/// So many units at one time are much: of bytes, a quarter of a MiB.
+/// How many units given back at one time are much: for bytes, a quarter of a MiB.
 const MUCH: u64 = 256 << 10;
 
 /// A uid holds as much as it may.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error(
-    "uid {uid} holds {held} of {what}, may hold {most} at this moment, and needs {wanted} more; it is given back as \
-     requests end, and an operator grants more with [[peers]] share_percent"
+    "uid {uid} holds {held} of {what}, may hold {most} at the moment, and needs {wanted} more; it is given back as \
+     requests end, and an operator can grant more with [[peers]] share_percent"
 )]
 pub(crate) struct Exhausted {
     uid: u32,
@@ -140,7 +140,7 @@ impl Supply {
         self.0.held.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// How many units that uid may hold at this moment, with those that it does hold.
+    /// The most units that the uid may hold at the moment, including those that it holds.
     pub(crate) fn most(&self, uid: u32) -> u64 {
         self.most_beside(uid, &self.held())
     }
@@ -150,7 +150,7 @@ impl Supply {
         self.0.parts.of(uid).of(self.0.whole, others)
     }
 
-    /// What a uid may hold if nobody else holds anything.
+    /// The most that a uid may hold when no other uid holds anything.
     pub(crate) fn most_ever(&self, uid: u32) -> u64 {
         self.0.parts.of(uid).of(self.0.whole, 0)
     }
@@ -159,12 +159,12 @@ impl Supply {
         self.held().get(&uid).map_or(0, |holding| holding.units)
     }
 
-    /// Since when the others have held what they hold; none if that is nothing.
+    /// Since when the others' holdings have not changed; `None` if they hold nothing.
     fn unchanged_beside(&self, uid: u32) -> Option<Instant> {
         beside(uid, &self.held()).map(|holding| holding.since).max()
     }
 
-    /// How much nobody holds.
+    /// The units that no uid holds.
     pub(crate) fn free(&self) -> u64 {
         self.0.whole.saturating_sub(self.held().values().map(|holding| holding.units).sum())
     }
@@ -176,18 +176,18 @@ impl Supply {
         Ok(held)
     }
 
-    /// Holds units for a uid that are there already, whatever its part is.
+    /// Holds units for a uid that are already in use, whatever its part is.
     pub(crate) fn keep(&self, uid: u32, units: u64) -> Held {
         hold(&mut self.held(), uid, units);
         Held { pool: self.clone(), uid, units }
     }
 
-    /// Whether much was given back at one time since this was asked last.
+    /// Whether much was given back at one time since this was last called.
     pub(crate) fn has_given_back_much(&self) -> bool {
         self.0.much_given_back.swap(false, Ordering::Relaxed)
     }
 
-    /// Nothing yet, to take more of.
+    /// An empty holding, to grow later.
     pub(crate) fn none(&self, uid: u32) -> Held {
         Held { pool: self.clone(), uid, units: 0 }
     }
@@ -241,22 +241,22 @@ pub(crate) struct Held {
 }
 
 impl Held {
-    /// Takes more.
+    /// Takes more units.
     pub(crate) fn grow(&mut self, by: u64) -> Result<(), Exhausted> {
         self.pool.add(self.uid, by)?;
         self.units += by;
         Ok(())
     }
 
-    /// Takes more; waits for it, so long at the most. Where what others hold has not changed for as
-    /// long, and only that could be given back, there is no use in waiting.
+    /// Takes more units, and waits for them at most `patience`. Fails at once if the wait is
+    /// useless: only others could give units back, and their holdings have not changed for as long.
     pub(crate) async fn grow_within(&mut self, by: u64, patience: Duration) -> Result<(), Exhausted> {
         let until = Instant::now() + patience;
         let pool = self.pool.clone();
         loop {
             let given_back = pool.0.given_back.notified();
             let Err(exhausted) = self.grow(by) else { return Ok(()) };
-            // What is over its part with nothing beside it is so for ever.
+            // More than its part of an otherwise free supply is never granted.
             let never = self.units.saturating_add(by) > pool.most_ever(self.uid);
             let all_of_its_own = pool.held_by(self.uid) == self.units;
             let stuck =
@@ -267,7 +267,7 @@ impl Held {
         }
     }
 
-    /// Gives back what is more than `units`.
+    /// Gives back what exceeds `units`.
     pub(crate) fn shrink_to(&mut self, units: u64) {
         let over = self.units.saturating_sub(units);
         self.units -= over;
@@ -283,7 +283,7 @@ impl Held {
     }
 }
 
-/// Bytes that are charged for as long as anybody holds any of them.
+/// Bytes that stay charged until the last reference to any of them is dropped.
 pub(crate) fn charged(mut bytes: Vec<u8>, mut held: Held) -> Bytes {
     struct Charged {
         bytes: Vec<u8>,
@@ -335,7 +335,7 @@ mod tests {
     }
 
     #[test]
-    fn the_owner_has_no_part_imposed_unless_a_rule_names_it() {
+    fn the_owner_may_hold_everything_unless_a_rule_names_it() {
         assert!(pool(10, &[]).take(0, 10).is_ok());
         assert!(pool(10, &[]).take(77, 10).is_ok());
         assert!(pool(10, &[rule(77, None)]).take(77, 6).is_err());
@@ -343,7 +343,7 @@ mod tests {
     }
 
     #[test]
-    fn halves_are_everybodys_whatever_the_rules_say() {
+    fn halves_apply_to_every_uid_whatever_the_rules_say() {
         for parts in [Parts::halves(), Parts::new(&[]).without_owner()] {
             assert!(Supply::new("units", 10, parts).take(0, 6).is_err());
         }
@@ -359,7 +359,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_there_already_counts_whatever_the_part_is() {
+    fn what_is_already_in_use_counts_whatever_the_part_is() {
         let pool = pool(10, &[]);
         let kept = pool.keep(1, 8);
         assert!(pool.take(1, 1).is_err());
@@ -369,7 +369,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn who_waits_gets_what_is_given_back() {
+    async fn a_waiting_uid_gets_what_is_given_back() {
         let pool = pool(64, &[]);
         let first = pool.take(1, 32).unwrap();
         let mut more = pool.none(1);
@@ -377,20 +377,20 @@ mod tests {
         tokio::task::yield_now().await;
         drop(first);
         assert_eq!(waits.await.unwrap().unwrap().units(), 20);
-        // More than it may ever have is not waited for.
+        // It does not wait for more than it may ever have.
         assert!(pool.none(1).grow_within(33, Duration::from_secs(3600)).await.is_err());
     }
 
     #[tokio::test]
-    async fn what_others_have_held_for_long_is_not_waited_for() {
+    async fn a_uid_does_not_wait_for_what_others_have_held_for_long() {
         const PATIENCE: Duration = Duration::from_millis(20);
         let pool = pool(64, &[]);
         let kept = pool.take(1, 32).unwrap();
         let mut more = pool.take(2, 16).unwrap();
-        // It has been held for as long then.
+        // By now it has been held for as long.
         assert!(more.grow_within(1, PATIENCE).await.is_err());
         assert!(more.grow_within(1, PATIENCE).now_or_never().unwrap().is_err());
-        // Others of its own may end.
+        // Other holdings of the same uid may end.
         more.shrink_to(8);
         let _own = pool.take(2, 8).unwrap();
         assert!(more.grow_within(1, Duration::from_secs(3600)).now_or_never().is_none());
@@ -399,7 +399,7 @@ mod tests {
     }
 
     #[test]
-    fn bytes_are_charged_until_the_last_slice_of_them_is_gone() {
+    fn bytes_are_charged_until_their_last_slice_is_dropped() {
         let pool = pool(64, &[]);
         let bytes = charged(vec![0; 10], pool.take(1, 20).unwrap());
         let slice = bytes.slice(3..5);
@@ -410,10 +410,10 @@ mod tests {
     }
 
     proptest! {
-        /// Whatever uids take and give back, nobody is over its part when it takes, the whole is
-        /// never exceeded, and one that holds nothing gets a unit as long as anything is free.
+         /// Whatever uids take and give back, no uid exceeds its part when it takes, the whole is
+        /// never exceeded, and a uid that holds nothing gets a unit as long as any is free.
         #[test]
-        fn somebody_else_always_gets_something(steps in proptest::collection::vec((0_u32..6, 0_u64..40, any::<bool>()), 1..200)) {
+        fn another_uid_always_gets_something(steps in proptest::collection::vec((0_u32..6, 0_u64..40, any::<bool>()), 1..200)) {
             let pool = pool(100, &[rule(3, Some(30))]);
             let mut held: Vec<Held> = Vec::new();
             for (uid, units, gives_back) in steps {

@@ -1,12 +1,12 @@
-//! A client small enough to measure with: one kept connection, one request at a time. It asks
-//! nobody who is listening, and takes an answer as it comes, problems too.
+//! A client small enough to measure with: one persistent connection, one request at a time. It does
+//! not check who is listening, and returns every answer as it is, problems too.
 
 use std::io::{self, BufRead, BufReader, Error, ErrorKind, Read, Write};
 use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::time::Duration;
 
-/// A kept connection.
+/// A persistent connection.
 #[derive(Debug)]
 pub struct Connection {
     stream: BufReader<UnixStream>,
@@ -16,34 +16,34 @@ pub struct Connection {
 #[derive(Debug)]
 pub struct Response {
     pub status: u16,
-    /// The line of the status and those of the headers, without the empty one.
+    /// The status line and the header lines, without the empty line.
     pub head: String,
     pub body: Vec<u8>,
 }
 
 impl Connection {
-    /// Connects. A read that waits longer than `patience` is an error.
+    /// Connects. A read that takes longer than `patience` fails.
     ///
     /// # Errors
-    /// Nobody listens there.
+    /// No process listens there.
     pub fn open(socket: &Path, patience: Duration) -> io::Result<Self> {
         let stream = UnixStream::connect(socket)?;
         stream.set_read_timeout(Some(patience))?;
         Ok(Self { stream: BufReader::new(stream) })
     }
 
-    /// One request, one answer; the connection stays open.
+    /// Sends one request and reads its answer; the connection stays open.
     ///
     /// # Errors
-    /// There is no whole answer.
+    /// The answer is missing or incomplete.
     pub fn request(&mut self, method: &str, path: &str, body: &[u8]) -> io::Result<Response> {
         self.ask(method, path, "", body)
     }
 
-    /// The same, and the last one on this connection: returns when the daemon has closed it.
+    /// Sends the last request of this connection, and returns when the daemon has closed it.
     ///
     /// # Errors
-    /// There is no whole answer.
+    /// The answer is missing or incomplete.
     pub fn last_request(mut self, method: &str, path: &str, body: &[u8]) -> io::Result<Response> {
         let response = self.ask(method, path, "connection: close\r\n", body)?;
         to_the_end(&mut self.stream);
@@ -56,7 +56,8 @@ impl Connection {
             format!("{method} {path} HTTP/1.1\r\nhost: enisle\r\n{header}content-length: {length}\r\n\r\n")
                 .into_bytes();
         request.extend_from_slice(body);
-        // A daemon that refuses early may stop reading; then its answer is what counts.
+        // A daemon that refuses early may stop reading: its answer counts more than the failed
+        // write.
         let sent = self.stream.get_mut().write_all(&request);
         let read = Response::read(&mut self.stream, method != "HEAD");
         read.map_err(|unread| sent.err().unwrap_or(unread))
@@ -64,7 +65,7 @@ impl Connection {
 }
 
 impl Response {
-    /// Reads the last answer of a connection, up to its end.
+    /// Reads the last answer of a connection, up to the end of the connection.
     ///
     /// # Errors
     /// See [`Self::read`].
@@ -75,10 +76,10 @@ impl Response {
         Ok(response)
     }
 
-    /// Reads one answer, and nothing behind it. The answer to `HEAD` has no body.
+    /// Reads one answer and nothing after it. The answer to `HEAD` has no body.
     ///
     /// # Errors
-    /// It is not there, not whole, or not HTTP.
+    /// The answer is missing, incomplete, or not HTTP.
     pub fn read(stream: &mut impl BufRead, has_body: bool) -> io::Result<Self> {
         let mut head = String::new();
         let (mut length, mut chunked) = (0, false);
@@ -112,8 +113,7 @@ impl Response {
     }
 }
 
-/// Reads what is left, and nobody wants. A daemon that has not read all of a request resets its
-/// connection.
+/// Reads and drops the rest: a daemon that has not read all of a request resets its connection.
 fn to_the_end(stream: &mut impl BufRead) {
     let _ = io::copy(stream, &mut io::sink());
 }
@@ -127,7 +127,7 @@ fn chunks(stream: &mut impl BufRead) -> io::Result<Vec<u8>> {
         let begin = body.len();
         body.resize(begin + size + 2, 0);
         stream.read_exact(body.get_mut(begin..).unwrap_or_default())?;
-        // Behind each there is a line end.
+        // Each chunk ends with a line break.
         body.truncate(begin + size);
         if size == 0 {
             return Ok(body);
@@ -159,7 +159,7 @@ mod tests {
     }
 
     #[test]
-    fn an_answer_that_is_not_whole_is_an_error() {
+    fn an_incomplete_answer_is_an_error() {
         for (bytes, word) in [
             (&b""[..], "without an answer"),
             (b"HTTP/1.1 200 OK\r\ncontent-length: 1\r\n", "without an answer"),
@@ -176,7 +176,7 @@ mod tests {
     }
 
     #[test]
-    fn the_answer_to_a_request_for_the_head_has_no_body() {
+    fn the_answer_to_head_has_no_body() {
         let mut bytes = &b"HTTP/1.1 200 OK\r\ncontent-length: 8\r\n\r\n"[..];
         assert_eq!(Response::read(&mut bytes, false).unwrap().status, 200);
     }
@@ -189,7 +189,7 @@ mod tests {
     }
 
     #[test]
-    fn an_answer_counts_although_the_request_could_not_be_sent() {
+    fn an_answer_is_read_even_if_the_request_could_not_be_sent() {
         let folder = tempfile::tempdir().unwrap();
         let socket = folder.path().join("s");
         let listener = std::os::unix::net::UnixListener::bind(&socket).unwrap();

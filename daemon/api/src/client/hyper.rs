@@ -1,5 +1,5 @@
-//! HTTP/1.1 over the daemon's Unix socket, with nobody but the daemon: whoever listens there is
-//! asked of the kernel first.
+//! HTTP/1.1 over the daemon's Unix socket. The client asks the kernel who is listening, and talks
+//! to the daemon only.
 
 use std::io;
 use std::path::{Path, PathBuf};
@@ -13,12 +13,12 @@ use tokio::net::UnixStream;
 
 use crate::types::problem::Problem;
 
-/// Why there is no answer, or not the one that was asked for.
+/// Why a request failed.
 #[derive(Debug, thiserror::Error)]
 pub enum ClientError {
-    #[error("there is no daemon on {socket} ({error})")]
+    #[error("no daemon answers on {socket} ({error})")]
     Unreachable { socket: String, error: io::Error },
-    #[error("whoever listens on {socket} has uid {uid}, which is neither root's nor yours; nothing was sent")]
+    #[error("the process that listens on {socket} has uid {uid}, which is neither root's nor yours; nothing was sent")]
     Stranger { socket: String, uid: u32 },
     #[error("the daemon says {status}: {detail}")]
     Problem { status: u16, detail: String },
@@ -29,11 +29,11 @@ pub enum ClientError {
 #[derive(Debug)]
 pub struct Client {
     socket: PathBuf,
-    /// Whom to take for the daemon beside root and this user.
+    /// A uid to accept as the daemon's, besides root and this user.
     daemon_uid: Option<u32>,
 }
 
-/// An answer as it came, byte for byte.
+/// The body of an answer, byte for byte.
 #[derive(Debug)]
 pub struct Body(Bytes);
 
@@ -44,11 +44,11 @@ impl Body {
         std::str::from_utf8(&self.0).map_err(|error| ClientError::Broken(error.to_string()))
     }
 
-    /// The answer as one of the [types](crate::types). What a script returned is in it as text: it
-    /// may be deeper than a tree can be.
+    /// Parses the answer as one of the [types](crate::types). What a script returned stays text in
+    /// it, because it may be nested more deeply than a tree of values can be.
     ///
     /// # Errors
-    /// It is another.
+    /// The answer is of another type.
     pub fn read<'a, T: Deserialize<'a>>(&'a self) -> Result<T, ClientError> {
         serde_json::from_slice(&self.0).map_err(|error| ClientError::Broken(error.to_string()))
     }
@@ -65,8 +65,8 @@ impl Client {
         &self.socket
     }
 
-    /// Connects, and goes on only if it is the daemon that listens: the place alone proves nothing,
-    /// because others may have made it.
+    /// Connects, and goes on only if the daemon is listening. The path alone proves nothing,
+    /// because another user may have made it.
     async fn connect(&self) -> Result<UnixStream, ClientError> {
         let socket = || self.socket.display().to_string();
         let unreachable = |error| ClientError::Unreachable { socket: socket(), error };
@@ -96,7 +96,7 @@ impl Client {
     }
 
     /// # Errors
-    /// There is no answer, or it is a problem; so with each of these.
+    /// There is no answer, or the answer is a problem. The other methods fail for the same reasons.
     pub async fn get(&self, path: &str) -> Result<Body, ClientError> {
         body_of(self.send(Method::GET, path, Vec::new()).await?).await
     }
@@ -119,7 +119,7 @@ impl Client {
         body_of(self.send(Method::DELETE, path, Vec::new()).await?).await
     }
 
-    /// Calls `each` with every line of the answer, as it comes.
+    /// Calls `each` with every line of the answer, as it arrives.
     ///
     /// # Errors
     /// See [`Self::get`].

@@ -2,8 +2,8 @@
 //!
 //! | client | for |
 //! |---|---|
-//! | [`Client`] | the command line: sends nothing to whoever is not the daemon (feature `client`) |
-//! | [`blocking`] | tests and benchmarks: the standard library alone (feature `blocking`) |
+//! | [`Client`] | the command line: sends nothing to a listener that is not the daemon (feature `client`) |
+//! | [`blocking`] | tests and benchmarks: standard library only (feature `blocking`) |
 
 #[cfg(feature = "blocking")]
 pub mod blocking;
@@ -13,15 +13,15 @@ mod hyper;
 #[cfg(feature = "client")]
 pub use self::hyper::{Body, Client, ClientError};
 
-/// A name as a segment of a path, if it is one. The daemon says what a name may be; this keeps it
-/// one segment.
+/// A name as a segment of a path, if it can be one. The daemon decides which names are valid; this
+/// only makes sure that the name stays one segment.
 #[must_use]
 pub fn segment(name: &str) -> Option<&str> {
     let is_plain = |c: char| c.is_ascii_graphic() && !"/?#%".contains(c);
     (!name.is_empty() && name.chars().all(is_plain)).then_some(name)
 }
 
-/// Text as the value of a parameter (RFC 3986, section 2.1).
+/// Text, percent-encoded as the value of a parameter (RFC 3986, section 2.1).
 #[must_use]
 pub fn encoded(text: &str) -> String {
     let byte = |byte: u8| match byte {

@@ -1,26 +1,26 @@
-//! `GET /v1/version`, `GET /v1/info`: what a daemon is, and what its machine gives it.
+//! `GET /v1/version`, `GET /v1/info`: what a daemon is, and what its machine provides.
 
 use enisle_wire::Outcome;
 use serde::{Deserialize, Serialize};
 
 use super::policy::Policy;
 
-/// Which versions run.
+/// The running versions.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct Version {
-    /// The daemon's.
+    /// The daemon's version.
     pub enisled: String,
-    /// The API's.
+    /// The version of the API.
     pub api: String,
-    /// That of the frames between the daemon and its workers.
+    /// The version of the frames between the daemon and its workers.
     pub wire: u16,
-    /// V8's; null until the first worker has started.
+    /// The version of V8; null until the first worker has started.
     pub v8: Option<String>,
 }
 
-/// What whoever may run something needs to know; to operators also how the machine is secured, and
-/// how full it is.
+/// What every caller needs to know; for operators also how the machine is secured, and how full it
+/// is.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 #[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
@@ -30,7 +30,7 @@ pub struct Info {
     /// Every way in which a run can end.
     pub outcomes: Vec<Outcome>,
     pub uptime_ms: u64,
-    /// The daemon is about to end, and begins no run.
+    /// The daemon is about to end, and starts no more runs.
     pub draining: bool,
     /// For operators.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -49,15 +49,15 @@ pub struct Info {
     pub counts: Option<Counts>,
 }
 
-/// What this machine offers, and what the workers have of it.
+/// What this machine offers, and which of it the workers use.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 #[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct Posture {
     pub layers: Vec<LayerState>,
-    /// Protection keys that a process can take.
+    /// Protection keys that a process can allocate.
     pub keys: usize,
-    /// The configuration accepts tenants in one process without protection keys.
+    /// The configuration lets tenants share a process without protection keys.
     pub share_without_keys: bool,
     /// What this means for where tenants live, in a sentence.
     pub consequence: String,
@@ -74,42 +74,42 @@ pub struct LayerState {
     pub detail: String,
     /// What it protects against.
     pub protects: String,
-    /// What it means that the workers are without it; null if they have it.
+    /// What its absence means; null if the workers have it.
     pub consequence: Option<String>,
     /// How to get it; null if this machine has it.
     pub remedy: Option<String>,
 }
 
-/// Whether the processor's counters are used.
+/// Whether the processor's performance counters are used.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct Counters {
     pub on: bool,
-    /// Why not; null if they are.
+    /// Why not; null if they are used.
     pub detail: Option<String>,
 }
 
-/// How much there may be.
+/// The upper limits.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 #[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct Capacity {
     pub tenants_per_process: usize,
     pub max_processes: usize,
-    /// Processes that may each belong to one tenant.
+    /// Processes that may each belong to a single tenant.
     pub max_alone: usize,
 }
 
-/// The deaths of processes that the tenants of a uid may be blamed for.
+/// The deaths of processes that are held against uids: their tenants were blamed for them.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 #[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct DeathBudget {
-    /// From this many on, new homes of the uid are on probation.
+    /// From this many deaths on, new homes of the uid are on probation.
     pub budget: u32,
     /// One death is forgiven after this time.
     pub regain_secs: u64,
-    /// The uids that any deaths are held against.
+    /// The uids with any deaths held against them.
     pub held_against: Vec<HeldAgainst>,
 }
 
@@ -121,17 +121,17 @@ pub struct HeldAgainst {
     pub uid: u32,
     pub deaths: u64,
     pub used_up: bool,
-    /// Without another death all are forgiven after this time.
+    /// All are forgiven after this time, if there is no other death.
     pub clear_in_ms: u64,
 }
 
-/// How much there is.
+/// The current numbers.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 #[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct Counts {
     pub workers: usize,
-    /// Tenants that have a home at the moment.
+    /// Tenants that have a home now.
     pub residents: usize,
     /// Tenants whose names are known.
     pub tenants: usize,

@@ -1,22 +1,22 @@
-//! `PUT`, `DELETE /v1/tenants/{tenant}/cordon`: an operator's word; and how a tenant stands.
+//! `PUT`, `DELETE /v1/tenants/{tenant}/cordon`: an operator's order; and how a tenant stands.
 
 use enisle_cordon::decide::Past;
 use enisle_cordon::{Level, Signal, Source};
 use serde::{Deserialize, Serialize};
 
-/// A tenant lives at least that far out until the order is lifted.
+/// An order: the tenant lives at least this far out until the order is lifted.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 #[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct CordonRequest {
-    /// The daemon refuses `shared`: to let a tenant in again, lift the order.
+    /// The daemon refuses `shared`: to let a tenant back in, lift the order.
     #[cfg_attr(feature = "schema", schemars(with = "OrderedLevel"))]
     pub level: Level,
-    /// Why: 1 to 1,024 bytes, which are written to the audit log.
+    /// The reason, 1 to 1,024 bytes; it is written to the audit log.
     pub reason: String,
 }
 
-/// What an order can say.
+/// The levels that an order can name.
 #[cfg(feature = "schema")]
 #[derive(Debug, Clone, Copy, Serialize, schemars::JsonSchema)]
 #[serde(rename_all = "lowercase")]
@@ -29,7 +29,7 @@ pub enum OrderedLevel {
     Expelled,
 }
 
-/// How a tenant stands, for operators: its score, what it is made of, and how it came to this.
+/// How a tenant stands, for operators: its score, the signals behind it, and its history.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 #[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
@@ -39,31 +39,32 @@ pub struct Cordon {
     pub score: f64,
     pub thresholds: Thresholds,
     pub signals: Vec<SignalState>,
-    /// Null if it is not suspected.
+    /// Null if the tenant is not suspected.
     pub suspected_until_unix_ms: Option<u64>,
-    /// Null if it is not kept from others.
+    /// Null if the tenant is not kept apart.
     pub kept_apart: Option<KeptApart>,
-    /// It has a new home, and its uid's budget of deaths was used up.
+    /// It has a new home while its uid's budget of deaths was used up.
     pub on_probation: bool,
     /// The operator's order; null if there is none.
     pub order: Option<StandingOrder>,
     pub first_seen_unix_ms: u64,
-    /// Its last moves, the oldest first.
+    /// Its last moves, oldest first.
     pub history: Vec<Past>,
 }
 
-/// From which score on a tenant lives where.
+/// The score at which a tenant reaches each level.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct Thresholds {
-    /// It shares a process only with others from this score on.
+    /// From this score on the tenant is watched: it shares a process only with other watched
+    /// tenants.
     pub watch: f64,
     pub solo: f64,
     pub sealed: f64,
     pub expelled: f64,
 }
 
-/// What one signal contributes to a score at the moment.
+/// What one signal contributes to a score now.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 #[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
@@ -72,29 +73,29 @@ pub struct SignalState {
     /// Who measured it.
     pub source: Source,
     pub points: f64,
-    /// Points each time.
+    /// Points for each occurrence.
     pub weight: f64,
     pub half_life_secs: u64,
     pub count: u32,
-    /// Since it was last seen.
+    /// Time since it was last seen.
     pub age_ms: u64,
-    /// Nobody else can have caused it.
+    /// No other tenant can have caused it.
     pub certain: bool,
 }
 
-/// Why a tenant is kept from others although no decision says so: a process that it was in died,
-/// and it is not known whose doing that was.
+/// A tenant that is kept apart from others without a decision about it: a process that it was in
+/// died, and the death could not be attributed.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 #[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct KeptApart {
     /// It lives alone; otherwise with half of the tenants that were there.
     pub alone: bool,
-    /// For this much longer.
+    /// How much longer.
     pub for_ms: u64,
 }
 
-/// An order that holds.
+/// An order in force.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 #[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]

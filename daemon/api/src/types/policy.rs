@@ -11,8 +11,8 @@ use serde::{Deserialize, Serialize};
 pub struct Policy {
     pub limits: Limits,
     pub quota: Quota,
-    /// Whose the tenant is: tenants with secrets share a process with nobody else's. Left out if
-    /// it is nobody's.
+    /// The tenant's owner: a tenant with secrets shares a process only with tenants of the same
+    /// owner. Left out if it has none.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub owner: Option<String>,
     pub trust: Trust,
@@ -22,12 +22,12 @@ pub struct Policy {
     pub allow_eval: bool,
 }
 
-/// What a tenant may ask for.
+/// How much a tenant may run.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 #[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct Quota {
-    /// Runs that are queued or running.
+    /// Runs a second, on average.
     pub in_flight: u32,
     /// Runs a second, over time.
     pub per_second: u32,
@@ -35,7 +35,7 @@ pub struct Quota {
     pub burst: u32,
 }
 
-/// A policy to be set. What is left out has its built-in value, not that of the policy before.
+/// A policy to set. A field that is left out gets its built-in value, not its previous one.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 #[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
@@ -44,8 +44,8 @@ pub struct PolicyRequest {
     pub limits: Option<RequestedLimits>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub quota: Option<RequestedQuota>,
-    /// Whose the tenant is, in at most 128 bytes: tenants with secrets share a process with nobody
-    /// else's.
+    /// The tenant's owner, at most 128 bytes: a tenant with secrets shares a process only with
+    /// tenants of the same owner.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub owner: Option<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -59,7 +59,7 @@ pub struct PolicyRequest {
     pub allow_eval: Option<bool>,
 }
 
-/// A quota to be set.
+/// A quota to set.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 #[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
@@ -67,7 +67,7 @@ pub struct RequestedQuota {
     /// Runs that are queued or running.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub in_flight: Option<u32>,
-    /// Runs a second, over time.
+    /// Runs a second, on average.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub per_second: Option<u32>,
     /// Runs at once after a pause.

@@ -1,11 +1,11 @@
-//! Every error of the API: one shape, RFC 9457 (`application/problem+json`).
+//! Every error of the API has one shape, RFC 9457 (`application/problem+json`).
 
 use serde::{Deserialize, Serialize};
 
-/// Every problem's type begins so; behind it is a word that programs can compare.
+/// The prefix of every problem's type; after it comes a word that programs can compare.
 pub const URN_PREFIX: &str = "urn:enisle:problem:";
 
-/// What was wrong, what was expected, what to do.
+/// What was wrong, what was expected, and what to do.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct Problem {
@@ -14,11 +14,11 @@ pub struct Problem {
     pub kind: String,
     pub title: String,
     pub status: u16,
-    /// At most 2,048 bytes; of a longer explanation the beginning.
+    /// At most 2,048 bytes; a longer explanation is truncated.
     pub detail: String,
 }
 
-/// What kinds of problems there are.
+/// The kinds of problems.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum ProblemKind {
     BadRequest,
@@ -52,21 +52,21 @@ impl ProblemKind {
         Self::NoRoom,
     ];
 
-    /// Its status, its word, its title.
+    /// Status, word and title.
     #[must_use]
     pub const fn parts(self) -> (u16, &'static str, &'static str) {
         match self {
-            Self::BadRequest => (400, "bad-request", "The request is not right"),
+            Self::BadRequest => (400, "bad-request", "The request is invalid"),
             Self::Forbidden => (403, "forbidden", "This peer may not do that"),
             Self::Expelled => (403, "expelled", "The tenant is expelled"),
-            Self::NotFound => (404, "not-found", "There is no such thing"),
-            Self::MethodNotAllowed => (405, "method-not-allowed", "Not with this method"),
+            Self::NotFound => (404, "not-found", "The resource does not exist"),
+            Self::MethodNotAllowed => (405, "method-not-allowed", "The resource does not support this method"),
             Self::TooSlow => (408, "too-slow", "The request did not arrive in time"),
-            Self::Conflict => (409, "conflict", "It is something else already"),
+            Self::Conflict => (409, "conflict", "The id already has other content"),
             Self::TooLarge => (413, "too-large", "The request is too large"),
             Self::Quota => (429, "quota", "The tenant is over its quota"),
-            Self::Internal => (500, "internal", "The daemon could not do it"),
-            Self::NoCapacity => (503, "no-capacity", "There is no capacity"),
+            Self::Internal => (500, "internal", "The daemon failed"),
+            Self::NoCapacity => (503, "no-capacity", "There is no capacity at the moment"),
             Self::NoRoom => (507, "no-room", "There is no room for the answer"),
         }
     }
@@ -89,7 +89,7 @@ impl ProblemKind {
         Problem { kind: self.urn(), title: title.to_owned(), status, detail }
     }
 
-    /// The answer has a `Retry-After`.
+    /// Whether the answer has a `Retry-After`.
     #[must_use]
     pub const fn says_when_to_retry(self) -> bool {
         matches!(self, Self::Quota | Self::NoCapacity)

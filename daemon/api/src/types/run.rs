@@ -1,4 +1,4 @@
-//! `POST /v1/tenants/{tenant}/load`, `POST …/scripts/{id}/run`: a run, and what it came to.
+//! `POST /v1/tenants/{tenant}/load`, `POST …/scripts/{id}/run`: a run, and its result.
 
 use enisle_cordon::Level;
 use enisle_wire::Outcome;
@@ -20,13 +20,13 @@ pub struct LoadRequest {
     pub call: Call,
 }
 
-/// A run of a registered script. An empty body is `{}`.
+/// A run of a registered script. An empty body means `{}`.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 #[cfg_attr(feature = "schema", derive(schemars::JsonSchema), schemars(deny_unknown_fields))]
 pub struct RunRequest {
     #[serde(flatten)]
     pub call: Call,
-    /// The lowest of these, the script's and the policy's holds.
+    /// The lowest of these, the script's and the policy's applies.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub limits: Option<RequestedLimits>,
 }
@@ -35,25 +35,25 @@ pub struct RunRequest {
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 #[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct Call {
-    /// The export that is the entry point; `default` if it is left out.
+    /// The export that is the entry point; `default` if left out.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub entrypoint: Option<String>,
-    /// The method of the entry point; an entry point that is a function needs none.
+    /// The method of the entry point. An entry point that is a function needs none.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub method: Option<String>,
     /// At most 8 MiB.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub args: Option<Vec<Value>>,
-    /// Handed over as `ctx.props`; at most 8 MiB.
+    /// Passed to the script as `ctx.props`; at most 8 MiB.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub props: Option<Map<String, Value>>,
 }
 
-/// What a run came to.
+/// The result of a run.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct Answer {
-    /// The run's name: `run_` and 32 hexadecimal digits.
+    /// The run's id: `run_` and 32 hexadecimal digits.
     pub id: String,
     pub outcome: Outcome,
     /// What the entry point returned, byte for byte; left out if it did not return.
@@ -65,19 +65,19 @@ pub struct Answer {
     pub error: Option<ScriptError>,
     /// What the script wrote to its console.
     pub logs: Vec<LogLine>,
-    /// Lines of the log were dropped: `limits.logBytes`, `limits.logLines`.
+    /// Log lines were dropped: `limits.logBytes`, `limits.logLines`.
     pub truncated: bool,
     pub usage: RunUsage,
-    /// How far out the run was.
+    /// The cordon level at which the run took place.
     pub cordon: Level,
 }
 
-/// A result that is there, `null` as well.
+/// A result that is present, even if it is `null`.
 fn present<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<Box<RawValue>>, D::Error> {
     Box::<RawValue>::deserialize(deserializer).map(Some)
 }
 
-/// Why a run did not end well.
+/// Why a run failed.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct ScriptError {
@@ -93,7 +93,7 @@ pub struct ScriptError {
 #[serde(rename_all = "camelCase")]
 #[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct LogLine {
-    /// Since the run began, by the script's own clock.
+    /// Milliseconds since the run began, by the script's own clock.
     pub t_ms: u32,
     pub level: LogLevel,
     pub text: String,
@@ -104,20 +104,21 @@ pub struct LogLine {
 #[serde(rename_all = "camelCase")]
 #[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct RunUsage {
-    /// Of the processor's time.
+    /// Processor time.
     pub cpu_ms: Millis,
     pub wall_ms: Millis,
-    /// From the run's arrival in its worker to the call of the entry point; for operators alone
-    /// not in whole milliseconds.
+    /// Microseconds from the run's arrival in its worker to the call of the entry point. Rounded
+    /// down to whole milliseconds, except for operators.
     pub startup_us: u64,
-    /// What the run waited for a home; for operators alone not in whole milliseconds.
+    /// Microseconds that the run waited for a home. Rounded down to whole milliseconds, except for
+    /// operators.
     pub queued_us: u64,
-    /// For operators alone not in whole mebibytes.
+    /// Rounded up to whole mebibytes, except for operators.
     pub peak_heap_bytes: u64,
 }
 
-/// Milliseconds: for operators with three decimals, for others whole ones, since a finer figure is
-/// a clock.
+/// Milliseconds. Operators get three decimals, other peers whole ones, because a finer figure would
+/// be a clock.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 #[serde(untagged)]
 #[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]

@@ -12,29 +12,29 @@ use super::policy::RequestedLimits;
 #[serde(rename_all = "camelCase")]
 #[cfg_attr(feature = "schema", derive(schemars::JsonSchema), schemars(deny_unknown_fields))]
 pub struct ScriptRequest {
-    /// One file: an ES module, or one expression that is a function.
+    /// A single file: an ES module, or one expression that is a function.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub code: Option<String>,
-    /// The name of the module to run first, which is JavaScript.
+    /// The name of the module to run first, which must be JavaScript.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub main_module: Option<String>,
     /// At most 10,000, by name; a name has 1 to 4,096 bytes and no control characters.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub modules: Option<BTreeMap<String, Module>>,
-    /// What the script gets as `env`; at most 1 MiB.
+    /// The script's `env`; at most 1 MiB.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub env: Option<Map<String, Value>>,
-    /// The lower of these and the policy's holds.
+    /// The lower of these and the policy's applies.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub limits: Option<RequestedLimits>,
-    /// Only null: scripts have no network. Anything else is refused, and counts as a signal.
+    /// Must be null: scripts have no network. Anything else is refused, and counts as a signal.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[cfg_attr(feature = "schema", schemars(with = "()"))]
     pub global_outbound: Option<()>,
 }
 
-/// A module: its source, of a kind that its name's ending says (`.js`, `.mjs`, `.json`, `.txt`), or
-/// an object that says the kind.
+/// A module: its source as a string, with its kind given by the ending of its name (`.js`, `.mjs`,
+/// `.json`, `.txt`), or an object that names the kind.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(untagged)]
 #[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
@@ -43,7 +43,7 @@ pub enum Module {
     Typed(TypedModule),
 }
 
-/// A module whose kind is said.
+/// A module with its kind.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 #[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
@@ -62,9 +62,9 @@ pub enum TypedModule {
 #[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct Script {
     pub id: String,
-    /// Counts from 1 each time the id gets other content.
+    /// Counts from 1; rises each time the id gets other content.
     pub version: u64,
     pub bytes: u64,
-    /// How many runs of it have ended.
+    /// How many of its runs have ended.
     pub runs: u64,
 }

@@ -1,4 +1,4 @@
-//! `GET /v1/tenants`, `GET /v1/tenants/{tenant}`: who there is.
+//! `GET /v1/tenants`, `GET /v1/tenants/{tenant}`: the tenants.
 
 use std::collections::BTreeMap;
 
@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 use super::cordon::Cordon;
 use super::policy::Policy;
 
-/// A tenant, as whoever asks may see it.
+/// A tenant, as the caller may see it.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(untagged)]
 #[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
@@ -27,12 +27,12 @@ pub struct Tenant {
     pub policy: Policy,
     pub in_flight: u32,
     pub cordon: Cordon,
-    /// Null if it lives nowhere at the moment.
+    /// Null if it has no home now.
     pub resident: Option<Residence>,
     pub usage: TenantUsage,
 }
 
-/// A tenant, for those who act for it and do not operate the daemon.
+/// A tenant, for peers that act for it and do not operate the daemon.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 #[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
@@ -61,7 +61,7 @@ pub struct OwnUsage {
     /// Runs that have ended.
     pub runs: u64,
     pub cpu_ms: u64,
-    /// How many runs ended in which way.
+    /// How many runs ended with each outcome.
     pub outcomes: BTreeMap<Outcome, u64>,
 }
 
@@ -72,16 +72,17 @@ pub struct OwnUsage {
 pub struct TenantUsage {
     /// Runs that have ended.
     pub runs: u64,
-    /// Runs that were sent to a worker, each attempt counted.
+    /// Runs that were sent to a worker, counting every attempt.
     pub begun: u64,
-    /// Ends of runs that came from a home that the tenant had left, and were discarded.
+    /// Reported ends of runs that were discarded, because the tenant had left the home that they
+    /// came from.
     pub fenced: u64,
     pub cpu_ms: f64,
-    /// How many runs ended in which way.
+    /// How many runs ended with each outcome.
     pub outcomes: BTreeMap<Outcome, u64>,
 }
 
-/// Where a tenant lives.
+/// The home of a tenant.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 #[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
@@ -90,22 +91,22 @@ pub struct Residence {
     pub worker: u64,
     pub pid: i32,
     pub cordon: Level,
-    /// An isolate is warm and no run is under way.
+    /// An isolate is warm and no run is in progress.
     pub warm: bool,
     pub unused_ms: u64,
 }
 
-/// A page of tenants, in the order of their names.
+/// A page of tenants, ordered by name.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct TenantPage {
     pub tenants: Vec<TenantRow>,
-    /// What `after` has to be for the next page; left out on the last one.
+    /// The value of `after` for the next page; left out on the last page.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub next: Option<String>,
 }
 
-/// A tenant among others: without what may be long, its policy and its history.
+/// A tenant in a list: without its policy and history, which may be long.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 #[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
@@ -113,7 +114,7 @@ pub struct TenantRow {
     pub name: String,
     pub in_flight: u32,
     pub cordon: CordonRow,
-    /// Null if it lives nowhere at the moment.
+    /// Null if it has no home now.
     pub resident: Option<Residence>,
     pub usage: TenantUsage,
 }

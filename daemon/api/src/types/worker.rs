@@ -3,12 +3,12 @@
 use enisle_cordon::Level;
 use serde::{Deserialize, Serialize};
 
-/// A page of worker processes, in the order of their ids.
+/// A page of worker processes, ordered by id.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct WorkerPage {
     pub workers: Vec<Worker>,
-    /// What `after` has to be for the next page; left out on the last one.
+    /// The value of `after` for the next page; left out on the last page.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub next: Option<u64>,
 }
@@ -20,17 +20,17 @@ pub struct WorkerPage {
 pub struct Worker {
     pub id: u64,
     pub pid: i32,
-    /// For which tenants it is.
+    /// The cordon level of its tenants.
     pub cordon: Level,
-    /// The names of those who live in it.
+    /// The names of the tenants that live in it.
     pub tenants: Vec<String>,
-    /// Places that were ever taken; none is taken a second time.
+    /// Slots that were ever taken; a slot is never taken twice.
     pub places_used: u32,
-    /// By the kernel; null if the process has just ended.
+    /// As reported by the kernel; null if the process has just ended.
     pub rss_bytes: Option<u64>,
-    /// At the last look at it.
+    /// As of the last look at the process.
     pub committed_bytes: u64,
-    /// What it may commit.
+    /// The most memory that it may commit.
     pub bound_bytes: u64,
     pub age_ms: u64,
     /// V8's version.

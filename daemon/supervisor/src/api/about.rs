@@ -1,5 +1,5 @@
 //! `HEAD /_ping`, `GET /openapi.json`, `GET /v1/version`, `GET /v1/info`: what this daemon is and
-//! what this machine gives it.
+//! what this machine provides.
 
 use std::sync::Arc;
 
@@ -23,7 +23,7 @@ pub(crate) async fn ping() -> &'static str {
     "enisled\n"
 }
 
-/// The API's description. It is part of the program, so it costs nothing to hold.
+/// The API's description. It is part of the program, so serving it takes no memory.
 pub(crate) async fn document(
     State(daemon): State<Arc<Daemon>>,
     Asking(peer): Asking,
@@ -42,8 +42,8 @@ pub(crate) async fn version(State(daemon): State<Arc<Daemon>>, _: Asking) -> Jso
     })
 }
 
-/// What concerns everybody who may run something; how the machine is secured, and how full it is,
-/// is for operators.
+/// What concerns every caller. How the machine is secured, and how full it is, is for operators
+/// only.
 pub(crate) async fn info(State(daemon): State<Arc<Daemon>>, Asking(peer): Asking) -> Json<Info> {
     let operates = peer.operates(&daemon);
     let for_operators = operates.then_some(&daemon);
@@ -70,7 +70,7 @@ fn posture(daemon: &Daemon) -> Posture {
         let (here, layer) = (finding.on, finding.layer);
         let on = daemon.layers.has(layer);
         let detail =
-            if here && !on { "this machine has it, and the daemon does without" } else { finding.detail.as_str() };
+            if here && !on { "this machine has it, but the daemon does not use it" } else { finding.detail.as_str() };
         LayerState {
             layer: layer.name().to_owned(),
             on,
@@ -93,7 +93,7 @@ fn counts(daemon: &Daemon) -> Counts {
     Counts { workers, residents, tenants: daemon.count_tenants(), in_flight: daemon.in_flight() }
 }
 
-/// The deaths of processes that tenants were blamed for, by uid.
+/// The deaths of processes that are held against uids, because their tenants were blamed for them.
 fn deaths(daemon: &Daemon) -> DeathBudget {
     let (rules, now) = (&daemon.config.cordon.rules.deaths, clock::monotonic());
     let held = daemon.warden.held_against().into_iter().map(|(uid, deaths)| HeldAgainst {

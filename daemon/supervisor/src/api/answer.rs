@@ -1,5 +1,5 @@
-//! The answer to a run, written piece by piece as the client takes it: it is held once, as the
-//! worker gave it, and charged until its last byte has gone out.
+//! The answer to a run, written piece by piece as the client reads it. It is held once, as the
+//! worker sent it, and charged until its last byte has been sent.
 
 use std::ops::Range;
 use std::sync::Arc;
@@ -19,14 +19,14 @@ use crate::daemon::Daemon;
 use crate::runs::run::Report;
 use crate::share::Held;
 
-/// What stands before the result.
+/// What precedes the result.
 #[derive(Debug, Serialize)]
 struct Head {
     id: String,
     outcome: Outcome,
 }
 
-/// What stands behind the log.
+/// What follows the log.
 #[derive(Debug, Serialize)]
 struct Tail {
     truncated: bool,
@@ -52,8 +52,8 @@ enum Millis {
     Exact(f64),
 }
 
-/// The answer to a run, as a response. Whoever does not operate the daemon learns whole
-/// milliseconds: a finer figure is a clock.
+/// The answer to a run, as a response. Peers that do not operate the daemon get whole milliseconds,
+/// because a finer figure would be a clock.
 pub(super) fn answer(report: Report, peer: Peer, daemon: &Daemon) -> Response {
     let mut pieces = Pieces::new(report, peer.operates(daemon));
     let first = pieces.by_ref().next().unwrap_or_default();
@@ -69,29 +69,29 @@ pub(super) fn answer(report: Report, peer: Peer, daemon: &Daemon) -> Response {
     response
 }
 
-/// An answer as JSON, in pieces of some [`PIECE_BYTES`], and a little more.
+/// An answer as JSON, in pieces of a little over [`PIECE_BYTES`].
 struct Pieces {
-    /// What is written and has not gone out.
+    /// Written and not yet sent.
     written: Vec<u8>,
     next: Part,
     result: Bytes,
     error: Option<ScriptError>,
     logs: std::vec::IntoIter<LogLine>,
     tail: Tail,
-    /// Of the log. The result has its own part of it.
+    /// The memory charged for the log. The result holds the same charge.
     _held: Option<Arc<Held>>,
 }
 
-/// What is written next.
+/// The part that is written next.
 enum Part {
-    /// From that byte on.
+    /// From this byte on.
     Result(usize),
     Error,
     Message(ScriptError),
     Stack(Option<String>),
     FirstLine,
     NextLine,
-    /// A text from that byte on; and what follows it.
+    /// A text from this byte on, and the part after it.
     Text(String, usize, Box<Part>),
     End,
 }
@@ -107,7 +107,7 @@ impl Pieces {
             wall_ms: ms(finished.usage.wall_us),
             startup_us: us(finished.usage.startup_us),
             queued_us: us(u64::try_from(finished.queued.as_micros()).unwrap_or(u64::MAX)),
-            // To the byte it tells what a neighbour has had ICU load.
+            // The exact number would reveal what a neighbour has loaded.
             peak_heap_bytes: match finished.usage.peak_heap_bytes {
                 bytes if operates => bytes,
                 bytes => bytes.saturating_add((1 << 20) - 1) >> 20 << 20,
@@ -127,11 +127,11 @@ impl Pieces {
     }
 
     fn write(&mut self, value: &impl Serialize) {
-        // A vector takes everything, and nothing here fails to serialise.
+        // Writing to a vector cannot fail, and neither can serialising these types.
         let _ = serde_json::to_writer(&mut self.written, value);
     }
 
-    /// Writes what comes next. False if that was all.
+    /// Writes the next part. Returns false when there is none.
     fn go_on(&mut self) -> bool {
         self.next = match std::mem::replace(&mut self.next, Part::End) {
             Part::Result(from) => {
@@ -175,7 +175,7 @@ impl Pieces {
             Part::Text(text, from, then) => {
                 let piece = text_piece(&text, from);
                 let to = piece.end;
-                // A string in quotes, of which only what is between them goes out.
+                // The string is serialised in quotes; only what is between them is written.
                 let quoted = serde_json::to_vec(text.get(piece).unwrap_or_default()).unwrap_or_default();
                 self.written.extend(quoted.get(1..quoted.len().saturating_sub(1)).unwrap_or_default());
                 if to < text.len() {
@@ -219,9 +219,9 @@ impl Pieces {
     }
 }
 
-/// Of a text, the next piece from that byte on, which ends where a character does.
+/// The range of the next piece of a text from this byte on. It ends at a character boundary.
 fn text_piece(text: &str, from: usize) -> Range<usize> {
-    // A character is six bytes of JSON at the most.
+    // A character is at most six bytes of JSON.
     from..text.floor_char_boundary(text.len().min(from + PIECE_BYTES / 6))
 }
 
@@ -234,7 +234,7 @@ impl Iterator for Pieces {
     }
 }
 
-/// The text of a result, with what is held for it.
+/// The text of a result, with the charge that is held for it.
 fn owned(json: Box<RawValue>, held: Option<Arc<Held>>) -> Bytes {
     struct Owned {
         json: Box<str>,
@@ -278,7 +278,7 @@ mod tests {
     }
 
     #[test]
-    fn whoever_does_not_operate_the_daemon_learns_whole_milliseconds() {
+    fn a_peer_that_does_not_operate_the_daemon_gets_whole_milliseconds() {
         let pieces: Vec<Bytes> = Pieces::new(report(Some("1"), &[]), false).collect();
         let read: Value = serde_json::from_slice(&pieces.concat()).unwrap();
         let expected = json!({"cpuMs": 1, "wallMs": 0, "startupUs": 0, "queuedUs": 0, "peakHeapBytes": 0});
@@ -286,7 +286,7 @@ mod tests {
     }
 
     #[test]
-    fn an_answer_is_the_same_however_many_pieces_it_has() {
+    fn an_answer_does_not_depend_on_the_number_of_its_pieces() {
         let long = "ä\u{1}\"\u{1f600}".repeat(20_000);
         let result = serde_json::to_string(&long).unwrap();
         for (result, lines) in [
@@ -297,7 +297,7 @@ mod tests {
             let pieces: Vec<Bytes> = Pieces::new(report(result, &lines), true).collect();
             assert!(pieces.iter().all(|piece| piece.len() < 3 * PIECE_BYTES));
             let bytes = pieces.concat();
-            // As it is described, to the byte.
+            // As described, to the byte.
             let described: enisle_api::types::run::Answer = serde_json::from_slice(&bytes).unwrap();
             assert!(serde_json::to_vec(&described).unwrap() == bytes, "{described:?}");
             let read: Value = serde_json::from_slice(&bytes).unwrap();

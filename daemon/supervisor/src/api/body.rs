@@ -1,5 +1,5 @@
-//! Bodies: those of requests, read within a cap and a time and charged to who sends them as they
-//! arrive; and those of answers that the daemon writes itself.
+//! Bodies: those of requests, which are read within a cap and a time and charged to their sender as
+//! they arrive; and those of answers that the daemon writes itself.
 
 use std::time::Duration;
 
@@ -18,26 +18,26 @@ use crate::share::{Held, Supply, charged};
 
 /// 64 MiB of modules as JSON: escapes lengthen source somewhat, base64 lengthens data by a third.
 pub(super) const MAX_BODY_BYTES: usize = 96 << 20;
-/// What is read of a body of a uid that no rule names, which is refused whatever it is.
+/// How much is read of a body from a uid that no rule names. It is refused in any case.
 const MAX_STRANGERS_BYTES: usize = 64 << 10;
-/// What a frame of a body costs that is only a few bytes.
+/// The least that a frame of a body counts as, however short it is.
 const FRAME_BYTES: usize = 1 << 10;
-/// What takes longer than this is done off the thread that serves connections.
+/// Longer bodies are handled off the thread that serves connections.
 const INLINE_BYTES: usize = PIECE_BYTES;
-/// A body is charged for itself, and for what is made of it.
+/// A body is charged twice: for itself, and for what is made of it.
 const CHARGED_TIMES: u64 = 2;
-/// So long a body waits for room.
+/// How long a body waits for memory.
 pub(super) const PATIENCE: Duration = Duration::from_secs(5);
 
-/// A whole body, within its cap, and what is held for it.
+/// A whole body within its cap, and the memory charged for it.
 pub(super) struct RawBody {
     pub(super) bytes: Vec<u8>,
     pub(super) held: Held,
 }
 
-/// Reads a body that has to be whole within the configured time, and no larger than `cap`. What is
-/// left of one that is refused is read all the same, and forgotten: a connection that is closed
-/// with unread bytes is reset, and a client whose connection is reset may never read why.
+/// Reads a body, which must be complete within the configured time and no larger than `cap`. The
+/// rest of a refused body is read and dropped: closing a connection with unread bytes resets it,
+/// and the client might then never read the reason.
 pub(super) async fn read_body(mut body: Body, cap: usize, uid: u32, daemon: &Daemon) -> Result<RawBody, Problem> {
     let Api { read_secs, .. } = daemon.config.api;
     let patience = Duration::from_secs(read_secs);
@@ -57,8 +57,8 @@ async fn collect(body: &mut Body, cap: usize, uid: u32, bodies: &Supply) -> Resu
     let check = |bytes: u64| match bytes {
         _ if bytes > cap as u64 => Err(Problem::too_large(format!("the body is larger than {cap} bytes"))),
         _ if bytes > most as u64 => Err(Problem::too_large(format!(
-            "the body is larger than {most} bytes, which is half of what uid {uid} may hold of api.body_mb; an operator \
-             raises that, or grants a larger part with [[peers]] share_percent"
+            "the body is larger than {most} bytes, half of what uid {uid} may hold of api.body_mb; an operator can \
+             raise api.body_mb, or grant a larger part with [[peers]] share_percent"
         ))),
         _ => Ok(()),
     };
@@ -74,14 +74,14 @@ async fn collect(body: &mut Body, cap: usize, uid: u32, bodies: &Supply) -> Resu
     Ok(read)
 }
 
-/// Reads on without keeping anything, within reason.
+/// Reads on without keeping anything, up to a bound.
 pub(super) async fn discard(body: Body, uid: u32, daemon: &Daemon) {
     let most = if (Peer { uid }).may_ask(&daemon.config.peers) { MAX_BODY_BYTES } else { MAX_STRANGERS_BYTES };
     let patience = Duration::from_secs(daemon.config.api.read_secs);
     let _ = tokio::time::timeout(patience, discard_up_to(most, body)).await;
 }
 
-/// A frame, which may be a chunk of one byte, counts as [`FRAME_BYTES`] at the least.
+/// A frame, which may be a chunk of one byte, counts as at least [`FRAME_BYTES`].
 async fn discard_up_to(most: usize, mut body: Body) {
     let mut left = most;
     while let Some(Ok(frame)) = body.frame().await {
@@ -92,9 +92,9 @@ async fn discard_up_to(most: usize, mut body: Body) {
     }
 }
 
-/// Works on so many bytes of a uid's: at once if they are few, off the thread that serves
-/// connections if they are not, each uid in its turn, little beside much. What the work holds it
-/// holds until it has ended, whether the client still waits or not.
+/// Works on this many bytes of a uid's: at once if they are few, otherwise off the thread that
+/// serves connections, where each uid has its turn and little work does not wait for much. The work
+/// keeps what it holds until it has ended, whether or not the client still waits.
 pub(super) async fn work<T: Send + 'static>(
     bytes: usize,
     uid: u32,
@@ -104,7 +104,7 @@ pub(super) async fn work<T: Send + 'static>(
     if bytes <= INLINE_BYTES {
         return work();
     }
-    let interrupted = || Problem::internal("parsing was interrupted");
+    let interrupted = || Problem::internal("the work on the body was interrupted");
     let turn = daemon.work.turn(uid, bytes).await;
     let worked = move || {
         let done = work();
@@ -114,10 +114,10 @@ pub(super) async fn work<T: Send + 'static>(
     tokio::task::spawn_blocking(worked).await.map_err(|_| interrupted())?
 }
 
-/// An answer of JSON that has so many bytes or a few more: written at once if they are few, and off
-/// the thread that serves connections if they are not. Those are sent in pieces, and charged until
-/// the client has taken them.
-pub(super) async fn tell(
+/// A JSON answer of about this many bytes. A short one is written at once. A long one is written
+/// off the thread that serves connections, sent in pieces, and charged until the client has read
+/// it.
+pub(super) async fn respond(
     bytes: usize,
     uid: u32,
     daemon: &Daemon,
@@ -141,7 +141,7 @@ mod tests {
 
     use super::*;
 
-    /// How many frames of that length are read of a body without an end.
+    /// How many frames of this length are read of an endless body.
     async fn read_of(most: usize, length: usize) -> usize {
         let frames = Arc::new(AtomicUsize::new(0));
         let count = Arc::clone(&frames);
@@ -154,7 +154,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn of_a_refused_body_no_more_is_read_than_allowed_however_small_its_chunks_are() {
+    async fn a_refused_body_is_read_up_to_its_bound_however_small_its_chunks_are() {
         assert_eq!(read_of(MAX_STRANGERS_BYTES, 16 << 10).await, 4);
         assert_eq!(read_of(MAX_STRANGERS_BYTES, 1).await, 64);
         assert_eq!(read_of(MAX_BODY_BYTES, 1 << 20).await, 96);

@@ -1,5 +1,5 @@
-//! The code of a request, from JSON to the frame that a worker gets, without a copy between: what
-//! is held is the body and the frame.
+//! The code of a request, from JSON to the frame that a worker gets, without a copy in between:
+//! only the body and the frame are held.
 
 use std::collections::BTreeSet;
 
@@ -17,26 +17,26 @@ use enisle_wire::limits::RequestedLimits;
 /// A value as the client wrote it, if there is one.
 pub(super) type Written<'a> = Option<&'a RawValue>;
 
-/// A name at its longest, each byte an escape.
+/// The longest name, with every byte written as an escape.
 const MOST_WRITTEN_NAME_BYTES: usize = 6 * MAX_NAME_BYTES + 2;
 /// Limits are a handful of numbers.
-const MOST_WISH_BYTES: usize = 4096;
+const MAX_LIMITS_BYTES: usize = 4096;
 
 impl From<BadObject> for Problem {
     fn from(error: BadObject) -> Self {
         Self::bad_request(match error {
-            BadObject::NotAnObject => "the body has to be a JSON object".to_owned(),
+            BadObject::NotAnObject => "the body must be a JSON object".to_owned(),
             error => error.to_string(),
         })
     }
 }
 
-/// One or several frames of a run, behind one another.
+/// One or several frames of a run, one after another.
 #[derive(Debug, Default)]
 pub(super) struct Frames(Vec<u8>);
 
 impl Frames {
-    /// Adds one; where it is.
+    /// Appends a frame, and returns its range.
     fn push<T: Serialize, B: Serialize>(
         &mut self,
         frame: &ToTenantOf<T, B>,
@@ -82,27 +82,27 @@ fn json<'a>(
 ) -> Result<&'a str, Problem> {
     let text = value.map_or(otherwise, RawValue::get);
     if text.len() > cap {
-        return Err(Problem::too_large(format!("{what} has {} bytes; the most is {cap}", text.len())));
+        return Err(Problem::too_large(format!("{what} has {} bytes; at most {cap} are allowed", text.len())));
     }
     if !text.starts_with(first) {
-        return Err(Problem::bad_request(format!("{what} has to be {kind}")));
+        return Err(Problem::bad_request(format!("{what} must be {kind}")));
     }
     Ok(text)
 }
 
-/// What a request wishes to be under.
-pub(super) fn wish(limits: Written<'_>) -> Result<RequestedLimits, Problem> {
+/// The limits that a request asks for.
+pub(super) fn requested_limits(written: Written<'_>) -> Result<RequestedLimits, Problem> {
     let wrong = |error: String| Problem::bad_request(format!("limits{error}"));
-    let wish: RequestedLimits = match limits.map(RawValue::get) {
+    let limits: RequestedLimits = match written.map(RawValue::get) {
         None => RequestedLimits::default(),
-        Some(text) if text.len() > MOST_WISH_BYTES => {
-            return Err(wrong(format!(" has {} bytes; the most is {MOST_WISH_BYTES}", text.len())));
+        Some(text) if text.len() > MAX_LIMITS_BYTES => {
+            return Err(wrong(format!(" has {} bytes; at most {MAX_LIMITS_BYTES} are allowed", text.len())));
         }
-        Some(text) if !text.starts_with('{') => return Err(wrong(" has to be an object".to_owned())),
+        Some(text) if !text.starts_with('{') => return Err(wrong(" must be an object".to_owned())),
         Some(text) => serde_json::from_str(text).map_err(|error| wrong(format!(": {error}")))?,
     };
-    wish.check().map_err(|error| wrong(format!(".{error}")))?;
-    Ok(wish)
+    limits.check().map_err(|error| wrong(format!(".{error}")))?;
+    Ok(limits)
 }
 
 /// A name, if one was given.
@@ -112,7 +112,7 @@ pub(super) fn name(what: &str, written: Written<'_>) -> Result<Option<String>, P
 
 fn checked_name(what: &str, written: &RawValue) -> Result<String, Problem> {
     let text = written.get();
-    let bounds = format!("it has to have 1 to {MAX_NAME_BYTES} bytes and no control characters");
+    let bounds = format!("it must have 1 to {MAX_NAME_BYTES} bytes and no control characters");
     if text.len() > MOST_WRITTEN_NAME_BYTES {
         return Err(Problem::bad_request(format!("{what} has {} bytes; {bounds}", text.len())));
     }
@@ -142,7 +142,7 @@ impl Source<'_> {
     }
 }
 
-/// As bytes are written, whatever they are made of.
+/// Serialised as bytes, whatever form it has.
 impl Serialize for Source<'_> {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
         match self {
@@ -153,15 +153,15 @@ impl Serialize for Source<'_> {
     }
 }
 
-/// The code of a request, which gives it in one of two forms.
+/// The code of a request, which has one of two forms.
 pub(super) fn code<'a>(
     short: Written<'a>,
     main: Written<'a>,
     modules: Written<'a>,
     policy: &Policy,
-    wish: &RequestedLimits,
+    limits: &RequestedLimits,
 ) -> Result<CodeOf<Text<'a>, Source<'a>>, Problem> {
-    let cap = wish.code_bytes.unwrap_or(u32::MAX).min(policy.limits.code_bytes) as usize;
+    let cap = limits.code_bytes.unwrap_or(u32::MAX).min(policy.limits.code_bytes) as usize;
     match (short, main, modules) {
         (Some(source), None, None) => {
             let source = Text::of(source).map_err(|error| Problem::bad_request(format!("code: {error}")))?;
@@ -177,16 +177,16 @@ pub(super) fn code<'a>(
             }
         }
         (Some(_), _, _) => Err(Problem::bad_request("give either code, or mainModule and modules, not both")),
-        (None, Some(_), None) => Err(Problem::bad_request("mainModule needs modules beside it")),
+        (None, Some(_), None) => Err(Problem::bad_request("mainModule requires modules")),
         (None, None, Some(_)) => {
-            Err(Problem::bad_request("modules needs mainModule beside it: the name of the first to run"))
+            Err(Problem::bad_request("modules requires mainModule, the name of the module to run first"))
         }
         (None, None, None) => Err(Problem::bad_request("there is no script: give code, or mainModule and modules")),
     }
 }
 
 fn too_large(bytes: usize, cap: usize) -> Problem {
-    Problem::too_large(format!("the code has {bytes} bytes; the most is {cap} (limits.codeBytes)"))
+    Problem::too_large(format!("the code has {bytes} bytes; at most {cap} are allowed (limits.codeBytes)"))
 }
 
 fn read_modules(written: &RawValue, cap: usize) -> Result<Vec<ModuleOf<Source<'_>>>, Problem> {
@@ -196,9 +196,9 @@ fn read_modules(written: &RawValue, cap: usize) -> Result<Vec<ModuleOf<Source<'_
             return Err(Problem::too_large(format!("there are more than {MAX_MODULES} modules")));
         }
         let module = module(name, value, cap)?;
-        // A name that stands twice is an error, not whichever came last.
+        // A name that appears twice is an error; the last one does not silently win.
         if !names.insert(module.name.clone()) {
-            return Err(Problem::bad_request(format!("module {:?} stands twice", module.name)));
+            return Err(Problem::bad_request(format!("module {:?} appears twice", module.name)));
         }
         bytes += module.body.len();
         if bytes > cap {
@@ -217,7 +217,7 @@ fn read_modules(written: &RawValue, cap: usize) -> Result<Vec<ModuleOf<Source<'_
     if let Some(problem) = problem {
         return Err(problem);
     }
-    read.map_err(|error| Problem::bad_request(format!("modules, names to modules: {error}")))?;
+    read.map_err(|error| Problem::bad_request(format!("modules, an object from names to modules: {error}")))?;
     Ok(modules)
 }
 
@@ -233,7 +233,7 @@ fn module<'a>(name: &RawValue, value: &'a RawValue, cap: usize) -> Result<Module
             Ok([None, None, Some(plain), None]) => (ModuleKind::Text, Source::Text(text(plain)?)),
             Ok([None, None, None, Some(data)]) => {
                 let data = text(data)?;
-                // Four characters for three bytes.
+                // Base64 has four characters for three bytes.
                 if data.len() / 4 > cap.div_ceil(3) {
                     return Err(too_large(data.len() / 4 * 3, cap));
                 }
@@ -245,10 +245,14 @@ fn module<'a>(name: &RawValue, value: &'a RawValue, cap: usize) -> Result<Module
                 let bytes = bytes.map_err(|error| wrong(format!("its data is not base64: {error}")))?;
                 (ModuleKind::Data, Source::Data(bytes))
             }
-            Ok(_) => return Err(wrong("it has to have exactly one of js, json, text, data".to_owned())),
+            Ok(_) => return Err(wrong("it must have exactly one of js, json, text, data".to_owned())),
             Err(error) => return Err(wrong(error.to_string())),
         },
-        _ => return Err(wrong("a module: a string, or an object with exactly one of js, json, text, data".to_owned())),
+        _ => {
+            return Err(wrong(
+                "a module must be a string, or an object with exactly one of js, json, text, data".to_owned(),
+            ));
+        }
     };
     Ok(ModuleOf { name, kind, body })
 }
@@ -264,7 +268,7 @@ fn kind_by_ending(name: &str) -> Result<ModuleKind, Problem> {
         ))),
         Some("wasm") => Err(Problem::bad_request(format!("module {name:?}: WebAssembly is not run"))),
         _ => Err(Problem::bad_request(format!(
-            "module {name:?} is a string, so its name has to end in .js, .mjs, .json or .txt; or say its kind: {{\"js\": …}}"
+            "module {name:?} is a string, so its name must end in .js, .mjs, .json or .txt; or name its kind: {{\"js\": …}}"
         ))),
     }
 }

@@ -1,4 +1,5 @@
-//! `PUT`, `DELETE /v1/tenants/{tenant}/cordon`: an operator's word; `GET /v1/audit`: where every decision is written down.
+//! `PUT`, `DELETE /v1/tenants/{tenant}/cordon`: an operator's order; `GET /v1/audit`: where every
+//! decision is recorded.
 
 use std::sync::Arc;
 
@@ -15,7 +16,7 @@ use serde::Deserialize;
 use super::body::{RawBody, read_body};
 use super::peer::{Named, Operator};
 use super::problem::Problem;
-use super::tenants::{object, tell_of};
+use super::tenants::{object, respond_with};
 use crate::daemon::Daemon;
 use crate::state::notes::{NotWritten, Refused};
 
@@ -31,7 +32,7 @@ struct Order {
 
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub(crate) struct Lift {
+pub(crate) struct LiftQuery {
     reason: Option<String>,
 }
 
@@ -39,7 +40,7 @@ fn reason(text: &str) -> Result<String, Problem> {
     match text.trim() {
         "" => Err(Problem::bad_request("reason must not be empty: it is written to the audit log")),
         text if text.len() > MAX_REASON_BYTES => {
-            Err(Problem::too_large(format!("reason has {} bytes; the most is {MAX_REASON_BYTES}", text.len())))
+            Err(Problem::too_large(format!("reason has {} bytes; at most {MAX_REASON_BYTES} are allowed", text.len())))
         }
         text => Ok(text.to_owned()),
     }
@@ -69,31 +70,31 @@ pub(crate) async fn put(
     let level: Level = order.level.parse().map_err(|error| Problem::bad_request(format!("level: {error}")))?;
     if level == Level::Shared {
         return Err(Problem::bad_request(
-            "an order keeps a tenant out, so level is one of solo, sealed, expelled; to let it in again, lift the order \
+            "an order keeps a tenant out, so level must be solo, sealed or expelled; to let it back in, lift the order \
              (DELETE, or enisle cordon TENANT --lift)",
         ));
     }
     let tenant = daemon.tenant(&name, peer.uid)?;
     daemon.warden.command(&tenant, level, reason, peer.uid)?.wait().await?;
-    tell_of(tenant, peer, &daemon).await
+    respond_with(tenant, peer, &daemon).await
 }
 
 pub(crate) async fn lift(
     State(daemon): State<Arc<Daemon>>,
     Named(name): Named,
     Operator(peer): Operator,
-    lift: Result<Query<Lift>, QueryRejection>,
+    lift: Result<Query<LiftQuery>, QueryRejection>,
 ) -> Result<Response, Problem> {
-    let Query(lift) = lift.map_err(|error| Problem::bad_request(format!("{error}; the one parameter is reason")))?;
+    let Query(lift) = lift.map_err(|error| Problem::bad_request(format!("{error}; the only parameter is reason")))?;
     let reason = reason(&lift.reason.unwrap_or_default())?;
     let tenant = daemon.known_tenant(&name);
-    let tenant = tenant.ok_or_else(|| Problem::not_found(format!("nothing is known of tenant {name}")))?;
+    let tenant = tenant.ok_or_else(|| Problem::not_found(format!("tenant {name} is not known")))?;
     daemon.warden.forgive(&tenant, reason, peer.uid)?.wait().await?;
-    tell_of(tenant, peer, &daemon).await
+    respond_with(tenant, peer, &daemon).await
 }
 
-/// The folder of the log, and its last line that is on the disk: what `enisle audit verify`
-/// compares with. And how many lines the disk was too slow for.
+/// The folder of the log and its last line on disk, which `enisle audit verify` compares with; and
+/// how many lines were dropped because the disk was too slow.
 pub(crate) async fn audit(State(daemon): State<Arc<Daemon>>, _: Operator) -> Json<AuditHead> {
     let recorder = &daemon.warden.recorder;
     let (folder, head) = (recorder.folder().display().to_string(), recorder.head());
@@ -109,9 +110,9 @@ mod tests {
     use crate::api::described::{known_by, reads_the_query_of};
 
     #[test]
-    fn the_fields_of_an_order_are_those_that_are_described() {
+    fn the_fields_of_an_order_are_the_documented_ones() {
         let problem = serde_json::to_value(object::<Order>(br#"{"unknown": 1}"#).unwrap_err()).unwrap();
         assert_eq!(known_by(problem["detail"].as_str().unwrap()), fields_of::<CordonRequest>());
-        reads_the_query_of::<Lift>("liftCordon");
+        reads_the_query_of::<LiftQuery>("liftCordon");
     }
 }

@@ -1,5 +1,6 @@
-//! Holds what the daemon does to what `enisle-api` says: routes, the fields of requests, problems.
-//! What it answers is compared beside what writes it, and in the integration tests.
+//! Compares the daemon's routes, the fields of its requests, and its problems with what
+//! `enisle-api` declares. Its answers are compared beside the code that writes them, and in the
+//! integration tests.
 
 use std::collections::BTreeSet;
 use std::convert::Infallible;
@@ -22,14 +23,14 @@ use crate::runs::run::RunError;
 use crate::share::{Exhausted, Parts, Supply};
 use crate::tenants::quota::OverQuota;
 
-/// The names between the backquotes behind the first `expected` of a complaint about an unknown
-/// field: the fields that are known.
+/// The names in backquotes after the first `expected` of an error about an unknown field: the known
+/// fields.
 pub(super) fn known_by(complaint: &str) -> BTreeSet<String> {
     let names = complaint.split_once("expected").map(|(_, names)| names).unwrap_or_default();
     names.split('`').skip(1).step_by(2).map(str::to_owned).collect()
 }
 
-/// That the parameters which a query is read into are those of an operation.
+/// Asserts that the parameters of a query type are those of an operation.
 #[track_caller]
 pub(super) fn reads_the_query_of<T: DeserializeOwned + std::fmt::Debug>(id: &str) {
     let error = Query::<T>::try_from_uri(&"/?unknown=1".parse().unwrap()).unwrap_err();
@@ -40,7 +41,7 @@ pub(super) fn reads_the_query_of<T: DeserializeOwned + std::fmt::Debug>(id: &str
     assert_eq!(known_by(&complaint), described, "{complaint}");
 }
 
-/// A state without a daemon, for routes of which no handler runs.
+/// A state without a daemon, for routes whose handlers never run.
 #[derive(Clone)]
 struct Nobody;
 
@@ -55,7 +56,7 @@ async fn the_routes_are_the_operations() {
     let methods = Method::ALL.map(Method::as_str).into_iter().chain(["PATCH", "OPTIONS", "TRACE", "CONNECT"]);
     let mut answered = BTreeSet::new();
     for (path, route) in routes::<Nobody>() {
-        // Instead of the handler, where there is one.
+        // Replaces the handler, where there is one.
         let reached = middleware::from_fn(async |_: Request, _| Ok::<_, Infallible>(StatusCode::IM_A_TEAPOT));
         let router = Router::new().route(path, route.route_layer(reached)).with_state(Nobody);
         for method in methods.clone() {
@@ -71,7 +72,7 @@ async fn the_routes_are_the_operations() {
 }
 
 #[test]
-fn every_problem_is_of_a_kind_that_is_described() {
+fn every_problem_has_a_documented_kind() {
     let answer = RunError::Answer { bytes: 1, why: exhausted() };
     let problems = [
         Problem::bad_request("d"),

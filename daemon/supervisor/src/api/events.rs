@@ -1,4 +1,5 @@
-//! `GET /v1/events`: what happened, one JSON object a line; with `?follow=1` also what happens next.
+//! `GET /v1/events`: what happened, one JSON object a line; with `?follow=1` also new events as
+//! they happen.
 
 use std::sync::Arc;
 
@@ -17,12 +18,12 @@ use super::pieces::{PIECE_BYTES, Pace};
 use super::problem::Problem;
 use crate::api::server::Endless;
 use crate::daemon::Daemon;
-use crate::events::{Cursor, Events, Read, What};
+use crate::events::{Cursor, EventKind, Events, Read};
 use crate::share::{Exhausted, Supply, charged};
 
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub(crate) struct Wanted {
+pub(crate) struct EventsQuery {
     #[serde(default)]
     follow: u8,
 }
@@ -30,13 +31,13 @@ pub(crate) struct Wanted {
 pub(crate) async fn list(
     State(daemon): State<Arc<Daemon>>,
     Operator(peer): Operator,
-    wanted: Result<Query<Wanted>, axum::extract::rejection::QueryRejection>,
+    wanted: Result<Query<EventsQuery>, axum::extract::rejection::QueryRejection>,
 ) -> Result<Response, Problem> {
     let Query(wanted) =
-        wanted.map_err(|error| Problem::bad_request(format!("{error}; the one parameter is follow=1")))?;
+        wanted.map_err(|error| Problem::bad_request(format!("{error}; the only parameter is follow=1")))?;
     let pace = Pace::of(peer.uid, &daemon);
     let mut reader = Reader::new(&daemon.events, wanted.follow != 0, daemon.supplies.bodies.clone(), peer.uid, pace);
-    // Where there is no room, the answer says so.
+    // If there is no memory for it, the answer is an error.
     let first = reader.piece().await?;
     let rest =
         stream::try_unfold(reader, |mut reader| async { Ok(reader.piece().await?.map(|piece| (piece, reader))) });
@@ -48,12 +49,12 @@ pub(crate) async fn list(
     Ok((Extension(Endless), kind, body).into_response())
 }
 
-/// Of what happens, what is sent next.
+/// What is sent next.
 struct Reader {
     events: Arc<Events>,
     cursor: Cursor,
     last: watch::Receiver<u64>,
-    /// The last event that is wanted: the daemon's last, by a follower.
+    /// The last event to send; for a follower, the daemon's last.
     until: Option<u64>,
     room: Supply,
     uid: u32,
@@ -68,8 +69,7 @@ impl Reader {
     }
 
     /// The next events, a line each, as soon as there are any. They are charged until they are
-    /// sent: one whose client takes nothing has room for what it has not taken, and asks for no
-    /// more.
+    /// sent: a client that reads nothing is charged for what it has not read, and gets no more.
     async fn piece(&mut self) -> Result<Option<Bytes>, Exhausted> {
         let seq = self.cursor.seq;
         if self.until.is_some_and(|until| seq >= until) || self.last.wait_for(|last| *last > seq).await.is_err() {
@@ -84,8 +84,8 @@ impl Reader {
         Ok(Some(charged(piece, held)))
     }
 
-    /// As many lines as a piece has; one that is longer is a piece by itself. What was forgotten
-    /// before it was read is told with its number.
+    /// As many lines as fit a piece; a longer line is a piece of its own. Events that were dropped
+    /// before they were read are reported by their number.
     fn lines(&mut self) -> Vec<u8> {
         let mut lines = Vec::new();
         loop {
@@ -97,7 +97,7 @@ impl Reader {
             }
             lines.extend(line);
             self.cursor = after;
-            if matches!(read, Read::Event(event) if matches!(event.what, What::Draining)) {
+            if matches!(read, Read::Event(event) if matches!(event.kind, EventKind::Draining)) {
                 self.until.get_or_insert(after.seq);
                 return lines;
             }
@@ -129,21 +129,21 @@ mod tests {
 
     const UID: u32 = 7;
 
-    fn ordered(bytes: usize) -> What {
+    fn ordered(bytes: usize) -> EventKind {
         let (tenant, reason) = ("x".to_owned(), "\u{1}".repeat(bytes / 6));
-        What::Lifted { tenant, reason, by_uid: UID }
+        EventKind::Lifted { tenant, reason, by_uid: UID }
     }
 
-    fn told(bytes: &[usize]) -> Arc<Events> {
+    fn emitted(bytes: &[usize]) -> Arc<Events> {
         let events = Events::new(Vec::new(), None);
         for bytes in bytes {
-            events.tell(ordered(*bytes));
-            events.tell_counted();
+            events.emit(ordered(*bytes));
+            events.emit_counted();
         }
         Arc::new(events)
     }
 
-    /// What a piece comes to, if it waits for nothing but its turn.
+    /// The next piece, if it waits for nothing but its turn.
     async fn at_once(reader: &mut Reader) -> Option<Bytes> {
         let mut piece = std::pin::pin!(reader.piece());
         for _ in 0..2 {
@@ -160,10 +160,10 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_piece_is_short_however_long_its_events_are_and_none_is_left_out() {
+    async fn pieces_stay_short_and_no_event_is_left_out() {
         let lengths = [6000, 6000, 6000, 3 * PIECE_BYTES, 100, 6000, 6000];
         let room = room(1 << 20);
-        let mut reader = Reader::new(&told(&lengths), false, room.clone(), UID, alone());
+        let mut reader = Reader::new(&emitted(&lengths), false, room.clone(), UID, alone());
         let mut pieces = Vec::new();
         while let Some(piece) = reader.piece().await.unwrap() {
             assert_eq!(room.held_by(UID), piece.len() as u64);
@@ -179,9 +179,9 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn what_nobody_takes_is_charged_and_there_is_no_more_of_it_than_there_is_room() {
-        // As a uid with a rule: half of it.
-        let (events, room) = (told(&[6000; 30]), room(8 * PIECE_BYTES));
+    async fn unread_pieces_are_charged_and_bounded_by_the_uids_part() {
+        // A uid with a rule may have half of it.
+        let (events, room) = (emitted(&[6000; 30]), room(8 * PIECE_BYTES));
         let readers = std::iter::repeat_with(|| Reader::new(&events, true, room.clone(), UID, alone()));
         let mut taken = Vec::new();
         for mut reader in readers.take(20) {
@@ -195,29 +195,29 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_follower_waits_without_holding_anything_and_the_daemons_last_word_is_its_last() {
-        let (events, room) = (told(&[1]), room(1 << 20));
+    async fn a_waiting_follower_holds_nothing_and_ends_with_the_daemons_last_event() {
+        let (events, room) = (emitted(&[1]), room(1 << 20));
         let mut follower = Reader::new(&events, true, room.clone(), UID, alone());
         drop(follower.piece().await.unwrap().unwrap());
         assert!(at_once(&mut follower).await.is_none());
         assert_eq!(room.held_by(UID), 0);
-        events.tell(What::Draining);
+        events.emit(EventKind::Draining);
         assert!(follower.piece().await.unwrap().is_some());
         assert!(follower.piece().await.unwrap().is_none());
     }
 
     #[test]
-    fn the_query_is_as_it_is_described() {
-        reads_the_query_of::<Wanted>("events");
+    fn the_query_is_the_documented_one() {
+        reads_the_query_of::<EventsQuery>("events");
     }
 
     #[test]
-    fn what_was_missed_is_told_as_it_is_described() {
+    fn missed_events_are_reported_as_documented() {
         for class in Class::ALL {
-            let told = line(&Read::Missed(class, 3));
-            let read: EventLine = serde_json::from_slice(&told).unwrap();
+            let written = line(&Read::Missed(class, 3));
+            let read: EventLine = serde_json::from_slice(&written).unwrap();
             assert!(matches!(read, EventLine::Missed(_)), "{read:?}");
-            assert_eq!(serde_json::to_vec(&read).unwrap(), told.trim_ascii_end());
+            assert_eq!(serde_json::to_vec(&read).unwrap(), written.trim_ascii_end());
         }
     }
 }

@@ -10,7 +10,7 @@ use enisle_wire::tenant::{Run, RunId};
 
 use super::answer::answer;
 use super::body::{MAX_BODY_BYTES, RawBody, discard, read_body, work};
-use super::code::{Frames, code, name, wish};
+use super::code::{Frames, code, name, requested_limits};
 use super::peer::Peer;
 use super::problem::Problem;
 use crate::daemon::Daemon;
@@ -21,8 +21,8 @@ use crate::tenants::in_flight::InFlight;
 use crate::tenants::policy::{Policy, TenantName};
 use crate::tenants::tenant::Tenant;
 
-/// What is said of a network that nothing grants.
-const NO_NETWORK: &str = "globalOutbound can only be null: scripts have no network";
+/// The answer to a request for a network, which no policy grants.
+const NO_NETWORK: &str = "globalOutbound must be null: scripts have no network";
 
 pub(crate) async fn load(
     State(daemon): State<Arc<Daemon>>,
@@ -36,24 +36,24 @@ pub(crate) async fn load(
     let made = work(body.bytes.len(), peer.uid, &daemon, move || parse(body, id, &policy, in_flight)).await;
     let job =
         made.map_err(|problem| if problem.is(NO_NETWORK) { no_network(&daemon, &tenant, peer.uid) } else { problem })?;
-    let report = daemon.run(job).await.map_err(|error| peer.told(error, &daemon))?;
+    let report = daemon.run(job).await.map_err(|error| peer.run_problem(error, &daemon))?;
     Ok(answer(report, peer, &daemon))
 }
 
-/// A network that the policy does not grant was asked for.
+/// Records that a request asked for a network, and returns the problem.
 pub(super) fn no_network(daemon: &Daemon, tenant: &Arc<Tenant>, uid: u32) -> Problem {
     daemon.warden.saw(tenant, uid, &[Seen::certain(Signal::DeniedEgress)]);
     Problem::bad_request(NO_NETWORK)
 }
 
-/// A run's place, from before its body is read.
+/// A run that was admitted before its body is read.
 pub(super) struct Admitted {
     pub(super) tenant: Arc<Tenant>,
     pub(super) in_flight: InFlight,
 }
 
-/// Admits a run before its body is read; the body of one that is refused is read
-/// on, as far as the uid's rights are worth it, and forgotten.
+/// Admits a run before its body is read. The body of a refused run is read and dropped, up to a
+/// bound that depends on the uid's rights.
 pub(super) async fn admit(
     body: Body,
     name: &str,
@@ -64,7 +64,7 @@ pub(super) async fn admit(
         let name: TenantName = name.parse()?;
         peer.act_for(&name, daemon)?;
         let tenant = daemon.tenant(&name, peer.uid)?;
-        let in_flight = daemon.begin(&tenant, peer.uid).map_err(|error| peer.told(error, daemon))?;
+        let in_flight = daemon.begin(&tenant, peer.uid).map_err(|error| peer.run_problem(error, daemon))?;
         Ok(Admitted { tenant, in_flight })
     };
     match admitted() {
@@ -76,7 +76,7 @@ pub(super) async fn admit(
     }
 }
 
-/// From bytes to a job that can be sent, or to what is wrong with them.
+/// Turns bytes into a job that can be sent, or into the problem with them.
 fn parse(RawBody { bytes, held }: RawBody, id: RunId, policy: &Policy, in_flight: InFlight) -> Result<Job, Problem> {
     let (run, frames, [input, env, code]) = read(&bytes, id, policy)?;
     drop(bytes);
@@ -87,13 +87,13 @@ fn parse(RawBody { bytes, held }: RawBody, id: RunId, policy: &Policy, in_flight
 
 type Place = std::ops::Range<usize>;
 
-/// A run, and the frames of its input, its `env` and its code.
+/// A run, and the ranges of its input, `env` and code frames.
 fn read(bytes: &[u8], id: RunId, policy: &Policy) -> Result<(Run, Vec<u8>, [Place; 3]), Problem> {
     let [short, main, modules, env, entrypoint, method, args, props, limits, outbound] = fields(
         bytes,
         ["code", "mainModule", "modules", "env", "entrypoint", "method", "args", "props", "limits", "globalOutbound"],
     )?;
-    let wish = wish(limits)?;
+    let limits = requested_limits(limits)?;
     if outbound.is_some() {
         return Err(Problem::bad_request(NO_NETWORK));
     }
@@ -101,14 +101,14 @@ fn read(bytes: &[u8], id: RunId, policy: &Policy) -> Result<(Run, Vec<u8>, [Plac
         id,
         entrypoint: name("entrypoint", entrypoint)?.unwrap_or_else(|| "default".to_owned()),
         method: name("method", method)?,
-        limits: wish.under(&policy.limits),
+        limits: limits.under(&policy.limits),
         allow_eval: policy.allow_eval,
         keep: None,
     };
     let mut frames = Frames::default();
-    // The small ones first, so that what is wrong with them is said before the code is copied.
+    // The small frames first, so that an error in them is reported before the code is copied.
     let (input, env) = (frames.push_input(args, props)?, frames.push_env(env)?);
-    let code = frames.push_code(code(short, main, modules, policy, &wish)?)?;
+    let code = frames.push_code(code(short, main, modules, policy, &limits)?)?;
     Ok((run, frames.into_bytes(), [input, env, code]))
 }
 
@@ -130,7 +130,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_wrong_with_a_request_is_said() {
+    fn an_invalid_request_is_explained() {
         for (body, word) in [
             ("", "EOF"),
             ("[]", "JSON object"),
@@ -140,18 +140,18 @@ mod tests {
             (r#"{"mainModule": "a.js", "modules": {"b.js": ""}}"#, "no such name"),
             (r#"{"mainModule": "a.json", "modules": {"a.json": "1"}}"#, "not JavaScript"),
             (r#"{"mainModule": "a.js", "modules": {"a.js": {"js": "", "text": ""}}}"#, "exactly one"),
-            (r#"{"mainModule": "a.js", "modules": {"a.js": 3}}"#, "a module: a string"),
+            (r#"{"mainModule": "a.js", "modules": {"a.js": 3}}"#, "must be a string"),
             (r#"{"mainModule": "a.ts", "modules": {"a.ts": ""}}"#, "TypeScript"),
             (r#"{"mainModule": "a\u0000.js", "modules": {"a\u0000.js": ""}}"#, "control characters"),
             (r#"{"mainModule": "a.js", "modules": {"a.js": "", "b": {"data": "?"}}}"#, "base64"),
-            (r#"{"code": "1", "args": {}}"#, "args has to be an array"),
-            (r#"{"code": "1", "env": []}"#, "env has to be an object"),
+            (r#"{"code": "1", "args": {}}"#, "args must be an array"),
+            (r#"{"code": "1", "env": []}"#, "env must be an object"),
             (r#"{"code": "1", "globalOutbound": "x"}"#, "no network"),
             (r#"{"code": "1", "limits": {"cpu": 1}}"#, "cpu"),
             (r#"{"code": "1", "limits": {"cpuMs": -1}}"#, "-1"),
             (r#"{"code": "1", "limits": {"cpuMs": 0}}"#, "limits.cpuMs is 0"),
             (r#"{"code": "1", "limits": {"memoryMb": 4}}"#, "limits.memoryMb is 4"),
-            (r#"{"mainModule": "a.js", "modules": {"a.js": "", "a.js": ""}}"#, "stands twice"),
+            (r#"{"mainModule": "a.js", "modules": {"a.js": "", "a.js": ""}}"#, "appears twice"),
             ("{\"code\": \"\\ud800\"}", "surrogate"),
         ] {
             let detail = parsed(body).expect_err(body);
@@ -160,7 +160,7 @@ mod tests {
     }
 
     #[test]
-    fn the_fields_of_a_request_are_those_that_are_described() {
+    fn the_fields_of_a_request_are_the_documented_ones() {
         let known = |body: &str| known_by(&parsed(body).unwrap_err());
         assert_eq!(known(r#"{"unknown": 1}"#), fields_of::<LoadRequest>());
         assert_eq!(known(r#"{"limits": {"unknown": 1}}"#), fields_of::<RequestedLimits>());
@@ -168,9 +168,9 @@ mod tests {
         assert_eq!(module, fields_of::<TypedModule>());
     }
 
-    /// One in which everything is given that can be.
+    /// Every field is given.
     #[test]
-    fn a_request_as_the_type_writes_it_is_taken() {
+    fn a_request_serialised_from_the_type_is_accepted() {
         let script = ScriptRequest {
             main_module: Some("a.js".to_owned()),
             modules: Some(
@@ -203,7 +203,7 @@ mod tests {
     }
 
     #[test]
-    fn a_request_as_in_the_documentation_is_taken() {
+    fn the_request_of_the_documentation_is_accepted() {
         let body = r#"{ "mainModule": "main.js",
             "modules": { "main.js": "export default {}", "d.txt": "t", "j": {"json": [1]}, "b": {"data": "AAE="} },
             "env": { "factor": 2 }, "method": "run", "args": [{ "n": 21 }], "globalOutbound": null,

@@ -1,4 +1,4 @@
-//! The API: one file a resource, each parse, then act.
+//! The API: one file per resource; each handler parses, then acts.
 //!
 //! | file | calls |
 //! |---|---|
@@ -9,12 +9,12 @@
 //! | [`cordon`] | `PUT`, `DELETE /v1/tenants/{tenant}/cordon`, `GET /v1/audit` |
 //! | [`workers`] | `GET /v1/workers` |
 //! | [`events`] | `GET /v1/events` |
-//! | [`body`], [`code`], [`answer`] | bodies, scripts in them, answers, each held once |
+//! | [`body`], [`code`], [`answer`] | bodies, the scripts in them, and answers, each held once |
 //! | [`problem`] | every error, as RFC 9457 |
 //! | [`page`] | long lists, a page at a time |
-//! | [`pieces`] | long answers, in pieces between which others have their turn |
-//! | [`peer`] | who is calling, and what the policy lets them do |
-//! | `described` | tests: routes, requests and problems are those of `enisle-api` |
+//! | [`pieces`] | long answers, in pieces, so that other clients have their turn |
+//! | [`peer`] | the caller's uid, and what the rules let it do |
+//! | `described` | tests: routes, requests and problems match `enisle-api` |
 
 mod about;
 mod answer;
@@ -50,13 +50,13 @@ use problem::Problem;
 pub(crate) fn router(daemon: Arc<Daemon>) -> Router {
     let routes = routes().into_iter().fold(Router::new(), |router, (path, methods)| router.route(path, methods));
     routes
-        .fallback(|| async { Problem::not_found("there is no such resource; GET /v1/info and the README list them") })
+        .fallback(|| async { Problem::not_found("there is no such resource; GET /openapi.json lists them") })
         .method_not_allowed_fallback(|| async { Problem::method_not_allowed() })
         .layer(axum::middleware::map_response(name_version))
         .with_state(daemon)
 }
 
-/// Every route. They are the operations of `enisle-api`, which `described` compares.
+/// Every route. They are the operations of `enisle-api`, which `described` checks.
 fn routes<S>() -> [(&'static str, MethodRouter<S>); 13]
 where
     S: Clone + Send + Sync + 'static,

@@ -1,5 +1,5 @@
-//! Long lists, a page at a time: `?after=KEY&limit=N`. An answer that is not the last one says in
-//! `next` what `after` the following request has. A page is bounded in items and in bytes.
+//! Long lists, a page at a time: `?after=KEY&limit=N`. Every page but the last has in `next` the
+//! value of `after` for the following request. A page is bounded in items and in bytes.
 
 use axum::extract::Query;
 use axum::extract::rejection::QueryRejection;
@@ -10,12 +10,12 @@ use super::problem::Problem;
 
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub(super) struct Wanted {
+pub(super) struct PageQuery {
     after: Option<String>,
     limit: Option<usize>,
 }
 
-/// A page that is asked for: it begins after that key.
+/// A requested page: the items after this key.
 #[derive(Debug)]
 pub(super) struct Page {
     pub(super) after: Option<String>,
@@ -23,18 +23,19 @@ pub(super) struct Page {
 }
 
 impl Page {
-    pub(super) fn of(wanted: Result<Query<Wanted>, QueryRejection>) -> Result<Self, Problem> {
-        let Query(Wanted { after, limit }) = wanted
+    pub(super) fn of(wanted: Result<Query<PageQuery>, QueryRejection>) -> Result<Self, Problem> {
+        let Query(PageQuery { after, limit }) = wanted
             .map_err(|error| Problem::bad_request(format!("{error}; the parameters are after=KEY and limit=N")))?;
         let limit = limit.unwrap_or(MOST_ITEMS);
         if limit == 0 || limit > MOST_ITEMS {
-            return Err(Problem::bad_request(format!("limit is {limit}; it has to be between 1 and {MOST_ITEMS}")));
+            return Err(Problem::bad_request(format!("limit is {limit}; it must be between 1 and {MOST_ITEMS}")));
         }
         Ok(Self { after, limit })
     }
 
-    /// The answer, from one item more than the page has. What is left of the items after
-    /// [`PAGE_BYTES`] is the next page's, so that an item alone says how long a page can get.
+    /// Writes the page. `items` has one more than the page may have, if there are that many. Once
+    /// the page has [`PAGE_BYTES`], the remaining items are left for the next page, so a page
+    /// exceeds that by at most one item.
     pub(super) fn write<T, K: Serialize, V: Serialize>(
         &self,
         name: &str,
@@ -50,7 +51,7 @@ impl Page {
                 break;
             }
             page.extend_from_slice(if shown == 0 { b"" } else { b"," });
-            // A vector takes everything, and nothing here fails to serialise.
+            // Writing to a vector cannot fail, and neither can serialising these types.
             let _ = serde_json::to_writer(&mut page, &show(item));
             (shown, last) = (shown + 1, Some(item));
         }
@@ -76,7 +77,7 @@ mod tests {
     }
 
     #[test]
-    fn a_page_says_where_the_next_one_begins_and_the_last_one_does_not() {
+    fn every_page_but_the_last_says_where_the_next_one_begins() {
         let items = |count| vec!["x".to_owned(); count];
         assert_eq!(page(2, items(3)), json!({ "items": ["x", "x"], "next": 1 }));
         assert_eq!(page(2, items(2)), json!({ "items": ["x", "x"] }));
@@ -84,14 +85,14 @@ mod tests {
     }
 
     #[test]
-    fn the_query_of_every_list_is_as_it_is_described() {
+    fn the_query_of_every_list_is_the_documented_one() {
         for id in ["listTenants", "listWorkers"] {
-            crate::api::described::reads_the_query_of::<Wanted>(id);
+            crate::api::described::reads_the_query_of::<PageQuery>(id);
         }
     }
 
     #[test]
-    fn a_page_of_large_items_has_fewer() {
+    fn a_page_of_large_items_has_fewer_items() {
         let page = page(100, (0..101).map(|n| "x".repeat(PAGE_BYTES / 3 + n)).collect());
         assert_eq!(page["items"].as_array().map(Vec::len), Some(3));
         assert_eq!(page["next"], PAGE_BYTES / 3 + 2);

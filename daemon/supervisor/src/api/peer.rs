@@ -1,7 +1,8 @@
-//! Who is calling (`SO_PEERCRED`, so the kernel says it), and what the policy lets them do.
+//! Who is calling (`SO_PEERCRED`, so the kernel vouches for it), and what the rules let them do.
 //!
-//! A handler takes the right that it needs as an argument: [`Asking`], [`Operator`] or [`ActingFor`].
-//! Handlers that begin a run take a [`Peer`], and `load::admit` asks: it reads on what it refuses.
+//! A handler takes the permission that it needs as an argument: [`Asking`], [`Operator`] or
+//! [`ActingFor`]. Handlers that start a run take a [`Peer`] and leave the check to `load::admit`,
+//! which reads and drops the body of a refused request.
 
 use std::convert::Infallible;
 use std::sync::Arc;
@@ -12,7 +13,7 @@ use axum::http::request::Parts;
 use super::problem::Problem;
 use crate::config::Peer as Rule;
 use crate::daemon::Daemon;
-use crate::events::What;
+use crate::events::EventKind;
 use crate::homes::pool::AdmitError;
 use crate::runs::run::RunError;
 use crate::tenants::policy::TenantName;
@@ -79,7 +80,7 @@ impl<S: Send + Sync> FromRequestParts<S> for Named {
     async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, Problem> {
         let path = RawPathParams::from_request_parts(parts, state).await;
         let path = path.map_err(|error| Problem::bad_request(error.body_text()))?;
-        // Of a route without one the tenant's name is empty, which is none.
+        // Without a tenant in the route the name is empty, which is invalid.
         let name = path.iter().find(|(parameter, _)| *parameter == "tenant").map_or("", |(_, name)| name);
         Ok(Self(name.parse()?))
     }
@@ -101,7 +102,7 @@ where
 
 impl Peer {
     fn of(parts: &Parts) -> Self {
-        // The server puts it into every request; a request without it is nobody's.
+        // The server sets it on every request; a request without it gets a uid without rights.
         parts.extensions.get().copied().unwrap_or(Self { uid: u32::MAX })
     }
 
@@ -118,7 +119,7 @@ impl Peer {
         self.is_owner() || patterns.any(|pattern| pattern.covers(tenant.as_str()))
     }
 
-    /// Whether a rule names it, or it needs none.
+    /// Whether a rule names the uid, or it needs none.
     pub(super) fn may_ask(self, rules: &[Rule]) -> bool {
         self.is_owner() || self.rules(rules).next().is_some()
     }
@@ -127,7 +128,7 @@ impl Peer {
         self.is_owner() || self.rules(rules).any(|rule| rule.operate)
     }
 
-    /// Asks to act for a tenant.
+    /// Checks that the peer may act for a tenant.
     pub(crate) fn act_for(self, tenant: &TenantName, daemon: &Daemon) -> Result<(), Problem> {
         if self.may_act_for(tenant, &daemon.config.peers) {
             return Ok(());
@@ -135,7 +136,7 @@ impl Peer {
         Err(self.denied(daemon, format!("act for tenant {tenant}"), "tenants = [\"…\"]"))
     }
 
-    /// Asks what this daemon is, which anybody may whom a rule names.
+    /// Checks that the peer may ask what this daemon is: every uid that a rule names may.
     fn ask(self, daemon: &Daemon) -> Result<(), Problem> {
         if self.may_ask(&daemon.config.peers) {
             return Ok(());
@@ -143,27 +144,28 @@ impl Peer {
         Err(self.denied(daemon, "ask what this daemon is".to_owned(), "tenants = [\"…\"]"))
     }
 
-    /// Whether what it is shown is an operator's view.
+    /// Whether the peer gets an operator's view.
     pub(crate) fn operates(self, daemon: &Daemon) -> bool {
         self.may_operate(&daemon.config.peers)
     }
 
-    /// Why a run was not begun. Why a tenant is expelled is for operators.
-    pub(crate) fn told(self, error: RunError, daemon: &Daemon) -> Problem {
+    /// Turns the reason why a run was not started into a problem. Why a tenant is expelled is for
+    /// operators only.
+    pub(crate) fn run_problem(self, error: RunError, daemon: &Daemon) -> Problem {
         match error {
             RunError::Expelled(Expelled { tenant, .. })
             | RunError::Admit(AdmitError::Expelled(Expelled { tenant, .. }))
                 if !self.operates(daemon) =>
             {
                 Problem::expelled(format!(
-                    "tenant {tenant} is expelled and not run any more; an operator sees why, and may let it in again"
+                    "tenant {tenant} is expelled and no longer run; an operator can see why, and may let it back in"
                 ))
             }
             error => error.into(),
         }
     }
 
-    /// Asks to operate the daemon.
+    /// Checks that the peer may operate the daemon.
     fn operate(self, daemon: &Daemon) -> Result<(), Problem> {
         if self.may_operate(&daemon.config.peers) {
             return Ok(());
@@ -174,9 +176,9 @@ impl Peer {
     fn denied(self, daemon: &Daemon, what: String, grant: &str) -> Problem {
         let uid = self.uid;
         let detail = format!(
-            "uid {uid} may not {what}; an operator grants it in enisled.toml with [[peers]] uid = {uid}, {grant}"
+            "uid {uid} may not {what}; an operator can grant it in enisled.toml with [[peers]] uid = {uid}, {grant}"
         );
-        daemon.events.tell(What::Denied { uid, what });
+        daemon.events.emit(EventKind::Denied { uid, what });
         Problem::forbidden(detail)
     }
 }
@@ -195,7 +197,7 @@ mod tests {
     }
 
     #[test]
-    fn a_peer_acts_for_the_tenants_that_its_rules_name_and_no_others() {
+    fn a_peer_acts_only_for_the_tenants_that_its_rules_name() {
         let peer = Peer { uid: 4_000_000 };
         for (name, allowed) in [("acme-1", true), ("solo", true), ("solo2", false), ("acme", false)] {
             assert_eq!(peer.may_act_for(&name.parse().unwrap(), &rules()), allowed, "{name}");
@@ -204,7 +206,7 @@ mod tests {
     }
 
     #[test]
-    fn a_peer_without_rules_may_nothing_and_root_everything() {
+    fn a_peer_without_rules_may_do_nothing_and_root_everything() {
         let name = "acme-1".parse().unwrap();
         let stranger = Peer { uid: 4_000_001 };
         assert!(!stranger.may_act_for(&name, &rules()) && !stranger.may_ask(&rules()));

@@ -1,6 +1,6 @@
-//! Long answers, written in pieces. hyper asks for the next piece as long as it gets one and the
-//! socket takes it, so a client that reads fast would be served alone; and however many clients of
-//! a uid's read, others wait for one piece.
+//! Long answers, written in pieces. hyper asks for the next piece for as long as it gets one and
+//! the socket accepts it, so a client that reads fast would keep the thread to itself. With turns,
+//! other clients wait for one piece, however many clients of a uid are reading.
 
 use std::convert::Infallible;
 use std::sync::Arc;
@@ -11,10 +11,10 @@ use futures_util::stream;
 use crate::daemon::Daemon;
 use crate::share::{Turn, Turns};
 
-/// A piece has so many bytes, and is as long as what is answered at once.
+/// The size of a piece, and the most that is answered without turns.
 pub(super) const PIECE_BYTES: usize = 16 << 10;
 
-/// How fast pieces are written for a uid.
+/// The turns in which pieces are written for a uid.
 #[derive(Debug)]
 pub(super) struct Pace {
     turns: Arc<Turns>,
@@ -26,9 +26,9 @@ impl Pace {
         Self { turns: Arc::clone(&daemon.pieces), uid }
     }
 
-    /// Waits until all others have had their turn since the uid's last piece was written; the turn
-    /// is over when what is returned is dropped. A client that takes nothing never has it: its
-    /// connection asks for no piece.
+    /// Waits until all other tasks have had their turn since the uid's last piece was written. The
+    /// turn ends when the returned value is dropped. A client that reads nothing never takes a
+    /// turn, because its connection asks for no piece.
     pub(super) async fn turn(&self) -> Turn {
         let turn = self.turns.turn(self.uid).await;
         tokio::task::yield_now().await;
@@ -45,8 +45,7 @@ pub(super) fn body(pace: Pace, pieces: impl Iterator<Item = Bytes> + Send + 'sta
     }))
 }
 
-/// A body of something that is whole already. What is charged for it is charged until the last
-/// piece is gone.
+/// A body from bytes that are complete. They stay charged until the last piece is dropped.
 pub(super) fn whole(pace: Pace, bytes: Bytes) -> Body {
     if bytes.len() <= PIECE_BYTES { Body::from(bytes) } else { body(pace, cut(bytes)) }
 }
@@ -58,7 +57,7 @@ fn cut(mut bytes: Bytes) -> impl Iterator<Item = Bytes> {
     })
 }
 
-/// A pace of its own, for tests.
+/// A pace that is shared with no other answer, for tests.
 #[cfg(test)]
 pub(super) fn alone() -> Pace {
     Pace { turns: Arc::new(Turns::new(1, 1)), uid: 7 }
@@ -88,7 +87,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn however_many_answers_a_uid_is_sent_others_wait_for_one_piece() {
+    async fn others_wait_for_one_piece_however_many_answers_a_uid_is_sent() {
         const ANSWERS: usize = 50;
         const PIECES: usize = 4;
         let turns = Arc::new(Turns::new(1, 1));
@@ -103,7 +102,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn whoever_goes_away_in_its_turn_gives_it_back() {
+    async fn a_client_that_goes_away_gives_its_turn_back() {
         let turns = Arc::new(Turns::new(1, 1));
         let answer = || whole(Pace { turns: Arc::clone(&turns), uid: 7 }, vec![0; 2 * PIECE_BYTES].into());
         let mut gone = answer();
@@ -113,7 +112,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn what_is_short_is_written_at_once() {
+    async fn a_short_answer_is_written_at_once() {
         let mut body = whole(alone(), Bytes::from_static(b"{}"));
         assert_eq!(body.frame().now_or_never().unwrap().unwrap().unwrap().into_data().unwrap(), "{}");
     }

@@ -1,4 +1,4 @@
-//! Every error of the API: one shape, RFC 9457 (`application/problem+json`).
+//! Every error of the API has one shape, RFC 9457 (`application/problem+json`).
 
 use axum::http::{HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
@@ -12,7 +12,7 @@ use crate::runs::run::RunError;
 use crate::share::Exhausted;
 use crate::tenants::policy::{BadName, StoreError};
 
-/// What was wrong, what was expected, what to do.
+/// What was wrong, what was expected, and what to do.
 #[derive(Debug, Serialize)]
 #[serde(transparent)]
 pub(crate) struct Problem {
@@ -24,7 +24,7 @@ pub(crate) struct Problem {
 impl Problem {
     fn new(kind: ProblemKind, detail: impl Into<String>) -> Self {
         let mut detail = detail.into();
-        // It may repeat what the client sent, which is the client's to keep.
+        // The detail may repeat what the client sent, and the client needs no second copy of that.
         if detail.len() > MAX_DETAIL_BYTES {
             detail.truncate(detail.floor_char_boundary(MAX_DETAIL_BYTES));
             detail.push('…');
@@ -36,7 +36,7 @@ impl Problem {
         Self::new(ProblemKind::BadRequest, detail)
     }
 
-    /// It says exactly that.
+    /// Whether this is its detail.
     pub(crate) fn is(&self, detail: &str) -> bool {
         self.said.detail == detail
     }
@@ -58,7 +58,7 @@ impl Problem {
     }
 
     pub(crate) fn method_not_allowed() -> Self {
-        let detail = "the resource is there, but not for this method; see the API's documentation";
+        let detail = "the resource exists, but does not support this method; see GET /openapi.json";
         Self::new(ProblemKind::MethodNotAllowed, detail)
     }
 
@@ -93,7 +93,7 @@ impl From<RunError> for Problem {
             RunError::Draining | RunError::Unrecorded(_) | RunError::Unsealable(Unsealable::NoRoom(_)) => {
                 Self::unavailable(error.to_string())
             }
-            // The run has ended: to try again would be to run it again.
+            // The run has ended, so a retry would run it again.
             RunError::Answer { .. } => Self::new(ProblemKind::NoRoom, error.to_string()),
             RunError::Unsealable(_) | RunError::Interrupted => Self::internal(error.to_string()),
         }

@@ -1,4 +1,5 @@
-//! `PUT`, `GET`, `DELETE /v1/tenants/{tenant}/scripts/{id}` and `POST …/run`: a script that stays warm between its runs.
+//! `PUT`, `GET`, `DELETE /v1/tenants/{tenant}/scripts/{id}` and `POST …/run`: a script that stays
+//! warm between its runs.
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -17,7 +18,7 @@ use sha2::{Digest, Sha256};
 
 use super::answer::answer;
 use super::body::{MAX_BODY_BYTES, RawBody, read_body, work};
-use super::code::{Frames, code, name, wish};
+use super::code::{Frames, code, name, requested_limits};
 use super::load::{Admitted, admit, no_network};
 use super::peer::{ActingFor, Peer};
 use super::problem::Problem;
@@ -31,13 +32,13 @@ use crate::tenants::scripts::{NewScript, OVERHEAD_BYTES, RegisterError, Script};
 use crate::tenants::tenant::Tenant;
 use enisle_wire::limits::RequestedLimits;
 
-/// What a script is made of, and what it is called with.
+/// The fields of a script, and of a call.
 const SCRIPT: [&str; 6] = ["code", "mainModule", "modules", "env", "limits", "globalOutbound"];
 const CALL: [&str; 5] = ["entrypoint", "method", "args", "props", "limits"];
 
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub(crate) struct Wanted {
+pub(crate) struct RegisterQuery {
     #[serde(default)]
     replace: u8,
 }
@@ -51,10 +52,11 @@ impl From<RegisterError> for Problem {
     }
 }
 
-/// An id is what a path can carry without escaping, as a tenant's name is.
+/// An id must fit into a path without escaping, so it follows the rules of tenant names.
 fn id_of(id: &str) -> Result<String, Problem> {
     let known: Result<TenantName, _> = id.parse();
-    let said = |_| Problem::bad_request(format!("{id:?} cannot be a script's id: it is made as a tenant's name is"));
+    let said =
+        |_| Problem::bad_request(format!("{id:?} is not a valid script id: ids follow the rules of tenant names"));
     Ok(known.map_err(said)?.to_string())
 }
 
@@ -78,13 +80,13 @@ pub(crate) async fn put(
     State(daemon): State<Arc<Daemon>>,
     peer: Peer,
     Path((name, id)): Path<(String, String)>,
-    wanted: Result<Query<Wanted>, QueryRejection>,
+    wanted: Result<Query<RegisterQuery>, QueryRejection>,
     body: Body,
 ) -> Result<(StatusCode, Json<Shown>), Problem> {
     let id = id_of(&id)?;
     let Query(wanted) =
-        wanted.map_err(|error| Problem::bad_request(format!("{error}; the one parameter is replace=1")))?;
-    // As a run: within the quota, and not for one that is expelled.
+        wanted.map_err(|error| Problem::bad_request(format!("{error}; the only parameter is replace=1")))?;
+    // Checked like a run: within the quota, and not for an expelled tenant.
     let (Admitted { tenant, in_flight }, body) = admit(body, &name, peer, &daemon).await?;
     let body = read_body(body, MAX_BODY_BYTES, peer.uid, &daemon).await?;
     let (policy, scripts) = (tenant.policy(), daemon.supplies.scripts.clone());
@@ -107,14 +109,14 @@ pub(crate) async fn put(
     Ok((status, Json(show(id, &script))))
 }
 
-/// `None` if it asks for a network.
+/// Returns `None` if the script asks for a network.
 fn new_script(
     RawBody { bytes, held }: RawBody,
     policy: &Policy,
     scripts: &Supply,
 ) -> Result<Option<NewScript>, Problem> {
     let [short, main, modules, env, limits, outbound] = fields(&bytes, SCRIPT)?;
-    let limits = wish(limits)?;
+    let limits = requested_limits(limits)?;
     if outbound.is_some() {
         return Ok(None);
     }
@@ -122,7 +124,7 @@ fn new_script(
     frames.push_env(env)?;
     let code_at = frames.push_code(code(short, main, modules, policy, &limits)?)?.start;
     let (frames, digest) = (frames.into_bytes(), Sha256::digest(&bytes).into());
-    // What it is held for from now on is another thing, of which there is another supply.
+    // From now on it is held as a script, which is charged to another supply.
     let _held = scripts.take(held.uid(), OVERHEAD_BYTES + frames.len() as u64)?;
     let limits = (limits != RequestedLimits::default()).then(|| Box::new(limits));
     Ok(Some(NewScript { frames: frames.into(), code_at, limits, digest, _held }))
@@ -149,9 +151,9 @@ pub(crate) async fn forget(
     Ok(StatusCode::NO_CONTENT)
 }
 
-/// Has the isolates disposed of whose versions are not registered any more.
+/// Has the isolates of versions that are no longer registered disposed of.
 fn forget_isolates(daemon: &Daemon, tenant: &Tenant) {
-    // Where the lock of its home is held, it is moving in or out, and keeps nothing.
+    // If the lock of its home is held, the tenant is moving in or out, and keeps no isolate.
     if let Some(home) = daemon.homes.current_home(&tenant.name) {
         home.forget_replaced();
     }
@@ -164,14 +166,16 @@ pub(crate) async fn run(
     body: Body,
 ) -> Result<Response, Problem> {
     let (Admitted { tenant, in_flight }, body) = admit(body, &name, peer, &daemon).await?;
-    // Arguments, and names of no length to speak of.
+    // The arguments, and small fields beside them.
     let body = read_body(body, 2 * MAX_ARGS_BYTES + (1 << 20), peer.uid, &daemon).await?;
     let (_, script) = find(&daemon, &tenant.name, &id)?;
     let (run, policy, running) = (daemon.next_run_id(), tenant.policy(), Arc::clone(&script));
     let bytes = body.bytes.len();
     let made = move || job(body, run, &running, &policy, in_flight);
-    let report =
-        daemon.run(work(bytes, peer.uid, &daemon, made).await?).await.map_err(|error| peer.told(error, &daemon))?;
+    let report = daemon
+        .run(work(bytes, peer.uid, &daemon, made).await?)
+        .await
+        .map_err(|error| peer.run_problem(error, &daemon))?;
     script.runs.fetch_add(1, Ordering::Relaxed);
     if tenant.scripts().get(&id).is_none_or(|present| present.key != script.key) {
         forget_isolates(&daemon, &tenant);
@@ -190,8 +194,8 @@ fn job(
         bytes = b"{}".to_vec();
     }
     let [entrypoint, method, args, props, limits] = fields(&bytes, CALL)?;
-    let limits = wish(limits)?;
-    // The lowest of three: the policy's, the script's, the run's.
+    let limits = requested_limits(limits)?;
+    // The lowest of the policy's, the script's and the run's.
     let run = Run {
         id,
         entrypoint: name("entrypoint", entrypoint)?.unwrap_or_else(|| "default".to_owned()),
@@ -218,9 +222,9 @@ mod tests {
     use crate::api::described::reads_the_query_of;
 
     #[test]
-    fn the_fields_of_requests_are_those_that_are_described() {
+    fn the_fields_of_requests_are_the_documented_ones() {
         assert_eq!(fields_of::<ScriptRequest>(), SCRIPT.map(str::to_owned).into());
         assert_eq!(fields_of::<RunRequest>(), CALL.map(str::to_owned).into());
-        reads_the_query_of::<Wanted>("registerScript");
+        reads_the_query_of::<RegisterQuery>("registerScript");
     }
 }

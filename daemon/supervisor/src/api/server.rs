@@ -1,4 +1,5 @@
-//! The Unix socket: bound without stealing it from a living daemon, served with a bound on everything.
+//! The Unix socket: bound without stealing it from a running daemon, served with a bound on
+//! everything.
 
 use std::ffi::{OsStr, OsString};
 use std::fs::File;
@@ -36,7 +37,7 @@ use crate::share::{Exhausted, Held, Parts, Supply};
 
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum BindError {
-    #[error("another enisled is running on {0}; stop it, or give this one another --socket")]
+    #[error("another enisled is running on {0}; stop it, or choose another --socket for this one")]
     Taken(PathBuf),
     #[error("{0} is in the way: it is not a socket")]
     NotASocket(PathBuf),
@@ -48,7 +49,7 @@ pub(crate) enum BindError {
     TooLong(PathBuf),
 }
 
-/// The listening socket, and the lock that says whose it is. Dropping it removes the socket.
+/// The listening socket, and the lock on it. Dropping it removes the socket.
 #[derive(Debug)]
 pub(crate) struct Bound {
     listener: UnixListener,
@@ -58,10 +59,11 @@ pub(crate) struct Bound {
     _lock: Flock<File>,
 }
 
-/// Longest path that a socket address holds, without its final zero (unix(7)).
+/// The longest path that a socket address holds, without its terminating zero (unix(7)).
 const MAX_PATH_BYTES: usize = 107;
 
-/// The name of the socket, if it can be bound by its folder's descriptor and found by its path.
+/// The name of the socket, if it can be bound through its folder's descriptor and connected to by
+/// its path.
 fn name_of(path: &Path) -> Result<&OsStr, BindError> {
     let name = path.file_name().ok_or_else(|| BindError::NotASocket(path.to_owned()))?;
     let longest = path.as_os_str().len().max("/proc/self/fd/999/".len() + name.len());
@@ -74,7 +76,7 @@ fn lock_of(path: &Path) -> PathBuf {
     lock.into()
 }
 
-/// Whether there is a socket; anything else is in the way.
+/// Whether the socket exists. Any other kind of file is an error.
 fn has_socket(folder: &OwnedFd, path: &Path) -> Result<bool, BindError> {
     match fstatat(folder, name_of(path)?, AtFlags::AT_SYMLINK_NOFOLLOW) {
         Ok(found) if found.st_mode & SFlag::S_IFMT.bits() == SFlag::S_IFSOCK.bits() => Ok(true),
@@ -84,7 +86,8 @@ fn has_socket(folder: &OwnedFd, path: &Path) -> Result<bool, BindError> {
     }
 }
 
-/// Whether a socket could be bound there once no other daemon has it, without making anything.
+/// Checks, without creating anything, that a socket could be bound there if no other daemon held
+/// it.
 pub(crate) fn check_place(path: &Path) -> Result<(), BindError> {
     name_of(path)?;
     let (dir, lock) = (files::parent(path), lock_of(path));
@@ -96,9 +99,9 @@ pub(crate) fn check_place(path: &Path) -> Result<(), BindError> {
     has_socket(&folder, path).map(drop)
 }
 
-/// Binds `path`. A socket that a dead daemon left behind is replaced; the lock beside it tells dead
-/// from alive. All of it is done below one descriptor of the folder, so that nobody can exchange
-/// the folder meanwhile.
+/// Binds `path`. A socket that a dead daemon left behind is replaced; the lock file beside it tells
+/// a dead daemon from a running one. Everything happens below one descriptor of the folder, so that
+/// the folder cannot be exchanged meanwhile.
 pub(crate) fn bind(path: &Path) -> Result<Bound, BindError> {
     let failed = |error| BindError::Io(path.to_owned(), error);
     let name = name_of(path)?;
@@ -115,10 +118,10 @@ pub(crate) fn bind(path: &Path) -> Result<Bound, BindError> {
     if has_socket(&folder, path)? {
         unlinkat(&folder, name, UnlinkatFlags::NoRemoveDir).map_err(|errno| failed(errno.into()))?;
     }
-    // Until its mode is set, the umask keeps everybody else out.
+    // Until the mode is set, the umask keeps other users out.
     let listener = UnixListener::bind(&below_folder).map_err(failed)?;
     let rights = Rights::of(&listener).map_err(failed)?;
-    // Whoever may connect is decided by the file; what they may do then, by the policy.
+    // The mode of the file decides who may connect; the rules decide what they may do then.
     fchmodat(&folder, name, Mode::from_bits_truncate(0o660), FchmodatFlags::FollowSymlink)
         .map_err(|errno| failed(errno.into()))?;
     if let Ok(Some(group)) = nix::unistd::Group::from_name("enisle") {
@@ -133,8 +136,8 @@ impl Drop for Bound {
     }
 }
 
-/// Accepts and serves until `shutdown`; then takes no more, and removes the socket. What is returned ends the connections
-/// that are still open, each after its answer.
+/// Accepts and serves until `shutdown`, then accepts no more and removes the socket. The returned
+/// value ends the open connections, each after its current answer.
 pub(crate) async fn serve(
     bound: Bound,
     router: Router,
@@ -146,9 +149,9 @@ pub(crate) async fn serve(
     let mut shutdown = pin!(shutdown);
     let mut places = Places::new(api.connections, parts);
     let mut cost = 0;
-    let (mut refused, mut told) = (0, None);
+    let (mut refused, mut logged) = (0, None);
     loop {
-        // Those who are connected have their turn between those who come.
+        // Open connections have their turn between new ones.
         if cost >= COST_AT_ONCE {
             cost = 0;
             tokio::task::yield_now().await;
@@ -179,12 +182,12 @@ pub(crate) async fn serve(
                     drop(place);
                 });
             }
-            // The daemon's own descriptors suffice (`descriptors`); those of the machine may not.
+            // The daemon's own descriptors suffice (`descriptors`), but the machine's may run out.
             Err(error) => {
                 refused += 1;
-                if told.is_none_or(|told: Instant| told.elapsed() >= TELL_EVERY) {
+                if logged.is_none_or(|logged: Instant| logged.elapsed() >= LOG_EVERY) {
                     tracing::warn!(%error, times = refused, "connections could not be accepted");
-                    (refused, told) = (0_u64, Some(Instant::now()));
+                    (refused, logged) = (0_u64, Some(Instant::now()));
                 }
                 tokio::time::sleep(Duration::from_millis(50)).await;
             }
@@ -192,35 +195,35 @@ pub(crate) async fn serve(
     }
 }
 
-/// How often the log says that connections cannot be accepted.
-const TELL_EVERY: Duration = Duration::from_secs(10);
+/// How often the log reports that connections cannot be accepted.
+const LOG_EVERY: Duration = Duration::from_secs(10);
 
-/// What a connection keeps unread at the most, and unsent: a head has to fit.
+/// The most that a connection buffers in each direction. A request's head must fit.
 const MAX_BUFFER_BYTES: usize = 16 << 10;
 
-/// What may be spent on new connections before others have their turn: on one that is taken some
-/// times as much as on one that is refused.
+/// The work on new connections that may be done before the open ones have their turn. Accepting one
+/// costs several times as much as refusing it.
 const COST_AT_ONCE: u32 = 32;
 const COST_OF_ONE: u32 = 8;
 
-/// Connections that may be begun in [`WINDOW`], and those of uids without a rule: what has ended
-/// already is charged too, because to take it is most of what it costs.
+/// How many connections may begin in [`WINDOW`], with and without a rule for their uid. Connections
+/// that have ended in it count too, because most of the cost is in accepting them.
 const BEGUN: u64 = 10_000;
 const BEGUN_BY_STRANGERS: u64 = 500;
 const WINDOW: Duration = Duration::from_secs(1);
 
-/// Places for connections. Those whom no rule names have a few of their own: they may do next to
-/// nothing, whatever they say, so nobody waits for them.
+/// Admission of connections. Uids that no rule names have a few connections of their own: every
+/// request of theirs is refused, so no other client needs to wait for them.
 struct Places {
     parts: Parts,
     known: Kind,
     strangers: Kind,
-    /// What is begun in this window, and since when it lasts.
+    /// What began in this window, and when the window began.
     begun: Vec<Held>,
     since: Instant,
 }
 
-/// What there is for uids with a rule, or without one.
+/// What there is for uids with a rule, or for those without one.
 struct Kind {
     open: Supply,
     begun: Supply,
@@ -236,8 +239,8 @@ impl Places {
         Self { known, strangers, parts, begun: Vec::new(), since: Instant::now() }
     }
 
-    /// A place for one connection. One that is refused is told so, as far as it takes that without
-    /// being waited for, and is closed.
+    /// Admits one connection. The reason for a refusal is sent as far as the socket takes it
+    /// without waiting, and the connection is closed.
     fn take(&mut self, uid: u32, stream: &UnixStream) -> Option<Held> {
         if self.since.elapsed() >= WINDOW {
             self.begun.clear();
@@ -264,14 +267,15 @@ fn refusal(exhausted: &Exhausted) -> Vec<u8> {
     [head.into_bytes(), body].concat()
 }
 
-/// The end of a connection, told from the end of what its client sends.
+/// Detects that a client has closed its connection, as opposed to its sending side only.
 #[derive(Debug)]
 struct HangUp(AsyncFd<Last>);
 
 impl HangUp {
-    /// A descriptor of its own: only so can the kernel be asked for this and nothing else.
+    /// A descriptor of its own, the only way to ask the kernel for this and nothing else.
     fn of(socket: Last) -> Result<Self, AsyncFdRegisterError<Last>> {
-        // The end of both directions is told whatever is asked for (epoll_ctl(2), EPOLLHUP).
+        // The end of both directions is reported whatever events are requested (epoll_ctl(2),
+        // EPOLLHUP).
         #[expect(deprecated, reason = "its unsoundness needs a type that lies about its descriptor; Last does not")]
         AsyncFd::try_with_interest(socket, Interest::PRIORITY).map(Self)
     }
@@ -282,14 +286,14 @@ impl HangUp {
             if ready.ready().is_read_closed() {
                 return;
             }
-            // Urgent data, which nobody asked for.
+            // Urgent data, which this daemon does not use.
             ready.clear_ready();
         }
     }
 }
 
 async fn serve_connection(client: Client, last: Last, peer: Peer, router: Router, api: &Api, watcher: Watcher) {
-    // Dropped after everything else of the connection, as the last hold must be.
+    // Dropped after everything else of the connection, because it must be the last hold.
     let hang_up = match HangUp::of(last) {
         Ok(hang_up) => hang_up,
         Err(error) => {
@@ -297,10 +301,10 @@ async fn serve_connection(client: Client, last: Last, peer: Peer, router: Router
             return tracing::debug!(%error, uid = peer.uid, "a connection cannot be watched");
         }
     };
-    // A follower takes as long as there are events; one that takes nothing is cut off.
+    // A follower's answer lasts as long as the daemon; a follower that reads nothing is cut off.
     let mut stream = TimeoutStream::new(client);
     stream.set_write_timeout(Some(Duration::from_secs(api.write_secs)));
-    // Any other answer has to be taken as a whole in that time, however slowly.
+    // Any other answer must be read completely within that time.
     let (asked, mut until) = watch::channel(None);
     let (answered, patience) = (asked.clone(), Duration::from_secs(api.write_secs));
     let service = tower::service_fn(move |mut request: hyper::Request<hyper::body::Incoming>| {
@@ -308,7 +312,7 @@ async fn serve_connection(client: Client, last: Last, peer: Peer, router: Router
         request.extensions_mut().insert(peer);
         let (router, answered) = (router.clone(), answered.clone());
         async move {
-            // Requests that came together are answered in turn with those of others.
+            // Pipelined requests take turns with those of other clients.
             tokio::task::yield_now().await;
             let response = router.oneshot(request).await?;
             if response.extensions().get::<Endless>().is_none() {
@@ -322,8 +326,8 @@ async fn serve_connection(client: Client, last: Last, peer: Peer, router: Router
         .header_read_timeout(Duration::from_secs(api.read_secs))
         .max_headers(64)
         .max_buf_size(MAX_BUFFER_BYTES)
-        // A client that sends nothing more may still read. One that does not either is told by
-        // `hang_up`: hyper sees no end behind bytes that it has not read.
+        // A client that sends nothing more may still read. `hang_up` detects one that does neither:
+        // hyper sees no end behind bytes that it has not read.
         .half_close(true)
         .serve_connection(TokioIo::new(Box::pin(stream)), TowerToHyperService::new(service));
     tokio::select! {
@@ -342,7 +346,7 @@ async fn serve_connection(client: Client, last: Last, peer: Peer, router: Router
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Endless;
 
-/// Waits until the time has passed that is set last.
+/// Waits until the deadline that was set last has passed.
 async fn passed(until: &mut watch::Receiver<Option<Instant>>) {
     loop {
         let set = *until.borrow_and_update();
@@ -353,7 +357,7 @@ async fn passed(until: &mut watch::Receiver<Option<Instant>>) {
             },
             None => until.changed().await,
         };
-        // Nobody can set it any more: the connection is ending by itself.
+        // The sender is gone: the connection is ending by itself.
         if changed.is_err() {
             std::future::pending::<()>().await;
         }
@@ -373,12 +377,12 @@ mod tests {
     const PATIENCE: Duration = Duration::from_secs(10);
 
     #[tokio::test]
-    async fn a_living_daemons_socket_is_not_taken_and_a_dead_ones_is() {
+    async fn a_running_daemons_socket_is_not_taken_and_a_dead_ones_is() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("s");
         let first = bind(&path).unwrap();
         assert!(matches!(bind(&path), Err(BindError::Taken(_))));
-        // As after kill -9: the file stays, the lock goes.
+        // As after kill -9: the file stays, the lock is released.
         let Bound { .. } = &first;
         let file = path.clone();
         drop(first);
@@ -387,7 +391,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_file_that_is_no_socket_is_left_alone() {
+    async fn a_file_that_is_not_a_socket_is_left_alone() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("s");
         std::fs::write(&path, "whole").unwrap();
@@ -407,18 +411,18 @@ mod tests {
         assert!(!dir.path().join("elsewhere").exists());
     }
 
-    /// A server of one route that answers when `answer` says so; it tells when work on a request
-    /// begins and ends.
+    /// A server of one route, which answers when `answer` is notified. It reports when work on a
+    /// request begins and ends.
     async fn serving(answer: Arc<Notify>) -> (tempfile::TempDir, PathBuf, mpsc::UnboundedReceiver<&'static str>) {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("s");
         let bound = bind(&path).unwrap();
-        let (tell, told) = mpsc::unbounded_channel();
+        let (report, reports) = mpsc::unbounded_channel();
         let handler = move || {
-            let (tell, answer) = (tell.clone(), Arc::clone(&answer));
+            let (report, answer) = (report.clone(), Arc::clone(&answer));
             async move {
-                tell.send("begun").unwrap();
-                let _work = Work(tell);
+                report.send("begun").unwrap();
+                let _work = Work(report);
                 answer.notified().await;
                 "answered"
             }
@@ -427,7 +431,7 @@ mod tests {
         tokio::spawn(async move {
             serve(bound, router, &Api::default(), Parts::new(&[]), std::future::pending()).await;
         });
-        (dir, path, told)
+        (dir, path, reports)
     }
 
     struct Work(mpsc::UnboundedSender<&'static str>);
@@ -441,30 +445,30 @@ mod tests {
     const REQUEST: &str = "GET / HTTP/1.1\r\nhost: d\r\n\r\n";
 
     #[tokio::test]
-    async fn the_work_for_a_client_that_hangs_up_ends_whatever_it_has_sent_behind_its_request() {
-        let (_dir, path, mut told) = serving(Arc::default()).await;
+    async fn work_ends_when_its_client_hangs_up_whatever_it_sent_after_its_request() {
+        let (_dir, path, mut reports) = serving(Arc::default()).await;
         for behind in ["", "G", REQUEST] {
             let mut client = UnixStream::connect(&path).await.unwrap();
             client.write_all([REQUEST, behind].concat().as_bytes()).await.unwrap();
-            assert_eq!(timeout(PATIENCE, told.recv()).await, Ok(Some("begun")));
+            assert_eq!(timeout(PATIENCE, reports.recv()).await, Ok(Some("begun")));
             drop(client);
-            assert_eq!(timeout(PATIENCE, told.recv()).await, Ok(Some("ended")), "behind {behind:?}");
+            assert_eq!(timeout(PATIENCE, reports.recv()).await, Ok(Some("ended")), "behind {behind:?}");
         }
     }
 
     #[tokio::test]
     async fn a_client_that_has_closed_its_sending_side_gets_its_answer() {
         let answer = Arc::new(Notify::new());
-        let (_dir, path, mut told) = serving(Arc::clone(&answer)).await;
+        let (_dir, path, mut reports) = serving(Arc::clone(&answer)).await;
         let mut client = UnixStream::connect(&path).await.unwrap();
         client.write_all(REQUEST.as_bytes()).await.unwrap();
-        assert_eq!(timeout(PATIENCE, told.recv()).await, Ok(Some("begun")));
+        assert_eq!(timeout(PATIENCE, reports.recv()).await, Ok(Some("begun")));
         client.shutdown().await.unwrap();
-        // Its end has been seen, if it was going to be, before anybody else is served.
+        // If the server was going to see the end, it has seen it before it serves another client.
         let mut another = UnixStream::connect(&path).await.unwrap();
         another.write_all(b"GET /other HTTP/1.1\r\nhost: d\r\nconnection: close\r\n\r\n").await.unwrap();
         another.read_to_end(&mut Vec::new()).await.unwrap();
-        assert!(told.try_recv().is_err());
+        assert!(reports.try_recv().is_err());
         answer.notify_one();
         let mut read = String::new();
         timeout(PATIENCE, client.read_to_string(&mut read)).await.unwrap().unwrap();
@@ -472,7 +476,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_path_that_no_client_could_name_is_refused() {
+    async fn a_path_too_long_for_clients_is_refused() {
         let dir = tempfile::tempdir().unwrap();
         assert!(matches!(bind(&dir.path().join("x".repeat(100))), Err(BindError::TooLong(_))));
     }

@@ -1,4 +1,4 @@
-//! `GET /v1/tenants`, `GET` and `PUT /v1/tenants/{tenant}`: who there is, and what they may do.
+//! `GET /v1/tenants`, `GET` and `PUT /v1/tenants/{tenant}`: the tenants, and what they may do.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -15,8 +15,8 @@ use enisle_api::types::tenant::{
 };
 use serde::de::DeserializeOwned;
 
-use super::body::{RawBody, read_body, tell};
-use super::page::{Page, Wanted};
+use super::body::{RawBody, read_body, respond};
+use super::page::{Page, PageQuery};
 use super::peer::{ActingFor, Named, Operator, Peer};
 use super::problem::Problem;
 use crate::clock;
@@ -27,13 +27,13 @@ use crate::tenants::tenant::Tenant;
 
 /// A policy is a few hundred bytes.
 const MAX_POLICY_BYTES: usize = 64 * 1024;
-/// A move with its reasons, of which an operator's may have so many bytes.
+/// A move with its reasons, of which an operator's may have this many bytes.
 const PAST_BYTES: usize = 1024;
 
 pub(crate) async fn list(
     State(daemon): State<Arc<Daemon>>,
     Operator(peer): Operator,
-    wanted: Result<Query<Wanted>, QueryRejection>,
+    wanted: Result<Query<PageQuery>, QueryRejection>,
 ) -> Result<Response, Problem> {
     let page = Page::of(wanted)?;
     let after = page.after.as_deref().map(str::parse::<TenantName>).transpose()?;
@@ -41,7 +41,7 @@ pub(crate) async fn list(
     let asked = Arc::clone(&daemon);
     let write =
         move || page.write("tenants", tenants, |tenant| tenant.name.clone(), |tenant| show_row(tenant, &daemon));
-    tell(PAGE_BYTES, peer.uid, &asked, write).await
+    respond(PAGE_BYTES, peer.uid, &asked, write).await
 }
 
 pub(crate) async fn show(
@@ -50,8 +50,8 @@ pub(crate) async fn show(
 ) -> Result<Response, Problem> {
     let tenant = daemon.known_tenant(&name);
     let tenant =
-        tenant.ok_or_else(|| Problem::not_found(format!("tenant {name} has no policy and has run nothing yet")))?;
-    tell_of(tenant, peer, &daemon).await
+        tenant.ok_or_else(|| Problem::not_found(format!("tenant {name} has no policy and has run nothing")))?;
+    respond_with(tenant, peer, &daemon).await
 }
 
 pub(crate) async fn put(
@@ -78,14 +78,14 @@ pub(crate) async fn put(
     };
     let kept = tokio::task::spawn_blocking(write).await;
     let written = kept.map_err(|_| Problem::internal("writing the policy was interrupted"))??;
-    // It may not be beside others any more.
+    // The new policy may not let it stay beside its neighbours.
     daemon.warden.ask_for_move(&tenant);
     written.wait().await?;
-    tell_of(tenant, peer, &daemon).await
+    respond_with(tenant, peer, &daemon).await
 }
 
-/// A tenant as that peer may see it. Its policy and its history may be long.
-pub(super) async fn tell_of(tenant: Arc<Tenant>, peer: Peer, daemon: &Arc<Daemon>) -> Result<Response, Problem> {
+/// A tenant as the peer may see it. Its policy and its history may be long.
+pub(super) async fn respond_with(tenant: Arc<Tenant>, peer: Peer, daemon: &Arc<Daemon>) -> Result<Response, Problem> {
     let policy = usize::try_from(tenant.policy().bytes()).unwrap_or(usize::MAX);
     let history = if peer.operates(daemon) { tenant.standing().history().len() * PAST_BYTES } else { 0 };
     let asked = Arc::clone(daemon);
@@ -97,19 +97,19 @@ pub(super) async fn tell_of(tenant: Arc<Tenant>, peer: Peer, daemon: &Arc<Daemon
         };
         serde_json::to_vec(&shown).unwrap_or_default()
     };
-    tell(policy.saturating_add(history), peer.uid, daemon, write).await
+    respond(policy.saturating_add(history), peer.uid, daemon, write).await
 }
 
-/// A small thing from its JSON object. (Serde would take an array for a struct as well, its fields
-/// in order.)
+/// Parses a small JSON object. (Serde would also accept an array for a struct, with its fields in
+/// order.)
 pub(super) fn object<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, Problem> {
     match bytes.trim_ascii_start().first() {
         Some(b'{') | None => serde_json::from_slice(bytes).map_err(|error| Problem::bad_request(error.to_string())),
-        Some(_) => Err(Problem::bad_request("the body has to be a JSON object")),
+        Some(_) => Err(Problem::bad_request("the body must be a JSON object")),
     }
 }
 
-/// A policy, in the API's words.
+/// A policy in its API form.
 pub(super) fn show_policy(policy: &Policy) -> ShownPolicy {
     let Policy { limits, quota, owner, trust, secrets, allow_eval } = policy.clone();
     ShownPolicy {
@@ -122,7 +122,7 @@ pub(super) fn show_policy(policy: &Policy) -> ShownPolicy {
     }
 }
 
-/// Where it has to live, and why: the score, what it is made of, and how it came to this.
+/// Where the tenant must live, and why: its score, the signals behind it, and its history.
 fn show_cordon(tenant: &Tenant, daemon: &Daemon) -> Cordon {
     let (rules, now) = (&daemon.config.cordon.rules, clock::now());
     let around = tenant.circumstances(daemon.warden.engine_is_outdated());
@@ -161,8 +161,8 @@ fn show_cordon(tenant: &Tenant, daemon: &Daemon) -> Cordon {
     }
 }
 
-/// What whoever acts for a tenant sees of it: nothing of others, of the machine, or of what would
-/// tell how to stay just below the next cordon.
+/// What a peer that acts for a tenant sees of it: nothing about others or the machine, and nothing
+/// that would reveal how to stay just below the next level.
 fn show_own(tenant: &Tenant) -> OwnTenant {
     let usage = tenant.usage_so_far();
     let standing = tenant.standing();
@@ -187,7 +187,7 @@ fn show_tenant(tenant: &Tenant, daemon: &Daemon) -> Full {
     }
 }
 
-/// A tenant among others in a list: without what may be long, its policy and its history.
+/// A tenant in a list: without its policy and history, which may be long.
 fn show_row(tenant: &Tenant, daemon: &Daemon) -> TenantRow {
     let around = tenant.circumstances(daemon.warden.engine_is_outdated());
     let cordon = {
@@ -251,14 +251,14 @@ mod tests {
     use super::*;
     use crate::api::described::known_by;
 
-    /// As the API writes them: configuration files have other names for the same fields.
+    /// The API's names: configuration files have other names for the same fields.
     fn known(body: &str) -> BTreeSet<String> {
         let problem = serde_json::to_value(object::<Policy>(body.as_bytes()).unwrap_err()).unwrap();
         known_by(problem["detail"].as_str().unwrap()).into_iter().filter(|name| !name.contains('_')).collect()
     }
 
     #[test]
-    fn the_fields_of_a_policy_are_those_that_are_described() {
+    fn the_fields_of_a_policy_are_the_documented_ones() {
         assert_eq!(known(r#"{"unknown": 1}"#), fields_of::<PolicyRequest>());
         assert_eq!(known(r#"{"limits": {"unknown": 1}}"#), fields_of::<RequestedLimits>());
         assert_eq!(known(r#"{"quota": {"unknown": 1}}"#), fields_of::<RequestedQuota>());

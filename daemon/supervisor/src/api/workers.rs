@@ -8,8 +8,8 @@ use axum::response::Response;
 use enisle_api::bounds::PAGE_BYTES;
 use enisle_api::types::worker::Worker;
 
-use super::body::tell;
-use super::page::{Page, Wanted};
+use super::body::respond;
+use super::page::{Page, PageQuery};
 use super::peer::Operator;
 use super::problem::Problem;
 use crate::daemon::Daemon;
@@ -18,16 +18,17 @@ use crate::homes::entries::Listed;
 pub(crate) async fn list(
     State(daemon): State<Arc<Daemon>>,
     Operator(peer): Operator,
-    wanted: Result<Query<Wanted>, QueryRejection>,
+    wanted: Result<Query<PageQuery>, QueryRejection>,
 ) -> Result<Response, Problem> {
     let page = Page::of(wanted)?;
     let after = page.after.as_deref().map(str::parse::<u64>).transpose();
-    let after = after.map_err(|error| Problem::bad_request(format!("after is no worker's id: {error}")))?;
+    let after = after.map_err(|error| Problem::bad_request(format!("after is not a worker id: {error}")))?;
     let mut workers = daemon.homes.pool.list();
     workers.retain(|listed| after.is_none_or(|after| listed.worker.id > after));
     workers.sort_unstable_by_key(|listed| listed.worker.id);
     workers.truncate(page.limit + 1);
-    tell(PAGE_BYTES, peer.uid, &daemon, move || page.write("workers", workers, |listed| listed.worker.id, show)).await
+    respond(PAGE_BYTES, peer.uid, &daemon, move || page.write("workers", workers, |listed| listed.worker.id, show))
+        .await
 }
 
 fn show(listed: &Listed) -> Worker {
@@ -46,7 +47,8 @@ fn show(listed: &Listed) -> Worker {
     }
 }
 
-/// Resident memory, by the kernel's word (`VmRSS`, proc_pid_status(5)); nothing if the process has just ended.
+/// Resident memory as reported by the kernel (`VmRSS`, proc_pid_status(5)); `None` if the process
+/// has just ended.
 fn rss_bytes(pid: i32) -> Option<u64> {
     let status = std::fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
     let kib = status.lines().find_map(|line| line.strip_prefix("VmRSS:"))?.trim().strip_suffix(" kB")?;

@@ -11,7 +11,7 @@ use tokio::sync::mpsc;
 
 use crate::clock;
 use crate::config::Cordon;
-use crate::events::{Events, What};
+use crate::events::{EventKind, Events};
 use crate::state::entry::Entry;
 use crate::state::notes::{Refused, Written};
 use crate::state::recorder::Recorder;
@@ -116,7 +116,7 @@ impl Warden {
         // a crash.
         self.write_down(tenant);
         let written = self.recorder.decided(line);
-        self.events.tell(What::Ordered { tenant: name, level, reason, by_uid });
+        self.events.emit(EventKind::Ordered { tenant: name, level, reason, by_uid });
         self.carry_out(tenant, by_uid, decision);
         Ok(written)
     }
@@ -131,7 +131,7 @@ impl Warden {
         tenant.clear_suspicion();
         self.write_down(tenant);
         let written = self.recorder.decided(line);
-        self.events.tell(What::Lifted { tenant: name, reason, by_uid });
+        self.events.emit(EventKind::Lifted { tenant: name, reason, by_uid });
         self.carry_out(tenant, by_uid, decision);
         self.ask_for_move(tenant);
         Ok(written)
@@ -147,7 +147,7 @@ impl Warden {
         };
         self.write_down(tenant);
         let name = tenant.name.to_string();
-        self.events.tell(What::Cordoned { tenant: name.clone(), uid, from, to, reasons: reasons.clone() });
+        self.events.emit(EventKind::Cordoned { tenant: name.clone(), uid, from, to, reasons: reasons.clone() });
         self.recorder.seen(Some(uid), &Entry::Moved { tenant: name, from, to, reasons });
         self.ask_for_move(tenant);
     }
@@ -183,7 +183,7 @@ impl Warden {
         deaths.blamed(level, rules, now);
         if !before && deaths.is_used_up(rules, now) {
             let (count, clear_in_ms) = (deaths.count(rules, now), deaths.clear_in_ms(now));
-            self.events.tell(What::BudgetUsedUp { uid, deaths: count, clear_in_ms });
+            self.events.emit(EventKind::BudgetUsedUp { uid, deaths: count, clear_in_ms });
         }
     }
 
@@ -239,7 +239,7 @@ impl Warden {
             let name = tenant.name.to_string();
             let group = case.and_then(|case| halves.get_mut(usize::from(case.half)));
             group.unwrap_or(&mut alone).push(name.clone());
-            self.events.tell(What::KeptApart {
+            self.events.emit(EventKind::KeptApart {
                 tenant: name,
                 uid: scene.uid,
                 alone: case.is_none(),

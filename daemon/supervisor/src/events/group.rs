@@ -1,11 +1,11 @@
-//! On whose account events are, and how a second's room is shared.
+//! The account that an event is charged to, and how a second's capacity is shared.
 
 use crate::share::{Exhausted, Held, Parts, Supply};
 
-/// Of a second's room all uids together that no rule names have a few places of their own.
+/// The capacity of a second for all uids together that no rule names.
 const STRANGERS: u64 = 4;
 
-/// On whose account an event is.
+/// The account that an event is charged to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub(super) enum Group {
     Daemon,
@@ -16,7 +16,8 @@ pub(super) enum Group {
     Strangers,
 }
 
-/// What one second has room for, shared by groups as everything is that clients share.
+/// How many events a second has capacity for, shared among groups like every resource that clients
+/// share.
 #[derive(Debug, Clone)]
 pub(super) struct Room {
     known: Supply,
@@ -25,11 +26,11 @@ pub(super) struct Room {
 
 impl Room {
     pub(super) fn new(what: &'static str, whole: u64, parts: Parts) -> Self {
-        // Root's is the one part of it.
+        // Owners share the uid 0.
         Self { known: Supply::new(what, whole, parts), strangers: Supply::new(what, STRANGERS, Parts::new(&[])) }
     }
 
-    /// A place for one; what the daemon says of itself needs none.
+    /// Takes capacity for one event. The daemon's own events need none.
     pub(super) fn take(&self, group: Group) -> Result<Option<Held>, Exhausted> {
         let held = match group {
             Group::Daemon => return Ok(None),

@@ -1,4 +1,4 @@
-//! Where events are told, remembered and read.
+//! Where events are emitted, kept and read.
 
 use std::fmt;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -7,24 +7,24 @@ use std::time::Duration;
 use tokio::sync::{Notify, watch};
 
 use super::group::{Group, Room};
+use super::kind::{Class, Event, EventKind};
 use super::ring::Ring;
 use super::tally::{Counted, Tally};
-use super::what::{Class, Event, What};
 use crate::clock;
 use crate::config::Peer;
 use crate::logging;
 use crate::share::{Held, Parts};
 
-/// Events that are remembered, by class.
+/// How many events are kept, by class.
 const KEPT: [usize; 3] = [1024, 1024, 512];
-/// How often what was counted is told.
-const TOLD_EVERY: Duration = Duration::from_secs(1);
-/// Of one kind of evidence by one source so many a second are told one by one.
+/// How often counted events are reported.
+const REPORT_EVERY: Duration = Duration::from_secs(1);
+/// How many events a second of one kind of evidence from one source are emitted individually.
 const EVIDENCE_AT_ONCE: u64 = 4;
 /// Different events a second.
 const MOST_EVIDENCE: u64 = 1024;
 const MOST_COMMON: u64 = 64;
-/// Lines of the log a second about the course of things; more are only counted.
+/// Course events that are logged a second; more are only counted.
 const COURSE_LINES: u64 = 100;
 #[derive(Debug)]
 struct Known {
@@ -32,7 +32,7 @@ struct Known {
     rings: [Ring; 3],
     evidence: Tally,
     common: Tally,
-    /// Lines about the course of things in this second, and how many were left out.
+    /// The log lines of course events in this second, and how many were left out.
     course_lines: Vec<Option<Held>>,
     course_dropped: u64,
     course_room: Room,
@@ -43,20 +43,20 @@ pub(crate) struct Events {
     known: Mutex<Known>,
     /// The number of the last event.
     last: watch::Sender<u64>,
-    /// A second has begun in which something is counted.
+    /// Notified when something is counted, which starts a second.
     counting: Notify,
     peers: Vec<Peer>,
     audit: Option<Arc<dyn Audit>>,
 }
 
-/// Where evidence is written down.
+/// Where evidence is recorded.
 pub(crate) trait Audit: fmt::Debug + Send + Sync {
-    /// So many times something happened, by what that uid ran or ordered; by the daemon itself
-    /// where there is no such uid.
+    /// Records that an event happened `count` times, caused by what the uid ran or ordered; by the
+    /// daemon itself if there is no uid.
     fn write_down(&self, uid: Option<u32>, count: u64, event: serde_json::Value);
 }
 
-/// How far somebody has read.
+/// How far a reader has read.
 #[derive(Debug, Default, Clone, Copy)]
 pub(crate) struct Cursor {
     pub(crate) seq: u64,
@@ -68,7 +68,7 @@ pub(crate) struct Cursor {
 #[derive(Debug)]
 pub(crate) enum Read {
     Event(Event),
-    /// So many of a class are not remembered any more.
+    /// This many events of a class are no longer kept.
     Missed(Class, u64),
 }
 
@@ -78,7 +78,7 @@ impl Events {
         let known = Known {
             seq: 0,
             rings: KEPT.map(Ring::new),
-            // Evidence is nobody's to push out, whatever part a rule gives.
+            // No uid may fill all of it, whatever part a rule grants.
             evidence: Tally::new(EVIDENCE_AT_ONCE, Room::new("different evidence", MOST_EVIDENCE, Parts::halves())),
             common: Tally::new(0, Room::new("different events", MOST_COMMON, parts.clone())),
             course_lines: Vec::new(),
@@ -93,8 +93,8 @@ impl Events {
         self.known.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn group(&self, what: &What) -> Group {
-        match what.uid() {
+    fn group(&self, kind: &EventKind) -> Group {
+        match kind.uid() {
             None => Group::Daemon,
             Some(uid) if self.peers.iter().any(|peer| peer.uid == uid) => Group::Uid(uid),
             Some(uid) if uid == 0 || uid == nix::unistd::geteuid().as_raw() => Group::Owner,
@@ -102,33 +102,33 @@ impl Events {
         }
     }
 
-    pub(crate) fn tell(&self, what: What) {
-        // The last word to followers.
-        if matches!(what, What::Draining) {
-            self.tell_counted();
+    pub(crate) fn emit(&self, kind: EventKind) {
+        // Followers read no further than this event.
+        if matches!(kind, EventKind::Draining) {
+            self.emit_counted();
         }
-        let group = self.group(&what);
+        let group = self.group(&kind);
         let mut known = self.lock();
-        let class = what.class();
+        let class = kind.class();
         let counted = match class {
-            Class::Course => Counted::Now(what),
-            Class::Evidence => known.evidence.count(what, group),
-            Class::Common => known.common.count(what, group),
+            Class::Course => Counted::Now(kind),
+            Class::Evidence => known.evidence.count(kind, group),
+            Class::Common => known.common.count(kind, group),
         };
         match counted {
-            Counted::Now(what) => self.push(&mut known, what, 1, group),
-            // The audit log has all of it.
-            Counted::NoPlace(what) if class == Class::Evidence => self.write_down(&what, 1),
+            Counted::Now(kind) => self.push(&mut known, kind, 1, group),
+            // The audit log has every one.
+            Counted::NoPlace(kind) if class == Class::Evidence => self.write_down(&kind, 1),
             Counted::Later | Counted::NoPlace(_) => {}
         }
         drop(known);
         self.counting.notify_one();
     }
 
-    fn push(&self, known: &mut Known, what: What, count: u64, group: Group) {
-        let class = what.class();
+    fn push(&self, known: &mut Known, kind: EventKind, count: u64, group: Group) {
+        let class = kind.class();
         known.seq += 1;
-        let event = Event { seq: known.seq, unix_ms: clock::unix_ms(), count, what };
+        let event = Event { seq: known.seq, unix_ms: clock::unix_ms(), count, kind };
         let [evidence, course, common] = &mut known.rings;
         let ring = match class {
             Class::Evidence => evidence,
@@ -141,7 +141,7 @@ impl Events {
         match class {
             Class::Evidence => {
                 tracing::info!(target: logging::EVIDENCE, event = %json, "event");
-                self.write_down(&event.what, event.count);
+                self.write_down(&event.kind, event.count);
             }
             Class::Course => match known.course_room.take(group) {
                 Ok(line) => {
@@ -155,25 +155,25 @@ impl Events {
         }
     }
 
-    /// The audit log has the details of what an attack left.
-    fn write_down(&self, what: &What, count: u64) {
-        if let Some(audit) = self.audit.as_ref().filter(|_| what.is_audited()) {
-            audit.write_down(what.uid(), count, serde_json::to_value(what).unwrap_or_default());
+    /// The audit log has the details of an attack's traces.
+    fn write_down(&self, kind: &EventKind, count: u64) {
+        if let Some(audit) = self.audit.as_ref().filter(|_| kind.is_audited()) {
+            audit.write_down(kind.uid(), count, serde_json::to_value(kind).unwrap_or_default());
         }
     }
 
-    /// Tells what was counted in the second that is over.
-    pub(crate) fn tell_counted(&self) {
+    /// Emits kind was counted in the second that is over.
+    pub(crate) fn emit_counted(&self) {
         let mut known = self.lock();
         for (class, (counted, others)) in
             [(Class::Evidence, known.evidence.take()), (Class::Common, known.common.take())]
         {
-            for (what, count) in counted {
-                let group = self.group(&what);
-                self.push(&mut known, what, count, group);
+            for (kind, count) in counted {
+                let group = self.group(&kind);
+                self.push(&mut known, kind, count, group);
             }
             if others > 0 {
-                self.push(&mut known, What::Others { class }, others, Group::Daemon);
+                self.push(&mut known, EventKind::Others { class }, others, Group::Daemon);
             }
         }
         known.course_lines.clear();
@@ -182,21 +182,21 @@ impl Events {
         if dropped > 0 {
             tracing::warn!(
                 dropped,
-                "events of this second are not in the log, for there were too many; see /v1/events"
+                "events of this second are not in the log, because there were too many; see /v1/events"
             );
         }
     }
 
-    /// Tells once a second what was counted, for as long as the daemon lives.
+    /// Emits once a second kind was counted, for as long as the daemon lives.
     pub(crate) async fn count(&self) {
         loop {
             self.counting.notified().await;
-            tokio::time::sleep(TOLD_EVERY).await;
-            self.tell_counted();
+            tokio::time::sleep(REPORT_EVERY).await;
+            self.emit_counted();
         }
     }
 
-    /// What comes next for a reader, in the order in which it was told.
+    /// The next event for a reader, in the order of emission.
     pub(crate) fn next(&self, Cursor { seq, numbers }: &mut Cursor) -> Option<Read> {
         let known = self.lock();
         let rings = Class::ALL.into_iter().zip(&known.rings).zip(numbers);
@@ -212,7 +212,7 @@ impl Events {
         Some(Read::Event(kept.event.clone()))
     }
 
-    /// The number of the last event, and each time that there is another one.
+    /// The number of the last event, with a notification of every new one.
     pub(crate) fn follow(&self) -> watch::Receiver<u64> {
         self.last.subscribe()
     }
@@ -221,7 +221,7 @@ impl Events {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::events::what::Source;
+    use crate::events::kind::Source;
 
     fn events() -> Events {
         let peer = |uid, tenants: &str| Peer {
@@ -233,17 +233,17 @@ mod tests {
         Events::new(vec![peer(7, "bad-*"), peer(8, "good-*")], None)
     }
 
-    fn denied(uid: u32) -> What {
-        What::Denied { uid, what: "operate the daemon".to_owned() }
+    fn denied(uid: u32) -> EventKind {
+        EventKind::Denied { uid, what: "operate the daemon".to_owned() }
     }
 
-    fn crashed(tenant: &str) -> What {
+    fn crashed(tenant: &str) -> EventKind {
         crashed_of(if tenant.starts_with("good") { 8 } else { 7 }, tenant)
     }
 
-    fn crashed_of(uid: u32, tenant: &str) -> What {
+    fn crashed_of(uid: u32, tenant: &str) -> EventKind {
         let (tenant, what, pc) = (Some(tenant.to_owned()), "it crashed".to_owned(), "0x0".to_owned());
-        What::Crashed { worker: 1, pid: 1, uid, tenant, what, pc, room_mb: 1, blame: "inCompany" }
+        EventKind::Crashed { worker: 1, pid: 1, uid, tenant, what, pc, room_mb: 1, blame: "inCompany" }
     }
 
     fn all(events: &Events) -> Vec<Event> {
@@ -259,31 +259,31 @@ mod tests {
     }
 
     #[test]
-    fn a_reader_sees_the_past_and_then_the_present_without_gap_or_repeat() {
+    fn a_reader_gets_old_and_new_events_without_gap_or_repeat() {
         let (events, mut cursor) = (events(), Cursor::default());
-        events.tell(What::Draining);
+        events.emit(EventKind::Draining);
         assert_eq!(read(&events, &mut cursor, 9).len(), 1);
-        events.tell(What::Draining);
+        events.emit(EventKind::Draining);
         assert!(matches!(read(&events, &mut cursor, 9).as_slice(), [Read::Event(Event { seq: 2, .. })]));
         assert!(read(&events, &mut cursor, 9).is_empty());
     }
 
     #[test]
-    fn no_flood_of_one_class_pushes_another_out_and_numbers_have_no_gaps() {
+    fn a_flood_of_one_class_displaces_no_other_and_numbers_have_no_gaps() {
         let events = events();
-        events.tell(crashed("good-1"));
-        events.tell(What::Started { version: "1" });
+        events.emit(crashed("good-1"));
+        events.emit(EventKind::Started { version: "1" });
         for n in 0..5000 {
-            events.tell(What::WorkerRetired { worker: n, pid: 1, uid: 7 });
-            events.tell(denied(5003));
+            events.emit(EventKind::WorkerRetired { worker: n, pid: 1, uid: 7 });
+            events.emit(denied(5003));
             if n % 100 == 0 {
-                events.tell_counted();
+                events.emit_counted();
             }
         }
-        events.tell_counted();
+        events.emit_counted();
         let all = all(&events);
-        assert_eq!(all.iter().filter(|event| matches!(event.what, What::Crashed { .. })).count(), 1);
-        let denials: Vec<_> = all.iter().filter(|event| matches!(event.what, What::Denied { .. })).collect();
+        assert_eq!(all.iter().filter(|event| matches!(event.kind, EventKind::Crashed { .. })).count(), 1);
+        let denials: Vec<_> = all.iter().filter(|event| matches!(event.kind, EventKind::Denied { .. })).collect();
         assert_eq!(denials.iter().map(|event| event.count).sum::<u64>(), 5000);
         let mut cursor = Cursor::default();
         let mut seen = 0;
@@ -298,30 +298,30 @@ mod tests {
     }
 
     #[test]
-    fn whoever_floods_evidence_pushes_out_its_own() {
+    fn a_tenant_that_floods_evidence_displaces_only_its_own() {
         let events = events();
-        events.tell(crashed("good-1"));
-        events.tell(What::PolicyChanged { tenant: "x".into(), by_uid: 0 });
+        events.emit(crashed("good-1"));
+        events.emit(EventKind::PolicyChanged { tenant: "x".into(), by_uid: 0 });
         for n in 0..5000 {
-            events.tell(crashed(&format!("bad-{n}")));
+            events.emit(crashed(&format!("bad-{n}")));
             if n % 100 == 0 {
-                events.tell_counted();
+                events.emit_counted();
             }
         }
         let all = all(&events);
         assert_eq!(all.len(), KEPT[0]);
-        let is_good = |event: &&Event| event.what.source() == Source::Tenant("good-1".into());
+        let is_good = |event: &&Event| event.kind.source() == Source::Tenant("good-1".into());
         assert_eq!(all.iter().filter(is_good).count(), 1);
-        assert!(all.iter().any(|event| matches!(event.what, What::PolicyChanged { .. })));
+        assert!(all.iter().any(|event| matches!(event.kind, EventKind::PolicyChanged { .. })));
     }
 
     #[test]
-    fn whoever_floods_the_course_of_things_leaves_lines_and_room_for_others() {
+    fn a_uid_that_floods_course_events_leaves_lines_and_room_for_others() {
         let events = events();
-        let retired = |uid| What::WorkerRetired { worker: 1, pid: 1, uid };
-        events.tell(retired(8));
+        let retired = |uid| EventKind::WorkerRetired { worker: 1, pid: 1, uid };
+        events.emit(retired(8));
         for uid in [7, 0, 5003].into_iter().cycle().take(9000) {
-            events.tell(retired(uid));
+            events.emit(retired(uid));
         }
         {
             let known = events.lock();
@@ -329,79 +329,79 @@ mod tests {
             assert!(lines(Group::Uid(8)) && lines(Group::Daemon) && known.course_dropped > 8000);
             assert!(!lines(Group::Uid(7)) && !lines(Group::Owner) && !lines(Group::Strangers));
         }
-        assert!(all(&events).iter().any(|event| matches!(event.what, What::WorkerRetired { uid: 8, .. })));
-        events.tell_counted();
+        assert!(all(&events).iter().any(|event| matches!(event.kind, EventKind::WorkerRetired { uid: 8, .. })));
+        events.emit_counted();
         assert!(events.lock().course_room.take(Group::Uid(7)).is_ok(), "a new second");
     }
 
     #[test]
-    fn however_many_strangers_there_are_they_are_one() {
+    fn all_uids_without_a_rule_count_as_one() {
         let events = events();
-        events.tell(What::RunEnded { tenant: "good-1".into(), uid: 8, run: "run_1".into(), outcome: "violation" });
+        events.emit(EventKind::RunEnded { tenant: "good-1".into(), uid: 8, run: "run_1".into(), outcome: "violation" });
         for uid in 10_000..12_000 {
-            events.tell(denied(uid));
+            events.emit(denied(uid));
             if uid % 100 == 0 {
-                events.tell(What::RunEnded {
+                events.emit(EventKind::RunEnded {
                     tenant: "good-2".into(),
                     uid: 8,
                     run: "run_2".into(),
                     outcome: "violation",
                 });
-                events.tell_counted();
+                events.emit_counted();
             }
         }
         let ended = |tenant: &str| {
-            let of = |event: &&Event| event.what.source() == Source::Tenant(tenant.into());
+            let of = |event: &&Event| event.kind.source() == Source::Tenant(tenant.into());
             all(&events).iter().filter(of).count()
         };
         assert_eq!((ended("good-1"), ended("good-2")), (1, 20));
     }
 
     #[test]
-    fn evidence_is_told_at_once_and_its_repetitions_with_a_count() {
+    fn evidence_is_emitted_at_once_and_its_repetitions_with_a_count() {
         let events = events();
         for _ in 0..100 {
-            events.tell(crashed("bad-1"));
+            events.emit(crashed("bad-1"));
         }
         assert_eq!(all(&events).len(), 4);
-        events.tell_counted();
+        events.emit_counted();
         assert_eq!(all(&events).iter().map(|event| event.count).sum::<u64>(), 100);
     }
 
     #[test]
-    fn evidence_without_a_tenant_is_its_workers_uids_and_each_worker_is_told_of() {
+    fn evidence_without_a_tenant_belongs_to_the_workers_uid_and_each_worker_has_its_own_event() {
         let events = events();
-        events.tell(crashed("good-1"));
+        events.emit(crashed("good-1"));
         for n in 0..5000 {
             let findings = vec!["a page without its key".to_owned()];
-            events.tell(What::Mistagged { worker: n, pid: 1, uid: 7, findings });
+            events.emit(EventKind::Mistagged { worker: n, pid: 1, uid: 7, findings });
             if n % 100 == 0 {
-                events.tell_counted();
+                events.emit_counted();
             }
         }
-        events.tell(What::Mistagged { worker: 5000, pid: 1, uid: 8, findings: Vec::new() });
+        events.emit(EventKind::Mistagged { worker: 5000, pid: 1, uid: 8, findings: Vec::new() });
         let all = all(&events);
-        let of = |source| all.iter().filter(|event| event.what.source() == source).count();
+        let of = |source| all.iter().filter(|event| event.kind.source() == source).count();
         assert_eq!((of(Source::Uid(7)), of(Source::Uid(8)), of(Source::Tenant("good-1".into()))), (KEPT[0] - 2, 1, 1));
         assert!(all.iter().all(|event| event.count == 1), "no two workers are one event");
     }
 
     #[test]
-    fn evidence_is_the_uids_that_ran_the_tenant_whoever_else_may_act_for_it() {
+    fn evidence_belongs_to_the_uid_that_ran_the_tenant() {
         let events = events();
-        events.tell(crashed_of(8, "bad-1"));
+        events.emit(crashed_of(8, "bad-1"));
         for n in 0..5000 {
-            events.tell(crashed_of(7, &format!("bad-{n}")));
+            events.emit(crashed_of(7, &format!("bad-{n}")));
             if n % 100 == 0 {
-                events.tell_counted();
+                events.emit_counted();
             }
         }
         let all = all(&events);
-        assert_eq!(all.iter().filter(|event| event.what.uid() == Some(8)).count(), 1);
+        assert_eq!(all.iter().filter(|event| event.kind.uid() == Some(8)).count(), 1);
     }
 
     #[test]
-    fn the_audit_log_has_all_evidence_that_differs_however_much_comes_in_a_second() {
+    fn the_audit_log_has_all_different_evidence_of_a_second_however_much_there_is() {
         let dir = tempfile::tempdir().unwrap();
         let (recorder, _) = crate::state::recorder::Recorder::open(
             &crate::files::Folder::make(dir.path()).unwrap(),
@@ -412,11 +412,11 @@ mod tests {
         let recorder = Arc::new(recorder);
         let events = Events::new(events().peers, Some(recorder.clone()));
         let tenants: Vec<_> = (0..3000).map(|n| format!("bad-{n}")).collect();
-        tenants.iter().for_each(|tenant| events.tell(crashed(tenant)));
-        events.tell_counted();
+        tenants.iter().for_each(|tenant| events.emit(crashed(tenant)));
+        events.emit_counted();
         recorder.close();
         let log = std::fs::read_to_string(dir.path().join("audit/audit.jsonl")).unwrap();
         assert!(tenants.iter().all(|tenant| log.contains(&format!("\"{tenant}\""))) && recorder.lost() == 0);
-        assert!(all(&events).iter().any(|event| matches!(event.what, What::Others { .. })));
+        assert!(all(&events).iter().any(|event| matches!(event.kind, EventKind::Others { .. })));
     }
 }

@@ -1,7 +1,7 @@
-//! What happened, for operators: a bounded memory of events, whoever follows them, and the log.
+//! What happened, for operators: events in bounded memory, their followers, and the log.
 //!
 //! ```text
-//! tell ─▶ course ─────────────────────────────────────────▶ ring, log (so many lines a second)
+//! emit ─▶ course ─────────────────────────────────────────▶ ring, log (bounded lines a second)
 //!      ├▶ evidence ─▶ the first ones of a kind and source ─▶ ring, log, audit log
 //!      │                ├ repetitions, counted ─ a second ─▶ the same, as one with a count
 //!      │                └ too many that differ in a second ▶ audit log
@@ -9,12 +9,12 @@
 //! ```
 
 mod group;
+mod kind;
 mod log;
 mod ring;
 mod tally;
-mod what;
 
-pub(crate) use log::{Audit, Cursor, Events, Read};
 #[cfg(test)]
-pub(crate) use what::Class;
-pub(crate) use what::What;
+pub(crate) use kind::Class;
+pub(crate) use kind::EventKind;
+pub(crate) use log::{Audit, Cursor, Events, Read};

@@ -3,14 +3,14 @@
 use std::collections::{HashMap, VecDeque};
 
 use super::group::Group;
-use super::what::{Event, Source};
+use super::kind::{Event, Source};
 
-/// A bounded memory. Where it is full, whoever has the most in it loses its oldest event.
+/// Bounded storage. When it is full, the group with the most events in it loses its oldest one.
 #[derive(Debug)]
 pub(super) struct Ring {
     most: usize,
-    /// How many there were.
-    told: u64,
+    /// How many events there were.
+    pushed: u64,
     kept: VecDeque<Kept>,
     held: HashMap<Group, HashMap<Source, usize>>,
 }
@@ -25,19 +25,19 @@ pub(super) struct Kept {
 
 impl Ring {
     pub(super) fn new(most: usize) -> Self {
-        Self { most, told: 0, kept: VecDeque::new(), held: HashMap::new() }
+        Self { most, pushed: 0, kept: VecDeque::new(), held: HashMap::new() }
     }
 
     pub(super) fn push(&mut self, event: Event, group: Group) {
         if self.kept.len() >= self.most {
             self.forget_one();
         }
-        self.told += 1;
-        *self.held.entry(group).or_default().entry(event.what.source()).or_default() += 1;
-        self.kept.push_back(Kept { number: self.told, event, group });
+        self.pushed += 1;
+        *self.held.entry(group).or_default().entry(event.kind.source()).or_default() += 1;
+        self.kept.push_back(Kept { number: self.pushed, event, group });
     }
 
-    /// The first one behind `seq`.
+    /// The first event after `seq`.
     pub(super) fn after(&self, seq: u64) -> Option<&Kept> {
         self.kept.get(self.kept.partition_point(|kept| kept.event.seq <= seq))
     }
@@ -47,11 +47,11 @@ impl Ring {
         let most = self.held.iter().max_by_key(|(_, sources)| of(sources));
         let Some((group, sources)) = most else { return };
         let (group, most) = (*group, sources.values().copied().max().unwrap_or_default());
-        let greedy = |kept: &Kept| kept.group == group && sources.get(&kept.event.what.source()) == Some(&most);
+        let greedy = |kept: &Kept| kept.group == group && sources.get(&kept.event.kind.source()) == Some(&most);
         let Some(oldest) = self.kept.iter().position(greedy) else { return };
         let Some(gone) = self.kept.remove(oldest) else { return };
         if let Some(sources) = self.held.get_mut(&group) {
-            let source = gone.event.what.source();
+            let source = gone.event.kind.source();
             if most <= 1 {
                 sources.remove(&source);
             } else {

@@ -1,32 +1,33 @@
-//! Events that repeat each other within a second, counted instead of told one by one.
+//! Events that repeat each other within a second, counted instead of emitted one by one.
 
 use std::collections::HashMap;
 
 use super::group::{Group, Room};
-use super::what::{Key, What};
+use super::kind::{EventKind, Key};
 use crate::share::Held;
 
-/// What a second's events of one class came to.
+/// The events of one class in a second.
 #[derive(Debug)]
 pub(super) struct Tally {
-    /// Repetitions that are told at once before the rest is counted.
+    /// How many repetitions are emitted at once before the rest is counted.
     direct: u64,
-    /// For different events.
+    /// Capacity for different events.
     room: Room,
     places: HashMap<(Group, Key), usize>,
-    counted: Vec<(What, u64, Option<Held>)>,
+    counted: Vec<(EventKind, u64, Option<Held>)>,
     others: u64,
 }
 
 /// What becomes of an event.
 #[derive(Debug)]
 pub(super) enum Counted {
-    /// It is told at once.
-    Now(What),
-    /// It is told with those that it repeats, at the end of the second.
+    /// It is emitted at once.
+    Now(EventKind),
+    /// It is emitted at the end of the second, with those that it repeats.
     Later,
-    /// There is no place for it: its second has had too many that differ. It is one of the others.
-    NoPlace(What),
+    /// There is no capacity left for different events in this second: it counts as one of the
+    /// others.
+    NoPlace(EventKind),
 }
 
 impl Tally {
@@ -34,37 +35,37 @@ impl Tally {
         Self { direct, room, places: HashMap::new(), counted: Vec::new(), others: 0 }
     }
 
-    pub(super) fn count(&mut self, what: What, group: Group) -> Counted {
-        let key = (group, what.key());
+    pub(super) fn count(&mut self, kind: EventKind, group: Group) -> Counted {
+        let key = (group, kind.key());
         if let Some(known) = self.places.get(&key).and_then(|place| self.counted.get_mut(*place)) {
             known.1 += 1;
             if known.1 <= self.direct {
-                return Counted::Now(what);
+                return Counted::Now(kind);
             }
-            // What is told later is the first that was not told at once.
+            // The event emitted later is the first one that was not emitted at once.
             if known.1 == self.direct + 1 {
-                known.0 = what;
+                known.0 = kind;
             }
             return Counted::Later;
         }
         let Ok(held) = self.room.take(group) else {
             self.others += 1;
-            return Counted::NoPlace(what);
+            return Counted::NoPlace(kind);
         };
         self.places.insert(key, self.counted.len());
-        let now = (self.direct > 0).then(|| what.clone());
-        self.counted.push((what, 1, held));
+        let now = (self.direct > 0).then(|| kind.clone());
+        self.counted.push((kind, 1, held));
         now.map_or(Counted::Later, Counted::Now)
     }
 
-    /// What has yet to be told, in the order in which it began, and how many events were of no kind
-    /// that is in it. A new second begins.
-    pub(super) fn take(&mut self) -> (Vec<(What, u64)>, u64) {
+    /// The events still to be emitted, in the order in which they first occurred, and how many
+    /// events had no capacity. Starts a new second.
+    pub(super) fn take(&mut self) -> (Vec<(EventKind, u64)>, u64) {
         let direct = self.direct;
         let Self { counted, others, .. } = std::mem::replace(self, Self::new(direct, self.room.clone()));
-        let left = counted.into_iter().filter_map(|(what, count, _)| {
+        let left = counted.into_iter().filter_map(|(kind, count, _)| {
             let left = count.saturating_sub(direct);
-            (left > 0).then_some((what, left))
+            (left > 0).then_some((kind, left))
         });
         (left.collect(), others)
     }
@@ -79,12 +80,12 @@ mod tests {
         Room::new("events", whole, Parts::halves())
     }
 
-    fn denied(uid: u32) -> What {
-        What::Denied { uid, what: "operate the daemon".to_owned() }
+    fn denied(uid: u32) -> EventKind {
+        EventKind::Denied { uid, what: "operate the daemon".to_owned() }
     }
 
-    fn ended(tenant: &str) -> What {
-        What::RunEnded { tenant: tenant.to_owned(), uid: 7, run: "run_1".to_owned(), outcome: "exceededCpu" }
+    fn ended(tenant: &str) -> EventKind {
+        EventKind::RunEnded { tenant: tenant.to_owned(), uid: 7, run: "run_1".to_owned(), outcome: "exceededCpu" }
     }
 
     #[test]
@@ -100,18 +101,18 @@ mod tests {
     }
 
     #[test]
-    fn the_first_ones_are_told_at_once_where_that_is_asked_for() {
+    fn the_first_events_are_emitted_at_once_if_configured() {
         let mut tally = Tally::new(4, room(8));
         let now = |_: &u8| matches!(tally.count(ended("t"), Group::Uid(7)), Counted::Now(_));
-        let told = (0..10).filter(now).count();
+        let emitted = (0..10).filter(now).count();
         let (left, others) = tally.take();
-        assert_eq!((told, left.first().map(|(_, count)| *count), others), (4, Some(6), 0));
+        assert_eq!((emitted, left.first().map(|(_, count)| *count), others), (4, Some(6), 0));
         tally.count(ended("t"), Group::Uid(7));
-        assert!(tally.take().0.is_empty(), "what was told is not told again");
+        assert!(tally.take().0.is_empty(), "what was emitted is not emitted again");
     }
 
     #[test]
-    fn nobody_has_more_than_half_of_the_places_that_are_free() {
+    fn no_group_gets_more_than_half_of_the_free_capacity() {
         let mut tally = Tally::new(0, room(8));
         for _ in 0..2 {
             for group in [Group::Owner, Group::Uid(7)] {
@@ -119,10 +120,10 @@ mod tests {
             }
             (1000..2000).for_each(|uid| drop(tally.count(denied(uid), Group::Strangers)));
             tally.count(ended("another"), Group::Uid(8));
-            tally.count(What::Draining, Group::Daemon);
-            let (told, others) = tally.take();
-            // Half, half of the rest, a few for all strangers, one, and the daemon's own.
-            assert_eq!((told.len(), others), (4 + 2 + 4 + 1 + 1, 96 + 98 + 996));
+            tally.count(EventKind::Draining, Group::Daemon);
+            let (counted, others) = tally.take();
+            // Half, half of the rest, a few for all uids without a rule, one, and the daemon's own.
+            assert_eq!((counted.len(), others), (4 + 2 + 4 + 1 + 1, 96 + 98 + 996));
         }
     }
 }

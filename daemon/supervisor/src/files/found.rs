@@ -1,4 +1,4 @@
-//! What is found under a name: whose it is, and what others may do with it.
+//! What exists under a name: its owner, and what others may do with it.
 
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
@@ -10,7 +10,7 @@ use nix::sys::stat::{FileStat, Mode, SFlag, fchmod, fstat};
 pub(crate) const FOLDER: OFlag =
     OFlag::O_RDONLY.union(OFlag::O_DIRECTORY).union(OFlag::O_NOFOLLOW).union(OFlag::O_CLOEXEC);
 
-/// What others than the owner may do.
+/// What users other than the owner may do.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Others {
     Nothing,
@@ -18,21 +18,21 @@ pub(crate) enum Others {
     Write,
 }
 
-/// Looks at a folder, and refuses one that somebody else owns or may write to.
+/// Checks a folder, and refuses one that another user owns or may write to.
 pub(crate) fn look(folder: OwnedFd) -> io::Result<(OwnedFd, FileStat, Others)> {
     let folder = openat(folder, ".", FOLDER, Mode::empty())?;
     let found = fstat(&folder)?;
     let others = judge(&found)?;
     if others == Others::Write {
         return Err(refused(format!(
-            "others may write to it (mode {:o}), so nothing in it can be believed; look at what is there, then `chmod go-w` it",
+            "others may write to it (mode {:o}), so nothing in it can be trusted; check what is there, then `chmod go-w` it",
             bits(&found)
         )));
     }
     Ok((folder, found, others))
 }
 
-/// Whose it is, and what others may do with it.
+/// Checks the owner, and returns what others may do.
 pub(crate) fn judge(found: &FileStat) -> io::Result<Others> {
     if found.st_uid != 0 && !is_ours(found) {
         return Err(not_ours(found));
@@ -62,14 +62,14 @@ pub(crate) fn close_to_others(what: impl AsFd, path: &Path, found: &FileStat, mo
         path = %path.display(),
         mode = %format!("{:o}", bits(found)),
         now = %format!("{mode:o}"),
-        "others had rights to what the daemon keeps, and have none now"
+        "other users had rights to what the daemon keeps; they were removed"
     );
     Ok(())
 }
 
 pub(crate) fn not_ours(found: &FileStat) -> io::Error {
     let us = nix::unistd::geteuid();
-    refused(format!("it belongs to uid {}, and the daemon runs as uid {us}", found.st_uid))
+    refused(format!("it belongs to uid {}, but the daemon runs as uid {us}", found.st_uid))
 }
 
 pub(crate) fn link() -> io::Error {

@@ -1,5 +1,4 @@
-//! The way to a folder: from the root on, a step at a time, where nobody else could exchange
-//! anything.
+//! The way to a folder: step by step from the root, where no other user could exchange anything.
 
 use std::ffi::OsStr;
 use std::io;
@@ -18,29 +17,30 @@ use crate::files::found::{FOLDER, bits, is_ours, kind, link, refused};
 #[derive(Debug, Clone, Copy)]
 pub(crate) enum Missing {
     Refuse,
-    /// Not found where the first of them could be made; another error where not.
+    /// Fail with `NotFound` if the first missing folder could be created, with another error if
+    /// not.
     Check,
     Make {
         others_enter: bool,
     },
 }
 
-/// What the folder at the end of the way is.
+/// What the last folder of the way is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Last {
-    /// One that the daemon keeps something in: no link, and looked at by whoever opens it.
+    /// One that the daemon keeps something in: not a link, and checked by the caller that opens it.
     Kept,
-    /// One like those before it.
+    /// Like the folders before it.
     OnTheWay,
 }
 
-/// Longer chains of links are followed by nobody (path_resolution(7)).
+/// The kernel follows no longer chains of links either (path_resolution(7)).
 pub(crate) const MOST_LINKS: usize = 40;
-/// Not to be read: others' folders on the way need not allow that.
+/// Without read access, which other users' folders on the way need not grant.
 pub(crate) const STEP: OFlag = OFlag::O_PATH.union(OFlag::O_NOFOLLOW).union(OFlag::O_CLOEXEC);
 
-/// Goes to a folder from the root on, below one descriptor after the other. What is on the way must
-/// be such that only root and the daemon could exchange it.
+/// Walks to a folder from the root, below one descriptor after another. Only root and the daemon
+/// may be able to exchange anything on the way.
 pub(crate) fn walk(path: &Path, missing: Missing, last: Last) -> io::Result<OwnedFd> {
     let (mut at, mut way) = (open("/", STEP, Mode::empty())?, PathBuf::new());
     let roots = fstat(&at)?.st_uid;
@@ -90,7 +90,7 @@ pub(crate) fn step(at: &OwnedFd, name: &OsStr) -> io::Result<(OwnedFd, FileStat)
     Ok((next, found))
 }
 
-/// Makes a folder; what is there already is looked at by whoever opens it.
+/// Creates a folder. One that exists already is checked by the caller that opens it.
 pub(crate) fn make_at(at: &OwnedFd, name: &OsStr, others_enter: bool) -> io::Result<()> {
     match mkdirat(at, name, Mode::S_IRWXU) {
         Err(Errno::EEXIST) => return Ok(()),
@@ -102,14 +102,16 @@ pub(crate) fn make_at(at: &OwnedFd, name: &OsStr, others_enter: bool) -> io::Res
     Ok(())
 }
 
-/// Whether others could exchange what comes after that folder or link on the way. Who owns `/` can
-/// exchange everything: root, or a uid that stands for it in a user namespace that does not map it.
+/// Checks that others cannot exchange what comes after this folder or link on the way. The owner of
+/// `/` can exchange everything: root, or a uid that stands for it in a user namespace that does not
+/// map it.
 fn check_way(way: &Path, found: &FileStat, roots: u32) -> io::Result<()> {
     let way = way.display();
     if ![0, roots].contains(&found.st_uid) && !is_ours(found) {
         return Err(refused(format!("{way} on the way to it belongs to uid {}, who could exchange it", found.st_uid)));
     }
-    // In a folder like /tmp nobody can remove or rename what is another's. A link has no mode.
+    // In a sticky folder like /tmp, users cannot remove or rename each other's files. A link has no
+    // mode.
     let sticky = bits(found) & 0o1000 != 0;
     if kind(found) == SFlag::S_IFDIR && bits(found) & 0o022 != 0 && !sticky {
         return Err(refused(format!(
@@ -120,13 +122,13 @@ fn check_way(way: &Path, found: &FileStat, roots: u32) -> io::Result<()> {
     Ok(())
 }
 
-/// Whether the daemon may make something in a folder.
+/// Checks that the daemon can create something in a folder.
 pub(crate) fn check_room_for_names(folder: &OwnedFd, path: &Path) -> io::Result<()> {
     let failed = |errno: Errno| {
         let error = io::Error::from(errno);
         io::Error::new(error.kind(), format!("nothing can be made in {}: {error}", path.display()))
     };
-    // Where root has every right, and nothing can be made all the same.
+    // Filesystems where root has every right, and still nothing can be created.
     let kind = fstatfs(folder).map_err(failed)?.filesystem_type();
     if [PROC_SUPER_MAGIC, SYSFS_MAGIC].contains(&kind) {
         return Err(failed(Errno::EPERM));

@@ -10,7 +10,7 @@ use enisle_hardening::fault::Fault;
 use enisle_wire::control::Slot;
 
 use crate::cordons::warden::{Scene, Warden};
-use crate::events::What;
+use crate::events::EventKind;
 use crate::tenants::tenant::Tenant;
 use crate::workers::death::Death;
 use crate::workers::exit::Exit;
@@ -50,7 +50,7 @@ impl Roster {
 /// responsible, to all tenants that were there, or to none.
 pub(super) fn apply(worker: &Worker, exit: &Exit, roster: &Roster, warden: &Warden) {
     if let Death::Fault(fault) = &exit.death {
-        warden.events.tell(fault_event(worker, fault, exit.verdict, roster));
+        warden.events.emit(fault_event(worker, fault, exit.verdict, roster));
     }
     let scene = Scene { worker: worker.id, uid: worker.uid };
     let all = || roster.others(&exit.here, None);
@@ -70,7 +70,7 @@ pub(super) fn apply(worker: &Worker, exit: &Exit, roster: &Roster, warden: &Ward
 }
 
 /// The event of a fault: on which thread it was, and who is blamed.
-fn fault_event(worker: &Worker, fault: &Fault, verdict: Verdict, roster: &Roster) -> What {
+fn fault_event(worker: &Worker, fault: &Fault, verdict: Verdict, roster: &Roster) -> EventKind {
     let (worker_id, pid, uid) = (worker.id, worker.pid.as_raw(), worker.uid);
     let tenant = fault.slot.and_then(|slot| roster.name_in(Slot(slot)));
     let (what, pc) = (violation::describe(fault), format!("{:#x}", fault.pc));
@@ -78,11 +78,11 @@ fn fault_event(worker: &Worker, fault: &Fault, verdict: Verdict, roster: &Roster
         Some(Attack { layer, address, victim }) => {
             let address = address.map(|address| format!("{address:#x}"));
             let victim = victim.and_then(|slot| roster.name_in(slot));
-            What::Violation { worker: worker_id, pid, uid, tenant, layer, what, address, victim, pc }
+            EventKind::Violation { worker: worker_id, pid, uid, tenant, layer, what, address, victim, pc }
         }
         None => {
             let (room_mb, blame) = (fault.room >> 20, verdict_name(verdict));
-            What::Crashed { worker: worker_id, pid, uid, tenant, what, pc, room_mb, blame }
+            EventKind::Crashed { worker: worker_id, pid, uid, tenant, what, pc, room_mb, blame }
         }
     }
 }

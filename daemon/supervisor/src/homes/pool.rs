@@ -18,7 +18,7 @@ use tokio::sync::{Notify, OnceCell, oneshot};
 
 use crate::clock;
 use crate::cordons::warden::Warden;
-use crate::events::What;
+use crate::events::EventKind;
 use crate::homes::blame::{Roster, apply};
 use crate::homes::entries::{Entries, Entry, Listed, OccupiedWorker, Part};
 use crate::homes::exchange::Channel;
@@ -156,7 +156,7 @@ impl Pool {
             Level::Solo => "it must live alone",
             Level::Sealed | Level::Expelled => "it must live sealed",
         };
-        self.warden.events.tell(What::Admitted {
+        self.warden.events.emit(EventKind::Admitted {
             tenant: tenant.name.to_string(),
             uid,
             worker: worker.id,
@@ -233,7 +233,7 @@ impl Pool {
             tokio::spawn(async move {
                 let reason = worker.death().await.to_string();
                 let (id, pid, uid) = (worker.id, worker.pid.as_raw(), worker.uid);
-                events.tell(What::WorkerDied { worker: id, pid, uid, reason, tenants });
+                events.emit(EventKind::WorkerDied { worker: id, pid, uid, reason, tenants });
             });
         }
     }
@@ -247,7 +247,7 @@ impl Pool {
         let Some((id, entry)) = entries.of(&home.worker) else { return };
         if let Some(residence) = entry.moved_out(home.slot) {
             residence.has_left(home);
-            self.warden.events.tell(What::Retired {
+            self.warden.events.emit(EventKind::Retired {
                 tenant: residence.tenant.name.to_string(),
                 uid: home.uid,
                 worker: home.worker.id,
@@ -256,7 +256,7 @@ impl Pool {
         }
         if entry.is_empty() {
             entries.by_id.remove(&id);
-            self.warden.events.tell(retired(&home.worker));
+            self.warden.events.emit(retired(&home.worker));
             home.worker.kill("no tenant lives in it any more");
         }
         self.room.notify_waiters();
@@ -316,7 +316,7 @@ impl Pool {
             let pid = worker.pid.as_raw();
             worker.misbehaves(Signal::ClosedKey);
             worker.kill("its pages do not carry the keys that they should");
-            self.warden.events.tell(What::Mistagged { worker: worker.id, pid, uid: worker.uid, findings });
+            self.warden.events.emit(EventKind::Mistagged { worker: worker.id, pid, uid: worker.uid, findings });
         }
     }
 
@@ -388,8 +388,8 @@ impl Pool {
     }
 }
 
-fn retired(worker: &Worker) -> What {
-    What::WorkerRetired { worker: worker.id, pid: worker.pid.as_raw(), uid: worker.uid }
+fn retired(worker: &Worker) -> EventKind {
+    EventKind::WorkerRetired { worker: worker.id, pid: worker.pid.as_raw(), uid: worker.uid }
 }
 
 /// A process that has started. If it is not taken, it is killed; until it is dead, its uid has one
@@ -404,7 +404,7 @@ impl Drop for Fresh {
     fn drop(&mut self) {
         let Some(worker) = self.worker.take() else { return };
         let until_dead = self.until_dead.take();
-        self.warden.events.tell(retired(&worker));
+        self.warden.events.emit(retired(&worker));
         worker.kill("no tenant waits for it any more");
         tokio::spawn(async move {
             worker.death().await;
@@ -446,7 +446,7 @@ impl Drop for Reservation<'_> {
         let worker = entry.worker.get().cloned();
         entries.by_id.remove(&self.entry);
         if let Some(worker) = worker {
-            self.pool.warden.events.tell(retired(&worker));
+            self.pool.warden.events.emit(retired(&worker));
             worker.kill("no tenant lives in it any more");
         }
     }

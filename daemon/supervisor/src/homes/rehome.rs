@@ -21,7 +21,7 @@ use std::time::{Duration, Instant};
 use enisle_cordon::moving::{Leave, Move, Whereabouts};
 use enisle_cordon::{Level, Signal};
 
-use crate::events::What;
+use crate::events::EventKind;
 use crate::homes::find::Homes;
 use crate::homes::home::Home;
 use crate::homes::residence::Residence;
@@ -91,7 +91,7 @@ impl Homes {
             Err(error) => {
                 if residence.may_report_no_room(REPORT_NO_ROOM_EVERY) {
                     let (name, level, reason) = (tenant.name.to_string(), to.as_str(), error.to_string());
-                    self.events.tell(What::NoRoom { tenant: name, uid, level, reason });
+                    self.events.emit(EventKind::NoRoom { tenant: name, uid, level, reason });
                 }
                 return self.without_room(residence, old).await;
             }
@@ -108,7 +108,7 @@ impl Homes {
         }
         let (worker, token) = (new.worker.id, new.token);
         let name = tenant.name.to_string();
-        self.events.tell(What::Rehomed { tenant: name, uid, worker, level: to.as_str(), token });
+        self.events.emit(EventKind::Rehomed { tenant: name, uid, worker, level: to.as_str(), token });
         if let Some(old) = old.filter(|old| old.is_open()) {
             self.drain_home(residence, old, outward);
         }
@@ -196,7 +196,7 @@ impl Homes {
                 homes.abandon(&old, reason);
             }
             let ms = u64::try_from(begun.elapsed().as_millis()).unwrap_or(u64::MAX);
-            homes.events.tell(What::Drained {
+            homes.events.emit(EventKind::Drained {
                 tenant: name,
                 uid: old.uid,
                 worker: old.worker.id,

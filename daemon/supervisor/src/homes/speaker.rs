@@ -21,7 +21,7 @@ use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::{Instant, timeout_at};
 
 use crate::cordons::warden::Warden;
-use crate::events::What;
+use crate::events::EventKind;
 use crate::homes::exchange::{Channel, Ended, HomeState, Leaves, Lost, Phase, Ticket};
 use crate::homes::frames::{FrameReader, Heard, Kind};
 use crate::homes::job::Job;
@@ -238,7 +238,7 @@ impl Speaker {
     fn denounce(&self, what: &str) {
         let what = format!("as tenant {}: {what}", self.tenant.name);
         self.worker.blame(self.slot, Signal::Protocol);
-        self.warden.events.tell(What::ProtocolViolation {
+        self.warden.events.emit(EventKind::ProtocolViolation {
             worker: self.worker.id,
             pid: self.worker.pid.as_raw(),
             uid: self.worker.uid,

@@ -8,7 +8,7 @@ use enisle_wire::Outcome;
 use enisle_wire::tenant::{RunId, ScriptError, Usage};
 
 use crate::daemon::Daemon;
-use crate::events::What;
+use crate::events::EventKind;
 use crate::homes::exchange::Finished;
 use crate::homes::job::{Job, Unsealable};
 use crate::homes::pool::AdmitError;
@@ -102,7 +102,7 @@ impl Daemon {
                     // The answer reports what the last attempt used.
                     tenant.usage().add_cpu(usage.cpu_us);
                     let (tenant, run) = (tenant.name.to_string(), id.to_string());
-                    self.events.tell(What::Retried { tenant, uid, run, reason });
+                    self.events.emit(EventKind::Retried { tenant, uid, run, reason });
                     self.homes.pool.bury_dead();
                     continue;
                 }
@@ -118,7 +118,7 @@ impl Daemon {
         usage.fenced += 1;
         usage.add_cpu(cpu_us);
         drop(usage);
-        self.events.tell(What::Fenced { tenant: tenant.name.to_string(), uid, run: run.to_string(), token });
+        self.events.emit(EventKind::Fenced { tenant: tenant.name.to_string(), uid, run: run.to_string(), token });
     }
 
     /// A run as a sealed home gets it: lower limits, no secrets, no code from strings.
@@ -159,7 +159,12 @@ impl Daemon {
         }
         if !matches!(finished.outcome, Outcome::Ok | Outcome::Exception) {
             let outcome = finished.outcome.as_str();
-            self.events.tell(What::RunEnded { tenant: tenant.name.to_string(), uid, run: run.to_string(), outcome });
+            self.events.emit(EventKind::RunEnded {
+                tenant: tenant.name.to_string(),
+                uid,
+                run: run.to_string(),
+                outcome,
+            });
         }
     }
 }

@@ -1,12 +1,12 @@
-//! Turns at what takes long, so that nobody waits for all that another uid has to do.
+//! Turns at slow work, so that no uid waits for all the work of another.
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
-/// Turns at something that takes long: so many at one time, and no uid has more than its own few in
-/// the queue, so that each waits for those few of every other at the most.
+/// Turns at slow work: a fixed number at one time. Each uid has a fixed number of entries in the
+/// queue, so each waits for at most that many of every other uid.
 #[derive(Debug)]
 pub(crate) struct Turns {
     all: Arc<Semaphore>,
@@ -19,43 +19,42 @@ impl Turns {
         Self { all: Arc::new(Semaphore::new(all)), each, of: Mutex::default() }
     }
 
-    /// Waits for the turn of a uid; it is over when what is returned is dropped.
+    /// Waits for a turn of the uid. The turn ends when the returned value is dropped.
     pub(crate) async fn turn(&self, uid: u32) -> Turn {
         let own = {
             let mut of = self.of.lock().unwrap_or_else(PoisonError::into_inner);
             Arc::clone(of.entry(uid).or_insert_with(|| Arc::new(Semaphore::new(self.each))))
         };
-        // Neither is ever closed.
+        // Neither semaphore is ever closed.
         let own = own.acquire_owned().await.ok();
         Turn { _all: Arc::clone(&self.all).acquire_owned().await.ok(), _own: own }
     }
 }
 
-/// Work on bytes off the thread that serves connections. Whoever has little of it does not wait
-/// for those who have much.
+/// Work on bytes off the thread that serves connections. Short work does not wait for long work.
 #[derive(Debug)]
 pub(crate) struct Lanes {
     little: Turns,
     much: Turns,
 }
 
-/// The most that is little: at the dearest, some ten milliseconds of work.
+/// The longest that short work may be: in the worst case, about ten milliseconds of work.
 const LITTLE_BYTES: usize = 1 << 20;
 
 impl Lanes {
-    /// One work at a time in each lane, one of each uid's in its queue.
+    /// One job at a time in each lane, and one entry of each uid in its queue.
     pub(crate) fn new() -> Self {
         Self { little: Turns::new(1, 1), much: Turns::new(1, 1) }
     }
 
-    /// Waits for the turn of a uid at so many bytes.
+    /// Waits for a turn of the uid at this many bytes.
     pub(crate) async fn turn(&self, uid: u32, bytes: usize) -> Turn {
         let lane = if bytes <= LITTLE_BYTES { &self.little } else { &self.much };
         lane.turn(uid).await
     }
 }
 
-/// Somebody's turn.
+/// A turn, for as long as the value lives.
 #[derive(Debug)]
 pub(crate) struct Turn {
     _all: Option<OwnedSemaphorePermit>,
@@ -69,7 +68,7 @@ mod tests {
     use super::*;
 
     #[tokio::test]
-    async fn a_uid_waits_for_one_of_every_other() {
+    async fn a_uid_waits_for_one_turn_of_every_other() {
         let turns = Arc::new(Turns::new(1, 1));
         let first = turns.turn(1).await;
         let order = Arc::new(Mutex::new(Vec::new()));
@@ -91,7 +90,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn little_work_does_not_wait_for_much() {
+    async fn short_work_does_not_wait_for_long_work() {
         let lanes = Lanes::new();
         let _much = lanes.turn(1, LITTLE_BYTES + 1).await;
         assert!(lanes.turn(2, LITTLE_BYTES + 1).now_or_never().is_none());

@@ -1,13 +1,14 @@
-//! The audit log on the disk: a chain of lines (`enisle_cordon::audit`) in files that only grow.
+//! The audit log on disk: a chain of lines (`enisle_cordon::audit`) in files that only grow.
 //!
-//! Lines are written in order, as many as wait with one wait for the disk. What a crash has left
-//! half written at the end is cut off and kept beside it; anything else that does not fit was not
-//! done by a crash, and the file is put aside as it is.
+//! Lines are written in order, all that are waiting with one sync. A half line that a crash has
+//! left at the end is cut off and kept beside the log. Any other mismatch was not caused by a
+//! crash, and the file is quarantined as it is.
 //!
-//! All files together have a bound. Over it the oldest file that was put away is deleted, which is
-//! a line of the chain like any other, with the number and hash of the last line that went; files
-//! that were put aside go last. Where the bound is more than half of the filesystem, the oldest
-//! file goes as well when that is nearly full. A larger one is filled by somebody else, who is to
+//! All files together have a bound. Above it the oldest rotated file is deleted, which is recorded
+//! as a line of the chain, with the number and hash of the last line deleted; quarantined files are
+//! deleted last. If the bound is more than half of the filesystem, the oldest file is also deleted
+//! when the filesystem is nearly full. On a larger filesystem it is not: there, another user must
+//! have filled it, and filling it must not delete anything of the log.
 //! delete nothing of the log that way.
 
 use std::collections::VecDeque;
@@ -18,28 +19,29 @@ use enisle_cordon::audit::{Head, Verifier, append};
 use serde::Serialize;
 
 use crate::clock;
-use crate::files::{Folder, How, aside};
+use crate::files::{Folder, How, quarantine_name};
 use crate::state::entry::Entry;
 use crate::state::notes::Line;
 
-/// A file of the audit log that is larger is put away under the number of its first line.
+/// A file of the audit log that exceeds this is rotated. It is named by the number of its first
+/// line.
 const ROTATE_BYTES: u64 = 8 << 20;
-/// So much is written before the disk is waited for.
+/// How much is written before each sync.
 const SYNC_BYTES: usize = 1 << 20;
-/// So much of a disk that the log fills stays free for standings, policies, and the next lines.
+/// How much of a disk that the log fills stays free for standings, policies, and the next lines.
 const SPARE_BYTES: u64 = 4 << 20;
 
-/// What the log does on a filesystem of which it may have more than half.
+/// How the log behaves on a filesystem of which it may take more than half.
 #[derive(Debug, Clone, Copy)]
 struct SmallDisk {
-    /// A file is put away sooner, so that there is an old one to delete.
+    /// Files are rotated sooner, so that there is an old one to delete.
     rotate_bytes: u64,
-    /// Old files go while less is free.
+    /// Old files are deleted while less than this is free.
     spare_bytes: u64,
 }
 
 impl SmallDisk {
-    /// Of some filesystems the size is not known, which is 0 then.
+    /// Some filesystems report no size (0), and are not taken for small ones.
     fn of(disk_bytes: u64, keep_bytes: u64) -> Option<Self> {
         let is_small = (1..keep_bytes.saturating_mul(2)).contains(&disk_bytes);
         is_small.then(|| Self {
@@ -51,29 +53,29 @@ impl SmallDisk {
 
 pub(crate) const CURRENT: &str = "audit.jsonl";
 
-/// The log's present file.
+/// The log's current file.
 pub(crate) struct Log {
     pub(crate) folder: Folder,
     file: File,
     bytes: u64,
     /// The number of the file's first line.
     first: u64,
-    /// The most that all files may have together.
+    /// The most bytes that all files may have together.
     keep_bytes: u64,
     small_disk: Option<SmallDisk>,
     pub(crate) head: Head,
 }
 
 impl Log {
-    /// Goes on where the last line ends, which has to be the one that is `known`, if any is, or a later one. What is wrong with
-    /// what is there goes to `complaints`.
+    /// Continues after the last line, which must be the `known` one, if there is one, or a later
+    /// one. Anything wrong with the existing files goes to `complaints`.
     pub(crate) fn open(
         folder: Folder,
         known: Option<Head>,
         keep_bytes: u64,
         complaints: &mut Vec<String>,
     ) -> io::Result<Self> {
-        let (mut head, mut first) = (last_put_away(&folder)?, None);
+        let (mut head, mut first) = (last_rotated(&folder)?, None);
         let bytes = if folder.has(CURRENT)? { folder.read(CURRENT)? } else { Vec::new() };
         let (whole, torn) = split_torn(&bytes);
         if !torn.is_empty() {
@@ -103,13 +105,13 @@ impl Log {
         if let Some(broken) = broken.or(missing) {
             let mut kept = String::new();
             if folder.has(CURRENT)? {
-                let aside = aside(&folder, CURRENT)?;
-                folder.rename(CURRENT, &aside)?;
-                kept = format!("; the file is now {}", folder.path_of(&aside).display());
+                let quarantined = quarantine_name(&folder, CURRENT)?;
+                folder.rename(CURRENT, &quarantined)?;
+                kept = format!("; the file is now {}", folder.path_of(&quarantined).display());
             }
             first = None;
             complaints.push(format!("the audit log is broken: {broken}{kept}"));
-            // Numbers go on from what is known to have been written.
+            // Numbering continues after the last line that is known to have been written.
             head = known.filter(|known| known.seq >= head.seq).unwrap_or(head);
         }
         let first = first.unwrap_or(head.seq + 1);
@@ -122,7 +124,7 @@ impl Log {
                 folder = %folder.path().display(),
                 filesystem_mb = disk_bytes >> 20,
                 keep_mb = keep_bytes >> 20,
-                "audit.keep_mb is more than half of the filesystem: old files of the audit log go when that is nearly full"
+                "audit.keep_mb is more than half of the filesystem: old files of the audit log are deleted when it is nearly full"
             );
         }
         let mut log = Self { folder, file, bytes, first, keep_bytes, small_disk, head };
@@ -130,8 +132,8 @@ impl Log {
         Ok(log)
     }
 
-    /// Writes lines, the first ones first, and moves those that are on the disk to `written`.
-    /// After a failure the others are left, and the file is as it was without them.
+    /// Writes lines in order, and moves those that are on disk to `written`. After a failure the
+    /// others stay in `lines`, and the file is as it was without them.
     pub(crate) fn append(&mut self, lines: &mut VecDeque<Line>, written: &mut Vec<Line>) -> io::Result<()> {
         if self.small_disk.is_some() {
             self.prune();
@@ -144,7 +146,7 @@ impl Log {
             }
             match self.write(lines.iter().map(|line| &line.json), most) {
                 Ok(count) => written.extend(lines.drain(..count)),
-                // Where there is no room for many there may be for the first.
+                // If there is no room for many lines, there may be for the first.
                 Err(_) if most > 0 && lines.len() > 1 => most = 0,
                 Err(error) => return Err(error),
             }
@@ -152,8 +154,8 @@ impl Log {
         Ok(())
     }
 
-    /// Writes the first of these, up to `most` bytes and one line more, with one wait for the disk.
-    /// Returns how many they were.
+    /// Writes the first of these with one sync: up to `most` bytes and one more line. Returns how
+    /// many were written.
     fn write<E: Serialize>(&mut self, entries: impl IntoIterator<Item = E>, most: usize) -> io::Result<usize> {
         let (mut text, mut head, mut count) = (String::new(), self.head.clone(), 0);
         for entry in entries {
@@ -167,7 +169,7 @@ impl Log {
         }
         let written = self.file.write_all(text.as_bytes()).and_then(|()| self.file.sync_data());
         if let Err(error) = written {
-            // Half a line would swallow the next one.
+            // Half a line would corrupt the next one.
             self.file.set_len(self.bytes)?;
             return Err(error);
         }
@@ -181,16 +183,16 @@ impl Log {
     }
 
     fn rotate(&mut self) -> io::Result<()> {
-        let mut away = format!("audit-{:012}.jsonl", self.first);
-        if self.folder.has(&away)? {
-            away = aside(&self.folder, &away)?;
+        let mut rotated = format!("audit-{:012}.jsonl", self.first);
+        if self.folder.has(&rotated)? {
+            rotated = quarantine_name(&self.folder, &rotated)?;
         }
-        self.folder.rename(CURRENT, &away)?;
+        self.folder.rename(CURRENT, &rotated)?;
         match self.folder.open(CURRENT, How::Append) {
             Ok(file) => self.file = file,
             Err(error) => {
-                // Under its old name it is written on.
-                self.folder.rename(&away, CURRENT)?;
+                // Writing continues under the old name.
+                self.folder.rename(&rotated, CURRENT)?;
                 return Err(error);
             }
         }
@@ -199,16 +201,16 @@ impl Log {
         Ok(())
     }
 
-    /// That old files cannot be deleted keeps no line from being written.
+    /// A failure to delete old files must not stop the log from being written.
     fn prune(&mut self) {
         if let Err(error) = self.delete_oldest() {
             tracing::error!(%error, folder = %self.folder.path().display(), "old files of the audit log cannot be deleted");
         }
     }
 
-    /// Deletes the oldest files until the rest has no more bytes than it may, with room for the
-    /// present file to grow, and something is left of a disk that the log fills. What is deleted is
-    /// written down first.
+    /// Deletes the oldest files until the rest is within its bound, with room for the current file
+    /// to grow, and something is left of a disk that the log fills. Each deletion is recorded
+    /// first.
     fn delete_oldest(&mut self) -> io::Result<()> {
         let old = self.old_files()?;
         let present: u64 = old.iter().map(|(_, bytes)| bytes).sum();
@@ -221,7 +223,7 @@ impl Log {
             if present <= self.keep_bytes && !disk_is_full {
                 break;
             }
-            let through = if is_put_away(&file) { last_line(&self.folder, &file)? } else { None };
+            let through = if is_rotated(&file) { last_line(&self.folder, &file)? } else { None };
             self.write([Entry::Deleted { file: file.clone(), through }], 0)?;
             self.folder.remove(&file)?;
             if disk_is_full {
@@ -232,34 +234,35 @@ impl Log {
         Ok(())
     }
 
-    /// Every file but the present one, in the order in which they go, and its bytes. Names begin
-    /// with the number of the first line; what was put aside goes last, by its age.
+    /// Every file but the current one with its size, in the order of deletion: rotated files by the
+    /// number of their first line, which is in their name, then quarantined ones by age.
     fn old_files(&self) -> io::Result<Vec<(String, u64)>> {
         let mut found = Vec::new();
         for file in every_file(&self.folder)?.into_iter().filter(|file| file != CURRENT) {
             let Some(stat) = self.folder.find(&file)? else { continue };
-            let aside = (!is_put_away(&file)).then_some((stat.st_mtime, stat.st_mtime_nsec));
-            found.push((aside, file, u64::try_from(stat.st_size).unwrap_or_default()));
+            let quarantined = (!is_rotated(&file)).then_some((stat.st_mtime, stat.st_mtime_nsec));
+            found.push((quarantined, file, u64::try_from(stat.st_size).unwrap_or_default()));
         }
         found.sort();
         Ok(found.into_iter().map(|(_, file, bytes)| (file, bytes)).collect())
     }
 }
 
-/// Whole lines, and what a crash has left behind them. A last line that lacks only its end was not yet believed by anybody.
+/// Whole lines, and what a crash has left after them. A last line without its line break was never
+/// confirmed to a client.
 fn split_torn(bytes: &[u8]) -> (&[u8], &[u8]) {
     let end = bytes.iter().rposition(|byte| *byte == b'\n').map_or(0, |at| at + 1);
     bytes.split_at(end)
 }
 
-/// Every file of the log's, those that were put aside too.
+/// Every file of the log, including quarantined ones.
 pub(crate) fn every_file(folder: &Folder) -> io::Result<Vec<String>> {
     let mut names = folder.names()?;
     names.retain(|name| name.starts_with("audit"));
     Ok(names)
 }
 
-/// Whether every file of the log is one that the daemon can open, without changing anything.
+/// Checks, without changing anything, that the daemon can open every file of the log.
 pub(crate) fn check(folder: &Folder) -> io::Result<()> {
     for file in every_file(folder)? {
         let how = if file == CURRENT { How::Change } else { How::Read };
@@ -270,15 +273,15 @@ pub(crate) fn check(folder: &Folder) -> io::Result<()> {
     Ok(())
 }
 
-/// Whether a file was put away when it was full. Their names are in the order of their lines.
-fn is_put_away(name: &str) -> bool {
+/// Whether a file was rotated. The names of rotated files sort in the order of their lines.
+fn is_rotated(name: &str) -> bool {
     name.starts_with("audit-") && name.ends_with(".jsonl")
 }
 
-/// The last line of the newest file that was put away. What is broken in it, `enisle audit verify` says; here it is only gone
-/// on from.
-fn last_put_away(folder: &Folder) -> io::Result<Head> {
-    let Some(newest) = every_file(folder)?.into_iter().rfind(|name| is_put_away(name)) else {
+/// The last line of the newest rotated file. What is broken in that file is reported by `enisle
+/// audit verify`; here only the end of the chain is needed.
+fn last_rotated(folder: &Folder) -> io::Result<Head> {
+    let Some(newest) = every_file(folder)?.into_iter().rfind(|name| is_rotated(name)) else {
         return Ok(Head::default());
     };
     Ok(last_line(folder, &newest)?.unwrap_or_default())
@@ -287,7 +290,7 @@ fn last_put_away(folder: &Folder) -> io::Result<Head> {
 fn last_line(folder: &Folder, file: &str) -> io::Result<Option<Head>> {
     let mut verifier = Verifier::default();
     for line in String::from_utf8_lossy(&folder.read(file)?).lines() {
-        // Behind a line that is broken the chain is gone on from where it is whole again.
+        // After a broken line, the chain continues from where it is intact again.
         let mut anew = Verifier::default();
         if verifier.read(line).is_err() && anew.read(line).is_ok() {
             verifier = anew;
@@ -304,7 +307,7 @@ mod tests {
     use std::fs;
 
     #[test]
-    fn what_a_full_disk_does_not_take_is_left_and_written_later() {
+    fn lines_that_a_full_disk_refuses_are_kept_and_written_later() {
         let dir = tempfile::tempdir().unwrap();
         let mut log = Log::open(Folder::make(dir.path()).unwrap(), None, 1 << 30, &mut Vec::new()).unwrap();
         let notes = Notes::new(Parts::halves(), 1 << 30);

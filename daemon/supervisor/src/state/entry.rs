@@ -10,14 +10,14 @@ use serde::{Deserialize, Serialize};
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(tag = "decision", rename_all = "camelCase", rename_all_fields = "camelCase")]
 pub(crate) enum Entry {
-    /// A tenant has to live elsewhere from now on.
+    /// A tenant must live elsewhere from now on.
     Moved {
         tenant: String,
         from: Level,
         to: Level,
         reasons: Vec<Reason>,
     },
-    /// An operator's word, whether it moved the tenant or not.
+    /// An operator's order, whether it moved the tenant or not.
     Ordered {
         tenant: String,
         level: Level,
@@ -29,14 +29,14 @@ pub(crate) enum Entry {
         reason: String,
         by_uid: u32,
     },
-    /// A tenant's policy was set; of secrets it has the names.
+    /// A tenant's policy was set. It contains the names of secrets, not their values.
     PolicyChanged {
         tenant: String,
         policy: serde_json::Value,
         by_uid: u32,
     },
-    /// Tenants are kept from others for a while, each alone or together with its half: one line for
-    /// all whom one death, or one look at a worker, was about.
+    /// Tenants are kept apart for a while, each alone or with its half: one line for all tenants
+    /// that one death, or one look at a worker, concerns.
     Apart {
         worker: u64,
         because: Because,
@@ -44,7 +44,7 @@ pub(crate) enum Entry {
         halves: Vec<Vec<String>>,
         for_secs: u64,
     },
-    /// Something that was kept could not be read.
+    /// Stored data could not be read.
     Broken {
         what: String,
     },
@@ -53,13 +53,13 @@ pub(crate) enum Entry {
         count: u64,
         event: serde_json::Value,
     },
-    /// So many lines of each kind are missing here: the disk had stopped, or was too slow.
+    /// This many lines of each kind are missing here: the disk had stopped, or was too slow.
     Lost {
         kinds: BTreeMap<String, u64>,
     },
-    /// The oldest file was deleted, for the log had as many bytes as it may have (`audit.keep_mb`).
-    /// The line after `through`, whose hash this is, is the first one that is left. A file that was
-    /// put aside as broken has no such line.
+    /// The oldest file was deleted, because the log was over its bound (`audit.keep_mb`) or the
+    /// disk was nearly full. The first line that is left is the one after `through`, which has the
+    /// hash given here. A quarantined file has no such line.
     Deleted {
         file: String,
         through: Option<Head>,
@@ -67,7 +67,7 @@ pub(crate) enum Entry {
 }
 
 impl Entry {
-    /// In a word: the name of the decision, or of the event.
+    /// The name of the decision, or of the event.
     pub(crate) fn kind(&self) -> String {
         let name = match self {
             Self::Seen { event, .. } => event.get("event").and_then(serde_json::Value::as_str).unwrap_or("seen"),

@@ -1,18 +1,19 @@
-//! What waits to be written down: bounded, shared by uid as everything is, and never a reason for
-//! the daemon to wait.
+//! What is waiting to be written to disk: bounded, shared by uid, and never a reason for the daemon
+//! to block.
 //!
-//! A disk may be slower than whoever causes lines. Standings replace each other, so there is one
-//! for each tenant at the most. A line of the audit log is one of three kinds:
+//! A disk may be slower than the clients and tenants that cause lines. Standings replace each
+//! other, so there is at most one for each tenant. A line of the audit log is one of three kinds:
 //!
-//! | kind | charged to | where its uid has no room |
+//! | kind | charged to | if its uid has no room |
 //! |---|---|---|
 //! | a decision (order, policy) | the client that decided | refused, without effect |
-//! | evidence of a tenant | the uid that ran the tenant | kept; that uid's next run is refused |
-//! | the daemon's own | nobody | kept |
+//! | evidence of a tenant | the uid that ran the tenant | kept; the next run of that uid is refused
+//! |
+//! | the daemon's own | not charged | kept |
 //!
-//! So no line is lost because of what another uid does. Evidence of a uid that has [`MOST_OVER`]
-//! over its part, which only a disk that has stopped lets happen, is counted by kind; the count is
-//! a line of the log itself.
+//! So no line is lost because of another uid. A uid exceeds its part by [`MOST_OVER`] only when the
+//! disk has stopped; its evidence beyond that is only counted, by kind, and the count is a line of
+//! the log itself.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
@@ -26,23 +27,23 @@ use crate::share::{Exhausted, Held, Parts, Supply};
 use crate::state::entry::Entry;
 use crate::tenants::policy::TenantName;
 
-/// Bytes of lines that wait, as long as nobody is over its part.
+/// Bytes of waiting lines, while no uid exceeds its part.
 const MOST_WAITING: u64 = 8 << 20;
-/// What a uid's evidence may have beside its part.
+/// How much a uid's evidence may exceed its part.
 const MOST_OVER: u64 = 4 << 20;
 /// What a line takes beside its text.
 const LINE_BYTES: u64 = 256;
-/// What else is in the line of a move: score and signals.
+/// What else the line of a move contains: score and signals.
 const MOVE_BYTES: u64 = 2 << 10;
-/// A run begins only where its uid has room for what it may leave behind.
+/// A run starts only if its uid has room for the evidence that the run may leave.
 const RUN_BYTES: u64 = 16 << 10;
-/// How often it is tried again to write what could not be written.
+/// How often a failed write is retried.
 const TRY_AGAIN_EVERY: Duration = Duration::from_secs(1);
-/// A client is told no later than this that its decision is not yet on the disk.
+/// After this time a client is answered that its decision is not yet on disk.
 const PATIENCE: Duration = Duration::from_secs(5);
 const DAY: Duration = Duration::from_secs(24 * 60 * 60);
 
-/// A line for which there is room.
+/// A line with reserved room.
 #[derive(Debug)]
 pub(crate) struct Line {
     pub(crate) json: Box<RawValue>,
@@ -51,14 +52,14 @@ pub(crate) struct Line {
 }
 
 impl Line {
-    /// It is on the disk; whoever waits for that is told.
+    /// Reports that the line is on disk to the client that waits for it, if one does.
     pub(crate) fn confirm(self) {
         if let Some(written) = self.written {
             let _ = written.send(());
         }
     }
 
-    /// Nobody waits for it any more; it is tried again.
+    /// Fails the client's wait; the line itself is retried.
     pub(crate) fn delay(&mut self) {
         self.written = None;
     }
@@ -67,24 +68,24 @@ impl Line {
 /// Why a decision was not made.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum Refused {
-    #[error("nothing was changed, for it could not be written to the audit log: {0}")]
+    #[error("nothing was changed, because the audit log has no room for it: {0}")]
     Room(#[from] Exhausted),
     #[error(
-        "nothing was changed, for uid {uid} has filled its part of the audit log for now: its orders and policies may \
-         take {per_day} bytes a day (a half of audit.keep_mb), and no more than {burst} at once"
+        "nothing was changed, because uid {uid} has used up its part of the audit log for now: its orders and policies may \
+         take {per_day} bytes a day (half of audit.keep_mb), and at most {burst} bytes at once"
     )]
     Allowance { uid: u32, per_day: u64, burst: u64 },
 }
 
-/// A decision holds, and its line is not on the disk.
+/// A decision is in force, but its line is not on disk.
 #[derive(Debug, thiserror::Error)]
 #[error(
-    "it was done and holds, but is not in the audit log yet, nor certain to outlive the daemon: the disk is full or \
-     too slow; the daemon's log says more"
+    "the change is in force, but it is not in the audit log yet, and may not survive a restart: the disk is full or \
+     too slow; see the daemon's log"
 )]
 pub(crate) struct NotWritten;
 
-/// The line of a decision on its way to the disk.
+/// The line of a decision on its way to disk.
 #[derive(Debug)]
 #[must_use = "a decision is answered once it is on the disk"]
 pub(crate) struct Written(oneshot::Receiver<()>);
@@ -95,13 +96,13 @@ impl Written {
     }
 }
 
-/// How much of the log each uid may fill with what can be refused. The log has its oldest lines
-/// deleted, so whoever fills it deletes what others left.
+/// How much of the log each uid may fill with decisions, which can be refused. The log deletes its
+/// oldest lines, so a uid that fills the log deletes what others left.
 #[derive(Debug)]
 struct Allowance {
     per_day: u64,
     burst: u64,
-    /// What each has left, and since when.
+    /// What each uid has left, and since when.
     left: BTreeMap<u32, (u64, Instant)>,
 }
 
@@ -123,7 +124,7 @@ impl Allowance {
     }
 }
 
-/// What is taken to be written at one time.
+/// What is written at one time.
 #[derive(Debug, Default)]
 pub(crate) struct Batch {
     pub(crate) standings: BTreeMap<TenantName, Option<Standing>>,
@@ -139,9 +140,9 @@ impl Batch {
 #[derive(Debug, Default)]
 struct Waiting {
     batch: Batch,
-    /// Lines that were not kept, by kind, since the last batch was taken.
+    /// Lines that were dropped since the last batch was taken, by kind.
     lost: BTreeMap<String, u64>,
-    /// And since the start.
+    /// Lines that were dropped since the start.
     lost_ever: u64,
     closed: bool,
 }
@@ -151,7 +152,7 @@ pub(crate) struct Notes {
     waiting: Mutex<Waiting>,
     woken: Condvar,
     room: Supply,
-    /// What is kept over somebody's part; it is nobody's part that gets smaller for it.
+    /// What is kept beyond a uid's part. It reduces no other uid's part.
     over: Supply,
     allowance: Mutex<Allowance>,
     parts: Parts,
@@ -163,7 +164,8 @@ impl Notes {
         Self {
             waiting: Mutex::default(),
             woken: Condvar::new(),
-            // Root's is one part of it: another's orders must not be refused for root's.
+            // Root has a part of it like any uid: root's orders must not cause others' to be
+            // refused.
             room: Supply::new(room, MOST_WAITING, parts.clone().without_owner()),
             over: Supply::new(room, u64::MAX, Parts::halves()),
             allowance: Mutex::new(Allowance::new(keep_bytes)),
@@ -175,8 +177,8 @@ impl Notes {
         self.waiting.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// How a tenant stands from now on; `None` if there is nothing to remember. False once nobody
-    /// writes any more.
+    /// Records how a tenant stands from now on; `None` if there is nothing to remember. Returns
+    /// false once the writer has ended.
     pub(crate) fn stands(&self, tenant: TenantName, standing: Option<Standing>) -> bool {
         let mut waiting = self.lock();
         waiting.batch.standings.insert(tenant, standing);
@@ -184,10 +186,10 @@ impl Notes {
         !waiting.closed
     }
 
-    /// Room for what a client decides, before it takes effect.
+    /// Reserves room for what a client decides, before it takes effect.
     pub(crate) fn room(&self, uid: u32, entry: &Entry, now: Instant) -> Result<Line, Refused> {
         let json = text_of(entry);
-        // That a tenant moves for it is another line, which repeats the reason.
+        // If the tenant moves because of it, that is another line, which repeats the reason.
         let bytes = 2 * bytes_of(&json);
         let held = self.room.take(uid, bytes + MOVE_BYTES)?;
         if !self.parts.has_all(uid) {
@@ -196,7 +198,7 @@ impl Notes {
         Ok(Line { json, _held: Some(held), written: None })
     }
 
-    /// What a client decided takes effect.
+    /// Queues the line of a decision, which takes effect now.
     pub(crate) fn decided(&self, mut line: Line) -> (Written, bool) {
         let (send, receive) = oneshot::channel();
         line.written = Some(send);
@@ -208,8 +210,8 @@ impl Notes {
         (Written(receive), !waiting.closed)
     }
 
-    /// Something was seen, which cannot be refused: of what that uid ran, or the daemon's own.
-    /// False once nobody writes any more.
+    /// Records evidence of what the uid ran, or of the daemon itself, which cannot be refused.
+    /// Returns false once the writer has ended.
     pub(crate) fn seen(&self, uid: Option<u32>, entry: &Entry) -> bool {
         let json = text_of(entry);
         let bytes = bytes_of(&json);
@@ -232,13 +234,13 @@ impl Notes {
         !waiting.closed
     }
 
-    /// Whether there is room for what a run of that uid's may leave behind.
+    /// Checks that there is room for the evidence that a run of the uid may leave.
     pub(crate) fn may_run(&self, uid: u32) -> Result<(), Exhausted> {
         self.room.take(uid, RUN_BYTES).map(drop)
     }
 
-    /// Waits for something to write; for a moment only, if something is left that could not be
-    /// written. `None` once the notes are closed and there is nothing more.
+    /// Waits for something to write; if something is left that could not be written, only for a
+    /// moment. Returns `None` once the notes are closed and nothing is left.
     pub(crate) fn take(&self, is_left: bool) -> Option<Batch> {
         let idle = |waiting: &mut Waiting| waiting.batch.is_empty() && !waiting.closed;
         let mut waiting = if is_left {
@@ -257,19 +259,19 @@ impl Notes {
         (!ended || !batch.is_empty()).then_some(batch)
     }
 
-    /// How many lines were not kept since the start.
+    /// How many lines were dropped since the start.
     pub(crate) fn lost(&self) -> u64 {
         self.lock().lost_ever
     }
 
-    /// No more comes, or nobody takes any more.
+    /// Called when there are no more notes, or when the writer has ended.
     pub(crate) fn close(&self) {
         self.lock().closed = true;
         self.woken.notify_all();
     }
 }
 
-/// An entry as it is written; every one is JSON.
+/// An entry as it is written. Every entry serialises.
 fn text_of(entry: &Entry) -> Box<RawValue> {
     to_raw_value(entry).unwrap_or_default()
 }
@@ -304,12 +306,12 @@ mod tests {
     }
 
     #[test]
-    fn whoever_decides_all_that_it_can_is_refused_and_displaces_nothing() {
+    fn a_uid_that_decides_too_much_is_refused_and_displaces_nothing() {
         let notes = notes();
         let most = decide(&notes, 7);
         assert!((500..5000).contains(&most), "{most}");
         assert!(notes.room(7, &order(7), Instant::now()).is_err());
-        // Another's and root's decisions, what tenants did, the daemon's own.
+        // Decisions of another uid and of root, evidence of tenants, the daemon's own lines.
         let (others, roots) = (decide(&notes, 8), decide(&notes, 0));
         assert!(others > most / 3 && roots > most / 6, "{most} {others} {roots}");
         for n in 0..1000 {
@@ -323,11 +325,11 @@ mod tests {
     }
 
     #[test]
-    fn evidence_is_kept_over_its_uids_part_and_that_uid_runs_nothing_more() {
+    fn evidence_is_kept_beyond_its_uids_part_but_that_uid_can_run_nothing_more() {
         let notes = notes();
         let fits = (0..100_000).take_while(|n| notes.seen(Some(7), &crashed(*n)) && notes.may_run(7).is_ok()).count();
         assert!(notes.may_run(7).is_err() && notes.may_run(8).is_ok() && notes.may_run(0).is_ok());
-        // What its runs that have begun may still leave.
+        // Its runs in progress may still leave evidence.
         (0..1000).for_each(|n| assert!(notes.seen(Some(7), &crashed(n))));
         assert_eq!(notes.lost(), 0);
         assert_eq!(notes.take(false).unwrap().lines.len(), fits + 1001);
@@ -335,7 +337,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_not_kept_where_a_disk_has_stopped_is_counted_by_kind_and_the_log_says_so() {
+    fn lines_dropped_because_the_disk_has_stopped_are_counted_by_kind_in_the_log() {
         let notes = notes();
         (0..100_000).for_each(|n| assert!(notes.seen(Some(7), &crashed(n))));
         let lost = notes.lost();
@@ -347,7 +349,7 @@ mod tests {
     }
 
     #[test]
-    fn what_can_be_refused_fills_no_more_than_its_part_of_the_log() {
+    fn decisions_fill_no_more_than_their_part_of_the_log() {
         let now = Instant::now();
         let mut allowance = Allowance::new(256 << 20);
         assert!(allowance.take(7, 16 << 20, now).is_ok() && allowance.take(8, 16 << 20, now).is_ok());
@@ -355,14 +357,14 @@ mod tests {
         let taken = (0..24 * 60).map(|minute| now + Duration::from_secs(60 * minute));
         let taken = taken.filter(|at| allowance.take(7, 128 << 10, *at).is_ok()).count() as u64 * (128 << 10);
         assert!(((120 << 20)..=(128 << 20)).contains(&taken), "{taken} in a day");
-        // Root has none.
+        // Root has no allowance to exceed.
         let notes = Notes::new(Parts::new(&[]), 0);
         assert!(notes.room(0, &order(0), now).is_ok());
         assert!(matches!(notes.room(7, &order(7), now), Err(Refused::Allowance { .. })));
     }
 
     #[test]
-    fn a_tenants_last_standing_is_what_waits() {
+    fn only_a_tenants_last_standing_is_waiting() {
         let notes = notes();
         let name: TenantName = "t".parse().unwrap();
         for _ in 0..100_000 {
@@ -372,7 +374,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn whoever_is_closed_gives_what_is_left_and_says_that_nobody_writes() {
+    async fn closed_notes_hand_over_what_is_left_and_report_that_the_writer_has_ended() {
         let notes = notes();
         let line = || notes.room(0, &order(0), Instant::now()).unwrap();
         let (first, _) = notes.decided(line());

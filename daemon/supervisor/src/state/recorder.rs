@@ -1,10 +1,10 @@
 //! What outlives the daemon: how every tenant stands, and the audit log of every decision.
 //!
-//! One thread writes both, in the order in which it is told, so that the daemon never waits for
-//! the disk; a client that decides something is answered once that is written. Standings are in an
-//! embedded database whose commits are whole or not at all; the log is a chain of lines
-//! (`enisle_cordon::audit`). What cannot be written is tried again. What cannot be read at the
-//! start is told of and moved aside, never overwritten.
+//! One thread writes both, in the order of the notes, so that the daemon never waits for the disk.
+//! A client that decides something is answered once that is written. Standings are in an embedded
+//! database with atomic commits; the log is a chain of lines (`enisle_cordon::audit`). Failed
+//! writes are retried. What cannot be read at the start is reported and quarantined, never
+//! overwritten.
 
 use std::collections::BTreeSet;
 use std::fs::File;
@@ -27,23 +27,23 @@ use crate::state::replay::replay;
 use crate::state::standings::{Commit, Examine, Standings, examine_apart};
 use crate::tenants::policy::TenantName;
 
-/// Where the audit log is in the state folder, and whose the folder is.
+/// The names of the audit log's folder and of the lock file, in the state folder.
 pub(crate) const FOLDER: &str = "audit";
 pub(crate) const LOCK: &str = "lock";
 
-/// The thread that writes, as the rest of the daemon holds it.
+/// The handle to the thread that writes.
 #[derive(Debug)]
 pub(crate) struct Recorder {
     notes: Arc<Notes>,
     thread: Mutex<Option<std::thread::JoinHandle<()>>>,
     head: Arc<Mutex<Head>>,
     folder: PathBuf,
-    /// Nobody else writes there.
+    /// No other daemon writes there.
     _lock: Flock<File>,
 }
 
 impl Recorder {
-    /// Reads what was kept, and begins to keep.
+    /// Reads what was kept, and starts the writer.
     pub(crate) fn open(state: &Folder, keep_mb: u64, parts: Parts) -> Result<(Self, Kept), RecordError> {
         Self::open_keeping(state, keep_mb << 20, parts, examine_apart)
     }
@@ -69,7 +69,7 @@ impl Recorder {
             kept.broken.push("the database of standings is gone; tenants stand as the audit log says".to_owned());
             kept.lost = true;
         }
-        // Behind what is broken there may be more than the log goes on from.
+        // There may be more lines after a broken one than the log continues from.
         let is_behind = after < log.head.seq || kept.broken.len() > complaints;
         let replayed = match is_behind || kept.lost {
             true => replay(&log.folder, after, &mut kept).map_err(failed)?,
@@ -80,7 +80,7 @@ impl Recorder {
                 after,
                 up_to = log.head.seq,
                 tenants = replayed.len(),
-                "the daemon ended before the database of standings had what the audit log's last lines say; these tenants stand as the log says"
+                "the daemon ended before the last lines of the audit log were in the database of standings; these tenants stand as the log says"
             );
         }
         let head = Arc::new(Mutex::new(log.head.clone()));
@@ -99,7 +99,7 @@ impl Recorder {
             }
             if !left.is_empty() {
                 let (lines, tenants) = (left.lines.len(), left.standings.len());
-                tracing::error!(lines, tenants, "the daemon ends, and not everything could be written down");
+                tracing::error!(lines, tenants, "the daemon ends, but could not write everything to disk");
             }
         };
         let thread = std::thread::Builder::new().name("recorder".to_owned()).spawn(writer);
@@ -115,44 +115,46 @@ impl Recorder {
     }
 
     fn noted(&self, taken: bool) {
-        // Once the daemon has ended, nobody is waited for.
+        // Once the daemon has ended, this is expected.
         let ended = self.thread.lock().unwrap_or_else(PoisonError::into_inner).is_none();
         if !taken && !ended {
-            tracing::error!("the thread that keeps records has ended: nothing is written down any more");
+            tracing::error!("the thread that keeps records has ended: nothing more is recorded");
         }
     }
 
-    /// How a tenant stands from now on; forgotten if there is nothing to remember, unless it is `known` by a policy: then since
-    /// when is worth something.
+    /// Records how a tenant stands from now on. A blank standing is forgotten, unless the tenant is
+    /// `known` by a policy: then the time since when it is known is worth keeping.
     pub(crate) fn stands(&self, tenant: &TenantName, standing: &Standing, known: bool) {
         let worth = (known || !standing.is_blank()).then(|| standing.clone());
         self.noted(self.notes.stands(tenant.clone(), worth));
     }
 
-    /// Nothing is known of a tenant any more.
+    /// Forgets a tenant.
     pub(crate) fn forget(&self, tenant: &TenantName) {
         self.noted(self.notes.stands(tenant.clone(), None));
     }
 
-    /// Room for what a client decides, before it takes effect; what finds none is refused.
+    /// Reserves room for what a client decides, before it takes effect. Without room the decision
+    /// is refused.
     pub(crate) fn room(&self, uid: u32, entry: &Entry) -> Result<Line, Refused> {
         self.notes.room(uid, entry, Instant::now())
     }
 
-    /// What a client decided takes effect. It is answered once that is written.
+    /// Queues the line of a decision, which takes effect now. The client is answered once the line
+    /// is written.
     pub(crate) fn decided(&self, line: Line) -> Written {
         let (written, taken) = self.notes.decided(line);
         self.noted(taken);
         written
     }
 
-    /// Something that cannot be refused: what happened by what that uid ran or ordered; the
-    /// daemon's own where there is no such uid.
+    /// Records what cannot be refused: evidence of what the uid ran or ordered, or of the daemon
+    /// itself if there is no uid.
     pub(crate) fn seen(&self, uid: Option<u32>, entry: &Entry) {
         self.noted(self.notes.seen(uid, entry));
     }
 
-    /// Whether there is room for what a run of that uid's may leave behind.
+    /// Checks that there is room for the evidence that a run of the uid may leave.
     pub(crate) fn may_run(&self, uid: u32) -> Result<(), Exhausted> {
         self.notes.may_run(uid)
     }
@@ -162,7 +164,7 @@ impl Recorder {
         self.notes.lost()
     }
 
-    /// The last line of the audit log that is on the disk.
+    /// The last line of the audit log that is on disk.
     pub(crate) fn head(&self) -> Head {
         self.head.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
@@ -172,7 +174,7 @@ impl Recorder {
         &self.folder
     }
 
-    /// Writes what is left.
+    /// Writes what is left, and ends the writer.
     pub(crate) fn close(&self) {
         let thread = self.thread.lock().unwrap_or_else(PoisonError::into_inner).take();
         self.notes.close();
@@ -182,7 +184,7 @@ impl Recorder {
     }
 }
 
-/// Whatever ends the writer, whoever has something to note hears of it.
+/// Closes the notes however the writer ends, so that every caller with a note learns of it.
 struct CloseOnDrop(Arc<Notes>);
 
 impl Drop for CloseOnDrop {
@@ -191,7 +193,7 @@ impl Drop for CloseOnDrop {
     }
 }
 
-/// Takes the state folder for this daemon alone.
+/// Locks the state folder for this daemon alone.
 fn lock(state: &Folder) -> Result<Flock<File>, RecordError> {
     let file = state.open(LOCK, How::Keep).map_err(|error| RecordError::Folder(state.path_of(LOCK), error))?;
     Flock::lock(file, FlockArg::LockExclusiveNonblock).map_err(|_| RecordError::Taken(state.path().to_owned()))
@@ -203,14 +205,14 @@ impl Audit for Recorder {
     }
 }
 
-/// The writer's work: the lines of the log in order, and then each tenant's last standing in one
-/// commit. What cannot be written stays for the next time. Whoever waits for a line is answered
-/// once that is in the log, whatever becomes of the standings: a start replays what the log has and
-/// the database has not.
+/// One round of the writer: the lines of the log in order, then each tenant's last standing in one
+/// commit. What cannot be written stays for the next round. A client that waits for a line is
+/// answered once the line is in the log, whether or not the standings were written: at the next
+/// start, what the log has and the database lacks is replayed.
 fn write(standings: &mut Standings, log: &mut Log, left: &mut Batch, shown: &Mutex<Head>) {
     let mut written = Vec::new();
     if let Err(error) = log.append(&mut left.lines, &mut written) {
-        tracing::error!(%error, lines = left.lines.len(), "the audit log cannot be written; it is tried again");
+        tracing::error!(%error, lines = left.lines.len(), "the audit log cannot be written; the daemon will retry");
     }
     *shown.lock().unwrap_or_else(PoisonError::into_inner) = log.head.clone();
     match standings.commit(&left.standings, &log.head, Instant::now()) {
@@ -218,7 +220,7 @@ fn write(standings: &mut Standings, log: &mut Log, left: &mut Batch, shown: &Mut
         Ok(Commit::Waits) => {}
         Err(error) => {
             let tenants = left.standings.len();
-            tracing::error!(%error, tenants, "how tenants stand could not be written; it is tried again");
+            tracing::error!(%error, tenants, "the standings could not be written; the daemon will retry");
         }
     }
     written.into_iter().for_each(Line::confirm);
@@ -254,7 +256,7 @@ mod tests {
         Folder::make(dir).unwrap()
     }
 
-    /// How a tenant stands, by the database alone.
+    /// How a tenant stands according to the database alone.
     fn standing_of(database: &Database, tenant: &str) -> Option<Standing> {
         let table = database.begin_read().ok()?.open_table(STANDINGS).ok()?;
         let value = table.get(tenant).ok()??;
@@ -318,7 +320,7 @@ mod tests {
     }
 
     #[test]
-    fn a_database_that_is_broken_anywhere_is_told_of_and_moved_aside_or_read_as_it_was() {
+    fn a_damaged_database_is_reported_and_quarantined_or_read_as_it_was() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("standings.redb");
         let (recorder, _) = Recorder::open_with(dir.path(), examine_here).unwrap();
@@ -343,7 +345,7 @@ mod tests {
     }
 
     #[test]
-    fn a_standing_that_cannot_be_read_is_put_aside_and_the_others_are_kept() {
+    fn an_unreadable_standing_is_quarantined_and_the_others_are_kept() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join(DATABASE);
         let (recorder, _) = Recorder::open_with(dir.path(), examine_here).unwrap();
@@ -363,7 +365,7 @@ mod tests {
     }
 
     #[test]
-    fn a_log_that_was_changed_is_put_aside_and_its_chain_goes_on() {
+    fn a_changed_log_is_quarantined_and_its_chain_continues() {
         let dir = tempfile::tempdir().unwrap();
         let (recorder, _) = Recorder::open_with(dir.path(), examine_here).unwrap();
         for level in [Level::Solo, Level::Sealed, Level::Expelled] {
@@ -377,12 +379,12 @@ mod tests {
         let (recorder, kept) = Recorder::open_with(dir.path(), examine_here).unwrap();
         assert!(kept.broken.first().is_some_and(|broken| broken.contains("line 2")), "{kept:?}");
         recorder.close();
-        // The next line continues the last one that was written, by the database's word.
+        // The next line continues the last one that was written, according to the database.
         assert!(lines(dir.path())[0].starts_with("{\"seq\":4,"));
     }
 
     #[test]
-    fn a_large_file_is_put_away_under_its_first_number() {
+    fn a_large_file_is_rotated_and_named_by_its_first_line() {
         let dir = tempfile::tempdir().unwrap();
         let folder = dir.path().join("audit");
         let (recorder, _) = Recorder::open_with(dir.path(), examine_here).unwrap();
@@ -390,9 +392,9 @@ mod tests {
         (0..10).for_each(|_| recorder.wrote(long.clone()));
         recorder.close();
         drop(recorder);
-        let away = folder.join("audit-000000000001.jsonl");
+        let rotated = folder.join("audit-000000000001.jsonl");
         let mut verifier = Verifier::default();
-        for file in [away, folder.join(CURRENT)] {
+        for file in [rotated, folder.join(CURRENT)] {
             fs::read_to_string(file).unwrap().lines().for_each(|line| verifier.read(line).unwrap());
         }
         assert_eq!(verifier.lines(), 10);
@@ -413,7 +415,7 @@ mod tests {
         let mut names: Vec<_> = fs::read_dir(&folder).unwrap().map(|entry| entry.unwrap().file_name()).collect();
         names.sort();
         assert_eq!(names.len(), 3, "{names:?}");
-        assert!(names.iter().any(|name| name == "audit.jsonl.broken-1-0"), "it goes last: {names:?}");
+        assert!(names.iter().any(|name| name == "audit.jsonl.broken-1-0"), "it is deleted last: {names:?}");
         let mut verifier = Verifier::default();
         let mut deleted = Vec::new();
         for name in names.iter().filter(|name| name.to_str().is_some_and(|name| name.ends_with(".jsonl"))).rev() {
@@ -430,14 +432,14 @@ mod tests {
         assert!(deleted.contains(first.before().unwrap()), "{deleted:?} {:?}", first.before());
         let total: u64 = names.iter().map(|name| fs::metadata(folder.join(name)).unwrap().len()).sum();
         assert!(total <= 26 << 20, "{total}");
-        // With less room the next time, what was put aside goes as well.
+        // With a lower bound at the next start, the quarantined file is deleted as well.
         drop(recorder);
         Recorder::open_keeping(&state(dir.path()), 10 << 20, Parts::halves(), examine_here).unwrap().0.close();
         assert_eq!(every_file(&state(&folder)).unwrap(), [CURRENT]);
     }
 
     #[test]
-    fn what_a_crash_leaves_is_cut_off_and_what_is_missing_is_told_of() {
+    fn a_torn_line_is_cut_off_and_missing_lines_are_reported() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("audit").join(CURRENT);
         let open = || Recorder::open_with(dir.path(), examine_here).unwrap();
@@ -453,7 +455,7 @@ mod tests {
         assert!(matches!(kept.broken.as_slice(), [torn] if torn.contains("half written")), "{kept:?}");
         recorder.close();
         drop(recorder);
-        // That it was so is the third line.
+        // The report of that is the third line.
         let mut verifier = Verifier::default();
         lines(dir.path()).iter().for_each(|line| verifier.read(line).unwrap());
         assert_eq!(verifier.lines(), 3);
@@ -474,7 +476,7 @@ mod tests {
         recorder.close();
         drop(recorder);
         fs::write(dir.path().join(DATABASE), b"no database at all").unwrap();
-        // Broken, and read again; broken together with a byte of the log; and gone.
+        // Damaged, and read once more; damaged together with a byte of the log; and deleted.
         for round in 0..4 {
             let log = dir.path().join("audit").join(CURRENT);
             match round {
@@ -492,12 +494,12 @@ mod tests {
         }
         let (_, kept) = Recorder::open_with(dir.path(), examine_here).unwrap();
         let levels: Vec<_> = kept.standings.iter().map(|(name, known)| (name.to_string(), known.level())).collect();
-        // The line that let b in again was changed, so it is not believed.
+        // The line that let b back in was changed, so it is not trusted.
         assert_eq!(levels, [("a".to_owned(), Level::Expelled), ("b".to_owned(), Level::Solo)]);
     }
 
     #[test]
-    fn what_the_log_has_and_the_database_has_not_holds_after_a_start() {
+    fn what_only_the_log_has_holds_after_a_start() {
         let dir = tempfile::tempdir().unwrap();
         let (path, before) = (dir.path().join(DATABASE), dir.path().join("before"));
         let ordered =
@@ -525,7 +527,7 @@ mod tests {
         }
         recorder.close();
         drop(recorder);
-        // As if the last commits had never come.
+        // As if the last commits had never happened.
         fs::copy(&before, &path).unwrap();
         for _ in 0..2 {
             let (recorder, kept) = Recorder::open_with(dir.path(), examine_here).unwrap();
@@ -542,7 +544,7 @@ mod tests {
     }
 
     #[test]
-    fn a_state_folder_is_one_daemons() {
+    fn a_state_folder_belongs_to_one_daemon() {
         let dir = tempfile::tempdir().unwrap();
         let _first = Recorder::open_with(dir.path(), examine_here).unwrap();
         assert!(matches!(Recorder::open_with(dir.path(), examine_here), Err(RecordError::Taken(_))));

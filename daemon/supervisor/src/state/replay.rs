@@ -1,4 +1,4 @@
-//! What the audit log has and the database of standings has not: done again at the start.
+//! Replays at the start what the audit log has and the database of standings lacks.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
@@ -14,10 +14,10 @@ use crate::state::entry::Entry;
 use crate::state::kept::Kept;
 use crate::tenants::policy::TenantName;
 
-/// Brings the standings up to the end of the audit log: what its lines after that number say and
-/// the database does not know. Orders and their ends are as they were given; whoever was moved
-/// further out than that is kept there by an order of the daemon's own, until an operator lifts it.
-/// Returns whose standings these are.
+/// Brings the standings up to the end of the audit log: applies what its lines after `after` say
+/// and the database does not know. Orders are given and lifted as they were. A tenant that was
+/// moved further out than that is kept there by an order of the daemon's own, until an operator
+/// lifts it. Returns the tenants whose lines were replayed.
 pub(crate) fn replay(folder: &Folder, after: u64, kept: &mut Kept) -> io::Result<BTreeSet<TenantName>> {
     let mut decisions = Vec::new();
     let mut first = None;
@@ -53,7 +53,7 @@ pub(crate) fn replay(folder: &Folder, after: u64, kept: &mut Kept) -> io::Result
         match entry {
             Entry::Moved { to, .. } => {
                 let level = levels.entry(tenant.clone()).or_default();
-                // A line that was changed may have been changed to let somebody in.
+                // A changed line may have been changed to let a tenant back in.
                 *level = if whole { to } else { to.max(*level) };
             }
             Entry::Ordered { level, reason, by_uid, .. } if whole || level > standing.level() => {
@@ -71,7 +71,7 @@ pub(crate) fn replay(folder: &Folder, after: u64, kept: &mut Kept) -> io::Result
         if let Some(standing) = kept.standings.get_mut(&tenant).filter(|standing| level > standing.level()) {
             let reason = match kept.lost {
                 true => "as it was when the database of standings was lost",
-                false => "as it was when the daemon ended before it could write down how tenants stand",
+                false => "as it was when the daemon ended before it had written the standings",
             };
             let order = Order { level, reason: reason.to_owned(), by_uid: nix::unistd::geteuid().as_raw(), at };
             standing.command(order, Circumstances::default(), &Rules::default(), at);
@@ -81,7 +81,7 @@ pub(crate) fn replay(folder: &Folder, after: u64, kept: &mut Kept) -> io::Result
     Ok(changed)
 }
 
-/// Of a line of the audit log, where and when it is.
+/// The number and time of a line of the audit log.
 #[derive(Deserialize)]
 #[serde(rename_all = "camelCase")]
 struct Numbered {
@@ -89,7 +89,7 @@ struct Numbered {
     unix_ms: u64,
 }
 
-/// And what it is about.
+/// The decision of a line.
 #[derive(Deserialize)]
 pub(crate) struct Decided {
     pub(crate) entry: Entry,

@@ -1,9 +1,9 @@
 //! The database of standings: examined before it is opened, read once, committed to.
 //!
-//! What is damaged is moved aside, and what cannot be had at the moment is left as it is.
+//! A damaged database is quarantined; one that cannot be accessed at the moment is left as it is.
 //!
-//! After a commit that failed the database's code refuses everything, so the database is closed
-//! and opened again ([`Standings`]):
+//! After a failed commit the database's code refuses everything, so the database is closed and
+//! opened again ([`Standings`]):
 //!
 //! ```text
 //! Open ── a commit fails ──▶ Closed
@@ -22,29 +22,30 @@ use enisle_cordon::audit::Head;
 use redb::backends::FileBackend;
 use redb::{Database, ReadableDatabase, ReadableTable, TableDefinition};
 
-use crate::files::{Folder, How, aside};
+use crate::files::{Folder, How, quarantine_name};
 use crate::state::kept::{Kept, RecordError};
 use crate::tenants::policy::TenantName;
 
 pub(crate) const STANDINGS: TableDefinition<'_, &str, &[u8]> = TableDefinition::new("standings");
-/// What was written last, with every commit: that lines are missing at the end of the audit log is found by it.
+/// The last line of the audit log that was written, updated with every commit. It shows whether
+/// lines are missing at the end of the log.
 const HEAD: TableDefinition<'_, (), (u64, &str)> = TableDefinition::new("audit-head");
 pub(crate) const DATABASE: &str = "standings.redb";
 
-/// A process that examines is started no more often, however many notes come meanwhile.
+/// The shortest time between two examinations in a process of their own, however many notes come.
 const OPEN_AGAIN_AFTER: Duration = Duration::from_secs(1);
 
 /// How a database is examined before it is opened.
 pub(crate) type Examine = fn(File) -> Result<(), Damage>;
 
-/// The database, as the thread that writes holds it.
+/// The database, as the writer holds it.
 pub(crate) struct Standings {
     folder: Folder,
     examine: Examine,
     state: State,
 }
 
-/// What became of a commit that did not fail.
+/// The result of a commit that did not fail.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Commit {
     Done,
@@ -65,8 +66,8 @@ impl Standings {
         Ok(Self { folder, examine, state: State::Open(database) })
     }
 
-    /// Writes how tenants stand and the last line of the log, whole or not at all. A database that
-    /// refused the last time is opened again first, once it has been closed for a moment.
+    /// Writes the standings and the last line of the log, atomically. A database whose last commit
+    /// failed is opened again first, once it has been closed for a moment.
     pub(crate) fn commit(
         &mut self,
         standings: &BTreeMap<TenantName, Option<Standing>>,
@@ -87,14 +88,14 @@ impl Standings {
         Ok(Commit::Done)
     }
 
-    /// A database that is closed need not be for longer: this is the last time that it is tried.
+    /// Ends the closed time of the database, because the next commit is the last attempt.
     pub(crate) fn hurry(&mut self) {
         if let State::Closed { until } = &mut self.state {
             *until = Instant::now();
         }
     }
 
-    /// What is found damaged is left to the next start, which knows what to do about it.
+    /// Damage found here is left to the next start, which handles it.
     fn open_again(&self) -> Result<Database, redb::Error> {
         (self.examine)(self.folder.open(DATABASE, How::Change)?)
             .map_err(|damage| io::Error::other(damage.to_string()))?;
@@ -102,7 +103,7 @@ impl Standings {
     }
 }
 
-/// Opens the database and reads it. One that cannot be read is moved aside, and a new one begun.
+/// Opens the database and reads it. If it is damaged, it is quarantined, and a new one is started.
 fn open_database(folder: &Folder, examine: Examine, kept: &mut Kept) -> Result<Database, RecordError> {
     let path = || folder.path_of(DATABASE);
     let failed = |error: redb::Error| RecordError::Database(path(), error);
@@ -114,42 +115,43 @@ fn open_database(folder: &Folder, examine: Examine, kept: &mut Kept) -> Result<D
     let opened = match examined {
         Ok(()) => return read_database(folder, kept).map_err(failed),
         Err(Damage::Broken(what)) => what,
-        // It may be as whole as ever: nothing is touched.
+        // The database may be intact, so nothing is touched.
         Err(Damage::Unknown(what)) => return Err(RecordError::Unexamined(path(), what)),
     };
     *kept = Kept { lost: true, ..Kept::default() };
-    let moved = aside(folder, DATABASE).and_then(|aside| folder.rename(DATABASE, &aside).map(|()| aside));
-    let aside = moved.map_err(|error| RecordError::Folder(path(), error))?;
+    let moved = quarantine_name(folder, DATABASE).and_then(|name| folder.rename(DATABASE, &name).map(|()| name));
+    let quarantined = moved.map_err(|error| RecordError::Folder(path(), error))?;
     kept.broken.push(format!(
-        "the database of standings could not be read ({opened}); it is now {}, and tenants stand as the audit log says",
-        folder.path_of(&aside).display()
+        "the database of standings could not be read ({opened}); it was moved to {}, and tenants stand as the audit log says",
+        folder.path_of(&quarantined).display()
     ));
     read_database(folder, kept).map_err(failed)
 }
 
-/// Reads a database as the daemon would, in a process of its own: the database's code panics at some kinds of damage, which is
-/// the end of whoever asked. That process has the file as its standard input.
+/// Reads a database as the daemon would, in a process of its own: the database's code panics on
+/// some kinds of damage, which would end the daemon. That process has the file as its standard
+/// input.
 pub(crate) fn examine_apart(file: File) -> Result<(), Damage> {
     let unknown = |error: io::Error| Damage::Unknown(error.to_string());
-    // Also where the file has been replaced since the daemon began: its own code, not the new one.
+    // Runs the daemon's own code even if the file has been replaced since the daemon started.
     let mut command = std::process::Command::new("/proc/self/exe");
     command.arg("--examine").stdin(Stdio::from(file)).stdout(Stdio::null()).stderr(Stdio::piped());
     let ended = command.output().map_err(unknown)?;
     let said = String::from_utf8_lossy(&ended.stderr).trim().escape_debug().to_string();
     match ended.status.code() {
         Some(0) => Ok(()),
-        // A panic, which in a release is an abort; any other signal is somebody else's doing.
+        // A panic, which aborts in a release build. Any other signal came from outside the process.
         Some(code) if code == i32::from(BROKEN_EXIT) || code == 101 => Err(Damage::Broken(said)),
         None if ended.status.signal() == Some(nix::sys::signal::Signal::SIGABRT as i32) => Err(Damage::Broken(said)),
         _ => Err(Damage::Unknown(format!("{}: {said}", ended.status))),
     }
 }
 
-/// Standings are read once, and written in commits: what the database keeps of its pages is of
-/// little use.
+/// Standings are read once and written in commits, so a cache of the database's pages is of little
+/// use.
 const CACHE_BYTES: usize = 8 << 20;
 
-/// How the process that examines a database ends if that is broken.
+/// The exit status of the examining process if the database is damaged.
 pub(crate) const BROKEN_EXIT: u8 = 3;
 
 /// What is wrong with a database.
@@ -158,12 +160,13 @@ pub(crate) enum Damage {
     /// It is damaged.
     #[error("it is damaged: {0}")]
     Broken(String),
-    /// That could not be found out.
+    /// It could not be examined.
     #[error("it could not be examined: {0}")]
     Unknown(String),
 }
 
-/// Whether an error of the database's says that the file is damaged, and not that it cannot be had at the moment.
+/// Whether an error of the database means that the file is damaged, rather than inaccessible at the
+/// moment.
 pub(crate) fn is_damage(error: &redb::Error) -> bool {
     match error {
         redb::Error::Io(error) => matches!(error.kind(), io::ErrorKind::InvalidData | io::ErrorKind::UnexpectedEof),
@@ -172,9 +175,9 @@ pub(crate) fn is_damage(error: &redb::Error) -> bool {
     }
 }
 
-/// What the process of its own does: reads everything, and changes no standing.
+/// What the examining process does: reads everything, and changes no standing.
 pub(crate) fn examine(file: File) -> Result<(), redb::Error> {
-    // An empty one would be made a database.
+    // An empty file would be turned into a database.
     if file.metadata()?.len() == 0 {
         return Err(io::Error::from(io::ErrorKind::UnexpectedEof).into());
     }
@@ -194,7 +197,7 @@ fn database_in(file: File) -> Result<Database, redb::Error> {
 fn read_database(folder: &Folder, kept: &mut Kept) -> Result<Database, redb::Error> {
     let mut database = database_in(folder.open(DATABASE, How::Keep)?)?;
     if !database.check_integrity()? {
-        tracing::warn!(file = %folder.path_of(DATABASE).display(), "the database of standings was not closed well, and was repaired");
+        tracing::warn!(file = %folder.path_of(DATABASE).display(), "the database of standings was not closed cleanly, and was repaired");
     }
     let writing = database.begin_write()?;
     let mut unreadable = Vec::new();
@@ -216,13 +219,14 @@ fn read_database(folder: &Folder, kept: &mut Kept) -> Result<Database, redb::Err
         }
     }
     for (name, value) in unreadable {
-        let saved = aside(folder, "standing.json").and_then(|file| {
+        let saved = quarantine_name(folder, "standing.json").and_then(|file| {
             folder.open(&file, How::New)?.write_all(&value)?;
             Ok(folder.path_of(&file).display().to_string())
         });
         let saved = saved.unwrap_or_else(|error| format!("lost: {error}"));
-        kept.broken
-            .push(format!("the standing of {name:?} could not be read; it begins anew (what was there: {saved})"));
+        kept.broken.push(format!(
+            "the standing of {name:?} could not be read; the tenant starts without one (the old data: {saved})"
+        ));
     }
     writing.commit()?;
     Ok(database)
@@ -260,7 +264,7 @@ mod tests {
 
     use super::*;
 
-    /// A file that takes nothing while its disk is full.
+    /// A file that refuses writes while its disk is full.
     #[derive(Debug)]
     struct Full(FileBackend, Arc<AtomicBool>);
 
@@ -290,7 +294,7 @@ mod tests {
     }
 
     #[test]
-    fn after_a_commit_that_failed_the_database_is_opened_again_and_nothing_is_lost() {
+    fn after_a_failed_commit_the_database_is_opened_again_and_nothing_is_lost() {
         let dir = tempfile::tempdir().unwrap();
         let folder = Folder::make(dir.path()).unwrap();
         let examined: Examine = |file| examine(file).map_err(|error| Damage::Broken(error.to_string()));
@@ -308,7 +312,7 @@ mod tests {
         is_full.store(true, Ordering::Relaxed);
         assert!(standings.commit(&one("full"), &head(2), now).is_err());
         is_full.store(false, Ordering::Relaxed);
-        // Notes that come meanwhile have it opened no sooner.
+        // Notes that arrive meanwhile do not reopen it sooner.
         assert_eq!(standings.commit(&one("full"), &head(2), now).unwrap(), Commit::Waits);
         let later = now + OPEN_AGAIN_AFTER;
         assert_eq!(standings.commit(&one("full"), &head(2), later).unwrap(), Commit::Done);

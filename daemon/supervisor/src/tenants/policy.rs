@@ -11,7 +11,7 @@ use enisle_cordon::Trust;
 use enisle_wire::limits::{Limits, OutOfRange};
 use serde::{Deserialize, Serialize, Serializer};
 
-use crate::files::{Folder, How, aside};
+use crate::files::{Folder, How, quarantine_name};
 
 /// A tenant's name: text that an API path, a log line and a file name can carry without escaping.
 /// Copies share one allocation.
@@ -271,7 +271,7 @@ impl Store {
 
 /// Renames a damaged file to `name` or, if that is taken, to a free name that begins with it.
 fn quarantine(folder: &Folder, file: &str, name: &str) -> io::Result<()> {
-    let free = if folder.has(name)? { aside(folder, name)? } else { name.to_owned() };
+    let free = if folder.has(name)? { quarantine_name(folder, name)? } else { name.to_owned() };
     folder.rename(file, &free)
 }
 
@@ -316,8 +316,8 @@ mod tests {
     #[test]
     fn the_lower_of_two_limits_wins() {
         let policy = Limits { cpu_ms: 100, wall_ms: 500, ..Limits::default() };
-        let wish = RequestedLimits { cpu_ms: Some(50), wall_ms: Some(900), ..RequestedLimits::default() };
-        let limits = wish.under(&policy);
+        let requested = RequestedLimits { cpu_ms: Some(50), wall_ms: Some(900), ..RequestedLimits::default() };
+        let limits = requested.under(&policy);
         assert_eq!((limits.cpu_ms, limits.wall_ms, limits.timers), (50, 500, policy.timers));
     }
 

@@ -24,7 +24,7 @@ use tokio::io::{AsyncReadExt, Interest};
 use tokio::net::UnixStream;
 use tokio::sync::{mpsc, watch};
 
-use crate::events::{Events, What};
+use crate::events::{EventKind, Events};
 use crate::workers::birth::{Blueprint, Newborn, START_TIMEOUT, StartError};
 use crate::workers::channel::send;
 use crate::workers::death::Death;
@@ -64,7 +64,7 @@ pub(crate) async fn start(
     let Inspected { findings, held } = Inspection::of(blueprint, &newborn, tags.clone()).run().await?;
     if !findings.is_empty() {
         let (worker, pid) = (newborn.id, newborn.started.pid.as_raw());
-        events.tell(What::WorkerRejected { worker, pid, uid, findings: findings.clone() });
+        events.emit(EventKind::WorkerRejected { worker, pid, uid, findings: findings.clone() });
         return Err(StartError::Rejected(findings));
     }
     let (commands, receive) = mpsc::unbounded_channel();
@@ -91,7 +91,7 @@ pub(crate) async fn start(
         has_ended: AtomicBool::new(false),
         exit,
     });
-    events.tell(What::WorkerStarted { worker: worker.id, pid: worker.pid.as_raw(), uid, level: level.as_str() });
+    events.emit(EventKind::WorkerStarted { worker: worker.id, pid: worker.pid.as_raw(), uid, level: level.as_str() });
     let owner = Owner {
         worker: Arc::clone(&worker),
         control: newborn.control,
@@ -197,8 +197,8 @@ impl Owner {
                     }
                     if let Err(what) = self.hear(&mut unread) {
                         let (worker, pid, uid) = (self.worker.id, self.worker.pid.as_raw(), self.worker.uid);
-                        let event = What::ProtocolViolation { worker, pid, uid, tenant: None, what: what.clone() };
-                        self.events.tell(event);
+                        let event = EventKind::ProtocolViolation { worker, pid, uid, tenant: None, what: what.clone() };
+                        self.events.emit(event);
                         self.worker.misbehaves(Signal::Protocol);
                         return Some(format!("it broke the protocol: {what}"));
                     }
