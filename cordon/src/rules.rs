@@ -25,7 +25,7 @@ pub struct Rules {
     pub solo: f64,
     /// At this score a tenant is sealed. Only evidence adds up to this much.
     pub sealed: f64,
-    /// At this score a tenant is no longer run.
+    /// At this score a tenant is expelled: not run at all.
     pub expelled: f64,
     /// A tenant moves back in, one level at a time, when its score is below this ...
     pub back_below: f64,

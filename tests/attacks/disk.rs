@@ -107,7 +107,7 @@ fn full(_: Options) -> Result<String, String> {
     let before = order("bad-before");
     disk.fill();
     let during = order("bad-full");
-    let refused = || ground.daemon.log().contains("how tenants stand could not be written");
+    let refused = || ground.daemon.log().contains("the standings could not be written");
     if !wait(PATIENCE, refused) {
         return Err(format!("the disk was never full: {before}, {during}"));
     }

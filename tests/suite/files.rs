@@ -143,7 +143,7 @@ fn what_an_older_version_left_open_is_closed_and_reported() {
     }
     let daemon = start_openly(folder);
     assert_closed(daemon.folder.path());
-    assert!(daemon.log().contains("others had rights to what the daemon keeps"), "{}", daemon.log());
+    assert!(daemon.log().contains("other users had rights to what the daemon keeps"), "{}", daemon.log());
     assert_eq!(daemon.get("/v1/tenants/t")["cordon"]["level"], "solo", "the tenant's standing is kept");
 }
 

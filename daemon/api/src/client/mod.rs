@@ -2,7 +2,7 @@
 //!
 //! | client | for |
 //! |---|---|
-//! | [`Client`] | the command line: sends nothing to a listener that is not the daemon (feature `client`) |
+//! | [`Client`] | the command line: talks to the daemon only (feature `client`) |
 //! | [`blocking`] | tests and benchmarks: standard library only (feature `blocking`) |
 
 #[cfg(feature = "blocking")]

@@ -121,7 +121,7 @@ pub struct HeldAgainst {
     pub uid: u32,
     pub deaths: u64,
     pub used_up: bool,
-    /// All are forgiven after this time, if there is no other death.
+    /// All are forgiven after this time, unless another death follows.
     pub clear_in_ms: u64,
 }
 

@@ -76,7 +76,7 @@ pub enum EventKind {
     WorkerRejected { worker: u64, pid: i32, uid: u32, findings: Vec<String> },
     /// A worker process has died.
     WorkerDied { worker: u64, pid: i32, uid: u32, reason: String, tenants: Vec<String> },
-    /// A worker process was ended because it is no longer needed.
+    /// A surplus worker process was ended.
     WorkerRetired { worker: u64, pid: i32, uid: u32 },
     /// A tenant has moved into a worker.
     Admitted { tenant: String, uid: u32, worker: u64, level: Level, reason: String },
@@ -130,7 +130,7 @@ pub enum EventKind {
     /// were there.
     KeptApart { tenant: String, uid: u32, alone: bool, because: Because, for_secs: u64 },
     /// The tenants of a uid were blamed for enough deaths of processes that new homes of the uid
-    /// are alone. If there is no other death, all are forgiven after `clearInMs`.
+    /// are alone. All are forgiven after `clearInMs`, unless another death follows.
     BudgetUsedUp { uid: u32, deaths: u64, clear_in_ms: u64 },
     /// An operator ordered a tenant to at least this level.
     Ordered { tenant: String, level: Level, reason: String, by_uid: u32 },

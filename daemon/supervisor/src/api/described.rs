@@ -43,10 +43,10 @@ pub(super) fn reads_the_query_of<T: DeserializeOwned + std::fmt::Debug>(id: &str
 
 /// A state without a daemon, for routes whose handlers never run.
 #[derive(Clone)]
-struct Nobody;
+struct NoDaemon;
 
-impl FromRef<Nobody> for Arc<Daemon> {
-    fn from_ref(_: &Nobody) -> Self {
+impl FromRef<NoDaemon> for Arc<Daemon> {
+    fn from_ref(_: &NoDaemon) -> Self {
         panic!("a handler ran")
     }
 }
@@ -55,10 +55,10 @@ impl FromRef<Nobody> for Arc<Daemon> {
 async fn the_routes_are_the_operations() {
     let methods = Method::ALL.map(Method::as_str).into_iter().chain(["PATCH", "OPTIONS", "TRACE", "CONNECT"]);
     let mut answered = BTreeSet::new();
-    for (path, route) in routes::<Nobody>() {
+    for (path, route) in routes::<NoDaemon>() {
         // Replaces the handler, where there is one.
         let reached = middleware::from_fn(async |_: Request, _| Ok::<_, Infallible>(StatusCode::IM_A_TEAPOT));
-        let router = Router::new().route(path, route.route_layer(reached)).with_state(Nobody);
+        let router = Router::new().route(path, route.route_layer(reached)).with_state(NoDaemon);
         for method in methods.clone() {
             let uri = path.replace(['{', '}'], "");
             let request = Request::builder().method(method).uri(uri).body(Body::empty()).unwrap();

@@ -31,7 +31,7 @@ impl Class {
 #[derive(Debug, Clone, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub(crate) struct Event {
-    /// Counts from 1 without gaps. For events that are no longer kept, a reader gets their number.
+    /// Counts from 1 without gaps. A reader gets the number of those that were dropped.
     pub(crate) seq: u64,
     pub(crate) unix_ms: u64,
     /// How many events this one stands for; the details are those of the first.
@@ -181,7 +181,7 @@ pub(crate) enum EventKind {
         for_secs: u64,
     },
     /// The tenants of a uid were blamed for enough deaths of processes that new homes of the uid
-    /// are alone. If there is no other death, all are forgiven after `clear_in_ms`.
+    /// are alone. All are forgiven after `clear_in_ms`, unless another death follows.
     BudgetUsedUp {
         uid: u32,
         deaths: u64,

@@ -52,7 +52,7 @@ pub(crate) struct Events {
 /// Where evidence is recorded.
 pub(crate) trait Audit: fmt::Debug + Send + Sync {
     /// Records that an event happened `count` times, caused by what the uid ran or ordered; by the
-    /// daemon itself if there is no uid.
+    /// daemon itself without a uid.
     fn write_down(&self, uid: Option<u32>, count: u64, event: serde_json::Value);
 }
 
@@ -68,7 +68,7 @@ pub(crate) struct Cursor {
 #[derive(Debug)]
 pub(crate) enum Read {
     Event(Event),
-    /// This many events of a class are no longer kept.
+    /// This many events of a class were dropped.
     Missed(Class, u64),
 }
 

@@ -25,8 +25,7 @@ pub(super) enum Counted {
     Now(EventKind),
     /// It is emitted at the end of the second, with those that it repeats.
     Later,
-    /// There is no capacity left for different events in this second: it counts as one of the
-    /// others.
+    /// This second has no capacity left for different events: it counts as one of the others.
     NoPlace(EventKind),
 }
 

@@ -149,7 +149,7 @@ impl Recorder {
     }
 
     /// Records what cannot be refused: evidence of what the uid ran or ordered, or of the daemon
-    /// itself if there is no uid.
+    /// itself without a uid.
     pub(crate) fn seen(&self, uid: Option<u32>, entry: &Entry) {
         self.noted(self.notes.seen(uid, entry));
     }
