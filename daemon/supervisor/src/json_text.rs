@@ -1,5 +1,5 @@
-//! JSON as a client wrote it, taken apart without a copy: this code, not the
-//! client, decides what a request costs beside its own bytes.
+//! JSON as a client wrote it, taken apart without a copy: this code, not the client, decides what a
+//! request costs beside its own bytes.
 
 use std::fmt;
 

@@ -107,7 +107,7 @@ impl Pieces {
             wall_ms: ms(finished.usage.wall_us),
             startup_us: us(finished.usage.startup_us),
             queued_us: us(u64::try_from(finished.queued.as_micros()).unwrap_or(u64::MAX)),
-            // The exact number would reveal what a neighbour has loaded.
+            // The exact number would reveal what a neighbour has made ICU load.
             peak_heap_bytes: match finished.usage.peak_heap_bytes {
                 bytes if operates => bytes,
                 bytes => bytes.saturating_add((1 << 20) - 1) >> 20 << 20,

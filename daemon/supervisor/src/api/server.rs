@@ -212,8 +212,8 @@ const BEGUN: u64 = 10_000;
 const BEGUN_BY_STRANGERS: u64 = 500;
 const WINDOW: Duration = Duration::from_secs(1);
 
-/// Admission of connections. Uids that no rule names have a few connections of their own: they may do
-/// next to nothing, so no other client should wait for them.
+/// Admission of connections. Uids that no rule names have a few connections of their own: they may
+/// do next to nothing, so no other client should wait for them.
 struct Places {
     parts: Parts,
     known: Kind,

@@ -103,7 +103,7 @@ impl Events {
     }
 
     pub(crate) fn emit(&self, kind: EventKind) {
-        // Followers read no further than this event.
+        // Followers stop at this event, so the counted ones must come before it.
         if matches!(kind, EventKind::Draining) {
             self.emit_counted();
         }
@@ -162,7 +162,7 @@ impl Events {
         }
     }
 
-    /// Emits kind was counted in the second that is over.
+    /// Emits what was counted in the second that is over.
     pub(crate) fn emit_counted(&self) {
         let mut known = self.lock();
         for (class, (counted, others)) in
@@ -187,7 +187,7 @@ impl Events {
         }
     }
 
-    /// Emits once a second kind was counted, for as long as the daemon lives.
+    /// Emits once a second what was counted, for as long as the daemon lives.
     pub(crate) async fn count(&self) {
         loop {
             self.counting.notified().await;

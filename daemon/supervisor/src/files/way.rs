@@ -34,7 +34,7 @@ pub(crate) enum Last {
     OnTheWay,
 }
 
-/// The kernel follows no longer chains of links either (path_resolution(7)).
+/// The kernel does not follow longer chains of links either (path_resolution(7)).
 pub(crate) const MOST_LINKS: usize = 40;
 /// Without read access, which other users' folders on the way need not grant.
 pub(crate) const STEP: OFlag = OFlag::O_PATH.union(OFlag::O_NOFOLLOW).union(OFlag::O_CLOEXEC);

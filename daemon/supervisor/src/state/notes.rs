@@ -7,8 +7,7 @@
 //! | kind | charged to | if its uid has no room |
 //! |---|---|---|
 //! | a decision (order, policy) | the client that decided | refused, without effect |
-//! | evidence of a tenant | the uid that ran the tenant | kept; the next run of that uid is refused
-//! |
+//! | evidence of a tenant | the uid that ran the tenant | kept; its next run is refused |
 //! | the daemon's own | not charged | kept |
 //!
 //! So no line is lost because of another uid. A uid exceeds its part by [`MOST_OVER`] only when the
