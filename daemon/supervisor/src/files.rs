@@ -1,5 +1,4 @@
-//! Everything that the daemon keeps is opened here: for the daemon alone, and safe from other
-//! users.
+//! Everything that the daemon keeps is opened here, for the daemon alone.
 //!
 //! A folder is opened once, step by step from the root, and held by its descriptor ([`Folder`]).
 //! Everything else happens below that descriptor, by name, so that exchanging a folder on the way
@@ -9,17 +8,15 @@
 //! way must be root's or the daemon's. The folder itself must not be a link, and no other user may
 //! write to it at all.
 //!
-//! A file is never opened through a link either, and has the mode 0600. A file that is the daemon's
-//! and gives other users rights (an older version created such files) is closed to them, which is
-//! logged. A file that belongs to another user is refused.
+//! A file is never opened through a link either, and has the mode 0600. If a file of the daemon's
+//! gives other users rights (older versions created such files), they are removed, which is logged.
+//! A file that belongs to another user is refused.
 //!
-//! The configuration is only read. Any user may read its file, but it must belong to root or the
-//! daemon and be writable by no other user, and the same holds for the way to it, links included
-//! ([`read_settings`]).
+//! The configuration is only read ([`read_settings`]). Any user may read its file, but only root or
+//! the daemon may own it and write to it, and the same holds for the way to it, links included.
 //!
 //! The folder of the socket is the exception: other users may enter it, or they could not connect.
-//! Its lock file is closed to them all the same, because `flock` needs no more than an open
-//! descriptor.
+//! Its lock file is still closed to them, because `flock` needs only an open descriptor.
 
 mod found;
 mod way;
@@ -91,8 +88,7 @@ impl Folder {
         Self::closed(walk(path, Missing::Make { others_enter: false }, Last::Kept)?, path)
     }
 
-    /// Opens a folder that exists, without changing anything. Returns `None` if it does not exist
-    /// and can be created.
+    /// Opens a folder without changing anything. `None` if it does not exist and can be created.
     pub(crate) fn look(path: &Path) -> io::Result<Option<Self>> {
         Ok(check_folder(path)?.map(|folder| Self { folder, path: path.to_owned() }))
     }

@@ -143,9 +143,8 @@ pub(crate) enum EventKind {
         /// `certain` and `inCompany` count against the tenant, the others do not.
         blame: &'static str,
     },
-    /// A worker held more memory outside its tenants' islands than they explain. It takes no
-    /// further tenant, and its tenants leave one by one; `tenant` seems to hold most of it, if one
-    /// does.
+    /// A worker held more memory outside its tenants' islands than they explain. It takes no more
+    /// tenants, and those it has leave one by one; `tenant` is the one that seems to hold most.
     UnexplainedMemory {
         worker: u64,
         pid: i32,

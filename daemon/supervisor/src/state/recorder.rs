@@ -5,6 +5,8 @@
 //! database with atomic commits; the log is a chain of lines (`enisle_cordon::audit`). Failed
 //! writes are retried. What cannot be read at the start is reported and quarantined, never
 //! overwritten.
+//!
+//! This file is long because its tests damage each file that is kept, and share their helpers.
 
 use std::collections::BTreeSet;
 use std::fs::File;
