@@ -1,5 +1,5 @@
 //! The numbers: thresholds, times, and weights that differ from those of [`crate::signal`]. All of
-//! them can be configured; these are the defaults, with their reasons.
+//! them are configuration. These are the defaults, and the reasons for them.
 
 use std::collections::BTreeMap;
 
@@ -19,28 +19,28 @@ pub(crate) const DAY: u64 = 24 * HOUR;
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Rules {
-    /// From this score on a tenant is watched: it shares a process only with other watched tenants.
+    /// At this score a tenant is watched: it shares a process only with other watched tenants.
     pub watch: f64,
     /// At this score a tenant gets a process of its own.
     pub solo: f64,
-    /// From this score on it lives sealed. Only evidence leads there.
+    /// At this score a tenant is sealed. Only evidence adds up to this much.
     pub sealed: f64,
-    /// From this score on it may not run.
+    /// At this score a tenant is expelled: not run at all.
     pub expelled: f64,
-    /// It moves inward, one level at a time, when its score is below this ...
+    /// A tenant moves back in, one level at a time, when its score is below this ...
     pub back_below: f64,
     /// ... and nothing has counted against it for this long.
     pub back_after_secs: u64,
-    /// A tenant that killed a process, or may have, lives alone for this long, whatever its score;
+    /// How long a tenant that took a process down, or may have, lives alone, whatever its score;
     /// six times as long each further time.
     pub suspicion_secs: u64,
-    /// Tenants that were in a process which died an unattributed death are bisected for this long.
+    /// How long the tenants of a process that died for an unknown reason stay bisected.
     pub unexplained_secs: u64,
-    /// The most that everything a worker alleges amounts to.
+    /// The most that all advisory signals (what the worker says) may add up to.
     pub advisory_most: f64,
-    /// The most that everything that happened beside a tenant amounts to.
+    /// The most that all signals about what happened beside a tenant may add up to.
     pub share_most: f64,
-    /// The most that everything but evidence amounts to: below `sealed`.
+    /// The most that everything but evidence may add up to: below `sealed`.
     pub nuisance_most: f64,
     /// A tenant known for less than this is new.
     pub new_for_secs: u64,
@@ -62,8 +62,8 @@ impl Default for Rules {
             back_below: 20.0,
             back_after_secs: DAY,
             suspicion_secs: 10 * MINUTE,
-            // Long enough to catch a tenant that does it again; short, because innocent tenants may
-            // be affected.
+            // Long enough to catch a tenant that does it again; short, because a tenant can do it
+            // to others.
             unexplained_secs: HOUR,
             advisory_most: 15.0,
             share_most: 15.0,
@@ -82,9 +82,11 @@ impl Default for Rules {
 pub enum RulesError {
     #[error("the thresholds must rise: back_below {0}, watch {1}, solo {2}, sealed {3}, expelled {4}")]
     Thresholds(f64, f64, f64, f64, f64),
-    #[error("{0} is {1}; it must be a number between 0 and {2}")]
+    #[error("{0} is {1}; it must be a number from 0 up to, but below, {2}")]
     Range(&'static str, f64, f64),
-    #[error("the weight of {0:?} must consist of positive numbers, with most at least points")]
+    #[error(
+        "the weight of {0:?} is invalid: points must be 0 or more, most at least points, half_life_secs at least 1"
+    )]
     Weight(Signal),
     #[error("shape.window_ms is {0}; it must be between 100 and 60000")]
     Window(u64),
@@ -101,9 +103,10 @@ impl Rules {
         self.signals.get(&signal).copied().unwrap_or_else(|| signal.default_weight())
     }
 
-    /// Checks that the rules do not contradict their names.
+    /// Checks that the rules are consistent.
     ///
-    /// # Errors What is wrong, with the name of the key.
+    /// # Errors
+    /// Names the key that is wrong.
     pub fn check(&self) -> Result<(), RulesError> {
         let Self { back_below, watch, solo, sealed, expelled, .. } = *self;
         let thresholds = [0.0, back_below, watch, solo, sealed, expelled];
@@ -157,7 +160,7 @@ mod tests {
     use crate::signal::Kind;
 
     #[test]
-    fn the_defaults_are_valid() {
+    fn the_defaults_are_consistent() {
         assert_eq!(Rules::default().check(), Ok(()));
         let weights = Signal::ALL.map(|signal| (signal, signal.default_weight())).into();
         assert_eq!(Rules { signals: weights, ..Rules::default() }.check(), Ok(()));
@@ -174,7 +177,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_known_before_a_tenant_does_anything_never_cordons_it() {
+    fn a_tenant_that_has_done_nothing_is_not_cordoned() {
         let priors: f64 = Signal::ALL
             .into_iter()
             .filter(|signal| signal.kind() == Kind::Prior)

@@ -1,12 +1,12 @@
-//! What counts against a tenant, and how it was measured.
+//! What counts against a tenant, and who measured it.
 //!
-//! A signal is something that the kernel did or counted, or that the supervisor observed. What a
-//! worker alleges about its own tenant is *advisory*: all of it together stays below every
+//! A signal is something that the kernel did or counted, or that the supervisor observed itself.
+//! What a worker says about its own tenant is *advisory*: all of it together stays below every
 //! threshold, because a worker may have been taken over.
 //!
-//! To add a signal, add a row to the table here and the code that observes it. The names in the
-//! API, in `[cordon.rules.signals]` and in the daemon's files, the default weights, and the check
-//! of SPECIFICATION.md's table all come from the row.
+//! A signal needs one row of the table below and the code that raises it. The row gives its name in
+//! the API, in `[cordon.rules.signals]` and in the daemon's files, its default weight, and what
+//! SPECIFICATION.md's table is checked against.
 
 use serde::{Deserialize, Serialize};
 
@@ -21,9 +21,9 @@ pub enum Source {
     Kernel,
     /// The supervisor, from the traffic on its own channels.
     Supervisor,
-    /// An operator, by an order or a setting.
+    /// The operator: an order or a setting.
     Operator,
-    /// Alleged by the worker: advisory.
+    /// The worker itself: advisory.
     Worker,
 }
 
@@ -32,15 +32,15 @@ pub enum Source {
 #[serde(rename_all = "camelCase")]
 pub enum Kind {
     /// No script does it by accident, except one that breaks the engine. Only evidence leads to
-    /// `sealed` and further.
+    /// `sealed` and beyond.
     Evidence,
-    /// It costs the neighbours: a process of its own is a sufficient remedy.
+    /// It costs the neighbours something: a process of its own is enough to stop it.
     Nuisance,
-    /// Alleged by the worker.
+    /// The worker says so.
     Advisory,
     /// It happened beside this tenant, and this tenant did not do it.
     Share,
-    /// What is known about a tenant before it does anything.
+    /// Known about a tenant before it does anything.
     Prior,
 }
 
@@ -89,15 +89,15 @@ macro_rules! signals {
                 match self { $(Self::$signal => Kind::$kind,)+ }
             }
 
-            /// Whether the signal means that the process of all its tenants ended. In company, who
-            /// caused it is never certain: a tenant that can write anywhere can make a neighbour's
-            /// thread fail.
+            /// Whether it ends the worker, with the runs of all its tenants. If there were several,
+            /// the blame is uncertain: an attacker who can write anywhere can make a neighbour's
+            /// thread fault.
             #[must_use]
             pub const fn takes_worker(self) -> bool {
                 match self { $(Self::$signal => $takes_worker,)+ }
             }
 
-            /// The weight unless the configuration sets another.
+            /// The weight if the configuration sets none.
             #[must_use]
             pub const fn default_weight(self) -> Weight {
                 match self {
@@ -111,26 +111,26 @@ macro_rules! signals {
 signals! {
     /// A system call that the filter refuses.
     RefusedCall "refusedCall": Kernel, Evidence, takes worker true, points 100.0, half-life 30 * DAY, most 300.0;
-    /// An access to memory behind a closed protection key, or an open key that should be closed.
+    /// Memory behind a closed protection key, or a key open that should not be.
     ClosedKey "closedKey": Kernel, Evidence, takes worker true, points 100.0, half-life 30 * DAY, most 300.0;
-    /// An access to an address on another tenant's island.
+    /// An address on another tenant's island.
     ForeignAddress "foreignAddress": Kernel, Evidence, takes worker true, points 80.0, half-life 30 * DAY, most 240.0;
-    /// A frame out of turn, too long, or for another tenant.
+    /// A frame out of turn, too long, or meant for another tenant.
     Protocol "protocol": Supervisor, Evidence, takes worker true, points 100.0, half-life 30 * DAY, most 300.0;
-    // Crashes may be the engine's bugs: alone they lead to `sealed`, but never to `expelled`.
-    /// An access to a bad address elsewhere, or an illegal instruction.
+    // A buggy engine is a buggy engine: crashes alone seal a tenant, and never expel it.
+    /// A bad address that belongs to no other tenant, or an illegal instruction.
     Crash "crash": Kernel, Evidence, takes worker true, points 60.0, half-life 7 * DAY, most 120.0;
-    // V8 also gives up on arrays that are too long, which is a bug in the script, so this never
-    // leads to `sealed`.
-    /// V8 gave up on one of its own checks.
+    // V8 also aborts on arrays that are too long, which is a mere bug in a script. So this never
+    // seals.
+    /// V8 aborted on a failed check.
     EngineAbort "engineAbort": Kernel, Nuisance, takes worker true, points 60.0, half-life 7 * DAY, most 80.0;
-    // Each one makes all neighbours' runs restart, so a second one within hours is enough.
-    /// V8 ran out of memory and took its process along.
+    // Each one restarts the runs of all neighbours, so the second one within hours is enough.
+    /// V8 ran out of memory and took its process down.
     OutOfMemory "outOfMemory": Kernel, Nuisance, takes worker true, points 40.0, half-life 6 * HOUR, most 80.0;
-    /// A run did not end when it was terminated, and its process was killed.
+    /// A run did not stop when ordered to, so its process was ended.
     HardKill "hardKill": Supervisor, Nuisance, takes worker true, points 40.0, half-life DAY, most 80.0;
-    // A window is half a second, counted from the fourth in a row on, so four seconds of it are
-    // enough. The half-life is short, so that a busy hour does not count for long.
+    // A window is half a second, counted from the fourth in a row, so four seconds are enough. The
+    // half-life is short: a busy hour must not count against a tenant for long.
     /// A window in which its thread did nothing but compute, for few runs.
     Busy "busy": Kernel, Nuisance, takes worker false, points 12.0, half-life 10 * MINUTE, most 70.0;
     /// A minute of computing with hardly a message, the shape of a Spectre attack.
@@ -145,9 +145,9 @@ signals! {
     RemoteTiming "remoteTiming": Supervisor, Nuisance, takes worker false, points 5.0, half-life HOUR, most 30.0;
     /// An isolate that lives long and is called often.
     LongLived "longLived": Supervisor, Nuisance, takes worker false, points 5.0, half-life 2 * HOUR, most 20.0;
-    /// More console output than can be read.
+    /// More console output than any reader could use.
     LogFlood "logFlood": Supervisor, Nuisance, takes worker false, points 4.0, half-life HOUR, most 20.0;
-    // A field of a request asks for it, not the script.
+    // A field of the request says so, not the script.
     /// A request for a network that its policy does not grant.
     DeniedEgress "deniedEgress": Supervisor, Nuisance, takes worker false, points 8.0, half-life DAY, most 20.0;
     /// A run over its memory limit.
@@ -158,20 +158,20 @@ signals! {
     DeniedCode "deniedCode": Worker, Advisory, takes worker false, points 3.0, half-life 6 * HOUR, most 15.0;
     /// More timers than its limit.
     TimerFlood "timerFlood": Worker, Advisory, takes worker false, points 4.0, half-life HOUR, most 20.0;
-    // An attacker chooses its neighbours to some degree, so for them this is no more than a hint.
+    // An attacker chooses its neighbours to some degree, so this is only a hint about them.
     /// A neighbour attacked or crashed beside it.
     CoTenant "coTenant": Supervisor, Share, takes worker false, points 5.0, half-life 30 * DAY, most 15.0;
-    /// A process that it was in died an unattributed death.
+    /// A process that it was in died, and the death could not be attributed.
     Unattributed "unattributed": Supervisor, Share, takes worker false, points 5.0, half-life 7 * DAY, most 15.0;
     /// Known for less than a day.
     New "new": Supervisor, Prior, takes worker false, points 10.0, half-life DAY, most 10.0;
     /// Its policy says that its code is not vouched for.
     Untrusted "untrusted": Operator, Prior, takes worker false, points 10.0, half-life DAY, most 10.0;
-    /// V8 is older than the operator demands.
+    /// V8 is older than the version that the operator requires.
     OutdatedEngine "outdatedEngine": Operator, Prior, takes worker false, points 20.0, half-life DAY, most 20.0;
 }
 
-/// One observation of a signal.
+/// One signal, as observed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Seen {
     pub signal: Signal,
@@ -185,7 +185,7 @@ impl Seen {
         Self { signal, certain: true }
     }
 
-    /// The signal happened in a process that held other tenants.
+    /// It happened in a process with other tenants in it.
     #[must_use]
     pub fn in_company(signal: Signal) -> Self {
         Self { signal, certain: !signal.takes_worker() }
@@ -197,7 +197,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_a_worker_alleges_is_advisory_and_nothing_else_is() {
+    fn only_what_a_worker_says_is_advisory() {
         for signal in Signal::ALL {
             assert_eq!(signal.source() == Source::Worker, signal.kind() == Kind::Advisory, "{signal:?}");
         }
