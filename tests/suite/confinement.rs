@@ -273,8 +273,8 @@ fn a_worker_that_breaks_the_protocol_is_killed_and_reported() {
 #[test]
 fn a_worker_that_floods_its_tenants_channel_is_killed_and_reported() {
     for (how, word) in [
-        ("says-ready-again", "Ready was said twice"),
-        ("logs-nothing", "a log without a line"),
+        ("says-ready-again", "Ready was sent twice"),
+        ("logs-nothing", "a log frame without a line"),
         ("logs-in-small-frames", "bytes of log in one run"),
         ("logs-too-many-lines", "does not decode"),
         ("has-a-long-error", "an error of more than"),
