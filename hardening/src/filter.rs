@@ -74,7 +74,7 @@ pub fn filters_of(layers: LayerSet) -> usize {
 pub struct Own<'a> {
     pub zone: &'a Zone,
     pub island: Island,
-    /// Its own key and V8's for JIT pages; empty where there are no keys.
+    /// Its own key and V8's for JIT pages; empty without keys.
     pub keys: &'a [u8],
     pub channel: BorrowedFd<'a>,
 }

@@ -200,7 +200,7 @@ pub(crate) const CASES: &[Case] = &[
     check("M04", "the readable parts of the victim's memory are on the documented list", Check::Look(checks::readable_is_documented)),
     residual("M05", "overwrite the victim's isolate", "isolate objects are malloc's, and carry no key; a process is the boundary",
         "attack.write(at(s.victim.isolate) + 64n, BigInt(parseInt(attack.read(at(s.victim.isolate) + 64n, 1n), 16))); return true"),
-    uncontrolled("M06", "call the worker with other keys open than its own", Expected::Aborted, "without keys there are no wrong ones",
+    uncontrolled("M06", "call the worker with other keys open than its own", Expected::Aborted, "without keys none can be wrong",
         "attack.wrpkru(0n); console.log('x'); return true"),
     check("M07", "no thread has more than one tenant's key, as reported by the kernel", Check::Look(checks::keys_of_every_thread)),
     residual("M08", "WRPKRU from native code", "an instruction cannot be forbidden; a process is the boundary",

@@ -68,8 +68,8 @@ pub(crate) fn trapped(bench: &Bench, rounds: usize) -> Result<String, String> {
             (looks, mappings) = (looks + 1, mappings.max(seen.mappings));
         }
         let mut at: Vec<Value> = named.as_array().cloned().unwrap_or_default();
-        // The victim may free these before the attack: then there is no page, and no key to stop
-        // the access.
+        // The victim may free these before the attack: then the page is gone, and with it the key
+        // to stop the access.
         if round % 10 == 0 {
             at.extend(pages.iter().map(|page| json!(page.to_string())));
         }

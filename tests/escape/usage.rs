@@ -30,7 +30,7 @@ const RARE: &[(&str, &str)] = &[
     ("prctl 1398164801", "kernels with CONFIG_ANON_VMA_NAME, where V8 checks that it could name its mappings"),
     ("brk", "malloc, until its heap has no room to grow"),
     ("mremap", "realloc of large blocks"),
-    ("mprotect 7", "V8's code range where there are no keys"),
+    ("mprotect 7", "V8's code range without keys"),
     ("pkey_mprotect 3", "V8's mappings when they are ready to use"),
     ("futex 9", "a wait with a deadline on some versions of libc and std"),
     ("futex 0", "a lock that several threads want"),

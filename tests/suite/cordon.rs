@@ -248,7 +248,7 @@ fn risky_tenants_are_refused_where_there_is_no_room_and_never_put_beside_others(
         daemon.wait_for("/v1/tenants/a", |tenant| tenant["inFlight"] == 1);
         order(&daemon, "b", "sealed");
         let reported = || !events(&daemon, "noRoom", "b").is_empty();
-        wait_until("that there is no room", reported);
+        wait_until("that room is lacking", reported);
         let problem = daemon.load("b", &json!({ "code": "() => 1" })).problem(503);
         assert!(problem.contains("cordon.max_alone"), "{problem}");
         assert_eq!(daemon.run("c", "() => 2")["cordon"], "shared");
@@ -323,7 +323,7 @@ fn a_tenant_that_must_be_further_out_leaves_an_old_process_though_there_is_no_ro
         });
         ["goes", "stays"].iter().for_each(|tenant| await_no_room(&daemon, tenant));
         order(&daemon, "goes", "solo");
-        // The run is fenced after a second, and cannot begin again because there is no room.
+        // The run is fenced after a second, and cannot begin again without room.
         goes.join().expect("the run is answered").problem(503);
         assert_eq!(events(&daemon, "fenced", "goes").len(), 1);
         assert_eq!(daemon.get("/v1/tenants/stays")["inFlight"], 1, "the neighbour's run goes on");

@@ -115,7 +115,7 @@ fn others_have_no_right_to_any_file_that_the_daemon_keeps() {
     wait_until("the audit log", || daemon.get("/v1/audit")["seq"].as_u64() >= Some(2));
     assert_closed(daemon.folder.path());
 
-    // Quarantined files are no different.
+    // The same holds for quarantined files.
     let folder = daemon.kill_hard();
     let log = folder.path().join("state/audit/audit.jsonl");
     let torn = fs::read_to_string(&log).expect("a log") + "{\"seq\":";

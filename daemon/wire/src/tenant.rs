@@ -54,7 +54,7 @@ pub enum ToTenantOf<Text, Body> {
     Input(InputOf<Text>),
     Env(EnvOf<Text>),
     Code(CodeOf<Text, Body>),
-    /// The isolate that rests under this number is no longer needed.
+    /// Drop the isolate that rests under this number.
     Forget(u64),
 }
 

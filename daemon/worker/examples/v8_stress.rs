@@ -20,7 +20,7 @@ struct Group(*mut c_void);
 
 impl Group {
     fn new() -> Self {
-        // SAFETY: V8 has started; -1 is no key.
+        // SAFETY: V8 has started; -1 is not a key.
         let group = unsafe { v8_tenant_group_new(-1) };
         // SAFETY: `group` was made just now, and lives until `drop` puts null in its place.
         unsafe { v8_tenant_set_group(group) };

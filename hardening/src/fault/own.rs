@@ -73,7 +73,7 @@ pub fn share(page: OwnedFd) -> io::Result<()> {
 }
 
 /// The account of a slot, which the supervisor may read at any time. `None` if the slot does not
-/// exist, or there is no supervisor.
+/// exist, or the supervisor is missing.
 #[inline]
 #[must_use]
 pub fn account(slot: u32) -> Option<&'static Account> {

@@ -22,7 +22,7 @@ pub const MOST_SLOTS: usize = 64;
 pub(crate) struct Frozen {
     /// Where faults are recorded.
     pub(crate) fault_page: AtomicPtr<libc::c_void>,
-    /// The PKRU value of a handler while it writes there; 0 where there are no keys.
+    /// The PKRU value of a handler while it writes there; 0 without keys.
     pub(crate) writer: AtomicU32,
     /// Called when V8 gives up: reports it on the tenant's channel.
     pub(crate) last_words: AtomicPtr<libc::c_void>,

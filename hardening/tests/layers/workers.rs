@@ -72,7 +72,7 @@ pub(crate) fn steps_back() -> Option<bool> {
     Some(theirs.0 == (ours.0 + OOM_SCORE).clamp(OOM_SCORE, 1000) && theirs.1 == (ours.1 + NICER).min(19))
 }
 
-/// `None` where there are no keys, unless they are required.
+/// `None` without keys, unless they are required.
 fn with_keys(holds: impl FnOnce() -> bool) -> Option<bool> {
     if keys::available() > 0 { Some(holds()) } else { is_required("pku").then_some(false) }
 }

@@ -49,7 +49,7 @@ fn check(checks: &[(&str, &dyn Fn() -> Checked)]) -> (usize, usize) {
 
 /// Checks that exactly these layers are off in a list.
 fn same_layers(off: &BTreeSet<String>, layers: &Value) -> Checked {
-    let layers = layers.as_array().ok_or("there is no list of layers")?;
+    let layers = layers.as_array().ok_or("the list of layers is missing")?;
     let found = layers.iter().filter(|layer| layer["on"] == false).filter_map(|layer| layer["layer"].as_str());
     let found: BTreeSet<_> = found.map(str::to_owned).collect();
     if found == *off { Ok(()) } else { Err(format!("off are {found:?}, and should be {off:?}")) }

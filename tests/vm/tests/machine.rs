@@ -52,7 +52,7 @@ fn a_machine_that_does_not_end_is_killed_and_the_error_says_after_how_long() {
 #[test]
 fn a_machine_that_panics_is_distinguished_from_a_command_that_failed() {
     let Some(machine) = machine(Guest::default(), "echo c > /proc/sysrq-trigger") else { return };
-    let error = machine.run(|_| {}).expect_err("there is no status");
+    let error = machine.run(|_| {}).expect_err("the status is missing");
     assert!(matches!(error, VmError::NoStatus { .. }), "{error}");
     assert!(error.to_string().contains("sysrq"), "the error shows the kernel's last lines: {error}");
 }

@@ -37,7 +37,7 @@ pub(crate) async fn list(
         wanted.map_err(|error| Problem::bad_request(format!("{error}; the only parameter is follow=1")))?;
     let pace = Pace::of(peer.uid, &daemon);
     let mut reader = Reader::new(&daemon.events, wanted.follow != 0, daemon.supplies.bodies.clone(), peer.uid, pace);
-    // If there is no memory for it, the answer is an error.
+    // Without memory for it, the answer is an error.
     let first = reader.piece().await?;
     let rest =
         stream::try_unfold(reader, |mut reader| async { Ok(reader.piece().await?.map(|piece| (piece, reader))) });

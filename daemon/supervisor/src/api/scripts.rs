@@ -151,7 +151,7 @@ pub(crate) async fn forget(
     Ok(StatusCode::NO_CONTENT)
 }
 
-/// Has the isolates of versions that are no longer registered disposed of.
+/// Has the isolates of unregistered versions disposed of.
 fn forget_isolates(daemon: &Daemon, tenant: &Tenant) {
     // If the lock of its home is held, the tenant is moving in or out, and keeps no isolate.
     if let Some(home) = daemon.homes.current_home(&tenant.name) {

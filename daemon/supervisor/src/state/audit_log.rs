@@ -146,7 +146,7 @@ impl Log {
             }
             match self.write(lines.iter().map(|line| &line.json), most) {
                 Ok(count) => written.extend(lines.drain(..count)),
-                // If there is no room for many lines, there may be for the first.
+                // Where many lines do not fit, the first one may.
                 Err(_) if most > 0 && lines.len() > 1 => most = 0,
                 Err(error) => return Err(error),
             }

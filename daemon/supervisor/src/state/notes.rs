@@ -263,7 +263,7 @@ impl Notes {
         self.lock().lost_ever
     }
 
-    /// Called when there are no more notes, or when the writer has ended.
+    /// Called when all notes are written, or when the writer has ended.
     pub(crate) fn close(&self) {
         self.lock().closed = true;
         self.woken.notify_all();

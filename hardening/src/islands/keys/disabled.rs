@@ -1,4 +1,4 @@
-//! Where there are no keys: the types have no values, so no code that holds a key can run.
+//! Without keys: the types have no values, so no code that holds a key can run.
 
 use std::ops::Range;
 
@@ -15,7 +15,7 @@ impl Key {
     }
 
     /// # Safety
-    /// There is no key, so it cannot be called.
+    /// It needs a key, so it cannot be called.
     ///
     /// # Errors
     /// Never.

@@ -78,7 +78,7 @@ fn exercise(scope: &mut v8::PinScope<'_, '_>, api: v8::Local<'_, v8::Object>) ->
     (promise.state() == v8::PromiseState::Fulfilled).then_some(())
 }
 
-/// There is no second thread to share memory with. WebAssembly is not even set up
+/// A script never has a second thread to share memory with. WebAssembly is not even set up
 /// (`--no-expose-wasm`).
 const NOT_FOR_TENANTS: &[&str] = &["SharedArrayBuffer", "Atomics"];
 

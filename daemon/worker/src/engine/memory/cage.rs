@@ -58,7 +58,7 @@ pub(crate) enum CageError {
     Elsewhere(Range<usize>),
     #[error("a tenant's thread could not be started: {0}")]
     Thread(io::Error),
-    #[error("there is no memory for a tenant's heap")]
+    #[error("a tenant's heap could not be allocated")]
     Heap,
     #[error("the slot has or had a tenant")]
     Taken,

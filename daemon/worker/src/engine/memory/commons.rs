@@ -171,7 +171,7 @@ fn lock(slot: u32) -> Option<MutexGuard<'static, Common>> {
 }
 
 /// A block on the account of the calling thread's tenant; `None` if the thread is not a tenant's,
-/// null if there is no memory.
+/// null without memory.
 pub(super) fn take(bytes: usize, align: usize) -> Option<*mut c_void> {
     let slot = account::slot();
     let start = START.load(Ordering::Relaxed);

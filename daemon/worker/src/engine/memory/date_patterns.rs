@@ -170,7 +170,7 @@ pub(in crate::engine) fn is_cache_found() -> bool {
     CACHE.load(Ordering::Relaxed) != 0
 }
 
-/// A new record, or null in a thread that is not a tenant's, or if there is no memory.
+/// A new record, or null in a thread that is not a tenant's, or without memory.
 ///
 /// # Safety
 /// `locale` is ICU's.
@@ -227,13 +227,13 @@ unsafe fn own(record: *const Record) -> *mut Generator {
     let (_, last) = std::mem::replace(first, (record, generator));
     OWN.set(all);
     if at.is_none() && !last.is_null() {
-        // SAFETY: it was in the list once, and is no longer; V8 has only copies.
+        // SAFETY: it has just been removed from the list; V8 has only copies.
         unsafe { icu_delete(last) };
     }
     generator
 }
 
-/// A generator for a locale, or the one that V8 would use instead. Null if there is no memory.
+/// A generator for a locale, or the one that V8 would use instead. Null without memory.
 ///
 /// # Safety
 /// `name` is a locale's.

@@ -90,7 +90,7 @@ unsafe fn unmap_counted(memory: *mut u8, bytes: usize) -> bool {
 const MAPPED_FROM: usize = SEGMENT;
 
 /// A block of `bytes` of the calling thread's own heap; `None` in a thread that has none, null if
-/// there is no memory.
+/// memory is exhausted.
 pub(super) fn take(bytes: usize, align: usize) -> Option<*mut c_void> {
     let before = Head::room(align);
     let whole = bytes.checked_add(before)?;

@@ -140,7 +140,7 @@ fn of_a_tenant(bytes: usize) -> Option<*mut c_void> {
 /// The same as malloc's: enough for everything without an alignment of its own.
 const ALIGNMENT: usize = 16;
 
-/// A block that all threads may use. The process ends if there is no memory: C++ without exceptions
+/// A block that all threads may use. The process ends without memory: C++ without exceptions
 /// cannot handle that.
 fn common(bytes: usize, alignment: usize) -> *mut c_void {
     let taken = if date_patterns::is_note() && alignment <= ALIGNMENT {
