@@ -344,8 +344,8 @@ fn unexplained(options: Options) -> Result<String, String> {
     Ok(format!("{said}; under a bound that it does not reach, nothing happens"))
 }
 
-/// A plain script that leaves an entry in V8's cache of date patterns for each key, where that cache
-/// is V8's own; the entries stay in the process.
+/// A plain script that leaves an entry in V8's cache of date patterns for each key, where that
+/// cache is V8's own; the entries stay in the process.
 const FILL: &str = "(from, to, numbers) => {
     const letters = [...'abcdefghijklmnopqrstuvwxyz'], pairs = letters.flatMap((a) => letters.map((b) => a + b));
     const calendars = ['chinese', 'hebrew', 'islamic', 'japanese', 'persian', 'buddhist', 'indian', 'coptic'];

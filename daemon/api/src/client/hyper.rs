@@ -96,7 +96,8 @@ impl Client {
     }
 
     /// # Errors
-    /// The daemon does not answer, or answers with a problem. The other methods fail for the same reasons.
+    /// The daemon does not answer, or answers with a problem. The other methods fail for the same
+    /// reasons.
     pub async fn get(&self, path: &str) -> Result<Body, ClientError> {
         body_of(self.send(Method::GET, path, Vec::new()).await?).await
     }
