@@ -8,7 +8,7 @@
 //!
 //! | in company | room left: plenty | pressed | near the bound |
 //! |---|---|---|---|
-//! | a layer stopped it, or the supervisor saw who did it | in company | in company | in company |
+//! | a layer stopped it, or the supervisor saw it | in company | in company | in company |
 //! | V8 gave up on a run that is over its own limit | in company | in company | in company |
 //! | V8 gave up on any other run, or ran out of memory | in company | want of memory | want of memory |
 //! | a fault at a null page | in company | want of memory | want of memory |

@@ -21,7 +21,8 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::{Level, Time};
+use crate::Level;
+use crate::time::Time;
 
 /// How many deaths of processes a uid may cause.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]

@@ -9,10 +9,11 @@
 
 use serde::{Deserialize, Serialize};
 
+use crate::Level;
 use crate::rules::Rules;
 use crate::score::{Contribution, Score, total};
 use crate::signal::{Kind, Seen, Signal, Source};
-use crate::{Level, Time};
+use crate::time::Time;
 
 /// How well a tenant is known, by its policy.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]

@@ -15,8 +15,8 @@
 //!
 //! | module | owns |
 //! |---|---|
-//! | [`signal`] | the table of what counts against a tenant: kind, source and weight of each signal |
-//! | [`rules`] | the other numbers: thresholds and times, with the defaults, and configured weights |
+//! | [`signal`] | what counts against a tenant: kind, source and weight of each signal |
+//! | [`rules`] | the other numbers: thresholds, times and configured weights |
 //! | [`score`] | the decayed sum of a tenant's signals |
 //! | [`mod@decide`] | from a score to a level, with hysteresis, suspicion and operators' orders |
 //! | [`shape`] | how a tenant's thread behaves while it runs, in windows |
@@ -24,6 +24,7 @@
 //! | [`moving`] | when a tenant moves |
 //! | [`mod@blame`] | which tenant is to blame for the death of a process |
 //! | [`deaths`] | what such deaths cost the uid of the tenants blamed |
+//! | [`time`] | moments and spans of time, as values |
 //! | [`audit`] | a chain of hashed lines |
 #![forbid(unsafe_code)]
 #![deny(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing, clippy::panic)]
@@ -43,6 +44,7 @@ pub mod rules;
 pub mod score;
 pub mod shape;
 pub mod signal;
+pub mod time;
 
 use serde::{Deserialize, Serialize};
 
@@ -55,6 +57,7 @@ pub use place::{
 pub use rules::Rules;
 pub use shape::{Sample, Shape};
 pub use signal::{Kind, Seen, Signal, Source};
+pub use time::Time;
 
 /// The cordon level: how far out a tenant lives.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
@@ -121,25 +124,6 @@ impl std::str::FromStr for Level {
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("there is no cordon level {0:?}; it must be one of shared, solo, sealed, expelled")]
 pub struct UnknownLevel(String);
-
-/// A moment, in milliseconds since 1970.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
-#[serde(transparent)]
-#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
-pub struct Time(pub u64);
-
-impl Time {
-    /// Milliseconds from `earlier` to `self`; 0 if `earlier` is later.
-    #[must_use]
-    pub fn since(self, earlier: Self) -> u64 {
-        self.0.saturating_sub(earlier.0)
-    }
-
-    #[must_use]
-    pub fn plus(self, ms: u64) -> Self {
-        Self(self.0.saturating_add(ms))
-    }
-}
 
 #[cfg(test)]
 mod tests {

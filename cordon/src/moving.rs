@@ -2,9 +2,10 @@
 //!
 //! | its home | what follows |
 //! |---|---|
-//! | too far in, or beside tenants that it must be kept from | it leaves, if need be before there is another home |
+//! | too far in, or beside tenants that it must be kept from | it leaves, also without another |
 //! | in a process that is too old | the same, but its current run has unlimited time |
-//! | further out than it must be, or in a process that holds too much | it leaves when there is another home |
+//! | further out than it must be | it leaves when another home is ready |
+//! | in a process that holds too much | the same |
 //! | lost, and it must live alone | it gets another one before its next run |
 
 use crate::Level;

@@ -9,11 +9,7 @@ use crate::blame::MemoryRules;
 use crate::deaths::DeathRules;
 use crate::shape::ShapeRules;
 use crate::signal::{Signal, Weight};
-
-/// In seconds.
-pub(crate) const MINUTE: u64 = 60;
-pub(crate) const HOUR: u64 = 60 * MINUTE;
-pub(crate) const DAY: u64 = 24 * HOUR;
+use crate::time::{DAY, HOUR, MINUTE};
 
 /// How scores become decisions.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]

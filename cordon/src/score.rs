@@ -5,9 +5,9 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::Time;
 use crate::rules::Rules;
 use crate::signal::{Kind, Signal, Source};
+use crate::time::Time;
 
 /// The points of one signal.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]

@@ -7,8 +7,8 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::Time;
 use crate::signal::Signal;
+use crate::time::Time;
 
 /// What makes a window count.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]

@@ -10,7 +10,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::rules::{DAY, HOUR, MINUTE};
+use crate::time::{DAY, HOUR, MINUTE};
 
 /// Who measured a signal.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]

@@ -8,7 +8,7 @@
 //! | [`jail`] | the steps that a worker takes before V8 starts |
 //! | [`islands`] | where in a worker's address space each tenant lives, and by which key |
 //! | [`fault`] | signals that end a worker, and the record of the first one |
-//! | [`filter`] | the filters that it installs after V8 has started, and those of a tenant's thread, from `policy/` |
+//! | [`filter`] | the filters of a worker and of a tenant's thread, from `policy/` |
 //! | [`verify`] | what the supervisor reads about a worker before it admits a tenant there |
 //! | [`paths`] | where daemon and command line find each other by default |
 //!

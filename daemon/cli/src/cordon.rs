@@ -186,6 +186,7 @@ fn age(ms: u64) -> String {
 
 #[cfg(test)]
 mod tests {
+    use enisle_api::types::policy::Limits;
     use serde_json::json;
 
     use super::*;
@@ -198,8 +199,7 @@ mod tests {
     #[test]
     fn a_tenant_is_described_with_its_reasons() {
         let at = |secs| UNIX_EPOCH + Duration::from_secs(secs);
-        let policy = json!({ "limits": { "cpuMs": 1, "wallMs": 1, "memoryMb": 8, "outputBytes": 1, "logBytes": 1,
-            "logLines": 1, "timers": 1, "codeBytes": 1, "subRequests": 1, "concurrentCalls": 1 },
+        let policy = json!({ "limits": Limits::from(enisle_wire::limits::Limits::default()),
             "quota": { "inFlight": 1, "perSecond": 1, "burst": 1 }, "trust": "standard", "secrets": [],
             "allowEval": false });
         let tenant = json!({ "name": "t", "policy": policy, "inFlight": 0, "resident": null,

@@ -237,7 +237,7 @@ impl Daemon {
         let forgotten: Vec<TenantName> = next
             .into_iter()
             .filter(|(_, tenant)| [uid, owner].contains(&tenant.charged_to()))
-            .filter(|(_, tenant)| !tenant.is_worth_remembering(|standing| !standing.is_slight(rules, now)))
+            .filter(|(_, tenant)| tenant.may_be_forgotten(rules, now))
             .map(|(name, _)| name.clone())
             .filter(|name| self.homes.forget(name))
             .collect();

@@ -8,10 +8,11 @@ use std::sync::atomic::Ordering;
 
 use memmap2::MmapRaw;
 
-use super::page::{Account, Accounts, PAGE_BYTES, Raw, SHARED_BYTES};
+use super::page::{Account, Accounts, Raw, SHARED_BYTES};
 use crate::islands::frozen::{self, FROZEN};
 use crate::islands::keys::pkru::Pkru;
 use crate::islands::keys::{Key, KeyError};
+use crate::process::PAGE_BYTES;
 use crate::process::thread::CpuClock;
 
 /// Marks a slot that its thread has left. Not a valid thread id, so no thread can take the slot

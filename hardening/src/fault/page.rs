@@ -4,6 +4,7 @@
 use std::sync::atomic::{AtomicI32, AtomicI64, AtomicU32, AtomicU64, Ordering};
 
 use crate::islands::frozen::MOST_SLOTS;
+use crate::process::PAGE_BYTES;
 
 /// Stands for a `si_code`, with a value that the kernel never gives to SIGABRT: the worker itself
 /// found wrong keys.
@@ -11,7 +12,6 @@ pub(super) const WRONG_KEYS: libc::c_int = i32::MIN;
 /// The same: V8 ran out of memory, and raised no signal.
 pub(super) const OUT_OF_MEMORY: libc::c_int = i32::MIN + 1;
 
-pub(super) const PAGE_BYTES: usize = 4096;
 /// The page of the record, followed by that of the accounts.
 pub(super) const SHARED_BYTES: usize = 2 * PAGE_BYTES;
 /// The start of the record's page.
@@ -26,13 +26,13 @@ pub(super) struct Raw {
     pub(super) call: AtomicI32,
     pub(super) address: AtomicU64,
     pub(super) pc: AtomicU64,
-    /// See [`Fault::room`].
+    /// See [`super::Fault::room`].
     pub(super) room: AtomicU64,
     /// 1 if `pc` was in libc's allocator.
     pub(super) in_allocator: AtomicU32,
     /// The thread of each slot; 0 if none has registered yet.
     pub(super) threads: [AtomicI32; MOST_SLOTS],
-    /// See [`FaultPage::computed`]; 0 if nothing was written.
+    /// See [`super::FaultPage::computed`]; 0 if nothing was written.
     pub(super) computed_us: [AtomicU64; MOST_SLOTS],
 }
 

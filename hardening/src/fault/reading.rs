@@ -11,8 +11,9 @@ use memmap2::MmapRaw;
 use nix::fcntl::{FcntlArg, SealFlag, fcntl};
 use nix::sys::memfd::{MFdFlags, memfd_create};
 
-use super::page::{Accounts, NO_SLOT, OUT_OF_MEMORY, PAGE_BYTES, Raw, SHARED_BYTES, WRITTEN, WRONG_KEYS};
+use super::page::{Accounts, NO_SLOT, OUT_OF_MEMORY, Raw, SHARED_BYTES, WRITTEN, WRONG_KEYS};
 use crate::islands::frozen::MOST_SLOTS;
+use crate::process::PAGE_BYTES;
 use crate::process::siginfo::SEGV_PKUERR;
 
 /// What the supervisor reads of an [`super::Account`]: an allegation.
@@ -31,7 +32,7 @@ pub struct Fault {
     pub slot: Option<u32>,
     pub pc: u64,
     pub kind: Kind,
-    /// How much the process could still have committed at that moment, in bytes ([`room`]).
+    /// How much the process could still have committed at that moment, in bytes ([`super::room`]).
     pub room: u64,
     /// It happened inside libc's allocator.
     pub in_allocator: bool,

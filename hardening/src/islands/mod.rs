@@ -9,7 +9,7 @@
 //! | `zone` | where in the address space each tenant lives |
 //! | [`keys`] | memory protection keys, and which of them a thread has open |
 //! | [`tags`] | the oracle: whether every page of every island carries the right key |
-//! | [`frozen`] | what later threads rely on, in a page that is read-only before the first tenant moves in |
+//! | [`frozen`] | what later threads rely on, in a page made read-only before any tenant |
 
 pub mod frozen;
 pub mod keys;

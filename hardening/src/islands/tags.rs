@@ -193,7 +193,7 @@ pub fn committed(pid: Pid) -> io::Result<u64> {
 }
 
 /// On both processor architectures that workers run on.
-const PAGE_BYTES: u64 = 4096;
+const PAGE_BYTES: u64 = crate::process::PAGE_BYTES as u64;
 
 /// One mapping of a process, with its key.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -18,3 +18,6 @@ pub mod rights;
 pub mod siginfo;
 pub mod spawn;
 pub mod thread;
+
+/// A page of memory on x86-64.
+pub const PAGE_BYTES: usize = 4096;

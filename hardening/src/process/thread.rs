@@ -9,6 +9,8 @@ use std::time::Duration;
 
 use memmap2::{MmapOptions, MmapRaw};
 
+use super::PAGE_BYTES;
+
 /// The CPU time of one thread, readable from another.
 #[derive(Debug, Clone, Copy)]
 pub struct CpuClock(libc::clockid_t);
@@ -65,7 +67,6 @@ fn schedule_as_batch() {
 
 /// Usable bytes of a signal stack, besides the frame that the kernel puts there.
 const SIGNAL_STACK_BYTES: usize = 64 * 1024;
-const PAGE_BYTES: usize = 4096;
 
 /// A thread on a stack of its caller's choice, with a signal stack of its own.
 #[derive(Debug)]

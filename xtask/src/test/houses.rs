@@ -24,7 +24,7 @@ pub(super) const fn room(name: &'static str, may: &'static [&'static str], is: &
     Room { name, may, is }
 }
 
-pub(super) const ALL: &[House] = &[SUPERVISOR, WORKER, HARDENING];
+pub(super) const ALL: &[House] = &[SUPERVISOR, WORKER, HARDENING, CORDON];
 
 const SUPERVISOR: House = House {
     folder: "daemon/supervisor/src",
@@ -154,5 +154,25 @@ const HARDENING: House = House {
         room("paths", &[], "it is paths"),
     ],
     open: &[],
+    known: &[],
+};
+
+const CORDON: House = House {
+    folder: "cordon/src",
+    rooms: &[
+        room("", &[], "it holds the levels"),
+        room("decide", &["rules", "score", "signal"], "it takes scores to levels"),
+        room("score", &["rules", "signal"], "it adds up signals"),
+        room("place", &["decide"], "it compares traits"),
+        room("rules", &["blame", "deaths", "shape", "signal"], "it collects the numbers"),
+        room("shape", &["signal"], "it turns samples into signals"),
+        room("blame", &["signal"], "it turns an end into a consequence"),
+        room("deaths", &[], "it counts"),
+        room("moving", &[], "it compares levels"),
+        room("audit", &[], "it is a chain of lines"),
+        room("signal", &[], "it is below all others"),
+        room("time", &[], "it is below all others"),
+    ],
+    open: &["", "time"],
     known: &[],
 };

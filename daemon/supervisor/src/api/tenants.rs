@@ -148,7 +148,7 @@ fn show_cordon(tenant: &Tenant, daemon: &Daemon) -> Cordon {
         thresholds: Thresholds { watch: rules.watch, solo: rules.solo, sealed: rules.sealed, expelled: rules.expelled },
         signals: signals.collect(),
         suspected_until_unix_ms: standing.suspected_until().map(|until| until.0),
-        kept_apart: tenant.kept_apart().map(|(alone, left)| KeptApart { alone, for_ms: millis(left) }),
+        kept_apart: tenant.kept_apart().map(|apart| KeptApart { alone: apart.alone, for_ms: millis(apart.left) }),
         on_probation: tenant.on_probation().is_some(),
         order: standing.order().map(|order| StandingOrder {
             level: order.level,

@@ -81,6 +81,13 @@ struct Suspicion {
     until: Instant,
 }
 
+/// A tenant that is kept apart: whether alone, and for how much longer.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Apart {
+    pub(crate) alone: bool,
+    pub(crate) left: Duration,
+}
+
 impl Life {
     fn is_suspected(&self) -> bool {
         self.suspicion.is_some_and(|suspicion| suspicion.until > Instant::now())
@@ -245,11 +252,11 @@ impl Tenant {
         self.note_end();
     }
 
-    /// Whether the tenant is kept apart because of an unattributed death: if so, whether alone, and
-    /// for how much longer.
-    pub(crate) fn kept_apart(&self) -> Option<(bool, Duration)> {
+    /// Whether the tenant is kept apart because of an unattributed death.
+    pub(crate) fn kept_apart(&self) -> Option<Apart> {
         let suspicion = self.suspicion()?;
-        Some((suspicion.case.is_none(), suspicion.until.saturating_duration_since(Instant::now())))
+        let left = suspicion.until.saturating_duration_since(Instant::now());
+        Some(Apart { alone: suspicion.case.is_none(), left })
     }
 
     fn suspicion(&self) -> Option<Suspicion> {
@@ -320,14 +327,13 @@ impl Tenant {
         usage.homes
     }
 
-    /// Whether the tenant must be remembered, wherever it lives; `standing_is` decides if only its
-    /// standing could demand that.
-    pub(crate) fn is_worth_remembering(&self, standing_is: impl Fn(&Standing) -> bool) -> bool {
-        self.has_policy.load(Ordering::Relaxed)
-            || self.in_flight() > 0
-            || !self.scripts().is_empty()
-            || self.suspicion().is_some()
-            || standing_is(&self.standing())
+    /// Whether nothing is known of the tenant that must be remembered, wherever it lives.
+    pub(crate) fn may_be_forgotten(&self, rules: &Rules, now: Time) -> bool {
+        !self.has_policy.load(Ordering::Relaxed)
+            && self.in_flight() == 0
+            && self.scripts().is_empty()
+            && self.suspicion().is_none()
+            && self.standing().is_slight(rules, now)
     }
 
     /// The uid that is charged for its name.
@@ -372,7 +378,7 @@ mod tests {
         let tenant = tenant();
         tenant.suspect(None, 60);
         tenant.tidy();
-        assert!(tenant.kept_apart().is_some_and(|(alone, _)| alone));
+        assert!(tenant.kept_apart().is_some_and(|apart| apart.alone));
         tenant.suspect(None, 0);
         assert!(tenant.kept_apart().is_none());
         tenant.tidy();

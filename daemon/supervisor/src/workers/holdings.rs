@@ -6,7 +6,7 @@
 //! | memory outside the islands | credited to |
 //! |---|---|
 //! | on an account that the worker keeps | the slot that the worker names |
-//! | the rest, touched since the last reading | a slot, as far as only its page faults can explain it |
+//! | the rest, touched since the last reading | a slot, if only its page faults explain it |
 //!
 //! Page faults do not explain memory that appeared on the thread's own island, or that the thread
 //! took by its account and gave back: libc keeps that.

@@ -6,10 +6,10 @@
 //! |---|---|
 //! | [`start`] | V8's flags and its start, before the first tenant |
 //! | [`run`] | one run, from its frame to its end; the time that it sees |
-//! | [`isolate`] | resting isolates, the snapshot that they are made from, those that stay between runs |
-//! | [`natives`] | what a script finds in its global object: native functions, and the runtime that calls them (`runtime/*.js`) |
+//! | [`isolate`] | resting isolates, their snapshot, those that stay between runs |
+//! | [`natives`] | native functions, and the runtime that calls them (`runtime/*.js`) |
 //! | [`modules`] | a script's modules: compiled, linked and imported by exact name |
-//! | [`memory`] | where memory comes from, whose it is, which key it carries, how much of it a tenant may have |
+//! | [`memory`] | where memory comes from, whose it is, its key, a tenant's limit |
 //! | [`last_words`] | the report of a run when V8 cannot continue |
 //! | [`values`] | texts and errors that pass between V8 and the worker |
 //! | [`kernel`] | random bytes, and the end of the process |

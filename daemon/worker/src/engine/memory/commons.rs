@@ -27,7 +27,7 @@ use super::{account, mappings};
 /// Of each slot.
 const PART: usize = 16 << 30;
 const ALL: usize = PART * MOST_SLOTS;
-const PAGE: usize = 4096;
+const PAGE: usize = enisle_hardening::process::PAGE_BYTES;
 /// What a heap takes from the kernel at a time, and gives back when nothing in it is live.
 const SEGMENT: usize = 1 << 20;
 

@@ -27,7 +27,7 @@ struct Pages;
 
 /// Larger than any single allocation of a run, so that segments are few.
 const SEGMENT: usize = 256 << 10;
-const PAGE: usize = 4096;
+const PAGE: usize = enisle_hardening::process::PAGE_BYTES;
 
 thread_local! {
     static OWN: Cell<*mut Dlmalloc<Pages>> = const { Cell::new(ptr::null_mut()) };

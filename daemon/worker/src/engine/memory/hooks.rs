@@ -1,16 +1,21 @@
 //! The memory of V8, ICU and the C++ library: the archive calls the functions below where it would
 //! call libc's (`v8/patches/15-memory-hooks.patch`).
 //!
-//! | caller, on a tenant's thread | purpose | source |
-//! |---|---|---|
-//! | V8, `malloc` | zones (working memory of parser and compiler), regular expression stacks, serialisers | the tenant's heap on its island ([`super::heap`]), behind its key |
-//! | V8, `malloc` while it writes code | metadata of code, for all threads | the tenant's heap in the commons ([`super::commons`]) |
-//! | V8, `aligned_alloc` | isolate objects, which the watchdog must reach; tables of names | the same |
-//! | C++, `operator new` | V8's containers and objects, and what V8 keeps for all isolates: the platform's task runners, caches of `Intl` | the same |
-//! | ICU | formatters, and caches for all threads | the same |
+//! On a tenant's thread, V8's `malloc` is for zones (working memory of parser and compiler), stacks
+//! of regular expressions, and serialisers. That memory comes from the tenant's heap on its island
+//! ([`super::heap`]), behind its key.
 //!
-//! Other threads may later use all of these except the first, and nothing shows which, so they
-//! cannot be on an island. On a thread that is not a tenant's everything is libc's.
+//! All else comes from the tenant's heap in the commons ([`super::commons`]):
+//!
+//! | caller | purpose |
+//! |---|---|
+//! | V8, `malloc` while it writes code | metadata of code, for all threads |
+//! | V8, `aligned_alloc` | isolate objects, which the watchdog must reach; tables of names |
+//! | C++, `operator new` | V8's containers and objects, task runners, caches of `Intl` |
+//! | ICU | formatters, and caches for all threads |
+//!
+//! Other threads may later use it, and nothing shows which part, so it cannot be on an island. On a
+//! thread that is not a tenant's everything is libc's.
 //!
 //! The address decides where memory goes back to, never the thread. The archive frees on one thread
 //! what it took on another, what it took before `main`, and what libc allocated for it.

@@ -27,7 +27,7 @@ const STEP: usize = 1 << 30;
 /// V8 keeps the lowest addresses unmapped by mapping them itself, from at most 1 MiB on
 /// (v8/src/sandbox/sandbox.cc). Any other hint may be ignored, however low: V8's are random.
 const LOW: usize = 2 << 20;
-const PAGE: usize = 4096;
+const PAGE: usize = enisle_hardening::process::PAGE_BYTES;
 
 /// The island that a thread's mappings go to.
 #[derive(Debug, Clone, Copy)]

@@ -12,12 +12,15 @@
 //! buffers, and on what else it held when its turn began, in whole MiB. The exact account ends
 //! runs.
 //!
-//! | over the limit | what happens |
-//! |---|---|
-//! | a buffer, by what the script sees | V8 collects garbage, then the script gets a `RangeError` |
-//! | a buffer, by the exact account alone | V8 collects garbage; if that is not enough, the run ends |
-//! | native memory | little can be refused: ICU writes to where memory should be. At the next check the run collects garbage, which frees what dead objects hold, and is ended if that was not enough |
-//! | native memory, by more than [`SLACK`], within one operation of V8 | a large block is refused to ICU, and the run ends; for anything else the process ends, and the run responsible is known |
+//! What happens over the limit:
+//!
+//! * A buffer, by what the script sees: V8 collects garbage, then the script gets a `RangeError`.
+//! * A buffer, by the exact account alone: V8 collects garbage; if that is not enough, the run ends.
+//! * Native memory: little can be refused, because ICU writes to where memory should be. At the next
+//!   check the run collects garbage, which frees what dead objects hold, and is ended if that was
+//!   not enough.
+//! * Native memory, by more than [`SLACK`], within one operation of V8: a large block is refused to
+//!   ICU, and the run ends; for anything else the process ends, and the run responsible is known.
 
 use std::cell::Cell;
 
