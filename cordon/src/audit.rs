@@ -61,7 +61,8 @@ fn hash(text: &str) -> String {
 
 /// The next line of a chain, without its end of line, and the new head.
 ///
-/// # Errors `entry` cannot be serialized as JSON.
+/// # Errors
+/// `entry` cannot be serialized as JSON.
 pub fn append<E: Serialize>(head: &Head, unix_ms: u64, entry: &E) -> Result<(String, Head), serde_json::Error> {
     let seq = head.seq + 1;
     let mut line = serde_json::to_string(&Body { seq, prev: &head.hash, unix_ms, entry })?;
@@ -85,7 +86,8 @@ pub struct Verifier {
 impl Verifier {
     /// Reads the next line.
     ///
-    /// # Errors The line does not belong there.
+    /// # Errors
+    /// The line does not continue the chain.
     pub fn read(&mut self, text: &str) -> Result<(), Broken> {
         self.lines += 1;
         let line = self.lines;

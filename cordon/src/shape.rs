@@ -10,48 +10,51 @@ use serde::{Deserialize, Serialize};
 use crate::signal::Signal;
 use crate::time::Time;
 
-/// What makes a window count.
+/// The thresholds at which a thread's behaviour becomes a signal.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct ShapeRules {
     pub window_ms: u64,
-    /// A window is busy if the thread ran for this part of the time in which it was not waiting for
-    /// a processor ...
+    /// A window is busy only if the thread ran for at least this share of the time in which it was
+    /// not waiting for a processor.
     pub busy_share: f64,
-    /// ... and for this part of all time (a thread that only waited has done nothing) ...
+    /// A window is busy only if the thread ran for at least this share of all time: a thread that
+    /// only waited has done nothing.
     pub busy_least: f64,
-    /// ... and each run took at least this much of it: many short runs are a busy service, not a
-    /// spinner.
+    /// A window is busy only if the thread ran for at least this long per run that began in it:
+    /// many short runs are a busy service, not a spinner.
     pub busy_ms_per_run: u64,
-    /// How many busy windows in a row it takes to count.
+    /// This many busy windows in a row are a signal, and so are this many windows with too many
+    /// page faults.
     pub streak: u32,
-    /// How many page faults in a window count, beyond what its isolates need.
+    /// The page faults that are too many for a window, beyond those that its new isolates explain.
     pub faults: u64,
-    /// What an isolate needs: making and disposing of it, and some garbage.
+    /// The page faults that a new isolate explains: creating it, disposing of it, and its garbage.
     pub faults_per_isolate: u64,
-    /// A minute counts as busy by itself if the thread ran for this part of the time in which it
-    /// could, and for half that part of all time, however the work was spread and however short the
-    /// runs were. With fewer messages than seconds it also counts as a minute of computing.
+    /// A minute is busy if the thread ran for at least this share of the time in which it was not
+    /// waiting for a processor, and for half this share of all time, however the work was spread
+    /// and however short the runs were. A busy minute with fewer messages than seconds is also a
+    /// minute of computing.
     pub minute_share: f64,
-    /// How many messages in a window it takes for their rhythm to be examined.
+    /// The rhythm of a window's messages is examined from this many messages on.
     pub messages: u64,
-    /// They are small up to this many bytes on average,
+    /// The rhythm is examined only if the messages have at most this many bytes on average.
     pub message_bytes: u64,
-    /// and regular if the times between them deviate by less than this part of their mean.
+    /// The rhythm is regular if the standard deviation of the times between messages is below this
+    /// share of their mean. Three regular windows in a row are a signal.
     pub regular: f64,
-    /// How many bytes of console output in a window count.
+    /// This many bytes of console output in a window are a log flood.
     pub log_bytes: u64,
-    /// Resident memory counts beyond this many times the tenant's `memoryMb` (heap, buffers,
-    /// isolates that are kept) ...
+    /// A tenant's limits explain resident memory up to this many times its `memoryMb` (heap,
+    /// buffers, isolates that are kept), plus `resident_spare_mb`.
     pub resident_times: f64,
-    /// ... and this many MiB more.
     pub resident_spare_mb: u64,
-    /// How many mispredicted branches in a thousand instructions count, from three windows in a row
-    /// on.
+    /// This many mispredicted branches per thousand instructions are a signal, from the third such
+    /// window in a row on.
     pub mispredictions: f64,
-    /// An isolate counts if it has lived this long ...
+    /// An isolate is long-lived if it has lived this long and was called at least
+    /// `long_lived_calls` times an hour.
     pub long_lived_secs: u64,
-    /// ... and was called this many times an hour.
     pub long_lived_calls: u64,
 }
 
@@ -115,10 +118,10 @@ pub struct Sample {
     pub messages: Messages,
     /// How many of those bytes are console output.
     pub log_bytes: u64,
-    /// By the processor's counters, where available.
+    /// Counted by the processor, where its counters are available.
     pub instructions: u64,
     pub mispredictions: u64,
-    /// How long its oldest isolate has lived, and how often that was called.
+    /// How long the thread's oldest isolate has lived, and how often it was called.
     pub isolate_ms: u64,
     pub isolate_calls: u64,
 }
@@ -131,9 +134,9 @@ pub struct Shape {
     paging: u32,
     regular: u32,
     mispredicting: u32,
-    /// Where the current minute began.
+    /// The sample at which the current minute began.
     minute: Option<Sample>,
-    /// When a long life was last reported.
+    /// The age of the oldest isolate when a long life was last reported.
     reported_long_lived_ms: u64,
 }
 
@@ -142,8 +145,10 @@ const MINUTE_SECS: u64 = 60;
 const HOUR_MS: u64 = 3_600_000;
 
 impl Shape {
-    /// Takes in one more window. The first sample yields nothing, nor does one too soon after the
-    /// last. After a pause, windows in a row are counted anew.
+    /// Takes in one more window. The first sample yields no signals, and a sample less than half a
+    /// window after the last one is ignored. After a pause of more than three windows, only the
+    /// minute is judged: counts of windows in a row restart, and log floods and long lives are
+    /// skipped.
     pub fn observe(&mut self, sample: Sample, rules: &ShapeRules) -> Vec<Signal> {
         let Some(last) = self.last else {
             self.last = Some(sample);
@@ -155,7 +160,6 @@ impl Shape {
         }
         self.last = Some(sample);
         let mut signals = Vec::new();
-        // A pause resets what counts windows in a row, but not what counts over a minute.
         if elapsed > rules.window_ms.saturating_mul(3) {
             (self.busy, self.paging, self.regular, self.mispredicting) = (0, 0, 0, 0);
             self.observe_minute(&last, &sample, rules, &mut signals);
@@ -196,8 +200,8 @@ impl Shape {
         if elapsed < MINUTE_MS {
             return;
         }
-        // However short its runs are: a tenant that uses half a processor for a minute should live
-        // alone, for its neighbours' sake.
+        // Short runs are no excuse here (0 runs): a tenant that uses half a processor for a minute
+        // should live alone, for its neighbours' sake.
         let rules = &ShapeRules { busy_share: rules.minute_share, busy_least: rules.minute_share / 2.0, ..*rules };
         if is_busy(&begin, sample, elapsed, 0, rules) {
             if !signals.contains(&Signal::Busy) {
@@ -210,7 +214,7 @@ impl Shape {
         self.minute = None;
     }
 
-    /// Whether to report, at most once an hour, an isolate that lives long and is called much.
+    /// Whether to report a long-lived isolate that is called often: at most once an hour.
     fn lives_long(&mut self, sample: &Sample, rules: &ShapeRules) -> bool {
         let due = sample.isolate_ms >= self.reported_long_lived_ms.saturating_add(HOUR_MS)
             || (self.reported_long_lived_ms == 0 && sample.isolate_ms >= rules.long_lived_secs.saturating_mul(1000));
@@ -228,7 +232,7 @@ impl Shape {
     }
 }
 
-/// Counts up while `holds`, and starts anew when it does not.
+/// Counts up while `holds`, and restarts at 0 when it does not.
 fn streak(count: &mut u32, holds: bool) -> u32 {
     *count = if holds { count.saturating_add(1) } else { 0 };
     *count
@@ -238,8 +242,8 @@ fn streak(count: &mut u32, holds: bool) -> u32 {
 fn is_busy(last: &Sample, sample: &Sample, elapsed: u64, runs: u64, rules: &ShapeRules) -> bool {
     let ran = sample.ran_ms.saturating_sub(last.ran_ms);
     let waited = sample.waited_ms.saturating_sub(last.waited_ms).min(elapsed);
-    // As a part of the time in which it could run: a neighbour that takes the processors does not
-    // make others look busy.
+    // The time in which the thread could run. A spinner is busy by this measure even if its
+    // neighbours take most of the processors.
     let could = elapsed.saturating_sub(waited).max(1) as f64;
     ran as f64 >= rules.busy_share * could
         && ran as f64 >= rules.busy_least * elapsed as f64
@@ -341,11 +345,11 @@ mod tests {
             sample.at = Time(second * 1000);
             busy += if runs { count(&[shape.observe(sample, &rules)], Signal::Busy) } else { 0 };
         }
-        assert!(busy > 60, "by windows in a row, and by the minute: {busy}");
+        assert!(busy > 60, "only {busy} busy signals from windows in a row and from minutes");
     }
 
     #[test]
-    fn a_memory_bomb_is_detected_and_many_isolates_are_not_one() {
+    fn many_isolates_are_not_a_memory_bomb() {
         let bomb = watch(3, |last| Sample { faults: last.faults + 30_000, isolates: last.isolates + 2, ..last });
         assert_eq!(count(&bomb, Signal::Paging), 2);
         let made = |last: Sample| Sample { faults: last.faults + 44_000, runs: last.runs + 400, ..last };

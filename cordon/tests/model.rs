@@ -29,8 +29,8 @@ fn steps() -> impl Strategy<Value = Vec<(Option<Seen>, u64)>> {
 }
 
 proptest! {
-    /// A tenant moves outward at once; inward a level at a time, after a clean period and below the
-    /// threshold for it; and never from `expelled`.
+    /// A tenant moves inward one level at a time, after a clean period with a low score or when its
+    /// suspicion ends, and never from `expelled`. A move at the score for `expelled` expels it.
     #[test]
     fn tenants_move_only_as_the_rules_allow(steps in steps(), around in circumstances()) {
         let (rules, mut standing, mut now) = (Rules::default(), Standing::new(START), START);
@@ -84,9 +84,9 @@ proptest! {
         }
     }
 
-    /// Whatever its neighbours do, and whatever happens in company on its own thread, a tenant's
-    /// score stays below the cordon, and it is never sealed: an attacker cannot push a neighbour
-    /// out.
+    /// Signals that a neighbour may have caused never raise a tenant's score to the threshold for
+    /// `solo`, and never move it beyond `solo`: an attacker cannot push a neighbour out. A worker's
+    /// advisory signals about the tenant do not change that.
     #[test]
     fn neighbours_cannot_push_a_tenant_over_the_threshold(
         beside in proptest::collection::vec((signals(|s| s.takes_worker() || s.kind() == Kind::Share), 0..DAY), 1..200),
@@ -119,8 +119,8 @@ proptest! {
         }
     }
 
-    /// One tenant that kills processes whenever it can cannot force others of its uid to live
-    /// alone.
+    /// A single tenant that kills processes whenever it can never uses up its uid's budget, so it
+    /// cannot force the uid's other tenants to live alone.
     #[test]
     fn one_tenant_never_uses_up_a_budget(
         seen in proptest::collection::vec((signals(Signal::takes_worker), any::<bool>(), 0..20 * 60_000_u64), 1..80),
@@ -138,11 +138,12 @@ proptest! {
         }
     }
 
-    /// A uid that kills processes under ever new names kills a neighbour's process no more often
-    /// than its budget allows, plus once for each death that was forgiven meanwhile. If the budget
-    /// is used up, the neighbour's next home is alone, and stays so until all deaths are forgiven.
+    /// A uid whose tenants kill one process after another, each under a new name, kills a
+    /// neighbour's process at most as often as its budget, plus once for each death that could be
+    /// forgiven meanwhile. Once the budget is used up, the neighbour's next home is alone, and the
+    /// neighbour stays alone until all deaths are forgiven.
     #[test]
-    fn ever_new_names_kill_a_neighbours_process_no_more_often_than_the_budget_allows(
+    fn a_neighbour_loses_at_most_the_budget_and_the_forgiven_deaths_to_new_names(
         deeds in proptest::collection::vec((0..3 * 60_000_u64, any::<bool>()), 1..300),
         budget in 1_u32..6,
     ) {
@@ -178,7 +179,8 @@ proptest! {
         }
     }
 
-    /// A clock that is set back makes no score older: it counts as standing still.
+    /// While the clock is behind the latest time that it has shown, a tenant is judged as of that
+    /// latest time, so setting the clock back does not lower a score.
     #[test]
     fn a_clock_that_goes_back_does_not_help_a_tenant(
         steps in proptest::collection::vec((proptest::option::of(signals(|_| true)), 0..20 * DAY), 1..50),
@@ -194,9 +196,9 @@ proptest! {
         }
     }
 
-    /// In whatever order tenants come, however full it is: no tenant shares a process with one that
-    /// it may not share with, or with one that lives alone; no slot is used twice, and no bound is
-    /// exceeded.
+    /// In any order of arrivals and at any load, no tenant shares a process with a tenant that it
+    /// may not share with, or with one that lives alone; no process uses more slots than it has;
+    /// and no bound is exceeded.
     #[test]
     fn placement_keeps_tenants_apart(
         tenants in proptest::collection::vec((traits(), proptest::sample::select(Level::ALL.to_vec()), any::<bool>()), 0..120),

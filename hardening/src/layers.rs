@@ -1,8 +1,9 @@
 //! The layers of a worker's confinement: the one table of them.
 //!
-//! A row here, the code that takes the layer on ([`crate::jail`], [`crate::filter`],
-//! [`crate::islands`]) and the probe for it ([`crate::posture`]) are all that a layer needs. The
-//! configuration, `doctor`, the API and the tests use its name.
+//! Besides its row here, a layer needs the code that takes it on ([`crate::jail`],
+//! [`crate::filter`], [`crate::islands`]), a probe ([`crate::posture`]), a check from outside
+//! ([`crate::verify`]), an attack with it on and off (`tests/layers`) and its rows in SECURITY.md.
+//! The configuration, `doctor`, the API and the tests use its name.
 
 use std::fmt;
 use std::str::FromStr;

@@ -49,7 +49,7 @@ pub(crate) struct Attack {
     pub(crate) script: &'static str,
     pub(crate) expected: Expected,
     /// Layers in front of the one under test, which are off in both runs.
-    pub(crate) aside: &'static [Layer],
+    pub(crate) off_in_both: &'static [Layer],
     /// The layers that stop the attack.
     pub(crate) without: &'static [Layer],
     pub(crate) control: Control,
@@ -84,18 +84,18 @@ const fn attack(
     script: &'static str,
 ) -> Case {
     let control = Control::Succeeds;
-    Case { id, title, kind: Kind::Attack(Attack { script, expected, aside: &[], without, control }) }
+    Case { id, title, kind: Kind::Attack(Attack { script, expected, off_in_both: &[], without, control }) }
 }
 
 const fn behind(
     id: &'static str,
     title: &'static str,
-    aside: &'static [Layer],
+    off_in_both: &'static [Layer],
     without: &'static [Layer],
     script: &'static str,
 ) -> Case {
     let (expected, control) = (Expected::Refused, Control::Succeeds);
-    Case { id, title, kind: Kind::Attack(Attack { script, expected, aside, without, control }) }
+    Case { id, title, kind: Kind::Attack(Attack { script, expected, off_in_both, without, control }) }
 }
 
 const fn uncontrolled(
@@ -106,7 +106,7 @@ const fn uncontrolled(
     script: &'static str,
 ) -> Case {
     let (without, control) = (&[], Control::NotHere(why));
-    Case { id, title, kind: Kind::Attack(Attack { script, expected, aside: &[], without, control }) }
+    Case { id, title, kind: Kind::Attack(Attack { script, expected, off_in_both: &[], without, control }) }
 }
 
 const fn residual(id: &'static str, title: &'static str, why: &'static str, script: &'static str) -> Case {

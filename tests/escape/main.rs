@@ -135,15 +135,15 @@ impl Row {
 }
 
 fn try_attack(bench: &Bench, case: &Case, attack: &Attack) -> Row {
-    let aside = attack.aside.iter().fold(bench.layers, |set, layer| set.without(*layer));
-    let (with, held) = match bench.attempt(attack, aside) {
+    let base = attack.off_in_both.iter().fold(bench.layers, |set, layer| set.without(*layer));
+    let (with, held) = match bench.attempt(attack, base) {
         Err(error) => (format!("could not be tried: {error}"), false),
         Ok((ran, end, bystander)) => judge(attack.expected, &ran, end.as_ref(), bystander),
     };
     let (without, shown) = match attack.control {
         Control::NotHere(why) => (format!("not shown: {why}"), true),
         Control::Succeeds => {
-            let layers = attack.without.iter().fold(aside, |set, layer| set.without(*layer));
+            let layers = attack.without.iter().fold(base, |set, layer| set.without(*layer));
             match bench.attempt(attack, layers) {
                 Ok((Ran::Returned(Value::Bool(true)), ..)) => {
                     (format!("succeeds without {}", names(attack.without)), true)

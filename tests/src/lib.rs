@@ -47,7 +47,7 @@ pub fn programs() -> &'static Path {
 /// They do not build.
 pub fn build(dir: &Path, what: &[&str]) -> PathBuf {
     let target = dir.parent().expect("a profile is a folder in the target folder");
-    let profile = dir.file_name().expect("it has a name").to_string_lossy();
+    let profile = dir.file_name().expect("a profile's folder has a name").to_string_lossy();
     // Cargo's own name for the profile whose folder is `debug`.
     let profile = if profile == "debug" { "dev" } else { &profile };
     let mut cargo = Command::new(env!("CARGO"));
@@ -56,8 +56,8 @@ pub fn build(dir: &Path, what: &[&str]) -> PathBuf {
     dir.to_owned()
 }
 
-/// A copy of a program in which texts are replaced by others, padded with spaces. This switches off
-/// a defence that is a flag of V8's.
+/// Copies a program and replaces texts in the copy, each by one padded with spaces to the same
+/// length. With one of V8's flags replaced, a worker runs without the defence that the flag sets.
 ///
 /// # Panics
 /// A text is not in the program, or its replacement is longer.
@@ -76,7 +76,7 @@ pub fn altered(program: &Path, texts: &[(&str, &str)]) -> TempPath {
     copy.write_all(&bytes).expect("the copy is written");
     // Readable and executable for the worker's uid.
     let open = std::os::unix::fs::PermissionsExt::from_mode(0o755);
-    copy.as_file().set_permissions(open).expect("it is ours");
+    copy.as_file().set_permissions(open).expect("the copy is ours");
     // Closed, because a file that is open for writing cannot be executed (execve(2), ETXTBSY).
     copy.into_temp_path()
 }
@@ -94,10 +94,13 @@ pub fn attack_worker() -> PathBuf {
     worker.clone()
 }
 
-/// Whether a test can run that needs `feature` (`pku`, `userns`, `landlock`, `seccomp`, `root`, or
-/// a program such as `node`). If it cannot, this prints so. If `ENISLE_REQUIRE` names the feature,
-/// the test fails instead; if `ENISLE_ELSEWHERE` names it, another machine of the same test command
-/// runs the test.
+/// Returns `present`: whether this machine has `feature` (`pku`, `userns`, `landlock`, `seccomp`,
+/// `root`, or a program such as `node`), which a test needs. If not, this prints that the test is
+/// skipped, or that another machine of the same test command runs it if `ENISLE_ELSEWHERE` names
+/// the feature.
+///
+/// # Panics
+/// The machine lacks the feature, and `ENISLE_REQUIRE` names it.
 pub fn has(feature: &str, present: bool) -> bool {
     let names = |variable| std::env::var(variable).unwrap_or_default().split(',').any(|name| name == feature);
     assert!(present || !names("ENISLE_REQUIRE"), "ENISLE_REQUIRE names {feature}, and this machine lacks it");
@@ -136,7 +139,7 @@ impl Daemon {
         Self::await_answer(process, folder)
     }
 
-    /// Waits until a daemon answers that was started on the socket `s` of `folder`.
+    /// Waits until `process` answers: a daemon that was started on the socket `s` of `folder`.
     pub fn await_answer(process: Child, folder: TempDir) -> Self {
         let mut daemon = Self { process, folder };
         let answers = wait::within(PATIENCE, || {
@@ -153,8 +156,8 @@ impl Daemon {
         Self::command_of(&[programs().join("enisled").as_os_str()], folder, socket)
     }
 
-    /// The same with `words` before the daemon's arguments: another `enisled`, or programs that
-    /// execute one.
+    /// Like [`Self::command`], with `words` in place of `enisled`: the path of another `enisled`,
+    /// or a program that executes one, with its arguments.
     ///
     /// # Panics
     /// `words` is empty.
@@ -194,7 +197,7 @@ impl Daemon {
     /// Asks the daemon to end, without waiting for its end.
     pub fn terminate(&self) {
         nix::sys::signal::kill(nix::unistd::Pid::from_raw(self.pid()), nix::sys::signal::Signal::SIGTERM)
-            .expect("it is ours");
+            .expect("the daemon is our child");
     }
 
     /// Waits until the daemon has ended; returns its exit code.

@@ -53,7 +53,7 @@ mod tests {
     }
 
     #[test]
-    fn a_wait_for_what_is_already_true_takes_no_time() {
+    fn a_wait_for_what_is_already_true_ends_before_the_deadline() {
         let begun = Instant::now();
         assert_eq!(found(PATIENCE, || Some(7)), Some(7));
         assert!(begun.elapsed() < PATIENCE);

@@ -79,7 +79,7 @@ fn perform(act: &Act, connection: &mut Connection) -> Result<()> {
         _ => {}
     }
     println!("    used      {} ms of CPU, {} ms in all\n", run["usage"]["cpuMs"], run["usage"]["wallMs"]);
-    // `escape.js` reports what it found: also in a release it must find nothing.
+    // `escape.js` reports the ways out that it found. There must be none, in a release build too.
     let found = run["result"]["found"].as_array().is_some_and(|found| !found.is_empty());
     ensure!(!found, "{} found a way out: {}", act.file, run["result"]);
     ensure!(run["outcome"] == act.outcome, "{} ended as {}, not as {}", act.file, run["outcome"], act.outcome);
@@ -89,7 +89,7 @@ fn perform(act: &Act, connection: &mut Connection) -> Result<()> {
 /// Prints the layers as the daemon reports them, and the worker's state as the kernel reports it.
 fn layers(connection: &mut Connection) -> Result<()> {
     let info = connection.get("/v1/info")?;
-    println!("the layers around every one of them on this machine:");
+    println!("the layers around every script on this machine:");
     for layer in info["posture"]["layers"].as_array().into_iter().flatten() {
         let state = if layer["on"] == true { "on " } else { "OFF" };
         println!(

@@ -42,7 +42,7 @@ mod tests {
             format!("[A-Za-z0-9._-]{{0,{}}}$", MAX_NAME_BYTES - 1),
             format!("The reason, 1 to {}; it is written to the audit log.", bytes(MAX_REASON_BYTES)),
             format!("At most {}; a longer explanation is truncated.", bytes(MAX_DETAIL_BYTES)),
-            format!("at most {MAX_SECRETS}, of {MAX_POLICY_NAME_BYTES} bytes each"),
+            format!("at most {MAX_SECRETS}, each of at most {MAX_POLICY_NAME_BYTES} bytes"),
             format!("The tenant's owner, at most {MAX_POLICY_NAME_BYTES} bytes"),
             format!("\"At most {}.\"", bytes(enisle_wire::MAX_ARGS_BYTES)),
             format!("Passed to the script as `ctx.props`; at most {}.", bytes(enisle_wire::MAX_ARGS_BYTES)),

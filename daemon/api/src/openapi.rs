@@ -93,14 +93,16 @@ impl Schemas {
         schema.to_value()
     }
 
-    /// All schemas by name. A name stands for one schema: a test compares those in both contracts.
+    /// All schemas by name. Where both contracts define a name, a test checks that the schemas are
+    /// equal.
     fn all(mut self) -> BTreeMap<String, Value> {
         let answers = self.answers.take_definitions(true);
         answers.into_iter().chain(self.requests.take_definitions(true)).collect()
     }
 }
 
-/// Optional fields of a request are written or left out, never `null`.
+/// Removes `null` from the types of a request's optional fields: a client writes a value or leaves
+/// the field out. A field whose only value is `null` (`globalOutbound`) keeps it.
 #[derive(Debug, Clone)]
 struct WithoutNull;
 

@@ -68,10 +68,10 @@ fn read(folder: &Path) -> Result<Chain, Failure> {
         |path: &Path, error: std::io::Error| Failure::Usage(format!("{} cannot be read: {error}", path.display()));
     let entries = fs::read_dir(folder).map_err(|error| failed(folder, error))?;
     let mut names: Vec<_> = entries.filter_map(|entry| entry.ok()?.file_name().into_string().ok()).collect();
-    if let Some(aside) = names.iter().find(|name| name.contains(".broken-")) {
+    if let Some(quarantined) = names.iter().find(|name| name.contains(".broken-")) {
         return Err(Failure::Broken(format!(
             "the daemon found {} broken and quarantined it: examine the file, then move it out of the folder",
-            folder.join(aside).display()
+            folder.join(quarantined).display()
         )));
     }
     names.retain(|name| name.starts_with("audit") && name.ends_with(".jsonl"));

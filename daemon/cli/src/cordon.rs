@@ -112,7 +112,7 @@ fn stands(name: &str, cordon: &Cordon, now_ms: u64) -> Vec<String> {
         lines.push(format!("  kept {with} for {left} more: a process that it lived in died for an unknown reason"));
     }
     if cordon.on_probation {
-        lines.push("  on probation: it has a new home, and its uid's budget of deaths was used up".to_owned());
+        lines.push("  on probation: it got its home while its uid's budget of deaths was used up".to_owned());
     }
     if !cordon.signals.is_empty() {
         lines.push(format!(

@@ -1,5 +1,5 @@
-//! `enisle doctor`: the posture of this machine, one line per layer, and that of the running
-//! daemon.
+//! `enisle doctor`: the posture of this machine, in one to four lines per layer, and that of the
+//! running daemon.
 
 use enisle_api::client::{Client, ClientError};
 use enisle_api::types::about::Info;

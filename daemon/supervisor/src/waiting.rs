@@ -16,7 +16,8 @@ const PAUSE: Duration = Duration::from_millis(2);
 
 /// Waits until `probe` finds something.
 ///
-/// # Panics It found nothing within [`PATIENCE`].
+/// # Panics
+/// It found nothing within [`PATIENCE`].
 pub(crate) fn until<T>(what: &str, mut probe: impl FnMut() -> Option<T>) -> T {
     let begun = Instant::now();
     loop {

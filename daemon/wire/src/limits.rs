@@ -249,9 +249,9 @@ impl RequestedLimits {
     pub fn under(&self, policy: &Limits) -> Limits {
         let mut limits = *policy;
         for limit in Limit::ALL {
-            if let Some(wish) = self.get(limit) {
+            if let Some(requested) = self.get(limit) {
                 let own = limits.get_mut(limit);
-                *own = (*own).min(wish);
+                *own = (*own).min(requested);
             }
         }
         limits
@@ -334,8 +334,8 @@ mod tests {
             assert!(with(least).is_ok() && with(most).is_ok() && with(most + 1).is_err(), "{}", limit.name());
             let Some(below) = least.checked_sub(1) else { continue };
             assert_eq!(with(below).unwrap_err().name, limit.name());
-            let wish: RequestedLimits = wished(limit, below);
-            assert_eq!(wish.check().unwrap_err().name, limit.name());
+            let request: RequestedLimits = requested(limit, below);
+            assert_eq!(request.check().unwrap_err().name, limit.name());
         }
     }
 
@@ -343,17 +343,17 @@ mod tests {
     fn the_lower_of_request_and_policy_holds() {
         for limit in Limit::ALL {
             let (policy, default) = (Limits::default(), limit.default());
-            assert_eq!(wished(limit, default + 1).under(&policy), policy);
-            let lower = wished(limit, default - 1).under(&policy);
+            assert_eq!(requested(limit, default + 1).under(&policy), policy);
+            let lower = requested(limit, default - 1).under(&policy);
             assert_eq!(lower.get(limit), default - 1);
             assert_eq!((lower.lower(&policy), policy.lower(&lower)), (lower, lower));
         }
     }
 
-    fn wished(limit: Limit, value: u32) -> RequestedLimits {
-        let mut wish = RequestedLimits::default();
-        *wish.get_mut(limit) = Some(value);
-        wish
+    fn requested(limit: Limit, value: u32) -> RequestedLimits {
+        let mut request = RequestedLimits::default();
+        *request.get_mut(limit) = Some(value);
+        request
     }
 
     #[test]

@@ -26,23 +26,23 @@ use nix::fcntl::{Flock, FlockArg};
 fn main() -> Result<(), Box<dyn Error>> {
     let mut test = UnixStream::from(std::io::stdin().as_fd().try_clone_to_owned()?);
     let arguments: Vec<_> = std::env::args().skip(1).collect();
-    let [call, place] = arguments.as_slice() else { return Err("a call and a path".into()) };
-    let place = Path::new(place);
+    let [call, path] = arguments.as_slice() else { return Err("usage: peer connect|listen|lock PATH".into()) };
+    let path = Path::new(path);
     let mut locks = Vec::new();
     while test.read(&mut [0])? == 1 {
         let socket: OwnedFd = match call.as_str() {
-            "connect" => UnixStream::connect(place)?.into(),
+            "connect" => UnixStream::connect(path)?.into(),
             "listen" => {
-                let listener = UnixListener::bind(place)?;
-                fs::set_permissions(place, fs::Permissions::from_mode(0o666))?;
+                let listener = UnixListener::bind(path)?;
+                fs::set_permissions(path, fs::Permissions::from_mode(0o666))?;
                 listener.into()
             }
             "lock" => {
-                lock(place, &mut locks);
+                lock(path, &mut locks);
                 test.write_all(&[u8::try_from(locks.len()).unwrap_or(u8::MAX)])?;
                 continue;
             }
-            _ => return Err("no such call".into()),
+            _ => return Err(format!("{call:?} is none of connect, listen and lock").into()),
         };
         fds::send_with(test.as_fd(), &[0], &[socket.as_fd()])?;
     }
@@ -50,8 +50,8 @@ fn main() -> Result<(), Box<dyn Error>> {
 }
 
 /// Takes every lock that this uid can take.
-fn lock(place: &Path, locks: &mut Vec<Flock<File>>) {
-    let Ok(entries) = fs::read_dir(place) else { return };
+fn lock(folder: &Path, locks: &mut Vec<Flock<File>>) {
+    let Ok(entries) = fs::read_dir(folder) else { return };
     for path in entries.flatten().map(|entry| entry.path()) {
         if path.is_dir() {
             lock(&path, locks);

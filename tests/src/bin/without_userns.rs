@@ -1,5 +1,5 @@
-//! Executes a program in a user namespace that allows no further ones: to an ordinary user, a
-//! machine without user namespaces.
+//! Executes a program in a user namespace that allows no further user namespaces. A program of an
+//! ordinary user sees the same as on a machine without them.
 #![forbid(unsafe_code)]
 
 use std::error::Error;
@@ -15,8 +15,7 @@ fn main() -> Result<(), Box<dyn Error>> {
     fs::write("/proc/self/setgroups", "deny")?;
     fs::write("/proc/self/uid_map", format!("{uid} {uid} 1"))?;
     fs::write("/proc/self/gid_map", format!("{gid} {gid} 1"))?;
-    // The capabilities of this namespace last until the exec; after it this is an ordinary user
-    // again.
+    // This process has the namespace's capabilities until the exec, which drops them.
     fs::write("/proc/sys/user/max_user_namespaces", "0")?;
     Err(Command::new(program).args(arguments).exec().into())
 }

@@ -1,5 +1,5 @@
-//! HTTP/1.1 over the daemon's Unix socket. The client asks the kernel who is listening, and talks
-//! to the daemon only.
+//! HTTP/1.1 over the daemon's Unix socket. The client asks the kernel for the uid of the listener,
+//! and sends only to a listener of an accepted uid.
 
 use std::io;
 use std::path::{Path, PathBuf};
@@ -18,7 +18,10 @@ use crate::types::problem::Problem;
 pub enum ClientError {
     #[error("no daemon answers on {socket} ({error})")]
     Unreachable { socket: String, error: io::Error },
-    #[error("the process that listens on {socket} has uid {uid}, which is neither root's nor yours; nothing was sent")]
+    #[error(
+        "the process that listens on {socket} has uid {uid}, which is neither root, yours, nor the one named by \
+            --daemon-uid; nothing was sent"
+    )]
     Stranger { socket: String, uid: u32 },
     #[error("the daemon says {status}: {detail}")]
     Problem { status: u16, detail: String },
@@ -44,8 +47,8 @@ impl Body {
         std::str::from_utf8(&self.0).map_err(|error| ClientError::Broken(error.to_string()))
     }
 
-    /// Parses the answer as one of the [types](crate::types). What a script returned stays text in
-    /// it, because it may be nested more deeply than a tree of values can be.
+    /// Parses the answer as one of the [types](crate::types). In those, a script's result stays
+    /// JSON text, because it may be nested more deeply than `serde_json` parses.
     ///
     /// # Errors
     /// The answer is of another type.
@@ -65,8 +68,8 @@ impl Client {
         &self.socket
     }
 
-    /// Connects, and goes on only if the daemon is listening. The path alone proves nothing,
-    /// because another user may have made it.
+    /// Connects, and fails unless the listener has an accepted uid: root's, this user's or
+    /// `daemon_uid`. The path alone proves nothing, because another user may have made it.
     async fn connect(&self) -> Result<UnixStream, ClientError> {
         let socket = || self.socket.display().to_string();
         let unreachable = |error| ClientError::Unreachable { socket: socket(), error };

@@ -43,7 +43,7 @@ pub struct Cordon {
     pub suspected_until_unix_ms: Option<u64>,
     /// Null if the tenant is not kept apart.
     pub kept_apart: Option<KeptApart>,
-    /// It has a new home while its uid's budget of deaths was used up.
+    /// It got its home while its uid's budget of deaths was used up.
     pub on_probation: bool,
     /// The operator's order; null if there is none.
     pub order: Option<StandingOrder>,
@@ -89,7 +89,7 @@ pub struct SignalState {
 #[serde(rename_all = "camelCase")]
 #[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct KeptApart {
-    /// It lives alone; otherwise with half of the tenants that were there.
+    /// True: alone. False: with half of the tenants that were there.
     pub alone: bool,
     /// How much longer.
     pub for_ms: u64,

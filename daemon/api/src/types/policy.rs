@@ -27,7 +27,7 @@ pub struct Policy {
 #[serde(rename_all = "camelCase")]
 #[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct Quota {
-    /// Runs a second, on average.
+    /// Runs that are queued or running.
     pub in_flight: u32,
     /// Runs a second, over time.
     pub per_second: u32,
@@ -50,8 +50,8 @@ pub struct PolicyRequest {
     pub owner: Option<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub trust: Option<Trust>,
-    /// Entries of `env` that are secrets: at most 100, of 128 bytes each. A sealed tenant does not
-    /// get them.
+    /// Entries of `env` that are secrets: at most 100, each of at most 128 bytes. A sealed tenant
+    /// does not get them.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub secrets: Option<Vec<String>>,
     /// `eval` and `new Function` work.

@@ -119,7 +119,7 @@ impl Peer {
         self.is_owner() || patterns.any(|pattern| pattern.covers(tenant.as_str()))
     }
 
-    /// Whether a rule names the uid, or it needs none.
+    /// Whether the uid is root's, the daemon's own, or named by a rule.
     pub(super) fn may_ask(self, rules: &[Rule]) -> bool {
         self.is_owner() || self.rules(rules).next().is_some()
     }
@@ -149,8 +149,7 @@ impl Peer {
         self.may_operate(&daemon.config.peers)
     }
 
-    /// Turns the reason why a run was not started into a problem. Why a tenant is expelled is for
-    /// operators only.
+    /// Turns a run's error into a problem. Only operators learn why a tenant is expelled.
     pub(crate) fn run_problem(self, error: RunError, daemon: &Daemon) -> Problem {
         match error {
             RunError::Expelled(Expelled { tenant, .. })

@@ -84,8 +84,9 @@ pub(crate) async fn put(
     body: Body,
 ) -> Result<(StatusCode, Json<Shown>), Problem> {
     let id = id_of(&id)?;
-    let Query(wanted) =
-        wanted.map_err(|error| Problem::bad_request(format!("{error}; the only parameter is replace=1")))?;
+    let Query(wanted) = wanted.map_err(|error| {
+        Problem::bad_request(format!("{error}; the only parameter is replace; replace=1 replaces other content"))
+    })?;
     // Checked like a run: within the quota, and not for an expelled tenant.
     let (Admitted { tenant, in_flight }, body) = admit(body, &name, peer, &daemon).await?;
     let body = read_body(body, MAX_BODY_BYTES, peer.uid, &daemon).await?;
@@ -151,9 +152,11 @@ pub(crate) async fn forget(
     Ok(StatusCode::NO_CONTENT)
 }
 
-/// Has the isolates of unregistered versions disposed of.
+/// Disposes of the isolates of versions that are no longer registered.
 fn forget_isolates(daemon: &Daemon, tenant: &Tenant) {
-    // If the lock of its home is held, the tenant is moving in or out, and keeps no isolate.
+    // While the lock of the home is held, no home is found. Usually the tenant is then moving, and
+    // its next home begins without isolates. If a run is just entering instead, old isolates may
+    // stay until the next change of a script or the end of the home.
     if let Some(home) = daemon.homes.current_home(&tenant.name) {
         home.forget_replaced();
     }

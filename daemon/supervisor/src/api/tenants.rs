@@ -25,9 +25,9 @@ use crate::state::entry::Entry;
 use crate::tenants::policy::{Policy, TenantName};
 use crate::tenants::tenant::Tenant;
 
-/// A policy is a few hundred bytes.
+/// A policy is usually a few hundred bytes; with 100 secrets of 128 bytes some 13 KiB.
 const MAX_POLICY_BYTES: usize = 64 * 1024;
-/// A move with its reasons, of which an operator's may have this many bytes.
+/// What one move in the history is charged: an operator's reason for it may have this many bytes.
 const PAST_BYTES: usize = 1024;
 
 pub(crate) async fn list(
@@ -78,7 +78,7 @@ pub(crate) async fn put(
     };
     let kept = tokio::task::spawn_blocking(write).await;
     let written = kept.map_err(|_| Problem::internal("writing the policy was interrupted"))??;
-    // The new policy may not let it stay beside its neighbours.
+    // Under the new policy the tenant may no longer share a process with its neighbours.
     daemon.warden.ask_for_move(&tenant);
     written.wait().await?;
     respond_with(tenant, peer, &daemon).await
@@ -175,7 +175,7 @@ fn show_own(tenant: &Tenant) -> OwnTenant {
     }
 }
 
-/// The same for operators.
+/// What an operator sees of a tenant.
 fn show_tenant(tenant: &Tenant, daemon: &Daemon) -> Full {
     Full {
         name: tenant.name.to_string(),

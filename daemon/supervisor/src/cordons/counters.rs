@@ -2,7 +2,8 @@
 //! user mode.
 //!
 //! Optional: many virtual machines have none, and the kernel may forbid their use
-//! (`perf_event_paranoid`). Without them nothing is counted, and only `GET /v1/info` says so.
+//! (`perf_event_paranoid`). Without them `mispredictions` is never seen; `GET /v1/info` reports
+//! why.
 
 use std::io;
 
