@@ -7,7 +7,7 @@ use axum::body::Body;
 use axum::extract::rejection::QueryRejection;
 use axum::extract::{Query, State};
 use axum::response::Response;
-use enisle_api::bounds::PAGE_BYTES;
+use enisle_api::bounds::{MAX_REASON_BYTES, PAGE_BYTES};
 use enisle_api::types::cordon::{Cordon, KeptApart, SignalState, StandingOrder, Thresholds};
 use enisle_api::types::policy::{Policy as ShownPolicy, Quota};
 use enisle_api::types::tenant::{
@@ -27,8 +27,6 @@ use crate::tenants::tenant::Tenant;
 
 /// A policy is usually a few hundred bytes; with 100 secrets of 128 bytes some 13 KiB.
 const MAX_POLICY_BYTES: usize = 64 * 1024;
-/// What one move in the history is charged: an operator's reason for it may have this many bytes.
-const PAST_BYTES: usize = 1024;
 
 pub(crate) async fn list(
     State(daemon): State<Arc<Daemon>>,
@@ -86,8 +84,9 @@ pub(crate) async fn put(
 
 /// A tenant as the peer may see it. Its policy and its history may be long.
 pub(super) async fn respond_with(tenant: Arc<Tenant>, peer: Peer, daemon: &Arc<Daemon>) -> Result<Response, Problem> {
+    // A move in the history is charged as if it were an order with the longest reason.
     let policy = usize::try_from(tenant.policy().bytes()).unwrap_or(usize::MAX);
-    let history = if peer.operates(daemon) { tenant.standing().history().len() * PAST_BYTES } else { 0 };
+    let history = if peer.operates(daemon) { tenant.standing().history().len() * MAX_REASON_BYTES } else { 0 };
     let asked = Arc::clone(daemon);
     let write = move || {
         let shown = if peer.operates(&asked) {
