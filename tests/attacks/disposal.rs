@@ -141,7 +141,7 @@ fn usage_on(daemon: &Daemon) -> Result<String, String> {
 
 /// A computation, and then something that ends the process.
 const KILLERS: &[(&str, &str, &str)] = &[
-    ("over its memory", "exceededMemory", "'\\ufdfa'.repeat(2e7).normalize('NFKC')"),
+    ("over its memory", "exceededMemory", "encodeURIComponent('\\ufdfa'.repeat(2e7))"),
     ("over its time", "exceededWall", "Array.prototype.indexOf.call({ length: 2 ** 53 - 1 }, 1)"),
     ("a crash", "workerLost", "attack.read(8n, 1n)"),
     ("an attack", "violation", "attack.syscall(41n, 2n, 1n, 0n)"),

@@ -96,6 +96,11 @@ impl Entry {
         self.occupants.is_empty()
     }
 
+    /// Whether the worker admits further tenants.
+    fn is_open(&self) -> bool {
+        !self.closing && !self.worker.get().is_some_and(|worker| worker.has_ended())
+    }
+
     pub(super) fn is_dead(&self) -> bool {
         self.worker.get().is_some_and(|worker| worker.is_dead())
     }
@@ -186,14 +191,14 @@ impl Entries {
 
     /// A uid's workers that still admit tenants, for placement.
     pub(super) fn open_to(&self, uid: u32, traits: impl Fn(&Tenant) -> Traits + Copy) -> Vec<Process<u64>> {
-        let open = self.by_id.iter().filter(|(_, entry)| entry.uid == uid && !entry.closing);
+        let open = self.by_id.iter().filter(|(_, entry)| entry.uid == uid && entry.is_open());
         open.map(|(id, entry)| entry.process(*id, traits)).collect()
     }
 
     /// How many of a uid's workers admit no more tenants, and how many of those are for tenants
     /// that live alone.
     pub(super) fn closing(&self, uid: u32) -> (usize, usize) {
-        let closing = self.by_id.values().filter(|entry| entry.uid == uid && entry.closing);
+        let closing = self.by_id.values().filter(|entry| entry.uid == uid && !entry.is_open());
         closing.fold((0, 0), |(all, alone), entry| (all + 1, alone + usize::from(entry.level.is_alone())))
     }
 }

@@ -121,6 +121,11 @@ impl Homes {
                 }
                 return Ok(visit);
             }
+            // Who is to blame for the end of a process decides where its tenants live next.
+            if let Some(lost) = current.take_if(|old| old.is_lost()) {
+                lost.worker.death().await;
+                continue;
+            }
             *current = None;
             let level = self.level_of_new_home(tenant, job.in_flight.uid);
             let memory_mb = job.run.limits.memory_mb.min(self.limits_at(tenant, level).memory_mb);

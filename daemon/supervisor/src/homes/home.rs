@@ -137,9 +137,16 @@ impl Home {
     /// Whether runs may enter.
     pub(crate) fn is_open(&self) -> bool {
         !self.tickets.is_closed()
-            && !self.worker.is_dead()
+            && !self.worker.has_ended()
             && !self.is_closed()
             && *self.state.leaves.borrow() == Leaves::No
+    }
+
+    /// Whether the home was lost, although the tenant was not to leave it: its process has ended, or
+    /// is about to.
+    pub(crate) fn is_lost(&self) -> bool {
+        let stays = !self.is_closed() && *self.state.leaves.borrow() == Leaves::No;
+        stays && (self.tickets.is_closed() || self.worker.has_ended())
     }
 
     /// The tenant leaves: its thread ends after the current run, and queued runs go to the next

@@ -88,7 +88,7 @@ pub(crate) async fn start(
         slots: Mutex::new(Slots::default()),
         listeners: Listeners::default(),
         evidence: Evidence::default(),
-        has_ended: AtomicBool::new(false),
+        ended: AtomicBool::new(false),
         exit,
     });
     events.emit(EventKind::WorkerStarted { worker: worker.id, pid: worker.pid.as_raw(), uid, level: level.as_str() });
@@ -135,7 +135,7 @@ impl Owner {
             Err(error) => (Death::Killed(format!("it cannot be watched: {error}")), None),
         };
         drop(started);
-        self.worker.has_ended.store(true, Ordering::Relaxed);
+        self.worker.ended.store(true, Ordering::Relaxed);
         // Closes the channels of tenants that were on their way to the process.
         drop(commands);
         // The threads' last frames decide whom to blame.

@@ -68,8 +68,8 @@ pub(crate) struct Worker {
     pub(super) slots: Mutex<Slots>,
     pub(super) listeners: Listeners,
     pub(super) evidence: Evidence,
-    /// The process has ended, and the verdict is about to follow.
-    pub(super) has_ended: AtomicBool,
+    /// The process has ended; the verdict follows ([`Self::exit`]).
+    pub(super) ended: AtomicBool,
     /// How it ended, once that is judged.
     pub(super) exit: watch::Receiver<Option<Arc<Exit>>>,
 }
@@ -104,6 +104,12 @@ impl Worker {
         self.slots().overrun(slot)
     }
 
+    /// Whether the process has ended. Until that is judged, it admits no tenant and is not dead.
+    pub(crate) fn has_ended(&self) -> bool {
+        self.ended.load(Ordering::Relaxed)
+    }
+
+    /// Whether the process has ended and its end is judged.
     pub(crate) fn is_dead(&self) -> bool {
         self.exit.borrow().is_some()
     }
@@ -131,7 +137,7 @@ impl Worker {
             let (found, said) = (verify::confined_threads(self.pid, self.layers), self.slots().confined());
             match found {
                 Ok(found) if found >= said => return Ok(()),
-                _ if self.has_ended.load(Ordering::Relaxed) => return Err("it has died".to_owned()),
+                _ if self.has_ended() => return Err("it has died".to_owned()),
                 _ if begun.elapsed() < CONFINEMENT_TIMEOUT => tokio::time::sleep(Duration::from_millis(10)).await,
                 Ok(found) => {
                     return Err(format!("{said} tenants' threads report that they are confined, and {found} are"));
