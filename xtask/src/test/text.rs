@@ -58,8 +58,8 @@ impl Comments {
     }
 }
 
-/// The comment lines that are too wide, except those that cannot be wrapped: lines of one word, such
-/// as an address.
+/// The comment lines that are too wide, except those that cannot be wrapped: lines of one word,
+/// such as an address.
 fn wide_comments(path: &Path, text: &str) -> Vec<String> {
     let Some(comments) = Comments::of(path) else { return Vec::new() };
     let lines = text.lines().enumerate().filter_map(|(index, line)| Some((index + 1, line, comments.text(line)?)));

@@ -15,8 +15,8 @@
 //! What happens over the limit:
 //!
 //! * A buffer, by what the script sees: V8 collects garbage, then the script gets a `RangeError`.
-//! * A buffer, by the exact account alone: V8 collects garbage; if that is not enough, the run ends.
-//! * Native memory: little can be refused, because ICU writes to where memory should be. At the next
+//! * A buffer, by the exact account alone: V8 collects garbage; if that is too little, the run ends.
+//! * Native memory: little can be refused, as ICU writes to where memory should be. At the next
 //!   check the run collects garbage, which frees what dead objects hold, and is ended if that was
 //!   not enough.
 //! * Native memory, by more than [`SLACK`], within one operation of V8: a large block is refused to
