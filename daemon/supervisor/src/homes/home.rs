@@ -142,8 +142,8 @@ impl Home {
             && *self.state.leaves.borrow() == Leaves::No
     }
 
-    /// Whether the home was lost, although the tenant was not to leave it: its process has ended, or
-    /// is about to.
+    /// Whether the home was lost, although the tenant was not to leave it: its process has ended,
+    /// or is about to.
     pub(crate) fn is_lost(&self) -> bool {
         let stays = !self.is_closed() && *self.state.leaves.borrow() == Leaves::No;
         stays && (self.tickets.is_closed() || self.worker.has_ended())

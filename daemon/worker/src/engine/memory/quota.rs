@@ -15,7 +15,7 @@
 //! What happens over the limit:
 //!
 //! * A buffer, by what the script sees: V8 collects garbage, then the script gets a `RangeError`.
-//! * A buffer, by the exact account alone: V8 collects garbage; if that is too little, the run ends.
+//! * A buffer, by the exact account alone: V8 collects garbage, or else the run ends.
 //! * Native memory: little can be refused, as ICU writes to where memory should be. At the next
 //!   check the run collects garbage, which frees what dead objects hold, and is ended if that was
 //!   not enough.
