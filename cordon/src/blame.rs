@@ -10,7 +10,7 @@
 //! |---|---|---|---|
 //! | a layer stopped it, or the supervisor saw it | in company | in company | in company |
 //! | V8 gave up on a run that is over its own limit | in company | in company | in company |
-//! | V8 gave up on any other run, or ran out of memory | in company | want of memory | want of memory |
+//! | V8 gave up on any other run, or for memory | in company | want of memory | want of memory |
 //! | a fault at a null page | in company | want of memory | want of memory |
 //! | a fault in the allocator | bisect | want of memory | want of memory |
 //! | any other fault | in company | in company | want of memory |
