@@ -200,7 +200,7 @@ impl Shape {
         if elapsed < MINUTE_MS {
             return;
         }
-        // Short runs are no excuse here (0 runs): a tenant that uses half a processor for a minute
+        // Short runs do not excuse here (0 runs): a tenant that uses half a processor for a minute
         // should live alone, for its neighbours' sake.
         let rules = &ShapeRules { busy_share: rules.minute_share, busy_least: rules.minute_share / 2.0, ..*rules };
         if is_busy(&begin, sample, elapsed, 0, rules) {

@@ -152,7 +152,7 @@ pub(crate) async fn forget(
     Ok(StatusCode::NO_CONTENT)
 }
 
-/// Disposes of the isolates of versions that are no longer registered.
+/// Disposes of the isolates of unregistered versions.
 fn forget_isolates(daemon: &Daemon, tenant: &Tenant) {
     // While the lock of the home is held, no home is found. Usually the tenant is then moving, and
     // its next home begins without isolates. If a run is just entering instead, old isolates may

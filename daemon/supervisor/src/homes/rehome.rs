@@ -136,7 +136,7 @@ impl Homes {
         false
     }
 
-    /// Handles a move for which there is no room. If the tenant must leave all the same, its next
+    /// Handles a move that lacks room. If the tenant must leave all the same, its next
     /// runs wait for room.
     async fn without_room(self: &Arc<Self>, residence: &Residence, old: Option<Arc<Home>>) {
         let Some(old) = old.filter(|old| old.is_open()) else { return };
