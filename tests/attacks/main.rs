@@ -107,19 +107,21 @@ fn main() -> ExitCode {
     });
     let wanted = |case: &&Case| only.is_none_or(|only| case.id.starts_with(only.as_str()));
     let cases: Vec<_> = MODULES.iter().copied().flatten().filter(wanted).collect();
-    let mut failed = 0;
+    let mut failed = Vec::new();
     for case in &cases {
         let begun = Instant::now();
         // A daemon ends with the thread that started it, so attacks run one after the other on this
         // one.
         let result = catch_unwind(AssertUnwindSafe(|| (case.run)(options)));
         let result = result.unwrap_or_else(|_| Err("the attack panicked; see above".to_owned()));
-        failed += usize::from(result.is_err());
+        let Case { id, title, .. } = case;
         let (mark, verdict, said) = match result {
             Ok(said) => (' ', "held", said),
-            Err(said) => ('!', "DID NOT HOLD", said),
+            Err(said) => {
+                failed.push(format!("! {id} did not hold: {said}"));
+                ('!', "DID NOT HOLD", said)
+            }
         };
-        let Case { id, title, .. } = case;
         println!("{mark} {id:<18} {title} ({:.1} s)\n    {verdict}: {said}", begun.elapsed().as_secs_f64());
     }
     let closed = ground::nothing_left_open();
@@ -129,9 +131,11 @@ fn main() -> ExitCode {
         }
         Err(open) => println!("! files of the attacked daemons are open to others: {open}"),
     }
-    println!("{} passed, {failed} failed", cases.len() - failed);
+    // Again, for a reader who has only the end of a long log.
+    failed.iter().for_each(|said| println!("{said}"));
+    println!("{} passed, {} failed", cases.len() - failed.len(), failed.len());
     if cases.is_empty() {
         println!("no case has that id");
     }
-    if failed == 0 && !cases.is_empty() && closed.is_ok() { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+    if failed.is_empty() && !cases.is_empty() && closed.is_ok() { ExitCode::SUCCESS } else { ExitCode::FAILURE }
 }

@@ -11,9 +11,11 @@ mod test;
 mod v8;
 mod vm;
 
+use std::collections::VecDeque;
 use std::env;
+use std::io::{BufRead, BufReader};
 use std::path::{Path, PathBuf};
-use std::process::{Command, ExitCode};
+use std::process::{Command, ExitCode, Stdio};
 
 use anyhow::{Context, Result, bail};
 use clap::Parser;
@@ -119,6 +121,41 @@ fn check(command: &mut Command) -> Result<()> {
         bail!("{} failed: {status}", command.get_program().display());
     }
     Ok(())
+}
+
+/// How many of a command's last lines its error repeats.
+const LAST_LINES: usize = 60;
+
+/// Like [`check`], for a command that prints much: the error ends with the command's last lines.
+fn check_watched(command: &mut Command) -> Result<()> {
+    let (reader, writer) = std::io::pipe()?;
+    let mut child = command
+        .stdout(writer.try_clone()?)
+        .stderr(writer)
+        .spawn()
+        .with_context(|| format!("running {}", command.get_program().display()))?;
+    // The command holds the pipe's other end, which must be closed when the child ends.
+    command.stdout(Stdio::inherit()).stderr(Stdio::inherit());
+    let mut last = VecDeque::new();
+    for line in BufReader::new(reader).split(b'\n') {
+        let line = String::from_utf8_lossy(&line?).into_owned();
+        println!("{line}");
+        keep_last(&mut last, line);
+    }
+    let status = child.wait()?;
+    if !status.success() {
+        let last = last.make_contiguous().join("\n");
+        bail!("{} failed: {status}; its last lines were\n{last}", command.get_program().display());
+    }
+    Ok(())
+}
+
+/// Adds a line, and forgets the oldest one if there are too many.
+fn keep_last(lines: &mut VecDeque<String>, line: String) {
+    if lines.len() == LAST_LINES {
+        lines.pop_front();
+    }
+    lines.push_back(line);
 }
 
 /// Runs a command and returns what it printed.

@@ -2,7 +2,7 @@
 
 pub(crate) mod matrix;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -12,7 +12,7 @@ use anyhow::{Context, Result, bail, ensure};
 use clap::Subcommand;
 use enisle_vm::{Files, Guest, Kernel, Machine};
 
-use crate::{cache_dir, cargo, check, debian, output, target, v8};
+use crate::{cache_dir, cargo, check, debian, keep_last, output, target, v8};
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum Vm {
@@ -111,7 +111,10 @@ fn in_machine(programs: &Programs, command: &str) -> Result<()> {
         .time_limit(HARNESS_LIMIT)
         .run(|line| println!("{line}"))?;
     println!("the emulated machine took {} s", report.elapsed.as_secs());
-    ensure!(report.status == 0, "a check failed in the emulated machine");
+    let mut last = VecDeque::new();
+    report.output.lines().for_each(|line| keep_last(&mut last, line.to_owned()));
+    let last = last.make_contiguous().join("\n");
+    ensure!(report.status == 0, "a check failed in the emulated machine; its last lines were\n{last}");
     complete(&report.output)
 }
 
