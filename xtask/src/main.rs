@@ -5,6 +5,7 @@
 mod bench;
 mod debian;
 mod demo;
+mod fuzz;
 mod http;
 mod sim;
 mod test;
@@ -38,6 +39,11 @@ enum Task {
     /// Measure.
     #[command(subcommand)]
     Bench(bench::Bench),
+    /// Fuzz: what reads bytes of others, the confinement of workers, V8.
+    #[command(subcommand)]
+    Fuzz(fuzz::Fuzz),
+    /// Disturb a daemon under load; see `-- --help`.
+    Chaos(fuzz::Rest),
     /// Simulate weeks of many tenants in seconds, with the engine that decides about cordons.
     #[command(subcommand)]
     Sim(sim::Sim),
@@ -69,6 +75,8 @@ fn run(task: Task) -> Result<()> {
         Task::Documents => test::documents::run(),
         Task::Openapi => renew_openapi(),
         Task::Bench(bench) => bench::run(bench),
+        Task::Fuzz(fuzz) => fuzz::run(fuzz),
+        Task::Chaos(rest) => fuzz::chaos(&rest),
         Task::Sim(sim) => sim::run(&sim),
         Task::V8(command) => v8::run(command),
         Task::Vm(command) => vm::run(command),
@@ -110,7 +118,9 @@ fn cargo(archive: &v8::Archive) -> Command {
 /// Builds the release and returns the folder with its programs.
 fn build_release(archive: &v8::Archive) -> Result<PathBuf> {
     println!("building the release (V8 from {}, {})", archive.dir.display(), archive.because);
-    check(cargo(archive).args(["build", "--release", "--quiet", "--workspace", "--bins", "--examples"]))?;
+    // Beside the fuzzer, the supervisor would be built with the feature that only the fuzzer needs.
+    let programs = ["--workspace", "--exclude", "enisle-fuzz", "--bins", "--examples"];
+    check(cargo(archive).args(["build", "--release", "--quiet"]).args(programs))?;
     Ok(target().join("release"))
 }
 

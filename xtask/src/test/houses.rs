@@ -31,6 +31,11 @@ const SUPERVISOR: House = House {
     rooms: &[
         room("", &[], "it starts the daemon"),
         room(
+            "seams",
+            &["runs", "daemon", "homes", "cordons", "state", "tenants", "workers", "api", "housekeeping"],
+            "the fuzzer calls it, and nothing else does",
+        ),
+        room(
             "housekeeping",
             &["runs", "daemon", "homes", "cordons", "state", "tenants", "workers"],
             "it knows nothing of the API",

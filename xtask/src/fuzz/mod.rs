@@ -1,0 +1,49 @@
+//! `cargo xtask fuzz` and `cargo xtask chaos`: build the programs, and start `enisle-fuzz`.
+
+use std::ffi::OsString;
+
+use anyhow::Result;
+use clap::Subcommand;
+
+use crate::{cargo, check, target, v8, vm};
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Fuzz {
+    /// Fuzz what reads bytes of others; see `-- --help`.
+    Parsers(Rest),
+    /// Fuzz the confinement of workers; see `-- --help`.
+    Escape(Rest),
+    /// Fuzz V8; see `-- --help`.
+    Engine(Rest),
+}
+
+/// Arguments of `enisle-fuzz`.
+#[derive(Debug, clap::Args)]
+pub(crate) struct Rest {
+    #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+    arguments: Vec<OsString>,
+}
+
+pub(crate) fn run(fuzz: Fuzz) -> Result<()> {
+    match fuzz {
+        Fuzz::Parsers(rest) => start("parsers", &rest),
+        Fuzz::Escape(rest) => start("escape", &rest),
+        Fuzz::Engine(rest) => start("engine", &rest),
+    }
+}
+
+pub(crate) fn chaos(rest: &Rest) -> Result<()> {
+    start("chaos", rest)
+}
+
+/// Starts the fuzzer with the programs that were just built.
+fn start(task: &str, rest: &Rest) -> Result<()> {
+    let archive = v8::find()?;
+    let profile = ["--quiet", "--profile", "harness"];
+    check(cargo(&archive).arg("build").args(profile).args(["--workspace", "--bins"]))?;
+    vm::build_attacker(&archive, &profile)?;
+    let programs = target().join("harness");
+    let mut fuzzer = std::process::Command::new(programs.join("enisle-fuzz"));
+    fuzzer.arg(task).args(&rest.arguments).env(enisle_tests::PROGRAMS_VARIABLE, &programs);
+    check(&mut fuzzer)
+}
