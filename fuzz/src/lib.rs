@@ -3,8 +3,8 @@
 //!
 //! | module | what is attacked | with what |
 //! |---|---|---|
-//! | [`parsers`] | everything that reads bytes of others: frames, requests, files | bytes and values, in this process |
-//! | [`escape`] | the confinement of a worker | programs of attackers, in a worker with attack natives |
+//! | [`parsers`] | what reads bytes of others: frames, requests, files | bytes, in this process |
+//! | [`escape`] | the confinement of a worker | attackers' programs, with attack natives |
 //! | [`engine`] | V8 | scripts, compiled and interpreted |
 //! | [`chaos`] | the daemon under load | death, full disks, stopped processes, clocks |
 //!

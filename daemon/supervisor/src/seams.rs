@@ -1,5 +1,5 @@
-//! What the fuzzer (`fuzz/`) calls: the parts of the daemon that read what others write, one function
-//! each. No release has it.
+//! What the fuzzer (`fuzz/`) calls: the parts of the daemon that read what others write, one
+//! function each. No release has it.
 
 /// Reads a configuration file's text.
 ///

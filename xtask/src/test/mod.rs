@@ -110,7 +110,7 @@ impl Parts {
         value
     }
 
-    /// Prints the errors again, for a reader who has only the end of a long log, and then the table.
+    /// Prints the errors again, for a reader who has only the end of a long log, and the table.
     fn conclude(self) -> Result<()> {
         for (what, place, _, verdict) in &self.0 {
             if let Err(error) = verdict {
