@@ -152,7 +152,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn a_chain_is_whole_and_every_change_of_it_is_detected(
+        fn a_whole_chain_is_valid_and_every_change_but_a_cut_at_an_end_is_detected(
             entries in proptest::collection::vec(".{0,30}", 3..8),
             at in 0_usize..100,
             byte in 0_usize..1000,
@@ -162,7 +162,7 @@ mod tests {
             let at = at % lines.len();
             let mut removed = lines.clone();
             removed.remove(at);
-            // Without its first or its last line a chain is a shorter chain.
+            // A chain without its first or last line is still valid, only shorter.
             prop_assert_eq!(read(&removed).is_ok(), at == 0 || at + 1 == lines.len());
             let mut swapped = lines.clone();
             swapped.swap(at, (at + 1) % lines.len());

@@ -6,17 +6,17 @@
 //! bound and one can exhaust it for another, and what happens in the allocator, which they share as
 //! well.
 //!
-//! | in company | room left: plenty | pressed | near the bound |
+//! | what ended it, in company | room left: plenty | pressed | near the bound |
 //! |---|---|---|---|
-//! | a layer stopped it, or the supervisor saw it | in company | in company | in company |
-//! | V8 gave up on a run that is over its own limit | in company | in company | in company |
-//! | V8 gave up on any other run, or for memory | in company | want of memory | want of memory |
-//! | a fault at a null page | in company | want of memory | want of memory |
+//! | a layer stopped it, or the supervisor saw it | suspect | suspect | suspect |
+//! | V8 gave up on a run that is over its own limit | suspect | suspect | suspect |
+//! | V8 gave up on any other run, or for memory | suspect | want of memory | want of memory |
+//! | a fault at a null page | suspect | want of memory | want of memory |
 //! | a fault in the allocator | bisect | want of memory | want of memory |
-//! | any other fault | in company | in company | want of memory |
+//! | any other fault | suspect | suspect | want of memory |
 //! | no record of the thread | bisect, with points | the same | the same |
 //!
-//! *In company*: the tenant whose thread it was is suspected, and its points stay below a cordon.
+//! *Suspect*: the tenant whose thread it was is suspected, and its points stay below a cordon.
 //! *Want of memory*: no standing changes, and the tenant that holds most lives alone for a while;
 //! if that tenant is not known, all are bisected, without points.
 
@@ -31,9 +31,9 @@ pub struct MemoryRules {
     /// A process with less than this left of its bound, in per cent, is near the bound; 0 for
     /// never.
     pub near_percent: u32,
-    /// With less than this left, in per cent, an allocation that a tenant may make can be refused:
-    /// the base of a process holds one largest allocation, and is a sixth of the bound with twelve
-    /// tenants.
+    /// With less than this left, in per cent, an allocation within a tenant's own limit can fail.
+    /// The bound of a process includes room for one largest allocation; with twelve tenants that
+    /// room is a sixth of the bound.
     pub pressed_percent: u32,
     /// How much a process may hold outside its tenants' islands beyond what it began with, in MiB
     /// ...
@@ -106,13 +106,13 @@ impl Ending {
     }
 }
 
-/// On which thread it was.
+/// Whose thread the process died on.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Thread {
     /// The thread of a tenant that lives there.
     Here,
     /// The thread of a tenant that has left, or has not run anything yet: that tenant is innocent.
-    Left,
+    NotLiving,
     /// Unknown, or one of the process's own threads.
     Unknown,
 }
@@ -169,7 +169,7 @@ pub enum Because {
 #[must_use]
 pub fn blame(ending: Ending, thread: Thread, company: bool, room: Room) -> Verdict {
     let Some(signal) = ending.signal() else { return Verdict::Nothing };
-    if thread == Thread::Left {
+    if thread == Thread::NotLiving {
         return Verdict::Nothing;
     }
     if !company {
@@ -197,7 +197,7 @@ pub enum Consequence<S> {
     Nothing,
     /// That slot's tenant is to blame.
     Blame(S, Seen),
-    /// It was for want of memory, of which that slot's tenant held most: it is kept apart.
+    /// The process ran out of memory. That slot's tenant held most of it, and is kept apart.
     KeepApart(S),
     /// The tenants that were there are bisected; if a signal is given, each gets a share of points.
     Bisect(Because, Option<Signal>),
@@ -313,7 +313,7 @@ mod tests {
     #[test]
     fn a_tenant_that_has_left_is_not_blamed_and_innocent_ends_blame_no_tenant() {
         for (ending, room) in endings().into_iter().flat_map(|ending| ROOMS.map(|room| (ending, room))) {
-            assert_eq!(blame(ending, Thread::Left, true, room), Verdict::Nothing);
+            assert_eq!(blame(ending, Thread::NotLiving, true, room), Verdict::Nothing);
             assert_eq!(blame(Ending::Innocent, HERE, true, room), Verdict::Nothing);
         }
     }
@@ -352,7 +352,7 @@ mod tests {
     fn a_death_blames_at_most_one_slot_and_never_one_that_it_exonerates() {
         let verdicts: Vec<_> = endings()
             .into_iter()
-            .flat_map(|ending| [Thread::Here, Thread::Left, Thread::Unknown].map(|thread| (ending, thread)))
+            .flat_map(|ending| [Thread::Here, Thread::NotLiving, Thread::Unknown].map(|thread| (ending, thread)))
             .flat_map(|(ending, thread)| ROOMS.map(|room| (ending, thread, room)))
             .flat_map(|(ending, thread, room)| [true, false].map(|company| blame(ending, thread, company, room)))
             .collect();

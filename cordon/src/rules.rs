@@ -9,7 +9,7 @@ use crate::blame::MemoryRules;
 use crate::deaths::DeathRules;
 use crate::shape::ShapeRules;
 use crate::signal::{Signal, Weight};
-use crate::time::{DAY, HOUR, MINUTE};
+use crate::time::{DAY_SECS, HOUR_SECS, MINUTE_SECS};
 
 /// How scores become decisions.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -56,15 +56,15 @@ impl Default for Rules {
             // One violation seals (100 points), a second one within weeks expels.
             expelled: 180.0,
             back_below: 20.0,
-            back_after_secs: DAY,
-            suspicion_secs: 10 * MINUTE,
+            back_after_secs: DAY_SECS,
+            suspicion_secs: 10 * MINUTE_SECS,
             // Long enough to catch a tenant that does it again; short, because a tenant can do it
             // to others.
-            unexplained_secs: HOUR,
+            unexplained_secs: HOUR_SECS,
             advisory_most: 15.0,
             share_most: 15.0,
             nuisance_most: 85.0,
-            new_for_secs: DAY,
+            new_for_secs: DAY_SECS,
             signals: BTreeMap::new(),
             shape: ShapeRules::default(),
             memory: MemoryRules::default(),
@@ -131,7 +131,7 @@ impl Rules {
             ("unexplained_secs", self.unexplained_secs),
             ("new_for_secs", self.new_for_secs),
         ] {
-            if secs > 366 * DAY {
+            if secs > 366 * DAY_SECS {
                 return Err(RulesError::Time(name, secs));
             }
         }

@@ -10,7 +10,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::time::{DAY, HOUR, MINUTE};
+use crate::time::{DAY_SECS, HOUR_SECS, MINUTE_SECS};
 
 /// Who measured a signal.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -110,65 +110,65 @@ macro_rules! signals {
 
 signals! {
     /// A system call that the filter refuses.
-    RefusedCall "refusedCall": Kernel, Evidence, takes worker true, points 100.0, half-life 30 * DAY, most 300.0;
+    RefusedCall "refusedCall": Kernel, Evidence, takes worker true, points 100.0, half-life 30 * DAY_SECS, most 300.0;
     /// Memory behind a closed protection key, or a key open that should not be.
-    ClosedKey "closedKey": Kernel, Evidence, takes worker true, points 100.0, half-life 30 * DAY, most 300.0;
+    ClosedKey "closedKey": Kernel, Evidence, takes worker true, points 100.0, half-life 30 * DAY_SECS, most 300.0;
     /// An address on another tenant's island.
-    ForeignAddress "foreignAddress": Kernel, Evidence, takes worker true, points 80.0, half-life 30 * DAY, most 240.0;
+    ForeignAddress "foreignAddress": Kernel, Evidence, takes worker true, points 80.0, half-life 30 * DAY_SECS, most 240.0;
     /// A frame out of turn, too long, or meant for another tenant.
-    Protocol "protocol": Supervisor, Evidence, takes worker true, points 100.0, half-life 30 * DAY, most 300.0;
+    Protocol "protocol": Supervisor, Evidence, takes worker true, points 100.0, half-life 30 * DAY_SECS, most 300.0;
     // A buggy engine is a buggy engine: crashes alone seal a tenant, and never expel it.
     /// A bad address that belongs to no other tenant, or an illegal instruction.
-    Crash "crash": Kernel, Evidence, takes worker true, points 60.0, half-life 7 * DAY, most 120.0;
+    Crash "crash": Kernel, Evidence, takes worker true, points 60.0, half-life 7 * DAY_SECS, most 120.0;
     // V8 also aborts on arrays that are too long, which is a mere bug in a script. So this never
     // seals.
     /// V8 aborted on a failed check.
-    EngineAbort "engineAbort": Kernel, Nuisance, takes worker true, points 60.0, half-life 7 * DAY, most 80.0;
+    EngineAbort "engineAbort": Kernel, Nuisance, takes worker true, points 60.0, half-life 7 * DAY_SECS, most 80.0;
     // Each one restarts the runs of all neighbours, so the second one within hours is enough.
     /// V8 ran out of memory and took its process down.
-    OutOfMemory "outOfMemory": Kernel, Nuisance, takes worker true, points 40.0, half-life 6 * HOUR, most 80.0;
+    OutOfMemory "outOfMemory": Kernel, Nuisance, takes worker true, points 40.0, half-life 6 * HOUR_SECS, most 80.0;
     /// A run did not stop when ordered to, so its process was ended.
-    HardKill "hardKill": Supervisor, Nuisance, takes worker true, points 40.0, half-life DAY, most 80.0;
+    HardKill "hardKill": Supervisor, Nuisance, takes worker true, points 40.0, half-life DAY_SECS, most 80.0;
     // A window is half a second, counted from the fourth in a row, so four seconds are enough. The
     // half-life is short: a busy hour must not count against a tenant for long.
     /// A window in which its thread did nothing but compute, for few runs.
-    Busy "busy": Kernel, Nuisance, takes worker false, points 12.0, half-life 10 * MINUTE, most 70.0;
+    Busy "busy": Kernel, Nuisance, takes worker false, points 12.0, half-life 10 * MINUTE_SECS, most 70.0;
     /// A minute of computing with hardly a message, the shape of a Spectre attack.
-    ComputeOnly "computeOnly": Kernel, Nuisance, takes worker false, points 10.0, half-life 2 * HOUR, most 40.0;
+    ComputeOnly "computeOnly": Kernel, Nuisance, takes worker false, points 10.0, half-life 2 * HOUR_SECS, most 40.0;
     /// A window of page faults far beyond what its runs need.
-    Paging "paging": Kernel, Nuisance, takes worker false, points 12.0, half-life 10 * MINUTE, most 70.0;
+    Paging "paging": Kernel, Nuisance, takes worker false, points 12.0, half-life 10 * MINUTE_SECS, most 70.0;
     /// More resident memory on its island than its limits explain.
-    Resident "resident": Kernel, Nuisance, takes worker false, points 20.0, half-life HOUR, most 60.0;
+    Resident "resident": Kernel, Nuisance, takes worker false, points 20.0, half-life HOUR_SECS, most 60.0;
     /// Mispredicted branches above the usual rate, by the processor's counters.
-    Mispredictions "mispredictions": Kernel, Nuisance, takes worker false, points 20.0, half-life 2 * HOUR, most 80.0;
+    Mispredictions "mispredictions": Kernel, Nuisance, takes worker false, points 20.0, half-life 2 * HOUR_SECS, most 80.0;
     /// Many small messages at regular intervals, the shape of a clock made of messages.
-    RemoteTiming "remoteTiming": Supervisor, Nuisance, takes worker false, points 5.0, half-life HOUR, most 30.0;
+    RemoteTiming "remoteTiming": Supervisor, Nuisance, takes worker false, points 5.0, half-life HOUR_SECS, most 30.0;
     /// An isolate that lives long and is called often.
-    LongLived "longLived": Supervisor, Nuisance, takes worker false, points 5.0, half-life 2 * HOUR, most 20.0;
+    LongLived "longLived": Supervisor, Nuisance, takes worker false, points 5.0, half-life 2 * HOUR_SECS, most 20.0;
     /// More console output than any reader could use.
-    LogFlood "logFlood": Supervisor, Nuisance, takes worker false, points 4.0, half-life HOUR, most 20.0;
+    LogFlood "logFlood": Supervisor, Nuisance, takes worker false, points 4.0, half-life HOUR_SECS, most 20.0;
     // A field of the request says so, not the script.
     /// A request for a network that its policy does not grant.
-    DeniedEgress "deniedEgress": Supervisor, Nuisance, takes worker false, points 8.0, half-life DAY, most 20.0;
+    DeniedEgress "deniedEgress": Supervisor, Nuisance, takes worker false, points 8.0, half-life DAY_SECS, most 20.0;
     /// A run over its memory limit.
-    NearMemory "nearMemory": Worker, Advisory, takes worker false, points 5.0, half-life 6 * HOUR, most 15.0;
+    NearMemory "nearMemory": Worker, Advisory, takes worker false, points 5.0, half-life 6 * HOUR_SECS, most 15.0;
     /// An import of a module that does not exist.
-    DeniedImport "deniedImport": Worker, Advisory, takes worker false, points 5.0, half-life DAY, most 15.0;
+    DeniedImport "deniedImport": Worker, Advisory, takes worker false, points 5.0, half-life DAY_SECS, most 15.0;
     /// Code from strings, where the policy forbids it.
-    DeniedCode "deniedCode": Worker, Advisory, takes worker false, points 3.0, half-life 6 * HOUR, most 15.0;
+    DeniedCode "deniedCode": Worker, Advisory, takes worker false, points 3.0, half-life 6 * HOUR_SECS, most 15.0;
     /// More timers than its limit.
-    TimerFlood "timerFlood": Worker, Advisory, takes worker false, points 4.0, half-life HOUR, most 20.0;
+    TimerFlood "timerFlood": Worker, Advisory, takes worker false, points 4.0, half-life HOUR_SECS, most 20.0;
     // An attacker chooses its neighbours to some degree, so this is only a hint about them.
     /// A neighbour attacked or crashed beside it.
-    CoTenant "coTenant": Supervisor, Share, takes worker false, points 5.0, half-life 30 * DAY, most 15.0;
+    CoTenant "coTenant": Supervisor, Share, takes worker false, points 5.0, half-life 30 * DAY_SECS, most 15.0;
     /// A process that it was in died, and the death could not be attributed.
-    Unattributed "unattributed": Supervisor, Share, takes worker false, points 5.0, half-life 7 * DAY, most 15.0;
+    Unattributed "unattributed": Supervisor, Share, takes worker false, points 5.0, half-life 7 * DAY_SECS, most 15.0;
     /// Known for less than a day.
-    New "new": Supervisor, Prior, takes worker false, points 10.0, half-life DAY, most 10.0;
+    New "new": Supervisor, Prior, takes worker false, points 10.0, half-life DAY_SECS, most 10.0;
     /// Its policy says that its code is not vouched for.
-    Untrusted "untrusted": Operator, Prior, takes worker false, points 10.0, half-life DAY, most 10.0;
+    Untrusted "untrusted": Operator, Prior, takes worker false, points 10.0, half-life DAY_SECS, most 10.0;
     /// V8 is older than the version that the operator requires.
-    OutdatedEngine "outdatedEngine": Operator, Prior, takes worker false, points 20.0, half-life DAY, most 20.0;
+    OutdatedEngine "outdatedEngine": Operator, Prior, takes worker false, points 20.0, half-life DAY_SECS, most 20.0;
 }
 
 /// One signal, as observed.
@@ -220,7 +220,7 @@ mod tests {
 
     /// A duration in the largest unit that divides it.
     fn time(secs: u64) -> String {
-        let (unit, name) = [(DAY, "d"), (HOUR, "h"), (MINUTE, "min"), (1, "s")]
+        let (unit, name) = [(DAY_SECS, "d"), (HOUR_SECS, "h"), (MINUTE_SECS, "min"), (1, "s")]
             .into_iter()
             .find(|(unit, _)| secs.is_multiple_of(*unit))
             .unwrap();

@@ -2,10 +2,9 @@
 
 use serde::{Deserialize, Serialize};
 
-/// In seconds.
-pub(crate) const MINUTE: u64 = 60;
-pub(crate) const HOUR: u64 = 60 * MINUTE;
-pub(crate) const DAY: u64 = 24 * HOUR;
+pub(crate) const MINUTE_SECS: u64 = 60;
+pub(crate) const HOUR_SECS: u64 = 60 * MINUTE_SECS;
+pub(crate) const DAY_SECS: u64 = 24 * HOUR_SECS;
 
 /// A moment, in milliseconds since 1970.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]

@@ -1,4 +1,4 @@
-//! The time that a script can measure: one load of a cache line that is cached, or evicted.
+//! Whether a script can tell by timing that a load of a cache line hit the cache.
 
 use enisle_tests::{Daemon, SHARING};
 use serde_json::json;

@@ -1,8 +1,8 @@
 //! Attacks on the daemon itself, over its socket: by a peer with few rights, and by a user with
 //! none.
 //!
-//! Each case is an attacker's finding, or close to one: it attacks a real `enisled` as another uid,
-//! and measures the damage. Where the defence can be configured away (`share_percent = 100`,
+//! Each case reproduces an attack that was found, or a variant of one: it attacks a real `enisled`
+//! as another uid, and measures the damage. Where the defence can be configured away (`share_percent = 100`,
 //! `near_percent = 0`), the attack must succeed without it; otherwise its failure would prove
 //! nothing.
 //!

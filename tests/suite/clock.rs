@@ -107,7 +107,7 @@ fn no_order_of_two_events_reveals_how_long_something_took() {
     }
 }
 
-/// Two timers as a stopwatch: the first one fires first if X took longer than a millisecond.
+/// Two timers as a stopwatch: the first one fires first if X takes longer than two milliseconds.
 const STOPWATCH: &str = "async (kind, moving) => {
     const order = [];
     if (moving) attack.thaw();
@@ -168,8 +168,9 @@ fn lines_of_the_log_carry_the_time_of_their_turn() {
     assert_eq!(times.len(), 25);
 }
 
-/// At which of its allocations a script observes that garbage was collected, four times in a row. X
-/// has the same effect for every length, and takes longer for a greater one.
+/// Returns the index of the allocation after which a script first sees that garbage was collected,
+/// in each of four rounds. X has the same effect for every length, and takes longer for a greater
+/// one.
 const COLLECTIONS: &str = "async (length) => {
     const text = 'a'.repeat(4e6) + 'b'; text.indexOf('c');
     const X = () => { globalThis.found = text.indexOf('c', text.length - 1 - length) };
@@ -207,7 +208,7 @@ fn collections(daemon: &Daemon, length: u32) -> Value {
 fn garbage_collections_reveal_nothing_about_the_time() {
     let worker = programs().join("enisle-worker");
     let daemon = Daemon::start(&config(&worker));
-    // A tenant's first run may find other code compiled than later runs do.
+    // When a tenant runs for the first time, less code may be compiled than in its later runs.
     collections(&daemon, 0);
     let expected = collections(&daemon, 0);
     for length in [0, 1000, 100_000, 300_000, 0] {
@@ -237,16 +238,16 @@ fn garbage_collections_reveal_nothing_about_the_time() {
     assert!(differs, "{seen:?}");
 }
 
-/// Formatters with these keys, which ICU caches for all threads of a process.
-const KEYS: &str = "
+/// Makes formatters for ten locales. ICU caches each under its name, for all threads of a process.
+const FORMATTERS: &str = "
     const letters = [...'abcdefghijklmnopqrstuvwxyz'], pairs = letters.flatMap((a) => letters.map((b) => a + b));
     const keys = Intl.DateTimeFormat.supportedLocalesOf(pairs).slice(0, 10).map((locale) => `${locale}-u-ca-hebrew-nu-${numbers}`);
     const make = (key) => { const made = new Intl.DateTimeFormat(key, { dateStyle: 'full' }); made.format(0); return made };
 ";
 
-/// How much less memory a script has left after it has made these formatters, to the nearest KiB,
-/// judged by which allocations are refused.
-const MEMORY_LEFT: &str = "
+/// Returns how much memory these formatters take from a script, to the nearest KiB, judged by which
+/// allocations are refused.
+const MEMORY_TAKEN: &str = "
     await new Promise((done) => setTimeout(done, 1));
     const decoder = new TextDecoder('utf-8', { fatal: true }), bad = new Uint8Array(4 << 20).fill(255), held = [];
     let reserve = new ArrayBuffer(3 << 20);
@@ -269,9 +270,9 @@ fn seen_of_caches(daemon: &Daemon, exactly: bool, numbers: [&str; 2]) -> [Value;
         run["result"].clone()
     };
     let pid = |tenant: &str| daemon.get(&format!("/v1/tenants/{tenant}"))["resident"]["pid"].clone();
-    let fill = format!("(numbers) => {{ {KEYS} keys.forEach(make); return 1 }}");
+    let fill = format!("(numbers) => {{ {FORMATTERS} keys.forEach(make); return 1 }}");
     let account = if exactly { "attack.account(128);" } else { "" };
-    let look = format!("async (numbers) => {{ {account} {KEYS} {MEMORY_LEFT} }}");
+    let look = format!("async (numbers) => {{ {account} {FORMATTERS} {MEMORY_TAKEN} }}");
     // A tenant's first formatter also makes objects that stay with the tenant.
     let _ = ["a", "b"].map(|tenant| run(tenant, fill.clone(), "latn"));
     let [known, new] = numbers;

@@ -52,7 +52,7 @@ pub(crate) async fn verify(folder: Option<PathBuf>, client: &Client, as_json: bo
     }
     outln!("{} lines in {files} files are whole, up to number {} ({})", verifier.lines(), head.seq, head.hash);
     if known.is_none() {
-        outln!("no daemon that writes there was asked: lines may be missing at the end");
+        outln!("this was not compared with a daemon that writes this log: lines may be missing at the end");
     }
     Ok(0)
 }
@@ -61,21 +61,21 @@ fn same(one: &Path, other: &Path) -> bool {
     matches!((one.canonicalize(), other.canonicalize()), (Ok(one), Ok(other)) if one == other)
 }
 
-/// Reads every file of the log, the oldest first. The current file comes last, though its name
-/// would sort first.
+/// Reads every file of the log, the oldest first and the current one last, which is the order of
+/// their names.
 fn read(folder: &Path) -> Result<Chain, Failure> {
     let failed =
         |path: &Path, error: std::io::Error| Failure::Usage(format!("{} cannot be read: {error}", path.display()));
     let entries = fs::read_dir(folder).map_err(|error| failed(folder, error))?;
     let mut names: Vec<_> = entries.filter_map(|entry| entry.ok()?.file_name().into_string().ok()).collect();
     if let Some(quarantined) = names.iter().find(|name| name.contains(".broken-")) {
-        return Err(Failure::Broken(format!(
+        return Err(Failure::Damaged(format!(
             "the daemon found {} broken and quarantined it: examine the file, then move it out of the folder",
             folder.join(quarantined).display()
         )));
     }
     names.retain(|name| name.starts_with("audit") && name.ends_with(".jsonl"));
-    names.sort_by_key(|name| (name == "audit.jsonl", name.clone()));
+    names.sort();
     let mut chain = Chain { files: names.len(), ..Chain::default() };
     for name in &names {
         let path = folder.join(name);
@@ -84,14 +84,14 @@ fn read(folder: &Path) -> Result<Chain, Failure> {
         let bytes = fs::read(&path).map_err(|error| failed(&path, error))?;
         for line in String::from_utf8_lossy(&bytes).lines() {
             let read = chain.verifier.read(line);
-            read.map_err(|broken| Failure::Broken(format!("{}: {broken}", path.display())))?;
+            read.map_err(|broken| Failure::Damaged(format!("{}: {broken}", path.display())))?;
             if let Some(Head { seq, hash }) = chain.verifier.head() {
                 chain.hashes.insert(*seq, hash.clone());
             }
             chain.note(line);
         }
     }
-    chain.explain_beginning().map_err(|broken| Failure::Broken(format!("{}: {broken}", folder.display())))?;
+    chain.explain_beginning().map_err(|broken| Failure::Damaged(format!("{}: {broken}", folder.display())))?;
     if chain.files == 0 {
         return Err(Failure::Usage(format!("{} holds no audit log", folder.display())));
     }
@@ -156,7 +156,7 @@ fn compare(known: &Head, read: &Chain, folder: &Path) -> Result<(), Failure> {
         return Ok(());
     }
     let last = read.verifier.head().map_or(0, |head| head.seq);
-    Err(Failure::Broken(match last < known.seq {
+    Err(Failure::Damaged(match last < known.seq {
         true => format!(
             "{}: the last line is number {last}, and the daemon has written up to number {}: lines are missing at the end",
             folder.display(),
@@ -192,7 +192,7 @@ mod tests {
         fs::remove_file(folder.path().join("audit-000000000001.jsonl")).unwrap();
         assert!(read(folder.path()).is_ok());
         fs::remove_file(folder.path().join("audit-000000000003.jsonl")).unwrap();
-        let Err(Failure::Broken(broken)) = read(folder.path()) else { panic!("it was accepted") };
+        let Err(Failure::Damaged(broken)) = read(folder.path()) else { panic!("it was accepted") };
         assert!(broken.contains("begins with line 4"), "{broken}");
     }
 }

@@ -7,7 +7,7 @@ use clap::Args;
 use enisle_api::client::{Client, encoded};
 use enisle_api::types::cordon::{Cordon, CordonRequest, SignalState};
 use enisle_api::types::policy::Policy;
-use enisle_api::types::tenant::{Residence, TenantView};
+use enisle_api::types::tenant::{HomeView, TenantView};
 use enisle_cordon::Level;
 use enisle_cordon::decide::{Past, Reason};
 use serde::Serialize;
@@ -144,9 +144,9 @@ fn used(runs: u64, cpu_ms: &impl Serialize, outcomes: &impl Serialize) -> String
     format!("  runs {runs}, {} ms of CPU, outcomes {}", json(cpu_ms), json(outcomes))
 }
 
-fn lives(home: Option<&Residence>) -> String {
+fn lives(home: Option<&HomeView>) -> String {
     match home {
-        Some(Residence { worker, pid, cordon, .. }) => format!("  lives in worker {worker} (pid {pid}), {cordon}"),
+        Some(HomeView { worker, pid, cordon, .. }) => format!("  lives in worker {worker} (pid {pid}), {cordon}"),
         None => "  lives nowhere at the moment".to_owned(),
     }
 }

@@ -43,7 +43,7 @@ struct Arguments {
     /// The uid that the daemon runs as, accepted beside root and your own.
     #[arg(long, env = "ENISLE_DAEMON_UID", global = true, value_name = "UID")]
     daemon_uid: Option<u32>,
-    /// Print JSON, for machines: the daemon's own bytes.
+    /// Print JSON, for machines.
     #[arg(long, global = true)]
     json: bool,
     #[command(subcommand)]
@@ -95,7 +95,7 @@ enum Failure {
     #[error("{0}")]
     Standalone(String),
     #[error("{0}")]
-    Broken(String),
+    Damaged(String),
 }
 
 /// A client's error, and what to do about it with this command line.
@@ -107,7 +107,7 @@ fn advice(error: &ClientError) -> String {
         ClientError::Stranger { uid, .. } => {
             format!("{error}. If that is the daemon you mean, pass --daemon-uid {uid}")
         }
-        ClientError::Problem { .. } | ClientError::Broken(_) => error.to_string(),
+        ClientError::Problem { .. } | ClientError::BadAnswer(_) => error.to_string(),
     }
 }
 
@@ -124,8 +124,8 @@ impl Failure {
             Self::Client(
                 ClientError::Problem { .. } | ClientError::Unreachable { .. } | ClientError::Stranger { .. },
             ) => 3,
-            Self::Broken(_) => 1,
-            Self::Client(ClientError::Broken(_)) | Self::Standalone(_) => 70,
+            Self::Damaged(_) => 1,
+            Self::Client(ClientError::BadAnswer(_)) | Self::Standalone(_) => 70,
         }
     }
 }
@@ -196,10 +196,10 @@ async fn act(arguments: Arguments) -> Result<u8, Failure> {
 }
 
 fn typed<T: serde::de::DeserializeOwned>(value: Value) -> Result<T, ClientError> {
-    serde_json::from_value(value).map_err(|error| ClientError::Broken(error.to_string()))
+    serde_json::from_value(value).map_err(|error| ClientError::BadAnswer(error.to_string()))
 }
 
-/// A list of the daemon's: the items of all its pages, unchanged.
+/// Every item of one of the daemon's lists, from all its pages.
 async fn pages(client: &Client, name: &str) -> Result<Value, ClientError> {
     let (mut all, mut path) = (Vec::new(), format!("/v1/{name}"));
     loop {

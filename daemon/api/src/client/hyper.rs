@@ -25,8 +25,8 @@ pub enum ClientError {
     Stranger { socket: String, uid: u32 },
     #[error("the daemon says {status}: {detail}")]
     Problem { status: u16, detail: String },
-    #[error("the daemon's answer is broken: {0}")]
-    Broken(String),
+    #[error("the daemon's answer cannot be read: {0}")]
+    BadAnswer(String),
 }
 
 #[derive(Debug)]
@@ -44,7 +44,7 @@ impl Body {
     /// # Errors
     /// It is not UTF-8.
     pub fn text(&self) -> Result<&str, ClientError> {
-        std::str::from_utf8(&self.0).map_err(|error| ClientError::Broken(error.to_string()))
+        std::str::from_utf8(&self.0).map_err(|error| ClientError::BadAnswer(error.to_string()))
     }
 
     /// Parses the answer as one of the [types](crate::types). In those, a script's result stays
@@ -53,7 +53,7 @@ impl Body {
     /// # Errors
     /// The answer is of another type.
     pub fn read<'a, T: Deserialize<'a>>(&'a self) -> Result<T, ClientError> {
-        serde_json::from_slice(&self.0).map_err(|error| ClientError::Broken(error.to_string()))
+        serde_json::from_slice(&self.0).map_err(|error| ClientError::BadAnswer(error.to_string()))
     }
 }
 
@@ -82,7 +82,7 @@ impl Client {
     }
 
     async fn send(&self, method: Method, path: &str, body: Vec<u8>) -> Result<Response<Incoming>, ClientError> {
-        let broken = |error: hyper::Error| ClientError::Broken(error.to_string());
+        let broken = |error: hyper::Error| ClientError::BadAnswer(error.to_string());
         let stream = self.connect().await?;
         let (mut sender, connection) =
             hyper::client::conn::http1::handshake(TokioIo::new(stream)).await.map_err(broken)?;
@@ -93,7 +93,7 @@ impl Client {
             .header("host", "enisle")
             .header("content-type", "application/json")
             .body(Full::new(Bytes::from(body)))
-            .map_err(|error| ClientError::Broken(error.to_string()))?;
+            .map_err(|error| ClientError::BadAnswer(error.to_string()))?;
         let response = sender.send_request(request).await.map_err(broken)?;
         if response.status().is_success() { Ok(response) } else { Err(problem(response).await) }
     }
@@ -131,7 +131,7 @@ impl Client {
         let mut body = self.send(Method::GET, path, Vec::new()).await?.into_body();
         let mut unread = Vec::new();
         while let Some(frame) = body.frame().await {
-            let frame = frame.map_err(|error| ClientError::Broken(error.to_string()))?;
+            let frame = frame.map_err(|error| ClientError::BadAnswer(error.to_string()))?;
             unread.extend_from_slice(frame.data_ref().map_or(&[][..], |data| data));
             while let Some(end) = unread.iter().position(|byte| *byte == b'\n') {
                 let line: Vec<u8> = unread.drain(..=end).collect();
@@ -144,7 +144,7 @@ impl Client {
 
 async fn body_of(response: Response<Incoming>) -> Result<Body, ClientError> {
     let collected = response.into_body().collect().await;
-    Ok(Body(collected.map_err(|error| ClientError::Broken(error.to_string()))?.to_bytes()))
+    Ok(Body(collected.map_err(|error| ClientError::BadAnswer(error.to_string()))?.to_bytes()))
 }
 
 async fn problem(response: Response<Incoming>) -> ClientError {

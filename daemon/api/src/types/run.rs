@@ -26,7 +26,7 @@ pub struct LoadRequest {
 pub struct RunRequest {
     #[serde(flatten)]
     pub call: Call,
-    /// The lowest of these, the script's and the policy's applies.
+    /// For each limit the lowest value applies: this one, the script's or the policy's.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub limits: Option<RequestedLimits>,
 }
@@ -117,8 +117,8 @@ pub struct RunUsage {
     pub peak_heap_bytes: u64,
 }
 
-/// Milliseconds. Operators get three decimals, other peers whole ones, because a finer figure would
-/// be a clock.
+/// Milliseconds. Operators get three decimals. Other peers get whole milliseconds, because a finer
+/// figure would be a clock.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 #[serde(untagged)]
 #[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]

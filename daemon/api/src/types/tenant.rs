@@ -28,7 +28,7 @@ pub struct Tenant {
     pub in_flight: u32,
     pub cordon: Cordon,
     /// Null if it has no home now.
-    pub resident: Option<Residence>,
+    pub resident: Option<HomeView>,
     pub usage: TenantUsage,
 }
 
@@ -72,10 +72,10 @@ pub struct OwnUsage {
 pub struct TenantUsage {
     /// Runs that have ended.
     pub runs: u64,
-    /// Runs that were sent to a worker, counting every attempt.
+    /// Attempts that were sent to a worker: a run that restarts counts once more.
     pub begun: u64,
-    /// Reported ends of runs that were discarded, because the tenant had left the home that they
-    /// came from.
+    /// How many reported ends were discarded, because the tenant had left the home that reported
+    /// them.
     pub fenced: u64,
     pub cpu_ms: f64,
     /// How many runs ended with each outcome.
@@ -86,7 +86,7 @@ pub struct TenantUsage {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 #[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
-pub struct Residence {
+pub struct HomeView {
     /// The worker's id.
     pub worker: u64,
     pub pid: i32,
@@ -115,7 +115,7 @@ pub struct TenantRow {
     pub in_flight: u32,
     pub cordon: CordonRow,
     /// Null if it has no home now.
-    pub resident: Option<Residence>,
+    pub resident: Option<HomeView>,
     pub usage: TenantUsage,
 }
 

@@ -11,7 +11,7 @@ use enisle_api::bounds::{MAX_REASON_BYTES, PAGE_BYTES};
 use enisle_api::types::cordon::{Cordon, KeptApart, SignalState, StandingOrder, Thresholds};
 use enisle_api::types::policy::{Policy as ShownPolicy, Quota};
 use enisle_api::types::tenant::{
-    CordonRow, OwnCordon, OwnTenant, OwnUsage, Residence, Tenant as Full, TenantRow, TenantUsage, TenantView,
+    CordonRow, HomeView, OwnCordon, OwnTenant, OwnUsage, Tenant as Full, TenantRow, TenantUsage, TenantView,
 };
 use serde::de::DeserializeOwned;
 
@@ -181,7 +181,7 @@ fn show_tenant(tenant: &Tenant, daemon: &Daemon) -> Full {
         policy: show_policy(&tenant.policy()),
         in_flight: tenant.in_flight(),
         cordon: show_cordon(tenant, daemon),
-        resident: show_residence(daemon, tenant),
+        resident: show_home(daemon, tenant),
         usage: show_usage(tenant),
     }
 }
@@ -198,14 +198,14 @@ fn show_row(tenant: &Tenant, daemon: &Daemon) -> TenantRow {
         name: tenant.name.to_string(),
         in_flight: tenant.in_flight(),
         cordon,
-        resident: show_residence(daemon, tenant),
+        resident: show_home(daemon, tenant),
         usage: show_usage(tenant),
     }
 }
 
-fn show_residence(daemon: &Daemon, tenant: &Tenant) -> Option<Residence> {
+fn show_home(daemon: &Daemon, tenant: &Tenant) -> Option<HomeView> {
     let home = daemon.homes.current_home(&tenant.name)?;
-    Some(Residence {
+    Some(HomeView {
         worker: home.worker.id,
         pid: home.worker.pid.as_raw(),
         cordon: home.worker.level,

@@ -170,7 +170,6 @@ impl Daemon {
 }
 
 /// The answer for a run that is not tried again.
-///
 fn given_up(tenant: &Tenant, why: &GaveUp, usage: Usage) -> Finished {
     if why.is_an_end() {
         tenant.note_end();

@@ -9,7 +9,6 @@
 //! deleted last. If the bound is more than half of the filesystem, the oldest file is also deleted
 //! when the filesystem is nearly full. On a larger filesystem it is not: there, another user must
 //! have filled it, and filling it must not delete anything of the log.
-//! delete nothing of the log that way.
 
 use std::collections::VecDeque;
 use std::fs::File;

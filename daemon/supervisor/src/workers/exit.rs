@@ -83,7 +83,7 @@ impl Exit {
     ) -> Self {
         let thread = match slot {
             Some(slot) if here.contains(&slot) => Thread::Here,
-            Some(_) => Thread::Left,
+            Some(_) => Thread::NotLiving,
             None => Thread::Unknown,
         };
         let verdict = enisle_cordon::blame(ending, thread, !was_one_tenants, room);
