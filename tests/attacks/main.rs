@@ -2,9 +2,9 @@
 //! none.
 //!
 //! Each case reproduces an attack that was found, or a variant of one: it attacks a real `enisled`
-//! as another uid, and measures the damage. Where the defence can be configured away (`share_percent = 100`,
-//! `near_percent = 0`), the attack must succeed without it; otherwise its failure would prove
-//! nothing.
+//! as another uid, and measures the damage. Where the defence can be configured away
+//! (`share_percent = 100`, `near_percent = 0`), the attack must succeed without it; otherwise its
+//! failure would prove nothing.
 //!
 //! | module | what is attacked |
 //! |---|---|
