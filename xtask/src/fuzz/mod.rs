@@ -1,6 +1,6 @@
 //! `cargo xtask fuzz` and `cargo xtask chaos`: build the programs, and start `enisle-fuzz`.
 
-mod prove;
+pub(crate) mod prove;
 
 use std::ffi::OsString;
 

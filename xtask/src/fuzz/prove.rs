@@ -45,14 +45,30 @@ impl Fault {
     }
 }
 
-pub(crate) fn run(options: &Options) -> Result<()> {
+/// Every fault, by name.
+fn faults() -> Result<Vec<Fault>> {
     let mut patches: Vec<_> = fs::read_dir(root().join("fuzz/known-bad"))?
         .map(|entry| entry.map(|entry| entry.path()))
         .collect::<std::io::Result<_>>()?;
     patches.sort();
+    patches.into_iter().map(Fault::read).collect()
+}
+
+/// Whether every fault can still be put into this checkout.
+pub(crate) fn apply_all() -> Result<()> {
+    let faults = faults()?;
+    for Fault { name, patch, .. } in &faults {
+        let mut apply = Command::new("git");
+        check(apply.args(["apply", "--check"]).arg(patch).current_dir(root()))
+            .with_context(|| format!("{name} does not apply any more: renew it"))?;
+    }
+    println!("ok  all {} patches of fuzz/known-bad apply", faults.len());
+    Ok(())
+}
+
+pub(crate) fn run(options: &Options) -> Result<()> {
     let wanted = |fault: &Fault| options.only.as_ref().is_none_or(|only| fault.name.contains(only.as_str()));
-    let faults: Vec<_> = patches.into_iter().map(Fault::read).collect::<Result<_>>()?;
-    let faults: Vec<_> = faults.into_iter().filter(wanted).collect();
+    let faults: Vec<_> = faults()?.into_iter().filter(wanted).collect();
     ensure!(!faults.is_empty(), "no fault has that name");
     let copy = Copy::make()?;
     let keys = enisle_hardening::Posture::probe().layers().has(enisle_hardening::Layer::Keys);
