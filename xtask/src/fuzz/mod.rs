@@ -1,5 +1,7 @@
 //! `cargo xtask fuzz` and `cargo xtask chaos`: build the programs, and start `enisle-fuzz`.
 
+pub(crate) mod prove;
+
 use std::ffi::OsString;
 
 use anyhow::Result;
@@ -15,6 +17,8 @@ pub(crate) enum Fuzz {
     Escape(Rest),
     /// Fuzz V8; see `-- --help`.
     Engine(Rest),
+    /// Put each fault of `fuzz/known-bad` into a copy, and see how soon its fuzzer finds it.
+    Prove(prove::Options),
 }
 
 /// Arguments of `enisle-fuzz`.
@@ -29,6 +33,7 @@ pub(crate) fn run(fuzz: Fuzz) -> Result<()> {
         Fuzz::Parsers(rest) => start("parsers", &rest),
         Fuzz::Escape(rest) => start("escape", &rest),
         Fuzz::Engine(rest) => start("engine", &rest),
+        Fuzz::Prove(options) => prove::run(&options),
     }
 }
 

@@ -16,7 +16,7 @@ use anyhow::{Context, Result, ensure};
 use clap::Args;
 use enisle_hardening::{Layer, Posture};
 
-use crate::{cargo, check, check_watched, output, target, v8, vm};
+use crate::{cargo, check, check_watched, fuzz, output, target, v8, vm};
 
 #[derive(Debug, Args)]
 pub(crate) struct Options {
@@ -41,6 +41,7 @@ pub(crate) fn run(options: &Options) -> Result<()> {
         parts.run("imports", HERE, imports::run);
         parts.run("text: width of comments, length of files", HERE, text::run);
         parts.run("documents: links, catalogues", HERE, documents::run);
+        parts.run("known faults: they apply", HERE, fuzz::prove::apply_all);
         parts.run("documentation: rustdoc", HERE, || documentation(&archive));
         let skipped = if deny_is_installed() { "" } else { " (skipped: cargo-deny is not installed)" };
         parts.run(&format!("dependencies{skipped}"), HERE, || dependencies(&archive));

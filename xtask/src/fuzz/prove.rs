@@ -1,0 +1,180 @@
+//! `cargo xtask fuzz prove`: does each fuzzer find what it is for?
+//!
+//! Every patch in `fuzz/known-bad` puts one fault into a copy of the checkout. Its head names the
+//! fuzzer that has to find the fault (`Found-By`), and what the machine must have (`Needs`). No
+//! generator and no oracle knows these patches.
+
+use std::fs::{self, File};
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail, ensure};
+
+use crate::{check, root, target, v8};
+
+#[derive(Debug, clap::Args)]
+pub(crate) struct Options {
+    /// Only the faults with this in their names.
+    #[arg(long)]
+    only: Option<String>,
+    /// How long a fuzzer may take to find one fault, in minutes.
+    #[arg(long, default_value_t = 10)]
+    minutes: u64,
+}
+
+/// One patch of `fuzz/known-bad`.
+struct Fault {
+    name: String,
+    patch: PathBuf,
+    what: String,
+    /// The task of `enisle-fuzz` that has to find it.
+    found_by: String,
+    needs_keys: bool,
+}
+
+impl Fault {
+    fn read(patch: PathBuf) -> Result<Self> {
+        let text = fs::read_to_string(&patch)?;
+        let head = text.split("diff --git").next().unwrap_or_default();
+        let field = |name: &str| head.lines().find_map(|line| line.strip_prefix(name)).map(|value| value.trim());
+        let name = patch.file_stem().unwrap_or_default().to_string_lossy().into_owned();
+        let found_by = field("Found-By:").with_context(|| format!("{name} does not say which fuzzer finds it"))?;
+        let what = head.lines().next().unwrap_or_default().to_owned();
+        Ok(Self { what, found_by: found_by.to_owned(), needs_keys: field("Needs:") == Some("keys"), name, patch })
+    }
+}
+
+/// Every fault, by name.
+fn faults() -> Result<Vec<Fault>> {
+    let mut patches: Vec<_> = fs::read_dir(root().join("fuzz/known-bad"))?
+        .map(|entry| entry.map(|entry| entry.path()))
+        .collect::<std::io::Result<_>>()?;
+    patches.sort();
+    patches.into_iter().map(Fault::read).collect()
+}
+
+/// Whether every fault can still be put into this checkout.
+pub(crate) fn apply_all() -> Result<()> {
+    let faults = faults()?;
+    for Fault { name, patch, .. } in &faults {
+        let mut apply = Command::new("git");
+        check(apply.args(["apply", "--check"]).arg(patch).current_dir(root()))
+            .with_context(|| format!("{name} does not apply any more: renew it"))?;
+    }
+    println!("ok  all {} patches of fuzz/known-bad apply", faults.len());
+    Ok(())
+}
+
+pub(crate) fn run(options: &Options) -> Result<()> {
+    let wanted = |fault: &Fault| options.only.as_ref().is_none_or(|only| fault.name.contains(only.as_str()));
+    let faults: Vec<_> = faults()?.into_iter().filter(wanted).collect();
+    ensure!(!faults.is_empty(), "no fault has that name");
+    let copy = Copy::make()?;
+    let keys = enisle_hardening::Posture::probe().layers().has(enisle_hardening::Layer::Keys);
+    println!("| fault | what | fuzzer | found after | by |\n|---|---|---|---|---|");
+    let mut missed = Vec::new();
+    for fault in &faults {
+        let emulated = fault.needs_keys && !keys;
+        let Fault { name, what, found_by, .. } = fault;
+        match copy.with(fault, || copy.fuzz(fault, options.minutes, emulated))? {
+            Some((after, finding)) => println!("| {name} | {what} | {found_by} | {} s | {finding} |", after.as_secs()),
+            None => {
+                println!("| {name} | {what} | {found_by} | **not found** in {} min | |", options.minutes);
+                missed.push(name.as_str());
+            }
+        }
+    }
+    println!("\n{} passed, {} failed", faults.len() - missed.len(), missed.len());
+    ensure!(missed.is_empty(), "not found: {}", missed.join(", "));
+    Ok(())
+}
+
+/// A copy of the checkout with a target folder of its own, both kept for the next time.
+struct Copy {
+    tree: PathBuf,
+    target: PathBuf,
+}
+
+impl Copy {
+    fn make() -> Result<Self> {
+        let folder = target().join("known-bad");
+        let copy = Self { tree: folder.join("tree"), target: folder.join("target") };
+        if copy.tree.exists() {
+            fs::remove_dir_all(&copy.tree)?;
+        }
+        fs::create_dir_all(&copy.tree)?;
+        // With the times of the files, so that only what a patch touches is built again.
+        let mut list =
+            Command::new("git").args(["ls-files", "-z"]).current_dir(root()).stdout(Stdio::piped()).spawn()?;
+        let names = list.stdout.take().context("git has no standard output")?;
+        let mut pack = Command::new("tar");
+        pack.args(["--null", "--files-from=-", "-cf", "-"]).current_dir(root()).stdin(names).stdout(Stdio::piped());
+        let mut pack = pack.spawn()?;
+        let files = pack.stdout.take().context("tar has no standard output")?;
+        check(Command::new("tar").args(["-xf", "-"]).current_dir(&copy.tree).stdin(files))?;
+        ensure!(list.wait()?.success() && pack.wait()?.success(), "the checkout could not be copied");
+        Ok(copy)
+    }
+
+    /// Does `work` while the fault is in the copy.
+    fn with<T>(&self, fault: &Fault, work: impl FnOnce() -> Result<T>) -> Result<T> {
+        let apply = |reverse: bool| {
+            let mut apply = Command::new("git");
+            apply.arg("apply").args(reverse.then_some("--reverse")).arg(&fault.patch);
+            // The copy may lie inside another repository, which git must not look for.
+            check(
+                apply.current_dir(&self.tree).env("GIT_CEILING_DIRECTORIES", self.tree.parent().unwrap_or(&self.tree)),
+            )
+            .with_context(|| format!("{} does not apply any more: renew it", fault.name))
+        };
+        apply(false)?;
+        let result = work();
+        apply(true)?;
+        result
+    }
+
+    fn cargo(&self, archive: &v8::Archive) -> Command {
+        let mut cargo = crate::cargo(archive);
+        cargo.current_dir(&self.tree).env("CARGO_TARGET_DIR", &self.target);
+        cargo
+    }
+
+    /// Builds the copy and starts the fuzzer. Returns how long it took and what it found.
+    fn fuzz(&self, fault: &Fault, minutes: u64, emulated: bool) -> Result<Option<(Duration, String)>> {
+        let archive = v8::find()?;
+        let profile = ["--quiet", "--profile", "harness"];
+        check(self.cargo(&archive).arg("build").args(profile).args(["--workspace", "--bins"]))?;
+        let attacker = ["-p", "enisle-worker", "--features", "attack-natives", "--bin", "enisle-worker-attack"];
+        check(self.cargo(&archive).arg("build").args(profile).args(attacker))?;
+        let programs = self.target.join("harness");
+        let limit = minutes.to_string();
+        let mut fuzzer = if emulated {
+            let mut fuzzer = self.cargo(&archive);
+            fuzzer.args(["xtask", "fuzz", &fault.found_by, "--vm", "--minutes", &limit]);
+            fuzzer
+        } else {
+            let mut fuzzer = Command::new(programs.join("enisle-fuzz"));
+            fuzzer.args([&fault.found_by, "--minutes", &limit]);
+            fuzzer
+        };
+        let said = self.target.join(format!("{}.log", fault.name));
+        fuzzer.current_dir(&self.tree).env(enisle_tests::PROGRAMS_VARIABLE, &programs);
+        fuzzer.stdout(File::create(&said)?).stderr(File::options().append(true).open(&said)?);
+        let begun = Instant::now();
+        let status = fuzzer.status().context("starting the fuzzer")?;
+        let after = begun.elapsed();
+        match (status.success(), finding(&said)?) {
+            (true, None) => Ok(None),
+            (false, Some(finding)) => Ok(Some((after, finding))),
+            (_, finding) => bail!("{}: the fuzzer ended with {status} and {finding:?}: {}", fault.name, said.display()),
+        }
+    }
+}
+
+/// The first finding that a fuzzer printed.
+fn finding(said: &Path) -> Result<Option<String>> {
+    let text = String::from_utf8_lossy(&fs::read(said)?).into_owned();
+    let finding = text.lines().find_map(|line| line.split_once("finding: ").map(|(_, finding)| finding));
+    Ok(finding.map(|finding| finding.chars().take(120).collect::<String>().replace('|', "/")))
+}
