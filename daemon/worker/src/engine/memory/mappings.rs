@@ -43,6 +43,40 @@ thread_local! {
     static HOME: Cell<Option<Home>> = const { Cell::new(None) };
 }
 
+/// What `mmap(2)` is asked for, without the place.
+#[derive(Debug, Clone, Copy)]
+struct Request {
+    bytes: size_t,
+    protection: c_int,
+    flags: c_int,
+    fd: c_int,
+    offset: off_t,
+}
+
+impl Request {
+    fn anonymous(bytes: usize, protection: c_int, flags: c_int) -> Self {
+        Self { bytes, protection, flags: flags | libc::MAP_PRIVATE | libc::MAP_ANONYMOUS, fd: -1, offset: 0 }
+    }
+
+    /// Makes the system call. A failure is `MAP_FAILED`, with the reason in errno.
+    ///
+    /// # Safety
+    /// As `mmap(2)`.
+    unsafe fn at(self, hint: usize) -> *mut c_void {
+        let Self { bytes, protection, flags, fd, offset } = self;
+        // SAFETY: the caller's.
+        let mapped = unsafe { libc::syscall(libc::SYS_mmap, hint, bytes, protection, flags, fd, offset) };
+        mapped as *mut c_void
+    }
+
+    /// Maps exactly there, or fails if anything is mapped there.
+    fn place_at(self, start: usize) -> *mut c_void {
+        let request = Self { flags: self.flags | libc::MAP_FIXED_NOREPLACE, ..self };
+        // SAFETY: with NOREPLACE the mapping touches no other one.
+        unsafe { request.at(start) }
+    }
+}
+
 impl Home {
     /// `random` decides where in the window mappings begin.
     pub(super) fn new(island: Island, key: Option<u8>, random: u64) -> Self {
@@ -66,19 +100,13 @@ pub(super) fn is_home(address: usize) -> bool {
 /// Maps the stack of an island's thread.
 pub(super) fn map_stack(home: &Home) -> io::Result<Range<usize>> {
     let stack = home.island.stack();
-    let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_STACK | libc::MAP_FIXED_NOREPLACE;
-    let protection = libc::PROT_READ | libc::PROT_WRITE;
-    // SAFETY: with NOREPLACE the mapping touches no other one.
-    let mapped = unsafe { system_call(stack.start as *mut c_void, stack.len(), protection, flags, -1, 0) };
-    if mapped as usize == stack.start { Ok(stack) } else { Err(io::Error::last_os_error()) }
+    let request = Request::anonymous(stack.len(), libc::PROT_READ | libc::PROT_WRITE, libc::MAP_STACK);
+    if request.place_at(stack.start) as usize == stack.start { Ok(stack) } else { Err(io::Error::last_os_error()) }
 }
 
 /// Maps pages that every thread can use, where nothing is mapped; null if that fails.
 pub(super) fn map_at(start: usize, bytes: usize) -> *mut u8 {
-    let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_FIXED_NOREPLACE;
-    let protection = libc::PROT_READ | libc::PROT_WRITE;
-    // SAFETY: with NOREPLACE the mapping touches no other one.
-    let mapped = unsafe { system_call(start as *mut c_void, bytes, protection, flags, -1, 0) };
+    let mapped = Request::anonymous(bytes, libc::PROT_READ | libc::PROT_WRITE, 0).place_at(start);
     if mapped == libc::MAP_FAILED { std::ptr::null_mut() } else { mapped.cast() }
 }
 
@@ -99,9 +127,7 @@ pub(crate) struct Reserved(Range<usize>);
 
 impl Reserved {
     pub(in crate::engine) fn new(range: Range<usize>) -> io::Result<Self> {
-        let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE | libc::MAP_FIXED_NOREPLACE;
-        // SAFETY: with NOREPLACE the mapping touches no other one.
-        let at = unsafe { system_call(range.start as *mut c_void, range.len(), libc::PROT_NONE, flags, -1, 0) };
+        let at = Request::anonymous(range.len(), libc::PROT_NONE, libc::MAP_NORESERVE).place_at(range.start);
         if at as usize == range.start { Ok(Self(range)) } else { Err(io::Error::last_os_error()) }
     }
 }
@@ -126,9 +152,10 @@ pub(in crate::engine) unsafe extern "C" fn v8_tenant_mmap(
     fd: c_int,
     offset: off_t,
 ) -> *mut c_void {
+    let request = Request { bytes, protection, flags, fd, offset };
     let Some(home) = HOME.get() else {
         // SAFETY: the caller's.
-        return unsafe { system_call(hint, bytes, protection, flags, fd, offset) };
+        return unsafe { request.at(hint as usize) };
     };
     let chosen = flags & (libc::MAP_FIXED | libc::MAP_FIXED_NOREPLACE) != 0;
     let at_home =
@@ -137,17 +164,18 @@ pub(in crate::engine) unsafe extern "C" fn v8_tenant_mmap(
     let Some(key) = home.key.filter(|_| at_home) else {
         return if chosen || !at_home {
             // SAFETY: the caller's.
-            unsafe { system_call(hint, bytes, protection, flags, fd, offset) }
+            unsafe { request.at(hint as usize) }
         } else {
-            home.place(bytes, protection, flags, fd, offset)
+            home.place(request)
         };
     };
     // No access until the page has its key.
+    let closed = Request { protection: libc::PROT_NONE, ..request };
     let mapped = if chosen {
         // SAFETY: the caller's.
-        unsafe { system_call(hint, bytes, libc::PROT_NONE, flags, fd, offset) }
+        unsafe { closed.at(hint as usize) }
     } else {
-        home.place(bytes, libc::PROT_NONE, flags, fd, offset)
+        home.place(closed)
     };
     // SAFETY: the pages were mapped just now, for a thread that has the key open.
     if mapped != libc::MAP_FAILED && !unsafe { tag(mapped as usize, bytes, protection, key) } {
@@ -161,28 +189,25 @@ pub(in crate::engine) unsafe extern "C" fn v8_tenant_mmap(
 impl Home {
     /// Maps where V8 leaves the choice: a sandbox at its reserved address, everything else in the
     /// window. Remembers how far it got.
-    fn place(mut self, bytes: size_t, protection: c_int, flags: c_int, fd: c_int, offset: off_t) -> *mut c_void {
-        let try_at = |at: usize| {
-            let flags = flags | libc::MAP_FIXED_NOREPLACE;
-            // SAFETY: the caller accepts any address; with NOREPLACE the mapping touches no other
-            // one.
-            unsafe { system_call(at as *mut c_void, bytes, protection, flags, fd, offset) }
+    fn place(mut self, request: Request) -> *mut c_void {
+        let mapped = if request.bytes >= SANDBOX_FROM {
+            request.place_at(self.island.sandbox().start)
+        } else {
+            self.search(request)
         };
-        let mapped =
-            if bytes >= SANDBOX_FROM { try_at(self.island.sandbox().start) } else { self.search(bytes, try_at) };
         HOME.set(Some(self));
         mapped
     }
 
     /// Tries addresses in the window, once around, until one is free.
-    fn search(&mut self, bytes: usize, place: impl Fn(usize) -> *mut c_void) -> *mut c_void {
+    fn search(&mut self, request: Request) -> *mut c_void {
         let window = self.island.window();
-        let bytes = bytes.next_multiple_of(PAGE);
+        let bytes = request.bytes.next_multiple_of(PAGE);
         for _ in 0..=window.len() / STEP {
             if self.next + bytes > window.end {
                 self.next = window.start;
             }
-            let mapped = place(self.next);
+            let mapped = request.place_at(self.next);
             if mapped != libc::MAP_FAILED {
                 self.next += bytes;
                 return mapped;
@@ -233,21 +258,6 @@ fn committed(result: c_long, start: usize, bytes: usize, protection: c_int) -> c
         }
     }
     if result == 0 { 0 } else { -1 }
-}
-
-/// # Safety
-/// As `mmap(2)`.
-unsafe fn system_call(
-    hint: *mut c_void,
-    bytes: size_t,
-    protection: c_int,
-    flags: c_int,
-    fd: c_int,
-    offset: off_t,
-) -> *mut c_void {
-    // SAFETY: the caller's. A failure is -1, which is MAP_FAILED, with the reason in errno.
-    let mapped = unsafe { libc::syscall(libc::SYS_mmap, hint, bytes, protection, flags, fd, offset) };
-    mapped as *mut c_void
 }
 
 /// Gives pages a key, and `protection` with it. False if the kernel refuses.
