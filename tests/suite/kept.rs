@@ -1,4 +1,4 @@
-//! Registered scripts, whose isolates stay warm between runs.
+//! Registered scripts, whose isolates are kept between runs.
 
 use enisle_tests::{Daemon, SHARING, is_alive, wait_until};
 use serde_json::{Value, json};

@@ -8,7 +8,7 @@
 //! | [`hostile`] | scripts that demand too much end with their outcome; their neighbours go on |
 //! | [`cordon`] | orders, what a level means, and moves that lose no run |
 //! | [`signals`] | what counts against a tenant, and how much |
-//! | [`kept`] | isolates of registered scripts that stay warm |
+//! | [`kept`] | isolates of registered scripts that are kept |
 //! | [`lifecycle`] | death and recovery, drain, sockets |
 //! | [`confinement`] | what the kernel reports about a worker, and badly confined workers |
 //! | [`examples`] | the API's examples for curl, Node.js and Python |

@@ -6,6 +6,7 @@ mod bench;
 mod debian;
 mod demo;
 mod fuzz;
+mod generate;
 mod http;
 mod sim;
 mod test;
@@ -34,8 +35,8 @@ enum Task {
     Text,
     /// Check links in documents, and the catalogues of attacks and signals.
     Documents,
-    /// Renew the OpenAPI document from the API's types.
-    Openapi,
+    /// Renew what comes from the code: the OpenAPI document, and SPECIFICATION's table of limits.
+    Generate,
     /// Measure.
     #[command(subcommand)]
     Bench(bench::Bench),
@@ -73,7 +74,7 @@ fn run(task: Task) -> Result<()> {
         Task::Imports => test::imports::run(),
         Task::Text => test::text::run(),
         Task::Documents => test::documents::run(),
-        Task::Openapi => renew_openapi(),
+        Task::Generate => generate::run(),
         Task::Bench(bench) => bench::run(bench),
         Task::Fuzz(fuzz) => fuzz::run(fuzz),
         Task::Chaos(rest) => fuzz::chaos(&rest),
@@ -98,14 +99,6 @@ fn cache_dir() -> PathBuf {
     let own = env::var_os("XDG_CACHE_HOME").map(PathBuf::from);
     let home = || env::var_os("HOME").map(|home| PathBuf::from(home).join(".cache"));
     own.or_else(home).unwrap_or_else(|| root().join("target")).join("enisle")
-}
-
-/// Writes the OpenAPI document that the daemon serves.
-fn renew_openapi() -> Result<()> {
-    let path = root().join("daemon/api/openapi.json");
-    std::fs::write(&path, enisle_api::openapi::text()).with_context(|| format!("writing {}", path.display()))?;
-    println!("{} is up to date with the types", path.display());
-    Ok(())
 }
 
 /// Cargo in this checkout, with the given V8 archive.

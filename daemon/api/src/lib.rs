@@ -31,5 +31,5 @@ pub use operations::{OPERATIONS, Operation};
 /// The API's version, which every answer carries in its `api-version` header.
 pub const API_VERSION: &str = "1";
 
-/// The OpenAPI document, as `GET /openapi.json` returns it. `cargo xtask openapi` regenerates it.
+/// The OpenAPI document, as `GET /openapi.json` returns it. `cargo xtask generate` regenerates it.
 pub const OPENAPI: &str = include_str!("../openapi.json");

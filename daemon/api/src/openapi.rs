@@ -227,7 +227,7 @@ mod tests {
 
     #[test]
     fn the_committed_document_is_the_generated_one() {
-        assert!(text() == crate::OPENAPI, "daemon/api/openapi.json is out of date; run cargo xtask openapi");
+        assert!(text() == crate::OPENAPI, "daemon/api/openapi.json is out of date; run cargo xtask generate");
     }
 
     #[test]

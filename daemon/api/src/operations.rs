@@ -268,7 +268,7 @@ pub const OPERATIONS: &[Operation] = &[
         id: "registerScript",
         method: Method::Put,
         path: "/v1/tenants/{tenant}/scripts/{id}",
-        summary: "Registers a script, whose isolate stays warm between its runs.",
+        summary: "Registers a script, whose isolate is kept between its runs.",
         who: Who::Actor,
         query: &[Parameter {
             name: "replace",

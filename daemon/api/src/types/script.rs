@@ -1,4 +1,4 @@
-//! `PUT`, `GET /v1/tenants/{tenant}/scripts/{id}`: a script that stays warm between its runs.
+//! `PUT`, `GET /v1/tenants/{tenant}/scripts/{id}`: a script whose isolate is kept between its runs.
 
 use std::collections::BTreeMap;
 

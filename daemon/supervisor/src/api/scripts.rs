@@ -1,5 +1,5 @@
-//! `PUT`, `GET`, `DELETE /v1/tenants/{tenant}/scripts/{id}` and `POST …/run`: a script that stays
-//! warm between its runs.
+//! `PUT`, `GET`, `DELETE /v1/tenants/{tenant}/scripts/{id}` and `POST …/run`: a script whose
+//! isolate is kept between its runs.
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;

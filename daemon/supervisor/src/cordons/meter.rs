@@ -21,7 +21,7 @@ struct Counts {
     messages: Messages,
     log_bytes: u64,
     last_message: Option<Instant>,
-    /// Since when scripts have been kept warm here, and how often they were called.
+    /// Since when isolates of scripts have been kept here, and how often they were called.
     kept_since: Option<Instant>,
     kept_calls: u64,
     /// The scripts whose isolates are kept, as inferred here, the most recently used last.

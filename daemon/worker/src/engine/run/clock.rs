@@ -10,7 +10,6 @@
 //! repeat an operation until the edge comes, and count. So each look is behind the real clock by a
 //! random part of a millisecond, and one look does not reveal where in its millisecond the clock
 //! was. The time never goes back.
-//! goes back.
 
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
