@@ -231,7 +231,7 @@ mod tests {
     fn the_specification_has_this_table() {
         let specification = include_str!("../../SPECIFICATION.md");
         let (_, after) =
-            specification.split_once("| signal | source | kind | points | half-life | most alone | when |\n").unwrap();
+            specification.split_once("| signal | source | kind | points | half-life | cap | when |\n").unwrap();
         let rows: Vec<_> = after.lines().skip(1).take_while(|line| line.starts_with('|')).collect();
         assert_eq!(rows.len(), Signal::ALL.len());
         for (signal, row) in Signal::ALL.into_iter().zip(rows) {
