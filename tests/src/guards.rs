@@ -2,8 +2,8 @@
 
 use std::sync::atomic::{AtomicBool, Ordering};
 
-/// Sets a flag when it is dropped, also by a panic. Threads that run until the flag is set then
-/// end, and a scope that joins them does not wait forever.
+/// Sets a flag when this value is dropped, also by a panic. Threads that run until the flag is set
+/// then end, so a scope that joins them does not wait forever.
 #[derive(Debug)]
 pub struct SetOnDrop<'a>(pub &'a AtomicBool);
 

@@ -1,4 +1,4 @@
-//! Shared by the tests: a daemon for each test, a client for its socket, and checks for what the
+//! What the tests share: a daemon for each test, a client for its socket, and checks for what the
 //! machine offers.
 #![forbid(unsafe_code)]
 #![allow(clippy::print_stderr, reason = "a skipped test says why")]
@@ -21,8 +21,8 @@ use tempfile::{TempDir, TempPath};
 pub use guards::SetOnDrop;
 pub use wait::{PATIENCE, until as wait_until};
 
-/// The environment variable that names the folder of the programs under test where they cannot be
-/// built: in the emulated machine.
+/// The environment variable that names the folder of the programs under test. It is set in the
+/// emulated machine, where the programs cannot be built.
 pub const PROGRAMS_VARIABLE: &str = "ENISLE_PROGRAMS";
 
 /// The folder with `enisled`, `enisle-worker` and `enisle`, built once for all tests of a process.
@@ -74,10 +74,11 @@ pub fn altered(program: &Path, texts: &[(&str, &str)]) -> TempPath {
     }
     let mut copy = tempfile::Builder::new().prefix("enisle-altered-").tempfile().expect("a file");
     copy.write_all(&bytes).expect("the copy is written");
-    // Readable and executable for the worker's uid.
+    // The worker's uid must be able to read and execute the copy.
     let open = std::os::unix::fs::PermissionsExt::from_mode(0o755);
     copy.as_file().set_permissions(open).expect("the copy is ours");
-    // Closed, because a file that is open for writing cannot be executed (execve(2), ETXTBSY).
+    // The copy is closed, because a file that is open for writing cannot be executed (execve(2),
+    // ETXTBSY).
     copy.into_temp_path()
 }
 
@@ -131,7 +132,7 @@ impl Daemon {
 
     /// Starts a daemon in a folder that an earlier one may have used.
     pub fn start_in(folder: TempDir, config: &str) -> Self {
-        // Readable, because some tests run a client as another user.
+        // Others may enter the folder, because some tests run a client as another user.
         let open = std::os::unix::fs::PermissionsExt::from_mode(0o755);
         fs::set_permissions(folder.path(), open).expect("the folder is ours");
         fs::write(folder.path().join("enisled.toml"), config).expect("the configuration is written");
@@ -139,7 +140,8 @@ impl Daemon {
         Self::await_answer(process, folder)
     }
 
-    /// Waits until `process` answers: a daemon that was started on the socket `s` of `folder`.
+    /// Waits until `process` answers. It must be a daemon that was started on the socket `s` of
+    /// `folder`.
     pub fn await_answer(process: Child, folder: TempDir) -> Self {
         let mut daemon = Self { process, folder };
         let answers = wait::within(PATIENCE, || {

@@ -26,7 +26,7 @@ use serde_json::{Value, json};
 
 /// Longer than anything here takes.
 const PATIENCE: Duration = Duration::from_secs(20);
-/// The bound of committed memory: plenty.
+/// The bound of a worker's committed memory. No test comes near it.
 const DATA_BYTES: u64 = 8 << 30;
 
 /// What all workers of a harness run share.
@@ -86,7 +86,7 @@ impl Workshop {
         Ok(workshop)
     }
 
-    /// A host with that many slots, ready.
+    /// Starts a worker with that many slots, and waits until it is ready.
     pub fn start(&self, layers: LayerSet, slots: u32) -> io::Result<Rig> {
         let mut rig = self.start_as(Role::Host, layers, slots, Some(&self.snapshot))?;
         match read_frame(&mut rig.control, MAX_FROM_WORKER_BYTES).map_err(io::Error::other)? {
@@ -230,8 +230,8 @@ impl Rig {
         tags::mappings(io::BufReader::new(File::open(format!("/proc/{}/smaps", self.pid()))?)).collect()
     }
 
-    /// Every address in the process where those bytes are, with the key of the page: what
-    /// `/proc/PID/mem` shows to root.
+    /// Every address in the process at which those bytes are, with the key of its page. Root reads
+    /// them from `/proc/PID/mem`.
     pub fn find(&self, needle: &[u8]) -> io::Result<Vec<(usize, u8)>> {
         let memory = File::open(format!("/proc/{}/mem", self.pid()))?;
         let mut found = Vec::new();
@@ -250,8 +250,8 @@ impl Rig {
         Ok(self.mappings()?.into_iter().filter(|mapping| mapping.resident > 0).collect())
     }
 
-    /// The used pages of a tenant's island, outside its stack and its code, whatever key they
-    /// carry: what there is to attack.
+    /// The pages of a tenant's island that an attack can aim at: those in use, outside its stack
+    /// and its code, whatever key they carry.
     pub fn targets(&self, slot: usize) -> io::Result<Vec<usize>> {
         let island = self.zone.island(slot).expect("a slot of this worker");
         let (range, stack) = (island.range(), island.stack());

@@ -95,7 +95,8 @@ fn a_check_and_a_start_refuse_the_same_places() {
     assert_eq!((code, said.as_str()), (Some(0), ""), "a socket beside the daemon's own files is accepted");
 }
 
-/// Things in the way of a file or a socket of the daemon's.
+/// A link, a pipe, another user's file and a folder are put where the daemon needs a file or a
+/// socket of its own.
 #[test]
 fn checking_the_configuration_finds_what_blocks_a_file_or_a_socket() {
     let link = |path: &Path| symlink("/dev/null", path).expect("a link");
@@ -135,7 +136,7 @@ fn checking_the_configuration_finds_what_blocks_a_file_or_a_socket() {
 }
 
 #[test]
-fn a_configuration_that_others_could_have_written_is_refused() {
+fn a_configuration_that_others_could_have_written_or_that_is_no_short_file_is_refused() {
     let path = |folder: &TempDir| folder.path().join("enisled.toml");
     let moved = |folder: &TempDir, to: &str| {
         let to = folder.path().join(to);
@@ -188,7 +189,7 @@ fn a_configuration_that_others_could_have_written_is_refused() {
         assert!(said.contains(word), "{word}: {said}");
         assert!(refusal(&folder).contains(word), "a start refuses it too: {word}");
     }
-    // A file that only the daemon's own user can have written is accepted, behind a link as well.
+    // A file that only the daemon's own user can have written is accepted, also behind a link.
     let folder = folder();
     moved(&folder, "there/c");
     set_mode(&folder.path().join("there/c"), 0o644);

@@ -138,7 +138,7 @@ fn standalone_needs_no_daemon_and_leaves_none() {
 }
 
 #[test]
-fn cordons_and_the_audit_log_from_the_command_line() {
+fn the_command_line_gives_and_lifts_an_order_and_verifies_the_audit_log() {
     let daemon = Daemon::start(SHARING);
     let socket = daemon.socket();
     let enisle = |arguments: &[&str]| {
@@ -160,7 +160,7 @@ fn cordons_and_the_audit_log_from_the_command_line() {
     assert_eq!(enisle(&["cordon", "t", "solo"]).0, 2, "no reason");
     assert_eq!(enisle(&["cordon", "t", "shared", "--reason", "x"]).0, 2);
     assert!(enisle(&["events"]).1.contains("cordoned"));
-    // Two orders, and the two moves that followed from them.
+    // An order and its end, each with the move that followed from it.
     enisle_tests::wait_until("the audit log", || daemon.get("/v1/audit")["seq"] == 4);
     let (code, verified) = enisle(&["audit", "verify"]);
     assert!(code == 0 && verified.starts_with("4 lines in 1 files are whole"), "{verified}");

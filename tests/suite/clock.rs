@@ -1,9 +1,8 @@
 //! The time that a script sees: nothing that it can observe reveals how long something took.
 //!
 //! The attacks are stopwatches: start something, do X, start something else, and observe the order
-//! in which they complete. For every pair tried, the order is the same for every X. Where the
-//! defence can be switched off, in a worker with the attack harness's natives, the same stopwatch
-//! works.
+//! in which they complete. For every pair tried, the order is the same for every X. A worker with
+//! the attack harness's natives can switch the defence off; then the same stopwatch works.
 
 use std::collections::BTreeSet;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -11,7 +10,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use enisle_tests::{Daemon, SHARING, SetOnDrop, altered, attack_worker, programs};
 use serde_json::{Value, json};
 
-/// No tenant is moved for computing, and the limits are far away.
+/// A configuration under which no tenant is moved for computing, and no run comes near a limit.
 fn config(program: &std::path::Path) -> String {
     let unmoved = ["busy", "paging", "computeOnly"]
         .map(|signal| format!("[cordon.rules.signals.{signal}]\npoints = 0\nhalf_life_secs = 1\nmost = 0\n"));
@@ -30,8 +29,8 @@ const X: &str = "
     const X = KINDS[kind];
 ";
 
-/// Everything that can be waited for, alone and in a chain. Each waiter calls `say` at every step
-/// and `end` after the last one; every step may take time as well.
+/// Everything that can be waited for, one at a time and in chains. Each waiter calls `say` at every
+/// step and `end` after the last one; every step may take time as well.
 const WAITERS: &str = "
     const waiters = {};
     for (const ms of [0, 1, 1.9, 2, 3, 3.000350, 3.9, 5, -1, NaN, 2 ** 32 + 2]) {
@@ -87,7 +86,7 @@ fn pairs(daemon: &Daemon, kind: &str, position: &str, moving: bool) -> Value {
     run["result"].clone()
 }
 
-/// The pairs that completed in another order.
+/// The pairs that completed in another order than expected.
 fn differ(expected: &Value, came: &Value) -> Vec<String> {
     let differ = expected.as_object().into_iter().flatten().filter(|(pair, order)| came[*pair] != **order);
     differ.map(|(pair, order)| format!("{pair}: {order}, {}", came[pair])).collect()
@@ -168,8 +167,8 @@ fn lines_of_the_log_carry_the_time_of_their_turn() {
     assert_eq!(times.len(), 25);
 }
 
-/// Returns the index of the allocation after which a script first sees that garbage was collected,
-/// in each of four rounds. X has the same effect for every length, and takes longer for a greater
+/// In each of four rounds, finds the index of the allocation after which a script first sees that
+/// garbage was collected. X has the same effect for every length, and takes longer for a greater
 /// one.
 const COLLECTIONS: &str = "async (length) => {
     const text = 'a'.repeat(4e6) + 'b'; text.indexOf('c');
@@ -245,8 +244,8 @@ const FORMATTERS: &str = "
     const make = (key) => { const made = new Intl.DateTimeFormat(key, { dateStyle: 'full' }); made.format(0); return made };
 ";
 
-/// Returns how much memory these formatters take from a script, to the nearest KiB, judged by which
-/// allocations are refused.
+/// Returns how much memory these formatters take from a script, to the nearest KiB. The script
+/// finds out by trying which allocations are refused.
 const MEMORY_TAKEN: &str = "
     await new Promise((done) => setTimeout(done, 1));
     const decoder = new TextDecoder('utf-8', { fatal: true }), bad = new Uint8Array(4 << 20).fill(255), held = [];
@@ -291,6 +290,7 @@ fn the_memory_that_a_script_sees_does_not_reveal_what_a_neighbour_has_cached() {
     drop(daemon);
     let daemon = Daemon::start(&config(&attack_worker()));
     let [known, new] = seen_of_caches(&daemon, true, ["arab", "beng"]).map(|seen| seen.as_i64().unwrap_or(-1));
-    // The exact account counts pages, and keys that are cached already may need none.
+    // The exact account counts pages, and a formatter whose key is cached already may need no new
+    // page.
     assert!(known >= 0 && new > (known * 3 / 2).max(64 << 10), "with the exact account: {known}, {new}");
 }

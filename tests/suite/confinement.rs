@@ -57,7 +57,8 @@ fn the_kernel_confirms_that_a_worker_is_confined() {
         threads.push((field("Name:\t"), field("Seccomp_filters:\t"), scheduling_policy(&stat)));
     }
     threads.sort();
-    // The watchdog must wake up beside a tenant that computes, so it alone is not SCHED_BATCH.
+    // The watchdog must wake up beside a tenant that computes, so it is the only thread that is not
+    // SCHED_BATCH.
     let expected = [
         ("enisle-worker", "2", libc::SCHED_OTHER),
         ("tenant-0", "5", libc::SCHED_BATCH),
@@ -78,14 +79,14 @@ fn the_kernel_confirms_that_a_worker_is_confined() {
     assert!(fs::read(format!("{proc}/environ")).expect("the worker is there").is_empty());
 }
 
-/// A daemon that runs as an ordinary user. `through` names the programs that execute it, if the
-/// test does not do so itself.
+/// A daemon that runs as an ordinary user. `through` names the programs through which the test
+/// executes it, if any.
 fn as_ordinary_user(through: &[&str]) -> Daemon {
     const USER: u32 = 4_000_003;
     let folder = tempfile::Builder::new().prefix("enisle-user-").tempdir().expect("a folder");
     let open = std::os::unix::fs::PermissionsExt::from_mode(0o755);
     fs::set_permissions(folder.path(), open).expect("the folder is ours");
-    // Copies, because the build folder may be closed to other users.
+    // The programs are copied, because the build folder may be closed to other users.
     for program in ["enisled", "enisle-worker", "without-userns"] {
         fs::copy(programs().join(program), folder.path().join(program)).expect("the program is built");
     }
@@ -149,7 +150,7 @@ fn without_user_namespaces_an_ordinary_user_keeps_the_other_layers() {
 fn a_daemon_that_requires_a_missing_layer_does_not_start() {
     let folder = tempfile::tempdir().expect("a folder");
     fs::write(folder.path().join("enisled.toml"), "required = [\"namespaces\"]\n").expect("a configuration");
-    // A machine without user namespaces, whatever this one has.
+    // `without-userns` makes any machine look like one without user namespaces.
     let (without, daemon) = (programs().join("without-userns"), programs().join("enisled"));
     let words = [without.as_os_str(), daemon.as_os_str()];
     let out = Daemon::command_of(&words, folder.path(), &folder.path().join("s"))
@@ -161,12 +162,12 @@ fn a_daemon_that_requires_a_missing_layer_does_not_start() {
 }
 
 /// Starts a daemon whose workers are the rogue of that name; returns it and its answer to the first
-/// load. A rogue takes no keys, so keys are off, except where they are what is tested.
+/// load. A rogue takes no keys, so keys are off, except in tests of the keys themselves.
 fn with_rogue(name: &str) -> (Daemon, String) {
     with_rogue_at(name, None)
 }
 
-/// The same, for a tenant at that cordon level.
+/// Like [`with_rogue`], for a tenant at that cordon level.
 fn with_rogue_at(name: &str, level: Option<&str>) -> (Daemon, String) {
     let keys = if name.contains("keys") { "auto" } else { "off" };
     let folder = tempfile::Builder::new().prefix("enisle-rogue-").tempdir().expect("a folder");
@@ -218,7 +219,8 @@ fn a_worker_without_speculation_controls_never_gets_a_tenant_where_the_machine_o
     if speculation.on {
         assert_rejected("rogue-without-speculation", "Speculation");
     } else {
-        // The daemon cannot promise what the machine decides; `verify` tests both states itself.
+        // Where the machine decides about speculation, the daemon promises nothing. The tests of
+        // `verify` cover both states.
         let (daemon, _) = with_rogue("rogue-without-speculation");
         assert!(!daemon.events().iter().any(|event| event["event"] == "workerRejected"), "{speculation:?}");
     }
@@ -283,7 +285,7 @@ fn a_worker_that_floods_its_tenants_channel_is_killed_and_reported() {
         assert!(answer.contains("\"outcome\":\"violation\"") && answer.contains(word), "{how}: {answer}");
         let event = daemon.await_event("the violation", |event| event["event"] == "protocolViolation");
         assert_eq!(event["tenant"], "t", "{event}");
-        // The audit log keeps the attack's traces, with its details.
+        // The audit log keeps the traces of the attack, with their details.
         let log = daemon.folder.path().join("state/audit/audit.jsonl");
         wait_until("the audit log", || {
             fs::read_to_string(&log).is_ok_and(|log| log.contains("protocolViolation") && log.contains(word))
@@ -337,7 +339,7 @@ fn with_keys_every_page_of_a_tenant_carries_its_own_key() {
             *dirty.entry(number(rest)).or_insert(0) += kib;
         }
     }
-    // Three tenants, with a heap each; the default key and V8's are not counted.
+    // Three tenants have a heap each. The default key and V8's key are not counted.
     let tenants = dirty.iter().filter(|(key, kib)| **key > 1 && **kib > 500).count();
     assert_eq!(tenants, 3, "KiB by key: {dirty:?}");
 }

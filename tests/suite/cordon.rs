@@ -1,4 +1,4 @@
-//! Cordons: who is moved and why, what each level means, and that a move loses no run.
+//! Cordons: which tenants are moved and why, what each level means, and that a move loses no run.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -48,7 +48,7 @@ fn an_operator_moves_a_tenant_out_and_lets_it_in_again() {
     assert_eq!(steps, ["solo", "shared"]);
 }
 
-/// Uses whatever V8 and ICU create once for all threads of a process, on first use.
+/// Uses everything that V8 and ICU create on first use, once for all threads of a process.
 const EVERYTHING: &str = "() => {
     const attempt = (work) => { try { work() } catch {} };
     for (const locale of ['en', 'de', 'ar', 'th-u-nu-thai', 'fa-u-ca-persian', 'zh-u-ca-chinese']) {
@@ -78,8 +78,8 @@ const EVERYTHING: &str = "() => {
 }";
 
 /// What V8 creates for all tenants at one tenant's request must not lie on that tenant's island:
-/// islands are unmapped when their tenants leave. A debug build of the worker also checks that
-/// nothing of the kind is left on an island.
+/// islands are unmapped when their tenants leave. A debug build of the worker also checks that no
+/// such memory is left on an island.
 #[test]
 fn what_all_tenants_of_a_process_share_outlives_the_tenant_that_created_it() {
     let daemon = Daemon::start(SHARING);
@@ -151,7 +151,7 @@ fn makes_code(pid: i32) -> bool {
 
 fn assert_no_code(pid: i32) {
     assert!(!makes_code(pid));
-    // One filter more than an ordinary worker has.
+    // A sealed worker has one filter more than an ordinary worker.
     let status = fs::read_to_string(format!("/proc/{pid}/status")).expect("it lives");
     assert!(status.contains("Seccomp_filters:\t3"), "{status}");
 }
@@ -209,7 +209,7 @@ fn a_tenant_moves_under_load_and_no_run_is_lost_or_run_twice() {
     });
     for (tenant, asked) in ["mover", "neighbour"].iter().zip(asked) {
         let usage = daemon.get(&format!("/v1/tenants/{tenant}"))["usage"].clone();
-        // The clients' own count, against the runs sent to workers and the runs that ended.
+        // As many runs were sent to workers, and ended, as the clients asked for.
         let asked = asked.into_inner() + 1;
         assert_eq!((usage["begun"].as_u64(), usage["runs"].as_u64()), (Some(asked), Some(asked)), "{tenant}: {usage}");
     }
@@ -299,7 +299,7 @@ fn an_expelled_tenants_runs_end_also_in_a_home_that_it_is_leaving() {
     });
 }
 
-/// One process, which is soon too old, and no room for another.
+/// A configuration with one process, which is soon too old, and no room for another.
 const OLD_AND_FULL: &str =
     "[workers]\nshare_without_keys = true\nmax = 1\nmax_age_secs = 2\n[defaults.limits]\nwall_ms = 60000\n";
 
@@ -443,7 +443,8 @@ fn tenants_with_secrets_and_tenants_of_other_trust_live_apart() {
     let home = |tenant: &str| daemon.worker_of(tenant);
     assert_eq!(home("plain"), home("other"));
     assert!(home("acme-1") != home("plain") && home("known") != home("plain") && home("known") != home("acme-1"));
-    // The owner's other tenant went where there was room first; it may live beside either.
+    // The owner's other tenant has no secrets, so it may live beside either, wherever there was
+    // room first.
     assert!([home("plain"), home("acme-1")].contains(&home("acme-2")));
 }
 

@@ -1,4 +1,4 @@
-//! What remains of an attack whatever else happens, and what a peer may see.
+//! What evidence of an attack remains whatever else happens, and what a peer may see.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -18,8 +18,8 @@ pub(crate) const GUEST: u32 = 4_000_002;
 pub(crate) fn with_guest() -> Option<Daemon> {
     has("root", nix::unistd::geteuid().is_root()).then(|| {
         let daemon = Daemon::start(&format!("{SHARING}[[peers]]\nuid = {GUEST}\ntenants = [\"guest-*\"]\n"));
-        // The socket's mode keeps other uids out, so it is opened: these tests are about the
-        // policy.
+        // The socket's mode would keep other uids out, so the mode is widened: these tests are
+        // about the policy.
         let open = std::os::unix::fs::PermissionsExt::from_mode(0o666);
         fs::set_permissions(daemon.socket(), open).expect("the socket is ours");
         // The test's own folder may be closed to other users, so the program is copied out of it.
@@ -109,7 +109,7 @@ fn a_peer_sees_what_it_needs_of_its_own_tenant_and_a_stranger_sees_nothing() {
         let digits = run["id"].as_str().and_then(|id| id.strip_prefix("run_")).filter(|digits| digits.len() == 32);
         digits.and_then(|digits| u128::from_str_radix(digits, 16).ok()).expect("a run has an id of 128 bits")
     };
-    // Two random numbers differ in some 64 bits, two consecutive ones in a few.
+    // Two random numbers of 128 bits differ in some 64 bits, two consecutive numbers in a few.
     assert!((number(&first) ^ number(&second)).count_ones() > 20, "{first} {second}");
     let tenant = ask_as(&daemon, GUEST, "GET", "/v1/tenants/guest-1", "").ok();
     let keys = |value: &Value| value.as_object().map(|map| map.keys().cloned().collect::<BTreeSet<_>>());

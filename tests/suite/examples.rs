@@ -6,8 +6,8 @@ use std::process::Command;
 
 use enisle_tests::{Daemon, has};
 
-/// Runs an example with the daemon's socket; what it printed. Nothing where its program is not
-/// installed, which [`has`] reports.
+/// Runs an example with the daemon's socket, and returns what it printed. Returns `None` if its
+/// program is not installed, which [`has`] reports.
 fn printed(daemon: &Daemon, program: &str, file: &str, needs: &str) -> Option<String> {
     let installed = Command::new(needs).arg("--version").output().is_ok_and(|out| out.status.success());
     if !has(needs, installed) {

@@ -1,5 +1,5 @@
-//! The daemon's files: no other uid can read, change or lock them. And which process the command
-//! line accepts as the daemon.
+//! No other uid can read, change or lock the daemon's files, and the command line does not accept a
+//! stranger's process as the daemon.
 
 use std::ffi::OsStr;
 use std::fs;
@@ -250,7 +250,7 @@ pub(crate) fn check(folder: &TempDir) -> Output {
     command.arg("--check-config").stderr(Stdio::piped()).output().expect("enisled runs")
 }
 
-/// What an operator's copy, a crash or an edit has left among the daemon's files.
+/// Stray files are what an operator's copy, a crash or an edit has left among the daemon's files.
 #[test]
 fn stray_files_among_the_policies_block_nothing() {
     let folder = folder();

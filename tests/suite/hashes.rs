@@ -8,7 +8,7 @@ use std::path::Path;
 use enisle_tests::{Daemon, SHARING, altered, has, programs};
 use serde_json::json;
 
-/// The values that V8 hashes names with (`HashSeed::Data` in V8's numbers/hash-seed.h): the seed,
+/// The values with which V8 hashes names (`HashSeed::Data` in V8's numbers/hash-seed.h): the seed,
 /// and three secrets derived from it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 struct Seed {
@@ -57,9 +57,9 @@ impl Seed {
         found[0]
     }
 
-    /// Names that all have the same hash, whatever the eight bytes are in which they differ: those
-    /// are multiplied by the difference between the first eight bytes and the last secret, which is
-    /// zero here (`rapidhash` in V8's third_party/rapidhash-v8/rapidhash.h).
+    /// Names that all have the same hash. They differ in eight bytes, which V8 multiplies by the
+    /// difference between the name's first eight bytes and the last secret (`rapidhash` in V8's
+    /// third_party/rapidhash-v8/rapidhash.h). In these names that difference is zero.
     fn colliding(self, number: u64) -> Vec<String> {
         let latin = |bytes: [u8; 8]| bytes.map(char::from).iter().collect::<String>();
         // V8 compares names with equal hashes from the front, so the digits that vary fastest come
@@ -111,7 +111,7 @@ fn reads(daemon: &Daemon, names: &[String]) -> String {
     run["outcome"].as_str().unwrap_or_default().to_owned()
 }
 
-/// Enough names for seconds if they collide, and for a few milliseconds if they do not.
+/// To read this many names takes seconds if they collide, and a few milliseconds if they do not.
 const NAMES: u64 = 30_000;
 
 #[test]

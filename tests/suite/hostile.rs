@@ -23,15 +23,15 @@ enum Survives {
 const CPU: &[&str] = &["exceededCpu"];
 const MEMORY: &[&str] = &["exceededMemory"];
 const ERROR: &[&str] = &["exception"];
-/// Whichever limit the machine reaches first.
+/// The outcome depends on which limit the machine reaches first.
 const EITHER: &[&str] = &["exceededCpu", "exceededMemory", "exception"];
 
 /// Runs every case for one tenant while another tenant, in the same process, runs without pause. No
 /// run of the neighbour's may fail.
 fn run_corpus(cpu_ms: u32, cases: &[Case]) {
-    // The machine's speed must not decide: only the limit that a corpus is about is near. Nor may a
-    // cordon: a tenant that moves gets another worker, and these tests ask whether its worker
-    // survived.
+    // The machine's speed must not decide the outcome, so only the limit that a corpus is about is
+    // low. Nor may a cordon: a tenant that moves gets another worker, and these tests ask whether
+    // its worker survived.
     let unmoved = ["busy", "paging", "computeOnly"]
         .map(|signal| format!("[cordon.rules.signals.{signal}]\npoints = 0\nhalf_life_secs = 1\nmost = 0\n"));
     let limits = "[defaults.limits]\ncpu_ms = 60000\nwall_ms = 120000\n";
@@ -235,7 +235,7 @@ fn successive_attackers_cost_an_innocent_tenant_nothing_but_time() {
     assert_eq!(daemon.run("attacker-0", "() => 1")["cordon"], "solo");
 }
 
-/// Open issues of isolated-vm that its users know, by their numbers there.
+/// These scripts come from open issues of isolated-vm; each has its number there.
 #[test]
 fn what_broke_isolated_vm_does_not_break_enisle() {
     run_corpus(
@@ -293,7 +293,7 @@ fn output_and_logs_are_cut_at_their_limits() {
 
 #[test]
 fn without_its_limit_the_same_script_goes_on() {
-    // The counterpart of every limit's test: without the limit the script would have gone on.
+    // This is the counterpart of the tests of limits: without its limit, each script goes on.
     let daemon = Daemon::start(SHARING);
     let run = |code: &str, limits: Value| {
         daemon.load("t", &json!({ "code": code, "limits": limits })).ok()["outcome"].clone()

@@ -67,7 +67,8 @@ fn a_run_whose_worker_is_killed_twice_is_lost_and_the_next_one_works() {
     assert_eq!(daemon.run("t", "() => 'next'")["result"], "next");
 }
 
-/// How much the run computed is unknown, and its tenant was alone in the process.
+/// How much the run computed is unknown, and no other tenant was in the process, so its tenant is
+/// charged.
 #[test]
 fn a_run_whose_worker_is_killed_is_charged_for_the_time_that_passed() {
     let daemon = Daemon::start(SHARING);
@@ -83,7 +84,8 @@ fn a_run_whose_worker_is_killed_is_charged_for_the_time_that_passed() {
         kill_worker(daemon.worker_of("t"));
         let run = run.join().expect("the run is answered");
         assert_eq!(run["result"], "done", "{run}");
-        // The answer holds the usage of the successful attempt alone, which also waited.
+        // The answer holds only the usage of the successful attempt, which waited instead of
+        // computing.
         assert!(cpu_ms(&run) < 200.0, "{run}");
         let charged = cpu_ms(&tenant()) - before;
         // The policy's `cpuMs` is one second.
@@ -171,7 +173,8 @@ fn a_tenant_that_is_idle_moves_out_and_back_in() {
 
 #[test]
 fn a_slot_is_not_used_twice_and_a_full_machine_evicts_idle_tenants() {
-    // Without sharing a process has one slot: two processes, three tenants.
+    // Without sharing, a process has one slot. So two processes cannot hold three tenants at one
+    // time.
     let daemon = Daemon::start("[workers]\nmax = 2\n");
     let capacity = daemon.get("/v1/info")["capacity"]["tenantsPerProcess"].as_u64().unwrap_or(1);
     let tenants = 2 * capacity + 1;

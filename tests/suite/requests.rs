@@ -96,7 +96,7 @@ fn a_client_that_goes_away_cancels_its_run() {
         .expect("it reads");
     daemon.wait_for("/v1/tenants/t", |tenant| tenant["inFlight"] == 1 && tenant["resident"].is_object());
     drop(client);
-    // The next run gets the thread at once: its wall limit is far below the time that the first run
+    // The next run gets the thread at once. Its wall limit is far below the time that the first run
     // would have taken.
     daemon.wait_for("/v1/tenants/t", |tenant| tenant["inFlight"] == 0);
     let run = daemon.load("t", &json!({ "code": "() => 1", "limits": { "wallMs": 3000 } })).ok();
@@ -178,7 +178,8 @@ fn a_peer_without_rights_is_refused_and_one_with_them_is_not() {
     const STRANGER: u32 = 4_000_001;
     const GUEST: u32 = 4_000_002;
     let daemon = Daemon::start(&format!("{SHARING}[[peers]]\nuid = {GUEST}\ntenants = [\"guest-*\"]\n"));
-    // The socket's mode keeps other uids out, so it is opened: this test is about the policy.
+    // The socket's mode would keep other uids out, so the mode is widened: this test is about the
+    // policy.
     let open = std::os::unix::fs::PermissionsExt::from_mode(0o666);
     std::fs::set_permissions(daemon.socket(), open).expect("the socket is ours");
     let script = daemon.folder.path().join("s.js");

@@ -316,7 +316,7 @@ fn no_clock_moves_while_code_runs_and_all_move_with_an_event() {
            const still = read().map((value, i) => value === before[i]);
            await new Promise((resolve) => setTimeout(resolve, 20));
            const moved = read().map((value, i) => value !== before[i]);
-           // A text of whole seconds may well be the same.
+           // `Date()` shows whole seconds, which may well be the same.
            moved[2] = true;
            return { still, moved };
          }",

@@ -1,4 +1,4 @@
-//! Signals: what counts against a tenant, how much, and that its neighbours stay.
+//! Signals: what counts against a tenant, how much, and that its neighbours stay where they are.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 

@@ -1,9 +1,9 @@
-//! What a script finds in its global object, property by property: `surface.txt`, in every kind of
-//! worker.
+//! Compares what a script finds in its global object with `surface.txt`, in every kind of worker.
 //!
 //! A new V8 adds properties, and a patch or a flag may remove some
 //! (`v8/patches/05-features-in-snapshot.patch`) or bring back one that no tenant may have
-//! (`WebAssembly`). Either makes this test fail; examine the difference before you change the list.
+//! (`WebAssembly`). Each of these makes this test fail; examine the difference before you change
+//! the list.
 
 use std::collections::BTreeSet;
 

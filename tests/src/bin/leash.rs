@@ -22,7 +22,7 @@ fn main() -> Result<(), Box<dyn Error>> {
     let program = arguments.next().ok_or("no program")?;
     nix::sys::prctl::set_pdeathsig(Signal::SIGKILL)?;
     umask(Mode::from_bits_truncate(u32::try_from(mask)?));
-    // The soft limit only: a worker sets its own, which may be higher.
+    // Only the soft limit is set, because a worker sets a limit of its own, which may be higher.
     let (_, hard) = getrlimit(Resource::RLIMIT_DATA)?;
     setrlimit(Resource::RLIMIT_DATA, (mebibytes << 20).min(hard), hard)?;
     Err(Command::new(program).args(arguments).exec().into())

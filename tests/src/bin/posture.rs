@@ -3,7 +3,7 @@
 //!
 //! `posture [--off LAYER,LAYER…] [--without LAYER,LAYER…]`: `doctor` must report the layers of
 //! `--off` as off and every other one as on; the daemon must start, report the same layers and
-//! those of `--without` as off, and treat good and hostile scripts as its README says.
+//! those of `--without` as off, and treat good and hostile scripts as the README says.
 #![forbid(unsafe_code)]
 #![allow(clippy::print_stdout, reason = "a check talks to its terminal")]
 

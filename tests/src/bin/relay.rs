@@ -10,7 +10,7 @@ fn main() -> io::Result<()> {
     let socket = std::env::args_os().nth(1).ok_or_else(|| io::Error::other("no socket is named"))?;
     let stream = UnixStream::connect(socket)?;
     let mut sending = stream.try_clone()?;
-    // Not joined: standard input may stay open. The thread ends when `main` returns.
+    // The thread is not joined, because standard input may stay open. It ends when `main` returns.
     std::thread::spawn(move || copy(&mut stdin(), &mut sending));
     copy(&mut &stream, &mut stdout())?;
     stream.shutdown(Shutdown::Both)

@@ -1,10 +1,10 @@
 //! A worker that misbehaves in one way, for the tests of the supervisor's reaction.
 //!
 //! The name of the executable says how: `rogue-without-LAYER` skips one step of the jail and
-//! reports that it is ready; `rogue-with-descriptor` keeps a descriptor; `rogue-says-…` breaks
-//! the protocol on the control channel, and `rogue-tenant-…` on its tenant's, from a thread that
-//! is confined as a tenant's is. As a maker, every rogue sends an empty snapshot, which the
-//! supervisor has no reason to inspect.
+//! reports that it is ready; `rogue-with-descriptor` keeps a descriptor; `rogue-says-…` breaks the
+//! protocol on the control channel, and `rogue-tenant-…` breaks it on its tenant's channel, from a
+//! thread that is confined as a tenant's is. Every rogue that is asked to make the startup snapshot
+//! sends an empty one, which the supervisor has no reason to inspect.
 #![forbid(unsafe_code)]
 
 use std::error::Error;
@@ -26,7 +26,7 @@ use enisle_wire::{
 };
 
 fn main() -> ExitCode {
-    // Read before the jail, which has no /proc.
+    // The name is read before the jail is entered, because the jail has no /proc.
     let name = std::fs::read_link("/proc/self/exe").unwrap_or_default();
     let name = name.file_name().unwrap_or_default().to_string_lossy().into_owned();
     match misbehave(&name) {
@@ -123,7 +123,7 @@ fn speak_for_tenant(how: &str, start: &Start, layers: LayerSet, control: &UnixSt
             let text = "x".repeat(70_000);
             say(&mut channel, &FromTenant::Log(vec![LogLine { t_ms: 0, level: Level::Log, text }]))?;
         },
-        // A large frame of a kind that should be small.
+        // Sends a large frame of a kind that should be small.
         "is-ready-at-length" => {
             use std::io::Write;
             let length = u32::try_from(4 << 20)?.to_le_bytes();

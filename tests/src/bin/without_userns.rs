@@ -1,5 +1,5 @@
-//! Executes a program in a user namespace that allows no further user namespaces. A program of an
-//! ordinary user sees the same as on a machine without them.
+//! Executes a program in a user namespace that allows no further user namespaces. To a program of
+//! an ordinary user, that is like a machine without user namespaces.
 #![forbid(unsafe_code)]
 
 use std::error::Error;

@@ -24,13 +24,13 @@ enum Content {
     Text(String),
 }
 
-/// The machine's files, by their paths there. All of them belong to root and are executable;
-/// nothing depends on less.
+/// The machine's files, by their paths there. All of them belong to root and are executable; no
+/// test needs narrower modes.
 #[derive(Debug, Clone)]
 pub struct Files(BTreeMap<PathBuf, Content>);
 
 impl Files {
-    /// A machine with busybox alone.
+    /// A machine with busybox and nothing else.
     ///
     /// # Errors
     /// The host has no busybox.

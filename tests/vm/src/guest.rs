@@ -18,7 +18,7 @@ pub struct Guest {
     pub cgroups: Cgroups,
     /// Settings below `/proc/sys`, by their dotted names.
     pub sysctls: Vec<(&'static str, &'static str)>,
-    /// Whether `/proc` shows a process to its own user alone (`hidepid=2`).
+    /// Whether `/proc` shows a process only to its own user (`hidepid=2`).
     pub hidepid: bool,
     /// Whether `pivot_root` can exchange the root. It cannot while the root is the kernel's first
     /// file system.

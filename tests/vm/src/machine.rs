@@ -45,7 +45,7 @@ pub struct Machine {
 pub struct Report {
     /// The command's exit status.
     pub status: i32,
-    /// The command's output, both streams.
+    /// The command's output, from both of its streams.
     pub output: String,
     /// The output of the kernel and the first process.
     pub console: String,
@@ -92,7 +92,7 @@ impl Machine {
         self
     }
 
-    /// Adds to the kernel's command line, such as `nopku`.
+    /// Adds an argument, such as `nopku`, to the kernel's command line.
     #[must_use]
     pub fn kernel_argument(mut self, argument: &str) -> Self {
         self.kernel_arguments.push(argument.to_owned());
@@ -220,7 +220,7 @@ impl Running {
         });
         loop {
             match receiver.recv_timeout(deadline.saturating_duration_since(Instant::now())) {
-                // Endless output does not extend a machine's time limit.
+                // Endless output must not extend a machine's time limit.
                 Ok(_) if Instant::now() > deadline => return false,
                 Ok(line) => on_line(&line),
                 Err(RecvTimeoutError::Timeout) => return false,
