@@ -46,7 +46,8 @@ fn config(memory: &str) -> String {
     )
 }
 
-/// These signals would expose a tenant that takes memory quickly; the attack of S5 took it slowly.
+/// Switches off the signals that would expose a tenant that takes memory quickly, because the
+/// attack of S5 took it slowly.
 const UNNOTICED: &str = "[cordon.rules.signals]\n\
      busy = { points = 0, half_life_secs = 1, most = 0 }\n\
      paging = { points = 0, half_life_secs = 1, most = 0 }\n";
@@ -71,8 +72,8 @@ impl Way {
 const ISLAND: Way = Way { take: "hold", least: 16 << 20 };
 const MALLOC: Way = Way { take: "leak", least: 16 << 20 };
 
-/// Switches off the comparison of memory held with memory explained: it would move the attacker
-/// before there is a crash.
+/// Switches off the comparison of the memory that is held with the memory that is explained. That
+/// comparison would move the attacker before there is a crash.
 const LATE: &str = "outside_mb = 65536\n";
 
 /// The victim's run: it behaves like a library that allocates memory without checking the result.
@@ -176,8 +177,8 @@ fn filled(options: Options, way: &Way) -> Result<String, String> {
     Ok(format!("{said}; without the rule the victim is {} and the attacker {}", off.victim, off.attacker))
 }
 
-/// With nothing left it is mostly the attacker that crashes, as it makes its next isolate. The
-/// victim may be kept alone, if the process died before the daemon saw which tenant held most.
+/// With no memory left, mostly the attacker crashes, while it makes its next isolate. The victim
+/// may be kept alone, if the process died before the daemon saw which tenant held most.
 fn last(options: Options) -> Result<String, String> {
     let mut said = Vec::new();
     for take in ["hold", "leak"] {
@@ -225,7 +226,7 @@ fn crashed_on(ground: &Ground) -> Result<String, String> {
 const NAMES: usize = 8;
 /// How many runs the neighbour has after each of them.
 const RUNS_BETWEEN: usize = 50;
-/// The latency that a neighbour's runs must keep.
+/// The latency that a neighbour's runs must not exceed.
 const NEIGHBOUR: Duration = Duration::from_millis(50);
 
 /// The damage that a peer did by ending a process with every request, each under another name.
@@ -339,13 +340,13 @@ fn unexplained(options: Options) -> Result<String, String> {
     let looked_at = |ground: &Ground| ground.tenant("a")["cordon"]["keptApart"]["alone"] == true;
     let (came, reported, homes, _, alive, _) = attempt("outside_mb = 4096", &looked_at, Duration::from_secs(3))?;
     if came || reported.is_some() || !alive || homes != ["shared", "shared"] {
-        return Err(format!("{said}; but under a bound that it does not reach {reported:?}, {homes:?}"));
+        return Err(format!("{said}; but under a bound that the process does not reach {reported:?}, {homes:?}"));
     }
-    Ok(format!("{said}; under a bound that it does not reach, nothing happens"))
+    Ok(format!("{said}; under a bound that the process does not reach, nothing happens"))
 }
 
-/// A plain script that leaves an entry in V8's cache of date patterns for each key, where that
-/// cache is V8's own; the entries stay in the process.
+/// A plain script that leaves an entry for each key in V8's original cache of date patterns. The
+/// entries stay in the process.
 const FILL: &str = "(from, to, numbers) => {
     const letters = [...'abcdefghijklmnopqrstuvwxyz'], pairs = letters.flatMap((a) => letters.map((b) => a + b));
     const calendars = ['chinese', 'hebrew', 'islamic', 'japanese', 'persian', 'buddhist', 'indian', 'coptic'];
@@ -356,7 +357,7 @@ const FILL: &str = "(from, to, numbers) => {
 const NUMBERS: [&str; 12] =
     ["arab", "beng", "deva", "thai", "tibt", "mymr", "gujr", "guru", "khmr", "knda", "laoo", "mlym"];
 
-/// The neighbour's run: it fills its heap a little, which causes more page faults.
+/// The neighbour's run fills its heap a little, and so causes more page faults than the attacker's.
 const BUSY: &str = "() => { const a = []; for (let i = 0; i < 30000; i++) a.push({ i }); return a.length }";
 
 /// The page faults of every tenant's thread, by slot, as counted by the kernel.
@@ -371,8 +372,8 @@ fn page_faults(pid: i32) -> BTreeMap<String, u64> {
 }
 
 /// Tenants that fill caches slowly are found by their accounts. The page faults of the threads
-/// would point to the neighbour. The harness leaves V8 its own cache: ours holds too little to be
-/// noticed (S4 locales).
+/// would point to the neighbour. The harness has V8's original cache, because ours holds too little
+/// to be noticed (S4 locales).
 fn caches(_: Options) -> Result<String, String> {
     let worker = attack_worker().display().to_string();
     let config = format!(
@@ -411,8 +412,8 @@ fn caches(_: Options) -> Result<String, String> {
             }
             counts = page_faults(pid);
         }
-        // The neighbour leaves last and without blame, because the process still holds what it
-        // held.
+        // The neighbour leaves last and without blame. It leaves because the process still holds
+        // the memory of the caches.
         let left = wait(PATIENCE, || pid_of("b").is_some_and(|now| now != i64::from(pid)));
         done.store(true, Ordering::Relaxed);
         neighbour.join().map_err(|_| "the neighbour panicked".to_owned())?.map(|()| left)

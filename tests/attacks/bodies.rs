@@ -101,7 +101,7 @@ impl<'a> Sweep<'a> {
         sweep
     }
 
-    /// Lets the daemon work a little: its size after that is the one to compare with.
+    /// Lets the daemon work a little. Later sizes are compared with its size after that.
     fn settle(&mut self) {
         let ground = &self.ground;
         let registered = ground.root.ask("PUT", "/v1/tenants/acme-b/scripts/s", br#"{"code":"()=>1"}"#);
@@ -158,7 +158,7 @@ impl<'a> Sweep<'a> {
             self.failures.push(format!("{call} {what} ({size} MiB, client {client:?}, {status}): {fault}"));
         }
         if back.is_err() || peak.is_none() {
-            // The next body needs a daemon that has not suffered.
+            // The next body needs a fresh daemon.
             self.ground = Ground::start(self.config);
             self.settle();
         }
@@ -217,7 +217,7 @@ fn sweep(options: Options, root: bool) -> Result<String, String> {
         places_found += places.len();
         let own = sweep.ground.attacker.ask(body.call.method, &body.call.target("acme-b"), b"{}");
         if root && !options.slow && own.is_ok_and(|answer| answer.status != 403) {
-            // The peer has sent these already, and they take the same path.
+            // The peer has sent these bodies already, and root's take the same path.
             continue;
         }
         let shapes = shapes.entry(body.most).or_insert_with(|| Shapes::of(body.most.saturating_sub(256)));
@@ -373,7 +373,8 @@ fn turns(options: Options) -> Result<String, String> {
     });
     let said =
         format!("{before} of {BODIES} answered when the victim asked, {after} when its answer came ({served:?})");
-    // One that is being processed, one that already has its turn, and those in flight.
+    // Beside the answers in flight, only two more may come first: that of the request being
+    // processed, and that of the request whose turn has come.
     let in_time = served.is_ok_and(|took| !options.bench || took <= options.served_within());
     if in_time && before < BODIES / 2 && after <= before + 4 { Ok(said) } else { Err(said) }
 }
@@ -402,11 +403,11 @@ fn dearest(options: Options) -> Result<String, String> {
     let said = format!("{} MiB: {sent:?}; meanwhile {asked} times 40 KiB: {served:?}", large.len() / MIB);
     let pings = pings.verdict(options.bench).map_err(|pings| format!("{said}; {pings}"))?;
     let in_time = served.is_ok_and(|took| took <= options.served_within());
-    // The body was accepted, and the work on it lasted.
+    // The body must have been accepted, and the work on it must have lasted.
     if in_time && sent.is_ok() && asked > 1 { Ok(format!("{said}; {pings}")) } else { Err(said) }
 }
 
-/// Whatever an error repeats of a request, the error is short.
+/// An error that repeats a part of a request is short all the same.
 fn details(_: Options) -> Result<String, String> {
     const MOST: usize = 2048 + '…'.len_utf8();
     let ground = Ground::start("");

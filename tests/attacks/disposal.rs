@@ -23,7 +23,7 @@ pub(crate) const CASES: &[Case] = &[
     Case { id: "S14 gone", title: "the CPU time of a run whose client has hung up", run: gone },
     Case { id: "S14 neighbour", title: "a neighbour in the process of runs that leave much behind", run: neighbour },
     Case { id: "S14 bill", title: "a tenant pays for moving out; without the charge it does not", run: bill },
-    Case { id: "S14 bound", title: "moving out has a bound; without it, moving out goes on and on", run: bound },
+    Case { id: "S14 bound", title: "moving out has a bound; without the bound, moving out goes on", run: bound },
 ];
 
 /// What the runs leave behind.
@@ -124,7 +124,7 @@ fn usage_on(daemon: &Daemon) -> Result<String, String> {
         let complete = close(of_run) || computed < 15.0;
         if run["outcome"] == "ok" && close(charged) && complete { said.push(line) } else { failures.push(line) }
     }
-    // An isolate that is kept disposes of nothing, so the same script is cheaper by that.
+    // A kept isolate is not disposed of, so the same script costs less by that much.
     let source = format!("export default () => {{ const a = globalThis.a = []; {} }}", LEFT[0].1);
     daemon.request("PUT", "/v1/tenants/t/scripts/s", json!({ "code": source }).to_string().as_bytes());
     let stays = daemon.request("POST", "/v1/tenants/t/scripts/s/run", b"{}").ok();
@@ -150,7 +150,8 @@ const COMPUTES: &str = "let x = 0; for (let i = 0; i < 1e8; i++) x = (x * 31 + i
 const KILLED_WALL_MS: u32 = 5_000;
 
 /// A run is charged even if its process ends with it. The answer and the tenant's usage must
-/// contain at least the cost of the same computation alone, and no more than the time that passed.
+/// contain at least the cost of the same computation by itself, and no more than the time that
+/// passed.
 fn killed(options: Options) -> Result<String, String> {
     let worker = attack_worker().display().to_string();
     let daemon = daemon(&format!("program = {worker:?}\n"));
@@ -318,7 +319,7 @@ fn move_out(lifted: Option<&str>, runs: u32, buffers: u32) -> Result<Move, Strin
     Ok(Move { daemon, worker, leaving: computed - before, computed, pings })
 }
 
-/// The CPU time charged to the tenant, and what its threads computed here and in its new home.
+/// The CPU time charged to the tenant, and the CPU time of its threads in the old home and the new.
 fn charged(moved: &Move) -> Result<(f64, f64), String> {
     let now = moved.daemon.worker_of("t");
     let (charged, there) = settled(&moved.daemon, now)?;
@@ -352,7 +353,7 @@ fn bound(options: Options) -> Result<String, String> {
     let (charged, computed) = charged(&on)?;
     let said = format!("ended after {:.0} ms, {died}; charged {charged:.0} of {computed:.0} ms; {signals}", on.leaving);
     let ended = on.leaving < BOUND_MS * 1.5 && !is_alive(on.worker) && died["reason"].to_string().contains("dispose");
-    // The end of a process also takes its threads time, which comes after their last report.
+    // A thread also uses CPU time while its process ends, after the thread's last report.
     if !ended || !signals.contains("hardKill") || charged < computed - 0.3 * BOUND_MS {
         return Err(said);
     }

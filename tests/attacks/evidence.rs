@@ -16,7 +16,7 @@ use crate::{Case, Options};
 pub(crate) const CASES: &[Case] = &[
     Case { id: "S9 denied", title: "denials, to wash away evidence", run: denied },
     Case { id: "S9 ended", title: "runs that end badly, to wash away evidence", run: ended },
-    Case { id: "S9 moved", title: "tenants that come and go, to wash away evidence", run: moved },
+    Case { id: "S9 networks", title: "requests for a network by many tenants, to wash away evidence", run: networks },
     Case { id: "S9 orders", title: "an operator's orders, to wash away evidence", run: orders },
     Case { id: "S9 policies", title: "an operator's policies, to wash away evidence", run: policies },
     Case {
@@ -31,12 +31,12 @@ pub(crate) const CASES: &[Case] = &[
         run: killed,
     },
     Case { id: "S6 events", title: "a peer's events against another peer's", run: events },
-    Case { id: "S9 counted", title: "denials are counted even when they are not listed", run: counted },
+    Case { id: "S9 counted", title: "denials are merged into few events, and all are counted", run: counted },
     Case { id: "S13 pipe", title: "a standard error that no process reads", run: pipe },
 ];
 
-/// A peer that may give orders and set policies: one key of many, which must not suffice to wash
-/// anything away.
+/// A peer that may give orders and set policies. It is one operator of several, and must not be
+/// able to wash anything away.
 const OPERATOR: u32 = 5009;
 const OPERATOR_RULE: &str = "[[peers]]\nuid = 5009\ntenants = [\"ops-*\"]\noperate = true\n";
 
@@ -53,9 +53,9 @@ const ORDERS: usize = 20;
 const POLICIES: usize = 1200;
 const KILLS: usize = 3;
 
-/// Floods from before the evidence is left until after it. All the evidence must then be where
-/// operators look: in the audit log, whose chain must be whole, and the rare pieces also in the
-/// memory and in the log.
+/// Floods from before the first evidence is left until all of it is. All the evidence must then be
+/// where operators look: in the audit log, whose chain must be whole. The moves that follow from
+/// root's orders must also be among the listed events and in the daemon's own log.
 fn wash(options: Options, config: &str, flood: impl Fn(&Ground) -> usize + Sync) -> Result<String, String> {
     let ground = Ground::start(config);
     let done = AtomicBool::new(false);
@@ -138,7 +138,7 @@ fn missing(audit: &str) -> Vec<String> {
     let lines: BTreeSet<_> = lines
         .filter_map(|line| {
             let entry = &line["entry"];
-            // For a policy, the owner that was set.
+            // The owner that a policy sets; nothing for other lines.
             let owner = entry["policy"]["owner"].as_str().unwrap_or_default();
             Some(format!("{} {} {owner}", entry["decision"].as_str()?, entry["tenant"].as_str()?))
         })
@@ -170,8 +170,9 @@ fn ended(options: Options) -> Result<String, String> {
     })
 }
 
-fn moved(options: Options) -> Result<String, String> {
-    // Each request admits its tenant and asks for a network, which raises the tenant's score.
+fn networks(options: Options) -> Result<String, String> {
+    // Each request asks for a network. It is answered with 400, and raises its tenant's score. The
+    // tenant gets no home, so no event `admitted` follows.
     let next = AtomicUsize::new(0);
     wash(options, "", |ground| {
         let body = br#"{"code":"1","globalOutbound":"x"}"#;
@@ -201,8 +202,8 @@ fn policies(options: Options) -> Result<String, String> {
     })
 }
 
-/// A full log loses its oldest files. An operator's share of the log is used up before the log is
-/// full; root, whom no share binds, can fill it.
+/// A full log loses its oldest files. An operator's part of the log is used up before the log is
+/// full. Root can fill the log, because no part bounds root.
 fn turned(_: Options) -> Result<String, String> {
     const FILLS: usize = 1500;
     let config = format!("[audit]\nkeep_mb = 16\n{OPERATOR_RULE}");
@@ -230,8 +231,8 @@ fn turned(_: Options) -> Result<String, String> {
     }
 }
 
-/// The names in policies occupy the daemon's memory. An operator that has set as many as it may can
-/// set no more after a restart; it could if a restart forgot who had set them.
+/// The names in policies occupy the daemon's memory. An operator that has reached its bound can set
+/// no more after a restart. It could if a restart forgot who had set them.
 fn restarted(_: Options) -> Result<String, String> {
     const MORE: usize = 20;
     let config = format!("[api]\nscript_mb = 1\n{OPERATOR_RULE}");
@@ -253,16 +254,16 @@ fn restarted(_: Options) -> Result<String, String> {
     let after = set(&operator(&ground), 100..100 + MORE);
     let roots = ground.root.ask("PUT", "/v1/tenants/ops-r", policy.as_bytes()).map_or(0, |answer| answer.status);
     let said =
-        format!("{before} of 100 policies were set, {after} of {MORE} more after a restart; one of root's: {roots}");
+        format!("{before} of 100 policies were set, {after} of {MORE} more after a restart; root's next one was answered {roots}");
     if (1..100).contains(&before) && after == 0 && roots == 200 { Ok(said) } else { Err(said) }
 }
 
-/// Evidence of the first class that a peer can create at will: processes that end for what its runs
-/// did. Another peer's evidence must nevertheless be where operators look.
+/// Events of class *evidence* that a peer causes at will: its runs end processes. Another peer's
+/// evidence must nevertheless be where operators look.
 fn killed(options: Options) -> Result<String, String> {
     let rounds = if options.slow { 40 } else { 2 };
     let ground = Ground::start("");
-    let (ended, pings) = probed(&ground, || {
+    let ((before, victim, after), pings) = probed(&ground, || {
         let flood = |round: usize| {
             let paths: Vec<_> = (0..10).map(|n| format!("/v1/tenants/acme-{round}-{n}/load")).collect();
             ground.attacker.flood(4, "POST", &paths, UNENDING.as_bytes(), 200)
@@ -286,8 +287,8 @@ fn killed(options: Options) -> Result<String, String> {
     let in_log = log.lines().any(|line| line.contains("cordoned") && line.contains("good-killed"));
     let (own, attackers) = (of("good-killed", &events), of("acme-", &events));
     let said = format!(
-        "{ended:?} processes ended; {attackers} of the attacker's events; of the victim's: events {own}, log {in_log}, \
-         audit log {}",
+        "{before} runs of the attacker's were answered, then the victim's ({victim}), then {after} more; {attackers} of \
+         the attacker's events; of the victim's: events {own}, log {in_log}, audit log {}",
         audit.contains("good-killed")
     );
     let pings = pings.verdict(options.bench).map_err(|pings| format!("{said}; {pings}"))?;
@@ -295,8 +296,8 @@ fn killed(options: Options) -> Result<String, String> {
     if held { Ok(format!("{said}; {pings}")) } else { Err(said) }
 }
 
-/// In every second a peer causes as many different events as it can; another peer's are listed
-/// nevertheless. Without shares they are among the surplus that is only counted.
+/// In every second a peer causes as many different events as it can. Another peer's events are
+/// listed nevertheless. Without shares they are among the surplus that is only counted.
 fn events(options: Options) -> Result<String, String> {
     const RUNS: u64 = 8;
     /// Not a divisor of a second, so that the runs fall at different moments of it.
@@ -341,7 +342,7 @@ fn events(options: Options) -> Result<String, String> {
     }
     match attempt(Some(100)) {
         ((listed, _), _) if listed < RUNS => Ok(format!("{said}; with all places for the attacker, {listed}; {pings}")),
-        _ => Err(format!("{said}, but also with all places for the attacker: no attack")),
+        _ => Err(format!("{said}, but all were listed even when the attacker had all places: no attack")),
     }
 }
 
@@ -396,7 +397,7 @@ fn pipe(options: Options) -> Result<String, String> {
             while !waits_to_write(&ground) && begun.elapsed() < Duration::from_secs(60) {
                 given += orders(given);
             }
-            // Once more, with a full pipe.
+            // Orders are given once more, with a full pipe.
             given += orders(usize::MAX);
             done.store(true, Ordering::Relaxed);
             (flood.join().unwrap_or(0), given)

@@ -136,7 +136,7 @@ fn default_place(_: Options) -> Result<String, String> {
     spoof(place.path(), &taken.join("enisled.sock"), &[])
 }
 
-/// Starts a daemon in a folder: `Err` with its log, if it ended instead.
+/// Starts a daemon in a folder. If the daemon ends instead, its log is the error.
 fn start(folder: &Path, socket: &Path) -> Result<Started, String> {
     fs::write(folder.join("enisled.toml"), SHARING).map_err(|error| error.to_string())?;
     let process = leashed(folder, socket, 0o022).spawn().map_err(|error| error.to_string())?;

@@ -84,7 +84,7 @@ impl Drop for Keeps {
     }
 }
 
-/// How many files and folders of daemons were examined, if none was open to others.
+/// How many files and folders of daemons were examined; an error if one was open to others.
 pub(crate) fn nothing_left_open() -> Result<usize, String> {
     let open = LEFT_OPEN.lock().unwrap_or_else(PoisonError::into_inner);
     if open.is_empty() { Ok(LOOKED_AT.load(Ordering::Relaxed)) } else { Err(open.join(", ")) }
@@ -115,7 +115,7 @@ impl Ground {
         Self::around(process, folder)
     }
 
-    /// The same with a limit on open files.
+    /// A daemon with this configuration, the peers, and a limit on open files.
     pub(crate) fn with_open_files(config: &str, most: u32) -> Self {
         let folder = folder();
         fs::write(folder.path().join("enisled.toml"), format!("{config}\n{}", peers(None))).expect("it is ours");
@@ -138,12 +138,12 @@ impl Ground {
         Self::around(outer.stdin(Stdio::null()).stderr(log).spawn().expect("the program runs"), folder)
     }
 
-    /// Takes a daemon that was started on the socket `s` of a folder.
+    /// Takes over a daemon that was started on the socket `s` of a folder.
     pub(crate) fn around(process: Child, folder: TempDir) -> Self {
         let daemon = Daemon::await_answer(process, folder);
         let peer = |uid| Peer::start(daemon.folder.path(), uid, &daemon.socket());
         let (attacker, victim, stranger, root) = (peer(ATTACKER), peer(VICTIM), peer(STRANGER), peer(0));
-        // The socket's mode keeps the stranger out by its group, so it is opened: the attacks test
+        // The socket's mode would keep the stranger out, so the mode is widened: the attacks test
         // the policy.
         fs::set_permissions(daemon.socket(), fs::Permissions::from_mode(0o666)).expect("it is ours");
         Self { _keeps: Keeps(daemon.folder.path().to_owned()), daemon, attacker, victim, stranger, root }
@@ -435,7 +435,7 @@ impl Gauge {
         Some(self.field("VmHWM:")?.div_ceil(1024))
     }
 
-    /// Starts a new peak.
+    /// Begins to measure a new peak.
     pub(crate) fn reset(self) {
         let _ = fs::write(format!("/proc/{}/clear_refs", self.0), "5");
     }

@@ -3,8 +3,8 @@
 //!
 //! Each case reproduces an attack that was found, or a variant of one: it attacks a real `enisled`
 //! as another uid, and measures the damage. Where the defence can be configured away
-//! (`share_percent = 100`, `near_percent = 0`), the attack must succeed without it; otherwise its
-//! failure would prove nothing.
+//! (`share_percent = 100`, `near_percent = 0`), the attack must succeed without the defence;
+//! otherwise the attack's failure would prove nothing.
 //!
 //! | module | what is attacked |
 //! |---|---|
@@ -131,7 +131,7 @@ fn main() -> ExitCode {
         }
         Err(open) => println!("! files of the attacked daemons are open to others: {open}"),
     }
-    // Again, for a reader who has only the end of a long log.
+    // Failures are printed again, for a reader who has only the end of a long log.
     failed.iter().for_each(|said| println!("{said}"));
     println!("{} passed, {} failed", cases.len() - failed.len(), failed.len());
     if cases.is_empty() {

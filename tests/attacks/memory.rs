@@ -54,7 +54,8 @@ fn before(ground: &Ground) -> Result<u64, String> {
     ground.gauge().rss().ok_or_else(|| "the daemon died".to_owned())
 }
 
-/// The script as it is kept, once more while it is sent, and the allowance for a request.
+/// The size that is allowed: the size before, the script as it is kept, the script once more while
+/// it is sent, and the allowance for a request.
 fn allowed(before: u64, bytes: usize) -> u64 {
     before + (2 * bytes / MIB) as u64 + 64
 }
@@ -148,21 +149,21 @@ fn replaced(_: Options) -> Result<String, String> {
         });
     }
     let peak = gauge.peak().ok_or("the daemon died")?;
-    // The pool for scripts, a request, and a frame in transit.
+    // The bound allows for the pool for scripts, a request, and a frame in transit.
     let allowed = before + 64 + 3 * (BYTES / MIB) as u64 + 32;
     let said = format!("{versions} versions of 8 MiB, peak {peak} MiB, {before} before, {allowed} allowed");
     if peak <= allowed { Ok(said) } else { Err(said) }
 }
 
-/// 2.6 MB of answer: control characters are six bytes each in JSON.
+/// Makes an answer of 2.6 MB: each control character takes six bytes in JSON.
 const LOUD: &str =
     "()=>{ for(let i=0;i<250;i++) console.log('\\u0001'.repeat(1000)); return '\\u0001'.repeat(170000) }";
 
-/// An answer of 400 KB: an error that takes the worker 64 KiB to report.
+/// Makes an answer of 400 KB from an error that the worker reports in 64 KiB.
 const FAILING: &str =
     "()=>{ const e = new Error('\\u0001'.repeat(32000)); e.stack = '\\u0001'.repeat(32000); throw e }";
 
-/// Errors are answers as well.
+/// An error is an answer too, and is charged like any other.
 fn failing(_: Options) -> Result<String, String> {
     const POOL_MIB: u64 = 16;
     let ground = Ground::start(&format!("[api]\nbody_mb = {POOL_MIB}\nwrite_secs = 3\n"));
@@ -182,7 +183,7 @@ fn failing(_: Options) -> Result<String, String> {
     if peak <= allowed { Ok(said) } else { Err(said) }
 }
 
-/// Root has all connections; no share binds it.
+/// Root takes all connections, because no share bounds root.
 fn events(options: Options) -> Result<String, String> {
     const READERS: usize = 1000;
     let ground = Ground::start("");
@@ -217,7 +218,7 @@ fn unanswered(_: Options) -> Result<String, String> {
     before(&ground)?;
     let cpu_ms = || ground.tenant("acme-1")["usage"]["cpuMs"].as_f64().unwrap_or_default();
     let had = cpu_ms();
-    // The attacker's half except for one MiB: a result is charged twice.
+    // The attacker holds its half except for one MiB, and a result is charged twice.
     let held = ground.attacker.unfinished(57, 64 << 10);
     let code = json!({ "code": format!("()=>'x'.repeat({RESULT})"), "limits": { "cpuMs": 700 } }).to_string();
     let run = || ground.attacker.ask("POST", "/v1/tenants/acme-1/load", code.as_bytes());
@@ -231,7 +232,8 @@ fn unanswered(_: Options) -> Result<String, String> {
     let after = run().map_err(|error| error.to_string())?.status;
     let said =
         format!("{status}, outcomes {outcomes}, {took:.0} ms of CPU charged, reported: {reported}; later {after}");
-    // Plus the cost of the next isolate, of this run and of the one before, as far as it is known.
+    // The charge also includes the next isolate of this run and of the run before, as far as their
+    // cost is known.
     let noted = outcomes.contains("\"exceededOutput\":1") && (699.0..750.0).contains(&took);
     if status == 507 && noted && reported && after == 200 { Ok(said) } else { Err(said) }
 }
@@ -289,7 +291,7 @@ fn answers(options: Options, reading: bool) -> Result<String, String> {
         (ground.victim.served("good-1", LOUD), held)
     });
     let peak = gauge.peak().ok_or("the daemon died")?;
-    // A peer's half of the pool, and the allowance for the requests themselves.
+    // The bound allows for a peer's half of the pool, and for the requests themselves.
     let allowed = before + 128 + 64;
     // A client that takes a byte now and then must not hold the rest forever.
     let begun = Instant::now();
@@ -302,7 +304,7 @@ fn answers(options: Options, reading: bool) -> Result<String, String> {
         }
         for stream in streams.iter_mut().filter(|_| reading) {
             let _ = stream.set_nonblocking(true);
-            // Reads a whole buffer of the socket's, or the daemon could not write anything new.
+            // A whole buffer of the socket's must be read before the daemon can write anything new.
             let _ = stream.read(&mut [0; 4096]);
         }
         std::thread::sleep(Duration::from_millis(100));
@@ -318,7 +320,8 @@ fn answers(options: Options, reading: bool) -> Result<String, String> {
     if held { pings.map(|pings| format!("{said}; {pings}")) } else { Err(said) }
 }
 
-/// A charge covers the real cost: the pool is full before the memory is twice its size.
+/// A charge covers the real cost: the pool is full before the daemon has grown by twice the size of
+/// the pool.
 fn fill(options: Options, body: &[u8], most: usize, script_mb: u64) -> Result<String, String> {
     let ground = Ground::start(&format!("[api]\nscript_mb = {script_mb}\n"));
     let gauge = ground.gauge();
@@ -376,7 +379,7 @@ fn names(options: Options) -> Result<String, String> {
         let marked = ground.root.flood(4, "POST", &paths("load"), br#"{"code":"1","globalOutbound":"x"}"#, 400);
         (known, marked)
     });
-    // The daemon writes their standings once more within ten seconds.
+    // The daemon writes the standings of these names once more within ten seconds.
     gauge.quiet(BACK);
     let left = gauge.back_to(allowed, Duration::from_secs(30));
     let said = format!("{known} names, {marked} with a signal: {left:?} MiB, {before} before, {allowed} allowed");
@@ -409,12 +412,12 @@ fn lived(options: Options) -> Result<String, String> {
         gauge.quiet(BACK);
         ran
     };
-    // Fills rings and caches first.
+    // Rings and caches are filled first.
     live("first", 2000);
     let before = gauge.rss_kib().ok_or("the daemon died")?;
     let ran = live("then", names);
     let bytes = || Some(gauge.rss_kib()?.saturating_sub(before) * 1024 / names as u64);
-    // The daemon tidies up after them within ten seconds.
+    // The daemon tidies up after these names within ten seconds.
     let small = wait(Duration::from_secs(30), || bytes().is_none_or(|bytes| bytes <= most_bytes));
     let bytes = bytes().ok_or("the daemon died")?;
     let said = format!("{ran} names, whose processes have died; {bytes} bytes of each stay, {most_bytes} allowed");

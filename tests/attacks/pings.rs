@@ -12,9 +12,9 @@ use crate::ground::{Gauge, Ground, STALLED, head, served_within};
 const BEAT: Duration = Duration::from_millis(10);
 
 /// The latencies of pings that are due at fixed intervals, each counted from when it was due. Pings
-/// that become due while one is in flight count as answered with it, as those of other clients
-/// would be: a stall counts as many late pings as were due in it, and a stall that ends with the
-/// attack counts in full.
+/// that become due while one is in flight count as answered together with that one, as the pings of
+/// other clients would be. So a stall counts as many late pings as were due in it, and a stall that
+/// ends with the attack counts in full.
 #[derive(Default)]
 pub(crate) struct Pings {
     took: Vec<Duration>,
@@ -74,7 +74,7 @@ pub(crate) fn probed<T>(ground: &Ground, attack: impl FnOnce() -> T) -> (T, Ping
     probed_over(stream, ground.gauge(), attack)
 }
 
-/// The same on a connection to any daemon.
+/// Like [`probed`], over a connection to any daemon.
 pub(crate) fn probed_over<T>(mut stream: UnixStream, daemon: Gauge, attack: impl FnOnce() -> T) -> (T, Pings) {
     let (stop, mut pings) = (OnceLock::new(), Pings::default());
     stream.set_read_timeout(Some(STALLED)).expect("a timeout");
@@ -106,8 +106,8 @@ impl Pings {
         sorted.get((sorted.len() * percent / 100).min(sorted.len().saturating_sub(1))).copied().unwrap_or_default()
     }
 
-    /// The latency that all pings kept except one in a hundred, and except one of fewer than a
-    /// hundred.
+    /// The latency that all pings kept except one in a hundred. Of fewer than a hundred pings, one
+    /// is excepted.
     fn all_but_one_in_a_hundred(&self) -> Duration {
         let mut sorted = self.took.clone();
         sorted.sort_unstable();

@@ -2,7 +2,7 @@
 //! be served.
 //!
 //! With `share_percent = 100` the attacker may hold all of a pool. The pool must then be used up,
-//! or the attack was none.
+//! or there was no attack.
 //!
 //! This file is long because each pool is one entry of one table, and the entries share their
 //! helpers.
@@ -24,7 +24,7 @@ pub(crate) const CASES: &[Case] = &[
     Case { id: "S6a names", title: "a peer takes all names of tenants", run: |options| attack(&NAMES, options) },
     Case { id: "S6b homes", title: "a peer takes all worker processes", run: |options| attack(&HOMES, options) },
     Case { id: "S6b abandoned", title: "starts of processes whose clients hang up at once", run: abandoned },
-    Case { id: "S6c alone", title: "a peer takes all homes of one tenant", run: |options| attack(&ALONE, options) },
+    Case { id: "S6c alone", title: "a peer takes all single-tenant homes", run: |options| attack(&ALONE, options) },
     Case { id: "S6d announced", title: "bodies announced, and never sent", run: |options| attack(&ANNOUNCED, options) },
     Case { id: "S6d arrived", title: "bodies sent up to the last byte", run: |options| attack(&ARRIVED, options) },
     Case {
@@ -271,12 +271,13 @@ const CHUNKS: Pool = Pool {
     serve: serve_large,
 };
 
-/// A body is charged twice, and half of the pool is held: an eighth of the pool fits. A larger body
-/// is refused without a wait, because the attacker will not return what it holds.
+/// A body is charged twice, and the attacker holds half of the pool. So a body of an eighth of the
+/// pool fits. A larger body is refused without a wait, because the attacker will not return what it
+/// holds.
 fn sizes(options: Options) -> Result<String, String> {
     const MIB: usize = 1 << 20;
     let ground = Ground::with(ANNOUNCED.config, None);
-    // Leaves less than one more such body needs.
+    // These bodies leave less of the attacker's part than one more of them needs.
     let held = unfinished(&ground, 63);
     ground.gauge().quiet(Duration::from_secs(10));
     let (fits, too_large) = (script(30 * MIB), script(40 * MIB));
@@ -286,7 +287,8 @@ fn sizes(options: Options) -> Result<String, String> {
         (asked.map_or(0, |answer| answer.status), begun.elapsed())
     };
     let served = ask(&fits);
-    // By then the attacker has held its memory for so long that the daemon waits for it no longer.
+    // By the second request, the attacker has held its memory for so long that the daemon no longer
+    // waits for it.
     let (first, refused) = (ask(&too_large), ask(&too_large));
     let said = format!("beside {}: 30 MiB {served:?}, 40 MiB {first:?}, {refused:?}", open(&held));
     let in_time = refused.1 <= options.served_within() && (!options.bench || served.1 <= options.served_within());
@@ -440,7 +442,7 @@ fn open_files(options: Options) -> Result<String, String> {
         let lived = ground.attacker.flood(4, "POST", &paths, br#"{"code":"()=>1"}"#, 200);
         let held = half_heads(&ground.attacker, CONNECTIONS);
         let most = descriptors();
-        // One tenant that has a home, and one that has none.
+        // The first of these tenants has a home, and the second has none.
         let served = ["good-1", "good-2"].iter().try_fold(Duration::ZERO, |longest: Duration, tenant| {
             Ok::<_, String>(longest.max(ground.victim.served(tenant, "()=>1")?))
         });
@@ -453,7 +455,7 @@ fn open_files(options: Options) -> Result<String, String> {
     );
     let pings = pings.verdict(options.bench).map_err(|pings| format!("{said}; {pings}"))?;
     let in_time = served.is_ok_and(|took| took <= options.served_within());
-    // The attacker's share of the processes, and its half of the connections.
+    // The attacker must hold its share of the processes, and its half of the connections.
     let attacked = lived >= 12 && held >= CONNECTIONS / 2 - 4;
     if attacked && refused == 0 && in_time { Ok(format!("{said}; {pings}")) } else { Err(said) }
 }
@@ -524,7 +526,7 @@ fn tiny(options: Options) -> Result<String, String> {
     serve(&format!("[workers]\nmax = 2\n{off}"), "two processes, one busy", &|ground| {
         Ok(take_homes(ground, &names("acme-", 3))._held)
     })?;
-    serve(&format!("[cordon]\nmax_alone = 1\n[workers]\nmax = 3\n{off}"), "one home alone, idle", &|ground| {
+    serve(&format!("[cordon]\nmax_alone = 1\n[workers]\nmax = 3\n{off}"), "one single-tenant home, idle", &|ground| {
         ground.attacker.served("acme-alone", "()=>1").map(|_| Vec::new())
     })?;
     serve(&format!("{SHARING}[api]\nconnections = 3\nread_secs = 120\n"), "three connections", &|ground| {

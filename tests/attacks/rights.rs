@@ -1,5 +1,5 @@
 //! Descriptors that a client passes: the process that drops the last reference to a lingering
-//! socket waits for its end.
+//! socket waits until the socket has lingered.
 
 use std::io::{self, IoSlice, Read, Write};
 use std::net::{TcpListener, TcpStream};
@@ -49,7 +49,8 @@ fn pass(stream: &UnixStream, flags: MsgFlags) -> io::Result<TcpStream> {
     Ok(unread)
 }
 
-/// Opens connections until the last ones are refused: those before them hold every place.
+/// Opens connections until the last one is answered, with a refusal: those before it hold every
+/// place.
 fn take_all_places(ground: &Ground) -> io::Result<Vec<UnixStream>> {
     let held = (0..PLACES).map(|_| ground.stranger.connect()).collect::<io::Result<Vec<_>>>()?;
     let refused = wait(PATIENCE, || held.last().is_some_and(answered));

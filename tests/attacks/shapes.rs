@@ -10,7 +10,8 @@ use serde_json::Value;
 use crate::ground::Peer;
 
 pub(crate) const MIB: usize = 1 << 20;
-/// The size of most shapes: large enough to tell a growth of five times the body from twice.
+/// The size of most shapes: large enough to tell growth by five times the body from growth by twice
+/// the body.
 pub(crate) const USUAL: usize = 24 * MIB;
 
 /// A call of the API.
@@ -52,7 +53,7 @@ const UNKNOWN: &str = "\\u0000x";
 /// What the sweep knows of one call's body.
 pub(crate) struct Body {
     pub(crate) call: Call,
-    /// Objects with the names of their fields, [`ANY`] alone for a map.
+    /// Objects with the names of their fields. A map has only [`ANY`].
     pub(crate) objects: BTreeMap<Place, Vec<String>>,
     /// The largest body that the daemon reads.
     pub(crate) most: usize,

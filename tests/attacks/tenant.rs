@@ -217,7 +217,7 @@ const SCRIPTS: &[&str] = &[
     "const keep = []; let n = 0; const letters = (x) => String.fromCharCode(161 + x % 90, 161 + (x / 90 | 0) % 90, \
      161 + (x / 8100 | 0) % 90, 161 + (x / 729000 | 0) % 90); export default () => { for (let i = 0; i < 20; i++) \
      keep.push(JSON.parse(JSON.stringify(Array.from({ length: 2e4 }, () => letters(n++))))); return 1 }",
-    // Dead native memory first, and then a heap that is nearly full.
+    // This script leaves dead native memory first, and then a heap that is nearly full.
     "const g = new Intl.Segmenter('en'); let junk, heap, n = 0; const fill = (count) => { const t = 'x'.repeat(25000); \
      const all = []; for (let i = 0; i < count; i++) all.push(g.segment(t)); return all }; export default () => { n++; \
      if (n === 1) junk = fill(1900); if (n === 2) { junk = null; fill(300) } \
@@ -258,8 +258,8 @@ fn kept_on(ground: &Ground, options: Options) -> Result<String, String> {
     Ok(figures.collect::<Vec<_>>().join("; "))
 }
 
-/// Runs a script several times. After each run the tenant's process must come to hold at most the
-/// limit and 16 MiB more than it did before; returns the greatest excess.
+/// Runs a script several times. After each run the process must shrink until it holds at most the
+/// limit and 16 MiB more than before the first run. Returns the greatest growth at rest.
 fn rests_after_runs(ground: &Ground, tenant: &str, memory_mb: u64) -> Result<u64, String> {
     let gauge = || ground.tenant(tenant)["resident"]["pid"].as_i64().and_then(|pid| i32::try_from(pid).ok());
     let before = gauge().and_then(|pid| Gauge::of(pid).rss()).ok_or("the tenant lives nowhere")?;
@@ -289,8 +289,8 @@ const HOLES: &str = "async () => { const g = new Intl.Segmenter('en'); const all
     live.push(g.segment(t)); used += count * (size + 2600); if (size < 127000) { live = live.filter((_, i) => i % 2); \
     used /= 2 } } all.push(live); await new Promise((done) => setTimeout(done, 300)); return 1 }";
 
-/// A heap and buffers, or native memory with holes, while another script's isolate is kept: a run's
-/// account includes the heaps of kept isolates.
+/// A run with a heap and buffers, or with native memory full of holes, while another script's
+/// isolate is kept. The run's account includes the heaps of kept isolates.
 fn beside(_: Options) -> Result<String, String> {
     const KEEPS: &str = "let k; export default () => { k ??= 'y'.repeat(110 << 20); k.charCodeAt(5); return 1 }";
     const FILLS_BOTH: &str = "async () => { const h = globalThis.h = 'x'.repeat(110 << 20); h.charCodeAt(5); \
@@ -324,8 +324,8 @@ const LOCALES: &str = "async () => { const letters = 'abcdefghijklmnopqrstuvwxyz
     for (const digits of Intl.supportedValuesOf('numberingSystem').slice(0, 50)) for (const locale of known) \
     { new Intl.DateTimeFormat(`${locale}-u-nu-${digits}`); asked++ } return asked }";
 
-/// A run that asks for many locales goes on under a small limit; where V8's cache is V8's own, it
-/// holds them all.
+/// A run that asks for many locales goes on under a small limit. V8's original cache would hold all
+/// of them.
 fn locales(options: Options) -> Result<String, String> {
     let worker = attack_worker().display().to_string();
     let limits = "[defaults.limits]\ncpu_ms = 30000\nwall_ms = 60000\n";
@@ -418,14 +418,14 @@ fn shelf_on(ground: &Ground) -> Result<String, String> {
     if on <= MEMORY_MB + 16 && off > 2 * MEMORY_MB { Ok(said) } else { Err(said) }
 }
 
-/// The latency that a neighbour's runs must keep.
+/// The latency that a neighbour's runs must not exceed.
 const NEIGHBOUR: Duration = Duration::from_millis(50);
 
 /// How many programs run beside one neighbour: a process has a dozen slots, and uses none twice.
 const PROGRAMS: usize = 8;
 
-/// Everything above, under new names, in the process of an idle neighbour, which must be served,
-/// and neither blamed nor moved.
+/// All programs above run under new names in the process of an idle neighbour. The neighbour must
+/// be served, and must be neither blamed nor moved.
 fn company(options: Options) -> Result<String, String> {
     let bodies: Vec<_> = HEAP.iter().chain(NATIVE).chain(BUFFERS).collect();
     let mut waits = Vec::new();
@@ -503,7 +503,7 @@ const COMPANY: Duration = Duration::from_secs(10);
 
 /// Garbage costs a run nothing but time.
 fn garbage(options: Options) -> Result<String, String> {
-    // A run cannot have more than its tenant.
+    // The limits of the tenant bound those of its runs, so they are raised.
     let ground = Ground::with("[defaults.limits]\ncpu_ms = 20000\nwall_ms = 60000\n", None);
     answering(&ground, options, || garbage_on(&ground))
 }

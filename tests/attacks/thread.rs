@@ -1,4 +1,4 @@
-//! The supervisor's one thread: no client may get for free what costs the thread much.
+//! The supervisor's one thread: no client may make it do costly work for free.
 
 use std::io::Write;
 use std::time::Duration;
@@ -40,7 +40,7 @@ fn info(options: Options) -> Result<String, String> {
     let ((refused, allowed), pings) = probed(&ground, || {
         let paths = vec!["/v1/info".to_owned(); ASKED];
         let refused = ground.stranger.flood(3, "GET", &paths, b"", 403);
-        // A client that may ask for it must not be able to stall the others either.
+        // A client that may ask for `/v1/info` must not be able to stall the others either.
         (refused, ground.attacker.flood(20, "GET", &paths, b"", 200))
     });
     let said = format!("{known} tenants; {refused} of {ASKED} refused to the stranger, {allowed} answered to the peer");
@@ -51,7 +51,7 @@ fn info(options: Options) -> Result<String, String> {
 /// Endless bodies, in one piece and in chunks of one byte: how much of each the daemon takes, and
 /// whether the client can still read the refusal.
 fn refused(options: Options) -> Result<String, String> {
-    // What a socket holds unread, beside the 64 KiB that the daemon reads.
+    // The most that a socket holds unread, beside the 64 KiB that the daemon reads.
     const MOST: usize = 1 << 20;
     const BODIES: usize = 50;
     let ground = Ground::start("");
@@ -87,9 +87,10 @@ fn refused(options: Options) -> Result<String, String> {
     Ok(said.join("; "))
 }
 
-/// Lists of tenants with as much state as a tenant can have, and each of those tenants alone.
+/// Lists of tenants that have as much state as a tenant can have, and each of those tenants by
+/// itself.
 fn lists(options: Options) -> Result<String, String> {
-    // 128 KiB, and the item that fills a page.
+    // A page has 128 KiB, and the item that fills it.
     const PAGE: usize = 160 << 10;
     const AT_ONCE: usize = 6;
     let ground = Ground::start("");
@@ -107,7 +108,7 @@ fn lists(options: Options) -> Result<String, String> {
     let (policy, solo, sealed) = (largest_policy(), order("solo"), order("sealed"));
     for name in &names {
         let (path, cordon) = (format!("/v1/tenants/{name}"), format!("/v1/tenants/{name}/cordon"));
-        // As many moves as the daemon remembers.
+        // The daemon remembers this many moves.
         let moves = [&solo, &sealed].into_iter().cycle().take(20).map(|order| ("PUT", &cordon, order.as_str()));
         for (method, path, body) in [("PUT", &path, policy.as_str())].into_iter().chain(moves) {
             let status = ask(method, path, body)?.status;
@@ -174,7 +175,7 @@ fn events(options: Options) -> Result<String, String> {
             readers.into_iter().map(|reader| reader.join().expect("it only reads").unwrap_or(0)).collect::<Vec<_>>()
         })
     });
-    // The counts of surplus events replace others, of another length.
+    // The counts of surplus events replace other events, and have another length.
     let least = (EACH * list / 100 * 95) as u64;
     let whole = read.iter().filter(|read| **read >= least).count();
     let said = format!("{whole} of {FAST} clients have read {EACH} lists of {list} bytes each");
@@ -260,14 +261,14 @@ fn pipelined(options: Options) -> Result<String, String> {
     if peak <= before + 64 { Ok(format!("{said}; {pings}")) } else { Err(format!("{said}; {pings}")) }
 }
 
-/// Skipped input counts like input that is read, so a flood ends as soon.
+/// Skipped input counts like input that is read, so a flood ends just as soon.
 fn without_room(options: Options) -> Result<String, String> {
     let place = folder();
     let rogue = place.path().join("rogue-tenant-logs-without-room");
     std::fs::copy(programs().join("rogue-worker"), &rogue).map_err(|error| error.to_string())?;
     let config = format!("[workers]\nprogram = {rogue:?}\nkeys = \"off\"\n[api]\nbody_mb = 16\nread_secs = 120\n");
     let ground = Ground::with(&config, None);
-    // The attacker's half, less than a frame of log short of it.
+    // The attacker holds its half of the pool, except for less than a frame of log.
     let held = ground.attacker.unfinished(69, 60_000);
     let waiting = held.iter().filter(|stream| !answered(stream)).count();
     let (ran, pings) = probed(&ground, || ground.attacker.served("acme-1", "()=>1"));
@@ -312,7 +313,7 @@ fn open(options: Options) -> Result<String, String> {
 fn writers(options: Options) -> Result<String, String> {
     const CONNECTIONS: usize = 100;
     const POLICIES: usize = 1000;
-    // Threads for policies, for bodies, and for the daemon's own work.
+    // The daemon may start this many threads for policies, for bodies, and for its own work.
     const MORE: u64 = 10;
     let ground = Ground::start("");
     let gauge = ground.gauge();

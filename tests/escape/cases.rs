@@ -1,10 +1,10 @@
 //! The catalogue as attacks: what an attacker's script does, which layer must stop it, and without
-//! which layers it must succeed. The numbers are those of the design's attack catalogue (A.1 memory
-//! and keys, A.2 the filter, A.3 namespaces).
+//! which layers it must succeed. The codes are those of `docs/attacks.md`: M for memory and keys, F
+//! for the filter, N for namespaces, descriptors and the host.
 //!
 //! A script gets `s`, the scene: where the victim's secrets are, and what an attacker of its level
-//! would know. It returns `true` if it got what it was after, and a word if a call was refused with
-//! an error.
+//! would know. It returns `true` if the attack succeeded, and a word if a call was refused with an
+//! error.
 
 use enisle_hardening::Layer;
 use enisle_hardening::Layer::{
@@ -21,7 +21,8 @@ pub(crate) enum Expected {
     Trapped,
     /// The kernel kills the process for a call, with SIGSYS and without a fault record.
     Killed,
-    /// A closed key: the fault record names the attacker's slot, and the address is the victim's.
+    /// A closed key stops an access: the fault record names the attacker's slot, and the address is
+    /// the victim's.
     ClosedKey,
     /// The worker finds that the thread has wrong keys, and ends itself; the fault record names the
     /// attacker's slot.
@@ -172,7 +173,7 @@ const hidden = (got) => {{ if (s.keys) attack.wrpkru(BigInt(s.pkru)); return got
 
 #[rustfmt::skip]
 pub(crate) const CASES: &[Case] = &[
-    // A.1: memory isolation and ways around keys.
+    // M: memory isolation and ways around keys.
     check("M01", "corrupt lengths and offsets inside V8's sandbox", Check::NotHere(
         "V8's interface for corrupting memory exists in builds with one cage only; what is beyond the sandbox is M02")),
     attack("M02 buffer", "read an ArrayBuffer of the victim", Expected::ClosedKey, KEYS, "return stolen()"),
@@ -272,7 +273,7 @@ pub(crate) const CASES: &[Case] = &[
         "const got = call('getrandom', V, 8n, 0n); return got === 8n || 'errno ' + got"),
     check("M35", "a crash leaves no dump", Check::Look(checks::no_dump)),
 
-    // A.2: ways around the filter.
+    // F: ways around the filter.
     attack("F01", "the system calls of 32-bit programs", Expected::Killed, FILTERS, "return attack.syscall32(20n) > 0n"),
     uncontrolled("F02", "the system calls of x32 programs", Expected::Trapped, "this kernel has no x32 table: the call is ENOSYS by itself",
         "return attack.syscall(0x40000000n | 39n) !== -38n"),
@@ -301,7 +302,7 @@ pub(crate) const CASES: &[Case] = &[
     attack("F14", "signal the process", Expected::Trapped, FILTERS, "return call('kill', 1n, 0n) === 0n"),
     check("F15", "every rule is used; hardening/tests/policy.rs shows that the rules do what they say", Check::Look(crate::usage::unused_rules)),
 
-    // A.3: namespaces, cgroups, descriptors, /proc.
+    // N: namespaces, cgroups, descriptors, /proc.
     behind("N01", "open a file of the host", FILTERS, FILES, "const got = call('openat', -100n, text('/etc/passwd'), 0n); return got >= 0n || 'errno ' + got"),
     attack("N02", "make a namespace", Expected::Trapped, FILTERS, "return call('unshare', 0x200n) === 0n"),
     check("N03", "the worker has exactly the descriptors that it needs", Check::Look(checks::descriptors)),

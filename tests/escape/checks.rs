@@ -176,7 +176,7 @@ pub(crate) fn no_dump(bench: &Bench) -> Result<String, String> {
     let (mut rig, _) = scene(bench)?;
     let limits = fs::read_to_string(format!("/proc/{}/limits", rig.pid())).map_err(text)?;
     let core = limits.lines().find(|line| line.starts_with("Max core file size")).unwrap_or_default().to_owned();
-    // A limit of 1 byte, so that no dump goes to a program either; 0 if the tests were
+    // The limit is 1 byte, so that no dump goes to a program either. It is 0 if the tests were
     // started with a limit of 0.
     let bound: Vec<_> = core.split_whitespace().skip(4).take(2).collect();
     if !matches!(bound.as_slice(), ["1", "1"] | ["0", "0"]) {
@@ -245,8 +245,8 @@ pub(crate) fn descriptors(bench: &Bench) -> Result<String, String> {
         found.push(target.split(':').next().unwrap_or_default().to_owned());
     }
     found.sort();
-    // 0 to 2 (the harness gives /dev/null instead of the pipe), the control channel, three tenants'
-    // channels.
+    // The expected descriptors are 0 to 2 (the harness gives /dev/null instead of the pipe), the
+    // control channel, and three tenants' channels.
     let expected = ["/dev/null", "/dev/null", "/dev/null", "socket", "socket", "socket", "socket"];
     if found == expected { Ok(format!("{} descriptors", found.len())) } else { Err(format!("{found:?}")) }
 }

@@ -373,7 +373,7 @@ fn conclude(rows: &[Row]) -> ExitCode {
     let residual: std::collections::BTreeSet<_> = rows.iter().filter(|row| row.residual).map(number).collect();
     let not_shown = rows.iter().filter(|row| row.without.starts_with("not shown") && !row.residual).count();
     let failed = rows.iter().filter(|row| !row.as_expected).count();
-    // Again, for a reader who has only the end of a long log.
+    // Failures are printed again, for a reader who has only the end of a long log.
     for Row { id, title, with, without, .. } in rows.iter().filter(|row| !row.as_expected) {
         println!("! {id} {title}: {with}; {without}");
     }

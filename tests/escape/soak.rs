@@ -12,8 +12,8 @@ use std::time::{Duration, Instant};
 use enisle_tests::{Daemon, PATIENCE, SetOnDrop, wait};
 use serde_json::{Value, json};
 
-/// From an attacker's stack to its neighbours' islands: read, write, unmap, retag; other keys;
-/// noise on its channel.
+/// The attacks: to read, write, unmap or retag a neighbour's island, whose address follows from
+/// that of the attacker's stack; to open every key; to send noise on the attacker's channel.
 const ATTACKS: [&str; 6] = [
     "for (const at of near) attack.read(at, 1n)",
     "for (const at of near) attack.write(at, 1n)",
@@ -24,8 +24,8 @@ const ATTACKS: [&str; 6] = [
 ];
 
 const NEAR: &str = "const island = 2n ** 41n, mine = attack.self()[1] & ~4095n;
-    // The slot before was taken earlier, so it has a tenant. A neighbour's cage begins somewhere in
-    // the upper part of its island; its window is 1 GiB behind its stack.
+    // The slot before this one was taken earlier, so it has a tenant. A neighbour's cage begins
+    // somewhere in the upper part of its island; its window is 1 GiB behind its stack.
     const near = [-1n, 1n].map((k) => mine + k * island + (1n << 40n)).filter((at) => attack.probe(at) > 0);";
 
 pub(crate) fn run(worker: &Path, seconds: u64) -> Result<String, String> {

@@ -51,8 +51,8 @@ const PRELUDE: &str = "(s) => {
     const used = () => pooled.filter((offset) => !/^0*$/.test(attack.read(base + BigInt(offset), 16384n))).length;
 ";
 
-/// Points the buffer's handle at a waiting segment until a garbage collection has written there,
-/// and copies an entry in use beside it, a pointer that dies with this isolate.
+/// Points the buffer's handle at a waiting segment until a garbage collection has written there.
+/// Beside that, writes a copy of an entry in use: a pointer that dies with this isolate.
 const DIRTY: &str = "
     if (pooled.length === 0 || used() !== 0) return pooled.length + ' segments wait, ' + used() + ' are not empty';
     // Segments are taken from the front, so this one waits longest; any of its entries will do.
@@ -125,9 +125,10 @@ fn without_clearing(program: &Path) -> io::Result<TempPath> {
     *begins.ok_or_else(|| io::Error::other(format!("{} has no function {CLEAR}", program.display())))? = RETURN;
     let mut copy = tempfile::NamedTempFile::new()?;
     copy.write_all(&bytes)?;
-    // Readable and executable for the worker's uid.
+    // The worker's uid must be able to read and execute the copy.
     copy.as_file().set_permissions(Permissions::from_mode(0o755))?;
-    // Closed, because a file that is open for writing cannot be executed (execve(2), ETXTBSY).
+    // The copy is closed, because a file that is open for writing cannot be executed (execve(2),
+    // ETXTBSY).
     Ok(copy.into_temp_path())
 }
 

@@ -100,8 +100,8 @@ fn matches(rule: &Value, number: u64, args: &[u64; 6]) -> bool {
     named == Some(number) && rule["args"].as_array().is_none_or(|conditions| conditions.iter().all(condition))
 }
 
-/// Waits only for threads that the calling thread traces and for processes that it started: workers
-/// of other rows are not its own.
+/// Waits only for threads that the calling thread traces and for processes that it started: the
+/// workers of other rows belong to other threads.
 const OWN: WaitPidFlag = WaitPidFlag::__WALL.union(WaitPidFlag::__WNOTHREAD);
 
 /// Traces every thread of the worker, including those that it starts, while tenants move in, work
