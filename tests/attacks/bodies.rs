@@ -373,8 +373,8 @@ fn turns(options: Options) -> Result<String, String> {
     });
     let said =
         format!("{before} of {BODIES} answered when the victim asked, {after} when its answer came ({served:?})");
-    // Beside the answers in flight, only two more may come first: that of the request being
-    // processed, and that of the request whose turn has come.
+    // At most four more answers may come first: of the request being processed, of the one whose
+    // turn has come, and those in flight.
     let in_time = served.is_ok_and(|took| !options.bench || took <= options.served_within());
     if in_time && before < BODIES / 2 && after <= before + 4 { Ok(said) } else { Err(said) }
 }

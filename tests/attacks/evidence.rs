@@ -253,8 +253,9 @@ fn restarted(_: Options) -> Result<String, String> {
     let ground = Ground::around(process, place);
     let after = set(&operator(&ground), 100..100 + MORE);
     let roots = ground.root.ask("PUT", "/v1/tenants/ops-r", policy.as_bytes()).map_or(0, |answer| answer.status);
-    let said =
-        format!("{before} of 100 policies were set, {after} of {MORE} more after a restart; root's next one was answered {roots}");
+    let said = format!(
+        "{before} of 100 policies were set, {after} of {MORE} more after a restart; root's next one was answered {roots}"
+    );
     if (1..100).contains(&before) && after == 0 && roots == 200 { Ok(said) } else { Err(said) }
 }
 

@@ -35,12 +35,13 @@ enum Task {
     Text,
     /// Check links in documents, and the catalogues of attacks and signals.
     Documents,
-    /// Renew what comes from the code: the OpenAPI document, and SPECIFICATION's table of limits.
+    /// Renew the files that come from the code: the OpenAPI document, and SPECIFICATION's table of
+    /// limits.
     Generate,
     /// Measure.
     #[command(subcommand)]
     Bench(bench::Bench),
-    /// Fuzz: what reads bytes of others, the confinement of workers, V8.
+    /// Fuzz the code that reads bytes of others, the confinement of workers, or V8.
     #[command(subcommand)]
     Fuzz(fuzz::Fuzz),
     /// Disturb a daemon under load; see `-- --help`.
@@ -94,7 +95,7 @@ fn target() -> PathBuf {
     env::var_os("CARGO_TARGET_DIR").map_or_else(|| root().join("target"), PathBuf::from)
 }
 
-/// What is made or downloaded once and outlives a checkout.
+/// The folder for files that are made or downloaded once and outlive a checkout.
 fn cache_dir() -> PathBuf {
     let own = env::var_os("XDG_CACHE_HOME").map(PathBuf::from);
     let home = || env::var_os("HOME").map(|home| PathBuf::from(home).join(".cache"));
@@ -129,7 +130,7 @@ fn check(command: &mut Command) -> Result<()> {
 /// How many of a command's last lines its error repeats.
 const LAST_LINES: usize = 60;
 
-/// Like [`check`], for a command that prints much: the error ends with the command's last lines.
+/// Like [`check`], for a command that prints much. The error ends with the command's last lines.
 fn check_watched(command: &mut Command) -> Result<()> {
     let (reader, writer) = std::io::pipe()?;
     let mut child = command

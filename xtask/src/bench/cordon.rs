@@ -41,13 +41,13 @@ pub(crate) fn run(moves: usize) -> Result<()> {
             json!({ "cpuMs": 50 }),
             HARD,
         ),
-        ("crashes V8: more than there can be", "() => new Array(1e9).fill(0).length", json!({ "cpuMs": 60_000 }), HARD),
+        ("crashes V8: an array too long", "() => new Array(1e9).fill(0).length", json!({ "cpuMs": 60_000 }), HARD),
     ] {
         let took = misbehave(&programs, code, &limits, most == HARD)?;
         holds &= verdict(what, took, most);
     }
     let probes = probes(&archive)?;
-    holds &= verdict("probes system calls and another cage, each of three times", probes, HARD);
+    holds &= verdict("probes system calls and another cage: the slowest of three", probes, HARD);
     holds &= under_load(&programs, moves)?;
     ensure!(holds, "the figures do not hold");
     Ok(())
@@ -103,7 +103,7 @@ fn misbehave(programs: &Path, code: &str, limits: &Value, once: bool) -> Result<
             std::thread::sleep(Duration::from_millis(2));
         };
         over.store(true, Ordering::SeqCst);
-        // An order ends what still spins.
+        // An order ends the runs that still spin.
         let order = json!({ "level": "expelled", "reason": "the measurement is over" }).to_string();
         if !once {
             connection.request("PUT", "/v1/tenants/t/cordon", order.as_bytes())?;
@@ -114,14 +114,14 @@ fn misbehave(programs: &Path, code: &str, limits: &Value, once: bool) -> Result<
     })
 }
 
-/// What the attack harness measures, with the worker that has attack natives.
+/// The figure that the attack harness measures, with the worker that has attack natives.
 fn probes(archive: &v8::Archive) -> Result<Duration> {
     let file = root().join("target/cordons.json");
     let arguments = ["test", "--quiet", "-p", "enisle-tests", "--test", "escape", "--", "--only", "cordons", "--json"];
     let _ = output(cargo(archive).args(arguments).arg(&file))?;
     let rows: Value = serde_json::from_slice(&std::fs::read(&file)?)?;
     let said = rows[0]["with"].as_str().context("the harness has a first row")?.to_owned();
-    let ms = said.split_once("new home ").and_then(|(_, rest)| rest.split(' ').next()?.parse().ok());
+    let ms = said.split_once("new home at most ").and_then(|(_, rest)| rest.split(' ').next()?.parse().ok());
     Ok(Duration::from_millis(ms.with_context(|| format!("no figure in {said:?}"))?))
 }
 
@@ -167,8 +167,8 @@ fn under_load(programs: &Path, moves: usize) -> Result<bool> {
     Ok(holds)
 }
 
-/// Clients on the mover and on its neighbours, for as long as the mover is moved: how many runs
-/// they asked for, and how long each run of the mover and of its neighbours took.
+/// Starts clients on the mover and on its neighbours, for as long as the mover is moved. Returns
+/// how many runs they asked for, and how long each run of the mover and of its neighbours took.
 fn while_moving(
     daemon: &Private,
     connection: &mut Connection,

@@ -1,5 +1,5 @@
-//! `cargo xtask bench keys`: the cost of keys and of a tenant thread's filter, on against off in
-//! the same run.
+//! `cargo xtask bench keys`: the cost of keys and of the filters of tenants' threads. Both are on
+//! and off in turn, in the same run.
 //!
 //! The benchmark speaks directly to two workers of twelve tenants each, so that only a worker is
 //! measured: one with every layer, one without keys and without the thread's own filter. They take
@@ -114,6 +114,6 @@ fn filters() -> Result<()> {
     let (channel, _) = std::os::unix::net::UnixStream::pair()?;
     let own = Own { zone: &zone, island, keys: &[2, 1], channel: std::os::fd::AsFd::as_fd(&channel) };
     let lengths: Vec<_> = programs(&own)?.iter().map(|(name, program)| format!("{name} {}", program.len())).collect();
-    println!("\nBPF instructions: {}; the kernel takes 4096 a program", lengths.join(", "));
+    println!("\nBPF instructions: {}; the kernel accepts at most 4096 in a program", lengths.join(", "));
     Ok(())
 }

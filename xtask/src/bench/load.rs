@@ -10,8 +10,8 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, ensure};
 use serde_json::{Value, json};
 
-use super::peers::Workerd;
 use super::sample::{Sample, micros};
+use super::workerd::Workerd;
 use crate::http::{Connection, Private};
 use crate::{build_release, output, v8};
 
@@ -191,8 +191,8 @@ fn sequential(connection: &mut Connection, pause: Option<Duration>) -> Result<Ve
     Ok(durations)
 }
 
-/// Runs clients without pause: every request's duration, and requests a second. `client` prepares
-/// one client and warms it up.
+/// Runs clients without pause. Returns the duration of every request, and the requests a second.
+/// `client` prepares one client and warms it up.
 fn throughput<F>(seconds: u64, client: impl Fn(usize) -> Result<F> + Sync) -> Result<(Sample, f64)>
 where
     F: FnMut() -> Result<()>,

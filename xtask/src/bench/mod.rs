@@ -5,8 +5,8 @@ mod attacks;
 mod cordon;
 mod keys;
 mod load;
-mod peers;
 mod sample;
+mod workerd;
 
 use std::path::PathBuf;
 
@@ -28,22 +28,22 @@ pub(crate) enum Bench {
         #[arg(long, default_value_t = 12)]
         moves: usize,
     },
-    /// The cost of protection keys and of a tenant thread's filter: runs a second of one worker, on
-    /// against off.
+    /// The cost of protection keys and of the filters of tenants' threads: runs a second of one
+    /// worker with them, and without them.
     Keys {
-        /// How many rounds of half a second each, on and off in turn.
+        /// How many rounds of half a second each, with them and without them in turn.
         #[arg(long, default_value_t = 40)]
         rounds: usize,
     },
     /// `load()` through the socket against raw V8 in a loop, memory per idle tenant, and hostile
     /// scripts against their limits.
     Load {
-        /// A folder where `npm install workerd` was run: measures the same script through its
-        /// Worker Loader.
+        /// A folder where `npm install workerd` was run: measures workerd's Worker Loader too, with
+        /// a script that does as little.
         #[arg(long)]
         peers: Option<PathBuf>,
         /// The folder with the release of another build (`target/release` of an older checkout):
-        /// compares the two, in turns.
+        /// compares the two builds, in turns.
         #[arg(long)]
         against: Option<PathBuf>,
         /// Seconds for each measurement of throughput.

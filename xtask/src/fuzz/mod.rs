@@ -11,7 +11,7 @@ use crate::{cargo, check, target, v8, vm};
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum Fuzz {
-    /// Fuzz what reads bytes of others; see `-- --help`.
+    /// Fuzz the code that reads bytes of others; see `-- --help`.
     Parsers(Rest),
     /// Fuzz the confinement of workers; see `-- --help`.
     Escape(Rest),

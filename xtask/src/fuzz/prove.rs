@@ -1,8 +1,8 @@
 //! `cargo xtask fuzz prove`: does each fuzzer find what it is for?
 //!
 //! Every patch in `fuzz/known-bad` puts one fault into a copy of the checkout. Its head names the
-//! fuzzer that has to find the fault (`Found-By`), and what the machine must have (`Needs`). No
-//! generator and no oracle knows these patches.
+//! fuzzer that must find the fault (`Found-By`), and the features that the machine must have
+//! (`Needs`). No generator and no oracle knows these patches.
 
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
@@ -15,7 +15,7 @@ use crate::{check, root, target, v8};
 
 #[derive(Debug, clap::Args)]
 pub(crate) struct Options {
-    /// Only the faults with this in their names.
+    /// Only the faults whose names contain this.
     #[arg(long)]
     only: Option<String>,
     /// How long a fuzzer may take to find one fault, in minutes.
@@ -28,7 +28,7 @@ struct Fault {
     name: String,
     patch: PathBuf,
     what: String,
-    /// The task of `enisle-fuzz` that has to find it.
+    /// The task of `enisle-fuzz` that must find the fault.
     found_by: String,
     needs_keys: bool,
 }
@@ -104,7 +104,8 @@ impl Copy {
             fs::remove_dir_all(&copy.tree)?;
         }
         fs::create_dir_all(&copy.tree)?;
-        // With the times of the files, so that only what a patch touches is built again.
+        // The copy keeps the times of the files, so that only the files that a patch touches are
+        // built again.
         let mut list =
             Command::new("git").args(["ls-files", "-z"]).current_dir(root()).stdout(Stdio::piped()).spawn()?;
         let names = list.stdout.take().context("git has no standard output")?;
@@ -140,7 +141,7 @@ impl Copy {
         cargo
     }
 
-    /// Builds the copy and starts the fuzzer. Returns how long it took and what it found.
+    /// Builds the copy and starts the fuzzer. Returns how long the fuzzer took and what it found.
     fn fuzz(&self, fault: &Fault, minutes: u64, emulated: bool) -> Result<Option<(Duration, String)>> {
         let archive = v8::find()?;
         let profile = ["--quiet", "--profile", "harness"];

@@ -116,8 +116,8 @@ fn verdict(world: &World<'_>) -> bool {
     let soft = slowest(&["batch computing", "memory bombs", "Spectre, silent", "Spectre, behind messages"]);
     let detection = 100.0 * found as f64 / acted.max(1) as f64;
     let false_positives = 100.0 * wrong as f64 / benign.max(1) as f64;
-    // Processes of tenants alone against those of tenants that deserve one, with the shared
-    // processes on both sides.
+    // All processes, over those that would run if only tenants that deserve one had a process of
+    // their own.
     let ratio = |&(all, alone, deserving): &(usize, usize, usize)| all as f64 / (all - alone + deserving).max(1) as f64;
     let processes = world.tally.days.iter().map(ratio).fold(0.0, f64::max);
     let pushed = of(Label::Benign).map(|tenant| tenant.most_score).fold(0.0, f64::max);
@@ -175,8 +175,8 @@ fn curve(options: &Options) {
         let name = format!("from a score of {:.0} on", rules.solo);
         price(&name, mean(&|day| day.0), mean(&|day| day.1), tenants, exposed, out);
     }
-    // Without cordons no tenant leaves: every benign tenant is beside all hostile ones from their
-    // first act on.
+    // Without cordons no tenant leaves, so every benign tenant is beside hostile ones all the time.
+    // This figure counts all hours, also those before the first hostile act.
     let hours = (options.weeks * 7 * 24) as f64;
     price("everyone in one process", 1.0, 0.0, tenants, hours, 0);
 }

@@ -24,13 +24,13 @@ pub(super) struct Tenant {
     traits: Traits,
     around: Circumstances,
     home: u32,
-    /// Until when it is isolated after the death of a process or, with a case, bisected with its
-    /// former neighbours.
+    /// Until when the tenant is isolated after the death of a process. With a case, it is bisected
+    /// with its former neighbours until then.
     suspected: Option<(Option<Case>, Time)>,
     pub(super) first_act: Option<Time>,
-    /// When a decision first isolated it, after it had acted.
+    /// When a decision first isolated the tenant, after it had acted.
     pub(super) cordoned: Option<Time>,
-    /// Whether it has ended a process itself.
+    /// Whether the tenant has ended a process itself.
     pub(super) took: bool,
     pub(super) worst: Level,
     pub(super) most_score: f64,

@@ -1,7 +1,7 @@
 //! `cargo xtask documents`: links in documents lead somewhere, and the catalogues in `docs/` are
 //! what the code and the tests say.
 //!
-//! Without a network: a link to another host is not followed.
+//! The check needs no network, because it does not follow links to other hosts.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
@@ -117,8 +117,9 @@ fn cells(line: &str) -> Option<Vec<String>> {
     Some(inner.split('|').map(|cell| cell.trim().replace('`', "")).collect())
 }
 
-/// Where the catalogue of signals differs from the engine's: the cells of every row but what says
-/// when the signal is seen, and that the file in the last cell mentions the signal.
+/// Where the catalogue of signals differs from the engine's table. Compares all cells of a row but
+/// the one that says when the signal is seen, and checks that the file in the last cell mentions
+/// the signal.
 fn signals(document: &str, read: impl Fn(&str) -> Option<String>) -> Vec<String> {
     let rows: Vec<_> = document.lines().filter_map(cells).filter(|row| row.len() == 8).skip(2).collect();
     let rules = Rules::default();
@@ -163,7 +164,7 @@ fn row_of(signal: Signal, rules: &Rules) -> Vec<String> {
     row
 }
 
-/// In the largest unit that divides it, except that a day is 24 hours.
+/// Writes a duration in the largest unit that divides it, except that one day is 24 hours.
 fn duration(secs: u64) -> String {
     match secs {
         secs if secs.is_multiple_of(86_400) && secs > 86_400 => format!("{} d", secs / 86_400),
@@ -173,8 +174,8 @@ fn duration(secs: u64) -> String {
     }
 }
 
-/// Where the catalogue of attacks differs from the tests' cases, and codes that a document cites
-/// and the catalogue does not have.
+/// Where the catalogue of attacks differs from the tests' cases, and which codes a document cites
+/// that the catalogue does not have.
 fn attacks(documents: &BTreeMap<PathBuf, String>, cases: &str) -> Vec<String> {
     let catalogue = Path::new("docs/attacks.md");
     let first_cells = documents[catalogue].lines().filter_map(cells).filter(|row| row.len() == 4);
@@ -200,8 +201,8 @@ fn attacks(documents: &BTreeMap<PathBuf, String>, cases: &str) -> Vec<String> {
     found
 }
 
-/// The code of an attack that a text begins with: `M02 buffer` is M02, `S6b homes` is S6. Nothing
-/// for a text that begins otherwise.
+/// The code of an attack that a text begins with: `M02 buffer` is M02, `S6b homes` is S6. Returns
+/// `None` for a text that begins otherwise.
 fn code(text: &str) -> Option<String> {
     let word = text.split(' ').next()?;
     let letter = word.chars().next().filter(|letter| "MFNS".contains(*letter))?;

@@ -5,7 +5,7 @@ pub(super) struct House {
     pub(super) folder: &'static str,
     /// A file belongs to the room with the longest name that fits.
     pub(super) rooms: &'static [Room],
-    /// Rooms that every other may import.
+    /// Rooms that every other room may import.
     pub(super) open: &'static [&'static str],
     /// Imports, from and to, that break a rule and are tolerated until they are removed. A removed
     /// import must be removed here too.
@@ -152,11 +152,11 @@ const HARDENING: House = House {
         room("posture", &["islands", "layers", "process"], "it asks the machine, and confines nothing"),
         room("jail", &["layers", "process"], "its steps come before V8, keys and filters"),
         room("filter", &["islands", "layers"], "it knows addresses and keys, and not how they came about"),
-        room("fault", &["islands", "process"], "its handler may rely on frozen values and system calls alone"),
+        room("fault", &["islands", "process"], "its handler may rely only on frozen values and system calls"),
         room("islands", &["process"], "it knows slots and keys, and nothing that confines them"),
-        room("layers", &[], "it is names"),
+        room("layers", &[], "it only gives names"),
         room("process", &[], "it wraps system calls"),
-        room("paths", &[], "it is paths"),
+        room("paths", &[], "it only gives paths"),
     ],
     open: &[],
     known: &[],

@@ -185,7 +185,7 @@ fn module_of(path: &Path) -> Module {
 }
 
 /// Every path of those tokens that begins with `crate`, `super` or `self`, resolved from `module`,
-/// with its line; without what `#[cfg(test)]` stands before.
+/// with its line. Leaves out the items that follow `#[cfg(test)]`.
 fn gather(tokens: TokenStream, module: &[String], found: &mut Vec<(Module, usize)>) {
     let tokens: Vec<_> = tokens.into_iter().collect();
     let mut at = 0;
@@ -240,7 +240,7 @@ fn path(tokens: &[TokenTree], mut at: usize, mut read: Vec<String>, found: &mut 
     at
 }
 
-/// A path from the crate's root; nothing for a path that leads out of it.
+/// A path from the crate's root; `None` for a path that leads out of the crate.
 fn resolve(path: &[String], module: &[String]) -> Option<Module> {
     let (first, rest) = path.split_first()?;
     let mut base = match first.as_str() {

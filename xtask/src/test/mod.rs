@@ -142,8 +142,8 @@ fn style(archive: &v8::Archive) -> Result<()> {
     check(cargo(archive).args(["clippy", "--quiet", "--workspace", "--all-targets", "--", "-D", "warnings"]))
 }
 
-/// Every link in a doc comment leads somewhere. The documentation is made with private items, so a
-/// link to one of them does.
+/// Every link in a doc comment leads somewhere. The documentation includes private items, so a link
+/// to one of them leads somewhere too.
 fn documentation(archive: &v8::Archive) -> Result<()> {
     let mut doc = cargo(archive);
     doc.env("RUSTDOCFLAGS", "-D warnings -A rustdoc::private_intra_doc_links");
@@ -154,7 +154,8 @@ fn deny_is_installed() -> bool {
     Command::new("cargo-deny").arg("--version").output().is_ok_and(|out| out.status.success())
 }
 
-/// What `deny.toml` says of dependencies, but for advisories, whose database is on the network.
+/// Checks what `deny.toml` says of dependencies, except for advisories, whose database is on the
+/// network.
 fn dependencies(archive: &v8::Archive) -> Result<()> {
     if !deny_is_installed() {
         println!("skipped: cargo-deny is not installed (cargo install cargo-deny --locked)");
@@ -170,7 +171,7 @@ fn lacking() -> Vec<&'static str> {
         "root" => nix::unistd::geteuid().is_root(),
         "pku" => posture.layers().has(Layer::Keys),
         "userns" => posture.layers().has(Layer::Namespaces) && posture.layers().has(Layer::EmptyRoot),
-        // With its scopes.
+        // Landlock counts only with its scopes.
         "landlock" => posture.landlock_scopes,
         layer => layer.parse().is_ok_and(|layer: Layer| posture.layers().has(layer)),
     };
@@ -206,8 +207,8 @@ fn attacks(archive: &v8::Archive, lacking: &[&str], slow: bool) -> Result<()> {
 /// Part of the name of every native of the attack harness.
 const NATIVE: &[u8] = b"attack_probe_";
 
-/// The release does not build with the natives, and has none of their symbols. The harness's worker
-/// has them, or the search would prove nothing.
+/// A release does not build with the natives, and has none of their symbols. The harness's worker
+/// must have these symbols, or the search would prove nothing.
 fn no_release_has_natives(archive: &v8::Archive) -> Result<()> {
     let worker = ["build", "--quiet", "--release", "-p", "enisle-worker", "--bin"];
     check(cargo(archive).args(worker).arg("enisle-worker"))?;

@@ -38,7 +38,8 @@ enum Comments {
 }
 
 impl Comments {
-    /// By the file's name; nothing for a file whose comments are not checked.
+    /// How a file marks comments, judged by its name; `None` for a file whose comments are not
+    /// checked.
     fn of(path: &Path) -> Option<Self> {
         let name = path.file_name()?.to_str()?;
         match path.extension().and_then(|ending| ending.to_str()) {
@@ -48,7 +49,7 @@ impl Comments {
         }
     }
 
-    /// What a comment line says; nothing for any other line.
+    /// The text of a comment line; `None` for any other line.
     fn text(self, line: &str) -> Option<&str> {
         let line = line.trim_start();
         match self {
@@ -88,8 +89,8 @@ fn too_long(path: &Path, text: &str) -> Option<String> {
     })
 }
 
-/// Every file of the checkout, relative to it, sorted; without `v8/`, what is built, and hidden
-/// folders other than those of Cargo and CI.
+/// Every file of the checkout, as a sorted list of relative paths. Leaves out `v8/`, built files,
+/// and hidden folders other than those of Cargo and CI.
 pub(super) fn files() -> Result<Vec<PathBuf>> {
     let mut files = Vec::new();
     collect(Path::new(""), &mut files)?;

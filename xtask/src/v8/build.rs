@@ -203,7 +203,7 @@ fn icu_data(recipe: &Recipe) -> Result<()> {
     Ok(())
 }
 
-/// GN expects the layout of Chromium's own clang; this is Debian's in that shape.
+/// Lays out Debian's clang like Chromium's own, because GN expects that layout.
 fn clang_folder(recipe: &Recipe) -> Result<()> {
     let clang = recipe.path("clang");
     if clang.exists() {
@@ -260,14 +260,14 @@ fn drop_lines(path: &Path, needles: &[&str]) -> Result<()> {
     Ok(())
 }
 
-/// A dropped flag may share its line with the list around it: only the string goes.
+/// A dropped flag may share its line with the list around it. Then only the string is removed.
 fn replacement_for(line: &str) -> String {
     let (Some(first), Some(last)) = (line.find('"'), line.rfind('"')) else { return String::new() };
     let (before, after) = (&line[..first], &line[last + 1..]);
     format!("{before}{}", after.strip_prefix(',').unwrap_or(after))
 }
 
-/// Applies the series. Each part leaves a mark of its own: a part cannot be applied twice.
+/// Applies the series. Each part leaves a mark of its own, because a part cannot be applied twice.
 fn apply_patches(recipe: &Recipe) -> Result<()> {
     let folder = recipe.path("patches");
     fs::create_dir_all(&folder)?;
@@ -391,8 +391,8 @@ fn bindings(recipe: &Recipe) -> Result<()> {
         defines.split('\0').filter(|define| !define.is_empty() && !unwanted.iter().any(|word| define.contains(word))),
     );
     check(&mut command)?;
-    // In the checkout: in the folder of the crate's sources rustup would ask for the crate's own
-    // toolchain.
+    // This runs in the checkout, because in the folder of the crate's sources rustup would ask for
+    // the crate's own toolchain.
     check(
         Command::new("rustfmt").current_dir(root()).args(["--edition", "2021", "--config-path", "/dev/null"]).arg(&out),
     )

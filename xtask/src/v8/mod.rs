@@ -24,7 +24,8 @@ pub(crate) enum V8 {
         /// Parallel compiler processes.
         #[arg(long, default_value_t = std::thread::available_parallelism().map_or(2, usize::from))]
         jobs: usize,
-        /// Build one that checks V8's own assumptions, for tests. It stays in the cache folder.
+        /// Build an archive that checks V8's own assumptions, for tests. It stays in the cache
+        /// folder.
         #[arg(long)]
         dchecks: bool,
     },

@@ -10,7 +10,7 @@ use sha2::{Digest, Sha256};
 
 use crate::{cache_dir, root};
 
-/// The `v8` crate's version; `Cargo.toml` pins the same one, and a test compares them.
+/// The version of the `v8` crate. `Cargo.toml` pins the same version, and a test compares the two.
 pub(crate) const VERSION: &str = "152.2.0";
 /// The file names that the `v8` crate's build script looks for with the sandbox feature.
 pub(crate) const ARCHIVE: &str = "librusty_v8_ptrcomp_sandbox_release_x86_64-unknown-linux-gnu.a.gz";
@@ -97,8 +97,8 @@ fn holds_archive(dir: &Path) -> bool {
 }
 
 impl Archive {
-    /// Its checksum, or nothing where none is beside it. The `v8` crate compares it to notice
-    /// another archive.
+    /// The archive's checksum; empty if no checksum is beside the archive. The `v8` crate compares
+    /// checksums to notice another archive.
     pub(crate) fn sha256(&self) -> String {
         let sums = fs::read_to_string(self.dir.join("SHA256SUMS")).unwrap_or_default();
         let line = sums.lines().find_map(|line| line.strip_suffix(ARCHIVE));

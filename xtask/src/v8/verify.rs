@@ -11,7 +11,8 @@ use crate::{check, root};
 pub(crate) fn verify(archive: &Archive) -> Result<()> {
     println!("checking {}", archive.dir.display());
     checksums(&archive.dir)?;
-    // A target folder of its own, so that the archive is really unpacked and linked again.
+    // The check has a target folder of its own, so that the archive is really unpacked and linked
+    // again.
     check(
         Command::new(env!("CARGO"))
             .current_dir(root())

@@ -29,11 +29,11 @@ struct Posture {
     boots: Boots,
     machine: fn(Machine) -> Machine,
     guest: fn() -> Guest,
-    /// The layers that it lacks, beside those of [`Posture::off`].
+    /// The layers that the machine lacks, beside those of [`Posture::off`].
     lacks: &'static [&'static str],
-    /// The layers that the daemon does without although the machine has them.
+    /// The layers that the daemon leaves off although the machine has them.
     without: &'static [&'static str],
-    /// Whether the test command tries it too.
+    /// Whether the test command tries this machine too.
     short: bool,
 }
 
@@ -159,7 +159,7 @@ const LIMIT: Duration = Duration::from_secs(300);
 pub(crate) enum Choice<'a> {
     All,
     Short,
-    /// Those with this in their names.
+    /// The postures whose names contain this.
     Named(&'a str),
 }
 

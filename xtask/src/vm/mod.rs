@@ -19,7 +19,8 @@ pub(crate) enum Vm {
     /// Run the attack harness in the emulated machine, and the tests that need what this machine
     /// may lack.
     Escape {
-        /// Arguments of the harness, such as `--only M14`; with any the other tests are left out.
+        /// Arguments of the harness, such as `--only M14`. With arguments, the other tests are left
+        /// out.
         #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
         arguments: Vec<String>,
     },
@@ -28,7 +29,7 @@ pub(crate) enum Vm {
         /// Only the postures that the test command tries.
         #[arg(long, conflicts_with = "only")]
         short: bool,
-        /// Only the postures with this in their names.
+        /// Only the postures whose names contain this.
         #[arg(long)]
         only: Option<String>,
     },
@@ -78,8 +79,8 @@ fn quoted(argument: &str) -> String {
 const HARNESS_LIMIT: Duration = Duration::from_secs(60 * 60);
 const MEMORY_MIB: u32 = 4096;
 
-/// What the emulated machine has and this one may lack, as named in `ENISLE_REQUIRE`. There no test
-/// may be skipped.
+/// The features that the emulated machine has and this machine may lack, as named in
+/// `ENISLE_REQUIRE`. In the emulated machine no test may be skipped.
 pub(crate) const FEATURES: &[&str] = &["pku", "userns", "landlock", "seccomp", "root", "deny-write-execute"];
 
 /// Every layer of the jail by itself, what the kernel and the supervisor report of a worker, and
@@ -96,8 +97,8 @@ pub(crate) fn long_escape(programs: &Programs) -> Result<()> {
     in_machine(programs, "escape --rounds 10000 --soak 60")
 }
 
-/// What even a machine with protection keys may lack, because its kernel is old or its user is not
-/// root.
+/// Runs the tests of layers that even a machine with protection keys may lack, because its kernel
+/// is old or its user is not root.
 pub(crate) fn layers(programs: &Programs) -> Result<()> {
     in_machine(programs, LAYERS)
 }

@@ -1,4 +1,4 @@
-//! workerd's Worker Loader with the same script, for comparison: `env.LOADER.get(null, …)` makes a
+//! workerd's Worker Loader under the same load, for comparison. `env.LOADER.get(null, …)` makes a
 //! new isolate for each request.
 
 use std::fs;
@@ -31,11 +31,11 @@ export default {
 };
 "#;
 
-/// The script that the loaded worker runs. Ours answers a call, this one a request; neither does
-/// anything else.
+/// The script that the loaded worker runs. This script answers a request, and ours a call; neither
+/// does anything else.
 const LOADED: &str = "export default { fetch() { return new Response('42') } }";
 
-/// A workerd that serves on a Unix socket, gone when dropped.
+/// A workerd that serves on a Unix socket. It ends when this value is dropped.
 #[derive(Debug)]
 pub(crate) struct Workerd {
     process: Child,
