@@ -510,12 +510,13 @@ fn tiny(options: Options) -> Result<String, String> {
     let mut serve = |config: &str, what: &str, take: &dyn Fn(&Ground) -> Result<Vec<UnixStream>, String>| {
         let ground = Ground::with(config, None);
         let order = br#"{"level":"solo","reason":"as if it had misbehaved"}"#;
-        for tenant in ["acme-alone", "good-alone"].into_iter().filter(|_| what.contains("alone")) {
+        for tenant in ["acme-alone", "good-alone"].into_iter().filter(|_| what.contains("single-tenant")) {
             let ordered = ground.root.ask("PUT", &format!("/v1/tenants/{tenant}/cordon"), order);
             ordered.map_err(|error| error.to_string())?;
         }
         let _held = take(&ground)?;
-        let served = ground.victim.served(if what.contains("alone") { "good-alone" } else { "good-1" }, "()=>1");
+        let served =
+            ground.victim.served(if what.contains("single-tenant") { "good-alone" } else { "good-1" }, "()=>1");
         said.push(in_time(options, what.to_owned(), served)?);
         Ok::<_, String>(())
     };

@@ -267,7 +267,7 @@ fn main() -> ExitCode {
     }
     let mut rows = side_by_side(&jobs);
     // Each of these is a whole daemon with clients, and uses the whole machine.
-    let mut alone = |id, title, run: &dyn Fn() -> Result<String, String>| {
+    let mut by_itself = |id, title, run: &dyn Fn() -> Result<String, String>| {
         if wanted(id) {
             let row = found(id, title, run());
             row.print();
@@ -275,10 +275,10 @@ fn main() -> ExitCode {
         }
     };
     let title = "twelve tenants in a process, one of them attacking without pause";
-    alone("soak", title, &|| soak::run(&program, seconds));
+    by_itself("soak", title, &|| soak::run(&program, seconds));
     let title = "a tenant that probes system calls or cages is moved out, sealed, expelled";
-    alone("cordons", title, &|| cordons::probes(&program));
-    alone("cordons", "a tenant whose neighbour makes it crash is not pushed out", &|| cordons::pushes(&program));
+    by_itself("cordons", title, &|| cordons::probes(&program));
+    by_itself("cordons", "a tenant whose neighbour makes it crash is not pushed out", &|| cordons::pushes(&program));
     if let Some(file) = after("--json") {
         std::fs::write(file, as_json(&rows)).expect("the table is written");
     }

@@ -18,8 +18,8 @@ struct Seed {
 
 impl Seed {
     /// The number of words: the seed, its secrets, and for each secret a multiplier with its
-    /// inverse, which hash names that are whole numbers. An archive that hashes such names by their
-    /// value alone (without `v8_enable_seeded_array_index_hash`) has no multipliers.
+    /// inverse, which hash names that are whole numbers. An archive that hashes such names only by
+    /// their value (without `v8_enable_seeded_array_index_hash`) has no multipliers.
     const WORDS: usize = 7;
 
     /// Secrets are odd, each of their bytes has four bits set, and any two differ in 32 bits

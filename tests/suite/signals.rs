@@ -148,7 +148,7 @@ fn an_outdated_engine_counts_against_tenants_that_are_not_trusted() {
     assert!(!signals(&daemon, "known").contains("outdatedEngine"));
     let unknown = signals(&daemon, "unknown");
     assert!(unknown.contains("untrusted") && unknown.contains("new"), "{unknown}");
-    assert_eq!(cordon_of(&daemon, "unknown")["level"], "shared", "a tenant's traits alone never move it");
+    assert_eq!(cordon_of(&daemon, "unknown")["level"], "shared", "a tenant's traits by themselves never move it");
     let daemon = Daemon::start(&format!("{SHARING}[cordon]\nv8_at_least = \"1.0\"\n"));
     assert!(!signals(&daemon, "t").contains("outdatedEngine"));
 }

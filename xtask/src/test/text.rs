@@ -1,7 +1,7 @@
 //! `cargo xtask text`: comments end at column 100, and a long Rust file says why it is long.
 //!
-//! rustfmt holds code to its width and leaves comments alone. `v8/` is excluded: its texts belong
-//! to V8, or are generated.
+//! rustfmt holds code to its width and does not change comments. `v8/` is excluded: its texts
+//! belong to V8, or are generated.
 
 use std::fs;
 use std::path::{Path, PathBuf};
