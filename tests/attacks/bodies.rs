@@ -129,7 +129,7 @@ impl<'a> Sweep<'a> {
         let quiet = client == Client::Waits || gauge.quiet(BACK);
         let peak = gauge.peak();
         if call.method == "PUT" && call.path.contains("{id}") {
-            // A registered script stays in memory by design.
+            // A registered script would stay in memory by design, so it is deleted.
             let _ = self.peer().ask("DELETE", &call.target(tenant), b"");
         }
         // A daemon that never returns memory has been caught by now; the peaks are still of
@@ -224,8 +224,8 @@ fn sweep(options: Options, root: bool) -> Result<String, String> {
         for (index, place) in places.iter().enumerate() {
             let (before, behind) = body.around(place);
             // An attack costs a tenant its standing, and an expelled tenant is refused before its
-            // body is parsed, so each place gets a tenant of its own. To run a script, the tenant
-            // must have one, so that tenant is always the same.
+            // body is parsed, so each place in a body is tried with a tenant of its own. To run a
+            // script, the tenant must have one, so that tenant is always the same.
             let tenant =
                 if body.call.path.ends_with("/run") { "acme-b".to_owned() } else { format!("acme-{number}-{index}") };
             let where_to = if place.is_empty() { "body".to_owned() } else { place.join(".") };
@@ -314,8 +314,8 @@ fn together(options: Options) -> Result<String, String> {
     ground.victim.served("good-1", "()=>1")?;
     gauge.quiet(BACK);
     let before = gauge.rss().ok_or("the daemon died")?;
-    // Half of the default pool of 256 MiB, which counts a body twice, and the allowance for a
-    // client.
+    // The bound allows for half of the default pool of 256 MiB, and for a client. The pool counts a
+    // body twice.
     let allowed = before + 128 + 128;
     gauge.reset();
     let size = if options.slow { 48 * MIB } else { USUAL };

@@ -60,7 +60,7 @@ fn wash(options: Options, config: &str, flood: impl Fn(&Ground) -> usize + Sync)
     let ground = Ground::start(config);
     let done = AtomicBool::new(false);
     let ((flooded, left), pings) = probed(&ground, || {
-        // Uses up the log's budget first.
+        // The first flood uses up the log's budget.
         let first = flood(&ground);
         std::thread::scope(|scope| {
             let flooding = scope.spawn(|| {

@@ -84,8 +84,8 @@ fn runs(options: Options) -> Result<String, String> {
 }
 
 fn abandoned(options: Options) -> Result<String, String> {
-    // Longer than the whole case takes: a run that waits for the first one would never start by
-    // itself.
+    // The first run sleeps for longer than the whole case takes, so a run that waits for it does
+    // not start during the case.
     const LONG_MS: u64 = 100_000;
     let ground = Ground::start("[defaults.limits]\nwall_ms = 120000\n");
     let (bytes, gauge) = (size(options), ground.gauge());
@@ -349,7 +349,7 @@ fn policies(_: Options) -> Result<String, String> {
     let put = |n| ground.root.ask("PUT", &format!("/v1/tenants/acme-{n}"), policy.as_bytes());
     let got = (0..TRIED).filter(|n| put(*n).is_ok_and(|answer| answer.status == 200)).count();
     gauge.quiet(BACK);
-    // The allocator keeps some memory of their events and notes.
+    // The allocator keeps some memory that the events and notes of these policies used.
     let allowed = before + 2 * SCRIPT_MB + 8;
     let left = gauge.back_to(allowed, BACK);
     let said = format!("{got} policies in {SCRIPT_MB} MiB: {left:?} MiB, {before} before, {allowed} allowed");

@@ -105,7 +105,7 @@ fn numbers(_: Options) -> Result<String, String> {
                 Err(said) => {
                     range = range.or_else(|| ends(&said).map(|(least, most)| (least.to_owned(), most.to_owned())))
                 }
-                // The value is in range for a larger type.
+                // This value is within the range of a key that takes large numbers.
                 Ok(()) => {}
             }
         }

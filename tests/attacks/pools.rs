@@ -171,7 +171,7 @@ fn abandoned(options: Options) -> Result<String, String> {
     let said = format!("{begun} starts abandoned, at most {most} descriptors, {before} before; the victim: {served:?}");
     let pings = pings.verdict(options.bench).map_err(|pings| format!("{said}; {pings}"))?;
     let in_time = served.is_ok_and(|took| took <= options.served_within());
-    // The descriptors of connections, and some for each process.
+    // The bound allows for the descriptors of connections, and for some of each process.
     if in_time && most <= before + EACH * 64 + 20 * MOST { Ok(format!("{said}; {pings}")) } else { Err(said) }
 }
 
@@ -432,7 +432,7 @@ fn open_files(options: Options) -> Result<String, String> {
     const LIMIT: u32 = 640;
     const CONNECTIONS: usize = 128;
     const TENANTS: usize = 400;
-    // More processes than that limit allows.
+    // The limit on open files does not allow this many processes.
     let config = format!("{SHARING}max = 200\n[api]\nconnections = {CONNECTIONS}\nread_secs = 120\n");
     let ground = Ground::with_open_files(&config, LIMIT);
     let descriptors = || fs::read_dir(format!("/proc/{}/fd", ground.daemon.pid())).map_or(0, Iterator::count);

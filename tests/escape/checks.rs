@@ -103,7 +103,7 @@ pub(crate) fn instructions_that_write_pkru(bench: &Bench) -> Result<String, Stri
         executable.iter().map(|part| part.windows(4).filter(|window| needle(window)).count()).sum::<usize>()
     };
     let wrpkru = count(&|window| window[..3] == [0x0f, 0x01, 0xef]);
-    // /5 with a memory operand, with or without REX.W in front.
+    // XRSTOR is opcode 0F AE /5 with a memory operand, with or without REX.W in front.
     let xrstor = count(&|window| window[..2] == [0x0f, 0xae] && window[2] >> 3 & 7 == 5 && window[2] < 0xc0);
     let found = format!("WRPKRU {wrpkru} times, XRSTOR {xrstor} times");
     if (1..=WRPKRU_KNOWN).contains(&wrpkru) { Ok(found) } else { Err(format!("{found}; {WRPKRU_KNOWN} are known")) }

@@ -233,7 +233,7 @@ fn main() -> ExitCode {
     {
         return ExitCode::SUCCESS;
     }
-    // The worker with natives, and the one without.
+    // The harness uses the worker with natives, and for some rows the one without.
     let (program, production_worker) = (enisle_tests::attack_worker(), enisle_tests::programs().join("enisle-worker"));
     let layers = posture.layers().unsealed();
     let workshop = Workshop::open(&program, layers).expect("the worker starts");
@@ -337,7 +337,8 @@ fn side_by_side(jobs: &[Job<'_>]) -> Vec<Row> {
                     let stuck: Vec<_> =
                         begun.filter(|(index, _)| !table.contains_key(index)).map(|(_, job)| job.id).collect();
                     println!("no row in {} s; these are missing: {}", ROW_LIMIT.as_secs(), stuck.join(", "));
-                    // Their threads cannot be joined; the workers end with their parents.
+                    // The threads of the missing rows cannot be joined. Workers end with their
+                    // parents.
                     std::process::exit(1);
                 }
             }

@@ -24,12 +24,13 @@ const ATTACKS: [&str; 6] = [
 ];
 
 const NEAR: &str = "const island = 2n ** 41n, mine = attack.self()[1] & ~4095n;
-    // The slot before this one was taken earlier, so it has a tenant. A neighbour's cage begins
-    // somewhere in the upper part of its island; its window is 1 GiB behind its stack.
+    // The slot before this one was taken earlier, so it has a tenant. 1 TiB behind a neighbour's
+    // stack is its sandbox, wherever in the island that begins (`hardening::islands::zone`).
     const near = [-1n, 1n].map((k) => mine + k * island + (1n << 40n)).filter((at) => attack.probe(at) > 0);";
 
 pub(crate) fn run(worker: &Path, seconds: u64) -> Result<String, String> {
-    // All of these tenants belong to one uid, which would be on probation after two attacks.
+    // All of these tenants belong to one uid, whose tenants would be on probation after two
+    // attacks.
     let config = format!(
         "[workers]\nprogram = {:?}\n[defaults.quota]\nper_second = 1000000\nburst = 1000000\n\
          [cordon.rules.deaths]\nbudget = 0\n",

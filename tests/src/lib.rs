@@ -48,7 +48,7 @@ pub fn programs() -> &'static Path {
 pub fn build(dir: &Path, what: &[&str]) -> PathBuf {
     let target = dir.parent().expect("a profile is a folder in the target folder");
     let profile = dir.file_name().expect("a profile's folder has a name").to_string_lossy();
-    // Cargo's own name for the profile whose folder is `debug`.
+    // Cargo calls the profile whose folder is `debug` by another name.
     let profile = if profile == "debug" { "dev" } else { &profile };
     let mut cargo = Command::new(env!("CARGO"));
     cargo.args(["build", "--quiet", "--profile", profile, "--target-dir"]).arg(target).args(what);

@@ -103,7 +103,7 @@ impl Workshop {
         let (mut control, theirs) = UnixStream::pair()?;
         control.set_read_timeout(Some(PATIENCE))?;
         let root = nix::unistd::geteuid().is_root();
-        // An unprivileged uid, as the supervisor gives one to each worker.
+        // Root gives the worker an unprivileged uid, as the supervisor does.
         let (uid, gid) = if root {
             (1_900_100_000, 1_900_100_000)
         } else {

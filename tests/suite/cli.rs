@@ -160,7 +160,7 @@ fn the_command_line_gives_and_lifts_an_order_and_verifies_the_audit_log() {
     assert_eq!(enisle(&["cordon", "t", "solo"]).0, 2, "no reason");
     assert_eq!(enisle(&["cordon", "t", "shared", "--reason", "x"]).0, 2);
     assert!(enisle(&["events"]).1.contains("cordoned"));
-    // An order and its end, each with the move that followed from it.
+    // The log has the order and its end, each with the move that followed from it.
     enisle_tests::wait_until("the audit log", || daemon.get("/v1/audit")["seq"] == 4);
     let (code, verified) = enisle(&["audit", "verify"]);
     assert!(code == 0 && verified.starts_with("4 lines in 1 files are whole"), "{verified}");

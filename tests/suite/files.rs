@@ -42,7 +42,7 @@ fn start_openly(folder: TempDir) -> Daemon {
     let words = [&words[..], &[daemon.as_os_str()]].concat();
     let process =
         Daemon::command_of(&words, folder.path(), &folder.path().join("run/s")).spawn().expect("enisled runs");
-    // Where the tests look for a socket.
+    // The tests look for the socket at this path.
     let _ = symlink("run/s", folder.path().join("s"));
     Daemon::await_answer(process, folder)
 }

@@ -72,7 +72,7 @@ impl Seed {
                 "x".repeat(16)
             )
         };
-        // Five bits per byte, so that every character is printable ASCII.
+        // Each byte takes five bits of the number, so that every character is printable ASCII.
         let digits = |n: u64| (0..8).fold(0, |word, digit| word | (n >> (5 * digit) & 0x1f) << (8 * digit));
         (0..number).map(|n| name(digits(n))).collect()
     }

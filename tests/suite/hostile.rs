@@ -109,8 +109,8 @@ fn work_that_v8_does_not_interrupt_ends_nevertheless() {
     run_corpus(
         200,
         &[
-            // V8 does not interrupt these: the watchdog reports them, and the supervisor ends the
-            // process.
+            // V8 does not interrupt these scripts. The watchdog reports them, and the supervisor
+            // ends the process.
             ("() => Array.prototype.indexOf.call({ length: 2 ** 53 - 1 }, 1)", CPU, MayDie),
             ("() => Array.prototype.includes.call({ length: 2 ** 53 - 1 }, 1)", CPU, MayDie),
             ("() => { const a = new Float64Array(7e6); for (;;) a.sort() }", CPU, MayDie),
@@ -165,7 +165,8 @@ fn memory_in_every_form_ends_at_the_memory_limit() {
                 &["ok"],
                 Must,
             ),
-            // V8 aborts on these: the run gets its outcome, and the neighbour's run is restarted.
+            // V8 aborts on these scripts. The run gets its outcome, and the neighbour's run is
+            // restarted.
             ("() => 'x'.repeat(5e8).split('').length", EITHER, MayDie),
             ("() => new Array(1e9).fill(0).length", EITHER, MayDie),
         ],

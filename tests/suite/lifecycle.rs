@@ -213,7 +213,7 @@ fn an_old_worker_is_left_even_by_a_tenant_that_is_never_idle() {
     let daemon = Daemon::start("[workers]\nmax_age_secs = 1\n");
     daemon.run("t", "() => 1");
     let first = daemon.worker_of("t");
-    // Two clients, so that the tenant has a run at every moment.
+    // There are two clients, so that the tenant has a run at every moment.
     let waits = "() => new Promise((r) => setTimeout(() => r('done'), 50))";
     std::thread::scope(|scope| {
         for _ in 0..2 {

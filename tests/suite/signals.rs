@@ -115,8 +115,8 @@ fn messages_at_regular_times_and_floods_of_messages_are_noticed() {
     for tenant in ["ticks", "floods"] {
         daemon.request("PUT", &format!("/v1/tenants/{tenant}"), policy.as_bytes()).ok();
     }
-    // Repeated as often as necessary: other tests use the processors too, and a delayed message is
-    // not regular.
+    // The script runs as often as necessary, because other tests use the processors too, and a
+    // delayed message is not regular.
     wait_until("the rhythm to be seen", || {
         daemon.load("ticks", &json!({ "code": ticks, "limits": limits })).ok();
         signals("ticks").contains("remoteTiming")

@@ -61,7 +61,7 @@ fn main() -> ExitCode {
     match run(Task::parse()) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            // The error and its causes: a backtrace of this tool would not help.
+            // The message has the error and its causes. A backtrace of this tool would not help.
             println!("\nerror: {error:#}");
             ExitCode::FAILURE
         }
@@ -112,7 +112,7 @@ fn cargo(archive: &v8::Archive) -> Command {
 /// Builds the release and returns the folder with its programs.
 fn build_release(archive: &v8::Archive) -> Result<PathBuf> {
     println!("building the release (V8 from {}, {})", archive.dir.display(), archive.because);
-    // Beside the fuzzer, the supervisor would be built with the feature that only the fuzzer needs.
+    // If the fuzzer were built too, the supervisor would get a feature that only the fuzzer needs.
     let programs = ["--workspace", "--exclude", "enisle-fuzz", "--bins", "--examples"];
     check(cargo(archive).args(["build", "--release", "--quiet"]).args(programs))?;
     Ok(target().join("release"))

@@ -100,7 +100,7 @@ fn libraries(program: &Path) -> Result<Vec<PathBuf>, VmError> {
     let out = Command::new("ldd").arg(program).output().map_err(|error| failed(error.to_string()))?;
     let (listed, complaint) = (String::from_utf8_lossy(&out.stdout), String::from_utf8_lossy(&out.stderr));
     if !out.status.success() {
-        // A statically linked program needs none.
+        // A statically linked program needs no libraries.
         let is_static = complaint.contains("not a dynamic executable") || listed.contains("statically linked");
         return if is_static { Ok(Vec::new()) } else { Err(failed(complaint.into_owned())) };
     }

@@ -81,14 +81,16 @@ pub(super) const KINDS: &[Kind] = &[
         of_10k: 800,
         acts: &[(2.0, SOME_WORK), (4.0, Act::Say(Signal::NearMemory)), (0.5, Act::Page { secs: 1.0 })],
     },
-    // One accident a quarter: a loop that V8 does not interrupt, or an array that is too long.
+    // It has one accident a quarter: a loop that V8 does not interrupt, or an array that is too
+    // long.
     Kind {
         name: "accident-prone service",
         label: Label::Benign,
         of_10k: 40,
         acts: &[(0.011, Act::Take(Signal::HardKill))],
     },
-    // Two fifths of a processor in a thousand short runs a second, for half an hour at a time.
+    // It computes for two fifths of the time, in a thousand short runs a second, for half an hour
+    // at a time.
     Kind {
         name: "busy service",
         label: Label::Benign,
@@ -154,7 +156,8 @@ pub(super) const KINDS: &[Kind] = &[
         of_10k: 8,
         acts: &[(12.0, Act::TakeInCompany(Signal::ClosedKey))],
     },
-    // It uses one exploit a day and is never on record itself, so the engine does not find it.
+    // This tenant uses one exploit a day, and no record ever names it, so the engine does not find
+    // it.
     Kind { name: "pushes neighbours", label: Label::Hostile, of_10k: 1, acts: &[(1.0, Act::Push)] },
 ];
 

@@ -105,7 +105,7 @@ fn verdict(world: &World<'_>) -> bool {
     let found = of(Label::Hostile).filter(|tenant| tenant.cordoned.is_some()).count();
     let benign = of(Label::Benign).count();
     let wrong = of(Label::Benign).filter(|tenant| tenant.worst > Level::Shared).count();
-    // How many of those had ended a process by accident, which costs ten minutes alone.
+    // How many of these tenants had ended a process by accident, and were alone for ten minutes.
     let accidents = of(Label::Benign).filter(|tenant| tenant.worst > Level::Shared && tenant.took).count();
     let slowest = |kinds: &[&str]| {
         let delays = world.tenants.iter().filter(|tenant| kinds.contains(&tenant.kind.name)).filter_map(delay_secs);

@@ -227,7 +227,7 @@ fn path(tokens: &[TokenTree], mut at: usize, mut read: Vec<String>, found: &mut 
                 }
                 return at + 1;
             }
-            // `*`, or the generic arguments of a method's path.
+            // This is `*`, or the generic arguments of a method's path.
             _ => break,
         }
         at += 1;

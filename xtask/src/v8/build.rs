@@ -227,8 +227,8 @@ fn chromium_flags(recipe: &Recipe) -> Result<()> {
         &["-fdiagnostics-show-inlining-chain", "-fno-lifetime-dse"],
     )?;
     drop_lines(&src.join("build/config/sanitizers/sanitizers.gni"), &["-fsanitize-ignore-for-ubsan-feature="])?;
-    // Without that flag V8 mistakes the array-bounds and return traps for a UBSan build, and
-    // mksnapshot does not link.
+    // Without the flag that was dropped, V8 mistakes the array-bounds and return traps for a UBSan
+    // build, and mksnapshot does not link.
     let macros = src.join("v8/src/base/macros.h");
     let text = fs::read_to_string(&macros)?;
     let wanted = "#define V8_USE_UNDEFINED_BEHAVIOR_SANITIZER";
