@@ -224,7 +224,7 @@ fn crashed_on(ground: &Ground) -> Result<String, String> {
 
 /// How many names the peer uses.
 const NAMES: usize = 8;
-/// How many runs the neighbour has after each of them.
+/// How many runs the neighbour has after each name.
 const RUNS_BETWEEN: usize = 50;
 /// The latency that a neighbour's runs must not exceed.
 const NEIGHBOUR: Duration = Duration::from_millis(50);

@@ -1,5 +1,4 @@
-//! The command line: what a script returns or prints must neither make it fail nor drive a
-//! terminal.
+//! The command line: no result or text of a script may make it fail or drive a terminal.
 
 use std::io::Write;
 use std::process::{Command, Output, Stdio};

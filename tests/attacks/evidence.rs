@@ -1,4 +1,4 @@
-//! Events and logs: an attacker must not be able to wash away what its attack left.
+//! Events and logs: an attacker must not be able to wash away the evidence of its attack.
 
 use std::collections::BTreeSet;
 use std::fs;

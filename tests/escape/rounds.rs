@@ -47,8 +47,8 @@ const ATTACK: &str = "(s) => {
 }";
 
 /// Each round the victim has a new isolate, allocates and frees, and stays for a moment. The
-/// attacker tries the addresses that it named, and every used mapping of its island. The oracle
-/// inspects all mappings every tenth round.
+/// attacker tries the addresses that the victim named, and every used mapping of the victim's
+/// island. The oracle inspects all mappings every tenth round.
 pub(crate) fn trapped(bench: &Bench, rounds: usize) -> Result<String, String> {
     let text = |error: std::io::Error| error.to_string();
     let mut rig = bench.scene(bench.layers).map_err(text)?.0;

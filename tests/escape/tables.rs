@@ -74,8 +74,8 @@ const LOOK: &str = "
     return { base: String(base), waits: pooled.includes(segment), used: used(), left: [word(entry), word(entry + 8n)].map(String) };
 }";
 
-/// What a tenant's isolate wrote into a waiting segment of a table is gone when the next isolate
-/// gets the table; without the clearing it is still there.
+/// An entry that a tenant's isolate wrote into a waiting segment of a table is gone when the next
+/// isolate gets the table. Without the clearing, the entry is still there.
 pub(crate) fn cleared(bench: &Bench) -> Result<String, String> {
     let (left, found) = attack(&bench.workshop, bench)?;
     if found != json!({ "base": left["base"], "waits": true, "used": 0, "left": ["0", "0"] }) {

@@ -108,7 +108,8 @@ const OWN: WaitPidFlag = WaitPidFlag::__WALL.union(WaitPidFlag::__WNOTHREAD);
 /// and move out.
 ///
 /// A process with traced threads is gone only when the tracer has collected each of them. So the
-/// loop continues until none is left, even after an error: it then kills the worker first.
+/// loop continues until no thread is left, even after an error. After an error the loop kills the
+/// worker first.
 fn watch(rig: &mut Rig) -> nix::Result<Seen> {
     let worker = Pid::from_raw(rig.pid());
     let mut outcome = trace(worker);

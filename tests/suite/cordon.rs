@@ -77,9 +77,9 @@ const EVERYTHING: &str = "() => {
     return sum
 }";
 
-/// What V8 creates for all tenants at one tenant's request must not lie on that tenant's island:
-/// islands are unmapped when their tenants leave. A debug build of the worker also checks that no
-/// such memory is left on an island.
+/// Memory that V8 creates for all tenants at one tenant's request must not lie on that tenant's
+/// island, because islands are unmapped when their tenants leave. A debug build of the worker also
+/// checks that no such memory is left on an island.
 #[test]
 fn what_all_tenants_of_a_process_share_outlives_the_tenant_that_created_it() {
     let daemon = Daemon::start(SHARING);

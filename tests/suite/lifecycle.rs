@@ -1,4 +1,4 @@
-//! Death and recovery, drain, sockets.
+//! Processes that die and what replaces them, how the daemon drains, and its socket.
 
 use std::fs;
 use std::os::unix::net::UnixStream;

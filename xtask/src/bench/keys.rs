@@ -3,8 +3,8 @@
 //!
 //! The benchmark speaks directly to two workers of twelve tenants each, so that only a worker is
 //! measured: one with every layer, one without keys and without the thread's own filter. They take
-//! turns, because the speed of a shared machine drifts. Each round is compared with its neighbour,
-//! and the median of all pairs counts.
+//! turns, because the speed of a shared machine drifts. Each round of one worker is compared with
+//! the next round of the other, and the median of all pairs counts.
 
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};

@@ -14,7 +14,7 @@ use super::behaviour::{Act, BURST, DRAWN, KINDS, Kind, Label, policy};
 
 pub(super) const DAY: u64 = 24 * 3600 * 1000;
 const START: Time = Time(1_700_000_000_000);
-/// As on a machine with fifteen keys.
+/// The capacity of a machine with fifteen keys.
 const CAPACITY: Capacity =
     Capacity { keys: MAX_TENANTS_PER_PROCESS, cages: CAGES_PER_PROCESS, share_without_keys: false };
 
@@ -344,8 +344,8 @@ impl<'a> World<'a> {
         }
     }
 
-    /// Adds up how long benign tenants have been beside a hostile tenant that had begun to act,
-    /// when that ends.
+    /// When tenants part, adds up how long benign ones have been beside a hostile one that had
+    /// begun to act.
     fn expose(&mut self, home: u32) {
         let Some(home) = self.homes.get(&home) else { return };
         let acted = home.residents.iter().filter_map(|who| {

@@ -1,9 +1,10 @@
 //! `cargo xtask v8 build`: makes an archive from the crate's source, on Debian 12, with package
 //! registries as the only source.
 //!
-//! A straight list of steps. Each leaves a mark in the cache folder when it is done, so an
-//! interrupted build resumes there; the compile step resumes inside itself (ninja). The folder's
-//! name holds a hash of everything that decides the result, so a changed patch starts a new folder.
+//! The build is a straight list of steps. Each leaves a mark in the cache folder when it is done,
+//! so an interrupted build resumes there; the compile step resumes inside itself (ninja). The
+//! folder's name holds a hash of everything that decides the result, so a changed patch starts a
+//! new folder.
 
 use std::fs;
 use std::io::{BufRead, BufReader, Write};

@@ -1,11 +1,11 @@
 //! The matrix of postures: machines that lack one layer or another, and what the daemon must do on
 //! each.
 //!
-//! A machine is its kernel arguments and settings; the table says which layers remain. On each
-//! machine the program `posture` compares that with what `enisle doctor` and the daemon report, and
-//! tries what the daemon promises. Then every layer of the jail that the machine has is attacked
-//! with the layer on and off (`hardening/tests/layers`), and a worker is checked in `/proc`
-//! (`tests/suite/confinement.rs`).
+//! Kernel arguments and settings make a machine; the table says which layers remain. On each
+//! machine the program `posture` compares those layers with what `enisle doctor` and the daemon
+//! report, and tries what the daemon promises. Then every layer of the jail that the machine has is
+//! attacked with the layer on and off (`hardening/tests/layers`), and a worker is checked in
+//! `/proc` (`tests/suite/confinement.rs`).
 
 use std::time::{Duration, Instant};
 
