@@ -93,7 +93,7 @@ pub struct Standing {
     score: Score,
     /// The level at which the tenant must live.
     level: Level,
-    /// The level by its score alone.
+    /// The level that its score by itself demands.
     earned: Level,
     since: Time,
     /// When evidence or nuisance last counted against the tenant.

@@ -58,8 +58,8 @@ impl Default for Rules {
             back_below: 20.0,
             back_after_secs: DAY_SECS,
             suspicion_secs: 10 * MINUTE_SECS,
-            // Long enough to catch a tenant that does it again; short, because a tenant can do it
-            // to others.
+            // An hour is long enough to catch a tenant that kills again, and no longer because a
+            // tenant can bring this on others.
             unexplained_secs: HOUR_SECS,
             advisory_most: 15.0,
             share_most: 15.0,

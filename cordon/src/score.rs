@@ -15,7 +15,7 @@ pub(crate) struct Entry {
     signal: Signal,
     /// No other tenant can have caused it: none was in the process, or none could have.
     certain: bool,
-    /// At the moment `at`.
+    /// The points at the moment `at`.
     points: f64,
     at: Time,
     /// How often the signal was counted.
