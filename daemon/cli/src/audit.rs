@@ -27,8 +27,8 @@ pub(crate) enum Audit {
 }
 
 pub(crate) async fn verify(folder: Option<PathBuf>, client: &Client, as_json: bool) -> Result<u8, Failure> {
-    // Asked before the files are read: lines written meanwhile make the chain longer, never
-    // shorter.
+    // The daemon is asked before the files are read: lines written meanwhile make the chain longer,
+    // never shorter.
     let daemon = match (client.get("/v1/audit").await, &folder) {
         (Ok(daemon), _) => Some(daemon.read::<AuditHead>()?),
         (Err(_), Some(_)) => None,

@@ -40,7 +40,7 @@ pub(crate) async fn examine(client: &Client, as_json: bool) {
 /// What the daemon reports about itself. The daemon may be configured to do without a layer that
 /// the machine has, or may see less of the machine than this program does.
 fn daemon(info: &Info, client: &Client) {
-    let hidden = "which layers its workers lack is shown to operators ([[peers]] operate = true)";
+    let hidden = "only operators see which layers its workers lack ([[peers]] operate = true)";
     let consequence = info.posture.as_ref().map_or(hidden, |posture| &posture.consequence);
     outln!("daemon on {}: {consequence}", client.socket().display());
     for layer in info.posture.iter().flat_map(|posture| &posture.layers).filter(|layer| !layer.on) {

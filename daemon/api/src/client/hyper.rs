@@ -47,8 +47,8 @@ impl Body {
         std::str::from_utf8(&self.0).map_err(|error| ClientError::BadAnswer(error.to_string()))
     }
 
-    /// Parses the answer as one of the [types](crate::types). In those, a script's result stays
-    /// JSON text, because it may be nested more deeply than `serde_json` parses.
+    /// Parses the answer as one of the [types](crate::types). In those types, a script's result
+    /// stays JSON text, because it may be nested more deeply than `serde_json` parses.
     ///
     /// # Errors
     /// The answer is of another type.

@@ -85,7 +85,7 @@ pub struct LayerState {
 #[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct Counters {
     pub on: bool,
-    /// Why not; null if they are used.
+    /// Why they are not used; null if they are.
     pub detail: Option<String>,
 }
 
