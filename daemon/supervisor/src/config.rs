@@ -61,7 +61,7 @@ pub(crate) struct Workers {
     /// The age at which a worker process stops admitting tenants, in seconds; it ends once its
     /// tenants are idle.
     pub(crate) max_age_secs: u64,
-    /// Whether tenants may share a process with cages alone, on a machine without protection keys.
+    /// Whether tenants may share a process with cages only, on a machine without protection keys.
     pub(crate) share_without_keys: bool,
     /// As root: workers run under this uid and the ones after it, one each.
     pub(crate) uid_base: u32,
@@ -80,11 +80,11 @@ pub(crate) enum Keys {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub(crate) struct Cordon {
-    /// The largest number of processes that hold one tenant alone. Further tenants that need one
-    /// wait, and are then refused.
+    /// The largest number of single-tenant processes. Further tenants that need one wait, and are
+    /// then refused.
     pub(crate) max_alone: usize,
-    /// How long such tenants wait, in seconds. A run whose tenant is leaving a home, with no room
-    /// for another yet, waits equally long.
+    /// How long such tenants wait, in seconds. While a tenant's run in an old home has yet to end,
+    /// its next runs wait equally long for room.
     pub(crate) queue_secs: u64,
     /// How long a run may go on in a home that its tenant is leaving, in seconds; then it restarts
     /// in the new home.
@@ -161,7 +161,7 @@ pub(crate) struct Peer {
     pub(crate) share_percent: Option<u8>,
 }
 
-/// How many connections, beside `api.connections`, all uids together have that no rule names.
+/// How many connections all uids that no rule names have together, beside `api.connections`.
 pub(crate) const STRANGERS_CONNECTIONS: u64 = 8;
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]

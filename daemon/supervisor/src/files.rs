@@ -1,4 +1,4 @@
-//! Everything that the daemon keeps is opened here, for the daemon alone.
+//! Everything that the daemon keeps is opened here, so that no other user can reach it.
 //!
 //! A folder is opened once, step by step from the root, and held by its descriptor ([`Folder`]).
 //! Everything else happens below that descriptor, by name, so that exchanging a folder on the way
@@ -95,12 +95,12 @@ impl Folder {
 
     /// Checks, without changing anything, that a file in it could be opened.
     pub(crate) fn check(&self, name: &str, how: How) -> io::Result<()> {
-        check_open(&self.folder, OsStr::new(name_alone(name)?), how)
+        check_open(&self.folder, OsStr::new(plain_name(name)?), how)
     }
 
     /// Opens a folder in this one, and creates it if it does not exist.
     pub(crate) fn make_below(&self, name: &str) -> io::Result<Self> {
-        let alone = OsStr::new(name_alone(name)?);
+        let alone = OsStr::new(plain_name(name)?);
         make_at(&self.folder, alone, false)?;
         match step(&self.folder, alone)? {
             (_, found) if kind(&found) == SFlag::S_IFLNK => Err(link()),
@@ -140,7 +140,7 @@ impl Folder {
 
     /// Opens a file in it.
     pub(crate) fn open(&self, name: &str, how: How) -> io::Result<File> {
-        below(&self.folder, &self.path_of(name_alone(name)?), how)
+        below(&self.folder, &self.path_of(plain_name(name)?), how)
     }
 
     /// Reads a file in it.
@@ -152,7 +152,7 @@ impl Folder {
 
     /// What exists under that name, including a link; `None` if nothing does.
     pub(crate) fn find(&self, name: &str) -> io::Result<Option<FileStat>> {
-        match fstatat(&self.folder, name_alone(name)?, AtFlags::AT_SYMLINK_NOFOLLOW) {
+        match fstatat(&self.folder, plain_name(name)?, AtFlags::AT_SYMLINK_NOFOLLOW) {
             Err(Errno::ENOENT) => Ok(None),
             found => Ok(Some(found?)),
         }
@@ -175,11 +175,11 @@ impl Folder {
     }
 
     pub(crate) fn rename(&self, from: &str, to: &str) -> io::Result<()> {
-        Ok(renameat(&self.folder, name_alone(from)?, &self.folder, name_alone(to)?)?)
+        Ok(renameat(&self.folder, plain_name(from)?, &self.folder, plain_name(to)?)?)
     }
 
     pub(crate) fn remove(&self, name: &str) -> io::Result<()> {
-        Ok(unlinkat(&self.folder, name_alone(name)?, UnlinkatFlags::NoRemoveDir)?)
+        Ok(unlinkat(&self.folder, plain_name(name)?, UnlinkatFlags::NoRemoveDir)?)
     }
 
     /// Makes sure that everything created, renamed and removed in it is on disk.
@@ -308,9 +308,9 @@ pub(crate) fn parent(path: &Path) -> PathBuf {
 }
 
 /// Checks that a name is not a path to somewhere else.
-fn name_alone(name: &str) -> io::Result<&str> {
-    let alone = Path::new(name).file_name().is_some_and(|alone| alone == name);
-    if alone { Ok(name) } else { Err(refused(format!("{name:?} is not the name of a file"))) }
+fn plain_name(name: &str) -> io::Result<&str> {
+    let is_plain = Path::new(name).file_name().is_some_and(|last| last == name);
+    if is_plain { Ok(name) } else { Err(refused(format!("{name:?} is not the name of a file"))) }
 }
 
 /// A name for quarantined data that does not exist in the folder yet.
@@ -349,7 +349,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_created_belongs_to_the_daemon_alone() {
+    fn what_is_created_is_closed_to_all_other_users() {
         let dir = tempfile::tempdir().unwrap();
         for (name, how) in [("keep", How::Keep), ("append", How::Append), ("new", How::New)] {
             let path = dir.path().join(name);

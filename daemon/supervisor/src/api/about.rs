@@ -42,8 +42,8 @@ pub(crate) async fn version(State(daemon): State<Arc<Daemon>>, _: Asking) -> Jso
     })
 }
 
-/// What concerns every caller. How the machine is secured, and how full it is, is for operators
-/// only.
+/// Answers every caller with the defaults and the outcomes. Only operators also see how the machine
+/// is secured, and how full it is.
 pub(crate) async fn info(State(daemon): State<Arc<Daemon>>, Asking(peer): Asking) -> Json<Info> {
     let operates = peer.operates(&daemon);
     let for_operators = operates.then_some(&daemon);

@@ -20,7 +20,7 @@ use super::tenants::{object, respond_with};
 use crate::daemon::Daemon;
 use crate::state::notes::{NotWritten, Refused};
 
-/// A level and a sentence.
+/// An order is a level and a sentence.
 const MAX_ORDER_BYTES: usize = 4096;
 
 #[derive(Debug, Deserialize)]
@@ -93,8 +93,8 @@ pub(crate) async fn lift(
     respond_with(tenant, peer, &daemon).await
 }
 
-/// The folder of the log and its last line on disk, which `enisle audit verify` compares with; and
-/// how many lines were dropped because the disk was too slow.
+/// The folder of the log and its last line on disk, with which `enisle audit verify` compares the
+/// files; and how many lines were dropped because the disk was too slow.
 pub(crate) async fn audit(State(daemon): State<Arc<Daemon>>, _: Operator) -> Json<AuditHead> {
     let recorder = &daemon.warden.recorder;
     let (folder, head) = (recorder.folder().display().to_string(), recorder.head());

@@ -128,7 +128,7 @@ pub(crate) fn check_room_for_names(folder: &OwnedFd, path: &Path) -> io::Result<
         let error = io::Error::from(errno);
         io::Error::new(error.kind(), format!("nothing can be made in {}: {error}", path.display()))
     };
-    // Filesystems where root has every right, and still nothing can be created.
+    // On these filesystems root has every right, and still nothing can be created.
     let kind = fstatfs(folder).map_err(failed)?.filesystem_type();
     if [PROC_SUPER_MAGIC, SYSFS_MAGIC].contains(&kind) {
         return Err(failed(Errno::EPERM));

@@ -251,8 +251,7 @@ impl Home {
         ended
     }
 
-    /// A warm isolate is waiting, and no run is in progress or on its way.
-    ///
+    /// Whether a warm isolate is waiting and no run is in progress or on its way.
     pub(crate) fn is_idle(&self) -> bool {
         self.state.warm.load(Ordering::Relaxed) && matches!(self.users.load(Ordering::SeqCst), 0 | CLOSED)
     }

@@ -89,7 +89,7 @@ impl Pool {
             capacity,
             bounds,
             homes: Supply::new("the worker processes (workers.max)", bounds.processes as u64, parts.clone()),
-            homes_alone: Supply::new("the homes alone (cordon.max_alone)", bounds.alone as u64, parts),
+            homes_alone: Supply::new("the single-tenant homes (cordon.max_alone)", bounds.alone as u64, parts),
             snapshot: Arc::new(snapshot),
             starts: Turns::new(STARTS, STARTS_EACH),
             warden,

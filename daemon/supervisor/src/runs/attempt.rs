@@ -31,9 +31,9 @@ const LAST_LOSS: u32 = 2;
 /// How the attempts at one run have ended so far.
 #[derive(Debug, Default)]
 pub(crate) struct Attempts {
-    /// With its worker, and not by another tenant's doing.
+    /// How often the run was lost with its worker, and not by another tenant's doing.
     lost: u32,
-    /// With its worker, by another tenant's doing.
+    /// How often the run was lost with its worker, by another tenant's doing.
     lost_in_company: u32,
     not_begun: u32,
     fenced: u32,

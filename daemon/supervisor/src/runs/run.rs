@@ -90,7 +90,7 @@ impl Daemon {
                 }
                 Next::GiveUp(why, usage) => given_up(tenant, &why, usage),
                 Next::Wait => {
-                    // Until now it waited for its turn, not for room.
+                    // Until now the run waited for its turn, not for room.
                     until = room_until();
                     self.homes.pool.bury_dead();
                     continue;

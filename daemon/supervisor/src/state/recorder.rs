@@ -195,7 +195,7 @@ impl Drop for CloseOnDrop {
     }
 }
 
-/// Locks the state folder for this daemon alone.
+/// Locks the state folder, so that no other daemon uses it.
 fn lock(state: &Folder) -> Result<Flock<File>, RecordError> {
     let file = state.open(LOCK, How::Keep).map_err(|error| RecordError::Folder(state.path_of(LOCK), error))?;
     Flock::lock(file, FlockArg::LockExclusiveNonblock).map_err(|_| RecordError::Taken(state.path().to_owned()))
@@ -258,7 +258,7 @@ mod tests {
         Folder::make(dir).unwrap()
     }
 
-    /// How a tenant stands according to the database alone.
+    /// How a tenant stands according to the database, without the log.
     fn standing_of(database: &Database, tenant: &str) -> Option<Standing> {
         let table = database.begin_read().ok()?.open_table(STANDINGS).ok()?;
         let value = table.get(tenant).ok()??;
