@@ -2,7 +2,7 @@
 //!
 //! | its home | what follows |
 //! |---|---|
-//! | too far in, or beside tenants that it must be kept from | it leaves, even if there is no other home |
+//! | too far in, or beside tenants it must be kept from | it leaves, with or without a new home |
 //! | in a process that is too old | the same, but its current run has unlimited time |
 //! | further out than it must be | it leaves when another home is ready |
 //! | in a process that holds too much | the same |

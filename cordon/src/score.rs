@@ -33,8 +33,8 @@ pub struct Score(Vec<Entry>);
 pub struct Contribution {
     pub signal: Signal,
     pub source: Source,
-    /// No other tenant can have caused it. What others may have caused counts for less: see
-    /// [`total`].
+    /// No other tenant can have caused it. A signal that others may have caused counts for less:
+    /// see [`total`].
     pub certain: bool,
     pub points: f64,
     pub count: u32,
@@ -105,9 +105,9 @@ impl Score {
 /// The sum of contributions.
 ///
 /// Evidence that is certain counts in full. All else that the tenant itself did stays below
-/// `sealed`. What others may have caused (a share, and what happened in company), and what only the
-/// worker reports, count up to just below `solo`: so no tenant can push a neighbour over that
-/// threshold, and no worker its tenant.
+/// `sealed`. Signals that others may have caused (a share, or a signal in company), and signals
+/// that only the worker reports, count up to just below `solo`: so no tenant can push a neighbour
+/// over that threshold, and no worker its tenant.
 #[must_use]
 pub fn total(contributions: &[Contribution], rules: &Rules) -> f64 {
     let sum = |wanted: &dyn Fn(&Contribution) -> bool| -> f64 {

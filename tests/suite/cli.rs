@@ -163,7 +163,7 @@ fn cordons_and_the_audit_log_from_the_command_line() {
     // Two orders, and the two moves that followed from them.
     enisle_tests::wait_until("the audit log", || daemon.get("/v1/audit")["seq"] == 4);
     let (code, verified) = enisle(&["audit", "verify"]);
-    assert!(code == 0 && verified.starts_with("4 lines in 1 files are whole"), "{verified}");
+    assert!(code == 0 && verified.starts_with("4 lines in 1 file are whole"), "{verified}");
 
     let file = daemon.folder.path().join("state/audit/audit.jsonl");
     let lines = std::fs::read_to_string(&file).expect("a log");

@@ -50,8 +50,8 @@ pub(crate) struct Workers {
     pub(crate) program: Option<PathBuf>,
     /// The largest number of worker processes.
     pub(crate) max: usize,
-    /// The most memory that a policy may grant to a tenant, in MiB. What a process may commit is
-    /// computed from it.
+    /// The most memory that a policy may grant to a tenant, in MiB. The bound of a process's memory
+    /// is computed from it.
     pub(crate) max_memory_mb: u32,
     /// How long a tenant may run nothing before it is moved out, in seconds.
     pub(crate) idle_secs: u64,

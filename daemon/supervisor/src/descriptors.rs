@@ -1,8 +1,8 @@
 //! Open files (`RLIMIT_NOFILE`): one pool behind all others, which is not itself divided among
 //! uids.
 //!
-//! This pool must never be exhausted first. What every connection and every worker process may need
-//! is counted before the daemon starts, and there are only as many processes as the limit allows
+//! This pool must never be exhausted first. The needs of every connection and every worker process
+//! are counted before the daemon starts, and there are only as many processes as the limit allows
 //! beside all connections. Connections and processes are divided among uids, which divides this
 //! pool as well.
 

@@ -154,7 +154,7 @@ impl Daemon {
 
     /// Empties a process that holds more than its tenants explain: no more tenants are admitted,
     /// and one tenant leaves with each reading, first the one that seems to hold most, which then
-    /// lives alone. What remains is freed when the last tenant leaves.
+    /// lives alone. The process is ended when the last tenant leaves, which frees the rest.
     fn empty(&self, worker: &Worker, roster: &Roster, found: Unexplained) {
         self.homes.pool.close(worker);
         let Some((slot, holds_most)) = worker.send_one_away() else { return };

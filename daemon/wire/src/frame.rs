@@ -46,7 +46,7 @@ pub fn encode<T: Serialize>(message: &T, cap: usize) -> Result<Vec<u8>, FrameErr
 /// Appends `message` as a frame to `frames`.
 ///
 /// # Errors
-/// As [`encode`].
+/// As for [`encode`].
 pub fn append<T: Serialize>(mut frames: Vec<u8>, message: &T, cap: usize) -> Result<Vec<u8>, FrameError> {
     let before = frames.len();
     frames.extend([0; HEADER_BYTES]);

@@ -79,7 +79,7 @@ struct Armed {
 /// What a thread does outside its runs.
 #[derive(Debug)]
 struct Tidying {
-    /// The last run before it.
+    /// The last run before the tidying.
     run: RunId,
     begun: Duration,
     cpu_deadline: Duration,

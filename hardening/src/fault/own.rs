@@ -92,7 +92,7 @@ pub fn account(slot: u32) -> Option<&'static Account> {
 /// Gives the record's page a key of its own, which only the handler ever opens.
 ///
 /// # Errors
-/// The kernel's.
+/// The kernel refuses.
 pub fn guard(key: &Key) -> Result<(), KeyError> {
     let page = FROZEN.fault_page.load(Ordering::Acquire) as usize;
     // SAFETY: `share` mapped the page, and only the handler touches it, which opens the key.

@@ -83,7 +83,7 @@ pub fn inspect(pid: Pid, tags: &Tags) -> io::Result<Seen> {
     compare(BufReader::new(File::open(format!("/proc/{pid}/smaps"))?), tags)
 }
 
-/// Between two inspections when something is wrong.
+/// The pause between two inspections when something is wrong.
 const PAUSE: Duration = Duration::from_millis(20);
 
 /// Inspects a process in which tenants run. A page is mapped and tagged by two system calls, and an
@@ -91,7 +91,7 @@ const PAUSE: Duration = Duration::from_millis(20);
 /// wrong every time.
 ///
 /// # Errors
-/// As [`inspect`]'s.
+/// As for [`inspect`].
 pub fn inspect_running(pid: Pid, tags: &Tags) -> io::Result<Seen> {
     let mut seen = inspect(pid, tags)?;
     for _ in 0..2 {
@@ -163,7 +163,7 @@ pub struct Held {
 /// What a process holds, by island.
 ///
 /// # Errors
-/// As [`inspect`]'s.
+/// As for [`inspect`].
 pub fn held(pid: Pid, zone: &Zone) -> io::Result<Held> {
     sum(BufReader::new(File::open(format!("/proc/{pid}/smaps"))?), zone)
 }
@@ -192,7 +192,7 @@ pub fn committed(pid: Pid) -> io::Result<u64> {
     Ok(pages.saturating_mul(PAGE_BYTES))
 }
 
-/// On both processor architectures that workers run on.
+/// The unit of `statm`.
 const PAGE_BYTES: u64 = crate::process::PAGE_BYTES as u64;
 
 /// One mapping of a process, with its key.

@@ -65,7 +65,7 @@ pub enum Waiting {
 /// Out-of-band bytes are skipped unless the socket has `SO_OOBINLINE`.
 ///
 /// # Errors
-/// The socket's own; `WouldBlock` if nothing waits in a non-blocking socket.
+/// The socket fails; `WouldBlock` if nothing waits in a non-blocking socket.
 pub fn look(socket: BorrowedFd<'_>, buffer: &mut [u8]) -> io::Result<Waiting> {
     let mut slices = [IoSliceMut::new(buffer)];
     let looked = recvmsg::<()>(socket.as_raw_fd(), &mut slices, None, MsgFlags::MSG_PEEK)?;

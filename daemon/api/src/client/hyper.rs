@@ -69,7 +69,7 @@ impl Client {
     }
 
     /// Connects, and fails unless the listener has an accepted uid: root's, this user's or
-    /// `daemon_uid`. The path alone proves nothing, because another user may have made it.
+    /// `daemon_uid`. The path by itself proves nothing, because another user may have made it.
     async fn connect(&self) -> Result<UnixStream, ClientError> {
         let socket = || self.socket.display().to_string();
         let unreachable = |error| ClientError::Unreachable { socket: socket(), error };

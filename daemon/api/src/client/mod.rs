@@ -2,7 +2,7 @@
 //!
 //! | client | for |
 //! |---|---|
-//! | [`Client`] | the command line: refuses a socket on which a stranger listens (feature `client`) |
+//! | [`Client`] | the command line: refuses a socket of a stranger (feature `client`) |
 //! | [`blocking`] | tests and benchmarks: standard library only (feature `blocking`) |
 
 #[cfg(feature = "blocking")]

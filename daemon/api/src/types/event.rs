@@ -89,8 +89,8 @@ pub enum EventKind {
     /// A worker broke the protocol. `tenant` is the one whose channel it was, null for the worker's
     /// own.
     ProtocolViolation { worker: u64, pid: i32, uid: u32, tenant: Option<String>, what: String },
-    /// A layer stopped an attack, and the worker has ended. Who did what comes from the worker's
-    /// own record, which is only an allegation if the attacker could execute its own code.
+    /// A layer stopped an attack, and the worker has ended. The details come from the worker's own
+    /// record, which is only an allegation if the attacker could execute its own code.
     Violation {
         worker: u64,
         pid: i32,

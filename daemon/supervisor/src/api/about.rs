@@ -112,7 +112,7 @@ fn consequence(daemon: &Daemon) -> String {
         (0, false) => "no protection keys: every tenant has a process of its own".to_owned(),
         (0, true) => format!(
             "no protection keys, and the configuration accepts it (share_without_keys): up to {} tenants share a process, \
-             kept apart by cages alone",
+             kept apart only by cages",
             capacity.tenants_per_process()
         ),
         _ => format!(

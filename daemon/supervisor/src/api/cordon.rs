@@ -67,7 +67,10 @@ pub(crate) async fn put(
     let RawBody { bytes, held: _held } = read_body(body, MAX_ORDER_BYTES, peer.uid, &daemon).await?;
     let order: Order = object(&bytes)?;
     let reason = reason(&order.reason)?;
-    let level: Level = order.level.parse().map_err(|error| Problem::bad_request(format!("level: {error}")))?;
+    let Ok(level) = order.level.parse::<Level>() else {
+        let detail = format!("level is {:?}; it must be solo, sealed or expelled", order.level);
+        return Err(Problem::bad_request(detail));
+    };
     if level == Level::Shared {
         return Err(Problem::bad_request(
             "an order keeps a tenant out, so level must be solo, sealed or expelled; to let it back in, lift the order \

@@ -115,7 +115,7 @@ pub(crate) enum EventKind {
         tenant: Option<String>,
         what: String,
     },
-    /// A layer stopped an attack; the worker has ended. Who did what comes from the worker's own
+    /// A layer stopped an attack; the worker has ended. The details come from the worker's own
     /// record, which is only an allegation if the attacker could execute its own code.
     Violation {
         worker: u64,

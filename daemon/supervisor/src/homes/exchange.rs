@@ -63,7 +63,7 @@ pub(crate) struct Finished {
     pub(crate) queued: Duration,
     /// Alleged by the worker: it weighs little.
     pub(crate) advice: Advice,
-    /// What result and log are charged, unless they are negligibly small.
+    /// The charge for result and log, unless they are negligibly small.
     pub(crate) held: Option<Held>,
 }
 

@@ -242,11 +242,11 @@ impl Pool {
     /// whose slots is used up, is ended.
     pub(crate) fn leave(&self, home: &Home, reason: &'static str) {
         home.leave();
-        home.worker.has_left(home.slot);
+        home.worker.note_left(home.slot);
         let mut entries = self.lock();
         let Some((id, entry)) = entries.of(&home.worker) else { return };
         if let Some(residence) = entry.moved_out(home.slot) {
-            residence.has_left(home);
+            residence.note_left(home);
             self.warden.events.emit(EventKind::Retired {
                 tenant: residence.tenant.name.to_string(),
                 uid: home.uid,

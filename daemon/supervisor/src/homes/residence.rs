@@ -91,8 +91,8 @@ impl Residence {
         std::mem::take(&mut self.left().draining).iter().filter_map(Weak::upgrade).collect()
     }
 
-    /// The tenant no longer lives in `home`.
-    pub(super) fn has_left(&self, home: &Home) {
+    /// Notes that the tenant no longer lives in `home`.
+    pub(super) fn note_left(&self, home: &Home) {
         // If the lock is held, its holder checks whether the home is open.
         if let Ok(mut current) = self.current.try_lock()
             && current.as_deref().is_some_and(|current| std::ptr::eq(current, home))

@@ -152,7 +152,7 @@ impl Speaker {
             Some(Stop::Closed | Stop::Aborted { .. }) => {}
         }
         drop(self.death().await);
-        // What the thread computed between runs is charged too.
+        // The thread's CPU time between runs is charged too.
         let cpu_us = self.unaccounted_us(self.accounted_at, 0);
         self.tenant.usage().add_cpu(cpu_us);
         self.state.gone();

@@ -277,8 +277,8 @@ fn is_rotated(name: &str) -> bool {
     name.starts_with("audit-") && name.ends_with(".jsonl")
 }
 
-/// The last line of the newest rotated file. What is broken in that file is reported by `enisle
-/// audit verify`; here only the end of the chain is needed.
+/// The last line of the newest rotated file. `enisle audit verify` reports damage in that file;
+/// here only the end of the chain is needed.
 fn last_rotated(folder: &Folder) -> io::Result<Head> {
     let Some(newest) = every_file(folder)?.into_iter().rfind(|name| is_rotated(name)) else {
         return Ok(Head::default());

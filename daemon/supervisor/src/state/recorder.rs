@@ -3,7 +3,7 @@
 //! One thread writes both, in the order of the notes, so that the daemon never waits for the disk.
 //! A client that decides something is answered once that is written. Standings are in an embedded
 //! database with atomic commits; the log is a chain of lines (`enisle_cordon::audit`). Failed
-//! writes are retried. What cannot be read at the start is reported and quarantined, never
+//! writes are retried. A file that cannot be read at the start is reported and quarantined, never
 //! overwritten.
 //!
 //! This file is long because its tests damage each file that is kept, and share their helpers.
@@ -208,7 +208,7 @@ impl Audit for Recorder {
 }
 
 /// One round of the writer: the lines of the log in order, then each tenant's last standing in one
-/// commit. What cannot be written stays for the next round. A client that waits for a line is
+/// commit. Notes that cannot be written stay for the next round. A client that waits for a line is
 /// answered once the line is in the log, whether or not the standings were written: at the next
 /// start, what the log has and the database lacks is replayed.
 fn write(standings: &mut Standings, log: &mut Log, left: &mut Batch, shown: &Mutex<Head>) {

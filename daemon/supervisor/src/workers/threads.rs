@@ -36,7 +36,7 @@ pub(crate) fn faults_of(process: Pid) -> Option<Faults> {
         Some((Slot(slot), faults(&stat)?))
     };
     let of = threads.filter_map(read).collect();
-    // After the threads' counts, so that it includes them.
+    // The total is read after the threads' counts, so that it includes them.
     let stat = fs::read_to_string(format!("/proc/{process}/stat")).ok()?;
     Some(Faults { all: faults(&stat)?, of })
 }

@@ -42,8 +42,8 @@ const UNTIMED_FLAGS: &str = "--no-incremental-marking --heap-growing-percent=50 
 /// No code but JavaScript. The attack harness also allocates through WebAssembly's memories.
 const WASM_FLAGS: &str = if cfg!(feature = "attack-natives") { "" } else { "--no-expose-wasm" };
 
-/// For a sealed worker: the interpreter alone, also for regular expressions, and V8 never requests
-/// a code range.
+/// For a sealed worker: only the interpreter, also for regular expressions, and V8 never requests a
+/// code range.
 const JITLESS_FLAGS: &str = "--jitless";
 
 /// For the maker. V8's own snapshot has the hash seed that the archive was built with, which is

@@ -111,8 +111,8 @@ impl<'cage> Resting<'cage> {
         })
     }
 
-    /// Compiles and evaluates a module without imports, and calls its default export: the engine
-    /// alone.
+    /// Compiles and evaluates a module without imports, and calls its default export, without the
+    /// limits and the channel of a run.
     pub(crate) fn call_default_export(&mut self, script: &str) -> Option<()> {
         let context = self.context.clone();
         self.entered(|isolate| {

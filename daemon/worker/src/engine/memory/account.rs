@@ -34,7 +34,7 @@ thread_local! {
     static LAST: Cell<usize> = const { Cell::new(usize::MAX) };
     /// The run that is to check.
     static RUN: Cell<*const v8::IsolateHandle> = const { Cell::new(ptr::null()) };
-    /// How it checks: set with `RUN`.
+    /// How the run checks; set together with `RUN`.
     static LOOK: Cell<Option<Look>> = const { Cell::new(None) };
 }
 
@@ -66,12 +66,12 @@ pub(in crate::engine) fn used_outside_heaps() -> usize {
     BUFFERS.get().saturating_add(native())
 }
 
-/// Bytes of buffers alone.
+/// Bytes of buffers, without native memory.
 pub(in crate::engine) fn buffers() -> usize {
     BUFFERS.get()
 }
 
-/// Bytes of native memory alone.
+/// Bytes of native memory, without buffers.
 pub(super) fn native() -> usize {
     if let Some(given_back) = given_back(SLOT.get()) {
         NATIVE.set(NATIVE.get().saturating_sub(given_back.swap(0, Ordering::Relaxed)));
@@ -173,7 +173,7 @@ pub(super) fn end_after(bytes: usize) {
     LAST.set(used().saturating_add(bytes));
 }
 
-/// Nothing happens, however much is taken.
+/// Removes both thresholds: nothing happens, however much is taken.
 pub(super) fn no_marks() {
     NEXT_LOOK.set(usize::MAX);
     LAST.set(usize::MAX);

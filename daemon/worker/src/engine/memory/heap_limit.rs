@@ -54,7 +54,7 @@ pub(in crate::engine) unsafe extern "C" fn near_heap_limit(
     limit.saturating_add(wanted)
 }
 
-/// Smaller objects fit without it.
+/// Smaller objects fit without being treated as oversized.
 const OVERSIZED_FROM: usize = 1 << 20;
 
 /// V8 is at a point where a run may be checked, which this one has requested because its native

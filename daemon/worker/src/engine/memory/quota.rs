@@ -6,16 +6,17 @@
 //! ([`super::account`]) which pages they take and give back. The account also includes the heaps of
 //! kept isolates ([`crate::engine::isolate::shelf`]).
 //!
-//! What a script sees of the account must not reveal what another tenant's thread has done. An
+//! A script must not be able to learn from its account what another tenant's thread has done. An
 //! entry of a cache that ICU keeps for all threads is on the account of the thread that adds it, so
-//! the cost of a formatter shows who came first. So refusals that a script sees depend on its own
-//! buffers, and on what else it held when its turn began, in whole MiB. The exact account ends
-//! runs.
+//! the exact cost of a formatter shows which tenant used it first. Refusals that a script sees
+//! therefore depend only on its own buffers, and on what else it held when its turn began, in whole
+//! MiB. The exact account ends runs.
 //!
 //! What happens over the limit:
 //!
 //! * A buffer, by what the script sees: V8 collects garbage, then the script gets a `RangeError`.
-//! * A buffer, by the exact account alone: V8 collects garbage, or else the run ends.
+//! * A buffer, only by the exact account: V8 collects garbage, and the run ends if that is not
+//!   enough.
 //! * Native memory: little can be refused, as ICU writes to where memory should be. At the next
 //!   check the run collects garbage, which frees what dead objects hold, and is ended if that was
 //!   not enough.
@@ -178,7 +179,8 @@ pub(in crate::engine) fn is_above(bytes: usize) -> bool {
     is_truly_above(bytes.saturating_add(base()))
 }
 
-/// Gives pages of the calling thread's tenant back to the kernel in which nothing is live any more.
+/// Gives back to the kernel the pages of the calling thread's tenant in which nothing is live any
+/// more.
 pub(crate) fn trim() {
     heap::trim();
     commons::trim();
@@ -231,7 +233,8 @@ pub(in crate::engine) fn has_room(bytes: usize) -> bool {
     fits
 }
 
-/// The last buffer did not fit, and no later one did; or the run is to end anyway.
+/// Whether the last buffer did not fit the exact account although the script saw room for it, or
+/// the run is to end anyway.
 pub(super) fn is_exhausted() -> bool {
     EXHAUSTED.get() || TO_END.get()
 }

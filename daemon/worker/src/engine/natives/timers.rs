@@ -36,7 +36,7 @@ pub(in crate::engine) struct Timers {
     live: HashSet<u32>,
     last: u32,
     limit: usize,
-    /// The moment for which the timer was set that fires in this turn.
+    /// The moment for which the timer of this turn was set.
     moment_ms: u64,
     /// The turn's clock.
     now_ms: u64,
@@ -69,7 +69,7 @@ impl Timers {
         Some(self.last)
     }
 
-    /// Starts a timer again that fires in this turn.
+    /// Starts the timer of this turn again.
     pub(in crate::engine) fn again(&mut self, number: u32, delay_ms: u32) {
         let (moment_ms, now_ms) = self.present();
         let delay_ms = u64::from(delay_ms.max(1));
