@@ -117,7 +117,7 @@ pub enum Thread {
     Unknown,
 }
 
-/// How much of its bound a process had left. Without a record of that it counts as plenty: a
+/// How much of its bound a process had left. If there is no record of that, plenty is assumed: a
 /// process that ends because of a genuine fault leaves a record.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Room {
@@ -211,7 +211,7 @@ pub enum Consequence<S> {
 pub fn consequence<S: Copy>(verdict: Verdict, thread: Option<S>, here: &[S], largest: Option<S>) -> Consequence<S> {
     match verdict {
         Verdict::Nothing => Consequence::Nothing,
-        // In a process that only ever held one tenant, what is unknown is that tenant's doing.
+        // In a process that only ever held one tenant, an unattributed end is that tenant's doing.
         Verdict::Thread(seen) => {
             thread.or_else(|| here.first().copied()).map_or(Consequence::Nothing, |slot| Consequence::Blame(slot, seen))
         }

@@ -15,7 +15,7 @@ use crate::Level;
 pub struct Needs {
     /// By its standing: it must not live further in.
     pub standing: Level,
-    /// By everything, including its own protection while that lasts; never further in than its
+    /// By everything that applies now, its own protection included; never further in than its
     /// standing.
     pub wanted: Level,
 }

@@ -92,8 +92,9 @@ impl Traits {
 impl Traits {
     /// Whether `self` must leave a process that it shares with `other`.
     ///
-    /// A tenant must leave tenants of another trust, a suspect those outside its half, a tenant
-    /// with secrets those of other owners, and a watched tenant secrets. Placement
+    /// Every tenant must leave tenants of another trust. A suspect must leave tenants outside its
+    /// half, and a tenant with secrets must leave tenants of other owners. A watched tenant must
+    /// leave tenants with secrets, and with secrets of its own it must leave all tenants. Placement
     /// (`may_share_with`) is stricter: it also keeps watched and unwatched tenants apart. That
     /// difference by itself does not count here, or a tenant could drive its neighbours out by what
     /// it does.
@@ -142,8 +143,8 @@ const BUSY_TOGETHER: usize = 4;
 /// Places one tenant.
 ///
 /// A tenant that lives alone always gets a process that no tenant was in before. A tenant that
-/// shares joins, among the least busy of the processes that it may be in and that have an unused
-/// slot, the fullest, so that processes fill up and empty ones can end.
+/// shares looks at the processes that it may be in and that have an unused slot. Of the least busy
+/// ones it joins the fullest, so that processes fill up and empty ones can end.
 pub fn place<Id: Copy + Ord>(
     tenant: &Traits,
     level: Level,

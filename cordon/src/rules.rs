@@ -27,8 +27,8 @@ pub struct Rules {
     pub back_below: f64,
     /// ... and nothing has counted against it for this long.
     pub back_after_secs: u64,
-    /// How long a tenant that took a process down, or may have, lives alone, whatever its score;
-    /// six times as long each further time.
+    /// How long a tenant lives alone after it took a process down, or may have, whatever its score;
+    /// each further time lasts six times as long.
     pub suspicion_secs: u64,
     /// How long the tenants of a process that died for an unknown reason stay bisected.
     pub unexplained_secs: u64,

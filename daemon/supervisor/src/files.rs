@@ -12,8 +12,9 @@
 //! gives other users rights (older versions created such files), they are removed, which is logged.
 //! A file that belongs to another user is refused.
 //!
-//! The configuration is only read ([`read_settings`]). Any user may read its file, but only root or
-//! the daemon may own it and write to it, and the same holds for the way to it, links included.
+//! The configuration is only read ([`read_settings`]). Any user may read that file, but only root
+//! or the daemon may own it and write to it. The same holds for the way to the file, links
+//! included.
 //!
 //! The folder of the socket is the exception: other users may enter it, or they could not connect.
 //! Its lock file is still closed to them, because `flock` needs only an open descriptor.

@@ -1,5 +1,5 @@
-//! What goes on for as long as the daemon lives: idle and old homes are retired, running tenants
-//! are observed, and misplaced tenants are moved.
+//! The work that goes on for as long as the daemon lives: it retires idle and old homes, observes
+//! running tenants, and moves misplaced ones.
 
 use std::sync::{Arc, PoisonError};
 use std::time::Duration;
@@ -20,8 +20,8 @@ use crate::workers::process::Worker;
 const WINDOWS_PER_READING: u32 = 6;
 /// An idle worker's memory does not change, so in one window of this many, one idle worker is read.
 const WINDOWS_PER_IDLE_READING: u32 = 60;
-/// How many readings in a row must find too much before a tenant is moved: what a run needs for a
-/// moment does not count.
+/// How many readings in a row must find too much before a tenant is moved: memory that a run needs
+/// only for a moment does not count.
 const READINGS_BEFORE_ACTION: u32 = 2;
 
 /// How long the pages of a large request are kept after it, at most.

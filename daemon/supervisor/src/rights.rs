@@ -1,5 +1,5 @@
-//! Descriptors that clients pass with their bytes (`SCM_RIGHTS`), which no client has a reason to
-//! do.
+//! Descriptors that clients pass with their bytes (`SCM_RIGHTS`). No client has a reason to pass
+//! any.
 //!
 //! Dropping the last reference to a passed descriptor may take as long as its owner likes
 //! ([`enisle_hardening::process::rights`]), so the thread that serves connections must not be the

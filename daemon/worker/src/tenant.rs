@@ -276,7 +276,7 @@ impl Serving<'_> {
         if let Some(short) = done.take_if(|done| done.usage.cpu_us < LONG_US) {
             self.say_done(arrived, short)?;
         }
-        // The next one first: a cage that loses its last isolate would have to build its shared
+        // The next isolate is made first: a cage that loses its last isolate must build its shared
         // parts anew.
         let next = {
             let _turn = MAKING.lock().unwrap_or_else(PoisonError::into_inner);

@@ -7,8 +7,9 @@
 //!                        └─ last words if V8 gave up; _exit: a handler never returns
 //! ```
 //!
-//! The page carries a key of its own, which no thread has open; only the handler opens it, while it
-//! writes the record. The page also notes which thread belongs to which slot, by the kernel's
+//! The page carries a key of its own, which no thread has open while a tenant's code runs. The
+//! worker opens it only to register a thread, to note that a thread leaves or ends the process, and
+//! to write the record. The page also notes which thread belongs to which slot, by the kernel's
 //! thread id, and what the handler relies on is read-only ([`crate::islands::frozen`]). So a script
 //! that can write anywhere but cannot execute cannot forge a record. Such a script can still make
 //! another thread fault, by writing to that thread's stack or isolate, which carry no key; and a

@@ -87,8 +87,8 @@ pub fn inspect(pid: Pid, tags: &Tags) -> io::Result<Seen> {
 const PAUSE: Duration = Duration::from_millis(20);
 
 /// Inspects a process in which tenants run. A page is mapped and tagged by two system calls, and an
-/// inspection may come between them; so what is wrong is inspected twice more, and counts if it is
-/// wrong every time.
+/// inspection may come between them; so a wrong page is inspected twice more, and counts only if it
+/// is wrong every time.
 ///
 /// # Errors
 /// As for [`inspect`].

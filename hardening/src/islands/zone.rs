@@ -10,10 +10,10 @@
 //! its sandbox (trusted range, pointer tables, code range). Everything there carries the tenant's
 //! key, with two exceptions: pages of the window may carry V8's key for JIT pages, and the stack
 //! carries none. It cannot: a thread that waits for one of V8's locks describes itself on its own
-//! stack, and the thread that hands the lock over reads that (abseil's `Mutex`). Because all
-//! islands are known before the first tenant moves in and lie side by side, "not on another
-//! tenant's island" is two comparisons in a filter, and one look at `smaps` from outside checks
-//! them all.
+//! stack, and the thread that hands the lock over reads that description (abseil's `Mutex`).
+//! Because all islands are known before the first tenant moves in and lie side by side, "not on
+//! another tenant's island" is two comparisons in a filter, and one look at `smaps` from outside
+//! checks them all.
 //!
 //! The gap in front of every island is longer than the longest range that the filter lets a thread
 //! name, so that a range that begins on one island never reaches what is mapped on the next.

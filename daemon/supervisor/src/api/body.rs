@@ -1,5 +1,5 @@
-//! Bodies: those of requests, which are read within a cap and a time and charged to their sender as
-//! they arrive; and those of answers that the daemon writes itself.
+//! Bodies of requests, which are read within a cap and a time and charged to their sender as they
+//! arrive; and bodies of answers that the daemon writes itself.
 
 use std::time::Duration;
 

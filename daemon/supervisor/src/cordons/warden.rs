@@ -173,7 +173,8 @@ impl Warden {
         self.blamed.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// A tenant of that uid, which lived at that level until then, is blamed for a death.
+    /// Charges the uid for a death that is blamed on one of its tenants, which lived at that level
+    /// until then.
     fn hold_against(&self, uid: u32, level: Level) {
         let (rules, now) = (&self.cordon.rules.deaths, clock::monotonic());
         let mut blamed = self.blamed();

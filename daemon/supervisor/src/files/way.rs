@@ -103,8 +103,8 @@ pub(crate) fn make_at(at: &OwnedFd, name: &OsStr, others_enter: bool) -> io::Res
 }
 
 /// Checks that others cannot exchange what comes after this folder or link on the way. The owner of
-/// `/` can exchange everything: root, or a uid that stands for it in a user namespace that does not
-/// map it.
+/// `/` can exchange everything: root, or the uid that the kernel shows instead of root in a user
+/// namespace that does not map root.
 fn check_way(way: &Path, found: &FileStat, roots: u32) -> io::Result<()> {
     let way = way.display();
     if ![0, roots].contains(&found.st_uid) && !is_ours(found) {

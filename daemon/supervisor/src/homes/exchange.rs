@@ -112,7 +112,7 @@ pub(crate) struct HomeState {
     pub(crate) turn: Arc<Semaphore>,
     pub(crate) leaves: watch::Sender<Leaves>,
     /// A script was replaced or deleted: its isolate is of no more use. The notification says only
-    /// that this happened; which isolates exist is kept by the meter, so repeated changes do not
+    /// that this happened; the meter knows which isolates exist, so repeated changes do not
     /// accumulate.
     pub(crate) scripts_changed: Notify,
     pub(crate) meter: Meter,

@@ -94,8 +94,8 @@ impl Homes {
     /// tenant is moved in the background (`rehome`) while its runs continue; only a tenant that
     /// must not stay among its neighbours waits for the move.
     ///
-    /// Without room, a tenant that must live alone, or that still has a run in a home it is
-    /// leaving, waits for room until `until`.
+    /// If there is no room, a tenant waits for it until `until` if the tenant must live alone, or
+    /// still has a run in a home that it is leaving.
     pub(crate) async fn find(
         self: &Arc<Self>,
         tenant: &Arc<Tenant>,

@@ -155,8 +155,8 @@ impl Home {
         self.leave_at_least(Leaves::InTime);
     }
 
-    /// The tenant leaves, and its current run has bounded time: whatever waits for that run to end
-    /// learns of it from [`Home::overstays`].
+    /// The tenant leaves, and its current run has bounded time. The task that waits for that run
+    /// uses [`Home::overstays`].
     pub(crate) fn leave_in_haste(&self) {
         self.leave_at_least(Leaves::InHaste);
     }

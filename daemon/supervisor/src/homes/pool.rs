@@ -104,9 +104,9 @@ impl Pool {
     }
 
     /// Gives a tenant a home, on the account of a uid. The home reports when it is warm; runs may
-    /// be sent before. A tenant that must live alone, whose uid has no process at all, or that
-    /// still has a run in a home it is leaving waits for room until `until`. A tenant that must
-    /// live alone is never put beside others for lack of room.
+    /// be sent before. If there is no room, a tenant waits for it until `until` if the tenant must
+    /// live alone, has a uid without any process, or still has a run in a home that it is leaving.
+    /// A tenant that must live alone is never put beside others for lack of room.
     pub(crate) async fn admit(
         &self,
         residence: &Arc<Residence>,

@@ -7,8 +7,9 @@
 //! All files together have a bound. Above it the oldest rotated file is deleted, which is recorded
 //! as a line of the chain, with the number and hash of the last line deleted; quarantined files are
 //! deleted last. If the bound is more than half of the filesystem, the oldest file is also deleted
-//! when the filesystem is nearly full. On a larger filesystem it is not: there, another user must
-//! have filled it, and filling it must not delete anything of the log.
+//! when the filesystem is nearly full. On a larger filesystem no file is deleted for that reason:
+//! there, another user must have filled the filesystem, and that must not delete anything of the
+//! log.
 
 use std::collections::VecDeque;
 use std::fs::File;

@@ -210,7 +210,7 @@ impl Audit for Recorder {
 /// One round of the writer: the lines of the log in order, then each tenant's last standing in one
 /// commit. Notes that cannot be written stay for the next round. A client that waits for a line is
 /// answered once the line is in the log, whether or not the standings were written: at the next
-/// start, what the log has and the database lacks is replayed.
+/// start, lines that the log has and the database lacks are replayed.
 fn write(standings: &mut Standings, log: &mut Log, left: &mut Batch, shown: &Mutex<Head>) {
     let mut written = Vec::new();
     if let Err(error) = log.append(&mut left.lines, &mut written) {

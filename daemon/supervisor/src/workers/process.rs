@@ -25,8 +25,8 @@ use crate::workers::slots::{Overrun, Slots};
 use crate::workers::threads;
 use crate::workers::violation::{self, Attack};
 
-/// How long a worker's threads may differ from what was reported of them, because one is just
-/// ending.
+/// How long a worker's threads may differ from what was reported of them, because one of them is
+/// just ending.
 const CONFINEMENT_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// A process is read again once it has committed this fraction of its bound (one part in 32) since

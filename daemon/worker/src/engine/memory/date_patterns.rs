@@ -111,7 +111,7 @@ pub(super) fn is_note() -> bool {
     left > 0
 }
 
-/// Replaces ICU's function of that name: adds the address that it was called from.
+/// Replaces ICU's `createInstance`: passes on the address that it was called from.
 ///
 /// # Safety
 /// As for ICU's function.
@@ -138,7 +138,7 @@ unsafe extern "C" fn created(locale: *const Locale, error: *mut c_int, caller: u
     generator
 }
 
-/// Replaces ICU's function of that name.
+/// Replaces ICU's `clone`.
 ///
 /// # Safety
 /// As for ICU's function, or `generator` is a record.
@@ -219,7 +219,7 @@ unsafe fn own(record: *const Record) -> *mut Generator {
     if generator.is_null() {
         return generator;
     }
-    // The others move back by one, as far as the entry where this one was, or the end.
+    // The other entries move back by one, up to the entry where this one was, or to the end.
     if let Some(moved) = all.get_mut(..=at.unwrap_or(MOST_GENERATORS - 1)) {
         moved.rotate_right(1);
     }

@@ -81,7 +81,7 @@ unsafe extern "C" fn v8_tenant_calloc(elements: size_t, bytes: size_t) -> *mut c
 }
 
 /// Always moves the block, which costs little: V8 never calls this while it compiles, matches,
-/// sorts or reads JSON, and ICU three times in making 300 formatters.
+/// sorts or reads JSON, and ICU calls it three times while it makes 300 formatters.
 ///
 /// # Safety
 /// As for libc's function.

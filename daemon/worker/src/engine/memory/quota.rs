@@ -42,8 +42,8 @@ const OWN: usize = 2 << 20;
 const MOST_BASE: usize = 14 << 20;
 
 /// How far native memory gets over the limit until the run notices. V8 checks when a loop has
-/// executed a number of bytes of bytecode (`--interrupt-budget`), which is about a thousand turns
-/// of a short one, and a formatter has 30 KiB.
+/// executed a certain number of bytes of bytecode (`--interrupt-budget`). That is about a thousand
+/// turns of a short loop, each of which may make a formatter of 30 KiB.
 const SLACK: usize = 48 << 20;
 
 /// How much more a run gets, of either kind, until it notices that it was ended. With [`SLACK`]
@@ -117,7 +117,7 @@ fn base() -> usize {
     BASE.get().clamp(OWN, MOST_BASE)
 }
 
-/// The same in whole steps, so that a tenant that holds nothing else sees all of its limit.
+/// The same in whole steps, so that a tenant that holds nothing of its own sees all of its limit.
 fn seen_base() -> usize {
     seen(base())
 }
@@ -135,8 +135,8 @@ pub(in crate::engine) fn hold(handle: &v8::IsolateHandle, look: Look) -> Held<'_
     held
 }
 
-/// Half way from what is live to the limit, and finally at the limit itself; but not before free
-/// memory has been used up, which shows when the heap grows.
+/// Sets the next check half way from what is live to the limit, and the last one at the limit
+/// itself; but no check comes before free memory has been used up, which shows when the heap grows.
 fn look_again(used: usize) {
     let live = used.saturating_sub(commons::free());
     let half_way = live + LIMIT.get().saturating_sub(live) / 2;

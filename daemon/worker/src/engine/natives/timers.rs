@@ -8,9 +8,9 @@
 //! callback starts is set for that moment plus its delay. Timers set for the same moment fire in
 //! the order of their numbers. Nothing of this depends on how long anything took.
 //!
-//! When a timer fires is another question: when the turn's clock ([`crate::engine::run::clock`])
-//! has advanced by its delay, and all timers before it have fired. So after a long turn, timers may
-//! be late by as much.
+//! A timer fires once the turn's clock ([`crate::engine::run::clock`]) has advanced by its delay,
+//! and all timers before it have fired. So after a long turn, timers may be late by the length of
+//! that turn.
 
 use std::cmp::Reverse;
 use std::collections::{BinaryHeap, HashSet};
