@@ -175,7 +175,7 @@ mod tests {
     }
 
     #[test]
-    fn a_lost_home_alone_is_replaced_at_once_and_a_shared_one_by_the_next_run() {
+    fn a_lost_single_tenant_home_is_replaced_at_once_and_a_shared_one_by_the_next_run() {
         let lost = |wanted| Needs { standing: Level::Shared, wanted }.next(Whereabouts::Lost);
         assert_eq!((lost(Level::Shared), lost(Level::Solo)), (Move::Stay, Move::Go { outward: false }));
     }

@@ -266,7 +266,7 @@ mod tests {
     }
 
     #[test]
-    fn of_two_tenants_that_may_no_longer_share_one_leaves() {
+    fn one_of_two_tenants_that_may_no_longer_share_leaves() {
         let plain = Traits::default();
         let watched = Traits { watched: true, ..Traits::default() };
         let holder = Traits { owner: Some("a".into()), holds_secrets: true, ..Traits::default() };

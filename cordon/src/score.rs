@@ -169,7 +169,7 @@ mod tests {
     }
 
     #[test]
-    fn what_happened_in_company_stays_below_solo() {
+    fn signals_in_company_stay_below_solo() {
         let rules = Rules::default();
         let doubtful = [(Signal::ClosedKey, false); 20];
         assert!(scored(&doubtful) < rules.solo);

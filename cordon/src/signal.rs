@@ -197,7 +197,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn only_what_a_worker_says_is_advisory() {
+    fn only_signals_from_a_worker_are_advisory() {
         for signal in Signal::ALL {
             assert_eq!(signal.source() == Source::Worker, signal.kind() == Kind::Advisory, "{signal:?}");
         }

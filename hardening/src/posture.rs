@@ -281,7 +281,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_required_and_off_is_missing() {
+    fn a_required_layer_that_is_off_is_missing() {
         let mut posture = Posture::probe();
         for finding in &mut posture.findings {
             finding.on = finding.layer != Layer::Landlock;

@@ -350,7 +350,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_created_is_closed_to_all_other_users() {
+    fn files_that_are_created_are_closed_to_all_other_users() {
         let dir = tempfile::tempdir().unwrap();
         for (name, how) in [("keep", How::Keep), ("append", How::Append), ("new", How::New)] {
             let path = dir.path().join(name);
@@ -401,7 +401,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_ours_and_open_to_others_is_closed_to_them() {
+    fn files_of_ours_that_are_open_to_others_are_closed_to_them() {
         let dir = tempfile::tempdir().unwrap();
         let (folder_path, file) = (dir.path().join("state"), dir.path().join("state/file"));
         fs::create_dir(&folder_path).unwrap();

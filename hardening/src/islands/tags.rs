@@ -274,7 +274,7 @@ mod tests {
     }
 
     #[test]
-    fn the_jit_key_is_right_in_a_window_only() {
+    fn the_jit_key_is_right_only_in_a_window() {
         let tags = tags();
         let island = tags.zone.island(0).unwrap();
         let text = smaps(&[(page(island.window().start), 1), (page(island.sandbox().start), 1)]);
@@ -283,7 +283,7 @@ mod tests {
     }
 
     #[test]
-    fn no_key_is_right_on_a_stack_only() {
+    fn a_page_without_a_key_is_right_only_on_a_stack() {
         let tags = tags();
         let island = tags.zone.island(0).unwrap();
         let text = smaps(&[(island.stack(), 0), (page(island.window().start), 0)]);
@@ -308,7 +308,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_held_is_added_up_by_island() {
+    fn memory_is_added_up_by_island() {
         let zone = tags().zone;
         let at = |slot| zone.island(slot).unwrap().sandbox().start;
         let line = |start: usize, permissions: &str| {
@@ -322,7 +322,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_committed_agrees_with_the_mappings() {
+    fn committed_memory_agrees_with_the_mappings() {
         let own = nix::unistd::getpid();
         let summed = held(own, &tags().zone).unwrap().outside.committed;
         let reported = committed(own).unwrap();
@@ -330,7 +330,7 @@ mod tests {
     }
 
     #[test]
-    fn of_many_wrong_mappings_the_first_are_reported() {
+    fn only_the_first_of_many_wrong_mappings_are_reported() {
         let many: Vec<_> = (0..1000).map(|index| (page(0x10_0000 + index * 8192), 4)).collect();
         let seen = compare(smaps(&many).as_bytes(), &tags()).unwrap();
         assert_eq!((seen.wrong, seen.findings().len()), (1000, MOST_REPORTED + 1));

@@ -123,7 +123,7 @@ mod tests {
 
     use super::*;
     use crate::api::described::reads_the_query_of;
-    use crate::api::pieces::alone;
+    use crate::api::pieces::unshared_pace;
     use crate::events::Class;
     use crate::share::Parts;
 
@@ -163,7 +163,7 @@ mod tests {
     async fn pieces_stay_short_and_no_event_is_left_out() {
         let lengths = [6000, 6000, 6000, 3 * PIECE_BYTES, 100, 6000, 6000];
         let room = room(1 << 20);
-        let mut reader = Reader::new(&emitted(&lengths), false, room.clone(), UID, alone());
+        let mut reader = Reader::new(&emitted(&lengths), false, room.clone(), UID, unshared_pace());
         let mut pieces = Vec::new();
         while let Some(piece) = reader.piece().await.unwrap() {
             assert_eq!(room.held_by(UID), piece.len() as u64);
@@ -182,7 +182,7 @@ mod tests {
     async fn unread_pieces_are_charged_and_bounded_by_the_uids_part() {
         // The uid may have half of the supply.
         let (events, room) = (emitted(&[6000; 30]), room(8 * PIECE_BYTES));
-        let readers = std::iter::repeat_with(|| Reader::new(&events, true, room.clone(), UID, alone()));
+        let readers = std::iter::repeat_with(|| Reader::new(&events, true, room.clone(), UID, unshared_pace()));
         let mut taken = Vec::new();
         for mut reader in readers.take(20) {
             taken.extend(at_once(&mut reader).await);
@@ -197,7 +197,7 @@ mod tests {
     #[tokio::test]
     async fn a_waiting_follower_holds_nothing_and_ends_with_the_daemons_last_event() {
         let (events, room) = (emitted(&[1]), room(1 << 20));
-        let mut follower = Reader::new(&events, true, room.clone(), UID, alone());
+        let mut follower = Reader::new(&events, true, room.clone(), UID, unshared_pace());
         drop(follower.piece().await.unwrap().unwrap());
         assert!(at_once(&mut follower).await.is_none());
         assert_eq!(room.held_by(UID), 0);

@@ -198,7 +198,7 @@ mod tests {
     }
 
     #[test]
-    fn what_a_fenced_home_reports_is_discarded_but_its_usage_is_charged() {
+    fn reports_of_a_fenced_home_are_discarded_but_its_usage_is_charged() {
         let canceled = || Ended::Judged(finished(Outcome::Canceled));
         for ended in [Ended::Done(finished(Outcome::Ok)), canceled(), lost(true), lost(false)] {
             let next = Attempts::default().after(ended, true);

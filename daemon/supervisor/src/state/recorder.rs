@@ -501,7 +501,7 @@ mod tests {
     }
 
     #[test]
-    fn what_only_the_log_has_holds_after_a_start() {
+    fn decisions_that_only_the_log_has_hold_after_a_start() {
         let dir = tempfile::tempdir().unwrap();
         let (path, before) = (dir.path().join(DATABASE), dir.path().join("before"));
         let ordered =

@@ -212,7 +212,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_another_thread_gives_back_comes_off_the_owners_account() {
+    fn memory_that_another_thread_gives_back_comes_off_the_owners_account() {
         reset(2);
         take_native(1000);
         std::thread::spawn(|| give_back_outside(2, 400)).join().unwrap();

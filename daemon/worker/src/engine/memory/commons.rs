@@ -486,7 +486,7 @@ mod tests {
     }
 
     #[test]
-    fn memory_that_is_not_a_tenants_is_not_from_here() {
+    fn memory_that_is_not_a_tenants_is_not_from_the_commons() {
         assert!(take(100, 16).is_none());
         // SAFETY: an address that is not here is not touched.
         assert!(!unsafe { give_back(ptr::null_mut()) });

@@ -406,7 +406,7 @@ mod tests {
     }
 
     #[test]
-    fn operators_new_and_delete_come_here() {
+    fn operators_new_and_delete_reach_the_hooks() {
         // The compiler knows these functions, and omits a pair whose memory is not used.
         // SAFETY: each address is given back once, to the function that matches the one that it
         // came from.
@@ -418,14 +418,14 @@ mod tests {
     }
 
     #[test]
-    fn icu_comes_here() {
+    fn icu_reaches_the_hooks() {
         // SAFETY: as above.
         let called = count::calls(|| unsafe { icu_free(icu_realloc(icu_malloc(100), 200)) });
         assert_eq!(called, [("malloc", 1), ("realloc", 1), ("free", 1)]);
     }
 
     #[test]
-    fn the_rest_of_libcs_functions_come_here() {
+    fn the_rest_of_libcs_functions_reach_the_hooks() {
         let called = count::calls(|| {
             // SAFETY: the address is given back once, below.
             let memory = unsafe { v8_archive_calloc(10, 10) };
@@ -438,7 +438,7 @@ mod tests {
     }
 
     #[test]
-    fn v8_itself_comes_here() {
+    fn v8_itself_reaches_the_hooks() {
         let called = count::calls(|| {
             drop(v8::new_single_threaded_default_platform(false));
         });

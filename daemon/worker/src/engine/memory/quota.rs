@@ -377,7 +377,7 @@ mod tests {
     }
 
     #[test]
-    fn what_stays_after_all_scripts_is_not_held_against_the_next() {
+    fn memory_that_stays_after_all_scripts_is_not_held_against_the_next() {
         reset(4);
         take_native(12 << 20);
         set_limit(8 << 20);
