@@ -101,9 +101,9 @@ impl Folder {
 
     /// Opens a folder in this one, and creates it if it does not exist.
     pub(crate) fn make_below(&self, name: &str) -> io::Result<Self> {
-        let alone = OsStr::new(plain_name(name)?);
-        make_at(&self.folder, alone, false)?;
-        match step(&self.folder, alone)? {
+        let plain = OsStr::new(plain_name(name)?);
+        make_at(&self.folder, plain, false)?;
+        match step(&self.folder, plain)? {
             (_, found) if kind(&found) == SFlag::S_IFLNK => Err(link()),
             (folder, _) => Self::closed(folder, &self.path_of(name)),
         }

@@ -89,7 +89,7 @@ pub fn account(slot: u32) -> Option<&'static Account> {
     unsafe { &*page.cast::<Accounts>() }.get(usize::try_from(slot).ok()?)
 }
 
-/// Gives the record's page a key of its own, which only [`open_page`] opens: its callers run no
+/// Gives the record's page a key of its own, which only `open_page` opens: its callers run no
 /// code of a tenant.
 ///
 /// # Errors

@@ -93,8 +93,8 @@ struct Beginning {
 /// # Errors
 /// Out of memory, or the kernel starts no thread.
 pub unsafe fn spawn(name: CString, stack: &Range<usize>, body: Box<dyn FnOnce() + Send>) -> io::Result<Thread> {
-    // The frame grows with the processor's registers: AVX-512 and AMX take 11 KiB of it. SAFETY:
-    // getauxval has no preconditions.
+    // The frame grows with the processor's registers: AVX-512 and AMX take 11 KiB of it.
+    // SAFETY: getauxval has no preconditions.
     let frame = usize::try_from(unsafe { libc::getauxval(libc::AT_MINSIGSTKSZ) }).unwrap_or(0);
     let signal_bytes = SIGNAL_STACK_BYTES + frame.next_multiple_of(PAGE_BYTES);
     let signal_stack = MmapOptions::new().len(PAGE_BYTES + signal_bytes).map_anon()?;
