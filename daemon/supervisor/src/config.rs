@@ -210,7 +210,7 @@ impl Default for Workers {
             keys: Keys::Auto,
             max_age_secs: 24 * 60 * 60,
             share_without_keys: false,
-            // Above the ranges that systemd and container managers hand out (systemd's
+            // This is above the ranges that systemd and container managers hand out (systemd's
             // UIDS-GIDS.md).
             uid_base: 1_900_000_000,
         }

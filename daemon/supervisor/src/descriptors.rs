@@ -81,7 +81,7 @@ mod tests {
 
     #[test]
     fn the_defaults_fit_the_limit_that_a_system_manager_sets() {
-        // systemd's, and the kernel's own.
+        // The first limit is systemd's, and the second one is the kernel's own.
         assert_eq!(processes(&Config::default(), 12, 524_288).unwrap(), 64);
         assert!(processes(&Config::default(), 12, 4096).unwrap() >= 16);
     }

@@ -216,7 +216,7 @@ fn open_only(folder: &OwnedFd, name: &OsStr, how: How) -> io::Result<(OwnedFd, F
     let flags = how.flags() | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC | OFlag::O_NONBLOCK | OFlag::O_NOCTTY;
     let file = openat(folder, name, flags, Mode::S_IRUSR | Mode::S_IWUSR).map_err(|errno| match errno {
         Errno::ELOOP => refused("it is a link, and the daemon follows no links".to_owned()),
-        // A folder; or a socket, or a pipe without a reader.
+        // It is a folder, a socket, or a pipe without a reader.
         Errno::EISDIR | Errno::ENXIO => not_a_file(),
         errno => errno.into(),
     })?;

@@ -68,7 +68,7 @@ pub fn share(page: OwnedFd) -> io::Result<()> {
         return Err(io::Error::new(io::ErrorKind::InvalidInput, "the memory for faults is too small"));
     }
     FROZEN.fault_page.store(map.as_mut_ptr().cast(), Ordering::Release);
-    // For the life of the process.
+    // The map stays for the life of the process.
     std::mem::forget(map);
     Ok(())
 }

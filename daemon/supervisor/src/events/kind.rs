@@ -354,7 +354,7 @@ impl EventKind {
         match self {
             Self::RunEnded { outcome, .. } => (*outcome).to_owned(),
             Self::Retired { reason, .. } => (*reason).to_owned(),
-            // The tenant that an operator decided about.
+            // These differ by the tenant that an operator decided about.
             Self::Ordered { tenant, .. } | Self::Lifted { tenant, .. } | Self::PolicyChanged { tenant, .. } => {
                 tenant.clone()
             }

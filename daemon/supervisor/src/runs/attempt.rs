@@ -97,7 +97,7 @@ impl Attempts {
             Ended::Done(finished) | Ended::Judged(finished) => Next::Answer(finished),
             Ended::Unanswered { bytes, why, usage } => Next::Refuse { bytes, why, usage },
             Ended::NotBegun if self.not_begun >= MOST_NOT_BEGUN => Next::GiveUp(GaveUp::NeverBegun, Usage::default()),
-            // Not counted as a loss, but bounded as well.
+            // Such an end is not counted as a loss, but its number is bounded as well.
             Ended::NotBegun => {
                 self.not_begun += 1;
                 Next::Wait

@@ -188,7 +188,7 @@ fn near_the_limit() {
     if used <= NEXT_LOOK.get() {
         return;
     }
-    // One check at a time.
+    // No further check is requested before this one has set the next threshold.
     NEXT_LOOK.set(usize::MAX);
     ask_to_look();
 }
