@@ -127,7 +127,7 @@ pub enum Room {
 }
 
 impl Room {
-    /// From the bytes that a process could still commit, and its bound.
+    /// Judges the bytes that a process could still commit by its bound.
     #[must_use]
     pub fn of(left: u64, bound: u64, rules: &MemoryRules) -> Self {
         let below = |percent: u32| u128::from(left) * 100 < u128::from(bound) * u128::from(percent);

@@ -38,7 +38,7 @@ pub struct Contribution {
     pub certain: bool,
     pub points: f64,
     pub count: u32,
-    /// Since it was last counted.
+    /// The time since the signal was last counted.
     pub age_ms: u64,
 }
 

@@ -203,7 +203,7 @@ impl LayerSet {
         self.iter().filter(|layer| layer.workers() == Workers::All).collect()
     }
 
-    /// For the `Start` frame.
+    /// The set as bits, for the `Start` frame.
     #[must_use]
     pub fn bits(self) -> u32 {
         self.0

@@ -111,7 +111,7 @@ impl Rights {
 /// The last reference to a client's socket.
 #[derive(Debug)]
 pub(crate) struct Last {
-    /// Until it is dropped.
+    /// `None` only while this is being dropped.
     socket: Option<OwnedFd>,
     rights: Rights,
 }

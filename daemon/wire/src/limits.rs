@@ -148,7 +148,7 @@ const MIB: u32 = 1 << 20;
 limits! {
     /// CPU time, in milliseconds.
     cpu_ms CpuMs "cpuMs": Ms, default 1000, from 1, to 300_000, sealed Some(250), over it "`exceededCpu`";
-    /// From the run's arrival to its end, in milliseconds.
+    /// Time from the run's arrival to its end, in milliseconds.
     wall_ms WallMs "wallMs": Ms, default 10_000, from 1, to 3_600_000, sealed Some(5000), over it "`exceededWall`";
     /// MiB for the heap, and as much again for memory outside it.
     memory_mb MemoryMb "memoryMb": MiB, default 128, from 8, to 1024, sealed Some(64), over it "`exceededMemory`; a buffer: `RangeError` in the script";

@@ -178,7 +178,7 @@ fn few_lines<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<LogLine>,
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct LogLine {
-    /// Since the start of the run.
+    /// Milliseconds since the start of the run.
     pub t_ms: u32,
     pub level: Level,
     pub text: String,
@@ -240,7 +240,7 @@ pub struct Usage {
     /// run, disposing of what it left.
     pub cpu_us: u64,
     pub wall_us: u64,
-    /// From the arrival of the run to the call of the entry point.
+    /// Microseconds from the arrival of the run to the call of the entry point.
     pub startup_us: u64,
     pub peak_heap_bytes: u64,
 }

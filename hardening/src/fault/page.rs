@@ -61,7 +61,7 @@ impl Account {
     }
 }
 
-/// By slot.
+/// The accounts of all slots, by slot.
 pub(super) type Accounts = [Account; MOST_SLOTS];
 
 /// They must fit their page: `FaultPage::accounts` and `account` rely on that.

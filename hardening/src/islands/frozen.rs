@@ -32,7 +32,7 @@ pub(crate) struct Frozen {
     own: [AtomicU32; MOST_SLOTS],
     /// How many entries of `zone` are used.
     zone_parts: AtomicUsize,
-    /// In the form of [`Zone::parts`].
+    /// The zone, in the form of [`Zone::parts`].
     zone: [AtomicUsize; MOST_SLOTS + 1],
 }
 

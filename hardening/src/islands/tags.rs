@@ -145,18 +145,18 @@ pub fn compare(smaps: impl BufRead, tags: &Tags) -> io::Result<Seen> {
 /// Sizes of some mappings.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Bytes {
-    /// In memory.
+    /// Bytes that are in memory.
     pub resident: u64,
-    /// Private and writable, in memory or not: what `RLIMIT_DATA` counts.
+    /// Bytes that are private and writable, in memory or not: what `RLIMIT_DATA` counts.
     pub committed: u64,
 }
 
 /// What a process holds.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Held {
-    /// By island, in order.
+    /// What is on each island, in order.
     pub islands: Vec<Bytes>,
-    /// Everywhere else.
+    /// What is everywhere else.
     pub outside: Bytes,
 }
 

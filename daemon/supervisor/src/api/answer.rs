@@ -84,7 +84,7 @@ struct Pieces {
 
 /// The part that is written next.
 enum Part {
-    /// From this byte on.
+    /// The result, from this byte on.
     Result(usize),
     Error,
     Message(ScriptError),

@@ -86,7 +86,7 @@ impl Residence {
         self.left().draining.iter().filter_map(Weak::upgrade).collect()
     }
 
-    /// The same, for ending them: later calls do not return them again.
+    /// Takes those homes out of the record, to end them: later calls do not return them again.
     pub(super) fn take_draining(&self) -> Vec<Arc<Home>> {
         std::mem::take(&mut self.left().draining).iter().filter_map(Weak::upgrade).collect()
     }

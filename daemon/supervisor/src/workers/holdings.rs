@@ -202,7 +202,7 @@ mod tests {
 
     const MIB: u64 = 1 << 20;
 
-    /// All of it resident.
+    /// Memory all of which is resident.
     fn held(islands: [u64; 2], outside: u64) -> Held {
         let bytes = |mib: u64| Bytes { resident: mib * MIB, committed: mib * MIB };
         Held { islands: islands.map(bytes).to_vec(), outside: bytes(outside) }

@@ -11,9 +11,9 @@ use nix::unistd::Pid;
 /// The page faults of a process since it began.
 #[derive(Debug, Default, Clone)]
 pub(crate) struct Faults {
-    /// Of all threads, including those that have ended.
+    /// The page faults of all threads, including those that have ended.
     pub(crate) all: u64,
-    /// Of the tenants' threads that exist.
+    /// The page faults of each tenant's thread that exists.
     pub(crate) of: BTreeMap<Slot, u64>,
 }
 

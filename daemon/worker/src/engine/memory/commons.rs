@@ -43,7 +43,7 @@ struct Common {
     live: usize,
     /// Nothing was taken since it was last trimmed.
     is_trimmed: bool,
-    /// By size: [`SMALLEST_VOID`], twice that, and so on.
+    /// The voids by size: [`SMALLEST_VOID`], twice that, and so on.
     voids: [*mut Void; VOID_SIZES],
     /// Where the next block of [`take_for_good`] goes, and how many bytes are left there.
     for_good: (*mut u8, usize),
@@ -311,7 +311,7 @@ struct Pages {
     part: Cell<usize>,
     /// Where the next mapping is tried. It only advances, and starts over at the end.
     next: Cell<usize>,
-    /// Without the pages of voids.
+    /// How many bytes are mapped, without the pages of voids.
     mapped: Cell<usize>,
     /// The heap must use only what it has.
     is_closed: Cell<bool>,

@@ -161,7 +161,7 @@ pub(super) fn trim() {
 #[repr(C)]
 pub(super) struct Head {
     pub(super) bytes: usize,
-    /// From the start of the allocation to the block.
+    /// Bytes from the start of the allocation to the block.
     before: u32,
     /// The slot whose account it is on.
     pub(super) slot: u32,

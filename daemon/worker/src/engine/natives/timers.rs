@@ -22,10 +22,10 @@ use crate::engine::values::throw_range_error;
 /// When a timer fires. Ordered as timers fire: `number` is unique among the pending ones.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(in crate::engine) struct Due {
-    /// On the clock that only timers move.
+    /// The moment for which the timer is set, on the clock that only timers move.
     moment_ms: u64,
     number: u32,
-    /// On the turn's clock.
+    /// The earliest time at which it may fire, on the turn's clock.
     pub(in crate::engine) not_before_ms: u64,
 }
 
