@@ -194,7 +194,7 @@ fn overran(cause: OverrunCause, limits: &Limits) -> (Outcome, String) {
         OverrunCause::Memory => (Outcome::ExceededMemory, Limit::MemoryMb.exceeded(limits.memory_mb)),
         OverrunCause::Canceled => (Outcome::Canceled, "the run was canceled".to_owned()),
         OverrunCause::Disposal => {
-            (Outcome::ExceededCpu, "what runs left took too long to dispose of (limits.cpuMs)".to_owned())
+            (Outcome::ExceededCpu, "disposing of what runs left took too long (limits.cpuMs)".to_owned())
         }
     }
 }

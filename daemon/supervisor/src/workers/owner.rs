@@ -247,7 +247,7 @@ impl Owner {
                 self.worker.slots().note_overrun(slot, Overrun { run, cause });
                 // Killing the process is the only way to stop code that V8 does not interrupt.
                 self.worker.kill(match cause {
-                    OverrunCause::Disposal => format!("what {run} left took too long to dispose of"),
+                    OverrunCause::Disposal => format!("disposing of what {run} left took too long"),
                     _ => format!("{run} did not end when it was terminated ({cause:?})"),
                 });
             }
