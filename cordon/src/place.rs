@@ -270,7 +270,7 @@ mod tests {
         let plain = Traits::default();
         let watched = Traits { watched: true, ..Traits::default() };
         let holder = Traits { owner: Some("a".into()), holds_secrets: true, ..Traits::default() };
-        assert!(!plain.must_leave(&watched) && !watched.must_leave(&plain), "being watched does not evict either of them");
+        assert!(!plain.must_leave(&watched) && !watched.must_leave(&plain), "being watched evicts neither");
         assert!(watched.must_leave(&holder) && holder.must_leave(&watched));
         assert!(holder.must_leave(&plain) && !plain.must_leave(&holder));
         let suspect = Traits { case: Some(Case { death: 1, half: 0 }), ..Traits::default() };
