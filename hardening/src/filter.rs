@@ -12,9 +12,9 @@
 //! | `sealed` | every thread of a sealed worker | trap calls for executable memory |
 //! | `mute` ([`Own`]) | the same | `EBADF` for standard error, where V8 prints before it gives up |
 //!
-//! The shorter list has no new filters, threads, signal handlers or executable memory. `own` traps a
-//! call that names an island, a key, a descriptor or a thread that is not the thread's own. `sealed`
-//! also traps the return from a signal.
+//! The shorter list has no new filters, threads, signal handlers or executable memory. `own` traps
+//! a call that names an island, a key, a descriptor or a thread that is not the thread's own.
+//! `sealed` also traps the return from a signal.
 //!
 //! The kernel runs them all and takes the strictest answer. *Trap* raises SIGSYS in the thread,
 //! whose handler records whose thread it was and ends the process ([`crate::fault`]); if the
