@@ -1,9 +1,9 @@
 //! Decides which tenant is to blame for the death of a process.
 //!
 //! A pure function from what is known to a verdict. In a process that never held another tenant,
-//! everything is its tenant's doing. In company, two things are not blamed on any tenant without
-//! further evidence: what happens for want of memory, because the tenants of a process share its
-//! bound and one can exhaust it for another, and what happens in the allocator, which they share as
+//! everything is its tenant's doing. In company, two kinds of death are not blamed on any tenant
+//! without further evidence: a death for want of memory, because the tenants of a process share its
+//! bound and one can exhaust it for another; and a fault in the allocator, which they share as
 //! well.
 //!
 //! | what ended it, in company | room left: plenty | pressed | near the bound |
@@ -28,8 +28,8 @@ use crate::signal::{Seen, Signal};
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct MemoryRules {
-    /// A process with less than this left of its bound, in per cent, is near the bound; 0 for
-    /// never.
+    /// A process with less than this left of its bound, in per cent, is near the bound; 0 switches
+    /// this off.
     pub near_percent: u32,
     /// With less than this left, in per cent, an allocation within a tenant's own limit can fail.
     /// The bound of a process includes room for one largest allocation; with twelve tenants that
@@ -93,7 +93,7 @@ pub enum Ending {
 }
 
 impl Ending {
-    /// The signal it counts as, if it counts.
+    /// The signal as which this ending counts, if it counts against a tenant.
     #[must_use]
     pub fn signal(self) -> Option<Signal> {
         match self {
@@ -117,8 +117,8 @@ pub enum Thread {
     Unknown,
 }
 
-/// How much of its bound a process had left. Without a record it counts as plenty: a process that
-/// ends because of a genuine fault leaves one.
+/// How much of its bound a process had left. If there is no record of that, plenty is assumed: a
+/// process that ends because of a genuine fault leaves a record.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Room {
     Plenty,
@@ -127,7 +127,7 @@ pub enum Room {
 }
 
 impl Room {
-    /// From the bytes that a process could still commit, and its bound.
+    /// Judges the bytes that a process could still commit by its bound.
     #[must_use]
     pub fn of(left: u64, bound: u64, rules: &MemoryRules) -> Self {
         let below = |percent: u32| u128::from(left) * 100 < u128::from(bound) * u128::from(percent);
@@ -143,7 +143,8 @@ impl Room {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Verdict {
     Nothing,
-    /// It was the doing of the tenant whose thread it was, or, if not certain, may have been.
+    /// The tenant whose thread it was caused the death, or, if that is not certain, may have caused
+    /// it.
     Thread(Seen),
     /// The tenant that holds most is isolated first ([`holds_most`]); no standing changes.
     WantOfMemory,
@@ -158,10 +159,10 @@ pub enum Verdict {
 pub enum Because {
     /// A process that they were in died an unattributed death.
     UnexplainedDeath,
-    /// It died for want of memory, and this tenant held most of it, or is among those that may
-    /// have.
+    /// A process died for want of memory, and this tenant held most of that memory, or may have.
     WantOfMemory,
-    /// It held more than its tenants explain, and this tenant seems to hold most of that.
+    /// A process held more than its tenants explain, and this tenant seems to hold most of the
+    /// excess.
     UnexplainedMemory,
 }
 
@@ -203,13 +204,14 @@ pub enum Consequence<S> {
     Bisect(Because, Option<Signal>),
 }
 
-/// Applies a verdict to slots: `thread` is the slot on whose thread it was, if its tenant lives
-/// there, `here` all slots whose tenants do, and `largest` the one that holds most, if known.
+/// Applies a verdict to slots. `thread` is the slot whose thread the process died on, if its tenant
+/// lives there; `here` are all slots whose tenants live there; `largest` is the slot whose tenant
+/// holds most, if known.
 #[must_use]
 pub fn consequence<S: Copy>(verdict: Verdict, thread: Option<S>, here: &[S], largest: Option<S>) -> Consequence<S> {
     match verdict {
         Verdict::Nothing => Consequence::Nothing,
-        // In a process that only ever held one tenant, what is unknown is that tenant's doing.
+        // In a process that only ever held one tenant, an unattributed end is that tenant's doing.
         Verdict::Thread(seen) => {
             thread.or_else(|| here.first().copied()).map_or(Consequence::Nothing, |slot| Consequence::Blame(slot, seen))
         }
@@ -227,8 +229,8 @@ impl<S: PartialEq> Consequence<S> {
         matches!(self, Self::Blame(to_blame, _) if *to_blame == slot)
     }
 
-    /// Whether that slot's tenant is not responsible: another is to blame, or memory ran out and
-    /// another held most of it. A run that was lost there restarts without a charge.
+    /// Whether that slot's tenant is not responsible: another tenant is to blame, or memory ran out
+    /// and another tenant held most of it. A run that was lost there restarts without a charge.
     #[must_use]
     pub fn exonerates(&self, slot: S) -> bool {
         match self {
@@ -264,8 +266,8 @@ mod tests {
         [attacks.as_slice(), &faults, &gave_up, &no_memory, &did, &silent].concat()
     }
 
-    /// One letter for each of plenty, pressed, near: C in company, M want of memory, H bisect
-    /// without points, P bisect with points.
+    /// The verdicts for plenty, pressed and near, one letter each. C suspects the tenant of the
+    /// thread, in company; M is want of memory; H bisects without points, P with points.
     fn row(ending: Ending, thread: Thread) -> String {
         let letter = |room| match blame(ending, thread, true, room) {
             Verdict::Thread(seen) if seen == Seen::in_company(ending.signal().unwrap()) => 'C',

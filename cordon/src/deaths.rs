@@ -28,7 +28,7 @@ use crate::time::Time;
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct DeathRules {
-    /// From this many deaths on, new homes of the uid are alone; 0 for never.
+    /// From this many deaths on, new homes of the uid are alone; 0 switches this off.
     pub budget: u32,
     /// How long until one death is forgiven, and then the next one.
     pub regain_secs: u64,
@@ -53,9 +53,9 @@ pub struct Deaths {
 }
 
 impl Deaths {
-    /// A tenant that lived at `level` until then is blamed for a death. If its own standing had it
-    /// live alone, the death cost no neighbour anything, and the uid was charged for the earlier
-    /// death.
+    /// Charges the uid for a death that is blamed on a tenant which lived at `level` until then. A
+    /// tenant that its own standing made live alone costs nothing: its death cost no neighbour
+    /// anything, and the uid was charged for the death that led to this standing.
     pub fn blamed(&mut self, level: Level, rules: &DeathRules, now: Time) {
         if level == Level::Shared {
             let most = regain_ms(rules).saturating_mul((rules.budget * REMEMBERED).into());

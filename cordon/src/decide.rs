@@ -93,7 +93,7 @@ pub struct Standing {
     score: Score,
     /// The level at which the tenant must live.
     level: Level,
-    /// The level by its score alone.
+    /// The level that its score by itself demands.
     earned: Level,
     since: Time,
     /// When evidence or nuisance last counted against the tenant.
@@ -263,7 +263,7 @@ pub fn decide(
         }
         // Even if the tenant was alone: the next process might hold other tenants.
         if signal.takes_worker() {
-            // Six times as long each time, up to the clean period.
+            // Each suspicion lasts six times as long as the one before, up to the clean period.
             let times = standing.score.processes_taken().saturating_sub(1).min(8);
             let secs = rules.suspicion_secs.saturating_mul(6_u64.pow(times)).min(rules.back_after_secs);
             standing.suspected_until = standing.suspected_until.max(now.plus(secs.saturating_mul(1000)));

@@ -122,7 +122,7 @@ impl std::str::FromStr for Level {
 
 /// A word that does not name a level.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("there is no cordon level {0:?}; it must be one of shared, solo, sealed, expelled")]
+#[error("there is no cordon level {0:?}; the levels are shared, solo, sealed and expelled")]
 pub struct UnknownLevel(String);
 
 #[cfg(test)]

@@ -2,7 +2,7 @@
 //!
 //! | its home | what follows |
 //! |---|---|
-//! | too far in, or beside tenants that it must be kept from | it leaves, also without another |
+//! | too far in, or beside tenants it must be kept from | it leaves, with or without a new home |
 //! | in a process that is too old | the same, but its current run has unlimited time |
 //! | further out than it must be | it leaves when another home is ready |
 //! | in a process that holds too much | the same |
@@ -15,7 +15,7 @@ use crate::Level;
 pub struct Needs {
     /// By its standing: it must not live further in.
     pub standing: Level,
-    /// By everything, including its own protection while that lasts; never further in than its
+    /// By everything that applies now, its own protection included; never further in than its
     /// standing.
     pub wanted: Level,
 }
@@ -175,7 +175,7 @@ mod tests {
     }
 
     #[test]
-    fn a_lost_home_alone_is_replaced_at_once_and_a_shared_one_by_the_next_run() {
+    fn a_lost_single_tenant_home_is_replaced_at_once_and_a_shared_one_by_the_next_run() {
         let lost = |wanted| Needs { standing: Level::Shared, wanted }.next(Whereabouts::Lost);
         assert_eq!((lost(Level::Shared), lost(Level::Solo)), (Move::Stay, Move::Go { outward: false }));
     }

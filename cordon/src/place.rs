@@ -25,7 +25,7 @@ pub struct Capacity {
     pub keys: usize,
     /// Cages that fit one process.
     pub cages: usize,
-    /// The operator accepts that tenants share a process with cages alone, without keys.
+    /// The operator accepts that tenants share a process with cages only, without keys.
     pub share_without_keys: bool,
 }
 
@@ -43,7 +43,7 @@ impl Capacity {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Bounds {
     pub processes: usize,
-    /// Of those, how many may hold one tenant alone.
+    /// How many of those processes may hold a single tenant each.
     pub alone: usize,
 }
 
@@ -70,7 +70,7 @@ pub struct Traits {
     pub doubtful: bool,
     pub case: Option<Case>,
     /// Its home was made while its uid's budget of deaths was used up. It shares a process only if
-    /// there was no room alone.
+    /// there was no room for a single-tenant home.
     pub on_probation: bool,
 }
 
@@ -92,10 +92,12 @@ impl Traits {
 impl Traits {
     /// Whether `self` must leave a process that it shares with `other`.
     ///
-    /// A tenant must leave tenants of another trust, a suspect those outside its half, a tenant
-    /// with secrets those of other owners, and a watched tenant secrets. Placement
-    /// (`may_share_with`) is stricter: it also keeps watched and unwatched tenants apart. Here that
-    /// difference alone does not count, or a tenant could drive its neighbours out by what it does.
+    /// Every tenant must leave tenants of another trust. A suspect must leave tenants outside its
+    /// half, and a tenant with secrets must leave tenants of other owners. A watched tenant must
+    /// leave tenants with secrets, and with secrets of its own it must leave all tenants. Placement
+    /// (`may_share_with`) is stricter: it also keeps watched and unwatched tenants apart. That
+    /// difference by itself does not count here, or a tenant could drive its neighbours out by what
+    /// it does.
     #[must_use]
     pub fn must_leave(&self, other: &Self) -> bool {
         let same_owner = self.owner.is_some() && self.owner == other.owner;
@@ -141,8 +143,8 @@ const BUSY_TOGETHER: usize = 4;
 /// Places one tenant.
 ///
 /// A tenant that lives alone always gets a process that no tenant was in before. A tenant that
-/// shares joins, among the least busy of the processes that it may be in and that have an unused
-/// slot, the fullest, so that processes fill up and empty ones can end.
+/// shares looks at the processes that it may be in and that have an unused slot. Of the least busy
+/// ones it joins the fullest, so that processes fill up and empty ones can end.
 pub fn place<Id: Copy + Ord>(
     tenant: &Traits,
     level: Level,
@@ -264,11 +266,11 @@ mod tests {
     }
 
     #[test]
-    fn of_two_tenants_that_may_no_longer_share_one_leaves() {
+    fn one_of_two_tenants_that_may_no_longer_share_leaves() {
         let plain = Traits::default();
         let watched = Traits { watched: true, ..Traits::default() };
         let holder = Traits { owner: Some("a".into()), holds_secrets: true, ..Traits::default() };
-        assert!(!plain.must_leave(&watched) && !watched.must_leave(&plain), "being watched alone evicts neither");
+        assert!(!plain.must_leave(&watched) && !watched.must_leave(&plain), "being watched evicts neither");
         assert!(watched.must_leave(&holder) && holder.must_leave(&watched));
         assert!(holder.must_leave(&plain) && !plain.must_leave(&holder));
         let suspect = Traits { case: Some(Case { death: 1, half: 0 }), ..Traits::default() };

@@ -27,8 +27,8 @@ pub struct Rules {
     pub back_below: f64,
     /// ... and nothing has counted against it for this long.
     pub back_after_secs: u64,
-    /// How long a tenant that took a process down, or may have, lives alone, whatever its score;
-    /// six times as long each further time.
+    /// How long a tenant lives alone after it took a process down, or may have, whatever its score;
+    /// each further time lasts six times as long.
     pub suspicion_secs: u64,
     /// How long the tenants of a process that died for an unknown reason stay bisected.
     pub unexplained_secs: u64,
@@ -58,8 +58,8 @@ impl Default for Rules {
             back_below: 20.0,
             back_after_secs: DAY_SECS,
             suspicion_secs: 10 * MINUTE_SECS,
-            // Long enough to catch a tenant that does it again; short, because a tenant can do it
-            // to others.
+            // An hour is long enough to catch a tenant that kills again, and no longer because a
+            // tenant can bring this on others.
             unexplained_secs: HOUR_SECS,
             advisory_most: 15.0,
             share_most: 15.0,

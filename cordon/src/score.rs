@@ -15,7 +15,7 @@ pub(crate) struct Entry {
     signal: Signal,
     /// No other tenant can have caused it: none was in the process, or none could have.
     certain: bool,
-    /// At the moment `at`.
+    /// The points at the moment `at`.
     points: f64,
     at: Time,
     /// How often the signal was counted.
@@ -33,12 +33,12 @@ pub struct Score(Vec<Entry>);
 pub struct Contribution {
     pub signal: Signal,
     pub source: Source,
-    /// No other tenant can have caused it. What others may have caused counts for less: see
-    /// [`total`].
+    /// No other tenant can have caused it. A signal that others may have caused counts for less:
+    /// see [`total`].
     pub certain: bool,
     pub points: f64,
     pub count: u32,
-    /// Since it was last counted.
+    /// The time since the signal was last counted.
     pub age_ms: u64,
 }
 
@@ -105,9 +105,9 @@ impl Score {
 /// The sum of contributions.
 ///
 /// Evidence that is certain counts in full. All else that the tenant itself did stays below
-/// `sealed`. What others may have caused (a share, and what happened in company), and what only the
-/// worker reports, count up to just below `solo`: so no tenant can push a neighbour over that
-/// threshold, and no worker its tenant.
+/// `sealed`. Signals that others may have caused (a share, or a signal in company), and signals
+/// that only the worker reports, count up to just below `solo`: so no tenant can push a neighbour
+/// over that threshold, and no worker its tenant.
 #[must_use]
 pub fn total(contributions: &[Contribution], rules: &Rules) -> f64 {
     let sum = |wanted: &dyn Fn(&Contribution) -> bool| -> f64 {
@@ -169,7 +169,7 @@ mod tests {
     }
 
     #[test]
-    fn what_happened_in_company_stays_below_solo() {
+    fn signals_in_company_stay_below_solo() {
         let rules = Rules::default();
         let doubtful = [(Signal::ClosedKey, false); 20];
         assert!(scored(&doubtful) < rules.solo);

@@ -24,8 +24,8 @@ pub struct ShapeRules {
     /// A window is busy only if the thread ran for at least this long per run that began in it:
     /// many short runs are a busy service, not a spinner.
     pub busy_ms_per_run: u64,
-    /// This many busy windows in a row are a signal, and so are this many windows with too many
-    /// page faults.
+    /// This many busy windows in a row are a signal, and so are this many windows in a row with too
+    /// many page faults.
     pub streak: u32,
     /// The page faults that are too many for a window, beyond those that its new isolates explain.
     pub faults: u64,
@@ -87,7 +87,8 @@ impl Default for ShapeRules {
 pub struct Messages {
     pub count: u64,
     pub bytes: u64,
-    /// The sum of the times between them, and of the squares of those, in milliseconds.
+    /// The sum of the times between them, in milliseconds, and the sum of the squares of those
+    /// times.
     pub gaps_ms: f64,
     pub gaps_ms2: f64,
 }
@@ -187,7 +188,7 @@ impl Shape {
             signals.push(Signal::LogFlood);
         }
         self.observe_minute(&last, &sample, rules, &mut signals);
-        if self.lives_long(&sample, rules) {
+        if self.report_long_life(&sample, rules) {
             signals.push(Signal::LongLived);
         }
         signals
@@ -200,8 +201,8 @@ impl Shape {
         if elapsed < MINUTE_MS {
             return;
         }
-        // Short runs do not excuse here (0 runs): a tenant that uses half a processor for a minute
-        // should live alone, for its neighbours' sake.
+        // Here short runs are no excuse, so 0 runs are passed: a tenant that uses half a processor
+        // for a minute should live alone, for its neighbours' sake.
         let rules = &ShapeRules { busy_share: rules.minute_share, busy_least: rules.minute_share / 2.0, ..*rules };
         if is_busy(&begin, sample, elapsed, 0, rules) {
             if !signals.contains(&Signal::Busy) {
@@ -214,8 +215,9 @@ impl Shape {
         self.minute = None;
     }
 
-    /// Whether to report a long-lived isolate that is called often: at most once an hour.
-    fn lives_long(&mut self, sample: &Sample, rules: &ShapeRules) -> bool {
+    /// Returns true if a long-lived isolate that is called often is to be reported, at most once an
+    /// hour, and notes that it was.
+    fn report_long_life(&mut self, sample: &Sample, rules: &ShapeRules) -> bool {
         let due = sample.isolate_ms >= self.reported_long_lived_ms.saturating_add(HOUR_MS)
             || (self.reported_long_lived_ms == 0 && sample.isolate_ms >= rules.long_lived_secs.saturating_mul(1000));
         let calls_an_hour = sample.isolate_calls.saturating_mul(HOUR_MS) / sample.isolate_ms.max(1);
@@ -225,7 +227,7 @@ impl Shape {
         if lives_long {
             self.reported_long_lived_ms = sample.isolate_ms;
         } else if sample.isolate_ms < self.reported_long_lived_ms {
-            // Another isolate.
+            // The oldest isolate is now another one.
             self.reported_long_lived_ms = 0;
         }
         lives_long

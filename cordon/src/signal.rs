@@ -4,9 +4,9 @@
 //! What a worker says about its own tenant is *advisory*: all of it together stays below every
 //! threshold, because a worker may have been taken over.
 //!
-//! A signal needs one row of the table below and the code that raises it. The row gives its name in
-//! the API, in `[cordon.rules.signals]` and in the daemon's files, its default weight, and what
-//! SPECIFICATION.md's table is checked against.
+//! A signal needs one row of the table below and the code that raises it. The row gives its name
+//! (in the API, in `[cordon.rules.signals]` and in the daemon's files) and its default weight. A
+//! test checks SPECIFICATION.md's table against the rows.
 
 use serde::{Deserialize, Serialize};
 
@@ -52,7 +52,7 @@ pub struct Weight {
     pub points: f64,
     /// The time after which half of the points are left.
     pub half_life_secs: u64,
-    /// The most that this signal alone can add up to.
+    /// The most that occurrences of this signal can add up to.
     pub most: f64,
 }
 
@@ -89,9 +89,9 @@ macro_rules! signals {
                 match self { $(Self::$signal => Kind::$kind,)+ }
             }
 
-            /// Whether it ends the worker, with the runs of all its tenants. If there were several,
-            /// the blame is uncertain: an attacker who can write anywhere can make a neighbour's
-            /// thread fault.
+            /// Whether it ends the worker, with the runs of all its tenants. If there were several
+            /// tenants, the blame is uncertain: an attacker who can write anywhere can make a
+            /// neighbour's thread fault.
             #[must_use]
             pub const fn takes_worker(self) -> bool {
                 match self { $(Self::$signal => $takes_worker,)+ }
@@ -117,7 +117,7 @@ signals! {
     ForeignAddress "foreignAddress": Kernel, Evidence, takes worker true, points 80.0, half-life 30 * DAY_SECS, most 240.0;
     /// A frame out of turn, too long, or meant for another tenant.
     Protocol "protocol": Supervisor, Evidence, takes worker true, points 100.0, half-life 30 * DAY_SECS, most 300.0;
-    // A buggy engine is a buggy engine: crashes alone seal a tenant, and never expel it.
+    // Every engine has bugs, so crashes without other evidence seal a tenant, and never expel it.
     /// A bad address that belongs to no other tenant, or an illegal instruction.
     Crash "crash": Kernel, Evidence, takes worker true, points 60.0, half-life 7 * DAY_SECS, most 120.0;
     // V8 also aborts on arrays that are too long, which is a mere bug in a script. So this never
@@ -197,7 +197,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn only_what_a_worker_says_is_advisory() {
+    fn only_signals_from_a_worker_are_advisory() {
         for signal in Signal::ALL {
             assert_eq!(signal.source() == Source::Worker, signal.kind() == Kind::Advisory, "{signal:?}");
         }

@@ -106,9 +106,9 @@ proptest! {
         prop_assert_eq!(standing.level(), Level::Shared);
     }
 
-    /// What only a worker alleges never moves a tenant.
+    /// A worker's allegations by themselves never move a tenant.
     #[test]
-    fn what_a_worker_alleges_never_moves_a_tenant(
+    fn allegations_of_a_worker_never_move_a_tenant(
         said in proptest::collection::vec((signals(|s| s.source() == Source::Worker), 0_u64..1000), 0..200),
         around in circumstances(),
     ) {

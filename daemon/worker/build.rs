@@ -1,7 +1,7 @@
 //! Refuses to link a V8 archive other than the one that was built for this tree: its checksum and
 //! that of its bindings are compared with `SHA256SUMS` beside them, before the first program is
-//! linked and whenever one of the files changes. Also has the linker call the worker's functions in
-//! place of a few of the archive's.
+//! linked and whenever one of the files changes. It also has the linker call the worker's functions
+//! in place of a few of the archive's.
 
 use std::error::Error;
 use std::io::Write;

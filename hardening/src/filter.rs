@@ -8,13 +8,13 @@
 //! | `allow` | every thread, from the end of start-up on | trap calls that are not listed |
 //! | `refuse` | the same | `ENOSYS` for calls that libc probes |
 //! | `tenant` | a tenant's thread, before any of its code | the same, with a shorter list |
-//! | `own` ([`Own`]) | the same | trap calls that name what is another's |
+//! | `own` ([`Own`]) | the same | trap calls that name anything but the thread's own |
 //! | `sealed` | every thread of a sealed worker | trap calls for executable memory |
 //! | `mute` ([`Own`]) | the same | `EBADF` for standard error, where V8 prints before it gives up |
 //!
-//! The shorter list has no new filters, threads, signal handlers or executable memory. What is
-//! another's is an island, a key, a descriptor or a thread. `sealed` also traps the return from a
-//! signal.
+//! The shorter list has no new filters, threads, signal handlers or executable memory. `own` traps
+//! a call that names an island, a key, a descriptor or a thread that is not the thread's own.
+//! `sealed` also traps the return from a signal.
 //!
 //! The kernel runs them all and takes the strictest answer. *Trap* raises SIGSYS in the thread,
 //! whose handler records whose thread it was and ends the process ([`crate::fault`]); if the

@@ -130,7 +130,7 @@ layers! {
     }
     Keys "keys", of All workers {
         against: "a tenant's thread reading or writing a neighbour's memory, short of executing code of its own",
-        without: "one tenant a process, unless share_without_keys accepts cages alone",
+        without: "one tenant a process, unless share_without_keys accepts cages without keys",
         remedy: "a processor with memory protection keys and a kernel that uses them (ospke in \
          /proc/cpuinfo), and delivers faults on a closed key to their handler; until then one \
          tenant a process",
@@ -203,7 +203,7 @@ impl LayerSet {
         self.iter().filter(|layer| layer.workers() == Workers::All).collect()
     }
 
-    /// For the `Start` frame.
+    /// The set as bits, for the `Start` frame.
     #[must_use]
     pub fn bits(self) -> u32 {
         self.0

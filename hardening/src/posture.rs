@@ -117,8 +117,8 @@ impl Probe {
     }
 }
 
-/// Makes a child in every namespace, which mounts an empty file system and makes it its root, as a
-/// worker does.
+/// Makes a child in namespaces of its own, of every kind. The child mounts an empty file system and
+/// makes that its root, as a worker does.
 fn probe_namespaces() -> Probe {
     let flags = NAMESPACES.iter().fold(0, |all, (_, flag)| all | flag);
     let mut args = clone_args(flags, 0);
@@ -281,7 +281,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_required_and_off_is_missing() {
+    fn a_required_layer_that_is_off_is_missing() {
         let mut posture = Posture::probe();
         for finding in &mut posture.findings {
             finding.on = finding.layer != Layer::Landlock;

@@ -2,8 +2,8 @@
 //!
 //! Everything is read from `/proc`, which the worker cannot write; nothing that the worker says is
 //! used. A sealed worker is checked for executable memory that it could have made. Each layer is
-//! checked if the plan has it. What every worker must be, whatever its layers, is always checked:
-//! the right program, user and group, four descriptors, an empty environment.
+//! checked if the plan has it. Some properties are always checked, whatever the layers: the right
+//! program, user and group, four descriptors, an empty environment.
 //!
 //! `/proc` does not show Landlock, the dumpable flag and the parent-death signal. For these the
 //! supervisor trusts the worker's start-up code, which runs before any tenant's.

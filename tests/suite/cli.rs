@@ -163,7 +163,7 @@ fn the_command_line_gives_and_lifts_an_order_and_verifies_the_audit_log() {
     // The log has the order and its end, each with the move that followed from it.
     enisle_tests::wait_until("the audit log", || daemon.get("/v1/audit")["seq"] == 4);
     let (code, verified) = enisle(&["audit", "verify"]);
-    assert!(code == 0 && verified.starts_with("4 lines in 1 files are whole"), "{verified}");
+    assert!(code == 0 && verified.starts_with("4 lines in 1 file are whole"), "{verified}");
 
     let file = daemon.folder.path().join("state/audit/audit.jsonl");
     let lines = std::fs::read_to_string(&file).expect("a log");

@@ -9,7 +9,7 @@
 //! | [`openapi`] | the OpenAPI 3.1 document generated from them (feature `schema`) |
 //! | [`client`] | clients: asynchronous (feature `client`), blocking (feature `blocking`) |
 //!
-//! Without features, this crate is the types and the table alone, which is all that the daemon
+//! Without features, this crate is only the types and the table, which are all that the daemon
 //! uses.
 #![forbid(unsafe_code)]
 #![deny(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing, clippy::panic)]

@@ -27,8 +27,8 @@ pub(crate) enum Audit {
 }
 
 pub(crate) async fn verify(folder: Option<PathBuf>, client: &Client, as_json: bool) -> Result<u8, Failure> {
-    // Asked before the files are read: lines written meanwhile make the chain longer, never
-    // shorter.
+    // The daemon is asked before the files are read: lines written meanwhile make the chain longer,
+    // never shorter.
     let daemon = match (client.get("/v1/audit").await, &folder) {
         (Ok(daemon), _) => Some(daemon.read::<AuditHead>()?),
         (Err(_), Some(_)) => None,
@@ -50,7 +50,8 @@ pub(crate) async fn verify(folder: Option<PathBuf>, client: &Client, as_json: bo
         );
         return Ok(0);
     }
-    outln!("{} lines in {files} files are whole, up to number {} ({})", verifier.lines(), head.seq, head.hash);
+    let files = if *files == 1 { "1 file".to_owned() } else { format!("{files} files") };
+    outln!("{} lines in {files} are whole, up to number {} ({})", verifier.lines(), head.seq, head.hash);
     if known.is_none() {
         outln!("this was not compared with a daemon that writes this log: lines may be missing at the end");
     }

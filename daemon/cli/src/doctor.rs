@@ -1,6 +1,8 @@
 //! `enisle doctor`: the posture of this machine, in one to four lines per layer, and that of the
 //! running daemon.
 
+use std::path::Path;
+
 use enisle_api::client::{Client, ClientError};
 use enisle_api::types::about::Info;
 use enisle_hardening::Posture;
@@ -30,22 +32,26 @@ pub(crate) async fn examine(client: &Client, as_json: bool) {
     for note in &posture.notes {
         outln!("note {note}");
     }
-    match answer.and_then(|answer| answer.read::<Info>()) {
-        Ok(info) => daemon(&info, client),
-        Err(why @ ClientError::Stranger { .. }) => outln!("{}", advice(&why)),
-        Err(_) => outln!("no daemon answers on {}", client.socket().display()),
+    for line in daemon(client.socket(), answer.and_then(|answer| answer.read::<Info>())) {
+        outln!("{line}");
     }
 }
 
-/// What the daemon reports about itself. The daemon may be configured to do without a layer that
-/// the machine has, or may see less of the machine than this program does.
-fn daemon(info: &Info, client: &Client) {
-    let hidden = "which layers its workers lack is shown to operators ([[peers]] operate = true)";
+/// What the daemon reports about itself, or why it reports nothing. The daemon may be configured to
+/// do without a layer that the machine has, or may see less of the machine than this program does.
+fn daemon(socket: &Path, answer: Result<Info, ClientError>) -> Vec<String> {
+    let info = match answer {
+        Ok(info) => info,
+        Err(why) => return vec![advice(&why)],
+    };
+    let hidden = "only operators see which layers its workers lack ([[peers]] operate = true)";
     let consequence = info.posture.as_ref().map_or(hidden, |posture| &posture.consequence);
-    outln!("daemon on {}: {consequence}", client.socket().display());
+    let mut lines = vec![format!("daemon on {}: {consequence}", socket.display())];
     for layer in info.posture.iter().flat_map(|posture| &posture.layers).filter(|layer| !layer.on) {
-        outln!("its workers lack {}: {}", layer.layer, layer.consequence.as_deref().unwrap_or("?"));
+        let consequence = layer.consequence.as_deref().unwrap_or("?");
+        lines.push(format!("its workers lack {}: {consequence}", layer.layer));
     }
+    lines
 }
 
 fn as_value(posture: &Posture, daemon: Option<Value>) -> Value {
@@ -58,4 +64,27 @@ fn as_value(posture: &Posture, daemon: Option<Value>) -> Value {
         })
         .collect();
     json!({ "layers": layers, "keys": posture.keys, "notes": posture.notes, "daemon": daemon })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_daemon_that_refuses_is_not_reported_as_missing() {
+        let socket = Path::new("/run/enisled.sock");
+        let refused = ClientError::Problem { status: 403, detail: "uid 7 may not ask".to_owned() };
+        assert_eq!(daemon(socket, Err(refused)), ["the daemon says 403: uid 7 may not ask"]);
+        let unreadable = ClientError::BadAnswer("not JSON".to_owned());
+        assert_eq!(daemon(socket, Err(unreadable)), ["the daemon's answer cannot be read: not JSON"]);
+    }
+
+    #[test]
+    fn a_missing_daemon_is_reported_with_what_to_do() {
+        let error = std::io::ErrorKind::NotFound.into();
+        let missing = ClientError::Unreachable { socket: "/run/enisled.sock".to_owned(), error };
+        let lines = daemon(Path::new("/run/enisled.sock"), Err(missing));
+        assert!(lines[0].starts_with("no daemon answers on /run/enisled.sock"), "{lines:?}");
+        assert!(lines[0].contains("start one with `enisled`"), "{lines:?}");
+    }
 }

@@ -1,13 +1,14 @@
-//! `enisle`: the command line. Every command goes through the daemon's socket; nothing here runs
-//! JavaScript.
+//! `enisle`: the command line. Nothing here runs JavaScript: commands go through the daemon's
+//! socket, except `completions`. `doctor` also probes this machine itself.
 //!
 //! Exit codes: 0 the script succeeded; 1 the script failed, or the audit log is broken; 2 the
-//! command was wrong; 3 the daemon refused, or does not answer; 4 a limit ended the script; 5 a
-//! layer stopped an attack; 70 a fault of enisle itself.
+//! command was wrong; 3 the daemon refused, failed or does not answer; 4 a limit ended the script;
+//! 5 a layer stopped an attack; 70 an answer that cannot be read, a private daemon that did not
+//! start, or a run that ended with `workerLost` or `internalError`.
 #![forbid(unsafe_code)]
 
-/// Prints a line for people. Nothing in the line can drive the terminal, be shown as something else
-/// ([`show::safe`]), or appear in a place where it was not written.
+/// Prints a line, of text or of JSON. Nothing in the line can drive the terminal, be shown as
+/// something else ([`show::safe`]), or appear in a place where it was not written.
 macro_rules! outln {
     ($($text:tt)*) => { crate::show::out_safe(&format!($($text)*)) };
 }
@@ -226,7 +227,7 @@ mod tests {
     }
 
     #[test]
-    fn the_kind_of_failure_decides_the_exit_code() {
+    fn the_status_of_a_problem_decides_the_exit_code() {
         let problem = |status| Failure::Client(ClientError::Problem { status, detail: String::new() });
         assert_eq!(problem(400).exit_code(), 2);
         assert_eq!(problem(403).exit_code(), 3);

@@ -168,8 +168,8 @@ pub(crate) fn answer(answer: &Answer) {
     }
 }
 
-/// How many times longer than the text itself indentation may make a result: a deeply nested one
-/// would fill the terminal, or the disk, with blanks.
+/// An indented result may be this many times as long as the text itself: a deeply nested one would
+/// fill the terminal, or the disk, with blanks.
 const MOST_INDENTED: usize = 8;
 const SPARE_BYTES: usize = 4096;
 

@@ -50,8 +50,8 @@ pub(crate) struct Workers {
     pub(crate) program: Option<PathBuf>,
     /// The largest number of worker processes.
     pub(crate) max: usize,
-    /// The most memory that a policy may grant to a tenant, in MiB. What a process may commit is
-    /// computed from it.
+    /// The most memory that a policy may grant to a tenant, in MiB. The bound of a process's memory
+    /// is computed from it.
     pub(crate) max_memory_mb: u32,
     /// How long a tenant may run nothing before it is moved out, in seconds.
     pub(crate) idle_secs: u64,
@@ -61,7 +61,7 @@ pub(crate) struct Workers {
     /// The age at which a worker process stops admitting tenants, in seconds; it ends once its
     /// tenants are idle.
     pub(crate) max_age_secs: u64,
-    /// Whether tenants may share a process with cages alone, on a machine without protection keys.
+    /// Whether tenants may share a process with cages only, on a machine without protection keys.
     pub(crate) share_without_keys: bool,
     /// As root: workers run under this uid and the ones after it, one each.
     pub(crate) uid_base: u32,
@@ -80,11 +80,11 @@ pub(crate) enum Keys {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub(crate) struct Cordon {
-    /// The largest number of processes that hold one tenant alone. Further tenants that need one
-    /// wait, and are then refused.
+    /// The largest number of single-tenant processes. Further tenants that need one wait, and are
+    /// then refused.
     pub(crate) max_alone: usize,
-    /// How long such tenants wait, in seconds. A run whose tenant is leaving a home, with no room
-    /// for another yet, waits equally long.
+    /// How long such tenants wait, in seconds. While a tenant's run in an old home has yet to end,
+    /// its next runs wait equally long for room.
     pub(crate) queue_secs: u64,
     /// How long a run may go on in a home that its tenant is leaving, in seconds; then it restarts
     /// in the new home.
@@ -161,7 +161,7 @@ pub(crate) struct Peer {
     pub(crate) share_percent: Option<u8>,
 }
 
-/// How many connections, beside `api.connections`, all uids together have that no rule names.
+/// How many connections all uids that no rule names have together, beside `api.connections`.
 pub(crate) const STRANGERS_CONNECTIONS: u64 = 8;
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -210,7 +210,7 @@ impl Default for Workers {
             keys: Keys::Auto,
             max_age_secs: 24 * 60 * 60,
             share_without_keys: false,
-            // Above the ranges that systemd and container managers hand out (systemd's
+            // This is above the ranges that systemd and container managers hand out (systemd's
             // UIDS-GIDS.md).
             uid_base: 1_900_000_000,
         }

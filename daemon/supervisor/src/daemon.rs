@@ -142,7 +142,8 @@ fn remembered(
 }
 
 impl Daemon {
-    /// Probes the machine, has the snapshot made in a jailed worker, and is ready to admit tenants.
+    /// Probes the machine and has the snapshot made in a jailed worker. The daemon is then ready to
+    /// admit tenants.
     pub(crate) async fn set_up(
         config: Config,
         program: std::path::PathBuf,
@@ -266,8 +267,8 @@ impl Daemon {
             .collect()
     }
 
-    /// Sets and stores a tenant's policy, whose line in the audit log there is room for. It takes
-    /// effect with the next run.
+    /// Sets and stores a tenant's policy; `line` is the room reserved for it in the audit log. The
+    /// policy takes effect with the next run.
     pub(crate) fn set_policy(
         &self,
         tenant: &Tenant,

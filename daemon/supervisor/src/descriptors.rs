@@ -1,9 +1,10 @@
-//! Open files (`RLIMIT_NOFILE`): one pool behind all others, which knows no uids.
+//! Open files (`RLIMIT_NOFILE`): one pool behind all others, which is not itself divided among
+//! uids.
 //!
-//! This pool must never be exhausted first. What every connection and every worker process may need
-//! is counted before the daemon starts, and there are only as many processes as the limit allows
-//! beside all connections. Connections and processes are shared out by uid, and so this pool is
-//! too.
+//! This pool must never be exhausted first. The needs of every connection and every worker process
+//! are counted before the daemon starts, and there are only as many processes as the limit allows
+//! beside all connections. Connections and processes are divided among uids, which divides this
+//! pool as well.
 
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 
@@ -12,8 +13,8 @@ use crate::config::{Config, STRANGERS_CONNECTIONS};
 /// A connection: its socket, and the descriptor that shows when it is closed.
 const OF_CONNECTION: u64 = 2;
 /// A worker process: both ends of its control channel during its start; both ends of its standard
-/// error, the same; its page for faults; its pidfd, and the copy that is watched; and one to
-/// inspect it.
+/// error, also during its start; its page for faults; its pidfd, and the copy that is watched; and
+/// one to inspect it.
 const OF_PROCESS: u64 = 8;
 /// A tenant in a process: both ends of its channel, until the worker has one; two counters.
 const OF_TENANT: u64 = 4;
@@ -80,7 +81,7 @@ mod tests {
 
     #[test]
     fn the_defaults_fit_the_limit_that_a_system_manager_sets() {
-        // systemd's, and the kernel's own.
+        // The first limit is systemd's, and the second one is the kernel's own.
         assert_eq!(processes(&Config::default(), 12, 524_288).unwrap(), 64);
         assert!(processes(&Config::default(), 12, 4096).unwrap() >= 16);
     }

@@ -1,4 +1,4 @@
-//! Everything that the daemon keeps is opened here, for the daemon alone.
+//! Everything that the daemon keeps is opened here, so that no other user can reach it.
 //!
 //! A folder is opened once, step by step from the root, and held by its descriptor ([`Folder`]).
 //! Everything else happens below that descriptor, by name, so that exchanging a folder on the way
@@ -12,8 +12,9 @@
 //! gives other users rights (older versions created such files), they are removed, which is logged.
 //! A file that belongs to another user is refused.
 //!
-//! The configuration is only read ([`read_settings`]). Any user may read its file, but only root or
-//! the daemon may own it and write to it, and the same holds for the way to it, links included.
+//! The configuration is only read ([`read_settings`]). Any user may read that file, but only root
+//! or the daemon may own it and write to it. The same holds for the way to the file, links
+//! included.
 //!
 //! The folder of the socket is the exception: other users may enter it, or they could not connect.
 //! Its lock file is still closed to them, because `flock` needs only an open descriptor.
@@ -95,14 +96,14 @@ impl Folder {
 
     /// Checks, without changing anything, that a file in it could be opened.
     pub(crate) fn check(&self, name: &str, how: How) -> io::Result<()> {
-        check_open(&self.folder, OsStr::new(name_alone(name)?), how)
+        check_open(&self.folder, OsStr::new(plain_name(name)?), how)
     }
 
     /// Opens a folder in this one, and creates it if it does not exist.
     pub(crate) fn make_below(&self, name: &str) -> io::Result<Self> {
-        let alone = OsStr::new(name_alone(name)?);
-        make_at(&self.folder, alone, false)?;
-        match step(&self.folder, alone)? {
+        let plain = OsStr::new(plain_name(name)?);
+        make_at(&self.folder, plain, false)?;
+        match step(&self.folder, plain)? {
             (_, found) if kind(&found) == SFlag::S_IFLNK => Err(link()),
             (folder, _) => Self::closed(folder, &self.path_of(name)),
         }
@@ -140,7 +141,7 @@ impl Folder {
 
     /// Opens a file in it.
     pub(crate) fn open(&self, name: &str, how: How) -> io::Result<File> {
-        below(&self.folder, &self.path_of(name_alone(name)?), how)
+        below(&self.folder, &self.path_of(plain_name(name)?), how)
     }
 
     /// Reads a file in it.
@@ -152,7 +153,7 @@ impl Folder {
 
     /// What exists under that name, including a link; `None` if nothing does.
     pub(crate) fn find(&self, name: &str) -> io::Result<Option<FileStat>> {
-        match fstatat(&self.folder, name_alone(name)?, AtFlags::AT_SYMLINK_NOFOLLOW) {
+        match fstatat(&self.folder, plain_name(name)?, AtFlags::AT_SYMLINK_NOFOLLOW) {
             Err(Errno::ENOENT) => Ok(None),
             found => Ok(Some(found?)),
         }
@@ -175,11 +176,11 @@ impl Folder {
     }
 
     pub(crate) fn rename(&self, from: &str, to: &str) -> io::Result<()> {
-        Ok(renameat(&self.folder, name_alone(from)?, &self.folder, name_alone(to)?)?)
+        Ok(renameat(&self.folder, plain_name(from)?, &self.folder, plain_name(to)?)?)
     }
 
     pub(crate) fn remove(&self, name: &str) -> io::Result<()> {
-        Ok(unlinkat(&self.folder, name_alone(name)?, UnlinkatFlags::NoRemoveDir)?)
+        Ok(unlinkat(&self.folder, plain_name(name)?, UnlinkatFlags::NoRemoveDir)?)
     }
 
     /// Makes sure that everything created, renamed and removed in it is on disk.
@@ -215,7 +216,7 @@ fn open_only(folder: &OwnedFd, name: &OsStr, how: How) -> io::Result<(OwnedFd, F
     let flags = how.flags() | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC | OFlag::O_NONBLOCK | OFlag::O_NOCTTY;
     let file = openat(folder, name, flags, Mode::S_IRUSR | Mode::S_IWUSR).map_err(|errno| match errno {
         Errno::ELOOP => refused("it is a link, and the daemon follows no links".to_owned()),
-        // A folder; or a socket, or a pipe without a reader.
+        // It is a folder, a socket, or a pipe without a reader.
         Errno::EISDIR | Errno::ENXIO => not_a_file(),
         errno => errno.into(),
     })?;
@@ -308,9 +309,9 @@ pub(crate) fn parent(path: &Path) -> PathBuf {
 }
 
 /// Checks that a name is not a path to somewhere else.
-fn name_alone(name: &str) -> io::Result<&str> {
-    let alone = Path::new(name).file_name().is_some_and(|alone| alone == name);
-    if alone { Ok(name) } else { Err(refused(format!("{name:?} is not the name of a file"))) }
+fn plain_name(name: &str) -> io::Result<&str> {
+    let is_plain = Path::new(name).file_name().is_some_and(|last| last == name);
+    if is_plain { Ok(name) } else { Err(refused(format!("{name:?} is not the name of a file"))) }
 }
 
 /// A name for quarantined data that does not exist in the folder yet.
@@ -349,7 +350,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_created_belongs_to_the_daemon_alone() {
+    fn files_that_are_created_are_closed_to_all_other_users() {
         let dir = tempfile::tempdir().unwrap();
         for (name, how) in [("keep", How::Keep), ("append", How::Append), ("new", How::New)] {
             let path = dir.path().join(name);
@@ -400,7 +401,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_ours_and_open_to_others_is_closed_to_them() {
+    fn files_of_ours_that_are_open_to_others_are_closed_to_them() {
         let dir = tempfile::tempdir().unwrap();
         let (folder_path, file) = (dir.path().join("state"), dir.path().join("state/file"));
         fs::create_dir(&folder_path).unwrap();

@@ -1,5 +1,5 @@
-//! What goes on for as long as the daemon lives: idle and old homes are retired, running tenants
-//! are observed, and misplaced tenants are moved.
+//! The work that goes on for as long as the daemon lives: it retires idle and old homes, observes
+//! running tenants, and moves misplaced ones.
 
 use std::sync::{Arc, PoisonError};
 use std::time::Duration;
@@ -20,8 +20,8 @@ use crate::workers::process::Worker;
 const WINDOWS_PER_READING: u32 = 6;
 /// An idle worker's memory does not change, so in one window of this many, one idle worker is read.
 const WINDOWS_PER_IDLE_READING: u32 = 60;
-/// How many readings in a row must find too much before a tenant is moved: what a run needs for a
-/// moment does not count.
+/// How many readings in a row must find too much before a tenant is moved: memory that a run needs
+/// only for a moment does not count.
 const READINGS_BEFORE_ACTION: u32 = 2;
 
 /// How long the pages of a large request are kept after it, at most.
@@ -154,7 +154,7 @@ impl Daemon {
 
     /// Empties a process that holds more than its tenants explain: no more tenants are admitted,
     /// and one tenant leaves with each reading, first the one that seems to hold most, which then
-    /// lives alone. What remains is freed when the last tenant leaves.
+    /// lives alone. The process is ended when the last tenant leaves, which frees the rest.
     fn empty(&self, worker: &Worker, roster: &Roster, found: Unexplained) {
         self.homes.pool.close(worker);
         let Some((slot, holds_most)) = worker.send_one_away() else { return };

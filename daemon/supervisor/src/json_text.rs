@@ -115,7 +115,7 @@ pub(crate) fn fields<'a, const N: usize>(
 /// Whether a name, as it was written, is this one.
 pub(crate) fn is_named(written: &RawValue, name: &str) -> bool {
     let text = written.get();
-    // The same, or the same with escapes: at most six characters for one.
+    // The name itself, or the name with escapes: at most six characters for one.
     text.len() <= 6 * name.len() + 2 && Text::of(written).is_ok_and(|text| text.to_string() == name)
 }
 
@@ -132,7 +132,7 @@ fn shown(written: &RawValue) -> String {
 /// A JSON string as it was written, and the number of bytes that it decodes to.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Text<'a> {
-    /// Between the quotes.
+    /// The text between the quotes.
     written: &'a str,
     bytes: usize,
 }
@@ -183,7 +183,7 @@ impl fmt::Display for Text<'_> {
                 [b'\\', letter, behind @ ..] => {
                     block.add(&[one_byte(*letter)], f)?;
                     rest = behind;
-                    // There may be millions of them in a row.
+                    // There may be millions of such escapes in a row.
                     while let [b'\\', letter, behind @ ..] = rest
                         && *letter != b'u'
                         && block.0.len() < BLOCK_BYTES

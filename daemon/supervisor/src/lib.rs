@@ -1,5 +1,5 @@
 //! `enisled`, the supervisor. It holds the API, the tenants and their placement; V8 runs only in
-//! its workers. A library, so that what it reads can be fuzzed (`seams`).
+//! its workers. It is a library so that its parsers can be fuzzed (`seams`).
 #![forbid(unsafe_code)]
 #![deny(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing, clippy::panic)]
 #![cfg_attr(
@@ -149,7 +149,7 @@ impl StartPaths {
         })
     }
 
-    /// Whether the socket is apart from the files that the daemon keeps.
+    /// Checks that the socket is apart from the files that the daemon keeps.
     fn check_apart(&self) -> anyhow::Result<()> {
         let (state, folder) = (resolved(&self.state_dir)?, resolved(&files::parent(&self.socket))?);
         let own = [state::recorder::LOCK, state::standings::DATABASE, state::recorder::FOLDER, tenants::policy::FOLDER];

@@ -46,7 +46,7 @@ const RANGES: &[Range] = &[
     of_policy("workers.max_memory_mb", Limit::MemoryMb.range()),
     whole("workers.idle_secs", 0, YEAR),
     whole("workers.max_age_secs", 1, YEAR),
-    // Above the uids of people and services, and with room for the uids after it.
+    // The uid is above those of people and services, and has room for the uids after it.
     whole("workers.uid_base", 1000, u32::MAX - 1 - UIDS),
     whole("cordon.max_alone", 0, 10_000),
     whole("cordon.queue_secs", 0, HOUR),

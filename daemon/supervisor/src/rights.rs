@@ -1,5 +1,5 @@
-//! Descriptors that clients pass with their bytes (`SCM_RIGHTS`), which no client has a reason to
-//! do.
+//! Descriptors that clients pass with their bytes (`SCM_RIGHTS`). No client has a reason to pass
+//! any.
 //!
 //! Dropping the last reference to a passed descriptor may take as long as its owner likes
 //! ([`enisle_hardening::process::rights`]), so the thread that serves connections must not be the
@@ -10,11 +10,11 @@
 //! | [`Rights::Refused`] | Linux 6.16 and later | the kernel refuses them to the sender |
 //! | [`Rights::Watched`] | before | bytes are peeked at before they are received |
 //!
-//! A watched client that has passed any has broken the protocol: nothing more is read from it. So
-//! no descriptor of a client is ever received. If something is still unread in a socket when its
-//! connection ends, a thread that is itself ending closes the socket: the kernel does not let such
-//! a thread linger (`inet_release`, `PF_EXITING`). That thread has its own descriptor table, a copy
-//! of this process's, so that it has the last reference.
+//! A watched client that has passed a descriptor has broken the protocol: nothing more is read from
+//! that client. So no descriptor of a client is ever received. If something is still unread in a
+//! socket when its connection ends, a thread that is itself ending closes the socket: the kernel
+//! does not let such a thread linger (`inet_release`, `PF_EXITING`). That thread has its own
+//! descriptor table, a copy of this process's, so that it has the last reference.
 
 use std::convert::Infallible;
 use std::io::{self, IoSlice};
@@ -111,7 +111,7 @@ impl Rights {
 /// The last reference to a client's socket.
 #[derive(Debug)]
 pub(crate) struct Last {
-    /// Until it is dropped.
+    /// `None` only while this is being dropped.
     socket: Option<OwnedFd>,
     rights: Rights,
 }

@@ -43,7 +43,7 @@ mod tests {
         assert_eq!(names.len(), NAMES as usize);
         for bit in 0..u128::BITS {
             let set = names.iter().filter(|name| **name >> bit & 1 == 1).count();
-            // Ten standard deviations.
+            // The bound is ten standard deviations.
             assert!(set.abs_diff(NAMES as usize / 2) < 500, "bit {bit}: {set}");
         }
         assert_ne!(number(), number());

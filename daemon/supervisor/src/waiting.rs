@@ -1,4 +1,4 @@
-//! What unit tests wait with, and wait for: a deadline, and a thread that computes.
+//! For unit tests: waiting with a deadline, and a thread that computes until it is dropped.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};

@@ -46,7 +46,7 @@ pub fn encode<T: Serialize>(message: &T, cap: usize) -> Result<Vec<u8>, FrameErr
 /// Appends `message` as a frame to `frames`.
 ///
 /// # Errors
-/// As [`encode`].
+/// As for [`encode`].
 pub fn append<T: Serialize>(mut frames: Vec<u8>, message: &T, cap: usize) -> Result<Vec<u8>, FrameError> {
     let before = frames.len();
     frames.extend([0; HEADER_BYTES]);
@@ -142,7 +142,7 @@ mod tests {
         }
 
         #[test]
-        fn what_was_written_is_read(text in ".{0,200}", cap in 400usize..1000) {
+        fn a_written_frame_is_read_back(text in ".{0,200}", cap in 400usize..1000) {
             let bytes = encode(&text, cap).map_err(|e| TestCaseError::fail(e.to_string()))?;
             prop_assert_eq!(read_frame::<String>(&mut bytes.as_slice(), cap).ok(), Some(text));
         }

@@ -8,9 +8,9 @@
 //!
 //! A frame is its length in four bytes (little endian) and a body of that length in [postcard]. The
 //! receiver compares the length with its cap before it reads a byte of the body, so a sender never
-//! makes it allocate more than it chose. What comes out of a decoder is still only an *allegation*:
-//! the state machines ([`control::Session`], [`tenant::Session`]) decide whether the peer was
-//! entitled to send it.
+//! makes it allocate more than it chose. A decoded frame is still only an *allegation*: the state
+//! machines ([`control::Session`], [`tenant::Session`]) decide whether the peer was entitled to
+//! send the frame.
 //!
 //! [postcard]: https://postcard.jamesmunns.com/wire-format
 #![forbid(unsafe_code)]

@@ -33,7 +33,8 @@ macro_rules! limits {
             pub $field: u32,)+
         }
 
-        /// Limits to set, or limits that a run requests; of run and policy the lower limit holds.
+        /// Limits to set, or limits that a run requests; for each limit, the lower one of run and
+        /// policy holds.
         #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
         #[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
         #[serde(deny_unknown_fields)]
@@ -147,7 +148,7 @@ const MIB: u32 = 1 << 20;
 limits! {
     /// CPU time, in milliseconds.
     cpu_ms CpuMs "cpuMs": Ms, default 1000, from 1, to 300_000, sealed Some(250), over it "`exceededCpu`";
-    /// From the run's arrival to its end, in milliseconds.
+    /// Time from the run's arrival to its end, in milliseconds.
     wall_ms WallMs "wallMs": Ms, default 10_000, from 1, to 3_600_000, sealed Some(5000), over it "`exceededWall`";
     /// MiB for the heap, and as much again for memory outside it.
     memory_mb MemoryMb "memoryMb": MiB, default 128, from 8, to 1024, sealed Some(64), over it "`exceededMemory`; a buffer: `RangeError` in the script";
@@ -249,7 +250,7 @@ impl Limits {
     /// Whether every limit is in its range, with at most `max_memory_mb` of memory.
     ///
     /// # Errors
-    /// The first limit that is not.
+    /// The first limit that is out of its range.
     pub fn check(&self, max_memory_mb: u32) -> Result<(), OutOfRange> {
         Limit::ALL.into_iter().try_for_each(|limit| {
             let (least, most) = limit.range();
@@ -261,11 +262,11 @@ impl Limits {
 }
 
 impl RequestedLimits {
-    /// Whether no limit is below its range. One above the policy's is not an error: the lower limit
-    /// holds.
+    /// Whether no limit is below its range. A limit above the policy's is not an error: the lower
+    /// one holds.
     ///
     /// # Errors
-    /// The first limit that is.
+    /// The first limit that is below its range.
     pub fn check(&self) -> Result<(), OutOfRange> {
         Limit::ALL.into_iter().try_for_each(|limit| {
             let (name, least, most) = (limit.name(), limit.range().0, u32::MAX);

@@ -120,11 +120,12 @@ pub enum ModuleKind {
 pub enum FromTenant {
     /// An isolate is warm: the next run starts at once. Carries the CPU time that the thread used
     /// since the end of the last run, to dispose of what was left and to make the isolate. In the
-    /// first one it is the cost of starting the thread, which no tenant is charged for.
+    /// first `Ready` that time is the cost of starting the thread, which no tenant is charged for.
     Ready {
         cpu_us: u64,
     },
-    /// No isolate of the script rests that this run could use: the thread requests its code.
+    /// There is no resting isolate of the script that this run could use: the thread requests its
+    /// code.
     Needs(RunId),
     Log(#[serde(deserialize_with = "few_lines")] Vec<LogLine>),
     Done(Box<Done>),
@@ -177,7 +178,7 @@ fn few_lines<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<LogLine>,
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct LogLine {
-    /// Since the start of the run.
+    /// Milliseconds since the start of the run.
     pub t_ms: u32,
     pub level: Level,
     pub text: String,
@@ -239,7 +240,7 @@ pub struct Usage {
     /// run, disposing of what it left.
     pub cpu_us: u64,
     pub wall_us: u64,
-    /// From the arrival of the run to the call of the entry point.
+    /// Microseconds from the arrival of the run to the call of the entry point.
     pub startup_us: u64,
     pub peak_heap_bytes: u64,
 }

@@ -38,12 +38,12 @@ impl Drop for Group {
 }
 
 fn enter(isolate: &mut v8::OwnedIsolate) {
-    // SAFETY: it was made on this thread, and was exited before.
+    // SAFETY: the isolate was made on this thread, and was exited before.
     unsafe { isolate.enter() };
 }
 
 fn exit(isolate: &mut v8::OwnedIsolate) {
-    // SAFETY: it is the one that this thread entered last.
+    // SAFETY: the isolate is the one that this thread entered last.
     unsafe { isolate.exit() };
 }
 

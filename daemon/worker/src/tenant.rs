@@ -52,9 +52,9 @@ pub(crate) struct Surroundings {
 }
 
 /// One thread of a process makes an isolate at a time; without this, eight clients get 4 to 7 %
-/// fewer runs (`cargo xtask bench load`, two processors). Making one takes the same time whatever a
-/// script has done. Disposing of one does not, so each thread does that by itself: no tenant waits
-/// for what another one left.
+/// fewer runs (`cargo xtask bench load`, two processors). Making an isolate takes the same time
+/// whatever a script has done. Disposing of one does not, so each thread does that without the
+/// lock: no tenant waits for what another tenant left.
 static MAKING: Mutex<()> = Mutex::new(());
 
 /// From this size on, giving back the pages of a run is worth the time. A trivial run has a tenth
@@ -276,7 +276,7 @@ impl Serving<'_> {
         if let Some(short) = done.take_if(|done| done.usage.cpu_us < LONG_US) {
             self.say_done(arrived, short)?;
         }
-        // The next one first: a cage that loses its last isolate would have to build its shared
+        // The next isolate is made first: a cage that loses its last isolate must build its shared
         // parts anew.
         let next = {
             let _turn = MAKING.lock().unwrap_or_else(PoisonError::into_inner);

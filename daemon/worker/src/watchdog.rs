@@ -41,7 +41,7 @@ const MEMORY_GRACE: Duration = Duration::from_millis(1000);
 /// The longest grace beyond that, however busy the machine is.
 const LAST_MEMORY_GRACE: Duration = Duration::from_secs(4);
 
-/// The least CPU time that a thread may tidy; more if one of its runs was allowed more.
+/// The CPU time that a thread may use for tidying, or more if one of its runs was allowed more.
 const TIDY_LEAST: Duration = Duration::from_secs(1);
 
 /// Why a run was ended.
@@ -79,7 +79,7 @@ struct Armed {
 /// What a thread does outside its runs.
 #[derive(Debug)]
 struct Tidying {
-    /// The last run before it.
+    /// The last run before the tidying.
     run: RunId,
     begun: Duration,
     cpu_deadline: Duration,

@@ -23,7 +23,7 @@ const SIGNALS: [libc::c_int; 6] =
 /// first use of a thread-local that has a destructor.
 ///
 /// # Errors
-/// The kernel's.
+/// The kernel refuses.
 pub fn handle(last_words: extern "C" fn()) -> io::Result<()> {
     FROZEN.last_words.store(last_words as *mut libc::c_void, Ordering::Release);
     for signal in SIGNALS {

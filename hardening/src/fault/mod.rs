@@ -7,13 +7,14 @@
 //!                        └─ last words if V8 gave up; _exit: a handler never returns
 //! ```
 //!
-//! The page carries a key of its own, which no thread has open; only the handler opens it, while it
-//! writes the record. The page also notes which thread belongs to which slot, by the kernel's
+//! The page carries a key of its own, which no thread has open while a tenant's code runs. The
+//! worker opens it only to register a thread, to note that a thread leaves or ends the process, and
+//! to write the record. The page also notes which thread belongs to which slot, by the kernel's
 //! thread id, and what the handler relies on is read-only ([`crate::islands::frozen`]). So a script
-//! that can write anywhere but cannot execute cannot forge a record. It can still make another
-//! thread fault, by way of its stack or isolate, which carry no key; and one that can execute can
-//! write what it likes. What the supervisor reads is an allegation, and [`FaultPage::read`] checks
-//! it as one.
+//! that can write anywhere but cannot execute cannot forge a record. Such a script can still make
+//! another thread fault, by writing to that thread's stack or isolate, which carry no key; and a
+//! script that can execute can write what it likes. So a record is only an allegation, and
+//! [`FaultPage::read`] checks it as one.
 //!
 //! Behind the record lies a second page without a key, with an account for each slot of the bytes
 //! that its thread has taken outside the islands ([`account`]). A thread that can write anywhere

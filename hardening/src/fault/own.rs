@@ -36,8 +36,8 @@ pub fn thread_leaves(slot: u32) {
     if let Some(known) = open_page().and_then(|raw| raw.threads.get(slot)) {
         known.store(USED_UP, Ordering::Release);
     }
-    // Opens the thread's own key once more, for what is freed at the end of a thread: by the frozen
-    // page, never by a value from the stack.
+    // Opens the thread's own key once more, because memory is freed at the end of a thread. The
+    // value comes from the frozen page, never from the stack.
     if let Some(pkru) = frozen::pkru_of(slot) {
         pkru.install();
     }
@@ -68,7 +68,7 @@ pub fn share(page: OwnedFd) -> io::Result<()> {
         return Err(io::Error::new(io::ErrorKind::InvalidInput, "the memory for faults is too small"));
     }
     FROZEN.fault_page.store(map.as_mut_ptr().cast(), Ordering::Release);
-    // For the life of the process.
+    // The map stays for the life of the process.
     std::mem::forget(map);
     Ok(())
 }
@@ -89,13 +89,15 @@ pub fn account(slot: u32) -> Option<&'static Account> {
     unsafe { &*page.cast::<Accounts>() }.get(usize::try_from(slot).ok()?)
 }
 
-/// Gives the record's page a key of its own, which only the handler ever opens.
+/// Gives the record's page a key of its own, which only `open_page` opens: its callers run no
+/// code of a tenant.
 ///
 /// # Errors
-/// The kernel's.
+/// The kernel refuses.
 pub fn guard(key: &Key) -> Result<(), KeyError> {
     let page = FROZEN.fault_page.load(Ordering::Acquire) as usize;
-    // SAFETY: `share` mapped the page, and only the handler touches it, which opens the key.
+    // SAFETY: `share` mapped the page, and only callers of `open_page`, which opens the key, touch
+    // it.
     unsafe { key.tag(&(page..page + PAGE_BYTES), libc::PROT_READ | libc::PROT_WRITE) }?;
     FROZEN.writer.store(Pkru::CLOSED.open(key).bits(), Ordering::Release);
     Ok(())

@@ -9,7 +9,7 @@ use crate::process::PAGE_BYTES;
 /// Stands for a `si_code`, with a value that the kernel never gives to SIGABRT: the worker itself
 /// found wrong keys.
 pub(super) const WRONG_KEYS: libc::c_int = i32::MIN;
-/// The same: V8 ran out of memory, and raised no signal.
+/// Another such value: V8 ran out of memory, and raised no signal.
 pub(super) const OUT_OF_MEMORY: libc::c_int = i32::MIN + 1;
 
 /// The page of the record, followed by that of the accounts.
@@ -61,7 +61,7 @@ impl Account {
     }
 }
 
-/// By slot.
+/// The accounts of all slots, by slot.
 pub(super) type Accounts = [Account; MOST_SLOTS];
 
 /// They must fit their page: `FaultPage::accounts` and `account` rely on that.

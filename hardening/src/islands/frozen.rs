@@ -1,10 +1,10 @@
 //! What later threads of a worker rely on, in a page that is read-only before the first tenant
 //! moves in.
 //!
-//! Which keys the thread of a slot may open, where the islands are, where faults are recorded: in
-//! ordinary memory a tenant that can write anywhere, but cannot execute, would change it and wait
-//! for the next thread to start. The main thread stores everything once, before [`freeze`]; a store
-//! after it is a fault.
+//! The page says which keys the thread of a slot may open, where the islands are, and where faults
+//! are recorded. In ordinary memory, a tenant that can write anywhere, but cannot execute, would
+//! change this and wait for the next thread to start. The main thread stores everything once,
+//! before [`freeze`]; a store after it is a fault.
 
 use std::io;
 use std::ptr;
@@ -32,7 +32,7 @@ pub(crate) struct Frozen {
     own: [AtomicU32; MOST_SLOTS],
     /// How many entries of `zone` are used.
     zone_parts: AtomicUsize,
-    /// In the form of [`Zone::parts`].
+    /// The zone, in the form of [`Zone::parts`].
     zone: [AtomicUsize; MOST_SLOTS + 1],
 }
 
@@ -63,7 +63,7 @@ pub fn assign(zone: &Zone, jit: Option<u8>, own: Vec<Key>) {
 /// Makes the page read-only, for good.
 ///
 /// # Errors
-/// The kernel's.
+/// The kernel refuses.
 pub fn freeze() -> io::Result<()> {
     let page = ptr::from_ref(&FROZEN).cast_mut().cast();
     // SAFETY: it fills whole pages and nothing else is in them; nothing stores to them any more.

@@ -83,15 +83,15 @@ pub fn inspect(pid: Pid, tags: &Tags) -> io::Result<Seen> {
     compare(BufReader::new(File::open(format!("/proc/{pid}/smaps"))?), tags)
 }
 
-/// Between two inspections when something is wrong.
+/// The pause between two inspections when something is wrong.
 const PAUSE: Duration = Duration::from_millis(20);
 
 /// Inspects a process in which tenants run. A page is mapped and tagged by two system calls, and an
-/// inspection may come between them; so what is wrong is inspected twice more, and counts if it is
-/// wrong every time.
+/// inspection may come between them; so a wrong page is inspected twice more, and counts only if it
+/// is wrong every time.
 ///
 /// # Errors
-/// As [`inspect`]'s.
+/// As for [`inspect`].
 pub fn inspect_running(pid: Pid, tags: &Tags) -> io::Result<Seen> {
     let mut seen = inspect(pid, tags)?;
     for _ in 0..2 {
@@ -145,25 +145,25 @@ pub fn compare(smaps: impl BufRead, tags: &Tags) -> io::Result<Seen> {
 /// Sizes of some mappings.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Bytes {
-    /// In memory.
+    /// Bytes that are in memory.
     pub resident: u64,
-    /// Private and writable, in memory or not: what `RLIMIT_DATA` counts.
+    /// Bytes that are private and writable, in memory or not: what `RLIMIT_DATA` counts.
     pub committed: u64,
 }
 
 /// What a process holds.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Held {
-    /// By island, in order.
+    /// What is on each island, in order.
     pub islands: Vec<Bytes>,
-    /// Everywhere else.
+    /// What is everywhere else.
     pub outside: Bytes,
 }
 
 /// What a process holds, by island.
 ///
 /// # Errors
-/// As [`inspect`]'s.
+/// As for [`inspect`].
 pub fn held(pid: Pid, zone: &Zone) -> io::Result<Held> {
     sum(BufReader::new(File::open(format!("/proc/{pid}/smaps"))?), zone)
 }
@@ -192,7 +192,7 @@ pub fn committed(pid: Pid) -> io::Result<u64> {
     Ok(pages.saturating_mul(PAGE_BYTES))
 }
 
-/// On both processor architectures that workers run on.
+/// The unit of `statm`.
 const PAGE_BYTES: u64 = crate::process::PAGE_BYTES as u64;
 
 /// One mapping of a process, with its key.
@@ -274,7 +274,7 @@ mod tests {
     }
 
     #[test]
-    fn the_jit_key_is_right_in_a_window_only() {
+    fn the_jit_key_is_right_only_in_a_window() {
         let tags = tags();
         let island = tags.zone.island(0).unwrap();
         let text = smaps(&[(page(island.window().start), 1), (page(island.sandbox().start), 1)]);
@@ -283,7 +283,7 @@ mod tests {
     }
 
     #[test]
-    fn no_key_is_right_on_a_stack_only() {
+    fn a_page_without_a_key_is_right_only_on_a_stack() {
         let tags = tags();
         let island = tags.zone.island(0).unwrap();
         let text = smaps(&[(island.stack(), 0), (page(island.window().start), 0)]);
@@ -308,7 +308,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_held_is_added_up_by_island() {
+    fn memory_is_added_up_by_island() {
         let zone = tags().zone;
         let at = |slot| zone.island(slot).unwrap().sandbox().start;
         let line = |start: usize, permissions: &str| {
@@ -322,7 +322,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_committed_agrees_with_the_mappings() {
+    fn committed_memory_agrees_with_the_mappings() {
         let own = nix::unistd::getpid();
         let summed = held(own, &tags().zone).unwrap().outside.committed;
         let reported = committed(own).unwrap();
@@ -330,7 +330,7 @@ mod tests {
     }
 
     #[test]
-    fn of_many_wrong_mappings_the_first_are_reported() {
+    fn only_the_first_of_many_wrong_mappings_are_reported() {
         let many: Vec<_> = (0..1000).map(|index| (page(0x10_0000 + index * 8192), 4)).collect();
         let seen = compare(smaps(&many).as_bytes(), &tags()).unwrap();
         assert_eq!((seen.wrong, seen.findings().len()), (1000, MOST_REPORTED + 1));

@@ -10,10 +10,10 @@
 //! its sandbox (trusted range, pointer tables, code range). Everything there carries the tenant's
 //! key, with two exceptions: pages of the window may carry V8's key for JIT pages, and the stack
 //! carries none. It cannot: a thread that waits for one of V8's locks describes itself on its own
-//! stack, and the thread that hands the lock over reads that (abseil's `Mutex`). Because all
-//! islands are known before the first tenant moves in and lie side by side, "not on another
-//! tenant's island" is two comparisons in a filter, and one look at `smaps` from outside checks
-//! them all.
+//! stack, and the thread that hands the lock over reads that description (abseil's `Mutex`).
+//! Because all islands are known before the first tenant moves in and lie side by side, "not on
+//! another tenant's island" is two comparisons in a filter, and one look at `smaps` from outside
+//! checks them all.
 //!
 //! The gap in front of every island is longer than the longest range that the filter lets a thread
 //! name, so that a range that begins on one island never reaches what is mapped on the next.
@@ -25,14 +25,14 @@ use std::ops::Range;
 
 const GIB: usize = 1 << 30;
 
-/// From one island to the next.
+/// The distance from the start of one island to the start of the next.
 pub const ISLAND_BYTES: usize = 2048 * GIB;
 /// The gap in front of every island: nothing is ever mapped there.
 pub const GAP_BYTES: usize = 64 * GIB;
 /// V8 takes 984 KiB of a thread's stack (`--stack-size`) and then throws a `RangeError`; the rest
 /// is for native code on top.
 const STACK_BYTES: usize = 4 << 20;
-/// For stack and window. A live isolate's pointer tables take 1.4 GiB of it.
+/// The space for the stack and the window. A live isolate's pointer tables take 1.4 GiB of it.
 const WINDOW_BYTES: usize = 256 * GIB;
 /// What V8 reserves for a sandbox. It is the longest range that a thread may name, and only from
 /// its own sandbox's start.
@@ -90,7 +90,7 @@ impl Zone {
         std::iter::once(self.base).chain(self.sandboxes.iter().copied()).map(|part| part as u64).collect()
     }
 
-    /// From the gap of the first island to the end of the last.
+    /// The range from the gap of the first island to the end of the last.
     #[must_use]
     pub fn range(&self) -> Range<usize> {
         self.base..self.base + self.sandboxes.len() * ISLAND_BYTES
@@ -108,7 +108,7 @@ impl Zone {
 }
 
 impl Island {
-    /// All of it, the gap included.
+    /// The whole island, the gap included.
     #[must_use]
     pub fn range(self) -> Range<usize> {
         self.base..self.base + ISLAND_BYTES

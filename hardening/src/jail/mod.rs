@@ -1,8 +1,8 @@
 //! The steps that a worker takes before V8 starts: each with one reason and one error.
 //!
-//! The order matters and is the order of [`enter`]: what needs a capability comes before
-//! capabilities are dropped, and what the next step could undo comes after that step. The filter
-//! ([`crate::filter`]) comes last, when V8 has started.
+//! The order matters and is the order of [`enter`]: a step that needs a capability comes before
+//! capabilities are dropped, and a step that another one could undo comes after the other. The
+//! filter ([`crate::filter`]) comes last, when V8 has started.
 
 mod landlock;
 pub(crate) mod limits;

@@ -36,7 +36,7 @@ pub(super) fn drop_capabilities() -> Result<(), JailError> {
 
 /// A nested user namespace would give every capability back inside it. The filter refuses to make
 /// one; this is the layer behind it, set while the host's `/proc` is still mounted. Where `/proc`
-/// is read-only the filter stands alone.
+/// is read-only there is only the filter.
 pub(super) fn forbid_user_namespaces() {
     let _ = fs::write("/proc/sys/user/max_user_namespaces", "0");
 }
@@ -55,7 +55,7 @@ pub(super) fn leave_session_keyring() -> io::Result<()> {
     match error.raw_os_error() {
         // A kernel without keys, or the filter of a container manager that this process runs under.
         // EDQUOT: this user's other processes have used up its quota of keys, which is not a reason
-        // to refuse to start: the filter stands alone.
+        // to refuse to start: the filter still refuses all calls about keys.
         Some(libc::ENOSYS | libc::EPERM | libc::EDQUOT) => Ok(()),
         _ => Err(error),
     }

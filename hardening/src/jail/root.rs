@@ -10,7 +10,7 @@ const MOUNT_POINT: &str = "/proc";
 
 pub(super) fn enter_empty() -> Result<(), JailError> {
     let nothing: Option<&str> = None;
-    // What the worker mounts must not propagate to the host, nor the host's later mounts to the
+    // The worker's mounts must not propagate to the host, nor the host's later mounts to the
     // worker.
     mount(nothing, "/", nothing, MsFlags::MS_REC | MsFlags::MS_PRIVATE, nothing).map_err(JailError::MakePrivate)?;
     let locked = MsFlags::MS_NOSUID | MsFlags::MS_NODEV | MsFlags::MS_NOEXEC;

@@ -16,7 +16,7 @@ pub const MOST_DESCRIPTORS: usize = 2;
 /// descriptors have gone with them if that is not zero.
 ///
 /// # Errors
-/// The socket's own.
+/// The socket fails.
 pub fn send_with(socket: BorrowedFd<'_>, bytes: &[u8], descriptors: &[BorrowedFd<'_>]) -> io::Result<usize> {
     let descriptors: Vec<_> = descriptors.iter().map(AsRawFd::as_raw_fd).collect();
     let rights = [ControlMessage::ScmRights(&descriptors)];
@@ -26,7 +26,7 @@ pub fn send_with(socket: BorrowedFd<'_>, bytes: &[u8], descriptors: &[BorrowedFd
 /// Receives into `buffer`, and the descriptors that came with the bytes, close-on-exec.
 ///
 /// # Errors
-/// The socket's own, or more descriptors came than a frame may carry.
+/// The socket fails, or more descriptors came than a frame may carry.
 pub fn receive(socket: BorrowedFd<'_>, buffer: &mut [u8]) -> io::Result<(usize, Vec<OwnedFd>)> {
     let mut space = nix::cmsg_space!([RawFd; MOST_DESCRIPTORS]);
     let mut slices = [IoSliceMut::new(buffer)];

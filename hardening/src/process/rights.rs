@@ -1,8 +1,9 @@
 //! Descriptors that a client passes (`SCM_RIGHTS`, unix(7)) and that the daemon does not want.
 //!
 //! A passed descriptor may be the last reference to something that takes as long to close as its
-//! owner likes: a TCP socket with `SO_LINGER` and unsent data. A process that receives it without
-//! keeping it, or closes a socket in which it waits, blocks until that is over.
+//! owner likes: a TCP socket with `SO_LINGER` and unsent data. A process that receives such a
+//! descriptor without keeping it, or closes a socket in which it waits, blocks until the close is
+//! over.
 
 use std::io::{self, IoSliceMut};
 use std::mem;
@@ -65,7 +66,7 @@ pub enum Waiting {
 /// Out-of-band bytes are skipped unless the socket has `SO_OOBINLINE`.
 ///
 /// # Errors
-/// The socket's own; `WouldBlock` if nothing waits in a non-blocking socket.
+/// The socket fails; `WouldBlock` if nothing waits in a non-blocking socket.
 pub fn look(socket: BorrowedFd<'_>, buffer: &mut [u8]) -> io::Result<Waiting> {
     let mut slices = [IoSliceMut::new(buffer)];
     let looked = recvmsg::<()>(socket.as_raw_fd(), &mut slices, None, MsgFlags::MSG_PEEK)?;

@@ -23,7 +23,7 @@ pub(crate) struct Info {
 }
 
 impl Info {
-    /// One that does not come from a signal.
+    /// Information that does not come from a signal.
     pub(crate) fn with_code(code: libc::c_int) -> Self {
         Self { code, ..Self::default() }
     }

@@ -285,8 +285,8 @@ struct Child {
 }
 
 impl Child {
-    /// Only system calls and libc's thin wrappers around them: another thread of the parent may
-    /// have held any lock at the moment of the clone.
+    /// Makes only system calls, directly or through libc's thin wrappers: another thread of the
+    /// parent may have held any lock at the moment of the clone.
     fn run(&self) -> ! {
         let error = match self.become_worker() {
             Ok(never) => match never {},

@@ -72,7 +72,7 @@ const SIGNAL_STACK_BYTES: usize = 64 * 1024;
 #[derive(Debug)]
 pub struct Thread {
     thread: libc::pthread_t,
-    /// Unmapped by [`Self::join`] alone: a thread that was not joined may still need it.
+    /// Only [`Self::join`] unmaps it: a thread that was not joined may still need it.
     signal_stack: ManuallyDrop<MmapRaw>,
 }
 
@@ -93,7 +93,7 @@ struct Beginning {
 /// # Errors
 /// Out of memory, or the kernel starts no thread.
 pub unsafe fn spawn(name: CString, stack: &Range<usize>, body: Box<dyn FnOnce() + Send>) -> io::Result<Thread> {
-    // The frame grows with the processor's registers: AVX-512 and AMX alone take 11 KiB.
+    // The frame grows with the processor's registers: AVX-512 and AMX take 11 KiB of it.
     // SAFETY: getauxval has no preconditions.
     let frame = usize::try_from(unsafe { libc::getauxval(libc::AT_MINSIGSTKSZ) }).unwrap_or(0);
     let signal_bytes = SIGNAL_STACK_BYTES + frame.next_multiple_of(PAGE_BYTES);
@@ -132,7 +132,7 @@ pub unsafe fn spawn(name: CString, stack: &Range<usize>, body: Box<dyn FnOnce() 
 }
 
 extern "C" fn begin(beginning: *mut libc::c_void) -> *mut libc::c_void {
-    // SAFETY: `spawn` passes the box on to this thread alone.
+    // SAFETY: `spawn` passes the box on to this thread only.
     let Beginning { name, body, signal_stack } = *unsafe { Box::from_raw(beginning.cast::<Beginning>()) };
     // The thread sets its own name: for another thread libc would go through a file. Long names are
     // cut.

@@ -169,7 +169,8 @@ pub(crate) fn map_write_execute(_: &Target) -> io::Result<()> {
     map(libc::PROT_READ | libc::PROT_WRITE | libc::PROT_EXEC, libc::MAP_PRIVATE).map(drop)
 }
 
-/// All three at once: the only kind of executable memory that the ordinary filter allows.
+/// Memory that can be read, written and executed: the only kind of executable memory that the
+/// ordinary filter allows.
 pub(crate) fn make_code_range(_: &Target) -> io::Result<()> {
     let page = map(libc::PROT_NONE, libc::MAP_PRIVATE)?;
     // SAFETY: the page was mapped above and holds nothing.

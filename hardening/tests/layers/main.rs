@@ -1,6 +1,6 @@
 //! Attacks every layer with it on and with it off.
 //!
-//! The test starts itself again as a worker would be started, with one layer alone (and the layers
+//! The test starts itself again as a worker would be started, with a single layer (and the layers
 //! that it needs), and attacks what this layer protects: the attack must fail. Then once more with
 //! no layer at all: the same attack must succeed, or the first result means nothing. Layers overlap
 //! on purpose, so each is tested by itself.

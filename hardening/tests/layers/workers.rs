@@ -39,7 +39,7 @@ pub(crate) fn session_keyring() -> i64 {
 
 /// Whether a worker's session keyring differs from that of the process that started it.
 pub(crate) fn keys_are_left() -> Option<bool> {
-    // One of this test's own, so that there is one to inherit.
+    // This test makes a keyring of its own, so that there is one to inherit.
     // SAFETY: KEYCTL_JOIN_SESSION_KEYRING takes a name, or null for a keyring without one.
     let ours =
         unsafe { libc::syscall(libc::SYS_keyctl, libc::KEYCTL_JOIN_SESSION_KEYRING, std::ptr::null::<libc::c_char>()) };

@@ -47,8 +47,8 @@ impl Body {
         std::str::from_utf8(&self.0).map_err(|error| ClientError::BadAnswer(error.to_string()))
     }
 
-    /// Parses the answer as one of the [types](crate::types). In those, a script's result stays
-    /// JSON text, because it may be nested more deeply than `serde_json` parses.
+    /// Parses the answer as one of the [types](crate::types). In those types, a script's result
+    /// stays JSON text, because it may be nested more deeply than `serde_json` parses.
     ///
     /// # Errors
     /// The answer is of another type.
@@ -69,7 +69,7 @@ impl Client {
     }
 
     /// Connects, and fails unless the listener has an accepted uid: root's, this user's or
-    /// `daemon_uid`. The path alone proves nothing, because another user may have made it.
+    /// `daemon_uid`. The path by itself proves nothing, because another user may have made it.
     async fn connect(&self) -> Result<UnixStream, ClientError> {
         let socket = || self.socket.display().to_string();
         let unreachable = |error| ClientError::Unreachable { socket: socket(), error };

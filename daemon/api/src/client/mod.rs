@@ -2,7 +2,7 @@
 //!
 //! | client | for |
 //! |---|---|
-//! | [`Client`] | the command line: talks to the daemon only (feature `client`) |
+//! | [`Client`] | the command line: refuses a socket of a stranger (feature `client`) |
 //! | [`blocking`] | tests and benchmarks: standard library only (feature `blocking`) |
 
 #[cfg(feature = "blocking")]
@@ -14,7 +14,7 @@ mod hyper;
 pub use self::hyper::{Body, Client, ClientError};
 
 /// A name as a segment of a path, if it can be one. The daemon decides which names are valid; this
-/// only makes sure that the name stays one segment.
+/// function only makes sure that the name stays one segment.
 #[must_use]
 pub fn segment(name: &str) -> Option<&str> {
     let is_plain = |c: char| c.is_ascii_graphic() && !"/?#%".contains(c);

@@ -32,19 +32,19 @@ pub struct Info {
     pub uptime_ms: u64,
     /// The daemon is about to end, and starts no more runs.
     pub draining: bool,
-    /// For operators.
+    /// For operators only.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub posture: Option<Posture>,
-    /// For operators.
+    /// For operators only.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub counters: Option<Counters>,
-    /// For operators.
+    /// For operators only.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub capacity: Option<Capacity>,
-    /// For operators.
+    /// For operators only.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub deaths: Option<DeathBudget>,
-    /// For operators.
+    /// For operators only.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub counts: Option<Counts>,
 }
@@ -85,7 +85,7 @@ pub struct LayerState {
 #[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct Counters {
     pub on: bool,
-    /// Why not; null if they are used.
+    /// Why they are not used; null if they are.
     pub detail: Option<String>,
 }
 

@@ -89,8 +89,8 @@ pub enum EventKind {
     /// A worker broke the protocol. `tenant` is the one whose channel it was, null for the worker's
     /// own.
     ProtocolViolation { worker: u64, pid: i32, uid: u32, tenant: Option<String>, what: String },
-    /// A layer stopped an attack, and the worker has ended. Who did what comes from the worker's
-    /// own record, which is only an allegation if the attacker could execute its own code.
+    /// A layer stopped an attack, and the worker has ended. The details come from the worker's own
+    /// record, which is only an allegation if the attacker could execute its own code.
     Violation {
         worker: u64,
         pid: i32,
@@ -129,8 +129,9 @@ pub enum EventKind {
     /// tenants. This one of its tenants is kept apart for a while, alone or with half of those that
     /// were there.
     KeptApart { tenant: String, uid: u32, alone: bool, because: Because, for_secs: u64 },
-    /// The tenants of a uid were blamed for enough deaths of processes that new homes of the uid
-    /// are alone. All are forgiven after `clearInMs`, unless another death follows.
+    /// The tenants of a uid were blamed for so many deaths of processes that the uid's budget is
+    /// used up: its new homes are alone. All deaths are forgiven after `clearInMs`, unless another
+    /// death follows.
     BudgetUsedUp { uid: u32, deaths: u64, clear_in_ms: u64 },
     /// An operator ordered a tenant to at least this level.
     Ordered { tenant: String, level: Level, reason: String, by_uid: u32 },

@@ -31,7 +31,7 @@ pub struct RunRequest {
     pub limits: Option<RequestedLimits>,
 }
 
-/// What is called, and with what.
+/// What is called, and with which arguments.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 #[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct Call {

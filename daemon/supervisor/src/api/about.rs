@@ -42,8 +42,8 @@ pub(crate) async fn version(State(daemon): State<Arc<Daemon>>, _: Asking) -> Jso
     })
 }
 
-/// What concerns every caller. How the machine is secured, and how full it is, is for operators
-/// only.
+/// Answers every caller with the defaults and the outcomes. Only operators also see how the machine
+/// is secured, and how full it is.
 pub(crate) async fn info(State(daemon): State<Arc<Daemon>>, Asking(peer): Asking) -> Json<Info> {
     let operates = peer.operates(&daemon);
     let for_operators = operates.then_some(&daemon);
@@ -112,7 +112,7 @@ fn consequence(daemon: &Daemon) -> String {
         (0, false) => "no protection keys: every tenant has a process of its own".to_owned(),
         (0, true) => format!(
             "no protection keys, and the configuration accepts it (share_without_keys): up to {} tenants share a process, \
-             kept apart by cages alone",
+             kept apart only by cages",
             capacity.tenants_per_process()
         ),
         _ => format!(

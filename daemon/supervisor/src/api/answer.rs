@@ -44,7 +44,7 @@ struct Usage {
     peak_heap_bytes: u64,
 }
 
-/// Milliseconds, for operators with three decimals.
+/// Milliseconds. Operators get three decimals, other peers whole milliseconds.
 #[derive(Debug, Serialize)]
 #[serde(untagged)]
 enum Millis {
@@ -69,7 +69,7 @@ pub(super) fn answer(report: Report, peer: Peer, daemon: &Daemon) -> Response {
     response
 }
 
-/// An answer as JSON, in pieces of a little over [`PIECE_BYTES`].
+/// An answer as JSON, in pieces of [`PIECE_BYTES`] to twice that; the last piece may be shorter.
 struct Pieces {
     /// Written and not yet sent.
     written: Vec<u8>,
@@ -84,7 +84,7 @@ struct Pieces {
 
 /// The part that is written next.
 enum Part {
-    /// From this byte on.
+    /// The result, from this byte on.
     Result(usize),
     Error,
     Message(ScriptError),
@@ -221,7 +221,7 @@ impl Pieces {
 
 /// The range of the next piece of a text from this byte on. It ends at a character boundary.
 fn text_piece(text: &str, from: usize) -> Range<usize> {
-    // A character is at most six bytes of JSON.
+    // A byte of text is at most six bytes of JSON.
     from..text.floor_char_boundary(text.len().min(from + PIECE_BYTES / 6))
 }
 
@@ -286,7 +286,7 @@ mod tests {
     }
 
     #[test]
-    fn an_answer_does_not_depend_on_the_number_of_its_pieces() {
+    fn the_pieces_of_a_short_or_long_answer_are_the_described_json() {
         let long = "ä\u{1}\"\u{1f600}".repeat(20_000);
         let result = serde_json::to_string(&long).unwrap();
         for (result, lines) in [
@@ -297,7 +297,7 @@ mod tests {
             let pieces: Vec<Bytes> = Pieces::new(report(result, &lines), true).collect();
             assert!(pieces.iter().all(|piece| piece.len() < 3 * PIECE_BYTES));
             let bytes = pieces.concat();
-            // As described, to the byte.
+            // The described type is serialised to exactly these bytes.
             let described: enisle_api::types::run::Answer = serde_json::from_slice(&bytes).unwrap();
             assert!(serde_json::to_vec(&described).unwrap() == bytes, "{described:?}");
             let read: Value = serde_json::from_slice(&bytes).unwrap();

@@ -1,5 +1,5 @@
-//! Bodies: those of requests, which are read within a cap and a time and charged to their sender as
-//! they arrive; and those of answers that the daemon writes itself.
+//! Bodies of requests, which are read within a cap and a time and charged to their sender as they
+//! arrive; and bodies of answers that the daemon writes itself.
 
 use std::time::Duration;
 
@@ -92,9 +92,10 @@ async fn discard_up_to(most: usize, mut body: Body) {
     }
 }
 
-/// Works on this many bytes of a uid's: at once if they are few, otherwise off the thread that
-/// serves connections, where each uid has its turn and little work does not wait for much. The work
-/// keeps what it holds until it has ended, whether or not the client still waits.
+/// Does work on this many bytes for a uid. Short work is done at once. Other work is done off the
+/// thread that serves connections, where each uid has its turn and short work does not wait for
+/// long work. The work keeps what it holds until it has ended, whether or not the client still
+/// waits.
 pub(super) async fn work<T: Send + 'static>(
     bytes: usize,
     uid: u32,

@@ -20,7 +20,7 @@ use super::tenants::{object, respond_with};
 use crate::daemon::Daemon;
 use crate::state::notes::{NotWritten, Refused};
 
-/// A level and a sentence.
+/// An order is a level and a sentence.
 const MAX_ORDER_BYTES: usize = 4096;
 
 #[derive(Debug, Deserialize)]
@@ -67,7 +67,10 @@ pub(crate) async fn put(
     let RawBody { bytes, held: _held } = read_body(body, MAX_ORDER_BYTES, peer.uid, &daemon).await?;
     let order: Order = object(&bytes)?;
     let reason = reason(&order.reason)?;
-    let level: Level = order.level.parse().map_err(|error| Problem::bad_request(format!("level: {error}")))?;
+    let Ok(level) = order.level.parse::<Level>() else {
+        let detail = format!("level is {:?}; it must be solo, sealed or expelled", order.level);
+        return Err(Problem::bad_request(detail));
+    };
     if level == Level::Shared {
         return Err(Problem::bad_request(
             "an order keeps a tenant out, so level must be solo, sealed or expelled; to let it back in, lift the order \
@@ -93,8 +96,8 @@ pub(crate) async fn lift(
     respond_with(tenant, peer, &daemon).await
 }
 
-/// The folder of the log and its last line on disk, which `enisle audit verify` compares with; and
-/// how many lines were dropped because the disk was too slow.
+/// The folder of the log and its last line on disk, with which `enisle audit verify` compares the
+/// files; and how many lines were dropped because the disk was too slow.
 pub(crate) async fn audit(State(daemon): State<Arc<Daemon>>, _: Operator) -> Json<AuditHead> {
     let recorder = &daemon.warden.recorder;
     let (folder, head) = (recorder.folder().display().to_string(), recorder.head());

@@ -37,7 +37,7 @@ pub(crate) async fn list(
         wanted.map_err(|error| Problem::bad_request(format!("{error}; the only parameter is follow=1")))?;
     let pace = Pace::of(peer.uid, &daemon);
     let mut reader = Reader::new(&daemon.events, wanted.follow != 0, daemon.supplies.bodies.clone(), peer.uid, pace);
-    // Without memory for it, the answer is an error.
+    // Without memory for the first piece, the answer is an error.
     let first = reader.piece().await?;
     let rest =
         stream::try_unfold(reader, |mut reader| async { Ok(reader.piece().await?.map(|piece| (piece, reader))) });
@@ -54,7 +54,7 @@ struct Reader {
     events: Arc<Events>,
     cursor: Cursor,
     last: watch::Receiver<u64>,
-    /// The last event to send; for a follower, the daemon's last.
+    /// The number of the last event to send; `None` for a follower until the daemon's last event.
     until: Option<u64>,
     room: Supply,
     uid: u32,
@@ -123,13 +123,13 @@ mod tests {
 
     use super::*;
     use crate::api::described::reads_the_query_of;
-    use crate::api::pieces::alone;
+    use crate::api::pieces::unshared_pace;
     use crate::events::Class;
     use crate::share::Parts;
 
     const UID: u32 = 7;
 
-    fn ordered(bytes: usize) -> EventKind {
+    fn lifted(bytes: usize) -> EventKind {
         let (tenant, reason) = ("x".to_owned(), "\u{1}".repeat(bytes / 6));
         EventKind::Lifted { tenant, reason, by_uid: UID }
     }
@@ -137,7 +137,7 @@ mod tests {
     fn emitted(bytes: &[usize]) -> Arc<Events> {
         let events = Events::new(Vec::new(), None);
         for bytes in bytes {
-            events.emit(ordered(*bytes));
+            events.emit(lifted(*bytes));
             events.emit_counted();
         }
         Arc::new(events)
@@ -163,7 +163,7 @@ mod tests {
     async fn pieces_stay_short_and_no_event_is_left_out() {
         let lengths = [6000, 6000, 6000, 3 * PIECE_BYTES, 100, 6000, 6000];
         let room = room(1 << 20);
-        let mut reader = Reader::new(&emitted(&lengths), false, room.clone(), UID, alone());
+        let mut reader = Reader::new(&emitted(&lengths), false, room.clone(), UID, unshared_pace());
         let mut pieces = Vec::new();
         while let Some(piece) = reader.piece().await.unwrap() {
             assert_eq!(room.held_by(UID), piece.len() as u64);
@@ -180,9 +180,9 @@ mod tests {
 
     #[tokio::test]
     async fn unread_pieces_are_charged_and_bounded_by_the_uids_part() {
-        // A uid with a rule may have half of it.
+        // The uid may have half of the supply.
         let (events, room) = (emitted(&[6000; 30]), room(8 * PIECE_BYTES));
-        let readers = std::iter::repeat_with(|| Reader::new(&events, true, room.clone(), UID, alone()));
+        let readers = std::iter::repeat_with(|| Reader::new(&events, true, room.clone(), UID, unshared_pace()));
         let mut taken = Vec::new();
         for mut reader in readers.take(20) {
             taken.extend(at_once(&mut reader).await);
@@ -197,7 +197,7 @@ mod tests {
     #[tokio::test]
     async fn a_waiting_follower_holds_nothing_and_ends_with_the_daemons_last_event() {
         let (events, room) = (emitted(&[1]), room(1 << 20));
-        let mut follower = Reader::new(&events, true, room.clone(), UID, alone());
+        let mut follower = Reader::new(&events, true, room.clone(), UID, unshared_pace());
         drop(follower.piece().await.unwrap().unwrap());
         assert!(at_once(&mut follower).await.is_none());
         assert_eq!(room.held_by(UID), 0);

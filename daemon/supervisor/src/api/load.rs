@@ -106,7 +106,7 @@ fn read(bytes: &[u8], id: RunId, policy: &Policy) -> Result<(Run, Vec<u8>, [Plac
         keep: None,
     };
     let mut frames = Frames::default();
-    // The small frames first, so that an error in them is reported before the code is copied.
+    // The small frames come first, so that an error in them is reported before the code is copied.
     let (input, env) = (frames.push_input(args, props)?, frames.push_env(env)?);
     let code = frames.push_code(code(short, main, modules, policy, &limits)?)?;
     Ok((run, frames.into_bytes(), [input, env, code]))
@@ -168,7 +168,7 @@ mod tests {
         assert_eq!(module, fields_of::<TypedModule>());
     }
 
-    /// Every field is given.
+    /// The request has every field of the type.
     #[test]
     fn a_request_serialised_from_the_type_is_accepted() {
         let script = ScriptRequest {

@@ -56,7 +56,7 @@ pub(crate) fn router(daemon: Arc<Daemon>) -> Router {
         .with_state(daemon)
 }
 
-/// Every route. They are the operations of `enisle-api`, which `described` checks.
+/// Every route. `described` checks that the routes are the operations of `enisle-api`.
 fn routes<S>() -> [(&'static str, MethodRouter<S>); 13]
 where
     S: Clone + Send + Sync + 'static,

@@ -1,4 +1,5 @@
-//! Who is calling (`SO_PEERCRED`, so the kernel vouches for it), and what the rules let them do.
+//! The uid of a caller (`SO_PEERCRED`, so the kernel vouches for it), and what the rules let the
+//! uid do.
 //!
 //! A handler takes the permission that it needs as an argument: [`Asking`], [`Operator`] or
 //! [`ActingFor`]. Handlers that start a run take a [`Peer`] and leave the check to `load::admit`,
@@ -102,7 +103,8 @@ where
 
 impl Peer {
     fn of(parts: &Parts) -> Self {
-        // The server sets it on every request; a request without it gets a uid without rights.
+        // The server adds the peer to every request; a request without a peer gets a uid without
+        // rights.
         parts.extensions.get().copied().unwrap_or(Self { uid: u32::MAX })
     }
 

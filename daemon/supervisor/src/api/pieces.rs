@@ -59,7 +59,7 @@ fn cut(mut bytes: Bytes) -> impl Iterator<Item = Bytes> {
 
 /// A pace that is shared with no other answer, for tests.
 #[cfg(test)]
-pub(super) fn alone() -> Pace {
+pub(super) fn unshared_pace() -> Pace {
     Pace { turns: Arc::new(Turns::new(1, 1)), uid: 7 }
 }
 
@@ -73,7 +73,7 @@ mod tests {
     #[tokio::test]
     async fn others_have_their_turn_before_each_piece() {
         let all = Bytes::from((0..=255).cycle().take(3 * PIECE_BYTES + 1).collect::<Vec<u8>>());
-        let mut body = whole(alone(), all.clone());
+        let mut body = whole(unshared_pace(), all.clone());
         let mut read = Vec::new();
         for length in [PIECE_BYTES, PIECE_BYTES, PIECE_BYTES, 1] {
             let mut next = body.frame();
@@ -113,7 +113,7 @@ mod tests {
 
     #[tokio::test]
     async fn a_short_answer_is_written_at_once() {
-        let mut body = whole(alone(), Bytes::from_static(b"{}"));
+        let mut body = whole(unshared_pace(), Bytes::from_static(b"{}"));
         assert_eq!(body.frame().now_or_never().unwrap().unwrap().unwrap().into_data().unwrap(), "{}");
     }
 }

@@ -169,7 +169,7 @@ pub(crate) async fn run(
     body: Body,
 ) -> Result<Response, Problem> {
     let (Admitted { tenant, in_flight }, body) = admit(body, &name, peer, &daemon).await?;
-    // The arguments, and small fields beside them.
+    // The body holds the arguments, and small fields beside them.
     let body = read_body(body, 2 * MAX_ARGS_BYTES + (1 << 20), peer.uid, &daemon).await?;
     let (_, script) = find(&daemon, &tenant.name, &id)?;
     let (run, policy, running) = (daemon.next_run_id(), tenant.policy(), Arc::clone(&script));

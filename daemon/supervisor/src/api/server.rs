@@ -223,7 +223,7 @@ struct Places {
     since: Instant,
 }
 
-/// What there is for uids with a rule, or for those without one.
+/// The connections for uids with a rule, or for uids without one.
 struct Kind {
     open: Supply,
     begun: Supply,
@@ -293,7 +293,8 @@ impl HangUp {
 }
 
 async fn serve_connection(client: Client, last: Last, peer: Peer, router: Router, api: &Api, watcher: Watcher) {
-    // Dropped after everything else of the connection, because it must be the last hold.
+    // `hang_up` is dropped after everything else of the connection, because it must hold the socket
+    // last.
     let hang_up = match HangUp::of(last) {
         Ok(hang_up) => hang_up,
         Err(error) => {
@@ -326,8 +327,8 @@ async fn serve_connection(client: Client, last: Last, peer: Peer, router: Router
         .header_read_timeout(Duration::from_secs(api.read_secs))
         .max_headers(64)
         .max_buf_size(MAX_BUFFER_BYTES)
-        // A client that sends nothing more may still read. `hang_up` detects one that does neither:
-        // hyper sees no end behind bytes that it has not read.
+        // A client that sends nothing more may still read. `hang_up` detects a client that does
+        // neither: hyper sees no end behind bytes that it has not read.
         .half_close(true)
         .serve_connection(TokioIo::new(Box::pin(stream)), TowerToHyperService::new(service));
     tokio::select! {
@@ -391,7 +392,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_file_that_is_not_a_socket_is_left_alone() {
+    async fn a_file_that_is_not_a_socket_is_not_replaced() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("s");
         std::fs::write(&path, "whole").unwrap();

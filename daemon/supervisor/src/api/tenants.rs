@@ -160,8 +160,8 @@ fn show_cordon(tenant: &Tenant, daemon: &Daemon) -> Cordon {
     }
 }
 
-/// What a peer that acts for a tenant sees of it: nothing about others or the machine, and nothing
-/// that would reveal how to stay just below the next level.
+/// The view of a tenant for a peer that acts for it: nothing about others or the machine, and
+/// nothing that would reveal how to stay just below the next level.
 fn show_own(tenant: &Tenant) -> OwnTenant {
     let usage = tenant.usage_so_far();
     let standing = tenant.standing();

@@ -82,8 +82,8 @@ impl Warden {
         self.carry_out(tenant, uid, decision);
     }
 
-    /// Takes in that time has passed: scores have decayed, a suspicion may be over. Records what
-    /// has changed.
+    /// Applies the passing of time: scores have decayed, a suspicion may be over. Records what has
+    /// changed.
     pub(crate) fn look_after(&self, tenant: &Arc<Tenant>) {
         if tenant.standing().is_blank() && !tenant.unwritten.load(Ordering::Relaxed) {
             return;
@@ -112,8 +112,8 @@ impl Warden {
         let around = tenant.circumstances(self.engine_is_outdated());
         let order = Order { level, reason: reason.clone(), by_uid, at: clock::now() };
         let decision = tenant.standing().command(order, around, &self.cordon.rules, clock::now());
-        // Before the line in the audit log, for which the caller waits: what was answered outlives
-        // a crash.
+        // The standing is written before the line of the audit log for which the caller waits, so
+        // that an order outlives a crash once it is answered.
         self.write_down(tenant);
         let written = self.recorder.decided(line);
         self.events.emit(EventKind::Ordered { tenant: name, level, reason, by_uid });
@@ -137,8 +137,8 @@ impl Warden {
         Ok(written)
     }
 
-    /// Records a decision, emits its event and asks for the move. `uid` is who ran the tenant, or
-    /// gave the order.
+    /// Records a decision, emits its event and asks for the move. `uid` is the uid that ran the
+    /// tenant, or gave the order.
     fn carry_out(&self, tenant: &Arc<Tenant>, uid: u32, decision: Decision) {
         let (from, to, reasons) = match decision {
             Decision::Stay => return,
@@ -173,7 +173,8 @@ impl Warden {
         self.blamed.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// A tenant of that uid, which lived at that level until then, is blamed for a death.
+    /// Charges the uid for a death that is blamed on one of its tenants, which lived at that level
+    /// until then.
     fn hold_against(&self, uid: u32, level: Level) {
         let (rules, now) = (&self.cordon.rules.deaths, clock::monotonic());
         let mut blamed = self.blamed();

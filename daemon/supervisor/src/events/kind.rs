@@ -115,7 +115,7 @@ pub(crate) enum EventKind {
         tenant: Option<String>,
         what: String,
     },
-    /// A layer stopped an attack; the worker has ended. Who did what comes from the worker's own
+    /// A layer stopped an attack; the worker has ended. The details come from the worker's own
     /// record, which is only an allegation if the attacker could execute its own code.
     Violation {
         worker: u64,
@@ -179,8 +179,9 @@ pub(crate) enum EventKind {
         because: Because,
         for_secs: u64,
     },
-    /// The tenants of a uid were blamed for enough deaths of processes that new homes of the uid
-    /// are alone. All are forgiven after `clear_in_ms`, unless another death follows.
+    /// The tenants of a uid were blamed for so many deaths of processes that the uid's budget is
+    /// used up: its new homes are alone. All deaths are forgiven after `clear_in_ms`, unless
+    /// another death follows.
     BudgetUsedUp {
         uid: u32,
         deaths: u64,
@@ -353,7 +354,7 @@ impl EventKind {
         match self {
             Self::RunEnded { outcome, .. } => (*outcome).to_owned(),
             Self::Retired { reason, .. } => (*reason).to_owned(),
-            // The tenant that an operator decided about.
+            // These differ by the tenant that an operator decided about.
             Self::Ordered { tenant, .. } | Self::Lifted { tenant, .. } | Self::PolicyChanged { tenant, .. } => {
                 tenant.clone()
             }
@@ -375,7 +376,7 @@ impl EventKind {
         (std::mem::discriminant(self), self.source(), self.detail())
     }
 
-    /// Whether the audit log has it as an event. Other evidence is there as a decision.
+    /// Whether the audit log gets it as an event. It gets other evidence as a decision.
     pub(super) fn is_audited(&self) -> bool {
         match self {
             Self::Cordoned { .. }
@@ -384,7 +385,7 @@ impl EventKind {
             | Self::Lifted { .. }
             | Self::PolicyChanged { .. }
             | Self::RecordBroken { .. }
-            // Each of them is there.
+            // The audit log has each of the events that this one counts.
             | Self::Others { .. } => false,
             kind => kind.class() == Class::Evidence,
         }

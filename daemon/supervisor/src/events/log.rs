@@ -21,7 +21,7 @@ const KEPT: [usize; 3] = [1024, 1024, 512];
 const REPORT_EVERY: Duration = Duration::from_secs(1);
 /// How many events a second of one kind of evidence from one source are emitted individually.
 const EVIDENCE_AT_ONCE: u64 = 4;
-/// Different events a second.
+/// How many different pieces of evidence are emitted in a second.
 const MOST_EVIDENCE: u64 = 1024;
 const MOST_COMMON: u64 = 64;
 /// Course events that are logged a second; more are only counted.
@@ -60,7 +60,7 @@ pub(crate) trait Audit: fmt::Debug + Send + Sync {
 #[derive(Debug, Default, Clone, Copy)]
 pub(crate) struct Cursor {
     pub(crate) seq: u64,
-    /// The last one of each class.
+    /// The number of the last event of each class.
     numbers: [u64; 3],
 }
 
@@ -117,7 +117,7 @@ impl Events {
         };
         match counted {
             Counted::Now(kind) => self.push(&mut known, kind, 1, group),
-            // The audit log has every one.
+            // The audit log has every piece of evidence.
             Counted::NoPlace(kind) if class == Class::Evidence => self.write_down(&kind, 1),
             Counted::Later | Counted::NoPlace(_) => {}
         }
@@ -150,12 +150,12 @@ impl Events {
                 }
                 Err(_) => known.course_dropped += 1,
             },
-            // There are few of them.
+            // Such events are few: one a second for each kind and source.
             Class::Common => tracing::info!(event = %json, "event"),
         }
     }
 
-    /// The audit log has the details of an attack's traces.
+    /// Writes an event to the audit log, if the log gets it as an event.
     fn write_down(&self, kind: &EventKind, count: u64) {
         if let Some(audit) = self.audit.as_ref().filter(|_| kind.is_audited()) {
             audit.write_down(kind.uid(), count, serde_json::to_value(kind).unwrap_or_default());

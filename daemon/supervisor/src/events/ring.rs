@@ -9,7 +9,7 @@ use super::kind::{Event, Source};
 #[derive(Debug)]
 pub(super) struct Ring {
     most: usize,
-    /// How many events there were.
+    /// How many events the ring was ever given.
     pushed: u64,
     kept: VecDeque<Kept>,
     held: HashMap<Group, HashMap<Source, usize>>,

@@ -121,7 +121,8 @@ mod tests {
             tally.count(ended("another"), Group::Uid(8));
             tally.count(EventKind::Draining, Group::Daemon);
             let (counted, others) = tally.take();
-            // Half, half of the rest, a few for all uids without a rule, one, and the daemon's own.
+            // The owner gets half, uid 7 half of the rest, all uids without a rule together a few,
+            // uid 8 one, and the daemon's own event needs no capacity.
             assert_eq!((counted.len(), others), (4 + 2 + 4 + 1 + 1, 96 + 98 + 996));
         }
     }

@@ -103,8 +103,8 @@ pub(crate) fn make_at(at: &OwnedFd, name: &OsStr, others_enter: bool) -> io::Res
 }
 
 /// Checks that others cannot exchange what comes after this folder or link on the way. The owner of
-/// `/` can exchange everything: root, or a uid that stands for it in a user namespace that does not
-/// map it.
+/// `/` can exchange everything: root, or the uid that the kernel shows instead of root in a user
+/// namespace that does not map root.
 fn check_way(way: &Path, found: &FileStat, roots: u32) -> io::Result<()> {
     let way = way.display();
     if ![0, roots].contains(&found.st_uid) && !is_ours(found) {
@@ -128,7 +128,7 @@ pub(crate) fn check_room_for_names(folder: &OwnedFd, path: &Path) -> io::Result<
         let error = io::Error::from(errno);
         io::Error::new(error.kind(), format!("nothing can be made in {}: {error}", path.display()))
     };
-    // Filesystems where root has every right, and still nothing can be created.
+    // On these filesystems root has every right, and still nothing can be created.
     let kind = fstatfs(folder).map_err(failed)?.filesystem_type();
     if [PROC_SUPER_MAGIC, SYSFS_MAGIC].contains(&kind) {
         return Err(failed(Errno::EPERM));

@@ -15,7 +15,8 @@ use crate::share::Held;
 use crate::tenants::tenant::Tenant;
 use crate::workers::process::Worker;
 
-/// A uid's share of the processes, and of those for tenants that live alone if this is one.
+/// What a uid holds of the supply of processes and, for a process of a tenant that lives alone, of
+/// the supply of those.
 pub(super) type Part = (Held, Option<Held>);
 
 /// A tenant that has a slot in a worker, or is about to move in.

@@ -63,7 +63,7 @@ pub(crate) struct Finished {
     pub(crate) queued: Duration,
     /// Alleged by the worker: it weighs little.
     pub(crate) advice: Advice,
-    /// What result and log are charged, unless they are negligibly small.
+    /// The charge for result and log, unless they are negligibly small.
     pub(crate) held: Option<Held>,
 }
 
@@ -112,7 +112,7 @@ pub(crate) struct HomeState {
     pub(crate) turn: Arc<Semaphore>,
     pub(crate) leaves: watch::Sender<Leaves>,
     /// A script was replaced or deleted: its isolate is of no more use. The notification says only
-    /// that this happened; which isolates exist is kept by the meter, so repeated changes do not
+    /// that this happened; the meter knows which isolates exist, so repeated changes do not
     /// accumulate.
     pub(crate) scripts_changed: Notify,
     pub(crate) meter: Meter,

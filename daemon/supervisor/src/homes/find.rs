@@ -94,8 +94,8 @@ impl Homes {
     /// tenant is moved in the background (`rehome`) while its runs continue; only a tenant that
     /// must not stay among its neighbours waits for the move.
     ///
-    /// Without room, a tenant that must live alone, or that still has a run in a home it is
-    /// leaving, waits for room until `until`.
+    /// If there is no room, a tenant waits for it until `until` if the tenant must live alone, or
+    /// still has a run in a home that it is leaving.
     pub(crate) async fn find(
         self: &Arc<Self>,
         tenant: &Arc<Tenant>,
@@ -121,7 +121,7 @@ impl Homes {
                 }
                 return Ok(visit);
             }
-            // Who is to blame for the end of a process decides where its tenants live next.
+            // The verdict on the end of a process decides where its tenants live next.
             if let Some(lost) = current.take_if(|old| old.is_lost()) {
                 lost.worker.death().await;
                 continue;
@@ -129,7 +129,8 @@ impl Homes {
             *current = None;
             let level = self.level_of_new_home(tenant, job.in_flight.uid);
             let memory_mb = job.run.limits.memory_mb.min(self.limits_at(tenant, level).memory_mb);
-            // A home alone that is needed only because of other tenants' deaths is not waited for.
+            // A run does not wait for a single-tenant home that its tenant needs only because of
+            // deaths that other tenants caused.
             let own_doing = tenant.on_probation().is_none() || tenant.standing().level().is_alone();
             let patience = if own_doing { until } else { Instant::now() };
             let admitted = match self.pool.admit(residence, level, memory_mb, job.in_flight.uid, patience).await {
@@ -155,10 +156,11 @@ impl Homes {
     /// The level of a tenant's next home, on the account of a uid.
     ///
     /// While the uid's budget of deaths is used up, new homes are alone, even for tenants that have
-    /// done nothing: who causes the next death shows only afterwards, and only a tenant without
-    /// neighbours is safe from it. A tenant that already shares a process stays there. If there is
-    /// no room alone, such tenants share with each other, but never with tenants that lived there
-    /// before: lack of room alone must not get one tenant refused for what another did.
+    /// done nothing: the tenant that causes the next death is known only afterwards, and only a
+    /// tenant without neighbours is safe from it. A tenant that already shares a process stays
+    /// there. If there is no room for single-tenant homes, such tenants share with each other, but
+    /// never with tenants that lived there before: lack of such room must not get one tenant
+    /// refused for what another did.
     pub(crate) fn level_of_new_home(&self, tenant: &Tenant, uid: u32) -> Level {
         if self.warden.has_used_up(uid) {
             tenant.put_on_probation(uid);

@@ -155,8 +155,8 @@ impl Home {
         self.leave_at_least(Leaves::InTime);
     }
 
-    /// The tenant leaves, and its current run has bounded time: whatever waits for that run to end
-    /// learns of it from [`Home::overstays`].
+    /// The tenant leaves, and its current run has bounded time. The task that waits for that run
+    /// uses [`Home::overstays`].
     pub(crate) fn leave_in_haste(&self) {
         self.leave_at_least(Leaves::InHaste);
     }
@@ -251,8 +251,7 @@ impl Home {
         ended
     }
 
-    /// A warm isolate is waiting, and no run is in progress or on its way.
-    ///
+    /// Whether a warm isolate is waiting and no run is in progress or on its way.
     pub(crate) fn is_idle(&self) -> bool {
         self.state.warm.load(Ordering::Relaxed) && matches!(self.users.load(Ordering::SeqCst), 0 | CLOSED)
     }

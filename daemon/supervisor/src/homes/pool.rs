@@ -89,7 +89,7 @@ impl Pool {
             capacity,
             bounds,
             homes: Supply::new("the worker processes (workers.max)", bounds.processes as u64, parts.clone()),
-            homes_alone: Supply::new("the homes alone (cordon.max_alone)", bounds.alone as u64, parts),
+            homes_alone: Supply::new("the single-tenant homes (cordon.max_alone)", bounds.alone as u64, parts),
             snapshot: Arc::new(snapshot),
             starts: Turns::new(STARTS, STARTS_EACH),
             warden,
@@ -104,9 +104,9 @@ impl Pool {
     }
 
     /// Gives a tenant a home, on the account of a uid. The home reports when it is warm; runs may
-    /// be sent before. A tenant that must live alone, whose uid has no process at all, or that
-    /// still has a run in a home it is leaving waits for room until `until`. A tenant that must
-    /// live alone is never put beside others for lack of room.
+    /// be sent before. If there is no room, a tenant waits for it until `until` if the tenant must
+    /// live alone, has a uid without any process, or still has a run in a home that it is leaving.
+    /// A tenant that must live alone is never put beside others for lack of room.
     pub(crate) async fn admit(
         &self,
         residence: &Arc<Residence>,
@@ -242,11 +242,11 @@ impl Pool {
     /// whose slots is used up, is ended.
     pub(crate) fn leave(&self, home: &Home, reason: &'static str) {
         home.leave();
-        home.worker.has_left(home.slot);
+        home.worker.note_left(home.slot);
         let mut entries = self.lock();
         let Some((id, entry)) = entries.of(&home.worker) else { return };
         if let Some(residence) = entry.moved_out(home.slot) {
-            residence.has_left(home);
+            residence.note_left(home);
             self.warden.events.emit(EventKind::Retired {
                 tenant: residence.tenant.name.to_string(),
                 uid: home.uid,

@@ -168,7 +168,7 @@ pub(super) fn all_the_time(begun: Instant, limits: &Limits) -> Usage {
     Usage { wall_us, cpu_us: wall_us.min(u64::from(limits.cpu_ms) * 1000), ..Usage::default() }
 }
 
-/// The least that a run held whose process ended: its limit, if it exceeded that.
+/// The least memory that a run held whose process ended: the run's limit, if the run exceeded it.
 fn least_held(outcome: Outcome, limits: &Limits) -> u64 {
     if outcome == Outcome::ExceededMemory { u64::from(limits.memory_mb) << 20 } else { 0 }
 }
@@ -194,7 +194,7 @@ fn overran(cause: OverrunCause, limits: &Limits) -> (Outcome, String) {
         OverrunCause::Memory => (Outcome::ExceededMemory, Limit::MemoryMb.exceeded(limits.memory_mb)),
         OverrunCause::Canceled => (Outcome::Canceled, "the run was canceled".to_owned()),
         OverrunCause::Disposal => {
-            (Outcome::ExceededCpu, "what runs left took too long to dispose of (limits.cpuMs)".to_owned())
+            (Outcome::ExceededCpu, "disposing of what runs left took too long (limits.cpuMs)".to_owned())
         }
     }
 }

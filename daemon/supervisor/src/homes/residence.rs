@@ -86,13 +86,13 @@ impl Residence {
         self.left().draining.iter().filter_map(Weak::upgrade).collect()
     }
 
-    /// The same, for ending them: later calls do not return them again.
+    /// Takes those homes out of the record, to end them: later calls do not return them again.
     pub(super) fn take_draining(&self) -> Vec<Arc<Home>> {
         std::mem::take(&mut self.left().draining).iter().filter_map(Weak::upgrade).collect()
     }
 
-    /// The tenant no longer lives in `home`.
-    pub(super) fn has_left(&self, home: &Home) {
+    /// Notes that the tenant no longer lives in `home`.
+    pub(super) fn note_left(&self, home: &Home) {
         // If the lock is held, its holder checks whether the home is open.
         if let Ok(mut current) = self.current.try_lock()
             && current.as_deref().is_some_and(|current| std::ptr::eq(current, home))

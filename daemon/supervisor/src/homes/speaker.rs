@@ -40,7 +40,7 @@ const BACKSTOP: Duration = Duration::from_secs(5);
 /// How many copies of a large frame exist while it is decoded.
 const COPIES: u64 = 2;
 
-/// What an exchange stopped at.
+/// Why an exchange stopped.
 enum Step {
     Done(Done),
     Large { bytes: usize, kind: Kind },
@@ -152,7 +152,7 @@ impl Speaker {
             Some(Stop::Closed | Stop::Aborted { .. }) => {}
         }
         drop(self.death().await);
-        // What the thread did between runs.
+        // The thread's CPU time between runs is charged too.
         let cpu_us = self.unaccounted_us(self.accounted_at, 0);
         self.tenant.usage().add_cpu(cpu_us);
         self.state.gone();
@@ -183,7 +183,7 @@ impl Speaker {
         }
     }
 
-    /// A thread also works for its tenant between runs.
+    /// Charges the tenant for what its thread did between runs.
     fn charge(&mut self, frame: &FromTenant) {
         if let FromTenant::Ready { cpu_us } | FromTenant::Left { cpu_us } = frame {
             self.account(*cpu_us);
@@ -361,7 +361,7 @@ impl Speaker {
     /// waits for memory does not count.
     async fn converse(&mut self, job: &Job, sending: &mut Sending, gathered: &mut Gathered) -> Result<Exchanged, Stop> {
         let mut until = Instant::now() + Duration::from_millis(job.run.limits.wall_ms.into()) + BACKSTOP;
-        // For all waits for memory together.
+        // This patience is for all waits for memory together.
         let mut patience = ROOM_PATIENCE;
         loop {
             match timeout_at(until, self.exchange(sending, gathered)).await {

@@ -31,9 +31,9 @@ const LAST_LOSS: u32 = 2;
 /// How the attempts at one run have ended so far.
 #[derive(Debug, Default)]
 pub(crate) struct Attempts {
-    /// With its worker, and not by another tenant's doing.
+    /// How often the run was lost with its worker, and not by another tenant's doing.
     lost: u32,
-    /// With its worker, by another tenant's doing.
+    /// How often the run was lost with its worker, by another tenant's doing.
     lost_in_company: u32,
     not_begun: u32,
     fenced: u32,
@@ -97,7 +97,7 @@ impl Attempts {
             Ended::Done(finished) | Ended::Judged(finished) => Next::Answer(finished),
             Ended::Unanswered { bytes, why, usage } => Next::Refuse { bytes, why, usage },
             Ended::NotBegun if self.not_begun >= MOST_NOT_BEGUN => Next::GiveUp(GaveUp::NeverBegun, Usage::default()),
-            // Not counted as a loss, but bounded as well.
+            // Such an end is not counted as a loss, but its number is bounded as well.
             Ended::NotBegun => {
                 self.not_begun += 1;
                 Next::Wait
@@ -198,7 +198,7 @@ mod tests {
     }
 
     #[test]
-    fn what_a_fenced_home_reports_is_discarded_but_its_usage_is_charged() {
+    fn reports_of_a_fenced_home_are_discarded_but_its_usage_is_charged() {
         let canceled = || Ended::Judged(finished(Outcome::Canceled));
         for ended in [Ended::Done(finished(Outcome::Ok)), canceled(), lost(true), lost(false)] {
             let next = Attempts::default().after(ended, true);

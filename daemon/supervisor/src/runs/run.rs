@@ -27,7 +27,7 @@ pub(crate) enum RunError {
     Admit(#[from] AdmitError),
     #[error("the daemon is ending and takes no new runs")]
     Draining,
-    #[error("what the run may leave behind cannot be recorded: {0}")]
+    #[error("there is no room to record the evidence that the run may leave: {0}")]
     Unrecorded(Exhausted),
     #[error("the run could not be made ready for a sealed worker: {0}")]
     Unsealable(#[from] Unsealable),
@@ -90,7 +90,7 @@ impl Daemon {
                 }
                 Next::GiveUp(why, usage) => given_up(tenant, &why, usage),
                 Next::Wait => {
-                    // Until now it waited for its turn, not for room.
+                    // Until now the run waited for its turn, not for room.
                     until = room_until();
                     self.homes.pool.bury_dead();
                     continue;

@@ -7,8 +7,9 @@
 //! All files together have a bound. Above it the oldest rotated file is deleted, which is recorded
 //! as a line of the chain, with the number and hash of the last line deleted; quarantined files are
 //! deleted last. If the bound is more than half of the filesystem, the oldest file is also deleted
-//! when the filesystem is nearly full. On a larger filesystem it is not: there, another user must
-//! have filled it, and filling it must not delete anything of the log.
+//! when the filesystem is nearly full. On a larger filesystem no file is deleted for that reason:
+//! there, another user must have filled the filesystem, and that must not delete anything of the
+//! log.
 
 use std::collections::VecDeque;
 use std::fs::File;
@@ -277,8 +278,8 @@ fn is_rotated(name: &str) -> bool {
     name.starts_with("audit-") && name.ends_with(".jsonl")
 }
 
-/// The last line of the newest rotated file. What is broken in that file is reported by `enisle
-/// audit verify`; here only the end of the chain is needed.
+/// The last line of the newest rotated file. `enisle audit verify` reports damage in that file;
+/// here only the end of the chain is needed.
 fn last_rotated(folder: &Folder) -> io::Result<Head> {
     let Some(newest) = every_file(folder)?.into_iter().rfind(|name| is_rotated(name)) else {
         return Ok(Head::default());

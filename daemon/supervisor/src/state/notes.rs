@@ -310,7 +310,8 @@ mod tests {
         let most = decide(&notes, 7);
         assert!((500..5000).contains(&most), "{most}");
         assert!(notes.room(7, &order(7), Instant::now()).is_err());
-        // Decisions of another uid and of root, evidence of tenants, the daemon's own lines.
+        // There is still room for decisions of another uid and of root, for evidence of tenants,
+        // and for the daemon's own lines.
         let (others, roots) = (decide(&notes, 8), decide(&notes, 0));
         assert!(others > most / 3 && roots > most / 6, "{most} {others} {roots}");
         for n in 0..1000 {

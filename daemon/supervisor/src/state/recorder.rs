@@ -3,7 +3,7 @@
 //! One thread writes both, in the order of the notes, so that the daemon never waits for the disk.
 //! A client that decides something is answered once that is written. Standings are in an embedded
 //! database with atomic commits; the log is a chain of lines (`enisle_cordon::audit`). Failed
-//! writes are retried. What cannot be read at the start is reported and quarantined, never
+//! writes are retried. A file that cannot be read at the start is reported and quarantined, never
 //! overwritten.
 //!
 //! This file is long because its tests damage each file that is kept, and share their helpers.
@@ -195,7 +195,7 @@ impl Drop for CloseOnDrop {
     }
 }
 
-/// Locks the state folder for this daemon alone.
+/// Locks the state folder, so that no other daemon uses it.
 fn lock(state: &Folder) -> Result<Flock<File>, RecordError> {
     let file = state.open(LOCK, How::Keep).map_err(|error| RecordError::Folder(state.path_of(LOCK), error))?;
     Flock::lock(file, FlockArg::LockExclusiveNonblock).map_err(|_| RecordError::Taken(state.path().to_owned()))
@@ -208,9 +208,9 @@ impl Audit for Recorder {
 }
 
 /// One round of the writer: the lines of the log in order, then each tenant's last standing in one
-/// commit. What cannot be written stays for the next round. A client that waits for a line is
+/// commit. Notes that cannot be written stay for the next round. A client that waits for a line is
 /// answered once the line is in the log, whether or not the standings were written: at the next
-/// start, what the log has and the database lacks is replayed.
+/// start, lines that the log has and the database lacks are replayed.
 fn write(standings: &mut Standings, log: &mut Log, left: &mut Batch, shown: &Mutex<Head>) {
     let mut written = Vec::new();
     if let Err(error) = log.append(&mut left.lines, &mut written) {
@@ -258,7 +258,7 @@ mod tests {
         Folder::make(dir).unwrap()
     }
 
-    /// How a tenant stands according to the database alone.
+    /// How a tenant stands according to the database, without the log.
     fn standing_of(database: &Database, tenant: &str) -> Option<Standing> {
         let table = database.begin_read().ok()?.open_table(STANDINGS).ok()?;
         let value = table.get(tenant).ok()??;
@@ -501,7 +501,7 @@ mod tests {
     }
 
     #[test]
-    fn what_only_the_log_has_holds_after_a_start() {
+    fn decisions_that_only_the_log_has_hold_after_a_start() {
         let dir = tempfile::tempdir().unwrap();
         let (path, before) = (dir.path().join(DATABASE), dir.path().join("before"));
         let ordered =

@@ -14,10 +14,10 @@ use crate::state::entry::Entry;
 use crate::state::kept::Kept;
 use crate::tenants::policy::TenantName;
 
-/// Brings the standings up to the end of the audit log: applies what its lines after `after` say
-/// and the database does not know. Orders are given and lifted as they were. A tenant that was
-/// moved further out than that is kept there by an order of the daemon's own, until an operator
-/// lifts it. Returns the tenants whose lines were replayed.
+/// Brings the standings up to the end of the audit log: applies its lines after `after`, which the
+/// database does not know. Orders are given and lifted again. A tenant that was moved further out
+/// than its standing then demands is kept there by an order of the daemon's own, until an operator
+/// lifts that order. Returns the tenants whose lines were replayed.
 pub(crate) fn replay(folder: &Folder, after: u64, kept: &mut Kept) -> io::Result<BTreeSet<TenantName>> {
     let mut decisions = Vec::new();
     let mut first = None;

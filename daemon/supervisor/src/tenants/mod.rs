@@ -1,4 +1,4 @@
-//! What is known of tenants, and the rules for it. Knows no process.
+//! What is known of tenants, and the rules for it. This module knows no process.
 
 pub(crate) mod in_flight;
 pub(crate) mod policy;

@@ -14,7 +14,7 @@ use enisle_wire::limits::RequestedLimits;
 
 /// Scripts that one tenant may register.
 pub(crate) const MOST_SCRIPTS: usize = 100;
-/// The bytes of all of them together; one script may use all of it.
+/// The bytes of all scripts of one tenant together; a single script may use all of them.
 pub(crate) const MOST_BYTES: usize = 64 << 20;
 /// What a script is charged beside its frames.
 pub(crate) const OVERHEAD_BYTES: u64 = 1024;
@@ -46,7 +46,7 @@ pub(crate) struct NewScript {
 }
 
 impl Script {
-    /// The bytes that it holds.
+    /// The bytes that the script holds.
     pub(crate) fn bytes(&self) -> usize {
         self.content.frames.len()
     }
@@ -109,7 +109,7 @@ impl Scripts {
         match index.and_then(|index| self.0.get_mut(index)) {
             Some(known) => *known = Arc::clone(&script),
             None => {
-                // Most tenants have one.
+                // Most tenants have one script.
                 self.0.reserve_exact(self.0.len().max(1));
                 self.0.push(Arc::clone(&script));
             }

@@ -1,9 +1,9 @@
 //! One tenant, as the daemon knows it: its policy, its quota, its scripts, and its standing.
 //!
 //! The daemon may know a hundred thousand tenants, most of which have done next to nothing, so each
-//! is small. What only a tenant with a home needs is made with its first home and dropped after its
-//! last ([`Life`]); what its runs used is kept, and is small ([`Usage`]). Equal policies share one
-//! allocation.
+//! is small. State that only a tenant with a home needs is made with its first home and dropped
+//! after its last ([`Life`]); the usage of its runs is kept, and is small ([`Usage`]). Equal
+//! policies share one allocation.
 
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -45,7 +45,7 @@ pub(crate) struct Tenant {
     name_held: Held,
 }
 
-/// A policy, and what it is charged if it holds more than a few numbers.
+/// A policy, and the charge for it if it holds more than a few numbers.
 #[derive(Debug)]
 struct Kept {
     policy: Arc<Policy>,
@@ -291,12 +291,12 @@ impl Tenant {
 
     /// The levels that its standing, and everything together, demand.
     pub(crate) fn needs(&self) -> Needs {
-        // In a statement of its own: both take the lock on the standing.
+        // This is a statement of its own, because `wanted_level` takes the same lock.
         let standing = self.standing().level();
         Needs { standing, wanted: self.wanted_level() }
     }
 
-    /// What decides with which tenants it may share a process.
+    /// The traits that decide with which tenants it may share a process.
     pub(crate) fn traits(&self, outdated_engine: bool, rules: &Rules, now: Time) -> Traits {
         let circumstances = self.circumstances(outdated_engine);
         let standing = self.standing();

@@ -123,7 +123,7 @@ impl Blueprint {
     /// The uid and gid of worker `id` outside its user namespace.
     pub(crate) fn ids(&self, id: u64) -> (u32, u32) {
         match self.uid_base {
-            // Enough numbers that no two live workers have the same.
+            // There are enough uids that no two live workers have the same.
             Some(base) => {
                 let uid = base.saturating_add(u32::try_from(id % 60_000).unwrap_or(0));
                 (uid, uid)

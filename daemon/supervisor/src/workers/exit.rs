@@ -72,7 +72,8 @@ pub(crate) struct Exit {
 
 impl Exit {
     /// Reaches a verdict from how the process ended, which tenants were there, how much of its
-    /// bound the process had left, and which slot holds most (computed only if that decides).
+    /// bound the process had left, and which slot holds most (computed only if the verdict depends
+    /// on it).
     pub(super) fn judge(
         death: Death,
         (ending, slot): (Ending, Option<Slot>),

@@ -8,12 +8,12 @@
 //! | on an account that the worker keeps | the slot that the worker names |
 //! | the rest, touched since the last reading | a slot, if only its page faults explain it |
 //!
-//! Page faults do not explain memory that appeared on the thread's own island, or that the thread
-//! took by its account and gave back: libc keeps that.
+//! Two kinds of a thread's page faults explain nothing outside the islands: those for memory on its
+//! own island, and those for memory that its account took and gave back, which libc may keep.
 //!
-//! A busy neighbour has page faults too, so it is always one of several slots that may have touched
-//! a piece of memory: then that piece is credited to none. So a slot that falsifies its account can
-//! at most leave what it holds uncredited by taking too little; by taking too much it blames
+//! A piece of memory that several slots may have touched is credited to none of them, and a busy
+//! neighbour has page faults too. So a slot gains little by falsifying its account: if the account
+//! is too low, what the slot holds stays uncredited at most; if it is too high, the slot blames
 //! itself.
 
 use std::collections::BTreeMap;
@@ -86,8 +86,8 @@ impl Holdings {
             let others = all.saturating_sub(own).saturating_mul(FAULT_BYTES);
             let resident = |held| island(held, *slot).resident;
             let on_island = resident(&self.last.held).saturating_sub(resident(&before.held));
-            // What the slot took by its account and gave back may lie free in libc, and belongs to
-            // no tenant.
+            // Memory that the slot took by its account and gave back may lie free in libc, and
+            // belongs to no tenant.
             let given = taken(&self.last, *slot).ever.saturating_sub(taken(&before, *slot).ever);
             let own = own.saturating_mul(FAULT_BYTES).saturating_sub(on_island).saturating_sub(given);
             let certain = growth.saturating_sub(others).min(own);
@@ -202,7 +202,7 @@ mod tests {
 
     const MIB: u64 = 1 << 20;
 
-    /// All of it resident.
+    /// Memory all of which is resident.
     fn held(islands: [u64; 2], outside: u64) -> Held {
         let bytes = |mib: u64| Bytes { resident: mib * MIB, committed: mib * MIB };
         Held { islands: islands.map(bytes).to_vec(), outside: bytes(outside) }
@@ -231,7 +231,7 @@ mod tests {
         }
         assert_eq!((holdings.of(Slot(0)), holdings.of(Slot(1))), (20 * MIB, 520 * MIB));
         assert_eq!((holdings.largest(&BOTH), holdings.largest_outside(&BOTH)), (Some(Slot(1)), Some(Slot(1))));
-        // When it has left, no other tenant takes its place.
+        // When the second tenant has left, the first one does not take its place.
         assert_eq!(holdings.largest_outside(&[Slot(0)]), None);
     }
 
@@ -327,8 +327,8 @@ mod tests {
         holdings.record(reading(held([0, 0], 500), [320, 80], [320, 80]));
         holdings.record(reading(held([0, 0], 500), [320, 480], [0, 80]));
         assert_eq!((holdings.largest_outside(&BOTH), holdings.of(Slot(1))), (None, 80 * MIB));
-        // What is on no account is too little to credit, and too much for the slot that falsified
-        // its own.
+        // The memory on no account is too little to credit, and too much for the slot that
+        // falsified its own account.
         let mut holdings = Holdings::new(held([0, 0], 100));
         holdings.record(reading(held([0, 0], 500), [400, 500], [0, 80]));
         assert_eq!(holdings.largest_outside(&BOTH), None);

@@ -80,7 +80,8 @@ pub(crate) fn probe(config: &Config) -> Result<Machine, MachineError> {
 /// What workers are started from.
 pub(crate) struct Workers {
     pub(crate) blueprint: Arc<Blueprint>,
-    /// Just made by a worker: so the program is a worker, and starts on this machine.
+    /// The startup snapshot, just made by a worker: this shows that the program is a worker and
+    /// starts on this machine.
     pub(crate) snapshot: OwnedFd,
     pub(crate) layers: LayerSet,
 }

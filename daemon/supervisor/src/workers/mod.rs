@@ -1,5 +1,5 @@
-//! Worker processes and their slots. Knows no tenant: which tenant has a slot, and what the end of
-//! a process means for it, is for [`crate::homes`].
+//! Worker processes and their slots. This module knows no tenant: [`crate::homes`] decides which
+//! tenant has a slot, and what the end of a process means for it.
 
 pub(crate) mod birth;
 pub(crate) mod channel;

@@ -60,7 +60,7 @@ pub(crate) async fn start(
     };
     let zone = newborn.zone.clone();
     let tags = ready.keys.map(|keys| Tags { zone: zone.clone(), keys: keys.tenants, jit: keys.jit });
-    // Before it has a tenant.
+    // The worker has no tenant yet.
     let Inspected { findings, held } = Inspection::of(blueprint, &newborn, tags.clone()).run().await?;
     if !findings.is_empty() {
         let (worker, pid) = (newborn.id, newborn.started.pid.as_raw());
@@ -163,9 +163,9 @@ impl Owner {
         };
         let (here, ever) = {
             let slots = worker.slots();
-            (slots.inhabited(), slots.ever())
+            (slots.inhabited(), slots.ever_taken())
         };
-        // Tenants that have left too: what they took outside their islands is still held.
+        // Tenants that have left count too: what they took outside their islands is still held.
         let largest = || worker.memory().largest(&ever);
         let exit = Exit::judge(death, (ending, slot), here, worker.was_one_tenants(), room, largest);
         Exit { computed: computed.or(on_record), ..exit }
@@ -240,14 +240,14 @@ impl Owner {
             unread.drain(..end);
             self.session.accept(&frame).map_err(|violation| violation.to_string())?;
             if let FromWorker::Retired { slot } = &frame {
-                self.worker.slots().has_ended(*slot);
+                self.worker.slots().note_ended(*slot);
             }
             if let FromWorker::Overrun { slot, run, cause } = frame {
                 self.worker.blame(slot, Signal::HardKill);
-                self.worker.slots().overran(slot, Overrun { run, cause });
+                self.worker.slots().note_overrun(slot, Overrun { run, cause });
                 // Killing the process is the only way to stop code that V8 does not interrupt.
                 self.worker.kill(match cause {
-                    OverrunCause::Disposal => format!("what {run} left took too long to dispose of"),
+                    OverrunCause::Disposal => format!("disposing of what {run} left took too long"),
                     _ => format!("{run} did not end when it was terminated ({cause:?})"),
                 });
             }

@@ -25,8 +25,8 @@ use crate::workers::slots::{Overrun, Slots};
 use crate::workers::threads;
 use crate::workers::violation::{self, Attack};
 
-/// How long a worker's threads may differ from what was reported of them, because one is just
-/// ending.
+/// How long a worker's threads may differ from what was reported of them, because one of them is
+/// just ending.
 const CONFINEMENT_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// A process is read again once it has committed this fraction of its bound (one part in 32) since
@@ -128,7 +128,7 @@ impl Worker {
     /// of its own for it. Other threads start and end meanwhile, so a mismatch is checked again for
     /// a while.
     pub(crate) async fn check_confinement(&self, slot: Slot) -> Result<(), String> {
-        self.slots().is_confined(slot);
+        self.slots().note_confined(slot);
         if !self.layers.has(Layer::ThreadFilter) {
             return Ok(());
         }
@@ -228,8 +228,8 @@ impl Worker {
     }
 
     /// The tenant of that slot has left; its last work may still be ending.
-    pub(crate) fn has_left(&self, slot: Slot) {
-        self.slots().has_left(slot);
+    pub(crate) fn note_left(&self, slot: Slot) {
+        self.slots().note_left(slot);
     }
 
     /// The process is to be killed for something that one of its tenants did, and it is unknown

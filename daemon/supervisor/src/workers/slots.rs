@@ -29,7 +29,8 @@ struct SlotState {
 }
 
 impl SlotState {
-    /// Whether a tenant may be running here: its thread is ready, and it has not left long ago.
+    /// Whether a tenant may be running here: its thread is ready, and the tenant has not left, or
+    /// left only a moment ago.
     fn is_inhabited(&self) -> bool {
         self.confined && self.left.is_none_or(|left| left.elapsed() < 2 * START_TIMEOUT)
     }
@@ -44,7 +45,8 @@ impl Slots {
         self.0.insert(slot, SlotState::default());
     }
 
-    pub(super) fn ever(&self) -> Vec<Slot> {
+    /// The slots that were ever taken.
+    pub(super) fn ever_taken(&self) -> Vec<Slot> {
         self.0.keys().copied().collect()
     }
 
@@ -58,7 +60,7 @@ impl Slots {
         self.0.iter().filter(|(_, state)| state.is_inhabited()).map(|(slot, _)| *slot).collect()
     }
 
-    /// Of those, the slots whose tenants need not leave.
+    /// The inhabited slots whose tenants need not leave.
     pub(super) fn wanted(&self) -> Vec<Slot> {
         self.inhabited().into_iter().filter(|slot| !self.is_unwanted(*slot)).collect()
     }
@@ -71,7 +73,7 @@ impl Slots {
         self.with(slot, |state| state.unwanted = true);
     }
 
-    pub(super) fn is_confined(&mut self, slot: Slot) {
+    pub(super) fn note_confined(&mut self, slot: Slot) {
         self.with(slot, |state| state.confined = true);
     }
 
@@ -80,16 +82,15 @@ impl Slots {
         self.0.values().filter(|state| state.confined).count()
     }
 
-    /// The thread has ended.
-    pub(super) fn has_ended(&mut self, slot: Slot) {
+    pub(super) fn note_ended(&mut self, slot: Slot) {
         self.with(slot, |state| state.confined = false);
     }
 
-    pub(super) fn has_left(&mut self, slot: Slot) {
+    pub(super) fn note_left(&mut self, slot: Slot) {
         self.with(slot, |state| state.left = Some(Instant::now()));
     }
 
-    pub(super) fn overran(&mut self, slot: Slot, overrun: Overrun) {
+    pub(super) fn note_overrun(&mut self, slot: Slot, overrun: Overrun) {
         self.with(slot, |state| state.overrun = Some(overrun));
     }
 
@@ -121,30 +122,30 @@ mod tests {
         }
         assert_eq!((slots.inhabited(), slots.confined()), (Vec::new(), 0));
         for slot in [A, B] {
-            slots.is_confined(slot);
+            slots.note_confined(slot);
         }
         assert_eq!((slots.inhabited(), slots.confined()), (vec![A, B], 2));
-        slots.has_ended(A);
-        assert_eq!((slots.inhabited(), slots.ever()), (vec![B], vec![A, B]));
+        slots.note_ended(A);
+        assert_eq!((slots.inhabited(), slots.ever_taken()), (vec![B], vec![A, B]));
     }
 
     #[test]
     fn a_slot_whose_tenant_has_just_left_is_still_inhabited() {
         let mut slots = Slots::default();
         slots.admit(A);
-        slots.is_confined(A);
-        slots.has_left(A);
+        slots.note_confined(A);
+        slots.note_left(A);
         assert_eq!(slots.inhabited(), [A]);
     }
 
     #[test]
-    fn a_tenant_is_sent_away_once() {
+    fn a_tenant_that_is_sent_away_is_unwanted_and_its_neighbour_is_not() {
         let mut slots = Slots::default();
         for slot in [A, B] {
             slots.admit(slot);
         }
         for slot in [A, B] {
-            slots.is_confined(slot);
+            slots.note_confined(slot);
         }
         slots.send_away(A);
         assert_eq!((slots.wanted(), slots.is_unwanted(A), slots.is_unwanted(B)), (vec![B], true, false));
@@ -154,8 +155,8 @@ mod tests {
     fn reports_about_a_slot_that_was_never_taken_are_ignored() {
         let mut slots = Slots::default();
         slots.admit(A);
-        slots.is_confined(B);
-        slots.overran(B, Overrun { run: RunId(7), cause: OverrunCause::Cpu });
+        slots.note_confined(B);
+        slots.note_overrun(B, Overrun { run: RunId(7), cause: OverrunCause::Cpu });
         assert_eq!((slots.count(), slots.confined(), slots.overrun(B)), (1, 0, None));
     }
 }

@@ -11,9 +11,9 @@ use nix::unistd::Pid;
 /// The page faults of a process since it began.
 #[derive(Debug, Default, Clone)]
 pub(crate) struct Faults {
-    /// Of all threads, including those that have ended.
+    /// The page faults of all threads, including those that have ended.
     pub(crate) all: u64,
-    /// Of the tenants' threads that exist.
+    /// The page faults of each tenant's thread that exists.
     pub(crate) of: BTreeMap<Slot, u64>,
 }
 
@@ -36,7 +36,7 @@ pub(crate) fn faults_of(process: Pid) -> Option<Faults> {
         Some((Slot(slot), faults(&stat)?))
     };
     let of = threads.filter_map(read).collect();
-    // After the threads' counts, so that it includes them.
+    // The total is read after the threads' counts, so that it includes them.
     let stat = fs::read_to_string(format!("/proc/{process}/stat")).ok()?;
     Some(Faults { all: faults(&stat)?, of })
 }

@@ -27,7 +27,8 @@ pub(crate) struct Attack {
 ///
 /// These are: an access through a closed key, a key that is open and should not be, a refused
 /// system call, and an access to another tenant's island, mapped or not, because V8's guard regions
-/// keep every honest access on its own. Any other bad address is a crash, and so is V8 giving up.
+/// keep every honest access on the thread's own island. Any other bad address is a crash, and so is
+/// V8 giving up.
 pub(crate) fn attack(fault: &Fault, zone: &Zone) -> Option<Attack> {
     let victim = |address: u64| {
         let address = usize::try_from(address).ok()?;
@@ -136,7 +137,7 @@ mod tests {
         assert_eq!(site(at(address_on(&zone, 1))), Ending::Attack(Signal::ForeignAddress));
         assert_eq!(site(Fault { in_allocator: true, ..at(8) }), Ending::Fault(Site::Allocator));
         let foreign = Fault { in_allocator: true, ..at(address_on(&zone, 1)) };
-        assert_eq!(site(foreign), Ending::Attack(Signal::ForeignAddress), "an attack is one anywhere");
+        assert_eq!(site(foreign), Ending::Attack(Signal::ForeignAddress), "such an access is an attack at any address");
         let gave_up = fault(Some(0), Kind::GaveUp);
         assert_eq!(site(gave_up), Ending::GaveUp { certain: false });
         let aborted = Fault { signal: SIGABRT, ..gave_up };

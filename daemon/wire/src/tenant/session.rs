@@ -126,7 +126,7 @@ impl Session {
     /// would have counted for.
     ///
     /// # Errors
-    /// As [`Session::accept`].
+    /// As for [`Session::accept`].
     pub fn skip_log(&mut self, bytes: usize) -> Result<(), ProtocolError> {
         if self.running.is_none() {
             return Err(ProtocolError::LogWithoutRun);

@@ -62,7 +62,7 @@ const PLENTY: usize = 64 << 20;
 
 /// V8 cannot continue: reports whose run it was, and ends the process.
 pub(super) unsafe extern "C" fn out_of_memory(_: *const std::ffi::c_char, _: &v8::OomDetails) {
-    // What the process could still commit tells the two cases apart: where it could commit plenty,
+    // The memory that the process could still commit tells the two cases apart: if that is plenty,
     // V8 has met the heap's own limit; otherwise the process is out of memory.
     if enisle_hardening::fault::may_commit(PLENTY) {
         it_is_over_its_limit();
@@ -72,8 +72,8 @@ pub(super) unsafe extern "C" fn out_of_memory(_: *const std::ffi::c_char, _: &v8
     exit_now(OUT_OF_MEMORY_EXIT);
 }
 
-/// V8 has given up because one of its own checks failed: among others, that no array exceeds the
-/// maximum length. Runs in a handler.
+/// V8 has given up because one of its own checks failed, for example the check that no array
+/// exceeds the maximum length. Runs in a handler.
 pub(super) extern "C" fn gave_up() {
     say_last_words();
     exit_now(GAVE_UP_EXIT);

@@ -256,9 +256,9 @@ pub(super) fn import_dynamically<'s>(
         Some(word) => v8::String::new(scope, &word)?.into(),
         None => v8::undefined(scope).into(),
     };
-    // Not now: a module that is being evaluated may import itself, and V8 ends the process on a
-    // nested evaluation. A job of its own runs when the current one is over, as the language
-    // specifies.
+    // The import is not carried out now: a module that is being evaluated may import itself, and V8
+    // ends the process on a nested evaluation. A job of its own runs when the current one is over,
+    // as the language specifies.
     let what = v8::Array::new_with_elements(scope, &[resource, specifier.into(), attribute]);
     let later = v8::Function::builder(import_later).data(what.into()).build(scope)?;
     let resolver = v8::PromiseResolver::new(scope)?;

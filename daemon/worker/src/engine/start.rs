@@ -20,8 +20,8 @@ use super::memory::{account, commons, date_patterns, hooks, icu_caches};
 ///   stack.
 /// * `concurrent-marking-max-worker-num`: 0 means one for each thread of the platform. It has none,
 ///   so V8 allocates no tables for seven.
-/// * `memory-saver-mode`: what dead objects hold of ICU is freed with each garbage collection, not
-///   in a task of V8, which nothing here would run.
+/// * `memory-saver-mode`: ICU's memory that dead objects hold is freed with each garbage
+///   collection, not in a task of V8, which nothing here would run.
 const FLAGS: &str = "--single-threaded --sandbox-prohibit-insecure-mode --no-wasm-native-module-cache \
                      --stack-size=984 --concurrent-marking-max-worker-num=0 --memory-saver-mode";
 
@@ -42,8 +42,8 @@ const UNTIMED_FLAGS: &str = "--no-incremental-marking --heap-growing-percent=50 
 /// No code but JavaScript. The attack harness also allocates through WebAssembly's memories.
 const WASM_FLAGS: &str = if cfg!(feature = "attack-natives") { "" } else { "--no-expose-wasm" };
 
-/// For a sealed worker: the interpreter alone, also for regular expressions, and V8 never requests
-/// a code range.
+/// For a sealed worker: only the interpreter, also for regular expressions, and V8 never requests a
+/// code range.
 const JITLESS_FLAGS: &str = "--jitless";
 
 /// For the maker. V8's own snapshot has the hash seed that the archive was built with, which is
@@ -66,8 +66,8 @@ unsafe extern "C" {
     /// `absl::base_internal::NumCPUs()`, in the archive.
     #[link_name = "_ZN4absl13base_internal7NumCPUsEv"]
     fn count_processors() -> std::ffi::c_int;
-    /// `absl::base_internal::NominalCPUFrequency()`, in the archive. If no file contains it, it is
-    /// measured, which takes some ms.
+    /// `absl::base_internal::NominalCPUFrequency()`, in the archive. If no file contains the
+    /// frequency, abseil measures it, which takes some ms.
     #[link_name = "_ZN4absl13base_internal19NominalCPUFrequencyEv"]
     fn processor_frequency() -> f64;
 }
@@ -102,8 +102,8 @@ pub(crate) fn v8(zone: &Zone, purpose: Purpose) -> io::Result<(&'static str, Res
     Ok((v8::V8::get_version(), reserved))
 }
 
-/// Everything that V8 and its ICU look up in files when they first need it, used once while there
-/// is no filter yet.
+/// A script that uses everything that V8 and its ICU look up in files on first use. It runs while
+/// there is no filter yet.
 const WARM_UP: &str = r"new Date(2020, 1, 1).toString(); new Date(5).toLocaleString(); new Intl.DateTimeFormat().format(0);
     (1234.5).toLocaleString(); 'ab'.localeCompare('ac'); '\u00e9'.normalize('NFD'); /\p{L}/u.test('x'); new Intl.Collator()";
 

@@ -7,7 +7,8 @@ class DataCloneError extends Error {
   }
 }
 
-// In the tenant's own heap, under its own limits; the buffer of V8's serializer is in neither.
+// The copy is made in the tenant's own heap, under its own limits; the buffer of V8's serializer is
+// not in that heap, nor under those limits.
 function clone(value, seen) {
   if (typeof value === "function" || typeof value === "symbol") {
     throw new DataCloneError(`${inspect(value, 1, new Set())} could not be cloned`);

@@ -112,7 +112,8 @@ const open = new Set();
 // says where.
 function plain(value, key, depth) {
   if (typeof value === "object" && value !== null) {
-    // Once, as JSON.stringify does: the value that toJSON returns is not asked for a toJSON.
+    // toJSON is called once, as JSON.stringify does: the value that it returns is not asked for a
+    // toJSON.
     const toJson = value.toJSON;
     if (typeof toJson === "function") value = apply(toJson, value, [key]);
   }
@@ -168,7 +169,7 @@ function plainObject(value, depth) {
   for (let i = 0; i < keys.length; i++) {
     const own = typeof keys[i] === "string" ? descriptorOf(value, keys[i]) : undefined;
     if (own === undefined || !own.enumerable) continue;
-    // It has been called, and JSON does not carry it.
+    // toJSON has been called, and JSON does not carry it.
     if (keys[i] === "toJSON" && typeof own.value === "function") continue;
     take(keys[i].length);
     const item = step(value, keys[i], isIdentifier(keys[i]) ? `.${keys[i]}` : `[${stringifyJson(keys[i])}]`, depth);

@@ -92,7 +92,7 @@ const isNumberObject = brand(numberValue);
 const isStringObject = brand(stringValue);
 const isBooleanObject = brand(booleanValue);
 const isBigintObject = brand(bigintValue);
-// The primitive in an object that boxes one.
+// The primitive value in an object that boxes one; any other value as it is.
 function unboxed(value) {
   if (typeof value !== "object" || value === null || isArray(value) || isPlain(value)) return value;
   if (isNumberObject(value)) return numberValue(value);

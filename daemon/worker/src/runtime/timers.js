@@ -4,7 +4,7 @@ const timers = new Map();
 
 function startTimer(callback, delay, args, again) {
   if (typeof callback !== "function") throw new TypeError("a timer needs a function to call");
-  // Whole milliseconds, as the HTML standard specifies: a `long`, and at least one.
+  // The delay is in whole milliseconds, as the HTML standard specifies: a `long`, and at least one.
   const number = toNum(delay) | 0;
   const ms = number >= 1 ? number : 1;
   const id = native.timerStart(ms);

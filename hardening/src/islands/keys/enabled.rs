@@ -26,9 +26,9 @@ impl Key {
     /// touches them from now on has this key open.
     ///
     /// # Errors
-    /// The kernel's.
+    /// The kernel refuses.
     pub unsafe fn tag(&self, pages: &Range<usize>, protection: libc::c_int) -> Result<(), KeyError> {
-        // SAFETY: the caller's.
+        // SAFETY: the caller keeps this function's contract.
         unsafe { sys::tag(pages, protection, self.0) }.map_err(KeyError::Tag)
     }
 }

@@ -15,7 +15,7 @@
 //! again opens old pages. Shape after Wasmtime's `vm/mpk`: one interface, [`enabled`] or `disabled`
 //! behind it, the kernel in [`sys`].
 //!
-//! What keys do not stop is native code: `WRPKRU` is an ordinary instruction.
+//! Keys do not stop native code: `WRPKRU` is an ordinary instruction.
 
 #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
 mod enabled;

@@ -118,7 +118,7 @@ impl Pkru {
         Self(bits)
     }
 
-    /// For records and messages.
+    /// The value as a number, for records and messages.
     #[must_use]
     pub fn bits(self) -> u32 {
         self.0

@@ -22,7 +22,7 @@ pub(super) fn free(key: u8) {
 /// them has `key` open.
 pub(super) unsafe fn tag(pages: &Range<usize>, protection: libc::c_int, key: u8) -> Result<(), i32> {
     let (start, bytes) = (pages.start, pages.end - pages.start);
-    // SAFETY: the caller's.
+    // SAFETY: the caller keeps this function's contract.
     let result = unsafe { libc::syscall(libc::SYS_pkey_mprotect, start, bytes, protection, libc::c_int::from(key)) };
     if result == 0 { Ok(()) } else { Err(nix::errno::Errno::last_raw()) }
 }

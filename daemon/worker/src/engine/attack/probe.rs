@@ -2,8 +2,8 @@
 //! and a forged signal frame.
 //!
 //! The handler of hardening ends the process at the first fault. In this build another handler runs
-//! before it and checks where the fault was. After the load or store below it continues, without
-//! `rt_sigreturn`, which the filter refuses; any other fault it passes on.
+//! before it and checks where the fault was. After a fault of the load or store below it continues,
+//! without `rt_sigreturn`, which the filter refuses. It passes any other fault on.
 
 use std::arch::global_asm;
 use std::cell::Cell;

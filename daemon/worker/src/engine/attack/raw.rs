@@ -1,5 +1,5 @@
 //! The bare instructions. Each is unsound on purpose: that is what an attacker's natives are for.
-//! Only runs that request them reach them, in builds that cannot be a release.
+//! Only runs that request these natives reach the instructions, in builds that cannot be a release.
 
 use std::arch::asm;
 

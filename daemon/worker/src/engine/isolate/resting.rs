@@ -85,9 +85,9 @@ impl<'cage> Resting<'cage> {
         }
     }
 
-    /// An isolate that has already run something: what V8 prepares at the first compilation and
-    /// call is prepared, and the pages that a run touches first are mapped. An error if not even
-    /// that runs.
+    /// Makes an isolate that has already run something, so that V8's preparations for the first
+    /// compilation and call are done, and the pages that a run touches first are mapped. Fails if
+    /// not even that code runs.
     pub(crate) fn warm(cage: &'cage Entered, snapshot: Snapshot, memory_mb: u32) -> Result<Self, SnapshotMismatch> {
         let mut isolate = Self::new(cage, snapshot, memory_mb)?;
         isolate.prime().ok_or(SnapshotMismatch("a runtime that runs"))?;
@@ -111,8 +111,8 @@ impl<'cage> Resting<'cage> {
         })
     }
 
-    /// Compiles and evaluates a module without imports, and calls its default export: the engine
-    /// alone.
+    /// Compiles and evaluates a module without imports, and calls its default export, without the
+    /// limits and the channel of a run.
     pub(crate) fn call_default_export(&mut self, script: &str) -> Option<()> {
         let context = self.context.clone();
         self.entered(|isolate| {

@@ -1,8 +1,8 @@
 //! Makes and maps the startup snapshot: a context with the runtime in it, as bytes that every
 //! tenant's isolates start from.
 //!
-//! Done once per start of the supervisor, in a jailed worker that holds no tenant, so that a
-//! snapshot always fits the build that reads it and no file must be trusted.
+//! This is done once per start of the supervisor, in a jailed worker that holds no tenant, so that
+//! a snapshot always fits the build that reads it and no file must be trusted.
 
 use std::fs::File;
 use std::io;
@@ -44,14 +44,14 @@ pub(crate) fn make() -> Result<Vec<u8>, SnapshotError> {
         scope.set_default_context(context);
         made
     };
-    // Even after a failure: dropping a snapshot creator without this panics.
+    // The blob is made even after a failure: dropping a snapshot creator without making it panics.
     let blob = isolate.create_blob(v8::FunctionCodeHandling::Keep);
     made?;
     Ok(blob.ok_or(SnapshotError::Blob)?.to_vec())
 }
 
-/// What a run does, done once: V8 compiles a function when it is first called, and a snapshot keeps
-/// what is compiled. It leaves no trace in the runtime's own state.
+/// Does once what a run does: V8 compiles a function when it is first called, and a snapshot keeps
+/// the compiled code. The exercise leaves no trace in the runtime's own state.
 const EXERCISE: &str = "(async (invoke, describe, WorkerEntrypoint) => {
     class Entry extends WorkerEntrypoint { run(x) { return { x, list: [1, 'a', null, true, undefined], env: this.env } } }
     const modules = [{ default: { async run() { console.log('a', 1, { b: [2] }); return { c: 3 } } } },

@@ -34,7 +34,7 @@ thread_local! {
     static LAST: Cell<usize> = const { Cell::new(usize::MAX) };
     /// The run that is to check.
     static RUN: Cell<*const v8::IsolateHandle> = const { Cell::new(ptr::null()) };
-    /// How it checks: set with `RUN`.
+    /// How the run checks; set together with `RUN`.
     static LOOK: Cell<Option<Look>> = const { Cell::new(None) };
 }
 
@@ -66,12 +66,12 @@ pub(in crate::engine) fn used_outside_heaps() -> usize {
     BUFFERS.get().saturating_add(native())
 }
 
-/// Bytes of buffers alone.
+/// Bytes of buffers, without native memory.
 pub(in crate::engine) fn buffers() -> usize {
     BUFFERS.get()
 }
 
-/// Bytes of native memory alone.
+/// Bytes of native memory, without buffers.
 pub(super) fn native() -> usize {
     if let Some(given_back) = given_back(SLOT.get()) {
         NATIVE.set(NATIVE.get().saturating_sub(given_back.swap(0, Ordering::Relaxed)));
@@ -173,7 +173,7 @@ pub(super) fn end_after(bytes: usize) {
     LAST.set(used().saturating_add(bytes));
 }
 
-/// Nothing happens, however much is taken.
+/// Removes both thresholds: nothing happens, however much is taken.
 pub(super) fn no_marks() {
     NEXT_LOOK.set(usize::MAX);
     LAST.set(usize::MAX);
@@ -188,7 +188,7 @@ fn near_the_limit() {
     if used <= NEXT_LOOK.get() {
         return;
     }
-    // One check at a time.
+    // No further check is requested before this one has set the next threshold.
     NEXT_LOOK.set(usize::MAX);
     ask_to_look();
 }
@@ -212,7 +212,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_another_thread_gives_back_comes_off_the_owners_account() {
+    fn memory_that_another_thread_gives_back_comes_off_the_owners_account() {
         reset(2);
         take_native(1000);
         std::thread::spawn(|| give_back_outside(2, 400)).join().unwrap();

@@ -7,8 +7,8 @@
 //! ```
 //!
 //! Every cage of the process is built before the first tenant. A cage can only be entered by the
-//! thread that was started on its island, once: that thread alone has the [`Entering`]. From then
-//! on its key is open and its mappings go to the island; with `lock_down` its filter is on. Only
+//! thread that was started on its island, once: only that thread has the [`Entering`]. From then on
+//! its key is open and its mappings go to the island; with `lock_down` its filter is on. Only
 //! [`IslandThread::join`] unmaps the island, so never before the thread has ended.
 
 use std::ffi::{CString, c_int};
@@ -118,7 +118,7 @@ impl Cage {
         let island = self.island;
         let stack = mappings::map_stack(&self.home).map_err(CageError::Thread)?;
         let body = Box::new(move || body(Entering { cage: self, _thread: PhantomData }));
-        // SAFETY: the stack was mapped for this thread alone, and only `IslandThread::join` unmaps
+        // SAFETY: the stack was mapped for this thread only, and only `IslandThread::join` unmaps
         // it, when the thread has ended.
         let thread = unsafe { thread::spawn(name, &stack, body) }.map_err(CageError::Thread)?;
         Ok(IslandThread { thread, island })
@@ -138,7 +138,7 @@ impl IslandThread {
     pub(crate) fn join(self) {
         self.thread.join();
         // SAFETY: the thread that lived there has just been joined. Its isolates and its cage ended
-        // with it: they cannot leave it (`Entered` is not `Send`). What it shared with other
+        // with it: they cannot leave it (`Entered` is not `Send`). Memory that it shared with other
         // threads is not on the island (`heap`).
         unsafe { mappings::sweep(self.island) };
     }
@@ -205,7 +205,8 @@ impl Drop for Entered {
         // SAFETY: `group` came from v8_tenant_group_new and is dropped once, here; every isolate in
         // it borrowed this value, and is gone.
         unsafe { v8_tenant_group_delete(self.cage.group) };
-        // What V8 still holds would be shared with other threads, and be unmapped with this island.
+        // Memory that V8 still holds would be shared with other threads, and be unmapped with this
+        // island.
         debug_assert_eq!(heap::blocks(), 0, "memory that the process shares is on an island");
         fault::thread_leaves(self.cage.slot);
     }

@@ -24,7 +24,7 @@ use enisle_hardening::islands::frozen::MOST_SLOTS;
 use super::heap::Head;
 use super::{account, mappings};
 
-/// Of each slot.
+/// The address space of each slot, in bytes.
 const PART: usize = 16 << 30;
 const ALL: usize = PART * MOST_SLOTS;
 const PAGE: usize = enisle_hardening::process::PAGE_BYTES;
@@ -43,7 +43,7 @@ struct Common {
     live: usize,
     /// Nothing was taken since it was last trimmed.
     is_trimmed: bool,
-    /// By size: [`SMALLEST_VOID`], twice that, and so on.
+    /// The voids by size: [`SMALLEST_VOID`], twice that, and so on.
     voids: [*mut Void; VOID_SIZES],
     /// Where the next block of [`take_for_good`] goes, and how many bytes are left there.
     for_good: (*mut u8, usize),
@@ -227,7 +227,7 @@ const STAYS: u32 = u32::MAX;
 /// Frees a block of [`take`], if it is one.
 ///
 /// # Safety
-/// As free's.
+/// As for `free`.
 pub(super) unsafe fn give_back(block: *mut c_void) -> bool {
     let Some(slot) = slot_of(block as usize) else { return false };
     // SAFETY: only `take` and `take_for_good` return blocks here, each with a head.
@@ -253,13 +253,14 @@ pub(super) unsafe fn size(block: *mut c_void) -> Option<usize> {
     slot_of(block as usize).map(|_| unsafe { Head::of(block) }.0.bytes)
 }
 
-/// Gives pages of the calling thread's tenant back to the kernel in which nothing is live any more.
+/// Gives back to the kernel the pages of the calling thread's tenant in which nothing is live any
+/// more.
 pub(super) fn trim() {
     shrink(account::slot(), Common::trim);
 }
 
-/// The same for a tenant that has no run, on behalf of its thread: unless nothing was taken since.
-/// May be called on any thread.
+/// The same for a tenant that has no run, on behalf of its thread. Does nothing if nothing was
+/// taken since the last time. May be called on any thread.
 pub(crate) fn trim_idle(slot: u32) {
     shrink(slot, |common| {
         if !common.is_trimmed {
@@ -279,7 +280,7 @@ fn inner_pages(void: *mut Void, size: usize) -> Range<usize> {
     start..(void as usize + size) / PAGE * PAGE
 }
 
-/// Calls the heap of a slot, and takes what that has unmapped off its tenant's account.
+/// Calls the heap of a slot, and takes what the call has unmapped off its tenant's account.
 fn shrink(slot: u32, call: impl FnOnce(&mut Common)) {
     let Some(mut common) = lock(slot) else { return };
     let had = common.mapped();
@@ -310,7 +311,7 @@ struct Pages {
     part: Cell<usize>,
     /// Where the next mapping is tried. It only advances, and starts over at the end.
     next: Cell<usize>,
-    /// Without the pages of voids.
+    /// How many bytes are mapped, without the pages of voids.
     mapped: Cell<usize>,
     /// The heap must use only what it has.
     is_closed: Cell<bool>,
@@ -336,7 +337,7 @@ impl Pages {
     }
 
     /// Pages, with a gap after them, or null. Segments that touch would merge into one, which a
-    /// single live block keeps.
+    /// single live block would keep.
     fn map(&self, bytes: usize) -> *mut u8 {
         let mut tries = 0;
         while bytes < PART / 2 && tries < PART / STEP {
@@ -361,7 +362,7 @@ impl Pages {
     /// # Safety
     /// Pages of [`Self::map`] in which nothing is live any more.
     unsafe fn unmap(&self, memory: *mut u8, bytes: usize) -> bool {
-        // SAFETY: the caller's.
+        // SAFETY: the caller keeps this function's contract.
         let unmapped = unsafe { libc::munmap(memory.cast(), bytes) } == 0;
         if unmapped {
             self.discount(bytes);
@@ -485,7 +486,7 @@ mod tests {
     }
 
     #[test]
-    fn memory_that_is_not_a_tenants_is_not_from_here() {
+    fn memory_that_is_not_a_tenants_is_not_from_the_commons() {
         assert!(take(100, 16).is_none());
         // SAFETY: an address that is not here is not touched.
         assert!(!unsafe { give_back(ptr::null_mut()) });

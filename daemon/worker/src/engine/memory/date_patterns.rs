@@ -3,8 +3,8 @@
 //! for a locale would be about 45 KiB, and a script chooses the locales.
 //!
 //! So the cache keeps small records of about 100 bytes, which it takes for generators. It only does
-//! two things with an entry: it has it made ([`create_instance`]), and has it copied ([`clone`]).
-//! The linker puts these two functions in place of ICU's (`--wrap`, `build.rs`).
+//! two things with an entry: it has the entry made ([`create_instance`]), and has it copied
+//! ([`clone`]). The linker puts these two functions in place of ICU's (`--wrap`, `build.rs`).
 //!
 //! ```text
 //! V8's cache ── createInstance ─▶ a record: the locale's name
@@ -15,8 +15,8 @@
 //! the cost of a formatter does not reveal to a tenant what its neighbours have used. A tenant may
 //! add [`MOST_RECORDS`] records: a run that requests another is ended.
 //!
-//! Other code also calls `createInstance`, for generators that it uses and deletes. V8's cache is
-//! recognised by the address that it calls from, which V8's first script shows
+//! Other code also calls `createInstance`, for generators that it uses and deletes. The address
+//! that V8's cache calls from identifies it; V8's first script shows that address
 //! ([`is_cache_found`]).
 
 use std::arch::naked_asm;
@@ -111,10 +111,10 @@ pub(super) fn is_note() -> bool {
     left > 0
 }
 
-/// Replaces ICU's function of that name: adds the address that it was called from.
+/// Replaces ICU's `createInstance`: passes on the address that it was called from.
 ///
 /// # Safety
-/// As ICU's.
+/// As for ICU's function.
 #[unsafe(naked)]
 #[unsafe(export_name = "__wrap__ZN6icu_7824DateTimePatternGenerator14createInstanceERKNS_6LocaleER10UErrorCode")]
 unsafe extern "C" fn create_instance(locale: *const Locale, error: *mut c_int) -> *mut Generator {
@@ -122,30 +122,30 @@ unsafe extern "C" fn create_instance(locale: *const Locale, error: *mut c_int) -
 }
 
 /// # Safety
-/// As ICU's.
+/// As for ICU's function.
 unsafe extern "C" fn created(locale: *const Locale, error: *mut c_int, caller: usize) -> *mut Generator {
     if caller == CACHE.load(Ordering::Relaxed) && !quota::is_lifted() {
-        // SAFETY: the caller's.
+        // SAFETY: the caller keeps this function's contract.
         let record = unsafe { record(locale) };
         if !record.is_null() {
             ADDS.set(NOTES);
             return record.cast_mut().cast();
         }
     }
-    // SAFETY: the caller's.
+    // SAFETY: the caller keeps this function's contract.
     let generator = unsafe { icu_create_instance(locale, error) };
     LAST.set((generator, caller));
     generator
 }
 
-/// Replaces ICU's function of that name.
+/// Replaces ICU's `clone`.
 ///
 /// # Safety
-/// As ICU's; or `generator` is a record.
+/// As for ICU's function, or `generator` is a record.
 #[unsafe(export_name = "__wrap__ZNK6icu_7824DateTimePatternGenerator5cloneEv")]
 unsafe extern "C" fn clone(generator: *const Generator) -> *mut Generator {
     ADDS.set(0);
-    // SAFETY: the caller's.
+    // SAFETY: the caller keeps this function's contract.
     let original = if unsafe { &*generator }.first == (&raw const MARK).cast() {
         // SAFETY: only a record is marked.
         unsafe { own(generator.cast()) }
@@ -175,7 +175,7 @@ pub(in crate::engine) fn is_cache_found() -> bool {
 /// # Safety
 /// `locale` is ICU's.
 unsafe fn record(locale: *const Locale) -> *const Record {
-    // SAFETY: the caller's.
+    // SAFETY: the caller keeps this function's contract.
     let name = unsafe { name_of(locale) };
     // SAFETY: ICU's names end with a zero, and live as long as their locales.
     let name = unsafe { CStr::from_ptr(name) }.to_bytes_with_nul();
@@ -210,7 +210,7 @@ unsafe fn own(record: *const Record) -> *mut Generator {
     let generator = match at.and_then(|at| all.get(at)) {
         Some((_, generator)) => *generator,
         None => {
-            // SAFETY: the caller's: the name follows the record.
+            // SAFETY: by this function's contract, the name follows the record.
             let name = unsafe { record.add(1) };
             // SAFETY: as above.
             unsafe { make(name.cast()) }
@@ -219,7 +219,7 @@ unsafe fn own(record: *const Record) -> *mut Generator {
     if generator.is_null() {
         return generator;
     }
-    // The others move back by one, as far as the entry where this one was, or the end.
+    // The other entries move back by one, up to the entry where this one was, or to the end.
     if let Some(moved) = all.get_mut(..=at.unwrap_or(MOST_GENERATORS - 1)) {
         moved.rotate_right(1);
     }

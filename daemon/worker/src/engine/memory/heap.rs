@@ -4,9 +4,9 @@
 //! The worker's allocator is libc's, whose memory all tenants share and which carries no key. While
 //! a tenant's thread is in [`private`], what Rust allocates comes from the tenant's heap instead,
 //! in pages that [`super::mappings`] has put on its island and tagged, and that count as the
-//! tenant's ([`super::account`]). What is freed goes back to where its address says it came from,
-//! inside or outside; freeing what is on another thread's island ends the process. What other
-//! threads must read too is allocated outside.
+//! tenant's ([`super::account`]). Freed memory goes back to the allocator that its address belongs
+//! to, on the island or outside; freeing memory on another thread's island ends the process. Memory
+//! that other threads must read too is allocated outside.
 
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::cell::Cell;
@@ -77,7 +77,7 @@ fn map_counted(bytes: usize) -> *mut u8 {
 /// # Safety
 /// Pages of [`map_counted`] in which nothing is live any more.
 unsafe fn unmap_counted(memory: *mut u8, bytes: usize) -> bool {
-    // SAFETY: the caller's.
+    // SAFETY: the caller keeps this function's contract.
     let unmapped = unsafe { libc::munmap(memory.cast(), bytes) } == 0;
     if unmapped {
         account::give_back_native(bytes);
@@ -115,7 +115,7 @@ pub(super) fn blocks() -> usize {
 /// Frees a block of [`take`], if it is one.
 ///
 /// # Safety
-/// As free's.
+/// As for `free`.
 pub(super) unsafe fn give_back(block: *mut c_void) -> bool {
     if !on_an_island(block.cast()) {
         return false;
@@ -150,7 +150,7 @@ pub(super) unsafe fn size(block: *mut c_void) -> Option<usize> {
     on_an_island(block.cast()).then(|| unsafe { Head::of(block) }.0.bytes)
 }
 
-/// Gives pages back to the kernel in which nothing is live any more.
+/// Gives back to the kernel the pages in which nothing is live any more.
 pub(super) fn trim() {
     // SAFETY: the heap is whole: no other call of it is in progress.
     with_own(|heap| unsafe { heap.trim(0) });
@@ -161,7 +161,7 @@ pub(super) fn trim() {
 #[repr(C)]
 pub(super) struct Head {
     pub(super) bytes: usize,
-    /// From the start of the allocation to the block.
+    /// Bytes from the start of the allocation to the block.
     before: u32,
     /// The slot whose account it is on.
     pub(super) slot: u32,
@@ -184,7 +184,7 @@ impl Head {
         if base.is_null() {
             return ptr::null_mut();
         }
-        // SAFETY: the caller's.
+        // SAFETY: the caller keeps this function's contract.
         let block = unsafe { base.add(before) };
         let head = Self { bytes, before: u32::try_from(before).unwrap_or(0), slot };
         // SAFETY: in front of the block a head fits at least.
@@ -199,7 +199,7 @@ impl Head {
     /// # Safety
     /// [`Self::write`] made the block, and it is live.
     pub(super) unsafe fn of(block: *mut c_void) -> (Self, *mut u8) {
-        // SAFETY: the caller's.
+        // SAFETY: the caller keeps this function's contract.
         let at = unsafe { block.cast::<Self>().sub(1) };
         // SAFETY: as above.
         let head = unsafe { at.read() };
@@ -273,7 +273,7 @@ unsafe impl GlobalAlloc for Heap {
             // SAFETY: the layout is the caller's.
             if is_mapped(layout) { map_for(layout) } else { unsafe { heap.malloc(layout.size(), layout.align()) } }
         });
-        // SAFETY: the caller's.
+        // SAFETY: the caller keeps this function's contract.
         own.unwrap_or_else(|| unsafe { System.alloc(layout) })
     }
 
@@ -282,13 +282,13 @@ unsafe impl GlobalAlloc for Heap {
             // SAFETY: as in `alloc`.
             if is_mapped(layout) { map_for(layout) } else { unsafe { heap.calloc(layout.size(), layout.align()) } }
         });
-        // SAFETY: the caller's.
+        // SAFETY: the caller keeps this function's contract.
         own.unwrap_or_else(|| unsafe { System.alloc_zeroed(layout) })
     }
 
     unsafe fn dealloc(&self, memory: *mut u8, layout: Layout) {
         if !on_an_island(memory) {
-            // SAFETY: the caller's; what is on no island is from libc.
+            // SAFETY: the caller keeps the contract, and memory on no island is from libc.
             return unsafe { System.dealloc(memory, layout) };
         }
         with_owner(memory, |heap| {
@@ -304,7 +304,7 @@ unsafe impl GlobalAlloc for Heap {
 
     unsafe fn realloc(&self, memory: *mut u8, layout: Layout, bytes: usize) -> *mut u8 {
         if !on_an_island(memory) {
-            // SAFETY: the caller's; what is on no island is from libc.
+            // SAFETY: the caller keeps the contract, and memory on no island is from libc.
             return unsafe { System.realloc(memory, layout, bytes) };
         }
         // SAFETY: the size is the caller's, and the alignment was valid before.

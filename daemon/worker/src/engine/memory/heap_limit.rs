@@ -54,12 +54,12 @@ pub(in crate::engine) unsafe extern "C" fn near_heap_limit(
     limit.saturating_add(wanted)
 }
 
-/// Smaller objects fit without it.
+/// Smaller objects fit without being treated as oversized.
 const OVERSIZED_FROM: usize = 1 << 20;
 
-/// V8 is at a point where a run may be checked, which this one has requested because its native
-/// memory nears the limit: what dead objects hold is freed, and if that is not enough, the run is
-/// ended.
+/// V8 is at a point where a run may be checked, and the run has requested a check because its
+/// native memory nears the limit. Frees what dead objects hold, and ends the run if that is not
+/// enough.
 pub(in crate::engine) unsafe extern "C" fn look_at_memory(isolate: v8::UnsafeRawIsolatePtr, _: *mut std::ffi::c_void) {
     // SAFETY: V8 calls this on the isolate's own thread; the result is not dropped as an owner.
     let mut isolate = unsafe { v8::Isolate::from_raw_isolate_ptr(isolate) };

@@ -14,8 +14,8 @@
 //! | C++, `operator new` | V8's containers and objects, task runners, caches of `Intl` |
 //! | ICU | formatters, and caches for all threads |
 //!
-//! Other threads may later use it, and nothing shows which part, so it cannot be on an island. On a
-//! thread that is not a tenant's everything is libc's.
+//! Other threads may later use this memory, and nothing shows which part of it, so it cannot be on
+//! an island. On a thread that is not a tenant's, all memory is libc's.
 //!
 //! The address decides where memory goes back to, never the thread. The archive frees on one thread
 //! what it took on another, what it took before `main`, and what libc allocated for it.
@@ -54,16 +54,16 @@ pub(in crate::engine) fn check() -> io::Result<()> {
 }
 
 /// # Safety
-/// As libc's.
+/// As for libc's function.
 #[unsafe(no_mangle)]
 unsafe extern "C" fn v8_tenant_malloc(bytes: size_t) -> *mut c_void {
     count::call("malloc");
-    // SAFETY: the caller's.
+    // SAFETY: the caller keeps this function's contract.
     of_a_tenant(bytes).unwrap_or_else(|| unsafe { libc::malloc(bytes) })
 }
 
 /// # Safety
-/// As libc's.
+/// As for libc's function.
 #[unsafe(no_mangle)]
 unsafe extern "C" fn v8_tenant_calloc(elements: size_t, bytes: size_t) -> *mut c_void {
     count::call("calloc");
@@ -75,29 +75,29 @@ unsafe extern "C" fn v8_tenant_calloc(elements: size_t, bytes: size_t) -> *mut c
             block
         }
         Some(null) => null,
-        // SAFETY: the caller's.
+        // SAFETY: the caller keeps this function's contract.
         None => unsafe { libc::calloc(elements, bytes) },
     }
 }
 
 /// Always moves the block, which costs little: V8 never calls this while it compiles, matches,
-/// sorts or reads JSON, and ICU three times in making 300 formatters.
+/// sorts or reads JSON, and ICU calls it three times while it makes 300 formatters.
 ///
 /// # Safety
-/// As libc's.
+/// As for libc's function.
 #[unsafe(no_mangle)]
 unsafe extern "C" fn v8_tenant_realloc(memory: *mut c_void, bytes: size_t) -> *mut c_void {
     count::call("realloc");
     if memory.is_null() {
-        // SAFETY: as malloc's.
+        // SAFETY: as for `malloc`.
         return unsafe { v8_tenant_malloc(bytes) };
     }
-    // SAFETY: the caller's.
+    // SAFETY: the caller keeps this function's contract.
     let Some(before) = (unsafe { size(memory) }) else {
-        // SAFETY: the caller's: libc has allocated it.
+        // SAFETY: libc has allocated it, and the caller keeps this function's contract.
         return unsafe { libc::realloc(memory, bytes) };
     };
-    // SAFETY: as malloc's.
+    // SAFETY: as for `malloc`.
     let block = unsafe { v8_tenant_malloc(bytes) };
     if block.is_null() {
         return block;
@@ -110,29 +110,29 @@ unsafe extern "C" fn v8_tenant_realloc(memory: *mut c_void, bytes: size_t) -> *m
 }
 
 /// # Safety
-/// As libc's.
+/// As for libc's function.
 #[unsafe(no_mangle)]
 unsafe extern "C" fn v8_tenant_free(memory: *mut c_void) {
     count::call("free");
-    // SAFETY: the caller's.
+    // SAFETY: the caller keeps this function's contract.
     unsafe { give_back(memory) };
 }
 
 /// # Safety
-/// As libc's.
+/// As for libc's function.
 #[unsafe(no_mangle)]
 unsafe extern "C" fn v8_tenant_aligned_alloc(alignment: size_t, bytes: size_t) -> *mut c_void {
     count::call("aligned_alloc");
-    // SAFETY: the caller's.
+    // SAFETY: the caller keeps this function's contract.
     commons::take(bytes, alignment).unwrap_or_else(|| unsafe { libc::aligned_alloc(alignment, bytes) })
 }
 
 /// # Safety
-/// As libc's.
+/// As for libc's function.
 #[unsafe(no_mangle)]
 unsafe extern "C" fn v8_tenant_usable_size(memory: *mut c_void) -> size_t {
     count::call("usable_size");
-    // SAFETY: the caller's.
+    // SAFETY: the caller keeps this function's contract.
     unsafe { size(memory) }.unwrap_or_else(|| unsafe { libc::malloc_usable_size(memory) })
 }
 
@@ -171,15 +171,15 @@ fn common(bytes: usize, alignment: usize) -> *mut c_void {
 /// Frees any block, or null.
 ///
 /// # Safety
-/// As free's.
+/// As for `free`.
 unsafe fn give_back(block: *mut c_void) {
-    // SAFETY: the caller's.
+    // SAFETY: the caller keeps this function's contract.
     if unsafe { heap::give_back(block) } {
         return;
     }
-    // SAFETY: the caller's.
+    // SAFETY: the caller keeps this function's contract.
     if !unsafe { commons::give_back(block) } {
-        // SAFETY: the caller's: libc has allocated it.
+        // SAFETY: libc has allocated it, and the caller keeps this function's contract.
         unsafe { libc::free(block) };
     }
 }
@@ -189,19 +189,19 @@ unsafe fn give_back(block: *mut c_void) {
 /// # Safety
 /// The block is live.
 unsafe fn size(block: *mut c_void) -> Option<usize> {
-    // SAFETY: the caller's.
+    // SAFETY: the caller keeps this function's contract.
     let on_an_island = unsafe { heap::size(block) };
-    // SAFETY: the caller's.
+    // SAFETY: the caller keeps this function's contract.
     on_an_island.or_else(|| unsafe { commons::size(block) })
 }
 
-/// Operators new and delete, replacing the archive's. What a pair of them does is the same, whether
-/// it is for arrays, gets a size, or may fail, which it never does here.
+/// Operators new and delete, replacing the archive's. All pairs do the same, whether they are for
+/// arrays, get a size, or may fail, which they never do here.
 macro_rules! operators {
     (new: $($new:ident)*; aligned: $($aligned:ident)*; delete: $($delete:ident)*) => {
         $(
             /// # Safety
-            /// As C++ has it.
+            /// As for C++'s operator.
             #[unsafe(no_mangle)]
             unsafe extern "C" fn $new(bytes: size_t) -> *mut c_void {
                 count::call("new");
@@ -210,7 +210,7 @@ macro_rules! operators {
         )*
         $(
             /// # Safety
-            /// As C++ has it.
+            /// As for C++'s operator.
             #[unsafe(no_mangle)]
             unsafe extern "C" fn $aligned(bytes: size_t, alignment: size_t) -> *mut c_void {
                 count::call("new");
@@ -219,11 +219,11 @@ macro_rules! operators {
         )*
         $(
             /// # Safety
-            /// As C++ has it.
+            /// As for C++'s operator.
             #[unsafe(no_mangle)]
             unsafe extern "C" fn $delete(block: *mut c_void) {
                 count::call("delete");
-                // SAFETY: the caller's.
+                // SAFETY: the caller keeps this function's contract.
                 unsafe { give_back(block) };
             }
         )*
@@ -244,7 +244,7 @@ operators! {
 /// `MaybeStackArray::resize`, `FormattedStringBuilder`). For small blocks it does not always check.
 const MAY_FAIL_FROM: usize = 1 << 20;
 
-/// Whether ICU must do without a block because it would end the process.
+/// Whether ICU must do without a block because the block would end the process.
 fn is_refused(bytes: usize) -> bool {
     bytes >= MAY_FAIL_FROM && quota::ends_instead(bytes)
 }
@@ -278,10 +278,10 @@ struct UnicodeString(std::mem::MaybeUninit<[u8; 64]>);
 /// copy is empty. V8 does not check for null there (`js-segments.cc`).
 ///
 /// # Safety
-/// As ICU's.
+/// As for ICU's function.
 #[unsafe(export_name = "__wrap__ZNK6icu_7813UnicodeString5cloneEv")]
 unsafe extern "C" fn clone_text(text: *const UnicodeString) -> *mut UnicodeString {
-    // SAFETY: the caller's.
+    // SAFETY: the caller keeps this function's contract.
     let copy = unsafe { icu_clone_text(text) };
     if !copy.is_null() {
         return copy;
@@ -294,7 +294,7 @@ unsafe extern "C" fn clone_text(text: *const UnicodeString) -> *mut UnicodeStrin
 }
 
 unsafe extern "C" fn icu_free(_: *const c_void, block: *mut c_void) {
-    // SAFETY: the caller's.
+    // SAFETY: the caller keeps this function's contract.
     unsafe { give_back(block) };
 }
 
@@ -330,9 +330,9 @@ pub(in crate::engine) fn take_over_icu() -> io::Result<()> {
     if error > 0 { Err(io::Error::other(format!("ICU refuses V8's hooks: error {error}"))) } else { Ok(()) }
 }
 
-/// Makes what all of V8 shares and requests from `malloc` when it first needs it: it must not be on
-/// the island of the thread that comes first. Everything else of that kind is made with operator
-/// new. A debug build checks whether an island has blocks left when its cage is gone
+/// Makes what all of V8 shares and requests from `malloc` on first use, so that it is not on the
+/// island of the thread that uses it first. Everything else of that kind is made with operator new.
+/// A debug build checks whether an island has blocks left when its cage is gone
 /// ([`super::cage::Entered`]).
 pub(in crate::engine) fn make_what_is_shared() {
     // SAFETY: V8 has started; the function takes nothing.
@@ -406,7 +406,7 @@ mod tests {
     }
 
     #[test]
-    fn operators_new_and_delete_come_here() {
+    fn operators_new_and_delete_reach_the_hooks() {
         // The compiler knows these functions, and omits a pair whose memory is not used.
         // SAFETY: each address is given back once, to the function that matches the one that it
         // came from.
@@ -418,14 +418,14 @@ mod tests {
     }
 
     #[test]
-    fn icu_comes_here() {
+    fn icu_reaches_the_hooks() {
         // SAFETY: as above.
         let called = count::calls(|| unsafe { icu_free(icu_realloc(icu_malloc(100), 200)) });
         assert_eq!(called, [("malloc", 1), ("realloc", 1), ("free", 1)]);
     }
 
     #[test]
-    fn the_rest_of_libcs_functions_come_here() {
+    fn the_rest_of_libcs_functions_reach_the_hooks() {
         let called = count::calls(|| {
             // SAFETY: the address is given back once, below.
             let memory = unsafe { v8_archive_calloc(10, 10) };
@@ -438,7 +438,7 @@ mod tests {
     }
 
     #[test]
-    fn v8_itself_comes_here() {
+    fn v8_itself_reaches_the_hooks() {
         let called = count::calls(|| {
             drop(v8::new_single_threaded_default_platform(false));
         });

@@ -1,8 +1,8 @@
 //! ICU's cache of the parts of formatters, by locale: one for all threads of the process.
 //!
-//! What the cache keeps is on the account of the tenant whose thread added it, and stays there when
-//! it is unused. ICU itself would keep a thousand unused entries (`unifiedcache.cpp`), of
-//! up to about 200 KiB each; a script chooses the locales.
+//! An entry of the cache is on the account of the tenant whose thread added it, and stays there
+//! when it is unused. ICU itself would keep a thousand unused entries (`unifiedcache.cpp`), of up
+//! to about 200 KiB each; a script chooses the locales.
 
 use std::ffi::{c_int, c_void};
 use std::io;

@@ -43,7 +43,7 @@ thread_local! {
     static HOME: Cell<Option<Home>> = const { Cell::new(None) };
 }
 
-/// What `mmap(2)` is asked for, without the place.
+/// The arguments of `mmap(2)`, without the address.
 #[derive(Debug, Clone, Copy)]
 struct Request {
     bytes: size_t,
@@ -61,10 +61,10 @@ impl Request {
     /// Makes the system call. A failure is `MAP_FAILED`, with the reason in errno.
     ///
     /// # Safety
-    /// As `mmap(2)`.
+    /// As for `mmap(2)`.
     unsafe fn at(self, hint: usize) -> *mut c_void {
         let Self { bytes, protection, flags, fd, offset } = self;
-        // SAFETY: the caller's.
+        // SAFETY: the caller keeps this function's contract.
         let mapped = unsafe { libc::syscall(libc::SYS_mmap, hint, bytes, protection, flags, fd, offset) };
         mapped as *mut c_void
     }
@@ -116,7 +116,7 @@ pub(super) fn map_at(start: usize, bytes: usize) -> *mut u8 {
 /// The thread that lived there has been joined, and nothing on the island is used any more.
 pub(super) unsafe fn sweep(island: Island) {
     let range = island.range();
-    // SAFETY: the caller's; nothing but the island is in the range.
+    // SAFETY: the caller keeps this function's contract; the range is the island and nothing else.
     unsafe { libc::munmap(range.start as *mut c_void, range.len()) };
 }
 
@@ -142,7 +142,7 @@ impl Drop for Reserved {
 /// `mmap(2)`.
 ///
 /// # Safety
-/// As the system call's.
+/// As for the system call.
 #[unsafe(no_mangle)]
 pub(in crate::engine) unsafe extern "C" fn v8_tenant_mmap(
     hint: *mut c_void,
@@ -154,7 +154,7 @@ pub(in crate::engine) unsafe extern "C" fn v8_tenant_mmap(
 ) -> *mut c_void {
     let request = Request { bytes, protection, flags, fd, offset };
     let Some(home) = HOME.get() else {
-        // SAFETY: the caller's.
+        // SAFETY: the caller keeps this function's contract.
         return unsafe { request.at(hint as usize) };
     };
     let chosen = flags & (libc::MAP_FIXED | libc::MAP_FIXED_NOREPLACE) != 0;
@@ -163,7 +163,7 @@ pub(in crate::engine) unsafe extern "C" fn v8_tenant_mmap(
     // Here V8 replaces pages that all tenants of the process share.
     let Some(key) = home.key.filter(|_| at_home) else {
         return if chosen || !at_home {
-            // SAFETY: the caller's.
+            // SAFETY: the caller keeps this function's contract.
             unsafe { request.at(hint as usize) }
         } else {
             home.place(request)
@@ -172,7 +172,7 @@ pub(in crate::engine) unsafe extern "C" fn v8_tenant_mmap(
     // No access until the page has its key.
     let closed = Request { protection: libc::PROT_NONE, ..request };
     let mapped = if chosen {
-        // SAFETY: the caller's.
+        // SAFETY: the caller keeps this function's contract.
         unsafe { closed.at(hint as usize) }
     } else {
         home.place(closed)
@@ -221,14 +221,14 @@ impl Home {
     }
 }
 
-/// V8 commits pages with `mprotect`. The program replaces libc's, to learn where the object is that
-/// a run was ended for.
+/// V8 commits pages with `mprotect`. The worker replaces libc's function, to learn where the object
+/// is for which a run was ended.
 ///
 /// # Safety
-/// As the system call's.
+/// As for the system call.
 #[unsafe(no_mangle)]
 unsafe extern "C" fn mprotect(start: *mut c_void, bytes: size_t, protection: c_int) -> c_int {
-    // SAFETY: the caller's. A failure is -1, with the reason in errno.
+    // SAFETY: the caller keeps this function's contract. A failure is -1, with the reason in errno.
     let result = unsafe { libc::syscall(libc::SYS_mprotect, start, bytes, protection) };
     committed(result, start as usize, bytes, protection)
 }
@@ -236,10 +236,10 @@ unsafe extern "C" fn mprotect(start: *mut c_void, bytes: size_t, protection: c_i
 /// Like [`mprotect`].
 ///
 /// # Safety
-/// As the system call's.
+/// As for the system call.
 #[unsafe(no_mangle)]
 unsafe extern "C" fn pkey_mprotect(start: *mut c_void, bytes: size_t, protection: c_int, key: c_int) -> c_int {
-    // SAFETY: the caller's. A failure is -1, with the reason in errno.
+    // SAFETY: the caller keeps this function's contract. A failure is -1, with the reason in errno.
     let result = unsafe { libc::syscall(libc::SYS_pkey_mprotect, start, bytes, protection, key) };
     committed(result, start as usize, bytes, protection)
 }
@@ -266,7 +266,7 @@ fn committed(result: c_long, start: usize, bytes: usize, protection: c_int) -> c
 /// The pages are mapped, nothing relies on another protection of theirs, and every thread that uses
 /// them has the key open.
 unsafe fn tag(start: usize, bytes: usize, protection: c_int, key: u8) -> bool {
-    // SAFETY: the caller's.
+    // SAFETY: the caller keeps this function's contract.
     let result = unsafe { libc::syscall(libc::SYS_pkey_mprotect, start, bytes, protection, c_int::from(key)) };
     result == 0
 }

@@ -1,7 +1,7 @@
-//! An object that is larger than its run's limit, which the run was ended for. V8 makes it all the
-//! same, and writes all of it before it checks whether it must end: a string of a gigabyte, from a
-//! few parts. Nothing will read it. So while the run lasts, the watchdog gives its pages back,
-//! except the first ones, where V8's own metadata is, and the last ones.
+//! An object that is larger than its run's limit, and for which the run was ended. V8 makes the
+//! object all the same, and writes all of it before V8 checks whether the run must end: a string of
+//! a gigabyte, from a few parts. Nothing will read the object. So while the run lasts, the watchdog
+//! gives its pages back, except the first ones, where V8's own metadata is, and the last ones.
 //!
 //! To the rest of V8 this is like a tenant that writes zeros into its own sandbox, which V8's
 //! sandbox is designed for.

@@ -6,16 +6,17 @@
 //! ([`super::account`]) which pages they take and give back. The account also includes the heaps of
 //! kept isolates ([`crate::engine::isolate::shelf`]).
 //!
-//! What a script sees of the account must not reveal what another tenant's thread has done. An
+//! A script must not be able to learn from its account what another tenant's thread has done. An
 //! entry of a cache that ICU keeps for all threads is on the account of the thread that adds it, so
-//! the cost of a formatter shows who came first. So refusals that a script sees depend on its own
-//! buffers, and on what else it held when its turn began, in whole MiB. The exact account ends
-//! runs.
+//! the exact cost of a formatter shows which tenant used it first. Refusals that a script sees
+//! therefore depend only on its own buffers, and on what else it held when its turn began, in whole
+//! MiB. The exact account ends runs.
 //!
 //! What happens over the limit:
 //!
 //! * A buffer, by what the script sees: V8 collects garbage, then the script gets a `RangeError`.
-//! * A buffer, by the exact account alone: V8 collects garbage, or else the run ends.
+//! * A buffer, only by the exact account: V8 collects garbage, and the run ends if that is not
+//!   enough.
 //! * Native memory: little can be refused, as ICU writes to where memory should be. At the next
 //!   check the run collects garbage, which frees what dead objects hold, and is ended if that was
 //!   not enough.
@@ -41,8 +42,8 @@ const OWN: usize = 2 << 20;
 const MOST_BASE: usize = 14 << 20;
 
 /// How far native memory gets over the limit until the run notices. V8 checks when a loop has
-/// executed a number of bytes of bytecode (`--interrupt-budget`), which is about a thousand turns
-/// of a short one, and a formatter has 30 KiB.
+/// executed a certain number of bytes of bytecode (`--interrupt-budget`). That is about a thousand
+/// turns of a short loop, each of which may make a formatter of 30 KiB.
 const SLACK: usize = 48 << 20;
 
 /// How much more a run gets, of either kind, until it notices that it was ended. With [`SLACK`]
@@ -116,7 +117,7 @@ fn base() -> usize {
     BASE.get().clamp(OWN, MOST_BASE)
 }
 
-/// The same in whole steps, so that a tenant that holds nothing else sees all of its limit.
+/// The same in whole steps, so that a tenant that holds nothing of its own sees all of its limit.
 fn seen_base() -> usize {
     seen(base())
 }
@@ -134,8 +135,8 @@ pub(in crate::engine) fn hold(handle: &v8::IsolateHandle, look: Look) -> Held<'_
     held
 }
 
-/// Half way from what is live to the limit, and finally at the limit itself; but not before free
-/// memory has been used up, which shows when the heap grows.
+/// Sets the next check half way from what is live to the limit, and the last one at the limit
+/// itself; but no check comes before free memory has been used up, which shows when the heap grows.
 fn look_again(used: usize) {
     let live = used.saturating_sub(commons::free());
     let half_way = live + LIMIT.get().saturating_sub(live) / 2;
@@ -178,7 +179,8 @@ pub(in crate::engine) fn is_above(bytes: usize) -> bool {
     is_truly_above(bytes.saturating_add(base()))
 }
 
-/// Gives pages of the calling thread's tenant back to the kernel in which nothing is live any more.
+/// Gives back to the kernel the pages of the calling thread's tenant in which nothing is live any
+/// more.
 pub(crate) fn trim() {
     heap::trim();
     commons::trim();
@@ -231,7 +233,8 @@ pub(in crate::engine) fn has_room(bytes: usize) -> bool {
     fits
 }
 
-/// The last buffer did not fit, and no later one did; or the run is to end anyway.
+/// Whether the last buffer did not fit the exact account although the script saw room for it, or
+/// the run is to end anyway.
 pub(super) fn is_exhausted() -> bool {
     EXHAUSTED.get() || TO_END.get()
 }
@@ -374,7 +377,7 @@ mod tests {
     }
 
     #[test]
-    fn what_stays_after_all_scripts_is_not_held_against_the_next() {
+    fn memory_that_stays_after_all_scripts_is_not_held_against_the_next() {
         reset(4);
         take_native(12 << 20);
         set_limit(8 << 20);

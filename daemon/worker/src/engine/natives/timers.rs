@@ -8,9 +8,9 @@
 //! callback starts is set for that moment plus its delay. Timers set for the same moment fire in
 //! the order of their numbers. Nothing of this depends on how long anything took.
 //!
-//! When a timer fires is another question: when the turn's clock ([`crate::engine::run::clock`])
-//! has advanced by its delay, and all timers before it have fired. So after a long turn, timers may
-//! be late by as much.
+//! A timer fires once the turn's clock ([`crate::engine::run::clock`]) has advanced by its delay,
+//! and all timers before it have fired. So after a long turn, timers may be late by the length of
+//! that turn.
 
 use std::cmp::Reverse;
 use std::collections::{BinaryHeap, HashSet};
@@ -22,10 +22,10 @@ use crate::engine::values::throw_range_error;
 /// When a timer fires. Ordered as timers fire: `number` is unique among the pending ones.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(in crate::engine) struct Due {
-    /// On the clock that only timers move.
+    /// The moment for which the timer is set, on the clock that only timers move.
     moment_ms: u64,
     number: u32,
-    /// On the turn's clock.
+    /// The earliest time at which it may fire, on the turn's clock.
     pub(in crate::engine) not_before_ms: u64,
 }
 
@@ -36,7 +36,7 @@ pub(in crate::engine) struct Timers {
     live: HashSet<u32>,
     last: u32,
     limit: usize,
-    /// The moment for which the timer was set that fires in this turn.
+    /// The moment for which the timer of this turn was set.
     moment_ms: u64,
     /// The turn's clock.
     now_ms: u64,
@@ -69,7 +69,7 @@ impl Timers {
         Some(self.last)
     }
 
-    /// Starts a timer again that fires in this turn.
+    /// Starts the timer of this turn again.
     pub(in crate::engine) fn again(&mut self, number: u32, delay_ms: u32) {
         let (moment_ms, now_ms) = self.present();
         let delay_ms = u64::from(delay_ms.max(1));

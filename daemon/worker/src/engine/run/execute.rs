@@ -121,7 +121,7 @@ fn limited(
     watched.arm(id, limits, handle.clone());
     let held = quota::hold(&handle, look_at_memory);
     let ended = if quota::is_over() {
-        // Its code and arguments alone exceed the limit.
+        // Already its code and arguments exceed the limit.
         watched.end(Cause::Memory);
         Ended::Terminated
     } else {

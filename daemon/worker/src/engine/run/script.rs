@@ -43,7 +43,7 @@ pub(super) struct Script<'a> {
     pub(super) exports: Option<v8::Global<v8::Value>>,
     /// When the whole run had been read.
     pub(super) arrived: Instant,
-    /// From then until the call of the entry point; zero before.
+    /// The time from then until the call of the entry point; zero before that call.
     pub(super) startup: Duration,
 }
 
