@@ -88,7 +88,7 @@ fn parse(RawBody { bytes, held }: RawBody, id: RunId, policy: &Policy, in_flight
 type Place = std::ops::Range<usize>;
 
 /// A run, and the ranges of its input, `env` and code frames.
-fn read(bytes: &[u8], id: RunId, policy: &Policy) -> Result<(Run, Vec<u8>, [Place; 3]), Problem> {
+pub(crate) fn read(bytes: &[u8], id: RunId, policy: &Policy) -> Result<(Run, Vec<u8>, [Place; 3]), Problem> {
     let [short, main, modules, env, entrypoint, method, args, props, limits, outbound] = fields(
         bytes,
         ["code", "mainModule", "modules", "env", "entrypoint", "method", "args", "props", "limits", "globalOutbound"],
