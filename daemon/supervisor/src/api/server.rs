@@ -292,7 +292,14 @@ impl HangUp {
     }
 }
 
-pub(crate) async fn serve_connection(client: Client, last: Last, peer: Peer, router: Router, api: &Api, watcher: Watcher) {
+pub(crate) async fn serve_connection(
+    client: Client,
+    last: Last,
+    peer: Peer,
+    router: Router,
+    api: &Api,
+    watcher: Watcher,
+) {
     // Dropped after everything else of the connection, because it must be the last hold.
     let hang_up = match HangUp::of(last) {
         Ok(hang_up) => hang_up,
