@@ -31,8 +31,34 @@ const EDGES: [u64; 22] = [
 
 /// Pieces of text around which readers go wrong.
 const PIECES: [&str; 28] = [
-    "", "a", "acme-1", "main.js", "x.json", "t.txt", "\"", "\\", "\\u0041", "\\ud83d\\ude00", "\\ud800", "\0", "\n",
-    "\r\n", "\t", "ä", "\u{1f600}", "\u{feff}", "%", "%00", "%ff", "%2e%2e", "../", "{}", "[]", "null", "1e999", "-0",
+    "",
+    "a",
+    "acme-1",
+    "main.js",
+    "x.json",
+    "t.txt",
+    "\"",
+    "\\",
+    "\\u0041",
+    "\\ud83d\\ude00",
+    "\\ud800",
+    "\0",
+    "\n",
+    "\r\n",
+    "\t",
+    "ä",
+    "\u{1f600}",
+    "\u{feff}",
+    "%",
+    "%00",
+    "%ff",
+    "%2e%2e",
+    "../",
+    "{}",
+    "[]",
+    "null",
+    "1e999",
+    "-0",
 ];
 
 /// Draws that cannot fail.

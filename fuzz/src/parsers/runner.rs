@@ -1,6 +1,7 @@
 //! The loop. Case `n` of a seed is decided by seed, `n` and corpus alone, so that a run is resumed
 //! where it ended and a finding is had again.
 
+use std::cell::RefCell;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::time::{Duration, Instant};
 
@@ -32,14 +33,23 @@ pub fn case(target: &Target, input: &[u8]) -> Result<(), String> {
     let ran = catch_unwind(AssertUnwindSafe(|| (target.run)(&mut Unstructured::new(input))));
     ran.unwrap_or_else(|panic| {
         let said = panic.downcast_ref::<String>().map(String::as_str).or_else(|| panic.downcast_ref::<&str>().copied());
-        Err(format!("panicked: {}", said.unwrap_or("without a word")))
+        let place = PLACE.with_borrow_mut(std::mem::take);
+        Err(format!("panicked{place}: {}", said.unwrap_or("without a word")))
     })
 }
 
-/// Does something without a line for each panic that is caught.
+thread_local! {
+    /// Where this thread panicked last.
+    static PLACE: RefCell<String> = const { RefCell::new(String::new()) };
+}
+
+/// Does something without a line for each panic that is caught; [`case`] says where it was.
 pub fn quietly<T>(work: impl FnOnce() -> T) -> T {
     let before = std::panic::take_hook();
-    std::panic::set_hook(Box::new(|_| {}));
+    std::panic::set_hook(Box::new(|panic| {
+        let place = panic.location().map(|place| format!(" at {place}"));
+        PLACE.with_borrow_mut(|known| *known = place.unwrap_or_default());
+    }));
     let done = catch_unwind(AssertUnwindSafe(work));
     std::panic::set_hook(before);
     done.unwrap_or_else(|panic| std::panic::resume_unwind(panic))
@@ -153,7 +163,7 @@ mod tests {
     fn a_panic_is_a_finding_and_a_case_is_decided_by_seed_and_number() {
         const PANICS: Target = Target { name: "none", run: |u| panic!("{:?}", u.len()), smoke: 0 };
         let said = quietly(|| case(&PANICS, &[1, 2])).unwrap_err();
-        assert_eq!(said, "panicked: 2");
+        assert!(said.starts_with("panicked at ") && said.ends_with(": 2"), "{said}");
         const SHOWS: Target = Target { name: "none", run: |u| Err(format!("{:?}", u.peek_bytes(u.len()))), smoke: 0 };
         let shown = |from| {
             let runner = Runner::new(&SHOWS, 5, from).unwrap();

@@ -5,6 +5,7 @@ mod config;
 mod cordon;
 mod filter;
 mod http;
+mod inspection;
 mod kernel;
 mod names;
 mod records;
@@ -48,6 +49,7 @@ targets! {
     "filter" filter::filter, 600;
     "smaps" kernel::smaps, 3000;
     "proc-stat" kernel::proc_stat, 3000;
+    "inspection" inspection::inspection, 2000;
     "fault-page" kernel::fault_page, 3000;
     "audit-chain" records::audit_chain, 2000;
     "replay" records::replay, 40;

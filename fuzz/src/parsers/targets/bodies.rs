@@ -138,9 +138,8 @@ struct Load {
 }
 
 fn naive(body: &[u8]) -> Option<Load> {
-    let fields = [
-        "code", "mainModule", "modules", "env", "entrypoint", "method", "args", "props", "limits", "globalOutbound",
-    ];
+    let fields =
+        ["code", "mainModule", "modules", "env", "entrypoint", "method", "args", "props", "limits", "globalOutbound"];
     let found = only(str::from_utf8(body).ok()?, &fields)?;
     let get = |name: &str| found.get(name);
     let cap = code_cap(get("limits"))?;
@@ -215,7 +214,8 @@ pub(in crate::parsers) fn load_body(u: &mut Unstructured<'_>) -> Result<(), Stri
         (Ok(found), None) => Err(format!("{shown}\nmust be refused, and was read as {found:?}")),
         (Err(problem), None) => {
             let problem: Value = serde_json::from_str(&problem).map_err(|_| problem.clone())?;
-            let said = (problem["status"].as_u64(), problem["detail"].as_str().is_some_and(|detail| !detail.is_empty()));
+            let said =
+                (problem["status"].as_u64(), problem["detail"].as_str().is_some_and(|detail| !detail.is_empty()));
             ensure(matches!(said, (Some(400 | 413), true)), || format!("{shown}\nis refused as {problem}"))
         }
         (Err(problem), Some(expected)) => Err(format!("{shown}\nmeans {expected:?}, and was refused: {problem}")),
@@ -223,8 +223,20 @@ pub(in crate::parsers) fn load_body(u: &mut Unstructured<'_>) -> Result<(), Stri
 }
 
 const FIELDS: [&str; 14] = [
-    "code", "mainModule", "modules", "env", "entrypoint", "method", "args", "props", "limits", "globalOutbound",
-    "c\\u006fde", "\\ud800", "codes", "",
+    "code",
+    "mainModule",
+    "modules",
+    "env",
+    "entrypoint",
+    "method",
+    "args",
+    "props",
+    "limits",
+    "globalOutbound",
+    "c\\u006fde",
+    "\\ud800",
+    "codes",
+    "",
 ];
 const MODULES: [&str; 8] = ["main.js", "a.mjs", "d.json", "t.txt", "b", "x.wasm", "m\\u0061in.js", "n\\u0000.js"];
 const TYPED: [&str; 6] = ["js", "json", "text", "data", "j\\u0073", "wasm"];
@@ -292,7 +304,8 @@ pub(super) fn written(u: &mut Unstructured<'_>) -> String {
     let plain = serde_json::to_string(&text).unwrap_or_default();
     match u.below(4) {
         0 => {
-            let escaped = |c: char| c.encode_utf16(&mut [0; 2]).iter().map(|unit| format!("\\u{unit:04X}")).collect::<String>();
+            let escaped =
+                |c: char| c.encode_utf16(&mut [0; 2]).iter().map(|unit| format!("\\u{unit:04X}")).collect::<String>();
             format!("\"{}\"", text.chars().map(escaped).collect::<String>())
         }
         // What is escaped in the text is then an escape of the JSON.
@@ -365,7 +378,8 @@ pub(in crate::parsers) fn answer(u: &mut Unstructured<'_>) -> Result<(), String>
     let Some(pieces) = pieces else { return Ok(()) };
     ensure(pieces.iter().all(|piece| piece.len() < 256 << 10), || "a piece is too long".to_owned())?;
     let bytes = pieces.concat();
-    let Pairs(found) = serde_json::from_slice(&bytes).map_err(|error| format!("{error}: {}", String::from_utf8_lossy(&bytes)))?;
+    let Pairs(found) =
+        serde_json::from_slice(&bytes).map_err(|error| format!("{error}: {}", String::from_utf8_lossy(&bytes)))?;
     let get = |name: &str| found.iter().find(|(known, _)| known == name).map(|(_, value)| value.get().to_owned());
     // As it was written, whatever its depth.
     same("the result", &get("result").as_deref(), &done.result.as_deref().map(str::trim_ascii))?;

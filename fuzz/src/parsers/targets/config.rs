@@ -11,22 +11,65 @@ use enisle_supervisor::seams;
 use crate::parsers::draw::{Draw, damaged, ensure, same};
 
 const VALUES: [&str; 38] = [
-    "0", "1", "-1", "16", "100", "1000", "4294967295", "4294967296", "9223372036854775807", "-9223372036854775808",
-    "9223372036854775808", "0.5", "-0.0", "1e300", "inf", "-inf", "nan", "0x10", "1_000", "true", "false", "\"\"",
-    "\"auto\"", "\"off\"", "\"require\"", "\"trusted\"", "\"15.2\"", "\"15..2\"", "\"+1.2\"", "\"/bin/x\"", "[]",
-    "[\"acme-*\", \"a\"]", "[1, [2]]", "{}", "{ points = 1, half_life_secs = 1, most = 2 }", "1979-05-27T07:32:00Z",
-    "'''\nx'''", "\"\\u0000\"",
+    "0",
+    "1",
+    "-1",
+    "16",
+    "100",
+    "1000",
+    "4294967295",
+    "4294967296",
+    "9223372036854775807",
+    "-9223372036854775808",
+    "9223372036854775808",
+    "0.5",
+    "-0.0",
+    "1e300",
+    "inf",
+    "-inf",
+    "nan",
+    "0x10",
+    "1_000",
+    "true",
+    "false",
+    "\"\"",
+    "\"auto\"",
+    "\"off\"",
+    "\"require\"",
+    "\"trusted\"",
+    "\"15.2\"",
+    "\"15..2\"",
+    "\"+1.2\"",
+    "\"/bin/x\"",
+    "[]",
+    "[\"acme-*\", \"a\"]",
+    "[1, [2]]",
+    "{}",
+    "{ points = 1, half_life_secs = 1, most = 2 }",
+    "1979-05-27T07:32:00Z",
+    "'''\nx'''",
+    "\"\\u0000\"",
 ];
 
-const TABLES: [&str; 9] = [
+/// Keys that have no default, so that they are not printed, each with its table.
+const OPTIONAL: [(&str, &str, &[&str]); 6] = [
+    ("[workers]", "program", &["\"/bin/x\"", "\"\"", "\"a\\u0000b\""]),
+    ("[cordon]", "v8_at_least", &["\"15.2.7\"", "\"1.2.3.4\"", "\"1.2.3.4.5\"", "\"01\"", "\"4294967296\""]),
+    ("[defaults]", "owner", &["\"o\\u0001\"", "\"\""]),
+    ("[defaults]", "allowEval", &["true"]),
+    ("[defaults.limits]", "cpuMs", &["5"]),
+    (
+        "[cordon.rules.signals]",
+        "busy",
+        &["{ points = 1, half_life_secs = 1, most = 2 }", "{ points = 3, half_life_secs = 0, most = 1 }"],
+    ),
+];
+
+const TABLES: [&str; 5] = [
     "[[peers]]\nuid = 1000\n",
     "[[peers]]\nuid = 7\ntenants = [\"acme-*\", \"*\"]\noperate = true\nshare_percent = 50\n",
     "[[peers]]\nuid = 1900000001\n",
-    "[cordon.rules.signals.busy]\npoints = 1\nhalf_life_secs = 1\nmost = 1\n",
     "[cordon.rules.signals.busy]\npoints = 5.5\nhalf_life_secs = 3\nmost = 1e3\n",
-    "[cordon]\nv8_at_least = \"15.2.7\"\n",
-    "[defaults]\nowner = \"o\\u0001\"\nsecrets = [\"s\"]\n",
-    "[defaults.limits]\ncpuMs = 5\n",
     "[nothing]\n",
 ];
 
@@ -61,6 +104,15 @@ fn changed(u: &mut Unstructured<'_>) -> String {
             (_, Some(key)) => lines[at] = format!("{key} = {}", u.pick(&VALUES)),
             (_, None) => {}
         }
+    }
+    for _ in 0..u.below(3) {
+        let (table, key, values) = u.pick(&OPTIONAL);
+        let Some(at) = lines.iter().position(|line| line == table) else { continue };
+        lines.insert(at + 1, format!("{key} = {}", u.pick(values)));
+    }
+    // `peers = []` is printed before the first table, and would be there twice.
+    if u.flag() {
+        lines.retain(|line| !line.starts_with("peers ="));
     }
     // Tables of their own come last, so that they take no key from another table.
     for _ in 0..u.below(3) {

@@ -70,7 +70,8 @@ impl Model {
             self.marked = self.now;
         }
         if seen.signal.takes_worker() {
-            let taken: u32 = self.points.iter().filter(|((signal, _), _)| signal.takes_worker()).map(|(_, (_, count))| count).sum();
+            let taken: u32 =
+                self.points.iter().filter(|((signal, _), _)| signal.takes_worker()).map(|(_, (_, count))| count).sum();
             let times = (1..taken.min(9)).fold(1_u64, |times, _| times * 6);
             let secs = (rules.suspicion_secs * times).min(rules.back_after_secs);
             self.suspected_until = self.suspected_until.max(self.now.plus(secs * 1000));
@@ -163,7 +164,8 @@ pub(in crate::parsers) fn standing(u: &mut Unstructured<'_>) -> Result<(), Strin
                 continue;
             }
             _ => {
-                let seen: Vec<_> = (0..u.below(3)).map(|_| Seen { signal: *u.pick(&signals), certain: u.flag() }).collect();
+                let seen: Vec<_> =
+                    (0..u.below(3)).map(|_| Seen { signal: *u.pick(&signals), certain: u.flag() }).collect();
                 decide(&mut standing, &seen, around, &rules, now);
                 seen.into_iter().for_each(|seen| model.see(seen, &rules));
             }
@@ -196,7 +198,8 @@ fn traits(u: &mut Unstructured<'_>) -> Traits {
 /// Whether two tenants may share a process, by the sentences at the top of `cordon::place`.
 fn are_alike(one: &Traits, other: &Traits) -> bool {
     let secrets = |holder: &Traits, other: &Traits| {
-        !holder.holds_secrets || (!holder.watched && !other.watched && holder.owner.is_some() && holder.owner == other.owner)
+        !holder.holds_secrets
+            || (!holder.watched && !other.watched && holder.owner.is_some() && holder.owner == other.owner)
     };
     one.trust == other.trust
         && one.watched == other.watched
@@ -208,7 +211,8 @@ fn are_alike(one: &Traits, other: &Traits) -> bool {
 }
 
 pub(in crate::parsers) fn placement(u: &mut Unstructured<'_>) -> Result<(), String> {
-    let capacity = Capacity { keys: u.below(20), cages: [CAGES_PER_PROCESS, 1, 0][u.below(3)], share_without_keys: u.flag() };
+    let capacity =
+        Capacity { keys: u.below(20), cages: [CAGES_PER_PROCESS, 1, 0][u.below(3)], share_without_keys: u.flag() };
     let bounds = Bounds { processes: u.below(12), alone: u.below(6) };
     let most = capacity.tenants_per_process();
     let can_keep_apart = if capacity.keys == 0 && capacity.share_without_keys { 12 } else { capacity.keys };

@@ -225,7 +225,9 @@ pub(in crate::parsers) fn filter(u: &mut Unstructured<'_>) -> Result<(), String>
                 ("own" | "mute", _) => ALLOW,
                 (other, _) => return Err(format!("a program {other} that no oracle knows")),
             };
-            ensure(found == expected, || format!("{name} answers {found:#x} to {call:x?} of {own:?}, expected {expected:#x}"))?;
+            ensure(found == expected, || {
+                format!("{name} answers {found:#x} to {call:x?} of {own:?}, expected {expected:#x}")
+            })?;
         }
     }
     Ok(())

@@ -7,7 +7,7 @@
 //!
 //! Oracles: every well-formed request has at most one answer and the first one exactly one, in
 //! order; an answer is well formed and its status is one that the OpenAPI document lists for the
-//! operation; a refusal is a problem document; the connection ends when the client has said all
+//! operation; no peer does what no rule lets it do; a refusal is a problem document; the connection ends when the client has said all
 //! (but for a follower of events); afterwards nothing is charged, no run is in flight, `/v1/info`
 //! answers, and the process holds no more memory than a bound.
 
@@ -15,7 +15,7 @@ use std::cell::RefCell;
 use std::time::Duration;
 
 use arbitrary::Unstructured;
-use enisle_api::operations::{Body, Method, OPERATIONS, Operation, ParameterValue};
+use enisle_api::operations::{Body, Method, OPERATIONS, Operation, ParameterValue, Who};
 use enisle_api::types::problem::{Problem, ProblemKind};
 use enisle_supervisor::seams::{Api, CLIENT, OPERATOR};
 
@@ -53,6 +53,8 @@ struct Request {
     method: String,
     /// The operation, if path and query were not changed.
     operation: Option<&'static Operation>,
+    /// The tenant of its path, as it was written.
+    tenant: String,
     /// As RFC 9112 has it.
     is_clean: bool,
     follows: bool,
@@ -90,7 +92,7 @@ fn converse(api: &Api, u: &mut Unstructured<'_>) -> Result<(), String> {
     let shown = || format!("uid {uid} sent {:?}\nand was answered {:?}", lossy(&bytes), lossy(&answered.bytes));
     ensure(answered.ended || follows, || format!("the connection does not end: {}", shown()))?;
     if is_whole {
-        check(&requests, &answered.bytes, follows).map_err(|wrong| format!("{wrong}: {}", shown()))?;
+        check(uid, &requests, &answered.bytes, follows).map_err(|wrong| format!("{wrong}: {}", shown()))?;
     }
     settle(api, uid).map_err(|wrong| format!("{wrong}: {}", shown()))
 }
@@ -110,7 +112,8 @@ fn cut(bytes: &[u8], u: &mut Unstructured<'_>) -> Vec<Vec<u8>> {
 /// After a conversation the daemon is as it was.
 fn settle(api: &Api, uid: u32) -> Result<(), String> {
     for _ in 0..ROUNDS {
-        let info = api.talk(0, &[b"GET /v1/info HTTP/1.1\r\nhost: d\r\nconnection: close\r\n\r\n".to_vec()], PATIENCE)?;
+        let info =
+            api.talk(0, &[b"GET /v1/info HTTP/1.1\r\nhost: d\r\nconnection: close\r\n\r\n".to_vec()], PATIENCE)?;
         ensure(info.bytes.starts_with(b"HTTP/1.1 200 "), || format!("/v1/info answers {}", lossy(&info.bytes)))?;
         if api.held_by(uid) == 0 && api.in_flight() == 0 {
             return resident();
@@ -135,7 +138,7 @@ struct Answer {
 }
 
 /// Compares the answers with the requests, in order.
-fn check(requests: &[Request], mut bytes: &[u8], follows: bool) -> Result<(), String> {
+fn check(uid: u32, requests: &[Request], mut bytes: &[u8], follows: bool) -> Result<(), String> {
     for (at, request) in requests.iter().enumerate() {
         if !request.is_clean {
             return Ok(());
@@ -143,12 +146,12 @@ fn check(requests: &[Request], mut bytes: &[u8], follows: bool) -> Result<(), St
         let Some(answer) = read(&mut bytes, &request.method, follows)? else {
             return ensure(at > 0 || follows, || "no answer".to_owned());
         };
-        judge(request, &answer).map_err(|wrong| format!("{wrong} ({request:?}, {answer:?})"))?;
+        judge(uid, request, &answer).map_err(|wrong| format!("{wrong} ({request:?}, {answer:?})"))?;
     }
     ensure(bytes.is_empty(), || "more answers than requests".to_owned())
 }
 
-fn judge(request: &Request, answer: &Answer) -> Result<(), String> {
+fn judge(uid: u32, request: &Request, answer: &Answer) -> Result<(), String> {
     ensure(answer.has_version, || "an answer that the router did not make".to_owned())?;
     let is_problem = answer.status >= 400;
     let known = match request.operation {
@@ -158,12 +161,16 @@ fn judge(request: &Request, answer: &Answer) -> Result<(), String> {
         }
         None => !is_problem || ProblemKind::ALL.iter().any(|kind| kind.status() == answer.status),
     };
+    let may = request.operation.is_none_or(|operation| may_call(uid, operation, &request.tenant));
+    // A name that is not one is refused before the right to it is asked for.
+    ensure(may || [400, 403].contains(&answer.status), || "a peer did what no rule lets it do".to_owned())?;
     ensure(known, || format!("status {} is not in the API's description", answer.status))?;
     if is_problem {
         ensure(answer.content_type == "application/problem+json", || "a refusal that is not a problem".to_owned())?;
         if request.method != "HEAD" {
             let problem: Problem = serde_json::from_slice(&answer.body).map_err(|error| format!("{error}"))?;
-            let fits = problem.status == answer.status && problem.detail.len() <= enisle_api::bounds::MAX_DETAIL_BYTES + 3;
+            let fits =
+                problem.status == answer.status && problem.detail.len() <= enisle_api::bounds::MAX_DETAIL_BYTES + 3;
             ensure(fits && !problem.detail.is_empty(), || format!("{problem:?}"))?;
         }
     } else if answer.content_type == "application/json" && request.method != "HEAD" {
@@ -219,10 +226,17 @@ fn read(bytes: &mut &[u8], method: &str, follows: bool) -> Result<Option<Answer>
 fn request(u: &mut Unstructured<'_>) -> Request {
     if u.rarely(12) {
         let bytes = u.take(200).to_vec();
-        return Request { bytes, method: String::new(), operation: None, is_clean: false, follows: false };
+        return Request {
+            bytes,
+            method: String::new(),
+            operation: None,
+            tenant: String::new(),
+            is_clean: false,
+            follows: false,
+        };
     }
     let operation = u.pick(OPERATIONS);
-    let (mut target, mut is_changed) = (path(operation, u), false);
+    let ((mut target, tenant), mut is_changed) = (path(operation, u), false);
     let query = query(operation, u, &mut is_changed);
     if u.rarely(10) {
         is_changed = true;
@@ -250,21 +264,40 @@ fn request(u: &mut Unstructured<'_>) -> Request {
     Request {
         bytes,
         operation: (!is_changed).then_some(operation),
+        tenant,
         is_clean: is_clean && is_plain,
         follows: target.contains("follow"),
         method,
     }
 }
 
-fn path(operation: &Operation, u: &mut Unstructured<'_>) -> String {
-    let mut path = operation.path.to_owned();
+/// The path of an operation, and the tenant in it.
+fn path(operation: &Operation, u: &mut Unstructured<'_>) -> (String, String) {
+    const NAMES: [&str; 13] =
+        ["acme-1", "acme-2", "b", "%61cme-1", "%ff", "%00", "%2e%2e", "a%2Fb", ".", "-a", "%C3%A4", "%zz", "~"];
+    let (mut path, mut tenant) = (operation.path.to_owned(), None);
     while let Some((before, rest)) = path.split_once('{') {
         let after = rest.split_once('}').map_or("", |(_, after)| after);
-        let names = ["acme-1", "acme-2", "b", "%61cme-1", "%ff", "%00", "%2e%2e", "a%2Fb", ".", "-a", "%C3%A4", "%zz", "~"];
-        let name = if u.flag() { "acme-1".to_owned() } else if u.rarely(8) { "a".repeat(60 + u.below(10)) } else { (*u.pick(&names)).to_owned() };
+        let name = match u.below(8) {
+            0..4 => "acme-1".to_owned(),
+            4 => "a".repeat(60 + u.below(10)),
+            _ => (*u.pick(&NAMES)).to_owned(),
+        };
         path = format!("{before}{name}{after}");
+        tenant.get_or_insert(name);
     }
-    path
+    (path, tenant.unwrap_or_default())
+}
+
+/// Whether the rules of `[[peers]]` let a uid call an operation for a tenant.
+fn may_call(uid: u32, operation: &Operation, tenant: &str) -> bool {
+    match operation.who {
+        _ if uid == 0 => true,
+        Who::Anybody => true,
+        Who::Named => uid != STRANGER,
+        Who::Actor => uid == CLIENT && (tenant.starts_with("acme-") || tenant.starts_with("%61cme-")),
+        Who::Operator => uid == OPERATOR,
+    }
 }
 
 fn query(operation: &Operation, u: &mut Unstructured<'_>, is_changed: &mut bool) -> String {
@@ -281,7 +314,9 @@ fn query(operation: &Operation, u: &mut Unstructured<'_>, is_changed: &mut bool)
     }
     if u.rarely(10) {
         *is_changed = true;
-        query.push(["x=1", "&&", "after", "limit=-1", "replace=1&replace=1", "=", "%", "limit=%ff"][u.below(8)].to_owned());
+        query.push(
+            ["x=1", "&&", "after", "limit=-1", "replace=1&replace=1", "=", "%", "limit=%ff"][u.below(8)].to_owned(),
+        );
     }
     if query.is_empty() { String::new() } else { format!("?{}", query.join("&")) }
 }
@@ -292,10 +327,16 @@ fn body(operation: &Operation, u: &mut Unstructured<'_>) -> Vec<u8> {
         None if u.rarely(8) => "unasked".to_owned(),
         None => String::new(),
         Some(Body::LoadRequest | Body::ScriptRequest) => load(u),
-        Some(Body::RunRequest) => ["", "{}", " ", "{\"args\":[1],\"limits\":{\"cpuMs\":5}}", "{\"props\":[]}"][u.below(5)].to_owned(),
+        Some(Body::RunRequest) => {
+            ["", "{}", " ", "{\"args\":[1],\"limits\":{\"cpuMs\":5}}", "{\"props\":[]}"][u.below(5)].to_owned()
+        }
         Some(Body::CordonRequest) => {
             let levels = ["\"solo\"", "\"sealed\"", "\"shared\"", "\"expelled\"", "\"out\"", "1"];
-            format!("{{\"level\":{},\"reason\":{}}}", u.pick(&levels), if u.flag() { "\"odd\"".to_owned() } else { written(u) })
+            format!(
+                "{{\"level\":{},\"reason\":{}}}",
+                u.pick(&levels),
+                if u.flag() { "\"odd\"".to_owned() } else { written(u) }
+            )
         }
         Some(_) => policy(u),
     };
@@ -335,7 +376,9 @@ fn head(u: &mut Unstructured<'_>, body: Vec<u8>) -> (String, bool, Vec<u8>) {
             3 => "accept-encoding: gzip\r\n".to_owned(),
             4 => {
                 is_clean = false;
-                ["connection: close\r\n", "connection: upgrade\r\nupgrade: h2c\r\n", "host: e\r\n", "a b: c\r\n"][u.below(4)].to_owned()
+                ["connection: close\r\n", "connection: upgrade\r\nupgrade: h2c\r\n", "host: e\r\n", "a b: c\r\n"]
+                    [u.below(4)]
+                .to_owned()
             }
             5 => {
                 is_clean = false;

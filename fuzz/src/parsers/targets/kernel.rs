@@ -49,7 +49,7 @@ struct Mapping {
 impl Mapping {
     fn draw(u: &mut Unstructured<'_>, zone: &Zone) -> Self {
         let start = address(u, zone);
-        let pages = start..if u.flag() { start.saturating_add(4096) } else { address(u, zone).max(start) };
+        let pages = start..if u.flag() { start } else { address(u, zone) }.max(start.saturating_add(4096));
         let permissions = ["rw-p", "r-xp", "---p", "rw-s", "rwxp", "r--p"][u.below(6)];
         // The name of an anonymous mapping is the worker's; the kernel lets no line break into it.
         let name = u.text(2).replace(['\n', '\r'], "?");
@@ -115,7 +115,8 @@ pub(in crate::parsers) fn smaps(u: &mut Unstructured<'_>) -> Result<(), String> 
     });
     same("the mappings", &read, &expected.collect())?;
     let seen = tags::compare(text.as_bytes(), &tags).map_err(|error| error.to_string())?;
-    let wrong: Vec<_> = drawn.iter().filter(|mapping| !mapping.is_right(&tags)).map(|wrong| wrong.pages.start).collect();
+    let wrong: Vec<_> =
+        drawn.iter().filter(|mapping| !mapping.is_right(&tags)).map(|wrong| wrong.pages.start).collect();
     same(&format!("{drawn:?} with {tags:?}: how many are wrong"), &seen.wrong, &wrong.len())?;
     let reported: Vec<_> = seen.mistagged.iter().map(|wrong| wrong.pages.start).collect();
     same("the first wrong ones", &reported, &wrong.into_iter().take(reported.len()).collect())?;
@@ -193,7 +194,11 @@ pub(in crate::parsers) fn fault_page(u: &mut Unstructured<'_>) -> Result<(), Str
     ensure((slots..slots + 3).all(|slot| page.computed(slot).is_none()), || "a slot that does not exist".to_owned())?;
     let Some(fault) = fault else { return Ok(()) };
     same("the slot", &fault.slot, &Some(record.word(16)).filter(|slot| *slot != u32::MAX))?;
-    same("the rest", &(fault.pc, fault.room, fault.in_allocator), &(record.long(32), record.long(40), record.word(48) == 1))?;
+    same(
+        "the rest",
+        &(fault.pc, fault.room, fault.in_allocator),
+        &(record.long(32), record.long(40), record.word(48) == 1),
+    )?;
     attributed(&fault, &zone)
 }
 

@@ -26,7 +26,7 @@ pub(super) fn scratch() -> Result<tempfile::TempDir, String> {
 }
 
 fn line(head: &mut Head, entry: &Value) -> Result<String, String> {
-    let (line, next) = append(head, 1_700_000_000_000 + head.seq, entry).map_err(|error| error.to_string())?;
+    let (line, next) = append(head, 1_700_000_000_000 + head.seq % 1000, entry).map_err(|error| error.to_string())?;
     *head = next;
     Ok(line + "\n")
 }
@@ -85,20 +85,27 @@ pub(in crate::parsers) fn audit_chain(u: &mut Unstructured<'_>) -> Result<(), St
 
 /// Lines that somebody made who can compute hashes.
 fn hostile_chain(u: &mut Unstructured<'_>) -> Result<(), String> {
-    let (mut head, mut verifier, mut last) = (Head::default(), Verifier::default(), None::<u64>);
+    let (mut head, mut verifier, mut last) = (Head::default(), Verifier::default(), None::<Head>);
     for _ in 0..u.below(6) {
         if u.flag() {
-            head.seq = u.number().min(u64::MAX - 1);
+            head.seq = u.number();
         }
+        // What comes after the last number is not a line of this format.
+        head.seq = head.seq.min(u64::MAX - 1);
         if u.rarely(4) {
             head.hash = u.text(3);
         }
         let text = line(&mut head, &json!(u.text(1)))?;
-        let text = String::from_utf8_lossy(&if u.rarely(3) { damaged(text.into_bytes(), u) } else { text.into_bytes() }).into_owned();
+        let text = if u.rarely(3) { damaged(text.into_bytes(), u) } else { text.into_bytes() };
+        let text = String::from_utf8_lossy(&text).into_owned();
         if verifier.read(text.trim_end_matches('\n')).is_ok() {
-            let seq = verifier.head().map_or(0, |head| head.seq);
-            ensure(last.is_none_or(|last| Some(seq) == last.checked_add(1)), || format!("{seq} follows {last:?}"))?;
-            last = Some(seq);
+            let read = verifier.head().cloned().ok_or("a line without a number")?;
+            let value: Value = serde_json::from_str(&text).map_err(|error| format!("{error}: {text}"))?;
+            let follows = last.is_none_or(|last| {
+                last.seq.checked_add(1) == Some(read.seq) && value["prev"].as_str() == Some(last.hash.as_str())
+            });
+            ensure(follows, || format!("{text} does not follow the line before it"))?;
+            last = Some(read);
         }
     }
     Ok(())
@@ -160,12 +167,15 @@ pub(in crate::parsers) fn replay(u: &mut Unstructured<'_>) -> Result<(), String>
     let state = scratch()?;
     let log = folder(state.path(), "audit")?.join("audit.jsonl");
     let (mut head, mut text, mut decisions) = (Head::default(), String::new(), Vec::new());
+    let whole = !u.rarely(4);
     for _ in 0..1 + u.below(8) {
         let decision = decision(u);
+        if !whole && u.rarely(4) {
+            head.seq = u.number().min(u64::MAX - 1);
+        }
         text += &line(&mut head, &decision)?;
         decisions.push(decision);
     }
-    let whole = !u.rarely(4);
     let mut bytes = text.into_bytes();
     if !whole {
         bytes = damaged(bytes, u);
@@ -194,7 +204,13 @@ fn settled(state: &Path, before: &seams::Kept) -> Result<(), String> {
 pub(in crate::parsers) fn records(u: &mut Unstructured<'_>) -> Result<(), String> {
     let state = scratch()?;
     let mut standing = Standing::new(Time(1_700_000_000_000));
-    decide(&mut standing, &[Seen::certain(Signal::HardKill)], Circumstances::default(), &Rules::default(), Time(1_700_000_000_001));
+    decide(
+        &mut standing,
+        &[Seen::certain(Signal::HardKill)],
+        Circumstances::default(),
+        &Rules::default(),
+        Time(1_700_000_000_001),
+    );
     seams::keep_records(state.path(), &[("a", standing.clone()), ("b", standing.clone()), ("-", standing.clone())])?;
     let written = seams::keep_records(state.path(), &[])?;
     let expected = serde_json::to_value(&standing).unwrap_or_default();
@@ -203,7 +219,8 @@ pub(in crate::parsers) fn records(u: &mut Unstructured<'_>) -> Result<(), String
     let database = state.path().join("standings.redb");
     let mut bytes = fs::read(&database).map_err(|error| error.to_string())?;
     // The file is mostly empty; the pages with something are where damage matters.
-    let used: Vec<usize> = (0..bytes.len()).step_by(64).filter(|at| bytes[*at..].iter().take(64).any(|byte| *byte != 0)).collect();
+    let used: Vec<usize> =
+        (0..bytes.len()).step_by(64).filter(|at| bytes[*at..].iter().take(64).any(|byte| *byte != 0)).collect();
     for _ in 0..1 + u.below(4) {
         let at = u.pick(&used) + u.below(64);
         match u.below(4) {
@@ -241,7 +258,9 @@ pub(in crate::parsers) fn policies(u: &mut Unstructured<'_>) -> Result<(), Strin
     for (name, bytes) in &files {
         let Some(tenant) = name.strip_suffix(".json") else { continue };
         let is_there = tenants.join(name).exists();
-        ensure(is_there == read.contains_key(tenant), || format!("{name} is {is_there} and was read as {:?}", read.get(tenant)))?;
+        ensure(is_there == read.contains_key(tenant), || {
+            format!("{name} is {is_there} and was read as {:?}", read.get(tenant))
+        })?;
         let is_object = serde_json::from_slice::<Value>(bytes).is_ok_and(|value| value.is_object());
         ensure(is_object || !is_there, || format!("{} is a policy", String::from_utf8_lossy(bytes)))?;
     }

@@ -11,9 +11,7 @@
 use std::fmt::Debug;
 
 use arbitrary::Unstructured;
-use enisle_wire::control::{
-    self, Admit, FromWorker, Keys, OverrunCause, Ready, Role, Slot, Start, ToWorker,
-};
+use enisle_wire::control::{self, Admit, FromWorker, Keys, OverrunCause, Ready, Role, Slot, Start, ToWorker};
 use enisle_wire::frame::HEADER_BYTES;
 use enisle_wire::limits::{Limit, Limits};
 use enisle_wire::tenant::{
@@ -21,8 +19,8 @@ use enisle_wire::tenant::{
     ScriptError, ToTenant, Usage,
 };
 use enisle_wire::{
-    MAX_ERROR_BYTES, MAX_ERROR_NAME_BYTES, MAX_FROM_TENANT_BYTES, MAX_FROM_WORKER_BYTES, MAX_TO_TENANT_BYTES,
-    MAX_TO_WORKER_BYTES, Outcome,
+    FrameError, MAX_ERROR_BYTES, MAX_ERROR_NAME_BYTES, MAX_FROM_TENANT_BYTES, MAX_FROM_WORKER_BYTES, MAX_LOG_LINES,
+    MAX_TO_TENANT_BYTES, MAX_TO_WORKER_BYTES, Outcome,
 };
 use serde::Serialize;
 use serde::de::DeserializeOwned;
@@ -38,45 +36,39 @@ const RESERVED_BYTES: u64 = 2 << 20;
 const TIMES: u64 = 64;
 
 pub(in crate::parsers) fn to_tenant(u: &mut Unstructured<'_>) -> Result<(), String> {
-    frames(u, MAX_TO_TENANT_BYTES, TO_TENANT)
+    frames(u, MAX_TO_TENANT_BYTES, TO_TENANT, |_| true)
 }
 
 pub(in crate::parsers) fn from_tenant(u: &mut Unstructured<'_>) -> Result<(), String> {
-    frames(u, MAX_FROM_TENANT_BYTES, FROM_TENANT)
+    frames(
+        u,
+        MAX_FROM_TENANT_BYTES,
+        FROM_TENANT,
+        |frame| !matches!(frame, FromTenant::Log(lines) if lines.len() > MAX_LOG_LINES),
+    )
 }
 
 pub(in crate::parsers) fn to_worker(u: &mut Unstructured<'_>) -> Result<(), String> {
-    frames(u, MAX_TO_WORKER_BYTES, TO_WORKER)
+    frames(u, MAX_TO_WORKER_BYTES, TO_WORKER, |_| true)
 }
 
 pub(in crate::parsers) fn from_worker(u: &mut Unstructured<'_>) -> Result<(), String> {
-    frames(u, MAX_FROM_WORKER_BYTES, FROM_WORKER)
+    frames(u, MAX_FROM_WORKER_BYTES, FROM_WORKER, |_| true)
 }
 
-/// One channel's worth of bytes.
+/// One channel's worth of bytes. `is_allowed` says which messages a reader takes.
 fn frames<T: Serialize + DeserializeOwned + Debug>(
     u: &mut Unstructured<'_>,
     cap: usize,
     kinds: &[Make<T>],
+    is_allowed: fn(&T) -> bool,
 ) -> Result<(), String> {
     let bytes = if u.flag() {
         let mut sent = Vec::new();
         for _ in 0..=u.below(3) {
             let message = u.pick(kinds)(u);
             let cap = if u.rarely(4) { u.below(200) } else { cap };
-            let before = sent.len();
-            match enisle_wire::append(sent.clone(), &message, cap) {
-                Ok(longer) => {
-                    let read: T = enisle_wire::read_frame(&mut &longer[before..], cap)
-                        .map_err(|error| format!("{message:?} was written and is not read: {error}"))?;
-                    same("written and read", &format!("{read:?}"), &format!("{message:?}"))?;
-                    sent = longer;
-                }
-                Err(error) => {
-                    let fits = enisle_wire::encode(&message, usize::MAX).is_ok_and(|whole| whole.len() - HEADER_BYTES <= cap);
-                    ensure(!fits, || format!("{message:?} fits its cap of {cap} and is refused: {error}"))?;
-                }
-            }
+            sent.extend(written(&message, cap, is_allowed(&message))?);
         }
         damaged(sent, u)
     } else {
@@ -85,17 +77,36 @@ fn frames<T: Serialize + DeserializeOwned + Debug>(
     let mut left = bytes.as_slice();
     while !left.is_empty() {
         let before = left.len();
-        let mut read = Err(enisle_wire::FrameError::Closed);
+        let mut read = Err(FrameError::Closed);
         let held = allocation_counter::measure(|| read = enisle_wire::read_frame::<T>(&mut left, cap)).bytes_max;
         let most = cap as u64 + RESERVED_BYTES + TIMES * before as u64;
         ensure(held <= most, || format!("{before} bytes made the reader hold {held}, with a cap of {cap}"))?;
         let Ok(message) = read else { break };
-        let again = enisle_wire::encode(&message, cap).map_err(|error| format!("{message:?} was read and cannot be written: {error}"))?;
-        let reread: T = enisle_wire::decode(&again[HEADER_BYTES..]).map_err(|error| format!("{message:?} is not read again: {error}"))?;
-        same("read and read again", &format!("{reread:?}"), &format!("{message:?}"))?;
+        ensure(is_allowed(&message), || format!("{message:?} was read"))?;
+        written(&message, cap, true)?;
     }
     drop(enisle_wire::decode::<T>(&bytes));
     Ok(())
+}
+
+/// A message as a frame, if it fits; checked by reading it.
+fn written<T: Serialize + DeserializeOwned + Debug>(message: &T, cap: usize, allowed: bool) -> Result<Vec<u8>, String> {
+    let whole = enisle_wire::encode(message, usize::MAX).map_err(|error| format!("{message:?}: {error}"))?;
+    let fits = whole.len() - HEADER_BYTES <= cap;
+    let frame = enisle_wire::encode(message, cap);
+    ensure(frame.is_ok() == fits, || format!("{message:?} of {} bytes with a cap of {cap}: {frame:?}", whole.len()))?;
+    let Ok(frame) = frame else { return Ok(Vec::new()) };
+    let read = enisle_wire::read_frame::<T>(&mut frame.as_slice(), cap);
+    ensure(read.is_ok() == allowed, || format!("{message:?} was written and read as {read:?}"))?;
+    if let Ok(read) = read {
+        same("written and read", &format!("{read:?}"), &format!("{message:?}"))?;
+        let longer = [&frame[HEADER_BYTES..], &[0]].concat();
+        let trailing = enisle_wire::decode::<T>(&longer);
+        ensure(matches!(trailing, Err(FrameError::Trailing(1))), || {
+            format!("a byte behind {message:?}: {trailing:?}")
+        })?;
+    }
+    Ok(frame)
 }
 
 fn id(u: &mut Unstructured<'_>) -> RunId {
@@ -155,7 +166,7 @@ const FROM_TENANT: &[Make<FromTenant>] = &[
     |u| FromTenant::Ready { cpu_us: u.number() },
     |u| FromTenant::Needs(id(u)),
     |u| {
-        let lines = if u.rarely(16) { enisle_wire::MAX_LOG_LINES } else { u.below(4) };
+        let lines = if u.rarely(16) { MAX_LOG_LINES + u.below(2) } else { u.below(4) };
         let line = |u: &mut Unstructured<'_>| LogLine {
             t_ms: u.small(),
             level: *u.pick(&[Level::Debug, Level::Log, Level::Info, Level::Warn, Level::Error]),
@@ -315,8 +326,10 @@ pub(in crate::parsers) fn tenant_session(u: &mut Unstructured<'_>) -> Result<(),
                 Step::Start { id, most_log, with_code }
             }
             Step::SkippedLog(bytes) => {
-                let (found, allowed) =
-                    (session.skip_log(usize::try_from(bytes).unwrap_or(0)), channel.log_left().is_some_and(|left| bytes <= left));
+                let (found, allowed) = (
+                    session.skip_log(usize::try_from(bytes).unwrap_or(0)),
+                    channel.log_left().is_some_and(|left| bytes <= left),
+                );
                 same("a log that was skipped", &found.is_ok(), &allowed)?;
                 if !allowed {
                     return Ok(());
@@ -331,7 +344,9 @@ pub(in crate::parsers) fn tenant_session(u: &mut Unstructured<'_>) -> Result<(),
             }
             Step::Came(frame) => {
                 let (found, allowed) = (session.accept(&frame), channel.allows(&frame));
-                ensure(found.is_ok() == allowed, || format!("{frame:?} after {channel:?}: {found:?}, expected {allowed}"))?;
+                ensure(found.is_ok() == allowed, || {
+                    format!("{frame:?} after {channel:?}: {found:?}, expected {allowed}")
+                })?;
                 // The worker is killed.
                 if !allowed {
                     return Ok(());
