@@ -275,8 +275,7 @@ impl Config {
 
     /// Reads the text of the file at `path`.
     pub(crate) fn parse(text: &str, path: &Path) -> Result<Self, ConfigError> {
-        let config: Self =
-            toml::from_str(text).map_err(|error| ConfigError::Parse { path: path.to_owned(), error })?;
+        let config: Self = toml::from_str(text).map_err(|error| ConfigError::Parse { path: path.to_owned(), error })?;
         config.check(path)?;
         Ok(config)
     }

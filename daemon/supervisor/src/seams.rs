@@ -151,9 +151,10 @@ pub fn keep_records(state: &Path, recorded: &[(&str, enisle_cordon::Standing)]) 
         }
     }
     recorder.close();
-    let standings = kept.standings.into_iter().map(|(name, standing)| {
-        (name.to_string(), serde_json::to_value(standing).unwrap_or_default())
-    });
+    let standings = kept
+        .standings
+        .into_iter()
+        .map(|(name, standing)| (name.to_string(), serde_json::to_value(standing).unwrap_or_default()));
     Ok(Kept { standings: standings.collect(), broken: kept.broken, last_line: recorder.head().seq })
 }
 
