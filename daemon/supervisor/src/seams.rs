@@ -28,7 +28,7 @@ use crate::homes::exchange::Finished;
 use crate::json_text::{self, Text};
 use crate::rights::Rights;
 use crate::runs::run::Report;
-use crate::share::Parts;
+use crate::share::{Held, Parts, Supply};
 use crate::state::recorder::Recorder;
 use crate::state::standings::{Damage, examine, is_damage};
 use crate::tenants::policy::{Policy, Store, TenantName, TenantPattern};
@@ -123,6 +123,49 @@ pub fn attack(fault: &Fault, zone: &Zone) -> Option<(&'static str, Option<u64>, 
     let _ = (violation::describe(fault), violation::ending(fault, zone, true), violation::ending(fault, zone, false));
     let attack = violation::attack(fault, zone)?;
     Some((attack.layer, attack.address, attack.victim.map(|slot| slot.0)))
+}
+
+/// A supply that clients share by the rules of a configuration, and who holds what of it.
+#[derive(Debug)]
+pub struct Shares {
+    supply: Supply,
+    held: Vec<Held>,
+}
+
+impl Shares {
+    #[must_use]
+    pub fn new(config: &Accepted, whole: u64) -> Self {
+        Self { supply: Supply::new("units", whole, Parts::new(&config.0.peers)), held: Vec::new() }
+    }
+
+    /// Takes units for a uid, as a new holding or more of one of its own; false if they are refused.
+    pub fn take(&mut self, uid: u32, units: u64, more_of: Option<usize>) -> bool {
+        match more_of.and_then(|at| self.held.get_mut(at)).filter(|held| held.uid() == uid) {
+            Some(held) => held.grow(units).is_ok(),
+            None => self.supply.take(uid, units).map(|held| self.held.push(held)).is_ok(),
+        }
+    }
+
+    /// Gives back all but `units` of a holding; a holding of nothing is dropped.
+    pub fn give_back(&mut self, at: usize, units: u64) {
+        if units == 0 {
+            self.held.swap_remove(at);
+        } else if let Some(held) = self.held.get_mut(at) {
+            held.shrink_to(units);
+        }
+    }
+
+    /// Each holding's uid and units.
+    #[must_use]
+    pub fn holdings(&self) -> Vec<(u32, u64)> {
+        self.held.iter().map(|held| (held.uid(), held.units())).collect()
+    }
+
+    /// What nobody holds, and the most that a uid may hold now.
+    #[must_use]
+    pub fn free(&self, uid: u32) -> (u64, u64) {
+        (self.supply.free(), self.supply.most(uid))
+    }
 }
 
 /// What the daemon reads of a state folder at its start.

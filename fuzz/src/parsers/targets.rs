@@ -9,6 +9,7 @@ mod inspection;
 mod kernel;
 mod names;
 mod records;
+mod shares;
 mod wire;
 
 use arbitrary::Unstructured;
@@ -58,5 +59,6 @@ targets! {
     "standing" cordon::standing, 3000;
     "placement" cordon::placement, 3000;
     "deaths" cordon::deaths, 3000;
+    "shares" shares::shares, 3000;
     "names" names::names, 4000;
 }
