@@ -3,7 +3,7 @@
 
 use std::collections::BTreeMap;
 use std::fs::File;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -238,6 +238,7 @@ pub struct Api {
     daemon: Arc<Daemon>,
     router: Router,
     rights: Rights,
+    socket: PathBuf,
 }
 
 impl Api {
@@ -263,13 +264,39 @@ impl Api {
         let workers = Workers { blueprint, snapshot, layers: LayerSet::NONE };
         let daemon = Daemon::assemble(config, machine, workers, state).map_err(|error| error.to_string())?;
         let daemon = Arc::new(daemon);
-        let listener = UnixListener::bind(state.join("fuzz.sock")).map_err(|error| error.to_string())?;
+        let listener = UnixListener::bind(state.join("pairs")).map_err(|error| error.to_string())?;
         let rights = Rights::of(&listener).map_err(|error| error.to_string())?;
+        let socket = state.join("run/enisled.sock");
+        server::check_place(&socket).map_err(|error| error.to_string())?;
+        let bound = server::bind(&socket).map_err(|error| error.to_string())?;
+        server::check_place(&socket).map_err(|error| error.to_string())?;
+        let (settings, parts) = (daemon.config.api.clone(), Parts::new(&daemon.config.peers));
+        let served = router(Arc::clone(&daemon));
+        runtime.spawn(async move {
+            server::serve(bound, served, &settings, parts, std::future::pending()).await;
+        });
         let (events, mover) = (Arc::clone(&daemon.events), Arc::clone(&daemon));
         runtime.spawn(async move { events.count().await });
         runtime.spawn(async move { mover.move_tenants().await });
         drop(inside);
-        Ok(Self { router: router(Arc::clone(&daemon)), runtime, daemon, rights })
+        Ok(Self { router: router(Arc::clone(&daemon)), runtime, daemon, rights, socket })
+    }
+
+    /// All that a client of the socket is answered, as this process's own uid, until the connection
+    /// ends.
+    ///
+    /// # Errors
+    /// The daemon does not accept, or does not end, the connection.
+    pub fn ask(&self, bytes: &[u8], patience: Duration) -> Result<Vec<u8>, String> {
+        let asking = async {
+            let mut client = UnixStream::connect(&self.socket).await?;
+            client.write_all(bytes).await?;
+            let mut answered = Vec::new();
+            client.read_to_end(&mut answered).await?;
+            Ok::<_, std::io::Error>(answered)
+        };
+        let asked = self.runtime.block_on(async { timeout(patience, asking).await });
+        asked.map_err(|_| "no answer in time".to_owned())?.map_err(|error| error.to_string())
     }
 
     /// A conversation with a peer of this uid, which sends these bytes, part by part, and no more.

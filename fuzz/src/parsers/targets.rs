@@ -7,6 +7,7 @@ mod filter;
 mod http;
 mod inspection;
 mod kernel;
+mod limits;
 mod names;
 mod records;
 mod shares;
@@ -36,7 +37,7 @@ macro_rules! targets {
 }
 
 targets! {
-    "to-tenant" wire::to_tenant, 3000;
+    "to-tenant" wire::to_tenant, 1000;
     "from-tenant" wire::from_tenant, 3000;
     "to-worker" wire::to_worker, 3000;
     "from-worker" wire::from_worker, 3000;
@@ -56,9 +57,10 @@ targets! {
     "replay" records::replay, 40;
     "records" records::records, 20;
     "policies" records::policies, 400;
-    "standing" cordon::standing, 3000;
+    "standing" cordon::standing, 1000;
     "placement" cordon::placement, 3000;
     "deaths" cordon::deaths, 3000;
     "shares" shares::shares, 3000;
+    "limits" limits::limits, 2000;
     "names" names::names, 4000;
 }

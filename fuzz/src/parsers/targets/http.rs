@@ -112,9 +112,8 @@ fn cut(bytes: &[u8], u: &mut Unstructured<'_>) -> Vec<Vec<u8>> {
 /// After a conversation the daemon is as it was.
 fn settle(api: &Api, uid: u32) -> Result<(), String> {
     for _ in 0..ROUNDS {
-        let info =
-            api.talk(0, &[b"GET /v1/info HTTP/1.1\r\nhost: d\r\nconnection: close\r\n\r\n".to_vec()], PATIENCE)?;
-        ensure(info.bytes.starts_with(b"HTTP/1.1 200 "), || format!("/v1/info answers {}", lossy(&info.bytes)))?;
+        let info = api.ask(b"GET /v1/info HTTP/1.1\r\nhost: d\r\nconnection: close\r\n\r\n", PATIENCE)?;
+        ensure(info.starts_with(b"HTTP/1.1 200 "), || format!("/v1/info answers {}", lossy(&info)))?;
         if api.held_by(uid) == 0 && api.in_flight() == 0 {
             return resident();
         }
