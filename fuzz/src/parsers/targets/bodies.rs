@@ -74,13 +74,13 @@ fn checked_name(value: &RawValue) -> Option<String> {
 }
 
 /// Absent, or a value of this kind; the text that is passed on.
-fn passed(value: Option<&Box<RawValue>>, otherwise: &str, first: char) -> Option<String> {
-    let text = value.map_or(otherwise, |value| value.get());
+fn passed(value: Option<&RawValue>, otherwise: &str, first: char) -> Option<String> {
+    let text = value.map_or(otherwise, RawValue::get);
     text.starts_with(first).then(|| text.to_owned())
 }
 
 /// The limits that a request may ask for, and the lower of request and default for code.
-fn code_cap(limits: Option<&Box<RawValue>>) -> Option<usize> {
+fn code_cap(limits: Option<&RawValue>) -> Option<usize> {
     let mut cap = Limit::CodeBytes.default();
     let Some(limits) = limits else { return Some(cap as usize) };
     let Pairs(pairs) = serde_json::from_str(limits.get()).ok()?;
@@ -141,7 +141,7 @@ fn naive(body: &[u8]) -> Option<Load> {
     let fields =
         ["code", "mainModule", "modules", "env", "entrypoint", "method", "args", "props", "limits", "globalOutbound"];
     let found = only(str::from_utf8(body).ok()?, &fields)?;
-    let get = |name: &str| found.get(name);
+    let get = |name: &str| found.get(name).map(|value| &**value);
     let cap = code_cap(get("limits"))?;
     if get("globalOutbound").is_some() {
         return None;

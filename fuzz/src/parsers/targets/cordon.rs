@@ -216,7 +216,7 @@ pub(in crate::parsers) fn placement(u: &mut Unstructured<'_>) -> Result<(), Stri
     let bounds = Bounds { processes: u.below(12), alone: u.below(6) };
     let most = capacity.tenants_per_process();
     let can_keep_apart = if capacity.keys == 0 && capacity.share_without_keys { 12 } else { capacity.keys };
-    same("tenants of a process", &most, &can_keep_apart.min(capacity.cages).min(12).max(1))?;
+    same("tenants of a process", &most, &can_keep_apart.min(capacity.cages).clamp(1, 12))?;
     let mut processes: Vec<Process<usize>> = Vec::new();
     while !u.is_empty() {
         if u.rarely(4) && !processes.is_empty() {

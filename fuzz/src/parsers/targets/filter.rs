@@ -39,7 +39,7 @@ impl Call {
         match offset {
             0 => Some(self.number),
             4 => Some(self.architecture),
-            16..64 if offset % 4 == 0 => half(self.args[(offset as usize - 16) / 8], offset % 8 == 4),
+            16..64 if offset.is_multiple_of(4) => half(self.args[(offset as usize - 16) / 8], offset % 8 == 4),
             _ => None,
         }
     }

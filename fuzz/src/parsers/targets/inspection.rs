@@ -56,45 +56,16 @@ fn good(u: &mut Unstructured<'_>, plan: &Plan, uid: u32, gid: u32) -> Texts {
     }
 }
 
+fn replace(text: &mut String, from: &str, to: &str) {
+    *text = text.replacen(from, to, 1);
+}
+
 /// One thing wrong with a worker, and the layer that it belongs to.
 fn spoil(texts: &mut Texts, u: &mut Unstructured<'_>, plan: &Plan) -> Option<Layer> {
-    let replace = |text: &mut String, from: &str, to: &str| *text = text.replacen(from, to, 1);
-    let status = &mut texts.status;
-    match u.below(14) {
-        0 => {
-            // An ordinary user without a namespace cannot empty the bounding set.
-            let bounded = plan.layers.has(Layer::Namespaces) || nix::unistd::geteuid().is_root();
-            let set = ["CapInh", "CapPrm", "CapEff", "CapAmb", "CapBnd"][u.below(4 + usize::from(bounded))];
-            let bits = ["0000000000000001", "", "ffffffffffffffff", "none", "0x0"][u.below(5)];
-            replace(status, &format!("{set}:\t0000000000000000"), &format!("{set}:\t{bits}"));
-            Some(Layer::Capabilities)
-        }
-        1 => {
-            replace(status, "NoNewPrivs:\t1", ["NoNewPrivs:\t0", "NoNewPrivs:\t11", "nonewprivs:\t1"][u.below(3)]);
-            Some(Layer::NoNewPrivileges)
-        }
-        2 => {
-            let (name, forced) = *u.pick(&[
-                ("Speculation_Store_Bypass", "thread force mitigated"),
-                ("SpeculationIndirectBranch", "conditional force disabled"),
-            ]);
-            let free = ["thread vulnerable", "conditional enabled", "thread mitigated"][u.below(3)];
-            replace(status, &format!("{name}:\t{forced}"), &format!("{name}:\t{free}"));
-            Some(Layer::Speculation)
-        }
+    match u.below(8) {
+        0 | 1 => Some(spoil_status(&mut texts.status, u, plan)),
+        2 => Some(spoil_limits(texts, u)),
         3 => {
-            let name =
-                ["Max core file size", "Max file size", "Max open files", "Max processes", "Max data size"][u.below(5)];
-            let line = texts.limits.lines().find(|line| line.starts_with(name)).unwrap_or_default().to_owned();
-            let hard = ["unlimited", "12345678901", "-1", ""][u.below(4)];
-            replace(&mut texts.limits, &line, &format!("{name}  0 {hard} bytes"));
-            Some(Layer::Rlimits)
-        }
-        4 => {
-            texts.oom_score = ["499\n", "-1000\n", "", "x", "500 500\n"][u.below(5)].to_owned();
-            Some(Layer::Rlimits)
-        }
-        5 => {
             let mounts = [
                 "",
                 "21 20 0:30 / / rw - tmpfs enisle rw\n",
@@ -105,7 +76,7 @@ fn spoil(texts: &mut Texts, u: &mut Unstructured<'_>, plan: &Plan) -> Option<Lay
             texts.mountinfo = (*u.pick(&mounts)).to_owned();
             Some(Layer::EmptyRoot)
         }
-        6 => {
+        4 => {
             let made = [
                 "7f00-7f10 rwxp 00000000 00:00 0 \n",
                 "7f00-7f10 r-xp 00000000 00:00 0 [anon:[vdso]]\n",
@@ -116,26 +87,16 @@ fn spoil(texts: &mut Texts, u: &mut Unstructured<'_>, plan: &Plan) -> Option<Lay
             texts.maps.insert_str(at, made[u.below(4)]);
             Some(Layer::DenyWriteExecute)
         }
-        7 | 8 => {
-            let filters = 2 + usize::from(plan.layers.has(Layer::SealedFilter));
-            let mode = ["Seccomp:\t0", "Seccomp:\t1", "Seccomp:\t22"][u.below(3)];
-            let status =
-                "Pid:\t9\nSeccomp:\t2\nSeccomp_filters:\t2\n".replace("filters:\t2", &format!("filters:\t{filters}"));
-            let less = format!("filters:\t{}", u.below(2));
-            let wrong = if u.flag() {
-                status.replace("Seccomp:\t2", mode)
-            } else {
-                status.replace(&format!("filters:\t{filters}"), &less)
-            };
-            texts.threads.push(wrong);
+        5 => {
+            texts.threads.push(bare_thread(u, plan));
             Some(Layer::Seccomp)
         }
-        9 | 10 => {
+        6 => {
             let id = ["Uid", "Gid"][u.below(2)];
-            let line = status.lines().find(|line| line.starts_with(id)).unwrap_or_default().to_owned();
+            let line = texts.status.lines().find(|line| line.starts_with(id)).unwrap_or_default().to_owned();
             let (at, mut ids) = (1 + u.below(4), line.split('\t').map(str::to_owned).collect::<Vec<_>>());
             ids[at] = ["0", "-1", "", "4294967295"][u.below(4)].to_owned();
-            replace(status, &line, &ids.join("\t"));
+            replace(&mut texts.status, &line, &ids.join("\t"));
             None
         }
         _ => {
@@ -143,6 +104,58 @@ fn spoil(texts: &mut Texts, u: &mut Unstructured<'_>, plan: &Plan) -> Option<Lay
             None
         }
     }
+}
+
+fn spoil_status(status: &mut String, u: &mut Unstructured<'_>, plan: &Plan) -> Layer {
+    match u.below(3) {
+        0 => {
+            // An ordinary user without a namespace cannot empty the bounding set.
+            let bounded = plan.layers.has(Layer::Namespaces) || nix::unistd::geteuid().is_root();
+            let set = ["CapInh", "CapPrm", "CapEff", "CapAmb", "CapBnd"][u.below(4 + usize::from(bounded))];
+            let bits = ["0000000000000001", "", "ffffffffffffffff", "none", "0x0"][u.below(5)];
+            replace(status, &format!("{set}:\t0000000000000000"), &format!("{set}:\t{bits}"));
+            Layer::Capabilities
+        }
+        1 => {
+            let other = ["NoNewPrivs:\t0", "NoNewPrivs:\t11", "nonewprivs:\t1"][u.below(3)];
+            replace(status, "NoNewPrivs:\t1", other);
+            Layer::NoNewPrivileges
+        }
+        _ => {
+            let (name, forced) = *u.pick(&[
+                ("Speculation_Store_Bypass", "thread force mitigated"),
+                ("SpeculationIndirectBranch", "conditional force disabled"),
+            ]);
+            let free = ["thread vulnerable", "conditional enabled", "thread mitigated"][u.below(3)];
+            replace(status, &format!("{name}:\t{forced}"), &format!("{name}:\t{free}"));
+            Layer::Speculation
+        }
+    }
+}
+
+fn spoil_limits(texts: &mut Texts, u: &mut Unstructured<'_>) -> Layer {
+    if u.flag() {
+        texts.oom_score = ["499\n", "-1000\n", "", "x", "500 500\n"][u.below(5)].to_owned();
+    } else {
+        let names = ["Max core file size", "Max file size", "Max open files", "Max processes", "Max data size"];
+        let name = *u.pick(&names);
+        let line = texts.limits.lines().find(|line| line.starts_with(name)).unwrap_or_default().to_owned();
+        let hard = ["unlimited", "12345678901", "-1", ""][u.below(4)];
+        replace(&mut texts.limits, &line, &format!("{name}  0 {hard} bytes"));
+    }
+    Layer::Rlimits
+}
+
+/// `status` of a thread with too few filters, or in another mode.
+fn bare_thread(u: &mut Unstructured<'_>, plan: &Plan) -> String {
+    let mut filters = 2 + usize::from(plan.layers.has(Layer::SealedFilter));
+    let mut mode = "2";
+    if u.flag() {
+        mode = ["0", "1", "22"][u.below(3)];
+    } else {
+        filters = u.below(2);
+    }
+    format!("Pid:\t9\nSeccomp:\t{mode}\nSeccomp_filters:\t{filters}\n")
 }
 
 pub(in crate::parsers) fn inspection(u: &mut Unstructured<'_>) -> Result<(), String> {

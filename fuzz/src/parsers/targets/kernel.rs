@@ -160,7 +160,7 @@ impl Record<'_> {
             (31, _) => Kind::Refused { call: self.word(20).cast_signed() },
             (6, i32::MIN) => Kind::WrongKeys,
             (6, code) if code == i32::MIN + 1 => Kind::OutOfMemory,
-            (6 | 4 | 5, _) => Kind::GaveUp,
+            (4..=6, _) => Kind::GaveUp,
             _ => return None,
         };
         (state == 2).then_some(said)

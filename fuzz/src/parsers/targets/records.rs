@@ -26,6 +26,8 @@ pub(super) fn scratch() -> Result<tempfile::TempDir, String> {
 }
 
 fn line(head: &mut Head, entry: &Value) -> Result<String, String> {
+    // What comes after the last number is not a line of this format.
+    head.seq = head.seq.min(u64::MAX - 1);
     let (line, next) = append(head, 1_700_000_000_000 + head.seq % 1000, entry).map_err(|error| error.to_string())?;
     *head = next;
     Ok(line + "\n")
@@ -90,8 +92,6 @@ fn hostile_chain(u: &mut Unstructured<'_>) -> Result<(), String> {
         if u.flag() {
             head.seq = u.number();
         }
-        // What comes after the last number is not a line of this format.
-        head.seq = head.seq.min(u64::MAX - 1);
         if u.rarely(4) {
             head.hash = u.text(3);
         }
@@ -171,7 +171,7 @@ pub(in crate::parsers) fn replay(u: &mut Unstructured<'_>) -> Result<(), String>
     for _ in 0..1 + u.below(8) {
         let decision = decision(u);
         if !whole && u.rarely(4) {
-            head.seq = u.number().min(u64::MAX - 1);
+            head.seq = u.number();
         }
         text += &line(&mut head, &decision)?;
         decisions.push(decision);
