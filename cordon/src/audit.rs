@@ -9,8 +9,8 @@
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
-/// The highest number that a line may have: beyond any log, and far from the end of the type, so that
-/// a line with a made-up number leaves room to go on.
+/// The highest number that a line may have: beyond any log, and far from the end of the type, so
+/// that a line with a made-up number leaves room to go on.
 pub const MOST_LINES: u64 = 1 << 53;
 
 /// The last line of a chain.

@@ -138,7 +138,8 @@ impl Shares {
         Self { supply: Supply::new("units", whole, Parts::new(&config.0.peers)), held: Vec::new() }
     }
 
-    /// Takes units for a uid, as a new holding or more of one of its own; false if they are refused.
+    /// Takes units for a uid, as a new holding or more of one of its own; false if they are
+    /// refused.
     pub fn take(&mut self, uid: u32, units: u64, more_of: Option<usize>) -> bool {
         match more_of.and_then(|at| self.held.get_mut(at)).filter(|held| held.uid() == uid) {
             Some(held) => held.grow(units).is_ok(),

@@ -1,7 +1,7 @@
 //! Fuzz what reads bytes of others: frames, requests, files, the kernel's text, data.
 //!
-//! A target makes its own case from bytes and judges it; the runner makes the bytes: from a seed, or
-//! from the target's corpus by changing what is there. Whatever has been found is minimised and
+//! A target makes its own case from bytes and judges it; the runner makes the bytes: from a seed,
+//! or from the target's corpus by changing what is there. Whatever has been found is minimised and
 //! written to the corpus, from which every later run begins, and which the smoke test repeats.
 //!
 //! | module | owns |

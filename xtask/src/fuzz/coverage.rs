@@ -1,10 +1,10 @@
 //! Which lines of the parsers their fuzzer reaches.
 //!
-//! The fuzzer is built with the compiler's own coverage (`-C instrument-coverage`) and runs its smoke
-//! test: the corpora and a bounded number of new cases. `llvm-profdata` and `llvm-cov` read the
-//! counts. They must be of the compiler's version of LLVM; Debian has them (`llvm-22` for LLVM 22),
-//! and rustup as its component `llvm-tools`. Tests are not compiled in, so they are neither counted
-//! nor run.
+//! The fuzzer is built with the compiler's own coverage (`-C instrument-coverage`) and runs its
+//! smoke test: the corpora and a bounded number of new cases. `llvm-profdata` and `llvm-cov` read
+//! the counts. They must be of the compiler's version of LLVM; Debian has them (`llvm-22` for LLVM
+//! 22), and rustup as its component `llvm-tools`. Tests are not compiled in, so they are neither
+//! counted nor run.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};

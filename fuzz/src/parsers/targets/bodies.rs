@@ -1,9 +1,9 @@
 //! Bodies of requests, taken apart without a copy, and the answers to runs.
 //!
-//! Attacked: `json_text`, `api::code` and `api::load`, by JSON of every spelling, whole and damaged;
-//! `api::answer`, by whatever a worker may report. Oracle: `serde_json`, read into owned values and
-//! checked by the rules of README and API description, in code that shares nothing with the
-//! daemon's: the same bodies are accepted, and the frames hold the same values.
+//! Attacked: `json_text`, `api::code` and `api::load`, by JSON of every spelling, whole and
+//! damaged; `api::answer`, by whatever a worker may report. Oracle: `serde_json`, read into owned
+//! values and checked by the rules of README and API description, in code that shares nothing with
+//! the daemon's: the same bodies are accepted, and the frames hold the same values.
 
 use std::collections::BTreeMap;
 use std::fmt;

@@ -9,6 +9,7 @@
 use std::collections::BTreeMap;
 
 use arbitrary::Unstructured;
+use enisle_cordon::place::bisect;
 use enisle_cordon::{
     Bounds, CAGES_PER_PROCESS, Capacity, Case, Circumstances, Deaths, Kind, Level, Order, Placement, Process, Rules,
     Seen, Signal, Standing, Time, Traits, Trust, decide, place,
@@ -226,6 +227,13 @@ pub(in crate::parsers) fn placement(u: &mut Unstructured<'_>) -> Result<(), Stri
             continue;
         }
         let (tenant, level) = (traits(u), *u.pick(&Level::ALL));
+        let other = traits(u);
+        // Placement is the stricter of the two.
+        let leaves = tenant.must_leave(&other) || other.must_leave(&tenant);
+        ensure(!leaves || !tenant.may_share_with(&other), || {
+            format!("{tenant:?} shares with {other:?} and must leave")
+        })?;
+        halves(u.below(14))?;
         let open = |process: &Process<usize>| match level {
             Level::Shared => {
                 process.level == Level::Shared
@@ -272,6 +280,14 @@ pub(in crate::parsers) fn placement(u: &mut Unstructured<'_>) -> Result<(), Stri
         ensure(processes[id].slots_used <= used, || format!("a slot is used twice: {:?}", processes[id]))?;
     }
     Ok(())
+}
+
+/// Two halves that differ by one at most, each suspect in one of them; a half of one is alone.
+fn halves(suspects: usize) -> Result<(), String> {
+    let halves = bisect(suspects, 7);
+    let of = |half| halves.iter().filter(|case| **case == Some(Case { death: 7, half })).count();
+    let sizes = [suspects.div_ceil(2), suspects / 2].map(|size| if size > 1 { size } else { 0 });
+    same("the halves", &(halves.len(), [of(0), of(1)]), &(suspects, sizes))
 }
 
 /// A uid's deaths: each is forgiven after the others.

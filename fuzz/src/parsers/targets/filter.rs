@@ -1,10 +1,10 @@
 //! The filters of system calls.
 //!
-//! Attacked: the programs that `hardening::filter` compiles, for a thread of any island of any zone,
-//! by calls with numbers, architectures and arguments at and around everything that the policies
-//! name, with junk in the upper halves. Oracle: two interpreters that share no code: one of classic
-//! BPF over the programs, and one that reads `hardening/policy/*.json` and, for what a thread may
-//! name, evaluates the sentences of `hardening::filter`. They must agree on every call.
+//! Attacked: the programs that `hardening::filter` compiles, for a thread of any island of any
+//! zone, by calls with numbers, architectures and arguments at and around everything that the
+//! policies name, with junk in the upper halves. Oracle: two interpreters that share no code: one
+//! of classic BPF over the programs, and one that reads `hardening/policy/*.json` and, for what a
+//! thread may name, evaluates the sentences of `hardening::filter`. They must agree on every call.
 
 use std::collections::BTreeMap;
 use std::ops::Range;

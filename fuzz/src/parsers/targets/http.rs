@@ -1,15 +1,15 @@
 //! HTTP, against a daemon in this process.
 //!
-//! Attacked: the server and the router, on a socket pair, by a peer with every right, an operator, a
-//! client of some tenants, and a stranger: requests of every operation with bodies nearly right,
+//! Attacked: the server and the router, on a socket pair, by a peer with every right, an operator,
+//! a client of some tenants, and a stranger: requests of every operation with bodies nearly right,
 //! paths, queries and headers of every kind, several on one connection, cut anywhere; and raw
 //! bytes. No worker is started: a run is refused for want of a process once all of it was read.
 //!
 //! Oracles: every well-formed request has at most one answer and the first one exactly one, in
 //! order; an answer is well formed and its status is one that the OpenAPI document lists for the
-//! operation; no peer does what no rule lets it do; a refusal is a problem document; the connection ends when the client has said all
-//! (but for a follower of events); afterwards nothing is charged, no run is in flight, `/v1/info`
-//! answers, and the process holds no more memory than a bound.
+//! operation; no peer does what no rule lets it do; a refusal is a problem document; the connection
+//! ends when the client has said all (but for a follower of events); afterwards nothing is charged,
+//! no run is in flight, `/v1/info` answers, and the process holds no more memory than a bound.
 
 use std::cell::RefCell;
 use std::time::Duration;

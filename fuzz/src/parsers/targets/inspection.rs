@@ -1,9 +1,9 @@
 //! The inspection of a worker by the text of its files in `/proc`.
 //!
 //! Attacked: `hardening::verify`, by the files of a good worker with one thing wrong, by names and
-//! mappings that a worker chooses, and by damaged text. Oracle: a good worker has nothing against it;
-//! each single wrong is found and said of the layer that it belongs to, and of a worker that should
-//! not have that layer it is not said.
+//! mappings that a worker chooses, and by damaged text. Oracle: a good worker has nothing against
+//! it; each single wrong is found and said of the layer that it belongs to, and of a worker that
+//! should not have that layer it is not said.
 
 use std::fs::File;
 

@@ -1,8 +1,8 @@
 //! What the kernel and a worker's memory say: `smaps`, `/proc/PID/stat`, the fault page.
 //!
-//! Attacked: the readers of text in which a worker chooses the names of threads and mappings, and of
-//! a page that a worker can write at will, byte by byte. Oracles: a reader of `smaps` that goes by
-//! columns, a model of where each key may be, and the fields of the page at their offsets in the
+//! Attacked: the readers of text in which a worker chooses the names of threads and mappings, and
+//! of a page that a worker can write at will, byte by byte. Oracles: a reader of `smaps` that goes
+//! by columns, a model of where each key may be, and the fields of the page at their offsets in the
 //! bytes that were written.
 
 use std::fs::File;
@@ -92,7 +92,11 @@ impl Mapping {
 pub(in crate::parsers) fn smaps(u: &mut Unstructured<'_>) -> Result<(), String> {
     let zone = zone(u);
     let slots = zone.islands().count();
+    same("the zone from its parts", &Zone::from_parts(&zone.parts()), &Some(zone.clone()))?;
     let tags = Tags { keys: (0..slots).map(|slot| u8::try_from(slot + 3).unwrap_or(3)).collect(), zone, jit: 1 };
+    if u.rarely(100) {
+        return of_this_process(&tags);
+    }
     if u.flag() {
         let mut text = Mapping::draw(u, &tags.zone).print().into_bytes();
         text.extend(u.rest());
@@ -121,6 +125,19 @@ pub(in crate::parsers) fn smaps(u: &mut Unstructured<'_>) -> Result<(), String> 
     let reported: Vec<_> = seen.mistagged.iter().map(|wrong| wrong.pages.start).collect();
     same("the first wrong ones", &reported, &wrong.into_iter().take(reported.len()).collect())?;
     ensure(reported.len() == seen.wrong.min(8), || format!("{seen:?}"))
+}
+
+/// This process has no island and no key, and its sums are those of its mappings.
+fn of_this_process(tags: &Tags) -> Result<(), String> {
+    let this = nix::unistd::getpid();
+    let failed = |error: std::io::Error| error.to_string();
+    let seen = tags::inspect(this, tags).map_err(failed)?;
+    same("wrong mappings", &(seen.wrong, seen.findings()), &(0, Vec::new()))?;
+    same("wrong mappings while it runs", &tags::inspect_running(this, tags).map_err(failed)?.wrong, &0)?;
+    let (held, committed) = (tags::held(this, &tags.zone).map_err(failed)?, tags::committed(this).map_err(failed)?);
+    let on_islands: u64 = held.islands.iter().map(|bytes| bytes.committed).sum();
+    same("on islands", &(held.islands.len(), on_islands), &(tags.keys.len(), 0))?;
+    ensure(held.outside.committed.abs_diff(committed) < 256 << 20, || format!("{held:?}, and {committed} in all"))
 }
 
 pub(in crate::parsers) fn proc_stat(u: &mut Unstructured<'_>) -> Result<(), String> {

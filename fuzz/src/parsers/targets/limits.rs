@@ -1,9 +1,9 @@
 //! Limits of a run, as policies and requests have them.
 //!
 //! Attacked: the reader and the arithmetic of `enisle_wire::limits`, by objects with every limit in
-//! both spellings, repeated, unknown and out of range. Oracle: a map from names to numbers: the same
-//! objects are accepted, the same limit is the first out of range, and of policy and request the
-//! lower number holds.
+//! both spellings, repeated, unknown and out of range. Oracle: a map from names to numbers: the
+//! same objects are accepted, the same limit is the first out of range, and of policy and request
+//! the lower number holds.
 
 use std::collections::BTreeMap;
 

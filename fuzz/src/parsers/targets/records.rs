@@ -1,10 +1,10 @@
 //! What the daemon keeps: the audit log, the database of standings, policies.
 //!
-//! Attacked: the reader of the chain, by lines whose hashes are right and whose numbers are not, and
-//! by whole chains with one byte, one line or the order changed; a start of the daemon's recorder, on
-//! state folders with damaged files. Oracles: every change is found; a start never panics, reports
-//! what it could not read and finds nothing more to report the next time; without a database tenants
-//! stand as a naive replay of the log says; what was written is read.
+//! Attacked: the reader of the chain, by lines whose hashes are right and whose numbers are not,
+//! and by whole chains with one byte, one line or the order changed; a start of the daemon's
+//! recorder, on state folders with damaged files. Oracles: every change is found; a start never
+//! panics, reports what it could not read and finds nothing more to report the next time; without a
+//! database tenants stand as a naive replay of the log says; what was written is read.
 
 use std::collections::BTreeMap;
 use std::fs;

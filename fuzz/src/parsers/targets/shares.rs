@@ -1,10 +1,10 @@
 //! What clients share.
 //!
-//! Attacked: the supplies of names, processes, bytes and connections, by uids with and without rules
-//! that take, take more and give back in any order. Oracle: the sentences of SPECIFICATION, *What
-//! clients share*, over a list of who holds what: a uid may hold half of what the others leave free,
-//! or the part that its rule grants; root, without a rule, all that is left. Nothing is granted
-//! beyond that, nothing within it is refused, and what is given back is free.
+//! Attacked: the supplies of names, processes, bytes and connections, by uids with and without
+//! rules that take, take more and give back in any order. Oracle: the sentences of SPECIFICATION,
+//! *What clients share*, over a list of who holds what: a uid may hold half of what the others
+//! leave free, or the part that its rule grants; root, without a rule, all that is left. Nothing is
+//! granted beyond that, nothing within it is refused, and what is given back is free.
 
 use std::sync::LazyLock;
 
