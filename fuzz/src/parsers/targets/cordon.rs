@@ -215,9 +215,7 @@ pub(in crate::parsers) fn placement(u: &mut Unstructured<'_>) -> Result<(), Stri
     let capacity =
         Capacity { keys: u.below(20), cages: [CAGES_PER_PROCESS, 1, 0][u.below(3)], share_without_keys: u.flag() };
     let bounds = Bounds { processes: u.below(12), alone: u.below(6) };
-    let most = capacity.tenants_per_process();
-    let can_keep_apart = if capacity.keys == 0 && capacity.share_without_keys { 12 } else { capacity.keys };
-    same("tenants of a process", &most, &can_keep_apart.min(capacity.cages).clamp(1, 12))?;
+    let most = most_of(capacity)?;
     let mut processes: Vec<Process<usize>> = Vec::new();
     while !u.is_empty() {
         if u.rarely(4) && !processes.is_empty() {
@@ -227,12 +225,7 @@ pub(in crate::parsers) fn placement(u: &mut Unstructured<'_>) -> Result<(), Stri
             continue;
         }
         let (tenant, level) = (traits(u), *u.pick(&Level::ALL));
-        let other = traits(u);
-        // Placement is the stricter of the two.
-        let leaves = tenant.must_leave(&other) || other.must_leave(&tenant);
-        ensure(!leaves || !tenant.may_share_with(&other), || {
-            format!("{tenant:?} shares with {other:?} and must leave")
-        })?;
+        beside(&tenant, &traits(u))?;
         halves(u.below(14))?;
         let open = |process: &Process<usize>| match level {
             Level::Shared => {
@@ -280,6 +273,20 @@ pub(in crate::parsers) fn placement(u: &mut Unstructured<'_>) -> Result<(), Stri
         ensure(processes[id].slots_used <= used, || format!("a slot is used twice: {:?}", processes[id]))?;
     }
     Ok(())
+}
+
+/// Placement is stricter than what makes a tenant leave.
+fn beside(one: &Traits, other: &Traits) -> Result<(), String> {
+    let leaves = one.must_leave(other) || other.must_leave(one);
+    ensure(!leaves || !one.may_share_with(other), || format!("{one:?} shares with {other:?} and must leave"))
+}
+
+/// How many tenants a process may hold.
+fn most_of(capacity: Capacity) -> Result<usize, String> {
+    let most = capacity.tenants_per_process();
+    let can_keep_apart = if capacity.keys == 0 && capacity.share_without_keys { 12 } else { capacity.keys };
+    same("tenants of a process", &most, &can_keep_apart.min(capacity.cages).clamp(1, 12))?;
+    Ok(most)
 }
 
 /// Two halves that differ by one at most, each suspect in one of them; a half of one is alone.
