@@ -351,7 +351,7 @@ fn policy(u: &mut Unstructured<'_>) -> String {
         .map(|_| match u.below(8) {
             0 => format!("\"limits\":{{\"cpuMs\":{}}}", u.number()),
             1 => format!("\"quota\":{{\"inFlight\":{},\"perSecond\":5}}", u.below(4)),
-            2 => "\"allowEval\":true".to_owned(),
+            2 => "\"allowEval\":true,\"quota\":{\"perSecond\":1,\"burst\":1}".to_owned(),
             3 => format!("\"owner\":{}", written(u)),
             4 => format!("\"trust\":\"{}\"", u.pick(&["trusted", "untrusted", "x"])),
             5 => format!("\"secrets\":[{}]", written(u)),

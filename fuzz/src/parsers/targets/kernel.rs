@@ -134,6 +134,10 @@ fn of_this_process(tags: &Tags) -> Result<(), String> {
     let seen = tags::inspect(this, tags).map_err(failed)?;
     same("wrong mappings", &(seen.wrong, seen.findings()), &(0, Vec::new()))?;
     same("wrong mappings while it runs", &tags::inspect_running(this, tags).map_err(failed)?.wrong, &0)?;
+    // With the key of all its mappings as a tenant's, every one is wrong.
+    let wrong = Tags { keys: vec![0], ..tags.clone() };
+    let seen = tags::inspect_running(this, &wrong).map_err(failed)?;
+    ensure(seen.wrong > 8 && seen.findings().len() == 9, || format!("{seen:?}"))?;
     let (held, committed) = (tags::held(this, &tags.zone).map_err(failed)?, tags::committed(this).map_err(failed)?);
     let on_islands: u64 = held.islands.iter().map(|bytes| bytes.committed).sum();
     same("on islands", &(held.islands.len(), on_islands), &(tags.keys.len(), 0))?;
