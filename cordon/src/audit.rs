@@ -9,6 +9,10 @@
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
+/// The highest number that a line may have: beyond any log, and far from the end of the type, so
+/// that a line with a made-up number leaves room to go on.
+pub const MOST_LINES: u64 = 1 << 53;
+
 /// The last line of a chain.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Head {
@@ -93,6 +97,9 @@ impl Verifier {
         let line = self.lines;
         let link: Link = serde_json::from_str(text).map_err(|_| Broken::Malformed(line))?;
         let seq = link.seq;
+        if seq > MOST_LINES {
+            return Err(Broken::Malformed(line));
+        }
         let body = text.rsplit_once(HASH_KEY).map(|(body, _)| body).ok_or(Broken::Malformed(line))?;
         if hash(body) != link.hash {
             return Err(Broken::Changed { line, seq });
@@ -176,6 +183,19 @@ mod tests {
                 prop_assert!(read(&changed).is_err());
             }
         }
+    }
+
+    #[test]
+    fn a_line_with_a_number_beyond_any_log_is_not_a_line() {
+        let before = |seq| Head { seq: seq - 1, ..Head::default() };
+        let read = |seq| Verifier::default().read(&append(&before(seq), 7, &"x").unwrap().0);
+        assert_eq!(
+            [read(MOST_LINES), read(MOST_LINES + 1), read(u64::MAX)],
+            [Ok(()), Err(Broken::Malformed(1)), Err(Broken::Malformed(1))]
+        );
+        let mut verifier = Verifier::default();
+        let lines = [append(&before(u64::MAX), 7, &"x"), append(&before(1), 7, &"x")];
+        lines.into_iter().for_each(|line| drop(verifier.read(&line.unwrap().0)));
     }
 
     #[test]

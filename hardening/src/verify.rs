@@ -59,21 +59,45 @@ impl std::fmt::Display for Finding {
 pub fn verify(pid: Pid, expected: &Expected<'_>) -> io::Result<Vec<Finding>> {
     let mut findings = Findings { expected, list: Vec::new() };
     let proc = format!("/proc/{pid}");
-    let status = fs::read_to_string(format!("{proc}/status"))?;
-    findings.identity(&status, &fs::metadata(format!("{proc}/exe"))?)?;
-    findings.privileges(&status);
-    findings.speculation(&status);
-    findings.limits(&fs::read_to_string(format!("{proc}/limits"))?);
-    findings.oom_score(&fs::read_to_string(format!("{proc}/oom_score_adj"))?);
+    let read = |file: &str| fs::read_to_string(format!("{proc}/{file}"));
+    let mut texts = Texts {
+        status: read("status")?,
+        limits: read("limits")?,
+        oom_score: read("oom_score_adj")?,
+        mountinfo: read("mountinfo")?,
+        environ: fs::read(format!("{proc}/environ"))?,
+        maps: read("maps")?,
+        threads: Vec::new(),
+    };
+    findings.program(&fs::metadata(format!("{proc}/exe"))?)?;
     findings.namespaces(&proc)?;
-    findings.root(&fs::read_to_string(format!("{proc}/mountinfo"))?);
     findings.descriptors(&proc)?;
-    findings.environment(&fs::read(format!("{proc}/environ"))?);
-    findings.code(&fs::read_to_string(format!("{proc}/maps"))?);
     for thread in fs::read_dir(format!("{proc}/task"))? {
-        findings.filter(&fs::read_to_string(thread?.path().join("status"))?);
+        texts.threads.push(fs::read_to_string(thread?.path().join("status"))?);
     }
+    findings.texts(&texts);
     Ok(findings.list)
+}
+
+/// The files of a process in `/proc` of which the text says all.
+#[derive(Debug, Clone, Default)]
+pub struct Texts {
+    pub status: String,
+    pub limits: String,
+    pub oom_score: String,
+    pub mountinfo: String,
+    pub environ: Vec<u8>,
+    pub maps: String,
+    /// `status` of each thread.
+    pub threads: Vec<String>,
+}
+
+/// What these texts say against a worker.
+#[must_use]
+pub fn judge(texts: &Texts, expected: &Expected<'_>) -> Vec<Finding> {
+    let mut findings = Findings { expected, list: Vec::new() };
+    findings.texts(texts);
+    findings.list
 }
 
 /// How many threads of a process run under a tenant's own filters.
@@ -115,18 +139,33 @@ impl Findings<'_> {
         }
     }
 
-    fn identity(&mut self, status: &str, exe: &fs::Metadata) -> io::Result<()> {
+    fn texts(&mut self, texts: &Texts) {
+        self.user(&texts.status);
+        self.privileges(&texts.status);
+        self.speculation(&texts.status);
+        self.limits(&texts.limits);
+        self.oom_score(&texts.oom_score);
+        self.root(&texts.mountinfo);
+        self.environment(&texts.environ);
+        self.code(&texts.maps);
+        texts.threads.iter().for_each(|status| self.filter(status));
+    }
+
+    fn program(&mut self, exe: &fs::Metadata) -> io::Result<()> {
         let program = File::from(self.expected.program.as_fd().try_clone_to_owned()?).metadata()?;
         self.require((exe.dev(), exe.ino()) == (program.dev(), program.ino()), || {
             "it executes a program other than the worker's".to_owned()
         });
+        Ok(())
+    }
+
+    fn user(&mut self, status: &str) {
         for (name, id) in [("Uid", self.expected.uid), ("Gid", self.expected.gid)] {
             let (found, id) = (field(status, name).to_owned(), id.to_string());
             // Real, effective, saved and file system id.
             let all = found.split_whitespace().eq([id.as_str(); 4]);
             self.require(all, || format!("{name} is {found}, expected {id}"));
         }
-        Ok(())
     }
 
     fn privileges(&mut self, status: &str) {
@@ -325,7 +364,10 @@ mod tests {
     fn another_program_or_user_is_found_without_any_layer() {
         let found = |uids: &str, gids: &str, exe: &str| {
             let (status, exe) = (format!("Uid:\t{uids}\nGid:\t{gids}\n"), fs::metadata(exe).unwrap());
-            found_without_layers(|findings| findings.identity(&status, &exe).unwrap())
+            found_without_layers(|findings| {
+                findings.program(&exe).unwrap();
+                findings.user(&status);
+            })
         };
         let (own, other) = ("/proc/self/exe", "/dev/null");
         assert_eq!(found("7\t7\t7\t7", "8\t8\t8\t8", own), [""; 0]);

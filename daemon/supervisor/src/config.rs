@@ -270,8 +270,12 @@ impl Config {
             String::from_utf8(bytes).map_err(|error| io::Error::new(io::ErrorKind::InvalidData, error))
         });
         let text = read.map_err(|error| ConfigError::Read { path: path.to_owned(), error })?;
-        let config: Self =
-            toml::from_str(&text).map_err(|error| ConfigError::Parse { path: path.to_owned(), error })?;
+        Self::parse(&text, path)
+    }
+
+    /// Reads the text of the file at `path`.
+    pub(crate) fn parse(text: &str, path: &Path) -> Result<Self, ConfigError> {
+        let config: Self = toml::from_str(text).map_err(|error| ConfigError::Parse { path: path.to_owned(), error })?;
         config.check(path)?;
         Ok(config)
     }

@@ -151,6 +151,16 @@ impl Daemon {
     ) -> Result<Self, SetupError> {
         let machine = machine::probe(&config)?;
         let workers = Workers::make(&config, &machine, program).await?;
+        Self::assemble(config, machine, workers, state_dir)
+    }
+
+    /// Reads what was kept, and puts the parts together.
+    pub(crate) fn assemble(
+        config: Config,
+        machine: Machine,
+        workers: Workers,
+        state_dir: &std::path::Path,
+    ) -> Result<Self, SetupError> {
         let Workers { blueprint, snapshot, layers } = workers;
         let Machine { posture, capacity, processes } = machine;
         let state = Folder::make(state_dir).map_err(|error| StoreError::Folder(state_dir.to_owned(), error))?;

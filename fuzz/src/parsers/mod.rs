@@ -1,22 +1,138 @@
-//! Fuzz what reads bytes of others.
+//! Fuzz what reads bytes of others: frames, requests, files, the kernel's text, data.
+//!
+//! A target makes its own case from bytes and judges it; the runner makes the bytes: from a seed,
+//! or from the target's corpus by changing what is there. Whatever has been found is minimised and
+//! written to the corpus, from which every later run begins, and which the smoke test repeats.
+//!
+//! | module | owns |
+//! |---|---|
+//! | [`targets`] | the targets and their oracles |
+//! | [`runner`] | the loop: seeds, panics, minimising |
+//! | [`corpus`] | the committed cases, and changes of them |
+//! | `draw` | choices from bytes |
 
+pub mod corpus;
+mod draw;
+pub mod runner;
+pub mod targets;
+
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, ensure};
 use clap::Args;
 
-/// How long and from which seed.
+use runner::Runner;
+use targets::{TARGETS, Target};
+
+/// What to fuzz, for how long and from which seed.
 #[derive(Debug, Args)]
 pub struct Options {
-    /// How long, in minutes.
+    /// Only this target.
+    #[arg(long, value_name = "NAME")]
+    pub target: Option<String>,
+    /// How long each target runs, in minutes.
     #[arg(long, default_value_t = 1.0)]
     pub minutes: f64,
     /// Where the random choices begin; one is drawn and printed if it is left out.
     #[arg(long)]
     pub seed: Option<u64>,
+    /// The first case of that seed.
+    #[arg(long, default_value_t = 0)]
+    pub from: u64,
+    /// Name the targets and exit.
+    #[arg(long)]
+    pub list: bool,
+    /// Run every target over its corpus and a bounded number of cases, and exit.
+    #[arg(long)]
+    pub smoke: bool,
+    /// Run one target on one file and exit.
+    #[arg(long, value_name = "FILE", requires = "target")]
+    pub input: Option<std::path::PathBuf>,
 }
+
+/// Where the smoke test begins, always.
+const SMOKE_SEED: u64 = 15;
 
 /// Runs until the time is over or something is found.
 ///
 /// # Errors
 /// What was found, or why nothing could be tried.
-pub fn run(_options: &Options) -> anyhow::Result<()> {
-    anyhow::bail!("not built yet")
+pub fn run(options: &Options) -> anyhow::Result<()> {
+    if options.list {
+        TARGETS.iter().for_each(|target| println!("{}", target.name));
+        return Ok(());
+    }
+    let chosen: Vec<_> =
+        TARGETS.iter().filter(|target| options.target.as_ref().is_none_or(|name| name == target.name)).collect();
+    ensure!(!chosen.is_empty(), "there is no such target; --list names them");
+    if let Some(path) = &options.input {
+        let input = std::fs::read(path).with_context(|| format!("reading {}", path.display()))?;
+        return chosen.into_iter().try_for_each(|target| {
+            runner::case(target, &input).map_err(|said| anyhow::anyhow!("{}: {said}", target.name))
+        });
+    }
+    runner::quietly(|| {
+        chosen.into_iter().try_for_each(|target| if options.smoke { smoke(target) } else { fuzz(target, options) })
+    })
+}
+
+/// A target over its corpus and its share of the smoke test.
+///
+/// # Errors
+/// What was found.
+pub fn smoke(target: &'static Target) -> anyhow::Result<()> {
+    let begun = Instant::now();
+    let mut runner = Runner::new(target, SMOKE_SEED, 0)?;
+    let repeated = runner.repeat()?;
+    for _ in 0..target.smoke {
+        runner.next()?;
+    }
+    println!("{:16} {repeated:3} repeated, {:5} new in {:.1?}", target.name, target.smoke, begun.elapsed());
+    Ok(())
+}
+
+fn fuzz(target: &'static Target, options: &Options) -> anyhow::Result<()> {
+    let seed = options.seed.unwrap_or_else(|| fastrand::u64(..));
+    println!("{}: --seed {seed} --from {}", target.name, options.from);
+    let mut runner = Runner::new(target, seed, options.from)?;
+    runner.repeat()?;
+    let until = Instant::now() + Duration::from_secs_f64(options.minutes * 60.0);
+    while Instant::now() < until {
+        runner.next()?;
+    }
+    println!("{}: {} cases; go on with --seed {seed} --from {}", target.name, runner.at - options.from, runner.at);
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+
+    use super::*;
+
+    /// As many cases as a debug build does in a few seconds; the harness profile does all.
+    const PART: u32 = 20;
+
+    #[test]
+    fn every_target_holds_on_its_corpus_and_on_new_cases() {
+        runner::quietly(|| {
+            for target in TARGETS {
+                let mut runner = Runner::new(target, SMOKE_SEED, 0).unwrap();
+                runner.repeat().unwrap_or_else(|finding| panic!("{finding}"));
+                for _ in 0..target.smoke.div_ceil(PART) {
+                    runner.next().unwrap_or_else(|finding| panic!("{finding}"));
+                }
+            }
+        });
+    }
+
+    #[test]
+    fn every_target_has_a_corpus_and_a_program_for_libfuzzer_and_no_other_has() {
+        let names: BTreeSet<_> = TARGETS.iter().map(|target| target.name.to_owned()).collect();
+        assert_eq!(names.len(), TARGETS.len());
+        assert_eq!(corpus::names(), names);
+        let manifest = include_str!("../../libfuzzer/Cargo.toml");
+        let programs = manifest.split("[[bin]]\nname = \"").skip(1).filter_map(|rest| rest.split('"').next());
+        assert_eq!(programs.map(str::to_owned).collect::<BTreeSet<_>>(), names);
+    }
 }

@@ -1,5 +1,6 @@
 //! `cargo xtask fuzz` and `cargo xtask chaos`: build the programs, and start `enisle-fuzz`.
 
+mod coverage;
 pub(crate) mod prove;
 
 use std::ffi::OsString;
@@ -13,6 +14,10 @@ use crate::{cargo, check, target, v8, vm};
 pub(crate) enum Fuzz {
     /// Fuzz the code that reads bytes of others; see `-- --help`.
     Parsers(Rest),
+    /// Run every target of `parsers` over its corpus and a bounded number of new cases.
+    Smoke,
+    /// Measure which lines of the parsers the smoke test reaches, and fail below 90 per cent.
+    Coverage,
     /// Fuzz the confinement of workers; see `-- --help`.
     Escape(Rest),
     /// Fuzz V8; see `-- --help`.
@@ -30,7 +35,9 @@ pub(crate) struct Rest {
 
 pub(crate) fn run(fuzz: Fuzz) -> Result<()> {
     match fuzz {
-        Fuzz::Parsers(rest) => start("parsers", &rest),
+        Fuzz::Parsers(rest) => parsers(&rest.arguments),
+        Fuzz::Smoke => parsers(&["--smoke".into()]),
+        Fuzz::Coverage => coverage::run(),
         Fuzz::Escape(rest) => start("escape", &rest),
         Fuzz::Engine(rest) => start("engine", &rest),
         Fuzz::Prove(options) => prove::run(&options),
@@ -39,6 +46,13 @@ pub(crate) fn run(fuzz: Fuzz) -> Result<()> {
 
 pub(crate) fn chaos(rest: &Rest) -> Result<()> {
     start("chaos", rest)
+}
+
+/// The parsers need no other program, so none is built.
+fn parsers(arguments: &[OsString]) -> Result<()> {
+    let profile = ["--quiet", "--profile", "harness"];
+    check(cargo(&v8::find()?).arg("build").args(profile).args(["-p", "enisle-fuzz", "--bin", "enisle-fuzz"]))?;
+    check(std::process::Command::new(target().join("harness/enisle-fuzz")).arg("parsers").args(arguments))
 }
 
 /// Starts the fuzzer with the programs that were just built.

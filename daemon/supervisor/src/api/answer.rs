@@ -70,7 +70,7 @@ pub(super) fn answer(report: Report, peer: Peer, daemon: &Daemon) -> Response {
 }
 
 /// An answer as JSON, in pieces of [`PIECE_BYTES`] to twice that; the last piece may be shorter.
-struct Pieces {
+pub(crate) struct Pieces {
     /// Written and not yet sent.
     written: Vec<u8>,
     next: Part,
@@ -97,7 +97,7 @@ enum Part {
 }
 
 impl Pieces {
-    fn new(Report { id, finished, level }: Report, operates: bool) -> Self {
+    pub(crate) fn new(Report { id, finished, level }: Report, operates: bool) -> Self {
         let ms = |us: u64| if operates { Millis::Exact(micros_as_ms(us)) } else { Millis::Whole(us / 1000) };
         let us = |us: u64| if operates { us } else { us / 1000 * 1000 };
         let held = finished.held.map(Arc::new);

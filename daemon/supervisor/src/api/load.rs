@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use axum::body::Body;
-use axum::extract::{Path, State};
+use axum::extract::State;
 use axum::response::Response;
 use enisle_cordon::{Seen, Signal};
 use enisle_wire::tenant::{Run, RunId};
@@ -11,7 +11,7 @@ use enisle_wire::tenant::{Run, RunId};
 use super::answer::answer;
 use super::body::{MAX_BODY_BYTES, RawBody, discard, read_body, work};
 use super::code::{Frames, code, name, requested_limits};
-use super::peer::Peer;
+use super::peer::{Peer, Segments};
 use super::problem::Problem;
 use crate::daemon::Daemon;
 use crate::homes::job::Job;
@@ -27,7 +27,7 @@ const NO_NETWORK: &str = "globalOutbound must be null: scripts have no network";
 pub(crate) async fn load(
     State(daemon): State<Arc<Daemon>>,
     peer: Peer,
-    Path(name): Path<String>,
+    Segments(name): Segments<String>,
     body: Body,
 ) -> Result<Response, Problem> {
     let (Admitted { tenant, in_flight }, body) = admit(body, &name, peer, &daemon).await?;
@@ -88,7 +88,7 @@ fn parse(RawBody { bytes, held }: RawBody, id: RunId, policy: &Policy, in_flight
 type Place = std::ops::Range<usize>;
 
 /// A run, and the ranges of its input, `env` and code frames.
-fn read(bytes: &[u8], id: RunId, policy: &Policy) -> Result<(Run, Vec<u8>, [Place; 3]), Problem> {
+pub(crate) fn read(bytes: &[u8], id: RunId, policy: &Policy) -> Result<(Run, Vec<u8>, [Place; 3]), Problem> {
     let [short, main, modules, env, entrypoint, method, args, props, limits, outbound] = fields(
         bytes,
         ["code", "mainModule", "modules", "env", "entrypoint", "method", "args", "props", "limits", "globalOutbound"],

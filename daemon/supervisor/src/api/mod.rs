@@ -17,14 +17,14 @@
 //! | `described` | tests: routes, requests and problems match `enisle-api` |
 
 mod about;
-mod answer;
+pub(crate) mod answer;
 mod body;
 mod code;
 mod cordon;
 #[cfg(test)]
 mod described;
 mod events;
-mod load;
+pub(crate) mod load;
 mod page;
 pub(crate) mod peer;
 mod pieces;

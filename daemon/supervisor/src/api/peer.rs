@@ -8,8 +8,9 @@
 use std::convert::Infallible;
 use std::sync::Arc;
 
-use axum::extract::{FromRef, FromRequestParts, RawPathParams};
+use axum::extract::{FromRef, FromRequestParts, Path, RawPathParams};
 use axum::http::request::Parts;
+use serde::de::DeserializeOwned;
 
 use super::problem::Problem;
 use crate::config::Peer as Rule;
@@ -48,6 +49,19 @@ pub(crate) struct ActingFor {
 
 /// The tenant of the path.
 pub(crate) struct Named(pub(crate) TenantName);
+
+/// All that the path names. A path that is not text is a problem like any other.
+pub(crate) struct Segments<T>(pub(crate) T);
+
+impl<S: Send + Sync, T: DeserializeOwned + Send> FromRequestParts<S> for Segments<T> {
+    type Rejection = Problem;
+
+    async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, Problem> {
+        let path = Path::from_request_parts(parts, state).await;
+        let Path(names) = path.map_err(|error| Problem::bad_request(error.body_text()))?;
+        Ok(Self(names))
+    }
+}
 
 impl<S: Sync> FromRequestParts<S> for Asking
 where
@@ -187,6 +201,19 @@ impl Peer {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[tokio::test]
+    async fn a_path_that_is_not_text_is_answered_with_a_problem() {
+        let route = axum::routing::get(async |Segments((_, _)): Segments<(String, String)>| "");
+        let router = axum::Router::<()>::new().route("/{tenant}/{id}", route);
+        for (path, status) in [("/a/%ff", 400), ("/%ff/a", 400), ("/a/%C3%A4", 200)] {
+            let request = axum::extract::Request::get(path).body(axum::body::Body::empty()).unwrap();
+            let answer = tower::ServiceExt::oneshot(router.clone(), request).await.unwrap();
+            assert_eq!(answer.status(), status, "{path}");
+            let is_problem = answer.headers()["content-type"] == "application/problem+json";
+            assert_eq!(is_problem, status == 400, "{path}");
+        }
+    }
 
     fn rules() -> Vec<Rule> {
         vec![Rule {

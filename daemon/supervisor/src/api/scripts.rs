@@ -7,7 +7,7 @@ use std::sync::atomic::Ordering;
 use axum::Json;
 use axum::body::Body;
 use axum::extract::rejection::QueryRejection;
-use axum::extract::{Path, Query, State};
+use axum::extract::{Query, State};
 use axum::http::StatusCode;
 use axum::response::Response;
 use enisle_api::types::script::Script as Shown;
@@ -20,7 +20,7 @@ use super::answer::answer;
 use super::body::{MAX_BODY_BYTES, RawBody, read_body, work};
 use super::code::{Frames, code, name, requested_limits};
 use super::load::{Admitted, admit, no_network};
-use super::peer::{ActingFor, Peer};
+use super::peer::{ActingFor, Peer, Segments};
 use super::problem::Problem;
 use crate::daemon::Daemon;
 use crate::homes::job::Job;
@@ -79,7 +79,7 @@ fn find(daemon: &Daemon, name: &TenantName, id: &str) -> Result<(Arc<Tenant>, Ar
 pub(crate) async fn put(
     State(daemon): State<Arc<Daemon>>,
     peer: Peer,
-    Path((name, id)): Path<(String, String)>,
+    Segments((name, id)): Segments<(String, String)>,
     wanted: Result<Query<RegisterQuery>, QueryRejection>,
     body: Body,
 ) -> Result<(StatusCode, Json<Shown>), Problem> {
@@ -134,7 +134,7 @@ fn new_script(
 pub(crate) async fn show_one(
     State(daemon): State<Arc<Daemon>>,
     ActingFor { tenant, .. }: ActingFor,
-    Path((_, id)): Path<(String, String)>,
+    Segments((_, id)): Segments<(String, String)>,
 ) -> Result<Json<Shown>, Problem> {
     let (_, script) = find(&daemon, &tenant, &id)?;
     Ok(Json(show(id, &script)))
@@ -143,7 +143,7 @@ pub(crate) async fn show_one(
 pub(crate) async fn forget(
     State(daemon): State<Arc<Daemon>>,
     ActingFor { tenant, .. }: ActingFor,
-    Path((_, id)): Path<(String, String)>,
+    Segments((_, id)): Segments<(String, String)>,
 ) -> Result<StatusCode, Problem> {
     let (tenant, _) = find(&daemon, &tenant, &id)?;
     if tenant.scripts().remove(&id).is_some() {
@@ -165,7 +165,7 @@ fn forget_isolates(daemon: &Daemon, tenant: &Tenant) {
 pub(crate) async fn run(
     State(daemon): State<Arc<Daemon>>,
     peer: Peer,
-    Path((name, id)): Path<(String, String)>,
+    Segments((name, id)): Segments<(String, String)>,
     body: Body,
 ) -> Result<Response, Problem> {
     let (Admitted { tenant, in_flight }, body) = admit(body, &name, peer, &daemon).await?;

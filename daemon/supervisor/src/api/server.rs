@@ -292,7 +292,14 @@ impl HangUp {
     }
 }
 
-async fn serve_connection(client: Client, last: Last, peer: Peer, router: Router, api: &Api, watcher: Watcher) {
+pub(crate) async fn serve_connection(
+    client: Client,
+    last: Last,
+    peer: Peer,
+    router: Router,
+    api: &Api,
+    watcher: Watcher,
+) {
     // `hang_up` is dropped after everything else of the connection, because it must hold the socket
     // last.
     let hang_up = match HangUp::of(last) {

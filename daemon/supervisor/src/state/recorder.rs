@@ -50,7 +50,7 @@ impl Recorder {
         Self::open_keeping(state, keep_mb << 20, parts, examine_apart)
     }
 
-    fn open_keeping(
+    pub(crate) fn open_keeping(
         state: &Folder,
         keep_bytes: u64,
         parts: Parts,

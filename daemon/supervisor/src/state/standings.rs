@@ -18,7 +18,7 @@ use std::process::Stdio;
 use std::time::{Duration, Instant};
 
 use enisle_cordon::Standing;
-use enisle_cordon::audit::Head;
+use enisle_cordon::audit::{Head, MOST_LINES};
 use redb::backends::FileBackend;
 use redb::{Database, ReadableDatabase, ReadableTable, TableDefinition};
 
@@ -201,10 +201,11 @@ fn read_database(folder: &Folder, kept: &mut Kept) -> Result<Database, redb::Err
     }
     let writing = database.begin_write()?;
     let mut unreadable = Vec::new();
-    kept.head = writing.open_table(HEAD)?.get(())?.map(|head| {
+    let head = writing.open_table(HEAD)?.get(())?.map(|head| {
         let (seq, hash) = head.value();
         Head { seq, hash: hash.to_owned() }
     });
+    kept.head = head.filter(|head| head.seq <= MOST_LINES);
     {
         let mut table = writing.open_table(STANDINGS)?;
         for row in table.iter()? {

@@ -43,7 +43,7 @@ pub(crate) fn faults_of(process: Pid) -> Option<Faults> {
 
 /// Parses the text of `/proc/PID/stat`, or of a thread's. A thread's name, in parentheses, may
 /// contain anything.
-fn faults(stat: &str) -> Option<u64> {
+pub(crate) fn faults(stat: &str) -> Option<u64> {
     stat.rsplit_once(')')?.1.split_whitespace().nth(7)?.parse().ok()
 }
 

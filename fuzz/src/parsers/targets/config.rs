@@ -1,0 +1,122 @@
+//! Configuration files.
+//!
+//! Attacked: the reader of `enisled.toml`, by the printed defaults with lines changed, left out and
+//! repeated, and by raw text. The keys are read from what the daemon prints, so a new one is fuzzed
+//! without being named. Oracle: what is accepted is printed, and what is printed is read back
+//! equal.
+
+use arbitrary::Unstructured;
+use enisle_supervisor::seams;
+
+use crate::parsers::draw::{Draw, damaged, ensure, same};
+
+const VALUES: [&str; 38] = [
+    "0",
+    "1",
+    "-1",
+    "16",
+    "100",
+    "1000",
+    "4294967295",
+    "4294967296",
+    "9223372036854775807",
+    "-9223372036854775808",
+    "9223372036854775808",
+    "0.5",
+    "-0.0",
+    "1e300",
+    "inf",
+    "-inf",
+    "nan",
+    "0x10",
+    "1_000",
+    "true",
+    "false",
+    "\"\"",
+    "\"auto\"",
+    "\"off\"",
+    "\"require\"",
+    "\"trusted\"",
+    "\"15.2\"",
+    "\"15..2\"",
+    "\"+1.2\"",
+    "\"/bin/x\"",
+    "[]",
+    "[\"acme-*\", \"a\"]",
+    "[1, [2]]",
+    "{}",
+    "{ points = 1, half_life_secs = 1, most = 2 }",
+    "1979-05-27T07:32:00Z",
+    "'''\nx'''",
+    "\"\\u0000\"",
+];
+
+/// Keys that have no default, so that they are not printed, each with its table.
+const OPTIONAL: [(&str, &str, &[&str]); 6] = [
+    ("[workers]", "program", &["\"/bin/x\"", "\"\"", "\"a\\u0000b\""]),
+    ("[cordon]", "v8_at_least", &["\"15.2.7\"", "\"1.2.3.4\"", "\"1.2.3.4.5\"", "\"01\"", "\"4294967296\""]),
+    ("[defaults]", "owner", &["\"o\\u0001\"", "\"\""]),
+    ("[defaults]", "allowEval", &["true"]),
+    ("[defaults.limits]", "cpuMs", &["5"]),
+    (
+        "[cordon.rules.signals]",
+        "busy",
+        &["{ points = 1, half_life_secs = 1, most = 2 }", "{ points = 3, half_life_secs = 0, most = 1 }"],
+    ),
+];
+
+const TABLES: [&str; 5] = [
+    "[[peers]]\nuid = 1000\n",
+    "[[peers]]\nuid = 7\ntenants = [\"acme-*\", \"*\"]\noperate = true\nshare_percent = 50\n",
+    "[[peers]]\nuid = 1900000001\n",
+    "[cordon.rules.signals.busy]\npoints = 5.5\nhalf_life_secs = 3\nmost = 1e3\n",
+    "[nothing]\n",
+];
+
+pub(in crate::parsers) fn config(u: &mut Unstructured<'_>) -> Result<(), String> {
+    let text = match u.below(3) {
+        0 => String::from_utf8_lossy(u.rest()).into_owned(),
+        1 => changed(u),
+        _ => {
+            let text = changed(u).into_bytes();
+            String::from_utf8_lossy(&damaged(text, u)).into_owned()
+        }
+    };
+    let Ok(accepted) = seams::config(&text) else { return Ok(()) };
+    let printed = accepted.print().map_err(|error| format!("accepted and cannot be printed: {error}\n{text}"))?;
+    let again = seams::config(&printed).map_err(|error| format!("printed and is refused: {error}\n{printed}"))?;
+    ensure(again == accepted, || format!("{text}\nis printed and read back as another configuration:\n{printed}"))?;
+    same("printed again", &again.print()?, &printed)
+}
+
+/// The defaults, as they are printed, with a few lines changed.
+fn changed(u: &mut Unstructured<'_>) -> String {
+    let printed = seams::config("").and_then(|defaults| defaults.print()).unwrap_or_default();
+    let mut lines: Vec<String> = printed.lines().map(str::to_owned).collect();
+    for _ in 0..u.below(4) {
+        let at = u.below(lines.len());
+        let key = lines[at].split_once(" = ").map(|(key, _)| key.to_owned());
+        match (u.below(5), key) {
+            (0, _) => drop(lines.remove(at)),
+            (1, _) => lines.insert(at, (*u.pick(&TABLES)).to_owned()),
+            (2, Some(key)) => lines.insert(at, format!("{key}x = 1")),
+            (3, Some(key)) => lines[at] = format!("{key} = {}", u.number()),
+            (_, Some(key)) => lines[at] = format!("{key} = {}", u.pick(&VALUES)),
+            (_, None) => {}
+        }
+    }
+    for _ in 0..u.below(3) {
+        let (table, key, values) = u.pick(&OPTIONAL);
+        let Some(at) = lines.iter().position(|line| line == table) else { continue };
+        lines.insert(at + 1, format!("{key} = {}", u.pick(values)));
+    }
+    // `peers = []` is printed before the first table, and would be there twice.
+    if u.flag() {
+        lines.retain(|line| !line.starts_with("peers ="));
+    }
+    // Tables of their own come last, so that they take no key from another table.
+    for _ in 0..u.below(3) {
+        lines.push((*u.pick(&TABLES)).to_owned());
+    }
+    lines.join("\n")
+}
