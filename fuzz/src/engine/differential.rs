@@ -134,6 +134,7 @@ impl Differential {
 
     /// What each engine is, and what it made of the program.
     fn described(&self, outcomes: &[(&'static str, Outcome)]) -> String {
+        let from = first_difference(outcomes);
         let line = |(name, outcome): &(&'static str, Outcome)| {
             let mode = ALWAYS.iter().chain(&IN_TURN).find(|mode| mode.name == *name);
             let of = match (mode, &self.node) {
@@ -145,10 +146,20 @@ impl Differential {
                 (None, None) => String::new(),
             };
             let text = format!("{outcome:?}");
-            format!("{name} ({of}): {}", &text[..text.floor_char_boundary(SHOWN_BYTES)])
+            let (first, last) = (from.min(text.len()), (from + SHOWN_BYTES).min(text.len()));
+            let shown = &text[text.floor_char_boundary(first)..text.floor_char_boundary(last)];
+            format!("{name} ({of}): {shown}")
         };
         outcomes.iter().map(line).collect::<Vec<_>>().join("\n")
     }
+}
+
+/// Where the first difference begins, or a little before.
+fn first_difference(outcomes: &[(&'static str, Outcome)]) -> usize {
+    let texts: Vec<_> = outcomes.iter().map(|(_, outcome)| format!("{outcome:?}")).collect();
+    let common = |other: &String| texts[0].bytes().zip(other.bytes()).take_while(|(one, other)| one == other).count();
+    let differ = texts.iter().filter(|other| **other != texts[0]).map(common).min();
+    differ.unwrap_or(0).saturating_sub(SHOWN_BYTES / 4)
 }
 
 /// Runs a program in all of them at the same time.
@@ -157,30 +168,4 @@ pub fn in_all(engines: &mut [&mut Engine], text: &str) -> io::Result<Vec<(&'stat
         engine.send(text)?;
     }
     Ok(engines.iter_mut().map(|engine| (engine.mode.name, engine.outcome())).collect())
-}
-
-#[cfg(test)]
-mod timing {
-    use super::*;
-
-    #[test]
-    #[ignore = "by hand"]
-    fn times() {
-        let worker = enisle_tests::programs().join("enisle-worker");
-        for mode in ALWAYS.into_iter().chain(IN_TURN) {
-            let mut engine = Engine::new(mode, &worker).unwrap();
-            engine.restart().unwrap();
-            let mut took = Vec::new();
-            for seed in 0..30 {
-                let text = Program::make(&mut Rng::with_seed(seed)).text();
-                let begun = std::time::Instant::now();
-                let outcome = engine.run(&text).unwrap();
-                took.push((begun.elapsed().as_millis(), format!("{outcome:?}").chars().take(30).collect::<String>()));
-            }
-            println!("{} {:?}", mode.name, took.iter().map(|t| t.0).collect::<Vec<_>>());
-            println!("{:?}", took.iter().map(|t| &t.1).take(5).collect::<Vec<_>>());
-        }
-        let text = Program::make(&mut Rng::with_seed(3)).text();
-        std::fs::write("/tmp/engine-program.js", text).unwrap();
-    }
 }

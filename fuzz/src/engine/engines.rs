@@ -74,7 +74,7 @@ pub enum Outcome {
 }
 
 /// Limits of a run: enough for any honest program here, in any mode.
-const LIMITS: Limits = Limits { cpu_ms: 400, wall_ms: 5_000, memory_mb: 64, ..Limits::DEFAULT };
+const LIMITS: Limits = Limits { cpu_ms: 200, wall_ms: 3_000, memory_mb: 64, ..Limits::DEFAULT };
 /// Longer than the limits allow. The rig has no supervisor that ends a process in a builtin that
 /// takes long.
 const PATIENCE: Duration = Duration::from_secs(4);

@@ -11,6 +11,8 @@ pub struct Host {
     /// The fuzzed tenant is another one after each death, so that none is moved away from its
     /// neighbour for long.
     number: u32,
+    /// Which tenant's policy was set, and to what.
+    allows_eval: Option<(u32, bool)>,
 }
 
 /// Tenants share processes, and no uid uses its budget of deaths up: the neighbour stays one.
@@ -28,14 +30,30 @@ pub struct Tried {
     pub wrong: Vec<String>,
 }
 
+impl Tried {
+    /// How the run ended, in the API's word; a request that was refused has a status.
+    pub fn outcome(&self) -> String {
+        self.answer["outcome"].as_str().map_or_else(|| self.answer["status"].to_string(), str::to_owned)
+    }
+}
+
 impl Host {
     /// Starts the daemon.
     pub fn start() -> Self {
-        Self { daemon: Daemon::start(CONFIG), number: 0 }
+        Self { daemon: Daemon::start(CONFIG), number: 0, allows_eval: None }
     }
 
     fn tenant(&self) -> String {
         format!("fuzzed-{}", self.number)
+    }
+
+    /// Sets whether the fuzzed tenant's policy allows code from strings.
+    pub fn allow_eval(&mut self, allow_eval: bool) {
+        if self.allows_eval != Some((self.number, allow_eval)) {
+            let policy = json!({ "allowEval": allow_eval }).to_string();
+            self.daemon.request("PUT", &format!("/v1/tenants/{}", self.tenant()), policy.as_bytes()).ok();
+            self.allows_eval = Some((self.number, allow_eval));
+        }
     }
 
     /// Runs what a request asks for, and examines everything around it.

@@ -20,6 +20,8 @@ mod modules;
 mod natives;
 mod program;
 mod report;
+#[cfg(test)]
+mod tests;
 mod tree;
 
 use std::path::PathBuf;
@@ -79,6 +81,16 @@ impl Part {
 /// # Errors
 /// What was found, or why nothing could be tried.
 pub fn run(options: &Options) -> anyhow::Result<()> {
+    let report = fuzz(options)?;
+    match report.findings.len() {
+        0 => Ok(()),
+        found => {
+            anyhow::bail!("{found} findings (seed {}), each with a file in {}", report.seed, options.findings.display())
+        }
+    }
+}
+
+fn fuzz(options: &Options) -> anyhow::Result<Report> {
     let seed = options.seed.unwrap_or_else(|| fastrand::u64(..));
     let end = Instant::now() + Duration::from_secs_f64(options.minutes * 60.0);
     let mut report = Report::new(seed, &options.findings);
@@ -106,8 +118,5 @@ pub fn run(options: &Options) -> anyhow::Result<()> {
         iteration += 1;
     }
     report.print(iteration);
-    match report.findings.len() {
-        0 => Ok(()),
-        found => anyhow::bail!("{found} findings (seed {seed}), each with a file in {}", options.findings.display()),
-    }
+    Ok(report)
 }

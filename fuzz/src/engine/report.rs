@@ -1,5 +1,6 @@
 //! What a run of the fuzzer has tried and found, and the files that keep its findings.
 
+use std::collections::BTreeMap;
 use std::fmt;
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -27,17 +28,19 @@ pub struct Tried {
     pub calls: u64,
     pub functions: u64,
     pub module_maps: u64,
+    /// How the runs of calls and of modules ended.
+    pub outcomes: BTreeMap<String, u64>,
 }
 
 impl fmt::Display for Tried {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { programs, agreed, threw, not_comparable, with_node, node_differs, calls, functions, module_maps } =
-            self;
+        let Self { programs, agreed, threw, not_comparable, with_node, node_differs, .. } = self;
+        let Self { calls, functions, module_maps, outcomes, .. } = self;
         write!(
             f,
             "{programs} programs ({agreed} agreed, of which {threw} threw; {not_comparable} not comparable; \
              {node_differs} of {with_node} differ in Node.js), {calls} calls of {functions} functions, \
-             {module_maps} maps of modules"
+             {module_maps} maps of modules {outcomes:?}"
         )
     }
 }

@@ -9,8 +9,11 @@ const bigText = uncurried(BigInt.prototype.toString), numberText = uncurried(Num
 const overMap = uncurried(Map.prototype.forEach), overSet = uncurried(Set.prototype.forEach), timeOf = uncurried(Date.prototype.getTime);
 const sizeOf = uncurried(getOwnPropertyDescriptor(ArrayBuffer.prototype, "byteLength").get);
 const lengthOf = uncurried(getOwnPropertyDescriptor(getPrototypeOf(Uint8Array.prototype), "length").get);
-let trace = "", doubt = "", inner = "", innerDepth = 0;
-const zzput = (text) => { if (trace.length < 30000) trace += text + "\n"; };
+let trace = "", repeated = "", times = 0, doubt = "", inner = "", innerDepth = 0;
+const zzput = (text) => {
+  if (text === repeated) times++;
+  else if (trace.length < 30000) trace += `${text}${times > 0 ? ` (the last one ${times} times more)` : ""}\n`, repeated = text, times = 0;
+};
 const zztry = (read, value, argument) => {
   try { return read(value, argument); } catch (e) { zzsuspect(e); return undefined; }
 };

@@ -1,0 +1,99 @@
+//! The oracles against engines that are wrong on purpose, and a bounded run of everything.
+
+use fastrand::Rng;
+
+use super::differential::in_all;
+use super::engines::{ALWAYS, Engine, Mode, Node, Outcome};
+use super::judge::{Verdict, judge};
+use super::minimise::minimise;
+use super::program::Program;
+use super::{Options, fuzz, tree};
+
+const PRODUCTION: Mode = ALWAYS[0];
+
+fn engine(name: &'static str, flags: &'static str) -> Engine {
+    let worker = enisle_tests::programs().join("enisle-worker");
+    Engine::new(Mode { name, flags, sealed: false }, &worker).expect("the worker starts")
+}
+
+/// The first program that these engines do not agree on, among the first thousand, made small.
+fn found(engines: &mut [&mut Engine], wanted: &Verdict) -> Option<Program> {
+    let mut shows = |program: &Program| {
+        let outcomes = in_all(engines, &program.text()).expect("the engines run");
+        judge(&outcomes) == *wanted
+    };
+    let program = (0..1000).map(|seed| Program::make(&mut Rng::with_seed(seed))).find(&mut shows)?;
+    Some(minimise(&program, 300, shows))
+}
+
+#[test]
+fn an_engine_with_a_builtin_that_differs_is_found_with_a_small_program() {
+    // Regular expressions whose groups share a name do not compile in it.
+    let mut wrong = engine("wrong", "--no-js-regexp-duplicate-named-groups");
+    let least = found(&mut [&mut engine("production", ""), &mut wrong], &Verdict::Differed).expect("it differs");
+    assert!(tree::size(&least.statements) <= 3, "{}", tree::text(&least.statements));
+    assert!(tree::text(&least.statements).contains("(?<h>a)|(?<h>b)"), "{}", tree::text(&least.statements));
+    let mut right = engine("right", "--no-scavenger-updates-allocation-limit");
+    let agreed = in_all(&mut [&mut engine("production", ""), &mut right], &least.text()).expect("both run");
+    assert_eq!(judge(&agreed), Verdict::Agreed);
+}
+
+#[test]
+fn an_engine_that_crashes_is_found_and_the_next_program_runs() {
+    // It ends its process where a program exhausts the stack.
+    let mut wrong = engine("wrong", "--correctness-fuzzer-suppressions");
+    let deep = Program::of("f0 = function (p) {\nreturn f0(p + 1) + 1;\n};\nout(f0(1));");
+    let outcomes = in_all(&mut [&mut engine("production", ""), &mut wrong], &deep.text()).expect("both run");
+    assert_eq!((&outcomes[0].1, judge(&outcomes)), (&Outcome::InDoubt, Verdict::Died), "{outcomes:?}");
+    let next = wrong.run(&Program::of("out(1);").text()).expect("it runs");
+    assert!(matches!(&next, Outcome::Computed(text) if text.contains("1\\n0\\n-0\\n1.5")), "{next:?}");
+}
+
+#[test]
+fn a_run_over_its_limits_is_not_taken_for_a_crash() {
+    let mut production = engine("production", "");
+    for (program, limit) in [("for (;;) {\nn0++;\n}", "exceededCpu"), ("for (;;) {\na0.push([a0.length]);\n}", "exceeded")] {
+        let outcome = production.run(&Program::of(program).text()).expect("it runs");
+        assert!(matches!(&outcome, Outcome::Limited(which) if which.starts_with(limit)), "{outcome:?}");
+    }
+}
+
+#[test]
+fn a_mode_that_compiles_early_has_compiled_what_production_still_interprets() {
+    // Bits 4 to 6 of the status: optimised, by Maglev, by Turbofan (V8's runtime.h).
+    let program = "() => { const f = (p) => p * 2; let n = 0; for (let k = 0; k < 90; k++) n += f(k); return %GetOptimizationStatus(f) & 0x70; }";
+    for (flags, is_compiled) in [("--allow-natives-syntax", false), ("--allow-natives-syntax --jit-fuzzing", true)] {
+        let outcome = engine("early", flags).run(program).expect("it runs");
+        let Outcome::Computed(status) = &outcome else { panic!("{outcome:?}") };
+        assert_eq!(status != "0", is_compiled, "{flags}: {status}");
+    }
+    assert!(ALWAYS[2].flags.contains("--jit-fuzzing"));
+}
+
+#[test]
+fn node_computes_the_same_where_it_is_installed() {
+    let both = Node::both();
+    if !enisle_tests::has("node", both.is_some()) {
+        return;
+    }
+    let (mut nodes, _) = both.expect("it is installed");
+    let mut production = engine(PRODUCTION.name, PRODUCTION.flags);
+    for program in ["out(1 / 3);\nout(\"\\ud800\");", "throw 1;", "syntax error"] {
+        let text = Program::of(program).text();
+        let ours = production.run(&text).expect("it runs");
+        for node in &mut nodes {
+            assert_eq!(node.run(&text).expect("it runs"), ours, "{}: {program}", node.name);
+        }
+    }
+}
+
+#[test]
+fn ten_seconds_of_everything_find_nothing() {
+    let findings = tempfile::tempdir().expect("a folder");
+    let options =
+        Options { minutes: 1.0 / 6.0, seed: Some(15), from: 0, count: None, only: None, findings: findings.path().to_owned() };
+    let report = fuzz(&options).expect("the engines start");
+    assert!(report.findings.is_empty(), "{:?}", report.findings);
+    let tried = &report.tried;
+    assert!(tried.agreed * 10 > tried.programs * 8 && tried.agreed > 0, "{tried}");
+}
