@@ -18,8 +18,8 @@ use enisle_wire::control::{Admit, FromWorker, Role, Slot, Start, ToWorker};
 use enisle_wire::limits::Limits;
 use enisle_wire::tenant::{Code, Done, Env, FromTenant, Input, Run, RunId, ToTenant};
 use enisle_wire::{
-    FrameError, MAX_FROM_TENANT_BYTES, MAX_FROM_WORKER_BYTES, MAX_TO_TENANT_BYTES, MAX_TO_WORKER_BYTES, encode, read_frame,
-    write_frame,
+    FrameError, MAX_FROM_TENANT_BYTES, MAX_FROM_WORKER_BYTES, MAX_TO_TENANT_BYTES, MAX_TO_WORKER_BYTES, encode,
+    read_frame, write_frame,
 };
 use nix::sys::wait::WaitStatus;
 use serde_json::{Value, json};
@@ -143,7 +143,16 @@ impl Workshop {
         let descriptors: Vec<_> = std::iter::once(faults.descriptor()).chain(snapshot.map(AsFd::as_fd)).collect();
         let sent = fds::send_with(control.as_fd(), &bytes, &descriptors)?;
         control.write_all(&bytes[sent..])?;
-        Ok(Rig { started: Some(started), control, zone, tags: None, v8: String::new(), faults, tenants: Vec::new(), admitted: 0 })
+        Ok(Rig {
+            started: Some(started),
+            control,
+            zone,
+            tags: None,
+            v8: String::new(),
+            faults,
+            tenants: Vec::new(),
+            admitted: 0,
+        })
     }
 }
 

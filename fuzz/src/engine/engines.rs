@@ -1,9 +1,9 @@
 //! The engines that a program runs in: workers of this build, each with V8 in another mode, and
 //! Node.js.
 //!
-//! An altered copy of the worker (`enisle_tests::altered`) has flags of V8's own for fuzzing in
-//! place of [`UNTIMED_FLAGS`], which only decide when garbage is collected. `--fuzzing` is not among
-//! them: it makes mistakes in uses of natives syntax harmless, which no program here has.
+//! An altered copy of the worker (`enisle_tests::altered`) has V8's own flags for fuzzing in place
+//! of [`UNTIMED_FLAGS`], which only decide when garbage is collected. `--fuzzing` is not among them:
+//! it makes wrong uses of natives syntax harmless, and no program here has any.
 
 use std::io::{self, BufRead, BufReader, Write};
 use std::path::Path;
@@ -33,7 +33,8 @@ pub struct Mode {
     pub sealed: bool,
 }
 
-/// Modes that compile early do not compile what makes the trace: programs would cost ten times more.
+/// Modes that compile early do not compile what makes the trace: programs would cost ten times
+/// more.
 const SPARED: &str = " --turbo-filter=-zz* --maglev-filter=-zz*";
 
 const fn mode(name: &'static str, flags: &'static str) -> Mode {
@@ -178,15 +179,6 @@ impl Engine {
         }
         of_end(&rig.end())
     }
-
-    /// A program from beginning to end.
-    ///
-    /// # Errors
-    /// As [`Self::send`].
-    pub fn run(&mut self, program: &str) -> io::Result<Outcome> {
-        self.send(program)?;
-        Ok(self.outcome())
-    }
 }
 
 impl Drop for Engine {
@@ -274,9 +266,10 @@ impl Node {
             let died = child.try_wait()?;
             child.kill()?;
             child.wait()?;
-            return Ok(died.map_or(Outcome::Limited("no answer in time".to_owned()), |status| {
-                Outcome::Died(status.to_string())
-            }));
+            return Ok(died.map_or_else(
+                || Outcome::Limited("no answer in time".to_owned()),
+                |status| Outcome::Died(status.to_string()),
+            ));
         };
         self.process = Some((child, input, lines));
         Ok(match (answer["result"].as_str(), answer["threw"].as_str()) {

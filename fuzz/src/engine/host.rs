@@ -1,5 +1,5 @@
-//! A daemon in which a fuzzed tenant lives beside a neighbour, and what must hold after every run of
-//! it.
+//! A daemon in which a fuzzed tenant lives beside a neighbour, and what must hold after each of its
+//! runs.
 
 use enisle_tests::Daemon;
 use serde_json::{Value, json};
@@ -13,15 +13,15 @@ pub struct Host {
     number: u32,
     /// Which tenant's policy was set, and to what.
     allows_eval: Option<(u32, bool)>,
+    props: Value,
 }
 
 /// Tenants share processes, and no uid uses its budget of deaths up: the neighbour stays one.
-const CONFIG: &str = "[workers]\nshare_without_keys = true\n[defaults.limits]\ncpu_ms = 300\nwall_ms = 3000\nmemory_mb = 64\n\
-                      [cordon.rules.deaths]\nbudget = 0\n";
+pub(super) const CONFIG: &str = "[defaults.limits]\ncpu_ms = 300\nwall_ms = 3000\nmemory_mb = 64\n\
+                                 [cordon.rules.deaths]\nbudget = 0\n[workers]\nshare_without_keys = true\n";
 
 /// Ends of a run that the documents promise, for a script that a limit may end.
-const DOCUMENTED: [&str; 6] =
-    ["ok", "exception", "exceededCpu", "exceededWall", "exceededMemory", "exceededOutput"];
+const DOCUMENTED: [&str; 6] = ["ok", "exception", "exceededCpu", "exceededWall", "exceededMemory", "exceededOutput"];
 
 /// The answer to a run, and what was not right about it.
 #[derive(Debug)]
@@ -40,7 +40,12 @@ impl Tried {
 impl Host {
     /// Starts the daemon.
     pub fn start() -> Self {
-        Self { daemon: Daemon::start(CONFIG), number: 0, allows_eval: None }
+        Self::start_with(CONFIG, json!({}))
+    }
+
+    /// Starts a daemon with another configuration, whose runs get these `props`.
+    pub(super) fn start_with(config: &str, props: Value) -> Self {
+        Self { daemon: Daemon::start(config), number: 0, allows_eval: None, props }
     }
 
     fn tenant(&self) -> String {
@@ -59,8 +64,10 @@ impl Host {
     /// Runs what a request asks for, and examines everything around it.
     pub fn run(&mut self, request: &Value) -> Tried {
         let tenant = self.tenant();
+        let mut request = request.clone();
+        request["props"] = self.props.clone();
         let before = self.daemon.home_of(&tenant);
-        let answer = self.daemon.load(&tenant, request);
+        let answer = self.daemon.load(&tenant, &request);
         if answer.status != 200 {
             // A request that is refused as such is a matter of the supervisor's, and says why.
             let problem = answer.head.to_ascii_lowercase().contains("application/problem+json");
@@ -81,8 +88,10 @@ impl Host {
             wrong.push(format!("its process died, and the outcome is {outcome}: {}", self.last_deaths()));
         }
         for (who, name) in [("the tenant's", &tenant), ("the neighbour's", &"neighbour".to_owned())] {
-            let next = self.daemon.load(name, &json!({ "code": "(n) => [...new Set([n, n])].map((k) => k * 6)", "args": [7] }));
-            let next = (next.status == 200).then(|| next.json()).unwrap_or_default();
+            let next = self
+                .daemon
+                .load(name, &json!({ "code": "(n) => [...new Set([n, n])].map((k) => k * 6)", "args": [7] }));
+            let next = if next.status == 200 { next.json() } else { Value::Null };
             if next["result"] != json!([42]) {
                 wrong.push(format!("{who} next run: {next}"));
             }
@@ -98,7 +107,8 @@ impl Host {
 
     /// The last events about processes that ended.
     fn last_deaths(&self) -> String {
-        let is_death = |event: &Value| event["event"].as_str().is_some_and(|kind| kind.contains("ied") || kind == "crashed");
+        let is_death =
+            |event: &Value| event["event"].as_str().is_some_and(|kind| kind.contains("ied") || kind == "crashed");
         let deaths: Vec<_> = self.daemon.events().into_iter().filter(is_death).map(|event| event.to_string()).collect();
         deaths.iter().rev().take(2).cloned().collect::<Vec<_>>().join(", ")
     }

@@ -69,7 +69,8 @@ mod tests {
 
     #[test]
     fn what_shows_the_finding_stays_and_the_rest_goes() {
-        let text = "out(1);\nif (x0) {\nout(2);\nfor (;;) {\nbad();\nout(3);\n}\n} else {\nout(4);\n}\nout(5);\nworse();";
+        let text =
+            "out(1);\nif (x0) {\nout(2);\nfor (;;) {\nbad();\nout(3);\n}\n} else {\nout(4);\n}\nout(5);\nworse();";
         let shows = |program: &Program| {
             let text = tree::text(&program.statements);
             text.contains("bad()") && text.contains("worse()")

@@ -3,9 +3,13 @@
 //!
 //! | part | what is tried | oracle |
 //! |---|---|---|
-//! | [`differential`] | programs of [`grammar`] and of the corpus, mutated and crossed | every mode of V8 computes the same ([`judge`]); no process dies without a limit that explains it |
-//! | [`natives`] | every function that the global object leads to, with generated arguments | only errors are thrown; the run ends with a documented outcome; the tenant's next run and a neighbour's are right |
-//! | [`modules`] | maps of modules that import each other by generated names | the same |
+//! | [`differential`] | programs of [`grammar`], and of a corpus, mutated | all modes agree |
+//! | [`natives`] | every function that the global object leads to | [`host`], and only errors |
+//! | [`modules`] | modules that import each other by generated names | [`host`] |
+//!
+//! Modes of V8 agree if they compute the same ([`judge`]), and no process dies without a limit that
+//! explains it. [`host`] is a daemon: the run must end with a documented outcome, and the tenant's
+//! next run and a neighbour's must be right. Exceptions must be errors.
 //!
 //! Each iteration is decided by the seed and its number alone, so `--from` resumes, and `--count 1`
 //! has one again.

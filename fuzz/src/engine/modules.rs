@@ -1,5 +1,5 @@
-//! Maps of modules that import each other by generated names: exact ones and near misses, in cycles,
-//! of wrong kinds and attributes, with bodies that do not compile or throw.
+//! Maps of modules that import each other by generated names: exact ones and near misses, in
+//! cycles, of wrong kinds and attributes, with bodies that do not compile or throw.
 //!
 //! Judged from outside ([`super::host`]): a module may fail to compile, to link or to run, and the
 //! run then ends as `exception`, or is refused with a sentence.
@@ -26,8 +26,26 @@ pub fn try_one(host: &mut Host, iteration: u64, rng: &mut Rng, report: &mut Repo
 
 /// Parts of names: what a path, a scheme or a tenant's mistake has in it.
 const PARTS: [&str; 20] = [
-    "a", "b", "main", "./", "/", "../", ".js", ".mjs", ".json", ".txt", ".wasm", "?x", "#y", "%00", "\u{e9}",
-    "\u{1f600}", "cloudflare:workers", "enisle:runtime", "node:fs", "__proto__",
+    "a",
+    "b",
+    "main",
+    "./",
+    "/",
+    "../",
+    ".js",
+    ".mjs",
+    ".json",
+    ".txt",
+    ".wasm",
+    "?x",
+    "#y",
+    "%00",
+    "\u{e9}",
+    "\u{1f600}",
+    "cloudflare:workers",
+    "enisle:runtime",
+    "node:fs",
+    "__proto__",
 ];
 
 fn name(rng: &mut Rng) -> String {
@@ -48,7 +66,8 @@ fn request(rng: &mut Rng) -> Value {
     let main = if rng.u8(..10) == 0 { name(rng) } else { names[0].clone() };
     // Most main modules can run, or nothing behind them would be tried.
     if rng.u8(..10) > 0 {
-        let source = format!("{}\nexport default async () => {{\n{}\nreturn 1;\n}}", source(&names, rng), dynamic(&names, rng));
+        let source =
+            format!("{}\nexport default async () => {{\n{}\nreturn 1;\n}}", source(&names, rng), dynamic(&names, rng));
         modules.insert(main.clone(), json!({ "js": source }));
     }
     let mut request = json!({ "mainModule": main, "modules": modules });
@@ -85,7 +104,24 @@ fn quoted(text: &str) -> String {
 }
 
 fn attributes(rng: &mut Rng) -> &'static str {
-    let choices = ["", "", "", "", "", "", "", "", "", "", "", "", " with { type: \"json\" }", " with { type: \"text\" }", " with { type: \"json\", a: \"b\" }", " with {}"];
+    let choices = [
+        "",
+        "",
+        "",
+        "",
+        "",
+        "",
+        "",
+        "",
+        "",
+        "",
+        "",
+        "",
+        " with { type: \"json\" }",
+        " with { type: \"text\" }",
+        " with { type: \"json\", a: \"b\" }",
+        " with {}",
+    ];
     choices[rng.usize(..choices.len())]
 }
 
@@ -132,7 +168,8 @@ fn dynamic(names: &[String], rng: &mut Rng) -> String {
             1 => format!("{{ toString() {{ return {} }} }}", quoted(&specifier(names, rng))),
             _ => quoted(&specifier(names, rng)),
         };
-        let with = ["", "", ", { with: { type: \"json\" } }", ", 1", ", { with: { get type() { throw 1 } } }"][rng.usize(..5)];
+        let with =
+            ["", "", ", { with: { type: \"json\" } }", ", 1", ", { with: { get type() { throw 1 } } }"][rng.usize(..5)];
         lines.push(match rng.u8(..3) {
             0 => format!("import({of}{with});"),
             1 => format!("const it = await import({of}{with}).catch((e) => e); Object.keys(it ?? 0); it?.a;"),

@@ -11,7 +11,7 @@ use serde_json::{Value, json};
 use super::host::{Host, Tried};
 use super::report::Report;
 
-const SCRIPT: &str = include_str!("js/natives.js");
+pub(super) const SCRIPT: &str = include_str!("js/natives.js");
 /// Calls of one run.
 const BATCH: u64 = 200;
 
@@ -28,7 +28,8 @@ pub fn try_one(host: &mut Host, iteration: u64, rng: &mut Rng, report: &mut Repo
     if wrong.is_empty() {
         return;
     }
-    let (first, last) = shortest(BATCH, |first, last| !self::wrong(&calls(host, allow_eval, seed, first, last)).is_empty());
+    let (first, last) =
+        shortest(BATCH, |first, last| !self::wrong(&calls(host, allow_eval, seed, first, last)).is_empty());
     let again = calls(host, allow_eval, seed, first, last);
     let seen = format!(
         "natives: {}\ncalls {first} to {last}, alone: {:?}\nallowEval {allow_eval}\n{}",

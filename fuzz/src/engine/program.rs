@@ -81,7 +81,7 @@ impl Program {
         other[rng.usize(..other.len())].clone()
     }
 
-    /// The program as the function that a run calls. Every statement is tried: one that throws does
+    /// The program as the function that a run calls. Each statement is tried: one that throws does
     /// not end the program.
     pub fn text(&self) -> String {
         let statements: String = self
@@ -91,11 +91,7 @@ impl Program {
             .collect();
         let mode = if self.sloppy { "" } else { "\"use strict\";\n" };
         let whole = format!("async () => {{\n{mode}{PRELUDE}{statements}{EPILOGUE}}}");
-        if self.sloppy {
-            format!("() => (0, eval)({})()", serde_json::Value::String(whole))
-        } else {
-            whole
-        }
+        if self.sloppy { format!("() => (0, eval)({})()", serde_json::Value::String(whole)) } else { whole }
     }
 }
 
@@ -165,7 +161,8 @@ fn tokens(line: &str) -> Vec<(Token, std::ops::Range<usize>)> {
                 at += bytes[at..].iter().take_while(|byte| is_word(byte)).count();
                 let word = &line[start..at];
                 let digits = word.bytes().take_while(u8::is_ascii_digit).count();
-                let pool = word.len() == 2 && word.as_bytes()[0].is_ascii_lowercase() && word.as_bytes()[1].is_ascii_digit();
+                let pool =
+                    word.len() == 2 && word.as_bytes()[0].is_ascii_lowercase() && word.as_bytes()[1].is_ascii_digit();
                 if digits == word.len() || (digits + 1 == word.len() && word.ends_with('n')) {
                     found.push((Token::Number, start..start + digits));
                 } else if pool {

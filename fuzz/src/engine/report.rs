@@ -81,9 +81,10 @@ impl Report {
     /// Keeps something in a file: what was seen, as a comment, and the script that shows it.
     pub fn keep(&self, what: &str, iteration: u64, seen: &str, script: &str) -> PathBuf {
         let file = self.folder.join(format!("{what}-{}-{iteration}.js", self.seed));
-        let comment: String = seen.lines().map(|line| format!("// {line}\n")).collect();
-        let again = format!("// Again: cargo xtask fuzz engine --seed {} --from {iteration} --count 1\n", self.seed);
-        let written = fs::create_dir_all(&self.folder).and_then(|()| fs::write(&file, comment + &again + script));
+        let again = format!("cargo xtask fuzz engine --seed {} --from {iteration} --count 1", self.seed);
+        let comment = format!("{}\nAgain: {again}", seen.replace("*/", "* /"));
+        let written =
+            fs::create_dir_all(&self.folder).and_then(|()| fs::write(&file, format!("/*\n{comment}\n*/\n{script}\n")));
         if let Err(error) = written {
             println!("{} cannot be written: {error}", file.display());
         }

@@ -1,19 +1,27 @@
 //! The oracles against engines that are wrong on purpose, and a bounded run of everything.
 
 use fastrand::Rng;
+use serde_json::json;
 
 use super::differential::in_all;
 use super::engines::{ALWAYS, Engine, Mode, Node, Outcome};
+use super::host::Host;
 use super::judge::{Verdict, judge};
 use super::minimise::minimise;
 use super::program::Program;
-use super::{Options, fuzz, tree};
+use super::report::Report;
+use super::{Options, fuzz, host, natives, tree};
 
 const PRODUCTION: Mode = ALWAYS[0];
 
 fn engine(name: &'static str, flags: &'static str) -> Engine {
     let worker = enisle_tests::programs().join("enisle-worker");
     Engine::new(Mode { name, flags, sealed: false }, &worker).expect("the worker starts")
+}
+
+/// What comes of one program in one engine.
+fn outcome(engine: &mut Engine, text: &str) -> Outcome {
+    in_all(&mut [engine], text).expect("it runs").remove(0).1
 }
 
 /// The first program that these engines do not agree on, among the first thousand, made small.
@@ -45,15 +53,17 @@ fn an_engine_that_crashes_is_found_and_the_next_program_runs() {
     let deep = Program::of("f0 = function (p) {\nreturn f0(p + 1) + 1;\n};\nout(f0(1));");
     let outcomes = in_all(&mut [&mut engine("production", ""), &mut wrong], &deep.text()).expect("both run");
     assert_eq!((&outcomes[0].1, judge(&outcomes)), (&Outcome::InDoubt, Verdict::Died), "{outcomes:?}");
-    let next = wrong.run(&Program::of("out(1);").text()).expect("it runs");
+    let next = outcome(&mut wrong, &Program::of("out(1);").text());
     assert!(matches!(&next, Outcome::Computed(text) if text.contains("1\\n0\\n-0\\n1.5")), "{next:?}");
 }
 
 #[test]
 fn a_run_over_its_limits_is_not_taken_for_a_crash() {
     let mut production = engine("production", "");
-    for (program, limit) in [("for (;;) {\nn0++;\n}", "exceededCpu"), ("for (;;) {\na0.push([a0.length]);\n}", "exceeded")] {
-        let outcome = production.run(&Program::of(program).text()).expect("it runs");
+    for (program, limit) in
+        [("for (;;) {\nn0++;\n}", "exceededCpu"), ("for (;;) {\na0.push([a0.length]);\n}", "exceeded")]
+    {
+        let outcome = outcome(&mut production, &Program::of(program).text());
         assert!(matches!(&outcome, Outcome::Limited(which) if which.starts_with(limit)), "{outcome:?}");
     }
 }
@@ -63,11 +73,39 @@ fn a_mode_that_compiles_early_has_compiled_what_production_still_interprets() {
     // Bits 4 to 6 of the status: optimised, by Maglev, by Turbofan (V8's runtime.h).
     let program = "() => { const f = (p) => p * 2; let n = 0; for (let k = 0; k < 90; k++) n += f(k); return %GetOptimizationStatus(f) & 0x70; }";
     for (flags, is_compiled) in [("--allow-natives-syntax", false), ("--allow-natives-syntax --jit-fuzzing", true)] {
-        let outcome = engine("early", flags).run(program).expect("it runs");
+        let outcome = outcome(&mut engine("early", flags), program);
         let Outcome::Computed(status) = &outcome else { panic!("{outcome:?}") };
         assert_eq!(status != "0", is_compiled, "{flags}: {status}");
     }
     assert!(ALWAYS[2].flags.contains("--jit-fuzzing"));
+}
+
+#[test]
+fn a_function_that_no_list_names_is_called_and_what_it_throws_is_reported() {
+    let mut production = engine(PRODUCTION.name, PRODUCTION.flags);
+    let said = |seed: u32, production: &mut Engine| {
+        let added = "globalThis.added = function () { throw Object.create(null) };";
+        let script = format!("async () => {{ {added} return (await ({})({seed}, 0, 100)).wrong }}", natives::SCRIPT);
+        outcome(production, &script)
+    };
+    let expected = Outcome::Computed("[\"globalThis.added threw object\"]".to_owned());
+    assert!((0..100).any(|seed| said(seed, &mut production) == expected));
+}
+
+#[test]
+fn natives_that_attack_are_found_by_how_their_runs_end() {
+    let worker = enisle_tests::attack_worker();
+    let config = format!("{}program = {worker:?}\n", host::CONFIG);
+    let mut host = Host::start_with(&config, json!({ "attack": true }));
+    let findings = tempfile::tempdir().expect("a folder");
+    let mut report = Report::new(1, findings.path());
+    let iterations = (0..200).take_while(|iteration| {
+        natives::try_one(&mut host, *iteration, &mut Rng::with_seed(*iteration), &mut report);
+        report.findings.is_empty()
+    });
+    assert!(iterations.count() < 200, "{}", report.tried);
+    let said = &report.findings[0].said;
+    assert!(["violation", "workerLost", "died"].iter().any(|word| said.contains(word)), "{said}");
 }
 
 #[test]
@@ -80,7 +118,7 @@ fn node_computes_the_same_where_it_is_installed() {
     let mut production = engine(PRODUCTION.name, PRODUCTION.flags);
     for program in ["out(1 / 3);\nout(\"\\ud800\");", "throw 1;", "syntax error"] {
         let text = Program::of(program).text();
-        let ours = production.run(&text).expect("it runs");
+        let ours = outcome(&mut production, &text);
         for node in &mut nodes {
             assert_eq!(node.run(&text).expect("it runs"), ours, "{}: {program}", node.name);
         }
@@ -90,8 +128,14 @@ fn node_computes_the_same_where_it_is_installed() {
 #[test]
 fn ten_seconds_of_everything_find_nothing() {
     let findings = tempfile::tempdir().expect("a folder");
-    let options =
-        Options { minutes: 1.0 / 6.0, seed: Some(15), from: 0, count: None, only: None, findings: findings.path().to_owned() };
+    let options = Options {
+        minutes: 1.0 / 6.0,
+        seed: Some(15),
+        from: 0,
+        count: None,
+        only: None,
+        findings: findings.path().to_owned(),
+    };
     let report = fuzz(&options).expect("the engines start");
     assert!(report.findings.is_empty(), "{:?}", report.findings);
     let tried = &report.tried;

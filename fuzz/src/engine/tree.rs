@@ -1,8 +1,8 @@
 //! A program as a tree of lines: what mutation and minimisation work on, without a parser of
 //! JavaScript.
 //!
-//! A line that ends with `{` opens a block, a line that begins with `}` closes it, and one that does
-//! both (`} else {`) begins its next part. The generator and the corpus write programs that way.
+//! A line that ends with `{` opens a block, a line that begins with `}` closes it, and one that
+//! does both (`} else {`) begins its next part. Generator and corpus write programs that way.
 
 /// A statement of a program.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -143,8 +143,9 @@ mod tests {
     #[test]
     fn statements_are_counted_and_replaced_at_all_depths() {
         let nodes = parse(PROGRAM);
-        let firsts: Vec<_> =
-            (0..8).map(|number| get(&nodes, number).map(|node| node.text().lines().next().unwrap_or("").to_owned())).collect();
+        let firsts: Vec<_> = (0..8)
+            .map(|number| get(&nodes, number).map(|node| node.text().lines().next().unwrap_or("").to_owned()))
+            .collect();
         let expected = ["x0 = 1;", "if (x0) {", "out(1);", "for (;;) {", "break;", "out(2);", "out(3);"];
         assert_eq!(firsts, expected.map(|line| Some(line.to_owned())).into_iter().chain([None]).collect::<Vec<_>>());
         for (number, line) in expected.iter().enumerate() {
