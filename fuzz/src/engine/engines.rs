@@ -2,8 +2,8 @@
 //! Node.js.
 //!
 //! An altered copy of the worker (`enisle_tests::altered`) has V8's own flags for fuzzing in place
-//! of [`UNTIMED_FLAGS`], which only decide when garbage is collected. `--fuzzing` is not among them:
-//! it makes wrong uses of natives syntax harmless, and no program here has any.
+//! of [`UNTIMED_FLAGS`], which only decide when garbage is collected. `--fuzzing` is not among
+//! them: it makes wrong uses of natives syntax harmless, and no program here has any.
 
 use std::io::{self, BufRead, BufReader, Write};
 use std::path::Path;

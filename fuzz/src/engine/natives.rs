@@ -13,7 +13,7 @@ use super::report::Report;
 
 pub(super) const SCRIPT: &str = include_str!("js/natives.js");
 /// Calls of one run.
-const BATCH: u64 = 200;
+const BATCH: u64 = 500;
 
 /// A batch of calls in one run.
 pub fn try_one(host: &mut Host, iteration: u64, rng: &mut Rng, report: &mut Report) {

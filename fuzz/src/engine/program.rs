@@ -81,8 +81,7 @@ impl Program {
         other[rng.usize(..other.len())].clone()
     }
 
-    /// The program as the function that a run calls. Each statement is tried: one that throws does
-    /// not end the program.
+    /// The program as the function that a run calls. A statement that throws does not end it.
     pub fn text(&self) -> String {
         let statements: String = self
             .statements

@@ -43,7 +43,7 @@ async (seed, first, last) => {
   const among = (list) => list[below(list.length)];
 
   // What was passed in, and may come back as an exception.
-  let given = [], calls = 0;
+  let given = [undefined], calls = 0;
   const keep = (value) => (given[given.length] = value);
   const numbers = [0, -0, 1, -1, 2, 3, 7, 16, 100, 255, 65536, 0.5, -1.5, 1e21, NaN, Infinity, -Infinity, 2 ** 31, 2 ** 32, -(2 ** 31), 2 ** 31 - 1, 2 ** 53 - 1, 2 ** 53, 5e-324, 8640000000000001];
   const texts = ["", "a", "abc", "length", "0", "-1", "constructor", "__proto__", "then", "en", "de-u-co-phonebk", "en-US-u-nu-thai", "utf-8", "UTC", "Europe/Berlin", "year", "currency", "EUR", "default", "\ud800", "\u{1f600}x\u0301", "a".repeat(2000), "[1,{\"a\":2}]", "(a)|b*", "gimsuyd", "%s %d %j", "2020-01-01T00:00:00Z", "AAECAw==", "P1Y", "+01:00", "latn", "{}", "9".repeat(50)];
@@ -90,21 +90,27 @@ async (seed, first, last) => {
     () => new Intl.DurationFormat("en"), () => new Intl.ListFormat("en"), () => new Intl.RelativeTimeFormat("en"), () => new Intl.DisplayNames("en", { type: "region" }),
     () => class { static x = 1; }, (depth) => class extends callback(depth) {}, () => among(functions).thing, () => among(things).thing, () => new TextDecoder(), () => new TextEncoder(), () => globalThis,
     () => new FinalizationRegistry(() => {}), () => new DisposableStack(), () => new AsyncDisposableStack(), () => Object(among([1, "s", 1n, true, symbols[0]])), () => (function () { return arguments; })(1, 2), () => "x".repeat(1 << below(18)),
-    () => { const array = new Array(1 << below(12)).fill(1); array.length += 3; return array; }, () => JSON.rawJSON?.("1"), () => ({ length: among(numbers) }), () => ({ length: 2 ** 21, 0: 1 }), () => new ArrayBuffer(1 << below(25)), () => new Proxy([], { get: (a, b) => (b === "length" ? 3e6 : 1) }), () => Array.from({ length: 300 }, (p, q) => q % 7),
+    () => { const array = new Array(1 << below(12)).fill(1); array.length += 3; return array; }, () => JSON.rawJSON?.("1"), () => ({ length: below(40) ? below(99) : among(numbers), 0: 1 }), () => new ArrayBuffer(1 << below(22)), () => new Proxy([], { get: (a, b) => (b === "length" ? 3e4 : 1) }), () => Array.from({ length: 300 }, (p, q) => q % 7),
   ];
   function any(depth) {
     try { return keep((depth > 2 ? makers[below(10)] : among(makers))(depth)); } catch { return undefined; }
   }
-  // An object that the function expects: one that inherits from where the function was found.
-  const receiver = (holder) => {
-    for (let i = 0; i < 40 && below(6) > 0; i++) {
-      const value = any(1);
-      if (typeof value !== "object" && typeof value !== "function") continue;
-      try {
-        for (let p = value; p !== null; p = getPrototypeOf(p)) if (p === holder) return value;
-      } catch { /* A proxy said no. */ }
+  // Which makers make an object that inherits from this one: what a function found there expects.
+  const makersOf = new Map(), makersFrom = makersOf.get.bind(makersOf);
+  for (const maker of makers) {
+    state = 1;
+    let value;
+    try { value = maker(3); } catch { continue; }
+    for (let p = value, i = 0; p !== undefined && p !== null && i < 9; i++) {
+      const others = makersOf.get(p) ?? [];
+      makersOf.set(p, others), others[others.length] = maker;
+      try { p = getPrototypeOf(Object(p) === p ? p : Object(p)); } catch { break; }
     }
-    return below(2) ? holder : any(0);
+  }
+  const receiver = (holder) => {
+    const fitting = makersFrom(holder);
+    if (fitting === undefined || below(6) === 0) return below(2) ? holder : any(0);
+    try { return keep(among(fitting)(1)); } catch { return holder; }
   };
 
   const wrong = [];
@@ -118,7 +124,7 @@ async (seed, first, last) => {
   const told = [];
   for (let number = first; number < last; number++) {
     state = (seed ^ imul(number + 1, 0x9e3779b1)) | 0;
-    given = [], calls = 0;
+    given = [undefined], calls = 0;
     const { path, thing, holder } = functions[below(functions.length)];
     const values = [];
     const self = receiver(holder);
