@@ -12,7 +12,7 @@ use enisle_hardening::fault::{Fault, FaultPage};
 use enisle_hardening::islands::Zone;
 use enisle_hardening::islands::tags::{self, Mapping, Tags};
 use enisle_hardening::process::fds;
-use enisle_hardening::process::spawn::{Spawn, Started, spawn};
+use enisle_hardening::process::spawn::{Spawn, SpawnError, Started, spawn};
 use enisle_hardening::{Layer, LayerSet};
 use enisle_wire::control::{Admit, FromWorker, Role, Slot, Start, ToWorker};
 use enisle_wire::limits::Limits;
@@ -23,6 +23,8 @@ use enisle_wire::{
 };
 use nix::sys::wait::WaitStatus;
 use serde_json::{Value, json};
+
+use crate::wait;
 
 /// Longer than anything here takes.
 const PATIENCE: Duration = Duration::from_secs(20);
@@ -74,12 +76,24 @@ pub struct End {
     pub fault: Option<Fault>,
 }
 
+/// Whether a worker did not start because its program is open for writing.
+fn is_busy(error: &io::Error) -> bool {
+    let spawn = error.get_ref().and_then(|error| error.downcast_ref());
+    matches!(spawn, Some(SpawnError::Exec(error)) if error.kind() == io::ErrorKind::ExecutableFileBusy)
+}
+
 impl Workshop {
     /// Opens the worker program and has it make the startup snapshot.
     pub fn open(program: &std::path::Path, layers: LayerSet) -> io::Result<Self> {
         let null = || File::open("/dev/null").map(OwnedFd::from);
         let mut workshop = Self { program: File::open(program)?, snapshot: null()? };
-        let mut rig = workshop.start_as(Role::Maker, layers, 1, None)?;
+        // A process that another thread started while the program was written holds it open for
+        // writing until it executes a program itself.
+        let started = wait::found(PATIENCE, || {
+            let started = workshop.start_as(Role::Maker, layers, 1, None);
+            (!started.as_ref().is_err_and(is_busy)).then_some(started)
+        });
+        let mut rig = started.unwrap_or_else(|| Err(io::Error::other("the program is open for writing")))?;
         let word: FromWorker = read_frame(&mut rig.control, MAX_FROM_WORKER_BYTES).map_err(io::Error::other)?;
         let FromWorker::Snapshot(bytes) = word else { return Err(io::Error::other(format!("{word:?}"))) };
         let memory = nix::sys::memfd::memfd_create(c"snapshot", nix::sys::memfd::MFdFlags::MFD_CLOEXEC)?;

@@ -35,7 +35,7 @@ pub struct Mode {
 
 /// Modes that compile early do not compile what makes the trace: programs would cost ten times
 /// more.
-const SPARED: &str = " --turbo-filter=-zz* --maglev-filter=-zz*";
+pub(super) const SPARED: &str = " --turbo-filter=-zz* --maglev-filter=-zz*";
 
 const fn mode(name: &'static str, flags: &'static str) -> Mode {
     Mode { name, flags, sealed: false }

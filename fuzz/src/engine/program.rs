@@ -70,8 +70,8 @@ impl Program {
             }
             _ => vec![changed(&old, rng)],
         };
-        // What contains `yield`, `await`, `super`, `return` or a part of a class is valid only where
-        // it was; the program is then wrong, which all engines must say alike.
+        // A statement with `yield`, `super`, `return` or a part of a class is valid only where it
+        // was. Elsewhere the program does not compile, which all engines must report alike.
         tree::replace(&mut self.statements, number, new);
     }
 

@@ -4,7 +4,7 @@ use fastrand::Rng;
 use serde_json::json;
 
 use super::differential::in_all;
-use super::engines::{ALWAYS, Engine, Mode, Node, Outcome};
+use super::engines::{ALWAYS, Engine, IN_TURN, Mode, Node, Outcome, SPARED};
 use super::host::Host;
 use super::judge::{Verdict, judge};
 use super::minimise::minimise;
@@ -126,18 +126,29 @@ fn node_computes_the_same_where_it_is_installed() {
 }
 
 #[test]
-fn ten_seconds_of_everything_find_nothing() {
-    let findings = tempfile::tempdir().expect("a folder");
-    let options = Options {
-        minutes: 1.0 / 6.0,
-        seed: Some(15),
-        from: 0,
-        count: None,
-        only: None,
-        findings: findings.path().to_owned(),
+fn every_flag_of_a_mode_is_one_of_v8s() {
+    // V8 ignores a flag that it does not know.
+    let worker = std::fs::read(enisle_tests::programs().join("enisle-worker")).expect("it is built");
+    let known = |flag: &str| {
+        let name = flag.trim_start_matches("--").split('=').next().unwrap_or_default().replace('-', "_");
+        let name = name.strip_prefix("no_").unwrap_or(&name);
+        memchr::memmem::find(&worker, format!("\0{name}\0").as_bytes()).is_some()
     };
+    let modes = ALWAYS.iter().chain(&IN_TURN).flat_map(|mode| mode.flags.split_whitespace());
+    let unknown: Vec<_> = modes.chain(SPARED.split_whitespace()).filter(|flag| !known(flag)).collect();
+    assert!(unknown.is_empty(), "{unknown:?}");
+    assert!(!known("--no-such-flag"));
+}
+
+#[test]
+fn forty_iterations_of_everything_find_nothing() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let findings = folder.path().to_owned();
+    let options = Options { minutes: 5.0, seed: Some(15), from: 0, count: Some(40), only: None, findings };
     let report = fuzz(&options).expect("the engines start");
     assert!(report.findings.is_empty(), "{:?}", report.findings);
     let tried = &report.tried;
-    assert!(tried.agreed * 10 > tried.programs * 8 && tried.agreed > 0, "{tried}");
+    assert_eq!((tried.programs, tried.module_maps), (36, 2), "{tried}");
+    assert!(tried.agreed * 10 >= tried.programs * 9, "{tried}");
+    assert!(tried.functions > 600 && tried.calls > 0, "{tried}");
 }
