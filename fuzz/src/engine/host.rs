@@ -1,6 +1,10 @@
 //! A daemon in which a fuzzed tenant lives beside a neighbour, and what must hold after each of its
 //! runs.
 
+use std::fs::File;
+use std::io::{Read, Seek, SeekFrom};
+
+use enisle_cordon::signal::Signal;
 use enisle_tests::Daemon;
 use serde_json::{Value, json};
 
@@ -14,11 +18,15 @@ pub struct Host {
     /// Which tenant's policy was set, and to what.
     allows_eval: Option<(u32, bool)>,
     props: Value,
+    /// How much of the daemon's log was examined.
+    log_read: u64,
 }
 
 /// Tenants share processes, and no uid uses its budget of deaths up: the neighbour stays one.
 pub(super) const CONFIG: &str = "[defaults.limits]\ncpu_ms = 300\nwall_ms = 3000\nmemory_mb = 64\n\
                                  [cordon.rules.deaths]\nbudget = 0\n[workers]\nshare_without_keys = true\n";
+
+const NEIGHBOUR: &str = "neighbour";
 
 /// Ends of a run that the documents promise, for a script that a limit may end.
 const DOCUMENTED: [&str; 6] = ["ok", "exception", "exceededCpu", "exceededWall", "exceededMemory", "exceededOutput"];
@@ -45,7 +53,14 @@ impl Host {
 
     /// Starts a daemon with another configuration, whose runs get these `props`.
     pub(super) fn start_with(config: &str, props: Value) -> Self {
-        Self { daemon: Daemon::start(config), number: 0, allows_eval: None, props }
+        Self { daemon: Daemon::start(config), number: 0, allows_eval: None, props, log_read: 0 }
+    }
+
+    /// Ends the daemon, as a fault of its own would.
+    #[cfg(test)]
+    pub(super) fn kill(&self) {
+        let pid = nix::unistd::Pid::from_raw(self.daemon.pid());
+        nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGKILL).expect("it is our child");
     }
 
     fn tenant(&self) -> String {
@@ -66,7 +81,10 @@ impl Host {
         let tenant = self.tenant();
         let mut request = request.clone();
         request["props"] = self.props.clone();
-        let before = self.daemon.home_of(&tenant);
+        let before = self.daemon.home_of(&tenant).or_else(|| {
+            self.next_run(&tenant);
+            self.daemon.home_of(&tenant)
+        });
         let answer = self.daemon.load(&tenant, &request);
         if answer.status != 200 {
             // A request that is refused as such is a matter of the supervisor's, and says why.
@@ -81,28 +99,52 @@ impl Host {
         if !DOCUMENTED.contains(&outcome.as_str()) {
             wrong.push(format!("outcome {outcome}: {}", answer["error"]));
         }
-        // A process that died and a run that was restarted do not show in the answer.
-        let after = self.daemon.home_of(&tenant);
-        let died = before.is_some_and(|before| after != Some(before) && !enisle_tests::is_alive(before));
+        let died = before.is_some_and(|before| !enisle_tests::is_alive(before));
+        // A run that was restarted does not show it in its answer.
         if died && matches!(outcome.as_str(), "ok" | "exception") {
             wrong.push(format!("its process died, and the outcome is {outcome}: {}", self.last_deaths()));
         }
-        for (who, name) in [("the tenant's", &tenant), ("the neighbour's", &"neighbour".to_owned())] {
-            let next = self
-                .daemon
-                .load(name, &json!({ "code": "(n) => [...new Set([n, n])].map((k) => k * 6)", "args": [7] }));
-            let next = if next.status == 200 { next.json() } else { Value::Null };
-            if next["result"] != json!([42]) {
-                wrong.push(format!("{who} next run: {next}"));
-            }
+        for (who, name) in [("the tenant's", tenant.as_str()), ("the neighbour's", NEIGHBOUR)] {
+            wrong.extend(self.next_run(name).map(|run| format!("{who} next run: {run}")));
         }
-        if self.daemon.log().contains("panicked") {
+        if died {
+            wrong.extend(self.blamed(NEIGHBOUR).map(|signal| format!("the neighbour is blamed: {signal}")));
+        }
+        if self.new_log().contains("panicked") {
             wrong.push("the daemon's log has a panic".to_owned());
         }
         if died || !wrong.is_empty() || outcome.starts_with("exceeded") {
             self.number += 1;
         }
         Tried { answer, wrong }
+    }
+
+    /// A run whose result is known; returns its answer if that is not right.
+    fn next_run(&self, tenant: &str) -> Option<String> {
+        let request = json!({ "code": "(n) => [...new Set([n, n])].map((k) => k * 6)", "args": [7] });
+        let next = self.daemon.load(tenant, &request);
+        let is_right = next.status == 200 && next.json()["result"] == json!([42]);
+        (!is_right).then(|| String::from_utf8_lossy(&next.body).into_owned())
+    }
+
+    /// What the daemon and its workers have logged since this was last called.
+    fn new_log(&mut self) -> String {
+        let mut bytes = Vec::new();
+        let read = File::open(self.daemon.folder.path().join("log")).and_then(|mut log| {
+            log.seek(SeekFrom::Start(self.log_read))?;
+            log.read_to_end(&mut bytes)
+        });
+        self.log_read += read.expect("the daemon has a log") as u64;
+        String::from_utf8_lossy(&bytes).into_owned()
+    }
+
+    /// What a tenant is blamed for among what ends a process.
+    fn blamed(&self, tenant: &str) -> impl Iterator<Item = &'static str> + use<> {
+        let signals = self.daemon.get(&format!("/v1/tenants/{tenant}"))["cordon"]["signals"].clone();
+        let ends = Signal::ALL.into_iter().filter(|signal| signal.takes_worker());
+        ends.map(Signal::name).filter(move |name| {
+            signals.as_array().is_some_and(|signals| signals.iter().any(|signal| signal["signal"] == *name))
+        })
     }
 
     /// The last events about processes that ended.

@@ -28,6 +28,7 @@ mod report;
 mod tests;
 mod tree;
 
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
@@ -111,11 +112,14 @@ fn fuzz(options: &Options) -> anyhow::Result<Report> {
                 Some(known) => known,
                 none => none.insert(Differential::new(&worker)?),
             };
-            let host = host.get_or_insert_with(Host::start);
             match part {
                 Part::Programs => differential.try_one(iteration, rng, &mut report)?,
-                Part::Natives => natives::try_one(host, iteration, rng, &mut report),
-                Part::Modules => modules::try_one(host, iteration, rng, &mut report),
+                Part::Natives => in_host(&mut host, iteration, &mut report, |host, report| {
+                    natives::try_one(host, iteration, rng, report);
+                }),
+                Part::Modules => in_host(&mut host, iteration, &mut report, |host, report| {
+                    modules::try_one(host, iteration, rng, report);
+                }),
             }
         }
         report.at(iteration);
@@ -123,4 +127,14 @@ fn fuzz(options: &Options) -> anyhow::Result<Report> {
     }
     report.print(iteration);
     Ok(report)
+}
+
+/// Tries something in the daemon, which is started if there is none. A daemon that does not answer
+/// is a finding, and another one is started.
+fn in_host(host: &mut Option<Host>, iteration: u64, report: &mut Report, tries: impl FnOnce(&mut Host, &mut Report)) {
+    let tried = catch_unwind(AssertUnwindSafe(|| tries(host.get_or_insert_with(Host::start), report)));
+    if tried.is_err() {
+        *host = None;
+        report.found("daemon", iteration, "the daemon ended or does not answer: see the output above", "");
+    }
 }

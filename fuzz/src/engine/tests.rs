@@ -10,7 +10,7 @@ use super::judge::{Verdict, judge};
 use super::minimise::minimise;
 use super::program::Program;
 use super::report::Report;
-use super::{Options, fuzz, host, natives, tree};
+use super::{Options, fuzz, host, in_host, natives, tree};
 
 const PRODUCTION: Mode = ALWAYS[0];
 
@@ -106,6 +106,23 @@ fn natives_that_attack_are_found_by_how_their_runs_end() {
     assert!(iterations.count() < 200, "{}", report.tried);
     let said = &report.findings[0].said;
     assert!(["violation", "workerLost", "died"].iter().any(|word| said.contains(word)), "{said}");
+}
+
+#[test]
+fn a_daemon_that_ends_is_a_finding_and_another_one_is_started() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let mut report = Report::new(1, folder.path());
+    let mut host = None;
+    in_host(&mut host, 1, &mut report, |host, _| {
+        host.kill();
+        host.run(&json!({ "code": "() => 1" }));
+    });
+    assert_eq!(report.findings.len(), 1);
+    in_host(&mut host, 2, &mut report, |host, _| {
+        let tried = host.run(&json!({ "code": "() => 1" }));
+        assert_eq!((tried.outcome(), tried.wrong), ("ok".to_owned(), Vec::new()));
+    });
+    assert_eq!(report.findings.len(), 1, "{:?}", report.findings);
 }
 
 #[test]
