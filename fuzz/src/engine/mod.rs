@@ -108,12 +108,14 @@ fn fuzz(options: &Options) -> anyhow::Result<Report> {
         let part = Part::of(iteration);
         if options.only.is_none_or(|only| only == part) {
             let rng = &mut Rng::with_seed(seed.wrapping_add(iteration.wrapping_mul(0x9e37_79b9_7f4a_7c15)));
-            let differential = match &mut differential {
-                Some(known) => known,
-                none => none.insert(Differential::new(&worker)?),
-            };
             match part {
-                Part::Programs => differential.try_one(iteration, rng, &mut report)?,
+                Part::Programs => {
+                    let differential = match &mut differential {
+                        Some(known) => known,
+                        none => none.insert(Differential::new(&worker)?),
+                    };
+                    differential.try_one(iteration, rng, &mut report)?;
+                }
                 Part::Natives => in_host(&mut host, iteration, &mut report, |host, report| {
                     natives::try_one(host, iteration, rng, report);
                 }),
