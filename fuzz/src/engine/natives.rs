@@ -22,7 +22,8 @@ pub fn try_one(host: &mut Host, iteration: u64, rng: &mut Rng, report: &mut Repo
     let tried = calls(host, allow_eval, seed, 0, BATCH);
     let result = &tried.answer["result"];
     *report.tried.outcomes.entry(tried.outcome()).or_default() += 1;
-    report.tried.calls += BATCH;
+    // A run that ended early has made fewer calls, and does not report how many.
+    report.tried.calls += if tried.outcome() == "ok" { BATCH } else { 0 };
     report.tried.functions = report.tried.functions.max(result["functions"].as_u64().unwrap_or(0));
     let wrong = wrong(&tried);
     if wrong.is_empty() {
