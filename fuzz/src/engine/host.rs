@@ -3,15 +3,16 @@
 
 use std::fs::File;
 use std::io::{Read, Seek, SeekFrom};
+use std::time::Duration;
 
 use enisle_cordon::signal::Signal;
-use enisle_tests::Daemon;
+use enisle_tests::{Daemon, wait};
 use serde_json::{Value, json};
 
 /// A daemon with a fuzzed tenant and its neighbour.
 #[derive(Debug)]
 pub struct Host {
-    daemon: Daemon,
+    pub(super) daemon: Daemon,
     /// The fuzzed tenant is another one after each death, so that none is moved away from its
     /// neighbour for long.
     number: u32,
@@ -25,6 +26,9 @@ pub struct Host {
 /// Tenants share processes, and no uid uses its budget of deaths up: the neighbour stays one.
 pub(super) const CONFIG: &str = "[defaults.limits]\ncpu_ms = 300\nwall_ms = 3000\nmemory_mb = 64\n\
                                  [cordon.rules.deaths]\nbudget = 0\n[workers]\nshare_without_keys = true\n";
+
+/// How long the event of a process's end may take.
+const EVENT_PATIENCE: Duration = Duration::from_secs(10);
 
 const NEIGHBOUR: &str = "neighbour";
 
@@ -63,7 +67,7 @@ impl Host {
         nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGKILL).expect("it is our child");
     }
 
-    fn tenant(&self) -> String {
+    pub(super) fn tenant(&self) -> String {
         format!("fuzzed-{}", self.number)
     }
 
@@ -99,10 +103,15 @@ impl Host {
         if !DOCUMENTED.contains(&outcome.as_str()) {
             wrong.push(format!("outcome {outcome}: {}", answer["error"]));
         }
-        let died = before.is_some_and(|before| !enisle_tests::is_alive(before));
+        // A process whose last tenant has moved away ends too, but that is not a death.
+        let deaths = match before {
+            Some(before) if !enisle_tests::is_alive(before) => self.deaths_of(before),
+            _ => Vec::new(),
+        };
+        let died = !deaths.is_empty();
         // A run that was restarted does not show it in its answer.
         if died && matches!(outcome.as_str(), "ok" | "exception") {
-            wrong.push(format!("its process died, and the outcome is {outcome}: {}", self.last_deaths()));
+            wrong.push(format!("its process died, and the outcome is {outcome}: {deaths:?}"));
         }
         for (who, name) in [("the tenant's", tenant.as_str()), ("the neighbour's", NEIGHBOUR)] {
             wrong.extend(self.next_run(name).map(|run| format!("{who} next run: {run}")));
@@ -147,11 +156,16 @@ impl Host {
         })
     }
 
-    /// The last events about processes that ended.
-    fn last_deaths(&self) -> String {
-        let is_death =
-            |event: &Value| event["event"].as_str().is_some_and(|kind| kind.contains("ied") || kind == "crashed");
-        let deaths: Vec<_> = self.daemon.events().into_iter().filter(is_death).map(|event| event.to_string()).collect();
-        deaths.iter().rev().take(2).cloned().collect::<Vec<_>>().join(", ")
+    /// What the daemon reports of the death of a process; nothing if the process was retired.
+    fn deaths_of(&self, pid: i32) -> Vec<String> {
+        let ended = wait::found(EVENT_PATIENCE, || {
+            let of_it = |event: &Value| event["pid"] == pid && event["event"] != "workerStarted";
+            self.daemon.events().into_iter().find(of_it)
+        });
+        match ended {
+            Some(event) if event["event"] == "workerRetired" => Vec::new(),
+            Some(event) => vec![event.to_string()],
+            None => vec![format!("no event says how process {pid} ended")],
+        }
     }
 }

@@ -1,6 +1,10 @@
 //! The oracles against engines that are wrong on purpose, and a bounded run of everything.
 
+use enisle_api::client::blocking::Connection;
+use enisle_tests::{PATIENCE, wait_until};
 use fastrand::Rng;
+use nix::sys::signal::{Signal::SIGKILL, kill};
+use nix::unistd::Pid;
 use serde_json::json;
 
 use super::differential::in_all;
@@ -123,6 +127,28 @@ fn a_daemon_that_ends_is_a_finding_and_another_one_is_started() {
         assert_eq!((tried.outcome(), tried.wrong), ("ok".to_owned(), Vec::new()));
     });
     assert_eq!(report.findings.len(), 1, "{:?}", report.findings);
+}
+
+#[test]
+fn a_death_that_a_restart_hides_is_found() {
+    let mut host = Host::start();
+    host.run(&json!({ "code": "() => 1" }));
+    let (path, socket) = (format!("/v1/tenants/{}", host.tenant()), host.daemon.socket());
+    let pid = Pid::from_raw(host.daemon.worker_of(&host.tenant()));
+    let is_running = || {
+        let connection = Connection::open(&socket, PATIENCE).expect("it listens");
+        let answer = connection.last_request("GET", &path, b"").expect("it answers");
+        serde_json::from_slice::<serde_json::Value>(&answer.body).is_ok_and(|tenant| tenant["inFlight"] == 1)
+    };
+    let tried = std::thread::scope(|scope| {
+        scope.spawn(|| {
+            wait_until("the run", is_running);
+            kill(pid, SIGKILL).expect("it can be killed");
+        });
+        host.run(&json!({ "code": "() => new Promise((done) => setTimeout(done, 500))" }))
+    });
+    assert_eq!(tried.outcome(), "ok");
+    assert!(tried.wrong.iter().any(|wrong| wrong.contains("workerDied")), "{:?}", tried.wrong);
 }
 
 #[test]
