@@ -56,6 +56,11 @@ pub fn build(dir: &Path, what: &[&str]) -> PathBuf {
     dir.to_owned()
 }
 
+/// The flags of `engine/start.rs` in the worker that only decide when garbage is collected. An
+/// altered copy may have others in their place.
+pub const UNTIMED_FLAGS: &str = "--no-incremental-marking --heap-growing-percent=50 --min-semi-space-size=1 \
+                                 --max-semi-space-size=1 --no-scavenger-updates-allocation-limit";
+
 /// Copies a program and replaces texts in the copy, each by one padded with spaces to the same
 /// length. With one of V8's flags replaced, a worker runs without the defence that the flag sets.
 ///

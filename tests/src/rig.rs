@@ -12,17 +12,19 @@ use enisle_hardening::fault::{Fault, FaultPage};
 use enisle_hardening::islands::Zone;
 use enisle_hardening::islands::tags::{self, Mapping, Tags};
 use enisle_hardening::process::fds;
-use enisle_hardening::process::spawn::{Spawn, Started, spawn};
+use enisle_hardening::process::spawn::{Spawn, SpawnError, Started, spawn};
 use enisle_hardening::{Layer, LayerSet};
 use enisle_wire::control::{Admit, FromWorker, Role, Slot, Start, ToWorker};
 use enisle_wire::limits::Limits;
-use enisle_wire::tenant::{Code, Env, FromTenant, Input, Run, RunId, ToTenant};
+use enisle_wire::tenant::{Code, Done, Env, FromTenant, Input, Run, RunId, ToTenant};
 use enisle_wire::{
-    MAX_FROM_TENANT_BYTES, MAX_FROM_WORKER_BYTES, MAX_TO_TENANT_BYTES, MAX_TO_WORKER_BYTES, encode, read_frame,
-    write_frame,
+    FrameError, MAX_FROM_TENANT_BYTES, MAX_FROM_WORKER_BYTES, MAX_TO_TENANT_BYTES, MAX_TO_WORKER_BYTES, encode,
+    read_frame, write_frame,
 };
 use nix::sys::wait::WaitStatus;
 use serde_json::{Value, json};
+
+use crate::wait;
 
 /// Longer than anything here takes.
 const PATIENCE: Duration = Duration::from_secs(20);
@@ -43,6 +45,8 @@ pub struct Rig {
     control: UnixStream,
     pub zone: Zone,
     pub tags: Option<Tags>,
+    /// V8's version, as the worker reports it.
+    pub v8: String,
     faults: FaultPage,
     tenants: Vec<Tenant>,
     admitted: usize,
@@ -72,12 +76,24 @@ pub struct End {
     pub fault: Option<Fault>,
 }
 
+/// Whether a worker did not start because its program is open for writing.
+fn is_busy(error: &io::Error) -> bool {
+    let spawn = error.get_ref().and_then(|error| error.downcast_ref());
+    matches!(spawn, Some(SpawnError::Exec(error)) if error.kind() == io::ErrorKind::ExecutableFileBusy)
+}
+
 impl Workshop {
     /// Opens the worker program and has it make the startup snapshot.
     pub fn open(program: &std::path::Path, layers: LayerSet) -> io::Result<Self> {
         let null = || File::open("/dev/null").map(OwnedFd::from);
         let mut workshop = Self { program: File::open(program)?, snapshot: null()? };
-        let mut rig = workshop.start_as(Role::Maker, layers, 1, None)?;
+        // A process that another thread started while the program was written holds it open for
+        // writing until it executes a program itself.
+        let started = wait::found(PATIENCE, || {
+            let started = workshop.start_as(Role::Maker, layers, 1, None);
+            (!started.as_ref().is_err_and(is_busy)).then_some(started)
+        });
+        let mut rig = started.unwrap_or_else(|| Err(io::Error::other("the program is open for writing")))?;
         let word: FromWorker = read_frame(&mut rig.control, MAX_FROM_WORKER_BYTES).map_err(io::Error::other)?;
         let FromWorker::Snapshot(bytes) = word else { return Err(io::Error::other(format!("{word:?}"))) };
         let memory = nix::sys::memfd::memfd_create(c"snapshot", nix::sys::memfd::MFdFlags::MFD_CLOEXEC)?;
@@ -91,6 +107,7 @@ impl Workshop {
         let mut rig = self.start_as(Role::Host, layers, slots, Some(&self.snapshot))?;
         match read_frame(&mut rig.control, MAX_FROM_WORKER_BYTES).map_err(io::Error::other)? {
             FromWorker::Ready(ready) => {
+                rig.v8 = ready.v8;
                 let zone = rig.zone.clone();
                 rig.tags = ready.keys.map(|keys| Tags { zone, keys: keys.tenants, jit: keys.jit });
                 Ok(rig)
@@ -140,7 +157,16 @@ impl Workshop {
         let descriptors: Vec<_> = std::iter::once(faults.descriptor()).chain(snapshot.map(AsFd::as_fd)).collect();
         let sent = fds::send_with(control.as_fd(), &bytes, &descriptors)?;
         control.write_all(&bytes[sent..])?;
-        Ok(Rig { started: Some(started), control, zone, tags: None, faults, tenants: Vec::new(), admitted: 0 })
+        Ok(Rig {
+            started: Some(started),
+            control,
+            zone,
+            tags: None,
+            v8: String::new(),
+            faults,
+            tenants: Vec::new(),
+            admitted: 0,
+        })
     }
 }
 
@@ -268,9 +294,8 @@ impl Rig {
 impl Tenant {
     /// Sends a run: one function expression, with an argument.
     pub fn send(&mut self, code: &str, argument: &Value) -> io::Result<()> {
-        self.runs += 1;
         let run = Run {
-            id: RunId(self.runs.into()),
+            id: RunId(0),
             entrypoint: "default".to_owned(),
             method: None,
             limits: Limits {
@@ -289,28 +314,39 @@ impl Tenant {
         let input = Input { args: json!([argument]).to_string(), props: "{\"attack\":true}".to_owned() };
         // `env` is where tenants keep their secrets.
         let env = Env { json: if argument.is_object() { argument.to_string() } else { "{}".to_owned() } };
-        let code = Code::Short(code.to_owned());
+        self.send_parts(run, input, env, Code::Short(code.to_owned()))
+    }
+
+    /// Sends a run in its parts, under an id of its own.
+    pub fn send_parts(&mut self, mut run: Run, input: Input, env: Env, code: Code) -> io::Result<()> {
+        self.runs += 1;
+        run.id = RunId(self.runs.into());
         for part in [ToTenant::Run(run), ToTenant::Input(input), ToTenant::Env(env), ToTenant::Code(code)] {
             write_frame(&mut self.channel, &part, MAX_TO_TENANT_BYTES).map_err(io::Error::other)?;
         }
         Ok(())
     }
 
+    /// How long [`Self::done`] waits for the next frame.
+    pub fn set_patience(&self, patience: Duration) -> io::Result<()> {
+        self.channel.set_read_timeout(Some(patience))
+    }
+
+    /// Reads on until the run has ended; returns what the worker reports of it.
+    pub fn done(&mut self) -> Result<Box<Done>, FrameError> {
+        loop {
+            if let FromTenant::Done(done) = read_frame(&mut self.channel, MAX_FROM_TENANT_BYTES)? {
+                return Ok(done);
+            }
+        }
+    }
+
     /// Reads on until the run has ended.
     pub fn end_of_run(&mut self) -> Ran {
-        loop {
-            match read_frame(&mut self.channel, MAX_FROM_TENANT_BYTES) {
-                Ok(FromTenant::Done(done)) => {
-                    return match (done.result, done.error) {
-                        (Some(result), _) => Ran::Returned(serde_json::from_str(&result).unwrap_or(Value::Null)),
-                        (None, error) => {
-                            Ran::Threw(format!("{}: {:?}", done.outcome, error.map(|error| error.message)))
-                        }
-                    };
-                }
-                Ok(_) => {}
-                Err(_) => return Ran::Gone,
-            }
+        match self.done().map(|done| (done.result, done.error, done.outcome)) {
+            Ok((Some(result), ..)) => Ran::Returned(serde_json::from_str(&result).unwrap_or(Value::Null)),
+            Ok((None, error, outcome)) => Ran::Threw(format!("{outcome}: {:?}", error.map(|error| error.message))),
+            Err(_) => Ran::Gone,
         }
     }
 

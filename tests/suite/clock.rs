@@ -7,7 +7,7 @@
 use std::collections::BTreeSet;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use enisle_tests::{Daemon, SHARING, SetOnDrop, altered, attack_worker, programs};
+use enisle_tests::{Daemon, SHARING, SetOnDrop, UNTIMED_FLAGS, altered, attack_worker, programs};
 use serde_json::{Value, json};
 
 /// A configuration under which no tenant is moved for computing, and no run comes near a limit.
@@ -192,10 +192,6 @@ const COLLECTIONS: &str = "async (length) => {
     }
     return seen.join();
 }";
-
-/// The same flags as in the worker's `engine/start.rs`.
-const UNTIMED_FLAGS: &str = "--no-incremental-marking --heap-growing-percent=50 --min-semi-space-size=1 \
-                             --max-semi-space-size=1 --no-scavenger-updates-allocation-limit";
 
 fn collections(daemon: &Daemon, length: u32) -> Value {
     let run = daemon.load("t", &json!({ "code": COLLECTIONS, "args": [length] })).ok();

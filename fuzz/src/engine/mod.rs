@@ -1,6 +1,43 @@
-//! Fuzz V8.
+//! Fuzz V8: generated scripts in several modes of it, calls of every function that a script finds,
+//! and maps of modules.
+//!
+//! | part | what is tried | oracle |
+//! |---|---|---|
+//! | [`differential`] | programs of [`grammar`], and of a corpus, mutated | all modes agree |
+//! | [`natives`] | every function that the global object leads to | [`host`], and only errors |
+//! | [`modules`] | modules that import each other by generated names | [`host`] |
+//!
+//! Modes of V8 agree if they compute the same ([`judge`]), and no process dies without a limit that
+//! explains it. [`host`] is a daemon: the run must end with a documented outcome, and the tenant's
+//! next run and a neighbour's must be right. Exceptions must be errors.
+//!
+//! Each iteration is decided by the seed and its number alone, so `--from` resumes, and `--count 1`
+//! has one again.
 
-use clap::Args;
+mod differential;
+mod engines;
+mod grammar;
+mod host;
+mod judge;
+mod minimise;
+mod modules;
+mod natives;
+mod program;
+mod report;
+#[cfg(test)]
+mod tests;
+mod tree;
+
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::path::PathBuf;
+use std::time::{Duration, Instant};
+
+use clap::{Args, ValueEnum};
+use fastrand::Rng;
+
+use differential::Differential;
+use host::Host;
+use report::{MOST_FINDINGS, Report};
 
 /// How long and from which seed.
 #[derive(Debug, Args)]
@@ -11,12 +48,95 @@ pub struct Options {
     /// Where the random choices begin; one is drawn and printed if it is left out.
     #[arg(long)]
     pub seed: Option<u64>,
+    /// The first iteration: resumes a run with the same seed.
+    #[arg(long, default_value_t = 0)]
+    pub from: u64,
+    /// How many iterations at most.
+    #[arg(long)]
+    pub count: Option<u64>,
+    /// Only this part.
+    #[arg(long)]
+    pub only: Option<Part>,
+    /// Where findings are kept.
+    #[arg(long, default_value = concat!(env!("CARGO_MANIFEST_DIR"), "/findings"))]
+    pub findings: PathBuf,
 }
 
-/// Runs until the time is over or something is found.
+/// A part of the fuzzer.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum Part {
+    Programs,
+    Natives,
+    Modules,
+}
+
+impl Part {
+    /// Which part an iteration is of.
+    fn of(iteration: u64) -> Self {
+        match iteration % 20 {
+            7 => Self::Natives,
+            17 => Self::Modules,
+            _ => Self::Programs,
+        }
+    }
+}
+
+/// Runs until the time is over.
 ///
 /// # Errors
 /// What was found, or why nothing could be tried.
-pub fn run(_options: &Options) -> anyhow::Result<()> {
-    anyhow::bail!("not built yet")
+pub fn run(options: &Options) -> anyhow::Result<()> {
+    let report = fuzz(options)?;
+    match report.findings.len() {
+        0 => Ok(()),
+        found => {
+            anyhow::bail!("{found} findings (seed {}), each with a file in {}", report.seed, options.findings.display())
+        }
+    }
+}
+
+fn fuzz(options: &Options) -> anyhow::Result<Report> {
+    let seed = options.seed.unwrap_or_else(|| fastrand::u64(..));
+    let end = Instant::now() + Duration::from_secs_f64(options.minutes * 60.0);
+    let mut report = Report::new(seed, &options.findings);
+    println!("seed {seed}, from iteration {}", options.from);
+    let worker = enisle_tests::programs().join("enisle-worker");
+    let (mut differential, mut host) = (None, None);
+    let mut iteration = options.from;
+    let last = options.count.map_or(u64::MAX, |count| options.from.saturating_add(count));
+    while iteration < last && Instant::now() < end && report.findings.len() < MOST_FINDINGS {
+        let part = Part::of(iteration);
+        if options.only.is_none_or(|only| only == part) {
+            let rng = &mut Rng::with_seed(seed.wrapping_add(iteration.wrapping_mul(0x9e37_79b9_7f4a_7c15)));
+            match part {
+                Part::Programs => {
+                    let differential = match &mut differential {
+                        Some(known) => known,
+                        none => none.insert(Differential::new(&worker)?),
+                    };
+                    differential.try_one(iteration, rng, &mut report)?;
+                }
+                Part::Natives => in_host(&mut host, iteration, &mut report, |host, report| {
+                    natives::try_one(host, iteration, rng, report);
+                }),
+                Part::Modules => in_host(&mut host, iteration, &mut report, |host, report| {
+                    modules::try_one(host, iteration, rng, report);
+                }),
+            }
+        }
+        report.at(iteration);
+        iteration += 1;
+    }
+    report.print(iteration);
+    Ok(report)
+}
+
+/// Tries something in the daemon, which is started if there is none. A daemon that does not answer
+/// is a finding, and another one is started.
+fn in_host(host: &mut Option<Host>, iteration: u64, report: &mut Report, tries: impl FnOnce(&mut Host, &mut Report)) {
+    let tried = catch_unwind(AssertUnwindSafe(|| tries(host.get_or_insert_with(Host::start), report)));
+    if tried.is_err() {
+        *host = None;
+        report.found("daemon", iteration, "the daemon ended or does not answer: see the output above", "");
+    }
 }
