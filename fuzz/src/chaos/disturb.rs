@@ -106,6 +106,7 @@ impl<'w> Disturber<'w> {
                 self.later(ms, Undo::FreeDisk);
             }
             Disturbance::TakeDescriptors { left, ms } => {
+                self.world.set_disturbed(|disturbed| disturbed.without_descriptors = true);
                 let pid = self.world.ground().pid().context("there is no daemon")?;
                 self.limit(pid, "nofile", "Max open files", ground::descriptors(pid) as u64 + left, ms)?;
             }

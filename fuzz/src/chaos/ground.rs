@@ -7,7 +7,7 @@ use std::os::unix::fs::{DirBuilderExt, MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
@@ -62,6 +62,8 @@ pub(crate) struct Lives {
     current: AtomicU64,
     /// The newest life that was ended on purpose, or is about to be.
     doomed: AtomicU64,
+    /// The current life has not answered yet: it may still refuse to start.
+    starting: AtomicBool,
 }
 
 impl Lives {
@@ -72,7 +74,8 @@ impl Lives {
 
     /// Whether that life was ended on purpose, or is about to be.
     pub(crate) fn is_doomed(&self, life: u64) -> bool {
-        life <= self.doomed.load(Ordering::SeqCst)
+        let starts = life == self.current() && self.starting.load(Ordering::SeqCst);
+        starts || life <= self.doomed.load(Ordering::SeqCst)
     }
 }
 
@@ -175,6 +178,7 @@ impl Ground {
         let mut command = self.command(&[], "enisled");
         command.arg("--state-dir").arg(path.join("state")).arg("--config").arg(path.join("enisled.toml"));
         command.env("ENISLE_LOG", "info").stdout(Stdio::null()).stderr(File::create(self.log_of(life))?);
+        self.lives.starting.store(true, Ordering::SeqCst);
         self.lives.current.store(life, Ordering::SeqCst);
         self.process = Some(command.spawn().context("enisled does not run")?);
         let mut ended = None;
@@ -187,6 +191,7 @@ impl Ground {
             self.lives.doomed.store(life, Ordering::SeqCst);
             self.process = None;
         }
+        self.lives.starting.store(false, Ordering::SeqCst);
         Ok(ended.is_none())
     }
 

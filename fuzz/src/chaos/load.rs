@@ -397,7 +397,7 @@ impl<'w> Client<'w> {
         if matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::TimedOut) {
             let secs = begun.elapsed().as_secs();
             self.world.found("answer", format!("no answer to {path} for {secs} s, in life {life}"));
-        } else if !self.world.lives.is_doomed(life) {
+        } else if !self.world.lives.is_doomed(life) && !self.world.disturbed().without_descriptors {
             self.world.found("answer", format!("the connection to a daemon that lives was closed: {path}: {error}"));
         }
         Heard::Lost { life }

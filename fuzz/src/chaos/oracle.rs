@@ -56,6 +56,8 @@ pub(crate) struct Disturbed {
     pub(crate) stopped: bool,
     /// Memory was taken away.
     pub(crate) starved: bool,
+    /// Descriptors were taken away: a connection can be closed unread.
+    pub(crate) without_descriptors: bool,
 }
 
 /// A run that ended, as its client heard it.
@@ -262,8 +264,8 @@ mod tests {
 
     use super::*;
 
-    const CALM: Disturbed = Disturbed { at_all: false, stopped: false, starved: false };
-    const STOPPED: Disturbed = Disturbed { at_all: true, stopped: true, starved: false };
+    const CALM: Disturbed = Disturbed { at_all: false, stopped: false, starved: false, without_descriptors: false };
+    const STOPPED: Disturbed = Disturbed { at_all: true, stopped: true, ..CALM };
 
     fn said(outcome: &str, result: &Value, log: &[&str]) -> Vec<u8> {
         let logs: Vec<_> = log.iter().map(|text| json!({ "tMs": 0, "level": "log", "text": text })).collect();
