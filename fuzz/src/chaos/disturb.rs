@@ -14,9 +14,10 @@ use nix::unistd::Pid;
 use super::ground::{self, Ground};
 use super::load::World;
 use super::schedule::{Disturbance, ROUND_MS, Step};
+use super::shares;
 
 /// The time between two looks at what is due.
-const TICK: Duration = Duration::from_millis(5);
+const TICK: Duration = Duration::from_millis(20);
 /// How long a worker may outlive its daemon: a second, and what a busy machine takes to collect it.
 const OUTLIVE: Duration = Duration::from_secs(3);
 
@@ -52,6 +53,7 @@ impl<'w> Disturber<'w> {
             if !self.world.findings().is_empty() || self.has_ended() {
                 break;
             }
+            shares::processes(self.world);
             self.undo(|at| at <= Instant::now());
             match left.next_if(|step| begun.elapsed() >= Duration::from_millis(step.at_ms)) {
                 Some(step) => self.begin(step.disturbance).with_context(|| format!("{step:?}"))?,

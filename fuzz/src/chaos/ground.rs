@@ -32,7 +32,7 @@ const LEASH_MIB: u32 = 4096;
 fn config(folder: &Path) -> String {
     format!(
         "[workers]\nshare_without_keys = true\nmax = {MOST_WORKERS}\nprogram = {:?}\n\
-         [api]\nconnections = {CONNECTIONS}\ndrain_secs = 3\n[audit]\nkeep_mb = 16\n\
+         [api]\nconnections = {CONNECTIONS}\nbody_mb = {BODY_MIB}\nscript_mb = {SCRIPT_MIB}\ndrain_secs = 3\n[audit]\nkeep_mb = 16\n\
          [cordon]\ndrain_secs = 1\nqueue_secs = 3\n\
          [cordon.rules]\nsuspicion_secs = 2\nunexplained_secs = 2\n\
          [cordon.rules.deaths]\nregain_secs = 2\n\
@@ -43,9 +43,13 @@ fn config(folder: &Path) -> String {
 }
 
 /// Worker processes of the daemon.
-pub(crate) const MOST_WORKERS: usize = 48;
+pub(crate) const MOST_WORKERS: usize = 36;
 /// Connections of the daemon.
 pub(crate) const CONNECTIONS: usize = 128;
+/// What the daemon holds of requests and answers.
+pub(crate) const BODY_MIB: usize = 32;
+/// What the daemon holds of scripts and policies.
+pub(crate) const SCRIPT_MIB: usize = 2;
 
 /// The daemon, and where it lives.
 #[derive(Debug)]

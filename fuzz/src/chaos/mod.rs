@@ -5,7 +5,8 @@
 //! In each, clients of many tenants ([`load`]) and an operator ([`orders`]) send requests while a
 //! *schedule*, made from the seed before anything starts, is carried out ([`schedule`],
 //! [`disturb`]). Then everything that was taken away is given back, the load stops, and the
-//! oracles look ([`oracle`], [`quiet`]).
+//! oracles look ([`oracle`], [`quiet`],
+//! [`shares`]).
 //!
 //! | oracle | what must hold |
 //! |---|---|
@@ -30,6 +31,7 @@ mod oracle;
 mod orders;
 mod quiet;
 mod schedule;
+mod shares;
 
 use std::fs;
 use std::path::PathBuf;

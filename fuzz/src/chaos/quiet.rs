@@ -1,23 +1,20 @@
 //! What must hold once a round's disturbances are over and its load has stopped.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::io::{Read, Write};
-use std::os::unix::net::UnixStream;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
 use enisle_tests::wait::{found, within};
 use serde_json::Value;
 
-use super::ground::{self, CONNECTIONS, MOST_WORKERS};
+use super::ground;
 use super::load::{Client, World};
 use super::oracle::{self, Disturbed, Kind};
 use super::orders::Orders;
+use super::shares::{self, GIVEN_BACK};
 
 /// How long a daemon may take until every tenant is served again.
 pub(crate) const RECOVERY: Duration = Duration::from_secs(30);
-/// How long places, processes and connections may take to be given back.
-const GIVEN_BACK: Duration = Duration::from_secs(15);
 /// Descriptors of the daemon at rest, as measured: 23, 5 a process and 1 a home; and a few for what
 /// it reads or answers at the moment.
 const OWN_DESCRIPTORS: usize = 23 + 3;
@@ -57,7 +54,7 @@ pub(crate) fn check(world: &World, orders: &mut Orders) -> Result<Duration> {
             world.found("kept", said);
         }
     }
-    connections(world);
+    shares::check(world);
     Ok(took)
 }
 
@@ -113,7 +110,7 @@ fn counts(world: &World) -> Result<()> {
     Ok(())
 }
 
-/// Descriptors, memory, and the share of worker processes.
+/// Descriptors and memory.
 fn leaks(world: &World) -> Result<()> {
     let pid = world.ground().pid().context("there is no daemon")?;
     let processes = world.ground().workers().len();
@@ -127,45 +124,12 @@ fn leaks(world: &World) -> Result<()> {
     if !within(GIVEN_BACK, few) {
         world.found("leak", format!("{open} descriptors with {processes} processes and {homes} homes"));
     }
-    if processes > MOST_WORKERS / 2 {
-        world.found("share", format!("one uid has {processes} of {MOST_WORKERS} processes"));
-    }
     let held = ground::status_of(pid, "VmRSS").unwrap_or_default();
     if held > MOST_KIB {
         world.found("leak", format!("the daemon holds {held} KiB"));
     }
     println!("  at rest: {processes} processes, {homes} homes, {open} descriptors, {held} KiB");
     Ok(())
-}
-
-/// One uid has half of all connections, and they are given back.
-fn connections(world: &World) {
-    let mut had = 0;
-    let half = || {
-        had = hoard(world);
-        had == CONNECTIONS / 2
-    };
-    if !within(GIVEN_BACK, half) {
-        world.found("share", format!("one uid has {had} of {CONNECTIONS} connections, and should have half"));
-    }
-    if !within(GIVEN_BACK, || world.ground().ask("HEAD", "/_ping", b"").is_ok_and(|answer| answer.status == 200)) {
-        world.found("share", "connections that were closed are not given back");
-    }
-}
-
-/// How many connections this uid can have at one time.
-fn hoard(world: &World) -> usize {
-    let socket = world.ground().socket();
-    let served = |_| {
-        let mut stream = UnixStream::connect(&socket).ok()?;
-        stream.set_read_timeout(Some(GIVEN_BACK)).ok()?;
-        stream.write_all(b"HEAD /_ping HTTP/1.1\r\nhost: enisle\r\n\r\n").ok()?;
-        let mut status = [0; 12];
-        stream.read_exact(&mut status).ok()?;
-        status.ends_with(b"200").then_some(stream)
-    };
-    // Kept open until all are counted.
-    (0..CONNECTIONS * 2).map_while(served).collect::<Vec<_>>().len()
 }
 
 /// Every whole line of the logs of this round's lives is one of the daemon's own.
