@@ -3,8 +3,9 @@
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
 use std::process::Command;
+use std::sync::atomic::Ordering;
 use std::thread;
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 use anyhow::{Context, Result, ensure};
 use enisle_tests::wait::within;
@@ -127,7 +128,10 @@ impl<'w> Disturber<'w> {
                 self.later(ms, Undo::AllowWorker);
             }
             Disturbance::BreakWorker => self.break_worker()?,
-            Disturbance::MoveClock { .. } => anyhow::bail!("the clock is moved only in the emulated machine"),
+            Disturbance::MoveClock { secs } => {
+                self.world.clock_moved.store(true, Ordering::SeqCst);
+                move_clock(secs)?;
+            }
         }
         Ok(())
     }
@@ -203,6 +207,14 @@ impl<'w> Disturber<'w> {
         ground.replace_worker()?;
         ground.start()
     }
+}
+
+/// Moves the machine's clock, which [`super::run`] has made sure may be moved.
+fn move_clock(secs: i64) -> Result<()> {
+    let now = i64::try_from(SystemTime::now().duration_since(SystemTime::UNIX_EPOCH)?.as_secs())?;
+    let set = Command::new("date").args(["-s", &format!("@{}", now + secs)]).output().context("date")?;
+    ensure!(set.status.success(), "the clock cannot be set: {}", String::from_utf8_lossy(&set.stderr));
+    Ok(())
 }
 
 fn signal(pid: i32, signal: Signal) {

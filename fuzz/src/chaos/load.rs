@@ -13,7 +13,7 @@ use enisle_api::client::blocking::{Connection, Response};
 use serde_json::json;
 
 use super::ground::{Ground, Lives, PATIENCE};
-use super::oracle::{self, Disturbed, Kind, LARGE, Tally};
+use super::oracle::{self, CPU_MS, Disturbed, Kind, LARGE, Tally};
 use crate::Finding;
 
 /// The pause of a client between two requests, in milliseconds: the machine is to be busy, not full.
@@ -90,6 +90,8 @@ pub(crate) struct World {
     book: Mutex<Book>,
     findings: Mutex<Vec<Finding>>,
     tokens: AtomicU64,
+    /// The machine's clock was moved.
+    pub(crate) clock_moved: AtomicBool,
 }
 
 /// What clients heard.
@@ -128,6 +130,7 @@ impl World {
             book: Mutex::default(),
             findings: Mutex::default(),
             tokens: AtomicU64::new(1),
+            clock_moved: AtomicBool::new(false),
         }
     }
 
@@ -171,6 +174,10 @@ impl World {
 
     fn token(&self) -> String {
         format!("token-{}", self.tokens.fetch_add(1, Ordering::Relaxed))
+    }
+
+    pub(crate) fn has_moved_clock(&self) -> bool {
+        self.clock_moved.load(Ordering::SeqCst)
     }
 
     fn is_loaded(&self) -> bool {
@@ -330,7 +337,7 @@ impl<'w> Client<'w> {
             return true;
         }
         let path = format!("/v1/tenants/{}/scripts/kept", self.tenant().name);
-        let body = json!({ "mainModule": "main.js", "modules": { "main.js": KEPT }, "limits": { "cpuMs": 60 } });
+        let body = json!({ "mainModule": "main.js", "modules": { "main.js": KEPT }, "limits": { "cpuMs": CPU_MS } });
         let heard = self.ask("PUT", &path, body.to_string().as_bytes());
         let Heard::Answer { life, answer, disturbed } = heard else { return false };
         match answer.status {
@@ -435,10 +442,10 @@ fn request(tenant: &str, kind: Kind, token: &str, wait_ms: u64) -> (String, Stri
         Kind::Large => {
             load(&format!("token => {{ console.log(token); return token + 'x'.repeat({LARGE}) }}"), json!({}))
         }
-        Kind::Spins => load("token => { console.log(token); for (;;); }", json!({ "cpuMs": 60 })),
+        Kind::Spins => load("token => { console.log(token); for (;;); }", json!({ "cpuMs": CPU_MS })),
         Kind::Stuck => load(
             "token => { console.log(token); Array.prototype.indexOf.call({ length: 2 ** 53 - 1 }, 1) }",
-            json!({ "cpuMs": 60 }),
+            json!({ "cpuMs": CPU_MS }),
         ),
         Kind::Fills => load(
             "token => { console.log(token); const all = []; for (;;) all.push(new Array(1000).fill(0)) }",

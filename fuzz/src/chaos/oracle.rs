@@ -35,6 +35,11 @@ pub(crate) enum Kind {
 /// How much a large result has beside its token.
 pub(crate) const LARGE: usize = 300_000;
 
+/// The CPU time of runs that exceed it, in milliseconds.
+pub(crate) const CPU_MS: u32 = 60;
+/// How much more such a run may have used by the time that it ends (SPECIFICATION, *Promises*).
+const LATE_MS: f64 = 100.0;
+
 impl Kind {
     /// How the run ends where nothing is disturbed.
     fn outcome(self) -> &'static str {
@@ -106,11 +111,15 @@ pub(crate) fn answer(kind: Kind, token: &str, body: &[u8], disturbed: Disturbed)
         return Err(format!("the log of {token} is not one line of its own: {}", said()));
     }
     let usage = |name: &str| answer["usage"][name].as_f64().ok_or_else(|| format!("no usage.{name}: {}", said()));
+    let cpu_ms = usage("cpuMs")?;
+    if outcome == "exceededCpu" && cpu_ms > f64::from(CPU_MS) + LATE_MS {
+        return Err(format!("{kind:?} may use {CPU_MS} ms: {}", said()));
+    }
     let kept = (outcome == "ok" && kind == Kind::Kept)
         .then(|| Some((result["isolate"].as_str()?.to_owned(), result["number"].as_u64()?)));
     Ok(Ended {
         outcome: outcome.to_owned(),
-        cpu_ms: usage("cpuMs")?,
+        cpu_ms,
         held_ms: usage("wallMs")? + usage("queuedUs")? / 1000.0,
         kept: kept.flatten(),
     })
@@ -268,8 +277,12 @@ mod tests {
     const STOPPED: Disturbed = Disturbed { at_all: true, stopped: true, ..CALM };
 
     fn said(outcome: &str, result: &Value, log: &[&str]) -> Vec<u8> {
+        using(1.5, outcome, result, log)
+    }
+
+    fn using(cpu_ms: f64, outcome: &str, result: &Value, log: &[&str]) -> Vec<u8> {
         let logs: Vec<_> = log.iter().map(|text| json!({ "tMs": 0, "level": "log", "text": text })).collect();
-        let usage = json!({ "cpuMs": 1.5, "wallMs": 2.0, "queuedUs": 500 });
+        let usage = json!({ "cpuMs": cpu_ms, "wallMs": 2.0, "queuedUs": 500 });
         let error = json!({ "name": "Error", "message": result });
         json!({ "outcome": outcome, "result": result, "error": error, "logs": logs, "usage": usage })
             .to_string()
@@ -312,6 +325,12 @@ mod tests {
             assert!(outcome(never, starved).is_err(), "{never}");
         }
         assert!(answer(Kind::Spins, "t", &said("ok", &json!("t"), &["t"]), starved).is_err());
+    }
+
+    #[test]
+    fn a_run_that_goes_on_long_after_its_limit_is_found() {
+        let spun = |cpu_ms| answer(Kind::KeptSpins, "t", &using(cpu_ms, "exceededCpu", &Value::Null, &["t"]), STOPPED);
+        assert!(spun(70.0).is_ok() && spun(170.0).is_err());
     }
 
     fn tally(ok: u64, unheard: u64) -> Tally {
