@@ -16,7 +16,8 @@ use super::ground::{Ground, Lives, PATIENCE};
 use super::oracle::{self, CPU_MS, Disturbed, Kind, LARGE, Tally};
 use crate::Finding;
 
-/// The pause of a client between two requests, in milliseconds: the machine is to be busy, not full.
+/// The pause of a client between two requests, in milliseconds: the machine is to be busy, not
+/// full.
 const PAUSE_MS: std::ops::Range<u64> = 5..60;
 /// The pause before a request is tried again that was not accepted.
 const RETRY: Duration = Duration::from_millis(50);
@@ -228,7 +229,10 @@ impl<'w> Client<'w> {
             } else {
                 self.run(kind);
             }
-            thread::sleep(Duration::from_millis(self.random.u64(PAUSE_MS)));
+            // Places that were given back early show only where all clients want one all the time.
+            if self.tenant().habit != Habit::Narrow {
+                thread::sleep(Duration::from_millis(self.random.u64(PAUSE_MS)));
+            }
         }
         self.open = None;
     }
@@ -265,8 +269,12 @@ impl<'w> Client<'w> {
     /// How long a script waits for its timer, in milliseconds. Runs of ordered tenants may take
     /// longer than the daemon waits for them in a home that they are to leave.
     fn wait_ms(&mut self) -> u64 {
-        let most = if self.tenant().habit == Habit::Ordered { 2_500 } else { 120 };
-        self.random.u64(20..most)
+        let range = match self.tenant().habit {
+            Habit::Ordered => 20..2_500,
+            Habit::Narrow => 200..500,
+            Habit::Good | Habit::Bad | Habit::Leaving => 20..120,
+        };
+        self.random.u64(range)
     }
 
     /// One run. Returns whether it was served: it ended, or its tenant is expelled.

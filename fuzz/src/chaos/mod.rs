@@ -1,25 +1,26 @@
 //! Chaos: a daemon under steady load, whose processes die, stop and lose what they need.
 //!
-//! What is attacked is not confinement but bookkeeping: places, shares, counts, standings, the audit
-//! log, and the promise that everything recovers without a hand. A run of this program has *rounds*.
-//! In each, clients of many tenants ([`load`]) and an operator ([`orders`]) send requests while a
+//! What is attacked is not confinement but bookkeeping: places, shares, counts, standings, the
+//! audit log, and the promise that everything recovers without a hand. A run of this program has
+//! *rounds*. In each, clients of many tenants ([`load`]) and an operator ([`orders`]) send requests while a
 //! *schedule*, made from the seed before anything starts, is carried out ([`schedule`],
 //! [`disturb`]). Then everything that was taken away is given back, the load stops, and the
 //! oracles look ([`oracle`], [`quiet`],
 //! [`shares`]).
 //!
-//! | oracle | what must hold |
-//! |---|---|
-//! | `answer` | a request is answered within a minute unless its daemon was ended; a run ends as its script does, or as a disturbance explains; its result and log are its own |
-//! | `kept` | the runs of an isolate are numbered without a gap: each began once, and its answer arrived |
-//! | `counts` | the daemon's counts of runs, attempts and processor time agree with its clients' |
-//! | `places` | no more runs are in flight than the quota has, and none afterwards |
-//! | `orders` | decisions that were confirmed hold, those that were refused do not; also over restarts |
-//! | `standings` | scores survive an orderly restart |
-//! | `audit` | `enisle audit verify` is satisfied |
-//! | `recovery` | every tenant is served soon after the last disturbance; the daemon ends only if it is ended |
-//! | `leak`, `share` | processes, descriptors, memory and connections are given back; a uid has its share and no more |
-//! | `log`, `events` | each line of the log is one of the daemon's own; no evidence of an attack |
+//! * `answer`: a request is answered within a minute unless its daemon was ended; a run ends as its
+//!   script does, or as a disturbance explains; its result and its log are its own.
+//! * `kept`: runs of an isolate are numbered without a gap: each began once, and was answered.
+//! * `counts`: the daemon's counts of runs, attempts and CPU time agree with its clients'.
+//! * `places`: no more runs are in flight than the quota has, and none afterwards.
+//! * `orders`: decisions that were confirmed hold, and those that were refused do not, also after
+//!   restarts. `standings`: scores survive an orderly restart.
+//! * `audit`: `enisle audit verify` is satisfied.
+//! * `recovery`: every tenant is served soon after the last disturbance; the daemon ends only if it
+//!   is ended.
+//! * `leak`, `share`: processes, descriptors, memory and connections are given back; a uid has its
+//!   share and no more.
+//! * `log`, `events`: each line of the log is the daemon's own; there is no evidence of an attack.
 //!
 //! The clock is moved only in the emulated machine. Without root, disks and limits are left alone.
 //! The program says what it leaves out.

@@ -1,8 +1,8 @@
 //! What may be: pure checks of what clients heard, and of what the daemon says of itself.
 //!
-//! Clients count what they hear, by tenant and by the daemon's life ([`Tally`]). Each script returns
-//! and logs the *token* of its request, so an answer that belongs to another run is seen at once;
-//! and a script that is kept numbers its runs, so a run that was begun twice leaves a gap.
+//! Clients count what they hear, by tenant and by the daemon's life ([`Tally`]). Each script
+//! returns and logs the *token* of its request, so an answer that belongs to another run is seen at
+//! once; and a script that is kept numbers its runs, so a run that was begun twice leaves a gap.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -37,8 +37,8 @@ pub(crate) const LARGE: usize = 300_000;
 
 /// The CPU time of runs that exceed it, in milliseconds.
 pub(crate) const CPU_MS: u32 = 60;
-/// How much more such a run may have used by the time that it ends. The promise is 100 ms on a quiet
-/// machine; here whatever ends the run waits for a processor as well.
+/// How much more such a run may have used by the time that it ends. The promise is 100 ms on a
+/// quiet machine; here whatever ends the run waits for a processor as well.
 const LATE_MS: f64 = 500.0;
 
 impl Kind {
@@ -148,8 +148,8 @@ impl Tally {
 pub(crate) struct Attempts {
     /// Runs that were restarted after a death.
     pub(crate) retried: u64,
-    /// Deaths of a worker in which the tenant lived: each may have cost a run that had been sent and
-    /// had not begun.
+    /// Deaths of a worker in which the tenant lived: each may have cost a run that had been sent
+    /// and had not begun.
     pub(crate) deaths: u64,
     /// Homes that were given up: the same.
     pub(crate) left: u64,
