@@ -2,11 +2,10 @@
 //!
 //! What is attacked is not confinement but bookkeeping: places, shares, counts, standings, the
 //! audit log, and the promise that everything recovers without a hand. A run of this program has
-//! *rounds*. In each, clients of many tenants ([`load`]) and an operator ([`orders`]) send requests while a
-//! *schedule*, made from the seed before anything starts, is carried out ([`schedule`],
+//! *rounds*. In each, clients of many tenants ([`load`]) and an operator ([`orders`]) send requests
+//! while a *schedule*, made from the seed before anything starts, is carried out ([`schedule`],
 //! [`disturb`]). Then everything that was taken away is given back, the load stops, and the
-//! oracles look ([`oracle`], [`quiet`],
-//! [`shares`]).
+//! oracles look ([`oracle`], [`quiet`], [`shares`]).
 //!
 //! * `answer`: a request is answered within a minute unless its daemon was ended; a run ends as its
 //!   script does, or as a disturbance explains; its result and its log are its own.

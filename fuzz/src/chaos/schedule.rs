@@ -80,11 +80,12 @@ impl Schedule {
     pub(crate) fn draw(seed: u64, rounds: usize, means: Means) -> Self {
         let mut random = fastrand::Rng::with_seed(seed);
         let mut round = |number| {
-            let count = random.usize(STEPS);
+            // Every third round is a mild one: places are added up over time that is undisturbed.
+            let (count, from) = if number % 3 == 2 { (1, BUSY_MS - 2_000) } else { (random.usize(STEPS), 500) };
             let mut steps: Vec<_> = (0..count)
                 .map(|_| Step {
                     round: number,
-                    at_ms: random.u64(500..BUSY_MS),
+                    at_ms: random.u64(from..BUSY_MS),
                     disturbance: Disturbance::draw(&mut random, means),
                 })
                 .collect();
