@@ -167,8 +167,13 @@ fn round(
     }
     let recovery = quiet::check(world, orders)?;
     println!("round {number}: {} steps, recovered in {} ms", steps.len(), recovery.as_millis());
-    if world.findings().is_empty() && number % 3 > 0 {
-        restart(world, orders, disturber, if number % 3 == 1 { Signal::SIGTERM } else { Signal::SIGKILL })?;
+    let ends = match number % 3 {
+        1 => Some(Signal::SIGTERM),
+        2 => Some(Signal::SIGKILL),
+        _ => None,
+    };
+    if let Some(signal) = ends.filter(|_| world.findings().is_empty()) {
+        restart(world, orders, disturber, signal)?;
     }
     Ok(())
 }
