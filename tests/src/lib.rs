@@ -25,6 +25,9 @@ pub use wait::{PATIENCE, until as wait_until};
 /// emulated machine, where the programs cannot be built.
 pub const PROGRAMS_VARIABLE: &str = "ENISLE_PROGRAMS";
 
+/// An argument of the emulated machine's kernel: its clock belongs to the test that runs there.
+pub const OWN_CLOCK: &str = "enisle.clock=own";
+
 /// The folder with `enisled`, `enisle-worker` and `enisle`, built once for all tests of a process.
 pub fn programs() -> &'static Path {
     static PROGRAMS: OnceLock<PathBuf> = OnceLock::new();

@@ -272,6 +272,19 @@ fn a_worker_that_breaks_the_protocol_is_killed_and_reported() {
     }
 }
 
+/// A process without memory for one more thread used to count as one that breaks the protocol.
+#[test]
+fn a_worker_without_memory_for_a_tenants_thread_is_no_evidence_of_an_attack() {
+    let (daemon, _) = with_rogue("rogue-fails-at-admission");
+    let died = daemon.await_event("the death", |event| event["event"] == "workerDied");
+    assert_eq!(died["reason"], "it could not go on", "{died}");
+    let violations = || daemon.events().into_iter().filter(|event| event["event"] == "protocolViolation");
+    assert_eq!(violations().count(), 0, "{:?}", violations().next());
+    let signals = daemon.get("/v1/tenants/t")["cordon"]["signals"].clone();
+    let names = signals.as_array().expect("signals").iter().map(|signal| &signal["signal"]);
+    assert!(names.clone().all(|name| name != "protocol"), "{signals}");
+}
+
 #[test]
 fn a_worker_that_floods_its_tenants_channel_is_killed_and_reported() {
     for (how, word) in [

@@ -88,7 +88,8 @@ pub enum FromWorker {
         run: RunId,
         cause: OverrunCause,
     },
-    /// Start-up failed; the sentence is for the operator.
+    /// The worker cannot go on: start-up failed, or a host had no memory for a tenant's thread. The
+    /// sentence is for the operator.
     Failed(String),
 }
 
@@ -167,7 +168,7 @@ impl Session {
     /// The frame was not allowed: the worker must be killed.
     pub fn accept(&mut self, frame: &FromWorker) -> Result<(), ProtocolError> {
         match frame {
-            FromWorker::Failed(_) if self.ready => Err(ProtocolError::TooLate("Failed")),
+            FromWorker::Failed(_) if self.ready && self.role == Role::Maker => Err(ProtocolError::TooLate("Failed")),
             FromWorker::Failed(_) => Ok(()),
             FromWorker::Snapshot(_) if self.role == Role::Host => Err(ProtocolError::WrongRole("Snapshot")),
             FromWorker::Ready(_) if self.role == Role::Maker => Err(ProtocolError::WrongRole("Ready")),
@@ -231,6 +232,18 @@ mod tests {
         assert!(session.accept(&FromWorker::Retired { slot: Slot(1) }).is_err());
         assert_eq!(session.accept(&ready()), Ok(()));
         assert!(session.accept(&ready()).is_err());
+    }
+
+    #[test]
+    fn a_host_may_fail_at_any_time_and_a_maker_until_its_snapshot() {
+        let failed = FromWorker::Failed("no memory for a thread".to_owned());
+        let mut host = Session::new(Role::Host);
+        assert_eq!(host.accept(&failed), Ok(()));
+        assert_eq!(host.accept(&ready()), Ok(()));
+        assert_eq!(host.accept(&failed), Ok(()));
+        let mut maker = Session::new(Role::Maker);
+        assert_eq!(maker.accept(&FromWorker::Snapshot(vec![])), Ok(()));
+        assert_eq!(maker.accept(&failed), Err(ProtocolError::TooLate("Failed")));
     }
 
     #[test]

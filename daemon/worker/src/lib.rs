@@ -57,6 +57,9 @@ pub fn main() -> ExitCode {
         Err(error) => {
             // The sentence goes to the supervisor, which shows it to the operator.
             let _ = control.speaker().say(&FromWorker::Failed(error.to_string()));
+            // The supervisor ends this process: an end of its own, seen before the sentence, would
+            // look like a crash.
+            while control.receive().is_ok_and(|more| more) {}
             ExitCode::FAILURE
         }
     }

@@ -1,8 +1,55 @@
-//! Disturb a daemon under load.
+//! Chaos: a daemon under steady load, whose processes die, stop and lose what they need.
+//!
+//! What is attacked is not confinement but bookkeeping: places, shares, counts, standings, the
+//! audit log, and the promise that everything recovers without a hand. A run of this program has
+//! *rounds*. In each, clients of many tenants ([`load`]) and an operator ([`orders`]) send requests
+//! while a *schedule*, made from the seed before anything starts, is carried out ([`schedule`],
+//! [`disturb`]). Then everything that was taken away is given back, the load stops, and the
+//! oracles look ([`oracle`], [`quiet`], [`shares`]).
+//!
+//! * `answer`: a request is answered within a minute unless its daemon was ended; a run ends as its
+//!   script does, or as a disturbance explains; its result and its log are its own.
+//! * `kept`: runs of an isolate are numbered without a gap: each began once, and was answered.
+//! * `counts`: the daemon's counts of runs, attempts and CPU time agree with its clients'.
+//! * `places`: no more runs are in flight than the quota has, and none afterwards.
+//! * `orders`: decisions that were confirmed hold, and those that were refused do not, also after
+//!   restarts. `standings`: scores survive an orderly restart.
+//! * `audit`: `enisle audit verify` is satisfied.
+//! * `recovery`: every tenant is served soon after the last disturbance; the daemon ends only if it
+//!   is ended.
+//! * `leak`, `share`: processes, descriptors, memory and connections are given back; a uid has its
+//!   share and no more.
+//! * `log`, `events`: each line of the log is the daemon's own; there is no evidence of an attack.
+//!
+//! The clock is moved only in the emulated machine. Without root, disks and limits are left alone.
+//! The program says what it leaves out.
 
+mod disturb;
+mod ground;
+mod load;
+mod oracle;
+mod orders;
+mod quiet;
+mod schedule;
+mod shares;
+
+use std::fs;
+use std::path::PathBuf;
+use std::sync::atomic::Ordering;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail};
 use clap::Args;
+use nix::sys::signal::Signal;
 
-/// How long and from which seed.
+use disturb::Disturber;
+use ground::Ground;
+use load::{Client, World};
+use orders::Orders;
+use schedule::{Means, Schedule, Step};
+
+/// How long, and from which seed.
 #[derive(Debug, Args)]
 pub struct Options {
     /// How long, in minutes.
@@ -11,12 +58,133 @@ pub struct Options {
     /// Where the random choices begin; one is drawn and printed if it is left out.
     #[arg(long)]
     pub seed: Option<u64>,
+    /// Carry out the schedule of this file, as an earlier run printed it, instead of drawing one.
+    #[arg(long, value_name = "FILE")]
+    pub schedule: Option<PathBuf>,
+    /// Move the machine's clock as well; only in the emulated machine (`cargo xtask chaos --vm`).
+    #[arg(long, hide = true)]
+    pub clock: bool,
 }
+
+/// A round with its checks takes some 20 s.
+const ROUNDS_A_MINUTE: f64 = 3.0;
 
 /// Runs until the time is over or something is found.
 ///
 /// # Errors
 /// What was found, or why nothing could be tried.
-pub fn run(_options: &Options) -> anyhow::Result<()> {
-    anyhow::bail!("not built yet")
+pub fn run(options: &Options) -> Result<()> {
+    let seed = options.seed.unwrap_or_else(|| fastrand::u64(..));
+    if options.clock {
+        let of_the_kernel = fs::read_to_string("/proc/cmdline")?;
+        anyhow::ensure!(of_the_kernel.contains(enisle_tests::OWN_CLOCK), "this machine's clock is not ours to move");
+    }
+    let means = Means { root: nix::unistd::geteuid().is_root(), clock: options.clock };
+    let schedule = match &options.schedule {
+        Some(file) => Schedule::parse(&fs::read_to_string(file).with_context(|| format!("{}", file.display()))?)?,
+        None => Schedule::draw(seed, rounds(options.minutes), means),
+    };
+    println!("chaos: --seed {seed}, {} rounds", schedule.rounds.len());
+    if !means.root {
+        println!("not root: disks are not filled, and no limit is lowered");
+    }
+    if !means.clock {
+        println!("the clock is not moved: it is this machine's own (--vm moves it)");
+    }
+    print!("{}", schedule.text());
+    let begun = Instant::now();
+    let mut ground = Ground::make()?;
+    ground.start()?;
+    let world = World::new(seed, ground);
+    let ended = all_rounds(&world, &schedule);
+    let findings = world.findings();
+    if let Err(error) = &ended {
+        println!("{error:#}");
+    }
+    if findings.is_empty() && ended.is_ok() {
+        let (counts, secs) = (&world.book().counts, begun.elapsed().as_secs());
+        println!("nothing found in {secs} s; runs by outcome or status: {counts:?}");
+        return Ok(());
+    }
+    println!("the state and the logs are kept in {}", world.ground_to_change().keep().display());
+    for finding in &findings {
+        println!("{finding}");
+    }
+    bail!("{} findings after {} s", findings.len(), begun.elapsed().as_secs())
+}
+
+#[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "a number of minutes is small")]
+fn rounds(minutes: f64) -> usize {
+    (minutes * ROUNDS_A_MINUTE).round().max(1.0) as usize
+}
+
+fn all_rounds(world: &World, schedule: &Schedule) -> Result<()> {
+    let (mut orders, mut disturber) = (Orders::default(), Disturber::new(world));
+    let narrow = world.tenants.iter().find(|tenant| tenant.habit == load::Habit::Narrow).context("no narrow tenant")?;
+    let set = world.ground().ask("PUT", &format!("/v1/tenants/{}", narrow.name), br#"{"quota": {"inFlight": 1}}"#)?;
+    anyhow::ensure!(set.status == 200, "the quota could not be set: {}", set.status);
+    for (number, steps) in schedule.rounds.iter().enumerate() {
+        round(world, &mut orders, &mut disturber, number, steps)?;
+        if !world.findings().is_empty() {
+            break;
+        }
+    }
+    Ok(())
+}
+
+/// One round: load and disturbances, rest and checks, and a restart every now and then.
+fn round(
+    world: &World,
+    orders: &mut Orders,
+    disturber: &mut Disturber<'_>,
+    number: usize,
+    steps: &[Step],
+) -> Result<()> {
+    let begun = Instant::now();
+    world.book().narrow_held_ms = 0.0;
+    world.loaded.store(true, Ordering::SeqCst);
+    let clients = world.clients();
+    let first = number * (clients.len() + 1);
+    let carried_out = thread::scope(|scope| {
+        for (client, tenant) in clients.iter().enumerate() {
+            scope.spawn(move || Client::new(world, first + client, *tenant).work());
+        }
+        let operator = Client::new(world, first + clients.len(), 0);
+        let mut random = fastrand::Rng::with_seed(world.seed ^ number as u64);
+        let orders = &mut *orders;
+        scope.spawn(move || orders.give(world, operator, &mut random));
+        let carried_out = disturber.carry_out(steps);
+        world.loaded.store(false, Ordering::SeqCst);
+        carried_out
+    });
+    carried_out?;
+    let (held_ms, passed) = (world.book().narrow_held_ms, begun.elapsed());
+    if let Err(said) = oracle::places(1.0, held_ms, passed.as_secs_f64() * 1000.0) {
+        world.found("places", said);
+    }
+    if !world.findings().is_empty() {
+        return Ok(());
+    }
+    let recovery = quiet::check(world, orders)?;
+    println!("round {number}: {} steps, recovered in {} ms", steps.len(), recovery.as_millis());
+    let ends = match number % 3 {
+        1 => Some(Signal::SIGTERM),
+        2 => Some(Signal::SIGKILL),
+        _ => None,
+    };
+    if let Some(signal) = ends.filter(|_| world.findings().is_empty()) {
+        restart(world, orders, disturber, signal)?;
+    }
+    Ok(())
+}
+
+/// Restarts a daemon at rest: what it knew before, it knows afterwards.
+fn restart(world: &World, orders: &mut Orders, disturber: &mut Disturber<'_>, signal: Signal) -> Result<()> {
+    let scores = quiet::scores(world)?;
+    disturber.restart(signal)?;
+    // The daemon counts the time that a clock skips, so points are forgotten.
+    if signal == Signal::SIGTERM && !world.has_moved_clock() {
+        quiet::compare_scores(world, &scores)?;
+    }
+    quiet::check(world, orders).map(|_: Duration| ())
 }

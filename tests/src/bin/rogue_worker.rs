@@ -84,6 +84,11 @@ fn misbehave(name: &str) -> Result<(), Box<dyn Error>> {
             say(&ready)?;
             say(&FromWorker::Overrun { slot: Slot(7), run: RunId(1), cause: OverrunCause::Cpu })?;
         }
+        "rogue-fails-at-admission" => {
+            say(&ready)?;
+            fds::receive(channel.as_fd(), &mut [0; 4096])?;
+            write_frame(&mut channel, &FromWorker::Failed("no memory for a thread".to_owned()), MAX_FROM_WORKER_BYTES)?;
+        }
         "rogue-says-too-much" => {
             say(&ready)?;
             channel.write_all(&u32::MAX.to_le_bytes())?;

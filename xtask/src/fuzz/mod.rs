@@ -4,9 +4,11 @@ mod coverage;
 pub(crate) mod prove;
 
 use std::ffi::OsString;
+use std::path::PathBuf;
 
-use anyhow::Result;
+use anyhow::{Result, ensure};
 use clap::Subcommand;
+use enisle_vm::{Files, Guest, Machine};
 
 use crate::{cargo, check, target, v8, vm};
 
@@ -44,8 +46,35 @@ pub(crate) fn run(fuzz: Fuzz) -> Result<()> {
     }
 }
 
+/// With `--vm` as the first argument in the emulated machine, where the clock is moved as well.
 pub(crate) fn chaos(rest: &Rest) -> Result<()> {
-    start("chaos", rest)
+    match rest.arguments.split_first() {
+        Some((first, arguments)) if first == "--vm" => chaos_in_machine(arguments),
+        _ => start("chaos", rest),
+    }
+}
+
+/// What chaos needs besides the programs under test.
+const TOOLS: &[&str] = &["/usr/bin/prlimit", "/usr/bin/unshare", "/usr/bin/nsenter"];
+const CHAOS: &[&str] = &["enisled", "enisle-worker", "enisle", "leash", "enisle-fuzz"];
+
+fn chaos_in_machine(arguments: &[OsString]) -> Result<()> {
+    vm::check_packages()?;
+    let programs = build()?;
+    let mut files = Files::new()?;
+    for tool in TOOLS {
+        files.program(tool, tool)?;
+    }
+    for name in CHAOS {
+        files.program(programs.join(name), &format!("{}/{name}", vm::FOLDER))?;
+    }
+    let arguments: Vec<_> = arguments.iter().map(|argument| vm::quoted(&argument.to_string_lossy())).collect();
+    let command = vm::shell(&format!("enisle-fuzz chaos --clock {}", arguments.join(" ")));
+    let machine = Machine::with_files(&vm::newer_kernel()?, &files, Guest::default(), &command);
+    let machine = machine.kernel_argument(enisle_tests::OWN_CLOCK).memory_mib(vm::MEMORY_MIB);
+    let report = machine.time_limit(vm::HARNESS_LIMIT).run(|line| println!("{line}"))?;
+    ensure!(report.status == 0, "chaos ended with status {} in the emulated machine", report.status);
+    Ok(())
 }
 
 /// The parsers need no other program, so none is built.
@@ -57,12 +86,17 @@ fn parsers(arguments: &[OsString]) -> Result<()> {
 
 /// Starts the fuzzer with the programs that were just built.
 fn start(task: &str, rest: &Rest) -> Result<()> {
+    let programs = build()?;
+    let mut fuzzer = std::process::Command::new(programs.join("enisle-fuzz"));
+    fuzzer.arg(task).args(&rest.arguments).env(enisle_tests::PROGRAMS_VARIABLE, &programs);
+    check(&mut fuzzer)
+}
+
+/// Builds the programs under test and the fuzzer; returns their folder.
+fn build() -> Result<PathBuf> {
     let archive = v8::find()?;
     let profile = ["--quiet", "--profile", "harness"];
     check(cargo(&archive).arg("build").args(profile).args(["--workspace", "--bins"]))?;
     vm::build_attacker(&archive, &profile)?;
-    let programs = target().join("harness");
-    let mut fuzzer = std::process::Command::new(programs.join("enisle-fuzz"));
-    fuzzer.arg(task).args(&rest.arguments).env(enisle_tests::PROGRAMS_VARIABLE, &programs);
-    check(&mut fuzzer)
+    Ok(target().join("harness"))
 }

@@ -71,13 +71,13 @@ pub(crate) fn run(command: Vm) -> Result<()> {
 }
 
 /// One word for the shell.
-fn quoted(argument: &str) -> String {
+pub(crate) fn quoted(argument: &str) -> String {
     format!("'{}'", argument.replace('\'', "'\\''"))
 }
 
 /// The harness needs minutes on a fast host; a slow one has an hour.
-const HARNESS_LIMIT: Duration = Duration::from_secs(60 * 60);
-const MEMORY_MIB: u32 = 4096;
+pub(crate) const HARNESS_LIMIT: Duration = Duration::from_secs(60 * 60);
+pub(crate) const MEMORY_MIB: u32 = 4096;
 
 /// The features that the emulated machine has and this machine may lack, as named in
 /// `ENISLE_REQUIRE`. In the emulated machine no test may be skipped.
@@ -128,7 +128,7 @@ fn complete(output: &str) -> Result<()> {
 }
 
 /// The command, with the programs in its PATH.
-fn shell(command: &str) -> String {
+pub(crate) fn shell(command: &str) -> String {
     format!(
         "set -o pipefail\ncd /tmp\nexport {}={FOLDER} PATH=$PATH:{FOLDER}\n{command}",
         enisle_tests::PROGRAMS_VARIABLE
@@ -136,7 +136,7 @@ fn shell(command: &str) -> String {
 }
 
 /// Where the programs are in the machine.
-const FOLDER: &str = "/enisle";
+pub(crate) const FOLDER: &str = "/enisle";
 const PROGRAMS: &[&str] = &["enisle", "enisled", "enisle-worker", "rogue-worker", "without-userns", "posture"];
 const ATTACKER: &str = "enisle-worker-attack";
 const TESTS: &[&str] = &["escape", "suite", "layers"];
@@ -203,7 +203,7 @@ pub(crate) fn build_attacker(archive: &v8::Archive, profile: &[&str]) -> Result<
 const NEWER_SUITE: &str = "trixie";
 
 /// The kernel of [`NEWER_SUITE`], which is downloaded once.
-fn newer_kernel() -> Result<Kernel> {
+pub(crate) fn newer_kernel() -> Result<Kernel> {
     let boot = cache_dir().join(format!("kernel-{NEWER_SUITE}"));
     if let Ok(kernel) = Kernel::newest_in(&boot) {
         return Ok(kernel);

@@ -242,6 +242,12 @@ impl Owner {
             if let FromWorker::Retired { slot } = &frame {
                 self.worker.slots().note_ended(*slot);
             }
+            if let FromWorker::Failed(why) = &frame {
+                tracing::warn!(worker = self.worker.id, %why, "a worker cannot go on");
+                // As if it had exited for a reason that is not known.
+                self.worker.misbehaves(Signal::Unattributed);
+                self.worker.kill("it could not go on".to_owned());
+            }
             if let FromWorker::Overrun { slot, run, cause } = frame {
                 self.worker.blame(slot, Signal::HardKill);
                 self.worker.slots().note_overrun(slot, Overrun { run, cause });
