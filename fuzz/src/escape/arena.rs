@@ -1,0 +1,443 @@
+//! A daemon with victims in it, attackers that come and go, and everything that watches them.
+
+use std::collections::{BTreeMap, VecDeque};
+use std::io::{self, BufRead, BufReader, Read, Write};
+use std::net::Shutdown;
+use std::os::unix::net::UnixStream;
+use std::path::Path;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use enisle_tests::{Daemon, wait};
+use fastrand::Rng;
+use serde_json::{Value, json};
+
+use super::deeds::Deeds;
+use super::grammar::Memory;
+use super::ledger::{ATTACKER, Broken, Ledger, call_in};
+use super::outside::Outside;
+use super::program::{Op, Program};
+use super::victims::{Answer, Client, Victim, Victims, leaked};
+
+/// What an attacker's run may use, and what it may use at most before a limit counts as not armed.
+/// Programs are small, and some never end by themselves.
+const CPU_MS: u64 = 100;
+const WALL_MS: u64 = 1500;
+const GRACE_MS: u64 = 1000;
+
+/// How many programs a finding may be due to.
+const RECENT: usize = 24;
+
+/// Numbers that the run ends with.
+#[derive(Debug, Default)]
+pub struct Counts {
+    /// Programs whose process was alive afterwards, and those that ended it.
+    pub alive: AtomicU64,
+    pub ended: AtomicU64,
+    pub visits: AtomicU64,
+    /// Runs that the daemon answered with an error of the request.
+    pub refused: AtomicU64,
+    pub deaths: AtomicU64,
+    pub looks: AtomicU64,
+}
+
+/// A daemon with its watchers.
+#[derive(Debug)]
+pub struct Arena {
+    daemon: Daemon,
+    keys: bool,
+    victims: Victims,
+    ledger: Mutex<Ledger>,
+    outside: Outside,
+    recent: Mutex<VecDeque<Program>>,
+    names: AtomicU64,
+    broken: Mutex<Option<(Broken, Vec<Program>)>>,
+    over: AtomicBool,
+}
+
+fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+fn config(worker: &Path) -> String {
+    // Tenants share processes without keys too. Suspicions end soon, so that victims come back into
+    // company, and all tenants are one uid's, which would otherwise be on probation.
+    format!(
+        "[workers]\nprogram = {:?}\nshare_without_keys = true\n[defaults.quota]\nper_second = 1000000\n\
+         burst = 1000000\n[cordon.rules]\nsuspicion_secs = 1\nunexplained_secs = 1\n\
+         [cordon.rules.deaths]\nbudget = 0\n",
+        worker.display().to_string()
+    )
+}
+
+impl Arena {
+    /// Starts a daemon, and has every victim run once.
+    ///
+    /// # Errors
+    /// A victim does not answer before anything attacked it.
+    pub fn open(keys: bool, victims: usize, seed: u64) -> Result<Self, Broken> {
+        let daemon = Daemon::start(&config(&enisle_tests::attack_worker()));
+        let mut rng = Rng::with_seed(seed);
+        let victims = Victims::new(victims, &mut rng);
+        let mut client = Client::new(&daemon.socket());
+        for index in 0..victims.all().len() {
+            victims.visit(&mut client, index, &mut rng, || false)?;
+        }
+        let outside = Outside::new(daemon.pid(), daemon.folder.path());
+        Ok(Self {
+            daemon,
+            keys,
+            victims,
+            ledger: Mutex::default(),
+            outside,
+            recent: Mutex::default(),
+            names: AtomicU64::new(0),
+            broken: Mutex::default(),
+            over: AtomicBool::new(false),
+        })
+    }
+
+    /// Lets attackers run for that long; returns what broke, with the programs that it may be due
+    /// to.
+    pub fn fight(
+        &self,
+        attackers: usize,
+        until: Instant,
+        memory: &Mutex<Memory>,
+        counts: &Counts,
+        rng: &mut Rng,
+    ) -> Option<(Broken, Vec<Program>)> {
+        let follower = self.follow().ok()?;
+        std::thread::scope(|scope| {
+            scope.spawn(|| self.keep_ledger(&follower, memory));
+            let visits = scope.spawn({
+                let mut rng = rng.fork();
+                move || self.visit_in_turn(counts, &mut rng)
+            });
+            scope.spawn(|| self.look_in_turn(counts));
+            let attackers: Vec<_> = (0..attackers)
+                .map(|_| {
+                    let mut rng = rng.fork();
+                    scope.spawn(move || self.attack_in_turn(memory, counts, &mut rng))
+                })
+                .collect();
+            wait::within(until.saturating_duration_since(Instant::now()), || self.is_over());
+            self.over.store(true, Ordering::SeqCst);
+            attackers.into_iter().for_each(|thread| drop(thread.join()));
+            drop(visits.join());
+            self.settle(counts, rng);
+            let _ = follower.shutdown(Shutdown::Both);
+        });
+        counts.deaths.fetch_add(locked(&self.ledger).deaths(), Ordering::Relaxed);
+        locked(&self.broken).take()
+    }
+
+    /// Runs these programs one after the other, each as a new attacker, and examines everything
+    /// after each.
+    pub fn replay(&self, programs: &[Program], counts: &Counts, rng: &mut Rng) -> Option<Broken> {
+        let (follower, memory) = (self.follow().ok()?, Mutex::default());
+        std::thread::scope(|scope| {
+            scope.spawn(|| self.keep_ledger(&follower, &memory));
+            let mut client = Client::new(&self.daemon.socket());
+            for program in programs {
+                if self.is_over() {
+                    break;
+                }
+                let name = self.new_name();
+                let _ = self.attack(&mut client, &name, program, &memory, counts, rng);
+                self.visit_all(&mut client, counts, rng);
+            }
+            self.settle(counts, rng);
+            let _ = follower.shutdown(Shutdown::Both);
+        });
+        locked(&self.broken).take().map(|(broken, _)| broken)
+    }
+
+    fn is_over(&self) -> bool {
+        self.over.load(Ordering::SeqCst)
+    }
+
+    fn new_name(&self) -> String {
+        format!("{ATTACKER}{}", self.names.fetch_add(1, Ordering::Relaxed))
+    }
+
+    /// The first thing that breaks ends the fight.
+    fn breaks(&self, broken: Broken) {
+        let recent = locked(&self.recent).iter().cloned().collect();
+        locked(&self.broken).get_or_insert((broken, recent));
+        self.over.store(true, Ordering::SeqCst);
+    }
+
+    /// Waits until all evidence has come, and examines everything once more.
+    fn settle(&self, counts: &Counts, rng: &mut Rng) {
+        let mut client = Client::new(&self.daemon.socket());
+        self.visit_all(&mut client, counts, rng);
+        wait::within(wait::PATIENCE, || {
+            let mut ledger = locked(&self.ledger);
+            let overdue = ledger.overdue(Instant::now());
+            let is_settled = ledger.is_settled();
+            drop(ledger);
+            let is_broken = !overdue.is_empty();
+            overdue.into_iter().for_each(|broken| self.breaks(broken));
+            is_settled || is_broken
+        });
+        self.look(&mut client, counts);
+    }
+
+    fn follow(&self) -> io::Result<UnixStream> {
+        let mut stream = UnixStream::connect(self.daemon.socket())?;
+        stream.write_all(b"GET /v1/events?follow=1 HTTP/1.1\r\nhost: enisle\r\n\r\n")?;
+        Ok(stream)
+    }
+
+    /// Enters every event into the ledger until the stream ends.
+    fn keep_ledger(&self, stream: &UnixStream, memory: &Mutex<Memory>) {
+        let _ = events(&mut BufReader::new(stream), |event| {
+            let text = |key: &str| event[key].as_str().unwrap_or_default();
+            let shown = format!("event {} {} {} {}", text("event"), text("layer"), text("to"), text("blame"));
+            locked(memory).saw(shown);
+            let broken = locked(&self.ledger).event(event);
+            broken.into_iter().for_each(|broken| self.breaks(broken));
+        });
+    }
+
+    fn visit_in_turn(&self, counts: &Counts, rng: &mut Rng) {
+        let mut client = Client::new(&self.daemon.socket());
+        while !self.is_over() {
+            self.visit_all(&mut client, counts, rng);
+        }
+    }
+
+    fn visit_all(&self, client: &mut Client, counts: &Counts, rng: &mut Rng) {
+        for index in 0..self.victims.all().len() {
+            let may_be_lost = || locked(&self.ledger).silent() > 0;
+            counts.visits.fetch_add(1, Ordering::Relaxed);
+            if let Err(broken) = self.victims.visit(client, index, rng, may_be_lost) {
+                return self.breaks(broken);
+            }
+        }
+    }
+
+    fn look_in_turn(&self, counts: &Counts) {
+        let mut client = Client::new(&self.daemon.socket());
+        while !self.is_over() {
+            self.look(&mut client, counts);
+            let overdue = locked(&self.ledger).overdue(Instant::now());
+            overdue.into_iter().for_each(|broken| self.breaks(broken));
+            wait::within(Duration::from_secs(1), || self.is_over());
+        }
+    }
+
+    fn look(&self, client: &mut Client, counts: &Counts) {
+        counts.looks.fetch_add(1, Ordering::Relaxed);
+        let homes = match self.homes(client) {
+            Ok(homes) => homes,
+            Err(broken) => return self.breaks(broken),
+        };
+        let mut broken = self.outside.look();
+        broken.extend(self.outside.look_at_memory(&homes, self.keys));
+        broken.into_iter().for_each(|broken| self.breaks(broken));
+    }
+
+    /// The victims by the processes where they live.
+    fn homes(&self, client: &mut Client) -> Result<BTreeMap<i32, Vec<Victim>>, Broken> {
+        let victims = self.victims.all();
+        let listed = client.request("GET", "/v1/workers", &Value::Null)?.json();
+        let mut homes: BTreeMap<i32, Vec<Victim>> = BTreeMap::new();
+        for worker in listed["workers"].as_array().into_iter().flatten() {
+            let Some(pid) = worker["pid"].as_i64().and_then(|pid| pid.try_into().ok()) else { continue };
+            let names = worker["tenants"].as_array().into_iter().flatten().filter_map(Value::as_str);
+            let here = names.filter_map(|name| victims.iter().find(|victim| victim.name == name).cloned());
+            homes.entry(pid).or_default().extend(here);
+        }
+        homes.retain(|_, victims| !victims.is_empty());
+        Ok(homes)
+    }
+
+    fn attack_in_turn(&self, memory: &Mutex<Memory>, counts: &Counts, rng: &mut Rng) {
+        let (grammar, mut client) = (super::grammar::Grammar { keys: self.keys }, Client::new(&self.daemon.socket()));
+        let mut name = self.new_name();
+        while !self.is_over() {
+            let program = grammar.program(&locked(memory), rng);
+            let goes_on = self.attack(&mut client, &name, &program, memory, counts, rng);
+            // An attacker that was found is cordoned, and after the third time expelled. Most are
+            // new, because only those have neighbours; some go on further out.
+            if !goes_on || rng.u8(..200) == 0 {
+                name = self.new_name();
+            }
+        }
+    }
+
+    /// Runs a program as that tenant; returns whether the tenant is to go on.
+    fn attack(
+        &self,
+        client: &mut Client,
+        name: &str,
+        program: &Program,
+        memory: &Mutex<Memory>,
+        counts: &Counts,
+        rng: &mut Rng,
+    ) -> bool {
+        locked(&self.ledger).will(name, Deeds::of(program));
+        let mut recent = locked(&self.recent);
+        recent.push_back(program.clone());
+        let surplus = recent.len().saturating_sub(RECENT);
+        recent.drain(..surplus);
+        drop(recent);
+        let mut goes_on = true;
+        for answer in self.runs_of(client, name, program) {
+            let judged = answer.and_then(|answer| judged(&answer).map(|()| answer));
+            match judged {
+                Err(broken) => self.breaks(broken),
+                Ok(answer) => goes_on &= self.learn(name, program, &answer, memory, counts, rng),
+            }
+        }
+        goes_on
+    }
+
+    /// The answers to a program's runs.
+    fn runs_of(&self, client: &mut Client, name: &str, program: &Program) -> Vec<Result<Answer, Broken>> {
+        let limits = json!({ "cpuMs": CPU_MS, "wallMs": WALL_MS, "memoryMb": 48, "logLines": 100 });
+        let call = json!({ "args": [self.victims.scene(self.keys)], "props": { "attack": true } });
+        let with = |mut fields: Value| {
+            if let (Some(fields), Some(call)) = (fields.as_object_mut(), call.as_object()) {
+                fields.extend(call.clone());
+            }
+            fields
+        };
+        let code = program.script();
+        if program.kept_runs == 0 {
+            let load = with(json!({ "code": code, "limits": limits }));
+            return vec![client.request("POST", &format!("/v1/tenants/{name}/load"), &load)];
+        }
+        let script = format!("/v1/tenants/{name}/scripts/a");
+        let register = json!({ "code": code, "limits": limits });
+        if let Err(broken) = client.request("PUT", &format!("{script}?replace=1"), &register) {
+            return vec![Err(broken)];
+        }
+        (0..program.kept_runs).map(|_| client.request("POST", &format!("{script}/run"), &with(json!({})))).collect()
+    }
+
+    /// Remembers what came of a program; returns whether its tenant is to go on.
+    fn learn(
+        &self,
+        name: &str,
+        program: &Program,
+        answer: &Answer,
+        memory: &Mutex<Memory>,
+        counts: &Counts,
+        rng: &mut Rng,
+    ) -> bool {
+        let (found, mut memory) = (answer.json(), locked(memory));
+        if answer.status != 200 {
+            counts.refused.fetch_add(1, Ordering::Relaxed);
+            memory.saw(format!("answer {}", answer.status));
+            return false;
+        }
+        let outcome = found["outcome"].as_str().unwrap_or_default();
+        let message = found["error"]["message"].as_str().unwrap_or_default();
+        let mut is_new = memory.saw(format!("outcome {outcome} {} {}", found["cordon"], call_in(message).is_some()));
+        for line in found["result"]["out"].as_array().into_iter().flatten() {
+            let op = line[0].as_u64().and_then(|at| program.ops.get(usize::try_from(at).ok()?));
+            if let Some(op) = op {
+                is_new |= memory.returned(op, line[1].as_str().unwrap_or_default());
+            }
+        }
+        let has_ended = ["violation", "workerLost"].contains(&outcome);
+        if has_ended {
+            counts.ended.fetch_add(1, Ordering::Relaxed);
+            let guilty = |op: &&Op| call_in(message).is_some_and(|call| Deeds::of_op(op).has_call(call));
+            if let Some(op) = program.ops.iter().rev().find(guilty).or_else(|| program.ops.last()) {
+                memory.ended(op);
+                is_new |= memory.saw(format!("{} ended", op.class()));
+            }
+        } else {
+            counts.alive.fetch_add(1, Ordering::Relaxed);
+        }
+        if is_new {
+            memory.keep(program.clone(), rng);
+        }
+        drop(memory);
+        if outcome == "violation" {
+            locked(&self.ledger).ended_as_violation(name);
+        }
+        !has_ended || rng.u8(..5) == 0
+    }
+}
+
+/// Whether an attacker may be answered like that.
+fn judged(answer: &Answer) -> Result<(), Broken> {
+    if let Some(broken) = leaked(&answer.body) {
+        return Err(broken);
+    }
+    let found = answer.json();
+    let (outcome, cpu) =
+        (found["outcome"].as_str().unwrap_or_default(), found["usage"]["cpuMs"].as_f64().unwrap_or(0.0));
+    let known = [200, 403, 404, 429, 503].contains(&answer.status);
+    if !known || outcome == "internalError" {
+        return Err(Broken::new("answers", format!("{} {}", answer.status, answer.text())));
+    }
+    #[expect(clippy::cast_precision_loss, reason = "some thousand")]
+    let most = (CPU_MS + GRACE_MS) as f64;
+    if cpu > most || found["usage"]["wallMs"].as_f64().is_some_and(|wall| wall > 4.0 * (WALL_MS + GRACE_MS) as f64) {
+        return Err(Broken::new(
+            "limits",
+            format!("a run took more than {CPU_MS} ms of CPU time and {WALL_MS} ms: {}", answer.text()),
+        ));
+    }
+    Ok(())
+}
+
+/// Calls `enter` with every line of an answer in chunks, until the stream ends.
+fn events(stream: &mut impl BufRead, mut enter: impl FnMut(&Value)) -> io::Result<()> {
+    let mut line = String::new();
+    while line != "\r\n" {
+        line.clear();
+        if stream.read_line(&mut line)? == 0 {
+            return Ok(());
+        }
+    }
+    let mut text = Vec::new();
+    loop {
+        line.clear();
+        stream.read_line(&mut line)?;
+        let Ok(size) = u64::from_str_radix(line.trim(), 16) else { return Ok(()) };
+        stream.take(size).read_to_end(&mut text)?;
+        stream.read_line(&mut line)?;
+        while let Some(end) = text.iter().position(|byte| *byte == b'\n') {
+            let event: Vec<_> = text.drain(..=end).collect();
+            if let Ok(event) = serde_json::from_slice(&event) {
+                enter(&event);
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn answer(status: u16, body: &Value) -> Answer {
+        Answer { status, body: body.to_string().into_bytes(), took: Duration::ZERO }
+    }
+
+    #[test]
+    fn events_are_read_across_chunks() {
+        let mut stream = &b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n5\r\n{\"a\":\r\n5\r\n1}\n{}\r\n1\r\n\n\r\n0\r\n\r\n"[..];
+        let mut seen = Vec::new();
+        events(&mut stream, |event| seen.push(event.clone())).unwrap();
+        assert_eq!(seen, [json!({ "a": 1 }), json!({})]);
+    }
+
+    #[test]
+    fn an_answer_that_no_attacker_may_get_is_a_finding() {
+        let invariant = |answer: Answer| judged(&answer).err().map(|broken| broken.invariant);
+        assert_eq!(invariant(answer(200, &json!({ "outcome": "violation", "usage": { "cpuMs": 3.5 } }))), None);
+        assert_eq!(invariant(answer(200, &json!({ "outcome": "internalError" }))), Some("answers"));
+        assert_eq!(invariant(answer(500, &json!({}))), Some("answers"));
+        assert_eq!(invariant(answer(200, &json!({ "outcome": "ok", "usage": { "cpuMs": 1400.0 } }))), Some("limits"));
+        let leak = json!({ "outcome": "ok", "result": "canary-00" });
+        assert_eq!(invariant(answer(200, &leak)), Some("canaries"));
+    }
+}
