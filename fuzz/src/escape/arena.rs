@@ -26,6 +26,10 @@ const CPU_MS: u64 = 100;
 const WALL_MS: u64 = 1500;
 const GRACE_MS: u64 = 1000;
 
+/// The processors belong to the attackers most of the time.
+const BETWEEN_VISITS: Duration = Duration::from_millis(100);
+const BETWEEN_LOOKS: Duration = Duration::from_secs(2);
+
 /// How many programs a finding may be due to.
 const RECENT: usize = 24;
 
@@ -206,6 +210,7 @@ impl Arena {
         let mut client = Client::new(&self.daemon.socket());
         while !self.is_over() {
             self.visit_all(&mut client, counts, rng);
+            wait::within(BETWEEN_VISITS, || self.is_over());
         }
     }
 
@@ -225,7 +230,7 @@ impl Arena {
             self.look(&mut client, counts);
             let overdue = locked(&self.ledger).overdue(Instant::now());
             overdue.into_iter().for_each(|broken| self.breaks(broken));
-            wait::within(Duration::from_secs(1), || self.is_over());
+            wait::within(BETWEEN_LOOKS, || self.is_over());
         }
     }
 
@@ -236,7 +241,7 @@ impl Arena {
             Err(broken) => return self.breaks(broken),
         };
         let mut broken = self.outside.look();
-        broken.extend(self.outside.look_at_memory(&homes, self.keys));
+        broken.extend(self.outside.look_at_memory(&homes, &self.victims.islands(), self.keys));
         broken.into_iter().for_each(|broken| self.breaks(broken));
     }
 
@@ -336,6 +341,17 @@ impl Arena {
             return false;
         }
         let outcome = found["outcome"].as_str().unwrap_or_default();
+        if std::env::var_os("ESC_DEBUG").is_some() {
+            println!(
+                "{name} {} {outcome} took {} ms, usage {} {} ops {} {}",
+                program.kept_runs,
+                answer.took.as_millis(),
+                found["usage"],
+                found["cordon"],
+                program.ops.len(),
+                found["error"]["message"]
+            );
+        }
         let message = found["error"]["message"].as_str().unwrap_or_default();
         let mut is_new = memory.saw(format!("outcome {outcome} {} {}", found["cordon"], call_in(message).is_some()));
         for line in found["result"]["out"].as_array().into_iter().flatten() {

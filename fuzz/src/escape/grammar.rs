@@ -171,7 +171,7 @@ impl Grammar {
     fn op(self, rng: &mut Rng) -> Op {
         match rng.u8(..10) {
             0..=3 => language::statement(rng),
-            4..=5 => native(rng),
+            4 => native(rng),
             _ => self.attack(rng),
         }
     }

@@ -146,7 +146,10 @@ fn report(broken: Broken, programs: &[Program], keys: bool, seed: u64, folder: &
         Ok(path) => println!("escape: the case is {}", path.display()),
         Err(error) => println!("escape: the case could not be written to {}: {error}", folder.display()),
     }
-    println!("{}", case.text(&broken, seed));
+    // The emulated machine's files are lost with it.
+    if case.programs.len() == 1 {
+        println!("{}", case.text(&broken, seed));
+    }
     finding(broken, seed)
 }
 

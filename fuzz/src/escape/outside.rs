@@ -70,8 +70,13 @@ impl Outside {
 
     /// Looks through the memory of all workers with victims: root only.
     #[must_use]
-    pub fn look_at_memory(&self, homes: &BTreeMap<i32, Vec<Victim>>, keys: bool) -> Vec<Broken> {
-        homes.iter().flat_map(|(pid, victims)| look_into(*pid, victims, keys).unwrap_or_default()).collect()
+    pub fn look_at_memory(
+        &self,
+        homes: &BTreeMap<i32, Vec<Victim>>,
+        of_victims: &BTreeSet<usize>,
+        keys: bool,
+    ) -> Vec<Broken> {
+        homes.iter().flat_map(|(pid, victims)| look_into(*pid, victims, of_victims, keys).unwrap_or_default()).collect()
     }
 }
 
@@ -126,8 +131,8 @@ fn strange_processes(all: &[Process], supervisor: i32) -> Vec<Broken> {
     let of_a_worker = all.iter().filter(|one| workers.contains(&one.parent));
     let mut broken: Vec<_> =
         of_a_worker.map(|one| Broken::new("processes", format!("a worker has a child: {one:?}"))).collect();
-    // A child has its parent's name until it executes the worker.
-    let named = |one: &&Process| !["enisle", "3", "4", "5", "6"].iter().any(|known| one.name.starts_with(known));
+    // A child has the name of the thread that started it until it executes the worker.
+    let named = |one: &&Process| !["enisle", "spawner"].iter().any(|known| one.name.starts_with(known));
     let strangers = all.iter().filter(|one| workers.contains(&one.pid)).filter(named);
     broken.extend(strangers.map(|one| Broken::new("processes", format!("the daemon has a child: {one:?}"))));
     broken
@@ -164,20 +169,17 @@ fn strange_descriptors(pid: i32, open: &[String]) -> Vec<Broken> {
     vec![Broken::new("descriptors", format!("worker {pid} has {strange:?} and {sockets} sockets open"))]
 }
 
-/// The island that begins there: where its stack lies says so.
-fn island_of(victim: &Victim) -> Option<usize> {
-    const ALIGNMENT: usize = 4 << 30;
-    let stack: usize = victim.facts["stack"].as_str()?.parse().ok()?;
-    (stack / ALIGNMENT * ALIGNMENT).checked_sub(GAP_BYTES)
-}
-
-fn look_into(pid: i32, victims: &[Victim], keys: bool) -> Option<Vec<Broken>> {
+fn look_into(pid: i32, victims: &[Victim], of_victims: &BTreeSet<usize>, keys: bool) -> Option<Vec<Broken>> {
     let mappings: Vec<Mapping> = tags::mappings(BufReader::new(File::open(format!("/proc/{pid}/smaps")).ok()?))
         .collect::<Result<_, _>>()
         .ok()?;
     let memory = File::open(format!("/proc/{pid}/mem")).ok()?;
-    let base = island_of(victims.first()?)?;
-    let own: BTreeSet<_> = victims.iter().filter_map(island_of).collect();
+    // What a victim said may be of a process that it has left since.
+    let is_mapped = |at: usize| mappings.iter().any(|mapping| mapping.pages.contains(&at));
+    if !victims.iter().all(|victim| victim.stack().is_some_and(is_mapped)) {
+        return None;
+    }
+    let base = victims.first()?.island()?;
     let mut broken = Vec::new();
     let mut keys_of: BTreeMap<usize, BTreeSet<u8>> = BTreeMap::new();
     for Mapping { pages, key, resident, .. } in &mappings {
@@ -188,7 +190,7 @@ fn look_into(pid: i32, victims: &[Victim], keys: bool) -> Option<Vec<Broken>> {
         }
         keys_of.entry(island).or_default().insert(*key);
         // Secrets of a victim on its own island are where they belong.
-        if own.contains(&island) {
+        if of_victims.contains(&island) {
             continue;
         }
         let mut bytes = vec![0; pages.len().min(64 << 20)];

@@ -12,14 +12,14 @@ const PATHS = ['/', '/etc/passwd', '/proc/self/mem', '/proc/1/environ', '/dev/nu
 const put = (bytes, offset) => { new Uint8Array(own).set(bytes, offset); return O + BigInt(offset); };
 const path = (which) => put([...PATHS[which % PATHS.length]].map((c) => c.charCodeAt(0)).concat(0), 3072);
 const vector = (to) => { new BigUint64Array(own, 2048, 2).set([BigInt.asUintN(64, to), 64n]); return O + 2048n; };
-const latin1 = (bytes) => { let text = ''; for (let i = 0; i < bytes.length; i++) text += String.fromCharCode(bytes[i]); return text; };
+const decoder = new TextDecoder(), characters = (bytes) => decoder.decode(bytes);
 const tell = (text) => { const found = text.indexOf(MARK); if (found >= 0) said += ' read:' + text.slice(found, found + 48); };
 const digits = (hex) => { let text = ''; for (let i = 0; i < hex.length; i += 2) text += String.fromCharCode(parseInt(hex.slice(i, i + 2), 16)); return text; };
 const load = (from) => { const key = attack.probe(from); if (key < 0) { tell(digits(attack.read(from, 64n))); return 'went through'; } attack.read(from, 1n); return 'key ' + key; };
 const store = (to) => { const key = attack.probeWrite(to); attack.write(to, 0x58n); return key < 0 ? 'went through' : 'key ' + key; };
 const frame = (fd, bytes) => attack.syscall(44n, fd, put(bytes, 1024), BigInt(bytes.length), 0x4000n, 0n, 0n);
 // Memory that was just allocated holds nothing.
-const fresh = (buffer) => { const bytes = new Uint8Array(buffer), found = bytes.findIndex((b) => b !== 0); if (found >= 0) { said += ' dirty:' + latin1(bytes.slice(found, found + 48)); } return buffer; };
+const fresh = (buffer) => { const bytes = new Uint8Array(buffer), found = bytes.subarray(0, 65536).findIndex((b) => b !== 0); if (found >= 0) { said += ' dirty:' + characters(bytes.slice(found, found + 48)); } return buffer; };
 // Every function that is reached from the global object, the natives for attackers excepted.
 let known;
 const natives = () => {
@@ -49,7 +49,7 @@ const native = (number, construct, self, args) => {
 };
 const look = (got) => {
     if (typeof got === 'string') tell(got);
-    if (got instanceof ArrayBuffer && !got.detached) tell(latin1(new Uint8Array(got).slice(0, 65536)));
+    if (got instanceof ArrayBuffer && !got.detached) tell(characters(new Uint8Array(got).slice(0, 65536)));
 };
 const kind = (got) => {
     if (typeof got === 'bigint') return got < 0n && got > -4096n ? 'errno ' + -got : got === 0n ? '0' : got < 0n ? '-' : '+';
@@ -59,7 +59,8 @@ const kind = (got) => {
 };
 const soon = (promise) => Promise.race([promise, new Promise((resolve) => setTimeout(resolve, 3, 'later'))]);
 const begin = (s) => {
-    s0 = s; said = ''; own = new ArrayBuffer(65536); O = attack.address(own);
+    attack.account(48n); // natives lift the limit of memory
+    s0 = s; said = ''; own = new ArrayBuffer(8192); O = attack.address(own);
     [C, K, , T] = attack.self();
     const out = [];
     const step = async (number, f) => {
@@ -69,4 +70,4 @@ const begin = (s) => {
     };
     return { out, step };
 };
-const ended = (out) => { tell(latin1(new Uint8Array(own))); return { out, said }; };
+const ended = (out) => { tell(characters(new Uint8Array(own))); return { out, said }; };

@@ -1,11 +1,13 @@
 //! The tenants that are attacked: their scripts plant secrets, and examine them in every run.
 
+use std::collections::BTreeSet;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use enisle_api::client::blocking::Connection;
+use enisle_hardening::islands::GAP_BYTES;
 use fastrand::Rng;
 use serde_json::{Value, json};
 
@@ -91,9 +93,29 @@ pub struct Victim {
     pub facts: Value,
 }
 
+impl Victim {
+    /// Where its island begins: its stack says so, which is at the beginning of the island behind
+    /// the gap.
+    #[must_use]
+    pub fn island(&self) -> Option<usize> {
+        const ALIGNMENT: usize = 4 << 30;
+        (self.stack()? / ALIGNMENT * ALIGNMENT).checked_sub(GAP_BYTES)
+    }
+
+    /// An address on its stack.
+    #[must_use]
+    pub fn stack(&self) -> Option<usize> {
+        self.facts["stack"].as_str()?.parse().ok()
+    }
+}
+
 /// All victims of a daemon.
 #[derive(Debug)]
-pub struct Victims(Mutex<Vec<Victim>>);
+pub struct Victims {
+    list: Mutex<Vec<Victim>>,
+    /// Every island that was a victim's. A process that a victim has left may still hold it.
+    islands: Mutex<BTreeSet<usize>>,
+}
 
 impl Victims {
     #[must_use]
@@ -104,16 +126,21 @@ impl Victims {
             canary: String::new(),
             facts: Value::Null,
         };
-        Self(Mutex::new((0..count).map(victim).collect()))
+        Self { list: Mutex::new((0..count).map(victim).collect()), islands: Mutex::default() }
     }
 
     fn lock(&self) -> MutexGuard<'_, Vec<Victim>> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.list.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     #[must_use]
     pub fn all(&self) -> Vec<Victim> {
         self.lock().clone()
+    }
+
+    #[must_use]
+    pub fn islands(&self) -> BTreeSet<usize> {
+        self.islands.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     /// What attackers are told.
@@ -166,6 +193,7 @@ impl Victims {
         }
         if let Some(known) = self.lock().get_mut(index) {
             (known.canary, known.facts) = (holds.to_owned(), result["where"].clone());
+            self.islands.lock().unwrap_or_else(PoisonError::into_inner).extend(known.island());
         }
         Ok(())
     }
