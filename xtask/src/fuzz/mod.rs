@@ -5,13 +5,14 @@ use std::ffi::OsString;
 use anyhow::Result;
 use clap::Subcommand;
 
-use crate::{cargo, check, target, v8, vm};
+use crate::{cargo, check, root, target, v8, vm};
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum Fuzz {
     /// Fuzz what reads bytes of others; see `-- --help`.
     Parsers(Rest),
-    /// Fuzz the confinement of workers; see `-- --help`.
+    /// Fuzz the confinement of workers; `--vm` does so in the emulated machine, which has keys. See
+    /// `-- --help`.
     Escape(Rest),
     /// Fuzz V8; see `-- --help`.
     Engine(Rest),
@@ -27,9 +28,20 @@ pub(crate) struct Rest {
 pub(crate) fn run(fuzz: Fuzz) -> Result<()> {
     match fuzz {
         Fuzz::Parsers(rest) => start("parsers", &rest),
-        Fuzz::Escape(rest) => start("escape", &rest),
+        Fuzz::Escape(rest) => escape(rest),
         Fuzz::Engine(rest) => start("engine", &rest),
     }
+}
+
+/// Findings become rows of `tests/escape`.
+fn escape(mut rest: Rest) -> Result<()> {
+    let before = rest.arguments.len();
+    rest.arguments.retain(|argument| argument != "--vm");
+    if rest.arguments.len() < before {
+        return vm::fuzz("escape", &rest.arguments);
+    }
+    rest.arguments.extend(["--found".into(), root().join("tests/escape/found").into_os_string()]);
+    start("escape", &rest)
 }
 
 pub(crate) fn chaos(rest: &Rest) -> Result<()> {
