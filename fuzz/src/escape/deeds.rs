@@ -38,7 +38,7 @@ impl Deeds {
         if text.contains("attack.sigreturn(") {
             deeds.calls.extend(SIGRETURN);
         }
-        let touches = ["load(", "store(", "attack.wrpkru(", "attack.callGate(", "attack.sigreturn("];
+        let touches = ["load(", "store(", "attack.wrpkru(", "gate(", "attack.sigreturn("];
         deeds.touches = touches.iter().any(|native| text.contains(native));
         deeds
     }

@@ -112,6 +112,11 @@ impl Grammar {
         };
         let is_risky = rng.u32(..100) < RISKY_PERCENT;
         program.ops.retain(|op| memory.risk(op).is_some_and(|risk| risk < HARMLESS));
+        if is_risky && rng.u8(..6) == 0 {
+            program.ops.push(language::over_a_limit(rng));
+            program.kept_runs = rng.u8(..4);
+            return program;
+        }
         if is_risky {
             program.ops.push(self.risk(memory, rng));
         } else if program.ops.is_empty() {
@@ -126,8 +131,7 @@ impl Grammar {
     /// An operation that may end its process: of several, the one that did so most rarely.
     fn risk(self, memory: &Memory, rng: &mut Rng) -> Op {
         let chance = |op: &Op| memory.risk(op).map_or(0.5, |risk| if risk < HARMLESS { 1.0 } else { risk });
-        let drawn = (0..3).map(|_| if rng.u8(..12) == 0 { language::over_a_limit(rng) } else { self.attack(rng) });
-        let drawn: Vec<_> = drawn.collect();
+        let drawn: Vec<_> = (0..3).map(|_| self.attack(rng)).collect();
         drawn.into_iter().min_by(|a, b| chance(a).total_cmp(&chance(b))).unwrap_or_else(|| self.attack(rng))
     }
 
@@ -183,13 +187,15 @@ impl Grammar {
                 let to = if rng.bool() { Arg::Channel } else { Arg::Victim(rng.u8(..), Fact::Channel) };
                 Op::Frame { to, bytes: frame(rng) }
             }
-            3..=8 if self.keys => {
+            // Read-only, with keys and without.
+            3 => Op::Store { at: Arg::Frozen },
+            4..=8 if self.keys => {
                 let at = self.address(rng);
                 if rng.bool() { Op::Load { at } } else { Op::Store { at } }
             }
             9 if self.keys => {
                 let way = [Way::Instruction, Way::Gate, Way::Frame][rng.usize(..3)];
-                Op::Keys { way, value: if rng.bool() { 0 } else { rng.u32(..) } }
+                Op::Keys { way, value: if rng.bool() { 0 } else { rng.u32(..) }, at: self.address(rng) }
             }
             10..=20 => self.range_call(rng),
             _ => {
@@ -307,7 +313,9 @@ mod tests {
         memory.ended(&call(57));
         memory.returned(&call(39), "+");
         assert!(memory.risk(&call(57)).unwrap() > 0.5 && memory.risk(&call(39)).unwrap() > HARMLESS);
-        (0..20).for_each(|_| drop(memory.returned(&call(39), "+")));
+        for _ in 0..20 {
+            memory.returned(&call(39), "+");
+        }
         assert!(memory.risk(&call(39)).unwrap() < HARMLESS);
         memory.keep(Program { ops: vec![call(57), call(39)], kept_runs: 0 }, &mut rng);
         let programs: Vec<_> = (0..500).map(|_| grammar.program(&memory, &mut rng)).collect();
@@ -328,7 +336,8 @@ mod tests {
             let arg = grammar.arg(318, &mut rng);
             assert!(!arg.is_anothers() || arg.class().ends_with("of another"), "{arg:?}");
             let op = grammar.attack(&mut rng);
-            assert!(!matches!(op, Op::Load { .. } | Op::Store { .. } | Op::Keys { .. }), "{op:?}");
+            let is_frozen = matches!(op, Op::Store { at: Arg::Frozen });
+            assert!(is_frozen || !matches!(op, Op::Load { .. } | Op::Store { .. } | Op::Keys { .. }), "{op:?}");
         }
     }
 }

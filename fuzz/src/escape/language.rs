@@ -301,19 +301,18 @@ pub(super) fn statement(rng: &mut Rng) -> Op {
     Op::Language { class, text: as_expression(&text) }
 }
 
-/// A statement that does not end by itself, or takes all that there is: a limit must end it.
+/// A statement that does not end by itself, or takes all that there is: a limit must end it. Half
+/// of them do so only in the second run of an isolate that is kept.
 pub(super) fn over_a_limit(rng: &mut Rng) -> Op {
-    let (class, text) = match rng.u8(..5) {
-        0 => ("spins", "{ for (;;); }"),
-        1 => ("waits", "new Promise(() => {}); await new Promise(() => setTimeout(() => {}, 1e9))"),
-        2 => ("fills memory", "{ const h = []; for (;;) h.push(new Array(10000).fill(h.length)); }"),
-        3 => ("fills buffers", "{ const h = []; for (;;) h.push(new Uint8Array(1 << 20).fill(1)); }"),
-        _ => ("floods", "{ for (;;) console.log('x'.repeat(1000)); }"),
+    let (class, text) = match rng.u8(..6) {
+        0 | 1 => ("spins", "(() => { for (;;); })()"),
+        2 => ("waits", "new Promise(() => setInterval(() => {}, 1)).then(begin)"),
+        3 => ("fills memory", "(() => { const h = []; for (;;) h.push(new Array(10000).fill(h.length)); })()"),
+        4 => ("fills buffers", "(() => { const h = []; for (;;) h.push(new Uint8Array(1 << 20).fill(1)); })()"),
+        _ => ("floods", "(() => { for (;;) console.log('x'.repeat(1000)); })()"),
     };
-    Op::Language {
-        class,
-        text: if class == "waits" { "new Promise(() => {})".to_owned() } else { as_expression(text) },
-    }
+    let text = if rng.bool() { text.to_owned() } else { format!("turns > 1 && {text}") };
+    Op::Language { class, text }
 }
 
 fn as_expression(text: &str) -> String {

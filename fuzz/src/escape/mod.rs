@@ -12,6 +12,7 @@
 //! | invariant | says | module |
 //! |---|---|---|
 //! | `canaries` | no secret is changed, or in an attacker's answer; new memory is zero | [`victims`] |
+//! | `reach` | no call returned that must trap; no memory became executable or shared | [`reach`] |
 //! | `victims` · `answers` · `limits` | victims are answered, the daemon answers in time, a run ends within its limits | [`victims`], [`arena`] |
 //! | `attribution` · `layer` · `record` · `worker` | every process that ended is on record, by the layer that stopped it, against the tenant that did it | [`ledger`] |
 //! | `files` · `descriptors` · `processes` · `memory` · `islands` · `tags` | nothing is open, started, grown, or where it should not be | [`outside`] |
@@ -27,6 +28,7 @@ mod language;
 pub mod ledger;
 pub mod outside;
 pub mod program;
+pub mod reach;
 pub mod victims;
 
 use std::fs;

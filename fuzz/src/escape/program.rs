@@ -32,6 +32,8 @@ pub enum Arg {
     Victim(u8, Fact),
     /// The page of such an address.
     VictimPage(u8, Fact),
+    /// The page that says which keys and which island later threads get.
+    Frozen,
     /// The path with this number, in the attacker's buffer.
     Path(u8),
     /// A vector of one element that points there.
@@ -92,6 +94,7 @@ impl Arg {
             Self::Gap(islands) => format!("gap({islands}n)"),
             Self::Victim(which, fact) => format!("v({which}, '{}')", fact.name()),
             Self::VictimPage(which, fact) => format!("page(v({which}, '{}'))", fact.name()),
+            Self::Frozen => "(attack.frozen() + 24n)".to_owned(),
             Self::Path(which) => format!("path({which})"),
             Self::Vector(inner) => format!("vector({})", inner.script()),
             Self::Junk(inner) => format!("junk({})", inner.script()),
@@ -119,6 +122,7 @@ impl Arg {
             Self::Victim(_, Fact::Thread) => "thread of another",
             Self::Victim(..) => "secret",
             Self::VictimPage(..) => "page of another",
+            Self::Frozen => "frozen",
             Self::Path(_) => "path",
             Self::Vector(_) => "vector",
             Self::Junk(_) => "junk",
@@ -155,10 +159,12 @@ pub enum Op {
     Store {
         at: Arg,
     },
-    /// Other protection keys, by the instruction, the worker's gate or a forged signal frame.
+    /// Other protection keys, by the instruction, the worker's gate or a forged signal frame, and
+    /// behind the gate a load.
     Keys {
         way: Way,
         value: u32,
+        at: Arg,
     },
     /// Bytes on the attacker's own channel, or on another's.
     Frame {
@@ -197,9 +203,9 @@ impl Op {
             Self::Call32 { number, args } => format!("attack.syscall32({number}n{})", list(args)),
             Self::Load { at } => format!("load({})", at.script()),
             Self::Store { at } => format!("store({})", at.script()),
-            Self::Keys { way: Way::Instruction, value } => format!("(attack.wrpkru({value}n), console.log('x'))"),
-            Self::Keys { way: Way::Gate, value } => format!("attack.callGate({value}n)"),
-            Self::Keys { way: Way::Frame, value } => format!("attack.sigreturn({value}n)"),
+            Self::Keys { way: Way::Instruction, value, .. } => format!("(attack.wrpkru({value}n), console.log('x'))"),
+            Self::Keys { way: Way::Gate, value, at } => format!("gate({value}n, {})", at.script()),
+            Self::Keys { way: Way::Frame, value, .. } => format!("attack.sigreturn({value}n)"),
             Self::Frame { to, bytes } => format!("frame({}, {bytes:?})", to.script()),
             Self::Native { number, construct, this, args } => {
                 format!("native({number}, {construct}, {this}, [{}])", args.join(", "))
