@@ -53,6 +53,8 @@ pub struct Counts {
     pub refused: AtomicU64,
     pub deaths: AtomicU64,
     pub looks: AtomicU64,
+    /// Processor time of the daemons and their workers, in milliseconds.
+    pub computed_ms: AtomicU64,
 }
 
 /// A daemon with its watchers.
@@ -142,6 +144,8 @@ impl Arena {
             self.settle(counts, rng);
             let _ = follower.shutdown(Shutdown::Both);
         });
+        let computed = Duration::from_secs_f64(self.outside.computed());
+        counts.computed_ms.fetch_add(u64::try_from(computed.as_millis()).unwrap_or(0), Ordering::Relaxed);
         counts.deaths.fetch_add(locked(&self.ledger).deaths(), Ordering::Relaxed);
         locked(&self.broken).take()
     }

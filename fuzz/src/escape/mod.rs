@@ -164,7 +164,7 @@ fn print_counts(counts: &Counts, memory: &Mutex<Memory>, begun: Instant) {
     println!(
         "escape: {seconds} s: {alive} programs left their process alive ({} a second), {ended} ended it ({:.1} a second); \
          {} processes died, {} runs of victims, {} looks, {} requests refused; coverage {}, {} programs kept, \
-         {kinds} kinds of attack of which {fatal} always ended the process",
+         {kinds} kinds of attack of which {fatal} always ended the process; the daemon and its workers computed for {} s",
         alive / seconds,
         f64::from(u32::try_from(ended).unwrap_or(u32::MAX)) / f64::from(u32::try_from(seconds).unwrap_or(1)),
         number(&counts.deaths),
@@ -173,5 +173,6 @@ fn print_counts(counts: &Counts, memory: &Mutex<Memory>, begun: Instant) {
         number(&counts.refused),
         memory.coverage(),
         memory.programs_kept(),
+        number(&counts.computed_ms) / 1000,
     );
 }

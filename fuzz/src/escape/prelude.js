@@ -60,7 +60,7 @@ const kind = (got) => {
     return got === null ? 'null' : Array.isArray(got) ? 'array' : typeof got;
 };
 const soon = (promise) => Promise.race([promise, new Promise((resolve) => setTimeout(resolve, 3, 'later'))]);
-const begin = (s) => {
+const begin = (s, env, ctx) => {
     s0 = s; said = ''; own = new ArrayBuffer(8192); turns++;
     // A program of the language alone has no natives.
     if (typeof attack !== 'undefined') {
@@ -68,6 +68,8 @@ const begin = (s) => {
         O = attack.address(own);
         [C, K, , T] = attack.self();
     }
+    // What a run was called with is its own.
+    tell(JSON.stringify([s, env, ctx?.props]) ?? '');
     const out = [];
     const step = async (number, f) => {
         let got;

@@ -256,7 +256,7 @@ impl Program {
     #[must_use]
     pub fn script(&self) -> String {
         let mut text = PRELUDE.to_owned();
-        text.push_str("export default async (s) => {\nconst { out, step } = begin(s);\n");
+        text.push_str("export default async (s, env, ctx) => {\nconst { out, step } = begin(s, env, ctx);\n");
         for (number, op) in self.ops.iter().enumerate() {
             let _ = writeln!(text, "await step({number}, () => {});", op.script());
         }

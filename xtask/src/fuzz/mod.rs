@@ -44,6 +44,11 @@ fn escape(mut rest: Rest) -> Result<()> {
     start("escape", &rest)
 }
 
+/// Twenty seconds of the escape fuzzer, for the test command.
+pub(crate) fn escape_smoke() -> Result<()> {
+    escape(Rest { arguments: ["--minutes", "0.3"].map(OsString::from).to_vec() })
+}
+
 pub(crate) fn chaos(rest: &Rest) -> Result<()> {
     start("chaos", rest)
 }
