@@ -76,11 +76,12 @@ fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 }
 
 fn config(worker: &Path) -> String {
-    // Tenants share processes without keys too. Suspicions end soon, so that victims come back into
-    // company, and all tenants are one uid's, which would otherwise be on probation.
+    // Tenants share processes without keys too. What could not be attributed is soon forgotten, so
+    // that victims come back into company, and all tenants are one uid's, which would otherwise be
+    // on probation. An attacker is in company until it is found out, then alone, then sealed.
     format!(
         "[workers]\nprogram = {:?}\nshare_without_keys = true\n[defaults.quota]\nper_second = 1000000\n\
-         burst = 1000000\n[cordon.rules]\nsuspicion_secs = 1\nunexplained_secs = 1\n\
+         burst = 1000000\n[cordon.rules]\nsuspicion_secs = 20\nunexplained_secs = 1\n\
          [cordon.rules.deaths]\nbudget = 0\n",
         worker.display().to_string()
     )
@@ -169,6 +170,14 @@ impl Arena {
             let _ = follower.shutdown(Shutdown::Both);
         });
         locked(&self.broken).take().map(|(broken, _)| broken)
+    }
+
+    /// The end of the daemon's log.
+    #[must_use]
+    pub fn last_words(&self) -> String {
+        let log = self.daemon.log();
+        let lines: Vec<_> = log.lines().rev().take(12).collect();
+        lines.into_iter().rev().map(|line| line.chars().take(400).collect::<String>()).collect::<Vec<_>>().join("\n")
     }
 
     fn is_over(&self) -> bool {
@@ -279,9 +288,8 @@ impl Arena {
         while !self.is_over() {
             let program = grammar.program(&locked(memory), rng);
             let goes_on = self.attack(&mut client, &name, &program, memory, counts, rng);
-            // An attacker that was found is cordoned, and after the third time expelled. Most are
-            // new, because only those have neighbours; some go on further out.
-            if !goes_on || rng.u8(..200) == 0 {
+            // An attacker goes on, alone and sealed, until it is expelled.
+            if !goes_on || rng.u8(..100) == 0 {
                 name = self.new_name();
             }
         }
@@ -386,7 +394,7 @@ impl Arena {
         if outcome == "violation" {
             locked(&self.ledger).ended_as_violation(name);
         }
-        !has_ended || rng.u8(..5) == 0
+        true
     }
 }
 

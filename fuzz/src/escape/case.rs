@@ -84,6 +84,9 @@ pub fn minimised(programs: &[Program], most: usize, mut fails: impl FnMut(&[Prog
     // The last program alone is most often enough.
     if let Some(alone) = best.iter().rev().take(4).map(|last| vec![last.clone()]).find(|alone| try_it(alone)) {
         best = alone;
+    } else if !try_it(&best) {
+        // It needed several attackers at a time, or chance.
+        return best;
     }
     best = shortened(&best, &mut |candidate| try_it(candidate));
     for at in 0..best.len() {

@@ -9,13 +9,13 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use fastrand::Rng;
 
-use super::language;
 use super::program::{Arg, Fact, Op, PATHS, Program, Way};
+use super::{language, reach};
 
 /// The numbers of the 64-bit table, and some more.
 const NUMBERS: u64 = 480;
 /// How many programs of a hundred risk their process.
-const RISKY_PERCENT: u32 = 9;
+const RISKY_PERCENT: u32 = 10;
 /// The chance of its process's end below which an operation is taken for harmless.
 const HARMLESS: f64 = 0.04;
 /// Programs that are kept to be changed.
@@ -44,18 +44,24 @@ pub struct Memory {
     fates: BTreeMap<String, Fate>,
     seen: BTreeSet<String>,
     kept: Vec<Program>,
+    /// System calls that returned and did something, one of each class.
+    done: Vec<Op>,
 }
 
 impl Memory {
     /// Remembers that an operation returned, and what; returns whether that is new.
     pub fn returned(&mut self, op: &Op, result: &str) -> bool {
-        self.fates.entry(op.kind()).or_default().returned += 1;
-        self.seen.insert(format!("{} -> {result}", op.class()))
+        [op.kind(), op.wide_kind()].into_iter().for_each(|kind| self.fates.entry(kind).or_default().returned += 1);
+        let is_new = self.seen.insert(format!("{} -> {result}", op.class()));
+        if is_new && matches!(op, Op::Call { .. }) && ["0", "+"].contains(&result) {
+            self.done.push(op.clone());
+        }
+        is_new
     }
 
     /// Remembers that a process ended with this operation.
     pub fn ended(&mut self, op: &Op) {
-        self.fates.entry(op.kind()).or_default().ended += 1;
+        [op.kind(), op.wide_kind()].into_iter().for_each(|kind| self.fates.entry(kind).or_default().ended += 1);
     }
 
     /// Something else that counts as coverage: a verdict, an event. Returns whether it is new.
@@ -92,7 +98,7 @@ impl Memory {
     fn risk(&self, op: &Op) -> Option<f64> {
         match op {
             Op::Language { .. } | Op::Native { .. } => Some(0.0),
-            op => self.fates.get(&op.kind()).map(|fate| fate.risk()),
+            op => [op.kind(), op.wide_kind()].iter().find_map(|kind| self.fates.get(kind)).map(|fate| fate.risk()),
         }
     }
 }
@@ -112,13 +118,14 @@ impl Grammar {
         };
         let is_risky = rng.u32(..100) < RISKY_PERCENT;
         program.ops.retain(|op| memory.risk(op).is_some_and(|risk| risk < HARMLESS));
-        if is_risky && rng.u8(..6) == 0 {
+        if is_risky && rng.u8(..4) == 0 {
+            program.ops.truncate(1);
             program.ops.push(language::over_a_limit(rng));
-            program.kept_runs = rng.u8(..4);
+            program.kept_runs = [0, 2, 2, 3][rng.usize(..4)];
             return program;
         }
         if is_risky {
-            program.ops.push(self.risk(memory, rng));
+            program.ops.extend(self.risks(memory, rng));
         } else if program.ops.is_empty() {
             program.ops.push(language::statement(rng));
         }
@@ -128,11 +135,37 @@ impl Grammar {
         program
     }
 
-    /// An operation that may end its process: of several, the one that did so most rarely.
+    /// Operations that may end their process, the most likely to return first.
+    fn risks(self, memory: &Memory, rng: &mut Rng) -> Vec<Op> {
+        let chance = |op: &Op| memory.risk(op).unwrap_or(0.5);
+        let mut drawn: Vec<_> = (0..3).map(|_| self.risk(memory, rng)).collect();
+        drawn.sort_by(|a, b| chance(a).total_cmp(&chance(b)));
+        drawn
+    }
+
+    /// A call that was let through, with one argument changed: what still stops it then is the rule
+    /// about that argument. Or any attack, rather one that was not tried or that returned before.
     fn risk(self, memory: &Memory, rng: &mut Rng) -> Op {
-        let chance = |op: &Op| memory.risk(op).map_or(0.5, |risk| if risk < HARMLESS { 1.0 } else { risk });
-        let drawn: Vec<_> = (0..3).map(|_| self.attack(rng)).collect();
-        drawn.into_iter().min_by(|a, b| chance(a).total_cmp(&chance(b))).unwrap_or_else(|| self.attack(rng))
+        match memory.done.get(rng.usize(..memory.done.len().max(1))) {
+            Some(Op::Call { number, args }) if !args.is_empty() && rng.bool() => {
+                let (number, mut args, at) = (*number, args.clone(), rng.usize(..args.len()));
+                args[at] = if at == 0 && rng.bool() { self.pages(number, rng) } else { self.arg(number, rng) };
+                Op::Call { number, args }
+            }
+            _ => {
+                let chance = |op: &Op| memory.risk(op).map_or(0.5, |risk| if risk < HARMLESS { 1.0 } else { risk });
+                let drawn: Vec<_> = (0..rng.u8(1..6)).map(|_| self.attack(rng)).collect();
+                let least = drawn.into_iter().min_by(|a, b| chance(a).total_cmp(&chance(b)));
+                least.unwrap_or_else(|| self.attack(rng))
+            }
+        }
+    }
+
+    /// Pages of another's, for calls that do not make the kernel read or write them.
+    fn pages(self, number: u64, rng: &mut Rng) -> Arg {
+        let kernel_accesses = !self.keys && KERNEL_ACCESSES.contains(&(number & 0xffff_ffff));
+        let fact = Fact::SECRETS[rng.usize(..Fact::SECRETS.len())];
+        if kernel_accesses { Arg::OwnPage } else { Arg::VictimPage(rng.u8(..), fact) }
     }
 
     fn changed(self, kept: &Program, memory: &Memory, rng: &mut Rng) -> Program {
@@ -197,9 +230,12 @@ impl Grammar {
                 let way = [Way::Instruction, Way::Gate, Way::Frame][rng.usize(..3)];
                 Op::Keys { way, value: if rng.bool() { 0 } else { rng.u32(..) }, at: self.address(rng) }
             }
-            10..=20 => self.range_call(rng),
+            10..=24 => self.range_call(rng),
             _ => {
-                let mut number = rng.u64(..NUMBERS);
+                // A tenant's thread makes some calls all the time; what else they can do is asked
+                // as often as what the other calls can.
+                let needed = reach::NEEDED[rng.usize(..reach::NEEDED.len())];
+                let mut number = if rng.bool() { rng.u64(..NUMBERS) } else { needed.cast_unsigned() };
                 let args = (0..rng.u8(0..7)).map(|_| self.arg(number, rng)).collect();
                 match rng.u8(..16) {
                     0 => number |= 0x4000_0000,
@@ -213,23 +249,29 @@ impl Grammar {
 
     /// A call whose first two arguments are a range: these decide about other tenants' pages.
     fn range_call(self, rng: &mut Rng) -> Op {
-        let number = [9, 10, 11, 25, 26, 27, 28, 149, 150, 157, 216, 237, 256, 325, 329, 440, 462][rng.usize(..17)];
-        let length = match rng.u8(..6) {
+        let often = [9, 10, 11, 25, 28, 329];
+        let number = match rng.u8(..3) {
+            0 => [26, 27, 149, 150, 157, 216, 237, 256, 325, 440, 462][rng.usize(..11)],
+            _ => often[rng.usize(..often.len())],
+        };
+        let length = match rng.u8(..8) {
             0 => 1 << rng.u32(12..42),
             1 => rng.u64(..),
-            _ => 4096 << rng.u32(..5),
+            _ => 4096 << rng.u32(..3),
         };
-        let flags = |rng: &mut Rng| {
-            Arg::Word(match rng.u8(..5) {
-                0 => rng.u64(..8),
-                1 => 1 << rng.u32(..64),
-                2 => [0x22, 0x32, 0x4022, 0x10_0022, 0x21, 4, 3, 0x53_56_4d_41][rng.usize(..8)],
-                3 => 3,
-                _ => rng.u64(..64),
-            })
+        let protection = |rng: &mut Rng| if rng.bool() { 3 } else { rng.u64(..8) };
+        // What the third and the fourth argument can mean.
+        let meant = match number {
+            9 => [protection(rng), [0x22, 0x32, 0x4032, 0x10_0022, 0x21][rng.usize(..5)]],
+            10 | 329 => [protection(rng), if rng.bool() { u64::MAX } else { rng.u64(..16) }],
+            25 => [4096 << rng.u32(..4), rng.u64(..8)],
+            28 => [rng.u64(..26), 0],
+            _ => [rng.u64(..64), rng.u64(..64)],
         };
-        let last = if rng.bool() { Arg::Word(u64::MAX) } else { self.arg(number, rng) };
-        let mut args = vec![self.address(rng), Arg::Word(length), flags(rng), flags(rng), last, Arg::Word(0)];
+        let odd = |rng: &mut Rng, word| if rng.u8(..10) == 0 { word | 1 << rng.u32(..64) } else { word };
+        let [third, fourth] = meant.map(|word| Arg::Word(odd(rng, word)));
+        let last = if rng.u8(..4) > 0 { Arg::Word(u64::MAX) } else { self.arg(number, rng) };
+        let mut args = vec![self.address(rng), Arg::Word(length), third, fourth, last, Arg::Word(0)];
         if number == 157 {
             // PR_SET_VMA names a range by its third and fourth argument.
             args = vec![Arg::Word(0x5356_4d41), Arg::Word(0), self.address(rng), Arg::Word(length), Arg::Path(0)];
@@ -313,6 +355,8 @@ mod tests {
         memory.ended(&call(57));
         memory.returned(&call(39), "+");
         assert!(memory.risk(&call(57)).unwrap() > 0.5 && memory.risk(&call(39)).unwrap() > HARMLESS);
+        let other = Op::Call { number: 57, args: vec![Arg::OwnPage] };
+        assert!(memory.risk(&other).unwrap() > 0.5, "its number is known");
         for _ in 0..20 {
             memory.returned(&call(39), "+");
         }

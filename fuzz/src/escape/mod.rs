@@ -70,12 +70,13 @@ pub struct Options {
 }
 
 /// Tenants to be attacked.
-const VICTIMS: usize = 5;
+const VICTIMS: usize = 4;
 /// A daemon is replaced by a new one after this time, so that each begins without the many tenants
 /// that were found out.
 const EPOCH: Duration = Duration::from_secs(60);
-/// How often a finding is run again to make it smaller.
-const MOST_TRIES: usize = 40;
+/// How often, and for how long, a finding is run again to make it smaller.
+const MOST_TRIES: usize = 60;
+const MOST_TIME: Duration = Duration::from_secs(180);
 
 /// Runs until the time is over or something is found.
 ///
@@ -102,6 +103,7 @@ pub fn run(options: &Options) -> anyhow::Result<()> {
         let found = arena.fight(options.attackers, until, &memory, &counts, &mut rng);
         print_counts(&counts, &memory, begun);
         if let Some((broken, programs)) = found {
+            println!("escape: the daemon's last words:\n{}", arena.last_words());
             drop(arena);
             return Err(report(broken, &programs, keys, seed, &options.found).into());
         }
@@ -140,8 +142,10 @@ fn again(programs: &[Program], keys: bool, seed: u64) -> Option<Broken> {
 fn report(broken: Broken, programs: &[Program], keys: bool, seed: u64, folder: &Path) -> Finding {
     println!("escape: {} does not hold: {}", broken.invariant, broken.said);
     println!("escape: running its last {} programs again, to make them fewer", programs.len());
+    let begun = Instant::now();
     let small = case::minimised(programs, MOST_TRIES, |candidate| {
-        again(candidate, keys, seed).is_some_and(|other| other.invariant == broken.invariant)
+        begun.elapsed() < MOST_TIME
+            && again(candidate, keys, seed).is_some_and(|other| other.invariant == broken.invariant)
     });
     let case = Case { programs: small };
     match case.write(folder, &broken, seed) {

@@ -241,6 +241,16 @@ impl Op {
             other => other.class(),
         }
     }
+
+    /// The same without the argument: what is known of a kind that was not tried yet.
+    #[must_use]
+    pub fn wide_kind(&self) -> String {
+        match self {
+            Self::Call { number, .. } => format!("{number} any"),
+            Self::Call32 { .. } => "any call32".to_owned(),
+            other => format!("any {}", other.kind()),
+        }
+    }
 }
 
 /// A program, and how often it is to be called.

@@ -6,7 +6,7 @@ use super::program::{Arg, Op};
 
 /// The calls that a tenant's thread needs (SECURITY.md says how many). Every other one traps.
 #[rustfmt::skip]
-const NEEDED: [libc::c_long; 28] = [
+pub(super) const NEEDED: [libc::c_long; 28] = [
     libc::SYS_write, libc::SYS_recvfrom, libc::SYS_sendto, libc::SYS_mmap, libc::SYS_munmap, libc::SYS_mremap,
     libc::SYS_mprotect, libc::SYS_pkey_mprotect, libc::SYS_madvise, libc::SYS_brk, libc::SYS_futex,
     libc::SYS_rt_sigprocmask, libc::SYS_sched_getaffinity, libc::SYS_sched_getparam, libc::SYS_sched_getscheduler,
