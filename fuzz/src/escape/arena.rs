@@ -67,6 +67,8 @@ pub struct Arena {
     outside: Outside,
     recent: Mutex<VecDeque<Program>>,
     names: AtomicU64,
+    /// How often all victims have answered.
+    rounds: AtomicU64,
     broken: Mutex<Option<(Broken, Vec<Program>)>>,
     over: AtomicBool,
 }
@@ -109,6 +111,7 @@ impl Arena {
             outside,
             recent: Mutex::default(),
             names: AtomicU64::new(0),
+            rounds: AtomicU64::new(0),
             broken: Mutex::default(),
             over: AtomicBool::new(false),
         })
@@ -244,6 +247,7 @@ impl Arena {
                 return self.breaks(broken);
             }
         }
+        self.rounds.fetch_add(1, Ordering::SeqCst);
     }
 
     fn look_in_turn(&self, counts: &Counts) {
@@ -263,7 +267,12 @@ impl Arena {
             Err(broken) => return self.breaks(broken),
         };
         let mut broken = self.outside.look();
-        broken.extend(self.outside.look_at_memory(&homes, &self.victims.islands(), self.keys));
+        broken.extend(self.outside.look_at_memory(
+            &homes,
+            &self.victims.islands(),
+            self.rounds.load(Ordering::SeqCst),
+            self.keys,
+        ));
         broken.into_iter().for_each(|broken| self.breaks(broken));
     }
 

@@ -5,6 +5,7 @@
 //! | `attribution` | an event of evidence that names a victim, nobody, or an attacker whose programs cannot have done that; a victim moved out for good |
 //! | `layer` | evidence by another layer than the one that is in the way |
 //! | `record` | a process that ended, or a run that ended as a violation, without evidence |
+//! | `limits` | a run that the supervisor had to end, because nothing in the worker did |
 //! | `worker` | a worker that was not what it should be, a record of the daemon's that is broken |
 //! | `tags` | pages with a wrong key, as the daemon's own inspection found |
 
@@ -36,8 +37,9 @@ impl Broken {
 struct Owed {
     since: Instant,
     worker: Option<u64>,
-    /// Any of these tenants may be named.
+    /// One of these tenants must be named: in evidence, or at least in a decision.
     tenants: Vec<String>,
+    is_decision_enough: bool,
     what: String,
 }
 
@@ -46,8 +48,9 @@ struct Owed {
 pub struct Ledger {
     deeds: BTreeMap<String, Deeds>,
     owed: Vec<Owed>,
-    /// The workers and the tenants that evidence named.
+    /// The workers and the tenants that evidence named, and tenants that a decision named.
     workers: BTreeSet<u64>,
+    accused: BTreeSet<String>,
     named: BTreeSet<String>,
     died: BTreeMap<u64, usize>,
     deaths: u64,
@@ -73,7 +76,13 @@ impl Ledger {
     /// A run of a tenant's ended as a violation.
     pub fn ended_as_violation(&mut self, tenant: &str) {
         let what = format!("a run of {tenant} ended as a violation");
-        self.owed.push(Owed { since: Instant::now(), worker: None, tenants: vec![tenant.to_owned()], what });
+        self.owed.push(Owed {
+            since: Instant::now(),
+            worker: None,
+            tenants: vec![tenant.to_owned()],
+            is_decision_enough: false,
+            what,
+        });
     }
 
     #[must_use]
@@ -114,7 +123,8 @@ impl Ledger {
             "workerRejected" | "recordBroken" => vec![Broken::new("worker", event.to_string())],
             "workerDied" => {
                 self.died(event);
-                Vec::new()
+                let ended = !text("reason").contains("neither ended nor was ended by its watchdog");
+                broken_unless(ended, "limits", || format!("a limit was not armed: {event}"))
             }
             "missed" | "others" => {
                 self.incomplete |= text("class") != "common";
@@ -126,7 +136,7 @@ impl Ledger {
 
     fn noted(&mut self, event: &Value, tenant: Option<&str>) {
         self.workers.extend(event["worker"].as_u64());
-        self.named.extend(tenant.map(str::to_owned));
+        self.accused.extend(tenant.map(str::to_owned));
     }
 
     fn violation(&mut self, event: &Value, tenant: Option<&str>) -> Vec<Broken> {
@@ -170,16 +180,23 @@ impl Ledger {
         // A process without tenants dies for nobody.
         if !tenants.is_empty() {
             let what = format!("a process died without evidence: {event}");
-            self.owed.push(Owed { since: Instant::now(), worker, tenants, what });
+            // What a handler recorded is evidence; other deaths may only have consequences.
+            let is_decision_enough = !reason.contains("its thread");
+            self.owed.push(Owed { since: Instant::now(), worker, tenants, is_decision_enough, what });
         }
     }
 
     /// Whether no evidence is outstanding.
     pub fn is_settled(&mut self) -> bool {
-        let (workers, named) = (&self.workers, &self.named);
+        let (workers, accused, named) = (&self.workers, &self.accused, &self.named);
         self.owed.retain(|owed| {
-            let is_named = owed.worker.is_some_and(|worker| workers.contains(&worker))
-                || owed.tenants.iter().any(|tenant| is_attacker(tenant) && named.contains(tenant));
+            let is_known =
+                |tenant: &String| accused.contains(tenant) || owed.is_decision_enough && named.contains(tenant);
+            let is_named = match owed.worker {
+                Some(worker) if workers.contains(&worker) => true,
+                Some(_) if !owed.is_decision_enough => false,
+                _ => owed.tenants.iter().any(|tenant| is_attacker(tenant) && is_known(tenant)),
+            };
             !is_named
         });
         self.owed.is_empty()
@@ -281,10 +298,25 @@ mod tests {
         let mut without = ledger();
         without.event(&died);
         assert_eq!((without.overdue(Instant::now()).len(), without.overdue(later).len()), (0, 1));
+        let fault =
+            json!({ "event": "workerDied", "worker": 2, "tenants": [A], "reason": "its thread made system call 57" });
+        let cordoned = json!({ "event": "cordoned", "tenant": A, "to": "solo" });
+        let mut decided = ledger();
+        decided.event(&died);
+        decided.event(&cordoned);
+        assert!(decided.is_settled(), "a death without a record has consequences only");
+        decided.event(&fault);
+        assert!(!decided.is_settled(), "a recorded fault is an event");
         let mut with = ledger();
         with.event(&died);
         with.event(&refused(&json!(A), "thread-filter", 57));
         assert!(with.is_settled() && with.overdue(later).is_empty());
+    }
+
+    #[test]
+    fn a_run_that_only_the_supervisor_could_end_is_a_finding() {
+        let reason = "run_1 neither ended nor was ended by its watchdog";
+        assert_eq!(broken(&json!({ "event": "workerDied", "worker": 1, "tenants": [], "reason": reason })), ["limits"]);
     }
 
     #[test]

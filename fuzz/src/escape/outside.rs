@@ -15,6 +15,7 @@ use std::io::BufReader;
 use std::ops::Range;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
+use std::sync::{Mutex, PoisonError};
 
 use enisle_hardening::islands::tags::{self, Mapping};
 use enisle_hardening::islands::{GAP_BYTES, ISLAND_BYTES};
@@ -32,6 +33,9 @@ pub struct Outside {
     folder: PathBuf,
     /// The files of a daemon that was not attacked yet, with `#` in place of numbers.
     files: BTreeSet<String>,
+    /// Islands that had a secret and were no victim's, with the number of the victims' round then:
+    /// a victim that has just moved has not said yet where it is.
+    suspected: Mutex<BTreeMap<usize, u64>>,
 }
 
 /// A process, from `/proc/PID/stat`.
@@ -47,7 +51,7 @@ impl Outside {
     #[must_use]
     pub fn new(supervisor: i32, folder: &Path) -> Self {
         let files = files_in(folder);
-        Self { supervisor, folder: folder.to_owned(), files }
+        Self { supervisor, folder: folder.to_owned(), files, suspected: Mutex::default() }
     }
 
     /// Looks at everything but memory.
@@ -76,15 +80,33 @@ impl Outside {
         f64::from(u32::try_from(ticks).unwrap_or(u32::MAX)) / 100.0
     }
 
-    /// Looks through the memory of all workers with victims: root only.
+    /// Looks through the memory of all workers with victims: root only. `round` counts how often
+    /// all victims have answered.
     #[must_use]
     pub fn look_at_memory(
         &self,
         homes: &BTreeMap<i32, Vec<Victim>>,
         of_victims: &BTreeSet<usize>,
+        round: u64,
         keys: bool,
     ) -> Vec<Broken> {
-        homes.iter().flat_map(|(pid, victims)| look_into(*pid, victims, of_victims, keys).unwrap_or_default()).collect()
+        let (mut broken, mut secrets) = (Vec::new(), BTreeMap::new());
+        for (pid, victims) in homes {
+            let Some(found) = look_into(*pid, victims, of_victims) else { continue };
+            secrets.extend(found.secrets);
+            if keys {
+                broken.extend(wrong_keys(*pid, &found.keys));
+            }
+        }
+        let mut suspected = self.suspected.lock().unwrap_or_else(PoisonError::into_inner);
+        suspected.retain(|island, _| secrets.contains_key(island));
+        for (island, said) in secrets {
+            // The round in which it was found, and a whole one after that.
+            if round >= *suspected.entry(island).or_insert(round) + 2 {
+                broken.push(Broken::new("islands", said));
+            }
+        }
+        broken
     }
 }
 
@@ -185,26 +207,32 @@ fn strange_descriptors(pid: i32, open: &[String]) -> Vec<Broken> {
     vec![Broken::new("descriptors", format!("worker {pid} has {strange:?} and {sockets} sockets open"))]
 }
 
-fn look_into(pid: i32, victims: &[Victim], of_victims: &BTreeSet<usize>, keys: bool) -> Option<Vec<Broken>> {
-    let mappings: Vec<Mapping> = tags::mappings(BufReader::new(File::open(format!("/proc/{pid}/smaps")).ok()?))
-        .collect::<Result<_, _>>()
-        .ok()?;
+/// What is on the islands of a process.
+#[derive(Debug, Default)]
+struct Found {
+    /// The islands that are no victim's and have a secret.
+    secrets: BTreeMap<usize, String>,
+    /// The keys of each island's used pages.
+    keys: BTreeMap<usize, BTreeSet<u8>>,
+}
+
+fn look_into(pid: i32, victims: &[Victim], of_victims: &BTreeSet<usize>) -> Option<Found> {
+    let smaps = BufReader::new(File::open(format!("/proc/{pid}/smaps")).ok()?);
+    let mappings: Vec<Mapping> = tags::mappings(smaps).collect::<Result<_, _>>().ok()?;
     let memory = File::open(format!("/proc/{pid}/mem")).ok()?;
     // What a victim said may be of a process that it has left since.
     let is_mapped = |at: usize| mappings.iter().any(|mapping| mapping.pages.contains(&at));
     if !victims.iter().all(|victim| victim.stack().is_some_and(is_mapped)) {
         return None;
     }
-    let base = victims.first()?.island()?;
-    let mut broken = Vec::new();
-    let mut keys_of: BTreeMap<usize, BTreeSet<u8>> = BTreeMap::new();
+    let (base, mut found) = (victims.first()?.island()?, Found::default());
     for Mapping { pages, key, resident, .. } in &mappings {
         let Some(island) = island_at(base, &mappings, pages) else { continue };
         let is_stack = pages.start < island + GAP_BYTES + (1 << 30);
         if *resident == 0 || is_stack {
             continue;
         }
-        keys_of.entry(island).or_default().insert(*key);
+        found.keys.entry(island).or_default().insert(*key);
         // Secrets of a victim on its own island are where they belong.
         if of_victims.contains(&island) {
             continue;
@@ -213,13 +241,10 @@ fn look_into(pid: i32, victims: &[Victim], of_victims: &BTreeSet<usize>, keys: b
         let Ok(read) = memory.read_at(&mut bytes, pages.start as u64) else { continue };
         if let Some(at) = secret_in(bytes.get(..read)?) {
             let text = String::from_utf8_lossy(bytes.get(at..(at + 48).min(read))?).into_owned();
-            broken.push(Broken::new("islands", format!("{text:?} is at {:#x} of worker {pid}", pages.start + at)));
+            found.secrets.insert(island, format!("{text:?} is at {:#x} of worker {pid}", pages.start + at));
         }
     }
-    if keys {
-        broken.extend(wrong_keys(pid, &keys_of));
-    }
-    Some(broken)
+    Some(found)
 }
 
 /// A whole secret: its beginning and its digits. Programs contain neither.

@@ -2,7 +2,7 @@
 //! that a rule that is lost there is found.
 
 use super::ledger::Broken;
-use super::program::{Arg, Op};
+use super::program::Op;
 
 /// The calls that a tenant's thread needs (SECURITY.md says how many). Every other one traps.
 #[rustfmt::skip]
@@ -20,25 +20,44 @@ const NO_SUCH_CALL: &str = "errno 38";
 const PROT_EXEC: u64 = 4;
 const MAP_SHARED: u64 = 1;
 
-/// An operation returned; `result` is the word for what.
+/// An operation returned; `result` is the word for what. Its text says what it was, so that this
+/// holds for the operations of a case too.
 pub fn returned(op: &Op, result: &str) -> Option<Broken> {
-    let why = match op {
-        Op::Call32 { .. } => "a call of the 32-bit table returned",
+    let script = op.script();
+    let call = script.strip_prefix("attack.syscall(").and_then(|rest| rest.strip_suffix(')')).map(words);
+    let why = match call.as_deref() {
+        None if script.starts_with("attack.syscall32(") => "a call of the 32-bit table returned",
+        None if script == FROZEN && result == "went through" => "the frozen page was written to",
         // The kernel looks at the lower half of a number.
-        Op::Call { number, .. } if result != NO_SUCH_CALL && !is_needed(number & 0xffff_ffff) => {
-            "a call that no tenant needs returned"
-        }
-        Op::Call { number, args } if has_succeeded(result) => match (*number & 0xffff_ffff, args.as_slice()) {
-            (9 | 10 | 329, [_, _, Arg::Word(protection), ..]) if protection & PROT_EXEC != 0 => {
+        Some([Some(number), args @ ..]) => match (number & 0xffff_ffff, args) {
+            (number, _) if !is_needed(number) && result != NO_SUCH_CALL => "a call that no tenant needs returned",
+            (9 | 10 | 329, [_, _, Some(protection), ..]) if protection & PROT_EXEC != 0 && has_succeeded(result) => {
                 "memory became executable"
             }
-            (9, [_, _, _, Arg::Word(flags), ..]) if flags & MAP_SHARED != 0 => "memory was mapped to be shared",
+            (9, [_, _, _, Some(flags), ..]) if flags & MAP_SHARED != 0 && has_succeeded(result) => {
+                "memory was mapped to be shared"
+            }
             _ => return None,
         },
-        Op::Store { at: Arg::Frozen } if result == "went through" => "the frozen page was written to",
         _ => return None,
     };
-    Some(Broken::new("reach", format!("{why}: {} returned {result:?}", op.script())))
+    Some(Broken::new("reach", format!("{why}: {script} returned {result:?}")))
+}
+
+/// A store to the frozen page, as a statement.
+const FROZEN: &str = "store((attack.frozen() + 24n))";
+
+/// The arguments of a call, and those of them that are plain numbers.
+fn words(arguments: &str) -> Vec<Option<u64>> {
+    let (mut depth, mut parts) = (0_i32, vec![String::new()]);
+    for letter in arguments.chars() {
+        depth += i32::from(letter == '(') - i32::from(letter == ')');
+        match parts.last_mut() {
+            Some(part) if letter != ',' || depth > 0 => part.push(letter),
+            _ => parts.push(String::new()),
+        }
+    }
+    parts.iter().map(|part| part.trim().strip_suffix('n')?.parse().ok()).collect()
 }
 
 fn is_needed(number: u64) -> bool {
@@ -51,6 +70,7 @@ fn has_succeeded(result: &str) -> bool {
 
 #[cfg(test)]
 mod tests {
+    use super::super::program::Arg;
     use super::*;
 
     fn call(number: u64, args: &[u64]) -> Op {
@@ -76,5 +96,8 @@ mod tests {
         assert_eq!(returned(&call(9, &[0, 4096, 3, 0x22]), "+"), None);
         assert_eq!(returned(&call(10, &[0, 4096, 4]), "errno 22"), None);
         assert!(returned(&Op::Store { at: Arg::Frozen }, "went through").is_some());
+        let case = |text: &str| returned(&Op::Language { class: "case", text: text.to_owned() }, "0");
+        assert!(case("attack.syscall(10n, page(v(0, 'x')), 4096n, 7n)").is_some());
+        assert_eq!(case("attack.syscall(10n, page(v(7, 'x')), 4096n, 3n)"), None);
     }
 }
