@@ -43,10 +43,15 @@ struct Owed {
     what: String,
 }
 
+/// In the supervisor's words for a run that only it could end.
+const NEVER_ENDED: &str = "neither ended nor was ended by its watchdog";
+
 /// What the attackers did, and what the daemon says.
 #[derive(Debug, Default)]
 pub struct Ledger {
     deeds: BTreeMap<String, Deeds>,
+    /// Of the program that a tenant runs at the moment.
+    current: BTreeMap<String, Deeds>,
     owed: Vec<Owed>,
     /// The workers and the tenants that evidence named, and tenants that a decision named.
     workers: BTreeSet<u64>,
@@ -70,6 +75,7 @@ fn is_attacker(tenant: &str) -> bool {
 impl Ledger {
     /// A tenant is about to run a program with these deeds.
     pub fn will(&mut self, tenant: &str, deeds: Deeds) {
+        self.current.insert(tenant.to_owned(), deeds.clone());
         self.deeds.entry(tenant.to_owned()).or_default().add(deeds);
     }
 
@@ -123,8 +129,13 @@ impl Ledger {
             "workerRejected" | "recordBroken" => vec![Broken::new("worker", event.to_string())],
             "workerDied" => {
                 self.died(event);
-                let ended = !text("reason").contains("neither ended nor was ended by its watchdog");
-                broken_unless(ended, "limits", || format!("a limit was not armed: {event}"))
+                Vec::new()
+            }
+            // The process was ended for this run, which its natives may have kept from ending.
+            "retried" if text("reason").starts_with(text("run")) && text("reason").contains(NEVER_ENDED) => {
+                let current = tenant.and_then(|tenant| self.current.get(tenant));
+                let may = current.is_some_and(Deeds::attacks);
+                broken_unless(may, "limits", || format!("a limit was not armed: {event}"))
             }
             "missed" | "others" => {
                 self.incomplete |= text("class") != "common";
@@ -315,8 +326,13 @@ mod tests {
 
     #[test]
     fn a_run_that_only_the_supervisor_could_end_is_a_finding() {
-        let reason = "run_1 neither ended nor was ended by its watchdog";
-        assert_eq!(broken(&json!({ "event": "workerDied", "worker": 1, "tenants": [], "reason": reason })), ["limits"]);
+        let retried = |tenant: &str, run: &str| {
+            let reason = format!("run_1 {NEVER_ENDED}");
+            broken(&json!({ "event": "retried", "tenant": tenant, "run": run, "reason": reason }))
+        };
+        assert_eq!(retried("attacker-2", "run_1"), ["limits"], "it has no natives");
+        assert_eq!(retried(A, "run_1"), [""; 0], "its thread may be gone");
+        assert_eq!(retried("attacker-2", "run_2"), [""; 0], "it was another's run");
     }
 
     #[test]

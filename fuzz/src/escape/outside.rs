@@ -258,12 +258,9 @@ fn secret_in(bytes: &[u8]) -> Option<usize> {
 
 /// The island on which pages are, if there is one: islands lie side by side, each with a stack.
 fn island_at(base: usize, mappings: &[Mapping], pages: &Range<usize>) -> Option<usize> {
-    let island = base.wrapping_add(
-        (pages.start.wrapping_sub(base) as isize)
-            .div_euclid(ISLAND_BYTES.cast_signed())
-            .cast_unsigned()
-            .wrapping_mul(ISLAND_BYTES),
-    );
+    // The first island that can be, at the distance of a whole number of islands.
+    let first = base % ISLAND_BYTES;
+    let island = first + pages.start.checked_sub(first)? / ISLAND_BYTES * ISLAND_BYTES;
     let stack = island.checked_add(GAP_BYTES)?;
     let has_stack = mappings.iter().any(|mapping| (stack..stack + (4 << 20)).contains(&mapping.pages.start));
     has_stack.then_some(island)
@@ -325,6 +322,16 @@ mod tests {
         while ticks(own, 2) == 0 {
             assert!(begun.elapsed().as_secs() < 60, "a process that computes has computed");
         }
+    }
+
+    #[test]
+    fn pages_are_on_the_island_before_them_if_it_has_a_stack() {
+        let base = 7 * ISLAND_BYTES + 4096;
+        let mapping = |start| Mapping { pages: start..start + 4096, key: 0, resident: 4096, is_data: true };
+        let mappings = [base - ISLAND_BYTES, base].map(|island| mapping(island + GAP_BYTES));
+        let on = |start: usize| island_at(base, &mappings, &(start..start + 4096));
+        assert_eq!((on(base + GAP_BYTES + (9 << 30)), on(base - 4096)), (Some(base), Some(base - ISLAND_BYTES)));
+        assert_eq!((on(base + ISLAND_BYTES), on(4096 + 4096)), (None, None));
     }
 
     #[test]
