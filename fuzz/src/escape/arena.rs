@@ -27,6 +27,16 @@ const LIMITS: Limits = Limits { cpu_ms: 100, wall_ms: 1500, memory_mb: 48, log_l
 /// its limit when buffers count too.
 const UNARMED: Limits = Limits { cpu_ms: 1100, wall_ms: 10_000, memory_mb: 128, log_lines: 110 };
 
+impl Limits {
+    /// The limits of time on a machine that is so many times slower.
+    fn slower(&self, times: u32) -> Self {
+        Self { cpu_ms: self.cpu_ms * times, wall_ms: self.wall_ms * times, ..*self }
+    }
+}
+
+/// What a victim's run takes at most on a machine that is not slow.
+const USUAL_MS: u128 = 40;
+
 #[derive(Debug)]
 struct Limits {
     cpu_ms: u32,
@@ -62,6 +72,8 @@ pub struct Counts {
 pub struct Arena {
     daemon: Daemon,
     keys: bool,
+    /// How many times slower this machine is than most; the emulated one is.
+    slow: u32,
     victims: Victims,
     ledger: Mutex<Ledger>,
     outside: Outside,
@@ -84,7 +96,7 @@ fn config(worker: &Path) -> String {
     format!(
         "[workers]\nprogram = {:?}\nshare_without_keys = true\n[defaults.quota]\nper_second = 1000000\n\
          burst = 1000000\n[cordon.rules]\nsuspicion_secs = 20\nunexplained_secs = 1\n\
-         [cordon.rules.deaths]\nbudget = 0\n",
+         [cordon.rules.deaths]\nbudget = 0\n[defaults.limits]\ncpu_ms = 60000\nwall_ms = 120000\n",
         worker.display().to_string()
     )
 }
@@ -99,13 +111,19 @@ impl Arena {
         let mut rng = Rng::with_seed(seed);
         let victims = Victims::new(victims, &mut rng);
         let mut client = Client::new(&daemon.socket());
-        for index in 0..victims.all().len() {
+        let mut took = Duration::ZERO;
+        for index in (0..victims.all().len()).chain([0]) {
+            let begun = Instant::now();
             victims.visit(&mut client, index, &mut rng, || false)?;
+            took = begun.elapsed();
         }
+        // By the last one, whose script was there already.
+        let slow = u32::try_from(took.as_millis() / USUAL_MS).unwrap_or(1).clamp(1, 8);
         let outside = Outside::new(daemon.pid(), daemon.folder.path());
         Ok(Self {
             daemon,
             keys,
+            slow,
             victims,
             ledger: Mutex::default(),
             outside,
@@ -322,7 +340,7 @@ impl Arena {
         drop(recent);
         let mut goes_on = true;
         for answer in self.runs_of(client, name, program) {
-            let judged = answer.and_then(|answer| judged(&answer).map(|()| answer));
+            let judged = answer.and_then(|answer| judged(&answer, self.slow).map(|()| answer));
             match judged {
                 Err(broken) => self.breaks(broken),
                 Ok(answer) => goes_on &= self.learn(name, program, &answer, memory, counts, rng),
@@ -333,8 +351,9 @@ impl Arena {
 
     /// The answers to a program's runs.
     fn runs_of(&self, client: &mut Client, name: &str, program: &Program) -> Vec<Result<Answer, Broken>> {
+        let limits = LIMITS.slower(self.slow);
         let limits = json!({
-            "cpuMs": LIMITS.cpu_ms, "wallMs": LIMITS.wall_ms, "memoryMb": LIMITS.memory_mb, "logLines": LIMITS.log_lines,
+            "cpuMs": limits.cpu_ms, "wallMs": limits.wall_ms, "memoryMb": limits.memory_mb, "logLines": limits.log_lines,
         });
         // Natives lift the limit of memory, so a program that does not need them has none.
         let props = json!({ "attack": Deeds::of(program).attacks() });
@@ -408,7 +427,7 @@ impl Arena {
 }
 
 /// Whether an attacker may be answered like that.
-fn judged(answer: &Answer) -> Result<(), Broken> {
+fn judged(answer: &Answer, slow: u32) -> Result<(), Broken> {
     if let Some(broken) = leaked(&answer.body) {
         return Err(broken);
     }
@@ -420,8 +439,9 @@ fn judged(answer: &Answer) -> Result<(), Broken> {
     }
     let used = |key: &str| found["usage"][key].as_f64().unwrap_or(0.0);
     let lines = found["logs"].as_array().map_or(0, Vec::len);
-    let is_over = used("cpuMs") > f64::from(UNARMED.cpu_ms)
-        || used("wallMs") > f64::from(UNARMED.wall_ms)
+    let unarmed = UNARMED.slower(slow);
+    let is_over = used("cpuMs") > f64::from(unarmed.cpu_ms)
+        || used("wallMs") > f64::from(unarmed.wall_ms)
         || used("peakHeapBytes") > f64::from(UNARMED.memory_mb << 20)
         || lines > UNARMED.log_lines as usize;
     if is_over {
@@ -474,7 +494,7 @@ mod tests {
 
     #[test]
     fn an_answer_that_no_attacker_may_get_is_a_finding() {
-        let invariant = |answer: Answer| judged(&answer).err().map(|broken| broken.invariant);
+        let invariant = |answer: Answer| judged(&answer, 1).err().map(|broken| broken.invariant);
         assert_eq!(invariant(answer(200, &json!({ "outcome": "violation", "usage": { "cpuMs": 3.5 } }))), None);
         assert_eq!(invariant(answer(200, &json!({ "outcome": "internalError" }))), Some("answers"));
         assert_eq!(invariant(answer(500, &json!({}))), Some("answers"));

@@ -57,6 +57,8 @@ pub struct Ledger {
     workers: BTreeSet<u64>,
     accused: BTreeSet<String>,
     named: BTreeSet<String>,
+    /// Tenants of processes that died without a record of the thread.
+    unrecorded: BTreeSet<String>,
     died: BTreeMap<u64, usize>,
     deaths: u64,
     /// Deaths that left no record of the thread: after these a run may be lost (README).
@@ -185,6 +187,7 @@ impl Ledger {
         let reason = event["reason"].as_str().unwrap_or_default();
         let is_silent = ["SIGSYS", "exited with", "was ended by", "was lost"].iter().any(|word| reason.contains(word));
         self.silent += u64::from(is_silent);
+        self.unrecorded.extend(tenants.iter().filter(|_| is_silent).cloned());
         if let Some(worker) = worker {
             self.died.insert(worker, tenants.len());
         }
@@ -200,9 +203,12 @@ impl Ledger {
     /// Whether no evidence is outstanding.
     pub fn is_settled(&mut self) -> bool {
         let (workers, accused, named) = (&self.workers, &self.accused, &self.named);
+        let unrecorded = &self.unrecorded;
         self.owed.retain(|owed| {
-            let is_known =
-                |tenant: &String| accused.contains(tenant) || owed.is_decision_enough && named.contains(tenant);
+            let is_known = |tenant: &String| {
+                accused.contains(tenant)
+                    || named.contains(tenant) && (owed.is_decision_enough || unrecorded.contains(tenant))
+            };
             let is_named = match owed.worker {
                 Some(worker) if workers.contains(&worker) => true,
                 Some(_) if !owed.is_decision_enough => false,
@@ -342,6 +348,12 @@ mod tests {
         assert!(!ledger.is_settled());
         ledger.event(&refused(&json!(A), "thread-filter", 57));
         assert!(ledger.is_settled());
+        ledger.ended_as_violation("attacker-2");
+        ledger.event(&json!({ "event": "cordoned", "tenant": "attacker-2", "to": "sealed" }));
+        assert!(!ledger.is_settled(), "a decision is not evidence");
+        let reason = "its filter killed it for a forbidden system call (SIGSYS)";
+        ledger.event(&json!({ "event": "workerDied", "worker": 3, "tenants": ["attacker-2"], "reason": reason }));
+        assert!(ledger.is_settled(), "the kernel kills without a record for a call of the 32-bit table");
     }
 
     #[test]
