@@ -2,7 +2,7 @@
 //!
 //! | invariant | broken by |
 //! |---|---|
-//! | `attribution` | an event of evidence that names a victim, nobody, or an attacker whose programs cannot have done that; a victim moved out for good |
+//! | `attribution` | evidence against a victim, nobody, or an attacker that cannot have done it |
 //! | `layer` | evidence by another layer than the one that is in the way |
 //! | `record` | a process that ended, or a run that ended as a violation, without evidence |
 //! | `limits` | a run that the supervisor had to end, because nothing in the worker did |

@@ -11,11 +11,14 @@
 //!
 //! | invariant | says | module |
 //! |---|---|---|
-//! | `canaries` | no secret is changed, or in an attacker's answer; new memory is zero | [`victims`] |
-//! | `reach` | no call returned that must trap; no memory became executable or shared | [`reach`] |
-//! | `victims` · `answers` · `limits` | victims are answered, the daemon answers in time, a run ends within its limits | [`victims`], [`arena`] |
-//! | `attribution` · `layer` · `record` · `worker` | every process that ended is on record, by the layer that stopped it, against the tenant that did it | [`ledger`] |
-//! | `files` · `descriptors` · `processes` · `memory` · `islands` · `tags` | nothing is open, started, grown, or where it should not be | [`outside`] |
+//! | `canaries` | no secret is changed or told; new memory is zero | [`victims`] |
+//! | `reach` | no call that must trap returns, no memory becomes executable or shared | [`reach`] |
+//! | `victims`, `answers` | victims are served, the daemon answers in time | [`victims`] |
+//! | `limits` | a run ends within its limits, whoever calls it again | [`arena`], [`ledger`] |
+//! | `record`, `worker` | a process that ended is on record | [`ledger`] |
+//! | `attribution`, `layer` | against who did it, by the layer in the way | [`ledger`] |
+//! | `files`, `descriptors`, `processes`, `memory` | nothing new, nothing grown | [`outside`] |
+//! | `islands`, `tags` | secrets and keys are on their islands | [`outside`] |
 //!
 //! Without keys nothing stops a load or a store at another tenant's page, nor the kernel where it
 //! reads or writes for its caller. There the grammar has none of these, and the run says so.
