@@ -1,7 +1,7 @@
 //! A daemon with victims in it, attackers that come and go, and everything that watches them.
 
 use std::collections::{BTreeMap, VecDeque};
-use std::io::{self, BufRead, BufReader, Read, Write};
+use std::io::{self, BufReader, Write};
 use std::net::Shutdown;
 use std::os::unix::net::UnixStream;
 use std::path::Path;
@@ -18,8 +18,8 @@ use super::grammar::Memory;
 use super::ledger::{ATTACKER, Broken, Ledger, call_in};
 use super::outside::Outside;
 use super::program::{Op, Program};
-use super::reach;
 use super::victims::{Answer, Client, Victim, Victims, leaked};
+use super::{reach, stream};
 
 /// What an attacker's run may use. Programs are small, and some never end by themselves.
 const LIMITS: Limits = Limits { cpu_ms: 100, wall_ms: 1500, memory_mb: 48, log_lines: 100 };
@@ -240,7 +240,7 @@ impl Arena {
 
     /// Enters every event into the ledger until the stream ends.
     fn keep_ledger(&self, stream: &UnixStream, memory: &Mutex<Memory>) {
-        let _ = events(&mut BufReader::new(stream), |event| {
+        let _ = stream::events(&mut BufReader::new(stream), |event| {
             let text = |key: &str| event[key].as_str().unwrap_or_default();
             let shown = format!("event {} {} {} {}", text("event"), text("layer"), text("to"), text("blame"));
             locked(memory).saw(shown);
@@ -451,45 +451,12 @@ fn judged(answer: &Answer, slow: u32) -> Result<(), Broken> {
     Ok(())
 }
 
-/// Calls `enter` with every line of an answer in chunks, until the stream ends.
-fn events(stream: &mut impl BufRead, mut enter: impl FnMut(&Value)) -> io::Result<()> {
-    let mut line = String::new();
-    while line != "\r\n" {
-        line.clear();
-        if stream.read_line(&mut line)? == 0 {
-            return Ok(());
-        }
-    }
-    let mut text = Vec::new();
-    loop {
-        line.clear();
-        stream.read_line(&mut line)?;
-        let Ok(size) = u64::from_str_radix(line.trim(), 16) else { return Ok(()) };
-        stream.take(size).read_to_end(&mut text)?;
-        stream.read_line(&mut line)?;
-        while let Some(end) = text.iter().position(|byte| *byte == b'\n') {
-            let event: Vec<_> = text.drain(..=end).collect();
-            if let Ok(event) = serde_json::from_slice(&event) {
-                enter(&event);
-            }
-        }
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
 
     fn answer(status: u16, body: &Value) -> Answer {
         Answer { status, body: body.to_string().into_bytes(), took: Duration::ZERO }
-    }
-
-    #[test]
-    fn events_are_read_across_chunks() {
-        let mut stream = &b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n5\r\n{\"a\":\r\n5\r\n1}\n{}\r\n1\r\n\n\r\n0\r\n\r\n"[..];
-        let mut seen = Vec::new();
-        events(&mut stream, |event| seen.push(event.clone())).unwrap();
-        assert_eq!(seen, [json!({ "a": 1 }), json!({})]);
     }
 
     #[test]

@@ -32,6 +32,7 @@ pub mod ledger;
 pub mod outside;
 pub mod program;
 pub mod reach;
+mod stream;
 pub mod victims;
 
 use std::fs;
