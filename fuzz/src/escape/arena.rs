@@ -338,9 +338,9 @@ impl Arena {
         let surplus = recent.len().saturating_sub(RECENT);
         recent.drain(..surplus);
         drop(recent);
-        let mut goes_on = true;
+        let (mut goes_on, attacks) = (true, Deeds::of(program).attacks());
         for answer in self.runs_of(client, name, program) {
-            let judged = answer.and_then(|answer| judged(&answer, self.slow).map(|()| answer));
+            let judged = answer.and_then(|answer| judged(&answer, self.slow, attacks).map(|()| answer));
             match judged {
                 Err(broken) => self.breaks(broken),
                 Ok(answer) => goes_on &= self.learn(name, program, &answer, memory, counts, rng),
@@ -426,8 +426,8 @@ impl Arena {
     }
 }
 
-/// Whether an attacker may be answered like that.
-fn judged(answer: &Answer, slow: u32) -> Result<(), Broken> {
+/// Whether an attacker may be answered like that. Natives for attackers lift the account of memory.
+fn judged(answer: &Answer, slow: u32, attacks: bool) -> Result<(), Broken> {
     if let Some(broken) = leaked(&answer.body) {
         return Err(broken);
     }
@@ -442,7 +442,7 @@ fn judged(answer: &Answer, slow: u32) -> Result<(), Broken> {
     let unarmed = UNARMED.slower(slow);
     let is_over = used("cpuMs") > f64::from(unarmed.cpu_ms)
         || used("wallMs") > f64::from(unarmed.wall_ms)
-        || used("peakHeapBytes") > f64::from(UNARMED.memory_mb << 20)
+        || !attacks && used("peakHeapBytes") > f64::from(unarmed.memory_mb << 20)
         || lines > UNARMED.log_lines as usize;
     if is_over {
         let said = format!("{lines} lines; a run with {LIMITS:?} used {}, {outcome}", found["usage"]);
@@ -461,11 +461,13 @@ mod tests {
 
     #[test]
     fn an_answer_that_no_attacker_may_get_is_a_finding() {
-        let invariant = |answer: Answer| judged(&answer, 1).err().map(|broken| broken.invariant);
+        let invariant = |answer: Answer| judged(&answer, 1, false).err().map(|broken| broken.invariant);
         assert_eq!(invariant(answer(200, &json!({ "outcome": "violation", "usage": { "cpuMs": 3.5 } }))), None);
         assert_eq!(invariant(answer(200, &json!({ "outcome": "internalError" }))), Some("answers"));
         assert_eq!(invariant(answer(500, &json!({}))), Some("answers"));
         assert_eq!(invariant(answer(200, &json!({ "outcome": "ok", "usage": { "cpuMs": 1400.0 } }))), Some("limits"));
+        let held = answer(200, &json!({ "outcome": "ok", "usage": { "peakHeapBytes": 300 << 20 } }));
+        assert_eq!((judged(&held, 1, true), invariant(held)), (Ok(()), Some("limits")));
         let leak = json!({ "outcome": "ok", "result": "canary-00" });
         assert_eq!(invariant(answer(200, &leak)), Some("canaries"));
     }
