@@ -103,6 +103,19 @@ pub fn attack_worker() -> PathBuf {
     worker.clone()
 }
 
+/// The fuzzer, which also runs the cases that it found; built if it does not exist.
+pub fn fuzzer() -> PathBuf {
+    static FUZZER: OnceLock<PathBuf> = OnceLock::new();
+    let fuzzer = FUZZER.get_or_init(|| {
+        let (dir, name) = (programs(), "enisle-fuzz");
+        if std::env::var_os(PROGRAMS_VARIABLE).is_some() && dir.join(name).exists() {
+            return dir.join(name);
+        }
+        build(dir, &["-p", name, "--bins"]).join(name)
+    });
+    fuzzer.clone()
+}
+
 /// Returns `present`: whether this machine has `feature` (`pku`, `userns`, `landlock`, `seccomp`,
 /// `root`, or a program such as `node`), which a test needs. If not, this prints that the test is
 /// skipped, or that another machine of the same test command runs it if `ENISLE_ELSEWHERE` names

@@ -10,7 +10,7 @@ use anyhow::{Result, ensure};
 use clap::Subcommand;
 use enisle_vm::{Files, Guest, Machine};
 
-use crate::{cargo, check, target, v8, vm};
+use crate::{cargo, check, root, target, v8, vm};
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum Fuzz {
@@ -20,7 +20,8 @@ pub(crate) enum Fuzz {
     Smoke,
     /// Measure which lines of the parsers the smoke test reaches, and fail below 90 per cent.
     Coverage,
-    /// Fuzz the confinement of workers; see `-- --help`.
+    /// Fuzz the confinement of workers; `--vm` does so in the emulated machine, which has keys. See
+    /// `-- --help`.
     Escape(Rest),
     /// Fuzz V8; see `-- --help`.
     Engine(Rest),
@@ -40,10 +41,26 @@ pub(crate) fn run(fuzz: Fuzz) -> Result<()> {
         Fuzz::Parsers(rest) => parsers(&rest.arguments),
         Fuzz::Smoke => parsers(&["--smoke".into()]),
         Fuzz::Coverage => coverage::run(),
-        Fuzz::Escape(rest) => start("escape", &rest),
+        Fuzz::Escape(rest) => escape(rest),
         Fuzz::Engine(rest) => start("engine", &rest),
         Fuzz::Prove(options) => prove::run(&options),
     }
+}
+
+/// Findings become rows of `tests/escape`.
+fn escape(mut rest: Rest) -> Result<()> {
+    let before = rest.arguments.len();
+    rest.arguments.retain(|argument| argument != "--vm");
+    if rest.arguments.len() < before {
+        return vm::fuzz("escape", &rest.arguments);
+    }
+    rest.arguments.extend(["--found".into(), root().join("tests/escape/found").into_os_string()]);
+    start("escape", &rest)
+}
+
+/// Twenty seconds of the escape fuzzer, for the test command.
+pub(crate) fn escape_smoke() -> Result<()> {
+    escape(Rest { arguments: ["--minutes", "0.3"].map(OsString::from).to_vec() })
 }
 
 /// With `--vm` as the first argument in the emulated machine, where the clock is moved as well.

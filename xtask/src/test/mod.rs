@@ -52,6 +52,7 @@ pub(crate) fn run(options: &Options) -> Result<()> {
     parts.run("tests", HERE, || tests(&archive, &lacking));
     let skipped = if lacking.contains(&"root") { " (skipped: not root)" } else { "" };
     parts.run(&format!("attacks on the daemon{skipped}"), HERE, || attacks(&archive, &lacking, options.slow));
+    parts.run("escape fuzzer, for seconds", HERE, fuzz::escape_smoke);
     if !options.only_tests {
         parts.run("no release has the attack harness's natives", HERE, || no_release_has_natives(&archive));
     }

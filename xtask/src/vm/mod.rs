@@ -3,6 +3,7 @@
 pub(crate) mod matrix;
 
 use std::collections::{BTreeMap, VecDeque};
+use std::ffi::OsString;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -87,9 +88,9 @@ pub(crate) const FEATURES: &[&str] = &["pku", "userns", "landlock", "seccomp", "
 /// the tests that need root.
 const LAYERS: &str = "layers && suite --nocapture confinement:: requests::a_peer_without_rights";
 
-/// The attack catalogue, and what [`layers`] runs.
+/// The attack catalogue, half a minute of the escape fuzzer, and what [`layers`] runs.
 pub(crate) fn escape(programs: &Programs) -> Result<()> {
-    in_machine(programs, &format!("{LAYERS} && escape"))
+    in_machine(programs, &format!("{LAYERS} && escape && enisle-fuzz escape --minutes 0.5"))
 }
 
 /// The attack catalogue with many more rounds and a minute of attacks.
@@ -101,6 +102,14 @@ pub(crate) fn long_escape(programs: &Programs) -> Result<()> {
 /// is old or its user is not root.
 pub(crate) fn layers(programs: &Programs) -> Result<()> {
     in_machine(programs, LAYERS)
+}
+
+/// A fuzzer, with its findings on the console: files in the emulated machine are lost with it.
+pub(crate) fn fuzz(task: &str, arguments: &[OsString]) -> Result<()> {
+    check_packages()?;
+    let programs = Programs::build_without_tests(&v8::find()?)?;
+    let arguments: Vec<_> = arguments.iter().map(|argument| quoted(&argument.to_string_lossy())).collect();
+    in_machine(&programs, &format!("enisle-fuzz {task} {}", arguments.join(" ")))
 }
 
 fn in_machine(programs: &Programs, command: &str) -> Result<()> {
@@ -137,7 +146,8 @@ pub(crate) fn shell(command: &str) -> String {
 
 /// Where the programs are in the machine.
 pub(crate) const FOLDER: &str = "/enisle";
-const PROGRAMS: &[&str] = &["enisle", "enisled", "enisle-worker", "rogue-worker", "without-userns", "posture"];
+const PROGRAMS: &[&str] =
+    &["enisle", "enisled", "enisle-worker", "rogue-worker", "without-userns", "posture", "enisle-fuzz"];
 const ATTACKER: &str = "enisle-worker-attack";
 const TESTS: &[&str] = &["escape", "suite", "layers"];
 
@@ -159,13 +169,10 @@ pub(crate) struct Programs {
 
 impl Programs {
     pub(crate) fn build(archive: &v8::Archive) -> Result<Self> {
-        println!("building the programs for the emulated machine");
+        let Self { mut by_name } = Self::build_without_tests(archive)?;
         let profile = ["--quiet", "--profile", "harness"];
-        check(cargo(archive).arg("build").args(profile).args(["--workspace", "--bins"]))?;
-        build_attacker(archive, &profile)?;
         let tests = ["--workspace", "--no-run", "--message-format", "json"];
         let built = output(cargo(archive).arg("test").args(profile).args(tests))?;
-        let mut by_name = BTreeMap::new();
         for line in built.lines() {
             let message: serde_json::Value = serde_json::from_str(line).context("reading Cargo's JSON")?;
             let name = message["target"]["name"].as_str().filter(|name| TESTS.contains(name));
@@ -173,10 +180,18 @@ impl Programs {
                 by_name.insert(name.to_owned(), PathBuf::from(path));
             }
         }
-        let folder = target().join("harness");
-        by_name.extend(PROGRAMS.iter().chain([&ATTACKER]).map(|name| ((*name).to_owned(), folder.join(name))));
         let expected = PROGRAMS.len() + TESTS.len() + 1;
         ensure!(by_name.len() == expected, "cargo did not say where it put the tests: {by_name:?}");
+        Ok(Self { by_name })
+    }
+
+    fn build_without_tests(archive: &v8::Archive) -> Result<Self> {
+        println!("building the programs for the emulated machine");
+        let profile = ["--quiet", "--profile", "harness"];
+        check(cargo(archive).arg("build").args(profile).args(["--workspace", "--bins"]))?;
+        build_attacker(archive, &profile)?;
+        let folder = target().join("harness");
+        let by_name = PROGRAMS.iter().chain([&ATTACKER]).map(|name| ((*name).to_owned(), folder.join(name))).collect();
         Ok(Self { by_name })
     }
 

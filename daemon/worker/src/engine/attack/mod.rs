@@ -56,7 +56,7 @@ pub(super) fn arm(scope: &mut Scope<'_, '_>, props: &str, epoch: Instant) {
         "sigreturn" => forge_sigreturn, "thread" => start_thread, "execute" => execute, "address" => address,
         "object" => object_address, "plant" => plant, "self" => about_self, "frozen" => frozen_page, "callGate" => call_gate,
         "thaw" => thaw, "hold" => hold, "leak" => leak, "unbilled" => unbilled, "unbounded" => unbounded,
-        "account" => account,
+        "account" => account, "gateLoad" => gate_load,
     }
     let context = scope.get_current_context();
     let global = context.global(scope);
@@ -138,6 +138,18 @@ fn write_pkru<'s>(scope: &mut Scope<'s, '_>, args: Args<'s>, _: v8::ReturnValue<
 fn call_gate<'s>(scope: &mut Scope<'s, '_>, args: Args<'s>, result: v8::ReturnValue<'s>) {
     let [value] = words(scope, &args);
     return_word(scope, result, raw::call_gate(u32::try_from(value & 0xffff_ffff).unwrap_or(0)).into());
+}
+
+/// `gateLoad(value, address)`: the same jump, and 64 bytes from there before anything can look at
+/// PKRU.
+fn gate_load<'s>(scope: &mut Scope<'s, '_>, args: Args<'s>, mut result: v8::ReturnValue<'s>) {
+    let ([value, address], own) = (words(scope, &args), raw::pkru());
+    raw::call_gate(u32::try_from(value & 0xffff_ffff).unwrap_or(0));
+    let text: String = (0..64).map(|offset| format!("{:02x}", raw::load(address + offset))).collect();
+    raw::write_pkru(own);
+    if let Some(text) = v8::String::new(scope, &text) {
+        result.set(text.into());
+    }
 }
 
 /// `sigreturn(pkru)`: returns through a signal frame with a PKRU that the attacker chose.

@@ -1,0 +1,288 @@
+//! An attacker's program: a list of operations, each one statement of a script.
+//!
+//! Operations are values, so that they can be mutated, dropped one by one, and counted by class.
+//! What they name (a victim's page, the own channel) is resolved by the script that runs them,
+//! `prelude.js`, because addresses differ from process to process.
+
+use std::fmt::Write;
+
+/// What every attacker's script begins with.
+const PRELUDE: &str = include_str!("prelude.js");
+
+/// An argument of a system call, or an address.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Arg {
+    /// A number as it is.
+    Word(u64),
+    /// Into a buffer of the attacker's own, as far as that.
+    Own(u16),
+    /// The page of that buffer.
+    OwnPage,
+    /// The attacker's stack.
+    OwnStack,
+    /// The attacker's channel.
+    Channel,
+    /// The attacker's thread.
+    Thread,
+    /// An address on an island that many islands away, as far into it, in GiB.
+    Near(i8, u16),
+    /// In the gap in front of the island that many islands away.
+    Gap(i8),
+    /// A fact that a victim told of itself: where a secret is, its channel, its thread.
+    Victim(u8, Fact),
+    /// The page of such an address.
+    VictimPage(u8, Fact),
+    /// The page that says which keys and which island later threads get.
+    Frozen,
+    /// The path with this number, in the attacker's buffer.
+    Path(u8),
+    /// A vector of one element that points there.
+    Vector(Box<Self>),
+    /// The same with other bits in the upper half.
+    Junk(Box<Self>),
+}
+
+/// What a victim tells of itself.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Fact {
+    Buffer,
+    Resizable,
+    Text,
+    Object,
+    Array,
+    Planted,
+    Channel,
+    Thread,
+}
+
+impl Fact {
+    /// The facts that are addresses of secrets.
+    pub const SECRETS: [Self; 6] =
+        [Self::Buffer, Self::Resizable, Self::Text, Self::Object, Self::Array, Self::Planted];
+
+    /// Its name in the victim's answer.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Buffer => "buffer",
+            Self::Resizable => "resizable",
+            Self::Text => "text",
+            Self::Object => "object",
+            Self::Array => "array",
+            Self::Planted => "planted",
+            Self::Channel => "channel",
+            Self::Thread => "thread",
+        }
+    }
+}
+
+/// How many paths there are.
+pub const PATHS: u8 = 6;
+
+impl Arg {
+    /// The expression in a script.
+    #[must_use]
+    pub fn script(&self) -> String {
+        match self {
+            Self::Word(word) => format!("{word}n"),
+            Self::Own(offset) => format!("(O + {offset}n)"),
+            Self::OwnPage => "page(O)".to_owned(),
+            Self::OwnStack => "K".to_owned(),
+            Self::Channel => "C".to_owned(),
+            Self::Thread => "T".to_owned(),
+            Self::Near(islands, gib) => format!("near({islands}n, {gib}n)"),
+            Self::Gap(islands) => format!("gap({islands}n)"),
+            Self::Victim(which, fact) => format!("v({which}, '{}')", fact.name()),
+            Self::VictimPage(which, fact) => format!("page(v({which}, '{}'))", fact.name()),
+            Self::Frozen => "(attack.frozen() + 24n)".to_owned(),
+            Self::Path(which) => format!("path({which})"),
+            Self::Vector(inner) => format!("vector({})", inner.script()),
+            Self::Junk(inner) => format!("junk({})", inner.script()),
+        }
+    }
+
+    /// What coverage and the generator's memory distinguish.
+    #[must_use]
+    pub fn class(&self) -> &'static str {
+        match self {
+            Self::Word(0) => "0",
+            Self::Word(u64::MAX) => "-1",
+            Self::Word(word) if *word < 16 => "few",
+            Self::Word(word) if word.is_power_of_two() => "bit",
+            Self::Word(word) if *word <= u64::from(u32::MAX) => "int",
+            Self::Word(_) => "long",
+            Self::Own(_) => "own",
+            Self::OwnPage => "page",
+            Self::OwnStack => "stack",
+            Self::Channel => "channel",
+            Self::Thread => "thread",
+            Self::Near(..) => "near",
+            Self::Gap(_) => "gap",
+            Self::Victim(_, Fact::Channel) => "channel of another",
+            Self::Victim(_, Fact::Thread) => "thread of another",
+            Self::Victim(..) => "secret",
+            Self::VictimPage(..) => "page of another",
+            Self::Frozen => "frozen",
+            Self::Path(_) => "path",
+            Self::Vector(_) => "vector",
+            Self::Junk(_) => "junk",
+        }
+    }
+
+    /// Whether it leads to memory of another tenant's.
+    #[must_use]
+    pub fn is_anothers(&self) -> bool {
+        match self {
+            Self::Near(..) | Self::Gap(_) | Self::Victim(..) | Self::VictimPage(..) => true,
+            Self::Vector(inner) | Self::Junk(inner) => inner.is_anothers(),
+            _ => false,
+        }
+    }
+}
+
+/// One operation.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Op {
+    /// A system call by the 64-bit table.
+    Call {
+        number: u64,
+        args: Vec<Arg>,
+    },
+    /// A system call by the 32-bit table.
+    Call32 {
+        number: u64,
+        args: Vec<Arg>,
+    },
+    Load {
+        at: Arg,
+    },
+    Store {
+        at: Arg,
+    },
+    /// Other protection keys, by the instruction, the worker's gate or a forged signal frame, and
+    /// behind the gate a load.
+    Keys {
+        way: Way,
+        value: u32,
+        at: Arg,
+    },
+    /// Bytes on the attacker's own channel, or on another's.
+    Frame {
+        to: Arg,
+        bytes: Vec<u8>,
+    },
+    /// A function that the walk over the global object found, by its number there.
+    Native {
+        number: u32,
+        construct: bool,
+        this: String,
+        args: Vec<String>,
+    },
+    /// A statement of the language, and the class that it is counted as.
+    Language {
+        class: &'static str,
+        text: String,
+    },
+}
+
+/// How a thread gets other keys.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Way {
+    Instruction,
+    Gate,
+    Frame,
+}
+
+impl Op {
+    /// The statement in a script.
+    #[must_use]
+    pub fn script(&self) -> String {
+        let list = |args: &[Arg]| args.iter().fold(String::new(), |text, arg| text + ", " + &arg.script());
+        match self {
+            Self::Call { number, args } => format!("attack.syscall({number}n{})", list(args)),
+            Self::Call32 { number, args } => format!("attack.syscall32({number}n{})", list(args)),
+            Self::Load { at } => format!("load({})", at.script()),
+            Self::Store { at } => format!("store({})", at.script()),
+            Self::Keys { way: Way::Instruction, value, .. } => format!("(attack.wrpkru({value}n), console.log('x'))"),
+            Self::Keys { way: Way::Gate, value, at } => format!("gate({value}n, {})", at.script()),
+            Self::Keys { way: Way::Frame, value, .. } => format!("attack.sigreturn({value}n)"),
+            Self::Frame { to, bytes } => format!("frame({}, {bytes:?})", to.script()),
+            Self::Native { number, construct, this, args } => {
+                format!("native({number}, {construct}, {this}, [{}])", args.join(", "))
+            }
+            Self::Language { text, .. } => text.clone(),
+        }
+    }
+
+    /// What coverage counts, beside the result.
+    #[must_use]
+    pub fn class(&self) -> String {
+        let list = |args: &[Arg]| args.iter().map(Arg::class).collect::<Vec<_>>().join(",");
+        match self {
+            Self::Call { number, args } => format!("call {number} {}", list(args)),
+            Self::Call32 { number, args } => format!("call32 {number} {}", list(args)),
+            Self::Load { at } => format!("load {}", at.class()),
+            Self::Store { at } => format!("store {}", at.class()),
+            Self::Keys { way, .. } => format!("keys {way:?}"),
+            Self::Frame { to, bytes } => format!("frame {} {}", to.class(), bytes.len().min(8)),
+            // The result says which function it was.
+            Self::Native { .. } => "native".to_owned(),
+            Self::Language { class, .. } => (*class).to_owned(),
+        }
+    }
+
+    /// What the generator remembers about whether it ends the process: the call with the class of
+    /// its first argument, or the kind of operation.
+    #[must_use]
+    pub fn kind(&self) -> String {
+        match self {
+            Self::Call { number, args } => format!("{number} {}", args.first().map_or("", Arg::class)),
+            Self::Language { .. } | Self::Native { .. } => "language".to_owned(),
+            other => other.class(),
+        }
+    }
+
+    /// The same without the argument: what is known of a kind that was not tried yet.
+    #[must_use]
+    pub fn wide_kind(&self) -> String {
+        match self {
+            Self::Call { number, .. } => format!("{number} any"),
+            Self::Call32 { .. } => "any call32".to_owned(),
+            other => format!("any {}", other.kind()),
+        }
+    }
+}
+
+/// A program, and how often it is to be called.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Program {
+    pub ops: Vec<Op>,
+    /// 0: by `load`; otherwise it is registered, and its isolate kept for as many runs.
+    pub kept_runs: u8,
+}
+
+impl Program {
+    /// The script: an ES module.
+    #[must_use]
+    pub fn script(&self) -> String {
+        let mut text = PRELUDE.to_owned();
+        text.push_str("export default async (s, env, ctx) => {\nconst { out, step } = begin(s, env, ctx);\n");
+        for (number, op) in self.ops.iter().enumerate() {
+            let _ = writeln!(text, "await step({number}, () => {});", op.script());
+        }
+        text.push_str("return ended(out);\n}\n");
+        text
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_leads_to_anothers_memory_is_told_apart() {
+        let secret = Arg::Victim(0, Fact::Buffer);
+        assert!(Arg::Vector(Box::new(secret.clone())).is_anothers() && Arg::Junk(Box::new(secret)).is_anothers());
+        assert!(!Arg::Own(3).is_anothers() && !Arg::Channel.is_anothers());
+    }
+}
