@@ -42,8 +42,7 @@ enum Task {
     #[command(subcommand)]
     Bench(bench::Bench),
     /// Fuzz the code that reads bytes of others, the confinement of workers, or V8.
-    #[command(subcommand)]
-    Fuzz(fuzz::Fuzz),
+    Fuzz(fuzz::Options),
     /// Disturb a daemon under load; see `-- --help`.
     Chaos(fuzz::Rest),
     /// Simulate weeks of many tenants in seconds, with the engine that decides about cordons.
@@ -77,7 +76,7 @@ fn run(task: Task) -> Result<()> {
         Task::Documents => test::documents::run(),
         Task::Generate => generate::run(),
         Task::Bench(bench) => bench::run(bench),
-        Task::Fuzz(fuzz) => fuzz::run(fuzz),
+        Task::Fuzz(options) => fuzz::run(options),
         Task::Chaos(rest) => fuzz::chaos(&rest),
         Task::Sim(sim) => sim::run(&sim),
         Task::V8(command) => v8::run(command),

@@ -13,8 +13,7 @@
 //! A file that belongs to another user is refused.
 //!
 //! The configuration is only read ([`read_settings`]). Any user may read that file, but only root
-//! or the daemon may own it and write to it. The same holds for the way to the file, links
-//! included.
+//! or the daemon may own it, its folders and the links to it, and write to them.
 //!
 //! The folder of the socket is the exception: other users may enter it, or they could not connect.
 //! Its lock file is still closed to them, because `flock` needs only an open descriptor.

@@ -12,12 +12,20 @@ use enisle_vm::{Files, Guest, Machine};
 
 use crate::{cargo, check, root, target, v8, vm};
 
+#[derive(Debug, clap::Args)]
+#[command(args_conflicts_with_subcommands = true, arg_required_else_help = true)]
+pub(crate) struct Options {
+    /// Run a bounded part of every fuzzer, which takes a minute or two.
+    #[arg(long)]
+    smoke: bool,
+    #[command(subcommand)]
+    fuzz: Option<Fuzz>,
+}
+
 #[derive(Debug, Subcommand)]
-pub(crate) enum Fuzz {
+enum Fuzz {
     /// Fuzz the code that reads bytes of others; see `-- --help`.
     Parsers(Rest),
-    /// Run every target of `parsers` over its corpus and a bounded number of new cases.
-    Smoke,
     /// Measure which lines of the parsers the smoke test reaches, and fail below 90 per cent.
     Coverage,
     /// Fuzz the confinement of workers; `--vm` does so in the emulated machine, which has keys. See
@@ -36,10 +44,10 @@ pub(crate) struct Rest {
     arguments: Vec<OsString>,
 }
 
-pub(crate) fn run(fuzz: Fuzz) -> Result<()> {
+pub(crate) fn run(options: Options) -> Result<()> {
+    let Some(fuzz) = options.fuzz else { return smoke() };
     match fuzz {
         Fuzz::Parsers(rest) => parsers(&rest.arguments),
-        Fuzz::Smoke => parsers(&["--smoke".into()]),
         Fuzz::Coverage => coverage::run(),
         Fuzz::Escape(rest) => escape(rest),
         Fuzz::Engine(rest) => start("engine", &rest),
@@ -56,6 +64,15 @@ fn escape(mut rest: Rest) -> Result<()> {
     }
     rest.arguments.extend(["--found".into(), root().join("tests/escape/found").into_os_string()]);
     start("escape", &rest)
+}
+
+/// A bounded part of every fuzzer.
+fn smoke() -> Result<()> {
+    let rest = |arguments: &[&str]| Rest { arguments: arguments.iter().map(OsString::from).collect() };
+    parsers(&rest(&["--smoke"]).arguments)?;
+    escape_smoke()?;
+    start("engine", &rest(&["--minutes", "0.3"]))?;
+    chaos(&rest(&["--minutes", "0.3"]))
 }
 
 /// Twenty seconds of the escape fuzzer, for the test command.

@@ -3,8 +3,8 @@
 use enisle_cordon::{Because, Level, Reason};
 use serde::Serialize;
 
-/// How an event is kept, emitted and logged. Each class has capacity of its own, so that a flood of
-/// one class displaces nothing of another.
+/// How an event is kept, emitted and logged. Each class has room of its own: no flood displaces
+/// another class.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub(crate) enum Class {
@@ -224,8 +224,7 @@ pub(crate) enum EventKind {
         level: &'static str,
         reason: String,
     },
-    /// A home that its tenant had left reported the end of a run: the report was discarded, and the
-    /// run restarted.
+    /// A home that its tenant had left reported the end of a run: discarded, and the run restarted.
     Fenced {
         tenant: String,
         uid: u32,
