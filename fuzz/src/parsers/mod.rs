@@ -115,15 +115,14 @@ mod tests {
 
     #[test]
     fn every_target_holds_on_its_corpus_and_on_new_cases() {
-        runner::quietly(|| {
-            for target in TARGETS {
-                let mut runner = Runner::new(target, SMOKE_SEED, 0).unwrap();
-                runner.repeat().unwrap_or_else(|finding| panic!("{finding}"));
-                for _ in 0..target.smoke.div_ceil(PART) {
-                    runner.next().unwrap_or_else(|finding| panic!("{finding}"));
-                }
-            }
+        let found = runner::quietly(|| {
+            TARGETS.iter().try_for_each(|target| {
+                let mut runner = Runner::new(target, SMOKE_SEED, 0)?;
+                runner.repeat()?;
+                (0..target.smoke.div_ceil(PART)).try_for_each(|_| Ok(runner.next()?))
+            })
         });
+        found.unwrap_or_else(|finding: anyhow::Error| panic!("{finding:#}"));
     }
 
     #[test]

@@ -380,7 +380,7 @@ pub(in crate::parsers) fn worker_session(u: &mut Unstructured<'_>) -> Result<(),
         let allowed = match &frame {
             FromWorker::Ready(Ready { v8, .. }) => role == Role::Host && !ready && v8.len() <= 64,
             FromWorker::Snapshot(_) => role == Role::Maker && !ready,
-            FromWorker::Failed(_) => !ready,
+            FromWorker::Failed(_) => role == Role::Host || !ready,
             FromWorker::Retired { slot } | FromWorker::Overrun { slot, .. } => ready && held.contains(slot),
         };
         let found = session.accept(&frame);
