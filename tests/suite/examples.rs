@@ -1,5 +1,5 @@
 //! The examples of the API in `examples/api`, each run by the program that it is for, against a
-//! real daemon.
+//! real daemon; and the bare engine that `cargo xtask bench load` compares with.
 
 use std::path::Path;
 use std::process::Command;
@@ -49,6 +49,16 @@ fn the_example_for_python_shows_runs_usage_and_a_problem() {
     let daemon = Daemon::start("");
     let Some(said) = printed(&daemon, "python3", "python.py", "python3") else { return };
     shows_all(&said);
+}
+
+#[test]
+fn the_bare_engine_that_the_benchmark_compares_with_runs() {
+    let engine = enisle_tests::programs().join("raw-v8");
+    let out = Command::new(engine).args(["export default () => 42", "3"]).output().expect("it is built");
+    let (said, complained) = (String::from_utf8_lossy(&out.stdout), String::from_utf8_lossy(&out.stderr));
+    assert!(out.status.success(), "it ended with {}: {complained}", out.status);
+    let turns = said.lines().map(|line| line.split(' ').map(|nanos| nanos.parse::<u64>().is_ok()).collect::<Vec<_>>());
+    assert_eq!(turns.collect::<Vec<_>>(), vec![[true, true]; 3], "{said}");
 }
 
 #[track_caller]

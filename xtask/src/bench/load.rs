@@ -164,7 +164,7 @@ fn verdict(what: &str, figure: f64, wanted: &str, holds: bool) {
 
 /// Rounds of the bare engine: a run, and a run with disposal.
 fn raw_v8(programs: &Path, turns: usize) -> Result<Vec<(Duration, Duration)>> {
-    let printed = output(Command::new(programs.join("examples/raw_v8")).arg(SCRIPT).arg(turns.to_string()))?;
+    let printed = output(Command::new(programs.join("raw-v8")).arg(SCRIPT).arg(turns.to_string()))?;
     let nanos = |text: &str| text.parse().map(Duration::from_nanos);
     printed
         .lines()

@@ -1,4 +1,4 @@
-//! The bare engine in a plain loop, for `cargo xtask bench load`: `raw_v8 SCRIPT TURNS` prints two
+//! The bare engine in a plain loop, for `cargo xtask bench load`: `raw-v8 SCRIPT TURNS` prints two
 //! numbers for each turn, in ns: isolate + context + compile + run, and the same with dispose.
 #![allow(clippy::print_stdout, reason = "its output is its purpose")]
 
