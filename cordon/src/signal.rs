@@ -1,6 +1,7 @@
 //! What counts against a tenant, and who measured it.
 //!
-//! A signal is something that the kernel did or counted, or that the supervisor observed itself.
+//! A signal is something that the kernel did or counted, that the supervisor observed itself, or
+//! that an operator said.
 //! What a worker says about its own tenant is *advisory*: all of it together stays below every
 //! threshold, because a worker may have been taken over.
 //!
@@ -117,7 +118,7 @@ signals! {
     ForeignAddress "foreignAddress": Kernel, Evidence, takes worker true, points 80.0, half-life 30 * DAY_SECS, most 240.0;
     /// A frame out of turn, too long, or meant for another tenant.
     Protocol "protocol": Supervisor, Evidence, takes worker true, points 100.0, half-life 30 * DAY_SECS, most 300.0;
-    // Every engine has bugs, so crashes without other evidence seal a tenant, and never expel it.
+    // Every engine has bugs, so crashes alone seal a tenant, and do not expel it.
     /// A bad address that belongs to no other tenant, or an illegal instruction.
     Crash "crash": Kernel, Evidence, takes worker true, points 60.0, half-life 7 * DAY_SECS, most 120.0;
     // V8 also aborts on arrays that are too long, which is a mere bug in a script. So this never
@@ -129,9 +130,9 @@ signals! {
     OutOfMemory "outOfMemory": Kernel, Nuisance, takes worker true, points 40.0, half-life 6 * HOUR_SECS, most 80.0;
     /// A run did not stop when ordered to, so its process was ended.
     HardKill "hardKill": Supervisor, Nuisance, takes worker true, points 40.0, half-life DAY_SECS, most 80.0;
-    // A window is half a second, counted from the fourth in a row, so four seconds are enough. The
-    // half-life is short: a busy hour must not count against a tenant for long.
-    /// A window in which its thread did nothing but compute, for few runs.
+    // A window is half a second. Windows count from the fourth in a row on, so four seconds lead to
+    // `solo`. The half-life is short: a busy hour must not count against a tenant for long.
+    /// A window in which its thread did nothing but compute, in runs that are not short.
     Busy "busy": Kernel, Nuisance, takes worker false, points 12.0, half-life 10 * MINUTE_SECS, most 70.0;
     /// A minute of computing with hardly a message, the shape of a Spectre attack.
     ComputeOnly "computeOnly": Kernel, Nuisance, takes worker false, points 10.0, half-life 2 * HOUR_SECS, most 40.0;

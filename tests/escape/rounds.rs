@@ -6,8 +6,8 @@ use serde_json::{Value, json};
 use crate::Bench;
 use enisle_tests::rig::Ran;
 
-/// Every kind of memory that V8 allocates and frees for a tenant: once, and then without pause
-/// while the named objects stay.
+/// Allocates and frees every kind of memory once, names some of the objects, and then goes on
+/// without pause while those stay.
 const STORM: &str = "async (s) => {
     const storm = () => {
         const kept = [];
@@ -47,8 +47,8 @@ const ATTACK: &str = "(s) => {
 }";
 
 /// Each round the victim has a new isolate, allocates and frees, and stays for a moment. The
-/// attacker tries the addresses that the victim named, and every used mapping of the victim's
-/// island. The oracle inspects all mappings every tenth round.
+/// attacker tries the addresses that the victim named, and every tenth round some pages of each
+/// used mapping of the victim's island. The oracle inspects all mappings every tenth round.
 pub(crate) fn trapped(bench: &Bench, rounds: usize) -> Result<String, String> {
     let text = |error: std::io::Error| error.to_string();
     let mut rig = bench.scene(bench.layers).map_err(text)?.0;

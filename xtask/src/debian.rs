@@ -31,7 +31,7 @@ impl Suite {
             "Dir::Etc::sourceparts=-".to_owned(),
             format!("Dir::State::lists={}", folder.join("lists").display()),
             format!("Dir::Cache={}", folder.display()),
-            // Installed packages are not candidates: the suite does not have them.
+            // Hides the installed packages, which apt would otherwise treat as candidates.
             "Dir::State::status=/dev/null".to_owned(),
             // A list that cannot be fetched is an error, not a warning.
             "APT::Update::Error-Mode=any".to_owned(),

@@ -17,8 +17,8 @@ use crate::show;
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum Audit {
-    /// Check that no line was changed, removed or inserted. If a daemon answers on the socket, also
-    /// check that no line is missing at the end.
+    /// Check that no line was changed, removed or inserted. If the daemon that writes this
+    /// log answers on the socket, also check that no line is missing at the end.
     Verify {
         /// The folder of the log; the daemon's own if it is not given.
         #[arg(value_name = "DIR")]

@@ -13,8 +13,8 @@ use serde::Serialize;
 use serde_json::Value;
 use unicode_width::UnicodeWidthChar;
 
-/// Prints a line on standard output as it is; `outln!` is for people. If the reader has gone away,
-/// the program ends quietly, as `cat` does.
+/// Prints a line on standard output as it is; `outln!` is for people. If that fails, as when the
+/// reader has gone away, the program ends quietly, as `cat` does.
 pub(crate) fn out(text: &str) {
     let mut out = std::io::stdout().lock();
     if out.write_all(text.as_bytes()).and_then(|()| out.write_all(b"\n")).is_err() {
@@ -37,7 +37,7 @@ pub(crate) fn err_safe(text: &str) {
     err(&shown(text, columns(stderr())));
 }
 
-/// [`safe`], and on a terminal of `columns` columns never a line that the terminal would break.
+/// The text as [`safe`] gives it, folded on a terminal so that the terminal breaks no line.
 fn shown(text: &str, columns: Option<usize>) -> String {
     let safe = safe(text);
     match columns {
@@ -85,7 +85,7 @@ fn columns(stream: impl AsFd) -> Option<usize> {
 /// own lines begin at the margin.
 const INDENT: &str = "    ";
 
-/// `text`, broken where a terminal would break it: the terminal would continue at the margin.
+/// `text`, broken and indented where a terminal would break it and continue at the margin.
 fn folded(text: &str, columns: usize) -> String {
     let mut out = String::with_capacity(text.len());
     let mut at = 0;
@@ -168,14 +168,14 @@ pub(crate) fn answer(answer: &Answer) {
     }
 }
 
-/// An indented result may be this many times as long as the text itself: a deeply nested one would
-/// fill the terminal, or the disk, with blanks.
+/// How many times as long as its text an indented result may be. Without a bound, a deeply nested
+/// one would fill the terminal, or the disk, with blanks.
 const MOST_INDENTED: usize = 8;
 const SPARE_BYTES: usize = 4096;
 
-/// JSON with line ends and indentation added, and nothing else changed: no number is rounded, no
-/// key is moved, and depth and escapes are kept. `None` if the result would become much longer than
-/// `json`.
+/// JSON with line ends and indentation instead of its own blanks, and nothing else changed: no
+/// number is rounded, no key is moved, and depth and escapes are kept. `None` if the result would
+/// become much longer than `json`.
 fn pretty(json: &str) -> Option<String> {
     let most = json.len().saturating_mul(MOST_INDENTED).saturating_add(SPARE_BYTES);
     let mut out = String::with_capacity(json.len());

@@ -1,7 +1,7 @@
-//! The steps that a worker takes before V8 starts: each with one reason and one error.
+//! The steps that a worker takes before V8 starts: each with its reason.
 //!
 //! The order matters and is the order of [`enter`]: a step that needs a capability comes before
-//! capabilities are dropped, and a step that another one could undo comes after the other. The
+//! capabilities are dropped, and a step that could undo another comes before it. The
 //! filter ([`crate::filter`]) comes last, when V8 has started.
 
 mod landlock;
@@ -70,7 +70,8 @@ pub enum JailError {
     ParentDeath(nix::Error),
 }
 
-/// Takes on every layer of `plan` except the filter. To be called while the process has one thread.
+/// Takes on every layer of `plan` except keys and filters. To be called while the process has one
+/// thread.
 ///
 /// # Errors
 /// The first step that failed; the process must then exit, because half a jail confines nothing.
@@ -134,8 +135,8 @@ fn close_inherited() -> Result<(), JailError> {
 const UNBOUNDED_THREADS: u64 = 1 << 16;
 
 impl Plan {
-    /// The jail of a worker that holds up to `tenants`. Supervisor and worker both compute it, so
-    /// that one builds what the other verifies: they inherit the same hard limit from the kernel.
+    /// The jail of a worker that holds up to `tenants`. Supervisor and worker both compute it,
+    /// with the same result, because both have the same hard limit on threads.
     #[must_use]
     pub fn for_tenants(layers: LayerSet, data_bytes: u64, tenants: u32) -> Self {
         let tenants = u64::from(tenants);

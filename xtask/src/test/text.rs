@@ -14,7 +14,7 @@ use crate::root;
 const COLUMNS: usize = 100;
 /// The longest Rust file that needs no reason.
 const LINES: usize = 500;
-/// What begins the sentence that permits a longer one, in the comment at the head of the file.
+/// The words, in a file's head comment, that permit a longer file.
 const REASON: &str = "This file is long because ";
 
 pub(crate) fn run() -> Result<()> {

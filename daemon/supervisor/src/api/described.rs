@@ -1,6 +1,6 @@
-//! Compares the daemon's routes, the fields of its requests, and its problems with what
-//! `enisle-api` declares. Its answers are compared beside the code that writes them, and in the
-//! integration tests.
+//! Compares the daemon's routes and its problems with what `enisle-api` declares. The fields of
+//! requests and answers are compared beside the code that reads and writes them, with the help of
+//! this module, and in the integration tests.
 
 use std::collections::BTreeSet;
 use std::convert::Infallible;

@@ -21,7 +21,7 @@ use crate::runs::run::RunError;
 use crate::tenants::policy::TenantName;
 use crate::tenants::tenant::Expelled;
 
-/// The process at the other end of a connection.
+/// The user at the other end of a connection.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Peer {
     pub(crate) uid: u32,

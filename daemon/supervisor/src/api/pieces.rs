@@ -27,8 +27,8 @@ impl Pace {
     }
 
     /// Waits until all other tasks have had their turn since the uid's last piece was written. The
-    /// turn ends when the returned value is dropped. A client that reads nothing never takes a
-    /// turn, because its connection asks for no piece.
+    /// turn ends when the returned value is dropped. A client that reads nothing takes no
+    /// turn once its socket is full, because its connection then asks for no piece.
     pub(super) async fn turn(&self) -> Turn {
         let turn = self.turns.turn(self.uid).await;
         tokio::task::yield_now().await;

@@ -272,7 +272,7 @@ fn refusal(exhausted: &Exhausted) -> Vec<u8> {
 struct HangUp(AsyncFd<Last>);
 
 impl HangUp {
-    /// A descriptor of its own, the only way to ask the kernel for this and nothing else.
+    /// Takes a second descriptor of the socket, the only way to wait for this event alone.
     fn of(socket: Last) -> Result<Self, AsyncFdRegisterError<Last>> {
         // The end of both directions is reported whatever events are requested (epoll_ctl(2),
         // EPOLLHUP).

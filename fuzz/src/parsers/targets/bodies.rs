@@ -1,9 +1,9 @@
 //! Bodies of requests, taken apart without a copy, and the answers to runs.
 //!
 //! Attacked: `json_text`, `api::code` and `api::load`, by JSON of every spelling, whole and
-//! damaged; `api::answer`, by whatever a worker may report. Oracle: `serde_json`, read into owned
-//! values and checked by the rules of README and API description, in code that shares nothing with
-//! the daemon's: the same bodies are accepted, and the frames hold the same values.
+//! damaged; `api::answer`, by whatever a worker may report. Oracle: a second reader, on
+//! `serde_json` with owned values, that follows README and the API description. Both must accept
+//! the same bodies, and the frames must hold the same values.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -73,13 +73,14 @@ fn checked_name(value: &RawValue) -> Option<String> {
     string(value).filter(fits)
 }
 
-/// Absent, or a value of this kind; the text that is passed on.
+/// The value's text if it begins with `first`, `otherwise` if there is no value, and `None` for a
+/// value of another kind.
 fn passed(value: Option<&RawValue>, otherwise: &str, first: char) -> Option<String> {
     let text = value.map_or(otherwise, RawValue::get);
     text.starts_with(first).then(|| text.to_owned())
 }
 
-/// The limits that a request may ask for, and the lower of request and default for code.
+/// The most bytes of code under these limits; `None` if the limits are refused.
 fn code_cap(limits: Option<&RawValue>) -> Option<usize> {
     let mut cap = Limit::CodeBytes.default();
     let Some(limits) = limits else { return Some(cap as usize) };
@@ -298,7 +299,7 @@ fn blank(u: &mut Unstructured<'_>) -> &'static str {
     ["", "", "", " ", "\n", "\t", "\r\n  "][u.below(7)]
 }
 
-/// A JSON string, in one of its spellings; sometimes of half characters.
+/// A JSON string, in one of its spellings; sometimes with unpaired surrogates.
 pub(super) fn written(u: &mut Unstructured<'_>) -> String {
     let text = u.text(4);
     let plain = serde_json::to_string(&text).unwrap_or_default();
@@ -308,7 +309,7 @@ pub(super) fn written(u: &mut Unstructured<'_>) -> String {
                 |c: char| c.encode_utf16(&mut [0; 2]).iter().map(|unit| format!("\\u{unit:04X}")).collect::<String>();
             format!("\"{}\"", text.chars().map(escaped).collect::<String>())
         }
-        // What is escaped in the text is then an escape of the JSON.
+        // Text that looks like an escape then becomes a JSON escape.
         1 => format!("\"{text}\""),
         _ => plain,
     }
