@@ -88,9 +88,9 @@ pub(crate) const FEATURES: &[&str] = &["pku", "userns", "landlock", "seccomp", "
 /// the tests that need root.
 const LAYERS: &str = "layers && suite --nocapture confinement:: requests::a_peer_without_rights";
 
-/// The attack catalogue, half a minute of the escape fuzzer, and what [`layers`] runs.
+/// The attack catalogue, and what [`layers`] runs.
 pub(crate) fn escape(programs: &Programs) -> Result<()> {
-    in_machine(programs, &format!("{LAYERS} && escape && enisle-fuzz escape --minutes 0.5"))
+    in_machine(programs, &format!("{LAYERS} && escape"))
 }
 
 /// The attack catalogue with many more rounds and a minute of attacks.
