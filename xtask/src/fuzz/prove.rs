@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
 
-use crate::{check, root, target, v8};
+use crate::{check, output, root, target, v8};
 
 #[derive(Debug, clap::Args)]
 pub(crate) struct Options {
@@ -20,7 +20,7 @@ pub(crate) struct Options {
     only: Option<String>,
     /// How long a fuzzer may take to find one fault, in minutes.
     #[arg(long, default_value_t = 10)]
-    minutes: u64,
+    minutes: u32,
 }
 
 /// One patch of `fuzz/known-bad`.
@@ -142,14 +142,22 @@ impl Copy {
     }
 
     /// Builds the copy and starts the fuzzer. Returns how long the fuzzer took and what it found.
-    fn fuzz(&self, fault: &Fault, minutes: u64, emulated: bool) -> Result<Option<(Duration, String)>> {
+    fn fuzz(&self, fault: &Fault, minutes: u32, emulated: bool) -> Result<Option<(Duration, String)>> {
         let archive = v8::find()?;
         let profile = ["--quiet", "--profile", "harness"];
-        check(self.cargo(&archive).arg("build").args(profile).args(["--workspace", "--bins"]))?;
-        let attacker = ["-p", "enisle-worker", "--features", "attack-natives", "--bin", "enisle-worker-attack"];
-        check(self.cargo(&archive).arg("build").args(profile).args(attacker))?;
+        let build = |what: &[&str]| check(self.cargo(&archive).arg("build").args(profile).args(what));
         let programs = self.target.join("harness");
-        let limit = minutes.to_string();
+        let mut limit = f64::from(minutes);
+        if fault.found_by == "parsers" {
+            build(&["-p", "enisle-fuzz", "--bin", "enisle-fuzz"])?;
+            // The targets run one after the other, each as long as it says.
+            let targets = output(Command::new(programs.join("enisle-fuzz")).args(["parsers", "--list"]))?;
+            limit /= f64::from(u32::try_from(targets.lines().count().max(1))?);
+        } else {
+            build(&["--workspace", "--bins"])?;
+            build(&["-p", "enisle-worker", "--features", "attack-natives", "--bin", "enisle-worker-attack"])?;
+        }
+        let limit = limit.to_string();
         let mut fuzzer = if emulated {
             let mut fuzzer = self.cargo(&archive);
             fuzzer.args(["xtask", "fuzz", &fault.found_by, "--vm", "--minutes", &limit]);
