@@ -104,8 +104,7 @@ impl Copy {
             fs::remove_dir_all(&copy.tree)?;
         }
         fs::create_dir_all(&copy.tree)?;
-        // The copy keeps the times of the files, so that only the files that a patch touches are
-        // built again.
+        // Every file is new, so nothing that an earlier command built with a fault counts as built.
         let mut list =
             Command::new("git").args(["ls-files", "-z"]).current_dir(root()).stdout(Stdio::piped()).spawn()?;
         let names = list.stdout.take().context("git has no standard output")?;
@@ -113,7 +112,7 @@ impl Copy {
         pack.args(["--null", "--files-from=-", "-cf", "-"]).current_dir(root()).stdin(names).stdout(Stdio::piped());
         let mut pack = pack.spawn()?;
         let files = pack.stdout.take().context("tar has no standard output")?;
-        check(Command::new("tar").args(["-xf", "-"]).current_dir(&copy.tree).stdin(files))?;
+        check(Command::new("tar").args(["-xmf", "-"]).current_dir(&copy.tree).stdin(files))?;
         ensure!(list.wait()?.success() && pack.wait()?.success(), "the checkout could not be copied");
         Ok(copy)
     }
