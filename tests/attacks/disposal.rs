@@ -352,7 +352,7 @@ fn bound(options: Options) -> Result<String, String> {
     let signals = on.daemon.get("/v1/tenants/t")["cordon"]["signals"].to_string();
     let (charged, computed) = charged(&on)?;
     let said = format!("ended after {:.0} ms, {died}; charged {charged:.0} of {computed:.0} ms; {signals}", on.leaving);
-    let ended = on.leaving < BOUND_MS * 1.5 && !is_alive(on.worker) && died["reason"].to_string().contains("dispose");
+    let ended = on.leaving < BOUND_MS * 1.5 && !is_alive(on.worker) && died["reason"].to_string().contains("disposing");
     // A thread also uses CPU time while its process ends, after the thread's last report.
     if !ended || !signals.contains("hardKill") || charged < computed - 0.3 * BOUND_MS {
         return Err(said);
