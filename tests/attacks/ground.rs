@@ -316,10 +316,7 @@ impl Peer {
         if begun.elapsed() > UNSERVED {
             return Err(format!("{} after {:?}", answer.status, begun.elapsed()));
         }
-        let text = String::from_utf8_lossy(&answer.body);
-        let good = (200..300).contains(&answer.status) && (!text.contains("\"outcome\"") || text.contains("\"ok\""));
-        let short: String = text.chars().take(240).collect();
-        if good { Ok(begun.elapsed()) } else { Err(format!("{} {short}", answer.status)) }
+        good(&answer).map(|()| begun.elapsed())
     }
 
     /// Sends the same request for every path, pipelined over a few connections; returns how many
@@ -391,6 +388,14 @@ pub(crate) fn send(stream: &mut UnixStream, method: &str, path: &str, body: &[&[
         }
     }
     Ok(())
+}
+
+/// A good answer has a status of success, and the outcome `ok` if it has an outcome.
+pub(crate) fn good(answer: &Answer) -> Result<(), String> {
+    let text = String::from_utf8_lossy(&answer.body);
+    let good = (200..300).contains(&answer.status) && (!text.contains("\"outcome\"") || text.contains("\"ok\""));
+    let short: String = text.chars().take(240).collect();
+    if good { Ok(()) } else { Err(format!("{} {short}", answer.status)) }
 }
 
 /// Whether the stream has something to read: an answer, or the end of the connection.
