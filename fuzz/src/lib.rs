@@ -12,10 +12,12 @@
 #![forbid(unsafe_code)]
 #![allow(clippy::print_stdout, reason = "a command line tool talks to its terminal")]
 
+mod budget;
 pub mod chaos;
 pub mod engine;
 pub mod escape;
 mod finding;
 pub mod parsers;
 
+pub use budget::Budget;
 pub use finding::Finding;

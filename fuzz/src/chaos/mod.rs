@@ -43,6 +43,7 @@ use anyhow::{Context, Result, bail};
 use clap::Args;
 use nix::sys::signal::Signal;
 
+use crate::Budget;
 use disturb::Disturber;
 use ground::Ground;
 use load::{Client, World};
@@ -52,12 +53,8 @@ use schedule::{Means, Schedule, Step};
 /// How long, and from which seed.
 #[derive(Debug, Args)]
 pub struct Options {
-    /// How long, in minutes.
-    #[arg(long, default_value_t = 1.0)]
-    pub minutes: f64,
-    /// Where the random choices begin; one is drawn and printed if it is left out.
-    #[arg(long)]
-    pub seed: Option<u64>,
+    #[command(flatten)]
+    pub budget: Budget,
     /// Carry out the schedule of this file, as an earlier run printed it, instead of drawing one.
     #[arg(long, value_name = "FILE")]
     pub schedule: Option<PathBuf>,
@@ -74,7 +71,7 @@ const ROUNDS_A_MINUTE: f64 = 3.0;
 /// # Errors
 /// What was found, or why nothing could be tried.
 pub fn run(options: &Options) -> Result<()> {
-    let seed = options.seed.unwrap_or_else(|| fastrand::u64(..));
+    let (seed, from) = (options.budget.seed(), usize::try_from(options.budget.from)?);
     if options.clock {
         let of_the_kernel = fs::read_to_string("/proc/cmdline")?;
         anyhow::ensure!(of_the_kernel.contains(enisle_tests::OWN_CLOCK), "this machine's clock is not ours to move");
@@ -82,9 +79,9 @@ pub fn run(options: &Options) -> Result<()> {
     let means = Means { root: nix::unistd::geteuid().is_root(), clock: options.clock };
     let schedule = match &options.schedule {
         Some(file) => Schedule::parse(&fs::read_to_string(file).with_context(|| format!("{}", file.display()))?)?,
-        None => Schedule::draw(seed, rounds(options.minutes), means),
+        None => Schedule::draw(seed, from.saturating_add(rounds(options.budget.minutes)), means),
     };
-    println!("chaos: --seed {seed}, {} rounds", schedule.rounds.len());
+    println!("chaos: --seed {seed}, rounds {from} to {}", schedule.rounds.len());
     if !means.root {
         println!("not root: disks are not filled, and no limit is lowered");
     }
@@ -96,7 +93,7 @@ pub fn run(options: &Options) -> Result<()> {
     let mut ground = Ground::make()?;
     ground.start()?;
     let world = World::new(seed, ground);
-    let ended = all_rounds(&world, &schedule);
+    let ended = all_rounds(&world, &schedule, from);
     let findings = world.findings();
     if let Err(error) = &ended {
         println!("{error:#}");
@@ -118,12 +115,12 @@ fn rounds(minutes: f64) -> usize {
     (minutes * ROUNDS_A_MINUTE).round().max(1.0) as usize
 }
 
-fn all_rounds(world: &World, schedule: &Schedule) -> Result<()> {
+fn all_rounds(world: &World, schedule: &Schedule, from: usize) -> Result<()> {
     let (mut orders, mut disturber) = (Orders::default(), Disturber::new(world));
     let narrow = world.tenants.iter().find(|tenant| tenant.habit == load::Habit::Narrow).context("no narrow tenant")?;
     let set = world.ground().ask("PUT", &format!("/v1/tenants/{}", narrow.name), br#"{"quota": {"inFlight": 1}}"#)?;
     anyhow::ensure!(set.status == 200, "the quota could not be set: {}", set.status);
-    for (number, steps) in schedule.rounds.iter().enumerate() {
+    for (number, steps) in schedule.rounds.iter().enumerate().skip(from) {
         round(world, &mut orders, &mut disturber, number, steps)?;
         if !world.findings().is_empty() {
             break;

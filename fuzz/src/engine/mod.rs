@@ -30,11 +30,11 @@ mod tree;
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::PathBuf;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use clap::{Args, ValueEnum};
-use fastrand::Rng;
 
+use crate::budget::{Budget, choices};
 use differential::Differential;
 use host::Host;
 use report::{MOST_FINDINGS, Report};
@@ -42,15 +42,8 @@ use report::{MOST_FINDINGS, Report};
 /// How long and from which seed.
 #[derive(Debug, Args)]
 pub struct Options {
-    /// How long, in minutes.
-    #[arg(long, default_value_t = 1.0)]
-    pub minutes: f64,
-    /// Where the random choices begin; one is drawn and printed if it is left out.
-    #[arg(long)]
-    pub seed: Option<u64>,
-    /// The first iteration: resumes a run with the same seed.
-    #[arg(long, default_value_t = 0)]
-    pub from: u64,
+    #[command(flatten)]
+    pub budget: Budget,
     /// How many iterations at most.
     #[arg(long)]
     pub count: Option<u64>,
@@ -96,18 +89,17 @@ pub fn run(options: &Options) -> anyhow::Result<()> {
 }
 
 fn fuzz(options: &Options) -> anyhow::Result<Report> {
-    let seed = options.seed.unwrap_or_else(|| fastrand::u64(..));
-    let end = Instant::now() + Duration::from_secs_f64(options.minutes * 60.0);
+    let (seed, from, end) = (options.budget.seed(), options.budget.from, options.budget.ends());
     let mut report = Report::new(seed, &options.findings);
-    println!("seed {seed}, from iteration {}", options.from);
+    println!("seed {seed}, from iteration {from}");
     let worker = enisle_tests::programs().join("enisle-worker");
     let (mut differential, mut host) = (None, None);
-    let mut iteration = options.from;
-    let last = options.count.map_or(u64::MAX, |count| options.from.saturating_add(count));
+    let mut iteration = from;
+    let last = options.count.map_or(u64::MAX, |count| from.saturating_add(count));
     while iteration < last && Instant::now() < end && report.findings.len() < MOST_FINDINGS {
         let part = Part::of(iteration);
         if options.only.is_none_or(|only| only == part) {
-            let rng = &mut Rng::with_seed(seed.wrapping_add(iteration.wrapping_mul(0x9e37_79b9_7f4a_7c15)));
+            let rng = &mut choices(seed, iteration);
             match part {
                 Part::Programs => {
                     let differential = match &mut differential {

@@ -15,6 +15,7 @@ use super::minimise::minimise;
 use super::program::Program;
 use super::report::Report;
 use super::{Options, fuzz, host, in_host, natives, tree};
+use crate::Budget;
 
 const PRODUCTION: Mode = ALWAYS[0];
 
@@ -187,7 +188,8 @@ fn every_flag_of_a_mode_is_one_of_v8s() {
 fn forty_iterations_of_everything_find_nothing() {
     let folder = tempfile::tempdir().expect("a folder");
     let findings = folder.path().to_owned();
-    let options = Options { minutes: 5.0, seed: Some(15), from: 0, count: Some(40), only: None, findings };
+    let budget = Budget { minutes: 5.0, seed: Some(15), from: 0 };
+    let options = Options { budget, count: Some(40), only: None, findings };
     let report = fuzz(&options).expect("the engines start");
     assert!(report.findings.is_empty(), "{:?}", report.findings);
     let tried = &report.tried;

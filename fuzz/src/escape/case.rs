@@ -52,7 +52,7 @@ impl Case {
                 let kept_runs = kept.trim().parse().map_err(io::Error::other)?;
                 programs.push(Program { ops: Vec::new(), kept_runs });
             } else if let Some(program) = programs.last_mut().filter(|_| !line.starts_with("//")) {
-                program.ops.push(Op::Language { class: "case", text: line.to_owned() });
+                program.ops.push(Op::Language { class: "case".into(), text: line.to_owned() });
             }
         }
         if programs.is_empty() {
@@ -125,7 +125,7 @@ mod tests {
     use super::*;
 
     fn op(text: &str) -> Op {
-        Op::Language { class: "case", text: text.to_owned() }
+        Op::Language { class: "case".into(), text: text.to_owned() }
     }
 
     fn program(ops: &[&str]) -> Program {

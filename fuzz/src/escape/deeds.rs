@@ -85,7 +85,7 @@ mod tests {
 
     #[test]
     fn a_script_of_the_language_alone_attacks_nothing() {
-        let op = Op::Language { class: "x", text: "structuredClone(1)".to_owned() };
+        let op = Op::Language { class: "x".into(), text: "structuredClone(1)".to_owned() };
         assert_eq!(Deeds::of(&Program { ops: vec![op], kept_runs: 0 }), Deeds::default());
     }
 }

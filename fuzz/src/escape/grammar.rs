@@ -8,6 +8,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use fastrand::Rng;
+use serde::{Deserialize, Serialize};
 
 use super::program::{Arg, Fact, Op, PATHS, Program, Way};
 use super::{language, reach};
@@ -26,7 +27,7 @@ const MOST_KEPT: usize = 2000;
 const KERNEL_ACCESSES: [u64; 17] = [0, 1, 14, 35, 44, 45, 96, 98, 127, 143, 202, 204, 228, 229, 230, 318, 334];
 
 /// How often a kind of operation returned, and how often its process ended with it.
-#[derive(Debug, Default, Clone, Copy)]
+#[derive(Debug, Default, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 struct Fate {
     returned: u32,
     ended: u32,
@@ -38,8 +39,8 @@ impl Fate {
     }
 }
 
-/// The generator's memory.
-#[derive(Debug, Default)]
+/// The generator's memory: the state that a run is resumed with.
+#[derive(Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Memory {
     fates: BTreeMap<String, Fate>,
     seen: BTreeSet<String>,

@@ -299,7 +299,7 @@ pub(super) fn statement(rng: &mut Rng) -> Op {
             format!("Object.defineProperty({a}, {}, {{ get: () => {b}, configurable: true }})", quoted(&n)),
         ),
     };
-    Op::Language { class, text: as_expression(&text) }
+    Op::Language { class: class.into(), text: as_expression(&text) }
 }
 
 /// A statement that does not end by itself, or takes all that there is: a limit must end it. Half
@@ -313,7 +313,7 @@ pub(super) fn over_a_limit(rng: &mut Rng) -> Op {
         _ => ("floods", "(() => { for (;;) console.log('x'.repeat(1000)); })()"),
     };
     let text = if rng.bool() { text.to_owned() } else { format!("turns > 1 && {text}") };
-    Op::Language { class, text }
+    Op::Language { class: class.into(), text }
 }
 
 fn as_expression(text: &str) -> String {

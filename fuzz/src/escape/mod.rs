@@ -36,17 +36,19 @@ mod stream;
 pub mod victims;
 
 use std::fs;
-use std::io::Read;
+use std::io::{self, Read};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::Ordering;
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
+use anyhow::Context;
 use clap::Args;
 use enisle_hardening::{Layer, Posture};
 use fastrand::Rng;
 
 use crate::Finding;
+use crate::budget::{Budget, choices};
 use arena::{Arena, Counts};
 use case::Case;
 use grammar::Memory;
@@ -56,15 +58,15 @@ use program::Program;
 /// How long, from which seed, and what.
 #[derive(Debug, Args)]
 pub struct Options {
-    /// How long, in minutes.
-    #[arg(long, default_value_t = 1.0)]
-    pub minutes: f64,
-    /// Where the random choices begin; one is drawn and printed if it is left out.
-    #[arg(long)]
-    pub seed: Option<u64>,
+    #[command(flatten)]
+    pub budget: Budget,
     /// Attackers at a time.
     #[arg(long, default_value_t = 4)]
     pub attackers: usize,
+    /// The generator's memory is read from this file, if it exists, and written to it after each
+    /// round. A run resumes with the same seed, the same file and the round that it prints.
+    #[arg(long, value_name = "FILE")]
+    pub state: Option<PathBuf>,
     /// Run this case instead, and check that every invariant holds; `-` is standard input.
     #[arg(long)]
     pub case: Option<PathBuf>,
@@ -75,9 +77,9 @@ pub struct Options {
 
 /// Tenants to be attacked.
 const VICTIMS: usize = 4;
-/// A daemon is replaced by a new one after this time, so that each begins without the many tenants
-/// that were found out.
-const EPOCH: Duration = Duration::from_secs(60);
+/// The length of a round. Each has a daemon of its own, so that it begins without the many tenants
+/// that were found out in the one before.
+const ROUND: Duration = Duration::from_secs(60);
 /// How often, and for how long, a finding is run again to make it smaller.
 const MOST_TRIES: usize = 60;
 const MOST_TIME: Duration = Duration::from_secs(180);
@@ -87,33 +89,54 @@ const MOST_TIME: Duration = Duration::from_secs(180);
 /// # Errors
 /// What was found, or why nothing could be tried.
 pub fn run(options: &Options) -> anyhow::Result<()> {
-    let seed = options.seed.unwrap_or_else(|| fastrand::u64(..));
+    let (seed, mut round) = (options.budget.seed(), options.budget.from);
     let keys = Posture::probe().layers().has(Layer::Keys);
     if let Some(path) = &options.case {
         return run_case(path, keys, seed);
     }
-    println!("escape: seed {seed}, {} attackers, {VICTIMS} victims", options.attackers);
+    println!("escape: --seed {seed} --from {round}, {} attackers, {VICTIMS} victims", options.attackers);
     if !keys {
         println!(
             "escape: this machine has no protection keys: no loads, no stores, no other keys are tried (--vm has them)"
         );
     }
-    let (mut rng, memory, counts, begun) =
-        (Rng::with_seed(seed), Mutex::new(Memory::default()), Counts::default(), Instant::now());
-    let ends = begun + Duration::from_secs_f64(options.minutes * 60.0);
+    let memory = Mutex::new(options.state.as_deref().map_or_else(|| Ok(Memory::default()), read_state)?);
+    let (counts, begun, ends) = (Counts::default(), Instant::now(), options.budget.ends());
     while Instant::now() < ends {
+        let mut rng = choices(seed, round);
         let arena = Arena::open(keys, VICTIMS, rng.u64(..)).map_err(|broken| finding(broken, seed))?;
-        let until = ends.min(Instant::now() + EPOCH);
+        let until = ends.min(Instant::now() + ROUND);
         let found = arena.fight(options.attackers, until, &memory, &counts, &mut rng);
         print_counts(&counts, &memory, begun);
+        if let Some(path) = &options.state {
+            write_state(path, &memory)?;
+        }
         if let Some((broken, programs)) = found {
             println!("escape: the daemon's last words:\n{}", arena.last_words());
             drop(arena);
             return Err(report(broken, &programs, keys, seed, &options.found).into());
         }
+        round += 1;
     }
-    println!("escape: no finding");
+    println!("escape: no finding; go on with --seed {seed} --from {round}");
     Ok(())
+}
+
+/// The generator's memory as an earlier run left it; an empty one if there was none.
+fn read_state(path: &Path) -> anyhow::Result<Memory> {
+    match fs::read(path) {
+        Ok(text) => serde_json::from_slice(&text).with_context(|| format!("{} is not a state", path.display())),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(Memory::default()),
+        Err(error) => Err(error).with_context(|| format!("reading {}", path.display())),
+    }
+}
+
+/// Replaces the file at once: a run that is killed leaves the state of its last whole round.
+fn write_state(path: &Path, memory: &Mutex<Memory>) -> anyhow::Result<()> {
+    let text = serde_json::to_vec(&*memory.lock().unwrap_or_else(PoisonError::into_inner))?;
+    let new = path.with_extension("new");
+    let written = fs::write(&new, text).and_then(|()| fs::rename(&new, path));
+    written.with_context(|| format!("writing {}", path.display()))
 }
 
 fn finding(broken: Broken, seed: u64) -> Finding {
@@ -183,4 +206,29 @@ fn print_counts(counts: &Counts, memory: &Mutex<Memory>, begun: Instant) {
         memory.programs_kept(),
         number(&counts.computed_ms) / 1000,
     );
+}
+
+#[cfg(test)]
+mod tests {
+    use super::grammar::Grammar;
+    use super::*;
+
+    #[test]
+    fn a_state_is_read_back_as_it_was_written() {
+        let (folder, mut rng, mut memory) = (tempfile::tempdir().unwrap(), Rng::with_seed(15), Memory::default());
+        for _ in 0..200 {
+            let program = Grammar { keys: true }.program(&memory, &mut rng);
+            for op in &program.ops {
+                memory.returned(op, "0");
+            }
+            program.ops.iter().take(1).for_each(|op| memory.ended(op));
+            memory.keep(program, &mut rng);
+        }
+        let (path, memory) = (folder.path().join("state"), Mutex::new(memory));
+        assert_eq!(read_state(&path).unwrap(), Memory::default());
+        write_state(&path, &memory).unwrap();
+        assert_eq!(read_state(&path).unwrap(), memory.into_inner().unwrap());
+        fs::write(&path, "{").unwrap();
+        assert!(read_state(&path).unwrap_err().to_string().ends_with("is not a state"));
+    }
 }

@@ -4,13 +4,16 @@
 //! What they name (a victim's page, the own channel) is resolved by the script that runs them,
 //! `prelude.js`, because addresses differ from process to process.
 
+use std::borrow::Cow;
 use std::fmt::Write;
+
+use serde::{Deserialize, Serialize};
 
 /// What every attacker's script begins with.
 const PRELUDE: &str = include_str!("prelude.js");
 
 /// An argument of a system call, or an address.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Arg {
     /// A number as it is.
     Word(u64),
@@ -43,7 +46,7 @@ pub enum Arg {
 }
 
 /// What a victim tells of itself.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Fact {
     Buffer,
     Resizable,
@@ -141,7 +144,7 @@ impl Arg {
 }
 
 /// One operation.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Op {
     /// A system call by the 64-bit table.
     Call {
@@ -180,13 +183,13 @@ pub enum Op {
     },
     /// A statement of the language, and the class that it is counted as.
     Language {
-        class: &'static str,
+        class: Cow<'static, str>,
         text: String,
     },
 }
 
 /// How a thread gets other keys.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Way {
     Instruction,
     Gate,
@@ -227,7 +230,7 @@ impl Op {
             Self::Frame { to, bytes } => format!("frame {} {}", to.class(), bytes.len().min(8)),
             // The result says which function it was.
             Self::Native { .. } => "native".to_owned(),
-            Self::Language { class, .. } => (*class).to_owned(),
+            Self::Language { class, .. } => class.clone().into_owned(),
         }
     }
 
@@ -254,7 +257,7 @@ impl Op {
 }
 
 /// A program, and how often it is to be called.
-#[derive(Debug, Clone, PartialEq, Eq, Default)]
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
 pub struct Program {
     pub ops: Vec<Op>,
     /// 0: by `load`; otherwise it is registered, and its isolate kept for as many runs.

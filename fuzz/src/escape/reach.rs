@@ -96,7 +96,7 @@ mod tests {
         assert_eq!(returned(&call(9, &[0, 4096, 3, 0x22]), "+"), None);
         assert_eq!(returned(&call(10, &[0, 4096, 4]), "errno 22"), None);
         assert!(returned(&Op::Store { at: Arg::Frozen }, "went through").is_some());
-        let case = |text: &str| returned(&Op::Language { class: "case", text: text.to_owned() }, "0");
+        let case = |text: &str| returned(&Op::Language { class: "case".into(), text: text.to_owned() }, "0");
         assert!(case("attack.syscall(10n, page(v(0, 'x')), 4096n, 7n)").is_some());
         assert_eq!(case("attack.syscall(10n, page(v(7, 'x')), 4096n, 3n)"), None);
     }

@@ -16,11 +16,12 @@ mod draw;
 pub mod runner;
 pub mod targets;
 
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use anyhow::{Context, ensure};
 use clap::Args;
 
+use crate::Budget;
 use runner::Runner;
 use targets::{TARGETS, Target};
 
@@ -30,15 +31,8 @@ pub struct Options {
     /// Only this target.
     #[arg(long, value_name = "NAME")]
     pub target: Option<String>,
-    /// How long each target runs, in minutes.
-    #[arg(long, default_value_t = 1.0)]
-    pub minutes: f64,
-    /// Where the random choices begin; one is drawn and printed if it is left out.
-    #[arg(long)]
-    pub seed: Option<u64>,
-    /// The first case of that seed.
-    #[arg(long, default_value_t = 0)]
-    pub from: u64,
+    #[command(flatten)]
+    pub budget: Budget,
     /// Name the targets and exit.
     #[arg(long)]
     pub list: bool,
@@ -92,15 +86,15 @@ pub fn smoke(target: &'static Target) -> anyhow::Result<()> {
 }
 
 fn fuzz(target: &'static Target, options: &Options) -> anyhow::Result<()> {
-    let seed = options.seed.unwrap_or_else(|| fastrand::u64(..));
-    println!("{}: --seed {seed} --from {}", target.name, options.from);
-    let mut runner = Runner::new(target, seed, options.from)?;
+    let (seed, from) = (options.budget.seed(), options.budget.from);
+    println!("{}: --seed {seed} --from {from}", target.name);
+    let mut runner = Runner::new(target, seed, from)?;
     runner.repeat()?;
-    let until = Instant::now() + Duration::from_secs_f64(options.minutes * 60.0);
+    let until = options.budget.ends();
     while Instant::now() < until {
         runner.next()?;
     }
-    println!("{}: {} cases; go on with --seed {seed} --from {}", target.name, runner.at - options.from, runner.at);
+    println!("{}: {} cases; go on with --seed {seed} --from {}", target.name, runner.at - from, runner.at);
     Ok(())
 }
 

@@ -6,11 +6,11 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::time::{Duration, Instant};
 
 use arbitrary::Unstructured;
-use fastrand::Rng;
 
 use super::corpus::{self, Corpus};
 use super::targets::Target;
 use crate::Finding;
+use crate::budget::choices;
 
 /// How long a finding is minimised.
 const MINIMISE_FOR: Duration = Duration::from_secs(20);
@@ -86,7 +86,7 @@ impl Runner {
     /// What was found, minimised and written to the corpus.
     #[expect(clippy::should_implement_trait, reason = "a case is not an item")]
     pub fn next(&mut self) -> Result<(), Finding> {
-        let mut rng = Rng::with_seed(self.seed ^ self.at.wrapping_mul(0x9e37_79b9_7f4a_7c15));
+        let mut rng = choices(self.seed, self.at);
         self.at += 1;
         let input = self.corpus.make(&mut rng);
         case(self.target, &input).map_err(|said| self.found(input, said))
@@ -167,7 +167,7 @@ mod tests {
         const SHOWS: Target = Target { name: "none", run: |u| Err(format!("{:?}", u.peek_bytes(u.len()))), smoke: 0 };
         let shown = |from| {
             let runner = Runner::new(&SHOWS, 5, from).unwrap();
-            let mut rng = Rng::with_seed(runner.seed ^ runner.at.wrapping_mul(0x9e37_79b9_7f4a_7c15));
+            let mut rng = choices(runner.seed, runner.at);
             runner.corpus.make(&mut rng)
         };
         assert!(shown(1) == shown(1) && shown(1) != shown(2));
