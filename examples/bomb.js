@@ -1,4 +1,4 @@
-// Hostile: it takes memory until there is none.
+// Hostile: allocates memory until none is left.
 () => {
   const hoard = [];
   for (;;) hoard.push(new Array(1000).fill("mine"));

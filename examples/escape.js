@@ -1,4 +1,4 @@
-// Hostile: it looks for a way out. What it finds is what it returns.
+// Hostile: looks for ways out, and returns a list of those that it found.
 export default {
   async run() {
     const found = [];

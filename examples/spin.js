@@ -1,4 +1,4 @@
-// Hostile: it never ends by itself.
+// Hostile: never ends by itself.
 () => {
   for (;;);
 }

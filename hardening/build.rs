@@ -1,11 +1,11 @@
-//! Compiles the policies to BPF, so that a wrong policy fails the build.
+//! Compiles the policies to BPF. A policy that is empty or does not compile fails the build.
 
 use std::error::Error;
 use std::fmt::Write;
 use std::path::Path;
 use std::{env, fs};
 
-/// Each file, with exactly the programs that it must hold.
+/// Each policy file, with the names of the programs that it must contain, and of no others.
 const POLICIES: [(&str, &[&str]); 3] = [
     ("policy/worker.json", &["allow", "refuse"]),
     ("policy/tenant.json", &["tenant"]),

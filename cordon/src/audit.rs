@@ -1,6 +1,6 @@
-//! A chain of lines. Each carries its own hash and that of the line before it, so that a changed,
-//! removed or inserted line is detected. Missing lines at the end are detected by comparison with
-//! the last hash that the daemon knows.
+//! The audit log's chain of lines. Each line carries its own hash and that of the line before it,
+//! so a changed, removed or inserted line is detected. Lines that are missing at the end are
+//! detected by comparison with the last hash, which the daemon also keeps elsewhere.
 //!
 //! ```text
 //! {"seq":2,"prev":"<hash of line 1>","unixMs":…,"entry":{…},"hash":"<SHA-256 of all before>"}
@@ -9,14 +9,14 @@
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
-/// The highest number that a line may have: beyond any log, and far from the end of the type, so
-/// that a line with a made-up number leaves room to go on.
+/// The highest number that a line may have. No log becomes that long. The number is far below the
+/// type's maximum, so that even a line with a forged number can have lines after it.
 pub const MOST_LINES: u64 = 1 << 53;
 
 /// The last line of a chain.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Head {
-    /// Its number; lines count from 1.
+    /// The line's number; the first line has number 1.
     pub seq: u64,
     pub hash: String,
 }
@@ -63,7 +63,7 @@ fn hash(text: &str) -> String {
     Sha256::digest(text).iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
-/// The next line of a chain, without its end of line, and the new head.
+/// Makes the next line of a chain. Returns the line, without a line break, and the new head.
 ///
 /// # Errors
 /// `entry` cannot be serialized as JSON.

@@ -1,14 +1,14 @@
 //! Decides which tenant is to blame for the death of a process.
 //!
-//! A pure function from what is known to a verdict. In a process that never held another tenant,
-//! everything is its tenant's doing. In company, two kinds of death are not blamed on any tenant
-//! without further evidence: a death for want of memory, because the tenants of a process share its
-//! bound and one can exhaust it for another; and a fault in the allocator, which they share as
-//! well.
+//! [`blame`] is a pure function from what is known to a verdict. In a process that only ever held
+//! one tenant, everything is that tenant's doing. In company, two kinds of death are not blamed on
+//! the tenant whose thread they happened on. One is a death for want of memory: the tenants of a
+//! process share its bound, and one tenant can exhaust it for another. The other is a fault in the
+//! allocator, which the tenants share as well.
 //!
-//! | what ended it, in company | room left: plenty | pressed | near the bound |
+//! | what ended a process in company | room left: plenty | pressed | near the bound |
 //! |---|---|---|---|
-//! | a layer stopped it, or the supervisor saw it | suspect | suspect | suspect |
+//! | an act that a layer stopped or the supervisor saw | suspect | suspect | suspect |
 //! | V8 gave up on a run that is over its own limit | suspect | suspect | suspect |
 //! | V8 gave up on any other run, or for memory | suspect | want of memory | want of memory |
 //! | a fault at a null page | suspect | want of memory | want of memory |
@@ -16,7 +16,8 @@
 //! | any other fault | suspect | suspect | want of memory |
 //! | no record of the thread | bisect, with points | the same | the same |
 //!
-//! *Suspect*: the tenant whose thread it was is suspected, and its points stay below a cordon.
+//! *Suspect*: the tenant whose thread it was is suspected, and its points stay below the threshold
+//! for `solo`. If the thread was one of the process's own, *suspect* means *bisect, with points*.
 //! *Want of memory*: no standing changes, and the tenant that holds most lives alone for a while;
 //! if that tenant is not known, all are bisected, without points.
 
@@ -24,16 +25,16 @@ use serde::{Deserialize, Serialize};
 
 use crate::signal::{Seen, Signal};
 
-/// The memory of a worker process, and how much of it its tenants explain.
+/// When a worker process is short of memory, and how much memory its tenants explain.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct MemoryRules {
-    /// A process with less than this left of its bound, in per cent, is near the bound; 0 switches
-    /// this off.
+    /// A process is near its bound if less than this part of the bound is left, in per cent; 0
+    /// switches this off.
     pub near_percent: u32,
-    /// With less than this left, in per cent, an allocation within a tenant's own limit can fail.
-    /// The bound of a process includes room for one largest allocation; with twelve tenants that
-    /// room is a sixth of the bound.
+    /// With less than this part of the bound left, in per cent, an allocation within a tenant's own
+    /// limit can fail. The bound includes 2 GiB for V8 itself and one largest allocation. With
+    /// twelve tenants and the default limits, that is a quarter of the bound.
     pub pressed_percent: u32,
     /// How much a process may hold outside its tenants' islands beyond what it began with, in MiB
     /// ...
@@ -84,16 +85,16 @@ pub enum Ending {
     OutOfMemory {
         certain: bool,
     },
-    /// It was killed for what the supervisor saw a tenant do.
+    /// The process was killed for what the supervisor saw a tenant do.
     Did(Signal),
-    /// It ended, or was killed, for something that left no record of the thread.
+    /// The process ended, or was killed, for something that left no record of the thread.
     Silent(Signal),
-    /// It was killed for a reason that has nothing to do with its tenants.
+    /// The process was killed for a reason that has nothing to do with its tenants.
     Innocent,
 }
 
 impl Ending {
-    /// The signal as which this ending counts, if it counts against a tenant.
+    /// The signal that this ending counts as; `None` if it counts against no tenant.
     #[must_use]
     pub fn signal(self) -> Option<Signal> {
         match self {
@@ -109,16 +110,17 @@ impl Ending {
 /// Whose thread the process died on.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Thread {
-    /// The thread of a tenant that lives there.
+    /// The thread of a tenant that lives in the process.
     Here,
-    /// The thread of a tenant that has left, or has not run anything yet: that tenant is innocent.
+    /// The thread of a tenant that has left, or whose thread was not ready yet: that tenant is
+    /// innocent.
     NotLiving,
     /// Unknown, or one of the process's own threads.
     Unknown,
 }
 
-/// How much of its bound a process had left. If there is no record of that, plenty is assumed: a
-/// process that ends because of a genuine fault leaves a record.
+/// How much of its bound a process had left. If there is no record of that, `Plenty` is assumed,
+/// because a process that ends by a genuine fault leaves a record.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Room {
     Plenty,
@@ -127,7 +129,7 @@ pub enum Room {
 }
 
 impl Room {
-    /// Judges the bytes that a process could still commit by its bound.
+    /// Compares the bytes that a process could still commit with its bound.
     #[must_use]
     pub fn of(left: u64, bound: u64, rules: &MemoryRules) -> Self {
         let below = |percent: u32| u128::from(left) * 100 < u128::from(bound) * u128::from(percent);
@@ -143,10 +145,10 @@ impl Room {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Verdict {
     Nothing,
-    /// The tenant whose thread it was caused the death, or, if that is not certain, may have caused
-    /// it.
+    /// The death is blamed on the tenant whose thread it was. If the signal is not certain, that
+    /// tenant only may have caused the death.
     Thread(Seen),
-    /// The tenant that holds most is isolated first ([`holds_most`]); no standing changes.
+    /// The tenant that holds most lives alone for a while ([`holds_most`]); no standing changes.
     WantOfMemory,
     /// The tenants that were there are bisected; if a signal is given, each gets a share of points.
     Bisect(Option<Signal>),
@@ -166,7 +168,8 @@ pub enum Because {
     UnexplainedMemory,
 }
 
-/// Which tenant is to blame.
+/// Decides which tenant is to blame for a death. `company` says whether the process ever held more
+/// than one tenant.
 #[must_use]
 pub fn blame(ending: Ending, thread: Thread, company: bool, room: Room) -> Verdict {
     let Some(signal) = ending.signal() else { return Verdict::Nothing };
@@ -183,7 +186,7 @@ pub fn blame(ending: Ending, thread: Thread, company: bool, room: Room) -> Verdi
         Ending::GaveUp { certain: false } | Ending::OutOfMemory { certain: false } if pressed => Verdict::WantOfMemory,
         Ending::Fault(Site::Allocator) => Verdict::Bisect(None),
         Ending::Silent(signal) => Verdict::Bisect(Some(signal)),
-        // The process's own threads work for all tenants.
+        // The process's own threads work for all tenants, so any tenant may have caused this.
         _ if thread == Thread::Unknown => {
             Verdict::Bisect(Some(if matches!(ending, Ending::Attack(_)) { Signal::Crash } else { signal }))
         }
@@ -194,7 +197,7 @@ pub fn blame(ending: Ending, thread: Thread, company: bool, room: Room) -> Verdi
 /// What a death means for the tenants that had a slot in the process.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Consequence<S> {
-    /// It means nothing to any tenant.
+    /// The death means nothing to any tenant.
     Nothing,
     /// That slot's tenant is to blame.
     Blame(S, Seen),
@@ -204,7 +207,7 @@ pub enum Consequence<S> {
     Bisect(Because, Option<Signal>),
 }
 
-/// Applies a verdict to slots. `thread` is the slot whose thread the process died on, if its tenant
+/// Applies a verdict to slots. `thread` is the slot on whose thread the process died, if its tenant
 /// lives there; `here` are all slots whose tenants live there; `largest` is the slot whose tenant
 /// holds most, if known.
 #[must_use]
@@ -229,8 +232,9 @@ impl<S: PartialEq> Consequence<S> {
         matches!(self, Self::Blame(to_blame, _) if *to_blame == slot)
     }
 
-    /// Whether that slot's tenant is not responsible: another tenant is to blame, or memory ran out
-    /// and another tenant held most of it. A run that was lost there restarts without a charge.
+    /// Whether that slot's tenant is not held responsible: another tenant is to blame, memory ran
+    /// out and another tenant held most of it, or the tenants are bisected without points. A run
+    /// that was lost there restarts; neither its CPU time nor the loss counts.
     #[must_use]
     pub fn exonerates(&self, slot: S) -> bool {
         match self {
@@ -241,7 +245,7 @@ impl<S: PartialEq> Consequence<S> {
     }
 }
 
-/// Which of several tenants holds most, if that explains more than is left unexplained.
+/// The index of the tenant that holds most, if it holds at least as much as is left unexplained.
 #[must_use]
 pub fn holds_most(held: &[u64], unexplained: u64) -> Option<usize> {
     let (index, most) = held.iter().enumerate().max_by_key(|(index, held)| (**held, std::cmp::Reverse(*index)))?;

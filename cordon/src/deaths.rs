@@ -1,11 +1,11 @@
-//! What the deaths of processes cost the uid whose tenants are blamed for them.
+//! A uid's budget for the deaths of processes that its tenants are blamed for.
 //!
-//! A tenant that has killed a process lives alone from then on. But a peer with many names kills
-//! the next process under the next name, and the neighbours lose their processes again and again.
+//! A tenant that has killed a process lives alone for a while. But a peer with many names can kill
+//! the next process under another name, and the neighbours lose their processes again and again.
 //! So each uid also has a budget of deaths, which it regains over time. While the budget is used
 //! up, every tenant of the uid that gets a new home is on probation, and lives alone until all
-//! deaths are forgiven. So a neighbour loses its process at most as often as the budget allows;
-//! after that it is alone too.
+//! deaths are forgiven. So a neighbour loses its process at most as many times as the budget has
+//! deaths, plus those forgiven meanwhile. After that the neighbour lives alone too.
 //!
 //! ```text
 //! clear ── deaths ──▶ within the budget ── deaths ──▶ used up
@@ -13,11 +13,11 @@
 //!   └───────── time ───────┘  └───────── time ──────────┘
 //! ```
 //!
-//! The budget holds for every uid, even root: the neighbours that it protects are of the same uid,
+//! The budget applies to every uid, even root: the neighbours that it protects are of the same uid,
 //! since two uids never share a process. One tenant cannot use up the budget, because a tenant that
-//! already lives alone costs nothing (`one_tenant_never_uses_up_a_budget` in `tests/model.rs`). No
-//! tenant is refused for deaths that others caused as long as the uid has a process left, and no
-//! tenant's standing changes.
+//! already lives alone costs nothing (`one_tenant_never_uses_up_a_budget` in `tests/model.rs`). As
+//! long as the uid has a process left, no tenant is refused because of deaths that others caused.
+//! The budget changes no tenant's standing.
 
 use serde::{Deserialize, Serialize};
 
@@ -28,34 +28,37 @@ use crate::time::Time;
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct DeathRules {
-    /// From this many deaths on, new homes of the uid are alone; 0 switches this off.
+    /// With this many deaths not yet forgiven, the uid's new homes are single-tenant homes; 0
+    /// switches this off.
     pub budget: u32,
-    /// How long until one death is forgiven, and then the next one.
+    /// One death is forgiven each time this much time has passed.
     pub regain_secs: u64,
 }
 
 impl Default for DeathRules {
     fn default() -> Self {
-        // A suspicion lasts ten minutes, so it takes at least two tenants to use this up. A
-        // neighbour that loses a process a minute loses one run, which is restarted.
+        // A suspicion lasts ten minutes, so it takes at least two tenants to use up two deaths.
+        // In the long run a neighbour can lose one process a minute, and with it one run, which
+        // restarts.
         Self { budget: 2, regain_secs: 60 }
     }
 }
 
-/// At most this many times the budget is remembered: a uid that stops is forgiven within minutes.
+/// At most this many budgets of deaths are remembered, so that a uid that stops is forgiven within
+/// minutes.
 const REMEMBERED: u32 = 5;
 
 /// The deaths held against one uid.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Deaths {
-    /// When the last of them is forgiven.
+    /// When the last of those deaths is forgiven.
     clear_at: Time,
 }
 
 impl Deaths {
-    /// Charges the uid for a death that is blamed on a tenant which lived at `level` until then. A
-    /// tenant that its own standing made live alone costs nothing: its death cost no neighbour
-    /// anything, and the uid was charged for the death that led to this standing.
+    /// Charges the uid for a death that is blamed on a tenant. Until then the tenant's standing
+    /// demanded `level`. If that level made the tenant live alone, the death costs nothing, because
+    /// it cost no neighbour anything.
     pub fn blamed(&mut self, level: Level, rules: &DeathRules, now: Time) {
         if level == Level::Shared {
             let most = regain_ms(rules).saturating_mul((rules.budget * REMEMBERED).into());
@@ -70,7 +73,7 @@ impl Deaths {
         self.clear_at.since(now).div_ceil(regain_ms(rules))
     }
 
-    /// Whether new homes are alone.
+    /// Whether the budget is used up, so that the uid's new homes are single-tenant homes.
     #[must_use]
     pub fn is_used_up(&self, rules: &DeathRules, now: Time) -> bool {
         rules.budget > 0 && self.count(rules, now) >= rules.budget.into()

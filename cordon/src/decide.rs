@@ -1,11 +1,11 @@
 //! Decides from observations where a tenant must live.
 //!
-//! A level has three causes, of which the furthest out counts: what the tenant has *earned* by its
-//! score, with hysteresis; a *suspicion* that lasts for some minutes after the tenant killed a
-//! process, or may have; and an operator's *order*.
+//! Three causes each demand a level, and the furthest out counts. By its score the tenant *earns* a
+//! level, with hysteresis. A *suspicion* demands `solo`, for ten minutes up to a day after the
+//! tenant killed a process, or may have. An operator's *order* demands any level.
 //!
-//! A tenant moves outward at once, and inward one level at a time, each after a clean period. Only
-//! an operator can let an expelled tenant back in.
+//! A tenant moves outward at once. The earned level moves inward one level at a time, each time
+//! after a clean period. Only an operator can let an expelled tenant back in.
 
 use serde::{Deserialize, Serialize};
 
@@ -15,16 +15,17 @@ use crate::score::{Contribution, Score, total};
 use crate::signal::{Kind, Seen, Signal, Source};
 use crate::time::Time;
 
-/// How well a tenant is known, by its policy.
+/// How far the operator trusts a tenant's code, as its policy says.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 #[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub enum Trust {
-    /// The operator vouches for its code. It shares a process only with other trusted tenants.
+    /// The operator vouches for the tenant's code. The tenant shares a process only with other
+    /// trusted tenants.
     Trusted,
     #[default]
     Standard,
-    /// Its code is not vouched for: free accounts, code that a model wrote.
+    /// The tenant's code is not vouched for: a free account, code that a model wrote.
     Untrusted,
 }
 
@@ -32,7 +33,7 @@ pub enum Trust {
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Circumstances {
     pub trust: Trust,
-    /// The engine is older than the operator demands.
+    /// V8 is older than the operator demands.
     pub outdated_engine: bool,
 }
 
@@ -50,17 +51,17 @@ pub struct Order {
 #[serde(tag = "because", rename_all = "camelCase", rename_all_fields = "camelCase")]
 #[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub enum Reason {
-    /// Its score has reached a threshold.
+    /// The tenant's score has reached a threshold.
     Score { score: f64, threshold: f64 },
     /// One part of the score.
     Signal { signal: Signal, source: Source, points: f64, count: u32, age_ms: u64 },
-    /// It has killed a process, or may have, and is kept apart for a while.
+    /// The tenant has killed a process, or may have, and lives alone for a while.
     Suspected { until: Time },
-    /// An operator ordered it.
+    /// An operator ordered the move.
     Order { reason: String, by_uid: u32 },
-    /// An operator has forgiven it.
+    /// An operator has forgiven the tenant.
     Lifted { reason: String, by_uid: u32 },
-    /// Nothing has counted against it for this long.
+    /// No evidence and no nuisance has counted against the tenant for this long.
     Clean { for_ms: u64, score: f64 },
     /// The suspicion is over.
     Unsuspected,
@@ -87,13 +88,13 @@ pub struct Past {
 /// How many moves are remembered with a tenant; the audit log has all of them.
 const REMEMBERED: usize = 20;
 
-/// A tenant's standing: everything that is kept about it, even across restarts.
+/// A tenant's standing: what is remembered of it, even across restarts.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Standing {
     score: Score,
     /// The level at which the tenant must live.
     level: Level,
-    /// The level that its score by itself demands.
+    /// The level that the tenant's score has earned, by itself.
     earned: Level,
     since: Time,
     /// When evidence or nuisance last counted against the tenant.
@@ -101,7 +102,7 @@ pub struct Standing {
     suspected_until: Time,
     order: Option<Box<Order>>,
     first_seen: Time,
-    /// The latest moment of a decision: time never goes back.
+    /// The latest moment of a decision. An earlier time counts as this moment.
     latest: Time,
     history: Vec<Past>,
 }
@@ -129,7 +130,7 @@ impl Standing {
         self.level
     }
 
-    /// Since when it has had this level.
+    /// Since when the tenant has had this level.
     #[must_use]
     pub fn since(&self) -> Time {
         self.since
@@ -145,7 +146,7 @@ impl Standing {
         self.first_seen
     }
 
-    /// The end of a suspicion that is not over.
+    /// When the suspicion ends; `None` if the tenant was not under suspicion at the last decision.
     #[must_use]
     pub fn suspected_until(&self) -> Option<Time> {
         (self.suspected_until > self.latest).then_some(self.suspected_until)
@@ -156,7 +157,7 @@ impl Standing {
         &self.history
     }
 
-    /// Forgets all moves but the `last` ones.
+    /// Forgets all but the `last` most recent moves.
     pub fn forget_moves_but(&mut self, last: usize) {
         let over = self.history.len().saturating_sub(last);
         if over > 0 {
@@ -200,20 +201,20 @@ impl Standing {
         list
     }
 
-    /// Whether it may have attacked a neighbour, or may have been made to look so.
+    /// Whether the tenant may have attacked a neighbour, or may have been framed by one.
     #[must_use]
     pub fn is_doubtful(&self) -> bool {
         self.score.has_doubtful_evidence()
     }
 
-    /// The score now.
+    /// The score at the moment `now`.
     #[must_use]
     pub fn score(&self, circumstances: Circumstances, rules: &Rules, now: Time) -> f64 {
         total(&self.contributions(circumstances, rules, now), rules)
     }
 
-    /// An operator's order. It holds until it is lifted, and never keeps a tenant further in than
-    /// its score demands.
+    /// Takes an operator's order. The order applies until it is lifted or replaced, and never keeps
+    /// the tenant further in than its score demands.
     pub fn command(&mut self, order: Order, circumstances: Circumstances, rules: &Rules, now: Time) -> Decision {
         self.order = Some(Box::new(order));
         decide(self, &[], circumstances, rules, now)
@@ -230,7 +231,7 @@ impl Standing {
         self.set_level(Level::Shared, vec![Reason::Lifted { reason, by_uid }], now)
     }
 
-    /// Puts the tenant on a level, and remembers why.
+    /// Sets the tenant's level, and remembers the reasons.
     fn set_level(&mut self, to: Level, reasons: Vec<Reason>, now: Time) -> Decision {
         let from = self.level;
         if to == from {
@@ -261,7 +262,7 @@ pub fn decide(
         if matches!(signal.kind(), Kind::Evidence | Kind::Nuisance) {
             standing.marked = now;
         }
-        // Even if the tenant was alone: the next process might hold other tenants.
+        // A tenant that was alone is suspected too: its next process might hold other tenants.
         if signal.takes_worker() {
             // Each suspicion lasts six times as long as the one before, up to the clean period.
             let times = standing.score.processes_taken().saturating_sub(1).min(8);
@@ -361,7 +362,7 @@ mod tests {
     }
 
     #[test]
-    fn alone_the_same_violation_is_certain() {
+    fn the_same_violation_is_certain_if_the_tenant_is_alone() {
         let mut standing = Standing::new(START);
         see(&mut standing, Seen::in_company(Signal::ClosedKey), 0);
         let second = see(&mut standing, Seen::certain(Signal::ClosedKey), 1000);
@@ -369,7 +370,7 @@ mod tests {
     }
 
     #[test]
-    fn a_tenant_moves_inward_a_level_at_a_time_and_each_after_a_clean_day() {
+    fn a_tenant_moves_inward_one_level_at_a_time_each_time_after_a_clean_day() {
         let mut standing = Standing::new(START);
         see(&mut standing, Seen::certain(Signal::HardKill), 0);
         see(&mut standing, Seen::certain(Signal::HardKill), 0);
@@ -385,7 +386,7 @@ mod tests {
     }
 
     #[test]
-    fn an_order_holds_whatever_the_score_and_never_keeps_a_tenant_further_in() {
+    fn an_order_applies_at_any_score_and_never_keeps_a_tenant_further_in() {
         let mut standing = Standing::new(START);
         let order = |level| Order { level, reason: "looks odd".into(), by_uid: 0, at: START };
         let rules = Rules::default();

@@ -1,16 +1,15 @@
-//! How far out a tenant lives, and which tenants it may share a process with: pure policy over
-//! values.
+//! Decides how far out a tenant lives, and which tenants it may share a process with.
 //!
-//! No I/O, no clock, no threads (`clippy.toml` forbids them): the caller passes what is known and
-//! the time, and gets an answer with its reasons as data.
+//! All functions are pure; `clippy.toml` forbids I/O, clocks and threads. The caller passes in the
+//! facts and the time, and gets an answer, with the reasons as data.
 //!
 //! ```text
 //! Sample ─ Shape::observe ─▶ Signal ─ decide ─▶ Decision ─ (the daemon moves the tenant) ─ place
 //!
 //!            score ≥ 60            ≥ 90, with evidence        ≥ 180
-//!   shared ───────────▶ solo ───────────▶ sealed ───────────▶ expelled ── lifted by an operator
+//!   shared ───────────▶ solo ───────────▶ sealed ───────────▶ expelled ── lift ─▶ shared
 //!      ▲                 │ ▲                │
-//!      └─ a day clean ───┘ └─── and again ──┘      (and the score below 20)
+//!      └─ a clean day ───┘ └─ a clean day ──┘      (with a score below 20)
 //! ```
 //!
 //! | module | owns |
@@ -18,14 +17,14 @@
 //! | [`signal`] | what counts against a tenant: kind, source and weight of each signal |
 //! | [`rules`] | the other numbers: thresholds, times and configured weights |
 //! | [`score`] | the decayed sum of a tenant's signals |
-//! | [`mod@decide`] | from a score to a level, with hysteresis, suspicion and operators' orders |
-//! | [`shape`] | how a tenant's thread behaves while it runs, in windows |
+//! | [`mod@decide`] | the level that score, suspicion and orders demand, with hysteresis |
+//! | [`shape`] | how a tenant's thread behaves in windows of half a second |
 //! | [`mod@place`] | which process a tenant goes to, and which tenants may share one |
 //! | [`moving`] | when a tenant moves |
 //! | [`mod@blame`] | which tenant is to blame for the death of a process |
-//! | [`deaths`] | what such deaths cost the uid of the tenants blamed |
+//! | [`deaths`] | each uid's budget for the deaths that its tenants are blamed for |
 //! | [`time`] | moments and spans of time, as values |
-//! | [`audit`] | a chain of hashed lines |
+//! | [`audit`] | the chain of hashed lines of the audit log |
 #![forbid(unsafe_code)]
 #![deny(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing, clippy::panic)]
 #![deny(clippy::disallowed_types, clippy::disallowed_methods, clippy::disallowed_macros)]
@@ -69,10 +68,10 @@ pub enum Level {
     Shared,
     /// In a process of its own.
     Solo,
-    /// In a process of its own that generates no code: no JIT, no WebAssembly, no page becomes
-    /// executable; with lower limits and without secrets.
+    /// In a process of its own that generates no machine code: no JIT, no WebAssembly, and no page
+    /// becomes executable. Limits are lower, and secrets are withheld.
     Sealed,
-    /// It may not run.
+    /// Nowhere: the tenant may not run.
     Expelled,
 }
 
@@ -95,7 +94,7 @@ impl Level {
         matches!(self, Self::Solo | Self::Sealed)
     }
 
-    /// One level further in.
+    /// One level further in; `shared` is the innermost level.
     #[must_use]
     pub fn inward(self) -> Self {
         match self {
@@ -130,7 +129,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn every_level_is_read_back_and_the_order_is_outward() {
+    fn every_level_is_read_back_and_levels_are_ordered_outward() {
         for level in Level::ALL {
             assert_eq!(level.as_str().parse(), Ok(level));
             assert!(level.inward() <= level);

@@ -1,22 +1,22 @@
 //! Decides when a tenant moves: a function of where it lives and how far out it must live.
 //!
-//! | its home | what follows |
+//! | the tenant's home | what the tenant does |
 //! |---|---|
-//! | too far in, or beside tenants it must be kept from | it leaves, with or without a new home |
+//! | too far in, or beside tenants it must be kept from | leaves, with or without a new home |
 //! | in a process that is too old | the same, but its current run has unlimited time |
-//! | further out than it must be | it leaves when another home is ready |
-//! | in a process that holds too much | the same |
-//! | lost, and it must live alone | it gets another one before its next run |
+//! | at another level than wanted, but not too far in | leaves when another home is ready |
+//! | in a process that holds too much memory | leaves when another home is ready |
+//! | lost, and the tenant must live alone | gets another home before its next run |
 
 use crate::Level;
 
 /// How far out a tenant must live.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Needs {
-    /// By its standing: it must not live further in.
+    /// The level that the tenant's standing demands. The tenant must not live further in.
     pub standing: Level,
-    /// By everything that applies now, its own protection included; never further in than its
-    /// standing.
+    /// The level that everything together demands now, including temporary reasons to live alone.
+    /// Never further in than `standing`.
     pub wanted: Level,
 }
 
@@ -26,18 +26,19 @@ pub struct HomeFacts {
     pub level: Level,
     /// Its process is older than a process may be.
     pub is_old: bool,
-    /// Its process holds more than its tenants explain, and this tenant must leave.
+    /// Its process holds more memory than the tenants in it explain, and this tenant has been asked
+    /// to leave. It waits for another home.
     pub is_unwanted: bool,
-    /// Its process has a tenant that this one must be kept from.
+    /// Its process holds another tenant that this tenant must be kept from.
     pub among_others: bool,
 }
 
 /// Where a tenant lives.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Whereabouts {
-    /// It has no home.
+    /// The tenant has no home.
     Nowhere,
-    /// Its home accepts no more runs: its process has died, or the tenant is leaving it.
+    /// The home accepts no more runs: its process has died, or the tenant is leaving the home.
     Lost,
     In(HomeFacts),
 }
@@ -46,56 +47,57 @@ pub enum Whereabouts {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Move {
     Stay,
-    /// It may not run.
+    /// The tenant may not run: it loses its homes.
     Expel,
-    /// It gets another home. If `outward`, its run in the old one has bounded time.
+    /// The tenant gets another home. If `outward`, its run in the old home has bounded time.
     Go {
         outward: bool,
     },
 }
 
-/// How it leaves a home without room for another.
+/// Whether and how a tenant leaves its home when there is no room for it elsewhere.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Leave {
     Stays,
-    /// Its current run has unlimited time.
+    /// It leaves, and its current run has unlimited time.
     InTime,
-    /// Its current run has bounded time.
+    /// It leaves, and its current run has bounded time.
     InHaste,
 }
 
 impl Needs {
-    /// Whether it must not live that far in.
+    /// Whether `level` is further in than the tenant's standing allows.
     #[must_use]
     pub fn is_too_far_in(&self, level: Level) -> bool {
         level < self.standing
     }
 
-    /// Whether it should live elsewhere.
+    /// Whether the tenant should live elsewhere.
     #[must_use]
     pub fn is_misplaced(&self, home: &HomeFacts) -> bool {
         home.level != self.wanted || home.is_old || home.is_unwanted || home.among_others
     }
 
-    /// Whether it must leave even without another home.
+    /// Whether the tenant must leave soon, even if there is no other home for it.
     #[must_use]
     pub fn must_leave(&self, home: &HomeFacts) -> bool {
         self.is_too_far_in(home.level) || home.among_others
     }
 
+    /// What the tenant does next, if there is room.
     #[must_use]
     pub fn next(&self, whereabouts: Whereabouts) -> Move {
         match whereabouts {
             _ if self.wanted == Level::Expelled => Move::Expel,
             Whereabouts::In(home) if self.is_misplaced(&home) => Move::Go { outward: home.level < self.wanted },
             Whereabouts::Lost if self.wanted.is_alone() => Move::Go { outward: false },
-            // Its next run finds a home by itself.
+            // If the tenant has no home, its next run makes one.
             Whereabouts::In(_) | Whereabouts::Lost | Whereabouts::Nowhere => Move::Stay,
         }
     }
 
-    /// What follows without room for another home. If moving would only be an improvement,
-    /// the tenant stays.
+    /// What a tenant in `home` does when there is no room for it elsewhere. If moving would only be
+    /// an improvement, the tenant stays.
     #[must_use]
     pub fn without_room(&self, home: &HomeFacts) -> Leave {
         match (self.must_leave(home), home.is_old) {
@@ -137,7 +139,7 @@ mod tests {
     }
 
     #[test]
-    fn a_tenant_that_lives_where_it_must_stays() {
+    fn a_tenant_without_a_reason_to_move_stays() {
         for needs in all_needs().into_iter().filter(|needs| needs.wanted != Level::Expelled) {
             assert_eq!(needs.next(Whereabouts::In(good(needs.wanted))), Move::Stay);
             assert_eq!(needs.next(Whereabouts::Nowhere), Move::Stay);
@@ -190,7 +192,7 @@ mod tests {
     }
 
     #[test]
-    fn every_home_that_is_good_enough_to_stay_in_is_good_enough_to_wait_in() {
+    fn a_tenant_that_need_not_move_also_stays_when_there_is_no_room() {
         for (needs, home) in everything().filter(|(needs, home)| needs.next(Whereabouts::In(*home)) == Move::Stay) {
             assert_eq!(needs.without_room(&home), Leave::Stays, "{needs:?} {home:?}");
         }

@@ -1,37 +1,39 @@
 //! Decides which process a tenant goes to.
 //!
 //! Keys and cages isolate the tenants of a process from each other; placement decides which tenants
-//! rely on that. Tenants share a process only with tenants like them: of equal trust; watched with
-//! watched; suspects of one death with those of the same half; tenants on probation
-//! ([`crate::deaths`]) with each other. A tenant that holds secrets shares only with unwatched
-//! tenants of its own owner.
+//! rely on that. A tenant shares a process only with tenants of equal trust; a watched tenant only
+//! with watched ones; a suspect of a death only with suspects of the same half; a tenant on
+//! probation ([`crate::deaths`]) only with others on probation. Two doubtful tenants never share.
+//! A tenant that holds secrets shares only with unwatched tenants of its own owner.
 
 use crate::Level;
 use crate::decide::Trust;
 
 /// The most tenants that one process may hold, however many keys there are.
 ///
-/// 15 keys, less V8's for JIT pages, less the fault record's, less one in reserve. Where there are
-/// keys, [`Capacity::keys`] is at most this.
+/// A processor has 15 keys besides key 0. V8 takes one for JIT pages, one is the fault page's, and
+/// one stays in reserve. If a machine has keys, its [`Capacity::keys`] is at most this.
 pub const MAX_TENANTS_PER_PROCESS: usize = 12;
 
-/// Cages that fit a process: 47 bits of address space, 1376 GiB each (measured: 93).
+/// How many cages fit a process. Each takes 1376 GiB, of 47 bits of address space. 93 were
+/// measured, and the difference is a margin.
 pub const CAGES_PER_PROCESS: usize = 90;
 
 /// What the machine offers for isolating the tenants of one process.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Capacity {
-    /// Keys that tenants of one process can have.
+    /// How many keys the tenants of one process can have.
     pub keys: usize,
-    /// Cages that fit one process.
+    /// How many cages fit one process.
     pub cages: usize,
     /// The operator accepts that tenants share a process with cages only, without keys.
     pub share_without_keys: bool,
 }
 
 impl Capacity {
-    /// How many tenants one process may hold: the fewest of keys, cages and
-    /// [`MAX_TENANTS_PER_PROCESS`], and one if nothing can isolate two.
+    /// How many tenants one process may hold: the smallest of keys, cages and
+    /// [`MAX_TENANTS_PER_PROCESS`], but at least one. If there are no keys and the operator accepts
+    /// sharing without them, keys do not count.
     #[must_use]
     pub fn tenants_per_process(self) -> usize {
         let apart = if self.share_without_keys && self.keys == 0 { MAX_TENANTS_PER_PROCESS } else { self.keys };
@@ -43,7 +45,7 @@ impl Capacity {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Bounds {
     pub processes: usize,
-    /// How many of those processes may hold a single tenant each.
+    /// How many of those processes may be for tenants that live alone.
     pub alone: usize,
 }
 
@@ -63,11 +65,12 @@ pub struct Traits {
     pub owner: Option<String>,
     pub trust: Trust,
     pub holds_secrets: bool,
-    /// Its score is over the threshold for being watched.
+    /// Its score is at or over the threshold for being watched.
     pub watched: bool,
-    /// It may have attacked a neighbour. Two such tenants never share a process, or each could be
-    /// blamed for what the other did.
+    /// It may have attacked a neighbour. Two such tenants never share a process: each could be
+    /// blamed for what the other does.
     pub doubtful: bool,
+    /// The half that it belongs to, while it is a suspect of an unattributed death.
     pub case: Option<Case>,
     /// Its home was made while its uid's budget of deaths was used up. It shares a process only if
     /// there was no room for a single-tenant home.
@@ -94,10 +97,10 @@ impl Traits {
     ///
     /// Every tenant must leave tenants of another trust. A suspect must leave tenants outside its
     /// half, and a tenant with secrets must leave tenants of other owners. A watched tenant must
-    /// leave tenants with secrets, and with secrets of its own it must leave all tenants. Placement
-    /// (`may_share_with`) is stricter: it also keeps watched and unwatched tenants apart. That
-    /// difference by itself does not count here, or a tenant could drive its neighbours out by what
-    /// it does.
+    /// leave tenants with secrets, and all tenants if it has secrets of its own. Placement
+    /// (`may_share_with`) is stricter: for example, it always keeps watched and unwatched tenants
+    /// apart. If that difference alone counted here, a tenant could drive out its neighbours by
+    /// becoming watched.
     #[must_use]
     pub fn must_leave(&self, other: &Self) -> bool {
         let same_owner = self.owner.is_some() && self.owner == other.owner;
@@ -115,9 +118,9 @@ pub struct Process<Id> {
     pub level: Level,
     /// The tenants that it holds now.
     pub tenants: Vec<Traits>,
-    /// How many of them are running something.
+    /// How many of those tenants have a run in progress or on its way.
     pub busy: usize,
-    /// The slots that were ever used: a cage and a key are never reused, so a slot is used up for
+    /// How many slots were ever used: a cage and a key are never reused, so a slot is used up for
     /// good.
     pub slots_used: usize,
 }
@@ -129,22 +132,24 @@ pub enum Placement<Id> {
     Into(Id),
     /// Into a new process of this level.
     New(Level),
-    /// Nowhere: the bound of processes is reached.
+    /// Nowhere: the bound on processes is reached.
     Full,
-    /// Nowhere: the bound of tenants that live alone is reached.
+    /// Nowhere: the bound on processes for tenants that live alone is reached.
     FullAlone,
     /// Nowhere: the tenant is expelled.
     Refused,
 }
 
-/// How many tenants may be busy before another process is preferred, and again for each multiple.
+/// Placement counts the busy tenants of a process in groups of this many, and prefers the process
+/// with fewer full groups.
 const BUSY_TOGETHER: usize = 4;
 
 /// Places one tenant.
 ///
 /// A tenant that lives alone always gets a process that no tenant was in before. A tenant that
-/// shares looks at the processes that it may be in and that have an unused slot. Of the least busy
-/// ones it joins the fullest, so that processes fill up and empty ones can end.
+/// shares goes to a process that has an unused slot and whose tenants it may share with. Among the
+/// least busy of these, the fullest is preferred, so that processes fill up and others become
+/// empty and can end.
 pub fn place<Id: Copy + Ord>(
     tenant: &Traits,
     level: Level,
@@ -158,7 +163,7 @@ pub fn place<Id: Copy + Ord>(
                 && process.slots_used < capacity.tenants_per_process()
                 && process.tenants.iter().all(|other| tenant.may_share_with(other))
         }
-        // A spare process that was started ahead is as good as a new one.
+        // A process in which no slot was ever used is as good as a new one.
         Level::Solo | Level::Sealed => process.level == level && process.slots_used == 0,
         Level::Expelled => false,
     };
@@ -176,8 +181,9 @@ pub fn place<Id: Copy + Ord>(
 }
 
 /// Bisects the tenants that were in a process which died an unattributed death. Each half stays
-/// together, apart from all other tenants; a half of one tenant lives alone (`None`). If a half's
-/// process dies again, it is bisected again: after a few deaths the tenant responsible is alone.
+/// together, apart from all other tenants; a half of one tenant lives alone (`None`). If the
+/// process of a half dies an unattributed death too, that half is bisected: after a few deaths the
+/// tenant responsible is alone.
 #[must_use]
 pub fn bisect(suspects: usize, death: u64) -> Vec<Option<Case>> {
     let first = suspects.div_ceil(2);

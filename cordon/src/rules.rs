@@ -1,5 +1,5 @@
-//! The numbers: thresholds, times, and weights that differ from those of [`crate::signal`]. All of
-//! them are configuration. These are the defaults, and the reasons for them.
+//! The thresholds, the times, and the weights that differ from those of [`crate::signal`]. All of
+//! these numbers are configuration. Here are their defaults, and the reasons for the defaults.
 
 use std::collections::BTreeMap;
 
@@ -19,24 +19,25 @@ pub struct Rules {
     pub watch: f64,
     /// At this score a tenant gets a process of its own.
     pub solo: f64,
-    /// At this score a tenant is sealed. Only evidence adds up to this much.
+    /// At this score a tenant is sealed. No score becomes this high without evidence.
     pub sealed: f64,
-    /// At this score a tenant is expelled: not run at all.
+    /// At this score a tenant is expelled: it may not run.
     pub expelled: f64,
     /// A tenant moves back in, one level at a time, when its score is below this ...
     pub back_below: f64,
-    /// ... and nothing has counted against it for this long.
+    /// ... and no evidence and no nuisance has counted against the tenant for this long.
     pub back_after_secs: u64,
-    /// How long a tenant lives alone after it took a process down, or may have, whatever its score;
-    /// each further time lasts six times as long.
+    /// How long a tenant lives alone after it killed a process, or may have, whatever its score.
+    /// Each further suspicion lasts six times as long, up to `back_after_secs`.
     pub suspicion_secs: u64,
-    /// How long the tenants of a process that died for an unknown reason stay bisected.
+    /// How long tenants are kept apart after an unattributed death, after a death for want of
+    /// memory, or because of unexplained memory.
     pub unexplained_secs: u64,
-    /// The most that all advisory signals (what the worker says) may add up to.
+    /// The most that all advisory signals (statements of the worker) may add up to.
     pub advisory_most: f64,
     /// The most that all signals about what happened beside a tenant may add up to.
     pub share_most: f64,
-    /// The most that everything but evidence may add up to: below `sealed`.
+    /// The most that all nuisances and priors together may add up to; below `sealed`.
     pub nuisance_most: f64,
     /// A tenant known for less than this is new.
     pub new_for_secs: u64,
@@ -53,13 +54,13 @@ impl Default for Rules {
             watch: 30.0,
             solo: 60.0,
             sealed: 90.0,
-            // One violation seals (100 points), a second one within weeks expels.
+            // One violation of 100 points seals, and a second one within nine days expels.
             expelled: 180.0,
             back_below: 20.0,
             back_after_secs: DAY_SECS,
             suspicion_secs: 10 * MINUTE_SECS,
-            // An hour is long enough to catch a tenant that kills again, and no longer because a
-            // tenant can bring this on others.
+            // An hour is long enough to catch a tenant that kills again. It is not longer, because
+            // a tenant can bring this on others.
             unexplained_secs: HOUR_SECS,
             advisory_most: 15.0,
             share_most: 15.0,

@@ -13,7 +13,8 @@ use crate::time::Time;
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 pub(crate) struct Entry {
     signal: Signal,
-    /// No other tenant can have caused it: none was in the process, or none could have.
+    /// No other tenant can have caused the signal: none was in the process, or a signal of this
+    /// kind is always the tenant's own doing.
     certain: bool,
     /// The points at the moment `at`.
     points: f64,
@@ -22,7 +23,7 @@ pub(crate) struct Entry {
     count: u32,
 }
 
-/// All signals that were counted.
+/// All signals that were counted against one tenant.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 #[serde(transparent)]
 pub struct Score(Vec<Entry>);
@@ -33,8 +34,8 @@ pub struct Score(Vec<Entry>);
 pub struct Contribution {
     pub signal: Signal,
     pub source: Source,
-    /// No other tenant can have caused it. A signal that others may have caused counts for less:
-    /// see [`total`].
+    /// No other tenant can have caused the signal. A signal that others may have caused counts for
+    /// less: see [`total`].
     pub certain: bool,
     pub points: f64,
     pub count: u32,
@@ -42,7 +43,7 @@ pub struct Contribution {
     pub age_ms: u64,
 }
 
-/// Fewer points than this are forgotten.
+/// A signal with fewer points than this is forgotten.
 const NOTHING: f64 = 0.05;
 
 impl Entry {
@@ -65,7 +66,8 @@ impl Score {
             entry.at = now;
             entry.count = entry.count.saturating_add(1);
         } else {
-            // Most tenants have one signal, and there may be very many tenants.
+            // Most tenants have one signal, and there may be very many tenants. So the list gets no
+            // spare room.
             self.0.reserve_exact(1);
             self.0.push(Entry { signal, certain, points: weight.points, at: now, count: 1 });
         }
@@ -84,7 +86,7 @@ impl Score {
         self.0.iter().any(|entry| !entry.certain && entry.signal.kind() == Kind::Evidence)
     }
 
-    /// How many processes it has killed, or may have.
+    /// How many processes the tenant has killed, or may have killed.
     pub(crate) fn processes_taken(&self) -> u32 {
         let taken = self.0.iter().filter(|entry| entry.signal.takes_worker());
         taken.fold(0, |sum, entry| sum.saturating_add(entry.count))
@@ -104,10 +106,11 @@ impl Score {
 
 /// The sum of contributions.
 ///
-/// Evidence that is certain counts in full. All else that the tenant itself did stays below
-/// `sealed`. Signals that others may have caused (a share, or a signal in company), and signals
-/// that only the worker reports, count up to just below `solo`: so no tenant can push a neighbour
-/// over that threshold, and no worker its tenant.
+/// Evidence that is certain counts in full. Nuisances and priors that are certain count up to
+/// `nuisance_most`, which is below the threshold for `sealed`. The rest cannot bring a score to the
+/// threshold for `solo`: signals that others may have caused (a share, or a signal in company), and
+/// signals that only the worker reports. So no tenant can push a neighbour to that threshold, and
+/// no worker can push its tenant there.
 #[must_use]
 pub fn total(contributions: &[Contribution], rules: &Rules) -> f64 {
     let sum = |wanted: &dyn Fn(&Contribution) -> bool| -> f64 {

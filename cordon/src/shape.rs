@@ -1,9 +1,9 @@
-//! How a tenant's thread behaves while it runs, in windows of half a second: from the kernel's
-//! clocks and counters, and from the supervisor's own count of messages.
+//! Judges how a tenant's thread behaves during a run, in windows of half a second, by the kernel's
+//! clocks and counters and by the supervisor's own count of messages.
 //!
 //! Cloudflare's detector that was beaten in 2026 looked only after an invocation had ended, and
 //! divided by values that input and output inflate. Here a window is judged during a run, and
-//! computing is judged by itself: communication does not hide it.
+//! computing is judged by itself, so messages do not hide it.
 
 use serde::{Deserialize, Serialize};
 
@@ -27,16 +27,16 @@ pub struct ShapeRules {
     /// This many busy windows in a row are a signal, and so are this many windows in a row with too
     /// many page faults.
     pub streak: u32,
-    /// The page faults that are too many for a window, beyond those that its new isolates explain.
+    /// This many page faults in a window are too many, beyond those that new isolates explain.
     pub faults: u64,
-    /// The page faults that a new isolate explains: creating it, disposing of it, and its garbage.
+    /// How many page faults a new isolate explains: by its creation, its disposal and its garbage.
     pub faults_per_isolate: u64,
     /// A minute is busy if the thread ran for at least this share of the time in which it was not
     /// waiting for a processor, and for half this share of all time, however the work was spread
-    /// and however short the runs were. A busy minute with fewer messages than seconds is also a
-    /// minute of computing.
+    /// and however short the runs were. A busy minute with fewer than 60 messages is also
+    /// `computeOnly`.
     pub minute_share: f64,
-    /// The rhythm of a window's messages is examined from this many messages on.
+    /// The rhythm of the messages in a window is examined if there are at least this many.
     pub messages: u64,
     /// The rhythm is examined only if the messages have at most this many bytes on average.
     pub message_bytes: u64,
@@ -82,12 +82,12 @@ impl Default for ShapeRules {
     }
 }
 
-/// Messages of a tenant's thread since it was admitted.
+/// The messages of a tenant's thread since the tenant was admitted.
 #[derive(Debug, Clone, Copy, Default, PartialEq)]
 pub struct Messages {
     pub count: u64,
     pub bytes: u64,
-    /// The sum of the times between them, in milliseconds, and the sum of the squares of those
+    /// The sum of the times between messages, in milliseconds, and the sum of the squares of those
     /// times.
     pub gaps_ms: f64,
     pub gaps_ms2: f64,
@@ -114,15 +114,16 @@ pub struct Sample {
     pub faults: u64,
     /// Runs begun.
     pub runs: u64,
-    /// How many of those needed a new isolate.
+    /// How many of those runs needed a new isolate.
     pub isolates: u64,
     pub messages: Messages,
-    /// How many of those bytes are console output.
+    /// How many bytes of the messages are console output.
     pub log_bytes: u64,
-    /// Counted by the processor, where its counters are available.
+    /// Counted by the processor, if its counters are available.
     pub instructions: u64,
     pub mispredictions: u64,
-    /// How long the thread's oldest isolate has lived, and how often it was called.
+    /// How long the thread has kept isolates of scripts (its oldest isolate is no older than that),
+    /// and how often kept isolates were called.
     pub isolate_ms: u64,
     pub isolate_calls: u64,
 }
@@ -137,7 +138,7 @@ pub struct Shape {
     mispredicting: u32,
     /// The sample at which the current minute began.
     minute: Option<Sample>,
-    /// The age of the oldest isolate when a long life was last reported.
+    /// `Sample::isolate_ms` when a long life was last reported.
     reported_long_lived_ms: u64,
 }
 
@@ -194,7 +195,7 @@ impl Shape {
         signals
     }
 
-    /// Over a minute, detects work that is spread so that no single window is busy.
+    /// Judges a whole minute, and so detects work that is spread so that few windows are busy.
     fn observe_minute(&mut self, last: &Sample, sample: &Sample, rules: &ShapeRules, signals: &mut Vec<Signal>) {
         let begin = *self.minute.get_or_insert(*last);
         let elapsed = sample.at.since(begin.at);
@@ -202,7 +203,7 @@ impl Shape {
             return;
         }
         // Here short runs are no excuse, so 0 runs are passed: a tenant that uses half a processor
-        // for a minute should live alone, for its neighbours' sake.
+        // for minutes should live alone, for its neighbours' sake.
         let rules = &ShapeRules { busy_share: rules.minute_share, busy_least: rules.minute_share / 2.0, ..*rules };
         if is_busy(&begin, sample, elapsed, 0, rules) {
             if !signals.contains(&Signal::Busy) {
@@ -215,8 +216,8 @@ impl Shape {
         self.minute = None;
     }
 
-    /// Returns true if a long-lived isolate that is called often is to be reported, at most once an
-    /// hour, and notes that it was.
+    /// Returns whether to report now that an isolate has lived long and is called often: at most
+    /// once an hour.
     fn report_long_life(&mut self, sample: &Sample, rules: &ShapeRules) -> bool {
         let due = sample.isolate_ms >= self.reported_long_lived_ms.saturating_add(HOUR_MS)
             || (self.reported_long_lived_ms == 0 && sample.isolate_ms >= rules.long_lived_secs.saturating_mul(1000));
@@ -227,14 +228,14 @@ impl Shape {
         if lives_long {
             self.reported_long_lived_ms = sample.isolate_ms;
         } else if sample.isolate_ms < self.reported_long_lived_ms {
-            // The oldest isolate is now another one.
+            // The isolates were kept for less time than at the last report, so these are others.
             self.reported_long_lived_ms = 0;
         }
         lives_long
     }
 }
 
-/// Counts up while `holds`, and restarts at 0 when it does not.
+/// Counts one more if `holds`, and otherwise restarts at 0. Returns the count.
 fn streak(count: &mut u32, holds: bool) -> u32 {
     *count = if holds { count.saturating_add(1) } else { 0 };
     *count
@@ -276,12 +277,13 @@ fn mispredicts(last: &Sample, sample: &Sample, rules: &ShapeRules) -> bool {
 mod tests {
     use super::*;
 
-    /// Windows of a second, which are easier to count.
+    /// Rules with windows of a second, which are easier to count.
     fn seconds() -> ShapeRules {
         ShapeRules { window_ms: 1000, streak: 2, faults: 10_000, ..ShapeRules::default() }
     }
 
-    /// Samples a second apart, each made from the one before.
+    /// The signals of each window. The samples are a second apart, each made by `next` from the
+    /// last.
     fn watch(windows: usize, next: impl Fn(Sample) -> Sample) -> Vec<Vec<Signal>> {
         let (mut shape, mut sample, rules) = (Shape::default(), Sample::default(), seconds());
         shape.observe(sample, &rules);
@@ -336,12 +338,12 @@ mod tests {
         assert_eq!((count(&halves, Signal::Busy), count(&halves, Signal::ComputeOnly)), (2, 2));
         let modest = watch(120, |last| Sample { ran_ms: last.ran_ms + 400, ..last });
         assert_eq!(modest.iter().flatten().count(), 0);
-        // In short runs, and with pauses that end every streak.
+        // Work in short runs is detected as well, and so is work with pauses that end every streak.
         let short = watch(120, |last| Sample { ran_ms: last.ran_ms + 900, runs: last.runs + 30, ..last });
         assert_eq!(count(&short, Signal::Busy), 2);
         let (mut shape, mut sample, mut busy, rules) = (Shape::default(), Sample::default(), 0, seconds());
         for second in 0..240_u64 {
-            // Sampled only while something runs: four seconds of eight.
+            // A thread is sampled only while it has a run: here in four seconds of eight.
             let runs = second % 8 < 4;
             sample.ran_ms += if runs { 1000 } else { 0 };
             sample.at = Time(second * 1000);
@@ -380,7 +382,7 @@ mod tests {
     }
 
     #[test]
-    fn counters_count_from_the_third_window_on() {
+    fn mispredictions_are_reported_from_the_third_window_on() {
         let windows = watch(4, |last| Sample {
             instructions: last.instructions + 2_000_000_000,
             mispredictions: last.mispredictions + 60_000_000,

@@ -1,13 +1,13 @@
 //! What counts against a tenant, and who measured it.
 //!
-//! A signal is something that the kernel did or counted, that the supervisor observed itself, or
-//! that an operator said.
-//! What a worker says about its own tenant is *advisory*: all of it together stays below every
-//! threshold, because a worker may have been taken over.
+//! Most signals are something that the kernel did or counted, something that the supervisor
+//! observed itself, or a setting of the operator. A signal that only the worker reports is
+//! *advisory*. All advisory signals together never bring a score to the threshold for `solo`,
+//! because a worker may have been taken over.
 //!
-//! A signal needs one row of the table below and the code that raises it. The row gives its name
-//! (in the API, in `[cordon.rules.signals]` and in the daemon's files) and its default weight. A
-//! test checks SPECIFICATION.md's table against the rows.
+//! A signal needs one row of the table below, and the code that raises it. The row gives the
+//! signal's name (in the API, in `[cordon.rules.signals]` and in the daemon's files) and its
+//! default weight. A test checks SPECIFICATION.md's table against the rows.
 
 use serde::{Deserialize, Serialize};
 
@@ -20,11 +20,11 @@ use crate::time::{DAY_SECS, HOUR_SECS, MINUTE_SECS};
 pub enum Source {
     /// The kernel: a trap, an exit status, a clock or a counter.
     Kernel,
-    /// The supervisor, from the traffic on its own channels.
+    /// The supervisor, from what it observes itself, such as the traffic on its channels.
     Supervisor,
-    /// The operator: an order or a setting.
+    /// The operator: a policy or a setting.
     Operator,
-    /// The worker itself: advisory.
+    /// The worker itself: the signal is advisory.
     Worker,
 }
 
@@ -32,16 +32,16 @@ pub enum Source {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub enum Kind {
-    /// No script does it by accident, except one that breaks the engine. Only evidence leads to
-    /// `sealed` and beyond.
+    /// An act that no script does by accident, except a script that crashes the engine. Only
+    /// evidence leads to `sealed` and beyond.
     Evidence,
-    /// It costs the neighbours something: a process of its own is enough to stop it.
+    /// An act that costs the neighbours something. A process of its own is enough to stop that.
     Nuisance,
-    /// The worker says so.
+    /// A statement of the worker.
     Advisory,
-    /// It happened beside this tenant, and this tenant did not do it.
+    /// An event in the tenant's process that is not attributed to this tenant.
     Share,
-    /// Known about a tenant before it does anything.
+    /// A fact about a tenant that is known before the tenant does anything.
     Prior,
 }
 
@@ -90,9 +90,9 @@ macro_rules! signals {
                 match self { $(Self::$signal => Kind::$kind,)+ }
             }
 
-            /// Whether it ends the worker, with the runs of all its tenants. If there were several
-            /// tenants, the blame is uncertain: an attacker who can write anywhere can make a
-            /// neighbour's thread fault.
+            /// Whether the signal means the end of a worker, and so of the runs of all its
+            /// tenants. If there were several tenants, the blame is uncertain: an attacker who can
+            /// write anywhere can make a neighbour's thread fault.
             #[must_use]
             pub const fn takes_worker(self) -> bool {
                 match self { $(Self::$signal => $takes_worker,)+ }
@@ -112,44 +112,46 @@ macro_rules! signals {
 signals! {
     /// A system call that the filter refuses.
     RefusedCall "refusedCall": Kernel, Evidence, takes worker true, points 100.0, half-life 30 * DAY_SECS, most 300.0;
-    /// Memory behind a closed protection key, or a key open that should not be.
+    /// An access through a closed protection key, or a key that is open and should not be.
     ClosedKey "closedKey": Kernel, Evidence, takes worker true, points 100.0, half-life 30 * DAY_SECS, most 300.0;
-    /// An address on another tenant's island.
+    /// An access to an address on another tenant's island.
     ForeignAddress "foreignAddress": Kernel, Evidence, takes worker true, points 80.0, half-life 30 * DAY_SECS, most 240.0;
-    /// A frame out of turn, too long, or meant for another tenant.
+    /// A breach of the protocol: for example a frame out of turn, or a frame that is too long.
     Protocol "protocol": Supervisor, Evidence, takes worker true, points 100.0, half-life 30 * DAY_SECS, most 300.0;
     // Every engine has bugs, so crashes alone seal a tenant, and do not expel it.
-    /// A bad address that belongs to no other tenant, or an illegal instruction.
+    /// A fault at an address that belongs to no other tenant, or in the allocator.
     Crash "crash": Kernel, Evidence, takes worker true, points 60.0, half-life 7 * DAY_SECS, most 120.0;
-    // V8 also aborts on arrays that are too long, which is a mere bug in a script. So this never
-    // seals.
+    // V8 also aborts on arrays that are too long, which is a mere bug in a script. So this signal
+    // never seals a tenant.
     /// V8 aborted on a failed check.
     EngineAbort "engineAbort": Kernel, Nuisance, takes worker true, points 60.0, half-life 7 * DAY_SECS, most 80.0;
-    // Each one restarts the runs of all neighbours, so the second one within hours is enough.
+    // Each of the next two kinds restarts the runs of all neighbours, so two within a half-life
+    // lead to `solo` if both are certain.
     /// V8 ran out of memory and took its process down.
     OutOfMemory "outOfMemory": Kernel, Nuisance, takes worker true, points 40.0, half-life 6 * HOUR_SECS, most 80.0;
-    /// A run did not stop when ordered to, so its process was ended.
+    /// A run did not end when it was terminated, so its process was ended.
     HardKill "hardKill": Supervisor, Nuisance, takes worker true, points 40.0, half-life DAY_SECS, most 80.0;
     // A window is half a second. Windows count from the fourth in a row on, so four seconds lead to
     // `solo`. The half-life is short: a busy hour must not count against a tenant for long.
-    /// A window in which its thread did nothing but compute, in runs that are not short.
+    /// A window in which the thread did little but compute, in runs that are not short; or a minute
+    /// in which it computed at half a processor.
     Busy "busy": Kernel, Nuisance, takes worker false, points 12.0, half-life 10 * MINUTE_SECS, most 70.0;
     /// A minute of computing with hardly a message, the shape of a Spectre attack.
     ComputeOnly "computeOnly": Kernel, Nuisance, takes worker false, points 10.0, half-life 2 * HOUR_SECS, most 40.0;
-    /// A window of page faults far beyond what its runs need.
+    /// A window with far more page faults than the tenant's runs need.
     Paging "paging": Kernel, Nuisance, takes worker false, points 12.0, half-life 10 * MINUTE_SECS, most 70.0;
-    /// More resident memory on its island than its limits explain.
+    /// More resident memory on the tenant's island than the tenant's limits explain.
     Resident "resident": Kernel, Nuisance, takes worker false, points 20.0, half-life HOUR_SECS, most 60.0;
     /// Mispredicted branches above the usual rate, by the processor's counters.
     Mispredictions "mispredictions": Kernel, Nuisance, takes worker false, points 20.0, half-life 2 * HOUR_SECS, most 80.0;
-    /// Many small messages at regular intervals, the shape of a clock made of messages.
+    /// Many small messages at regular intervals, which can serve as a clock.
     RemoteTiming "remoteTiming": Supervisor, Nuisance, takes worker false, points 5.0, half-life HOUR_SECS, most 30.0;
     /// An isolate that lives long and is called often.
     LongLived "longLived": Supervisor, Nuisance, takes worker false, points 5.0, half-life 2 * HOUR_SECS, most 20.0;
     /// More console output than any reader could use.
     LogFlood "logFlood": Supervisor, Nuisance, takes worker false, points 4.0, half-life HOUR_SECS, most 20.0;
-    // A field of the request says so, not the script.
-    /// A request for a network that its policy does not grant.
+    // The client asks for the network in a field of the request; the script cannot.
+    /// A request for a network that the tenant's policy does not grant.
     DeniedEgress "deniedEgress": Supervisor, Nuisance, takes worker false, points 8.0, half-life DAY_SECS, most 20.0;
     /// A run over its memory limit.
     NearMemory "nearMemory": Worker, Advisory, takes worker false, points 5.0, half-life 6 * HOUR_SECS, most 15.0;
@@ -157,16 +159,16 @@ signals! {
     DeniedImport "deniedImport": Worker, Advisory, takes worker false, points 5.0, half-life DAY_SECS, most 15.0;
     /// Code from strings, where the policy forbids it.
     DeniedCode "deniedCode": Worker, Advisory, takes worker false, points 3.0, half-life 6 * HOUR_SECS, most 15.0;
-    /// More timers than its limit.
+    /// More timers than the limit.
     TimerFlood "timerFlood": Worker, Advisory, takes worker false, points 4.0, half-life HOUR_SECS, most 20.0;
-    // An attacker chooses its neighbours to some degree, so this is only a hint about them.
-    /// A neighbour attacked or crashed beside it.
+    // An attacker can to some degree choose its neighbours, so an attack says little about them.
+    /// Another tenant in the same process attacked or crashed.
     CoTenant "coTenant": Supervisor, Share, takes worker false, points 5.0, half-life 30 * DAY_SECS, most 15.0;
-    /// A process that it was in died, and the death could not be attributed.
+    /// A process that the tenant was in died an unattributed death.
     Unattributed "unattributed": Supervisor, Share, takes worker false, points 5.0, half-life 7 * DAY_SECS, most 15.0;
-    /// Known for less than a day.
+    /// The tenant has been known for less than a day.
     New "new": Supervisor, Prior, takes worker false, points 10.0, half-life DAY_SECS, most 10.0;
-    /// Its policy says that its code is not vouched for.
+    /// The tenant's policy says that its code is not vouched for.
     Untrusted "untrusted": Operator, Prior, takes worker false, points 10.0, half-life DAY_SECS, most 10.0;
     /// V8 is older than the version that the operator requires.
     OutdatedEngine "outdatedEngine": Operator, Prior, takes worker false, points 20.0, half-life DAY_SECS, most 20.0;
@@ -176,7 +178,7 @@ signals! {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Seen {
     pub signal: Signal,
-    /// No other tenant was there that could have caused it.
+    /// No other tenant was there that could have caused the signal.
     pub certain: bool,
 }
 
@@ -186,7 +188,7 @@ impl Seen {
         Self { signal, certain: true }
     }
 
-    /// It happened in a process with other tenants in it.
+    /// A signal seen in a process with other tenants. If it ends the worker, it is not certain.
     #[must_use]
     pub fn in_company(signal: Signal) -> Self {
         Self { signal, certain: !signal.takes_worker() }

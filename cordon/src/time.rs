@@ -1,4 +1,4 @@
-//! Moments and spans of time, as values: callers say what time it is.
+//! Moments and spans of time, as values: the caller says what time it is.
 
 use serde::{Deserialize, Serialize};
 
@@ -6,7 +6,7 @@ pub(crate) const MINUTE_SECS: u64 = 60;
 pub(crate) const HOUR_SECS: u64 = 60 * MINUTE_SECS;
 pub(crate) const DAY_SECS: u64 = 24 * HOUR_SECS;
 
-/// A moment, in milliseconds since 1970.
+/// A moment, in milliseconds. A caller counts from 1970, or from any other fixed moment.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(transparent)]
 #[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]

@@ -1,4 +1,4 @@
-//! Properties that hold for any observations, in any order, at any times.
+//! Properties of the engine that hold for any observations, in any order, at any times.
 #![allow(clippy::unwrap_used, clippy::indexing_slicing, reason = "tests")]
 
 use enisle_cordon::{
@@ -20,7 +20,7 @@ fn circumstances() -> impl Strategy<Value = Circumstances> {
     (trust, any::<bool>()).prop_map(|(trust, outdated_engine)| Circumstances { trust, outdated_engine })
 }
 
-/// What is observed (perhaps nothing), and how long after the last observation.
+/// What is observed (perhaps nothing), and how much time has passed since the step before.
 fn steps() -> impl Strategy<Value = Vec<(Option<Seen>, u64)>> {
     let seen = (signals(|_| true), any::<bool>())
         .prop_map(|(signal, alone)| if alone { Seen::certain(signal) } else { Seen::in_company(signal) });
@@ -30,7 +30,8 @@ fn steps() -> impl Strategy<Value = Vec<(Option<Seen>, u64)>> {
 
 proptest! {
     /// A tenant moves inward one level at a time, after a clean period with a low score or when its
-    /// suspicion ends, and never from `expelled`. A move at the score for `expelled` expels it.
+    /// suspicion ends, and never from `expelled`. If its score is at or over the threshold for
+    /// `expelled`, it can only move to `expelled`.
     #[test]
     fn tenants_move_only_as_the_rules_allow(steps in steps(), around in circumstances()) {
         let (rules, mut standing, mut now) = (Rules::default(), Standing::new(START), START);
@@ -119,7 +120,7 @@ proptest! {
         }
     }
 
-    /// A single tenant that kills processes whenever it can never uses up its uid's budget, so it
+    /// A single tenant never uses up its uid's budget, however often it kills its process. So it
     /// cannot force the uid's other tenants to live alone.
     #[test]
     fn one_tenant_never_uses_up_a_budget(
@@ -140,8 +141,8 @@ proptest! {
 
     /// A uid whose tenants kill one process after another, each under a new name, kills a
     /// neighbour's process at most as often as its budget, plus once for each death that could be
-    /// forgiven meanwhile. Once the budget is used up, the neighbour's next home is alone, and the
-    /// neighbour stays alone until all deaths are forgiven.
+    /// forgiven meanwhile. Once the budget is used up, the neighbour's next home is a single-tenant
+    /// home, and the neighbour stays alone until all deaths are forgiven.
     #[test]
     fn a_neighbour_loses_at_most_the_budget_and_the_forgiven_deaths_to_new_names(
         deeds in proptest::collection::vec((0..3 * 60_000_u64, any::<bool>()), 1..300),
@@ -163,8 +164,8 @@ proptest! {
         }
     }
 
-    /// A restart changes nothing: a standing that was written and read back decides like one that
-    /// was not.
+    /// A restart changes nothing: a standing that was written and read back leads to the same
+    /// decisions as one that was not.
     #[test]
     fn a_standing_survives_a_restart(steps in steps(), restart_at in 0_usize..80, around in circumstances()) {
         let (rules, mut now) = (Rules::default(), START);

@@ -1,18 +1,19 @@
-//! Refuses to link a V8 archive other than the one that was built for this tree: its checksum and
-//! that of its bindings are compared with `SHA256SUMS` beside them, before the first program is
-//! linked and whenever one of the files changes. It also has the linker call the worker's functions
-//! in place of a few of the archive's.
+//! Refuses to link a V8 archive, or bindings, that do not match `SHA256SUMS` in the same folder.
+//! The checksums are compared before the first program is linked, and again whenever one of these
+//! files changes. In programs this script also has the linker replace three functions of ICU by the
+//! worker's own.
 
 use std::error::Error;
 use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
-/// The files of `SHA256SUMS` that a program is linked from.
+/// How the names of the checked files begin: the archive, and its bindings.
 const LINKED: [&str; 2] = ["librusty_v8_", "src_binding_"];
 
-/// Functions of ICU that programs call only through the worker's own (`date_patterns.rs` and
-/// `hooks.rs` in `src/engine/memory`). Unit tests call ICU's directly, and the worker's never.
+/// Functions of ICU that the worker's own replace in every program (`date_patterns.rs` and
+/// `hooks.rs` in `src/engine/memory`). Unit tests are not programs: they call ICU's functions
+/// directly, and never the worker's.
 const WRAPPED: [&str; 3] = [
     "_ZN6icu_7824DateTimePatternGenerator14createInstanceERKNS_6LocaleER10UErrorCode",
     "_ZNK6icu_7824DateTimePatternGenerator5cloneEv",

@@ -1,11 +1,11 @@
-// The API from Node.js, without packages: node node.mjs SOCKET. It runs a script once, registers
-// one and runs it twice, reads the tenant's usage, and shows how an error is answered.
+// The API from Node.js, without packages: node node.mjs SOCKET. Runs a script once, registers a
+// script and runs it twice, reads the tenant's usage, and shows how an error is answered.
 import { request } from "node:http";
 
 const [, , socketPath] = process.argv;
 const tenant = "/v1/tenants/example-node";
 
-/** One request: the answer as JSON, or an exception with the problem (RFC 9457) that it carries. */
+/** Sends a request. Resolves to the answer's JSON; an error carries the problem (RFC 9457). */
 function ask(method, path, body) {
   return new Promise((resolve, reject) => {
     const outgoing = request({ socketPath, method, path }, (incoming) => {
@@ -33,7 +33,7 @@ const run = await ask("POST", `${tenant}/load`, {
 });
 console.log(run.outcome, run.result);
 
-// A registered script stays warm between its runs, with the state of its module.
+// The isolate of a registered script is kept between its runs, with the state of its module.
 await ask("PUT", `${tenant}/scripts/counter`, {
   code: "let calls = 0; export default { run(name) { return `${name}: ${++calls}` } }",
 });
@@ -45,7 +45,7 @@ for (const name of ["first", "second"]) {
 const { usage } = await ask("GET", tenant);
 console.log("runs", usage.runs);
 
-// An error of the request is a problem; its `type` is for programs, its `detail` for people.
+// The answer to a wrong request is a problem: its `type` is for programs, its `detail` for people.
 try {
   await ask("POST", `${tenant}/load`, { cod: "() => 1" });
   throw new Error("a request with an unknown field was accepted");

@@ -1,6 +1,6 @@
 """The API from Python, without packages: python3 python.py SOCKET.
 
-It runs a script once, registers one and runs it twice, reads the tenant's usage, and shows how an
+Runs a script once, registers a script and runs it twice, reads the tenant's usage, and shows how an
 error is answered.
 """
 
@@ -25,7 +25,7 @@ class UnixConnection(http.client.HTTPConnection):
 
 
 class Problem(Exception):
-    """An error of the request (RFC 9457): its `type` is for programs, its `detail` for people."""
+    """The answer to a wrong request (RFC 9457): `type` is for programs, `detail` for people."""
 
     def __init__(self, status, body):
         super().__init__(body["detail"])
@@ -33,7 +33,7 @@ class Problem(Exception):
 
 
 def ask(connection, method, path, body=None):
-    """One request: the answer as a value, or a Problem."""
+    """Sends a request. Returns the value in the answer, or raises a Problem."""
     connection.request(method, path, None if body is None else json.dumps(body))
     response = connection.getresponse()
     answer = json.loads(response.read())
@@ -50,7 +50,7 @@ request = {"code": "(n, env) => n * env.factor", "args": [21], "env": {"factor":
 run = ask(connection, "POST", f"{TENANT}/load", request)
 print(run["outcome"], run["result"])
 
-# A registered script stays warm between its runs, with the state of its module.
+# The isolate of a registered script is kept between its runs, with the state of its module.
 code = "let calls = 0; export default { run(name) { return `${name}: ${++calls}` } }"
 ask(connection, "PUT", f"{TENANT}/scripts/counter", {"code": code})
 for name in ["first", "second"]:

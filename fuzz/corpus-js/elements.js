@@ -1,4 +1,4 @@
-// Arrays that change what their elements are: integers, doubles, holes, objects, accessors.
+// Arrays that change the kind of their elements: integers, doubles, holes, objects, accessors.
 a0 = [];
 for (let k = 0; k < 200; k++) {
   a0[k] = k < 100 ? k : k < 150 ? k + 0.5 : { k };

@@ -1,4 +1,4 @@
-// Objects that never leave their function, until they do.
+// Objects that at first never leave their function, and later do.
 f0 = function (p, q) {
   const h = { a: p, b: { c: q } };
   if (p === 170) x0 = h;

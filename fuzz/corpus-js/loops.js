@@ -1,4 +1,4 @@
-// Loops that get hot while they run, and leave compiled code by an overflow.
+// Loops that are compiled while they run, and then leave the compiled code because of an overflow.
 n0 = 0;
 for (let k = 0; k < 2000; k++) {
   n0 = (n0 + k * 3) | 0;

@@ -1,4 +1,4 @@
-// Regular expressions, interpreted and compiled, with what they leave behind.
+// Regular expressions, interpreted and compiled, and the state that they leave.
 for (let k = 0; k < 60; k++) {
   x0 = /(a+)(b*)(?<h>c)?/d.exec("xaab" + "c".repeat(k & 1));
 }

@@ -1,4 +1,4 @@
-//! One target for libFuzzer: that of the program's name.
+//! Runs the target that has this program's name under libFuzzer.
 #![no_main]
 
 use enisle_fuzz::parsers::targets::TARGETS;

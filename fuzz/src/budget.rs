@@ -1,20 +1,20 @@
-//! How long a fuzzer runs, and where it begins.
+//! How long a fuzzer runs, and from which seed and case.
 
 use std::time::{Duration, Instant};
 
 use clap::Args;
 use fastrand::Rng;
 
-/// How long, and from which seed.
+/// How long a fuzzer runs, and from which seed and case.
 #[derive(Debug, Clone, Copy, Args)]
 pub struct Budget {
-    /// How long, in minutes; with several targets, each.
+    /// How long to run, in minutes. Several targets run for this long each.
     #[arg(long, default_value_t = 1.0)]
     pub minutes: f64,
-    /// Where the random choices begin; one is drawn and printed if it is left out.
+    /// The seed of the random choices. Without it, a seed is drawn and printed.
     #[arg(long)]
     pub seed: Option<u64>,
-    /// Resume a run of that seed at this case; at this round, where the fuzzer has rounds.
+    /// Resume a run of that seed at this case. A fuzzer that has rounds resumes at this round.
     #[arg(long, default_value_t = 0)]
     pub from: u64,
 }
@@ -25,14 +25,14 @@ impl Budget {
         self.seed.unwrap_or_else(|| fastrand::u64(..))
     }
 
-    /// When a run that begins now ends.
+    /// The end of a run that begins now.
     pub(crate) fn ends(&self) -> Instant {
         Instant::now() + Duration::from_secs_f64(self.minutes * 60.0)
     }
 }
 
-/// The random choices of one case: decided by the seed and the case's number alone, so that a run
-/// is resumed where it ended.
+/// The random choices of one case. Only the seed and the case's number decide them, so that a run
+/// can be resumed where it ended.
 pub(crate) fn choices(seed: u64, case: u64) -> Rng {
     Rng::with_seed(seed ^ case.wrapping_mul(0x9e37_79b9_7f4a_7c15))
 }

@@ -1,13 +1,13 @@
-//! What a fuzzer found.
+//! A finding of a fuzzer.
 
 use std::fmt;
 
-/// Something that must not be, and how to have it again.
+/// Something that must not happen, and the seed that makes it happen again.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Finding {
-    /// The target or the invariant, as it is named on the command line and in corpora.
+    /// The name of the target or of the invariant.
     pub what: String,
-    /// Starts the case again: `--seed` of the same command.
+    /// The value for `--seed` with which the same command repeats the run.
     pub seed: u64,
     /// What was expected, and what was seen.
     pub said: String,

@@ -10,7 +10,7 @@ use enisle_fuzz::{chaos, engine, escape, parsers};
 #[derive(Debug, Parser)]
 #[command(name = "enisle-fuzz", version)]
 enum Task {
-    /// Fuzz what reads bytes of others.
+    /// Fuzz the code that reads bytes from others.
     Parsers(parsers::Options),
     /// Fuzz the confinement of workers.
     Escape(escape::Options),

@@ -1,4 +1,4 @@
-//! A bounded round of chaos in every run of the tests; `cargo xtask chaos` goes on for longer.
+//! One round of chaos, in every run of the tests. `cargo xtask chaos` runs more rounds.
 #![forbid(unsafe_code)]
 
 use enisle_fuzz::Budget;

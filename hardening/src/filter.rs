@@ -1,25 +1,28 @@
-//! The filters of a worker: a system call that is not needed ends the process.
+//! The system call filters of a worker: a call that nothing in the worker needs ends the process.
 //!
-//! Policies are data, `policy/*.json`; each rule there names what needs it. The build script
-//! compiles them, so a policy that is empty or does not parse fails the build.
+//! Policies are data, `policy/*.json`; the comment of each rule names what needs the call. The
+//! build script compiles them, so a policy that is empty or does not parse fails the build. Only
+//! `own` and `mute` are made at run time, from values of the thread.
 //!
 //! | program | runs on | answer |
 //! |---|---|---|
 //! | `allow` | every thread, from the end of start-up on | trap calls that are not listed |
-//! | `refuse` | the same | `ENOSYS` for calls that libc probes |
-//! | `tenant` | a tenant's thread, before any of its code | the same, with a shorter list |
-//! | `own` ([`Own`]) | the same | trap calls that name anything but the thread's own |
-//! | `sealed` | every thread of a sealed worker | trap calls for executable memory |
-//! | `mute` ([`Own`]) | the same | `EBADF` for standard error, where V8 prints before it gives up |
+//! | `refuse` | as `allow` | `ENOSYS` for `clone3`, so that libc uses `clone` |
+//! | `sealed` | as `allow`, in a sealed worker | trap calls for executable memory |
+//! | `tenant` | a tenant's thread, before any tenant's code | as `allow`, with a shorter list |
+//! | `own` ([`Own`]) | as `tenant` | trap calls that name what is not the thread's own |
+//! | `mute` ([`Own`]) | as `tenant` | `EBADF` for writes to standard error |
 //!
-//! The shorter list has no new filters, threads, signal handlers or executable memory. `own` traps
-//! a call that names an island, a key, a descriptor or a thread that is not the thread's own.
+//! The list of `tenant` allows no new filters, threads, signal stacks or executable memory. `own`
+//! traps a call that names an island, a key, a descriptor or a thread that is not the thread's own.
+//! `mute` is for V8, which prints before it gives up: such a write fails and is not trapped.
 //! `sealed` also traps the return from a signal.
 //!
-//! The kernel runs them all and takes the strictest answer. *Trap* raises SIGSYS in the thread,
-//! whose handler records whose thread it was and ends the process ([`crate::fault`]); if the
-//! handler cannot run, the kernel ends the process. The call is not made in either case. For a call
-//! of another architecture the kernel kills the process without a record.
+//! The kernel runs all programs of a thread and takes the strictest answer. *Trap* raises SIGSYS in
+//! the thread. The handler of the signal records which tenant's thread it was, and ends the process
+//! ([`crate::fault`]); if the handler cannot run, the kernel ends the process. The call is not made
+//! in either case. If a call is of another architecture, the kernel kills the process without a
+//! record.
 
 use std::collections::BTreeMap;
 use std::ops::Range;
@@ -37,7 +40,7 @@ include!(concat!(env!("OUT_DIR"), "/policy.rs"));
 
 /// How many programs every thread of a filtered worker runs under, for [`crate::verify`].
 pub const FILTERS: usize = 2;
-/// How many more a tenant's thread runs under.
+/// How many further programs a tenant's thread runs under.
 pub const THREAD_FILTERS: usize = 3;
 
 /// The filter could not be installed.
@@ -73,7 +76,7 @@ pub fn filters_of(layers: LayerSet) -> usize {
     FILTERS + usize::from(layers.has(Layer::SealedFilter))
 }
 
-/// What a tenant's thread may name.
+/// What a tenant's thread may name in its system calls.
 #[derive(Debug)]
 pub struct Own<'a> {
     pub zone: &'a Zone,
@@ -95,8 +98,8 @@ pub fn confine(own: &Own<'_>) -> Result<(), FilterError> {
     Ok(())
 }
 
-/// Every program that a tenant's thread may run under, by name: for tests, and to measure their
-/// length.
+/// Every program that a tenant's thread may run under, by name: for tests, and to measure how long
+/// the programs are.
 ///
 /// # Errors
 /// The rules of `own` cannot be compiled.
@@ -126,8 +129,8 @@ const RANGES: [libc::c_long; 6] = [
 const DESCRIPTORS: [libc::c_long; 2] = [libc::SYS_recvfrom, libc::SYS_sendto];
 
 impl Own<'_> {
-    /// `own` and `mute`. The rules of one call are alternatives; a rule matches if all its
-    /// conditions do.
+    /// Compiles `own` and `mute`. The rules of one call are alternatives; a rule matches if all its
+    /// conditions hold.
     fn programs(&self) -> Result<[BpfProgram; 2], seccompiler::BackendError> {
         let mut rules: BTreeMap<i64, Vec<Rule>> = BTreeMap::new();
         for call in RANGES {
@@ -142,7 +145,7 @@ impl Own<'_> {
         }
         rules.entry(libc::SYS_pkey_mprotect).or_default().push(Rule::new(foreign_key)?);
 
-        // PR_SET_VMA names a range by its arguments 2 and 3.
+        // PR_SET_VMA: argument 2 is the start of a range, argument 3 its length.
         let mut named = self.others_islands(2)?;
         named.push(too_long(3)?);
         rules.insert(libc::SYS_prctl, named);
@@ -153,7 +156,7 @@ impl Own<'_> {
         }
         let stderr = u64::from(libc::STDERR_FILENO.cast_unsigned());
         rules.insert(libc::SYS_write, vec![Rule::new(vec![int(0, Op::Ne, channel)?, int(0, Op::Ne, stderr)?])?]);
-        // abort raises a signal in the thread itself, and in no other.
+        // abort sends a signal to its own thread, and no other call needs tgkill.
         let own_thread = [nix::unistd::getpid(), nix::unistd::gettid()];
         let other_thread = |(index, id): (u8, &nix::unistd::Pid)| {
             Rule::new(vec![int(index, Op::Ne, u64::from(id.as_raw().cast_unsigned()))?])
@@ -165,7 +168,7 @@ impl Own<'_> {
         Ok([compile(rules, SeccompAction::Trap)?, compile(muted, errno)?])
     }
 
-    /// Matches an address in argument `index` that is on another tenant's island.
+    /// Rules that match if argument `index` is an address on another tenant's island.
     fn others_islands(&self, index: u8) -> Result<Vec<Rule>, seccompiler::BackendError> {
         let (zone, own) = (self.zone.range(), self.island.range());
         let others = [zone.start..own.start, own.end..zone.end].into_iter().filter(|others| !others.is_empty());
@@ -175,8 +178,9 @@ impl Own<'_> {
         others.map(within).collect()
     }
 
-    /// What no call may name: an address on another tenant's island, and a range other than the
-    /// thread's own sandbox that is long enough to reach an island from outside.
+    /// Rules that match the ranges that no call may name. These are ranges that begin on another
+    /// tenant's island, and ranges that are long enough to reach across a gap. Only a range that
+    /// begins where the thread's own sandbox begins may be as long as the sandbox.
     fn ranges(&self) -> Result<Vec<Rule>, seccompiler::BackendError> {
         let sandbox = self.island.sandbox();
         let mut rules = self.others_islands(0)?;
@@ -190,12 +194,12 @@ fn too_long(index: u8) -> Result<Rule, seccompiler::BackendError> {
     Rule::new(vec![long(index, Op::Ge, GAP_BYTES as u64)?])
 }
 
-/// A condition on an argument that the kernel takes as an `int`: the upper half is ignored.
+/// A condition on an argument that the kernel takes as an `int`; it ignores the upper half.
 fn int(index: u8, op: Op, value: u64) -> Result<Condition, seccompiler::BackendError> {
     Condition::new(index, Width::Dword, op, value)
 }
 
-/// A condition on an argument that the kernel takes in full.
+/// A condition on an argument of which the kernel uses all 64 bits.
 fn long(index: u8, op: Op, value: u64) -> Result<Condition, seccompiler::BackendError> {
     Condition::new(index, Width::Qword, op, value)
 }

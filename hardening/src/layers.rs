@@ -1,9 +1,10 @@
-//! The layers of a worker's confinement: the one table of them.
+//! The one table of the layers that confine a worker.
 //!
-//! Besides its row here, a layer needs the code that takes it on ([`crate::jail`],
-//! [`crate::filter`], [`crate::islands`]), a probe ([`crate::posture`]), a check from outside
-//! ([`crate::verify`]), an attack with it on and off (`tests/layers`) and its rows in SECURITY.md.
-//! The configuration, `doctor`, the API and the tests use its name.
+//! Besides its row here, a layer needs the code that turns it on ([`crate::jail`],
+//! [`crate::filter`], [`crate::islands`]), a probe ([`crate::posture`]), a check from outside if
+//! `/proc` shows the layer ([`crate::verify`]), an attack with the layer on and off
+//! (`tests/layers`, `tests/escape`) and its rows in SECURITY.md. The configuration, `doctor`, the
+//! API and the tests use the name of the layer.
 
 use std::fmt;
 use std::str::FromStr;
@@ -14,8 +15,8 @@ macro_rules! layers {
             against: $protects:literal, without: $without:literal, remedy: $remedy:expr,
         }
     )+) => {
-        /// One layer, in the order of `doctor`'s table. A worker takes the layers on in the order
-        /// of [`crate::jail::enter`], then keys and filters.
+        /// One layer. This is the order of `doctor`'s table; a worker takes the layers on in the
+        /// order of [`crate::jail::enter`], then keys and filters.
         #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
         #[repr(u8)]
         pub enum Layer {
@@ -23,7 +24,7 @@ macro_rules! layers {
         }
 
         impl Layer {
-            /// In the order of the table.
+            /// All layers, in the order of the table.
             pub const ALL: [Self; [$($name),+].len()] = [$(Self::$layer),+];
 
             /// The word in `required = [...]`, in `doctor` and in the API.
@@ -32,24 +33,24 @@ macro_rules! layers {
                 match self { $(Self::$layer => $name,)+ }
             }
 
-            /// Which workers take it on.
+            /// Which workers take this layer on.
             const fn workers(self) -> Workers {
                 match self { $(Self::$layer => Workers::$workers,)+ }
             }
 
-            /// What it protects against, for `doctor`.
+            /// What the layer protects against, for `doctor`.
             #[must_use]
             pub const fn protects(self) -> &'static str {
                 match self { $(Self::$layer => $protects,)+ }
             }
 
-            /// What follows if it is missing.
+            /// What follows if the layer is missing.
             #[must_use]
             pub const fn without(self) -> &'static str {
                 match self { $(Self::$layer => $without,)+ }
             }
 
-            /// How to get it if it is missing.
+            /// How an operator gets the layer if it is missing.
             #[must_use]
             pub const fn remedy(self) -> &'static str {
                 match self { $(Self::$layer => $remedy,)+ }
@@ -153,7 +154,7 @@ impl fmt::Display for Layer {
     }
 }
 
-/// A name of no layer.
+/// No layer has this name.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("there is no layer {0:?}; the layers are {list}", list = Layer::ALL.map(Layer::name).join(", "))]
 pub struct UnknownLayer(pub String);
@@ -197,19 +198,19 @@ impl LayerSet {
         Self(self.0 | bit(layer))
     }
 
-    /// The layers of a worker that is not sealed.
+    /// Those layers of this set that a worker takes on if it is not sealed.
     #[must_use]
     pub fn unsealed(self) -> Self {
         self.iter().filter(|layer| layer.workers() == Workers::All).collect()
     }
 
-    /// The set as bits, for the `Start` frame.
+    /// The set as a number, for the `Start` frame: one bit for each layer.
     #[must_use]
     pub fn bits(self) -> u32 {
         self.0
     }
 
-    /// Unknown bits are dropped: they name no layer.
+    /// The inverse of [`Self::bits`]. Bits that stand for no layer are dropped.
     #[must_use]
     pub fn from_bits(bits: u32) -> Self {
         Self(bits & Self::all().0)

@@ -3,16 +3,17 @@
 //! | module | owns |
 //! |---|---|
 //! | [`layers`] | the names of the layers and what each is for |
-//! | [`posture`] | which of them this machine has |
-//! | [`process`] | starting processes, descriptors between them, threads |
+//! | [`posture`] | which layers this machine has |
+//! | [`process`] | starting processes, passing descriptors, threads |
 //! | [`jail`] | the steps that a worker takes before V8 starts |
-//! | [`islands`] | where in a worker's address space each tenant lives, and by which key |
+//! | [`islands`] | where in a worker's address space each tenant lives, and with which key |
 //! | [`fault`] | signals that end a worker, and the record of the first one |
-//! | [`filter`] | the filters of a worker and of a tenant's thread, from `policy/` |
+//! | [`filter`] | the system call filters of a worker and of a tenant's thread |
 //! | [`verify`] | what the supervisor reads about a worker before it admits a tenant there |
-//! | [`paths`] | where daemon and command line find each other by default |
+//! | [`paths`] | the default paths that the daemon and the command line share |
 //!
-//! This crate and the worker's V8 edge are the only ones with `unsafe`.
+//! `unsafe` is allowed in this crate, in the worker's V8 edge (`daemon/worker/src/engine`), and in
+//! the two V8 programs in `daemon/worker/examples`, and nowhere else.
 
 pub mod fault;
 pub mod filter;

@@ -1,22 +1,22 @@
-//! Where the daemon and its command line find each other by default: FHS paths for root, XDG paths
-//! for an ordinary user. Both programs use this definition.
+//! The default paths by which the command line finds the daemon: FHS paths for root, XDG paths for
+//! an ordinary user. Both programs use this definition.
 //!
 //! No default is in a folder where other users may create files, such as `/tmp`: a user who created
-//! the file first could pose as the daemon.
+//! the socket there first could pose as the daemon.
 
 use std::env;
 use std::ffi::OsString;
 use std::path::PathBuf;
 
-/// Whose paths are wanted, and the environment that decides them.
+/// The user whose paths are wanted, and the environment that decides them.
 struct Asker<'a> {
     root: bool,
     variable: &'a dyn Fn(&str) -> Option<OsString>,
 }
 
 impl Asker<'_> {
-    /// The folder that a variable names. A relative path is ignored (XDG Base Directory
-    /// Specification).
+    /// The folder that an environment variable names. A relative path is ignored, as the XDG Base
+    /// Directory Specification demands.
     fn named(&self, variable: &str) -> Option<PathBuf> {
         (self.variable)(variable).map(PathBuf::from).filter(|path| path.is_absolute())
     }
@@ -33,7 +33,7 @@ impl Asker<'_> {
     fn socket(&self) -> PathBuf {
         let folder = match self.root {
             true => PathBuf::from("/run/enisle"),
-            // Without a session the folder does not exist: cron, su, containers.
+            // Without a login session (cron, su, containers) this folder does not exist.
             false => match self.named("XDG_RUNTIME_DIR") {
                 Some(session) => session.join("enisle"),
                 None => self.state_dir().join("run"),

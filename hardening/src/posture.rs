@@ -1,4 +1,5 @@
-//! What this machine really offers, layer by layer: probed, never assumed.
+//! What this machine offers, layer by layer. Layers that every supported kernel has are taken for
+//! granted; all others are probed.
 
 use std::fs;
 use std::io;
@@ -22,17 +23,17 @@ pub struct Finding {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Posture {
     pub findings: Vec<Finding>,
-    /// Protection keys that a process can take and rely on.
+    /// How many protection keys a process can take; 0 if the kernel does not deliver their faults.
     pub keys: usize,
     /// What an operator should know about this machine besides its layers.
     pub notes: Vec<String>,
-    /// Landlock also restricts abstract sockets and signals (version 6 of its interface, Linux
-    /// 6.12).
+    /// Whether Landlock also restricts abstract sockets and signals (version 6 of its interface,
+    /// Linux 6.12).
     pub landlock_scopes: bool,
 }
 
 impl Posture {
-    /// Probes this machine. Takes a few milliseconds and short-lived children.
+    /// Probes this machine. This takes a few milliseconds, and starts short-lived children.
     #[must_use]
     pub fn probe() -> Self {
         let keys = keys::available();
@@ -88,7 +89,7 @@ impl Posture {
 
 /// How far a child in namespaces of its own got.
 enum Probe {
-    /// The child could not be made, or could not mount its file systems, for this reason.
+    /// The child could not be made, or could not mount an empty file system, for this reason.
     NoNamespaces(String),
     /// The child could not replace its root.
     NoNewRoot(io::Error),
@@ -117,8 +118,8 @@ impl Probe {
     }
 }
 
-/// Makes a child in namespaces of its own, of every kind. The child mounts an empty file system and
-/// makes that its root, as a worker does.
+/// Makes a child with a namespace of its own of every kind. The child mounts an empty file system
+/// and makes that file system its root, as a worker does.
 fn probe_namespaces() -> Probe {
     let flags = NAMESPACES.iter().fold(0, |all, (_, flag)| all | flag);
     let mut args = clone_args(flags, 0);
@@ -145,13 +146,13 @@ fn probe_namespaces() -> Probe {
     }
 }
 
-/// Set in the exit code of a child that mounted but could not replace its root; the errno is in the
-/// other seven bits.
+/// Set in the exit code of a child that could mount, but could not replace its root. The errno is
+/// in the other seven bits.
 const AT_THE_ROOT: libc::c_int = 0x80;
 
-/// The child's part: the two mounts that security modules forbid to unprivileged namespaces, and
-/// replacing the root, which the kernel forbids if the root is its first file system
-/// (pivot_root(2), EINVAL).
+/// The child's part. It makes two mounts, which security modules may forbid in unprivileged
+/// namespaces. Then it replaces its root, which the kernel forbids if the root is the kernel's
+/// first file system (pivot_root(2), EINVAL).
 fn mount_and_exit() -> ! {
     let null = ptr::null::<libc::c_char>();
     // SAFETY: source, type and data may be null for a change of propagation; the target is a C
@@ -169,7 +170,7 @@ fn mount_and_exit() -> ! {
     unsafe { libc::_exit(code) }
 }
 
-/// Makes the file system mounted on `/proc` the root; returns the exit code.
+/// Makes the file system that is mounted on `/proc` the root, and returns the child's exit code.
 fn exchange_root() -> libc::c_int {
     let here = c".".as_ptr();
     // SAFETY: the path is a C string.
@@ -182,7 +183,8 @@ fn exchange_root() -> libc::c_int {
     }
 }
 
-/// Only asks for this process's setting, which an older kernel does not know.
+/// Asks for this process's setting and changes nothing. Kernels without the setting return an
+/// error.
 fn deny_write_execute() -> (bool, String) {
     // SAFETY: the request takes no pointer.
     let result = unsafe { libc::prctl(libc::PR_GET_MDWE, 0, 0, 0, 0) };
@@ -207,9 +209,9 @@ fn landlock_version() -> io::Result<libc::c_long> {
     if version > 0 { Ok(version) } else { Err(io::Error::last_os_error()) }
 }
 
-/// If the kernel promises no memory that it does not have (`vm.overcommit_memory` is 2), V8's
-/// ranges for code count in full, used or not. The two figures are `Committed_AS` with one tenant
-/// and for each further one, measured.
+/// A note for machines whose kernel promises no more memory than it has (`vm.overcommit_memory` is
+/// 2). There V8's ranges for code count in full, used or not. The two figures in the note were
+/// measured: `Committed_AS` with one tenant, and what each further tenant adds.
 fn strict_overcommit() -> Option<String> {
     let setting = fs::read_to_string("/proc/sys/vm/overcommit_memory").ok()?;
     if setting.trim() != "2" {
@@ -224,7 +226,7 @@ fn strict_overcommit() -> Option<String> {
     ))
 }
 
-/// A note for kernels on which clients can pass descriptors to the daemon, which wants none.
+/// A note for kernels that cannot refuse the descriptors that clients pass to the daemon.
 fn passed_descriptors() -> Option<String> {
     let why = "this kernel cannot refuse descriptors that clients pass (SO_PASSRIGHTS, Linux 6.16): the daemon ends such \
                a connection, and has a thread of its own close it";
@@ -253,7 +255,7 @@ fn speculation() -> (bool, String) {
     let status = fs::read_to_string("/proc/self/status").unwrap_or_default();
     let states: Vec<_> =
         status.lines().filter_map(|line| line.strip_prefix("Speculation")?.split_once(":\t")).collect();
-    // Left on for the whole machine, so that no process can choose.
+    // Speculation is left on for the whole machine, so that no process can choose.
     let exposed = states.iter().any(|(_, state)| matches!(*state, "vulnerable" | "always enabled"));
     let detail =
         states.iter().map(|(name, state)| format!("{} {state}", name.trim_start_matches('_'))).collect::<Vec<_>>();
@@ -269,7 +271,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_probe_names_every_layer_once() {
+    fn a_probe_reports_every_layer_once() {
         let posture = Posture::probe();
         assert_eq!(posture.findings.iter().map(|finding| finding.layer).collect::<Vec<_>>(), Layer::ALL);
     }

@@ -1,12 +1,12 @@
 //! Verifies a worker from outside, before the supervisor admits a tenant there.
 //!
-//! Everything is read from `/proc`, which the worker cannot write; nothing that the worker says is
-//! used. A sealed worker is checked for executable memory that it could have made. Each layer is
-//! checked if the plan has it. Some properties are always checked, whatever the layers: the right
-//! program, user and group, four descriptors, an empty environment.
+//! Everything is read from `/proc`, which the worker cannot write; nothing that the worker sends is
+//! used. Each layer that `/proc` shows is checked if the plan has it. For a sealed worker this
+//! includes that it has made no executable memory. Some properties are checked whatever the layers:
+//! program, user and group, no descriptors but the four, an empty environment.
 //!
 //! `/proc` does not show Landlock, the dumpable flag and the parent-death signal. For these the
-//! supervisor trusts the worker's start-up code, which runs before any tenant's.
+//! supervisor trusts the worker's start-up code, which runs before any tenant's code.
 
 use std::fs::{self, File};
 use std::io;
@@ -23,9 +23,9 @@ use crate::process::spawn::{NAMESPACES, OOM_SCORE};
 #[derive(Debug)]
 pub struct Expected<'a> {
     pub plan: &'a Plan,
-    /// The program that was executed.
+    /// The program that the supervisor started.
     pub program: &'a File,
-    /// The uid and gid outside.
+    /// The worker's uid outside its user namespace; `gid` likewise.
     pub uid: u32,
     pub gid: u32,
     /// The inode of the worker's end of the control channel.
@@ -37,7 +37,7 @@ pub struct Expected<'a> {
 /// One deviation from what is expected.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Finding {
-    /// The layer that is missing; `None` if the finding is about what every worker must be.
+    /// The layer that is missing; `None` for a property that every worker must have.
     pub layer: Option<Layer>,
     pub what: String,
 }
@@ -51,11 +51,11 @@ impl std::fmt::Display for Finding {
     }
 }
 
-/// Reads a worker's state and compares it.
+/// Reads a worker's state and compares it with what is expected.
 ///
 /// # Errors
-/// `/proc` of the worker could not be read: it has died, or the caller may not see it. Either way
-/// it is not verified.
+/// `/proc` of the worker could not be read: the worker has died, or the caller may not see it.
+/// Either way the worker is not verified.
 pub fn verify(pid: Pid, expected: &Expected<'_>) -> io::Result<Vec<Finding>> {
     let mut findings = Findings { expected, list: Vec::new() };
     let proc = format!("/proc/{pid}");
@@ -79,7 +79,7 @@ pub fn verify(pid: Pid, expected: &Expected<'_>) -> io::Result<Vec<Finding>> {
     Ok(findings.list)
 }
 
-/// The files of a process in `/proc` of which the text says all.
+/// Those files of a process in `/proc` that are judged by their text alone.
 #[derive(Debug, Clone, Default)]
 pub struct Texts {
     pub status: String,
@@ -92,7 +92,7 @@ pub struct Texts {
     pub threads: Vec<String>,
 }
 
-/// What these texts say against a worker.
+/// Compares these texts with what is expected.
 #[must_use]
 pub fn judge(texts: &Texts, expected: &Expected<'_>) -> Vec<Finding> {
     let mut findings = Findings { expected, list: Vec::new() };
@@ -100,7 +100,7 @@ pub fn judge(texts: &Texts, expected: &Expected<'_>) -> Vec<Finding> {
     findings.list
 }
 
-/// How many threads of a process run under a tenant's own filters.
+/// How many threads of a process run under the filters of a tenant's thread.
 ///
 /// # Errors
 /// `/proc` of that process could not be read.
@@ -125,14 +125,14 @@ struct Findings<'a> {
 }
 
 impl Findings<'_> {
-    /// Adds the finding `what` unless `holds`, if this worker should have `layer`.
+    /// If this worker should have `layer`, and `holds` is false, adds the finding `what`.
     fn expect(&mut self, layer: Layer, holds: bool, what: impl FnOnce() -> String) {
         if !holds && self.expected.plan.layers.has(layer) {
             self.list.push(Finding { layer: Some(layer), what: what() });
         }
     }
 
-    /// Adds the finding `what` unless `holds`, whatever the layers of this worker.
+    /// If `holds` is false, adds the finding `what`, whatever the layers of this worker.
     fn require(&mut self, holds: bool, what: impl FnOnce() -> String) {
         if !holds {
             self.list.push(Finding { layer: None, what: what() });
@@ -173,8 +173,8 @@ impl Findings<'_> {
             let bits = field(status, set).to_owned();
             self.expect(Layer::Capabilities, is_zero(&bits), || format!("{set} is {bits}"));
         }
-        // An ordinary user without a namespace cannot empty the bounding set; no_new_privs makes
-        // that harmless.
+        // The process of an ordinary user without a user namespace cannot empty the bounding set.
+        // With no_new_privs that is harmless.
         if self.expected.plan.layers.has(Layer::Namespaces) || nix::unistd::geteuid().is_root() {
             let bits = field(status, "CapBnd").to_owned();
             self.expect(Layer::Capabilities, is_zero(&bits), || format!("CapBnd is {bits}"));
@@ -246,7 +246,7 @@ impl Findings<'_> {
         });
     }
 
-    /// Exactly: null, null, the supervisor's pipe, the supervisor's socket.
+    /// No descriptors but these: null, null, the supervisor's pipe, the supervisor's socket.
     fn descriptors(&mut self, proc: &str) -> io::Result<()> {
         let socket = format!("socket:[{}]", self.expected.control_inode);
         let pipe = format!("pipe:[{}]", self.expected.stderr_inode);
@@ -283,8 +283,8 @@ fn field<'a>(status: &'a str, name: &str) -> &'a str {
     status.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(':')).unwrap_or("").trim()
 }
 
-/// Whether a line of `/proc/PID/maps` is executable memory that has no file, or that is writable
-/// too.
+/// Whether a line of `/proc/PID/maps` is executable memory that has no file (except the kernel's
+/// own), or that is also writable.
 fn is_made_code(line: &str) -> bool {
     let mut fields = line.split_whitespace();
     let (protection, inode) = (fields.nth(1).unwrap_or_default(), fields.nth(2).unwrap_or_default());
@@ -292,8 +292,8 @@ fn is_made_code(line: &str) -> bool {
     protection.contains('x') && (protection.contains('w') || (inode == "0" && !kernels))
 }
 
-/// Whether a process may still choose to speculate, judged by the state that the kernel reports.
-/// With "thread …" and "conditional …" the process can choose; only a forced choice is final.
+/// Whether a process can still choose to speculate, judged by the state that the kernel reports. In
+/// the states "thread …" and "conditional …" the process can choose, unless the choice was forced.
 /// Every other state is about the whole machine, and the posture reports it
 /// (`Documentation/userspace-api/spec_ctrl.rst`, `arch/x86/kernel/cpu/bugs.c`).
 fn can_be_turned_on(state: &str) -> bool {
@@ -310,7 +310,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_field_is_read_whole_and_not_by_its_prefix() {
+    fn a_field_is_found_by_its_whole_name() {
         let status = "Seccomp:\t2\nSeccomp_filters:\t3\n";
         assert_eq!(field(status, "Seccomp"), "2");
         assert_eq!(field(status, "Seccomp_filters"), "3");
@@ -350,7 +350,7 @@ mod tests {
         assert_eq!(["500\n", "1000\n", "499\n", "0\n", "-1000\n", ""].map(found), [0, 0, 1, 1, 1, 1]);
     }
 
-    /// What a check finds wrong with a worker that should have no layer at all.
+    /// What `look` finds wrong with a worker that should have no layer at all.
     fn found_without_layers(look: impl FnOnce(&mut Findings<'_>)) -> Vec<String> {
         let plan = Plan::for_tenants(LayerSet::NONE, 1, 1);
         let program = File::open("/proc/self/exe").unwrap();
@@ -402,7 +402,7 @@ mod tests {
     }
 
     #[test]
-    fn a_capability_set_is_zero_only_as_a_number() {
+    fn a_capability_set_without_a_number_does_not_count_as_zero() {
         assert!(is_zero("0000000000000000"));
         assert!(!is_zero("0000000000000001"));
         assert!(!is_zero(""));

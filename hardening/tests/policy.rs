@@ -1,10 +1,10 @@
 //! Do the compiled filters do what the policies say?
 //!
-//! Every rule is tested with arguments that it allows and with each of its conditions broken, with
-//! junk in the upper halves of arguments that the kernel takes as an `int`: once by interpreting
-//! the compiled BPF, once by reading the policy with code that the compiler does not share. Both
-//! must give the same answer. (The harness in `tests/escape` asks the kernel, and finds rules that
-//! nothing uses.)
+//! Every rule is tested with arguments that it allows, with each of its conditions broken, and with
+//! junk in the upper half of each argument that has a condition. The answer is found twice: by
+//! interpreting the compiled BPF, and by reading the policy with code that the compiler does not
+//! share. Both answers must be the same. (The harness in `tests/escape` makes the calls under the
+//! real filters, and finds rules that nothing uses.)
 
 use std::collections::BTreeMap;
 use std::os::fd::{AsFd, AsRawFd};
@@ -23,7 +23,7 @@ const X86_64: u32 = 0xc000_003e;
 const I386: u32 = 0x4000_0003;
 const JUNK: u64 = 0xdead_beef << 32;
 
-/// `struct seccomp_data`.
+/// One system call, as a filter sees it (`struct seccomp_data`).
 #[derive(Debug, Clone, Copy)]
 struct Call {
     number: u32,
@@ -51,7 +51,7 @@ impl Call {
     }
 }
 
-/// Classic BPF, the part of it that filters use (linux/filter.h).
+/// Interprets a program of classic BPF, as far as filters use it (linux/filter.h).
 fn run(program: &[seccompiler::sock_filter], call: &Call) -> u32 {
     let (mut at, mut accumulator) = (0, 0_u32);
     loop {
@@ -135,7 +135,7 @@ fn rules(name: &str) -> BTreeMap<i64, Vec<Vec<Condition>>> {
     rules
 }
 
-/// What the policy answers to a call.
+/// The action that the policy's rules demand for a call.
 fn says(rules: &BTreeMap<i64, Vec<Vec<Condition>>>, call: &Call, matched: u32, otherwise: u32) -> u32 {
     let matches = rules
         .get(&i64::from(call.number))
@@ -143,7 +143,8 @@ fn says(rules: &BTreeMap<i64, Vec<Vec<Condition>>>, call: &Call, matched: u32, o
     if matches { matched } else { otherwise }
 }
 
-/// The compiled programs, for the third of four islands, keys 4 (own) and 1 (V8's), and a channel.
+/// The values for which programs are compiled: the third of four islands, and a channel. The tests
+/// use the keys 4 (the thread's own) and 1 (V8's).
 struct Compiled {
     zone: Zone,
     channel: std::os::unix::net::UnixStream,
@@ -188,7 +189,8 @@ fn every_rule_allows_what_it_names_and_nothing_else() {
                         assert_eq!(run(&program, &call), expected, "{name}: {call:?}");
                         refused |= expected == otherwise;
                     }
-                    // The kernel ignores the upper half of an int, and of nothing else.
+                    // The kernel ignores the upper half of an argument only if the argument is an
+                    // int.
                     let mut junk = args;
                     junk[condition.index] |= JUNK;
                     let expected = if condition.int { matched } else { otherwise };
@@ -219,7 +221,7 @@ fn a_call_without_a_rule_is_trapped_and_another_architecture_is_killed() {
 }
 
 #[test]
-fn a_tenants_list_is_a_subset_of_the_processes() {
+fn the_list_of_a_tenants_thread_is_a_subset_of_the_list_of_its_process() {
     let (all, tenant) = (rules("allow"), rules("tenant"));
     assert!(tenant.keys().all(|number| all.contains_key(number)));
     for gone in [libc::SYS_clone, libc::SYS_seccomp, libc::SYS_sigaltstack, libc::SYS_rseq, libc::SYS_recvmsg] {
@@ -242,8 +244,9 @@ proptest! {
         prop_assert_eq!(run(&program, &call), says(&rules(name), &call, matched, otherwise));
     }
 
-    /// Compares `own` with its meaning: an address is on the own island or on none; a long range is
-    /// the own sandbox.
+    /// Compares `own` with its meaning: a range begins on the thread's own island or on none, and
+    /// is shorter than a gap. Only a range that begins where the thread's own sandbox begins may be
+    /// longer, up to the length of the sandbox.
     #[test]
     fn a_range_is_on_the_own_island_or_on_none(
         which in 0_usize..6,
@@ -264,7 +267,7 @@ proptest! {
         let offset = if near == "sandbox" && offset % 2 == 0 { 0 } else { offset };
         let address = (base as u64).wrapping_add_signed(offset);
         let calls = [libc::SYS_mmap, libc::SYS_munmap, libc::SYS_mprotect, libc::SYS_pkey_mprotect, libc::SYS_madvise, libc::SYS_mremap];
-        // A key of its own, and a new length that is short.
+        // pkey_mprotect gets the thread's own key, and mremap a new length of 0.
         let args = if calls[which] == libc::SYS_pkey_mprotect { [address, bytes, 0, 4, 0, 0] } else { [address, bytes, 0, 0, 0, 0] };
         let at = usize::try_from(address).unwrap();
         let anothers = zone.contains(&at) && !own.range().contains(&at);

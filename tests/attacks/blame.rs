@@ -1,11 +1,11 @@
-//! Neighbours in one process: a tenant that fills what they share must not get a neighbour blamed
-//! for it.
+//! Neighbours in one process: a tenant that fills the memory that they share must not get a
+//! neighbour blamed for that.
 //!
 //! A worker process is bounded as a whole (`RLIMIT_DATA`). The attacker takes memory until the
-//! bound is near; then its neighbour is refused memory and uses the null pointer nevertheless, as
-//! ICU does. The tenants' own limits would stop the attacker well before, so it has natives that
-//! bypass them (`enisle-worker-attack`), and the neighbour has a native that reads at an unmapped
-//! address.
+//! bound is near. Then its neighbour is refused memory and uses the null pointer nevertheless, as
+//! ICU does. The tenants' own limits would stop the attacker long before that, so the attacker has
+//! natives that bypass those limits (`enisle-worker-attack`). The neighbour has a native that reads
+//! at an unmapped address.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -36,7 +36,8 @@ pub(crate) const CASES: &[Case] = &[
 /// Long enough for any step here.
 const PATIENCE: Duration = Duration::from_secs(30);
 
-/// A worker whose bound is some 2.3 GiB, with its memory measured as often as possible.
+/// A configuration with a bound of some 2.3 GiB for a worker, whose memory is measured as often as
+/// the daemon allows.
 fn config(memory: &str) -> String {
     let worker = attack_worker().display().to_string();
     format!(
@@ -46,8 +47,8 @@ fn config(memory: &str) -> String {
     )
 }
 
-/// Switches off the signals that would expose a tenant that takes memory quickly, because the
-/// attack of S5 took it slowly.
+/// Switches off the signals that would expose a tenant that takes memory quickly. The attack that
+/// was found took memory slowly.
 const UNNOTICED: &str = "[cordon.rules.signals]\n\
      busy = { points = 0, half_life_secs = 1, most = 0 }\n\
      paging = { points = 0, half_life_secs = 1, most = 0 }\n";
@@ -55,12 +56,12 @@ const UNNOTICED: &str = "[cordon.rules.signals]\n\
 /// The native with which the attacker takes memory.
 struct Way {
     take: &'static str,
-    /// The smallest piece to take, in bytes: the neighbour needs more than this.
+    /// The smallest piece to take, in bytes. The neighbour's run asks for more than this.
     least: u64,
 }
 
 impl Way {
-    /// Takes pieces, halving their size, until the bound is near.
+    /// Takes pieces, and halves their size at each refusal, until the bound is near.
     fn code(&self) -> String {
         let Self { take, least } = self;
         format!(
@@ -76,7 +77,7 @@ const MALLOC: Way = Way { take: "leak", least: 16 << 20 };
 /// comparison would move the attacker before there is a crash.
 const LATE: &str = "outside_mb = 65536\n";
 
-/// The victim's run: it behaves like a library that allocates memory without checking the result.
+/// The victim's run. It behaves like a library that allocates memory and does not check the result.
 const TRUSTING: &str = "() => { if (attack.leak(50_000_000n)) return 'got it'; return attack.read(8n, 1n) }";
 /// The same crash without want of memory.
 const STUMBLES: &str = "() => attack.read(8n, 1n)";
@@ -116,7 +117,7 @@ fn standing(ground: &Ground, tenant: &str) -> Value {
     })
 }
 
-/// The result of the attack against a daemon with these rules.
+/// The result of one attack.
 struct Outcome {
     before: Value,
     victim: Value,
@@ -177,8 +178,9 @@ fn filled(options: Options, way: &Way) -> Result<String, String> {
     Ok(format!("{said}; without the rule the victim is {} and the attacker {}", off.victim, off.attacker))
 }
 
-/// With no memory left, mostly the attacker crashes, while it makes its next isolate. The victim
-/// may be kept alone, if the process died before the daemon saw which tenant held most.
+/// With no memory left, it is usually the attacker that crashes, while its thread makes its next
+/// isolate. The victim may have to live alone for a while, if the process died before the daemon
+/// saw which tenant held most.
 fn last(options: Options) -> Result<String, String> {
     let mut said = Vec::new();
     for take in ["hold", "leak"] {
@@ -206,7 +208,7 @@ fn last_on(ground: &Ground, take: &'static str) -> Result<String, String> {
     Ok(line)
 }
 
-/// Want of memory does not excuse a crash with plenty of room.
+/// A crash in a process with plenty of room is not excused as want of memory.
 fn crashed(options: Options) -> Result<String, String> {
     let ground = Ground::with(&config(""), None);
     answering(&ground, options, || crashed_on(&ground))
@@ -222,22 +224,22 @@ fn crashed_on(ground: &Ground) -> Result<String, String> {
     if held { Ok(said) } else { Err(format!("{said}; {:?}", ground.daemon.events())) }
 }
 
-/// How many names the peer uses.
+/// How many names the attacking peer uses.
 const NAMES: usize = 8;
-/// How many runs the neighbour has after each name.
+/// How many runs the neighbour has before the attack under each name.
 const RUNS_BETWEEN: usize = 50;
-/// The latency that a neighbour's runs must not exceed.
+/// The latency that 99 of 100 of the neighbour's runs must not exceed.
 const NEIGHBOUR: Duration = Duration::from_millis(50);
 
-/// The damage that a peer did by ending a process with every request, each under another name.
+/// The damage that a peer did: each of its requests, under another name, ended a process.
 struct Spree {
     /// How often a neighbour of the same uid lost its process.
     lost: usize,
     /// The latencies of its runs.
     took: Vec<Duration>,
-    /// Where the neighbour lives now, and where the last attacker began.
+    /// The cordon level of the neighbour now, and the level at which the last attacker began.
     homes: [Value; 2],
-    /// The event about the uid.
+    /// The event `budgetUsedUp` about the peer's uid.
     reported: Value,
     info: Value,
 }
@@ -279,7 +281,7 @@ fn spree_on(ground: &Ground) -> Result<Spree, String> {
     Ok(Spree { lost, took, homes: [good, began], reported: reported.unwrap_or_default(), info })
 }
 
-/// A peer ends a process with every request, under ever new names. Its neighbour in the same uid
+/// A peer ends a process with every request, under ever new names. A neighbour of the same uid
 /// loses its process as often as the budget allows; without a budget, with every request.
 fn new_names(options: Options) -> Result<String, String> {
     let (Spree { lost, took, homes, reported, info }, pings) = spree("budget = 2\n")?;
@@ -304,8 +306,8 @@ fn new_names(options: Options) -> Result<String, String> {
     Ok(format!("{said}; without a budget {} times", off.lost))
 }
 
-/// A process that holds more than its tenants explain is emptied before any tenant is refused
-/// memory: the tenant that holds most leaves first, and lives alone.
+/// A process that holds more memory than its tenants explain is emptied before any tenant is
+/// refused memory. The tenant that holds most leaves first, and lives alone.
 fn unexplained(options: Options) -> Result<String, String> {
     let leak = "() => attack.leak(300_000_000n)";
     let attempt = |memory: &str, done: &dyn Fn(&Ground) -> bool, patience: Duration| {
@@ -345,7 +347,7 @@ fn unexplained(options: Options) -> Result<String, String> {
     Ok(format!("{said}; under a bound that the process does not reach, nothing happens"))
 }
 
-/// A plain script that leaves an entry for each key in V8's original cache of date patterns. The
+/// A plain script that leaves an entry for each locale in V8's original cache of date patterns. The
 /// entries stay in the process.
 const FILL: &str = "(from, to, numbers) => {
     const letters = [...'abcdefghijklmnopqrstuvwxyz'], pairs = letters.flatMap((a) => letters.map((b) => a + b));
@@ -357,7 +359,8 @@ const FILL: &str = "(from, to, numbers) => {
 const NUMBERS: [&str; 12] =
     ["arab", "beng", "deva", "thai", "tibt", "mymr", "gujr", "guru", "khmr", "knda", "laoo", "mlym"];
 
-/// The neighbour's run fills its heap a little, and so causes more page faults than the attacker's.
+/// The neighbour's run. It fills its heap a little, and so causes more page faults than an
+/// attacker's run.
 const BUSY: &str = "() => { const a = []; for (let i = 0; i < 30000; i++) a.push({ i }); return a.length }";
 
 /// The page faults of every tenant's thread, by slot, as counted by the kernel.
@@ -372,8 +375,8 @@ fn page_faults(pid: i32) -> BTreeMap<String, u64> {
 }
 
 /// Tenants that fill caches slowly are found by their accounts. The page faults of the threads
-/// would point to the neighbour. The harness has V8's original cache, because ours holds too little
-/// to be noticed (S4 locales).
+/// would point to the neighbour. The runs here use V8's original cache, because the worker's own
+/// cache holds too little to be noticed (S4 locales).
 fn caches(_: Options) -> Result<String, String> {
     let worker = attack_worker().display().to_string();
     let config = format!(
@@ -412,8 +415,8 @@ fn caches(_: Options) -> Result<String, String> {
             }
             counts = page_faults(pid);
         }
-        // The neighbour leaves last and without blame. It leaves because the process still holds
-        // the memory of the caches.
+        // The neighbour leaves last, and without blame: the process still holds the memory of the
+        // caches.
         let left = wait(PATIENCE, || pid_of("b").is_some_and(|now| now != i64::from(pid)));
         done.store(true, Ordering::Relaxed);
         neighbour.join().map_err(|_| "the neighbour panicked".to_owned())?.map(|()| left)

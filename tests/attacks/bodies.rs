@@ -2,8 +2,8 @@
 //!
 //! No list of fields is maintained here. The calls are those of the API's description, and the
 //! fields come from the API's own answers to an unknown field (`unknown field …, expected one of
-//! …`), at every depth. For each body the supervisor may grow by twice its size and 64 MiB, and
-//! must be back at its former size within ten seconds, whatever the client does.
+//! …`), at every depth. For each body the supervisor may grow by twice the body's size and 64 MiB.
+//! Within ten seconds it must be back within 16 MiB of its former size, whatever the client does.
 
 use std::collections::BTreeMap;
 use std::io::{Read, Write as _};
@@ -41,7 +41,7 @@ const LARGEST: usize = 90 * MIB;
 /// keeps.
 const STAYS_MIB: u64 = 16;
 const BACK: Duration = Duration::from_secs(10);
-/// After this many failures to return memory, the sweep no longer waits for it.
+/// After the daemon has not returned memory this many times, the sweep no longer waits for that.
 const ENOUGH: usize = 6;
 
 /// What a client does after it has sent its request.
@@ -55,7 +55,7 @@ enum Client {
     ReadsByteByByte,
 }
 
-/// With an unread byte in the socket, the daemon does not notice the end of the connection.
+/// An unread byte in the socket must not hide the end of the connection from the daemon.
 const HANGS_UP: Client = Client::HangsUp { behind: b"G" };
 
 /// Every shape at one size, built once.
@@ -101,7 +101,7 @@ impl<'a> Sweep<'a> {
         sweep
     }
 
-    /// Lets the daemon work a little. Later sizes are compared with its size after that.
+    /// Lets the daemon work a little. Later sizes are compared with the daemon's size after that.
     fn settle(&mut self) {
         let ground = &self.ground;
         let registered = ground.root.ask("PUT", "/v1/tenants/acme-b/scripts/s", br#"{"code":"()=>1"}"#);
@@ -168,7 +168,7 @@ impl<'a> Sweep<'a> {
     /// Sends a request; returns its status if the client waits for one.
     fn make(&self, call: &Call, tenant: &str, body: &[&[u8]], client: Client) -> String {
         let Ok(mut stream) = self.peer().connect() else { return "no connection".to_owned() };
-        // A daemon that refuses early may stop reading.
+        // Sending may fail: a daemon that refuses a request early may stop reading it.
         let _ = send(&mut stream, call.method, &call.target(tenant), body);
         match client {
             Client::HangsUp { behind } => {
@@ -217,15 +217,15 @@ fn sweep(options: Options, root: bool) -> Result<String, String> {
         places_found += places.len();
         let own = sweep.ground.attacker.ask(body.call.method, &body.call.target("acme-b"), b"{}");
         if root && !options.slow && own.is_ok_and(|answer| answer.status != 403) {
-            // The peer has sent these bodies already, and root's take the same path.
+            // The peer has sent these bodies already, and the daemon treats root's in the same way.
             continue;
         }
         let shapes = shapes.entry(body.most).or_insert_with(|| Shapes::of(body.most.saturating_sub(256)));
         for (index, place) in places.iter().enumerate() {
             let (before, behind) = body.around(place);
             // An attack costs a tenant its standing, and an expelled tenant is refused before its
-            // body is parsed, so each place in a body is tried with a tenant of its own. To run a
-            // script, the tenant must have one, so that tenant is always the same.
+            // body is parsed, so each place in a body is tried with a tenant of its own. Calls that
+            // run a script need a tenant with a script, so they all use the same tenant.
             let tenant =
                 if body.call.path.ends_with("/run") { "acme-b".to_owned() } else { format!("acme-{number}-{index}") };
             let where_to = if place.is_empty() { "body".to_owned() } else { place.join(".") };
@@ -240,7 +240,7 @@ fn sweep(options: Options, root: bool) -> Result<String, String> {
                     (cost, what, value)
                 })
                 .collect();
-            // The other kinds of client send only the body that cost most, or all of them with
+            // The other kinds of client send only the body that cost most, or all bodies with
             // `--slow`.
             costs.sort_by_key(|(cost, ..)| std::cmp::Reverse(*cost));
             let again = if options.slow { costs.len() } else { 1 };
@@ -278,7 +278,7 @@ fn own_shapes(body: &Body, place: &Place, size: usize) -> Vec<(&'static str, Vec
     again.chain(many).collect()
 }
 
-/// Bodies whose memory use was amplified before, with their fields.
+/// Bodies that once cost many times their size in memory. The names say in which field.
 fn worst(size: usize) -> Vec<(&'static str, Vec<u8>)> {
     let around = |before: &str, value: Vec<u8>| [before.as_bytes(), &value, b"}"].concat();
     let code = "{\"code\":\"1\",";
@@ -314,8 +314,8 @@ fn together(options: Options) -> Result<String, String> {
     ground.victim.served("good-1", "()=>1")?;
     gauge.quiet(BACK);
     let before = gauge.rss().ok_or("the daemon died")?;
-    // The bound allows for half of the default pool of 256 MiB, and for a client. The pool counts a
-    // body twice.
+    // The bound allows for half of the default pool of 256 MiB, and as much again for the work on
+    // bodies. The pool charges a body twice.
     let allowed = before + 128 + 128;
     gauge.reset();
     let size = if options.slow { 48 * MIB } else { USUAL };
@@ -358,7 +358,7 @@ fn turns(options: Options) -> Result<String, String> {
     const BODIES: usize = 12;
     let ground = Ground::start("");
     ground.victim.served("good-1", "()=>1")?;
-    // The victim's request is just large enough for the same lane: small ones have a lane of their own.
+    // The victim's request is just large enough for the lane of the attacker's bodies.
     let (body, victims) = (escapes(4 * MIB), escapes(MIB + 1024));
     let (mut before, mut after, mut served) = (0, 0, Err(String::new()));
     std::thread::scope(|scope| {
@@ -367,7 +367,7 @@ fn turns(options: Options) -> Result<String, String> {
         let sent: Vec<_> = sent.into_iter().filter_map(|sent| sent.join().ok()?.ok()).collect();
         let answers = || sent.iter().filter(|stream| answered(stream)).count();
         wait(UNSERVED, || answers() > 0);
-        // Its turn can come once the whole of it has been sent.
+        // The victim's turn can come once its whole request has been sent.
         let begun = Instant::now();
         let asked = ground.victim.begin("POST", "/v1/tenants/good-1/load", &victims);
         before = answers();
@@ -380,9 +380,9 @@ fn turns(options: Options) -> Result<String, String> {
     });
     let said =
         format!("{before} of {BODIES} answered when the victim had asked, {after} when its answer came ({served:?})");
-    // In the order of arrival all of those that wait would come first. In turns only the body being
-    // processed and the one whose turn has come do, and those processed while the victim's script
-    // runs.
+    // In the order of arrival, all waiting bodies would be answered before the victim. As uids take
+    // turns, only these are: the body in progress, the body whose turn has come, and any bodies
+    // processed while the victim's script runs.
     let in_time = served.is_ok_and(|took| !options.bench || took <= options.served_within());
     let waiting = BODIES - before;
     if in_time && before < BODIES / 2 && after - before <= waiting * 2 / 3 { Ok(said) } else { Err(said) }
@@ -412,11 +412,11 @@ fn dearest(options: Options) -> Result<String, String> {
     let said = format!("{} MiB: {sent:?}; meanwhile {asked} times 40 KiB: {served:?}", large.len() / MIB);
     let pings = pings.verdict(options.bench).map_err(|pings| format!("{said}; {pings}"))?;
     let in_time = served.is_ok_and(|took| took <= options.served_within());
-    // The body must have been accepted, and the work on it must have lasted.
+    // The body must have been accepted, and the work on it must have outlasted a small request.
     if in_time && sent.is_ok() && asked > 1 { Ok(format!("{said}; {pings}")) } else { Err(said) }
 }
 
-/// An error that repeats a part of a request is short all the same.
+/// An error that repeats a part of a request is short, however long that part is.
 fn details(_: Options) -> Result<String, String> {
     const MOST: usize = 2048 + '…'.len_utf8();
     let ground = Ground::start("");
@@ -492,7 +492,7 @@ fn queries(_: Options) -> Result<String, String> {
                 let mut stream = ground.root.connect().map_err(|error| error.to_string())?;
                 // The daemon may refuse an overlong head before it has read all of it.
                 let _ = send(&mut stream, call.method, &target, &[b"{}"]);
-                // Some answers follow events and never end.
+                // Only the first bytes are read, because an answer that follows events never ends.
                 let first = stream.read(&mut [0; 64]).map_err(|error| format!("{call}: {error}"))?;
                 if first == 0 {
                     return Err(format!("{call}?{name}: closed without an answer"));

@@ -25,7 +25,7 @@ fn enisle(ground: &Ground, arguments: &[&str], code: &str) -> Output {
     child.wait_with_output().expect("it ends")
 }
 
-/// The result, with its bytes as they are in an answer.
+/// The bytes of the result, exactly as an answer contains them.
 fn result_in(answer: &[u8]) -> Option<&[u8]> {
     const NAME: &[u8] = b"\"result\":";
     let from = answer.windows(NAME.len()).position(|window| window == NAME)? + NAME.len();
@@ -33,8 +33,8 @@ fn result_in(answer: &[u8]) -> Option<&[u8]> {
     answer.get(from..logs)
 }
 
-/// Each is a result that the script may have, or an exception of the script's, so the exit code is
-/// 0 or 1, never 70.
+/// Each script returns a valid result or throws. So the client's exit code must be 0 or 1, never 70
+/// (an answer that cannot be read).
 const RESULTS: &[(&str, &str)] = &[
     ("a lone surrogate", "()=>'\\ud800'"),
     ("a lone surrogate as a name", "()=>({['\\udfff']:1})"),
@@ -112,7 +112,7 @@ fn terminal(_: Options) -> Result<String, String> {
     Err(format!("printed as they were: {}", raw.iter().map(|c| format!("U+{c:04X}")).collect::<Vec<_>>().join(" ")))
 }
 
-/// The client's own lines begin at the margin; no line of a script's does.
+/// The client's own lines begin at the margin. No line that a script prints does.
 fn forged(_: Options) -> Result<String, String> {
     let ground = Ground::start("");
     let said = "violation: a layer stopped it";

@@ -29,8 +29,8 @@ const TRIALS: &str = "async (trials) => {
     return seen;
 }";
 
-/// How well a figure separates two kinds: the fraction of all pairs in which the second one has
-/// more. 0.5 means not at all.
+/// How well a figure separates two kinds: the fraction of all pairs in which the figure of the
+/// second kind is greater. Equal figures count half. 0.5 means not at all.
 fn area_under_curve(cached: &[i64], evicted: &[i64]) -> f64 {
     let pairs = evicted.iter().flat_map(|b| cached.iter().map(move |a| a.cmp(b)));
     let halves: u64 = pairs
@@ -46,7 +46,7 @@ fn area_under_curve(cached: &[i64], evicted: &[i64]) -> f64 {
 }
 
 fn stopwatch(options: Options) -> Result<String, String> {
-    // Fewer trials scatter more.
+    // With fewer trials the figure scatters more.
     let (trials, tolerance) = if options.slow || options.bench { (20_000, 0.02) } else { (2_000, 0.06) };
     let limits = "[defaults.limits]\ncpu_ms = 300000\nwall_ms = 3600000\noutput_bytes = 16000000\n";
     let unmoved = ["busy", "computeOnly"]

@@ -1,4 +1,4 @@
-//! A full disk: decisions hold, and are written as soon as there is room.
+//! A full disk: decisions stay in force, and are written as soon as there is room.
 
 use std::ffi::OsStr;
 use std::fs;
@@ -46,7 +46,7 @@ impl Disk {
         Path::new("/proc").join(self.holder.id().to_string()).join("root").join(state).join(name)
     }
 
-    /// A command that sees the disk.
+    /// The same command, executed in the namespace in which the disk is mounted.
     fn inside(&self, command: &Command) -> Command {
         let mut inside = Command::new("nsenter");
         inside.args(["--mount", "--target", &self.holder.id().to_string(), "--"]);
@@ -132,7 +132,7 @@ fn full(_: Options) -> Result<String, String> {
 fn small(_: Options) -> Result<String, String> {
     const POLICIES: usize = 700;
     let place = folder();
-    // A file of the ordinary size does not fit beside the database.
+    // A log file of the ordinary size does not fit on this disk beside the database.
     let disk = Disk::mount(&place, 11)?;
     let ground = disk.start(place, "[audit]\nkeep_mb = 16\n");
     if !ground.daemon.log().contains("audit.keep_mb is more than half of the filesystem") {

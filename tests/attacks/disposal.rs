@@ -26,7 +26,7 @@ pub(crate) const CASES: &[Case] = &[
     Case { id: "S14 bound", title: "moving out has a bound; without the bound, moving out goes on", run: bound },
 ];
 
-/// What the runs leave behind.
+/// What the runs leave behind: a name, and the code that leaves it.
 const LEFT: &[(&str, &str)] = &[
     ("array buffers", "for (let i = 0; i < 400000; i++) a.push(new ArrayBuffer(100))"),
     ("one byte each", "for (let i = 0; i < 400000; i++) a.push(new ArrayBuffer(1))"),
@@ -44,7 +44,7 @@ const LEFT: &[(&str, &str)] = &[
     ("little", "a.push(1)"),
 ];
 
-/// A daemon that moves no tenant for what it computes or holds.
+/// A daemon that moves no tenant because of what the tenant computes or holds.
 fn daemon(workers: &str) -> Daemon {
     daemon_with(workers, 256)
 }
@@ -124,7 +124,7 @@ fn usage_on(daemon: &Daemon) -> Result<String, String> {
         let complete = close(of_run) || computed < 15.0;
         if run["outcome"] == "ok" && close(charged) && complete { said.push(line) } else { failures.push(line) }
     }
-    // A kept isolate is not disposed of, so the same script costs less by that much.
+    // A kept isolate is not disposed of, so a run of the same code costs less there.
     let source = format!("export default () => {{ const a = globalThis.a = []; {} }}", LEFT[0].1);
     daemon.request("PUT", "/v1/tenants/t/scripts/s", json!({ "code": source }).to_string().as_bytes());
     let stays = daemon.request("POST", "/v1/tenants/t/scripts/s/run", b"{}").ok();
@@ -139,7 +139,7 @@ fn usage_on(daemon: &Daemon) -> Result<String, String> {
     if failures.is_empty() { Ok(said.join("; ")) } else { Err(failures.join("; ")) }
 }
 
-/// A computation, and then something that ends the process.
+/// What ends the process after a computation: a name, the run's outcome, and the code.
 const KILLERS: &[(&str, &str, &str)] = &[
     ("over its memory", "exceededMemory", "encodeURIComponent('\\ufdfa'.repeat(2e7))"),
     ("over its time", "exceededWall", "Array.prototype.indexOf.call({ length: 2 ** 53 - 1 }, 1)"),
@@ -150,8 +150,8 @@ const COMPUTES: &str = "let x = 0; for (let i = 0; i < 1e8; i++) x = (x * 31 + i
 const KILLED_WALL_MS: u32 = 5_000;
 
 /// A run is charged even if its process ends with it. The answer and the tenant's usage must
-/// contain at least the cost of the same computation by itself, and no more than the time that
-/// passed.
+/// contain at least 70 % of what the same computation costs by itself, and the answer no more than
+/// the time that passed.
 fn killed(options: Options) -> Result<String, String> {
     let worker = attack_worker().display().to_string();
     let daemon = daemon(&format!("program = {worker:?}\n"));
@@ -187,7 +187,7 @@ fn killed_on(daemon: &Daemon) -> Result<String, String> {
     Ok(said.join("; "))
 }
 
-/// A client that hangs up ends its run, and is charged for what the run computed.
+/// If a client hangs up, its run ends, and the tenant is charged for what the run computed.
 fn gone(options: Options) -> Result<String, String> {
     let daemon = daemon("");
     answering(&daemon, options, || gone_on(&daemon))
@@ -260,18 +260,17 @@ fn neighbour_on(daemon: &Daemon, options: Options) -> Result<String, String> {
     Ok(said.join("; "))
 }
 
-/// A script that is kept, and buffers that each of its runs adds.
+/// A script whose isolate is kept, and which gathers buffers in every run.
 const GATHERS: &str = "const a = []; export default (n) => { for (; n > 0; n--) a.push(new ArrayBuffer(1)); return 1 }";
 
-/// A tenant with a kept script moves out of a process where a neighbour stays, with one of the
-/// defences `lifted`, or none.
+/// What was observed while a tenant moved out of a process where a neighbour stays.
 struct Move {
     daemon: Daemon,
     /// The process where the tenant lived.
     worker: i32,
-    /// The CPU time of its thread there after the order to leave, as far as it was observed, and in
-    /// total.
+    /// The CPU time in ms that its thread there used after the order to leave, as far as observed.
     leaving: f64,
+    /// The CPU time in ms that its thread there used in total.
     computed: f64,
     /// The latencies of pings during the move.
     pings: Pings,
@@ -310,7 +309,7 @@ fn move_out(lifted: Option<&str>, runs: u32, buffers: u32) -> Result<Move, Strin
                 return Err(format!("the tenant has not left after {:?}", begun.elapsed()));
             }
         }
-        // By the time this run is answered, the daemon knows that the thread has ended.
+        // When this run is answered, the daemon has also learnt that the tenant's thread has ended.
         let good = daemon.run("good", "() => 1");
         if good["result"] == 1 { Ok(computed) } else { Err(good.to_string()) }
     };
@@ -319,7 +318,7 @@ fn move_out(lifted: Option<&str>, runs: u32, buffers: u32) -> Result<Move, Strin
     Ok(Move { daemon, worker, leaving: computed - before, computed, pings })
 }
 
-/// The CPU time charged to the tenant, and the CPU time of its threads in the old home and the new.
+/// The CPU time charged to the tenant, and the CPU time that its threads used in both homes.
 fn charged(moved: &Move) -> Result<(f64, f64), String> {
     let now = moved.daemon.worker_of("t");
     let (charged, there) = settled(&moved.daemon, now)?;

@@ -48,14 +48,15 @@ fn operator(ground: &Ground) -> Peer {
 const UNENDING: &str = r#"{"code":"()=>Array.prototype.indexOf.call({length:2**53-1},1)","limits":{"cpuMs":5}}"#;
 
 /// The evidence left during a flood: root's orders, each with the move that follows; policies; and
-/// what the daemon itself observes of other tenants.
+/// moves that the daemon makes because the victim's runs end processes.
 const ORDERS: usize = 20;
 const POLICIES: usize = 1200;
 const KILLS: usize = 3;
 
-/// Floods from before the first evidence is left until all of it is. All the evidence must then be
-/// where operators look: in the audit log, whose chain must be whole. The moves that follow from
-/// root's orders must also be among the listed events and in the daemon's own log.
+/// Floods the daemon before the first piece of evidence is left, and until the last one is. All the
+/// evidence must then be where operators look: in the audit log, whose chain must be whole. The
+/// moves that follow from root's orders must also be among the listed events and in the daemon's
+/// own log.
 fn wash(options: Options, config: &str, flood: impl Fn(&Ground) -> usize + Sync) -> Result<String, String> {
     let ground = Ground::start(config);
     let done = AtomicBool::new(false);
@@ -114,7 +115,7 @@ fn wash(options: Options, config: &str, flood: impl Fn(&Ground) -> usize + Sync)
     if count == 0 { Ok(format!("{said}; {pings}")) } else { Err(format!("{said}; {count} lost: {}", lost.join(", "))) }
 }
 
-/// Leaves the evidence.
+/// Leaves the evidence that the flood is to wash away.
 fn leave(ground: &Ground) -> Result<(), String> {
     for n in 0..ORDERS {
         let order = format!(r#"{{"level":"sealed","reason":"EVIDENCE {n}"}}"#);
@@ -183,7 +184,7 @@ fn networks(options: Options) -> Result<String, String> {
     })
 }
 
-/// Orders with the longest reasons, each of them two lines of the audit log.
+/// Orders with the longest reasons. Each causes two lines of the audit log.
 fn orders(options: Options) -> Result<String, String> {
     let reason = "x".repeat(1000);
     let bodies = ["solo", "sealed"].map(|level| json!({ "level": level, "reason": reason }).to_string());
@@ -202,8 +203,8 @@ fn policies(options: Options) -> Result<String, String> {
     })
 }
 
-/// A full log loses its oldest files. An operator's part of the log is used up before the log is
-/// full. Root can fill the log, because no part bounds root.
+/// A full log loses its oldest files. An operator's share of the log is used up before the log is
+/// full. Root can fill the log, because no share bounds root.
 fn turned(_: Options) -> Result<String, String> {
     const FILLS: usize = 1500;
     let config = format!("[audit]\nkeep_mb = 16\n{OPERATOR_RULE}");
@@ -231,8 +232,8 @@ fn turned(_: Options) -> Result<String, String> {
     }
 }
 
-/// The names in policies occupy the daemon's memory. An operator that has reached its bound can set
-/// no more after a restart. It could if a restart forgot who had set them.
+/// The names in policies occupy the daemon's memory. An operator that has used up its share can set
+/// no more policies after a restart. It could if the daemon forgot at the restart who had set them.
 fn restarted(_: Options) -> Result<String, String> {
     const MORE: usize = 20;
     let config = format!("[api]\nscript_mb = 1\n{OPERATOR_RULE}");
@@ -398,7 +399,7 @@ fn pipe(options: Options) -> Result<String, String> {
             while !waits_to_write(&ground) && begun.elapsed() < Duration::from_secs(60) {
                 given += orders(given);
             }
-            // Orders are given once more, with a full pipe.
+            // Orders are given once more, now that the pipe is full.
             given += orders(usize::MAX);
             done.store(true, Ordering::Relaxed);
             (flood.join().unwrap_or(0), given)
@@ -413,8 +414,8 @@ fn pipe(options: Options) -> Result<String, String> {
     Ok(format!("{said}, and the log waited for its reader; {pings}"))
 }
 
-/// Whether a thread of the daemon waits to write to standard error: system call 1 on descriptor 2
-/// (proc(5), `syscall`).
+/// Whether a thread of the daemon waits to write to standard error: system call 1 (`write`) on
+/// descriptor 2 (proc(5), `syscall`).
 fn waits_to_write(ground: &Ground) -> bool {
     let threads = fs::read_dir(format!("/proc/{}/task", ground.daemon.pid()));
     threads

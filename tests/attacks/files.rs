@@ -36,7 +36,7 @@ pub(crate) const CASES: &[Case] = &[
 
 const SECRET: &str = "MY_SECRET_TOKEN";
 
-/// The client, as the victim would type it.
+/// Starts the client with a command that the victim would type.
 fn client(place: &Path, arguments: &[&str]) -> Child {
     let (script, home) = (place.join("s.js"), place.join("home"));
     fs::write(&script, "(env) => env.key").expect("the folder is ours");
@@ -47,7 +47,8 @@ fn client(place: &Path, arguments: &[&str]) -> Child {
     command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().expect("the client runs")
 }
 
-/// What an attacker receives on a listening socket. It answers each request with a forged result.
+/// Receives what clients send to the attacker's socket, and answers each request with a forged
+/// result.
 fn hear(listener: &UnixListener, done: &AtomicBool) -> Vec<u8> {
     let mut heard = Vec::new();
     listener.set_nonblocking(true).expect("a socket");
@@ -78,7 +79,7 @@ fn forge(mut stream: UnixStream, heard: &mut Vec<u8>) {
     }
 }
 
-/// Runs the victim's client against a socket of the attacker's.
+/// Runs the victim's client against a socket of the attacker.
 fn spoof(place: &Path, socket: &Path, arguments: &[&str]) -> Result<String, String> {
     let attacker = Peer::call(place, ATTACKER, "listen", socket);
     let listener = attacker.listen().map_err(|error| error.to_string())?;
@@ -117,7 +118,7 @@ fn spoofed(_: Options) -> Result<String, String> {
     Err(format!("{said}; but the client refuses root's daemon as well: {output:?}"))
 }
 
-/// A folder where every user may create files, as in `/tmp`.
+/// A folder that contains the folder `open`, where every user may create files, as in `/tmp`.
 fn open_folder() -> TempDir {
     let place = folder();
     let open = place.path().join("open");
@@ -146,7 +147,7 @@ fn start(folder: &Path, socket: &Path) -> Result<Started, String> {
     if is_alive(pid) { Ok(started) } else { Err(fs::read_to_string(folder.join("log")).unwrap_or_default()) }
 }
 
-/// A daemon to which no request is sent.
+/// A daemon that only has to start. It is killed when this value is dropped.
 struct Started(Child);
 
 impl Drop for Started {
@@ -204,7 +205,7 @@ fn modes(_: Options) -> Result<String, String> {
         let process =
             leashed(place.path(), &place.path().join("s"), umask).spawn().map_err(|error| error.to_string())?;
         let daemon = enisle_tests::Daemon::await_answer(process, place);
-        // Do everything that creates files: policies, orders, scripts, runs.
+        // Do what creates files: a policy, a run, an order.
         daemon.request("PUT", "/v1/tenants/t", br#"{"secrets":["key"]}"#).ok();
         daemon.run("t", "()=>1");
         let order = br#"{"level":"sealed","reason":"to be written down"}"#;
@@ -266,7 +267,7 @@ fn above(_: Options) -> Result<String, String> {
     if said.contains(&word) { Ok(said) } else { Err(said) }
 }
 
-/// Exchanges the folder as the owner of its parent could.
+/// Exchanges the state folder, as the owner of its parent folder could.
 fn exchanged(options: Options) -> Result<String, String> {
     let ground = Ground::start("");
     answering(&ground, options, || exchanged_on(&ground))

@@ -1,5 +1,5 @@
-//! The ground of every attack: a daemon under a memory bound, peers of several uids, and
-//! measurements.
+//! What the attacks share: a daemon under a memory bound with peers of several uids (a [`Ground`]),
+//! and measurements.
 
 use std::ffi::OsStr;
 use std::fs;
@@ -33,11 +33,11 @@ pub(crate) const STRANGER: u32 = 5003;
 
 /// A daemon that answers nothing for this long has stalled.
 pub(crate) const STALLED: Duration = Duration::from_secs(5);
-/// A request of the victim's that takes longer counts as not served.
+/// A request of the victim that takes longer than this counts as not served.
 pub(crate) const UNSERVED: Duration = Duration::from_secs(15);
 
-/// How long a request of the victim's may take. Only the benchmark enforces the exact figure:
-/// beside a test, other work may run.
+/// How long a request of the victim may take. Only the benchmark enforces the exact figure, because
+/// other work may run beside a test.
 pub(crate) fn served_within(bench: bool) -> Duration {
     Duration::from_secs(if bench { 1 } else { 2 })
 }
@@ -51,7 +51,7 @@ impl Options {
 /// How much the daemon may commit: well above every bound that it must keep.
 const LEASH_MIB: u64 = 6144;
 
-/// The peers of every daemon here. `share` is the attacker's `share_percent`, if it has one.
+/// The rules of every daemon here. `share` is the attacker's `share_percent`, if it has one.
 fn peers(share: Option<u32>) -> String {
     let share = share.map_or_else(String::new, |percent| format!("share_percent = {percent}\n"));
     format!(
@@ -144,7 +144,7 @@ impl Ground {
         let peer = |uid| Peer::start(daemon.folder.path(), uid, &daemon.socket());
         let (attacker, victim, stranger, root) = (peer(ATTACKER), peer(VICTIM), peer(STRANGER), peer(0));
         // The socket's mode would keep the stranger out, so the mode is widened: the attacks test
-        // the policy.
+        // the rules of `[[peers]]`.
         fs::set_permissions(daemon.socket(), fs::Permissions::from_mode(0o666)).expect("it is ours");
         Self { _keeps: Keeps(daemon.folder.path().to_owned()), daemon, attacker, victim, stranger, root }
     }
@@ -153,8 +153,8 @@ impl Ground {
         Gauge(self.daemon.pid())
     }
 
-    /// Makes the daemon remember events as long as a client can make them; returns how many bytes a
-    /// list of them has.
+    /// Fills the daemon's list of events with the longest events that a client can cause; returns
+    /// the list's size in bytes.
     pub(crate) fn fill_events(&self) -> Result<usize, String> {
         const ORDERS: usize = 1100;
         const ENOUGH: usize = 4_000_000;
@@ -201,8 +201,8 @@ pub(crate) fn leashed(folder: &Path, socket: &Path, umask: u32) -> Command {
     Daemon::command_of(&words, folder, socket)
 }
 
-/// Whether a daemon answers on the socket. A daemon listens before it has tried everything that may
-/// end its start.
+/// Whether a daemon answers on the socket. A connection alone proves too little: a daemon listens
+/// before it has tried everything at which its start may fail.
 pub(crate) fn pings(socket: &Path) -> bool {
     let Ok(mut stream) = UnixStream::connect(socket) else { return false };
     let asked = send(&mut stream, "GET", "/_ping", &[]);
@@ -210,7 +210,7 @@ pub(crate) fn pings(socket: &Path) -> bool {
     asked.is_ok() && Answer::read(&mut stream).is_ok_and(|answer| answer.status == 200)
 }
 
-/// Connections of one uid, made by a process of that uid.
+/// A process of one uid (the program `peer`), and the connections that it makes for the test.
 pub(crate) struct Peer {
     uid: u32,
     process: Child,
@@ -222,7 +222,7 @@ impl Peer {
         Self::call(folder, uid, "connect", socket)
     }
 
-    /// Starts a process of that uid for one of the calls of `peer`.
+    /// Starts the program `peer` as this uid, with one of its calls.
     pub(crate) fn call(folder: &Path, uid: u32, call: &str, place: &Path) -> Self {
         // The build folder may be closed to other users.
         let program = folder.join("peer");
@@ -267,7 +267,7 @@ impl Peer {
         Ok(self.hand_over()?.0)
     }
 
-    /// One request on a connection of its own, one answer.
+    /// Sends one request on a connection of its own, and reads the answer.
     pub(crate) fn ask(&self, method: &str, path: &str, body: &[u8]) -> io::Result<Answer> {
         self.ask_within(PATIENCE, method, path, &[body])
     }
@@ -288,8 +288,8 @@ impl Peer {
         Ok(stream)
     }
 
-    /// Sends bodies except for their last byte: the daemon holds what has arrived until it cuts
-    /// them off.
+    /// Sends bodies except for their last byte: the daemon holds what has arrived until it closes
+    /// the connections.
     pub(crate) fn unfinished(&self, how_many: usize, bytes: usize) -> Vec<UnixStream> {
         let body = vec![b' '; bytes];
         let send = |number| {
@@ -320,7 +320,7 @@ impl Peer {
     }
 
     /// Sends the same request for every path, pipelined over a few connections; returns how many
-    /// answers had that status.
+    /// answers had the given status.
     pub(crate) fn flood(&self, streams: usize, method: &str, paths: &[String], body: &[u8], status: u16) -> usize {
         let wanted = format!("HTTP/1.1 {status}");
         std::thread::scope(|scope| {
@@ -410,7 +410,7 @@ pub(crate) fn answered(stream: &UnixStream) -> bool {
 pub(crate) struct Gauge(i32);
 
 impl Gauge {
-    /// The gauge of a worker.
+    /// The gauge of any process.
     pub(crate) fn of(pid: i32) -> Self {
         Self(pid)
     }

@@ -1,8 +1,8 @@
 //! Attacks on the daemon itself, over its socket: by a peer with few rights, and by a user with
 //! none.
 //!
-//! Each case reproduces an attack that was found, or a variant of one: it attacks a real `enisled`
-//! as another uid, and measures the damage. Where the defence can be configured away
+//! Each case reproduces an attack that was found, or a variant of one: it attacks a real `enisled`,
+//! mostly as another uid, and measures the damage. If the defence can be switched off
 //! (`share_percent = 100`, `near_percent = 0`), the attack must succeed without the defence;
 //! otherwise the attack's failure would prove nothing.
 //!
@@ -18,13 +18,14 @@
 //! | [`thread`] | the supervisor's one thread |
 //! | [`rights`] | the supervisor's one thread, by descriptors that clients pass to it |
 //! | [`tenant`] | a worker's memory, by a script |
-//! | [`clock`] | the time, by a script |
+//! | [`clock`] | the clock that scripts see, by a script |
 //! | [`disposal`] | a tenant's neighbours and its bill, by what a run leaves behind |
 //! | [`client`] | the command line, by a script |
 //! | [`numbers`] | the configuration |
 //!
-//! `--only ID` picks cases by a prefix of their ids, `--slow` sends every body at full size,
-//! `--bench` also enforces the performance figures, which requires an otherwise idle machine.
+//! `--only ID` picks cases by a prefix of their ids. `--slow` attacks at full size: the largest
+//! bodies, more names, more rounds. `--bench` enforces the exact performance figures, and so
+//! requires an otherwise idle machine.
 #![forbid(unsafe_code)]
 #![allow(clippy::print_stdout, clippy::print_stderr, reason = "a test runner of its own")]
 
@@ -57,7 +58,7 @@ pub(crate) struct Options {
     pub(crate) bench: bool,
 }
 
-/// One attack. `run` returns its figures if the daemon held, and the damage if it did not.
+/// One attack. `run` returns figures if the daemon withstood the attack, and otherwise the damage.
 pub(crate) struct Case {
     id: &'static str,
     title: &'static str,
@@ -102,7 +103,7 @@ fn main() -> ExitCode {
     std::thread::spawn(move || {
         std::thread::sleep(longest);
         eprintln!("the attacks took longer than {} s: given up", longest.as_secs());
-        // Daemons end with the process that started them.
+        // A daemon under `leash` ends with this process.
         std::process::exit(1);
     });
     let wanted = |case: &&Case| only.is_none_or(|only| case.id.starts_with(only.as_str()));
@@ -110,8 +111,8 @@ fn main() -> ExitCode {
     let mut failed = Vec::new();
     for case in &cases {
         let begun = Instant::now();
-        // A daemon ends with the thread that started it, so attacks run one after the other on this
-        // one.
+        // A daemon under `leash` ends with the thread that started it. So all attacks run on this
+        // thread, one after the other.
         let result = catch_unwind(AssertUnwindSafe(|| (case.run)(options)));
         let result = result.unwrap_or_else(|_| Err("the attack panicked; see above".to_owned()));
         let Case { id, title, .. } = case;
@@ -131,7 +132,7 @@ fn main() -> ExitCode {
         }
         Err(open) => println!("! files of the attacked daemons are open to others: {open}"),
     }
-    // Failures are printed again, for a reader who has only the end of a long log.
+    // Failures are printed again, for a reader who sees only the end of a long log.
     failed.iter().for_each(|said| println!("{said}"));
     println!("{} passed, {} failed", cases.len() - failed.len(), failed.len());
     if cases.is_empty() {

@@ -32,7 +32,7 @@ pub(crate) const CASES: &[Case] = &[
 const MIB: usize = 1 << 20;
 const BACK: Duration = Duration::from_secs(10);
 
-/// Registers a script that sleeps, with a text of that size beside it.
+/// Registers a script that sleeps, with a text of this size as its second module.
 fn register(ground: &Ground, tenant: &str, id: &str, bytes: usize) -> Result<(), String> {
     let source = "export default (ms)=>new Promise(r=>setTimeout(()=>r(1),ms))";
     let modules = json!({ "m.js": source, "t": { "text": "x".repeat(bytes) } });
@@ -54,7 +54,7 @@ fn before(ground: &Ground) -> Result<u64, String> {
     ground.gauge().rss().ok_or_else(|| "the daemon died".to_owned())
 }
 
-/// The size that is allowed: the size before, the script as it is kept, the script once more while
+/// The daemon's allowed size: its size before, the script as it is kept, the script once more while
 /// it is sent, and the allowance for a request.
 fn allowed(before: u64, bytes: usize) -> u64 {
     before + (2 * bytes / MIB) as u64 + 64
@@ -100,7 +100,7 @@ fn abandoned(options: Options) -> Result<String, String> {
         let (mut sent, mut left) = (0, 0);
         for _ in 0..4 {
             let mut streams: Vec<_> = (0..30).filter_map(|_| begin(&ground, "acme-1", 1)).collect();
-            // Bytes behind a request must not hide the end of the connection.
+            // Bytes after a request must not hide the end of the connection.
             let behind = [&b""[..], b"G", b"GET /_ping HTTP/1.1\r\nhost: d\r\n\r\n"];
             for (stream, behind) in streams.iter_mut().zip(behind.iter().cycle()) {
                 let _ = stream.write_all(behind);
@@ -129,7 +129,7 @@ fn abandoned(options: Options) -> Result<String, String> {
     if peak <= allowed && back.is_ok() { pings.map(|pings| format!("{said}; {pings}")) } else { Err(said) }
 }
 
-/// A replaced version stays in memory while runs wait for it, and counts against the pool.
+/// A replaced version stays in memory while runs of it wait, and counts against the pool.
 fn replaced(_: Options) -> Result<String, String> {
     const BYTES: usize = 8 * MIB;
     let ground = Ground::start("[api]\nscript_mb = 64\n");
@@ -211,7 +211,7 @@ fn events(options: Options) -> Result<String, String> {
 }
 
 /// A discarded answer does not make its run free: the run is charged as if it had computed all the
-/// time.
+/// time, up to its `cpuMs`.
 fn unanswered(_: Options) -> Result<String, String> {
     const RESULT: usize = 900_000;
     let ground = Ground::start("[api]\nbody_mb = 16\nread_secs = 120\n");
@@ -232,13 +232,13 @@ fn unanswered(_: Options) -> Result<String, String> {
     let after = run().map_err(|error| error.to_string())?.status;
     let said =
         format!("{status}, outcomes {outcomes}, {took:.0} ms of CPU charged, reported: {reported}; later {after}");
-    // The charge also includes the next isolate of this run and of the run before, as far as their
-    // cost is known.
+    // The charge also includes the isolates that the thread made after this run and after the run
+    // before it, as far as their cost is known.
     let noted = outcomes.contains("\"exceededOutput\":1") && (699.0..750.0).contains(&took);
     if status == 507 && noted && reported && after == 200 { Ok(said) } else { Err(said) }
 }
 
-/// A sealed tenant's runs get an `env` of their own, without its secrets.
+/// Each run of a sealed tenant gets an `env` of its own, without the tenant's secrets.
 fn sealed(_: Options) -> Result<String, String> {
     const POOL_MIB: u64 = 32;
     let ground = Ground::start(&format!("[api]\nbody_mb = {POOL_MIB}\n"));
@@ -293,7 +293,7 @@ fn answers(options: Options, reading: bool) -> Result<String, String> {
     let peak = gauge.peak().ok_or("the daemon died")?;
     // The bound allows for a peer's half of the pool, and for the requests themselves.
     let allowed = before + 128 + 64;
-    // A client that takes a byte now and then must not hold the rest forever.
+    // A client that reads a byte now and then must not keep its answer in memory forever.
     let begun = Instant::now();
     let mut streams = held;
     let limit = Duration::from_secs(2 * WRITE_SECS) + BACK;
@@ -304,7 +304,7 @@ fn answers(options: Options, reading: bool) -> Result<String, String> {
         }
         for stream in streams.iter_mut().filter(|_| reading) {
             let _ = stream.set_nonblocking(true);
-            // A whole buffer of the socket's must be read before the daemon can write anything new.
+            // The client must read a whole buffer of the socket before the daemon can write more.
             let _ = stream.read(&mut [0; 4096]);
         }
         std::thread::sleep(Duration::from_millis(100));
@@ -320,8 +320,8 @@ fn answers(options: Options, reading: bool) -> Result<String, String> {
     if held { pings.map(|pings| format!("{said}; {pings}")) } else { Err(said) }
 }
 
-/// A charge covers the real cost: the pool is full before the daemon has grown by twice the size of
-/// the pool.
+/// The charge for a script covers its real cost: the pool is full before the daemon has grown by
+/// twice the size of the pool.
 fn fill(options: Options, body: &[u8], most: usize, script_mb: u64) -> Result<String, String> {
     let ground = Ground::start(&format!("[api]\nscript_mb = {script_mb}\n"));
     let gauge = ground.gauge();
@@ -331,7 +331,7 @@ fn fill(options: Options, body: &[u8], most: usize, script_mb: u64) -> Result<St
     let (got, pings) = probed(&ground, || ground.attacker.flood(2, "PUT", &paths, body, 201));
     gauge.quiet(BACK);
     let after = gauge.rss().ok_or("the daemon died")?;
-    // A pool of their own bounds the names, and an allocator keeps some memory.
+    // Tenants' names have a pool of their own, and the allocator keeps some memory.
     let allowed = before + 2 * script_mb + 8;
     let said = format!("{got} scripts in {script_mb} MiB, {after} MiB, {before} before, {allowed} allowed");
     let pings = pings.verdict(options.bench);
@@ -358,15 +358,15 @@ fn policies(_: Options) -> Result<String, String> {
     if left.is_ok() && got > 10 && got < TRIED && plain { Ok(said) } else { Err(said) }
 }
 
-/// A policy with the most secrets, whose names make an answer as long as the largest request: each
-/// character takes six bytes.
+/// A policy with the most secrets. In JSON it is as long as the largest request may be, because
+/// each character of a secret's name takes six bytes.
 pub(crate) fn largest_policy() -> String {
     json!({ "secrets": vec!["\u{1}".repeat(107); 100] }).to_string()
 }
 
 /// Names that the daemon must remember, each with the most expensive state that needs no process.
 fn names(options: Options) -> Result<String, String> {
-    // An attack may leave 100 MiB in total; a quarter of the names may leave a quarter of that.
+    // All the names may leave the daemon at 100 MiB. A quarter of them may add a quarter of that.
     let names = if options.slow || options.bench { 100_000 } else { 25_000 };
     let ground = Ground::start("");
     let gauge = ground.gauge();
@@ -389,11 +389,11 @@ fn names(options: Options) -> Result<String, String> {
     if all && left.is_ok() { Ok(format!("{said}; {pings}")) } else { Err(said) }
 }
 
-/// A home's memory goes with the home, even if its process dies: a name that has run something
-/// leaves as much as a name that has not, and the outcomes of its runs.
+/// A home's memory is freed with the home, even if its process dies. A name that has run something
+/// leaves as much as a name that has run nothing, and the outcomes of its runs.
 fn lived(options: Options) -> Result<String, String> {
-    // Fewer names leave more each, 1,086 to 1,392 bytes in six runs, probably because of the
-    // database's cache.
+    // With fewer names each name leaves more: 1,086 to 1,392 bytes in six runs, probably because of
+    // the database's cache.
     let (names, most_bytes) = if options.slow || options.bench { (20_000, 1200) } else { (1500, 1600) };
     let ground = Ground::start("idle_secs = 0\n[cordon.rules]\nunexplained_secs = 0\n");
     let gauge = ground.gauge();

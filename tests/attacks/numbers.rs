@@ -16,7 +16,7 @@ pub(crate) const CASES: &[Case] = &[Case {
     run: numbers,
 }];
 
-/// Every key with a number, as the daemon itself prints them, with its heading.
+/// The heading and the key of every number that the daemon prints, and of `share_percent`.
 fn keys() -> Vec<(String, String)> {
     let printed = Command::new(programs().join("enisled")).arg("--print-config").output().expect("it is built");
     let printed = String::from_utf8_lossy(&printed.stdout).into_owned();
@@ -47,7 +47,7 @@ fn check(place: &Path, text: &str) -> Result<(), String> {
     }
 }
 
-/// Whether a daemon starts with the configuration that was checked last; if not, its last message.
+/// Starts a daemon with the configuration that was checked last. The error is its last message.
 fn live(place: &Path) -> Result<(), String> {
     let socket = place.join("s");
     let _ = fs::remove_file(&socket);
@@ -61,8 +61,8 @@ fn live(place: &Path) -> Result<(), String> {
     if lives { Ok(()) } else { Err(format!("the start ended: {status}, {last}")) }
 }
 
-/// Numbers that have a range each, and that must also fit each other or the machine: the daemon may
-/// refuse an end of their range for that.
+/// Numbers that must not only be within their own ranges, but also fit each other or the machine.
+/// So the daemon may refuse an end of such a range.
 const RELATED: [&str; 12] = [
     "watch",
     "solo",
@@ -79,7 +79,7 @@ const RELATED: [&str; 12] = [
     "uid_base",
 ];
 
-/// The ends of a number's range, as the daemon states them when it refuses a value outside.
+/// The ends of a number's range, as the daemon states them when it refuses a value outside it.
 fn ends(refusal: &str) -> Option<(&str, &str)> {
     let (_, said) = refusal.split_once("it must be between ")?;
     let (least, said) = said.split_once(" and ")?;
@@ -100,12 +100,12 @@ fn numbers(_: Options) -> Result<String, String> {
         for value in ["9000000000000000000", "4294967295", "255", "-1", "nan", "inf", "1e300"] {
             match check(place.path(), &text(value)) {
                 Err(said) if !said.starts_with("Some(1) ") => failures.push(format!("{key} = {value}: {said}")),
-                // The TOML parser's error shows the line that it cannot read.
+                // An error of the TOML parser shows the line that it cannot read, with the key.
                 Err(said) if !said.contains(key) => failures.push(format!("{key} = {value} is not named: {said}")),
                 Err(said) => {
                     range = range.or_else(|| ends(&said).map(|(least, most)| (least.to_owned(), most.to_owned())))
                 }
-                // This value is within the range of a key that takes large numbers.
+                // This value is within the range of this key.
                 Ok(()) => {}
             }
         }
@@ -119,7 +119,7 @@ fn numbers(_: Options) -> Result<String, String> {
                 Err(said) if RELATED.contains(&key.as_str()) && !said.contains("it must be between") => continue,
                 Err(said) => failures.push(format!("{key} = {end}, an end of its range: {said}")),
             }
-            // TOML allows each heading once.
+            // TOML allows each heading once, so a line goes under an existing heading.
             if !RELATED.contains(&key.as_str()) {
                 let line = format!("{key} = {end}\n");
                 match together.find(&format!("{heading}\n")) {

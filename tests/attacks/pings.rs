@@ -18,8 +18,8 @@ const BEAT: Duration = Duration::from_millis(10);
 #[derive(Default)]
 pub(crate) struct Pings {
     took: Vec<Duration>,
-    /// The greatest delay of the probe itself, with no ping in flight, when other work kept it from
-    /// running. The schedule continues from there, because that delay is not the daemon's fault.
+    /// The greatest delay of the probe itself: no ping was in flight, and other work kept the probe
+    /// from running. That is not the daemon's fault, so the schedule is shifted by the delay.
     late: Duration,
     /// How long the daemon's thread waited for a processor, in total.
     waited: Duration,
@@ -106,8 +106,7 @@ impl Pings {
         sorted.get((sorted.len() * percent / 100).min(sorted.len().saturating_sub(1))).copied().unwrap_or_default()
     }
 
-    /// The latency that all pings kept except one in a hundred. Of fewer than a hundred pings, one
-    /// is excepted.
+    /// The longest latency of all pings except the slowest hundredth, which is at least one ping.
     fn all_but_one_in_a_hundred(&self) -> Duration {
         let mut sorted = self.took.clone();
         sorted.sort_unstable();
@@ -115,7 +114,7 @@ impl Pings {
         sorted.last().copied().unwrap_or_default()
     }
 
-    /// The attack's result with the latencies; `Ok` only if both hold.
+    /// The attack's result with the latencies; `Ok` only if both are good.
     pub(crate) fn beside(&self, options: Options, result: Result<String, String>) -> Result<String, String> {
         match (result, self.verdict(options.bench)) {
             (Ok(said), Ok(pings)) => Ok(format!("{said}; {pings}")),
@@ -123,8 +122,8 @@ impl Pings {
         }
     }
 
-    /// The latencies in words, or in what way the daemon has stalled. Only the benchmark enforces
-    /// the exact figures: beside a test, other work may run.
+    /// The latencies in words; an error if the daemon has stalled. Only the benchmark enforces the
+    /// exact figures, because other work may run beside a test.
     pub(crate) fn verdict(&self, bench: bool) -> Result<String, String> {
         let ms = |time: Duration| format!("{:.1}", time.as_secs_f64() * 1e3);
         let (p50, p99, most) = (self.at(50), self.all_but_one_in_a_hundred(), self.at(100));

@@ -49,11 +49,11 @@ pub(crate) const CASES: &[Case] = &[
 
 struct Pool {
     config: &'static str,
-    /// Whether the attack succeeds against today's daemon without shares.
+    /// Whether the attack must succeed if the attacker may hold everything.
     control: bool,
-    /// Takes everything that it can get; returns what it got, with the connections that keep it.
+    /// Takes what the attacker can get; returns what that was, with the connections that keep it.
     take: fn(&Ground) -> Taken,
-    /// The time until the other peer is served, or its refusal.
+    /// The time until the victim is served, or why it is not.
     serve: fn(&Ground) -> Result<Duration, String>,
 }
 
@@ -62,7 +62,7 @@ struct Taken {
     _held: Vec<UnixStream>,
 }
 
-/// The victim must be served before any client times out by itself.
+/// With these settings the daemon cuts no client off before the victim must be served.
 const PATIENT: &str = "[api]\nread_secs = 120\nwrite_secs = 120\n";
 
 fn attack(pool: &Pool, options: Options) -> Result<String, String> {
@@ -105,7 +105,7 @@ const NAMES: Pool = Pool {
     serve: |ground| ground.victim.answered("PUT", "/v1/tenants/good-new/scripts/s", br#"{"code":"1"}"#),
 };
 
-/// Runs of the longest allowed duration, with which a peer can hold a home.
+/// A run that sleeps for longer than the attack takes, and so holds a home.
 const SLEEPS: &str = r#"{"code":"()=>new Promise(r=>setTimeout(r,100000))","limits":{"wallMs":110000}}"#;
 
 /// Starts a run for each tenant, and waits until each tenant has a home or was refused one.
@@ -171,7 +171,7 @@ fn abandoned(options: Options) -> Result<String, String> {
     let said = format!("{begun} starts abandoned, at most {most} descriptors, {before} before; the victim: {served:?}");
     let pings = pings.verdict(options.bench).map_err(|pings| format!("{said}; {pings}"))?;
     let in_time = served.is_ok_and(|took| took <= options.served_within());
-    // The bound allows for the descriptors of connections, and for some of each process.
+    // The bound allows for the descriptors of connections, and for 20 for each process.
     if in_time && most <= before + EACH * 64 + 20 * MOST { Ok(format!("{said}; {pings}")) } else { Err(said) }
 }
 
@@ -196,7 +196,7 @@ fn serve_large(ground: &Ground) -> Result<Duration, String> {
     ground.victim.answered("POST", "/v1/tenants/good-1/load", &script(1 << 20))
 }
 
-/// Sends many requests at once, each as far as the daemon reads it.
+/// Sends many requests at once, each on a connection of its own that stays open.
 fn hold(ground: &Ground, how_many: usize, request: impl Fn(&mut UnixStream, usize) + Sync) -> Vec<UnixStream> {
     let hold = |number: usize| {
         let mut stream = ground.attacker.connect().expect("the attacker may connect");
@@ -271,13 +271,13 @@ const CHUNKS: Pool = Pool {
     serve: serve_large,
 };
 
-/// A body is charged twice, and the attacker holds half of the pool. So a body of an eighth of the
-/// pool fits. A larger body is refused without a wait, because the attacker will not return what it
-/// holds.
+/// The attacker holds half of the pool, the victim may hold half of the rest, and a body is charged
+/// twice. So a body of an eighth of the pool fits. A larger body is refused without a wait, because
+/// the attacker does not return what it holds.
 fn sizes(options: Options) -> Result<String, String> {
     const MIB: usize = 1 << 20;
     let ground = Ground::with(ANNOUNCED.config, None);
-    // These bodies leave less of the attacker's part than one more of them needs.
+    // These bodies leave less of the attacker's share than one more of them needs.
     let held = unfinished(&ground, 63);
     ground.gauge().quiet(Duration::from_secs(10));
     let (fits, too_large) = (script(30 * MIB), script(40 * MIB));
@@ -287,8 +287,8 @@ fn sizes(options: Options) -> Result<String, String> {
         (asked.map_or(0, |answer| answer.status), begun.elapsed())
     };
     let served = ask(&fits);
-    // By the second request, the attacker has held its memory for so long that the daemon no longer
-    // waits for it.
+    // When the victim sends the second request, the attacker has held its memory for so long that
+    // the daemon no longer waits for that memory.
     let (first, refused) = (ask(&too_large), ask(&too_large));
     let said = format!("beside {}: 30 MiB {served:?}, 40 MiB {first:?}, {refused:?}", open(&held));
     let in_time = refused.1 <= options.served_within() && (!options.bench || served.1 <= options.served_within());
@@ -343,8 +343,8 @@ fn half_heads(peer: &Peer, how_many: usize) -> Vec<UnixStream> {
         Some(stream)
     };
     let mut held: Vec<_> = (0..how_many).map_while(open).collect();
-    // An answer on the last connection shows that the daemon has accepted all before it; a daemon
-    // that accepts none any more gives no answer.
+    // An answer on the last connection shows that the daemon has accepted all before it. A daemon
+    // that no longer accepts connections gives no answer.
     wait(Duration::from_secs(2), || held.last().is_none_or(answered));
     held.retain(|stream| !answered(stream));
     held
@@ -360,7 +360,7 @@ const CONNECTIONS: Pool = Pool {
     serve: |ground| ground.victim.served("good-1", "()=>1"),
 };
 
-/// A connection costs most when it is accepted.
+/// The daemon has the most work with a connection when it accepts the connection.
 fn churn(options: Options) -> Result<String, String> {
     const SERVED: usize = 100;
     let ground = Ground::start("");
@@ -390,7 +390,7 @@ fn churn(options: Options) -> Result<String, String> {
     if in_time { Ok(format!("{said}; {pings}")) } else { Err(said) }
 }
 
-/// Whether the victim was served, and in time.
+/// The result of an attack: whether the victim was served, and in time.
 fn in_time(options: Options, said: String, served: Result<Duration, String>) -> Result<String, String> {
     let took = served.map_err(|refused| format!("{said}; the victim: {refused}"))?;
     let said = format!("{said}; the victim is served in {:.3} s", took.as_secs_f64());
@@ -407,7 +407,7 @@ fn two_uids(options: Options) -> Result<String, String> {
 
 /// How many connections uids without rules may have together.
 const STRANGERS: usize = 8;
-/// The open files of a connection: the socket, and the one that reports its end.
+/// The open files of a connection: the socket, and a second descriptor that reports its end.
 const EACH: usize = 2;
 
 fn stranger(options: Options) -> Result<String, String> {
@@ -470,7 +470,7 @@ fn quarter(_: Options) -> Result<String, String> {
 fn root(_: Options) -> Result<String, String> {
     let ground = Ground::with(SCRIPT_CONFIG, None);
     let got = register(&ground.root, "acme-", 1 << 20, SCRIPT_MB);
-    // A rule that names root binds it.
+    // A rule that names root binds root.
     let limited = format!("{SCRIPT_CONFIG}[[peers]]\nuid = 0\ntenants = [\"*\"]\nshare_percent = 50\n");
     let half = register(&Ground::with(&limited, None).root, "acme-", 1 << 20, SCRIPT_MB);
     let said = format!("{got} of {SCRIPT_MB} MiB for scripts, {half} where a rule says half");
@@ -488,12 +488,12 @@ fn processes(_: Options) -> Result<String, String> {
     if other.is_some() && one == two && other != one { Ok(said) } else { Err(said) }
 }
 
-/// Half of the processes belong to one uid and are busy, the other half belong to another uid and
-/// are idle: a newcomer gets one of the idle ones.
+/// Half of the processes belong to one uid and are busy, and the other half belong to another uid
+/// and are idle. A third uid must get one of the idle processes.
 fn third(options: Options) -> Result<String, String> {
     let ground = Ground::with(HOMES.config, None);
     let busy = take_homes(&ground, &names("acme-", 3));
-    // Root may hold the rest.
+    // Root takes the other processes, because no share bounds root.
     for tenant in names("own-", 3) {
         ground.root.served(&tenant, "()=>1")?;
     }
@@ -504,7 +504,7 @@ fn third(options: Options) -> Result<String, String> {
     if workers == 6 { Ok(said) } else { Err(said) }
 }
 
-/// A uid that holds the only unit must give it up as soon as it is idle.
+/// A uid that holds the only unit of a pool must give it up as soon as the unit is idle.
 fn tiny(options: Options) -> Result<String, String> {
     let mut said = Vec::new();
     let mut serve = |config: &str, what: &str, take: &dyn Fn(&Ground) -> Result<Vec<UnixStream>, String>| {

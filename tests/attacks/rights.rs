@@ -1,5 +1,5 @@
-//! Descriptors that a client passes: the process that drops the last reference to a lingering
-//! socket waits until the socket has lingered.
+//! Descriptors that a client passes: a process that drops the last reference to a lingering socket
+//! (`SO_LINGER`, socket(7)) waits until the socket has lingered.
 
 use std::io::{self, IoSlice, Read, Write};
 use std::net::{TcpListener, TcpStream};
@@ -22,13 +22,13 @@ pub(crate) const CASES: &[Case] = &[
     Case { id: "S10 rights before", title: "the same on a kernel that cannot refuse descriptors", run: before },
 ];
 
-/// The attacker may choose any value.
+/// How long the sockets linger. The attacker may choose any value.
 const LINGER_SECS: i32 = 3600;
 const CONNECTIONS: usize = 4;
-/// All connections that uids without rights may have together; one of these uids may have half.
+/// How many connections uids without rights may have together. One such uid may have half of them.
 const PLACES: usize = 8;
 
-/// A TCP socket that lingers over bytes that its peer never reads.
+/// A TCP socket that lingers because of bytes that its peer never reads, and the peer.
 fn lingering() -> io::Result<(TcpStream, TcpStream)> {
     let listener = TcpListener::bind("127.0.0.1:0")?;
     setsockopt(&listener, RcvBuf, &4096)?;
@@ -49,16 +49,16 @@ fn pass(stream: &UnixStream, flags: MsgFlags) -> io::Result<TcpStream> {
     Ok(unread)
 }
 
-/// Opens connections until the last one is answered, with a refusal: those before it hold every
-/// place.
+/// Opens [`PLACES`] connections, and waits until the last one is answered. That answer is a
+/// refusal, so the earlier connections hold every place that the uid may have.
 fn take_all_places(ground: &Ground) -> io::Result<Vec<UnixStream>> {
     let held = (0..PLACES).map(|_| ground.stranger.connect()).collect::<io::Result<Vec<_>>>()?;
     let refused = wait(PATIENCE, || held.last().is_some_and(answered));
     if refused { Ok(held) } else { Err(io::Error::other("no connection is refused")) }
 }
 
-/// Passes a descriptor on each of some connections before the daemon accepts the first. Returns how
-/// many descriptors were sent, and how many connections were refused.
+/// Opens [`CONNECTIONS`] connections and passes a descriptor on each, before the daemon accepts the
+/// first. Returns how many descriptors were sent, and how many connections were refused.
 fn pass_on_all(ground: &Ground, flags: MsgFlags) -> io::Result<(usize, usize)> {
     let daemon = Pid::from_raw(ground.daemon.pid());
     kill(daemon, Signal::SIGSTOP)?;
@@ -68,7 +68,8 @@ fn pass_on_all(ground: &Ground, flags: MsgFlags) -> io::Result<(usize, usize)> {
     let streams = streams.into_iter().collect::<io::Result<Vec<_>>>()?;
     let refused = |mut stream: &UnixStream| {
         let _ = stream.set_read_timeout(Some(STALLED));
-        // If no descriptor was passed, this is a whole request; otherwise the connection has ended.
+        // If no descriptor was passed, this is a whole request. Otherwise the daemon has ended the
+        // connection.
         let _ = stream.write_all(b"GET /_ping HTTP/1.1\r\nhost: d\r\n\r\n");
         let mut said = [0; 12];
         stream.read_exact(&mut said).is_ok() && said == *b"HTTP/1.1 503"

@@ -1,5 +1,5 @@
-//! What the API takes, as found by asking it: calls, the fields of their bodies, and values of the
-//! worst shapes for them.
+//! The calls of the API, the fields of their bodies as the API itself reports them, and values of
+//! the worst shapes for these fields.
 
 use std::collections::BTreeMap;
 use std::fmt::{self, Display, Write as _};
@@ -21,7 +21,8 @@ pub(crate) struct Call {
     pub(crate) path: &'static str,
 }
 
-/// Every call in the API's description, which a test of the supervisor compares with its router.
+/// Every call in the API's description. A test of the supervisor compares the description with the
+/// router.
 pub(crate) fn calls() -> Vec<Call> {
     let calls = enisle_api::OPERATIONS.iter();
     calls.map(|operation| Call { method: operation.method.as_str(), path: operation.path }).collect()
@@ -50,12 +51,12 @@ pub(crate) const ANY: &str = "a.js";
 /// A name that no field has.
 const UNKNOWN: &str = "\\u0000x";
 
-/// What the sweep knows of one call's body.
+/// What the API has reported about the body of one call.
 pub(crate) struct Body {
     pub(crate) call: Call,
     /// Objects with the names of their fields. A map has only [`ANY`].
     pub(crate) objects: BTreeMap<Place, Vec<String>>,
-    /// The largest body that the daemon reads.
+    /// The largest of the tried sizes at which the daemon reads the body.
     pub(crate) most: usize,
 }
 
@@ -92,7 +93,7 @@ impl Body {
             }
             objects.insert(place, fields);
         }
-        // White space is a body that the daemon reads completely and that holds nothing.
+        // The daemon reads a body of white space completely, and finds nothing in it.
         let sizes = [most, 40 * MIB, USUAL, 17 * MIB, 9 * MIB, 4 * MIB, MIB, 64 << 10, 4096];
         let fits = |size: &usize| {
             let blank = vec![b' '; *size];
@@ -110,7 +111,8 @@ impl Body {
         std::iter::once(Place::new()).chain(inside).collect()
     }
 
-    /// The text before and after a value, with which the request gets as far as it can.
+    /// The text before and after a value at this place. With it, the request gets as far as
+    /// possible before it is refused.
     pub(crate) fn around(&self, place: &[String]) -> (String, String) {
         let Some(first) = place.first() else { return (String::new(), String::new()) };
         let top = self.objects.get(&Place::new()).map_or(&[][..], Vec::as_slice);
@@ -142,7 +144,7 @@ pub(crate) fn fields(answer: &Answer) -> Option<Vec<String>> {
     Some(known.split('`').skip(1).step_by(2).map(str::to_owned).collect())
 }
 
-/// A value of about the given size that costs a naive parser far more memory than its bytes.
+/// A value of about the given size that costs a naive parser far more memory than that.
 pub(crate) struct Shape {
     pub(crate) name: &'static str,
     pub(crate) make: fn(usize) -> Vec<u8>,

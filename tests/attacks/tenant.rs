@@ -1,10 +1,10 @@
 //! A worker's memory, by a script: all memory that a tenant's thread makes the process hold counts.
 //!
-//! At any time the process may hold `memoryMb` × 2 + 64 MiB more than before; while nothing runs,
-//! `memoryMb` + 16 MiB more. Both are measured from outside, in `/proc`.
+//! At any time the process may hold `memoryMb` × 2 + 64 MiB more than before the attack; while
+//! nothing runs, `memoryMb` + 16 MiB more. Both are measured from outside, in `/proc`.
 //!
-//! This file is long because every case is a script and the figure that it must keep, measured by
-//! the same gauge.
+//! This file is long because every case is a script with a bound that it must keep, and all cases
+//! are measured by the same gauge.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
@@ -157,7 +157,7 @@ fn held_on(ground: &Ground, bodies: &[&str]) -> Result<String, String> {
     Ok(format!("at most {} MiB under 128: {}", worst.0, worst.1))
 }
 
-/// Sources whose syntax trees take many times their size.
+/// Sources whose syntax trees take many times the size of the source.
 fn sources(options: Options) -> Result<String, String> {
     let ground = Ground::with("", None);
     answering(&ground, options, || sources_on(&ground))
@@ -178,7 +178,7 @@ fn sources_on(ground: &Ground) -> Result<String, String> {
     Ok(format!("at most {worst} MiB under 128"))
 }
 
-/// The control: without the account, the process holds the gigabyte.
+/// The control: a run with the harness's natives is not limited, and takes more than 512 MiB.
 fn lifted(options: Options) -> Result<String, String> {
     let worker = attack_worker().display().to_string();
     let ground = Ground::with(&format!("[workers]\nprogram = {worker:?}\n"), None);
@@ -224,7 +224,7 @@ const SCRIPTS: &[&str] = &[
      if (n === 3) { heap = 'x'.repeat(105 << 20); heap.charCodeAt(5) } return 1 }",
 ];
 
-/// Enough runs for the scripts that gather most to fill the limit: some 28 MiB in a run.
+/// Enough runs to fill the limit, for the scripts that gather most (some 28 MiB in a run).
 const fn runs(memory_mb: u64) -> u64 {
     10 + memory_mb / 25
 }
@@ -317,7 +317,7 @@ fn beside(_: Options) -> Result<String, String> {
     Ok(figures.join(", "))
 }
 
-/// Three thousand locales with their digits.
+/// Makes date formats for three thousand pairs of a locale and a kind of digits.
 const LOCALES: &str = "async () => { const letters = 'abcdefghijklmnopqrstuvwxyz'.split(''); \
     const names = letters.flatMap((a) => letters.map((b) => a + b)); let asked = 0; \
     const known = Intl.DateTimeFormat.supportedLocalesOf(names).slice(0, 60); \
@@ -346,7 +346,7 @@ fn locales_on(ground: &Ground) -> Result<String, String> {
     if on <= 2 * MEMORY_MB && off > 100 { Ok(said) } else { Err(said) }
 }
 
-/// A value that V8 could not build is refused before V8 tries, so the neighbour's process goes on.
+/// A value that V8 could not build is refused before V8 tries, so the process goes on.
 fn large(_: Options) -> Result<String, String> {
     let ground = Ground::with("", None);
     let pid = |tenant: &str| ground.tenant(tenant)["resident"]["pid"].clone();
@@ -381,8 +381,8 @@ fn large(_: Options) -> Result<String, String> {
 const FILLS: &str =
     "let a; export default () => { a ??= Array.from({ length: 1e6 }, (_, i) => ({ i })); return a.length }";
 
-/// As many scripts of one tenant as may be kept, each well within the limit. A run of the attack
-/// harness has no limit when its isolate is kept.
+/// As many scripts of one tenant as may be kept, each well within the limit. A run with the
+/// harness's natives has no limit, so its isolate is kept however much the tenant holds.
 fn shelf(options: Options) -> Result<String, String> {
     let worker = attack_worker().display().to_string();
     let ground = Ground::with(&format!("[workers]\nprogram = {worker:?}\n"), None);
@@ -418,14 +418,14 @@ fn shelf_on(ground: &Ground) -> Result<String, String> {
     if on <= MEMORY_MB + 16 && off > 2 * MEMORY_MB { Ok(said) } else { Err(said) }
 }
 
-/// The latency that a neighbour's runs must not exceed.
+/// The latency that 99 of 100 of the neighbour's runs must not exceed.
 const NEIGHBOUR: Duration = Duration::from_millis(50);
 
 /// How many programs run beside one neighbour: a process has a dozen slots, and uses none twice.
 const PROGRAMS: usize = 8;
 
-/// All programs above run under new names in the process of an idle neighbour. The neighbour must
-/// be served, and must be neither blamed nor moved.
+/// All programs above run, under new names, in the process of a neighbour that has short runs. The
+/// neighbour must be served, and must be neither blamed nor cordoned.
 fn company(options: Options) -> Result<String, String> {
     let bodies: Vec<_> = HEAP.iter().chain(NATIVE).chain(BUFFERS).collect();
     let mut waits = Vec::new();
@@ -447,11 +447,11 @@ fn company(options: Options) -> Result<String, String> {
     if options.bench && at(99) > NEIGHBOUR { Err(figures) } else { Ok(figures) }
 }
 
-/// Runs as many of these programs beside the neighbour as there are slots for, or fewer if a
-/// program's tenant did not move into the neighbour's process. Returns how many ran, and the
-/// latencies of the neighbour's runs.
+/// Runs up to [`PROGRAMS`] of these programs beside the neighbour, and stops early if a program's
+/// tenant does not move into the neighbour's process. Returns how many ran, and the latencies of
+/// the neighbour's runs.
 fn in_company(programs: &[&&str]) -> Result<(usize, Vec<Duration>), String> {
-    // All programs belong to one uid: with a budget of deaths, the later ones would live alone.
+    // All tenants here belong to one uid. With a budget of deaths, the later ones would live alone.
     let ground = Ground::start("[cordon.rules.deaths]\nbudget = 0\n");
     load(&ground, "good-1", &json!({ "code": "() => 1" }));
     let before = ground.tenant("good-1")["cordon"]["score"].clone();
@@ -494,16 +494,16 @@ fn in_company(programs: &[&&str]) -> Result<(usize, Vec<Duration>), String> {
 fn moves_in_with(ground: &Ground, tenant: &str, neighbour: &str) -> bool {
     let home = |name: &str| ground.tenant(name)["resident"]["pid"].as_i64();
     load(ground, tenant, &json!({ "code": "() => 1" }));
-    // The last program may have ended the neighbour's process; the neighbour is then about to move.
+    // The last program may have ended the neighbour's process. Then the neighbour gets a new home.
     wait(COMPANY, || home(neighbour).is_some()) && home(tenant) == home(neighbour)
 }
 
 /// How long the neighbour may be without a home.
 const COMPANY: Duration = Duration::from_secs(10);
 
-/// Garbage costs a run nothing but time.
+/// Runs that leave much garbage are not ended: the garbage costs them nothing but time.
 fn garbage(options: Options) -> Result<String, String> {
-    // The limits of the tenant bound those of its runs, so they are raised.
+    // The limits of the tenant bound the limits of its runs, so the tenant's are raised.
     let ground = Ground::with("[defaults.limits]\ncpu_ms = 20000\nwall_ms = 60000\n", None);
     answering(&ground, options, || garbage_on(&ground))
 }

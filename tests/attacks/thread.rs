@@ -25,7 +25,7 @@ pub(crate) const CASES: &[Case] = &[
     Case { id: "S10 pipelined", title: "pipelined requests of clients that never read", run: pipelined },
 ];
 
-/// Makes the daemon know many tenants, of any owner.
+/// Makes the daemon know many tenants; returns how many.
 fn populate(ground: &Ground, count: usize) -> usize {
     let paths: Vec<_> = (0..count).map(|n| format!("/v1/tenants/acme-{n}/scripts/s")).collect();
     ground.root.flood(4, "PUT", &paths, br#"{"code":"1"}"#, 201)
@@ -48,7 +48,7 @@ fn info(options: Options) -> Result<String, String> {
     if refused == ASKED && allowed == ASKED { Ok(format!("{said}; {pings}")) } else { Err(format!("{said}; {pings}")) }
 }
 
-/// Endless bodies, in one piece and in chunks of one byte: how much of each the daemon takes, and
+/// Long bodies, in one piece and in chunks of one byte: how much of each the daemon reads, and
 /// whether the client can still read the refusal.
 fn refused(options: Options) -> Result<String, String> {
     // The most that a socket holds unread, beside the 64 KiB that the daemon reads.
@@ -67,7 +67,7 @@ fn refused(options: Options) -> Result<String, String> {
                 while sent <= MOST && stream.write_all(pieces.as_bytes()).is_ok() {
                     sent += pieces.len();
                 }
-                // The daemon does not answer while it still takes the body.
+                // A daemon that still reads the body has not answered.
                 let taken = sent > MOST;
                 let status = if taken { 0 } else { Answer::read(&mut stream)?.status };
                 Ok((sent, status))
@@ -87,10 +87,10 @@ fn refused(options: Options) -> Result<String, String> {
     Ok(said.join("; "))
 }
 
-/// Lists of tenants that have as much state as a tenant can have, and each of those tenants by
-/// itself.
+/// Requests lists of tenants that have as much state as a tenant can have, and then each of those
+/// tenants by itself.
 fn lists(options: Options) -> Result<String, String> {
-    // A page has 128 KiB, and the item that fills it.
+    // A page takes items until it has 128 KiB, so the last item may go beyond that.
     const PAGE: usize = 160 << 10;
     const AT_ONCE: usize = 6;
     let ground = Ground::start("");
@@ -148,8 +148,8 @@ fn lists(options: Options) -> Result<String, String> {
     Err(format!("{said}; {pings}"))
 }
 
-/// The longest possible events, for clients that read as fast as the daemon writes, and for as many
-/// clients as one uid may have that read nothing.
+/// Lists of the longest possible events, requested by clients that read as fast as the daemon
+/// writes, and by many clients that read nothing.
 fn events(options: Options) -> Result<String, String> {
     const FAST: usize = 8;
     const EACH: usize = 3;
@@ -205,7 +205,7 @@ fn errors(options: Options) -> Result<String, String> {
     if answers == 24 { Ok(format!("{said}; {pings}")) } else { Err(said) }
 }
 
-/// Every connection that one uid may have, each with as many pipelined requests as fit.
+/// Every connection that one uid may have, each with many pipelined requests.
 fn half(options: Options) -> Result<String, String> {
     const CONNECTIONS: usize = 500;
     const EACH: usize = 30;
@@ -261,7 +261,8 @@ fn pipelined(options: Options) -> Result<String, String> {
     if peak <= before + 64 { Ok(format!("{said}; {pings}")) } else { Err(format!("{said}; {pings}")) }
 }
 
-/// Skipped input counts like input that is read, so a flood ends just as soon.
+/// Log lines that the daemon skips for want of memory count like lines that it reads, so a flood of
+/// them ends just as soon.
 fn without_room(options: Options) -> Result<String, String> {
     let place = folder();
     let rogue = place.path().join("rogue-tenant-logs-without-room");
@@ -291,7 +292,7 @@ fn open(options: Options) -> Result<String, String> {
                 Some(stream)
             })
             .collect();
-        // Sends one byte on each, again and again, while the victim asks for runs.
+        // Sends one byte on each connection, again and again, while the victim asks for runs.
         let mut longest = Duration::ZERO;
         for _ in 0..20 {
             held.iter().for_each(|mut stream| drop(stream.write_all(b"x")));

@@ -1,10 +1,10 @@
-//! The catalogue as attacks: what an attacker's script does, which layer must stop it, and without
+//! The catalogue as attacks: what an attacker's script does, how the attack must end, and without
 //! which layers it must succeed. The codes are those of `docs/attacks.md`: M for memory and keys, F
 //! for the filter, N for namespaces, descriptors and the host.
 //!
-//! A script gets `s`, the scene: where the victim's secrets are, and what an attacker of its level
-//! would know. It returns `true` if the attack succeeded, and a word if a call was refused with an
-//! error.
+//! A script gets `s`, the scene: where the victim's secrets are, and what else an attacker with
+//! native code would know. The script returns `true` if the attack succeeded, and a text if a call
+//! was refused with an error.
 
 use enisle_hardening::Layer;
 use enisle_hardening::Layer::{
@@ -14,22 +14,21 @@ use enisle_hardening::Layer::{
 use crate::checks::{self, Check};
 use crate::tables;
 
-/// How an attack must end with every layer on.
+/// How an attack must end while the layers that stop it are on.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Expected {
     /// The filter traps a call; the fault record names the attacker's slot.
     Trapped,
     /// The kernel kills the process for a call, with SIGSYS and without a fault record.
     Killed,
-    /// A closed key stops an access: the fault record names the attacker's slot, and the address is
-    /// the victim's.
+    /// A closed key stops an access, and the fault record names the attacker's slot.
     ClosedKey,
     /// The worker finds that the thread has wrong keys, and ends itself; the fault record names the
     /// attacker's slot.
     Aborted,
-    /// The page is read-only.
+    /// The page is read-only, and the fault record names the attacker's slot.
     NotWritable,
-    /// A call of the script's is refused with an error, and the script goes on.
+    /// A call returns an error, and the script goes on.
     Refused,
     /// The attack succeeds, for the reason given, and only in its own process.
     Residual(&'static str),
@@ -40,7 +39,7 @@ pub(crate) enum Expected {
 pub(crate) enum Control {
     /// The attack succeeds.
     Succeeds,
-    /// The attack cannot be shown, for this reason.
+    /// The attack is not tried without layers, for this reason.
     NotHere(&'static str),
 }
 
@@ -49,7 +48,8 @@ pub(crate) enum Control {
 pub(crate) struct Attack {
     pub(crate) script: &'static str,
     pub(crate) expected: Expected,
-    /// Layers in front of the one under test, which are off in both runs.
+    /// Layers that would stop the attack before it reaches the layers under test. They are off in
+    /// both tries.
     pub(crate) off_in_both: &'static [Layer],
     /// The layers that stop the attack.
     pub(crate) without: &'static [Layer],
@@ -60,11 +60,11 @@ pub(crate) struct Attack {
 #[derive(Debug)]
 pub(crate) enum Kind {
     Attack(Attack),
-    /// An examination from outside.
+    /// A row that is examined, mostly from outside.
     Check(Check),
 }
 
-/// A row of the catalogue; some rows have several variants.
+/// A row of the catalogue, or one of a row's variants.
 #[derive(Debug)]
 pub(crate) struct Case {
     pub(crate) id: &'static str,
@@ -150,8 +150,7 @@ pub(crate) fn number_of(name: &str) -> Option<u64> {
     u64::try_from(*number).ok()
 }
 
-/// Comes before every script: the numbers of system calls, and helpers that turn the scene's
-/// strings into addresses.
+/// The beginning of every script: the numbers of system calls, and helpers that the attacks use.
 pub(crate) fn prelude() -> String {
     let calls: Vec<_> = NUMBERS.iter().map(|(name, number)| format!("{name}: {number}n")).collect();
     format!(
@@ -164,7 +163,7 @@ const call = (name, ...args) => attack.syscall(N[name], ...args);
 const text = (string, offset = 0) => {{ new Uint8Array(own).set([...string].map((c) => c.charCodeAt(0)).concat(0), offset); return O + BigInt(offset); }};
 const words = (list, offset = 0) => {{ new BigUint64Array(own, offset, list.length).set(list.map((w) => BigInt.asUintN(64, w))); return O + BigInt(offset); }};
 const stolen = () => attack.read(V, 8n) === s.canary;
-// An attacker that has changed its keys restores them, or the next check on an edge would end it.
+// An attacker that has changed its keys restores them, or the worker's next check would end it.
 const hidden = (got) => {{ if (s.keys) attack.wrpkru(BigInt(s.pkru)); return got; }};
 ",
         calls.join(", ")
@@ -219,7 +218,7 @@ pub(crate) const CASES: &[Case] = &[
         const n = call('process_vm_readv', 1n, words([O + 4096n, 8n]), 1n, words([V, 8n], 64), 1n, 0n);
         return n === 8n && attack.read(O + 4096n, 8n) === s.canary"),
     attack("M13", "attach to another thread by ptrace", Expected::Trapped, FILTERS,
-        // The kernel lets no process trace its own threads: its error shows that the call was made.
+        // The kernel lets no process trace its own threads. EPERM shows that the call was made.
         "return call('ptrace', 16n, 1n, 0n, 0n) === -1n"),
     attack("M14", "give the victim's page key 0", Expected::Trapped, &[ThreadFilter],
         "call('pkey_mprotect', V & ~4095n, 4096n, 3n, 0n); return stolen()"),
@@ -294,7 +293,7 @@ pub(crate) const CASES: &[Case] = &[
     behind("F10", "a call that is refused with an error has no other effect", &[], THREAD, "const got = call('write', 2n, O, 1n); return got === 1n || 'errno ' + got"),
     check("F11", "no decision is left to user space", Check::Look(checks::no_user_notification)),
     attack("F12", "map a descriptor", Expected::Trapped, FILTERS,
-        // The kernel maps no socket: its error shows that the call was made.
+        // The kernel cannot map a socket. ENODEV shows that the call was made.
         "return call('mmap', 0n, 4096n, 1n, 2n, channel, 0n) === -19n"),
     attack("F12 execute", "map a file to execute it", Expected::Trapped, FILTERS,
         "const fd = call('memfd_create', text('x'), 0n); call('ftruncate', fd, 4096n); return call('mmap', 0n, 4096n, 5n, 2n, fd, 0n) > 0n"),

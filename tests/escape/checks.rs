@@ -1,5 +1,5 @@
-//! Rows of the catalogue that are not attacked by a script but examined from outside, as reported
-//! by the kernel.
+//! Rows of the catalogue that are checks: they examine a worker from outside, through the kernel,
+//! or read its program or its policies.
 
 use std::collections::BTreeMap;
 use std::fs::{self, File};
@@ -13,13 +13,13 @@ use serde_json::json;
 use crate::Bench;
 use enisle_tests::rig::{Ran, Rig};
 
-/// How a row is examined. The text of an error is the finding.
+/// How a row is checked. An error holds the text of the finding.
 #[derive(Debug)]
 pub(crate) enum Check {
     Look(fn(&Bench) -> Result<String, String>),
     /// The row cannot be exercised here, for this reason.
     NotHere(&'static str),
-    /// Another part of the tests covers it.
+    /// The named part of the tests covers the row.
     NamesAnother(&'static str),
     /// The risk remains, for this reason; the function measures it.
     Residual(&'static str, fn(&Bench) -> Result<String, String>),
@@ -29,13 +29,13 @@ fn text(error: impl std::fmt::Display) -> String {
     error.to_string()
 }
 
-/// A worker with an attacker, a victim with its secrets planted, and a bystander.
+/// A worker with an attacker, a victim that has planted its secrets, and a bystander.
 fn scene(bench: &Bench) -> Result<(Rig, serde_json::Value), String> {
     bench.scene(bench.layers).map_err(text)
 }
 
-/// M04: finds every copy of the victim's secret in the process, and whether a neighbour could read
-/// it.
+/// M04: finds every copy of the victim's secret in the process. A neighbour may be able to read
+/// only the copies on the victim's stack.
 pub(crate) fn readable_is_documented(bench: &Bench) -> Result<String, String> {
     if !nix::unistd::geteuid().is_root() {
         return Ok("only root can read a worker's memory: not examined".to_owned());
@@ -47,7 +47,7 @@ pub(crate) fn readable_is_documented(bench: &Bench) -> Result<String, String> {
     for (address, key) in rig.find(&canary).map_err(text)? {
         let island = rig.zone.islands().position(|island| island.range().contains(&address));
         // SECURITY.md lists the memory that a neighbour can read and that may hold a secret for a
-        // while: the stack, and V8's own allocations. None of the latter should hold one by now.
+        // while: the stack, and V8's own allocations. By now V8's allocations must hold none.
         let place = match (island, key) {
             (Some(1), key) if key == tags.keys[1] => "closed to neighbours",
             (Some(1), 0) if rig.zone.island(1).is_some_and(|island| island.stack().contains(&address)) => "the stack",
@@ -90,11 +90,11 @@ pub(crate) fn keys_of_every_thread(bench: &Bench) -> Result<String, String> {
     if seen.len() < 4 { Err(format!("only threads {seen:?} were seen")) } else { Ok(format!("{} threads", seen.len())) }
 }
 
-/// M09: the instructions in the program that write PKRU, at any offset, aligned or not: WRPKRU, and
-/// XRSTOR with a mask that may include it.
+/// M09: counts the instructions in the program that can write PKRU, WRPKRU and XRSTOR, at every
+/// byte offset. Only the number of WRPKRU is bounded; the number of XRSTOR is reported.
 pub(crate) fn instructions_that_write_pkru(bench: &Bench) -> Result<String, String> {
-    /// The gate's one copy, and those of V8, which opens its JIT key; counted in a debug build of
-    /// the pinned archive.
+    /// One copy is in the gate. The others are in V8, which opens its JIT key. Counted in a debug
+    /// build with the pinned archive.
     const WRPKRU_KNOWN: usize = 12;
     let mut program = Vec::new();
     File::open(&bench.production_worker).and_then(|mut file| file.read_to_end(&mut program)).map_err(text)?;
@@ -109,7 +109,7 @@ pub(crate) fn instructions_that_write_pkru(bench: &Bench) -> Result<String, Stri
     if (1..=WRPKRU_KNOWN).contains(&wrpkru) { Ok(found) } else { Err(format!("{found}; {WRPKRU_KNOWN} are known")) }
 }
 
-/// The bytes of an ELF file that are mapped executable.
+/// The parts of an ELF file that the kernel maps executable.
 fn executable_parts(program: &[u8]) -> Option<Vec<&[u8]>> {
     let word = |at: usize| usize::try_from(u64::from_le_bytes(program.get(at..at + 8)?.try_into().ok()?)).ok();
     let half = |at: usize| Some(usize::from(u16::from_le_bytes(program.get(at..at + 2)?.try_into().ok()?)));
@@ -125,8 +125,8 @@ fn executable_parts(program: &[u8]) -> Option<Vec<&[u8]>> {
     Some(parts)
 }
 
-/// M10: native code that V8 compiles for a script, with WRPKRU inside a constant, found from
-/// outside.
+/// M10: a script makes V8 compile constants that contain WRPKRU. Counts the copies in compiled
+/// code, through `/proc/PID/mem`.
 pub(crate) fn sprayed_constants(bench: &Bench) -> Result<String, String> {
     let (mut rig, _) = scene(bench)?;
     let spray = "() => { const spray = (x) => { let y = x; for (let i = 0; i < 100; i++) y = (y ^ 0x10ef010f) + 0x3cef010f | 0; return y };
@@ -176,8 +176,8 @@ pub(crate) fn no_dump(bench: &Bench) -> Result<String, String> {
     let (mut rig, _) = scene(bench)?;
     let limits = fs::read_to_string(format!("/proc/{}/limits", rig.pid())).map_err(text)?;
     let core = limits.lines().find(|line| line.starts_with("Max core file size")).unwrap_or_default().to_owned();
-    // The limit is 1 byte, so that no dump goes to a program either. It is 0 if the tests were
-    // started with a limit of 0.
+    // With a limit of 1 byte the kernel does not pipe a dump to a program either. The limit is 0 if
+    // the tests were started with 0, because raising it takes a privilege.
     let bound: Vec<_> = core.split_whitespace().skip(4).take(2).collect();
     if !matches!(bound.as_slice(), ["1", "1"] | ["0", "0"]) {
         return Err(core);
@@ -189,7 +189,7 @@ pub(crate) fn no_dump(bench: &Bench) -> Result<String, String> {
     }
 }
 
-/// F05: the number of filter programs on each thread.
+/// F05: every thread runs under as many filter programs as it should.
 pub(crate) fn filters_of_every_thread(bench: &Bench) -> Result<String, String> {
     let (rig, _) = scene(bench)?;
     let confined = enisle_hardening::verify::confined_threads(nix::unistd::Pid::from_raw(rig.pid()), bench.layers)
@@ -219,7 +219,7 @@ pub(crate) const POLICIES: [&str; 3] = [
     include_str!("../../hardening/policy/sealed.json"),
 ];
 
-/// F11: the actions that the policies use.
+/// F11: the policies use no action but these: allow, trap, return an error.
 pub(crate) fn no_user_notification(_: &Bench) -> Result<String, String> {
     for policy in POLICIES {
         let policy: serde_json::Value = serde_json::from_str(policy).map_err(text)?;
@@ -235,7 +235,7 @@ pub(crate) fn no_user_notification(_: &Bench) -> Result<String, String> {
     Ok("allow, trap, errno".to_owned())
 }
 
-/// N03: the table of descriptors.
+/// N03: the worker's table of descriptors has the expected ones and no other.
 pub(crate) fn descriptors(bench: &Bench) -> Result<String, String> {
     let (rig, _) = scene(bench)?;
     let mut found = Vec::new();
@@ -245,13 +245,13 @@ pub(crate) fn descriptors(bench: &Bench) -> Result<String, String> {
         found.push(target.split(':').next().unwrap_or_default().to_owned());
     }
     found.sort();
-    // The expected descriptors are 0 to 2 (the harness gives /dev/null instead of the pipe), the
-    // control channel, and three tenants' channels.
+    // The expected descriptors are 0 to 2, the control channel, and three tenants' channels. For
+    // standard error the harness gives /dev/null where the supervisor gives a pipe.
     let expected = ["/dev/null", "/dev/null", "/dev/null", "socket", "socket", "socket", "socket"];
     if found == expected { Ok(format!("{} descriptors", found.len())) } else { Err(format!("{found:?}")) }
 }
 
-/// N09: the contents of the memory that `/proc` shows.
+/// N09: the worker's environment and arguments, as `/proc` shows them.
 pub(crate) fn environment(bench: &Bench) -> Result<String, String> {
     let (rig, _) = scene(bench)?;
     let read = |file: &str| fs::read(format!("/proc/{}/{file}", rig.pid())).map_err(text);
@@ -263,9 +263,9 @@ pub(crate) fn environment(bench: &Bench) -> Result<String, String> {
     }
 }
 
-/// N12: the system calls that a tenant's thread can reach.
+/// N12: counts the system calls that a tenant's thread can make.
 pub(crate) fn number_of_calls(_: &Bench) -> Result<String, String> {
-    /// Firecracker's threads have 27 to 50.
+    /// For comparison: Firecracker's threads have 27 to 50.
     const MOST: usize = 35;
     let policy: serde_json::Value = serde_json::from_str(POLICIES[1]).map_err(text)?;
     let rules = policy["tenant"]["filter"].as_array().ok_or("a policy has rules")?;

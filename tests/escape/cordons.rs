@@ -1,5 +1,5 @@
-//! Cordons end to end, against tenants with native code: a tenant that probes is moved, and a
-//! tenant whose neighbour makes it crash is not moved for good.
+//! Cordons end to end, against tenants with native code: a tenant that probes is moved further out
+//! each time, and a tenant whose neighbour makes it crash comes back into company.
 
 use std::path::Path;
 use std::time::{Duration, Instant};
@@ -7,7 +7,8 @@ use std::time::{Duration, Instant};
 use enisle_tests::Daemon;
 use serde_json::{Value, json};
 
-/// Suspicions last one second here, so that the test can observe their end.
+/// Suspicions last one second here, so that the test can observe their end. The budget of deaths is
+/// switched off, because it would put the uid's tenants on probation.
 fn config(worker: &Path) -> String {
     let worker = worker.display().to_string();
     format!(
@@ -24,8 +25,8 @@ fn tenant(daemon: &Daemon, name: &str) -> Value {
     daemon.get(&format!("/v1/tenants/{name}"))
 }
 
-/// Waits until a tenant has a home of that level, ready for runs, or is expelled; returns how long
-/// that took.
+/// Waits until the tenant `name` has a home at `level`, or is expelled if that is the level.
+/// Returns the time since `begun`.
 fn until(daemon: &Daemon, name: &str, level: &str, begun: Instant) -> Duration {
     daemon.wait_for(&format!("/v1/tenants/{name}"), |tenant| {
         tenant["cordon"]["level"] == level && (level == "expelled" || tenant["resident"]["cordon"] == level)
@@ -38,7 +39,8 @@ const ANOTHER_CAGE: &str = "() => { const mine = attack.self()[1] & ~4095n;
     for (const k of [-1n, 1n]) { const at = mine + k * 2n ** 41n + (1n << 40n); if (attack.probe(at) > 0) attack.read(at, 1n) }
     attack.syscall(57n); return 'went on' }";
 
-/// A tenant that probes is isolated at once, sealed the second time, and expelled the third time.
+/// A tenant that probes lives alone after the first time, is sealed after the second, and is
+/// expelled after the third.
 pub(crate) fn probes(worker: &Path) -> Result<String, String> {
     let mut slowest = Duration::ZERO;
     for code in [SYSTEM_CALL, ANOTHER_CAGE] {
@@ -76,7 +78,7 @@ const PUSH: &str = "() => { let written = 0; const mine = attack.self()[1] & ~40
     return written }";
 
 /// An attacker makes its neighbour's thread crash, again and again. The neighbour's score must stay
-/// below the threshold, and when the suspicion has ended, the neighbour must be in company again.
+/// below the threshold for `solo`. When the suspicion ends, the neighbour must be in company again.
 pub(crate) fn pushes(worker: &Path) -> Result<String, String> {
     let daemon = Daemon::start(&config(worker));
     let (mut most, mut stumbles) = (0.0_f64, 0);

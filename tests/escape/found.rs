@@ -1,7 +1,8 @@
-//! Cases that the escape fuzzer found (`found/*.js`), each a row: while the attackers of a case run
-//! against a daemon, every invariant of the fuzzer must hold (`fuzz/src/escape`).
+//! Cases that the escape fuzzer found (`found/*.js`). Each is a row of the table: while the
+//! attackers of a case run against a daemon, every invariant of the fuzzer (`fuzz/src/escape`) must
+//! hold.
 //!
-//! The header of a case says which invariant did not hold when it was found, and what was seen.
+//! The header of a case says which invariant the case broke when the fuzzer found it, and how.
 
 use std::io::Write;
 use std::process::{Command, Stdio};
@@ -9,7 +10,7 @@ use std::process::{Command, Stdio};
 /// The cases by name, with their text.
 pub(crate) const FOUND: &[(&str, &str)] = include!(concat!(env!("OUT_DIR"), "/found.rs"));
 
-/// Runs a case; an error is what the fuzzer says of it.
+/// Runs a case with the fuzzer. The error is the fuzzer's output.
 pub(crate) fn holds(case: &str) -> Result<String, String> {
     let text = |error: std::io::Error| error.to_string();
     let mut fuzzer = Command::new(enisle_tests::fuzzer());

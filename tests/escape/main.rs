@@ -1,13 +1,14 @@
-//! The attack harness: a catalogue of attacks, each with its expected verdict, each with its layer
-//! on and off.
+//! The attack harness: a catalogue of attacks, each with its expected verdict.
 //!
-//! Every case gets a worker with natives for attackers (`attack-natives`, which no release can
-//! have), started as the supervisor would start it, with an attacker, a victim that has planted
-//! secrets, and a bystander. With every layer on, the attack must end as the catalogue says. With
-//! the layers that stop it switched off, the attack must succeed; otherwise the first result would
-//! prove nothing. `--rounds N` sets how often memory is allocated, freed and attacked (300),
-//! `--soak SECONDS` how long a whole daemon is attacked (5), `--only ID` picks rows, `--json FILE`
-//! writes the table.
+//! With the layers that stop an attack, it must end as the catalogue says. Without these layers it
+//! must succeed; otherwise the first result would prove nothing. Each try gets a worker of its own,
+//! started as the supervisor would start it, with natives for attackers (the feature
+//! `attack-natives`, which no release can have). Three tenants live in the worker: an attacker, a
+//! victim that has planted secrets, and a bystander.
+//!
+//! `--rounds N` sets how often memory is allocated, freed and attacked (300), `--soak SECONDS` how
+//! long a whole daemon is attacked (5). `--only ID` picks the rows whose ids begin with `ID`.
+//! `--json FILE` writes the table.
 #![forbid(unsafe_code)]
 #![allow(clippy::print_stdout, clippy::print_stderr, reason = "a test runner of its own")]
 
@@ -42,7 +43,7 @@ use enisle_tests::rig::{End, Ran, Rig, Workshop};
 /// The workers that the cases use.
 pub(crate) struct Bench {
     workshop: Workshop,
-    /// All layers that the machine has.
+    /// All layers that the machine has, except those of sealed workers.
     pub(crate) layers: LayerSet,
     pub(crate) production_worker: PathBuf,
     /// The worker with natives, which [`Bench::workshop`] starts.
@@ -67,13 +68,13 @@ const VICTIM: &str = "(s) => {
 }";
 
 impl Bench {
-    /// A worker with that many slots and no tenant.
+    /// Starts a worker with `slots` slots and no tenant.
     pub(crate) fn start(&self, layers: LayerSet, slots: u32) -> io::Result<Rig> {
         self.workshop.start(layers, slots)
     }
 
-    /// An attacker in slot 0, a victim in slot 1 that is in the middle of a run, and a bystander in
-    /// slot 2. Returns them with the facts that an attacker gets.
+    /// Starts a worker with an attacker in slot 0, a victim in slot 1 whose run does not end, and a
+    /// bystander in slot 2. Returns the worker and the facts that the attacker's script gets.
     pub(crate) fn scene(&self, layers: LayerSet) -> io::Result<(Rig, Value)> {
         let mut rig = self.start(layers, 3)?;
         for _ in 0..3 {
@@ -102,8 +103,8 @@ impl Bench {
         Ok((rig, scene))
     }
 
-    /// Runs an attack once; returns its result, how the worker ended if it did, and whether the
-    /// bystander still answers.
+    /// Runs an attack once. Returns the script's result, how the worker ended if it ended, and
+    /// whether the bystander still answers.
     fn attempt(&self, attack: &Attack, layers: LayerSet) -> io::Result<(Ran, Option<End>, bool)> {
         let (mut rig, scene) = self.scene(layers)?;
         let script = format!("{}{} }}", cases::prelude(), attack.script);
@@ -120,7 +121,7 @@ impl Bench {
 struct Row {
     id: &'static str,
     title: &'static str,
-    /// The verdict with every layer, and without the layers that stop the attack.
+    /// The verdict with the layers that stop the attack, and the verdict without them.
     with: String,
     without: String,
     as_expected: bool,
@@ -234,7 +235,7 @@ fn main() -> ExitCode {
     {
         return ExitCode::SUCCESS;
     }
-    // The harness uses the worker with natives, and for some rows the one without.
+    // The harness attacks the worker with natives. Row M09 examines the worker without natives.
     let (program, production_worker) = (enisle_tests::attack_worker(), enisle_tests::programs().join("enisle-worker"));
     let layers = posture.layers().unsealed();
     let workshop = Workshop::open(&program, layers).expect("the worker starts");
@@ -255,7 +256,7 @@ fn main() -> ExitCode {
     let chosen = |id: &str| wanted("rounds") || wanted(id);
     if chosen("M03 rounds") {
         let title = "allocate, free, attack: every load and store into a neighbour is trapped";
-        // The longest job comes first, so that the others do not wait for it.
+        // The longest job begins first, so that all others can run beside it.
         jobs.insert(0, Job::new("M03 rounds", || found("M03 rounds", title, rounds::trapped(&bench, rounds))));
     }
     if chosen("M03 control") {
@@ -267,7 +268,7 @@ fn main() -> ExitCode {
         jobs.push(Job::new("M03 wasm", || found("M03 wasm", title, rounds::webassembly(&bench))));
     }
     let mut rows = side_by_side(&jobs);
-    // Each of these is a whole daemon with clients, and uses the whole machine.
+    // Each of these rows runs a whole daemon with clients, and uses the whole machine.
     let mut by_itself = |id, title, run: &dyn Fn() -> Result<String, String>| {
         if wanted(id) {
             let row = found(id, title, run());
@@ -341,8 +342,8 @@ fn side_by_side(jobs: &[Job<'_>]) -> Vec<Row> {
                     let stuck: Vec<_> =
                         begun.filter(|(index, _)| !table.contains_key(index)).map(|(_, job)| job.id).collect();
                     println!("no row in {} s; these are missing: {}", ROW_LIMIT.as_secs(), stuck.join(", "));
-                    // The threads of the missing rows cannot be joined. Workers end with their
-                    // parents.
+                    // The threads of the missing rows cannot be joined, so the process exits. Their
+                    // workers end with it (parent-death signal).
                     std::process::exit(1);
                 }
             }
@@ -370,7 +371,8 @@ fn as_json(rows: &[Row]) -> String {
     serde_json::to_string_pretty(&rows).unwrap_or_default()
 }
 
-/// At most one row of ten may be residual.
+/// Prints the totals. Fails if a row failed, if no row was tried, or if more than a tenth of the
+/// catalogue's rows are residual. With ten rows or fewer the last condition does not apply.
 fn conclude(rows: &[Row]) -> ExitCode {
     let number = |row: &Row| row.id.split(' ').next().unwrap_or_default();
     let catalogue: std::collections::BTreeSet<_> =

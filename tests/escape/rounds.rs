@@ -1,13 +1,13 @@
-//! Storms: a victim's memory is allocated, freed, resized and returned without pause, and meanwhile
-//! attacked and inspected.
+//! Storms: a victim allocates, resizes and frees memory without pause. Meanwhile an attacker
+//! attacks that memory, and the oracle inspects its keys.
 
 use serde_json::{Value, json};
 
 use crate::Bench;
 use enisle_tests::rig::Ran;
 
-/// Allocates and frees every kind of memory once, names some of the objects, and then goes on
-/// without pause while those stay.
+/// Allocates and frees memory of every kind once, and prints the addresses of some objects that it
+/// keeps. Then it allocates and frees more, for `s.stay` milliseconds.
 const STORM: &str = "async (s) => {
     const storm = () => {
         const kept = [];
@@ -33,8 +33,8 @@ const STORM: &str = "async (s) => {
     }
 }";
 
-/// Loads and stores at every address. Returns how many the victim's key stopped, how many found no
-/// mapping any more, and those that went through or met another key.
+/// Tries a load and a store at every address. Returns how many accesses the victim's key stopped,
+/// how many found no mapping, and a list of those that succeeded or that another key stopped.
 const ATTACK: &str = "(s) => {
     let trapped = 0, gone = 0; const through = [];
     for (const text of s.at) {
@@ -46,9 +46,9 @@ const ATTACK: &str = "(s) => {
     return [trapped, gone, through];
 }";
 
-/// Each round the victim has a new isolate, allocates and frees, and stays for a moment. The
-/// attacker tries the addresses that the victim named, and every tenth round some pages of each
-/// used mapping of the victim's island. The oracle inspects all mappings every tenth round.
+/// In each round the victim runs [`STORM`] in a new isolate, and the attacker tries the addresses
+/// that the victim printed. In every tenth round the attacker also tries some pages of each mapping
+/// in use on the victim's island, and the oracle inspects all mappings.
 pub(crate) fn trapped(bench: &Bench, rounds: usize) -> Result<String, String> {
     let text = |error: std::io::Error| error.to_string();
     let mut rig = bench.scene(bench.layers).map_err(text)?.0;
@@ -68,8 +68,8 @@ pub(crate) fn trapped(bench: &Bench, rounds: usize) -> Result<String, String> {
             (looks, mappings) = (looks + 1, mappings.max(seen.mappings));
         }
         let mut at: Vec<Value> = named.as_array().cloned().unwrap_or_default();
-        // The victim may free these before the attack: then the page is gone, and with it the key
-        // to stop the access.
+        // The victim may free these pages before the attack. Then an access finds no page, and so
+        // no key either.
         if round % 10 == 0 {
             at.extend(pages.iter().map(|page| json!(page.to_string())));
         }
@@ -85,7 +85,8 @@ pub(crate) fn trapped(bench: &Bench, rounds: usize) -> Result<String, String> {
             other => return Err(format!("round {round}: the victim came to {other:?}")),
         }
     }
-    // Most accesses must meet a page, or nothing was tried.
+    // A round has eight accesses or more. If fewer than four of them reached a page, the rounds
+    // would prove nothing.
     if trapped < 4 * rounds as u64 {
         return Err(format!("only {trapped} loads and stores met a page of the victim, {gone} met none"));
     }
@@ -128,9 +129,9 @@ const WEBASSEMBLY: &str = "(s) => {
     return new Promise((resolve) => setTimeout(() => resolve(grown[1]), s.stay));
 }";
 
-/// Tenants have no WebAssembly, and their filter makes no memory executable, so this uses the
-/// harness's worker without the filter. It shows that WebAssembly's memories and code would carry
-/// the right keys.
+/// Tenants have no WebAssembly, and the thread's filter refuses to make memory executable. So this
+/// row uses the harness's worker without that filter. The row shows that the memories and the code
+/// of WebAssembly would carry the right keys.
 pub(crate) fn webassembly(bench: &Bench) -> Result<String, String> {
     let text = |error: std::io::Error| error.to_string();
     let layers = bench.layers.without(enisle_hardening::Layer::ThreadFilter);

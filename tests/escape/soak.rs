@@ -1,9 +1,9 @@
 //! The whole daemon under attack: eleven tenants work, and a twelfth attacks from the same process
 //! without pause.
 //!
-//! Every attack ends the process, and its tenant lives alone afterwards, so each attack comes from
-//! a new tenant. No other tenant may have a failed run, and each attack must be reported with
-//! attacker, victim and method.
+//! Every attack ends the process, and the attacker lives alone afterwards. So each attack comes
+//! from a new tenant. No run of another tenant may fail, every attack must end as a violation, and
+//! no violation may be blamed on a tenant that did not attack.
 
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -24,8 +24,8 @@ const ATTACKS: [&str; 6] = [
 ];
 
 const NEAR: &str = "const island = 2n ** 41n, mine = attack.self()[1] & ~4095n;
-    // The slot before this one was taken earlier, so it has a tenant. 1 TiB behind a neighbour's
-    // stack is its sandbox, wherever in the island that begins (`hardening::islands::zone`).
+    // The slot before this one was taken earlier, so it has a tenant. 1 TiB after a neighbour's
+    // stack is its sandbox, wherever the sandbox begins (`hardening::islands::zone`).
     const near = [-1n, 1n].map((k) => mine + k * island + (1n << 40n)).filter((at) => attack.probe(at) > 0);";
 
 pub(crate) fn run(worker: &Path, seconds: u64) -> Result<String, String> {
@@ -60,15 +60,15 @@ pub(crate) fn run(worker: &Path, seconds: u64) -> Result<String, String> {
             .collect();
         let guard = SetOnDrop(&over);
         let begun = Instant::now();
-        // Each attack runs at least once, however slow the machine is.
+        // Each kind of attack runs at least once, however slow the machine is.
         let goes_on = |attacks: usize| begun.elapsed() < Duration::from_secs(seconds) || attacks < ATTACKS.len();
         while goes_on(attacks) && clients.iter().all(|client| !client.is_finished()) {
             let (tenant, kind) = (format!("attacker-{attacks}"), attacks % ATTACKS.len());
             let code = format!("() => {{ {NEAR} {}; return 'went on' }}", ATTACKS[kind]);
             neighbours += gathered(&daemon);
             let run = daemon.load(&tenant, &json!({ "code": code, "props": { "attack": true } })).ok();
-            // Two attackers in a row may meet in one process, and the second then loses its worker
-            // to the first.
+            // Attacks run one after another, and an attacker lives alone after its attack. So no
+            // attacker loses its worker to another one.
             if run["outcome"] != "violation" {
                 unexpected.push(run);
             }
@@ -91,8 +91,7 @@ pub(crate) fn run(worker: &Path, seconds: u64) -> Result<String, String> {
     Ok(format!("{found}; {} neighbours on average when an attacker came", neighbours / attacks.max(1)))
 }
 
-/// How many tenants must be in the fullest process, where the attacker goes, so that it has
-/// neighbours.
+/// How many tenants the fullest process must have before an attack. The attacker joins them there.
 const NEIGHBOURS: usize = 6;
 
 /// Waits until enough of the others are in one process again; returns how many.
@@ -105,15 +104,15 @@ fn gathered(daemon: &Daemon) -> usize {
     most
 }
 
-/// How many tenants the fullest process has that accepts another one.
+/// The number of tenants in the fullest process at level `shared`.
 fn most_in_one(daemon: &Daemon) -> usize {
     let workers = daemon.get("/v1/workers");
     let shared = workers["workers"].as_array().into_iter().flatten().filter(|worker| worker["cordon"] == "shared");
     shared.filter_map(|worker| worker["tenants"].as_array().map(Vec::len)).max().unwrap_or(0)
 }
 
-/// Judges the events: at least one attack on a neighbour's memory must be reported with its victim,
-/// address, layer and key.
+/// Judges the events: every violation must name an attacker. At least one attack must be reported
+/// with its victim and address, at least one by the filter, and at least one by the protocol.
 fn judge(events: &[Value], attacks: usize, done: u64) -> Result<String, String> {
     let violations: Vec<_> = events.iter().filter(|event| event["event"] == "violation").collect();
     let complete = |event: &&&Value| {

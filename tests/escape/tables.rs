@@ -2,8 +2,8 @@
 //! (`v8/patches/02-pointer-tables-kept.patch`).
 //!
 //! Handles of objects are indices into such a table, and lie in the cage. An attacker that can
-//! corrupt the cage points a handle at a segment that the isolate does not use, and V8 writes
-//! there. The next isolate must find no trace of that.
+//! corrupt the cage points a handle at a segment of the table that the isolate does not use, and V8
+//! writes there. The next isolate must find no trace of that.
 //!
 //! ```text
 //! run     1        2        3
@@ -12,8 +12,8 @@
 //! ```
 //!
 //! Clearing is part of V8's archive and cannot be switched off. The control is a worker whose
-//! program has a return instruction at the start of the clearing function: there the next isolate
-//! must find what was left.
+//! program has a return instruction at the start of the clearing function. In that worker the next
+//! isolate must find what was left.
 
 use std::fs::{self, Permissions};
 use std::io::{self, Write};
@@ -26,9 +26,9 @@ use tempfile::TempPath;
 use crate::Bench;
 use enisle_tests::rig::{Ran, Rig, Workshop};
 
-/// Comes before every script. `tables` are the addresses in the isolate where its table of external
-/// pointers can be: with the base found there, a buffer's handle leads to an extension whose first
-/// word, its owner, is that address again. `pooled` are the segments that wait to be used. The
+/// The beginning of every script. It searches the isolate for its table of external pointers. An
+/// address is the table's if the base stored there and a buffer's handle lead to an extension whose
+/// first word, the owner, is that address. `pooled` are the segments that wait to be used. The
 /// layouts are those of V8 15.2: `JSArrayBuffer::extension_`, `kExternalPointerIndexShift`,
 /// `ManagedResource`, `SegmentedTable`.
 const PRELUDE: &str = "(s) => {
@@ -51,8 +51,9 @@ const PRELUDE: &str = "(s) => {
     const used = () => pooled.filter((offset) => !/^0*$/.test(attack.read(base + BigInt(offset), 16384n))).length;
 ";
 
-/// Points the buffer's handle at a waiting segment until a garbage collection has written there.
-/// Beside that, writes a copy of an entry in use: a pointer that dies with this isolate.
+/// Points the buffer's handle at an entry of a waiting segment, and allocates until a garbage
+/// collection has written there. Into the next entry it writes a copy of an entry in use, that is,
+/// of a pointer that dies with this isolate.
 const DIRTY: &str = "
     if (pooled.length === 0 || used() !== 0) return pooled.length + ' segments wait, ' + used() + ' are not empty';
     // Segments are taken from the front, so this one waits longest; any of its entries will do.
@@ -67,8 +68,8 @@ const DIRTY: &str = "
     return { base: String(base), entry: String(entry), left: [word(entry), word(entry + 8n)].map(String) };
 }";
 
-/// Reads where the last isolate with this table wrote, and counts the waiting segments that are not
-/// empty.
+/// Reads the entries that the last isolate with this table wrote, and counts the waiting segments
+/// that are not empty.
 const LOOK: &str = "
     const entry = BigInt(s.entry), segment = entry - base & ~0x3fffn;
     return { base: String(base), waits: pooled.includes(segment), used: used(), left: [word(entry), word(entry + 8n)].map(String) };
@@ -113,8 +114,8 @@ fn text(error: io::Error) -> String {
     error.to_string()
 }
 
-/// `SegmentedTable<ExternalPointerTableEntry>::ForEachPooledPage` with what `LeaveToPool` does to
-/// each page.
+/// The symbol of `SegmentedTable<ExternalPointerTableEntry>::ForEachPooledPage` as `LeaveToPool`
+/// calls it to clear each page.
 const CLEAR: &str = "_ZN2v88internal14SegmentedTableINS0_25ExternalPointerTableEntryELm536870912EE17ForEachPooledPageIZNS3_11LeaveToPoolEvEUlPcE_EEvT_";
 
 /// A copy of a worker's program in which [`CLEAR`] does nothing.

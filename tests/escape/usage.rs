@@ -1,6 +1,6 @@
 //! Finds rules of the filters that are not used: `ptrace` shows every system call of a worker while
 //! it starts tenants and runs code of every kind. Each rule must let one of those calls through, or
-//! be listed below with its reason.
+//! be listed in [`RARE`] with its reason.
 
 use std::collections::BTreeSet;
 
@@ -14,8 +14,8 @@ use serde_json::{Value, json};
 use crate::Bench;
 use crate::checks::POLICIES;
 
-/// Calls that happen only now and then, or that another machine may need: by name and, where it
-/// matters, by value.
+/// Calls that happen only now and then, or that another machine may need. An entry is the call's
+/// name, or the name and the value of an argument.
 const RARE: &[(&str, &str)] = &[
     ("write", "last message, from a handler"),
     ("tgkill", "abort"),
@@ -36,7 +36,7 @@ const RARE: &[(&str, &str)] = &[
     ("futex 0", "a lock that several threads want"),
 ];
 
-/// A run that allocates and frees memory of every kind, waits, prints, fails.
+/// A run that allocates and frees memory of every kind, waits, prints and computes.
 const WORK: &str = "async () => {
     const kept = [];
     for (let i = 0; i < 30; i++) {
@@ -54,7 +54,7 @@ const WORK: &str = "async () => {
     return text.length;
 }";
 
-/// A system call: whether a tenant's thread made it, its number, its arguments.
+/// System calls. For each: whether a tenant's thread made it, its number, its arguments.
 type Seen = BTreeSet<(bool, u64, [u64; 6])>;
 
 pub(crate) fn unused_rules(bench: &Bench) -> Result<String, String> {
@@ -108,8 +108,8 @@ const OWN: WaitPidFlag = WaitPidFlag::__WALL.union(WaitPidFlag::__WNOTHREAD);
 /// and move out.
 ///
 /// A process with traced threads is gone only when the tracer has collected each of them. So the
-/// loop continues until no thread is left, even after an error. After an error the loop kills the
-/// worker first.
+/// loop continues until no thread is left. If waiting fails, the loop kills the worker and then
+/// continues.
 fn watch(rig: &mut Rig) -> nix::Result<Seen> {
     let worker = Pid::from_raw(rig.pid());
     let mut outcome = trace(worker);
@@ -154,7 +154,7 @@ fn trace(worker: Pid) -> nix::Result<()> {
         let Ok(thread) = thread.file_name().to_string_lossy().parse() else { continue };
         let thread = Pid::from_raw(thread);
         match ptrace::seize(thread, options).and_then(|()| ptrace::interrupt(thread)) {
-            // The thread has ended since the folder was read.
+            // ESRCH: the thread has ended since the folder was read.
             Ok(()) | Err(nix::Error::ESRCH) => {}
             Err(error) => return Err(error),
         }

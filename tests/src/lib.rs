@@ -1,4 +1,4 @@
-//! What the tests share: a daemon for each test, a client for its socket, and checks for what the
+//! What the tests share: a daemon for each test, a client for its socket, and a check of what the
 //! machine offers.
 #![forbid(unsafe_code)]
 #![allow(clippy::print_stderr, reason = "a skipped test says why")]
@@ -25,10 +25,11 @@ pub use wait::{PATIENCE, until as wait_until};
 /// emulated machine, where the programs cannot be built.
 pub const PROGRAMS_VARIABLE: &str = "ENISLE_PROGRAMS";
 
-/// An argument of the emulated machine's kernel: its clock belongs to the test that runs there.
+/// An argument of the kernel in the emulated machine. It permits the test there to set the clock.
 pub const OWN_CLOCK: &str = "enisle.clock=own";
 
-/// The folder with `enisled`, `enisle-worker` and `enisle`, built once for all tests of a process.
+/// The folder with `enisled`, `enisle-worker`, `enisle` and the programs of this crate. A test
+/// process builds them once, unless [`PROGRAMS_VARIABLE`] names the folder.
 pub fn programs() -> &'static Path {
     static PROGRAMS: OnceLock<PathBuf> = OnceLock::new();
     PROGRAMS.get_or_init(|| {
@@ -47,11 +48,11 @@ pub fn programs() -> &'static Path {
 /// Builds programs into a profile's folder, with that profile; returns the folder.
 ///
 /// # Panics
-/// They do not build.
+/// The programs do not build.
 pub fn build(dir: &Path, what: &[&str]) -> PathBuf {
     let target = dir.parent().expect("a profile is a folder in the target folder");
     let profile = dir.file_name().expect("a profile's folder has a name").to_string_lossy();
-    // Cargo calls the profile whose folder is `debug` by another name.
+    // The profile whose folder is `debug` is called `dev`.
     let profile = if profile == "debug" { "dev" } else { &profile };
     let mut cargo = Command::new(env!("CARGO"));
     cargo.args(["build", "--quiet", "--profile", profile, "--target-dir"]).arg(target).args(what);
@@ -59,13 +60,13 @@ pub fn build(dir: &Path, what: &[&str]) -> PathBuf {
     dir.to_owned()
 }
 
-/// The flags of `engine/start.rs` in the worker that only decide when garbage is collected. An
-/// altered copy may have others in their place.
+/// The flags in the worker's `engine/start.rs` that only decide when garbage is collected. A copy
+/// of the worker may have other flags in their place ([`altered`]).
 pub const UNTIMED_FLAGS: &str = "--no-incremental-marking --heap-growing-percent=50 --min-semi-space-size=1 \
                                  --max-semi-space-size=1 --no-scavenger-updates-allocation-limit";
 
-/// Copies a program and replaces texts in the copy, each by one padded with spaces to the same
-/// length. With one of V8's flags replaced, a worker runs without the defence that the flag sets.
+/// Copies a program and replaces texts in the copy, each by another text, padded with spaces to the
+/// same length. If one of V8's flags is replaced, the worker lacks the defence that the flag sets.
 ///
 /// # Panics
 /// A text is not in the program, or its replacement is longer.
@@ -90,7 +91,8 @@ pub fn altered(program: &Path, texts: &[(&str, &str)]) -> TempPath {
     copy.into_temp_path()
 }
 
-/// The worker with natives for attackers (`attack-natives`), built if it does not exist.
+/// The worker with natives for attackers (`attack-natives`). It is built, unless
+/// [`PROGRAMS_VARIABLE`] names a folder that contains it.
 pub fn attack_worker() -> PathBuf {
     static WORKER: OnceLock<PathBuf> = OnceLock::new();
     let worker = WORKER.get_or_init(|| {
@@ -103,7 +105,8 @@ pub fn attack_worker() -> PathBuf {
     worker.clone()
 }
 
-/// The fuzzer, which also runs the cases that it found; built if it does not exist.
+/// The fuzzer, which also runs the cases that it found. It is built, unless [`PROGRAMS_VARIABLE`]
+/// names a folder that contains it.
 pub fn fuzzer() -> PathBuf {
     static FUZZER: OnceLock<PathBuf> = OnceLock::new();
     let fuzzer = FUZZER.get_or_init(|| {
@@ -116,13 +119,13 @@ pub fn fuzzer() -> PathBuf {
     fuzzer.clone()
 }
 
-/// Returns `present`: whether this machine has `feature` (`pku`, `userns`, `landlock`, `seccomp`,
-/// `root`, or a program such as `node`), which a test needs. If not, this prints that the test is
-/// skipped, or that another machine of the same test command runs it if `ENISLE_ELSEWHERE` names
-/// the feature.
+/// Returns `present`, which says whether this machine has a feature that a test needs (`pku`,
+/// `userns`, `landlock`, `seccomp`, `root`, or a program such as `node`). If `present` is false,
+/// this prints that the test is skipped. But if `ENISLE_ELSEWHERE` names the feature, it prints
+/// that the test runs elsewhere, because the test command also runs the test in another machine.
 ///
 /// # Panics
-/// The machine lacks the feature, and `ENISLE_REQUIRE` names it.
+/// The machine lacks the feature, and `ENISLE_REQUIRE` names the feature.
 pub fn has(feature: &str, present: bool) -> bool {
     let names = |variable| std::env::var(variable).unwrap_or_default().split(',').any(|name| name == feature);
     assert!(present || !names("ENISLE_REQUIRE"), "ENISLE_REQUIRE names {feature}, and this machine lacks it");
@@ -134,14 +137,14 @@ pub fn has(feature: &str, present: bool) -> bool {
     present
 }
 
-/// A daemon on a socket of its own; it ends with the test.
+/// A daemon on a socket of its own. It is killed when this value is dropped.
 #[derive(Debug)]
 pub struct Daemon {
     process: Child,
     pub folder: TempDir,
 }
 
-/// Lets tenants share a process even on machines without keys, which most tests need.
+/// Lets tenants share a process even on a machine without keys. Most tests need that.
 pub const SHARING: &str = "[workers]\nshare_without_keys = true\n";
 
 impl Daemon {
@@ -151,9 +154,9 @@ impl Daemon {
         Self::start_in(folder, config)
     }
 
-    /// Starts a daemon in a folder that an earlier one may have used.
+    /// Starts a daemon in a folder that an earlier daemon may have used.
     pub fn start_in(folder: TempDir, config: &str) -> Self {
-        // Others may enter the folder, because some tests run a client as another user.
+        // Other users may enter the folder, because some tests run a client as another user.
         let open = std::os::unix::fs::PermissionsExt::from_mode(0o755);
         fs::set_permissions(folder.path(), open).expect("the folder is ours");
         fs::write(folder.path().join("enisled.toml"), config).expect("the configuration is written");
@@ -161,8 +164,8 @@ impl Daemon {
         Self::await_answer(process, folder)
     }
 
-    /// Waits until `process` answers. It must be a daemon that was started on the socket `s` of
-    /// `folder`.
+    /// Waits until `process` answers. The process must be a daemon that was started on the socket
+    /// `s` of `folder`.
     pub fn await_answer(process: Child, folder: TempDir) -> Self {
         let mut daemon = Self { process, folder };
         let answers = wait::within(PATIENCE, || {
@@ -180,7 +183,7 @@ impl Daemon {
     }
 
     /// Like [`Self::command`], with `words` in place of `enisled`: the path of another `enisled`,
-    /// or a program that executes one, with its arguments.
+    /// or a program and its arguments, with which the program executes an `enisled`.
     ///
     /// # Panics
     /// `words` is empty.
@@ -241,7 +244,7 @@ impl Daemon {
         self.request("GET", path, b"").json()
     }
 
-    /// `load` for a tenant.
+    /// Sends a `load` for a tenant.
     pub fn load(&self, tenant: &str, request: &Value) -> Answer {
         self.request("POST", &format!("/v1/tenants/{tenant}/load"), request.to_string().as_bytes())
     }
@@ -262,26 +265,25 @@ impl Daemon {
         state
     }
 
-    /// Every event so far.
+    /// Every event that the daemon lists.
     pub fn events(&self) -> Vec<Value> {
         let answer = self.request("GET", "/v1/events", b"");
         answer.body.split(|byte| *byte == b'\n').filter_map(|line| serde_json::from_slice(line).ok()).collect()
     }
 
-    /// Waits for an event that `is_it` accepts. Events that any client can cause are emitted once a
-    /// second.
+    /// Waits for an event that `is_it` accepts. Common events are emitted only once a second.
     pub fn await_event(&self, what: &str, is_it: impl Fn(&Value) -> bool) -> Value {
         wait::found(PATIENCE, || self.events().into_iter().find(&is_it))
             .unwrap_or_else(|| panic!("no event reports {what}: {:?}", self.events()))
     }
 
-    /// The worker where a tenant lives, if it has a home at the moment.
+    /// The pid of the worker where a tenant lives, if the tenant has a home at the moment.
     pub fn home_of(&self, tenant: &str) -> Option<i32> {
         let pid = self.get(&format!("/v1/tenants/{tenant}"))["resident"]["pid"].as_i64()?;
         i32::try_from(pid).ok()
     }
 
-    /// The worker where a tenant lives.
+    /// The pid of the worker where a tenant lives.
     pub fn worker_of(&self, tenant: &str) -> i32 {
         self.home_of(tenant).unwrap_or_else(|| panic!("{tenant} has no home"))
     }
@@ -297,7 +299,7 @@ impl Drop for Daemon {
     }
 }
 
-/// An answer of the daemon's.
+/// An answer of the daemon.
 #[derive(Debug)]
 pub struct Answer {
     pub status: u16,
@@ -315,13 +317,13 @@ impl Answer {
         serde_json::from_slice(&self.body).unwrap_or_else(|error| panic!("{error}: {self:?}"))
     }
 
-    /// The body of a 200.
+    /// The body as JSON, after an assertion that the status is 200.
     pub fn ok(&self) -> Value {
         assert_eq!(self.status, 200, "{}", String::from_utf8_lossy(&self.body));
         self.json()
     }
 
-    /// The detail of a problem with this status.
+    /// The detail of a problem, after an assertion that it has this status.
     pub fn problem(&self, status: u16) -> String {
         assert_eq!(self.status, status, "{}", String::from_utf8_lossy(&self.body));
         assert!(self.head.to_ascii_lowercase().contains("content-type: application/problem+json"), "{}", self.head);
@@ -337,6 +339,6 @@ impl From<Response> for Answer {
 
 /// Whether a process is alive.
 pub fn is_alive(pid: i32) -> bool {
-    // A zombie is dead: its parent has not collected it yet.
+    // A zombie has ended, and its parent has not collected it yet.
     fs::read_to_string(format!("/proc/{pid}/stat")).is_ok_and(|stat| !stat.contains(") Z "))
 }

@@ -1,5 +1,5 @@
-//! One worker in a test rig: started as the supervisor starts it, with the layers that a case asks
-//! for, and spoken to directly.
+//! A test rig for one worker. The rig starts the worker as the supervisor does, with the layers
+//! that a case asks for, and speaks to the worker directly.
 
 use std::fs::File;
 use std::io::{self, Read, Write};
@@ -26,12 +26,12 @@ use serde_json::{Value, json};
 
 use crate::wait;
 
-/// Longer than anything here takes.
+/// Longer than any answer of a worker takes.
 const PATIENCE: Duration = Duration::from_secs(20);
 /// The bound of a worker's committed memory. No test comes near it.
 const DATA_BYTES: u64 = 8 << 30;
 
-/// What all workers of a harness run share.
+/// What is shared by all workers that a test program starts.
 #[derive(Debug)]
 pub struct Workshop {
     program: File,
@@ -63,9 +63,9 @@ pub struct Tenant {
 #[derive(Debug, Clone, PartialEq)]
 pub enum Ran {
     Returned(Value),
-    /// The script threw.
+    /// The run ended without a result: the outcome, and the message of the error.
     Threw(String),
-    /// The worker ended during the run.
+    /// The worker ended during the run, or did not answer in time.
     Gone,
 }
 
@@ -87,8 +87,8 @@ impl Workshop {
     pub fn open(program: &std::path::Path, layers: LayerSet) -> io::Result<Self> {
         let null = || File::open("/dev/null").map(OwnedFd::from);
         let mut workshop = Self { program: File::open(program)?, snapshot: null()? };
-        // A process that another thread started while the program was written holds it open for
-        // writing until it executes a program itself.
+        // While the program was written, another thread may have started a process. That process
+        // has inherited the open file, and holds it open for writing until it executes a program.
         let started = wait::found(PATIENCE, || {
             let started = workshop.start_as(Role::Maker, layers, 1, None);
             (!started.as_ref().is_err_and(is_busy)).then_some(started)
@@ -102,7 +102,7 @@ impl Workshop {
         Ok(workshop)
     }
 
-    /// Starts a worker with that many slots, and waits until it is ready.
+    /// Starts a worker with `slots` slots, and waits until it is ready.
     pub fn start(&self, layers: LayerSet, slots: u32) -> io::Result<Rig> {
         let mut rig = self.start_as(Role::Host, layers, slots, Some(&self.snapshot))?;
         match read_frame(&mut rig.control, MAX_FROM_WORKER_BYTES).map_err(io::Error::other)? {
@@ -230,17 +230,17 @@ impl Rig {
         self.tenants[slot].run(code, argument)
     }
 
-    /// All admitted tenants, for runs on several at a time.
+    /// All admitted tenants, for runs of several tenants at a time.
     pub fn tenants(&mut self) -> &mut [Tenant] {
         &mut self.tenants
     }
 
-    /// Whether a tenant in that slot still answers a run.
+    /// Whether the tenant in `slot` still answers a run.
     pub fn answers(&mut self, slot: usize) -> bool {
         self.run(slot, "() => 'alive'", &Value::Null) == Ran::Returned(json!("alive"))
     }
 
-    /// Kills the worker. Does nothing if it has ended.
+    /// Kills the worker. Does nothing if the worker has ended.
     pub fn kill(&self) {
         self.started.as_ref().expect("the worker's end has not been awaited").kill();
     }
@@ -256,14 +256,14 @@ impl Rig {
         tags::mappings(io::BufReader::new(File::open(format!("/proc/{}/smaps", self.pid()))?)).collect()
     }
 
-    /// Every address in the process at which those bytes are, with the key of its page. Root reads
-    /// them from `/proc/PID/mem`.
+    /// Every address in the process where `needle` is, with the key of the page. Of each mapping,
+    /// 256 MiB are searched. Only root may do this, through `/proc/PID/mem`.
     pub fn find(&self, needle: &[u8]) -> io::Result<Vec<(usize, u8)>> {
         let memory = File::open(format!("/proc/{}/mem", self.pid()))?;
         let mut found = Vec::new();
         for Mapping { pages, key, .. } in self.resident()? {
             let mut bytes = vec![0; pages.len().min(256 << 20)];
-            // An unreadable mapping holds no copy.
+            // A mapping that even root cannot read is skipped.
             let Ok(read) = memory.read_at(&mut bytes, pages.start as u64) else { continue };
             let hits = memchr::memmem::find_iter(&bytes[..read], needle);
             found.extend(hits.map(|offset| (pages.start + offset, key)));
@@ -276,8 +276,8 @@ impl Rig {
         Ok(self.mappings()?.into_iter().filter(|mapping| mapping.resident > 0).collect())
     }
 
-    /// The pages of a tenant's island that an attack can aim at: those in use, outside its stack
-    /// and its code, whatever key they carry.
+    /// Pages of a tenant's island for an attack to aim at: the first page, one in the middle and
+    /// the last page of each mapping in use, whatever its key. The stack and the code are left out.
     pub fn targets(&self, slot: usize) -> io::Result<Vec<usize>> {
         let island = self.zone.island(slot).expect("a slot of this worker");
         let (range, stack) = (island.range(), island.stack());
@@ -312,12 +312,12 @@ impl Tenant {
             keep: None,
         };
         let input = Input { args: json!([argument]).to_string(), props: "{\"attack\":true}".to_owned() };
-        // `env` is where tenants keep their secrets.
+        // The argument is also the `env`, because tenants keep their secrets there.
         let env = Env { json: if argument.is_object() { argument.to_string() } else { "{}".to_owned() } };
         self.send_parts(run, input, env, Code::Short(code.to_owned()))
     }
 
-    /// Sends a run in its parts, under an id of its own.
+    /// Sends a run in its parts, under the tenant's next id.
     pub fn send_parts(&mut self, mut run: Run, input: Input, env: Env, code: Code) -> io::Result<()> {
         self.runs += 1;
         run.id = RunId(self.runs.into());
@@ -327,12 +327,12 @@ impl Tenant {
         Ok(())
     }
 
-    /// How long [`Self::done`] waits for the next frame.
+    /// Sets how long [`Self::done`] waits for the next frame.
     pub fn set_patience(&self, patience: Duration) -> io::Result<()> {
         self.channel.set_read_timeout(Some(patience))
     }
 
-    /// Reads on until the run has ended; returns what the worker reports of it.
+    /// Reads on until the run has ended; returns the worker's report about the run.
     pub fn done(&mut self) -> Result<Box<Done>, FrameError> {
         loop {
             if let FromTenant::Done(done) = read_frame(&mut self.channel, MAX_FROM_TENANT_BYTES)? {
@@ -341,7 +341,7 @@ impl Tenant {
         }
     }
 
-    /// Reads on until the run has ended.
+    /// Reads on until the run has ended; returns how it ended.
     pub fn end_of_run(&mut self) -> Ran {
         match self.done().map(|done| (done.result, done.error, done.outcome)) {
             Ok((Some(result), ..)) => Ran::Returned(serde_json::from_str(&result).unwrap_or(Value::Null)),
@@ -350,7 +350,7 @@ impl Tenant {
         }
     }
 
-    /// Reads on until the run prints a line of JSON.
+    /// Reads on until the run prints a line; returns the line if it is JSON.
     pub fn next_line(&mut self) -> Option<Value> {
         loop {
             match read_frame(&mut self.channel, MAX_FROM_TENANT_BYTES) {

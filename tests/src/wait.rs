@@ -5,7 +5,7 @@
 use std::thread;
 use std::time::{Duration, Instant};
 
-/// Longer than anything here takes on a busy machine.
+/// Nothing that a test waits for takes this long, even on a busy machine.
 pub const PATIENCE: Duration = Duration::from_secs(60);
 
 /// The time between two checks.
@@ -19,12 +19,12 @@ pub fn until(what: &str, done: impl FnMut() -> bool) {
     assert!(within(PATIENCE, done), "{what} did not happen");
 }
 
-/// Waits until `done` returns true, at most for `patience`, and returns the last answer.
+/// Waits until `done` returns true, for at most `patience`; returns whether it did.
 pub fn within(patience: Duration, mut done: impl FnMut() -> bool) -> bool {
     found(patience, || done().then_some(())).is_some()
 }
 
-/// Waits until `look` finds something, at most for `patience`. The last check is at the deadline.
+/// Waits until `look` finds something, for at most `patience`. The last check is at the deadline.
 pub fn found<T>(patience: Duration, mut look: impl FnMut() -> Option<T>) -> Option<T> {
     let begun = Instant::now();
     loop {

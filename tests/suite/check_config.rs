@@ -56,7 +56,7 @@ fn checking_the_configuration_finds_a_program_that_is_not_a_worker() {
     assert!(refusal(&folder).contains("the startup snapshot could not be made: the worker"));
 }
 
-/// Starts a daemon, or checks its configuration, with a socket and a state folder elsewhere.
+/// Starts a daemon, or checks its configuration, with this socket and this state folder.
 fn elsewhere(folder: &TempDir, socket: &Path, state: &Path, check: bool) -> (Option<i32>, String) {
     // `timeout` ends the daemon if it starts after all.
     let mut command = Command::new("timeout");
@@ -95,7 +95,7 @@ fn a_check_and_a_start_refuse_the_same_places() {
     assert_eq!((code, said.as_str()), (Some(0), ""), "a socket beside the daemon's own files is accepted");
 }
 
-/// A link, a pipe, another user's file and a folder are put where the daemon needs a file or a
+/// The test puts a link, a pipe, another user's file or a folder where the daemon needs a file or a
 /// socket of its own.
 #[test]
 fn checking_the_configuration_finds_what_blocks_a_file_or_a_socket() {
@@ -136,7 +136,7 @@ fn checking_the_configuration_finds_what_blocks_a_file_or_a_socket() {
 }
 
 #[test]
-fn a_configuration_that_others_could_have_written_or_that_is_no_short_file_is_refused() {
+fn a_configuration_that_others_could_have_written_or_that_is_not_a_short_file_is_refused() {
     let path = |folder: &TempDir| folder.path().join("enisled.toml");
     let moved = |folder: &TempDir, to: &str| {
         let to = folder.path().join(to);
@@ -189,7 +189,7 @@ fn a_configuration_that_others_could_have_written_or_that_is_no_short_file_is_re
         assert!(said.contains(word), "{word}: {said}");
         assert!(refusal(&folder).contains(word), "a start refuses it too: {word}");
     }
-    // A file that only the daemon's own user can have written is accepted, also behind a link.
+    // A file that only the daemon's own user can have written is accepted, also through a link.
     let folder = folder();
     moved(&folder, "there/c");
     set_mode(&folder.path().join("there/c"), 0o644);

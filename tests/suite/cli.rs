@@ -101,7 +101,7 @@ fn no_text_of_a_script_changes_how_a_terminal_shows_the_rest() {
             assert!(shown.contains(&format!("{letter}\\u202e\\u2066")), "{letter}: {shown}");
         }
     }
-    // A reader of JSON still gets the same text.
+    // A program that reads the output as JSON still gets the same text.
     let result: Value = serde_json::from_slice(&returned.stdout).expect("JSON");
     let marks = "\u{202e}\u{2066}\u{61c}\u{200f}\u{2028}\u{feff}\u{e0041}";
     assert_eq!(result, serde_json::json!({ format!("d{marks}"): format!("e{marks}") }));
@@ -160,7 +160,7 @@ fn the_command_line_gives_and_lifts_an_order_and_verifies_the_audit_log() {
     assert_eq!(enisle(&["cordon", "t", "solo"]).0, 2, "no reason");
     assert_eq!(enisle(&["cordon", "t", "shared", "--reason", "x"]).0, 2);
     assert!(enisle(&["events"]).1.contains("cordoned"));
-    // The log has the order and its end, each with the move that followed from it.
+    // The log has the order and its end, each followed by the move that it caused.
     enisle_tests::wait_until("the audit log", || daemon.get("/v1/audit")["seq"] == 4);
     let (code, verified) = enisle(&["audit", "verify"]);
     assert!(code == 0 && verified.starts_with("4 lines in 1 file are whole"), "{verified}");

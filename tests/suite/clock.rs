@@ -1,8 +1,8 @@
 //! The time that a script sees: nothing that it can observe reveals how long something took.
 //!
-//! The attacks are stopwatches: start something, do X, start something else, and observe the order
-//! in which they complete. For every pair tried, the order is the same for every X. A worker with
-//! the attack harness's natives can switch the defence off; then the same stopwatch works.
+//! The attacks are stopwatches: start something, do X, start something else, and observe which of
+//! the two completes first. For every pair tried, the order must be the same for every X. A worker
+//! with the attack harness's natives can switch the defence off; then the same stopwatch works.
 
 use std::collections::BTreeSet;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -10,7 +10,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use enisle_tests::{Daemon, SHARING, SetOnDrop, UNTIMED_FLAGS, altered, attack_worker, programs};
 use serde_json::{Value, json};
 
-/// A configuration under which no tenant is moved for computing, and no run comes near a limit.
+/// A configuration under which no tenant is moved because it computes, and no run comes near a
+/// limit.
 fn config(program: &std::path::Path) -> String {
     let unmoved = ["busy", "paging", "computeOnly"]
         .map(|signal| format!("[cordon.rules.signals.{signal}]\npoints = 0\nhalf_life_secs = 1\nmost = 0\n"));
@@ -29,8 +30,8 @@ const X: &str = "
     const X = KINDS[kind];
 ";
 
-/// Everything that can be waited for, one at a time and in chains. Each waiter calls `say` at every
-/// step and `end` after the last one; every step may take time as well.
+/// Everything that a script can wait for, by itself and in chains. Each waiter calls `say` at every
+/// step, and `end` after the last step. Every step may take time as well.
 const WAITERS: &str = "
     const waiters = {};
     for (const ms of [0, 1, 1.9, 2, 3, 3.000350, 3.9, 5, -1, NaN, 2 ** 32 + 2]) {
@@ -62,7 +63,7 @@ const WAITERS: &str = "
 ";
 
 /// Tries every ordered pair of waiters, with X between them or at every step of the first one.
-/// Returns the order of completion of each pair.
+/// Returns, for each pair, the order in which the steps of the two came.
 const PAIRS: &str = "
     const came = {};
     for (const a in waiters) {
@@ -86,7 +87,7 @@ fn pairs(daemon: &Daemon, kind: &str, position: &str, moving: bool) -> Value {
     run["result"].clone()
 }
 
-/// The pairs that completed in another order than expected.
+/// The pairs whose steps came in another order than expected.
 fn differ(expected: &Value, came: &Value) -> Vec<String> {
     let differ = expected.as_object().into_iter().flatten().filter(|(pair, order)| came[*pair] != **order);
     differ.map(|(pair, order)| format!("{pair}: {order}, {}", came[pair])).collect()
@@ -122,8 +123,8 @@ fn with_a_moving_clock_the_order_of_timers_reveals_the_time() {
         let request = json!({ "code": code, "args": [kind, moving], "props": { "attack": true } });
         daemon.load("t", &request).ok()["result"].clone()
     };
-    // The machine may be slow between the two timers; one success in ten is enough for the
-    // stopwatch.
+    // The machine may be slow between the two timers; one success in ten shows that the
+    // stopwatch works.
     assert!((0..10).any(|_| order("nothing", true) == "second,first"));
     assert_eq!(order("long", true), "first,second");
     assert_eq!((order("nothing", false), order("long", false)), (json!("second,first"), json!("second,first")));
@@ -169,7 +170,7 @@ fn lines_of_the_log_carry_the_time_of_their_turn() {
 
 /// In each of four rounds, finds the index of the allocation after which a script first sees that
 /// garbage was collected. X has the same effect for every length, and takes longer for a greater
-/// one.
+/// length.
 const COLLECTIONS: &str = "async (length) => {
     const text = 'a'.repeat(4e6) + 'b'; text.indexOf('c');
     const X = () => { globalThis.found = text.indexOf('c', text.length - 1 - length) };
@@ -233,15 +234,16 @@ fn garbage_collections_reveal_nothing_about_the_time() {
     assert!(differs, "{seen:?}");
 }
 
-/// Makes formatters for ten locales. ICU caches each under its name, for all threads of a process.
+/// Makes formatters for ten locales. ICU caches what it loads for a locale under the locale's full
+/// name (`key`), for all threads of a process.
 const FORMATTERS: &str = "
     const letters = [...'abcdefghijklmnopqrstuvwxyz'], pairs = letters.flatMap((a) => letters.map((b) => a + b));
     const keys = Intl.DateTimeFormat.supportedLocalesOf(pairs).slice(0, 10).map((locale) => `${locale}-u-ca-hebrew-nu-${numbers}`);
     const make = (key) => { const made = new Intl.DateTimeFormat(key, { dateStyle: 'full' }); made.format(0); return made };
 ";
 
-/// Returns how much memory these formatters take from a script, to the nearest KiB. The script
-/// finds out by trying which allocations are refused.
+/// Returns how much memory these formatters take from a script, to about a KiB. The script finds
+/// out by trying which allocations are refused.
 const MEMORY_TAKEN: &str = "
     await new Promise((done) => setTimeout(done, 1));
     const decoder = new TextDecoder('utf-8', { fatal: true }), bad = new Uint8Array(4 << 20).fill(255), held = [];
@@ -255,8 +257,8 @@ const MEMORY_TAKEN: &str = "
     return before - left();
 ";
 
-/// The memory that a tenant sees its formatters take: with keys that its neighbour has used before,
-/// and with others.
+/// The memory that tenant `a` sees its formatters take: for locales that its neighbour `b` has used
+/// before, and for other locales.
 fn seen_of_caches(daemon: &Daemon, exactly: bool, numbers: [&str; 2]) -> [Value; 2] {
     let run = |tenant: &str, code: String, numbers: &str| {
         let request = json!({ "code": code, "args": [numbers], "props": { "attack": exactly } });
@@ -286,7 +288,7 @@ fn the_memory_that_a_script_sees_does_not_reveal_what_a_neighbour_has_cached() {
     drop(daemon);
     let daemon = Daemon::start(&config(&attack_worker()));
     let [known, new] = seen_of_caches(&daemon, true, ["arab", "beng"]).map(|seen| seen.as_i64().unwrap_or(-1));
-    // The exact account counts pages, and a formatter whose key is cached already may need no new
-    // page.
+    // The exact account counts pages, and a formatter whose locale is cached already may need no
+    // new page.
     assert!(known >= 0 && new > (known * 3 / 2).max(64 << 10), "with the exact account: {known}, {new}");
 }

@@ -1,5 +1,5 @@
-//! What the kernel reports about a running worker, and what happens to workers that are not
-//! confined as they should be.
+//! What the kernel reports about a running worker, and what happens to a worker that is not
+//! confined as it should be.
 //!
 //! `hardening/tests/layers` shows that each layer stops its attack, and that the attack succeeds
 //! without the layer.
@@ -57,8 +57,8 @@ fn the_kernel_confirms_that_a_worker_is_confined() {
         threads.push((field("Name:\t"), field("Seccomp_filters:\t"), scheduling_policy(&stat)));
     }
     threads.sort();
-    // The watchdog must wake up beside a tenant that computes, so it is the only thread that is not
-    // SCHED_BATCH.
+    // Only the tenants' threads are SCHED_BATCH, because the watchdog must wake up beside a tenant
+    // that computes.
     let expected = [
         ("enisle-worker", "2", libc::SCHED_OTHER),
         ("tenant-0", "5", libc::SCHED_BATCH),
@@ -92,8 +92,8 @@ fn as_ordinary_user(through: &[&str]) -> Daemon {
     }
     let id = |raw| Some(nix::unistd::Uid::from_raw(raw));
     nix::unistd::chown(folder.path(), id(USER), None).expect("root may give a folder away");
-    // Inside the namespace that allows no further ones, this test's uid is shown as the overflow
-    // uid.
+    // If the daemon is in the namespace of `without-userns`, it sees this test's uid as the
+    // overflow uid.
     let rule = "[[peers]]\nuid = 65534\ntenants = [\"*\"]\noperate = true\n";
     fs::write(folder.path().join("enisled.toml"), rule).expect("a configuration");
     let words: Vec<_> = through.iter().chain(&["enisled"]).map(|program| folder.path().join(program)).collect();
@@ -161,13 +161,13 @@ fn a_daemon_that_requires_a_missing_layer_does_not_start() {
     assert!(!out.status.success() && said.contains("namespaces") && said.contains("requires"), "{said}");
 }
 
-/// Starts a daemon whose workers are the rogue of that name; returns it and its answer to the first
-/// load. A rogue takes no keys, so keys are off, except in tests of the keys themselves.
+/// Starts a daemon whose workers are the rogue `name`; returns the daemon and its answer to the
+/// first load. A rogue takes no keys, so keys are off, except in tests of the keys themselves.
 fn with_rogue(name: &str) -> (Daemon, String) {
     with_rogue_at(name, None)
 }
 
-/// Like [`with_rogue`], for a tenant at that cordon level.
+/// Like [`with_rogue`], for a tenant at this cordon level.
 fn with_rogue_at(name: &str, level: Option<&str>) -> (Daemon, String) {
     let keys = if name.contains("keys") { "auto" } else { "off" };
     let folder = tempfile::Builder::new().prefix("enisle-rogue-").tempdir().expect("a folder");
@@ -212,15 +212,15 @@ fn a_worker_that_skips_a_step_of_its_jail_never_gets_a_tenant() {
 }
 
 #[test]
-fn a_worker_without_speculation_controls_never_gets_a_tenant_where_the_machine_offers_them() {
+fn a_worker_without_speculation_controls_never_gets_a_tenant_if_the_machine_offers_them() {
     let posture = Posture::probe();
     let speculation = posture.findings.iter().find(|finding| finding.layer == Layer::Speculation);
     let speculation = speculation.expect("every layer is probed");
     if speculation.on {
         assert_rejected("rogue-without-speculation", "Speculation");
     } else {
-        // Where the machine decides about speculation, the daemon promises nothing. The tests of
-        // `verify` cover both states.
+        // If the machine decides about speculation, and not the process, the daemon promises
+        // nothing. The tests of `verify` cover both cases.
         let (daemon, _) = with_rogue("rogue-without-speculation");
         assert!(!daemon.events().iter().any(|event| event["event"] == "workerRejected"), "{speculation:?}");
     }
@@ -272,7 +272,7 @@ fn a_worker_that_breaks_the_protocol_is_killed_and_reported() {
     }
 }
 
-/// A process without memory for one more thread used to count as one that breaks the protocol.
+/// A worker without memory for one more thread used to count as a worker that breaks the protocol.
 #[test]
 fn a_worker_without_memory_for_a_tenants_thread_is_no_evidence_of_an_attack() {
     let (daemon, _) = with_rogue("rogue-fails-at-admission");
@@ -307,7 +307,7 @@ fn a_worker_that_floods_its_tenants_channel_is_killed_and_reported() {
 }
 
 #[test]
-fn a_refused_call_in_a_process_with_one_tenant_ever_is_attributed_to_that_tenant() {
+fn a_refused_call_in_a_process_that_held_only_one_tenant_is_attributed_to_that_tenant() {
     let (daemon, answer) = with_rogue("rogue-tenant-opens-a-file");
     assert!(answer.contains("\"outcome\":\"violation\"") && answer.contains("the filter stopped"), "{answer}");
     assert!(!daemon.events().iter().any(|event| event["event"] == "retried"), "the run is not restarted");

@@ -48,7 +48,8 @@ fn an_operator_moves_a_tenant_out_and_lets_it_in_again() {
     assert_eq!(steps, ["solo", "shared"]);
 }
 
-/// Uses everything that V8 and ICU create on first use, once for all threads of a process.
+/// Uses everything that V8 and ICU create only once in a process, for all threads, at the first
+/// use.
 const EVERYTHING: &str = "() => {
     const attempt = (work) => { try { work() } catch {} };
     for (const locale of ['en', 'de', 'ar', 'th-u-nu-thai', 'fa-u-ca-persian', 'zh-u-ca-chinese']) {
@@ -125,7 +126,7 @@ fn a_sealed_tenant_runs_without_a_compiler_without_secrets_and_with_less() {
     lives(&daemon, "t", "sealed");
     let run = daemon.load("t", &names).ok();
     assert_eq!((&run["result"], &run["cordon"]), (&json!(["word"]), &json!("sealed")), "{run}");
-    // The language is complete, including regular expressions and large loops; only machine code is
+    // The language is complete, including regular expressions and large loops. Only the compiler is
     // missing.
     let work = "() => { let n = 0; for (let i = 0; i < 1e5; i++) n += /a+b/.test('aab') ? 1 : 0; return [n, typeof WebAssembly] }";
     let run = daemon.run("t", work);
@@ -140,7 +141,7 @@ fn a_sealed_tenant_runs_without_a_compiler_without_secrets_and_with_less() {
     assert!(makes_code(daemon.worker_of("other")), "an ordinary worker compiles, or this proves nothing");
 }
 
-/// Whether the process has executable memory without a file behind it, as reported by the kernel.
+/// Whether the process has executable memory that no file backs, as reported by the kernel.
 fn makes_code(pid: i32) -> bool {
     let maps = fs::read_to_string(format!("/proc/{pid}/maps")).expect("it lives");
     maps.lines().any(|line| {
@@ -209,7 +210,7 @@ fn a_tenant_moves_under_load_and_no_run_is_lost_or_run_twice() {
     });
     for (tenant, asked) in ["mover", "neighbour"].iter().zip(asked) {
         let usage = daemon.get(&format!("/v1/tenants/{tenant}"))["usage"].clone();
-        // As many runs were sent to workers, and ended, as the clients asked for.
+        // The workers received as many runs as the clients asked for, and as many runs ended.
         let asked = asked.into_inner() + 1;
         assert_eq!((usage["begun"].as_u64(), usage["runs"].as_u64()), (Some(asked), Some(asked)), "{tenant}: {usage}");
     }
@@ -218,7 +219,7 @@ fn a_tenant_moves_under_load_and_no_run_is_lost_or_run_twice() {
 }
 
 #[test]
-fn a_run_that_does_not_end_is_fenced_and_begun_again_in_the_new_home() {
+fn a_run_that_does_not_end_in_time_begins_again_in_the_new_home() {
     let daemon = Daemon::start(&format!("{SHARING}[cordon]\ndrain_secs = 1\n"));
     let once = "() => new Promise((r) => setTimeout(() => r('done'), 4000))";
     std::thread::scope(|scope| {
@@ -235,7 +236,7 @@ fn a_run_that_does_not_end_is_fenced_and_begun_again_in_the_new_home() {
 }
 
 #[test]
-fn risky_tenants_are_refused_where_there_is_no_room_and_never_put_beside_others() {
+fn risky_tenants_are_refused_if_there_is_no_room_and_never_put_beside_others() {
     let daemon = Daemon::start(&format!("{SHARING}[cordon]\nmax_alone = 1\nqueue_secs = 1\n"));
     for tenant in ["a", "b", "c"] {
         daemon.run(tenant, "() => 1");
@@ -254,7 +255,7 @@ fn risky_tenants_are_refused_where_there_is_no_room_and_never_put_beside_others(
         assert_eq!(daemon.run("c", "() => 2")["cordon"], "shared");
         assert_eq!(busy.join().expect("the run is answered")["result"], "done");
     });
-    // An idle tenant gives up its process for one that has none.
+    // An idle tenant gives up its process for a tenant that has none.
     assert_eq!(daemon.run("b", "() => 3")["cordon"], "sealed");
     let workers = daemon.get("/v1/workers")["workers"].clone();
     let alone = workers.as_array().expect("a list").iter().filter(|worker| worker["cordon"] != "shared");
@@ -262,7 +263,7 @@ fn risky_tenants_are_refused_where_there_is_no_room_and_never_put_beside_others(
 }
 
 #[test]
-fn an_innocent_run_is_not_refused_because_the_risky_ones_have_no_room() {
+fn an_innocent_run_is_not_refused_when_risky_tenants_have_no_room() {
     let daemon = Daemon::start(&format!("{SHARING}[cordon]\nmax_alone = 1\nqueue_secs = 1\n"));
     for tenant in ["a", "innocent", "killer-0", "killer-1", "killer-2"] {
         daemon.run(tenant, "() => 1");
@@ -308,7 +309,7 @@ fn lasting(ms: u32) -> Value {
 }
 
 /// Waits until the supervisor has found that the tenant's process is too old and that there is no
-/// other.
+/// room for another home.
 fn await_no_room(daemon: &Daemon, tenant: &str) {
     daemon.await_event("a move without room", |event| event["event"] == "noRoom" && event["tenant"] == tenant);
 }
@@ -323,7 +324,7 @@ fn a_tenant_that_must_be_further_out_leaves_an_old_process_though_there_is_no_ro
         });
         ["goes", "stays"].iter().for_each(|tenant| await_no_room(&daemon, tenant));
         order(&daemon, "goes", "solo");
-        // The run is fenced after a second, and cannot begin again without room.
+        // The old home is fenced after a second, and the run cannot begin again without room.
         goes.join().expect("the run is answered").problem(503);
         assert_eq!(events(&daemon, "fenced", "goes").len(), 1);
         assert_eq!(daemon.get("/v1/tenants/stays")["inFlight"], 1, "the neighbour's run goes on");
@@ -443,8 +444,8 @@ fn tenants_with_secrets_and_tenants_of_other_trust_live_apart() {
     let home = |tenant: &str| daemon.worker_of(tenant);
     assert_eq!(home("plain"), home("other"));
     assert!(home("acme-1") != home("plain") && home("known") != home("plain") && home("known") != home("acme-1"));
-    // The owner's other tenant has no secrets, so it may live beside either, wherever there was
-    // room first.
+    // `acme-2` has no secrets, so it may live beside `plain`, and beside `acme-1`, which has the
+    // same owner.
     assert!([home("plain"), home("acme-1")].contains(&home("acme-2")));
 }
 

@@ -1,4 +1,4 @@
-//! What evidence of an attack remains whatever else happens, and what a peer may see.
+//! Which evidence of an attack survives whatever else happens, and what a peer may see.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -13,16 +13,15 @@ use serde_json::{Value, json};
 pub(crate) const STRANGER: u32 = 4_000_001;
 pub(crate) const GUEST: u32 = 4_000_002;
 
-/// A daemon that lets a guest act for some tenants; `None` where the test cannot become another
-/// user.
+/// A daemon that lets a guest act for some tenants; `None` if the test cannot become another user.
 pub(crate) fn with_guest() -> Option<Daemon> {
     has("root", nix::unistd::geteuid().is_root()).then(|| {
         let daemon = Daemon::start(&format!("{SHARING}[[peers]]\nuid = {GUEST}\ntenants = [\"guest-*\"]\n"));
         // The socket's mode would keep other uids out, so the mode is widened: these tests are
-        // about the policy.
+        // about the rules of `[[peers]]`.
         let open = std::os::unix::fs::PermissionsExt::from_mode(0o666);
         fs::set_permissions(daemon.socket(), open).expect("the socket is ours");
-        // The test's own folder may be closed to other users, so the program is copied out of it.
+        // The build folder may be closed to other users, so the program is copied out of it.
         fs::copy(programs().join("relay"), daemon.folder.path().join("relay")).expect("the program is there");
         daemon
     })
@@ -34,7 +33,7 @@ fn request(method: &str, path: &str, body: &str, last: bool) -> String {
     format!("{head}\r\ncontent-length: {}\r\n\r\n{body}", body.len())
 }
 
-/// Sends requests as another user; returns all that comes back.
+/// Sends requests as another user; returns everything that the daemon answers.
 fn send_as(daemon: &Daemon, uid: u32, requests: &str) -> Vec<u8> {
     let mut peer = Command::new(daemon.folder.path().join("relay"));
     peer.arg(daemon.socket()).uid(uid).gid(uid).current_dir("/").stdin(Stdio::piped()).stdout(Stdio::piped());

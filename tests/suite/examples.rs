@@ -1,13 +1,13 @@
-//! The examples of the API in `examples/api`, each run by the program that it is for, against a
-//! real daemon; and the bare engine that `cargo xtask bench load` compares with.
+//! Runs the examples of the API (`examples/api`) with curl, Node.js and Python, against a real
+//! daemon. Also runs the bare engine with which `cargo xtask bench load` compares the daemon.
 
 use std::path::Path;
 use std::process::Command;
 
 use enisle_tests::{Daemon, has};
 
-/// Runs an example with the daemon's socket, and returns what it printed. Returns `None` if its
-/// program is not installed, which [`has`] reports.
+/// Runs an example with the daemon's socket, and returns what the example printed. Returns `None`
+/// if the program `needs` is not installed, which [`has`] reports.
 fn printed(daemon: &Daemon, program: &str, file: &str, needs: &str) -> Option<String> {
     let installed = Command::new(needs).arg("--version").output().is_ok_and(|out| out.status.success());
     if !has(needs, installed) {
@@ -20,7 +20,7 @@ fn printed(daemon: &Daemon, program: &str, file: &str, needs: &str) -> Option<St
     Some(said.into_owned())
 }
 
-/// What the examples for Node.js and Python print.
+/// The first lines that the examples for Node.js and Python print.
 const LINES: [&str; 4] = ["ok 42", "first: 1", "second: 2", "runs 3"];
 
 #[test]

@@ -13,7 +13,7 @@ use enisle_tests::{Daemon, SHARING, has, programs, wait_until};
 use serde_json::json;
 use tempfile::TempDir;
 
-/// A uid with no rights anywhere.
+/// A uid that has no rights to anything here.
 pub(crate) const STRANGER: u32 = 4_000_011;
 
 pub(crate) fn root() -> bool {
@@ -210,7 +210,7 @@ fn what_belongs_to_another_uid_is_refused() {
         assert!(said.contains(&theirs), "{place}: {said}");
         give(&path, 0);
     }
-    // A policy that belongs to another uid is quarantined, as an unreadable one is.
+    // A policy that belongs to another uid is quarantined, like an unreadable policy.
     let planted = folder.path().join("state/tenants/evil.json");
     fs::write(&planted, r#"{"allow_eval": true, "trust": "trusted"}"#).expect("a file");
     give(&planted, STRANGER);
@@ -244,13 +244,13 @@ pub(crate) fn text(bytes: &[u8]) -> String {
     String::from_utf8_lossy(bytes).into_owned()
 }
 
-/// `enisled --check-config` with what a start in that folder would use.
+/// Runs `enisled --check-config` with the arguments with which a daemon starts in that folder.
 pub(crate) fn check(folder: &TempDir) -> Output {
     let mut command = Daemon::command(folder.path(), &folder.path().join("run/s"));
     command.arg("--check-config").stderr(Stdio::piped()).output().expect("enisled runs")
 }
 
-/// Stray files are what an operator's copy, a crash or an edit has left among the daemon's files.
+/// Stray files are files that an operator, a crash or an editor has left among the daemon's files.
 #[test]
 fn stray_files_among_the_policies_block_nothing() {
     let folder = folder();

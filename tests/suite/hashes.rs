@@ -1,5 +1,6 @@
-//! Names that collide: an attacker that knows V8's hash seed can compute any number of them, and
-//! stall a script that parses the attacker's JSON. No two starts of the daemon have the same seed.
+//! Names whose hashes collide: an attacker that knows V8's hash seed can compute any number of such
+//! names, and stall a script that parses the attacker's JSON. So no two starts of the daemon have
+//! the same seed.
 
 use std::fs;
 use std::os::unix::fs::FileExt;
@@ -17,14 +18,16 @@ struct Seed {
 }
 
 impl Seed {
-    /// The number of words: the seed, its secrets, and for each secret a multiplier with its
-    /// inverse, which hash names that are whole numbers. An archive that hashes such names only by
-    /// their value (without `v8_enable_seeded_array_index_hash`) has no multipliers.
+    /// The number of words: the seed, its secrets, and a word for each secret. That word consists
+    /// of a multiplier and its inverse, with which V8 hashes names that are whole numbers. An
+    /// archive without `v8_enable_seeded_array_index_hash` hashes such names only by their value,
+    /// and has no multipliers.
     const WORDS: usize = 7;
 
-    /// Secrets are odd, each of their bytes has four bits set, and any two differ in 32 bits
-    /// (`rapidhash_make_secret` in V8's third_party/rapidhash-v8/secret.h). Nothing else in a
-    /// process looks like that, except V8's default secrets.
+    /// Recognises a seed by its secrets: they are odd, each of their bytes has four bits set, and
+    /// any two differ in 32 bits (`rapidhash_make_secret` in V8's
+    /// third_party/rapidhash-v8/secret.h). Nothing else in a process looks like that, except V8's
+    /// default secrets.
     fn from_words(words: [u64; Self::WORDS]) -> Option<Self> {
         const BY_DEFAULT: u64 = 0x2d35_8dcc_aa6c_78a5;
         const NUMBER: u64 = (1 << 24) - 1;
@@ -45,7 +48,7 @@ impl Seed {
         .then_some(Self { seed, secrets })
     }
 
-    /// Finds the seed in the memory of a worker, as root sees it.
+    /// Finds the seed in the memory of a worker, which only root may read.
     fn of_worker(pid: i32) -> Self {
         let maps = fs::read_to_string(format!("/proc/{pid}/maps")).expect("the worker lives");
         let memory = fs::File::open(format!("/proc/{pid}/mem")).expect("we are root");
@@ -62,8 +65,8 @@ impl Seed {
     /// third_party/rapidhash-v8/rapidhash.h). In these names that difference is zero.
     fn colliding(self, number: u64) -> Vec<String> {
         let latin = |bytes: [u8; 8]| bytes.map(char::from).iter().collect::<String>();
-        // V8 compares names with equal hashes from the front, so the digits that vary fastest come
-        // last.
+        // V8 compares names with equal hashes from the front. The digits that vary fastest come
+        // last, so that each comparison takes long.
         let name = |n: u64| {
             format!(
                 "{}{}{}",
@@ -88,7 +91,7 @@ fn mapped(line: &str) -> Option<(u64, u64)> {
 
 fn seeds(memory: &fs::File, from: u64, to: u64) -> Vec<Seed> {
     let mut bytes = vec![0; usize::try_from(to - from).expect("64 bits")];
-    // An unreadable mapping holds no seed.
+    // The seed is not in a mapping that even root cannot read.
     let read = memory.read_at(&mut bytes, from).unwrap_or(0);
     let words: Vec<_> =
         bytes[..read].chunks_exact(8).map(|word| u64::from_le_bytes(word.try_into().expect("eight"))).collect();
@@ -101,7 +104,7 @@ fn start(worker: &Path) -> Daemon {
     daemon
 }
 
-/// The outcome of a script that reads an object with those names within a quarter of a second.
+/// The outcome of a script that has a quarter of a second to parse an object with these names.
 fn reads(daemon: &Daemon, names: &[String]) -> String {
     let object: serde_json::Map<_, _> = names.iter().map(|name| (name.clone(), json!(1))).collect();
     let code = "(text) => Object.keys(JSON.parse(text)).length";
@@ -124,7 +127,8 @@ fn names_that_collide_after_one_start_do_not_collide_after_another() {
     let [seed, other] = [&first, &second].map(|daemon| Seed::of_worker(daemon.worker_of("t")));
     assert!(seed.seed != other.seed && seed.secrets != other.secrets, "{seed:x?}");
     let names = seed.colliding(NAMES);
-    // The forged names stall the script for which they were computed, so they do collide.
+    // These names were computed for the seed of the first daemon. They stall a script there, so
+    // they do collide.
     assert_eq!(reads(&first, &names), "exceededCpu");
     assert_eq!(reads(&second, &names), "ok");
 

@@ -1,4 +1,4 @@
-//! Scripts that demand too much: each ends with its outcome, the worker survives where V8 lets it,
+//! Scripts that demand too much: each ends with its outcome, the worker survives if V8 permits it,
 //! and neighbours in the same process always go on.
 
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
@@ -23,15 +23,15 @@ enum Survives {
 const CPU: &[&str] = &["exceededCpu"];
 const MEMORY: &[&str] = &["exceededMemory"];
 const ERROR: &[&str] = &["exception"];
-/// The outcome depends on which limit the machine reaches first.
+/// The outcome depends on which limit the script exceeds first on this machine.
 const EITHER: &[&str] = &["exceededCpu", "exceededMemory", "exception"];
 
 /// Runs every case for one tenant while another tenant, in the same process, runs without pause. No
 /// run of the neighbour's may fail.
 fn run_corpus(cpu_ms: u32, cases: &[Case]) {
     // The machine's speed must not decide the outcome, so only the limit that a corpus is about is
-    // low. Nor may a cordon: a tenant that moves gets another worker, and these tests ask whether
-    // its worker survived.
+    // low. No cordon may decide it either: a tenant that moves gets another worker, and these tests
+    // ask whether its worker survived.
     let unmoved = ["busy", "paging", "computeOnly"]
         .map(|signal| format!("[cordon.rules.signals.{signal}]\npoints = 0\nhalf_life_secs = 1\nmost = 0\n"));
     let limits = "[defaults.limits]\ncpu_ms = 60000\nwall_ms = 120000\n";
@@ -97,8 +97,8 @@ fn spinning_in_every_form_ends_at_the_cpu_limit() {
             ("() => { setTimeout(() => { for (;;); }, 1); return new Promise(() => {}) }", CPU, Must),
             ("() => { const p = new Proxy(function () {}, { apply() { for (;;); } }); p() }", CPU, Must),
             ("() => { let b = 3n; for (;;) b = b * b % (2n ** 256n) + 1n }", CPU, Must),
-            // With numbers of this length V8 takes some 40 of the 50 ms to notice, even on an idle
-            // machine.
+            // With numbers of this length V8 takes some 40 ms to notice that the run must end, even
+            // on an idle machine. After 50 ms the supervisor ends the process.
             ("() => { let b = 3n; for (;;) b = b * b % (2n ** 4096n) + 1n }", CPU, MayDie),
         ],
     );
@@ -236,7 +236,7 @@ fn successive_attackers_cost_an_innocent_tenant_nothing_but_time() {
     assert_eq!(daemon.run("attacker-0", "() => 1")["cordon"], "solo");
 }
 
-/// These scripts come from open issues of isolated-vm; each has its number there.
+/// These scripts come from open issues of isolated-vm. The comments give the issues' numbers.
 #[test]
 fn what_broke_isolated_vm_does_not_break_enisle() {
     run_corpus(
@@ -293,8 +293,8 @@ fn output_and_logs_are_cut_at_their_limits() {
 }
 
 #[test]
-fn without_its_limit_the_same_script_goes_on() {
-    // This is the counterpart of the tests of limits: without its limit, each script goes on.
+fn with_a_higher_limit_the_same_script_goes_on() {
+    // Each script ends at the low limit and not at the high one, so only the limit ends it.
     let daemon = Daemon::start(SHARING);
     let run = |code: &str, limits: Value| {
         daemon.load("t", &json!({ "code": code, "limits": limits })).ok()["outcome"].clone()

@@ -120,7 +120,7 @@ fn a_deleted_script_returns_its_memory_and_kept_scripts_leave_room() {
     let load = json!({ "code": "(mb) => new Uint8Array(mb << 20).length >> 20", "args": [70] });
     assert_eq!(daemon.load("t", &load).ok()["result"], 70, "half of 128 MiB is left for a run");
     assert_eq!(run(&daemon, "a", &json!({ "args": [50] }))["result"], 2, "the script was kept");
-    // The script now keeps more than half, and is disposed of when another run needs room.
+    // The script's isolate now keeps more than half, and is disposed of when a load needs room.
     assert_eq!(daemon.load("t", &load).ok()["result"], 70);
     assert_eq!(run(&daemon, "a", &json!({ "args": [50] }))["result"], 1);
     assert_eq!(daemon.request("DELETE", "/v1/tenants/t/scripts/a", b"").status, 204);

@@ -50,8 +50,8 @@ fn a_run_whose_worker_is_killed_twice_is_lost_and_the_next_one_works() {
     let daemon = Daemon::start(SHARING);
     std::thread::scope(|scope| {
         let run = scope.spawn(|| daemon.run("t", WAITS));
-        // A worker killed before the run has begun in it does not count, so the test kills every
-        // worker.
+        // The end of a worker in which the run has not begun does not count as a loss, so the test
+        // kills every worker that the tenant gets.
         let mut last = 0;
         wait_until("the end of the run", || {
             if let Some(worker) = daemon.home_of("t").filter(|worker| *worker != last && is_alive(*worker)) {
@@ -67,8 +67,8 @@ fn a_run_whose_worker_is_killed_twice_is_lost_and_the_next_one_works() {
     assert_eq!(daemon.run("t", "() => 'next'")["result"], "next");
 }
 
-/// How much the run computed is unknown, and no other tenant was in the process, so its tenant is
-/// charged.
+/// How much the run computed is unknown. No other tenant was in the process, so the run's tenant is
+/// blamed, and charged for all the time that passed.
 #[test]
 fn a_run_whose_worker_is_killed_is_charged_for_the_time_that_passed() {
     let daemon = Daemon::start(SHARING);
@@ -84,11 +84,11 @@ fn a_run_whose_worker_is_killed_is_charged_for_the_time_that_passed() {
         kill_worker(daemon.worker_of("t"));
         let run = run.join().expect("the run is answered");
         assert_eq!(run["result"], "done", "{run}");
-        // The answer holds only the usage of the successful attempt, which waited instead of
-        // computing.
+        // The answer gives only the usage of the successful attempt, which waited and computed
+        // little.
         assert!(cpu_ms(&run) < 200.0, "{run}");
         let charged = cpu_ms(&tenant()) - before;
-        // The policy's `cpuMs` is one second.
+        // The charge goes at most to the run's limit: the default of `cpuMs` is one second.
         assert!((300.0..1200.0).contains(&charged), "{charged}");
     });
 }
@@ -173,8 +173,8 @@ fn a_tenant_that_is_idle_moves_out_and_back_in() {
 
 #[test]
 fn a_slot_is_not_used_twice_and_a_full_machine_evicts_idle_tenants() {
-    // Without sharing, a process has one slot. So two processes cannot hold three tenants at one
-    // time.
+    // The test uses one tenant more than two processes have slots. Without keys a process has one
+    // slot.
     let daemon = Daemon::start("[workers]\nmax = 2\n");
     let capacity = daemon.get("/v1/info")["capacity"]["tenantsPerProcess"].as_u64().unwrap_or(1);
     let tenants = 2 * capacity + 1;

@@ -1,20 +1,20 @@
-//! The integration tests: real processes, one socket each.
+//! The integration tests: each starts real processes, on a socket of its own.
 //!
 //! | module | what it covers |
 //! |---|---|
 //! | [`scripts`] | what a script can be and do, and what it returns |
 //! | [`requests`] | bad input, rights, quotas, policies, events |
 //! | [`api`] | answers match their description |
-//! | [`hostile`] | scripts that demand too much end with their outcome; their neighbours go on |
+//! | [`hostile`] | a script that demands too much ends with its outcome, and its neighbours go on |
 //! | [`cordon`] | orders, what a level means, and moves that lose no run |
 //! | [`signals`] | what counts against a tenant, and how much |
-//! | [`kept`] | isolates of registered scripts that are kept |
+//! | [`kept`] | isolates that are kept between the runs of a registered script |
 //! | [`lifecycle`] | death and recovery, drain, sockets |
-//! | [`confinement`] | what the kernel reports about a worker, and badly confined workers |
+//! | [`confinement`] | what the kernel reports about a worker; workers that are badly confined |
 //! | [`examples`] | the API's examples for curl, Node.js and Python |
-//! | [`evidence`] | what remains of an attack whatever else happens, and what a peer learns of it |
+//! | [`evidence`] | which evidence survives whatever else happens, and what a peer may see |
 //! | [`clock`] | what a script can learn about time |
-//! | [`hashes`] | names that collide |
+//! | [`hashes`] | names whose hashes collide |
 //! | [`surface`] | every property that a script finds |
 //! | [`cli`] | the command line as a user types it |
 //! | [`files`] | the daemon's files, and what other uids can do with them |

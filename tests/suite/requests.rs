@@ -78,7 +78,8 @@ fn a_half_sent_body_and_a_client_that_never_reads_are_cut_off() {
     headless.set_read_timeout(Some(PATIENCE)).expect("a timeout");
     headless.read_to_end(&mut Vec::new()).expect("the connection is closed");
 
-    // The answers exceed the socket's buffer and none is read, so the daemon gives up writing.
+    // The answers exceed the socket's buffer, and the client reads none of them. So the daemon
+    // gives up writing.
     let mut deaf = UnixStream::connect(daemon.socket()).expect("the daemon listens");
     let body = json!({ "code": "() => 'x'.repeat(1e6)" }).to_string();
     let request = format!("POST {LOAD} HTTP/1.1\r\nhost: d\r\ncontent-length: {}\r\n\r\n{body}", body.len());
@@ -96,7 +97,7 @@ fn a_client_that_goes_away_cancels_its_run() {
         .expect("it reads");
     daemon.wait_for("/v1/tenants/t", |tenant| tenant["inFlight"] == 1 && tenant["resident"].is_object());
     drop(client);
-    // The next run gets the thread at once. Its wall limit is far below the time that the first run
+    // The next run gets the thread at once. Its `wallMs` is far below the time that the first run
     // would have taken.
     daemon.wait_for("/v1/tenants/t", |tenant| tenant["inFlight"] == 0);
     let run = daemon.load("t", &json!({ "code": "() => 1", "limits": { "wallMs": 3000 } })).ok();
@@ -116,7 +117,7 @@ fn over_its_quota_a_tenant_learns_when_to_retry() {
 }
 
 #[test]
-fn a_policy_holds_at_once_and_after_a_restart() {
+fn a_policy_applies_at_once_and_after_a_restart() {
     let daemon = Daemon::start(SHARING);
     let put =
         daemon.request("PUT", "/v1/tenants/t", br#"{"limits": {"cpuMs": 50, "wallMs": 5000, "memoryMb": 32}}"#).ok();
@@ -179,13 +180,13 @@ fn a_peer_without_rights_is_refused_and_one_with_them_is_not() {
     const GUEST: u32 = 4_000_002;
     let daemon = Daemon::start(&format!("{SHARING}[[peers]]\nuid = {GUEST}\ntenants = [\"guest-*\"]\n"));
     // The socket's mode would keep other uids out, so the mode is widened: this test is about the
-    // policy.
+    // rules of `[[peers]]`.
     let open = std::os::unix::fs::PermissionsExt::from_mode(0o666);
     std::fs::set_permissions(daemon.socket(), open).expect("the socket is ours");
     let script = daemon.folder.path().join("s.js");
     std::fs::write(&script, "() => 1").expect("a script");
     let run = |uid: u32, arguments: &[&str]| {
-        // The test's own folder may be closed to other users, so the program is copied out of it.
+        // The build folder may be closed to other users, so the program is copied out of it.
         let program = daemon.folder.path().join("enisle");
         std::fs::copy(programs().join("enisle"), &program).expect("the program is there");
         let out = Command::new(program)

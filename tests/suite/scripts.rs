@@ -83,7 +83,8 @@ fn a_module_may_import_itself_and_its_importer_while_it_is_evaluated() {
                             "b.js": "globalThis.seen = import('m.js')" }),
     );
     assert_eq!(back["result"], 2, "{back}");
-    // A module that awaits itself never settles. The error says so, and the worker survives.
+    // A module that awaits itself is never evaluated completely. The error says so, and the worker
+    // survives.
     let waits = load(json!({ "m.js": "await import('m.js'); export default () => 1" }));
     assert!(
         waits["outcome"] == "exception"
@@ -268,7 +269,7 @@ fn the_documented_globals_work_and_forbidden_ones_are_absent() {
 }
 
 #[test]
-fn code_from_strings_runs_only_where_the_policy_allows_it() {
+fn code_from_strings_runs_only_if_the_policy_allows_it() {
     let daemon = Daemon::start(SHARING);
     for code in
         ["() => eval('1')", "() => new Function('return 1')()", "() => (async () => {}).constructor('return 1')()"]

@@ -13,7 +13,7 @@ fn a_spinner_is_alone_after_some_seconds_and_its_score_says_why() {
     daemon.run("neighbour", "() => 1");
     daemon.run("t", "() => 1");
     let shared = daemon.worker_of("t");
-    // A run counts while it goes on, so one run is enough.
+    // A run counts against its tenant while it goes on, so one run is enough.
     let spin = json!({ "code": SPIN, "limits": { "cpuMs": 60000, "wallMs": 60000 } });
     let policy = json!({ "limits": { "cpuMs": 60000, "wallMs": 60000 } }).to_string();
     daemon.request("PUT", "/v1/tenants/t", policy.as_bytes()).ok();
@@ -115,8 +115,8 @@ fn messages_at_regular_times_and_floods_of_messages_are_noticed() {
     for tenant in ["ticks", "floods"] {
         daemon.request("PUT", &format!("/v1/tenants/{tenant}"), policy.as_bytes()).ok();
     }
-    // The script runs as often as necessary, because other tests use the processors too, and a
-    // delayed message is not regular.
+    // Other tests use the processors too, and a delayed message breaks the rhythm. So the script
+    // runs as often as necessary.
     wait_until("the rhythm to be seen", || {
         daemon.load("ticks", &json!({ "code": ticks, "limits": limits })).ok();
         signals("ticks").contains("remoteTiming")
@@ -128,7 +128,7 @@ fn messages_at_regular_times_and_floods_of_messages_are_noticed() {
 }
 
 #[test]
-fn a_network_that_nothing_grants_is_denied_and_counted() {
+fn a_request_for_a_network_is_denied_and_counted() {
     let daemon = Daemon::start(SHARING);
     let problem = daemon.load("t", &json!({ "code": "() => 1", "globalOutbound": {} })).problem(400);
     assert!(problem.contains("no network"), "{problem}");

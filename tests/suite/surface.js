@@ -1,4 +1,4 @@
-// Every property that a script reaches from its global object: its path and what it is.
+// Lists every property that a script reaches from its global object, each with its path and kind.
 () => {
   const lines = [], seen = new Set(), queue = [["globalThis", globalThis]];
   const name = (key) => (typeof key === "symbol" ? `[${key.description}]` : key);

@@ -1,9 +1,9 @@
 //! Compares what a script finds in its global object with `surface.txt`, in every kind of worker.
 //!
-//! A new V8 adds properties, and a patch or a flag may remove some
-//! (`v8/patches/05-features-in-snapshot.patch`) or bring back one that no tenant may have
-//! (`WebAssembly`). Each of these makes this test fail; examine the difference before you change
-//! the list.
+//! A new V8 adds properties. A patch or a flag may remove properties
+//! (`v8/patches/05-features-in-snapshot.patch`), or bring back one that no tenant may have
+//! (`WebAssembly`). Each of these changes makes this test fail. Examine the difference before you
+//! change the list.
 
 use std::collections::BTreeSet;
 

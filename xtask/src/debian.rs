@@ -1,5 +1,5 @@
-//! Packages of another Debian suite than the machine's, from the machine's mirror, without changing
-//! the state of its apt.
+//! Downloads packages of a Debian suite that is not the machine's own, from the machine's mirror.
+//! The state of the machine's apt does not change.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -51,7 +51,8 @@ impl Suite {
         Ok(listed.lines().filter_map(|line| line.trim().strip_prefix("Depends: ").map(str::to_owned)).collect())
     }
 
-    /// Downloads packages that the folder does not have, and returns the files of all that it has.
+    /// Downloads packages, and returns the files of all packages that were ever downloaded into the
+    /// folder.
     pub(crate) fn download(&self, packages: &[&str]) -> Result<Vec<PathBuf>> {
         let debs = self.folder.join("debs");
         check(self.apt("apt-get").current_dir(&debs).args(["-q", "download"]).args(packages))?;

@@ -46,7 +46,8 @@ impl Connection {
     }
 }
 
-/// A daemon of the release build, in a folder of its own; dropping it ends both.
+/// A daemon of the release build, in a folder of its own. Dropping this value ends the daemon and
+/// removes the folder.
 #[derive(Debug)]
 pub(crate) struct Private {
     process: Child,

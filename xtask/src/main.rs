@@ -38,20 +38,21 @@ enum Task {
     /// Renew the files that come from the code: the OpenAPI document, and SPECIFICATION's table of
     /// limits.
     Generate,
-    /// Measure.
+    /// Run a benchmark.
     #[command(subcommand)]
     Bench(bench::Bench),
-    /// Fuzz the code that reads bytes of others, the confinement of workers, or V8.
+    /// Fuzz the code that reads bytes from outside, the confinement of workers, or V8.
     Fuzz(fuzz::Options),
     /// Disturb a daemon under load; see `-- --help`.
     Chaos(fuzz::Rest),
     /// Simulate weeks of many tenants in seconds, with the engine that decides about cordons.
     #[command(subcommand)]
     Sim(sim::Sim),
-    /// The V8 archive: which one is used, building one, checking it.
+    /// Show, build or check the V8 archive.
     #[command(subcommand)]
     V8(v8::V8),
-    /// The emulated machine: the attack harness in it, and machines of every posture.
+    /// Run the attack harness or a command in the emulated machine, or the daemon on machines of
+    /// every posture.
     #[command(subcommand)]
     Vm(vm::Vm),
 }
@@ -117,7 +118,7 @@ fn build_release(archive: &v8::Archive) -> Result<PathBuf> {
     Ok(target().join("release"))
 }
 
-/// Runs a command to its end; a failure names it.
+/// Runs a command to its end. If it fails, the error names it.
 fn check(command: &mut Command) -> Result<()> {
     let status = command.status().with_context(|| format!("running {}", command.get_program().display()))?;
     if !status.success() {
@@ -137,7 +138,7 @@ fn check_watched(command: &mut Command) -> Result<()> {
         .stderr(writer)
         .spawn()
         .with_context(|| format!("running {}", command.get_program().display()))?;
-    // The command holds the pipe's other end, which must be closed when the child ends.
+    // `command` keeps the writing ends open. They must be closed, or reading would never end.
     command.stdout(Stdio::inherit()).stderr(Stdio::inherit());
     let mut last = VecDeque::new();
     for line in BufReader::new(reader).split(b'\n') {

@@ -1,6 +1,6 @@
-//! Bounds on what the API takes and answers, except those of a run (`enisle_wire`).
+//! Bounds of requests and answers, except the bounds of a run, which are in `enisle_wire`.
 //!
-//! The daemon imports them, and a test compares the document's sentences with them.
+//! The daemon imports these bounds. A test compares the OpenAPI document's sentences with them.
 
 /// The most items of a page, and the default.
 pub const MOST_ITEMS: usize = 100;
@@ -10,7 +10,7 @@ pub const PAGE_BYTES: usize = 128 << 10;
 pub const MAX_NAME_BYTES: usize = 64;
 /// Bytes of the reason that is recorded with every order.
 pub const MAX_REASON_BYTES: usize = 1024;
-/// Bytes of a problem's `detail`; longer ones are truncated.
+/// Bytes of a problem's `detail`. A longer one is truncated.
 pub const MAX_DETAIL_BYTES: usize = 2048;
 /// Names of secrets in a policy.
 pub const MAX_SECRETS: u32 = 100;

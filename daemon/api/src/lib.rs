@@ -6,7 +6,7 @@
 //! | [`types`] | requests, answers, events and problems, one file per resource |
 //! | [`bounds`] | the bounds of requests and answers |
 //! | [`operations`] | every operation: method, path, permission, request and answers |
-//! | [`openapi`] | the OpenAPI 3.1 document generated from them (feature `schema`) |
+//! | [`openapi`] | the OpenAPI 3.1 document, generated from types and table (feature `schema`) |
 //! | [`client`] | clients: asynchronous (feature `client`), blocking (feature `blocking`) |
 //!
 //! Without features, this crate is only the types and the table, which are all that the daemon

@@ -1,8 +1,9 @@
 //! The OpenAPI 3.1 document, generated from [`OPERATIONS`] and the schemas of the types. It is
-//! committed as `openapi.json` and served from there; a test fails when the two differ.
+//! committed as `openapi.json` and served from there. A test fails if that file is out of date.
 //!
-//! Schemas of requests describe what a client may send, those of answers what it can rely on (the
-//! two contracts of `schemars`). Their dialect is OpenAPI 3.1's own, JSON Schema 2020-12.
+//! Schemas of requests describe what a client may send. Schemas of answers describe what a client
+//! can rely on. (These are the two contracts of `schemars`.) Their dialect is OpenAPI 3.1's own,
+//! JSON Schema 2020-12.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -93,7 +94,7 @@ impl Schemas {
         schema.to_value()
     }
 
-    /// All schemas by name. Where both contracts define a name, a test checks that the schemas are
+    /// All schemas by name. If both contracts define a name, a test checks that the two schemas are
     /// equal.
     fn all(mut self) -> BTreeMap<String, Value> {
         let answers = self.answers.take_definitions(true);

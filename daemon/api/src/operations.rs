@@ -28,7 +28,7 @@ impl Method {
     }
 }
 
-/// Which peers may call an operation. Root and the daemon's own uid may call every one.
+/// Which peers may call an operation. Root and the daemon's own uid may call every operation.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Who {
     Anybody,

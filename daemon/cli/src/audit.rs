@@ -20,7 +20,7 @@ pub(crate) enum Audit {
     /// Check that no line was changed, removed or inserted. If the daemon that writes this
     /// log answers on the socket, also check that no line is missing at the end.
     Verify {
-        /// The folder of the log; the daemon's own if it is not given.
+        /// The folder of the log. If it is left out, the folder of the daemon's log.
         #[arg(value_name = "DIR")]
         folder: Option<PathBuf>,
     },
@@ -108,7 +108,7 @@ struct Chain {
     hashes: BTreeMap<u64, String>,
     /// The last lines of deleted files, according to the log itself.
     deleted: Vec<Head>,
-    /// The first line says that earlier lines could not be read.
+    /// Whether the first line says that earlier lines could not be read.
     begins_anew: bool,
 }
 
@@ -151,7 +151,7 @@ impl Chain {
     }
 }
 
-/// The daemon's last line must be among those read.
+/// The last line that the daemon has written must be among the lines that were read.
 fn compare(known: &Head, read: &Chain, folder: &Path) -> Result<(), Failure> {
     if known.seq == 0 || read.hashes.get(&known.seq) == Some(&known.hash) {
         return Ok(());

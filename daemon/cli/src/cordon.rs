@@ -20,13 +20,13 @@ use crate::{Failure, segment};
 pub(crate) struct Change {
     /// The tenant's name.
     tenant: String,
-    /// The least cordon level from now on: solo, sealed or expelled.
+    /// The lowest cordon level that the tenant may have from now on: solo, sealed or expelled.
     #[arg(group = "what")]
     level: Option<Level>,
-    /// Let the tenant in again, and forgive what has counted against it.
+    /// Lift the order, and forgive what has counted against the tenant.
     #[arg(long, group = "what")]
     lift: bool,
-    /// Why; the reason is written to the audit log.
+    /// The reason, which is written to the audit log.
     #[arg(long)]
     reason: String,
 }
@@ -155,7 +155,7 @@ fn policy(policy: &Policy) -> String {
     format!("  policy {}", json(policy))
 }
 
-/// As JSON, its keys in order.
+/// The value as JSON, with its keys in order.
 fn json(value: &impl Serialize) -> String {
     serde_json::to_value(value).unwrap_or_default().to_string()
 }
@@ -173,7 +173,7 @@ fn in_words(reason: &Reason) -> String {
     }
 }
 
-/// A duration, in the largest unit of which it holds at least two.
+/// A duration, in the largest unit of which it has at least two.
 fn age(ms: u64) -> String {
     let secs = Duration::from_millis(ms).as_secs();
     match secs {

@@ -1,5 +1,5 @@
-//! `enisle doctor`: the posture of this machine, in one to four lines per layer, and that of the
-//! running daemon.
+//! `enisle doctor`: the posture of this machine, in one to four lines per layer, and the posture of
+//! the running daemon.
 
 use std::path::Path;
 

@@ -1,5 +1,6 @@
 //! `enisle`: the command line. Nothing here runs JavaScript: commands go through the daemon's
-//! socket, except `completions`. `doctor` also probes this machine itself.
+//! socket, except `completions`. `doctor` also probes this machine, and `audit verify` also reads
+//! the files of the log.
 //!
 //! Exit codes: 0 the script succeeded; 1 the script failed, or the audit log is broken; 2 the
 //! command was wrong; 3 the daemon refused, failed or does not answer; 4 a limit ended the script;
@@ -13,7 +14,7 @@ macro_rules! outln {
     ($($text:tt)*) => { crate::show::out_safe(&format!($($text)*)) };
 }
 
-/// The same on standard error.
+/// Prints a line on standard error, with the same care.
 macro_rules! errln {
     ($($text:tt)*) => { crate::show::err_safe(&format!($($text)*)) };
 }
@@ -41,7 +42,7 @@ struct Arguments {
     /// The daemon's socket.
     #[arg(long, env = "ENISLE_SOCKET", global = true, value_name = "PATH")]
     socket: Option<PathBuf>,
-    /// The uid that the daemon runs as, accepted beside root and your own.
+    /// The uid that the daemon runs as, accepted besides root and your own.
     #[arg(long, env = "ENISLE_DAEMON_UID", global = true, value_name = "UID")]
     daemon_uid: Option<u32>,
     /// Print JSON, for machines.
@@ -57,27 +58,28 @@ enum Command {
     Run(run::RunFile),
     /// Send a load request as the API takes it, from a file or from standard input (`-`).
     Load(run::LoadFile),
-    /// The worker processes and the tenants that live in them.
+    /// List the worker processes and the tenants that live in them.
     Ps,
-    /// Every tenant that the daemon knows, with its cordon level and its usage.
+    /// List every tenant that the daemon knows, with its cordon level and its usage.
     Tenants,
-    /// One tenant: its cordon level and the reasons, its policy, its usage.
+    /// Show one tenant: its cordon level and the reasons for it, its policy, its usage.
     Inspect {
         /// The tenant's name.
         tenant: String,
     },
-    /// Keep a tenant further out, or let it in again.
+    /// Set the lowest cordon level that a tenant may have, or lift that order and forgive what has
+    /// counted against the tenant.
     Cordon(cordon::Change),
-    /// The log of every decision.
+    /// Check the log of every decision.
     #[command(subcommand)]
     Audit(audit::Audit),
-    /// Past events; with `-f` also those to come.
+    /// Print past events, and with `-f` also new ones as they come.
     Events {
         /// Go on until interrupted.
         #[arg(short, long)]
         follow: bool,
     },
-    /// What this machine offers, layer by layer, and how to get what it lacks.
+    /// Show which layers this machine has, and how to get those that it lacks.
     Doctor,
     /// Print a completion script.
     Completions {

@@ -157,7 +157,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn values_of_env_are_json_where_they_parse_as_json() {
+    fn values_of_env_that_parse_as_json_are_json() {
         let env = environment(&["a=1".into(), "b=x=y".into(), "c={\"d\":2}".into()]).unwrap();
         assert_eq!(Value::from(env), serde_json::json!({"a": 1, "b": "x=y", "c": {"d": 2}}));
     }

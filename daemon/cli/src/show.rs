@@ -1,6 +1,6 @@
-//! Output for people and for machines. Output for people is escaped, all of it: text of a tenant's
-//! must neither drive the terminal nor be shown as something that it is not. Machines get the
-//! daemon's bytes.
+//! Output for people and for machines. All output for people is escaped: a tenant's text must
+//! neither drive the terminal nor be shown as something that it is not. Machines get the daemon's
+//! bytes.
 
 use std::io::{Write, stderr, stdout};
 use std::os::fd::AsFd;
@@ -13,8 +13,8 @@ use serde::Serialize;
 use serde_json::Value;
 use unicode_width::UnicodeWidthChar;
 
-/// Prints a line on standard output as it is; `outln!` is for people. If that fails, as when the
-/// reader has gone away, the program ends quietly, as `cat` does.
+/// Prints a line on standard output as it is. (`outln!` is for people.) If writing fails, for
+/// example because the reader has gone away, the program ends quietly, as `cat` does.
 pub(crate) fn out(text: &str) {
     let mut out = std::io::stdout().lock();
     if out.write_all(text.as_bytes()).and_then(|()| out.write_all(b"\n")).is_err() {
@@ -81,8 +81,8 @@ fn columns(stream: impl AsFd) -> Option<usize> {
     Some(if size.ws_col == 0 { 80 } else { size.ws_col.into() })
 }
 
-/// Begins the rest of a folded line, and every further line of a script's text: only this client's
-/// own lines begin at the margin.
+/// Comes before the rest of a folded line, and before every further line of a script's text. Only
+/// this client's own lines begin at the margin.
 const INDENT: &str = "    ";
 
 /// `text`, broken and indented where a terminal would break it and continue at the margin.
@@ -168,8 +168,8 @@ pub(crate) fn answer(answer: &Answer) {
     }
 }
 
-/// How many times as long as its text an indented result may be. Without a bound, a deeply nested
-/// one would fill the terminal, or the disk, with blanks.
+/// How many times as long as the result's text the indented result may be. Without a bound, a
+/// deeply nested result would fill the terminal, or the disk, with blanks.
 const MOST_INDENTED: usize = 8;
 const SPARE_BYTES: usize = 4096;
 
@@ -329,7 +329,7 @@ mod tests {
     }
 
     #[test]
-    fn text_that_fits_a_terminal_is_not_folded_nor_is_any_text_elsewhere() {
+    fn text_is_folded_only_if_it_is_wider_than_a_terminal() {
         let text = format!("{}\n{}", "x".repeat(80), "y".repeat(80));
         assert_eq!(shown(&text, Some(80)), text);
         assert_eq!(shown(&text, None), text);

@@ -1,4 +1,4 @@
-//! The current time: the only module that reads the wall clock.
+//! The current time. Only this module reads the wall clock, except for the timestamps of the log.
 
 use std::sync::LazyLock;
 use std::time::{Instant, SystemTime, UNIX_EPOCH};
@@ -11,13 +11,14 @@ pub(crate) fn unix_ms() -> u64 {
     u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
 }
 
-/// The same for the engine that decides on cordons, which makes sure that its time never goes back.
+/// The same time, for the cordon engine. If the wall clock is set back, the engine's time stands
+/// still.
 pub(crate) fn now() -> Time {
     Time(unix_ms())
 }
 
-/// Milliseconds since the daemon first asked. Windows and the forgiving of deaths use this clock,
-/// because the wall clock may be set.
+/// Milliseconds since the first call. Windows of observation and the forgiving of deaths use this
+/// clock, because the wall clock may be set meanwhile.
 pub(crate) fn monotonic() -> Time {
     static EPOCH: LazyLock<Instant> = LazyLock::new(Instant::now);
     Time(u64::try_from(EPOCH.elapsed().as_millis()).unwrap_or(u64::MAX))

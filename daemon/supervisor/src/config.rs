@@ -1,4 +1,5 @@
-//! The configuration file: every key is optional, unknown keys are an error.
+//! The configuration file. Every key is optional, except `uid` in `[[peers]]` and the three numbers
+//! of a signal's weight (`cordon.rules.signals`). An unknown key is an error.
 
 use std::io;
 use std::path::{Path, PathBuf};
@@ -28,11 +29,12 @@ pub(crate) struct Config {
     pub(crate) audit: Audit,
 }
 
-/// The log of decisions and evidence.
+/// The audit log.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub(crate) struct Audit {
-    /// The size of its files together, in MiB; beyond that the oldest are deleted.
+    /// The largest size of the log's files together, in MiB; beyond it the oldest files are
+    /// deleted.
     pub(crate) keep_mb: u64,
 }
 
@@ -45,7 +47,8 @@ impl Default for Audit {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub(crate) struct Workers {
-    /// The worker program; beside `enisled` if not given.
+    /// The worker program. If it is not given, the daemon uses the `enisle-worker` beside
+    /// `enisled`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) program: Option<PathBuf>,
     /// The largest number of worker processes.
@@ -55,15 +58,17 @@ pub(crate) struct Workers {
     pub(crate) max_memory_mb: u32,
     /// How long a tenant may run nothing before it is moved out, in seconds.
     pub(crate) idle_secs: u64,
-    /// Memory protection keys: `auto` uses them where the machine has them, `require` does not
-    /// start without them, `off` does not use them.
+    /// Memory protection keys: with `auto` the daemon uses them if the machine has them, with
+    /// `require` it does not start without them, with `off` it does not use them.
     pub(crate) keys: Keys,
-    /// The age at which a worker process stops admitting tenants, in seconds; it ends once its
-    /// tenants are idle.
+    /// The age at which a worker process stops admitting tenants, in seconds. The process ends once
+    /// its tenants are idle.
     pub(crate) max_age_secs: u64,
-    /// Whether tenants may share a process with cages only, on a machine without protection keys.
+    /// Whether tenants may share a process on a machine without protection keys, where only their
+    /// cages separate them.
     pub(crate) share_without_keys: bool,
-    /// As root: workers run under this uid and the ones after it, one each.
+    /// If the daemon runs as root, its workers run under this uid and the uids after it, one uid
+    /// for each worker.
     pub(crate) uid_base: u32,
 }
 
@@ -76,21 +81,23 @@ pub(crate) enum Keys {
     Off,
 }
 
-/// How risky tenants are kept apart.
+/// How the daemon separates risky tenants from others.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub(crate) struct Cordon {
-    /// The largest number of single-tenant processes. Further tenants that need one wait, and are
-    /// then refused.
+    /// The largest number of single-tenant processes. The runs of further tenants that need one
+    /// wait, and are refused if none becomes free.
     pub(crate) max_alone: usize,
-    /// How long such tenants wait, in seconds. While a tenant's run in an old home has yet to end,
-    /// its next runs wait equally long for room.
+    /// How long a run waits for room, in seconds. A run waits if its tenant must live alone or
+    /// still has a run in an old home, or if the run's uid has no process. Other runs are refused
+    /// at once.
     pub(crate) queue_secs: u64,
-    /// How long a run may go on in a home that its tenant is leaving, in seconds; then it restarts
-    /// in the new home.
+    /// How long a run may go on in a home that its tenant must leave, in seconds; then the run
+    /// restarts in the new home. If the tenant leaves only to live further in, the run has
+    /// unlimited time.
     pub(crate) drain_secs: u64,
     /// The oldest version of V8 without a known vulnerability (`15.2` is before `15.2.7`). An older
-    /// one counts against every tenant that is not trusted.
+    /// version counts against every tenant that is not trusted.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) v8_at_least: Option<V8Version>,
     /// The processor's counters of mispredicted branches: `auto` uses them if available, `off` does
@@ -98,7 +105,7 @@ pub(crate) struct Cordon {
     pub(crate) counters: Counters,
     /// The most that a run of a sealed tenant may use.
     pub(crate) sealed: SealedLimits,
-    /// Thresholds, weights, times: `enisle_cordon::Rules`.
+    /// Thresholds, weights and times (`enisle_cordon::Rules`).
     pub(crate) rules: Rules,
 }
 
@@ -152,16 +159,19 @@ pub(crate) struct Peer {
     /// The tenants that this uid may act for: names, or beginnings of names followed by `*`.
     #[serde(default)]
     pub(crate) tenants: Vec<TenantPattern>,
-    /// Whether it may set policies and see workers and events of all tenants.
+    /// Whether this uid may operate the daemon: set policies, order cordon levels, and see the
+    /// workers and events of all tenants.
     #[serde(default)]
     pub(crate) operate: bool,
-    /// The most that this uid may hold of each thing that all clients share, in per cent of the
-    /// whole; if not given, half of what the others leave free ([`crate::share`]).
+    /// The most that this uid may hold of each pool that all clients share, in per cent of the
+    /// pool. If it is not given, the uid may hold half of what the others leave free
+    /// ([`crate::share`]).
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) share_percent: Option<u8>,
 }
 
-/// How many connections all uids that no rule names have together, beside `api.connections`.
+/// How many connections there may be from all uids that no rule names, in addition to
+/// `api.connections`.
 pub(crate) const STRANGERS_CONNECTIONS: u64 = 8;
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -171,13 +181,14 @@ pub(crate) struct Api {
     pub(crate) connections: usize,
     /// How long a request's head and its body may each take to arrive, in seconds.
     pub(crate) read_secs: u64,
-    /// Bodies that are being read, waiting or running, and answers not yet sent, of all clients
-    /// together, in MiB.
+    /// The memory of all clients together for bodies, for the runs made of them, and for answers
+    /// that are not yet sent, in MiB.
     pub(crate) body_mb: usize,
-    /// Registered scripts of all tenants together, in MiB.
+    /// The memory of all tenants together for registered scripts and for the names in policies, in
+    /// MiB.
     pub(crate) script_mb: usize,
-    /// How long a client may take to read an answer, in seconds, before it is disconnected; for a
-    /// client that follows events, how long it may read nothing.
+    /// How long a client may take to read an answer, in seconds, before it is disconnected. A
+    /// client that follows events is disconnected if it reads nothing for that long.
     pub(crate) write_secs: u64,
     /// How long runs in flight may take to finish when the daemon ends, in seconds.
     pub(crate) drain_secs: u64,
@@ -186,7 +197,7 @@ pub(crate) struct Api {
 impl Default for Config {
     fn default() -> Self {
         Self {
-            // Layers that every machine has on which the daemon can run at all.
+            // Every machine on which the daemon can run at all has these layers.
             required: [Layer::Rlimits, Layer::Capabilities, Layer::NoNewPrivileges, Layer::Seccomp]
                 .map(|layer| layer.name().to_owned())
                 .to_vec(),
@@ -263,7 +274,7 @@ pub(crate) enum ConfigError {
 }
 
 impl Config {
-    /// Reads `path`, or the defaults if it is not given.
+    /// Reads the file at `path`. Without a path, returns the defaults.
     pub(crate) fn load(path: Option<&Path>) -> Result<Self, ConfigError> {
         let Some(path) = path else { return Ok(Self::default()) };
         let read = files::read_settings(path, MOST_BYTES).and_then(|bytes| {

@@ -30,8 +30,8 @@ use crate::tenants::policy::{KeptPolicy, Policy, Store, StoreError, TenantName};
 use crate::tenants::tenant::Tenant;
 use crate::workers::machine::{self, Machine, MachineError, Workers};
 
-/// How many tenants the daemon remembers at one time. Further names are refused, because each costs
-/// memory.
+/// How many tenants the daemon remembers at one time. Further names are refused, because each name
+/// costs memory.
 const MAX_TENANTS: u64 = 100_000;
 /// How many tenants are considered for forgetting at a time, to make room for a new name.
 const FORGET_AMONG: usize = 64;
@@ -52,7 +52,7 @@ pub(crate) struct Daemon {
     /// Turns for writing pieces of answers.
     pub(crate) pieces: Arc<Turns>,
     pub(crate) posture: Posture,
-    /// The layers of workers: those of the machine, less those that the configuration does without.
+    /// The layers of workers: the machine's layers, without those that the daemon leaves out here.
     pub(crate) layers: LayerSet,
     pub(crate) events: Arc<Events>,
     pub(crate) warden: Arc<Warden>,
@@ -66,13 +66,14 @@ pub(crate) struct Daemon {
     tenants: Mutex<BTreeMap<TenantName, Arc<Tenant>>>,
     run_ids: RunIds,
     pub(crate) flights: Arc<Flights>,
-    /// The last name considered when there was no room for a new one.
+    /// The last name that [`Daemon::forget_some`] considered; the next search begins after it.
     forgot_up_to: Mutex<Option<TenantName>>,
-    /// Tenants that may need to move.
+    /// The queue of tenants that may need to move, until [`Daemon::move_tenants`] takes it.
     pub(crate) moves: Mutex<Option<mpsc::UnboundedReceiver<Arc<Tenant>>>>,
 }
 
-/// What all clients share, except the worker processes, which are the pool's.
+/// The supplies of names, bodies and scripts. Other supplies belong to the modules that hand them
+/// out, such as worker processes to `homes::pool`.
 #[derive(Debug)]
 pub(crate) struct Supplies {
     /// Names of tenants.
@@ -115,7 +116,7 @@ pub(crate) enum SetupError {
     Random(std::io::Error),
 }
 
-/// The tenants of which something was kept.
+/// The tenants of which a policy or a standing was kept.
 fn remembered(
     policies: BTreeMap<TenantName, KeptPolicy>,
     mut standings: BTreeMap<TenantName, Standing>,
@@ -124,8 +125,8 @@ fn remembered(
     config: &Config,
     now: Instant,
 ) -> BTreeMap<TenantName, Arc<Tenant>> {
-    // The uid that first used the name is not recorded, so the uid that may act for the tenant is
-    // charged.
+    // The uid that first used the name is not recorded, so the name is charged to the uid that may
+    // act for the tenant, or to the daemon's own uid if no rule names the tenant.
     let owner = nix::unistd::geteuid().as_raw();
     let held = |name: &TenantName| supplies.names.keep(acting_uid(&config.peers, name.as_str()).unwrap_or(owner), 1);
     let tenant =
@@ -173,7 +174,7 @@ impl Daemon {
             events.emit(EventKind::RecordBroken { what });
         }
         let (warden, moves) = Warden::new(Arc::clone(&events), config.cordon.clone(), recorder);
-        // One process is left for tenants that share.
+        // One process is left for tenants that share, unless there is only one.
         let alone = config.cordon.max_alone.min(processes.saturating_sub(1).max(1));
         let bounds = Bounds { processes, alone };
         let counters = match config.cordon.counters {
@@ -216,8 +217,8 @@ impl Daemon {
         self.tenants.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// The tenant of that name, made if it is unknown. If the uid has no room for one more name,
-    /// tenants that need not be remembered are forgotten first.
+    /// The tenant of that name, which is made if it is unknown. If the uid has no room for one more
+    /// name, tenants that need not be remembered are forgotten first.
     pub(crate) fn tenant(&self, name: &TenantName, uid: u32) -> Result<Arc<Tenant>, Exhausted> {
         let mut tenants = self.tenants();
         if let Some(tenant) = tenants.get(name) {
@@ -233,8 +234,9 @@ impl Daemon {
         Ok(tenant)
     }
 
-    /// Forgets tenants that need not be remembered, of this uid and of those known since the start.
-    /// Only the next few are considered: considering all of them would take too long.
+    /// Forgets tenants that need not be remembered and whose names are charged to this uid or to
+    /// the daemon's own. Considers only the next [`FORGET_AMONG`] names, because all names would
+    /// take too long.
     fn forget_some(&self, tenants: &mut BTreeMap<TenantName, Arc<Tenant>>, uid: u32) {
         let (rules, now) = (&self.config.cordon.rules, clock::now());
         let mut up_to = self.forgot_up_to.lock().unwrap_or_else(PoisonError::into_inner);
@@ -266,7 +268,7 @@ impl Daemon {
         self.tenants().len()
     }
 
-    /// The next tenants by name, at most `most`.
+    /// The tenants after `name` in the order of names, at most `most` of them.
     pub(crate) fn tenants_after(&self, name: Option<&TenantName>, most: usize) -> Vec<Arc<Tenant>> {
         let tenants = self.tenants();
         let from = name.map_or(Bound::Unbounded, Bound::Excluded);
@@ -277,8 +279,8 @@ impl Daemon {
             .collect()
     }
 
-    /// Sets and stores a tenant's policy; `line` is the room reserved for it in the audit log. The
-    /// policy takes effect with the next run.
+    /// Sets and stores a tenant's policy; `line` is the line that was reserved for this in the
+    /// audit log. The policy takes effect with the next run.
     pub(crate) fn set_policy(
         &self,
         tenant: &Tenant,
@@ -287,7 +289,8 @@ impl Daemon {
         line: Line,
     ) -> Result<Written, StoreError> {
         let by_uid = held.uid();
-        // If two policies are set at one time, the one that takes effect has the later line.
+        // If two policies are set at one time, the policy that is in effect afterwards has the
+        // later line.
         let in_order = self.store.put(&tenant.name, &policy, by_uid)?;
         tenant.set_policy(policy, held);
         let written = self.warden.recorder.decided(line);
@@ -314,7 +317,7 @@ impl Daemon {
         }
     }
 
-    /// Records what has changed since the last round, at the end of the daemon.
+    /// Records what has changed since the last round. Called when the daemon ends.
     pub(crate) fn write_down(&self) {
         let mut last = None;
         loop {

@@ -1,16 +1,15 @@
-//! Open files (`RLIMIT_NOFILE`): one pool behind all others, which is not itself divided among
-//! uids.
+//! Open files (`RLIMIT_NOFILE`): a pool that is not itself divided among uids.
 //!
-//! This pool must never be exhausted first. The needs of every connection and every worker process
-//! are counted before the daemon starts, and there are only as many processes as the limit allows
-//! beside all connections. Connections and processes are divided among uids, which divides this
-//! pool as well.
+//! This pool must never be the first one that is exhausted. When the daemon starts, it counts what
+//! every connection and every worker process needs, and allows only as many processes as the limit
+//! leaves beside all connections. Connections and processes are divided among uids, and that
+//! divides this pool as well.
 
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 
 use crate::config::{Config, STRANGERS_CONNECTIONS};
 
-/// A connection: its socket, and the descriptor that shows when it is closed.
+/// A connection: its socket, and a second descriptor that detects when the client hangs up.
 const OF_CONNECTION: u64 = 2;
 /// A worker process: both ends of its control channel during its start; both ends of its standard
 /// error, also during its start; its page for faults; its pidfd, and the copy that is watched; and
@@ -40,7 +39,8 @@ pub(crate) fn raise() -> Result<u64, DescriptorsError> {
     Ok(hard)
 }
 
-/// How many worker processes there may be: `workers.max`, or as many as the limit allows.
+/// How many worker processes there may be: `workers.max`, or as many as the limit allows if that is
+/// less.
 pub(crate) fn processes(config: &Config, tenants_per_process: usize, limit: u64) -> Result<usize, DescriptorsError> {
     let connections = config.api.connections;
     let others = SPARE + OF_CONNECTION * (connections as u64 + STRANGERS_CONNECTIONS);

@@ -2,21 +2,21 @@
 //!
 //! A folder is opened once, step by step from the root, and held by its descriptor ([`Folder`]).
 //! Everything else happens below that descriptor, by name, so that exchanging a folder on the way
-//! to it later changes nothing for the daemon. At the start no other user may be able to exchange
-//! one. Each folder on the way must belong to root or to the daemon; other users must not be able
-//! to write to it, unless its sticky bit keeps them from each other's files (`/tmp`). Links on the
-//! way must be root's or the daemon's. The folder itself must not be a link, and no other user may
-//! write to it at all.
+//! to it later changes nothing for the daemon. When the daemon starts, no other user may be able to
+//! exchange such a folder. Each folder on the way must belong to root or to the daemon; other users
+//! must not be able to write to it, unless its sticky bit keeps them from each other's files
+//! (`/tmp`). Links on the way must be root's or the daemon's. The folder itself must not be a link,
+//! and no other user may write to it at all.
 //!
 //! A file is never opened through a link either, and has the mode 0600. If a file of the daemon's
-//! gives other users rights (older versions created such files), they are removed, which is logged.
-//! A file that belongs to another user is refused.
+//! gives rights to other users (older versions created such files), the daemon takes the rights
+//! away and logs that. A file of any other user but root is refused.
 //!
 //! The configuration is only read ([`read_settings`]). Any user may read that file, but only root
-//! or the daemon may own it, its folders and the links to it, and write to them.
+//! or the daemon may own or change the file, its folders and the links to it.
 //!
 //! The folder of the socket is the exception: other users may enter it, or they could not connect.
-//! Its lock file is still closed to them, because `flock` needs only an open descriptor.
+//! The lock file is closed to them, because a user who can open a file can lock it (flock(2)).
 
 mod found;
 mod way;
@@ -67,14 +67,14 @@ impl How {
     }
 }
 
-/// How large a filesystem is, and how much of it the daemon may still use.
+/// How large a filesystem is, and how much of it the daemon may still use, in bytes.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Room {
     pub(crate) of_all: u64,
     pub(crate) free: u64,
 }
 
-/// A folder of what the daemon keeps. Names in it are plain names, never paths.
+/// A folder in which the daemon keeps something. Names in it are plain names, never paths.
 #[derive(Debug)]
 pub(crate) struct Folder {
     folder: OwnedFd,
@@ -93,7 +93,7 @@ impl Folder {
         Ok(check_folder(path)?.map(|folder| Self { folder, path: path.to_owned() }))
     }
 
-    /// Checks, without changing anything, that a file in it could be opened.
+    /// Checks, without changing anything, that a file in this folder could be opened.
     pub(crate) fn check(&self, name: &str, how: How) -> io::Result<()> {
         check_open(&self.folder, OsStr::new(plain_name(name)?), how)
     }
@@ -121,7 +121,7 @@ impl Folder {
         Ok(Self { folder: self.folder.try_clone()?, path: self.path.clone() })
     }
 
-    /// The bytes of its filesystem.
+    /// The size and the free space of the folder's filesystem.
     pub(crate) fn room(&self) -> io::Result<Room> {
         let found = fstatvfs(&self.folder)?;
         let bytes = |blocks: u64| blocks.saturating_mul(found.fragment_size());
@@ -133,17 +133,17 @@ impl Folder {
         &self.path
     }
 
-    /// Where something in it was then: for messages, not to be opened.
+    /// The path of something in the folder: for messages, not to be opened.
     pub(crate) fn path_of(&self, name: &str) -> PathBuf {
         self.path.join(name)
     }
 
-    /// Opens a file in it.
+    /// Opens a file in this folder.
     pub(crate) fn open(&self, name: &str, how: How) -> io::Result<File> {
         below(&self.folder, &self.path_of(plain_name(name)?), how)
     }
 
-    /// Reads a file in it.
+    /// Reads a file in this folder.
     pub(crate) fn read(&self, name: &str) -> io::Result<Vec<u8>> {
         let mut bytes = Vec::new();
         self.open(name, How::Read)?.read_to_end(&mut bytes)?;
@@ -162,7 +162,7 @@ impl Folder {
         Ok(self.find(name)?.is_some())
     }
 
-    /// Every name in it that is valid UTF-8, in order.
+    /// Every name in this folder that is valid UTF-8, in order.
     pub(crate) fn names(&self) -> io::Result<Vec<String>> {
         let mut open = Dir::from_fd(openat(&self.folder, ".", FOLDER, Mode::empty())?)?;
         let mut names = Vec::new();
@@ -182,7 +182,7 @@ impl Folder {
         Ok(unlinkat(&self.folder, plain_name(name)?, UnlinkatFlags::NoRemoveDir)?)
     }
 
-    /// Makes sure that everything created, renamed and removed in it is on disk.
+    /// Makes sure that everything created, renamed and removed in this folder is on disk.
     pub(crate) fn sync(&self) -> io::Result<()> {
         File::from(self.folder.try_clone()?).sync_all()
     }
@@ -215,7 +215,7 @@ fn open_only(folder: &OwnedFd, name: &OsStr, how: How) -> io::Result<(OwnedFd, F
     let flags = how.flags() | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC | OFlag::O_NONBLOCK | OFlag::O_NOCTTY;
     let file = openat(folder, name, flags, Mode::S_IRUSR | Mode::S_IWUSR).map_err(|errno| match errno {
         Errno::ELOOP => refused("it is a link, and the daemon follows no links".to_owned()),
-        // It is a folder, a socket, or a pipe without a reader.
+        // The name is that of a folder, a socket, or a pipe without a reader.
         Errno::EISDIR | Errno::ENXIO => not_a_file(),
         errno => errno.into(),
     })?;
@@ -227,9 +227,9 @@ fn open_only(folder: &OwnedFd, name: &OsStr, how: How) -> io::Result<(OwnedFd, F
 }
 
 /// Opens the folder of the socket, and creates it if it does not exist. If root creates it, others
-/// may enter, because the group of the socket must be able to reach it. The rights of others to an
-/// existing folder are left as they are, unless they may write there: they could replace the
-/// daemon's socket, or create its lock file first.
+/// may enter, because the group of the socket must be able to reach it. An existing folder keeps
+/// its mode. It is refused if others may write to it, because they could replace the daemon's
+/// socket, or create its lock file first.
 pub(crate) fn make_socket_folder(path: &Path) -> io::Result<OwnedFd> {
     let others_enter = nix::unistd::geteuid().is_root();
     Ok(look(walk(path, Missing::Make { others_enter }, Last::Kept)?)?.0)
@@ -264,8 +264,8 @@ fn check_open(folder: &OwnedFd, name: &OsStr, how: How) -> io::Result<()> {
     }
 }
 
-/// Reads a configuration file, which decides as much as what the daemon keeps. A link is followed
-/// if only root and the daemon could exchange it.
+/// Reads a configuration file, which must be as trustworthy as what the daemon keeps. A link is
+/// followed if only root and the daemon could exchange it.
 pub(crate) fn read_settings(path: &Path, most_bytes: u64) -> io::Result<Vec<u8>> {
     let roots = fstat(open("/", STEP, Mode::empty())?)?.st_uid;
     let mut path = std::path::absolute(path)?;
@@ -284,7 +284,7 @@ pub(crate) fn read_settings(path: &Path, most_bytes: u64) -> io::Result<Vec<u8>>
     Err(Errno::ELOOP.into())
 }
 
-/// Reads the file that was found, whose owner is trusted.
+/// Reads the file that was found, if it is still the same file. Its owner is trusted.
 fn read_at_most(folder: &OwnedFd, name: &OsStr, found: &FileStat, most_bytes: u64) -> io::Result<Vec<u8>> {
     let (file, opened) = open_only(folder, name, How::Read)?;
     if (opened.st_dev, opened.st_ino) != (found.st_dev, found.st_ino) {

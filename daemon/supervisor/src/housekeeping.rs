@@ -15,16 +15,16 @@ use crate::homes::entries::OccupiedWorker;
 use crate::workers::holdings::Unexplained;
 use crate::workers::process::Worker;
 
-/// Memory is read in one window of this many: reading a process's mappings takes some milliseconds.
-/// A process that grows fast is read in the next window.
+/// The memory of busy processes is read once in this many windows, because reading a process's
+/// mappings takes some milliseconds. A process that has grown is read in the next window.
 const WINDOWS_PER_READING: u32 = 6;
-/// An idle worker's memory does not change, so in one window of this many, one idle worker is read.
+/// The memory of an idle worker does not change, so one idle worker is read in this many windows.
 const WINDOWS_PER_IDLE_READING: u32 = 60;
-/// How many readings in a row must find too much before a tenant is moved: memory that a run needs
-/// only for a moment does not count.
+/// How many readings in a row must find too much memory before a tenant is moved. Memory that a run
+/// needs only for a moment does not count.
 const READINGS_BEFORE_ACTION: u32 = 2;
 
-/// How long the pages of a large request are kept after it, at most.
+/// The longest time for which the pages of a large request are kept after its end.
 const GIVE_BACK_EVERY: Duration = Duration::from_secs(2);
 
 /// With more names than this, freed pages are given back now and then even without large requests.
@@ -32,8 +32,8 @@ const MANY_NAMES: usize = 10_000;
 const ROUNDS_WITH_NAMES: u32 = 5;
 
 impl Daemon {
-    /// Retires idle homes, ends old workers, and checks the keys of one worker after the other, for
-    /// as long as the daemon lives.
+    /// Retires idle homes, empties old workers, looks after tenants, and checks the keys of one
+    /// worker after the other, for as long as the daemon lives.
     pub(crate) async fn keep_house(self: &Arc<Self>) {
         let workers = &self.config.workers;
         let (idle, age) = (Duration::from_secs(workers.idle_secs), Duration::from_secs(workers.max_age_secs));
@@ -49,14 +49,13 @@ impl Daemon {
         }
     }
 
-    /// Gives the pages of large requests back to the machine once they are over, for as long as the
-    /// daemon lives.
+    /// Gives pages back to the machine after large requests, for as long as the daemon lives.
     pub(crate) async fn give_back_memory(self: &Arc<Self>) {
         let (mut rounds, mut rounds_left) = (tokio::time::interval(GIVE_BACK_EVERY), 0);
         loop {
             rounds.tick().await;
             let Supplies { bodies, scripts, .. } = &self.supplies;
-            // Many names leave many small allocations: queued records, events.
+            // With many names there are many small allocations, such as queued records and events.
             rounds_left = if rounds_left == 0 { ROUNDS_WITH_NAMES } else { rounds_left - 1 };
             let names = rounds_left == 0 && self.count_tenants() > MANY_NAMES;
             if bodies.has_given_back_much() | scripts.has_given_back_much() | names {
@@ -86,8 +85,8 @@ impl Daemon {
         }
     }
 
-    /// Observes the thread of every running tenant, one window at a time, for as long as the daemon
-    /// lives: during a run, not after it.
+    /// Observes the thread of every tenant with a run, in one window after the other, for as long
+    /// as the daemon lives. So a tenant is observed while its run goes on, and not only at its end.
     pub(crate) async fn watch(self: &Arc<Self>) {
         let (rules, counters) = (&self.config.cordon.rules.shape, self.counters.is_ok());
         let mut windows = tokio::time::interval(Duration::from_millis(rules.window_ms));
@@ -114,8 +113,8 @@ impl Daemon {
         }
     }
 
-    /// The workers whose memory is read in that window: those that have grown; at intervals every
-    /// busy one, and one of the idle ones in turn.
+    /// The workers whose memory is read in this window: always those that have grown, at intervals
+    /// those that are busy or over their allowance, and less often one idle worker, in turn.
     fn to_be_read(&self, window: u32, in_turn: &mut u64) -> Vec<OccupiedWorker> {
         let mut workers = self.homes.pool.occupied();
         let mut next = None;
@@ -152,9 +151,10 @@ impl Daemon {
         }
     }
 
-    /// Empties a process that holds more than its tenants explain: no more tenants are admitted,
-    /// and one tenant leaves with each reading, first the one that seems to hold most, which then
-    /// lives alone. The process is ended when the last tenant leaves, which frees the rest.
+    /// Empties a process that holds more than its tenants explain: it admits no more tenants, and
+    /// with each reading one tenant leaves. If one of them is known to hold most, that tenant
+    /// leaves first, and then lives alone. The process is ended when the last tenant leaves, which
+    /// frees the rest.
     fn empty(&self, worker: &Worker, roster: &Roster, found: Unexplained) {
         self.homes.pool.close(worker);
         let Some((slot, holds_most)) = worker.send_one_away() else { return };
@@ -170,7 +170,7 @@ impl Daemon {
             most_mb,
         });
         if worker.was_one_tenants() {
-            // No other tenant can have caused it.
+            // No other tenant can have caused this.
             self.warden.saw(&tenant, worker.uid, &[Seen::certain(Signal::Resident)]);
         } else if holds_most {
             let scene = Scene { worker: worker.id, uid: worker.uid };

@@ -30,7 +30,7 @@ fn quoted(names: &[&str]) -> String {
 }
 
 /// Calls `each` with the name and the value of every entry of a JSON object, as they were written,
-/// until it returns an error.
+/// until `each` returns an error.
 pub(crate) fn entries<'a>(
     text: &'a [u8],
     each: impl FnMut(&'a RawValue, &'a RawValue) -> Result<(), String>,
@@ -58,7 +58,7 @@ pub(crate) fn entries<'a>(
         }
     }
 
-    // If the value is not an object, the parser's error would show all of it.
+    // If the value is not an object, the parser's error would contain the whole value.
     match text.trim_ascii_start().first() {
         Some(b'{') | None => {}
         Some(_) => return Err(BadObject::NotAnObject),
@@ -112,14 +112,15 @@ pub(crate) fn fields<'a, const N: usize>(
     Ok(found.map(|value| value.filter(|value| value.get() != "null")))
 }
 
-/// Whether a name, as it was written, is this one.
+/// Whether a name, as it was written, stands for `name`.
 pub(crate) fn is_named(written: &RawValue, name: &str) -> bool {
     let text = written.get();
-    // The name itself, or the name with escapes: at most six characters for one.
+    // A written name has two quotes and, with escapes, at most six characters for each byte. A
+    // longer text is not decoded.
     text.len() <= 6 * name.len() + 2 && Text::of(written).is_ok_and(|text| text.to_string() == name)
 }
 
-/// The beginning of a name.
+/// The beginning of a name, for an error.
 fn shown(written: &RawValue) -> String {
     let text = written.get().trim_matches('"');
     let mut shown: String = text.chars().take(SHOWN).collect();
@@ -154,18 +155,18 @@ impl<'a> Text<'a> {
         Ok(Self { written, bytes })
     }
 
-    /// The length of the text itself, not as it was written.
+    /// The length of the decoded text.
     pub(crate) fn len(&self) -> usize {
         self.bytes
     }
 
-    /// The text itself, if it was written without escapes.
+    /// The text, if it was written without escapes.
     pub(crate) fn plain(&self) -> Option<&'a str> {
         (self.bytes == self.written.len()).then_some(self.written)
     }
 }
 
-/// How much of a text is decoded before it is passed on.
+/// The most that is decoded of a text before it is passed on.
 const BLOCK_BYTES: usize = 4096;
 
 impl fmt::Display for Text<'_> {
@@ -202,7 +203,7 @@ impl fmt::Display for Text<'_> {
     }
 }
 
-/// Decoded and not yet passed on: whole characters.
+/// Decoded text that is not yet passed on. It consists of whole characters.
 struct Block(Vec<u8>);
 
 impl Block {
@@ -260,7 +261,7 @@ fn decoded_len(written: &str) -> Result<usize, BadText> {
 
 /// The part before the next escape, at least one byte; and the rest.
 fn until_escape(text: &[u8]) -> (&[u8], &[u8]) {
-    /// At this length a plain loop is faster than `memchr`.
+    /// Up to this length a plain loop is faster than `memchr`.
     const NEAR_BYTES: usize = 16;
     let behind = text.get(1..).unwrap_or_default();
     let near = behind.iter().take(NEAR_BYTES).position(|byte| *byte == b'\\');
@@ -280,8 +281,8 @@ fn one_byte(letter: u8) -> u8 {
     }
 }
 
-/// The character that the `\uXXXX` at the beginning stands for, together with the next one if they
-/// form a surrogate pair; and how many bytes they take.
+/// The character that the escape `\uXXXX` at the beginning stands for, and how many bytes were
+/// read. If the escape is the first half of a surrogate pair, the next escape is read with it.
 fn code_point(text: &[u8]) -> Result<(char, usize), BadText> {
     let first = unit(text).ok_or(BadText::LoneSurrogate)?;
     if let Some(c) = char::from_u32(first.into()) {
@@ -360,7 +361,8 @@ mod tests {
     }
 
     proptest! {
-        /// Compared with `serde_json`, to the byte; and the same when encoded for a worker.
+        /// The decoded text is that of `serde_json`, to the byte, and so is its encoding for a
+        /// worker.
         #[test]
         fn a_text_decodes_as_in_the_parser(text in "(\\PC|[\"\\\\/\n\r\t\u{8}\u{c}\u{0}\u{1f600}]){0,40}", ascii in any::<bool>()) {
             let mut written = serde_json::to_string(&text).unwrap();

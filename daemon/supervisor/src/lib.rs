@@ -1,5 +1,5 @@
-//! `enisled`, the supervisor. It holds the API, the tenants and their placement; V8 runs only in
-//! its workers. It is a library so that its parsers can be fuzzed (`seams`).
+//! `enisled`, the supervisor: the API, the tenants and their placement. V8 runs only in its
+//! workers. The program is a library so that its parsers can be fuzzed (`seams`).
 #![forbid(unsafe_code)]
 #![deny(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing, clippy::panic)]
 #![cfg_attr(
@@ -64,8 +64,8 @@ struct Arguments {
     /// The configuration file.
     #[arg(long, value_name = "FILE")]
     config: Option<PathBuf>,
-    /// Read the database of standings on standard input and exit. The daemon runs this in a process
-    /// of its own before it opens a database.
+    /// Read the database of standings on standard input and exit. The daemon starts itself with
+    /// this option before it opens the database.
     #[arg(long, hide = true)]
     examine: bool,
     /// Check the configuration and whether the daemon could start on this machine, and exit.
@@ -78,8 +78,8 @@ struct Arguments {
 
 /// The whole program.
 pub fn main() -> ExitCode {
-    // Before any file is made: a file made without a mode of its own is accessible to the daemon
-    // only.
+    // The umask is set before any file is made. Only the daemon's user can then access a file that
+    // is made without a mode of its own.
     nix::sys::stat::umask(nix::sys::stat::Mode::from_bits_truncate(0o077));
     let arguments = Arguments::parse();
     if arguments.examine {
@@ -98,7 +98,7 @@ pub fn main() -> ExitCode {
     let code = match start(arguments) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            // One sentence: a backtrace does not help with a wrong setting.
+            // The log gets one sentence: a backtrace does not help with a wrong setting.
             tracing::error!("{error:#}");
             ExitCode::FAILURE
         }
@@ -107,7 +107,8 @@ pub fn main() -> ExitCode {
     code
 }
 
-/// Reads a database in a process of its own; the exit status says what is wrong with it.
+/// Carries out `--examine`. The exit status says whether the database is whole, is damaged, or
+/// could not be read.
 fn examine() -> ExitCode {
     let file = std::io::stdin().as_fd().try_clone_to_owned().map(std::fs::File::from);
     let examined = file.map_err(redb::Error::from).and_then(state::standings::examine);
@@ -123,9 +124,9 @@ fn start(arguments: Arguments) -> anyhow::Result<()> {
         let text = toml::to_string(&config)?;
         return Ok(std::io::Write::write_all(&mut std::io::stdout(), text.as_bytes())?);
     }
-    // One thread: the daemon moves bytes while the workers do the work, and data that stays on one
-    // thread needs no hand-over. Parsing large bodies and waiting for the disk are done on other
-    // threads.
+    // One thread serves all clients: the daemon only moves bytes while the workers compute, and
+    // data that stays on one thread needs no hand-over. Other threads parse large bodies and wait
+    // for the disk.
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     if arguments.check_config {
         return runtime.block_on(check_start(StartPaths::new(&arguments, &config)?, &config));
@@ -149,7 +150,7 @@ impl StartPaths {
         })
     }
 
-    /// Checks that the socket is apart from the files that the daemon keeps.
+    /// Checks that the socket does not lie among the files that the daemon keeps.
     fn check_apart(&self) -> anyhow::Result<()> {
         let (state, folder) = (resolved(&self.state_dir)?, resolved(&files::parent(&self.socket))?);
         let own = [state::recorder::LOCK, state::standings::DATABASE, state::recorder::FOLDER, tenants::policy::FOLDER];
@@ -166,7 +167,7 @@ impl StartPaths {
     }
 }
 
-/// A path with links resolved, as far as it exists.
+/// The path, with all links resolved in the part of it that exists.
 fn resolved(path: &Path) -> std::io::Result<PathBuf> {
     let path = std::path::absolute(path)?;
     let exists = path.ancestors().find_map(|above| Some((above.canonicalize().ok()?, path.strip_prefix(above).ok()?)));
@@ -181,8 +182,8 @@ fn check_program(path: &Path) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Finds what a start would refuse, without making, changing or locking anything: another daemon
-/// may be running, and does not disturb the check.
+/// Finds what would make the daemon refuse to start. Makes, changes and locks no file, so another
+/// daemon may be running: neither disturbs the other.
 async fn check_start(paths: StartPaths, config: &Config) -> anyhow::Result<()> {
     check_program(&paths.program)?;
     paths.check_apart()?;
@@ -208,7 +209,8 @@ async fn run(arguments: Arguments, config: Config) -> anyhow::Result<()> {
     let StartPaths { program, state_dir, socket } = paths;
     check_program(&program)?;
     let (api, parts) = (config.api.clone(), Parts::new(&config.peers));
-    // First, so that a second daemon on the same socket fails before it does anything.
+    // The socket is bound first, so that a second daemon on the same socket fails before it touches
+    // the state.
     let bound = api::server::bind(&socket)?;
     let daemon = Arc::new(Daemon::set_up(config, program, &state_dir).await.context("enisled cannot start")?);
     tracing::info!(socket = %socket.display(), state = %state_dir.display(), "enisled is listening");

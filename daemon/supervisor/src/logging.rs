@@ -1,9 +1,9 @@
-//! The daemon's own log on standard error, written by a thread of its own, so that logging never
+//! The daemon's own log on standard error. A separate thread writes it, so that logging never
 //! blocks.
 //!
 //! The queue of lines is bounded. A line beyond the bound is dropped and counted, and the count is
-//! logged once lines can be written again. Ordinary lines may use a quarter of the queue: however
-//! many there are, there is room for evidence and errors.
+//! logged once lines can be written again. Ordinary lines may use only a quarter of the queue, so
+//! there is room for evidence and errors however many ordinary lines there are.
 
 use std::borrow::Cow;
 use std::io::{self, IsTerminal, Write};
@@ -23,7 +23,8 @@ const MOST_BYTES: usize = 4 << 20;
 const MOST_ORDINARY_BYTES: usize = 1 << 20;
 /// What a queued line takes beside its text.
 const LINE_BYTES: usize = 64;
-/// How often lost lines are reported, and how long the end of the daemon waits for the log.
+/// How often lost lines are reported while others wait, and how long the daemon waits for the log
+/// when it ends.
 const PAUSE: Duration = Duration::from_secs(1);
 
 enum Message {
@@ -44,7 +45,7 @@ pub(crate) struct Log {
     waiting: Arc<Waiting>,
 }
 
-/// Starts logging, at the levels of `ENISLE_LOG`.
+/// Starts logging, at the levels that `ENISLE_LOG` sets.
 pub(crate) fn start() -> io::Result<Log> {
     let log = start_on(io::stderr())?;
     let filter = tracing_subscriber::EnvFilter::try_from_env("ENISLE_LOG").unwrap_or_else(|_| "info".into());
@@ -119,7 +120,7 @@ fn lost_line(lost: u64) -> String {
     )
 }
 
-/// A line in which every character is visible and in its place: whatever reorders or hides text, or
+/// The line with every character visible and in its place: whatever reorders or hides text, or
 /// ends a line where others do not, is escaped as JSON does, so that an event stays valid JSON.
 /// (`char::escape_debug` escapes what Unicode calls format, separator, unassigned or combining.)
 fn legible(text: &[u8]) -> Cow<'_, [u8]> {

@@ -12,8 +12,8 @@ pub(crate) fn config() -> Option<PathBuf> {
     Some(enisle_hardening::paths::config()).filter(|path| is_there(path))
 }
 
-/// Whether something exists at the path, even if it cannot be read or is a dangling link: opening
-/// it then reports what is wrong.
+/// Whether something exists at the path. A file that cannot be read counts, and so does a dangling
+/// link, at the path or on the way to it: opening the path then reports what is wrong.
 fn is_there(path: &Path) -> bool {
     let nothing = |path: &Path| fs::symlink_metadata(path).is_err_and(|error| error.kind() == io::ErrorKind::NotFound);
     !nothing(path) || path.ancestors().any(|above| above.is_symlink() && !above.exists())

@@ -1,4 +1,5 @@
-//! The rules about uids, `[[peers]]`, for questions that do not come from a client.
+//! Which uid acts for a tenant according to `[[peers]]`. What a client may do is decided in
+//! `api::peer`.
 
 use crate::config::Peer as Rule;
 

@@ -1,9 +1,10 @@
-//! The range of every number in the configuration, in one table.
+//! The range of every number in the configuration, in one table; only the limits of runs have their
+//! ranges in `enisle_wire::limits`.
 //!
 //! The table is checked against the configuration as it would be written to a file. A number
-//! without a range is therefore an error, and no key can be added without one. Relations between
-//! numbers (thresholds that rise, a default under a ceiling) are checked by the module that owns
-//! them.
+//! without a range is therefore an error, so no number can be added to the configuration without a
+//! range. Relations between numbers (thresholds that rise, a default under a ceiling) are checked
+//! by the module that owns them.
 
 use enisle_wire::limits::Limit;
 use serde::Serialize;
@@ -13,18 +14,18 @@ use crate::tenants::policy;
 
 const HOUR: u32 = 3600;
 const YEAR: u32 = 366 * 24 * HOUR;
-/// More of anything than one machine has: processes, windows, messages.
+/// More of anything than is ever needed: page faults, messages, bytes, calls.
 const MANY: u32 = 1_000_000_000;
-/// The largest scores and weights; thresholds are around 100.
+/// The largest scores and weights; the default thresholds are between 20 and 180.
 const POINTS: f64 = 1_000_000.0;
 /// The least fraction that counts as more than nothing.
 const LITTLE: f64 = 0.001;
-/// How many uids workers may get after the first one (`Blueprint::ids`). The highest uid of all is
-/// not a uid.
+/// How many uids are kept free for workers from `workers.uid_base` on (`Blueprint::ids`).
 pub(crate) const UIDS: u32 = 60_000;
 
-/// The least and the greatest value of a number. In a key, `*` stands for any name; a list has the
-/// number of its elements, `count`, and its elements' keys are its own.
+/// A key, and the least and the greatest value of its number. In a key, `*` stands for any name. A
+/// list has the key `count` for the number of its elements; the keys of an element follow the
+/// list's name, as `uid` does in `peers.uid`.
 type Range = (&'static str, f64, f64);
 
 /// A range of whole numbers.
@@ -32,12 +33,12 @@ const fn whole(key: &'static str, least: u32, most: u32) -> Range {
     (key, least as f64, most as f64)
 }
 
-/// A range that a policy's number also has in the API.
+/// The range of a number that is also part of a policy, with the same range in the API.
 const fn of_policy(key: &'static str, (least, most): (u32, u32)) -> Range {
     whole(key, least, most)
 }
 
-/// Tables of limits, with a row for each [`Limit`].
+/// The tables of the configuration whose keys are those of [`Limit`].
 const LIMITS: [&str; 2] = ["defaults.limits.", "cordon.sealed."];
 
 const RANGES: &[Range] = &[
@@ -46,7 +47,7 @@ const RANGES: &[Range] = &[
     of_policy("workers.max_memory_mb", Limit::MemoryMb.range()),
     whole("workers.idle_secs", 0, YEAR),
     whole("workers.max_age_secs", 1, YEAR),
-    // The uid is above those of people and services, and has room for the uids after it.
+    // The uid is above those of system services, and there is room for the uids after it.
     whole("workers.uid_base", 1000, u32::MAX - 1 - UIDS),
     whole("cordon.max_alone", 0, 10_000),
     whole("cordon.queue_secs", 0, HOUR),
@@ -95,7 +96,7 @@ const RANGES: &[Range] = &[
     of_policy("defaults.secrets.count", policy::SECRETS),
     whole("peers.count", 0, 1000),
     whole("peers.tenants.count", 0, 1000),
-    // The highest one means "no uid".
+    // The highest number means "no uid" (chown(2)).
     whole("peers.uid", 0, u32::MAX - 1),
     whole("peers.share_percent", 1, 100),
     whole("audit.keep_mb", 16, 1 << 20),
@@ -129,7 +130,7 @@ pub(crate) fn check(config: &impl Serialize) -> Result<(), RangeError> {
     Ok(())
 }
 
-/// The range of a number. The limits of runs have a table of their own.
+/// The range of the number with this key. The limits of runs have a table of their own.
 fn range_of(key: &str) -> Option<(f64, f64)> {
     if let Some(limit) = LIMITS.iter().find_map(|table| key.strip_prefix(table)).and_then(Limit::of_key) {
         let (least, most) = limit.range();
@@ -177,7 +178,7 @@ mod tests {
     use super::*;
     use crate::config::Config;
 
-    /// The defaults, with one of everything that a file may have any number of.
+    /// The defaults, with one rule in `[[peers]]` and one signal's weight.
     fn whole_configuration() -> Config {
         let text = "[[peers]]\nuid = 1000\nshare_percent = 50\n[cordon.rules.signals.busy]\npoints = 1\nhalf_life_secs = 1\nmost = 1\n";
         toml::from_str(text).unwrap()
@@ -187,8 +188,8 @@ mod tests {
         numbers(&whole_configuration()).unwrap().into_iter().map(|(key, _)| key).collect()
     }
 
-    /// The configuration with one number changed, as text, because that is how numbers arrive. The
-    /// error says if the change cannot be written, such as a list with fewer than no elements.
+    /// The configuration with one number changed, read from text, as in the daemon. A change that
+    /// cannot be written or read is an error, such as a list with a negative number of elements.
     fn with(key: &str, number: f64) -> Result<Config, String> {
         let mut tree = Value::try_from(whole_configuration()).unwrap();
         let mut at = &mut tree;

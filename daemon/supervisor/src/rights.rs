@@ -1,20 +1,20 @@
 //! Descriptors that clients pass with their bytes (`SCM_RIGHTS`). No client has a reason to pass
 //! any.
 //!
-//! Dropping the last reference to a passed descriptor may take as long as its owner likes
+//! Dropping the last reference to a passed descriptor may take as long as the client likes
 //! ([`enisle_hardening::process::rights`]), so the thread that serves connections must not be the
 //! one that drops it. When the socket is bound, one of two ways is chosen:
 //!
-//! | way | where | what happens |
+//! | way | kernel | what happens |
 //! |---|---|---|
-//! | [`Rights::Refused`] | Linux 6.16 and later | the kernel refuses them to the sender |
-//! | [`Rights::Watched`] | before | bytes are peeked at before they are received |
+//! | [`Rights::Refused`] | Linux 6.16 and later | the kernel refuses to pass descriptors |
+//! | [`Rights::Watched`] | before Linux 6.16 | the daemon peeks at bytes before it receives them |
 //!
 //! A watched client that has passed a descriptor has broken the protocol: nothing more is read from
 //! that client. So no descriptor of a client is ever received. If something is still unread in a
 //! socket when its connection ends, a thread that is itself ending closes the socket: the kernel
-//! does not let such a thread linger (`inet_release`, `PF_EXITING`). That thread has its own
-//! descriptor table, a copy of this process's, so that it has the last reference.
+//! does not let such a thread linger (`inet_release`, `PF_EXITING`). That thread has a descriptor
+//! table of its own, a copy of this process's, and so holds the last reference.
 
 use std::convert::Infallible;
 use std::io::{self, IoSlice};
@@ -40,8 +40,8 @@ pub(crate) enum Rights {
 }
 
 impl Rights {
-    /// Has the kernel refuse them to all clients that connect from now on, or starts to watch for
-    /// them.
+    /// Has the kernel refuse descriptors from all clients that connect from now on. If the kernel
+    /// cannot, starts the thread that watched connections need.
     pub(crate) fn of(listener: &UnixListener) -> io::Result<Self> {
         match rights::refuse(listener.as_fd()) {
             Ok(()) => Ok(Self::Refused),
@@ -56,8 +56,8 @@ impl Rights {
         Ok(Self::Watched(Closer::start()?))
     }
 
-    /// Splits an accepted connection into its byte stream and its last reference, which must be
-    /// dropped last.
+    /// Splits an accepted connection into its byte stream and the reference to its socket that must
+    /// be dropped last.
     pub(crate) fn divide(&self, stream: UnixStream) -> io::Result<(Client, Last)> {
         let prepared = stream.as_fd().try_clone_to_owned().and_then(|socket| {
             self.prepare(&stream)?;
@@ -75,7 +75,7 @@ impl Rights {
         }
     }
 
-    /// Closes a connection from which nothing is read.
+    /// Closes a connection from which nothing was read.
     pub(crate) fn refuse(&self, stream: UnixStream) {
         let _ = self.prepare(&stream);
         // `into_std` fails only if the descriptor cannot be deregistered.
@@ -84,7 +84,8 @@ impl Rights {
         }
     }
 
-    /// Makes out-of-band bytes part of the stream, or the search for descriptors would skip them.
+    /// Makes out-of-band bytes part of the stream. Otherwise the search for descriptors would skip
+    /// them.
     fn prepare(&self, stream: &UnixStream) -> io::Result<()> {
         if self.is_watched() {
             setsockopt(stream, OobInline, &true)?;
@@ -99,7 +100,7 @@ impl Rights {
     /// Closes a socket of which this is the last reference.
     fn close(&self, socket: OwnedFd) {
         let Self::Watched(closer) = self else { return };
-        // From here on, nothing more can be sent.
+        // From here on, the client can send nothing more.
         let _ = shutdown(socket.as_raw_fd(), Shutdown::Both);
         match rights::look(socket.as_fd(), &mut [0]) {
             Ok(Waiting::Bytes(0)) => {}
@@ -163,7 +164,7 @@ impl AsyncRead for Client {
                     into.advance(received);
                     return Poll::Ready(Ok(()));
                 }
-                // The readiness is cleared: the next round waits.
+                // `try_io` has cleared the readiness, so the next round waits.
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
                 Err(error) => return Poll::Ready(Err(error)),
             }
@@ -197,8 +198,8 @@ impl AsyncWrite for Client {
     }
 }
 
-/// The thread that has sockets closed, all waiting ones together. It never blocks on a close,
-/// because its own references are not the last ones.
+/// The thread that has sockets closed, all that are waiting at once. It never blocks on a close,
+/// because an [`Ending`] holds the last references.
 #[derive(Debug, Clone)]
 pub(crate) struct Closer(Sender<OwnedFd>);
 
@@ -310,8 +311,8 @@ mod tests {
         }
     }
 
-    /// Waits until the socket on the other side has no owner: its row in `/proc/net/tcp` has an
-    /// inode until its close is over (`__tcp_close`).
+    /// Whether the socket on the other side loses its owner within [`SHORT`]: its row in
+    /// `/proc/net/tcp` has an inode until its close is over (`__tcp_close`).
     fn is_closed(unread: &TcpStream) -> bool {
         let port = format!(":{:04X}", unread.peer_addr().unwrap().port());
         let held = || {
@@ -356,7 +357,8 @@ mod tests {
         }
     }
 
-    /// The attack: without the defence, both ways take as long as the socket lingers.
+    /// The attack: without the defence, reading from the connection and closing it each take as
+    /// long as the passed socket lingers.
     #[tokio::test]
     async fn without_the_defence_the_daemon_waits_for_the_close() {
         const TIME: Duration = Duration::from_secs(1);

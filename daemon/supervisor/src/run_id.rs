@@ -6,7 +6,7 @@ use std::io::{self, Read};
 
 use enisle_wire::tenant::RunId;
 
-/// The source of run ids. They are drawn so frequently that the file stays open.
+/// The source of run ids. Ids are drawn so often that the file stays open.
 #[derive(Debug)]
 pub(crate) struct RunIds(File);
 

@@ -1,5 +1,5 @@
-//! What the fuzzer (`fuzz/`) calls: the parts of the daemon that read what others write, one
-//! function or type each. No release has it.
+//! What the fuzzer (`fuzz/`) calls: a function or type for each part of the daemon that reads what
+//! others write. No release contains this module.
 
 use std::collections::BTreeMap;
 use std::fs::File;
@@ -73,7 +73,7 @@ pub fn load_body(body: &[u8]) -> Result<(Run, [Vec<u8>; 3]), String> {
 /// The text of a JSON string, and the length that was computed for it beforehand.
 ///
 /// # Errors
-/// It is not a string, or not one of whole characters.
+/// It is not a string, or it has half of a surrogate pair.
 pub fn json_text(value: &RawValue) -> Result<(String, usize), String> {
     Text::of(value).map(|text| (text.to_string(), text.len())).map_err(|error| error.to_string())
 }
@@ -81,7 +81,7 @@ pub fn json_text(value: &RawValue) -> Result<(String, usize), String> {
 /// The values of these fields of a JSON object, as they were written.
 ///
 /// # Errors
-/// It is not such an object.
+/// It is not a JSON object, or it has another field or one field twice.
 pub fn json_fields<'a>(text: &'a [u8], expected: [&'static str; 3]) -> Result<[Option<&'a str>; 3], String> {
     let found = json_text::fields(text, expected).map_err(|error| error.to_string())?;
     Ok(found.map(|value| value.map(RawValue::get)))
@@ -116,8 +116,8 @@ pub fn page_faults(stat: &str) -> Option<u64> {
     threads::faults(stat)
 }
 
-/// The attack that a fault is, if it is one: the layer, the address, and the slot on whose island
-/// that is. All that is said and decided about the fault is computed too.
+/// If a fault is an attack: the layer that stopped it, the address, and the slot whose island has
+/// that address. Everything else that the daemon derives from a fault is computed too, and dropped.
 #[must_use]
 pub fn attack(fault: &Fault, zone: &Zone) -> Option<(&'static str, Option<u64>, Option<u32>)> {
     let _ = (violation::describe(fault), violation::ending(fault, zone, true), violation::ending(fault, zone, false));
@@ -125,7 +125,7 @@ pub fn attack(fault: &Fault, zone: &Zone) -> Option<(&'static str, Option<u64>, 
     Some((attack.layer, attack.address, attack.victim.map(|slot| slot.0)))
 }
 
-/// A supply that clients share by the rules of a configuration, and who holds what of it.
+/// A supply that clients share by the rules of a configuration, and all that they hold of it.
 #[derive(Debug)]
 pub struct Shares {
     supply: Supply,
@@ -138,8 +138,8 @@ impl Shares {
         Self { supply: Supply::new("units", whole, Parts::new(&config.0.peers)), held: Vec::new() }
     }
 
-    /// Takes units for a uid, as a new holding or more of one of its own; false if they are
-    /// refused.
+    /// Takes units for a uid: as a new holding, or by growing the holding `more_of` if that is the
+    /// uid's own. Returns false if they are refused.
     pub fn take(&mut self, uid: u32, units: u64, more_of: Option<usize>) -> bool {
         match more_of.and_then(|at| self.held.get_mut(at)).filter(|held| held.uid() == uid) {
             Some(held) => held.grow(units).is_ok(),
@@ -147,7 +147,7 @@ impl Shares {
         }
     }
 
-    /// Gives back all but `units` of a holding; a holding of nothing is dropped.
+    /// Gives back all but `units` of a holding. If `units` is zero, the holding is dropped.
     pub fn give_back(&mut self, at: usize, units: u64) {
         if units == 0 {
             self.held.swap_remove(at);
@@ -162,26 +162,26 @@ impl Shares {
         self.held.iter().map(|held| (held.uid(), held.units())).collect()
     }
 
-    /// What nobody holds, and the most that a uid may hold now.
+    /// The units that no uid holds, and the most that this uid may hold now.
     #[must_use]
     pub fn free(&self, uid: u32) -> (u64, u64) {
         (self.supply.free(), self.supply.most(uid))
     }
 }
 
-/// What the daemon reads of a state folder at its start.
+/// What a daemon reads from its state folder when it starts.
 #[derive(Debug)]
 pub struct Kept {
     /// The standing of each tenant, as JSON.
     pub standings: BTreeMap<String, serde_json::Value>,
     /// What could not be read.
     pub broken: Vec<String>,
-    /// The number of the log's last line, after what the start itself wrote.
+    /// The number of the audit log's last line, including the lines that the start itself wrote.
     pub last_line: u64,
 }
 
-/// Starts to keep records in a state folder, as a daemon does, and stops again. `recorded` names
-/// the tenants whose standings are written meanwhile.
+/// Starts to keep records in a state folder, as a daemon does, and stops again. Meanwhile the
+/// standings in `recorded` are written.
 ///
 /// # Errors
 /// The daemon would not start.
@@ -202,7 +202,7 @@ pub fn keep_records(state: &Path, recorded: &[(&str, enisle_cordon::Standing)]) 
     Ok(Kept { standings: standings.collect(), broken: kept.broken, last_line: recorder.head().seq })
 }
 
-/// Examines a database as the daemon's own process for that does: a panic is damage.
+/// Examines a database as `examine_apart` does, but in this process: a panic counts as damage.
 fn examine_here(file: File) -> Result<(), Damage> {
     let examined = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| examine(file)));
     match examined {
@@ -231,8 +231,8 @@ pub const CLIENT: u32 = 4_000_000;
 /// The uid of the peer that may operate the daemon.
 pub const OPERATOR: u32 = 4_000_001;
 
-/// A daemon that starts no worker, with its API: a run is refused for want of a process when all
-/// that the request says has been read.
+/// A daemon with its API that starts no worker. It reads a request for a run completely, and then
+/// refuses the run for want of a process.
 #[derive(Debug)]
 pub struct Api {
     runtime: tokio::runtime::Runtime,
@@ -283,8 +283,8 @@ impl Api {
         Ok(Self { router: router(Arc::clone(&daemon)), runtime, daemon, rights, socket })
     }
 
-    /// All that a client of the socket is answered, as this process's own uid, until the connection
-    /// ends.
+    /// Sends bytes over the socket, as this process's own uid. Returns all that is answered until
+    /// the connection ends.
     ///
     /// # Errors
     /// The daemon does not accept, or does not end, the connection.
@@ -300,12 +300,12 @@ impl Api {
         asked.map_err(|_| "no answer in time".to_owned())?.map_err(|error| error.to_string())
     }
 
-    /// A conversation with a peer of this uid, which sends these bytes, part by part, and no more.
-    /// Returns all that it is answered until the connection ends, or until nothing more comes for
-    /// `patience`.
+    /// Serves a peer of this uid, which sends these bytes, part by part, and then closes its
+    /// sending side. Returns all that the peer is answered until the connection ends, or until
+    /// nothing more comes for `patience`.
     ///
     /// # Errors
-    /// The connection could not be made, or did not end.
+    /// The connection could not be made, or its task panicked.
     pub fn talk(&self, uid: u32, parts: &[Vec<u8>], patience: Duration) -> Result<Answered, String> {
         self.runtime.block_on(async {
             let (server, mut client) = UnixStream::pair().map_err(|error| error.to_string())?;
@@ -368,11 +368,11 @@ impl Drop for Api {
     }
 }
 
-/// What a connection was answered.
+/// What was answered on a connection.
 #[derive(Debug)]
 pub struct Answered {
     pub bytes: Vec<u8>,
-    /// The server closed the connection.
+    /// Whether the server closed the connection.
     pub ended: bool,
 }
 

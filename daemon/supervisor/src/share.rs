@@ -1,8 +1,8 @@
 //! What all clients share, and how much of it each uid may have.
 //!
-//! A uid may hold half of what the others leave free: however many uids take all they can,
-//! something is left for the next one. Root and the daemon's own uid may hold all of it, unless
-//! `[[peers]]` names them; `share_percent` there sets another part than half.
+//! A uid may hold half of what the others leave free. So uids that take all they can leave
+//! something for the next uid, down to the last unit. Root and the daemon's own uid may hold
+//! everything, unless `[[peers]]` names them; `share_percent` there sets another part than half.
 
 mod turns;
 
@@ -67,7 +67,7 @@ impl Parts {
         Self { owner: None, ..self }
     }
 
-    /// Whether a rule names the uid, or it needs none.
+    /// Whether a rule names the uid, or the uid needs no rule.
     pub(crate) fn knows(&self, uid: u32) -> bool {
         self.is_owner(uid) || self.named.contains_key(&uid)
     }
@@ -102,7 +102,8 @@ struct Inner {
     parts: Parts,
     held: Mutex<BTreeMap<u32, Holding>>,
     given_back: Notify,
-    /// Much was given back at one time since this was last queried.
+    /// Whether much was given back at one time since [`Supply::has_given_back_much`] was last
+    /// called.
     much_given_back: AtomicBool,
 }
 
@@ -113,10 +114,10 @@ struct Holding {
     since: Instant,
 }
 
-/// How many units given back at one time are much: for bytes, a quarter of a MiB.
+/// The least number of units that is much to give back at one time: for bytes, a quarter of a MiB.
 const MUCH: u64 = 256 << 10;
 
-/// A uid holds as much as it may.
+/// A uid wants more units than it may take.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error(
     "uid {uid} holds {held} of {what}, may hold {most} at the moment, and needs {wanted} more; it is given back as \
@@ -176,7 +177,7 @@ impl Supply {
         Ok(held)
     }
 
-    /// Holds units for a uid that are already in use, whatever its part is.
+    /// Counts units that a uid already uses, even beyond the uid's part.
     pub(crate) fn keep(&self, uid: u32, units: u64) -> Held {
         hold(&mut self.held(), uid, units);
         Held { pool: self.clone(), uid, units }
@@ -249,14 +250,15 @@ impl Held {
     }
 
     /// Takes more units, and waits for them at most `patience`. Fails at once if the wait is
-    /// useless: only others could give units back, and their holdings have not changed for as long.
+    /// useless: if only other uids could give units back, and their holdings have not changed for
+    /// as long as `patience`.
     pub(crate) async fn grow_within(&mut self, by: u64, patience: Duration) -> Result<(), Exhausted> {
         let until = Instant::now() + patience;
         let pool = self.pool.clone();
         loop {
             let given_back = pool.0.given_back.notified();
             let Err(exhausted) = self.grow(by) else { return Ok(()) };
-            // More than its part of an otherwise free supply is never granted.
+            // A uid never gets more than its part of a supply that is otherwise free.
             let never = self.units.saturating_add(by) > pool.most_ever(self.uid);
             let all_of_its_own = pool.held_by(self.uid) == self.units;
             let stuck =
@@ -377,7 +379,7 @@ mod tests {
         tokio::task::yield_now().await;
         drop(first);
         assert_eq!(waits.await.unwrap().unwrap().units(), 20);
-        // It does not wait for more than it may ever have.
+        // A uid does not wait for more than it may ever have.
         assert!(pool.none(1).grow_within(33, Duration::from_secs(3600)).await.is_err());
     }
 
@@ -387,7 +389,7 @@ mod tests {
         let pool = pool(64, &[]);
         let kept = pool.take(1, 32).unwrap();
         let mut more = pool.take(2, 16).unwrap();
-        // By now it has been held for as long.
+        // During this wait the other uid's holding stays unchanged, so the next wait is useless.
         assert!(more.grow_within(1, PATIENCE).await.is_err());
         assert!(more.grow_within(1, PATIENCE).now_or_never().unwrap().is_err());
         // Other holdings of the same uid may end.
@@ -410,8 +412,8 @@ mod tests {
     }
 
     proptest! {
-         /// Whatever uids take and give back, no uid exceeds its part when it takes, the whole is
-        /// never exceeded, and a uid that holds nothing gets a unit as long as any is free.
+        /// Whatever uids take and give back, they never hold more than the whole, and a uid that
+        /// holds nothing gets a unit as long as one is free.
         #[test]
         fn another_uid_always_gets_something(steps in proptest::collection::vec((0_u32..6, 0_u64..40, any::<bool>()), 1..200)) {
             let pool = pool(100, &[rule(3, Some(30))]);

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use nix::unistd::{Pid, gettid};
 
-/// Longer than anything that a unit test waits for takes on a busy machine.
+/// Nothing that a unit test waits for takes this long, even on a busy machine.
 const PATIENCE: Duration = Duration::from_secs(20);
 
 /// The time between two probes.
@@ -17,7 +17,7 @@ const PAUSE: Duration = Duration::from_millis(2);
 /// Waits until `probe` finds something.
 ///
 /// # Panics
-/// It found nothing within [`PATIENCE`].
+/// `probe` found nothing within [`PATIENCE`].
 pub(crate) fn until<T>(what: &str, mut probe: impl FnMut() -> Option<T>) -> T {
     let begun = Instant::now();
     loop {
@@ -29,7 +29,7 @@ pub(crate) fn until<T>(what: &str, mut probe: impl FnMut() -> Option<T>) -> T {
     }
 }
 
-/// A thread that computes until this is dropped, even by a panic.
+/// A thread that computes until this value is dropped, also if a panic drops it.
 pub(crate) struct Busy {
     pub(crate) thread: Pid,
     done: Arc<AtomicBool>,

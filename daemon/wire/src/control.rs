@@ -1,6 +1,7 @@
 //! The control channel: one per worker process.
 //!
-//! In the worker the main thread and the watchdog send on it, a tenant's thread never does.
+//! In the worker, the main thread and the watchdog send on this channel. A tenant's thread never
+//! does.
 //!
 //! ```text
 //!   supervisor ── Start ──▶ worker   (jail, V8, seccomp)
@@ -18,7 +19,7 @@ use crate::{MAX_FROM_HOST_BYTES, MAX_FROM_WORKER_BYTES};
 
 /// The exit code of a worker whose V8 has run out of memory.
 pub const OUT_OF_MEMORY_EXIT: i32 = 86;
-/// The exit code of a worker whose V8 gave up for another reason. After a fault it is
+/// The exit code of a worker whose V8 gave up for another reason. After a fault the exit code is
 /// `hardening::fault::FAULT_EXIT`.
 pub const GAVE_UP_EXIT: i32 = 87;
 
@@ -35,7 +36,7 @@ pub enum ToWorker {
     Start(Start),
     /// A tenant moves in. The frame carries the descriptor of its channel.
     Admit(Admit),
-    /// End this run if the tenant is still on it.
+    /// End this run, unless it has ended already.
     Cancel { slot: Slot, run: RunId },
     /// A tenant moves out, even in the middle of a run.
     Retire { slot: Slot },
@@ -68,7 +69,8 @@ pub enum Role {
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct Admit {
     pub slot: Slot,
-    /// The heap limit of the isolate that is warmed; a run with a lower limit gets a fresh isolate.
+    /// The heap limit of the isolate that is warmed first. A run with another limit makes the
+    /// thread replace the warm isolate.
     pub memory_mb: u32,
 }
 
@@ -81,8 +83,8 @@ pub enum FromWorker {
     Retired {
         slot: Slot,
     },
-    /// A run did not end when it was stopped, or disposing of what runs have left takes too long:
-    /// only the end of the process stops it.
+    /// A run did not end when it was stopped, or disposing of what runs have left takes too long.
+    /// Only the end of the process stops the thread.
     Overrun {
         slot: Slot,
         run: RunId,
@@ -96,7 +98,7 @@ pub enum FromWorker {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Ready {
     pub v8: String,
-    /// The protection keys of this process; `None` where the layer is off.
+    /// The protection keys of this process; `None` if the layer is off.
     pub keys: Option<Keys>,
 }
 
@@ -174,7 +176,7 @@ impl Session {
             FromWorker::Ready(_) if self.role == Role::Maker => Err(ProtocolError::WrongRole("Ready")),
             FromWorker::Ready(_) if self.ready => Err(ProtocolError::TooLate("Ready")),
             FromWorker::Snapshot(_) if self.ready => Err(ProtocolError::TooLate("Snapshot")),
-            // The version is stored, and shown with every worker.
+            // The version is stored and shown with every worker, so its length is bounded.
             FromWorker::Ready(ready) if ready.v8.len() > 64 => Err(ProtocolError::LongReady),
             FromWorker::Ready(_) | FromWorker::Snapshot(_) => {
                 self.ready = true;
@@ -226,7 +228,7 @@ mod tests {
     }
 
     #[test]
-    fn nothing_is_believed_before_ready_and_ready_only_once() {
+    fn retired_is_refused_before_ready_and_ready_is_accepted_once() {
         let mut session = Session::new(Role::Host);
         session.admit(Slot(1));
         assert!(session.accept(&FromWorker::Retired { slot: Slot(1) }).is_err());

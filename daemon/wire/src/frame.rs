@@ -1,4 +1,5 @@
-//! Length-prefixed frames: checked against a cap before they are read, complete or refused.
+//! Length-prefixed frames. The length is checked against a cap before the body is read, and an
+//! incomplete frame is refused.
 
 use std::io::{self, Read, Write};
 
@@ -78,8 +79,8 @@ pub fn decode<T: DeserializeOwned>(body: &[u8]) -> Result<T, FrameError> {
 /// Reads one frame from a blocking channel (the worker's side).
 ///
 /// # Errors
-/// [`FrameError::Closed`] if the peer closed the channel, even within a frame; otherwise what was
-/// wrong.
+/// [`FrameError::Closed`] if the peer closed the channel, even within a frame. Otherwise the error
+/// says what was wrong.
 pub fn read_frame<T: DeserializeOwned>(channel: &mut impl Read, cap: usize) -> Result<T, FrameError> {
     let mut header = [0; HEADER_BYTES];
     read_all(channel, &mut header)?;
@@ -116,7 +117,7 @@ mod tests {
     }
 
     #[test]
-    fn bytes_behind_a_message_are_refused() {
+    fn bytes_after_a_message_are_refused() {
         assert!(matches!(decode::<bool>(&[1, 0]), Err(FrameError::Trailing(1))));
     }
 
@@ -133,7 +134,7 @@ mod tests {
         }
 
         #[test]
-        fn frames_behind_one_another_are_read_one_after_another(first in ".{0,20}", second in ".{0,20}") {
+        fn appended_frames_are_read_one_after_another(first in ".{0,20}", second in ".{0,20}") {
             let frames = append(Vec::new(), &first, 100).and_then(|frames| append(frames, &second, 100));
             let frames = frames.map_err(|e| TestCaseError::fail(e.to_string()))?;
             let mut rest = frames.as_slice();

@@ -3,14 +3,14 @@
 //! Two kinds of channel, both Unix stream sockets made by the supervisor:
 //!
 //! * one *control* channel per worker process ([`control`]): start, admit, cancel, retire;
-//! * one *tenant* channel per tenant thread ([`tenant`]): run, log, done. A holder of it speaks as
-//!   that tenant.
+//! * one *tenant* channel per tenant thread ([`tenant`]): run, log, done. Whatever holds this
+//!   channel speaks as that tenant.
 //!
 //! A frame is its length in four bytes (little endian) and a body of that length in [postcard]. The
-//! receiver compares the length with its cap before it reads a byte of the body, so a sender never
-//! makes it allocate more than it chose. A decoded frame is still only an *allegation*: the state
-//! machines ([`control::Session`], [`tenant::Session`]) decide whether the peer was entitled to
-//! send the frame.
+//! receiver compares the length with its cap before it reads a byte of the body. So a sender cannot
+//! make the receiver allocate more than the cap. A decoded frame is still only an *allegation*: the
+//! state machines ([`control::Session`], [`tenant::Session`]) decide whether the peer was entitled
+//! to send the frame.
 //!
 //! [postcard]: https://postcard.jamesmunns.com/wire-format
 #![forbid(unsafe_code)]
@@ -48,11 +48,11 @@ pub const MAX_MODULES: usize = 10_000;
 /// Bytes of a module's name: the longest path that Linux accepts.
 pub const MAX_NAME_BYTES: usize = 4096;
 
-/// How many scripts of one tenant may have a resting isolate at one time.
+/// How many scripts of one tenant may have a kept isolate at one time.
 pub const MOST_KEPT: usize = 8;
 
-/// The largest part of a run, its code: all modules with their names, and a margin for the small
-/// fields.
+/// The largest frame to a tenant is a run's code: all modules, 64 bytes for the name of each on
+/// average, and a margin for the small fields.
 pub const MAX_TO_TENANT_BYTES: usize = MAX_CODE_BYTES + MAX_MODULES * 64 + 8 * MIB;
 /// Log lines in one frame.
 pub const MAX_LOG_LINES: usize = 1024;
@@ -60,7 +60,7 @@ pub const MAX_LOG_LINES: usize = 1024;
 pub const MAX_ERROR_NAME_BYTES: usize = 256;
 /// Message and stack of a reported error, each.
 pub const MAX_ERROR_BYTES: usize = 32 * 1024;
-/// The largest result, with its error and usage.
+/// The largest frame from a tenant is a result, with its error and usage.
 pub const MAX_FROM_TENANT_BYTES: usize = MAX_OUTPUT_BYTES + MIB;
 /// A startup snapshot (about 1 MiB) is the largest frame that a worker sends on its control
 /// channel.

@@ -33,8 +33,8 @@ macro_rules! limits {
             pub $field: u32,)+
         }
 
-        /// Limits to set, or limits that a run requests; for each limit, the lower one of run and
-        /// policy holds.
+        /// Limits that a policy sets or that a run requests. For each limit of a run, the lower of
+        /// the run's and the policy's applies.
         #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
         #[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
         #[serde(deny_unknown_fields)]
@@ -82,13 +82,13 @@ macro_rules! limits {
                 match self { $(Self::$limit => ($least, $most),)+ }
             }
 
-            /// The most that a sealed tenant gets, if that is less than its policy allows.
+            /// The highest value for a sealed tenant. `None` if only the tenant's policy bounds it.
             #[must_use]
             pub const fn sealed(self) -> Option<u32> {
                 match self { $(Self::$limit => $sealed,)+ }
             }
 
-            /// What happens to a run that exceeds it, for the documentation.
+            /// What happens to a run that exceeds the limit, for the documentation.
             #[must_use]
             pub const fn over_it(self) -> &'static str {
                 match self { $(Self::$limit => $over,)+ }
@@ -162,7 +162,7 @@ limits! {
     timers Timers "timers": Count, default 1000, from 0, to 100_000, sealed Some(100), over it "`RangeError` in the script";
     /// Bytes of all modules together.
     code_bytes CodeBytes "codeBytes": Bytes, default 64 * MIB, from 1, to 64 * MIB, sealed None, over it "413";
-    /// Accepted; nothing makes requests yet.
+    /// Requests that a run may make. Accepted; nothing makes requests yet.
     sub_requests SubRequests "subRequests": Count, default 50, from 0, to 1_000_000, sealed None, over it "nothing makes requests yet";
     /// Calls that a run may wait for at one time. Accepted; nothing makes calls yet.
     concurrent_calls ConcurrentCalls "concurrentCalls": Count, default 6, from 1, to 1000, sealed None, over it "nothing makes calls yet";
@@ -204,7 +204,7 @@ impl Limit {
     }
 }
 
-/// The form of the specification.
+/// The limits as SPECIFICATION.md shows them.
 #[cfg(any(test, feature = "schema"))]
 mod documented {
     use super::{Limit, Unit};
@@ -247,7 +247,7 @@ impl Limits {
         self
     }
 
-    /// Whether every limit is in its range, with at most `max_memory_mb` of memory.
+    /// Checks that every limit is in its range, with at most `max_memory_mb` of memory.
     ///
     /// # Errors
     /// The first limit that is out of its range.
@@ -262,8 +262,8 @@ impl Limits {
 }
 
 impl RequestedLimits {
-    /// Whether no limit is below its range. A limit above the policy's is not an error: the lower
-    /// one holds.
+    /// Checks that no limit is below its range. A limit above the policy's is not an error, because
+    /// the lower of the two applies.
     ///
     /// # Errors
     /// The first limit that is below its range.
@@ -277,7 +277,8 @@ impl RequestedLimits {
         })
     }
 
-    /// The limits of a run that requests these: the policy's, or these where they are lower.
+    /// The limits of a run that requests these: for each limit, the lower of the policy's and the
+    /// requested one.
     #[must_use]
     pub fn under(&self, policy: &Limits) -> Limits {
         let mut limits = *policy;
@@ -291,7 +292,8 @@ impl RequestedLimits {
     }
 }
 
-/// The most that a sealed tenant's runs may use: for some limits less than the policy allows.
+/// The most that a sealed tenant's runs may use. For some limits this is less than the policy
+/// allows.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(try_from = "BTreeMap<String, u32>", into = "BTreeMap<String, u32>")]
 pub struct SealedLimits(Limits);
@@ -312,7 +314,7 @@ impl SealedLimits {
         self.0.get(limit)
     }
 
-    /// The lower of these and a policy's.
+    /// For each limit, the lower of this one and the policy's.
     #[must_use]
     pub fn lower(&self, limits: Limits) -> Limits {
         limits.lower(&self.0)
@@ -354,7 +356,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn every_default_is_in_its_range_and_every_least_value_is_refused_below() {
+    fn every_default_is_in_its_range_and_values_outside_a_range_are_refused() {
         assert_eq!(Limits::default().check(1024), Ok(()));
         for limit in Limit::ALL {
             let (least, most) = limit.range();

@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-/// How a run ended. Names follow workerd's `outcome.capnp` where it has an equivalent.
+/// How a run ended. The names are those of workerd's `outcome.capnp`, if it has an equivalent.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 #[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
@@ -21,7 +21,7 @@ pub enum Outcome {
     ExceededOutput,
     /// The client disconnected or canceled the run.
     Canceled,
-    /// The worker process died and the run could not be run again.
+    /// The worker process died, and the run was not restarted again.
     WorkerLost,
     /// A layer stopped an attack.
     Violation,

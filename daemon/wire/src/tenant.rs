@@ -1,8 +1,8 @@
 //! The tenant channel: the supervisor sends runs, the tenant's thread reports on them.
 //!
 //! ```text
-//!             ┌── Ready ◀──┐
-//!   (admitted)│            │ Done
+//!             ┌─── Done ───┐
+//!   (admitted)│            │
 //!        ┌────▼───┐   ┌────┴────┐
 //!  ─────▶│warming │   │ running │── Log* ──▶
 //!        └────┬───┘   └────▲────┘
@@ -14,7 +14,7 @@
 //!
 //! A run comes in parts, `Run`, `Input`, `Env` and `Code` in that order, each a frame of its own,
 //! so that the supervisor stores once what several runs share. For a run that keeps its isolate,
-//! the supervisor sends the code only when the thread says that it `Needs` it.
+//! the supervisor sends the code only when the thread requests it with `Needs`.
 //!
 //! The supervisor may send a run while the thread still warms an isolate (the run waits in the
 //! socket), but never a second one before `Done`. Closing the channel retires the tenant: the
@@ -54,7 +54,7 @@ pub enum ToTenantOf<Text, Body> {
     Input(InputOf<Text>),
     Env(EnvOf<Text>),
     Code(CodeOf<Text, Body>),
-    /// Drop the isolate that rests under this number.
+    /// Dispose of the isolate that is kept under this number.
     Forget(u64),
 }
 
@@ -68,9 +68,9 @@ pub struct Run {
     pub method: Option<String>,
     /// The lower of policy and request, for each limit.
     pub limits: Limits,
-    /// `eval` and `new Function` work.
+    /// Whether `eval` and `new Function` work.
     pub allow_eval: bool,
-    /// After the run the isolate rests for the next run with the same number, if memory allows.
+    /// After the run the isolate is kept for the next run with this number, if memory allows.
     pub keep: Option<u64>,
 }
 
@@ -124,14 +124,14 @@ pub enum FromTenant {
     Ready {
         cpu_us: u64,
     },
-    /// There is no resting isolate of the script that this run could use: the thread requests its
+    /// The thread keeps no isolate of the script that this run could use. It requests the script's
     /// code.
     Needs(RunId),
     Log(#[serde(deserialize_with = "few_lines")] Vec<LogLine>),
     Done(Box<Done>),
-    /// V8 could not continue and ends the process: the last frame from this process. `certain`
-    /// means that the run was over its own heap limit and is the cause; otherwise a neighbour may
-    /// have taken the memory.
+    /// V8 cannot continue and ends the process. This is the thread's last frame. `certain` means
+    /// that the run was over its own heap limit and is the cause; otherwise a neighbour may have
+    /// taken the memory.
     Aborting {
         id: RunId,
         certain: bool,
@@ -149,8 +149,8 @@ impl FromTenant {
     pub const DONE_TAG: u8 = 3;
 }
 
-/// Stops at [`MAX_LOG_LINES`] while decoding: an empty line is a few bytes in a frame, and many
-/// times that in memory.
+/// Decodes at most [`MAX_LOG_LINES`] lines, and refuses a frame with more. An empty line is a few
+/// bytes in a frame, and many times that in memory.
 fn few_lines<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<LogLine>, D::Error> {
     struct Few;
 
@@ -202,7 +202,7 @@ pub struct Done {
     /// JSON, with [`Outcome::Ok`].
     pub result: Option<String>,
     pub error: Option<ScriptError>,
-    /// Log lines were dropped.
+    /// Whether log lines were dropped.
     pub truncated: bool,
     pub usage: Usage,
     pub advice: Advice,

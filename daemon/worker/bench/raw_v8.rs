@@ -1,5 +1,6 @@
-//! The bare engine in a plain loop, for `cargo xtask bench load`: `raw-v8 SCRIPT TURNS` prints two
-//! numbers for each turn, in ns: isolate + context + compile + run, and the same with dispose.
+//! The bare engine in a plain loop, for `cargo xtask bench load`: `raw-v8 SCRIPT TURNS` takes the
+//! text of a module, and prints two durations for each turn, in ns: to make an isolate with its
+//! context, compile and run; and the same with disposal.
 #![allow(clippy::print_stdout, reason = "its output is its purpose")]
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {

@@ -1,5 +1,5 @@
-//! Links the archive and runs one line of JavaScript in a cage of its own: run by `cargo xtask v8
-//! verify`.
+//! Shows that the archive links, and runs one line of JavaScript in a cage of its own. `cargo xtask
+//! v8 verify` runs this program.
 #![allow(clippy::print_stdout, reason = "a probe answers on its terminal")]
 
 use std::ffi::{c_int, c_void};

@@ -1,7 +1,9 @@
 //! Stress for the patched V8 (`v8/patches`), without the rest of the worker. `v8_stress ROUNDS`:
-//! isolates are made, entered again and disposed of in every order, in two groups on two threads,
-//! with scripts that fill pointer tables; every result must be the same. `v8_stress rest RUNS`:
-//! what a group still holds after runs that each filled their limit. `MORE_FLAGS` is passed to V8.
+//! two threads, one of them with a snapshot, make isolates, enter them again and dispose of them in
+//! random order, in a new group for each round. The script that they run fills pointer tables, and
+//! on one thread must always give the same result. `v8_stress rest RUNS` shows what a group still
+//! holds after runs that each filled most of their limit, and fails if that is too much. The
+//! environment variable `MORE_FLAGS` gives V8 further flags.
 #![allow(clippy::print_stdout, reason = "a program for a terminal")]
 
 use std::ffi::{c_int, c_void};
@@ -14,8 +16,8 @@ unsafe extern "C" {
     fn v8_tenant_trim(isolate: *mut c_void);
 }
 
-/// A group without a key, in which this thread's next isolates are made. Its isolates must be
-/// dropped before it.
+/// A group without a key, in which this thread's next isolates are made. All isolates of the group
+/// must be dropped before the group.
 struct Group(*mut c_void);
 
 impl Group {
@@ -47,7 +49,7 @@ fn exit(isolate: &mut v8::OwnedIsolate) {
     unsafe { isolate.exit() };
 }
 
-/// Gives back what the pools of the isolate's group keep.
+/// Gives back all memory that the pools of the isolate's group keep.
 fn trim(isolate: &v8::OwnedIsolate) {
     // SAFETY: the pointer is passed to V8 while `isolate` lives.
     let raw = unsafe { isolate.as_raw_isolate_ptr() };
@@ -123,8 +125,8 @@ fn evaluate(isolate: &mut v8::OwnedIsolate, source: &str) -> String {
     let source = v8::String::new(scope, source).unwrap();
     v8::Script::compile(scope, source, None).unwrap().run(scope).expect("ran").to_rust_string_lossy(scope)
 }
-/// A group with one resting isolate, as a tenant has it, and runs in isolates of their own that
-/// fill 64 MB.
+/// Measures a group with one resting isolate, as a tenant has it, while each run fills an isolate
+/// of its own with a limit of 64 MB.
 fn rest(runs: usize) {
     let group = Group::new();
     let new = || v8::Isolate::new(v8::CreateParams::default().heap_limits(0, 64 << 20));
@@ -147,7 +149,7 @@ fn rest(runs: usize) {
         "private KiB: {first} fresh, {light} after a second light run, {heavy} after {runs} that filled 64 MB, {after} after a light one, \
          {without_libc} when libc has given back what is free"
     );
-    // An isolate that stays and has filled its limit itself.
+    // The resting isolate now fills its own heap.
     enter(&mut stays);
     evaluate(&mut stays, FILL);
     let full = private_kib();
@@ -161,8 +163,8 @@ fn rest(runs: usize) {
     drop(group);
 }
 
-/// Makes, leaves, enters and disposes of isolates at random. Returns the result of a program in
-/// them, which must be the same every time.
+/// Makes, leaves, enters and disposes of isolates at random, and runs [`SCRIPT`] in them. Returns
+/// the result of the script, which must be the same every time.
 fn churn(blob: Option<&'static [u8]>, seed: u64, rounds: usize) -> String {
     let mut seed = 0x9e3779b97f4a7c15 + seed;
     let mut random = |n: u64| {

@@ -1,4 +1,4 @@
-//! The worker's end of the control channel: frames, each with the descriptor that came with it.
+//! The worker's end of the control channel: frames, and the descriptors that come with them.
 
 use std::collections::VecDeque;
 use std::error::Error;
@@ -11,7 +11,7 @@ use enisle_wire::control::{FromWorker, Start, ToWorker};
 use enisle_wire::frame::{HEADER_BYTES, body_len};
 use enisle_wire::{FrameError, MAX_FROM_WORKER_BYTES, MAX_TO_WORKER_BYTES, decode, write_frame};
 
-/// The sending half: whole frames, from any of the worker's own threads.
+/// The sending half. Any of the worker's own threads may send whole frames.
 #[derive(Debug, Clone)]
 pub(crate) struct Speaker(Arc<Mutex<Arc<UnixStream>>>);
 
@@ -35,12 +35,13 @@ impl Control {
         Self { channel: Arc::new(channel), buffer: Vec::new(), descriptors: VecDeque::new() }
     }
 
-    /// The sending half. There must be one per process: two would write into each other's frames.
+    /// Makes the sending half. Threads that send at the same time must share one, by cloning it:
+    /// two that were made here have a lock each, and would write into each other's frames.
     pub(crate) fn speaker(&self) -> Speaker {
         Speaker(Arc::new(Mutex::new(Arc::clone(&self.channel))))
     }
 
-    /// The first frame.
+    /// Waits for the first frame.
     pub(crate) fn start(&mut self) -> Result<Start, Box<dyn Error>> {
         loop {
             match self.buffered()? {
@@ -52,12 +53,12 @@ impl Control {
         }
     }
 
-    /// The oldest descriptor that has arrived and was not taken.
+    /// The oldest descriptor that has arrived and that nothing has taken yet.
     pub(crate) fn take_descriptor(&mut self) -> Option<OwnedFd> {
         self.descriptors.pop_front()
     }
 
-    /// Receives once, blocking. False at the end of the channel.
+    /// Receives once, and waits until there is something. False at the end of the channel.
     pub(crate) fn receive(&mut self) -> Result<bool, Box<dyn Error>> {
         let mut bytes = [0; 4096];
         let (got, descriptors) = fds::receive(self.channel.as_fd(), &mut bytes)?;
@@ -66,7 +67,7 @@ impl Control {
         Ok(got > 0)
     }
 
-    /// The next frame that has arrived completely.
+    /// The next frame, if all of it has arrived.
     pub(crate) fn buffered(&mut self) -> Result<Option<ToWorker>, Box<dyn Error>> {
         let Some(header) = self.buffer.first_chunk::<HEADER_BYTES>() else { return Ok(None) };
         let end = HEADER_BYTES + body_len(*header, MAX_TO_WORKER_BYTES)?;

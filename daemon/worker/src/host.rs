@@ -56,12 +56,12 @@ impl Shared {
         self.tenants.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// The watchdog's thread.
+    /// What the watchdog's thread does.
     fn watch(&self) {
         loop {
             match self.round() {
                 Ok(next_look) => self.alarm.sleep(next_look),
-                // The daemon is gone.
+                // Sending failed: the daemon is gone.
                 Err(_) => std::process::exit(0),
             }
         }
@@ -94,7 +94,7 @@ impl Shared {
     }
 }
 
-/// The main thread.
+/// The main thread's state.
 struct Host {
     shared: Arc<Shared>,
     /// Cages that no tenant has had yet. A cage is never reused, so the number only shrinks.
@@ -126,7 +126,8 @@ impl Host {
         let cage = self.cages.remove(&admit.slot).ok_or("Admit named a slot that is used up")?;
         let tenant = Tenant::admit(admit, UnixStream::from(channel), cage, &self.surroundings)?;
         self.shared.tenants().insert(admit.slot, tenant);
-        // The tenant's thread may have ended already, before the watchdog could collect it.
+        // The tenant's thread may have ended already, and rung before the tenant was in the map.
+        // Then the watchdog must look again.
         self.shared.alarm.ring();
         Ok(())
     }

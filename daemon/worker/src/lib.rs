@@ -1,15 +1,16 @@
-//! `enisle-worker`: the jailed process that holds tenants. Started by `enisled` and by nothing
-//! else.
+//! `enisle-worker`: the jailed process in which tenants live. `enisled` starts it.
 //!
-//! 1. The first frame on descriptor 3 says which role to take ([`enisle_wire::control::Start`]).
-//! 2. The jail (`enisle_hardening::jail`), while there is one thread.
-//! 3. V8, on the main thread, which never enters an isolate afterwards.
-//! 4. As *host*: protection keys, and a cage for every tenant that may come, each with its key.
-//! 5. The filter (`enisle_hardening::filter`): from here on nothing can be opened, executed or
-//!    connected to.
-//! 6. As *maker*: the startup snapshot, and the end. As *host*: tenants, one thread each
-//!    ([`tenant`]), which installs a filter of its own, while this thread serves the control
-//!    channel and another watches the tenants' clocks ([`watchdog`]).
+//! 1. The first frame on descriptor 3 says which role the process takes
+//!    ([`enisle_wire::control::Start`]).
+//! 2. The process enters the jail (`enisle_hardening::jail`) while it has one thread.
+//! 3. V8 starts on the main thread, which never enters an isolate.
+//! 4. A *host* takes the protection keys, and makes a cage for every tenant that may come, each
+//!    with a key of its own.
+//! 5. The process installs the filter (`enisle_hardening::filter`): from here on it can open,
+//!    execute and connect to nothing.
+//! 6. A *maker* makes the startup snapshot, sends it and ends. A *host* starts a thread for each
+//!    tenant ([`tenant`]), which installs a filter of its own. The main thread serves the control
+//!    channel ([`host`]), and one more thread watches the tenants' clocks ([`watchdog`]).
 
 #[cfg(all(feature = "attack-natives", not(debug_assertions)))]
 compile_error!("attack-natives gives every tenant control of the process: a release must not have it");
@@ -57,8 +58,8 @@ pub fn main() -> ExitCode {
         Err(error) => {
             // The sentence goes to the supervisor, which shows it to the operator.
             let _ = control.speaker().say(&FromWorker::Failed(error.to_string()));
-            // The supervisor ends this process: an end of its own, seen before the sentence, would
-            // look like a crash.
+            // The supervisor ends this process. If the process ended itself, the supervisor might
+            // see that before it has read the sentence, and take it for a crash.
             while control.receive().is_ok_and(|more| more) {}
             ExitCode::FAILURE
         }
@@ -70,7 +71,8 @@ fn run(control: &mut Control) -> Result<(), Box<dyn std::error::Error>> {
     if start.version != VERSION {
         return Err(format!("the daemon speaks version {} of the wire, this worker {VERSION}", start.version).into());
     }
-    // Mapped while descriptors can still be mapped; the mappings need no descriptor afterwards.
+    // The fault page and the snapshot are mapped here, while descriptors can still be mapped.
+    // Afterwards the mappings need no descriptor.
     fault::share(control.take_descriptor().ok_or("Start came without a fault page")?)?;
     let snapshot = control.take_descriptor().map(snapshot::map).transpose()?;
     let layers = LayerSet::from_bits(start.layers);
@@ -87,8 +89,8 @@ fn run(control: &mut Control) -> Result<(), Box<dyn std::error::Error>> {
     let speaker = control.speaker();
     if start.role == Role::Maker {
         seccomp_if(layers)?;
-        // A thread of its own: V8 asks for the bounds of the stack, which for a main thread are in
-        // a file.
+        // A thread of its own makes the snapshot: V8 asks libc for the bounds of the stack, and for
+        // the main thread libc reads them from a file.
         let made = std::thread::spawn(snapshot::make).join().map_err(|_| "making the snapshot panicked")?;
         return Ok(speaker.say(&FromWorker::Snapshot(made?))?);
     }
@@ -103,7 +105,7 @@ fn run(control: &mut Control) -> Result<(), Box<dyn std::error::Error>> {
         None
     };
     let cages = Cage::build_all(reserved)?;
-    // From here on no tenant's key is open to any thread but its own.
+    // From here on a tenant's key is open on no thread but the tenant's own.
     if let Some(reported) = &reported {
         Pkru::of_worker_thread(reported.jit).install();
     }

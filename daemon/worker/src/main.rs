@@ -1,4 +1,5 @@
-//! `enisle-worker`. All of it is in the library, which the benchmark of the bare engine uses too.
+//! `enisle-worker`. All its code is in the library, which the benchmark of the bare engine uses
+//! too.
 #![forbid(unsafe_code)]
 
 fn main() -> std::process::ExitCode {

@@ -1,8 +1,8 @@
 //! The bare engine in a plain loop: the baseline of `cargo xtask bench load`.
 //!
-//! The same flags, the same snapshot, the same kind of cage, the same script; no jail, no channel,
-//! no limits. It measures the cost of a program that embeds V8 by itself and makes an isolate for
-//! each request.
+//! The loop has the flags, the snapshot, the kind of cage and the script of a worker, but no jail,
+//! no channel and no limits of a run. So it measures what each request costs a program that embeds
+//! V8 itself and makes an isolate for every request.
 
 use std::time::{Duration, Instant};
 
@@ -19,9 +19,9 @@ use crate::engine::start::{self, Purpose};
 /// One turn of the loop.
 #[derive(Debug, Clone, Copy)]
 pub struct Turn {
-    /// Isolate, context, compile, run.
+    /// To make an isolate with its context, compile the script and run it.
     pub run: Duration,
-    /// The same, and disposing of the isolate.
+    /// The same, and to dispose of the isolate.
     pub whole: Duration,
 }
 
@@ -35,13 +35,13 @@ pub fn measure(script: &str, turns: usize) -> Result<Vec<Turn>, Box<dyn std::err
     start::warm_up()?;
     let snapshot = Box::leak(snapshot::make()?.into_boxed_slice());
     let script = script.to_owned();
-    // Where the slot's thread is registered.
+    // The fault page, on which the thread of the cage registers itself.
     fault::share(FaultPage::new()?.descriptor().try_clone_to_owned()?)?;
     frozen::assign(&zone, keys::jit_key(), Vec::new());
     let cage = Cage::build_all(reserved)?.pop().ok_or("no cage")?;
     let (send, receive) = std::sync::mpsc::sync_channel(1);
     let thread = cage.start_thread(c"raw".to_owned(), move |cage| {
-        // Only `measure` receives, which waits for this.
+        // `measure` waits for this value, so sending cannot fail.
         let _ = send.send(in_cage(cage, Snapshot(snapshot), &script, turns));
     })?;
     let measured = receive.recv();
@@ -51,8 +51,8 @@ pub fn measure(script: &str, turns: usize) -> Result<Vec<Turn>, Box<dyn std::err
 
 fn in_cage(cage: Entering, snapshot: Snapshot, script: &str, turns: usize) -> Result<Vec<Turn>, String> {
     let cage = cage.enter().map_err(|error| error.to_string())?;
-    // One isolate stays, so that the cage's shared parts stay too: the loop is not charged for
-    // building them.
+    // One isolate stays alive, so that the cage's shared parts stay too and no turn has to build
+    // them.
     let _stays = Resting::new(&cage, snapshot, 128).map_err(|error| error.to_string())?;
     (0..turns).map(|_| turn(&cage, snapshot, script)).collect()
 }

@@ -8,10 +8,10 @@
 //!               └─ channel closed ─▶ dispose of all, give the cage back ─▶ Left
 //! ```
 //!
-//! The thread reports all its CPU time with `Done`, `Ready` and `Left`, and everything it does
-//! except waiting is bounded ([`Watched`]).
+//! The thread reports all its CPU time with `Done`, `Ready` and `Left`. Everything that it does,
+//! except waiting, has a limit of time ([`Watched`]).
 //!
-//! If a script's isolate is kept, it goes to the shelf instead, and the script's next run is
+//! An isolate that is kept is not disposed of. It goes to the shelf, and the script's next run is
 //! executed in it.
 //!
 //! ```text
@@ -42,41 +42,42 @@ use crate::engine::run::execute::{Order, execute};
 use crate::engine::run::state::Source;
 use crate::watchdog::{Alarm, Watched};
 
-/// What every tenant's thread of a process shares.
+/// What all tenants' threads of a process share.
 #[derive(Debug)]
 pub(crate) struct Surroundings {
     pub(crate) snapshot: Snapshot,
-    /// The layer is on.
+    /// Whether a tenant's thread installs a filter of its own.
     pub(crate) thread_filter: bool,
     pub(crate) alarm: Arc<Alarm>,
 }
 
-/// One thread of a process makes an isolate at a time; without this, eight clients get 4 to 7 %
-/// fewer runs (`cargo xtask bench load`, two processors). Making an isolate takes the same time
-/// whatever a script has done. Disposing of one does not, so each thread does that without the
-/// lock: no tenant waits for what another tenant left.
+/// A thread holds this lock while it makes the isolate for its next run, so one thread at a time
+/// does so. Without the lock, eight clients get 4 to 7 % fewer runs (`cargo xtask bench load`, two
+/// processors). How long it takes to make an isolate does not depend on scripts. How long it takes
+/// to dispose of one does, so a thread disposes without the lock: no tenant waits for what another
+/// tenant left.
 static MAKING: Mutex<()> = Mutex::new(());
 
-/// From this size on, giving back the pages of a run is worth the time. A trivial run has a tenth
-/// of it.
+/// After a run that took this much memory or more, giving free pages back is worth the time. A
+/// trivial run takes a tenth of it.
 const HEAVY_BYTES: u64 = 8 << 20;
 
-/// A run with this much CPU time reports its end only when what it left has been disposed of, which
-/// may take as long again and is part of its usage. After a shorter run the client does not wait
-/// for that.
+/// After a run of this much CPU time or more in a warm isolate, the thread first disposes of what
+/// the run left, and then reports its end. The disposal may take as long as the run, and is part of
+/// its usage. After a shorter run the client does not wait for the disposal.
 const LONG_US: u64 = 5_000;
 
-/// All parts of a small run are read with one call.
+/// Large enough for all parts of a small run, which are then read with one system call.
 const READ_AHEAD_BYTES: usize = 16 << 10;
 
-/// A tenant's thread, from the side of the worker's own threads.
+/// A tenant's thread, as the worker's own threads see it.
 #[derive(Debug)]
 pub(crate) struct Tenant {
     pub(crate) watched: Arc<Watched>,
     finished: Arc<AtomicBool>,
     thread: IslandThread,
-    /// Held until the thread has ended. The thread itself may not close it: an attacker that could
-    /// would wait until the number names another tenant's channel.
+    /// Open until the thread has ended. The thread itself may not close it: an attacker would close
+    /// it, and wait until its number names another tenant's channel.
     _channel: Arc<UnixStream>,
 }
 
@@ -99,7 +100,8 @@ impl Tenant {
             if let Ok(clock) = CpuClock::of_this_thread() {
                 let watched = Arc::new(Watched::new(slot, clock, Arc::clone(&surroundings.alarm)));
                 if send.send(Arc::clone(&watched)).is_ok() {
-                    // An error here means that the channel was closed: the tenant has moved out.
+                    // Whatever the error is, the thread ends. Mostly the supervisor has closed the
+                    // channel, because the tenant moves out.
                     let _ = live(&watched, &threads_channel, cage, &surroundings, memory_mb);
                 }
             }
@@ -117,7 +119,7 @@ impl Tenant {
         self.finished.load(Ordering::SeqCst)
     }
 
-    /// Collects a finished thread, and gives its island back.
+    /// Joins the finished thread, and unmaps its island.
     pub(crate) fn join(self) {
         self.thread.join();
     }
@@ -131,7 +133,7 @@ struct Incoming<'a> {
 
 impl<'a> Incoming<'a> {
     fn new(channel: &'a UnixStream, watched: &'a Watched) -> Self {
-        // The read-ahead buffer is the tenant's memory too.
+        // The read-ahead buffer is on the tenant's island too.
         Self { frames: heap::private(|| BufReader::with_capacity(READ_AHEAD_BYTES, channel)), watched }
     }
 
@@ -139,7 +141,8 @@ impl<'a> Incoming<'a> {
         heap::private(|| read_frame(&mut self.frames, MAX_TO_TENANT_BYTES))
     }
 
-    /// The next run. Meanwhile takes isolates from the shelf that are to be forgotten.
+    /// Waits for the next run. Until it comes, disposes of each isolate that the supervisor says to
+    /// forget.
     fn order(&mut self, shelf: &mut Shelf<'_>) -> Result<Order, Box<dyn Error>> {
         loop {
             self.watched.wait();
@@ -164,7 +167,7 @@ impl<'a> Incoming<'a> {
     }
 }
 
-/// The life of a tenant's thread.
+/// The whole life of a tenant's thread in its cage.
 fn live(
     watched: &Arc<Watched>,
     channel: &Arc<UnixStream>,
@@ -215,7 +218,7 @@ struct Serving<'a> {
 }
 
 impl Serving<'_> {
-    /// Runs what the supervisor sends, until it closes the channel.
+    /// Executes the runs that the supervisor sends, until the channel is closed.
     fn serve(&mut self, isolates: &mut Isolates<'_>) -> Result<(), Box<dyn Error>> {
         loop {
             if isolates.shelf.is_empty() {
@@ -256,7 +259,7 @@ impl Serving<'_> {
         Ok(done.map_or(Ok(()), |done| self.say_done(arrived, done))?)
     }
 
-    /// A run in the warm isolate; the next one is made after it.
+    /// A run in the warm isolate. After it, makes the isolate for the next run.
     fn run_warm(&mut self, order: Order, isolates: &mut Isolates<'_>) -> Result<(), Box<dyn Error>> {
         let Isolates { cage, warm, shelf } = isolates;
         let (id, key, memory_mb) = (order.run.id, order.run.keep, order.run.limits.memory_mb);
@@ -265,8 +268,8 @@ impl Serving<'_> {
         }
         let source = Source::Code(self.incoming.code()?);
         let arrived = Instant::now();
-        // An isolate's heap limit is fixed when it is made. The warm one has the limit of the run
-        // before.
+        // An isolate's heap limit is fixed when the isolate is made. The warm isolate has the limit
+        // of the run before this one.
         if warm.memory_mb != memory_mb {
             *warm = Resting::warm(cage, self.snapshot, memory_mb)?;
         }
@@ -276,8 +279,8 @@ impl Serving<'_> {
         if let Some(short) = done.take_if(|done| done.usage.cpu_us < LONG_US) {
             self.say_done(arrived, short)?;
         }
-        // The next isolate is made first: a cage that loses its last isolate must build its shared
-        // parts anew.
+        // The next isolate is made before the last one is disposed of: a cage that loses its only
+        // isolate must build its shared parts anew.
         let next = {
             let _turn = MAKING.lock().unwrap_or_else(PoisonError::into_inner);
             Resting::warm(cage, self.snapshot, memory_mb)?
@@ -309,7 +312,7 @@ impl Serving<'_> {
     }
 }
 
-/// Gives back what a run has left, if that is worth the time.
+/// After a run: gives free pages back if that is worth the time, and forgets the oversized object.
 fn give_back(is_heavy: bool) {
     if is_heavy {
         quota::trim();

@@ -1,10 +1,10 @@
-//! Limits of time: one thread of the worker watches every tenant's clock, and ends runs that exceed
-//! a limit.
+//! Limits of time: the watchdog, a thread of the worker, watches every tenant's clock, and ends
+//! runs that exceed a limit.
 //!
 //! A thread cannot use CPU time faster than time passes, so the earliest moment at which a run can
 //! exceed its limits is known when it begins. The watchdog sleeps until the earliest of those
 //! moments, checks, and sleeps again; a run that begins wakes it only if its own moment is earlier.
-//! Short runs cost it nothing.
+//! Short runs cost the watchdog nothing.
 //!
 //! ```text
 //! waiting ── tidy ──▶ tidying ── arm ──▶ running ── disarm ──▶ tidying ── wait ──▶ waiting
@@ -14,8 +14,9 @@
 //! That time is limited too. Nothing interrupts a disposal, so one that takes too long is reported
 //! like a run that does not stop. A waiting thread uses no CPU time.
 //!
-//! `tidy`, `arm`, `disarm` and `wait` belong to the tenant's thread, `end` to the watchdog, the
-//! control channel and V8's heap callback.
+//! Only the tenant's thread calls `tidy`, `arm`, `disarm` and `wait`. A run is ended by the
+//! watchdog, by the main thread for a command of the supervisor, or by its own thread at the memory
+//! limit.
 
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
@@ -30,18 +31,20 @@ use enisle_wire::tenant::RunId;
 /// that does not notice in this time is in one long operation of V8, and only the end of the
 /// process stops it.
 const GRACE: Duration = Duration::from_millis(50);
-/// How much of that the thread must have run: a thread that waits for a processor cannot notice
-/// anything.
+/// How much CPU time the thread must have used since the run was ended: a thread that waits for a
+/// processor cannot notice anything.
 const GRACE_CPU: Duration = Duration::from_millis(25);
-/// The longest grace beyond that, however busy the machine is.
+/// A thread that has used less CPU time than that gets at most this much longer, however busy the
+/// machine is.
 const LAST_GRACE: Duration = Duration::from_millis(500);
-/// After a memory limit V8 may first collect a full heap: how much of the thread's own CPU time
-/// that may take.
+/// After a memory limit V8 may first collect a full heap, so the grace is longer, both in time and
+/// in CPU time of the thread.
 const MEMORY_GRACE: Duration = Duration::from_millis(1000);
-/// The longest grace beyond that, however busy the machine is.
+/// As [`LAST_GRACE`], after a memory limit.
 const LAST_MEMORY_GRACE: Duration = Duration::from_secs(4);
 
-/// The CPU time that a thread may use for tidying, or more if one of its runs was allowed more.
+/// The CPU time that a thread may use for tidying. If one of its runs was allowed more, the thread
+/// may use that much.
 const TIDY_LEAST: Duration = Duration::from_secs(1);
 
 /// Why a run was ended.
@@ -71,7 +74,7 @@ struct Armed {
     cpu_deadline: Duration,
     wall_deadline: Instant,
     handle: v8::IsolateHandle,
-    /// Why it was ended, when, and how much CPU time its thread had used then.
+    /// Why the run was ended, when, and how much CPU time its thread had used by then.
     ended: Option<(Cause, Instant, Duration)>,
     reported: bool,
 }
@@ -130,7 +133,7 @@ impl State {
     }
 }
 
-/// No other build can switch anything off.
+/// Whether protections can be switched off: only in the attack harness's build.
 const HARNESS: bool = cfg!(feature = "attack-natives");
 
 /// Protections that the attack harness has switched off, to show what they prevent.
@@ -140,7 +143,7 @@ struct Lifted {
     bound: bool,
 }
 
-/// One tenant's thread, from the watchdog's side.
+/// A tenant's thread, as the watchdog sees it.
 #[derive(Debug)]
 pub(crate) struct Watched {
     slot: Slot,
@@ -151,8 +154,8 @@ pub(crate) struct Watched {
     alarm: Arc<Alarm>,
 }
 
-/// Wakes the watchdog, and knows when it will wake by itself. In memory that all threads share, on
-/// a futex: a tenant's thread has no descriptor except its own channel.
+/// Wakes the watchdog, and records when it will wake by itself. It works by a futex in memory that
+/// all threads share, because a tenant's thread has no descriptor except its own channel.
 #[derive(Debug)]
 pub(crate) struct Alarm {
     epoch: Instant,
@@ -172,7 +175,7 @@ impl Alarm {
         u64::try_from(at.saturating_duration_since(self.epoch).as_micros()).unwrap_or(u64::MAX)
     }
 
-    /// Sleeps until it is rung, or until `until`.
+    /// Sleeps until the alarm is rung, or until `until`.
     pub(crate) fn sleep(&self, until: Option<Instant>) {
         self.wakes_at.store(until.map_or(u64::MAX, |until| self.micros(until)), Ordering::SeqCst);
         let mut rung = self.rung.lock().unwrap_or_else(PoisonError::into_inner);
@@ -184,7 +187,8 @@ impl Alarm {
             };
         }
         *rung = false;
-        // Awake: a run that begins before the next sleep rings, so no deadline is missed.
+        // The watchdog is awake: a run that begins before the next sleep rings, so no deadline is
+        // missed.
         self.wakes_at.store(u64::MAX, Ordering::SeqCst);
     }
 
@@ -203,7 +207,7 @@ impl Alarm {
 }
 
 impl Watched {
-    /// Watches the calling thread.
+    /// The record of a tenant's thread, by its CPU clock.
     pub(crate) fn new(slot: Slot, clock: CpuClock, alarm: Arc<Alarm>) -> Self {
         let (state, ended) = (Mutex::default(), Condvar::new());
         Self { slot, clock, state, ended, retiring: AtomicBool::new(false), alarm }
@@ -259,7 +263,7 @@ impl Watched {
     }
 
     fn begin_to_tidy(&self, mut state: MutexGuard<'_, State>) {
-        // Before the first run nothing here was made by a script.
+        // Before the first run there is no limit: no script has made anything on this thread.
         let Some(run) = state.last else { return };
         let (begun, most) = (self.clock.now(), state.most.max(TIDY_LEAST));
         state.doing = Doing::Tidying(Tidying { run, begun, cpu_deadline: begun + most, reported: false });
@@ -272,7 +276,8 @@ impl Watched {
         self.lock().doing = Doing::Waiting;
     }
 
-    /// The thread's CPU time in microseconds since the last call: each part is reported once.
+    /// The thread's CPU time in microseconds since the last call. Each part is reported exactly
+    /// once.
     pub(crate) fn take_us(&self) -> u64 {
         let (mut state, now) = (self.lock(), self.clock.now());
         let until = match &state.doing {
@@ -307,7 +312,7 @@ impl Watched {
         }
     }
 
-    /// Ends `armed`. The caller holds the lock, so that it is this run and not a later one.
+    /// Ends `armed`. The caller holds the lock, so this run is still the current one.
     fn end_now(&self, armed: &mut Armed, cause: Cause) {
         if armed.ended.is_none() {
             let now = Instant::now();
@@ -318,7 +323,7 @@ impl Watched {
         }
     }
 
-    /// The watchdog must check the tenants now.
+    /// Makes the watchdog check the tenants now.
     pub(crate) fn look_now(&self) {
         self.alarm.ring();
     }
@@ -338,7 +343,8 @@ impl Watched {
         self.end(Cause::Canceled);
     }
 
-    /// Sleeps outside V8 until `due`, or until the run is ended; then returns why.
+    /// Sleeps outside V8 until `due`, or until the run is ended. Returns why it was ended, if it
+    /// was.
     pub(crate) fn sleep_until(&self, due: Instant) -> Option<Cause> {
         let mut state = self.lock();
         loop {
@@ -357,7 +363,8 @@ impl Watched {
         matches!(self.lock().doing, Doing::Waiting)
     }
 
-    /// Checks the clocks. Returns a run that does not stop, and when to check again.
+    /// Checks the clocks. Returns the run, if it or the disposal after it does not stop, and when
+    /// to check again.
     pub(crate) fn check(&self, now: Instant) -> (Option<(RunId, OverrunCause)>, Option<Instant>) {
         let state = &mut *self.lock();
         let armed = match &mut state.doing {
@@ -378,7 +385,8 @@ impl Watched {
             self.end_now(armed, cause);
             return (None, Some(now + GRACE));
         };
-        // A full heap takes longer to leave, but not longer than the run's other limits allow.
+        // A run with a full heap takes longer to end, but may not take longer than its other limits
+        // allow.
         let patience = match cause {
             Cause::Memory => (since + MEMORY_GRACE).min(armed.wall_deadline.max(since) + GRACE),
             Cause::Cpu | Cause::Wall | Cause::Canceled => since + GRACE,

@@ -1,4 +1,4 @@
-//! Carries out a schedule, and undoes what it did.
+//! Carries out the disturbances of a schedule, and undoes them.
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
@@ -17,9 +17,10 @@ use super::load::World;
 use super::schedule::{Disturbance, ROUND_MS, Step};
 use super::shares;
 
-/// The time between two looks at what is due.
+/// The time between two checks for steps that are due.
 const TICK: Duration = Duration::from_millis(20);
-/// How long a worker may outlive its daemon: a second, and what a busy machine takes to collect it.
+/// How long a worker may outlive its daemon: a second, plus the time that a busy machine takes to
+/// collect the process.
 const OUTLIVE: Duration = Duration::from_secs(3);
 
 /// How a disturbance ends.
@@ -35,7 +36,7 @@ enum Undo {
     AllowWorker,
 }
 
-/// Carries out rounds.
+/// Carries out the steps of rounds.
 #[derive(Debug)]
 pub(crate) struct Disturber<'w> {
     world: &'w World,
@@ -47,7 +48,7 @@ impl<'w> Disturber<'w> {
         Self { world, undos: Vec::new() }
     }
 
-    /// Carries out a round's steps, and undoes them all. Ends early if something was found.
+    /// Carries out a round's steps, and undoes all of them. Ends early if something was found.
     pub(crate) fn carry_out(&mut self, steps: &[Step]) -> Result<()> {
         let (begun, mut left) = (Instant::now(), steps.iter().peekable());
         while begun.elapsed() < Duration::from_millis(ROUND_MS) || left.peek().is_some() {
@@ -65,7 +66,7 @@ impl<'w> Disturber<'w> {
         Ok(())
     }
 
-    /// Whether the daemon has ended though nobody ended it.
+    /// Whether the daemon has ended by itself.
     fn has_ended(&self) -> bool {
         let mut ground = self.world.ground_to_change();
         let Some(status) = ground.ended() else { return false };
@@ -158,7 +159,7 @@ impl<'w> Disturber<'w> {
     fn limit(&mut self, pid: i32, name: &str, shown_as: &str, to: u64, ms: u64) -> Result<()> {
         let limits = fs::read_to_string(format!("/proc/{pid}/limits")).unwrap_or_default();
         let soft = limits.lines().find_map(|line| line.strip_prefix(shown_as)?.split_whitespace().next());
-        // The process has ended.
+        // `None`: the process has ended.
         let Some(soft) = soft else { return Ok(()) };
         if prlimit(pid, &format!("--{name}={to}:"))? {
             self.later(ms, Undo::Limit { pid, limit: format!("--{name}={soft}:") });
@@ -166,8 +167,8 @@ impl<'w> Disturber<'w> {
         Ok(())
     }
 
-    /// Ends the daemon and starts it again. Where something that it needs is taken away, it may
-    /// refuse to start until that is given back.
+    /// Ends the daemon and starts it again. While a disturbance withholds something that the daemon
+    /// needs, the daemon may refuse to start. Then the disturbances are undone first.
     pub(crate) fn restart(&mut self, signal: Signal) -> Result<()> {
         let old = self.world.ground().workers();
         let mut ground = self.world.ground_to_change();
@@ -209,7 +210,7 @@ impl<'w> Disturber<'w> {
     }
 }
 
-/// Moves the machine's clock, which [`super::run`] has made sure may be moved.
+/// Moves the machine's clock. [`super::run`] has checked that it may be moved.
 fn move_clock(secs: i64) -> Result<()> {
     let now = i64::try_from(SystemTime::now().duration_since(SystemTime::UNIX_EPOCH)?.as_secs())?;
     let set = Command::new("date").args(["-s", &format!("@{}", now + secs)]).output().context("date")?;
@@ -222,21 +223,21 @@ fn signal(pid: i32, signal: Signal) {
     let _ = kill(Pid::from_raw(pid), signal);
 }
 
-/// Lowers or raises a limit of a process; false if the process has ended.
+/// Lowers or raises a limit of a process. Returns false if the process has ended.
 fn prlimit(pid: i32, limit: &str) -> Result<bool> {
     let mut prlimit = Command::new("prlimit");
     Ok(prlimit.args(["--pid", &pid.to_string(), limit]).output().context("prlimit")?.status.success())
 }
 
-/// Changes who may execute the worker program: the file in its place, and the one that the daemon
-/// holds.
+/// Changes the mode of the worker program: of the file at its path, and of the file that the daemon
+/// has open.
 fn allow_worker(ground: &Ground, mode: u32) {
     for program in [Some(ground.worker_program()), ground.held_program()].into_iter().flatten() {
         let _ = fs::set_permissions(program, fs::Permissions::from_mode(mode));
     }
 }
 
-/// The end of a log.
+/// The last 20 lines of a log.
 fn last_lines(log: &str) -> String {
     let lines: Vec<_> = log.lines().collect();
     lines[lines.len().saturating_sub(20)..].join("\n")

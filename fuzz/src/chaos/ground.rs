@@ -1,5 +1,5 @@
 //! The daemon that is disturbed: its folder, its programs, the filesystem of its state, and its
-//! *lives*. A life is one process of the supervisor; the next one begins on the same state folder.
+//! *lives*. A life is one process of the supervisor. The next life begins on the same state folder.
 
 use std::fs::{self, File};
 use std::io::{self, Write};
@@ -20,15 +20,15 @@ use tempfile::TempDir;
 
 /// Longer than a start takes on a busy machine.
 pub(crate) const START: Duration = Duration::from_secs(30);
-/// The daemon's own time for runs in flight, for its last answers and for its workers.
+/// How long the daemon may take to end: for runs in flight, for last answers and for its workers.
 const END: Duration = Duration::from_secs(30);
-/// The filesystem of the state folder.
+/// The size of the state folder's filesystem.
 const DISK_MIB: u32 = 12;
-/// What the daemon may commit. A failure must not take down the machine.
+/// The memory that the daemon may commit, so that a failure does not take down the machine.
 const LEASH_MIB: u32 = 4096;
 
-/// Root, which is what the load connects as where it can, has a rule, so that shares are imposed on
-/// it.
+/// The rule of `[[peers]]` names the uid that all clients here connect as. That uid is often root,
+/// and without a rule root would have no share that bounds it.
 fn config(folder: &Path) -> String {
     format!(
         "[workers]\nshare_without_keys = true\nmax = {MOST_WORKERS}\nprogram = {:?}\n\
@@ -42,16 +42,16 @@ fn config(folder: &Path) -> String {
     )
 }
 
-/// Worker processes of the daemon.
+/// The most worker processes that the daemon may have.
 pub(crate) const MOST_WORKERS: usize = 36;
-/// Connections of the daemon.
+/// The most connections that the daemon may have.
 pub(crate) const CONNECTIONS: usize = 128;
-/// What the daemon holds of requests and answers.
+/// The most memory that the daemon may hold for requests and answers.
 pub(crate) const BODY_MIB: usize = 32;
-/// What the daemon holds of scripts and policies.
+/// The most memory that the daemon may hold for scripts and policies.
 pub(crate) const SCRIPT_MIB: usize = 2;
 
-/// The daemon, and where it lives.
+/// The daemon, its folder and its filesystem.
 #[derive(Debug)]
 pub(crate) struct Ground {
     folder: TempDir,
@@ -64,27 +64,28 @@ pub(crate) struct Ground {
 #[derive(Debug, Default)]
 pub(crate) struct Lives {
     current: AtomicU64,
-    /// The newest life that was ended on purpose, or is about to be.
+    /// The newest life that was ended on purpose or is about to be, or that refused to start.
     doomed: AtomicU64,
-    /// The current life has not answered yet: it may still refuse to start.
+    /// The current life has not answered yet, and may still refuse to start.
     starting: AtomicBool,
 }
 
 impl Lives {
-    /// The current life, counted from 1. It begins after the one before it has ended.
+    /// The current life, counted from 1. A life begins only after the previous life has ended.
     pub(crate) fn current(&self) -> u64 {
         self.current.load(Ordering::SeqCst)
     }
 
-    /// Whether that life was ended on purpose, or is about to be.
+    /// Whether that life may break a connection without a fault of the daemon: it was ended on
+    /// purpose or is about to be, or it may still refuse to start.
     pub(crate) fn is_doomed(&self, life: u64) -> bool {
         let starts = life == self.current() && self.starting.load(Ordering::SeqCst);
         starts || life <= self.doomed.load(Ordering::SeqCst)
     }
 }
 
-/// A filesystem for the state folder, in a mount namespace that ends with the process that holds
-/// it.
+/// A filesystem for the state folder, in a mount namespace. One process holds the namespace, which
+/// ends with that process.
 #[derive(Debug)]
 struct Disk {
     holder: Child,
@@ -102,7 +103,7 @@ impl Disk {
         Ok(disk)
     }
 
-    /// A path on the disk, seen from outside the namespace.
+    /// The path outside the namespace that leads to this path inside the namespace.
     fn path(&self, path: &Path) -> PathBuf {
         let root = Path::new("/proc").join(self.holder.id().to_string()).join("root");
         root.join(path.strip_prefix("/").unwrap_or(path))
@@ -120,7 +121,7 @@ impl Ground {
     pub(crate) fn make() -> Result<Self> {
         let folder = tempfile::Builder::new().prefix("enisle-chaos-").tempdir()?;
         let path = folder.path();
-        // Open, because workers execute the program as users of their own.
+        // Open to all users, because each worker executes the program as a uid of its own.
         fs::set_permissions(path, fs::Permissions::from_mode(0o755))?;
         fs::DirBuilder::new().mode(0o755).create(path.join("programs"))?;
         fs::DirBuilder::new().mode(0o700).create(path.join("state"))?;
@@ -151,7 +152,7 @@ impl Ground {
         i32::try_from(self.process.as_ref()?.id()).ok()
     }
 
-    /// What the daemon of that life has printed.
+    /// The log of that life.
     pub(crate) fn log(&self, life: u64) -> String {
         String::from_utf8_lossy(&fs::read(self.log_of(life)).unwrap_or_default()).into_owned()
     }
@@ -175,7 +176,8 @@ impl Ground {
         command
     }
 
-    /// Starts the next life. Returns whether it answers; if not, the daemon has ended by itself.
+    /// Starts the next life. Returns true when the daemon answers, and false if it has ended by
+    /// itself.
     pub(crate) fn try_start(&mut self) -> Result<bool> {
         let life = self.life() + 1;
         let path = self.folder.path();
@@ -208,13 +210,13 @@ impl Ground {
         self.process.as_mut()?.try_wait().ok().flatten()
     }
 
-    /// Ends the current life with a signal, and waits for its end.
+    /// Ends the current life with a signal, and waits until the process has ended.
     pub(crate) fn end(&mut self, signal: Signal) -> Result<ExitStatus> {
         self.lives.doomed.store(self.life(), Ordering::SeqCst);
         let mut process = self.process.take().context("there is no daemon")?;
         let pid = Pid::from_raw(i32::try_from(process.id())?);
         kill(pid, signal)?;
-        // A stopped process does not end by SIGTERM.
+        // SIGTERM does not end a stopped process until SIGCONT continues it.
         kill(pid, Signal::SIGCONT)?;
         let mut status = None;
         let ended = within(END, || {
@@ -228,19 +230,20 @@ impl Ground {
         status.with_context(|| format!("enisled has not ended {} s after {signal}", END.as_secs()))
     }
 
-    /// One request on a connection of its own.
+    /// Sends one request on a connection of its own.
     pub(crate) fn ask(&self, method: &str, path: &str, body: &[u8]) -> io::Result<Response> {
         Connection::open(&self.socket(), PATIENCE)?.last_request(method, path, body)
     }
 
-    /// The JSON of a 200.
+    /// The JSON of an answer, whose status must be 200.
     pub(crate) fn get(&self, path: &str) -> Result<Value> {
         let answer = self.ask("GET", path, b"").with_context(|| format!("GET {path}"))?;
         ensure!(answer.status == 200, "GET {path}: {} {}", answer.status, String::from_utf8_lossy(&answer.body));
         Ok(serde_json::from_slice(&answer.body)?)
     }
 
-    /// `enisle audit verify`: what it says, and whether it is satisfied.
+    /// Runs `enisle audit verify`. The inner result is what it printed: `Ok` if it found nothing
+    /// wrong.
     pub(crate) fn verify_audit(&self) -> Result<Result<String, String>> {
         let out = self.command(&[], "enisle").args(["audit", "verify"]).output()?;
         let said = String::from_utf8_lossy(&[out.stdout, out.stderr].concat()).trim().to_owned();
@@ -256,13 +259,14 @@ impl Ground {
         workers
     }
 
-    /// How many processes of the daemon's have ended and were not collected.
+    /// How many child processes of the daemon have ended and were not collected.
     pub(crate) fn zombies(&self) -> usize {
         let stat = |pid: &i32| fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
         self.pid().map_or(0, |pid| children(pid).iter().filter(|child| stat(child).contains(") Z ")).count())
     }
 
-    /// The worker program's file that the daemon holds, whatever is in its place by now.
+    /// The worker program that the daemon has open, even if another file has replaced it at its
+    /// path.
     pub(crate) fn held_program(&self) -> Option<PathBuf> {
         let program = self.worker_program();
         let program = program.to_string_lossy();
@@ -271,14 +275,14 @@ impl Ground {
         open.flatten().map(|entry| entry.path()).find(leads_there)
     }
 
-    /// Puts the worker program in its place, atomically.
+    /// Puts a fresh copy of the worker program at its path, atomically.
     pub(crate) fn replace_worker(&self) -> Result<()> {
         let fresh = self.folder.path().join("programs/fresh");
         fs::copy(enisle_tests::programs().join("enisle-worker"), &fresh).context("copying the worker program")?;
         Ok(fs::rename(fresh, self.worker_program())?)
     }
 
-    /// Puts a file in its place that is not a program.
+    /// Puts a file that is not a program at the worker program's path.
     pub(crate) fn break_worker(&self) -> Result<()> {
         let fresh = self.folder.path().join("programs/fresh");
         fs::write(&fresh, "not a program\n")?;
@@ -286,7 +290,7 @@ impl Ground {
         Ok(fs::rename(fresh, self.worker_program())?)
     }
 
-    /// Uses up all free space of the state folder's filesystem.
+    /// Uses up all free space on the state folder's filesystem.
     pub(crate) fn fill_disk(&self) -> Result<()> {
         let mut filler = File::create(self.filler().context("the state folder has no filesystem of its own")?)?;
         while filler.write_all(&[b'x'; 4096]).is_ok() {}
@@ -303,7 +307,7 @@ impl Ground {
         Some(self.disk.as_ref()?.path(&self.folder.path().join("state/filler")))
     }
 
-    /// Keeps the folder for an examination; returns its path.
+    /// Keeps the folder, so that it can be examined after the run. Returns its path.
     pub(crate) fn keep(&mut self) -> PathBuf {
         if let Some(disk) = &self.disk {
             let state = self.folder.path().join("state");
@@ -323,17 +327,17 @@ impl Drop for Ground {
     }
 }
 
-/// A request that takes longer is not served.
+/// How long a client waits for an answer. A longer wait is a finding.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
 
-/// The processes that a process has started, whichever of its threads.
+/// The child processes of a process, whichever of its threads started them.
 fn children(pid: i32) -> Vec<i32> {
     let tasks = fs::read_dir(format!("/proc/{pid}/task")).into_iter().flatten().flatten();
     let of = tasks.filter_map(|task| fs::read_to_string(task.path().join("children")).ok());
     of.flat_map(|line| line.split_whitespace().filter_map(|word| word.parse().ok()).collect::<Vec<_>>()).collect()
 }
 
-/// Whether a process is a worker; its other children examine a database.
+/// Whether a process is a worker. The daemon's other children examine a database.
 pub(crate) fn is_worker(pid: i32) -> bool {
     fs::read(format!("/proc/{pid}/cmdline")).is_ok_and(|line| line.starts_with(b"enisle-worker"))
 }
@@ -343,7 +347,7 @@ pub(crate) fn descriptors(pid: i32) -> usize {
     fs::read_dir(format!("/proc/{pid}/fd")).map_or(0, Iterator::count)
 }
 
-/// A number of a process's `status`.
+/// The number in the row `name` of a process's `status`.
 pub(crate) fn status_of(pid: i32, name: &str) -> Option<u64> {
     let status = fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
     let line = status.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(':'))?;

@@ -1,4 +1,5 @@
-//! The steady load: clients of many tenants, each a thread with a connection, and what they hear.
+//! The steady load: clients of many tenants, and the answers that they get. Each client is a thread
+//! with a connection.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io::{self, ErrorKind, Write};
@@ -16,24 +17,24 @@ use super::ground::{Ground, Lives, PATIENCE};
 use super::oracle::{self, CPU_MS, Disturbed, Kind, LARGE, Tally};
 use crate::Finding;
 
-/// The pause of a client between two requests, in milliseconds: the machine is to be busy, not
-/// full.
+/// The pause of a client between two requests, in milliseconds, so that the machine is busy but not
+/// overloaded.
 const PAUSE_MS: std::ops::Range<u64> = 5..60;
-/// The pause before a request is tried again that was not accepted.
+/// The pause of a client after a request or a connection was refused.
 const RETRY: Duration = Duration::from_millis(50);
 
-/// What kind of tenant it is.
+/// How a tenant's clients and scripts behave.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Habit {
-    /// Behaves well.
+    /// Its scripts behave well.
     Good,
-    /// Exceeds limits.
+    /// Its scripts exceed limits.
     Bad,
-    /// Has one place in its quota, and several clients.
+    /// Its quota allows one run at a time, and it has several clients.
     Narrow,
-    /// Its clients go away.
+    /// Its clients often close the connection before the answer.
     Leaving,
-    /// An operator gives orders about it.
+    /// An operator gives orders about the tenant.
     Ordered,
 }
 
@@ -42,15 +43,15 @@ pub(crate) enum Habit {
 pub(crate) struct Tenant {
     pub(crate) name: String,
     pub(crate) habit: Habit,
-    /// Counts the expulsions that may have taken effect.
+    /// How many expulsions may have taken effect so far.
     pub(crate) expulsions: AtomicU64,
     /// An expulsion may be in force.
     pub(crate) may_be_expelled: AtomicBool,
-    /// The number of the expulsion that is in force for certain; 0 is none.
+    /// The number of the expulsion that is certainly in force; 0 if there is none.
     pub(crate) is_expelled: AtomicU64,
 }
 
-/// Whether a tenant is expelled, at one moment.
+/// What is known at one moment about a tenant's expulsion.
 #[derive(Debug, Clone, Copy)]
 struct Expelled {
     possible: bool,
@@ -68,7 +69,7 @@ impl Tenant {
     }
 }
 
-/// How many tenants of each habit there are, and how many clients each has.
+/// For each habit: how many tenants have it, and how many clients each of these tenants has.
 const TENANTS: &[(&str, Habit, usize, usize)] = &[
     ("good", Habit::Good, 6, 2),
     ("bad", Habit::Bad, 2, 1),
@@ -95,16 +96,16 @@ pub(crate) struct World {
     pub(crate) clock_moved: AtomicBool,
 }
 
-/// What clients heard.
+/// The record of all answers that clients got.
 #[derive(Debug, Default)]
 pub(crate) struct Book {
-    /// By the daemon's life, and the tenant's number.
+    /// By the daemon's life and the tenant's number.
     pub(crate) tallies: BTreeMap<(u64, usize), Tally>,
-    /// Numbers of runs by isolate.
+    /// For each isolate of a registered script, the numbers of its runs.
     pub(crate) kept: BTreeMap<String, BTreeSet<u64>>,
-    /// How long runs of the narrow tenant held their places, in milliseconds.
+    /// How long runs of the narrow tenant held their places in this round, in milliseconds.
     pub(crate) narrow_held_ms: f64,
-    /// By outcome, or by status.
+    /// How many answers there were by outcome, or by status if it was not 200.
     pub(crate) counts: BTreeMap<String, u64>,
 }
 
@@ -135,7 +136,7 @@ impl World {
         }
     }
 
-    /// The tenant's number of each client.
+    /// For each client, the number of its tenant.
     pub(crate) fn clients(&self) -> Vec<usize> {
         let of = |(number, tenant): (usize, &Tenant)| {
             let clients = TENANTS.iter().find(|row| row.1 == tenant.habit).map_or(0, |row| row.3);
@@ -198,7 +199,7 @@ pub(crate) struct Client<'w> {
     registered: u64,
 }
 
-/// What came of a request.
+/// The result of a request.
 #[derive(Debug)]
 pub(crate) enum Heard {
     Answer {
@@ -206,7 +207,7 @@ pub(crate) enum Heard {
         answer: Response,
         disturbed: Disturbed,
     },
-    /// The daemon of that life ended.
+    /// The request may have been received, but no answer came from that life.
     Lost {
         life: u64,
     },
@@ -220,7 +221,7 @@ impl<'w> Client<'w> {
         Self { world, tenant, random, open: None, registered: 0 }
     }
 
-    /// Sends requests until the load is over; each is answered before the next.
+    /// Sends requests until the load is over, one at a time.
     pub(crate) fn work(&mut self) {
         while self.world.is_loaded() {
             let kind = self.kind();
@@ -229,7 +230,7 @@ impl<'w> Client<'w> {
             } else {
                 self.run(kind);
             }
-            // Places that were given back early show only where all clients want one all the time.
+            // A place that was given back too early shows only if all clients want it all the time.
             if self.tenant().habit != Habit::Narrow {
                 thread::sleep(Duration::from_millis(self.random.u64(PAUSE_MS)));
             }
@@ -266,8 +267,8 @@ impl<'w> Client<'w> {
         }
     }
 
-    /// How long a script waits for its timer, in milliseconds. Runs of ordered tenants may take
-    /// longer than the daemon waits for them in a home that they are to leave.
+    /// How long a script waits for its timer, in milliseconds. Some runs of ordered tenants take
+    /// longer than `cordon.drain_secs`, so that their home is fenced if the tenant moves.
     fn wait_ms(&mut self) -> u64 {
         let range = match self.tenant().habit {
             Habit::Ordered => 20..2_500,
@@ -277,7 +278,8 @@ impl<'w> Client<'w> {
         self.random.u64(range)
     }
 
-    /// One run. Returns whether it was served: it ended, or its tenant is expelled.
+    /// Requests one run. Returns whether the request was served: the run ended, or was refused
+    /// because the tenant is expelled.
     pub(crate) fn run(&mut self, kind: Kind) -> bool {
         if matches!(kind, Kind::Kept | Kind::KeptSpins) && !self.register() {
             return false;
@@ -308,7 +310,7 @@ impl<'w> Client<'w> {
             403 if before.possible || after.possible || before.count != after.count => return true,
             429 if self.tenant().habit == Habit::Narrow => thread::sleep(RETRY),
             503 if disturbed.at_all || self.world.lives.is_doomed(life) => thread::sleep(RETRY),
-            // The run ended, without room for its answer.
+            // The run ended, but the daemon had no memory for the answer.
             507 if disturbed.starved => self.tally(life, |tally| tally.unheard += 1),
             status => self.world.found("answer", format!("{kind:?} of {}: {status} {}", self.tenant().name, text())),
         }
@@ -336,7 +338,8 @@ impl<'w> Client<'w> {
         note(self.world.book().tallies.entry((life, self.tenant)).or_default());
     }
 
-    /// Registers the tenant's script, unless this client has done so in the daemon's current life.
+    /// Registers the tenant's script, unless this client has done so in the life that its
+    /// connection leads to. Returns whether the script is registered there.
     fn register(&mut self) -> bool {
         if !self.connect() {
             return false;
@@ -359,7 +362,7 @@ impl<'w> Client<'w> {
         self.registered == life && self.open.as_ref().is_some_and(|(open, _)| *open == life)
     }
 
-    /// Sends a run and closes the connection before there can be an answer.
+    /// Requests a run, and closes the connection before there can be an answer.
     fn go_away(&mut self) {
         let (token, wait_ms) = (self.world.token(), 300);
         let (path, body) = request(&self.tenant().name, Kind::Waits, &token, wait_ms);
@@ -370,20 +373,20 @@ impl<'w> Client<'w> {
         if sent.is_ok() {
             thread::sleep(Duration::from_millis(self.random.u64(0..150)));
         }
-        // Whichever of two lives it reached.
+        // The request may have reached either of these two lives.
         for life in [life, self.world.lives.current()].into_iter().collect::<BTreeSet<_>>() {
             self.tally(life, |tally| tally.unheard += 1);
         }
     }
 
-    /// Connects to the current life, if it listens.
+    /// Connects to the current life, if it listens and there is no connection yet.
     fn connect(&mut self) -> bool {
         if self.open.is_some() {
             return true;
         }
         let life = self.world.lives.current();
-        // A life begins after the one before it has ended, so a connection that was made within one
-        // belongs to it.
+        // A life begins after the previous life has ended. So if the life is the same before and
+        // after connecting, the connection leads to that life.
         match Connection::open(&self.world.socket, PATIENCE) {
             Ok(connection) if self.world.lives.current() == life => self.open = Some((life, connection)),
             _ => thread::sleep(RETRY),
@@ -419,7 +422,7 @@ impl<'w> Client<'w> {
     }
 }
 
-/// A module that numbers its runs.
+/// A module that numbers the runs of its isolate.
 const KEPT: &str = "
     const isolate = crypto.randomUUID();
     let number = 0;

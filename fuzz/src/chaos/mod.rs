@@ -1,28 +1,32 @@
-//! Chaos: a daemon under steady load, whose processes die, stop and lose what they need.
+//! Chaos: a daemon under steady load, whose processes are killed, stopped and starved.
 //!
-//! What is attacked is not confinement but bookkeeping: places, shares, counts, standings, the
-//! audit log, and the promise that everything recovers without a hand. A run of this program has
-//! *rounds*. In each, clients of many tenants ([`load`]) and an operator ([`orders`]) send requests
-//! while a *schedule*, made from the seed before anything starts, is carried out ([`schedule`],
-//! [`disturb`]). Then everything that was taken away is given back, the load stops, and the
-//! oracles look ([`oracle`], [`quiet`], [`shares`]).
+//! Chaos attacks the daemon's bookkeeping, not the confinement of workers: places, shares, counts,
+//! standings, the audit log, and the promise that the daemon recovers without an operator. A run of
+//! this program has *rounds*. In each round, clients of many tenants ([`load`]) and an operator
+//! ([`orders`]) send requests, while the disturbances of a *schedule* are carried out
+//! ([`schedule`], [`disturb`]). The schedule is made from the seed before anything starts. Then all
+//! disturbances are undone, the load stops, and the oracles compare ([`oracle`], [`quiet`],
+//! [`shares`]):
 //!
-//! * `answer`: a request is answered within a minute unless its daemon was ended; a run ends as its
-//!   script does, or as a disturbance explains; its result and its log are its own.
-//! * `kept`: runs of an isolate are numbered without a gap: each began once, and was answered.
-//! * `counts`: the daemon's counts of runs, attempts and CPU time agree with its clients'.
-//! * `places`: no more runs are in flight than the quota has, and none afterwards.
-//! * `orders`: decisions that were confirmed hold, and those that were refused do not, also after
-//!   restarts. `standings`: scores survive an orderly restart.
-//! * `audit`: `enisle audit verify` is satisfied.
-//! * `recovery`: every tenant is served soon after the last disturbance; the daemon ends only if it
-//!   is ended.
-//! * `leak`, `share`: processes, descriptors, memory and connections are given back; a uid has its
-//!   share and no more.
-//! * `log`, `events`: each line of the log is the daemon's own; there is no evidence of an attack.
+//! * `answer`: a request is answered within a minute, unless its daemon was ended. A run ends as
+//!   its script makes it end, or in a way that a disturbance explains. Its result and log are its
+//!   own.
+//! * `kept`: the runs of an isolate are numbered without a gap. So each began once, and was
+//!   answered.
+//! * `counts`: the daemon's counts of runs, attempts and CPU time agree with its clients' counts.
+//! * `places`: never more runs are in flight than the quota allows, and none after the load.
+//! * `orders`: decisions that were confirmed hold, and decisions that were refused do not, also
+//!   after restarts. `standings`: scores survive an orderly restart.
+//! * `audit`: `enisle audit verify` finds nothing wrong.
+//! * `recovery`: every tenant is served soon after the last disturbance. The daemon never ends by
+//!   itself.
+//! * `leak`, `share`: processes, descriptors, memory and connections are given back. A uid gets its
+//!   share, and no more.
+//! * `log`, `events`: the daemon wrote each line of its log itself. No event is evidence of an
+//!   attack.
 //!
-//! The clock is moved only in the emulated machine. Without root, disks and limits are left alone.
-//! The program says what it leaves out.
+//! The clock is moved only in the emulated machine. Without root, no disk is filled and no limit is
+//! lowered. The program prints what it leaves out.
 
 mod disturb;
 mod ground;
@@ -50,26 +54,26 @@ use load::{Client, World};
 use orders::Orders;
 use schedule::{Means, Schedule, Step};
 
-/// How long, and from which seed.
+/// The options of `enisle-fuzz chaos`.
 #[derive(Debug, Args)]
 pub struct Options {
     #[command(flatten)]
     pub budget: Budget,
-    /// Carry out the schedule of this file, as an earlier run printed it, instead of drawing one.
+    /// Carry out the schedule in this file, which an earlier run printed, instead of a new one.
     #[arg(long, value_name = "FILE")]
     pub schedule: Option<PathBuf>,
-    /// Move the machine's clock as well; only in the emulated machine (`cargo xtask chaos --vm`).
+    /// Also move the machine's clock. Only in the emulated machine (`cargo xtask chaos --vm`).
     #[arg(long, hide = true)]
     pub clock: bool,
 }
 
-/// A round with its checks takes some 20 s.
+/// A round and its checks take some 20 s.
 const ROUNDS_A_MINUTE: f64 = 3.0;
 
-/// Runs until the time is over or something is found.
+/// Carries out the rounds of the schedule, until something is found.
 ///
 /// # Errors
-/// What was found, or why nothing could be tried.
+/// Something was found, or the daemon could not be started or disturbed.
 pub fn run(options: &Options) -> Result<()> {
     let (seed, from) = (options.budget.seed(), usize::try_from(options.budget.from)?);
     if options.clock {
@@ -129,7 +133,7 @@ fn all_rounds(world: &World, schedule: &Schedule, from: usize) -> Result<()> {
     Ok(())
 }
 
-/// One round: load and disturbances, rest and checks, and a restart every now and then.
+/// One round: load with disturbances, then checks at rest. Two rounds of three end with a restart.
 fn round(
     world: &World,
     orders: &mut Orders,
@@ -175,11 +179,11 @@ fn round(
     Ok(())
 }
 
-/// Restarts a daemon at rest: what it knew before, it knows afterwards.
+/// Restarts a daemon that is at rest, and checks that it has forgotten nothing.
 fn restart(world: &World, orders: &mut Orders, disturber: &mut Disturber<'_>, signal: Signal) -> Result<()> {
     let scores = quiet::scores(world)?;
     disturber.restart(signal)?;
-    // The daemon counts the time that a clock skips, so points are forgotten.
+    // If the clock jumps forward, points decay as if that time had passed.
     if signal == Signal::SIGTERM && !world.has_moved_clock() {
         quiet::compare_scores(world, &scores)?;
     }

@@ -1,48 +1,49 @@
-//! What may be: pure checks of what clients heard, and of what the daemon says of itself.
+//! Pure checks of the answers that clients got, and of the daemon's statements about itself.
 //!
-//! Clients count what they hear, by tenant and by the daemon's life ([`Tally`]). Each script
-//! returns and logs the *token* of its request, so an answer that belongs to another run is seen at
-//! once; and a script that is kept numbers its runs, so a run that was begun twice leaves a gap.
+//! Clients count their answers by tenant and by the daemon's life ([`Tally`]). Each script logs the
+//! *token* of its request, and most scripts return it. So an answer that belongs to another run is
+//! noticed at once. The registered script numbers the runs of its isolate. So if a run begins
+//! twice, the numbers in the answers have a gap.
 
 use std::collections::{BTreeMap, BTreeSet};
 
 use serde_json::Value;
 
-/// What a client asks for.
+/// The script that a client requests a run of.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Kind {
     /// Returns its token.
     Returns,
-    /// The same after a timer.
+    /// Returns its token after a timer.
     Waits,
     /// Throws its token.
     Throws,
-    /// Returns its token and [`LARGE`] bytes more, in many pieces.
+    /// Returns its token and [`LARGE`] bytes more, so that the answer has many pieces.
     Large,
-    /// Runs a registered script, which returns its token and its number in its isolate.
+    /// The registered script, which returns its token and the number of the run in its isolate.
     Kept,
-    /// The same script, which then does not end.
+    /// The registered script, with an argument that makes it spin without end.
     KeptSpins,
     Spins,
-    /// Spins in a builtin that V8 does not interrupt: its process is ended.
+    /// Spins in a builtin that V8 does not interrupt, so the supervisor ends the process.
     Stuck,
-    /// Takes more memory than it may.
+    /// Allocates more memory than its limit.
     Fills,
-    /// Returns more than it may.
+    /// Returns more output than its limit.
     Talks,
 }
 
-/// How much a large result has beside its token.
+/// The length of a large result after its token, in bytes.
 pub(crate) const LARGE: usize = 300_000;
 
-/// The CPU time of runs that exceed it, in milliseconds.
+/// The limit of CPU time for runs that are meant to exceed it, in milliseconds.
 pub(crate) const CPU_MS: u32 = 60;
-/// How much more such a run may have used by the time that it ends. The promise is 100 ms on a
-/// quiet machine; here whatever ends the run waits for a processor as well.
+/// How much more CPU time such a run may have used when it ends. The promise is 100 ms on a quiet
+/// machine. Here the thread that ends the run also waits for a processor.
 const LATE_MS: f64 = 500.0;
 
 impl Kind {
-    /// How the run ends where nothing is disturbed.
+    /// How the run ends if nothing is disturbed.
     fn outcome(self) -> &'static str {
         match self {
             Self::Returns | Self::Waits | Self::Large | Self::Kept => "ok",
@@ -54,30 +55,31 @@ impl Kind {
     }
 }
 
-/// What had been done to the daemon by the time of an answer, in this round.
+/// Which kinds of disturbance began in this round before an answer came.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub(crate) struct Disturbed {
     pub(crate) at_all: bool,
-    /// A process was stopped for a while, so wall time has passed.
+    /// A process was stopped for a while, so a run may have exceeded its wall time.
     pub(crate) stopped: bool,
     /// Memory was taken away.
     pub(crate) starved: bool,
-    /// Descriptors were taken away: a connection can be closed unread.
+    /// Descriptors were taken away, so the daemon may close a connection before it reads a request.
     pub(crate) without_descriptors: bool,
 }
 
-/// A run that ended, as its client heard it.
+/// A run that ended, as its answer describes it.
 #[derive(Debug, Clone, PartialEq)]
 pub(crate) struct Ended {
     pub(crate) outcome: String,
     pub(crate) cpu_ms: f64,
-    /// How long it held its place at least: its turn in the queue, and its last attempt.
+    /// The least time that the run held its place: its wait for a home, and its last attempt.
     pub(crate) held_ms: f64,
-    /// Isolate and number of a kept script's run.
+    /// For a run of the registered script: its isolate, and its number there.
     pub(crate) kept: Option<(String, u64)>,
 }
 
-/// Reads the answer to a run, a 200, and says whether the run may have ended so.
+/// Reads the answer to a run, which has status 200. An error says why the run must not have ended
+/// like that.
 pub(crate) fn answer(kind: Kind, token: &str, body: &[u8], disturbed: Disturbed) -> Result<Ended, String> {
     let answer: Value = serde_json::from_slice(body).map_err(|error| format!("the answer is not JSON: {error}"))?;
     let outcome = answer["outcome"].as_str().unwrap_or_default();
@@ -113,7 +115,7 @@ pub(crate) fn answer(kind: Kind, token: &str, body: &[u8], disturbed: Disturbed)
     }
     let usage = |name: &str| answer["usage"][name].as_f64().ok_or_else(|| format!("no usage.{name}: {}", said()));
     let cpu_ms = usage("cpuMs")?;
-    // A stopped supervisor does not end a process.
+    // While the supervisor is stopped, it cannot end a process.
     if outcome == "exceededCpu" && !disturbed.stopped && cpu_ms > f64::from(CPU_MS) + LATE_MS {
         return Err(format!("{kind:?} may use {CPU_MS} ms: {}", said()));
     }
@@ -127,12 +129,12 @@ pub(crate) fn answer(kind: Kind, token: &str, body: &[u8], disturbed: Disturbed)
     })
 }
 
-/// What clients of one tenant heard in one life of the daemon.
+/// The answers that the clients of one tenant got in one life of the daemon.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub(crate) struct Tally {
     pub(crate) outcomes: BTreeMap<String, u64>,
     pub(crate) cpu_ms: f64,
-    /// Requests whose client went away, or whose answer was cut off: they may have ended as well.
+    /// Requests whose client went away, or whose answer was lost. Their runs may have ended too.
     pub(crate) unheard: u64,
 }
 
@@ -143,23 +145,23 @@ impl Tally {
     }
 }
 
-/// What the events of one life say of one tenant's attempts.
+/// How many more attempts of one tenant the events of one life explain.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub(crate) struct Attempts {
     /// Runs that were restarted after a death.
     pub(crate) retried: u64,
-    /// Deaths of a worker in which the tenant lived: each may have cost a run that had been sent
-    /// and had not begun.
+    /// Deaths of a worker in which the tenant lived. Each may have cost an attempt that was sent,
+    /// but whose script had not begun.
     pub(crate) deaths: u64,
-    /// Homes that were given up: the same.
+    /// Homes that were given up, fenced or replaced. Each may have cost such an attempt as well.
     pub(crate) left: u64,
 }
 
-/// How far two sums of milliseconds may differ: each addend has three decimals.
+/// How far two sums of milliseconds may differ, because each addend is rounded to three decimals.
 const ROUNDING_MS: f64 = 1.0;
 
-/// Compares `usage` of a tenant, at rest, with what its clients heard in the same life. `attempts`
-/// is left out where the daemon has forgotten events.
+/// Compares the `usage` of a tenant at rest with the answers that its clients got in the same life.
+/// `attempts` is `None` if the daemon has forgotten events.
 pub(crate) fn usage(tally: &Tally, usage: &Value, attempts: Option<Attempts>) -> Result<(), String> {
     let count = |name: &str| usage[name].as_u64().unwrap_or_default();
     let said = || format!("usage {usage}, clients heard {tally:?}, events say {attempts:?}");
@@ -181,7 +183,7 @@ pub(crate) fn usage(tally: &Tally, usage: &Value, attempts: Option<Attempts>) ->
     if runs != outcomes.values().filter_map(Value::as_u64).sum::<u64>() {
         return Err(format!("runs are not the sum of outcomes: {}", said()));
     }
-    // A run of which no worker ever heard ends as workerLost without having begun.
+    // A run that was never sent to a worker may end as workerLost without having begun.
     if count("begun") + counted("workerLost") < runs {
         return Err(format!("fewer runs began than ended: {}", said()));
     }
@@ -196,8 +198,8 @@ pub(crate) fn usage(tally: &Tally, usage: &Value, attempts: Option<Attempts>) ->
     Ok(())
 }
 
-/// The numbers that clients heard of one isolate's runs: each begins once, so none is missing. Its
-/// tenant's clients never go away.
+/// Checks the numbers of one isolate's runs, as the answers give them. Each run begins once, so no
+/// number may be missing. (The clients of these tenants never go away before the answer.)
 pub(crate) fn kept(isolate: &str, numbers: &BTreeSet<u64>) -> Result<(), String> {
     let missing: Vec<_> = (1..=numbers.last().copied().unwrap_or_default()).filter(|n| !numbers.contains(n)).collect();
     if missing.is_empty() {
@@ -207,8 +209,8 @@ pub(crate) fn kept(isolate: &str, numbers: &BTreeSet<u64>) -> Result<(), String>
     }
 }
 
-/// `quota` runs at most are in flight at one time, so together they hold their places no longer
-/// than that many times the time that passed.
+/// At most `quota` runs are in flight at a time. So all runs together hold their places for at most
+/// `quota` times the time that has passed.
 pub(crate) fn places(quota: f64, held_ms: f64, passed_ms: f64) -> Result<(), String> {
     let most = quota * passed_ms;
     if held_ms <= most * 1.02 + 50.0 {
@@ -222,15 +224,15 @@ pub(crate) fn places(quota: f64, held_ms: f64, passed_ms: f64) -> Result<(), Str
 const FORBIDDEN: &[&str] =
     &["violation", "protocolViolation", "mistagged", "recordBroken", "unexplainedMemory", "crashed"];
 
-/// Whether an event may be.
+/// Whether an event may occur.
 pub(crate) fn event(event: &Value, disturbed: Disturbed) -> Result<(), String> {
     let name = event["event"].as_str().unwrap_or_default();
     let excused = name == "crashed" && disturbed.starved;
     if FORBIDDEN.contains(&name) && !excused { Err(format!("no client can have caused this: {event}")) } else { Ok(()) }
 }
 
-/// The number of runs that a tenant's attempts may have cost, from a life's events; `None` if some
-/// were forgotten.
+/// Counts the events of one life that explain more attempts of a tenant; `None` if the daemon has
+/// forgotten some events.
 pub(crate) fn attempts(events: &[Value], tenant: &str) -> Option<Attempts> {
     let mut attempts = Attempts::default();
     for event in events {
@@ -249,8 +251,8 @@ pub(crate) fn attempts(events: &[Value], tenant: &str) -> Option<Attempts> {
     Some(attempts)
 }
 
-/// Whether a line of the daemon's log is one line of its own: it begins with a time and a level,
-/// and has no character that would move, colour, hide or reorder text.
+/// Whether a line of the log is a whole line that the daemon wrote. Such a line begins with a time
+/// and a level, and has no character that would move, colour, hide or reorder text.
 pub(crate) fn log_line(line: &str) -> Result<(), String> {
     let hides = |c: char| {
         c.is_control()
@@ -266,7 +268,8 @@ pub(crate) fn log_line(line: &str) -> Result<(), String> {
     }
 }
 
-/// A text of a client's that would be a line of its own, and more, if it were not escaped.
+/// A text from a client. If the daemon logged it unescaped, it would forge a line, clear the screen
+/// and reorder text.
 pub(crate) const HOSTILE: &str = "a\n2026-01-01T00:00:00.000000Z ERROR forged\r\u{1b}[2J\u{202e}\u{2066}";
 
 #[cfg(test)]
@@ -344,7 +347,7 @@ mod tests {
     }
 
     #[test]
-    fn counts_agree_exactly_where_every_answer_was_heard() {
+    fn counts_agree_exactly_if_every_answer_was_heard() {
         let none = Some(Attempts::default());
         assert_eq!(usage(&tally(5, 0), &usage_of(5, 5, 10.0), none), Ok(()));
         for (said, word) in [
@@ -363,7 +366,7 @@ mod tests {
     }
 
     #[test]
-    fn what_was_not_heard_and_what_was_restarted_explains_as_much_as_it_can() {
+    fn unheard_and_restarted_runs_explain_their_own_number_and_no_more() {
         let none = Some(Attempts::default());
         assert_eq!(usage(&tally(5, 1), &usage_of(6, 6, 10.0), none), Ok(()));
         assert!(usage(&tally(5, 1), &usage_of(7, 7, 10.0), none).is_err());
@@ -374,7 +377,7 @@ mod tests {
     }
 
     #[test]
-    fn a_number_of_a_kept_script_that_no_client_heard_is_a_run_that_began_twice() {
+    fn a_missing_number_of_a_kept_script_shows_a_run_that_began_twice() {
         assert_eq!(kept("i", &[1, 2, 3].into()), Ok(()));
         assert_eq!(kept("i", &BTreeSet::new()), Ok(()));
         assert!(kept("i", &[1, 3].into()).unwrap_err().contains("[2]"));
@@ -401,7 +404,7 @@ mod tests {
     }
 
     #[test]
-    fn evidence_that_nobody_can_have_caused_is_found() {
+    fn evidence_that_no_client_can_have_caused_is_found() {
         assert!(event(&json!({ "event": "protocolViolation" }), STOPPED).is_err());
         assert!(event(&json!({ "event": "crashed" }), STOPPED).is_err());
         assert!(event(&json!({ "event": "crashed" }), Disturbed { starved: true, ..STOPPED }).is_ok());

@@ -1,6 +1,6 @@
-//! An operator that gives orders and sets policies, and what must hold of them: what was answered
-//! with 200 holds, also over a restart; what was refused with 503 has not taken effect; of anything
-//! else either may be true.
+//! An operator that gives orders and sets policies. A decision that was answered with 200 holds,
+//! also after a restart. A decision that was refused with 503 has not taken effect. Any other
+//! decision may or may not have taken effect.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::atomic::Ordering;
@@ -15,10 +15,11 @@ use super::oracle::HOSTILE;
 
 const PAUSE_MS: std::ops::Range<u64> = 50..500;
 
-/// What may be said of a tenant: the reason of its order, or its owner; `None` is neither.
+/// The values that the daemon may report for the reason of a tenant's order, or for its owner;
+/// `None` if it may have no order or no owner.
 type Possible = BTreeSet<Option<String>>;
 
-/// What may hold of each tenant.
+/// What the daemon may report for each tenant.
 #[derive(Debug, Default)]
 pub(crate) struct Orders {
     orders: BTreeMap<usize, Possible>,
@@ -26,7 +27,7 @@ pub(crate) struct Orders {
     given: u64,
 }
 
-/// What an answer says about whether a decision was taken.
+/// Whether a decision has taken effect, by the answer to it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Taken {
     Yes,
@@ -34,7 +35,7 @@ enum Taken {
     Maybe,
 }
 
-/// Takes in one decision.
+/// Updates the possible values after one decision.
 fn learn(possible: &mut Possible, decision: Option<String>, taken: Taken) {
     match taken {
         Taken::Yes => *possible = [decision].into(),
@@ -45,7 +46,8 @@ fn learn(possible: &mut Possible, decision: Option<String>, taken: Taken) {
     }
 }
 
-/// Whether what the daemon says may be, and if so, it is what is known from now on.
+/// Checks that the daemon reports one of the possible values. From then on, only that value is
+/// possible.
 fn settle(possible: &mut Possible, said: Option<String>) -> Result<(), String> {
     if !possible.contains(&said) {
         return Err(format!("the daemon says {said:?}, and only {possible:?} can be"));
@@ -55,7 +57,7 @@ fn settle(possible: &mut Possible, said: Option<String>) -> Result<(), String> {
 }
 
 impl Orders {
-    /// Decides until the load is over.
+    /// Gives orders and sets policies until the load is over.
     pub(crate) fn give(&mut self, world: &World, mut client: Client<'_>, random: &mut fastrand::Rng) {
         let ordered: Vec<_> =
             (0..world.tenants.len()).filter(|number| world.tenants[*number].habit == Habit::Ordered).collect();
@@ -82,7 +84,7 @@ impl Orders {
             2..6 => {
                 tenant.is_expelled.store(0, Ordering::SeqCst);
                 let path = format!("{path}/cordon?reason={}", encoded(&word));
-                // A tenant that the daemon does not know has no order.
+                // 404: the daemon does not know the tenant, so the tenant has no order.
                 let taken = taken(world, client.ask("DELETE", &path, b""), &[404]);
                 learn(orders, None, taken);
                 if taken == Taken::Yes {
@@ -106,8 +108,8 @@ impl Orders {
         }
     }
 
-    /// Compares every tenant with what may be; `tenants` are their full descriptions, `None` if the
-    /// daemon does not know them.
+    /// Compares the daemon's description of every tenant with the possible values. `described`
+    /// returns the description, or `None` if the daemon does not know the tenant.
     pub(crate) fn compare(&mut self, world: &World, described: impl Fn(&str) -> anyhow::Result<Option<Value>>) {
         for (number, possible) in &mut self.orders {
             let tenant = &world.tenants[*number];
@@ -131,7 +133,7 @@ impl Orders {
     }
 }
 
-/// Reads an answer to a decision; `but` are further statuses that mean that there was nothing to
+/// Reads the answer to a decision. `but` lists further statuses that mean that there was nothing to
 /// decide.
 fn taken(world: &World, heard: Heard, but: &[u16]) -> Taken {
     let (life, answer, disturbed) = match heard {
@@ -143,7 +145,7 @@ fn taken(world: &World, heard: Heard, but: &[u16]) -> Taken {
     match answer.status {
         200 => Taken::Yes,
         503 if excused => Taken::No,
-        // It holds and is not written yet, or could not be written.
+        // The decision is in force, but is not written yet or could not be written.
         500 if excused => Taken::Maybe,
         status if but.contains(&status) => Taken::No,
         status => {
@@ -178,7 +180,7 @@ mod tests {
         learn(&mut possible, some("b"), Taken::Maybe);
         assert_eq!(settle(&mut possible.clone(), None), Ok(()));
         assert_eq!(settle(&mut possible, some("b")), Ok(()));
-        // What was seen is known.
+        // The daemon reported "b", so nothing else is possible any more.
         assert!(settle(&mut possible, None).is_err());
     }
 }

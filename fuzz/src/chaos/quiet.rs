@@ -1,4 +1,4 @@
-//! What must hold once a round's disturbances are over and its load has stopped.
+//! The checks after a round, when its disturbances are undone and its load has stopped.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant};
@@ -13,15 +13,15 @@ use super::oracle::{self, Disturbed, Kind};
 use super::orders::Orders;
 use super::shares::{self, GIVEN_BACK};
 
-/// How long a daemon may take until every tenant is served again.
+/// How long it may take until every tenant is served again.
 pub(crate) const RECOVERY: Duration = Duration::from_secs(30);
-/// Descriptors of the daemon at rest, as measured: 23, 5 a process and 1 a home; and a few for what
-/// it reads or answers at the moment.
+/// At rest the daemon has 23 descriptors of its own, 5 for each process and 1 for each home, as
+/// measured. Three more may be open for files and connections that are in use at the moment.
 const OWN_DESCRIPTORS: usize = 23 + 3;
 /// The most that the daemon may hold resident, in KiB.
 const MOST_KIB: u64 = 256 << 10;
 
-/// Waits until every tenant is served, and checks everything. Returns how long recovery took.
+/// Waits until every tenant is served, and then checks everything. Returns how long recovery took.
 pub(crate) fn check(world: &World, orders: &mut Orders) -> Result<Duration> {
     let begun = Instant::now();
     let served = everyone_is_served(world);
@@ -58,7 +58,8 @@ pub(crate) fn check(world: &World, orders: &mut Orders) -> Result<Duration> {
     Ok(took)
 }
 
-/// Runs a script of every tenant until it is served; returns a tenant that is not.
+/// Requests runs of every tenant until each is served. Returns the first tenant that is not served
+/// in time.
 fn everyone_is_served(world: &World) -> Option<String> {
     let begun = Instant::now();
     (0..world.tenants.len()).find_map(|number| {
@@ -69,7 +70,7 @@ fn everyone_is_served(world: &World) -> Option<String> {
     })
 }
 
-/// No run is in flight any more, and no process is left over.
+/// Checks that no run is in flight any more, and that no process is left over.
 fn at_rest(world: &World) -> Result<()> {
     let in_flight = |value: &Value| value.as_u64().unwrap_or(u64::MAX);
     let mut busy = Vec::new();
@@ -97,7 +98,7 @@ fn at_rest(world: &World) -> Result<()> {
     Ok(())
 }
 
-/// What the daemon counts agrees with what clients heard.
+/// Checks that the daemon's counts agree with the answers that clients got.
 fn counts(world: &World) -> Result<()> {
     let (life, rows, events) = (world.lives.current(), tenants(world)?, events(world)?);
     for (number, tenant) in world.tenants.iter().enumerate() {
@@ -110,7 +111,7 @@ fn counts(world: &World) -> Result<()> {
     Ok(())
 }
 
-/// Descriptors and memory.
+/// Checks the daemon's descriptors and memory.
 fn leaks(world: &World) -> Result<()> {
     let pid = world.ground().pid().context("there is no daemon")?;
     let processes = world.ground().workers().len();
@@ -132,12 +133,12 @@ fn leaks(world: &World) -> Result<()> {
     Ok(())
 }
 
-/// Every whole line of the logs of this round's lives is one of the daemon's own.
+/// Checks that the daemon itself wrote every line in the logs of its last 21 lives.
 fn log(world: &World) {
     let (ground, life) = (world.ground(), world.lives.current());
     for life in life.saturating_sub(20).max(1)..=life {
         let log = ground.log(life);
-        // The last line may have been cut off with the daemon.
+        // The last line may be incomplete, because the daemon was killed.
         let whole = log.rfind('\n').map_or("", |end| &log[..end]);
         if let Some(said) = whole.lines().find_map(|line| oracle::log_line(line).err()) {
             world.found("log", said);
@@ -145,18 +146,18 @@ fn log(world: &World) {
     }
 }
 
-/// Scores, by tenant.
+/// The scores of all tenants, by name.
 pub(crate) fn scores(world: &World) -> Result<BTreeMap<String, f64>> {
     let score = |row: &Value| row["cordon"]["score"].as_f64().unwrap_or_default();
     Ok(tenants(world)?.iter().map(|(name, row)| (name.clone(), score(row))).collect())
 }
 
-/// Compares scores over an orderly restart.
+/// Compares the scores after an orderly restart with those before it.
 pub(crate) fn compare_scores(world: &World, before: &BTreeMap<String, f64>) -> Result<()> {
     let after = scores(world)?;
     for (name, before) in before {
         let after = after.get(name).copied().unwrap_or_default();
-        // It decays, and a tenant that is only new is forgotten.
+        // Scores decay, and the daemon forgets tenants that have only a few points.
         if *before > 15.0 && after < before * 0.95 - 1.0 {
             world
                 .found("standings", format!("the score of {name} was {before:.1} before a restart, and is {after:.1}"));
@@ -189,7 +190,7 @@ fn workers(world: &World) -> Result<BTreeSet<i64>> {
     Ok(page["workers"].as_array().into_iter().flatten().filter_map(|worker| worker["pid"].as_i64()).collect())
 }
 
-/// The events that the daemon of this life remembers.
+/// The events that the current life of the daemon remembers.
 fn events(world: &World) -> Result<Vec<Value>> {
     let answer = world.ground().ask("GET", "/v1/events", b"")?;
     ensure!(answer.status == 200, "GET /v1/events: {}", answer.status);

@@ -1,29 +1,30 @@
-//! The schedule: what is disturbed, when, and for how long, made from a seed before anything runs.
+//! The schedule says what is disturbed, when, and for how long. It is made from a seed before
+//! anything runs.
 //!
-//! It is printed as one JSON object a line, and the same lines, in a file, replay it. Targets are
-//! named by index, because process ids differ from run to run.
+//! A schedule is printed as one JSON object a line. A file with these lines repeats it
+//! (`--schedule`). Workers are named by index, because process ids differ from run to run.
 
 use anyhow::{Context, Result};
 use serde::{Deserialize, Serialize};
 
 /// The time from the beginning of a round's load to its end, in milliseconds.
 pub(crate) const ROUND_MS: u64 = 12_000;
-/// The part of a round in which disturbances begin.
+/// The part of a round in which disturbances begin, in milliseconds.
 const BUSY_MS: u64 = 10_000;
-/// How many disturbances a round has at least, and at most.
+/// How many disturbances a round has: at least 4, and at most 12.
 const STEPS: std::ops::Range<usize> = 4..13;
-/// The longest stop of a process: longer than a wall limit and the supervisor's patience after it.
+/// The longest stop of a process, in milliseconds. The end of a round ends every stop.
 const LONGEST_STOP_MS: u64 = 8_000;
 
 /// One thing that happens to the daemon.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "what", rename_all = "camelCase", rename_all_fields = "camelCase")]
 pub(crate) enum Disturbance {
-    /// SIGKILL for one worker: frames are cut wherever they are.
+    /// SIGKILL for one worker, which may cut a frame at any byte.
     KillWorker { nth: usize },
     /// SIGKILL for all workers.
     KillWorkers,
-    /// SIGSTOP for one worker, and later SIGCONT: its frames arrive late.
+    /// SIGSTOP for one worker, and later SIGCONT, so that its frames arrive late.
     StopWorker { nth: usize, ms: u64 },
     /// SIGKILL for the supervisor, and a new start on the same state folder.
     KillDaemon,
@@ -43,14 +44,14 @@ pub(crate) enum Disturbance {
     ReplaceWorker,
     /// The worker program may not be executed.
     ForbidWorker { ms: u64 },
-    /// Another file is in the worker program's place while the supervisor is killed and started
-    /// again; it must refuse to start. Then the program is put back.
+    /// A file that is not a program replaces the worker program, and the supervisor is killed and
+    /// started again. It must refuse to start. Then the worker program is put back.
     BreakWorker,
     /// The machine's clock jumps. Only in the emulated machine.
     MoveClock { secs: i64 },
 }
 
-/// A disturbance and its moment, counted from the beginning of its round.
+/// A disturbance, and its time after the beginning of its round.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub(crate) struct Step {
@@ -60,16 +61,17 @@ pub(crate) struct Step {
     pub(crate) disturbance: Disturbance,
 }
 
-/// What this machine allows.
+/// Which disturbances are possible on this machine.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Means {
-    /// The state folder can have a filesystem of its own, and limits can be given back.
+    /// The fuzzer runs as root. So the state folder can have a filesystem of its own, and a limit
+    /// that was lowered can be raised again.
     pub(crate) root: bool,
     /// The clock may be moved.
     pub(crate) clock: bool,
 }
 
-/// All rounds.
+/// The steps of all rounds.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Schedule {
     pub(crate) rounds: Vec<Vec<Step>>,
@@ -80,7 +82,8 @@ impl Schedule {
     pub(crate) fn draw(seed: u64, rounds: usize, means: Means) -> Self {
         let mut random = fastrand::Rng::with_seed(seed);
         let mut round = |number| {
-            // Every third round is a mild one: places are added up over time that is undisturbed.
+            // Every third round is undisturbed until its one late step. Only without disturbances
+            // do the times for which runs held places add up to all the time that has passed.
             let (count, from) = if number % 3 == 2 { (1, BUSY_MS - 2_000) } else { (random.usize(STEPS), 500) };
             let mut steps: Vec<_> = (0..count)
                 .map(|_| Step {
@@ -95,7 +98,7 @@ impl Schedule {
         Self { rounds: (0..rounds).map(&mut round).collect() }
     }
 
-    /// Reads what [`Self::text`] wrote.
+    /// Reads a schedule that [`Self::text`] wrote. Lines that do not begin with `{` are skipped.
     pub(crate) fn parse(text: &str) -> Result<Self> {
         let mut rounds: Vec<Vec<Step>> = Vec::new();
         for line in text.lines().filter(|line| line.starts_with('{')) {
@@ -144,7 +147,8 @@ impl Disturbance {
         }
     }
 
-    /// Mounts a filesystem, or raises a limit again.
+    /// Whether the disturbance needs root: to mount a filesystem, to raise a limit again, or to set
+    /// the clock.
     pub(crate) fn needs_root(self) -> bool {
         match self {
             Self::FillDisk { .. }

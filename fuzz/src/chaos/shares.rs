@@ -1,5 +1,5 @@
-//! The shares of a uid, at rest: it can have exactly half of each pool, so nothing that was taken
-//! before is still held, and no more is given than should be.
+//! The shares of a uid, at rest. The uid must get half of a pool and no more. If it gets less,
+//! something that it held before was not given back.
 
 use std::io::{Read, Write};
 use std::os::unix::net::UnixStream;
@@ -11,16 +11,17 @@ use serde_json::json;
 use super::ground::{BODY_MIB, CONNECTIONS, MOST_WORKERS, SCRIPT_MIB};
 use super::load::World;
 
-/// How long what was taken may stay taken after its end.
+/// How long the daemon may take to give back what nothing uses any more.
 pub(crate) const GIVEN_BACK: Duration = Duration::from_secs(15);
-/// A tenant that does nothing else.
+/// A tenant for these checks alone.
 const TENANT: &str = "/v1/tenants/share";
-/// What the load's scripts, policies and this file's own requests hold beside a probe's bytes.
+/// More than what the uid holds besides the bytes that a check sends: the load's scripts and
+/// policies, and the rest of the request.
 const BESIDE: usize = 96 << 10;
 
 pub(crate) fn check(world: &World) {
     connections(world);
-    // A body is charged twice.
+    // The share is half of the pool, and a body is charged twice.
     let half = (BODY_MIB << 20) / 2 / 2;
     bytes(world, "a body", half, &[200], &[413], |code| {
         world.ground().ask("POST", &format!("{TENANT}/load"), code).ok().map(|answer| answer.status)
@@ -33,7 +34,7 @@ pub(crate) fn check(world: &World) {
     let _ = world.ground().ask("DELETE", &path, b"");
 }
 
-/// No more worker processes than a uid may have, at any time.
+/// Checks that the uid has no more worker processes than its share. This holds at any time.
 pub(crate) fn processes(world: &World) {
     let processes = world.ground().workers().len();
     if processes > MOST_WORKERS / 2 {
@@ -41,7 +42,8 @@ pub(crate) fn processes(world: &World) {
     }
 }
 
-/// Sends almost as much as the share has, and a little more than that.
+/// Sends a little less than the share, which must be accepted, and a little more, which must be
+/// refused.
 fn bytes(world: &World, what: &str, share: usize, fits: &[u16], not: &[u16], send: impl Fn(&[u8]) -> Option<u16>) {
     for (bytes, expected) in [(share - BESIDE, fits), (share + BESIDE, not)] {
         let code = json!({ "code": format!("() => 1 //{}", "x".repeat(bytes)) }).to_string();
@@ -59,7 +61,7 @@ fn bytes(world: &World, what: &str, share: usize, fits: &[u16], not: &[u16], sen
     }
 }
 
-/// One uid has half of all connections, and they are given back.
+/// Checks that the uid gets half of all connections, and that they are given back.
 fn connections(world: &World) {
     let mut had = 0;
     let half = || {
@@ -86,6 +88,6 @@ fn hoard(world: &World) -> usize {
         stream.read_exact(&mut status).ok()?;
         status.ends_with(b"200").then_some(stream)
     };
-    // Kept open until all are counted.
+    // All connections stay open until they are counted.
     (0..CONNECTIONS * 2).map_while(served).collect::<Vec<_>>().len()
 }

@@ -1,4 +1,5 @@
-//! One program in several engines: generated, run, compared, and made small if they differ.
+//! Generates a program, runs it in several engines and compares the outcomes. If they differ, the
+//! program is made small.
 
 use std::io;
 use std::path::{Path, PathBuf};
@@ -14,18 +15,18 @@ use super::tree;
 
 /// Node.js runs one program in this many.
 const NODE_EVERY: u64 = 4;
-/// A program is made small with at most this many runs.
+/// The most runs for making the program of a finding small.
 const TRIES: usize = 600;
-/// Differences from Node.js that are kept, of one run.
+/// The most differences from Node.js that one run of the fuzzer keeps.
 const MOST_NOTES: u64 = 20;
-/// … and are made small with at most this many runs.
+/// The most runs for making the program of such a difference small.
 const NOTE_TRIES: usize = 200;
-/// What an older Node.js lacks: a program with one of these is not compared with it.
+/// Features that an older Node.js lacks. A program that uses one is not run in Node.js.
 const NEWER: [&str; 7] = [".union", ".symmetricDifference", ".groupBy", ".transfer", ".resize", "(?i:", "(?<h>b)"];
-/// What is shown of a result.
+/// How much of a result a report shows.
 const SHOWN_BYTES: usize = 400;
 
-/// The engines, each started when it is first needed.
+/// The engines. The worker of an engine starts when it is first needed.
 #[derive(Debug)]
 pub struct Differential {
     worker: PathBuf,
@@ -35,7 +36,7 @@ pub struct Differential {
 }
 
 impl Differential {
-    /// Engines with workers from that program.
+    /// Engines whose workers execute this program.
     ///
     /// # Errors
     /// A worker does not start.
@@ -45,7 +46,7 @@ impl Differential {
         Ok(Self { worker: worker.to_owned(), always, in_turn, node: Node::both() })
     }
 
-    /// The engine whose turn it is, and those that run every program.
+    /// The engines for this iteration: those that run every program, and the one whose turn it is.
     fn engines(&mut self, iteration: u64) -> io::Result<Vec<&mut Engine>> {
         let turn = usize::try_from(iteration % IN_TURN.len() as u64).unwrap_or(0);
         let place = &mut self.in_turn[turn];
@@ -55,7 +56,7 @@ impl Differential {
         Ok(self.always.iter_mut().chain(place.as_mut()).collect())
     }
 
-    /// Makes the program of this iteration, runs it, and reports what its outcomes say.
+    /// Makes the program of this iteration, runs it in all its engines, and reports the verdict.
     ///
     /// # Errors
     /// An engine does not start.
@@ -116,7 +117,7 @@ impl Differential {
         ours.is_ok_and(|ours| self.in_node(text).is_ok_and(|node| differs_from_node(&ours, &node)))
     }
 
-    /// Makes the program smaller while the verdict stays, and keeps it.
+    /// Makes the program smaller while the verdict stays the same, and keeps it in a file.
     fn found(
         &mut self,
         iteration: u64,
@@ -128,7 +129,8 @@ impl Differential {
         let mut again = 0;
         let mut engines = self.engines(iteration)?;
         for _ in 0..3 {
-            // A fresh worker each time: what an earlier program left may be the cause.
+            // A fresh worker each time, because the cause may be something that an earlier program
+            // left behind.
             engines.iter_mut().try_for_each(|engine| engine.restart())?;
             again += u32::from(judge(&in_all(&mut engines, &program.text())?) == *verdict);
         }
@@ -149,7 +151,7 @@ impl Differential {
         Ok(())
     }
 
-    /// What each engine is, and what it made of the program.
+    /// For each engine, its version, its flags and its outcome.
     fn described(&self, outcomes: &[(&'static str, Outcome)]) -> String {
         let from = first_difference(outcomes);
         let line = |(name, outcome): &(&'static str, Outcome)| {
@@ -171,7 +173,7 @@ impl Differential {
     }
 }
 
-/// Where the first difference begins, or a little before.
+/// A position a little before the first difference.
 fn first_difference(outcomes: &[(&'static str, Outcome)]) -> usize {
     let texts: Vec<_> = outcomes.iter().map(|(_, outcome)| format!("{outcome:?}")).collect();
     let common = |other: &String| texts[0].bytes().zip(other.bytes()).take_while(|(one, other)| one == other).count();
@@ -179,7 +181,7 @@ fn first_difference(outcomes: &[(&'static str, Outcome)]) -> usize {
     differ.unwrap_or(0).saturating_sub(SHOWN_BYTES / 4)
 }
 
-/// Runs a program in all of them at the same time.
+/// Runs a program in all engines at the same time.
 pub fn in_all(engines: &mut [&mut Engine], text: &str) -> io::Result<Vec<(&'static str, Outcome)>> {
     for engine in engines.iter_mut() {
         engine.send(text)?;

@@ -1,9 +1,10 @@
-//! The engines that a program runs in: workers of this build, each with V8 in another mode, and
+//! The engines that a program runs in: workers of this build, each with another mode of V8, and
 //! Node.js.
 //!
-//! An altered copy of the worker (`enisle_tests::altered`) has V8's own flags for fuzzing in place
-//! of [`UNTIMED_FLAGS`], which only decide when garbage is collected. `--fuzzing` is not among
-//! them: it makes wrong uses of natives syntax harmless, and no program here has any.
+//! A mode with flags runs an altered copy of the worker (`enisle_tests::altered`). The copy has
+//! V8's own flags for fuzzing in place of [`UNTIMED_FLAGS`], which only decide when garbage is
+//! collected. No mode uses `--fuzzing`: that flag makes wrong uses of V8's natives syntax harmless,
+//! and no program here uses that syntax.
 
 use std::io::{self, BufRead, BufReader, Write};
 use std::path::Path;
@@ -27,28 +28,28 @@ use tempfile::TempPath;
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Mode {
     pub name: &'static str,
-    /// In place of [`UNTIMED_FLAGS`]; empty for production's own.
+    /// The flags in place of [`UNTIMED_FLAGS`]. If they are empty, the worker keeps its own.
     pub flags: &'static str,
-    /// The interpreter alone, as for a sealed tenant.
+    /// Without a compiler, as for a sealed tenant.
     pub sealed: bool,
 }
 
-/// Modes that compile early do not compile what makes the trace: programs would cost ten times
-/// more.
+/// Keeps the prelude's functions that write the trace out of the optimising compilers. In modes
+/// that compile early, programs would otherwise take ten times as long.
 pub(super) const SPARED: &str = " --turbo-filter=-zz* --maglev-filter=-zz*";
 
 const fn mode(name: &'static str, flags: &'static str) -> Mode {
     Mode { name, flags, sealed: false }
 }
 
-/// What every program runs in: production's two kinds of worker, and one that compiles early.
+/// The modes that run every program: production's two kinds of worker, and one that compiles early.
 pub const ALWAYS: [Mode; 3] = [
     mode("production", ""),
     Mode { sealed: true, ..mode("sealed", "") },
     mode("early", "--jit-fuzzing --no-lazy-feedback-allocation"),
 ];
 
-/// Each program runs in one of these besides.
+/// Each program also runs in one of these modes, in turn.
 pub const IN_TURN: [Mode; 6] = [
     mode("sparkplug", "--always-sparkplug --stress-lazy-source-positions --no-maglev --no-turbofan"),
     mode("maglev", "--jit-fuzzing --maglev-as-top-tier --stress-maglev --no-lazy-feedback-allocation"),
@@ -58,26 +59,26 @@ pub const IN_TURN: [Mode; 6] = [
     mode("scheduled", "--jit-fuzzing --turbo-stress-instruction-scheduling --always-osr"),
 ];
 
-/// What came of a program in one engine.
+/// The outcome of a program in one engine.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Outcome {
-    /// What it computed.
+    /// The program returned this result.
     Computed(String),
-    /// It does not compile, or threw where nothing catches. The name of the error.
+    /// The program does not compile, or an exception was not caught. This is the error's name.
     Threw(String),
-    /// Its result depends on what engines may choose: how deep the stack is, how much memory is
-    /// left.
+    /// The result depends on something that engines may choose: how deep the stack is, or how much
+    /// memory is left.
     InDoubt,
-    /// A limit ended it, or it ended its process over one, as documented.
+    /// A limit ended the program, its process ran out of memory, or there was no answer in time.
     Limited(String),
-    /// Its process ended, or something ended that must not.
+    /// The process or its thread ended, or the run had an outcome that no program may have.
     Died(String),
 }
 
-/// Limits of a run: enough for any honest program here, in any mode.
+/// Limits of a run. They are enough, in any mode, for any program here that ends by itself.
 const LIMITS: Limits = Limits { cpu_ms: 200, wall_ms: 3_000, memory_mb: 64, ..Limits::DEFAULT };
-/// Longer than the limits allow. The rig has no supervisor that ends a process in a builtin that
-/// takes long.
+/// Longer than the limits allow. The rig has no supervisor, so nothing else ends a run in a builtin
+/// that V8 does not interrupt.
 const PATIENCE: Duration = Duration::from_secs(4);
 /// A worker is replaced after this many programs.
 const PROGRAMS_OF_A_WORKER: u32 = 3_000;
@@ -95,13 +96,13 @@ pub struct Engine {
 }
 
 impl Engine {
-    /// An engine of this mode, with a worker from that program.
+    /// An engine of this mode, whose workers execute this program.
     ///
     /// # Errors
     /// The worker does not start.
     pub fn new(mode: Mode, program: &Path) -> io::Result<Self> {
         let posture = Posture::probe().layers();
-        // Where the kernel lacks the layer that makes a worker a sealed one, V8 is told directly.
+        // If the kernel lacks the layer for sealed workers, V8 gets the flag directly.
         let told = match mode.flags {
             _ if mode.sealed && !posture.has(Layer::DenyWriteExecute) => "--jitless".to_owned(),
             "" => String::new(),
@@ -116,7 +117,7 @@ impl Engine {
     /// Replaces the worker.
     ///
     /// # Errors
-    /// The next one does not start.
+    /// The new worker does not start.
     pub fn restart(&mut self) -> io::Result<()> {
         self.stop();
         let mut rig = self.workshop.start(self.layers, 1)?;
@@ -134,7 +135,7 @@ impl Engine {
         }
     }
 
-    /// Sends a program: a function expression.
+    /// Sends a program, which is a function expression.
     ///
     /// # Errors
     /// No worker starts, or it does not take the program.
@@ -156,7 +157,7 @@ impl Engine {
         rig.tenants()[0].send_parts(run, input, Env { json: "{}".to_owned() }, Code::Short(program.to_owned()))
     }
 
-    /// Waits for the end of the program that was sent.
+    /// Waits until the program that was sent ends.
     pub fn outcome(&mut self) -> Outcome {
         let Some(rig) = self.worker.as_mut() else { return Outcome::Died("no worker".to_owned()) };
         match rig.tenants()[0].done() {
@@ -169,7 +170,7 @@ impl Engine {
         }
     }
 
-    /// The channel is closed: says how the process ended, and removes it.
+    /// Says how the process ended whose channel was closed, and removes its worker.
     fn death(&mut self) -> Outcome {
         let Some(rig) = self.worker.take() else { return Outcome::Died("no worker".to_owned()) };
         if !wait::within(Duration::from_secs(2), || !is_alive(rig.pid())) {
@@ -203,8 +204,8 @@ fn of_done(done: Done) -> Outcome {
     }
 }
 
-/// The result of a program, as its epilogue returns it, is compared as it is written: lone
-/// surrogates are escapes there, which `serde_json` refuses.
+/// Results are compared as text and not parsed, because they may contain escapes of lone
+/// surrogates, which `serde_json` refuses. The program's epilogue puts `doubt` first.
 fn computed(result: String) -> Outcome {
     let is_in_doubt = result.starts_with("{\"doubt\":\"") && !result.starts_with("{\"doubt\":\"\",");
     if is_in_doubt { Outcome::InDoubt } else { Outcome::Computed(result) }
@@ -220,7 +221,7 @@ fn of_end(end: &End) -> Outcome {
     }
 }
 
-/// Node.js, which has another version of V8.
+/// Node.js, whose V8 is another version.
 #[derive(Debug)]
 pub struct Node {
     pub name: &'static str,
@@ -246,12 +247,12 @@ impl Node {
         let input = child.stdin.take().ok_or_else(|| io::Error::other("no input"))?;
         let output = child.stdout.take().ok_or_else(|| io::Error::other("no output"))?;
         let (send, lines) = mpsc::channel();
-        // Ends with the process.
+        // This thread ends with the process.
         std::thread::spawn(move || BufReader::new(output).lines().map_while(Result::ok).try_for_each(|l| send.send(l)));
         Ok((child, input, lines))
     }
 
-    /// A program from beginning to end.
+    /// Runs a program to its end.
     ///
     /// # Errors
     /// Node.js does not start.
@@ -284,7 +285,7 @@ impl Node {
 impl Drop for Node {
     fn drop(&mut self) {
         if let Some((mut child, ..)) = self.process.take() {
-            // It is ours; where it has ended there is nothing to kill.
+            // The process may have ended already.
             let _ = child.kill();
             let _ = child.wait();
         }

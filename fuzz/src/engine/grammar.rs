@@ -1,4 +1,4 @@
-//! Makes programs from `grammar.txt`, in which every text is one way to make a part of a program.
+//! Makes programs from `grammar.txt`. Each row of that file is one way to make a part of a program.
 
 use std::collections::HashMap;
 use std::sync::OnceLock;
@@ -9,10 +9,10 @@ use super::tree::{Node, parse};
 
 const GRAMMAR: &str = include_str!("grammar.txt");
 
-/// What the fuzzer's programs consist of.
+/// The parts of the fuzzer's programs.
 #[derive(Debug)]
 pub struct Grammar {
-    /// By name: the ways to make such a part.
+    /// For each name of a part, the ways to make it.
     parts: HashMap<&'static str, Vec<Way>>,
 }
 
@@ -20,7 +20,7 @@ pub struct Grammar {
 #[derive(Debug)]
 struct Way {
     pieces: Vec<Piece>,
-    /// How deep what it makes is at least.
+    /// The least depth of a part that is made this way.
     depth: u32,
 }
 
@@ -28,15 +28,15 @@ struct Way {
 enum Piece {
     Text(String),
     Part(&'static str),
-    /// A function of the pool that is being defined.
+    /// The name of a function of the pool, which this part defines.
     Defined,
-    /// From here on no function of the pool is called.
+    /// Nothing after this, in the same part, calls a function of the pool.
     Low,
 }
 
-/// How many functions the pool has.
+/// How many functions the pool of variables has.
 const FUNCTIONS: usize = 4;
-/// The depth that expressions and statements have at most, where the grammar leaves a choice.
+/// The greatest depth of expressions and statements, as far as the grammar leaves a choice.
 const DEPTH: u32 = 7;
 
 /// Writes one statement.
@@ -44,7 +44,7 @@ struct Writer<'a> {
     grammar: &'a Grammar,
     rng: &'a mut Rng,
     text: String,
-    /// Functions with a lower number may be called.
+    /// Only functions with a lower number may be called.
     callable: usize,
 }
 
@@ -52,7 +52,7 @@ impl Grammar {
     /// The grammar of `grammar.txt`.
     ///
     /// # Panics
-    /// The file names a part that it does not say how to make.
+    /// A row has no name, or every way to make a part needs that part again.
     pub fn get() -> &'static Self {
         static KNOWN: OnceLock<Grammar> = OnceLock::new();
         KNOWN.get_or_init(|| Self::read(GRAMMAR))
@@ -75,7 +75,7 @@ impl Grammar {
         grammar
     }
 
-    /// Finds out how deep each way is at least, beginning with those that contain no other part.
+    /// Finds the least depth of each way, beginning with the ways that contain no other part.
     fn measure(&mut self) {
         loop {
             let least: HashMap<_, _> = self.parts.keys().map(|name| (*name, self.least(name))).collect();
@@ -122,7 +122,7 @@ impl Writer<'_> {
         let grammar = self.grammar;
         let ways = &grammar.parts[name];
         let least = grammar.least(name);
-        // Where no room is left, the shallowest ways remain.
+        // If no depth is left, only the shallowest ways fit.
         let fitting: Vec<_> = ways.iter().filter(|way| way.depth <= left.max(least)).collect();
         let way = fitting[self.rng.usize(..fitting.len())];
         let before = self.callable;
@@ -149,7 +149,7 @@ impl Writer<'_> {
     }
 }
 
-/// Takes a text of the grammar apart. `<` is only special before the name of a part.
+/// Splits a text of the grammar into pieces. `<` is special only before the name of a part.
 fn pieces(text: &str, known: impl Fn(&str) -> Option<&'static str>) -> Vec<Piece> {
     let mut pieces = vec![Piece::Text(String::new())];
     let mut rest = text;
@@ -190,7 +190,7 @@ mod tests {
         for name in grammar.parts.keys() {
             for _ in 0..20 {
                 let made = grammar.make(name, &mut rng);
-                // A name that has no row would be left as it is written.
+                // The name of a part without a row would stay in the text.
                 let left = made.split('<').skip(1).find_map(|rest| rest.split_once('>')).map(|(name, _)| name);
                 let is_name = |name: &str| name.len() > 2 && name.bytes().all(|byte| byte.is_ascii_lowercase());
                 assert!(!left.is_some_and(is_name), "{name}: {made}");

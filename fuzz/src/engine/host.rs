@@ -1,5 +1,5 @@
-//! A daemon in which a fuzzed tenant lives beside a neighbour, and what must hold after each of its
-//! runs.
+//! A daemon in which a fuzzed tenant lives beside a neighbour. After each run of the fuzzed tenant,
+//! the daemon and the neighbour are examined.
 
 use std::fs::File;
 use std::io::{Read, Seek, SeekFrom};
@@ -13,29 +13,30 @@ use serde_json::{Value, json};
 #[derive(Debug)]
 pub struct Host {
     pub(super) daemon: Daemon,
-    /// The fuzzed tenant is another one after each death, so that none is moved away from its
-    /// neighbour for long.
+    /// The number in the name of the fuzzed tenant. After a death, a finding or an exceeded limit a
+    /// new tenant replaces the old one, which may have been moved away from its neighbour.
     number: u32,
-    /// Which tenant's policy was set, and to what.
+    /// The number of the tenant whose policy was set, and the value of `allowEval`.
     allows_eval: Option<(u32, bool)>,
     props: Value,
-    /// How much of the daemon's log was examined.
+    /// How many bytes of the daemon's log were examined.
     log_read: u64,
 }
 
-/// Tenants share processes, and no uid uses its budget of deaths up: the neighbour stays one.
+/// Tenants share processes even without keys. A budget of 0 turns the budget of deaths off, so that
+/// no tenant is put on probation, and the neighbour stays beside the fuzzed tenant.
 pub(super) const CONFIG: &str = "[defaults.limits]\ncpu_ms = 300\nwall_ms = 3000\nmemory_mb = 64\n\
                                  [cordon.rules.deaths]\nbudget = 0\n[workers]\nshare_without_keys = true\n";
 
-/// How long the event of a process's end may take.
+/// How long it may take until an event reports the end of a process.
 const EVENT_PATIENCE: Duration = Duration::from_secs(10);
 
 const NEIGHBOUR: &str = "neighbour";
 
-/// Ends of a run that the documents promise, for a script that a limit may end.
+/// The documented outcomes of a script that a limit may end.
 const DOCUMENTED: [&str; 6] = ["ok", "exception", "exceededCpu", "exceededWall", "exceededMemory", "exceededOutput"];
 
-/// The answer to a run, and what was not right about it.
+/// The answer to a run, and what was wrong.
 #[derive(Debug)]
 pub struct Tried {
     pub answer: Value,
@@ -43,7 +44,7 @@ pub struct Tried {
 }
 
 impl Tried {
-    /// How the run ended, in the API's word; a request that was refused has a status.
+    /// The outcome of the run, or the status if the request was refused.
     pub fn outcome(&self) -> String {
         self.answer["outcome"].as_str().map_or_else(|| self.answer["status"].to_string(), str::to_owned)
     }
@@ -55,12 +56,12 @@ impl Host {
         Self::start_with(CONFIG, json!({}))
     }
 
-    /// Starts a daemon with another configuration, whose runs get these `props`.
+    /// Starts a daemon with another configuration. All runs get these `props`.
     pub(super) fn start_with(config: &str, props: Value) -> Self {
         Self { daemon: Daemon::start(config), number: 0, allows_eval: None, props, log_read: 0 }
     }
 
-    /// Ends the daemon, as a fault of its own would.
+    /// Kills the daemon, as if a fault of its own had ended it.
     #[cfg(test)]
     pub(super) fn kill(&self) {
         let pid = nix::unistd::Pid::from_raw(self.daemon.pid());
@@ -80,7 +81,7 @@ impl Host {
         }
     }
 
-    /// Runs what a request asks for, and examines everything around it.
+    /// Sends a request for a run, and examines the answer, the next runs, the events and the log.
     pub fn run(&mut self, request: &Value) -> Tried {
         let tenant = self.tenant();
         let mut request = request.clone();
@@ -91,7 +92,7 @@ impl Host {
         });
         let answer = self.daemon.load(&tenant, &request);
         if answer.status != 200 {
-            // A request that is refused as such is a matter of the supervisor's, and says why.
+            // The supervisor may refuse the request itself, with a problem that says why.
             let problem = answer.head.to_ascii_lowercase().contains("application/problem+json");
             let is_documented = problem && [400, 413, 429, 503].contains(&answer.status);
             let wrong = if is_documented { Vec::new() } else { vec![format!("status {}", answer.status)] };
@@ -103,13 +104,13 @@ impl Host {
         if !DOCUMENTED.contains(&outcome.as_str()) {
             wrong.push(format!("outcome {outcome}: {}", answer["error"]));
         }
-        // A process whose last tenant has moved away ends too, but that is not a death.
+        // A process also ends when its last tenant has moved away, but that is not a death.
         let deaths = match before {
             Some(before) if !enisle_tests::is_alive(before) => self.deaths_of(before),
             _ => Vec::new(),
         };
         let died = !deaths.is_empty();
-        // A run that was restarted does not show it in its answer.
+        // The answer of a run does not show that the run was restarted.
         if died && matches!(outcome.as_str(), "ok" | "exception") {
             wrong.push(format!("its process died, and the outcome is {outcome}: {deaths:?}"));
         }
@@ -128,7 +129,7 @@ impl Host {
         Tried { answer, wrong }
     }
 
-    /// A run whose result is known; returns its answer if that is not right.
+    /// Runs a script whose result is known. Returns the answer if it is wrong.
     fn next_run(&self, tenant: &str) -> Option<String> {
         let request = json!({ "code": "(n) => [...new Set([n, n])].map((k) => k * 6)", "args": [7] });
         let next = self.daemon.load(tenant, &request);
@@ -136,7 +137,7 @@ impl Host {
         (!is_right).then(|| String::from_utf8_lossy(&next.body).into_owned())
     }
 
-    /// What the daemon and its workers have logged since this was last called.
+    /// The lines that the daemon and its workers have logged since the last call.
     fn new_log(&mut self) -> String {
         let mut bytes = Vec::new();
         let read = File::open(self.daemon.folder.path().join("log")).and_then(|mut log| {
@@ -147,7 +148,7 @@ impl Host {
         String::from_utf8_lossy(&bytes).into_owned()
     }
 
-    /// What a tenant is blamed for among what ends a process.
+    /// The signals against a tenant that blame it for the end of a process.
     fn blamed(&self, tenant: &str) -> impl Iterator<Item = &'static str> + use<> {
         let signals = self.daemon.get(&format!("/v1/tenants/{tenant}"))["cordon"]["signals"].clone();
         let ends = Signal::ALL.into_iter().filter(|signal| signal.takes_worker());
@@ -156,7 +157,7 @@ impl Host {
         })
     }
 
-    /// What the daemon reports of the death of a process; nothing if the process was retired.
+    /// The event that reports the death of a process; nothing if the process was retired.
     fn deaths_of(&self, pid: i32) -> Vec<String> {
         let ended = wait::found(EVENT_PATIENCE, || {
             let of_it = |event: &Value| event["pid"] == pid && event["event"] != "workerStarted";

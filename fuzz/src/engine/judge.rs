@@ -1,22 +1,22 @@
-//! What the outcomes of one program in several engines say.
+//! Judges the outcomes of one program in several engines.
 
 use super::engines::Outcome;
 
 /// The verdict on one program.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Verdict {
-    /// All engines that finished it computed the same.
+    /// At least two engines finished the program, and all of these had the same outcome.
     Agreed,
-    /// Fewer than two engines finished it.
+    /// Fewer than two engines finished the program, or its result is in doubt.
     NotComparable,
-    /// Two modes of the same V8 computed different results.
+    /// Two modes of the same V8 had different outcomes.
     Differed,
-    /// An engine of ours died, with no limit to explain it.
+    /// A worker died, and no limit explains the death.
     Died,
 }
 
-/// Compares what the engines of this build made of a program. An engine where a limit ended the
-/// program, or where its result is in doubt, says nothing.
+/// Compares the outcomes of a program in the engines of this build. An engine in which a limit
+/// ended the program is left out. If the result is in doubt in one engine, nothing is compared.
 pub fn judge(outcomes: &[(&'static str, Outcome)]) -> Verdict {
     if outcomes.iter().any(|(_, outcome)| matches!(outcome, Outcome::Died(_))) {
         return Verdict::Died;
@@ -32,8 +32,8 @@ pub fn judge(outcomes: &[(&'static str, Outcome)]) -> Verdict {
     }
 }
 
-/// Whether both modes of Node.js agree with each other and differ from what ours computed: of
-/// interest, but not a finding, because theirs is another version of V8.
+/// Whether both modes of Node.js agree with each other and differ from our engines. That is of
+/// interest, but not a finding, because the V8 of Node.js is another version.
 pub fn differs_from_node(ours: &[(&'static str, Outcome)], node: &[(&'static str, Outcome)]) -> bool {
     let ours = ours.iter().map(|(_, outcome)| outcome).find(|outcome| is_finished(outcome));
     match (ours, node) {

@@ -1,10 +1,11 @@
-//! Makes a program smaller while it still shows what was found: statements are left out, in halves
-//! first, at all depths, and blocks are replaced by what is in them.
+//! Makes a program smaller while it still shows the finding. First, runs of statements are left
+//! out, from long runs to short ones. Then single statements at all depths are left out, and blocks
+//! are replaced by the statements in them.
 
 use super::program::Program;
 use super::tree::{self, Node};
 
-/// The smallest program that `shows` accepts, after at most `tries` of them.
+/// The smallest program found that `shows` accepts. Calls `shows` at most `tries` times.
 pub fn minimise(program: &Program, tries: usize, mut shows: impl FnMut(&Program) -> bool) -> Program {
     let mut best = program.clone();
     let mut left = tries;
@@ -20,7 +21,7 @@ pub fn minimise(program: &Program, tries: usize, mut shows: impl FnMut(&Program)
         }
         is_one
     };
-    // Runs of whole statements, from long to short.
+    // Runs of statements at the outermost level, from long to short.
     let mut length = best.statements.len().div_ceil(2).max(1);
     loop {
         let mut at = 0;
@@ -36,7 +37,7 @@ pub fn minimise(program: &Program, tries: usize, mut shows: impl FnMut(&Program)
         }
         length = length.div_ceil(2);
     }
-    // Single ones at all depths, until nothing more goes.
+    // Single statements at all depths, until no more can be left out.
     loop {
         let before = best.statements.clone();
         let mut number = 0;

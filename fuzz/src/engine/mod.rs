@@ -1,18 +1,19 @@
-//! Fuzz V8: generated scripts in several modes of it, calls of every function that a script finds,
-//! and maps of modules.
+//! Fuzzes V8: generated scripts in several modes of V8, calls of every function that a script
+//! finds, and maps of modules.
 //!
 //! | part | what is tried | oracle |
 //! |---|---|---|
-//! | [`differential`] | programs of [`grammar`], and of a corpus, mutated | all modes agree |
-//! | [`natives`] | every function that the global object leads to | [`host`], and only errors |
+//! | [`differential`] | programs of [`grammar`], or of a corpus, then mutated | all modes agree |
+//! | [`natives`] | every function that the global object leads to | [`host`], and exceptions |
 //! | [`modules`] | modules that import each other by generated names | [`host`] |
 //!
-//! Modes of V8 agree if they compute the same ([`judge`]), and no process dies without a limit that
-//! explains it. [`host`] is a daemon: the run must end with a documented outcome, and the tenant's
-//! next run and a neighbour's must be right. Exceptions must be errors.
+//! Modes of V8 agree if they compute the same result ([`judge`]), and if no process dies without a
+//! limit that explains the death. [`host`] is a daemon: the run must end with a documented outcome,
+//! and the next runs of the tenant and of its neighbour must be right. A native may throw only an
+//! error, or a value that the script gave it.
 //!
-//! Each iteration is decided by the seed and its number alone, so `--from` resumes, and `--count 1`
-//! has one again.
+//! An iteration depends only on the seed and on its own number. So `--from` resumes a run, and
+//! with `--count 1` it repeats one iteration.
 
 mod differential;
 mod engines;
@@ -39,18 +40,18 @@ use differential::Differential;
 use host::Host;
 use report::{MOST_FINDINGS, Report};
 
-/// How long and from which seed.
+/// The options of `enisle-fuzz engine`.
 #[derive(Debug, Args)]
 pub struct Options {
     #[command(flatten)]
     pub budget: Budget,
-    /// How many iterations at most.
+    /// Run at most this many iterations.
     #[arg(long)]
     pub count: Option<u64>,
-    /// Only this part.
+    /// Run only this part.
     #[arg(long)]
     pub only: Option<Part>,
-    /// Where findings are kept.
+    /// Write findings to this folder.
     #[arg(long, default_value = concat!(env!("CARGO_MANIFEST_DIR"), "/findings"))]
     pub findings: PathBuf,
 }
@@ -64,7 +65,7 @@ pub enum Part {
 }
 
 impl Part {
-    /// Which part an iteration is of.
+    /// The part that an iteration belongs to.
     fn of(iteration: u64) -> Self {
         match iteration % 20 {
             7 => Self::Natives,
@@ -74,10 +75,10 @@ impl Part {
     }
 }
 
-/// Runs until the time is over.
+/// Runs until the time or the iterations are over, or until there are [`MOST_FINDINGS`] findings.
 ///
 /// # Errors
-/// What was found, or why nothing could be tried.
+/// Something was found, or nothing could be tried.
 pub fn run(options: &Options) -> anyhow::Result<()> {
     let report = fuzz(options)?;
     match report.findings.len() {
@@ -123,8 +124,8 @@ fn fuzz(options: &Options) -> anyhow::Result<Report> {
     Ok(report)
 }
 
-/// Tries something in the daemon, which is started if there is none. A daemon that does not answer
-/// is a finding, and another one is started.
+/// Runs `tries` with the daemon, and starts a daemon if there is none. A daemon that does not
+/// answer is a finding; the next call then starts another daemon.
 fn in_host(host: &mut Option<Host>, iteration: u64, report: &mut Report, tries: impl FnOnce(&mut Host, &mut Report)) {
     let tried = catch_unwind(AssertUnwindSafe(|| tries(host.get_or_insert_with(Host::start), report)));
     if tried.is_err() {

@@ -1,8 +1,9 @@
-//! Maps of modules that import each other by generated names: exact ones and near misses, in
-//! cycles, of wrong kinds and attributes, with bodies that do not compile or throw.
+//! Maps of modules that import each other by generated names. Some names are only nearly right,
+//! some imports form cycles, some kinds and attributes are wrong, and some bodies do not compile or
+//! throw.
 //!
-//! Judged from outside ([`super::host`]): a module may fail to compile, to link or to run, and the
-//! run then ends as `exception`, or is refused with a sentence.
+//! The maps are judged from outside ([`super::host`]). A module may fail to compile, to link or to
+//! run. Then the run ends as `exception`, or the request is refused with a reason.
 
 use fastrand::Rng;
 use serde_json::{Map, Value, json};
@@ -11,7 +12,7 @@ use super::grammar::Grammar;
 use super::host::Host;
 use super::report::Report;
 
-/// One map, as a request.
+/// Tries one map.
 pub fn try_one(host: &mut Host, iteration: u64, rng: &mut Rng, report: &mut Report) {
     let request = request(rng);
     let tried = host.run(&request);
@@ -24,7 +25,7 @@ pub fn try_one(host: &mut Host, iteration: u64, rng: &mut Rng, report: &mut Repo
     }
 }
 
-/// Parts of names: what a path, a scheme or a tenant's mistake has in it.
+/// Parts of names, as they occur in paths, in schemes and in mistakes.
 const PARTS: [&str; 20] = [
     "a",
     "b",
@@ -64,7 +65,7 @@ fn request(rng: &mut Rng) -> Value {
         modules.insert(name.clone(), module(name, &names, rng));
     }
     let main = if rng.u8(..10) == 0 { name(rng) } else { names[0].clone() };
-    // Most main modules can run, or nothing behind them would be tried.
+    // Most main modules can run. Otherwise too few imports would be tried.
     if rng.u8(..10) > 0 {
         let source =
             format!("{}\nexport default async () => {{\n{}\nreturn 1;\n}}", source(&names, rng), dynamic(&names, rng));
@@ -77,19 +78,19 @@ fn request(rng: &mut Rng) -> Value {
     request
 }
 
-/// A module of any kind, with a body that may be of another.
+/// A module of any kind, whose body may not fit the kind.
 fn module(its_name: &str, names: &[String], rng: &mut Rng) -> Value {
     match rng.u8(..10) {
         0 => json!({ "json": (["{\"a\":[1]}", "[", "", "null", "\"\\ud800\"", "1e999"][rng.usize(..6)]) }),
         1 => json!({ "text": name(rng) }),
         2 => json!({ "data": (["", "AAEC", "/w==", "////", "AAEC/w==", "!"][rng.usize(..6)]) }),
-        // Without an ending that says what it is, it would be refused.
+        // The name must have an ending that says the kind, or the request would be refused.
         3 if its_name.ends_with("js") => json!(source(names, rng)),
         _ => json!({ "js": source(names, rng) }),
     }
 }
 
-/// One of the names, or nearly.
+/// Most often one of the names, sometimes a near miss or another name.
 fn specifier(names: &[String], rng: &mut Rng) -> String {
     let known = names[rng.usize(..names.len())].clone();
     match rng.u8(..20) {
@@ -130,7 +131,7 @@ fn source(names: &[String], rng: &mut Rng) -> String {
     let mut lines = Vec::new();
     for number in 0..rng.usize(..4) {
         let (from, with) = (quoted(&specifier(names, rng)), attributes(rng));
-        // Those that need no export link with modules of every kind.
+        // Most imports name no export, so they link with modules of every kind.
         lines.push(match rng.u8(..20) {
             0 => format!("import i{number}, {{ a as j{number} }} from {from}{with};"),
             1..6 => format!("import {from}{with};"),
@@ -160,7 +161,7 @@ fn source(names: &[String], rng: &mut Rng) -> String {
     lines.join("\n")
 }
 
-/// Statements that import while the program runs.
+/// Statements that import modules while the script runs.
 fn dynamic(names: &[String], rng: &mut Rng) -> String {
     let mut lines = Vec::new();
     for _ in 0..rng.usize(..4) {

@@ -1,9 +1,10 @@
 //! Calls of every function that a script finds, with arguments made from a seed.
 //!
-//! `js/natives.js` reads the functions from the global object, so that a new one is called without
-//! being named here. It reports exceptions that are neither errors nor something that it passed in.
-//! Everything else is judged from outside ([`super::host`]). Calls are decided by seed and number:
-//! where a batch shows something, the single call is searched by halves.
+//! The script `js/natives.js` finds the functions from the global object, so that a new function is
+//! called without being named here. It reports exceptions that are neither errors nor values that
+//! it passed in. Everything else is judged from outside ([`super::host`]). A call depends only on
+//! the seed and on its own number. So if a batch shows something wrong, a binary search finds the
+//! call.
 
 use fastrand::Rng;
 use serde_json::{Value, json};
@@ -12,17 +13,17 @@ use super::host::{Host, Tried};
 use super::report::Report;
 
 pub(super) const SCRIPT: &str = include_str!("js/natives.js");
-/// Calls of one run.
+/// How many calls one run makes.
 const BATCH: u64 = 500;
 
-/// A batch of calls in one run.
+/// Tries one batch of calls in one run.
 pub fn try_one(host: &mut Host, iteration: u64, rng: &mut Rng, report: &mut Report) {
     let seed = rng.u32(..);
     let allow_eval = rng.bool();
     let tried = calls(host, allow_eval, seed, 0, BATCH);
     let result = &tried.answer["result"];
     *report.tried.outcomes.entry(tried.outcome()).or_default() += 1;
-    // A run that ended early has made fewer calls, and does not report how many.
+    // A run that ended early has made fewer calls, and its answer does not say how many.
     report.tried.calls += if tried.outcome() == "ok" { BATCH } else { 0 };
     report.tried.functions = report.tried.functions.max(result["functions"].as_u64().unwrap_or(0));
     let wrong = wrong(&tried);
@@ -46,14 +47,14 @@ fn calls(host: &mut Host, allow_eval: bool, seed: u32, first: u64, last: u64) ->
     host.run(&json!({ "code": SCRIPT, "args": [seed, first, last] }))
 }
 
-/// What is wrong around the run, and what the script says.
+/// What [`Host::run`] found wrong, and what the script itself reports.
 fn wrong(tried: &Tried) -> Vec<String> {
     let said = tried.answer["result"]["wrong"].as_array().into_iter().flatten();
     tried.wrong.iter().cloned().chain(said.filter_map(Value::as_str).map(str::to_owned)).collect()
 }
 
-/// The shortest range of calls at the end of the shortest beginning that shows what the whole range
-/// does.
+/// A short range of calls that still shows what is wrong. First the last call that is needed is
+/// searched, with all calls before it, and then the first.
 fn shortest(length: u64, mut shows: impl FnMut(u64, u64) -> bool) -> (u64, u64) {
     if !shows(0, length) {
         return (0, length);

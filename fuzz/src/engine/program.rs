@@ -1,5 +1,6 @@
-//! One program: statements over a pool of variables that all programs share, which makes every
-//! statement valid in every program. It is generated, or mutated and crossed from the corpus.
+//! One program: a list of statements. All programs have the same pool of variables, so almost every
+//! statement is valid in every program. A program is generated, or is one of the corpus; then it is
+//! mutated and crossed with others.
 
 use fastrand::Rng;
 
@@ -9,7 +10,7 @@ use super::tree::{self, Node};
 const PRELUDE: &str = include_str!("js/prelude.js");
 const EPILOGUE: &str = include_str!("js/epilogue.js");
 
-/// Programs of our own, each named after what it exercises.
+/// The corpus: programs of our own, each named after what it exercises.
 const CORPUS: [&str; 8] = [
     include_str!("../../corpus-js/arguments.js"),
     include_str!("../../corpus-js/bigint.js"),
@@ -25,7 +26,7 @@ const CORPUS: [&str; 8] = [
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Program {
     pub statements: Vec<Node>,
-    /// Compiled from a string outside strict mode, which modules cannot leave.
+    /// The program is compiled from a string, outside strict mode. (Modules are always strict.)
     pub sloppy: bool,
 }
 
@@ -35,7 +36,8 @@ impl Program {
         Self { statements: tree::parse(text), sloppy: false }
     }
 
-    /// Half of the programs are generated, and half are mutated from the corpus.
+    /// Makes a program: half of them are generated, and half come from the corpus. Up to five
+    /// mutations follow.
     pub fn make(rng: &mut Rng) -> Self {
         let mut program = if rng.bool() { Self::generate(rng) } else { Self::of(CORPUS[rng.usize(..CORPUS.len())]) };
         program.sloppy = rng.u8(..4) == 0;
@@ -70,18 +72,18 @@ impl Program {
             }
             _ => vec![changed(&old, rng)],
         };
-        // A statement with `yield`, `super`, `return` or a part of a class is valid only where it
-        // was. Elsewhere the program does not compile, which all engines must report alike.
+        // A statement with `yield`, `super`, `return` or a part of a class may be invalid in
+        // another place. Then the program does not compile, which all engines must report alike.
         tree::replace(&mut self.statements, number, new);
     }
 
-    /// A statement of the corpus.
+    /// A statement from the corpus.
     fn foreign(rng: &mut Rng) -> Node {
         let other = tree::parse(CORPUS[rng.usize(..CORPUS.len())]);
         other[rng.usize(..other.len())].clone()
     }
 
-    /// The program as the function that a run calls. A statement that throws does not end it.
+    /// The program as the function that a run calls. If a statement throws, the next one follows.
     pub fn text(&self) -> String {
         let statements: String = self
             .statements
@@ -98,8 +100,8 @@ fn wrapped(head: &str, node: Node) -> Node {
     Node::Block { arms: vec![(head.to_owned(), vec![node])], end: "}".to_owned() }
 }
 
-/// A statement with one token of its first line replaced by another of the same kind, or by a
-/// variable of another type.
+/// The statement, with one token of its first line replaced. A variable may be replaced by a
+/// variable of another type, any other token by a token of the same kind.
 fn changed(node: &Node, rng: &mut Rng) -> Node {
     match node {
         Node::Line(line) => Node::Line(with_another_token(line, rng)),
@@ -111,7 +113,7 @@ fn changed(node: &Node, rng: &mut Rng) -> Node {
     }
 }
 
-/// Kinds of tokens that can be replaced.
+/// The kinds of tokens that can be replaced.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Token {
     Number,
@@ -121,7 +123,7 @@ enum Token {
 
 fn with_another_token(line: &str, rng: &mut Rng) -> String {
     let found = tokens(line);
-    // A loop with another bound may not end in time, which says nothing.
+    // With another bound, a loop might not end in time. Such a program shows nothing.
     let is_loop = ["for ", "l: for ", "while ", "} while "].iter().any(|word| line.starts_with(word));
     if found.is_empty() || is_loop {
         return line.to_owned();
@@ -141,7 +143,7 @@ fn with_another_token(line: &str, rng: &mut Rng) -> String {
     format!("{}{new}{}", &line[..range.start], &line[range.end..])
 }
 
-/// The tokens of a line that can be replaced, outside strings and names.
+/// The tokens of a line that can be replaced. They are not in strings and not part of names.
 fn tokens(line: &str) -> Vec<(Token, std::ops::Range<usize>)> {
     let bytes = line.as_bytes();
     let is_word = |byte: &u8| byte.is_ascii_alphanumeric() || matches!(byte, b'_' | b'$' | b'.');
@@ -170,7 +172,7 @@ fn tokens(line: &str) -> Vec<(Token, std::ops::Range<usize>)> {
             }
             b'+' | b'-' | b'*' | b'%' | b'&' | b'|' | b'^' => {
                 at += 1;
-                // Between spaces it stands alone.
+                // A binary operator has spaces on both sides.
                 if start > 0 && bytes[start - 1] == b' ' && bytes.get(at) == Some(&b' ') {
                     found.push((Token::Operator, start..at));
                 }

@@ -1,4 +1,4 @@
-//! What a run of the fuzzer has tried and found, and the files that keep its findings.
+//! The counts and findings of a run of the fuzzer, and the files with its findings.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -8,20 +8,20 @@ use std::time::{Duration, Instant};
 
 use crate::Finding;
 
-/// More findings than this are of the same cause, or of many: someone has to look first.
+/// The run ends after this many findings, so that somebody looks at them first.
 pub const MOST_FINDINGS: usize = 20;
 
-/// What was tried, and what came of it.
+/// The counts of what was tried, and of the outcomes.
 #[derive(Debug, Default)]
 pub struct Tried {
     pub programs: u64,
-    /// Programs of which at least two engines computed the same.
+    /// Programs on which at least two engines agreed.
     pub agreed: u64,
-    /// Of those, programs that do not compile, or that throw where nothing catches.
+    /// How many of the programs in `agreed` do not compile, or ended with an exception.
     pub threw: u64,
-    /// Programs whose result may differ, or that a limit ended.
+    /// Programs whose result is in doubt, or that a limit ended in too many engines.
     pub not_comparable: u64,
-    /// Programs that Node.js ran as well, and those where both its modes differ from ours.
+    /// Programs that also ran in Node.js, and how many of them differ there, in both its modes.
     pub with_node: u64,
     pub node_differs: u64,
     /// Calls of functions of the global object, and how many functions there are.
@@ -65,7 +65,7 @@ impl Report {
         Self { seed, tried: Tried::default(), findings: Vec::new(), folder, begun: now, printed: now }
     }
 
-    /// Says now and then how far it is.
+    /// Prints the counts every [`PRINT_EVERY`].
     pub fn at(&mut self, iteration: u64) {
         if self.printed.elapsed() >= PRINT_EVERY {
             self.printed = Instant::now();
@@ -78,7 +78,7 @@ impl Report {
         println!("iteration {iteration}, {seconds:.0} s: {}", self.tried);
     }
 
-    /// Keeps something in a file: what was seen, as a comment, and the script that shows it.
+    /// Writes a file with a comment that says what was seen, and with the script that shows it.
     pub fn keep(&self, what: &str, iteration: u64, seen: &str, script: &str) -> PathBuf {
         let file = self.folder.join(format!("{what}-{}-{iteration}.js", self.seed));
         let again = format!("cargo xtask fuzz engine --seed {} --from {iteration} --count 1", self.seed);
@@ -91,7 +91,7 @@ impl Report {
         file
     }
 
-    /// Something that must not be.
+    /// Notes a finding, prints it and writes its file.
     pub fn found(&mut self, what: &str, iteration: u64, seen: &str, script: &str) {
         let file = self.keep(what, iteration, seen, script);
         let first = seen.lines().next().unwrap_or_default();

@@ -1,4 +1,4 @@
-//! The oracles against engines that are wrong on purpose, and a bounded run of everything.
+//! Tests the oracles with engines that are wrong on purpose, and runs a bounded part of everything.
 
 use enisle_api::client::blocking::Connection;
 use enisle_tests::{PATIENCE, wait_until};
@@ -24,12 +24,12 @@ fn engine(name: &'static str, flags: &'static str) -> Engine {
     Engine::new(Mode { name, flags, sealed: false }, &worker).expect("the worker starts")
 }
 
-/// What comes of one program in one engine.
+/// The outcome of one program in one engine.
 fn outcome(engine: &mut Engine, text: &str) -> Outcome {
     in_all(&mut [engine], text).expect("it runs").remove(0).1
 }
 
-/// The first program that these engines do not agree on, among the first thousand, made small.
+/// The first of a thousand programs for which these engines get this verdict, made small.
 fn found(engines: &mut [&mut Engine], wanted: &Verdict) -> Option<Program> {
     let mut shows = |program: &Program| {
         let outcomes = in_all(engines, &program.text()).expect("the engines run");
@@ -41,7 +41,7 @@ fn found(engines: &mut [&mut Engine], wanted: &Verdict) -> Option<Program> {
 
 #[test]
 fn an_engine_with_a_builtin_that_differs_is_found_with_a_small_program() {
-    // Regular expressions whose groups share a name do not compile in it.
+    // In this engine, a regular expression does not compile if two of its groups share a name.
     let mut wrong = engine("wrong", "--no-js-regexp-duplicate-named-groups");
     let least = found(&mut [&mut engine("production", ""), &mut wrong], &Verdict::Differed).expect("it differs");
     assert!(tree::size(&least.statements) <= 3, "{}", tree::text(&least.statements));
@@ -53,7 +53,7 @@ fn an_engine_with_a_builtin_that_differs_is_found_with_a_small_program() {
 
 #[test]
 fn an_engine_that_crashes_is_found_and_the_next_program_runs() {
-    // It ends its process where a program exhausts the stack.
+    // This engine ends its process if a program exhausts the stack.
     let mut wrong = engine("wrong", "--correctness-fuzzer-suppressions");
     let deep = Program::of("f0 = function (p) {\nreturn f0(p + 1) + 1;\n};\nout(f0(1));");
     let outcomes = in_all(&mut [&mut engine("production", ""), &mut wrong], &deep.text()).expect("both run");
@@ -75,7 +75,7 @@ fn a_run_over_its_limits_is_not_taken_for_a_crash() {
 
 #[test]
 fn a_mode_that_compiles_early_has_compiled_what_production_still_interprets() {
-    // Bits 4 to 6 of the status: optimised, by Maglev, by Turbofan (V8's runtime.h).
+    // Bits 4 to 6 of the status say: optimised, by Maglev, by Turbofan (V8's runtime.h).
     let program = "() => { const f = (p) => p * 2; let n = 0; for (let k = 0; k < 90; k++) n += f(k); return %GetOptimizationStatus(f) & 0x70; }";
     for (flags, is_compiled) in [("--allow-natives-syntax", false), ("--allow-natives-syntax --jit-fuzzing", true)] {
         let outcome = outcome(&mut engine("early", flags), program);

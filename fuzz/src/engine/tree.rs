@@ -1,15 +1,16 @@
-//! A program as a tree of lines: what mutation and minimisation work on, without a parser of
-//! JavaScript.
+//! A program as a tree of lines. Mutation and minimisation work on this tree, so that they need no
+//! parser of JavaScript.
 //!
-//! A line that ends with `{` opens a block, a line that begins with `}` closes it, and one that
-//! does both (`} else {`) begins its next part. Generator and corpus write programs that way.
+//! A line that ends with `{` opens a block, and a line that begins with `}` closes it. A line that
+//! does both (`} else {`) begins the block's next arm. The generator and the corpus write programs
+//! that way.
 
 /// A statement of a program.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Node {
     Line(String),
     Block {
-        /// Each begins with its line, `if (x) {` or `} else {`.
+        /// Each arm has its first line, such as `if (x) {` or `} else {`, and its statements.
         arms: Vec<(String, Vec<Node>)>,
         /// The line that closes the block.
         end: String,
@@ -37,7 +38,7 @@ impl Node {
         }
     }
 
-    /// How many statements it has, itself included.
+    /// How many statements the node has at all depths, itself included.
     pub fn size(&self) -> usize {
         match self {
             Self::Line(_) => 1,
@@ -56,7 +57,7 @@ pub fn text(nodes: &[Node]) -> String {
     nodes.iter().map(Node::text).collect::<Vec<_>>().join("\n")
 }
 
-/// Statements from a program's text. A block that is not closed is closed at the end.
+/// Statements from a program's text. A block that is not closed ends at the end of the text.
 pub fn parse(text: &str) -> Vec<Node> {
     let mut lines = text.lines().map(str::trim).filter(|line| !line.is_empty() && !line.starts_with("//"));
     let mut nodes = Vec::new();
@@ -105,7 +106,7 @@ pub fn get(nodes: &[Node], mut number: usize) -> Option<&Node> {
     None
 }
 
-/// Puts others in place of the statement with this number, counted through all depths.
+/// Replaces the statement with this number, counted through all depths, by others.
 pub fn replace(nodes: &mut Vec<Node>, mut number: usize, others: Vec<Node>) {
     for at in 0..nodes.len() {
         if number == 0 {

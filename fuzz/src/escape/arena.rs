@@ -1,4 +1,4 @@
-//! A daemon with victims in it, attackers that come and go, and everything that watches them.
+//! A daemon with victims, with attackers that come and go, and with the threads that watch them.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::io::{self, BufReader, Write};
@@ -21,20 +21,20 @@ use super::program::{Op, Program};
 use super::victims::{Answer, Client, Victim, Victims, leaked};
 use super::{reach, stream};
 
-/// What an attacker's run may use. Programs are small, and some never end by themselves.
+/// The limits of an attacker's run. Programs are small, and some never end by themselves.
 const LIMITS: Limits = Limits { cpu_ms: 100, wall_ms: 1500, memory_mb: 48, log_lines: 100 };
-/// Beyond these a limit was not armed: a busy machine is late, V8 is late, and a heap may be twice
-/// its limit when buffers count too.
+/// If a run uses more than this, its limit was not armed. Below this, a busy machine or V8 may be
+/// late in ending the run, and a heap may be twice its limit if buffers count too.
 const UNARMED: Limits = Limits { cpu_ms: 1100, wall_ms: 10_000, memory_mb: 128, log_lines: 110 };
 
 impl Limits {
-    /// The limits of time on a machine that is so many times slower.
+    /// The same limits, with longer times for a machine that is `times` slower.
     fn slower(&self, times: u32) -> Self {
         Self { cpu_ms: self.cpu_ms * times, wall_ms: self.wall_ms * times, ..*self }
     }
 }
 
-/// What a victim's run takes at most on a machine that is not slow.
+/// The longest run of a victim on a machine that is not slow.
 const USUAL_MS: u128 = 40;
 
 #[derive(Debug)]
@@ -45,25 +45,25 @@ struct Limits {
     log_lines: u32,
 }
 
-/// The processors belong to the attackers most of the time.
+/// The pauses leave the processors to the attackers most of the time.
 const BETWEEN_VISITS: Duration = Duration::from_millis(100);
 const BETWEEN_LOOKS: Duration = Duration::from_secs(2);
 
-/// How many programs a finding may be due to.
+/// How many of the last programs may have caused a finding.
 const RECENT: usize = 24;
 
-/// Numbers that the run ends with.
+/// The counts of a run, which are printed after each round.
 #[derive(Debug, Default)]
 pub struct Counts {
-    /// Programs whose process was alive afterwards, and those that ended it.
+    /// Runs of attackers whose process was alive afterwards, and runs that ended their process.
     pub alive: AtomicU64,
     pub ended: AtomicU64,
     pub visits: AtomicU64,
-    /// Runs that the daemon answered with an error of the request.
+    /// Requests for runs that the daemon refused.
     pub refused: AtomicU64,
     pub deaths: AtomicU64,
     pub looks: AtomicU64,
-    /// Processor time of the daemons and their workers, in milliseconds.
+    /// CPU time of the daemons and their workers, in milliseconds.
     pub computed_ms: AtomicU64,
 }
 
@@ -72,14 +72,14 @@ pub struct Counts {
 pub struct Arena {
     daemon: Daemon,
     keys: bool,
-    /// How many times slower this machine is than most; the emulated one is.
+    /// How many times slower than most this machine is. The emulated machine is slower.
     slow: u32,
     victims: Victims,
     ledger: Mutex<Ledger>,
     outside: Outside,
     recent: Mutex<VecDeque<Program>>,
     names: AtomicU64,
-    /// How often all victims have answered.
+    /// How many rounds of visits to all victims have ended.
     rounds: AtomicU64,
     broken: Mutex<Option<(Broken, Vec<Program>)>>,
     over: AtomicBool,
@@ -90,9 +90,10 @@ fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 }
 
 fn config(worker: &Path) -> String {
-    // Tenants share processes without keys too. What could not be attributed is soon forgotten, so
-    // that victims come back into company, and all tenants are one uid's, which would otherwise be
-    // on probation. An attacker is in company until it is found out, then alone, then sealed.
+    // Tenants share processes even without keys. Suspicion ends soon, so that victims come back
+    // into company. All tenants belong to one uid, so its budget of deaths is turned off: otherwise
+    // all would be on probation. An attacker lives in company until it is found out, then alone,
+    // then sealed.
     format!(
         "[workers]\nprogram = {:?}\nshare_without_keys = true\n[defaults.quota]\nper_second = 1000000\n\
          burst = 1000000\n[cordon.rules]\nsuspicion_secs = 20\nunexplained_secs = 1\n\
@@ -102,10 +103,10 @@ fn config(worker: &Path) -> String {
 }
 
 impl Arena {
-    /// Starts a daemon, and has every victim run once.
+    /// Starts a daemon, and visits every victim once.
     ///
     /// # Errors
-    /// A victim does not answer before anything attacked it.
+    /// A victim is not served, although nothing has attacked it yet.
     pub fn open(keys: bool, victims: usize, seed: u64) -> Result<Self, Broken> {
         let daemon = Daemon::start(&config(&enisle_tests::attack_worker()));
         let mut rng = Rng::with_seed(seed);
@@ -117,7 +118,7 @@ impl Arena {
             victims.visit(&mut client, index, &mut rng, || false)?;
             took = begun.elapsed();
         }
-        // By the last one, whose script was there already.
+        // The time of the last visit counts, because that victim's script was registered before.
         let slow = u32::try_from(took.as_millis() / USUAL_MS).unwrap_or(1).clamp(1, 8);
         let outside = Outside::new(daemon.pid(), daemon.folder.path());
         Ok(Self {
@@ -135,8 +136,8 @@ impl Arena {
         })
     }
 
-    /// Lets attackers run for that long; returns what broke, with the programs that it may be due
-    /// to.
+    /// Lets attackers run until `until`, or until an invariant breaks. Returns the broken
+    /// invariant, and the programs that may have broken it.
     pub fn fight(
         &self,
         attackers: usize,
@@ -172,8 +173,8 @@ impl Arena {
         locked(&self.broken).take()
     }
 
-    /// Runs these programs one after the other, each as a new attacker, and examines everything
-    /// after each.
+    /// Runs these programs one after the other, each as a new attacker. Visits all victims after
+    /// each program, and examines everything at the end.
     pub fn replay(&self, programs: &[Program], counts: &Counts, rng: &mut Rng) -> Option<Broken> {
         let (follower, memory) = (self.follow().ok()?, Mutex::default());
         std::thread::scope(|scope| {
@@ -193,7 +194,7 @@ impl Arena {
         locked(&self.broken).take().map(|(broken, _)| broken)
     }
 
-    /// The end of the daemon's log.
+    /// The last lines of the daemon's log.
     #[must_use]
     pub fn last_words(&self) -> String {
         let log = self.daemon.log();
@@ -209,14 +210,14 @@ impl Arena {
         format!("{ATTACKER}{}", self.names.fetch_add(1, Ordering::Relaxed))
     }
 
-    /// The first thing that breaks ends the fight.
+    /// Ends the fight. Only the first broken invariant is kept.
     fn breaks(&self, broken: Broken) {
         let recent = locked(&self.recent).iter().cloned().collect();
         locked(&self.broken).get_or_insert((broken, recent));
         self.over.store(true, Ordering::SeqCst);
     }
 
-    /// Waits until all evidence has come, and examines everything once more.
+    /// Visits all victims, waits until all evidence has come, and looks at everything once more.
     fn settle(&self, counts: &Counts, rng: &mut Rng) {
         let mut client = Client::new(&self.daemon.socket());
         self.visit_all(&mut client, counts, rng);
@@ -238,7 +239,7 @@ impl Arena {
         Ok(stream)
     }
 
-    /// Enters every event into the ledger until the stream ends.
+    /// Enters every event into the ledger, until the stream of events ends.
     fn keep_ledger(&self, stream: &UnixStream, memory: &Mutex<Memory>) {
         let _ = stream::events(&mut BufReader::new(stream), |event| {
             let text = |key: &str| event[key].as_str().unwrap_or_default();
@@ -294,7 +295,7 @@ impl Arena {
         broken.into_iter().for_each(|broken| self.breaks(broken));
     }
 
-    /// The victims by the processes where they live.
+    /// The processes that have victims, each with its victims.
     fn homes(&self, client: &mut Client) -> Result<BTreeMap<i32, Vec<Victim>>, Broken> {
         let victims = self.victims.all();
         let listed = client.request("GET", "/v1/workers", &Value::Null)?.json();
@@ -315,14 +316,14 @@ impl Arena {
         while !self.is_over() {
             let program = grammar.program(&locked(memory), rng);
             let goes_on = self.attack(&mut client, &name, &program, memory, counts, rng);
-            // An attacker goes on, alone and sealed, until it is expelled.
+            // An attacker that is found out goes on, alone and then sealed, until it is refused.
             if !goes_on || rng.u8(..100) == 0 {
                 name = self.new_name();
             }
         }
     }
 
-    /// Runs a program as that tenant; returns whether the tenant is to go on.
+    /// Runs a program as this tenant. Returns whether the tenant should go on.
     fn attack(
         &self,
         client: &mut Client,
@@ -355,7 +356,7 @@ impl Arena {
         let limits = json!({
             "cpuMs": limits.cpu_ms, "wallMs": limits.wall_ms, "memoryMb": limits.memory_mb, "logLines": limits.log_lines,
         });
-        // Natives lift the limit of memory, so a program that does not need them has none.
+        // The natives lift the limit of memory, so only a program that uses natives gets them.
         let props = json!({ "attack": Deeds::of(program).attacks() });
         let call = json!({ "args": [self.victims.scene(self.keys)], "props": props });
         let with = |mut fields: Value| {
@@ -377,7 +378,7 @@ impl Arena {
         (0..program.kept_runs).map(|_| client.request("POST", &format!("{script}/run"), &with(json!({})))).collect()
     }
 
-    /// Remembers what came of a program; returns whether its tenant is to go on.
+    /// Remembers the results of a program. Returns whether its tenant should go on.
     fn learn(
         &self,
         name: &str,
@@ -426,7 +427,8 @@ impl Arena {
     }
 }
 
-/// Whether an attacker may be answered like that. Natives for attackers lift the account of memory.
+/// Checks that an attacker may get such an answer. With natives (`attacks`), the limit of memory is
+/// not checked, because natives lift it.
 fn judged(answer: &Answer, slow: u32, attacks: bool) -> Result<(), Broken> {
     if let Some(broken) = leaked(&answer.body) {
         return Err(broken);

@@ -1,4 +1,4 @@
-//! A finding as a file that `tests/escape` picks up, and how it becomes small.
+//! A finding as a file, which becomes a row of `tests/escape`, and how the finding is made small.
 //!
 //! ```text
 //! // invariant: canaries
@@ -8,8 +8,8 @@
 //! attack.syscall(11n, page(v(0, 'buffer')), 4096n)
 //! ```
 //!
-//! Each line after `attacker` is a statement of its program. All invariants must hold while they
-//! run, one attacker after the other.
+//! Each line after an `attacker` line is a statement of that attacker's program. The attackers run
+//! one after the other, and all invariants must hold meanwhile.
 
 use std::fmt::Write;
 use std::path::{Path, PathBuf};
@@ -20,7 +20,7 @@ use super::program::{Op, Program};
 
 const ATTACKER_LINE: &str = "// attacker: kept runs ";
 
-/// A finding with its programs.
+/// The programs of a finding.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Case {
     pub programs: Vec<Program>,
@@ -41,10 +41,10 @@ impl Case {
         text
     }
 
-    /// Reads such a text.
+    /// Reads the text of a case.
     ///
     /// # Errors
-    /// It has no attacker.
+    /// The text has no attacker, or a number of runs cannot be read.
     pub fn read(text: &str) -> io::Result<Self> {
         let mut programs: Vec<Program> = Vec::new();
         for line in text.lines().filter(|line| !line.trim().is_empty()) {
@@ -61,7 +61,7 @@ impl Case {
         Ok(Self { programs })
     }
 
-    /// Writes the file into a folder; returns its path.
+    /// Writes the case to a file in a folder. Returns the file's path.
     ///
     /// # Errors
     /// The folder cannot be written to.
@@ -73,19 +73,19 @@ impl Case {
     }
 }
 
-/// Makes programs smaller while `fails` holds for them: drops whole programs, then statements, in
-/// runs of halved length. Asks at most `most` times.
+/// Makes a list of programs smaller while `fails` is true for it. Drops whole programs first and
+/// then statements, in runs that get shorter by half. Calls `fails` at most `most` times.
 pub fn minimised(programs: &[Program], most: usize, mut fails: impl FnMut(&[Program]) -> bool) -> Vec<Program> {
     let (mut best, mut asked) = (programs.to_vec(), 0);
     let mut try_it = |candidate: &[Program]| {
         asked += 1;
         asked <= most && fails(candidate)
     };
-    // The last program alone is most often enough.
+    // One of the last programs alone is most often enough.
     if let Some(alone) = best.iter().rev().take(4).map(|last| vec![last.clone()]).find(|alone| try_it(alone)) {
         best = alone;
     } else if !try_it(&best) {
-        // It needed several attackers at a time, or chance.
+        // The finding needed several attackers at a time, or chance.
         return best;
     }
     best = shortened(&best, &mut |candidate| try_it(candidate));
@@ -100,7 +100,8 @@ pub fn minimised(programs: &[Program], most: usize, mut fails: impl FnMut(&[Prog
     best
 }
 
-/// The shortest list found, by dropping halves, quarters and so on, that still `fails`.
+/// Drops halves of a list, then quarters and so on, while the rest still `fails`. Returns the
+/// shortest list found.
 fn shortened<T: Clone>(list: &[T], fails: &mut impl FnMut(&[T]) -> bool) -> Vec<T> {
     let mut best = list.to_vec();
     let mut step = best.len() / 2;

@@ -1,20 +1,20 @@
-//! What a program can have done, by its text: with this the ledger tells whether an event can be
-//! the doing of the tenant that it names.
+//! The attacks that a program can have made, by its text. From these the ledger judges whether the
+//! tenant that an event names can have caused the event.
 
 use std::collections::BTreeSet;
 
 use super::program::{Op, Program};
 
-/// What a program can have done.
+/// The attacks that a program can have made.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Deeds {
-    /// Its system calls, by the lower half of the number, which is what the kernel reports.
+    /// Its system calls, by the lower half of their numbers, because the kernel reports only that.
     calls: BTreeSet<u32>,
-    /// It loads, stores, or has other keys.
+    /// The program loads, stores, or opens other keys.
     touches: bool,
 }
 
-/// The calls that `attack.sigreturn` makes: a handler, a signal to itself, the return.
+/// The calls that `attack.sigreturn` makes: it sets a handler, sends itself a signal and returns.
 const SIGRETURN: [u32; 6] = [13, 14, 15, 39, 186, 234];
 const SENDTO: u32 = 44;
 
@@ -58,7 +58,7 @@ impl Deeds {
         self.touches
     }
 
-    /// Whether it has a native of an attacker's at all.
+    /// Whether the program uses any native for attackers.
     #[must_use]
     pub fn attacks(&self) -> bool {
         self.touches || !self.calls.is_empty()

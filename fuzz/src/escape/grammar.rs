@@ -1,9 +1,10 @@
-//! Makes programs, and remembers what their operations came to.
+//! Makes programs, and remembers the results of their operations.
 //!
-//! Nothing here says which calls a filter refuses. A kind of operation (a call's number with the
-//! class of its first argument) that has ended its process is drawn more rarely, and only as the
-//! last operation of a program that is meant to risk its process; the other programs are made of
-//! what has always returned. Programs that showed something new are kept and changed.
+//! The generator does not know which calls a filter refuses; it learns from what happened. A *kind*
+//! of operation is a call's number with the class of its first argument. A kind that has ended its
+//! process is drawn more rarely, and only at the end of a program that is meant to risk its
+//! process. All other operations of programs are of kinds that have almost always returned.
+//! Programs that showed something new are kept and changed.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -13,20 +14,20 @@ use serde::{Deserialize, Serialize};
 use super::program::{Arg, Fact, Op, PATHS, Program, Way};
 use super::{language, reach};
 
-/// The numbers of the 64-bit table, and some more.
+/// System calls are drawn with numbers below this. The numbers of the 64-bit table are lower.
 const NUMBERS: u64 = 480;
 /// How many programs of a hundred risk their process.
 const RISKY_PERCENT: u32 = 10;
-/// The chance of its process's end below which an operation is taken for harmless.
+/// An operation is taken for harmless if the chance that it ends its process is below this.
 const HARMLESS: f64 = 0.04;
-/// Programs that are kept to be changed.
+/// The most programs that are kept to be changed.
 const MOST_KEPT: usize = 2000;
 
-/// Calls by which the kernel reads or writes memory for the caller, among those that a tenant may
-/// make. Without keys nothing stops them at another tenant's pages, as nothing stops a load.
+/// Calls that a tenant may make and by which the kernel reads or writes memory for the caller.
+/// Without keys, nothing stops such a call at another tenant's pages, as nothing stops a load.
 const KERNEL_ACCESSES: [u64; 17] = [0, 1, 14, 35, 44, 45, 96, 98, 127, 143, 202, 204, 228, 229, 230, 318, 334];
 
-/// How often a kind of operation returned, and how often its process ended with it.
+/// How often a kind of operation returned, and how often it ended its process.
 #[derive(Debug, Default, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 struct Fate {
     returned: u32,
@@ -39,18 +40,18 @@ impl Fate {
     }
 }
 
-/// The generator's memory: the state that a run is resumed with.
+/// The generator's memory. A run is resumed with this state.
 #[derive(Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Memory {
     fates: BTreeMap<String, Fate>,
     seen: BTreeSet<String>,
     kept: Vec<Program>,
-    /// System calls that returned and did something, one of each class.
+    /// System calls that succeeded, one for each class and result.
     done: Vec<Op>,
 }
 
 impl Memory {
-    /// Remembers that an operation returned, and what; returns whether that is new.
+    /// Remembers that an operation returned this result. Returns whether the result is new.
     pub fn returned(&mut self, op: &Op, result: &str) -> bool {
         [op.kind(), op.wide_kind()].into_iter().for_each(|kind| self.fates.entry(kind).or_default().returned += 1);
         let is_new = self.seen.insert(format!("{} -> {result}", op.class()));
@@ -65,7 +66,8 @@ impl Memory {
         [op.kind(), op.wide_kind()].into_iter().for_each(|kind| self.fates.entry(kind).or_default().ended += 1);
     }
 
-    /// Something else that counts as coverage: a verdict, an event. Returns whether it is new.
+    /// Remembers something else that counts as coverage, such as an outcome or an event. Returns
+    /// whether it is new.
     pub fn saw(&mut self, what: String) -> bool {
         self.seen.insert(what)
     }
@@ -89,7 +91,7 @@ impl Memory {
         self.kept.len()
     }
 
-    /// The kinds of operations tried, and those of them that always ended their process.
+    /// How many kinds of operations were tried, and how many of them always ended their process.
     #[must_use]
     pub fn kinds(&self) -> (usize, usize) {
         (self.fates.len(), self.fates.values().filter(|fate| fate.returned == 0).count())
@@ -136,7 +138,7 @@ impl Grammar {
         program
     }
 
-    /// Operations that may end their process, the most likely to return first.
+    /// Three operations that may end their process, ordered so that the safest comes first.
     fn risks(self, memory: &Memory, rng: &mut Rng) -> Vec<Op> {
         let chance = |op: &Op| memory.risk(op).unwrap_or(0.5);
         let mut drawn: Vec<_> = (0..3).map(|_| self.risk(memory, rng)).collect();
@@ -144,8 +146,9 @@ impl Grammar {
         drawn
     }
 
-    /// A call that was let through, with one argument changed: what still stops it then is the rule
-    /// about that argument. Or any attack, rather one that was not tried or that returned before.
+    /// Either a call that was let through, with one argument changed: only a rule about that
+    /// argument can still stop it. Or an attack: of a few that are drawn, the one that is most
+    /// likely to return, but a harmless one only if all are harmless.
     fn risk(self, memory: &Memory, rng: &mut Rng) -> Op {
         match memory.done.get(rng.usize(..memory.done.len().max(1))) {
             Some(Op::Call { number, args }) if !args.is_empty() && rng.bool() => {
@@ -162,7 +165,8 @@ impl Grammar {
         }
     }
 
-    /// Pages of another's, for calls that do not make the kernel read or write them.
+    /// A page of a victim. If there are no keys and the call makes the kernel read or write the
+    /// page, a page of the attacker's own.
     fn pages(self, number: u64, rng: &mut Rng) -> Arg {
         let kernel_accesses = !self.keys && KERNEL_ACCESSES.contains(&(number & 0xffff_ffff));
         let fact = Fact::SECRETS[rng.usize(..Fact::SECRETS.len())];
@@ -221,7 +225,7 @@ impl Grammar {
                 let to = if rng.bool() { Arg::Channel } else { Arg::Victim(rng.u8(..), Fact::Channel) };
                 Op::Frame { to, bytes: frame(rng) }
             }
-            // Read-only, with keys and without.
+            // The frozen page is read-only with keys and without.
             3 => Op::Store { at: Arg::Frozen },
             4..=8 if self.keys => {
                 let at = self.address(rng);
@@ -233,8 +237,8 @@ impl Grammar {
             }
             10..=24 => self.range_call(rng),
             _ => {
-                // A tenant's thread makes some calls all the time; what else they can do is asked
-                // as often as what the other calls can.
+                // Half of these calls have a number that a tenant's thread needs, because such a
+                // call can do more than one that always traps. The other half have any number.
                 let needed = reach::NEEDED[rng.usize(..reach::NEEDED.len())];
                 let mut number = if rng.bool() { rng.u64(..NUMBERS) } else { needed.cast_unsigned() };
                 let args = (0..rng.u8(0..7)).map(|_| self.arg(number, rng)).collect();
@@ -248,7 +252,8 @@ impl Grammar {
         }
     }
 
-    /// A call whose first two arguments are a range: these decide about other tenants' pages.
+    /// A call with a range of addresses, which may cover pages of other tenants. For most of these
+    /// calls the range is the first two arguments.
     fn range_call(self, rng: &mut Rng) -> Op {
         let often = [9, 10, 11, 25, 28, 329];
         let number = match rng.u8(..3) {
@@ -261,7 +266,7 @@ impl Grammar {
             _ => 4096 << rng.u32(..3),
         };
         let protection = |rng: &mut Rng| if rng.bool() { 3 } else { rng.u64(..8) };
-        // What the third and the fourth argument can mean.
+        // Values that the call understands as its third and fourth argument.
         let meant = match number {
             9 => [protection(rng), [0x22, 0x32, 0x4032, 0x10_0022, 0x21][rng.usize(..5)]],
             10 | 329 => [protection(rng), if rng.bool() { u64::MAX } else { rng.u64(..16) }],
@@ -274,14 +279,14 @@ impl Grammar {
         let last = if rng.u8(..4) > 0 { Arg::Word(u64::MAX) } else { self.arg(number, rng) };
         let mut args = vec![self.address(rng), Arg::Word(length), third, fourth, last, Arg::Word(0)];
         if number == 157 {
-            // PR_SET_VMA names a range by its third and fourth argument.
+            // For prctl(PR_SET_VMA), the range is the third and the fourth argument.
             args = vec![Arg::Word(0x5356_4d41), Arg::Word(0), self.address(rng), Arg::Word(length), Arg::Path(0)];
         }
         Op::Call { number, args }
     }
 
-    /// An address: another tenant's or the own. Commons and stacks of others are left out: what an
-    /// attacker may do to them is residual (SECURITY.md).
+    /// An address of another tenant or of the attacker. The commons and the stacks of others are
+    /// left out, because an attack on them is a residual risk (SECURITY.md).
     fn address(self, rng: &mut Rng) -> Arg {
         let which = rng.u8(..);
         let secret = Fact::SECRETS[rng.usize(..Fact::SECRETS.len())];
@@ -313,7 +318,7 @@ impl Grammar {
             _ => self.address(rng),
         };
         let kernel_accesses = KERNEL_ACCESSES.contains(&(number & 0xffff_ffff));
-        // Numbers are not addresses: those of channels and threads stay.
+        // A victim's channel and thread are numbers and not addresses, so these arguments stay.
         let is_address = arg.class() != "channel of another" && arg.class() != "thread of another";
         if !self.keys && kernel_accesses && is_address && arg.is_anothers() { Arg::Own(8) } else { arg }
     }
@@ -324,10 +329,10 @@ fn native(rng: &mut Rng) -> Op {
     Op::Native { number: rng.u32(..), construct: rng.u8(..4) == 0, this: language::value(rng), args }
 }
 
-/// Bytes of a frame: of any kind, of a wrong length, or noise.
+/// The bytes of a frame of any kind, perhaps with a wrong length, or random bytes.
 fn frame(rng: &mut Rng) -> Vec<u8> {
     let body: Vec<u8> = match rng.u8(..4) {
-        // The tag of a frame, and what may follow it.
+        // The tag of a kind of frame, and random bytes.
         0 => std::iter::once(rng.u8(..8)).chain((0..rng.usize(..12)).map(|_| rng.u8(..))).collect(),
         1 => vec![rng.u8(..8)],
         2 => (0..rng.usize(..60)).map(|_| rng.u8(..)).collect(),

@@ -1,11 +1,11 @@
-//! The part of the grammar that is JavaScript: statements that a script without any native can
-//! make, with what V8 and the worker do behind them as the target.
+//! The part of the grammar that is JavaScript: statements that need no native for attackers. They
+//! attack the code of V8 and of the worker that these statements reach.
 
 use fastrand::Rng;
 
 use super::program::Op;
 
-/// How deep values are nested.
+/// How deep values are nested at most.
 const DEPTH: u8 = 3;
 
 fn pick<'a>(rng: &mut Rng, from: &[&'a str]) -> &'a str {
@@ -24,7 +24,7 @@ fn number(rng: &mut Rng) -> String {
     }
 }
 
-/// Something with a length and elements, of every storage.
+/// A buffer, with any of the ways in which V8 allocates one.
 fn buffer(rng: &mut Rng) -> String {
     let (n, most) = (rng.u32(..70_000), rng.u32(70_000..2_000_000));
     match rng.u8(..6) {
@@ -49,7 +49,7 @@ const TYPED: &[&str] = &[
     "DataView",
 ];
 
-/// A value of any kind; some of them run code when they are used.
+/// A value of any kind. Some values run code when they are used.
 pub(super) fn value(rng: &mut Rng) -> String {
     nested(rng, DEPTH)
 }
@@ -124,7 +124,7 @@ const METHODS: &[&str] = &[
     "reverse",
 ];
 
-/// One statement, with the class that coverage counts it as.
+/// One statement, and its class for coverage.
 #[expect(clippy::too_many_lines, reason = "one row a production of the grammar")]
 pub(super) fn statement(rng: &mut Rng) -> Op {
     let (a, b) = (value(rng), value(rng));
@@ -140,7 +140,7 @@ pub(super) fn statement(rng: &mut Rng) -> Op {
                 m / 3
             ),
         ),
-        // Not of a copy of the own buffer, into which calls write.
+        // Not a copy of `own`: system calls write into that buffer, so it need not be zero.
         1 => ("transfer", format!("fresh(new ArrayBuffer({}).transfer({m}))", rng.u32(..70_000))),
         2 => ("fresh", format!("fresh(new ArrayBuffer({}))", rng.u32(..4_000_000))),
         3 => ("clone", format!("structuredClone({a}, {{ transfer: [{}] }})", buffer(rng))),
@@ -302,8 +302,8 @@ pub(super) fn statement(rng: &mut Rng) -> Op {
     Op::Language { class: class.into(), text: as_expression(&text) }
 }
 
-/// A statement that does not end by itself, or takes all that there is: a limit must end it. Half
-/// of them do so only in the second run of an isolate that is kept.
+/// A statement that never ends by itself, so that a limit must end it. Half of these statements
+/// begin to do so only in the second run of a kept isolate.
 pub(super) fn over_a_limit(rng: &mut Rng) -> Op {
     let (class, text) = match rng.u8(..6) {
         0 | 1 => ("spins", "(() => { for (;;); })()"),

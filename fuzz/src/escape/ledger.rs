@@ -1,13 +1,13 @@
-//! The book of who did what, and whether the daemon's events say the same.
+//! The ledger records which tenant made which attacks, and checks the daemon's events against that.
 //!
 //! | invariant | broken by |
 //! |---|---|
-//! | `attribution` | evidence against a victim, nobody, or an attacker that cannot have done it |
-//! | `layer` | evidence by another layer than the one that is in the way |
-//! | `record` | a process that ended, or a run that ended as a violation, without evidence |
+//! | `attribution` | evidence against a victim, against nobody, or against the wrong attacker |
+//! | `layer` | evidence that names another layer than the one that stops the attack |
+//! | `record` | a process that died, or a run that ended as a violation, without evidence |
 //! | `limits` | a run that the supervisor had to end, because nothing in the worker did |
-//! | `worker` | a worker that was not what it should be, a record of the daemon's that is broken |
-//! | `tags` | pages with a wrong key, as the daemon's own inspection found |
+//! | `worker` | a worker that verification rejected, or a broken record of the daemon |
+//! | `tags` | pages with a wrong key, which the daemon's own inspection found |
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant};
@@ -16,10 +16,10 @@ use serde_json::Value;
 
 use super::deeds::Deeds;
 
-/// How long evidence may take from the death of a process on.
+/// How long evidence may take after the death of a process or the end of a run.
 const GRACE: Duration = Duration::from_secs(10);
 
-/// An invariant that does not hold, and what was seen.
+/// An invariant that does not hold, and what was observed.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Broken {
     pub invariant: &'static str,
@@ -32,28 +32,30 @@ impl Broken {
     }
 }
 
-/// Evidence that is still to come.
+/// Evidence that must still come.
 #[derive(Debug)]
 struct Owed {
     since: Instant,
     worker: Option<u64>,
-    /// One of these tenants must be named: in evidence, or at least in a decision.
+    /// The evidence must name an attacker among these tenants.
     tenants: Vec<String>,
+    /// Instead of evidence, a decision about that attacker is enough.
     is_decision_enough: bool,
     what: String,
 }
 
-/// In the supervisor's words for a run that only it could end.
+/// A part of the supervisor's reason for ending a process whose run did not end otherwise.
 const NEVER_ENDED: &str = "neither ended nor was ended by its watchdog";
 
-/// What the attackers did, and what the daemon says.
+/// The attacks of all attackers, and the daemon's events about them.
 #[derive(Debug, Default)]
 pub struct Ledger {
+    /// By tenant, the attacks of all its programs.
     deeds: BTreeMap<String, Deeds>,
-    /// Of the program that a tenant runs at the moment.
+    /// By tenant, the attacks of its current program.
     current: BTreeMap<String, Deeds>,
     owed: Vec<Owed>,
-    /// The workers and the tenants that evidence named, and tenants that a decision named.
+    /// The workers and the tenants that evidence named, and the tenants that a decision named.
     workers: BTreeSet<u64>,
     accused: BTreeSet<String>,
     named: BTreeSet<String>,
@@ -61,13 +63,13 @@ pub struct Ledger {
     unrecorded: BTreeSet<String>,
     died: BTreeMap<u64, usize>,
     deaths: u64,
-    /// Deaths that left no record of the thread: after these a run may be lost (README).
+    /// How many deaths left no record of the thread. After such a death a run may be lost (README).
     silent: u64,
-    /// Evidence was counted and not emitted, so what is missing proves nothing.
+    /// Some evidence was only counted or dropped, so missing evidence proves nothing.
     incomplete: bool,
 }
 
-/// The names of attackers begin so, and no victim's does.
+/// The beginning of attackers' names. No victim's name begins like that.
 pub const ATTACKER: &str = "attacker-";
 
 fn is_attacker(tenant: &str) -> bool {
@@ -75,13 +77,13 @@ fn is_attacker(tenant: &str) -> bool {
 }
 
 impl Ledger {
-    /// A tenant is about to run a program with these deeds.
+    /// Notes that a tenant is about to run a program with these deeds.
     pub fn will(&mut self, tenant: &str, deeds: Deeds) {
         self.current.insert(tenant.to_owned(), deeds.clone());
         self.deeds.entry(tenant.to_owned()).or_default().add(deeds);
     }
 
-    /// A run of a tenant's ended as a violation.
+    /// Notes that a run of a tenant ended as a violation.
     pub fn ended_as_violation(&mut self, tenant: &str) {
         let what = format!("a run of {tenant} ended as a violation");
         self.owed.push(Owed {
@@ -98,13 +100,13 @@ impl Ledger {
         self.deaths
     }
 
-    /// Deaths that left no record.
+    /// How many deaths left no record of the thread.
     #[must_use]
     pub fn silent(&self) -> u64 {
         self.silent
     }
 
-    /// Enters an event; returns what it breaks.
+    /// Enters an event. Returns the invariants that the event breaks.
     pub fn event(&mut self, event: &Value) -> Vec<Broken> {
         let text = |key: &str| event[key].as_str().unwrap_or_default();
         let tenant = event["tenant"].as_str();
@@ -133,7 +135,8 @@ impl Ledger {
                 self.died(event);
                 Vec::new()
             }
-            // The process was ended for this run, which its natives may have kept from ending.
+            // The supervisor ended the process because of this run. That is right only if natives
+            // of the program may have kept the run from ending.
             "retried" if text("reason").starts_with(text("run")) && text("reason").contains(NEVER_ENDED) => {
                 let current = tenant.and_then(|tenant| self.current.get(tenant));
                 let may = current.is_some_and(Deeds::attacks);
@@ -191,16 +194,17 @@ impl Ledger {
         if let Some(worker) = worker {
             self.died.insert(worker, tenants.len());
         }
-        // A process without tenants dies for nobody.
+        // The death of a process without tenants needs no evidence.
         if !tenants.is_empty() {
             let what = format!("a process died without evidence: {event}");
-            // What a handler recorded is evidence; other deaths may only have consequences.
+            // A fault that the handler recorded must lead to evidence. Another death may lead only
+            // to a decision.
             let is_decision_enough = !reason.contains("its thread");
             self.owed.push(Owed { since: Instant::now(), worker, tenants, is_decision_enough, what });
         }
     }
 
-    /// Whether no evidence is outstanding.
+    /// Whether all evidence has come.
     pub fn is_settled(&mut self) -> bool {
         let (workers, accused, named) = (&self.workers, &self.accused, &self.named);
         let unrecorded = &self.unrecorded;
@@ -219,7 +223,7 @@ impl Ledger {
         self.owed.is_empty()
     }
 
-    /// What was owed for too long at that time.
+    /// The evidence that has not come in time, as broken invariants.
     pub fn overdue(&mut self, now: Instant) -> Vec<Broken> {
         if self.is_settled() || self.incomplete {
             return Vec::new();
@@ -242,7 +246,7 @@ fn broken_unless(holds: bool, invariant: &'static str, said: impl FnOnce() -> St
 pub fn call_in(text: &str) -> Option<u32> {
     let (_, after) = text.split_once("system call ")?;
     let end = after.find(|digit: char| !digit.is_ascii_digit()).unwrap_or(after.len());
-    // The kernel's field is an int, so a number with its highest bit set is negative.
+    // The kernel reports the number as an int, so a number with its highest bit set is negative.
     after.strip_prefix('-').map_or_else(
         || after.get(..end)?.parse().ok(),
         |digits| {

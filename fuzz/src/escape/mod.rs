@@ -1,27 +1,33 @@
 //! The escape fuzzer: generated attackers against a real daemon.
 //!
 //! **Attacked** is the confinement of a worker whose tenants have the abilities of an attacker that
-//! has broken V8 (`attack-natives`). A few tenants are victims: they plant secrets wherever a
-//! tenant's memory is ([`victims`]). The others run programs of a grammar ([`grammar`]): statements
-//! of the language, every function that is reached from the global object, raw system calls, bytes
-//! on channels, and where there are protection keys loads, stores and other keys. Several attackers
-//! share a process with the victims at a time. What returned something new is kept and changed.
+//! has broken V8 (`attack-natives`). A few tenants are victims: they plant secrets in every kind of
+//! memory that a tenant has ([`victims`]). The other tenants are attackers: they run programs of a
+//! grammar ([`grammar`]). A program has statements of the language, calls of functions that are
+//! reached from the global object, raw system calls and bytes on channels. On a machine with
+//! protection keys it also has loads, stores and attempts to open other keys. Several attackers
+//! share a process with victims at a time. A program that showed something new is kept, and later
+//! changed.
 //!
-//! **Oracles** look from outside and all the time, and each has a name that a finding begins with:
+//! **Oracles** watch from outside all the time. A finding begins with the name of its invariant:
 //!
 //! | invariant | says | module |
 //! |---|---|---|
-//! | `canaries` | no secret is changed or told; new memory is zero | [`victims`] |
+//! | `canaries` | no secret is changed or revealed; new memory is zero | [`victims`] |
 //! | `reach` | no call that must trap returns, no memory becomes executable or shared | [`reach`] |
 //! | `victims`, `answers` | victims are served, the daemon answers in time | [`victims`] |
-//! | `limits` | a run ends within its limits, whoever calls it again | [`arena`], [`ledger`] |
-//! | `record`, `worker` | a process that ended is on record | [`ledger`] |
-//! | `attribution`, `layer` | against who did it, by the layer in the way | [`ledger`] |
-//! | `files`, `descriptors`, `processes`, `memory` | nothing new, nothing grown | [`outside`] |
-//! | `islands`, `tags` | secrets and keys are on their islands | [`outside`] |
+//! | `limits` | every run ends within its limits, also in a kept isolate | [`arena`], [`ledger`] |
+//! | `record` | each death of a process and each violation has evidence | [`ledger`] |
+//! | `attribution`, `layer` | the evidence names the attacker and the right layer | [`ledger`] |
+//! | `worker` | no worker is rejected, no record is broken | [`ledger`] |
+//! | `files`, `descriptors`, `processes` | no file, descriptor or process is new | [`outside`] |
+//! | `memory` | the supervisor stays within its bound | [`outside`] |
+//! | `islands` | no secret is on another tenant's island | [`outside`] |
+//! | `tags` | every page of a victim's island has the right key | [`outside`], [`ledger`] |
 //!
-//! Without keys nothing stops a load or a store at another tenant's page, nor the kernel where it
-//! reads or writes for its caller. There the grammar has none of these, and the run says so.
+//! Without keys, nothing stops a load or a store at another tenant's page. Nor does anything stop a
+//! system call by which the kernel reads or writes such a page for its caller. On a machine without
+//! keys the grammar therefore has none of these, and the run prints that.
 
 pub mod arena;
 pub mod case;
@@ -55,39 +61,39 @@ use grammar::Memory;
 use ledger::Broken;
 use program::Program;
 
-/// How long, from which seed, and what.
+/// The options of `enisle-fuzz escape`.
 #[derive(Debug, Args)]
 pub struct Options {
     #[command(flatten)]
     pub budget: Budget,
-    /// Attackers at a time.
+    /// How many attackers run at a time.
     #[arg(long, default_value_t = 4)]
     pub attackers: usize,
-    /// The generator's memory is read from this file, if it exists, and written to it after each
-    /// round. A run resumes with the same seed, the same file and the round that it prints.
+    /// Read the generator's memory from this file, if it exists, and write it there after each
+    /// round. To resume a run, give the same seed and file, and the round that the run printed.
     #[arg(long, value_name = "FILE")]
     pub state: Option<PathBuf>,
-    /// Run this case instead, and check that every invariant holds; `-` is standard input.
+    /// Run only this case, and check that every invariant holds; `-` is standard input.
     #[arg(long)]
     pub case: Option<PathBuf>,
-    /// Where a finding is written, as a case.
+    /// Write a finding to this folder, as a case.
     #[arg(long, default_value = "tests/escape/found")]
     pub found: PathBuf,
 }
 
-/// Tenants to be attacked.
+/// How many tenants are attacked.
 const VICTIMS: usize = 4;
-/// The length of a round. Each has a daemon of its own, so that it begins without the many tenants
-/// that were found out in the one before.
+/// The length of a round. Each round has a daemon of its own, so that it begins without the many
+/// attackers that were found out in the previous round.
 const ROUND: Duration = Duration::from_secs(60);
-/// How often, and for how long, a finding is run again to make it smaller.
+/// How often, and for how long, the programs of a finding run again at most, to make them fewer.
 const MOST_TRIES: usize = 60;
 const MOST_TIME: Duration = Duration::from_secs(180);
 
 /// Runs until the time is over or something is found.
 ///
 /// # Errors
-/// What was found, or why nothing could be tried.
+/// Something was found, or nothing could be tried.
 pub fn run(options: &Options) -> anyhow::Result<()> {
     let (seed, mut round) = (options.budget.seed(), options.budget.from);
     let keys = Posture::probe().layers().has(Layer::Keys);
@@ -122,7 +128,7 @@ pub fn run(options: &Options) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// The generator's memory as an earlier run left it; an empty one if there was none.
+/// The generator's memory that an earlier run has written; an empty memory if there is no file.
 fn read_state(path: &Path) -> anyhow::Result<Memory> {
     match fs::read(path) {
         Ok(text) => serde_json::from_slice(&text).with_context(|| format!("{} is not a state", path.display())),
@@ -131,7 +137,8 @@ fn read_state(path: &Path) -> anyhow::Result<Memory> {
     }
 }
 
-/// Replaces the file at once: a run that is killed leaves the state of its last whole round.
+/// Replaces the file atomically, so that a run which is killed leaves the state of its last whole
+/// round.
 fn write_state(path: &Path, memory: &Mutex<Memory>) -> anyhow::Result<()> {
     let text = serde_json::to_vec(&*memory.lock().unwrap_or_else(PoisonError::into_inner))?;
     let new = path.with_extension("new");
@@ -157,7 +164,7 @@ fn run_case(path: &Path, keys: bool, seed: u64) -> anyhow::Result<()> {
     }
 }
 
-/// Runs programs in a daemon of their own.
+/// Runs programs with a daemon of their own.
 fn again(programs: &[Program], keys: bool, seed: u64) -> Option<Broken> {
     match Arena::open(keys, VICTIMS, seed) {
         Ok(arena) => arena.replay(programs, &Counts::default(), &mut Rng::with_seed(seed)),
@@ -165,7 +172,7 @@ fn again(programs: &[Program], keys: bool, seed: u64) -> Option<Broken> {
     }
 }
 
-/// Makes a finding small, writes it down, and says where.
+/// Makes a finding small, writes it to a file and prints the path.
 fn report(broken: Broken, programs: &[Program], keys: bool, seed: u64, folder: &Path) -> Finding {
     println!("escape: {} does not hold: {}", broken.invariant, broken.said);
     println!("escape: running its last {} programs again, to make them fewer", programs.len());
@@ -179,7 +186,7 @@ fn report(broken: Broken, programs: &[Program], keys: bool, seed: u64, folder: &
         Ok(path) => println!("escape: the case is {}", path.display()),
         Err(error) => println!("escape: the case could not be written to {}: {error}", folder.display()),
     }
-    // The emulated machine's files are lost with it.
+    // Printed too, because the files of the emulated machine are lost when it ends.
     if case.programs.len() == 1 {
         println!("{}", case.text(&broken, seed));
     }

@@ -1,10 +1,10 @@
-//! What is examined from outside, in `/proc` and on the disk, while the attackers run.
+//! The checks from outside, in `/proc` and on the disk, while the attackers run.
 //!
 //! | invariant | broken by |
 //! |---|---|
 //! | `files` | a file in the daemon's folders that no daemon makes |
 //! | `descriptors` | a worker with anything open besides its channels, a pipe and `/dev/null` |
-//! | `processes` | a process that a worker started, or that is no worker |
+//! | `processes` | a process that a worker started, or a child of the daemon that is not a worker |
 //! | `memory` | a supervisor that has grown beyond its bound |
 //! | `islands` | a victim's secret on another tenant's island |
 //! | `tags` | a page of a victim's island without the island's key |
@@ -24,18 +24,18 @@ use enisle_hardening::islands::{GAP_BYTES, ISLAND_BYTES};
 use super::ledger::Broken;
 use super::victims::{MARK, Victim};
 
-/// What a supervisor holds at most, however it is attacked: far above what it needs here.
+/// The most memory that a supervisor may hold, however it is attacked: far more than it needs here.
 const SUPERVISOR_BYTES: u64 = 512 << 20;
 
-/// Everything that is looked at.
+/// The daemon that is looked at, and what is known about it.
 #[derive(Debug)]
 pub struct Outside {
     supervisor: i32,
     folder: PathBuf,
-    /// The files of a daemon that was not attacked yet, with `#` in place of numbers.
+    /// The daemon's files before any attack, with `#` in place of numbers.
     files: BTreeSet<String>,
-    /// Islands that had a secret and were no victim's, with the number of the victims' round then:
-    /// a victim that has just moved has not said yet where it is.
+    /// Islands that have a secret and are not known as a victim's, each with the number of rounds
+    /// when it was first seen: a victim that has just moved has not yet reported its new island.
     suspected: Mutex<BTreeMap<usize, u64>>,
 }
 
@@ -48,14 +48,14 @@ struct Process {
 }
 
 impl Outside {
-    /// Takes the daemon's folder as it is for what it should be.
+    /// Takes the files that the daemon's folder has now for those that it should have.
     #[must_use]
     pub fn new(supervisor: i32, folder: &Path) -> Self {
         let files = files_in(folder);
         Self { supervisor, folder: folder.to_owned(), files, suspected: Mutex::default() }
     }
 
-    /// Looks at everything but memory.
+    /// Looks at everything but the memory of workers.
     #[must_use]
     pub fn look(&self) -> Vec<Broken> {
         let mut broken = strange_files(&self.files, &files_in(&self.folder));
@@ -73,7 +73,7 @@ impl Outside {
         broken
     }
 
-    /// The processor time of the daemon and of all its workers, the dead ones too, in seconds.
+    /// The CPU time of the daemon and of all its workers, including dead ones, in seconds.
     #[must_use]
     pub fn computed(&self) -> f64 {
         let alive = processes().into_iter().filter(|process| process.parent == self.supervisor);
@@ -81,8 +81,8 @@ impl Outside {
         f64::from(u32::try_from(ticks).unwrap_or(u32::MAX)) / 100.0
     }
 
-    /// Looks through the memory of all workers with victims: root only. `round` counts how often
-    /// all victims have answered.
+    /// Searches the memory of all workers that have victims. Only root can do that. `round` counts
+    /// the rounds of visits to all victims that have ended.
     #[must_use]
     pub fn look_at_memory(
         &self,
@@ -102,7 +102,8 @@ impl Outside {
         let mut suspected = self.suspected.lock().unwrap_or_else(PoisonError::into_inner);
         suspected.retain(|island, _| secrets.contains_key(island));
         for (island, said) in secrets {
-            // The round in which it was found, and a whole one after that.
+            // Waits for the end of the current round and for one whole round after it, in which
+            // every victim reports where it is.
             if round >= *suspected.entry(island).or_insert(round) + 2 {
                 broken.push(Broken::new("islands", said));
             }
@@ -111,7 +112,7 @@ impl Outside {
     }
 }
 
-/// The names below a folder, without the numbers in them.
+/// The paths of all files below a folder, with `#` in place of numbers.
 fn files_in(folder: &Path) -> BTreeSet<String> {
     let (mut found, mut folders) = (BTreeSet::new(), vec![folder.to_owned()]);
     while let Some(next) = folders.pop() {
@@ -135,7 +136,7 @@ fn files_in(folder: &Path) -> BTreeSet<String> {
     found
 }
 
-/// What a daemon makes only later, or only for a moment.
+/// Files that a daemon makes only later, or only for a moment.
 const LATER: &[&str] = &["state/audit/audit-#.jsonl", "state/audit/#.jsonl"];
 
 fn strange_files(known: &BTreeSet<String>, found: &BTreeSet<String>) -> Vec<Broken> {
@@ -162,7 +163,7 @@ fn strange_processes(all: &[Process], supervisor: i32) -> Vec<Broken> {
     let of_a_worker = all.iter().filter(|one| workers.contains(&one.parent));
     let mut broken: Vec<_> =
         of_a_worker.map(|one| Broken::new("processes", format!("a worker has a child: {one:?}"))).collect();
-    // A child has the name of the thread that started it until it executes the worker.
+    // Until it executes the worker program, a child has the name of the thread that started it.
     let named = |one: &&Process| !["enisle", "spawner"].iter().any(|known| one.name.starts_with(known));
     let strangers = all.iter().filter(|one| workers.contains(&one.pid)).filter(named);
     broken.extend(strangers.map(|one| Broken::new("processes", format!("the daemon has a child: {one:?}"))));
@@ -174,15 +175,15 @@ fn resident_bytes(pid: i32) -> u64 {
     statm.split(' ').nth(1).and_then(|pages| pages.parse::<u64>().ok()).map_or(0, |pages| pages * 4096)
 }
 
-/// Processor time in hundredths of a second: of 2 fields its own, of 4 that of dead children too
-/// (proc_pid_stat(5): utime, stime, cutime, cstime).
+/// CPU time in hundredths of a second. Two fields are the process's own time; four fields include
+/// the time of dead children (proc_pid_stat(5): utime, stime, cutime, cstime).
 fn ticks(pid: i32, fields: usize) -> u64 {
     let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
     let rest = stat.rsplit_once(") ").map_or("", |(_, rest)| rest);
     rest.split(' ').skip(11).take(fields).filter_map(|field| field.parse::<u64>().ok()).sum()
 }
 
-/// Whether a worker has finished its start.
+/// Whether a worker has installed its filter, which is the last step of its start.
 fn is_filtered(pid: i32) -> bool {
     fs::read_to_string(format!("/proc/{pid}/status")).is_ok_and(|status| status.contains("Seccomp:\t2"))
 }
@@ -195,7 +196,7 @@ fn descriptors(pid: i32) -> Vec<String> {
         .collect()
 }
 
-/// A worker's own, and one channel for each of at most 15 tenants.
+/// The worker's control channel, and one channel for each of at most 15 tenants.
 const MOST_SOCKETS: usize = 16;
 
 fn strange_descriptors(pid: i32, open: &[String]) -> Vec<Broken> {
@@ -208,10 +209,10 @@ fn strange_descriptors(pid: i32, open: &[String]) -> Vec<Broken> {
     vec![Broken::new("descriptors", format!("worker {pid} has {strange:?} and {sockets} sockets open"))]
 }
 
-/// What is on the islands of a process.
+/// What was found on the islands of a process.
 #[derive(Debug, Default)]
 struct Found {
-    /// The islands that are no victim's and have a secret.
+    /// The islands that have a secret and are not known as a victim's, each with a description.
     secrets: BTreeMap<usize, String>,
     /// The keys of each island's used pages.
     keys: BTreeMap<usize, BTreeSet<u8>>,
@@ -221,7 +222,7 @@ fn look_into(pid: i32, victims: &[Victim], of_victims: &BTreeSet<usize>) -> Opti
     let smaps = BufReader::new(File::open(format!("/proc/{pid}/smaps")).ok()?);
     let mappings: Vec<Mapping> = tags::mappings(smaps).collect::<Result<_, _>>().ok()?;
     let memory = File::open(format!("/proc/{pid}/mem")).ok()?;
-    // What a victim said may be of a process that it has left since.
+    // A victim's last report may be about a process that it has left since.
     let is_mapped = |at: usize| mappings.iter().any(|mapping| mapping.pages.contains(&at));
     if !victims.iter().all(|victim| victim.stack().is_some_and(is_mapped)) {
         return None;
@@ -234,7 +235,7 @@ fn look_into(pid: i32, victims: &[Victim], of_victims: &BTreeSet<usize>) -> Opti
             continue;
         }
         found.keys.entry(island).or_default().insert(*key);
-        // Secrets of a victim on its own island are where they belong.
+        // On a victim's own island, its secrets are where they belong.
         if of_victims.contains(&island) {
             continue;
         }
@@ -248,7 +249,7 @@ fn look_into(pid: i32, victims: &[Victim], of_victims: &BTreeSet<usize>) -> Opti
     Some(found)
 }
 
-/// A whole secret: its beginning and its digits. Programs contain neither.
+/// Finds a whole secret: its mark and 32 digits. The mark alone is not a secret.
 fn secret_in(bytes: &[u8]) -> Option<usize> {
     let is_digit = |byte: &u8| byte.is_ascii_hexdigit();
     memchr::memmem::find_iter(bytes, MARK).find(|at| {
@@ -257,9 +258,10 @@ fn secret_in(bytes: &[u8]) -> Option<usize> {
     })
 }
 
-/// The island on which pages are, if there is one: islands lie side by side, each with a stack.
+/// The island that contains the pages, if there is one. Islands lie side by side. An island that is
+/// in use has a stack.
 fn island_at(base: usize, mappings: &[Mapping], pages: &Range<usize>) -> Option<usize> {
-    // The first island that can be, at the distance of a whole number of islands.
+    // The lowest address that is a whole number of islands away from `base`.
     let first = base % ISLAND_BYTES;
     let island = first + pages.start.checked_sub(first)? / ISLAND_BYTES * ISLAND_BYTES;
     let stack = island.checked_add(GAP_BYTES)?;
@@ -267,12 +269,13 @@ fn island_at(base: usize, mappings: &[Mapping], pages: &Range<usize>) -> Option<
     has_stack.then_some(island)
 }
 
-/// Between two looks at pages that are wrong.
+/// The pause between two looks at wrong pages.
 const PAUSE: Duration = Duration::from_millis(20);
 
-/// The victims' islands that have wrong keys, now and in two more looks: a page is mapped and
-/// tagged by two system calls, and a look may come between them. What an attacker maps on its own
-/// island by system calls of its own is not tagged, and harms only itself.
+/// The victims' islands that have wrong keys in this look and in two more. One look is not enough,
+/// because a page is mapped and tagged by two system calls, and a look may come between them. The
+/// islands of attackers are not judged: pages that an attacker maps by its own system calls are not
+/// tagged, which harms only itself.
 fn wrong_keys(pid: i32, victims: &[Victim], of_victims: &BTreeSet<usize>, found: &Found) -> Vec<Broken> {
     let wrong = |found: &Found| judged_keys(pid, &found.keys, of_victims);
     let mut broken = wrong(found);
@@ -286,12 +289,13 @@ fn wrong_keys(pid: i32, victims: &[Victim], of_victims: &BTreeSet<usize>, found:
     broken
 }
 
-/// An island has one key of its own, and V8's for compiled code, which other islands have too.
+/// Judges the keys of victims' islands. An island has one key of its own, and V8's key for compiled
+/// code, which other islands have too.
 fn judged_keys(pid: i32, keys_of: &BTreeMap<usize, BTreeSet<u8>>, of_victims: &BTreeSet<usize>) -> Vec<Broken> {
     let is_shared = |key: &u8| keys_of.values().filter(|keys| keys.contains(key)).count() > 1;
     let mut broken = Vec::new();
     for (island, keys) in keys_of.iter().filter(|(island, _)| of_victims.contains(island)) {
-        // On the only island of a process, V8's key cannot be told from its own.
+        // If a process has only one island, V8's key cannot be told from the island's own key.
         let most_own = if keys_of.len() > 1 { 1 } else { 2 };
         let own = keys.iter().filter(|key| !is_shared(key)).count();
         if keys.contains(&0) || keys.len() > 2 || own > most_own {
@@ -357,7 +361,7 @@ mod tests {
     }
 
     #[test]
-    fn a_secret_is_told_from_its_mark() {
+    fn a_mark_without_digits_is_not_a_secret() {
         let secret = format!("..{MARK}{:032x}", 7);
         assert_eq!((secret_in(secret.as_bytes()), secret_in(format!("{MARK}<hex>").as_bytes())), (Some(2), None));
     }

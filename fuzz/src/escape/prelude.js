@@ -1,10 +1,11 @@
-// What the attackers' programs share. `s` is the scene: what the victims said of themselves.
+// The beginning of every attacker's program. The argument `s` of `begin` is the scene: the
+// addresses and numbers that the victims reported about themselves.
 let s0, own, O = 0n, C = 0n, K = 0n, T = 0n, said = '', turns = 0;
-// Not spelled out, so that this text is no copy of it.
+// In two parts, so that the text of this script does not contain the mark.
 const MARK = 'can' + 'ary-', ISLAND = 1n << 41n, GIB = 1n << 30n;
 const at = (text) => BigInt(text ?? 0), page = (at) => at & ~4095n;
 const v = (which, fact) => at(s0.victims[which % (s0.victims.length || 1)]?.[fact]);
-// The stack lies 64 GiB into its island, at a multiple of 4 GiB.
+// The stack is 64 GiB after the start of its island, at a multiple of 4 GiB.
 const island = () => (K & ~0xffffffffn) - 64n * GIB;
 const near = (islands, gib) => island() + islands * ISLAND + gib * GIB, gap = (islands) => near(islands, 1n);
 const junk = (word) => BigInt.asUintN(64, word) & 0xffffffffn | 0x1234567800000000n;
@@ -17,12 +18,12 @@ const tell = (text) => { const found = text.indexOf(MARK); if (found >= 0) said 
 const digits = (hex) => { let text = ''; for (let i = 0; i < hex.length; i += 2) text += String.fromCharCode(parseInt(hex.slice(i, i + 2), 16)); return text; };
 const load = (from) => { const key = attack.probe(from); if (key < 0) { tell(digits(attack.read(from, 64n))); return 'went through'; } attack.read(from, 1n); return 'key ' + key; };
 const store = (to) => { const key = attack.probeWrite(to); attack.write(to, 0x58n); return key < 0 ? 'went through' : 'key ' + key; };
-// With keys that the gate let through, this reads without a check in between.
+// If the gate accepts the keys, this reads at once, before anything checks the keys again.
 const gate = (value, from) => { tell(digits(attack.gateLoad(value, from))); return 'went through'; };
 const frame = (fd, bytes) => attack.syscall(44n, fd, put(bytes, 1024), BigInt(bytes.length), 0x4000n, 0n, 0n);
-// Memory that was just allocated holds nothing.
+// Reports memory that was just allocated and is not zero.
 const fresh = (buffer) => { const bytes = new Uint8Array(buffer), found = bytes.subarray(0, 65536).findIndex((b) => b !== 0); if (found >= 0) { said += ' dirty:' + characters(bytes.slice(found, found + 48)); } return buffer; };
-// Every function that is reached from the global object, the natives for attackers excepted.
+// Every function that is reached from the global object, except the natives for attackers.
 let known;
 const natives = () => {
     if (known) return known;
@@ -62,13 +63,13 @@ const kind = (got) => {
 const soon = (promise) => Promise.race([promise, new Promise((resolve) => setTimeout(resolve, 3, 'later'))]);
 const begin = (s, env, ctx) => {
     s0 = s; said = ''; own = new ArrayBuffer(8192); turns++;
-    // A program of the language alone has no natives.
+    // A program without attacks has no natives.
     if (typeof attack !== 'undefined') {
-        attack.account(48n); // the natives lift the limit of memory
+        attack.account(48n); // sets the limit of memory again, which the natives have lifted
         O = attack.address(own);
         [C, K, , T] = attack.self();
     }
-    // What a run was called with is its own.
+    // The arguments, `env` and `props` of a run must contain no secret of a victim.
     tell(JSON.stringify([s, env, ctx?.props]) ?? '');
     const out = [];
     const step = async (number, f) => {

@@ -1,15 +1,15 @@
-//! An attacker's program: a list of operations, each one statement of a script.
+//! An attacker's program: a list of operations. Each operation is one statement of a script.
 //!
 //! Operations are values, so that they can be mutated, dropped one by one, and counted by class.
-//! What they name (a victim's page, the own channel) is resolved by the script that runs them,
-//! `prelude.js`, because addresses differ from process to process.
+//! They name things such as a victim's page or the attacker's channel. The script that runs them
+//! (`prelude.js`) finds the addresses, because these differ from process to process.
 
 use std::borrow::Cow;
 use std::fmt::Write;
 
 use serde::{Deserialize, Serialize};
 
-/// What every attacker's script begins with.
+/// The beginning of every attacker's script.
 const PRELUDE: &str = include_str!("prelude.js");
 
 /// An argument of a system call, or an address.
@@ -17,9 +17,9 @@ const PRELUDE: &str = include_str!("prelude.js");
 pub enum Arg {
     /// A number as it is.
     Word(u64),
-    /// Into a buffer of the attacker's own, as far as that.
+    /// The address at this offset in a buffer of the attacker's own.
     Own(u16),
-    /// The page of that buffer.
+    /// The page where that buffer begins.
     OwnPage,
     /// The attacker's stack.
     OwnStack,
@@ -27,25 +27,26 @@ pub enum Arg {
     Channel,
     /// The attacker's thread.
     Thread,
-    /// An address on an island that many islands away, as far into it, in GiB.
+    /// An address on an island: how many islands away, and how many GiB after the island's start.
     Near(i8, u16),
-    /// In the gap in front of the island that many islands away.
+    /// An address in the gap of an island: how many islands away.
     Gap(i8),
-    /// A fact that a victim told of itself: where a secret is, its channel, its thread.
+    /// A fact that the victim with this number reported: the address of a secret, its channel, or
+    /// its thread.
     Victim(u8, Fact),
     /// The page of such an address.
     VictimPage(u8, Fact),
-    /// The page that says which keys and which island later threads get.
+    /// The frozen page, which says which keys and which island later threads get.
     Frozen,
-    /// The path with this number, in the attacker's buffer.
+    /// A path, written into the attacker's buffer.
     Path(u8),
-    /// A vector of one element that points there.
+    /// A vector of one element that points to the inner address.
     Vector(Box<Self>),
-    /// The same with other bits in the upper half.
+    /// The lower half of the inner argument, with other bits in the upper half.
     Junk(Box<Self>),
 }
 
-/// What a victim tells of itself.
+/// The facts that a victim reports about itself.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Fact {
     Buffer,
@@ -63,7 +64,7 @@ impl Fact {
     pub const SECRETS: [Self; 6] =
         [Self::Buffer, Self::Resizable, Self::Text, Self::Object, Self::Array, Self::Planted];
 
-    /// Its name in the victim's answer.
+    /// The fact's name in the victim's answer.
     #[must_use]
     pub fn name(self) -> &'static str {
         match self {
@@ -104,7 +105,7 @@ impl Arg {
         }
     }
 
-    /// What coverage and the generator's memory distinguish.
+    /// The class of the argument. Coverage and the generator's memory distinguish only classes.
     #[must_use]
     pub fn class(&self) -> &'static str {
         match self {
@@ -132,7 +133,7 @@ impl Arg {
         }
     }
 
-    /// Whether it leads to memory of another tenant's.
+    /// Whether the argument names something of another tenant.
     #[must_use]
     pub fn is_anothers(&self) -> bool {
         match self {
@@ -162,8 +163,8 @@ pub enum Op {
     Store {
         at: Arg,
     },
-    /// Other protection keys, by the instruction, the worker's gate or a forged signal frame, and
-    /// behind the gate a load.
+    /// Writes PKRU, by the instruction, by the worker's gate or by a forged signal frame. After the
+    /// gate, a load follows.
     Keys {
         way: Way,
         value: u32,
@@ -174,21 +175,21 @@ pub enum Op {
         to: Arg,
         bytes: Vec<u8>,
     },
-    /// A function that the walk over the global object found, by its number there.
+    /// A call of a function that is reached from the global object, by its number in that search.
     Native {
         number: u32,
         construct: bool,
         this: String,
         args: Vec<String>,
     },
-    /// A statement of the language, and the class that it is counted as.
+    /// A statement of the language, and its class.
     Language {
         class: Cow<'static, str>,
         text: String,
     },
 }
 
-/// How a thread gets other keys.
+/// How a thread writes PKRU.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Way {
     Instruction,
@@ -217,7 +218,7 @@ impl Op {
         }
     }
 
-    /// What coverage counts, beside the result.
+    /// The class of the operation. Coverage counts pairs of class and result.
     #[must_use]
     pub fn class(&self) -> String {
         let list = |args: &[Arg]| args.iter().map(Arg::class).collect::<Vec<_>>().join(",");
@@ -228,14 +229,14 @@ impl Op {
             Self::Store { at } => format!("store {}", at.class()),
             Self::Keys { way, .. } => format!("keys {way:?}"),
             Self::Frame { to, bytes } => format!("frame {} {}", to.class(), bytes.len().min(8)),
-            // The result says which function it was.
+            // The result names the function.
             Self::Native { .. } => "native".to_owned(),
             Self::Language { class, .. } => class.clone().into_owned(),
         }
     }
 
-    /// What the generator remembers about whether it ends the process: the call with the class of
-    /// its first argument, or the kind of operation.
+    /// The kind for which the generator remembers whether it ends the process: a call's number with
+    /// the class of its first argument, or the class of another operation.
     #[must_use]
     pub fn kind(&self) -> String {
         match self {
@@ -245,7 +246,7 @@ impl Op {
         }
     }
 
-    /// The same without the argument: what is known of a kind that was not tried yet.
+    /// The kind without the argument. It stands in for a kind that was not tried yet.
     #[must_use]
     pub fn wide_kind(&self) -> String {
         match self {
@@ -256,16 +257,17 @@ impl Op {
     }
 }
 
-/// A program, and how often it is to be called.
+/// A program, and how its runs are requested.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
 pub struct Program {
     pub ops: Vec<Op>,
-    /// 0: by `load`; otherwise it is registered, and its isolate kept for as many runs.
+    /// If 0, the program is run once by `load`. Otherwise it is registered and run this often, so
+    /// that its isolate is kept between these runs.
     pub kept_runs: u8,
 }
 
 impl Program {
-    /// The script: an ES module.
+    /// The script, which is an ES module.
     #[must_use]
     pub fn script(&self) -> String {
         let mut text = PRELUDE.to_owned();
@@ -283,7 +285,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_leads_to_anothers_memory_is_told_apart() {
+    fn an_argument_that_names_another_tenants_memory_is_recognised() {
         let secret = Arg::Victim(0, Fact::Buffer);
         assert!(Arg::Vector(Box::new(secret.clone())).is_anothers() && Arg::Junk(Box::new(secret)).is_anothers());
         assert!(!Arg::Own(3).is_anothers() && !Arg::Channel.is_anothers());

@@ -1,10 +1,11 @@
-//! What must never return, whatever it returns: said here again, and not read from the policies, so
-//! that a rule that is lost there is found.
+//! Operations that must never return, whatever their result. This file states them itself and does
+//! not read the policies, so that a rule which is missing in a policy is found.
 
 use super::ledger::Broken;
 use super::program::Op;
 
-/// The calls that a tenant's thread needs (SECURITY.md says how many). Every other one traps.
+/// The calls that a tenant's thread needs; SECURITY.md gives their number. Every other call must
+/// trap, or be answered with [`NO_SUCH_CALL`].
 #[rustfmt::skip]
 pub(super) const NEEDED: [libc::c_long; 28] = [
     libc::SYS_write, libc::SYS_recvfrom, libc::SYS_sendto, libc::SYS_mmap, libc::SYS_munmap, libc::SYS_mremap,
@@ -14,21 +15,21 @@ pub(super) const NEEDED: [libc::c_long; 28] = [
     libc::SYS_clock_nanosleep, libc::SYS_gettid, libc::SYS_getpid, libc::SYS_getrandom, libc::SYS_prctl,
     libc::SYS_tgkill, libc::SYS_exit, libc::SYS_exit_group, libc::SYS_restart_syscall,
 ];
-/// What the filter answers for calls that libc only tries.
+/// The filter's answer (ENOSYS) to calls that libc makes only to see whether they exist.
 const NO_SUCH_CALL: &str = "errno 38";
 
 const PROT_EXEC: u64 = 4;
 const MAP_SHARED: u64 = 1;
 
-/// An operation returned; `result` is the word for what. Its text says what it was, so that this
-/// holds for the operations of a case too.
+/// Judges an operation that returned; `result` is the class of what it returned. Reads the
+/// operation from its text, because the operations of a case are only text.
 pub fn returned(op: &Op, result: &str) -> Option<Broken> {
     let script = op.script();
     let call = script.strip_prefix("attack.syscall(").and_then(|rest| rest.strip_suffix(')')).map(words);
     let why = match call.as_deref() {
         None if script.starts_with("attack.syscall32(") => "a call of the 32-bit table returned",
         None if script == FROZEN && result == "went through" => "the frozen page was written to",
-        // The kernel looks at the lower half of a number.
+        // The kernel looks only at the lower half of a number.
         Some([Some(number), args @ ..]) => match (number & 0xffff_ffff, args) {
             (number, _) if !is_needed(number) && result != NO_SUCH_CALL => "a call that no tenant needs returned",
             (9 | 10 | 329, [_, _, Some(protection), ..]) if protection & PROT_EXEC != 0 && has_succeeded(result) => {
@@ -44,10 +45,10 @@ pub fn returned(op: &Op, result: &str) -> Option<Broken> {
     Some(Broken::new("reach", format!("{why}: {script} returned {result:?}")))
 }
 
-/// A store to the frozen page, as a statement.
+/// The statement that stores to the frozen page.
 const FROZEN: &str = "store((attack.frozen() + 24n))";
 
-/// The arguments of a call, and those of them that are plain numbers.
+/// The arguments of a call; `None` for an argument that is not a plain number.
 fn words(arguments: &str) -> Vec<Option<u64>> {
     let (mut depth, mut parts) = (0_i32, vec![String::new()]);
     for letter in arguments.chars() {

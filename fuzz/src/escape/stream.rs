@@ -1,10 +1,10 @@
-//! Reads the daemon's events as they come.
+//! Reads the daemon's events from the answer to a follower.
 
 use std::io::{self, BufRead, Read};
 
 use serde_json::Value;
 
-/// Calls `enter` with every line of an answer in chunks, until the stream ends.
+/// Calls `enter` with every line of a chunked answer, until the stream ends.
 pub(super) fn events(stream: &mut impl BufRead, mut enter: impl FnMut(&Value)) -> io::Result<()> {
     let mut line = String::new();
     while line != "\r\n" {

@@ -1,5 +1,5 @@
-// A victim: it plants secrets wherever a tenant's memory is, tells where they are, and looks after
-// them in its next runs, between which its isolate is kept.
+// The script of a victim. It plants secrets in every kind of memory that a tenant has, and reports
+// where they are. Its isolate is kept between runs, and each run examines the secrets.
 let kept;
 const bytes = (text, n) => Uint8Array.from({ length: n }, (_, i) => text.charCodeAt(i % text.length));
 const same = (buffer, text) => { const found = new Uint8Array(buffer); for (let i = 0; i < 4096; i++) if (found[i] !== text.charCodeAt(i % text.length)) return false; return true; };
@@ -16,7 +16,7 @@ const wrong = (k) => [
     ['buffer', same(k.buffer, k.canary)], ['resizable', same(k.resizable, k.canary)], ['text', k.text === k.canary],
     ['object', k.object.secret === k.canary && k.object.n === 1.5], ['array', k.array.join() === '1.1,2.2,3.3'],
     ['map', k.map.get(k.canary).secret === k.canary], ['set', k.set.size === 50 && k.set.has(k.canary + 49)], ['code', hot(7) === k.hot],
-    // What the worker keeps outside V8's heap is read like an attacker would.
+    // This secret is outside V8's heap, so the victim reads it with an attacker's native.
     ['planted', attack.read(k.planted, 16n) === [...k.canary].slice(0, 16).map((c) => c.charCodeAt(0).toString(16).padStart(2, '0')).join('')],
 ].filter(([, holds]) => !holds).map(([what]) => what);
 const storm = () => {
@@ -29,7 +29,7 @@ const storm = () => {
     return held.length;
 };
 export default (s, env) => {
-    // Natives lift the limit of memory; this sets it again.
+    // The natives lift the limit of memory. This sets it again.
     attack.account(64n);
     const bad = kept ? wrong(kept) : [];
     if (env.secret !== s.secret) bad.push('env');

@@ -1,4 +1,4 @@
-//! The tenants that are attacked: their scripts plant secrets, and examine them in every run.
+//! The tenants that are attacked. Their scripts plant secrets, and examine them in every run.
 
 use std::collections::BTreeSet;
 use std::io;
@@ -15,7 +15,7 @@ use super::ledger::Broken;
 
 const SCRIPT: &str = include_str!("victim.js");
 
-/// Longer than any answer takes on a busy machine. The longest run is an attacker's, of 2 s.
+/// Longer than any answer takes. The longest wall limit is that of a victim's run, 110 s.
 const ANSWER_LIMIT: Duration = Duration::from_secs(120);
 
 /// The beginning of every secret, as in `prelude.js`.
@@ -28,7 +28,7 @@ pub struct Client {
     connection: Option<Connection>,
 }
 
-/// An answer that is kept as it came, because it may contain what must not be in it.
+/// An answer as bytes, not parsed, so that it can be searched for secrets.
 #[derive(Debug)]
 pub struct Answer {
     pub status: u16,
@@ -42,7 +42,8 @@ impl Client {
         Self { socket: socket.to_owned(), connection: None }
     }
 
-    /// Sends a request; connects again if the daemon has closed the connection meanwhile.
+    /// Sends a request. If that fails, connects again and sends it once more, because the daemon
+    /// may have closed the connection meanwhile.
     ///
     /// # Errors
     /// `answers`: the daemon does not answer in time.
@@ -81,21 +82,21 @@ impl Answer {
     }
 }
 
-/// A victim, as known from outside.
+/// A victim, as the fuzzer knows it.
 #[derive(Debug, Clone)]
 pub struct Victim {
     pub name: String,
-    /// In its `env`.
+    /// The secret in its `env`.
     secret: String,
-    /// What it holds at the moment.
+    /// The secret that its script has planted.
     canary: String,
-    /// Where its secrets are, as it said last.
+    /// Its last report of where its secrets are.
     pub facts: Value,
 }
 
 impl Victim {
-    /// Where its island begins: its stack says so, which is at the beginning of the island behind
-    /// the gap.
+    /// The start of its island, computed from the stack. The stack comes directly after the gap,
+    /// and the gap is at the start of the island.
     #[must_use]
     pub fn island(&self) -> Option<usize> {
         const ALIGNMENT: usize = 4 << 30;
@@ -113,7 +114,8 @@ impl Victim {
 #[derive(Debug)]
 pub struct Victims {
     list: Mutex<Vec<Victim>>,
-    /// Every island that was a victim's. A process that a victim has left may still hold it.
+    /// Every island that was ever a victim's. A process that a victim has left may still have the
+    /// victim's secrets there.
     islands: Mutex<BTreeSet<usize>>,
 }
 
@@ -143,7 +145,7 @@ impl Victims {
         self.islands.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
-    /// What attackers are told.
+    /// The facts about victims that attackers get.
     #[must_use]
     pub fn scene(&self, keys: bool) -> Value {
         let facts: Vec<_> =
@@ -151,11 +153,11 @@ impl Victims {
         json!({ "victims": facts, "keys": keys })
     }
 
-    /// Has a victim run once: it examines its secrets, and sometimes replaces them. `may_be_lost`
-    /// is whether its run may have been lost with its worker.
+    /// Runs a victim's script once. The script examines its secrets, and sometimes replaces them.
+    /// `may_be_lost` says whether the run may be lost with its worker.
     ///
     /// # Errors
-    /// `answers`, `victims`: it did not answer as it must; `canaries`: a secret was changed.
+    /// `answers` or `victims`: the answer is missing or wrong. `canaries`: a secret was changed.
     pub fn visit(
         &self,
         client: &mut Client,
@@ -203,8 +205,8 @@ fn canary(rng: &mut Rng) -> String {
     format!("{MARK}{:032x}", rng.u128(..))
 }
 
-/// What of a victim's an attacker's answer contains: a secret, as text or in hexadecimal digits, or
-/// memory that was not cleared.
+/// Searches an attacker's answer for a victim's secret, as text or in hexadecimal digits, and for
+/// the report of memory that was not cleared.
 #[must_use]
 pub fn leaked(answer: &[u8]) -> Option<Broken> {
     let hex: String = MARK.bytes().map(|byte| format!("{byte:02x}")).collect();

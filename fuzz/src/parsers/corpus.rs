@@ -1,5 +1,5 @@
-//! The corpora: a folder for each target in `fuzz/corpus`, with files named after what they hold or
-//! what they found; and new cases from them.
+//! The corpora, and new cases made from them. Each target has a folder in `fuzz/corpus`. Each file
+//! is a case, named after what is special about it.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -8,9 +8,9 @@ use std::path::PathBuf;
 use anyhow::Context;
 use fastrand::Rng;
 
-/// The longest case that is made up; targets draw a few hundred bytes at most.
+/// The longest new case.
 const MOST_BYTES: usize = 2048;
-/// How many bytes of a case go into another one at a time.
+/// The most bytes that one change removes, or copies from another case.
 const PIECE_BYTES: usize = 64;
 
 /// A target's cases, by name.
@@ -22,16 +22,13 @@ fn root() -> PathBuf {
 }
 
 /// The targets that have a corpus.
-///
-/// # Panics
-/// The folder is missing.
 #[must_use]
 pub fn names() -> BTreeSet<String> {
     let folders = fs::read_dir(root()).into_iter().flatten().filter_map(Result::ok);
     folders.map(|folder| folder.file_name().to_string_lossy().into_owned()).collect()
 }
 
-/// Where a case of a target is kept.
+/// The path of a target's case.
 #[must_use]
 pub fn path(target: &str, name: &str) -> PathBuf {
     root().join(target).join(name)

@@ -1,9 +1,9 @@
 //! Choices drawn from a fuzzer's bytes. When the bytes are used up, every choice is the first one,
-//! so that a case can be cut anywhere and is still a case.
+//! so that a case which is cut anywhere is still a valid case.
 
 use arbitrary::Unstructured;
 
-/// Numbers around which readers go wrong.
+/// Numbers near which code often fails.
 const EDGES: [u64; 22] = [
     0,
     1,
@@ -29,7 +29,7 @@ const EDGES: [u64; 22] = [
     u64::MAX,
 ];
 
-/// Pieces of text around which readers go wrong.
+/// Pieces of text on which code often fails.
 const PIECES: [&str; 28] = [
     "",
     "a",
@@ -63,9 +63,9 @@ const PIECES: [&str; 28] = [
 
 /// Draws that cannot fail.
 pub(super) trait Draw<'a> {
-    /// A number below `bound`, 0 if that is 0.
+    /// A number below `bound`, or 0 if `bound` is 0.
     fn below(&mut self, bound: usize) -> usize;
-    /// A number, often one at an edge.
+    /// A number, often one of [`EDGES`] or next to one.
     fn number(&mut self) -> u64;
     /// At most `most` of the bytes that follow.
     fn take(&mut self, most: usize) -> &'a [u8];
@@ -86,7 +86,7 @@ pub(super) trait Draw<'a> {
         &from[index]
     }
 
-    /// A short text, at most `most` pieces long.
+    /// A text of at most `most` pieces.
     fn text(&mut self, most: usize) -> String {
         let pieces = self.below(most + 1);
         (0..pieces)
@@ -128,7 +128,7 @@ impl<'a> Draw<'a> for Unstructured<'a> {
     }
 }
 
-/// Bytes with a few changes: bits, bytes, cuts, repetitions.
+/// Bytes with up to three changes: bits, bytes, cuts, repetitions.
 pub(super) fn damaged(mut bytes: Vec<u8>, u: &mut Unstructured<'_>) -> Vec<u8> {
     for _ in 0..u.below(4) {
         let at = u.below(bytes.len());
@@ -151,12 +151,12 @@ pub(super) fn damaged(mut bytes: Vec<u8>, u: &mut Unstructured<'_>) -> Vec<u8> {
     bytes
 }
 
-/// Compares, and says both sides if they differ.
+/// Compares two values. The error shows both if they differ.
 pub(super) fn same<T: PartialEq + std::fmt::Debug>(what: &str, found: &T, expected: &T) -> Result<(), String> {
     if found == expected { Ok(()) } else { Err(format!("{what}: found {found:?}, expected {expected:?}")) }
 }
 
-/// The oracle's complaint, if `holds` does not.
+/// The oracle's complaint, if `holds` is false.
 pub(super) fn ensure(holds: bool, complaint: impl FnOnce() -> String) -> Result<(), String> {
     if holds { Ok(()) } else { Err(complaint()) }
 }

@@ -1,14 +1,15 @@
-//! Fuzz what reads bytes of others: frames, requests, files, the kernel's text, data.
+//! Fuzzes the code that reads bytes from others: frames, requests, files, the kernel's text. Pure
+//! decisions of the daemon are fuzzed in the same way.
 //!
-//! A target makes its own case from bytes and judges it; the runner makes the bytes: from a seed,
-//! or from the target's corpus by changing what is there. Whatever has been found is minimised and
-//! written to the corpus, from which every later run begins, and which the smoke test repeats.
+//! The runner makes bytes: random ones, or changed copies of the target's corpus. A target makes a
+//! case from the bytes, runs it and judges the result. A finding is minimised and written to the
+//! corpus. Every later run, the smoke test too, begins with all cases of the corpus.
 //!
 //! | module | owns |
 //! |---|---|
 //! | [`targets`] | the targets and their oracles |
 //! | [`runner`] | the loop: seeds, panics, minimising |
-//! | [`corpus`] | the committed cases, and changes of them |
+//! | [`corpus`] | the committed cases, and changes to them |
 //! | `draw` | choices from bytes |
 
 pub mod corpus;
@@ -25,18 +26,18 @@ use crate::Budget;
 use runner::Runner;
 use targets::{TARGETS, Target};
 
-/// What to fuzz, for how long and from which seed.
+/// The options of `enisle-fuzz parsers`.
 #[derive(Debug, Args)]
 pub struct Options {
-    /// Only this target.
+    /// Run only this target.
     #[arg(long, value_name = "NAME")]
     pub target: Option<String>,
     #[command(flatten)]
     pub budget: Budget,
-    /// Name the targets and exit.
+    /// Print the names of the targets and exit.
     #[arg(long)]
     pub list: bool,
-    /// Run every target over its corpus and a bounded number of cases, and exit.
+    /// Run every target over its corpus and a fixed number of new cases, and exit.
     #[arg(long)]
     pub smoke: bool,
     /// Run one target on one file and exit.
@@ -44,13 +45,13 @@ pub struct Options {
     pub input: Option<std::path::PathBuf>,
 }
 
-/// Where the smoke test begins, always.
+/// The seed of every smoke test.
 const SMOKE_SEED: u64 = 15;
 
 /// Runs until the time is over or something is found.
 ///
 /// # Errors
-/// What was found, or why nothing could be tried.
+/// Something was found, or nothing could be tried.
 pub fn run(options: &Options) -> anyhow::Result<()> {
     if options.list {
         TARGETS.iter().for_each(|target| println!("{}", target.name));
@@ -70,10 +71,10 @@ pub fn run(options: &Options) -> anyhow::Result<()> {
     })
 }
 
-/// A target over its corpus and its share of the smoke test.
+/// Runs a target over its corpus and over the new cases of the smoke test.
 ///
 /// # Errors
-/// What was found.
+/// Something was found.
 pub fn smoke(target: &'static Target) -> anyhow::Result<()> {
     let begun = Instant::now();
     let mut runner = Runner::new(target, SMOKE_SEED, 0)?;
@@ -104,7 +105,7 @@ mod tests {
 
     use super::*;
 
-    /// As many cases as a debug build does in a few seconds; the harness profile does all.
+    /// This test runs one new case in this many, because debug builds are slow. `--smoke` runs all.
     const PART: u32 = 20;
 
     #[test]
@@ -120,7 +121,7 @@ mod tests {
     }
 
     #[test]
-    fn every_target_has_a_corpus_and_a_program_for_libfuzzer_and_no_other_has() {
+    fn targets_corpora_and_programs_for_libfuzzer_have_the_same_names() {
         let names: BTreeSet<_> = TARGETS.iter().map(|target| target.name.to_owned()).collect();
         assert_eq!(names.len(), TARGETS.len());
         assert_eq!(corpus::names(), names);

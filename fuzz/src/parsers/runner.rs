@@ -1,5 +1,5 @@
-//! The loop. Case `n` of a seed is decided by seed, `n` and corpus alone, so that a run is resumed
-//! where it ended and a finding is had again.
+//! The loop. A case depends only on the seed, on its own number and on the corpus. So a run can be
+//! resumed where it ended, and a finding can be repeated.
 
 use std::cell::RefCell;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -12,16 +12,16 @@ use super::targets::Target;
 use crate::Finding;
 use crate::budget::choices;
 
-/// How long a finding is minimised.
+/// How long a finding is minimised at most.
 const MINIMISE_FOR: Duration = Duration::from_secs(20);
 
-/// One target's run.
+/// A run of one target.
 #[derive(Debug)]
 pub struct Runner {
     target: &'static Target,
     corpus: Corpus,
     seed: u64,
-    /// The next case.
+    /// The number of the next case.
     pub at: u64,
 }
 
@@ -39,11 +39,12 @@ pub fn case(target: &Target, input: &[u8]) -> Result<(), String> {
 }
 
 thread_local! {
-    /// Where this thread panicked last.
+    /// The place of this thread's last panic.
     static PLACE: RefCell<String> = const { RefCell::new(String::new()) };
 }
 
-/// Does something without a line for each panic that is caught; [`case`] says where it was.
+/// Runs `work` without printing a line for each panic that is caught. [`case`] reports the place of
+/// the panic.
 pub fn quietly<T>(work: impl FnOnce() -> T) -> T {
     let before = std::panic::take_hook();
     std::panic::set_hook(Box::new(|panic| {
@@ -62,10 +63,10 @@ impl Runner {
         Ok(Self { target, corpus: Corpus::read(target.name)?, seed, at: from })
     }
 
-    /// Runs every case of the corpus, and says how many there are.
+    /// Runs every case of the corpus. Returns how many there are.
     ///
     /// # Errors
-    /// The first one that fails.
+    /// The first case that fails.
     pub fn repeat(&self) -> Result<usize, Finding> {
         let mut repeated = 0;
         for (name, input) in self.corpus.cases() {
@@ -83,7 +84,7 @@ impl Runner {
     /// Runs the next case.
     ///
     /// # Errors
-    /// What was found, minimised and written to the corpus.
+    /// The case fails. It has been minimised and written to the corpus.
     #[expect(clippy::should_implement_trait, reason = "a case is not an item")]
     pub fn next(&mut self) -> Result<(), Finding> {
         let mut rng = choices(self.seed, self.at);
@@ -117,12 +118,13 @@ impl Runner {
     }
 }
 
-/// The command that shows a case of the corpus.
+/// The command that runs a case of the corpus.
 fn command(target: &str, name: &str) -> String {
     format!("cargo xtask fuzz parsers --target {target} --input fuzz/corpus/{target}/{name}")
 }
 
-/// The shortest input that is found to fail still, by cutting pieces out and setting bytes to zero.
+/// Cuts pieces out of an input and sets bytes to zero, as long as the rest still fails. Returns the
+/// smallest input found.
 pub fn minimise(mut input: Vec<u8>, mut fails: impl FnMut(&[u8]) -> bool) -> Vec<u8> {
     let mut piece = input.len().div_ceil(2);
     while piece > 0 {

@@ -1,4 +1,5 @@
-//! The targets: one row each, with what is attacked and the oracle in the file of its group.
+//! The targets, one row each. The head of each file here says what its targets attack, and how
+//! their oracles judge.
 
 mod bodies;
 mod config;
@@ -15,17 +16,17 @@ mod wire;
 
 use arbitrary::Unstructured;
 
-/// Something that reads bytes of others, with its oracle.
+/// Code that is fuzzed, with its oracle.
 #[derive(Debug, Clone, Copy)]
 pub struct Target {
-    /// As on the command line, and the name of its corpus.
+    /// The name on the command line, and of the corpus.
     pub name: &'static str,
     /// Runs one case, made from these bytes.
     ///
     /// # Errors
     /// What was expected, and what was seen.
     pub run: fn(&mut Unstructured<'_>) -> Result<(), String>,
-    /// Cases that the smoke test adds to the corpus: as many as take a few seconds.
+    /// How many new cases the smoke test runs: as many as take a few seconds.
     pub smoke: u32,
 }
 

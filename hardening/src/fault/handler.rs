@@ -1,5 +1,5 @@
-//! The handler of every signal that a fault can raise: it writes one record, may say last words,
-//! and ends the process.
+//! The handler of every signal that a fault can raise: it writes one record, calls `last_words` if
+//! V8 or libc has given up, and ends the process.
 
 use std::io;
 use std::ptr;
@@ -17,10 +17,10 @@ pub const FAULT_EXIT: i32 = 88;
 const SIGNALS: [libc::c_int; 6] =
     [libc::SIGSEGV, libc::SIGBUS, libc::SIGILL, libc::SIGTRAP, libc::SIGSYS, libc::SIGABRT];
 
-/// Takes over every signal that a fault can raise. To be called before the filter, after which
-/// handlers can no longer be changed. `last_words` runs in the handler when V8 or libc has given
-/// up. Like the handler it must be async-signal-safe (signal-safety(7)): no lock, no allocation, no
-/// first use of a thread-local that has a destructor.
+/// Takes over every signal that a fault can raise. Call this before the filter is installed,
+/// because afterwards no handler can be changed. `last_words` runs in the handler when V8 or libc
+/// has given up. Like the handler it must be async-signal-safe (signal-safety(7)): no lock, no
+/// allocation, no first use of a thread-local that has a destructor.
 ///
 /// # Errors
 /// The kernel refuses.
@@ -31,8 +31,8 @@ pub fn handle(last_words: extern "C" fn()) -> io::Result<()> {
         let mut action: libc::sigaction = unsafe { std::mem::zeroed() };
         action.sa_sigaction = on_fault as *const () as usize;
         action.sa_flags = libc::SA_SIGINFO | libc::SA_ONSTACK;
-        // SAFETY: the handler itself uses atomics and makes system calls; the rest of what it does
-        // is `last_words`, which the caller has made async-signal-safe too.
+        // SAFETY: the handler itself only uses atomics and makes system calls; `last_words`, which
+        // it also calls, must be async-signal-safe by this function's contract.
         if unsafe { libc::sigaction(signal, &raw const action, ptr::null_mut()) } != 0 {
             return Err(io::Error::last_os_error());
         }
@@ -54,7 +54,7 @@ extern "C" fn on_fault(signal: libc::c_int, info: *const Info, context: *const l
     unsafe { libc::_exit(FAULT_EXIT) };
 }
 
-/// The calling thread has keys open that it should not have: records that and ends the process.
+/// Records that the calling thread has keys open that it should not have, and ends the process.
 pub fn wrong_keys() -> ! {
     let info = Info::with_code(WRONG_KEYS);
     record(libc::SIGABRT, &raw const info, ptr::null());
@@ -62,29 +62,29 @@ pub fn wrong_keys() -> ! {
     unsafe { libc::_exit(FAULT_EXIT) };
 }
 
-/// The gate of [`crate::islands::keys::pkru`] calls this by name.
+/// The gate of [`crate::islands::keys::pkru`] calls this function by its symbol name.
 #[unsafe(no_mangle)]
 extern "C" fn enisle_wrong_value() -> ! {
     wrong_keys()
 }
 
-/// V8 has run out of memory on the calling thread: records that. The process must end next.
+/// Records that V8 has run out of memory on the calling thread. The process must end next.
 pub fn out_of_memory() {
     let info = Info::with_code(OUT_OF_MEMORY);
     record(libc::SIGABRT, &raw const info, ptr::null());
 }
 
-/// Whether an address is in the code of libc's allocator. Its functions lie side by side: `malloc`
-/// and the exported ones after it, and the internal ones before it.
+/// Whether an address is in the code of libc's allocator. The allocator's functions lie side by
+/// side: `malloc`, the other exported ones after it, and the internal ones before it.
 fn is_in_allocator(pc: u64) -> bool {
     const BEFORE: u64 = 12 << 10;
-    const BEHIND: u64 = 4 << 10;
+    const AFTER: u64 = 4 << 10;
     let (first, last) = (libc::malloc as *const () as u64, libc::posix_memalign as *const () as u64);
-    (first.saturating_sub(BEFORE)..last.max(first) + BEHIND).contains(&pc)
+    (first.saturating_sub(BEFORE)..last.max(first) + AFTER).contains(&pc)
 }
 
-/// How often the second thread to fault checks whether the first has written its record: about 10
-/// ms.
+/// How many times the second thread to fault checks whether the first has written its record. All
+/// the checks together take about 10 ms.
 const PATIENCE: u32 = 1 << 20;
 
 fn record(signal: libc::c_int, info: *const Info, context: *const libc::c_void) {
@@ -100,8 +100,8 @@ fn record(signal: libc::c_int, info: *const Info, context: *const libc::c_void) 
         }
         return;
     }
-    // SAFETY: the kernel, or `wrong_keys`, passes a valid siginfo, which is at least as large as
-    // `Info`.
+    // SAFETY: the kernel, `wrong_keys` and `out_of_memory` pass a valid siginfo, which is at least
+    // as large as `Info`.
     let info = unsafe { &*info };
     raw.signal.store(signal, Ordering::Relaxed);
     raw.code.store(info.code, Ordering::Relaxed);

@@ -7,23 +7,23 @@
 //!                        └─ last words if V8 gave up; _exit: a handler never returns
 //! ```
 //!
-//! The page carries a key of its own, which no thread has open while a tenant's code runs. The
-//! worker opens it only to register a thread, to note that a thread leaves or ends the process, and
-//! to write the record. The page also notes which thread belongs to which slot, by the kernel's
-//! thread id, and what the handler relies on is read-only ([`crate::islands::frozen`]). So a script
-//! that can write anywhere but cannot execute cannot forge a record. Such a script can still make
-//! another thread fault, by writing to that thread's stack or isolate, which carry no key; and a
-//! script that can execute can write what it likes. So a record is only an allegation, and
-//! [`FaultPage::read`] checks it as one.
+//! The record's page carries a key of its own, which no thread has open while it runs a tenant's
+//! code. After start-up a thread opens this key only to register, to note that it leaves or ends
+//! the process, and to write the record. The page also lists which thread belongs to which slot, by
+//! the kernel's thread id. Other values that the handler relies on are read-only
+//! ([`crate::islands::frozen`]). So a script that can write anywhere, but cannot execute code of
+//! its own, cannot forge a record. Such a script can still make another thread fault, by writing to
+//! that thread's stack or isolate, which carry no key. A script that can execute its own code can
+//! write any record. So a record is only an allegation, and [`FaultPage::read`] checks it as one.
 //!
-//! Behind the record lies a second page without a key, with an account for each slot of the bytes
-//! that its thread has taken outside the islands ([`account`]). A thread that can write anywhere
-//! can write there as well.
+//! A second page follows, without a key. It has an account for each slot: the bytes that the slot's
+//! thread has taken outside the islands ([`account`]). A thread that can write anywhere can also
+//! write there.
 //!
-//! Handlers also answer the filter: [`crate::filter`] traps instead of killing, so that a record is
-//! written. Where a handler cannot run, because the signal is blocked or the stack is gone, the
-//! kernel kills the process. V8's own handler for WebAssembly is never installed: it would take a
-//! closed key for an index out of bounds.
+//! The handler also serves the filter: [`crate::filter`] traps instead of killing, so that a record
+//! is written. If the handler cannot run, because the signal is blocked or the stack is gone, the
+//! kernel kills the process. V8's own handler for WebAssembly is never installed: it would mistake
+//! a fault on a closed key for an index out of bounds.
 //!
 //! | module | owns |
 //! |---|---|
@@ -31,7 +31,7 @@
 //! | [`reading`] | the supervisor's side |
 //! | [`own`] | the worker's side: threads, accounts, CPU time |
 //! | [`handler`] | the handler and the record |
-//! | [`room`] | how much the process could still commit |
+//! | [`room`] | how much memory the process could still commit |
 
 mod handler;
 mod own;

@@ -1,5 +1,5 @@
-//! The worker's side: which thread belongs to which slot, what each slot has taken, and how much
-//! CPU time each thread used.
+//! The worker's side: which thread belongs to which slot, how much memory each slot has taken, and
+//! how much CPU time each thread has used.
 
 use std::fs::File;
 use std::io;
@@ -15,13 +15,13 @@ use crate::islands::keys::{Key, KeyError};
 use crate::process::PAGE_BYTES;
 use crate::process::thread::CpuClock;
 
-/// Marks a slot that its thread has left. Not a valid thread id, so no thread can take the slot
-/// again.
+/// Marks a slot that its thread has left. It is not 0, so no thread can take the slot again, and
+/// not a valid thread id, so no thread is mistaken for the slot's.
 const USED_UP: i32 = -1;
 
-/// Registers the calling thread as that of `slot`. Afterwards the thread has only key 0 and the
-/// record's key open, and must install its own keys next. False if the slot is or was taken. To be
-/// called before any code of a tenant runs in the thread.
+/// Registers the calling thread as that of `slot`, and returns whether it could: false if the slot
+/// is or was taken, or does not exist. Afterwards the thread has only key 0 and the record's key
+/// open, and must install its own keys next. Call this before any tenant's code runs in the thread.
 #[must_use]
 pub fn thread_of(slot: u32) -> bool {
     let this = nix::unistd::gettid().as_raw();
@@ -29,21 +29,22 @@ pub fn thread_of(slot: u32) -> bool {
     known.is_some_and(|known| known.compare_exchange(0, this, Ordering::AcqRel, Ordering::Relaxed).is_ok())
 }
 
-/// The thread of `slot` is about to end, after which the kernel may reuse its id. To be called by
-/// that thread, when it will run no tenant's code any more.
+/// Notes that the thread of `slot` is about to end, because the kernel may then reuse the thread's
+/// id. The thread calls this itself, when it will not run a tenant's code again.
 pub fn thread_leaves(slot: u32) {
     let slot = usize::try_from(slot).unwrap_or(usize::MAX);
     if let Some(known) = open_page().and_then(|raw| raw.threads.get(slot)) {
         known.store(USED_UP, Ordering::Release);
     }
-    // Opens the thread's own key once more, because memory is freed at the end of a thread. The
-    // value comes from the frozen page, never from the stack.
+    // `open_page` has closed the thread's own key. Open it again, because a thread frees memory
+    // when it ends. The value comes from the frozen page, never from the stack.
     if let Some(pkru) = frozen::pkru_of(slot) {
         pkru.install();
     }
 }
 
-/// The page, with its key open. The key stays open: a caller that does not exit next must close it.
+/// Opens the key of the record's page, closes every other key but 0, and returns the page. The key
+/// stays open: a caller that does not end the process next must close it.
 pub(super) fn open_page() -> Option<&'static Raw> {
     let page = FROZEN.fault_page.load(Ordering::Acquire).cast::<Raw>();
     if page.is_null() {
@@ -53,12 +54,13 @@ pub(super) fn open_page() -> Option<&'static Raw> {
     if writer != 0 {
         Pkru::from_bits(writer).install();
     }
-    // SAFETY: `share` mapped a whole page for the life of the process, which holds a `Raw`
-    // (asserted there), and its key is open now.
+    // SAFETY: `share` mapped the page for the life of the process, a page has room for a `Raw`
+    // (asserted in `page`), and its key is open now.
     Some(unsafe { &*page })
 }
 
-/// Maps both pages into the worker. To be called while descriptors can still be mapped.
+/// Maps both pages into the worker. Call this before the filter is installed, because the filter
+/// refuses to map a descriptor.
 ///
 /// # Errors
 /// The descriptor cannot be mapped, or is too small.
@@ -74,7 +76,7 @@ pub fn share(page: OwnedFd) -> io::Result<()> {
 }
 
 /// The account of a slot, which the supervisor may read at any time. `None` if the slot does not
-/// exist, or the supervisor is missing.
+/// exist, or if no supervisor has shared its pages ([`share`]).
 #[inline]
 #[must_use]
 pub fn account(slot: u32) -> Option<&'static Account> {
@@ -84,13 +86,13 @@ pub fn account(slot: u32) -> Option<&'static Account> {
     }
     // SAFETY: `share` mapped two pages.
     let page = unsafe { page.add(PAGE_BYTES) };
-    // SAFETY: `share` mapped them for the life of the process, the second one holds `Accounts`
-    // (asserted there), and it has no key of its own.
+    // SAFETY: `share` mapped both for the life of the process, a page has room for `Accounts`
+    // (asserted in `page`), and the second page has no key of its own.
     unsafe { &*page.cast::<Accounts>() }.get(usize::try_from(slot).ok()?)
 }
 
-/// Gives the record's page a key of its own, which only `open_page` opens: its callers run no
-/// code of a tenant.
+/// Gives the record's page a key of its own. From then on only `open_page` opens this key, and no
+/// caller of `open_page` runs a tenant's code before it closes the key.
 ///
 /// # Errors
 /// The kernel refuses.
@@ -103,15 +105,15 @@ pub fn guard(key: &Key) -> Result<(), KeyError> {
     Ok(())
 }
 
-/// The calling thread is about to end the process because of what its tenant did: records how much
-/// CPU time the thread has used. No tenant's code may run in it any more.
+/// Records how much CPU time the calling thread has used. The thread calls this when it is about to
+/// end the process because of what its tenant did, and must not run a tenant's code afterwards.
 pub fn thread_ends_process() {
     if let Some(raw) = open_page() {
         note_computed(raw);
     }
 }
 
-/// The slot of the calling thread, if any; records its CPU time.
+/// Records the CPU time of the calling thread, and returns the thread's slot, if it has one.
 pub(super) fn note_computed(raw: &Raw) -> Option<usize> {
     // SAFETY: gettid has no preconditions.
     let this = unsafe { libc::gettid() };

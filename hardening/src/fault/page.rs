@@ -1,18 +1,18 @@
-//! The layout of the record's page and the accounts' page. All fields are atomics, because either
-//! side may write at any time.
+//! The layout of the record's page and the accounts' page. All fields are atomics, because the
+//! worker may write to them while the supervisor reads.
 
 use std::sync::atomic::{AtomicI32, AtomicI64, AtomicU32, AtomicU64, Ordering};
 
 use crate::islands::frozen::MOST_SLOTS;
 use crate::process::PAGE_BYTES;
 
-/// Stands for a `si_code`, with a value that the kernel never gives to SIGABRT: the worker itself
-/// found wrong keys.
+/// In place of a `si_code`: the worker itself found wrong keys. The kernel never uses this value
+/// with SIGABRT.
 pub(super) const WRONG_KEYS: libc::c_int = i32::MIN;
-/// Another such value: V8 ran out of memory, and raised no signal.
+/// As [`WRONG_KEYS`]: V8 ran out of memory, and raised no signal.
 pub(super) const OUT_OF_MEMORY: libc::c_int = i32::MIN + 1;
 
-/// The page of the record, followed by that of the accounts.
+/// The record's page, followed by the accounts' page.
 pub(super) const SHARED_BYTES: usize = 2 * PAGE_BYTES;
 /// The start of the record's page.
 #[repr(C)]
@@ -30,22 +30,22 @@ pub(super) struct Raw {
     pub(super) room: AtomicU64,
     /// 1 if `pc` was in libc's allocator.
     pub(super) in_allocator: AtomicU32,
-    /// The thread of each slot; 0 if none has registered yet.
+    /// The id of each slot's thread: 0 before a thread registers, -1 after it has left.
     pub(super) threads: [AtomicI32; MOST_SLOTS],
-    /// See [`super::FaultPage::computed`]; 0 if nothing was written.
+    /// See [`super::FaultPage::computed`]; 0 if the thread has not recorded it.
     pub(super) computed_us: [AtomicU64; MOST_SLOTS],
 }
 
-/// It must fit the page: `FaultPage::read` and `open_page` rely on that.
+/// `Raw` must fit its page: `FaultPage::raw` and `open_page` rely on that.
 const _: () = assert!(size_of::<Raw>() <= PAGE_BYTES && align_of::<Raw>() <= PAGE_BYTES);
 
 /// What a slot has taken outside the islands, in bytes, as counted by the worker.
 #[derive(Debug)]
 #[repr(C)]
 pub struct Account {
-    /// Taken and not given back. Signed: a thread that gives back more than it took owes the rest.
+    /// Taken and not given back. Negative if more was given back than was taken.
     pub(super) now: AtomicI64,
-    /// Taken in all.
+    /// Taken in all, whether or not it was given back.
     pub(super) ever: AtomicU64,
 }
 
@@ -64,11 +64,11 @@ impl Account {
 /// The accounts of all slots, by slot.
 pub(super) type Accounts = [Account; MOST_SLOTS];
 
-/// They must fit their page: `FaultPage::accounts` and `account` rely on that.
+/// `Accounts` must fit its page: `FaultPage::accounts` and `account` rely on that.
 const _: () = assert!(size_of::<Accounts>() <= PAGE_BYTES && align_of::<Accounts>() <= PAGE_BYTES);
 
 pub(super) const EMPTY: u32 = 0;
 pub(super) const WRITING: u32 = 1;
 pub(super) const WRITTEN: u32 = 2;
-/// Stands for the slot of a thread that is not a tenant's.
+/// In place of a slot: the thread is not a tenant's.
 pub(super) const NO_SLOT: u32 = u32::MAX;

@@ -1,5 +1,5 @@
-//! The supervisor's side: the pages that it shares with one worker, and what it reads there when
-//! the worker is gone.
+//! The supervisor's side: the pages that it shares with one worker. It may read the accounts at any
+//! time, and reads the record when the worker is dead.
 
 use std::fs::File;
 use std::io;
@@ -16,7 +16,7 @@ use crate::islands::frozen::MOST_SLOTS;
 use crate::process::PAGE_BYTES;
 use crate::process::siginfo::SEGV_PKUERR;
 
-/// What the supervisor reads of an [`super::Account`]: an allegation.
+/// An [`super::Account`] as the supervisor reads it: an allegation.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Taken {
     pub now: u64,
@@ -28,24 +28,24 @@ pub struct Taken {
 pub struct Fault {
     pub signal: libc::c_int,
     pub code: libc::c_int,
-    /// The slot of the tenant whose thread it was; `None` for the worker's own threads.
+    /// The slot whose thread faulted; `None` if it was one of the worker's own threads.
     pub slot: Option<u32>,
     pub pc: u64,
     pub kind: Kind,
-    /// How much the process could still have committed at that moment, in bytes ([`super::room`]).
+    /// How many bytes the process could still have committed at that moment ([`super::room`]).
     pub room: u64,
-    /// It happened inside libc's allocator.
+    /// Whether it happened inside libc's allocator.
     pub in_allocator: bool,
 }
 
 /// What kind of fault it was.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Kind {
-    /// A load or store at `address`, whose pages carry `key`, which was closed.
+    /// A load or store at `address`. The page carries `key`, which was closed.
     ClosedKey { address: u64, key: u32 },
     /// A system call that the filter does not allow.
     Refused { call: libc::c_int },
-    /// A load or store where nothing is mapped, or that the page does not allow.
+    /// An access where nothing is mapped, or that the protection of the page forbids.
     Access { address: u64 },
     /// The thread had keys open other than its own.
     WrongKeys,
@@ -55,7 +55,7 @@ pub enum Kind {
     OutOfMemory,
 }
 
-/// Memory that neither side can resize, shared with one worker.
+/// The memory that the supervisor shares with one worker. Neither side can resize it.
 #[derive(Debug)]
 pub struct FaultPage {
     memory: OwnedFd,
@@ -64,17 +64,17 @@ pub struct FaultPage {
 
 impl FaultPage {
     /// # Errors
-    /// The kernel has no memory for it.
+    /// The kernel refuses the memory.
     pub fn new() -> io::Result<Self> {
         let memory = memfd_create(c"enisle-fault", MFdFlags::MFD_CLOEXEC | MFdFlags::MFD_ALLOW_SEALING)?;
         let file = File::from(memory.try_clone()?);
         file.set_len(SHARED_BYTES as u64)?;
-        // If the worker could cut the page off, reading it would end the supervisor.
+        // If the worker could shorten the file, reading it would raise SIGBUS in the supervisor.
         fcntl(&memory, FcntlArg::F_ADD_SEALS(SealFlag::F_SEAL_SHRINK | SealFlag::F_SEAL_GROW | SealFlag::F_SEAL_SEAL))?;
         Ok(Self { map: MmapRaw::map_raw(&file)?, memory })
     }
 
-    /// To be passed to the worker.
+    /// The memory's descriptor, to be passed to the worker.
     #[must_use]
     pub fn descriptor(&self) -> BorrowedFd<'_> {
         self.memory.as_fd()
@@ -82,7 +82,7 @@ impl FaultPage {
 
     pub(super) fn raw(&self) -> &Raw {
         // SAFETY: the map begins with a page, larger than `Raw` and aligned for it, and lives as
-        // long as `self`; every field is an atomic, which any bytes are, and which may change at
+        // long as `self`. Every field is an atomic: any bytes are a valid one, and it may change at
         // any time.
         unsafe { &*self.map.as_ptr().cast::<Raw>() }
     }
@@ -103,15 +103,16 @@ impl FaultPage {
         })
     }
 
-    /// How much CPU time the thread of that slot had used when it recorded a fault or was about to
-    /// end the process, if it recorded that. An allegation as well.
+    /// How much CPU time the slot's thread had used when it recorded a fault, or was about to end
+    /// the process. `None` if it recorded no time. This is an allegation too.
     #[must_use]
     pub fn computed(&self, slot: u32) -> Option<Duration> {
         let us = self.raw().computed_us.get(usize::try_from(slot).ok()?)?.load(Ordering::Acquire);
         (us > 0).then(|| Duration::from_micros(us))
     }
 
-    /// The fault that ended the worker, if a record was completed that describes a possible fault.
+    /// The fault that ended the worker. `None` if no record was completed, or if its signal is not
+    /// one that a fault raises.
     #[must_use]
     pub fn read(&self) -> Option<Fault> {
         let raw = self.raw();

@@ -1,18 +1,18 @@
-//! How much the process could still commit, measured where no file can be opened: in a handler,
-//! before the process ends.
+//! How much memory the process could still commit. The handler measures this before the process
+//! ends, and cannot open a file to do so.
 
 use std::ptr;
 
 use crate::islands::{GAP_BYTES, frozen};
 
-/// The most that [`room`] looks for: the filter of a tenant's thread refuses a mapping as long as
-/// [`GAP_BYTES`].
+/// The most that [`room`] looks for, because the filter of a tenant's thread traps a mapping of
+/// [`GAP_BYTES`] or more.
 const MOST_ROOM: usize = GAP_BYTES - LEAST_ROOM;
 const LEAST_ROOM: usize = 1 << 16;
 
-/// What the process may still commit (`RLIMIT_DATA`, or the machine's own limit), within 64 KiB.
-/// Found by trying: a handler cannot open a file in `/proc`, and a process that has ended has no
-/// memory that the supervisor could look at.
+/// How many bytes the process may still commit (`RLIMIT_DATA`, or the machine's own limit), to
+/// within 64 KiB. Found by trying, because the handler cannot open a file in `/proc`, and because
+/// the supervisor cannot measure the memory of a process that has ended.
 pub(super) fn room() -> usize {
     let (mut found, mut step) = (0, (MOST_ROOM + LEAST_ROOM) / 2);
     while step >= LEAST_ROOM {
@@ -34,10 +34,10 @@ pub fn may_commit(bytes: usize) -> bool {
     if at == libc::MAP_FAILED {
         return false;
     }
-    // On another tenant's island the filter would trap the unmapping: the mapping then stays until
-    // the process ends.
+    // In the zone the mapping may be on another tenant's island, where the filter would trap the
+    // unmapping. Such a mapping stays until the process ends.
     if !frozen::is_in_zone(at as usize) {
-        // SAFETY: it was mapped just now, and nothing uses it.
+        // SAFETY: the memory was mapped above, and nothing uses it.
         unsafe { libc::munmap(at, bytes) };
     }
     true
@@ -49,8 +49,9 @@ mod tests {
 
     #[test]
     fn what_a_process_may_still_commit_is_measured_within_its_limit() {
-        // The limit would affect other tests of this process, so a child takes it.
-        // SAFETY: the child makes system calls only, and ends.
+        // The limit would affect other tests of this process, so a child sets it for itself.
+        // SAFETY: the child reads a file, makes system calls and ends. Reading allocates, which
+        // glibc allows after a fork: it holds the allocator's locks while it forks.
         let child = unsafe { nix::unistd::fork() }.unwrap();
         if child.is_child() {
             let own = std::fs::read_to_string("/proc/self/statm").ok();

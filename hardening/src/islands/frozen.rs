@@ -1,10 +1,10 @@
-//! What later threads of a worker rely on, in a page that is read-only before the first tenant
+//! What later threads of a worker rely on, in a page that becomes read-only before the first tenant
 //! moves in.
 //!
-//! The page says which keys the thread of a slot may open, where the islands are, and where faults
-//! are recorded. In ordinary memory, a tenant that can write anywhere, but cannot execute, would
-//! change this and wait for the next thread to start. The main thread stores everything once,
-//! before [`freeze`]; a store after it is a fault.
+//! The page records which keys the thread of a slot may open, where the islands are, and where
+//! faults are recorded. If these values were in ordinary memory, a tenant that can write anywhere,
+//! but cannot execute code of its own, could change them and wait for the next thread to start. The
+//! main thread stores every value once, before [`freeze`]; a store after `freeze` is a fault.
 
 use std::io;
 use std::ptr;
@@ -20,15 +20,15 @@ pub const MOST_SLOTS: usize = 64;
 /// Fills a page of its own.
 #[repr(C, align(4096))]
 pub(crate) struct Frozen {
-    /// Where faults are recorded.
+    /// The fault page.
     pub(crate) fault_page: AtomicPtr<libc::c_void>,
-    /// The PKRU value of a handler while it writes there; 0 without keys.
+    /// The PKRU value with which a thread writes to the fault page; 0 without keys.
     pub(crate) writer: AtomicU32,
-    /// Called when V8 gives up: reports it on the tenant's channel.
+    /// The function that the handler calls when V8 or libc has given up.
     pub(crate) last_words: AtomicPtr<libc::c_void>,
-    /// V8's key for JIT pages; 0 where the machine has none.
+    /// V8's key for JIT pages; 0 if the machine has no keys.
     jit: AtomicU32,
-    /// The tenants' keys, by slot.
+    /// The tenants' keys, by slot; 0 for a slot without a key.
     own: [AtomicU32; MOST_SLOTS],
     /// How many entries of `zone` are used.
     zone_parts: AtomicUsize,
@@ -46,8 +46,8 @@ pub(crate) static FROZEN: Frozen = Frozen {
     zone: [const { AtomicUsize::new(0) }; MOST_SLOTS + 1],
 };
 
-/// Stores where the islands are, V8's key for JIT pages, and the key of each slot; this uses the
-/// keys up. Slots from [`MOST_SLOTS`] on have no key.
+/// Stores where the islands are, V8's key for JIT pages, and the key of each slot. It consumes the
+/// [`Key`] values: only the numbers of the keys are left. Slots from [`MOST_SLOTS`] on have no key.
 pub fn assign(zone: &Zone, jit: Option<u8>, own: Vec<Key>) {
     let parts = zone.parts();
     for (known, part) in FROZEN.zone.iter().zip(&parts) {
@@ -66,7 +66,7 @@ pub fn assign(zone: &Zone, jit: Option<u8>, own: Vec<Key>) {
 /// The kernel refuses.
 pub fn freeze() -> io::Result<()> {
     let page = ptr::from_ref(&FROZEN).cast_mut().cast();
-    // SAFETY: it fills whole pages and nothing else is in them; nothing stores to them any more.
+    // SAFETY: `FROZEN` fills whole pages with nothing else in them, and is not stored to again.
     let result = unsafe { libc::mprotect(page, size_of::<Frozen>(), libc::PROT_READ) };
     if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
 }
@@ -79,7 +79,7 @@ pub fn zone() -> Zone {
     Zone::from_parts(&parts).unwrap_or_else(|| Zone::place(0, || 0))
 }
 
-/// Whether an address is on an island, or in the gap between two.
+/// Whether an address is on an island; the gap in front of an island belongs to the island.
 #[must_use]
 pub fn is_in_zone(address: usize) -> bool {
     let islands = FROZEN.zone_parts.load(Ordering::Relaxed).saturating_sub(1);
@@ -91,19 +91,21 @@ fn key(known: &AtomicU32) -> Option<u8> {
     u8::try_from(known.load(Ordering::Relaxed)).ok().filter(|key| *key != 0)
 }
 
-/// The key of a slot; `None` where the layer is off, or the slot does not exist.
+/// The key of a slot; `None` if the layer is off, or the slot does not exist.
 #[must_use]
 pub fn key_of(slot: usize) -> Option<u8> {
     key(FROZEN.own.get(slot)?)
 }
 
-/// V8's key for JIT pages, which it takes wherever the machine has keys.
+/// V8's key for JIT pages, which V8 takes even if the layer is off; `None` on a machine without
+/// keys.
 #[must_use]
 pub fn jit_key() -> Option<u8> {
     key(&FROZEN.jit)
 }
 
-/// What the thread of a slot may use: key 0, its own key, and V8's for reading.
+/// The PKRU value of a slot's thread: key 0 and the slot's own key are open, and V8's key for
+/// reading. `None` if the slot has no key.
 #[must_use]
 pub fn pkru_of(slot: usize) -> Option<Pkru> {
     Some(Pkru::of_worker_thread(jit_key()?).open_number(key_of(slot)?))
@@ -120,7 +122,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_page_holds_nothing_else() {
+    fn the_frozen_page_contains_nothing_else() {
         assert_eq!(address() % 4096, 0);
         assert_eq!(size_of::<Frozen>() % 4096, 0);
     }

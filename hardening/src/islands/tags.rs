@@ -1,8 +1,9 @@
-//! The oracle: does every page of every island carry the right key? Read from outside the process.
+//! The oracle answers, from outside the process: does every page of every island carry the right
+//! key?
 //!
-//! `ProtectionKey:` in `/proc/PID/smaps` (`proc_pid_smaps(5)`) is the key of each mapping as
-//! reported by the kernel, whatever the worker believes it has tagged. Used by tests after storms
-//! of allocations, and from time to time on workers in production.
+//! The kernel reports the key of each mapping as `ProtectionKey:` in `/proc/PID/smaps`
+//! (`proc_pid_smaps(5)`), so nothing depends on what the worker believes it has tagged. Tests ask
+//! the oracle after storms of allocations, and the supervisor asks it about running workers.
 
 use std::fs::File;
 use std::io::{self, BufRead, BufReader};
@@ -19,7 +20,7 @@ pub struct Tags {
     pub zone: Zone,
     /// The key of each island, in order.
     pub keys: Vec<u8>,
-    /// V8's key for JIT pages, which may be in any island's window.
+    /// V8's key for JIT pages. Pages with this key may be in any island's window.
     pub jit: u8,
 }
 
@@ -28,7 +29,7 @@ pub struct Tags {
 pub struct Mistagged {
     pub pages: Range<usize>,
     pub key: u8,
-    /// The island that it is on; `None` for a tenant's key outside every island.
+    /// The island that the mapping is on; `None` if it is not on exactly one island.
     pub slot: Option<usize>,
 }
 
@@ -45,15 +46,15 @@ impl std::fmt::Display for Mistagged {
 /// What the oracle saw.
 #[derive(Debug, Default, Clone, PartialEq, Eq)]
 pub struct Seen {
-    /// Mappings on islands, right or wrong.
+    /// How many mappings are on islands, right or wrong.
     pub mappings: usize,
-    /// How many mappings are wrong, of all in the process.
+    /// How many mappings of the whole process are wrong.
     pub wrong: usize,
-    /// The first wrong ones.
+    /// The first of the wrong mappings.
     pub mistagged: Vec<Mistagged>,
 }
 
-/// A process can have tens of thousands of wrong mappings; this many are reported.
+/// How many wrong mappings are reported: a process can have tens of thousands.
 const MOST_REPORTED: usize = 8;
 
 impl Seen {
@@ -86,9 +87,9 @@ pub fn inspect(pid: Pid, tags: &Tags) -> io::Result<Seen> {
 /// The pause between two inspections when something is wrong.
 const PAUSE: Duration = Duration::from_millis(20);
 
-/// Inspects a process in which tenants run. A page is mapped and tagged by two system calls, and an
-/// inspection may come between them; so a wrong page is inspected twice more, and counts only if it
-/// is wrong every time.
+/// Inspects a process in which tenants run. A page is mapped by one system call and tagged by
+/// another, and an inspection may come between the two. So a wrong mapping is inspected twice more,
+/// and counts only if it is wrong every time.
 ///
 /// # Errors
 /// As for [`inspect`].
@@ -111,7 +112,7 @@ pub fn inspect_running(pid: Pid, tags: &Tags) -> io::Result<Seen> {
     Ok(seen)
 }
 
-/// Compares the text of an `smaps` file.
+/// Compares the text of an `smaps` file with `tags`.
 ///
 /// # Errors
 /// Reading failed.
@@ -142,7 +143,7 @@ pub fn compare(smaps: impl BufRead, tags: &Tags) -> io::Result<Seen> {
     Ok(seen)
 }
 
-/// Sizes of some mappings.
+/// The size of several mappings together.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Bytes {
     /// Bytes that are in memory.
@@ -151,16 +152,16 @@ pub struct Bytes {
     pub committed: u64,
 }
 
-/// What a process holds.
+/// How much memory a process holds.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Held {
-    /// What is on each island, in order.
+    /// The mappings on each island, in order.
     pub islands: Vec<Bytes>,
-    /// What is everywhere else.
+    /// All other mappings.
     pub outside: Bytes,
 }
 
-/// What a process holds, by island.
+/// How much memory a process holds, by island.
 ///
 /// # Errors
 /// As for [`inspect`].
@@ -181,7 +182,7 @@ fn sum(smaps: impl BufRead, zone: &Zone) -> io::Result<Held> {
     Ok(held)
 }
 
-/// What a process has committed in all (`proc_pid_statm(5)`): cheap, unlike [`held`].
+/// How many bytes a process has committed in all (`proc_pid_statm(5)`): cheap, unlike [`held`].
 ///
 /// # Errors
 /// `/proc` of that process could not be read.
@@ -202,11 +203,11 @@ pub struct Mapping {
     pub key: u8,
     /// How many of its bytes are in memory.
     pub resident: u64,
-    /// It is private and writable.
+    /// Whether the mapping is private and writable.
     pub is_data: bool,
 }
 
-/// The mappings in an `smaps` file. A kernel without keys prints none, and every mapping then has
+/// The mappings in an `smaps` file. A kernel without keys prints no key, and every mapping then has
 /// key 0.
 pub fn mappings(smaps: impl BufRead) -> impl Iterator<Item = io::Result<Mapping>> {
     let mut lines = smaps.lines();
@@ -232,7 +233,8 @@ pub fn mappings(smaps: impl BufRead) -> impl Iterator<Item = io::Result<Mapping>
     })
 }
 
-/// `start-end perms …` in hexadecimal; every other line starts with a word and a colon.
+/// The first line of a mapping: `start-end perms …`, both addresses in hexadecimal. Every other
+/// line starts with a word and a colon.
 fn heading(line: &str) -> Option<(Range<usize>, bool)> {
     let mut words = line.split_whitespace();
     let (start, end) = words.next()?.split_once('-')?;

@@ -6,20 +6,22 @@
 //!       │ gap │ stack │ window │ … │ V8's sandbox of the tenant (1376 GiB, with its guards) │
 //! ```
 //!
-//! The stack is that of the tenant's thread; the window takes what V8 maps for the tenant outside
-//! its sandbox (trusted range, pointer tables, code range). Everything there carries the tenant's
-//! key, with two exceptions: pages of the window may carry V8's key for JIT pages, and the stack
-//! carries none. It cannot: a thread that waits for one of V8's locks describes itself on its own
-//! stack, and the thread that hands the lock over reads that description (abseil's `Mutex`).
-//! Because all islands are known before the first tenant moves in and lie side by side, "not on
-//! another tenant's island" is two comparisons in a filter, and one look at `smaps` from outside
-//! checks them all.
+//! The stack is that of the tenant's thread. The window is for what V8 maps for the tenant outside
+//! the sandbox (trusted range, pointer tables, code range). Everything on an island carries the
+//! tenant's key, with two exceptions: pages of the window may carry V8's key for JIT pages, and the
+//! stack carries no key. It cannot carry one: a thread that waits for one of V8's locks describes
+//! itself on its own stack, and the thread that hands the lock over reads that description
+//! (abseil's `Mutex`). All islands are known before the first tenant moves in, and they lie side by
+//! side. So for a filter, the islands of all other tenants are only two ranges, and one reading of
+//! `smaps` from outside checks the keys of all islands.
 //!
-//! The gap in front of every island is longer than the longest range that the filter lets a thread
-//! name, so that a range that begins on one island never reaches what is mapped on the next.
+//! The filter lets a thread name only ranges that are shorter than the gap in front of every
+//! island, except for the thread's own sandbox. So no range that begins outside another tenant's
+//! island reaches what is mapped there.
 //!
-//! The numbers: 47 bits of address space hold 64 islands of 2 TiB; V8 reserves 1376 GiB for a
-//! sandbox (the patch's `v8_tenant_group_sandbox`), aligned to 4 GiB.
+//! The numbers: an island of 2 TiB has room for the gap, the window and the 1376 GiB that V8
+//! reserves for a sandbox (the patch's `v8_tenant_group_sandbox`), aligned to 4 GiB. The zone has
+//! room for 30 islands; a process has at most 12 tenants.
 
 use std::ops::Range;
 
@@ -27,20 +29,21 @@ const GIB: usize = 1 << 30;
 
 /// The distance from the start of one island to the start of the next.
 pub const ISLAND_BYTES: usize = 2048 * GIB;
-/// The gap in front of every island: nothing is ever mapped there.
+/// The gap at the start of every island: nothing is ever mapped there.
 pub const GAP_BYTES: usize = 64 * GIB;
-/// V8 takes 984 KiB of a thread's stack (`--stack-size`) and then throws a `RangeError`; the rest
-/// is for native code on top.
+/// Scripts may fill 984 KiB of a thread's stack (`--stack-size`) before V8 throws a `RangeError`;
+/// the rest is for native code that scripts call.
 const STACK_BYTES: usize = 4 << 20;
 /// The space for the stack and the window. A live isolate's pointer tables take 1.4 GiB of it.
 const WINDOW_BYTES: usize = 256 * GIB;
-/// What V8 reserves for a sandbox. It is the longest range that a thread may name, and only from
-/// its own sandbox's start.
+/// What V8 reserves for a sandbox. A thread may name a range of this length, but only at the start
+/// of its own sandbox; the filter traps longer ranges.
 pub const SANDBOX_BYTES: usize = 1376 * GIB;
 /// Sandboxes, and so cages, begin at a multiple of this.
 const SANDBOX_ALIGNMENT: usize = 4 * GIB;
-/// The zone begins within these bounds: above the program and its heap, which PIE puts low, and
-/// below the addresses that the kernel chooses for mappings.
+/// The zone lies within these bounds: above the addresses of a program that is not a PIE, and below
+/// those that the kernel chooses for a PIE (two thirds of the address space and up), its heap and
+/// other mappings.
 const LOWEST: usize = 4096 * GIB;
 const HIGHEST: usize = 64 * 1024 * GIB;
 
@@ -60,14 +63,15 @@ pub struct Island {
 }
 
 impl Zone {
-    /// A zone of `count` islands. `random` decides where it begins, and where in its island each
-    /// sandbox begins.
+    /// A zone of `count` islands. `random` decides where the zone begins, and where on its island
+    /// each sandbox begins.
     #[must_use]
     pub fn place(count: usize, mut random: impl FnMut() -> u64) -> Self {
         let mut below = |bound: usize| usize::try_from(random() % bound.max(1) as u64).unwrap_or(0);
         let room = HIGHEST - LOWEST - count * ISLAND_BYTES;
         let base = LOWEST + below(room / SANDBOX_ALIGNMENT) * SANDBOX_ALIGNMENT;
-        // One step less: V8 reserves its alignment in addition and gives the rest back.
+        // One step less: V8 first reserves one alignment more than a sandbox, and gives the rest
+        // back.
         let slack = (ISLAND_BYTES - GAP_BYTES - WINDOW_BYTES - SANDBOX_BYTES) / SANDBOX_ALIGNMENT - 1;
         let sandbox = |island: usize, steps: usize| {
             base + island * ISLAND_BYTES + GAP_BYTES + WINDOW_BYTES + steps * SANDBOX_ALIGNMENT
@@ -120,7 +124,7 @@ impl Island {
         self.base + GAP_BYTES..self.base + GAP_BYTES + STACK_BYTES
     }
 
-    /// Takes everything but stack and sandbox.
+    /// The range for everything except the stack and the sandbox.
     #[must_use]
     pub fn window(self) -> Range<usize> {
         self.base + GAP_BYTES + GIB..self.base + GAP_BYTES + WINDOW_BYTES
@@ -140,7 +144,7 @@ mod tests {
 
     proptest! {
         /// For all random numbers: nothing overlaps, nothing leaves the zone, and no gap is shorter
-        /// than the longest range that a filter lets a thread name.
+        /// than [`GAP_BYTES`].
         #[test]
         fn islands_never_touch(count in 1_usize..16, seed in any::<u64>()) {
             let mut state = seed;

@@ -1,4 +1,4 @@
-//! Landlock with every right handled and none granted: a second layer, should the filter have a
+//! Landlock with every right handled and none granted: a second layer in case the filter has a
 //! hole.
 
 use landlock::{
@@ -8,8 +8,8 @@ use landlock::{
 
 use super::JailError;
 
-/// The newest interface that this code knows. Older kernels enforce what they support, and the
-/// posture reports how much.
+/// The newest version of Landlock's interface that this code uses. Older kernels enforce what they
+/// support, and the posture reports their version.
 const NEWEST: ABI = ABI::V6;
 
 pub(super) fn grant_nothing(set_no_new_privs: bool) -> Result<(), JailError> {

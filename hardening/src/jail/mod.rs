@@ -1,8 +1,8 @@
-//! The steps that a worker takes before V8 starts: each with its reason.
+//! The steps that a worker takes before V8 starts, each with its reason.
 //!
-//! The order matters and is the order of [`enter`]: a step that needs a capability comes before
-//! capabilities are dropped, and a step that could undo another comes before it. The
-//! filter ([`crate::filter`]) comes last, when V8 has started.
+//! The order in [`enter`] matters: a step that needs a capability comes before capabilities are
+//! dropped, and a step that could undo another step comes before that other step. The filter
+//! ([`crate::filter`]) comes last, when V8 has started.
 
 mod landlock;
 pub(crate) mod limits;
@@ -70,13 +70,13 @@ pub enum JailError {
     ParentDeath(nix::Error),
 }
 
-/// Takes on every layer of `plan` except keys and filters. To be called while the process has one
+/// Takes on every layer of `plan` except keys and filters. Call this while the process has one
 /// thread.
 ///
 /// # Errors
 /// The first step that failed; the process must then exit, because half a jail confines nothing.
 pub fn enter(plan: &Plan) -> Result<(), JailError> {
-    // An environment carries secrets of the user who started the daemon, and settings of libc.
+    // An environment may carry secrets of the user who started the daemon, and settings of libc.
     if let Some((name, _)) = std::env::vars_os().next() {
         return Err(JailError::Environment(name));
     }
@@ -84,7 +84,7 @@ pub fn enter(plan: &Plan) -> Result<(), JailError> {
     privileges::leave_session_keyring().map_err(JailError::Keyring)?;
     let on = |layer| plan.layers.has(layer);
     if on(Layer::Namespaces) {
-        // `clone3` made the namespaces; being process 1 shows that they exist.
+        // `clone3` makes all namespaces or none; process id 1 shows that it made them.
         if std::process::id() != 1 {
             return Err(JailError::NotFirst);
         }
@@ -115,14 +115,14 @@ pub fn enter(plan: &Plan) -> Result<(), JailError> {
     if on(Layer::DenyWriteExecute) {
         privileges::deny_write_execute().map_err(JailError::DenyWriteExecute)?;
     }
-    // Last: the kernel clears this signal when credentials change.
+    // This step is last, because the kernel clears this signal when credentials change.
     if on(Layer::ParentDeath) {
         nix::sys::prctl::set_pdeathsig(nix::sys::signal::Signal::SIGKILL).map_err(JailError::ParentDeath)?;
     }
     Ok(())
 }
 
-/// Only descriptors 0, 1, 2 and the control channel cross into the jail.
+/// Closes every descriptor except 0, 1, 2 and the control channel.
 fn close_inherited() -> Result<(), JailError> {
     let first = CONTROL_FD.cast_unsigned() + 1;
     // SAFETY: close_range takes three numbers; this early no Rust value owns a descriptor above the
@@ -131,12 +131,12 @@ fn close_inherited() -> Result<(), JailError> {
     if result == 0 { Ok(()) } else { Err(JailError::CloseRange(io::Error::last_os_error())) }
 }
 
-/// More threads than a user has on any machine.
+/// The limit for a worker without a user namespace: more threads than one user should ever have.
 const UNBOUNDED_THREADS: u64 = 1 << 16;
 
 impl Plan {
-    /// The jail of a worker that holds up to `tenants`. Supervisor and worker both compute it,
-    /// with the same result, because both have the same hard limit on threads.
+    /// The jail of a worker that holds up to `tenants`. Supervisor and worker both compute this
+    /// plan. They get the same result, because both have the same hard limit on threads.
     #[must_use]
     pub fn for_tenants(layers: LayerSet, data_bytes: u64, tenants: u32) -> Self {
         let tenants = u64::from(tenants);
@@ -145,9 +145,10 @@ impl Plan {
             data_bytes,
             // 0, 1, 2 and the control channel; a channel for each tenant; some in reserve.
             descriptors: 16 + tenants,
-            // The main thread and one thread for each tenant; a thread that has just ended still
-            // counts for a moment. Without a user namespace every process of the same user counts
-            // too, and a limit could be used up by others.
+            // The main thread, the watchdog and one thread for each tenant. There is room for twice
+            // as many, because a thread that has just ended still counts for a moment. Without a
+            // user namespace every process of the same user counts too, and others could use up a
+            // tight limit.
             threads: if layers.has(Layer::Namespaces) {
                 4 + 2 * tenants
             } else {

@@ -1,4 +1,6 @@
-//! Capabilities: a worker is uid 0 of its own user namespace and has no privilege there.
+//! Privileges that a worker gives up: capabilities, the user namespaces that it could make, the
+//! daemon's keyring, the host's name, memory that becomes executable. A worker is uid 0 of its own
+//! user namespace and has no capability there.
 
 use std::fs;
 use std::io;
@@ -13,9 +15,9 @@ use super::JailError;
 const SECURE_BITS: libc::c_ulong = 0b1110_1111;
 
 pub(super) fn drop_capabilities() -> Result<(), JailError> {
-    // Clearing the bounding set and setting the securebits take CAP_SETPCAP, so they come first. An
-    // ordinary user without a namespace of its own does not have that capability, nor any in the
-    // other sets.
+    // Clearing the bounding set and setting the securebits take CAP_SETPCAP, so both come first.
+    // The process of an ordinary user without a user namespace has neither this capability nor any
+    // other in the sets below.
     if caps::has_cap(None, CapSet::Effective, caps::Capability::CAP_SETPCAP).unwrap_or(false) {
         caps::clear(None, CapSet::Bounding).map_err(|error| JailError::Capabilities("bounding", error))?;
         // SAFETY: PR_SET_SECUREBITS takes a number.
@@ -34,16 +36,16 @@ pub(super) fn drop_capabilities() -> Result<(), JailError> {
     Ok(())
 }
 
-/// A nested user namespace would give every capability back inside it. The filter refuses to make
-/// one; this is the layer behind it, set while the host's `/proc` is still mounted. Where `/proc`
-/// is read-only there is only the filter.
+/// Forbids nested user namespaces: inside one, the worker would have every capability again. The
+/// filter forbids them too, in case this setting cannot be made. It is made while the host's
+/// `/proc` is still mounted. If that `/proc` is read-only, only the filter forbids them.
 pub(super) fn forbid_user_namespaces() {
     let _ = fs::write("/proc/sys/user/max_user_namespaces", "0");
 }
 
-/// The session keyring is inherited, with the keys of the user who started the daemon
-/// (session-keyring(7)). An empty one replaces it; the filter, which refuses every call about keys,
-/// is the layer behind this.
+/// Replaces the session keyring with an empty one. The inherited keyring gives access to the keys
+/// of the user who started the daemon (session-keyring(7)). As a second layer, the filter traps
+/// every call about keyrings.
 pub(super) fn leave_session_keyring() -> io::Result<()> {
     let anonymous = std::ptr::null::<libc::c_char>();
     // SAFETY: KEYCTL_JOIN_SESSION_KEYRING takes a name, or null for a keyring without one.
@@ -53,15 +55,15 @@ pub(super) fn leave_session_keyring() -> io::Result<()> {
     }
     let error = io::Error::last_os_error();
     match error.raw_os_error() {
-        // A kernel without keys, or the filter of a container manager that this process runs under.
-        // EDQUOT: this user's other processes have used up its quota of keys, which is not a reason
-        // to refuse to start: the filter still refuses all calls about keys.
+        // ENOSYS: a kernel without keyrings. EPERM: the filter of a container manager forbids the
+        // call. EDQUOT: other processes of this user have used up the user's quota of keys. None is
+        // a reason to refuse to start, because the worker's filter traps all calls about keyrings.
         Some(libc::ENOSYS | libc::EPERM | libc::EDQUOT) => Ok(()),
         _ => Err(error),
     }
 }
 
-/// Otherwise `uname` reveals the host's name.
+/// Replaces the host's name, which `uname` would otherwise reveal.
 pub(super) fn hide_host_name() -> io::Result<()> {
     let name = b"enisle";
     // SAFETY: `name` is readable for the length given.
@@ -69,8 +71,8 @@ pub(super) fn hide_host_name() -> io::Result<()> {
     if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
 }
 
-/// No page that is or was writable becomes executable, and no executable page becomes writable, for
-/// good (PR_SET_MDWE(2const)).
+/// From now on no mapping is both writable and executable, and no mapping that is not executable
+/// becomes executable (PR_SET_MDWE(2const)).
 pub(super) fn deny_write_execute() -> io::Result<()> {
     let refuse = libc::c_ulong::from(libc::PR_MDWE_REFUSE_EXEC_GAIN);
     // SAFETY: the request takes numbers only.

@@ -1,11 +1,11 @@
-//! An empty, read-only root: no path is left to name.
+//! An empty, read-only root: no path leads to a file.
 
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
 
 use super::JailError;
 
-/// A folder that every Linux has, to mount on. It is covered in this process's mount namespace
-/// only.
+/// A folder that every Linux has. The empty root is mounted on it, in this process's mount
+/// namespace only.
 const MOUNT_POINT: &str = "/proc";
 
 pub(super) fn enter_empty() -> Result<(), JailError> {

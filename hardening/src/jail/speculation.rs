@@ -1,4 +1,4 @@
-//! Speculation controls, forced on so that nothing in the process can turn them off again.
+//! Speculation of two kinds, forced off so that nothing in the process can turn it on again.
 //!
 //! `PR_SET_SPECULATION_CTRL`, see the kernel's `Documentation/userspace-api/spec_ctrl.rst`.
 
@@ -25,8 +25,8 @@ pub(super) fn force_off() -> Result<(), JailError> {
             // ENODEV: this processor has no such control; ENXIO: it is fixed for the whole machine,
             // on or off.
             Some(libc::ENODEV | libc::ENXIO) => {}
-            // EPERM: forced off before, by the process that started the daemon; or left on for the
-            // whole machine, so that no process can choose. The posture reports which.
+            // EPERM: the process that started the daemon has forced speculation off already; or
+            // speculation is left on for the whole machine. The posture reports which.
             Some(libc::EPERM) if !controllable(control) => {}
             _ => return Err(JailError::Speculation(name, error)),
         }
@@ -34,7 +34,7 @@ pub(super) fn force_off() -> Result<(), JailError> {
     Ok(())
 }
 
-/// Whether this process could choose, and was not forced before.
+/// Whether this process can choose the control, and the choice was not forced before.
 fn controllable(control: libc::c_int) -> bool {
     // SAFETY: PR_GET_SPECULATION_CTRL takes numbers only.
     let state = unsafe { libc::prctl(libc::PR_GET_SPECULATION_CTRL, control, 0, 0, 0) };

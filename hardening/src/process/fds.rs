@@ -1,4 +1,5 @@
-//! Descriptors over a Unix socket (`SCM_RIGHTS`), and the one that a worker starts with.
+//! Descriptors over a Unix socket (`SCM_RIGHTS`), and the control channel that a worker starts
+//! with.
 
 use std::io::{self, IoSlice, IoSliceMut};
 use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
@@ -12,8 +13,8 @@ use super::spawn::CONTROL_FD;
 /// The most descriptors that come with one frame: `Start` brings the snapshot and the fault page.
 pub const MOST_DESCRIPTORS: usize = 2;
 
-/// Sends `bytes` with descriptors attached to the first byte. Returns how many bytes were sent; the
-/// descriptors have gone with them if that is not zero.
+/// Sends `bytes` with descriptors attached to the first byte. Returns how many bytes were sent; if
+/// that is not zero, the descriptors were sent with them.
 ///
 /// # Errors
 /// The socket fails.
@@ -23,7 +24,8 @@ pub fn send_with(socket: BorrowedFd<'_>, bytes: &[u8], descriptors: &[BorrowedFd
     Ok(sendmsg::<()>(socket.as_raw_fd(), &[IoSlice::new(bytes)], &rights, MsgFlags::MSG_NOSIGNAL, None)?)
 }
 
-/// Receives into `buffer`, and the descriptors that came with the bytes, close-on-exec.
+/// Receives bytes into `buffer`. Returns how many there are, and the descriptors that came with
+/// them, which are close-on-exec.
 ///
 /// # Errors
 /// The socket fails, or more descriptors came than a frame may carry.
@@ -53,6 +55,6 @@ pub fn control_channel() -> Option<UnixStream> {
         return None;
     }
     // SAFETY: the supervisor puts the channel at this number before it executes a worker, and only
-    // this call, once, turns the number into an owner.
+    // the first call of this function makes an owner of the number.
     Some(unsafe { UnixStream::from_raw_fd(CONTROL_FD) })
 }

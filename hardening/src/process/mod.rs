@@ -1,7 +1,7 @@
-//! Processes and threads at the level of the kernel: starting one, passing descriptors between two,
-//! the parts of a thread.
+//! Processes and threads at the level of the kernel: starting a process, passing descriptors
+//! between two processes, the parts of a thread.
 //!
-//! This module wraps system calls and knows nothing of tenants, keys or layers.
+//! This module wraps system calls. It must not use islands, keys or layers.
 //!
 //! | module | owns |
 //! |---|---|

@@ -1,9 +1,9 @@
 //! Descriptors that a client passes (`SCM_RIGHTS`, unix(7)) and that the daemon does not want.
 //!
-//! A passed descriptor may be the last reference to something that takes as long to close as its
-//! owner likes: a TCP socket with `SO_LINGER` and unsent data. A process that receives such a
-//! descriptor without keeping it, or closes a socket in which it waits, blocks until the close is
-//! over.
+//! A passed descriptor may be the last reference to something that takes as long to close as the
+//! client likes, such as a TCP socket with `SO_LINGER` and unsent data. A process that receives
+//! such a descriptor without keeping it blocks until the close is over. So does a process that
+//! closes the socket in which the descriptor waits.
 
 use std::io::{self, IoSliceMut};
 use std::mem;
@@ -13,11 +13,11 @@ use std::ptr;
 
 use nix::sys::socket::{MsgFlags, recvmsg};
 
-/// `<asm-generic/socket.h>`, since Linux 6.16; libc does not have it yet.
+/// From `<asm-generic/socket.h>`, since Linux 6.16. The crate `libc` does not define it yet.
 const SO_PASSRIGHTS: libc::c_int = 83;
 
-/// Makes a socket, and all sockets that it accepts afterwards, refuse passed descriptors: the
-/// sender gets `EPERM`.
+/// Makes a socket, and all sockets that are accepted from it afterwards, refuse passed descriptors:
+/// the sender gets `EPERM`.
 ///
 /// # Errors
 /// `ENOPROTOOPT` before Linux 6.16.
@@ -52,16 +52,16 @@ pub fn can_be_refused() -> bool {
 /// What waits in a socket.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Waiting {
-    /// How many bytes were copied, none of which has a descriptor attached; zero at the end of the
+    /// How many bytes were copied; none of them has a descriptor attached. Zero at the end of the
     /// stream.
     Bytes(usize),
-    /// Descriptors, attached to one of the first bytes.
+    /// Descriptors that are attached to one of the first bytes.
     Descriptors,
 }
 
 /// Copies the first bytes that wait in a socket, and leaves them there. Attached descriptors stay
-/// as they are: the kernel reports that they did not fit (`MSG_CTRUNC`), and drops references that
-/// are not the last ones.
+/// in the socket too: the kernel only reports that they did not fit (`MSG_CTRUNC`). The references
+/// that it drops then are never the last ones, so nothing is closed.
 ///
 /// Out-of-band bytes are skipped unless the socket has `SO_OOBINLINE`.
 ///

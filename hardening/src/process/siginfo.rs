@@ -3,8 +3,8 @@
 /// `si_code` of a load or store refused by a closed key (`sigaction(2)`).
 pub const SEGV_PKUERR: i32 = 4;
 
-/// The kernel's `siginfo_t` (asm-generic/siginfo.h) with the fields of a fault, some of which libc
-/// does not name. The signal determines which of them have a meaning.
+/// The kernel's `siginfo_t` (asm-generic/siginfo.h) with the fields of a fault. libc does not name
+/// all of them. The signal determines which fields have a meaning.
 #[repr(C)]
 #[derive(Default)]
 pub(crate) struct Info {
@@ -23,7 +23,7 @@ pub(crate) struct Info {
 }
 
 impl Info {
-    /// Information that does not come from a signal.
+    /// For a record that does not come from a signal.
     pub(crate) fn with_code(code: libc::c_int) -> Self {
         Self { code, ..Self::default() }
     }

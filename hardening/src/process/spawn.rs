@@ -7,15 +7,15 @@
 //!   writes uid_map, gid_map, oom_score_adj    │
 //!   sends the byte ─────────────────────────▶ raises its nice value above the daemon's
 //!                                             becomes uid 0 of its user namespace
-//!   waits for the end of the pipe             opens 0, 1, 2, 3; makes the rest close-on-exec
-//!     end of file: it is executing ◀───────── execveat(worker, empty environment)
-//!     four bytes: the errno that stopped it
+//!   reads from the socket pair                opens 0, 1, 2, 3; makes the rest close-on-exec
+//!     end of file: the worker runs ◀───────── execveat(worker, empty environment)
+//!     four bytes: the errno of a failed step
 //! ```
 //!
 //! The parent has many threads, and any of them may have held a lock at the moment of the clone. So
 //! between `clone3` and `execveat` the child only makes system calls, on values that were prepared
-//! before: directly, or through libc's thin wrappers (`read`, `write`, `errno`), which take no lock
-//! and allocate nothing.
+//! before the clone. It makes them directly, or through libc's thin wrappers (`read`, `write`),
+//! which take no lock and allocate nothing.
 
 use std::ffi::CString;
 use std::fs;
@@ -41,34 +41,37 @@ pub const NAMESPACES: [(&str, libc::c_int); 7] = [
     ("cgroup", libc::CLONE_NEWCGROUP),
 ];
 
-/// A worker's `oom_score_adj` is at least this: when memory runs out, the kernel ends a worker,
-/// whose runs start again elsewhere, and not the daemon, with which all workers end
-/// (proc_pid_oom_score_adj(5)).
+/// A worker's `oom_score_adj` is at least this, so that the kernel ends a worker and not the daemon
+/// when memory runs out (proc_pid_oom_score_adj(5)). The runs of a worker start again elsewhere;
+/// with the daemon all workers end.
 pub const OOM_SCORE: i32 = 500;
 
-/// The difference between a worker's nice value and the daemon's, so that the daemon's thread goes
-/// first when both want a processor (sched(7)). Each step costs a fifth of the processor time. With
-/// 5, the slowest hundredth of the runs of 8 clients on two busy cores took a quarter longer.
+/// The difference between a worker's nice value and the daemon's, so that the scheduler prefers the
+/// daemon if both want a processor (sched(7)). Each step costs a worker a fifth of its scheduling
+/// weight. With a difference of 5, the slowest hundredth of the runs of 8 clients on two busy cores
+/// took a quarter longer.
 pub const NICER: i32 = 1;
 
 /// What to start.
 #[derive(Debug)]
 pub struct Spawn<'a> {
-    /// The program, opened: the worker's uid need not be able to reach its path.
+    /// The program, already open, because the worker's uid may not be able to reach its path.
     pub program: BorrowedFd<'a>,
     pub arguments: &'a [CString],
-    /// Becomes [`CONTROL_FD`].
+    /// The worker's end of its control channel, which becomes [`CONTROL_FD`].
     pub control: OwnedFd,
-    /// Becomes standard error.
+    /// The descriptor that becomes standard error.
     pub stderr: OwnedFd,
     pub namespaces: bool,
-    /// The uid and gid outside; only root can choose another uid than its own.
+    /// The worker's uid outside its user namespace; `gid` likewise. Only root can choose a uid
+    /// other than its own.
     pub uid: u32,
     pub gid: u32,
 }
 
-/// A started worker. Dropping it before it was collected kills and collects the process, so none is
-/// left behind however its owner ends. The pidfd names the process without races.
+/// A started worker. If this value is dropped before the process was collected, the process is
+/// killed and collected, so none is left behind. The pidfd always names this process; its id could
+/// be reused.
 #[derive(Debug)]
 pub struct Started {
     pub pid: Pid,
@@ -91,14 +94,14 @@ pub enum SpawnError {
     Exec(io::Error),
 }
 
-/// Starts a worker. To be called from a thread that lives as long as the daemon: the worker's
-/// parent-death signal is tied to the thread that cloned it.
+/// Starts a worker. Call this from a thread that lives as long as the daemon, because the worker's
+/// parent-death signal comes when the thread that cloned it ends.
 ///
 /// # Errors
 /// [`SpawnError`] names the step; no process is left behind.
 pub fn spawn(spawn: Spawn<'_>) -> Result<Started, SpawnError> {
-    // All sources are above the targets 0..=3, so that no dup2 to a target overwrites another
-    // source.
+    // All source descriptors are above the targets 0..=3, so that no dup2 overwrites a source that
+    // is still needed.
     let null = fs::OpenOptions::new().read(true).write(true).open("/dev/null").map_err(SpawnError::Descriptors)?;
     let null = above(null.as_raw_fd())?;
     let control = above(spawn.control.as_raw_fd())?;
@@ -140,14 +143,14 @@ pub fn spawn(spawn: Spawn<'_>) -> Result<Started, SpawnError> {
         _ => {}
     }
     let pid = Pid::from_raw(i32::try_from(pid).unwrap_or(i32::MAX));
-    // SAFETY: CLONE_PIDFD made the kernel store a new descriptor there, which nothing else owns.
+    // SAFETY: CLONE_PIDFD made the kernel store a new descriptor in `pidfd`; nothing else owns it.
     let started = Started { pid, pidfd: unsafe { OwnedFd::from_raw_fd(pidfd) }, collected: false };
     drop(sync);
 
     release(&mut ours, pid, &spawn)?;
     let mut errno = [0; 4];
     match ours.read_exact(&mut errno) {
-        // End of file: the exec closed the child's end, so the worker's program runs.
+        // End of file: `execveat` closed the child's end, so the worker's program runs.
         Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => Ok(started),
         result => Err(SpawnError::Exec(
             result.err().unwrap_or_else(|| io::Error::from_raw_os_error(i32::from_ne_bytes(errno))),
@@ -173,7 +176,7 @@ pub(crate) fn clone_args(flags: libc::c_int, pidfd: u64) -> libc::clone_args {
 }
 
 impl Started {
-    /// For waiting: readable once the process has ended.
+    /// The pidfd, for waiting: it is readable once the process has ended.
     #[must_use]
     pub fn pidfd(&self) -> BorrowedFd<'_> {
         self.pidfd.as_fd()
@@ -181,8 +184,8 @@ impl Started {
 
     /// Kills the process; does nothing if it has ended.
     pub fn kill(&self) {
-        // SAFETY: the descriptor is this process's pidfd; no further information goes with the
-        // signal.
+        // SAFETY: the descriptor is the process's pidfd, and the pointer to more information may be
+        // null.
         unsafe {
             libc::syscall(
                 libc::SYS_pidfd_send_signal,
@@ -194,12 +197,12 @@ impl Started {
         };
     }
 
-    /// How the process ended, if it has; collects it then.
+    /// Collects the process if it has ended, and returns how it ended.
     pub fn try_collect(&mut self) -> Option<WaitStatus> {
         self.wait(WaitPidFlag::WEXITED | WaitPidFlag::WNOHANG)
     }
 
-    /// Waits for the end of the process and collects it.
+    /// Waits until the process has ended, collects it, and returns how it ended.
     pub fn collect(&mut self) -> Option<WaitStatus> {
         self.wait(WaitPidFlag::WEXITED)
     }
@@ -228,20 +231,21 @@ impl Drop for Started {
     }
 }
 
-/// Maps the child's uid 0 to its uid outside and lets it continue.
+/// Maps uid 0 of the child's user namespace, if it has one, to `spawn.uid`. Then sets the child's
+/// `oom_score_adj`, and lets the child continue.
 fn release(ours: &mut UnixStream, pid: Pid, spawn: &Spawn<'_>) -> Result<(), SpawnError> {
     if spawn.namespaces {
         let write = |file: &str, text: String| fs::write(format!("/proc/{pid}/{file}"), text).map_err(SpawnError::Map);
-        // Without root, a gid map requires that setgroups is switched off; with root the child
-        // first drops root's own groups.
+        // An ordinary user may write a gid map only if setgroups is switched off. If the daemon is
+        // root, the child drops root's groups itself.
         if !nix::unistd::geteuid().is_root() {
             write("setgroups", "deny".to_owned())?;
         }
         write("uid_map", format!("0 {} 1", spawn.uid))?;
         write("gid_map", format!("0 {} 1", spawn.gid))?;
     }
-    // Raising the score takes no privilege, and it survives the exec. It is added to the daemon's
-    // own, which may be above zero.
+    // Raising the score takes no privilege, and the score survives the exec. `OOM_SCORE` is added
+    // to the daemon's own score, which may be above zero.
     let own = fs::read_to_string("/proc/self/oom_score_adj").ok().and_then(|score| score.trim().parse().ok());
     let score = (own.unwrap_or(0) + OOM_SCORE).clamp(OOM_SCORE, 1000);
     fs::write(format!("/proc/{pid}/oom_score_adj"), score.to_string()).map_err(SpawnError::OomScore)?;
@@ -250,12 +254,12 @@ fn release(ours: &mut UnixStream, pid: Pid, spawn: &Spawn<'_>) -> Result<(), Spa
 
 /// The nice value of this thread.
 fn own_nice() -> i32 {
-    // SAFETY: getpriority takes two numbers. It may return -1, which is a nice value or an error;
-    // either is close to zero.
+    // SAFETY: getpriority takes two numbers. -1 is a nice value, or an error; for an error it is a
+    // good guess.
     unsafe { libc::getpriority(libc::PRIO_PROCESS, 0) }
 }
 
-/// A close-on-exec copy of `fd` at 10 or above.
+/// A close-on-exec copy of `fd`, numbered 10 or above.
 fn above(fd: RawFd) -> Result<OwnedFd, SpawnError> {
     // SAFETY: F_DUPFD_CLOEXEC takes any number as its descriptor and an integer argument; it
     // touches no memory.
@@ -267,14 +271,16 @@ fn above(fd: RawFd) -> Result<OwnedFd, SpawnError> {
     Ok(unsafe { OwnedFd::from_raw_fd(copy) })
 }
 
-/// All that the child needs, prepared before the clone: numbers and one pointer to prepared memory.
+/// All that the child needs, prepared before the clone: numbers, and one pointer to prepared
+/// memory.
 struct Child {
     null: RawFd,
     control: RawFd,
     stderr: RawFd,
     program: RawFd,
     sync: RawFd,
-    /// The parent's end of `sync`. The child must close it, or it would never see its end of file.
+    /// The parent's end of `sync`. The child closes its copy, or else it would see no end of file
+    /// if the parent dies.
     parents: RawFd,
     argv: *const *const libc::c_char,
     namespaces: bool,
@@ -285,8 +291,8 @@ struct Child {
 }
 
 impl Child {
-    /// Makes only system calls, directly or through libc's thin wrappers: another thread of the
-    /// parent may have held any lock at the moment of the clone.
+    /// Makes only system calls, directly or through libc's thin wrappers, because another thread of
+    /// the parent may have held any lock at the moment of the clone.
     fn run(&self) -> ! {
         let error = match self.become_worker() {
             Ok(never) => match never {},
@@ -311,7 +317,7 @@ impl Child {
         // SAFETY: setpriority takes three numbers. The kernel caps the last one at 19.
         check(unsafe { libc::syscall(libc::SYS_setpriority, libc::PRIO_PROCESS, 0, self.nice) })?;
         if self.change_ids {
-            // Inside the namespace the worker is uid 0, which is an ordinary uid outside.
+            // In its user namespace the worker is uid 0; outside, that is an ordinary uid.
             let (uid, gid) = if self.namespaces { (0, 0) } else { (self.uid, self.gid) };
             if !self.namespaces {
                 empty_bounding_set()?;
@@ -360,14 +366,14 @@ impl Child {
     }
 }
 
-/// Outside a user namespace only root can empty the bounding set, so the child does it before it
-/// stops being root. Inside one the worker does it itself (`jail::privileges`).
+/// Empties the bounding set for a worker without a user namespace. Only root can, so the child does
+/// it before it changes its uid. In a user namespace the worker does it later (`jail::privileges`).
 fn empty_bounding_set() -> Result<(), i32> {
     for capability in 0_u64.. {
         // SAFETY: PR_CAPBSET_DROP takes a number.
         let dropped = unsafe { libc::syscall(libc::SYS_prctl, libc::PR_CAPBSET_DROP, capability, 0, 0, 0) };
         match check(dropped) {
-            // No capability has this number, and so none has a higher one (capabilities(7)).
+            // No capability has this number, and none has a higher number (capabilities(7)).
             Err(libc::EINVAL) => break,
             dropped => dropped?,
         }
@@ -375,7 +381,7 @@ fn empty_bounding_set() -> Result<(), i32> {
     Ok(())
 }
 
-/// The errno of a system call that failed.
+/// An error with the errno, if the system call failed.
 fn check(result: libc::c_long) -> Result<(), i32> {
     if result == -1 { Err(nix::errno::Errno::last_raw()) } else { Ok(()) }
 }

@@ -19,9 +19,9 @@ impl CpuClock {
     /// The clock of the thread that reads it.
     pub(crate) const OWN: Self = Self(libc::CLOCK_THREAD_CPUTIME_ID);
 
-    /// The clock of the calling thread. Once the thread has ended the clock reads as zero, unless
-    /// the kernel has given the thread's id to another thread of this process: then it reads the
-    /// other thread's time. It must therefore be read only while the thread lives.
+    /// The clock of the calling thread, to be read only while this thread lives. After the thread
+    /// has ended, the clock reads as zero; or, if the kernel has given the thread's id to another
+    /// thread of this process, as that thread's time.
     ///
     /// # Errors
     /// The kernel has no per-thread clocks.
@@ -36,43 +36,44 @@ impl CpuClock {
         }
     }
 
-    /// CPU time used so far.
+    /// The CPU time that the thread has used so far.
     #[must_use]
     pub fn now(self) -> Duration {
         let mut time = libc::timespec { tv_sec: 0, tv_nsec: 0 };
-        // SAFETY: `time` is writable. For an id that no thread of the process has, the call fails
-        // and leaves it zero.
+        // SAFETY: `time` is writable. If no thread of the process has the clock's id, the call
+        // fails and leaves `time` zero.
         unsafe { libc::clock_gettime(self.0, &raw mut time) };
         Duration::new(u64::try_from(time.tv_sec).unwrap_or(0), u32::try_from(time.tv_nsec).unwrap_or(0))
     }
 }
 
 /// Makes all threads allocate from libc's one main arena. An arena for each thread would cost
-/// memory for each tenant, and gives memory back only after reading a file in `/proc`, for which
-/// the filter ends the process. To be called before any other thread starts.
+/// memory for each tenant. Also, libc reads a file in `/proc` before it shrinks such an arena, and
+/// the filter ends the process for that. Call this before any other thread starts.
 pub fn share_one_arena() {
     // SAFETY: mallopt takes two numbers; no other thread allocates yet.
     unsafe { libc::mallopt(libc::M_ARENA_MAX, 1) };
 }
 
-/// Declares to the scheduler that the calling thread computes and does not wait: it neither
-/// preempts the supervisor when it wakes up nor is preempted during a run of a millisecond. The
-/// threads that watch it keep the ordinary policy, so that they can run beside it. If the kernel
-/// refuses, nothing changes.
+/// Declares to the scheduler that the calling thread computes and does not wait. When such a thread
+/// wakes up, it preempts neither the supervisor nor another tenant's thread, so a run of a
+/// millisecond is rarely interrupted. The threads that watch tenants keep the ordinary policy, so
+/// that they can preempt a tenant's thread. If the kernel refuses, nothing changes.
 fn schedule_as_batch() {
     let parameters = libc::sched_param { sched_priority: 0 };
     // SAFETY: the parameters are readable; 0 is the calling thread.
     unsafe { libc::sched_setscheduler(0, libc::SCHED_BATCH, &raw const parameters) };
 }
 
-/// Usable bytes of a signal stack, besides the frame that the kernel puts there.
+/// How many bytes of a signal stack a handler can use, besides the frame that the kernel puts
+/// there.
 const SIGNAL_STACK_BYTES: usize = 64 * 1024;
 
 /// A thread on a stack of its caller's choice, with a signal stack of its own.
 #[derive(Debug)]
 pub struct Thread {
     thread: libc::pthread_t,
-    /// Only [`Self::join`] unmaps it: a thread that was not joined may still need it.
+    /// Only [`Self::join`] unmaps it, because a thread that was not joined may still need it.
     signal_stack: ManuallyDrop<MmapRaw>,
 }
 
@@ -83,8 +84,9 @@ struct Beginning {
     signal_stack: Range<usize>,
 }
 
-/// Starts a thread on `stack`, whose lowest page becomes its guard. The thread keeps its signal
-/// stack for its whole life, on pages without a key, because handlers run with every key closed.
+/// Starts a thread on `stack`, and makes the lowest page of `stack` a guard page. The thread keeps
+/// its signal stack for its whole life. That stack has no key, because handlers run with every key
+/// but 0 closed.
 ///
 /// # Safety
 /// `stack` is mapped readable and writable, in whole pages, and nothing else uses it until the
@@ -93,15 +95,15 @@ struct Beginning {
 /// # Errors
 /// Out of memory, or the kernel starts no thread.
 pub unsafe fn spawn(name: CString, stack: &Range<usize>, body: Box<dyn FnOnce() + Send>) -> io::Result<Thread> {
-    // The frame grows with the processor's registers: AVX-512 and AMX take 11 KiB of it.
+    // The frame contains the processor's registers: those of AVX-512 and AMX take 11 KiB.
     // SAFETY: getauxval has no preconditions.
     let frame = usize::try_from(unsafe { libc::getauxval(libc::AT_MINSIGSTKSZ) }).unwrap_or(0);
     let signal_bytes = SIGNAL_STACK_BYTES + frame.next_multiple_of(PAGE_BYTES);
     let signal_stack = MmapOptions::new().len(PAGE_BYTES + signal_bytes).map_anon()?;
     let signal_stack = MmapRaw::from(signal_stack);
     for guard in [stack.start, signal_stack.as_mut_ptr() as usize] {
-        // SAFETY: the page is the lowest of memory that this function was given or has made, and is
-        // not in use yet.
+        // SAFETY: the page is the lowest of a stack that this function was given or has mapped, and
+        // is not in use yet.
         if unsafe { libc::mprotect(guard as *mut libc::c_void, PAGE_BYTES, libc::PROT_NONE) } != 0 {
             return Err(io::Error::last_os_error());
         }
@@ -119,7 +121,7 @@ pub unsafe fn spawn(name: CString, stack: &Range<usize>, body: Box<dyn FnOnce() 
     // SAFETY: the attributes are valid; the memory is the caller's to give.
     check(unsafe { libc::pthread_attr_setstack(&raw mut attributes, base, bytes) })?;
     let (mut thread, beginning) = (0, Box::into_raw(beginning));
-    // SAFETY: the attributes are valid; `begin` takes the box that it is given, once.
+    // SAFETY: the attributes are valid; `begin` runs once and takes back the box.
     let started = unsafe { libc::pthread_create(&raw mut thread, &raw const attributes, begin, beginning.cast()) };
     // SAFETY: the attributes are valid and not used again.
     unsafe { libc::pthread_attr_destroy(&raw mut attributes) };
@@ -134,8 +136,8 @@ pub unsafe fn spawn(name: CString, stack: &Range<usize>, body: Box<dyn FnOnce() 
 extern "C" fn begin(beginning: *mut libc::c_void) -> *mut libc::c_void {
     // SAFETY: `spawn` passes the box on to this thread only.
     let Beginning { name, body, signal_stack } = *unsafe { Box::from_raw(beginning.cast::<Beginning>()) };
-    // The thread sets its own name: for another thread libc would go through a file. Long names are
-    // cut.
+    // The thread sets its own name: to name another thread, libc opens a file in `/proc`. The
+    // kernel cuts long names.
     // SAFETY: the name is a C string.
     unsafe { libc::prctl(libc::PR_SET_NAME, name.as_ptr()) };
     drop(name);

@@ -24,7 +24,7 @@ pub(crate) enum Verdict {
     Broken(String),
 }
 
-/// A socket of the host, and a setuid program.
+/// Makes what the attackers aim at: a socket of the host, and a setuid program in `folder`.
 pub(crate) fn prepare(folder: &TempDir) -> Target {
     let abstract_name = format!("enisle-layers-{}", std::process::id());
     let address = SocketAddr::from_abstract_name(&abstract_name).expect("a name");
@@ -46,7 +46,7 @@ pub(crate) fn start(arguments: &[String], layers: LayerSet) -> (Started, UnixStr
     let stderr = OwnedFd::from(File::options().write(true).open("/dev/null").expect("/dev/null"));
     let arguments: Vec<_> = arguments.iter().map(|text| CString::new(text.as_str()).expect("no zero")).collect();
     let root = nix::unistd::geteuid().is_root();
-    // Under root the attacker is an ordinary user, as a worker is.
+    // If this test runs as root, the attacker is an ordinary user, as a worker is.
     let uid = if root { 1_899_999_999 } else { nix::unistd::geteuid().as_raw() };
     let gid = if root { uid } else { nix::unistd::getegid().as_raw() };
     let namespaces = layers.has(Layer::Namespaces);

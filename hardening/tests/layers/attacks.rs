@@ -1,4 +1,4 @@
-//! The attacks: what each does inside the jail. An error means that the attack failed.
+//! The attacks. Each function runs inside the jail; an error means that the attack failed.
 
 use std::fs::File;
 use std::io::{self, Read, Write};
@@ -13,12 +13,12 @@ use nix::sys::wait::WaitStatus;
 /// What the attacker knows before it enters the jail.
 pub(crate) struct Target {
     pub(crate) abstract_name: String,
-    /// A folder of the host that every user may write to, with the program in it.
+    /// A folder of the host that every user may write to, with the setuid program in it.
     pub(crate) folder: PathBuf,
 }
 
 impl Target {
-    /// A program that makes its user root.
+    /// A setuid program. It runs as its owner: as root, if root runs this test.
     pub(crate) fn setuid_program(&self) -> PathBuf {
         self.folder.join("id")
     }
@@ -132,8 +132,8 @@ pub(crate) fn start_a_process(_: &Target) -> io::Result<()> {
 }
 
 pub(crate) fn execute_a_program(_: &Target) -> io::Result<()> {
-    // A successful exec would not return to report it; success is that the file was looked for and
-    // not found.
+    // An exec that succeeds does not return and so cannot report it. The attack counts as
+    // successful if the kernel looked for the file and did not find it.
     let (program, arguments) = (c"/no/such/program", [std::ptr::null()]);
     // SAFETY: the path is a C string, the list ends in null.
     unsafe { libc::execv(program.as_ptr(), arguments.as_ptr()) };
@@ -169,8 +169,8 @@ pub(crate) fn map_write_execute(_: &Target) -> io::Result<()> {
     map(libc::PROT_READ | libc::PROT_WRITE | libc::PROT_EXEC, libc::MAP_PRIVATE).map(drop)
 }
 
-/// Memory that can be read, written and executed: the only kind of executable memory that the
-/// ordinary filter allows.
+/// Makes memory that can be read, written and executed: the only kind of executable memory that a
+/// worker's ordinary filter allows.
 pub(crate) fn make_code_range(_: &Target) -> io::Result<()> {
     let page = map(libc::PROT_NONE, libc::MAP_PRIVATE)?;
     // SAFETY: the page was mapped above and holds nothing.
@@ -227,7 +227,7 @@ pub(crate) fn allocate_key(_: &Target) -> io::Result<()> {
 
 pub(crate) fn signal_a_thread(_: &Target) -> io::Result<()> {
     let this = i32::try_from(std::process::id()).unwrap_or(0);
-    // SAFETY: signal 0 only asks whether it could be sent.
+    // SAFETY: signal 0 is not delivered; the call only checks whether a signal could be sent.
     errno(unsafe { libc::syscall(libc::SYS_tgkill, this, this, 0) }).map(drop)
 }
 

@@ -12,32 +12,32 @@ use crate::attacks::*;
 pub(crate) struct Case {
     pub(crate) name: &'static str,
     pub(crate) layer: Layer,
-    /// Layers that the one under test depends on.
+    /// Layers that the layer under test depends on: they are on in both attempts.
     pub(crate) needs: &'static [Layer],
     pub(crate) attack: fn(&Target) -> io::Result<()>,
     pub(crate) takes: Takes,
 }
 
-/// What a machine must have besides the layer for the attack to be possible.
+/// What a machine must have, besides the layer, so that the attack is possible.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Takes {
     Nothing,
     /// Only root can arrange the attack.
     Root,
-    /// The same, on a machine where a process may read the memory of another process of its user
-    /// (Yama's first level forbids it).
+    /// As [`Self::Root`], on a machine where a process may read the memory of other processes of
+    /// its user. From its level 1 on, Yama forbids that.
     RootThatMayTrace,
-    /// Landlock's scopes, which older kernels lack: there the attack succeeds, and the posture
-    /// reports it.
+    /// Landlock's scopes. On older kernels, which lack scopes, the attack succeeds, and the posture
+    /// must report the lack.
     Scopes,
-    /// Without user namespaces the machine itself forbids the attack.
+    /// User namespaces: without them the machine itself forbids the attack.
     UserNamespaces,
-    /// A key can be taken only where the processor and the kernel support keys.
+    /// Protection keys: a key can be taken only if the processor and the kernel support keys.
     Keys,
 }
 
 impl Takes {
-    /// What this machine lacks of it.
+    /// Why the attack is not possible on this machine; `None` if it is possible.
     pub(crate) fn lacking(self, posture: &Posture) -> Option<&'static str> {
         match self {
             Self::Root | Self::RootThatMayTrace if !nix::unistd::geteuid().is_root() => {

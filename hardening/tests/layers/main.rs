@@ -1,9 +1,10 @@
-//! Attacks every layer with it on and with it off.
+//! Attacks the layers of the jail, except `speculation`, and the filters of the process, each layer
+//! on and off.
 //!
-//! The test starts itself again as a worker would be started, with a single layer (and the layers
-//! that it needs), and attacks what this layer protects: the attack must fail. Then once more with
-//! no layer at all: the same attack must succeed, or the first result means nothing. Layers overlap
-//! on purpose, so each is tested by itself.
+//! The test starts its own program again, as a worker would be started, with a single layer (and
+//! the layers that this layer needs). It attacks what the layer protects: the attack must fail.
+//! Then it repeats the attack without the layer: now the attack must succeed, or the first result
+//! means nothing. Layers overlap on purpose, so each is tested by itself.
 #![allow(clippy::print_stdout, clippy::print_stderr, reason = "a test runner of its own")]
 
 mod attacker;
@@ -42,7 +43,7 @@ fn plan(layers: LayerSet) -> Plan {
     Plan { layers, data_bytes: 64 << 20, descriptors: 20, threads: 8 }
 }
 
-/// Inside the jail: reports that it is there, and waits for a byte that never comes.
+/// Enters the jail, reports that, and waits for a byte that never comes.
 fn wait(layers: LayerSet) -> ExitCode {
     let Some(mut channel) = fds::control_channel() else { return ExitCode::FAILURE };
     if jail::enter(&plan(layers)).is_ok() && channel.write_all(&[0]).is_ok() {
@@ -51,7 +52,8 @@ fn wait(layers: LayerSet) -> ExitCode {
     ExitCode::SUCCESS
 }
 
-/// Inside the jail: one byte on the channel says whether the attack succeeded; the errno follows.
+/// Enters the jail and attacks. Its answer begins with S if the attack succeeded, F if it failed,
+/// and E if there was no attack, because the jail or a filter failed. The error follows as text.
 fn attack(index: usize, layers: LayerSet, target: &Target) -> ExitCode {
     let (Some(case), Some(mut channel)) = (CASES.get(index), fds::control_channel()) else { return ExitCode::FAILURE };
     if let Err(error) = jail::enter(&plan(layers)) {
@@ -72,7 +74,7 @@ fn attack(index: usize, layers: LayerSet, target: &Target) -> ExitCode {
     ExitCode::SUCCESS
 }
 
-/// Inside the jail: reports its session keyring.
+/// Enters the jail and reports the number of its session keyring.
 fn leave_keyring() -> ExitCode {
     let Some(mut channel) = fds::control_channel() else { return ExitCode::FAILURE };
     match jail::enter(&plan(LayerSet::NONE)) {
@@ -81,7 +83,7 @@ fn leave_keyring() -> ExitCode {
     }
 }
 
-/// How many cases passed, failed and were skipped.
+/// How many cases passed, how many failed, and how many were skipped.
 #[derive(Default)]
 struct Tally {
     passed: u32,
@@ -111,7 +113,7 @@ enum Said {
 }
 
 impl Said {
-    /// Skipped, unless this machine is required to have it.
+    /// The result if this machine lacks something: a failure if the machine is required to have it.
     fn lacking(why: String, required: bool) -> Self {
         if required { Self::Failed(why) } else { Self::Skipped(why) }
     }
@@ -123,7 +125,8 @@ impl Said {
 
 fn run_all() -> ExitCode {
     let posture = Posture::probe();
-    // Removed when this function returns or panics, with all that an attacker has written there.
+    // The folder is removed when this function returns or panics, with all that attackers wrote
+    // there.
     let folder = tempfile::Builder::new().prefix("enisle-layers-").tempdir().expect("a folder");
     let target = prepare(&folder);
     let mut tally = Tally::default();
@@ -155,7 +158,7 @@ fn run_all() -> ExitCode {
     if failed == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE }
 }
 
-/// Attacks with the layer and without it.
+/// Runs the attack of a case with the layer and without the layer.
 fn run_case(index: usize, case: &Case, posture: &Posture, target: &Target) -> Said {
     let missing = std::iter::once(&case.layer).chain(case.needs).find(|layer| !posture.layers().has(**layer));
     if let Some(layer) = missing {
@@ -183,7 +186,8 @@ fn run_case(index: usize, case: &Case, posture: &Posture, target: &Target) -> Sa
     }
 }
 
-/// Whether this machine is required to have a feature, so that its cases must not be skipped.
+/// Whether this machine is required to have a feature, so that the feature's cases must not be
+/// skipped.
 fn is_required(feature: &str) -> bool {
     std::env::var("ENISLE_REQUIRE").unwrap_or_default().split(',').any(|word| word == feature)
 }

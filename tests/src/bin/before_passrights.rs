@@ -1,5 +1,5 @@
-//! Executes a program on a kernel that does not know `SO_PASSRIGHTS`, like every kernel before
-//! Linux 6.16.
+//! Executes a program under a filter that makes `setsockopt` refuse `SO_PASSRIGHTS` with
+//! `ENOPROTOOPT`, as kernels before Linux 6.16 do.
 #![forbid(unsafe_code)]
 
 use std::collections::BTreeMap;

@@ -1,4 +1,4 @@
-//! Listens where a daemon would, announces that, and prints everything that one client sends.
+//! Listens where a daemon would, prints `listening`, and prints everything that one client sends.
 #![forbid(unsafe_code)]
 
 use std::io::{Read, Write};

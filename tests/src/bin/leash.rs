@@ -1,7 +1,7 @@
-//! Executes a program under attack: `leash MEBIBYTES UMASK PROGRAM ARGUMENT…`.
+//! Executes a program that a test attacks: `leash MEBIBYTES UMASK PROGRAM ARGUMENT…`.
 //!
-//! The program ends with the thread that started it, and cannot get memory beyond the bound. So a
-//! failed defence neither takes down the machine nor leaves a process running after the test.
+//! The program ends with the thread that started it, and cannot commit more memory than the bound.
+//! So a failed defence neither takes down the machine nor leaves a process running after the test.
 #![forbid(unsafe_code)]
 
 use std::error::Error;

@@ -1,15 +1,15 @@
-//! Performs actions that only a process of another uid can, for a test that runs as root.
+//! Performs actions that only a process of another uid can perform, for a test that runs as root.
 //!
 //! The kernel reports to the daemon the uid of the process that called `connect`, and to a client
-//! the uid of the process that called `listen` (unix(7), `SO_PEERCRED`). So a process of that uid
-//! creates the socket and hands it over, and the test uses it. Standard input is a Unix socket to
-//! the test; when the test closes it, or dies, this process ends.
+//! the uid of the process that called `listen` (unix(7), `SO_PEERCRED`). So a process of the other
+//! uid must create the socket; it hands the socket over, and the test uses it. Standard input is a
+//! Unix socket to the test. When the test closes that socket, or dies, this process ends.
 //!
 //! | call | on each byte received |
 //! |---|---|
 //! | `peer connect SOCKET` | connects, and hands the connection over |
 //! | `peer listen SOCKET` | listens on a new socket that all may use, and hands it over |
-//! | `peer lock FOLDER` | locks every file below the folder that it can open, answers how many |
+//! | `peer lock FOLDER` | locks whatever it can below the folder; answers how many files |
 #![forbid(unsafe_code)]
 
 use std::error::Error;
@@ -49,7 +49,7 @@ fn main() -> Result<(), Box<dyn Error>> {
     Ok(())
 }
 
-/// Takes every lock that this uid can take.
+/// Takes every lock that this uid can take on a file below the folder.
 fn lock(folder: &Path, locks: &mut Vec<Flock<File>>) {
     let Ok(entries) = fs::read_dir(folder) else { return };
     for path in entries.flatten().map(|entry| entry.path()) {

@@ -1,9 +1,9 @@
-//! Checks that this machine is what its maker says it is, and that the daemon keeps its promises on
-//! it. Each machine of the matrix of postures runs this.
+//! Checks that this machine has the layers that it should have, and that the daemon keeps its
+//! promises here. Each machine of the matrix of postures (`cargo xtask vm matrix`) runs this.
 //!
 //! `posture [--off LAYER,LAYER…] [--without LAYER,LAYER…]`: `doctor` must report the layers of
-//! `--off` as off and every other one as on; the daemon must start, report the same layers and
-//! those of `--without` as off, and treat good and hostile scripts as the README says.
+//! `--off` as off, and every other layer as on. The daemon must start. It must report the layers of
+//! `--off` and of `--without` as off, and give good and hostile scripts the outcomes in the README.
 #![forbid(unsafe_code)]
 #![allow(clippy::print_stdout, reason = "a check talks to its terminal")]
 
@@ -47,7 +47,7 @@ fn check(checks: &[(&str, &dyn Fn() -> Checked)]) -> (usize, usize) {
     (checks.len() - failed, failed)
 }
 
-/// Checks that exactly these layers are off in a list.
+/// Checks that exactly the layers of `off` are off in the list `layers`.
 fn same_layers(off: &BTreeSet<String>, layers: &Value) -> Checked {
     let layers = layers.as_array().ok_or("the list of layers is missing")?;
     let found = layers.iter().filter(|layer| layer["on"] == false).filter_map(|layer| layer["layer"].as_str());

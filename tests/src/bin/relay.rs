@@ -1,5 +1,6 @@
 //! Copies standard input to the named socket, and the socket's answers to standard output. Tests
-//! run it under another uid, because the daemon takes the uid of the process that connects.
+//! run this program as another uid: the daemon judges a client by the uid of the process that
+//! connects.
 #![forbid(unsafe_code)]
 
 use std::io::{self, copy, stdin, stdout};
@@ -10,7 +11,8 @@ fn main() -> io::Result<()> {
     let socket = std::env::args_os().nth(1).ok_or_else(|| io::Error::other("no socket is named"))?;
     let stream = UnixStream::connect(socket)?;
     let mut sending = stream.try_clone()?;
-    // The thread is not joined, because standard input may stay open. It ends when `main` returns.
+    // The thread is not joined, because standard input may stay open. The process ends the thread
+    // when `main` returns.
     std::thread::spawn(move || copy(&mut stdin(), &mut sending));
     copy(&mut &stream, &mut stdout())?;
     stream.shutdown(Shutdown::Both)

@@ -1,10 +1,18 @@
 //! A worker that misbehaves in one way, for the tests of the supervisor's reaction.
 //!
-//! The name of the executable says how: `rogue-without-LAYER` skips one step of the jail and
-//! reports that it is ready; `rogue-with-descriptor` keeps a descriptor; `rogue-says-…` breaks the
-//! protocol on the control channel, and `rogue-tenant-…` breaks it on its tenant's channel, from a
-//! thread that is confined as a tenant's is. Every rogue that is asked to make the startup snapshot
-//! sends an empty one, which the supervisor has no reason to inspect.
+//! The name of the executable says how:
+//!
+//! | name | what it does |
+//! |---|---|
+//! | `rogue-without-LAYER` | leaves out one layer, and reports that it is ready |
+//! | `rogue-with-descriptor` | keeps a descriptor |
+//! | `rogue-lies-of-keys`, `rogue-shares-keys` | reports keys that its pages do not carry |
+//! | `rogue-says-…` | breaks the protocol on the control channel |
+//! | `rogue-fails-at-admission` | reports that it has no memory for a tenant's thread |
+//! | `rogue-tenant-…` | misbehaves as a tenant's thread, under the filter of such a thread |
+//!
+//! A rogue that is asked to make the startup snapshot sends an empty one. The supervisor does not
+//! inspect snapshots, and no rogue uses one.
 #![forbid(unsafe_code)]
 
 use std::error::Error;
@@ -26,7 +34,7 @@ use enisle_wire::{
 };
 
 fn main() -> ExitCode {
-    // The name is read before the jail is entered, because the jail has no /proc.
+    // The name is read before this process enters the jail, because the jail has no /proc.
     let name = std::fs::read_link("/proc/self/exe").unwrap_or_default();
     let name = name.file_name().unwrap_or_default().to_string_lossy().into_owned();
     match misbehave(&name) {
@@ -100,7 +108,7 @@ fn misbehave(name: &str) -> Result<(), Box<dyn Error>> {
     Ok(())
 }
 
-/// Speaks for the first admitted tenant, once that tenant has a run.
+/// Speaks for the first admitted tenant, and misbehaves once that tenant has a run.
 fn speak_for_tenant(how: &str, start: &Start, layers: LayerSet, control: &UnixStream) -> Result<(), Box<dyn Error>> {
     let descriptor = fds::receive(control.as_fd(), &mut [0; 4096])?.1.pop().ok_or("no tenant was admitted")?;
     let mut channel = UnixStream::from(descriptor);
@@ -136,7 +144,7 @@ fn speak_for_tenant(how: &str, start: &Start, layers: LayerSet, control: &UnixSt
             channel.write_all(&vec![0; 4 << 20])?;
         }
         "logs-too-many-lines" => say(&mut channel, &FromTenant::Log(vec![line(); MAX_LOG_LINES + 1]))?,
-        // This program has no handler that records which thread made the call.
+        // The filter ends the process. No handler of this program records whose thread it was.
         "opens-a-file" => drop(File::open("/etc/passwd")),
         "has-a-long-error" => {
             let error = ScriptError { name: "E".to_owned(), message: "x".repeat(MAX_ERROR_BYTES + 1), stack: None };

@@ -1,5 +1,5 @@
-//! Executes a program in a user namespace that allows no further user namespaces. To a program of
-//! an ordinary user, that is like a machine without user namespaces.
+//! Executes a program in a user namespace in which no further user namespaces can be made. For the
+//! program, that is like a machine without user namespaces.
 #![forbid(unsafe_code)]
 
 use std::error::Error;
@@ -15,7 +15,7 @@ fn main() -> Result<(), Box<dyn Error>> {
     fs::write("/proc/self/setgroups", "deny")?;
     fs::write("/proc/self/uid_map", format!("{uid} {uid} 1"))?;
     fs::write("/proc/self/gid_map", format!("{gid} {gid} 1"))?;
-    // This process has the namespace's capabilities until the exec, which drops them.
+    // This process has the capabilities of the namespace. The exec drops them, except for root.
     fs::write("/proc/sys/user/max_user_namespaces", "0")?;
     Err(Command::new(program).args(arguments).exec().into())
 }

@@ -53,7 +53,7 @@ impl Files {
         Ok(())
     }
 
-    /// Adds a file that the host does not have.
+    /// Adds a file with this text.
     pub fn text(&mut self, guest: &str, text: &str) {
         self.0.insert(guest.into(), Content::Text(text.to_owned()));
     }
@@ -92,8 +92,8 @@ fn put(archive: &mut impl Write, path: &Path, mode: u32, content: &mut impl io::
     entry.finish().map(drop)
 }
 
-/// The libraries that the host's loader would load for a program, each at the path where the loader
-/// looks.
+/// The libraries that the host's loader would load for a program, each by the path at which the
+/// loader finds it.
 fn libraries(program: &Path) -> Result<Vec<PathBuf>, VmError> {
     let failed = |why: String| VmError::Libraries { program: program.to_owned(), why };
     fs::metadata(program).map_err(file_error(program))?;

@@ -12,7 +12,7 @@ pub struct Kernel {
     /// Its release, such as `6.1.0-56-amd64`.
     pub release: String,
     pub image: PathBuf,
-    /// The initial file system with drivers for disks; only a machine that boots from an image
+    /// The initial file system, with the drivers for disks. Only a machine that boots from an image
     /// needs it.
     pub initrd: Option<PathBuf>,
 }
@@ -44,7 +44,7 @@ impl Kernel {
     }
 }
 
-/// Compares release names as numbers where both have a number: `6.12` is newer than `6.1`.
+/// Compares release names by the numbers in them: `6.12` is newer than `6.1`.
 fn compare_versions(one: &str, other: &str) -> Ordering {
     let numbers = |release: &str| -> Vec<u64> {
         release.split(|symbol: char| !symbol.is_ascii_digit()).filter_map(|part| part.parse().ok()).collect()

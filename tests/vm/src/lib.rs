@@ -1,5 +1,4 @@
-//! A machine of the tests' own, emulated in software, so that it has every layer that the host may
-//! lack.
+//! A machine for the tests, emulated in software. It has every layer that the host may lack.
 //!
 //! `qemu-system-x86_64 -accel tcg -cpu max` has memory protection keys on any host. The machine
 //! boots a Debian kernel either into an archive of files that lives in its memory
@@ -7,8 +6,8 @@
 //! ([`Machine::with_image`]). It has no network and no disk of the host.
 //!
 //! The machine uses three serial ports: the kernel's console on the first, the command's output on
-//! the second, the command's exit status on the third. It powers off by itself; a machine that does
-//! not is killed at its time limit.
+//! the second, the command's exit status on the third. It powers off when the command has ended. A
+//! machine that has not powered off at its time limit is killed.
 //!
 //! ```no_run
 //! use std::time::Duration;

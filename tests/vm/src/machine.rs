@@ -12,8 +12,8 @@ use crate::guest::INIT;
 use crate::{Files, Guest, Kernel, VmError, file_error};
 
 const EMULATOR: &str = "qemu-system-x86_64";
-/// Starts the emulator so that it ends with the process that started it, however that process ends
-/// (`setpriv(1)`, of util-linux).
+/// The beginning of the emulator's command line (`setpriv(1)`, of util-linux). It makes the
+/// emulator end with the process that started it, however that process ends.
 const LEASH: [&str; 3] = ["setpriv", "--pdeathsig", "KILL"];
 
 /// How many lines of output an error shows.
@@ -22,10 +22,10 @@ const TAIL_LINES: usize = 100;
 /// What the machine boots into.
 #[derive(Debug, Clone)]
 enum Root {
-    /// Files in its memory; the first process is `init.sh`.
+    /// Files in the machine's memory; the first process is `init.sh`.
     Files { files: Files, guest: Box<Guest>, command: String },
-    /// A raw disk image with an init of its own. The machine's writes to it are discarded at the
-    /// end.
+    /// A raw disk image with an init of its own. What the machine writes to the image is discarded
+    /// at the end.
     Image(PathBuf),
 }
 
@@ -40,7 +40,7 @@ pub struct Machine {
     time_limit: Duration,
 }
 
-/// How a machine ended that powered off by itself.
+/// The result of a machine that powered off by itself.
 #[derive(Debug, Clone)]
 pub struct Report {
     /// The command's exit status.
@@ -202,7 +202,7 @@ impl Running {
         emulator.spawn().map(Self).map_err(VmError::Emulator)
     }
 
-    /// Reads lines until the machine is off; false if it was still on at `deadline`.
+    /// Reads lines until the machine is off. Returns false if it was still on at `deadline`.
     fn lines(&mut self, deadline: Instant, mut on_line: impl FnMut(&str)) -> bool {
         let Some(stdout) = self.0.stdout.take() else { return true };
         let (sender, receiver) = mpsc::channel();

@@ -1,4 +1,5 @@
-//! The machine itself: its properties, how it ends, and that it boots an image as well as files.
+//! Tests of the emulated machine: its properties, how it ends, and that it boots both from files
+//! and from an image.
 #![forbid(unsafe_code)]
 
 use std::os::unix::fs::symlink;

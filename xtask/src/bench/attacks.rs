@@ -1,4 +1,5 @@
-//! `cargo xtask bench attacks`: the attacks on the daemon, which must stay within its figures.
+//! `cargo xtask bench attacks`: the attacks on the daemon. Meanwhile the daemon must answer other
+//! clients within its figures.
 
 use anyhow::Result;
 

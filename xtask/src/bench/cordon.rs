@@ -1,8 +1,8 @@
 //! `cargo xtask bench cordon`: how soon a misbehaving tenant lives alone, and what a move under
 //! load costs.
 //!
-//! All figures are measured at the socket: from the moment at which a tenant begins to misbehave
-//! until its runs are answered from its new home.
+//! All figures are measured through the socket. A tenant lives alone when the daemon reports its
+//! home at `solo`.
 
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -16,7 +16,7 @@ use crate::http::{Connection, Private};
 use crate::{build_release, cargo, output, root, v8};
 
 const CONFIG: &str = "[defaults.quota]\nper_second = 1000000\nburst = 1000000\n";
-/// Clients on the mover, and as many on its neighbours.
+/// Clients of the tenant that is moved (the mover), and as many of its neighbours.
 const CLIENTS: usize = 8;
 const SOFT: Duration = Duration::from_secs(5);
 const HARD: Duration = Duration::from_secs(1);
@@ -64,8 +64,8 @@ fn load(connection: &mut Connection, tenant: &str, code: &str, limits: &Value) -
     connection.load(tenant, json!({ "code": code, "limits": limits }).to_string().as_bytes())
 }
 
-/// One client misbehaves without pause (once, if that gives the first hard signal); another client
-/// polls where the tenant lives, and then asks for a run.
+/// One client misbehaves: once if the first run already gives a hard signal, otherwise without
+/// pause. Another client polls where the tenant lives. Returns the time until it lives alone.
 fn misbehave(programs: &Path, code: &str, limits: &Value, once: bool) -> Result<Duration> {
     let daemon = Private::start(programs, CONFIG)?;
     let mut connection = daemon.connect()?;
@@ -91,7 +91,7 @@ fn misbehave(programs: &Path, code: &str, limits: &Value, once: bool) -> Result<
             }
             Ok(begun.elapsed())
         });
-        // The signal exists once the run has been ended for it.
+        // A hard signal exists only when the run has ended, so the time counts from there.
         let from =
             if once { begun + client.join().map_err(|_| anyhow::anyhow!("the client panicked"))?? } else { begun };
         let alone = loop {
@@ -114,7 +114,7 @@ fn misbehave(programs: &Path, code: &str, limits: &Value, once: bool) -> Result<
     })
 }
 
-/// The figure that the attack harness measures, with the worker that has attack natives.
+/// Has the attack harness measure its figure, with the worker that has attack natives.
 fn probes(archive: &v8::Archive) -> Result<Duration> {
     let file = root().join("target/cordons.json");
     let arguments = ["test", "--quiet", "-p", "enisle-tests", "--test", "escape", "--", "--only", "cordons", "--json"];
@@ -125,8 +125,8 @@ fn probes(archive: &v8::Archive) -> Result<Duration> {
     Ok(Duration::from_millis(ms.with_context(|| format!("no figure in {said:?}"))?))
 }
 
-/// Eight clients on a tenant that is moved, eight on its neighbours. Every answer must be right,
-/// and workers must get exactly as many runs as the clients asked for.
+/// Eight clients run scripts of a tenant that is moved, eight others scripts of its neighbours.
+/// Every answer must be right, and workers must get exactly as many runs as the clients asked for.
 fn under_load(programs: &Path, moves: usize) -> Result<bool> {
     let daemon = Private::start(programs, CONFIG)?;
     let mut connection = daemon.connect()?;
@@ -167,7 +167,7 @@ fn under_load(programs: &Path, moves: usize) -> Result<bool> {
     Ok(holds)
 }
 
-/// Starts clients on the mover and on its neighbours, for as long as the mover is moved. Returns
+/// Lets clients run scripts of the mover and of its neighbours until all moves are done. Returns
 /// how many runs they asked for, and how long each run of the mover and of its neighbours took.
 fn while_moving(
     daemon: &Private,

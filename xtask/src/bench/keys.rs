@@ -1,10 +1,11 @@
 //! `cargo xtask bench keys`: the cost of keys and of the filters of tenants' threads. Both are on
 //! and off in turn, in the same run.
 //!
-//! The benchmark speaks directly to two workers of twelve tenants each, so that only a worker is
-//! measured: one with every layer, one without keys and without the thread's own filter. They take
-//! turns, because the speed of a shared machine drifts. Each round of one worker is compared with
-//! the next round of the other, and the median of all pairs counts.
+//! The benchmark compares two workers of twelve tenants each: one with every layer, the other
+//! without keys and without the thread's own filter. It speaks to the workers directly, so that no
+//! supervisor is measured. The workers take turns, because the speed of a shared machine drifts.
+//! Each round of one worker is compared with a round of the other right before or after it, and the
+//! median of all pairs counts.
 
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
@@ -39,7 +40,7 @@ pub(crate) fn run(rounds: usize) -> Result<()> {
     }
     let (mut rates, mut ratios) = ([Vec::new(), Vec::new()], Vec::new());
     for round in 0..rounds {
-        // The worker that goes first alternates as well.
+        // The two workers also take turns at being the first of a pair.
         let (with, without) = if round % 2 == 0 {
             let with = runs_a_second(&mut on)?;
             (with, runs_a_second(&mut off)?)
@@ -107,7 +108,7 @@ fn median(mut figures: Vec<f64>) -> f64 {
     figures.get(figures.len() / 2).copied().unwrap_or(f64::NAN)
 }
 
-/// The lengths of the filters of a tenant's thread.
+/// Prints the lengths of the filters of a tenant's thread.
 fn filters() -> Result<()> {
     let zone = Zone::place(TENANTS as usize, || 0);
     let island = zone.island(5).ok_or_else(|| anyhow::anyhow!("no such island"))?;

@@ -74,7 +74,8 @@ pub(crate) fn run(peers: Option<&Path>, against: Option<&Path>, seconds: u64) ->
     hostile(&programs)
 }
 
-/// Runs a second of all clients together, each using all tenants in turn.
+/// Measures the runs a second of all clients together. Each client takes turns among tenants of its
+/// own, every eighth one.
 fn loads(daemon: &Private, seconds: u64) -> Result<(Sample, f64)> {
     throughput(seconds, |client| {
         let mut connection = daemon.connect()?;
@@ -117,8 +118,8 @@ fn compare(programs: &Path, other: &Path, warm: f64, seconds: u64) -> Result<()>
     Ok(())
 }
 
-/// What a process holds for a tenant at rest, after one light run and after many that each filled
-/// the heap.
+/// Compares what a process holds for a tenant at rest after three light runs with what it holds
+/// after many runs that each filled the heap.
 fn at_rest(programs: &Path) -> Result<()> {
     const RUNS: usize = 200;
     const FILL: &str =
@@ -162,7 +163,8 @@ fn verdict(what: &str, figure: f64, wanted: &str, holds: bool) {
     println!("{what:<58} {figure:>8.2}   {wanted}: {}", if holds { "holds" } else { "DOES NOT HOLD" });
 }
 
-/// Rounds of the bare engine: a run, and a run with disposal.
+/// Runs the script in the bare engine. Returns for each turn the time of the run, and the time with
+/// disposal.
 fn raw_v8(programs: &Path, turns: usize) -> Result<Vec<(Duration, Duration)>> {
     let printed = output(Command::new(programs.join("raw-v8")).arg(SCRIPT).arg(turns.to_string()))?;
     let nanos = |text: &str| text.parse().map(Duration::from_nanos);
@@ -175,7 +177,7 @@ fn raw_v8(programs: &Path, turns: usize) -> Result<Vec<(Duration, Duration)>> {
         .collect()
 }
 
-/// One client's runs of one round.
+/// Times the runs of one client in one round.
 fn sequential(connection: &mut Connection, pause: Option<Duration>) -> Result<Vec<Duration>> {
     let mut durations = Vec::with_capacity(TURNS / ROUNDS);
     for turn in 0..TURNS / ROUNDS + 10 {

@@ -1,5 +1,5 @@
-//! `cargo xtask bench`: one run, one table. Machines are shared and noisy, so only ratios within a
-//! run count.
+//! `cargo xtask bench`: each benchmark prints its table. Machines are shared and noisy, so only
+//! figures of one run can be compared with each other.
 
 mod attacks;
 mod cordon;
@@ -15,35 +15,35 @@ use clap::Subcommand;
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum Bench {
-    /// The attacks on the daemon, as root: pings within 100 ms (p99) and other uids' requests
-    /// within a second through each of them.
+    /// Run the attacks on the daemon, as root. During each of them the daemon must answer pings
+    /// within 100 ms (p99), and other uids' requests within a second.
     Attacks {
         /// Only the cases whose ids begin with this.
         #[arg(long)]
         only: Option<String>,
     },
-    /// How soon a misbehaving tenant lives alone, and what moves under load cost.
+    /// Measure how soon a misbehaving tenant lives alone, and what moves under load cost.
     Cordon {
-        /// How many moves under load.
+        /// The number of moves under load.
         #[arg(long, default_value_t = 12)]
         moves: usize,
     },
-    /// The cost of protection keys and of the filters of tenants' threads: runs a second of one
-    /// worker with them, and without them.
+    /// Measure what protection keys and the filters of tenants' threads cost: the runs a second of
+    /// a worker with both, and of a worker without both.
     Keys {
-        /// How many rounds of half a second each, with them and without them in turn.
+        /// The number of pairs of rounds, one with both and one without, each half a second.
         #[arg(long, default_value_t = 40)]
         rounds: usize,
     },
-    /// `load()` through the socket against raw V8 in a loop, memory per idle tenant, and hostile
-    /// scripts against their limits.
+    /// Measure `load()` through the socket beside raw V8 in a loop, the memory of an idle tenant,
+    /// and how late hostile scripts end after their limits.
     Load {
-        /// A folder where `npm install workerd` was run: measures workerd's Worker Loader too, with
-        /// a script that does as little.
+        /// A folder in which `npm install workerd` was run. With it, workerd's Worker Loader is
+        /// measured too, with a script that does as little.
         #[arg(long)]
         peers: Option<PathBuf>,
-        /// The folder with the release of another build (`target/release` of an older checkout):
-        /// compares the two builds, in turns.
+        /// A folder with the release programs of another build (`target/release` of an older
+        /// checkout). With it, the two builds are compared, in turns.
         #[arg(long)]
         against: Option<PathBuf>,
         /// Seconds for each measurement of throughput.

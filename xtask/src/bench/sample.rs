@@ -27,7 +27,7 @@ impl Sample {
     }
 }
 
-/// For a column of the table.
+/// The duration in microseconds, for a column of the table.
 pub(crate) fn micros(duration: Duration) -> String {
     format!("{:.0}", duration.as_secs_f64() * 1e6)
 }

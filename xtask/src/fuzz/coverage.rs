@@ -1,10 +1,10 @@
-//! Which lines of the parsers their fuzzer reaches.
+//! Measures which lines of the parsers their fuzzer reaches.
 //!
 //! The fuzzer is built with the compiler's own coverage (`-C instrument-coverage`) and runs its
 //! smoke test: the corpora and a bounded number of new cases. `llvm-profdata` and `llvm-cov` read
-//! the counts. They must be of the compiler's version of LLVM; Debian has them (`llvm-22` for LLVM
-//! 22), and rustup as its component `llvm-tools`. Tests are not compiled in, so they are neither
-//! counted nor run.
+//! the counts. Both tools must be of the compiler's version of LLVM. Debian has them (`llvm-22` for
+//! LLVM 22), and rustup has them as its component `llvm-tools`. Tests are not compiled in, so they
+//! are neither counted nor run.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -15,7 +15,7 @@ use serde_json::Value;
 
 use crate::{cargo, check, output, root, target, v8};
 
-/// What must be reached of each area, in per cent of its lines.
+/// How much of each area the fuzzer must reach, in per cent of the area's lines.
 const LEAST_PERCENT: u64 = 90;
 
 /// The areas, each with its files and folders.
@@ -72,7 +72,7 @@ pub(super) fn run() -> Result<()> {
     judge(&files(&report))
 }
 
-/// Lines that there are and lines that were reached, by file.
+/// For each file, how many lines it has and how many of them were reached.
 type Lines = BTreeMap<PathBuf, (u64, u64)>;
 
 fn files(report: &Value) -> Lines {

@@ -24,16 +24,17 @@ pub(crate) struct Options {
 
 #[derive(Debug, Subcommand)]
 enum Fuzz {
-    /// Fuzz the code that reads bytes of others; see `-- --help`.
+    /// Fuzz the code that reads bytes from outside; see `-- --help`.
     Parsers(Rest),
     /// Measure which lines of the parsers the smoke test reaches, and fail below 90 per cent.
     Coverage,
-    /// Fuzz the confinement of workers; `--vm` does so in the emulated machine, which has keys. See
-    /// `-- --help`.
+    /// Fuzz the confinement of workers. With `--vm` this runs in the emulated machine, which has
+    /// keys. See `-- --help`.
     Escape(Rest),
     /// Fuzz V8; see `-- --help`.
     Engine(Rest),
-    /// Put each fault of `fuzz/known-bad` into a copy, and see how soon its fuzzer finds it.
+    /// Put each fault of `fuzz/known-bad` into a copy of the checkout, and measure how soon the
+    /// fuzzer for it finds it.
     Prove(prove::Options),
 }
 
@@ -55,7 +56,8 @@ pub(crate) fn run(options: Options) -> Result<()> {
     }
 }
 
-/// Findings become rows of `tests/escape`.
+/// Starts the escape fuzzer, with `--vm` in the emulated machine. On this machine the fuzzer writes
+/// findings to `tests/escape/found`, where each becomes a row of the attack harness.
 fn escape(mut rest: Rest) -> Result<()> {
     let before = rest.arguments.len();
     rest.arguments.retain(|argument| argument != "--vm");
@@ -75,12 +77,13 @@ fn smoke() -> Result<()> {
     chaos(&rest(&["--minutes", "0.3"]))
 }
 
-/// Twenty seconds of the escape fuzzer, for the test command.
+/// Some twenty seconds of the escape fuzzer, for the test command.
 pub(crate) fn escape_smoke() -> Result<()> {
     escape(Rest { arguments: ["--minutes", "0.3"].map(OsString::from).to_vec() })
 }
 
-/// With `--vm` as the first argument in the emulated machine, where the clock is moved as well.
+/// Starts chaos. With `--vm` as the first argument, chaos runs in the emulated machine and also
+/// moves the clock there.
 pub(crate) fn chaos(rest: &Rest) -> Result<()> {
     match rest.arguments.split_first() {
         Some((first, arguments)) if first == "--vm" => chaos_in_machine(arguments),

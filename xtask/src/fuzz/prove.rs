@@ -1,8 +1,8 @@
-//! `cargo xtask fuzz prove`: does each fuzzer find what it is for?
+//! `cargo xtask fuzz prove`: checks that each fuzzer finds the faults that it exists for.
 //!
 //! Every patch in `fuzz/known-bad` puts one fault into a copy of the checkout. Its head names the
 //! fuzzer that must find the fault (`Found-By`), and the features that the machine must have
-//! (`Needs`). No generator and no oracle knows these patches.
+//! (`Needs`). No generator and no oracle uses these patches.
 
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
@@ -45,7 +45,7 @@ impl Fault {
     }
 }
 
-/// Every fault, by name.
+/// Every fault, sorted by name.
 fn faults() -> Result<Vec<Fault>> {
     let mut patches: Vec<_> = fs::read_dir(root().join("fuzz/known-bad"))?
         .map(|entry| entry.map(|entry| entry.path()))
@@ -54,7 +54,7 @@ fn faults() -> Result<Vec<Fault>> {
     patches.into_iter().map(Fault::read).collect()
 }
 
-/// Whether every fault can still be put into this checkout.
+/// Checks that every patch still applies to this checkout.
 pub(crate) fn apply_all() -> Result<()> {
     let faults = faults()?;
     for Fault { name, patch, .. } in &faults {
@@ -90,7 +90,7 @@ pub(crate) fn run(options: &Options) -> Result<()> {
     Ok(())
 }
 
-/// A copy of the checkout with a target folder of its own, both kept for the next time.
+/// A copy of the checkout, made anew each time, with a target folder of its own, which is kept.
 struct Copy {
     tree: PathBuf,
     target: PathBuf,
@@ -104,7 +104,8 @@ impl Copy {
             fs::remove_dir_all(&copy.tree)?;
         }
         fs::create_dir_all(&copy.tree)?;
-        // Every file is new, so nothing that an earlier command built with a fault counts as built.
+        // Every file gets a new time (`tar -m`), so Cargo builds again what an earlier command
+        // built with a fault.
         let mut list =
             Command::new("git").args(["ls-files", "-z"]).current_dir(root()).stdout(Stdio::piped()).spawn()?;
         let names = list.stdout.take().context("git has no standard output")?;
@@ -149,7 +150,8 @@ impl Copy {
         let mut limit = f64::from(minutes);
         if fault.found_by == "parsers" {
             build(&["-p", "enisle-fuzz", "--bin", "enisle-fuzz"])?;
-            // The targets run one after the other, each as long as it says.
+            // The targets run one after another, each for `--minutes`. So each gets its part of the
+            // limit.
             let targets = output(Command::new(programs.join("enisle-fuzz")).args(["parsers", "--list"]))?;
             limit /= f64::from(u32::try_from(targets.lines().count().max(1))?);
         } else {

@@ -20,14 +20,14 @@ pub(super) enum Label {
 /// One thing that a tenant does.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub(super) enum Act {
-    /// Computes for a number of seconds, for a part of each, with a number of messages and runs a
-    /// second.
+    /// Computes for `secs` seconds, for the part `share` of each second. Each second has `messages`
+    /// messages and `runs` runs.
     Compute { secs: f64, share: f64, messages: u64, runs: u64 },
     /// Fills memory for a number of seconds.
     Page { secs: f64 },
     /// Ends its process.
     Take(Signal),
-    /// Ends its process, but only where others are in it.
+    /// Ends its process, but only if other tenants are in it.
     TakeInCompany(Signal),
     /// Ends its process without a record that names the thread.
     TakeUnseen(Signal),
@@ -161,8 +161,8 @@ pub(super) const KINDS: &[Kind] = &[
     Kind { name: "pushes neighbours", label: Label::Hostile, of_10k: 1, acts: &[(1.0, Act::Push)] },
 ];
 
-/// A fifth of all tenants is untrusted, a tenth trusted; one in twenty holds secrets, and twenty
-/// tenants belong to one owner.
+/// A fifth of all tenants is untrusted, a tenth trusted. One in twenty has secrets and an owner;
+/// twenty of these tenants have the same owner.
 pub(super) fn policy(index: usize) -> (Trust, Option<String>) {
     let trust = match index % 10 {
         0 => Trust::Trusted,

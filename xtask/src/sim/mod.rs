@@ -2,9 +2,9 @@
 //! that the daemon uses.
 //!
 //! `behaviour` says what the tenants do, and names its assumptions. The engine's decisions are
-//! compared with labels that the engine does not know. The second table is the price: how many
-//! processes run, and how long benign tenants shared one with a hostile tenant, for cordons that
-//! come earlier, later, at once and never.
+//! compared with labels that the engine does not know. The second table shows what cordons cost
+//! that come earlier, later, at once and never: how many processes run, and how long benign tenants
+//! shared a process with a hostile tenant.
 
 mod behaviour;
 mod world;
@@ -20,7 +20,7 @@ use world::{Tenant, World};
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum Sim {
-    /// Detection, false positives, time to cordon, and processes.
+    /// Measure detection, false positives, the time until a cordon, and processes.
     Cordon(Options),
 }
 
@@ -34,8 +34,8 @@ pub(crate) struct Options {
     seed: u64,
 }
 
-/// Private memory of a worker with its first tenant, and of each further tenant, in MiB
-/// (SPECIFICATION.md).
+/// Private memory of a worker with its first tenant, and of each further tenant, in MiB, as
+/// `cargo xtask bench load` measured it.
 const FIRST_MIB: f64 = 24.5;
 const FURTHER_MIB: f64 = 2.2;
 
@@ -116,8 +116,8 @@ fn verdict(world: &World<'_>) -> bool {
     let soft = slowest(&["batch computing", "memory bombs", "Spectre, silent", "Spectre, behind messages"]);
     let detection = 100.0 * found as f64 / acted.max(1) as f64;
     let false_positives = 100.0 * wrong as f64 / benign.max(1) as f64;
-    // All processes, over those that would run if only tenants that deserve one had a process of
-    // their own.
+    // The number of processes, divided by the number that would run if exactly the tenants that
+    // deserve it lived alone.
     let ratio = |&(all, alone, deserving): &(usize, usize, usize)| all as f64 / (all - alone + deserving).max(1) as f64;
     let processes = world.tally.days.iter().map(ratio).fold(0.0, f64::max);
     let pushed = of(Label::Benign).map(|tenant| tenant.most_score).fold(0.0, f64::max);

@@ -24,11 +24,11 @@ pub(super) struct Tenant {
     traits: Traits,
     around: Circumstances,
     home: u32,
-    /// Until when the tenant is isolated after the death of a process. With a case, it is bisected
-    /// with its former neighbours until then.
+    /// Until when the tenant is suspected after the death of a process. Without a case it lives
+    /// alone until then, with a case it lives with half of its former neighbours.
     suspected: Option<(Option<Case>, Time)>,
     pub(super) first_act: Option<Time>,
-    /// When a decision first isolated the tenant, after it had acted.
+    /// When the first decision after the tenant's first act cordoned the tenant.
     pub(super) cordoned: Option<Time>,
     /// Whether the tenant has ended a process itself.
     pub(super) took: bool,
@@ -47,11 +47,11 @@ struct Home {
 #[derive(Debug, Default)]
 pub(super) struct Tally {
     pub(super) decisions: usize,
-    /// At the end of every day: all processes, those with one isolated tenant, and tenants that
-    /// deserve one.
+    /// Three numbers for the end of every day: of all processes, of processes with one isolated
+    /// tenant, and of tenants that deserve such a process.
     pub(super) days: Vec<(usize, usize, usize)>,
-    /// Hours that benign tenants spent beside a hostile tenant after its first act, summed over the
-    /// benign ones.
+    /// Hours that benign tenants spent beside a hostile tenant after its first act, summed over all
+    /// benign tenants.
     pub(super) exposed_hours: f64,
 }
 
@@ -131,7 +131,7 @@ impl<'a> World<'a> {
         }
     }
 
-    /// The next time that a tenant does an act: drawn at random, at the act's rate.
+    /// Schedules the next time that a tenant does an act: drawn at random, at the act's rate.
     fn schedule(&mut self, tenant: usize, act: usize) {
         let rate = self.tenants[tenant].kind.acts[act].0;
         let days = -(1.0 - self.rng.f64()).ln() / rate;
@@ -199,7 +199,8 @@ impl<'a> World<'a> {
         BURST.0 * (BURST.1 * normal).exp()
     }
 
-    /// Feeds the engine windows until the work is done, in the new home if the tenant is moved.
+    /// Feeds the engine one window after another until the work is done. If the tenant is moved
+    /// meanwhile, it goes on in its new home.
     fn work(&mut self, tenant: usize, secs: f64, next: impl Fn(Sample) -> Sample) {
         let begun = self.now;
         let (mut shape, mut sample) = (Shape::default(), Sample { at: self.now, ..Sample::default() });
@@ -213,7 +214,7 @@ impl<'a> World<'a> {
                 self.see(tenant, &seen);
             }
         }
-        // Other tenants act meanwhile, at times of their own.
+        // The clock goes back, because other tenants act meanwhile, at times of their own.
         self.now = begun;
     }
 
@@ -222,7 +223,7 @@ impl<'a> World<'a> {
         home.into_iter().flat_map(|home| &home.residents).copied().filter(|other| *other != tenant).collect()
     }
 
-    /// A tenant ends its process; every tenant there needs another one.
+    /// A tenant ends its process. Every tenant in it needs another process.
     fn take(&mut self, tenant: usize, signal: Signal) {
         let alone = self.homes.get(&self.tenants[tenant].home).is_none_or(|home| home.slots_used <= 1);
         let others = self.beside(tenant);
@@ -335,8 +336,7 @@ impl<'a> World<'a> {
         let ids: Vec<_> = self.homes.keys().copied().collect();
         ids.into_iter().for_each(|home| self.expose(home));
         self.homes.clear();
-        // Tenants of equal traits come one after another, so that the search for a process is
-        // short.
+        // The order is random, because a tenant's traits follow from its index.
         let mut order: Vec<_> = (0..self.tenants.len()).collect();
         self.rng.shuffle(&mut order);
         for index in order {

@@ -1,5 +1,5 @@
-//! `cargo xtask documents`: links in documents lead somewhere, and the catalogues in `docs/` are
-//! what the code and the tests say.
+//! `cargo xtask documents`: checks that links in documents lead somewhere, and that the catalogues
+//! in `docs/` match the code and the tests.
 //!
 //! The check needs no network, because it does not follow links to other hosts.
 
@@ -174,8 +174,8 @@ fn duration(secs: u64) -> String {
     }
 }
 
-/// Where the catalogue of attacks differs from the tests' cases, and which codes a document cites
-/// that the catalogue does not have.
+/// Where the catalogue of attacks differs from the tests' cases, and which codes other documents
+/// cite although the catalogue lacks them.
 fn attacks(documents: &BTreeMap<PathBuf, String>, cases: &str) -> Vec<String> {
     let catalogue = Path::new("docs/attacks.md");
     let first_cells = documents[catalogue].lines().filter_map(cells).filter(|row| row.len() == 4);

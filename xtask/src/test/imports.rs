@@ -34,7 +34,7 @@ type Module = Vec<String>;
 #[derive(Debug, Default)]
 struct Sources {
     files: BTreeMap<Module, PathBuf>,
-    /// From and to, with the first line that imports it.
+    /// The file that imports and the file that it imports, with the first line that does so.
     imports: BTreeMap<(Module, Module), usize>,
 }
 
@@ -45,7 +45,7 @@ impl Sources {
         Self::of(texts)
     }
 
-    /// From the texts of files, by their paths.
+    /// Reads the imports from the texts of files, which are given by path.
     fn of(texts: BTreeMap<PathBuf, String>) -> Result<Self> {
         let files = texts.keys().map(|path| (module_of(path), path.clone())).collect();
         let mut sources = Self { files, ..Self::default() };
@@ -81,7 +81,10 @@ impl Sources {
         for ((from, to), line) in self.imports.iter().filter(|(import, _)| !known.contains(import)) {
             let file = self.files[from].display();
             let (Some(ours), Some(theirs)) = (house.room_of(from), house.room_of(to)) else {
-                found.push(format!("{file}:{line}: the table has no room for one of {} and {}", show(from), show(to)));
+                let (from, to) = (show(from), show(to));
+                found.push(format!(
+                    "{file}:{line}: the table in houses.rs lacks a row for {from}, for {to}, or for both"
+                ));
                 continue;
             };
             let fine = ours.name == theirs.name
@@ -184,14 +187,14 @@ fn module_of(path: &Path) -> Module {
     parts
 }
 
-/// Every path of those tokens that begins with `crate`, `super` or `self`, resolved from `module`,
-/// with its line. Leaves out the items that follow `#[cfg(test)]`.
+/// Finds every path in the tokens that begins with `crate`, `super` or `self`. Resolves it from
+/// `module`, and notes its line. Leaves out the items that follow `#[cfg(test)]`.
 fn gather(tokens: TokenStream, module: &[String], found: &mut Vec<(Module, usize)>) {
     let tokens: Vec<_> = tokens.into_iter().collect();
     let mut at = 0;
     while at < tokens.len() {
         if is_for_tests(&tokens[at..]) {
-            at = behind_item(&tokens, at + 2);
+            at = after_item(&tokens, at + 2);
             continue;
         }
         if is_visibility(&tokens[at..]) {
@@ -215,7 +218,7 @@ fn gather(tokens: TokenStream, module: &[String], found: &mut Vec<(Module, usize
     }
 }
 
-/// Reads a path, or a tree of paths, that begins at `at`, and returns the index behind it.
+/// Reads a path, or a tree of paths, that begins at `at`. Returns the index of the token after it.
 fn path(tokens: &[TokenTree], mut at: usize, mut read: Vec<String>, found: &mut dyn FnMut(&[String])) -> usize {
     loop {
         match tokens.get(at) {
@@ -240,7 +243,7 @@ fn path(tokens: &[TokenTree], mut at: usize, mut read: Vec<String>, found: &mut 
     at
 }
 
-/// A path from the crate's root; `None` for a path that leads out of the crate.
+/// The same path from the crate's root. `None` for a path that leads out of the crate.
 fn resolve(path: &[String], module: &[String]) -> Option<Module> {
     let (first, rest) = path.split_first()?;
     let mut base = match first.as_str() {
@@ -273,8 +276,8 @@ fn is_visibility(tokens: &[TokenTree]) -> bool {
     word == "pub" && matches!(inner.as_slice(), ["crate" | "super" | "self"] | ["in", ..])
 }
 
-/// The index behind the item that begins at `at`.
-fn behind_item(tokens: &[TokenTree], at: usize) -> usize {
+/// The index of the token after the item that begins at `at`.
+fn after_item(tokens: &[TokenTree], at: usize) -> usize {
     let is_use = |token: &TokenTree| matches!(token, TokenTree::Ident(word) if word == "use");
     let mut braces_end = true;
     for (index, token) in tokens.iter().enumerate().skip(at) {
@@ -370,6 +373,7 @@ mod tests {
     #[test]
     fn a_file_without_a_room_is_named() {
         let found = findings(&[("clock.rs", ""), ("elsewhere.rs", "use crate::clock::now;")]);
-        assert_eq!(found, ["elsewhere.rs:1: the table has no room for one of elsewhere and clock"]);
+        let lacks = "the table in houses.rs lacks a row for elsewhere, for clock, or for both";
+        assert_eq!(found, [format!("elsewhere.rs:1: {lacks}")]);
     }
 }

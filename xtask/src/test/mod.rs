@@ -1,7 +1,8 @@
 //! `cargo xtask test`, which CI runs: style, every test, and that no release has attack natives.
 //!
-//! A test that needs what this machine lacks runs in the emulated machine (`tests/vm`) instead,
-//! where no test may be skipped. The closing table says what ran where and how long it took.
+//! If this machine lacks something that a test needs, the test runs in the emulated machine
+//! (`tests/vm`). No test may be skipped there. The closing table says what ran where, and how long
+//! it took.
 
 pub(crate) mod documents;
 mod houses;
@@ -91,8 +92,8 @@ fn long_escape(archive: &v8::Archive) -> Result<()> {
 const HERE: &str = "this machine";
 const EMULATED: &str = "emulated machine";
 
-/// The parts of the test command, each with its time and its error. After a part that fails the
-/// next one runs all the same.
+/// The parts of the test command, each with its time and its error. If a part fails, the next one
+/// runs all the same.
 #[derive(Debug, Default)]
 struct Parts(Vec<(String, &'static str, Duration, Result<()>)>);
 
@@ -112,7 +113,8 @@ impl Parts {
         value
     }
 
-    /// Prints the errors again, for a reader who has only the end of a long log, and the table.
+    /// Prints the errors again, for a reader who has only the end of a long log. Then prints the
+    /// table.
     fn conclude(self) -> Result<()> {
         for (what, place, _, verdict) in &self.0 {
             if let Err(error) = verdict {
@@ -143,8 +145,8 @@ fn style(archive: &v8::Archive) -> Result<()> {
     check(cargo(archive).args(["clippy", "--quiet", "--workspace", "--all-targets", "--", "-D", "warnings"]))
 }
 
-/// Every link in a doc comment leads somewhere. The documentation includes private items, so a link
-/// to one of them leads somewhere too.
+/// Checks that every link in a doc comment leads somewhere. The documentation includes private
+/// items, so that links to them lead somewhere too.
 fn documentation(archive: &v8::Archive) -> Result<()> {
     let mut doc = cargo(archive);
     doc.env("RUSTDOCFLAGS", "-D warnings -A rustdoc::private_intra_doc_links");
@@ -165,7 +167,8 @@ fn dependencies(archive: &v8::Archive) -> Result<()> {
     check(cargo(archive).args(["deny", "--workspace", "--locked", "check", "bans", "licenses", "sources"]))
 }
 
-/// The features that tests need and this machine lacks. Those tests run in the emulated machine.
+/// The features that some tests need and this machine lacks. These tests run in the emulated
+/// machine.
 fn lacking() -> Vec<&'static str> {
     let posture = Posture::probe();
     let has = |feature: &str| match feature {
@@ -179,7 +182,7 @@ fn lacking() -> Vec<&'static str> {
     vm::FEATURES.iter().copied().filter(|feature| !has(feature)).collect()
 }
 
-/// Every test, with the programs that were just built. Every feature that this machine has is
+/// Runs every test, with the programs that were just built. Every feature that this machine has is
 /// required, so that no test is skipped unnoticed.
 fn tests(archive: &v8::Archive, lacking: &[&str]) -> Result<()> {
     let here = vm::FEATURES.iter().copied().filter(|feature| !lacking.contains(feature));
@@ -193,8 +196,8 @@ fn tests(archive: &v8::Archive, lacking: &[&str]) -> Result<()> {
     check_watched(tests.env(enisle_tests::PROGRAMS_VARIABLE, target().join("harness")))
 }
 
-/// What clients and other users can do to the daemon. Only root can act as other users; without
-/// root the part reports that it was skipped.
+/// Runs the attacks of clients and other users on the daemon. Only root can act as other users.
+/// Without root the part reports that it was skipped.
 fn attacks(archive: &v8::Archive, lacking: &[&str], slow: bool) -> Result<()> {
     let mut attacks = cargo(archive);
     attacks.args(["test", "--profile", "harness", "-p", "enisle-tests", "--test", "attacks", "--"]);
@@ -205,7 +208,7 @@ fn attacks(archive: &v8::Archive, lacking: &[&str], slow: bool) -> Result<()> {
     check_watched(attacks.env(enisle_tests::PROGRAMS_VARIABLE, target().join("harness")))
 }
 
-/// Part of the name of every native of the attack harness.
+/// Part of two symbols that a worker has only with the natives of the attack harness.
 const NATIVE: &[u8] = b"attack_probe_";
 
 /// A release does not build with the natives, and has none of their symbols. The harness's worker

@@ -1,5 +1,5 @@
-//! `cargo xtask v8 build`: makes an archive from the crate's source, on Debian 12, with package
-//! registries as the only source.
+//! `cargo xtask v8 build`: makes an archive from the `v8` crate's source, on Debian 12. Everything
+//! that it downloads comes from package registries.
 //!
 //! The build is a straight list of steps. Each leaves a mark in the cache folder when it is done,
 //! so an interrupted build resumes there; the compile step resumes inside itself (ninja). The
@@ -33,13 +33,13 @@ const PACKAGES: &[&str] = &[
 ];
 const NOTICES: &str = include_str!("../../../v8/notices.py");
 const LLVM: &str = "/usr/lib/llvm-22";
-/// The crate with ICU's data file for the same ICU (78); the `v8` crate leaves the file out.
+/// The crate with the data file of ICU 78. The `v8` crate has this ICU, but leaves the file out.
 const ICU_CRATE: (&str, &str) = ("deno_core_icudata", "0.78");
 const BINDGEN: &str = "~0.73";
 /// Groups of sources that collide when they are compiled as one unit.
 const UNITY_SPLIT: &str =
     "v8_base_without_compiler:0,v8_base_without_compiler:37,v8_base_without_compiler:60,v8_initializers:7";
-/// The same with DCHECKs, which add a few sources and so make other groups.
+/// The same for a build with DCHECKs, which add a few sources and so make other groups.
 const UNITY_SPLIT_DCHECKS: &str = "v8_base_without_compiler:0,v8_base_without_compiler:37,v8_base_without_compiler:42,\
     v8_base_without_compiler:54,v8_base_without_compiler:60,v8_initializers:7";
 
@@ -134,9 +134,9 @@ fn packages(_: &Recipe) -> Result<()> {
     check(Command::new("apt-get").args(["-qy", "install"]).args(&missing).env("DEBIAN_FRONTEND", "noninteractive"))
 }
 
-/// Debian 12's gn (2022) is too old for this source. Unstable's is new enough but needs a newer
-/// libc: both are unpacked into the cache folder, with an apt state of their own, so that the
-/// machine's is not changed.
+/// Debian 12's gn (2022) is too old for this source. The gn of Debian unstable is new enough, but
+/// needs a newer libc. So gn and libc are unpacked into the cache folder. The apt that downloads
+/// them has a state of its own there.
 fn gn(recipe: &Recipe) -> Result<()> {
     let suite = debian::Suite::open("sid", &recipe.path("apt"))?;
     for deb in suite.download(&["generate-ninja", "libc6", "libgcc-s1", "libstdc++6"])? {
@@ -241,7 +241,7 @@ fn chromium_flags(recipe: &Recipe) -> Result<()> {
     Ok(())
 }
 
-/// Comments out the lines that hold one of `needles`; each must be found.
+/// Removes the flags that contain one of `needles` from a file. Each needle must be found.
 fn drop_lines(path: &Path, needles: &[&str]) -> Result<()> {
     let text = fs::read_to_string(path)?;
     for needle in needles {
@@ -261,7 +261,8 @@ fn drop_lines(path: &Path, needles: &[&str]) -> Result<()> {
     Ok(())
 }
 
-/// A dropped flag may share its line with the list around it. Then only the string is removed.
+/// The line without the flag. The list around the flag may be on the same line, so only the string
+/// is removed.
 fn replacement_for(line: &str) -> String {
     let (Some(first), Some(last)) = (line.find('"'), line.rfind('"')) else { return String::new() };
     let (before, after) = (&line[..first], &line[last + 1..]);
@@ -358,7 +359,7 @@ fn bindgen(recipe: &Recipe) -> Result<()> {
     )
 }
 
-/// The options of the crate's own `build_binding()`.
+/// Makes the bindings, with the options of the crate's own `build_binding()`.
 fn bindings(recipe: &Recipe) -> Result<()> {
     let src = recipe.src();
     let defines = output(

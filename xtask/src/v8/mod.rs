@@ -1,8 +1,8 @@
 //! `cargo xtask v8`: which V8 archive a build uses, how to build one, and whether it is intact.
 //!
 //! The project needs a V8 with several cages in one process and with the patches in `v8/patches`.
-//! No such archive is published, so it is part of this tree (`v8/`). Everything that makes it is
-//! here, in `v8/` and in the package registries.
+//! No such archive is published, so it is part of this tree (`v8/`). Everything that is needed to
+//! make it is in this tree or in package registries.
 
 mod build;
 mod place;

@@ -23,10 +23,10 @@ pub(crate) const HOOKS: &str = include_str!("../../../v8/hooks.syms");
 /// Which of the two archives.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Kind {
-    /// The one in this tree.
+    /// The archive in this tree.
     Release,
-    /// V8 checks its own assumptions (DCHECK) and ends the process if one is wrong. For tests only,
-    /// slow, and never in this tree.
+    /// An archive in which V8 checks its own assumptions (DCHECK) and ends the process if one is
+    /// wrong. It is slow, for tests only, and never in this tree.
     Dchecks,
 }
 
@@ -78,7 +78,7 @@ pub(crate) struct Archive {
     pub(crate) because: &'static str,
 }
 
-/// The folder where `cargo xtask v8 build` works, keyed by all that decides the result.
+/// The folder where `cargo xtask v8 build` works. Its name depends on all that decides the result.
 pub(crate) fn build_dir(kind: Kind) -> Result<PathBuf> {
     let name = match kind {
         Kind::Release => VERSION.to_owned(),
@@ -87,7 +87,7 @@ pub(crate) fn build_dir(kind: Kind) -> Result<PathBuf> {
     Ok(cache_dir().join("v8").join(format!("{name}-{}", inputs(kind)?)))
 }
 
-/// The folder in this tree.
+/// The folder of the archive in this tree.
 fn own() -> PathBuf {
     root().join("v8")
 }

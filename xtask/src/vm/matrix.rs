@@ -1,8 +1,8 @@
 //! The matrix of postures: machines that lack one layer or another, and what the daemon must do on
 //! each.
 //!
-//! Kernel arguments and settings make a machine; the table says which layers remain. On each
-//! machine the program `posture` compares those layers with what `enisle doctor` and the daemon
+//! Kernel arguments and settings take layers from a machine; the table says which. On each machine
+//! the program `posture` compares the remaining layers with what `enisle doctor` and the daemon
 //! report, and tries what the daemon promises. Then every layer of the jail that the machine has is
 //! attacked with the layer on and off (`hardening/tests/layers`), and a worker is checked in
 //! `/proc` (`tests/suite/confinement.rs`).
@@ -29,11 +29,11 @@ struct Posture {
     boots: Boots,
     machine: fn(Machine) -> Machine,
     guest: fn() -> Guest,
-    /// The layers that the machine lacks, beside those of [`Posture::off`].
+    /// The layers that the machine lacks, besides those that [`Posture::off`] adds.
     lacks: &'static [&'static str],
     /// The layers that the daemon leaves off although the machine has them.
     without: &'static [&'static str],
-    /// Whether the test command tries this machine too.
+    /// Whether the test command tries this machine even without `--slow`.
     short: bool,
 }
 
@@ -106,7 +106,7 @@ const POSTURES: &[Posture] = &[
     },
     Posture {
         name: "vm.overcommit_memory=2, 8 GiB of memory",
-        // Workers may commit half of it, and the harness has two workers at a time.
+        // Workers may commit half of the memory, and the harness has two workers at a time.
         machine: |machine| machine.memory_mib(8192),
         guest: || Guest { sysctls: vec![("vm.overcommit_memory", "2")], ..Guest::default() },
         ..PLAIN
@@ -119,8 +119,8 @@ const POSTURES: &[Posture] = &[
 ];
 
 impl Posture {
-    /// Every layer that is off. The emulated processor lets no process choose about speculation,
-    /// and PR_SET_MDWE came with Linux 6.3.
+    /// Every layer that the machine lacks. The emulated processor lets no process choose about
+    /// speculation, and PR_SET_MDWE came with Linux 6.3.
     fn off(&self, kernel: &Kernel) -> Vec<&'static str> {
         let mut off = vec!["speculation"];
         let old = kernel.release.starts_with("6.1.");

@@ -71,7 +71,7 @@ pub(crate) fn run(command: Vm) -> Result<()> {
     }
 }
 
-/// One word for the shell.
+/// The argument, quoted as one word for the shell.
 pub(crate) fn quoted(argument: &str) -> String {
     format!("'{}'", argument.replace('\'', "'\\''"))
 }
@@ -88,12 +88,12 @@ pub(crate) const FEATURES: &[&str] = &["pku", "userns", "landlock", "seccomp", "
 /// the tests that need root.
 const LAYERS: &str = "layers && suite --nocapture confinement:: requests::a_peer_without_rights";
 
-/// The attack catalogue, and what [`layers`] runs.
+/// Runs what [`layers`] runs, and the attack catalogue.
 pub(crate) fn escape(programs: &Programs) -> Result<()> {
     in_machine(programs, &format!("{LAYERS} && escape"))
 }
 
-/// The attack catalogue with many more rounds and a minute of attacks.
+/// Runs the attack catalogue with many more rounds and a minute of attacks.
 pub(crate) fn long_escape(programs: &Programs) -> Result<()> {
     in_machine(programs, "escape --rounds 10000 --soak 60")
 }
@@ -104,7 +104,8 @@ pub(crate) fn layers(programs: &Programs) -> Result<()> {
     in_machine(programs, LAYERS)
 }
 
-/// A fuzzer, with its findings on the console: files in the emulated machine are lost with it.
+/// Runs a fuzzer. It prints its findings on the console, because files in the emulated machine are
+/// lost with the machine.
 pub(crate) fn fuzz(task: &str, arguments: &[OsString]) -> Result<()> {
     check_packages()?;
     let programs = Programs::build_without_tests(&v8::find()?)?;

@@ -1,5 +1,5 @@
-//! A client small enough to measure with: one persistent connection, one request at a time. It does
-//! not check who is listening, and returns every answer as it is, problems too.
+//! A client that is small enough for measurements: one persistent connection, one request at a
+//! time. It does not check who is listening, and returns every answer as it is, problems too.
 
 use std::io::{self, BufRead, BufReader, Error, ErrorKind, Read, Write};
 use std::os::unix::net::UnixStream;
@@ -40,7 +40,8 @@ impl Connection {
         self.ask(method, path, "", body)
     }
 
-    /// Sends the last request of this connection, and returns when the daemon has closed it.
+    /// Sends the last request of this connection. Returns when the daemon has closed the
+    /// connection.
     ///
     /// # Errors
     /// The answer is missing or incomplete.
@@ -56,8 +57,8 @@ impl Connection {
             format!("{method} {path} HTTP/1.1\r\nhost: enisle\r\n{header}content-length: {length}\r\n\r\n")
                 .into_bytes();
         request.extend_from_slice(body);
-        // A daemon that refuses early may stop reading: its answer counts more than the failed
-        // write.
+        // A daemon that refuses a request early may stop reading it. Then the write fails, but the
+        // answer can be read and counts.
         let sent = self.stream.get_mut().write_all(&request);
         let read = Response::read(&mut self.stream, method != "HEAD");
         read.map_err(|unread| sent.err().unwrap_or(unread))
@@ -113,7 +114,8 @@ impl Response {
     }
 }
 
-/// Reads and drops the rest: a daemon that has not read all of a request resets its connection.
+/// Reads and drops the rest of a connection. An error counts as its end, because a daemon that has
+/// not read all of a request resets the connection.
 fn to_the_end(stream: &mut impl BufRead) {
     let _ = io::copy(stream, &mut io::sink());
 }

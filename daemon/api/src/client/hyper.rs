@@ -42,7 +42,7 @@ pub struct Body(Bytes);
 
 impl Body {
     /// # Errors
-    /// It is not UTF-8.
+    /// The body is not UTF-8.
     pub fn text(&self) -> Result<&str, ClientError> {
         std::str::from_utf8(&self.0).map_err(|error| ClientError::BadAnswer(error.to_string()))
     }

@@ -2,7 +2,7 @@
 //!
 //! | client | for |
 //! |---|---|
-//! | [`Client`] | the command line: refuses a socket of a stranger (feature `client`) |
+//! | [`Client`] | the command line: refuses a listener of an unknown uid (feature `client`) |
 //! | [`blocking`] | tests and benchmarks: standard library only (feature `blocking`) |
 
 #[cfg(feature = "blocking")]

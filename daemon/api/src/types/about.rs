@@ -19,7 +19,7 @@ pub struct Version {
     pub v8: Option<String>,
 }
 
-/// What every caller needs to know; for operators also how the machine is secured, and how full it
+/// What every caller needs to know. Operators also see how the machine is secured and how full it
 /// is.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
@@ -30,7 +30,7 @@ pub struct Info {
     /// Every way in which a run can end.
     pub outcomes: Vec<Outcome>,
     pub uptime_ms: u64,
-    /// The daemon is about to end, and starts no more runs.
+    /// Whether the daemon is about to end. If so, it starts no more runs.
     pub draining: bool,
     /// For operators only.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -57,9 +57,9 @@ pub struct Posture {
     pub layers: Vec<LayerState>,
     /// Protection keys that a process can allocate.
     pub keys: usize,
-    /// The configuration lets tenants share a process without protection keys.
+    /// Whether the configuration lets tenants share a process without protection keys.
     pub share_without_keys: bool,
-    /// What this means for where tenants live, in a sentence.
+    /// What the posture means for where tenants live, in a sentence.
     pub consequence: String,
 }
 
@@ -68,15 +68,15 @@ pub struct Posture {
 #[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct LayerState {
     pub layer: String,
-    /// The workers have it.
+    /// Whether the workers have the layer.
     pub on: bool,
     /// What was found on this machine.
     pub detail: String,
-    /// What it protects against.
+    /// What the layer protects against.
     pub protects: String,
-    /// What its absence means; null if the workers have it.
+    /// What the layer's absence means; null if the workers have it.
     pub consequence: Option<String>,
-    /// How to get it; null if this machine has it.
+    /// How to get the layer; null if this machine has it.
     pub remedy: Option<String>,
 }
 
@@ -85,35 +85,36 @@ pub struct LayerState {
 #[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct Counters {
     pub on: bool,
-    /// Why they are not used; null if they are.
+    /// Why the counters are not used; null if they are used.
     pub detail: Option<String>,
 }
 
-/// The upper limits.
+/// The highest numbers of tenants and processes.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 #[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct Capacity {
     pub tenants_per_process: usize,
     pub max_processes: usize,
-    /// Processes that may each belong to a single tenant.
+    /// How many processes may each belong to a single tenant.
     pub max_alone: usize,
 }
 
-/// The deaths of processes that are held against uids: their tenants were blamed for them.
+/// For each uid, the deaths of processes that count against it because one of its tenants was
+/// blamed.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 #[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct DeathBudget {
-    /// From this many deaths on, new homes of the uid are on probation.
+    /// From this many deaths on, new homes of the uid are on probation. 0: there is no budget.
     pub budget: u32,
-    /// One death is forgiven after this time.
+    /// After this time one death is forgiven, and after the same time again the next one.
     pub regain_secs: u64,
-    /// The uids with any deaths held against them.
+    /// The uids against which deaths count.
     pub held_against: Vec<HeldAgainst>,
 }
 
-/// The deaths that are held against one uid.
+/// A uid, and the deaths that count against it.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 #[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
@@ -121,11 +122,11 @@ pub struct HeldAgainst {
     pub uid: u32,
     pub deaths: u64,
     pub used_up: bool,
-    /// All are forgiven after this time, unless another death follows.
+    /// All deaths are forgiven after this time, unless another death follows.
     pub clear_in_ms: u64,
 }
 
-/// The current numbers.
+/// How many workers, tenants and runs there are now.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 #[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]

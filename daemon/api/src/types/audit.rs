@@ -2,16 +2,16 @@
 
 use serde::{Deserialize, Serialize};
 
-/// The audit log, and its last line that is on disk.
+/// The audit log, and the last of its lines that is on disk.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct AuditHead {
-    /// The folder of its files.
+    /// The folder of the log's files.
     pub folder: String,
     /// The number of the last line; 0 if there is none yet.
     pub seq: u64,
     /// The hash of the last line.
     pub hash: String,
-    /// How many lines were dropped because the disk was too slow.
+    /// How many lines the daemon has dropped since its start, because the disk was too slow.
     pub lost: u64,
 }

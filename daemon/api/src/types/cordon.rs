@@ -1,4 +1,4 @@
-//! `PUT`, `DELETE /v1/tenants/{tenant}/cordon`: an operator's order; and how a tenant stands.
+//! `PUT`, `DELETE /v1/tenants/{tenant}/cordon`: an operator's order, and a tenant's standing.
 
 use enisle_cordon::decide::Past;
 use enisle_cordon::{Level, Signal, Source};
@@ -25,11 +25,12 @@ pub enum OrderedLevel {
     Solo,
     /// A process of its own, without a compiler, with lower limits and no secrets.
     Sealed,
-    /// Not run at all.
+    /// Nowhere: no run of the tenant starts.
     Expelled,
 }
 
-/// How a tenant stands, for operators: its score, the signals behind it, and its history.
+/// A tenant's standing, for operators: its level, its score with the signals that add up to it, and
+/// its history.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 #[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
@@ -43,12 +44,12 @@ pub struct Cordon {
     pub suspected_until_unix_ms: Option<u64>,
     /// Null if the tenant is not kept apart.
     pub kept_apart: Option<KeptApart>,
-    /// It got its home while its uid's budget of deaths was used up.
+    /// Whether the tenant got its home while its uid's budget of deaths was used up.
     pub on_probation: bool,
     /// The operator's order; null if there is none.
     pub order: Option<StandingOrder>,
     pub first_seen_unix_ms: u64,
-    /// Its last moves, oldest first.
+    /// The tenant's last moves, oldest first.
     pub history: Vec<Past>,
 }
 
@@ -77,21 +78,21 @@ pub struct SignalState {
     pub weight: f64,
     pub half_life_secs: u64,
     pub count: u32,
-    /// Time since it was last seen.
+    /// Time since the signal was last seen.
     pub age_ms: u64,
-    /// No other tenant can have caused it.
+    /// True if no other tenant can have caused the signal.
     pub certain: bool,
 }
 
-/// A tenant that is kept apart from others without a decision about it: a process that it was in
-/// died, and the death could not be attributed.
+/// The tenant is kept apart from others for a while, without a decision about it. A process that it
+/// was in died or held too much memory, and it is not certain which tenant is to blame.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 #[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct KeptApart {
-    /// True: alone. False: with half of the tenants that were there.
+    /// True: the tenant lives alone. False: with half of the tenants that were in the process.
     pub alone: bool,
-    /// How much longer.
+    /// For how much longer.
     pub for_ms: u64,
 }
 

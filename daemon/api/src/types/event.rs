@@ -19,18 +19,19 @@ pub enum EventLine {
 #[serde(rename_all = "camelCase")]
 #[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct Event {
-    /// Counts from 1 without gaps.
+    /// The event's number. The first event of the daemon has number 1. The numbers of dropped
+    /// events are missing from the answer.
     pub seq: u64,
     pub unix_ms: u64,
-    /// How many events this one stands for; the details are those of the first. Left out if the
-    /// event stands only for itself.
+    /// How many events this line stands for; the details are those of the first one. Left out if
+    /// the line stands for a single event.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub count: Option<u64>,
     #[serde(flatten)]
     pub kind: EventKind,
 }
 
-/// Events of a class that were dropped before they were read.
+/// How many events of a class were dropped before this reader could read them.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct Missed {
@@ -39,7 +40,7 @@ pub struct Missed {
     pub count: u64,
 }
 
-/// The only value of `event` in such a line.
+/// The only value of `event` in a line about dropped events.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 #[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
@@ -76,7 +77,7 @@ pub enum EventKind {
     WorkerRejected { worker: u64, pid: i32, uid: u32, findings: Vec<String> },
     /// A worker process has died.
     WorkerDied { worker: u64, pid: i32, uid: u32, reason: String, tenants: Vec<String> },
-    /// A surplus worker process was ended.
+    /// A worker process that is not needed any more was ended.
     WorkerRetired { worker: u64, pid: i32, uid: u32 },
     /// A tenant has moved into a worker.
     Admitted { tenant: String, uid: u32, worker: u64, level: Level, reason: String },
@@ -84,13 +85,13 @@ pub enum EventKind {
     Retired { tenant: String, uid: u32, worker: u64, reason: String },
     /// A run was restarted after its worker died.
     Retried { tenant: String, uid: u32, run: String, reason: String },
-    /// A run ended with an outcome other than success or an exception of its own.
+    /// A run ended with an outcome other than `ok` and `exception`.
     RunEnded { tenant: String, uid: u32, run: String, outcome: Outcome },
-    /// A worker broke the protocol. `tenant` is the one whose channel it was, null for the worker's
-    /// own.
+    /// A worker broke the protocol. `tenant` is the tenant on whose channel it did so; null if that
+    /// was the control channel.
     ProtocolViolation { worker: u64, pid: i32, uid: u32, tenant: Option<String>, what: String },
     /// A layer stopped an attack, and the worker has ended. The details come from the worker's own
-    /// record, which is only an allegation if the attacker could execute its own code.
+    /// record. If the attacker could execute its own code, this record is only an allegation.
     Violation {
         worker: u64,
         pid: i32,
@@ -100,11 +101,11 @@ pub enum EventKind {
         layer: String,
         what: String,
         address: Option<String>,
-        /// The tenant whose island the address is on, if it is another's.
+        /// The tenant whose island the address is on, if that is another tenant.
         victim: Option<String>,
         pc: String,
     },
-    /// A worker crashed by itself.
+    /// A worker crashed, and nothing shows that a layer stopped an attack.
     Crashed {
         worker: u64,
         pid: i32,
@@ -116,22 +117,22 @@ pub enum EventKind {
         room_mb: u64,
         blame: Blame,
     },
-    /// A worker held more memory outside its tenants' islands than they explain. It takes no
-    /// further tenant, and those that it has leave one by one; `tenant` seems to hold most, if one
-    /// does.
+    /// A worker held more memory outside its tenants' islands than the tenants explain. It takes no
+    /// further tenants, and its tenants leave one by one. `tenant` is the one that seems to hold
+    /// most; null if that is not known.
     UnexplainedMemory { worker: u64, pid: i32, uid: u32, tenant: Option<String>, held_mb: u64, most_mb: u64 },
-    /// Pages of a worker did not carry the key that they should, so the worker was ended.
+    /// Pages of a worker carried a wrong key, so the worker was ended.
     Mistagged { worker: u64, pid: i32, uid: u32, findings: Vec<String> },
-    /// A tenant must live further out, or may come back in; each reason with its numbers. `uid` is
-    /// the one that ran the tenant, or gave the order.
+    /// A tenant must live further out, or may come back in. `reasons` says why, with numbers. `uid`
+    /// is the uid that ran the tenant, or that gave the order.
     Cordoned { tenant: String, uid: u32, from: Level, to: Level, reasons: Vec<Reason> },
-    /// A process died or held too much memory, and this could not be attributed to one of its
-    /// tenants. This one of its tenants is kept apart for a while, alone or with half of those that
-    /// were there.
+    /// A process died or held too much memory, and it is not certain which of its tenants is to
+    /// blame. `tenant` is one of them. It is kept apart for a while, alone or with half of the
+    /// tenants that were there.
     KeptApart { tenant: String, uid: u32, alone: bool, because: Because, for_secs: u64 },
     /// The tenants of a uid were blamed for so many deaths of processes that the uid's budget is
-    /// used up: its new homes are alone. All deaths are forgiven after `clearInMs`, unless another
-    /// death follows.
+    /// used up: its tenants get their new homes alone. All deaths are forgiven after `clearInMs`,
+    /// unless another death follows.
     BudgetUsedUp { uid: u32, deaths: u64, clear_in_ms: u64 },
     /// An operator ordered a tenant to at least this level.
     Ordered { tenant: String, level: Level, reason: String, by_uid: u32 },
@@ -139,21 +140,21 @@ pub enum EventKind {
     Lifted { tenant: String, reason: String, by_uid: u32 },
     /// The runs of a tenant go to its new home from now on.
     Rehomed { tenant: String, uid: u32, worker: u64, level: Level, token: u64 },
-    /// The old home is empty. `fenced`: runs did not end in time, and were restarted in the new
-    /// home.
+    /// The home that a tenant has left is empty. `fenced` is true if its run did not end in time:
+    /// that run restarts in the new home.
     Drained { tenant: String, uid: u32, worker: u64, fenced: bool, ms: u64 },
     /// There was no room for a tenant that must live alone. Its runs are refused until there is.
     NoRoom { tenant: String, uid: u32, level: Level, reason: String },
-    /// A home that its tenant had left reported the end of a run: the report was discarded, and the
-    /// run restarted.
+    /// A home that its tenant had left reported the end of a run. The daemon discarded the report,
+    /// and restarted the run.
     Fenced { tenant: String, uid: u32, run: String, token: u64 },
-    /// Stored data could not be read at the start.
+    /// The daemon could not read stored data when it started.
     RecordBroken { what: String },
     /// An operator has set a policy.
     PolicyChanged { tenant: String, by_uid: u32 },
     /// A peer asked for something that it may not do.
     Denied { uid: u32, what: String },
-    /// More different events of a class than are reported individually in a second.
+    /// In one second, a class had more different events than are reported individually.
     Others { class: EventClass },
 }
 
@@ -162,9 +163,9 @@ pub enum EventKind {
 #[serde(rename_all = "camelCase")]
 #[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub enum Blame {
-    /// Counts against the tenant: no other tenant can have caused it.
+    /// The crash counts against the tenant: no other tenant can have caused it.
     Certain,
-    /// Counts against the tenant, but less: others were in the process.
+    /// The crash counts against the tenant, but less: other tenants were in the process.
     InCompany,
     /// The process had run out of memory.
     WantOfMemory,

@@ -5,9 +5,10 @@
 //! runs and events: runs are written piece by piece, events are stored in a smaller form, and tests
 //! compare what is written with these types.
 //!
-//! A request is described as a client should write it: optional fields are left out, not `null`,
-//! although the daemon takes `null` as left out where it can. In answers, a field that may be
-//! `null` is always there; a field that may be left out says so with `skip_serializing_if`.
+//! A request is described as a client should write it. A client should leave an optional field out
+//! and not write `null`. Where it can, the daemon nevertheless treats `null` as a missing field. In
+//! answers, a field that may be `null` is always there; a field that may be left out says so with
+//! `skip_serializing_if`.
 
 pub mod about;
 pub mod audit;

@@ -12,13 +12,13 @@ pub struct Policy {
     pub limits: Limits,
     pub quota: Quota,
     /// The tenant's owner: a tenant with secrets shares a process only with tenants of the same
-    /// owner. Left out if it has none.
+    /// owner. Left out if the tenant has no owner.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub owner: Option<String>,
     pub trust: Trust,
-    /// Entries of `env` that are secrets. A sealed tenant does not get them.
+    /// Names of the entries of `env` that are secrets. A sealed tenant does not get these entries.
     pub secrets: Vec<String>,
-    /// `eval` and `new Function` work.
+    /// Whether `eval` and `new Function` work.
     pub allow_eval: bool,
 }
 
@@ -29,9 +29,9 @@ pub struct Policy {
 pub struct Quota {
     /// Runs that are queued or running.
     pub in_flight: u32,
-    /// Runs a second, over time.
+    /// Runs a second, on average.
     pub per_second: u32,
-    /// Runs at once after a pause.
+    /// Runs that may come at once after a pause.
     pub burst: u32,
 }
 
@@ -50,11 +50,11 @@ pub struct PolicyRequest {
     pub owner: Option<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub trust: Option<Trust>,
-    /// Entries of `env` that are secrets: at most 100, each of at most 128 bytes. A sealed tenant
-    /// does not get them.
+    /// Names of secret entries of `env`: at most 100, each of at most 128 bytes. A sealed tenant
+    /// does not get these entries.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub secrets: Option<Vec<String>>,
-    /// `eval` and `new Function` work.
+    /// Whether `eval` and `new Function` work.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub allow_eval: Option<bool>,
 }
@@ -70,7 +70,7 @@ pub struct RequestedQuota {
     /// Runs a second, on average.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub per_second: Option<u32>,
-    /// Runs at once after a pause.
+    /// Runs that may come at once after a pause.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub burst: Option<u32>,
 }

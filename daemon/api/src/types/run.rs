@@ -65,14 +65,15 @@ pub struct Answer {
     pub error: Option<ScriptError>,
     /// What the script wrote to its console.
     pub logs: Vec<LogLine>,
-    /// Log lines were dropped: `limits.logBytes`, `limits.logLines`.
+    /// Whether log lines may be missing: because of `limits.logBytes` or `limits.logLines`, because
+    /// memory was short, or because the run did not end by itself.
     pub truncated: bool,
     pub usage: RunUsage,
     /// The cordon level at which the run took place.
     pub cordon: Level,
 }
 
-/// A result that is present, even if it is `null`.
+/// Reads a result that is present, even if it is `null`.
 fn present<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<Box<RawValue>>, D::Error> {
     Box::<RawValue>::deserialize(deserializer).map(Some)
 }

@@ -24,7 +24,7 @@ pub struct ScriptRequest {
     /// The script's `env`; at most 1 MiB.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub env: Option<Map<String, Value>>,
-    /// The lower of these and the policy's applies.
+    /// For each limit, the lower of this value and the policy's applies.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub limits: Option<RequestedLimits>,
     /// Must be null: scripts have no network. Anything else is refused, and counts as a signal.
@@ -65,6 +65,6 @@ pub struct Script {
     /// Counts from 1; rises each time the id gets other content.
     pub version: u64,
     pub bytes: u64,
-    /// How many of its runs have ended.
+    /// How many runs of the script have ended.
     pub runs: u64,
 }

@@ -27,7 +27,7 @@ pub struct Tenant {
     pub policy: Policy,
     pub in_flight: u32,
     pub cordon: Cordon,
-    /// Null if it has no home now.
+    /// Null if the tenant has no home now.
     pub resident: Option<HomeView>,
     pub usage: TenantUsage,
 }
@@ -91,7 +91,7 @@ pub struct HomeView {
     pub worker: u64,
     pub pid: i32,
     pub cordon: Level,
-    /// An isolate is warm and no run is in progress.
+    /// Whether an isolate is warm and no run is in progress.
     pub warm: bool,
     pub unused_ms: u64,
 }
@@ -114,7 +114,7 @@ pub struct TenantRow {
     pub name: String,
     pub in_flight: u32,
     pub cordon: CordonRow,
-    /// Null if it has no home now.
+    /// Null if the tenant has no home now.
     pub resident: Option<HomeView>,
     pub usage: TenantUsage,
 }

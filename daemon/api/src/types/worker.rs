@@ -26,9 +26,9 @@ pub struct Worker {
     pub tenants: Vec<String>,
     /// Slots that were ever taken; a slot is never taken twice.
     pub places_used: u32,
-    /// As reported by the kernel; null if the process has just ended.
+    /// Resident memory as reported by the kernel; null if the process has just ended.
     pub rss_bytes: Option<u64>,
-    /// As of the last look at the process.
+    /// Committed memory when the daemon last read it.
     pub committed_bytes: u64,
     /// The most memory that it may commit.
     pub bound_bytes: u64,

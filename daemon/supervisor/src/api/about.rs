@@ -37,13 +37,14 @@ pub(crate) async fn version(State(daemon): State<Arc<Daemon>>, _: Asking) -> Jso
         enisled: env!("CARGO_PKG_VERSION").to_owned(),
         api: API_VERSION.to_owned(),
         wire: enisle_wire::VERSION,
-        // Known once a worker has started: the daemon itself does not contain V8.
+        // The version is known once a worker has started: the daemon itself does not contain V8.
         v8: daemon.warden.engine(),
     })
 }
 
-/// Answers every caller with the defaults and the outcomes. Only operators also see how the machine
-/// is secured, and how full it is.
+/// Every peer that may ask gets the default policy, the outcomes, the uptime, and whether the
+/// daemon is draining. Only operators also see how the machine is secured, and how full the daemon
+/// is.
 pub(crate) async fn info(State(daemon): State<Arc<Daemon>>, Asking(peer): Asking) -> Json<Info> {
     let operates = peer.operates(&daemon);
     let for_operators = operates.then_some(&daemon);
@@ -93,7 +94,7 @@ fn counts(daemon: &Daemon) -> Counts {
     Counts { workers, residents, tenants: daemon.count_tenants(), in_flight: daemon.in_flight() }
 }
 
-/// The deaths of processes that are held against uids, because their tenants were blamed for them.
+/// For each uid, the process deaths that count against it because one of its tenants was blamed.
 fn deaths(daemon: &Daemon) -> DeathBudget {
     let (rules, now) = (&daemon.config.cordon.rules.deaths, clock::monotonic());
     let held = daemon.warden.held_against().into_iter().map(|(uid, deaths)| HeldAgainst {

@@ -1,5 +1,5 @@
-//! The answer to a run, written piece by piece as the client reads it. It is held once, as the
-//! worker sent it, and charged until its last byte has been sent.
+//! The answer to a run, written piece by piece as the client reads it. The answer is held once, as
+//! the worker sent it, and charged until its last byte has been sent.
 
 use std::ops::Range;
 use std::sync::Arc;
@@ -53,7 +53,7 @@ enum Millis {
 }
 
 /// The answer to a run, as a response. Peers that do not operate the daemon get whole milliseconds,
-/// because a finer figure would be a clock.
+/// because finer numbers would be a clock for attacks on other tenants.
 pub(super) fn answer(report: Report, peer: Peer, daemon: &Daemon) -> Response {
     let mut pieces = Pieces::new(report, peer.operates(daemon));
     let first = pieces.by_ref().next().unwrap_or_default();
@@ -175,7 +175,7 @@ impl Pieces {
             Part::Text(text, from, then) => {
                 let piece = text_piece(&text, from);
                 let to = piece.end;
-                // The string is serialised in quotes; only what is between them is written.
+                // The string is serialised in quotes; only what is between the quotes is written.
                 let quoted = serde_json::to_vec(text.get(piece).unwrap_or_default()).unwrap_or_default();
                 self.written.extend(quoted.get(1..quoted.len().saturating_sub(1)).unwrap_or_default());
                 if to < text.len() {

@@ -18,7 +18,7 @@ use crate::share::{Held, Supply, charged};
 
 /// 64 MiB of modules as JSON: escapes lengthen source somewhat, base64 lengthens data by a third.
 pub(super) const MAX_BODY_BYTES: usize = 96 << 20;
-/// How much is read of a body from a uid that no rule names. It is refused in any case.
+/// How much is read of a body from a uid that no rule names. Such a body is refused in any case.
 const MAX_STRANGERS_BYTES: usize = 64 << 10;
 /// The least that a frame of a body counts as, however short it is.
 const FRAME_BYTES: usize = 1 << 10;
@@ -74,7 +74,7 @@ async fn collect(body: &mut Body, cap: usize, uid: u32, bodies: &Supply) -> Resu
     Ok(read)
 }
 
-/// Reads on without keeping anything, up to a bound.
+/// Reads the rest of a refused body without keeping anything, up to a bound.
 pub(super) async fn discard(body: Body, uid: u32, daemon: &Daemon) {
     let most = if (Peer { uid }).may_ask(&daemon.config.peers) { MAX_BODY_BYTES } else { MAX_STRANGERS_BYTES };
     let patience = Duration::from_secs(daemon.config.api.read_secs);
@@ -94,8 +94,7 @@ async fn discard_up_to(most: usize, mut body: Body) {
 
 /// Does work on this many bytes for a uid. Short work is done at once. Other work is done off the
 /// thread that serves connections, where each uid has its turn and short work does not wait for
-/// long work. The work keeps what it holds until it has ended, whether or not the client still
-/// waits.
+/// long work. The work stays charged until it has ended, whether or not the client still waits.
 pub(super) async fn work<T: Send + 'static>(
     bytes: usize,
     uid: u32,

@@ -1,5 +1,5 @@
 //! The code of a request, from JSON to the frame that a worker gets, without a copy in between:
-//! only the body and the frame are held.
+//! only the body, the frame, and modules decoded from base64 are held.
 
 use std::collections::BTreeSet;
 
@@ -71,7 +71,7 @@ impl Frames {
     }
 }
 
-/// One JSON value, passed on as the client wrote it.
+/// One JSON value, passed on as the client wrote it; `otherwise` if there is none.
 fn json<'a>(
     what: &str,
     value: Written<'a>,
@@ -124,7 +124,8 @@ fn checked_name(what: &str, written: &RawValue) -> Result<String, Problem> {
     Ok(name)
 }
 
-/// The body of a module, in the form in which the request has it.
+/// The body of a module: a text or JSON as the request has it, or bytes that were decoded from
+/// base64.
 #[derive(Debug)]
 pub(super) enum Source<'a> {
     Text(Text<'a>),
@@ -142,7 +143,7 @@ impl Source<'_> {
     }
 }
 
-/// Serialised as bytes, whatever form it has.
+/// Every form is serialised as bytes.
 impl Serialize for Source<'_> {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
         match self {
@@ -196,7 +197,7 @@ fn read_modules(written: &RawValue, cap: usize) -> Result<Vec<ModuleOf<Source<'_
             return Err(Problem::too_large(format!("there are more than {MAX_MODULES} modules")));
         }
         let module = module(name, value, cap)?;
-        // A name that appears twice is an error; the last one does not silently win.
+        // A name that appears twice is an error; the last module does not silently win.
         if !names.insert(module.name.clone()) {
             return Err(Problem::bad_request(format!("module {:?} appears twice", module.name)));
         }

@@ -1,5 +1,5 @@
-//! `PUT`, `DELETE /v1/tenants/{tenant}/cordon`: an operator's order; `GET /v1/audit`: where every
-//! decision is recorded.
+//! `PUT`, `DELETE /v1/tenants/{tenant}/cordon`: an operator's order. `GET /v1/audit`: where the
+//! audit log is, and its last line.
 
 use std::sync::Arc;
 
@@ -97,7 +97,7 @@ pub(crate) async fn lift(
 }
 
 /// The folder of the log and its last line on disk, with which `enisle audit verify` compares the
-/// files; and how many lines were dropped because the disk was too slow.
+/// files. Also how many lines were dropped because the disk was too slow.
 pub(crate) async fn audit(State(daemon): State<Arc<Daemon>>, _: Operator) -> Json<AuditHead> {
     let recorder = &daemon.warden.recorder;
     let (folder, head) = (recorder.folder().display().to_string(), recorder.head());

@@ -56,7 +56,7 @@ async fn the_routes_are_the_operations() {
     let methods = Method::ALL.map(Method::as_str).into_iter().chain(["PATCH", "OPTIONS", "TRACE", "CONNECT"]);
     let mut answered = BTreeSet::new();
     for (path, route) in routes::<NoDaemon>() {
-        // Replaces the handler, where there is one.
+        // Replaces the handler, if the method has one.
         let reached = middleware::from_fn(async |_: Request, _| Ok::<_, Infallible>(StatusCode::IM_A_TEAPOT));
         let router = Router::new().route(path, route.route_layer(reached)).with_state(NoDaemon);
         for method in methods.clone() {

@@ -37,7 +37,7 @@ pub(crate) async fn list(
         wanted.map_err(|error| Problem::bad_request(format!("{error}; the only parameter is follow=1")))?;
     let pace = Pace::of(peer.uid, &daemon);
     let mut reader = Reader::new(&daemon.events, wanted.follow != 0, daemon.supplies.bodies.clone(), peer.uid, pace);
-    // Without memory for the first piece, the answer is an error.
+    // If there is no memory for the first piece, the answer is an error.
     let first = reader.piece().await?;
     let rest =
         stream::try_unfold(reader, |mut reader| async { Ok(reader.piece().await?.map(|piece| (piece, reader))) });
@@ -49,12 +49,13 @@ pub(crate) async fn list(
     Ok((Extension(Endless), kind, body).into_response())
 }
 
-/// What is sent next.
+/// Reads the events for one client.
 struct Reader {
     events: Arc<Events>,
     cursor: Cursor,
     last: watch::Receiver<u64>,
-    /// The number of the last event to send; `None` for a follower until the daemon's last event.
+    /// The number of the last event to send. For a client that follows, `None` until the daemon
+    /// drains.
     until: Option<u64>,
     room: Supply,
     uid: u32,
@@ -68,8 +69,9 @@ impl Reader {
         Self { events: Arc::clone(events), cursor: Cursor::default(), last, until, room, uid, pace }
     }
 
-    /// The next events, a line each, as soon as there are any. They are charged until they are
-    /// sent: a client that reads nothing is charged for what it has not read, and gets no more.
+    /// The next events, a line each, as soon as there are any; `None` after the last one. A piece
+    /// is charged until it is sent: a client that reads nothing stays charged for one piece, and
+    /// gets no more.
     async fn piece(&mut self) -> Result<Option<Bytes>, Exhausted> {
         let seq = self.cursor.seq;
         if self.until.is_some_and(|until| seq >= until) || self.last.wait_for(|last| *last > seq).await.is_err() {
@@ -84,8 +86,8 @@ impl Reader {
         Ok(Some(charged(piece, held)))
     }
 
-    /// As many lines as fit a piece; a longer line is a piece of its own. Events that were dropped
-    /// before they were read are reported by their number.
+    /// As many lines as fit a piece; a longer line is a piece of its own. If events were dropped
+    /// before they were read, a line says how many.
     fn lines(&mut self) -> Vec<u8> {
         let mut lines = Vec::new();
         loop {

@@ -76,7 +76,7 @@ pub(super) async fn admit(
     }
 }
 
-/// Turns bytes into a job that can be sent, or into the problem with them.
+/// Turns a body into a job that can be sent, or says what is wrong with the body.
 fn parse(RawBody { bytes, held }: RawBody, id: RunId, policy: &Policy, in_flight: InFlight) -> Result<Job, Problem> {
     let (run, frames, [input, env, code]) = read(&bytes, id, policy)?;
     drop(bytes);
@@ -87,7 +87,7 @@ fn parse(RawBody { bytes, held }: RawBody, id: RunId, policy: &Policy, in_flight
 
 type Place = std::ops::Range<usize>;
 
-/// A run, and the ranges of its input, `env` and code frames.
+/// A run, its frames one after another, and the ranges of the input, `env` and code frames.
 pub(crate) fn read(bytes: &[u8], id: RunId, policy: &Policy) -> Result<(Run, Vec<u8>, [Place; 3]), Problem> {
     let [short, main, modules, env, entrypoint, method, args, props, limits, outbound] = fields(
         bytes,
@@ -168,7 +168,8 @@ mod tests {
         assert_eq!(module, fields_of::<TypedModule>());
     }
 
-    /// The request has every field of the type.
+    /// The request has every field of the type except `code`, which excludes `modules`, and
+    /// `globalOutbound`.
     #[test]
     fn a_request_serialised_from_the_type_is_accepted() {
         let script = ScriptRequest {

@@ -1,6 +1,6 @@
 //! The API: one file per resource; each handler parses, then acts.
 //!
-//! | file | calls |
+//! | file | what it is for |
 //! |---|---|
 //! | [`about`] | `HEAD /_ping`, `GET /openapi.json`, `GET /v1/version`, `GET /v1/info` |
 //! | [`load`] | `POST /v1/tenants/{tenant}/load` |
@@ -11,8 +11,9 @@
 //! | [`events`] | `GET /v1/events` |
 //! | [`body`], [`code`], [`answer`] | bodies, the scripts in them, and answers, each held once |
 //! | [`problem`] | every error, as RFC 9457 |
+//! | [`server`] | the socket and its connections |
 //! | [`page`] | long lists, a page at a time |
-//! | [`pieces`] | long answers, in pieces, so that other clients have their turn |
+//! | [`pieces`] | long answers, in pieces, so that other clients get their turn |
 //! | [`peer`] | the caller's uid, and what the rules let it do |
 //! | `described` | tests: routes, requests and problems match `enisle-api` |
 

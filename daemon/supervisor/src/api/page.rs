@@ -1,5 +1,5 @@
-//! Long lists, a page at a time: `?after=KEY&limit=N`. Every page but the last has in `next` the
-//! value of `after` for the following request. A page is bounded in items and in bytes.
+//! Long lists, a page at a time: `?after=KEY&limit=N`. Every page but the last has a field `next`:
+//! the value of `after` for the next page. A page is bounded in items and in bytes.
 
 use axum::extract::Query;
 use axum::extract::rejection::QueryRejection;
@@ -15,7 +15,7 @@ pub(super) struct PageQuery {
     limit: Option<usize>,
 }
 
-/// A requested page: the items after this key.
+/// A requested page: the items after the key `after`, at most `limit` of them.
 #[derive(Debug)]
 pub(super) struct Page {
     pub(super) after: Option<String>,
@@ -33,9 +33,9 @@ impl Page {
         Ok(Self { after, limit })
     }
 
-    /// Writes the page. `items` has one more than the page may have, if there are that many. Once
-    /// the page has [`PAGE_BYTES`], the remaining items are left for the next page, so a page
-    /// exceeds that by at most one item.
+    /// Writes the page. `items` has one item more than `limit`, if there are that many. Once the
+    /// page has [`PAGE_BYTES`], the remaining items are left for the next page, so a page exceeds
+    /// [`PAGE_BYTES`] by at most one item.
     pub(super) fn write<T, K: Serialize, V: Serialize>(
         &self,
         name: &str,

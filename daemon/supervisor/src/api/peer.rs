@@ -2,8 +2,8 @@
 //! uid do.
 //!
 //! A handler takes the permission that it needs as an argument: [`Asking`], [`Operator`] or
-//! [`ActingFor`]. Handlers that start a run take a [`Peer`] and leave the check to `load::admit`,
-//! which reads and drops the body of a refused request.
+//! [`ActingFor`]. Handlers that start a run or register a script take a [`Peer`] and leave the
+//! check to `load::admit`, which reads and drops the body of a refused request.
 
 use std::convert::Infallible;
 use std::sync::Arc;
@@ -50,7 +50,8 @@ pub(crate) struct ActingFor {
 /// The tenant of the path.
 pub(crate) struct Named(pub(crate) TenantName);
 
-/// All that the path names. A path that is not text is a problem like any other.
+/// All parameters of the path. If one is not UTF-8, the answer is a problem, as for any other
+/// error.
 pub(crate) struct Segments<T>(pub(crate) T);
 
 impl<S: Send + Sync, T: DeserializeOwned + Send> FromRequestParts<S> for Segments<T> {

@@ -1,6 +1,6 @@
-//! Long answers, written in pieces. hyper asks for the next piece for as long as it gets one and
-//! the socket accepts it, so a client that reads fast would keep the thread to itself. With turns,
-//! other clients wait for one piece, however many clients of a uid are reading.
+//! Long answers, written in pieces. hyper asks for piece after piece for as long as the socket
+//! accepts them, so a client that reads fast would keep the thread to itself. Therefore pieces take
+//! turns: other clients wait for one piece of a uid, however many answers that uid's clients read.
 
 use std::convert::Infallible;
 use std::sync::Arc;

@@ -12,7 +12,7 @@ use crate::runs::run::RunError;
 use crate::share::Exhausted;
 use crate::tenants::policy::{BadName, StoreError};
 
-/// What was wrong, what was expected, and what to do.
+/// An error for the client: what was wrong, what was expected, and what to do.
 #[derive(Debug, Serialize)]
 #[serde(transparent)]
 pub(crate) struct Problem {
@@ -36,7 +36,7 @@ impl Problem {
         Self::new(ProblemKind::BadRequest, detail)
     }
 
-    /// Whether this is its detail.
+    /// Whether the problem has this detail.
     pub(crate) fn is(&self, detail: &str) -> bool {
         self.said.detail == detail
     }
@@ -93,7 +93,8 @@ impl From<RunError> for Problem {
             RunError::Draining | RunError::Unrecorded(_) | RunError::Unsealable(Unsealable::NoRoom(_)) => {
                 Self::unavailable(error.to_string())
             }
-            // The run has ended, so a retry would run it again.
+            // The run has ended, and a retry would run the script again, so the client is not told
+            // to retry.
             RunError::Answer { .. } => Self::new(ProblemKind::NoRoom, error.to_string()),
             RunError::Unsealable(_) | RunError::Interrupted => Self::internal(error.to_string()),
         }

@@ -87,7 +87,8 @@ pub(crate) async fn put(
     let Query(wanted) = wanted.map_err(|error| {
         Problem::bad_request(format!("{error}; the only parameter is replace; replace=1 replaces other content"))
     })?;
-    // Checked like a run: within the quota, and not for an expelled tenant.
+    // Registering is checked like a run: it takes a place in the quota, and an expelled tenant may
+    // not do it.
     let (Admitted { tenant, in_flight }, body) = admit(body, &name, peer, &daemon).await?;
     let body = read_body(body, MAX_BODY_BYTES, peer.uid, &daemon).await?;
     let (policy, scripts) = (tenant.policy(), daemon.supplies.scripts.clone());
@@ -125,7 +126,7 @@ fn new_script(
     frames.push_env(env)?;
     let code_at = frames.push_code(code(short, main, modules, policy, &limits)?)?.start;
     let (frames, digest) = (frames.into_bytes(), Sha256::digest(&bytes).into());
-    // From now on it is held as a script, which is charged to another supply.
+    // From now on the frames are held as a script, which is charged to another supply.
     let _held = scripts.take(held.uid(), OVERHEAD_BYTES + frames.len() as u64)?;
     let limits = (limits != RequestedLimits::default()).then(|| Box::new(limits));
     Ok(Some(NewScript { frames: frames.into(), code_at, limits, digest, _held }))
@@ -152,11 +153,12 @@ pub(crate) async fn forget(
     Ok(StatusCode::NO_CONTENT)
 }
 
-/// Disposes of the isolates of unregistered versions.
+/// Has the isolates of versions that are no longer registered disposed of.
 fn forget_isolates(daemon: &Daemon, tenant: &Tenant) {
-    // While the lock of the home is held, no home is found. Usually the tenant is then moving, and
-    // its next home begins without isolates. If a run is just entering instead, old isolates may
-    // stay until the next change of a script or the end of the home.
+    // No home is found here while another task has the lock of the tenant's current home. Usually
+    // the tenant is then moving, and its next home begins without isolates. If instead a run is
+    // just entering the home, old isolates may stay until the next change of a script or the end of
+    // the home.
     if let Some(home) = daemon.homes.current_home(&tenant.name) {
         home.forget_replaced();
     }
@@ -198,7 +200,7 @@ fn job(
     }
     let [entrypoint, method, args, props, limits] = fields(&bytes, CALL)?;
     let limits = requested_limits(limits)?;
-    // The lowest of the policy's, the script's and the run's.
+    // Each limit is the lowest of the policy's, the script's and the run's.
     let run = Run {
         id,
         entrypoint: name("entrypoint", entrypoint)?.unwrap_or_else(|| "default".to_owned()),

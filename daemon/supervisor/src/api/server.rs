@@ -1,5 +1,5 @@
-//! The Unix socket: bound without stealing it from a running daemon, served with a bound on
-//! everything.
+//! The Unix socket. It is never taken from a running daemon, and everything that its clients may
+//! use is bounded.
 
 use std::ffi::{OsStr, OsString};
 use std::fs::File;
@@ -100,8 +100,8 @@ pub(crate) fn check_place(path: &Path) -> Result<(), BindError> {
 }
 
 /// Binds `path`. A socket that a dead daemon left behind is replaced; the lock file beside it tells
-/// a dead daemon from a running one. Everything happens below one descriptor of the folder, so that
-/// the folder cannot be exchanged meanwhile.
+/// a dead daemon from a running one. Everything happens below one descriptor of the folder, so
+/// exchanging the folder meanwhile has no effect.
 pub(crate) fn bind(path: &Path) -> Result<Bound, BindError> {
     let failed = |error| BindError::Io(path.to_owned(), error);
     let name = name_of(path)?;
@@ -121,7 +121,7 @@ pub(crate) fn bind(path: &Path) -> Result<Bound, BindError> {
     // Until the mode is set, the umask keeps other users out.
     let listener = UnixListener::bind(&below_folder).map_err(failed)?;
     let rights = Rights::of(&listener).map_err(failed)?;
-    // The mode of the file decides who may connect; the rules decide what they may do then.
+    // The mode of the file decides who may connect; the rules decide what a client may do then.
     fchmodat(&folder, name, Mode::from_bits_truncate(0o660), FchmodatFlags::FollowSymlink)
         .map_err(|errno| failed(errno.into()))?;
     if let Ok(Some(group)) = nix::unistd::Group::from_name("enisle") {
@@ -201,13 +201,13 @@ const LOG_EVERY: Duration = Duration::from_secs(10);
 /// The most that a connection buffers in each direction. A request's head must fit.
 const MAX_BUFFER_BYTES: usize = 16 << 10;
 
-/// The work on new connections that may be done before the open ones have their turn. Accepting one
-/// costs several times as much as refusing it.
+/// The work on new connections that may be done before the open ones have their turn. Accepting a
+/// connection costs several times as much as refusing it.
 const COST_AT_ONCE: u32 = 32;
 const COST_OF_ONE: u32 = 8;
 
 /// How many connections may begin in [`WINDOW`], with and without a rule for their uid. Connections
-/// that have ended in it count too, because most of the cost is in accepting them.
+/// that have ended in the window count too, because most of the cost is in accepting them.
 const BEGUN: u64 = 10_000;
 const BEGUN_BY_STRANGERS: u64 = 500;
 const WINDOW: Duration = Duration::from_secs(1);
@@ -256,7 +256,7 @@ impl Places {
     }
 }
 
-/// The answer to a request that is not read.
+/// The answer on a refused connection, whose request is not read.
 fn refusal(exhausted: &Exhausted) -> Vec<u8> {
     let body = serde_json::to_vec(&Problem::from(exhausted.clone())).unwrap_or_default();
     let head = format!(
@@ -286,7 +286,7 @@ impl HangUp {
             if ready.ready().is_read_closed() {
                 return;
             }
-            // Urgent data, which this daemon does not use.
+            // The socket has urgent data, which this daemon does not use.
             ready.clear_ready();
         }
     }
@@ -300,8 +300,8 @@ pub(crate) async fn serve_connection(
     api: &Api,
     watcher: Watcher,
 ) {
-    // `hang_up` is dropped after everything else of the connection, because it must hold the socket
-    // last.
+    // `hang_up` is dropped after everything else of the connection, because it has the last
+    // reference to the socket.
     let hang_up = match HangUp::of(last) {
         Ok(hang_up) => hang_up,
         Err(error) => {
@@ -309,10 +309,11 @@ pub(crate) async fn serve_connection(
             return tracing::debug!(%error, uid = peer.uid, "a connection cannot be watched");
         }
     };
-    // A follower's answer lasts as long as the daemon; a follower that reads nothing is cut off.
+    // The answer to a client that follows events lasts as long as the daemon; such a client is cut
+    // off if it reads nothing.
     let mut stream = TimeoutStream::new(client);
     stream.set_write_timeout(Some(Duration::from_secs(api.write_secs)));
-    // Any other answer must be read completely within that time.
+    // Any other answer must be read completely within the same time.
     let (asked, mut until) = watch::channel(None);
     let (answered, patience) = (asked.clone(), Duration::from_secs(api.write_secs));
     let service = tower::service_fn(move |mut request: hyper::Request<hyper::body::Incoming>| {
@@ -335,7 +336,8 @@ pub(crate) async fn serve_connection(
         .max_headers(64)
         .max_buf_size(MAX_BUFFER_BYTES)
         // A client that sends nothing more may still read. `hang_up` detects a client that does
-        // neither: hyper sees no end behind bytes that it has not read.
+        // neither: hyper does not see the end of a stream before it has read all bytes in front of
+        // the end.
         .half_close(true)
         .serve_connection(TokioIo::new(Box::pin(stream)), TowerToHyperService::new(service));
     tokio::select! {
@@ -365,7 +367,7 @@ async fn passed(until: &mut watch::Receiver<Option<Instant>>) {
             },
             None => until.changed().await,
         };
-        // The sender is gone: the connection is ending by itself.
+        // The sender is gone, so the connection is ending by itself.
         if changed.is_err() {
             std::future::pending::<()>().await;
         }
@@ -419,8 +421,8 @@ mod tests {
         assert!(!dir.path().join("elsewhere").exists());
     }
 
-    /// A server of one route, which answers when `answer` is notified. It reports when work on a
-    /// request begins and ends.
+    /// A server of one route, which answers when `answer` is notified. The route reports when work
+    /// on a request begins and ends.
     async fn serving(answer: Arc<Notify>) -> (tempfile::TempDir, PathBuf, mpsc::UnboundedReceiver<&'static str>) {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("s");
@@ -472,7 +474,8 @@ mod tests {
         client.write_all(REQUEST.as_bytes()).await.unwrap();
         assert_eq!(timeout(PATIENCE, reports.recv()).await, Ok(Some("begun")));
         client.shutdown().await.unwrap();
-        // If the server was going to see the end, it has seen it before it serves another client.
+        // If the server took the end of the first client's stream for a hang-up, it would do so
+        // before it serves another client.
         let mut another = UnixStream::connect(&path).await.unwrap();
         another.write_all(b"GET /other HTTP/1.1\r\nhost: d\r\nconnection: close\r\n\r\n").await.unwrap();
         another.read_to_end(&mut Vec::new()).await.unwrap();

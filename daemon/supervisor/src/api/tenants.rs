@@ -25,7 +25,7 @@ use crate::state::entry::Entry;
 use crate::tenants::policy::{Policy, TenantName};
 use crate::tenants::tenant::Tenant;
 
-/// A policy is usually a few hundred bytes; with 100 secrets of 128 bytes some 13 KiB.
+/// A policy usually has a few hundred bytes; with 100 secrets of 128 bytes it has some 13 KiB.
 const MAX_POLICY_BYTES: usize = 64 * 1024;
 
 pub(crate) async fn list(
@@ -68,7 +68,7 @@ pub(crate) async fn put(
     let turn = daemon.writes.turn(peer.uid).await;
     let line = daemon.warden.recorder.room(peer.uid, &entry)?;
     let (keeper, whose) = (Arc::clone(&daemon), Arc::clone(&tenant));
-    // Writing it waits for the disk.
+    // Writing the policy waits for the disk.
     let write = move || {
         let kept = keeper.set_policy(&whose, policy, held, line);
         drop(turn);
@@ -76,13 +76,14 @@ pub(crate) async fn put(
     };
     let kept = tokio::task::spawn_blocking(write).await;
     let written = kept.map_err(|_| Problem::internal("writing the policy was interrupted"))??;
-    // Under the new policy the tenant may no longer share a process with its neighbours.
+    // The new policy may keep the tenant from sharing a process with its present neighbours.
     daemon.warden.ask_for_move(&tenant);
     written.wait().await?;
     respond_with(tenant, peer, &daemon).await
 }
 
-/// A tenant as the peer may see it. Its policy and its history may be long.
+/// A tenant as the peer may see it. The tenant's policy and history may be long, so the answer is
+/// charged for their length.
 pub(super) async fn respond_with(tenant: Arc<Tenant>, peer: Peer, daemon: &Arc<Daemon>) -> Result<Response, Problem> {
     // A move in the history is charged as if it were an order with the longest reason.
     let policy = usize::try_from(tenant.policy().bytes()).unwrap_or(usize::MAX);
@@ -99,8 +100,8 @@ pub(super) async fn respond_with(tenant: Arc<Tenant>, peer: Peer, daemon: &Arc<D
     respond(policy.saturating_add(history), peer.uid, daemon, write).await
 }
 
-/// Parses a small JSON object. (Serde would also accept an array for a struct, with its fields in
-/// order.)
+/// Parses a small JSON object. (For a struct, serde would also accept an array of the field values
+/// in order.)
 pub(super) fn object<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, Problem> {
     match bytes.trim_ascii_start().first() {
         Some(b'{') | None => serde_json::from_slice(bytes).map_err(|error| Problem::bad_request(error.to_string())),
@@ -121,7 +122,8 @@ pub(super) fn show_policy(policy: &Policy) -> ShownPolicy {
     }
 }
 
-/// Where the tenant must live, and why: its score, the signals behind it, and its history.
+/// Where the tenant must live, and why: its score, the signals that the score consists of, and its
+/// history.
 fn show_cordon(tenant: &Tenant, daemon: &Daemon) -> Cordon {
     let (rules, now) = (&daemon.config.cordon.rules, clock::now());
     let around = tenant.circumstances(daemon.warden.engine_is_outdated());
@@ -174,7 +176,7 @@ fn show_own(tenant: &Tenant) -> OwnTenant {
     }
 }
 
-/// What an operator sees of a tenant.
+/// The view of a tenant for an operator.
 fn show_tenant(tenant: &Tenant, daemon: &Daemon) -> Full {
     Full {
         name: tenant.name.to_string(),

@@ -1,4 +1,4 @@
-//! `GET /v1/workers`: the processes.
+//! `GET /v1/workers`: the worker processes.
 
 use std::sync::Arc;
 

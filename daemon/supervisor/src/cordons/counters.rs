@@ -1,9 +1,9 @@
 //! The processor's own counters for a tenant's thread: instructions and mispredicted branches, in
 //! user mode.
 //!
-//! Optional: many virtual machines have none, and the kernel may forbid their use
-//! (`perf_event_paranoid`). Without them `mispredictions` is never seen; `GET /v1/info` reports
-//! why.
+//! The counters are optional: many virtual machines have none, and the kernel may forbid their use
+//! (`perf_event_paranoid`). Without them the signal `mispredictions` is never seen; `GET /v1/info`
+//! reports why.
 
 use std::io;
 
@@ -56,7 +56,7 @@ mod tests {
     use super::*;
     use crate::waiting::{Busy, until};
 
-    /// Counts software events, which exist even where the processor's counters do not.
+    /// Counts software events, which exist even if the processor's counters do not.
     fn software(thread: Pid) -> Result<Counters, Errno> {
         let counters = Counters::counting(thread, Software::TASK_CLOCK, Software::PAGE_FAULTS);
         counters.map_err(|error| Errno::from_raw(error.raw_os_error().unwrap_or(0)))

@@ -55,8 +55,8 @@ impl Meter {
         }
     }
 
-    /// The unregistered scripts that may have an isolate. The caller has their
-    /// isolates disposed of.
+    /// Forgets the scripts that are no longer registered, and returns those that may have an
+    /// isolate. The caller has these isolates disposed of.
     pub(crate) fn forget_but(&self, is_registered: impl Fn(u64) -> bool) -> Vec<u64> {
         let mut counts = self.lock();
         let forgotten: Vec<_> = counts.may_be_kept.extract_if(.., |key| !is_registered(*key)).collect();

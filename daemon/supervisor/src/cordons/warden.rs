@@ -1,5 +1,6 @@
-//! The warden: takes observations of tenants, has the pure engine decide, records the decision,
-//! emits an event, and asks for the move, in that order.
+//! The warden takes in observations of tenants, and has the pure engine decide. If a tenant must
+//! move, the warden queues the tenant's standing, emits an event, queues the line for the audit
+//! log, and asks for the move, in that order.
 
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -17,7 +18,7 @@ use crate::state::notes::{Refused, Written};
 use crate::state::recorder::Recorder;
 use crate::tenants::tenant::Tenant;
 
-/// The process in which something happened, for the event and the record of it.
+/// The process in which something happened, for the event and the line of the audit log.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Scene {
     pub(crate) worker: u64,
@@ -112,8 +113,9 @@ impl Warden {
         let around = tenant.circumstances(self.engine_is_outdated());
         let order = Order { level, reason: reason.clone(), by_uid, at: clock::now() };
         let decision = tenant.standing().command(order, around, &self.cordon.rules, clock::now());
-        // The standing is written before the line of the audit log for which the caller waits, so
-        // that an order outlives a crash once it is answered.
+        // The standing is queued before its line. Otherwise a commit could contain the line's
+        // number without the standing: after a crash the line would not be replayed, and the order
+        // would be lost.
         self.write_down(tenant);
         let written = self.recorder.decided(line);
         self.events.emit(EventKind::Ordered { tenant: name, level, reason, by_uid });
@@ -157,8 +159,8 @@ impl Warden {
         let _ = self.moves.send(Arc::clone(tenant));
     }
 
-    /// A uid's process died, and one of its tenants is blamed, with or without certainty. If it is
-    /// evidence, the other tenants get a small share of points.
+    /// A uid's process died, and one of its tenants is blamed, with or without certainty. If the
+    /// signal is evidence, the other tenants of the process get a few points.
     pub(crate) fn saw_death(&self, culprit: &Arc<Tenant>, uid: u32, seen: Seen, others: &[Arc<Tenant>]) {
         self.hold_against(uid, culprit.standing().level());
         self.saw(culprit, uid, &[seen]);
@@ -188,7 +190,8 @@ impl Warden {
         }
     }
 
-    /// Whether the uid's budget of deaths is used up, so that its new homes are alone.
+    /// Whether the uid's budget of deaths is used up, so that its tenants' new homes are on
+    /// probation.
     pub(crate) fn has_used_up(&self, uid: u32) -> bool {
         self.blamed().get(&uid).is_some_and(|deaths| deaths.is_used_up(&self.cordon.rules.deaths, clock::monotonic()))
     }
@@ -205,8 +208,8 @@ impl Warden {
     }
 
     /// A process died, and its death is unattributed: its tenants are bisected, and each gets a few
-    /// points. If the process broke the protocol, or its pages did not carry their keys, it was
-    /// taken over as a whole; then each tenant is alone for a while.
+    /// points. If the process broke the protocol, or its pages did not carry their keys, an
+    /// attacker controlled the whole process; then each tenant is alone for a while.
     pub(crate) fn saw_unexplained_death(&self, tenants: &[Arc<Tenant>], signal: Signal, scene: Scene) {
         if matches!(signal, Signal::Protocol | Signal::ClosedKey) {
             let alone: Vec<_> = tenants.iter().map(|tenant| (Arc::clone(tenant), None)).collect();
@@ -227,8 +230,8 @@ impl Warden {
         self.keep_apart(&halves, because, scene);
     }
 
-    /// Keeps tenants apart for a while, each alone or with those of its case. Their standings do
-    /// not change: it is not known that they did anything.
+    /// Keeps tenants apart for a while, each alone or with those of its case. The tenants'
+    /// standings do not change: it is not known that they did anything.
     pub(crate) fn keep_apart(&self, tenants: &[(Arc<Tenant>, Option<Case>)], because: Because, scene: Scene) {
         if tenants.is_empty() {
             return;

@@ -9,7 +9,7 @@ const STRANGERS: u64 = 4;
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub(super) enum Group {
     Daemon,
-    /// Root and the daemon's own uid, where no rule names them.
+    /// Root and the daemon's own uid, if no rule names them.
     Owner,
     Uid(u32),
     /// All uids that no rule names.
@@ -26,7 +26,7 @@ pub(super) struct Room {
 
 impl Room {
     pub(super) fn new(what: &'static str, whole: u64, parts: Parts) -> Self {
-        // Owners share the uid 0.
+        // Root and the daemon's own uid count together, as uid 0.
         Self { known: Supply::new(what, whole, parts), strangers: Supply::new(what, STRANGERS, Parts::new(&[])) }
     }
 

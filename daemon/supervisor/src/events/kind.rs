@@ -3,12 +3,12 @@
 use enisle_cordon::{Because, Level, Reason};
 use serde::Serialize;
 
-/// How an event is kept, emitted and logged. Each class has room of its own: no flood displaces
-/// another class.
+/// How an event is kept, emitted and logged. Each class has room of its own, so a flood of one
+/// class does not displace another.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub(crate) enum Class {
-    /// Traces of attacks, and operators' orders. They also go to the audit log.
+    /// Traces of attacks, decisions, and operators' orders. They are also in the audit log.
     Evidence,
     /// The life of workers, tenants' homes and the daemon.
     Course,
@@ -31,7 +31,7 @@ impl Class {
 #[derive(Debug, Clone, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub(crate) struct Event {
-    /// Counts from 1 without gaps. A reader gets the number of those that were dropped.
+    /// Numbers the events from 1, without gaps. A reader learns how many were dropped.
     pub(crate) seq: u64,
     pub(crate) unix_ms: u64,
     /// How many events this one stands for; the details are those of the first.
@@ -111,7 +111,7 @@ pub(crate) enum EventKind {
         worker: u64,
         pid: i32,
         uid: u32,
-        /// The tenant whose channel it was; `None` for the worker's own.
+        /// The tenant whose channel it was; `None` for the control channel.
         tenant: Option<String>,
         what: String,
     },
@@ -130,7 +130,7 @@ pub(crate) enum EventKind {
         victim: Option<String>,
         pc: String,
     },
-    /// A worker crashed by itself.
+    /// A worker crashed, without a sign of an attack.
     Crashed {
         worker: u64,
         pid: i32,
@@ -144,7 +144,7 @@ pub(crate) enum EventKind {
         blame: &'static str,
     },
     /// A worker held more memory outside its tenants' islands than they explain. It takes no more
-    /// tenants, and those it has leave one by one; `tenant` is the one that seems to hold most.
+    /// tenants, and its tenants leave one by one. `tenant`, if given, is known to hold most.
     UnexplainedMemory {
         worker: u64,
         pid: i32,
@@ -160,7 +160,7 @@ pub(crate) enum EventKind {
         uid: u32,
         findings: Vec<String>,
     },
-    /// A tenant must live further out, or may come back in; each reason with its numbers.
+    /// A tenant must live further out, or may come back in. Each reason has its numbers.
     Cordoned {
         tenant: String,
         /// The uid that ran the tenant, or gave the order.
@@ -169,9 +169,8 @@ pub(crate) enum EventKind {
         to: Level,
         reasons: Vec<Reason>,
     },
-    /// A process died or held too much memory, and this could not be attributed to one of its
-    /// tenants. This one of its tenants is kept apart for a while, alone or with half of those that
-    /// were there.
+    /// A process died or held too much memory, and no tenant is certainly to blame. This tenant of
+    /// the process is kept apart for a while, alone or with half of the tenants that were there.
     KeptApart {
         tenant: String,
         uid: u32,
@@ -180,14 +179,14 @@ pub(crate) enum EventKind {
         for_secs: u64,
     },
     /// The tenants of a uid were blamed for so many deaths of processes that the uid's budget is
-    /// used up: its new homes are alone. All deaths are forgiven after `clear_in_ms`, unless
-    /// another death follows.
+    /// used up: new homes of its tenants are on probation. All deaths are forgiven after
+    /// `clear_in_ms`, unless another death follows.
     BudgetUsedUp {
         uid: u32,
         deaths: u64,
         clear_in_ms: u64,
     },
-    /// An operator ordered a tenant to at least this level.
+    /// An operator ordered that a tenant lives at this level or further out.
     Ordered {
         tenant: String,
         level: Level,
@@ -208,12 +207,12 @@ pub(crate) enum EventKind {
         level: &'static str,
         token: u64,
     },
-    /// The old home is empty.
+    /// A home that its tenant was leaving is given up.
     Drained {
         tenant: String,
         uid: u32,
         worker: u64,
-        /// Runs did not end in time, and were restarted in the new home.
+        /// Whether the home's run did not end in time, and restarts in the new home.
         fenced: bool,
         ms: u64,
     },
@@ -224,7 +223,7 @@ pub(crate) enum EventKind {
         level: &'static str,
         reason: String,
     },
-    /// A home that its tenant had left reported the end of a run: discarded, and the run restarted.
+    /// An attempt at a run ended in a fenced home. The end was discarded; usually the run restarts.
     Fenced {
         tenant: String,
         uid: u32,
@@ -243,7 +242,8 @@ pub(crate) enum EventKind {
         uid: u32,
         what: String,
     },
-    /// More different events of a class than are emitted individually in a second.
+    /// A class had more different events in a second than are emitted one by one. `count` says how
+    /// many were left out.
     Others {
         class: Class,
     },
@@ -291,7 +291,7 @@ impl EventKind {
         }
     }
 
-    /// The tenant, if it is known; otherwise the uid that caused the event.
+    /// The tenant that caused the event, if it is known; otherwise the uid, or the daemon.
     pub(crate) fn source(&self) -> Source {
         let tenant = match self {
             Self::Admitted { tenant, .. }
@@ -375,7 +375,7 @@ impl EventKind {
         (std::mem::discriminant(self), self.source(), self.detail())
     }
 
-    /// Whether the audit log gets it as an event. It gets other evidence as a decision.
+    /// Whether the audit log records the event itself. It records other evidence as a decision.
     pub(super) fn is_audited(&self) -> bool {
         match self {
             Self::Cordoned { .. }
@@ -384,7 +384,7 @@ impl EventKind {
             | Self::Lifted { .. }
             | Self::PolicyChanged { .. }
             | Self::RecordBroken { .. }
-            // The audit log has each of the events that this one counts.
+            // The audit log has each piece of evidence that this event counts.
             | Self::Others { .. } => false,
             kind => kind.class() == Class::Evidence,
         }
@@ -400,7 +400,7 @@ mod tests {
 
     use super::*;
 
-    /// The next kind of event after the given one. A missing kind does not compile.
+    /// The next kind of event after the given one. If a kind is missing, this does not compile.
     #[expect(clippy::too_many_lines, reason = "one arm a kind of event")]
     fn after(kind: Option<&EventKind>) -> Option<EventKind> {
         let t = || "t".to_owned();

@@ -19,20 +19,22 @@ use crate::share::{Held, Parts};
 const KEPT: [usize; 3] = [1024, 1024, 512];
 /// How often counted events are reported.
 const REPORT_EVERY: Duration = Duration::from_secs(1);
-/// How many events a second of one kind of evidence from one source are emitted individually.
+/// How many events of one kind of evidence from one source are emitted individually in a second.
 const EVIDENCE_AT_ONCE: u64 = 4;
 /// How many different pieces of evidence are emitted in a second.
 const MOST_EVIDENCE: u64 = 1024;
 const MOST_COMMON: u64 = 64;
-/// Course events that are logged a second; more are only counted.
+/// How many course events are logged in a second; further ones are only counted.
 const COURSE_LINES: u64 = 100;
+
 #[derive(Debug)]
 struct Known {
     seq: u64,
     rings: [Ring; 3],
     evidence: Tally,
     common: Tally,
-    /// The log lines of course events in this second, and how many were left out.
+    /// The charges for the log lines of course events in this second, and how many lines were left
+    /// out.
     course_lines: Vec<Option<Held>>,
     course_dropped: u64,
     course_room: Room,
@@ -43,7 +45,7 @@ pub(crate) struct Events {
     known: Mutex<Known>,
     /// The number of the last event.
     last: watch::Sender<u64>,
-    /// Notified when something is counted, which starts a second.
+    /// Notified by every event. [`Events::count`] then waits a second, and emits what was counted.
     counting: Notify,
     peers: Vec<Peer>,
     audit: Option<Arc<dyn Audit>>,
@@ -51,8 +53,8 @@ pub(crate) struct Events {
 
 /// Where evidence is recorded.
 pub(crate) trait Audit: fmt::Debug + Send + Sync {
-    /// Records that an event happened `count` times, caused by what the uid ran or ordered; by the
-    /// daemon itself without a uid.
+    /// Records that an event happened `count` times. `uid` is the uid that ran or ordered what
+    /// caused the event; `None` if the daemon itself caused it.
     fn write_down(&self, uid: Option<u32>, count: u64, event: serde_json::Value);
 }
 
@@ -60,7 +62,7 @@ pub(crate) trait Audit: fmt::Debug + Send + Sync {
 #[derive(Debug, Default, Clone, Copy)]
 pub(crate) struct Cursor {
     pub(crate) seq: u64,
-    /// The number of the last event of each class.
+    /// For each class, the number within the class of the last event that was read.
     numbers: [u64; 3],
 }
 
@@ -78,7 +80,7 @@ impl Events {
         let known = Known {
             seq: 0,
             rings: KEPT.map(Ring::new),
-            // No uid may fill all of it, whatever part a rule grants.
+            // No uid may use up this capacity, whatever part a rule grants.
             evidence: Tally::new(EVIDENCE_AT_ONCE, Room::new("different evidence", MOST_EVIDENCE, Parts::halves())),
             common: Tally::new(0, Room::new("different events", MOST_COMMON, parts.clone())),
             course_lines: Vec::new(),
@@ -117,7 +119,7 @@ impl Events {
         };
         match counted {
             Counted::Now(kind) => self.push(&mut known, kind, 1, group),
-            // The audit log has every piece of evidence.
+            // The audit log gets every piece of evidence.
             Counted::NoPlace(kind) if class == Class::Evidence => self.write_down(&kind, 1),
             Counted::Later | Counted::NoPlace(_) => {}
         }
@@ -155,7 +157,7 @@ impl Events {
         }
     }
 
-    /// Writes an event to the audit log, if the log gets it as an event.
+    /// Writes an event to the audit log, if events of its kind are recorded there.
     fn write_down(&self, kind: &EventKind, count: u64) {
         if let Some(audit) = self.audit.as_ref().filter(|_| kind.is_audited()) {
             audit.write_down(kind.uid(), count, serde_json::to_value(kind).unwrap_or_default());

@@ -5,11 +5,12 @@ use std::collections::{HashMap, VecDeque};
 use super::group::Group;
 use super::kind::{Event, Source};
 
-/// Bounded storage. When it is full, the group with the most events in it loses its oldest one.
+/// Bounded storage. When it is full, the group with the most events loses one: the oldest event of
+/// that group's source with the most events.
 #[derive(Debug)]
 pub(super) struct Ring {
     most: usize,
-    /// How many events the ring was ever given.
+    /// How many events were ever put into the ring.
     pushed: u64,
     kept: VecDeque<Kept>,
     held: HashMap<Group, HashMap<Source, usize>>,
@@ -17,7 +18,7 @@ pub(super) struct Ring {
 
 #[derive(Debug)]
 pub(super) struct Kept {
-    /// Counts the events of this class from 1.
+    /// Numbers the events of this class from 1.
     pub(super) number: u64,
     pub(super) event: Event,
     group: Group,

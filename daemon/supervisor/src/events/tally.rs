@@ -9,7 +9,7 @@ use crate::share::Held;
 /// The events of one class in a second.
 #[derive(Debug)]
 pub(super) struct Tally {
-    /// How many repetitions are emitted at once before the rest is counted.
+    /// How many events with the same key are emitted at once; the rest is only counted.
     direct: u64,
     /// Capacity for different events.
     room: Room,
@@ -23,9 +23,10 @@ pub(super) struct Tally {
 pub(super) enum Counted {
     /// It is emitted at once.
     Now(EventKind),
-    /// It is emitted at the end of the second, with those that it repeats.
+    /// It is emitted at the end of the second, together with the events that it repeats.
     Later,
-    /// This second has no capacity left for different events: it counts as one of the others.
+    /// The second has no capacity left for different events, so this one is only counted among the
+    /// others.
     NoPlace(EventKind),
 }
 

@@ -1,5 +1,5 @@
-//! Applies the end of a process to the tenants that lived in it: whose standing it changes, and
-//! which event it emits.
+//! Applies the end of a process to the tenants that lived in it: changes standings, keeps tenants
+//! apart, and emits an event.
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -39,7 +39,7 @@ impl Roster {
         self.tenant_in(slot).map(|tenant| tenant.name.to_string())
     }
 
-    /// The tenants of the slots in `here`, except that of `but`.
+    /// The tenants of the slots in `here`, except the tenant of slot `but`.
     fn others(&self, here: &[Slot], but: Option<Slot>) -> Vec<Arc<Tenant>> {
         let others = here.iter().filter(|slot| Some(**slot) != but);
         others.filter_map(|slot| self.tenant_in(*slot)).collect()
@@ -69,7 +69,7 @@ pub(super) fn apply(worker: &Worker, exit: &Exit, roster: &Roster, warden: &Ward
     }
 }
 
-/// The event of a fault: on which thread it was, and who is blamed.
+/// The event of a fault: whose thread it was on, and what the verdict is.
 fn fault_event(worker: &Worker, fault: &Fault, verdict: Verdict, roster: &Roster) -> EventKind {
     let (worker_id, pid, uid) = (worker.id, worker.pid.as_raw(), worker.uid);
     let tenant = fault.slot.and_then(|slot| roster.name_in(Slot(slot)));

@@ -1,4 +1,4 @@
-//! Every worker with its occupants: the data, and what can be read from it.
+//! The table of all workers and their occupants, and what can be read from it.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -15,8 +15,8 @@ use crate::share::Held;
 use crate::tenants::tenant::Tenant;
 use crate::workers::process::Worker;
 
-/// What a uid holds of the supply of processes and, for a process of a tenant that lives alone, of
-/// the supply of those.
+/// What a worker takes of its uid's share: one process and, if the worker is for a tenant that
+/// lives alone, one single-tenant home.
 pub(super) type Part = (Held, Option<Held>);
 
 /// A tenant that has a slot in a worker, or is about to move in.
@@ -36,10 +36,11 @@ pub(super) struct Entry {
     /// No more tenants are admitted.
     pub(super) closing: bool,
     occupants: BTreeMap<Slot, Occupant>,
-    /// Set once the process is ready. The first tenant starts it; others wait for that start.
+    /// Set once the process is ready. The first tenant starts the process, and others wait for
+    /// that.
     pub(super) worker: Arc<OnceCell<Arc<Worker>>>,
     pub(super) roster: Arc<Roster>,
-    /// Shared with the start, which may outlast the request for the process.
+    /// Shared with the task that starts the process, which may outlast the request.
     pub(super) held: Arc<Part>,
 }
 
@@ -57,7 +58,7 @@ pub(crate) struct OccupiedWorker {
     pub(crate) worker: Arc<Worker>,
     pub(crate) roster: Arc<Roster>,
     pub(crate) tenants: Vec<(Slot, Arc<Tenant>)>,
-    /// One of them has a run in progress or on its way.
+    /// One of its tenants has a run in progress or on its way.
     pub(crate) busy: bool,
 }
 
@@ -88,7 +89,7 @@ impl Entry {
         self.occupants.insert(slot, occupant);
     }
 
-    /// Frees a slot; returns whose it was, if it was taken.
+    /// Removes the occupant of a slot, and returns its residence. The slot stays used up.
     pub(super) fn moved_out(&mut self, slot: Slot) -> Option<Arc<Residence>> {
         self.occupants.remove(&slot).map(|occupant| occupant.residence)
     }
@@ -131,12 +132,13 @@ impl Entry {
         })
     }
 
-    /// All tenants have moved in, and none has a run in progress or on its way.
+    /// Whether all tenants have moved in and are warm, and none has a run in progress or on its
+    /// way.
     pub(super) fn is_idle(&self) -> bool {
         self.occupants.values().all(|occupant| occupant.home.as_ref().is_some_and(|home| home.is_idle()))
     }
 
-    /// The time since any of its homes was last used.
+    /// The time since a home in this worker was last used; `None` if there is none.
     pub(super) fn unused_for(&self) -> Option<Duration> {
         self.homes().map(|home| home.unused_for()).min()
     }
@@ -196,8 +198,8 @@ impl Entries {
         open.map(|(id, entry)| entry.process(*id, traits)).collect()
     }
 
-    /// How many of a uid's workers admit no more tenants, and how many of those are for tenants
-    /// that live alone.
+    /// How many of a uid's workers admit no more tenants, and how many of these workers are for
+    /// tenants that live alone.
     pub(super) fn closing(&self, uid: u32) -> (usize, usize) {
         let closing = self.by_id.values().filter(|entry| entry.uid == uid && !entry.is_open());
         closing.fold((0, 0), |(all, alone), entry| (all + 1, alone + usize::from(entry.level.is_alone())))

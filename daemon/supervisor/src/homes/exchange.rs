@@ -46,9 +46,9 @@ impl Ended {
 #[derive(Debug)]
 pub(crate) struct Lost {
     pub(crate) why: String,
-    /// The death is known to be another tenant's doing.
+    /// This tenant is exonerated ([`enisle_cordon::blame::Consequence::exonerates`]).
     pub(crate) anothers_doing: bool,
-    /// What the run had used; zero where the death was another tenant's doing.
+    /// What the run had used; the CPU time is zero if this tenant is exonerated.
     pub(crate) usage: Usage,
 }
 
@@ -61,9 +61,9 @@ pub(crate) struct Finished {
     pub(crate) truncated: bool,
     pub(crate) usage: Usage,
     pub(crate) queued: Duration,
-    /// Alleged by the worker: it weighs little.
+    /// What the worker alleges that the script attempted: it counts little.
     pub(crate) advice: Advice,
-    /// The charge for result and log, unless they are negligibly small.
+    /// The charge for result and log; `None` if there are none.
     pub(crate) held: Option<Held>,
 }
 
@@ -111,12 +111,12 @@ pub(crate) struct HomeState {
     /// disconnects leaves the queue at once.
     pub(crate) turn: Arc<Semaphore>,
     pub(crate) leaves: watch::Sender<Leaves>,
-    /// A script was replaced or deleted: its isolate is of no more use. The notification says only
-    /// that this happened; the meter knows which isolates exist, so repeated changes do not
-    /// accumulate.
+    /// A script was replaced or deleted: its isolate is of no more use. The notification does not
+    /// name the script, so repeated changes do not accumulate; the meter lists the isolates that
+    /// may exist.
     pub(crate) scripts_changed: Notify,
     pub(crate) meter: Meter,
-    /// When it was last used, in milliseconds after `epoch`.
+    /// When the home was last used, in milliseconds after `epoch`.
     used_ms: AtomicU64,
     epoch: Instant,
 }
@@ -135,7 +135,7 @@ pub(crate) enum Leaves {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Phase {
     Starting,
-    /// Its thread is locked down and has an isolate.
+    /// The tenant's thread is locked down and has an isolate.
     Ready,
     Gone,
 }
@@ -169,7 +169,7 @@ impl HomeState {
         self.used_ms.store(now, Ordering::Relaxed);
     }
 
-    /// How long it has not been used.
+    /// How long the home has not been used.
     pub(crate) fn idle(&self) -> Duration {
         self.epoch.elapsed().saturating_sub(Duration::from_millis(self.used_ms.load(Ordering::Relaxed)))
     }

@@ -64,8 +64,8 @@ impl Homes {
         let mut known = self.by_tenant();
         let residence =
             known.entry(tenant.name.clone()).or_insert_with(|| Arc::new(Residence::new(Arc::clone(tenant))));
-        // A stale entry belongs to a forgotten tenant of the same name. Nothing of it is needed, or
-        // the tenant would not have been forgotten.
+        // A stale entry belongs to a forgotten tenant of the same name. Nothing of the entry is
+        // needed, or that tenant would not have been forgotten.
         if !Arc::ptr_eq(&residence.tenant, tenant) {
             *residence = Arc::new(Residence::new(Arc::clone(tenant)));
         }
@@ -90,12 +90,12 @@ impl Homes {
         !needed
     }
 
-    /// The tenant's home; a new one if it has none, has lost it, or its process is old. A misplaced
-    /// tenant is moved in the background (`rehome`) while its runs continue; only a tenant that
-    /// must not stay among its neighbours waits for the move.
+    /// Returns the tenant's home, and makes one if the tenant has none or has lost it. A tenant
+    /// that is too far in, or whose process is old, is moved in the background (`rehome`) while its
+    /// runs continue. Only a tenant with secrets that must not stay among its neighbours gets a new
+    /// home before this run.
     ///
-    /// If there is no room, a tenant waits for it until `until` if the tenant must live alone, or
-    /// still has a run in a home that it is leaving.
+    /// If there is no room, the run waits until `until` in the cases that [`Pool::admit`] gives.
     pub(crate) async fn find(
         self: &Arc<Self>,
         tenant: &Arc<Tenant>,
@@ -106,22 +106,22 @@ impl Homes {
         let mut current = residence.current.lock().await;
         loop {
             tenant.may_run()?;
-            // A tenant's secrets are never in a process with a tenant that they must be kept from.
+            // Secrets never go to a process with a tenant that they must be kept from.
             if tenant.holds_secrets()
                 && let Some(old) = current.take_if(|old| self.pool.is_among_others(tenant, old))
             {
                 self.drain_home(residence, old, true);
             }
             if let Some(visit) = current.as_ref().and_then(Home::visit) {
-                // Moving inward is not urgent, and a tenant that lives alone for its own protection
-                // need not move.
+                // Other moves can wait for the next round of housekeeping: a move inward, or a move
+                // for the tenant's own protection.
                 let leaves = tenant.needs().is_too_far_in(visit.worker.level) || self.is_old(&visit.worker);
                 if leaves && residence.runs_may_ask(RUNS_ASK_EVERY) {
                     self.warden.ask_for_move(tenant);
                 }
                 return Ok(visit);
             }
-            // The verdict on the end of a process decides where its tenants live next.
+            // Where the tenant lives next depends on the verdict on the end of its process.
             if let Some(lost) = current.take_if(|old| old.is_lost()) {
                 lost.worker.death().await;
                 continue;
@@ -153,14 +153,14 @@ impl Homes {
         }
     }
 
-    /// The level of a tenant's next home, on the account of a uid.
+    /// The level of a tenant's next home, if that home counts against the uid's share. While the
+    /// uid's budget of deaths is used up, this puts the tenant on probation.
     ///
-    /// While the uid's budget of deaths is used up, new homes are alone, even for tenants that have
-    /// done nothing: the tenant that causes the next death is known only afterwards, and only a
-    /// tenant without neighbours is safe from it. A tenant that already shares a process stays
-    /// there. If there is no room for single-tenant homes, such tenants share with each other, but
-    /// never with tenants that lived there before: lack of such room must not get one tenant
-    /// refused for what another did.
+    /// On probation a tenant lives alone, even if it has done nothing: the tenant that causes the
+    /// next death is known only afterwards, and only a tenant without neighbours is safe from it. A
+    /// tenant that already shares a process stays there. If there is no room for single-tenant
+    /// homes, tenants on probation share with each other, but not with other tenants: no tenant may
+    /// be refused because of what another did.
     pub(crate) fn level_of_new_home(&self, tenant: &Tenant, uid: u32) -> Level {
         if self.warden.has_used_up(uid) {
             tenant.put_on_probation(uid);
@@ -175,7 +175,7 @@ impl Homes {
         if level == Level::Sealed { self.cordon.sealed.lower(limits) } else { limits }
     }
 
-    /// A home, as the pure function that decides on moves sees it.
+    /// A home, as decisions on moves see it.
     pub(super) fn facts_of(&self, tenant: &Tenant, home: &Home) -> HomeFacts {
         HomeFacts {
             level: home.worker.level,

@@ -15,7 +15,7 @@ const LARGE_BYTES: usize = 64 << 10;
 #[derive(Debug)]
 pub(super) enum Heard {
     Frame(Result<FromTenant, FrameError>),
-    /// A large frame. [`FrameReader::decide`] must be called to have it read or skipped.
+    /// A large frame that was not read yet: [`FrameReader::decide`] has it read or skipped.
     Large {
         bytes: usize,
         kind: Kind,
@@ -27,7 +27,7 @@ pub(super) enum Heard {
 pub(super) enum Kind {
     Log,
     End,
-    /// Nothing that may be large.
+    /// Something that may not be large.
     Other,
 }
 
@@ -41,8 +41,8 @@ impl Kind {
     }
 }
 
-/// Frames as they arrive, read by a task of their own: a wait for a frame can then be cancelled
-/// without losing half of one.
+/// Frames as they arrive, read by a task of their own. So a wait for a frame can be cancelled
+/// without losing a half-read frame.
 #[derive(Debug)]
 pub(super) struct FrameReader {
     pub(super) heard: mpsc::Receiver<Heard>,

@@ -1,6 +1,5 @@
-//! A home: one tenant in one worker, as the rest of the daemon holds it: which runs may enter, and
-//! how each ended. The task behind it, which speaks on the tenant's channel, is in
-//! [`crate::homes::speaker`].
+//! A home: one tenant in one worker. This module says which runs may enter the home, and how each
+//! of them ended. The task that speaks on the tenant's channel is in [`crate::homes::speaker`].
 //!
 //! When a tenant leaves a home, its current run finishes there; queued runs go to the next home.
 
@@ -23,21 +22,21 @@ use crate::tenants::tenant::Tenant;
 use crate::workers::process::Worker;
 use crate::workers::threads;
 
-/// A tenant's slot in a worker with the channel to its thread, as the rest of the daemon holds it.
+/// A tenant's slot in a worker, with the channel to the tenant's thread.
 #[derive(Debug)]
 pub(crate) struct Home {
     pub(crate) worker: Arc<Worker>,
     pub(crate) slot: Slot,
     /// The number of this home among the tenant's homes.
     pub(crate) token: u64,
-    /// On whose account the tenant is here.
+    /// The uid whose share the home counts against.
     pub(crate) uid: u32,
     tickets: mpsc::Sender<Box<Ticket>>,
     state: Arc<HomeState>,
     /// Runs in progress or on their way; [`CLOSED`] once the tenant moves out.
     users: AtomicUsize,
     unused: Notify,
-    /// Nothing from here is accepted any more.
+    /// Everything that still arrives from here is discarded.
     fenced: AtomicBool,
     /// The tenant's thread once it is known, and the processor's counters for it.
     thread: OnceLock<Pid>,
@@ -45,10 +44,10 @@ pub(crate) struct Home {
     shape: Mutex<Shape>,
 }
 
-/// No more runs enter.
+/// The value of `users` once no more runs may enter.
 const CLOSED: usize = usize::MAX;
 
-/// Permission to run here: while it exists, the tenant does not move out.
+/// Permission to run here: while it exists, [`Home::close`] does not close the home.
 #[derive(Debug)]
 pub(crate) struct Visit(Arc<Home>);
 
@@ -113,7 +112,7 @@ impl Home {
         })
     }
 
-    /// Enters the home. `None` once the tenant is moving out, or its worker is dead.
+    /// Enters the home. `None` once the tenant is moving out or its worker has ended.
     pub(crate) fn visit(self: &Arc<Self>) -> Option<Visit> {
         if !self.is_open() {
             return None;
@@ -129,7 +128,7 @@ impl Home {
         self.state.scripts_changed.notify_one();
     }
 
-    /// Closes the home to further runs, if no run is in it.
+    /// Closes the home to further runs, if no run is in it. Returns whether it did.
     pub(crate) fn close(&self) -> bool {
         self.users.compare_exchange(0, CLOSED, Ordering::SeqCst, Ordering::SeqCst).is_ok()
     }
@@ -178,7 +177,7 @@ impl Home {
         }
     }
 
-    /// From now on, everything that still arrives from here is discarded.
+    /// Fences the home: everything that still arrives from it is discarded.
     pub(crate) fn fence(&self) {
         self.leave();
         self.fenced.store(true, Ordering::SeqCst);
@@ -200,7 +199,8 @@ impl Home {
         !matches!(self.users.load(Ordering::SeqCst), 0 | CLOSED)
     }
 
-    /// Samples the thread's last window, with the processor's counters if available.
+    /// Samples the thread, with the processor's counters if available, and returns the signals that
+    /// its last window shows.
     pub(crate) fn observe(&self, rules: &shape::ShapeRules, with_counters: bool) -> Vec<Signal> {
         let thread = self.thread.get().copied().or_else(|| {
             let thread = self.worker.thread_of(self.slot)?;
@@ -221,8 +221,8 @@ impl Home {
         self.users.load(Ordering::SeqCst) == CLOSED
     }
 
-    /// Waits until no run is in the home, and closes it. The caller must keep new runs from
-    /// entering meanwhile.
+    /// Waits until no run is in the home, and closes it. Also returns if the worker dies. The
+    /// caller must keep new runs from entering meanwhile.
     pub(crate) async fn close_when_unused(&self) {
         loop {
             let unused = self.unused.notified();

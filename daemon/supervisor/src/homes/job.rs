@@ -22,13 +22,13 @@ pub(crate) struct Job {
     pub(crate) env: Bytes,
     /// The `Code` frame.
     pub(crate) code: Bytes,
-    /// The run's place in the quota, released when nothing of the run is left, even if a client
-    /// still waits for it.
+    /// The run's place in the quota. It is given back when the last copy of the job is dropped.
     pub(crate) in_flight: Arc<InFlight>,
 }
 
 impl Job {
-    /// The parts that are sent at once, in order: all but the code, if the home may still have it.
+    /// The parts that are sent at once, in order. The code is not among them if the home may have
+    /// an isolate of the script.
     pub(crate) fn parts(&self) -> Result<Vec<Bytes>, FrameError> {
         let run = encode(&ToTenant::Run(self.run.clone()), MAX_TO_TENANT_BYTES)?;
         let mut parts = vec![run.into(), self.input.clone(), self.env.clone()];
@@ -39,8 +39,7 @@ impl Job {
     }
 
     /// The same run as a sealed worker gets it: with lower limits, without the secrets in `env`,
-    /// without code from strings. If that makes a new `env`, it is charged to the uid that asked
-    /// for the run.
+    /// without code from strings. A new `env` is charged to the uid that asked for the run.
     pub(crate) fn sealed(mut self, limits: &Limits, secrets: &[String]) -> Result<Self, Unsealable> {
         self.run.limits = self.run.limits.lower(limits);
         self.run.allow_eval = false;

@@ -1,4 +1,4 @@
-//! Which tenant is in which process, and the channel to it.
+//! Decides which tenant is in which process, moves tenants, and speaks with their threads.
 
 pub(crate) mod blame;
 pub(crate) mod entries;

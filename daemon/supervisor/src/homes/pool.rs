@@ -3,7 +3,7 @@
 //!
 //! A worker belongs to one uid: tenants that different uids run never share a worker, so a uid's
 //! usage is counted in whole workers. A slot in a worker is used up by its tenant: a cage and a key
-//! are never reused. A worker whose slots are used up and whose tenants have left is ended.
+//! are never reused. A worker is ended when its last tenant has left, even if slots are unused.
 
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream as StdUnixStream;
@@ -68,10 +68,10 @@ pub(crate) struct Pool {
     snapshot: Arc<OwnedFd>,
     starts: Turns,
     warden: Arc<Warden>,
-    /// Notified whenever a tenant has left.
+    /// Notified whenever a tenant has left or a worker has died.
     room: Notify,
     entries: Mutex<Entries>,
-    /// The worker whose keys were checked last.
+    /// The number of the entry whose worker's keys were checked last.
     inspected: AtomicU64,
 }
 
@@ -103,10 +103,11 @@ impl Pool {
         self.entries.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Gives a tenant a home, on the account of a uid. The home reports when it is warm; runs may
-    /// be sent before. If there is no room, a tenant waits for it until `until` if the tenant must
-    /// live alone, has a uid without any process, or still has a run in a home that it is leaving.
-    /// A tenant that must live alone is never put beside others for lack of room.
+    /// Gives a tenant a home at `level`, which counts against the uid's share. Runs may be sent
+    /// before the home is warm ([`Home::is_ready`]). If there is no room, this waits until `until`
+    /// in three cases: the tenant is to live alone, the uid has no process, or the tenant still has
+    /// a run in a home that it is leaving. A tenant that is to live alone is never put beside
+    /// others for lack of room.
     pub(crate) async fn admit(
         &self,
         residence: &Arc<Residence>,
@@ -125,8 +126,8 @@ impl Pool {
                 Err(error) => error,
             };
             let left = until.saturating_duration_since(Instant::now());
-            // A uid without a process waits as well: the next process that becomes idle is given up
-            // for it.
+            // A uid without a process waits as well: `make_room` gives it the process of another
+            // uid as soon as one is idle.
             if left.is_zero() || !(level.is_alone() || self.homes.held_by(uid) == 0 || residence.is_draining()) {
                 return Err(error);
             }
@@ -167,7 +168,8 @@ impl Pool {
     }
 
     /// Starts a process in its uid's turn. A start that has begun continues when the client
-    /// disconnects, and the uid's share is held until it is over: abandoned starts are not free.
+    /// disconnects, and the uid's share is held until the start is over: abandoned starts are not
+    /// free.
     async fn start(
         &self,
         level: Level,
@@ -193,7 +195,7 @@ impl Pool {
         receive.await.map_err(|_| interrupted())??.worker.take().ok_or_else(interrupted)
     }
 
-    /// Takes a slot, if there is one. The process behind it may still need to be started.
+    /// Takes a slot, if there is one. The slot's process may still need to be started.
     fn reserve(&self, residence: &Arc<Residence>, level: Level, uid: u32) -> Result<ReservedSlot, AdmitError> {
         self.bury_dead();
         let (outdated, now) = (self.warden.engine_is_outdated(), clock::now());
@@ -238,8 +240,8 @@ impl Pool {
         }
     }
 
-    /// Removes a tenant that has left from its slot. A process without tenants, at least one of
-    /// whose slots is used up, is ended.
+    /// Has a tenant leave a home, and removes the tenant from its slot. A process without tenants
+    /// is ended, because at least one of its slots is used up.
     pub(crate) fn leave(&self, home: &Home, reason: &'static str) {
         home.leave();
         home.worker.note_left(home.slot);
@@ -267,7 +269,7 @@ impl Pool {
         self.move_out(|_| true, idle, "idle");
     }
 
-    /// Admits no more tenants to that worker.
+    /// From now on no more tenants are admitted to that worker.
     pub(crate) fn close(&self, worker: &Worker) {
         if let Some((_, entry)) = self.lock().of(worker) {
             entry.closing = true;
@@ -296,8 +298,8 @@ impl Pool {
         }
     }
 
-    /// Checks the keys of one worker, the next one at each call. A worker whose pages do not carry
-    /// the keys that they should is killed: its tenants are not isolated from each other.
+    /// Checks the keys of one worker; each call takes the next worker. A worker whose pages do not
+    /// carry the keys that they should is killed: its tenants are not isolated from each other.
     pub(crate) async fn inspect_next(&self) {
         let worker = {
             let entries = self.lock();
@@ -341,9 +343,9 @@ impl Pool {
         self.lock().by_id.values().filter_map(Entry::occupied).collect()
     }
 
-    /// Ends one process of a wanted level whose tenants are all idle: of the uid's own, the one
-    /// unused for longest; if nothing is free, it may also be one of a uid that holds more. Returns
-    /// false if every candidate is busy.
+    /// Retires the tenants of one process of a wanted level, all of them idle. The candidates are
+    /// the uid's own processes and, if nothing of the supply is free, those of uids that hold more;
+    /// the one that was unused for longest is taken. Returns false if no tenant could be retired.
     fn make_room(&self, uid: u32, supply: &Supply, wanted: impl Fn(Level) -> bool) -> bool {
         let (nothing_free, own) = (supply.free() == 0, supply.held_by(uid));
         let may_lose = |other: u32| other == uid || (nothing_free && supply.held_by(other) > own);
@@ -441,8 +443,8 @@ impl Drop for Reservation<'_> {
         if !entry.is_empty() {
             return;
         }
-        // A process that was never started is forgotten; one that was has used up a slot, and is
-        // ended.
+        // A process that was never started is forgotten. A process that was started has used up a
+        // slot, and is ended.
         let worker = entry.worker.get().cloned();
         entries.by_id.remove(&self.entry);
         if let Some(worker) = worker {

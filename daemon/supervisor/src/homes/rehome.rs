@@ -6,12 +6,12 @@
 //! ```
 //!
 //! No request is in two homes: a run that waits in the old home goes to the new one; a run that has
-//! begun finishes where it is. If that takes too long on the way outward, the old home is fenced:
+//! begun finishes where it is. If that takes too long on a move outward, the old home is fenced:
 //! everything it still sends is discarded ([`Home::is_fenced`]), and the run restarts in the new
-//! home. On the way inward a run has unlimited time, unless the tenant must move further out, or
+//! home. On a move inward a run has unlimited time, unless the tenant must move further out, or
 //! away from its neighbours, after all.
 //!
-//! A move waits for the new home to be ready and for a run that is being given a home, but never
+//! A move waits until the new home is ready, and while another run is being given a home, but never
 //! for a run to end.
 
 use std::sync::Arc;
@@ -33,8 +33,8 @@ const REPORT_NO_ROOM_EVERY: Duration = Duration::from_secs(10);
 
 impl Homes {
     /// Moves a tenant to where it must live, if it lives elsewhere. A tenant has one move at a
-    /// time; a request that arrives during a move is carried out after it. Homes that the tenant is
-    /// already leaving are hastened at once.
+    /// time; a request that arrives during a move is carried out after that move. The homes that
+    /// the tenant is already leaving are hastened at once.
     pub(crate) async fn rehome(self: &Arc<Self>, tenant: &Tenant) {
         let Some(residence) = self.known(&tenant.name) else { return };
         self.hasten(&residence);
@@ -47,8 +47,8 @@ impl Homes {
         }
     }
 
-    /// Hastens the homes that a tenant is leaving, and asks for a move if it is misplaced. Returns
-    /// whether the tenant lives anywhere.
+    /// Hastens the homes that a tenant is leaving, and asks for a move if the tenant is misplaced.
+    /// Returns whether the tenant still has a residence.
     pub(crate) fn look_after(self: &Arc<Self>, tenant: &Arc<Tenant>) -> bool {
         let Some(residence) = self.known(&tenant.name) else { return false };
         self.hasten(&residence);
@@ -62,8 +62,8 @@ impl Homes {
 
     async fn move_once(self: &Arc<Self>, residence: &Arc<Residence>) {
         let tenant = &residence.tenant;
-        // The homes it is leaving first: the lock on the current home may be held by a run that
-        // waits for room.
+        // The homes that the tenant is leaving come first: the lock on the current home may be held
+        // by a run that waits for room.
         self.hasten(residence);
         let old = residence.current.lock().await.clone();
         let alive = old.as_ref().filter(|old| old.is_open());
@@ -77,10 +77,11 @@ impl Homes {
             }
             Move::Go { .. } => {}
         }
-        // The tenant stays on the same account wherever it lives.
+        // Wherever the tenant lives, its home counts against the same uid's share.
         let uid = old.as_ref().map_or_else(|| tenant.charged_to(), |old| old.uid);
         let to = self.level_of_new_home(tenant, uid);
-        // The tenant was to move inward, but its next home would be alone too: it stays.
+        // `level_of_new_home` may have put the tenant on probation. Then a tenant that was to move
+        // inward to `shared` stays.
         let Move::Go { outward } = next() else { return };
         if let Some(old) = alive.filter(|old| self.is_old(&old.worker)) {
             self.pool.close(&old.worker);
@@ -97,7 +98,7 @@ impl Homes {
             }
         };
         if !tokio::time::timeout(START_TIMEOUT, new.is_ready()).await.is_ok_and(|ready| ready) {
-            // The new home died on the way or does not answer; the next run, or the next round of
+            // The new home died or does not answer; the next run, or the next round of
             // housekeeping, tries again.
             self.abandon(&new, "it did not become ready");
             self.pool.bury_dead();
@@ -114,8 +115,9 @@ impl Homes {
         }
     }
 
-    /// Routes the next runs to the new home instead of the old one, unless the new one is no longer
-    /// needed.
+    /// Routes the next runs to the new home instead of the old one. Returns false if the new home
+    /// is given up, because another run has got a home meanwhile or the new home is too far in by
+    /// now.
     async fn take_over(&self, residence: &Residence, old: Option<&Arc<Home>>, new: &Arc<Home>) -> bool {
         let mut current = residence.current.lock().await;
         // A run may have got another home meanwhile, because the old one was lost.
@@ -136,7 +138,7 @@ impl Homes {
         false
     }
 
-    /// Handles a move that lacks room. If the tenant must leave all the same, its next
+    /// Handles a move for which there is no room. If the tenant must leave all the same, its next
     /// runs wait for room.
     async fn without_room(self: &Arc<Self>, residence: &Residence, old: Option<Arc<Home>>) {
         let Some(old) = old.filter(|old| old.is_open()) else { return };
@@ -150,7 +152,7 @@ impl Homes {
         }
     }
 
-    /// Where a tenant lives, as the pure function that decides on moves sees it.
+    /// Where a tenant lives, as decisions on moves see it.
     fn whereabouts(&self, tenant: &Tenant, home: Option<&Home>) -> Whereabouts {
         match home {
             None => Whereabouts::Nowhere,
@@ -159,8 +161,8 @@ impl Homes {
         }
     }
 
-    /// Sees to the homes that a tenant is leaving: an expelled tenant's runs there end at once, and
-    /// those of a tenant that must not stay there end soon.
+    /// Hastens the homes that a tenant is leaving: if the tenant is expelled, its runs there end at
+    /// once; if it must not stay there, they have bounded time.
     fn hasten(self: &Arc<Self>, residence: &Residence) {
         let tenant = &residence.tenant;
         if tenant.wanted_level() == Level::Expelled {
@@ -172,8 +174,9 @@ impl Homes {
         draining.iter().filter(must_leave).for_each(|left| left.leave_in_haste());
     }
 
-    /// Lets the current run finish in a home that its tenant has left. The time is bounded if there
-    /// is `haste`, now or later; once it has passed, the home is fenced and ended.
+    /// Lets the current run finish in a home that its tenant has left. If there is `haste`, or if
+    /// the home is hastened later, the run has `cordon.drain_secs` for that; then the home is
+    /// fenced and ended.
     pub(super) fn drain_home(self: &Arc<Self>, residence: &Residence, old: Arc<Home>, haste: bool) {
         if haste {
             old.leave_in_haste()
@@ -206,8 +209,8 @@ impl Homes {
         });
     }
 
-    /// Ends a home at once: its run is ended, and nothing more is accepted from it. A worker that
-    /// does not comply is killed.
+    /// Ends a home at once: its run is ended, and everything that still arrives from it is
+    /// discarded. A worker that does not comply is killed.
     fn abandon(self: &Arc<Self>, old: &Arc<Home>, reason: &'static str) {
         old.fence();
         old.worker.retire(old.slot);

@@ -15,9 +15,9 @@ use crate::workers::death::Death;
 
 /// How long an answer waits for memory.
 pub(super) const ROOM_PATIENCE: Duration = Duration::from_secs(5);
-/// What a log line holds beside its text.
+/// What a log line takes in memory besides its text.
 const LINE_BYTES: u64 = 64;
-/// A result longer than this is checked for JSON off the thread that serves connections.
+/// A longer result is parsed on another thread than the one that serves connections.
 const INLINE_BYTES: usize = 256 << 10;
 
 /// Why a speaker stops.
@@ -81,7 +81,7 @@ impl Gathered {
 /// What is known about the end of a run whose process has ended.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct End<'a> {
-    /// The process was killed because the run could not be interrupted.
+    /// The process was killed because V8 could not interrupt the run, or the disposal after it.
     pub(super) overrun: Option<OverrunCause>,
     pub(super) stop: &'a Stop,
     pub(super) death: &'a Death,
@@ -92,11 +92,11 @@ pub(super) struct End<'a> {
 }
 
 impl End<'_> {
-    /// The run's outcome, if the process ended by the run's own doing.
+    /// The run's outcome and a message; `None` if the death of the process is not the run's doing.
     pub(super) fn judge(self, limits: &Limits) -> Option<(Outcome, String)> {
         let gave_up = match self.stop {
             Stop::Aborted { certain } => *certain || self.alone,
-            // If the last frame did not arrive, the exit status says the same.
+            // If the thread's last frame did not arrive, the exit status is used instead.
             Stop::Closed | Stop::Violation(_) => self.alone && *self.death == Death::OutOfMemory,
         };
         match (self.overrun, self.stop) {
@@ -121,9 +121,10 @@ impl End<'_> {
     }
 }
 
-/// Checks what the worker reports: the result must be JSON, and within the limit. The outer error
-/// says what is wrong. Data too small to be charged before it was read is charged now; the inner
-/// error is its size, if memory for it is lacking.
+/// Checks what the worker reports: the result must be JSON and within the limit, and there must be
+/// one exactly if the outcome is `Ok`. The outer error says what is wrong. Frames that were too
+/// small to be charged before they were read are charged now. The inner error is given if there is
+/// no memory for that; it has the size of result and error.
 pub(super) async fn finished(
     done: Done,
     gathered: Gathered,
@@ -161,14 +162,15 @@ pub(super) async fn finished(
     Ok(Ok(Finished { outcome, result, error, logs, truncated, usage, queued, advice, held }))
 }
 
-/// The usage of a run of which only the time is known: all of that time as CPU time, up to its
-/// limit.
+/// The usage of a run of which only the start is known: all time since then counts as CPU time, up
+/// to the run's limit.
 pub(super) fn all_the_time(begun: Instant, limits: &Limits) -> Usage {
     let wall_us = micros(begun.elapsed());
     Usage { wall_us, cpu_us: wall_us.min(u64::from(limits.cpu_ms) * 1000), ..Usage::default() }
 }
 
-/// The least memory that a run held whose process ended: the run's limit, if the run exceeded it.
+/// The least memory that a run with this outcome can have held: its limit if it exceeded the limit,
+/// and otherwise 0.
 fn least_held(outcome: Outcome, limits: &Limits) -> u64 {
     if outcome == Outcome::ExceededMemory { u64::from(limits.memory_mb) << 20 } else { 0 }
 }
@@ -177,7 +179,7 @@ pub(super) fn micros(time: Duration) -> u64 {
     u64::try_from(time.as_micros()).unwrap_or(u64::MAX)
 }
 
-/// The name of the error of an outcome that the script did not cause by throwing.
+/// The error's name for an outcome that is not an exception of the script.
 fn error_name(outcome: Outcome) -> &'static str {
     match outcome {
         Outcome::Violation => "Violation",
@@ -186,7 +188,7 @@ fn error_name(outcome: Outcome) -> &'static str {
     }
 }
 
-/// The outcome of a run that V8 could not interrupt, for which its process was killed.
+/// The outcome of a run whose process was killed because V8 could not interrupt the thread.
 fn overran(cause: OverrunCause, limits: &Limits) -> (Outcome, String) {
     match cause {
         OverrunCause::Cpu => (Outcome::ExceededCpu, Limit::CpuMs.exceeded(limits.cpu_ms)),
@@ -223,7 +225,7 @@ mod tests {
             (OverrunCause::Canceled, Outcome::Canceled),
             (OverrunCause::Disposal, Outcome::ExceededCpu),
         ] {
-            // Whatever else is known.
+            // What else is known does not matter.
             for stop in [Stop::Closed, Stop::Aborted { certain: true }, Stop::Violation("what".to_owned())] {
                 let end = End { overrun: Some(cause), attacked: true, alone: true, ..end(&stop, &killed) };
                 assert_eq!(outcome(end), Some(expected), "{cause:?} {stop:?}");

@@ -1,4 +1,4 @@
-//! The record of one tenant's homes: the current one and those it is leaving.
+//! The record of one tenant's homes: the current home, and the homes that the tenant is leaving.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
@@ -7,14 +7,14 @@ use std::time::{Duration, Instant};
 use crate::homes::home::Home;
 use crate::tenants::tenant::Tenant;
 
-/// One tenant's homes, for as long as it lives somewhere, or did until just now.
+/// One tenant's homes. The record exists while the tenant lives somewhere, and a little longer.
 #[derive(Debug)]
 pub(crate) struct Residence {
     pub(crate) tenant: Arc<Tenant>,
     /// Where the tenant's runs go. Holding this lock stops every run of the tenant from being
     /// routed.
     pub(super) current: tokio::sync::Mutex<Option<Arc<Home>>>,
-    /// A move is in progress, and (`asked_to_move`) another was requested since.
+    /// `moving`: a move is in progress. `asked_to_move`: a move was requested and has not begun.
     pub(super) moving: AtomicBool,
     pub(super) asked_to_move: AtomicBool,
     left: Mutex<Left>,
@@ -24,7 +24,8 @@ pub(crate) struct Residence {
 struct Left {
     /// The homes that the tenant has left and in which a run has yet to end.
     draining: Vec<Weak<Home>>,
-    /// When its runs last asked for a move, and when lack of room for one was last reported.
+    /// When the tenant's runs last asked for a move, and when lack of room for a move was last
+    /// reported.
     runs_asked: Option<Instant>,
     no_room_reported: Option<Instant>,
 }
@@ -44,7 +45,7 @@ impl Residence {
         self.left.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Where the tenant lives now.
+    /// Where the tenant lives now. `None` as well while a run is being given a home.
     pub(super) fn current_home(&self) -> Option<Arc<Home>> {
         self.current.try_lock().ok()?.as_ref().filter(|home| home.is_open()).cloned()
     }
@@ -86,7 +87,8 @@ impl Residence {
         self.left().draining.iter().filter_map(Weak::upgrade).collect()
     }
 
-    /// Takes those homes out of the record, to end them: later calls do not return them again.
+    /// Like [`Self::draining`], but removes the homes from the record: later calls do not return
+    /// them.
     pub(super) fn take_draining(&self) -> Vec<Arc<Home>> {
         std::mem::take(&mut self.left().draining).iter().filter_map(Weak::upgrade).collect()
     }

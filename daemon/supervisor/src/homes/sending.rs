@@ -8,10 +8,11 @@ pub(super) struct Sending {
     /// The rest of the part that is being sent.
     pub(super) present: Bytes,
     code: Bytes,
+    /// Some of the run has been sent.
     pub(super) begun: bool,
 }
 
-/// Parts that are smaller than this together are sent as one: each send wakes the worker.
+/// If the parts together have at most this size, they are sent as one: each send wakes the worker.
 const TOGETHER_BYTES: usize = 16 << 10;
 
 impl Sending {
@@ -31,7 +32,7 @@ impl Sending {
         }
     }
 
-    /// The worker has everything that was sent, and needs the code too.
+    /// Sends the code next. The worker has all other parts, and has asked for it.
     pub(super) fn add_code(&mut self) {
         self.present = std::mem::take(&mut self.code);
     }

@@ -5,7 +5,8 @@
 //!    ├────────┴─────────┴─▶ gone (channel closed, protocol broken)
 //!    └────────┴─▶ leaving (the tenant leaves, or the home was dropped) ─▶ gone
 //! ```
-//! A leaving thread is read until it ends: the CPU time it still uses is charged to its tenant.
+//! The task reads from a leaving thread until the thread ends, because the CPU time that the thread
+//! still uses is charged to its tenant.
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -33,20 +34,20 @@ use crate::workers::death::Death;
 use crate::workers::listeners::Listener;
 use crate::workers::process::Worker;
 
-/// How long a run may take beyond its wall limit: its watchdog's grace and the warming of an
-/// isolate fit in. After that the process is not trusted to end the run.
+/// How long a run may take beyond its wall limit: enough for the watchdog's grace and for warming
+/// an isolate. After that the supervisor ends the process.
 const BACKSTOP: Duration = Duration::from_secs(5);
 
 /// How many copies of a large frame exist while it is decoded.
 const COPIES: u64 = 2;
 
-/// Why an exchange stopped.
+/// Why [`Speaker::exchange`] returned.
 enum Step {
     Done(Done),
     Large { bytes: usize, kind: Kind },
 }
 
-/// How an exchange ended.
+/// How [`Speaker::converse`] ended.
 enum Exchanged {
     Done(Done),
     /// There was no memory for the answer.
@@ -69,13 +70,14 @@ pub(crate) struct Speaker {
     state: Arc<HomeState>,
     /// The thread has reported that it is ready, and its filters were verified.
     confined: bool,
-    /// How much of the thread's CPU time is accounted for, in microseconds, and when it last was.
+    /// How much of the thread's CPU time is accounted for, in microseconds, and when that was last
+    /// added to.
     accounted_us: u64,
     accounted_at: Instant,
     warden: Arc<Warden>,
 }
 
-/// Waits until the tenant leaves the home.
+/// Waits until the tenant is to leave the home.
 async fn leave_requested(leaves: &mut watch::Receiver<Leaves>) {
     let _ = leaves.wait_for(|leaves| *leaves != Leaves::No).await;
 }
@@ -158,8 +160,8 @@ impl Speaker {
         self.state.gone();
     }
 
-    /// Reads on while the thread disposes of what it has; its last frame reports what that took.
-    /// Returns false if the thread ended without that frame.
+    /// Reads on while the thread disposes of what it has. Its last frame, `Left`, reports the CPU
+    /// time that this took. Returns false if the thread ended without that frame.
     async fn see_off(&mut self) -> bool {
         let _ = self.write.shutdown().await;
         let mut has_left = false;
@@ -197,11 +199,11 @@ impl Speaker {
         self.accounted_at = Instant::now();
     }
 
-    /// The thread's CPU time that is not accounted for, now that its process has ended: as reported
-    /// by the kernel if the process was killed, otherwise by the thread itself, and never more than
-    /// the time that has passed since. If neither is known and this tenant is blamed, the thread
-    /// counts as having computed all that time, up to `most_us`. If another tenant is blamed it is
-    /// 0: the run is restarted.
+    /// The thread's CPU time that is not accounted for, now that its process has ended; never more
+    /// than the time that has passed since `since`. If the process was killed for this tenant, the
+    /// kernel reported the CPU time; otherwise the thread recorded it on the fault page. If it is
+    /// unknown and this tenant is blamed, the thread counts as having computed since `since`, up to
+    /// `most_us`. If this tenant is exonerated, the result is 0, because the run restarts.
     fn unaccounted_us(&self, since: Instant, most_us: u64) -> u64 {
         let passed_us = micros(since.elapsed());
         match self.worker.computed(self.slot) {
@@ -212,8 +214,8 @@ impl Speaker {
         }
     }
 
-    /// Reports how a run ended, and accounts for it. If the receiver is gone, the tenant is charged
-    /// here.
+    /// Reports how a run ended, and accounts for its CPU time. The receiver charges the tenant; if
+    /// the receiver is gone, this function does.
     fn answer(&mut self, reply: oneshot::Sender<Ended>, ended: Ended) {
         self.account(ended.cpu_us());
         if let Err(unheard) = reply.send(ended) {
@@ -221,8 +223,8 @@ impl Speaker {
         }
     }
 
-    /// Waits for the worker to end. If the thread has closed its channel without being asked to and
-    /// the process lives on, the process is killed.
+    /// Waits for the worker to end. If the worker is still alive after a second, the tenant's
+    /// thread has ended by itself, and the process is killed.
     async fn death(&mut self) -> Death {
         self.listener = None;
         match tokio::time::timeout(Duration::from_secs(1), self.worker.death()).await {
@@ -259,7 +261,7 @@ impl Speaker {
         }
     }
 
-    /// What comes next: a frame, or the announcement of a large one.
+    /// Checks what has arrived: a frame (`Ok`), or the announcement of a large one (`Err`).
     async fn hear(&mut self, heard: Option<Heard>) -> Result<Result<FromTenant, Step>, Stop> {
         match heard {
             Some(Heard::Large { bytes, kind }) => Ok(Err(Step::Large { bytes, kind })),
@@ -268,13 +270,13 @@ impl Speaker {
         }
     }
 
-    /// Checks a frame; the first one also has the thread's filters verified. Not cancel-safe: a
+    /// Checks a frame. At the first frame it also verifies the thread's filters. Not cancel-safe: a
     /// frame that was read would be lost.
     async fn accept_first(&mut self, frame: Option<Result<FromTenant, FrameError>>) -> Result<FromTenant, Stop> {
         let frame = self.accept(frame)?;
         if !self.confined {
-            // A dying worker also has fewer threads than expected; its exit then shows whom to
-            // blame.
+            // A worker that is just dying has too few confined threads as well. Then its exit shows
+            // whom to blame.
             if let Err(why) = self.worker.check_confinement(self.slot).await {
                 self.worker.misbehaves(Signal::Protocol);
                 self.worker.kill(why);
@@ -286,7 +288,7 @@ impl Speaker {
         Ok(frame)
     }
 
-    /// Asks for the disposal of isolates whose scripts were replaced or deleted.
+    /// Asks the thread to dispose of isolates whose scripts were replaced or deleted.
     async fn forget_replaced(&mut self) -> Result<(), Stop> {
         let forgotten = self.state.meter.forget_but(|key| self.tenant.scripts().has(key));
         for key in forgotten {
@@ -295,8 +297,8 @@ impl Speaker {
         Ok(())
     }
 
-    /// Sends a few bytes to a thread that is waiting for them or about to. A thread that does not
-    /// read them within the grace of a run is ended.
+    /// Asks the thread to dispose of one isolate. No run is in progress, so the thread reads the
+    /// few bytes soon; if it has not done so within [`BACKSTOP`], its process is killed.
     async fn forget(&mut self, key: u64) -> Result<(), Stop> {
         let frame = encode(&ToTenant::Forget(key), MAX_TO_TENANT_BYTES).unwrap_or_default();
         match tokio::time::timeout(BACKSTOP, self.write.write_all(&frame)).await {
@@ -344,7 +346,7 @@ impl Speaker {
             },
             Err(stop) => stop,
         };
-        // Nothing of it has reached the worker: the run did not begin.
+        // Nothing of the run was sent. Dropping `reply` reports that the run did not begin.
         if !sending.begun {
             return Err(stop);
         }
@@ -357,8 +359,8 @@ impl Speaker {
         Err(Stop::Closed)
     }
 
-    /// Sends a run and reads until it ends, for as long as it may take. Time during which an answer
-    /// waits for memory does not count.
+    /// Sends a run and reads until it ends, for at most the run's wall limit and [`BACKSTOP`]. Time
+    /// during which an answer waits for memory does not count.
     async fn converse(&mut self, job: &Job, sending: &mut Sending, gathered: &mut Gathered) -> Result<Exchanged, Stop> {
         let mut until = Instant::now() + Duration::from_millis(job.run.limits.wall_ms.into()) + BACKSTOP;
         // This patience is for all waits for memory together.
@@ -400,7 +402,7 @@ impl Speaker {
         }
     }
 
-    /// What became of a run whose worker died: ended by its own doing, or lost.
+    /// The end of a run whose worker died: judged, if the death was the run's own doing, or lost.
     fn last_report(
         &mut self,
         stop: &Stop,

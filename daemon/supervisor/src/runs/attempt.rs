@@ -1,11 +1,12 @@
 //! What follows from each way an attempt at a run can end: the pure core of [`Daemon::run`].
 //!
 //! ```text
-//! in a fenced home, not judged by us: Discard; given up at the tenth
-//! Done, Judged                        Answer
-//! Unanswered                          Refuse
-//! NotBegun                            Wait; given up at the eleventh
-//! Lost                                Retry; given up at the second not done by others
+//! in a fenced home, not judged by us    Discard; the tenth time, give up
+//! Done, Judged                          Answer
+//! Unanswered                            Refuse
+//! NotBegun                              Wait; the eleventh time, give up
+//! Lost, by another tenant's doing       Retry
+//! Lost, otherwise                       Retry; the second time, give up
 //! ```
 //!
 //! The number of attempts is bounded, except for losses that are another tenant's doing: after two
@@ -21,7 +22,7 @@ use crate::share::Exhausted;
 
 /// A run is given up at this many ends in fenced homes.
 const MOST_FENCED: u32 = 10;
-/// How many workers may die before they receive the same run; after each it waits again.
+/// How many workers may die before they receive the same run; after each, the run waits again.
 const MOST_NOT_BEGUN: u32 = 10;
 /// After this many losses by other tenants' doing, a run is tried alone.
 const MOST_IN_COMPANY: u32 = 2;
@@ -44,21 +45,21 @@ pub(crate) struct Attempts {
 pub(crate) enum Next {
     /// Report this end.
     Answer(Box<Finished>),
-    /// Report that it ended and that there was no memory for its answer.
+    /// Report that the run ended and that there was no memory for its answer.
     Refuse {
         bytes: usize,
         why: Exhausted,
         usage: Usage,
     },
-    /// It ended in a home that its tenant has left. Only its usage counts; the run restarts, or is
-    /// given up.
+    /// The attempt ended in a fenced home. Only its CPU time counts; the run restarts, or is given
+    /// up.
     Discard {
         cpu_us: u64,
         gives_up: Option<GaveUp>,
     },
-    /// No worker received it: it waits for a home again.
+    /// No worker received the run: it waits for a home again.
     Wait,
-    /// Its worker died during it. It restarts, in a home of its own if `alone`.
+    /// The worker died during the run. The run restarts, in a single-tenant home if `alone`.
     Retry {
         alone: bool,
         why: String,
@@ -79,7 +80,7 @@ pub(crate) enum GaveUp {
 }
 
 impl GaveUp {
-    /// Whether the run was tried to its end: only then may its tenant share a process again.
+    /// Whether the run counts as ended: only then may its tenant share a process again.
     pub(crate) fn is_an_end(&self) -> bool {
         matches!(self, Self::DiedTwice(_))
     }
@@ -97,7 +98,7 @@ impl Attempts {
             Ended::Done(finished) | Ended::Judged(finished) => Next::Answer(finished),
             Ended::Unanswered { bytes, why, usage } => Next::Refuse { bytes, why, usage },
             Ended::NotBegun if self.not_begun >= MOST_NOT_BEGUN => Next::GiveUp(GaveUp::NeverBegun, Usage::default()),
-            // Such an end is not counted as a loss, but its number is bounded as well.
+            // Such an end does not count as a loss, but the number of such ends is bounded as well.
             Ended::NotBegun => {
                 self.not_begun += 1;
                 Next::Wait
@@ -122,7 +123,7 @@ impl Attempts {
 fn is_our_judgement(ended: &Ended) -> bool {
     match ended {
         Ended::NotBegun | Ended::Unanswered { .. } => true,
-        // A canceled run in a fenced home was canceled by us, to make it leave.
+        // A canceled run in a fenced home was canceled by us, because its tenant was to leave.
         Ended::Judged(finished) => finished.outcome != Outcome::Canceled,
         Ended::Done(_) | Ended::Lost(_) => false,
     }
@@ -149,7 +150,7 @@ mod tests {
         Ended::Unanswered { bytes: 9, why: supply.take(5, 1).unwrap_err(), usage: USAGE }
     }
 
-    /// Every way an attempt can end, except an end of the run's own.
+    /// The ways an attempt can fail, by number.
     fn failure(number: u8) -> Ended {
         match number {
             0 => lost(false),
@@ -158,7 +159,8 @@ mod tests {
         }
     }
 
-    /// Tries until an attempt is not to be followed by another; returns how many were tried.
+    /// Tries until no further attempt follows. Returns how many there were, and what follows
+    /// instead.
     fn try_all(attempts: &mut Attempts, ends: impl IntoIterator<Item = (Ended, bool)>) -> Option<(usize, Next)> {
         let nexts = ends.into_iter().map(|(ended, fenced)| attempts.after(ended, fenced));
         let last =
@@ -237,8 +239,9 @@ mod tests {
     }
 
     proptest! {
-        /// At most nine discarded ends, ten that never began and one loss of its own are tried
-        /// again, in whatever order; the next of any kind is the last.
+        /// The run is tried again after at most nine discarded ends, ten attempts that never began
+        /// and one loss not done by others, in any order. The next end of any of these kinds is the
+        /// last.
         #[test]
         fn only_other_tenants_can_have_a_run_tried_for_ever(ends in prop::collection::vec((0_u8..3, any::<bool>()), 0..200)) {
             let mut attempts = Attempts::default();

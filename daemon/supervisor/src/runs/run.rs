@@ -48,8 +48,8 @@ pub(crate) struct Report {
 }
 
 impl Daemon {
-    /// Takes a place in a tenant's quota for one run, until the run ends. Taken before a body is
-    /// read, so that runs whose bodies are still arriving count too.
+    /// Takes a place in a tenant's quota for one run, until the run ends. The place is taken before
+    /// the body is read, so that runs whose bodies are still arriving count too.
     pub(crate) fn begin(&self, tenant: &Arc<Tenant>, uid: u32) -> Result<InFlight, RunError> {
         if self.is_draining() {
             return Err(RunError::Draining);
@@ -61,8 +61,8 @@ impl Daemon {
 
     /// Carries out one run, to its report. Dropping the future cancels it.
     ///
-    /// A run whose worker dies is restarted ([`Attempts`]): so far no run has effects outside its
-    /// worker.
+    /// A run whose worker dies is restarted ([`Attempts`]). That is safe because, so far, no run
+    /// has effects outside its worker.
     pub(crate) async fn run(self: &Arc<Self>, job: Job) -> Result<Report, RunError> {
         let tenant = &Arc::clone(&job.in_flight.tenant);
         let (id, uid) = (job.run.id, job.in_flight.uid);
@@ -90,7 +90,7 @@ impl Daemon {
                 }
                 Next::GiveUp(why, usage) => given_up(tenant, &why, usage),
                 Next::Wait => {
-                    // Until now the run waited for its turn, not for room.
+                    // Until now the run waited for its turn; its time to wait for room begins now.
                     until = room_until();
                     self.homes.pool.bury_dead();
                     continue;
@@ -112,7 +112,7 @@ impl Daemon {
         }
     }
 
-    /// Everything that comes from a home that the tenant has left is discarded.
+    /// Discards what a fenced home says about a run, but charges the tenant for the CPU time.
     fn discard(&self, tenant: &Tenant, uid: u32, run: RunId, token: u64, cpu_us: u64) {
         let mut usage = tenant.usage();
         usage.fenced += 1;
@@ -139,8 +139,8 @@ impl Daemon {
         Ok(sealed.await.map_err(|_| RunError::Interrupted)??)
     }
 
-    /// Adds a run to its tenant's account, and emits an event if its end is of interest to an
-    /// operator.
+    /// Adds a run to its tenant's usage, counts what the worker alleges about it, and emits an
+    /// event unless the run ended with a result or an exception.
     fn note(&self, tenant: &Arc<Tenant>, uid: u32, run: RunId, finished: &Finished) {
         let mut usage = tenant.usage();
         usage.add_cpu(finished.usage.cpu_us);

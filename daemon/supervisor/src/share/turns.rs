@@ -31,7 +31,8 @@ impl Turns {
     }
 }
 
-/// Work on bytes off the thread that serves connections. Short work does not wait for long work.
+/// Turns at work on bytes, on other threads than the one that serves connections. Short work does
+/// not wait for long work.
 #[derive(Debug)]
 pub(crate) struct Lanes {
     little: Turns,
@@ -42,12 +43,12 @@ pub(crate) struct Lanes {
 const LITTLE_BYTES: usize = 1 << 20;
 
 impl Lanes {
-    /// One job at a time in each lane, and one entry of each uid in its queue.
+    /// One job at a time in each lane, and one entry of each uid in the lane's queue.
     pub(crate) fn new() -> Self {
         Self { little: Turns::new(1, 1), much: Turns::new(1, 1) }
     }
 
-    /// Waits for a turn of the uid at this many bytes.
+    /// Waits for a turn of the uid at work on this many bytes.
     pub(crate) async fn turn(&self, uid: u32, bytes: usize) -> Turn {
         let lane = if bytes <= LITTLE_BYTES { &self.little } else { &self.much };
         lane.turn(uid).await

@@ -1,15 +1,15 @@
 //! The audit log on disk: a chain of lines (`enisle_cordon::audit`) in files that only grow.
 //!
-//! Lines are written in order, all that are waiting with one sync. A half line that a crash has
-//! left at the end is cut off and kept beside the log. Any other mismatch was not caused by a
-//! crash, and the file is quarantined as it is.
+//! Lines are written in order; those that wait are written together, with one sync for up to
+//! [`SYNC_BYTES`]. A half line that a crash has left at the end is cut off and kept beside the log.
+//! Any other mismatch was not caused by a crash, and the file is quarantined as it is.
 //!
 //! All files together have a bound. Above it the oldest rotated file is deleted, which is recorded
 //! as a line of the chain, with the number and hash of the last line deleted; quarantined files are
 //! deleted last. If the bound is more than half of the filesystem, the oldest file is also deleted
 //! when the filesystem is nearly full. On a larger filesystem no file is deleted for that reason:
-//! there, another user must have filled the filesystem, and that must not delete anything of the
-//! log.
+//! there, another user must have filled the filesystem, and no user may have lines of the log
+//! deleted that way.
 
 use std::collections::VecDeque;
 use std::fs::File;
@@ -23,12 +23,12 @@ use crate::files::{Folder, How, quarantine_name};
 use crate::state::entry::Entry;
 use crate::state::notes::Line;
 
-/// A file of the audit log that exceeds this is rotated. It is named by the number of its first
-/// line.
+/// A file of the audit log that exceeds this is rotated. A rotated file is named by the number of
+/// its first line.
 const ROTATE_BYTES: u64 = 8 << 20;
 /// How much is written before each sync.
 const SYNC_BYTES: usize = 1 << 20;
-/// How much of a disk that the log fills stays free for standings, policies, and the next lines.
+/// How much of a small disk stays free for standings, policies, and the next lines.
 const SPARE_BYTES: u64 = 4 << 20;
 
 /// How the log behaves on a filesystem of which it may take more than half.
@@ -41,7 +41,7 @@ struct SmallDisk {
 }
 
 impl SmallDisk {
-    /// Some filesystems report no size (0), and are not taken for small ones.
+    /// Some filesystems report no size (0); they are not treated as small.
     fn of(disk_bytes: u64, keep_bytes: u64) -> Option<Self> {
         let is_small = (1..keep_bytes.saturating_mul(2)).contains(&disk_bytes);
         is_small.then(|| Self {
@@ -67,8 +67,9 @@ pub(crate) struct Log {
 }
 
 impl Log {
-    /// Continues after the last line, which must be the `known` one, if there is one, or a later
-    /// one. Anything wrong with the existing files goes to `complaints`.
+    /// Continues after the last line of the log. If the database knows a line (`known`), the log
+    /// must reach that line, and the line must have the same hash. Anything wrong with the existing
+    /// files goes to `complaints`.
     pub(crate) fn open(
         folder: Folder,
         known: Option<Head>,
@@ -133,7 +134,7 @@ impl Log {
     }
 
     /// Writes lines in order, and moves those that are on disk to `written`. After a failure the
-    /// others stay in `lines`, and the file is as it was without them.
+    /// other lines stay in `lines`, and the file has no part of them.
     pub(crate) fn append(&mut self, lines: &mut VecDeque<Line>, written: &mut Vec<Line>) -> io::Result<()> {
         if self.small_disk.is_some() {
             self.prune();
@@ -146,7 +147,7 @@ impl Log {
             }
             match self.write(lines.iter().map(|line| &line.json), most) {
                 Ok(count) => written.extend(lines.drain(..count)),
-                // Where many lines do not fit, the first one may.
+                // If many lines do not fit, the first one may.
                 Err(_) if most > 0 && lines.len() > 1 => most = 0,
                 Err(error) => return Err(error),
             }
@@ -154,8 +155,8 @@ impl Log {
         Ok(())
     }
 
-    /// Writes the first of these with one sync: up to `most` bytes and one more line. Returns how
-    /// many were written.
+    /// Writes the first of these entries with one sync: up to `most` bytes and one more line.
+    /// Returns how many were written.
     fn write<E: Serialize>(&mut self, entries: impl IntoIterator<Item = E>, most: usize) -> io::Result<usize> {
         let (mut text, mut head, mut count) = (String::new(), self.head.clone(), 0);
         for entry in entries {
@@ -201,7 +202,8 @@ impl Log {
         Ok(())
     }
 
-    /// A failure to delete old files must not stop the log from being written.
+    /// Deletes old files if the log is over its bound. A failure is only logged, because it must
+    /// not stop the log from being written.
     fn prune(&mut self) {
         if let Err(error) = self.delete_oldest() {
             tracing::error!(%error, folder = %self.folder.path().display(), "old files of the audit log cannot be deleted");
@@ -209,8 +211,7 @@ impl Log {
     }
 
     /// Deletes the oldest files until the rest is within its bound, with room for the current file
-    /// to grow, and something is left of a disk that the log fills. Each deletion is recorded
-    /// first.
+    /// to grow, and a small disk has enough free space. Each deletion is recorded first.
     fn delete_oldest(&mut self) -> io::Result<()> {
         let old = self.old_files()?;
         let present: u64 = old.iter().map(|(_, bytes)| bytes).sum();
@@ -290,7 +291,7 @@ fn last_rotated(folder: &Folder) -> io::Result<Head> {
 fn last_line(folder: &Folder, file: &str) -> io::Result<Option<Head>> {
     let mut verifier = Verifier::default();
     for line in String::from_utf8_lossy(&folder.read(file)?).lines() {
-        // After a broken line, the chain continues from where it is intact again.
+        // After a broken line, the chain continues from the next line that is intact.
         let mut anew = Verifier::default();
         if verifier.read(line).is_err() && anew.read(line).is_ok() {
             verifier = anew;

@@ -10,7 +10,7 @@ use serde::{Deserialize, Serialize};
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(tag = "decision", rename_all = "camelCase", rename_all_fields = "camelCase")]
 pub(crate) enum Entry {
-    /// A tenant must live elsewhere from now on.
+    /// A tenant must live at another level from now on.
     Moved {
         tenant: String,
         from: Level,
@@ -29,14 +29,14 @@ pub(crate) enum Entry {
         reason: String,
         by_uid: u32,
     },
-    /// A tenant's policy was set. It contains the names of secrets, not their values.
+    /// A tenant's policy was set. The policy contains the names of secrets, not their values.
     PolicyChanged {
         tenant: String,
         policy: serde_json::Value,
         by_uid: u32,
     },
-    /// Tenants are kept apart for a while, each alone or with its half: one line for all tenants
-    /// that one death, or one look at a worker, concerns.
+    /// Tenants are kept apart for a while, each alone or with its half. A line has all tenants that
+    /// one death, or one reading of a worker's memory, concerns.
     Apart {
         worker: u64,
         because: Because,
@@ -58,8 +58,8 @@ pub(crate) enum Entry {
         kinds: BTreeMap<String, u64>,
     },
     /// The oldest file was deleted, because the log was over its bound (`audit.keep_mb`) or the
-    /// disk was nearly full. The first line that is left is the one after `through`, which has the
-    /// hash given here. A quarantined file has no such line.
+    /// disk was nearly full. `through` is the last line of that file, with its hash; the next line
+    /// is the first one that is left. For a quarantined file there is no `through`.
     Deleted {
         file: String,
         through: Option<Head>,

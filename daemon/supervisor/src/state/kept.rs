@@ -1,4 +1,5 @@
-//! What outlived the daemon, and why it could not be read or cannot be written.
+//! What the last daemon left, as it was read at the start, and the errors that keep this daemon
+//! from starting.
 
 use std::collections::BTreeMap;
 use std::io;
@@ -9,13 +10,13 @@ use enisle_cordon::audit::Head;
 
 use crate::tenants::policy::TenantName;
 
-/// What was kept, as it was read at the start.
+/// What was read at the start.
 #[derive(Debug, Default)]
 pub(crate) struct Kept {
     pub(crate) standings: BTreeMap<TenantName, Standing>,
-    /// The last line of the audit log that was written.
+    /// The last line of the audit log, according to the database.
     pub(crate) head: Option<Head>,
-    /// The standings could not be read at all.
+    /// Whether the database of standings was damaged or is gone.
     pub(crate) lost: bool,
     /// What could not be read, and where it is now.
     pub(crate) broken: Vec<String>,

@@ -1,4 +1,4 @@
-//! What outlives the daemon, and the lock on it.
+//! The standings and the audit log, which outlive the daemon, and the lock on the state folder.
 
 pub(crate) mod audit_log;
 pub(crate) mod entry;

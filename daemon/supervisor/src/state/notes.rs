@@ -7,7 +7,7 @@
 //! | kind | charged to | if its uid has no room |
 //! |---|---|---|
 //! | a decision (order, policy) | the client that decided | refused, without effect |
-//! | evidence of a tenant | the uid that ran the tenant | kept; its next run is refused |
+//! | evidence of a tenant | the uid that ran the tenant | kept; the uid's next run is refused |
 //! | the daemon's own | not charged | kept |
 //!
 //! So no line is lost because of another uid. A uid exceeds its part by [`MOST_OVER`] only when the
@@ -26,13 +26,13 @@ use crate::share::{Exhausted, Held, Parts, Supply};
 use crate::state::entry::Entry;
 use crate::tenants::policy::TenantName;
 
-/// Bytes of waiting lines, while no uid exceeds its part.
+/// The most bytes of waiting lines, while no uid exceeds its part.
 const MOST_WAITING: u64 = 8 << 20;
 /// How much a uid's evidence may exceed its part.
 const MOST_OVER: u64 = 4 << 20;
 /// What a line takes beside its text.
 const LINE_BYTES: u64 = 256;
-/// What else the line of a move contains: score and signals.
+/// What the line of a move contains beside the reason of the order: score and signals.
 const MOVE_BYTES: u64 = 2 << 10;
 /// A run starts only if its uid has room for the evidence that the run may leave.
 const RUN_BYTES: u64 = 16 << 10;
@@ -101,7 +101,7 @@ impl Written {
 struct Allowance {
     per_day: u64,
     burst: u64,
-    /// What each uid has left, and since when.
+    /// What each uid had left, and when that was computed.
     left: BTreeMap<u32, (u64, Instant)>,
 }
 
@@ -163,8 +163,8 @@ impl Notes {
         Self {
             waiting: Mutex::default(),
             woken: Condvar::new(),
-            // Root has a part of it like any uid: root's orders must not cause others' to be
-            // refused.
+            // Root has a part of the room like any uid: root's orders must not cause the orders of
+            // others to be refused.
             room: Supply::new(room, MOST_WAITING, parts.clone().without_owner()),
             over: Supply::new(room, u64::MAX, Parts::halves()),
             allowance: Mutex::new(Allowance::new(keep_bytes)),
@@ -188,7 +188,8 @@ impl Notes {
     /// Reserves room for what a client decides, before it takes effect.
     pub(crate) fn room(&self, uid: u32, entry: &Entry, now: Instant) -> Result<Line, Refused> {
         let json = text_of(entry);
-        // If the tenant moves because of it, that is another line, which repeats the reason.
+        // If the tenant moves because of the decision, the move is another line, which repeats the
+        // reason.
         let bytes = 2 * bytes_of(&json);
         let held = self.room.take(uid, bytes + MOVE_BYTES)?;
         if !self.parts.has_all(uid) {
@@ -238,8 +239,8 @@ impl Notes {
         self.room.take(uid, RUN_BYTES).map(drop)
     }
 
-    /// Waits for something to write; if something is left that could not be written, only for a
-    /// moment. Returns `None` once the notes are closed and nothing is left.
+    /// Waits for something to write. If something `is_left` that could not be written, waits only
+    /// for a moment. Returns `None` once the notes are closed and nothing is left.
     pub(crate) fn take(&self, is_left: bool) -> Option<Batch> {
         let idle = |waiting: &mut Waiting| waiting.batch.is_empty() && !waiting.closed;
         let mut waiting = if is_left {
@@ -263,7 +264,8 @@ impl Notes {
         self.lock().lost_ever
     }
 
-    /// Called when all notes are written, or when the writer has ended.
+    /// Closes the queue: called when the daemon ends, and when the writer has ended. The writer
+    /// still gets what is left.
     pub(crate) fn close(&self) {
         self.lock().closed = true;
         self.woken.notify_all();
@@ -329,7 +331,7 @@ mod tests {
         let notes = notes();
         let fits = (0..100_000).take_while(|n| notes.seen(Some(7), &crashed(*n)) && notes.may_run(7).is_ok()).count();
         assert!(notes.may_run(7).is_err() && notes.may_run(8).is_ok() && notes.may_run(0).is_ok());
-        // Its runs in progress may still leave evidence.
+        // The uid's runs in progress may still leave evidence.
         (0..1000).for_each(|n| assert!(notes.seen(Some(7), &crashed(n))));
         assert_eq!(notes.lost(), 0);
         assert_eq!(notes.take(false).unwrap().lines.len(), fits + 1001);

@@ -1,10 +1,9 @@
 //! What outlives the daemon: how every tenant stands, and the audit log of every decision.
 //!
-//! One thread writes both, in the order of the notes, so that the daemon never waits for the disk.
-//! A client that decides something is answered once that is written. Standings are in an embedded
-//! database with atomic commits; the log is a chain of lines (`enisle_cordon::audit`). Failed
-//! writes are retried. A file that cannot be read at the start is reported and quarantined, never
-//! overwritten.
+//! One thread writes both, so that the daemon never waits for the disk. A client that decides
+//! something is answered once the decision is written. Standings are in an embedded database with
+//! atomic commits; the log is a chain of lines (`enisle_cordon::audit`). Failed writes are retried.
+//! A file that is damaged at the start is reported and quarantined, never overwritten.
 //!
 //! This file is long because its tests damage each file that is kept, and share their helpers.
 
@@ -40,7 +39,7 @@ pub(crate) struct Recorder {
     thread: Mutex<Option<std::thread::JoinHandle<()>>>,
     head: Arc<Mutex<Head>>,
     folder: PathBuf,
-    /// No other daemon writes there.
+    /// Keeps other daemons out of the state folder.
     _lock: Flock<File>,
 }
 
@@ -71,7 +70,7 @@ impl Recorder {
             kept.broken.push("the database of standings is gone; tenants stand as the audit log says".to_owned());
             kept.lost = true;
         }
-        // There may be more lines after a broken one than the log continues from.
+        // A broken log may have lines after the line from which it continues.
         let is_behind = after < log.head.seq || kept.broken.len() > complaints;
         let replayed = match is_behind || kept.lost {
             true => replay(&log.folder, after, &mut kept).map_err(failed)?,
@@ -117,7 +116,7 @@ impl Recorder {
     }
 
     fn noted(&self, taken: bool) {
-        // Once the daemon has ended, this is expected.
+        // After `close`, no note is taken, and that is not an error.
         let ended = self.thread.lock().unwrap_or_else(PoisonError::into_inner).is_none();
         if !taken && !ended {
             tracing::error!("the thread that keeps records has ended: nothing more is recorded");
@@ -125,7 +124,7 @@ impl Recorder {
     }
 
     /// Records how a tenant stands from now on. A blank standing is forgotten, unless the tenant is
-    /// `known` by a policy: then the time since when it is known is worth keeping.
+    /// `known` by a policy: then the time when it was first seen is worth keeping.
     pub(crate) fn stands(&self, tenant: &TenantName, standing: &Standing, known: bool) {
         let worth = (known || !standing.is_blank()).then(|| standing.clone());
         self.noted(self.notes.stands(tenant.clone(), worth));
@@ -150,8 +149,8 @@ impl Recorder {
         written
     }
 
-    /// Records what cannot be refused: evidence of what the uid ran or ordered, or of the daemon
-    /// itself without a uid.
+    /// Records what cannot be refused: evidence of what the uid ran or ordered; without a uid, a
+    /// line of the daemon's own.
     pub(crate) fn seen(&self, uid: Option<u32>, entry: &Entry) {
         self.noted(self.notes.seen(uid, entry));
     }
@@ -186,7 +185,7 @@ impl Recorder {
     }
 }
 
-/// Closes the notes however the writer ends, so that every caller with a note learns of it.
+/// Closes the notes however the writer ends, so that every caller with a note learns of the end.
 struct CloseOnDrop(Arc<Notes>);
 
 impl Drop for CloseOnDrop {
@@ -272,7 +271,7 @@ mod tests {
         standing
     }
 
-    /// In tests panics are caught.
+    /// A test catches a panic, and starts no process.
     fn examine_here(file: File) -> Result<(), Damage> {
         let damage = |error: redb::Error| match is_damage(&error) {
             true => Damage::Broken(error.to_string()),
@@ -457,7 +456,7 @@ mod tests {
         assert!(matches!(kept.broken.as_slice(), [torn] if torn.contains("half written")), "{kept:?}");
         recorder.close();
         drop(recorder);
-        // The report of that is the third line.
+        // The report of the torn line is the third line.
         let mut verifier = Verifier::default();
         lines(dir.path()).iter().for_each(|line| verifier.read(line).unwrap());
         assert_eq!(verifier.lines(), 3);
@@ -469,7 +468,7 @@ mod tests {
     }
 
     #[test]
-    fn tenants_stay_out_also_when_the_database_is_lost() {
+    fn tenants_stay_out_even_if_the_database_is_lost() {
         let dir = tempfile::tempdir().unwrap();
         let (recorder, _) = Recorder::open_with(dir.path(), examine_here).unwrap();
         for (tenant, to) in [("a", Level::Solo), ("a", Level::Expelled), ("b", Level::Solo), ("b", Level::Shared)] {
@@ -478,7 +477,7 @@ mod tests {
         recorder.close();
         drop(recorder);
         fs::write(dir.path().join(DATABASE), b"no database at all").unwrap();
-        // Damaged, and read once more; damaged together with a byte of the log; and deleted.
+        // The database is damaged, read once more, damaged together with the log, and deleted.
         for round in 0..4 {
             let log = dir.path().join("audit").join(CURRENT);
             match round {
@@ -501,7 +500,7 @@ mod tests {
     }
 
     #[test]
-    fn decisions_that_only_the_log_has_hold_after_a_start() {
+    fn decisions_that_only_the_log_has_are_in_force_after_a_start() {
         let dir = tempfile::tempdir().unwrap();
         let (path, before) = (dir.path().join(DATABASE), dir.path().join("before"));
         let ordered =
@@ -540,7 +539,7 @@ mod tests {
             assert_eq!((order.by_uid, order.reason.as_str()), (7, "why"));
             assert_eq!(kept.standings.get(&"known".parse().unwrap()), Some(&sealed()));
             assert!(kept.broken.is_empty(), "{kept:?}");
-            // The second time it is in the database.
+            // The second time, the decisions are in the database.
             recorder.close();
         }
     }

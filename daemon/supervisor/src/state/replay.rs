@@ -14,8 +14,8 @@ use crate::state::entry::Entry;
 use crate::state::kept::Kept;
 use crate::tenants::policy::TenantName;
 
-/// Brings the standings up to the end of the audit log: applies its lines after `after`, which the
-/// database does not know. Orders are given and lifted again. A tenant that was moved further out
+/// Brings the standings up to the end of the audit log: applies the lines after the number `after`,
+/// which the database lacks. Orders are given and lifted again. A tenant that was moved further out
 /// than its standing then demands is kept there by an order of the daemon's own, until an operator
 /// lifts that order. Returns the tenants whose lines were replayed.
 pub(crate) fn replay(folder: &Folder, after: u64, kept: &mut Kept) -> io::Result<BTreeSet<TenantName>> {
@@ -53,7 +53,7 @@ pub(crate) fn replay(folder: &Folder, after: u64, kept: &mut Kept) -> io::Result
         match entry {
             Entry::Moved { to, .. } => {
                 let level = levels.entry(tenant.clone()).or_default();
-                // A changed line may have been changed to let a tenant back in.
+                // A line that was tampered with may claim that a tenant was let back in.
                 *level = if whole { to } else { to.max(*level) };
             }
             Entry::Ordered { level, reason, by_uid, .. } if whole || level > standing.level() => {

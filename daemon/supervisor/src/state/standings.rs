@@ -32,13 +32,14 @@ pub(crate) const STANDINGS: TableDefinition<'_, &str, &[u8]> = TableDefinition::
 const HEAD: TableDefinition<'_, (), (u64, &str)> = TableDefinition::new("audit-head");
 pub(crate) const DATABASE: &str = "standings.redb";
 
-/// The shortest time between two examinations in a process of their own, however many notes come.
+/// The shortest time between two examinations, each of which starts a process, however many notes
+/// come.
 const OPEN_AGAIN_AFTER: Duration = Duration::from_secs(1);
 
 /// How a database is examined before it is opened.
 pub(crate) type Examine = fn(File) -> Result<(), Damage>;
 
-/// The database, as the writer holds it.
+/// The database, and what the writer needs to open it again.
 pub(crate) struct Standings {
     folder: Folder,
     examine: Examine,
@@ -49,7 +50,7 @@ pub(crate) struct Standings {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Commit {
     Done,
-    /// The database is closed for a moment.
+    /// Nothing was written: the database stays closed for a moment.
     Waits,
 }
 
@@ -88,14 +89,16 @@ impl Standings {
         Ok(Commit::Done)
     }
 
-    /// Ends the closed time of the database, because the next commit is the last attempt.
+    /// Lets the next commit open a closed database at once, because that commit is the last
+    /// attempt.
     pub(crate) fn hurry(&mut self) {
         if let State::Closed { until } = &mut self.state {
             *until = Instant::now();
         }
     }
 
-    /// Damage found here is left to the next start, which handles it.
+    /// Examines the database and opens it. Damage found here is left to the next start, which
+    /// handles it.
     fn open_again(&self) -> Result<Database, redb::Error> {
         (self.examine)(self.folder.open(DATABASE, How::Change)?)
             .map_err(|damage| io::Error::other(damage.to_string()))?;
@@ -103,7 +106,7 @@ impl Standings {
     }
 }
 
-/// Opens the database and reads it. If it is damaged, it is quarantined, and a new one is started.
+/// Opens the database and reads it. A damaged database is quarantined, and a new one is started.
 fn open_database(folder: &Folder, examine: Examine, kept: &mut Kept) -> Result<Database, RecordError> {
     let path = || folder.path_of(DATABASE);
     let failed = |error: redb::Error| RecordError::Database(path(), error);
@@ -133,14 +136,14 @@ fn open_database(folder: &Folder, examine: Examine, kept: &mut Kept) -> Result<D
 /// input.
 pub(crate) fn examine_apart(file: File) -> Result<(), Damage> {
     let unknown = |error: io::Error| Damage::Unknown(error.to_string());
-    // Runs the daemon's own code even if the file has been replaced since the daemon started.
+    // This path runs the daemon's own code even if the daemon's file was replaced since the start.
     let mut command = std::process::Command::new("/proc/self/exe");
     command.arg("--examine").stdin(Stdio::from(file)).stdout(Stdio::null()).stderr(Stdio::piped());
     let ended = command.output().map_err(unknown)?;
     let said = String::from_utf8_lossy(&ended.stderr).trim().escape_debug().to_string();
     match ended.status.code() {
         Some(0) => Ok(()),
-        // A panic, which aborts in a release build. Any other signal came from outside the process.
+        // A panic exits with 101, or aborts in a release build. Any other signal proves no damage.
         Some(code) if code == i32::from(BROKEN_EXIT) || code == 101 => Err(Damage::Broken(said)),
         None if ended.status.signal() == Some(nix::sys::signal::Signal::SIGABRT as i32) => Err(Damage::Broken(said)),
         _ => Err(Damage::Unknown(format!("{}: {said}", ended.status))),
@@ -313,7 +316,7 @@ mod tests {
         is_full.store(true, Ordering::Relaxed);
         assert!(standings.commit(&one("full"), &head(2), now).is_err());
         is_full.store(false, Ordering::Relaxed);
-        // Notes that arrive meanwhile do not reopen it sooner.
+        // Notes that arrive meanwhile do not reopen the database sooner.
         assert_eq!(standings.commit(&one("full"), &head(2), now).unwrap(), Commit::Waits);
         let later = now + OPEN_AGAIN_AFTER;
         assert_eq!(standings.commit(&one("full"), &head(2), later).unwrap(), Commit::Done);

@@ -1,4 +1,4 @@
-//! What is known of tenants, and the rules for it. This module knows no process.
+//! Tenants as data, and their rules: policy, quota, scripts. Nothing here depends on processes.
 
 pub(crate) mod in_flight;
 pub(crate) mod policy;

@@ -94,7 +94,8 @@ impl TenantPattern {
         if self.open { tenant.starts_with(&self.beginning) } else { tenant == self.beginning }
     }
 
-    /// How specific the pattern is: a longer one more than a shorter one, a full name most.
+    /// How specific the pattern is. A longer pattern is more specific than a shorter one, and a
+    /// full name is the most specific.
     pub(crate) fn exactness(&self) -> (bool, usize) {
         (!self.open, self.beginning.len())
     }
@@ -145,7 +146,7 @@ impl Default for Quota {
 /// (`ranges`).
 pub(crate) const IN_FLIGHT: (u32, u32) = (1, 10_000);
 pub(crate) const PER_SECOND: (u32, u32) = (1, 1_000_000);
-/// A policy is sent, stored and compared as a whole, so the number and length of its names is
+/// A policy is sent, stored and compared as a whole, so the number and length of its names are
 /// bounded too.
 pub(crate) const SECRETS: (u32, u32) = (0, MAX_SECRETS);
 const NAME_BYTES: (u32, u32) = (0, MAX_POLICY_NAME_BYTES);
@@ -154,13 +155,13 @@ const NAME_BYTES: (u32, u32) = (0, MAX_POLICY_NAME_BYTES);
 const SECRET_BYTES: usize = 64;
 
 impl Policy {
-    /// What the policy holds beside its numbers.
+    /// The bytes of the policy's names, which the uid that set the policy is charged for.
     pub(crate) fn bytes(&self) -> u64 {
         let secrets = self.secrets.iter().map(|name| name.len() + SECRET_BYTES).sum::<usize>();
         (secrets + self.owner.as_ref().map_or(0, String::len)) as u64
     }
 
-    /// Whether the daemon can enforce every value.
+    /// Checks that every value is one that the daemon can enforce.
     pub(crate) fn check(&self, max_memory_mb: u32) -> Result<(), OutOfRange> {
         let (limits, quota) = (&self.limits, &self.quota);
         let count = |count: usize| u32::try_from(count).unwrap_or(u32::MAX);
@@ -193,7 +194,7 @@ pub(crate) struct Store {
     folder: Mutex<Folder>,
 }
 
-/// A policy as stored, and the uid that set it, which is charged for what it holds.
+/// A policy as stored, and the uid that set it, which is charged for the policy's names.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) struct KeptPolicy {
     pub(crate) policy: Policy,
@@ -287,7 +288,8 @@ fn read_policy(
     let set_by = text.as_object_mut().and_then(|keys| keys.remove(SET_BY));
     let set_by = serde_json::from_value(set_by.unwrap_or_default()).map_err(|error| format!("{SET_BY}: {error}"))?;
     let mut policy: Policy = serde_json::from_value(text).map_err(|error| error.to_string())?;
-    // The operator may have lowered the ceiling since; the rest of the policy still holds.
+    // The operator may have lowered `workers.max_memory_mb` since; the rest of the policy still
+    // applies.
     policy.limits.memory_mb = policy.limits.memory_mb.min(max_memory_mb);
     policy.check(max_memory_mb).map_err(|error| error.to_string())?;
     Ok((name, KeptPolicy { policy, set_by }))
@@ -365,7 +367,7 @@ mod tests {
         assert_eq!(fs::read_to_string(&victim).unwrap(), r#"{"allow_eval": true}"#);
         let (_, read) = open(dir.path());
         assert_eq!(read.into_keys().collect::<Vec<_>>(), ["a".parse().unwrap()]);
-        // A folder that was replaced meanwhile is not written to.
+        // If the folder was replaced meanwhile, policies still go to the folder that was opened.
         fs::rename(&tenants, dir.path().join("away")).unwrap();
         std::os::unix::fs::symlink(dir.path(), &tenants).unwrap();
         drop(store.put(&"b".parse().unwrap(), &Policy::default(), 7).unwrap());

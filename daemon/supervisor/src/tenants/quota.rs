@@ -97,7 +97,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn never_more_than_burst_and_rate_allow(steps in proptest::collection::vec(0_u64..200, 1..200)) {
+        fn no_more_runs_begin_than_burst_and_rate_allow(steps in proptest::collection::vec(0_u64..200, 1..200)) {
             let start = Instant::now();
             let mut account = Account::new(&QUOTA, start);
             let (mut at, mut begun) = (0, 0_u64);

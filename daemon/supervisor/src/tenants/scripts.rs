@@ -1,8 +1,8 @@
 //! Scripts that a tenant has registered under an id. The code stays here; an isolate of it may
 //! exist in the tenant's current home.
 //!
-//! The code is encoded once, and is sent along with a run whose home has no isolate of it: so a
-//! tenant that moves takes its scripts with it.
+//! The code is encoded once, and is sent along with a run if the run's home has no isolate of the
+//! script. So a tenant that moves takes its scripts with it.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -12,7 +12,7 @@ use axum::body::Bytes;
 use crate::share::Held;
 use enisle_wire::limits::RequestedLimits;
 
-/// Scripts that one tenant may register.
+/// How many scripts one tenant may register.
 pub(crate) const MOST_SCRIPTS: usize = 100;
 /// The bytes of all scripts of one tenant together; a single script may use all of them.
 pub(crate) const MOST_BYTES: usize = 64 << 20;
@@ -38,15 +38,15 @@ pub(crate) struct NewScript {
     pub(crate) frames: Box<[u8]>,
     /// Where the `Code` frame begins.
     pub(crate) code_at: usize,
-    /// `None` if the request named none.
+    /// `None` if the request set none.
     pub(crate) limits: Option<Box<RequestedLimits>>,
-    /// Digest of the request: a script is unchanged if the bytes of the request are.
+    /// Digest of the request. A script is unchanged if the bytes of the request are the same.
     pub(crate) digest: [u8; 32],
     pub(crate) _held: Held,
 }
 
 impl Script {
-    /// The bytes that the script holds.
+    /// The length of the script's frames.
     pub(crate) fn bytes(&self) -> usize {
         self.content.frames.len()
     }

@@ -1,9 +1,9 @@
 //! One tenant, as the daemon knows it: its policy, its quota, its scripts, and its standing.
 //!
 //! The daemon may know a hundred thousand tenants, most of which have done next to nothing, so each
-//! is small. State that only a tenant with a home needs is made with its first home and dropped
-//! after its last ([`Life`]); the usage of its runs is kept, and is small ([`Usage`]). Equal
-//! policies share one allocation.
+//! is small. Suspicion and probation, which few tenants need, are allocated when they begin, and
+//! dropped once the tenant has no home and is not suspected ([`Life`]). The usage of a tenant's
+//! runs is kept, and is small ([`Usage`]). Equal policies share one allocation.
 
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -19,10 +19,10 @@ use crate::tenants::policy::{Policy, TenantName};
 use crate::tenants::quota::Account;
 use crate::tenants::scripts::Scripts;
 
-/// Moves that are remembered of a tenant without a home and without a policy of its own.
+/// How many moves are remembered of a tenant without a home and without a policy of its own.
 const MOVES_OF_ABSENT: usize = 2;
 
-/// One tenant, known to the daemon since it started or from its records.
+/// One tenant that the daemon knows, from a request or from its records.
 #[derive(Debug)]
 pub(crate) struct Tenant {
     pub(crate) name: TenantName,
@@ -39,26 +39,27 @@ pub(crate) struct Tenant {
     pub(crate) unwritten: AtomicBool,
     /// `None` until it has run something.
     usage: OnceLock<Box<Mutex<Usage>>>,
-    /// `None` if it has no home and is not suspected of anything.
+    /// `None` if it is neither suspected nor on probation.
     life: Mutex<Option<Box<Life>>>,
     /// Its share of the supply of names.
     name_held: Held,
 }
 
-/// A policy, and the charge for it if it holds more than a few numbers.
+/// A policy, and the charge for it if it contains names.
 #[derive(Debug)]
 struct Kept {
     policy: Arc<Policy>,
     _held: Option<Box<Held>>,
 }
 
-/// What is kept of a tenant while it has a home, and shortly after.
+/// Why a tenant is kept apart for a while: a suspicion or probation.
 #[derive(Debug, Default)]
 struct Life {
-    /// It was in a process whose death is unattributed.
+    /// Set after an unattributed death in the tenant's process, and for the tenant that held most
+    /// of its memory.
     suspicion: Option<Suspicion>,
-    /// Its home was made while this uid's budget of deaths was used up. It lives alone until all
-    /// those deaths are forgiven.
+    /// The tenant's home was made while this uid's budget of deaths was used up. Until all those
+    /// deaths are forgiven, the tenant lives alone, or with others on probation.
     probation: Option<u32>,
 }
 
@@ -102,7 +103,7 @@ pub(crate) struct Usage {
     /// Ends that came from a home that the tenant had left, and were discarded.
     pub(crate) fenced: u64,
     pub(crate) cpu_us: u64,
-    /// How many homes it has had.
+    /// How many homes the tenant has had.
     homes: u64,
     /// Runs that have ended, each counted once, by outcome in the order of [`Outcome::ALL`].
     ended: [u32; Outcome::ALL.len()],
@@ -192,8 +193,8 @@ impl Tenant {
         self.life.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Drops what only a tenant with a home needs, and, unless an operator has set its policy, all
-    /// but its last moves, which the audit log also has. Only for a tenant without a home.
+    /// Only for a tenant without a home. Drops its [`Life`], unless it is still suspected, and all
+    /// but its last moves, unless an operator has set its policy. The audit log has all moves.
     pub(crate) fn tidy(&self) {
         if !self.has_policy.load(Ordering::Relaxed) {
             self.standing().forget_moves_but(MOVES_OF_ABSENT);
@@ -238,7 +239,8 @@ impl Tenant {
         self.retries_alone.store(true, Ordering::SeqCst);
     }
 
-    /// The tenant was in a process whose death is unattributed.
+    /// Keeps the tenant apart for this long: with the suspects of its half, or alone if there is no
+    /// `case`.
     pub(crate) fn suspect(&self, case: Option<Case>, secs: u64) {
         let until = Instant::now() + Duration::from_secs(secs);
         self.life().get_or_insert_default().suspicion = Some(Suspicion { case, until });
@@ -252,7 +254,7 @@ impl Tenant {
         self.note_end();
     }
 
-    /// Whether the tenant is kept apart because of an unattributed death.
+    /// Whether the tenant is kept apart as a suspect.
     pub(crate) fn kept_apart(&self) -> Option<Apart> {
         let suspicion = self.suspicion()?;
         let left = suspicion.until.saturating_duration_since(Instant::now());
@@ -274,7 +276,7 @@ impl Tenant {
         self.life().as_deref()?.probation
     }
 
-    /// Those deaths are forgiven.
+    /// The deaths for which the tenant is on probation are forgiven.
     pub(crate) fn end_probation(&self) {
         if let Some(life) = self.life().as_deref_mut() {
             life.probation = None;
@@ -289,14 +291,14 @@ impl Tenant {
         self.standing().level().max(if alone { Level::Solo } else { Level::Shared })
     }
 
-    /// The levels that its standing, and everything together, demand.
+    /// The level that the standing demands, and the level that everything together demands.
     pub(crate) fn needs(&self) -> Needs {
         // This is a statement of its own, because `wanted_level` takes the same lock.
         let standing = self.standing().level();
         Needs { standing, wanted: self.wanted_level() }
     }
 
-    /// The traits that decide with which tenants it may share a process.
+    /// The traits that decide which tenants may share a process with this one.
     pub(crate) fn traits(&self, outdated_engine: bool, rules: &Rules, now: Time) -> Traits {
         let circumstances = self.circumstances(outdated_engine);
         let standing = self.standing();
@@ -327,7 +329,7 @@ impl Tenant {
         usage.homes
     }
 
-    /// Whether nothing is known of the tenant that must be remembered, wherever it lives.
+    /// Whether nothing is known of the tenant that must be remembered. Does not check its homes.
     pub(crate) fn may_be_forgotten(&self, rules: &Rules, now: Time) -> bool {
         !self.has_policy.load(Ordering::Relaxed)
             && self.in_flight() == 0
@@ -336,7 +338,7 @@ impl Tenant {
             && self.standing().is_slight(rules, now)
     }
 
-    /// The uid that is charged for its name.
+    /// The uid that is charged for the tenant's name.
     pub(crate) fn charged_to(&self) -> u32 {
         self.name_held.uid()
     }
@@ -353,7 +355,7 @@ mod tests {
     }
 
     #[test]
-    fn what_a_home_needs_is_dropped_with_it_and_what_the_runs_used_is_kept() {
+    fn probation_is_dropped_with_the_last_home_and_what_the_runs_used_is_kept() {
         let tenant = tenant();
         assert_eq!((tenant.next_token(), tenant.next_token()), (1, 2));
         tenant.usage().note(Outcome::Violation);
@@ -385,7 +387,7 @@ mod tests {
         assert!(tenant.life().is_none());
     }
 
-    /// With a hundred thousand tenants, all of which have run something, each byte is 100 KB.
+    /// With a hundred thousand tenants, all of which have run something, each byte costs 100 KB.
     #[test]
     fn a_tenant_that_lives_nowhere_is_small() {
         assert!(size_of::<Tenant>() <= 336, "{}", size_of::<Tenant>());

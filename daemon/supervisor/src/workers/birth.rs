@@ -28,7 +28,8 @@ use crate::workers::death::Death;
 /// `doctor` and placement must agree on the number of keys.
 const _: () = assert!(keys::PROCESSOR_KEYS - keys::RESERVED_KEYS == MAX_TENANTS_PER_PROCESS);
 
-/// From `exec` to `Ready`: the jail and V8 take some 20 ms, but the machine may be busy.
+/// How long a start may take, from `exec` to `Ready`. The jail and V8 take some 20 ms, but the
+/// machine may be busy.
 pub(crate) const START_TIMEOUT: Duration = Duration::from_secs(20);
 /// How many lines a worker may print before the rest is dropped; V8's last words are a few lines.
 const STDERR_LINES: usize = 6;
@@ -44,7 +45,7 @@ pub(crate) struct Blueprint {
     pub(crate) sealing: LayerSet,
     pub(crate) tenants_per_process: u32,
     pub(crate) memory: Memory,
-    /// As root, the first uid of workers; otherwise workers keep the daemon's uid.
+    /// The first uid of workers; `None` if the daemon is not root: then workers keep its uid.
     pub(crate) uid_base: Option<u32>,
     next_id: AtomicU64,
     spawner: std::sync::mpsc::Sender<SpawnJob>,
@@ -55,10 +56,10 @@ type SpawnJob = Box<dyn FnOnce() + Send>;
 /// How much private memory a worker may commit (`RLIMIT_DATA`), in MiB.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Memory {
-    /// For V8 itself, and one largest allocation on the way to an `exceededMemory`.
+    /// For V8 itself, and for one largest allocation before a run ends as `exceededMemory`.
     pub(crate) base_mb: u64,
-    /// For heap and buffers of each tenant: the most that a policy may grant, and a sealed tenant's
-    /// limit.
+    /// The most that a policy may grant a tenant, and a sealed tenant's limit. Each counts twice,
+    /// for the tenant's heap and for its buffers.
     pub(crate) tenant_mb: u64,
     pub(crate) sealed_mb: u64,
 }
@@ -149,7 +150,7 @@ impl Blueprint {
     }
 }
 
-/// A worker that was started and reports that it is ready; not yet verified.
+/// A worker that was started and told its role; neither ready nor verified yet.
 pub(crate) struct Newborn {
     pub(crate) id: u64,
     pub(crate) plan: Plan,
@@ -227,7 +228,7 @@ impl Newborn {
         }
     }
 
-    /// How the process ended, if it has ended by itself.
+    /// How the process ended, if it ends by itself within half a second.
     async fn ended(&mut self) -> Option<String> {
         for _ in 0..100 {
             match self.started.try_collect() {
@@ -242,7 +243,7 @@ impl Newborn {
 /// Has a jailed worker make the startup snapshot, and waits for the worker to end.
 ///
 /// Once in some thousand starts V8 finds no room for its cage between the process's own mappings,
-/// whose addresses the kernel randomizes. Another process has them elsewhere, so a new attempt
+/// whose addresses the kernel randomizes. A new process has other addresses, so a new attempt
 /// succeeds.
 pub(crate) async fn make_snapshot(blueprint: &Arc<Blueprint>) -> Result<Vec<u8>, StartError> {
     for _ in 1..SNAPSHOT_TRIES {
@@ -275,8 +276,8 @@ fn random() -> u64 {
     u64::from_ne_bytes(bytes)
 }
 
-/// Logs the first lines that a worker prints (V8's last words), bounded and escaped. The lines
-/// after those are addresses, which are of no use, and are dropped.
+/// Logs the first lines that a worker prints (V8's last words), bounded and escaped. Later lines
+/// are dropped: they are addresses, which are of no use.
 async fn log_stderr(worker: u64, pipe: OwnedFd) {
     let Ok(pipe) = tokio::net::unix::pipe::Receiver::from_owned_fd(pipe) else { return };
     let mut lines = BufReader::new(pipe);

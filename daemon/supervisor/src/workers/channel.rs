@@ -44,7 +44,7 @@ pub(crate) async fn read_len(channel: &mut (impl AsyncReadExt + Unpin), cap: usi
     body_len(header, cap)
 }
 
-/// Reads the rest of a frame of that length, whose `beginning` has been read.
+/// Reads and decodes the rest of a frame of `len` bytes, whose `beginning` has been read.
 pub(crate) async fn read_body<T: DeserializeOwned>(
     channel: &mut (impl AsyncReadExt + Unpin),
     beginning: Vec<u8>,

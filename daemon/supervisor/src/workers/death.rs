@@ -11,12 +11,12 @@ use crate::workers::violation;
 /// How a worker process ended.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Death {
-    /// We killed it, for this reason.
+    /// The supervisor killed it, for this reason.
     Killed(String),
     /// Its seccomp filter killed it for a system call that no worker makes, without a record of the
     /// thread.
     Filter,
-    /// A fault, as the worker recorded it.
+    /// It ended by a fault, as the worker recorded it.
     Fault(Fault),
     OutOfMemory,
     GaveUp,
@@ -33,7 +33,7 @@ impl Death {
             WaitStatus::Exited(_, GAVE_UP_EXIT) => faults.read().map_or(Self::GaveUp, Self::Fault),
             WaitStatus::Exited(_, code) => Self::Exited(code),
             WaitStatus::Signaled(_, Signal::SIGSYS, _) => Self::Filter,
-            // The process may have been killed between its record and its exit.
+            // The process may have been killed after it wrote the record and before it exited.
             WaitStatus::Signaled(_, signal @ Signal::SIGKILL, _) => {
                 faults.read().map_or(Self::Signaled(signal), Self::Fault)
             }

@@ -1,4 +1,4 @@
-//! The end of a worker process: the evidence from before it, and the verdict.
+//! The end of a worker process: the evidence that was gathered before, and the verdict.
 
 use std::sync::OnceLock;
 use std::time::Duration;
@@ -15,19 +15,19 @@ use crate::workers::violation;
 /// kind counts.
 #[derive(Debug, Default)]
 pub(super) struct Evidence {
-    /// The slot whose tenant the process is killed for, and what that tenant did, if the supervisor
-    /// observed it.
+    /// The slot whose tenant the process is killed for, and what the supervisor saw that tenant do.
     pub(super) culprit: OnceLock<(Slot, Signal)>,
-    /// The slot on whose run V8 gave up, by its thread's last words, and whether that run was over
-    /// its own limit.
+    /// The slot on whose run V8 gave up, and whether that run was over its own limit. Both are from
+    /// the last frame of the slot's thread.
     pub(super) gave_up: OnceLock<(Slot, bool)>,
     /// The process is killed for something that one of its tenants did, and it is unknown which.
     pub(super) misbehaved: OnceLock<Signal>,
 }
 
 impl Evidence {
-    /// How the process ended, as the verdict needs it, and on which slot's thread. What the kernel
-    /// recorded takes precedence over what the process reported.
+    /// How the process ended, as the verdict needs it, and on which slot's thread. The record of a
+    /// fault takes precedence over what the supervisor saw. What the supervisor saw takes
+    /// precedence over the thread's last frame, and the last frame over the exit status.
     pub(super) fn ending(&self, death: &Death, zone: &Zone) -> (Ending, Option<Slot>) {
         let words = self.gave_up.get().copied();
         if let Death::Fault(fault) = death {

@@ -1,20 +1,21 @@
 //! How much memory a worker process holds, read from outside, and which of its tenants holds it.
 //!
-//! Memory on an island belongs to the island's tenant. The address of other memory says nothing
-//! about whose it is; it is credited in two ways:
+//! Memory on an island belongs to the island's tenant. Other memory does not show by its address
+//! which tenant holds it. It is credited in two ways:
 //!
 //! | memory outside the islands | credited to |
 //! |---|---|
 //! | on an account that the worker keeps | the slot that the worker names |
-//! | the rest, touched since the last reading | a slot, if only its page faults explain it |
+//! | the rest, touched since the last reading | the slot whose page faults alone explain it |
 //!
 //! Two kinds of a thread's page faults explain nothing outside the islands: those for memory on its
-//! own island, and those for memory that its account took and gave back, which libc may keep.
+//! own island, and those for memory that went on its account. That memory is on the account, or the
+//! slot gave it back and libc may keep it.
 //!
-//! A piece of memory that several slots may have touched is credited to none of them, and a busy
-//! neighbour has page faults too. So a slot gains little by falsifying its account: if the account
-//! is too low, what the slot holds stays uncredited at most; if it is too high, the slot blames
-//! itself.
+//! Memory that several slots may have touched is credited to none of them, and a busy neighbour's
+//! page faults are enough for that. So a slot gains little by falsifying its account. If the
+//! account is too low, the best for the slot is that its memory stays uncredited; if the account is
+//! too high, the slot blames itself.
 
 use std::collections::BTreeMap;
 
@@ -30,7 +31,7 @@ use crate::workers::threads::Faults;
 pub(crate) struct Reading {
     /// As reported by the kernel.
     pub(crate) held: Held,
-    /// Page faults before and after `held` was read. Memory read in between had its page fault
+    /// The page faults before and after `held` was read. All memory in `held` had its page fault
     /// before the second count.
     pub(crate) faults: [Faults; 2],
     /// What each slot has taken outside the islands, as the worker alleges.
@@ -43,7 +44,7 @@ impl Reading {
     }
 }
 
-/// A page fault brings in this much memory, unless the kernel makes huge pages unasked.
+/// A page fault brings in this much memory, unless the kernel uses huge pages without being asked.
 const FAULT_BYTES: u64 = 4096;
 
 /// What the readings of one process have shown.
@@ -63,7 +64,7 @@ pub(crate) struct Holdings {
 pub(crate) struct Unexplained {
     pub(crate) bytes: u64,
     pub(crate) most: u64,
-    /// How many readings in a row have found that.
+    /// How many readings in a row have found too much.
     pub(crate) readings: u32,
 }
 
@@ -76,8 +77,8 @@ impl Holdings {
     pub(crate) fn record(&mut self, reading: Reading) {
         let before = std::mem::replace(&mut self.last, reading);
         let grown = |of: fn(&Self, &Reading) -> u64| of(self, &self.last).saturating_sub(of(self, &before));
-        // The smaller of the two growths: memory that is taken off an account was already there
-        // before.
+        // Memory that is taken off an account makes the unexplained part grow, but it was there
+        // before. So the smaller of the two growths counts.
         let growth = grown(Self::unexplained).min(grown(Self::brought_in));
         let ([since, _], [_, now]) = (&before.faults, &self.last.faults);
         let all = now.all.saturating_sub(since.all);
@@ -86,17 +87,18 @@ impl Holdings {
             let others = all.saturating_sub(own).saturating_mul(FAULT_BYTES);
             let resident = |held| island(held, *slot).resident;
             let on_island = resident(&self.last.held).saturating_sub(resident(&before.held));
-            // Memory that the slot took by its account and gave back may lie free in libc, and
-            // belongs to no tenant.
+            // Memory that went on the account is there, or was given back: then it may lie free in
+            // libc, and belongs to no tenant.
             let given = taken(&self.last, *slot).ever.saturating_sub(taken(&before, *slot).ever);
             let own = own.saturating_mul(FAULT_BYTES).saturating_sub(on_island).saturating_sub(given);
             let certain = growth.saturating_sub(others).min(own);
-            // A thread that gives back most of what it touches need not hold the rest.
+            // A thread that gives back most of what it touches need not be the holder of the rest.
             if certain >= own / 2 {
                 *self.touched.entry(*slot).or_default() += certain;
             }
         }
-        // Memory that was given back may have been any slot's, so all credits shrink in proportion.
+        // Memory that was given back may have been any slot's, so all credits for touched memory
+        // shrink in proportion.
         let most = self.grown().saturating_sub(self.last.on_accounts());
         let touched = self.touched.values().sum::<u64>();
         if touched > most {
@@ -111,7 +113,7 @@ impl Holdings {
         committed.min(outside.resident.saturating_sub(self.began.resident))
     }
 
-    /// The part of that which is on no account.
+    /// The part of [`Self::brought_in`] that is on no account.
     fn unexplained(&self, reading: &Reading) -> u64 {
         self.brought_in(reading).saturating_sub(reading.on_accounts())
     }
@@ -141,13 +143,14 @@ impl Holdings {
         self.last.held.outside.committed.saturating_sub(self.began.committed)
     }
 
-    /// The part of that which is credited to none of these slots.
+    /// The part of [`Self::grown`] that is credited to none of these slots.
     fn uncredited(&self, tenants: &[Slot]) -> u64 {
         let credited = tenants.iter().map(|slot| self.credit(*slot)).fold(0, u64::saturating_add);
         self.grown().saturating_sub(credited)
     }
 
-    /// Whether more is held outside the islands than `most`; counts the readings that found so.
+    /// What is held outside the islands, if it is more than `most`; counts the readings in a row
+    /// that found too much.
     pub(crate) fn too_much(&mut self, most: u64) -> Option<Unexplained> {
         let bytes = self.grown();
         if bytes <= most {
@@ -190,7 +193,7 @@ fn island(held: &Held, slot: Slot) -> Bytes {
     held.islands.get(slot.0 as usize).copied().unwrap_or_default()
 }
 
-/// `whole`, shared out: `part` of `all` parts.
+/// Shares out `whole`: the amount for `part` of `all` parts.
 fn share(whole: u64, part: u64, all: u64) -> u64 {
     let share = u128::from(whole) * u128::from(part) / u128::from(all.max(1));
     u64::try_from(share).unwrap_or(u64::MAX)
@@ -202,7 +205,7 @@ mod tests {
 
     const MIB: u64 = 1 << 20;
 
-    /// Memory all of which is resident.
+    /// Memory in MiB, all of it both committed and resident.
     fn held(islands: [u64; 2], outside: u64) -> Held {
         let bytes = |mib: u64| Bytes { resident: mib * MIB, committed: mib * MIB };
         Held { islands: islands.map(bytes).to_vec(), outside: bytes(outside) }
@@ -212,7 +215,8 @@ mod tests {
         (0..).map(Slot).zip(counts).collect()
     }
 
-    /// A reading with as many faults as bring in that many MiB; accounts in MiB.
+    /// A reading with as many page faults as bring in `faults_mib`, and with `taken_mib` on the
+    /// accounts.
     fn reading(held: Held, faults_mib: [u64; 2], taken_mib: [u64; 2]) -> Reading {
         let counts = faults_mib.map(|mib| mib * MIB / FAULT_BYTES);
         let faults = Faults { all: counts.iter().sum(), of: both(counts) };
@@ -264,8 +268,8 @@ mod tests {
         let mut holdings = Holdings::new(held([0, 0], 100));
         holdings.record(reading(held([0, 0], 500), [3, 0], [0, 0]));
         assert_eq!((holdings.of(Slot(0)), holdings.largest_outside(&BOTH)), (3 * MIB, None));
-        // Reserves that no thread has touched, and file pages, do not come from page faults on the
-        // heap.
+        // The growth counts only if it is both committed and resident, so not reserves that no
+        // thread has touched, and not file pages.
         let one_sided = |resident: u64, committed: u64| {
             let mut held = held([0, 0], 0);
             held.outside = Bytes { resident: resident * MIB, committed: committed * MIB };
@@ -284,7 +288,8 @@ mod tests {
         gone.faults[1].of.remove(&Slot(1));
         holdings.record(gone);
         assert_eq!(holdings.of(Slot(0)), 0);
-        // The page faults fell between the first fault count of the last reading and its memory.
+        // The page faults happened between the first count of the last reading and the reading of
+        // its memory.
         let mut holdings = Holdings::new(held([0, 0], 100));
         let mut first = reading(held([0, 0], 100), [0, 400], [0, 0]);
         first.faults[0] = Faults::default();
@@ -321,14 +326,14 @@ mod tests {
         for (forged, who) in [(0, Some(Slot(0))), (320 * MIB, Some(Slot(0))), (u64::MAX, Some(Slot(0)))] {
             assert_eq!(honest(forged), (who, who, 80 * MIB), "{forged}");
         }
-        // A slot that takes itself off its account does not shift the memory to a neighbour that
-        // has page faults.
+        // A slot that empties its account does not shift its memory to a neighbour that has page
+        // faults.
         let mut holdings = Holdings::new(held([0, 0], 100));
         holdings.record(reading(held([0, 0], 500), [320, 80], [320, 80]));
         holdings.record(reading(held([0, 0], 500), [320, 480], [0, 80]));
         assert_eq!((holdings.largest_outside(&BOTH), holdings.of(Slot(1))), (None, 80 * MIB));
-        // The memory on no account is too little to credit, and too much for the slot that
-        // falsified its own account.
+        // Either slot may have touched the memory on no account, so it is credited to neither. It
+        // is more than what the honest slot holds, so that slot is not named either.
         let mut holdings = Holdings::new(held([0, 0], 100));
         holdings.record(reading(held([0, 0], 500), [400, 500], [0, 80]));
         assert_eq!(holdings.largest_outside(&BOTH), None);

@@ -1,8 +1,8 @@
 //! Inspects a worker from outside before it has a tenant: whether its jail and keys are as planned,
 //! and how much memory it holds to begin with.
 //!
-//! Reading a process's mappings takes some milliseconds, so an inspection runs on a thread that may
-//! block, and owns what it needs: [`Inspection::run`] is the only way to run one.
+//! Reading a process's mappings takes some milliseconds, so [`Inspection::run`] inspects on a
+//! thread that may block. For that thread, an inspection owns everything that it needs.
 
 use std::sync::Arc;
 
@@ -32,7 +32,8 @@ pub(crate) struct Inspection {
 pub(crate) struct Inspected {
     /// What is wrong with the worker, in words.
     pub(crate) findings: Vec<String>,
-    /// What it holds; empty if the worker failed, or has ended, which its owner reports.
+    /// What the worker holds; empty if there are findings, or if the worker has ended, which its
+    /// owner reports.
     pub(crate) held: Held,
 }
 

@@ -1,5 +1,5 @@
-//! Which tasks still read from the threads of a process: the end of the process is judged only
-//! after everything its threads sent was read.
+//! Counts the tasks that still read from the threads of a process. The end of the process is judged
+//! after they have read everything that the threads sent, or after a bounded wait for that.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -52,7 +52,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_listener_that_is_never_dropped_is_not_waited_for_for_ever() {
+    async fn the_wait_for_a_listener_that_is_never_dropped_ends() {
         let listeners = Listeners::default();
         let _one = listeners.one_more();
         listeners.have_heard_all(Duration::from_millis(1)).await;

@@ -17,8 +17,8 @@ use crate::config::{Config, Keys};
 use crate::descriptors::{self, DescriptorsError};
 use crate::workers::birth::{Blueprint, Memory, StartError, make_snapshot};
 
-/// Private memory that a worker may commit beside its tenants': for V8, and one largest allocation
-/// on the way to an `exceededMemory`.
+/// Private memory that a worker may commit besides the memory for its tenants: for V8 itself, and
+/// for one largest allocation before a run ends as `exceededMemory`.
 const WORKER_BASE_MB: u64 = 2048;
 
 #[derive(Debug, thiserror::Error)]
@@ -44,7 +44,7 @@ pub(crate) enum MachineError {
 pub(crate) struct Machine {
     pub(crate) posture: Posture,
     pub(crate) capacity: Capacity,
-    /// Worker processes at one time.
+    /// How many worker processes there may be at one time.
     pub(crate) processes: usize,
 }
 
@@ -104,13 +104,13 @@ impl Workers {
     }
 }
 
-/// Finds what a start would refuse about this machine or the worker program, which must make a
-/// snapshot. Nothing is kept.
+/// Fails if a start of the daemon would fail because of this machine, or because the worker program
+/// cannot make a snapshot. Nothing is kept.
 pub(crate) async fn check(config: &Config, program: PathBuf) -> Result<(), MachineError> {
     Workers::make(config, &probe(config)?, program).await.map(drop)
 }
 
-/// The layers that workers use here: all that the machine has.
+/// The layers that workers use here: all that the machine has and that can be used together.
 fn jail_layers(posture: &Posture) -> LayerSet {
     let layers = posture.layers();
     if layers.has(Layer::Namespaces) {
@@ -119,7 +119,7 @@ fn jail_layers(posture: &Posture) -> LayerSet {
     // Without a mount namespace of its own a worker must not change the mounts.
     let layers = layers.without(Layer::EmptyRoot);
     // An ordinary user cannot inspect an undumpable process outside a user namespace of theirs, and
-    // a worker that cannot be verified gets no tenant: verification is worth more.
+    // a worker that cannot be verified gets no tenant. Verification is worth more than this layer.
     if nix::unistd::geteuid().is_root() { layers } else { layers.without(Layer::NotDumpable) }
 }
 

@@ -1,5 +1,5 @@
-//! Worker processes and their slots. This module knows no tenant: [`crate::homes`] decides which
-//! tenant has a slot, and what the end of a process means for it.
+//! Worker processes and their slots, without tenants: [`crate::homes`] decides which tenant has
+//! which slot, and what the end of a process means for its tenants.
 
 pub(crate) mod birth;
 pub(crate) mod channel;

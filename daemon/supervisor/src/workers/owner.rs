@@ -5,7 +5,8 @@
 //! start ─▶ (clone, exec, Start) ─▶ Ready? ─▶ verified? ─▶ living ─▶ ended ─▶ heard ─▶ judged
 //!             └─ refused, late, or failed verification ─▶ killed before it has a tenant
 //! ```
-//! Only this task writes to the control channel, kills the process, and reaps it.
+//! Once the worker is living, only this task writes to the control channel, kills the process, and
+//! reaps it.
 
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
@@ -36,14 +37,15 @@ use crate::workers::process::{Command, Worker};
 use crate::workers::slots::{Overrun, Slots};
 use crate::workers::threads;
 
-/// After a process has ended, how long reading its threads' last frames may take. Their readers
-/// have nothing else to do, unless they are waiting for memory for an answer.
+/// How long reading the threads' last frames may take after a process has ended. The tasks that
+/// read them have nothing else to do, unless they are waiting for memory for an answer.
 const LAST_WORDS_TIMEOUT: Duration = Duration::from_millis(500);
 
-/// What the end of a process means for the tenants that lived in it.
+/// Applies the end of a process to the tenants that lived in it.
 pub(crate) type OnExit = Box<dyn FnOnce(&Worker, &Exit) + Send>;
 
-/// Starts a host and verifies it. `on_exit` is called once, before the end is visible to others.
+/// Starts a worker that hosts tenants, and verifies it. `on_exit` is called once, before the rest
+/// of the daemon can see the end of the process.
 pub(crate) async fn start(
     blueprint: &Arc<Blueprint>,
     level: Level,
@@ -60,7 +62,7 @@ pub(crate) async fn start(
     };
     let zone = newborn.zone.clone();
     let tags = ready.keys.map(|keys| Tags { zone: zone.clone(), keys: keys.tenants, jit: keys.jit });
-    // The worker has no tenant yet.
+    // The worker has no tenant yet, so `held` is what the process began with.
     let Inspected { findings, held } = Inspection::of(blueprint, &newborn, tags.clone()).run().await?;
     if !findings.is_empty() {
         let (worker, pid) = (newborn.id, newborn.started.pid.as_raw());
@@ -125,7 +127,8 @@ impl Owner {
                 let _ = pidfd.readable().await;
                 let ended = started.collect().map_or(Death::Unknown, |status| Death::of(status, &self.worker.record));
                 let death = match (killed, ended) {
-                    // The process had ended by itself before it was killed.
+                    // With a record of a fault, the process had ended by itself before it was
+                    // killed.
                     (_, fault @ Death::Fault(_)) => fault,
                     (Some(why), _) => Death::Killed(why),
                     (None, ended) => ended,
@@ -145,8 +148,8 @@ impl Owner {
         judged.send_replace(Some(Arc::new(exit)));
     }
 
-    /// The CPU time of the thread that the process is to be killed for. The thread may still exist,
-    /// so the kernel is asked, not the thread.
+    /// The CPU time of the thread that the process is to be killed for, as reported by the kernel:
+    /// the thread may still exist and has recorded nothing.
     fn computed_by_culprit(&self) -> Option<(Slot, Duration)> {
         let (slot, _) = *self.worker.evidence.culprit.get()?;
         let computed = threads::computed(self.worker.pid, self.worker.thread_of(slot)?)?;
@@ -171,7 +174,7 @@ impl Owner {
         Exit { computed: computed.or(on_record), ..exit }
     }
 
-    /// Runs until the process ends by itself (`None`) or is to be killed (returns the reason).
+    /// Returns when the process has ended by itself (`None`), or is to be killed (with the reason).
     async fn live(
         &mut self,
         pidfd: &AsyncFd<OwnedFd>,
@@ -244,7 +247,7 @@ impl Owner {
             }
             if let FromWorker::Failed(why) = &frame {
                 tracing::warn!(worker = self.worker.id, %why, "a worker cannot go on");
-                // As if it had exited for a reason that is not known.
+                // This counts like an exit for an unknown reason.
                 self.worker.misbehaves(Signal::Unattributed);
                 self.worker.kill("it could not go on".to_owned());
             }

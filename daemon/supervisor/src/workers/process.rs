@@ -1,5 +1,5 @@
-//! A running worker process, as the rest of the daemon holds it. The task that owns it is in
-//! [`crate::workers::owner`].
+//! A running worker process, as the rest of the daemon uses it. The task that owns the process is
+//! in [`crate::workers::owner`].
 
 use std::os::fd::OwnedFd;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -25,12 +25,11 @@ use crate::workers::slots::{Overrun, Slots};
 use crate::workers::threads;
 use crate::workers::violation::{self, Attack};
 
-/// How long a worker's threads may differ from what was reported of them, because one of them is
-/// just ending.
+/// How long the kernel may report too few confined threads: other threads start and end meanwhile.
 const CONFINEMENT_TIMEOUT: Duration = Duration::from_secs(2);
 
-/// A process is read again once it has committed this fraction of its bound (one part in 32) since
-/// the last reading.
+/// The memory of a process is read again once the process has committed one part in this many of
+/// its bound since the last reading.
 const READ_AFTER_PART: u64 = 32;
 
 /// A command to the process's owner.
@@ -42,7 +41,7 @@ pub(super) enum Command {
     Kill(String),
 }
 
-/// A running worker process, as the rest of the daemon holds it.
+/// A running worker process.
 #[derive(Debug)]
 pub(crate) struct Worker {
     pub(crate) id: u64,
@@ -55,7 +54,7 @@ pub(crate) struct Worker {
     pub(super) commands: mpsc::UnboundedSender<Command>,
     /// It never holds more than one tenant, so whatever happens in it is that tenant's doing.
     pub(crate) holds_one: bool,
-    /// Which key each page of its islands should carry; `None` where the layer is off.
+    /// Which key each page of its islands should carry; `None` if the layer is off.
     pub(super) tags: Option<Tags>,
     pub(super) zone: Zone,
     pub(super) layers: LayerSet,
@@ -81,7 +80,8 @@ impl Worker {
         let _ = self.commands.send(command);
     }
 
-    /// Admits a tenant. The end of the process is not judged before the listener is dropped.
+    /// Admits a tenant. If the process ends, the owner waits for the listener to be dropped, for a
+    /// bounded time, before it judges that end.
     pub(crate) fn admit(&self, admit: Admit, channel: OwnedFd) -> Listener {
         self.slots().admit(admit.slot);
         self.command(Command::Admit { admit, channel });
@@ -104,7 +104,8 @@ impl Worker {
         self.slots().overrun(slot)
     }
 
-    /// Whether the process has ended. Until that is judged, it admits no tenant and is not dead.
+    /// Whether the process has ended. From then on it admits no tenant, but it counts as dead only
+    /// when its end is judged.
     pub(crate) fn has_ended(&self) -> bool {
         self.ended.load(Ordering::Relaxed)
     }
@@ -118,15 +119,15 @@ impl Worker {
         self.slots.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Whether only one tenant was ever here: then whatever happens here is its doing.
+    /// Whether only one tenant was ever here: then whatever happens here is that tenant's doing.
     pub(crate) fn was_one_tenants(&self) -> bool {
         let judged = self.exit.borrow().as_ref().map(|exit| exit.was_one_tenants);
         judged.unwrap_or_else(|| self.holds_one || self.slots().count() == 1)
     }
 
-    /// Called when a tenant's thread first reports that it is ready: the kernel must report filters
-    /// of its own for it. Other threads start and end meanwhile, so a mismatch is checked again for
-    /// a while.
+    /// Called when a tenant's thread first reports that it is ready. According to the kernel, at
+    /// least as many threads must have a filter of their own as have reported that they are ready.
+    /// Other threads start and end meanwhile, so a mismatch is checked again for a while.
     pub(crate) async fn check_confinement(&self, slot: Slot) -> Result<(), String> {
         self.slots().note_confined(slot);
         if !self.layers.has(Layer::ThreadFilter) {
@@ -153,13 +154,13 @@ impl Worker {
         threads::thread_named(self.pid, &format!("tenant-{}", slot.0))
     }
 
-    /// The attack behind a fault in this process, if it was one.
+    /// The attack that a fault in this process shows, if it shows one.
     pub(crate) fn attack(&self, fault: &Fault) -> Option<Attack> {
         violation::attack(fault, &self.zone)
     }
 
-    /// The findings of the oracle, in words: pages of islands that do not carry the key that they
-    /// should. May take some 50 ms.
+    /// Describes the pages of islands that do not carry the key that they should. May take some
+    /// 50 ms.
     pub(crate) fn mistagged(&self) -> Vec<String> {
         let Some(tags) = &self.tags else { return Vec::new() };
         // A process that cannot be read has ended, which its owner reports.
@@ -184,7 +185,7 @@ impl Worker {
         }
     }
 
-    /// Whether it has committed enough since the last reading for another one to be due.
+    /// Whether it has committed so much since the last reading that another reading is due.
     pub(crate) fn has_grown(&self) -> bool {
         let now = tags::committed(self.pid).unwrap_or_default();
         now > self.memory().committed() + self.bound / READ_AFTER_PART
@@ -200,19 +201,19 @@ impl Worker {
         self.memory().island(slot).resident
     }
 
-    /// Whether the last reading found more outside the islands than the tenants explain.
+    /// What the last reading found outside the islands, if that is more than the tenants explain.
     pub(crate) fn unexplained(&self) -> Option<Unexplained> {
         let most = self.slots().count();
         self.memory().too_much(self.rules.most_outside(most))
     }
 
-    /// Whether the last reading found too much.
+    /// Whether the last reading found too much outside the islands.
     pub(crate) fn is_over(&self) -> bool {
         self.memory().is_over()
     }
 
-    /// Asks one of its tenants to leave, the one that holds most first. Returns its slot, and
-    /// whether it is known to hold most.
+    /// Asks one of its tenants to leave: the one that holds most, if known. Returns that tenant's
+    /// slot, and whether the tenant is known to hold most.
     pub(crate) fn send_one_away(&self) -> Option<(Slot, bool)> {
         let mut slots = self.slots();
         let here = slots.wanted();
@@ -252,12 +253,12 @@ impl Worker {
         self.exit.borrow().clone()
     }
 
-    /// Whether the process has ended, and this slot is exonerated.
+    /// Whether the process has ended, and its end exonerates this slot.
     pub(crate) fn blames_another(&self, slot: Slot) -> bool {
         self.exit().is_some_and(|exit| exit.consequence.exonerates(slot))
     }
 
-    /// Whether the process has ended, and this slot is blamed.
+    /// Whether the process has ended, and its end is blamed on this slot.
     pub(crate) fn blames(&self, slot: Slot) -> bool {
         self.exit().is_some_and(|exit| exit.consequence.blames(slot))
     }

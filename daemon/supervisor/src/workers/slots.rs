@@ -8,8 +8,8 @@ use enisle_wire::tenant::RunId;
 
 use crate::workers::birth::START_TIMEOUT;
 
-/// A run that its worker could not end, or whose remains it could not dispose of; the process was
-/// killed for it.
+/// A run that its worker could not end, or whose remains the worker could not dispose of in time.
+/// The process was killed for that.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Overrun {
     pub(crate) run: RunId,
@@ -19,11 +19,11 @@ pub(crate) struct Overrun {
 /// The state of a slot to which a tenant was admitted.
 #[derive(Debug, Default)]
 struct SlotState {
-    /// Its thread has reported that it is ready, and has not ended.
+    /// The tenant's thread has reported that it is ready, and has not ended.
     confined: bool,
-    /// When its tenant left; its last work may still be ending.
+    /// When the tenant left; its last work may still be ending.
     left: Option<Instant>,
-    /// Its tenant must leave, because the process holds more than its tenants explain.
+    /// The tenant must leave, because the process holds more memory than its tenants explain.
     unwanted: bool,
     overrun: Option<Overrun>,
 }

@@ -41,8 +41,8 @@ pub(crate) fn faults_of(process: Pid) -> Option<Faults> {
     Some(Faults { all: faults(&stat)?, of })
 }
 
-/// Parses the text of `/proc/PID/stat`, or of a thread's. A thread's name, in parentheses, may
-/// contain anything.
+/// The minor page faults in the text of `/proc/PID/stat`, or of a thread's `stat`. The thread's
+/// name, in parentheses, may contain anything.
 pub(crate) fn faults(stat: &str) -> Option<u64> {
     stat.rsplit_once(')')?.1.split_whitespace().nth(7)?.parse().ok()
 }

@@ -1,4 +1,4 @@
-//! Tells an attack that a layer stopped from a crash, by the record of a fault.
+//! Distinguishes an attack that a layer stopped from a crash, by the record of the fault.
 
 use enisle_cordon::blame::NULL_PAGE_BYTES;
 use enisle_cordon::{Ending, Signal, Site};
@@ -7,7 +7,7 @@ use enisle_hardening::fault::{Fault, Kind};
 use enisle_hardening::islands::Zone;
 use enisle_wire::control::Slot;
 
-/// The same number on every processor (signal(7)).
+/// SIGABRT has the same number on every processor (signal(7)).
 const SIGABRT: i32 = nix::sys::signal::Signal::SIGABRT as i32;
 
 /// The `si_code` of a fault for which the processor did not report the address (sigaction(2)).
@@ -23,12 +23,12 @@ pub(crate) struct Attack {
     pub(crate) victim: Option<Slot>,
 }
 
-/// Whether a fault is an attack.
+/// The attack that a fault shows, if it shows one.
 ///
-/// These are: an access through a closed key, a key that is open and should not be, a refused
-/// system call, and an access to another tenant's island, mapped or not, because V8's guard regions
-/// keep every honest access on the thread's own island. Any other bad address is a crash, and so is
-/// V8 giving up.
+/// These faults are attacks: an access through a closed key, a key that is open and should not be,
+/// a refused system call, and an access by a tenant's thread to another tenant's island. That
+/// address need not be mapped, because V8's guard regions keep every honest access on the thread's
+/// own island. An access to any other bad address is a crash, and so is V8 giving up.
 pub(crate) fn attack(fault: &Fault, zone: &Zone) -> Option<Attack> {
     let victim = |address: u64| {
         let address = usize::try_from(address).ok()?;
@@ -53,8 +53,8 @@ pub(crate) fn attack(fault: &Fault, zone: &Zone) -> Option<Attack> {
     }
 }
 
-/// A fault, as the verdict needs it. `certain`: the run was over its own limit, by its thread's
-/// last words.
+/// A fault, as the verdict needs it. `certain`: the thread's last frame said that the run was over
+/// its own limit.
 pub(crate) fn ending(fault: &Fault, zone: &Zone, certain: bool) -> Ending {
     match (attack(fault, zone), fault.kind) {
         (Some(_), Kind::Refused { .. }) => Ending::Attack(Signal::RefusedCall),
@@ -74,8 +74,8 @@ pub(crate) fn ending(fault: &Fault, zone: &Zone, certain: bool) -> Ending {
     }
 }
 
-/// Describes a fault in words, for logs and errors. Addresses in the worker are for operators only,
-/// and are in events.
+/// Describes a fault in words, for logs and errors, without addresses. Addresses in the worker are
+/// for operators only, and are in events.
 pub(crate) fn describe(fault: &Fault) -> String {
     match fault.kind {
         Kind::ClosedKey { key, .. } => {

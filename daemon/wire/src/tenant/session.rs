@@ -28,9 +28,9 @@ pub enum ProtocolError {
     LogFlood(u64),
 }
 
-/// What a line counts for besides its text: its time, level and length.
+/// How many bytes a line counts for besides its text: for its time, level and length.
 const LINE_OVERHEAD_BYTES: u64 = 16;
-/// What a log frame counts for besides its lines. Each line may be a frame of its own.
+/// How many bytes a log frame counts for besides its lines. Each line may be a frame of its own.
 const FRAME_OVERHEAD_BYTES: u64 = 16;
 
 /// The supervisor's view of one tenant channel.
@@ -39,14 +39,14 @@ pub struct Session {
     warm: bool,
     left: bool,
     running: Option<RunId>,
-    /// The code of the run has not been sent.
+    /// Whether the code of the run has not been sent yet.
     may_need_code: bool,
     log_bytes: u64,
     log_cap: u64,
 }
 
 impl Session {
-    /// The thread has a warm isolate and no run.
+    /// Whether the thread has a warm isolate and no run.
     #[must_use]
     pub fn is_idle(&self) -> bool {
         self.warm && self.running.is_none()
@@ -57,8 +57,8 @@ impl Session {
         self.running
     }
 
-    /// Notes that a run is to be sent, with its code or without. False if one is in progress: the
-    /// caller must then not send it.
+    /// Notes that a run is to be sent, with its code or without. Returns false if another run is in
+    /// progress; then the caller must not send this one.
     #[must_use]
     pub fn start(&mut self, run: RunId, limits: &Limits, with_code: bool) -> bool {
         if self.running.is_some() {
@@ -122,8 +122,8 @@ impl Session {
         if self.log_bytes > self.log_cap { Err(ProtocolError::LogFlood(self.log_cap)) } else { Ok(()) }
     }
 
-    /// Counts a log frame that was not decoded, by its bytes, which are at most what its lines
-    /// would have counted for.
+    /// Counts a log frame that was not decoded, by its bytes. That is at most what its lines would
+    /// have counted for.
     ///
     /// # Errors
     /// As for [`Session::accept`].

@@ -1,6 +1,7 @@
 //! What the engine requests from the kernel directly.
 
-/// Fills `bytes` with random bytes from the kernel. False if it cannot; V8 then ends the process.
+/// Fills `bytes` with random bytes from the kernel. False if the kernel gives none; if V8 wanted
+/// the bytes, it then ends the process.
 pub(super) fn fill_random(bytes: &mut [u8]) -> bool {
     let mut rest = bytes;
     while !rest.is_empty() {
@@ -14,8 +15,8 @@ pub(super) fn fill_random(bytes: &mut [u8]) -> bool {
     true
 }
 
-/// Ends every thread of the process at once, running nothing. For callbacks that must not return to
-/// V8.
+/// Ends the process with all its threads at once: no destructor and no exit handler runs. For
+/// callbacks that must not return to V8.
 pub(super) fn exit_now(code: libc::c_int) -> ! {
     // SAFETY: _exit has no preconditions.
     unsafe { libc::_exit(code) }

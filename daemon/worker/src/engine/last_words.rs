@@ -1,5 +1,5 @@
-//! What a run reports when V8 cannot continue: whose run it was, before the process ends.
-//! [`super::memory::heap_limit`] tries to keep it from coming to that.
+//! When V8 cannot continue, the thread reports which run it was executing, and ends the process.
+//! [`super::memory::heap_limit`] tries to end the run before that happens.
 
 use std::cell::Cell;
 use std::os::fd::{AsRawFd, RawFd};
@@ -11,12 +11,14 @@ use enisle_wire::{MAX_FROM_TENANT_BYTES, encode};
 
 use super::kernel::exit_now;
 
-/// What the thread reports if V8 cannot continue: prepared, because reporting must not allocate.
-/// Plain values, because a handler reads them, at any point of the thread's life.
+/// What the thread reports if V8 cannot continue. It is prepared before the run, because reporting
+/// must not allocate. Its fields are plain values, because a signal handler reads them, at any
+/// point of the thread's life.
 #[derive(Debug, Clone, Copy)]
 struct LastWords {
     channel: RawFd,
-    /// The frame for a run that is over its own heap limit, and the one for a run that may not be.
+    /// The frame for a run that is over its own memory limit, and the frame for a run that may not
+    /// be.
     certain: Frame,
     uncertain: Frame,
     over_its_limit: bool,
@@ -26,8 +28,8 @@ thread_local! {
     static LAST_WORDS: Cell<Option<LastWords>> = const { Cell::new(None) };
 }
 
-// The first use of a thread-local with a destructor registers it, which allocates, and the
-// thread-local is gone before its thread: in a handler neither is acceptable.
+// A thread-local with a destructor is registered on its first use, which allocates, and is
+// destroyed before its thread has ended. A handler can accept neither.
 const _: () = assert!(!std::mem::needs_drop::<Cell<Option<LastWords>>>());
 
 /// `Aborting`, encoded.
@@ -38,7 +40,7 @@ struct Frame {
 }
 
 impl Frame {
-    /// Header, tag, a run's identifier, and whether it is certain: at most 25 bytes.
+    /// The header, the tag, a run's identifier and `certain`: at most 25 bytes.
     const MOST: usize = 32;
 
     /// Empty if the encoding does not fit, which cannot happen.
@@ -62,8 +64,8 @@ const PLENTY: usize = 64 << 20;
 
 /// V8 cannot continue: reports whose run it was, and ends the process.
 pub(super) unsafe extern "C" fn out_of_memory(_: *const std::ffi::c_char, _: &v8::OomDetails) {
-    // The memory that the process could still commit tells the two cases apart: if that is plenty,
-    // V8 has met the heap's own limit; otherwise the process is out of memory.
+    // If the process could still commit plenty of memory, V8 has reached the heap's own limit.
+    // Otherwise the process is out of memory.
     if enisle_hardening::fault::may_commit(PLENTY) {
         it_is_over_its_limit();
     }
@@ -73,7 +75,7 @@ pub(super) unsafe extern "C" fn out_of_memory(_: *const std::ffi::c_char, _: &v8
 }
 
 /// V8 has given up because one of its own checks failed, for example the check that no array
-/// exceeds the maximum length. Runs in a handler.
+/// exceeds the maximum length. Runs in a signal handler.
 pub(super) extern "C" fn gave_up() {
     say_last_words();
     exit_now(GAVE_UP_EXIT);
@@ -81,19 +83,22 @@ pub(super) extern "C" fn gave_up() {
 
 fn say_last_words() {
     if let Some(words) = LAST_WORDS.get() {
-        // SAFETY: the descriptor is open as long as its tenant's thread, which is this one.
+        // SAFETY: the descriptor is open as long as its tenant's thread lives, and that is this
+        // thread.
         let channel = unsafe { std::os::fd::BorrowedFd::borrow_raw(words.channel) };
         let frame = if words.over_its_limit { &words.certain } else { &words.uncertain };
         let _ = nix::unistd::write(channel, frame.bytes());
     }
 }
 
-/// The run has met its own memory limit, whatever happens next.
+/// The run has reached its own memory limit. The last words say so from now on, however the process
+/// ends.
 pub(super) fn it_is_over_its_limit() {
     LAST_WORDS.set(LAST_WORDS.get().map(|words| LastWords { over_its_limit: true, ..words }));
 }
 
-/// The tenant's native memory is so far over its limit that waiting for the run to end is not safe.
+/// Ends the process: the tenant's native memory is so far over its limit that it is not safe to
+/// wait until the run ends.
 #[cold]
 pub(super) fn over_the_limit() -> ! {
     it_is_over_its_limit();
@@ -102,7 +107,7 @@ pub(super) fn over_the_limit() -> ! {
     exit_now(OUT_OF_MEMORY_EXIT);
 }
 
-/// The process has no memory left, whichever tenant took it.
+/// Ends the process, which has no memory left, whichever tenant took it.
 #[cold]
 pub(super) fn no_memory_left() -> ! {
     enisle_hardening::fault::out_of_memory();

@@ -1,5 +1,5 @@
-//! A script's modules: compiled, linked and imported by exact name, and only from what came with
-//! the run.
+//! A script's modules: compiled, linked and imported by exact name. A script can import its own
+//! modules and two built-in ones, and nothing else.
 
 use std::collections::HashMap;
 use std::ffi::c_char;
@@ -12,11 +12,11 @@ use super::memory::{confinement, quota};
 use super::values::throw;
 use crate::watchdog::Watched;
 
-/// What `import { WorkerEntrypoint } from …` may name; the first is the name that code for
-/// Dynamic Workers uses.
+/// The built-in modules, which export `WorkerEntrypoint`. The first has the name that code for
+/// Cloudflare's Dynamic Workers imports.
 const BUILT_IN: [&str; 2] = ["cloudflare:workers", "enisle:workers"];
 
-/// The name of the one module of the short form.
+/// The name of the one module in the short form of code (`Code::Short`).
 pub(super) const SHORT_NAME: &str = "main.js";
 
 /// The modules of one run.
@@ -34,14 +34,14 @@ pub(in crate::engine) struct Modules {
 #[derive(Debug, Clone)]
 struct Source {
     kind: ModuleKind,
-    /// V8 may hold it too: a large source exists once.
+    /// V8 may use the same bytes, so that a large source exists only once.
     body: Arc<[u8]>,
-    /// The source is an expression, for a module that exports it.
+    /// Whether the source is compiled as an expression, in a module that exports its value.
     expression: bool,
 }
 
 impl Modules {
-    /// Splits a run's code into modules. Returns the main module's name with them.
+    /// Splits a run's code into modules. Returns them with the main module's name.
     pub(super) fn new(code: Code, worker_entrypoint: v8::Global<v8::Value>) -> (Self, String) {
         let (main, modules) = match code {
             Code::Modules { main, modules } => (main, modules),
@@ -62,8 +62,8 @@ impl Modules {
         self.names.get(&hash)?.iter().find(|(known, _)| known == module).map(|(_, name)| name.as_str())
     }
 
-    /// From now on the short form's source, which may be an expression, is compiled as a module
-    /// that exports it. Returns what was compiled before.
+    /// From now on the source in the short form counts as an expression: it is compiled in a module
+    /// that exports its value. Returns the module that was compiled before.
     pub(super) fn wrap_expression(&mut self) -> Option<v8::Global<v8::Module>> {
         if let Some(source) = self.sources.get_mut(SHORT_NAME) {
             source.expression = true;
@@ -76,7 +76,7 @@ impl Modules {
         self.compiled.remove(SHORT_NAME)
     }
 
-    /// The source was not an expression after all.
+    /// The source was not an expression after all: puts back the module that was compiled before.
     pub(super) fn unwrap_expression(&mut self, statement: v8::Global<v8::Module>) {
         self.compiled.insert(SHORT_NAME.to_owned(), statement);
     }
@@ -124,7 +124,7 @@ pub(super) fn compile<'s>(
 /// limit each time the worker compiles it, and an expression is compiled twice.
 const OUTSIDE_FROM_BYTES: usize = 64 << 10;
 
-/// A module's text as a string of V8. It is made once, because a module is compiled once.
+/// A module's text as a string of V8.
 fn text_of<'s>(scope: &v8::PinScope<'s, '_>, body: &Arc<[u8]>) -> Option<v8::Local<'s, v8::String>> {
     if body.len() < OUTSIDE_FROM_BYTES || !body.is_ascii() {
         return v8::String::new_from_utf8(scope, body, v8::NewStringType::Normal);
@@ -134,7 +134,7 @@ fn text_of<'s>(scope: &v8::PinScope<'s, '_>, body: &Arc<[u8]>) -> Option<v8::Loc
     // reference that was taken here.
     let text = unsafe { v8::String::new_external_onebyte_raw(scope, bytes.cast_mut().cast(), length, give_back) };
     if text.is_none() {
-        // SAFETY: V8 has not taken it.
+        // SAFETY: V8 has not taken the reference.
         drop(unsafe { Arc::from_raw(bytes) });
     }
     text
@@ -143,7 +143,7 @@ fn text_of<'s>(scope: &v8::PinScope<'s, '_>, body: &Arc<[u8]>) -> Option<v8::Loc
 /// V8 no longer needs a string that [`text_of`] made.
 unsafe extern "C" fn give_back(bytes: *mut c_char, length: usize) {
     let bytes = std::ptr::slice_from_raw_parts(bytes.cast::<u8>(), length);
-    // SAFETY: pointer and length are those of `Arc::into_raw` there.
+    // SAFETY: pointer and length are those of the reference that `text_of` gave to V8.
     drop(unsafe { Arc::from_raw(bytes) });
 }
 
@@ -171,7 +171,7 @@ fn synthetic<'s>(
     Some(v8::Module::create_synthetic_module(scope, name, &[export], steps))
 }
 
-/// Finds the module behind one `import`, when V8 asks for it.
+/// Finds the module that one `import` names, when V8 asks for it.
 fn lookup<'s>(
     scope: &mut v8::PinScope<'s, '_>,
     importer: &str,
@@ -206,7 +206,7 @@ fn lookup<'s>(
     compile(scope, specifier, 0)
 }
 
-/// The `type` among import attributes, which are given as `step` entries each.
+/// The import attribute `type`, if there is one. Each attribute takes `step` entries of the array.
 fn type_attribute(
     scope: &v8::PinScope<'_, '_>,
     attributes: v8::Local<'_, v8::FixedArray>,
@@ -235,7 +235,7 @@ pub(super) fn resolve<'s>(
     let attribute = type_attribute(scope, attributes, 3);
     let hash = referrer.get_identity_hash();
     let referrer = v8::Global::new(scope, referrer);
-    // Linking runs no code of the script, so V8 does not notice there that the run was ended.
+    // While it links, V8 runs no code of the script, and so does not notice that the run was ended.
     if scope.get_slot::<Arc<Watched>>()?.cause().is_some() {
         return throw(scope, v8::Exception::error, "the run was ended");
     }
@@ -257,8 +257,8 @@ pub(super) fn import_dynamically<'s>(
         None => v8::undefined(scope).into(),
     };
     // The import is not carried out now: a module that is being evaluated may import itself, and V8
-    // ends the process on a nested evaluation. A job of its own runs when the current one is over,
-    // as the language specifies.
+    // ends the process on a nested evaluation. A job of its own carries the import out after the
+    // current job, as the language specifies.
     let what = v8::Array::new_with_elements(scope, &[resource, specifier.into(), attribute]);
     let later = v8::Function::builder(import_later).data(what.into()).build(scope)?;
     let resolver = v8::PromiseResolver::new(scope)?;
@@ -267,7 +267,8 @@ pub(super) fn import_dynamically<'s>(
     resolver.get_promise(scope).then(scope, later)
 }
 
-/// The job behind `import(…)`. An exception in it rejects the promise that the script holds.
+/// The job that carries out an `import(…)`. An exception in it rejects the promise that the script
+/// got.
 fn import_later<'s>(
     scope: &mut v8::PinScope<'s, '_>,
     args: v8::FunctionCallbackArguments<'s>,
@@ -286,7 +287,8 @@ fn import_later<'s>(
     }
 }
 
-/// Links and evaluates a module; the promise yields its namespace, after top-level `await`.
+/// Links and evaluates a module. The promise yields the module's namespace, after top-level
+/// `await`.
 fn evaluated_namespace<'s>(
     scope: &mut v8::PinScope<'s, '_>,
     module: v8::Local<'s, v8::Module>,
@@ -316,8 +318,8 @@ fn evaluate_data<'s>(
     let value: v8::Local<'_, v8::Value> = match source.kind {
         ModuleKind::Data => {
             let bytes = Arc::clone(&source.body);
-            // V8 ends the process if a buffer that the host makes is refused, so this is checked
-            // first.
+            // V8 ends the process if a buffer that the host makes is refused, so the room is
+            // checked first.
             if !quota::has_room(bytes.len()) {
                 let text = format!("{name} does not fit the run's memory (limits.memoryMb)");
                 return throw(scope, v8::Exception::range_error, &text);
@@ -337,7 +339,7 @@ fn evaluate_data<'s>(
     Some(v8::undefined(scope).into())
 }
 
-/// Parses a JSON module; an error contains its name.
+/// Parses a JSON module. An error contains the module's name.
 fn parse_json<'s>(
     scope: &mut v8::PinScope<'s, '_>,
     name: &str,

@@ -1,5 +1,5 @@
-//! Starting V8: its flags, what it would otherwise look up later, and the signals that end the
-//! process.
+//! Starting V8: its flags, what it would otherwise read from files later, and the signals that end
+//! the process.
 
 use std::io;
 
@@ -10,46 +10,51 @@ use super::last_words;
 use super::memory::mappings::Reserved;
 use super::memory::{account, commons, date_patterns, hooks, icu_caches};
 
-/// The flags that V8 starts with. Frozen afterwards (`--freeze-flags-after-init` is V8's default).
+/// The flags that V8 starts with in every worker. Once it has started, V8 freezes its flags
+/// (`--freeze-flags-after-init` is its default).
 ///
 /// * `single-threaded`: a pool thread of V8 would work on all tenants' heaps, with no tenant's key.
-/// * `sandbox-prohibit-insecure-mode`: too little address space for whole cages ends the process,
-///   instead of silently leaving cages without guard regions.
+/// * `sandbox-prohibit-insecure-mode`: if the address space is too small for whole cages, V8 ends
+///   the process, instead of silently making cages without guard regions.
 /// * `no-wasm-native-module-cache`: that cache is shared by all cages of the process.
 /// * `stack-size` (KiB): V8's own default on this architecture, a quarter of a tenant thread's
 ///   stack.
-/// * `concurrent-marking-max-worker-num`: 0 means one for each thread of the platform. It has none,
-///   so V8 allocates no tables for seven.
-/// * `memory-saver-mode`: ICU's memory that dead objects hold is freed with each garbage
-///   collection, not in a task of V8, which nothing here would run.
+/// * `concurrent-marking-max-worker-num`: 0 means one worker for each thread of the platform. The
+///   platform has none, so V8 allocates no tables for seven workers.
+/// * `memory-saver-mode`: each garbage collection frees the memory of ICU that dead objects hold.
+///   Without this flag V8 leaves that to a task, and nothing here runs V8's tasks.
 const FLAGS: &str = "--single-threaded --sandbox-prohibit-insecure-mode --no-wasm-native-module-cache \
                      --stack-size=984 --concurrent-marking-max-worker-num=0 --memory-saver-mode";
 
-/// Garbage is collected after a certain amount was allocated, however long that took. A script sees
-/// a collection by its `WeakRef`s; V8's own schedule depends on how fast script and collector are,
-/// which makes it a clock that moves inside a turn. What each of these would measure (V8's heap/):
+/// With these flags V8 collects garbage after a certain amount was allocated, however long that
+/// took. A script can see a collection by its `WeakRef`s. V8's own schedule depends on how fast the
+/// script and the collector are, so a script could use it as a clock that moves inside a turn. What
+/// V8 measures without each flag (files in V8's heap/):
 ///
 /// * `incremental-marking`: how much a step marks depends on its duration (incremental-marking.cc).
-/// * `heap-growing-percent`: the next limit depends on both speeds (heap-controller.cc), up to
-///   twice what is alive. Half more is what it was on average.
-/// * the semispaces: they shrink when little is allocated in a millisecond, and grow again
-///   (`Heap::ShouldResizeNewSpace`). A heap begins with one MiB.
-/// * `scavenger-updates-allocation-limit`: only when little is allocated in a millisecond
-///   (`Heap::RecomputeLimits`).
+/// * `heap-growing-percent`: the next limit depends on both speeds (heap-controller.cc), and is up
+///   to twice what is alive. On average it was one and a half times that, and now it always is.
+/// * `min-semi-space-size` and `max-semi-space-size` (MiB): the semispaces shrink when little is
+///   allocated in a millisecond, and grow again (`Heap::ShouldResizeNewSpace`). They begin with 1
+///   MiB, and now keep that size.
+/// * `scavenger-updates-allocation-limit`: a scavenge updates the limit only when little is
+///   allocated in a millisecond (`Heap::RecomputeLimits`).
 const UNTIMED_FLAGS: &str = "--no-incremental-marking --heap-growing-percent=50 --min-semi-space-size=1 \
                              --max-semi-space-size=1 --no-scavenger-updates-allocation-limit";
 
-/// No code but JavaScript. The attack harness also allocates through WebAssembly's memories.
+/// Scripts can run no code but JavaScript. Only the attack harness has WebAssembly, to allocate
+/// through its memories.
 const WASM_FLAGS: &str = if cfg!(feature = "attack-natives") { "" } else { "--no-expose-wasm" };
 
-/// For a sealed worker: only the interpreter, also for regular expressions, and V8 never requests a
-/// code range.
+/// For a sealed worker: V8 only interprets, also regular expressions, and never requests a code
+/// range.
 const JITLESS_FLAGS: &str = "--jitless";
 
-/// For the maker. V8's own snapshot has the hash seed that the archive was built with, which is
-/// public, so names that collide under it can be computed. With this flag V8 rehashes what it
-/// restores with a random seed, which the worker's snapshot then has. Hosts restore that as it is:
-/// rehashing it for each isolate takes about 7 % of a turn.
+/// For the maker. V8's own snapshot has the hash seed that the archive was built with. That seed is
+/// public, so anyone can compute names that collide under it. With this flag V8 draws a random
+/// seed, and rehashes what it restores. The startup snapshot that the maker makes then has the
+/// random seed. Hosts restore the startup snapshot as it is, because rehashing takes about 7 % of a
+/// turn for each isolate.
 const MAKER_FLAGS: &str = "--rehash-snapshot";
 
 /// What V8 is started for.
@@ -73,8 +78,8 @@ unsafe extern "C" {
 }
 
 /// Starts V8 on the calling thread, which must be the ancestor of every thread that will enter an
-/// isolate: V8's key for JIT pages is inherited. Returns V8's version, and the reservation of
-/// `zone`: V8 puts nothing there while the reservation lives.
+/// isolate: a thread inherits its access to V8's key for JIT pages. Returns V8's version, and the
+/// reservation of the commons and of `zone`: V8 puts nothing there while the reservation lives.
 pub(crate) fn v8(zone: &Zone, purpose: Purpose) -> io::Result<(&'static str, Reserved)> {
     hooks::check()?;
     hooks::take_over_icu()?;
@@ -93,8 +98,9 @@ pub(crate) fn v8(zone: &Zone, purpose: Purpose) -> io::Result<(&'static str, Res
     v8::V8::initialize();
     hooks::make_what_is_shared();
     icu_caches::bound()?;
-    // V8's locks ask for the number and speed of the processors when two threads first contend for
-    // one: by then behind the filter. The answers are kept, so they are requested now.
+    // V8's locks ask for the number and the speed of the processors when two threads first contend
+    // for a lock, and by then the filter is installed. abseil keeps both answers, so the worker
+    // requests them now.
     // SAFETY: the function takes nothing and may be called at any time.
     unsafe { count_processors() };
     // SAFETY: as above.
@@ -107,9 +113,9 @@ pub(crate) fn v8(zone: &Zone, purpose: Purpose) -> io::Result<(&'static str, Res
 const WARM_UP: &str = r"new Date(2020, 1, 1).toString(); new Date(5).toLocaleString(); new Intl.DateTimeFormat().format(0);
     (1234.5).toLocaleString(); 'ab'.localeCompare('ac'); '\u00e9'.normalize('NFD'); /\p{L}/u.test('x'); new Intl.Collator()";
 
-/// Runs [`WARM_UP`] on a thread of its own, in V8's default group, which no tenant uses. The first
-/// thread also makes libc take a signal for itself, which must come before the filter: it lets no
-/// thread change handlers.
+/// Runs [`WARM_UP`] on a thread of its own, in V8's default group, which no tenant uses. Starting
+/// the first thread also makes libc install a signal handler of its own. That must happen before
+/// the filter is installed, because the filter lets no thread change handlers.
 pub(crate) fn warm_up() -> Result<(), &'static str> {
     std::thread::spawn(|| {
         let isolate = &mut v8::Isolate::new(v8::CreateParams::default());
@@ -118,7 +124,7 @@ pub(crate) fn warm_up() -> Result<(), &'static str> {
         let scope = &mut v8::ContextScope::new(scope, context);
         let script = v8::String::new(scope, WARM_UP).and_then(|source| v8::Script::compile(scope, source, None));
         script.and_then(|script| script.run(scope)).ok_or("V8's first script failed")?;
-        // Limits hold only if V8 calls the hooks that count.
+        // The limits of memory hold only if V8 calls the hooks that count.
         let before = account::buffers();
         let buffer = v8::ArrayBuffer::new(scope, 1000);
         let counted = account::buffers() - before;
@@ -129,9 +135,9 @@ pub(crate) fn warm_up() -> Result<(), &'static str> {
     if date_patterns::is_cache_found() { Ok(()) } else { Err("V8's cache of date patterns would have no bound") }
 }
 
-/// Takes over the signals of a fault. If V8 gives up, by a breakpoint or an undefined instruction,
-/// or libc, by SIGABRT, the handler first reports whose run it was. To be called before the filter,
-/// which lets no thread change handlers.
+/// Installs the handlers of the signals that a fault raises. If V8 gives up, by a breakpoint or an
+/// undefined instruction, or libc gives up, by SIGABRT, the handler first reports whose run it was.
+/// Call this before the filter is installed, because the filter lets no thread change handlers.
 pub(crate) fn set_signal_handlers() -> io::Result<()> {
     enisle_hardening::fault::handle(last_words::gave_up)?;
     #[cfg(feature = "attack-natives")]

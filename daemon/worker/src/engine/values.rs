@@ -1,9 +1,8 @@
 //! Values that pass between V8 and the worker: bounded texts, and errors that a script can catch.
 
-/// A string of at most `cap` bytes of `text`, and whether that was all of it.
+/// The beginning of `text` in at most `cap` bytes, and whether that is the whole text.
 pub(super) fn bounded_text(scope: &v8::Isolate, text: v8::Local<'_, v8::String>, cap: usize) -> (String, bool) {
-    // A UTF-16 unit takes at most three bytes, so this never allocates more than that times the
-    // cap.
+    // A UTF-16 unit takes at most three bytes, so a short text gets a buffer of less than `cap`.
     let mut bytes = vec![0; cap.min(text.length().saturating_mul(3))];
     let mut taken = 0;
     let flags = v8::WriteFlags::kReplaceInvalidUtf8;

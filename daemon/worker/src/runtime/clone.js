@@ -7,8 +7,8 @@ class DataCloneError extends Error {
   }
 }
 
-// The copy is made in the tenant's own heap, under its own limits; the buffer of V8's serializer is
-// not in that heap, nor under those limits.
+// Copies value by value. V8's serializer would first write everything to a buffer outside V8's
+// heap.
 function clone(value, seen) {
   if (typeof value === "function" || typeof value === "symbol") {
     throw new DataCloneError(`${inspect(value, 1, new Set())} could not be cloned`);

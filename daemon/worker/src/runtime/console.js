@@ -1,4 +1,4 @@
-// console: each call is one line of the run's log, in order, with its level.
+// console: each call that prints adds one line, with a level, to the run's log.
 const DEBUG = 0, LOG = 1, INFO = 2, WARN = 3, ERROR = 4;
 let indent = 0;
 const counts = new Map();

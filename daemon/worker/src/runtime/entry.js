@@ -8,8 +8,8 @@ class WorkerEntrypoint {
   }
 }
 
-// `exports` is the main module's namespace. Returns the result as JSON; or, if it is longer than
-// `outputBytes`, how many bytes it has at least.
+// `exports` is the main module's namespace. Returns the result as JSON; or, if the result is longer
+// than `outputBytes`, how many bytes it has at least.
 async function invoke(exports, entrypoint, method, argsJson, envJson, propsJson, outputBytes = Infinity) {
   timeOrigin = dateNow();
   const args = argsJson === "[]" ? [] : parseJson(argsJson);
@@ -38,8 +38,8 @@ async function invoke(exports, entrypoint, method, argsJson, envJson, propsJson,
   return json === undefined ? "null" : json;
 }
 
-// How many bytes the result may still have. A result that is too long is not written: that would
-// take many times its size before its bytes could be counted.
+// How many bytes the result may still have. A result that is too long is not written as JSON: that
+// would take many times its size before its bytes could be counted.
 let room = 0;
 const TOO_LONG = createObject(null);
 
@@ -68,7 +68,8 @@ function find(exports, entrypoint) {
   return entry;
 }
 
-// Own properties and those of the object's own classes; never those that every object has.
+// Looks for the method in the object and in its classes, never among the properties that every
+// object has.
 function findMethod(target, entrypoint, method) {
   const name = method === undefined ? "run" : method;
   for (let owner = target; owner !== null && owner !== ObjectPrototype; owner = getPrototypeOf(owner)) {
@@ -108,8 +109,8 @@ class ResultError extends TypeError {
 
 const open = new Set();
 
-// A copy of `value` that JSON carries completely, reading each getter once; otherwise an error that
-// says where.
+// Returns a copy of `value` that JSON can carry completely, and reads each getter once. If JSON
+// cannot carry it, throws an error that says which part is at fault.
 function plain(value, key, depth) {
   if (typeof value === "object" && value !== null) {
     // toJSON is called once, as JSON.stringify does: the value that it returns is not asked for a
@@ -169,7 +170,7 @@ function plainObject(value, depth) {
   for (let i = 0; i < keys.length; i++) {
     const own = typeof keys[i] === "string" ? descriptorOf(value, keys[i]) : undefined;
     if (own === undefined || !own.enumerable) continue;
-    // toJSON has been called, and JSON does not carry it.
+    // toJSON has been called already, and is not part of the result.
     if (keys[i] === "toJSON" && typeof own.value === "function") continue;
     take(keys[i].length);
     const item = step(value, keys[i], isIdentifier(keys[i]) ? `.${keys[i]}` : `[${stringifyJson(keys[i])}]`, depth);

@@ -1,5 +1,5 @@
-// Values as text, for console: bounded in depth, width and length, and without calling a getter or
-// a proxy's trap where that can be avoided.
+// Values as text, for console. Depth, width and the length of nested strings are bounded, and no
+// getter or proxy's trap is called if that can be avoided.
 const DEPTH = 4;
 const WIDTH = 100;
 
@@ -119,7 +119,7 @@ function list(open, close, parts) {
   return text + (close === "]" ? "]" : " }");
 }
 
-// An error as [name, message, stack], whatever was thrown.
+// Whatever was thrown, as an error's [name, message, stack].
 function describe(error) {
   if (typeof error !== "object" || error === null) {
     const text = typeof error === "string" ? error : inspect(error, 1, new Set());
@@ -153,7 +153,7 @@ function describe(error) {
   return [name, message, stack];
 }
 
-// The lines of a stack that are the script's own.
+// A stack without the lines that mention the runtime's file.
 function withoutRuntime(stack) {
   let text = "";
   for (let start = 0; start <= stack.length; ) {

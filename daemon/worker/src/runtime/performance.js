@@ -1,6 +1,6 @@
 // The clock that a script sees, and the name of the global object.
 
-// The clock stands still while code runs: it shows the time of the last event, like Date.
+// The clock stands still while code runs: like Date, it shows the time at which the turn began.
 let timeOrigin = 0;
 const performance = {};
 define(performance, "now", function now() {

@@ -1,6 +1,7 @@
 // The language's own functions, taken before a tenant's code can replace them. The runtime calls
-// nothing else: a tenant that poisons a prototype affects itself, never the runtime. Spreading and
-// for-of are avoided throughout, because they use Symbol.iterator, which a tenant can replace.
+// these and none that a tenant could replace: a tenant that poisons a prototype affects itself,
+// never the runtime. Spreading and for-of are avoided throughout, because they use Symbol.iterator,
+// which a tenant can replace.
 const { apply, construct, ownKeys, getPrototypeOf, defineProperty } = Reflect;
 const uncurry = (fn) => (self, a, b, c) => apply(fn, self, [a, b, c]);
 
@@ -106,13 +107,13 @@ function isPrototypeInChain(prototype, value) {
   return false;
 }
 
-// Only a class has a prototype that cannot be replaced.
+// The `prototype` property of a class cannot be written, that of an ordinary function can.
 function isClass(fn) {
   const prototype = descriptorOf(fn, "prototype");
   return prototype !== undefined && !prototype.writable;
 }
 
-// Appends without using setters that a tenant may have put on Array.prototype.
+// Appends without calling setters that a tenant may have put on Array.prototype.
 function push(array, value) {
   defineProperty(array, array.length, { __proto__: null, value, writable: true, enumerable: true, configurable: true });
 }

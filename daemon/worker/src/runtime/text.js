@@ -49,7 +49,7 @@ function notBase64(message) {
   return error;
 }
 
-// Decoding yields bytes; the web platform wants a string of characters up to U+00FF.
+// On the web platform, the bytes of btoa and atob are a string of characters up to U+00FF.
 function btoa(text) {
   const bytes = native.latin1Bytes(toStr(text));
   if (bytes === undefined) throw notBase64("btoa takes characters up to U+00FF only");

@@ -1,10 +1,10 @@
-// Timers: the deadlines are in the worker, which counts them against the run's limit; the callbacks
-// are here.
+// Timers: the callbacks are here; the deadlines are in the worker, which counts pending timers
+// against the run's limit.
 const timers = new Map();
 
 function startTimer(callback, delay, args, again) {
   if (typeof callback !== "function") throw new TypeError("a timer needs a function to call");
-  // The delay is in whole milliseconds, as the HTML standard specifies: a `long`, and at least one.
+  // The delay is a `long` in milliseconds, as the HTML standard specifies; here it is at least 1.
   const number = toNum(delay) | 0;
   const ms = number >= 1 ? number : 1;
   const id = native.timerStart(ms);
@@ -25,7 +25,8 @@ function fireTimer(id) {
   apply(timer.callback, undefined, timer.args);
 }
 
-// A timer never fires in a later run, so nothing needs what its callback holds.
+// Called before a later run of the same script. Timers of earlier runs never fire again, so nothing
+// needs what their callbacks hold.
 function forgetTimers() {
   mapClear(timers);
 }

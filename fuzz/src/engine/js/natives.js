@@ -1,13 +1,13 @@
-// Calls functions that the global object leads to, with arguments made from a seed: the calls with
-// the numbers from `first` to before `last`. Returns what they threw that is neither an error nor
-// something that was passed in. What this function itself needs is taken before the first call,
-// because a call may replace it.
+// Calls functions that the global object leads to, with arguments made from a seed. Makes the calls
+// with the numbers `first` to `last - 1`. Reports each exception that is neither an error nor a
+// value that was passed in. This script saves the built-ins that it needs before the first call,
+// because a call may replace them.
 async (seed, first, last) => {
   const { apply, construct, ownKeys, getOwnPropertyDescriptor, getPrototypeOf } = Reflect, { is } = Object, { imul, floor } = Math;
   const { isError } = Error, sleep = setTimeout, BufferOf = ArrayBuffer, text = String;
 
-  // Every function that the global object, or an object that only a call makes, leads to, with the
-  // object that has it.
+  // Every function that can be reached from the global object, or from an object that only a call
+  // makes (`made`). `holder` is the object that has the function.
   const functions = [], things = [], known = new Set();
   const find = (path, thing, holder) => {
     if ((typeof thing !== "object" && typeof thing !== "function") || thing === null || known.has(thing)) return;
@@ -32,7 +32,7 @@ async (seed, first, last) => {
     find(`${path}.__proto__`, getPrototypeOf(thing));
   }
 
-  // Random choices that depend on the seed and the number of the call alone.
+  // Random choices that depend only on the seed and the number of the call.
   let state = 0;
   const below = (most) => {
     state = (state + 0x6d2b79f5) | 0;
@@ -42,13 +42,13 @@ async (seed, first, last) => {
   };
   const among = (list) => list[below(list.length)];
 
-  // What was passed in, and may come back as an exception.
+  // The values that were passed in, and may come back as an exception.
   let given = [undefined], calls = 0;
   const keep = (value) => (given[given.length] = value);
   const numbers = [0, -0, 1, -1, 2, 3, 7, 16, 100, 255, 65536, 0.5, -1.5, 1e21, NaN, Infinity, -Infinity, 2 ** 31, 2 ** 32, -(2 ** 31), 2 ** 31 - 1, 2 ** 53 - 1, 2 ** 53, 5e-324, 8640000000000001];
   const texts = ["", "a", "abc", "length", "0", "-1", "constructor", "__proto__", "then", "en", "de-u-co-phonebk", "en-US-u-nu-thai", "utf-8", "UTC", "Europe/Berlin", "year", "currency", "EUR", "default", "\ud800", "\u{1f600}x\u0301", "a".repeat(2000), "[1,{\"a\":2}]", "(a)|b*", "gimsuyd", "%s %d %j", "2020-01-01T00:00:00Z", "AAECAw==", "P1Y", "+01:00", "latn", "{}", "9".repeat(50)];
   const options = ["style", "currency", "unit", "type", "granularity", "numeric", "calendar", "dateStyle", "timeZone", "maximumFractionDigits", "minimumFractionDigits", "roundingIncrement", "fatal", "maxByteLength", "cause", "length", "value", "get", "next", "done", "return", "then", "alphabet", "lastChunkHandling", "signDisplay", "localeMatcher", "message", "writable", "transfer", "ignoreBOM"];
-  // A callback does something to what it was called among, and returns or throws.
+  // A callback may change another value of the same call. Then it returns or throws.
   const callback = (depth) => {
     const kind = below(8), value = any(depth + 1), other = among(given);
     return keep(function (a, b, c) {
@@ -95,7 +95,8 @@ async (seed, first, last) => {
   function any(depth) {
     try { return keep((depth > 2 ? makers[below(10)] : among(makers))(depth)); } catch { return undefined; }
   }
-  // Which makers make an object that inherits from this one: what a function found there expects.
+  // For each prototype, the makers of values that inherit from it. A function that is found on a
+  // prototype expects such a value as `this`.
   const makersOf = new Map(), makersFrom = makersOf.get.bind(makersOf);
   for (const maker of makers) {
     state = 1;
@@ -117,7 +118,6 @@ async (seed, first, last) => {
   const judge = (path, thrown) => {
     if (isError(thrown)) return;
     for (let i = 0; i < given.length; i++) if (is(given[i], thrown)) return;
-    // What a callback was given by the function itself.
     if (wrong.length < 5) wrong[wrong.length] = `${path} threw ${typeof thrown}`;
   };
   let threw = 0;
@@ -132,7 +132,7 @@ async (seed, first, last) => {
     if (last - first === 1) told[0] = `${path} of ${typeof self}, ${values.map((value) => { try { return typeof value === "object" || typeof value === "function" ? Object.prototype.toString.call(value) : JSON.stringify(typeof value === "bigint" ? `${value}n` : value)?.slice(0, 60); } catch { return "?"; } })}`;
     try {
       const value = below(5) === 0 ? construct(thing, values) : apply(thing, self, values);
-      // A promise or an iterator that it returned is followed, which runs what it has put off.
+      // Half of the promises and iterators that are returned are followed, to run deferred work.
       if (typeof value === "object" && value !== null && below(2)) {
         if (typeof value.next === "function") value.next();
         else if (typeof value.then === "function") value.then(() => {}, () => {});

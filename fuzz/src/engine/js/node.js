@@ -1,5 +1,5 @@
-// A second engine: runs programs for the fuzzer, each in a context of its own. A program is a line
-// of JSON; so is what came of it.
+// A second engine: runs programs for the fuzzer in Node.js, each in a context of its own. Each line
+// of the input is a program, as a string in JSON. Each line of the output is its outcome in JSON.
 "use strict";
 const vm = require("node:vm");
 const read = require("node:readline").createInterface({ input: process.stdin });
@@ -10,8 +10,8 @@ read.on("line", async (line) => {
     const main = vm.runInContext(`(${JSON.parse(line)}\n)`, context, { timeout: 2000 });
     let expired;
     const late = new Promise((done) => { expired = setTimeout(done, 3000, "late"); });
-    // The first turn of the program can be interrupted. Later ones cannot: the fuzzer ends this
-    // process.
+    // Only the first turn of a program can be interrupted. If a later turn does not end, the fuzzer
+    // ends this process.
     context.main = main;
     const value = await Promise.race([vm.runInContext("main()", context, { timeout: 2000 }), late]);
     clearTimeout(expired);

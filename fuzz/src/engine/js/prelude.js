@@ -1,7 +1,8 @@
-// What every program begins with: the pool of variables, which all programs share, so that a
-// statement of one is valid in any other; and the trace of what it computed. The program may
-// replace every built-in after this, so what the trace needs is taken now. The compilers of modes
-// that compile early leave functions alone whose names begin with zz.
+// Every program begins with this prelude. It has the pool of variables, which is the same in all
+// programs, so that a statement of one program is valid in another. It also has the functions that
+// write the trace of what the program computed. The program may replace every built-in later, so
+// the trace's functions save those that they need now. In modes that compile early, the optimising
+// compilers skip functions whose names begin with zz.
 const { ownKeys, getOwnPropertyDescriptor, getPrototypeOf } = Reflect, { is } = Object, ErrorPrototype = Error.prototype;
 const uncurried = Function.prototype.bind.bind(Function.prototype.call);
 const part = uncurried(String.prototype.slice), within = uncurried(String.prototype.indexOf), classOf = uncurried(Object.prototype.toString);
@@ -22,7 +23,7 @@ const zzisError = (value) => {
   return false;
 };
 const zznameOf = (value) => zzshow(value.name, 9);
-// What depends on how deep the stack or how full the memory is differs between engines.
+// Engines may differ in errors that depend on the depth of the stack or on the memory that is left.
 const zzsuspect = (e) => {
   try {
     if (typeof e !== "object" || e === null || !zzisError(e)) return;
@@ -70,7 +71,7 @@ const zzshow = (value, depth) => {
 };
 const zzout = (value) => zzput(zzshow(value, 0)), out = zzout;
 const zznote = (e) => { zzsuspect(e); zzput(`caught ${zzshow(e, 2)}`); }, note = zznote;
-// A NaN's bits are for the engine to choose, so no integer view shows those of a float.
+// An engine may choose the bits of a NaN, so no integer view shares a buffer with floats.
 let n0 = 0, n1 = -0, n2 = 1.5, n3 = 2147483648, s0 = "", s1 = "abc", s2 = "\u00e9\ud800z", g0 = 0n, g1 = -1n;
 let a0 = [], a1 = [1, 2, 3], a2 = [1.5, , 3.5], a3 = ["x", {}, null];
 let t0 = new Int32Array(8), t1 = new Float64Array(6), t2 = new Uint8ClampedArray(t0.buffer, 4, 9), q0 = new BigInt64Array(t0.buffer);

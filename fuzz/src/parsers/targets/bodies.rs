@@ -1,9 +1,9 @@
-//! Bodies of requests, taken apart without a copy, and the answers to runs.
+//! Bodies of requests, which the daemon takes apart without a copy, and the answers to runs.
 //!
 //! Attacked: `json_text`, `api::code` and `api::load`, by JSON of every spelling, whole and
-//! damaged; `api::answer`, by whatever a worker may report. Oracle: a second reader, on
-//! `serde_json` with owned values, that follows README and the API description. Both must accept
-//! the same bodies, and the frames must hold the same values.
+//! damaged; and `api::answer`, by everything that a worker may report. Oracle: a second reader,
+//! which uses `serde_json` with owned values and follows README and the API description. Both
+//! readers must accept the same bodies and get the same values from them.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -22,7 +22,7 @@ use serde_json::{Value, json};
 use super::wire;
 use crate::parsers::draw::{Draw, damaged, ensure, same};
 
-/// A JSON object with its entries in order, repeated ones too.
+/// A JSON object, with its entries in order. Repeated names are kept.
 #[derive(Debug)]
 struct Pairs(Vec<(String, Box<RawValue>)>);
 
@@ -50,7 +50,8 @@ impl<'de> Deserialize<'de> for Pairs {
     }
 }
 
-/// The entries of an object that has only these names, each at most once; `null` is absent.
+/// The entries of an object that has only these names, each at most once. Entries that are `null`
+/// count as absent.
 fn only<'t>(text: &str, names: &[&'t str]) -> Option<BTreeMap<&'t str, Box<RawValue>>> {
     let Pairs(pairs) = serde_json::from_str(text).ok()?;
     let mut found = BTreeMap::new();
@@ -80,7 +81,7 @@ fn passed(value: Option<&RawValue>, otherwise: &str, first: char) -> Option<Stri
     text.starts_with(first).then(|| text.to_owned())
 }
 
-/// The most bytes of code under these limits; `None` if the limits are refused.
+/// The most bytes of code that these limits allow; `None` if the limits must be refused.
 fn code_cap(limits: Option<&RawValue>) -> Option<usize> {
     let mut cap = Limit::CodeBytes.default();
     let Some(limits) = limits else { return Some(cap as usize) };
@@ -127,7 +128,7 @@ fn module(name: &str, value: &RawValue) -> Option<(ModuleKind, Vec<u8>)> {
     })
 }
 
-/// What a load's body means.
+/// The meaning of a load's body.
 #[derive(Debug, PartialEq)]
 struct Load {
     entrypoint: String,
@@ -182,7 +183,7 @@ fn naive(body: &[u8]) -> Option<Load> {
     })
 }
 
-/// What the daemon makes of it, read from the frames as a worker reads them.
+/// The meaning that the daemon gives a body: the values in its frames, read as a worker reads them.
 fn read(body: &[u8]) -> Result<Load, String> {
     let (run, frames) = seams::load_body(body)?;
     let (mut args, mut props, mut env, mut code) = (String::new(), String::new(), String::new(), None);
@@ -242,7 +243,7 @@ const FIELDS: [&str; 14] = [
 const MODULES: [&str; 8] = ["main.js", "a.mjs", "d.json", "t.txt", "b", "x.wasm", "m\\u0061in.js", "n\\u0000.js"];
 const TYPED: [&str; 6] = ["js", "json", "text", "data", "j\\u0073", "wasm"];
 
-/// The body of a load, nearly right most of the time.
+/// The body of a load, most often nearly valid.
 pub(super) fn load(u: &mut Unstructured<'_>) -> String {
     let mut entries = Vec::new();
     if u.flag() {
@@ -299,7 +300,7 @@ fn blank(u: &mut Unstructured<'_>) -> &'static str {
     ["", "", "", " ", "\n", "\t", "\r\n  "][u.below(7)]
 }
 
-/// A JSON string, in one of its spellings; sometimes with unpaired surrogates.
+/// A JSON string in one of its spellings, sometimes with unpaired surrogates or not valid at all.
 pub(super) fn written(u: &mut Unstructured<'_>) -> String {
     let text = u.text(4);
     let plain = serde_json::to_string(&text).unwrap_or_default();
@@ -309,7 +310,7 @@ pub(super) fn written(u: &mut Unstructured<'_>) -> String {
                 |c: char| c.encode_utf16(&mut [0; 2]).iter().map(|unit| format!("\\u{unit:04X}")).collect::<String>();
             format!("\"{}\"", text.chars().map(escaped).collect::<String>())
         }
-        // Text that looks like an escape then becomes a JSON escape.
+        // Without escaping, so text that looks like a JSON escape becomes one.
         1 => format!("\"{text}\""),
         _ => plain,
     }
@@ -336,7 +337,7 @@ fn object(u: &mut Unstructured<'_>, depth: usize) -> String {
     format!("{{{}}}", entries.join(","))
 }
 
-/// One string as it is written, and one object.
+/// The target `json-text`: one string, and then one object.
 pub(in crate::parsers) fn json_text(u: &mut Unstructured<'_>) -> Result<(), String> {
     let text = if u.flag() { written(u) } else { String::from_utf8_lossy(u.take(200)).into_owned() };
     if let Ok(raw) = serde_json::from_str::<&RawValue>(&text) {
@@ -361,7 +362,7 @@ pub(in crate::parsers) fn json_text(u: &mut Unstructured<'_>) -> Result<(), Stri
     same(&String::from_utf8_lossy(&text), &found, &expected)
 }
 
-/// The answer to a run, from what its worker said.
+/// The target `answer`: the answer to a run, made from its worker's report.
 pub(in crate::parsers) fn answer(u: &mut Unstructured<'_>) -> Result<(), String> {
     let mut done = wire::done(u);
     if u.flag() {
@@ -382,7 +383,7 @@ pub(in crate::parsers) fn answer(u: &mut Unstructured<'_>) -> Result<(), String>
     let Pairs(found) =
         serde_json::from_slice(&bytes).map_err(|error| format!("{error}: {}", String::from_utf8_lossy(&bytes)))?;
     let get = |name: &str| found.iter().find(|(known, _)| known == name).map(|(_, value)| value.get().to_owned());
-    // As it was written, whatever its depth.
+    // The result is passed on as it is written, however deeply it is nested.
     same("the result", &get("result").as_deref(), &done.result.as_deref().map(str::trim_ascii))?;
     let parsed = |name: &str| get(name).map(|text| serde_json::from_str::<Value>(&text).unwrap_or_default());
     same("the outcome", &parsed("outcome"), &Some(json!(done.outcome.as_str())))?;

@@ -1,9 +1,9 @@
 //! Configuration files.
 //!
-//! Attacked: the reader of `enisled.toml`, by the printed defaults with lines changed, left out and
-//! repeated, and by raw text. The keys are read from what the daemon prints, so a new one is fuzzed
-//! without being named. Oracle: what is accepted is printed, and what is printed is read back
-//! equal.
+//! Attacked: the reader of `enisled.toml`, by the printed defaults with lines changed, removed and
+//! added, and by raw text. The keys come from the printed defaults, so a new key is fuzzed without
+//! being named here. Oracle: a configuration that is accepted can be printed, and the printed text
+//! is read back as an equal configuration.
 
 use arbitrary::Unstructured;
 use enisle_supervisor::seams;
@@ -51,7 +51,7 @@ const VALUES: [&str; 38] = [
     "\"\\u0000\"",
 ];
 
-/// Keys that have no default, so that they are not printed, each with its table.
+/// Keys that the printed defaults lack, because they have no default: table, key and values.
 const OPTIONAL: [(&str, &str, &[&str]); 6] = [
     ("[workers]", "program", &["\"/bin/x\"", "\"\"", "\"a\\u0000b\""]),
     ("[cordon]", "v8_at_least", &["\"15.2.7\"", "\"1.2.3.4\"", "\"1.2.3.4.5\"", "\"01\"", "\"4294967296\""]),
@@ -89,7 +89,7 @@ pub(in crate::parsers) fn config(u: &mut Unstructured<'_>) -> Result<(), String>
     same("printed again", &again.print()?, &printed)
 }
 
-/// The defaults, as they are printed, with a few lines changed.
+/// The printed defaults with a few lines changed.
 fn changed(u: &mut Unstructured<'_>) -> String {
     let printed = seams::config("").and_then(|defaults| defaults.print()).unwrap_or_default();
     let mut lines: Vec<String> = printed.lines().map(str::to_owned).collect();
@@ -110,11 +110,11 @@ fn changed(u: &mut Unstructured<'_>) -> String {
         let Some(at) = lines.iter().position(|line| line == table) else { continue };
         lines.insert(at + 1, format!("{key} = {}", u.pick(values)));
     }
-    // `peers = []` is printed before the first table, and would be there twice.
+    // The printed `peers = []` and a table `[[peers]]` would define the same key twice.
     if u.flag() {
         lines.retain(|line| !line.starts_with("peers ="));
     }
-    // Tables of their own come last, so that they take no key from another table.
+    // At the end, these tables do not cut off the keys of another table.
     for _ in 0..u.below(3) {
         lines.push((*u.pick(&TABLES)).to_owned());
     }

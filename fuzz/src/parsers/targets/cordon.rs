@@ -1,10 +1,10 @@
 //! Decisions about tenants: scores, levels, placement, deaths.
 //!
-//! Attacked: `cordon`, by observations and orders in any order, at any times, clocks that go back
-//! included, and by arrivals and departures. Oracles: a model that decays every signal at each step
-//! and derives the level by the sentences of `cordon::decide`; a placement that looks at every
-//! process; and the invariants of ARCHITECTURE.md. (That two uids never share a process is the
-//! pool's doing, and not pure.)
+//! Attacked: `cordon`, by observations and orders in any sequence and at any times (the clock may
+//! even go back), and by arrivals and departures of tenants. Oracles: a model that decays every
+//! signal at each step, and derives the level by the sentences of `cordon::decide`; a placement
+//! that looks at every process; and the invariants of ARCHITECTURE.md. (That two uids never share a
+//! process is not tested here: `homes::pool`, which is not pure, ensures it.)
 
 use std::collections::BTreeMap;
 
@@ -19,13 +19,13 @@ use crate::parsers::draw::{Draw, ensure, same};
 
 const START: Time = Time(1_700_000_000_000);
 const DAY_MS: u64 = 24 * 3600 * 1000;
-/// Scores this close to a threshold decide either way.
+/// If a score is this close to a threshold, either level is right.
 const CLOSE: f64 = 1e-6;
 
-/// What a tenant did, by the rules.
+/// A naive model of a tenant's standing.
 #[derive(Debug)]
 struct Model {
-    /// Points and how often, by signal and certainty.
+    /// For each signal, certain or not: the points, and how often it was seen.
     points: BTreeMap<(Signal, bool), (f64, u32)>,
     now: Time,
     marked: Time,
@@ -50,7 +50,7 @@ impl Model {
         }
     }
 
-    /// Time passes, and never goes back.
+    /// Decays all points until `now`. An earlier time changes nothing.
     fn at(&mut self, now: Time, rules: &Rules) {
         let now = now.max(self.now);
         #[expect(clippy::cast_precision_loss, reason = "some years of milliseconds")]
@@ -105,11 +105,11 @@ impl Model {
         let of = |kind: &str| by_kind.get(kind).copied().unwrap_or_default();
         let own = of("evidence") + of("nuisance").min(rules.nuisance_most);
         let all = own + of("doubtful") + of("share").min(rules.share_most) + of("advisory").min(rules.advisory_most);
-        // What others may have caused never leads to `solo`.
+        // Points that other tenants may have caused never lead to `solo`.
         if own >= rules.solo { own } else { all.min(rules.solo - 1.0).max(own) }
     }
 
-    /// `None` if a score is too close to a threshold to say.
+    /// The level by the rules; `None` if the score is too close to a threshold to say.
     fn decide(&mut self, around: Circumstances, rules: &Rules) -> Option<Level> {
         self.points.retain(|_, (points, _)| *points >= 0.05);
         let score = self.score(around, rules);
@@ -175,7 +175,7 @@ pub(in crate::parsers) fn standing(u: &mut Unstructured<'_>) -> Result<(), Strin
         same(&format!("the level by {model:?}"), &standing.level(), &level)?;
         let (found, expected) = (standing.score(around, &rules, now), model.score(around, &rules));
         ensure((found - expected).abs() < CLOSE, || format!("the score is {found}, expected {expected} by {model:?}"))?;
-        // A restart changes nothing.
+        // A restart changes nothing: the standing is read back as it was written.
         let text = serde_json::to_string(&standing).map_err(|error| error.to_string())?;
         let again: Standing = serde_json::from_str(&text).map_err(|error| format!("{error}: {text}"))?;
         same("read back", &again, &standing)?;
@@ -275,13 +275,14 @@ pub(in crate::parsers) fn placement(u: &mut Unstructured<'_>) -> Result<(), Stri
     Ok(())
 }
 
-/// Placement is stricter than what makes a tenant leave.
+/// Placement is at least as strict as the rule for leaving: if one of two tenants must leave the
+/// other, placement does not put them together.
 fn beside(one: &Traits, other: &Traits) -> Result<(), String> {
     let leaves = one.must_leave(other) || other.must_leave(one);
     ensure(!leaves || !one.may_share_with(other), || format!("{one:?} shares with {other:?} and must leave"))
 }
 
-/// How many tenants a process may hold.
+/// How many tenants may share a process.
 fn most_of(capacity: Capacity) -> Result<usize, String> {
     let most = capacity.tenants_per_process();
     let can_keep_apart = if capacity.keys == 0 && capacity.share_without_keys { 12 } else { capacity.keys };
@@ -289,7 +290,8 @@ fn most_of(capacity: Capacity) -> Result<usize, String> {
     Ok(most)
 }
 
-/// Two halves that differ by one at most, each suspect in one of them; a half of one is alone.
+/// Each suspect is in one of two halves, whose sizes differ by at most one. A half of one suspect
+/// has no `Case`, because that suspect lives alone.
 fn halves(suspects: usize) -> Result<(), String> {
     let halves = bisect(suspects, 7);
     let of = |half| halves.iter().filter(|case| **case == Some(Case { death: 7, half })).count();
@@ -297,7 +299,7 @@ fn halves(suspects: usize) -> Result<(), String> {
     same("the halves", &(halves.len(), [of(0), of(1)]), &(suspects, sizes))
 }
 
-/// A uid's deaths: each is forgiven after the others.
+/// The target `deaths`: a uid's deaths are forgiven one after the other.
 pub(in crate::parsers) fn deaths(u: &mut Unstructured<'_>) -> Result<(), String> {
     let mut rules = Rules::default().deaths;
     (rules.budget, rules.regain_secs) = (u32::try_from(u.below(6)).unwrap_or(0), 1 + u.below(120) as u64);
@@ -308,7 +310,7 @@ pub(in crate::parsers) fn deaths(u: &mut Unstructured<'_>) -> Result<(), String>
         deaths.blamed(level, &rules, now);
         forgiven_at.retain(|at| *at > now);
         let next = forgiven_at.last().copied().unwrap_or(now).plus(rules.regain_secs * 1000);
-        // At most five budgets are remembered.
+        // At most five times the budget is remembered.
         let most = now.plus(rules.regain_secs * 1000 * u64::from(rules.budget) * 5);
         if level == Level::Shared && next <= most {
             forgiven_at.push(next);

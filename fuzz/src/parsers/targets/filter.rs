@@ -1,10 +1,11 @@
 //! The filters of system calls.
 //!
-//! Attacked: the programs that `hardening::filter` compiles, for a thread of any island of any
-//! zone, by calls with numbers, architectures and arguments at and around everything that the
-//! policies name, with junk in the upper halves. Oracle: two interpreters that share no code: one
-//! of classic BPF over the programs, and one that reads `hardening/policy/*.json` and, for what a
-//! thread may name, evaluates the sentences of `hardening::filter`. They must agree on every call.
+//! Attacked: the programs that `hardening::filter` compiles for a thread of any island of any zone.
+//! The calls have numbers, architectures and arguments at and near everything that the policies
+//! name, with junk in the upper halves. Oracle: two interpreters that share no code must agree on
+//! every call. One interprets the programs as classic BPF. The other reads
+//! `hardening/policy/*.json`; for the rules about a thread's own addresses, keys and channel it
+//! evaluates the sentences of `hardening::filter`.
 
 use std::collections::BTreeMap;
 use std::ops::Range;
@@ -54,7 +55,7 @@ struct Step {
     k: u32,
 }
 
-/// Runs a program, as far as filters use classic BPF (`linux/filter.h`).
+/// Runs a program. Knows only the instructions of classic BPF that filters use (`linux/filter.h`).
 fn run(program: &[Step], call: &Call) -> Result<u32, String> {
     let (mut at, mut accumulator) = (0, 0_u32);
     for _ in 0..=program.len() {
@@ -84,7 +85,7 @@ struct Condition {
     value: u64,
 }
 
-/// A program as its policy says it.
+/// A program as its policy describes it.
 #[derive(Debug)]
 struct Policy {
     matched: u32,
@@ -143,7 +144,7 @@ static POLICIES: LazyLock<[(&str, Policy); 4]> = LazyLock::new(|| {
     ]
 });
 
-/// What a thread may name.
+/// What a thread's own filter allows the thread to name in system calls.
 struct Thread<'a> {
     zone: &'a Zone,
     island: Island,
@@ -159,7 +160,8 @@ impl Thread<'_> {
         on(self.zone.range()) && !on(self.island.range())
     }
 
-    /// Whether the program `own` must trap: the call names what is another's.
+    /// Whether the program `own` must trap, because the call names something that is not the
+    /// thread's own.
     fn names_anothers(&self, call: &Call) -> bool {
         let [first, second, third, fourth, ..] = call.args;
         let int = |argument: u64| u32::try_from(argument & 0xffff_ffff).unwrap_or(0);
@@ -243,7 +245,7 @@ fn call(u: &mut Unstructured<'_>, thread: &Thread<'_>) -> Call {
     let numbers: Vec<u32> = policy.rules.keys().copied().collect();
     let mut number = *u.pick(&numbers);
     let mut args = [0; 6].map(|_: u64| argument(u, thread));
-    // The arguments of one of its rules, so that the rule matches.
+    // The arguments of one of the call's rules, so that the rule matches.
     let rules = &policy.rules[&number];
     for condition in &rules[u.below(rules.len())] {
         if !u.rarely(6) {

@@ -1,15 +1,18 @@
 //! HTTP, against a daemon in this process.
 //!
-//! Attacked: the server and the router, on a socket pair, by a peer with every right, an operator,
-//! a client of some tenants, and a stranger: requests of every operation with bodies nearly right,
-//! paths, queries and headers of every kind, several on one connection, cut anywhere; and raw
-//! bytes. No worker is started: a run is refused for want of a process once all of it was read.
+//! Attacked: the server and the router, over a socket pair. The peers are root, an operator, a
+//! client that may act for some tenants, and a stranger. They send requests of every operation,
+//! with nearly valid bodies, and with paths, queries and headers of every kind. Several requests
+//! use one connection, and are cut anywhere. Some bytes are random. No worker is started: a run is
+//! refused for want of a process when its request has been read.
 //!
-//! Oracles: every well-formed request has at most one answer and the first one exactly one, in
-//! order; an answer is well formed and its status is one that the OpenAPI document lists for the
-//! operation; no peer does what no rule lets it do; a refusal is a problem document; the connection
-//! ends when the client has said all (but for a follower of events); afterwards nothing is charged,
-//! no run is in flight, `/v1/info` answers, and the process holds no more memory than a bound.
+//! Oracles:
+//! * Well-formed requests are answered in order, each at most once, and the first exactly once.
+//! * An answer is well formed, with a status that the OpenAPI document lists for the operation.
+//! * No peer can do what no rule allows it. A refusal is a problem document.
+//! * The connection ends when the client has sent everything (except for a follower of events).
+//! * Afterwards nothing is charged, no run is in flight, `/v1/info` answers, and the memory of the
+//!   process is within a bound.
 
 use std::cell::RefCell;
 use std::time::Duration;
@@ -23,16 +26,16 @@ use super::bodies::{json_value, load, written};
 use super::records::scratch;
 use crate::parsers::draw::{Draw, damaged, ensure};
 
-/// A daemon serves this many conversations before a new one takes its place.
+/// A daemon serves this many conversations before a new daemon replaces it.
 const CONVERSATIONS: usize = 2000;
-/// How long a connection may be silent before its end, on a machine with other work.
+/// How long a connection may be silent before it ends, on a busy machine.
 const PATIENCE: Duration = Duration::from_secs(20);
-/// For a follower of events, whose answer does not end.
+/// How long the fuzzer waits for a follower of events, whose answer does not end.
 const FOLLOWER_PATIENCE: Duration = Duration::from_millis(20);
-/// How often `/v1/info` is asked until nothing is charged any more.
+/// How often `/v1/info` is requested at most, until nothing is charged any more.
 const ROUNDS: usize = 2000;
-/// What the process may hold, whatever is asked of it: what the configuration allows for bodies and
-/// scripts, and the rest of the fuzzer.
+/// The most memory that the process may hold: what the configuration allows for bodies and scripts,
+/// and the fuzzer itself.
 const MOST_RESIDENT_BYTES: u64 = 1 << 30;
 const STRANGER: u32 = 4_000_002;
 
@@ -51,11 +54,11 @@ thread_local! {
 struct Request {
     bytes: Vec<u8>,
     method: String,
-    /// The operation, if path and query were not changed.
+    /// The operation, if method, path and query were not changed.
     operation: Option<&'static Operation>,
-    /// The tenant of its path, as it was written.
+    /// The tenant in the path, as it is written there.
     tenant: String,
-    /// As RFC 9112 has it.
+    /// The request is well formed (RFC 9112), and has no header that may end the connection.
     is_clean: bool,
     follows: bool,
 }
@@ -63,7 +66,7 @@ struct Request {
 pub(in crate::parsers) fn http(u: &mut Unstructured<'_>) -> Result<(), String> {
     SERVED.with_borrow_mut(|served| {
         if served.as_ref().is_none_or(|served| served.conversations >= CONVERSATIONS) {
-            // The old one's threads end first.
+            // The threads of the old daemon must end first.
             *served = None;
             let state = scratch()?;
             *served = Some(Served { api: Api::new(state.path())?, conversations: 0, _state: state });
@@ -101,7 +104,7 @@ fn lossy(bytes: &[u8]) -> String {
     String::from_utf8_lossy(bytes).into_owned()
 }
 
-/// The bytes in up to four parts.
+/// Cuts the bytes into up to four parts.
 fn cut(bytes: &[u8], u: &mut Unstructured<'_>) -> Vec<Vec<u8>> {
     let mut at: Vec<_> = (0..u.below(4)).map(|_| u.below(bytes.len() + 1)).collect();
     at.extend([0, bytes.len()]);
@@ -109,7 +112,7 @@ fn cut(bytes: &[u8], u: &mut Unstructured<'_>) -> Vec<Vec<u8>> {
     at.windows(2).map(|pair| bytes[pair[0]..pair[1]].to_vec()).collect()
 }
 
-/// After a conversation the daemon is as it was.
+/// Checks that the daemon holds nothing for the uid after a conversation.
 fn settle(api: &Api, uid: u32) -> Result<(), String> {
     for _ in 0..ROUNDS {
         let info = api.ask(b"GET /v1/info HTTP/1.1\r\nhost: d\r\nconnection: close\r\n\r\n", PATIENCE)?;
@@ -127,7 +130,7 @@ fn resident() -> Result<(), String> {
     ensure(pages * 4096 < MOST_RESIDENT_BYTES, || format!("the process holds {} MiB", pages / 256))
 }
 
-/// An answer as it was read.
+/// An answer that was read.
 #[derive(Debug)]
 struct Answer {
     status: u16,
@@ -161,7 +164,7 @@ fn judge(uid: u32, request: &Request, answer: &Answer) -> Result<(), String> {
         None => !is_problem || ProblemKind::ALL.iter().any(|kind| kind.status() == answer.status),
     };
     let may = request.operation.is_none_or(|operation| may_call(uid, operation, &request.tenant));
-    // A name that is not one is refused before the right to it is asked for.
+    // An invalid name is refused before the peer's right to that name is checked.
     ensure(may || [400, 403].contains(&answer.status), || "a peer did what no rule lets it do".to_owned())?;
     ensure(known, || format!("status {} is not in the API's description", answer.status))?;
     if is_problem {
@@ -178,7 +181,7 @@ fn judge(uid: u32, request: &Request, answer: &Answer) -> Result<(), String> {
     Ok(())
 }
 
-/// Reads one answer off the front (RFC 9112); `None` if there is none.
+/// Reads the first answer and removes it from `bytes` (RFC 9112); `None` if there is none.
 fn read(bytes: &mut &[u8], method: &str, follows: bool) -> Result<Option<Answer>, String> {
     if bytes.is_empty() {
         return Ok(None);
@@ -270,7 +273,7 @@ fn request(u: &mut Unstructured<'_>) -> Request {
     }
 }
 
-/// The path of an operation, and the tenant in it.
+/// A path of an operation, and the tenant in that path.
 fn path(operation: &Operation, u: &mut Unstructured<'_>) -> (String, String) {
     const NAMES: [&str; 13] =
         ["acme-1", "acme-2", "b", "%61cme-1", "%ff", "%00", "%2e%2e", "a%2Fb", ".", "-a", "%C3%A4", "%zz", "~"];
@@ -288,7 +291,7 @@ fn path(operation: &Operation, u: &mut Unstructured<'_>) -> (String, String) {
     (path, tenant.unwrap_or_default())
 }
 
-/// Whether the rules of `[[peers]]` let a uid call an operation for a tenant.
+/// Whether the rules of `[[peers]]` allow a uid to call an operation for a tenant.
 fn may_call(uid: u32, operation: &Operation, tenant: &str) -> bool {
     match operation.who {
         _ if uid == 0 => true,
@@ -362,8 +365,8 @@ fn policy(u: &mut Unstructured<'_>) -> String {
     format!("{{{}}}", entries.join(","))
 }
 
-/// The headers about the body and others, whether they are as RFC 9112 has them, and the body as it
-/// is sent.
+/// The headers; whether they are well formed and cannot end the connection; and the body as it is
+/// sent.
 fn head(u: &mut Unstructured<'_>, body: Vec<u8>) -> (String, bool, Vec<u8>) {
     let mut head = String::new();
     let mut is_clean = true;

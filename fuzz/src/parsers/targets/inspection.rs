@@ -1,9 +1,9 @@
-//! The inspection of a worker by the text of its files in `/proc`.
+//! The inspection of a worker, by the text of its files in `/proc`.
 //!
-//! Attacked: `hardening::verify`, by the files of a good worker with one thing wrong, by names and
-//! mappings that a worker chooses, and by damaged text. Oracle: a good worker has nothing against
-//! it; each single wrong is found and said of the layer that it belongs to, and of a worker that
-//! should not have that layer it is not said.
+//! Attacked: `hardening::verify`, by the files of a good worker with one fault put in, by names and
+//! mappings that a worker chooses, and by damaged text. Oracle: nothing is reported of a good
+//! worker. Each fault is reported for the layer that it belongs to, unless the worker is planned
+//! without that layer.
 
 use std::fs::File;
 
@@ -15,12 +15,12 @@ use nix::sys::resource::{Resource, getrlimit};
 
 use crate::parsers::draw::{Draw, damaged, ensure, same};
 
-/// The least that `oom_score_adj` must be.
+/// The lowest `oom_score_adj` that a worker may have.
 const OOM_SCORE: i32 = 500;
 
-/// The files of a worker that is as it should be.
+/// The files of a worker that agrees with its plan.
 fn good(u: &mut Unstructured<'_>, plan: &Plan, uid: u32, gid: u32) -> Texts {
-    // The kernel escapes line breaks and backslashes of a name.
+    // The kernel escapes line breaks and backslashes in a name.
     let name = u.text(2).replace('\\', "\\\\").replace('\n', "\\n");
     let filters = 2 + u32::from(plan.layers.has(Layer::SealedFilter));
     let status = |pid: usize, filters: u32| {
@@ -60,7 +60,8 @@ fn replace(text: &mut String, from: &str, to: &str) {
     *text = text.replacen(from, to, 1);
 }
 
-/// One thing wrong with a worker, and the layer that it belongs to.
+/// Puts one fault into a worker's files. Returns the layer that the fault belongs to, if it belongs
+/// to one.
 fn spoil(texts: &mut Texts, u: &mut Unstructured<'_>, plan: &Plan) -> Option<Layer> {
     match u.below(8) {
         0 | 1 => Some(spoil_status(&mut texts.status, u, plan)),
@@ -109,7 +110,8 @@ fn spoil(texts: &mut Texts, u: &mut Unstructured<'_>, plan: &Plan) -> Option<Lay
 fn spoil_status(status: &mut String, u: &mut Unstructured<'_>, plan: &Plan) -> Layer {
     match u.below(3) {
         0 => {
-            // An ordinary user without a namespace cannot empty the bounding set.
+            // Without root or a user namespace, a worker cannot empty the bounding set, so the set
+            // is not checked.
             let bounded = plan.layers.has(Layer::Namespaces) || nix::unistd::geteuid().is_root();
             let set = ["CapInh", "CapPrm", "CapEff", "CapAmb", "CapBnd"][u.below(4 + usize::from(bounded))];
             let bits = ["0000000000000001", "", "ffffffffffffffff", "none", "0x0"][u.below(5)];
@@ -146,7 +148,7 @@ fn spoil_limits(texts: &mut Texts, u: &mut Unstructured<'_>) -> Layer {
     Layer::Rlimits
 }
 
-/// `status` of a thread with too few filters, or in another mode.
+/// The `status` of a thread with too few filters, or in another seccomp mode.
 fn bare_thread(u: &mut Unstructured<'_>, plan: &Plan) -> String {
     let mut filters = 2 + usize::from(plan.layers.has(Layer::SealedFilter));
     let mut mode = "2";
@@ -160,7 +162,7 @@ fn bare_thread(u: &mut Unstructured<'_>, plan: &Plan) -> String {
 
 pub(in crate::parsers) fn inspection(u: &mut Unstructured<'_>) -> Result<(), String> {
     let layers: LayerSet = Layer::ALL.into_iter().filter(|_| !u.rarely(4)).collect();
-    // A root that is emptied is that of a namespace.
+    // Half of the workers have every layer.
     let layers = if u.flag() { layers } else { LayerSet::all() };
     let plan = Plan::for_tenants(layers, u.number() >> 1, u32::try_from(1 + u.below(12)).unwrap_or(1));
     let program = File::open("/proc/self/exe").map_err(|error| error.to_string())?;
@@ -180,7 +182,7 @@ pub(in crate::parsers) fn inspection(u: &mut Unstructured<'_>) -> Result<(), Str
             let layer = spoil(&mut texts, u, &plan);
             let found: Vec<_> = judge(&texts, &expected).into_iter().map(|finding| finding.layer).collect();
             let should = layer.is_none_or(|layer| layers.has(layer));
-            // Too few filters are also too few for a sealed worker.
+            // A thread with too few filters also lacks the filter of a sealed worker.
             let also = |found: &Option<Layer>| *found == layer || *found == Some(Layer::SealedFilter);
             ensure(found.contains(&layer) == should && found.iter().all(also), || {
                 format!("{layer:?} is wrong with {texts:?} of {plan:?}: {found:?}")

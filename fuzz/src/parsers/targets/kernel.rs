@@ -1,8 +1,9 @@
-//! What the kernel and a worker's memory say: `smaps`, `/proc/PID/stat`, the fault page.
+//! What the daemon reads from the kernel and from a worker's memory: `smaps`, `/proc/PID/stat`, the
+//! fault page.
 //!
 //! Attacked: the readers of text in which a worker chooses the names of threads and mappings, and
-//! of a page that a worker can write at will, byte by byte. Oracles: a reader of `smaps` that goes
-//! by columns, a model of where each key may be, and the fields of the page at their offsets in the
+//! the reader of a page that a worker can write at will. Oracles: the mappings that were printed as
+//! `smaps`, a model of where each key may be, and the fields of the page at their offsets in the
 //! bytes that were written.
 
 use std::fs::File;
@@ -25,7 +26,7 @@ fn zone(u: &mut Unstructured<'_>) -> Zone {
     })
 }
 
-/// An address at the edges of the zone's parts.
+/// An address near an edge of one of the zone's parts, or any address.
 fn address(u: &mut Unstructured<'_>, zone: &Zone) -> usize {
     let edges: Vec<usize> = zone
         .islands()
@@ -51,7 +52,7 @@ impl Mapping {
         let start = address(u, zone);
         let pages = start..if u.flag() { start } else { address(u, zone) }.max(start.saturating_add(4096));
         let permissions = ["rw-p", "r-xp", "---p", "rw-s", "rwxp", "r--p"][u.below(6)];
-        // The name of an anonymous mapping is the worker's; the kernel lets no line break into it.
+        // The worker chooses the name of an anonymous mapping. The kernel allows no line break.
         let name = u.text(2).replace(['\n', '\r'], "?");
         let key = u.flag().then(|| u8::try_from(u.below(16)).unwrap_or(0));
         Self { pages, permissions, name, resident_kib: u.below(1 << 20) as u64, key }
@@ -67,7 +68,7 @@ impl Mapping {
         )
     }
 
-    /// The slot of the island that has all of it.
+    /// The slot of the island that contains the whole mapping.
     fn home(&self, zone: &Zone) -> Option<usize> {
         let base = zone.range().start;
         let slot = self.pages.start.checked_sub(base)? / ISLAND_BYTES;
@@ -127,14 +128,14 @@ pub(in crate::parsers) fn smaps(u: &mut Unstructured<'_>) -> Result<(), String> 
     ensure(reported.len() == seen.wrong.min(8), || format!("{seen:?}"))
 }
 
-/// This process has no island and no key, and its sums are those of its mappings.
+/// Reads the mappings of this process, which has no island and no key. The sums must agree.
 fn of_this_process(tags: &Tags) -> Result<(), String> {
     let this = nix::unistd::getpid();
     let failed = |error: std::io::Error| error.to_string();
     let seen = tags::inspect(this, tags).map_err(failed)?;
     same("wrong mappings", &(seen.wrong, seen.findings()), &(0, Vec::new()))?;
     same("wrong mappings while it runs", &tags::inspect_running(this, tags).map_err(failed)?.wrong, &0)?;
-    // With the key of all its mappings as a tenant's, every one is wrong.
+    // All its mappings have key 0. If key 0 were a tenant's, every mapping would be wrong.
     let wrong = Tags { keys: vec![0], ..tags.clone() };
     let seen = tags::inspect_running(this, &wrong).map_err(failed)?;
     ensure(seen.wrong > 8 && seen.findings().len() == 9, || format!("{seen:?}"))?;
@@ -149,7 +150,7 @@ pub(in crate::parsers) fn proc_stat(u: &mut Unstructured<'_>) -> Result<(), Stri
         let _ = seams::page_faults(&String::from_utf8_lossy(u.rest()));
         return Ok(());
     }
-    // A thread's name is up to 15 bytes of anything; the kernel escapes line breaks.
+    // A thread's name is any text of up to 15 bytes. The kernel escapes line breaks.
     let name: String = u.text(3).replace('\n', "\\n").chars().take(15).collect();
     let fields: Vec<u64> = (0..30).map(|_| u.number()).collect();
     let numbers = fields.iter().map(u64::to_string).collect::<Vec<_>>().join(" ");
@@ -158,7 +159,7 @@ pub(in crate::parsers) fn proc_stat(u: &mut Unstructured<'_>) -> Result<(), Stri
     same(&stat, &seams::page_faults(&stat), &Some(fields[6]))
 }
 
-/// The fields of the record, in the order of its page, at offsets that follow from their sizes.
+/// The fields of the fault page's record, in order. Their offsets follow from their sizes.
 struct Record<'a>(&'a [u8]);
 
 impl Record<'_> {
@@ -170,7 +171,7 @@ impl Record<'_> {
         u64::from_le_bytes(self.0[at..at + 8].try_into().unwrap_or_default())
     }
 
-    /// What the record says, if it is complete and of a signal that a fault raises.
+    /// The kind of fault, if the record is complete and its signal is one that a fault raises.
     fn kind(&self) -> Option<Kind> {
         let (state, signal, code) = (self.word(0), self.word(4).cast_signed(), self.word(8).cast_signed());
         let address = self.long(24);
@@ -223,7 +224,7 @@ pub(in crate::parsers) fn fault_page(u: &mut Unstructured<'_>) -> Result<(), Str
     attributed(&fault, &zone)
 }
 
-/// Whose island an attack is said to have touched.
+/// Checks which layer an attack is attributed to, and whose island it is said to have touched.
 fn attributed(fault: &enisle_hardening::fault::Fault, zone: &Zone) -> Result<(), String> {
     let island_of = |address: u64| {
         let offset = address.checked_sub(zone.range().start as u64)?;

@@ -1,9 +1,9 @@
-//! Limits of a run, as policies and requests have them.
+//! Limits of a run, in policies and in requests.
 //!
 //! Attacked: the reader and the arithmetic of `enisle_wire::limits`, by objects with every limit in
-//! both spellings, repeated, unknown and out of range. Oracle: a map from names to numbers: the
-//! same objects are accepted, the same limit is the first out of range, and of policy and request
-//! the lower number holds.
+//! both spellings, and with names and numbers that are repeated, unknown or out of range. Oracle: a
+//! map from names to numbers. Both must accept the same objects, and report the same limit as the
+//! first out of range. If policy and request both give a limit, the lower number applies.
 
 use std::collections::BTreeMap;
 
@@ -14,10 +14,11 @@ use enisle_wire::{MAX_ERROR_BYTES, MAX_ERROR_NAME_BYTES};
 
 use crate::parsers::draw::{Draw, ensure, same};
 
-/// Values by limit; `None` if a name is unknown or there twice.
+/// The value of each limit; `None` if a name is unknown or appears twice.
 type Read = Option<BTreeMap<Limit, u32>>;
 
-/// An object of limits in JSON, and what it means with both spellings and with the API's alone.
+/// An object of limits in JSON, and its values for a reader of both spellings, and for a reader of
+/// the API's spelling alone.
 fn object(u: &mut Unstructured<'_>) -> (String, Read, Read) {
     let (mut entries, mut both, mut camel) = (Vec::new(), Some(BTreeMap::new()), Some(BTreeMap::new()));
     for _ in 0..u.below(6) {
@@ -78,7 +79,7 @@ fn asked(u: &mut Unstructured<'_>, policy: &Limits) -> Result<(), String> {
     same("lower", &under.lower(policy), &under)
 }
 
-/// An error is cut to its bounds, between characters.
+/// A script's error is cut to its bounds, and never inside a character.
 fn error(u: &mut Unstructured<'_>) -> Result<(), String> {
     let long = |u: &mut Unstructured<'_>| u.text(4).repeat(u.below(3000));
     let whole = ScriptError { name: long(u), message: long(u), stack: u.flag().then(|| long(u)) };

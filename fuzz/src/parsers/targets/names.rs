@@ -1,14 +1,14 @@
 //! Names of tenants and scripts, and the patterns of `[[peers]]`.
 //!
-//! Attacked: what becomes a file's name, a path of the API and a line of the log. Oracle: the rule
-//! that the error message states, spelt out by character.
+//! Attacked: the checks of names that appear later in file names, paths of the API and lines of the
+//! log. Oracle: the rule that the error message states, spelt out by character.
 
 use arbitrary::Unstructured;
 use enisle_supervisor::seams;
 
 use crate::parsers::draw::{Draw, same};
 
-/// The rule: 1 to 64 of some characters, of which the first is a letter or digit.
+/// The rule: 1 to 64 letters, digits, dots, underscores and hyphens, the first a letter or digit.
 fn is_name(text: &str) -> bool {
     let mut characters = text.chars();
     let letter = |c: char| matches!(c, 'a'..='z' | 'A'..='Z' | '0'..='9');

@@ -1,10 +1,11 @@
 //! What the daemon keeps: the audit log, the database of standings, policies.
 //!
-//! Attacked: the reader of the chain, by lines whose hashes are right and whose numbers are not,
-//! and by whole chains with one byte, one line or the order changed; a start of the daemon's
-//! recorder, on state folders with damaged files. Oracles: every change is found; a start never
-//! panics, reports what it could not read and finds nothing more to report the next time; without a
-//! database tenants stand as a naive replay of the log says; what was written is read.
+//! Attacked: the reader of the audit chain, by lines with right hashes and wrong numbers, and by
+//! whole chains with one byte, one line or the order changed; and the start of the daemon's
+//! recorder, on state folders with damaged files. Oracles: every change inside a chain is found. A
+//! start never panics, and reports what it could not read; the next start has nothing to report.
+//! Without a database, tenants have the levels of a naive replay of the log. What was written is
+//! read back.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -19,14 +20,14 @@ use serde_json::{Value, json};
 use super::bodies::json_value;
 use crate::parsers::draw::{Draw, damaged, ensure, same};
 
-/// Where state folders are made: in memory, where there is such a place.
+/// Makes a folder for state: in memory, if this machine has `/dev/shm`.
 pub(super) fn scratch() -> Result<tempfile::TempDir, String> {
     let made = if Path::new("/dev/shm").is_dir() { tempfile::tempdir_in("/dev/shm") } else { tempfile::tempdir() };
     made.map_err(|error| error.to_string())
 }
 
 fn line(head: &mut Head, entry: &Value) -> Result<String, String> {
-    // What comes after the last number is not a line of this format.
+    // The next line has the next number, and the format has no line after number `u64::MAX`.
     head.seq = head.seq.min(u64::MAX - 1);
     let (line, next) = append(head, 1_700_000_000_000 + head.seq % 1000, entry).map_err(|error| error.to_string())?;
     *head = next;
@@ -59,7 +60,7 @@ pub(in crate::parsers) fn audit_chain(u: &mut Unstructured<'_>) -> Result<(), St
     let what = match u.below(4) {
         0 => {
             changed.remove(at);
-            // Without its first or its last line a chain is a shorter chain.
+            // Without its first or its last line, a chain is a shorter valid chain.
             if at == 0 || at + 1 == lines.len() { "nothing" } else { "a line removed" }
         }
         1 => {
@@ -85,7 +86,7 @@ pub(in crate::parsers) fn audit_chain(u: &mut Unstructured<'_>) -> Result<(), St
     ensure(found.is_err() == (what != "nothing"), || format!("{what} at {at}: {found:?}\n{}", changed.concat()))
 }
 
-/// Lines that somebody made who can compute hashes.
+/// Lines from an attacker who can compute hashes.
 fn hostile_chain(u: &mut Unstructured<'_>) -> Result<(), String> {
     let (mut head, mut verifier, mut last) = (Head::default(), Verifier::default(), None::<Head>);
     for _ in 0..u.below(6) {
@@ -111,7 +112,7 @@ fn hostile_chain(u: &mut Unstructured<'_>) -> Result<(), String> {
     Ok(())
 }
 
-/// A decision about a tenant, as the log has it.
+/// An entry of the log, most often a decision about a tenant.
 fn decision(u: &mut Unstructured<'_>) -> Value {
     let tenant = ["a", "b", "../c"][u.below(3)];
     let level = |u: &mut Unstructured<'_>| *u.pick(&Level::ALL);
@@ -124,7 +125,7 @@ fn decision(u: &mut Unstructured<'_>) -> Value {
     }
 }
 
-/// Where each tenant must live by the log alone: at least where its last move or order put it.
+/// The level of each tenant by the log alone: the higher level of its last move and its last order.
 fn replayed(decisions: &[Value]) -> BTreeMap<String, Level> {
     let read = |level: &Value| level.as_str().and_then(|level| level.parse().ok()).unwrap_or(Level::Shared);
     let (mut moved, mut ordered) = (BTreeMap::new(), BTreeMap::new());
@@ -162,7 +163,7 @@ fn folder(state: &Path, name: &str) -> Result<std::path::PathBuf, String> {
     Ok(path)
 }
 
-/// A log without a database.
+/// The target `replay`: the recorder starts on a log without a database.
 pub(in crate::parsers) fn replay(u: &mut Unstructured<'_>) -> Result<(), String> {
     let state = scratch()?;
     let log = folder(state.path(), "audit")?.join("audit.jsonl");
@@ -192,7 +193,7 @@ pub(in crate::parsers) fn replay(u: &mut Unstructured<'_>) -> Result<(), String>
     settled(state.path(), &kept)
 }
 
-/// The next start finds what the last one left, and nothing to complain about.
+/// Checks that the next start reads the same state and has nothing to report.
 fn settled(state: &Path, before: &seams::Kept) -> Result<(), String> {
     let after = seams::keep_records(state, &[])?;
     same("complaints at the next start", &after.broken, &Vec::new())?;
@@ -200,7 +201,7 @@ fn settled(state: &Path, before: &seams::Kept) -> Result<(), String> {
     same("the last line at the next start", &after.last_line, &before.last_line)
 }
 
-/// A whole state folder, damaged.
+/// The target `records`: the recorder starts on a database that is damaged.
 pub(in crate::parsers) fn records(u: &mut Unstructured<'_>) -> Result<(), String> {
     let state = scratch()?;
     let mut standing = Standing::new(Time(1_700_000_000_000));
@@ -218,7 +219,7 @@ pub(in crate::parsers) fn records(u: &mut Unstructured<'_>) -> Result<(), String
     same("what was written", &written.standings, &BTreeMap::from(all))?;
     let database = state.path().join("standings.redb");
     let mut bytes = fs::read(&database).map_err(|error| error.to_string())?;
-    // The file is mostly empty; the pages with something are where damage matters.
+    // Most of the file is empty. Damage matters only in the parts that are not.
     let used: Vec<usize> =
         (0..bytes.len()).step_by(64).filter(|at| bytes[*at..].iter().take(64).any(|byte| *byte != 0)).collect();
     for _ in 0..1 + u.below(4) {
@@ -240,7 +241,7 @@ pub(in crate::parsers) fn records(u: &mut Unstructured<'_>) -> Result<(), String
     settled(state.path(), &kept)
 }
 
-/// The folder of policies.
+/// The target `policies`: reads a folder of policies.
 pub(in crate::parsers) fn policies(u: &mut Unstructured<'_>) -> Result<(), String> {
     let state = scratch()?;
     let tenants = folder(state.path(), "tenants")?;

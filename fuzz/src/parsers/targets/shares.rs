@@ -1,10 +1,10 @@
-//! What clients share.
+//! The pools that clients share.
 //!
-//! Attacked: the supplies of names, processes, bytes and connections, by uids with and without
-//! rules that take, take more and give back in any order. Oracle: the sentences of SPECIFICATION,
-//! *What clients share*, over a list of who holds what: a uid may hold half of what the others
-//! leave free, or the part that its rule grants; root, without a rule, all that is left. Nothing is
-//! granted beyond that, nothing within it is refused, and what is given back is free.
+//! Attacked: `share::Supply`, the type behind every pool. Uids with and without rules take, take
+//! more and give back, in any order. Oracle: the sentences of SPECIFICATION, *What clients share*,
+//! over a list of who holds what. A uid may hold half of what the others leave free, or the part
+//! that its rule grants. Root without a rule may hold all that is left. Nothing beyond that is
+//! granted, nothing within it is refused, and what is given back is free.
 
 use std::sync::LazyLock;
 
@@ -13,7 +13,7 @@ use enisle_supervisor::seams::{self, Accepted, Shares};
 
 use crate::parsers::draw::{Draw, same};
 
-/// Uids with their parts: `Some` for a percentage.
+/// Uids that have a rule, with the percentage that the rule grants, if it names one.
 const RULES: [(u32, Option<u64>); 4] = [(7, None), (8, Some(30)), (9, Some(100)), (10, Some(1))];
 const STRANGER: u32 = 11;
 
@@ -25,7 +25,7 @@ static CONFIG: LazyLock<Accepted> = LazyLock::new(|| {
     seams::config(&RULES.map(rule).concat()).expect("rules as the documentation has them")
 });
 
-/// The most that a uid may hold beside what the others hold.
+/// The most that a uid may hold, given what the others hold.
 fn most(uid: u32, whole: u64, holdings: &[(u32, u64)]) -> u64 {
     let others: u64 = holdings.iter().filter(|(other, _)| *other != uid).map(|(_, units)| units).sum();
     let left = whole - others;
@@ -54,7 +54,7 @@ pub(in crate::parsers) fn shares(u: &mut Unstructured<'_>) -> Result<(), String>
             let uid = *u.pick(&[0, 7, 8, 9, 10, STRANGER]);
             let has: u64 = holdings.iter().filter(|(other, _)| *other == uid).map(|(_, units)| units).sum();
             let most = most(uid, whole, &holdings);
-            // Often exactly what is left, or one more.
+            // Often exactly what the uid may still take, or one more.
             let units = match u.below(4) {
                 0 => most.saturating_sub(has),
                 1 => most.saturating_sub(has) + 1,

@@ -1,12 +1,12 @@
-//! Frames of both channels, and the state machines behind them.
+//! Frames of both channels, and the state machines that accept them.
 //!
-//! Attacked: the decoders, by raw bytes and by frames that were well formed before they were
-//! damaged. Oracles: what decodes is encoded and decoded again to the same; reading never holds
-//! more than the cap and what the bytes themselves explain. Of the state machines: a naive one,
-//! which keeps everything that was accepted and derives the state from that each time.
+//! Attacked: the decoders, by raw bytes and by well-formed frames that were then damaged. Oracles:
+//! a frame that decodes is encoded and decoded again to the same value. Reading never holds more
+//! memory than the cap and the bytes themselves explain. The oracle of the state machines is a
+//! naive one: it keeps everything that was accepted, and derives the state from that each time.
 //!
-//! One more kind of frame is one more function in [`FROM_TENANT`], [`TO_TENANT`], [`FROM_WORKER`]
-//! or [`TO_WORKER`].
+//! A new kind of frame needs a function in [`FROM_TENANT`], [`TO_TENANT`], [`FROM_WORKER`] or
+//! [`TO_WORKER`].
 
 use std::fmt::Debug;
 
@@ -29,10 +29,11 @@ use crate::parsers::draw::{Draw, damaged, ensure, same};
 
 type Make<T> = fn(&mut Unstructured<'_>) -> T;
 
-/// A length that a frame alleges makes serde reserve this much at most, whatever it says.
+/// The most that serde reserves because of a length that a frame alleges, however great the length.
 const RESERVED_BYTES: u64 = 2 << 20;
-/// A decoded value takes at most this many times its bytes: an empty module is a name, a kind and a
-/// body of one byte each, and its vector may have grown to twice its length.
+/// A decoded value takes at most this many times its encoded bytes. The worst is an empty module:
+/// its name, kind and body take one byte each, and the vector of modules may have grown to twice
+/// its length.
 const TIMES: u64 = 64;
 
 pub(in crate::parsers) fn to_tenant(u: &mut Unstructured<'_>) -> Result<(), String> {
@@ -56,7 +57,7 @@ pub(in crate::parsers) fn from_worker(u: &mut Unstructured<'_>) -> Result<(), St
     frames(u, MAX_FROM_WORKER_BYTES, FROM_WORKER, |_| true)
 }
 
-/// One channel's worth of bytes. `is_allowed` says which messages a reader takes.
+/// Reads bytes as the frames of one channel. `is_allowed` says which messages a reader must accept.
 fn frames<T: Serialize + DeserializeOwned + Debug>(
     u: &mut Unstructured<'_>,
     cap: usize,
@@ -89,7 +90,8 @@ fn frames<T: Serialize + DeserializeOwned + Debug>(
     Ok(())
 }
 
-/// A message as a frame, if it fits; checked by reading it.
+/// Encodes a message, and checks the frame by reading it. Returns no bytes if the message does not
+/// fit the cap.
 fn written<T: Serialize + DeserializeOwned + Debug>(message: &T, cap: usize, allowed: bool) -> Result<Vec<u8>, String> {
     let whole = enisle_wire::encode(message, usize::MAX).map_err(|error| format!("{message:?}: {error}"))?;
     let fits = whole.len() - HEADER_BYTES <= cap;
@@ -117,7 +119,7 @@ fn slot(u: &mut Unstructured<'_>) -> Slot {
     Slot(u32::try_from(u.below(4)).unwrap_or(0))
 }
 
-/// A text that is sometimes as long as what bounds it, or longer.
+/// A text that is sometimes exactly as long as its bound, or one byte longer.
 fn bounded(u: &mut Unstructured<'_>, most: usize) -> String {
     match u.below(8) {
         7 => "x".repeat(most),
@@ -228,7 +230,7 @@ const FROM_WORKER: &[Make<FromWorker>] = &[
     |u| FromWorker::Failed(u.text(3)),
 ];
 
-/// What happened on a tenant channel.
+/// One thing that happens on a tenant channel.
 #[derive(Debug)]
 enum Step {
     Start { id: RunId, most_log: u64, with_code: bool },
@@ -242,7 +244,7 @@ enum Step {
 struct Channel(Vec<Step>);
 
 impl Channel {
-    /// The steps after the last one like this.
+    /// The last step for which `last` is true, and all steps after it.
     fn after(&self, last: impl Fn(&Step) -> bool) -> Option<&[Step]> {
         let at = self.0.iter().rposition(last)?;
         Some(&self.0[at..])
@@ -252,7 +254,7 @@ impl Channel {
         matches!(step, Step::Came(FromTenant::Done(_)) | Step::SkippedEnd)
     }
 
-    /// The run in progress, and what happened since it began.
+    /// The run in progress, and its steps since it began.
     fn run(&self) -> Option<(RunId, u64, bool, &[Step])> {
         let since = self.after(|step| matches!(step, Step::Start { .. }))?;
         let Step::Start { id, most_log, with_code } = since.first()? else { return None };
@@ -264,7 +266,7 @@ impl Channel {
         since.iter().any(|step| matches!(step, Step::Came(FromTenant::Ready { .. })))
     }
 
-    /// What the log of the run may still have.
+    /// How many bytes the log of the run may still have.
     fn log_left(&self) -> Option<u64> {
         let (_, most, _, since) = self.run()?;
         let counted = |step: &Step| match step {
@@ -301,7 +303,7 @@ impl Channel {
     }
 }
 
-/// What lines count for: 16 bytes for the frame, and 16 for each line beside its text.
+/// How many bytes lines count for: 16 for the frame, and for each line 16 and its text.
 fn counted(lines: &[LogLine]) -> u64 {
     lines.iter().fold(16, |sum, line| sum + 16 + line.text.len() as u64)
 }
@@ -336,7 +338,7 @@ pub(in crate::parsers) fn tenant_session(u: &mut Unstructured<'_>) -> Result<(),
                 }
                 Step::SkippedLog(bytes)
             }
-            // The speaker skips only an end that it has announced itself, of a run in progress.
+            // `homes::speaker` skips an end only while a run is in progress.
             Step::SkippedEnd if channel.run().is_none() => continue,
             Step::SkippedEnd => {
                 session.skip_end();
@@ -347,7 +349,7 @@ pub(in crate::parsers) fn tenant_session(u: &mut Unstructured<'_>) -> Result<(),
                 ensure(found.is_ok() == allowed, || {
                     format!("{frame:?} after {channel:?}: {found:?}, expected {allowed}")
                 })?;
-                // The worker is killed.
+                // The supervisor kills the worker, which ends the session.
                 if !allowed {
                     return Ok(());
                 }

@@ -1,4 +1,4 @@
-//! Without keys: the types have no values, so no code that holds a key can run.
+//! Without keys: `Key` and `KeyRing` have no values, so no code that holds a key can run.
 
 use std::ops::Range;
 
@@ -15,7 +15,7 @@ impl Key {
     }
 
     /// # Safety
-    /// It needs a key, so it cannot be called.
+    /// There is no key to call this with.
     ///
     /// # Errors
     /// Never.
@@ -57,7 +57,7 @@ pub fn delivers_faults() -> bool {
 }
 
 pub mod pkru {
-    //! The register does not exist.
+    //! The register does not exist, so its values are empty and installing one does nothing.
 
     use super::Key;
 

@@ -7,13 +7,13 @@ use super::{KeyError, sys};
 use crate::process::siginfo::{Info, SEGV_PKUERR};
 use crate::process::spawn::clone_args;
 
-/// A key of this process, allocated and never freed. There is one value for each key, and its
-/// holder owns the pages of the key.
+/// A key of this process, allocated and never freed. There is only one value for each key, and
+/// whoever holds this value owns the pages that carry the key.
 #[derive(Debug, PartialEq, Eq, Hash)]
 pub struct Key(u8);
 
 impl Key {
-    /// The number that the kernel and V8 use for it.
+    /// The number that the kernel and V8 use for the key.
     #[must_use]
     pub fn number(&self) -> u8 {
         self.0
@@ -22,8 +22,8 @@ impl Key {
     /// Tags `pages` and gives them `protection`.
     ///
     /// # Safety
-    /// The pages are mapped, nothing relies on another protection of theirs, and every thread that
-    /// touches them from now on has this key open.
+    /// The pages are mapped, nothing relies on their having another protection, and every thread
+    /// that touches them from now on has this key open.
     ///
     /// # Errors
     /// The kernel refuses.
@@ -42,12 +42,12 @@ pub struct KeyRing {
 }
 
 impl KeyRing {
-    /// Takes one key for the fault record and one for each of `tenants`. To be called on the main
-    /// thread when V8 has started and no other thread has; the keys are open for it until
-    /// [`Pkru::install`].
+    /// Takes one key for the fault record and one for each of `tenants`. Call it on the main
+    /// thread, after V8 has started and while there is no other thread. The keys stay open for the
+    /// main thread until it calls [`Pkru::install`].
     ///
     /// # Errors
-    /// There are too few, or V8 has none.
+    /// Too few keys are left, or V8 has taken none.
     pub fn take(tenants: usize) -> Result<Self, KeyError> {
         let jit = jit_key().ok_or(KeyError::NoJitKey)?;
         let wanted = tenants + 1;
@@ -66,21 +66,22 @@ impl KeyRing {
     }
 }
 
-/// The key that V8 has taken, found on the main thread before anything else takes one. V8 takes one
-/// wherever there are keys, whatever we do with the rest.
+/// The key that V8 has taken for its JIT pages. Call this on the main thread before anything else
+/// takes a key. V8 takes one on every machine with keys, even if the tenants get none.
 #[must_use]
 pub fn jit_key() -> Option<u8> {
-    // OSPKE, CPUID leaf 7: without it the register cannot be read.
+    // OSPKE, CPUID leaf 7: without this bit, RDPKRU is an illegal instruction.
     if std::arch::x86_64::__cpuid_count(7, 0).ecx & 1 << 4 == 0 {
         return None;
     }
-    // A thread starts with every key closed, and `pkey_alloc` opens the key that it allocates: the
-    // one that is open now is V8's.
+    // A thread starts with every key but 0 closed, and `pkey_alloc` opens the key that it
+    // allocates. So the one key that is open now is V8's.
     let open = Pkru::current().readable();
     (open.count_ones() == 1).then(|| u8::try_from(open.trailing_zeros()).unwrap_or(0))
 }
 
-/// How many keys a fresh process can take, V8's included.
+/// How many keys this process can still take. In a process without V8, which has taken none, that
+/// is how many a worker can take, V8's included.
 #[must_use]
 pub fn available() -> usize {
     let keys: Vec<_> = std::iter::from_fn(sys::alloc).collect();
@@ -91,9 +92,10 @@ pub fn available() -> usize {
 }
 
 /// Whether this kernel delivers a fault on a closed key as the fault handler needs it: on a stack
-/// of key 0, with the code and the key in the siginfo, and with every other key closed while the
-/// handler runs. Kernels before 6.12 have lost the signal where a stack was closed; this is tried,
-/// not looked up by version. A child tries it, which the fault ends in any case.
+/// with key 0, with the code and the key in the siginfo, and with every other key closed while the
+/// handler runs. Kernels before 6.12 lost the signal if the key of the signal stack was closed. The
+/// function tries the delivery, and does not look at the kernel's version. A child process causes
+/// the fault, because the process that causes it ends whether or not the signal is delivered.
 #[must_use]
 pub fn delivers_faults() -> bool {
     let mut args = clone_args(0, 0);
@@ -112,7 +114,7 @@ pub fn delivers_faults() -> bool {
 
 const AS_EXPECTED: i32 = 42;
 
-/// The child's part: a page with a key, the key closed, a load.
+/// The child's part: it tags a page with a key, closes the key and loads from the page.
 fn fault_on_a_closed_key() -> ! {
     let stack_bytes = 64 * 1024;
     let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS;
@@ -133,11 +135,11 @@ fn fault_on_a_closed_key() -> ! {
     let handled = unsafe { libc::sigaction(libc::SIGSEGV, &raw const action, std::ptr::null_mut()) };
     if let (0, 0, Some(key)) = (on_stack, handled, sys::alloc()) {
         let key = Key(key);
-        // SAFETY: the page was mapped above and nothing else knows of it.
+        // SAFETY: the page was mapped above and nothing else uses it.
         if unsafe { key.tag(&(page as usize..page as usize + 4096), libc::PROT_READ) }.is_ok() {
             Pkru::CLOSED.install();
-            // SAFETY: the address is mapped and readable; that its key is closed makes this a
-            // fault, which is the point.
+            // SAFETY: the address is mapped and readable. Its key is closed, so the load faults,
+            // as intended.
             unsafe { page.cast::<u8>().read_volatile() };
         }
     }

@@ -1,9 +1,9 @@
-//! Memory protection keys (`pkeys(7)`): one for each tenant of a process, and which of them a
-//! thread has open.
+//! Memory protection keys (`pkeys(7)`): one for each tenant of a process, and which keys a thread
+//! has open.
 //!
-//! A key names pages; a register of the thread (PKRU, [`pkru`]) says which keys its loads and
-//! stores may use. A tenant's thread has key 0, its own key and V8's key for JIT pages; a key of
-//! another tenant is closed to it at all times.
+//! Each page carries one key. A thread can load and store only on pages whose key is open in the
+//! thread's register PKRU ([`pkru`]). A tenant's thread has key 0 and its own key open, and V8's
+//! key for JIT pages for reading. The keys of other tenants are closed.
 //!
 //! ```text
 //! main thread:   V8 starts (takes its JIT key) ─▶ KeyRing::take ─▶ cages are tagged
@@ -11,11 +11,13 @@
 //! tenant thread: starts with all closed ─▶ frozen::pkru_of(its slot) ─▶ filter ─▶ tenant's code
 //! ```
 //!
-//! Keys are taken before the filter is installed, and never freed: a freed key that is allocated
-//! again opens old pages. Shape after Wasmtime's `vm/mpk`: one interface, [`enabled`] or `disabled`
-//! behind it, the kernel in [`sys`].
+//! A worker takes its keys before the filter is installed, and never frees one: pages that still
+//! carry a freed key would be open to the next holder of that key. As in Wasmtime's `vm/mpk`, there
+//! is one interface with two implementations, [`enabled`] and `disabled`; the system calls are in
+//! [`sys`].
 //!
-//! Keys do not stop native code: `WRPKRU` is an ordinary instruction.
+//! Keys do not stop native code, because `WRPKRU`, which opens them, is an unprivileged
+//! instruction.
 
 #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
 mod enabled;
@@ -31,9 +33,10 @@ mod disabled;
 #[cfg(not(all(target_arch = "x86_64", target_os = "linux")))]
 pub use disabled::{Key, KeyRing, available, delivers_faults, jit_key, pkru};
 
-/// The keys of the processor besides key 0.
+/// How many keys the processor has besides key 0.
 pub const PROCESSOR_KEYS: usize = 15;
-/// One is V8's, for JIT pages; one is the fault record's ([`crate::fault`]); one stays in reserve.
+/// How many keys are not for tenants: one is V8's, for JIT pages; one is the fault record's
+/// ([`crate::fault`]); one stays in reserve.
 pub const RESERVED_KEYS: usize = 3;
 
 /// How many tenants of one process can have a key of their own, if a process can take `available`

@@ -1,7 +1,7 @@
-//! PKRU: two bits a key, in a register of the thread that unprivileged code can write.
+//! PKRU: a register of each thread, with two bits for each key. Unprivileged code can write it.
 //!
-//! Every value is built from [`Pkru::CLOSED`], so a key that was never opened is closed. Only
-//! [`Pkru::install`] writes the register.
+//! Every value that a thread is given starts from [`Pkru::CLOSED`], so a key that was never opened
+//! is closed. In this crate only [`Pkru::install`] writes the register.
 
 use std::io;
 
@@ -28,18 +28,19 @@ impl Pkru {
         Self::CLOSED.open_number_for_reading(jit)
     }
 
-    /// The same with `key` open.
+    /// This value, with `key` open too.
     #[must_use]
     pub fn open(self, key: &Key) -> Self {
         self.open_number(key.number())
     }
 
-    /// [`Self::open`], for a key of which only the number is left.
+    /// As [`Self::open`], for a key of which only the number is left.
     pub(crate) fn open_number(self, key: u8) -> Self {
         Self(self.0 & !(BOTH << (2 * u32::from(key & 15))))
     }
 
-    /// The same with a key readable, as V8 keeps its JIT pages while it does not write code.
+    /// This value, with `key` open for reading only. V8's key is open like this while V8
+    /// writes no code.
     pub(crate) fn open_number_for_reading(self, key: u8) -> Self {
         Self(self.open_number(key).0 | WRITE_DISABLED << (2 * u32::from(key & 15)))
     }
@@ -48,22 +49,23 @@ impl Pkru {
     #[must_use]
     pub fn current() -> Self {
         let value: u32;
-        // SAFETY: RDPKRU reads a register; ECX must be 0 and EDX is overwritten. A caller has keys,
-        // so the instruction exists.
+        // SAFETY: RDPKRU reads a register; ECX must be 0 and EDX is overwritten. Callers run only
+        // on machines with keys, so the instruction exists.
         unsafe { std::arch::asm!("rdpkru", in("ecx") 0, out("eax") value, out("edx") _, options(nomem, nostack)) };
         Self(value)
     }
 
-    /// Keys besides 0 whose pages can be read with this value.
+    /// The keys besides 0 whose pages can be read with this value, as a set of bits.
     #[must_use]
     pub fn readable(self) -> u32 {
         (1..16).filter(|key| self.0 >> (2 * key) & ACCESS_DISABLED == 0).fold(0, |set, key| set | 1 << key)
     }
 
-    /// Writes the register. This is the only gate: a jump to its WRPKRU with another value meets
-    /// the comparison after it, which knows the value that the caller's frame wanted, and ends the
-    /// process (the pattern of ERIM, USENIX Security '19). An attacker who chooses both registers
-    /// passes: it is a hurdle, not a wall.
+    /// Writes the register. This is the gate: the only function of the crate that does. If code
+    /// jumps to its WRPKRU with a forged value in EAX, the next instruction compares EAX with the
+    /// register that holds the wanted value, and a mismatch ends the process (the pattern of ERIM,
+    /// USENIX Security '19). An attacker who chooses both registers passes: the gate is a hurdle,
+    /// not a wall.
     #[inline(never)]
     pub fn install(self) {
         // SAFETY: WRPKRU takes EAX, and ECX and EDX as 0. Without `nomem` the compiler moves no
@@ -126,9 +128,9 @@ impl Pkru {
 }
 
 unsafe extern "C" {
-    /// The gate wrote another value than it should have: records that and ends the process
-    /// (`crate::fault`). Called by name, because the record itself is written through this gate:
-    /// the module of keys imports nothing from `fault`.
+    /// Records that the gate wrote another value than it should have, and ends the process
+    /// (`crate::fault`). Linked by its symbol name: `fault` imports this module, because it writes
+    /// its record through this gate, so this module must not import `fault`.
     fn enisle_wrong_value() -> !;
 }
 

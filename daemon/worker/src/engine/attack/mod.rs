@@ -1,11 +1,11 @@
 //! Natives to attack the process with: the abilities of an attacker who has broken V8, without the
 //! bug that it would take.
 //!
-//! Only in builds with the feature `attack-natives`, which no release can have, and only for runs
-//! whose `props` contain `"attack": true`. They stand for what an attacker may have achieved:
-//! reading and writing anywhere (an escape from V8's sandbox), and making any system call, writing
-//! PKRU, forging a signal frame (native code). The victims use `address` and `plant`, to report
-//! where their secrets are.
+//! They exist only in builds with the feature `attack-natives`, which no release can have, and only
+//! for runs whose `props` contain `"attack":true`. They stand for what an attacker may have
+//! achieved: to read and write anywhere, by an escape from V8's sandbox; and to make any system
+//! call, write PKRU or forge a signal frame, by native code. Victims use `address` and `plant` to
+//! report where their secrets are.
 
 mod probe;
 mod raw;
@@ -25,7 +25,7 @@ thread_local! {
     static EPOCH: Cell<Option<Instant>> = const { Cell::new(None) };
 }
 
-/// The channel of this thread, for `attack.self()`.
+/// Sets this thread's channel, for `attack.self()`.
 pub(crate) fn channel_is(fd: RawFd) {
     CHANNEL.set(fd);
 }
@@ -39,7 +39,8 @@ pub(super) fn arm(scope: &mut Scope<'_, '_>, props: &str, epoch: Instant) {
     if !props.contains("\"attack\":true") {
         return;
     }
-    // A WebAssembly memory reserves more than any tenant may have.
+    // The run has no limits of memory: a WebAssembly memory alone reserves more than any tenant may
+    // have.
     super::memory::quota::lift();
     let object = v8::Object::new(scope);
     macro_rules! natives {
@@ -140,8 +141,8 @@ fn call_gate<'s>(scope: &mut Scope<'s, '_>, args: Args<'s>, result: v8::ReturnVa
     return_word(scope, result, raw::call_gate(u32::try_from(value & 0xffff_ffff).unwrap_or(0)).into());
 }
 
-/// `gateLoad(value, address)`: the same jump, and 64 bytes from there before anything can look at
-/// PKRU.
+/// `gateLoad(value, address)`: the same jump, then 64 bytes from `address`, before anything can
+/// look at PKRU.
 fn gate_load<'s>(scope: &mut Scope<'s, '_>, args: Args<'s>, mut result: v8::ReturnValue<'s>) {
     let ([value, address], own) = (words(scope, &args), raw::pkru());
     raw::call_gate(u32::try_from(value & 0xffff_ffff).unwrap_or(0));
@@ -162,7 +163,8 @@ fn forge_sigreturn<'s>(scope: &mut Scope<'s, '_>, args: Args<'s>, result: v8::Re
 /// thread started.
 fn start_thread<'s>(scope: &mut Scope<'s, '_>, args: Args<'s>, mut result: v8::ReturnValue<'s>) {
     let [address] = words(scope, &args);
-    // A new thread frees what its start allocated.
+    // The new thread frees what its start allocates here, so that must not be on this thread's
+    // island.
     let thread =
         super::memory::heap::shared(|| std::thread::Builder::new().spawn(move || i32::from(raw::load(address))));
     result.set_int32(thread.ok().and_then(|thread| thread.join().ok()).unwrap_or(-1));
@@ -195,7 +197,8 @@ fn object_address<'s>(scope: &mut Scope<'s, '_>, args: Args<'s>, result: v8::Ret
     return_word(scope, result, raw::heap_address(args.get(0)).cast_signed());
 }
 
-/// `plant(text)`: puts the bytes on the worker's own heap, for good; returns their address.
+/// `plant(text)`: puts the bytes on the tenant's heap, where Rust allocates for it, for good.
+/// Returns their address.
 fn plant<'s>(scope: &mut Scope<'s, '_>, args: Args<'s>, result: v8::ReturnValue<'s>) {
     let bytes = args.get(0).to_rust_string_lossy(scope).into_bytes();
     let address = bytes.leak().as_ptr() as u64;
@@ -229,7 +232,8 @@ fn thaw<'s>(scope: &mut Scope<'s, '_>, _: Args<'s>, _: v8::ReturnValue<'s>) {
     }
 }
 
-/// `account(mib)`: from now on this run has this memory limit again, and its account is exact.
+/// `account(mib)`: from now on this run has a memory limit again, and the script sees its exact
+/// account.
 fn account<'s>(scope: &mut Scope<'s, '_>, args: Args<'s>, _: v8::ReturnValue<'s>) {
     let [mib] = words(scope, &args);
     super::memory::quota::set_limit(usize::try_from(mib << 20).unwrap_or(usize::MAX));
@@ -250,14 +254,15 @@ fn unbounded<'s>(scope: &mut Scope<'s, '_>, _: Args<'s>, _: v8::ReturnValue<'s>)
     }
 }
 
-/// `hold(bytes)`: commits memory on the island, past every limit of the tenant and without touching
-/// it. False if the kernel refuses.
+/// `hold(bytes)`: maps memory on the island, past every limit of the tenant, and does not touch it.
+/// False if the kernel refuses.
 fn hold<'s>(scope: &mut Scope<'s, '_>, args: Args<'s>, mut result: v8::ReturnValue<'s>) {
     let [bytes] = words(scope, &args);
     result.set_bool(raw::hold(usize::try_from(bytes).unwrap_or(usize::MAX)));
 }
 
-/// `leak(bytes)`: the same from libc's `malloc`, which all tenants share, and touches it.
+/// `leak(bytes)`: takes memory from libc's `malloc`, which all tenants share, and touches it. False
+/// if there is none.
 fn leak<'s>(scope: &mut Scope<'s, '_>, args: Args<'s>, mut result: v8::ReturnValue<'s>) {
     let [bytes] = words(scope, &args);
     result.set_bool(raw::leak(usize::try_from(bytes).unwrap_or(usize::MAX)));

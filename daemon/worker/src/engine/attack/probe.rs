@@ -1,9 +1,10 @@
-//! Loads and stores that survive their fault, so that one process can make ten thousand of them;
-//! and a forged signal frame.
+//! Loads and stores that survive a fault, so that one process can make ten thousand of them; and a
+//! forged signal frame.
 //!
 //! The handler of hardening ends the process at the first fault. In this build another handler runs
-//! before it and checks where the fault was. After a fault of the load or store below it continues,
-//! without `rt_sigreturn`, which the filter refuses. It passes any other fault on.
+//! before it and checks where the fault was. If the fault was in the load or the store below, the
+//! thread continues, without `rt_sigreturn`, which the filter refuses. Any other fault goes on to
+//! the handler of hardening.
 
 use std::arch::global_asm;
 use std::cell::Cell;
@@ -111,9 +112,9 @@ extern "C" fn on_fault(signal: libc::c_int, info: *mut libc::siginfo_t, context:
     }
 }
 
-/// Returns through a signal frame with this PKRU value, and returns PKRU as it is then. The frame
-/// is that of a real signal, raised by the attacker and changed in its handler: with the filter on,
-/// each of the calls that this takes is refused.
+/// Raises a real signal, puts this PKRU value into the frame in the signal's handler, and returns
+/// through the frame. Returns the PKRU value after that. With the filter on, each system call that
+/// this takes is refused.
 pub(super) fn forge_sigreturn(value: u32) -> u32 {
     PKRU.set(value);
     // SAFETY: all-zero is a valid sigaction.
@@ -127,8 +128,8 @@ pub(super) fn forge_sigreturn(value: u32) -> u32 {
     raw::pkru()
 }
 
-/// Where PKRU is in a frame's extended state, on processors where AVX-512 and AMX come before it
-/// (CPUID leaf 0xd, 9).
+/// Where PKRU is in a frame's extended state. That depends on the processor, because AVX-512's
+/// state may come before it; CPUID leaf 0xd, 9 says where.
 fn pkru_offset() -> usize {
     std::arch::x86_64::__cpuid_count(0xd, 9).ebx as usize
 }
@@ -136,7 +137,7 @@ fn pkru_offset() -> usize {
 extern "C" fn change_frame(_: libc::c_int, _: *mut libc::siginfo_t, context: *mut libc::c_void) {
     // SAFETY: with SA_SIGINFO the kernel passes a valid context.
     let state = unsafe { (*context.cast::<libc::ucontext_t>()).uc_mcontext.fpregs }.cast::<u8>();
-    // SAFETY: none; on a processor with keys the frame includes them.
+    // SAFETY: none; on a processor with keys the frame includes PKRU.
     let state = unsafe { std::slice::from_raw_parts_mut(state, pkru_offset() + 4) };
     // XSTATE_BV, after the 512 bytes of the legacy area: bit 9 says that PKRU is present.
     state[512 + 1] |= 1 << 1;

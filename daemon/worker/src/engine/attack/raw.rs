@@ -16,7 +16,7 @@ pub(super) fn store(address: u64, byte: u8) {
     unsafe { (address as *mut u8).write_volatile(byte) };
 }
 
-/// Any system call, with any upper halves.
+/// Any system call, with any upper halves of its arguments.
 pub(super) fn system_call([number, a, b, c, d, e, f]: [u64; 7]) -> i64 {
     let result: i64;
     // SAFETY: none; the effect of the call is what the harness tests.
@@ -47,8 +47,8 @@ pub(super) fn write_pkru(value: u32) {
     unsafe { asm!("wrpkru", in("eax") value, in("ecx") 0, in("edx") 0) };
 }
 
-/// Jumps to the WRPKRU inside the gate, past the load of the value that its caller wanted, as a
-/// chain of returns would. Returns PKRU if the gate lets it return.
+/// Jumps to the WRPKRU inside the gate, as a chain of returns would, and so skips the instructions
+/// before it, which load the value that the gate's caller wanted. Returns PKRU if the gate returns.
 pub(super) fn call_gate(value: u32) -> u32 {
     let gate = enisle_hardening::islands::keys::pkru::Pkru::install as *const () as usize;
     // WRPKRU is 0f 01 ef; the gate is a few dozen bytes long.
@@ -57,7 +57,7 @@ pub(super) fn call_gate(value: u32) -> u32 {
     let Some(at) = at else { return 0 };
     let other = u64::from(!value);
     // SAFETY: none; whichever register the compiler has the gate compare holds another value than
-    // `value`, so it does not return. An attacker who can choose that register too passes, as
+    // `value`, so the gate does not return. An attacker who can choose that register too passes, as
     // `Pkru::install` says.
     unsafe {
         asm!("push rax", "call r11", "pop rcx", inlateout("r11") at => _, inlateout("eax") value => _, inlateout("ecx") 0 => _,

@@ -1,8 +1,8 @@
-//! Resting isolates: made from the startup snapshot ([`snapshot`]), entered only for a run
-//! ([`resting`]), or kept between the runs of a script ([`shelf`]).
+//! Resting isolates: how they are made from the startup snapshot ([`snapshot`]), entered for a run
+//! ([`resting`]), and kept between the runs of a script ([`shelf`]).
 //!
-//! This module owns every isolate from its creation to its disposal. It knows natives and modules,
-//! which it passes to V8, and must not know what a run is.
+//! This module owns every isolate of a tenant from its creation to its disposal. It passes natives
+//! and modules to V8, and must not depend on runs.
 
 pub(crate) mod resting;
 pub(crate) mod shelf;

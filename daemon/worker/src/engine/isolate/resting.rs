@@ -1,9 +1,9 @@
 //! A resting isolate: made from the snapshot, with its context, and entered only while a run is in
 //! it.
 //!
-//! V8 keeps a stack of entered isolates for each thread. Resting isolates are not on it, so the
-//! next one can be made before the last one is disposed of, in any order; that keeps the cage's
-//! shared parts alive between runs.
+//! V8 keeps a stack of entered isolates for each thread. Resting isolates are not on that stack, so
+//! isolates can be made and disposed of in any order. The next one is made before the last one is
+//! disposed of, which keeps the cage's shared parts alive between runs.
 
 use std::fmt;
 use std::marker::PhantomData;
@@ -18,7 +18,7 @@ use crate::engine::{last_words, modules};
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Snapshot(pub(crate) &'static [u8]);
 
-/// The functions of the runtime in the snapshot that the worker calls.
+/// What the worker uses of the runtime in the snapshot.
 pub(in crate::engine) struct Runtime {
     pub(in crate::engine) invoke: v8::Global<v8::Function>,
     pub(in crate::engine) fire_timer: v8::Global<v8::Function>,
@@ -27,9 +27,10 @@ pub(in crate::engine) struct Runtime {
     pub(in crate::engine) worker_entrypoint: v8::Global<v8::Value>,
 }
 
-/// A warm resting isolate, in the cage of the calling thread, which it cannot outlive.
+/// A resting isolate in the cage of the calling thread. It cannot outlive the cage.
 pub(crate) struct Resting<'cage> {
-    /// Dropped manually: at that moment V8 requires it to be entered exactly once.
+    /// Dropped manually, because V8 requires that the isolate is entered exactly once at that
+    /// moment.
     isolate: ManuallyDrop<v8::OwnedIsolate>,
     pub(in crate::engine) context: v8::Global<v8::Context>,
     pub(in crate::engine) runtime: Runtime,
@@ -49,8 +50,8 @@ impl fmt::Debug for Resting<'_> {
 pub(crate) struct SnapshotMismatch(&'static str);
 
 impl<'cage> Resting<'cage> {
-    /// Makes an isolate in the calling thread's cage. Takes one to two milliseconds, which is why
-    /// it is done ahead of a run.
+    /// Makes an isolate in the calling thread's cage. That takes one to two milliseconds, so the
+    /// thread makes it ahead of the run.
     pub(crate) fn new(_: &'cage Entered, snapshot: Snapshot, memory_mb: u32) -> Result<Self, SnapshotMismatch> {
         let params = v8::CreateParams::default()
             .snapshot_blob(v8::StartupData::from(snapshot.0))
@@ -127,7 +128,7 @@ impl<'cage> Resting<'cage> {
         })
     }
 
-    /// Collects garbage. Returns how many bytes of heap are left.
+    /// Collects garbage. Returns how many bytes the heap takes afterwards.
     pub(super) fn collect(&mut self) -> usize {
         self.entered(|isolate| {
             isolate.memory_pressure_notification(v8::MemoryPressureLevel::Critical);
@@ -159,7 +160,7 @@ fn evaluate<'s>(scope: &mut v8::PinScope<'s, '_>, source: &str) -> Option<v8::Lo
 
 impl Drop for Resting<'_> {
     fn drop(&mut self) {
-        // SAFETY: taken once, here; the value is not used again.
+        // SAFETY: the isolate is taken once, here, and the field is not used again.
         dispose(ManuallyDrop::new(unsafe { ManuallyDrop::take(&mut self.isolate) }));
     }
 }

@@ -1,8 +1,8 @@
 //! Makes and maps the startup snapshot: a context with the runtime in it, as bytes that every
 //! tenant's isolates start from.
 //!
-//! This is done once per start of the supervisor, in a jailed worker that holds no tenant, so that
-//! a snapshot always fits the build that reads it and no file must be trusted.
+//! At every start of the supervisor, a jailed worker that holds no tenant makes the snapshot. So
+//! the snapshot always fits the build that reads it, and no file must be trusted.
 
 use std::fs::File;
 use std::io;
@@ -44,14 +44,15 @@ pub(crate) fn make() -> Result<Vec<u8>, SnapshotError> {
         scope.set_default_context(context);
         made
     };
-    // The blob is made even after a failure: dropping a snapshot creator without making it panics.
+    // The blob is made even after a failure, because a snapshot creator panics if it is dropped
+    // without one.
     let blob = isolate.create_blob(v8::FunctionCodeHandling::Keep);
     made?;
     Ok(blob.ok_or(SnapshotError::Blob)?.to_vec())
 }
 
 /// Does once what a run does: V8 compiles a function when it is first called, and a snapshot keeps
-/// the compiled code. The exercise leaves no trace in the runtime's own state.
+/// the compiled code. Each run sets anew what the exercise changes in the runtime's own state.
 const EXERCISE: &str = "(async (invoke, describe, WorkerEntrypoint) => {
     class Entry extends WorkerEntrypoint { run(x) { return { x, list: [1, 'a', null, true, undefined], env: this.env } } }
     const modules = [{ default: { async run() { console.log('a', 1, { b: [2] }); return { c: 3 } } } },
@@ -78,8 +79,8 @@ fn exercise(scope: &mut v8::PinScope<'_, '_>, api: v8::Local<'_, v8::Object>) ->
     (promise.state() == v8::PromiseState::Fulfilled).then_some(())
 }
 
-/// A script never has a second thread to share memory with. WebAssembly is not even set up
-/// (`--no-expose-wasm`).
+/// Globals of V8 that scripts do not get: a script never has a second thread to share memory with.
+/// WebAssembly is not listed, because V8 does not set it up (`--no-expose-wasm`).
 const NOT_FOR_TENANTS: &[&str] = &["SharedArrayBuffer", "Atomics"];
 
 fn remove_globals(scope: &mut v8::PinScope<'_, '_>, context: v8::Local<'_, v8::Context>) {

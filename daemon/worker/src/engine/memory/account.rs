@@ -1,10 +1,11 @@
-//! What a tenant's thread holds outside the heaps of its running isolate, in bytes: counters, and
-//! the two thresholds at which the worker acts.
+//! The account of a tenant's thread: counters of the bytes that the thread holds outside the heap
+//! of the isolate in a run, and the two thresholds at which the worker acts.
 //!
-//! One tenant is one thread, so the counters are thread-local. The heaps below count here what they
-//! take and give back; the limits, and what a script sees of them, are decided above, in
-//! [`super::quota`]. A counter that passes the first threshold makes the run check its memory, at
-//! the next point where V8 can collect garbage; one that passes the last ends the process.
+//! One tenant is one thread, so the counters are thread-local. [`super::heap`] and
+//! [`super::commons`] count here what they take and give back. [`super::quota`] decides the limits,
+//! and what a script sees of them. Whenever native memory is taken, the sum of the counters is
+//! compared with the thresholds. Above the first, the run checks its memory at the next point where
+//! V8 can collect garbage. Above the last, the process ends.
 
 use std::cell::Cell;
 use std::ffi::c_void;
@@ -16,7 +17,7 @@ use enisle_hardening::islands::frozen::MOST_SLOTS;
 
 use crate::engine::last_words;
 
-/// How a run checks its memory: what V8 calls at an interrupt.
+/// How a run checks its memory: the function that V8 calls at an interrupt.
 pub(in crate::engine) type Look = unsafe extern "C" fn(v8::UnsafeRawIsolatePtr, *mut c_void);
 
 /// Stands for the slot of a thread that is not a tenant's.
@@ -26,22 +27,23 @@ thread_local! {
     static SLOT: Cell<u32> = const { Cell::new(NO_SLOT) };
     static BUFFERS: Cell<usize> = const { Cell::new(0) };
     static NATIVE: Cell<usize> = const { Cell::new(0) };
-    /// Heaps of kept isolates, without the one that is in a run.
+    /// The heaps of kept isolates, without the isolate that is in a run.
     static SHELVED: Cell<usize> = const { Cell::new(0) };
     /// At how many bytes the run checks its memory.
     static NEXT_LOOK: Cell<usize> = const { Cell::new(usize::MAX) };
     /// At how many bytes the process ends.
     static LAST: Cell<usize> = const { Cell::new(usize::MAX) };
-    /// The run that is to check.
+    /// The isolate handle of the run that checks; null if there is none.
     static RUN: Cell<*const v8::IsolateHandle> = const { Cell::new(ptr::null()) };
     /// How the run checks; set together with `RUN`.
     static LOOK: Cell<Option<Look>> = const { Cell::new(None) };
 }
 
-/// Native memory of each slot that other threads have given back, until its own thread notices.
+/// For each slot, native memory that other threads have given back and that the slot's own thread
+/// has not subtracted yet.
 static GIVEN_BACK: [AtomicUsize; MOST_SLOTS] = [const { AtomicUsize::new(0) }; MOST_SLOTS];
 
-/// A thread begins with a new cage.
+/// A thread has entered a new cage, and its account begins at zero.
 pub(super) fn reset(slot: u32) {
     SLOT.set(slot);
     BUFFERS.set(0);
@@ -107,8 +109,8 @@ pub(super) fn take_native(bytes: usize) {
     }
 }
 
-/// Counts native memory outside the island. The supervisor can attribute it only by the account
-/// that it reads ([`fault::account`]).
+/// Counts native memory outside the island, and adds it to the slot's account beside the fault page
+/// ([`fault::account`]). The supervisor can attribute this memory only by that account.
 #[inline]
 pub(super) fn take_outside(bytes: usize) {
     take_native(bytes);
@@ -117,13 +119,14 @@ pub(super) fn take_outside(bytes: usize) {
     }
 }
 
-/// Native memory of the calling thread itself.
+/// Subtracts native memory that the calling thread itself has taken.
 #[inline]
 pub(super) fn give_back_native(bytes: usize) {
     NATIVE.set(NATIVE.get().saturating_sub(bytes));
 }
 
-/// The inverse of [`take_outside`], perhaps for another tenant: ICU's caches belong to the process.
+/// The inverse of [`take_outside`]. `slot` may be another tenant's, because ICU's caches belong to
+/// the whole process.
 #[inline]
 pub(super) fn give_back_outside(slot: u32, bytes: usize) {
     if let Some(account) = fault::account(slot) {
@@ -157,7 +160,7 @@ impl Drop for Held<'_> {
     }
 }
 
-/// Sets the next check to `bytes`.
+/// Sets at how many bytes the run checks its memory next.
 pub(super) fn look_at(bytes: usize) {
     NEXT_LOOK.set(bytes);
 }
@@ -188,7 +191,7 @@ fn near_the_limit() {
     if used <= NEXT_LOOK.get() {
         return;
     }
-    // No further check is requested before this one has set the next threshold.
+    // No further check is requested until this one has set the next threshold.
     NEXT_LOOK.set(usize::MAX);
     ask_to_look();
 }

@@ -6,10 +6,11 @@
 //! tenant's thread:                      Entering ─▶ enter ─▶ Entered ─▶ lock_down
 //! ```
 //!
-//! Every cage of the process is built before the first tenant. A cage can only be entered by the
-//! thread that was started on its island, once: only that thread has the [`Entering`]. From then on
-//! its key is open and its mappings go to the island; with `lock_down` its filter is on. Only
-//! [`IslandThread::join`] unmaps the island, so never before the thread has ended.
+//! Every cage of the process is built before the first tenant. Only the thread that was started on
+//! a cage's island can enter the cage, and only once, because only that thread has the
+//! [`Entering`]. Once it has entered, its key is open and its mappings go to the island; after
+//! `lock_down` its filter is on. Only [`IslandThread::join`] unmaps the island, so the island stays
+//! until the thread has ended.
 
 use std::ffi::{CString, c_int};
 use std::io;
@@ -51,7 +52,7 @@ unsafe extern "C" {
 /// No key: pages keep the default one.
 const NO_KEY: c_int = -1;
 
-/// Why a cage could not be made.
+/// Why a cage could not be made, entered or locked down.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum CageError {
     #[error("V8 put a sandbox at {0:x?} and not on its island")]
@@ -68,8 +69,8 @@ pub(crate) enum CageError {
 
 /// A cage that no thread has entered yet.
 ///
-/// It does not contain the keys of its thread. They are in `enisle_hardening::islands::frozen`, by
-/// slot, because a tenant of the process may find a way to write this memory.
+/// The keys of its thread are not here but in `enisle_hardening::islands::frozen`, by slot, because
+/// a tenant of the process may find a way to write this memory.
 #[derive(Debug)]
 pub(crate) struct Cage {
     group: *mut Group,
@@ -78,14 +79,14 @@ pub(crate) struct Cage {
     home: Home,
 }
 
-// SAFETY: V8 lets any one thread at a time use an isolate group, and only `Entering::enter`, which
-// takes the cage, uses it.
+// SAFETY: any thread may use an isolate group, one at a time. Only a thread that has taken the cage
+// by value uses the group: the main thread before, the tenant's thread from `enter` on.
 unsafe impl Send for Cage {}
 
 impl Cage {
     /// Makes every cage of the process, each tagged with the key of its slot from its first page
-    /// on. The zone was `reserved` until now, and is assigned; no other thread may allocate
-    /// meanwhile.
+    /// on. The zone is assigned (`frozen`), and was `reserved` until now. No other thread may map
+    /// memory meanwhile.
     pub(crate) fn build_all(reserved: Reserved) -> Result<Vec<Self>, CageError> {
         drop(reserved);
         commons::open(&frozen::zone());
@@ -109,7 +110,7 @@ impl Cage {
         Ok(Self { group, slot, island, home })
     }
 
-    /// Starts a thread on this island's stack, which enters the cage.
+    /// Starts a thread on this island's stack, for entering the cage.
     pub(crate) fn start_thread(
         self,
         name: CString,
@@ -119,7 +120,7 @@ impl Cage {
         let stack = mappings::map_stack(&self.home).map_err(CageError::Thread)?;
         let body = Box::new(move || body(Entering { cage: self, _thread: PhantomData }));
         // SAFETY: the stack was mapped for this thread only, and only `IslandThread::join` unmaps
-        // it, when the thread has ended.
+        // it, after the thread has ended.
         let thread = unsafe { thread::spawn(name, &stack, body) }.map_err(CageError::Thread)?;
         Ok(IslandThread { thread, island })
     }
@@ -138,14 +139,14 @@ impl IslandThread {
     pub(crate) fn join(self) {
         self.thread.join();
         // SAFETY: the thread that lived there has just been joined. Its isolates and its cage ended
-        // with it: they cannot leave it (`Entered` is not `Send`). Memory that it shared with other
-        // threads is not on the island (`heap`).
+        // with the thread, because they cannot leave it (`Entered` is not `Send`). Memory that the
+        // thread shared with others is not on the island (`heap`).
         unsafe { mappings::sweep(self.island) };
     }
 }
 
-/// A cage, in the thread that was started to enter it. Each such thread has one, which cannot be
-/// passed to another.
+/// A cage, in the thread that was started to enter it. Each such thread has one of these, and
+/// cannot pass it to another thread.
 #[derive(Debug)]
 pub(crate) struct Entering {
     cage: Cage,
@@ -153,8 +154,8 @@ pub(crate) struct Entering {
 }
 
 impl Entering {
-    /// Makes the calling thread the tenant's: opens its key and no other, and directs what V8 maps
-    /// and makes from now on to this cage.
+    /// Makes the calling thread the tenant's. Opens the tenant's key and no other tenant's. From
+    /// now on V8's mappings on this thread go to the island, and V8's isolates into this cage.
     pub(crate) fn enter(self) -> Result<Entered, CageError> {
         let Self { cage, _thread } = self;
         if !fault::thread_of(cage.slot) {
@@ -164,8 +165,9 @@ impl Entering {
             pkru.install();
             confinement::expect(pkru);
         }
-        // V8's locks make a thread's identity when it first waits, in memory that all threads read:
-        // so it must be made before this thread's allocations become private.
+        // V8's locks give a thread an identity when the thread first waits, in memory that all
+        // threads read. So the identity must be made before this thread's allocations become
+        // private.
         // SAFETY: the thread has no identity yet: it was started for its one `Entering`, which is
         // used up here.
         unsafe { introduce_thread() };
@@ -178,10 +180,12 @@ impl Entering {
     }
 }
 
-/// The cage of the calling thread. While it lives, every isolate that this thread makes is in it.
+/// The cage of the calling thread. While this value lives, every isolate that the thread makes is
+/// in the cage.
 ///
-/// Not `Send`: one tenant is one thread is one cage. The isolates in it borrow it
-/// ([`crate::engine::isolate::resting::Resting`]), so none of them is left when it ends.
+/// It is not `Send`: one tenant is one thread is one cage. The isolates in the cage borrow this
+/// value ([`crate::engine::isolate::resting::Resting`]), so none of them is left when it is
+/// dropped.
 #[derive(Debug)]
 pub(crate) struct Entered {
     cage: Cage,
@@ -189,7 +193,7 @@ pub(crate) struct Entered {
 }
 
 impl Entered {
-    /// Installs the thread's own filter, for good. No tenant's code runs before.
+    /// Installs the thread's own filter, for good. No tenant's code runs before that.
     pub(crate) fn lock_down(&self, channel: BorrowedFd<'_>) -> Result<(), CageError> {
         let (zone, slot) = (frozen::zone(), self.cage.slot as usize);
         let island = zone.island(slot).ok_or(CageError::Taken)?;
@@ -200,13 +204,13 @@ impl Entered {
 
 impl Drop for Entered {
     fn drop(&mut self) {
-        // SAFETY: null takes this thread's group away; no isolate is being made, and none is left.
+        // SAFETY: null stands for V8's default group; no isolate is being made, and none is left.
         unsafe { v8_tenant_set_group(std::ptr::null_mut()) };
         // SAFETY: `group` came from v8_tenant_group_new and is dropped once, here; every isolate in
         // it borrowed this value, and is gone.
         unsafe { v8_tenant_group_delete(self.cage.group) };
-        // Memory that V8 still holds would be shared with other threads, and be unmapped with this
-        // island.
+        // Memory that V8 still holds on the island must be shared with other threads, and would be
+        // unmapped with the island.
         debug_assert_eq!(heap::blocks(), 0, "memory that the process shares is on an island");
         fault::thread_leaves(self.cage.slot);
     }

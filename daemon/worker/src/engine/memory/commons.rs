@@ -1,5 +1,5 @@
-//! What a tenant's thread allocates and other threads may use: isolate objects, and the allocations
-//! of C++ and ICU. It has no key, and may outlive its tenant.
+//! Memory that a tenant's thread allocates and other threads may use: isolate objects, metadata of
+//! code, and the allocations of C++ and ICU. It carries no key, and may outlive its tenant.
 //!
 //! ```text
 //! commons ─┬─ slot 0, 16 GiB ─┬─ slot 1 ─┬─ … ─┐ islands
@@ -7,8 +7,8 @@
 //!
 //! Each slot has a heap of its own here. The tenant's account ([`super::account`]) counts the
 //! heap's pages, not its blocks: any number of free blocks may lie between live ones, and a script
-//! decides which. The heaps are not libc's, whose one arena would block all threads while it is
-//! trimmed. A block goes back to the heap that its address belongs to, on any thread.
+//! can bring that about. libc's one arena would not do, because all threads would wait while it is
+//! trimmed. Any thread may give a block back. Its address decides to which heap it goes.
 
 use std::cell::Cell;
 use std::ffi::c_void;
@@ -41,16 +41,17 @@ struct Common {
     heap: Dlmalloc<Pages>,
     /// Bytes of live blocks.
     live: usize,
-    /// Nothing was taken since it was last trimmed.
+    /// Nothing was taken since the heap was last trimmed.
     is_trimmed: bool,
-    /// The voids by size: [`SMALLEST_VOID`], twice that, and so on.
+    /// A list of voids for each size: [`SMALLEST_VOID`], twice that, and so on.
     voids: [*mut Void; VOID_SIZES],
     /// Where the next block of [`take_for_good`] goes, and how many bytes are left there.
     for_good: (*mut u8, usize),
 }
 
-/// A range that was free between live blocks when the heap was last trimmed: a block of the heap
-/// that has no pages except its first and last. Voids are given back to the heap before it grows.
+/// A range that was free between live blocks when the heap was last trimmed. To the heap it is a
+/// block in use, but only its first and last pages exist. Voids are given back to the heap before
+/// the heap grows.
 struct Void {
     next: *mut Void,
 }
@@ -73,7 +74,7 @@ impl Common {
         }
     }
 
-    /// A block from free memory, else from voids, else from new pages. Or null.
+    /// A block from free memory, else from voids, else from new pages. Null if there is no memory.
     fn malloc(&mut self, bytes: usize, align: usize) -> *mut u8 {
         loop {
             let block = self.malloc_within(bytes, align);
@@ -89,7 +90,7 @@ impl Common {
         }
     }
 
-    /// A block from the pages that the heap has.
+    /// A block from the pages that the heap has, or null.
     fn malloc_within(&mut self, bytes: usize, align: usize) -> *mut u8 {
         self.heap.allocator().is_closed.set(true);
         // SAFETY: the size is not zero, the alignment a power of two.
@@ -113,7 +114,8 @@ impl Common {
         true
     }
 
-    /// Gives back to the kernel every page in which nothing is live.
+    /// Gives back to the kernel the pages in which nothing is live, except in ranges shorter than a
+    /// void.
     fn trim(&mut self) {
         self.is_trimmed = true;
         while self.fill_void(0) {}
@@ -136,7 +138,7 @@ impl Common {
             unsafe { void.write(Void { next }) };
             next = void;
             let inner = inner_pages(void, size);
-            // SAFETY: the pages are the block's, whose first bytes are before them.
+            // SAFETY: the pages are inside the block, after the `Void` that was just written.
             let result = unsafe { libc::madvise(inner.start as *mut c_void, inner.len(), libc::MADV_DONTNEED) };
             debug_assert_eq!(result, 0, "the kernel refuses to take pages back");
             self.heap.allocator().discount(inner.len());
@@ -153,12 +155,12 @@ pub(in crate::engine) fn range(zone: &Zone) -> Range<usize> {
     end.saturating_sub(ALL)..end
 }
 
-/// From now on tenants' threads allocate there.
+/// From now on tenants' threads allocate in the commons of `zone`.
 pub(super) fn open(zone: &Zone) {
     START.store(range(zone).start, Ordering::Relaxed);
 }
 
-/// The slot that an address belongs to, if it is here.
+/// The slot that an address belongs to, if the address is in the commons.
 fn slot_of(address: usize) -> Option<u32> {
     let start = START.load(Ordering::Relaxed);
     let offset = address.checked_sub(start).filter(|offset| start > 0 && *offset < ALL)?;
@@ -171,7 +173,7 @@ fn lock(slot: u32) -> Option<MutexGuard<'static, Common>> {
 }
 
 /// A block on the account of the calling thread's tenant; `None` if the thread is not a tenant's,
-/// null without memory.
+/// null if there is no memory.
 pub(super) fn take(bytes: usize, align: usize) -> Option<*mut c_void> {
     let slot = account::slot();
     let start = START.load(Ordering::Relaxed);
@@ -186,7 +188,7 @@ pub(super) fn take(bytes: usize, align: usize) -> Option<*mut c_void> {
         common.is_trimmed = false;
         (base, common.mapped().saturating_sub(had))
     };
-    // Without the lock: reporting that the limit is near allocates.
+    // The lock is released by now, because reporting that the limit is near allocates.
     if taken > 0 {
         account::take_outside(taken);
     }
@@ -198,7 +200,7 @@ pub(super) fn take(bytes: usize, align: usize) -> Option<*mut c_void> {
 const FOR_GOOD: usize = 32 << 10;
 
 /// Like [`take`], for a small block that stays as long as the process. Such blocks lie side by
-/// side: otherwise each would keep a page, among blocks that are freed.
+/// side: scattered among blocks that are freed, each of them would keep a page.
 pub(super) fn take_for_good(bytes: usize) -> Option<*mut c_void> {
     let (slot, align) = (account::slot(), size_of::<Head>());
     let before = Head::room(align);
@@ -224,7 +226,7 @@ pub(super) fn take_for_good(bytes: usize) -> Option<*mut c_void> {
 /// Stands for a slot in the head of a block that is never given back.
 const STAYS: u32 = u32::MAX;
 
-/// Frees a block of [`take`], if it is one.
+/// Frees a block of [`take`]. False if the block is not in the commons.
 ///
 /// # Safety
 /// As for `free`.
@@ -244,7 +246,7 @@ pub(super) unsafe fn give_back(block: *mut c_void) -> bool {
     true
 }
 
-/// The size of a block of [`take`], if it is one.
+/// The size of a block of [`take`]. `None` if the block is not in the commons.
 ///
 /// # Safety
 /// The block is live.
@@ -274,13 +276,13 @@ pub(super) fn free() -> usize {
     lock(account::slot()).map_or(0, |common| common.mapped().saturating_sub(common.live))
 }
 
-/// The whole pages of a void, after what is written in it.
+/// The whole pages of a void, after the [`Void`] that is written at its start.
 fn inner_pages(void: *mut Void, size: usize) -> Range<usize> {
     let start = (void as usize + size_of::<Void>()).next_multiple_of(PAGE);
     start..(void as usize + size) / PAGE * PAGE
 }
 
-/// Calls the heap of a slot, and takes what the call has unmapped off its tenant's account.
+/// Calls the heap of a slot, and subtracts what the call has unmapped from the account of the slot.
 fn shrink(slot: u32, call: impl FnOnce(&mut Common)) {
     let Some(mut common) = lock(slot) else { return };
     let had = common.mapped();
@@ -293,7 +295,7 @@ fn shrink(slot: u32, call: impl FnOnce(&mut Common)) {
 }
 
 impl Common {
-    /// The next `bytes` for [`take_for_good`], of which at least as many are left.
+    /// The next `bytes` for [`take_for_good`]. At least that many are left.
     fn cut(&mut self, bytes: usize) -> *mut u8 {
         let (at, left) = self.for_good;
         self.for_good = (at.wrapping_add(bytes), left - bytes);
@@ -309,11 +311,12 @@ impl Common {
 #[derive(Debug)]
 struct Pages {
     part: Cell<usize>,
-    /// Where the next mapping is tried. It only advances, and starts over at the end.
+    /// Where the next mapping is tried. It only advances, until it starts over at the end of the
+    /// part.
     next: Cell<usize>,
-    /// How many bytes are mapped, without the pages of voids.
+    /// How many bytes are mapped, without the pages that voids have given back.
     mapped: Cell<usize>,
-    /// The heap must use only what it has.
+    /// Whether the heap must use only the pages that it has.
     is_closed: Cell<bool>,
 }
 
@@ -336,8 +339,8 @@ impl Pages {
         self.mapped.set(self.mapped.get().saturating_sub(bytes));
     }
 
-    /// Pages, with a gap after them, or null. Segments that touch would merge into one, which a
-    /// single live block would keep.
+    /// Maps pages, with a gap after them; null if that fails. Segments that touch would merge into
+    /// one, and a single live block would then keep all of it.
     fn map(&self, bytes: usize) -> *mut u8 {
         let mut tries = 0;
         while bytes < PART / 2 && tries < PART / STEP {
@@ -371,7 +374,7 @@ impl Pages {
     }
 }
 
-/// How far to advance where something is mapped already.
+/// How far to advance if something is mapped already.
 const STEP: usize = 16 << 20;
 
 // SAFETY: regions are mappings of their own, readable and writable, and given back only on request.
@@ -414,7 +417,7 @@ unsafe impl dlmalloc::Allocator for Pages {
 mod tests {
     use super::*;
 
-    /// Runs in a tenant's thread, in a slot that no other test uses.
+    /// Runs `test` as a tenant's thread, in a slot that no other test uses.
     fn in_slot<T: Send>(slot: u32, test: impl FnOnce() -> T + Send) -> T {
         open(&Zone::place(1, || 0));
         let run = || {
@@ -486,7 +489,7 @@ mod tests {
     }
 
     #[test]
-    fn memory_that_is_not_a_tenants_is_not_from_the_commons() {
+    fn a_thread_that_is_not_a_tenants_gets_nothing_from_the_commons() {
         assert!(take(100, 16).is_none());
         // SAFETY: an address that is not here is not touched.
         assert!(!unsafe { give_back(ptr::null_mut()) });

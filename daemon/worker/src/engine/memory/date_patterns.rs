@@ -1,10 +1,12 @@
-//! V8's cache of the `DateTimePatternGenerator`s that date formats are made with, by locale: one
-//! for all threads of the process, which never drops an entry (`js-date-time-format.cc`). An entry
-//! for a locale would be about 45 KiB, and a script chooses the locales.
+//! V8's cache of `DateTimePatternGenerator`s, with which V8 makes date formats
+//! (`js-date-time-format.cc`). There is one cache for all threads of the process, with an entry for
+//! each locale, and it never drops an entry. An entry would be about 45 KiB, and a script chooses
+//! the locales.
 //!
-//! So the cache keeps small records of about 100 bytes, which it takes for generators. It only does
-//! two things with an entry: it has the entry made ([`create_instance`]), and has it copied
-//! ([`clone`]). The linker puts these two functions in place of ICU's (`--wrap`, `build.rs`).
+//! So the worker has the cache keep records of about 100 bytes, which the cache mistakes for
+//! generators. The cache has an entry made and has it copied, and does nothing else with it. The
+//! functions that do so are [`create_instance`] and [`clone`], which the linker puts in place of
+//! ICU's (`--wrap`, `build.rs`).
 //!
 //! ```text
 //! V8's cache ── createInstance ─▶ a record: the locale's name
@@ -13,11 +15,11 @@
 //!
 //! A tenant's thread keeps the generators that it used last, in the commons, on its own account. So
 //! the cost of a formatter does not reveal to a tenant what its neighbours have used. A tenant may
-//! add [`MOST_RECORDS`] records: a run that requests another is ended.
+//! add [`MOST_RECORDS`] records. A run that adds one more is ended.
 //!
-//! Other code also calls `createInstance`, for generators that it uses and deletes. The address
-//! that V8's cache calls from identifies it; V8's first script shows that address
-//! ([`is_cache_found`]).
+//! Other code also calls `createInstance`, for generators that it uses and deletes. So the worker
+//! recognises a call of V8's cache by the address that it comes from. V8's first script shows that
+//! address ([`is_cache_found`]).
 
 use std::arch::naked_asm;
 use std::cell::Cell;
@@ -31,12 +33,12 @@ use super::{commons, quota};
 /// The most generators that a tenant's thread keeps, of about 45 KiB each.
 const MOST_GENERATORS: usize = 32;
 
-/// The most records that a tenant adds. There are about 800 locales, each with about 20 calendars
-/// and 90 kinds of digits.
+/// The most records that a tenant may add. There are about 800 locales, each with about 20
+/// calendars and 90 kinds of digits.
 const MOST_RECORDS: u32 = 4096;
 
-/// `icu::DateTimePatternGenerator`. Its first pointer is to its table of virtual functions, or to
-/// [`MARK`]: then it is a [`Record`].
+/// `icu::DateTimePatternGenerator`. Its first pointer is to its table of virtual functions. If the
+/// pointer is to [`MARK`] instead, this is a [`Record`].
 #[repr(C)]
 struct Generator {
     first: *const c_void,
@@ -54,20 +56,20 @@ static MARK: u8 = 0;
 #[repr(C, align(16))]
 struct Locale(MaybeUninit<[u8; 256]>);
 
-/// The address that V8's cache calls from: where [`create_instance`] returns to.
+/// The address that V8's cache calls from, which is where [`create_instance`] returns to; 0 until
+/// it is known.
 static CACHE: AtomicUsize = AtomicUsize::new(0);
 
-/// A generator of the thread's own, and the record that it is for. Both are null in an empty entry.
+/// A record, and the thread's own generator for it. Both are null in an empty entry.
 type Own = (*const Record, *mut Generator);
 
 thread_local! {
-    /// The last used one first.
+    /// The most recently used first.
     static OWN: Cell<[Own; MOST_GENERATORS]> = const { Cell::new([(ptr::null(), ptr::null_mut()); MOST_GENERATORS]) };
     static RECORDS: Cell<u32> = const { Cell::new(0) };
-    /// How many allocations V8's cache has still to make for the record that it was given.
+    /// How many allocations V8's cache may still make for the record that it was given last.
     static ADDS: Cell<u32> = const { Cell::new(0) };
-    /// The last generator that was not for the cache, as far as was known, and the address that
-    /// requested it.
+    /// The last generator of ICU that [`created`] returned, and the address that requested it.
     static LAST: Cell<(*const Generator, usize)> = const { Cell::new((ptr::null(), 0)) };
 }
 
@@ -83,7 +85,7 @@ unsafe extern "C" {
     #[cfg_attr(not(test), link_name = "__real__ZNK6icu_7824DateTimePatternGenerator5cloneEv")]
     #[cfg_attr(test, link_name = "_ZNK6icu_7824DateTimePatternGenerator5cloneEv")]
     fn icu_clone(generator: *const Generator) -> *mut Generator;
-    /// Its destructor, which gives its memory back.
+    /// The generator's destructor, which also frees it.
     #[link_name = "_ZN6icu_7824DateTimePatternGeneratorD0Ev"]
     fn icu_delete(generator: *mut Generator);
     /// `icu::Locale::getName() const`.
@@ -100,18 +102,19 @@ unsafe extern "C" {
 #[cfg(not(target_arch = "x86_64"))]
 compile_error!("the address that V8's cache calls from is read as on x86-64");
 
-/// V8's cache allocates a node of its map for a record, and a copy of the name if that is long, and
-/// then has the record copied. Both allocations stay too.
+/// For a record, V8's cache allocates a node of its map, and a copy of the name if the name is
+/// long. Then it has the record copied. Both allocations stay as long as the record.
 const NOTES: u32 = 2;
 
-/// Whether the calling thread's current allocation is one of these.
+/// Whether the calling thread's current allocation is one of the [`NOTES`]. To be called once for
+/// each allocation.
 pub(super) fn is_note() -> bool {
     let left = ADDS.get();
     ADDS.set(left.saturating_sub(1));
     left > 0
 }
 
-/// Replaces ICU's `createInstance`: passes on the address that it was called from.
+/// Replaces ICU's `createInstance`: calls [`created`] with the address that it was called from.
 ///
 /// # Safety
 /// As for ICU's function.
@@ -164,13 +167,13 @@ unsafe extern "C" fn clone(generator: *const Generator) -> *mut Generator {
     unsafe { icu_clone(original) }
 }
 
-/// Whether V8's cache was observed making and copying a generator. To be called when V8's first
-/// script has made a date format.
+/// Whether V8's cache has been seen to have a generator made and copied. To be called after V8's
+/// first script has made a date format.
 pub(in crate::engine) fn is_cache_found() -> bool {
     CACHE.load(Ordering::Relaxed) != 0
 }
 
-/// A new record, or null in a thread that is not a tenant's, or without memory.
+/// A new record. Null in a thread that is not a tenant's, or if there is no memory.
 ///
 /// # Safety
 /// `locale` is ICU's.
@@ -192,7 +195,7 @@ unsafe fn record(locale: *const Locale) -> *const Record {
     let behind = unsafe { record.add(1) }.cast::<u8>();
     // SAFETY: as above.
     unsafe { behind.copy_from_nonoverlapping(name.as_ptr(), name.len()) };
-    // The record over the limit is complete too: a neighbour may be the next to request it.
+    // The record over the limit is complete too, because a neighbour may be the next to use it.
     RECORDS.set(RECORDS.get().saturating_add(1));
     if RECORDS.get() > MOST_RECORDS {
         quota::end_the_run();
@@ -233,7 +236,7 @@ unsafe fn own(record: *const Record) -> *mut Generator {
     generator
 }
 
-/// A generator for a locale, or the one that V8 would use instead. Null without memory.
+/// A generator for a locale, or the one that V8 would use instead. Null if neither can be made.
 ///
 /// # Safety
 /// `name` is a locale's.

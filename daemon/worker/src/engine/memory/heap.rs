@@ -1,12 +1,13 @@
 //! A tenant's own heap, on its island: what Rust allocates for the tenant (code, `env`, arguments,
 //! log lines and results), and what V8 requests from `malloc` ([`super::hooks`]).
 //!
-//! The worker's allocator is libc's, whose memory all tenants share and which carries no key. While
-//! a tenant's thread is in [`private`], what Rust allocates comes from the tenant's heap instead,
-//! in pages that [`super::mappings`] has put on its island and tagged, and that count as the
-//! tenant's ([`super::account`]). Freed memory goes back to the allocator that its address belongs
-//! to, on the island or outside; freeing memory on another thread's island ends the process. Memory
-//! that other threads must read too is allocated outside.
+//! While a tenant's thread is in [`private`], what Rust allocates comes from this heap. Otherwise
+//! Rust allocates from libc, whose memory all tenants share and which carries no key.
+//! [`super::mappings`] puts the heap's pages on the tenant's island and tags them, and the pages
+//! count on the tenant's account ([`super::account`]). Memory that is freed goes back to the
+//! allocator that its address belongs to. If a thread's Rust code frees memory on another thread's
+//! island, the process ends; what V8 frees there stays until the island is unmapped. Memory that
+//! other threads must read too is allocated outside the islands.
 
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::cell::Cell;
@@ -22,10 +23,11 @@ use super::{account, mappings};
 #[derive(Debug)]
 pub struct Heap;
 
-/// Pages of the calling thread's island.
+/// Takes pages on the calling thread's island.
 struct Pages;
 
-/// Larger than any single allocation of a run, so that segments are few.
+/// What the heap takes from the island at a time. Larger allocations are mappings of their own, so
+/// every other allocation fits into a segment.
 const SEGMENT: usize = 256 << 10;
 const PAGE: usize = enisle_hardening::process::PAGE_BYTES;
 
@@ -41,8 +43,8 @@ fn on_an_island(memory: *mut u8) -> bool {
     frozen::is_in_zone(memory as usize)
 }
 
-/// Gives the calling thread a heap on its island, where its mappings go by now. False if there is
-/// no memory for it.
+/// Gives the calling thread a heap on its island, where the thread's mappings go by now. False if
+/// there is no memory for the heap.
 pub(super) fn open() -> bool {
     const { assert!(size_of::<Dlmalloc<Pages>>() <= PAGE) };
     let heap = map(PAGE).cast::<Dlmalloc<Pages>>();
@@ -59,7 +61,7 @@ pub(super) fn open() -> bool {
 /// Pages on the calling thread's island, or null.
 fn map(bytes: usize) -> *mut u8 {
     let (protection, flags) = (libc::PROT_READ | libc::PROT_WRITE, libc::MAP_PRIVATE | libc::MAP_ANONYMOUS);
-    // SAFETY: a mapping at an address of the island's choice touches no other one.
+    // SAFETY: the mapping goes to a free address on the island, so it touches no other one.
     let memory = unsafe { mappings::v8_tenant_mmap(ptr::null_mut(), bytes, protection, flags, -1, 0) };
     if memory == libc::MAP_FAILED { ptr::null_mut() } else { memory.cast() }
 }
@@ -85,12 +87,12 @@ unsafe fn unmap_counted(memory: *mut u8, bytes: usize) -> bool {
     unmapped
 }
 
-/// From this size on memory is a mapping of its own, which goes back to the kernel when it is
-/// freed.
+/// From this size on an allocation is a mapping of its own, which goes back to the kernel when it
+/// is freed.
 const MAPPED_FROM: usize = SEGMENT;
 
-/// A block of `bytes` of the calling thread's own heap; `None` in a thread that has none, null if
-/// memory is exhausted.
+/// A block of `bytes` of the calling thread's own heap; `None` if the thread has no heap, null if
+/// there is no memory.
 pub(super) fn take(bytes: usize, align: usize) -> Option<*mut c_void> {
     let before = Head::room(align);
     let whole = bytes.checked_add(before)?;
@@ -112,7 +114,7 @@ pub(super) fn blocks() -> usize {
     BLOCKS.get()
 }
 
-/// Frees a block of [`take`], if it is one.
+/// Frees a block of [`take`]. False if the block is not on an island.
 ///
 /// # Safety
 /// As for `free`.
@@ -120,8 +122,8 @@ pub(super) unsafe fn give_back(block: *mut c_void) -> bool {
     if !on_an_island(block.cast()) {
         return false;
     }
-    // A block of another thread's heap stays with it: that heap is not for two threads, and is
-    // unmapped with its island.
+    // A block on another thread's island is not freed: only that thread may use its heap, which is
+    // unmapped with the island.
     if !mappings::is_home(block as usize) {
         return true;
     }
@@ -141,7 +143,7 @@ pub(super) unsafe fn give_back(block: *mut c_void) -> bool {
     true
 }
 
-/// The size of a block of [`take`], if it is one.
+/// The size of a block of [`take`]. `None` if the block is not on an island.
 ///
 /// # Safety
 /// The block is live.
@@ -163,7 +165,7 @@ pub(super) struct Head {
     pub(super) bytes: usize,
     /// Bytes from the start of the allocation to the block.
     before: u32,
-    /// The slot whose account it is on.
+    /// The slot whose account the block is on.
     pub(super) slot: u32,
 }
 
@@ -175,7 +177,8 @@ impl Head {
         align.max(HEAD)
     }
 
-    /// The block that begins `before` bytes after `base`, with its head; null stays null.
+    /// Writes the head of the block that begins `before` bytes after `base`, and returns the block;
+    /// null stays null.
     ///
     /// # Safety
     /// `before` came from [`Self::room`], and `bytes` bytes begin at `base`, which is aligned for
@@ -187,7 +190,7 @@ impl Head {
         // SAFETY: the caller keeps this function's contract.
         let block = unsafe { base.add(before) };
         let head = Self { bytes, before: u32::try_from(before).unwrap_or(0), slot };
-        // SAFETY: in front of the block a head fits at least.
+        // SAFETY: the room in front of the block is at least a head long.
         let at = unsafe { block.cast::<Self>().sub(1) };
         // SAFETY: as above; the block, and so its head, is aligned for a head.
         unsafe { at.write(head) };
@@ -208,13 +211,14 @@ impl Head {
     }
 }
 
-/// Allocates on the tenant's island in `work`; in a thread that has no island, as usual.
+/// During `work`, Rust allocates on the tenant's island; in a thread without a heap of its own, as
+/// usual.
 pub(crate) fn private<T>(work: impl FnOnce() -> T) -> T {
     switched(true, work)
 }
 
-/// Allocates where every thread can read in `work`, which is in [`private`]. Only an attack passes
-/// memory to another thread from there.
+/// Inside [`private`]: during `work`, Rust allocates where every thread can read. Only an attack
+/// needs this, to pass memory to another thread.
 #[cfg(any(test, feature = "attack-natives"))]
 pub(in crate::engine) fn shared<T>(work: impl FnOnce() -> T) -> T {
     switched(false, work)
@@ -227,8 +231,8 @@ fn switched<T>(private: bool, work: impl FnOnce() -> T) -> T {
     result
 }
 
-/// Calls the calling thread's own heap, if it has one. During the call the thread has none: a
-/// nested call would find the heap half changed, so it allocates as usual.
+/// Calls the calling thread's own heap, if it has one. During the call the thread has no heap. A
+/// nested call would find the heap half changed, and allocates as usual instead.
 fn with_own<T>(call: impl FnOnce(&mut Dlmalloc<Pages>) -> T) -> Option<T> {
     let heap = OWN.replace(ptr::null_mut());
     // SAFETY: null or what `open` stored, which lives as long as the thread, and which no other
@@ -244,8 +248,9 @@ fn with_private<T>(call: impl FnOnce(&mut Dlmalloc<Pages>) -> T) -> Option<T> {
     if PRIVATE.get() { with_own(call) } else { None }
 }
 
-/// Calls the heap that `memory` is from, which is on an island: the calling thread's own. No other
-/// thread can give it back, and libc does not know it.
+/// Calls the calling thread's own heap, if `memory`, which is on an island, comes from there.
+/// Otherwise ends the process: only the island's own thread can free the memory, and libc did not
+/// allocate it.
 fn with_owner<T>(memory: *mut u8, call: impl FnOnce(&mut Dlmalloc<Pages>) -> T) -> T {
     if mappings::is_home(memory as usize)
         && let Some(result) = with_own(call)
@@ -255,12 +260,12 @@ fn with_owner<T>(memory: *mut u8, call: impl FnOnce(&mut Dlmalloc<Pages>) -> T) 
     not_from_here()
 }
 
-/// A thread frees memory on the island of another thread. Ends the process.
+/// Ends the process: a thread frees memory on the island of another thread.
 #[cold]
 fn not_from_here() -> ! {
     const WORDS: &[u8] = b"a thread frees memory on an island that is not its own\n";
-    // SAFETY: the bytes are readable. The filter may refuse this to a tenant's thread, which does
-    // no harm.
+    // SAFETY: the bytes are readable. The filter may refuse this write to a tenant's thread, which
+    // does no harm.
     unsafe { libc::write(libc::STDERR_FILENO, WORDS.as_ptr().cast(), WORDS.len()) };
     std::process::abort()
 }
@@ -387,7 +392,7 @@ mod tests {
 
     use super::*;
 
-    /// In the child process of a test: what it must do with memory on an island.
+    /// The variable that tells the child process of a test how to free memory on an island.
     const CHILD: &str = "ENISLE_TEST_FOREIGN_MEMORY";
 
     #[test]
@@ -410,14 +415,15 @@ mod tests {
         let Ok(what) = std::env::var(CHILD) else { return };
         frozen::assign(&Zone::place(1, || 0), None, Vec::new());
         let home = mappings::Home::new(frozen::zone().island(0).unwrap(), None, 0);
-        // The thread has mappings on the island for as long as it takes to make one, and never a
-        // heap.
+        // The thread's mappings go to the island while it makes one, and never again. It never has
+        // a heap there.
         mappings::move_to(Some(home));
         let memory = map(PAGE);
         mappings::move_to(None);
         assert!(on_an_island(memory));
         let layout = Layout::from_size_align(64, 16).unwrap();
-        // Like an allocator's block: libc finds a size in front of it.
+        // Like an allocator's block, this one has readable bytes in front of it, where libc would
+        // look for a size.
         // SAFETY: the page was mapped just now and is large enough.
         let block = unsafe { memory.add(64) };
         if what == "realloc" {

@@ -1,8 +1,8 @@
-//! What happens when a run meets its memory limit: it is ended, and V8 gets enough memory to end
-//! it.
+//! What happens when a run reaches its memory limit: the run is ended, and V8 gets enough memory to
+//! end it.
 //!
-//! V8 calls at the heap's limit ([`near_heap_limit`]). For memory outside the heap, the run itself
-//! requests a check ([`look_at_memory`], by [`super::quota`]).
+//! At the heap's limit V8 calls [`near_heap_limit`]. For memory outside the heap, [`super::quota`]
+//! requests a check, and V8 then calls [`look_at_memory`].
 
 use std::sync::Arc;
 
@@ -10,9 +10,9 @@ use super::{confinement, oversized, quota};
 use crate::engine::last_words;
 use crate::watchdog::{Cause, Watched};
 
-/// V8 is near a heap limit. Ends the run, and gives V8 the memory that it needs until then: the
-/// next allocation may be one of the largest, and refusing it would end the process with all its
-/// tenants.
+/// V8 is near a heap limit. Ends the run, and gives V8 the memory that it needs until the run has
+/// ended: the next allocation may be one of the largest, and refusing it would end the process with
+/// all its tenants.
 pub(in crate::engine) unsafe extern "C" fn near_heap_limit(
     data: *mut std::ffi::c_void,
     current: usize,
@@ -27,8 +27,8 @@ pub(in crate::engine) unsafe extern "C" fn near_heap_limit(
     // SAFETY: the function takes nothing and reads a variable of this thread.
     let for_an_object = unsafe { v8_tenant_wanted() } != 0;
     // V8 also calls here when an array buffer was refused and a garbage collection has not helped.
-    // That is not a full heap. An object that does not fit must get its memory though, however
-    // empty the heap is: V8 ends the process otherwise.
+    // That is not a full heap. But an object that does not fit must get its memory, however empty
+    // the heap is: otherwise V8 ends the process.
     if !for_an_object && quota::take_refused() && isolate.get_heap_statistics().used_heap_size() < initial / 2 {
         return current;
     }
@@ -37,8 +37,8 @@ pub(in crate::engine) unsafe extern "C" fn near_heap_limit(
     }
     watch.watched.end(Cause::Memory);
     last_words::it_is_over_its_limit();
-    // What native memory leaves of the run's last allowance. A run that fills that too, with small
-    // objects, is not about to end.
+    // The part of the run's last allowance that native memory has not used. If small objects fill
+    // that too, the run is not about to end, and V8 gets no more.
     let room = quota::last_room();
     quota::no_more();
     // SAFETY: as above.
@@ -54,7 +54,7 @@ pub(in crate::engine) unsafe extern "C" fn near_heap_limit(
     limit.saturating_add(wanted)
 }
 
-/// Smaller objects fit without being treated as oversized.
+/// From this size on an object is treated as oversized if it does not fit.
 const OVERSIZED_FROM: usize = 1 << 20;
 
 /// V8 is at a point where a run may be checked, and the run has requested a check because its
@@ -74,7 +74,7 @@ pub(in crate::engine) unsafe extern "C" fn look_at_memory(isolate: v8::UnsafeRaw
 }
 
 unsafe extern "C" {
-    /// The size of the object that V8 requests memory for, in the archive
+    /// The size of the object that V8 requests memory for, or 0. In the archive
     /// (`v8/patches/14-large-objects.patch`).
     fn v8_tenant_wanted() -> usize;
 }

@@ -14,11 +14,12 @@
 //! | C++, `operator new` | V8's containers and objects, task runners, caches of `Intl` |
 //! | ICU | formatters, and caches for all threads |
 //!
-//! Other threads may later use this memory, and nothing shows which part of it, so it cannot be on
-//! an island. On a thread that is not a tenant's, all memory is libc's.
+//! Other threads may later use some of this memory, and nothing shows which part, so none of it can
+//! be on an island. On a thread that is not a tenant's, all memory is libc's.
 //!
-//! The address decides where memory goes back to, never the thread. The archive frees on one thread
-//! what it took on another, what it took before `main`, and what libc allocated for it.
+//! Where a block goes back to depends on its address, never on the thread that frees it. The
+//! archive frees on one thread what it took on another, what it took before `main`, and what libc
+//! allocated for it.
 
 use std::ffi::{c_int, c_void};
 use std::io;
@@ -34,11 +35,12 @@ const HOOKS: [&str; 10] =
     ["take", "give_back", "most", "mmap", "malloc", "calloc", "realloc", "free", "aligned_alloc", "usable_size"];
 
 unsafe extern "C" {
-    /// A bit for each of [`HOOKS`] that the linker has found, in the archive.
+    /// A function of the archive: a bit for each of [`HOOKS`] that the linker has found.
     fn v8_tenant_hooks() -> u32;
 }
 
-/// The archive silently skips a missing function: limits would not hold, and nothing would show it.
+/// Checks that the program has every hook. The archive silently skips a missing one: limits would
+/// not hold, and nothing would show it.
 pub(in crate::engine) fn check() -> io::Result<()> {
     // SAFETY: the function takes nothing and reads constants of the program.
     let found = unsafe { v8_tenant_hooks() };
@@ -80,8 +82,8 @@ unsafe extern "C" fn v8_tenant_calloc(elements: size_t, bytes: size_t) -> *mut c
     }
 }
 
-/// Always moves the block, which costs little: V8 never calls this while it compiles, matches,
-/// sorts or reads JSON, and ICU calls it three times while it makes 300 formatters.
+/// Always moves the block. That costs little, because calls are rare: V8 makes none while it
+/// compiles, matches, sorts or reads JSON, and ICU makes three for 300 formatters.
 ///
 /// # Safety
 /// As for libc's function.
@@ -136,17 +138,18 @@ unsafe extern "C" fn v8_tenant_usable_size(memory: *mut c_void) -> size_t {
     unsafe { size(memory) }.unwrap_or_else(|| unsafe { libc::malloc_usable_size(memory) })
 }
 
-/// A block on the island of the calling thread, if it has one. While V8 has the key of its JIT
-/// pages open, it allocates metadata of code, which all threads read.
+/// A block on the island of the calling thread, if the thread has one. While V8 has the key of its
+/// JIT pages open, the block is in the commons: V8 then allocates metadata of code, which all
+/// threads read.
 fn of_a_tenant(bytes: usize) -> Option<*mut c_void> {
     if confinement::writes_code() { commons::take(bytes, ALIGNMENT) } else { heap::take(bytes, ALIGNMENT) }
 }
 
-/// The same as malloc's: enough for everything without an alignment of its own.
+/// The same as malloc's: enough for everything that does not request an alignment.
 const ALIGNMENT: usize = 16;
 
-/// A block that all threads may use. The process ends without memory: C++ without exceptions
-/// cannot handle that.
+/// A block that all threads may use. If there is no memory, the process ends: C++ without
+/// exceptions cannot handle that.
 fn common(bytes: usize, alignment: usize) -> *mut c_void {
     let taken = if date_patterns::is_note() && alignment <= ALIGNMENT {
         commons::take_for_good(bytes)
@@ -184,7 +187,7 @@ unsafe fn give_back(block: *mut c_void) {
     }
 }
 
-/// The size of a block that is not libc's.
+/// The size of a block; `None` if the block is libc's.
 ///
 /// # Safety
 /// The block is live.
@@ -196,7 +199,7 @@ unsafe fn size(block: *mut c_void) -> Option<usize> {
 }
 
 /// Operators new and delete, replacing the archive's. All pairs do the same, whether they are for
-/// arrays, get a size, or may fail, which they never do here.
+/// arrays, get a size, or may return null. Here none returns null.
 macro_rules! operators {
     (new: $($new:ident)*; aligned: $($aligned:ident)*; delete: $($delete:ident)*) => {
         $(
@@ -239,7 +242,7 @@ operators! {
         _ZdlPvSt11align_val_tRKSt9nothrow_t _ZdaPvSt11align_val_tRKSt9nothrow_t
 }
 
-/// From this size on a block may be refused to ICU. ICU requests these for buffers of text and of
+/// From this size on a block may be refused to ICU. ICU requests such large blocks for text and for
 /// what it makes of text, and checks whether it got them (`UnicodeString::allocate`,
 /// `MaybeStackArray::resize`, `FormattedStringBuilder`). For small blocks it does not always check.
 const MAY_FAIL_FROM: usize = 1 << 20;
@@ -274,8 +277,8 @@ unsafe extern "C" fn icu_realloc(_: *const c_void, block: *mut c_void, bytes: si
 #[repr(C, align(16))]
 struct UnicodeString(std::mem::MaybeUninit<[u8; 64]>);
 
-/// Replaces ICU's function of that name (`--wrap`, `build.rs`): if ICU was refused the text, the
-/// copy is empty. V8 does not check for null there (`js-segments.cc`).
+/// Replaces ICU's `UnicodeString::clone` (`--wrap`, `build.rs`). If ICU is refused the memory, the
+/// copy is empty and not null, because V8 does not check for null there (`js-segments.cc`).
 ///
 /// # Safety
 /// As for ICU's function.
@@ -287,7 +290,7 @@ unsafe extern "C" fn clone_text(text: *const UnicodeString) -> *mut UnicodeStrin
         return copy;
     }
     let mut empty = UnicodeString(std::mem::MaybeUninit::uninit());
-    // SAFETY: a string fits there. It holds nothing that must be given back.
+    // SAFETY: a string fits there. An empty string holds nothing that must be given back.
     unsafe { icu_repeated_text(&raw mut empty, 0, 0, 0) };
     // SAFETY: the string was made just now.
     unsafe { icu_clone_text(&raw const empty) }
@@ -299,8 +302,7 @@ unsafe extern "C" fn icu_free(_: *const c_void, block: *mut c_void) {
 }
 
 unsafe extern "C" {
-    /// ICU's function in the archive that sets its allocator. Only before ICU has allocated
-    /// anything.
+    /// Sets ICU's allocator, in the archive. To be called before ICU has allocated anything.
     #[link_name = "u_setMemoryFunctions_78"]
     fn set_memory_functions_of_icu(
         context: *const c_void,
@@ -322,7 +324,7 @@ unsafe extern "C" {
     fn make_type_cache() -> *const c_void;
 }
 
-/// Makes ICU allocate here from now on. To be called before V8 starts.
+/// Makes ICU allocate by the functions above from now on. To be called before V8 starts.
 pub(in crate::engine) fn take_over_icu() -> io::Result<()> {
     let mut error = 0;
     // SAFETY: the functions keep malloc's contract, and ICU has not allocated anything yet.
@@ -330,9 +332,9 @@ pub(in crate::engine) fn take_over_icu() -> io::Result<()> {
     if error > 0 { Err(io::Error::other(format!("ICU refuses V8's hooks: error {error}"))) } else { Ok(()) }
 }
 
-/// Makes what all of V8 shares and requests from `malloc` on first use, so that it is not on the
-/// island of the thread that uses it first. Everything else of that kind is made with operator new.
-/// A debug build checks whether an island has blocks left when its cage is gone
+/// Makes the one object that all threads share and that V8 takes from `malloc` on first use. So it
+/// is not on the island of the thread that uses it first. V8 makes every other shared object with
+/// operator new. A debug build checks whether an island has blocks left when its cage is gone
 /// ([`super::cage::Entered`]).
 pub(in crate::engine) fn make_what_is_shared() {
     // SAFETY: V8 has started; the function takes nothing.
@@ -407,7 +409,8 @@ mod tests {
 
     #[test]
     fn operators_new_and_delete_reach_the_hooks() {
-        // The compiler knows these functions, and omits a pair whose memory is not used.
+        // Without `black_box` the compiler would omit a pair of new and delete whose memory is not
+        // used.
         // SAFETY: each address is given back once, to the function that matches the one that it
         // came from.
         let called = count::calls(|| unsafe { delete(black_box(new(100))) });

@@ -2,7 +2,7 @@
 //!
 //! An entry of the cache is on the account of the tenant whose thread added it, and stays there
 //! when it is unused. ICU itself would keep a thousand unused entries (`unifiedcache.cpp`), of up
-//! to about 200 KiB each; a script chooses the locales.
+//! to about 200 KiB each, and a script chooses the locales. So the worker has ICU keep fewer.
 
 use std::ffi::{c_int, c_void};
 use std::io;

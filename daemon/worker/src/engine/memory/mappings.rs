@@ -2,13 +2,13 @@
 //!
 //! The archive calls [`v8_tenant_mmap`] where it would call libc's `mmap`
 //! (`v8/patches/13-mapping-hook.patch`). A mapping of a tenant's thread is put on its island and
-//! tagged with its key. For every other thread this is the plain system call. libc's own `malloc`
-//! does not come this way: all tenants of the process share its memory, which carries no key.
+//! tagged with its key. For every other thread the function is the plain system call. libc's own
+//! `malloc` does not call it: all tenants of the process share libc's memory, which carries no key.
 //!
 //! So every mapping of V8 for a tenant is tagged, whichever part of V8 makes it: pointer tables of
 //! each isolate, the code range, the trusted range. Pages that V8 replaces (`MAP_FIXED`, which
-//! drops a key) are tagged again. The patch in `v8/patches` tags sandbox and trusted range by
-//! itself; for them this is the second layer.
+//! drops a key) are tagged again. `v8/patches/01-tenant-groups.patch` also tags the sandbox and the
+//! trusted range. So these two are tagged twice.
 
 use std::cell::Cell;
 use std::ffi::c_void;
@@ -24,8 +24,9 @@ use super::oversized;
 const SANDBOX_FROM: usize = 1 << 40;
 /// How far the search advances when an address is taken.
 const STEP: usize = 1 << 30;
-/// V8 keeps the lowest addresses unmapped by mapping them itself, from at most 1 MiB on
-/// (v8/src/sandbox/sandbox.cc). Any other hint may be ignored, however low: V8's are random.
+/// V8 reserves the lowest addresses, so that nothing else is mapped there, and begins at 1 MiB at
+/// most (v8/src/sandbox/sandbox.cc). A hint below this bound is for that. Any other hint may be
+/// ignored, because V8 draws it at random.
 const LOW: usize = 2 << 20;
 const PAGE: usize = enisle_hardening::process::PAGE_BYTES;
 
@@ -34,8 +35,8 @@ const PAGE: usize = enisle_hardening::process::PAGE_BYTES;
 pub(super) struct Home {
     island: Island,
     key: Option<u8>,
-    /// Where in the window the next mapping is tried. It only advances, so what was unmapped is not
-    /// reused soon.
+    /// Where in the island's window the next mapping is tried. It only advances, until it starts
+    /// over, so addresses that were unmapped are not reused soon.
     next: usize,
 }
 
@@ -69,7 +70,7 @@ impl Request {
         mapped as *mut c_void
     }
 
-    /// Maps exactly there, or fails if anything is mapped there.
+    /// Maps exactly at `start`, or fails if anything is mapped there.
     fn place_at(self, start: usize) -> *mut c_void {
         let request = Self { flags: self.flags | libc::MAP_FIXED_NOREPLACE, ..self };
         // SAFETY: with NOREPLACE the mapping touches no other one.
@@ -120,8 +121,8 @@ pub(super) unsafe fn sweep(island: Island) {
     unsafe { libc::munmap(range.start as *mut c_void, range.len()) };
 }
 
-/// Keeps a range of addresses free while V8 chooses addresses of its own; dropping it gives the
-/// range back.
+/// Keeps a range of addresses free while V8 chooses addresses for itself. Dropping the value gives
+/// the range back.
 #[derive(Debug)]
 pub(crate) struct Reserved(Range<usize>);
 
@@ -160,7 +161,8 @@ pub(in crate::engine) unsafe extern "C" fn v8_tenant_mmap(
     let chosen = flags & (libc::MAP_FIXED | libc::MAP_FIXED_NOREPLACE) != 0;
     let at_home =
         if chosen { home.island.range().contains(&(hint as usize)) } else { !(1..LOW).contains(&(hint as usize)) };
-    // Here V8 replaces pages that all tenants of the process share.
+    // Pages get no tag if the tenant has no key, nor outside the island, where V8 replaces pages
+    // that all tenants of the process share.
     let Some(key) = home.key.filter(|_| at_home) else {
         return if chosen || !at_home {
             // SAFETY: the caller keeps this function's contract.
@@ -187,8 +189,8 @@ pub(in crate::engine) unsafe extern "C" fn v8_tenant_mmap(
 }
 
 impl Home {
-    /// Maps where V8 leaves the choice: a sandbox at its reserved address, everything else in the
-    /// window. Remembers how far it got.
+    /// Maps what V8 lets the worker place: a sandbox at its reserved address, everything else in
+    /// the window. Stores how far the search got.
     fn place(mut self, request: Request) -> *mut c_void {
         let mapped = if request.bytes >= SANDBOX_FROM {
             request.place_at(self.island.sandbox().start)
@@ -221,8 +223,8 @@ impl Home {
     }
 }
 
-/// V8 commits pages with `mprotect`. The worker replaces libc's function, to learn where the object
-/// is for which a run was ended.
+/// V8 commits pages with `mprotect`. The worker replaces libc's function, to learn where an
+/// oversized object is ([`super::oversized`]).
 ///
 /// # Safety
 /// As for the system call.
@@ -244,8 +246,8 @@ unsafe extern "C" fn pkey_mprotect(start: *mut c_void, bytes: size_t, protection
     committed(result, start as usize, bytes, protection)
 }
 
-/// Whether the linker has used [`mprotect`] in place of libc's. If not, what V8 commits goes
-/// unnoticed.
+/// Whether the linker has used [`mprotect`] in place of libc's function. If not, the worker does
+/// not notice what V8 commits.
 pub(super) fn sees_commits() -> bool {
     libc::mprotect as *const () == mprotect as *const ()
 }
@@ -260,7 +262,7 @@ fn committed(result: c_long, start: usize, bytes: usize, protection: c_int) -> c
     if result == 0 { 0 } else { -1 }
 }
 
-/// Gives pages a key, and `protection` with it. False if the kernel refuses.
+/// Gives pages a key and a protection. False if the kernel refuses.
 ///
 /// # Safety
 /// The pages are mapped, nothing relies on another protection of theirs, and every thread that uses

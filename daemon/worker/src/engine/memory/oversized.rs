@@ -1,7 +1,8 @@
 //! An object that is larger than its run's limit, and for which the run was ended. V8 makes the
-//! object all the same, and writes all of it before V8 checks whether the run must end: a string of
-//! a gigabyte, from a few parts. Nothing will read the object. So while the run lasts, the watchdog
-//! gives its pages back, except the first ones, where V8's own metadata is, and the last ones.
+//! object all the same, and writes all of it before V8 checks whether the run must end. It may be a
+//! string of a gigabyte, joined from a few parts. Nothing will read the object. So while the run
+//! lasts, the watchdog gives the object's pages back, except the first ones, where V8's own
+//! metadata is, and the last ones.
 //!
 //! To the rest of V8 this is like a tenant that writes zeros into its own sandbox, which V8's
 //! sandbox is designed for.
@@ -27,15 +28,15 @@ const NONE: usize = usize::MAX;
 
 /// How much stays at the beginning of an object: the metadata that V8 keeps in front of it.
 const STAY: usize = 1 << 20;
-/// How much stays at its end, where V8 commits in steps of 256 KiB: the highest digit of a `BigInt`
-/// must not become zero, because V8 would then read past its digits.
+/// How much stays at the end of an object, where V8 commits in steps of 256 KiB. The highest digit
+/// of a `BigInt` must not become zero, because V8 would then read past the digits.
 const END_STAYS: usize = 512 << 10;
 
 static OVERSIZED: [Oversized; MOST_SLOTS] =
     [const { Oversized { start: AtomicUsize::new(0), bytes: AtomicUsize::new(NONE) } }; MOST_SLOTS];
 
 thread_local! {
-    /// The size of the next object, which nothing will read.
+    /// The size of the object that is expected next; [`NONE`] if none is.
     static EXPECTED: Cell<usize> = const { Cell::new(NONE) };
     /// How many such objects this run has made.
     static SEEN: Cell<u32> = const { Cell::new(0) };
@@ -48,8 +49,9 @@ fn of_slot(slot: u32) -> Option<&'static Oversized> {
 /// The most such objects in a run: they follow each other within one operation of V8.
 const MOST_OVERSIZED: u32 = 8;
 
-/// An object of `bytes` comes next on this thread, or later in this run. False if there were too
-/// many. The pages of the last one are given back; those before it have been written.
+/// An object of `bytes` comes next on this thread, or later in this run. False if the run has made
+/// too many. Only the latest object's pages are given back: V8 no longer writes the earlier
+/// objects.
 pub(super) fn expect(bytes: usize) -> bool {
     let seen = SEEN.get() + 1;
     SEEN.set(seen);
@@ -57,19 +59,19 @@ pub(super) fn expect(bytes: usize) -> bool {
         return false;
     }
     EXPECTED.set(bytes);
-    // While the new one is only expected, the one before is still given back.
+    // While the new object is only expected, the pages of the one before it are still given back.
     if let Some(object) = of_slot(account::slot()) {
         let _ = object.bytes.compare_exchange(NONE, 0, Ordering::AcqRel, Ordering::Relaxed);
     }
     true
 }
 
-/// Whether a mapping of `bytes` may be that object.
+/// Whether `bytes` that V8 commits may be the expected object.
 pub(super) fn is_expected(bytes: usize) -> bool {
     bytes >= EXPECTED.get()
 }
 
-/// The object is there, in the sandbox of this thread.
+/// The expected object is at `start`, in the sandbox of this thread.
 pub(super) fn is_at(start: usize, bytes: usize) {
     if let Some(object) = of_slot(account::slot()) {
         EXPECTED.set(NONE);
@@ -78,7 +80,7 @@ pub(super) fn is_at(start: usize, bytes: usize) {
     }
 }
 
-/// The run is over, and the object gone.
+/// The run is over, and its objects are gone.
 pub(crate) fn forget() {
     EXPECTED.set(NONE);
     SEEN.set(0);

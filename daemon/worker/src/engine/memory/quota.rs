@@ -1,27 +1,29 @@
-//! What a tenant makes its process hold outside V8's heap: array buffers, and what V8, ICU, C++ and
-//! Rust allocate for it ("native" memory).
+//! How much a tenant may hold outside V8's heap: array buffers, and "native" memory, which is what
+//! V8, ICU, C++ and Rust allocate for the tenant.
 //!
-//! V8 has no such limit. The archive's patches call the functions below before they allocate a
-//! buffer, and [`super::heap`] and [`super::commons`] count on the thread's account
+//! V8 has no limit for either. The archive's patches call the functions below before they allocate
+//! a buffer, and [`super::heap`] and [`super::commons`] count on the thread's account
 //! ([`super::account`]) which pages they take and give back. The account also includes the heaps of
 //! kept isolates ([`crate::engine::isolate::shelf`]).
 //!
-//! A script must not be able to learn from its account what another tenant's thread has done. An
-//! entry of a cache that ICU keeps for all threads is on the account of the thread that adds it, so
-//! the exact cost of a formatter shows which tenant used it first. Refusals that a script sees
-//! therefore depend only on its own buffers, and on what else it held when its turn began, in whole
-//! MiB. The exact account ends runs.
+//! A script must not be able to learn from its account what another tenant's thread has done. ICU
+//! keeps caches for all threads, and an entry is on the account of the thread that adds it. So the
+//! exact cost of a formatter shows whether another tenant has used it before. Therefore the
+//! refusals that a script sees depend only on its own buffers, and on what else it held when its
+//! turn began, in whole MiB. The exact account only ends runs.
 //!
 //! What happens over the limit:
 //!
-//! * A buffer, by what the script sees: V8 collects garbage, then the script gets a `RangeError`.
-//! * A buffer, only by the exact account: V8 collects garbage, and the run ends if that is not
-//!   enough.
-//! * Native memory: little can be refused, as ICU writes to where memory should be. At the next
-//!   check the run collects garbage, which frees what dead objects hold, and is ended if that was
-//!   not enough.
-//! * Native memory, by more than [`SLACK`], within one operation of V8: a large block is refused to
-//!   ICU, and the run ends; for anything else the process ends, and the run responsible is known.
+//! * A buffer that does not fit what the script sees: V8 collects garbage, then the script gets a
+//!   `RangeError`.
+//! * A buffer that fits what the script sees, but not the exact account: V8 collects garbage, and
+//!   the run ends if that is not enough.
+//! * Native memory: little can be refused, because ICU writes to where the memory should be,
+//!   whether or not there is any. At the next check V8 collects garbage, which frees what dead
+//!   objects hold, and the run ends if that is not enough.
+//! * Native memory that exceeds the limit by more than [`SLACK`], within one operation of V8: a
+//!   large block is refused to ICU, and the run ends. For anything else the process ends, after a
+//!   report of whose run it was.
 
 use std::cell::Cell;
 
@@ -29,37 +31,39 @@ use super::account::{self, Held, Look, native, used};
 use super::{commons, confinement, heap};
 
 /// V8 aborts if it cannot move an on-heap typed array of up to this size out of the heap
-/// (`v8_typed_array_max_size_in_heap`), so this is always granted, and counted.
+/// (`v8_typed_array_max_size_in_heap`). So a buffer of this size is always granted, and counted.
 const ALWAYS_GRANTED: usize = 64;
 
-/// What a tenant's isolates themselves take in native memory, before they run a script: two at a
-/// time, about 0.7 MiB each.
+/// What a tenant's isolates take in native memory before they run a script: two at a time, about
+/// 0.7 MiB each.
 const OWN: usize = 2 << 20;
 
-/// What stays of a tenant when its scripts hold nothing, beyond [`OWN`]: caches of V8 and ICU,
-/// which all threads use and nothing can give back. Up to this much is not held against the tenant:
-/// less than the 16 MiB that it may hold beyond its limit at rest.
+/// The most native memory that is not held against a tenant. When its scripts hold nothing, [`OWN`]
+/// is left, and caches of V8 and ICU, which all threads use and nothing can give back. This is less
+/// than the 16 MiB that a tenant at rest may hold beyond its limit (SPECIFICATION).
 const MOST_BASE: usize = 14 << 20;
 
-/// How far native memory gets over the limit until the run notices. V8 checks when a loop has
+/// How far native memory may get over the limit before the run notices. V8 checks when a loop has
 /// executed a certain number of bytes of bytecode (`--interrupt-budget`). That is about a thousand
 /// turns of a short loop, each of which may make a formatter of 30 KiB.
 const SLACK: usize = 48 << 20;
 
-/// How much more a run gets, of either kind, until it notices that it was ended. With [`SLACK`]
-/// that is less than 64 MiB.
+/// How much more heap, and how much more native memory, a run gets until it notices that it was
+/// ended. With [`SLACK`] that is less than 64 MiB.
 pub(super) const LAST_ROOM: usize = 8 << 20;
 
-/// Checks closer to the limit than this are not worth their garbage collection.
+/// How far apart checks are at least: checks closer together are not worth their garbage
+/// collections.
 const CLOSE: usize = 1 << 20;
 
-/// In these steps a script sees what it holds in native memory ...
+/// A script sees the native memory that it holds rounded up to a multiple of this.
 const SEEN_STEP: usize = 1 << 20;
-/// ... and at least this much more than it holds when a turn begins: it can take as much in that
-/// turn and still be refused a buffer before the run is ended for it.
+/// This is added before rounding. So a script that takes up to this much native memory in a turn is
+/// still refused a buffer before the run is ended for it.
 const RESERVE: usize = 1 << 20;
 
-/// What a script sees a buffer take in native memory, which is more than V8's objects for it.
+/// The native memory that a script sees each of its buffers take. V8's objects for a buffer take
+/// less.
 const SEEN_OF_BUFFER: usize = 512;
 
 thread_local! {
@@ -70,14 +74,14 @@ thread_local! {
     static SEEN: Cell<usize> = const { Cell::new(0) };
     #[cfg(feature = "attack-natives")]
     static EXACTLY: Cell<bool> = const { Cell::new(false) };
-    /// The last buffer that V8 requested fits what the script sees, and not the exact account.
+    /// The last buffer that V8 requested fits what the script sees, but not the exact account.
     static EXHAUSTED: Cell<bool> = const { Cell::new(false) };
     /// The run has requested more of the process's memory than a tenant gets.
     static TO_END: Cell<bool> = const { Cell::new(false) };
     static REFUSED: Cell<bool> = const { Cell::new(false) };
 }
 
-/// A thread begins with a new cage.
+/// A thread has entered a new cage.
 pub(super) fn reset(slot: u32) {
     account::reset(slot);
     BASE.set(0);
@@ -97,7 +101,7 @@ pub(in crate::engine) fn set_limit(bytes: usize) {
     begin_turn();
 }
 
-/// A turn of the script begins: what it holds now is what it sees until the next one.
+/// A turn begins: the native memory that the script holds now is what it sees until the next turn.
 pub(in crate::engine) fn begin_turn() {
     SEEN.set(seen(native()));
 }
@@ -106,23 +110,23 @@ fn seen(native: usize) -> usize {
     native.saturating_add(RESERVE).next_multiple_of(SEEN_STEP)
 }
 
-/// For the attack harness: a script that sees the exact account.
+/// For the attack harness: from now on the script sees the exact account.
 #[cfg(feature = "attack-natives")]
 pub(in crate::engine) fn see_exactly() {
     EXACTLY.set(true);
 }
 
-/// How much is not held against the tenant.
+/// How much native memory is not held against the tenant.
 fn base() -> usize {
     BASE.get().clamp(OWN, MOST_BASE)
 }
 
-/// The same in whole steps, so that a tenant that holds nothing of its own sees all of its limit.
+/// [`base`] as a script sees it, so that a script that holds nothing sees all of its limit.
 fn seen_base() -> usize {
     seen(base())
 }
 
-/// Nothing of the tenant's scripts is left.
+/// Nothing of the tenant's scripts is left: what the thread still holds is not theirs.
 pub(crate) fn settle() {
     BASE.set(native());
 }
@@ -135,20 +139,21 @@ pub(in crate::engine) fn hold(handle: &v8::IsolateHandle, look: Look) -> Held<'_
     held
 }
 
-/// Sets the next check half way from what is live to the limit, and the last one at the limit
-/// itself; but no check comes before free memory has been used up, which shows when the heap grows.
+/// Sets the next check half way from what is live to the limit, but at least [`CLOSE`] after what
+/// is used, and at the limit itself at the latest. Memory that is free in the heaps is used up
+/// first, without a check: the account grows only when a heap does.
 fn look_again(used: usize) {
     let live = used.saturating_sub(commons::free());
     let half_way = live + LIMIT.get().saturating_sub(live) / 2;
     account::look_at(half_way.max(used.saturating_add(CLOSE)).min(LIMIT.get()));
 }
 
-/// How much more the run may take, of either kind, before the process ends.
+/// How much more heap or native memory the run may take before the process ends.
 pub(super) fn last_room() -> usize {
     account::until_last().max(LAST_ROOM)
 }
 
-/// The run is over: it gets at most [`LAST_ROOM`] until it notices.
+/// The run has been ended: it gets at most [`LAST_ROOM`] until it notices.
 pub(super) fn no_more() {
     account::end_after(LAST_ROOM);
 }
@@ -214,8 +219,8 @@ fn seen_left() -> usize {
     LIMIT.get().saturating_sub(account::buffers().saturating_add(SEEN.get()))
 }
 
-/// Whether the script may have `bytes` more. If only the exact account is over its limit, the run
-/// is about to be ended.
+/// Whether the script may have `bytes` more. If they fit what the script sees, but not the exact
+/// account, requests the check that ends the run.
 pub(in crate::engine) fn has_room(bytes: usize) -> bool {
     if bytes > seen_left() {
         return false;
@@ -227,7 +232,7 @@ pub(in crate::engine) fn has_room(bytes: usize) -> bool {
     };
     EXHAUSTED.set(!fits);
     if !fits {
-        // The check ends it.
+        // The check ends the run.
         account::ask_to_look();
     }
     fits
@@ -245,8 +250,8 @@ pub(super) fn end_the_run() {
     account::ask_to_look();
 }
 
-/// Whether `bytes` more of native memory would end the process. If so the run ends instead, and the
-/// caller must do without them.
+/// Whether `bytes` more of native memory would end the process. If so, ends the run instead, and
+/// the caller must do without them.
 pub(super) fn ends_instead(bytes: usize) -> bool {
     let refused = bytes > account::until_last();
     if refused {
@@ -272,7 +277,7 @@ const fn cost(bytes: usize) -> usize {
     bytes.saturating_add(127) / 128 * 128
 }
 
-/// Takes `bytes` from the account, or refuses.
+/// Puts a buffer of `bytes` on the account, or refuses it.
 fn charge(bytes: usize) -> bool {
     if bytes > cost(ALWAYS_GRANTED) && !has_room(bytes) {
         REFUSED.set(true);
@@ -288,7 +293,7 @@ fn refund(bytes: usize) {
     account::give_back_buffer(bytes);
 }
 
-/// V8 calls this before it allocates a buffer, or reserves a resizable one in full.
+/// V8 calls this before it allocates a buffer, or reserves the full length of a resizable one.
 #[unsafe(no_mangle)]
 extern "C" fn v8_tenant_take(bytes: usize) -> bool {
     confinement::edge();
@@ -300,8 +305,8 @@ extern "C" fn v8_tenant_give_back(bytes: usize) {
     refund(cost(bytes));
 }
 
-/// V8 asks this first, and answers a larger request with a `RangeError` without collecting garbage
-/// for it.
+/// The largest buffer that is worth requesting. V8 asks this first, and answers a larger request
+/// with a `RangeError`, without collecting garbage for it.
 #[unsafe(no_mangle)]
 extern "C" fn v8_tenant_most() -> usize {
     LIMIT.get().saturating_sub(seen_base()).max(ALWAYS_GRANTED)
@@ -385,7 +390,7 @@ mod tests {
         settle();
         set_limit(8 << 20);
         assert!(!is_over() && charge(8 << 20) && !charge(1000));
-        // More than that is.
+        // What is more than `MOST_BASE` is held against it.
         refund(8 << 20);
         take_native(MOST_BASE);
         settle();

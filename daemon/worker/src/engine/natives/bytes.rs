@@ -1,4 +1,4 @@
-//! Bytes of buffers, in and out, within the tenant's memory.
+//! Copies bytes into and out of buffers, within the tenant's memory limit.
 
 use crate::engine::memory::quota;
 use crate::engine::values::throw_range_error;
@@ -10,7 +10,7 @@ pub(super) fn fill_buffer<'s>(
     rv: &mut v8::ReturnValue<'s>,
     fill: impl FnOnce(&v8::Isolate, &mut [u8]),
 ) {
-    // V8 ends the process if a buffer that the host makes is refused, so this is checked first.
+    // V8 ends the process if a buffer that the host makes is refused, so the room is checked first.
     if !quota::has_room(length) {
         return throw_range_error(scope, "the bytes do not fit the run's memory (limits.memoryMb)");
     }
@@ -25,7 +25,7 @@ pub(super) fn fill_buffer<'s>(
     }
 }
 
-/// A copy of the bytes of a view; an exception is pending if it does not fit.
+/// A copy of the bytes of a view. `None`, with an exception pending, if the copy does not fit.
 pub(super) fn bytes_of(scope: &mut v8::PinScope<'_, '_>, view: v8::Local<'_, v8::Uint8Array>) -> Option<Vec<u8>> {
     if !quota::has_room(view.byte_length()) {
         throw_range_error(scope, "the bytes do not fit the run's memory twice (limits.memoryMb)");

@@ -8,8 +8,8 @@ use crate::engine::memory::confinement;
 #[derive(Debug, Default)]
 pub(in crate::engine) struct Failures {
     pub(in crate::engine) rejections: Vec<(v8::Global<v8::Promise>, Option<v8::Global<v8::Value>>)>,
-    /// Thrown by a microtask, where nothing could catch it: it ends the run, like an exception in a
-    /// timer.
+    /// Thrown by a microtask, where nothing could catch it. It ends the run, as an exception in a
+    /// timer's callback does.
     pub(in crate::engine) uncaught: Option<v8::Global<v8::Value>>,
 }
 
@@ -25,8 +25,8 @@ pub(in crate::engine) unsafe extern "C" fn promise_rejected(message: v8::Promise
     let value = message.get_value().map(|value| v8::Global::new(scope, value));
     let Some(failures) = scope.get_slot_mut::<Failures>() else { return };
     match message.get_event() {
-        // Handles lie outside the heap limit, so their number is bounded; a thousand identical
-        // warnings are of no use.
+        // Handles do not count against the heap limit, so their number is bounded. A thousand
+        // identical warnings would be of no use either.
         v8::PromiseRejectEvent::PromiseRejectWithNoHandler if failures.rejections.len() < MAX_REJECTIONS => {
             failures.rejections.push((promise, value));
         }
@@ -52,8 +52,9 @@ pub(in crate::engine) unsafe extern "C" fn uncaught(
     }
 }
 
-/// Whether WebAssembly code may be made: only in builds for attacks. In all others V8 does not even
-/// set its global up (`--no-expose-wasm`), and this is the second barrier.
+/// Whether WebAssembly code may be made: only in the attack harness's build. In other builds V8
+/// does not even set up the global `WebAssembly` (`--no-expose-wasm`), and this callback is the
+/// second barrier.
 pub(in crate::engine) unsafe extern "C" fn allow_wasm(
     _: v8::Local<'_, v8::Context>,
     _: v8::Local<'_, v8::String>,
@@ -62,7 +63,8 @@ pub(in crate::engine) unsafe extern "C" fn allow_wasm(
     cfg!(feature = "attack-natives")
 }
 
-/// Code from strings, in a context that does not allow it: refused, and counted.
+/// Called when a script makes code from a string in a context that does not allow it. Refuses, and
+/// counts the attempt.
 pub(in crate::engine) fn no_code_from_strings<'s>(
     scope: &mut v8::PinScope<'s, '_>,
     _: v8::Local<'s, v8::Value>,

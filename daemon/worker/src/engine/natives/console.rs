@@ -1,5 +1,5 @@
-//! The console of one run: lines up to its limits, sent in batches. `runtime/console.js` formats
-//! the lines.
+//! The console of one run: lines up to the run's limits, sent in batches. `runtime/console.js`
+//! formats the lines.
 
 use std::os::unix::net::UnixStream;
 use std::sync::Arc;
@@ -10,12 +10,12 @@ use enisle_wire::{MAX_FROM_TENANT_BYTES, MAX_LOG_LINES, write_frame};
 
 use crate::engine::values::bounded_text;
 
-/// The console of one run: lines up to its limits, sent in batches.
+/// The lines that wait to be sent, and how many more the run may print.
 #[derive(Debug)]
 pub(in crate::engine) struct Log {
     channel: Arc<UnixStream>,
-    /// The time of the current turn, since the run began: a line reveals no more of the time than
-    /// its script knows.
+    /// The time from the start of the run to the current turn: a line reveals no more of the time
+    /// than the script can see.
     pub(in crate::engine) t_ms: u32,
     pending: Vec<LogLine>,
     pending_bytes: usize,
@@ -40,7 +40,8 @@ impl Log {
         }
     }
 
-    /// How many bytes the next line may have; `None` once lines are only counted as dropped.
+    /// How many bytes the next line may have. `None` if a limit is used up: then the line is
+    /// dropped, and the log is marked as truncated.
     pub(in crate::engine) fn room(&mut self) -> Option<usize> {
         if self.bytes_left == 0 || self.lines_left == 0 {
             self.truncated = true;
@@ -65,7 +66,8 @@ impl Log {
         if !self.pending.is_empty() {
             self.pending_bytes = 0;
             let batch = FromTenant::Log(std::mem::take(&mut self.pending));
-            // If the supervisor is gone, writing the end of the run notices that.
+            // An error means that the supervisor is gone, and sending the end of the run fails for
+            // the same reason.
             let _ = write_frame(&mut &*self.channel, &batch, MAX_FROM_TENANT_BYTES);
         }
     }

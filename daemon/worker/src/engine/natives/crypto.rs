@@ -16,6 +16,7 @@ pub(super) fn random<'s>(
     if !fill_random(&mut bytes) {
         return throw_type_error(scope, "the kernel gave no random bytes");
     }
-    // The store has its current length: a buffer that was shrunk meanwhile takes fewer bytes.
+    // The store has the length that the buffer has now: if the buffer has shrunk, the rest of
+    // `bytes` is dropped.
     store.iter().skip(offset).zip(bytes).for_each(|(place, byte)| place.set(byte));
 }

@@ -1,9 +1,9 @@
-//! What a script finds in its global object, in two halves: native functions, one file for each
-//! subject, and the runtime that calls them, one file of JavaScript for each (`runtime/*.js`).
+//! What a script finds in its global object besides the language, in two halves: native functions,
+//! one file for each subject, and the runtime that calls them, in JavaScript (`runtime/*.js`).
 //!
-//! A native keeps its state for a run in an isolate slot of its own type ([`console::Log`],
-//! [`timers::Timers`], [`callbacks::Failures`]). A native knows its slot and the tenant's memory,
-//! and must not know runs or resting isolates.
+//! During a run, natives and callbacks find their state in slots of the isolate, one for each type
+//! of state ([`console::Log`], [`timers::Timers`], [`callbacks::Failures`]). They use that state
+//! and the tenant's memory, and must not depend on runs or resting isolates.
 
 mod bytes;
 pub(super) mod callbacks;

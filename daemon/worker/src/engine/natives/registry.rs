@@ -1,18 +1,18 @@
 //! All natives by their names in the runtime.
 //!
 //! A native reads all its arguments before it does anything, never calls back into the script, and
-//! never keeps a pointer into V8's memory. None has more authority than the script: it can print,
-//! request a timer, and compute.
+//! never keeps a pointer into V8's memory. A native can print, request a timer or a microtask, get
+//! random bytes and compute, and nothing else.
 
 use v8::MapFnTo;
 
 use super::runtime;
 
-/// A native with its name in the runtime.
+/// Takes the natives with their names in the runtime, and defines what V8 needs of them.
 macro_rules! natives {
     ($($name:literal => $file:ident::$function:ident),* $(,)?) => {
-        /// The addresses of all natives: part of a snapshot, so the order is the same in every
-        /// process of this build.
+        /// The addresses of all natives and of the runtime's source. A snapshot refers to them by
+        /// their place in this list, so the order must be the same in every process of a build.
         pub(in crate::engine) fn external_references() -> Vec<v8::ExternalReference> {
             let source = &raw const runtime::SOURCE;
             vec![

@@ -1,6 +1,7 @@
 //! The runtime: its parts, and its name.
 
-/// The runtime as one function of the natives; each part is a file with a purpose of its own.
+/// The runtime as one function, which takes the natives. Each part is a file with a purpose of its
+/// own.
 const RUNTIME: &str = concat!(
     "(function (native) {\n\"use strict\";\n",
     include_str!("../../runtime/primordials.js"),
@@ -15,10 +16,10 @@ const RUNTIME: &str = concat!(
     "\n})"
 );
 
-/// The source in the form that V8 holds: it stays in the program's memory, and no isolate gets a
-/// copy. Must be ASCII, or it does not compile.
+/// The source as a string that stays in the program's memory, so that no isolate gets a copy. It
+/// must be ASCII, or it does not compile.
 pub(in crate::engine) static SOURCE: v8::OneByteConst = v8::String::create_external_onebyte_const(RUNTIME.as_bytes());
 
-/// The name of the runtime's file; stack lines that mention it are removed before a tenant sees
-/// them.
+/// The name of the runtime's file. Frames of a stack that are in it are removed before a tenant
+/// sees the stack.
 pub(in crate::engine) const NAME: &str = "enisle:runtime";

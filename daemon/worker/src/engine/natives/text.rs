@@ -28,7 +28,7 @@ pub(super) fn decode_utf8<'s>(
         return throw_type_error(scope, "the bytes are not UTF-8");
     }
     let text = if keep_bom { &bytes[..] } else { bytes.strip_prefix("\u{feff}".as_bytes()).unwrap_or(&bytes) };
-    // Each byte becomes at most one UTF-16 unit.
+    // Each byte becomes at most one UTF-16 unit, of two bytes.
     if !text.is_ascii() && text.len() > quota::left() / 2 {
         return throw_range_error(scope, "the text does not fit the run's memory beside its bytes (limits.memoryMb)");
     }
@@ -38,7 +38,7 @@ pub(super) fn decode_utf8<'s>(
     }
 }
 
-/// The characters of a text as bytes; `undefined` if one is above U+00FF.
+/// The characters of a text as bytes; `undefined` if a character is above U+00FF.
 pub(super) fn latin1_bytes<'s>(
     scope: &mut v8::PinScope<'s, '_>,
     args: v8::FunctionCallbackArguments<'s>,
@@ -53,7 +53,7 @@ pub(super) fn latin1_bytes<'s>(
     });
 }
 
-/// The inverse.
+/// The inverse of [`latin1_bytes`].
 pub(super) fn latin1_text<'s>(
     scope: &mut v8::PinScope<'s, '_>,
     args: v8::FunctionCallbackArguments<'s>,

@@ -19,7 +19,8 @@ use enisle_wire::tenant::Advice;
 
 use crate::engine::values::throw_range_error;
 
-/// When a timer fires. Ordered as timers fire: `number` is unique among the pending ones.
+/// When a timer fires. The derived order is the order in which timers fire, because `number` is
+/// unique among pending timers.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(in crate::engine) struct Due {
     /// The moment for which the timer is set, on the clock that only timers move.
@@ -69,22 +70,23 @@ impl Timers {
         Some(self.last)
     }
 
-    /// Starts the timer of this turn again.
+    /// Starts the timer `number`, for the first time or again while it fires.
     pub(in crate::engine) fn again(&mut self, number: u32, delay_ms: u32) {
         let (moment_ms, now_ms) = self.present();
         let delay_ms = u64::from(delay_ms.max(1));
         let due = Due { moment_ms: moment_ms + delay_ms, number, not_before_ms: now_ms + delay_ms };
         self.live.insert(number);
         self.queue.push(Reverse(due));
-        // Stopped timers stay queued until they are due, so a loop of starts and stops must not
-        // grow the queue.
+        // Stopped timers stay queued until they are due. They are removed here, so that a loop of
+        // starts and stops does not grow the queue.
         if self.queue.len() > 2 * self.live.len() + 64 {
             let live = &self.live;
             self.queue.retain(|Reverse(due)| live.contains(&due.number));
         }
     }
 
-    /// The moments from which delays count.
+    /// The moments from which delays count: on the clock that only timers move, and on the turn's
+    /// clock.
     fn present(&self) -> (u64, u64) {
         #[cfg(feature = "attack-natives")]
         if let Some(epoch) = self.moving_clock {
@@ -98,7 +100,7 @@ impl Timers {
         self.live.remove(&number);
     }
 
-    /// The next timer.
+    /// The next timer to fire.
     pub(in crate::engine) fn next(&mut self) -> Option<Due> {
         while let Some(Reverse(due)) = self.queue.peek() {
             if self.live.contains(&due.number) {
@@ -109,8 +111,8 @@ impl Timers {
         None
     }
 
-    /// Takes the next timer, whose turn begins, and returns its number. It counts as stopped unless
-    /// the runtime starts it again while it fires.
+    /// Takes the next timer, whose turn begins, and returns its number. The timer counts as stopped
+    /// unless the runtime starts it again while it fires.
     pub(in crate::engine) fn fire(&mut self, now_ms: u64) -> Option<u32> {
         let due = self.next()?;
         self.queue.pop();
@@ -222,10 +224,10 @@ mod tests {
     }
 
     #[test]
-    fn a_timer_never_sees_less_than_its_delay_pass() {
+    fn a_timer_never_fires_before_its_delay_has_passed() {
         let mut timers = Timers::new(10, 0);
         timers.start(5).unwrap();
-        // It fires 95 ms late; the next one counts from then.
+        // The first timer fires 95 ms late. The next delay counts from then.
         assert_eq!(timers.fire(100), Some(1));
         timers.start(5).unwrap();
         assert_eq!(timers.next().unwrap().not_before_ms, 105);

@@ -21,12 +21,13 @@ use crate::engine::memory::cage;
 pub(crate) struct Clock {
     epoch: Instant,
     /// Milliseconds from 1970 to `epoch`, by the machine's clock when a run began. If that clock
-    /// was set back meanwhile, this stays.
+    /// has been set back since, the value stays.
     epoch_ms: u64,
     now_ms: u64,
 }
 
-/// How far a look is behind: drawn before a wait, so that the look after the wait is not too early.
+/// How far a look is behind the real clock. It is drawn before a wait, so that the look after the
+/// wait is not too early.
 #[derive(Debug, Clone, Copy)]
 pub(in crate::engine) struct Lag(Duration);
 
@@ -48,7 +49,7 @@ impl Clock {
         Self { epoch: Instant::now(), epoch_ms: 0, now_ms: 0 }
     }
 
-    /// A run begins. It must not see an earlier time than the last one saw.
+    /// A run begins. It must not see an earlier time than the last run saw.
     pub(in crate::engine) fn begin_run(&mut self) {
         let since_1970 = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
         self.epoch_ms = self.epoch_ms.max(whole_ms(since_1970.saturating_sub(self.epoch.elapsed())));
@@ -76,7 +77,8 @@ impl Clock {
         self.now_ms = self.now_ms.max(whole_ms(elapsed.saturating_sub(lag.0)));
     }
 
-    /// The real, moving clock: the attack harness has timers use it to see what that would reveal.
+    /// The start of this clock. From it the attack harness has timers use the real, moving clock,
+    /// to see what that would reveal.
     #[cfg(feature = "attack-natives")]
     pub(in crate::engine) fn epoch(&self) -> Instant {
         self.epoch
@@ -103,7 +105,7 @@ mod tests {
     }
 
     #[test]
-    fn a_lag_is_less_than_a_millisecond_and_no_two_are_the_same() {
+    fn lags_are_spread_over_less_than_a_millisecond() {
         let mut lags: Vec<_> = (0..100).map(|_| Lag::draw().0).collect();
         assert!(lags.iter().all(|lag| *lag < us(1000)));
         lags.sort_unstable();

@@ -1,5 +1,5 @@
-//! Describes what a script has thrown, by the runtime's `describe`, with a stack in the tenant's
-//! own files.
+//! Describes what a script has thrown, by the runtime's `describe`, with a stack that shows only
+//! the tenant's own files.
 
 use enisle_wire::MAX_ERROR_BYTES;
 use enisle_wire::tenant::ScriptError;
@@ -16,8 +16,8 @@ pub(super) struct Describer<'a> {
 }
 
 impl Describer<'_> {
-    /// The description of an exception. `position` is where it was thrown, for errors that have no
-    /// stack of their own.
+    /// Describes an exception. `position` is where it was thrown, for an error without a stack of
+    /// its own.
     pub(super) fn failed(
         &self,
         scope: &mut v8::PinScope<'_, '_>,
@@ -56,14 +56,13 @@ impl Describer<'_> {
 
 /// `file:line:column` of a compile error.
 pub(super) fn position(scope: &v8::PinScope<'_, '_>, message: v8::Local<'_, v8::Message>) -> Option<String> {
-    // Errors of linking have no position of their own.
+    // An error of linking has no position.
     let file = message.get_script_resource_name(scope).filter(|name| name.is_string())?;
     let line = message.get_line_number(scope).unwrap_or(0);
     Some(format!("{}:{line}:{}", file.to_rust_string_lossy(scope), message.get_start_column().wrapping_add(1)))
 }
 
-/// A stack in the tenant's own files: without the runtime's frames, and with the position of a
-/// compile error.
+/// A stack without the runtime's frames, and with the position of a compile error.
 fn clean_stack(stack: &str, position: Option<&str>) -> String {
     let mut lines: Vec<_> = stack.lines().filter(|line| !is_of_runtime(line)).map(str::to_owned).collect();
     if let Some(position) = position
@@ -75,8 +74,8 @@ fn clean_stack(stack: &str, position: Option<&str>) -> String {
 }
 
 /// Whether a line of a stack is a frame of the runtime: its position is
-/// `enisle:runtime:LINE:COLUMN`, by itself or in parentheses at the end. Anything else that
-/// contains that name, a message or a longer module name, is the tenant's.
+/// `enisle:runtime:LINE:COLUMN`, by itself or in parentheses at the end. Any other line with that
+/// name in it, such as a message or a longer module name, is the tenant's.
 fn is_of_runtime(line: &str) -> bool {
     let Some(frame) = line.trim_start().strip_prefix("at ") else { return false };
     let position = match frame.strip_suffix(')').and_then(|frame| frame.rsplit_once('(')) {

@@ -16,7 +16,7 @@ use crate::engine::natives::callbacks::Failures;
 use crate::engine::natives::console::Log;
 use crate::engine::natives::timers::Timers;
 
-/// What turns depend on.
+/// The event loop, and what its turns need.
 pub(super) struct EventLoop<'a> {
     pub(super) describer: Describer<'a>,
     pub(super) clock: &'a mut Clock,
@@ -67,7 +67,7 @@ impl EventLoop<'_> {
                 stack: None,
             }));
         };
-        // For timers that are already due, the clock is not read again.
+        // If the timer is due already, the clock is not read again.
         if due.not_before_ms > self.clock.now_ms() {
             let (until, lag) = self.clock.wait_for(due.not_before_ms);
             if self.describer.watched.sleep_until(until).is_some() {
@@ -95,7 +95,7 @@ impl EventLoop<'_> {
         Ok(())
     }
 
-    /// Writes rejections that are unhandled at the end of a turn to the log.
+    /// Writes to the log the rejections that are unhandled at the end of a turn.
     fn report_rejections(&self, scope: &mut v8::PinScope<'_, '_>) {
         let Some(failures) = scope.get_slot_mut::<Failures>() else { return };
         for (_, reason) in std::mem::take(&mut failures.rejections) {

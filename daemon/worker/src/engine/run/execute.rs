@@ -1,4 +1,5 @@
-//! One run, from its frame to its end: into a resting isolate, and out of it again.
+//! One run, from its frame to its end: it enters a resting isolate, is executed there, and leaves
+//! it.
 
 use std::os::unix::net::UnixStream;
 use std::sync::Arc;
@@ -30,8 +31,8 @@ pub(crate) struct Order {
     pub(crate) env: Env,
 }
 
-/// Executes one run. `arrived` is when all of it had been read. Also returns the state for the next
-/// run of the script, if this run requested that and ended by itself.
+/// Executes one run. `arrived` is the moment at which the whole run had been read. Also returns the
+/// state for the script's next run, if this run's isolate is to be kept and nothing ended the run.
 pub(crate) fn execute(
     resting: &mut Resting<'_>,
     source: Source,
@@ -86,7 +87,7 @@ pub(crate) fn execute(
         cpu_us: micros(watched.clock().now().saturating_sub(begun)),
         startup_us: micros(script.startup),
         peak_heap_bytes: (heap + account::used_outside_heaps()) as u64,
-        // The total time is known when the end of the run is sent.
+        // Set when the end of the run is sent.
         wall_us: 0,
     };
     (Done { id, outcome, result, error, truncated, usage, advice }, evaluated)
@@ -106,7 +107,7 @@ fn micros(duration: Duration) -> u64 {
     u64::try_from(duration.as_micros()).unwrap_or(u64::MAX)
 }
 
-/// Does `work` with a run in the isolate while its limits of time and memory are enforced.
+/// Does `work`, and meanwhile enforces the run's limits of time and memory.
 fn limited(
     isolate: &mut v8::OwnedIsolate,
     watched: &Watched,
@@ -121,7 +122,7 @@ fn limited(
     watched.arm(id, limits, handle.clone());
     let held = quota::hold(&handle, look_at_memory);
     let ended = if quota::is_over() {
-        // Already its code and arguments exceed the limit.
+        // The code and the arguments alone exceed the limit.
         watched.end(Cause::Memory);
         Ended::Terminated
     } else {

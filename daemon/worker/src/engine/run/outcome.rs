@@ -11,12 +11,12 @@ pub(super) enum Ended {
     Result(String),
     Failed(ScriptError),
     TooLarge(usize),
-    /// The watchdog's cause decides.
+    /// V8 was terminated: the watchdog's cause decides.
     Terminated,
 }
 
-/// The outcome of how the script ended and of the watchdog's cause, with a message that says which
-/// limit to change.
+/// Derives the outcome from how the script ended and from the watchdog's cause. If a limit was
+/// exceeded, the message says which one to change.
 pub(super) fn conclude(
     ended: Ended,
     cause: Option<Cause>,

@@ -4,9 +4,9 @@
 //! compile main ─▶ link ─▶ evaluate ─▶ (wait) ─▶ call the entry point ─▶ (wait) ─▶ result as JSON
 //! ```
 //!
-//! (wait) is the event loop ([`super::event_loop`]). The watchdog may end a run at any point of
-//! this: every call into V8 can return "terminated", and the cause that the watchdog noted decides
-//! the outcome.
+//! (wait) is the event loop ([`super::event_loop`]). The watchdog may end a run at any of these
+//! steps: every call into V8 can return "terminated", and the cause that was noted decides the
+//! outcome.
 
 use std::time::{Duration, Instant};
 
@@ -29,12 +29,12 @@ pub(super) struct Entry {
 /// A script inside its isolate.
 pub(super) struct Script<'a> {
     pub(super) events: EventLoop<'a>,
-    /// The name of its main module.
+    /// The name of the main module.
     pub(super) main: String,
-    /// The code came as one file, which may be an expression.
+    /// Whether the code came as one file, which may be an expression.
     pub(super) short: bool,
     pub(super) entry: Entry,
-    /// The script may make code from strings.
+    /// Whether the script may make code from strings.
     pub(super) allow_eval: bool,
     pub(super) output_cap: usize,
     pub(super) invoke: v8::Global<v8::Function>,
@@ -43,7 +43,7 @@ pub(super) struct Script<'a> {
     pub(super) exports: Option<v8::Global<v8::Value>>,
     /// When the whole run had been read.
     pub(super) arrived: Instant,
-    /// The time from then until the call of the entry point; zero before that call.
+    /// The time from `arrived` to the call of the entry point; zero before that call.
     pub(super) startup: Duration,
 }
 
@@ -67,7 +67,7 @@ impl Script<'_> {
         let promise = self.call_entry(scope, exports)?;
         let value = self.events.settled(scope, promise)?;
         let Ok(json) = value.try_cast::<v8::String>() else {
-            // The runtime stopped when the result was too long.
+            // The runtime found that the result is too long, and gave a number of bytes instead.
             return match value.integer_value(scope).map(usize::try_from) {
                 Some(Ok(bytes)) => Ok(Ended::TooLarge(bytes)),
                 _ => Ok(Ended::Terminated),
@@ -83,7 +83,7 @@ impl Script<'_> {
     /// The exports of the main module, which is evaluated once.
     fn exports<'s>(&mut self, scope: &mut v8::PinScope<'s, '_>) -> Result<v8::Local<'s, v8::Value>, Ended> {
         let first = self.linked(scope, 0);
-        // The short form may be an expression: as a module it exports nothing, or does not even
+        // The one file may be an expression: as a module it exports nothing, or does not even
         // compile.
         let perhaps = match &first {
             Ok(module) => exports_nothing(scope, *module),
@@ -106,8 +106,8 @@ impl Script<'_> {
         Ok(module.get_module_namespace())
     }
 
-    /// The short form as a module that exports its one expression; if it is not an expression, the
-    /// module as it was `before`.
+    /// The one file, compiled as an expression, in a module that exports its value. If the file is
+    /// not an expression, returns `before`.
     fn as_expression<'s>(
         &self,
         scope: &mut v8::PinScope<'s, '_>,
@@ -125,7 +125,7 @@ impl Script<'_> {
         before
     }
 
-    /// A module that is compiled and linked to its imports, but not evaluated.
+    /// The main module, compiled and linked to its imports, but not evaluated.
     fn linked<'s>(
         &self,
         scope: &mut v8::PinScope<'s, '_>,

@@ -1,5 +1,5 @@
-//! What natives, modules and callbacks find in the isolate during a run, each in an isolate slot of
-//! its own.
+//! The state that natives, modules and callbacks find in the isolate during a run. Each part of it
+//! has an isolate slot of its own.
 
 use std::sync::Arc;
 
@@ -15,16 +15,17 @@ use crate::watchdog::Watched;
 /// The code of a run.
 #[derive(Debug)]
 pub(crate) enum Source {
-    /// In a warm isolate that has run nothing.
+    /// For a warm isolate, in which no script has run.
     Code(Code),
-    /// In the isolate that the script was evaluated in.
+    /// For the isolate in which the script was evaluated by an earlier run.
     Evaluated(Evaluated),
 }
 
 /// The state that a run begins with.
 pub(super) struct Begun {
     pub(super) state: State,
-    /// The name of the main module, which is still to be evaluated if `exports` is `None`.
+    /// The name of the main module, which must still be evaluated. Empty if there are `exports`
+    /// already.
     pub(super) main: String,
     pub(super) exports: Option<v8::Global<v8::Value>>,
 }
@@ -59,7 +60,8 @@ pub(super) struct State {
 }
 
 impl State {
-    /// Puts everything into the isolate's slots, with fresh state for the rest.
+    /// Puts this state into the isolate's slots, and with it what lives only while the run is in
+    /// the isolate.
     pub(super) fn enter(self, isolate: &mut v8::Isolate, watched: &Arc<Watched>) {
         isolate.set_slot(self.log);
         isolate.set_slot(self.timers);
@@ -69,7 +71,7 @@ impl State {
         isolate.set_slot(Arc::clone(watched));
     }
 
-    /// Takes everything out again, with the advice.
+    /// Empties the isolate's slots, and returns this state and the advice.
     pub(super) fn leave(isolate: &mut v8::Isolate) -> Option<(Self, Advice)> {
         isolate.remove_slot::<Arc<Watched>>();
         isolate.remove_slot::<Failures>();
@@ -82,15 +84,15 @@ impl State {
 /// What is left of a run's state when it is over.
 pub(super) struct Left {
     pub(super) advice: Advice,
-    /// Console lines were dropped.
+    /// Whether console lines were dropped.
     pub(super) truncated: bool,
     /// The state for the next run of the script.
     pub(super) evaluated: Option<Evaluated>,
 }
 
 impl Left {
-    /// Sends the console lines that wait. `exports` are the main module's, if the script stays;
-    /// `heap_bytes` is its heap at that time.
+    /// Sends the console lines that wait. `exports` are the main module's, if the isolate is to be
+    /// kept; `heap_bytes` is the size of its heap.
     pub(super) fn of(
         state: Option<(State, Advice)>,
         exports: Option<v8::Global<v8::Value>>,
