@@ -30,7 +30,7 @@ use crate::rights::Rights;
 use crate::runs::run::Report;
 use crate::share::{Held, Parts, Supply};
 use crate::state::recorder::Recorder;
-use crate::state::standings::{Damage, examine, is_damage};
+use crate::state::standings::{DATABASE, Damage, STANDINGS, examine, is_damage};
 use crate::tenants::policy::{Policy, Store, TenantName, TenantPattern};
 use crate::workers::birth::{Blueprint, Memory};
 use crate::workers::machine::{Machine, Workers};
@@ -49,6 +49,20 @@ impl Accepted {
     pub fn print(&self) -> Result<String, String> {
         toml::to_string(&self.0).map_err(|error| error.to_string())
     }
+
+    /// Whether the version of V8 that a worker reports is older than the configuration demands.
+    #[must_use]
+    pub fn is_outdated(&self, v8: &str) -> bool {
+        self.0.cordon.is_outdated(v8)
+    }
+}
+
+/// Reads a configuration file.
+///
+/// # Errors
+/// What `enisled --check-config` would report.
+pub fn config_file(path: &Path) -> Result<Accepted, String> {
+    Config::load(Some(path)).map(Accepted).map_err(|error| error.to_string())
 }
 
 /// Reads a configuration file's text.
@@ -202,6 +216,20 @@ pub fn keep_records(state: &Path, recorded: &[(&str, enisle_cordon::Standing)]) 
     Ok(Kept { standings: standings.collect(), broken: kept.broken, last_line: recorder.head().seq })
 }
 
+/// Puts a row into the database of standings of a daemon that is not running, whatever it holds.
+///
+/// # Errors
+/// The database cannot be written.
+pub fn put_row(state: &Path, name: &str, value: &[u8]) -> Result<(), String> {
+    let put = || {
+        let database = redb::Database::open(state.join(DATABASE))?;
+        let writing = database.begin_write()?;
+        writing.open_table(STANDINGS)?.insert(name, value)?;
+        Ok::<_, redb::Error>(writing.commit()?)
+    };
+    put().map_err(|error| error.to_string())
+}
+
 /// Examines a database as `examine_apart` does, but in this process: a panic counts as damage.
 fn examine_here(file: File) -> Result<(), Damage> {
     let examined = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| examine(file)));
@@ -300,6 +328,33 @@ impl Api {
         asked.map_err(|_| "no answer in time".to_owned())?.map_err(|error| error.to_string())
     }
 
+    /// Opens one connection more than there may be, and closes them; returns what each was answered
+    /// without having asked.
+    ///
+    /// # Errors
+    /// A connection could not be made.
+    pub fn crowd(&self, patience: Duration) -> Result<Vec<Vec<u8>>, String> {
+        let most = self.daemon.config.api.connections;
+        self.runtime.block_on(async {
+            let mut clients = Vec::new();
+            for _ in 0..=most {
+                clients.push(UnixStream::connect(&self.socket).await.map_err(|error| error.to_string())?);
+            }
+            let mut last = clients.pop().ok_or("no connection")?;
+            let (mut refused, mut answers) = (Vec::new(), Vec::new());
+            let answered = timeout(patience, last.read_to_end(&mut refused)).await;
+            answered.map_err(|_| "the last one is neither answered nor closed")?.map_err(|error| error.to_string())?;
+            for client in clients {
+                let mut bytes = vec![0; 4096];
+                let got = client.try_read(&mut bytes).unwrap_or(0);
+                bytes.truncate(got);
+                answers.push(bytes);
+            }
+            answers.push(refused);
+            Ok(answers)
+        })
+    }
+
     /// Serves a peer of this uid, which sends these bytes, part by part, and then closes its
     /// sending side. Returns all that the peer is answered until the connection ends, or until
     /// nothing more comes for `patience`.
@@ -378,7 +433,7 @@ pub struct Answered {
 
 fn api_config() -> Result<Config, String> {
     let text = format!(
-        "[cordon]\nqueue_secs = 0\n[api]\nread_secs = 5\nwrite_secs = 5\nbody_mb = 64\nscript_mb = 4\n\
+        "[cordon]\nqueue_secs = 0\n[api]\nconnections = 16\nread_secs = 5\nwrite_secs = 5\nbody_mb = 64\nscript_mb = 4\n\
          [audit]\nkeep_mb = 16\n[[peers]]\nuid = {CLIENT}\ntenants = [\"acme-*\"]\n[[peers]]\nuid = {OPERATOR}\noperate = true\n"
     );
     config(&text).map(|accepted| accepted.0)

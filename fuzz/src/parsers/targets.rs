@@ -44,7 +44,7 @@ targets! {
     "from-worker" wire::from_worker, 3000;
     "tenant-session" wire::tenant_session, 4000;
     "worker-session" wire::worker_session, 4000;
-    "http" http::http, 4000;
+    "http" http::http, 12000;
     "load-body" bodies::load_body, 4000;
     "json-text" bodies::json_text, 4000;
     "answer" bodies::answer, 1000;
@@ -56,7 +56,7 @@ targets! {
     "fault-page" kernel::fault_page, 3000;
     "audit-chain" records::audit_chain, 2000;
     "replay" records::replay, 150;
-    "records" records::records, 60;
+    "records" records::records, 150;
     "policies" records::policies, 400;
     "standing" cordon::standing, 1000;
     "placement" cordon::placement, 3000;

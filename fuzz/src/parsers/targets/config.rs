@@ -8,6 +8,7 @@
 use arbitrary::Unstructured;
 use enisle_supervisor::seams;
 
+use super::records::scratch;
 use crate::parsers::draw::{Draw, damaged, ensure, same};
 
 const VALUES: [&str; 38] = [
@@ -82,11 +83,33 @@ pub(in crate::parsers) fn config(u: &mut Unstructured<'_>) -> Result<(), String>
             String::from_utf8_lossy(&damaged(text, u)).into_owned()
         }
     };
-    let Ok(accepted) = seams::config(&text) else { return Ok(()) };
+    let read = seams::config(&text);
+    if u.rarely(8) {
+        let folder = scratch()?;
+        let path = folder.path().join("enisled.toml");
+        std::fs::write(&path, &text).map_err(|error| error.to_string())?;
+        same("read from a file", &seams::config_file(&path).as_ref().ok(), &read.as_ref().ok())?;
+    }
+    let Ok(accepted) = read else { return Ok(()) };
+    outdated(&accepted, u)?;
     let printed = accepted.print().map_err(|error| format!("accepted and cannot be printed: {error}\n{text}"))?;
     let again = seams::config(&printed).map_err(|error| format!("printed and is refused: {error}\n{printed}"))?;
     ensure(again == accepted, || format!("{text}\nis printed and read back as another configuration:\n{printed}"))?;
     same("printed again", &again.print()?, &printed)
+}
+
+/// A worker reports its version of V8, so it may be any text. A version is never older than itself.
+fn outdated(accepted: &seams::Accepted, u: &mut Unstructured<'_>) -> Result<(), String> {
+    let number = |u: &mut Unstructured<'_>| u32::try_from(u.number() >> 33).unwrap_or(0);
+    let version: Vec<_> = (0..=u.below(4)).map(|_| number(u).to_string()).collect();
+    let least =
+        format!("[cordon]\nv8_at_least = \"{}\"", version.iter().take(4).cloned().collect::<Vec<_>>().join("."));
+    if let Ok(demanding) = seams::config(&least) {
+        ensure(!demanding.is_outdated(&format!("{}-enisle", version.join("."))), || format!("{least}: {version:?}"))?;
+        ensure(demanding.is_outdated("no version") || version.is_empty(), || format!("{least}: no version is enough"))?;
+    }
+    let _ = accepted.is_outdated(&u.text(4));
+    Ok(())
 }
 
 /// The printed defaults with a few lines changed.

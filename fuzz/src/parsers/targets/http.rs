@@ -18,9 +18,11 @@ use std::cell::RefCell;
 use std::time::Duration;
 
 use arbitrary::Unstructured;
+use enisle_api::bounds::{MAX_DETAIL_BYTES, MAX_POLICY_NAME_BYTES, MAX_REASON_BYTES};
 use enisle_api::operations::{Body, Method, OPERATIONS, Operation, ParameterValue, Who};
 use enisle_api::types::problem::{Problem, ProblemKind};
 use enisle_supervisor::seams::{Api, CLIENT, OPERATOR};
+use enisle_wire::{MAX_MODULES, MAX_NAME_BYTES};
 
 use super::bodies::{json_value, load, written};
 use super::records::scratch;
@@ -61,6 +63,8 @@ struct Request {
     /// The request is well formed (RFC 9112), and has no header that may end the connection.
     is_clean: bool,
     follows: bool,
+    /// Part of the body is longer than a bound allows.
+    is_over: bool,
 }
 
 pub(in crate::parsers) fn http(u: &mut Unstructured<'_>) -> Result<(), String> {
@@ -82,6 +86,9 @@ pub(in crate::parsers) fn http(u: &mut Unstructured<'_>) -> Result<(), String> {
 }
 
 fn converse(api: &Api, u: &mut Unstructured<'_>) -> Result<(), String> {
+    if u.rarely(400) {
+        return crowd(api);
+    }
     let uid = *u.pick(&[0, CLIENT, OPERATOR, STRANGER]);
     let requests: Vec<_> = (0..=u.below(3)).map(|_| request(u)).collect();
     let mut bytes: Vec<u8> = requests.iter().flat_map(|request| request.bytes.clone()).collect();
@@ -98,6 +105,27 @@ fn converse(api: &Api, u: &mut Unstructured<'_>) -> Result<(), String> {
         check(uid, &requests, &answered.bytes, follows).map_err(|wrong| format!("{wrong}: {}", shown()))?;
     }
     settle(api, uid).map_err(|wrong| format!("{wrong}: {}", shown()))
+}
+
+/// When all connections are taken, a further one is refused in words, and the others stay. Soon
+/// after they are closed, the daemon answers again.
+fn crowd(api: &Api) -> Result<(), String> {
+    let mut answers = api.crowd(PATIENCE)?;
+    let refused = answers.pop().unwrap_or_default();
+    let shown = || format!("{:?}", lossy(&refused));
+    ensure(refused.starts_with(b"HTTP/1.1 503 "), || format!("one connection too many is answered {}", shown()))?;
+    let refusal = read(&mut &*refused, "GET", false)?.ok_or("no answer")?;
+    serde_json::from_slice::<Problem>(&refusal.body).map_err(|error| format!("{error}: {}", shown()))?;
+    ensure(answers.iter().all(Vec::is_empty), || format!("connections that may be there are answered: {answers:?}"))?;
+    for _ in 0..ROUNDS {
+        if api
+            .ask(b"GET /v1/info HTTP/1.1\r\nhost: d\r\nconnection: close\r\n\r\n", PATIENCE)?
+            .starts_with(b"HTTP/1.1 200 ")
+        {
+            return Ok(());
+        }
+    }
+    Err("connections are not given back".to_owned())
 }
 
 fn lossy(bytes: &[u8]) -> String {
@@ -166,13 +194,13 @@ fn judge(uid: u32, request: &Request, answer: &Answer) -> Result<(), String> {
     let may = request.operation.is_none_or(|operation| may_call(uid, operation, &request.tenant));
     // An invalid name is refused before the peer's right to that name is checked.
     ensure(may || [400, 403].contains(&answer.status), || "a peer did what no rule lets it do".to_owned())?;
+    ensure(is_problem || !request.is_over || request.operation.is_none(), || "a bound that does not hold".to_owned())?;
     ensure(known, || format!("status {} is not in the API's description", answer.status))?;
     if is_problem {
         ensure(answer.content_type == "application/problem+json", || "a refusal that is not a problem".to_owned())?;
         if request.method != "HEAD" {
             let problem: Problem = serde_json::from_slice(&answer.body).map_err(|error| format!("{error}"))?;
-            let fits =
-                problem.status == answer.status && problem.detail.len() <= enisle_api::bounds::MAX_DETAIL_BYTES + 3;
+            let fits = problem.status == answer.status && problem.detail.len() <= MAX_DETAIL_BYTES + 3;
             ensure(fits && !problem.detail.is_empty(), || format!("{problem:?}"))?;
         }
     } else if answer.content_type == "application/json" && request.method != "HEAD" {
@@ -235,6 +263,7 @@ fn request(u: &mut Unstructured<'_>) -> Request {
             tenant: String::new(),
             is_clean: false,
             follows: false,
+            is_over: false,
         };
     }
     let operation = u.pick(OPERATIONS);
@@ -258,7 +287,9 @@ fn request(u: &mut Unstructured<'_>) -> Request {
     let other = u.rarely(12).then(|| *u.pick(&["GET", "HEAD", "PUT", "POST", "DELETE", "PATCH", "OPTIONS", "X-Y"]));
     is_changed |= other.is_some();
     let method = other.unwrap_or(method).to_owned();
-    let body = body(operation, u);
+    let over = u.rarely(12).then(|| over_a_bound(operation, u)).flatten();
+    let is_over = over.is_some();
+    let body = over.unwrap_or_else(|| body(operation, u));
     let (head, is_clean, body) = head(u, body);
     let is_plain = target.bytes().all(|byte| byte.is_ascii_graphic() && !b"\"<>\\^`{|}#".contains(&byte));
     let mut bytes = format!("{method} {target} HTTP/1.1\r\nhost: d\r\n{head}\r\n").into_bytes();
@@ -268,6 +299,7 @@ fn request(u: &mut Unstructured<'_>) -> Request {
         operation: (!is_changed).then_some(operation),
         tenant,
         is_clean: is_clean && is_plain,
+        is_over,
         follows: target.contains("follow"),
         method,
     }
@@ -328,6 +360,10 @@ fn body(operation: &Operation, u: &mut Unstructured<'_>) -> Vec<u8> {
         _ if u.rarely(8) => json_value(u, 2),
         None if u.rarely(8) => "unasked".to_owned(),
         None => String::new(),
+        Some(Body::LoadRequest | Body::ScriptRequest) if u.rarely(4) => {
+            let outbound = if u.rarely(4) { ",\"globalOutbound\":\"x\"" } else { "" };
+            format!("{{\"code\":\"()=>{}\"{outbound}}}", u.below(3))
+        }
         Some(Body::LoadRequest | Body::ScriptRequest) => load(u),
         Some(Body::RunRequest) => {
             ["", "{}", " ", "{\"args\":[1],\"limits\":{\"cpuMs\":5}}", "{\"props\":[]}"][u.below(5)].to_owned()
@@ -347,6 +383,26 @@ fn body(operation: &Operation, u: &mut Unstructured<'_>) -> Vec<u8> {
         bytes.resize(bytes.len() + 20_000 * (1 + u.below(5)), b' ');
     }
     bytes
+}
+
+/// A body with one part that is longer than a bound allows, and otherwise right.
+fn over_a_bound(operation: &Operation, u: &mut Unstructured<'_>) -> Option<Vec<u8>> {
+    let long = |bytes: usize| "x".repeat(bytes + 1);
+    let body = match operation.request? {
+        Body::LoadRequest | Body::ScriptRequest => match u.below(4) {
+            0 => format!("{{\"code\":\"()=>1\",\"limits\":{{{}}}}}", " ".repeat(8192)),
+            1 => format!("{{\"code\":\"()=>1\",\"{}\":1}}", long(MAX_DETAIL_BYTES)),
+            2 => format!("{{\"mainModule\":\"{}\",\"modules\":{{}}}}", long(8 * MAX_NAME_BYTES)),
+            _ => {
+                let modules: Vec<_> = (0..=MAX_MODULES).map(|number| format!("\"{number}.js\":\"\"")).collect();
+                format!("{{\"mainModule\":\"0.js\",\"modules\":{{{}}}}}", modules.join(","))
+            }
+        },
+        Body::RunRequest => format!("{{\"limits\":{{{}}}}}", " ".repeat(8192)),
+        Body::CordonRequest => format!("{{\"level\":\"solo\",\"reason\":\"{}\"}}", long(MAX_REASON_BYTES)),
+        _ => format!("{{\"owner\":\"{}\"}}", long(MAX_POLICY_NAME_BYTES as usize)),
+    };
+    Some(body.into_bytes())
 }
 
 fn policy(u: &mut Unstructured<'_>) -> String {

@@ -217,6 +217,9 @@ pub(in crate::parsers) fn records(u: &mut Unstructured<'_>) -> Result<(), String
     let expected = serde_json::to_value(&standing).unwrap_or_default();
     let all = ["a", "b"].map(|name| (name.to_owned(), expected.clone()));
     same("what was written", &written.standings, &BTreeMap::from(all))?;
+    if u.rarely(4) {
+        return odd_row(state.path(), &written, u);
+    }
     let database = state.path().join("standings.redb");
     let mut bytes = fs::read(&database).map_err(|error| error.to_string())?;
     // Most of the file is empty. Damage matters only in the parts that are not.
@@ -239,6 +242,24 @@ pub(in crate::parsers) fn records(u: &mut Unstructured<'_>) -> Result<(), String
     }
     ensure(kept.standings.len() == 2 || !kept.broken.is_empty(), || format!("lost and not reported: {kept:?}"))?;
     settled(state.path(), &kept)
+}
+
+/// A row that is no standing, or no tenant's, costs no other row, is reported, and is kept apart.
+fn odd_row(state: &Path, before: &seams::Kept, u: &mut Unstructured<'_>) -> Result<(), String> {
+    let name = if u.flag() { "c".to_owned() } else { u.text(3) };
+    let value = if u.flag() { u.take(40).to_vec() } else { json_value(u, 2).into_bytes() };
+    if before.standings.contains_key(&name) {
+        return Ok(());
+    }
+    seams::put_row(state, &name, &value)?;
+    let kept = seams::keep_records(state, &[])?;
+    let mut others = kept.standings.clone();
+    let is_read = others.remove(&name).is_some();
+    same("the other rows", &others, &before.standings)?;
+    ensure(is_read != kept.broken.iter().any(|said| said.contains(&format!("{name:?}"))), || {
+        format!("{name:?} with {value:?} is read ({is_read}), and the daemon reports {:?}", kept.broken)
+    })?;
+    settled(state, &kept)
 }
 
 /// The target `policies`: reads a folder of policies.
