@@ -390,8 +390,15 @@ pub(crate) fn send(stream: &mut UnixStream, method: &str, path: &str, body: &[&[
     Ok(())
 }
 
+/// Reads the answer to a request that began then. Returns the time until it was good, or the failure.
+pub(crate) fn good_answer(mut stream: UnixStream, begun: Instant) -> Result<Duration, String> {
+    stream.set_read_timeout(Some(UNSERVED)).map_err(|error| error.to_string())?;
+    let answer = Answer::read(&mut stream).map_err(|error| error.to_string())?;
+    good(&answer).map(|()| begun.elapsed())
+}
+
 /// A good answer has a status of success, and the outcome `ok` if it has an outcome.
-pub(crate) fn good(answer: &Answer) -> Result<(), String> {
+fn good(answer: &Answer) -> Result<(), String> {
     let text = String::from_utf8_lossy(&answer.body);
     let good = (200..300).contains(&answer.status) && (!text.contains("\"outcome\"") || text.contains("\"ok\""));
     let short: String = text.chars().take(240).collect();
