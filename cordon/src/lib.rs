@@ -43,6 +43,7 @@ pub mod rules;
 pub mod score;
 pub mod shape;
 pub mod signal;
+pub mod standby;
 pub mod time;
 
 use serde::{Deserialize, Serialize};

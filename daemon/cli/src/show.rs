@@ -229,10 +229,11 @@ fn pretty(json: &str) -> Option<String> {
 }
 
 pub(crate) fn workers(workers: &[Worker]) {
-    outln!("{:>4} {:>8} {:<7} {:>9} {:>7}  TENANTS", "ID", "PID", "CORDON", "RSS MiB", "AGE s");
-    for Worker { id, pid, cordon, tenants, rss_bytes, age_ms, .. } in workers {
+    outln!("{:>4} {:>8} {:<7} {:>9} {:>7} {:>5}  TENANTS", "ID", "PID", "CORDON", "RSS MiB", "AGE s", "READY");
+    for Worker { id, pid, cordon, tenants, rss_bytes, age_ms, places_ready, .. } in workers {
         let (rss, age) = (rss_bytes.unwrap_or_default() >> 20, age_ms / 1000);
-        outln!("{id:>4} {pid:>8} {cordon:<7} {rss:>9} {age:>7}  {}", tenants.join(" "));
+        let who = if tenants.is_empty() { "(standby)".to_owned() } else { tenants.join(" ") };
+        outln!("{id:>4} {pid:>8} {cordon:<7} {rss:>9} {age:>7} {places_ready:>5}  {who}");
     }
 }
 

@@ -53,6 +53,9 @@ pub(crate) struct Workers {
     pub(crate) program: Option<PathBuf>,
     /// The largest number of worker processes.
     pub(crate) max: usize,
+    /// How many of them are started before a tenant needs one, while no tenants arrive; one more for
+    /// each level at which a tenant lives alone. 0 switches standby off.
+    pub(crate) standby: usize,
     /// The most memory that a policy may grant to a tenant, in MiB. The bound of a process's memory
     /// is computed from it.
     pub(crate) max_memory_mb: u32,
@@ -216,6 +219,7 @@ impl Default for Workers {
         Self {
             program: None,
             max: 64,
+            standby: 2,
             max_memory_mb: 256,
             idle_secs: 300,
             keys: Keys::Auto,

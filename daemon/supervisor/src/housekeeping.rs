@@ -142,7 +142,7 @@ impl Daemon {
                 let limits = self.homes.limits_at(tenant, worker.level);
                 let most = self.config.cordon.rules.shape.most_resident(limits.memory_mb);
                 if worker.resident_bytes(*slot) > most {
-                    self.warden.saw(tenant, worker.uid, &[Seen::certain(Signal::Resident)]);
+                    self.warden.saw(tenant, worker.uid(), &[Seen::certain(Signal::Resident)]);
                 }
             }
             if let Some(found) = worker.unexplained().filter(|found| found.readings >= READINGS_BEFORE_ACTION) {
@@ -164,16 +164,16 @@ impl Daemon {
         self.events.emit(EventKind::UnexplainedMemory {
             worker: worker.id,
             pid,
-            uid: worker.uid,
+            uid: worker.uid(),
             tenant: holds_most.then_some(name),
             held_mb,
             most_mb,
         });
         if worker.was_one_tenants() {
-            // No other tenant can have caused this.
-            self.warden.saw(&tenant, worker.uid, &[Seen::certain(Signal::Resident)]);
+            // No other tenant can have caused it.
+            self.warden.saw(&tenant, worker.uid(), &[Seen::certain(Signal::Resident)]);
         } else if holds_most {
-            let scene = Scene { worker: worker.id, uid: worker.uid };
+            let scene = Scene { worker: worker.id, uid: worker.uid() };
             self.warden.keep_apart(&[(Arc::clone(&tenant), None)], Because::UnexplainedMemory, scene);
         }
         self.warden.ask_for_move(&tenant);

@@ -218,8 +218,8 @@ async fn run(arguments: Arguments, config: Config) -> anyhow::Result<()> {
 
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
-    let housekeeping = [(); 4].map(|()| Arc::clone(&daemon));
-    let [keeper, watcher, mover, giver] = housekeeping;
+    let housekeeping = [(); 5].map(|()| Arc::clone(&daemon));
+    let [keeper, watcher, mover, giver, maker] = housekeeping;
     let events = Arc::clone(&daemon.events);
     tokio::spawn(async move { events.count().await });
     let housekeeping = [
@@ -227,6 +227,7 @@ async fn run(arguments: Arguments, config: Config) -> anyhow::Result<()> {
         tokio::spawn(async move { watcher.watch().await }),
         tokio::spawn(async move { mover.move_tenants().await }),
         tokio::spawn(async move { giver.give_back_memory().await }),
+        tokio::spawn(async move { maker.homes.keep_standby().await }),
     ];
     let connections = api::server::serve(bound, api::router(Arc::clone(&daemon)), &api, parts, async {
         tokio::select! {

@@ -44,6 +44,7 @@ const LIMITS: [&str; 2] = ["defaults.limits.", "cordon.sealed."];
 const RANGES: &[Range] = &[
     whole("required.count", 0, 100),
     whole("workers.max", 1, 10_000),
+    whole("workers.standby", 0, 10_000),
     of_policy("workers.max_memory_mb", Limit::MemoryMb.range()),
     whole("workers.idle_secs", 0, YEAR),
     whole("workers.max_age_secs", 1, YEAR),

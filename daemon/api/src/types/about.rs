@@ -131,7 +131,10 @@ pub struct HeldAgainst {
 #[serde(rename_all = "camelCase")]
 #[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct Counts {
+    /// Worker processes, those on standby included.
     pub workers: usize,
+    /// Worker processes that are nobody's yet.
+    pub standby: usize,
     /// Tenants that have a home now.
     pub residents: usize,
     /// Tenants whose names are known.

@@ -61,8 +61,8 @@ pub enum EventClass {
     Common,
 }
 
-/// What happened. `uid` is the uid that ran the tenant, or for which the worker was started;
-/// `byUid` is the operator.
+/// What happened. `uid` is the uid that ran the tenant, or whose worker it is; `byUid` is the
+/// operator.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(tag = "event", rename_all = "camelCase", rename_all_fields = "camelCase")]
 #[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
@@ -71,8 +71,11 @@ pub enum EventKind {
     Started { version: String },
     /// The daemon starts no more runs, and is about to end.
     Draining,
-    /// A worker process has started.
+    /// A worker process has started, for a tenant of that uid; or for nobody yet, on standby, with the
+    /// daemon's own uid.
     WorkerStarted { worker: u64, pid: i32, uid: u32, level: Level },
+    /// A worker on standby was given to a uid, whose tenants move in.
+    WorkerTaken { worker: u64, pid: i32, uid: u32, level: Level },
     /// A worker failed its verification, and was killed before it had a tenant.
     WorkerRejected { worker: u64, pid: i32, uid: u32, findings: Vec<String> },
     /// A worker process has died.

@@ -22,11 +22,13 @@ pub struct Worker {
     pub pid: i32,
     /// The cordon level of its tenants.
     pub cordon: Level,
-    /// The names of the tenants that live in it.
+    /// The names of the tenants that live in it. None while it is on standby.
     pub tenants: Vec<String>,
     /// Slots that were ever taken; a slot is never taken twice.
     pub places_used: u32,
-    /// Resident memory as reported by the kernel; null if the process has just ended.
+    /// Slots that are ready for a tenant that is not there yet.
+    pub places_ready: usize,
+    /// As reported by the kernel; null if the process has just ended.
     pub rss_bytes: Option<u64>,
     /// Committed memory when the daemon last read it.
     pub committed_bytes: u64,

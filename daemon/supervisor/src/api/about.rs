@@ -18,6 +18,7 @@ use super::pieces::{self, Pace};
 use super::tenants::show_policy;
 use crate::clock;
 use crate::daemon::Daemon;
+use crate::homes::pool;
 
 pub(crate) async fn ping() -> &'static str {
     "enisled\n"
@@ -90,8 +91,8 @@ fn posture(daemon: &Daemon) -> Posture {
 }
 
 fn counts(daemon: &Daemon) -> Counts {
-    let (workers, residents) = daemon.homes.pool.counts();
-    Counts { workers, residents, tenants: daemon.count_tenants(), in_flight: daemon.in_flight() }
+    let pool::Counts { workers, standby, tenants: residents } = daemon.homes.pool.counts();
+    Counts { workers, standby, residents, tenants: daemon.count_tenants(), in_flight: daemon.in_flight() }
 }
 
 /// For each uid, the process deaths that count against it because one of its tenants was blamed.

@@ -39,6 +39,7 @@ fn show(listed: &Listed) -> Worker {
         cordon: listed.worker.level,
         tenants: listed.tenants.clone(),
         places_used: listed.slots_used,
+        places_ready: listed.standby,
         rss_bytes: rss_bytes(pid),
         committed_bytes: listed.worker.committed_bytes(),
         bound_bytes: listed.worker.bound,

@@ -46,7 +46,8 @@ fn is_one(count: &u64) -> bool {
     *count == 1
 }
 
-/// `uid` is the uid that ran the tenant, or for which the worker was started.
+/// `uid` is the uid that ran the tenant, or whose worker it is. A worker on standby is the daemon's
+/// own.
 #[derive(Debug, Clone, Serialize)]
 #[serde(tag = "event", rename_all = "camelCase", rename_all_fields = "camelCase")]
 pub(crate) enum EventKind {
@@ -55,6 +56,13 @@ pub(crate) enum EventKind {
     },
     Draining,
     WorkerStarted {
+        worker: u64,
+        pid: i32,
+        uid: u32,
+        level: &'static str,
+    },
+    /// A worker that was on standby was given to a uid, whose tenants move in.
+    WorkerTaken {
         worker: u64,
         pid: i32,
         uid: u32,
@@ -280,6 +288,7 @@ impl EventKind {
             Self::Started { .. }
             | Self::Draining
             | Self::WorkerStarted { .. }
+            | Self::WorkerTaken { .. }
             | Self::WorkerDied { .. }
             | Self::WorkerRetired { .. }
             | Self::Retried { .. }
@@ -323,6 +332,7 @@ impl EventKind {
             Self::Started { .. } | Self::Draining | Self::RecordBroken { .. } | Self::Others { .. } => None,
             Self::Denied { uid, .. }
             | Self::WorkerStarted { uid, .. }
+            | Self::WorkerTaken { uid, .. }
             | Self::WorkerRejected { uid, .. }
             | Self::WorkerDied { uid, .. }
             | Self::WorkerRetired { uid, .. }
@@ -409,6 +419,9 @@ mod tests {
             Some(EventKind::Started { .. }) => EventKind::Draining,
             Some(EventKind::Draining) => EventKind::WorkerStarted { worker: 1, pid: 2, uid: 3, level: "solo" },
             Some(EventKind::WorkerStarted { .. }) => {
+                EventKind::WorkerTaken { worker: 1, pid: 2, uid: 3, level: "solo" }
+            }
+            Some(EventKind::WorkerTaken { .. }) => {
                 EventKind::WorkerRejected { worker: 1, pid: 2, uid: 3, findings: vec![t()] }
             }
             Some(EventKind::WorkerRejected { .. }) => {

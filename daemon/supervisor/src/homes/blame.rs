@@ -52,13 +52,13 @@ pub(super) fn apply(worker: &Worker, exit: &Exit, roster: &Roster, warden: &Ward
     if let Death::Fault(fault) = &exit.death {
         warden.events.emit(fault_event(worker, fault, exit.verdict, roster));
     }
-    let scene = Scene { worker: worker.id, uid: worker.uid };
+    let scene = Scene { worker: worker.id, uid: worker.uid() };
     let all = || roster.others(&exit.here, None);
     match exit.consequence {
         Consequence::Nothing => {}
         Consequence::Blame(slot, seen) => {
             let Some(culprit) = roster.tenant_in(slot) else { return };
-            warden.saw_death(&culprit, worker.uid, seen, &roster.others(&exit.here, Some(slot)));
+            warden.saw_death(&culprit, worker.uid(), seen, &roster.others(&exit.here, Some(slot)));
         }
         Consequence::KeepApart(slot) => {
             let largest: Vec<_> = roster.tenant_in(slot).into_iter().map(|largest| (largest, None)).collect();
@@ -71,7 +71,7 @@ pub(super) fn apply(worker: &Worker, exit: &Exit, roster: &Roster, warden: &Ward
 
 /// The event of a fault: whose thread it was on, and what the verdict is.
 fn fault_event(worker: &Worker, fault: &Fault, verdict: Verdict, roster: &Roster) -> EventKind {
-    let (worker_id, pid, uid) = (worker.id, worker.pid.as_raw(), worker.uid);
+    let (worker_id, pid, uid) = (worker.id, worker.pid.as_raw(), worker.uid());
     let tenant = fault.slot.and_then(|slot| roster.name_in(Slot(slot)));
     let (what, pc) = (violation::describe(fault), format!("{:#x}", fault.pc));
     match worker.attack(fault) {

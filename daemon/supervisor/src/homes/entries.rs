@@ -1,6 +1,6 @@
 //! The table of all workers and their occupants, and what can be read from it.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -11,6 +11,7 @@ use tokio::sync::OnceCell;
 use crate::homes::blame::Roster;
 use crate::homes::home::Home;
 use crate::homes::residence::Residence;
+use crate::homes::standby::Standby;
 use crate::share::Held;
 use crate::tenants::tenant::Tenant;
 use crate::workers::process::Worker;
@@ -27,12 +28,26 @@ struct Occupant {
     home: Option<Arc<Home>>,
 }
 
+/// The uid whose tenants a worker may hold, and what the uid holds of the supplies for it.
+#[derive(Debug)]
+pub(super) struct Owner {
+    pub(super) uid: u32,
+    /// Shared with the start, which may outlast the request for the process.
+    pub(super) held: Arc<Part>,
+}
+
 /// A worker, running or about to start.
 #[derive(Debug)]
 pub(super) struct Entry {
-    pub(super) uid: u32,
+    /// `None` while the worker is on standby, nobody's yet.
+    pub(super) owner: Option<Owner>,
     pub(super) level: Level,
-    slots_used: u32,
+    /// The first slot that never had a thread.
+    next_slot: u32,
+    /// Slots that are ready for a tenant, the oldest first.
+    standby: VecDeque<Standby>,
+    /// A slot is being made ready ahead.
+    preparing: bool,
     /// No more tenants are admitted.
     pub(super) closing: bool,
     occupants: BTreeMap<Slot, Occupant>,
@@ -40,8 +55,6 @@ pub(super) struct Entry {
     /// that.
     pub(super) worker: Arc<OnceCell<Arc<Worker>>>,
     pub(super) roster: Arc<Roster>,
-    /// Shared with the task that starts the process, which may outlast the request.
-    pub(super) held: Arc<Part>,
 }
 
 /// One worker, for `GET /v1/workers`.
@@ -49,7 +62,16 @@ pub(super) struct Entry {
 pub(crate) struct Listed {
     pub(crate) worker: Arc<Worker>,
     pub(crate) slots_used: u32,
+    /// Slots that are ready for a tenant.
+    pub(crate) standby: usize,
     pub(crate) tenants: Vec<String>,
+}
+
+/// A slot that a tenant has taken.
+pub(super) struct Taken {
+    pub(super) slot: Slot,
+    /// The place in it, if that is ready.
+    pub(super) standby: Option<Standby>,
 }
 
 /// A worker with its tenants.
@@ -63,25 +85,69 @@ pub(crate) struct OccupiedWorker {
 }
 
 impl Entry {
-    pub(super) fn new(uid: u32, level: Level, held: Arc<Part>) -> Self {
+    pub(super) fn new(owner: Option<Owner>, level: Level) -> Self {
         Self {
-            uid,
+            owner,
             level,
-            slots_used: 0,
+            next_slot: 0,
+            standby: VecDeque::new(),
+            preparing: false,
             closing: false,
             occupants: BTreeMap::new(),
             worker: Arc::default(),
             roster: Arc::default(),
-            held,
         }
     }
 
-    /// Takes the next slot for a tenant that is about to move in. A slot is never reused.
-    pub(super) fn take_slot(&mut self, residence: &Arc<Residence>) -> Slot {
-        let slot = Slot(self.slots_used);
-        self.slots_used += 1;
+    /// The worker has started.
+    pub(super) fn started(&mut self, worker: Arc<Worker>, roster: Arc<Roster>) {
+        (self.worker, self.roster) = (Arc::new(OnceCell::new_with(Some(worker))), roster);
+    }
+
+    pub(super) fn is_of(&self, uid: u32) -> bool {
+        self.owner.as_ref().is_some_and(|owner| owner.uid == uid)
+    }
+
+    /// How many slots tenants have ever taken.
+    fn slots_used(&self) -> u32 {
+        let ahead = self.standby.len() + usize::from(self.preparing);
+        self.next_slot - u32::try_from(ahead).unwrap_or(0)
+    }
+
+    /// A slot that never had a thread. A slot is never reused.
+    fn unused_slot(&mut self) -> Slot {
+        self.next_slot += 1;
+        Slot(self.next_slot - 1)
+    }
+
+    /// Takes a slot for a tenant that is about to move in.
+    pub(super) fn take_slot(&mut self, residence: &Arc<Residence>) -> Taken {
+        let standby = self.standby.pop_front();
+        let slot = standby.as_ref().map_or_else(|| self.unused_slot(), |standby| standby.slot);
         self.occupants.insert(slot, Occupant { residence: Arc::clone(residence), home: None });
-        slot
+        Taken { slot, standby }
+    }
+
+    /// A slot to be made ready ahead, if none is and there is one: a worker that runs has one on
+    /// standby as long as it has slots.
+    pub(super) fn slot_to_prepare(&mut self, slots: u32) -> Option<(Arc<Worker>, Slot)> {
+        let worker = Arc::clone(self.worker.get()?);
+        let needs_one = self.is_open() && self.standby.is_empty() && !self.preparing && self.next_slot < slots;
+        needs_one.then(|| {
+            self.preparing = true;
+            (worker, self.unused_slot())
+        })
+    }
+
+    /// A slot was made ready, or was not: then its worker is ending.
+    pub(super) fn prepared(&mut self, made: Option<Standby>) {
+        self.preparing = false;
+        self.standby.extend(made);
+    }
+
+    /// Whether it is nobody's, and a tenant could move in at once.
+    fn stands_by(&self) -> bool {
+        self.owner.is_none() && self.is_open() && !self.standby.is_empty()
     }
 
     pub(super) fn moved_in(&mut self, slot: Slot, residence: &Arc<Residence>, home: &Arc<Home>) {
@@ -149,7 +215,7 @@ impl Entry {
             level: self.level,
             tenants: self.tenants().map(|tenant| traits(tenant)).collect(),
             busy: self.homes().filter(|home| home.is_used()).count(),
-            slots_used: self.slots_used as usize,
+            slots_used: self.slots_used() as usize,
         }
     }
 
@@ -168,7 +234,8 @@ impl Entry {
     /// The worker for listing, if it has started.
     pub(super) fn listed(&self) -> Option<Listed> {
         let worker = Arc::clone(self.worker.get()?);
-        Some(Listed { worker, slots_used: self.slots_used, tenants: self.names() })
+        let (slots_used, standby) = (self.slots_used(), self.standby.len());
+        Some(Listed { worker, slots_used, standby, tenants: self.names() })
     }
 }
 
@@ -186,6 +253,27 @@ impl Entries {
         self.last_id
     }
 
+    /// Gives a worker on standby to a uid; returns its number.
+    pub(super) fn give_standby(&mut self, level: Level, owner: Owner) -> Result<u64, Owner> {
+        let ready = self.by_id.iter_mut().find(|(_, entry)| entry.level == level && entry.stands_by());
+        let Some((id, entry)) = ready else { return Err(owner) };
+        entry.owner = Some(owner);
+        Ok(*id)
+    }
+
+    /// How many workers of a level are nobody's and may be taken, now or soon.
+    pub(super) fn on_standby(&self, level: Level) -> usize {
+        let nobodys = |entry: &&Entry| entry.owner.is_none() && entry.level == level && entry.is_open();
+        self.by_id.values().filter(nobodys).count()
+    }
+
+    /// Takes out a worker that is nobody's and of which `which` is true, the newest first.
+    pub(super) fn take_out_standby(&mut self, which: impl Fn(&Entry) -> bool) -> Option<Entry> {
+        let nobodys = self.by_id.iter().rev().find(|(_, entry)| entry.owner.is_none() && which(entry));
+        let id = nobodys.map(|(id, _)| *id)?;
+        self.by_id.remove(&id)
+    }
+
     /// The entry of that worker.
     pub(super) fn of(&mut self, worker: &Worker) -> Option<(u64, &mut Entry)> {
         let is_it = |entry: &Entry| entry.worker.get().is_some_and(|known| known.id == worker.id);
@@ -194,14 +282,14 @@ impl Entries {
 
     /// A uid's workers that still admit tenants, for placement.
     pub(super) fn open_to(&self, uid: u32, traits: impl Fn(&Tenant) -> Traits + Copy) -> Vec<Process<u64>> {
-        let open = self.by_id.iter().filter(|(_, entry)| entry.uid == uid && entry.is_open());
+        let open = self.by_id.iter().filter(|(_, entry)| entry.is_of(uid) && entry.is_open());
         open.map(|(id, entry)| entry.process(*id, traits)).collect()
     }
 
     /// How many of a uid's workers admit no more tenants, and how many of these workers are for
     /// tenants that live alone.
     pub(super) fn closing(&self, uid: u32) -> (usize, usize) {
-        let closing = self.by_id.values().filter(|entry| entry.uid == uid && !entry.is_open());
+        let closing = self.by_id.values().filter(|entry| entry.is_of(uid) && !entry.is_open());
         closing.fold((0, 0), |(all, alone), entry| (all + 1, alone + usize::from(entry.level.is_alone())))
     }
 }

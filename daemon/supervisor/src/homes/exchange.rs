@@ -6,16 +6,13 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use enisle_wire::Outcome;
-use enisle_wire::control::Slot;
 use enisle_wire::tenant::{Advice, LogLine, ScriptError, Usage};
 use serde_json::value::RawValue;
-use tokio::net::UnixStream;
 use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore, oneshot, watch};
 
 use crate::cordons::meter::Meter;
 use crate::homes::job::Job;
 use crate::share::{Exhausted, Held};
-use crate::workers::listeners::Listener;
 
 /// How a job ended.
 #[derive(Debug)]
@@ -84,14 +81,6 @@ impl Finished {
     }
 }
 
-/// The connection to a tenant's thread.
-#[derive(Debug)]
-pub(crate) struct Channel {
-    pub(crate) slot: Slot,
-    pub(crate) stream: UnixStream,
-    pub(crate) listener: Listener,
-}
-
 /// A run whose turn it is.
 pub(crate) struct Ticket {
     pub(crate) job: Job,
@@ -106,7 +95,6 @@ pub(crate) struct Ticket {
 #[derive(Debug)]
 pub(crate) struct HomeState {
     pub(crate) warm: AtomicBool,
-    pub(crate) phase: watch::Sender<Phase>,
     /// One run at a time. Runs queue here and not in the task's channel, so that a run whose client
     /// disconnects leaves the queue at once.
     pub(crate) turn: Arc<Semaphore>,
@@ -131,20 +119,10 @@ pub(crate) enum Leaves {
     InHaste,
 }
 
-/// How far the start of a home has come.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Phase {
-    Starting,
-    /// The tenant's thread is locked down and has an isolate.
-    Ready,
-    Gone,
-}
-
 impl Default for HomeState {
     fn default() -> Self {
         Self {
             warm: AtomicBool::new(false),
-            phase: watch::Sender::new(Phase::Starting),
             turn: Arc::new(Semaphore::new(1)),
             leaves: watch::Sender::new(Leaves::No),
             scripts_changed: Notify::new(),
@@ -160,7 +138,6 @@ impl HomeState {
     pub(crate) fn gone(&self) {
         self.warm.store(false, Ordering::Relaxed);
         self.turn.close();
-        self.phase.send_replace(Phase::Gone);
     }
 
     /// Notes that the home is in use now.

@@ -15,9 +15,10 @@ use tokio::sync::{Notify, mpsc, oneshot};
 
 use crate::cordons::counters::Counters;
 use crate::cordons::warden::Warden;
-use crate::homes::exchange::{Channel, Ended, HomeState, Leaves, Phase, Ticket};
+use crate::homes::exchange::{Ended, HomeState, Leaves, Ticket};
 use crate::homes::job::Job;
 use crate::homes::speaker::Speaker;
+use crate::homes::standby::Standby;
 use crate::tenants::tenant::Tenant;
 use crate::workers::process::Worker;
 use crate::workers::threads;
@@ -83,18 +84,18 @@ impl Drop for CancelOnDrop<'_> {
 }
 
 impl Home {
-    /// Starts speaking on `channel`, whose other end is sent to the worker with the admission.
+    /// Gives a place on standby to a tenant.
     pub(crate) fn new(
         tenant: Arc<Tenant>,
         worker: Arc<Worker>,
-        channel: Channel,
+        standby: Standby,
         uid: u32,
         warden: Arc<Warden>,
     ) -> Arc<Self> {
         let token = tenant.next_token();
         let (tickets, receive) = mpsc::channel(1);
-        let (state, slot) = (Arc::<HomeState>::default(), channel.slot);
-        let speaker = Speaker::new(tenant, Arc::clone(&worker), channel, Arc::clone(&state), warden);
+        let (state, slot) = (Arc::<HomeState>::default(), standby.slot);
+        let speaker = Speaker::new(tenant, Arc::clone(&worker), standby, Arc::clone(&state), warden);
         tokio::spawn(speaker.speak(receive));
         Arc::new(Self {
             worker,
@@ -185,13 +186,6 @@ impl Home {
 
     pub(crate) fn is_fenced(&self) -> bool {
         self.fenced.load(Ordering::SeqCst)
-    }
-
-    /// Waits until the thread is locked down and has an isolate. False if that never happens.
-    pub(crate) async fn is_ready(&self) -> bool {
-        let mut phase = self.state.phase.subscribe();
-        let decided = phase.wait_for(|phase| *phase != Phase::Starting).await;
-        decided.is_ok_and(|phase| *phase == Phase::Ready)
     }
 
     /// Whether a run is in progress or on its way.

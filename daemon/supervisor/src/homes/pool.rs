@@ -6,24 +6,23 @@
 //! are never reused. A worker is ended when its last tenant has left, even if slots are unused.
 
 use std::os::fd::OwnedFd;
-use std::os::unix::net::UnixStream as StdUnixStream;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use enisle_cordon::{Bounds, Capacity, Level, Placement, Signal, place};
-use enisle_wire::control::{Admit, Slot};
-use tokio::net::UnixStream;
+use enisle_wire::control::Slot;
 use tokio::sync::{Notify, OnceCell, oneshot};
 
 use crate::clock;
 use crate::cordons::warden::Warden;
 use crate::events::EventKind;
 use crate::homes::blame::{Roster, apply};
-use crate::homes::entries::{Entries, Entry, Listed, OccupiedWorker, Part};
-use crate::homes::exchange::Channel;
+use crate::homes::entries::{Entries, Entry, Listed, OccupiedWorker, Owner, Part, Taken};
 use crate::homes::home::Home;
+use crate::homes::keeper::Keeper;
 use crate::homes::residence::Residence;
+use crate::homes::standby::{NotPrepared, Standby};
 use crate::share::{Parts, Supply, Turn, Turns};
 use crate::tenants::tenant::{Expelled, Tenant};
 use crate::workers::birth::{Blueprint, StartError};
@@ -37,6 +36,9 @@ const LOOK_FOR_ROOM: Duration = Duration::from_millis(100);
 /// How many processes are started at one time, in all and for one uid.
 const STARTS: usize = 16;
 const STARTS_EACH: usize = 2;
+
+/// How many workers may die before one is ready for a tenant.
+const TRIES: usize = 3;
 
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum AdmitError {
@@ -52,23 +54,32 @@ pub(crate) enum AdmitError {
     FullAlone(usize),
     #[error("a worker process could not be started: {0}")]
     Start(#[from] StartError),
-    #[error("a channel for the tenant could not be made: {0}")]
-    Channel(std::io::Error),
+    #[error(transparent)]
+    NotPrepared(#[from] NotPrepared),
     #[error(transparent)]
     Expelled(#[from] Expelled),
 }
 
+/// How many there are.
+#[derive(Debug, Default, Clone, Copy)]
+pub(crate) struct Counts {
+    pub(crate) workers: usize,
+    pub(crate) standby: usize,
+    pub(crate) tenants: usize,
+}
+
 #[derive(Debug)]
 pub(crate) struct Pool {
-    blueprint: Arc<Blueprint>,
+    pub(super) blueprint: Arc<Blueprint>,
     pub(crate) capacity: Capacity,
     pub(crate) bounds: Bounds,
-    homes: Supply,
+    pub(super) homes: Supply,
     homes_alone: Supply,
     snapshot: Arc<OwnedFd>,
     starts: Turns,
-    warden: Arc<Warden>,
-    /// Notified whenever a tenant has left or a worker has died.
+    pub(super) keeper: Keeper,
+    pub(super) warden: Arc<Warden>,
+    /// Notified whenever a tenant has left.
     room: Notify,
     entries: Mutex<Entries>,
     /// The number of the entry whose worker's keys were checked last.
@@ -82,6 +93,7 @@ impl Pool {
         bounds: Bounds,
         parts: Parts,
         snapshot: OwnedFd,
+        keeper: Keeper,
         warden: Arc<Warden>,
     ) -> Self {
         Self {
@@ -92,6 +104,7 @@ impl Pool {
             homes_alone: Supply::new("the single-tenant homes (cordon.max_alone)", bounds.alone as u64, parts),
             snapshot: Arc::new(snapshot),
             starts: Turns::new(STARTS, STARTS_EACH),
+            keeper,
             warden,
             room: Notify::new(),
             entries: Mutex::default(),
@@ -99,16 +112,32 @@ impl Pool {
         }
     }
 
-    fn lock(&self) -> MutexGuard<'_, Entries> {
+    pub(super) fn lock(&self) -> MutexGuard<'_, Entries> {
         self.entries.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Gives a tenant a home at `level`, which counts against the uid's share. Runs may be sent
-    /// before the home is warm ([`Home::is_ready`]). If there is no room, this waits until `until`
-    /// in three cases: the tenant is to live alone, the uid has no process, or the tenant still has
-    /// a run in a home that it is leaving. A tenant that is to live alone is never put beside
-    /// others for lack of room.
+    /// Gives a tenant a home, on the account of a uid: a place that is on standby, or one that is made
+    /// for it. A worker that dies before it is ready is replaced, at most twice. If there is no room, a tenant waits for it until `until` if the tenant must
+    /// live alone, has a uid without any process, or still has a run in a home that it is leaving.
+    /// A tenant that must live alone is never put beside others for lack of room.
     pub(crate) async fn admit(
+        &self,
+        residence: &Arc<Residence>,
+        level: Level,
+        memory_mb: u32,
+        uid: u32,
+        until: Instant,
+    ) -> Result<Arc<Home>, AdmitError> {
+        for _ in 1..TRIES {
+            match self.admit_once(residence, level, memory_mb, uid, until).await {
+                Err(AdmitError::Start(StartError::NotReady(_)) | AdmitError::NotPrepared(NotPrepared::Thread(_))) => {}
+                admitted => return admitted,
+            }
+        }
+        self.admit_once(residence, level, memory_mb, uid, until).await
+    }
+
+    async fn admit_once(
         &self,
         residence: &Arc<Residence>,
         level: Level,
@@ -137,21 +166,22 @@ impl Pool {
         };
         // Until the tenant has moved in, a failure or a client that disconnects gives the slot up
         // again.
-        let mut reservation = Reservation { pool: self, entry: reserved.entry, slot: reserved.slot, kept: false };
-        let ReservedSlot { entry, slot, worker: cell, roster, held } = reserved;
-        let start = || self.start(level, uid, Arc::clone(&roster), held);
+        let ReservedSlot { entry, taken: Taken { slot, standby }, worker: cell, roster, held } = reserved;
+        let mut reservation = Reservation { pool: self, entry, slot, kept: false };
+        let start = || self.start(level, Some(uid), Arc::clone(&roster), Some(held));
         let worker = Arc::clone(cell.get_or_try_init(start).await?);
-        let (ours, theirs) = StdUnixStream::pair().map_err(AdmitError::Channel)?;
-        ours.set_nonblocking(true).map_err(AdmitError::Channel)?;
-        let ours = UnixStream::from_std(ours).map_err(AdmitError::Channel)?;
+        let standby = match standby {
+            Some(standby) => standby,
+            None => Standby::make(&worker, slot, memory_mb).await?,
+        };
         roster.add(slot, tenant);
-        let listener = worker.admit(Admit { slot, memory_mb }, theirs.into());
-        let channel = Channel { slot, stream: ours, listener };
-        let home = Home::new(Arc::clone(tenant), Arc::clone(&worker), channel, uid, Arc::clone(&self.warden));
+        worker.take(slot);
+        let home = Home::new(Arc::clone(tenant), Arc::clone(&worker), standby, uid, Arc::clone(&self.warden));
         if let Some(entry) = self.lock().by_id.get_mut(&entry) {
             entry.moved_in(slot, residence, &home);
         }
         reservation.kept = true;
+        self.keeper.changed();
         let reason = match level {
             Level::Shared => "first run, or back after idleness",
             Level::Solo => "it must live alone",
@@ -168,16 +198,18 @@ impl Pool {
     }
 
     /// Starts a process in its uid's turn. A start that has begun continues when the client
-    /// disconnects, and the uid's share is held until the start is over: abandoned starts are not
-    /// free.
-    async fn start(
+    /// disconnects, and the uid's share is held until it is over: abandoned starts are not free.
+    pub(super) async fn start(
         &self,
         level: Level,
-        uid: u32,
+        uid: Option<u32>,
         roster: Arc<Roster>,
-        held: Arc<Part>,
+        held: Option<Arc<Part>>,
     ) -> Result<Arc<Worker>, StartError> {
-        let turn = self.starts.turn(uid).await;
+        let turn = match uid {
+            Some(uid) => Some(self.starts.turn(uid).await),
+            None => None,
+        };
         let (blueprint, snapshot, warden) =
             (Arc::clone(&self.blueprint), Arc::clone(&self.snapshot), Arc::clone(&self.warden));
         let (send, receive) = oneshot::channel();
@@ -207,6 +239,7 @@ impl Pool {
         let most = |supply: &Supply| usize::try_from(supply.most(uid)).unwrap_or(usize::MAX);
         let (most, alone) = (most(&self.homes), most(&self.homes_alone));
         let bounds = Bounds { processes: most.saturating_sub(closing), alone: alone.saturating_sub(closing_alone) };
+        self.keeper.arrived(clock::monotonic());
         let id = match place(&traits(&residence.tenant), level, &processes, self.capacity, bounds) {
             Placement::Into(id) => id,
             Placement::Full | Placement::Refused => return Err(AdmitError::Full(most)),
@@ -215,13 +248,24 @@ impl Pool {
                 let held_home = self.homes.take(uid, 1).map_err(|_| AdmitError::Full(most))?;
                 let held_alone = level.is_alone().then(|| self.homes_alone.take(uid, 1)).transpose();
                 let held = Arc::new((held_home, held_alone.map_err(|_| AdmitError::FullAlone(alone))?));
-                entries.add(Entry::new(uid, level, held))
+                match entries.give_standby(level, Owner { uid, held }) {
+                    Ok(id) => id,
+                    Err(owner) => {
+                        self.make_room_of_standby(&mut entries);
+                        entries.add(Entry::new(Some(owner), level))
+                    }
+                }
             }
         };
         let entry = entries.by_id.get_mut(&id).ok_or(AdmitError::Full(most))?;
-        let slot = entry.take_slot(residence);
-        let (worker, roster, held) = (Arc::clone(&entry.worker), Arc::clone(&entry.roster), Arc::clone(&entry.held));
-        Ok(ReservedSlot { entry: id, slot, worker, roster, held })
+        let held = Arc::clone(&entry.owner.as_ref().ok_or(AdmitError::Full(most))?.held);
+        if let Some(worker) = entry.worker.get().filter(|worker| worker.belongs_to(uid)) {
+            let (worker, pid) = (worker.id, worker.pid.as_raw());
+            self.warden.events.emit(EventKind::WorkerTaken { worker, pid, uid, level: level.as_str() });
+        }
+        let taken = entry.take_slot(residence);
+        let (worker, roster) = (Arc::clone(&entry.worker), Arc::clone(&entry.roster));
+        Ok(ReservedSlot { entry: id, taken, worker, roster, held })
     }
 
     /// Removes dead workers from the pool, and emits an event for each.
@@ -234,7 +278,7 @@ impl Pool {
             let events = Arc::clone(&self.warden.events);
             tokio::spawn(async move {
                 let reason = worker.death().await.to_string();
-                let (id, pid, uid) = (worker.id, worker.pid.as_raw(), worker.uid);
+                let (id, pid, uid) = (worker.id, worker.pid.as_raw(), worker.uid());
                 events.emit(EventKind::WorkerDied { worker: id, pid, uid, reason, tenants });
             });
         }
@@ -282,6 +326,7 @@ impl Pool {
         for entry in self.lock().by_id.values_mut() {
             entry.closing |= entry.worker.get().is_some_and(|worker| worker.started_at.elapsed() >= age);
         }
+        self.keeper.changed();
         self.move_out(|entry| entry.closing, Duration::ZERO, "its process admits no more tenants");
     }
 
@@ -318,7 +363,7 @@ impl Pool {
             let pid = worker.pid.as_raw();
             worker.misbehaves(Signal::ClosedKey);
             worker.kill("its pages do not carry the keys that they should");
-            self.warden.events.emit(EventKind::Mistagged { worker: worker.id, pid, uid: worker.uid, findings });
+            self.warden.events.emit(EventKind::Mistagged { worker: worker.id, pid, uid: worker.uid(), findings });
         }
     }
 
@@ -351,21 +396,25 @@ impl Pool {
         let may_lose = |other: u32| other == uid || (nothing_free && supply.held_by(other) > own);
         let victim = {
             let entries = self.lock();
-            let candidates = entries.by_id.values().filter(|entry| may_lose(entry.uid) && wanted(entry.level));
+            let owned = entries.by_id.values().filter_map(|entry| Some((entry, entry.owner.as_ref()?.uid)));
+            let candidates = owned.filter(|(entry, uid)| may_lose(*uid) && wanted(entry.level)).map(|(entry, _)| entry);
             let oldest = candidates.filter(|entry| entry.is_idle()).max_by_key(|entry| entry.unused_for());
             oldest.map(|entry| entry.homes().cloned().collect::<Vec<_>>())
         };
         match victim {
-            Some(homes) if !homes.is_empty() => {
-                // A home that a run has entered meanwhile stays, and its process with it.
-                let closed: Vec<_> = homes.iter().filter(|home| home.close()).collect();
-                for home in &closed {
-                    self.leave(home, "its process was needed for another tenant");
-                }
-                !closed.is_empty()
-            }
-            _ => false,
+            Some(homes) => self.empty(&homes, "its process was needed for another tenant"),
+            None => false,
         }
+    }
+
+    /// Has the tenants of these homes move out. A home that a run has entered meanwhile stays, and
+    /// its process with it. Returns whether any tenant has moved out.
+    pub(super) fn empty(&self, homes: &[Arc<Home>], reason: &'static str) -> bool {
+        let closed: Vec<_> = homes.iter().filter(|home| home.close()).collect();
+        for home in &closed {
+            self.leave(home, reason);
+        }
+        !closed.is_empty()
     }
 
     pub(crate) fn list(&self) -> Vec<Listed> {
@@ -373,15 +422,20 @@ impl Pool {
         self.lock().by_id.values().filter_map(Entry::listed).collect()
     }
 
-    /// How many workers there are, and how many tenants live in them.
-    pub(crate) fn counts(&self) -> (usize, usize) {
+    /// How many workers there are, how many of them are nobody's, and how many tenants live in them.
+    pub(crate) fn counts(&self) -> Counts {
         let entries = self.lock();
         let started = entries.by_id.values().filter(|entry| entry.worker.get().is_some());
-        started.fold((0, 0), |(workers, tenants), entry| (workers + 1, tenants + entry.tenants().count()))
+        started.fold(Counts::default(), |counts, entry| Counts {
+            workers: counts.workers + 1,
+            standby: counts.standby + usize::from(entry.owner.is_none()),
+            tenants: counts.tenants + entry.tenants().count(),
+        })
     }
 
     /// Kills every worker, at the end of the daemon.
     pub(crate) async fn end(&self) {
+        self.keeper.end();
         let entries = std::mem::take(&mut self.lock().by_id);
         for worker in entries.into_values().filter_map(|entry| entry.worker.get().cloned()) {
             worker.kill("the daemon is ending");
@@ -390,8 +444,8 @@ impl Pool {
     }
 }
 
-fn retired(worker: &Worker) -> EventKind {
-    EventKind::WorkerRetired { worker: worker.id, pid: worker.pid.as_raw(), uid: worker.uid }
+pub(super) fn retired(worker: &Worker) -> EventKind {
+    EventKind::WorkerRetired { worker: worker.id, pid: worker.pid.as_raw(), uid: worker.uid() }
 }
 
 /// A process that has started. If it is not taken, it is killed; until it is dead, its uid has one
@@ -399,7 +453,7 @@ fn retired(worker: &Worker) -> EventKind {
 struct Fresh {
     worker: Option<Arc<Worker>>,
     warden: Arc<Warden>,
-    until_dead: Option<(Turn, Arc<Part>)>,
+    until_dead: Option<(Option<Turn>, Option<Arc<Part>>)>,
 }
 
 impl Drop for Fresh {
@@ -418,7 +472,7 @@ impl Drop for Fresh {
 /// A slot that was taken, in a process that may still need to be started.
 struct ReservedSlot {
     entry: u64,
-    slot: Slot,
+    taken: Taken,
     worker: Arc<OnceCell<Arc<Worker>>>,
     roster: Arc<Roster>,
     held: Arc<Part>,

@@ -24,6 +24,7 @@ use enisle_cordon::{Level, Signal};
 use crate::events::EventKind;
 use crate::homes::find::Homes;
 use crate::homes::home::Home;
+use crate::homes::pool::AdmitError;
 use crate::homes::residence::Residence;
 use crate::tenants::tenant::Tenant;
 use crate::workers::birth::START_TIMEOUT;
@@ -89,6 +90,8 @@ impl Homes {
         let memory_mb = self.limits_at(tenant, to).memory_mb;
         let new = match self.pool.admit(residence, to, memory_mb, uid, Instant::now()).await {
             Ok(new) => new,
+            // The next run, or the next round of housekeeping, tries again.
+            Err(AdmitError::NotPrepared(_)) => return self.pool.bury_dead(),
             Err(error) => {
                 if residence.may_report_no_room(REPORT_NO_ROOM_EVERY) {
                     let (name, level, reason) = (tenant.name.to_string(), to.as_str(), error.to_string());
@@ -97,13 +100,6 @@ impl Homes {
                 return self.without_room(residence, old).await;
             }
         };
-        if !tokio::time::timeout(START_TIMEOUT, new.is_ready()).await.is_ok_and(|ready| ready) {
-            // The new home died or does not answer; the next run, or the next round of
-            // housekeeping, tries again.
-            self.abandon(&new, "it did not become ready");
-            self.pool.bury_dead();
-            return;
-        }
         if !self.take_over(residence, old.as_ref(), &new).await {
             return;
         }

@@ -23,11 +23,12 @@ use tokio::time::{Instant, timeout_at};
 
 use crate::cordons::warden::Warden;
 use crate::events::EventKind;
-use crate::homes::exchange::{Channel, Ended, HomeState, Leaves, Lost, Phase, Ticket};
+use crate::homes::exchange::{Ended, HomeState, Leaves, Lost, Ticket};
 use crate::homes::frames::{FrameReader, Heard, Kind};
 use crate::homes::job::Job;
 use crate::homes::report::{End, Gathered, ROOM_PATIENCE, Stop, all_the_time, finished, micros};
 use crate::homes::sending::Sending;
+use crate::homes::standby::Standby;
 use crate::share::Exhausted;
 use crate::tenants::tenant::Tenant;
 use crate::workers::death::Death;
@@ -68,10 +69,7 @@ pub(crate) struct Speaker {
     listener: Option<Listener>,
     session: Session,
     state: Arc<HomeState>,
-    /// The thread has reported that it is ready, and its filters were verified.
-    confined: bool,
-    /// How much of the thread's CPU time is accounted for, in microseconds, and when that was last
-    /// added to.
+    /// How much of the thread's CPU time is accounted for, in microseconds, and when it last was.
     accounted_us: u64,
     accounted_at: Instant,
     warden: Arc<Warden>,
@@ -86,13 +84,12 @@ impl Speaker {
     pub(crate) fn new(
         tenant: Arc<Tenant>,
         worker: Arc<Worker>,
-        channel: Channel,
+        standby: Standby,
         state: Arc<HomeState>,
         warden: Arc<Warden>,
     ) -> Self {
-        let Channel { slot, stream, listener } = channel;
-        let (read, write) = stream.into_split();
-        let (read, session) = (FrameReader::spawn(read), Session::default());
+        let Standby { slot, read, write, listener, session, cpu_us } = standby;
+        tenant.usage().add_cpu(cpu_us);
         Self {
             tenant,
             worker,
@@ -102,8 +99,7 @@ impl Speaker {
             listener: Some(listener),
             session,
             state,
-            confined: false,
-            accounted_us: 0,
+            accounted_us: cpu_us,
             accounted_at: Instant::now(),
             warden,
         }
@@ -126,7 +122,7 @@ impl Speaker {
                     Some(ticket) if ticket.reply.is_closed() => Ok(()),
                     Some(ticket) => self.carry_out(*ticket).await,
                 },
-                heard = self.read.heard.recv() => match self.hear(heard).await {
+                heard = self.read.heard.recv() => match self.hear(heard) {
                     Ok(Ok(frame)) => {
                         self.charge(&frame);
                         Ok(())
@@ -243,7 +239,7 @@ impl Speaker {
         self.warden.events.emit(EventKind::ProtocolViolation {
             worker: self.worker.id,
             pid: self.worker.pid.as_raw(),
-            uid: self.worker.uid,
+            uid: self.worker.uid(),
             tenant: Some(self.tenant.name.to_string()),
             what: what.clone(),
         });
@@ -261,34 +257,16 @@ impl Speaker {
         }
     }
 
-    /// Checks what has arrived: a frame (`Ok`), or the announcement of a large one (`Err`).
-    async fn hear(&mut self, heard: Option<Heard>) -> Result<Result<FromTenant, Step>, Stop> {
+    /// What comes next: a frame, or the announcement of a large one.
+    fn hear(&mut self, heard: Option<Heard>) -> Result<Result<FromTenant, Step>, Stop> {
         match heard {
             Some(Heard::Large { bytes, kind }) => Ok(Err(Step::Large { bytes, kind })),
-            Some(Heard::Frame(frame)) => self.accept_first(Some(frame)).await.map(Ok),
-            None => self.accept_first(None).await.map(Ok),
+            Some(Heard::Frame(frame)) => self.accept(Some(frame)).map(Ok),
+            None => self.accept(None).map(Ok),
         }
     }
 
-    /// Checks a frame. At the first frame it also verifies the thread's filters. Not cancel-safe: a
-    /// frame that was read would be lost.
-    async fn accept_first(&mut self, frame: Option<Result<FromTenant, FrameError>>) -> Result<FromTenant, Stop> {
-        let frame = self.accept(frame)?;
-        if !self.confined {
-            // A worker that is just dying has too few confined threads as well. Then its exit shows
-            // whom to blame.
-            if let Err(why) = self.worker.check_confinement(self.slot).await {
-                self.worker.misbehaves(Signal::Protocol);
-                self.worker.kill(why);
-                return Err(Stop::Closed);
-            }
-            self.confined = true;
-            self.state.phase.send_replace(Phase::Ready);
-        }
-        Ok(frame)
-    }
-
-    /// Asks the thread to dispose of isolates whose scripts were replaced or deleted.
+    /// Asks for the disposal of isolates whose scripts were replaced or deleted.
     async fn forget_replaced(&mut self) -> Result<(), Stop> {
         let forgotten = self.state.meter.forget_but(|key| self.tenant.scripts().has(key));
         for key in forgotten {
@@ -445,7 +423,7 @@ impl Speaker {
             tokio::select! {
                 // Read first: if both sides only wrote, neither would proceed.
                 biased;
-                heard = self.read.heard.recv() => match self.hear(heard).await? {
+                heard = self.read.heard.recv() => match self.hear(heard)? {
                     Err(large) => return Ok(large),
                     Ok(frame @ (FromTenant::Ready { .. } | FromTenant::Left { .. })) => self.charge(&frame),
                     Ok(FromTenant::Needs(_)) if sending.present.is_empty() => sending.add_code(),

@@ -11,7 +11,7 @@
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, OnceLock};
 use std::time::{Duration, Instant};
 
 use enisle_cordon::{Level, MemoryRules, Room, Signal};
@@ -44,12 +44,12 @@ const LAST_WORDS_TIMEOUT: Duration = Duration::from_millis(500);
 /// Applies the end of a process to the tenants that lived in it.
 pub(crate) type OnExit = Box<dyn FnOnce(&Worker, &Exit) + Send>;
 
-/// Starts a worker that hosts tenants, and verifies it. `on_exit` is called once, before the rest
-/// of the daemon can see the end of the process.
+/// Starts a host, for the tenants of that uid or for nobody yet, and verifies it. `on_exit` is
+/// called once, before the end is visible to others.
 pub(crate) async fn start(
     blueprint: &Arc<Blueprint>,
     level: Level,
-    uid: u32,
+    uid: Option<u32>,
     snapshot: &OwnedFd,
     rules: &MemoryRules,
     events: &Arc<Events>,
@@ -66,6 +66,7 @@ pub(crate) async fn start(
     let Inspected { findings, held } = Inspection::of(blueprint, &newborn, tags.clone()).run().await?;
     if !findings.is_empty() {
         let (worker, pid) = (newborn.id, newborn.started.pid.as_raw());
+        let uid = uid.unwrap_or_else(|| nix::unistd::geteuid().as_raw());
         events.emit(EventKind::WorkerRejected { worker, pid, uid, findings: findings.clone() });
         return Err(StartError::Rejected(findings));
     }
@@ -75,7 +76,7 @@ pub(crate) async fn start(
         id: newborn.id,
         pid: newborn.started.pid,
         level,
-        uid,
+        owner: uid.map(OnceLock::from).unwrap_or_default(),
         started_at: Instant::now(),
         v8: ready.v8,
         commands,
@@ -93,7 +94,12 @@ pub(crate) async fn start(
         ended: AtomicBool::new(false),
         exit,
     });
-    events.emit(EventKind::WorkerStarted { worker: worker.id, pid: worker.pid.as_raw(), uid, level: level.as_str() });
+    events.emit(EventKind::WorkerStarted {
+        worker: worker.id,
+        pid: worker.pid.as_raw(),
+        uid: worker.uid(),
+        level: level.as_str(),
+    });
     let owner = Owner {
         worker: Arc::clone(&worker),
         control: newborn.control,
@@ -199,7 +205,7 @@ impl Owner {
                         Ok(got) => unread.extend(reader.iter().take(got)),
                     }
                     if let Err(what) = self.hear(&mut unread) {
-                        let (worker, pid, uid) = (self.worker.id, self.worker.pid.as_raw(), self.worker.uid);
+                        let (worker, pid, uid) = (self.worker.id, self.worker.pid.as_raw(), self.worker.uid());
                         let event = EventKind::ProtocolViolation { worker, pid, uid, tenant: None, what: what.clone() };
                         self.events.emit(event);
                         self.worker.misbehaves(Signal::Protocol);

@@ -3,7 +3,7 @@
 
 use std::os::fd::OwnedFd;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
 use enisle_cordon::{Level, MemoryRules, Signal};
@@ -47,8 +47,8 @@ pub(crate) struct Worker {
     pub(crate) id: u64,
     pub(crate) pid: Pid,
     pub(crate) level: Level,
-    /// The uid whose tenants it holds.
-    pub(crate) uid: u32,
+    /// The uid whose tenants it holds; unset while it is on standby, nobody's yet.
+    pub(super) owner: OnceLock<u32>,
     pub(crate) started_at: Instant,
     pub(crate) v8: String,
     pub(super) commands: mpsc::UnboundedSender<Command>,
@@ -80,12 +80,28 @@ impl Worker {
         let _ = self.commands.send(command);
     }
 
-    /// Admits a tenant. If the process ends, the owner waits for the listener to be dropped, for a
-    /// bounded time, before it judges that end.
-    pub(crate) fn admit(&self, admit: Admit, channel: OwnedFd) -> Listener {
-        self.slots().admit(admit.slot);
+    /// The uid whose tenants it holds; the daemon's own while it is nobody's.
+    pub(crate) fn uid(&self) -> u32 {
+        self.owner.get().copied().unwrap_or_else(|| nix::unistd::geteuid().as_raw())
+    }
+
+    /// From now on it holds tenants of that uid, and never of another. Returns whether it was nobody's
+    /// until now.
+    pub(crate) fn belongs_to(&self, uid: u32) -> bool {
+        self.owner.set(uid).is_ok()
+    }
+
+    /// Starts a tenant's thread in a slot. The end of the process is not judged before the listener
+    /// is dropped.
+    pub(crate) fn prepare(&self, admit: Admit, channel: OwnedFd) -> Listener {
+        self.slots().prepare(admit.slot);
         self.command(Command::Admit { admit, channel });
         self.listeners.one_more()
+    }
+
+    /// A tenant takes a slot whose thread is ready.
+    pub(crate) fn take(&self, slot: Slot) {
+        self.slots().take(slot);
     }
 
     pub(crate) fn cancel(&self, slot: Slot, run: RunId) {
@@ -122,12 +138,12 @@ impl Worker {
     /// Whether only one tenant was ever here: then whatever happens here is that tenant's doing.
     pub(crate) fn was_one_tenants(&self) -> bool {
         let judged = self.exit.borrow().as_ref().map(|exit| exit.was_one_tenants);
-        judged.unwrap_or_else(|| self.holds_one || self.slots().count() == 1)
+        judged.unwrap_or_else(|| self.holds_one || self.slots().ever_taken().len() == 1)
     }
 
-    /// Called when a tenant's thread first reports that it is ready. According to the kernel, at
-    /// least as many threads must have a filter of their own as have reported that they are ready.
-    /// Other threads start and end meanwhile, so a mismatch is checked again for a while.
+    /// Called when a slot's thread first reports that it is ready: the kernel must report filters of
+    /// its own for it. Other threads start and end meanwhile, so a mismatch is checked again for
+    /// a while.
     pub(crate) async fn check_confinement(&self, slot: Slot) -> Result<(), String> {
         self.slots().note_confined(slot);
         if !self.layers.has(Layer::ThreadFilter) {

@@ -16,12 +16,14 @@ pub(crate) struct Overrun {
     pub(crate) cause: OverrunCause,
 }
 
-/// The state of a slot to which a tenant was admitted.
+/// The state of a slot that has a thread, or had one.
 #[derive(Debug, Default)]
 struct SlotState {
     /// The tenant's thread has reported that it is ready, and has not ended.
     confined: bool,
-    /// When the tenant left; its last work may still be ending.
+    /// A tenant has taken it. Until then it is on standby.
+    taken: bool,
+    /// When its tenant left; its last work may still be ending.
     left: Option<Instant>,
     /// The tenant must leave, because the process holds more memory than its tenants explain.
     unwanted: bool,
@@ -29,28 +31,34 @@ struct SlotState {
 }
 
 impl SlotState {
-    /// Whether a tenant may be running here: its thread is ready, and the tenant has not left, or
-    /// left only a moment ago.
+    /// Whether a tenant may be running here: it has taken the slot, the thread is ready, and the
+    /// tenant has not left, or left only a moment ago.
     fn is_inhabited(&self) -> bool {
-        self.confined && self.left.is_none_or(|left| left.elapsed() < 2 * START_TIMEOUT)
+        self.taken && self.confined && self.left.is_none_or(|left| left.elapsed() < 2 * START_TIMEOUT)
     }
 }
 
-/// Every slot to which a tenant was ever admitted.
+/// Every slot that ever had a thread.
 #[derive(Debug, Default)]
 pub(super) struct Slots(BTreeMap<Slot, SlotState>);
 
 impl Slots {
-    pub(super) fn admit(&mut self, slot: Slot) {
+    /// The slot gets a thread, and is on standby.
+    pub(super) fn prepare(&mut self, slot: Slot) {
         self.0.insert(slot, SlotState::default());
     }
 
-    /// The slots that were ever taken.
-    pub(super) fn ever_taken(&self) -> Vec<Slot> {
-        self.0.keys().copied().collect()
+    /// A tenant takes the slot.
+    pub(super) fn take(&mut self, slot: Slot) {
+        self.with(slot, |state| state.taken = true);
     }
 
-    /// How many slots were ever taken.
+    /// The slots that tenants ever took.
+    pub(super) fn ever_taken(&self) -> Vec<Slot> {
+        self.0.iter().filter(|(_, state)| state.taken).map(|(slot, _)| *slot).collect()
+    }
+
+    /// How many slots ever had a thread.
     pub(super) fn count(&self) -> usize {
         self.0.len()
     }
@@ -98,8 +106,8 @@ impl Slots {
         self.0.get(&slot).and_then(|state| state.overrun)
     }
 
-    /// Changes a slot's state. A slot to which no tenant was admitted has none, so reports about it
-    /// are ignored.
+    /// Changes a slot's state. A slot that never had a thread has none, so reports about it are
+    /// ignored.
     fn with(&mut self, slot: Slot, change: impl FnOnce(&mut SlotState)) {
         if let Some(state) = self.0.get_mut(&slot) {
             change(state);
@@ -118,7 +126,8 @@ mod tests {
     fn a_slot_whose_thread_is_not_ready_or_has_ended_is_not_inhabited() {
         let mut slots = Slots::default();
         for slot in [A, B] {
-            slots.admit(slot);
+            slots.prepare(slot);
+            slots.take(slot);
         }
         assert_eq!((slots.inhabited(), slots.confined()), (Vec::new(), 0));
         for slot in [A, B] {
@@ -130,9 +139,20 @@ mod tests {
     }
 
     #[test]
+    fn a_slot_on_standby_has_a_thread_and_no_tenant() {
+        let mut slots = Slots::default();
+        slots.prepare(A);
+        slots.note_confined(A);
+        assert_eq!((slots.inhabited(), slots.ever_taken(), slots.confined(), slots.count()), (vec![], vec![], 1, 1));
+        slots.take(A);
+        assert_eq!((slots.inhabited(), slots.ever_taken()), (vec![A], vec![A]));
+    }
+
+    #[test]
     fn a_slot_whose_tenant_has_just_left_is_still_inhabited() {
         let mut slots = Slots::default();
-        slots.admit(A);
+        slots.prepare(A);
+        slots.take(A);
         slots.note_confined(A);
         slots.note_left(A);
         assert_eq!(slots.inhabited(), [A]);
@@ -142,7 +162,8 @@ mod tests {
     fn a_tenant_that_is_sent_away_is_unwanted_and_its_neighbour_is_not() {
         let mut slots = Slots::default();
         for slot in [A, B] {
-            slots.admit(slot);
+            slots.prepare(slot);
+            slots.take(slot);
         }
         for slot in [A, B] {
             slots.note_confined(slot);
@@ -154,7 +175,8 @@ mod tests {
     #[test]
     fn reports_about_a_slot_that_was_never_taken_are_ignored() {
         let mut slots = Slots::default();
-        slots.admit(A);
+        slots.prepare(A);
+        slots.take(A);
         slots.note_confined(B);
         slots.note_overrun(B, Overrun { run: RunId(7), cause: OverrunCause::Cpu });
         assert_eq!((slots.count(), slots.confined(), slots.overrun(B)), (1, 0, None));
