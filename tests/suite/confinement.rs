@@ -173,7 +173,7 @@ fn with_rogue_at(name: &str, level: Option<&str>) -> (Daemon, String) {
     let folder = tempfile::Builder::new().prefix("enisle-rogue-").tempdir().expect("a folder");
     let program = folder.path().join(name);
     fs::copy(programs().join("rogue-worker"), &program).expect("the rogue is built");
-    let config = format!("{SHARING}program = {:?}\nkeys = \"{keys}\"\n", program.display().to_string());
+    let config = format!("{SHARING}standby = 0\nprogram = {:?}\nkeys = \"{keys}\"\n", program.display().to_string());
     let daemon = Daemon::start_in(folder, &config);
     if let Some(level) = level {
         let order = json!({ "level": level, "reason": "a test" }).to_string();

@@ -267,6 +267,11 @@ impl Entries {
         self.by_id.values().filter(nobodys).count()
     }
 
+    /// How many workers are for a single tenant, or for a tenant of that kind that may come.
+    pub(super) fn alone(&self) -> usize {
+        self.by_id.values().filter(|entry| entry.level.is_alone()).count()
+    }
+
     /// Takes out a worker that is nobody's and of which `which` is true, the newest first.
     pub(super) fn take_out_standby(&mut self, which: impl Fn(&Entry) -> bool) -> Option<Entry> {
         let nobodys = self.by_id.iter().rev().find(|(_, entry)| entry.owner.is_none() && which(entry));

@@ -147,7 +147,8 @@ impl Pool {
             {
                 self.end_standby(&surplus);
             }
-            if entries.on_standby(level) < wanted {
+            let has_room = !level.is_alone() || entries.alone() < self.bounds.alone;
+            if entries.on_standby(level) < wanted && has_room {
                 if entries.by_id.len() < most {
                     return Some(Task::Start(entries.add(Entry::new(None, level)), level));
                 }
