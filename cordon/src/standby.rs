@@ -72,8 +72,9 @@ mod tests {
 
     const STOCK: Stock = Stock { least: 2, most: 16 };
 
-    /// Tenants that arrive at these times take places, while one maker makes the next one in `make_ms`
-    /// whenever fewer than wanted are there. Returns how many found none, and the largest stock.
+    /// Tenants that arrive at these times take places. Whenever there are fewer than wanted, one
+    /// maker makes the next, in `make_ms`. Returns how many tenants found none, and the largest
+    /// stock.
     fn simulated(arrivals: &[u64], make_ms: u64) -> (usize, usize) {
         let (mut rate, mut ready, mut making) = (Arrivals::default(), STOCK.least, None);
         let (mut missed, mut largest, mut at) = (0, ready, 0);

@@ -375,8 +375,8 @@ fn turns(options: Options) -> Result<String, String> {
         after = answers();
     });
     let said = format!("{before} of {BODIES} answered when the victim had asked, {after} at its answer ({served:?})");
-    // In the order of arrival, all waiting bodies would be answered before the victim. In turns, only
-    // two are (in progress, and next), and those processed while the victim's script runs.
+    // In the order of arrival, all waiting bodies would be answered before the victim. In turns,
+    // only two are, and those that are processed while the victim's script runs.
     let in_time = served.is_ok_and(|took| !options.bench || took <= options.served_within());
     if in_time && before < BODIES / 2 && after - before <= (BODIES - before) * 2 / 3 { Ok(said) } else { Err(said) }
 }

@@ -390,7 +390,8 @@ pub(crate) fn send(stream: &mut UnixStream, method: &str, path: &str, body: &[&[
     Ok(())
 }
 
-/// Reads the answer to a request that began then. Returns the time until it was good, or the failure.
+/// Reads the answer to a request that began then. Returns the time until a good answer came, or
+/// the failure.
 pub(crate) fn good_answer(mut stream: UnixStream, begun: Instant) -> Result<Duration, String> {
     stream.set_read_timeout(Some(UNSERVED)).map_err(|error| error.to_string())?;
     let answer = Answer::read(&mut stream).map_err(|error| error.to_string())?;

@@ -11,6 +11,7 @@
 //! | [`kept`] | isolates that are kept between the runs of a registered script |
 //! | [`lifecycle`] | death and recovery, drain, sockets |
 //! | [`confinement`] | what the kernel reports about a worker; workers that are badly confined |
+//! | [`standby`] | places that are ready before a tenant needs one |
 //! | [`examples`] | the API's examples for curl, Node.js and Python |
 //! | [`evidence`] | which evidence survives whatever else happens, and what a peer may see |
 //! | [`clock`] | what a script can learn about time |
@@ -38,4 +39,5 @@ mod lifecycle;
 mod requests;
 mod scripts;
 mod signals;
+mod standby;
 mod surface;

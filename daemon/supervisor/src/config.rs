@@ -53,8 +53,8 @@ pub(crate) struct Workers {
     pub(crate) program: Option<PathBuf>,
     /// The largest number of worker processes.
     pub(crate) max: usize,
-    /// How many of them are started before a tenant needs one, while no tenants arrive; one more for
-    /// each level at which a tenant lives alone. 0 switches standby off.
+    /// How many of them are started before a tenant needs one, while no tenants arrive. One more
+    /// is started for each level at which tenants live alone. 0 switches standby off.
     pub(crate) standby: usize,
     /// The most memory that a policy may grant to a tenant, in MiB. The bound of a process's memory
     /// is computed from it.

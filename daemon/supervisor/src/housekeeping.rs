@@ -170,7 +170,7 @@ impl Daemon {
             most_mb,
         });
         if worker.was_one_tenants() {
-            // No other tenant can have caused it.
+            // No other tenant can have caused this.
             self.warden.saw(&tenant, worker.uid(), &[Seen::certain(Signal::Resident)]);
         } else if holds_most {
             let scene = Scene { worker: worker.id, uid: worker.uid() };

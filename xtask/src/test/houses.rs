@@ -178,6 +178,7 @@ const CORDON: House = House {
         room("blame", &["signal"], "it turns an end into a consequence"),
         room("deaths", &[], "it counts"),
         room("moving", &[], "it compares levels"),
+        room("standby", &[], "it adds up arrivals"),
         room("audit", &[], "it is a chain of lines"),
         room("signal", &[], "it is below all others"),
         room("time", &[], "it is below all others"),

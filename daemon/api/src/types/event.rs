@@ -71,8 +71,7 @@ pub enum EventKind {
     Started { version: String },
     /// The daemon starts no more runs, and is about to end.
     Draining,
-    /// A worker process has started, for a tenant of that uid; or for nobody yet, on standby, with the
-    /// daemon's own uid.
+    /// A worker process has started. If it is on standby, nobody's yet, `uid` is the daemon's own.
     WorkerStarted { worker: u64, pid: i32, uid: u32, level: Level },
     /// A worker on standby was given to a uid, whose tenants move in.
     WorkerTaken { worker: u64, pid: i32, uid: u32, level: Level },

@@ -28,7 +28,7 @@ pub struct Worker {
     pub places_used: u32,
     /// Slots that are ready for a tenant that is not there yet.
     pub places_ready: usize,
-    /// As reported by the kernel; null if the process has just ended.
+    /// Resident memory as reported by the kernel; null if the process has just ended.
     pub rss_bytes: Option<u64>,
     /// Committed memory when the daemon last read it.
     pub committed_bytes: u64,

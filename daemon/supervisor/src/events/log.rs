@@ -6,8 +6,9 @@ use std::time::Duration;
 
 use tokio::sync::{Notify, watch};
 
+use super::class::Class;
 use super::group::{Group, Room};
-use super::kind::{Class, Event, EventKind};
+use super::kind::{Event, EventKind};
 use super::ring::Ring;
 use super::tally::{Counted, Tally};
 use crate::clock;

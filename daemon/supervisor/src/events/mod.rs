@@ -8,6 +8,7 @@
 //!      └▶ common ───▶ counted by kind and source ─ a second ▶ ring, log
 //! ```
 
+mod class;
 mod group;
 mod kind;
 mod log;
@@ -15,6 +16,6 @@ mod ring;
 mod tally;
 
 #[cfg(test)]
-pub(crate) use kind::Class;
+pub(crate) use class::Class;
 pub(crate) use kind::EventKind;
 pub(crate) use log::{Audit, Cursor, Events, Read};

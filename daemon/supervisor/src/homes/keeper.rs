@@ -4,21 +4,19 @@
 //! that has tenants and unused slots, one more place. How many workers, `cordon::standby` decides
 //! by how fast tenants arrive. They count against `workers.max`, and give way to any tenant.
 
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-use enisle_cordon::standby::{Arrivals, Stock, wanted};
-use enisle_cordon::{Level, Time};
+use enisle_cordon::Level;
 use enisle_wire::control::Slot;
-use tokio::sync::Notify;
 
 use crate::clock;
 use crate::homes::blame::Roster;
 use crate::homes::entries::{Entries, Entry};
 use crate::homes::find::Homes;
 use crate::homes::home::Home;
-use crate::homes::pool::{Pool, retired};
+use crate::homes::pool::Pool;
 use crate::homes::standby::Standby;
 use crate::workers::process::Worker;
 
@@ -32,21 +30,6 @@ const DECIDE_AGAIN: Duration = Duration::from_secs(5);
 /// A process whose tenants ran something more recently does not give way to standby: they will run
 /// something again soon.
 const IDLE_ENOUGH: Duration = Duration::from_secs(1);
-/// At most one in so many of the worker processes may be on standby.
-const MOST_PART: usize = 4;
-
-/// What must be known to keep places on standby.
-#[derive(Debug)]
-pub(crate) struct Keeper {
-    /// Workers for tenants that share, while nobody arrives; none of any kind if it is 0.
-    least: usize,
-    /// What an isolate may use that is made for a tenant not known yet, at the levels that are not
-    /// sealed, and sealed.
-    memory_mb: [u32; 2],
-    arrivals: Mutex<Arrivals>,
-    changed: Notify,
-    ended: AtomicBool,
-}
 
 /// The next thing to do.
 enum Task {
@@ -54,48 +37,6 @@ enum Task {
     Prepare(u64, Arc<Worker>, Slot, Level),
     /// A process of idle tenants gives way: the next new tenant would end it.
     MakeRoom(Vec<Arc<Home>>),
-}
-
-impl Keeper {
-    pub(crate) fn new(least: usize, memory_mb: [u32; 2]) -> Self {
-        let (arrivals, changed, ended) = (Mutex::default(), Notify::new(), AtomicBool::new(false));
-        Self { least, memory_mb, arrivals, changed, ended }
-    }
-
-    fn arrivals(&self) -> MutexGuard<'_, Arrivals> {
-        self.arrivals.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// A tenant needs a place.
-    pub(super) fn arrived(&self, now: Time) {
-        self.arrivals().note(now);
-    }
-
-    /// A place was taken, or its worker ends.
-    pub(super) fn changed(&self) {
-        self.changed.notify_waiters();
-    }
-
-    /// The daemon ends: no more is made.
-    pub(super) fn end(&self) {
-        self.ended.store(true, Ordering::SeqCst);
-    }
-
-    fn memory_mb(&self, level: Level) -> u32 {
-        let [unsealed, sealed] = self.memory_mb;
-        if level == Level::Sealed { sealed } else { unsealed }
-    }
-
-    /// How many workers of a level should be on standby. Tenants come to live alone one by one.
-    fn wanted(&self, level: Level, now: Time, processes: usize) -> usize {
-        let most = (processes / MOST_PART).max(1);
-        match level {
-            _ if self.least == 0 => 0,
-            Level::Shared => wanted(*self.arrivals(), now, Stock { least: self.least, most: most.max(self.least) }),
-            Level::Solo | Level::Sealed => 1,
-            Level::Expelled => 0,
-        }
-    }
 }
 
 impl Homes {
@@ -113,11 +54,11 @@ impl Homes {
 impl Pool {
     async fn make_standby(&self) {
         let mut try_again = TRY_AGAIN;
-        while !self.keeper.ended.load(Ordering::SeqCst) {
-            let mut changed = std::pin::pin!(self.keeper.changed.notified());
+        while !self.demand.ended.load(Ordering::SeqCst) {
+            let mut changed = std::pin::pin!(self.demand.changed.notified());
             changed.as_mut().enable();
             match self.next_task() {
-                None if self.keeper.arrivals().are_remembered(clock::monotonic()) => {
+                None if self.demand.arrivals().are_remembered(clock::monotonic()) => {
                     let _ = tokio::time::timeout(DECIDE_AGAIN, changed).await;
                 }
                 None => changed.await,
@@ -135,13 +76,21 @@ impl Pool {
 
     /// Decides what to do next, and ends workers on standby that are not wanted any more.
     fn next_task(&self) -> Option<Task> {
+        self.bury_dead();
         let (now, most) = (clock::monotonic(), self.bounds.processes);
         let mut entries = self.lock();
         while let Some(old) = entries.take_out_standby(|entry| entry.closing) {
             self.end_standby(&old);
         }
+        let to_prepare = entries.by_id.iter_mut().find_map(|(id, entry)| {
+            let (worker, slot) = entry.slot_to_prepare(self.starter.slots(entry.level))?;
+            Some(Task::Prepare(*id, worker, slot, entry.level))
+        });
+        if to_prepare.is_some() {
+            return to_prepare;
+        }
         for level in [Level::Shared, Level::Solo, Level::Sealed] {
-            let wanted = self.keeper.wanted(level, now, most);
+            let wanted = self.demand.wanted(level, now, most);
             while entries.on_standby(level) > wanted
                 && let Some(surplus) = entries.take_out_standby(|entry| entry.level == level)
             {
@@ -155,10 +104,7 @@ impl Pool {
                 return self.least_used(&entries).map(Task::MakeRoom);
             }
         }
-        entries.by_id.iter_mut().find_map(|(id, entry)| {
-            let (worker, slot) = entry.slot_to_prepare(self.blueprint.slots(entry.level))?;
-            Some(Task::Prepare(*id, worker, slot, entry.level))
-        })
+        None
     }
 
     /// The homes in the process that has been idle for longest, while new tenants arrive. It is one
@@ -167,7 +113,7 @@ impl Pool {
         let idle = entries.by_id.values().filter(|entry| entry.is_idle());
         let owned = idle.filter_map(|entry| Some((entry.owner.as_ref()?.uid, entry.unused_for()?, entry)));
         let (_, unused, entry) = owned.max_by_key(|(uid, unused, _)| (self.homes.held_by(*uid), *unused))?;
-        let are_arriving = self.keeper.arrivals().are_remembered(clock::monotonic());
+        let are_arriving = self.demand.arrivals().are_remembered(clock::monotonic());
         (are_arriving && unused >= IDLE_ENOUGH).then(|| entry.homes().cloned().collect())
     }
 
@@ -176,10 +122,17 @@ impl Pool {
             Task::MakeRoom(homes) => drop(self.empty(&homes, "room was made for new tenants")),
             Task::Start(id, level) => {
                 let roster = Arc::<Roster>::default();
-                let started = self.start(level, None, Arc::clone(&roster), None).await;
+                let started = self.starter.start(level, None, Arc::clone(&roster), None).await;
                 let mut entries = self.lock();
                 match (started, entries.by_id.get_mut(&id)) {
-                    (Ok(worker), Some(entry)) => entry.started(worker, roster),
+                    (Ok(worker), Some(entry)) => {
+                        let (demand, process) = (Arc::clone(&self.demand), Arc::clone(&worker));
+                        tokio::spawn(async move {
+                            process.death().await;
+                            demand.note_change();
+                        });
+                        entry.started(worker, roster);
+                    }
                     // It gave way to a tenant before it was ready.
                     (Ok(worker), None) => worker.kill("it is not wanted on standby any more"),
                     (Err(error), _) => {
@@ -189,7 +142,7 @@ impl Pool {
                 }
             }
             Task::Prepare(id, worker, slot, level) => {
-                let made = Standby::make(&worker, slot, self.keeper.memory_mb(level)).await;
+                let made = Standby::make(&worker, slot, self.demand.memory_mb(level)).await;
                 let (made, failed) =
                     made.map_or_else(|error| (None, Err(error.to_string())), |made| (Some(made), Ok(())));
                 if let Some(entry) = self.lock().by_id.get_mut(&id) {
@@ -199,23 +152,5 @@ impl Pool {
             }
         }
         Ok(())
-    }
-
-    /// Ends one worker that is nobody's if there are as many workers as there may be: a tenant needs
-    /// its place.
-    pub(super) fn make_room_of_standby(&self, entries: &mut Entries) {
-        if entries.by_id.len() >= self.bounds.processes
-            && let Some(entry) = entries.take_out_standby(|_| true)
-        {
-            self.end_standby(&entry);
-        }
-    }
-
-    fn end_standby(&self, entry: &Entry) {
-        // One that is still starting is ended when it is ready.
-        if let Some(worker) = entry.worker.get() {
-            self.warden.events.emit(retired(worker));
-            worker.kill("it is not wanted on standby any more");
-        }
     }
 }

@@ -1,13 +1,14 @@
 //! Decides which tenant is in which process, moves tenants, and speaks with their threads.
 
 pub(crate) mod blame;
+pub(crate) mod demand;
 pub(crate) mod entries;
 pub(crate) mod exchange;
 pub(crate) mod find;
 mod frames;
 pub(crate) mod home;
 pub(crate) mod job;
-pub(crate) mod keeper;
+mod keeper;
 pub(crate) mod pool;
 mod rehome;
 mod report;
@@ -15,3 +16,4 @@ pub(crate) mod residence;
 mod sending;
 mod speaker;
 mod standby;
+pub(crate) mod starting;

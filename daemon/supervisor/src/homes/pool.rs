@@ -1,41 +1,36 @@
 //! Decides which tenants live where: placement (by `cordon`), admission, retirement of idle
 //! tenants, and removal of dead workers.
 //!
-//! A worker belongs to one uid: tenants that different uids run never share a worker, so a uid's
-//! usage is counted in whole workers. A slot in a worker is used up by its tenant: a cage and a key
-//! are never reused. A worker is ended when its last tenant has left, even if slots are unused.
+//! A worker belongs to one uid, or to nobody yet: tenants that different uids run never share a
+//! worker, so a uid's usage is counted in whole workers. A slot in a worker is used up by its
+//! tenant: a cage and a key are never reused. A worker is ended when its last tenant has left, even
+//! if slots are unused.
 
-use std::os::fd::OwnedFd;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use enisle_cordon::{Bounds, Capacity, Level, Placement, Signal, place};
 use enisle_wire::control::Slot;
-use tokio::sync::{Notify, OnceCell, oneshot};
+use tokio::sync::{Notify, OnceCell};
 
 use crate::clock;
 use crate::cordons::warden::Warden;
 use crate::events::EventKind;
-use crate::homes::blame::{Roster, apply};
+use crate::homes::blame::Roster;
+use crate::homes::demand::Demand;
 use crate::homes::entries::{Entries, Entry, Listed, OccupiedWorker, Owner, Part, Taken};
 use crate::homes::home::Home;
-use crate::homes::keeper::Keeper;
 use crate::homes::residence::Residence;
 use crate::homes::standby::{NotPrepared, Standby};
-use crate::share::{Parts, Supply, Turn, Turns};
+use crate::homes::starting::{Starter, retired};
+use crate::share::{Parts, Supply};
 use crate::tenants::tenant::{Expelled, Tenant};
-use crate::workers::birth::{Blueprint, StartError};
-use crate::workers::exit::Exit;
-use crate::workers::owner::start;
+use crate::workers::birth::StartError;
 use crate::workers::process::Worker;
 
 /// How often a tenant that waits for room looks for tenants that have become idle.
 const LOOK_FOR_ROOM: Duration = Duration::from_millis(100);
-
-/// How many processes are started at one time, in all and for one uid.
-const STARTS: usize = 16;
-const STARTS_EACH: usize = 2;
 
 /// How many workers may die before one is ready for a tenant.
 const TRIES: usize = 3;
@@ -70,16 +65,14 @@ pub(crate) struct Counts {
 
 #[derive(Debug)]
 pub(crate) struct Pool {
-    pub(super) blueprint: Arc<Blueprint>,
+    pub(super) starter: Starter,
     pub(crate) capacity: Capacity,
     pub(crate) bounds: Bounds,
     pub(super) homes: Supply,
     homes_alone: Supply,
-    snapshot: Arc<OwnedFd>,
-    starts: Turns,
-    pub(super) keeper: Keeper,
+    pub(super) demand: Arc<Demand>,
     pub(super) warden: Arc<Warden>,
-    /// Notified whenever a tenant has left.
+    /// Notified whenever a tenant has left or a worker has died.
     room: Notify,
     entries: Mutex<Entries>,
     /// The number of the entry whose worker's keys were checked last.
@@ -88,23 +81,20 @@ pub(crate) struct Pool {
 
 impl Pool {
     pub(crate) fn new(
-        blueprint: Arc<Blueprint>,
+        starter: Starter,
         capacity: Capacity,
         bounds: Bounds,
         parts: Parts,
-        snapshot: OwnedFd,
-        keeper: Keeper,
+        demand: Demand,
         warden: Arc<Warden>,
     ) -> Self {
         Self {
-            blueprint,
+            starter,
             capacity,
             bounds,
             homes: Supply::new("the worker processes (workers.max)", bounds.processes as u64, parts.clone()),
             homes_alone: Supply::new("the single-tenant homes (cordon.max_alone)", bounds.alone as u64, parts),
-            snapshot: Arc::new(snapshot),
-            starts: Turns::new(STARTS, STARTS_EACH),
-            keeper,
+            demand: Arc::new(demand),
             warden,
             room: Notify::new(),
             entries: Mutex::default(),
@@ -116,10 +106,11 @@ impl Pool {
         self.entries.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Gives a tenant a home, on the account of a uid: a place that is on standby, or one that is made
-    /// for it. A worker that dies before it is ready is replaced, at most twice. If there is no room, a tenant waits for it until `until` if the tenant must
-    /// live alone, has a uid without any process, or still has a run in a home that it is leaving.
-    /// A tenant that must live alone is never put beside others for lack of room.
+    /// Gives a tenant a home at `level`, which counts against the uid's share: a place on standby,
+    /// or one that is made for the tenant. A worker that dies before it is ready is replaced, at
+    /// most twice. If there is no room, this waits until `until` in three cases: the tenant is to
+    /// live alone, the uid has no process, or the tenant still has a run in a home that it is
+    /// leaving. A tenant that is to live alone is never put beside others for lack of room.
     pub(crate) async fn admit(
         &self,
         residence: &Arc<Residence>,
@@ -168,7 +159,7 @@ impl Pool {
         // again.
         let ReservedSlot { entry, taken: Taken { slot, standby }, worker: cell, roster, held } = reserved;
         let mut reservation = Reservation { pool: self, entry, slot, kept: false };
-        let start = || self.start(level, Some(uid), Arc::clone(&roster), Some(held));
+        let start = || self.starter.start(level, Some(uid), Arc::clone(&roster), Some(held));
         let worker = Arc::clone(cell.get_or_try_init(start).await?);
         let standby = match standby {
             Some(standby) => standby,
@@ -181,7 +172,7 @@ impl Pool {
             entry.moved_in(slot, residence, &home);
         }
         reservation.kept = true;
-        self.keeper.changed();
+        self.demand.note_change();
         let reason = match level {
             Level::Shared => "first run, or back after idleness",
             Level::Solo => "it must live alone",
@@ -197,36 +188,6 @@ impl Pool {
         Ok(home)
     }
 
-    /// Starts a process in its uid's turn. A start that has begun continues when the client
-    /// disconnects, and the uid's share is held until it is over: abandoned starts are not free.
-    pub(super) async fn start(
-        &self,
-        level: Level,
-        uid: Option<u32>,
-        roster: Arc<Roster>,
-        held: Option<Arc<Part>>,
-    ) -> Result<Arc<Worker>, StartError> {
-        let turn = match uid {
-            Some(uid) => Some(self.starts.turn(uid).await),
-            None => None,
-        };
-        let (blueprint, snapshot, warden) =
-            (Arc::clone(&self.blueprint), Arc::clone(&self.snapshot), Arc::clone(&self.warden));
-        let (send, receive) = oneshot::channel();
-        tokio::spawn(async move {
-            let (judge, rules) = (Arc::clone(&warden), &warden.cordon.rules.memory);
-            let on_exit = Box::new(move |worker: &Worker, exit: &Exit| apply(worker, exit, &roster, &judge));
-            let started = start(&blueprint, level, uid, &snapshot, rules, &warden.events, on_exit).await;
-            if let Ok(worker) = &started {
-                warden.note_engine(&worker.v8);
-            }
-            let until_dead = Some((turn, held));
-            let _ = send.send(started.map(|worker| Fresh { worker: Some(worker), warden, until_dead }));
-        });
-        let interrupted = || StartError::NotReady("its start was interrupted".to_owned());
-        receive.await.map_err(|_| interrupted())??.worker.take().ok_or_else(interrupted)
-    }
-
     /// Takes a slot, if there is one. The slot's process may still need to be started.
     fn reserve(&self, residence: &Arc<Residence>, level: Level, uid: u32) -> Result<ReservedSlot, AdmitError> {
         self.bury_dead();
@@ -239,7 +200,7 @@ impl Pool {
         let most = |supply: &Supply| usize::try_from(supply.most(uid)).unwrap_or(usize::MAX);
         let (most, alone) = (most(&self.homes), most(&self.homes_alone));
         let bounds = Bounds { processes: most.saturating_sub(closing), alone: alone.saturating_sub(closing_alone) };
-        self.keeper.arrived(clock::monotonic());
+        self.demand.arrived(clock::monotonic());
         let id = match place(&traits(&residence.tenant), level, &processes, self.capacity, bounds) {
             Placement::Into(id) => id,
             Placement::Full | Placement::Refused => return Err(AdmitError::Full(most)),
@@ -306,6 +267,7 @@ impl Pool {
             home.worker.kill("no tenant lives in it any more");
         }
         self.room.notify_waiters();
+        self.demand.note_change();
     }
 
     /// Retires the homes that have run nothing for `idle`.
@@ -326,7 +288,7 @@ impl Pool {
         for entry in self.lock().by_id.values_mut() {
             entry.closing |= entry.worker.get().is_some_and(|worker| worker.started_at.elapsed() >= age);
         }
-        self.keeper.changed();
+        self.demand.note_change();
         self.move_out(|entry| entry.closing, Duration::ZERO, "its process admits no more tenants");
     }
 
@@ -417,12 +379,30 @@ impl Pool {
         !closed.is_empty()
     }
 
+    /// Ends one worker on standby if there are as many workers as there may be: a tenant needs room
+    /// for one.
+    fn make_room_of_standby(&self, entries: &mut Entries) {
+        if entries.by_id.len() >= self.bounds.processes
+            && let Some(entry) = entries.take_out_standby(|_| true)
+        {
+            self.end_standby(&entry);
+        }
+    }
+
+    pub(super) fn end_standby(&self, entry: &Entry) {
+        // One that is still starting is ended when it is ready.
+        if let Some(worker) = entry.worker.get() {
+            self.warden.events.emit(retired(worker));
+            worker.kill("it is not wanted on standby any more");
+        }
+    }
+
     pub(crate) fn list(&self) -> Vec<Listed> {
         self.bury_dead();
         self.lock().by_id.values().filter_map(Entry::listed).collect()
     }
 
-    /// How many workers there are, how many of them are nobody's, and how many tenants live in them.
+    /// How many workers there are, how many of them are on standby, and how many tenants there are.
     pub(crate) fn counts(&self) -> Counts {
         let entries = self.lock();
         let started = entries.by_id.values().filter(|entry| entry.worker.get().is_some());
@@ -435,37 +415,12 @@ impl Pool {
 
     /// Kills every worker, at the end of the daemon.
     pub(crate) async fn end(&self) {
-        self.keeper.end();
+        self.demand.end();
         let entries = std::mem::take(&mut self.lock().by_id);
         for worker in entries.into_values().filter_map(|entry| entry.worker.get().cloned()) {
             worker.kill("the daemon is ending");
             worker.death().await;
         }
-    }
-}
-
-pub(super) fn retired(worker: &Worker) -> EventKind {
-    EventKind::WorkerRetired { worker: worker.id, pid: worker.pid.as_raw(), uid: worker.uid() }
-}
-
-/// A process that has started. If it is not taken, it is killed; until it is dead, its uid has one
-/// start and one process fewer.
-struct Fresh {
-    worker: Option<Arc<Worker>>,
-    warden: Arc<Warden>,
-    until_dead: Option<(Option<Turn>, Option<Arc<Part>>)>,
-}
-
-impl Drop for Fresh {
-    fn drop(&mut self) {
-        let Some(worker) = self.worker.take() else { return };
-        let until_dead = self.until_dead.take();
-        self.warden.events.emit(retired(&worker));
-        worker.kill("no tenant waits for it any more");
-        tokio::spawn(async move {
-            worker.death().await;
-            drop(until_dead);
-        });
     }
 }
 

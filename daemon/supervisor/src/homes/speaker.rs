@@ -69,7 +69,8 @@ pub(crate) struct Speaker {
     listener: Option<Listener>,
     session: Session,
     state: Arc<HomeState>,
-    /// How much of the thread's CPU time is accounted for, in microseconds, and when it last was.
+    /// How much of the thread's CPU time is accounted for, in microseconds, and when that was last
+    /// added to.
     accounted_us: u64,
     accounted_at: Instant,
     warden: Arc<Warden>,
@@ -257,7 +258,7 @@ impl Speaker {
         }
     }
 
-    /// What comes next: a frame, or the announcement of a large one.
+    /// Checks what has arrived: a frame (`Ok`), or the announcement of a large one (`Err`).
     fn hear(&mut self, heard: Option<Heard>) -> Result<Result<FromTenant, Step>, Stop> {
         match heard {
             Some(Heard::Large { bytes, kind }) => Ok(Err(Step::Large { bytes, kind })),
@@ -266,7 +267,7 @@ impl Speaker {
         }
     }
 
-    /// Asks for the disposal of isolates whose scripts were replaced or deleted.
+    /// Asks the thread to dispose of isolates whose scripts were replaced or deleted.
     async fn forget_replaced(&mut self) -> Result<(), Stop> {
         let forgotten = self.state.meter.forget_but(|key| self.tenant.scripts().has(key));
         for key in forgotten {

@@ -44,8 +44,8 @@ const LAST_WORDS_TIMEOUT: Duration = Duration::from_millis(500);
 /// Applies the end of a process to the tenants that lived in it.
 pub(crate) type OnExit = Box<dyn FnOnce(&Worker, &Exit) + Send>;
 
-/// Starts a host, for the tenants of that uid or for nobody yet, and verifies it. `on_exit` is
-/// called once, before the end is visible to others.
+/// Starts a worker that hosts tenants of that uid, or stands by for those of any uid, and verifies
+/// it. `on_exit` is called once, before the rest of the daemon can see the end of the process.
 pub(crate) async fn start(
     blueprint: &Arc<Blueprint>,
     level: Level,

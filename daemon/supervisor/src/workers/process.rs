@@ -47,7 +47,7 @@ pub(crate) struct Worker {
     pub(crate) id: u64,
     pub(crate) pid: Pid,
     pub(crate) level: Level,
-    /// The uid whose tenants it holds; unset while it is on standby, nobody's yet.
+    /// The uid whose tenants it holds; unset while it is on standby.
     pub(super) owner: OnceLock<u32>,
     pub(crate) started_at: Instant,
     pub(crate) v8: String,
@@ -80,19 +80,19 @@ impl Worker {
         let _ = self.commands.send(command);
     }
 
-    /// The uid whose tenants it holds; the daemon's own while it is nobody's.
+    /// The uid whose tenants it holds; the daemon's own uid while it is on standby.
     pub(crate) fn uid(&self) -> u32 {
         self.owner.get().copied().unwrap_or_else(|| nix::unistd::geteuid().as_raw())
     }
 
-    /// From now on it holds tenants of that uid, and never of another. Returns whether it was nobody's
-    /// until now.
+    /// Gives the worker to a uid: it will hold tenants of no other. Returns whether it was on
+    /// standby until now.
     pub(crate) fn belongs_to(&self, uid: u32) -> bool {
         self.owner.set(uid).is_ok()
     }
 
-    /// Starts a tenant's thread in a slot. The end of the process is not judged before the listener
-    /// is dropped.
+    /// Has the worker start a thread in a slot. If the process ends, the owner waits for the
+    /// listener to be dropped, for a bounded time, before it judges that end.
     pub(crate) fn prepare(&self, admit: Admit, channel: OwnedFd) -> Listener {
         self.slots().prepare(admit.slot);
         self.command(Command::Admit { admit, channel });
@@ -141,9 +141,9 @@ impl Worker {
         judged.unwrap_or_else(|| self.holds_one || self.slots().ever_taken().len() == 1)
     }
 
-    /// Called when a slot's thread first reports that it is ready: the kernel must report filters of
-    /// its own for it. Other threads start and end meanwhile, so a mismatch is checked again for
-    /// a while.
+    /// Called when a slot's thread first reports that it is ready. According to the kernel, at
+    /// least as many threads must have a filter of their own as have reported that they are ready.
+    /// Other threads start and end meanwhile, so a mismatch is checked again for a while.
     pub(crate) async fn check_confinement(&self, slot: Slot) -> Result<(), String> {
         self.slots().note_confined(slot);
         if !self.layers.has(Layer::ThreadFilter) {

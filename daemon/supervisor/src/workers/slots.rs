@@ -21,9 +21,9 @@ pub(crate) struct Overrun {
 struct SlotState {
     /// The tenant's thread has reported that it is ready, and has not ended.
     confined: bool,
-    /// A tenant has taken it. Until then it is on standby.
+    /// A tenant has taken the slot, which was on standby until then.
     taken: bool,
-    /// When its tenant left; its last work may still be ending.
+    /// When the tenant left; its last work may still be ending.
     left: Option<Instant>,
     /// The tenant must leave, because the process holds more memory than its tenants explain.
     unwanted: bool,
