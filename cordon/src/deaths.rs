@@ -4,8 +4,8 @@
 //! the next process under another name, and the neighbours lose their processes again and again.
 //! So each uid also has a budget of deaths, which it regains over time. While the budget is used
 //! up, every tenant of the uid that gets a new home is on probation, and lives alone until all
-//! deaths are forgiven. So a neighbour loses its process at most as many times as the budget has
-//! deaths, plus those forgiven meanwhile. After that the neighbour lives alone too.
+//! deaths are forgiven. So the number of processes that a neighbour loses is at most the budget
+//! plus the number of deaths forgiven meanwhile. After that the neighbour lives alone too.
 //!
 //! ```text
 //! clear ── deaths ──▶ within the budget ── deaths ──▶ used up
@@ -15,9 +15,9 @@
 //!
 //! The budget applies to every uid, even root: the neighbours that it protects are of the same uid,
 //! since two uids never share a process. One tenant cannot use up the budget, because a tenant that
-//! already lives alone costs nothing (`one_tenant_never_uses_up_a_budget` in `tests/model.rs`). As
-//! long as the uid has a process left, no tenant is refused because of deaths that others caused.
-//! The budget changes no tenant's standing.
+//! already lives alone costs nothing (`one_tenant_never_uses_up_a_budget` in `tests/model.rs`). No
+//! tenant is refused because of deaths that others caused as long as the uid has a process that the
+//! tenant may share, or may start another. The budget changes no tenant's standing.
 
 use serde::{Deserialize, Serialize};
 

@@ -108,9 +108,9 @@ impl Score {
 ///
 /// Evidence that is certain counts in full. Nuisances and priors that are certain count up to
 /// `nuisance_most`, which is below the threshold for `sealed`. The rest cannot bring a score to the
-/// threshold for `solo`: signals that others may have caused (a share, or a signal in company), and
-/// signals that only the worker reports. So no tenant can push a neighbour to that threshold, and
-/// no worker can push its tenant there.
+/// threshold for `solo`: signals that others may have caused (those of `Kind::Share`, and those
+/// observed in company), and signals that only the worker reports. So no tenant can push a
+/// neighbour to that threshold, and no worker can push its tenant there.
 #[must_use]
 pub fn total(contributions: &[Contribution], rules: &Rules) -> f64 {
     let sum = |wanted: &dyn Fn(&Contribution) -> bool| -> f64 {

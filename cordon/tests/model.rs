@@ -139,12 +139,12 @@ proptest! {
         }
     }
 
-    /// A uid whose tenants kill one process after another, each under a new name, kills a
-    /// neighbour's process at most as often as its budget, plus once for each death that could be
+    /// If a uid's tenants kill one process after another, each under a new name, a neighbour loses
+    /// at most as many processes as the budget allows deaths, plus one for each death that could be
     /// forgiven meanwhile. Once the budget is used up, the neighbour's next home is a single-tenant
     /// home, and the neighbour stays alone until all deaths are forgiven.
     #[test]
-    fn a_neighbour_loses_at_most_the_budget_and_the_forgiven_deaths_to_new_names(
+    fn new_names_cost_a_neighbour_at_most_the_budget_plus_the_forgiven_deaths(
         deeds in proptest::collection::vec((0..3 * 60_000_u64, any::<bool>()), 1..300),
         budget in 1_u32..6,
     ) {

@@ -10,8 +10,8 @@ use serde_json::Value;
 use crate::ground::Peer;
 
 pub(crate) const MIB: usize = 1 << 20;
-/// The size of most shapes: large enough to tell growth by five times the body from growth by twice
-/// the body.
+/// The size of most shapes. At this size, growth by five times the body exceeds what is allowed,
+/// which is twice the body and 64 MiB.
 pub(crate) const USUAL: usize = 24 * MIB;
 
 /// A call of the API.

@@ -67,8 +67,8 @@ enum Command {
         /// The tenant's name.
         tenant: String,
     },
-    /// Set the lowest cordon level that a tenant may have, or lift that order and forgive what has
-    /// counted against the tenant.
+    /// Order that a tenant live at least as far out as a level (solo, sealed or expelled), or lift
+    /// such an order and forgive what has counted against the tenant.
     Cordon(cordon::Change),
     /// Check the log of every decision.
     #[command(subcommand)]

@@ -107,7 +107,7 @@ impl Runner {
         let kept = std::fs::create_dir_all(folder).and_then(|()| std::fs::write(&path, &least));
         let shown = match kept {
             Ok(()) => command(self.target.name, &name),
-            Err(error) => format!("it cannot be written to {} ({error}): {least:?}", path.display()),
+            Err(error) => format!("an input that cannot be written to {} ({error}): {least:?}", path.display()),
         };
         let from = self.at - 1;
         Finding {

@@ -118,8 +118,8 @@ impl Said {
         if required { Self::Failed(why) } else { Self::Skipped(why) }
     }
 
-    fn as_it_should_be(holds: bool) -> Self {
-        if holds { Self::Passed("as it should be".to_owned()) } else { Self::Failed(String::new()) }
+    fn of(holds: bool) -> Self {
+        if holds { Self::Passed("yes".to_owned()) } else { Self::Failed(String::new()) }
     }
 }
 
@@ -136,21 +136,22 @@ fn run_all() -> ExitCode {
     }
     for (die, layer) in [(true, LayerSet::NONE.with(Layer::ParentDeath)), (false, LayerSet::NONE)] {
         let dies = workers::dies_with_its_parent(layer);
-        tally.count(&format!("{:<18} outlive the daemon", Layer::ParentDeath), Said::as_it_should_be(dies == die));
+        let what = if die { "a worker ends with its parent" } else { "without it, a worker outlives its parent" };
+        tally.count(&format!("{:<18} {what}", Layer::ParentDeath), Said::of(dies == die));
     }
     let no_keys = "this machine has no protection keys";
     for (who, what, holds, lacking) in [
         (
             "every worker",
-            "reach the keys of the daemon's session",
+            "has another session keyring than the daemon",
             workers::keys_are_left(),
             "this machine allows no session keyring",
         ),
-        ("every worker", "compete with the daemon for memory and processors", workers::steps_back(), ""),
-        ("keys", "are as many after they were counted as before", workers::counting_keys_gives_them_back(), no_keys),
-        ("keys", "that are closed deliver their faults to a handler", workers::keys_deliver_faults(), no_keys),
+        ("every worker", "yields memory and processors to the daemon", workers::steps_back(), ""),
+        ("keys", "are as many in a second count as in the first", workers::counting_keys_gives_them_back(), no_keys),
+        ("keys", "deliver a fault to the handler when they are closed", workers::keys_deliver_faults(), no_keys),
     ] {
-        let said = holds.map_or_else(|| Said::Skipped(lacking.to_owned()), Said::as_it_should_be);
+        let said = holds.map_or_else(|| Said::Skipped(lacking.to_owned()), Said::of);
         tally.count(&format!("{who:<18} {what}"), said);
     }
     let Tally { passed, failed, skipped } = tally;
@@ -174,9 +175,9 @@ fn run_case(index: usize, case: &Case, posture: &Posture, target: &Target) -> Sa
     if case.takes == Takes::Scopes && !posture.landlock_scopes {
         let detail = posture.findings.iter().find(|finding| finding.layer == Layer::Landlock);
         return if detail.is_some_and(|finding| finding.detail.contains("without scopes")) {
-            Said::Passed("succeeds, as the posture says".to_owned())
+            Said::Passed("not judged: Landlock has no scopes here, and the posture says so".to_owned())
         } else {
-            Said::Failed("the posture hides it".to_owned())
+            Said::Failed("Landlock has no scopes here, and the posture does not say so".to_owned())
         };
     }
     if matches!(on, Verdict::Blocked(_)) && off == Verdict::Succeeded {

@@ -97,8 +97,8 @@ fn holds_archive(dir: &Path) -> bool {
 }
 
 impl Archive {
-    /// The archive's checksum; empty if no checksum is beside the archive. The `v8` crate compares
-    /// checksums to notice another archive.
+    /// The archive's checksum; empty if no checksum is beside the archive. The `v8` crate's build
+    /// script refuses an archive with another checksum.
     pub(crate) fn sha256(&self) -> String {
         let sums = fs::read_to_string(self.dir.join("SHA256SUMS")).unwrap_or_default();
         let line = sums.lines().find_map(|line| line.strip_suffix(ARCHIVE));
