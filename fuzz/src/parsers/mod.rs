@@ -17,12 +17,15 @@ mod draw;
 pub mod runner;
 pub mod targets;
 
-use std::time::Instant;
+use std::collections::VecDeque;
+use std::num::NonZeroUsize;
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, ensure};
 use clap::Args;
 
-use crate::Budget;
+use crate::{Budget, Finding};
 use runner::Runner;
 use targets::{TARGETS, Target};
 
@@ -66,9 +69,11 @@ pub fn run(options: &Options) -> anyhow::Result<()> {
             runner::case(target, &input).map_err(|said| anyhow::anyhow!("{}: {said}", target.name))
         });
     }
-    runner::quietly(|| {
-        chosen.into_iter().try_for_each(|target| if options.smoke { smoke(target) } else { fuzz(target, options) })
-    })
+    runner::quietly(
+        || {
+            if options.smoke { chosen.into_iter().try_for_each(smoke) } else { fuzz(chosen, options.budget) }
+        },
+    )
 }
 
 /// Runs a target over its corpus and over the new cases of the smoke test.
@@ -86,17 +91,61 @@ pub fn smoke(target: &'static Target) -> anyhow::Result<()> {
     Ok(())
 }
 
-fn fuzz(target: &'static Target, options: &Options) -> anyhow::Result<()> {
-    let (seed, from) = (options.budget.seed(), options.budget.from);
-    println!("{}: --seed {seed} --from {from}", target.name);
-    let mut runner = Runner::new(target, seed, from)?;
-    runner.repeat()?;
-    let until = options.budget.ends();
-    while Instant::now() < until {
-        runner.next()?;
+fn fuzz(targets: Vec<&'static Target>, budget: Budget) -> anyhow::Result<()> {
+    let (seed, from, left) = (budget.seed(), budget.from, Duration::from_secs_f64(budget.minutes * 60.0));
+    println!("--seed {seed} --from {from}");
+    let mut round = Round::default();
+    for target in targets {
+        let runner = Runner::new(target, seed, from)?;
+        runner.repeat()?;
+        round.waiting.get_mut().unwrap_or_else(PoisonError::into_inner).push_back((runner, left));
     }
-    println!("{}: {} cases; go on with --seed {seed} --from {}", target.name, runner.at - from, runner.at);
-    Ok(())
+    let processors = std::thread::available_parallelism().map_or(1, NonZeroUsize::get);
+    std::thread::scope(|scope| {
+        (0..processors).for_each(|_| drop(scope.spawn(|| round.work())));
+    });
+    let found = round.found.into_inner().unwrap_or_else(PoisonError::into_inner);
+    found.map_or(Ok(()), |finding| Err(finding.into()))
+}
+
+/// How long a target runs before it is another one's turn: a defect is found soon, whichever target
+/// finds it.
+const TURN: Duration = Duration::from_secs(1);
+
+/// Targets that run in turns, one on each processor at a time.
+#[derive(Default)]
+struct Round {
+    /// The runs whose turn it is next, each with the time that it has left.
+    waiting: Mutex<VecDeque<(Runner, Duration)>>,
+    found: Mutex<Option<Finding>>,
+}
+
+impl Round {
+    fn waiting(&self) -> MutexGuard<'_, VecDeque<(Runner, Duration)>> {
+        self.waiting.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn found(&self) -> MutexGuard<'_, Option<Finding>> {
+        self.found.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Gives turns until no run is waiting, or something is found.
+    fn work(&self) {
+        while self.found().is_none() {
+            let Some((mut runner, left)) = self.waiting().pop_front() else { return };
+            let begun = Instant::now();
+            while begun.elapsed() < TURN.min(left) {
+                if let Err(finding) = runner.next() {
+                    self.found().get_or_insert(finding);
+                    return;
+                }
+            }
+            match left.saturating_sub(begun.elapsed()) {
+                Duration::ZERO => println!("{}", runner.done()),
+                left => self.waiting().push_back((runner, left)),
+            }
+        }
+    }
 }
 
 #[cfg(test)]

@@ -21,6 +21,8 @@ pub struct Runner {
     target: &'static Target,
     corpus: Corpus,
     seed: u64,
+    /// The number of the first case.
+    from: u64,
     /// The number of the next case.
     pub at: u64,
 }
@@ -60,7 +62,7 @@ impl Runner {
     /// # Errors
     /// The corpus cannot be read.
     pub fn new(target: &'static Target, seed: u64, from: u64) -> anyhow::Result<Self> {
-        Ok(Self { target, corpus: Corpus::read(target.name)?, seed, at: from })
+        Ok(Self { target, corpus: Corpus::read(target.name)?, seed, from, at: from })
     }
 
     /// Runs every case of the corpus. Returns how many there are.
@@ -91,6 +93,13 @@ impl Runner {
         self.at += 1;
         let input = self.corpus.make(&mut rng);
         case(self.target, &input).map_err(|said| self.found(input, said))
+    }
+
+    /// How many cases there were, and how to go on.
+    #[must_use]
+    pub fn done(&self) -> String {
+        let Self { target, seed, from, at, .. } = self;
+        format!("{}: {} cases; go on with --seed {seed} --from {at}", target.name, at - from)
     }
 
     fn found(&self, input: Vec<u8>, mut said: String) -> Finding {

@@ -150,10 +150,10 @@ impl Copy {
         let mut limit = f64::from(minutes);
         if fault.found_by == "parsers" {
             build(&["-p", "enisle-fuzz", "--bin", "enisle-fuzz"])?;
-            // The targets run one after another, each for `--minutes`. So each gets its part of the
-            // limit.
+            // `--minutes` is the time of each target, and each processor runs one target at a time.
             let targets = output(Command::new(programs.join("enisle-fuzz")).args(["parsers", "--list"]))?;
-            limit /= f64::from(u32::try_from(targets.lines().count().max(1))?);
+            let processors = std::thread::available_parallelism().map_or(1, std::num::NonZeroUsize::get);
+            limit *= f64::from(u32::try_from(processors)?) / f64::from(u32::try_from(targets.lines().count().max(1))?);
         } else {
             build(&["--workspace", "--bins"])?;
             build(&["-p", "enisle-worker", "--features", "attack-natives", "--bin", "enisle-worker-attack"])?;

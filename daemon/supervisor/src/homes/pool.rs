@@ -212,7 +212,7 @@ impl Pool {
                 match entries.give_standby(level, Owner { uid, held }) {
                     Ok(id) => id,
                     Err(owner) => {
-                        self.make_room_of_standby(&mut entries);
+                        self.make_room_of_standby(&mut entries, level);
                         entries.add(Entry::new(Some(owner), level))
                     }
                 }
@@ -379,11 +379,13 @@ impl Pool {
         !closed.is_empty()
     }
 
-    /// Ends one worker on standby if there are as many workers as there may be: a tenant needs room
-    /// for one.
-    fn make_room_of_standby(&self, entries: &mut Entries) {
-        if entries.by_id.len() >= self.bounds.processes
-            && let Some(entry) = entries.take_out_standby(|_| true)
+    /// Ends one worker on standby if there are as many workers as there may be, of all or of those
+    /// for a single tenant: a tenant needs room for one of this level.
+    fn make_room_of_standby(&self, entries: &mut Entries, level: Level) {
+        let is_full = entries.by_id.len() >= self.bounds.processes;
+        let alone_is_full = level.is_alone() && entries.alone() >= self.bounds.alone;
+        if (is_full || alone_is_full)
+            && let Some(entry) = entries.take_out_standby(|entry| !alone_is_full || entry.level.is_alone())
         {
             self.end_standby(&entry);
         }
@@ -448,6 +450,11 @@ impl Drop for Reservation<'_> {
         }
         let mut entries = self.pool.lock();
         let Some(entry) = entries.by_id.get_mut(&self.entry) else { return };
+        // A worker that died on the way is buried like any other, with the tenant's name.
+        if entry.is_dead() {
+            drop(entries);
+            return self.pool.bury_dead();
+        }
         entry.moved_out(self.slot);
         if !entry.is_empty() {
             return;

@@ -75,6 +75,7 @@ impl Standby {
                 if !ends {
                     worker.misbehaves(Signal::Protocol);
                     worker.kill(format!("the thread in slot {}: {why}", slot.0));
+                    worker.death().await;
                 }
                 Err(NotPrepared::Thread(why))
             }
