@@ -38,10 +38,11 @@ const PATIENCE: Duration = Duration::from_secs(30);
 
 /// A configuration with a bound of some 2.3 GiB for a worker, whose memory is measured as often as
 /// the daemon allows.
+/// Nothing is on standby: a thread that is made ready beside the tenants would fail first.
 fn config(memory: &str) -> String {
     let worker = attack_worker().display().to_string();
     format!(
-        "[workers]\nshare_without_keys = true\nmax_memory_mb = 16\nprogram = {worker:?}\n\
+        "[workers]\nshare_without_keys = true\nstandby = 0\nmax_memory_mb = 16\nprogram = {worker:?}\n\
          [defaults.limits]\nmemory_mb = 16\ncpu_ms = 20000\nwall_ms = 60000\n\
          [cordon.rules.shape]\nwindow_ms = 100\n[cordon.rules.memory]\n{memory}\n{UNNOTICED}"
     )

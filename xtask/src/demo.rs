@@ -100,7 +100,9 @@ fn layers(connection: &mut Connection) -> Result<()> {
     }
     println!("    {}", info["posture"]["consequence"].as_str().unwrap_or("?"));
     let workers = connection.get("/v1/workers")?;
-    let Some(pid) = workers["workers"][0]["pid"].as_u64() else { return Ok(()) };
+    let mut workers = workers["workers"].as_array().into_iter().flatten();
+    let with_tenants = workers.find(|worker| worker["tenants"].as_array().is_some_and(|tenants| !tenants.is_empty()));
+    let Some(pid) = with_tenants.and_then(|worker| worker["pid"].as_u64()) else { return Ok(()) };
     let status = fs::read_to_string(format!("/proc/{pid}/status"))?;
     println!("\nwhat the kernel reports of the worker (/proc/{pid}/status):");
     for name in ["Uid", "CapEff", "CapBnd", "NoNewPrivs", "Seccomp", "Seccomp_filters", "NSpid"] {

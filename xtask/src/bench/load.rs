@@ -276,6 +276,7 @@ fn await_warm(connection: &mut Connection) -> Result<Vec<u64>> {
                 .as_array()
                 .into_iter()
                 .flatten()
+                .filter(|worker| worker["tenants"].as_array().is_some_and(|tenants| !tenants.is_empty()))
                 .filter_map(|worker| worker["pid"].as_u64())
                 .collect());
         }

@@ -70,6 +70,17 @@ pub(crate) struct Exit {
     pub(super) computed: Option<(Slot, Duration)>,
 }
 
+/// Who was in a process.
+#[derive(Debug, Clone)]
+pub(super) struct Company {
+    /// The slots whose tenants are there.
+    pub(super) here: Vec<Slot>,
+    /// The slots that tenants ever took.
+    pub(super) ever: Vec<Slot>,
+    /// Whether only one tenant was ever there.
+    pub(super) was_one_tenants: bool,
+}
+
 impl Exit {
     /// Reaches a verdict from how the process ended, which tenants were there, how much of its
     /// bound the process had left, and which slot holds most (computed only if the verdict depends
@@ -77,15 +88,15 @@ impl Exit {
     pub(super) fn judge(
         death: Death,
         (ending, slot): (Ending, Option<Slot>),
-        here: Vec<Slot>,
-        was_one_tenants: bool,
+        Company { here, ever, was_one_tenants }: Company,
         room: Room,
         largest: impl FnOnce() -> Option<Slot>,
     ) -> Self {
         let thread = match slot {
             Some(slot) if here.contains(&slot) => Thread::Here,
-            Some(_) => Thread::NotLiving,
-            None => Thread::Unknown,
+            Some(slot) if ever.contains(&slot) => Thread::NotLiving,
+            // A thread on standby is the process's own: whoever was there may have made it fail.
+            Some(_) | None => Thread::Unknown,
         };
         let verdict = enisle_cordon::blame(ending, thread, !was_one_tenants, room);
         let largest = (verdict == Verdict::WantOfMemory).then(largest).flatten();
@@ -113,6 +124,26 @@ mod tests {
 
     fn zone() -> Zone {
         Zone::place(2, || 1)
+    }
+
+    /// These tenants are there, of two that ever were.
+    fn company(here: Vec<Slot>) -> Company {
+        Company { here, ever: vec![A, B], was_one_tenants: false }
+    }
+
+    /// Otherwise an attacker could fill the memory until a thread on standby fails, again and again.
+    #[test]
+    fn a_thread_on_standby_is_the_processs_own() {
+        let standby = Slot(2);
+        let gave_up = (Ending::GaveUp { certain: false }, Some(standby));
+        let judge = |room| Exit::judge(Death::GaveUp, gave_up, company(vec![A, B]), room, || Some(A)).consequence;
+        assert_eq!(judge(Room::Near), Consequence::KeepApart(A));
+        assert!(matches!(judge(Room::Plenty), Consequence::Bisect(..)), "{:?}", judge(Room::Plenty));
+        let alone = Company { here: Vec::new(), ever: Vec::new(), was_one_tenants: true };
+        assert!(matches!(
+            Exit::judge(Death::GaveUp, gave_up, alone, Room::Plenty, || None).consequence,
+            Consequence::Nothing | Consequence::Bisect(..)
+        ));
     }
 
     fn killed() -> Death {
@@ -146,7 +177,7 @@ mod tests {
     #[test]
     fn a_tenant_that_has_left_is_not_blamed() {
         let did = (Ending::Did(Signal::HardKill), Some(B));
-        let judge = |here| Exit::judge(killed(), did, here, false, Room::Plenty, || None).consequence;
+        let judge = |here| Exit::judge(killed(), did, company(here), Room::Plenty, || None).consequence;
         assert_eq!(judge(vec![A]), Consequence::Nothing);
         assert_eq!(judge(vec![A, B]), Consequence::Blame(B, Seen::in_company(Signal::HardKill)));
     }
@@ -155,7 +186,7 @@ mod tests {
     fn the_largest_holder_is_computed_only_for_want_of_memory() {
         let out_of_memory = (Ending::OutOfMemory { certain: false }, Some(A));
         let judge = |room, largest: fn() -> Option<Slot>| {
-            Exit::judge(Death::OutOfMemory, out_of_memory, vec![A, B], false, room, largest).consequence
+            Exit::judge(Death::OutOfMemory, out_of_memory, company(vec![A, B]), room, largest).consequence
         };
         assert_eq!(judge(Room::Near, || Some(B)), Consequence::KeepApart(B));
         let unasked = judge(Room::Plenty, || unreachable!("the largest holder does not matter here"));

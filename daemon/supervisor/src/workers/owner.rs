@@ -29,7 +29,7 @@ use crate::events::{EventKind, Events};
 use crate::workers::birth::{Blueprint, Newborn, START_TIMEOUT, StartError};
 use crate::workers::channel::send;
 use crate::workers::death::Death;
-use crate::workers::exit::{Evidence, Exit};
+use crate::workers::exit::{Company, Evidence, Exit};
 use crate::workers::holdings::Holdings;
 use crate::workers::inspection::{Inspected, Inspection};
 use crate::workers::listeners::Listeners;
@@ -176,7 +176,8 @@ impl Owner {
         };
         // Tenants that have left count too: what they took outside their islands is still held.
         let largest = || worker.memory().largest(&ever);
-        let exit = Exit::judge(death, (ending, slot), here, worker.was_one_tenants(), room, largest);
+        let company = Company { here, ever: ever.clone(), was_one_tenants: worker.was_one_tenants() };
+        let exit = Exit::judge(death, (ending, slot), company, room, largest);
         Exit { computed: computed.or(on_record), ..exit }
     }
 
