@@ -89,6 +89,11 @@ impl Pool {
         if to_prepare.is_some() {
             return to_prepare;
         }
+        // Tenants that wait come first. Otherwise a client that abandons one start after the other
+        // would have more processes started than the turns of its uid allow.
+        if self.starter.is_busy() {
+            return None;
+        }
         for level in [Level::Shared, Level::Solo, Level::Sealed] {
             let wanted = self.demand.wanted(level, now, most);
             while entries.on_standby(level) > wanted

@@ -448,6 +448,7 @@ impl Drop for Reservation<'_> {
         if self.kept {
             return;
         }
+        self.pool.demand.note_change();
         let mut entries = self.pool.lock();
         let Some(entry) = entries.by_id.get_mut(&self.entry) else { return };
         // A worker that died on the way is buried like any other, with the tenant's name.

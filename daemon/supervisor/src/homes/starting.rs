@@ -39,6 +39,12 @@ impl Starter {
         self.blueprint.slots(level)
     }
 
+    /// Whether a process is being started for a tenant, or one that was started for a tenant that
+    /// has gone is still being ended.
+    pub(super) fn is_busy(&self) -> bool {
+        self.turns.are_taken()
+    }
+
     /// Starts a process in its uid's turn. A start that has begun continues when the client
     /// disconnects, and the uid's share is held until the start is over: abandoned starts are not
     /// free. A process on standby is started for no uid, and waits for no turn.

@@ -10,13 +10,19 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 #[derive(Debug)]
 pub(crate) struct Turns {
     all: Arc<Semaphore>,
+    most: usize,
     each: usize,
     of: Mutex<BTreeMap<u32, Arc<Semaphore>>>,
 }
 
 impl Turns {
     pub(crate) fn new(all: usize, each: usize) -> Self {
-        Self { all: Arc::new(Semaphore::new(all)), each, of: Mutex::default() }
+        Self { all: Arc::new(Semaphore::new(all)), most: all, each, of: Mutex::default() }
+    }
+
+    /// Whether any turn is taken.
+    pub(crate) fn are_taken(&self) -> bool {
+        self.all.available_permits() < self.most
     }
 
     /// Waits for a turn of the uid. The turn ends when the returned value is dropped.

@@ -131,7 +131,7 @@ mod tests {
         Company { here, ever: vec![A, B], was_one_tenants: false }
     }
 
-    /// Otherwise an attacker could fill the memory until a thread on standby fails, again and again.
+    /// Otherwise an attacker could fill the memory until a thread on standby fails, unpunished.
     #[test]
     fn a_thread_on_standby_is_the_processs_own() {
         let standby = Slot(2);
