@@ -412,7 +412,7 @@ const EACH: usize = 2;
 
 fn stranger(options: Options) -> Result<String, String> {
     // Workers that are started ahead would count as well.
-    let ground = Ground::start(&format!("[workers]\nstandby = 0\n{PATIENT}"));
+    let ground = Ground::start(&format!("standby = 0\n{PATIENT}"));
     ground.victim.served("good-1", "()=>1")?;
     // A connection over the bound may be closed or left waiting: only what the daemon holds counts.
     let descriptors = || std::fs::read_dir(format!("/proc/{}/fd", ground.daemon.pid())).map_or(0, Iterator::count);

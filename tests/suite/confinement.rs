@@ -31,7 +31,8 @@ fn scheduling_policy(stat: &str) -> libc::c_int {
 
 #[test]
 fn the_kernel_confirms_that_a_worker_is_confined() {
-    let daemon = Daemon::start(SHARING);
+    // A thread that is being made ready for the next tenant would be listed as well.
+    let daemon = Daemon::start(&format!("{SHARING}standby = 0\n"));
     daemon.run("t", "() => 1");
     let proc = format!("/proc/{}", daemon.worker_of("t"));
     // A thread sets its own name after it has started.
