@@ -13,7 +13,7 @@ const MOST_PART: usize = 4;
 /// What decides how many places are on standby.
 #[derive(Debug)]
 pub(crate) struct Demand {
-    /// Workers for tenants that share, while nobody arrives; none of any kind if it is 0.
+    /// Workers for tenants that share, while nobody arrives. At 0 nothing is made ready.
     least: usize,
     /// What an isolate may use that is made for a tenant not known yet, at the levels that are not
     /// sealed, and sealed.
@@ -31,6 +31,11 @@ impl Demand {
 
     pub(super) fn arrivals(&self) -> MutexGuard<'_, Arrivals> {
         self.arrivals.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Whether no place is made ready before a tenant needs it.
+    pub(super) fn is_off(&self) -> bool {
+        self.least == 0
     }
 
     /// A tenant needs a place.
@@ -57,7 +62,6 @@ impl Demand {
     pub(super) fn wanted(&self, level: Level, now: Time, processes: usize) -> usize {
         let most = (processes / MOST_PART).max(1);
         match level {
-            _ if self.least == 0 => 0,
             Level::Shared => wanted(*self.arrivals(), now, Stock { least: self.least, most: most.max(self.least) }),
             Level::Solo | Level::Sealed => 1,
             Level::Expelled => 0,

@@ -76,6 +76,9 @@ impl Pool {
 
     /// Decides what to do next, and ends workers on standby that are not wanted any more.
     fn next_task(&self) -> Option<Task> {
+        if self.demand.is_off() {
+            return None;
+        }
         self.bury_dead();
         let (now, most) = (clock::monotonic(), self.bounds.processes);
         let mut entries = self.lock();
