@@ -5,6 +5,7 @@
 use std::collections::BTreeSet;
 
 use enisle_tests::rig::Rig;
+use enisle_tests::{PATIENCE, wait};
 use nix::sys::ptrace;
 use nix::sys::signal::{Signal, kill};
 use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
@@ -154,12 +155,19 @@ fn trace(worker: Pid) -> nix::Result<()> {
         let Ok(thread) = thread.file_name().to_string_lossy().parse() else { continue };
         let thread = Pid::from_raw(thread);
         match ptrace::seize(thread, options).and_then(|()| ptrace::interrupt(thread)) {
-            // ESRCH: the thread has ended since the folder was read.
+            // ESRCH: the thread has ended since the folder was read. EPERM: it is just ending.
             Ok(()) | Err(nix::Error::ESRCH) => {}
+            Err(nix::Error::EPERM) if wait::within(PATIENCE, || has_ended(worker, thread)) => {}
             Err(error) => return Err(error),
         }
     }
     Ok(())
+}
+
+/// Whether a thread of the process has ended, even if the kernel has not forgotten it yet.
+fn has_ended(worker: Pid, thread: Pid) -> bool {
+    let stat = std::fs::read_to_string(format!("/proc/{worker}/task/{thread}/stat"));
+    stat.map_or(true, |stat| stat.contains(") X ") || stat.contains(") Z "))
 }
 
 /// Tenants move in, work, and move out.
