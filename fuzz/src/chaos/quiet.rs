@@ -116,14 +116,17 @@ fn leaks(world: &World) -> Result<()> {
     let pid = world.ground().pid().context("there is no daemon")?;
     let processes = world.ground().workers().len();
     let homes = tenants(world)?.values().filter(|row| !row["resident"].is_null()).count();
-    let most = OWN_DESCRIPTORS + 5 * processes + homes;
+    // Each place on standby has a channel, as each home has.
+    let ready = listed(world)?.iter().filter_map(|worker| worker["placesReady"].as_u64()).sum::<u64>();
+    let most = OWN_DESCRIPTORS + 5 * processes + homes + usize::try_from(ready)?;
     let mut open = 0;
     let few = || {
         open = ground::descriptors(pid);
         open <= most
     };
     if !within(GIVEN_BACK, few) {
-        world.found("leak", format!("{open} descriptors with {processes} processes and {homes} homes"));
+        let there = format!("{processes} processes, {homes} homes and {ready} places on standby");
+        world.found("leak", format!("{open} descriptors with {there}"));
     }
     let held = ground::status_of(pid, "VmRSS").unwrap_or_default();
     if held > MOST_KIB {
@@ -185,9 +188,14 @@ fn described(world: &World, tenant: &str) -> Result<Option<Value>> {
     }
 }
 
-fn workers(world: &World) -> Result<BTreeSet<i64>> {
+/// The workers that the daemon lists.
+pub(crate) fn listed(world: &World) -> Result<Vec<Value>> {
     let page = world.ground().get("/v1/workers")?;
-    Ok(page["workers"].as_array().into_iter().flatten().filter_map(|worker| worker["pid"].as_i64()).collect())
+    Ok(page["workers"].as_array().cloned().unwrap_or_default())
+}
+
+fn workers(world: &World) -> Result<BTreeSet<i64>> {
+    Ok(listed(world)?.iter().filter_map(|worker| worker["pid"].as_i64()).collect())
 }
 
 /// The events that the current life of the daemon remembers.

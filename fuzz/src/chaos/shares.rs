@@ -10,6 +10,7 @@ use serde_json::json;
 
 use super::ground::{BODY_MIB, CONNECTIONS, MOST_WORKERS, SCRIPT_MIB};
 use super::load::World;
+use super::quiet::listed;
 
 /// How long the daemon may take to give back what nothing uses any more.
 pub(crate) const GIVEN_BACK: Duration = Duration::from_secs(15);
@@ -21,6 +22,7 @@ const BESIDE: usize = 96 << 10;
 
 pub(crate) fn check(world: &World) {
     connections(world);
+    homes(world);
     // The share is half of the pool, and a body is charged twice.
     let half = (BODY_MIB << 20) / 2 / 2;
     bytes(world, "a body", half, &[200], &[413], |code| {
@@ -34,11 +36,24 @@ pub(crate) fn check(world: &World) {
     let _ = world.ground().ask("DELETE", &path, b"");
 }
 
-/// Checks that the uid has no more worker processes than its share. This holds at any time.
+/// The most workers that may be on standby. They are no uid's.
+const MOST_STANDBY: usize = MOST_WORKERS / 4;
+
+/// Checks that there are no more worker processes than the uid's share and those on standby. This
+/// holds at any time.
 pub(crate) fn processes(world: &World) {
     let processes = world.ground().workers().len();
-    if processes > MOST_WORKERS / 2 {
+    if processes > MOST_WORKERS / 2 + MOST_STANDBY {
         world.found("share", format!("one uid has {processes} of {MOST_WORKERS} processes, more than half"));
+    }
+}
+
+/// Checks that the uid's tenants live in no more processes than its share.
+fn homes(world: &World) {
+    let Ok(workers) = listed(world) else { return };
+    let inhabited = workers.iter().filter(|worker| worker["tenants"] != json!([])).count();
+    if inhabited > MOST_WORKERS / 2 {
+        world.found("share", format!("one uid's tenants live in {inhabited} of {MOST_WORKERS} processes"));
     }
 }
 
