@@ -59,6 +59,9 @@ pub struct Ledger {
     workers: BTreeSet<u64>,
     accused: BTreeSet<String>,
     named: BTreeSet<String>,
+    /// The tenants some of whose evidence is merged into an event with a `count`, which names only
+    /// the first worker.
+    merged: BTreeSet<String>,
     /// Tenants of processes that died without a record of the thread.
     unrecorded: BTreeSet<String>,
     died: BTreeMap<u64, usize>,
@@ -152,6 +155,7 @@ impl Ledger {
 
     fn noted(&mut self, event: &Value, tenant: Option<&str>) {
         self.workers.extend(event["worker"].as_u64());
+        self.merged.extend(tenant.filter(|_| event["count"].as_u64() > Some(1)).map(str::to_owned));
         self.accused.extend(tenant.map(str::to_owned));
     }
 
@@ -207,7 +211,7 @@ impl Ledger {
     /// Whether all evidence has come.
     pub fn is_settled(&mut self) -> bool {
         let (workers, accused, named) = (&self.workers, &self.accused, &self.named);
-        let unrecorded = &self.unrecorded;
+        let (unrecorded, merged) = (&self.unrecorded, &self.merged);
         self.owed.retain(|owed| {
             let is_known = |tenant: &String| {
                 accused.contains(tenant)
@@ -215,7 +219,7 @@ impl Ledger {
             };
             let is_named = match owed.worker {
                 Some(worker) if workers.contains(&worker) => true,
-                Some(_) if !owed.is_decision_enough => false,
+                Some(_) if !owed.is_decision_enough => owed.tenants.iter().any(|tenant| merged.contains(tenant)),
                 _ => owed.tenants.iter().any(|tenant| is_attacker(tenant) && is_known(tenant)),
             };
             !is_named
@@ -328,6 +332,12 @@ mod tests {
         assert!(decided.is_settled(), "a death without a record has consequences only");
         decided.event(&fault);
         assert!(!decided.is_settled(), "a recorded fault is an event");
+        let mut merged = refused(&json!(A), "thread-filter", 57);
+        decided.event(&merged);
+        assert!(!decided.is_settled(), "that event names another worker");
+        merged["count"] = json!(2);
+        decided.event(&merged);
+        assert!(decided.is_settled(), "that event stands for another one, too");
         let mut with = ledger();
         with.event(&died);
         with.event(&refused(&json!(A), "thread-filter", 57));
