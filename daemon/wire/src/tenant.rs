@@ -120,7 +120,8 @@ pub enum ModuleKind {
 pub enum FromTenant {
     /// An isolate is warm: the next run starts at once. Carries the CPU time that the thread used
     /// since the end of the last run, to dispose of what was left and to make the isolate. In the
-    /// first `Ready` that time is the cost of starting the thread, which no tenant is charged for.
+    /// first `Ready` that time is the cost of starting the thread. The tenant that takes the slot
+    /// is charged for it.
     Ready {
         cpu_us: u64,
     },

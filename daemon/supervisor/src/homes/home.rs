@@ -93,9 +93,10 @@ impl Home {
         warden: Arc<Warden>,
     ) -> Arc<Self> {
         let token = tenant.next_token();
+        let listener = worker.take(standby.slot);
         let (tickets, receive) = mpsc::channel(1);
         let (state, slot) = (Arc::<HomeState>::default(), standby.slot);
-        let speaker = Speaker::new(tenant, Arc::clone(&worker), standby, Arc::clone(&state), warden);
+        let speaker = Speaker::new(tenant, Arc::clone(&worker), standby, listener, Arc::clone(&state), warden);
         tokio::spawn(speaker.speak(receive));
         Arc::new(Self {
             worker,

@@ -119,13 +119,14 @@ impl Pool {
         uid: u32,
         until: Instant,
     ) -> Result<Arc<Home>, AdmitError> {
-        for _ in 1..TRIES {
+        let mut more = 1..TRIES;
+        loop {
             match self.admit_once(residence, level, memory_mb, uid, until).await {
-                Err(AdmitError::Start(StartError::NotReady(_)) | AdmitError::NotPrepared(NotPrepared::Thread(_))) => {}
+                Err(AdmitError::Start(StartError::NotReady(_)) | AdmitError::NotPrepared(NotPrepared::Thread(_)))
+                    if more.next().is_some() => {}
                 admitted => return admitted,
             }
         }
-        self.admit_once(residence, level, memory_mb, uid, until).await
     }
 
     async fn admit_once(
@@ -166,7 +167,6 @@ impl Pool {
             None => Standby::make(&worker, slot, memory_mb).await?,
         };
         roster.add(slot, tenant);
-        worker.take(slot);
         let home = Home::new(Arc::clone(tenant), Arc::clone(&worker), standby, uid, Arc::clone(&self.warden));
         if let Some(entry) = self.lock().by_id.get_mut(&entry) {
             entry.moved_in(slot, residence, &home);
@@ -463,10 +463,16 @@ impl Drop for Reservation<'_> {
         // A process that was never started is forgotten. A process that was started has used up a
         // slot, and is ended.
         let worker = entry.worker.get().cloned();
-        entries.by_id.remove(&self.entry);
+        let entry = entries.by_id.remove(&self.entry);
         if let Some(worker) = worker {
             self.pool.warden.events.emit(retired(&worker));
             worker.kill("no tenant lives in it any more");
+            // The uid holds its part of the supplies until the process is dead: abandoned requests
+            // are not free.
+            tokio::spawn(async move {
+                worker.death().await;
+                drop(entry);
+            });
         }
     }
 }

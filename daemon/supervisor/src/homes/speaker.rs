@@ -86,10 +86,11 @@ impl Speaker {
         tenant: Arc<Tenant>,
         worker: Arc<Worker>,
         standby: Standby,
+        listener: Listener,
         state: Arc<HomeState>,
         warden: Arc<Warden>,
     ) -> Self {
-        let Standby { slot, read, write, listener, session, cpu_us } = standby;
+        let Standby { slot, read, write, session, cpu_us } = standby;
         tenant.usage().add_cpu(cpu_us);
         Self {
             tenant,

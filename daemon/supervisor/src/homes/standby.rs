@@ -17,7 +17,6 @@ use tokio::net::unix::OwnedWriteHalf;
 
 use crate::homes::frames::{FrameReader, Heard};
 use crate::workers::birth::START_TIMEOUT;
-use crate::workers::listeners::Listener;
 use crate::workers::process::Worker;
 
 /// A slot that is ready for a tenant, and the connection to its thread.
@@ -26,7 +25,6 @@ pub(crate) struct Standby {
     pub(super) slot: Slot,
     pub(super) read: FrameReader,
     pub(super) write: OwnedWriteHalf,
-    pub(super) listener: Listener,
     pub(super) session: Session,
     /// The CPU time that making it took, which the tenant that takes it is charged.
     pub(super) cpu_us: u64,
@@ -62,15 +60,13 @@ impl Standby {
         let (ours, theirs) = StdUnixStream::pair().map_err(NotPrepared::Channel)?;
         ours.set_nonblocking(true).map_err(NotPrepared::Channel)?;
         let ours = UnixStream::from_std(ours).map_err(NotPrepared::Channel)?;
-        let listener = worker.prepare(Admit { slot, memory_mb }, theirs.into());
+        worker.prepare(Admit { slot, memory_mb }, theirs.into());
         let (read, write) = ours.into_split();
-        let mut standby =
-            Self { slot, read: FrameReader::spawn(read), write, listener, session: Session::default(), cpu_us: 0 };
+        let (read, session) = (FrameReader::spawn(read), Session::default());
+        let mut standby = Self { slot, read, write, session, cpu_us: 0 };
         match standby.first_word(worker).await {
             Ok(cpu_us) => Ok(Self { cpu_us, ..standby }),
             Err(why) => {
-                // The end of the process is not judged before its channels have ended.
-                drop(standby);
                 let ends = why == Failure::Closed && tokio::time::timeout(ENDS_WITHIN, worker.death()).await.is_ok();
                 if !ends {
                     worker.misbehaves(Signal::Protocol);

@@ -91,17 +91,18 @@ impl Worker {
         self.owner.set(uid).is_ok()
     }
 
-    /// Has the worker start a thread in a slot. If the process ends, the owner waits for the
-    /// listener to be dropped, for a bounded time, before it judges that end.
-    pub(crate) fn prepare(&self, admit: Admit, channel: OwnedFd) -> Listener {
+    /// Has the worker start a thread in a slot.
+    pub(crate) fn prepare(&self, admit: Admit, channel: OwnedFd) {
         self.slots().prepare(admit.slot);
         self.command(Command::Admit { admit, channel });
-        self.listeners.one_more()
     }
 
-    /// A tenant takes a slot whose thread is ready.
-    pub(crate) fn take(&self, slot: Slot) {
+    /// A tenant takes a slot whose thread is ready. If the process ends, the owner waits for the
+    /// listener to be dropped, for a bounded time, before it judges that end. The end never waits
+    /// for a slot on standby: nobody reads what its thread sends.
+    pub(crate) fn take(&self, slot: Slot) -> Listener {
         self.slots().take(slot);
+        self.listeners.one_more()
     }
 
     pub(crate) fn cancel(&self, slot: Slot, run: RunId) {
