@@ -9,7 +9,7 @@ use enisle_tests::{PATIENCE, wait};
 use nix::sys::ptrace;
 use nix::sys::signal::{Signal, kill};
 use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
-use nix::unistd::Pid;
+use nix::unistd::{Pid, gettid};
 use serde_json::{Value, json};
 
 use crate::Bench;
@@ -148,26 +148,41 @@ fn watch(rig: &mut Rig) -> nix::Result<Seen> {
     })
 }
 
-/// Starts to trace every thread of the process.
+/// Starts to trace every thread of the process. A thread that is not traced yet may start another
+/// one at any time, so this reads the folder of threads again until it holds no new one.
 fn trace(worker: Pid) -> nix::Result<()> {
     let options = ptrace::Options::PTRACE_O_TRACESYSGOOD | ptrace::Options::PTRACE_O_TRACECLONE;
-    for thread in std::fs::read_dir(format!("/proc/{worker}/task")).into_iter().flatten().flatten() {
-        let Ok(thread) = thread.file_name().to_string_lossy().parse() else { continue };
-        let thread = Pid::from_raw(thread);
-        match ptrace::seize(thread, options).and_then(|()| ptrace::interrupt(thread)) {
-            // ESRCH: the thread has ended since the folder was read. EPERM: it is just ending.
-            Ok(()) | Err(nix::Error::ESRCH) => {}
-            Err(nix::Error::EPERM) if wait::within(PATIENCE, || has_ended(worker, thread)) => {}
-            Err(error) => return Err(error),
+    let mut traced = BTreeSet::new();
+    loop {
+        let new: Vec<_> = threads(worker).filter(|thread| !traced.contains(thread)).collect();
+        if new.is_empty() {
+            return Ok(());
+        }
+        for thread in new {
+            match ptrace::seize(thread, options).and_then(|()| ptrace::interrupt(thread)) {
+                // ESRCH: the thread has ended since the folder was read.
+                Ok(()) | Err(nix::Error::ESRCH) => {}
+                // EPERM: a traced thread started this one, so the kernel traces it already; or the
+                // thread is just ending.
+                Err(nix::Error::EPERM) if wait::within(PATIENCE, || is_traced_or_gone(worker, thread)) => {}
+                Err(error) => return Err(error),
+            }
+            traced.insert(thread);
         }
     }
-    Ok(())
 }
 
-/// Whether a thread of the process has ended, even if the kernel has not forgotten it yet.
-fn has_ended(worker: Pid, thread: Pid) -> bool {
-    let stat = std::fs::read_to_string(format!("/proc/{worker}/task/{thread}/stat"));
-    stat.map_or(true, |stat| stat.contains(") X ") || stat.contains(") Z "))
+fn threads(worker: Pid) -> impl Iterator<Item = Pid> {
+    let tasks = std::fs::read_dir(format!("/proc/{worker}/task")).into_iter().flatten().flatten();
+    tasks.filter_map(|task| task.file_name().to_string_lossy().parse().ok().map(Pid::from_raw))
+}
+
+/// Whether the calling thread traces this thread of the process, or the thread has ended, even if
+/// the kernel has not forgotten it yet.
+fn is_traced_or_gone(worker: Pid, thread: Pid) -> bool {
+    let Ok(status) = std::fs::read_to_string(format!("/proc/{worker}/task/{thread}/status")) else { return true };
+    let value = |name| status.lines().find_map(|line| line.strip_prefix(name)).map_or("", str::trim);
+    value("TracerPid:") == gettid().to_string() || value("State:").starts_with(['X', 'Z'])
 }
 
 /// Tenants move in, work, and move out.
