@@ -73,7 +73,16 @@ pub fn verify(pid: Pid, expected: &Expected<'_>) -> io::Result<Vec<Finding>> {
     findings.namespaces(&proc)?;
     findings.descriptors(&proc)?;
     for thread in fs::read_dir(format!("{proc}/task"))? {
-        texts.threads.push(fs::read_to_string(thread?.path().join("status"))?);
+        let thread = thread?.path();
+        let status = fs::read_to_string(thread.join("status"));
+        // Read after the status: a thread without a filter is only harmless if it ends anyway.
+        if !fs::read_to_string(thread.join("stat")).is_ok_and(|stat| !is_ending(&stat)) {
+            continue;
+        }
+        texts.threads.push(status?);
+    }
+    if texts.threads.is_empty() {
+        return Err(io::Error::new(io::ErrorKind::NotFound, "the worker has died"));
     }
     findings.texts(&texts);
     Ok(findings.list)
@@ -113,6 +122,16 @@ pub fn confined_threads(pid: Pid, layers: LayerSet) -> io::Result<usize> {
         confined += usize::from(filters(&status) >= own);
     }
     Ok(confined)
+}
+
+/// Whether a thread has begun to end (`PF_EXITING` of linux/sched.h, in the `flags` of
+/// proc_pid_stat(5)). It executes nothing of its program any more, and the kernel gives it no
+/// filter. A thread that has been joined may still be seen like this.
+fn is_ending(stat: &str) -> bool {
+    const PF_EXITING: u64 = 4;
+    // The name before the last parenthesis may contain anything.
+    let flags = stat.rsplit(')').next().and_then(|rest| rest.split_whitespace().nth(6)?.parse::<u64>().ok());
+    flags.is_some_and(|flags| flags & PF_EXITING != 0)
 }
 
 fn filters(status: &str) -> usize {
@@ -315,6 +334,24 @@ mod tests {
         assert_eq!(field(status, "Seccomp"), "2");
         assert_eq!(field(status, "Seccomp_filters"), "3");
         assert_eq!(field(status, "Sec"), "");
+    }
+
+    #[test]
+    fn a_thread_that_has_begun_to_end_is_recognised() {
+        let runs = fs::read_to_string("/proc/thread-self/stat").expect("the calling thread's");
+        assert!(!is_ending(&runs), "{runs}");
+        let mut child = std::process::Command::new("true").spawn().expect("a program that ends at once");
+        nix::sys::wait::waitid(
+            nix::sys::wait::Id::Pid(Pid::from_raw(child.id().cast_signed())),
+            nix::sys::wait::WaitPidFlag::WEXITED | nix::sys::wait::WaitPidFlag::WNOWAIT,
+        )
+        .expect("it ends");
+        let ended = fs::read_to_string(format!("/proc/{}/stat", child.id())).expect("it is not collected yet");
+        child.wait().expect("it is collected");
+        assert!(is_ending(&ended), "{ended}");
+        assert!(is_ending("7 (a) 5 4) R 1 7 7 0 -1 4194308 0"));
+        assert!(!is_ending("7 (a 4) R 1 7 7 0 -1 4194304 4"));
+        assert!(!is_ending(""));
     }
 
     #[test]

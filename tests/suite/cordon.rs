@@ -101,6 +101,24 @@ fn what_all_tenants_of_a_process_share_outlives_the_tenant_that_created_it() {
     assert!(is_alive(pid));
 }
 
+/// A process of one tenant does not use any of this before the filter is installed, so that the
+/// process starts sooner. What the first use looks up must not be in a file.
+#[test]
+fn a_process_of_one_tenant_needs_no_file_for_what_is_created_at_the_first_use() {
+    let daemon = Daemon::start("");
+    for level in ["solo", "sealed"] {
+        order(&daemon, level, level);
+        let zone = "() => [String(new Date(2020, 1, 1)), new Intl.DateTimeFormat().resolvedOptions().timeZone]";
+        let zone = daemon.run(level, zone)["result"].clone();
+        assert_eq!(zone, json!(["Sat Feb 01 2020 00:00:00 GMT+0000 (Coordinated Universal Time)", "UTC"]));
+        let result = daemon.run(level, EVERYTHING);
+        assert!(result["result"].is_number(), "{result}");
+        lives(&daemon, level, level);
+    }
+    let died: Vec<_> = daemon.events().into_iter().filter(|event| event["event"] == "workerDied").collect();
+    assert!(died.is_empty(), "{died:?}");
+}
+
 #[test]
 fn a_senseless_order_is_refused_with_a_hint_at_a_valid_one() {
     let daemon = Daemon::start(SHARING);

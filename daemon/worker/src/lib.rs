@@ -3,7 +3,8 @@
 //! 1. The first frame on descriptor 3 says which role the process takes
 //!    ([`enisle_wire::control::Start`]).
 //! 2. The process enters the jail (`enisle_hardening::jail`) while it has one thread.
-//! 3. V8 starts on the main thread, which never enters an isolate.
+//! 3. V8 starts on the main thread, which never enters an isolate. If several tenants may come, a
+//!    script first uses what V8 makes once for all of them.
 //! 4. A *host* takes the protection keys, and makes a cage for every tenant that may come, each
 //!    with a key of its own.
 //! 5. The process installs the filter (`enisle_hardening::filter`): from here on it can open,
@@ -24,6 +25,7 @@ mod watchdog;
 
 use std::process::ExitCode;
 use std::sync::Arc;
+use std::thread::JoinHandle;
 
 use enisle_hardening::islands::Zone;
 use enisle_hardening::islands::keys::pkru::Pkru;
@@ -78,6 +80,7 @@ fn run(control: &mut Control) -> Result<(), Box<dyn std::error::Error>> {
     let layers = LayerSet::from_bits(start.layers);
     let zone = Zone::from_parts(&start.zone).ok_or("the zone does not fit this machine's address space")?;
     jail::enter(&Plan::for_tenants(layers, start.data_bytes, start.max_tenants))?;
+    let measured = start::measure_processors();
     let purpose = match (start.role, start.jitless) {
         (Role::Maker, _) => Purpose::Snapshot,
         (Role::Host, false) => Purpose::Tenants,
@@ -85,14 +88,18 @@ fn run(control: &mut Control) -> Result<(), Box<dyn std::error::Error>> {
     };
     let (v8, reserved) = start::v8(&zone, purpose)?;
     start::set_signal_handlers()?;
-    start::warm_up()?;
     let speaker = control.speaker();
     if start.role == Role::Maker {
+        start::warm_up()?;
+        join(measured)?;
         seccomp_if(layers)?;
         // A thread of its own makes the snapshot: V8 asks libc for the bounds of the stack, and for
         // the main thread libc reads them from a file.
-        let made = std::thread::spawn(snapshot::make).join().map_err(|_| "making the snapshot panicked")?;
+        let made = std::thread::spawn(snapshot::make_for_hosts).join().map_err(|_| "making the snapshot panicked")?;
         return Ok(speaker.say(&FromWorker::Snapshot(made?))?);
+    }
+    if start.max_tenants > 1 {
+        start::warm_up()?;
     }
     let reported = if layers.has(Layer::Keys) {
         let (jit, record, tenants) = KeyRing::take(zone.islands().count())?.split();
@@ -110,6 +117,7 @@ fn run(control: &mut Control) -> Result<(), Box<dyn std::error::Error>> {
         Pkru::of_worker_thread(reported.jit).install();
     }
     frozen::freeze()?;
+    join(measured)?;
     seccomp_if(layers)?;
     let surroundings = Surroundings {
         snapshot: Snapshot(snapshot.ok_or("Start came without a snapshot")?),
@@ -118,6 +126,10 @@ fn run(control: &mut Control) -> Result<(), Box<dyn std::error::Error>> {
     };
     speaker.say(&FromWorker::Ready(Ready { v8: v8.to_owned(), keys: reported }))?;
     host::serve(control, speaker, surroundings, cages)
+}
+
+fn join(measured: JoinHandle<()>) -> Result<(), &'static str> {
+    measured.join().map_err(|_| "measuring the processors panicked")
 }
 
 fn seccomp_if(layers: LayerSet) -> Result<(), filter::FilterError> {

@@ -267,6 +267,11 @@ impl Entries {
         self.by_id.values().filter(nobodys).count()
     }
 
+    /// Whether a worker of a level is nobody's, and a tenant could move in at once.
+    pub(super) fn is_ready(&self, level: Level) -> bool {
+        self.by_id.values().any(|entry| entry.level == level && entry.stands_by())
+    }
+
     /// How many workers are for a single tenant, or for a tenant of that kind that may come.
     pub(super) fn alone(&self) -> usize {
         self.by_id.values().filter(|entry| entry.level.is_alone()).count()

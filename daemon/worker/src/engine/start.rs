@@ -2,13 +2,14 @@
 //! the process.
 
 use std::io;
+use std::thread::JoinHandle;
 
 use enisle_hardening::islands::Zone;
 
 use super::kernel::fill_random;
 use super::last_words;
 use super::memory::mappings::Reserved;
-use super::memory::{account, commons, date_patterns, hooks, icu_caches};
+use super::memory::{account, commons, hooks, icu_caches};
 
 /// The flags that V8 starts with in every worker. Once it has started, V8 freezes its flags
 /// (`--freeze-flags-after-init` is its default).
@@ -75,6 +76,9 @@ unsafe extern "C" {
     /// frequency, abseil measures it, which takes some ms.
     #[link_name = "_ZN4absl13base_internal19NominalCPUFrequencyEv"]
     fn processor_frequency() -> f64;
+    /// Writes the name of the default time zone in UTF-16, in ICU, in the archive.
+    #[link_name = "ucal_getDefaultTimeZone_78"]
+    fn default_time_zone(name: *mut u16, capacity: i32, error: *mut std::ffi::c_int) -> i32;
 }
 
 /// Starts V8 on the calling thread, which must be the ancestor of every thread that will enter an
@@ -98,24 +102,42 @@ pub(crate) fn v8(zone: &Zone, purpose: Purpose) -> io::Result<(&'static str, Res
     v8::V8::initialize();
     hooks::make_what_is_shared();
     icu_caches::bound()?;
-    // V8's locks ask for the number and the speed of the processors when two threads first contend
-    // for a lock, and by then the filter is installed. abseil keeps both answers, so the worker
-    // requests them now.
-    // SAFETY: the function takes nothing and may be called at any time.
-    unsafe { count_processors() };
-    // SAFETY: as above.
-    unsafe { processor_frequency() };
+    look_up_time_zone()?;
     Ok((v8::V8::get_version(), reserved))
 }
 
-/// A script that uses everything that V8 and its ICU look up in files on first use. It runs while
-/// there is no filter yet.
+/// Has ICU look up the host's time zone, which is all that ICU reads from files. ICU keeps the
+/// answer, which in the empty root is UTC.
+fn look_up_time_zone() -> io::Result<()> {
+    let (mut name, mut error) = ([0; 64], 0);
+    // SAFETY: `name` has room for 64 units; `error` says that nothing has failed yet.
+    unsafe { default_time_zone(name.as_mut_ptr(), 64, &raw mut error) };
+    if error <= 0 { Ok(()) } else { Err(io::Error::other(format!("ICU knows no time zone: error {error}"))) }
+}
+
+/// Has abseil count the processors and measure how fast they are, on a thread of its own, because
+/// it mostly sleeps. V8's locks ask for both when two threads first contend for a lock. abseil
+/// reads files then, so join this thread before the filter is installed. abseil keeps both answers.
+///
+/// Starting the first thread also makes libc install a signal handler of its own, which the filter
+/// does not let a thread do.
+pub(crate) fn measure_processors() -> JoinHandle<()> {
+    std::thread::spawn(|| {
+        // SAFETY: the function takes nothing and may be called at any time.
+        unsafe { count_processors() };
+        // SAFETY: as above.
+        unsafe { processor_frequency() };
+    })
+}
+
+/// A script that uses what V8 and its ICU make for all threads on first use. Most of its 25 ms are
+/// for the list of locales that have a calendar.
 const WARM_UP: &str = r"new Date(2020, 1, 1).toString(); new Date(5).toLocaleString(); new Intl.DateTimeFormat().format(0);
     (1234.5).toLocaleString(); 'ab'.localeCompare('ac'); '\u00e9'.normalize('NFD'); /\p{L}/u.test('x'); new Intl.Collator()";
 
-/// Runs [`WARM_UP`] on a thread of its own, in V8's default group, which no tenant uses. Starting
-/// the first thread also makes libc install a signal handler of its own. That must happen before
-/// the filter is installed, because the filter lets no thread change handlers.
+/// Runs [`WARM_UP`] on a thread of its own, in V8's default group, which no tenant uses. A process
+/// of several tenants needs this: otherwise what a tenant's first use of a formatter costs would
+/// reveal whether a neighbour has used one.
 pub(crate) fn warm_up() -> Result<(), &'static str> {
     std::thread::spawn(|| {
         let isolate = &mut v8::Isolate::new(v8::CreateParams::default());
@@ -131,8 +153,7 @@ pub(crate) fn warm_up() -> Result<(), &'static str> {
         if counted >= buffer.byte_length() { Ok(()) } else { Err("V8 does not count the bytes of buffers") }
     })
     .join()
-    .map_err(|_| "V8's first script panicked")??;
-    if date_patterns::is_cache_found() { Ok(()) } else { Err("V8's cache of date patterns would have no bound") }
+    .map_err(|_| "V8's first script panicked")?
 }
 
 /// Installs the handlers of the signals that a fault raises. If V8 gives up, by a breakpoint or an

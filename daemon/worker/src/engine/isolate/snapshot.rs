@@ -10,6 +10,7 @@ use std::os::fd::OwnedFd;
 
 use memmap2::Mmap;
 
+use crate::engine::memory::date_patterns;
 use crate::engine::natives::{registry, runtime};
 
 /// The index of the runtime's object in the context's data.
@@ -21,15 +22,28 @@ pub(crate) enum SnapshotError {
     Runtime(String),
     #[error("V8 made no snapshot")]
     Blob,
+    #[error("V8's cache of date patterns was not found, and would have no bound")]
+    DatePatterns,
 }
 
-/// Maps the snapshot for the life of the process.
+/// Maps what [`make_for_hosts`] made, for the life of the process. Returns the snapshot.
 pub(crate) fn map(descriptor: OwnedFd) -> io::Result<&'static [u8]> {
     let file = File::from(descriptor);
     // SAFETY: the supervisor has added the memfd's seals against writing and resizing before it
     // sent the descriptor, so the bytes never change under the map.
     let map = unsafe { Mmap::map(&file) }?;
-    Ok(Box::leak(Box::new(map)))
+    let map: &'static Mmap = Box::leak(Box::new(map));
+    let (snapshot, cache) = map.split_last_chunk().ok_or(io::ErrorKind::UnexpectedEof)?;
+    date_patterns::know_cache(usize::from_ne_bytes(*cache));
+    Ok(snapshot)
+}
+
+/// Makes the snapshot, followed by what a host must know of V8 and the maker has seen.
+pub(crate) fn make_for_hosts() -> Result<Vec<u8>, SnapshotError> {
+    let cache = date_patterns::cache().ok_or(SnapshotError::DatePatterns)?;
+    let mut made = make()?;
+    made.extend(cache.to_ne_bytes());
+    Ok(made)
 }
 
 /// Makes the snapshot on the calling thread, in V8's default group, which no tenant uses.

@@ -18,8 +18,8 @@
 //! add [`MOST_RECORDS`] records. A run that adds one more is ended.
 //!
 //! Other code also calls `createInstance`, for generators that it uses and deletes. So the worker
-//! recognises a call of V8's cache by the address that it comes from. V8's first script shows that
-//! address ([`is_cache_found`]).
+//! recognises a call of V8's cache by the address that it comes from. The first script of the maker
+//! shows that address ([`cache`]), and the maker gives it to every host ([`know_cache`]).
 
 use std::arch::naked_asm;
 use std::cell::Cell;
@@ -167,10 +167,20 @@ unsafe extern "C" fn clone(generator: *const Generator) -> *mut Generator {
     unsafe { icu_clone(original) }
 }
 
-/// Whether V8's cache has been seen to have a generator made and copied. To be called after V8's
-/// first script has made a date format.
-pub(in crate::engine) fn is_cache_found() -> bool {
-    CACHE.load(Ordering::Relaxed) != 0
+/// Where V8's cache calls from, as a distance from this program's own code: the same in every
+/// process of this program. `None` if no script has made a date format.
+pub(in crate::engine) fn cache() -> Option<usize> {
+    let address = CACHE.load(Ordering::Relaxed);
+    (address != 0).then(|| address.wrapping_sub(here()))
+}
+
+/// Learns where V8's cache calls from, as [`cache`] returned it in another process.
+pub(crate) fn know_cache(distance: usize) {
+    CACHE.store(here().wrapping_add(distance), Ordering::Relaxed);
+}
+
+fn here() -> usize {
+    create_instance as *const () as usize
 }
 
 /// A new record. Null in a thread that is not a tenant's, or if there is no memory.
