@@ -2,6 +2,7 @@
 
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
@@ -56,7 +57,9 @@ pub(crate) struct Private {
 
 impl Private {
     pub(crate) fn start(programs: &Path, config: &str) -> Result<Self> {
-        let folder = std::env::temp_dir().join(format!("enisle-xtask-{}", std::process::id()));
+        static STARTED: AtomicUsize = AtomicUsize::new(0);
+        let number = STARTED.fetch_add(1, Ordering::Relaxed);
+        let folder = std::env::temp_dir().join(format!("enisle-xtask-{}-{number}", std::process::id()));
         std::fs::create_dir_all(&folder)?;
         std::fs::write(folder.join("enisled.toml"), config)?;
         let log = std::fs::File::create(folder.join("log"))?;

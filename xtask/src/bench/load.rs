@@ -1,16 +1,15 @@
 //! `cargo xtask bench load`: what `load()` costs, compared with the bare engine and, if installed,
 //! workerd's Worker Loader.
 
-use std::fs;
 use std::path::Path;
 use std::process::Command;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 use serde_json::{Value, json};
 
-use super::sample::{Sample, micros};
+use super::clients;
+use super::sample::{Sample, micros, private_mib, verdict};
 use super::workerd::Workerd;
 use crate::http::{Connection, Private};
 use crate::{build_release, output, v8};
@@ -77,13 +76,13 @@ pub(crate) fn run(peers: Option<&Path>, against: Option<&Path>, seconds: u64) ->
 /// Measures the runs a second of all clients together. Each client takes turns among tenants of its
 /// own, every eighth one.
 fn loads(daemon: &Private, seconds: u64) -> Result<(Sample, f64)> {
-    throughput(seconds, |client| {
+    clients::throughput(CLIENTS, seconds, |client| {
         let mut connection = daemon.connect()?;
         let mut turn = client;
-        Ok(move || {
+        Ok(Box::new(move || {
             turn += CLIENTS;
             connection.load(&format!("t{}", turn % TENANTS), &body()).map(drop)
-        })
+        }))
     })
 }
 
@@ -159,10 +158,6 @@ fn row(what: &str, sample: &Sample, rate: Option<f64>) {
     println!("{what:<58} {:>8} {:>8} {rate:>8}", micros(sample.percentile(50)), micros(sample.percentile(99)));
 }
 
-fn verdict(what: &str, figure: f64, wanted: &str, holds: bool) {
-    println!("{what:<58} {figure:>8.2}   {wanted}: {}", if holds { "holds" } else { "DOES NOT HOLD" });
-}
-
 /// Runs the script in the bare engine. Returns for each turn the time of the run, and the time with
 /// disposal.
 fn raw_v8(programs: &Path, turns: usize) -> Result<Vec<(Duration, Duration)>> {
@@ -193,47 +188,12 @@ fn sequential(connection: &mut Connection, pause: Option<Duration>) -> Result<Ve
     Ok(durations)
 }
 
-/// Runs clients without pause. Returns the duration of every request, and the requests a second.
-/// `client` prepares one client and warms it up.
-fn throughput<F>(seconds: u64, client: impl Fn(usize) -> Result<F> + Sync) -> Result<(Sample, f64)>
-where
-    F: FnMut() -> Result<()>,
-{
-    let (over, client) = (AtomicBool::new(false), &client);
-    let begun = Instant::now();
-    let durations: Result<Vec<Vec<Duration>>> = std::thread::scope(|scope| {
-        let clients: Vec<_> = (0..CLIENTS)
-            .map(|number| {
-                let over = &over;
-                scope.spawn(move || {
-                    let mut request = client(number)?;
-                    let mut durations = Vec::new();
-                    while !over.load(Ordering::Relaxed) {
-                        let begun = Instant::now();
-                        request()?;
-                        durations.push(begun.elapsed());
-                    }
-                    Ok(durations)
-                })
-            })
-            .collect();
-        std::thread::sleep(Duration::from_secs(seconds));
-        over.store(true, Ordering::Relaxed);
-        clients.into_iter().map(|client| client.join().map_err(|_| anyhow::anyhow!("a client panicked"))?).collect()
-    });
-    let elapsed = begun.elapsed().as_secs_f64();
-    let sample = Sample::new(durations?.into_iter().flatten().collect());
-    #[expect(clippy::cast_precision_loss, reason = "a few thousand requests")]
-    let rate = sample.len() as f64 / elapsed;
-    Ok((sample, rate))
-}
-
 /// The same load on workerd, in requests a second.
 fn workerd(peers: &Path, seconds: u64) -> Result<f64> {
     let workerd = Workerd::start(peers)?;
-    let (sample, rate) = throughput(seconds, |_| {
+    let (sample, rate) = clients::throughput(CLIENTS, seconds, |_| {
         let mut connection = workerd.connect()?;
-        Ok(move || connection.request("GET", "/", b"").map(drop))
+        Ok(Box::new(move || connection.request("GET", "/", b"").map(drop)))
     })?;
     row(&format!("workerd Worker Loader, {CLIENTS} clients"), &sample, Some(rate));
     Ok(rate)
@@ -282,18 +242,6 @@ fn await_warm(connection: &mut Connection) -> Result<Vec<u64>> {
         }
         std::thread::sleep(Duration::from_millis(10));
     }
-}
-
-/// `Private_Clean` and `Private_Dirty` of a process (proc_pid_smaps(5)).
-fn private_mib(pid: u64) -> Result<f64> {
-    let rollup = fs::read_to_string(format!("/proc/{pid}/smaps_rollup"))
-        .with_context(|| format!("reading the memory of {pid}"))?;
-    let kib: f64 = rollup
-        .lines()
-        .filter(|line| line.starts_with("Private_Clean") || line.starts_with("Private_Dirty"))
-        .filter_map(|line| line.split_whitespace().nth(1)?.parse::<f64>().ok())
-        .sum();
-    Ok(kib / 1024.0)
 }
 
 /// Hostile scripts: how long after its limit each one ended.

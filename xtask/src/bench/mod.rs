@@ -2,10 +2,13 @@
 //! figures of one run can be compared with each other.
 
 mod attacks;
+mod clients;
 mod cordon;
 mod keys;
 mod load;
+mod peers;
 mod sample;
+mod start;
 mod workerd;
 
 use std::path::PathBuf;
@@ -50,6 +53,21 @@ pub(crate) enum Bench {
         #[arg(long, default_value_t = 5)]
         seconds: u64,
     },
+    /// Measure the first run of a new tenant beside a warm tenant's, and the memory of one more
+    /// tenant, beside containers and other ways to run a script in a place of its own.
+    Start {
+        /// A folder in which `npm install workerd isolated-vm quickjs-emscripten` was run. With it,
+        /// all peers that are installed are measured too: these, Node, bubblewrap and runc.
+        #[arg(long)]
+        peers: Option<PathBuf>,
+        /// A folder with the release programs of another build (`target/release` of an older
+        /// checkout). With it, the rates of new tenants are compared, in turns.
+        #[arg(long)]
+        against: Option<PathBuf>,
+        /// Seconds for each measurement of a rate.
+        #[arg(long, default_value_t = 5)]
+        seconds: u64,
+    },
 }
 
 pub(crate) fn run(bench: Bench) -> Result<()> {
@@ -58,5 +76,6 @@ pub(crate) fn run(bench: Bench) -> Result<()> {
         Bench::Cordon { moves } => cordon::run(moves),
         Bench::Keys { rounds } => keys::run(rounds),
         Bench::Load { peers, against, seconds } => load::run(peers.as_deref(), against.as_deref(), seconds),
+        Bench::Start { peers, against, seconds } => start::run(peers.as_deref(), against.as_deref(), seconds),
     }
 }

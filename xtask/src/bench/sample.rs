@@ -1,6 +1,8 @@
-//! Durations and their percentiles.
+//! What the benchmarks measure and print: durations with their percentiles, memory, verdicts.
 
 use std::time::Duration;
+
+use anyhow::{Context, Result};
 
 /// Some durations, sorted.
 #[derive(Debug)]
@@ -30,6 +32,23 @@ impl Sample {
 /// The duration in microseconds, for a column of the table.
 pub(crate) fn micros(duration: Duration) -> String {
     format!("{:.0}", duration.as_secs_f64() * 1e6)
+}
+
+/// `Private_Clean` and `Private_Dirty` of a process (proc_pid_smaps(5)).
+pub(super) fn private_mib(pid: u64) -> Result<f64> {
+    let rollup = std::fs::read_to_string(format!("/proc/{pid}/smaps_rollup"))
+        .with_context(|| format!("reading the memory of {pid}"))?;
+    let kib: f64 = rollup
+        .lines()
+        .filter(|line| line.starts_with("Private_Clean") || line.starts_with("Private_Dirty"))
+        .filter_map(|line| line.split_whitespace().nth(1)?.parse::<f64>().ok())
+        .sum();
+    Ok(kib / 1024.0)
+}
+
+/// Prints a figure, and whether it is as good as it must be.
+pub(super) fn verdict(what: &str, figure: f64, wanted: &str, holds: bool) {
+    println!("{what:<58} {figure:>8.2}   {wanted}: {}", if holds { "holds" } else { "DOES NOT HOLD" });
 }
 
 #[cfg(test)]
