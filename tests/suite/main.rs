@@ -12,6 +12,7 @@
 //! | [`lifecycle`] | death and recovery, drain, sockets |
 //! | [`confinement`] | what the kernel reports about a worker; workers that are badly confined |
 //! | [`standby`] | places that are ready before a tenant needs one |
+//! | [`first_use`] | what V8 and ICU create once in a process |
 //! | [`examples`] | the API's examples for curl, Node.js and Python |
 //! | [`evidence`] | which evidence survives whatever else happens, and what a peer may see |
 //! | [`clock`] | what a script can learn about time |
@@ -32,6 +33,7 @@ mod cordon;
 mod evidence;
 mod examples;
 mod files;
+mod first_use;
 mod hashes;
 mod hostile;
 mod kept;
