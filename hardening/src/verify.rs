@@ -75,11 +75,15 @@ pub fn verify(pid: Pid, expected: &Expected<'_>) -> io::Result<Vec<Finding>> {
     for thread in fs::read_dir(format!("{proc}/task"))? {
         let thread = thread?.path();
         let status = fs::read_to_string(thread.join("status"));
-        // Read after the status: a thread without a filter is only harmless if it ends anyway.
-        if !fs::read_to_string(thread.join("stat")).is_ok_and(|stat| !is_ending(&stat)) {
-            continue;
+        // Read after the status: a thread that has not begun to end now had not when its status was
+        // read.
+        match fs::read_to_string(thread.join("stat")) {
+            Ok(stat) if is_ending(&stat) => {}
+            Ok(_) => texts.threads.push(status?),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+            Err(error) if error.raw_os_error() == Some(libc::ESRCH) => {}
+            Err(error) => return Err(error),
         }
-        texts.threads.push(status?);
     }
     if texts.threads.is_empty() {
         return Err(io::Error::new(io::ErrorKind::NotFound, "the worker has died"));
@@ -125,9 +129,10 @@ pub fn confined_threads(pid: Pid, layers: LayerSet) -> io::Result<usize> {
 }
 
 /// Whether a thread has begun to end (`PF_EXITING` of linux/sched.h, in the `flags` of
-/// proc_pid_stat(5)). It executes nothing of its program any more, and the kernel gives it no
+/// proc_pid_stat(5)). It executes nothing of its program any more, and newer kernels give it no
 /// filter. A thread that has been joined may still be seen like this.
-fn is_ending(stat: &str) -> bool {
+#[must_use]
+pub fn is_ending(stat: &str) -> bool {
     const PF_EXITING: u64 = 4;
     // The name before the last parenthesis may contain anything.
     let flags = stat.rsplit(')').next().and_then(|rest| rest.split_whitespace().nth(6)?.parse::<u64>().ok());

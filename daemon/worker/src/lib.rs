@@ -3,8 +3,9 @@
 //! 1. The first frame on descriptor 3 says which role the process takes
 //!    ([`enisle_wire::control::Start`]).
 //! 2. The process enters the jail (`enisle_hardening::jail`) while it has one thread.
-//! 3. V8 starts on the main thread, which never enters an isolate. If several tenants may come, a
-//!    script first uses what V8 makes once for all of them.
+//! 3. V8 starts on the main thread, which never enters an isolate. What later could not be looked
+//!    up is looked up now. In a maker, and if several tenants may come, a script first uses what V8
+//!    makes once for all threads.
 //! 4. A *host* takes the protection keys, and makes a cage for every tenant that may come, each
 //!    with a key of its own.
 //! 5. The process installs the filter (`enisle_hardening::filter`): from here on it can open,
@@ -25,7 +26,6 @@ mod watchdog;
 
 use std::process::ExitCode;
 use std::sync::Arc;
-use std::thread::JoinHandle;
 
 use enisle_hardening::islands::Zone;
 use enisle_hardening::islands::keys::pkru::Pkru;
@@ -88,10 +88,11 @@ fn run(control: &mut Control) -> Result<(), Box<dyn std::error::Error>> {
     };
     let (v8, reserved) = start::v8(&zone, purpose)?;
     start::set_signal_handlers()?;
+    // What follows requires that no other thread maps memory meanwhile.
+    measured.join().map_err(|_| "measuring the processors panicked")?;
     let speaker = control.speaker();
     if start.role == Role::Maker {
         start::warm_up()?;
-        join(measured)?;
         seccomp_if(layers)?;
         // A thread of its own makes the snapshot: V8 asks libc for the bounds of the stack, and for
         // the main thread libc reads them from a file.
@@ -117,7 +118,6 @@ fn run(control: &mut Control) -> Result<(), Box<dyn std::error::Error>> {
         Pkru::of_worker_thread(reported.jit).install();
     }
     frozen::freeze()?;
-    join(measured)?;
     seccomp_if(layers)?;
     let surroundings = Surroundings {
         snapshot: Snapshot(snapshot.ok_or("Start came without a snapshot")?),
@@ -126,10 +126,6 @@ fn run(control: &mut Control) -> Result<(), Box<dyn std::error::Error>> {
     };
     speaker.say(&FromWorker::Ready(Ready { v8: v8.to_owned(), keys: reported }))?;
     host::serve(control, speaker, surroundings, cages)
-}
-
-fn join(measured: JoinHandle<()>) -> Result<(), &'static str> {
-    measured.join().map_err(|_| "measuring the processors panicked")
 }
 
 fn seccomp_if(layers: LayerSet) -> Result<(), filter::FilterError> {

@@ -57,7 +57,8 @@ pub(crate) enum Bench {
     /// tenant, beside containers and other ways to run a script in a place of its own.
     Start {
         /// A folder in which `npm install workerd isolated-vm quickjs-emscripten` was run. With it,
-        /// all peers that are installed are measured too: these, Node, bubblewrap and runc.
+        /// these are measured too, and Node, bubblewrap and runc if they are in /usr/bin or
+        /// /usr/sbin.
         #[arg(long)]
         peers: Option<PathBuf>,
         /// A folder with the release programs of another build (`target/release` of an older

@@ -1,8 +1,9 @@
 //! `cargo xtask bench start`: how long the first run of a tenant takes, beside a warm tenant's run
 //! and beside other ways to run a script in a place of its own.
 //!
-//! Every row runs the same trivial script, and its time is the whole time that a client waits. The
-//! rows take turns, round by round, because the speed of a shared machine drifts.
+//! Every row runs a script that does nothing but give a number, and its time is the whole time that
+//! a client waits. Only the peers inside Node are timed there, without their pipe. The rows take
+//! turns, round by round, because the speed of a shared machine drifts.
 
 use std::path::Path;
 use std::time::{Duration, Instant};
@@ -22,7 +23,7 @@ const DRAINED: &str = "[workers]\nstandby = 0\n[defaults.quota]\nper_second = 10
 const ROUNDS: usize = 5;
 /// How many runs of each row are timed in one round.
 const TURNS: usize = 24;
-/// A peer that starts a process for each run takes a hundred times as long.
+/// A peer that starts a process for each run takes ten times as long and more.
 const PEER_TURNS: usize = 8;
 /// The pause between two runs of one client.
 const PAUSE: Duration = Duration::from_millis(20);

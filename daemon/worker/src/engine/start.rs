@@ -107,7 +107,7 @@ pub(crate) fn v8(zone: &Zone, purpose: Purpose) -> io::Result<(&'static str, Res
 }
 
 /// Has ICU look up the host's time zone, which is all that ICU reads from files. ICU keeps the
-/// answer, which in the empty root is UTC.
+/// answer (UTC, because the root is empty).
 fn look_up_time_zone() -> io::Result<()> {
     let (mut name, mut error) = ([0; 64], 0);
     // SAFETY: `name` has room for 64 units; `error` says that nothing has failed yet.
@@ -137,7 +137,8 @@ const WARM_UP: &str = r"new Date(2020, 1, 1).toString(); new Date(5).toLocaleStr
 
 /// Runs [`WARM_UP`] on a thread of its own, in V8's default group, which no tenant uses. A process
 /// of several tenants needs this: otherwise what a tenant's first use of a formatter costs would
-/// reveal whether a neighbour has used one.
+/// reveal whether a neighbour has used one. The maker needs it too: the date format shows from where
+/// V8's cache of date patterns calls ICU (`date_patterns::cache`).
 pub(crate) fn warm_up() -> Result<(), &'static str> {
     std::thread::spawn(|| {
         let isolate = &mut v8::Isolate::new(v8::CreateParams::default());

@@ -14,6 +14,7 @@ use arbitrary::Unstructured;
 use enisle_hardening::fault::{FaultPage, Kind};
 use enisle_hardening::islands::tags::{self, Tags};
 use enisle_hardening::islands::{ISLAND_BYTES, Zone};
+use enisle_hardening::verify;
 use enisle_supervisor::seams;
 
 use crate::parsers::draw::{Draw, damaged, ensure, same};
@@ -147,15 +148,18 @@ fn of_this_process(tags: &Tags) -> Result<(), String> {
 
 pub(in crate::parsers) fn proc_stat(u: &mut Unstructured<'_>) -> Result<(), String> {
     if u.flag() {
-        let _ = seams::page_faults(&String::from_utf8_lossy(u.rest()));
+        let text = String::from_utf8_lossy(u.rest());
+        let _ = (seams::page_faults(&text), verify::is_ending(&text));
         return Ok(());
     }
     // A thread's name is any text of up to 15 bytes. The kernel escapes line breaks.
     let name: String = u.text(3).replace('\n', "\\n").chars().take(15).collect();
     let fields: Vec<u64> = (0..30).map(|_| u.number()).collect();
     let numbers = fields.iter().map(u64::to_string).collect::<Vec<_>>().join(" ");
-    // Field 3 is the state, a letter; field 10 is the count of minor faults (proc_pid_stat(5)).
+    // Field 3 is the state, a letter; field 9 has the flags, with PF_EXITING as bit 2; field 10 is
+    // the count of minor faults (proc_pid_stat(5)).
     let stat = format!("{} ({name}) S {numbers}\n", u.small());
+    same(&stat, &verify::is_ending(&stat), &(fields[5] & 4 != 0))?;
     same(&stat, &seams::page_faults(&stat), &Some(fields[6]))
 }
 
