@@ -26,8 +26,9 @@ const MAKERS: usize = 2;
 /// How soon making is tried again after a failure, at first and at last.
 const TRY_AGAIN: Duration = Duration::from_secs(1);
 const TRY_AGAIN_AT_LAST: Duration = Duration::from_secs(60);
-/// While a worker is ready, the next one is not urgent. Usually a tenant has just taken one, and its
-/// run comes first: on two processors, a start beside a run of a millisecond doubles the run's time.
+/// While a worker is ready, the next one is not urgent. Usually a tenant has just taken one, and
+/// its run comes first: on two processors, a start beside a run of a millisecond doubles the run's
+/// time.
 const RUN_FIRST: Duration = Duration::from_millis(5);
 /// How often it is decided again while tenants arrive: the stock falls when they no longer do.
 const DECIDE_AGAIN: Duration = Duration::from_secs(5);

@@ -137,8 +137,8 @@ const WARM_UP: &str = r"new Date(2020, 1, 1).toString(); new Date(5).toLocaleStr
 
 /// Runs [`WARM_UP`] on a thread of its own, in V8's default group, which no tenant uses. A process
 /// of several tenants needs this: otherwise what a tenant's first use of a formatter costs would
-/// reveal whether a neighbour has used one. The maker needs it too: the date format shows from where
-/// V8's cache of date patterns calls ICU (`date_patterns::cache`).
+/// reveal whether a neighbour has used one. The maker needs it too: the date format shows from
+/// where V8's cache of date patterns calls ICU (`date_patterns::cache`).
 pub(crate) fn warm_up() -> Result<(), &'static str> {
     std::thread::spawn(|| {
         let isolate = &mut v8::Isolate::new(v8::CreateParams::default());
