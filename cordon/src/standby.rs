@@ -1,8 +1,8 @@
 //! Decides how many places are made ready before a tenant needs one.
 //!
 //! A new tenant that finds a place on standby waits for nothing but its run. Making a place takes
-//! some 15 ms of a processor, or 40, so places are made ahead: at least a fixed number, and more while
-//! tenants arrive fast. What is no longer wanted is ended: standby costs memory.
+//! some 15 ms of a processor, or 40, so places are made ahead: at least a fixed number, and more
+//! while tenants arrive fast. What is no longer wanted is ended: standby costs memory.
 
 use crate::time::Time;
 
