@@ -4,6 +4,8 @@
 //! some 15 ms of a processor, or 40, so places are made ahead: at least a fixed number, and more
 //! while tenants arrive fast. What is no longer wanted is ended: standby costs memory.
 
+use std::time::Duration;
+
 use crate::time::Time;
 
 /// The weight of an arrival halves in this time.
@@ -40,6 +42,12 @@ impl Arrivals {
         self.sum_at(now) * std::f64::consts::LN_2 * 1000.0 / HALF_LIFE_MS as f64
     }
 
+    /// Whether the last one arrived at most that long ago.
+    #[must_use]
+    pub fn last_within(self, span: Duration, now: Time) -> bool {
+        self.sum > 0.0 && u128::from(now.since(self.at)) <= span.as_millis()
+    }
+
     /// Whether some arrived so recently that the stock may still be larger than the least.
     #[must_use]
     pub fn are_remembered(self, now: Time) -> bool {
@@ -73,8 +81,8 @@ mod tests {
     const STOCK: Stock = Stock { least: 2, most: 16 };
 
     /// Tenants that arrive at these times take places. Whenever there are fewer than wanted, one
-    /// maker makes the next, in `make_ms`. Returns how many tenants found none, and the largest
-    /// stock.
+    /// maker makes the next, in `make_ms`, but not just after a tenant has come. Returns how many
+    /// tenants found none, and the largest stock.
     fn simulated(arrivals: &[u64], make_ms: u64) -> (usize, usize) {
         let (mut rate, mut ready, mut making) = (Arrivals::default(), STOCK.least, None);
         let (mut missed, mut largest, mut at) = (0, ready, 0);
@@ -88,7 +96,8 @@ mod tests {
                 ready = ready.saturating_sub(1);
                 at += 1;
             }
-            if making.is_none() && ready < wanted(rate, Time(ms), STOCK) {
+            let waits = ready > 0 && rate.last_within(Duration::from_millis(5), Time(ms));
+            if making.is_none() && ready < wanted(rate, Time(ms), STOCK) && !waits {
                 making = Some(ms + make_ms);
             }
             largest = largest.max(ready);
@@ -100,6 +109,16 @@ mod tests {
     fn nobody_who_comes_every_now_and_then_finds_no_place() {
         let now_and_then: Vec<_> = (1..200).map(|n| n * 40).collect();
         assert_eq!(simulated(&now_and_then, 20).0, 0);
+    }
+
+    #[test]
+    fn only_the_last_arrival_is_recent() {
+        let (mut rate, span) = (Arrivals::default(), Duration::from_millis(5));
+        assert!(!rate.last_within(span, Time(0)), "nobody has come yet");
+        rate.note(Time(100));
+        rate.note(Time(200));
+        assert!(rate.last_within(span, Time(205)));
+        assert!(!rate.last_within(span, Time(206)));
     }
 
     #[test]

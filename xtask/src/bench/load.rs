@@ -8,9 +8,9 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, ensure};
 use serde_json::{Value, json};
 
-use super::clients;
 use super::sample::{Sample, micros, private_mib, verdict};
 use super::workerd::Workerd;
+use super::{Beside, clients};
 use crate::http::{Connection, Private};
 use crate::{build_release, output, v8};
 
@@ -25,7 +25,8 @@ const TENANTS: usize = 24;
 /// the next one.
 const PAUSE: Duration = Duration::from_millis(3);
 
-pub(crate) fn run(peers: Option<&Path>, against: Option<&Path>, seconds: u64) -> Result<()> {
+pub(crate) fn run(beside: &Beside) -> Result<()> {
+    let Beside { peers, against, seconds } = beside;
     let programs = build_release(&v8::find()?)?;
     let daemon = Private::start(&programs, CONFIG)?;
     let mut connection = daemon.connect()?;
@@ -49,10 +50,10 @@ pub(crate) fn run(peers: Option<&Path>, against: Option<&Path>, seconds: u64) ->
     row("raw V8: the same and dispose, one thread", &raw_whole, Some(1.0 / raw_whole.percentile(50).as_secs_f64()));
     row("load(), one client, tenant warm (a pause between runs)", &warm, None);
     row("load(), one client, back to back", &back_to_back, Some(1.0 / back_to_back.percentile(50).as_secs_f64()));
-    let (many, rate) = loads(&daemon, seconds)?;
+    let (many, rate) = loads(&daemon, *seconds)?;
     row(&format!("load(), {CLIENTS} clients, {TENANTS} tenants"), &many, Some(rate));
 
-    let peer_rate = peers.map(|peers| workerd(peers, seconds)).transpose()?;
+    let peer_rate = peers.as_deref().map(|peers| workerd(peers, *seconds)).transpose()?;
     println!();
     let warm = warm.percentile(50).as_secs_f64();
     println!("{:<58} {:>8.2}", "load(), tenant warm, p50 over raw V8's", warm / raw_run.percentile(50).as_secs_f64());
@@ -66,7 +67,7 @@ pub(crate) fn run(peers: Option<&Path>, against: Option<&Path>, seconds: u64) ->
     drop(connection);
     drop(daemon);
     if let Some(other) = against {
-        compare(&programs, other, warm, seconds)?;
+        compare(&programs, other, warm, *seconds)?;
     }
     memory(&programs)?;
     at_rest(&programs)?;

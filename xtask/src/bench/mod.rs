@@ -14,7 +14,7 @@ mod workerd;
 use std::path::PathBuf;
 
 use anyhow::Result;
-use clap::Subcommand;
+use clap::{Args, Subcommand};
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum Bench {
@@ -40,35 +40,27 @@ pub(crate) enum Bench {
     },
     /// Measure `load()` through the socket beside raw V8 in a loop, the memory of an idle tenant,
     /// and how late hostile scripts end after their limits.
-    Load {
-        /// A folder in which `npm install workerd` was run. With it, workerd's Worker Loader is
-        /// measured too, with a script that does as little.
-        #[arg(long)]
-        peers: Option<PathBuf>,
-        /// A folder with the release programs of another build (`target/release` of an older
-        /// checkout). With it, the two builds are compared, in turns.
-        #[arg(long)]
-        against: Option<PathBuf>,
-        /// Seconds for each measurement of throughput.
-        #[arg(long, default_value_t = 5)]
-        seconds: u64,
-    },
+    Load(Beside),
     /// Measure the first run of a new tenant beside a warm tenant's, and the memory of one more
     /// tenant, beside containers and other ways to run a script in a place of its own.
-    Start {
-        /// A folder in which `npm install workerd isolated-vm quickjs-emscripten` was run. With it,
-        /// these are measured too, and Node, bubblewrap and runc if they are in /usr/bin or
-        /// /usr/sbin.
-        #[arg(long)]
-        peers: Option<PathBuf>,
-        /// A folder with the release programs of another build (`target/release` of an older
-        /// checkout). With it, the rates of new tenants are compared, in turns.
-        #[arg(long)]
-        against: Option<PathBuf>,
-        /// Seconds for each measurement of a rate.
-        #[arg(long, default_value_t = 5)]
-        seconds: u64,
-    },
+    Start(Beside),
+}
+
+/// What a benchmark measures beside this build.
+#[derive(Debug, Args)]
+pub(crate) struct Beside {
+    /// A folder in which `npm install workerd isolated-vm quickjs-emscripten` was run. With it,
+    /// `load` also measures workerd's Worker Loader, with a script that does as little, and `start`
+    /// measures all of them, and Node, bubblewrap and runc if they are in /usr/bin or /usr/sbin.
+    #[arg(long)]
+    peers: Option<PathBuf>,
+    /// A folder with the release programs of another build (`target/release` of an older
+    /// checkout). With it, the two builds are compared, in turns.
+    #[arg(long)]
+    against: Option<PathBuf>,
+    /// Seconds for each measurement of a rate.
+    #[arg(long, default_value_t = 5)]
+    seconds: u64,
 }
 
 pub(crate) fn run(bench: Bench) -> Result<()> {
@@ -76,7 +68,7 @@ pub(crate) fn run(bench: Bench) -> Result<()> {
         Bench::Attacks { only } => attacks::run(only.as_deref()),
         Bench::Cordon { moves } => cordon::run(moves),
         Bench::Keys { rounds } => keys::run(rounds),
-        Bench::Load { peers, against, seconds } => load::run(peers.as_deref(), against.as_deref(), seconds),
-        Bench::Start { peers, against, seconds } => start::run(peers.as_deref(), against.as_deref(), seconds),
+        Bench::Load(beside) => load::run(&beside),
+        Bench::Start(beside) => start::run(&beside),
     }
 }

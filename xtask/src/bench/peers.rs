@@ -22,7 +22,7 @@ pub(super) struct Peers {
     /// A container whose Node waits for its standard input to end.
     waiting: Option<Vec<String>>,
     /// What runc reads of its containers.
-    _bundles: TempDir,
+    bundles: TempDir,
 }
 
 #[derive(Debug)]
@@ -109,8 +109,7 @@ fn words(text: &str) -> Vec<String> {
 impl Peers {
     /// Starts those that are installed. `folder` is a folder in which `npm install` was run.
     pub(super) fn start(folder: Option<&Path>) -> Result<Self> {
-        let bundles = tempfile::tempdir()?;
-        let mut peers = Self { peers: Vec::new(), waiting: None, _bundles: bundles };
+        let mut peers = Self { peers: Vec::new(), waiting: None, bundles: tempfile::tempdir()? };
         let Some(folder) = folder else {
             println!("other ways to run a script were not measured: --peers FOLDER");
             return Ok(peers);
@@ -123,7 +122,7 @@ impl Peers {
         let node = is_installed("node");
         add("Node, a process for each run", node.then(|| How::Process(words("node -e 42"))));
         add("bubblewrap, Node", (node && is_installed("bwrap")).then(|| How::Process(bubblewrap())));
-        let bundles = peers._bundles.path();
+        let bundles = peers.bundles.path();
         let container = |is_installed: bool, name: &str, command: &[&str]| {
             is_installed.then(|| bundle(&bundles.join(name), command)).transpose()
         };
@@ -136,7 +135,10 @@ impl Peers {
             "workerd's Worker Loader",
             match Workerd::start(folder) {
                 Ok(workerd) => Some(How::Workerd(workerd.connect()?, workerd)),
-                Err(_) => None,
+                Err(error) => {
+                    println!("workerd does not start: {error:#}");
+                    None
+                }
             },
         );
         let modules = folder.join("node_modules");

@@ -11,6 +11,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, ensure};
 use serde_json::{Value, json};
 
+use super::Beside;
 use super::clients::{self, Client};
 use super::peers::{self, Peers};
 use super::sample::{Sample, private_mib, verdict};
@@ -19,7 +20,8 @@ use crate::{build_release, v8};
 
 const CODE: &str = "() => 42";
 const CONFIG: &str = "[defaults.quota]\nper_second = 1000000\nburst = 1000000\n";
-const DRAINED: &str = "[workers]\nstandby = 0\n[defaults.quota]\nper_second = 1000000\nburst = 1000000\n";
+/// Added to [`CONFIG`]: nothing is on standby.
+const DRAINED: &str = "[workers]\nstandby = 0\n";
 const ROUNDS: usize = 5;
 /// How many runs of each row are timed in one round.
 const TURNS: usize = 24;
@@ -32,11 +34,12 @@ const CLIENTS: usize = 4;
 /// How many new tenants come at once.
 const BURST: usize = 50;
 
-pub(crate) fn run(peers: Option<&Path>, against: Option<&Path>, seconds: u64) -> Result<()> {
+pub(crate) fn run(beside: &Beside) -> Result<()> {
     let programs = build_release(&v8::find()?)?;
-    let mut others = Peers::start(peers)?;
+    let mut others = Peers::start(beside.peers.as_deref())?;
+    let against = beside.against.as_deref();
     let times = latencies(&programs, against, &mut others)?;
-    rates(&programs, against, seconds)?;
+    rates(&programs, against, beside.seconds)?;
     burst(&programs)?;
     memory(&programs, &others)?;
     println!();
@@ -84,10 +87,11 @@ fn load(connection: &mut Connection, tenant: &str) -> Result<()> {
 
 /// Times one client, row by row and round by round. Returns the median of each row.
 fn latencies(programs: &Path, against: Option<&Path>, others: &mut Peers) -> Result<Vec<(String, Duration)>> {
-    let (daemon, drained) = (Private::start(programs, CONFIG)?, Private::start(programs, DRAINED)?);
-    let older = against.map(|older| Private::start(older, DRAINED)).transpose()?;
+    let nothing_ready = format!("{CONFIG}{DRAINED}");
+    let (daemon, drained) = (Private::start(programs, CONFIG)?, Private::start(programs, &nothing_ready)?);
+    let others_daemon = against.map(|other| Private::start(other, &nothing_ready)).transpose()?;
     let (mut connection, mut cold) = (daemon.connect()?, drained.connect()?);
-    let mut oldest = older.as_ref().map(Private::connect).transpose()?;
+    let mut other = others_daemon.as_ref().map(Private::connect).transpose()?;
     let script = json!({ "code": CODE }).to_string();
     let (status, answer) = connection.request("PUT", "/v1/tenants/warm/scripts/s", script.as_bytes())?;
     ensure!(status < 300, "{status} {}", String::from_utf8_lossy(&answer));
@@ -101,7 +105,7 @@ fn latencies(programs: &Path, against: Option<&Path>, others: &mut Peers) -> Res
         };
         add(NEW, paused(TURNS, || load(&mut connection, &names.next()))?);
         add(NEW_DRAINED, paused(TURNS, || load(&mut cold, &names.next()))?);
-        if let Some(connection) = &mut oldest {
+        if let Some(connection) = &mut other {
             add(NEW_OTHER, paused(TURNS, || load(connection, &names.next()))?);
         }
         load(&mut connection, "warm")?;
@@ -172,7 +176,7 @@ fn rates(programs: &Path, against: Option<&Path>, seconds: u64) -> Result<()> {
     let what = format!("new tenants a second, {CLIENTS} clients back to back");
     let Some(other) = against else {
         println!("{what:<58} {:>8.0}", rate(programs, CONFIG)?);
-        println!("{:<58} {:>8.0}", "the same with nothing on standby", rate(programs, DRAINED)?);
+        println!("{:<58} {:>8.0}", "the same with nothing on standby", rate(programs, &format!("{CONFIG}{DRAINED}"))?);
         return Ok(());
     };
     let mut ratios = Vec::new();

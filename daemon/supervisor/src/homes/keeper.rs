@@ -26,9 +26,9 @@ const MAKERS: usize = 2;
 /// How soon making is tried again after a failure, at first and at last.
 const TRY_AGAIN: Duration = Duration::from_secs(1);
 const TRY_AGAIN_AT_LAST: Duration = Duration::from_secs(60);
-/// While a worker is ready, the next one is not urgent. Usually a tenant has just taken one, and
-/// its run comes first: on two processors, a start beside a run of a millisecond doubles the run's
-/// time.
+/// How long after a tenant has come no worker is started for standby, as long as one is ready. The
+/// tenant's run comes first: on two processors, a start beside a run of a millisecond doubles the
+/// run's time.
 const RUN_FIRST: Duration = Duration::from_millis(5);
 /// How often it is decided again while tenants arrive: the stock falls when they no longer do.
 const DECIDE_AGAIN: Duration = Duration::from_secs(5);
@@ -38,11 +38,12 @@ const IDLE_ENOUGH: Duration = Duration::from_secs(1);
 
 /// The next thing to do.
 enum Task {
-    /// Start a worker, after this pause.
-    Start(u64, Level, Duration),
+    Start(u64, Level),
     Prepare(u64, Arc<Worker>, Slot, Level),
     /// A process of idle tenants gives way: the next new tenant would end it.
     MakeRoom(Vec<Arc<Home>>),
+    /// Decide again after [`RUN_FIRST`].
+    Wait,
 }
 
 impl Homes {
@@ -113,8 +114,10 @@ impl Pool {
             let has_room = !level.is_alone() || entries.alone() < self.bounds.alone;
             if entries.on_standby(level) < wanted && has_room {
                 if entries.by_id.len() < most {
-                    let pause = if entries.is_ready(level) { RUN_FIRST } else { Duration::ZERO };
-                    return Some(Task::Start(entries.add(Entry::new(None, level)), level, pause));
+                    if entries.is_ready(level) && self.demand.arrivals().last_within(RUN_FIRST, now) {
+                        return Some(Task::Wait);
+                    }
+                    return Some(Task::Start(entries.add(Entry::new(None, level)), level));
                 }
                 return self.least_used(&entries).map(Task::MakeRoom);
             }
@@ -135,10 +138,8 @@ impl Pool {
     async fn carry_out(&self, task: Task) -> Result<(), String> {
         match task {
             Task::MakeRoom(homes) => drop(self.empty(&homes, "room was made for new tenants")),
-            Task::Start(id, level, pause) => {
-                if !pause.is_zero() {
-                    tokio::time::sleep(pause).await;
-                }
+            Task::Wait => tokio::time::sleep(RUN_FIRST).await,
+            Task::Start(id, level) => {
                 let roster = Arc::<Roster>::default();
                 let started = self.starter.start(level, None, Arc::clone(&roster), None).await;
                 let mut entries = self.lock();

@@ -28,8 +28,8 @@ use crate::workers::death::Death;
 /// `doctor` and placement must agree on the number of keys.
 const _: () = assert!(keys::PROCESSOR_KEYS - keys::RESERVED_KEYS == MAX_TENANTS_PER_PROCESS);
 
-/// How long a start may take, from `exec` to `Ready`. The jail and V8 take some 10 to 40 ms,
-/// but the machine may be busy.
+/// How long a start may take, from `exec` to `Ready`. The jail and V8 take some 10 to 40 ms, but
+/// the machine may be busy.
 pub(crate) const START_TIMEOUT: Duration = Duration::from_secs(20);
 /// How many lines a worker may print before the rest is dropped; V8's last words are a few lines.
 const STDERR_LINES: usize = 6;
