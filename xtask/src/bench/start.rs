@@ -242,7 +242,7 @@ fn memory(programs: &Path, others: &Peers) -> Result<()> {
     let more = (held(&mut connection)? - before) / f64::from(TENANTS);
     println!("{:<58} {more:>8.2}", "MiB private for one more tenant");
     if let Some(mib) = others.runc_memory()? {
-        println!("{:<58} {mib:>8.2}", "MiB private for a Node in a container");
+        println!("{:<58} {mib:>8.2}", "MiB private for one more Node in a container");
         verdict("that over one more tenant's memory", mib / more, "at least 5", mib / more >= 5.0);
     }
     Ok(())
