@@ -158,8 +158,9 @@ impl Peers {
         self.peers.iter_mut()
     }
 
-    /// The private memory of a Node in a container, in MiB, if both are installed. Other Nodes are
-    /// running, so the pages of Node's program are not counted, as those of a worker's are not.
+    /// The private memory of a Node in a container, in MiB, if both are installed. While
+    /// the peers inside Node run, the pages of Node's program are not counted, as those of a
+    /// worker's are not.
     pub(super) fn runc_memory(&self) -> Result<Option<f64>> {
         let Some(command) = &self.waiting else { return Ok(None) };
         let mut child = of(command)?.stdin(Stdio::piped()).stdout(Stdio::null()).spawn()?;
